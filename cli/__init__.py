@@ -1,0 +1,1 @@
+"""The `lm` command: a thin client of the daemon."""

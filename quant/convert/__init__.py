@@ -1,0 +1,1 @@
+"""From a published checkpoint to a plan of GGUF tensors and metadata."""

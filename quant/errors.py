@@ -1,0 +1,51 @@
+"""What can go wrong between a model's source and its GGUF file.
+
+QuantError
+├── MalformedFile      a GGUF, safetensors or tokenizer file that breaks its format
+├── UnsupportedModel   an architecture, tokenizer or data type that we cannot convert
+├── UnknownLevel       a level or type name that does not exist
+├── WrongShape         rows or columns that a type cannot hold
+└── BadValues          NaN or infinity among the weights
+"""
+
+from __future__ import annotations
+
+
+class QuantError(Exception):
+    """Base of the tree. `code` is stable and public, `hint` says what to do (may be empty)."""
+
+    code = "conversion_failed"
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class MalformedFile(QuantError):
+    """A file that does not follow its own format; the message names the file and the rule."""
+
+    code = "malformed_file"
+
+
+class UnsupportedModel(QuantError):
+    """A well-formed model that we do not know how to convert."""
+
+    code = "unsupported_model"
+
+
+class UnknownLevel(QuantError):
+    """A level or type name that is not in the table."""
+
+    code = "unknown_level"
+
+
+class WrongShape(QuantError):
+    """Columns that are no multiple of the block, or blocks of the wrong size."""
+
+    code = "wrong_shape"
+
+
+class BadValues(QuantError):
+    """Weights that are not finite."""
+
+    code = "bad_values"

@@ -1,0 +1,72 @@
+"""What can go wrong between a name and the bytes it stands for.
+
+RegistryError
+├── BadName             a name that is malformed or tries to be a path
+├── ModelNotFound       not in the store, or not at the source
+├── AccessDenied        the hub wants a token, another token, or an accepted licence
+├── SourceUnavailable   network, server or file trouble at the source; may pass
+├── DigestMismatch      bytes that do not hash to what was declared
+├── DiskFull            the store's disk cannot hold what is asked
+├── StoreLocked         another daemon owns the store
+└── StoreDamaged        a manifest or blob that is missing or unreadable
+"""
+
+from __future__ import annotations
+
+
+class RegistryError(Exception):
+    """Base of the tree. `code` is stable and public, `hint` says what to do (may be empty)."""
+
+    code = "registry_failed"
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class BadName(RegistryError):
+    """A name that cannot be one."""
+
+    code = "bad_name"
+
+
+class ModelNotFound(RegistryError):
+    """No such model in the store or at the source."""
+
+    code = "model_not_found"
+
+
+class AccessDenied(RegistryError):
+    """The source knows the model but does not let us have it."""
+
+    code = "access_denied"
+
+
+class SourceUnavailable(RegistryError):
+    """The source cannot be reached or does not answer as it should."""
+
+    code = "source_unavailable"
+
+
+class DigestMismatch(RegistryError):
+    """Downloaded or stored bytes are not those that were declared."""
+
+    code = "digest_mismatch"
+
+
+class DiskFull(RegistryError):
+    """Not enough room on the store's disk."""
+
+    code = "disk_full"
+
+
+class StoreLocked(RegistryError):
+    """Another process holds the store."""
+
+    code = "store_locked"
+
+
+class StoreDamaged(RegistryError):
+    """The store contradicts itself; nothing was changed."""
+
+    code = "store_damaged"

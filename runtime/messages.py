@@ -1,0 +1,214 @@
+"""The frames that the daemon and a worker exchange, in both directions.
+
+Every frame is a msgspec struct, tagged by its type and sent as length-prefixed MessagePack (`runtime/child.py`). Times are
+nanoseconds, token counts are counts. `id` is chosen by the daemon and names one request for its whole life.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+
+class Sampling(msgspec.Struct, omit_defaults=True):
+    """How the next token is drawn; defaults are Ollama's. `temperature` 0 is greedy, `seed` -1 is random."""
+
+    temperature: float = 0.8
+    top_k: int = 40
+    top_p: float = 0.9
+    min_p: float = 0.0
+    typical_p: float = 1.0
+    top_n_sigma: float = -1.0
+    xtc_probability: float = 0.0
+    xtc_threshold: float = 0.1
+    repeat_last_n: int = 64
+    repeat_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    dry_multiplier: float = 0.0
+    dry_base: float = 1.75
+    dry_allowed_length: int = 2
+    dry_penalty_last_n: int = -1
+    mirostat: int = 0
+    mirostat_tau: float = 5.0
+    mirostat_eta: float = 0.1
+    logit_bias: dict[int, float] = {}
+    seed: int = -1
+    ignore_eos: bool = False
+
+
+class Limits(msgspec.Struct, omit_defaults=True):
+    """When an answer ends: `max_tokens` -1 is as far as the context allows; `seconds` 0 is no deadline."""
+
+    max_tokens: int = -1
+    stop: list[str] = []
+    seconds: float = 0.0
+
+
+# ---- daemon to worker
+
+
+class Load(msgspec.Struct, tag="load"):
+    """The first frame: the model to hold. `context` is the size of the shared pool in tokens."""
+
+    path: str
+    context: int
+    sequences: int
+    threads: int
+    queue: int
+    engine: str = "llama"
+    kv_type: str = "F16"
+    gpu_layers: int = -1
+    script: dict[str, Any] = {}
+
+
+class Submit(msgspec.Struct, tag="submit", omit_defaults=True):
+    """One request: either `messages` (the template renders them), or `prompt` (text, or token ids), never both.
+
+    `parse_special` lets text of a raw prompt spell control tokens; `truncate` drops the oldest turns, or the head of a raw
+    prompt, when the prompt does not fit; `shift` lets the context slide when an answer reaches its end.
+    `count` answers are drawn from one prompt. `logprobs` is the number of alternatives reported, -1 for none at all.
+    """
+
+    id: int
+    messages: list[dict[str, Any]] | None = None
+    prompt: str | list[int] | None = None
+    parse_special: bool = False
+    sampling: Sampling = msgspec.field(default_factory=Sampling)
+    limits: Limits = msgspec.field(default_factory=Limits)
+    truncate: bool = False
+    shift: bool = False
+    count: int = 1
+    logprobs: int = -1
+    echo: bool = False
+
+
+class Embed(msgspec.Struct, tag="embed"):
+    """Vectors for some texts or token lists; `truncate` cuts what is too long instead of refusing it."""
+
+    id: int
+    inputs: list[str | list[int]]
+    truncate: bool = True
+
+
+class Tokenize(msgspec.Struct, tag="tokenize"):
+    """The token ids of a text, or of messages as the template renders them."""
+
+    id: int
+    text: str | None = None
+    messages: list[dict[str, Any]] | None = None
+
+
+class Cancel(msgspec.Struct, tag="cancel"):
+    """Stop request `id`; the worker answers with `Finished` whose reason is `cancelled`."""
+
+    id: int
+
+
+class Shutdown(msgspec.Struct, tag="shutdown"):
+    """Finish nothing more and exit."""
+
+
+ToWorker = Load | Submit | Embed | Tokenize | Cancel | Shutdown
+
+
+# ---- worker to daemon
+
+
+class Loading(msgspec.Struct, tag="loading"):
+    """How much of the file has been read, 0 to 1."""
+
+    fraction: float
+
+
+class Ready(msgspec.Struct, tag="ready"):
+    """The model is loaded. `context` is the true size of the pool, bytes are what the worker holds."""
+
+    context: int
+    sequences: int
+    load_ns: int
+    weights_bytes: int
+    cache_bytes: int
+    compute_bytes: int
+    has_template: bool
+    embedding: bool
+
+
+class Started(msgspec.Struct, tag="started"):
+    """Request `id` left the queue. `truncated` counts the prompt tokens that were dropped, `cached` those not computed."""
+
+    id: int
+    prompt_tokens: int
+    cached: int = 0
+    truncated: int = 0
+
+
+class TokenLogprob(msgspec.Struct):
+    """One token's text, natural logarithm of its probability, and the best alternatives."""
+
+    token: str
+    id: int
+    logprob: float
+    raw: bytes
+    top: list[tuple[str, int, float, bytes]] = []
+
+
+class Delta(msgspec.Struct, tag="delta", omit_defaults=True):
+    """Text that answer `index` of request `id` has gained; never a torn character, never part of a stop string."""
+
+    id: int
+    text: str
+    tokens: int
+    index: int = 0
+    logprobs: list[TokenLogprob] = []
+
+
+class Finished(msgspec.Struct, tag="finished", omit_defaults=True):
+    """Answer `index` of request `id` is complete: `stop`, `length`, `cancelled`. Times exclude the wait in the queue."""
+
+    id: int
+    reason: str
+    prompt_tokens: int
+    answer_tokens: int
+    cached: int = 0
+    prompt_ns: int = 0
+    answer_ns: int = 0
+    index: int = 0
+    stop: str = ""
+
+
+class Failed(msgspec.Struct, tag="failed"):
+    """Request `id` ended in an error (`id` 0: the load did). `code` is that of an exception in `runtime/errors.py`."""
+
+    id: int
+    code: str
+    message: str
+    hint: str = ""
+
+
+class Vectors(msgspec.Struct, tag="vectors"):
+    """One float32 little-endian vector per input, L2-normalised, with the tokens that were read."""
+
+    id: int
+    vectors: list[bytes]
+    tokens: int
+
+
+class Tokens(msgspec.Struct, tag="tokens"):
+    """The ids asked for by `Tokenize`."""
+
+    id: int
+    ids: list[int]
+
+
+class Beat(msgspec.Struct, tag="beat"):
+    """Once a second: the loop's step counter and whether it has work, so that a hung loop is seen."""
+
+    step: int
+    busy: bool
+    waiting: int
+    rss: int
+
+
+FromWorker = Loading | Ready | Started | Delta | Finished | Failed | Vectors | Tokens | Beat

@@ -1,0 +1,1 @@
+"""The daemon: HTTP, jobs, commits, and the pool of workers."""
