@@ -1,0 +1,109 @@
+"""The house's own rules: imports go down, each process imports only what it may, rooms stay small."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("cli", "server", "runtime", "registry", "quant")
+MAY_IMPORT = {
+    "quant": set(),
+    "registry": set(),
+    "runtime": {"quant"},
+    "server": {"runtime", "registry", "quant"},
+    "cli": {"server.config", "registry.names", "registry.errors"},
+}
+FILE_LINES = 400
+FUNCTION_LINES = 50
+# May only shrink.
+LONG_FILES: set[str] = set()
+LONG_FUNCTIONS: set[str] = set()
+
+
+def sources(*packages: str) -> list[Path]:
+    return sorted(path for package in packages for path in (ROOT / package).rglob("*.py"))
+
+
+def imported(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def allowed(module: str, package: str) -> bool:
+    top = module.split(".")[0]
+    if top not in PACKAGES or top == package:
+        return True
+    return any(module == name or module.startswith(f"{name}.") for name in MAY_IMPORT[package])
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_imports_go_down(package: str) -> None:
+    wrong = [
+        f"{path.relative_to(ROOT)} imports {module}"
+        for path in sources(package)
+        for module in imported(path)
+        if not allowed(module, package)
+    ]
+    assert not wrong
+
+
+@pytest.mark.parametrize(
+    ("entry", "never"),
+    [
+        ("cli.main", {"aiohttp", "numpy", "numba", "llama_cpp", "msgspec", "rich", "prompt_toolkit", "gguf", "jinja2"}),
+        ("server.__main__", {"numba", "llama_cpp", "gguf", "jinja2", "tokenizers"}),
+        ("server.puller", {"llama_cpp"}),
+        ("runtime.worker", {"numba"}),
+    ],
+)
+def test_processes_import_only_what_they_may(entry: str, never: set[str]) -> None:
+    code = f"import sys, json, {entry}; print(json.dumps(sorted({{m.split('.')[0] for m in sys.modules}})))"
+    loaded = json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, cwd=ROOT).stdout)
+    assert not never & set(loaded)
+
+
+def test_files_are_small() -> None:
+    long = {
+        str(path.relative_to(ROOT)) for path in sources(*PACKAGES) if len(path.read_text().splitlines()) > FILE_LINES
+    }
+    assert long == LONG_FILES
+
+
+def test_functions_are_short() -> None:
+    long = {
+        f"{path.relative_to(ROOT)}:{node.name}"
+        for path in sources(*PACKAGES)
+        if "kernels" not in path.parts
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and (node.end_lineno or 0) - node.lineno + 1 > FUNCTION_LINES
+    }
+    assert long == LONG_FUNCTIONS
+
+
+def test_every_module_says_what_it_does() -> None:
+    silent = [
+        str(path.relative_to(ROOT)) for path in sources(*PACKAGES) if not ast.get_docstring(ast.parse(path.read_text()))
+    ]
+    assert not silent
+
+
+def test_the_readme_tree_is_the_tree() -> None:
+    readme = (ROOT / "README.md").read_text()
+    missing = [
+        str(path.relative_to(ROOT))
+        for path in sources(*PACKAGES)
+        if path.name != "__init__.py" and path.parent.name != "kernels" and f"{path.name}" not in readme
+    ]
+    assert not missing
