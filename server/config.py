@@ -1,0 +1,265 @@
+"""Every setting: its default, its environment variables, its check. The only place that reads the environment.
+
+Order: flag, then environment, then `config.toml` in the home folder, then the default. The CLI imports this module too,
+so it imports nothing that is slow to import.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+VERSION = "0.1.0"
+OLLAMA_VERSION = "0.14.0"  # of the HTTP API that we answer; clients refuse what is older than what they need
+FOREVER = -1.0
+
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+_DURATION = re.compile(r"(?:[0-9]{1,9}(?:\.[0-9]{1,9})?(?:ms|s|m|h))+")
+_PART = re.compile(r"([0-9.]+)(ms|s|m|h)")
+_LOOPBACK = re.compile(r"localhost|127(?:\.[0-9]{1,3}){3}|::1")
+
+
+class BadSetting(ValueError):
+    """A setting that cannot be used; the message names it and where it came from, `hint` says what it should be."""
+
+    code = "bad_setting"
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+def duration(value: object) -> float:
+    """Seconds from a number, or a text such as `5m`, `1h30m`, `300`; below zero is for ever. Raises ValueError."""
+    if isinstance(value, bool):
+        raise ValueError("not a duration")
+    if isinstance(value, int | float):
+        return float(value) if 0 <= value < 1e9 else FOREVER
+    text = str(value).strip()
+    negative = text.startswith("-")
+    text = text.removeprefix("-")
+    if re.fullmatch(r"[0-9]{1,9}(?:\.[0-9]{1,9})?", text):
+        seconds = float(text)
+    elif _DURATION.fullmatch(text):
+        seconds = sum(float(number) * _UNITS[unit] for number, unit in _PART.findall(text))
+    else:
+        raise ValueError("not a duration")
+    return FOREVER if negative else seconds
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach an address."""
+    return _LOOPBACK.fullmatch(host.strip("[]")) is not None
+
+
+def address(text: str) -> tuple[str, int | None]:
+    """Host and port of `host`, `host:port`, `:port`, `[v6]:port` or a URL with one of these. Raises ValueError."""
+    rest = re.sub(r"^https?://", "", text.strip()).rstrip("/")
+    found = re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]*)(?::([0-9]{1,5}))?", rest)
+    if not rest or found is None or int(found[2] or 0) > 65535:
+        raise ValueError("not an address")
+    return found[1].strip("[]") or Config.host, int(found[2]) if found[2] else None
+
+
+def _count(low: int, high: int) -> Callable[[object], int]:
+    def check(value: object) -> int:
+        if isinstance(value, bool) or not re.fullmatch(r"[0-9]{1,9}", str(value)) or not low <= int(str(value)) <= high:
+            raise ValueError(f"not a whole number from {low} to {high}")
+        return int(str(value))
+
+    return check
+
+
+def _text(value: object) -> str:
+    text = str(value).strip()
+    if any(ord(letter) < 32 for letter in text):
+        raise ValueError("control characters")
+    return text
+
+
+def _url(value: object) -> str:
+    text = _text(value).rstrip("/")
+    if not re.fullmatch(r"https?://[^\s/@]+(?:/[^\s@]*)?", text):
+        raise ValueError("not an http(s) URL")
+    return text
+
+
+def _list(value: object) -> tuple[str, ...]:
+    parts = value if isinstance(value, list | tuple) else str(value).split(",")
+    return tuple(_text(part) for part in parts if _text(part))
+
+
+def _flag(value: object) -> bool:
+    text = str(value).lower()
+    if text not in ("1", "true", "yes", "0", "false", "no"):
+        raise ValueError("not true or false")
+    return text in ("1", "true", "yes")
+
+
+def _path(value: object) -> Path:
+    return Path(_text(value)).expanduser().absolute()
+
+
+@dataclass(frozen=True)
+class Config:
+    """All settings, checked. `keep_alive` is in seconds, `context` in tokens; `max_models` counts loaded models."""
+
+    home: Path
+    host: str = "127.0.0.1"
+    port: int = 11434
+    context: int = 8192
+    sequences: int = 8
+    queue: int = 64
+    keep_alive: float = 300.0
+    max_models: int = 4
+    origins: tuple[str, ...] = ()
+    api_key: str = ""
+    no_auth: bool = False
+    hf_endpoint: str = "https://huggingface.co"
+    hf_token: str = ""
+    proxy: str = ""
+
+    @classmethod
+    def load(
+        cls,
+        flags: Mapping[str, object] | None = None,
+        env: Mapping[str, str] | None = None,
+        file: Path | None = None,
+    ) -> Config:
+        """Settings from `flags` (None is absent), `env` (default: the process's) and `file`; raises BadSetting."""
+        env = os.environ if env is None else env  # noqa: TID251
+        given = {
+            key: (value, f"`--{key.replace('_', '-')}`") for key, value in (flags or {}).items() if value is not None
+        }
+        home = _first("home", given, env, {})
+        base = Path(home) if home is not None else _default_home()
+        path = file or base / "config.toml"
+        table = _read_toml(path)
+        found = {"home": base}
+        for name in SETTINGS:
+            if name not in ("home", "port") and (value := _first(name, given, env, table)) is not None:
+                found[name] = value
+        return cls(**_split_address(found, _first("port", given, env, table)))
+
+    @property
+    def store(self) -> Path:
+        """Blobs and manifests."""
+        return self.home / "store"
+
+    @property
+    def cache(self) -> Path:
+        """What can be made again: compiled kernels."""
+        return self.home / "cache"
+
+    @property
+    def logs(self) -> Path:
+        """Folder of `daemon.log` and the children's logs."""
+        return self.home / "logs"
+
+    @property
+    def log_file(self) -> Path:
+        """The log of a daemon that runs in the background."""
+        return self.logs / "daemon.log"
+
+    @property
+    def daemon_file(self) -> Path:
+        """Where a running daemon says its process id, URL and version (JSON)."""
+        return self.home / "daemon.json"
+
+    @property
+    def url(self) -> str:
+        """Where clients find the daemon; a daemon that listens everywhere is asked through loopback."""
+        host = "127.0.0.1" if self.host in ("0.0.0.0", "") else "::1" if self.host == "::" else self.host
+        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How one field of `Config` is checked and where the environment has it, first match wins."""
+
+    check: Callable[[object], Any]
+    wants: str
+    env: tuple[str, ...] = ()
+
+
+SETTINGS: dict[str, Setting] = {
+    "home": Setting(_path, "a folder", ("LM_HOME",)),
+    "host": Setting(_text, "a host name or address, with or without a port", ("LM_HOST", "OLLAMA_HOST")),
+    "port": Setting(_count(0, 65535), "a port from 0 to 65535", ("LM_PORT",)),
+    "context": Setting(_count(64, 16 << 20), "tokens, 64 or more", ("LM_CONTEXT", "OLLAMA_CONTEXT_LENGTH")),
+    "sequences": Setting(_count(1, 64), "a number from 1 to 64", ("LM_SEQUENCES",)),
+    "queue": Setting(_count(1, 100_000), "a number from 1 to 100000", ("LM_QUEUE",)),
+    "keep_alive": Setting(duration, "a duration such as `5m`, or -1 for ever", ("LM_KEEP_ALIVE", "OLLAMA_KEEP_ALIVE")),
+    "max_models": Setting(_count(1, 1000), "a number from 1 to 1000", ("LM_MAX_MODELS",)),
+    "origins": Setting(_list, "origins such as `https://chat.example`, separated by commas", ("LM_ORIGINS",)),
+    "api_key": Setting(_text, "a text", ("LM_API_KEY",)),
+    "no_auth": Setting(_flag, "true or false", ("LM_NO_AUTH",)),
+    "hf_endpoint": Setting(_url, "an http(s) URL", ("HF_ENDPOINT",)),
+    "hf_token": Setting(_text, "a text", ("HF_TOKEN",)),
+    "proxy": Setting(_url, "an http(s) URL", ("HTTPS_PROXY", "https_proxy")),
+}
+assert set(SETTINGS) == {field.name for field in fields(Config)}
+
+
+def child_environment() -> dict[str, str]:
+    """The environment of a child process: ours without secrets, proxies and our own settings (they come as frames)."""
+    ours = {name for setting in SETTINGS.values() for name in setting.env}
+    return {
+        name: value
+        for name, value in os.environ.items()  # noqa: TID251
+        if name not in ours and not re.search(r"_proxy$|token|secret|password|api_?key", name, re.IGNORECASE)
+    }
+
+
+def _default_home() -> Path:
+    import platformdirs  # only where no home is given: 5 ms that most commands save
+
+    return platformdirs.user_data_path("lm", appauthor=False)
+
+
+def _read_toml(path: Path) -> dict[str, object]:
+    if not path.is_file():
+        return {}
+    import tomllib
+
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise BadSetting(f"`{path}` cannot be read: {error}", "correct it or move it away") from None
+    unknown = sorted(set(table) - set(SETTINGS))
+    if unknown:
+        raise BadSetting(f"`{path}` has no setting `{unknown[0]}`", f"settings are {', '.join(SETTINGS)}")
+    return table
+
+
+def _first(
+    name: str, flags: Mapping[str, tuple[object, str]], env: Mapping[str, str], table: Mapping[str, object]
+) -> Any:
+    """The checked value of the first place that has `name`, None if none has."""
+    setting = SETTINGS[name]
+    places = [flags[name]] if name in flags else []
+    places += [(env[key], f"`{key}`") for key in setting.env if env.get(key)]
+    places += [(table[name], f"`{name}` in `config.toml`")] if name in table else []
+    if not places:
+        return None
+    value, origin = places[0]
+    try:
+        return setting.check(value)
+    except (ValueError, OverflowError):
+        shown = "" if name in ("api_key", "hf_token", "proxy") else f": {str(value)[:80]!r}"
+        raise BadSetting(f"{origin} is not usable{shown}", f"it wants {setting.wants}") from None
+
+
+def _split_address(found: dict[str, Any], port: int | None) -> dict[str, Any]:
+    """A host setting may carry a port, which a setting of its own overrides."""
+    if "host" in found:
+        try:
+            found["host"], own = address(found["host"])
+        except ValueError:
+            raise BadSetting(f"`{found['host']}` is no address", "write `host`, `host:port` or `[v6]:port`") from None
+        port = own if port is None else port
+    return found if port is None else found | {"port": port}
