@@ -1,0 +1,184 @@
+"""The values of a GGUF header: how they are laid out, read within bounds, and written.
+
+Source: `docs/gguf.md` of ggml. Lengths and counts in a file are claims: none is believed before it was compared with
+the bytes that are left, so memory is never taken for more than the file holds. Integers are Python's, so no sum or
+product can wrap.
+"""
+
+from __future__ import annotations
+
+import struct
+from array import array
+from collections.abc import Callable
+from typing import Any
+
+from quant.errors import MalformedFile
+
+MAX_HEADER = 256 << 20
+MAX_STRING = 16 << 20
+MAX_ARRAY = 64 << 20
+STRING, ARRAY = 8, 9
+# GGUF's number of a kind → (name, format of `struct` and `array`, bytes)
+SCALARS = {
+    0: ("u8", "B", 1),
+    1: ("i8", "b", 1),
+    2: ("u16", "H", 2),
+    3: ("i16", "h", 2),
+    4: ("u32", "I", 4),
+    5: ("i32", "i", 4),
+    6: ("f32", "f", 4),
+    7: ("bool", "B", 1),
+    10: ("u64", "Q", 8),
+    11: ("i64", "q", 8),
+    12: ("f64", "d", 8),
+}
+_WINDOW = 1 << 20
+
+
+class Cursor:
+    """Reads forward through the first bytes of a file, never past its end nor past `MAX_HEADER`."""
+
+    def __init__(self, read: Callable[[int, int], bytes], size: int, name: str) -> None:
+        self.name = name
+        self.size = size
+        self._read = read
+        self._buffer = b""
+        self._base = 0
+        self._next = 0
+
+    @property
+    def position(self) -> int:
+        """Offset in the file of the next byte."""
+        return self._base + self._next
+
+    @property
+    def left(self) -> int:
+        """Bytes between here and the end of what a header may use."""
+        return min(self.size, MAX_HEADER) - self.position
+
+    def fail(self, rule: str) -> MalformedFile:
+        """The error that says which rule the file breaks."""
+        return MalformedFile(f"`{self.name}` is not a valid GGUF file: {rule}")
+
+    def need(self, count: int, what: str) -> None:
+        """Raise MalformedFile unless `count` more bytes are there."""
+        if count > self.left:
+            limit = "the header would be larger than 256 MiB" if self.size > MAX_HEADER else "the file ends too early"
+            raise self.fail(f"{limit} ({what} at byte {self.position})")
+
+    def take(self, count: int, what: str) -> bytes:
+        """The next `count` bytes."""
+        end = self._next + count
+        if end > len(self._buffer):
+            self.need(count, what)
+            start = self.position
+            wanted = min(max(count, _WINDOW), self.size - start)
+            self._buffer, self._base, self._next, end = self._read(start, wanted), start, 0, count
+            if len(self._buffer) < count:
+                raise self.fail(f"the file ends too early ({what} at byte {start})")
+        piece = self._buffer[self._next : end]
+        self._next = end
+        return piece
+
+    def u32(self, what: str) -> int:
+        """An unsigned number of 4 bytes."""
+        return int.from_bytes(self.take(4, what), "little")
+
+    def u64(self, what: str) -> int:
+        """An unsigned number of 8 bytes."""
+        return int.from_bytes(self.take(8, what), "little")
+
+    def string(self, what: str, limit: int = MAX_STRING) -> str:
+        """A length and that many bytes of UTF-8."""
+        length = self.u64(what)
+        if length > limit:
+            raise self.fail(f"{what} claims {length} bytes, and at most {limit} are allowed")
+        try:
+            return self.take(length, what).decode()
+        except UnicodeDecodeError:
+            raise self.fail(f"{what} is not UTF-8") from None
+
+
+def read_value(cursor: Cursor, key: str) -> tuple[str, Any]:
+    """The kind (`u32`, `str`, `arr[i32]`, …) and the value of metadata entry `key`."""
+    number = cursor.u32(f"the kind of `{key}`")
+    if number == STRING:
+        return "str", cursor.string(f"the value of `{key}`")
+    if number == ARRAY:
+        return _read_array(cursor, key)
+    if number not in SCALARS:
+        raise cursor.fail(f"`{key}` has the unknown kind {number}")
+    kind, form, size = SCALARS[number]
+    value = struct.unpack("<" + form, cursor.take(size, f"the value of `{key}`"))[0]
+    return kind, (_boolean(cursor, key, value) if kind == "bool" else value)
+
+
+def _read_array(cursor: Cursor, key: str) -> tuple[str, list[Any]]:
+    number = cursor.u32(f"the kind of `{key}`")
+    count = cursor.u64(f"the length of `{key}`")
+    if number != STRING and number not in SCALARS:
+        raise cursor.fail(f"`{key}` is an array of the kind {number}, which may not be in one")
+    if count > MAX_ARRAY:
+        raise cursor.fail(f"`{key}` claims {count} elements, and at most {MAX_ARRAY} are allowed")
+    smallest = 8 if number == STRING else SCALARS[number][2]
+    cursor.need(count * smallest, f"the elements of `{key}`")
+    if number == STRING:
+        what = f"an element of `{key}`"
+        return "arr[str]", [cursor.string(what) for _ in range(count)]
+    kind, form, size = SCALARS[number]
+    values = struct.unpack(f"<{count}{form}", cursor.take(count * size, f"the elements of `{key}`"))
+    return f"arr[{kind}]", [_boolean(cursor, key, value) for value in values] if kind == "bool" else list(values)
+
+
+def _boolean(cursor: Cursor, key: str, value: int) -> bool:
+    if value > 1:
+        raise cursor.fail(f"`{key}` is neither true nor false but {value}")
+    return bool(value)
+
+
+def encode_string(text: str) -> bytes:
+    """Length and UTF-8 bytes."""
+    raw = text.encode()
+    return struct.pack("<Q", len(raw)) + raw
+
+
+def encode_value(value: Any) -> bytes:
+    """Kind and value as GGUF writes them.
+
+    A Python type has one kind, those that llama.cpp expects: whole numbers are u32 (i32 below zero, u64 above 4 bytes),
+    in a list i32 (u32 where one does not fit); floats are f32; lists are arrays.
+    """
+    if isinstance(value, list | tuple):
+        return struct.pack("<I", ARRAY) + _encode_array(list(value))
+    number = _kind(value)
+    if number == STRING:
+        return struct.pack("<I", STRING) + encode_string(value)
+    return struct.pack("<I" + SCALARS[number][1], number, value)
+
+
+def _kind(value: Any) -> int:
+    if isinstance(value, str):
+        return STRING
+    if isinstance(value, bool):
+        return 7
+    if isinstance(value, int):
+        return 5 if value < 0 else 4 if value < 1 << 32 else 10
+    if isinstance(value, float):
+        return 6
+    raise TypeError(f"GGUF has no kind for {type(value).__name__}")
+
+
+def _encode_array(values: list[Any]) -> bytes:
+    if values and isinstance(values[0], str):
+        return struct.pack("<IQ", STRING, len(values)) + b"".join(map(encode_string, values))
+    if values and isinstance(values[0], bool):
+        number = 7
+    elif values and isinstance(values[0], float):
+        number = 6
+    else:
+        number = 5 if all(-(1 << 31) <= value < 1 << 31 for value in values) else 4
+    head = struct.pack("<IQ", number, len(values))
+    packed = array(SCALARS[number][1], values)
+    if struct.pack("=H", 1) != struct.pack("<H", 1):
+        packed.byteswap()
+    return head + packed.tobytes()
