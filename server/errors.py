@@ -1,0 +1,89 @@
+"""What can go wrong between a request and the parts that answer it.
+
+ServerError
+├── BadBody          a body that is not what the route wants
+├── BodyTooLarge     more bytes than the daemon reads
+├── Forbidden        a Host, Origin or peer that may not ask this
+├── Unauthorized     the API key is missing or wrong
+├── NotFound         no such route, or no such method on it
+├── Unsupported      well understood, but not something this version or this model does
+├── Unstable         a model whose worker crashed again and again; it rests for a while
+├── Stopping         the daemon is on its way out
+└── StartFailed      the daemon cannot start: a port or a home that is taken
+"""
+
+from __future__ import annotations
+
+
+class ServerError(Exception):
+    """Base of the tree. `code` is stable and public, `hint` says what to do (may be empty)."""
+
+    code = "server_failed"
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class BadBody(ServerError):
+    """The body is not JSON, too deep, or breaks the route's shape; the message names the place."""
+
+    code = "bad_body"
+
+
+class BodyTooLarge(ServerError):
+    """The body has more bytes than the daemon reads."""
+
+    code = "body_too_large"
+
+
+class Forbidden(ServerError):
+    """Asked from where, or under a name under which, this must not be asked."""
+
+    code = "forbidden"
+
+
+class Unauthorized(ServerError):
+    """The daemon has an API key and the request does not carry it."""
+
+    code = "unauthorized"
+
+
+class NotFound(ServerError):
+    """No such route."""
+
+    code = "no_such_route"
+
+
+class WrongMethod(NotFound):
+    """The route exists, the method does not."""
+
+    code = "wrong_method"
+
+
+class Unsupported(ServerError):
+    """A field or a kind of model that cannot be honoured; ignoring it silently would be worse."""
+
+    code = "unsupported"
+
+
+class Unstable(ServerError):
+    """The model's worker crashed several times in a row; `retry_after` is in seconds."""
+
+    code = "worker_unstable"
+
+    def __init__(self, message: str, hint: str = "", retry_after: float = 0.0) -> None:
+        super().__init__(message, hint)
+        self.retry_after = retry_after
+
+
+class Stopping(ServerError):
+    """The daemon is stopping."""
+
+    code = "stopping"
+
+
+class StartFailed(ServerError):
+    """The daemon cannot start."""
+
+    code = "start_failed"

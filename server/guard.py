@@ -1,0 +1,142 @@
+"""Who may speak to the daemon: which names it answers to, which pages and peers, how many connections, how slow.
+
+A browser carries requests for pages of other origins, and a name that an attacker's DNS points at loopback makes such a
+page "same origin": so the Host must be ours, the Origin must be known, and what the browser itself calls cross-site is
+refused (facts/reliability.md C6). Programs that are no browsers send neither and are not touched.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import ipaddress
+import re
+import socket
+from collections.abc import Callable
+from typing import cast
+
+from aiohttp import web
+
+from server.config import Config, is_loopback
+from server.errors import Forbidden, Unauthorized
+
+HEADER_SECONDS = 10.0
+MAX_CONNECTIONS = 1024
+
+_HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]+)(?::[0-9]{1,5})?")
+_ORIGIN = re.compile(r"https?://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]+)(?::[0-9]{1,5})?")
+
+
+class Doorkeeper:
+    """The rules of one configuration; `admit` raises Forbidden or Unauthorized."""
+
+    def __init__(self, config: Config) -> None:
+        self._wide = not is_loopback(config.host)
+        self._names = {config.host.lower(), socket.gethostname().lower()} - {"0.0.0.0", "::", ""}
+        self._origins = frozenset(origin.rstrip("/").lower() for origin in config.origins)
+        self._key = config.api_key.encode()
+
+    def admit(self, request: web.Request) -> None:
+        """Check Host, Origin, Sec-Fetch-Site and API key, in this order."""
+        hosts = request.headers.getall("Host", [])
+        if len(hosts) != 1 or not self._is_ours(hosts[0]):
+            raise Forbidden(
+                f"the daemon does not answer to the host `{', '.join(hosts)[:100]}`", "ask it as `localhost`"
+            )
+        origin = request.headers.get("Origin")
+        if origin is not None and not self.knows(origin):
+            raise Forbidden(f"pages of `{origin[:100]}` may not use this daemon", "allow them with LM_ORIGINS")
+        if origin is None and request.headers.get("Sec-Fetch-Site") == "cross-site":
+            raise Forbidden("another site's page may not use this daemon", "allow it with LM_ORIGINS")
+        if self._key and request.method != "OPTIONS" and not self._has_key(request):
+            raise Unauthorized("this daemon wants its API key", "send `Authorization: Bearer KEY` (LM_API_KEY)")
+
+    def knows(self, origin: str) -> bool:
+        """Whether a page of this origin may ask: pages of this machine, and those that the settings name."""
+        found = _ORIGIN.fullmatch(origin.lower())
+        return found is not None and (origin.lower() in self._origins or is_loopback(found[1]))
+
+    def _is_ours(self, host: str) -> bool:
+        found = _HOST.fullmatch(host)
+        if found is None:
+            return False
+        name = found[1].lower().strip("[]").rstrip(".")
+        if is_loopback(name) or name.endswith(".localhost") or name in self._names:
+            return True
+        return self._wide and _is_address(name)
+
+    def _has_key(self, request: web.Request) -> bool:
+        given = request.headers.get("Authorization", "").removeprefix("Bearer ") or request.headers.get("x-api-key", "")
+        return hmac.compare_digest(given.encode("utf-8", "surrogateescape"), self._key)
+
+
+def require_loopback(request: web.Request, what: str) -> None:
+    """Raise Forbidden unless the peer is on this machine."""
+    peer = request.transport.get_extra_info("peername") if request.transport else None
+    if not peer or not ipaddress.ip_address(str(peer[0]).split("%")[0]).is_loopback:
+        raise Forbidden(f"{what} is for clients on this machine", "ask on the machine itself")
+
+
+def _is_address(name: str) -> bool:
+    """A page cannot be rebound to an address: only names can be pointed elsewhere."""
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+class Connection(asyncio.Protocol):
+    """Stands before aiohttp's handler: bounds the number of connections and the time to the end of the first headers.
+
+    Later requests of a connection fall under aiohttp's own keep-alive timer.
+    """
+
+    _open = 0
+
+    def __init__(self, handler: asyncio.Protocol) -> None:
+        self._handler = handler
+        self._timer: asyncio.TimerHandle | None = None
+        self._tail: bytes | None = b""
+        self._refused = False
+
+    @classmethod
+    def factory(cls, server: Callable[[], asyncio.Protocol]) -> Callable[[], Connection]:
+        """A protocol factory for `loop.create_server`."""
+        return lambda: cls(server())
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._refused = Connection._open >= MAX_CONNECTIONS
+        if self._refused:
+            cast(asyncio.Transport, transport).abort()
+            return
+        Connection._open += 1
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(HEADER_SECONDS, cast(asyncio.Transport, transport).abort)
+        self._handler.connection_made(transport)
+
+    def data_received(self, data: bytes) -> None:
+        if self._tail is not None:
+            seen = self._tail + data
+            self._tail = seen[-3:]
+            if b"\r\n\r\n" in seen and self._timer is not None:
+                self._timer.cancel()
+                self._tail = None
+        self._handler.data_received(data)
+
+    def eof_received(self) -> bool | None:
+        return self._handler.eof_received()
+
+    def pause_writing(self) -> None:
+        self._handler.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._handler.resume_writing()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._refused:
+            return
+        Connection._open -= 1
+        if self._timer is not None:
+            self._timer.cancel()
+        self._handler.connection_lost(exc)
