@@ -1,0 +1,228 @@
+"""Names of models: what a user may type, and what it stands for.
+
+A `Reference` says where a model comes from, a `Name` under which four words it lies in the store. Paths in the store
+are built from `Name`s only, and a `Name` cannot be made of words that lead anywhere else, so this module is the guard
+against names that try to be paths. It looks at no disk (but knows the current folder, for relative paths) and at no
+network.
+"""
+
+from __future__ import annotations
+
+import os.path
+import re
+from dataclasses import dataclass, replace
+from typing import Literal
+from urllib.parse import SplitResult, unquote, urlsplit
+
+from registry.errors import BadName
+
+Kind = Literal["demo", "folder", "hub", "ollama", "oci", "url"]
+
+HUB = "hf.co"
+OLLAMA = "registry.ollama.ai"
+LOCAL = "local"
+LIBRARY = "library"
+AUTO = "auto"
+
+_ALIASES = {"huggingface.co": HUB, "www.huggingface.co": HUB, "ollama.com": OLLAMA}
+_WORD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,95}")
+_HOST = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]{0,252}(?::[0-9]{1,5})?")
+_BUDGET = re.compile(r"([0-9]{1,6}(?:\.[0-9]{1,4})?)(KB|MB|GB|TB|KiB|MiB|GiB|TiB|bpw)", re.IGNORECASE)
+_UNITS = {unit.lower(): unit for unit in ("KB", "MB", "GB", "TB", "KiB", "MiB", "GiB", "TiB", "bpw")}
+_SNAPSHOT = re.compile(r"models--([^/]+?)--([^/]+)/snapshots/[0-9a-f]{40}")
+_LONGEST = 4096
+_EXAMPLES = "names look like `demo`, `org/repo`, `hf.co/org/repo:Q4_K_M`, `llama3.2:3b` or `./folder`"
+
+
+@dataclass(frozen=True, slots=True)
+class Name:
+    """The four words under which a variant of a model lies in the store; `tag` is None where no variant was named.
+
+    Raises BadName when a word could not be the name of a file.
+    """
+
+    host: str
+    namespace: str
+    model: str
+    tag: str | None = None
+
+    def __post_init__(self) -> None:
+        if not _HOST.fullmatch(self.host) or ".." in self.host:
+            raise _odd(self.host)
+        for word in (self.namespace, self.model, *([] if self.tag is None else [self.tag])):
+            if not _WORD.fullmatch(word) or ".." in word:
+                raise _odd(word)
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The words in order, each safe as one component of a path: three, or four with a tag."""
+        return (self.host, self.namespace, self.model, *([] if self.tag is None else [self.tag]))
+
+    @property
+    def display(self) -> str:
+        """The shortest form that `parse` and the store understand: `tale:Q4_K_M`, `hf.co/org/repo:Q4_K_M`."""
+        short = {(LOCAL, LIBRARY): self.model, (OLLAMA, LIBRARY): self.model}
+        text = short.get((self.host, self.namespace), f"{self.host}/{self.namespace}/{self.model}")
+        return text if self.tag is None else f"{text}:{self.tag}"
+
+    def tagged(self, tag: str | None) -> Name:
+        """The same model, another variant."""
+        return replace(self, tag=tag)
+
+    def same(self, other: Name) -> bool:
+        """Whether the two differ in upper and lower case at most."""
+        return [part.lower() for part in self.parts] == [part.lower() for part in other.parts]
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """Where a model comes from.
+
+    `location` is `demo`, an absolute path, `org/repo` (hub), `namespace/model` (Ollama), `host/namespace/model` (OCI)
+    or a URL. `level` is what followed the colon, made canonical: `auto`, a named level (`Q4_K_M`; whether it exists is
+    for the converter to say), a budget (`4GB`, `4.5bpw`) or, on a hub, a file (`x.gguf`); None where nothing was said.
+    For Ollama and OCI what follows the colon is the name's tag. `name.tag` is the level where that is already known.
+    """
+
+    kind: Kind
+    location: str
+    level: str | None
+    name: Name
+
+    @property
+    def text(self) -> str:
+        """The reference as text that any process reads in the same way, whatever its current folder."""
+        if self.kind != "folder":
+            base = {"hub": f"{HUB}/{self.location}"}.get(self.kind, self.location)
+            suffix = self.name.tag if self.kind in ("ollama", "oci") else self.level
+            base = self.name.tagged(None).display if self.kind == "ollama" else base
+            return base if suffix is None else f"{base}:{suffix}"
+        if self.level is not None:
+            return f"{self.location}:{self.level}"
+        # A slash at the end says that a colon before it belongs to the folder's name.
+        return f"{self.location}/" if ":" in os.path.basename(self.location) else self.location  # noqa: PTH119
+
+
+def parse(text: str) -> Reference:
+    """What a user means by `text`; see the table in the README's chapter on names. Raises BadName."""
+    if not text or len(text) > _LONGEST or not text.isprintable() or text != text.strip():
+        raise _odd(text)
+    if is_path(text):
+        return _folder(text)
+    if "://" in text:
+        return _url(text)
+    body, colon, suffix = text.rpartition(":")
+    if not colon or "/" in suffix:
+        body, suffix = text, ""
+    if colon and not suffix and body != text:
+        raise _odd(text)
+    return _plain(body.split("/"), suffix or None, text)
+
+
+def is_path(text: str) -> bool:
+    """Whether `text` means a folder or file of this machine: it begins with `/`, `./`, `../` or `~`."""
+    return text in (".", "..") or text.startswith(("/", "./", "../", "~"))
+
+
+def canonical_level(text: str) -> str:
+    """`q4_k_m` → `Q4_K_M`, `4gb` → `4GB`, `AUTO` → `auto`; file names as they are. Raises BadName."""
+    budget = _BUDGET.fullmatch(text)
+    if budget:
+        return budget[1] + _UNITS[budget[2].lower()]
+    if not _WORD.fullmatch(text) or ".." in text:
+        raise _odd(text)
+    if text.lower() == AUTO:
+        return AUTO
+    return text if text.lower().endswith(".gguf") else text.upper()
+
+
+def _plain(words: list[str], suffix: str | None, text: str) -> Reference:
+    host = words[0].lower()
+    host = _ALIASES.get(host, host)
+    if host == HUB and len(words) > 1:
+        if len(words) != 3:
+            raise _odd(text, f"a model on the hub is named `{HUB}/org/repo`")
+        return _hub(words[1], words[2], suffix)
+    if len(words) == 1:
+        if words[0].lower() == "demo":
+            return Reference("demo", "demo", *_levelled(Name(LOCAL, LIBRARY, "demo"), suffix))
+        return _ollama(LIBRARY, words[0], suffix)
+    if host == OLLAMA:
+        if len(words) != 3:
+            raise _odd(text, "a model of Ollama's registry is named `model:tag` or `ollama.com/namespace/model:tag`")
+        return _ollama(words[1], words[2], suffix)
+    if len(words) == 2 and ":" not in words[0]:
+        return _hub(words[0], words[1], suffix)
+    if host == LOCAL and len(words) == 3:
+        raise _odd(text, f"name it `{words[2]}`")
+    if len(words) == 3 and ("." in host or ":" in host or host == "localhost"):
+        name = Name(host, words[1], words[2], suffix)
+        return Reference("oci", "/".join(name.parts[:3]), None, name)
+    raise _odd(text)
+
+
+def _hub(organisation: str, repository: str, suffix: str | None) -> Reference:
+    name = Name(HUB, organisation, repository)
+    return Reference("hub", f"{organisation}/{repository}", *_levelled(name, suffix))
+
+
+def _ollama(namespace: str, model: str, tag: str | None) -> Reference:
+    return Reference("ollama", f"{namespace}/{model}", None, Name(OLLAMA, namespace, model, tag))
+
+
+def _levelled(name: Name, suffix: str | None) -> tuple[str | None, Name]:
+    if suffix is None:
+        return None, name
+    level = canonical_level(suffix)
+    open_ended = level == AUTO or _BUDGET.fullmatch(level) or level.lower().endswith(".gguf")
+    return level, name if open_ended else name.tagged(level)
+
+
+def _folder(text: str) -> Reference:
+    path, _, level = text.rpartition(":")
+    if not path or "/" in level:
+        path, level = text, ""
+    elif not level:
+        raise _odd(text)
+    location = os.path.abspath(os.path.expanduser(path))  # noqa: PTH100, PTH111  lexical: the folder need not exist
+    cached = _SNAPSHOT.search(location)
+    base = cached[2] if cached else os.path.basename(location)  # noqa: PTH119
+    word = re.sub(r"\.{2,}", ".", re.sub(r"[^A-Za-z0-9_.-]+", "-", base)).strip("-.")[:96]
+    if not word:
+        raise _odd(text, "give the folder a name with letters or digits in it")
+    return Reference("folder", location, *_levelled(Name(LOCAL, LIBRARY, word), level or None))
+
+
+def _url(text: str) -> Reference:
+    try:
+        url = urlsplit(text)
+        host = (url.hostname or "") if url.port is None else f"{url.hostname}:{url.port}"
+    except ValueError:
+        raise _odd(text)
+    alias = _ALIASES.get(host, host)
+    if url.scheme in ("http", "https") and alias in (HUB, OLLAMA):
+        return _page(alias, url, text)
+    if url.scheme != "https" or "@" in url.netloc or not host:
+        raise _odd(text, "a URL begins with `https://` and holds no user name")
+    file = unquote(url.path).rpartition("/")[2]
+    if not file.lower().endswith(".gguf") or url.fragment:
+        raise _odd(
+            text, "a URL leads to a `.gguf` file; models of other registries are named `host/namespace/model:tag`"
+        )
+    word = re.sub(r"[^A-Za-z0-9_.-]+|\.{2,}", "-", file[: -len(".gguf")]).strip("-.")[:96]
+    return Reference("url", text, None, Name(LOCAL, LIBRARY, word))
+
+
+def _page(host: str, url: SplitResult, text: str) -> Reference:
+    """A pasted address of a model's page: what follows the host is a name, `/tree/main` says nothing more."""
+    words = [word for word in url.path.split("/") if word]
+    if url.query or url.fragment or "@" in url.netloc or not words:
+        raise _odd(text)
+    if len(words) == 4 and words[2:] == ["tree", "main"]:
+        words = words[:2]
+    return parse("/".join([host, *words]))
+
+
+def _odd(text: str, hint: str = _EXAMPLES) -> BadName:
+    shown = text if len(text) <= 80 else f"{text[:79]}…"
+    return BadName(f"`{shown.encode('unicode_escape').decode()}` is not a name of a model", hint)

@@ -1,0 +1,124 @@
+"""What users type, and that nothing they type leads out of the store."""
+
+from __future__ import annotations
+
+from pathlib import Path, PurePosixPath
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from registry.errors import BadName
+from registry.names import HUB, LIBRARY, LOCAL, OLLAMA, Name, parse
+
+READINGS = [
+    # text, kind, location, level, display
+    ("demo", "demo", "demo", None, "demo"),
+    ("demo:q8_0", "demo", "demo", "Q8_0", "demo:Q8_0"),
+    ("demo:auto", "demo", "demo", "auto", "demo"),
+    ("org/repo", "hub", "org/repo", None, "hf.co/org/repo"),
+    ("org/repo:q4_k_m", "hub", "org/repo", "Q4_K_M", "hf.co/org/repo:Q4_K_M"),
+    ("org/repo:4gb", "hub", "org/repo", "4GB", "hf.co/org/repo"),
+    ("org/repo:4.5BPW", "hub", "org/repo", "4.5bpw", "hf.co/org/repo"),
+    ("org/repo:Model-q4_0.gguf", "hub", "org/repo", "Model-q4_0.gguf", "hf.co/org/repo"),
+    ("hf.co/01-ai/Yi-1.5-6B", "hub", "01-ai/Yi-1.5-6B", None, "hf.co/01-ai/Yi-1.5-6B"),
+    ("HF.co/org/repo", "hub", "org/repo", None, "hf.co/org/repo"),
+    ("huggingface.co/org/repo:Q8_0", "hub", "org/repo", "Q8_0", "hf.co/org/repo:Q8_0"),
+    ("https://huggingface.co/org/repo", "hub", "org/repo", None, "hf.co/org/repo"),
+    ("https://huggingface.co/org/repo/tree/main", "hub", "org/repo", None, "hf.co/org/repo"),
+    ("https://hf.co/org/repo:q8_0", "hub", "org/repo", "Q8_0", "hf.co/org/repo:Q8_0"),
+    ("llama3.2", "ollama", "library/llama3.2", None, "llama3.2"),
+    ("llama3.2:3b-instruct", "ollama", "library/llama3.2", None, "llama3.2:3b-instruct"),
+    ("ollama.com/user/model", "ollama", "user/model", None, "registry.ollama.ai/user/model"),
+    ("https://ollama.com/library/llama3.2", "ollama", "library/llama3.2", None, "llama3.2"),
+    ("ghcr.io/ns/model:v1", "oci", "ghcr.io/ns/model", None, "ghcr.io/ns/model:v1"),
+    ("localhost:5000/ns/model", "oci", "localhost:5000/ns/model", None, "localhost:5000/ns/model"),
+    ("https://x.example/a/M-Q4.gguf", "url", "https://x.example/a/M-Q4.gguf", None, "M-Q4"),
+    ("/models/tale", "folder", "/models/tale", None, "tale"),
+    ("/models/tale/", "folder", "/models/tale", None, "tale"),
+    ("/models/tale:q6_k", "folder", "/models/tale", "Q6_K", "tale:Q6_K"),
+    ("/models/a:b/", "folder", "/models/a:b", None, "a-b"),
+    ("/models/Mein Modell (neu)", "folder", "/models/Mein Modell (neu)", None, "Mein-Modell-neu"),
+    ("/hub/models--org--repo/snapshots/" + "a" * 40, "folder", None, None, "repo"),
+]
+
+ODD = [
+    "", " ", "demo ", "a/", "/a//..", "../../etc/passwd:x/y:", "a/..", "../..:", "org/../repo", "hf.co/org/..",
+    "hf.co/org", "hf.co/a/b/c", "a/b/c", "a/b/c/d", "demo:", "demo:..", "demo:a/b", "demo:../../x", "org/repo:", ":", "::", "a:b:c",
+    "-x/y", ".x/y", "a b/c", "a\n", "a\x00b", "./a\x00", "ä/b", "org/repo\u2028", "org/r\uff0fx", "org\\repo", "C:\\x",
+    "x" * 97, "x/" + "y" * 97, "x" * 5000, "http://x.example/a.gguf", "https://u:p@x.example/a.gguf",
+    "https://huggingface.co", "https://huggingface.co/org/repo?x=1", "https://huggingface.co/org/repo/blob/x/y",
+    "https://[/a.gguf", "https://x.example/a.bin", "https:///a.gguf", "ftp://x.example/a.gguf", 
+    "https://x.example/.gguf",     "file:///etc/passwd", "local/library/x", "ghcr.io/a/b:x y", "%2e%2e/%2e%2e", "~a\ud800", "/", "demo:4 GB",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "kind", "location", "level", "display"), READINGS)
+def test_reads_what_users_type(text: str, kind: str, location: str | None, level: str | None, display: str) -> None:
+    reference = parse(text)
+    assert (reference.kind, reference.level, reference.name.display) == (kind, level, display)
+    assert location is None or reference.location == location
+    assert parse(reference.text) == reference
+
+
+@pytest.mark.parametrize("text", ODD)
+def test_refuses_what_is_no_name(text: str) -> None:
+    with pytest.raises(BadName) as caught:
+        parse(text)
+    assert caught.value.hint
+    assert len(str(caught.value)) < 600
+    assert str(caught.value).isprintable()
+
+
+def test_relative_paths_become_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "tale").mkdir()
+    monkeypatch.chdir(tmp_path / "tale")
+    for text in (".", "./", "../tale", "./../tale/."):
+        assert parse(text).location == str(tmp_path / "tale")
+        assert parse(text).name.display == "tale"
+    assert parse("./sub:Q8_0").text == f"{tmp_path}/tale/sub:Q8_0"
+
+
+@given(st.text(max_size=60) | st.from_regex(r"[a-z./:~\\%\0-]{0,40}", fullmatch=True))
+def test_no_name_leads_out_of_its_folder(text: str) -> None:
+    try:
+        name = parse(text).name
+    except BadName:
+        return
+    root = PurePosixPath("/store/manifests")
+    path = root.joinpath(*name.parts)
+    assert path.parts[: len(root.parts)] == root.parts
+    assert len(path.parts) == len(root.parts) + len(name.parts)
+    assert not {".", ".."} & set(path.parts)
+    assert all("/" not in part and "\0" not in part and len(part.encode()) <= 255 for part in name.parts)
+
+
+@given(st.text(max_size=8), st.sampled_from([0, 1, 2, 3]))
+def test_name_refuses_words_that_are_no_file_names(word: str, place: int) -> None:
+    words = ["h", "n", "m", "t"]
+    words[place] = word
+    try:
+        name = Name(*words)
+    except BadName:
+        return
+    assert all(part.isascii() and part not in (".", "..") and "/" not in part for part in name.parts)
+
+
+@given(st.text(max_size=60))
+def test_text_reads_back(text: str) -> None:
+    try:
+        reference = parse(text)
+    except BadName:
+        return
+    assert parse(reference.text) == reference
+
+
+def test_display_reads_back() -> None:
+    for name in (Name(HUB, "org", "repo", "Q4_K_M"), Name(OLLAMA, LIBRARY, "x", "7b"), Name("ghcr.io", "a", "b", "v1")):
+        assert parse(name.display).name == name
+    assert Name(LOCAL, LIBRARY, "tale", "Q8_0").display == "tale:Q8_0"
+
+
+def test_case_is_kept_and_ignored() -> None:
+    assert parse("Org/Repo:q8_0").name.same(parse("org/repo:Q8_0").name)
+    assert not parse("org/repo").name.same(parse("org/repo:Q8_0").name)
