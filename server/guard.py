@@ -86,57 +86,69 @@ def _is_address(name: str) -> bool:
     return True
 
 
+class Gate:
+    """Counts the connections of one daemon and makes the protocol that stands before aiohttp's handler."""
+
+    def __init__(self, server: Callable[[], asyncio.Protocol]) -> None:
+        self._server = server
+        self.open = 0
+
+    def __call__(self) -> Connection:
+        """A protocol for one connection, as `loop.create_server` wants it."""
+        return Connection(self, self._server())
+
+
 class Connection(asyncio.Protocol):
-    """Stands before aiohttp's handler: bounds the number of connections and the time to the end of the first headers.
+    """Passes everything on to aiohttp's handler, but refuses one connection too many and slow first headers.
 
     Later requests of a connection fall under aiohttp's own keep-alive timer.
     """
 
-    _open = 0
-
-    def __init__(self, handler: asyncio.Protocol) -> None:
+    def __init__(self, gate: Gate, handler: asyncio.Protocol) -> None:
+        self._gate = gate
         self._handler = handler
         self._timer: asyncio.TimerHandle | None = None
-        self._tail: bytes | None = b""
-        self._refused = False
-
-    @classmethod
-    def factory(cls, server: Callable[[], asyncio.Protocol]) -> Callable[[], Connection]:
-        """A protocol factory for `loop.create_server`."""
-        return lambda: cls(server())
+        self._tail = b""
+        self._in_headers = True
+        self._refused = gate.open >= MAX_CONNECTIONS
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._refused = Connection._open >= MAX_CONNECTIONS
+        """Start the timer for the headers."""
+        transport = cast(asyncio.Transport, transport)
         if self._refused:
-            cast(asyncio.Transport, transport).abort()
+            transport.abort()
             return
-        Connection._open += 1
-        loop = asyncio.get_running_loop()
-        self._timer = loop.call_later(HEADER_SECONDS, cast(asyncio.Transport, transport).abort)
+        self._gate.open += 1
+        self._timer = asyncio.get_running_loop().call_later(HEADER_SECONDS, transport.abort)
         self._handler.connection_made(transport)
 
     def data_received(self, data: bytes) -> None:
-        if self._tail is not None:
+        """Stop the timer at the empty line that ends the headers, wherever the packets are cut."""
+        if self._in_headers:
             seen = self._tail + data
             self._tail = seen[-3:]
             if b"\r\n\r\n" in seen and self._timer is not None:
                 self._timer.cancel()
-                self._tail = None
+                self._in_headers = False
         self._handler.data_received(data)
 
     def eof_received(self) -> bool | None:
+        """Pass on."""
         return self._handler.eof_received()
 
     def pause_writing(self) -> None:
+        """Pass on."""
         self._handler.pause_writing()
 
     def resume_writing(self) -> None:
+        """Pass on."""
         self._handler.resume_writing()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        """Give the place back."""
         if self._refused:
             return
-        Connection._open -= 1
+        self._gate.open -= 1
         if self._timer is not None:
             self._timer.cancel()
         self._handler.connection_lost(exc)
