@@ -1,0 +1,95 @@
+"""What is known about a model before a weight moves: which tensors the GGUF will hold, and where each comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from math import prod
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+class Files(Protocol):
+    """A model's source as planning sees it: named files that can be read by range."""
+
+    def names(self) -> list[str]:
+        """Paths of the files, relative to the model's folder."""
+
+    def size(self, name: str) -> int:
+        """Length in bytes."""
+
+    def read(self, name: str, offset: int, size: int) -> bytes:
+        """Exactly `size` bytes from `offset`."""
+
+
+class Transform(Protocol):
+    """A change of a tensor's values that can be made in slabs of whole `rows`."""
+
+    rows: int
+
+    def apply(self, x: np.ndarray) -> np.ndarray:
+        """The changed slab; `x` is (n * rows, columns) of any dtype."""
+
+
+@dataclass(frozen=True, slots=True)
+class TensorPlan:
+    """One output tensor.
+
+    `shape` has the rows first, as the source has it (GGUF's order is the reverse). The values come from `size` bytes at
+    `offset` of file `shard`, of safetensors type `dtype`; a tensor that we work out ourselves has them in `values`
+    (float32, little-endian) and no shard.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    source: str = ""
+    shard: str = ""
+    offset: int = 0
+    size: int = 0
+    transform: Transform | None = None
+    values: bytes = b""
+
+    @property
+    def elements(self) -> int:
+        """Number of values."""
+        return prod(self.shape)
+
+    @property
+    def columns(self) -> int:
+        """Values of a row, the unit of quantization."""
+        return self.shape[-1]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelPlan:
+    """A model as it will be written.
+
+    `metadata` are the GGUF entries that describe it (sizes, tokenizer, chat template, general facts), `tensors` stand
+    in the order in which the source sends them, `shards` are the source's files in that order. `stops` are all token
+    ids that end an answer, `defaults` the sampling settings that the model's makers recommend, `capabilities` what
+    Ollama's API calls them (`completion`, `tools`, `thinking`, `insert`).
+    """
+
+    architecture: str
+    metadata: Mapping[str, Any]
+    tensors: tuple[TensorPlan, ...]
+    shards: tuple[str, ...]
+    stops: tuple[int, ...] = ()
+    defaults: Mapping[str, float] = field(default_factory=dict)
+    capabilities: tuple[str, ...] = ("completion",)
+
+    @property
+    def parameters(self) -> int:
+        """Number of trained values."""
+        return sum(tensor.elements for tensor in self.tensors if tensor.shard)
+
+    @property
+    def source_bytes(self) -> int:
+        """Bytes of weights that will be read from the source."""
+        return sum(tensor.size for tensor in self.tensors)
+
+
+Progress = Callable[[int, int], None]

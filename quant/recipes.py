@@ -1,0 +1,206 @@
+"""Named levels: which type each tensor gets.
+
+The rules are llama.cpp's (`llama_tensor_get_type_impl` in llama-quant.cpp), so that `Q4_K_M` means here what it means
+everywhere. They are data: a level has a base type, and for a role (value projection, down projection, …) a list of
+rules, of which the first whose condition holds decides. Levels that cannot do without importance data are not here yet.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from quant.errors import UnknownLevel
+from quant.plan import ModelPlan, TensorPlan
+from quant.types import QuantType
+
+T = QuantType
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a tensor stands: the `index`-th of `count` tensors of its role; query heads per key head; experts."""
+
+    index: int
+    count: int
+    sharing: int
+    experts: int
+
+
+def _more_bits(place: Place) -> bool:
+    eighth = place.count // 8
+    return place.index < eighth or place.index >= 7 * place.count // 8 or (place.index - eighth) % 3 == 2
+
+
+_CONDITIONS: dict[str, Callable[[Place], bool]] = {
+    "always": lambda place: True,
+    "more bits": _more_bits,
+    "first two": lambda place: place.index < 2,
+    "first four": lambda place: place.index < 4,
+    "first eighth": lambda place: place.index < place.count // 8,
+    "first sixteenth": lambda place: place.index < place.count // 16,
+    "shared by four": lambda place: place.sharing >= 4,
+    "eight experts": lambda place: place.experts == 8,
+}
+
+
+class Rule(NamedTuple):
+    """The type `type` where condition `when` holds."""
+
+    type: QuantType
+    when: str = "always"
+
+
+Rules = tuple[Rule, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """A named recipe.
+
+    `file_type` is its number in `general.file_type`, `bits` what a weight takes in an 8 B model. `value`, `down` and
+    `output` are the rules for value projections, down projections and attention outputs; `base` is for all else.
+    """
+
+    name: str
+    file_type: int
+    base: QuantType
+    bits: float
+    value: Rules = ()
+    down: Rules = ()
+    output: Rules = ()
+
+
+_MORE_Q6 = (Rule(T.Q6_K, "more bits"),)
+_ALL_Q5 = (Rule(T.Q5_K),)
+_EXPERTS_Q5 = Rule(T.Q5_K, "eight experts")
+_Q4_S_VALUE = (Rule(T.Q5_K, "first four"),)
+_Q4_S_DOWN = (Rule(T.Q5_K, "first eighth"),)
+_Q3_M_VALUE = (Rule(T.Q5_K, "first two"), Rule(T.Q4_K))
+_Q3_M_DOWN = (Rule(T.Q5_K, "first sixteenth"), Rule(T.Q4_K))
+_Q2_VALUE = (Rule(T.Q4_K, "shared by four"), Rule(T.Q3_K))
+_LEVELS = (
+    Level("F32", 0, T.F32, 32.0),
+    Level("BF16", 32, T.BF16, 16.0),
+    Level("F16", 1, T.F16, 16.0),
+    Level("Q8_0", 7, T.Q8_0, 8.5),
+    Level("Q6_K", 18, T.Q6_K, 6.56),
+    Level("Q5_1", 9, T.Q5_1, 6.0),
+    Level("Q5_K_M", 17, T.Q5_K, 5.7, _MORE_Q6, _MORE_Q6),
+    Level("Q5_K_S", 16, T.Q5_K, 5.57),
+    Level("Q5_0", 8, T.Q5_0, 5.57),
+    Level("Q4_1", 3, T.Q4_1, 5.1),
+    Level("Q4_K_M", 15, T.Q4_K, 4.89, _MORE_Q6, _MORE_Q6, (_EXPERTS_Q5,)),
+    Level("Q4_K_S", 14, T.Q4_K, 4.67, _Q4_S_VALUE, _Q4_S_DOWN, (_EXPERTS_Q5,)),
+    Level("Q4_0", 2, T.Q4_0, 4.66),
+    Level("Q3_K_L", 13, T.Q3_K, 4.3, _ALL_Q5, _ALL_Q5, _ALL_Q5),
+    Level("Q3_K_M", 12, T.Q3_K, 4.0, _Q3_M_VALUE, _Q3_M_DOWN, (_EXPERTS_Q5, Rule(T.Q4_K))),
+    Level("Q3_K_S", 11, T.Q3_K, 3.64, output=(_EXPERTS_Q5,)),
+    Level("Q2_K", 10, T.Q2_K, 3.16, _Q2_VALUE, (Rule(T.Q3_K),), (_EXPERTS_Q5, Rule(T.Q3_K))),
+)
+# Best first.
+LEVELS: dict[str, Level] = {level.name: level for level in _LEVELS}
+# Those worth choosing by themselves: no other level is both smaller and better than one of them.
+LADDER = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_M", "Q2_K")
+# Where a row is not made of whole blocks; where that does not fit either, F16.
+_FALLBACK = {T.Q2_K: T.Q4_0, T.Q3_K: T.Q4_0, T.Q4_K: T.Q5_0, T.Q5_K: T.Q5_1, T.Q6_K: T.Q8_0}
+_KEPT = ("_norm.weight", "ffn_gate_inp.weight")
+_ROLE = re.compile(r"(?:blk\.(\d+)\.)?(\w+?)(?:_exps|_shexp)?\.weight")
+
+
+def level_of(name: str) -> Level:
+    """The level with this name, in any case; UnknownLevel lists those there are."""
+    try:
+        return LEVELS[name.upper()]
+    except KeyError:
+        raise UnknownLevel(f"there is no level `{name}`", hint="the levels are " + ", ".join(LEVELS)) from None
+
+
+def assign(plan: ModelPlan, level: str) -> dict[str, QuantType]:
+    """The type of every tensor of `plan` at `level`; the same that llama.cpp's quantizer gives without importance."""
+    chosen = level_of(level)
+    whole = chosen.base.block == 1
+    tied = all(tensor.name != "output.weight" for tensor in plan.tensors)
+    seen: dict[str, int] = {}
+    types = {}
+    for tensor in sorted(plan.tensors, key=_order):
+        if not quantizable(tensor):
+            types[tensor.name] = T.F32
+        elif whole:
+            types[tensor.name] = chosen.base
+        else:
+            types[tensor.name] = _fitting(_wanted(tensor, chosen, plan, tied, seen), tensor.columns)
+    return {tensor.name: types[tensor.name] for tensor in plan.tensors}
+
+
+def sizes(plan: ModelPlan, level: str) -> int:
+    """Bytes that the tensors of `plan` take in the file at `level`."""
+    types = assign(plan, level)
+    return sum(
+        types[tensor.name].row_bytes(tensor.columns) * (tensor.elements // tensor.columns) for tensor in plan.tensors
+    )
+
+
+def describe(level: str) -> dict[str, Any]:
+    """The GGUF entries that name the level."""
+    return {"general.file_type": level_of(level).file_type, "general.quantization_version": 2}
+
+
+def quantizable(tensor: TensorPlan) -> bool:
+    """Whether a level says what this tensor is: matrices, but no norms and no expert routers; the rest stays F32."""
+    return len(tensor.shape) >= 2 and tensor.name.endswith("weight") and not tensor.name.endswith(_KEPT)
+
+
+def _order(tensor: TensorPlan) -> tuple[int, str]:
+    """Layer, then name: the order in which llama.cpp counts, which decides who is among the first."""
+    layer = re.match(r"blk\.(\d+)\.", tensor.name)
+    return (int(layer[1]) if layer else -1, tensor.name)
+
+
+def _wanted(tensor: TensorPlan, level: Level, plan: ModelPlan, tied: bool, seen: dict[str, int]) -> QuantType:
+    match = _ROLE.fullmatch(tensor.name)
+    role = match[2] if match else ""
+    if role == "output" or (role == "token_embd" and tied):
+        if tensor.columns % level.base.block:
+            return T.Q8_0
+        return level.base if level.base is T.Q8_0 else T.Q6_K
+    if not match or role not in ("attn_k", "attn_v", "ffn_down", "attn_output"):
+        return level.base
+    place = _place(plan, role, seen, int(match[1] or 0))
+    rules = {"attn_v": level.value, "ffn_down": level.down, "attn_output": level.output}
+    for rule in rules.get(role, ()):
+        if _CONDITIONS[rule.when](place):
+            return _raised(role, rule.type, place, plan)
+    return _raised(role, level.base, place, plan)
+
+
+def _place(plan: ModelPlan, role: str, seen: dict[str, int], layer: int) -> Place:
+    """Count this tensor among those of its role. With experts the down projections go by their layer instead."""
+    facts = {key.removeprefix(f"{plan.architecture}."): value for key, value in plan.metadata.items()}
+    experts = facts.get("expert_count", 0)
+    heads, shared = facts.get("attention.head_count", 1), facts.get("attention.head_count_kv", 1)
+    blocks = facts.get("block_count", 1)
+    index = seen.get(role, 0)
+    seen[role] = index + 1
+    if role == "attn_v":
+        count = sum(tensor.name.endswith("attn_v.weight") for tensor in plan.tensors)
+        return Place(index, count, heads // shared, experts)
+    return Place(layer if experts > 1 else index, blocks, heads // shared, experts)
+
+
+def _raised(role: str, type: QuantType, place: Place, plan: ModelPlan) -> QuantType:
+    """Two exceptions of llama.cpp: values of a 70 B Llama, and keys and values beside eight experts."""
+    if role in ("attn_v", "attn_k") and place.experts == 8:
+        return T.Q8_0
+    large = plan.architecture == "llama" and plan.metadata.get("llama.block_count") == 80 and place.sharing > 1
+    if role == "attn_v" and large and type in (T.Q3_K, T.Q4_K):
+        return T.Q5_K
+    return type
+
+
+def _fitting(type: QuantType, columns: int) -> QuantType:
+    if columns % type.block:
+        type = _FALLBACK.get(type, T.F16)
+    return T.F16 if columns % type.block else type
