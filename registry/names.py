@@ -198,7 +198,7 @@ def _url(text: str) -> Reference:
         url = urlsplit(text)
         host = (url.hostname or "") if url.port is None else f"{url.hostname}:{url.port}"
     except ValueError:
-        raise _odd(text)
+        raise _odd(text) from None
     alias = _ALIASES.get(host, host)
     if url.scheme in ("http", "https") and alias in (HUB, OLLAMA):
         return _page(alias, url, text)

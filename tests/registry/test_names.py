@@ -44,12 +44,14 @@ READINGS = [
 
 ODD = [
     "", " ", "demo ", "a/", "/a//..", "../../etc/passwd:x/y:", "a/..", "../..:", "org/../repo", "hf.co/org/..",
-    "hf.co/org", "hf.co/a/b/c", "a/b/c", "a/b/c/d", "demo:", "demo:..", "demo:a/b", "demo:../../x", "org/repo:", ":", "::", "a:b:c",
+    "hf.co/org", "hf.co/a/b/c", "a/b/c", "a/b/c/d", "demo:", "demo:..", "demo:a/b", "demo:../../x",
+    "org/repo:", ":", "::", "a:b:c",
     "-x/y", ".x/y", "a b/c", "a\n", "a\x00b", "./a\x00", "ä/b", "org/repo\u2028", "org/r\uff0fx", "org\\repo", "C:\\x",
     "x" * 97, "x/" + "y" * 97, "x" * 5000, "http://x.example/a.gguf", "https://u:p@x.example/a.gguf",
     "https://huggingface.co", "https://huggingface.co/org/repo?x=1", "https://huggingface.co/org/repo/blob/x/y",
-    "https://[/a.gguf", "https://x.example/a.bin", "https:///a.gguf", "ftp://x.example/a.gguf", 
-    "https://x.example/.gguf",     "file:///etc/passwd", "local/library/x", "ghcr.io/a/b:x y", "%2e%2e/%2e%2e", "~a\ud800", "/", "demo:4 GB",
+    "https://[/a.gguf", "https://x.example/a.bin", "https:///a.gguf", "ftp://x.example/a.gguf",
+    "https://x.example/.gguf", "file:///etc/passwd", "local/library/x", "ghcr.io/a/b:x y",
+    "%2e%2e/%2e%2e", "~a\ud800", "/", "demo:4 GB",
 ]  # fmt: skip
 
 
