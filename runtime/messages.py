@@ -1,7 +1,7 @@
 """The frames that the daemon and a worker exchange, in both directions.
 
-Every frame is a msgspec struct, tagged by its type and sent as length-prefixed MessagePack (`runtime/child.py`). Times are
-nanoseconds, token counts are counts. `id` is chosen by the daemon and names one request for its whole life.
+Every frame is a msgspec struct, tagged by its type and sent as length-prefixed MessagePack (`runtime/child.py`). Times
+are nanoseconds, token counts are counts. `id` is chosen by the daemon and names one request for its whole life.
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ class Load(msgspec.Struct, tag="load"):
 class Submit(msgspec.Struct, tag="submit", omit_defaults=True):
     """One request: either `messages` (the template renders them), or `prompt` (text, or token ids), never both.
 
-    `parse_special` lets text of a raw prompt spell control tokens; `truncate` drops the oldest turns, or the head of a raw
-    prompt, when the prompt does not fit; `shift` lets the context slide when an answer reaches its end.
+    `parse_special` lets text of a raw prompt spell control tokens; `truncate` drops the oldest turns, or the head of a
+    raw prompt, when the prompt does not fit; `shift` lets the context slide when an answer reaches its end.
     `count` answers are drawn from one prompt. `logprobs` is the number of alternatives reported, -1 for none at all.
     """
 
@@ -136,7 +136,7 @@ class Ready(msgspec.Struct, tag="ready"):
 
 
 class Started(msgspec.Struct, tag="started"):
-    """Request `id` left the queue. `truncated` counts the prompt tokens that were dropped, `cached` those not computed."""
+    """Request `id` left the queue. `truncated` counts prompt tokens that were dropped, `cached` those not computed."""
 
     id: int
     prompt_tokens: int
@@ -165,7 +165,7 @@ class Delta(msgspec.Struct, tag="delta", omit_defaults=True):
 
 
 class Finished(msgspec.Struct, tag="finished", omit_defaults=True):
-    """Answer `index` of request `id` is complete: `stop`, `length`, `cancelled`. Times exclude the wait in the queue."""
+    """Answer `index` of request `id` is complete: `stop`, `length`, `cancelled`. Times leave out the wait in line."""
 
     id: int
     reason: str

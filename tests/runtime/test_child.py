@@ -1,0 +1,115 @@
+"""The launcher: frames in both directions, and no child that outlives its parent."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from runtime.child import FRAME_LIMIT, Child
+from tests.runtime.echo_child import Answer, Say
+
+MODULE = "tests.runtime.echo_child"
+ENV = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+
+
+async def spawn(*args: str, **options: object) -> Child:
+    return await Child.spawn(MODULE, args, frames=Answer, env=ENV, **options)
+
+
+async def end(child: Child) -> int:
+    child.kill()
+    return await child.wait()
+
+
+def test_frames_travel_in_both_directions_and_output_goes_to_the_log(tmp_path: Path) -> None:
+    async def talk() -> None:
+        child = await spawn("a", "b", nice=5, log=tmp_path / "log")
+        long = "ü" * (1 << 20)
+        await child.send(Say("hello"), Say(long))
+        assert await child.receive() == Answer("hello", 5, ["a", "b"])
+        assert (await child.receive()).text == long
+        assert await end(child) == -signal.SIGKILL
+        assert child.ending == "was killed by SIGKILL"
+        assert await child.receive() is None
+        await child.send(Say("to nobody"))
+
+    asyncio.run(talk())
+    # Its own stdout is block-buffered and the child was killed, so only that nothing came to ours is certain.
+    assert (tmp_path / "log").exists()
+
+
+def test_many_frames_keep_their_order(tmp_path: Path) -> None:
+    async def talk() -> list[str]:
+        child = await spawn(log=tmp_path / "log")
+        await child.send(*(Say(str(i)) for i in range(2000)))
+        texts = [(await child.receive()).text for _ in range(2000)]
+        await end(child)
+        return texts
+
+    assert asyncio.run(talk()) == [str(i) for i in range(2000)]
+
+
+def test_a_child_that_sends_nonsense_is_killed(tmp_path: Path) -> None:
+    async def talk() -> tuple[object, int, str]:
+        child = await spawn("nonsense", log=tmp_path / "log")
+        return await child.receive(), await child.wait(), child.problem
+
+    frame, status, problem = asyncio.run(talk())
+    assert frame is None
+    assert status == -signal.SIGKILL
+    assert "malformed frame" in problem
+
+
+def test_a_frame_above_the_limit_is_never_sent(tmp_path: Path) -> None:
+    async def talk() -> None:
+        child = await spawn(log=tmp_path / "log")
+        with pytest.raises(ValueError, match="above the limit"):
+            await child.send(Say("x" * (FRAME_LIMIT + 1)))
+        await end(child)
+
+    asyncio.run(talk())
+
+
+def test_a_child_that_exits_says_how(tmp_path: Path) -> None:
+    async def talk() -> tuple[object, int, str]:
+        child = await Child.spawn("tests.runtime.no_such_module", log=tmp_path / "log")
+        return await child.receive(), await child.wait(), child.ending
+
+    assert asyncio.run(talk()) == (None, 1, "exited with status 1")
+    assert "no_such_module" in (tmp_path / "log").read_text()
+
+
+PARENT = """
+import asyncio, sys
+from runtime.child import Child
+from tests.runtime.echo_child import Answer
+
+async def main():
+    child = await Child.spawn("tests.runtime.echo_child", ["sleep"], frames=Answer)
+    await child.receive()
+    print(child.pid, flush=True)
+    await asyncio.sleep(60)
+
+asyncio.run(main())
+"""
+
+
+def test_no_child_outlives_a_killed_parent() -> None:
+    parent = subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE, text=True, env=ENV)
+    assert parent.stdout
+    child = psutil.Process(int(parent.stdout.readline()))
+    os.kill(parent.pid, signal.SIGKILL)
+    started = time.monotonic()
+    psutil.wait_procs([child], timeout=5)
+    parent.wait()
+    parent.stdout.close()
+    assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
+    assert time.monotonic() - started < 2
