@@ -1,0 +1,205 @@
+"""A scripted engine: the worker's protocol without a model, for tests of everything above it.
+
+`Load.script` says what it does; every key may be left out:
+
+| key | meaning |
+|---|---|
+| `tokens` | the pieces that every answer consists of (list of strings; default three words) |
+| `echo` | true: the answer is the prompt itself, or the last message, word by word |
+| `delay` | seconds before each token (0) |
+| `prompt_delay` | seconds from admission to `Started` (0) |
+| `prompt_tokens` | the length that every prompt is said to have; else its words are counted |
+| `load_delay`, `load_error` | seconds before `Ready`; the sentence of a `load_failed` instead of it |
+| `fail` | `{"code", "message", "hint"}`: every `Submit` fails so |
+| `die_after`, `hang_after`, `exit_after` | after so many tokens in all: SIGKILL to itself; stand still; exit with 1 |
+| `embedding` | length of the vectors (8) |
+
+Limits hold as in the real engine: `sequences` answers at once, `queue` waiting ones, prompts longer than the context
+are refused, stop strings and `max_tokens` end an answer, `Cancel` too. Seeds change nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import struct
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import msgspec
+
+from runtime import messages as m
+from runtime.errors import LoadFailed
+
+TOKENS = ["Once", " upon", " a time"]
+
+
+class Answer:
+    """One answer on its way: what is left of the script, and what was sent."""
+
+    def __init__(self, submit: m.Submit, index: int, tokens: list[str], prompt_tokens: int) -> None:
+        self.id = submit.id
+        self.index = index
+        self.prompt_tokens = prompt_tokens
+        self.sent = 0
+        self.cancelled = False
+        self._limits = submit.limits
+        self._left: Iterator[str] = iter(tokens)
+        self._text = ""
+
+    def step(self) -> tuple[str, str]:
+        """The next text, and the reason to end ("" for none)."""
+        if self.cancelled:
+            return "", "cancelled"
+        if 0 <= self._limits.max_tokens <= self.sent:
+            return "", "length"
+        text = next(self._left, None)
+        if text is None:
+            return "", "stop"
+        self.sent += 1
+        before, self._text = self._text, self._text + text
+        for stop in self._limits.stop:
+            if stop in self._text:
+                return self._text[len(before) : self._text.index(stop)], "stop"
+        return text, ""
+
+
+class FakeEngine:
+    """Answers from a script; the same interface as `runtime.engine.Engine`."""
+
+    def __init__(self, load: m.Load, send: Callable[..., None]) -> None:
+        self._load = load
+        self._script = load.script
+        self._send = send
+        self._inbox: deque[Any] = deque()
+        self._wake = threading.Condition()
+        self._waiting: deque[m.Submit] = deque()
+        self._answers: list[Answer] = []
+        self._tokens = 0
+        self.step = 0
+
+    @property
+    def busy(self) -> bool:
+        """Whether an answer is on its way."""
+        return bool(self._answers or self._waiting)
+
+    @property
+    def waiting(self) -> int:
+        """How many requests stand in line."""
+        return len(self._waiting)
+
+    def open(self) -> m.Ready:
+        """Load nothing, as slowly as the script says; raises LoadFailed when it says so."""
+        time.sleep(self._script.get("load_delay", 0))
+        if error := self._script.get("load_error"):
+            raise LoadFailed(error)
+        return m.Ready(self._load.context, self._load.sequences, 0, 0, 0, 0, has_template=True, embedding=False)
+
+    def take(self, frame: Any) -> None:
+        """Accept a frame, from any thread."""
+        with self._wake:
+            self._inbox.append(frame)
+            self._wake.notify()
+
+    def run(self) -> None:
+        """Serve until `Shutdown`."""
+        while True:
+            with self._wake:
+                self._wake.wait_for(lambda: self._inbox or self.busy)
+                frames = list(self._inbox)
+                self._inbox.clear()
+            for frame in frames:
+                if isinstance(frame, m.Shutdown):
+                    return
+                self._handle(frame)
+            self._admit()
+            self._advance()
+
+    def _handle(self, frame: Any) -> None:
+        match frame:
+            case m.Submit():
+                self._submit(frame)
+            case m.Cancel():
+                self._cancel(frame.id)
+            case m.Tokenize():
+                self._send(m.Tokens(frame.id, list(range(len(_words(_prompt(frame.messages, frame.text)))))))
+            case m.Embed():
+                size = self._script.get("embedding", 8)
+                vector = struct.pack(f"<{size}f", *([1.0] + [0.0] * (size - 1)))
+                count = sum(len(_words(text)) if isinstance(text, str) else len(text) for text in frame.inputs)
+                self._send(m.Vectors(frame.id, [vector] * len(frame.inputs), count))
+
+    def _submit(self, submit: m.Submit) -> None:
+        length = self._prompt_tokens(submit)
+        if fail := self._script.get("fail"):
+            self._send(m.Failed(submit.id, fail["code"], fail["message"], fail.get("hint", "")))
+        elif length >= self._load.context:
+            message = f"the prompt has {length} tokens and the context holds {self._load.context}"
+            self._send(m.Failed(submit.id, "prompt_too_long", message, "shorten it or ask for a larger context"))
+        elif len(self._waiting) >= self._load.queue:
+            message = f"{len(self._waiting)} requests wait for this model already"
+            self._send(m.Failed(submit.id, "queue_full", message, "try again later"))
+        else:
+            self._waiting.append(submit)
+
+    def _prompt_tokens(self, submit: m.Submit) -> int:
+        if isinstance(submit.prompt, list):
+            return len(submit.prompt)
+        return int(self._script.get("prompt_tokens", len(_words(_prompt(submit.messages, submit.prompt)))))
+
+    def _cancel(self, request: int) -> None:
+        for submit in [submit for submit in self._waiting if submit.id == request]:
+            self._waiting.remove(submit)
+            self._send(m.Finished(submit.id, "cancelled", 0, 0))
+        for answer in self._answers:
+            answer.cancelled |= answer.id == request
+
+    def _admit(self) -> None:
+        while self._waiting and len(self._answers) < self._load.sequences:
+            submit = self._waiting.popleft()
+            time.sleep(self._script.get("prompt_delay", 0))
+            tokens = self._script.get("tokens", TOKENS)
+            if self._script.get("echo"):
+                tokens = _words(_prompt(submit.messages, submit.prompt))
+            length = self._prompt_tokens(submit)
+            self._answers += [Answer(submit, index, tokens, length) for index in range(submit.count)]
+            self._send(m.Started(submit.id, length))
+
+    def _advance(self) -> None:
+        """One token for every answer."""
+        if self._answers:
+            time.sleep(self._script.get("delay", 0))
+        for answer in list(self._answers):
+            text, reason = answer.step()
+            if text:
+                self._misbehave()
+                self._send(m.Delta(answer.id, text, 1, answer.index))
+            if reason:
+                self._answers.remove(answer)
+                end = m.Finished(answer.id, reason, answer.prompt_tokens, answer.sent, 0, 1, 1, answer.index)
+                self._send(end)
+        self.step += 1
+
+    def _misbehave(self) -> None:
+        self._tokens += 1
+        if self._tokens > self._script.get("die_after", self._tokens):
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self._tokens > self._script.get("exit_after", self._tokens):
+            os._exit(1)
+        if self._tokens > self._script.get("hang_after", self._tokens):
+            threading.Event().wait()
+
+
+def _prompt(messages: list[dict[str, Any]] | None, prompt: str | list[int] | None) -> str:
+    if messages:
+        content = messages[-1].get("content", "")
+        return content if isinstance(content, str) else msgspec.json.encode(content).decode()
+    return prompt if isinstance(prompt, str) else ""
+
+
+def _words(text: str) -> list[str]:
+    """The words of `text`, each but the first with its space, so that they join to the text."""
+    return [word if i == 0 else f" {word}" for i, word in enumerate(text.split(" "))] if text else []

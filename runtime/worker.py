@@ -1,0 +1,96 @@
+"""The process that holds one model: `python -P -m runtime.worker`, spawned by `runtime.child.Child`.
+
+Its first frame is `Load`; it answers with `Loading` …, then `Ready` or `Failed` with id 0 (and ends). From then on it
+takes `Submit`, `Embed`, `Tokenize`, `Cancel` and `Shutdown` in any order, and sends a `Beat` every second. Whatever
+happens to llama.cpp happens here: when it aborts on a bad file, the daemon sees this process end and nothing else.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from runtime import messages as m
+from runtime.child import Parent
+from runtime.errors import EngineError
+
+BEAT_SECONDS = 1.0
+# A thread that renders or encodes must not keep the engine's thread from the interpreter for long (default 5 ms).
+SWITCH_SECONDS = 0.0005
+
+
+class Engine(Protocol):
+    """What answers: the real one in `runtime.engine`, a scripted one in `runtime.fake`."""
+
+    step: int
+
+    @property
+    def busy(self) -> bool:
+        """Whether there is work, so that a `step` that stands still means it hangs."""
+
+    @property
+    def waiting(self) -> int:
+        """Requests in the queue."""
+
+    def open(self) -> m.Ready:
+        """Load the model; raises EngineError."""
+
+    def take(self, frame: Any) -> None:
+        """Accept a frame; called from the thread that reads the socket."""
+
+    def run(self) -> None:
+        """Serve until `Shutdown` comes."""
+
+
+def main(argv: list[str]) -> int:
+    """Serve one model until told to end; the exit status is 1 when it could not be loaded."""
+    parent = Parent.connect(argv, m.ToWorker)
+    load = parent.receive()
+    if not isinstance(load, m.Load):
+        return 1
+    sys.setswitchinterval(SWITCH_SECONDS)
+    engine = _engine(load, parent.send)
+    try:
+        ready = engine.open()
+    except EngineError as error:
+        parent.send(m.Failed(0, error.code, str(error), error.hint))
+        return 1
+    parent.send(ready)
+    parent.listen(engine.take)
+    threading.Thread(target=_beat, args=(engine, parent.send), name="beat", daemon=True).start()
+    engine.run()
+    return 0
+
+
+def _engine(load: m.Load, send: Callable[..., None]) -> Engine:
+    if load.engine == "fake":
+        from runtime.fake import FakeEngine
+
+        return FakeEngine(load, send)
+    from runtime.engine import LlamaEngine  # llama.cpp takes a quarter of a second to import
+
+    return LlamaEngine(load, send)
+
+
+def _beat(engine: Engine, send: Callable[..., None]) -> None:
+    while True:
+        send(m.Beat(engine.step, engine.busy, engine.waiting, resident_bytes()))
+        time.sleep(BEAT_SECONDS)
+
+
+def resident_bytes() -> int:
+    """Memory that this process holds now, in bytes (its peak, where there is no /proc)."""
+    try:
+        with open("/proc/self/statm", "rb") as file:  # noqa: PTH123 - once a second, in every worker
+            return int(file.read().split()[1]) * resource.getpagesize()
+    except OSError:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak << 10
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
