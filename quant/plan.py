@@ -27,7 +27,9 @@ class Files(Protocol):
 class Transform(Protocol):
     """A change of a tensor's values that can be made in slabs of whole `rows`."""
 
-    rows: int
+    @property
+    def rows(self) -> int:
+        """Rows that must stay together."""
 
     def apply(self, x: np.ndarray) -> np.ndarray:
         """The changed slab; `x` is (n * rows, columns) of any dtype."""

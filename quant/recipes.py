@@ -43,6 +43,7 @@ _CONDITIONS: dict[str, Callable[[Place], bool]] = {
     "first sixteenth": lambda place: place.index < place.count // 16,
     "shared by four": lambda place: place.sharing >= 4,
     "eight experts": lambda place: place.experts == 8,
+    "other than eight experts": lambda place: place.experts != 8,
 }
 
 
@@ -95,7 +96,7 @@ _LEVELS = (
     Level("Q4_K_M", 15, T.Q4_K, 4.89, _MORE_Q6, _MORE_Q6, (_EXPERTS_Q5,)),
     Level("Q4_K_S", 14, T.Q4_K, 4.67, _Q4_S_VALUE, _Q4_S_DOWN, (_EXPERTS_Q5,)),
     Level("Q4_0", 2, T.Q4_0, 4.66),
-    Level("Q3_K_L", 13, T.Q3_K, 4.3, _ALL_Q5, _ALL_Q5, _ALL_Q5),
+    Level("Q3_K_L", 13, T.Q3_K, 4.3, _ALL_Q5, _ALL_Q5, (Rule(T.Q5_K, "other than eight experts"),)),
     Level("Q3_K_M", 12, T.Q3_K, 4.0, _Q3_M_VALUE, _Q3_M_DOWN, (_EXPERTS_Q5, Rule(T.Q4_K))),
     Level("Q3_K_S", 11, T.Q3_K, 3.64, output=(_EXPERTS_Q5,)),
     Level("Q2_K", 10, T.Q2_K, 3.16, _Q2_VALUE, (Rule(T.Q3_K),), (_EXPERTS_Q5, Rule(T.Q3_K))),

@@ -1,1 +1,87 @@
-"""From a published checkpoint to a plan of GGUF tensors and metadata."""
+"""Hugging Face folders to GGUF: everything that can be known about a model before its weights are read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from quant.convert import chat, llama
+from quant.convert.base import Family, plan_tensors
+from quant.convert.config import Config
+from quant.convert.tokenizer import read_vocabulary
+from quant.errors import MalformedFile, UnsupportedModel
+from quant.plan import Files, ModelPlan, TensorPlan
+from quant.safetensors import read_model
+
+FAMILIES: dict[str, Family] = {name: family for family in (llama.FAMILY,) for name in family.classes}
+
+
+def plan_model(files: Files, pre: str | None = None) -> ModelPlan:
+    """Plan the conversion of the model in `files`; only headers and small files are read.
+
+    `pre` names llama.cpp's pre-tokenizer by hand. Raises MalformedFile where a file breaks its format or contradicts
+    another, UnsupportedModel for what cannot be converted; each is a sentence for the user.
+    """
+    config = _read_config(files)
+    family = _family(config)
+    sizes = family.read_sizes(config)
+    described = family.describe(config, sizes)
+    entries = read_model(files)
+    tensors = (*family.computed(config, sizes), *plan_tensors(family, config, sizes, entries))
+    vocabulary = read_vocabulary(files, sizes["vocabulary"], pre)
+    tokenizer_config = Config.read(files, "tokenizer_config.json")
+    generation = Config.read(files, "generation_config.json")
+    templates = chat.read_templates(files, tokenizer_config)
+    specials, stops = chat.describe_specials(config, generation, tokenizer_config, vocabulary)
+    metadata = {
+        "general.architecture": family.architecture,
+        "general.type": "model",
+        "general.size_label": _size_label(tensors),
+        **chat.read_card(files),
+        **described,
+        **vocabulary.entries,
+        **specials,
+        **chat.describe_templates(templates),
+        # llama.cpp has room for three; its own list goes by the tokens' texts.
+        "lm.stop_token_ids": list(stops),
+    }
+    return ModelPlan(
+        architecture=family.architecture,
+        metadata=metadata,
+        tensors=tensors,
+        shards=tuple(dict.fromkeys(tensor.shard for tensor in tensors if tensor.shard)),
+        stops=stops,
+        defaults=chat.read_defaults(generation),
+        capabilities=chat.capabilities(templates, vocabulary),
+    )
+
+
+def _read_config(files: Files) -> Config:
+    if "config.json" not in files.names():
+        raise MalformedFile("there is no `config.json`", hint="is this the folder of a Hugging Face model?")
+    config = Config.read(files, "config.json")
+    quantized = config.get("quantization_config")
+    if quantized:
+        method = quantized.get("quant_method") if isinstance(quantized, dict) else None
+        hint = "use the repository with the original weights"
+        raise UnsupportedModel(f"the model is already quantized ({ascii(method)[:40]})", hint=hint)
+    return config
+
+
+def _family(config: Config) -> Family:
+    names: Any = config.get("architectures")
+    if not isinstance(names, list) or not names or not isinstance(names[0], str):
+        raise config.wrong("architectures", "a list with the name of the model's class")
+    if names[0] not in FAMILIES:
+        raise UnsupportedModel(
+            f"the architecture `{ascii(names[0])[1:61]}` cannot be converted yet",
+            hint="those that can be are " + ", ".join(FAMILIES),
+        )
+    return FAMILIES[names[0]]
+
+
+def _size_label(tensors: tuple[TensorPlan, ...]) -> str:
+    parameters = sum(tensor.elements for tensor in tensors if tensor.shard)
+    for unit, scale in (("B", 1e9), ("M", 1e6)):
+        if parameters >= scale:
+            return f"{parameters / scale:.1f}{unit}"
+    return f"{parameters / 1e3:.0f}K"

@@ -1,0 +1,56 @@
+"""Lets a producer run ahead of its consumer, in a thread, by a bounded number of items."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+Item = TypeVar("Item")
+
+
+@contextmanager
+def ahead(items: Iterable[Item], depth: int) -> Generator[Iterator[Item]]:
+    """Iterate over `items` in a thread of their own, at most `depth` of them waiting to be taken.
+
+    What `items` raises is raised to the consumer. On leaving the block, early or not, the producer has stopped and a
+    generator among `items` is closed, so what it reads from may be closed too.
+    """
+    ready: queue.SimpleQueue[tuple[bool, Item | BaseException | None]] = queue.SimpleQueue()
+    slots = threading.Semaphore(depth)
+    stopped = threading.Event()
+
+    def produce() -> None:
+        try:
+            for item in items:
+                slots.acquire()
+                if stopped.is_set():
+                    return
+                ready.put((True, item))
+            ready.put((False, None))
+        except BaseException as error:
+            ready.put((False, error))
+        finally:
+            if isinstance(items, Generator):
+                items.close()
+
+    def consume() -> Iterator[Item]:
+        while True:
+            more, item = ready.get()
+            if not more:
+                if isinstance(item, BaseException):
+                    raise item
+                return
+            slots.release()
+            yield item  # type: ignore[misc]
+
+    thread = threading.Thread(target=produce, name="ahead", daemon=True)
+    thread.start()
+    try:
+        yield consume()
+    finally:
+        stopped.set()
+        slots.release()
+        thread.join()

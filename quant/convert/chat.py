@@ -1,0 +1,152 @@
+"""What a model's makers say about using it: chat template, tokens that end an answer, sampling defaults, licence.
+
+Templates are taken as text and never run here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from quant.convert.config import Config, read_text
+from quant.convert.tokenizer import Vocabulary
+from quant.errors import MalformedFile
+from quant.gguf import MAX_TEMPLATE
+from quant.plan import Files
+
+# Tokens that llama.cpp takes for ends of an answer by their text (`llama_vocab::impl::load`).
+_ENDINGS = (
+    *("<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "</s>", "<|eom_id|>", "<EOT>", "[EOT]"),
+    *("<|end_of_text|>", "<end_of_utterance>", "<eos>", "<|return|>", "<|call|>", "<｜end▁of▁sentence｜>"),
+)
+# Beginnings of a hole to fill (`insert`), as llama.cpp finds them.
+_HOLES = ("<|fim_prefix|>", "<fim-prefix>", "<fim_prefix>", "<｜fim▁begin｜>", "<PRE>", "▁<PRE>")
+# Names of transformers' generation settings → those of Ollama's API.
+_SETTINGS = {
+    "temperature": "temperature",
+    "top_k": "top_k",
+    "top_p": "top_p",
+    "min_p": "min_p",
+    "repetition_penalty": "repeat_penalty",
+}
+
+
+def read_templates(files: Files, tokenizer_config: Config) -> dict[str, str]:
+    """Chat templates by name, the main one as `default`; from the newest of the forms that there are."""
+    text = read_text(files, "chat_template.jinja")
+    if text:
+        templates = {"default": text}
+    else:
+        value = Config.read(files, "chat_template.json").get("chat_template") or tokenizer_config.get("chat_template")
+        templates = _named(value)
+    for name in sorted(files.names()):
+        extra = re.fullmatch(r"additional_chat_templates/([A-Za-z0-9_-]{1,64})\.jinja", name)
+        if extra:
+            templates[extra[1]] = read_text(files, name)
+    for name, template in templates.items():
+        if len(template.encode(errors="replace")) > MAX_TEMPLATE:
+            raise MalformedFile(f"the chat template `{name}` is longer than 1 MiB")
+    return templates
+
+
+def _named(value: Any) -> dict[str, str]:
+    if value is None:
+        return {}
+    if isinstance(value, str):
+        value = [{"name": "default", "template": value}]
+    if not isinstance(value, list) or not all(isinstance(entry, dict) for entry in value):
+        raise MalformedFile("`chat_template` is neither text nor a list of named templates")
+    templates = {entry.get("name"): entry.get("template") for entry in value}
+    for name, template in templates.items():
+        if not isinstance(name, str) or not re.fullmatch("[A-Za-z0-9_-]{1,64}", name) or not isinstance(template, str):
+            raise MalformedFile("`chat_template` holds an entry without a plain name and a text")
+    return templates
+
+
+def describe_templates(templates: Mapping[str, str]) -> dict[str, Any]:
+    """The GGUF entries of the templates."""
+    others = [name for name in templates if name != "default"]
+    entries: dict[str, Any] = {"tokenizer.chat_templates": others} if others else {}
+    entries |= {f"tokenizer.chat_template.{name}": templates[name] for name in others}
+    return entries | ({"tokenizer.chat_template": templates["default"]} if "default" in templates else {})
+
+
+def describe_specials(
+    config: Config, generation: Config, tokenizer_config: Config, vocabulary: Vocabulary
+) -> tuple[dict[str, Any], tuple[int, ...]]:
+    """The GGUF entries of the special tokens, and all ids that end an answer."""
+    size = len(vocabulary.entries["tokenizer.ggml.tokens"])
+    listed = _ids(generation, "eos_token_id", size) or _ids(config, "eos_token_id", size)
+    named = _named_id(tokenizer_config, "eos_token", vocabulary)
+    stops = tuple(dict.fromkeys(([] if named is None else [named]) + listed))
+    begin = _named_id(tokenizer_config, "bos_token", vocabulary)
+    if "bos_token" not in tokenizer_config.values:
+        begin = next(iter(_ids(config, "bos_token_id", size)), None)
+    pad = _named_id(tokenizer_config, "pad_token", vocabulary)
+    if not stops:
+        raise MalformedFile("no file of the model names the token that ends a text (`eos_token_id`)")
+    entries = {"bos_token_id": begin, "eos_token_id": stops[0], "padding_token_id": pad}
+    tokens = vocabulary.entries["tokenizer.ggml.tokens"]
+    # llama.cpp knows the usual endings by their text; it can be told of two more.
+    unusual = [id for id in stops[1:] if tokens[id] not in _ENDINGS]
+    entries |= dict(zip(("eot_token_id", "eom_token_id"), unusual, strict=False))
+    first = tokenizer_config.flag("add_bos_token", vocabulary.first is not None)
+    entries["add_bos_token"] = first and begin is not None
+    entries["add_eos_token"] = tokenizer_config.flag("add_eos_token", vocabulary.last is not None)
+    return {f"tokenizer.ggml.{key}": value for key, value in entries.items() if value is not None}, stops
+
+
+def _ids(config: Config, key: str, size: int) -> list[int]:
+    value = config.get(key)
+    ids = value if isinstance(value, list) else [] if value is None else [value]
+    if not all(type(id) is int and 0 <= id < size for id in ids):
+        raise config.wrong(key, f"one or more of the {size} tokens")
+    return ids
+
+
+def _named_id(config: Config, key: str, vocabulary: Vocabulary) -> int | None:
+    value = config.get(key)
+    text = value.get("content") if isinstance(value, dict) else value
+    return vocabulary.ids.get(text) if isinstance(text, str) else None
+
+
+def read_defaults(generation: Config) -> dict[str, float]:
+    """The sampling settings that the makers recommend, by Ollama's names."""
+    if generation.get("do_sample") is False:
+        return {}
+    found = {ours: generation.get(theirs) for theirs, ours in _SETTINGS.items()}
+    return {name: value for name, value in found.items() if isinstance(value, int | float) and value is not True}
+
+
+def capabilities(templates: Mapping[str, str], vocabulary: Vocabulary) -> tuple[str, ...]:
+    """What the model can do, told from its template and vocabulary, by Ollama's names."""
+    text = "\n".join(templates.values())
+    found = ["completion"]
+    if "tool_use" in templates or re.search(r"\{[%{][^}]*\btools\b", text):
+        found.append("tools")
+    if "enable_thinking" in text or "</think>" in text:
+        found.append("thinking")
+    if any(token in vocabulary.ids for token in _HOLES):
+        found.append("insert")
+    return tuple(found)
+
+
+def read_card(files: Files) -> dict[str, Any]:
+    """Licence and base model from the model card's front matter (a few keys of YAML, nothing more is understood)."""
+    if "README.md" not in files.names():
+        return {}
+    head = files.read("README.md", 0, min(files.size("README.md"), 65_536)).decode(errors="replace")
+    matter = re.match(r"---\r?\n(.*?)\r?\n---", head, re.DOTALL)
+    if not matter:
+        return {}
+    facts = {}
+    for key, entry in (("license", "license"), ("license_name", "license.name"), ("license_link", "license.link")):
+        found = re.search(rf"^{key}:[ \t]*([^\s#\[\]|>-][^\r\n]*)", matter[1], re.MULTILINE)
+        if found:
+            facts[f"general.{entry}"] = found[1].strip().strip("\"'")
+    base = re.search(r"^base_model:\s*(?:-[ \t]*)?[\"']?([\w.-]+/[\w.-]+)", matter[1], re.MULTILINE)
+    if base:
+        facts["general.base_model.count"] = 1
+        facts["general.base_model.0.repo_url"] = f"https://huggingface.co/{base[1]}"
+    return facts

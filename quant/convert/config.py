@@ -1,0 +1,88 @@
+"""Checked access to a model's JSON files: what is missing or of the wrong kind becomes one sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from quant.errors import MalformedFile
+from quant.plan import Files
+from quant.safetensors import load_json
+
+MAX_JSON = 128 << 20
+MAX_TEXT = 1 << 20
+
+
+class Config:
+    """A JSON object and the name of the file that it is from."""
+
+    def __init__(self, name: str, values: Mapping[str, Any]) -> None:
+        self.name = name
+        self.values = values
+
+    @classmethod
+    def read(cls, files: Files, name: str) -> Config:
+        """The object in file `name`, empty when there is no such file."""
+        if name not in files.names():
+            return cls(name, {})
+        return cls(name, load_json(read_whole(files, name, MAX_JSON), name))
+
+    def get(self, key: str) -> Any:
+        """The raw value, None when absent."""
+        return self.values.get(key)
+
+    def count(self, key: str, default: int | None = None) -> int:
+        """A positive whole number below 2^31."""
+        value = self.values.get(key)
+        if value is None and default is not None:
+            return default
+        if type(value) is not int or not 0 < value < 1 << 31:
+            raise self.wrong(key, "a positive number")
+        return value
+
+    def number(self, key: str, default: float | None = None) -> float:
+        """A finite number."""
+        value = self.values.get(key)
+        if value is None and default is not None:
+            return default
+        if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) < 1e38:
+            raise self.wrong(key, "a number")
+        return float(value)
+
+    def flag(self, key: str, default: bool = False) -> bool:
+        """True or false; anything else counts as absent, as `transformers` has it."""
+        value = self.values.get(key)
+        return value if isinstance(value, bool) else default
+
+    def part(self, key: str) -> Config:
+        """The object under `key`, empty when absent."""
+        value = self.values.get(key)
+        if value is None:
+            value = {}
+        if not isinstance(value, dict):
+            raise self.wrong(key, "an object")
+        return Config(f"{self.name}: {key}", value)
+
+    def wrong(self, key: str, wanted: str) -> MalformedFile:
+        """The error for a value that cannot be used."""
+        if key not in self.values:
+            return MalformedFile(f"`{self.name}` has no `{key}`, which must be {wanted}")
+        return MalformedFile(f"`{key}` in `{self.name}` is {ascii(self.values[key])[:60]} and must be {wanted}")
+
+
+def read_whole(files: Files, name: str, limit: int) -> bytes:
+    """All of a small file; MalformedFile when it is larger than `limit` bytes."""
+    size = files.size(name)
+    if size > limit:
+        raise MalformedFile(f"`{name}` has {size} bytes, and at most {limit} are allowed")
+    return files.read(name, 0, size) if size else b""
+
+
+def read_text(files: Files, name: str) -> str:
+    """A small UTF-8 file, empty when it is not there."""
+    if name not in files.names():
+        return ""
+    try:
+        return read_whole(files, name, MAX_TEXT).decode()
+    except UnicodeDecodeError:
+        raise MalformedFile(f"`{name}` is not UTF-8") from None
