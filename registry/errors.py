@@ -8,7 +8,8 @@ RegistryError
 ├── DigestMismatch      bytes that do not hash to what was declared
 ├── DiskFull            the store's disk cannot hold what is asked
 ├── StoreLocked         another daemon owns the store
-└── StoreDamaged        a manifest or blob that is missing or unreadable
+├── StoreDamaged        a manifest or blob that is missing or unreadable
+└── StoreFailed         the store's disk or folder refuses an operation
 """
 
 from __future__ import annotations
@@ -70,3 +71,9 @@ class StoreDamaged(RegistryError):
     """The store contradicts itself; nothing was changed."""
 
     code = "store_damaged"
+
+
+class StoreFailed(RegistryError):
+    """The system refused an operation on the store: no permission, read-only, an I/O error."""
+
+    code = "store_failed"

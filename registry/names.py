@@ -23,6 +23,7 @@ OLLAMA = "registry.ollama.ai"
 LOCAL = "local"
 LIBRARY = "library"
 AUTO = "auto"
+LATEST = "latest"
 
 _ALIASES = {"huggingface.co": HUB, "www.huggingface.co": HUB, "ollama.com": OLLAMA}
 _WORD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,95}")
@@ -171,8 +172,8 @@ def _ollama(namespace: str, model: str, tag: str | None) -> Reference:
 
 
 def _levelled(name: Name, suffix: str | None) -> tuple[str | None, Name]:
-    if suffix is None:
-        return None, name
+    if suffix is None or suffix.lower() == LATEST:
+        return None, name  # Ollama's clients add `latest` to a name without a tag
     level = canonical_level(suffix)
     open_ended = level == AUTO or _BUDGET.fullmatch(level) or level.lower().endswith(".gguf")
     return level, name if open_ended else name.tagged(level)

@@ -1,0 +1,125 @@
+"""Manifests: the small JSON files that say which blobs make up a model, in the form and media types of Ollama's.
+
+Everything read here is taken as written by somebody else: sizes are capped, the schema is checked, digests are only
+ever of the one form from which paths are built.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from registry import digest
+from registry.digest import Digest
+from registry.errors import StoreDamaged
+
+MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
+CONFIG = "application/vnd.docker.container.image.v1+json"
+MODEL = "application/vnd.ollama.image.model"
+PARAMS = "application/vnd.ollama.image.params"
+OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
+
+# A registry must expect manifests of 4 MB (OCI distribution specification); a config blob of ours is some kilobytes.
+LONGEST = 4 << 20
+LONGEST_CONFIG = 1 << 20
+_LAYERS = 1024
+
+
+class Layer(msgspec.Struct, frozen=True, rename="camel"):
+    """One blob of a model: what it is, its digest, its length in bytes."""
+
+    media_type: str
+    digest: str
+    size: int
+
+
+class Manifest(msgspec.Struct, frozen=True, rename="camel"):
+    """A model: its config blob and its layers."""
+
+    schema_version: int
+    media_type: str
+    config: Layer
+    layers: tuple[Layer, ...]
+
+    @property
+    def blobs(self) -> tuple[Layer, ...]:
+        """All that the model needs to be complete."""
+        return (self.config, *self.layers)
+
+    @property
+    def digests(self) -> set[Digest]:
+        """The digests of all its blobs."""
+        return {digest.sha256(layer.digest) for layer in self.blobs}
+
+    @property
+    def size(self) -> int:
+        """Bytes of all blobs, as listed."""
+        return sum(layer.size for layer in self.blobs)
+
+    def layer(self, media_type: str) -> Layer | None:
+        """The first layer of this type."""
+        return next((layer for layer in self.layers if layer.media_type == media_type), None)
+
+
+def build(config: Layer, layers: list[Layer]) -> bytes:
+    """The bytes of a manifest; the same layers give the same bytes."""
+    return msgspec.json.encode(Manifest(2, MANIFEST, config, tuple(layers)))
+
+
+def parse(data: bytes, name: str) -> Manifest:
+    """A manifest from its bytes; `name` is for the message. Raises StoreDamaged."""
+    if len(data) > LONGEST:
+        raise _damaged(name, f"its manifest has {len(data):,} bytes, more than {LONGEST:,}")
+    try:
+        manifest = msgspec.json.decode(data, type=Manifest)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise _damaged(name, f"its manifest is not readable ({error})") from None
+    if manifest.schema_version != 2 or manifest.media_type not in (MANIFEST, OCI_MANIFEST):
+        raise _damaged(name, "its manifest is of an unknown kind")
+    if len(manifest.layers) > _LAYERS or any(layer.size < 0 for layer in manifest.blobs):
+        raise _damaged(name, "its manifest lists impossible layers")
+    try:
+        _ = manifest.digests
+    except StoreDamaged as error:
+        raise _damaged(name, str(error)) from None
+    return manifest
+
+
+def read(path: Path, name: str) -> bytes:
+    """The bytes of a manifest's file. Raises StoreDamaged."""
+    return _read(path, LONGEST, name)
+
+
+def read_object(path: Path, name: str) -> dict[str, Any]:
+    """The JSON object in a small blob (config, parameters). Raises StoreDamaged."""
+    try:
+        found = msgspec.json.decode(_read(path, LONGEST_CONFIG, name), type=dict[str, Any])
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise _damaged(name, f"its blob `{path.name[:19]}` is not readable ({error})") from None
+    return found
+
+
+def encode(fields: dict[str, Any]) -> bytes:
+    """A config or parameters blob, the same bytes for the same content."""
+    return msgspec.json.encode(fields, order="sorted")
+
+
+def _read(path: Path, longest: int, name: str) -> bytes:
+    try:
+        # Neither a link nor a pipe, at which a reader would wait for ever, is followed or waited for.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        with os.fdopen(descriptor, "rb") as file:
+            data = file.read(longest + 1) if stat.S_ISREG(os.fstat(descriptor).st_mode) else b""
+    except OSError as error:
+        raise _damaged(name, f"`{path.name[:19]}` cannot be read ({error.strerror})") from None
+    if len(data) > longest:
+        raise _damaged(name, f"`{path.name[:19]}` is longer than {longest:,} bytes")
+    return data
+
+
+def _damaged(name: str, why: str) -> StoreDamaged:
+    return StoreDamaged(f"`{name}` is broken: {why}", f"`lm rm {name}` removes it, `lm pull` brings it in again")

@@ -1,0 +1,322 @@
+"""The store in use: what is committed is found, what is deleted goes, what is damaged is said and harms no other."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from registry import fsops
+from registry.errors import (
+    BadName,
+    DigestMismatch,
+    DiskFull,
+    ModelNotFound,
+    StoreDamaged,
+    StoreFailed,
+    StoreLocked,
+)
+from registry.names import parse
+from registry.store import Model, Store
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    with Store.open(tmp_path / "store") as opened:
+        yield opened
+
+
+def put(store: Store, name: str, data: bytes = b"weights", source: str = "", chosen: bool = True) -> Model:
+    ingest = store.begin(name)
+    ingest.data.write_bytes(data)
+    config = {"model_format": "gguf", "lm": {"source": source}}
+    return store.commit(
+        ingest, hashlib.sha256(data).hexdigest(), len(data), parse(name).name, config, {"stop": ["x"]}, chosen
+    )
+
+
+def files(root: Path) -> list[str]:
+    return sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.is_file())
+
+
+def test_a_committed_model_is_found(store: Store) -> None:
+    model = put(store, "org/repo:Q4_K_M", b"abc", "org/repo")
+    assert store.models() == [model] == [store.resolve("hf.co/org/repo:Q4_K_M")]
+    assert model.name == "hf.co/org/repo:Q4_K_M"
+    assert model.blob.read_bytes() == b"abc"
+    assert (model.config["lm"], model.params) == ({"source": "org/repo"}, {"stop": ["x"]})
+    assert model.size == sum(path.stat().st_size for path in (store.root / "blobs").iterdir())
+
+
+def test_the_layout_is_ollamas(store: Store) -> None:
+    model = put(store, "org/repo:Q4_K_M", b"abc")
+    manifest_path = store.root / "manifests/hf.co/org/repo/Q4_K_M"
+    data = manifest_path.read_bytes()
+    manifest = json.loads(data)
+    assert hashlib.sha256(data).hexdigest() == model.digest
+    assert manifest["schemaVersion"] == 2
+    assert manifest["mediaType"] == "application/vnd.docker.distribution.manifest.v2+json"
+    assert manifest["config"]["mediaType"] == "application/vnd.docker.container.image.v1+json"
+    assert [layer["mediaType"].rpartition(".")[2] for layer in manifest["layers"]] == ["model", "params"]
+    for layer in (manifest["config"], *manifest["layers"]):
+        blob = store.root / "blobs" / layer["digest"].replace(":", "-")
+        assert hashlib.sha256(blob.read_bytes()).hexdigest() == layer["digest"].removeprefix("sha256:")
+        assert blob.stat().st_size == layer["size"]
+        assert blob.stat().st_mode & 0o777 == 0o444
+
+
+def test_nobody_else_may_look_inside(store: Store) -> None:
+    put(store, "org/repo:Q4_K_M")
+    for path in (store.root, *store.root.rglob("*")):
+        assert path.stat().st_mode & 0o077 == (0o044 if path.parent.name == "blobs" else 0), path
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["tale:Q4_K_M", "tale", "TALE", "tale:q4_k_m", "tale:latest"],
+)
+def test_local_models_by_short_names(store: Store, text: str) -> None:
+    put(store, "/models/tale:Q4_K_M", source="/models/tale")
+    assert store.resolve(text).name == "tale:Q4_K_M"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "hf.co/Org/Repo:Q4_K_M", "Org/Repo", "org/repo", "org/repo:q4_k_m", "hf.co/org/repo:latest",
+        "huggingface.co/Org/Repo", "https://huggingface.co/Org/Repo:Q4_K_M", "https://hf.co/Org/Repo/tree/main",
+    ],
+)  # fmt: skip
+def test_hub_models_by_any_spelling(store: Store, text: str) -> None:
+    put(store, "Org/Repo:Q4_K_M")
+    assert store.resolve(text).name == "hf.co/Org/Repo:Q4_K_M"
+
+
+def test_a_bare_name_is_the_variant_chosen_last(store: Store) -> None:
+    four, eight = put(store, "demo:Q4_K_M", b"4"), put(store, "demo:Q8_0", b"8")
+    assert store.resolve("demo") == eight
+    store.choose(four)
+    assert store.resolve("demo") == four
+    put(store, "demo:BF16", b"16", chosen=False)
+    assert store.resolve("demo") == four
+    store.delete(four)
+    assert store.resolve("demo").name in ("demo:Q8_0", "demo:BF16")
+
+
+def test_a_path_means_the_model_made_of_that_folder(store: Store) -> None:
+    put(store, "/a/tale:Q8_0", source="/a/tale")
+    assert store.resolve("/a/tale").name == "tale:Q8_0"
+    with pytest.raises(ModelNotFound):
+        store.resolve("/b/tale")
+
+
+def test_a_budget_or_auto_is_decided_anew(store: Store) -> None:
+    put(store, "org/repo:Q4_K_M")
+    for text in ("org/repo:4GB", "org/repo:auto"):
+        with pytest.raises(ModelNotFound):
+            store.resolve(text)
+
+
+def test_not_found_says_what_comes_close(store: Store) -> None:
+    put(store, "/models/tale:Q4_K_M")
+    for text, helpful in (("tail", "tale"), ("tale:Q6_K", "tale:Q4_K_M"), ("org/new", "lm pull hf.co/org/new")):
+        with pytest.raises(ModelNotFound) as caught:
+            store.resolve(text)
+        assert f"`{text}`" in str(caught.value)
+        assert helpful in caught.value.hint
+
+
+def test_replacing_a_variant_frees_the_old_one(store: Store) -> None:
+    put(store, "Org/Repo:Q8_0", b"old")
+    put(store, "org/repo:q8_0", b"newer")
+    assert [model.name for model in store.models()] == ["hf.co/Org/Repo:Q8_0"]
+    assert store.collect(()) == 3
+    assert store.resolve("org/repo").blob.read_bytes() == b"newer"
+
+
+def test_deleting_leaves_what_others_share(store: Store) -> None:
+    one, two = put(store, "one:Q8_0"), put(store, "org/two:Q8_0")
+    store.delete(one)
+    assert store.collect(()) == 0
+    store.delete(two)
+    assert store.collect(()) > 0
+    assert files(store.root) == ["store.json", "store.lock"]
+    assert not list((store.root / "manifests").iterdir())
+    with pytest.raises(ModelNotFound):
+        store.delete(two)
+
+
+def test_what_a_worker_uses_stays(store: Store) -> None:
+    model = put(store, "one:Q8_0")
+    store.delete(model)
+    store.collect({model.blob_digest})
+    assert model.blob.exists()
+    store.collect(())
+    assert not model.blob.exists()
+
+
+def test_a_file_on_its_way_survives_collection(store: Store) -> None:
+    ingest = store.begin("x")
+    ingest.data.write_bytes(b"half")
+    store.collect(())
+    assert ingest.data.exists()
+    store.abandon(ingest)
+    store.abandon(ingest)
+    assert not ingest.folder.exists()
+
+
+def test_abandoning_after_a_commit_does_nothing(store: Store) -> None:
+    ingest = store.begin("x")
+    ingest.data.write_bytes(b"w")
+    store.commit(ingest, hashlib.sha256(b"w").hexdigest(), 1, parse("demo:Q8_0").name, {}, None)
+    store.abandon(ingest)
+    assert store.resolve("demo").params == {}
+
+
+@pytest.mark.parametrize("trouble", ["short", "pipe", "link", "missing", "untagged", "digest"])
+def test_what_cannot_be_committed_leaves_nothing(store: Store, trouble: str) -> None:
+    ingest, name, digest = store.begin("x"), parse("demo:Q8_0").name, hashlib.sha256(b"w").hexdigest()
+    match trouble:
+        case "short":
+            ingest.data.write_bytes(b"")
+        case "pipe":
+            os.mkfifo(ingest.data)
+        case "link":
+            ingest.data.symlink_to("/etc/hostname")
+        case "untagged":
+            ingest.data.write_bytes(b"w")
+            name = name.tagged(None)
+        case "digest":
+            ingest.data.write_bytes(b"w")
+            digest = f"../{digest}"
+    with pytest.raises((DigestMismatch, StoreDamaged, StoreFailed, BadName)):
+        store.commit(ingest, digest, 1, name, {}, None)
+    assert files(store.root) == ["store.json", "store.lock"]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [b"", b"{", b"[" * 100_000, b"\xff", b'{"schemaVersion":2}', b"null", b"0" * (5 << 20),
+     b'{"schemaVersion":2,"mediaType":"application/vnd.docker.distribution.manifest.v2+json","config":'
+     b'{"mediaType":"x","digest":"sha256:../../x","size":1},"layers":[]}'],
+)  # fmt: skip
+def test_a_damaged_manifest_harms_only_its_model(store: Store, damage: bytes) -> None:
+    whole, broken = put(store, "one:Q8_0", b"1"), put(store, "two:Q8_0", b"2")
+    (store.root / "manifests/registry.ollama.ai/library/two/Q8_0").write_bytes(damage)
+    assert [model.name for model in store.models() if not model.problem] == [whole.name]
+    assert next(model for model in store.models() if model.problem).name == broken.name
+    with pytest.raises(StoreDamaged) as caught:
+        store.resolve("two")
+    assert "lm rm" in caught.value.hint
+    assert store.collect(()) == 0
+    assert broken.blob.exists()
+    store.delete(store.find("two"))
+    assert store.collect(()) > 0
+    assert store.models() == [whole]
+
+
+@pytest.mark.parametrize("how", ["missing", "short", "link", "config"])
+def test_damaged_blobs_show_at_once(store: Store, how: str) -> None:
+    model = put(store, "one:Q8_0", b"12345")
+    config = next(path for path in (store.root / "blobs").iterdir() if b"model_format" in path.read_bytes())
+    path = config if how == "config" else model.blob
+    path.unlink()
+    if how in ("short", "config"):
+        path.write_bytes(b"x")
+    if how == "link":
+        path.symlink_to("/etc/passwd")
+    assert store.models()[0].problem
+    with pytest.raises(StoreDamaged):
+        store.resolve("one")
+    again = put(store, "one:Q8_0", b"12345")
+    assert store.resolve("one") == again
+
+
+def test_strange_files_are_passed_over(store: Store) -> None:
+    model = put(store, "one:Q8_0")
+    for path in ("manifests/x", "manifests/a/b/c/d/e", "manifests/a b/c/d/e", "manifests/a/b/c/f..g", "blobs/x", "y"):
+        (store.root / path).parent.mkdir(parents=True, exist_ok=True)
+        (store.root / path).write_bytes(b"")
+    assert store.models() == [model]
+    store.collect(())
+    assert (store.root / "blobs/x").exists()
+
+
+def test_the_disk_is_asked_first(store: Store) -> None:
+    with pytest.raises(DiskFull) as caught:
+        store.begin("x", need=1 << 60)
+    assert "1152921504.61 GB are needed" in str(caught.value)
+    assert re.search(r"and [0-9.]+ GB are free", str(caught.value))
+    assert not list((store.root / "ingest").iterdir())
+
+
+def test_one_owner(store: Store, tmp_path: Path) -> None:
+    code = f"from pathlib import Path; from registry.store import Store; Store.open(Path({str(store.root)!r}))"
+    other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "StoreLocked" in other.stderr
+    assert f"process {os.getpid()}" in other.stderr
+    with pytest.raises(StoreLocked):
+        Store.open(store.root)
+    store.close()
+    store.close()
+    Store.open(store.root).close()
+
+
+def test_the_lock_dies_with_its_owner(tmp_path: Path) -> None:
+    code = "Store.open(Path(sys.argv[1])); os.kill(os.getpid(), 9)"
+    code = f"import sys, os; from pathlib import Path; from registry.store import Store; {code}"
+    killed = subprocess.run([sys.executable, "-c", code, str(tmp_path / "store")])
+    assert killed.returncode == -9
+    Store.open(tmp_path / "store").close()
+
+
+def test_recovery_clears_what_is_unfinished(tmp_path: Path) -> None:
+    with Store.open(tmp_path) as store:
+        model = put(store, "one:Q8_0")
+        store.begin("half").data.write_bytes(b"1234")
+    for path in ("manifests", "chosen", "manifests/registry.ollama.ai/library/one", "."):
+        (tmp_path / path / f"{fsops.TEMPORARY}Q8_0").write_bytes(b"")
+    (tmp_path / "blobs" / f"sha256-{'0' * 64}").write_bytes(b"")
+    with Store.open(tmp_path) as store:
+        assert store.models() == [model]
+    assert not [name for name in files(tmp_path) if fsops.TEMPORARY in name or "0" * 64 in name or "ingest" in name]
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"[]", b'{"format": "1"}', b'{"format": 2}', b"[" * 100_000])
+def test_a_store_of_another_version_is_left_alone(tmp_path: Path, content: bytes) -> None:
+    Store.open(tmp_path).close()
+    (tmp_path / "store.json").write_bytes(content)
+    with pytest.raises(StoreDamaged):
+        Store.open(tmp_path)
+    assert (tmp_path / "store.json").read_bytes() == content
+
+
+def test_a_foreign_store_is_not_touched(tmp_path: Path) -> None:
+    (tmp_path / "manifests").mkdir()
+    (tmp_path / "blobs").mkdir()
+    with pytest.raises(StoreDamaged):
+        Store.open(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["blobs", "manifests"]
+
+
+def test_the_store_may_be_a_link_to_another_disk(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir(mode=0o755)
+    (tmp_path / "store").symlink_to(tmp_path / "disk")
+    with Store.open(tmp_path / "store") as store:
+        model = put(store, "one:Q8_0")
+        assert model.blob.is_relative_to(tmp_path / "disk")
+    assert (tmp_path / "disk").stat().st_mode & 0o777 == 0o700
+
+
+def test_no_store_where_a_file_is(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    for path in (tmp_path / "file", tmp_path / "file" / "store"):
+        with pytest.raises(StoreFailed):
+            Store.open(path)
