@@ -1,0 +1,237 @@
+"""Q2_K, Q4_K, Q5_K: super-blocks of 256 in groups of 16 or 32, x ≈ d·scale·level − dmin·minimum.
+
+Levels have 2, 4 or 5 bits, scales and minima 4 (Q2_K) or 6; d and dmin are float16. Layouts: `block_q2_K`, `block_q4_K`,
+`block_q5_K` in llama.cpp's ggml-common.h.
+
+The search runs 16 super-blocks at a time, one in each lane:
+1. each group by itself: a row of candidate scales, for each the levels by rounding and then the best real scale and
+   minimum for these levels (weighted least squares);
+2. d and dmin from the largest of them;
+3. now that scales can only be whole multiples of d: for each group the neighbouring multiples, each with its levels and
+   then its best minimum; then the best d and dmin for all groups together; and again;
+4. levels once more for the final d and dmin.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from quant.kernels.compiler import kernel, part
+from quant.kernels.formats import Floats, Format, Parts, register
+from quant.kernels.half import from_half, to_half
+from quant.kernels.simd import (
+    LANES,
+    floats,
+    fma,
+    integers,
+    load,
+    maximum,
+    minimum,
+    rint,
+    splat,
+    store,
+    transpose,
+    where,
+)
+from quant.kernels.layout_k import pack_q2, pack_q4, pack_q5, restore_affine, unpack_q2, unpack_q4, unpack_q5
+from quant.types import QuantType
+
+_BLOCK = 256
+_HUGE = np.float32(3e38)
+_ROUNDS = 2
+
+
+@part
+def _sums(x, w, first, size, inverse, offset, top):
+    """Σw·l, Σw·l², Σw·l·x of a group with levels l = round(x·inverse + offset), cut to 0 … top."""
+    wl_sum = splat(0.0)
+    wll_sum = splat(0.0)
+    wlx_sum = splat(0.0)
+    for i in range(first, first + size):
+        v = load(x, i)
+        level = minimum(maximum(rint(fma(v, inverse, offset)), 0), top)
+        wl = load(w, i) * level
+        wl_sum = wl_sum + wl
+        wll_sum = fma(wl, level, wll_sum)
+        wlx_sum = fma(wl, v, wlx_sum)
+    return wl_sum, wll_sum, wlx_sum
+
+
+@part
+def _divide(a, b):
+    """a / b, or 0 where b is not positive."""
+    return where(b > 0, a / b, 0)
+
+
+@part
+def _error(scale, low, wx, w, wl, wll, wlx):
+    """Σw·(x − scale·l + low)², less the constant Σw·x²."""
+    by_scale = fma(scale, wll, wlx * -2)
+    by_low = fma(low, w, wx * 2)
+    return fma(scale, by_scale, low * by_low) - scale * low * wl * 2
+
+
+@part
+def _fit_group(x, w, first, size, top, start, step, steps):
+    """The best real scale and minimum of one group, and Σw, Σw·x."""
+    low = splat(0.0)
+    high = load(x, first)
+    w_sum = splat(0.0)
+    wx_sum = splat(0.0)
+    for i in range(first, first + size):
+        v = load(x, i)
+        weight = load(w, i)
+        low = minimum(low, v)
+        high = maximum(high, v)
+        w_sum = w_sum + weight
+        wx_sum = fma(weight, v, wx_sum)
+    span = high - low
+    best_scale = span / top
+    best_low = -low
+    best = splat(_HUGE)
+    for n in range(steps):
+        inverse = _divide(splat(top + start + step * np.float32(n)), span)
+        wl, wll, wlx = _sums(x, w, first, size, inverse, -low * inverse, top)
+        det = fma(w_sum, wll, -(wl * wl))
+        scale = (w_sum * wlx - wx_sum * wl) / det
+        minus = (wl * wlx - wll * wx_sum) / det
+        under = minus < 0
+        scale = where(under, wlx / wll, scale)
+        minus = where(under, 0, minus)
+        error = _error(scale, minus, wx_sum, w_sum, wl, wll, wlx)
+        better = (error < best) & (det > 0)
+        best = where(better, error, best)
+        best_scale = where(better, scale, best_scale)
+        best_low = where(better, minus, best_low)
+    return best_scale, best_low, w_sum, wx_sum
+
+
+@part
+def _refine_group(x, w, first, size, top, codes, d, dmin, scale, low, reach, w_sum, wx_sum):
+    """The best whole multiples of d and dmin near a group's scale and minimum; and their sums."""
+    code = minimum(maximum(rint(_divide(scale, d)), 0), codes)
+    best = splat(_HUGE)
+    best_code = code
+    best_low = splat(0.0)
+    best_wl = splat(0.0)
+    best_wll = splat(0.0)
+    best_wlx = splat(0.0)
+    for n in range(-reach, reach + 1):
+        trial = minimum(maximum(code + n, 0), codes)
+        s = d * trial
+        inverse = _divide(splat(1.0), s)
+        wl, wll, wlx = _sums(x, w, first, size, inverse, low * inverse, top)
+        m = minimum(maximum(rint(_divide(_divide(fma(s, wl, -wx_sum), w_sum), dmin)), 0), codes)
+        error = _error(s, m * dmin, wx_sum, w_sum, wl, wll, wlx)
+        better = error < best
+        best = where(better, error, best)
+        best_code = where(better, trial, best_code)
+        best_low = where(better, m, best_low)
+        best_wl = where(better, wl, best_wl)
+        best_wll = where(better, wll, best_wll)
+        best_wlx = where(better, wlx, best_wlx)
+    return best_code, best_low, best_wl, best_wll, best_wlx
+
+
+@kernel(
+    "void(float32[::1], float32[::1], int64, float32, float32, float32, float32, int64, int64,"
+    "uint8[::1], uint16[::1], uint16[::1], uint8[::1], uint8[::1])"
+)
+def _search(source, weights, groups, top, codes, start, step, steps, rounds, levels, d_out, dmin_out, scales, minima):
+    """Fill the parts of len(d_out) super-blocks, a multiple of 16."""
+    size = _BLOCK // groups
+    x = np.empty(_BLOCK * LANES, np.float32)
+    w = np.empty(_BLOCK * LANES, np.float32)
+    tile = np.empty(_BLOCK * LANES, np.uint8)
+    scale = np.empty(groups * LANES, np.float32)
+    low = np.empty(groups * LANES, np.float32)
+    w_sums = np.empty(groups * LANES, np.float32)
+    wx_sums = np.empty(groups * LANES, np.float32)
+    code = np.empty(groups * LANES, np.float32)
+    low_code = np.empty(groups * LANES, np.float32)
+    for t in range(len(d_out) // LANES):
+        base = t * LANES * _BLOCK
+        for i in range(0, _BLOCK, LANES):
+            transpose(source, base + i, _BLOCK, x, i * LANES, LANES)
+            transpose(weights, base + i, _BLOCK, w, i * LANES, LANES)
+        top_scale = splat(0.0)
+        top_low = splat(0.0)
+        for g in range(groups):
+            s, m, sum_w, sum_wx = _fit_group(x, w, g * size, size, top, start, step, steps)
+            store(scale, g, s)
+            store(low, g, m)
+            store(w_sums, g, sum_w)
+            store(wx_sums, g, sum_wx)
+            top_scale = maximum(top_scale, s)
+            top_low = maximum(top_low, m)
+        d = from_half(to_half(top_scale / codes))
+        dmin = from_half(to_half(top_low / codes))
+        for r in range(rounds):
+            aa = splat(0.0)
+            ab = splat(0.0)
+            bb = splat(0.0)
+            ax = splat(0.0)
+            bx = splat(0.0)
+            for g in range(groups):
+                s, m, wl, wll, wlx = _refine_group(
+                    x, w, g * size, size, top, codes, d, dmin, load(scale, g), load(low, g), 1,
+                    load(w_sums, g), load(wx_sums, g),
+                )  # fmt: skip
+                store(code, g, s)
+                store(low_code, g, m)
+                aa = fma(s * s, wll, aa)
+                ab = fma(s * m, wl, ab)
+                bb = fma(m * m, load(w_sums, g), bb)
+                ax = fma(s, wlx, ax)
+                bx = fma(m, load(wx_sums, g), bx)
+            det = aa * bb - ab * ab
+            both = (det > 0) & (bb > 0)
+            new_d = where(both, (ax * bb - ab * bx) / det, ax / aa)
+            new_dmin = where(both, (ab * ax - aa * bx) / det, dmin)
+            fine = (new_d > 0) & (new_dmin >= 0)
+            d = where(fine, from_half(to_half(new_d)), d)
+            dmin = where(fine, from_half(to_half(new_dmin)), dmin)
+            for g in range(groups):
+                store(scale, g, d * load(code, g))
+                store(low, g, dmin * load(low_code, g))
+        store(d_out, t, to_half(d))
+        store(dmin_out, t, to_half(dmin))
+        for g in range(groups):
+            inverse = _divide(splat(1.0), load(scale, g))
+            offset = load(low, g) * inverse
+            for i in range(g * size, (g + 1) * size):
+                store(tile, i, integers(minimum(maximum(rint(fma(load(x, i), inverse, offset)), 0), top)))
+        for i in range(0, _BLOCK, LANES):
+            transpose(tile, i * LANES, LANES, levels, base + i, _BLOCK)
+        for g in range(groups):
+            for k in range(LANES):
+                scales[(t * LANES + k) * groups + g] = np.uint8(code[g * LANES + k])
+                minima[(t * LANES + k) * groups + g] = np.uint8(low_code[g * LANES + k])
+
+
+def _searcher(
+    groups: int, top: int, codes: int, start: float, step: float, steps: int
+) -> Callable[[Floats, Floats], Parts]:
+    def search(x: Floats, weights: Floats) -> Parts:
+        n = len(x)
+        d, dmin = np.empty((2, n), np.uint16)
+        levels, scales, minima = np.empty((n, _BLOCK), np.uint8), *np.empty((2, n, groups), np.uint8)
+        _search(
+            x.ravel(), weights.ravel(), groups, top, codes, start, step, steps, _ROUNDS,
+            levels.ravel(), d, dmin, scales.ravel(), minima.ravel(),
+        )  # fmt: skip
+        return Parts(levels, d.view(np.float16), dmin.view(np.float16), scales, minima)
+
+    return search
+
+
+for _type, _search_type, _pack, _unpack in (
+    (QuantType.Q2_K, _searcher(16, 3, 15, -0.6, 0.1, 16), pack_q2, unpack_q2),
+    (QuantType.Q4_K, _searcher(8, 15, 63, -1.0, 0.15, 12), pack_q4, unpack_q4),
+    (QuantType.Q5_K, _searcher(8, 31, 63, -1.0, 0.15, 12), pack_q5, unpack_q5),
+):
+    # The largest float16 times the highest code and level.
+    _limit = 65504.0 * (15 * 3 if _type is QuantType.Q2_K else 63 * 15)
+    register(_type, Format(_search_type, _pack, _unpack, restore_affine, _limit))

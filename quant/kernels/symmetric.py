@@ -1,0 +1,160 @@
+"""Q3_K and Q6_K: super-blocks of 256 in sixteen groups of 16, x ≈ d·scale·level, levels and scales signed.
+
+Levels have 3 or 6 bits, scales 6 or 8; d is float16. Layouts: `block_q3_K`, `block_q6_K` in llama.cpp's ggml-common.h.
+
+The search runs 16 super-blocks at a time, one in each lane, in the steps described in `affine.py`; without minima, what
+is best for given levels is one division: Σw·l·x / Σw·l².
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from quant.kernels.compiler import kernel, part
+from quant.kernels.formats import Floats, Format, Parts, register
+from quant.kernels.half import from_half, to_half
+from quant.kernels.layout_k import pack_q3, pack_q6, restore_q3, restore_q6, unpack_q3, unpack_q6
+from quant.kernels.simd import (
+    LANES,
+    absolute,
+    fma,
+    integers,
+    load,
+    maximum,
+    minimum,
+    rint,
+    splat,
+    store,
+    transpose,
+    where,
+)
+from quant.types import QuantType
+
+_BLOCK, _GROUPS, _SIZE = 256, 16, 16
+_HUGE = np.float32(3e38)
+
+
+@part
+def _divide(a, b):
+    """a / b, or 0 where b is 0."""
+    return where(b != 0, a / b, 0)
+
+
+@part
+def _sums(x, w, first, inverse, bound):
+    """Σw·l², Σw·l·x of a group with levels l = round(x·inverse), cut to −bound … bound − 1."""
+    wll_sum = splat(0.0)
+    wlx_sum = splat(0.0)
+    for i in range(first, first + _SIZE):
+        v = load(x, i)
+        level = minimum(maximum(rint(v * inverse), -bound), bound - 1)
+        wl = load(w, i) * level
+        wll_sum = fma(wl, level, wll_sum)
+        wlx_sum = fma(wl, v, wlx_sum)
+    return wll_sum, wlx_sum
+
+
+@part
+def _fit_group(x, w, first, bound, start, step, steps):
+    """The best real scale of one group; the element of largest magnitude tends to level −bound."""
+    peak = load(x, first)
+    for i in range(first + 1, first + _SIZE):
+        v = load(x, i)
+        peak = where(absolute(v) > absolute(peak), v, peak)
+    best_scale = splat(0.0)
+    best = splat(-1.0)
+    for n in range(steps):
+        inverse = _divide(splat(-(bound + start + step * np.float32(n))), peak)
+        wll, wlx = _sums(x, w, first, inverse, bound)
+        scale = _divide(wlx, wll)
+        gain = scale * wlx
+        better = gain > best
+        best = where(better, gain, best)
+        best_scale = where(better, scale, best_scale)
+    return best_scale
+
+
+@part
+def _refine_group(x, w, first, bound, codes, d, scale):
+    """The best whole multiple of d near a group's scale; and its sums."""
+    code = minimum(maximum(rint(_divide(scale, d)), -codes), codes - 1)
+    best = splat(_HUGE)
+    best_code = code
+    best_wll = splat(0.0)
+    best_wlx = splat(0.0)
+    for n in range(-1, 2):
+        trial = minimum(maximum(code + n, -codes), codes - 1)
+        s = d * trial
+        wll, wlx = _sums(x, w, first, _divide(splat(1.0), s), bound)
+        error = s * fma(s, wll, wlx * -2)
+        better = error < best
+        best = where(better, error, best)
+        best_code = where(better, trial, best_code)
+        best_wll = where(better, wll, best_wll)
+        best_wlx = where(better, wlx, best_wlx)
+    return best_code, best_wll, best_wlx
+
+
+@kernel(
+    "void(float32[::1], float32[::1], float32, float32, float32, float32, int64, int64,"
+    "uint8[::1], uint16[::1], uint8[::1])"
+)
+def _search(source, weights, bound, codes, start, step, steps, rounds, levels, d_out, scales):
+    """Fill the parts of len(d_out) super-blocks, a multiple of 16. Levels get their offset, scales none."""
+    x = np.empty(_BLOCK * LANES, np.float32)
+    w = np.empty(_BLOCK * LANES, np.float32)
+    tile = np.empty(_BLOCK * LANES, np.uint8)
+    scale = np.empty(_GROUPS * LANES, np.float32)
+    code = np.empty(_GROUPS * LANES, np.float32)
+    code_tile = np.empty(_GROUPS * LANES, np.uint8)
+    for t in range(len(d_out) // LANES):
+        base = t * LANES * _BLOCK
+        for i in range(0, _BLOCK, LANES):
+            transpose(source, base + i, _BLOCK, x, i * LANES, LANES)
+            transpose(weights, base + i, _BLOCK, w, i * LANES, LANES)
+        peak = splat(0.0)
+        for g in range(_GROUPS):
+            s = _fit_group(x, w, g * _SIZE, bound, start, step, steps)
+            store(scale, g, s)
+            peak = where(absolute(s) > absolute(peak), s, peak)
+        d = from_half(to_half(peak / -codes))
+        for r in range(rounds):
+            ax = splat(0.0)
+            aa = splat(0.0)
+            for g in range(_GROUPS):
+                c, wll, wlx = _refine_group(x, w, g * _SIZE, bound, codes, d, load(scale, g))
+                store(code, g, c)
+                ax = fma(c, wlx, ax)
+                aa = fma(c * c, wll, aa)
+            d = where(aa > 0, from_half(to_half(ax / aa)), d)
+            for g in range(_GROUPS):
+                store(scale, g, d * load(code, g))
+        store(d_out, t, to_half(d))
+        for g in range(_GROUPS):
+            inverse = _divide(splat(1.0), load(scale, g))
+            store(code_tile, g, integers(load(code, g)))
+            for i in range(g * _SIZE, (g + 1) * _SIZE):
+                level = minimum(maximum(rint(load(x, i) * inverse), -bound), bound - 1)
+                store(tile, i, integers(level + bound))
+        for i in range(0, _BLOCK, LANES):
+            transpose(tile, i * LANES, LANES, levels, base + i, _BLOCK)
+        transpose(code_tile, 0, LANES, scales, t * LANES * _GROUPS, _GROUPS)
+
+
+def _searcher(bound: int, codes: int, start: float, step: float, steps: int) -> Callable[[Floats, Floats], Parts]:
+    def search(x: Floats, weights: Floats) -> Parts:
+        n = len(x)
+        d, levels, scales = np.empty(n, np.uint16), np.empty((n, _BLOCK), np.uint8), np.empty((n, _GROUPS), np.uint8)
+        flat = levels.ravel(), d, scales.ravel()
+        _search(x.ravel(), weights.ravel(), bound, codes, start, step, steps, 2, *flat)
+        if bound == 4:
+            scales += 32  # stored with an offset, unlike Q6_K's
+        return Parts(levels, d.view(np.float16), scales=scales)
+
+    return search
+
+
+register(QuantType.Q3_K, Format(_searcher(4, 32, -0.9, 0.15, 9), pack_q3, unpack_q3, restore_q3, 65504.0 * 31 * 3))
+register(QuantType.Q6_K, Format(_searcher(32, 128, -0.9, 0.15, 12), pack_q6, unpack_q6, restore_q6, 65504.0 * 127 * 31))
