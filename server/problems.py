@@ -26,7 +26,8 @@ class Reported(Exception):
         self.hint = hint
 
 
-Told = ServerError | EngineError | RegistryError | QuantError | BadSetting | Reported
+# What says itself, in a sentence and a hint.
+TOLD = (ServerError, EngineError, RegistryError, QuantError, BadSetting, Reported)
 Dialect = Literal["ollama", "openai"]
 
 STATUS = {
@@ -92,7 +93,7 @@ class Problem:
     @classmethod
     def of(cls, error: BaseException) -> Problem:
         """The problem of an exception; one outside the trees is `internal` and says nothing of its inside."""
-        if not isinstance(error, Told):
+        if not isinstance(error, TOLD):
             return cls("internal", "the daemon failed at this request", "see `lm logs`")
         code = error.code if error.code in STATUS else "internal"
         retry_after = getattr(error, "retry_after", RETRY_SECONDS.get(code, 0.0))

@@ -1,0 +1,90 @@
+"""`python -P -m server`: the daemon in the foreground.
+
+Started in the background (`--ready-fd`), it writes `ready` to that descriptor once it answers, or one line of JSON with
+`error`, `hint` and `code` when it cannot start, and keeps its log in `logs/daemon.log`, rotated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import logging
+import logging.handlers
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from server.config import BadSetting, Config
+
+if TYPE_CHECKING:
+    from server.pool import Engine
+
+LOG_BYTES = 10 << 20
+LOG_FILES = 3
+
+
+def main(argv: list[str]) -> int:
+    """Run the daemon; the exit status is 1 when it could not start."""
+    arguments = _parser().parse_args(argv)
+    os.umask(0o077)
+    try:
+        flags = {name: getattr(arguments, name) for name in ("host", "port", "home", "no_auth")}
+        config = Config.load(flags)
+    except BadSetting as error:
+        return _fail(error, arguments.ready_fd)
+    _log_to(config.log_file if arguments.ready_fd is not None else None)
+    from server.daemon import serve  # aiohttp takes longer to import than everything above to run
+    from server.problems import TOLD
+
+    try:
+        asyncio.run(serve(config, _engine(arguments.runtime), lambda _: _say(arguments.ready_fd, "ready")))
+    except TOLD as error:
+        return _fail(error, arguments.ready_fd)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -P -m server", description="The lm daemon, in the foreground.")
+    parser.add_argument("--host", help="address to listen on, with or without a port")
+    parser.add_argument("--port", help="port to listen on, 0 for a free one")
+    parser.add_argument("--home", help="folder of models, logs and settings")
+    parser.add_argument("--no-auth", action="store_const", const=True, help="let other machines in without a key")
+    parser.add_argument("--ready-fd", type=int, help="descriptor to say `ready` on; the log goes to a file then")
+    parser.add_argument("--runtime", default="llama", help="`llama`, `fake`, or `fake:SCRIPT.json` (for tests)")
+    return parser
+
+
+def _engine(text: str) -> Engine:
+    from server.pool import Engine
+
+    name, _, script = text.partition(":")
+    return Engine(name, json.loads(Path(script).read_bytes()) if script else {})
+
+
+def _log_to(path: Path | None) -> None:
+    handler: logging.Handler = logging.StreamHandler()
+    if path is not None:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        handler = logging.handlers.RotatingFileHandler(path, maxBytes=LOG_BYTES, backupCount=LOG_FILES)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+
+
+def _fail(error: Exception, ready_fd: int | None) -> int:
+    hint, code = getattr(error, "hint", ""), getattr(error, "code", "internal")
+    logging.getLogger("lm").error("%s (%s)", error, hint)
+    print(f"Error: {error}" + (f"\nhint: {hint}" if hint else ""), file=sys.stderr)
+    _say(ready_fd, json.dumps({"error": str(error), "hint": hint, "code": code}))
+    return 1
+
+
+def _say(descriptor: int | None, line: str) -> None:
+    if descriptor is not None:
+        os.write(descriptor, line.encode() + b"\n")
+        os.close(descriptor)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,148 @@
+"""Ollama's routes that concern models rather than answers: version, tags, ps, show, pull, delete; and `/lm/stop`.
+
+Shapes as in Ollama's `docs/api.md`; every stream of lines ends in `success` or `error`. Our own keys stand beside
+Ollama's: `level`, `reason` and `source` of a model, `hint` and `code` of an error.
+"""
+
+from __future__ import annotations
+
+from contextlib import aclosing
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from registry.errors import BadName, ModelNotFound
+from registry.names import Reference, parse
+from server.answers import HOUSE, NOTE
+from server.config import OLLAMA_VERSION, VERSION
+from server.errors import BadBody
+from server.guard import require_loopback
+from server.library import details, row, shown
+from server.problems import STATUS
+from server.wire import Stream, read_body, reply
+from server.worker import Worker
+
+_FOREVER = timedelta(days=365 * 100)
+
+
+class Named(msgspec.Struct):
+    """A body that names a model, by `model` or, as old clients do, by `name`."""
+
+    model: str | None = None
+    name: str | None = None
+    verbose: bool | None = None
+    stream: bool | None = None
+
+    @property
+    def wanted(self) -> str:
+        """The name; raises BadBody where there is none."""
+        name = self.model or self.name
+        if not name:
+            raise BadBody("the body names no model", 'send `{"model": "NAME"}`')
+        return name
+
+
+async def alive(request: web.Request) -> web.Response:
+    """`GET /`: many tools take this very sentence for health."""
+    return web.Response(text="Ollama is running")
+
+
+async def version(request: web.Request) -> web.Response:
+    """`GET /api/version`: the version of Ollama's API that we answer, and our own as `lm`."""
+    return reply({"version": OLLAMA_VERSION, "lm": VERSION})
+
+
+async def tags(request: web.Request) -> web.Response:
+    """`GET /api/tags`: all models."""
+    models = await request.app[HOUSE].library.models()
+    return reply({"models": [row(model) for model in models]})
+
+
+async def ps(request: web.Request) -> web.Response:
+    """`GET /api/ps`: what is loaded, with its true context."""
+    loaded = request.app[HOUSE].pool.loaded()
+    return reply({"models": [_running(worker, stays) for worker, stays in loaded]})
+
+
+async def show(request: web.Request) -> web.Response:
+    """`POST /api/show`: everything about one model."""
+    body = await read_body(request, Named)
+    request[NOTE] = body.wanted
+    library = request.app[HOUSE].library
+    model = await library.resolve(body.wanted)
+    return reply(shown(model, await library.facts(model), bool(body.verbose)))
+
+
+async def delete(request: web.Request) -> web.Response:
+    """`DELETE /api/delete`: forget a model; a worker that holds it keeps it until it is unloaded."""
+    body = await read_body(request, Named)
+    request[NOTE] = body.wanted
+    house = request.app[HOUSE]
+    model = await house.library.find(body.wanted)
+    await house.library.delete(model, house.pool.holds())
+    return web.Response()
+
+
+async def stop(request: web.Request) -> web.Response:
+    """`POST /lm/stop`: unload a model, at once or after the answers that are under way."""
+    body = await read_body(request, Named)
+    request[NOTE] = body.wanted
+    house = request.app[HOUSE]
+    model = await house.library.resolve(body.wanted)
+    return reply({"model": model.name, "stopped": await house.pool.unload(model)})
+
+
+async def pull(request: web.Request) -> web.StreamResponse:
+    """`POST /api/pull`: bring a model in; joins a pull of the same name that is under way."""
+    body = await read_body(request, Named)
+    request[NOTE] = body.wanted
+    reference = _source(request, body.wanted)
+    frames = request.app[HOUSE].jobs.follow(reference)
+    async with aclosing(frames):
+        if body.stream is False:
+            last: dict[str, Any] = {}
+            async for frame in frames:
+                last = frame
+            return reply(last, STATUS[last["code"]] if "error" in last else 200)
+        stream = Stream(request, "ndjson")
+        async for frame in frames:
+            await stream.send(frame)
+        return await stream.end()
+
+
+def _source(request: web.Request, name: str) -> Reference:
+    """Where a pull takes its model from; raises BadName, ModelNotFound, Forbidden."""
+    reference = parse(name)
+    if reference.kind == "folder":
+        if not name.startswith("/"):
+            raise BadName(f"`{name[:80]}` is a relative path", "send an absolute one: the daemon has another folder")
+        require_loopback(request, "pulling a folder")
+    elif reference.kind not in ("demo", "hub"):
+        raise ModelNotFound(
+            f"`{name}` is not in the store, and this version pulls from hf.co and folders only",
+            "try `org/repo`, `./folder` or `demo`; `lm list` shows what there is",
+        )
+    return reference
+
+
+def _running(worker: Worker, stays: float | None) -> dict[str, Any]:
+    ready = worker.ready.result()
+    left = _FOREVER if stays is None else timedelta(seconds=stays)
+    return {
+        "name": worker.model.name,
+        "model": worker.model.name,
+        "size": ready.weights_bytes + ready.cache_bytes + ready.compute_bytes,
+        "digest": worker.model.digest,
+        "details": details(worker.model),
+        "expires_at": (datetime.now(UTC) + left).isoformat(timespec="microseconds"),
+        "size_vram": 0,
+        "context_length": ready.context,
+        "sequences": ready.sequences,
+        "weights_bytes": ready.weights_bytes,
+        "cache_bytes": ready.cache_bytes,
+        "compute_bytes": ready.compute_bytes,
+        "active": worker.active,
+        "pid": worker.pid,
+    }

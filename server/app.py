@@ -1,0 +1,153 @@
+"""The web application: one table of routes, and what every request passes on its way to them.
+
+Outermost first: request id and log line, errors in the dialect of the path, Host/Origin/key, the route. Handlers are
+cancelled when their client leaves (`handler_cancellation`), which is how an abandoned answer stops costing anything.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import time
+from collections.abc import Awaitable, Callable
+
+from aiohttp import web
+
+from server import wire
+from server.answers import HOUSE, NOTE, House
+from server.api import models, ollama, openai
+from server.config import OLLAMA_VERSION, VERSION, Config
+from server.errors import NotFound, WrongMethod
+from server.guard import Doorkeeper, require_loopback
+from server.problems import Dialect, Problem
+
+log = logging.getLogger("lm.requests")
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+DOORKEEPER = web.AppKey("doorkeeper", Doorkeeper)
+STOP = web.AppKey("stop", Callable[[], None])  # type: ignore[var-annotated,arg-type]
+_ALLOWED_HEADERS = "Authorization, Content-Type, X-Requested-With, X-Request-Id, X-Api-Key"
+_ALLOWED_METHODS = "GET, HEAD, POST, DELETE, OPTIONS"
+
+ROUTES: list[tuple[str, str, Handler]] = [
+    ("GET", "/", models.alive),
+    ("GET", "/api/version", models.version),
+    ("GET", "/api/tags", models.tags),
+    ("GET", "/api/ps", models.ps),
+    ("POST", "/api/show", models.show),
+    ("POST", "/api/pull", models.pull),
+    ("DELETE", "/api/delete", models.delete),
+    ("POST", "/api/generate", ollama.generate),
+    ("POST", "/api/chat", ollama.chat),
+    ("POST", "/api/embed", ollama.embed),
+    ("GET", "/v1/models", openai.models),
+    ("GET", "/v1/models/{id:.+}", openai.model),
+    ("POST", "/v1/chat/completions", openai.chat_completions),
+    ("POST", "/v1/completions", openai.completions),
+    ("POST", "/lm/stop", models.stop),
+]
+
+
+def build(config: Config, house: House, stop: Callable[[], None]) -> web.Application:
+    """The application; `stop` begins the daemon's end."""
+    app = web.Application(middlewares=[record, explain, admit], client_max_size=wire.MAX_BODY)
+    app[HOUSE] = house
+    app[DOORKEEPER] = Doorkeeper(config)
+    app[STOP] = stop
+    for method, path, handler in [*ROUTES, ("GET", "/health", health), ("POST", "/lm/shutdown", shutdown)]:
+        if method == "GET":
+            app.router.add_get(path, handler)  # HEAD too
+        else:
+            app.router.add_route(method, path, handler)
+    return app
+
+
+async def health(request: web.Request) -> web.Response:
+    """`GET /health`: that the daemon lives, and who it is."""
+    loaded = [worker.model.name for worker, _ in request.app[HOUSE].pool.loaded()]
+    return wire.reply({"status": "ok", "version": VERSION, "api": OLLAMA_VERSION, "pid": os.getpid(), "loaded": loaded})
+
+
+async def shutdown(request: web.Request) -> web.Response:
+    """`POST /lm/shutdown`: end the daemon, from this machine only."""
+    require_loopback(request, "stopping the daemon")
+    request.app[STOP]()
+    return wire.reply({"status": "stopping", "pid": os.getpid()})
+
+
+@web.middleware
+async def record(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Give the request an id and the log a line."""
+    given = request.headers.get("X-Request-Id", "")
+    request_id = given if given.isalnum() and len(given) <= 64 else secrets.token_hex(6)
+    request["id"] = request_id
+    request[NOTE] = ""
+    begun = time.perf_counter()
+    status = "gone"
+    try:
+        response = await handler(request)
+        status = str(response.status)
+        if not response.prepared:
+            response.headers["X-Request-Id"] = request_id
+        return response
+    finally:
+        seconds = time.perf_counter() - begun
+        note = request[NOTE].encode("unicode_escape").decode()[:200]
+        log.info("%s %s %s %.3f s %s [%s]", request.method, request.path[:100], status, seconds, note, request_id)
+
+
+@web.middleware
+async def explain(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Turn every exception into the dialect's error body, and let allowed pages read the answer."""
+    try:
+        response = await handler(request)
+    except web.HTTPException as error:
+        response = _refusal(request, _routing(request, error))
+    except ConnectionError:
+        raise
+    except Exception as error:
+        problem = Problem.of(error)
+        if problem.code == "internal":
+            log.exception("request %s failed", request["id"])
+        response = _refusal(request, problem)
+    origin = request.headers.get("Origin")
+    if origin is not None and not response.prepared and request.app[DOORKEEPER].knows(origin):
+        response.headers["Access-Control-Allow-Origin"] = origin
+        response.headers["Vary"] = "Origin"
+    return response
+
+
+@web.middleware
+async def admit(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Let in who may ask, and answer what browsers ask beforehand."""
+    request.app[DOORKEEPER].admit(request)
+    if request.method == "OPTIONS":
+        allowed = {
+            "Access-Control-Allow-Methods": _ALLOWED_METHODS,
+            "Access-Control-Allow-Headers": _ALLOWED_HEADERS,
+            "Access-Control-Max-Age": "600",
+        }
+        return web.Response(status=204, headers=allowed)
+    return await handler(request)
+
+
+def dialect(path: str) -> Dialect:
+    """In whose language errors of this path are told."""
+    return "openai" if path.startswith("/v1/") else "ollama"
+
+
+def _refusal(request: web.Request, problem: Problem) -> web.StreamResponse:
+    language = dialect(request.path)
+    response = wire.reply(problem.body(language), problem.status(language), problem.headers())
+    if not request.content.is_eof():
+        response.force_close()  # do not read the rest of a body that was refused
+    return response
+
+
+def _routing(request: web.Request, error: web.HTTPException) -> Problem:
+    path = request.path[:100]
+    if error.status == 405:
+        return Problem.of(WrongMethod(f"`{path}` does not take {request.method}", "see the table of routes"))
+    if error.status == 404:
+        return Problem.of(NotFound(f"there is no `{path}`", "see the table of routes in the README"))
+    return Problem("bad_body" if error.status < 500 else "internal", error.reason.lower(), "correct the request")

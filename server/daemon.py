@@ -1,0 +1,151 @@
+"""The daemon's life: take the home, listen, say that it is ready, serve, and go without leaving anything behind."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import json
+import logging
+import os
+import signal
+import socket
+from collections.abc import AsyncGenerator, Callable, Generator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
+
+from aiohttp import web
+
+from registry.errors import StoreLocked
+from registry.store import Store
+from runtime.hardware import detect
+from server import app
+from server.answers import House
+from server.config import VERSION, Config, is_loopback
+from server.errors import StartFailed
+from server.guard import Gate
+from server.jobs import Jobs
+from server.library import Library
+from server.pool import Engine, Pool
+
+log = logging.getLogger("lm")
+DRAIN_SECONDS = 10.0
+CLEANUP_SECONDS = 2.0
+KEEPALIVE_SECONDS = 75.0
+BACKLOG = 256
+
+
+async def serve(config: Config, engine: Engine, ready: Callable[[Config], None]) -> None:
+    """Run until told to stop; `ready` is called, with the true port, once requests are answered.
+
+    Raises StartFailed, StoreLocked, StoreDamaged and others of the registry when it cannot start.
+    """
+    _check_exposure(config)
+    config.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    store = _open_store(config)
+    try:
+        listener = _bind(config)
+        config = replace(config, port=listener.getsockname()[1])
+        stop = asyncio.Event()
+        async with _listening(config, store, engine, listener, stop):
+            _write_daemon_file(config)
+            log.info("lm %s is ready on %s, home %s, process %d", VERSION, config.url, config.home, os.getpid())
+            ready(config)
+            with _signals(stop):
+                await stop.wait()
+            config.daemon_file.unlink(missing_ok=True)
+            log.info("stopping")
+    finally:
+        store.close()
+    log.info("stopped")
+
+
+@asynccontextmanager
+async def _listening(
+    config: Config, store: Store, engine: Engine, listener: socket.socket, stop: asyncio.Event
+) -> AsyncGenerator[None]:
+    """All parts of the daemon, taken down in the order that lets running answers end."""
+    library = Library(store)
+    house = House(config, library, Pool(config, library, detect, engine), Jobs(config, library))
+    runner = web.AppRunner(
+        app.build(config, house, stop.set),
+        access_log=None,
+        handler_cancellation=True,
+        keepalive_timeout=KEEPALIVE_SECONDS,
+        shutdown_timeout=CLEANUP_SECONDS,
+    )
+    await runner.setup()
+    assert runner.server is not None
+    server = await asyncio.get_running_loop().create_server(Gate(runner.server), sock=listener, backlog=BACKLOG)
+    try:
+        yield
+    finally:
+        server.close()
+        await asyncio.gather(house.jobs.stop(), house.pool.drain(DRAIN_SECONDS))
+        await runner.cleanup()
+
+
+def _check_exposure(config: Config) -> None:
+    if not is_loopback(config.host) and not config.api_key and not config.no_auth:
+        raise StartFailed(
+            f"listening on `{config.host}` lets other machines in, and there is no key",
+            "set LM_API_KEY, or say `--no-auth` if that is meant",
+        )
+
+
+def _open_store(config: Config) -> Store:
+    try:
+        return Store.open(config.store)
+    except StoreLocked as error:
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            url = json.loads(config.daemon_file.read_bytes())["url"]
+            raise StoreLocked(str(error), f"it answers on {url}; `lm stop --daemon` ends it") from None
+        raise
+
+
+def _bind(config: Config) -> socket.socket:
+    """A socket on the configured address; raises StartFailed, which says whose the port is."""
+    try:
+        found = socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, kind, protocol, _, address = found[0]
+        listener = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise StartFailed(f"`{config.host}` is no address of this machine ({error.strerror})", "see `--host`") from None
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        return listener
+    except OSError as error:
+        listener.close()
+        raise _refused(config, error) from None
+
+
+def _refused(config: Config, error: OSError) -> StartFailed:
+    place = config.url.removeprefix("http://")
+    if error.errno != errno.EADDRINUSE:
+        return StartFailed(f"cannot listen on {place} ({error.strerror})", "choose another with `--host` and `--port`")
+    from server.owner import who_listens
+
+    return StartFailed(f"{place} is taken by {who_listens(config)}", f"lm serve --port {config.port % 65535 + 1}")
+
+
+def _write_daemon_file(config: Config) -> None:
+    text = json.dumps({"pid": os.getpid(), "url": config.url, "version": VERSION}) + "\n"
+    aside = config.daemon_file.with_name(f".{config.daemon_file.name}.{os.getpid()}")
+    aside.write_text(text)
+    aside.replace(config.daemon_file)
+
+
+@contextmanager
+def _signals(stop: asyncio.Event) -> Generator[None]:
+    """The first SIGTERM or SIGINT begins a graceful end, the second one does not wait for it."""
+
+    def on_signal() -> None:
+        if stop.is_set():
+            os._exit(130)  # the children see our end and follow
+        stop.set()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal)
+    yield

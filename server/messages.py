@@ -1,0 +1,68 @@
+"""The frames that the daemon and a puller exchange; sizes are bytes.
+
+As with a worker's frames: msgspec structs, tagged by type, length-prefixed MessagePack. The token travels in `Task`,
+never on a command line or in the environment.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+
+class Task(msgspec.Struct, tag="task"):
+    """The first frame, daemon to puller: what to bring, and what it must fit into.
+
+    `source` is a name that `registry.names.parse` reads the same way, `out` the file to write, `disk_free` what the
+    store's disk has left. `context` and `sequences` are those that the model will be loaded with.
+    """
+
+    source: str
+    out: str
+    cache: str
+    endpoint: str
+    token: str
+    proxy: str
+    disk_free: int
+    context: int
+    sequences: int
+
+
+class Planned(msgspec.Struct, tag="planned"):
+    """The level, and why: everything was checked and no weight has moved yet."""
+
+    level: str
+    reason: str
+    title: str
+    source_bytes: int
+    output_bytes: int
+
+
+class Progress(msgspec.Struct, tag="progress"):
+    """How far a phase is; `total` 0 where that is not known."""
+
+    phase: str
+    completed: int = 0
+    total: int = 0
+
+
+class Done(msgspec.Struct, tag="done"):
+    """The file is written and synced; the daemon commits it under `tag`. `config` and `params` go into the manifest."""
+
+    sha256: str
+    size: int
+    tag: str
+    config: dict[str, Any]
+    params: dict[str, Any]
+
+
+class Failure(msgspec.Struct, tag="failure"):
+    """The pull ended in an error; `code` is that of an exception in one of the `errors.py`."""
+
+    code: str
+    message: str
+    hint: str
+
+
+FromPuller = Planned | Progress | Done | Failure

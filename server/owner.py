@@ -1,0 +1,60 @@
+"""Whose port is it? Asked only when ours turns out to be taken."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+from typing import Any
+
+from server.config import VERSION, Config
+
+_SECONDS = 1.0
+
+
+def who_listens(config: Config) -> str:
+    """A few words on who holds the address: `lm 0.0.9 (older than this 0.1.0), process 1234`, `Ollama 0.14.0`, ….
+
+    Asks `GET /api/version` there and the system for the process; says what it could find out, and never raises.
+    """
+    who = _by_asking(config) or "another program"
+    process = _process(config.port)
+    return f"{who}, process {process}" if process else who
+
+
+def _by_asking(config: Config) -> str:
+    host = config.url.removeprefix("http://").rpartition(":")[0].strip("[]")
+    connection = http.client.HTTPConnection(host, config.port, timeout=_SECONDS)
+    try:
+        connection.request("GET", "/api/version")
+        answer = json.loads(connection.getresponse().read(4096))
+    except (OSError, ValueError, http.client.HTTPException):
+        return ""
+    finally:
+        connection.close()
+    return _described(answer)
+
+
+def _described(answer: Any) -> str:
+    if not isinstance(answer, dict):
+        return ""
+    ours, theirs = answer.get("lm"), answer.get("version")
+    if isinstance(ours, str):
+        age = "" if _numbers(ours) >= _numbers(VERSION) else f" (older than this {VERSION})"
+        return f"lm {ours[:20]}{age}"
+    return f"Ollama {theirs[:20]}" if isinstance(theirs, str) else ""
+
+
+def _numbers(version: str) -> list[int]:
+    return [int(part) for part in version.split(".") if part.isdigit()]
+
+
+def _process(port: int) -> str:
+    import psutil
+
+    with contextlib.suppress(psutil.Error, OSError):
+        for connection in psutil.net_connections("tcp"):
+            listens = connection.status == psutil.CONN_LISTEN and connection.laddr[1:2] == (port,)
+            if listens and connection.pid:
+                return f"{connection.pid} ({psutil.Process(connection.pid).name()})"
+    return ""

@@ -1,0 +1,281 @@
+"""Which models are loaded: one worker each, started on demand, unloaded when nobody asks any more or room is needed.
+
+Room: a load needs what `runtime.fit` says. What is free, plus what our own workers would give back, must hold it: the
+idle one that was used longest ago goes first, busy ones are waited for. A context that does not fit is halved until it
+does; a model that does not fit even then is refused with both numbers. Loads are admitted one at a time, so that two
+never count the same bytes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from registry.store import Model
+from runtime.errors import DoesNotFit, QueueFull
+from runtime.fit import Need, Shape, memory
+from runtime.hardware import Hardware
+from runtime.messages import Load
+from server.config import Config
+from server.errors import Stopping, Unstable
+from server.library import Library
+from server.worker import Worker
+
+log = logging.getLogger("lm.pool")
+SMALLEST_CONTEXT = 512
+CONTEXT_BUCKET = 1024
+KV_TYPE = "F16"
+CRASHES_IN_A_ROW = 3
+REST_SECONDS = 30.0
+WATCH_SECONDS = 1.0
+
+
+@dataclass
+class Slot:
+    """What the pool knows of one model beyond its worker."""
+
+    keep_alive: float
+    asked: int = 0
+    crashes: int = 0
+    rests_until: float = 0.0
+    expires_at: float | None = None
+    timer: asyncio.TimerHandle | None = None
+
+
+@dataclass(frozen=True)
+class Engine:
+    """What workers are told to run: `llama`, or `fake` with a script."""
+
+    name: str = "llama"
+    script: dict[str, Any] = field(default_factory=dict)
+
+
+class Pool:
+    """The loaded models. `hardware` measures the machine anew at each call."""
+
+    def __init__(self, config: Config, library: Library, hardware: Callable[[], Hardware], engine: Engine) -> None:
+        self._config = config
+        self._library = library
+        self._hardware = hardware
+        self._engine = engine
+        self._workers: dict[str, Worker] = {}
+        self._slots: dict[str, Slot] = {}
+        self._pending: Counter[str] = Counter()
+        self._admission = asyncio.Lock()
+        self._released = asyncio.Event()
+        self._stopping = False
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._watch = asyncio.create_task(self._watch_workers())
+
+    @asynccontextmanager
+    async def use(
+        self, model: Model, context: int | None = None, keep_alive: float | None = None
+    ) -> AsyncIterator[Worker]:
+        """A worker that holds `model`, loaded if need be, with room for `context` tokens if that can be had.
+
+        Raises QueueFull, DoesNotFit, Unstable, Stopping, and what loading raises.
+        """
+        if self._stopping:
+            raise Stopping("the daemon is stopping", "start it again")
+        key = model.blob_digest
+        if self._pending[key] >= self._config.queue + self._config.sequences:
+            raise QueueFull(f"{self._pending[key]} requests wait for `{model.name}` already", "try again in a moment")
+        self._pending[key] += 1
+        try:
+            worker = await self._find(model, context)
+            async with self._using(worker, key, keep_alive):
+                await asyncio.shield(worker.ready)
+                yield worker
+        finally:
+            self._pending[key] -= 1
+
+    def loaded(self) -> list[tuple[Worker, float | None]]:
+        """The workers that are ready, each with the seconds it stays if nobody asks (None: for ever), longest first."""
+        now = asyncio.get_running_loop().time()
+        rows = []
+        for key, worker in self._workers.items():
+            if worker.dead or worker.loading:
+                continue
+            slot = self._slots[key]
+            stays = slot.keep_alive if slot.expires_at is None else slot.expires_at - now
+            rows.append((worker, None if slot.keep_alive < 0 else max(stays, 0.0)))
+        return sorted(rows, key=lambda row: -(row[1] if row[1] is not None else float("inf")))
+
+    def holds(self) -> set[str]:
+        """Blob digests that workers have open."""
+        return {key for key, worker in self._workers.items() if not worker.dead}
+
+    async def unload(self, model: Model) -> bool:
+        """Unload now if idle, else as soon as the last request ends; False if it is not loaded."""
+        worker = self._workers.get(model.blob_digest)
+        if worker is None or worker.dead:
+            return False
+        self._slots[model.blob_digest].keep_alive = 0.0
+        if not worker.active:
+            await self._remove(worker)
+        return True
+
+    async def drain(self, seconds: float) -> None:
+        """Let running answers end for at most `seconds`, then end every worker. Nothing is admitted any more."""
+        self._stopping = True
+        deadline = asyncio.get_running_loop().time() + seconds
+        while any(worker.active for worker in self._workers.values() if not worker.dead):
+            self._released.clear()
+            try:
+                async with asyncio.timeout_at(deadline):
+                    await self._released.wait()
+            except TimeoutError:
+                break
+        self._watch.cancel()
+        await asyncio.gather(*(worker.stop() for worker in list(self._workers.values())))
+
+    @asynccontextmanager
+    async def _using(self, worker: Worker, key: str, keep_alive: float | None) -> AsyncIterator[None]:
+        """Count a user of the worker; when the last one leaves, the time to live begins."""
+        slot = self._slots[key]
+        if keep_alive is not None:
+            slot.keep_alive = keep_alive
+        if slot.timer is not None:
+            slot.timer.cancel()
+        slot.timer = slot.expires_at = None
+        worker.active += 1
+        try:
+            yield
+        finally:
+            worker.active -= 1
+            worker.last_used = asyncio.get_running_loop().time()
+            if worker.answered:
+                slot.crashes = 0
+            self._released.set()
+            if not worker.active and slot.keep_alive >= 0 and self._workers.get(key) is worker:
+                slot.expires_at = worker.last_used + slot.keep_alive
+                slot.timer = asyncio.get_running_loop().call_at(slot.expires_at, self._expire, worker)
+
+    def _expire(self, worker: Worker) -> None:
+        if not worker.active:
+            self._background(self._remove(worker))
+
+    def _background(self, work: Any) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _find(self, model: Model, context: int | None) -> Worker:
+        """The model's worker, started or exchanged for a larger one where that is needed and possible."""
+        worker = self._current(model)
+        if worker is not None and not self._too_small(worker, context):
+            return worker
+        async with self._admission:
+            worker = self._current(model)  # somebody else may have started it while we waited
+            if worker is not None and not self._too_small(worker, context):
+                return worker
+            shape = await self._library.shape(model)
+            wanted = self._context(shape, context)
+            slot = self._slots.setdefault(model.blob_digest, Slot(self._config.keep_alive))
+            slot.asked = max(slot.asked, context or 0)
+            if worker is not None:
+                if wanted <= worker.context:
+                    return worker
+                log.info("%s is loaded anew for a context of %d instead of %d", model.name, wanted, worker.context)
+                await self._remove(worker)
+            return await self._start(model, slot, shape, wanted)
+
+    def _current(self, model: Model) -> Worker | None:
+        worker = self._workers.get(model.blob_digest)
+        return None if worker is None or worker.dead else worker
+
+    def _too_small(self, worker: Worker, context: int | None) -> bool:
+        """Whether a larger context is asked for than ever before; what was clamped once is not tried again."""
+        if context is None or context <= worker.context or not worker.idle:
+            return False
+        return context > self._slots[worker.model.blob_digest].asked
+
+    def _context(self, shape: Shape, asked: int | None) -> int:
+        wanted = max(asked or 0, self._config.context)
+        return min(-(-wanted // CONTEXT_BUCKET) * CONTEXT_BUCKET, shape.context_length)
+
+    async def _start(self, model: Model, slot: Slot, shape: Shape, wanted: int) -> Worker:
+        now = asyncio.get_running_loop().time()
+        if now < slot.rests_until:
+            raise Unstable(
+                f"`{model.name}` crashed {CRASHES_IN_A_ROW} times in a row and rests",
+                "see `lm logs`; a smaller level or context may help",
+                retry_after=slot.rests_until - now,
+            )
+        context, need = await self._make_room(model, shape, wanted)
+        load = Load(
+            path=str(model.blob),
+            context=context,
+            sequences=self._config.sequences,
+            threads=(await asyncio.to_thread(self._hardware)).cpus,
+            queue=self._config.queue,
+            engine=self._engine.name,
+            kv_type=KV_TYPE,
+            script=self._engine.script,
+        )
+        slot.keep_alive = self._config.keep_alive
+        worker = await Worker.start(model, load, memory=need.total, log_file=self._config.logs / "worker.log")
+        self._workers[model.blob_digest] = worker
+        worker.ready.add_done_callback(lambda _: self._released.set())
+        worker.reader.add_done_callback(lambda _: self._forget(worker, slot))
+        return worker
+
+    def _forget(self, worker: Worker, slot: Slot) -> None:
+        """A worker has ended; several crashes without an answer between them give the model a rest."""
+        if self._workers.get(worker.model.blob_digest) is worker:
+            del self._workers[worker.model.blob_digest]
+        if worker.crashed:
+            slot.crashes = 1 if worker.answered else slot.crashes + 1
+        if slot.crashes >= CRASHES_IN_A_ROW:
+            slot.crashes = 0
+            slot.rests_until = asyncio.get_running_loop().time() + REST_SECONDS
+        self._released.set()
+
+    async def _make_room(self, model: Model, shape: Shape, wanted: int) -> tuple[int, Need]:
+        """The context to load with and what it needs, once that much memory and a place are free."""
+        while True:
+            hardware = await asyncio.to_thread(self._hardware)
+            others = [worker for worker in self._workers.values() if not worker.dead]
+            free = hardware.memory_available - sum(worker.memory for worker in others if worker.loading)
+            ours = sum(worker.memory for worker in others if not worker.loading)
+            context, need = self._fit(model, shape, wanted, free + ours)
+            if need.total <= free and len(others) < self._config.max_models:
+                return context, need
+            if idle := sorted((worker for worker in others if worker.idle), key=lambda worker: worker.last_used):
+                log.info("%s makes room for %s", idle[0].model.name, model.name)
+                await self._remove(idle[0])
+                continue
+            self._released.clear()
+            await self._released.wait()
+
+    def _fit(self, model: Model, shape: Shape, wanted: int, room: int) -> tuple[int, Need]:
+        context = wanted
+        while True:
+            need = memory(shape, model.size, context, self._config.sequences, KV_TYPE)
+            if need.total <= room:
+                return context, need
+            if context <= SMALLEST_CONTEXT:
+                raise DoesNotFit(
+                    f"`{model.name}` needs {need.total / 1e9:.1f} GB with a context of {context} tokens, "
+                    f"and {max(room, 0) / 1e9:.1f} GB are free",
+                    "close other programs, or pull a smaller level",
+                )
+            context = max(context // 2, min(SMALLEST_CONTEXT, wanted))
+
+    async def _remove(self, worker: Worker) -> None:
+        await worker.stop()
+        slot = self._slots.get(worker.model.blob_digest)
+        if slot is not None and slot.timer is not None:
+            slot.timer.cancel()
+
+    async def _watch_workers(self) -> None:
+        while True:
+            await asyncio.sleep(WATCH_SECONDS)
+            for worker in self._workers.values():
+                if not worker.dead and (why := worker.overdue()):
+                    worker.kill(why)
