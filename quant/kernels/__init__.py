@@ -1,6 +1,6 @@
 """Block formats: numbers to blocks and back, by kernels compiled for the CPU at hand.
 
-`quantize` and `dequantize` are the ways in; `pack` and `unpack` serve those who choose scales and levels by other means.
+`quantize` and `dequantize` are the ways in; `pack` and `unpack` serve those who choose scales and levels otherwise.
 Families of formats are compiled when a type of theirs is first asked for, or ahead of time by `warm`.
 """
 
@@ -9,10 +9,8 @@ from __future__ import annotations
 import importlib
 import math
 import os
-import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +19,7 @@ from numpy.typing import NDArray
 from quant.errors import BadValues, UnknownLevel, WrongShape
 from quant.kernels import compiler, plain
 from quant.kernels.formats import Bytes, Floats, Format, Parts, registered
+from quant.kernels.simd import LANES
 from quant.types import QuantType
 
 _FAMILIES = {
@@ -175,7 +174,7 @@ def _quantize_rows(x: NDArray[Any], type: QuantType, weights: Floats | None, thr
 
 def _slabs(rows: int, columns: int, block: int) -> list[tuple[int, int]]:
     """Ranges of rows of about _SLAB elements, where possible of a whole number of 16 blocks, which run at a time."""
-    whole = 16 // math.gcd(16, columns // block)
+    whole = LANES // math.gcd(LANES, columns // block)
     step = max(1, _SLAB // columns)
     step -= step % whole if step > whole else 0
     return [(start, min(start + step, rows)) for start in range(0, rows, step)]
@@ -201,7 +200,7 @@ def _plain_converter(type: QuantType) -> Callable[[NDArray[Any], Bytes], bool]:
     kind = {QuantType.F32: plain.FLOAT, QuantType.F16: plain.HALF, QuantType.BF16: plain.BRAIN}[type]
 
     def convert(x: NDArray[Any], out: Bytes) -> bool:
-        padded = _pad(x.ravel(), plain.LANES)
+        padded = _pad(x.ravel(), LANES)
         single = padded
         fine = True
         if padded.dtype != np.float32 or kind == plain.FLOAT:
@@ -224,16 +223,16 @@ def _block_converter(
     """What turns up to `shape` rows and columns into blocks."""
     format = _format(type)
     ones = np.ones(shape[1], np.float32) if weights is None else weights
-    all_weights = _pad(np.broadcast_to(ones, shape).ravel(), 16 * type.block).reshape(-1, type.block)
+    all_weights = _pad(np.broadcast_to(ones, shape).ravel(), LANES * type.block).reshape(-1, type.block)
 
     def convert(x: NDArray[Any], out: Bytes) -> bool:
         blocks = x.size // type.block
-        values = np.zeros((-(-blocks // 16) * 16, type.block), np.float32)
+        values = np.zeros((-(-blocks // LANES) * LANES, type.block), np.float32)
         if not _widen(x, format.limit, values.reshape(-1)[: x.size]):
             return False
         parts = format.search(values, all_weights[: len(values)])
         target = out.reshape(-1, type.block_bytes)
-        format.pack(Parts(*(part[:blocks] for part in parts)), target)
+        format.pack(parts.first(blocks), target)
         return True
 
     return convert

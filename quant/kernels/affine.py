@@ -1,7 +1,7 @@
 """Q2_K, Q4_K, Q5_K: super-blocks of 256 in groups of 16 or 32, x ≈ d·scale·level − dmin·minimum.
 
-Levels have 2, 4 or 5 bits, scales and minima 4 (Q2_K) or 6; d and dmin are float16. Layouts: `block_q2_K`, `block_q4_K`,
-`block_q5_K` in llama.cpp's ggml-common.h.
+Levels have 2, 4 or 5 bits, scales and minima 4 (Q2_K) or 6; d and dmin are float16. They are packed by
+`layout_k.py`.
 
 The search runs 16 super-blocks at a time, one in each lane:
 1. each group by itself: a row of candidate scales, for each the levels by rounding and then the best real scale and
@@ -21,9 +21,9 @@ import numpy as np
 from quant.kernels.compiler import kernel, part
 from quant.kernels.formats import Floats, Format, Parts, register
 from quant.kernels.half import from_half, to_half
+from quant.kernels.layout_k import pack_q2, pack_q4, pack_q5, restore_affine, unpack_q2, unpack_q4, unpack_q5
 from quant.kernels.simd import (
     LANES,
-    floats,
     fma,
     integers,
     load,
@@ -35,7 +35,6 @@ from quant.kernels.simd import (
     transpose,
     where,
 )
-from quant.kernels.layout_k import pack_q2, pack_q4, pack_q5, restore_affine, unpack_q2, unpack_q4, unpack_q5
 from quant.types import QuantType
 
 _BLOCK = 256
@@ -168,7 +167,7 @@ def _search(source, weights, groups, top, codes, start, step, steps, rounds, lev
             top_low = maximum(top_low, m)
         d = from_half(to_half(top_scale / codes))
         dmin = from_half(to_half(top_low / codes))
-        for r in range(rounds):
+        for _ in range(rounds):
             aa = splat(0.0)
             ab = splat(0.0)
             bb = splat(0.0)

@@ -2,7 +2,7 @@
 
 The folder's name is a hash of all that machine code depends on: the sources of this package (Numba itself looks only at
 the file of the function it compiles), Numba's version, the CPU's name and its features. Cached code is pickled, so the
-folder must be ours alone: mode 0700, our own, no link; where that cannot be had, a temporary folder serves this process.
+folder must be ours alone: mode 0700, no link; where that cannot be had, a temporary folder serves this process.
 """
 
 from __future__ import annotations

@@ -37,6 +37,10 @@ class Parts(NamedTuple):
     minima: Bytes = np.empty((0, 0), np.uint8)
     signs: Bytes = np.empty((0, 0), np.uint8)
 
+    def first(self, count: int) -> Parts:
+        """The parts of the first `count` blocks."""
+        return Parts(*(part[:count] for part in self))  # type: ignore[arg-type]
+
 
 class Format(NamedTuple):
     """The four things that a type can do. n blocks at a time; `n` is a multiple of 16 in `search`."""

@@ -1,4 +1,4 @@
-"""float16 and bfloat16 in vectors, by arithmetic on float32 bits: the same on every CPU, with or without instructions for it.
+"""float16 and bfloat16 in vectors, by arithmetic on float32 bits: the same on every CPU, whatever its instructions.
 
 Rounding is to nearest, ties to even, as in IEEE 754. Finite values only.
 """

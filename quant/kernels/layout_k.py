@@ -7,6 +7,7 @@ byte, or the eight that share a byte of high bits, are 32 elements apart.
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from quant.kernels.compiler import kernel
 from quant.kernels.formats import Bytes, Floats, Halves, Parts, halves
@@ -46,7 +47,7 @@ def _pack_affine(levels, scales, minima, out, top):
 
 @kernel("void(uint8[:, ::1], uint8[:, ::1], uint8[:, ::1], int64)")
 def _pack_symmetric(levels, scales, out, top):
-    """Everything but d of Q3_K (top 7) and Q6_K (63); scales carry their offset of 32 in Q3_K, are signed bytes in Q6_K."""
+    """Everything but d of Q3_K (top 7; scales + 32) and Q6_K (top 63; scales are signed bytes)."""
     for b in range(len(levels)):
         q = levels[b]
         to = out[b]
@@ -84,19 +85,19 @@ def _write_half(out: Bytes, at: int, value: Halves) -> None:
 def _crumbs(packed: Bytes) -> Bytes:
     """64 bytes of four 2-bit numbers each → 256 numbers."""
     rows = packed.reshape(-1, 2, 1, 32) >> np.array([0, 2, 4, 6], np.uint8).reshape(4, 1)
-    return (rows & 3).reshape(-1, 256)
+    return (rows & np.uint8(3)).reshape(-1, 256)
 
 
 def _nibbles(packed: Bytes) -> Bytes:
     """128 bytes of two 4-bit numbers each → 256 numbers."""
     rows = packed.reshape(-1, 4, 1, 32) >> np.array([0, 4], np.uint8).reshape(2, 1)
-    return (rows & 15).reshape(-1, 256)
+    return (rows & np.uint8(15)).reshape(-1, 256)
 
 
 def _high_bits(packed: Bytes) -> Bytes:
     """32 bytes, bit k of each belonging to row k → 256 bits."""
     rows = packed.reshape(-1, 1, 32) >> np.arange(8, dtype=np.uint8).reshape(8, 1)
-    return (rows & 1).reshape(-1, 256)
+    return (rows & np.uint8(1)).reshape(-1, 256)
 
 
 def pack_q2(parts: Parts, out: Bytes) -> None:
@@ -108,7 +109,7 @@ def pack_q2(parts: Parts, out: Bytes) -> None:
 
 def unpack_q2(blocks: Bytes) -> Parts:
     """The inverse of `pack_q2`."""
-    scales, minima = blocks[:, :16] & 15, blocks[:, :16] >> 4
+    scales, minima = blocks[:, :16] & np.uint8(15), blocks[:, :16] >> 4
     return Parts(_crumbs(blocks[:, 16:80]), halves(blocks, 80), halves(blocks, 82), scales, minima)
 
 
@@ -129,8 +130,8 @@ def pack_q5(parts: Parts, out: Bytes) -> None:
 def _unpack_scales(packed: Bytes) -> tuple[Bytes, Bytes]:
     """12 bytes → eight 6-bit scales, eight 6-bit minima."""
     a, b, c = packed[:, :4], packed[:, 4:8], packed[:, 8:]
-    scales = np.concatenate([a & 63, c & 15 | a >> 6 << 4], axis=1)
-    minima = np.concatenate([b & 63, c >> 4 | b >> 6 << 4], axis=1)
+    scales = np.concatenate([a & np.uint8(63), c & np.uint8(15) | a >> 6 << 4], axis=1)
+    minima = np.concatenate([b & np.uint8(63), c >> 4 | b >> 6 << 4], axis=1)
     return scales, minima
 
 
@@ -191,6 +192,6 @@ def restore_q6(parts: Parts) -> Floats:
     return _symmetric(parts.d, parts.scales.view(np.int8), parts.levels.view(np.int8) - np.int8(32))
 
 
-def _symmetric(d: Halves, scales: np.ndarray, levels: np.ndarray) -> Floats:
-    scale = d.astype(np.float32)[:, None] * scales
+def _symmetric(d: Halves, scales: NDArray[np.int8], levels: NDArray[np.int8]) -> Floats:
+    scale: Floats = d.astype(np.float32)[:, None] * scales
     return (scale[:, :, None] * levels.reshape(-1, 16, 16)).reshape(-1, 256)

@@ -1,8 +1,8 @@
 """Vectors of 16 lanes for Numba: kernels written once, like scalar code, that run on 16 blocks at a time.
 
-`F32` is sixteen float32, `I32` sixteen int32, `Mask` sixteen booleans. Operators and the functions below become LLVM vector
-instructions, which LLVM fits to the CPU at hand (one AVX-512 register, two of AVX, four of NEON). Every operation is
-rounded as IEEE 754 says and `fma` is always fused, so every CPU computes the same bits.
+`F32` is sixteen float32, `I32` sixteen int32, `Mask` sixteen booleans. Operators and the functions below become LLVM
+vector instructions, which LLVM fits to the CPU at hand (one AVX-512 register, two of AVX, four of NEON). Every operation
+is rounded as IEEE 754 says and `fma` is always fused, so every CPU computes the same bits.
 
 Arrays in memory are flat; `load(a, i)` and `store(a, i, v)` count in vectors: vector i holds elements 16·i … 16·i + 15.
 Nothing checks bounds. Covers only what the kernels use.
@@ -110,7 +110,11 @@ def _pointer(context: Any, builder: Any, array: Any, kind: Any, index: Any, vect
     return builder.bitcast(builder.gep(data, [place]), vector.as_pointer())
 
 
-@intrinsic  # type: ignore[misc]
+def _intrinsic(function: Callable[..., Any]) -> Any:
+    return intrinsic(function)
+
+
+@_intrinsic
 def load(typingctx: Any, array: Any, index: Any) -> Any:
     """Vector number `index` of a float32 or int32 array; of a uint8 or uint16 one, widened to int32."""
     kind = array.dtype
@@ -125,7 +129,7 @@ def load(typingctx: Any, array: Any, index: Any) -> Any:
     return result(array, index), build
 
 
-@intrinsic  # type: ignore[misc]
+@_intrinsic
 def store(typingctx: Any, array: Any, index: Any, value: Any) -> Any:
     """Write vector number `index`; an int32 vector is cut to the width of the array's elements."""
     kind = array.dtype
@@ -187,7 +191,7 @@ splat = _function((F32,), F32, lambda b, x: x)
 splat_int = _function((I32,), I32, lambda b, x: x)
 
 
-@intrinsic  # type: ignore[misc]
+@_intrinsic
 def where(typingctx: Any, mask: Any, yes: Any, no: Any) -> Any:
     """`yes` in the lanes where the mask is set, `no` in the others."""
     kind = yes if isinstance(yes, _VectorType) else no
@@ -199,7 +203,7 @@ def where(typingctx: Any, mask: Any, yes: Any, no: Any) -> Any:
     return kind(mask, yes, no), build
 
 
-@intrinsic  # type: ignore[misc]
+@_intrinsic
 def any_lane(typingctx: Any, mask: Any) -> Any:
     """Is the mask set anywhere?"""
 
@@ -220,7 +224,7 @@ class _Addresses(ir.Instruction):  # type: ignore[misc]
         buf.append(f"getelementptr {element}, {parts}\n")
 
 
-@intrinsic  # type: ignore[misc]
+@_intrinsic
 def gather(typingctx: Any, table: Any, index: Any) -> Any:
     """table[index] in each lane, of a flat float32 or int32 table."""
     result, vector = (F32, _F) if table.dtype == types.float32 else (I32, _I)
@@ -240,7 +244,7 @@ def gather(typingctx: Any, table: Any, index: Any) -> Any:
     return result(table, index), build
 
 
-@intrinsic  # type: ignore[misc]
+@_intrinsic
 def transpose(typingctx: Any, source: Any, start: Any, stride: Any, target: Any, place: Any, step: Any) -> Any:
     """target[place + step·i + k] = source[start + stride·k + i] for i, k < 16, in flat arrays of one dtype."""
     inputs = (source, start, stride, target, place, step)

@@ -1,6 +1,6 @@
 """Q3_K and Q6_K: super-blocks of 256 in sixteen groups of 16, x ≈ d·scale·level, levels and scales signed.
 
-Levels have 3 or 6 bits, scales 6 or 8; d is float16. Layouts: `block_q3_K`, `block_q6_K` in llama.cpp's ggml-common.h.
+Levels have 3 or 6 bits, scales 6 or 8; d is float16. They are packed by `layout_k.py`.
 
 The search runs 16 super-blocks at a time, one in each lane, in the steps described in `affine.py`; without minima, what
 is best for given levels is one division: Σw·l·x / Σw·l².
@@ -120,7 +120,7 @@ def _search(source, weights, bound, codes, start, step, steps, rounds, levels, d
             store(scale, g, s)
             peak = where(absolute(s) > absolute(peak), s, peak)
         d = from_half(to_half(peak / -codes))
-        for r in range(rounds):
+        for _ in range(rounds):
             ax = splat(0.0)
             aa = splat(0.0)
             for g in range(_GROUPS):
