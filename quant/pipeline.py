@@ -31,7 +31,6 @@ SLAB = 8 << 20
 AHEAD = 2
 # BF16 has no numpy type; its bit patterns are the upper halves of float32.
 _NUMPY = {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "F64": "<f8"}
-_SAME = {"F32": QuantType.F32, "F16": QuantType.F16, "BF16": QuantType.BF16}
 
 
 class Slab(NamedTuple):
@@ -128,34 +127,13 @@ def _encode(tensor: TensorPlan, rows: np.ndarray, type: QuantType, threads: int 
         rows = tensor.transform.apply(rows)
     if len(tensor.shape) == 1:
         rows = rows.reshape(1, -1)
+    if rows.dtype == np.float64:
+        rows = rows.astype("<f4")
     try:
-        if _SAME.get(tensor.dtype) is type:
-            _check_finite(rows, type)
-        elif type is QuantType.F32:
-            rows = _widen(rows, tensor.dtype)
-            _check_finite(rows, type)
-        else:
-            rows = quant.quantize(_narrowed(rows), type, threads=threads)
-    except BadValues:
+        return quant.quantize(rows, type, threads=threads).data.cast("B")
+    except BadValues as error:
         hint = "the source is damaged, or its training diverged"
-        raise BadValues(f"tensor `{tensor.source}` holds values that are not finite", hint=hint) from None
-    return np.ascontiguousarray(rows).data.cast("B")
-
-
-def _widen(rows: np.ndarray, dtype: str) -> np.ndarray:
-    if dtype == "BF16":
-        return (rows.astype("<u4") << 16).view("<f4")
-    return rows.astype("<f4")
-
-
-def _narrowed(rows: np.ndarray) -> np.ndarray:
-    return rows.astype("<f4") if rows.dtype == np.float64 else rows
-
-
-def _check_finite(rows: np.ndarray, type: QuantType) -> None:
-    finite = (rows & 0x7F80) != 0x7F80 if type is QuantType.BF16 else np.isfinite(rows)
-    if not finite.all():
-        raise BadValues("the values are not finite")
+        raise BadValues(f"tensor `{tensor.source or tensor.name}` cannot be quantized: {error}", hint=hint) from None
 
 
 class _Feed:
