@@ -1,1 +1,34 @@
-"""Where models come from: local folders, a hub, registries."""
+"""Where models come from: local folders, a hub; registries and plain URLs are not brought in by this version."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from registry.errors import ModelNotFound
+from registry.names import Reference
+from registry.sources.base import Source
+
+__all__ = ["Source", "open_source"]
+
+DEMO = Path(__file__).parent.parent / "demo"
+
+
+def open_source(reference: Reference, *, endpoint: str, token: str = "", proxy: str = "") -> Source:
+    """The source that a reference names, pinned to its present revision; opens connections for a hub only.
+
+    `endpoint` is the hub's URL, `token` goes there and nowhere else, `proxy` is the URL of an HTTP proxy for hosts
+    other than this one; empty for none. Raises ModelNotFound, AccessDenied, SourceUnavailable.
+    """
+    if reference.kind in ("demo", "folder"):
+        from registry.sources.local import Folder
+
+        demo = reference.kind == "demo"
+        return Folder(DEMO if demo else Path(reference.location), "demo" if demo else reference.location)
+    if reference.kind == "hub":
+        from registry.sources.huggingface import Repository
+
+        return Repository(reference.location, endpoint, token, proxy)
+    raise ModelNotFound(
+        f"model `{reference.name.display}` is not here, and cannot be brought in by that name",
+        "name a model of the hub as `org/repo`, a folder as `./folder`; `demo` comes with lm",
+    )

@@ -1,0 +1,387 @@
+"""Folders and a real hub over HTTP, well and unwell: every byte as declared or a plain refusal, the token at home."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from registry import web
+from registry.errors import AccessDenied, DigestMismatch, ModelNotFound, RegistryError, SourceUnavailable
+from registry.names import parse
+from registry.sources import DEMO, Source, open_source
+from tests.hub import Hub
+
+WEIGHTS = bytes(range(256)) * 20_000  # 5 MB: several chunks
+SMALL = {"config.json": b'{"a": 1}', "empty.txt": b"", "sub/note.md": b"# note", "odd name %20#?.txt": b"odd"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("model")
+    for name, data in (SMALL | {"model.safetensors": WEIGHTS}).items():
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).write_bytes(data)
+    return root
+
+
+@pytest.fixture
+def hub(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    monkeypatch.setattr(web, "PAUSE", 0.001)
+    with Hub({"org/repo": folder}, renamed={"old/name": "org/repo"}) as running:
+        yield running
+
+
+def open_hub(hub: Hub, name: str = "org/repo", token: str = "", proxy: str = "") -> Source:
+    return open_source(parse(name), endpoint=hub.url, token=token, proxy=proxy)
+
+
+def open_folder(path: Path) -> Source:
+    return open_source(parse(str(path)), endpoint="http://127.0.0.1:1")
+
+
+def whole(source: Source, name: str) -> bytes:
+    try:
+        return b"".join(source.stream(name))
+    finally:
+        source.close()
+
+
+# The hub
+
+
+def test_a_repository_reads_as_its_folder(hub: Hub) -> None:
+    source = open_hub(hub)
+    assert (source.title, source.revision, source.url) == ("org/repo", hub.heads["org/repo"], f"{hub.url}/org/repo")
+    assert sorted(source.names()) == sorted([*SMALL, "model.safetensors"])
+    for name, data in SMALL.items():
+        assert source.size(name) == len(data)
+        assert source.digest(name) == f"git-sha1:{hashlib.sha1(b'blob %d' % len(data) + bytes(1) + data).hexdigest()}"
+        assert source.read(name, 0, len(data)) == data
+    assert source.digest("model.safetensors") == f"sha256:{hashlib.sha256(WEIGHTS).hexdigest()}"
+    assert source.read("model.safetensors", 1_000_003, 10) == WEIGHTS[1_000_003:1_000_013]
+    assert whole(source, "model.safetensors") == WEIGHTS
+
+
+def test_only_what_is_wanted_is_fetched(hub: Hub) -> None:
+    source = open_hub(hub)
+    source.read("model.safetensors", 0, 8)
+    source.read("config.json", 0, 4)
+    source.read("config.json", 4, 4)
+    source.close()
+    assert hub.bytes_sent == 8 + len(SMALL["config.json"])
+
+
+def test_connections_are_used_again(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    connected: list[web.Origin] = []
+    connect = web.Web._connect
+    monkeypatch.setattr(web.Web, "_connect", lambda self, origin: connected.append(origin) or connect(self, origin))
+    source = open_hub(hub)
+    for place in range(5):
+        source.read("model.safetensors", place, 8)
+    source.close()
+    assert len(connected) == 2
+
+
+def test_the_revision_stays_pinned(hub: Hub, tmp_path: Path) -> None:
+    source = open_hub(hub)
+    (tmp_path / "config.json").write_bytes(b"new")
+    hub.push("org/repo", tmp_path)
+    assert source.read("config.json", 0, 8) == SMALL["config.json"]
+    assert whole(source, "model.safetensors") == WEIGHTS
+    newer = open_hub(hub)
+    assert newer.names() == ["config.json"]
+    newer.close()
+
+
+def test_the_token_stays_at_home(folder: Path) -> None:
+    with Hub({"org/repo": folder}, token="hf_secret") as hub:
+        source = open_hub(hub, token="hf_secret")
+        source.read("model.safetensors", 0, 8)
+        assert whole(source, "model.safetensors") == WEIGHTS
+    assert hub.paths("cdn")
+    for request in hub.requests:
+        assert request.headers.get("authorization") == ("Bearer hf_secret" if request.origin == "hub" else None)
+        assert "hf_secret" not in request.path
+        assert (request.origin == "hub") == ("hf_secret" in str(request.headers))
+
+
+def test_a_renamed_repository_is_followed(hub: Hub) -> None:
+    source = open_hub(hub, "old/name")
+    assert source.title == "org/repo"
+    assert whole(source, "model.safetensors") == WEIGHTS
+
+
+@pytest.mark.parametrize(
+    ("name", "token", "error", "hint"),
+    [
+        ("org/repo", "", ModelNotFound, "HF_TOKEN"),
+        ("no/such", "", ModelNotFound, "spelling"),
+        ("no/such", "right", ModelNotFound, "spelling"),
+        ("org/repo", "wrong", AccessDenied, "valid"),
+        ("org/repo", "white space", AccessDenied, "HF_TOKEN"),
+        ("org/repo", "sch\u00e4dlich\n", AccessDenied, "HF_TOKEN"),
+    ],
+)
+def test_refusals_say_what_to_do(folder: Path, name: str, token: str, error: type[RegistryError], hint: str) -> None:
+    with Hub({"org/repo": folder}, token="right") as hub, pytest.raises(error) as caught:
+        open_hub(hub, name, token)
+    assert hint in caught.value.hint
+    assert not token or token not in str(caught.value) + caught.value.hint
+
+
+@pytest.mark.parametrize("token", ["", "right"])
+def test_gated_models_name_their_page(folder: Path, token: str) -> None:
+    with Hub({"org/repo": folder}, gated=["org/repo"]) as hub:
+        source = open_hub(hub, token=token)
+        with pytest.raises(AccessDenied) as caught:
+            source.read("config.json", 0, 1)
+        source.close()
+    assert f"{hub.url}/org/repo" in caught.value.hint
+    assert ("HF_TOKEN" in caught.value.hint) == (not token)
+
+
+@pytest.mark.parametrize("cut", [0, 1, 1_500_000, len(WEIGHTS) - 1])
+@pytest.mark.parametrize("ignore_ranges", [False, True])
+def test_a_cut_stream_goes_on_where_it_was(hub: Hub, cut: int, ignore_ranges: bool) -> None:
+    source = open_hub(hub)
+    hub.faults.cut_after, hub.faults.cuts, hub.faults.ignore_ranges = cut, 2, ignore_ranges
+    assert whole(source, "model.safetensors") == WEIGHTS
+    if not ignore_ranges:
+        assert hub.bytes_sent <= len(WEIGHTS) + (1 << 16)
+
+
+def test_a_stream_that_is_cut_again_and_again_ends(hub: Hub) -> None:
+    source = open_hub(hub)
+    hub.faults.cut_after, hub.faults.cuts = 1000, 1 << 30
+    with pytest.raises(SourceUnavailable) as caught:
+        whole(source, "model.safetensors")
+    assert "model.safetensors" in str(caught.value)
+    assert len(hub.paths("cdn")) == web.ATTEMPTS
+
+
+def test_a_stream_that_gets_on_is_not_given_up(hub: Hub) -> None:
+    source = open_hub(hub)
+    hub.faults.cut_after, hub.faults.cuts = 1_100_000 // 2, 1 << 30
+    assert whole(source, "model.safetensors") == WEIGHTS
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_no_wrong_bit_passes(hub: Hub, name: str) -> None:
+    source = open_hub(hub)
+    hub.faults.flip = 7
+    with pytest.raises(DigestMismatch) as caught:
+        for _ in source.stream(name):
+            pass
+    assert name in str(caught.value)
+    hub.faults.flip = None
+    source.close()
+
+
+def test_a_wrong_header_is_found_out_by_the_stream(hub: Hub) -> None:
+    source = open_hub(hub)
+    hub.faults.flip, hub.faults.flips = 7, 1
+    assert source.read("model.safetensors", 0, 8) != WEIGHTS[:8]
+    with pytest.raises(DigestMismatch):
+        whole(source, "model.safetensors")
+
+
+def test_a_file_that_is_another_size_is_refused(hub: Hub, folder: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "model.safetensors"
+    copy.write_bytes(b"other" + WEIGHTS)
+    hub.push("org/repo", tmp_path)
+    source = open_hub(hub)
+    copy.write_bytes(WEIGHTS)
+    with pytest.raises((DigestMismatch, SourceUnavailable)):
+        whole(source, "model.safetensors")
+
+
+@pytest.mark.parametrize("statuses", [[503], [429, 500, 502], [504] * (web.ATTEMPTS - 1)])
+def test_passing_trouble_is_waited_for(hub: Hub, statuses: list[int]) -> None:
+    hub.faults.statuses = statuses
+    hub.faults.retry_after = "0"
+    assert whole(open_hub(hub), "model.safetensors") == WEIGHTS
+
+
+def test_lasting_trouble_is_told(hub: Hub) -> None:
+    hub.faults.statuses = [503] * web.ATTEMPTS
+    with pytest.raises(SourceUnavailable, match="503"):
+        open_hub(hub)
+
+
+def test_a_stall_is_a_cut(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = open_hub(hub)
+    monkeypatch.setattr(web, "TIMEOUT", 0.2)
+    hub.faults.stall_after = 2_000_000
+    assert whole(source, "model.safetensors") == WEIGHTS
+
+
+def test_nobody_listens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(web, "PAUSE", 0.001)
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
+        with pytest.raises(SourceUnavailable, match="refused"):
+            open_source(parse("org/repo"), endpoint=f"http://127.0.0.1:{port}")
+
+
+BODY = '{"id":"org/repo","sha":"' + "a" * 40 + '","siblings":[{"rfilename":"x","size":1,"blobId":"' + "b" * 40 + '"}]}'
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}", "hub"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n<!DOCTYPE", "hub"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 200000\r\n\r\n" + b"[" * 200_000, "hub"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 99999999999\r\n\r\n" + b" " * (17 << 20), "longer"),
+        (f"HTTP/1.1 200 OK\r\n\r\n{BODY.replace('org/repo', '../../x')}".encode(), "hub"),
+        (f"HTTP/1.1 200 OK\r\n\r\n{BODY.replace('a' * 40, 'main/../..')}".encode(), "hub"),
+        (b"HTTP/1.1 302 Found\r\nContent-Length: 0\r\n\r\n", "redirects"),
+        (b"HTTP/1.1 302 Found\r\nLocation: /x\r\nContent-Length: 0\r\n\r\n", "for ever"),
+        (b"HTTP/1.1 302 Found\r\nLocation: file:///etc/passwd\r\nContent-Length: 0\r\n\r\n", "redirects"),
+        (b"HTTP/1.1 302 Found\r\nLocation: http://u:p@127.0.0.1/\r\nContent-Length: 0\r\n\r\n", "redirects"),
+        (b"HTTP/1.1 302 Found\r\nLocation: http://[x/\r\nContent-Length: 0\r\n\r\n", "redirects"),
+        (b"garbage\r\n\r\n", "not HTTP"),
+        (b"HTTP/1.1 200 OK\r\nX: " + b"x" * 100_000 + b"\r\n\r\n", "not HTTP"),
+        (b"HTTP/1.1 418 \x1b[31m\r\nContent-Length: 0\r\n\r\n", "418"),
+    ],
+)  # fmt: skip
+def test_whatever_a_server_says_it_ends_in_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, answer: bytes, told: str
+) -> None:
+    monkeypatch.setattr(web, "PAUSE", 0.001)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve, args=(listener, answer))
+        thread.start()
+        try:
+            with pytest.raises(RegistryError, match=told) as caught:
+                open_source(parse("org/repo"), endpoint=f"http://127.0.0.1:{listener.getsockname()[1]}")
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            thread.join()
+    assert str(caught.value).isprintable()
+
+
+def serve(listener: socket.socket, answer: bytes) -> None:
+    """Give the same answer to everybody until the listener is shut."""
+    while True:
+        try:
+            connection, _ = listener.accept()
+        except OSError:
+            return
+        with connection:
+            try:
+                connection.recv(65536)
+                connection.sendall(answer)
+            except OSError:
+                continue
+
+
+def test_odd_file_names_are_not_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    blob = "b" * 40
+    names = ["/etc/passwd", "../x", "a/../../x", "a//b", "", ".", "a\\b", "a\\u0000b", "good/one.txt"]
+    listed = ",".join(f'{{"rfilename":"{name}","size":1,"blobId":"{blob}"}}'.replace("\\b", "\\\\b") for name in names)
+    body = (
+        f'{{"id":"org/repo","sha":"{"a" * 40}","siblings":[{listed},{{"rfilename":"x","size":-1,"blobId":"{blob}"}}]}}'
+    )
+    answer = f"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n{body}".encode()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve, args=(listener, answer))
+        thread.start()
+        source = open_source(parse("org/repo"), endpoint=f"http://127.0.0.1:{listener.getsockname()[1]}")
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join()
+    assert source.names() == ["good/one.txt"]
+
+
+def test_a_public_hub_may_not_send_us_into_the_local_network(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = open_hub(hub)
+    monkeypatch.setattr(source._web, "_public", True)
+    with pytest.raises(SourceUnavailable, match="local network"):
+        whole(source, "model.safetensors")
+    assert not hub.paths("cdn")
+
+
+def test_other_kinds_are_not_brought_in_yet() -> None:
+    for name in ("llama3.2:3b", "ghcr.io/a/b:v1", "https://x.example/m.gguf"):
+        with pytest.raises(ModelNotFound) as caught:
+            open_source(parse(name), endpoint="http://127.0.0.1:1")
+        assert "org/repo" in caught.value.hint
+
+
+# Folders
+
+
+def test_a_folder_reads_in_place(folder: Path) -> None:
+    source = open_folder(folder)
+    assert source.names() == ["config.json", "empty.txt", "model.safetensors", "odd name %20#?.txt"]
+    assert (source.title, source.url, source.revision) == (str(folder), str(folder), "")
+    assert source.digest("config.json") is None
+    assert source.read("model.safetensors", 255, 2) == b"\xff\x00"
+    assert source.size("model.safetensors") == len(WEIGHTS)
+    assert whole(source, "model.safetensors") == WEIGHTS
+
+
+def test_demo_comes_with_the_package() -> None:
+    source = open_source(parse("demo"), endpoint="http://127.0.0.1:1")
+    assert "config.json" in source.names()
+    assert (
+        hashlib.sha256(whole(source, "config.json")).digest()
+        == hashlib.sha256((DEMO / "config.json").read_bytes()).digest()
+    )
+
+
+def test_links_to_files_are_files_and_nothing_else_is(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").symlink_to(folder / "model.safetensors")
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "gone").symlink_to("nowhere")
+    (tmp_path / "zero").symlink_to("/dev/zero")
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    source = open_folder(tmp_path)
+    assert source.names() == ["model.safetensors"]
+    assert whole(source, "model.safetensors") == WEIGHTS
+    for name in ("pipe", "zero", "folder", "../x", "/etc/passwd"):
+        with pytest.raises(SourceUnavailable):
+            source.size(name)
+
+
+def test_a_pipe_put_in_place_later_does_not_block(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(b"1")
+    source = open_folder(tmp_path)
+    (tmp_path / "x").unlink()
+    os.mkfifo(tmp_path / "x")
+    with pytest.raises(SourceUnavailable, match="regular"):
+        source.read("x", 0, 1)
+
+
+def test_a_file_that_changes_is_not_half_used(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(WEIGHTS)
+    source = open_folder(tmp_path)
+    stream = source.stream("model.safetensors")
+    next(stream)
+    with path.open("r+b") as file:
+        file.truncate(2_000_000)
+    with pytest.raises(SourceUnavailable):
+        list(stream)
+    path.write_bytes(WEIGHTS)
+    stream = source.stream("model.safetensors")
+    next(stream)
+    os.utime(path, ns=(1, 1))
+    with pytest.raises(SourceUnavailable, match="changed"):
+        list(stream)
+    source.close()
+
+
+def test_no_such_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    for path in (tmp_path / "none", tmp_path / "file"):
+        with pytest.raises(ModelNotFound, match=path.name):
+            open_folder(path)
