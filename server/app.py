@@ -92,8 +92,9 @@ async def record(request: web.Request, handler: Handler) -> web.StreamResponse:
         return response
     finally:
         seconds = time.perf_counter() - begun
-        note = request[NOTE].encode("unicode_escape").decode()[:200]
-        log.info("%s %s %s %.3f s %s [%s]", request.method, request.path[:100], status, seconds, note, request_id)
+        what = f"{request.method} {request.path[:100]} {status} {seconds:.3f} s {request[NOTE][:200]}".rstrip()
+        # A name or path with a line break in it must not look like a line of its own.
+        log.info("%s [%s]", what.encode("unicode_escape").decode(), request_id)
 
 
 @web.middleware

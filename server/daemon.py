@@ -13,6 +13,7 @@ import socket
 from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
+from functools import partial
 
 from aiohttp import web
 
@@ -66,7 +67,9 @@ async def _listening(
 ) -> AsyncGenerator[None]:
     """All parts of the daemon, taken down in the order that lets running answers end."""
     library = Library(store)
-    house = House(config, library, Pool(config, library, detect, engine), Jobs(config, library))
+    # Admission needs memory and processors only: the probe of the bandwidth is left out.
+    pool = Pool(config, library, partial(detect, bandwidth=1.0), engine)
+    house = House(config, library, pool, Jobs(config, library))
     runner = web.AppRunner(
         app.build(config, house, stop.set),
         access_log=None,

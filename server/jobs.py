@@ -19,6 +19,7 @@ from server.errors import ServerError, Stopping
 from server.library import Library
 from server.messages import Done, Failure, FromPuller, Planned, Progress, Task
 from server.problems import Problem, Reported
+from server.worker import reap
 
 log = logging.getLogger("lm.jobs")
 NICE = 10
@@ -184,6 +185,7 @@ class Jobs:
                         raise Reported(code, message, hint)
                     case Planned() | Progress():
                         job.tell(_told(frame))
+            await reap(child)
         finally:
             child.kill()
             await asyncio.shield(child.wait())
@@ -210,7 +212,7 @@ class Jobs:
 def _told(frame: Planned | Progress) -> dict[str, Any]:
     if isinstance(frame, Planned):
         return {
-            "status": f"{frame.level}: {frame.reason}",
+            "status": frame.reason,
             "phase": "planned",
             "level": frame.level,
             "reason": frame.reason,

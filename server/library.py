@@ -17,6 +17,8 @@ from registry.errors import StoreDamaged
 from registry.store import Model, Store
 from runtime.fit import Shape
 
+# What the daemon can do with a model so far; a model may know more.
+SERVED = ("completion", "embedding")
 _LONG = 64
 _PARAMETER_WIDTH = 30
 
@@ -107,8 +109,8 @@ def details(model: Model) -> dict[str, Any]:
 
 
 def capabilities(model: Model) -> list[str]:
-    """What the model can do, in Ollama's words."""
-    return list(model.config.get("capabilities") or ["completion"])
+    """What can be done with the model here, in Ollama's words."""
+    return [name for name in model.config.get("capabilities") or ["completion"] if name in SERVED]
 
 
 def row(model: Model) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from registry.store import Model
+from runtime.advise import size
 from runtime.errors import DoesNotFit, QueueFull
 from runtime.fit import Need, Shape, memory
 from runtime.hardware import Hardware
@@ -197,7 +198,7 @@ class Pool:
 
     def _context(self, shape: Shape, asked: int | None) -> int:
         wanted = max(asked or 0, self._config.context)
-        return min(-(-wanted // CONTEXT_BUCKET) * CONTEXT_BUCKET, shape.context_length)
+        return min(-(-wanted // CONTEXT_BUCKET) * CONTEXT_BUCKET, shape.trained_context)
 
     async def _start(self, model: Model, slot: Slot, shape: Shape, wanted: int) -> Worker:
         now = asyncio.get_running_loop().time()
@@ -207,12 +208,12 @@ class Pool:
                 "see `lm logs`; a smaller level or context may help",
                 retry_after=slot.rests_until - now,
             )
-        context, need = await self._make_room(model, shape, wanted)
+        hardware, context, need = await self._make_room(model, shape, wanted)
         load = Load(
             path=str(model.blob),
             context=context,
             sequences=self._config.sequences,
-            threads=(await asyncio.to_thread(self._hardware)).cpus,
+            threads=hardware.cpus,
             queue=self._config.queue,
             engine=self._engine.name,
             kv_type=KV_TYPE,
@@ -236,8 +237,8 @@ class Pool:
             slot.rests_until = asyncio.get_running_loop().time() + REST_SECONDS
         self._released.set()
 
-    async def _make_room(self, model: Model, shape: Shape, wanted: int) -> tuple[int, Need]:
-        """The context to load with and what it needs, once that much memory and a place are free."""
+    async def _make_room(self, model: Model, shape: Shape, wanted: int) -> tuple[Hardware, int, Need]:
+        """The machine, the context to load with and what that needs, once so much memory and a place are free."""
         while True:
             hardware = await asyncio.to_thread(self._hardware)
             others = [worker for worker in self._workers.values() if not worker.dead]
@@ -245,7 +246,7 @@ class Pool:
             ours = sum(worker.memory for worker in others if not worker.loading)
             context, need = self._fit(model, shape, wanted, free + ours)
             if need.total <= free and len(others) < self._config.max_models:
-                return context, need
+                return hardware, context, need
             if idle := sorted((worker for worker in others if worker.idle), key=lambda worker: worker.last_used):
                 log.info("%s makes room for %s", idle[0].model.name, model.name)
                 await self._remove(idle[0])
@@ -261,8 +262,8 @@ class Pool:
                 return context, need
             if context <= SMALLEST_CONTEXT:
                 raise DoesNotFit(
-                    f"`{model.name}` needs {need.total / 1e9:.1f} GB with a context of {context} tokens, "
-                    f"and {max(room, 0) / 1e9:.1f} GB are free",
+                    f"`{model.name}` needs {size(need.total)} with a context of {context} tokens, "
+                    f"and {size(max(room, 0))} are free",
                     "close other programs, or pull a smaller level",
                 )
             context = max(context // 2, min(SMALLEST_CONTEXT, wanted))

@@ -64,6 +64,7 @@ STATUS = {
     "disk_full": 507,
     "store_locked": 503,
     "store_damaged": 500,
+    "store_failed": 500,
     # quant/errors.py
     "conversion_failed": 500,
     "malformed_file": 400,

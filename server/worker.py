@@ -43,10 +43,21 @@ log = logging.getLogger("lm.worker")
 SILENT_SECONDS = 20.0
 STALLED_SECONDS = 60.0
 STOP_SECONDS = 3.0
+LINGER_SECONDS = 0.5
 STOPPED, NOT_LOADED = "was stopped", "could not load"
 _ids = itertools.count(1)
 
 Answer = Started | Delta | Finished
+
+
+async def reap(child: Child) -> None:
+    """Wait for the end of a child whose socket is closed; one that lingers is killed."""
+    try:
+        async with asyncio.timeout(LINGER_SECONDS):
+            await child.wait()
+    except TimeoutError:
+        child.kill()
+        await child.wait()
 
 
 class Worker:
@@ -204,8 +215,7 @@ class Worker:
             while (frame := await self._child.receive()) is not None:
                 self._sort(frame)
         finally:
-            self._child.kill()
-            await self._child.wait()
+            await reap(self._child)
             self._bury()
 
     def _sort(self, frame: FromWorker) -> None:

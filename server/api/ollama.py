@@ -20,7 +20,7 @@ from aiohttp import web
 
 from registry.store import Model
 from runtime.errors import BadRequest
-from runtime.messages import Delta, Embed, Finished, Started, Submit, TokenLogprob, Tokenize
+from runtime.messages import Delta, Embed, Finished, Started, Submit, Tokenize, TokenLogprob
 from server.answers import HOUSE, MAX_MESSAGES, NOTE, Held, hold, refuse, require
 from server.api import options
 from server.api.models import Named

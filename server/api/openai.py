@@ -102,7 +102,7 @@ class ChatBody(Asked, kw_only=True):
 class CompletionBody(Asked, kw_only=True):
     """The body of `/v1/completions`."""
 
-    prompt: str | list[str] | list[int] | list[list[int]] | None = None
+    prompt: str | list[str | int | list[int]] | None = None
     suffix: str | None = None
     echo: bool | None = None
     best_of: int | None = None
@@ -210,17 +210,17 @@ def _bias(given: Mapping[str, float]) -> dict[int, float]:
     return found
 
 
-def _prompts(given: str | list[str] | list[int] | list[list[int]] | None) -> list[str | list[int]]:
-    """The prompts one by one, whichever of the four forms they came in; raises BadRequest."""
+def _prompts(given: str | list[str | int | list[int]] | None) -> list[str | list[int]]:
+    """The prompts one by one: a text, token ids, or a list of either; raises BadRequest."""
     if given is None:
         raise BadRequest("`prompt` is missing", "send a text or token ids")
-    single = isinstance(given, str) or (given and isinstance(given[0], int))
-    found: list[Any] = [given] if single else list(given)
-    if not 0 < len(found) <= MAX_PROMPTS:
-        raise BadRequest(f"`prompt` has {len(found)} entries", f"send 1 to {MAX_PROMPTS}")
+    found: list[Any] = [given] if isinstance(given, str) or all(isinstance(entry, int) for entry in given) else given
+    if not 0 < len(found) <= MAX_PROMPTS or found == [[]]:
+        raise BadRequest("`prompt` is empty or has too many entries", f"send 1 to {MAX_PROMPTS} prompts")
     for prompt in found:
-        if isinstance(prompt, list) and not all(0 <= token <= MAX_TOKEN for token in prompt):
-            raise BadRequest("`prompt` holds a number that is no token id", "send ids of this model's vocabulary")
+        ids = prompt if isinstance(prompt, list) else []
+        if isinstance(prompt, int) or not all(0 <= token <= MAX_TOKEN for token in ids):
+            raise BadRequest("`prompt` mixes its forms, or holds a number that is no token id", "send one form")
     return found
 
 

@@ -1,0 +1,244 @@
+"""A real daemon as a subprocess, in a home of its own, on a free port; for the tests of the server and of the CLI.
+
+    with Daemon(tmp_path, script={"tokens": ["a", "b"]}) as daemon:      # the scripted engine of `runtime/fake.py`
+        assert daemon.post("/api/chat", {...}).json["done"]
+    with Daemon(tmp_path, runtime="llama") as daemon: ...                # the real one
+
+`put_model` lays a tiny GGUF (which only the scripted engine can "run") into a home's store before the daemon starts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from quant.gguf_writer import Writer, layout
+from quant.types import QuantType
+from registry.names import LIBRARY, LOCAL, Name
+from registry.store import Store
+
+WIDTH = 32
+START_SECONDS = 30.0
+_CLEAN = {"PATH", "HOME", "LANG", "TMPDIR", "PYTHONPATH", "NUMBA_CACHE_DIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV"}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the daemon said."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    @property
+    def lines(self) -> list[Any]:
+        """The objects of a stream of lines."""
+        return [json.loads(line) for line in self.body.splitlines()]
+
+    @property
+    def events(self) -> list[Any]:
+        """The objects of server-sent events, without the closing `[DONE]`, which must be there or be an error."""
+        data = [line.removeprefix(b"data: ") for line in self.body.split(b"\n\n") if line]
+        if data[-1] == b"[DONE]":
+            return [json.loads(line) for line in data[:-1]]
+        events = [json.loads(line) for line in data]
+        assert "error" in events[-1]
+        return events
+
+
+class Daemon:
+    """A running daemon; leaving the block ends it gracefully."""
+
+    def __init__(
+        self,
+        home: Path,
+        *,
+        runtime: str = "fake",
+        script: Mapping[str, Any] | None = None,
+        env: Mapping[str, str] | None = None,
+        arguments: tuple[str, ...] = (),
+    ) -> None:
+        self.home = home
+        home.mkdir(parents=True, exist_ok=True)
+        if script is not None:
+            path = home / "script.json"
+            path.write_text(json.dumps(script))
+            runtime = f"{runtime}:{path}"
+        receiver, sender = os.pipe()
+        command = [sys.executable, "-P", "-m", "server", "--home", str(home), "--runtime", runtime, *arguments]
+        if "--port" not in arguments:
+            command += ["--port", "0"]
+        began = time.perf_counter()
+        self._errors = (home / "stderr").open("ab")
+        self.process = subprocess.Popen(
+            [*command, "--ready-fd", str(sender)],
+            stdin=subprocess.DEVNULL,
+            stdout=self._errors,
+            stderr=self._errors,
+            pass_fds=(sender,),
+            env=environment() | dict(env or {}),
+        )
+        os.close(sender)
+        with os.fdopen(receiver, "rb") as file:
+            self.said = file.readline().decode()
+        self.ready_seconds = time.perf_counter() - began
+        self.url = ""
+        if self.said == "ready\n":
+            self.url = json.loads((home / "daemon.json").read_bytes())["url"]
+
+    def __enter__(self) -> Daemon:
+        assert self.url, self.errors
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    @property
+    def port(self) -> int:
+        return int(self.url.rpartition(":")[2])
+
+    @property
+    def log(self) -> str:
+        path = self.home / "logs" / "daemon.log"
+        return path.read_text() if path.exists() else ""
+
+    @property
+    def errors(self) -> str:
+        """What it printed: nothing, as long as all is well."""
+        return self.said + (self.home / "stderr").read_text()
+
+    def stop(self, seconds: float = 15.0) -> int:
+        """End it as a service manager would; its exit status."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            try:
+                self.process.wait(seconds)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+                raise
+        self._errors.close()
+        return self.process.returncode
+
+    def kill(self) -> None:
+        """End it without warning."""
+        self.process.kill()
+        self.process.wait()
+        self._errors.close()
+
+    def children(self) -> list[psutil.Process]:
+        """Its workers and pullers."""
+        return psutil.Process(self.pid).children(recursive=True)
+
+    def workers(self) -> list[int]:
+        """The process ids of its loaded models."""
+        return [row["pid"] for row in self.get("/api/ps").json["models"]]
+
+    def get(self, path: str, **headers: str) -> Answer:
+        return self.ask("GET", path, headers=headers)
+
+    def post(self, path: str, body: Any, **headers: str) -> Answer:
+        return self.ask("POST", path, body, headers)
+
+    def ask(self, method: str, path: str, body: Any = None, headers: Mapping[str, str] | None = None) -> Answer:
+        """One request; `body` is bytes as they are, or an object to be sent as JSON."""
+        with self.opened(method, path, body, headers) as response:
+            return Answer(response.status, dict(response.headers.items()), response.read())
+
+    @contextlib.contextmanager
+    def opened(
+        self, method: str, path: str, body: Any = None, headers: Mapping[str, str] | None = None
+    ) -> Iterator[http.client.HTTPResponse]:
+        """The response while it streams; leaving the block closes the connection, whatever is still to come."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        try:
+            data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
+            connection.request(method, path, data, dict(headers or {}))
+            yield connection.getresponse()
+        finally:
+            connection.close()
+
+    def pull(self, name: str) -> dict[str, Any]:
+        """Bring a model in; its last line must be success."""
+        last = self.post("/api/pull", {"model": name}).lines[-1]
+        assert last["status"] == "success", last
+        return dict(last)
+
+
+def environment() -> dict[str, str]:
+    """Ours, without any setting that could reach the daemon."""
+    return {name: value for name, value in os.environ.items() if name in _CLEAN}
+
+
+def wait_until(condition: Callable[[], Any], seconds: float, step: float = 0.01) -> float:
+    """Wait for `condition`; the seconds that it took. Fails after `seconds`."""
+    began = time.monotonic()
+    while not condition():
+        assert time.monotonic() - began < seconds, f"not within {seconds} s"
+        time.sleep(step)
+    return time.monotonic() - began
+
+
+def put_model(home: Path, name: str = "tiny", context: int = 2048, size: int = 0) -> None:
+    """Commit a GGUF of the right shape, all zeros, with `size` bytes of ballast, to the store of a home."""
+    config = {
+        "model_format": "gguf",
+        "model_family": "llama",
+        "model_families": ["llama"],
+        "model_type": "1.0K",
+        "file_type": "F32",
+        "capabilities": ["completion"],
+        "context_length": context,
+        "embedding_length": WIDTH,
+        "lm": {"source": "test", "level": "F32", "reason": "a test wants it"},
+    }
+    with Store.open(home / "store") as store:
+        ingest = store.begin(name)
+        with ingest.data.open("wb") as file:
+            written = _write_tiny(file, name, context, size)
+        key = Name(LOCAL, LIBRARY, name, "F32")
+        store.commit(ingest, written.sha256, written.size, key, config, {"temperature": 0.7, "stop": ["<end>"]})
+
+
+def _write_tiny(file: Any, name: str, context: int, ballast: int) -> Any:
+    metadata = {
+        "general.architecture": "llama",
+        "general.name": name,
+        "llama.block_count": 1,
+        "llama.context_length": context,
+        "llama.embedding_length": WIDTH,
+        "llama.feed_forward_length": WIDTH,
+        "llama.attention.head_count": 1,
+        "llama.attention.head_count_kv": 1,
+    }
+    parts = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
+    shapes = {"token_embd.weight": (WIDTH, 8), "output_norm.weight": (WIDTH,)}
+    shapes |= {f"blk.0.{part}.weight": (WIDTH, WIDTH) for part in parts}
+    shapes |= {f"blk.0.{part}.weight": (WIDTH,) for part in ("attn_norm", "ffn_norm")}
+    if ballast:
+        shapes["ballast.weight"] = (ballast // 4,)
+    tensors = layout([(tensor, shape, QuantType.F32) for tensor, shape in shapes.items()])
+    writer = Writer(file, metadata, tensors)
+    for tensor in tensors:
+        writer.append(memoryview(bytes(tensor.nbytes)))
+    return writer.finish()
