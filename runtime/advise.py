@@ -1,0 +1,170 @@
+"""Which level of a model this machine should run, and why, in one sentence.
+
+The rule (DESIGN §4): the highest level, up to Q8_0, whose weights, cache and compute buffers fit what models may use,
+and which is predicted to write at least 10 tokens per second. If none is that fast: Q4_K_M, or the largest above it
+that is no slower. Below Q4_K_M only when memory or disk force it, and without importance data never below Q3_K_M,
+unless asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from runtime import fit
+from runtime.errors import BadRequest, DoesNotFit
+from runtime.hardware import Hardware
+
+ENOUGH_SPEED = 10.0
+USUAL_LEVEL = "Q4_K_M"
+# Never chosen without being asked: larger than Q8_0, and no better that anybody could tell.
+UNQUANTIZED = frozenset({"F32", "F16", "BF16"})
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A level, with the bytes that its weights would take; `worthwhile` False: too coarse without importance data."""
+
+    level: str
+    weights_bytes: int
+    worthwhile: bool = True
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What is wanted: a pool of `context` tokens (None: the default), `sequences` at once, maybe a level by name."""
+
+    context: int | None = None
+    sequences: int = 8
+    kv_type: str = "F16"
+    forced: str | None = None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The level, what it takes, how fast one answer will be, the reason, and why each better level lost."""
+
+    level: str
+    need: fit.Need
+    context: int
+    tokens_per_second: float
+    reason: str
+    rejected: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class _Option:
+    candidate: Candidate
+    need: fit.Need
+    speed: float
+    fault: str
+    """Why memory or disk rule it out, "" when they do not."""
+
+
+def choose(
+    candidates: Sequence[Candidate], shape: fit.Shape, hardware: Hardware, wish: Wish, disk_free: int | None = None
+) -> Choice:
+    """Choose among `candidates`, ordered from the best to the smallest; `disk_free` None leaves the disk out of it.
+
+    Raises DoesNotFit when not even the smallest fits, or when the level asked for does not fit on disk; BadRequest when
+    the level asked for is not among the candidates.
+    """
+    context = shape.pool(wish.context)
+    options = [_weigh(candidate, shape, hardware, (context, wish), disk_free) for candidate in candidates]
+    if wish.forced:
+        return _forced(options, wish.forced, hardware, context)
+    options = [option for option in options if option.candidate.level not in UNQUANTIZED]
+    chosen = _by_rule([option for option in options if option.candidate.worthwhile])
+    if chosen is None:
+        raise _nothing_fits(options, hardware)
+    better = options[: options.index(chosen)]
+    rejected = tuple((option.candidate.level, option.fault or _slow(option)) for option in better)
+    reason = f"{_fits(chosen, hardware, context)}{_ending(chosen, options, rejected)}"
+    return Choice(chosen.candidate.level, chosen.need, context, chosen.speed, reason, rejected)
+
+
+def _weigh(
+    candidate: Candidate, shape: fit.Shape, hardware: Hardware, pool: tuple[int, Wish], disk_free: int | None
+) -> _Option:
+    context, wish = pool
+    need = fit.memory(shape, candidate.weights_bytes, context, wish.sequences, wish.kv_type)
+    speed = fit.speed(shape, candidate.weights_bytes, hardware.bandwidth)
+    fault = ""
+    if need.total > hardware.budget:
+        fault = f"would need {size(need.total)}"
+    elif disk_free is not None and candidate.weights_bytes > disk_free:
+        fault = f"would need {size(candidate.weights_bytes)} of disk, where {size(disk_free)} are free"
+    return _Option(candidate, need, speed, fault)
+
+
+def _by_rule(options: Sequence[_Option]) -> _Option | None:
+    fitting = [option for option in options if not option.fault]
+    names = [option.candidate.level for option in options]
+    usual = options[names.index(USUAL_LEVEL)].candidate.weights_bytes if USUAL_LEVEL in names else 0
+    decent = [option for option in fitting if option.candidate.weights_bytes >= usual]
+    fast = [option for option in decent if option.speed >= ENOUGH_SPEED]
+    if fast:
+        return fast[0]
+    if decent:  # the usual level, or one above it that costs no speed
+        last = decent[-1]
+        return next(option for option in decent if option.speed >= last.speed)
+    return fitting[0] if fitting else None
+
+
+def _forced(options: Sequence[_Option], level: str, hardware: Hardware, context: int) -> Choice:
+    for option in options:
+        if option.candidate.level == level:
+            if "disk" in option.fault:
+                raise DoesNotFit(f"{level} {option.fault}", "make room, or choose a smaller level")
+            reason = f"{level}: asked for, {_fits(option, hardware, context).partition(': ')[2]}"
+            if option.fault:
+                need = f"it needs {size(option.need.total)}, and models may use {size(hardware.budget)} here"
+                reason = f"{level}: asked for, although {need}"
+            return Choice(level, option.need, context, option.speed, reason, ())
+    known = ", ".join(option.candidate.level for option in options)
+    raise BadRequest(f"there is no level `{level}` for this model", f"choose one of {known}")
+
+
+def _fits(option: _Option, hardware: Hardware, context: int) -> str:
+    need = option.need
+    weights = f"{size(need.weights)} weights + {size(need.cache)} cache for {context:,} tokens"
+    return f"{option.candidate.level}: {weights} fit the {size(hardware.budget)} that models may use"
+
+
+def _ending(chosen: _Option, options: Sequence[_Option], rejected: tuple[tuple[str, str], ...]) -> str:
+    if not rejected:
+        return ""
+    usual = next((option for option in options if option.candidate.level == USUAL_LEVEL), None)
+    if usual and chosen.candidate.weights_bytes < usual.candidate.weights_bytes:
+        what = "disk" if "disk" in usual.fault else "memory"
+        return f"; {what} forces a level below {USUAL_LEVEL}, which {usual.fault}"
+    level, why = rejected[-1]
+    if chosen.speed < ENOUGH_SPEED:
+        return f"; no level reaches {ENOUGH_SPEED:.0f} tokens/s here, this one about {chosen.speed:.1f}"
+    return f"; {level} {why}"
+
+
+def _slow(option: _Option) -> str:
+    return f"would write about {option.speed:.1f} tokens/s, below {ENOUGH_SPEED:.0f}"
+
+
+def _nothing_fits(options: Sequence[_Option], hardware: Hardware) -> DoesNotFit:
+    usable = [option for option in options if option.candidate.worthwhile] or list(options)
+    if not usable:
+        return DoesNotFit("this model has no level to choose from", "name one with `--level`")
+    least = usable[-1]
+    if "disk" in least.fault:
+        return DoesNotFit(f"even {least.candidate.level} {least.fault}", "make room on the disk of the store")
+    smaller = [option for option in options if not option.fault]
+    hint = f"`--level {smaller[0].candidate.level}` fits, at a loss" if smaller else "take a smaller model or context"
+    message = f"even {least.candidate.level} {least.fault}, and models may use {size(hardware.budget)} here"
+    return DoesNotFit(message, hint)
+
+
+def size(count: int) -> str:
+    """`count` bytes for people: 5.7 GB, 340 MB, 12 kB (decimal units)."""
+    for unit, scale in (("GB", 1_000_000_000), ("MB", 1_000_000)):
+        if count >= scale:
+            value = count / scale
+            return f"{value:.1f} {unit}" if (value < 100 and unit == "GB") or value < 10 else f"{value:.0f} {unit}"
+    return f"{count / 1000:.0f} kB"

@@ -1,0 +1,165 @@
+"""A llama.cpp context with one unified cache for many sequences, and the batch that feeds it.
+
+One thread owns it; `abort` alone may be called from others. Sequences are small integers below `sequences`; in a
+unified cache copying a prefix from one to another is a matter of marking cells, no data moves.
+
+The batch is built once over flat arrays and filled through memoryviews: a prompt's chunk is four copies of memory.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from array import array
+from dataclasses import dataclass
+from typing import Any
+
+from runtime.errors import BadRequest, LoadFailed
+from runtime.llama import LOG, Model, library, quick
+
+KV_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q8_0": 8, "BF16": 30}
+POOLING_UNSPECIFIED, POOLING_NONE, POOLING_MEAN, POOLING_LAST = -1, 0, 1, 3
+OK, NO_ROOM, ABORTED = 0, 1, 2
+BATCH = 512
+_CONTEXT_STEP = 256
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a context is made with: `tokens` in the pool, `sequences` at most, `outputs` rows sampled in one batch."""
+
+    tokens: int
+    sequences: int
+    outputs: int
+    threads: int
+    kv_type: str = "F16"
+
+
+class Context:
+    """A cache and its graph. `batch` rows are put with `put_token` and `put_prompt`, then `decode` runs them."""
+
+    def __init__(self, model: Model, shape: Shape) -> None:
+        """Raises BadRequest for an unknown cache type, LoadFailed when llama.cpp cannot make the context."""
+        if shape.kv_type.upper() not in KV_TYPES:
+            raise BadRequest(f"there is no cache type `{shape.kv_type}`", f"known are {', '.join(KV_TYPES)}")
+        low = library()
+        self._model = model
+        self._abort_flag = ctypes.create_string_buffer(b"0")
+        params = self._params(shape)
+        self.batch_size: int = params.n_batch
+        self.handle = low.llama_init_from_model(model.handle, params)
+        if not self.handle:
+            reason = f": {LOG.error}" if LOG.error else ""
+            raise LoadFailed(
+                f"llama.cpp cannot make a context of {shape.tokens} tokens{reason}", "ask for a smaller one"
+            )
+        self.buffers = LOG.take_buffers()
+        self.tokens: int = low.llama_n_ctx(self.handle)
+        self._memory = low.llama_get_memory(self.handle)
+        self.pooling: int = low.llama_pooling_type(self.handle)
+        self._decode = low._lib.llama_decode
+        self._make_batch(params.n_batch, shape.sequences)
+
+    def _params(self, shape: Shape) -> Any:
+        low = library()
+        params = low.llama_context_default_params()
+        params.n_ctx = -(-shape.tokens // _CONTEXT_STEP) * _CONTEXT_STEP
+        # An encoder reads a text in one piece, forwards and backwards.
+        params.n_batch = params.n_ubatch = params.n_ctx if self._model.encoder else min(BATCH, params.n_ctx)
+        params.n_seq_max = shape.sequences
+        params.n_outputs_max = 0 if self._model.encoder else max(shape.outputs, shape.sequences)
+        params.n_threads = params.n_threads_batch = shape.threads
+        params.type_k = params.type_v = KV_TYPES[shape.kv_type.upper()]
+        params.kv_unified = True
+        params.embeddings = self._model.encoder
+        if self._model.metadata("pooling_type") is None:
+            # Without a word from the model: a causal one has read all of a text at its end.
+            params.pooling_type = POOLING_MEAN if self._model.encoder else POOLING_LAST
+        # Called by the compute threads at every graph node, so it must be C: `atoi` reads our flag as a number.
+        params.abort_callback = ctypes.cast(ctypes.CDLL(None).atoi, low.ggml_abort_callback)
+        params.abort_callback_data = ctypes.addressof(self._abort_flag)
+        return params
+
+    def _make_batch(self, size: int, sequences: int) -> None:
+        low = library()
+        self._arrays = (
+            (ctypes.c_int32 * size)(),
+            (ctypes.c_int32 * size)(),
+            (ctypes.c_int32 * size)(*[1] * size),
+            (ctypes.c_uint64 * size)(),
+            (ctypes.c_int8 * size)(),
+        )
+        token, pos, count, seq, logits = self._arrays
+        self._token, self._pos = (memoryview(x).cast("B").cast("i") for x in (token, pos))
+        self._seq, self._logits = memoryview(seq).cast("B").cast("Q"), memoryview(logits).cast("B")
+        self._names = (ctypes.c_int32 * sequences)(*range(sequences))
+        start = ctypes.addressof(self._names)
+        self._pointers = [start + 4 * sequence for sequence in range(sequences)]
+        self._counting = memoryview(array("i", range(self.tokens + size)))
+        self._batch = low.llama_batch()
+        for field, values in (("token", token), ("pos", pos), ("n_seq_id", count), ("seq_id", seq), ("logits", logits)):
+            kind = dict(low.llama_batch._fields_)[field]
+            setattr(self._batch, field, ctypes.cast(values, kind))
+        self._batch.embd = None
+
+    def put_token(self, row: int, token: int, position: int, sequence: int) -> None:
+        """One token of a running answer, whose logits are wanted."""
+        self._token[row] = token
+        self._pos[row] = position
+        self._seq[row] = self._pointers[sequence]
+        self._logits[row] = 1
+
+    def put_prompt(self, row: int, tokens: memoryview[int], position: int, sequence: int, wanted: int) -> None:
+        """A stretch of a prompt from `position` on; the logits of its last `wanted` rows are wanted."""
+        size = len(tokens)
+        end = row + size
+        self._token[row:end] = tokens
+        self._pos[row:end] = self._counting[position : position + size]
+        self._seq[row:end] = memoryview(array("Q", (self._pointers[sequence],)) * size)
+        self._logits[row:end] = bytes(size - wanted) + b"\x01" * wanted
+
+    def decode(self, rows: int) -> int:
+        """Run the first `rows` rows: `OK`, `NO_ROOM` (nothing changed), `ABORTED`, or a negative number (an error)."""
+        self._batch.n_tokens = rows
+        return int(self._decode(self.handle, self._batch))
+
+    def abort(self) -> None:
+        """Make a running `decode` end at its next graph node, from any thread; stays set until `clear_abort`."""
+        self._abort_flag[0] = b"1"
+
+    def clear_abort(self) -> None:
+        """Let `decode` run again."""
+        self._abort_flag[0] = b"0"
+
+    def copy(self, source: int, target: int, end: int) -> None:
+        """Let `target` hold the first `end` positions of `source` too."""
+        library().llama_memory_seq_cp(self._memory, source, target, 0, end)
+
+    def cut(self, sequence: int, start: int) -> bool:
+        """Drop what `sequence` holds from position `start` on; False (and nothing done) where the model cannot."""
+        return self._memory is None or bool(library().llama_memory_seq_rm(self._memory, sequence, start, -1))
+
+    def length(self, sequence: int) -> int:
+        """How many positions `sequence` holds."""
+        return int(quick().llama_memory_seq_pos_max(self._memory, sequence)) + 1 if self._memory else 0
+
+    def logits(self, row: int) -> Any:
+        """The raw logits of a row, float32 `(n_vocab,)`, valid until the next `decode`."""
+        return self._view(library().llama_get_logits_ith(self.handle, row), self._model.n_vocab)
+
+    def pooled(self, sequence: int) -> Any:
+        """The pooled embedding of `sequence`, float32 `(n_embd,)`, valid until the next `decode`."""
+        return self._view(library().llama_get_embeddings_seq(self.handle, sequence), self._model.n_embd)
+
+    def token_vector(self, row: int) -> Any:
+        """The embedding of one row, float32 `(n_embd,)`, where nothing is pooled."""
+        return self._view(library().llama_get_embeddings_ith(self.handle, row), self._model.n_embd)
+
+    @staticmethod
+    def _view(pointer: Any, size: int) -> Any:
+        import numpy as np  # only logprobs and embeddings look at numbers; a worker starts faster without
+
+        return np.ctypeslib.as_array(pointer, shape=(size,))
+
+    def embed_mode(self, on: bool) -> None:
+        """Compute embeddings with the next batches (a causal model does so only when asked)."""
+        library().llama_set_embeddings(self.handle, on)

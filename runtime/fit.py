@@ -1,0 +1,137 @@
+"""How much memory a model takes, and how fast it will be, from its header alone.
+
+The cache follows the layout of llama.cpp's `llama_kv_cache`: per layer and token, `heads × length` values for keys and
+as many for values, in the cache's type; states of recurrent layers are per sequence. Compute buffers follow what its
+graphs keep alive at once for a batch of 512 tokens. Speed: each token reads every active weight and the cache once.
+
+Not covered yet: layers on a graphics card, weights repacked into a second copy, sliding windows kept short.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from quant.types import QuantType
+
+BATCH = 512
+CONTEXT_STEP = 256
+DEFAULT_CONTEXT = 8192
+# Python, libraries and the vocabulary's tables in a worker that has loaded nothing yet.
+PROCESS_BYTES = 90_000_000
+# What a core gets of the bandwidth that it reads with when it also has to unpack blocks and multiply.
+EFFICIENCY = 0.75
+_F32 = 4
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What fit needs to know of a model; `cache_values` are keys and values per token, `state_values` per sequence."""
+
+    architecture: str
+    layers: int
+    embedding: int
+    feed_forward: int
+    heads: int
+    vocabulary: int
+    trained_context: int
+    cache_values: int
+    state_values: int = 0
+    expert_share: float = 1.0
+    """The part of the weights that one token reads (mixture of experts)."""
+
+    @classmethod
+    def of(cls, metadata: Mapping[str, Any]) -> Shape:
+        """From GGUF metadata; what is missing counts as what llama.cpp would assume."""
+        architecture = str(metadata.get("general.architecture", ""))
+
+        def number(key: str, default: int = 0) -> int:
+            return _largest(metadata.get(f"{architecture}.{key}"), default)
+
+        layers, embedding = number("block_count", 1), number("embedding_length", 1)
+        heads = number("attention.head_count", 1)
+        kv_heads = _per_layer(metadata.get(f"{architecture}.attention.head_count_kv", heads), layers)
+        key = number("attention.key_length", embedding // max(1, heads))
+        value = number("attention.value_length", embedding // max(1, heads))
+        tokens = metadata.get("tokenizer.ggml.tokens")
+        feed_forward = number("feed_forward_length", 4 * embedding)
+        experts, used = number("expert_count"), number("expert_used_count")
+        expert_width = number("expert_feed_forward_length", feed_forward)
+        return cls(
+            architecture=architecture,
+            layers=layers,
+            embedding=embedding,
+            feed_forward=max(feed_forward, used * expert_width),
+            heads=heads,
+            vocabulary=len(tokens) if tokens else number("vocab_size"),
+            trained_context=number("context_length", DEFAULT_CONTEXT),
+            cache_values=sum(kv_heads) * (key + value),
+            state_values=layers * _state(number),
+            expert_share=_share(embedding, heads * key, expert_width, experts, used),
+        )
+
+    def pool(self, wanted: int | None = None) -> int:
+        """The context to load with: what is wanted, else 8,192, but never more than the model was trained for."""
+        return min(wanted or DEFAULT_CONTEXT, self.trained_context)
+
+
+@dataclass(frozen=True)
+class Need:
+    """Bytes; `compute` includes the process itself."""
+
+    weights: int
+    cache: int
+    compute: int
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.weights + self.cache + self.compute
+
+
+def memory(shape: Shape, weights_bytes: int, context: int, sequences: int, kv_type: str = "F16") -> Need:
+    """What a worker holds with a pool of `context` tokens for `sequences`; UnknownLevel for an unknown `kv_type`."""
+    tokens = -(-context // CONTEXT_STEP) * CONTEXT_STEP
+    cache = QuantType.by_name(kv_type)
+    per_token = shape.cache_values * cache.block_bytes // cache.block
+    cache_bytes = tokens * per_token + sequences * shape.state_values * _F32
+    batch = min(BATCH, tokens)
+    activations = batch * (2 * shape.embedding + 3 * max(shape.feed_forward, shape.embedding)) * _F32
+    mask = batch * tokens * (_F32 + 2)
+    logits = 2 * sequences * shape.vocabulary * (_F32 + 12)  # rows in the graph, and candidates of every sampler
+    return Need(weights_bytes, cache_bytes, activations + mask + logits + PROCESS_BYTES)
+
+
+def speed(shape: Shape, weights_bytes: int, bandwidth: float, context: int = 0, kv_type: str = "F16") -> float:
+    """Tokens per second of one answer when `context` tokens are in its cache; `bandwidth` in bytes per second."""
+    cache = QuantType.by_name(kv_type)
+    read = weights_bytes * shape.expert_share + context * shape.cache_values * cache.block_bytes / cache.block
+    return EFFICIENCY * bandwidth / max(1.0, read)
+
+
+def _largest(value: Any, default: int) -> int:
+    if isinstance(value, list | tuple):
+        return max((int(item) for item in value), default=default)
+    return int(value) if isinstance(value, int | float) else default
+
+
+def _per_layer(value: Any, layers: int) -> list[int]:
+    if isinstance(value, list | tuple):
+        return [int(item) for item in value[:layers]]
+    return [int(value)] * layers
+
+
+def _state(number: Any) -> int:
+    """Values that one recurrent layer keeps per sequence: the state, and the tail of its convolution (Mamba)."""
+    inner, state, groups = number("ssm.inner_size"), number("ssm.state_size"), number("ssm.group_count")
+    return int(inner * state + max(0, number("ssm.conv_kernel") - 1) * (inner + 2 * groups * state))
+
+
+def _share(embedding: int, attention: int, expert_width: int, experts: int, used: int) -> float:
+    """The part of a layer's weights that a token reads, when `used` of `experts` blocks of three matrices answer."""
+    if not experts or not used:
+        return 1.0
+    expert = 3 * embedding * expert_width
+    rest = 4 * embedding * attention
+    return (rest + used * expert) / (rest + experts * expert)

@@ -1,0 +1,254 @@
+"""The few functions of llama.cpp that we call, checked at start, and the model with its vocabulary.
+
+Bindings: the low-level ctypes module of llama-cpp-python, pinned, because both projects change structures every few
+weeks. `library()` therefore compares versions and struct defaults before anything else is called. ctypes lets go of the
+interpreter lock during every call; the tiny ones that are called per token keep it (`quick`), which is five times
+cheaper.
+
+llama.cpp reports through a log callback. We keep what a load says about memory and the last complaint, and pass
+warnings to stderr, which the worker's parent has sent to the log. Nothing here prints.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import importlib.metadata
+import importlib.util
+import os
+import re
+import sys
+from array import array
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from runtime.errors import LoadFailed
+
+PACKAGE_VERSION = "0.3.36"
+LLAMA_VERSION = b"0.5.0-dev"
+# Defaults that would read differently if a field had been added, moved or resized.
+CONTEXT_DEFAULTS = {
+    "n_ctx": 512,
+    "n_batch": 2048,
+    "n_ubatch": 512,
+    "n_seq_max": 1,
+    "n_outputs_max": 0,
+    "flash_attn_type": -1,
+    "yarn_ext_factor": -1.0,
+    "defrag_thold": -1.0,
+    "type_k": 1,
+    "type_v": 1,
+    "offload_kqv": True,
+    "op_offload": True,
+    "swa_full": True,
+    "kv_unified": False,
+    "n_samplers": 0,
+}
+MODEL_DEFAULTS = {"n_gpu_layers": -1, "split_mode": 1, "load_mode": -1, "main_gpu": 0, "use_extra_bufts": True}
+ATTR_UNKNOWN, ATTR_CONTROL = 1 << 0, 1 << 3
+LOG_WARN, LOG_ERROR, LOG_CONTINUED = 3, 4, 5
+_BUFFER = re.compile(r"(\S+)\s+(KV|RS|output|compute|model|state) buffer size = *([\d.]+) MiB")
+_MIB = 1 << 20
+
+
+@cache
+def library() -> Any:
+    """The low-level bindings, with llama.cpp initialised; raises LoadFailed when library and bindings do not match."""
+    os.putenv("GGML_NO_BACKTRACE", "1")  # an abort would start a debugger, if one is installed, and wait for it
+    low = _low_level()
+    found = importlib.metadata.version("llama-cpp-python")
+    if found != PACKAGE_VERSION or low.llama_version() != LLAMA_VERSION:
+        message = f"this needs llama-cpp-python {PACKAGE_VERSION} with llama.cpp {LLAMA_VERSION.decode()}"
+        raise LoadFailed(
+            f"{message}, and found {found} with {low.llama_version().decode()}", "install it again with pip"
+        )
+    _compare(low.llama_context_default_params(), CONTEXT_DEFAULTS)
+    _compare(low.llama_model_default_params(), MODEL_DEFAULTS)
+    low.llama_log_set(LOG.callback, None)
+    low.llama_backend_init()
+    return low
+
+
+def _low_level() -> Any:
+    """Import `llama_cpp.llama_cpp` without the package's own start, which loads numpy, chat formats and a logger."""
+    if "llama_cpp" in sys.modules:
+        return importlib.import_module("llama_cpp.llama_cpp")
+    spec = importlib.util.find_spec("llama_cpp")
+    if spec is None:
+        raise LoadFailed("llama-cpp-python is not installed", "install it with pip")
+    sys.modules["llama_cpp"] = importlib.util.module_from_spec(spec)
+    try:
+        return importlib.import_module("llama_cpp.llama_cpp")
+    finally:
+        del sys.modules["llama_cpp"]  # who imports the package later gets the whole of it
+
+
+def _compare(params: ctypes.Structure, expected: dict[str, Any]) -> None:
+    for field, value in expected.items():
+        if getattr(params, field) != value:
+            message = f"the structures of llama.cpp have changed: `{field}` is {getattr(params, field)}, not {value}"
+            raise LoadFailed(message, f"install llama-cpp-python {PACKAGE_VERSION} again")
+
+
+@cache
+def quick() -> ctypes.PyDLL:
+    """The same library, for calls so short that letting go of the interpreter lock would cost more than they do."""
+    lib = library()._lib
+    dll = ctypes.PyDLL(lib._name, handle=lib._handle)
+    for name, arguments, result in (
+        ("llama_vocab_get_attr", (ctypes.c_void_p, ctypes.c_int32), ctypes.c_int),
+        ("llama_vocab_get_text", (ctypes.c_void_p, ctypes.c_int32), ctypes.c_char_p),
+        ("llama_vocab_is_eog", (ctypes.c_void_p, ctypes.c_int32), ctypes.c_bool),
+        ("llama_memory_seq_pos_max", (ctypes.c_void_p, ctypes.c_int32), ctypes.c_int32),
+        ("llama_sampler_accept", (ctypes.c_void_p, ctypes.c_int32), None),
+        (
+            "llama_token_to_piece",
+            (ctypes.c_void_p, ctypes.c_int32, ctypes.c_char_p, ctypes.c_int32, ctypes.c_int32, ctypes.c_bool),
+            ctypes.c_int32,
+        ),
+    ):
+        function = getattr(dll, name)
+        function.argtypes, function.restype = arguments, result
+    return dll
+
+
+class Log:
+    """What llama.cpp says: bytes per kind of buffer, the last error, and warnings on to stderr."""
+
+    def __init__(self) -> None:
+        self.buffers: dict[str, float] = {}
+        self.error = ""
+        self._passing = False
+        # llama.cpp keeps the bare pointer: without this reference it would call freed memory.
+        self.callback = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)(self._take)
+
+    def take_buffers(self) -> dict[str, int]:
+        """Bytes of the buffers named since the last call: `model`, `KV`, `RS`, `compute`, `output`."""
+        taken = {kind: int(size * _MIB) for kind, size in self.buffers.items()}
+        self.buffers.clear()
+        return taken
+
+    def _take(self, level: int, text: bytes | None, _: Any) -> None:
+        line = (text or b"").decode(errors="replace")
+        if found := _BUFFER.search(line):
+            kind = found[2]
+            self.buffers[kind] = self.buffers.get(kind, 0.0) + float(found[3])
+        if level != LOG_CONTINUED:
+            self._passing = level in (LOG_WARN, LOG_ERROR)
+        if level == LOG_ERROR:
+            self.error = line.strip().rstrip(".")
+        if self._passing:
+            sys.stderr.write(line)
+            sys.stderr.flush()
+
+
+LOG = Log()
+
+
+class Model:
+    """A GGUF file in memory, and its vocabulary. The vocabulary's functions may be called from any thread."""
+
+    def __init__(self, path: Path, *, gpu_layers: int = -1, progress: Callable[[float], None] | None = None) -> None:
+        """Load `path`; `progress` hears fractions. Raises LoadFailed, or ends the process where llama.cpp aborts."""
+        low = library()
+        params = low.llama_model_default_params()
+        params.n_gpu_layers = gpu_layers
+        if progress:
+            params.progress_callback = low.llama_progress_callback(lambda fraction, _: progress(fraction) or True)
+        LOG.error = ""
+        LOG.take_buffers()
+        self.handle = low.llama_model_load_from_file(os.fsencode(path), params)
+        if not self.handle:
+            reason = f": {LOG.error}" if LOG.error else ""
+            raise LoadFailed(f"llama.cpp cannot load `{path.name}`{reason}", "pull the model again")
+        self.buffers = LOG.take_buffers()
+        self.vocab = low.llama_model_get_vocab(self.handle)
+        self.n_vocab: int = low.llama_vocab_n_tokens(self.vocab)
+        self.n_ctx_train: int = low.llama_model_n_ctx_train(self.handle)
+        self.n_embd: int = low.llama_model_n_embd_out(self.handle)
+        self.size: int = low.llama_model_size(self.handle)
+        self.recurrent: bool = low.llama_model_is_recurrent(self.handle) or low.llama_model_is_hybrid(self.handle)
+        self.sliding: bool = low.llama_model_n_swa(self.handle) > 0
+        self.encoder: bool = self.metadata("attention.causal") == "false"
+        self._pieces: list[bytes | None] = [None] * self.n_vocab
+        self._ends: dict[int, bool] = {}
+        self._buffer = ctypes.create_string_buffer(1024)
+
+    def metadata(self, key: str) -> str | None:
+        """The value of a scalar of the file's metadata, as text; `key` may leave out the architecture's name."""
+        low = library()
+        buffer = ctypes.create_string_buffer(1024)
+        names = [key]
+        if low.llama_model_meta_val_str(self.handle, b"general.architecture", buffer, 1024) >= 0:
+            names.append(f"{buffer.value.decode(errors='replace')}.{key}")
+        for name in names:
+            size = low.llama_model_meta_val_str(self.handle, name.encode(), buffer, len(buffer))
+            if size >= len(buffer):
+                buffer = ctypes.create_string_buffer(size + 1)
+                low.llama_model_meta_val_str(self.handle, name.encode(), buffer, len(buffer))
+            if size >= 0:
+                return buffer.value.decode(errors="replace")
+        return None
+
+    @property
+    def chat_template(self) -> str | None:
+        """The Jinja source that the file carries."""
+        source = library().llama_model_chat_template(self.handle, None)
+        return source.decode(errors="replace") if source else None
+
+    def special_text(self, which: str) -> str:
+        """The text of the special token `which` ("bos", "eos"), empty when the model has none."""
+        token = getattr(library(), f"llama_vocab_{which}")(self.vocab)
+        return self._text(token) if token >= 0 else ""
+
+    @property
+    def adds_eos(self) -> bool:
+        """Whether the tokenizer ends a text with the end-of-sequence token."""
+        return bool(library().llama_vocab_get_add_eos(self.vocab))
+
+    def control_texts(self) -> list[str]:
+        """How the vocabulary spells the tokens that only a template may write."""
+        attribute = quick().llama_vocab_get_attr
+        tokens = (t for t in range(self.n_vocab) if attribute(self.vocab, t) & (ATTR_CONTROL | ATTR_UNKNOWN))
+        return [text for token in tokens if (text := self._text(token))]
+
+    def _text(self, token: int) -> str:
+        return (quick().llama_vocab_get_text(self.vocab, token) or b"").decode(errors="replace")
+
+    def tokenize(self, text: str, *, special: bool, add: bool) -> array[int]:
+        """The ids of `text`; `special` parses control tokens in it, `add` puts the model's first (and last) tokens."""
+        low = library()
+        data = text.encode(errors="replace")
+        room = len(data) + 8
+        out = (ctypes.c_int32 * room)()
+        count = low.llama_tokenize(self.vocab, data, len(data), out, room, add, special)
+        if count < 0:
+            out = (ctypes.c_int32 * -count)()
+            count = low.llama_tokenize(self.vocab, data, len(data), out, -count, add, special)
+        ids = array("i")
+        ids.frombytes(memoryview(out).cast("B")[: 4 * count])
+        return ids
+
+    def piece(self, token: int) -> bytes:
+        """The bytes that `token` adds to a text; none for control tokens."""
+        piece = self._pieces[token]
+        if piece is None:
+            piece = self._pieces[token] = self._piece(token)
+        return piece
+
+    def _piece(self, token: int) -> bytes:
+        buffer = self._buffer
+        size = quick().llama_token_to_piece(self.vocab, token, buffer, len(buffer), 0, False)
+        if size < 0:
+            buffer = ctypes.create_string_buffer(-size)
+            size = quick().llama_token_to_piece(self.vocab, token, buffer, len(buffer), 0, False)
+        return buffer.raw[:size]
+
+    def ends(self, token: int) -> bool:
+        """Whether `token` ends a turn."""
+        end = self._ends.get(token)
+        if end is None:
+            end = self._ends[token] = bool(quick().llama_vocab_is_eog(self.vocab, token))
+        return end

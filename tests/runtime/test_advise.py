@@ -1,0 +1,130 @@
+"""The rule that chooses a level, each case with its sentence; memory and speed on shapes worked out by hand."""
+
+from __future__ import annotations
+
+import pytest
+
+from runtime import fit
+from runtime.advise import Candidate, Wish, choose, size
+from runtime.errors import BadRequest, DoesNotFit
+from runtime.hardware import Hardware
+
+GB = 10**9
+# An 8 B model: 32 layers x 4096, 8 key/value heads of 128.
+LLAMA_8B = fit.Shape("llama", 32, 4096, 14336, 32, 128256, 131072, 32 * 8 * 256)
+LEVELS = [
+    Candidate("BF16", 16_000_000_000),
+    Candidate("Q8_0", 8_500_000_000),
+    Candidate("Q6_K", 6_600_000_000),
+    Candidate("Q5_K_M", 5_700_000_000),
+    Candidate("Q4_K_M", 4_900_000_000),
+    Candidate("Q3_K_M", 4_000_000_000),
+    Candidate("IQ2_M", 2_900_000_000, worthwhile=False),
+]
+
+
+def machine(memory: float, bandwidth: float = 200) -> Hardware:
+    """`memory` and `bandwidth` in GB (per second); models may use 90 %."""
+    return Hardware(int(memory * GB), int(memory * GB), int(memory * GB), 8, bandwidth * GB)
+
+
+def needed(level: str) -> str:
+    """All that a level takes, in words; the parts are checked on their own below."""
+    weights = next(candidate.weights_bytes for candidate in LEVELS if candidate.level == level)
+    return size(fit.memory(LLAMA_8B, weights, 8192, 8).total)
+
+
+FORCED = "forces a level below Q4_K_M, which would need"
+
+
+@pytest.mark.parametrize(
+    ("hardware", "disk", "level", "weights", "budget", "ending"),
+    [
+        (machine(64), None, "Q8_0", 8.5, 57.6, ""),
+        (machine(9), None, "Q5_K_M", 5.7, 7.9, f"; Q6_K would need {needed('Q6_K')}"),
+        (machine(64, 80), None, "Q5_K_M", 5.7, 57.6, "; Q6_K would write about 9.1 tokens/s, below 10"),
+        (machine(64, 30), None, "Q4_K_M", 4.9, 57.6, "; no level reaches 10 tokens/s here, this one about 4.6"),
+        (machine(6.6), None, "Q3_K_M", 4.0, 5.5, f"; memory {FORCED} {needed('Q4_K_M')}"),
+        (machine(64), 6.0, "Q5_K_M", 5.7, 57.6, "; Q6_K would need 6.6 GB of disk, where 6.0 GB are free"),
+        (machine(64), 4.5, "Q3_K_M", 4.0, 57.6, f"; disk {FORCED} 4.9 GB of disk, where 4.5 GB are free"),
+    ],
+)
+def test_the_rule_and_its_sentence(
+    hardware: Hardware, disk: float | None, level: str, weights: float, budget: float, ending: str
+) -> None:
+    choice = choose(LEVELS, LLAMA_8B, hardware, Wish(), disk and int(disk * GB))
+    start = f"{level}: {weights} GB weights + 1.1 GB cache for 8,192 tokens fit the {budget} GB that models may use"
+    assert (choice.level, choice.reason) == (level, start + ending)
+    names = [candidate.level for candidate in LEVELS[1:]]
+    assert [name for name, _ in choice.rejected] == names[: names.index(level)]
+
+
+def test_when_none_is_fast_a_larger_one_that_is_no_slower_is_taken() -> None:
+    same = [Candidate("Q5_K_M", 5 * GB), Candidate("Q4_K_M", 5 * GB)]
+    assert choose(same, LLAMA_8B, machine(64, bandwidth=10), Wish()).level == "Q5_K_M"
+
+
+@pytest.mark.parametrize(
+    ("hardware", "disk", "message", "hint"),
+    [
+        (machine(6), None, f"{needed('Q3_K_M')}, and models may use 4.9 GB here", "`--level IQ2_M` fits, at a loss"),
+        (machine(3), None, f"{needed('Q3_K_M')}, and models may use 2.2 GB here", "take a smaller model or context"),
+        (machine(64), GB, "4.0 GB of disk, where 1.0 GB are free", "make room on the disk of the store"),
+    ],
+)
+def test_what_fits_nowhere_is_refused_with_both_numbers(
+    hardware: Hardware, disk: int | None, message: str, hint: str
+) -> None:
+    with pytest.raises(DoesNotFit) as caught:
+        choose(LEVELS, LLAMA_8B, hardware, Wish(), disk)
+    assert (str(caught.value), caught.value.hint) == (f"even Q3_K_M would need {message}", hint)
+
+
+def test_a_level_asked_for_is_taken_at_its_word() -> None:
+    fits = choose(LEVELS, LLAMA_8B, machine(64), Wish(forced="BF16"))
+    assert fits.reason.startswith("BF16: asked for, 16.0 GB weights + 1.1 GB cache for 8,192 tokens fit the 57.6 GB")
+    large = choose(LEVELS, LLAMA_8B, machine(8), Wish(forced="Q8_0"))
+    assert large.reason == f"Q8_0: asked for, although it needs {needed('Q8_0')}, and models may use 6.9 GB here"
+    with pytest.raises(DoesNotFit, match=r"Q8_0 would need .* of disk"):
+        choose(LEVELS, LLAMA_8B, machine(64), Wish(forced="Q8_0"), GB)
+    with pytest.raises(BadRequest, match="no level `Q9`"):
+        choose(LEVELS, LLAMA_8B, machine(64), Wish(forced="Q9"))
+
+
+def test_the_shape_comes_from_metadata() -> None:
+    shape = fit.Shape.of(
+        {
+            "general.architecture": "llama",
+            "llama.block_count": 2,
+            "llama.embedding_length": 256,
+            "llama.feed_forward_length": [768, 512],
+            "llama.attention.head_count": 4,
+            "llama.attention.head_count_kv": [2, 1],
+            "llama.context_length": 2048,
+            "tokenizer.ggml.tokens": ["a"] * 300,
+        }
+    )
+    assert shape == fit.Shape("llama", 2, 256, 768, 4, 300, 2048, 3 * 128)
+    assert shape.pool() == 2048
+    assert shape.pool(100) == 100
+    assert fit.Shape.of({}).trained_context == 8192
+
+
+def test_the_cache_is_counted_to_the_byte() -> None:
+    need = fit.memory(LLAMA_8B, 5 * GB, 8192, 8)
+    assert need.cache == 8192 * 32 * 2 * 8 * 128 * 2 == 1 << 30
+    assert fit.memory(LLAMA_8B, 5 * GB, 8000, 8).cache == need.cache
+    assert fit.memory(LLAMA_8B, 5 * GB, 8192, 8, "Q8_0").cache == need.cache * 34 // 64
+    assert need.total == need.weights + need.cache + need.compute
+
+
+def test_only_the_experts_that_answer_cost_time() -> None:
+    metadata = {"block_count": 32, "embedding_length": 4096, "attention.head_count": 32, "feed_forward_length": 14336}
+    mixture = {f"llama.{k}": v for k, v in {**metadata, "expert_count": 8, "expert_used_count": 2}.items()}
+    shape = fit.Shape.of({"general.architecture": "llama", **mixture})
+    assert 0.25 < shape.expert_share < 0.35
+    assert fit.speed(shape, GB, 1e11) > 3 * fit.speed(LLAMA_8B, GB, 1e11)
+
+
+def test_sizes_for_people() -> None:
+    assert [size(n) for n in (12_000, 1_500_000, 340_000_000, 5_700_000_000)] == ["12 kB", "1.5 MB", "340 MB", "5.7 GB"]

@@ -1,0 +1,94 @@
+"""Limits of control groups and processors, on folders laid out as kernels do; and this machine against psutil."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import psutil
+import pytest
+
+from runtime.hardware import MemoryGroup, cpu_quota, detect, measure_bandwidth, memory_group, usable_cpus
+
+GIB = 1 << 30
+
+
+def lay(root: Path, files: dict[str, str]) -> Path:
+    for name, text in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return root
+
+
+def own(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "own"
+    path.write_text(text)
+    return path
+
+
+def test_version_2_the_tightest_level_binds(tmp_path: Path) -> None:
+    root = lay(
+        tmp_path / "cg",
+        {
+            "a/memory.max": f"{8 * GIB}\n",
+            "a/memory.current": f"{3 * GIB}\n",
+            "a/memory.stat": f"anon 5\ninactive_file {GIB}\nactive_file {GIB}\n",
+            "a/b/memory.max": "max\n",
+            "a/b/memory.current": f"{GIB}\n",
+            "a/b/cpu.max": "150000 100000\n",
+            "a/cpu.max": "max 100000\n",
+        },
+    )
+    mine = own(tmp_path, "0::/a/b\n")
+    assert memory_group(root, mine) == MemoryGroup(8 * GIB, GIB)
+    assert cpu_quota(root, mine) == 1.5
+
+
+def test_version_1_by_controller_and_no_limit(tmp_path: Path) -> None:
+    root = lay(
+        tmp_path / "cg",
+        {
+            "memory/job/memory.limit_in_bytes": f"{2 * GIB}\n",
+            "memory/job/memory.usage_in_bytes": f"{GIB}\n",
+            "memory/memory.limit_in_bytes": "9223372036854771712\n",
+            "memory/memory.usage_in_bytes": f"{9 * GIB}\n",
+            "cpu,cpuacct/job/cpu.cfs_quota_us": "50000\n",
+            "cpu,cpuacct/job/cpu.cfs_period_us": "100000\n",
+        },
+    )
+    mine = own(tmp_path, "4:memory:/job\n3:cpu,cpuacct:/job\n2:cpuset:/\n")
+    assert memory_group(root, mine) == MemoryGroup(2 * GIB, GIB)
+    assert cpu_quota(root, mine) == 0.5
+
+
+def test_in_a_container_the_root_is_ours(tmp_path: Path) -> None:
+    root = lay(tmp_path / "cg", {"memory.max": f"{GIB}\n", "memory.current": "5\n", "cpu.max": "max 100000\n"})
+    mine = own(tmp_path, "0::/system.slice/docker-0123.scope\n")
+    assert memory_group(root, mine) == MemoryGroup(GIB, 5)
+    assert cpu_quota(root, mine) is None
+
+
+@pytest.mark.parametrize("text", ["", "rubbish", "0::/\n"])
+def test_no_groups_no_limit(tmp_path: Path, text: str) -> None:
+    (tmp_path / "cg").mkdir()
+    assert memory_group(tmp_path / "cg", own(tmp_path, text) if ":" in text or not text else tmp_path / "none") is None
+
+
+def test_threads_of_one_core_count_once_and_the_quota_binds(tmp_path: Path) -> None:
+    siblings = {0: "0,4", 4: "0,4", 1: "1,5", 5: "1,5", 2: "2"}
+    lay(tmp_path, {f"cpu{n}/topology/thread_siblings_list": f"{text}\n" for n, text in siblings.items()})
+    assert usable_cpus(tmp_path, {0, 1, 2, 4, 5}) == 3
+    assert usable_cpus(tmp_path, {0, 4}) == 1
+    assert usable_cpus(tmp_path, {0, 1, 2}, quota=2.9) == 2
+    assert usable_cpus(tmp_path, {0, 1}, quota=0.5) == 1
+    assert usable_cpus(tmp_path / "absent", {0, 1}) == 2
+
+
+def test_this_machine() -> None:
+    hardware = detect(bandwidth=1e10)
+    assert hardware.memory_limit <= hardware.memory_total == psutil.virtual_memory().total
+    assert 0 < hardware.memory_available <= hardware.memory_limit
+    assert hardware.reserve >= hardware.memory_limit // 10
+    assert hardware.budget + hardware.reserve == hardware.memory_limit
+    assert 1 <= hardware.cpus <= (psutil.cpu_count() or 1)
+    assert 5e8 < measure_bandwidth(1) < 2e12
