@@ -21,7 +21,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from registry.download import Remote
+from registry.ranges import Remote
 
 FAULTS = (
     "reset", "cut", "flip", "ignore", "shifted", "total", "short", "longer", "noheader", "garbage", "unavailable",
@@ -48,7 +48,7 @@ class Request:
 
 
 class BadNet:
-    """The pair of origins. `direct`: the hub sends the bytes itself. `locations`: answers to give instead of the CDN's."""
+    """The pair. `direct`: the hub sends the bytes itself; `locations`: redirects to give instead of the one to the CDN."""
 
     def __init__(self, data: bytes, *, direct: bool = False, tls: ssl.SSLContext | None = None, seed: int = 0) -> None:
         self.data, self.direct, self.tls = data, direct, tls

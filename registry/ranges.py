@@ -1,0 +1,365 @@
+"""A file from a source in parallel ranges, delivered in file order from a bounded window of buffers.
+
+Threads fetch pieces of the file, one range request after the other each, straight into buffers that are made once and
+used again. Pieces are handed out in order and a new one needs a free buffer, so a consumer that stops reading stops the
+transfer after one window. What has arrived of the first piece is delivered before the piece is whole. A range that is
+cut, stalls or is refused for a while goes on where it was, after a pause. The first request goes alone: it finds the
+CDN, and a source that ignores ranges is read by that one thread, front to back.
+
+    with Download(remote, network, start=position.offset) as chunks:
+        for chunk in chunks:  # a memoryview, valid until the next turn
+            …
+
+Nothing here checks content: wrap it in `registry.verify.Verified`.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from http.client import HTTPException
+
+from registry.errors import RegistryError, SourceUnavailable
+from registry.locate import Locator, Passing, Remote
+from registry.transport import Client, Network, Reply
+
+__all__ = ["WINDOW", "Download", "Network", "Remote"]
+
+MIB = 1 << 20
+WINDOW = 256 * MIB
+# A chunk is delivered when it has this size, or ends its piece: the consumer's cost per chunk stays small.
+QUANTUM = MIB
+TRIES = 8
+# A try that brought this much is none of those in a row that failed.
+PROGRESS = 64 * 1024
+_SHORTEST, _LONGEST, _PATIENCE = 0.25, 20.0, 300.0
+_SLICES = (64 * 1024, MIB)
+_RANGE = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/([0-9]{1,19}|\*)")
+
+
+@dataclass(slots=True, eq=False)
+class _Piece:
+    """Bytes start … end of the file; those before `have` have arrived in `buffer`."""
+
+    start: int
+    end: int
+    have: int
+    buffer: memoryview
+
+
+@dataclass(slots=True, eq=False)
+class _Body:
+    """An answer being read: it stands at byte `at` of the file and reaches to `end`."""
+
+    reply: Reply
+    at: int
+    end: int
+
+
+class _RangesIgnored(Passing):
+    """The whole file where a part of it was asked for."""
+
+
+class Download:
+    """Iterator over the bytes of `remote` from `start` on, in order, as memoryviews (uint8, read and write).
+
+    A view is valid until the next one is asked for, then its buffer is used again: copy what must stay. The transfer
+    begins when this is made; `close` (or leaving the `with` block) ends all of it at once, whatever it waits for.
+    Iteration is for one thread. parallel: connections; piece: bytes per range. Memory: (parallel + 2) × piece, at most
+    WINDOW.
+
+    Iteration raises AccessDenied, ModelNotFound, and SourceUnavailable once a piece has failed TRIES times in a row
+    without progress; what had arrived before the gap is delivered first.
+    """
+
+    def __init__(
+        self, remote: Remote, network: Network, start: int = 0, *, parallel: int = 8, piece: int = 8 * MIB
+    ) -> None:
+        self.remote, self.network = remote, network
+        self.position = start
+        self.received = 0
+        self.retries = 0
+        self._piece = min(piece, WINDOW // 3)
+        self._parallel = max(1, min(parallel, WINDOW // self._piece - 2))
+        self._locator = Locator(remote, network)
+        self.host = self._locator.host
+        self._next = start
+        self._pieces: deque[_Piece] = deque()
+        self._spare: list[memoryview] = []
+        self._made = 0
+        self._quiet_until = 0.0
+        self._problem: BaseException | None = None
+        self._stop = threading.Event()
+        self._changed = threading.Condition()
+        self._clients: list[Client] = []
+        self._threads: list[threading.Thread] = []
+        if start < remote.size:
+            self._hire(1)
+
+    def __iter__(self) -> Iterator[memoryview]:
+        return self
+
+    def __next__(self) -> memoryview:
+        with self._changed:
+            self._recycle()
+            while self.position < self.remote.size:
+                if self._stop.is_set() and self._problem is None:
+                    raise ValueError("read from a closed download")
+                if chunk := self._arrived():
+                    return chunk
+                if self._problem is not None:
+                    raise self._problem
+                self._changed.wait()
+            raise StopIteration
+
+    def __enter__(self) -> Download:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End all transfers and their threads. Views that were handed out stay readable, their content does not."""
+        self._end()
+        for thread in self._threads:
+            thread.join()
+        with self._changed:
+            self._pieces.clear()
+            self._spare.clear()
+
+    def _end(self) -> None:
+        with self._changed:
+            self._stop.set()
+            self._changed.notify_all()
+            clients = list(self._clients)
+        for client in clients:
+            client.abort()
+
+    def _recycle(self) -> None:
+        """Take back the buffer of a piece that was delivered to its end."""
+        if self._pieces and self.position == self._pieces[0].end:
+            self._spare.append(self._pieces.popleft().buffer)
+            self._changed.notify_all()
+
+    def _arrived(self) -> memoryview | None:
+        """The next chunk, None as long as it is too small; after a problem any size will do."""
+        if not self._pieces:
+            return None
+        piece = self._pieces[0]
+        size = piece.have - self.position
+        if size <= 0 or (size < QUANTUM and piece.have < piece.end and self._problem is None):
+            return None
+        first = self.position - piece.start
+        self.position = piece.have
+        return piece.buffer[first : first + size]
+
+    def _hire(self, count: int) -> None:
+        """Start `count` more threads."""
+        with self._changed:
+            if self._stop.is_set():
+                return
+            for _ in range(count):
+                client = Client(self.network)
+                name = f"download-{len(self._threads)}"
+                thread = threading.Thread(target=self._work, args=(client,), name=name, daemon=True)
+                self._clients.append(client)
+                self._threads.append(thread)
+                thread.start()
+
+    def _work(self, client: Client) -> None:
+        worker = _Worker(self, client)
+        try:
+            while piece := self._assign():
+                worker.fill(piece)
+        except BaseException as problem:
+            with self._changed:
+                if not self._stop.is_set():
+                    self._problem = problem
+            self._end()
+        finally:
+            client.close()
+
+    def _assign(self) -> _Piece | None:
+        """The next piece in file order, with a buffer; waits for one. None when there is nothing left to do."""
+        with self._changed:
+            while not self._stop.is_set() and self._next < self.remote.size:
+                if not self._spare and self._made < self._parallel + 2:
+                    self._made += 1
+                    self._spare.append(memoryview(bytearray(min(self._piece, self.remote.size - self._next))))
+                if self._spare:
+                    start, self._next = self._next, min(self._next + self._piece, self.remote.size)
+                    piece = _Piece(start, self._next, start, self._spare.pop())
+                    self._pieces.append(piece)
+                    return piece
+                self._changed.wait()
+        return None
+
+    # What follows is called by the workers.
+
+    @property
+    def stopped(self) -> bool:
+        """Whether all threads are to end."""
+        return self._stop.is_set()
+
+    @property
+    def alone(self) -> bool:
+        """Whether the calling worker is the only one (before the first answer, or for good)."""
+        return len(self._threads) == 1
+
+    def open(self, client: Client, start: int, end: int, whole: bool) -> _Body:
+        """A body that covers `start`; at most to `end`, unless the source ignores ranges and `whole` allows it.
+
+        Raises what `Locator.open` does.
+        """
+        self._stop.wait(max(0.0, self._quiet_until - time.monotonic()))
+        size = self.remote.size
+        headers = {} if (start, end) == (0, size) else {"Range": f"bytes={start}-{end - 1}"}
+        reply = self._locator.open(client, headers)
+        if reply.headers.get("Content-Encoding", "identity").lower() != "identity":
+            raise Passing("the source compresses what was asked for as it is")
+        if reply.status == 206:
+            at, stop = _interval(reply, start, end, size)
+        elif _length(reply) not in (None, size):
+            raise Passing(f"the source sends {_length(reply)} bytes where {size} were declared")
+        elif whole or not headers:
+            at, stop = 0, size
+        else:
+            raise _RangesIgnored("the source ignores ranges")
+        if self.alone and reply.status == 206:
+            pieces = -(-(size - self._next) // self._piece)
+            self._hire(min(self._parallel - 1, pieces))
+        return _Body(reply, at, stop)
+
+    def arrived(self, piece: _Piece, count: int) -> None:
+        """Note that `count` more bytes lie in `piece`; waits as long as the rate limit wants."""
+        with self._changed:
+            piece.have += count
+            self.received += count
+            if self._pieces and self._pieces[0] is piece:
+                self._changed.notify_all()
+        if self.network.limiter:
+            self._stop.wait(self.network.limiter.take(count))
+
+    def pause(self, failures: int, wait: float) -> None:
+        """Wait before another try: longer each time; what a source asks of one thread (`wait`) counts for all."""
+        if failures > 1:
+            self._locator.forget()
+        self.retries += 1
+        now = time.monotonic()
+        self._quiet_until = max(self._quiet_until, now + wait)
+        backoff = min(_LONGEST, _SHORTEST * 2 ** (failures - 1)) * random.uniform(0.5, 1.0)
+        self._stop.wait(max(backoff, self._quiet_until - now))
+
+
+class _Worker:
+    """One thread's work: fill pieces, over one connection that is kept."""
+
+    def __init__(self, download: Download, client: Client) -> None:
+        self._download, self._client = download, client
+        self._body: _Body | None = None
+        self._ignored = 0
+        limiter = download.network.limiter
+        self._largest = min(_SLICES[1], int(limiter.rate / 20) + 1024) if limiter else _SLICES[1]
+        self._slice = self._smallest = min(_SLICES[0], self._largest)
+
+    def fill(self, piece: _Piece) -> None:
+        """Bring the whole of `piece`, whatever happens in between; raises a RegistryError when it cannot be had."""
+        failures = 0
+        while piece.have < piece.end and not self._download.stopped:
+            before = piece.have
+            try:
+                self._pour(piece)
+            except (Passing, OSError, HTTPException) as problem:
+                self._body = None
+                self._client.close()
+                if self._download.stopped:
+                    return
+                failures = 1 if piece.have - before >= PROGRESS else failures + 1
+                wait = getattr(problem, "wait", 0.0)
+                if failures >= TRIES or wait > _PATIENCE:
+                    raise self._given_up(problem, failures, wait) from problem
+                self._download.pause(failures, wait)
+
+    def _pour(self, piece: _Piece) -> None:
+        """Open what is missing and read until the piece or the body ends. Raises what `Locator.open` does."""
+        body = self._body
+        if body is None or body.at > piece.have or body.end <= piece.have:
+            body = self._body = self._open(piece)
+        while piece.have < min(piece.end, body.end):
+            # What is skipped goes where nothing has arrived yet.
+            skip = piece.have - body.at
+            room = piece.buffer[piece.have - piece.start : piece.end - piece.start]
+            count = self._read(body, room, skip or piece.end)
+            self._download.arrived(piece, 0 if skip else count)
+        if body.at == body.end:
+            body.reply.discard()
+            self._body = None
+
+    def _open(self, piece: _Piece) -> _Body:
+        """A range for the rest of the piece; the whole file from a source that has ignored a range before."""
+        whole = self._ignored > 0 and self._download.alone
+        try:
+            return self._download.open(self._client, piece.have, piece.end, whole)
+        except _RangesIgnored:
+            self._ignored += 1
+            raise
+
+    def _read(self, body: _Body, buffer: memoryview, most: int) -> int:
+        """Receive up to `most` bytes into `buffer`, in steps that take about a tenth of a second."""
+        started = time.monotonic()
+        count = body.reply.readinto(buffer[: min(most, self._slice)])
+        if not count:
+            raise ConnectionResetError("the connection was closed early")
+        body.at += count
+        taken = time.monotonic() - started
+        if taken < 0.05:
+            self._slice = min(self._slice * 2, self._largest)
+        elif taken > 0.2:
+            self._slice = max(self._slice // 2, self._smallest)
+        return count
+
+    def _given_up(self, problem: Exception, failures: int, wait: float) -> RegistryError:
+        name, host = self._download.remote.name, self._download.host
+        if wait > _PATIENCE:
+            return SourceUnavailable(f"`{host}` wants no requests for {wait:.0f} s", "pull again after that time")
+        reason = str(problem) if isinstance(problem, Passing) else _plain(problem)
+        return SourceUnavailable(
+            f"`{name}` cannot be read from `{host}`: {reason}, {failures} times in a row",
+            "check the network and pull again: what has arrived is kept",
+        )
+
+
+def _interval(reply: Reply, start: int, end: int, size: int) -> tuple[int, int]:
+    """What a 206 brings: from `start` on, to `end` or less. Raises Passing where it is anything else."""
+    text = reply.headers.get("Content-Range", "")
+    match = _RANGE.fullmatch(text.strip())
+    if match is None:
+        raise Passing("the source sends a range without saying which")
+    first, last, total = int(match[1]), int(match[2]), match[3]
+    if first != start or not start <= last < end or total not in ("*", str(size)):
+        raise Passing(f"the source sends `{text[:60]}` where bytes {start}-{end - 1}/{size} were asked for")
+    if _length(reply) not in (None, last + 1 - first):
+        raise Passing(f"the source sends {_length(reply)} bytes for `{text[:60]}`")
+    return first, last + 1
+
+
+def _length(reply: Reply) -> int | None:
+    value = reply.headers.get("Content-Length", "").strip()
+    return int(value) if re.fullmatch(r"[0-9]{1,19}", value) else None
+
+
+def _plain(problem: Exception) -> str:
+    """What happened to a connection, in a few words."""
+    if isinstance(problem, TimeoutError):
+        return "nothing arrived for too long"
+    if isinstance(problem, socket.gaierror):
+        return "its name is not known"
+    if isinstance(problem, OSError):
+        return (problem.strerror or str(problem) or type(problem).__name__).lower()
+    return f"its answer is malformed ({type(problem).__name__})"

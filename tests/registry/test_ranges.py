@@ -1,0 +1,432 @@
+"""Downloads over real HTTP, from a network that is as bad as networks are."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import shutil
+import socket
+import ssl
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from registry import ranges, transport
+from registry.ranges import Download, Network, Remote
+from registry.errors import AccessDenied, DigestMismatch, ModelNotFound, RegistryError, SourceUnavailable
+from registry.transport import Address, Limiter
+from registry.verify import Position, Verified
+from tests.registry.badnet import FAULTS, BadNet, Request, reply
+
+PIECE = 64 * 1024
+DATA = random.Random(1).randbytes(20 * PIECE + 12_345)
+SHA = "sha256:" + hashlib.sha256(DATA).hexdigest()
+
+
+@pytest.fixture(autouse=True)
+def no_threads_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(ranges, "_SHORTEST", 0.002)
+    monkeypatch.setattr(ranges, "_LONGEST", 0.01)
+    before = set(threading.enumerate())
+    yield
+    assert not [thread.name for thread in set(threading.enumerate()) - before]
+
+
+def fetch(net: BadNet, network: Network | None = None, start: int = 0, parallel: int = 4) -> bytes:
+    with Download(net.remote, network or Network(timeout=5), start, parallel=parallel, piece=PIECE) as chunks:
+        return b"".join(bytes(chunk) for chunk in chunks)
+
+
+@pytest.mark.parametrize("parallel", [1, 4])
+@pytest.mark.parametrize("start", [0, 1, PIECE, len(DATA) - 1, len(DATA)])
+def test_in_order_from_any_start(start: int, parallel: int) -> None:
+    with BadNet(DATA) as net:
+        assert fetch(net, start=start, parallel=parallel) == DATA[start:]
+
+
+@pytest.mark.parametrize("size", [0, 1, PIECE - 1, PIECE, PIECE + 1])
+@pytest.mark.parametrize("direct", [True, False])
+def test_small_files(size: int, direct: bool) -> None:
+    with BadNet(DATA[:size], direct=direct) as net:
+        assert fetch(net) == DATA[:size]
+        assert len(net.of("hub")) <= (2 if direct else 1)
+
+
+def test_ranges_are_parallel_and_the_hub_is_asked_once() -> None:
+    together = threading.Barrier(4, timeout=5)
+
+    def script(request: Request) -> None:
+        if 1 <= request.index <= 4:
+            together.wait()
+
+    with BadNet(DATA) as net:
+        net.script = script
+        assert fetch(net) == DATA
+        assert len(net.of("hub")) == 1
+        assert net.sent == len(DATA)
+
+
+@pytest.mark.parametrize("fault", sorted(set(FAULTS) - {"flip", "stall"}))
+def test_a_fault_now_and_then_costs_nothing_but_time(fault: str) -> None:
+    with BadNet(DATA) as net:
+        net.script = lambda request: fault if request.index % 3 == 1 else None
+        assert fetch(net) == DATA
+
+
+def test_a_stall_is_ended() -> None:
+    with BadNet(DATA) as net:
+        net.script = lambda request: "stall" if request.index in (0, 5) else None
+        assert fetch(net, Network(timeout=0.2)) == DATA
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_everything_at_once(seed: int) -> None:
+    """5 % resets, 3 % of each other kind, and the transfer is stopped and resumed at random places."""
+    rng = random.Random(seed)
+    kinds = sorted(set(FAULTS) - {"flip", "stall", "gzip"})
+
+    def script(request: Request) -> str | None:
+        chance = rng.random()
+        return "reset" if chance < 0.05 else kinds[int((chance - 0.05) / 0.03)] if chance < 0.05 + 0.03 * 15 else None
+
+    with BadNet(DATA, seed=seed) as net:
+        net.script = script
+        position, seen = Position(), b""
+        while position.offset < len(DATA):
+            chunks = Download(net.remote, Network(timeout=2), position.offset, parallel=3, piece=PIECE)
+            with Verified(chunks, "m", len(DATA), SHA, position) as stream:
+                for count, chunk in enumerate(stream):
+                    seen += bytes(chunk)
+                    position = stream.position
+                    if count == rng.randrange(12):
+                        break
+        assert seen == DATA
+        assert list(Verified([], "m", len(DATA), SHA, position)) == []
+
+
+@pytest.mark.parametrize("every", [1, 2])
+def test_ranges_that_are_ignored_make_one_stream(every: int) -> None:
+    with BadNet(DATA) as net:
+        net.script = lambda request: "ignore" if request.index < 2 * every else None
+        assert fetch(net, start=3 * PIECE + 5) == DATA[3 * PIECE + 5 :]
+
+
+def test_ranges_always_ignored_and_the_one_stream_cut() -> None:
+    def script(request: Request) -> str:
+        return "ignore"
+
+    with BadNet(DATA) as net:
+        net.script = script
+        with Download(net.remote, Network(), PIECE + 7, piece=PIECE) as chunks:
+            seen = bytes(next(chunks))
+            for sock in list(net._sockets):
+                socket.socket.shutdown(sock, socket.SHUT_RDWR)
+            seen += b"".join(bytes(chunk) for chunk in chunks)
+        assert seen == DATA[PIECE + 7 :]
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        ("reset", "reset by peer|closed early"),
+        ("shifted", "where bytes"),
+        ("total", "/1323066"),
+        ("longer", "sends 65546 bytes"),
+        ("noheader", "without saying which"),
+        ("garbage", "malformed"),
+        ("unavailable", "answers 503"),
+        ("gzip", "compresses"),
+    ],
+)
+def test_lasting_trouble_is_told_in_a_sentence(fault: str, words: str) -> None:
+    with BadNet(DATA) as net:
+        net.script = lambda request: fault
+        net.random.randrange = lambda size: 0  # type: ignore[method-assign]
+        with pytest.raises(SourceUnavailable, match=words) as caught:
+            fetch(net)
+        assert "model.safetensors" in str(caught.value)
+        assert "sig=" not in str(caught.value)
+        assert caught.value.hint
+
+
+def test_what_arrived_before_the_gap_is_delivered() -> None:
+    with BadNet(DATA) as net:
+        net.script = lambda request: "garbage" if request.span and request.span[1] > 5 * PIECE else None
+        seen = b""
+        with pytest.raises(SourceUnavailable), Download(net.remote, Network(), piece=PIECE) as chunks:
+            for chunk in chunks:
+                seen += bytes(chunk)
+    assert seen == DATA[: 5 * PIECE]
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "token", "kind", "words"),
+    [
+        ("401 Unauthorized", "RepoNotFound", None, AccessDenied, "wants a token"),
+        ("401 Unauthorized", "", "hf_x", AccessDenied, "does not accept the token"),
+        ("403 Forbidden", "GatedRepo", "hf_x", AccessDenied, "does not let this token"),
+        ("404 Not Found", "EntryNotFound", None, ModelNotFound, "has no `model.safetensors`"),
+        ("400 Bad Request", "", None, SourceUnavailable, "answers 400"),
+    ],
+)
+def test_refusals(status: str, code: str, token: str | None, kind: type[RegistryError], words: str) -> None:
+    with BadNet(DATA) as net:
+        net.refuse = lambda request: reply(status, {"X-Error-Code": code}, b"{}")
+        with pytest.raises(kind, match=words) as caught:
+            fetch(net, Network(token=token))
+        assert caught.value.hint
+        assert len(net.requests) == 1
+
+
+def test_the_token_stays_at_its_origin() -> None:
+    with BadNet(DATA) as net:
+        net.script = lambda request: "expired" if request.index == 7 else None
+        assert fetch(net, Network(token="hf_secret")) == DATA
+        assert {request.headers.get("authorization") for request in net.of("hub")} == {"Bearer hf_secret"}
+        assert not any("hf_secret" in str(request) for request in net.of("cdn"))
+    assert "hf_secret" not in repr(Network(token="hf_secret"))
+
+
+@pytest.mark.parametrize("token", ["a b", "a\r\nX: y", "é", ""])
+def test_a_token_that_is_none(token: str) -> None:
+    with pytest.raises(AccessDenied):
+        Network(token=token)
+
+
+def test_an_expired_address_is_asked_for_again() -> None:
+    with BadNet(DATA) as net:
+        net.script = lambda request: "expired" if request.index in (2, 9) else None
+        assert fetch(net) == DATA
+        assert 3 <= len(net.of("hub")) <= 6
+
+
+def test_a_file_that_changes_is_refused() -> None:
+    with BadNet(DATA) as net:
+
+        def script(request: Request) -> str | None:
+            if request.index == 2:
+                net.linked = "0" * 64
+                return "expired"
+            return None
+
+        net.script = script
+        with pytest.raises(SourceUnavailable, match="changed at its source"):
+            fetch(net)
+
+
+def test_redirect_loops_end() -> None:
+    with BadNet(DATA) as net:
+        net.locations = ["/org/repo/resolve/abc/model.safetensors"] * 20
+        with pytest.raises(SourceUnavailable, match="more than 5 times"):
+            fetch(net)
+        assert len(net.requests) == 6
+
+
+@pytest.mark.parametrize("location", ["ftp://x/", "http://user:pass@127.0.0.1/", "http:///x", "http://h:99999/"])
+def test_redirects_to_nowhere(location: str) -> None:
+    with BadNet(DATA) as net:
+        net.locations = [location] * 20
+        with pytest.raises(SourceUnavailable, match="the source names an address"):
+            fetch(net)
+
+
+def test_a_public_hub_may_not_redirect_into_this_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hub's address is taken for a public one; the CDN's is what it is."""
+    with BadNet(DATA) as net:
+        connect = transport.Client._dial
+
+        def dial(self: transport.Client, address: Address, public: bool) -> transport._Link:
+            link = connect(self, address, public)
+            link.public = address.netloc in net.url
+            return link
+
+        monkeypatch.setattr(transport.Client, "_dial", dial)
+        with pytest.raises(SourceUnavailable, match="private address"):
+            fetch(net)
+        assert not net.of("cdn")
+
+
+def test_the_whole_is_bounded_when_nobody_reads() -> None:
+    with BadNet(DATA) as net, Download(net.remote, Network(), parallel=2, piece=PIECE) as chunks:
+        first = bytes(next(chunks))
+        deadline = time.monotonic() + 5
+        while chunks.received < 4 * PIECE and time.monotonic() < deadline:
+            threading.Event().wait(0.001)
+        threading.Event().wait(0.05)
+        assert chunks.received == 4 * PIECE
+        assert first + b"".join(bytes(chunk) for chunk in chunks) == DATA
+
+
+@pytest.mark.parametrize("when", ["stalled", "retrying", "unread", "connecting"])
+def test_closing_ends_everything_at_once(when: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if when == "retrying":
+        monkeypatch.setattr(ranges, "_SHORTEST", 20.0)
+    with BadNet(DATA) as net:
+        arrived = threading.Event()
+
+        def script(request: Request) -> str | None:
+            arrived.set()
+            return {"stalled": "stall", "retrying": "reset"}.get(when)
+
+        net.script = script
+        if when == "connecting":
+            net.refuse = lambda request: arrived.set() or net.closing.wait(5) or b""
+        chunks = Download(net.remote, Network(timeout=30), piece=PIECE)
+        assert arrived.wait(5)
+        started = time.monotonic()
+        chunks.close()
+        net.closing.set()
+        assert time.monotonic() - started < 0.5
+        with pytest.raises(ValueError, match="closed"):
+            next(chunks)
+
+
+def test_the_rate_is_limited_for_all_together() -> None:
+    with BadNet(DATA) as net:
+        started = time.monotonic()
+        assert fetch(net, Network(limiter=Limiter(4_000_000))) == DATA
+        assert 0.27 < time.monotonic() - started < 0.6
+
+
+def test_a_flipped_bit_is_seen() -> None:
+    with BadNet(DATA) as net:
+        net.script = lambda request: "flip" if request.index == 4 else None
+        chunks = Download(net.remote, Network(), piece=PIECE)
+        with pytest.raises(DigestMismatch, match="model"), Verified(chunks, "model", len(DATA), SHA) as stream:
+            for _ in stream:
+                pass
+
+
+def test_a_bit_flipped_before_a_resume_is_seen() -> None:
+    wrong = bytearray(DATA)
+    wrong[100] ^= 1
+    with Verified([bytes(wrong[:PIECE])], "model", len(DATA), SHA) as stream:
+        next(stream)
+        position = stream.position
+    assert position.offset == PIECE
+    with BadNet(DATA) as net, pytest.raises(DigestMismatch):
+        chunks = Download(net.remote, Network(), position.offset, piece=PIECE)
+        with Verified(chunks, "model", len(DATA), SHA, position) as stream:
+            for _ in stream:
+                pass
+
+
+def test_git_digests() -> None:
+    data = b'{"a": 1}\n' * 1000
+    digest = "git-sha1:" + hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+    with Verified([data[:10], data[10:]], "config.json", len(data), digest) as stream:
+        assert b"".join(stream) == data
+        assert stream.position == Position()
+    with pytest.raises(DigestMismatch):
+        list(Verified([data[:-1], b"x"], "config.json", len(data), digest))
+
+
+@pytest.mark.parametrize("length", [0, len(DATA) - 1, len(DATA) + 1])
+def test_wrong_lengths_are_seen(length: int) -> None:
+    with pytest.raises(SourceUnavailable, match="bytes"):
+        list(Verified([(DATA + b"x")[:length]], "model", len(DATA), SHA))
+
+
+def test_a_digest_of_another_kind() -> None:
+    with pytest.raises(SourceUnavailable, match="kind"):
+        Verified([], "model", 0, "md5:" + "0" * 32)
+
+
+def test_plain_http_through_a_proxy() -> None:
+    """An HTTP proxy sees whole URLs; ours answers them itself."""
+    with BadNet(DATA, direct=True) as proxy:
+        network = Network(token="t", proxies={"http": proxy.url.replace("//", "//me:p%40ss@"), "no": "other, .corp"})
+        remote = Remote("http://hub.invalid/model", len(DATA), "model")
+        with Download(remote, network, piece=PIECE) as chunks:
+            assert b"".join(bytes(chunk) for chunk in chunks) == DATA
+        assert {request.target for request in proxy.requests} == {"http://hub.invalid/model"}
+        assert proxy.requests[0].headers["proxy-authorization"] == "Basic bWU6cEBzcw=="
+        assert proxy.requests[0].headers["host"] == "hub.invalid"
+
+
+@pytest.mark.parametrize(
+    ("no", "direct"), [("", False), ("*", True), ("hub.corp", True), (".corp", True), ("corp:80", False), ("p", False)]
+)
+def test_hosts_without_proxy(no: str, direct: bool) -> None:
+    network = Network(proxies={"https": "http://p:1", "no": no})
+    assert (network.proxy(Address.parse("https://hub.corp/x")) is None) == direct
+
+
+@pytest.fixture
+def contexts(tmp_path: Path) -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    """TLS settings of a server for 127.0.0.1 and of a client that trusts it."""
+    if not shutil.which("openssl"):
+        pytest.skip("no `openssl` to make a certificate with")
+    command = (
+        "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=test -keyout k -out c"
+    )
+    options = ["-addext", "subjectAltName=IP:127.0.0.1"]
+    subprocess.run(["openssl", *command.split(), *options], cwd=tmp_path, check=True, capture_output=True)
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server.load_cert_chain(tmp_path / "c", tmp_path / "k")
+    return server, ssl.create_default_context(cafile=str(tmp_path / "c"))
+
+
+def tunnel(done: Callable[[bytes], None], listener: socket.socket) -> None:
+    """A proxy that understands CONNECT, once."""
+    inner, _ = listener.accept()
+    with inner:
+        head = b""
+        while not head.endswith(b"\r\n\r\n"):
+            head += inner.recv(1)
+        done(head)
+        host, _, port = head.split()[1].decode().partition(":")
+        with socket.create_connection((host, int(port))) as outer:
+            inner.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
+            back = threading.Thread(target=pump, args=(outer, inner))
+            back.start()
+            pump(inner, outer)
+            back.join()
+
+
+def pump(source: socket.socket, sink: socket.socket) -> None:
+    try:
+        while data := source.recv(1 << 16):
+            sink.sendall(data)
+        sink.shutdown(socket.SHUT_WR)
+    except OSError:
+        pass
+
+
+def test_tls_and_a_tunnel(contexts: tuple[ssl.SSLContext, ssl.SSLContext]) -> None:
+    server, client = contexts
+    with BadNet(DATA, tls=server) as net:
+        net.script = lambda request: "reset" if request.index % 5 == 1 else None
+        assert fetch(net, Network(context=client)) == DATA
+    with BadNet(DATA[:1000], tls=server, direct=True) as net, socket.create_server(("127.0.0.1", 0)) as listener:
+        heads: list[bytes] = []
+        proxy = threading.Thread(target=tunnel, args=(heads.append, listener))
+        proxy.start()
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        assert fetch(net, Network(context=client, proxies={"all": url}, token="t")) == DATA[:1000]
+        proxy.join()
+        assert heads[0].startswith(f"CONNECT {net.url.removeprefix('https://')} HTTP/1.1".encode())
+        assert b"Bearer" not in heads[0]
+
+
+def test_a_certificate_that_nobody_vouches_for(contexts: tuple[ssl.SSLContext, ssl.SSLContext]) -> None:
+    with BadNet(DATA, tls=contexts[0]) as net, pytest.raises(SourceUnavailable, match="certificate"):
+        fetch(net)
+
+
+def test_no_redirect_from_https_to_http(contexts: tuple[ssl.SSLContext, ssl.SSLContext]) -> None:
+    with BadNet(DATA, tls=contexts[0]) as net:
+        net.locations = [net.cdn.replace("https", "http") + "/blob?sig=1"]
+        with pytest.raises(SourceUnavailable, match="from `https` to `http`"):
+            fetch(net, Network(context=contexts[1]))
+
+
+@pytest.mark.parametrize(("port", "words"), [(1, "refused"), (0, "refused|assign|invalid|unreachable")])
+def test_nobody_there(port: int, words: str) -> None:
+    remote = Remote(f"http://127.0.0.1:{port or 9}/x", 10, "x")
+    with pytest.raises(SourceUnavailable, match=words), Download(remote, Network()) as chunks:
+        next(chunks)
