@@ -16,7 +16,7 @@ from urllib.parse import quote
 
 import msgspec
 
-from registry import download
+from registry import fetch
 from registry.digest import Check
 from registry.errors import AccessDenied, DigestMismatch, ModelNotFound, RegistryError, SourceUnavailable
 from registry.web import Answer, Web, persist
@@ -115,7 +115,7 @@ class Repository:
         """The whole file in order. Raises DigestMismatch, SourceUnavailable, AccessDenied."""
         file, position = self._file(name), 0
         check = Check(name, file.length, file.digest)
-        for data in download.stream(self._web, self._address(name), check, self._refuse):
+        for data in fetch.stream(self._web, self._address(name), check, self._refuse):
             for offset, seen in self._peeked.get(name, ()):
                 _compare(name, position, data, offset, seen)
             position += len(data)
@@ -142,7 +142,7 @@ class Repository:
 
     def _fetch(self, file: _File, start: int, end: int) -> bytes:
         check = Check(file.name, file.length, None)
-        return download.fetch(self._web, self._address(file.name), start, end, check, self._refuse)
+        return fetch.part(self._web, self._address(file.name), start, end, check, self._refuse)
 
     def _address(self, name: str) -> str:
         return f"{self._web.endpoint}/{quote(self.title)}/resolve/{self.revision}/{quote(name)}"

@@ -42,7 +42,7 @@ def stream(web: Web, url: str, check: Check, refuse: Callable[[Answer], None]) -
     check.finish()
 
 
-def fetch(web: Web, url: str, start: int, end: int, check: Check, refuse: Callable[[Answer], None]) -> bytes:
+def part(web: Web, url: str, start: int, end: int, check: Check, refuse: Callable[[Answer], None]) -> bytes:
     """The bytes from `start` up to `end` of a file, only their number checked. Raises Passing, SourceUnavailable."""
     with web.get(url, start=start, end=end) as answer:
         refuse(answer)
