@@ -14,9 +14,11 @@ from typing import Any
 
 from quant.errors import MalformedFile
 
-MAX_HEADER = 256 << 20
+# Several times what the largest vocabularies need (about 16 MB, 1.3 million elements), and little enough that no header
+# can take more than a few hundred MB once its values are Python objects.
+MAX_HEADER = 64 << 20
+MAX_ELEMENTS = 4 << 20
 MAX_STRING = 16 << 20
-MAX_ARRAY = 64 << 20
 STRING, ARRAY = 8, 9
 # GGUF's number of a kind → (name, format of `struct` and `array`, bytes)
 SCALARS = {
@@ -35,12 +37,21 @@ SCALARS = {
 _WINDOW = 1 << 20
 
 
+def printable(text: str) -> str:
+    """`text` with escapes for what a terminal might obey: names in a file are a stranger's words."""
+    return text if text.isprintable() else text.encode("unicode_escape").decode()
+
+
 class Cursor:
-    """Reads forward through the first bytes of a file, never past its end nor past `MAX_HEADER`."""
+    """Reads forward through the first bytes of a file, never past its end nor past `MAX_HEADER`.
+
+    `elements` counts those of all arrays so far.
+    """
 
     def __init__(self, read: Callable[[int, int], bytes], size: int, name: str) -> None:
         self.name = name
         self.size = size
+        self.elements = 0
         self._read = read
         self._buffer = b""
         self._base = 0
@@ -58,12 +69,12 @@ class Cursor:
 
     def fail(self, rule: str) -> MalformedFile:
         """The error that says which rule the file breaks."""
-        return MalformedFile(f"`{self.name}` is not a valid GGUF file: {rule}")
+        return MalformedFile(printable(f"`{self.name}` is not a valid GGUF file: {rule}"))
 
     def need(self, count: int, what: str) -> None:
         """Raise MalformedFile unless `count` more bytes are there."""
         if count > self.left:
-            limit = "the header would be larger than 256 MiB" if self.size > MAX_HEADER else "the file ends too early"
+            limit = "the header would be larger than 64 MiB" if self.size > MAX_HEADER else "the file ends too early"
             raise self.fail(f"{limit} ({what} at byte {self.position})")
 
     def take(self, count: int, what: str) -> bytes:
@@ -118,8 +129,9 @@ def _read_array(cursor: Cursor, key: str) -> tuple[str, list[Any]]:
     count = cursor.u64(f"the length of `{key}`")
     if number != STRING and number not in SCALARS:
         raise cursor.fail(f"`{key}` is an array of the kind {number}, which may not be in one")
-    if count > MAX_ARRAY:
-        raise cursor.fail(f"`{key}` claims {count} elements, and at most {MAX_ARRAY} are allowed")
+    cursor.elements += count
+    if cursor.elements > MAX_ELEMENTS:
+        raise cursor.fail(f"`{key}` claims {count} elements, and at most {MAX_ELEMENTS} are allowed in all arrays")
     smallest = 8 if number == STRING else SCALARS[number][2]
     cursor.need(count * smallest, f"the elements of `{key}`")
     if number == STRING:

@@ -131,9 +131,9 @@ def _encode(tensor: TensorPlan, rows: np.ndarray, type: QuantType, threads: int 
         rows = rows.astype("<f4")
     try:
         return quant.quantize(rows, type, threads=threads).data.cast("B")
-    except BadValues as error:
+    except BadValues:
         hint = "the source is damaged, or its training diverged"
-        raise BadValues(f"tensor `{tensor.source or tensor.name}` cannot be quantized: {error}", hint=hint) from None
+        raise BadValues(f"tensor `{tensor.source}` holds NaN or infinity", hint=hint) from None
 
 
 class _Feed:
