@@ -23,12 +23,24 @@ from quant.kernels.simd import LANES
 from quant.types import QuantType
 
 _FAMILIES = {
+    QuantType.Q4_0: "linear",
+    QuantType.Q4_1: "offset",
+    QuantType.Q5_0: "linear",
+    QuantType.Q5_1: "offset",
     QuantType.Q8_0: "eight",
     QuantType.Q2_K: "affine",
     QuantType.Q4_K: "affine",
     QuantType.Q5_K: "affine",
     QuantType.Q3_K: "symmetric",
     QuantType.Q6_K: "symmetric",
+    QuantType.IQ4_NL: "codebook",
+    QuantType.IQ4_XS: "codebook",
+    QuantType.TQ1_0: "linear",
+    QuantType.TQ2_0: "linear",
+    QuantType.MXFP4: "float4",
+    QuantType.NVFP4: "float4",
+    QuantType.Q1_0: "sign",
+    QuantType.Q2_0: "linear",
 }
 _PLAIN = {QuantType.F32: 3.4028234e38, QuantType.F16: 65504.0, QuantType.BF16: 3.3895314e38}
 # Elements that a thread works on at a time: with weights and levels they fill half of a megabyte, and stay in L2.
@@ -94,7 +106,7 @@ def dequantize(blocks: Bytes, type: str | QuantType, columns: int) -> Floats:
 def pack(type: str | QuantType, parts: Parts) -> Bytes:
     """Write scales and levels, chosen by whatever means, as blocks: uint8[n, block_bytes]."""
     kind = _type(type)
-    out = np.empty((len(parts.d), kind.block_bytes), np.uint8)
+    out = np.empty((len(parts.levels), kind.block_bytes), np.uint8)
     _format(kind).pack(parts, out)
     return out
 

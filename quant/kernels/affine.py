@@ -19,6 +19,7 @@ from collections.abc import Callable
 import numpy as np
 
 from quant.kernels.compiler import kernel, part
+from quant.kernels.fitting import affine_error, affine_sums, divide
 from quant.kernels.formats import Floats, Format, Parts, register
 from quant.kernels.half import from_half, to_half
 from quant.kernels.layout_k import pack_q2, pack_q4, pack_q5, restore_affine, unpack_q2, unpack_q4, unpack_q5
@@ -43,36 +44,6 @@ _ROUNDS = 2
 
 
 @part
-def _sums(x, w, first, size, inverse, offset, top):
-    """Σw·l, Σw·l², Σw·l·x of a group with levels l = round(x·inverse + offset), cut to 0 … top."""
-    wl_sum = splat(0.0)
-    wll_sum = splat(0.0)
-    wlx_sum = splat(0.0)
-    for i in range(first, first + size):
-        v = load(x, i)
-        level = minimum(maximum(rint(fma(v, inverse, offset)), 0), top)
-        wl = load(w, i) * level
-        wl_sum = wl_sum + wl
-        wll_sum = fma(wl, level, wll_sum)
-        wlx_sum = fma(wl, v, wlx_sum)
-    return wl_sum, wll_sum, wlx_sum
-
-
-@part
-def _divide(a, b):
-    """a / b, or 0 where b is not positive."""
-    return where(b > 0, a / b, 0)
-
-
-@part
-def _error(scale, low, wx, w, wl, wll, wlx):
-    """Σw·(x − scale·l + low)², less the constant Σw·x²."""
-    by_scale = fma(scale, wll, wlx * -2)
-    by_low = fma(low, w, wx * 2)
-    return fma(scale, by_scale, low * by_low) - scale * low * wl * 2
-
-
-@part
 def _fit_group(x, w, first, size, top, start, step, steps):
     """The best real scale and minimum of one group, and Σw, Σw·x."""
     low = splat(0.0)
@@ -91,15 +62,15 @@ def _fit_group(x, w, first, size, top, start, step, steps):
     best_low = -low
     best = splat(_HUGE)
     for n in range(steps):
-        inverse = _divide(splat(top + start + step * np.float32(n)), span)
-        wl, wll, wlx = _sums(x, w, first, size, inverse, -low * inverse, top)
+        inverse = divide(splat(top + start + step * np.float32(n)), span)
+        wl, wll, wlx = affine_sums(x, w, first, size, inverse, -low * inverse, top)
         det = fma(w_sum, wll, -(wl * wl))
         scale = (w_sum * wlx - wx_sum * wl) / det
         minus = (wl * wlx - wll * wx_sum) / det
         under = minus < 0
         scale = where(under, wlx / wll, scale)
         minus = where(under, 0, minus)
-        error = _error(scale, minus, wx_sum, w_sum, wl, wll, wlx)
+        error = affine_error(scale, minus, wx_sum, w_sum, wl, wll, wlx)
         better = (error < best) & (det > 0)
         best = where(better, error, best)
         best_scale = where(better, scale, best_scale)
@@ -110,7 +81,7 @@ def _fit_group(x, w, first, size, top, start, step, steps):
 @part
 def _refine_group(x, w, first, size, top, codes, d, dmin, scale, low, reach, w_sum, wx_sum):
     """The best whole multiples of d and dmin near a group's scale and minimum; and their sums."""
-    code = minimum(maximum(rint(_divide(scale, d)), 0), codes)
+    code = minimum(maximum(rint(divide(scale, d)), 0), codes)
     best = splat(_HUGE)
     best_code = code
     best_low = splat(0.0)
@@ -120,10 +91,10 @@ def _refine_group(x, w, first, size, top, codes, d, dmin, scale, low, reach, w_s
     for n in range(-reach, reach + 1):
         trial = minimum(maximum(code + n, 0), codes)
         s = d * trial
-        inverse = _divide(splat(1.0), s)
-        wl, wll, wlx = _sums(x, w, first, size, inverse, low * inverse, top)
-        m = minimum(maximum(rint(_divide(_divide(fma(s, wl, -wx_sum), w_sum), dmin)), 0), codes)
-        error = _error(s, m * dmin, wx_sum, w_sum, wl, wll, wlx)
+        inverse = divide(splat(1.0), s)
+        wl, wll, wlx = affine_sums(x, w, first, size, inverse, low * inverse, top)
+        m = minimum(maximum(rint(divide(divide(fma(s, wl, -wx_sum), w_sum), dmin)), 0), codes)
+        error = affine_error(s, m * dmin, wx_sum, w_sum, wl, wll, wlx)
         better = error < best
         best = where(better, error, best)
         best_code = where(better, trial, best_code)
@@ -198,7 +169,7 @@ def _search(source, weights, groups, top, codes, start, step, steps, rounds, lev
         store(d_out, t, to_half(d))
         store(dmin_out, t, to_half(dmin))
         for g in range(groups):
-            inverse = _divide(splat(1.0), load(scale, g))
+            inverse = divide(splat(1.0), load(scale, g))
             offset = load(low, g) * inverse
             for i in range(g * size, (g + 1) * size):
                 store(tile, i, integers(minimum(maximum(rint(fma(load(x, i), inverse, offset)), 0), top)))

@@ -31,7 +31,7 @@ class Parts(NamedTuple):
     """
 
     levels: NDArray[Any]
-    d: Halves
+    d: Halves = np.empty(0, np.float16)
     dmin: Halves = np.empty(0, np.float16)
     scales: Bytes = np.empty((0, 0), np.uint8)
     minima: Bytes = np.empty((0, 0), np.uint8)

@@ -13,6 +13,7 @@ from collections.abc import Callable
 import numpy as np
 
 from quant.kernels.compiler import kernel, part
+from quant.kernels.fitting import quotient
 from quant.kernels.formats import Floats, Format, Parts, register
 from quant.kernels.half import from_half, to_half
 from quant.kernels.layout_k import pack_q3, pack_q6, restore_q3, restore_q6, unpack_q3, unpack_q6
@@ -34,12 +35,6 @@ from quant.types import QuantType
 
 _BLOCK, _GROUPS, _SIZE = 256, 16, 16
 _HUGE = np.float32(3e38)
-
-
-@part
-def _divide(a, b):
-    """a / b, or 0 where b is 0."""
-    return where(b != 0, a / b, 0)
 
 
 @part
@@ -66,9 +61,9 @@ def _fit_group(x, w, first, bound, start, step, steps):
     best_scale = splat(0.0)
     best = splat(-1.0)
     for n in range(steps):
-        inverse = _divide(splat(-(bound + start + step * np.float32(n))), peak)
+        inverse = quotient(splat(-(bound + start + step * np.float32(n))), peak)
         wll, wlx = _sums(x, w, first, inverse, bound)
-        scale = _divide(wlx, wll)
+        scale = quotient(wlx, wll)
         gain = scale * wlx
         better = gain > best
         best = where(better, gain, best)
@@ -79,7 +74,7 @@ def _fit_group(x, w, first, bound, start, step, steps):
 @part
 def _refine_group(x, w, first, bound, codes, d, scale):
     """The best whole multiple of d near a group's scale; and its sums."""
-    code = minimum(maximum(rint(_divide(scale, d)), -codes), codes - 1)
+    code = minimum(maximum(rint(quotient(scale, d)), -codes), codes - 1)
     best = splat(_HUGE)
     best_code = code
     best_wll = splat(0.0)
@@ -87,7 +82,7 @@ def _refine_group(x, w, first, bound, codes, d, scale):
     for n in range(-1, 2):
         trial = minimum(maximum(code + n, -codes), codes - 1)
         s = d * trial
-        wll, wlx = _sums(x, w, first, _divide(splat(1.0), s), bound)
+        wll, wlx = _sums(x, w, first, quotient(splat(1.0), s), bound)
         error = s * fma(s, wll, wlx * -2)
         better = error < best
         best = where(better, error, best)
@@ -133,7 +128,7 @@ def _search(source, weights, bound, codes, start, step, steps, rounds, levels, d
                 store(scale, g, d * load(code, g))
         store(d_out, t, to_half(d))
         for g in range(_GROUPS):
-            inverse = _divide(splat(1.0), load(scale, g))
+            inverse = quotient(splat(1.0), load(scale, g))
             store(code_tile, g, integers(load(code, g)))
             for i in range(g * _SIZE, (g + 1) * _SIZE):
                 level = minimum(maximum(rint(load(x, i) * inverse), -bound), bound - 1)

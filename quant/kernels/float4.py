@@ -1,0 +1,172 @@
+"""MXFP4 and NVFP4: elements of four bits, a sign and one of 0, 0.5, 1, 1.5, 2, 3, 4, 6, times a scale of eight bits.
+
+MXFP4 (OCP Microscaling Formats, v1.0) has blocks of 32 and scales that are powers of two (E8M0); NVFP4 groups of 16, four
+to a block, with scales of four bits exponent and three mantissa (UE4M3). Values are doubled here, as in llama.cpp, and
+scales halved, so that they are whole numbers: 0, 1, 2, 3, 4, 6, 8, 12.
+
+The search tries, for each group, the scales round about the one that takes the largest element to the largest value, and
+keeps the one with the smallest error: 16 groups at a time, one in each lane.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from quant.kernels.compiler import kernel, part
+from quant.kernels.formats import Bytes, Floats, Format, Parts, register
+from quant.kernels.layout_whole import nibbles, pack_levels
+from quant.kernels.simd import (
+    LANES,
+    absolute,
+    bits,
+    fma,
+    gather,
+    integers,
+    load,
+    maximum,
+    minimum,
+    rint,
+    splat,
+    splat_int,
+    store,
+    transpose,
+    where,
+)
+from quant.types import QuantType
+
+_VALUES = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], np.int8)
+
+
+def _e8m0_halves() -> Floats:
+    """Half of 2^(code − 127) for each code; 255, no number, as ggml computes it."""
+    code = np.arange(256, dtype=np.uint32)
+    return np.where(code < 2, np.uint32(0x200000) << code, (code - 1) << 23).astype(np.uint32).view(np.float32)
+
+
+def _ue4m3_halves() -> Floats:
+    """Half of the number that each code stands for; the eighth bit is not looked at, but for 0x7F, which counts as 0."""
+    code = np.arange(256)
+    exponent, mantissa = code >> 3 & 15, code & 7
+    value = np.where(exponent == 0, mantissa * 2.0**-9, (8 + mantissa) * 2.0 ** (exponent - 10.0))
+    return np.where(code == 127, 0, value / 2).astype(np.float32)
+
+
+_E8M0, _UE4M3 = _e8m0_halves(), _ue4m3_halves()
+# Below 2 the inverse of a scale would overflow; 255 is no number, and neither is 127 in UE4M3.
+_E8M0_CODES, _UE4M3_CODES = (2, 254), (0, 126)
+
+
+@part
+def _nearest(size):
+    """The nearest of 0, 1, 2, 3, 4, 6, 8, 12 to a number that is not negative."""
+    coarse = where(size < 4, splat(1.0), where(size < 8, splat(2.0), splat(4.0)))
+    fine = where(size < 4, splat(1.0), where(size < 8, splat(0.5), splat(0.25)))
+    return minimum(rint(size * fine) * coarse, 12)
+
+
+@part
+def _first_power(peak):
+    """The code of the power of two that takes `peak` to 4 … 8 times itself, as the format's own rule has it."""
+    return (bits(peak) >> 23) - 2
+
+
+@part
+def _first_mini(peak):
+    """The code whose number is next below peak / 6."""
+    wanted = minimum(peak * np.float32(1 / 6), 448)
+    # A number with three bits of mantissa is the top of a float32; below 2⁻⁶ steps are even.
+    normal = (bits(wanted) >> 20) - (120 << 3)
+    return where(wanted < np.float32(2.0**-6), integers(wanted * 512), normal)
+
+
+@kernel("void(float32[::1], float32[::1], float32[::1], int64, int64, int64, int64, uint8[::1], uint8[::1])")
+def _search(source, weights, halves, size, reach, least, largest, levels, codes):
+    """Fill levels and scale codes of len(codes) groups of `size`, a multiple of 16."""
+    x = np.empty(size * LANES, np.float32)
+    w = np.empty(size * LANES, np.float32)
+    tile = np.empty(size * LANES, np.uint8)
+    for t in range(len(codes) // LANES):
+        base = t * LANES * size
+        for i in range(0, size, LANES):
+            transpose(source, base + i, size, x, i * LANES, LANES)
+            transpose(weights, base + i, size, w, i * LANES, LANES)
+        peak = splat(0.0)
+        for i in range(size):
+            peak = maximum(peak, absolute(load(x, i)))
+        first = _first_power(peak) if largest == 254 else _first_mini(peak)
+        best = splat(3e38)
+        best_code = where(first < least, splat_int(least), first)
+        for n in range(-reach, reach + 1):
+            code = first + n
+            code = where(code < least, splat_int(least), where(code > largest, splat_int(largest), code))
+            scale = gather(halves, code)
+            inverse = where(scale > 0, splat(1.0) / scale, 0)
+            error = splat(0.0)
+            for i in range(size):
+                v = absolute(load(x, i))
+                left = fma(-scale, _nearest(v * inverse), v)
+                error = fma(load(w, i) * left, left, error)
+            better = error < best
+            best = where(better, error, best)
+            best_code = where(better, code, best_code)
+        scale = gather(halves, best_code)
+        inverse = where(scale > 0, splat(1.0) / scale, 0)
+        store(codes, t, best_code)
+        for i in range(size):
+            v = load(x, i)
+            q = integers(_nearest(absolute(v) * inverse))
+            # 0, 1, 2, 3, 4, 6, 8, 12 → 0 … 7
+            level = where(q > 4, (q >> 2) + 4, q)
+            store(tile, i, level | where(v < 0, splat_int(8), splat_int(0)))
+        for i in range(0, size, LANES):
+            transpose(tile, i * LANES, LANES, levels, base + i, size)
+
+
+def _run(x: Floats, weights: Floats, halves: Floats, reach: int, codes: tuple[int, int]) -> Parts:
+    size = 32 if halves is _E8M0 else 16
+    levels, scales = np.empty(x.shape, np.uint8), np.empty((len(x), x.shape[1] // size), np.uint8)
+    _search(x.ravel(), weights.ravel(), halves, size, reach, *codes, levels.ravel(), scales.ravel())
+    return Parts(levels, scales=scales)
+
+
+def _search_mx(x: Floats, weights: Floats) -> Parts:
+    return _run(x, weights, _E8M0, 1, _E8M0_CODES)
+
+
+def _search_nv(x: Floats, weights: Floats) -> Parts:
+    return _run(x, weights, _UE4M3, 4, _UE4M3_CODES)
+
+
+def _pack_mx(parts: Parts, out: Bytes) -> None:
+    """17 bytes: the scale's code, 16 × two levels."""
+    out[:, 0] = parts.scales[:, 0]
+    pack_levels(parts.levels, out, 16, 1, 0)
+
+
+def _pack_nv(parts: Parts, out: Bytes) -> None:
+    """36 bytes: four codes, 32 × two levels; elements that share a byte are 8 apart."""
+    out[:, :4] = parts.scales
+    pack_levels(parts.levels, out, 8, 4, 0)
+
+
+def _unpack_mx(blocks: Bytes) -> Parts:
+    return Parts(nibbles(blocks[:, 1:], 16), scales=blocks[:, :1])
+
+
+def _unpack_nv(blocks: Bytes) -> Parts:
+    return Parts(nibbles(blocks[:, 4:], 8), scales=blocks[:, :4])
+
+
+def _restore_mx(parts: Parts) -> Floats:
+    """value[level]·scale."""
+    return _VALUES[parts.levels] * _E8M0[parts.scales]
+
+
+def _restore_nv(parts: Parts) -> Floats:
+    """value[level]·scale of the group."""
+    values = _VALUES[parts.levels].reshape(-1, 4, 16) * _UE4M3[parts.scales][:, :, None]
+    return values.reshape(-1, 64)
+
+
+register(QuantType.MXFP4, Format(_search_mx, _pack_mx, _unpack_mx, _restore_mx, 3.4e38))
+register(QuantType.NVFP4, Format(_search_nv, _pack_nv, _unpack_nv, _restore_nv, 448.0 * 6))

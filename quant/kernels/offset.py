@@ -1,0 +1,111 @@
+"""Blocks of 32 with one scale and one minimum, x ≈ d·level + m: Q4_1 and Q5_1; d and m are float16 of any sign.
+
+The search runs 16 blocks at a time, one in each lane: a row of candidate scales, for each the levels by rounding and then
+the best scale and minimum for these levels (weighted least squares); from the best of them a few more rounds of the same
+two steps; levels once more for d and m as float16 rounds them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from quant.kernels import layout_whole
+from quant.kernels.compiler import kernel, part
+from quant.kernels.fitting import affine_error, affine_sums, divide
+from quant.kernels.formats import Floats, Format, Parts, register
+from quant.kernels.half import from_half, to_half
+from quant.kernels.simd import (
+    LANES,
+    fma,
+    integers,
+    load,
+    maximum,
+    minimum,
+    rint,
+    splat,
+    store,
+    transpose,
+    where,
+)
+from quant.types import QuantType
+
+_BLOCK = 32
+
+
+@part
+def _fit(x, w, w_sum, wx_sum, inverse, offset, top):
+    """The best scale and (negated) minimum for the levels round(x·inverse + offset), their error, and whether they vary."""
+    wl, wll, wlx = affine_sums(x, w, 0, _BLOCK, inverse, offset, top)
+    det = fma(w_sum, wll, -(wl * wl))
+    scale = (w_sum * wlx - wx_sum * wl) / det
+    low = (wl * wlx - wll * wx_sum) / det
+    return scale, low, affine_error(scale, low, wx_sum, w_sum, wl, wll, wlx), det > 0
+
+
+@kernel(
+    "void(float32[::1], float32[::1], float32, float32, float32, int64, int64, uint8[::1], uint16[::1], uint16[::1])"
+)
+def _search(source, weights, top, start, step, steps, rounds, levels, d_out, m_out):
+    """Fill the parts of len(d_out) blocks, a multiple of 16."""
+    x = np.empty(_BLOCK * LANES, np.float32)
+    w = np.empty(_BLOCK * LANES, np.float32)
+    tile = np.empty(_BLOCK * LANES, np.uint8)
+    for t in range(len(d_out) // LANES):
+        base = t * LANES * _BLOCK
+        for i in range(0, _BLOCK, LANES):
+            transpose(source, base + i, _BLOCK, x, i * LANES, LANES)
+            transpose(weights, base + i, _BLOCK, w, i * LANES, LANES)
+        bottom = load(x, 0)
+        peak = bottom
+        w_sum = splat(0.0)
+        wx_sum = splat(0.0)
+        for i in range(_BLOCK):
+            v = load(x, i)
+            weight = load(w, i)
+            bottom = minimum(bottom, v)
+            peak = maximum(peak, v)
+            w_sum = w_sum + weight
+            wx_sum = fma(weight, v, wx_sum)
+        span = peak - bottom
+        best_scale = span / top
+        best_low = -bottom
+        best = splat(3e38)
+        for n in range(steps + rounds):
+            if n < steps:
+                inverse = divide(splat(top + start + step * np.float32(n)), span)
+                offset = -bottom * inverse
+            else:
+                inverse = divide(splat(1.0), best_scale)
+                offset = best_low * inverse
+            scale, low, error, varied = _fit(x, w, w_sum, wx_sum, inverse, offset, top)
+            better = (error < best) & varied & (scale > 0)
+            best = where(better, error, best)
+            best_scale = where(better, scale, best_scale)
+            best_low = where(better, low, best_low)
+        half = to_half(best_scale)
+        d = from_half(half)
+        half_low = to_half(-best_low)
+        inverse = divide(splat(1.0), d)
+        offset = -from_half(half_low) * inverse
+        store(d_out, t, half)
+        store(m_out, t, half_low)
+        for i in range(_BLOCK):
+            store(tile, i, integers(minimum(maximum(rint(fma(load(x, i), inverse, offset)), 0), top)))
+        for i in range(0, _BLOCK, LANES):
+            transpose(tile, i * LANES, LANES, levels, base + i, _BLOCK)
+
+
+def _searcher(top: int, start: float, step: float, steps: int) -> Callable[[Floats, Floats], Parts]:
+    def search(x: Floats, weights: Floats) -> Parts:
+        levels, (d, m) = np.empty(x.shape, np.uint8), np.empty((2, len(x)), np.uint16)
+        _search(x.ravel(), weights.ravel(), top, start, step, steps, 2, levels.ravel(), d, m)
+        return Parts(levels, d.view(np.float16), m.view(np.float16))
+
+    return search
+
+
+# A block's span, and its minimum, must fit float16 by themselves.
+register(QuantType.Q4_1, Format(_searcher(15, -0.8, 0.2, 14), *layout_whole.Q4_1, 65504.0))
+register(QuantType.Q5_1, Format(_searcher(31, -0.8, 0.2, 12), *layout_whole.Q5_1, 65504.0))
