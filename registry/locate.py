@@ -12,7 +12,7 @@ Header names: https://huggingface.co/docs/huggingface_hub/package_reference/file
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http.client import HTTPMessage
 
@@ -36,11 +36,16 @@ class Passing(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Remote:
-    """A file at a source. `url` must name one revision for good; `name` is what messages call it; size in bytes."""
+    """A file at a source.
+
+    url must name one revision for good; size is in bytes; name is what messages call it. refused: the error that a
+    status of 4xx from the url's own origin means, where the source knows better than `locate.refused`.
+    """
 
     url: str
     size: int
     name: str
+    refused: Callable[[int, HTTPMessage], RegistryError] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,20 +142,18 @@ class Locator:
             raise Passing(f"`{host}` answers {status}", retry_after(reply.headers))
         if place.address.origin != self._home.origin and status in _EXPIRED:
             raise Passing(f"`{host}` answers {status} to an address that the source just gave")
-        raise refusal(status, reply.headers, self._remote.name, host, self._network.token is not None)
+        if self._remote.refused is not None:
+            raise self._remote.refused(status, reply.headers)
+        raise refused(self._remote, status, self._network.token is not None)
 
 
-def refusal(status: int, headers: HTTPMessage, name: str, host: str, with_token: bool) -> RegistryError:
-    """What a 4xx of a hub means, as an error to raise; `X-Error-Code` decides where the hub sends one."""
-    code = headers.get("X-Error-Code", "")
-    if status == 403 or code == "GatedRepo":
-        hint = f"accept its licence at `{host}` and use a token that may read it"
-        return AccessDenied(f"`{host}` does not let this token have `{name}`" if with_token else
-                            f"`{host}` lets only those have `{name}` who accepted its licence", hint)  # fmt: skip
-    if status == 401:
-        if with_token:
-            return AccessDenied(f"`{host}` does not accept the token", "set `HF_TOKEN` to a valid token")
-        return AccessDenied(f"`{host}` wants a token for `{name}`, or there is no such model", "set `HF_TOKEN`")
+def refused(remote: Remote, status: int, with_token: bool) -> RegistryError:
+    """What a 4xx means where the source has no words of its own for it."""
+    name, host = remote.name, Address.parse(remote.url).host
+    if status in (401, 403) and with_token:
+        return AccessDenied(f"`{host}` does not let this token have `{name}`", "check the token, and what it may read")
+    if status in (401, 403):
+        return AccessDenied(f"`{host}` wants a token for `{name}`", "give it one, for a hub in `HF_TOKEN`")
     if status in (404, 410):
         return ModelNotFound(f"`{host}` has no `{name}`", "check the name and the revision")
     return SourceUnavailable(f"`{host}` answers {status} for `{name}`", "check the address of the source")

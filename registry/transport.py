@@ -85,7 +85,10 @@ class Address(NamedTuple):
 
     def join(self, location: str) -> Address:
         """Where a Location header leads from here."""
-        return Address.parse(urljoin(f"{self.scheme}://{self.netloc}{self.target}", location))
+        try:
+            return Address.parse(urljoin(f"{self.scheme}://{self.netloc}{self.target}", location))
+        except ValueError:
+            raise SourceUnavailable("the source names an address that is no URL") from None
 
 
 @dataclass(frozen=True)
@@ -133,7 +136,7 @@ class _Link:
     public: bool
     prefix: str = ""
     headers: dict[str, str] = field(default_factory=dict)
-    used: bool = False
+    response: HTTPResponse | None = None
 
 
 class Reply:
@@ -197,9 +200,13 @@ class Client:
     def _exchange(self, link: _Link, address: Address, headers: Mapping[str, str]) -> Reply:
         common = {"Host": address.netloc, "Accept-Encoding": "identity", "User-Agent": self._network.agent}
         link.connection.request("GET", link.prefix + address.target, headers={**common, **link.headers, **headers})
-        return Reply(link.connection.getresponse(), link)
+        link.response = link.connection.getresponse()
+        return Reply(link.response, link)
 
     def _close(self, link: _Link) -> None:
+        if link.response:
+            # An answer that ends with its connection keeps the socket open for itself.
+            link.response.close()
         link.connection.close()
         self._drop(link.socket)
         self._links = {origin: other for origin, other in self._links.items() if other is not link}

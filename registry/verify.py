@@ -20,6 +20,7 @@ from registry.errors import DigestMismatch, SourceUnavailable
 from registry.sha256 import Sha256
 
 _DIGEST = re.compile(r"(sha256):([0-9a-f]{64})|(git-sha1):([0-9a-f]{40})")
+_AGAIN = "pull again; if it stays so, the copy at the source is damaged"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +37,7 @@ class Verified:
     chunks: the file's bytes from `position.offset` on, in order; closed with this stream if it can be.
     digest: `sha256:…`, or `git-sha1:…` (a git blob's; it cannot be resumed: `position` then stays at 0).
     A chunk stays valid until the next one is asked for and must not be changed before. Iteration raises DigestMismatch
-    after the last chunk if the digest differs, SourceUnavailable if there are fewer or more than `size` bytes.
+    after the last chunk if the digest differs, or there are fewer or more than `size` bytes.
     """
 
     def __init__(
@@ -73,7 +74,7 @@ class Verified:
             raise StopIteration
         self._offset += len(chunk)
         if self._offset > self._size:
-            raise SourceUnavailable(f"`{self._name}` is longer than the {self._size} bytes that were declared")
+            raise DigestMismatch(f"`{self._name}` is longer than the {self._size:,} bytes that were declared", _AGAIN)
         self._pending = self._pool.submit(self._hash.update, chunk)
         return chunk
 
@@ -98,12 +99,9 @@ class Verified:
 
     def _check(self) -> None:
         if self._offset != self._size:
-            raise SourceUnavailable(f"`{self._name}` ends after {self._offset} of {self._size} bytes", "pull again")
+            raise DigestMismatch(f"`{self._name}` ends after {self._offset:,} of {self._size:,} bytes", _AGAIN)
         if self._hash.hexdigest() != self._wanted:
-            raise DigestMismatch(
-                f"what arrived of `{self._name}` does not have the digest that its source declares",
-                "pull again; if it stays so, the copy at the source is damaged",
-            )
+            raise DigestMismatch(f"`{self._name}` does not hash to the digest that its source declares", _AGAIN)
 
 
 def _git_blob(size: int) -> Any:

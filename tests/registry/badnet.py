@@ -48,7 +48,7 @@ class Request:
 
 
 class BadNet:
-    """The pair. `direct`: the hub sends the bytes itself; `locations`: redirects to give instead of the one to the CDN."""
+    """The pair. `direct`: the hub sends the bytes itself; `locations`: redirects to give instead of that to the CDN."""
 
     def __init__(self, data: bytes, *, direct: bool = False, tls: ssl.SSLContext | None = None, seed: int = 0) -> None:
         self.data, self.direct, self.tls = data, direct, tls

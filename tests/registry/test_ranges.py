@@ -11,13 +11,14 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from registry import ranges, transport
-from registry.ranges import Download, Network, Remote
 from registry.errors import AccessDenied, DigestMismatch, ModelNotFound, RegistryError, SourceUnavailable
+from registry.ranges import Download, Network, Remote
 from registry.transport import Address, Limiter
 from registry.verify import Position, Verified
 from tests.registry.badnet import FAULTS, BadNet, Request, reply
@@ -164,22 +165,26 @@ def test_what_arrived_before_the_gap_is_delivered() -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "code", "token", "kind", "words"),
+    ("status", "token", "kind", "words"),
     [
-        ("401 Unauthorized", "RepoNotFound", None, AccessDenied, "wants a token"),
-        ("401 Unauthorized", "", "hf_x", AccessDenied, "does not accept the token"),
-        ("403 Forbidden", "GatedRepo", "hf_x", AccessDenied, "does not let this token"),
-        ("404 Not Found", "EntryNotFound", None, ModelNotFound, "has no `model.safetensors`"),
-        ("400 Bad Request", "", None, SourceUnavailable, "answers 400"),
+        ("401 Unauthorized", None, AccessDenied, "wants a token"),
+        ("403 Forbidden", "hf_x", AccessDenied, "does not let this token"),
+        ("404 Not Found", None, ModelNotFound, "has no `model.safetensors`"),
+        ("400 Bad Request", None, SourceUnavailable, "answers 400"),
     ],
 )
-def test_refusals(status: str, code: str, token: str | None, kind: type[RegistryError], words: str) -> None:
+def test_refusals(status: str, token: str | None, kind: type[RegistryError], words: str) -> None:
     with BadNet(DATA) as net:
-        net.refuse = lambda request: reply(status, {"X-Error-Code": code}, b"{}")
+        net.refuse = lambda request: reply(status, {"X-Error-Code": "Why"}, b"{}")
         with pytest.raises(kind, match=words) as caught:
             fetch(net, Network(token=token))
         assert caught.value.hint
         assert len(net.requests) == 1
+        remote = replace(
+            net.remote, refused=lambda status, headers: ModelNotFound(f"{status} {headers['X-Error-Code']}")
+        )
+        with pytest.raises(ModelNotFound, match="Why"), Download(remote, Network()) as chunks:
+            next(chunks)
 
 
 def test_the_token_stays_at_its_origin() -> None:
@@ -327,7 +332,7 @@ def test_git_digests() -> None:
 
 @pytest.mark.parametrize("length", [0, len(DATA) - 1, len(DATA) + 1])
 def test_wrong_lengths_are_seen(length: int) -> None:
-    with pytest.raises(SourceUnavailable, match="bytes"):
+    with pytest.raises(DigestMismatch, match="bytes"):
         list(Verified([(DATA + b"x")[:length]], "model", len(DATA), SHA))
 
 
