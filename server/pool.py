@@ -64,6 +64,8 @@ class Pool:
         self._library = library
         self._hardware = hardware
         self._engine = engine
+        # The queue, and those that are being answered: a burst arrives at the worker before it has let anybody in.
+        self._bound = config.queue + config.sequences
         self._workers: dict[str, Worker] = {}
         self._slots: dict[str, Slot] = {}
         self._pending: Counter[str] = Counter()
@@ -84,7 +86,7 @@ class Pool:
         if self._stopping:
             raise Stopping("the daemon is stopping", "start it again")
         key = model.blob_digest
-        if self._pending[key] >= self._config.queue + self._config.sequences:
+        if self._pending[key] >= self._bound:
             raise QueueFull(f"{self._pending[key]} requests wait for `{model.name}` already", "try again in a moment")
         self._pending[key] += 1
         try:
@@ -214,7 +216,7 @@ class Pool:
             context=context,
             sequences=self._config.sequences,
             threads=hardware.cpus,
-            queue=self._config.queue,
+            queue=self._bound,
             engine=self._engine.name,
             kv_type=KV_TYPE,
             script=self._engine.script,

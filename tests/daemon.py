@@ -24,7 +24,7 @@ from typing import Any
 
 import psutil
 
-from quant.gguf_writer import Writer, layout
+from quant.gguf_writer import Writer, Written, layout
 from quant.types import QuantType
 from registry.names import LIBRARY, LOCAL, Name
 from registry.store import Store
@@ -140,6 +140,12 @@ class Daemon:
         self._errors.close()
         return self.process.returncode
 
+    def ended(self, seconds: float = 10.0) -> int:
+        """Wait until it ends by itself; its exit status."""
+        status = self.process.wait(seconds)
+        self._errors.close()
+        return status
+
     def kill(self) -> None:
         """End it without warning."""
         self.process.kill()
@@ -199,8 +205,8 @@ def wait_until(condition: Callable[[], Any], seconds: float, step: float = 0.01)
     return time.monotonic() - began
 
 
-def put_model(home: Path, name: str = "tiny", context: int = 2048, size: int = 0) -> None:
-    """Commit a GGUF of the right shape, all zeros, with `size` bytes of ballast, to the store of a home."""
+def put_model(home: Path, name: str = "tiny", context: int = 2048, **claimed: int) -> None:
+    """Commit a GGUF of the right shape, all zeros, to the store of a home; `claimed` are sizes that it lies about."""
     config = {
         "model_format": "gguf",
         "model_family": "llama",
@@ -215,28 +221,25 @@ def put_model(home: Path, name: str = "tiny", context: int = 2048, size: int = 0
     with Store.open(home / "store") as store:
         ingest = store.begin(name)
         with ingest.data.open("wb") as file:
-            written = _write_tiny(file, name, context, size)
+            written = _write_tiny(file, name, {"context_length": context} | claimed)
         key = Name(LOCAL, LIBRARY, name, "F32")
         store.commit(ingest, written.sha256, written.size, key, config, {"temperature": 0.7, "stop": ["<end>"]})
 
 
-def _write_tiny(file: Any, name: str, context: int, ballast: int) -> Any:
-    metadata = {
-        "general.architecture": "llama",
-        "general.name": name,
-        "llama.block_count": 1,
-        "llama.context_length": context,
-        "llama.embedding_length": WIDTH,
-        "llama.feed_forward_length": WIDTH,
-        "llama.attention.head_count": 1,
-        "llama.attention.head_count_kv": 1,
+def _write_tiny(file: Any, name: str, claimed: Mapping[str, int]) -> Written:
+    sizes = {
+        "block_count": 1,
+        "embedding_length": WIDTH,
+        "feed_forward_length": WIDTH,
+        "attention.head_count": 1,
+        "attention.head_count_kv": 1,
     }
+    metadata: dict[str, Any] = {"general.architecture": "llama", "general.name": name}
+    metadata |= {f"llama.{key}": value for key, value in (sizes | dict(claimed)).items()}
     parts = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
     shapes = {"token_embd.weight": (WIDTH, 8), "output_norm.weight": (WIDTH,)}
     shapes |= {f"blk.0.{part}.weight": (WIDTH, WIDTH) for part in parts}
     shapes |= {f"blk.0.{part}.weight": (WIDTH,) for part in ("attn_norm", "ffn_norm")}
-    if ballast:
-        shapes["ballast.weight"] = (ballast // 4,)
     tensors = layout([(tensor, shape, QuantType.F32) for tensor, shape in shapes.items()])
     writer = Writer(file, metadata, tensors)
     for tensor in tensors:

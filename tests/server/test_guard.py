@@ -1,0 +1,197 @@
+"""Who gets in, and what hostile requests cost."""
+
+from __future__ import annotations
+
+import socket
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.daemon import Daemon
+
+MIB = 1 << 20
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("localhost", 200),
+        ("localhost:11434", 200),
+        ("LOCALHOST", 200),
+        ("127.0.0.1:1", 200),
+        ("127.8.8.8", 200),
+        ("[::1]:11434", 200),
+        ("app.localhost", 200),
+        ("localhost.", 200),
+        ("evil.example", 403),
+        ("localhost.evil.example", 403),
+        ("127.0.0.1.evil.example", 403),
+        ("192.168.1.5", 403),
+        ("evil.example:11434", 403),
+        ("localhost@evil.example", 403),
+        ("", 403),
+    ],
+)
+def test_hosts(echo: Daemon, host: str, status: int) -> None:
+    assert echo.get("/api/tags", Host=host).status == status
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 200),
+        ({"Origin": "http://localhost:3000"}, 200),
+        ({"Origin": "http://127.0.0.1"}, 200),
+        ({"Origin": "https://chat.example"}, 200),
+        ({"Origin": "https://chat.example", "Sec-Fetch-Site": "cross-site"}, 200),
+        ({"Origin": "https://chat.example.evil"}, 403),
+        ({"Origin": "https://evil.example"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Origin": "file://"}, 403),
+        ({"Origin": "http://localhost.evil.example"}, 403),
+        ({"Origin": "http://localhost:3000@evil.example"}, 403),
+        ({"Sec-Fetch-Site": "cross-site"}, 403),
+        ({"Sec-Fetch-Site": "same-origin"}, 200),
+        ({"Sec-Fetch-Site": "none"}, 200),
+    ],
+)
+def test_origins(guarded: Daemon, headers: dict[str, str], status: int) -> None:
+    key = {"Authorization": "Bearer sesame"}
+    answer = guarded.get("/api/tags", **headers, **key)
+    assert answer.status == status
+    allowed = answer.headers.get("Access-Control-Allow-Origin")
+    assert allowed == (headers.get("Origin") if status == 200 else None)
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> object:
+    env = {"LM_API_KEY": "sesame", "LM_ORIGINS": "https://chat.example"}
+    with Daemon(tmp_path_factory.mktemp("guarded"), env=env) as daemon:
+        yield daemon
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 401),
+        ({"Authorization": "Bearer wrong"}, 401),
+        ({"Authorization": "Bearer sesame2"}, 401),
+        ({"Authorization": "Bearer "}, 401),
+        ({"Authorization": "Bearer sesame"}, 200),
+        ({"x-api-key": "sesame"}, 200),
+    ],
+)
+def test_the_key_is_wanted_where_there_is_one(guarded: Daemon, headers: dict[str, str], status: int) -> None:
+    assert guarded.get("/api/tags", **headers).status == status
+    told = guarded.get("/v1/models", **headers)
+    assert told.status == status
+    assert status == 200 or told.json["error"]["type"] == "authentication_error"
+
+
+def test_a_page_may_ask_beforehand(guarded: Daemon) -> None:
+    asked = {"Origin": "https://chat.example", "Access-Control-Request-Method": "POST"}
+    answer = guarded.ask("OPTIONS", "/api/chat", headers=asked)
+    assert answer.status == 204
+    assert answer.headers["Access-Control-Allow-Origin"] == "https://chat.example"
+    assert "POST" in answer.headers["Access-Control-Allow-Methods"]
+    assert guarded.ask("OPTIONS", "/api/chat", headers=asked | {"Origin": "https://evil.example"}).status == 403
+
+
+def test_no_secret_gets_into_the_log(guarded: Daemon) -> None:
+    guarded.get("/api/tags?key=sesame", Authorization="Bearer sesame")
+    assert "sesame" not in guarded.log
+
+
+def test_listening_to_others_needs_a_key_or_a_word(tmp_path: Path) -> None:
+    refused = Daemon(tmp_path, arguments=("--host", "0.0.0.0"))
+    assert refused.ended() == 1
+    assert "LM_API_KEY" in refused.said
+    with Daemon(tmp_path, arguments=("--host", "0.0.0.0", "--no-auth")) as daemon:
+        assert daemon.get("/api/tags", Host="192.168.1.5:11434").status == 200
+        assert daemon.get("/api/tags", Host="evil.example").status == 403
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (b"", 400),
+        (b"nonsense", 400),
+        (b"[]", 400),
+        (b"{}", 400),
+        (b'{"model": 5}', 400),
+        (b'{"model": "tiny", "messages": ' + b"[" * 100_000, 400),
+        (b'{"a":' * 100_000 + b"1" + b"}" * 100_000, 400),
+        (b'{"model": "tiny", "options": {"seed": ' + b"9" * 5000 + b"}}", 400),
+        (b'{"model": "tiny", "keep_alive": 1e999}', 400),
+        (b'{"model": "\\ud800"}', 400),
+        (b'{"model": "\xed\xa0\x80"}', 400),
+        (b'{"model": "../../etc/passwd"}', 404),
+        (b'{"model": "a/../../b"}', 400),
+        (b'{"model": "x\\u0000y"}', 400),
+        (b'{"model": "' + b"x" * 100_000 + b'"}', 400),
+        (b" " * (33 * MIB), 413),
+    ],
+)
+@pytest.mark.parametrize("path", ["/api/chat", "/api/generate", "/v1/chat/completions"])
+def test_hostile_bodies(echo: Daemon, path: str, body: bytes, status: int) -> None:
+    if path.startswith("/v1") and b"messages" not in body and status == 404:
+        status = 400
+    began = time.monotonic()
+    answer = echo.ask("POST", path, body)
+    assert answer.status == status, answer.body
+    told = answer.json["error"]
+    message = told["message"] if isinstance(told, dict) else told
+    assert "Traceback" not in message
+    assert len(message) < 600
+    assert time.monotonic() - began < 2
+    assert echo.get("/health").status == 200
+
+
+def test_a_declared_giant_is_refused_before_it_is_sent(echo: Daemon) -> None:
+    with socket.create_connection(("127.0.0.1", echo.port), timeout=5) as connection:
+        connection.sendall(b"POST /api/chat HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10000000000\r\n\r\n{")
+        assert connection.recv(100).startswith(b"HTTP/1.1 413")
+
+
+def test_an_endless_body_is_cut_off(echo: Daemon) -> None:
+    chunk = b"100000\r\n" + b" " * MIB + b"\r\n"
+    with socket.create_connection(("127.0.0.1", echo.port), timeout=5) as connection:
+        connection.sendall(b"POST /api/chat HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n")
+        try:
+            for _ in range(200):
+                connection.sendall(chunk)
+        except OSError:
+            return
+        assert connection.recv(100).startswith(b"HTTP/1.1 413")
+
+
+def test_a_compressed_body_is_refused(echo: Daemon) -> None:
+    assert echo.ask("POST", "/api/chat", b"\x1f\x8b", {"Content-Encoding": "gzip"}).status == 400
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: localhost\r\nHost: evil.example\r\n\r\n",
+        b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"nonsense\r\n\r\n",
+    ],
+)
+def test_framing_that_proxies_disagree_on_is_refused(echo: Daemon, head: bytes) -> None:
+    with socket.create_connection(("127.0.0.1", echo.port), timeout=5) as connection:
+        connection.sendall(head)
+        assert connection.recv(100).startswith((b"HTTP/1.1 400", b"HTTP/1.0 400", b"HTTP/1.1 403"))
+
+
+@pytest.mark.slow
+def test_headers_that_do_not_come_cost_ten_seconds(echo: Daemon) -> None:
+    began = time.monotonic()
+    with socket.create_connection(("127.0.0.1", echo.port), timeout=20) as connection:
+        connection.sendall(b"GET / HTTP/1.1\r\nHost: local")
+        try:
+            assert connection.recv(100) == b""
+        except ConnectionError:
+            pass
+    assert 9 < time.monotonic() - began < 12

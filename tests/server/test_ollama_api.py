@@ -1,0 +1,208 @@
+"""Shapes of Ollama's dialect, over HTTP, with the scripted engine: `tiny` answers with the words of the last message."""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime
+from typing import Any
+
+import pytest
+
+from tests.daemon import Daemon
+
+
+def say(text: str, **more: Any) -> dict[str, Any]:
+    return {"model": "tiny", "messages": [{"role": "user", "content": text}], **more}
+
+
+def test_the_root_is_what_health_checks_look_for(echo: Daemon) -> None:
+    assert echo.get("/").body == b"Ollama is running"
+    assert echo.ask("HEAD", "/").status == 200
+    assert echo.ask("HEAD", "/api/version").status == 200
+
+
+def test_the_version_is_three_numbers_that_clients_accept(echo: Daemon) -> None:
+    answer = echo.get("/api/version").json
+    assert re.fullmatch(r"[0-9]+\.[0-9]+\.[0-9]+", answer["version"])
+    assert [int(part) for part in answer["version"].split(".")] >= [0, 14, 0]
+    assert answer["lm"]
+
+
+def test_tags_have_every_field_of_the_right_type(echo: Daemon) -> None:
+    (row,) = echo.get("/api/tags").json["models"]
+    assert row["name"] == row["model"] == "tiny:F32"
+    assert re.fullmatch("[0-9a-f]{64}", row["digest"])
+    assert isinstance(row["size"], int)
+    assert datetime.fromisoformat(row["modified_at"]).tzinfo
+    for key in ("format", "family", "parameter_size", "quantization_level"):
+        assert isinstance(row["details"][key], str)
+    assert row["capabilities"] == ["completion"]
+    assert row["reason"] == "a test wants it"
+
+
+@pytest.mark.parametrize("key", ["model", "name"])
+def test_show_has_what_clients_read(echo: Daemon, key: str) -> None:
+    shown = echo.post("/api/show", {key: "tiny"}).json
+    assert shown["model_info"]["general.architecture"] == "llama"
+    assert shown["model_info"]["llama.context_length"] == 2048
+    assert shown["model_info"]["general.basename"] == "tiny"
+    assert shown["details"]["family"] == "llama"
+    assert "stop" in shown["parameters"]
+    assert '"<end>"' in shown["parameters"]
+    assert "tools" not in shown["template"].lower()
+    assert shown["capabilities"] == ["completion"]
+    assert shown["tensors"][0]["name"] == "token_embd.weight"
+
+
+def test_generate_streams_lines_that_end_in_done(echo: Daemon) -> None:
+    answer = echo.post("/api/generate", {"model": "tiny", "prompt": "hello there", "raw": True})
+    assert answer.headers["Content-Type"] == "application/x-ndjson"
+    assert "".join(line["response"] for line in answer.lines) == "hello there"
+    assert [line["done"] for line in answer.lines] == [False, False, True]
+    last = answer.lines[-1]
+    assert last["done_reason"] == "stop"
+    assert (last["prompt_eval_count"], last["eval_count"]) == (2, 2)
+    assert last["total_duration"] >= last["load_duration"] >= 0
+    assert all(datetime.fromisoformat(line["created_at"]).tzinfo for line in answer.lines)
+
+
+def test_generate_gives_the_context_back_unless_raw(echo: Daemon) -> None:
+    last = echo.post("/api/generate", {"model": "tiny", "prompt": "a b c"}).lines[-1]
+    assert last["context"][:3] == [0, 1, 2]
+    further = echo.post("/api/generate", {"model": "tiny", "prompt": "d", "context": [7, 8]}).lines[-1]
+    assert further["context"][:3] == [7, 8, 0]
+    assert further["prompt_eval_count"] == 3
+    assert "context" not in echo.post("/api/generate", {"model": "tiny", "prompt": "a", "raw": True}).lines[-1]
+
+
+def test_chat_streams_messages(echo: Daemon) -> None:
+    lines = echo.post("/api/chat", say("one two three")).lines
+    assert "".join(line["message"]["content"] for line in lines) == "one two three"
+    assert all(line["message"]["role"] == "assistant" for line in lines)
+    assert all(line["model"] == "tiny" for line in lines)
+    assert lines[-1]["done"]
+
+
+def test_without_a_stream_there_is_one_object(echo: Daemon) -> None:
+    answer = echo.post("/api/chat", say("one two", stream=False))
+    assert answer.headers["Content-Type"] == "application/json; charset=utf-8"
+    assert answer.json["message"] == {"role": "assistant", "content": "one two"}
+    assert answer.json["done"]
+
+
+def test_options_reach_the_engine(echo: Daemon) -> None:
+    last = echo.post("/api/chat", say("a b c d", options={"num_predict": 2, "temperature": 0, "seed": 5})).lines[-1]
+    assert (last["done_reason"], last["eval_count"]) == ("length", 2)
+    stopped = echo.post("/api/chat", say("a b c d", stream=False, options={"stop": [" c"]})).json
+    assert stopped["message"]["content"] == "a b"
+    own = echo.post("/api/chat", say("a <end> d", stream=False)).json
+    assert own["message"]["content"] == "a "  # the model's own stop
+
+
+def test_nothing_asked_loads_and_keep_alive_zero_unloads(echo: Daemon) -> None:
+    assert echo.post("/api/chat", {"model": "tiny", "messages": []}).json["done_reason"] == "load"
+    assert [row["model"] for row in echo.get("/api/ps").json["models"]] == ["tiny:F32"]
+    unloaded = echo.post("/api/generate", {"model": "tiny", "prompt": "", "keep_alive": 0}).json
+    assert (unloaded["done"], unloaded["done_reason"]) == (True, "unload")
+    assert echo.get("/api/ps").json["models"] == []
+
+
+def test_ps_tells_the_true_context_and_when_the_model_leaves(echo: Daemon) -> None:
+    echo.post("/api/chat", say("x", keep_alive="10m"))
+    (row,) = echo.get("/api/ps").json["models"]
+    assert row["name"] == row["model"] == "tiny:F32"
+    assert row["context_length"] == 2048
+    left = datetime.fromisoformat(row["expires_at"]) - datetime.now().astimezone()
+    assert 590 < left.total_seconds() <= 600
+    echo.post("/api/chat", say("x", keep_alive=-1))
+    (row,) = echo.get("/api/ps").json["models"]
+    assert datetime.fromisoformat(row["expires_at"]).year > 2100
+
+
+def test_a_larger_context_than_trained_is_clamped_and_told(echo: Daemon) -> None:
+    last = echo.post("/api/chat", say("x", options={"num_ctx": 131_072})).lines[-1]
+    assert last["num_ctx"] == 2048
+    before = echo.workers()
+    assert "num_ctx" not in echo.post("/api/chat", say("x", options={"num_ctx": 1024})).lines[-1]
+    assert echo.workers() == before
+
+
+@pytest.mark.parametrize(
+    ("path", "extra"),
+    [
+        ("/api/chat", {"tools": [{"type": "function"}]}),
+        ("/api/chat", {"format": "json"}),
+        ("/api/chat", {"format": {"type": "object"}}),
+        ("/api/chat", {"think": True}),
+        ("/api/chat", {"think": "high"}),
+        ("/api/chat", {"messages": [{"role": "user", "content": "x", "images": ["aGk="]}]}),
+        ("/api/chat", {"options": {"temperature": "hot"}}),
+        ("/api/chat", {"options": {"temperature": -1}}),
+        ("/api/chat", {"options": {"top_k": 1.5}}),
+        ("/api/chat", {"options": {"seed": 10**30}}),
+        ("/api/chat", {"options": {"num_ctx": 0.5}}),
+        ("/api/chat", {"options": {"stop": [1]}}),
+        ("/api/chat", {"options": {"stop": ["x"] * 17}}),
+        ("/api/chat", {"keep_alive": "soon"}),
+        ("/api/chat", {"messages": "hello"}),
+        ("/api/chat", {"messages": [{"content": "no role"}]}),
+        ("/api/chat", {"logprobs": True, "top_logprobs": 21}),
+        ("/api/generate", {"prompt": "x", "images": ["aGk="]}),
+        ("/api/generate", {"prompt": "x", "suffix": "y"}),
+        ("/api/generate", {"prompt": "x", "template": "{{ .Prompt }}"}),
+        ("/api/generate", {"prompt": "x", "raw": True, "system": "s"}),
+        ("/api/generate", {"prompt": 5}),
+        ("/api/embed", {"input": "x"}),
+        ("/api/show", {"model": ""}),
+    ],
+)
+def test_what_cannot_be_honoured_is_a_400_that_says_so(echo: Daemon, path: str, extra: dict[str, Any]) -> None:
+    answer = echo.post(path, say("x") | extra if path == "/api/chat" else {"model": "tiny"} | extra)
+    assert answer.status == 400, answer.body
+    told = answer.json
+    assert told["error"]
+    assert not told["error"].endswith(".")
+    assert told["hint"]
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"think": False, "tools": [], "format": ""},
+        {"think": None, "tools": None, "format": None, "options": None, "keep_alive": None},
+        {"options": {"num_gpu": 1, "num_thread": 4, "unheard_of": {}, "top_k": None, "num_ctx": 0}},
+        {"messages": [{"role": "user", "content": "x", "images": [], "tool_calls": None}]},
+    ],
+)
+def test_what_asks_for_nothing_is_fine(echo: Daemon, extra: dict[str, Any]) -> None:
+    assert echo.post("/api/chat", say("x") | extra).status == 200
+
+
+@pytest.mark.parametrize("path", ["/api/chat", "/api/generate", "/api/show", "/api/embed", "/lm/stop"])
+def test_an_unknown_model_is_a_404_with_the_way_out(echo: Daemon, path: str) -> None:
+    answer = echo.post(path, {"model": "demo"})
+    assert (answer.status, answer.json["code"]) == (404, "model_not_found")
+    assert "`lm pull demo`" in answer.json["hint"]
+
+
+def test_a_model_can_be_deleted_once(echo: Daemon) -> None:
+    assert echo.ask("DELETE", "/api/delete", {"model": "nothing"}).status == 404
+
+
+def test_stop_says_whether_there_was_something_to_stop(echo: Daemon) -> None:
+    echo.post("/api/chat", {"model": "tiny"})
+    assert echo.post("/lm/stop", {"model": "tiny"}).json == {"model": "tiny:F32", "stopped": True}
+    assert not echo.post("/lm/stop", {"model": "tiny"}).json["stopped"]
+
+
+@pytest.mark.parametrize(("method", "path", "status"), [("GET", "/nope", 404), ("PUT", "/api/tags", 405)])
+def test_routes_that_are_not_there(echo: Daemon, method: str, path: str, status: int) -> None:
+    answer = echo.ask(method, path)
+    assert answer.status == status
+    assert answer.json["hint"]
+
+
+def test_every_answer_has_a_request_id(echo: Daemon) -> None:
+    assert echo.get("/api/tags", **{"X-Request-Id": "abc123"}).headers["X-Request-Id"] == "abc123"
+    assert echo.get("/nope", **{"X-Request-Id": "with space"}).headers["X-Request-Id"].isalnum()
+    assert "[abc123]" in echo.log

@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+import quant.errors
+import registry.errors
+import runtime.errors
+import server.errors
+from server.config import BadSetting
+from server.problems import STATUS, Problem, Reported
+
+TREES = (quant.errors.QuantError, registry.errors.RegistryError, runtime.errors.EngineError, server.errors.ServerError)
+
+
+def descendants(base: type[Exception]) -> Iterator[type[Exception]]:
+    yield base
+    for child in base.__subclasses__():
+        yield from descendants(child)
+
+
+ALL = [error for tree in TREES for error in descendants(tree)]
+
+
+def test_the_table_has_every_code_and_no_other() -> None:
+    assert set(STATUS) == {error.code for error in [*ALL, BadSetting]} | {"internal"}  # type: ignore[attr-defined]
+
+
+def test_no_code_is_used_twice() -> None:
+    codes = [error.code for error in ALL]  # type: ignore[attr-defined]
+    assert len(codes) == len(set(codes))
+
+
+@pytest.mark.parametrize("error", ALL)
+def test_every_error_is_told_in_both_dialects(error: type[Exception]) -> None:
+    problem = Problem.of(error("it broke", "mend it"))
+    assert problem.body("ollama") == {"error": "it broke", "hint": "mend it", "code": problem.code}
+    told = problem.body("openai")["error"]
+    assert told["message"] == "it broke (mend it)"
+    assert (told["code"], told["param"]) == (problem.code, None)
+    assert 400 <= problem.status("ollama") < 600
+
+
+def test_the_type_follows_the_status() -> None:
+    def kind(error: Exception) -> str:
+        return str(Problem.of(error).body("openai")["error"]["type"])
+
+    assert kind(registry.errors.ModelNotFound("")) == "not_found_error"
+    assert kind(runtime.errors.BadRequest("")) == "invalid_request_error"
+    assert kind(runtime.errors.QueueFull("")) == "rate_limit_error"
+    assert kind(runtime.errors.WorkerDied("")) == "api_error"
+
+
+def test_a_full_queue_says_when_to_come_back() -> None:
+    problem = Problem.of(runtime.errors.QueueFull("full"))
+    assert (problem.status("ollama"), problem.status("openai")) == (503, 429)
+    assert int(problem.headers()["Retry-After"]) > 0
+    assert Problem.of(server.errors.Unstable("rests", retry_after=12.1)).headers() == {"Retry-After": "13"}
+    assert Problem.of(runtime.errors.BadRequest("no")).headers() == {}
+
+
+def test_the_inside_of_an_unforeseen_error_stays_inside() -> None:
+    problem = Problem.of(ValueError("/home/user/secret"))
+    assert (problem.code, problem.status("ollama")) == ("internal", 500)
+    assert "secret" not in str(problem.body("ollama"))
+
+
+def test_what_a_child_reports_is_told_as_if_it_happened_here() -> None:
+    problem = Problem.of(Reported("prompt_too_long", "9 tokens, 8 fit", "shorten it"))
+    assert problem.status("openai") == 400
+    assert Problem.of(Reported("no_such_code", "?")).status("ollama") == 500
