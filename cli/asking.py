@@ -1,0 +1,96 @@
+"""Asking a model: what goes into a request, and its answer as it comes, for one question and for a chat alike."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import closing
+from dataclasses import dataclass, field
+from typing import Any
+
+from cli import console
+from cli.client import Client
+from cli.errors import Failure
+from cli.naming import explained
+from cli.pull import bring_in
+
+Line = dict[str, Any]
+
+
+@dataclass
+class Asking:
+    """A model, and how it is asked: `options` are those of Ollama's API; None or empty leaves the daemon's default."""
+
+    client: Client
+    model: str
+    options: dict[str, Any] = field(default_factory=dict)
+    system: str = ""
+    keep_alive: str | None = None
+    verbose: bool = False
+
+    def generate(self, prompt: str) -> Reply:
+        """The answer to one question; an empty one only loads the model."""
+        system = {"system": self.system} if self.system and prompt else {}
+        return Reply(self, self.client.stream("/api/generate", self._body(prompt=prompt) | system))
+
+    def chat(self, messages: list[dict[str, str]]) -> Reply:
+        """The next turn of a conversation."""
+        system = [{"role": "system", "content": self.system}] if self.system else []
+        return Reply(self, self.client.stream("/api/chat", self._body(messages=[*system, *messages])))
+
+    def _body(self, **more: Any) -> Line:
+        given = {"options": self.options, "keep_alive": self.keep_alive}
+        return {"model": self.model, **more} | {key: value for key, value in given.items() if value not in (None, {})}
+
+
+class Reply:
+    """An answer on its way. `text` is what came so far, also when it was broken off."""
+
+    def __init__(self, asking: Asking, lines: Generator[Line]) -> None:
+        self._asking = asking
+        self._lines = lines
+        self.text = ""
+
+    def show(self) -> None:
+        """Print it as it comes. Raises Failure, KeyboardInterrupt; either way the daemon stops working on it."""
+        last: Line = {}
+        with closing(self._lines):
+            try:
+                with console.status("thinking"):
+                    line = next(self._lines, None)
+                while line is not None:
+                    self._print(line)
+                    last, line = line, next(self._lines, None)
+            finally:
+                if self.text and not self.text.endswith("\n"):
+                    console.out()
+        _tell(last)
+        if self._asking.verbose:
+            console.timings(last)
+
+    def _print(self, line: Line) -> None:
+        text = line["message"]["content"] if "message" in line else line.get("response", "")
+        if text:
+            self.text += text
+            console.out(text, end="")
+
+
+def installed(client: Client, wanted: str, typed: str) -> str:
+    """The name under which a model lies, which is brought in when it is not here. Raises Failure."""
+    try:
+        client.ask("POST", "/api/show", {"model": wanted})
+        return wanted
+    except Failure as error:
+        if error.code != "model_not_found":
+            raise
+    try:
+        return bring_in(client, wanted, typed)
+    except Failure as error:
+        raise explained(error, typed) from None
+
+
+def _tell(last: Line) -> None:
+    """What was not done as asked: nothing is cut silently."""
+    if last.get("truncated"):
+        console.note(f"note: the first {last['truncated']} tokens were left out to fit the context", "yellow")
+    if "num_ctx" in last:
+        console.note(f"note: this machine has room for a context of {last['num_ctx']} tokens", "yellow")

@@ -1,0 +1,116 @@
+"""The daemon's HTTP interface as the commands use it: one answer, or a stream of lines; started when there is none."""
+
+from __future__ import annotations
+
+import http.client
+import json
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from http.client import HTTPConnection, HTTPException, HTTPResponse
+from typing import Any
+from urllib.parse import urlsplit
+
+from cli import daemon
+from cli.errors import UNREACHABLE, Failure
+from server.config import BadSetting, Config
+
+
+def settings() -> Config:
+    """The settings of this environment; raises Failure."""
+    try:
+        return Config.load()
+    except BadSetting as error:
+        raise Failure(str(error), error.hint, error.code) from None
+
+
+class Client:
+    """Speaks to the daemon of `config`; unless `start` is False, one is started when nobody answers.
+
+    Every method raises Failure: with the daemon's own sentence, hint and code, or with the code `unreachable`.
+    """
+
+    def __init__(self, config: Config | None = None, *, start: bool = True) -> None:
+        self.config = config or settings()
+        self._start = start
+        self._url = ""
+
+    def ask(self, method: str, path: str, body: Any = None) -> Any:
+        """One answer, decoded; None where the daemon sends nothing."""
+        with self._open(method, path, body) as response:
+            data = _read(response)
+        return json.loads(data) if data else None
+
+    def stream(self, path: str, body: Any) -> Generator[dict[str, Any]]:
+        """The lines of an answer as they come; a line that tells an error is raised. Closing it cancels the request."""
+        with self._open("POST", path, body) as response:
+            ended = False
+            while line := _read_line(response):
+                told = json.loads(line)
+                ended = told.get("done") is True or told.get("status") == "success"
+                if "error" in told:
+                    raise Failure.of(told)
+                yield told
+            if not ended:
+                raise _lost()
+
+    @contextmanager
+    def _open(self, method: str, path: str, body: Any) -> Iterator[HTTPResponse]:
+        connection, response = self._send(method, path, body)
+        try:
+            if response.status >= 400:
+                raise _refusal(response)
+            yield response
+        finally:
+            connection.close()
+
+    def _send(self, method: str, path: str, body: Any) -> tuple[HTTPConnection, HTTPResponse]:
+        known = self._url != ""
+        if not known:
+            self._url = daemon.find(self.config, self._start)
+        address = urlsplit(self._url)
+        # No time limit: loading a large model, or waiting for a busy one, takes as long as it takes.
+        connection = HTTPConnection(address.hostname or "", address.port)
+        try:
+            connection.request(method, path, None if body is None else json.dumps(body), self._headers())
+            return connection, connection.getresponse()
+        except ConnectionRefusedError:
+            connection.close()
+            self._url = ""
+            if known:  # the daemon went away since we last spoke to it
+                return self._send(method, path, body)
+            raise _lost() from None
+        except (OSError, HTTPException):
+            connection.close()
+            raise _lost() from None
+        except BaseException:
+            connection.close()
+            raise
+
+    def _headers(self) -> dict[str, str]:
+        return {"Content-Type": "application/json", **daemon.credentials(self.config)}
+
+
+def _lost() -> Failure:
+    return Failure("the daemon ended before it had answered", "`lm logs` may say why", UNREACHABLE)
+
+
+def _read(response: HTTPResponse) -> bytes:
+    try:
+        return response.read()
+    except (OSError, HTTPException):
+        raise _lost() from None
+
+
+def _read_line(response: HTTPResponse) -> bytes:
+    try:
+        return response.readline()
+    except (OSError, HTTPException):
+        raise _lost() from None
+
+
+def _refusal(response: HTTPResponse) -> Failure:
+    try:
+        return Failure.of(json.loads(_read(response)))
+    except (ValueError, KeyError, TypeError):
+        words = http.client.responses.get(response.status, "no reason given").lower()
+        return Failure(f"the daemon answered {response.status} ({words})", "`lm logs` may say why")

@@ -1,0 +1,132 @@
+"""Where words go: data and answers to stdout, everything else to stderr.
+
+No escape code is written unless stderr is a terminal that wants them (not with NO_COLOR or TERM=dumb); `rich`, which
+knows the rules for that, is imported for nothing else. What a model writes cannot steer the terminal.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_UNITS = ((86400.0, "day"), (3600.0, "hour"), (60.0, "minute"), (1.0, "second"))
+
+
+def prepare() -> None:
+    """Let no letter that the terminal's encoding lacks end a command."""
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None and hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+
+
+@cache
+def fancy() -> Console | None:
+    """rich's console on stderr, or None where plain lines are wanted."""
+    if sys.stderr is None or not sys.stderr.isatty():
+        return None
+    from rich.console import Console
+
+    console = Console(stderr=True, highlight=False)
+    return None if console.no_color or console.is_dumb_terminal else console
+
+
+def out(text: str = "", end: str = "\n") -> None:
+    """Data, at once; on a terminal without control characters other than tab and line feed."""
+    sys.stdout.write((_CONTROL.sub("", text) if sys.stdout.isatty() else text) + end)
+    sys.stdout.flush()
+
+
+def note(text: str = "", style: str = "") -> None:
+    """A line that is no data; `style` as rich names it."""
+    console = fancy() if style else None
+    if console is None:
+        print(_CONTROL.sub("", text), file=sys.stderr, flush=True)
+    else:
+        console.print(_CONTROL.sub("", text), style=style, markup=False, soft_wrap=True)
+
+
+def complain(message: str, hint: str = "") -> None:
+    """An error: a sentence, and what to do."""
+    console = fancy()
+    for word, text in (("Error", message), ("hint", hint)):
+        if not text:
+            continue
+        if console is None:
+            note(f"{word}: {text}")
+        else:
+            colour = "bold red" if word == "Error" else "cyan"
+            console.print(f"[{colour}]{word}:[/] ", end="")
+            console.print(_CONTROL.sub("", text), markup=False, soft_wrap=True)
+
+
+@contextmanager
+def status(text: str) -> Iterator[None]:
+    """Show what is being waited for, on a terminal, until the block ends."""
+    shown = sys.stderr is not None and sys.stderr.isatty()
+    if shown:
+        print(f"{text}…", end="\r", file=sys.stderr, flush=True)
+    try:
+        yield
+    finally:
+        if shown:
+            print(" " * (len(text) + 1), end="\r", file=sys.stderr, flush=True)
+
+
+def as_json(value: Any) -> None:
+    """Data for programs."""
+    out(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Columns wide enough for what is in them."""
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    for row in (header, *rows):
+        out("    ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def size(count: float) -> str:
+    """Bytes as people read them: `6.2 MB`."""
+    for unit in ("B", "KB", "MB", "GB"):
+        if count < 999.5 or unit == "GB":
+            break
+        count /= 1000
+    return f"{count:.0f} {unit}" if unit in ("B", "KB") else f"{count:.1f} {unit}"
+
+
+def span(seconds: float) -> str:
+    """A length of time in its largest unit: `3 hours`."""
+    for length, unit in _UNITS:
+        if seconds >= length:
+            count = int(seconds / length)
+            return f"{count} {unit}" if count == 1 else f"{count} {unit}s"
+    return "a moment"
+
+
+def ago(timestamp: str) -> str:
+    """How long a moment (RFC 3339) is past."""
+    return f"{span((datetime.now(UTC) - datetime.fromisoformat(timestamp)).total_seconds())} ago"
+
+
+def timings(line: Mapping[str, Any]) -> None:
+    """The figures of an answer's last line, as Ollama's `--verbose` shows them."""
+    rows = []
+    for key in ("total", "load", "prompt_eval", "eval"):
+        name = key.replace("_", " ")
+        spent = line.get(f"{key}_duration", 0) / 1e9
+        count = line.get(f"{key}_count")
+        rows += [] if count is None else [(f"{name} count:", f"{count} token(s)")]
+        rows.append((f"{name} duration:", f"{spent:.3f} s"))
+        rows += [(f"{name} rate:", f"{count / spent:.2f} tokens/s")] if count and spent else []
+    note()
+    for name, value in rows:
+        note(f"{name:<22}{value}")

@@ -1,0 +1,213 @@
+"""Finding the daemon, and starting one where there is none.
+
+Where: the address of the settings; where that is the default (or a free port), the daemon that this home names in
+`daemon.json` comes first, so that `lm serve --port 11435` is found without a word. Two commands at once start one
+daemon: who holds `start.lock` starts it, the other waits for the lock and then finds it. The daemon says on a pipe that
+it is ready, or why it is not.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import select
+import subprocess
+import sys
+from http.client import HTTPConnection, HTTPException
+from typing import Any
+from urllib.parse import urlsplit
+
+from cli.console import status
+from cli.errors import UNREACHABLE, Failure
+from server.config import VERSION, Config, is_loopback
+
+PROBE_SECONDS = 5.0
+START_SECONDS = 60.0
+END_SECONDS = 30.0
+
+
+def find(config: Config, start: bool) -> str:
+    """The URL of a daemon of our version, started unless `start` is False. Raises Failure."""
+    running = look(config)
+    if running is not None:
+        url, version = running
+        if version != VERSION:
+            raise _mismatch(url, version)
+        return url
+    if not start:
+        raise Failure(f"no daemon answers at {_place(config.url)}", "`lm serve` starts one", UNREACHABLE)
+    if not (is_loopback(config.host) or config.host in ("0.0.0.0", "::")):
+        raise Failure(f"no lm daemon answers at {_place(config.url)}", "start it there with `lm serve`", UNREACHABLE)
+    return _start(config)
+
+
+def look(config: Config) -> tuple[str, str] | None:
+    """URL and version of the daemon that runs, None where there is none of lm. Raises Failure when it will not say."""
+    for url in _places(config):
+        version = _ask_version(url, config)
+        if version is not None:
+            return url, version
+    return None
+
+
+def end(config: Config) -> bool:
+    """End the daemon, of whatever version, and wait until it is gone; whether there was one. Raises Failure."""
+    running = look(config)
+    if running is None:
+        return False
+    address = urlsplit(running[0])
+    connection = HTTPConnection(address.hostname or "", address.port, timeout=PROBE_SECONDS)
+    try:
+        headers = {"Content-Type": "application/json", **credentials(config)}
+        connection.request("POST", "/lm/shutdown", "{}", headers)
+        told = json.loads(connection.getresponse().read())
+    except (OSError, ValueError, HTTPException):
+        raise Failure(f"the daemon at {_place(running[0])} does not listen", "`lm logs` may say why") from None
+    finally:
+        connection.close()
+    if "error" in told:
+        raise Failure.of(told)
+    _wait_for_end(int(told["pid"]))
+    return True
+
+
+def _wait_for_end(pid: int) -> None:
+    import psutil
+
+    try:
+        psutil.Process(pid).wait(END_SECONDS)
+    except psutil.NoSuchProcess:
+        pass
+    except psutil.TimeoutExpired:
+        raise Failure(f"the daemon (process {pid}) is still finishing", f"`kill -9 {pid}` does not wait") from None
+
+
+def credentials(config: Config) -> dict[str, str]:
+    """The header that an API key is sent in."""
+    return {"Authorization": f"Bearer {config.api_key}"} if config.api_key else {}
+
+
+def _places(config: Config) -> list[str]:
+    places = [config.url] if config.port else []
+    if config.port == 0 or (config.host, config.port) == (Config.host, Config.port):
+        own = _own_url(config)
+        places = [own, *(url for url in places if url != own)] if own else places
+    return places
+
+
+def _own_url(config: Config) -> str:
+    """Where the daemon of this home says that it is, empty where none says so."""
+    try:
+        url = json.loads(config.daemon_file.read_bytes())["url"]
+        return url if isinstance(url, str) and urlsplit(url).port else ""
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+
+
+def _ask_version(url: str, config: Config) -> str | None:
+    """The version of the lm that answers at `url`, None when nobody or somebody else does."""
+    address = urlsplit(url)
+    connection = HTTPConnection(address.hostname or "", address.port, timeout=PROBE_SECONDS)
+    try:
+        connection.request("GET", "/api/version", headers=credentials(config))
+        told = json.loads(connection.getresponse().read(4096))
+    except ConnectionRefusedError:
+        return None
+    except (ValueError, HTTPException, ConnectionResetError):
+        return None  # somebody else's; the daemon that cannot start there will say whose
+    except OSError as error:
+        why = error.strerror or str(error) or type(error).__name__
+        raise Failure(
+            f"{_place(url)} does not answer: {why}", "see `LM_HOST`, and what listens there", UNREACHABLE
+        ) from None
+    finally:
+        connection.close()
+    return _version_in(told)
+
+
+def _version_in(told: Any) -> str | None:
+    if not isinstance(told, dict):
+        return None
+    if "error" in told and "code" in told:  # lm itself, but not for us: a wrong key
+        raise Failure.of(told)
+    version = told.get("lm")
+    return version if isinstance(version, str) else None
+
+
+def _mismatch(url: str, version: str) -> Failure:
+    try:
+        older = [int(part) for part in version.split(".")] < [int(part) for part in VERSION.split(".")]
+    except ValueError:
+        older = False
+    age = "older" if older else "newer"
+    message = f"the daemon at {_place(url)} is lm {version[:20]}, {age} than this lm {VERSION}"
+    return Failure(message, "`lm stop --daemon` ends it; the next command starts the right one", UNREACHABLE)
+
+
+def _start(config: Config) -> str:
+    """Start a daemon, or find the one that another command has started meanwhile; its URL. Raises Failure."""
+    try:
+        config.logs.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with (config.home / "start.lock").open("w") as lock, status("starting the daemon"):
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            running = look(config)
+            if running is None:
+                _spawn(config)
+    except OSError as error:
+        raise Failure(
+            f"`{config.home}` cannot be used: {error.strerror}", "set LM_HOME to a folder of your own"
+        ) from None
+    return running[0] if running else _own_url(config) or config.url
+
+
+def _spawn(config: Config) -> None:
+    """A daemon in a session of its own; returns when it is ready. Raises Failure."""
+    receiver, sender = os.pipe()
+    # The home is given as a path that does not depend on the current folder, which the daemon leaves.
+    command = [sys.executable, "-P", "-m", "server", "--home", str(config.home), "--ready-fd", str(sender)]
+    try:
+        with config.log_file.open("ab") as log:
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd=config.home,
+                pass_fds=(sender,),
+                start_new_session=True,
+            )
+    finally:
+        os.close(sender)
+    with os.fdopen(receiver, "rb", buffering=0) as pipe:
+        said = _first_line(pipe.fileno())
+    if said != b"ready":
+        process.poll()
+        raise _not_started(config, said)
+
+
+def _first_line(descriptor: int) -> bytes:
+    """The first line from a pipe, or what there was of it at its end; raises Failure when nothing comes."""
+    said = b""
+    while not said.endswith(b"\n"):
+        if not select.select([descriptor], [], [], START_SECONDS)[0]:
+            raise Failure(f"the daemon is not ready after {START_SECONDS:.0f} s", "`lm logs` may say why", UNREACHABLE)
+        part = os.read(descriptor, 65536)
+        if not part:
+            break
+        said += part
+    return said.strip()
+
+
+def _not_started(config: Config, said: bytes) -> Failure:
+    """Why the daemon did not start: what it said, else the last line of its log."""
+    try:
+        told = json.loads(said)
+        return Failure(f"the daemon cannot start: {told['error']}", str(told.get("hint") or ""), UNREACHABLE)
+    except (ValueError, KeyError, TypeError):
+        lines = config.log_file.read_text(encoding="utf-8", errors="replace").splitlines() or ["it left no word"]
+        return Failure(f"the daemon ended before it was ready: {lines[-1]}", "`lm logs` shows more", UNREACHABLE)
+
+
+def _place(url: str) -> str:
+    return url.removeprefix("http://")

@@ -1,0 +1,107 @@
+"""The `lm` command: its table of commands, each imported when it is called, and the one place where errors are shown.
+
+`lm --help` imports nothing but click: what takes time to import is imported by the command that needs it.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+
+import click
+
+from cli import console
+from cli.errors import INTERRUPTED, Failure
+
+COMMANDS = {
+    "run": "Ask a model, or chat with it; it is brought in if need be",
+    "pull": "Bring a model in, at the best level that this machine can hold",
+    "list": "List the models that are here",
+    "ps": "List the models that are loaded",
+    "show": "Describe a model",
+    "rm": "Remove models",
+    "stop": "Unload a model, or end the daemon",
+    "serve": "Run the daemon in the foreground",
+    "logs": "Show the daemon's log",
+    "completion": "Print a script that completes commands and names in a shell",
+}
+ALIASES = {"ls": "list"}
+EXIT_CODES = (
+    "Exit codes: 0 done, 1 failed, 2 usage, 3 model not found, 4 daemon unreachable, 5 does not fit, 130 Ctrl-C."
+)
+
+
+class Commands(click.Group):
+    """A group whose commands are modules of this package, named like them, each with an attribute `command`."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """All names, in the order of the table."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import a command."""
+        name = ALIASES.get(cmd_name, cmd_name)
+        if name not in COMMANDS:
+            return None
+        command: click.Command = import_module(f"cli.{name}").command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The table as it stands, so that help imports no command."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+def _print_version(ctx: click.Context, parameter: click.Parameter, wanted: bool) -> None:
+    if wanted and not ctx.resilient_parsing:
+        from server.config import VERSION
+
+        console.out(f"lm {VERSION}")
+        ctx.exit()
+
+
+@click.group(
+    cls=Commands, epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
+@click.option("--debug", is_flag=True, help="Show where an error came from.")
+@click.option(
+    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version, help="Show the version."
+)
+def group(debug: bool) -> None:
+    """Run open language models on this machine, quantized to fit it while they download."""
+
+
+def main() -> None:
+    """The entry point: runs a command, and ends the process with its exit code."""
+    console.prepare()
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Run a command; its exit code. Errors are shown, not raised, unless `--debug` comes first."""
+    debug = arguments[:1] == ["--debug"]
+    try:
+        code = group.main(arguments, "lm", standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except click.Abort:
+        return INTERRUPTED
+    except click.ClickException as error:
+        return _usage(error)
+    except Failure as error:
+        if debug:
+            raise
+        console.complain(str(error), error.hint)
+        return error.exit_code
+    except Exception as error:
+        if debug:
+            raise
+        console.complain(f"lm itself failed: {type(error).__name__}: {error}", "`lm --debug …` shows where")
+        return 1
+
+
+def _usage(error: click.ClickException) -> int:
+    context = getattr(error, "ctx", None)
+    hint = f"{context.command_path} --help" if context else "lm --help"
+    message = error.format_message().rstrip(".")
+    console.complain(message[:1].lower() + message[1:], hint)
+    return error.exit_code

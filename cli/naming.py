@@ -1,0 +1,56 @@
+"""From what a user types as a model to the text by which the daemon knows it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+from click.shell_completion import CompletionItem
+
+from cli.errors import Failure
+from registry.errors import BadName
+from registry.names import Reference, is_path, parse
+
+
+def reference(text: str, level: str | None = None) -> str:
+    """The name in a form that does not depend on the current folder; `level` is that of `--level`. Raises Failure."""
+    try:
+        found = _parse(text)
+        return found.text if level is None else _levelled(found, level).text
+    except BadName as error:
+        raise Failure(str(error), error.hint, error.code) from None
+
+
+def _parse(text: str) -> Reference:
+    path = Path(text)
+    if is_path(text) and ":" in path.name and path.expanduser().exists():
+        text = f"{text}/"  # the colon belongs to the folder's name
+    return parse(text)
+
+
+def _levelled(found: Reference, level: str) -> Reference:
+    if found.kind not in ("demo", "folder", "hub"):
+        raise Failure(f"`{found.text}` comes quantized already", "leave `--level` out", "usage")
+    wanted = parse(f"{found.text}:{level}" if found.level is None else found.text)
+    if found.level is not None and parse(f"demo:{level}").level != found.level:
+        raise Failure(f"the name says `{found.level}` and `--level` says `{level}`", "leave one of them out", "usage")
+    return wanted
+
+
+def explained(error: Failure, text: str) -> Failure:
+    """`error` with a better hint where `text` is no model but there is a folder of that name."""
+    if error.code == "model_not_found" and not is_path(text) and Path(text).is_dir():
+        return Failure(str(error), f"for the folder of that name write `./{text}`", error.code)
+    return error
+
+
+def complete(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Names for the shell: those of a daemon that runs; none is started for that."""
+    from cli.client import Client
+
+    try:
+        rows: list[dict[str, Any]] = Client(start=False).ask("GET", "/api/tags")["models"]
+    except Failure:
+        return []
+    return [CompletionItem(row["name"]) for row in rows if row["name"].startswith(incomplete)]

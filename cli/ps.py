@@ -1,0 +1,53 @@
+"""`lm ps`: the models that are loaded."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import click
+
+from cli import console
+from cli.client import Client
+
+_FOREVER_SECONDS = 86400.0 * 365
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print all that is known of them as JSON.")
+def command(as_json: bool) -> None:
+    """List the models that are loaded, with the memory they hold and their true context."""
+    rows = Client().ask("GET", "/api/ps")["models"]
+    if as_json:
+        console.as_json(rows)
+    else:
+        print_loaded(rows)
+
+
+def print_loaded(rows: list[dict[str, Any]]) -> None:
+    """Rows of `/api/ps` for people."""
+    cells = [
+        (
+            row["name"],
+            row["digest"][:12],
+            console.size(row["size"]),
+            _processor(row),
+            str(row["context_length"]),
+            _until(row),
+        )
+        for row in rows
+    ]
+    console.table(("NAME", "ID", "SIZE", "PROCESSOR", "CONTEXT", "UNTIL"), cells)
+
+
+def _processor(row: dict[str, Any]) -> str:
+    """Where the model's memory is, in Ollama's words."""
+    gpu = round(100 * row["size_vram"] / row["size"]) if row["size"] else 0
+    return {0: "100% CPU", 100: "100% GPU"}.get(gpu, f"{100 - gpu}%/{gpu}% CPU/GPU")
+
+
+def _until(row: dict[str, Any]) -> str:
+    if row.get("active"):
+        return "in use"
+    left = (datetime.fromisoformat(row["expires_at"]) - datetime.now(UTC)).total_seconds()
+    return "forever" if left > _FOREVER_SECONDS else f"{console.span(left)} from now"

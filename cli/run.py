@@ -1,0 +1,68 @@
+"""`lm run`: one question and its answer, or a chat; the model is brought in if need be, the daemon started."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+
+from cli import console
+from cli.asking import Asking, installed
+from cli.client import Client
+from cli.errors import Failure
+from cli.naming import complete, reference
+
+_OPTIONS = {"seed": "seed", "temperature": "temperature", "max_tokens": "num_predict", "ctx": "num_ctx"}
+
+
+@click.command()
+@click.argument("name", shell_complete=complete)
+@click.argument("prompt", nargs=-1)
+@click.option("--level", metavar="LEVEL", help="A level of your own choosing, such as Q4_K_M; otherwise the best one.")
+@click.option("--system", metavar="TEXT", default="", help="What the model is told before anything else.")
+@click.option("--seed", type=int, help="The same seed gives the same answer.")
+@click.option("--temperature", type=click.FloatRange(min=0), help="How freely words are drawn; 0 takes the likeliest.")
+@click.option("--max-tokens", type=click.IntRange(min=1), help="The longest answer.")
+@click.option("--ctx", type=click.IntRange(min=1), metavar="TOKENS", help="How much the model is to keep in view.")
+@click.option("--keep-alive", metavar="TIME", help="How long it stays loaded afterwards: `10m`, `0`, `-1` for ever.")
+@click.option("--verbose", is_flag=True, help="Show timings on stderr.")
+def command(name: str, prompt: tuple[str, ...], **given: Any) -> None:
+    """Ask NAME a question, or chat with it when there is no PROMPT.
+
+    NAME is `demo`, `org/repo` on the hub, or a folder that begins with `/`, `./`, `../` or `~`; `:LEVEL` may follow.
+    The words of PROMPT are joined; text piped in follows them. The answer goes to stdout, everything else to stderr.
+    """
+    wanted = reference(name, given["level"])
+    question = _question(prompt)
+    if question is None and not sys.stdout.isatty():
+        raise Failure("there is no prompt, and no terminal to chat on", "give one, or pipe text in", "usage")
+    client = Client()
+    options = {key: given[option] for option, key in _OPTIONS.items() if given[option] is not None}
+    model = installed(client, wanted, name)
+    asking = Asking(client, model, options, given["system"], given["keep_alive"], given["verbose"])
+    if question is None:
+        from cli.chat import Chat
+
+        Chat(asking, client.config.home / "history").loop()
+    else:
+        asking.generate(question).show()
+        if not question:
+            console.note(f"`{model}` is loaded")
+
+
+def _question(words: tuple[str, ...]) -> str | None:
+    """The prompt and what was piped in, None when there is neither; empty when an empty text was piped in."""
+    prompt = " ".join(words)
+    if sys.stdin is None or sys.stdin.isatty():
+        piped = None
+    else:
+        try:
+            piped = sys.stdin.buffer.read().decode().rstrip("\r\n")
+        except UnicodeDecodeError:
+            raise Failure("what was piped in is no text (UTF-8)", "convert it first", "usage") from None
+    if any(0xD800 <= ord(letter) < 0xE000 for letter in prompt):
+        raise Failure("the prompt is no text (UTF-8)", "convert it first", "usage")
+    if piped is None:
+        return prompt or None
+    return "\n\n".join(part for part in (prompt, piped) if part)

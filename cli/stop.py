@@ -1,0 +1,39 @@
+"""`lm stop`: unload a model, or end the daemon; starts nothing."""
+
+from __future__ import annotations
+
+import click
+
+from cli import console, daemon
+from cli.client import Client, settings
+from cli.errors import Failure
+from cli.naming import complete, explained, reference
+
+
+@click.command()
+@click.argument("name", required=False, shell_complete=complete)
+@click.option("--daemon", "whole", is_flag=True, help="End the daemon, and with it everything that is loaded.")
+def command(name: str | None, whole: bool) -> None:
+    """Unload a model, after the answers that are under way; or end the daemon."""
+    if (name is None) != whole:
+        raise Failure("say either a model or `--daemon`", "`lm ps` shows what is loaded", "usage")
+    if name is None:
+        _end_daemon()
+    else:
+        _unload(name)
+
+
+def _unload(name: str) -> None:
+    try:
+        told = Client(start=False).ask("POST", "/lm/stop", {"model": reference(name)})
+    except Failure as error:
+        raise explained(error, name) from None
+    console.note(f"stopped `{told['model']}`" if told["stopped"] else f"`{told['model']}` was not loaded")
+
+
+def _end_daemon() -> None:
+    config = settings()
+    if daemon.end(config):
+        console.note("the daemon has ended")
+    else:
+        console.note("no daemon is running")
