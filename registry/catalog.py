@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from registry import digest, manifest
 from registry.digest import Digest
@@ -45,6 +45,20 @@ class Model:
     problem: str = ""
 
 
+class Stamp(NamedTuple):
+    """What tells one state of a file from another."""
+
+    inode: int
+    size: int
+    modified_ns: int
+    changed_ns: int
+
+    @property
+    def modified(self) -> datetime:
+        """When it was written."""
+        return datetime.fromtimestamp(self.modified_ns / 1e9, UTC)
+
+
 class Catalog:
     """The models below `root`, the store's folder. May be used by several threads."""
 
@@ -52,7 +66,7 @@ class Catalog:
         self.blobs = root / "blobs"
         self.manifests = root / "manifests"
         self.choices = root / "chosen"
-        self._kept: dict[Path, tuple[tuple[int, ...], Model, Manifest]] = {}
+        self._kept: dict[Path, tuple[Stamp, Model, Manifest]] = {}
 
     def blob(self, value: str) -> Path:
         """Where the blob of this digest lies. Raises StoreDamaged for what is no digest."""
@@ -74,21 +88,26 @@ class Catalog:
 
     def models(self) -> list[Model]:
         """All models in the order of their names; those that cannot be used say why in `problem`."""
-        return [self.read(name) for name in self.names()]
+        return [model for name in self.names() if (model := self.read(name)) is not None]
 
-    def read(self, name: Name) -> Model:
-        """The model of this exact name, with its `problem` if it has one."""
+    def read(self, name: Name) -> Model | None:
+        """The model of this exact name, with its `problem` if it has one; None when there is no manifest.
+
+        Takes no lock: what looks broken because the manifest is being replaced or removed is looked at again. While a
+        manifest is the same, nobody takes its blobs away.
+        """
         path = self.manifest_path(name)
-        try:
-            found, contents = self._parsed(name, path)
-            problem = self._missing(contents)
-        except StoreDamaged as error:
-            return _broken(name, path, str(error))
-        return replace(found, problem=f"`{found.name}` is broken: {problem}") if problem else found
-
-    def contents(self, name: Name) -> Manifest:
-        """What the manifest of this name lists. Raises StoreDamaged."""
-        return self._parsed(name, self.manifest_path(name))[1]
+        while (stamp := _stamp(path)) is not None:
+            try:
+                found, contents = self._parsed(name, path, stamp)
+                problem = self._missing(name, contents)
+            except StoreDamaged as error:
+                found, problem = _broken(name, path, stamp), str(error)
+            if not problem:
+                return found
+            if _stamp(path) == stamp:
+                return replace(found, problem=problem)
+        return None
 
     def existing(self, name: Name) -> Name:
         """The name as it is spelled in the store where it differs in upper and lower case only, else `name` itself."""
@@ -119,9 +138,9 @@ class Catalog:
         if name.tag is None:
             tag = self._chosen(name) if reference.level is None else None
             name = name.tagged(tag)
-        if name.tag is None or not self.manifest_path(name).is_file():
+        found = None if name.tag is None else self.read(name)
+        if found is None:
             return None
-        found = self.read(name)
         # Two folders may have the same last word; a path means the model that was made of that very folder.
         other = reference.kind == "folder" and found.config.get("lm", {}).get("source") != reference.location
         return None if other else found
@@ -129,7 +148,7 @@ class Catalog:
     def _chosen(self, name: Name) -> str | None:
         """The variant chosen last; where that is not known or gone, the one that came in last."""
         folder = self.manifest_path(name)
-        there = {variant: path for variant in _entries(folder) if (path := folder / variant).is_file()}
+        there = {variant: stamp for variant in _entries(folder) if (stamp := _stamp(folder / variant)) is not None}
         try:
             noted = self.choice_path(name).read_text(encoding="ascii").strip()
         except (OSError, UnicodeDecodeError):
@@ -138,26 +157,19 @@ class Catalog:
             return noted
         if name.host == OLLAMA and LATEST in there:
             return LATEST
-        return max(there, key=lambda variant: there[variant].stat().st_mtime_ns, default=None)
+        return max(there, key=lambda variant: there[variant].modified_ns, default=None)
 
-    def _parsed(self, name: Name, path: Path) -> tuple[Model, Manifest]:
-        shown = name.display
-        try:
-            status = path.lstat()
-        except OSError as error:
-            raise StoreDamaged(f"`{shown}` is broken: its manifest cannot be read ({error.strerror})") from None
-        if not stat.S_ISREG(status.st_mode):
-            raise StoreDamaged(f"`{shown}` is broken: its manifest is no file")
-        stamp = (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+    def _parsed(self, name: Name, path: Path, stamp: Stamp) -> tuple[Model, Manifest]:
         kept = self._kept.get(path)
         if kept is None or kept[0] != stamp:
+            shown = name.display
             data = manifest.read(path, shown)
             contents = manifest.parse(data, shown)
-            kept = (stamp, self._model(name, data, contents, status.st_mtime), contents)
+            kept = (stamp, self._model(name, data, contents, stamp.modified), contents)
             self._kept[path] = kept
         return kept[1], kept[2]
 
-    def _model(self, name: Name, data: bytes, contents: Manifest, modified: float) -> Model:
+    def _model(self, name: Name, data: bytes, contents: Manifest, modified: datetime) -> Model:
         shown = name.display
         weights, params = contents.layer(manifest.MODEL), contents.layer(manifest.PARAMS)
         if weights is None:
@@ -167,22 +179,25 @@ class Catalog:
             key=name,
             digest=hashlib.sha256(data).hexdigest(),
             size=contents.size,
-            modified=datetime.fromtimestamp(modified, UTC),
+            modified=modified,
             config=manifest.read_object(self.blob(contents.config.digest), shown),
             params=manifest.read_object(self.blob(params.digest), shown) if params else {},
             blob=self.blob(weights.digest),
             blob_digest=weights.digest,
         )
 
-    def _missing(self, contents: Manifest) -> str:
+    def _missing(self, name: Name, contents: Manifest) -> str:
         """What is wrong with the blobs of a manifest, as far as their sizes tell."""
         for layer in contents.blobs:
+            what = f"`{name.display}` is broken: its blob `{layer.digest[:19]}`"
             try:
                 status = self.blob(layer.digest).lstat()
             except OSError:
-                return f"its blob `{layer.digest[:19]}` is missing"
-            if not stat.S_ISREG(status.st_mode) or status.st_size != layer.size:
-                return f"its blob `{layer.digest[:19]}` has {status.st_size:,} bytes instead of {layer.size:,}"
+                return f"{what} is missing"
+            if not stat.S_ISREG(status.st_mode):
+                return f"{what} is no regular file"
+            if status.st_size != layer.size:
+                return f"{what} has {status.st_size:,} bytes instead of {layer.size:,}"
         return ""
 
     def _not_found(self, text: str, reference: Reference) -> ModelNotFound:
@@ -208,12 +223,16 @@ def _candidates(reference: Reference) -> list[Name]:
     return [name]
 
 
-def _broken(name: Name, path: Path, problem: str) -> Model:
+def _broken(name: Name, path: Path, stamp: Stamp) -> Model:
+    return Model(name.display, name, "", 0, stamp.modified, {}, {}, path, "")
+
+
+def _stamp(path: Path) -> Stamp | None:
     try:
-        modified = datetime.fromtimestamp(path.lstat().st_mtime, UTC)
+        status = path.lstat()
     except OSError:
-        modified = datetime.fromtimestamp(0, UTC)
-    return Model(name.display, name, "", 0, modified, {}, {}, path, "", problem)
+        return None
+    return Stamp(status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
 def _twin(folder: Path, word: str) -> str:

@@ -182,15 +182,15 @@ class Store:
         very last step failed, the new model has).
         Raises DigestMismatch (another size than announced), DiskFull, StoreFailed.
         """
-        with self._changing:
-            try:
-                with _plainly(self.root):
-                    return self._commit(
-                        ingest, Layer(manifest.MODEL, f"sha256:{sha256}", size), name, config, params, chosen
-                    )
-            finally:
-                with contextlib.suppress(RegistryError):
-                    self.abandon(ingest)
+        weights = Layer(manifest.MODEL, f"sha256:{sha256}", size)
+        try:
+            with _plainly(self.root):
+                staged = _stage(ingest, weights, config, params)
+                with self._changing:
+                    return self._publish(name, staged, chosen)
+        finally:
+            with contextlib.suppress(RegistryError):
+                self.abandon(ingest)
 
     def choose(self, model: Model) -> None:
         """Let the bare name mean this variant. Raises StoreFailed, DiskFull."""
@@ -228,49 +228,29 @@ class Store:
                     size = entry.stat(follow_symlinks=False).st_size
                     fsops.unlink(blobs / entry.name)
                     freed += size
-            if freed:
-                fsops.fsync_dir(blobs)
+            # Not synced: a blob that a power cut brings back is still listed by nobody, and goes at the next start.
         return freed
 
-    def _commit(
-        self,
-        ingest: Ingest,
-        weights: Layer,
-        name: Name,
-        config: dict[str, Any],
-        params: dict[str, Any] | None,
-        chosen: bool,
-    ) -> Model:
+    def _publish(self, name: Name, staged: list[tuple[Path, Layer]], chosen: bool) -> Model:
+        """Move synced files among the blobs, then list them; the last of them is the config."""
         if name.tag is None:
             raise BadName(f"`{name.display}` does not say which variant is committed", "a tag is wanted")
         name = self._catalog.existing(name)
-        _check(ingest.data, weights.size)
-        layers = [weights]
-        self._publish(ingest.data, weights.digest)
-        if params:
-            layers.append(self._small(ingest, manifest.PARAMS, manifest.encode(params)))
-        described = self._small(ingest, manifest.CONFIG, manifest.encode(config))
+        for path, layer in staged:
+            target = self._catalog.blob(layer.digest)
+            fsops.seal(path)
+            fsops.rename(path, target)
         fsops.fsync_dir(self._catalog.blobs)
+        *layers, config = (layer for _, layer in staged)
         path = self._catalog.manifest_path(name)
         fsops.make_folders(self._catalog.manifests, path.parent)
-        fsops.replace(path, manifest.build(described, layers))
+        fsops.replace(path, manifest.build(config, layers))
         if chosen:
             self._choose(name)
-        return self._catalog.read(name)
-
-    def _small(self, ingest: Ingest, media_type: str, data: bytes) -> Layer:
-        path = ingest.folder / media_type.rpartition(".")[2].replace("/", "-")
-        fsops.write(path, data)
-        layer = Layer(media_type, digest.of(data), len(data))
-        self._publish(path, layer.digest)
-        return layer
-
-    def _publish(self, path: Path, value: str) -> None:
-        """Give a written file its name among the blobs; the folder is still to be synced."""
-        target = self._catalog.blob(value)
-        fsops.fsync(path)
-        fsops.seal(path)
-        fsops.rename(path, target)
+        model = self._catalog.read(name)
+        if model is None:
+            raise StoreDamaged(f"`{name.display}` was removed while it was committed", "pull again")
+        return model
 
     def _choose(self, name: Name) -> None:
         path = self._catalog.choice_path(name)
@@ -290,12 +270,26 @@ class Store:
         self.collect(())
 
 
-def _check(path: Path, size: int) -> None:
-    status = path.lstat()
+def _stage(
+    ingest: Ingest, weights: Layer, config: dict[str, Any], params: dict[str, Any] | None
+) -> list[tuple[Path, Layer]]:
+    """Bring all files of a model onto the disk, beside the data: takes long, so it is done without the store's lock."""
+    status = ingest.data.lstat()
     if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
         raise StoreDamaged("what is to be committed is no ordinary file", "pull again")
-    if status.st_size != size:
-        raise DigestMismatch(f"the file made has {status.st_size:,} bytes where {size:,} were announced", "pull again")
+    if status.st_size != weights.size:
+        raise DigestMismatch(
+            f"the file made has {status.st_size:,} bytes where {weights.size:,} were announced", "pull again"
+        )
+    fsops.fsync(ingest.data)
+    staged = [(ingest.data, weights)]
+    small = [("params", manifest.PARAMS, params)] if params else []
+    for word, media_type, fields in (*small, ("config", manifest.CONFIG, config)):
+        path, data = ingest.folder / word, manifest.encode(fields)
+        fsops.write(path, data)
+        fsops.fsync(path)
+        staged.append((path, Layer(media_type, digest.of(data), len(data))))
+    return staged
 
 
 def _prune(folder: Path, root: Path) -> None:

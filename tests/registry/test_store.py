@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -320,3 +322,33 @@ def test_no_store_where_a_file_is(tmp_path: Path) -> None:
     for path in (tmp_path / "file", tmp_path / "file" / "store"):
         with pytest.raises(StoreFailed):
             Store.open(path)
+
+
+def test_many_at_once_lose_nothing(store: Store) -> None:
+    """Whoever lists models while others commit, delete and collect never sees a broken one."""
+    rounds, errors = 40, []
+    busy = threading.Event()
+
+    def commit(number: int) -> None:
+        for turn in range(rounds):
+            model = put(store, f"org/m{number}:Q8_0", f"{turn % 3}".encode())
+            if turn % 4 == number:
+                store.delete(model)
+            store.collect(())
+
+    def look() -> None:
+        while not busy.is_set():
+            errors.extend(model.problem for model in store.models() if model.problem)
+            with contextlib.suppress(ModelNotFound):
+                store.resolve("org/m1")
+
+    writers = [threading.Thread(target=commit, args=(number,)) for number in range(3)]
+    reader = threading.Thread(target=look)
+    for thread in (reader, *writers):
+        thread.start()
+    for thread in writers:
+        thread.join()
+    busy.set()
+    reader.join()
+    assert not errors
+    assert [model.name for model in store.models()] == [f"hf.co/org/m{number}:Q8_0" for number in range(3)]

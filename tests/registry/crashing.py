@@ -1,0 +1,145 @@
+"""A day in a store's life, ended by SIGKILL at one step after another; run as a program of its own, for it forks.
+
+    python -m tests.registry.crashing FOLDER
+
+Steps are those of `registry.fsops`. After each death the store is opened as the next daemon would, and must hold:
+I1 every blob hashes to its name; I2 every model listed is complete; I3 what was reported as done is there; I4 a name
+that is being replaced means the old or the new model at any time; I5 the work can be done again to its end; I6 nothing
+unfinished is left. Prints the number of deaths.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from registry import fsops
+from registry.errors import ModelNotFound, RegistryError
+from registry.names import parse
+from registry.store import Model, Store
+
+OLD, NEW, OTHER = b"old weights", b"new weights", b"of another"
+
+
+def put(store: Store, name: str, data: bytes) -> Model:
+    ingest = store.begin(name, need=len(data))
+    ingest.data.write_bytes(data)
+    config = {"model_format": "gguf", "bytes": len(data)}
+    return store.commit(
+        ingest, hashlib.sha256(data).hexdigest(), len(data), parse(name).name, config, {"x": data.hex()}
+    )
+
+
+def prepare(root: Path) -> None:
+    with Store.open(root) as store:
+        put(store, "org/kept:Q8_0", OLD)
+        put(store, "org/replaced:Q8_0", OLD)
+        put(store, "org/deleted:Q8_0", OTHER)
+
+
+def live(root: Path, report: Callable[[str], None]) -> None:
+    """The day; `report` hears of each deed when it is done."""
+    with Store.open(root) as store:
+        report("open")
+        put(store, "org/replaced:Q8_0", NEW)
+        report("replaced")
+        put(store, "org/replaced:BF16", NEW + NEW)
+        report("added")
+        store.delete(store.resolve("org/deleted:Q8_0"))
+        report("deleted")
+        store.collect(())
+        report("collected")
+
+
+def content(store: Store, name: str) -> bytes | None:
+    try:
+        return store.resolve(name).blob.read_bytes()
+    except ModelNotFound:
+        return None
+
+
+def check(root: Path, done: set[str]) -> None:
+    """The invariants, I1 to I6."""
+    with Store.open(root) as store:
+        for blob in (root / "blobs").iterdir():
+            assert blob.name == f"sha256-{hashlib.sha256(blob.read_bytes()).hexdigest()}"
+        assert not [model.problem for model in store.models() if model.problem]
+        assert content(store, "org/kept") == OLD
+        assert content(store, "org/replaced:Q8_0") in ([NEW] if "replaced" in done else [OLD, NEW])
+        assert content(store, "org/replaced:BF16") in ([NEW + NEW] if "added" in done else [None, NEW + NEW])
+        assert content(store, "org/replaced") in ([NEW + NEW] if "added" in done else [OLD, NEW, NEW + NEW])
+        assert content(store, "org/deleted") in ([None] if "deleted" in done else [None, OTHER])
+        listed = {model.blob for model in store.models()}
+        assert {path for path in (root / "blobs").iterdir() if path.stat().st_size in (11, 10, 22)} == listed
+        assert not list((root / "ingest").iterdir())
+        assert not [path for path in root.rglob("*") if path.name.startswith(fsops.TEMPORARY)]
+        if content(store, "org/deleted") is None:
+            put(store, "org/deleted:Q8_0", OTHER)
+    live(root, lambda deed: None)
+    with Store.open(root) as store:
+        assert [model.name for model in store.models()] == [
+            "hf.co/org/kept:Q8_0", "hf.co/org/replaced:BF16", "hf.co/org/replaced:Q8_0",
+        ]  # fmt: skip
+
+
+class Die:
+    """Kills the process at one step, before or after it, or with a file half written."""
+
+    def __init__(self, at: int, when: str) -> None:
+        self.at, self.when, self.count = at, when, 0
+
+    def __call__(self, when: str, operation: str, path: Path) -> None:
+        self.count += when == "before"
+        if self.count == self.at and when == ("after" if self.when == "after" else "before"):
+            if self.when == "torn" and operation == "write":
+                path.write_bytes(b'{"sch')
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def die_at(root: Path, at: int, when: str) -> set[str] | None:
+    """Live until the step; returns what was done by then, None if the day ended before it."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        told = os.fdopen(writer, "w")
+        try:
+            fsops.hook = Die(at, when)
+            live(root, lambda deed: print(deed, file=told, flush=True))
+        finally:
+            os._exit(0 if sys.exc_info()[0] is None else 1)
+    os.close(writer)
+    with os.fdopen(reader) as pipe:
+        done = set(pipe.read().split())
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert status in (0, -signal.SIGKILL), status
+    return done if status else None
+
+
+def main(folder: Path) -> None:
+    prepare(folder / "template")
+    deaths = 0
+    for when in ("before", "after", "torn"):
+        at = 0
+        while True:
+            at += 1
+            root = folder / f"{when}{at}"
+            shutil.copytree(folder / "template", root)
+            done = die_at(root, at, when)
+            if done is None:
+                break
+            deaths += 1
+            try:
+                check(root, done)
+            except (AssertionError, RegistryError) as error:
+                raise AssertionError(f"after a death {when} step {at}, with {sorted(done)} done") from error
+            shutil.rmtree(root)
+    print(deaths)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
