@@ -70,10 +70,12 @@ class Verified:
         self._settle()
         chunk = next(self._iterator, None)
         if chunk is None:
+            self.close()
             self._check()
             raise StopIteration
         self._offset += len(chunk)
         if self._offset > self._size:
+            self.close()
             raise DigestMismatch(f"`{self._name}` is longer than the {self._size:,} bytes that were declared", _AGAIN)
         self._pending = self._pool.submit(self._hash.update, chunk)
         return chunk

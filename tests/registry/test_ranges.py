@@ -204,9 +204,9 @@ def test_a_token_that_is_none(token: str) -> None:
 
 def test_an_expired_address_is_asked_for_again() -> None:
     with BadNet(DATA) as net:
-        net.script = lambda request: "expired" if request.index in (2, 9) else None
+        net.script = lambda request: "expired" if request.index == 2 else None
         assert fetch(net) == DATA
-        assert 3 <= len(net.of("hub")) <= 6
+        assert len(net.of("hub")) == 2
 
 
 def test_a_file_that_changes_is_refused() -> None:
@@ -231,7 +231,7 @@ def test_redirect_loops_end() -> None:
         assert len(net.requests) == 6
 
 
-@pytest.mark.parametrize("location", ["ftp://x/", "http://user:pass@127.0.0.1/", "http:///x", "http://h:99999/"])
+@pytest.mark.parametrize("location", ["ftp://x/", "http://user:pass@127.0.0.1/", "http://[::1/", "http://h:99999/"])
 def test_redirects_to_nowhere(location: str) -> None:
     with BadNet(DATA) as net:
         net.locations = [location] * 20
@@ -279,7 +279,7 @@ def test_closing_ends_everything_at_once(when: str, monkeypatch: pytest.MonkeyPa
 
         net.script = script
         if when == "connecting":
-            net.refuse = lambda request: arrived.set() or net.closing.wait(5) or b""
+            net.refuse = lambda request: b"" if arrived.set() or net.closing.wait(5) else None
         chunks = Download(net.remote, Network(timeout=30), piece=PIECE)
         assert arrived.wait(5)
         started = time.monotonic()
