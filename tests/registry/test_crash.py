@@ -29,18 +29,28 @@ def no_hook() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("template") / "store"
-    prepare(root)
-    return root
+def memory() -> Iterator[Path]:
+    """A folder in memory where there is one: none of this looks at the disk itself, and a thousand fsyncs take long."""
+    shared = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=shared if shared.is_dir() else None) as folder:
+        yield Path(folder)
 
 
-def test_killed_at_every_step() -> None:
-    # What a killed process has written stays, whatever the disk: memory will do, and is quick.
-    memory = Path("/dev/shm")
-    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as folder:
-        command = [sys.executable, "-m", "tests.registry.crashing", folder]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+@pytest.fixture(scope="module")
+def template(memory: Path) -> Path:
+    prepare(memory / "template")
+    return memory / "template"
+
+
+@pytest.fixture
+def place(memory: Path) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(dir=memory) as folder:
+        yield Path(folder)
+
+
+def test_killed_at_every_step(place: Path) -> None:
+    command = [sys.executable, "-m", "tests.registry.crashing", str(place)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     assert int(done.stdout) > 150
 
@@ -60,12 +70,12 @@ class Refuse:
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EROFS])
 @pytest.mark.parametrize("lasting", [False, True])
-def test_refused_at_every_step(template: Path, tmp_path: Path, code: int, lasting: bool) -> None:
+def test_refused_at_every_step(template: Path, place: Path, code: int, lasting: bool) -> None:
     wanted = DiskFull if code in (errno.ENOSPC, errno.EDQUOT) else StoreFailed
     step = refusals = 0
     while True:
         step += 1
-        root = tmp_path / str(step)
+        root = place / str(step)
         shutil.copytree(template, root)
         with Store.open(root) as store:
             fsops.hook = refuse = Refuse(code, step, 1 << 30 if lasting else step)
@@ -155,10 +165,10 @@ def forgiving(function):  # type: ignore[no-untyped-def]
     return call
 
 
-def test_every_fsync_is_needed_and_there(template: Path, tmp_path: Path) -> None:
+def test_every_fsync_is_needed_and_there(template: Path, place: Path) -> None:
     skip, left = 0, True
     while left:
-        root = tmp_path / str(skip)
+        root = place / str(skip)
         shutil.copytree(template, root)
         wrong, left = watched(root, skip)
         assert bool(wrong) == (left and skip > 0), f"fsync {skip}: {wrong}"
