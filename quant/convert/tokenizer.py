@@ -62,7 +62,7 @@ def read_vocabulary(files: Files, size: int, pre: str | None = None) -> Vocabula
     if model.get("byte_fallback"):
         entries = _sentencepiece(tokenizer, vocab, merges, tokens, types)
     else:
-        name = check_name(pre) if pre else recognise(tokenizer, lambda: _merges_reach_all(vocab, merges))
+        name = check_name(pre) if pre else recognise(tokenizer, lambda: _merges_reach(vocab, merges, types))
         entries = {"model": "gpt2", "pre": name, "tokens": tokens, "token_type": types}
         entries["merges"] = [f"{left} {right}" for left, right in merges]
     first, last = _framing(tokenizer)
@@ -145,12 +145,13 @@ def _tokens(vocab: dict[str, int], added: list[tuple[int, str, bool]], size: int
     return [texts[id] for id in range(size)], [types[id] for id in range(size)]
 
 
-def _merges_reach_all(vocab: dict[str, int], merges: list[tuple[str, str]]) -> bool:
-    """Whether merging alone turns every token's text back into that token."""
+def _merges_reach(vocab: dict[str, int], merges: list[tuple[str, str]], types: list[int]) -> bool:
+    """Whether merging alone turns the text of every ordinary token back into that token."""
     from tokenizers.models import BPE
 
     plain = BPE(vocab=vocab, merges=merges)
-    return all([piece.id for piece in plain.tokenize(text)] == [id] for text, id in vocab.items() if text)
+    ordinary = (item for item in vocab.items() if types[item[1]] == TOKEN_NORMAL)
+    return all([piece.id for piece in plain.tokenize(text)] == [id] for text, id in ordinary)
 
 
 def _sentencepiece(

@@ -1,0 +1,87 @@
+"""llama.cpp as an oracle: tokens and logits of a file, by the low-level bindings."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+llama_cpp = pytest.importorskip("llama_cpp")
+F32 = 0
+
+
+@llama_cpp.llama_log_callback
+def _quiet(level: int, text: bytes, data: int) -> None:
+    """llama.cpp's log goes nowhere; the callback must outlive every call."""
+
+
+class Engine:
+    """A loaded file; `vocabulary_only` leaves the weights where they are."""
+
+    def __init__(self, path: Path, vocabulary_only: bool = False) -> None:
+        llama_cpp.llama_log_set(_quiet, ctypes.c_void_p())
+        params = llama_cpp.llama_model_default_params()
+        params.vocab_only = vocabulary_only
+        params.n_gpu_layers = 0
+        # Repacked weights are rounded otherwise; and the AMX ones crash in some virtual machines.
+        params.use_extra_bufts = False
+        self.model = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
+        assert self.model, f"llama.cpp refuses {path.name}"
+        self.vocabulary = llama_cpp.llama_model_get_vocab(self.model)
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        llama_cpp.llama_model_free(self.model)
+
+    def tokenize(self, text: str, first: bool = False, special: bool = False) -> list[int]:
+        raw = text.encode()
+        room = (ctypes.c_int32 * (len(raw) + 8))()
+        count = llama_cpp.llama_tokenize(self.vocabulary, raw, len(raw), room, len(room), first, special)
+        assert count >= 0
+        return room[:count]
+
+    def ends(self, token: int) -> bool:
+        return llama_cpp.llama_vocab_is_eog(self.vocabulary, token)
+
+    def logits(self, ids: Sequence[int]) -> np.ndarray:
+        """float32[len(ids), vocabulary], as exact as llama.cpp can: F32 cache, no flash attention."""
+        params = llama_cpp.llama_context_default_params()
+        params.n_ctx = params.n_batch = params.n_ubatch = len(ids)
+        params.type_k = params.type_v = F32
+        params.flash_attn_type = 0
+        params.n_threads = params.n_threads_batch = 2
+        context = llama_cpp.llama_init_from_model(self.model, params)
+        batch = llama_cpp.llama_batch_init(len(ids), 0, 1)
+        batch.n_tokens = len(ids)
+        for position, token in enumerate(ids):
+            batch.token[position], batch.pos[position] = token, position
+            batch.n_seq_id[position], batch.seq_id[position][0], batch.logits[position] = 1, 0, 1
+        assert llama_cpp.llama_decode(context, batch) == 0
+        shape = (len(ids), llama_cpp.llama_vocab_n_tokens(self.vocabulary))
+        logits = np.ctypeslib.as_array(llama_cpp.llama_get_logits(context), shape).copy()
+        llama_cpp.llama_batch_free(batch)
+        llama_cpp.llama_free(context)
+        return logits
+
+    def greedy(self, ids: Sequence[int], count: int) -> list[int]:
+        """The `count` likeliest next tokens, one after the other."""
+        answer = list(ids)
+        for _ in range(count):
+            answer.append(int(self.logits(answer)[-1].argmax()))
+        return answer[len(ids) :]
+
+
+def divergence(reference: np.ndarray, other: np.ndarray) -> float:
+    """Mean KL divergence of the distributions that two sets of logits stand for, in nats."""
+    p, q = (_log_softmax(logits.astype(np.float64)) for logits in (reference, other))
+    return float((np.exp(p) * (p - q)).sum(axis=1).mean())
+
+
+def _log_softmax(logits: np.ndarray) -> np.ndarray:
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
