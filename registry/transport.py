@@ -172,7 +172,8 @@ class Client:
         """Send a GET and read the answer's head; redirects are answers.
 
         public: refuse to connect to a private address (a redirect from a public hub must not reach into this network).
-        Raises OSError and HTTPException for trouble that may pass, SourceUnavailable for what will not.
+        Raises OSError and HTTPException for trouble that may pass, SourceUnavailable for what will not; `close` the
+        client then.
         """
         link = self._links.get(address.origin)
         if link and link.connection.sock:
@@ -193,9 +194,11 @@ class Client:
                     socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
     def close(self) -> None:
-        """Close all connections; by the owning thread."""
+        """Close all connections, those too that came to nothing; by the owning thread."""
         for link in list(self._links.values()):
             self._close(link)
+        for sock in list(self._sockets):
+            self._drop(sock)
 
     def _exchange(self, link: _Link, address: Address, headers: Mapping[str, str]) -> Reply:
         common = {"Host": address.netloc, "Accept-Encoding": "identity", "User-Agent": self._network.agent}
@@ -220,7 +223,6 @@ class Client:
             extra: dict[str, str] = {}
             is_public = ipaddress.ip_address(sock.getpeername()[0].partition("%")[0]).is_global
             if public and not is_public:
-                self._drop(sock)
                 raise SourceUnavailable(f"`{address.host}` was reached by a redirect and has a private address")
         else:
             sock, extra = self._through(url, address)
@@ -244,7 +246,6 @@ class Client:
             self._sockets.discard(instead_of or sock)
             self._sockets.add(sock)
             if self._aborted:
-                sock.close()
                 raise ConnectionAbortedError("the transfer was ended")
 
     def _connect(self, host: str, port: int) -> socket.socket:
@@ -282,8 +283,8 @@ class Client:
             sock.sendall("\r\n".join([*lines, "", ""]).encode())
             response = HTTPResponse(sock, method="CONNECT")
             response.begin()
+            response.close()
             if response.status != 200:
-                self._drop(sock)
                 raise SourceUnavailable(f"the proxy `{parts.hostname}` answers {response.status}", "check the proxy")
         return sock, headers
 
@@ -293,7 +294,6 @@ class Client:
         try:
             wrapped.do_handshake()
         except ssl.SSLCertVerificationError as error:
-            self._drop(wrapped)
             reason = error.verify_message
             raise SourceUnavailable(
                 f"the certificate of `{address.host}` is not valid: {reason}", "check the clock and `SSL_CERT_FILE`"
