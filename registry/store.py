@@ -303,7 +303,7 @@ def _own(root: Path) -> None:
     if status.st_uid != os.geteuid():
         raise StoreFailed(f"the store at `{root}` belongs to another user", "set `LM_HOME` to a folder of your own")
     if status.st_mode & 0o077:
-        root.chmod(0o700)
+        root.chmod(status.st_mode & 0o700)
     if not (root / _VERSION).exists() and any((root / folder).exists() for folder in ("blobs", "manifests")):
         raise StoreDamaged(f"`{root}` holds the models of another program", "set `LM_HOME` to another folder")
 

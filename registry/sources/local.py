@@ -53,7 +53,7 @@ class Folder:
             try:
                 part = os.pread(descriptor, min(size, 1 << 30), offset)
             except OSError as error:
-                raise SourceUnavailable(f"`{name}` of `{self.title}` cannot be read: {error.strerror}") from None
+                raise self._unread(name, error) from None
             if not part:
                 raise SourceUnavailable(f"`{name}` of `{self.title}` ends before byte {offset + size:,}", _CHANGED)
             parts.append(part)
@@ -87,12 +87,18 @@ class Folder:
             # It was a regular file when the folder was listed; a pipe put in its place must not make us wait.
             descriptor = os.open(self._path / name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError as error:
-            raise SourceUnavailable(f"`{name}` of `{self.title}` cannot be read: {error.strerror}") from None
+            raise self._unread(name, error) from None
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             os.close(descriptor)
             raise SourceUnavailable(f"`{name}` of `{self.title}` is no regular file")
         return descriptor, status
+
+    def _unread(self, name: str, error: OSError) -> SourceUnavailable:
+        why = f"`{name}` of `{self.title}` cannot be read: {error.strerror}"
+        return SourceUnavailable(
+            why, "check the file, its rights and its disk; the daemon's user must be able to read it"
+        )
 
 
 _CHANGED = "wait until whatever writes to the folder has finished, then pull again"
