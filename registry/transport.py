@@ -118,7 +118,9 @@ class Network:
         return self.context or ssl.create_default_context()
 
     def proxy(self, address: Address) -> str | None:
-        """The proxy's URL for this address, None to go directly."""
+        """The proxy's URL for this address, None to go directly; to this machine itself one always goes directly."""
+        if re.fullmatch(r"localhost|127(\.[0-9]{1,3}){3}|::1", address.host):
+            return None
         for item in self.proxies.get("no", "").lower().split(","):
             name, _, port = item.strip().lstrip("*").lstrip(".").partition(":")
             fits = address.host == name or address.host.endswith("." + name)
@@ -221,7 +223,7 @@ class Client:
         if url is None:
             sock = self._connect(address.host, address.port)
             extra: dict[str, str] = {}
-            is_public = ipaddress.ip_address(sock.getpeername()[0].partition("%")[0]).is_global
+            is_public = _is_public(sock.getpeername()[0])
             if public and not is_public:
                 raise SourceUnavailable(f"`{address.host}` was reached by a redirect and has a private address")
         else:
@@ -299,6 +301,11 @@ class Client:
                 f"the certificate of `{address.host}` is not valid: {reason}", "check the clock and `SSL_CERT_FILE`"
             ) from None
         return wrapped
+
+
+def _is_public(address: str) -> bool:
+    found = ipaddress.ip_address(address.partition("%")[0])
+    return (getattr(found, "ipv4_mapped", None) or found).is_global
 
 
 def retry_after(headers: HTTPMessage) -> float:

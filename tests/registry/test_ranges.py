@@ -359,6 +359,16 @@ def test_plain_http_through_a_proxy() -> None:
 def test_hosts_without_proxy(no: str, direct: bool) -> None:
     network = Network(proxies={"https": "http://p:1", "no": no})
     assert (network.proxy(Address.parse("https://hub.corp/x")) is None) == direct
+    assert network.proxy(Address.parse("https://localhost/x")) is None
+
+
+@pytest.mark.parametrize(
+    ("address", "public"),
+    [("8.8.8.8", True), ("10.0.0.1", False), ("169.254.169.254", False), ("::ffff:127.0.0.1", False),
+     ("fe80::1%eth0", False), ("2606:4700::1", True), ("::1", False)],
+)  # fmt: skip
+def test_public_addresses(address: str, public: bool) -> None:
+    assert transport._is_public(address) == public
 
 
 @pytest.fixture
@@ -369,7 +379,7 @@ def contexts(tmp_path: Path) -> tuple[ssl.SSLContext, ssl.SSLContext]:
     command = (
         "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=test -keyout k -out c"
     )
-    options = ["-addext", "subjectAltName=IP:127.0.0.1"]
+    options = ["-addext", "subjectAltName=IP:127.0.0.1,DNS:hub.test"]
     subprocess.run(["openssl", *command.split(), *options], cwd=tmp_path, check=True, capture_output=True)
     server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     server.load_cert_chain(tmp_path / "c", tmp_path / "k")
@@ -384,8 +394,8 @@ def tunnel(done: Callable[[bytes], None], listener: socket.socket) -> None:
         while not head.endswith(b"\r\n\r\n"):
             head += inner.recv(1)
         done(head)
-        host, _, port = head.split()[1].decode().partition(":")
-        with socket.create_connection((host, int(port))) as outer:
+        port = head.split()[1].decode().rpartition(":")[2]
+        with socket.create_connection(("127.0.0.1", int(port))) as outer:
             inner.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
             back = threading.Thread(target=pump, args=(outer, inner))
             back.start()
@@ -412,9 +422,12 @@ def test_tls_and_a_tunnel(contexts: tuple[ssl.SSLContext, ssl.SSLContext]) -> No
         proxy = threading.Thread(target=tunnel, args=(heads.append, listener))
         proxy.start()
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        assert fetch(net, Network(context=client, proxies={"all": url}, token="t")) == DATA[:1000]
+        away = net.url.replace("127.0.0.1", "hub.test")
+        network = Network(context=client, proxies={"all": url, "no": "127.0.0.1"}, token="t")
+        with Download(Remote(away, 1000, "m"), network) as chunks:
+            assert b"".join(bytes(chunk) for chunk in chunks) == DATA[:1000]
         proxy.join()
-        assert heads[0].startswith(f"CONNECT {net.url.removeprefix('https://')} HTTP/1.1".encode())
+        assert heads[0].startswith(f"CONNECT {away.removeprefix('https://')} HTTP/1.1".encode())
         assert b"Bearer" not in heads[0]
 
 
