@@ -16,7 +16,6 @@ from registry.errors import DigestMismatch, StoreDamaged
 Digest = NewType("Digest", str)
 
 _SHA256 = re.compile(r"sha256:[0-9a-f]{64}")
-_GIT = re.compile(r"git-sha1:[0-9a-f]{40}")
 
 
 def sha256(text: object) -> Digest:
@@ -31,16 +30,11 @@ def of(data: bytes) -> Digest:
     return Digest(f"sha256:{hashlib.sha256(data).hexdigest()}")
 
 
-def is_declared(text: object) -> bool:
-    """Whether a source's digest is of a kind that `Check` can check."""
-    return isinstance(text, str) and (_SHA256.fullmatch(text) or _GIT.fullmatch(text)) is not None
-
-
 class Check:
     """Compares the bytes of one file with its declared digest and size, fed in order, however cut."""
 
     def __init__(self, name: str, size: int, declared: str | None) -> None:
-        """`declared` is as `is_declared` wants it, or None: then only the size is checked."""
+        """`declared` is `sha256:…` or `git-sha1:…`, or None: then only the size is checked."""
         self.name, self.size, self.declared = name, size, declared
         self.seen = 0
         self._hash = None if declared is None else hashlib.sha256()

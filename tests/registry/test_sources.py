@@ -268,7 +268,7 @@ def test_whatever_a_server_says_it_ends_in_a_sentence(
     assert str(caught.value).isprintable()
 
 
-def serve(listener: socket.socket, answer: bytes) -> None:
+def serve(listener: socket.socket, answer: bytes, asked: list[bytes] | None = None) -> None:
     """Give the same answer to everybody until the listener is shut."""
     while True:
         try:
@@ -277,7 +277,9 @@ def serve(listener: socket.socket, answer: bytes) -> None:
             return
         with connection:
             try:
-                connection.recv(65536)
+                request = connection.recv(65536)
+                if asked is not None:
+                    asked.append(request)
                 connection.sendall(answer)
             except OSError:
                 continue
@@ -306,6 +308,27 @@ def test_a_public_hub_may_not_send_us_into_the_local_network(hub: Hub, monkeypat
     with pytest.raises(SourceUnavailable, match="local network"):
         whole(source, "model.safetensors")
     assert not hub.paths("cdn")
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_a_proxy_is_used_for_other_machines_only(hub: Hub, scheme: str) -> None:
+    asked: list[bytes] = []
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        proxy = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        refusal = b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+        thread = threading.Thread(target=serve, args=(listener, refusal, asked))
+        thread.start()
+        try:
+            open_hub(hub, proxy=proxy).close()
+            assert not asked
+            with pytest.raises(RegistryError):
+                open_source(parse("org/repo"), endpoint=f"{scheme}://hub.example", token="hf_x", proxy=proxy)
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            thread.join()
+    wanted = b"GET http://hub.example/api/models/org/repo/" if scheme == "http" else b"CONNECT hub.example:443 "
+    assert asked[0].startswith(wanted)
+    assert (b"hf_x" in asked[0]) == (scheme == "http")
 
 
 def test_other_kinds_are_not_brought_in_yet() -> None:
