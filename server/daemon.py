@@ -48,14 +48,14 @@ async def serve(config: Config, engine: Engine, ready: Callable[[Config], None])
         listener = _bind(config)
         config = replace(config, port=listener.getsockname()[1])
         stop = asyncio.Event()
-        async with _listening(config, store, engine, listener, stop):
-            _write_daemon_file(config)
-            log.info("lm %s is ready on %s, home %s, process %d", VERSION, config.url, config.home, os.getpid())
-            ready(config)
-            with _signals(stop):
+        with _signals(stop):
+            async with _listening(config, store, engine, listener, stop):
+                _write_daemon_file(config)
+                log.info("lm %s is ready on %s, home %s, process %d", VERSION, config.url, config.home, os.getpid())
+                ready(config)
                 await stop.wait()
-            config.daemon_file.unlink(missing_ok=True)
-            log.info("stopping")
+                config.daemon_file.unlink(missing_ok=True)
+                log.info("stopping")
     finally:
         store.close()
     log.info("stopped")

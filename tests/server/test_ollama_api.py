@@ -1,4 +1,4 @@
-"""Shapes of Ollama's dialect, over HTTP, with the scripted engine: `tiny` answers with the words of the last message."""
+"""Ollama's dialect over HTTP, with the scripted engine: `tiny` answers with the words of the last message."""
 
 from __future__ import annotations
 

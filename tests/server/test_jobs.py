@@ -1,0 +1,211 @@
+"""Pulls through the daemon, from folders and from a hub of the tests' own, quantized by our kernels."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from registry.sources import DEMO
+from tests.daemon import Daemon, wait_until
+from tests.hub import Hub
+
+
+@pytest.fixture(scope="module")
+def hub() -> Iterator[Hub]:
+    with Hub({"org/demo": DEMO}) as hub:
+        yield hub
+
+
+@pytest.fixture(scope="module")
+def daemon(tmp_path_factory: pytest.TempPathFactory, hub: Hub) -> Iterator[Daemon]:
+    with Daemon(tmp_path_factory.mktemp("pulls"), env={"HF_ENDPOINT": hub.url}) as daemon:
+        yield daemon
+
+
+@contextlib.contextmanager
+def slow(hub: Hub) -> Iterator[None]:
+    """The hub sends the model in about ten seconds, unless nobody waits for it."""
+    hub.bandwidth = 1e6
+    try:
+        yield
+    finally:
+        hub.bandwidth = None
+
+
+def stored(daemon: Daemon) -> set[str]:
+    return {row["name"] for row in daemon.get("/api/tags").json["models"]}
+
+
+def leftovers(daemon: Daemon) -> list[Path]:
+    return list((daemon.home / "store" / "ingest").iterdir())
+
+
+def test_the_demo_comes_in_quantized_with_its_reason(daemon: Daemon) -> None:
+    lines = daemon.post("/api/pull", {"model": "demo"}).lines
+    phases = [line["phase"] for line in lines]
+    assert phases[0] == "resolving"
+    assert sorted(set(phases), key=phases.index) == [
+        "resolving",
+        "planning",
+        "planned",
+        "writing",
+        "committing",
+        "done",
+    ]
+    planned = next(line for line in lines if line["phase"] == "planned")
+    assert planned["reason"].startswith("Q8_0: ")
+    assert lines[-1]["status"] == "success"
+    assert lines[-1]["name"] == "demo:Q8_0"
+    (row,) = [row for row in daemon.get("/api/tags").json["models"] if row["name"] == "demo:Q8_0"]
+    assert row["reason"] == planned["reason"]
+    assert row["details"]["parameter_size"] == "5.8M"
+    shown = daemon.post("/api/show", {"model": "demo"}).json
+    assert shown["model_info"]["general.architecture"] == "llama"
+    assert {tensor["type"] for tensor in shown["tensors"]} == {"Q8_0", "F32"}
+
+
+def test_a_level_of_ones_own_choosing_is_another_variant(daemon: Daemon) -> None:
+    assert daemon.pull("demo:q4_k_m")["name"] == "demo:Q4_K_M"
+    assert daemon.post("/api/show", {"model": "demo"}).json["details"]["quantization_level"] == "Q4_K_M"
+    assert daemon.post("/api/show", {"model": "demo:Q8_0"}).status == 200
+
+
+@pytest.mark.parametrize("key", ["model", "name"])
+def test_a_repository_of_the_hub(daemon: Daemon, hub: Hub, key: str) -> None:
+    answer = daemon.post("/api/pull", {key: "org/demo", "stream": False})
+    assert (answer.status, answer.json["status"]) == (200, "success")
+    assert answer.json["name"] == "hf.co/org/demo:Q8_0"
+    own = daemon.post("/api/show", {"model": "org/demo"}).json["lm"]
+    assert own["revision"] == hub.heads["org/demo"]
+
+
+def test_the_source_decides_the_bytes_not_the_way_there(daemon: Daemon) -> None:
+    demo, hub = (daemon.post("/api/show", {"model": name}).json for name in ("demo:Q8_0", "org/demo:Q8_0"))
+    assert demo["tensors"] == hub["tensors"]
+
+
+def test_two_clients_follow_one_job(daemon: Daemon, hub: Hub) -> None:
+    told: list[list[Any]] = []
+
+    def follow() -> None:
+        told.append(daemon.post("/api/pull", {"model": "org/demo:Q6_K"}).lines)
+
+    hub.bandwidth = 8e6
+    before = len(hub.paths("cdn"))
+    threads = [threading.Thread(target=follow) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    hub.bandwidth = None
+    assert [lines[-1]["status"] for lines in told] == ["success"] * 2
+    assert [lines[0]["phase"] for lines in told] == ["resolving"] * 2
+    alone = len(hub.paths("cdn")) - before
+    daemon.pull("org/demo:Q6_K")
+    assert len(hub.paths("cdn")) - before == 2 * alone
+
+
+def test_progress_counts_up_to_the_whole(daemon: Daemon, hub: Hub) -> None:
+    hub.bandwidth = 20e6
+    lines = daemon.post("/api/pull", {"model": "org/demo:Q5_K_M"}).lines
+    hub.bandwidth = None
+    counts = [(line["completed"], line["total"]) for line in lines if "completed" in line]
+    assert len(counts) > 2
+    assert counts == sorted(counts)
+    assert counts[-1][0] == counts[-1][1]
+
+
+def test_the_last_follower_gone_ends_the_job_without_a_trace(daemon: Daemon, hub: Hub) -> None:
+    with slow(hub):
+        body = {"model": "org/demo:Q4_K_S"}
+        with daemon.opened("POST", "/api/pull", body) as one, daemon.opened("POST", "/api/pull", body) as two:
+            one.readline()
+            two.readline()
+            wait_until(daemon.children, 5)
+            one.close()
+        wait_until(lambda: not daemon.children(), 2)
+        wait_until(lambda: not leftovers(daemon), 2)
+    assert "hf.co/org/demo:Q4_K_S" not in stored(daemon)
+    assert daemon.pull("org/demo:Q4_K_S")["status"] == "success"
+
+
+def test_a_killed_puller_is_a_clear_error_and_leaves_nothing(daemon: Daemon, hub: Hub) -> None:
+    with slow(hub), daemon.opened("POST", "/api/pull", {"model": "org/demo:Q3_K_M"}) as response:
+        wait_until(lambda: leftovers(daemon) and daemon.children(), 5)
+        os.kill(daemon.children()[0].pid, signal.SIGKILL)
+        last = json.loads(response.read().splitlines()[-1])
+    assert "SIGKILL" in last["error"]
+    assert last["hint"]
+    assert not leftovers(daemon)
+
+
+@pytest.mark.parametrize(
+    ("name", "status", "code"),
+    [
+        ("org/none", 404, "model_not_found"),
+        ("llama3", 404, "model_not_found"),
+        ("ghcr.io/org/model:tag", 404, "model_not_found"),
+        ("/nowhere/at/all", 404, "model_not_found"),
+        ("demo:Q9_X", 400, "unknown_level"),
+        ("./relative", 400, "bad_name"),
+        ("a/../b", 400, "bad_name"),
+        ("hf.co/org", 400, "bad_name"),
+        ("", 400, "bad_body"),
+    ],
+)
+def test_what_cannot_be_pulled_says_why(daemon: Daemon, name: str, status: int, code: str) -> None:
+    answer = daemon.post("/api/pull", {"model": name, "stream": False})
+    assert (answer.status, answer.json["code"]) == (status, code), answer.body
+    assert answer.json["error"]
+    assert answer.json["hint"]
+    assert not leftovers(daemon)
+
+
+@pytest.mark.parametrize(
+    ("damage", "code"),
+    [
+        (lambda folder: (folder / "config.json").unlink(), "malformed_file"),
+        (lambda folder: (folder / "config.json").write_text('{"architectures": ["Alien"]}'), "unsupported_model"),
+        (lambda folder: (folder / "config.json").write_text("[" * 100_000), "malformed_file"),
+        (lambda folder: (folder / "tokenizer.json").write_text("{}"), "malformed_file"),
+        (lambda folder: os.truncate(folder / "model.safetensors", 5_000_000), "malformed_file"),
+        (lambda folder: os.truncate(folder / "model.safetensors", 4), "malformed_file"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"\xff" * 1000), "malformed_file"),
+    ],
+    ids=["no config", "architecture", "deep config", "tokenizer", "cut weights", "no weights", "nonsense weights"],
+)
+def test_damaged_folders_say_why_and_leave_nothing(daemon: Daemon, tmp_path: Path, damage: Any, code: str) -> None:
+    folder = tmp_path / "damaged"
+    shutil.copytree(DEMO, folder)
+    damage(folder)
+    last = daemon.post("/api/pull", {"model": str(folder)}).lines[-1]
+    assert last["code"] == code, last
+    assert "Traceback" not in last["error"]
+    assert not leftovers(daemon)
+    assert "damaged:Q8_0" not in stored(daemon)
+
+
+def test_deleting_frees_the_disk_and_keeps_the_others(daemon: Daemon) -> None:
+    daemon.pull("demo:Q5_0")
+    blobs = daemon.home / "store" / "blobs"
+    before = sum(path.stat().st_size for path in blobs.iterdir())
+    assert daemon.ask("DELETE", "/api/delete", {"name": "demo:Q5_0"}).status == 200
+    assert sum(path.stat().st_size for path in blobs.iterdir()) < before - 3_000_000
+    assert daemon.post("/api/show", {"model": "demo:Q5_0"}).status == 404
+    assert daemon.post("/api/show", {"model": "demo:Q8_0"}).status == 200
+
+
+def test_the_daemon_answers_while_it_pulls(daemon: Daemon, hub: Hub) -> None:
+    with slow(hub), daemon.opened("POST", "/api/pull", {"model": "org/demo:F16"}) as response:
+        response.readline()
+        assert daemon.get("/api/version").status == 200
+        assert stored(daemon)
