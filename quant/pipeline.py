@@ -1,15 +1,15 @@
 """The streaming pass: weights come in once, front to back, and leave as a finished GGUF file.
 
-A thread reads slabs of whole rows ahead, the caller's thread transforms and quantizes them (on several cores), another
-thread hashes and writes. Each waits for the next, so memory is bounded by a few slabs whatever the size of the model,
-and the bytes do not depend on the number of threads or on how the source cuts its pieces.
+A thread reads slabs of whole rows ahead, several transform and quantize a slab each, one hashes and writes them in
+order. Each stage waits for the next, so memory is bounded by a few slabs whatever the size of the model, and the bytes
+depend neither on the number of threads nor on how the source cuts its pieces.
 """
 
 from __future__ import annotations
 
-from collections import deque
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from itertools import groupby
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import quant
-from quant.ahead import ahead
+from quant.ahead import ahead, in_order
 from quant.errors import BadValues, MalformedFile
 from quant.gguf_writer import Writer, Written, layout
 from quant.plan import ModelPlan, Progress, TensorPlan
@@ -27,7 +27,7 @@ from quant.types import QuantType
 
 # The bytes of a source file, in order, in pieces of any size.
 Stream = Callable[[str], Iterable[bytes]]
-SLAB = 8 << 20
+SLAB = 2 << 20
 AHEAD = 2
 # BF16 has no numpy type; its bit patterns are the upper halves of float32.
 _NUMPY = {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "F64": "<f8"}
@@ -53,31 +53,34 @@ def write(
 ) -> Written:
     """Quantize the model of `plan` at `level` into a new file at `path`; the source is read once, in order.
 
-    `metadata` are further GGUF entries (where the model comes from, who made the file). `progress(read, total)` counts
-    source bytes. Raises BadValues naming the tensor that holds NaN or infinity, MalformedFile when the source ends too
-    early, and whatever `stream` raises; what lies at `path` is then incomplete, and the caller's to remove.
+    `metadata` are further GGUF entries (where the model comes from, who made the file); `threads` quantize, by default
+    one for each CPU; `progress(read, total)` counts source bytes. Raises BadValues naming the tensor that holds NaN or
+    infinity, MalformedFile when the source ends too early, and whatever `stream` raises; what lies at `path` is then
+    incomplete, and the caller's to remove.
     """
     types = assign(plan, level)
     tensors = layout([(tensor.name, tensor.shape[::-1], types[tensor.name]) for tensor in plan.tensors])
     entries = _arrange({**plan.metadata, **(metadata or {}), **describe(level)})
-    with path.open("wb", buffering=0) as file, ahead(_slabs(plan, stream), AHEAD) as slabs:
+    workers = threads or os.cpu_count() or 1
+    with (
+        path.open("wb") as file,
+        ahead(_slabs(plan, stream), AHEAD) as slabs,
+        ThreadPoolExecutor(workers, "quantize") as quantizers,
+        ThreadPoolExecutor(1, "write") as disk,
+    ):
         writer = Writer(file, entries, tensors)
-        encoded = ((_encode(slab.tensor, slab.rows, types[slab.tensor.name], threads), slab.done) for slab in slabs)
-        _write_behind(writer, encoded, lambda done: progress(done, plan.source_bytes) if progress else None)
+
+        def encode(slab: Slab) -> tuple[memoryview, int]:
+            return _encode(slab.tensor, slab.rows, types[slab.tensor.name]), slab.done
+
+        def append(encoded: tuple[memoryview, int]) -> int:
+            writer.append(encoded[0])
+            return encoded[1]
+
+        for done in in_order(disk, append, in_order(quantizers, encode, slabs, workers + 1), AHEAD):
+            if progress:
+                progress(done, plan.source_bytes)
         return writer.finish()
-
-
-def _write_behind(writer: Writer, encoded: Iterable[tuple[memoryview, int]], told: Callable[[int], None]) -> None:
-    """Append in a thread of its own, so that hashing and the disk overlap with quantizing."""
-    with ThreadPoolExecutor(1, "write") as pool:
-        waiting: deque[Future[None]] = deque()
-        for data, done in encoded:
-            waiting.append(pool.submit(writer.append, data))
-            if len(waiting) > AHEAD:
-                waiting.popleft().result()
-            told(done)
-        for future in waiting:
-            future.result()
 
 
 def _arrange(entries: dict[str, Any]) -> dict[str, Any]:
@@ -121,7 +124,7 @@ def _cut(tensor: TensorPlan, feed: _Feed) -> Iterator[np.ndarray]:
         yield rows
 
 
-def _encode(tensor: TensorPlan, rows: np.ndarray, type: QuantType, threads: int | None) -> memoryview:
+def _encode(tensor: TensorPlan, rows: np.ndarray, type: QuantType) -> memoryview:
     """A slab as the bytes of its type."""
     if tensor.transform:
         rows = tensor.transform.apply(rows)
@@ -130,7 +133,7 @@ def _encode(tensor: TensorPlan, rows: np.ndarray, type: QuantType, threads: int 
     if rows.dtype == np.float64:
         rows = rows.astype("<f4")
     try:
-        return quant.quantize(rows, type, threads=threads).data.cast("B")
+        return quant.quantize(rows, type, threads=1).data.cast("B")
     except BadValues:
         hint = "the source is damaged, or its training diverged"
         raise BadValues(f"tensor `{tensor.source}` holds NaN or infinity", hint=hint) from None
