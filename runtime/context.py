@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from runtime.errors import BadRequest, LoadFailed
-from runtime.llama import LOG, Model, library, quick
+from runtime.llama import LOG, Model, library
 
 KV_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q8_0": 8, "BF16": 30}
-POOLING_UNSPECIFIED, POOLING_NONE, POOLING_MEAN, POOLING_LAST = -1, 0, 1, 3
+POOLING_NONE, POOLING_MEAN, POOLING_LAST, POOLING_RANK = 0, 1, 3, 4
 OK, NO_ROOM, ABORTED = 0, 1, 2
 BATCH = 512
 _CONTEXT_STEP = 256
@@ -46,6 +46,7 @@ class Context:
         self._abort_flag = ctypes.create_string_buffer(b"0")
         params = self._params(shape)
         self.batch_size: int = params.n_batch
+        self.outputs: int = params.n_outputs_max
         self.handle = low.llama_init_from_model(model.handle, params)
         if not self.handle:
             reason = f": {LOG.error}" if LOG.error else ""
@@ -66,12 +67,13 @@ class Context:
         # An encoder reads a text in one piece, forwards and backwards.
         params.n_batch = params.n_ubatch = params.n_ctx if self._model.encoder else min(BATCH, params.n_ctx)
         params.n_seq_max = shape.sequences
-        params.n_outputs_max = 0 if self._model.encoder else max(shape.outputs, shape.sequences)
+        # Rows of logits are wide: 512 of them would be 300 MB for a large vocabulary.
+        params.n_outputs_max = params.n_batch if self._model.embeds else max(shape.outputs, shape.sequences)
         params.n_threads = params.n_threads_batch = shape.threads
         params.type_k = params.type_v = KV_TYPES[shape.kv_type.upper()]
         params.kv_unified = True
         params.embeddings = self._model.encoder
-        if self._model.metadata("pooling_type") is None:
+        if not self._model.embeds or self._model.metadata("pooling_type") in (None, str(POOLING_NONE)):
             # Without a word from the model: a causal one has read all of a text at its end.
             params.pooling_type = POOLING_MEAN if self._model.encoder else POOLING_LAST
         # Called by the compute threads at every graph node, so it must be C: `atoi` reads our flag as a number.
@@ -138,9 +140,17 @@ class Context:
         """Drop what `sequence` holds from position `start` on; False (and nothing done) where the model cannot."""
         return self._memory is None or bool(library().llama_memory_seq_rm(self._memory, sequence, start, -1))
 
-    def length(self, sequence: int) -> int:
-        """How many positions `sequence` holds."""
-        return int(quick().llama_memory_seq_pos_max(self._memory, sequence)) + 1 if self._memory else 0
+    def shift(self, sequence: int, keep: int, gone: int) -> bool:
+        """Drop `gone` positions after the first `keep` and move the rest up; False, and nothing done, where it cannot be.
+
+        No other sequence may share these cells.
+        """
+        low = library()
+        if not low.llama_memory_can_shift(self._memory):
+            return False
+        low.llama_memory_seq_rm(self._memory, sequence, keep, keep + gone)
+        low.llama_memory_seq_add(self._memory, sequence, keep + gone, -1, -gone)
+        return True
 
     def logits(self, row: int) -> Any:
         """The raw logits of a row, float32 `(n_vocab,)`, valid until the next `decode`."""
@@ -149,10 +159,6 @@ class Context:
     def pooled(self, sequence: int) -> Any:
         """The pooled embedding of `sequence`, float32 `(n_embd,)`, valid until the next `decode`."""
         return self._view(library().llama_get_embeddings_seq(self.handle, sequence), self._model.n_embd)
-
-    def token_vector(self, row: int) -> Any:
-        """The embedding of one row, float32 `(n_embd,)`, where nothing is pooled."""
-        return self._view(library().llama_get_embeddings_ith(self.handle, row), self._model.n_embd)
 
     @staticmethod
     def _view(pointer: Any, size: int) -> Any:

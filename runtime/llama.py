@@ -101,7 +101,6 @@ def quick() -> ctypes.PyDLL:
         ("llama_vocab_get_attr", (ctypes.c_void_p, ctypes.c_int32), ctypes.c_int),
         ("llama_vocab_get_text", (ctypes.c_void_p, ctypes.c_int32), ctypes.c_char_p),
         ("llama_vocab_is_eog", (ctypes.c_void_p, ctypes.c_int32), ctypes.c_bool),
-        ("llama_memory_seq_pos_max", (ctypes.c_void_p, ctypes.c_int32), ctypes.c_int32),
         ("llama_sampler_accept", (ctypes.c_void_p, ctypes.c_int32), None),
         (
             "llama_token_to_piece",
@@ -172,6 +171,7 @@ class Model:
         self.recurrent: bool = low.llama_model_is_recurrent(self.handle) or low.llama_model_is_hybrid(self.handle)
         self.sliding: bool = low.llama_model_n_swa(self.handle) > 0
         self.encoder: bool = self.metadata("attention.causal") == "false"
+        self.embeds: bool = self.encoder or self.metadata("pooling_type") not in (None, "0")
         self._pieces: list[bytes | None] = [None] * self.n_vocab
         self._ends: dict[int, bool] = {}
         self._buffer = ctypes.create_string_buffer(1024)

@@ -1,0 +1,202 @@
+"""Who holds which tokens in the cache: sequences running and parked, prefixes they share, and the room that is left.
+
+The cache of llama.cpp is one pool of cells. A cell belongs to every sequence that was copied from another one while it
+was there, and is free when the last of them lets go. llama.cpp does not tell how many are in use, so `Pool` counts
+along: each sequence is a chain of spans, a span knows how many sequences hold it.
+
+A sequence whose answer is complete stays where it is, parked, until its room is needed: least recently used first.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+
+@dataclass(eq=False)
+class Span:
+    """A stretch of cells with the same owners."""
+
+    size: int
+    owners: int = 1
+
+
+@dataclass(eq=False)
+class Sequence:
+    """What one sequence of the cache holds. `used` is the step at which it was parked."""
+
+    number: int
+    tokens: array[int] = field(default_factory=lambda: array("i"))
+    spans: list[Span] = field(default_factory=list)
+    busy: bool = False
+    used: int = 0
+
+
+class Pool:
+    """The book of the cache; the caller does to llama.cpp what it does here (`copy` and `cut` are its own)."""
+
+    def __init__(
+        self, cells: int, sequences: int, copy: Callable[[int, int, int], None], cut: Callable[[int, int], bool]
+    ):
+        self.cells = cells
+        self.cuttable = True
+        """False for models with a recurrent state: only all that a sequence holds can be shared."""
+        self.sequences = [Sequence(number) for number in range(sequences)]
+        self.used = 0
+        self._copy = copy
+        self._cut = cut
+
+    @property
+    def free(self) -> int:
+        """Cells that nobody holds."""
+        return self.cells - self.used
+
+    @property
+    def held_by_busy(self) -> int:
+        """Cells that at least one running sequence holds."""
+        return sum({id(span): span.size for seq in self.sequences if seq.busy for span in seq.spans}.values())
+
+    def match(self, tokens: array[int]) -> tuple[Sequence | None, int]:
+        """The sequence that holds the longest beginning of `tokens`, and how much; parked ones win a draw."""
+        best, length = None, 0
+        for seq in self.sequences:
+            common = common_prefix(seq.tokens, tokens)
+            if common < len(seq.tokens) and not self.cuttable:
+                continue
+            if common > length or (best and common == length > 0 and best.busy and not seq.busy):
+                best, length = seq, common
+        return best, length
+
+    def start(self, source: Sequence | None, length: int) -> Sequence | None:
+        """A busy sequence that holds the first `length` tokens of `source`; None when all sequences are busy.
+
+        A parked source that ends there is taken over; else its cells are shared, and the least recently used parked
+        sequence gives way when none is empty.
+        """
+        if source and not source.busy and length == len(source.tokens):
+            source.busy = True
+            return source
+        empty = next((seq for seq in self.sequences if not seq.busy and not seq.tokens), None)
+        target = empty or next((seq for seq in self._parked() if seq is not source), None)
+        if target is None:
+            if source is None or source.busy:
+                return None
+            self.cut(source, length)
+            source.busy = True
+            return source
+        self.clear(target)
+        if source and length:
+            self.share(source, target, length)
+        target.busy = True
+        return target
+
+    def share(self, source: Sequence, target: Sequence, length: int) -> None:
+        """Let the empty `target` hold the first `length` tokens of `source` as well."""
+        self._copy(source.number, target.number, length)
+        self._split(source, length)
+        size = 0
+        for span in source.spans:
+            if size == length:
+                break
+            size += span.size
+            span.owners += 1
+            target.spans.append(span)
+        target.tokens = source.tokens[:length]
+
+    def grow(self, seq: Sequence, tokens: array[int] | memoryview[int]) -> None:
+        """Note that `tokens` were computed at the end of `seq`."""
+        seq.tokens.extend(tokens)
+        count = len(tokens)
+        self.used += count
+        if seq.spans and seq.spans[-1].owners == 1:
+            seq.spans[-1].size += count
+        else:
+            seq.spans.append(Span(count))
+
+    def cut(self, seq: Sequence, length: int) -> bool:
+        """Drop what `seq` holds beyond `length` tokens; all of it, and False, where the model's state cannot be cut."""
+        if length >= len(seq.tokens):
+            return True
+        done = self._cut(seq.number, length)
+        if not done:
+            self._cut(seq.number, 0)
+            length = 0
+        self._split(seq, length)
+        size = 0
+        kept = []
+        for span in seq.spans:
+            size += span.size
+            if size <= length:
+                kept.append(span)
+            else:
+                self._release(span)
+        seq.spans = kept
+        del seq.tokens[length:]
+        return done
+
+    def shorten(self, seq: Sequence, keep: int, gone: int) -> None:
+        """Note that `gone` tokens after the first `keep` were dropped from `seq`, which shares with nobody."""
+        del seq.tokens[keep : keep + gone]
+        seq.spans = [Span(len(seq.tokens))]
+        self.used -= gone
+
+    def clear(self, seq: Sequence) -> None:
+        """Drop all that `seq` holds."""
+        self.cut(seq, 0)
+
+    def park(self, seq: Sequence, step: int) -> None:
+        """Keep what `seq` holds for whoever begins alike; what another parked one holds in full is not kept twice."""
+        seq.busy = False
+        seq.used = step
+        for other in self.sequences:
+            if other is seq or other.busy or not other.tokens:
+                continue
+            if seq.tokens[: len(other.tokens)] == other.tokens:
+                self.clear(other)
+
+    def evict(self) -> bool:
+        """Free the least recently used parked sequence; False when there is none."""
+        oldest = next(self._parked(), None)
+        if oldest is None:
+            return False
+        self.clear(oldest)
+        return True
+
+    def _parked(self) -> Iterator[Sequence]:
+        return iter(sorted((seq for seq in self.sequences if not seq.busy and seq.tokens), key=lambda seq: seq.used))
+
+    def _split(self, seq: Sequence, length: int) -> None:
+        """Make `length` a border between spans, for every sequence that holds the span there."""
+        start = 0
+        for span in seq.spans:
+            if start < length < start + span.size:
+                rest = Span(start + span.size - length, span.owners)
+                span.size = length - start
+                for holder in self.sequences:
+                    for i, held in enumerate(holder.spans):
+                        if held is span:
+                            holder.spans.insert(i + 1, rest)
+                            break
+                return
+            start += span.size
+
+    def _release(self, span: Span) -> None:
+        span.owners -= 1
+        if not span.owners:
+            self.used -= span.size
+
+
+def common_prefix(a: array[int], b: array[int]) -> int:
+    """How many tokens at their start are the same: a binary search whose comparisons run in C."""
+    low, high = 0, min(len(a), len(b))
+    if not high or a[0] != b[0]:
+        return 0
+    left, right = memoryview(a).cast("B"), memoryview(b).cast("B")
+    while low < high:
+        middle = (low + high + 1) // 2
+        if bytes(left[4 * low : 4 * middle]) == bytes(right[4 * low : 4 * middle]):
+            low = middle
+        else:
+            high = middle - 1
+    return low

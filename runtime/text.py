@@ -1,0 +1,77 @@
+"""From the bytes of tokens to text that may be shown: no torn character, and nothing of a stop string."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Sequence
+
+from runtime.errors import BadRequest
+
+MAX_STOPS = 16
+MAX_STOP_LENGTH = 256
+
+
+class Stops:
+    """The stop strings of a request, prepared to be looked for as text grows."""
+
+    def __init__(self, strings: Sequence[str]) -> None:
+        """Raises BadRequest for more than 16, or longer than 256 characters; empty ones are ignored."""
+        self.strings = [string for string in strings if string]
+        if len(self.strings) > MAX_STOPS or any(len(string) > MAX_STOP_LENGTH for string in self.strings):
+            raise BadRequest(f"`stop` takes {MAX_STOPS} strings of up to {MAX_STOP_LENGTH} characters")
+        self._starts = frozenset(string[:end] for string in self.strings for end in range(1, len(string)))
+        self._first = frozenset(string[0] for string in self.strings)
+        self._longest = max(map(len, self.strings), default=0)
+
+    def find(self, text: str) -> tuple[int, str]:
+        """Where the first stop string begins, and which; -1 when there is none."""
+        found = [(at, -len(string), string) for string in self.strings if (at := text.find(string)) >= 0]
+        if not found:
+            return -1, ""
+        at, _, string = min(found)
+        return at, string
+
+    def tail(self, text: str) -> int:
+        """How many characters at the end of `text` could be the start of a stop string."""
+        for start in range(max(0, len(text) - self._longest + 1), len(text)):
+            if text[start] in self._first and text[start:] in self._starts:
+                return len(text) - start
+        return 0
+
+
+class Assembler:
+    """One answer's text as it grows: `push` gives what may be shown now, `stop` is the string that ended it."""
+
+    def __init__(self, stops: Stops) -> None:
+        self._stops = stops
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._held = ""
+        self.stop = ""
+
+    def push(self, piece: bytes) -> str:
+        """The text that `piece` sets free; what could still become a stop string, or half a character, is held back."""
+        text = self._decoder.decode(piece)
+        if not self._stops.strings:
+            return text
+        if self._held:
+            text = self._held + text
+        at, self.stop = self._stops.find(text)
+        if self.stop:
+            self._held = ""
+            return text[:at]
+        held = self._stops.tail(text)
+        self._held = text[len(text) - held :]
+        return text[: len(text) - held]
+
+    def finish(self) -> str:
+        """What was held back, at the end of an answer that no stop string ended."""
+        if self.stop:
+            return ""
+        text = self._held + self._decoder.decode(b"", final=True)
+        self._held = ""
+        return text
+
+    @property
+    def holding(self) -> bool:
+        """Whether some text waits to be set free."""
+        return bool(self._held or self._decoder.getstate()[0])

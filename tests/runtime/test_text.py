@@ -1,0 +1,81 @@
+"""Text set free piece by piece: against the whole text, for every way to cut it."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from runtime.errors import BadRequest
+from runtime.text import Assembler, Stops
+
+
+def feed(pieces: list[bytes], stops: list[str]) -> tuple[list[str], str]:
+    assembler = Assembler(Stops(stops))
+    shown = []
+    for piece in pieces:
+        shown.append(assembler.push(piece))
+        if assembler.stop:
+            return shown, assembler.stop
+    return [*shown, assembler.finish()], ""
+
+
+def cut(data: bytes, at: list[int]) -> list[bytes]:
+    edges = sorted({0, len(data), *(i % (len(data) + 1) for i in at)})
+    return [data[a:b] for a, b in pairwise(edges)]
+
+
+@given(
+    st.text(alphabet="ab€😀\n", max_size=30),
+    st.lists(st.text(alphabet="ab€\n", min_size=1, max_size=4), max_size=3),
+    st.lists(st.integers(0, 200), max_size=12),
+)
+def test_any_cut_shows_the_text_up_to_the_first_stop(text: str, stops: list[str], at: list[int]) -> None:
+    shown, stop = feed(cut(text.encode(), at), stops)
+    found = [text.index(string) for string in stops if string in text]
+    if found:
+        # A longer string that begins earlier may still be incomplete when a shorter one is: then the shorter one ends
+        # it.
+        assert stop in stops
+        assert text.startswith("".join(shown) + stop)
+    else:
+        assert ("".join(shown), stop) == (text, "")
+    assert not any("�" in part for part in shown)
+
+
+@given(st.text(max_size=20), st.lists(st.integers(0, 200), max_size=12))
+def test_without_stops_only_whole_characters_come_and_nothing_is_held(text: str, at: list[int]) -> None:
+    pieces = cut(text.encode(), at)
+    assembler = Assembler(Stops([]))
+    for i, piece in enumerate(pieces):
+        assembler.push(piece)
+        assert assembler.holding == (not _whole(b"".join(pieces[: i + 1])))
+
+
+def _whole(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def test_stop_across_pieces_never_leaks() -> None:
+    assert feed([b"Hello <", b"|im_", b"end|", b"> more"], ["<|im_end|>"]) == (["Hello ", "", "", ""], "<|im_end|>")
+    assert feed([b"a<", b"|im_", b"x"], ["<|im_end|>"]) == (["a", "", "<|im_x", ""], "")
+    assert feed([b"aab"], ["ab"]) == (["a"], "ab")
+    assert feed([b"aa", b"ab"], ["aab"]) == (["", "a"], "aab")
+
+
+def test_broken_bytes_become_one_replacement_and_a_torn_end_too() -> None:
+    assert feed([b"a\xff", b"b\xe2\x82"], []) == (["a�", "b", "�"], "")
+
+
+def test_limits() -> None:
+    with pytest.raises(BadRequest):
+        Stops(["x"] * 17)
+    with pytest.raises(BadRequest):
+        Stops(["x" * 257])
+    assert Stops(["", ""]).strings == []
