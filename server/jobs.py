@@ -19,7 +19,7 @@ from server.errors import ServerError, Stopping
 from server.library import Library
 from server.messages import Done, Failure, FromPuller, Planned, Progress, Task
 from server.problems import Problem, Reported
-from server.worker import reap
+from server.worker import log_file, reap
 
 log = logging.getLogger("lm.jobs")
 NICE = 10
@@ -166,15 +166,8 @@ class Jobs:
 
     async def _work(self, job: Job, ingest: Ingest) -> Done:
         """Let a child write the model's file; raises Reported with the child's own error."""
-        config = self._config
-        config.logs.mkdir(parents=True, exist_ok=True)
-        child = await Child.spawn(
-            "server.puller",
-            frames=FromPuller,
-            nice=NICE,
-            log=config.logs / "puller.log",
-            env=child_environment(),
-        )
+        output = log_file(self._config.logs, "puller")
+        child = await Child.spawn("server.puller", frames=FromPuller, nice=NICE, log=output, env=child_environment())
         try:
             await child.send(await self._task(job, ingest))
             while (frame := await child.receive()) is not None:

@@ -45,6 +45,7 @@ class Library:
     def __init__(self, store: Store) -> None:
         self.store = store
         self._facts: dict[str, Facts] = {}
+        self._deferred: set[str] = set()
 
     async def models(self) -> list[Model]:
         """All models, newest first."""
@@ -73,8 +74,16 @@ class Library:
 
     async def delete(self, model: Model, in_use: set[str]) -> None:
         """Forget a model, and its file unless another model or a worker (blob digests `in_use`) has it."""
+        if model.blob_digest in in_use:
+            self._deferred.add(model.blob_digest)
         await asyncio.to_thread(self.store.delete, model)
         await asyncio.to_thread(self.store.collect, in_use)
+
+    async def released(self, digest: str, in_use: set[str]) -> None:
+        """A worker let go of this blob: free its file if its model was deleted meanwhile."""
+        if digest in self._deferred:
+            self._deferred.discard(digest)
+            await asyncio.to_thread(self.store.collect, in_use)
 
 
 def _read_facts(name: str, path: Path) -> Facts:

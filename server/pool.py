@@ -25,7 +25,7 @@ from runtime.messages import Load
 from server.config import Config
 from server.errors import Stopping, Unstable
 from server.library import Library
-from server.worker import Worker
+from server.worker import Worker, log_file
 
 log = logging.getLogger("lm.pool")
 SMALLEST_CONTEXT = 512
@@ -102,7 +102,7 @@ class Pool:
         now = asyncio.get_running_loop().time()
         rows = []
         for key, worker in self._workers.items():
-            if worker.dead or worker.loading:
+            if worker.leaving or worker.loading:
                 continue
             slot = self._slots[key]
             stays = slot.keep_alive if slot.expires_at is None else slot.expires_at - now
@@ -115,8 +115,8 @@ class Pool:
 
     async def unload(self, model: Model) -> bool:
         """Unload now if idle, else as soon as the last request ends; False if it is not loaded."""
-        worker = self._workers.get(model.blob_digest)
-        if worker is None or worker.dead:
+        worker = self._current(model)
+        if worker is None:
             return False
         self._slots[model.blob_digest].keep_alive = 0.0
         if not worker.active:
@@ -190,7 +190,7 @@ class Pool:
 
     def _current(self, model: Model) -> Worker | None:
         worker = self._workers.get(model.blob_digest)
-        return None if worker is None or worker.dead else worker
+        return None if worker is None or worker.leaving else worker
 
     def _too_small(self, worker: Worker, context: int | None) -> bool:
         """Whether a larger context is asked for than ever before; what was clamped once is not tried again."""
@@ -222,7 +222,7 @@ class Pool:
             script=self._engine.script,
         )
         slot.keep_alive = self._config.keep_alive
-        worker = await Worker.start(model, load, memory=need.total, log_file=self._config.logs / "worker.log")
+        worker = await Worker.start(model, load, memory=need.total, log_file=log_file(self._config.logs, "worker"))
         self._workers[model.blob_digest] = worker
         worker.ready.add_done_callback(lambda _: self._released.set())
         worker.reader.add_done_callback(lambda _: self._forget(worker, slot))
@@ -238,6 +238,7 @@ class Pool:
             slot.crashes = 0
             slot.rests_until = asyncio.get_running_loop().time() + REST_SECONDS
         self._released.set()
+        self._background(self._library.released(worker.model.blob_digest, self.holds()))
 
     async def _make_room(self, model: Model, shape: Shape, wanted: int) -> tuple[Hardware, int, Need]:
         """The machine, the context to load with and what that needs, once so much memory and a place are free."""

@@ -44,10 +44,20 @@ SILENT_SECONDS = 20.0
 STALLED_SECONDS = 60.0
 STOP_SECONDS = 3.0
 LINGER_SECONDS = 0.5
+LOG_BYTES = 10 << 20
 STOPPED, NOT_LOADED = "was stopped", "could not load"
 _ids = itertools.count(1)
 
 Answer = Started | Delta | Finished
+
+
+def log_file(folder: Path, name: str) -> Path:
+    """Where children of one kind write what they print; a long file makes way for a new one."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path = folder / f"{name}.log"
+    if path.exists() and path.stat().st_size > LOG_BYTES:
+        path.replace(path.with_suffix(".log.1"))
+    return path
 
 
 async def reap(child: Child) -> None:
@@ -78,16 +88,14 @@ class Worker:
         self._patience = 60.0 + model.size / 50e6
         self._ending = ""
         self._background: set[asyncio.Task[None]] = set()
-        self.reader = asyncio.create_task(self._read())
+        self.reader = asyncio.create_task(self._read(load))
 
     @classmethod
     async def start(cls, model: Model, load: Load, *, memory: int, log_file: Path) -> Worker:
-        """Spawn the process and hand it the model; `memory` is what the load is expected to take, in bytes."""
+        """Spawn the process, which then loads the model; `memory` is what that is expected to take, in bytes."""
         child = await Child.spawn("runtime.worker", frames=FromWorker, log=log_file, env=child_environment())
-        worker = cls(model, load, child, memory)
         log.info("worker %d starts for %s, context %d", child.pid, model.name, load.context)
-        await child.send(load)
-        return worker
+        return cls(model, load, child, memory)  # nothing is awaited in between: nobody can lose the process
 
     @property
     def pid(self) -> int:
@@ -98,6 +106,11 @@ class Worker:
     def dead(self) -> bool:
         """Whether nothing more will come from it."""
         return self.reader.done()
+
+    @property
+    def leaving(self) -> bool:
+        """Whether it is dead or on its way there, so that no new request may be given to it."""
+        return self.dead or bool(self._ending)
 
     @property
     def loading(self) -> bool:
@@ -210,8 +223,9 @@ class Worker:
         self.kill(f"sent {type(frame).__name__} out of place")
         return self._obituary()
 
-    async def _read(self) -> None:
+    async def _read(self, load: Load) -> None:
         try:
+            await self._child.send(load)
             while (frame := await self._child.receive()) is not None:
                 self._sort(frame)
         finally:

@@ -148,6 +148,19 @@ def test_a_killed_puller_is_a_clear_error_and_leaves_nothing(daemon: Daemon, hub
     assert not leftovers(daemon)
 
 
+def test_a_killed_daemon_takes_its_puller_along_and_the_next_one_cleans_up(hub: Hub, tmp_path: Path) -> None:
+    env = {"HF_ENDPOINT": hub.url}
+    with slow(hub), Daemon(tmp_path, env=env) as daemon, daemon.opened("POST", "/api/pull", {"model": "org/demo"}):
+        wait_until(lambda: leftovers(daemon) and daemon.children(), 5)
+        children = daemon.children()
+        daemon.kill()
+        wait_until(lambda: not any(child.is_running() for child in children), 2)
+    with Daemon(tmp_path, env=env) as daemon:
+        assert not leftovers(daemon)
+        assert not stored(daemon)
+        assert daemon.pull("org/demo")["status"] == "success"
+
+
 @pytest.mark.parametrize(
     ("name", "status", "code"),
     [

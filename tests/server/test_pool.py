@@ -132,6 +132,24 @@ def test_the_last_user_gone_starts_the_clock(home: Path) -> None:
         wait_until(lambda: not daemon.children(), 1)
 
 
+def test_unloading_and_asking_at_once_loses_nobody(home: Path) -> None:
+    with Daemon(home, script={"tokens": ["a"]}) as daemon:
+        for _ in range(5):
+            asked = [Asking(daemon, say(keep_alive=0)) for _ in range(6)]
+            assert all(asking.result().lines[-1].get("done") for asking in asked)
+        assert "Traceback" not in daemon.log
+
+
+def test_a_deleted_model_answers_to_its_end_and_its_file_goes_then(home: Path) -> None:
+    with Daemon(home, script={"tokens": ["a"] * 20, "delay": 0.02}) as daemon:
+        asking = Asking(daemon, say(keep_alive=0))
+        wait_until(daemon.workers, 5)
+        assert daemon.ask("DELETE", "/api/delete", {"model": "tiny"}).status == 200
+        assert daemon.get("/api/tags").json["models"] == []
+        assert asking.result().lines[-1]["eval_count"] == 20
+        wait_until(lambda: not list((home / "store" / "blobs").iterdir()), 2)
+
+
 def test_a_client_that_leaves_stops_its_answer(home: Path) -> None:
     with Daemon(home, script=LONG | {"tokens": ["word "] * 100_000}) as daemon:
         for path, body in (
