@@ -147,6 +147,17 @@ def store(typingctx: Any, array: Any, index: Any, value: Any) -> Any:
     return types.void(array, index, value), build
 
 
+@_intrinsic
+def item(typingctx: Any, array: Any, index: Any) -> Any:
+    """One element of a flat array; spares what Numba does for indices that may be negative."""
+
+    def build(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        data = context.make_array(sig.args[0])(context, builder, args[0]).data
+        return builder.load(builder.gep(data, [context.cast(builder, args[1], sig.args[1], types.intp)]))
+
+    return array.dtype(array, index), build
+
+
 def _function(inputs: tuple[_VectorType, ...], result: _VectorType, build: Callable[..., Any]) -> Any:
     """An intrinsic of one to three vectors, or numbers in their place."""
 
@@ -177,6 +188,7 @@ def _llvm(name: str) -> Callable[..., Any]:
 fma = _function((F32, F32, F32), F32, _llvm("fma"))
 # To the nearest whole number, halves to even.
 rint = _function((F32,), F32, _llvm("rint"))
+floor = _function((F32,), F32, _llvm("floor"))
 absolute = _function((F32,), F32, _llvm("fabs"))
 # The second operand where either is NaN.
 minimum = _function((F32, F32), F32, lambda b, x, y: b.select(b.fcmp_ordered("<", x, y), x, y))
@@ -189,6 +201,12 @@ bits = _function((F32,), I32, lambda b, x: b.bitcast(x, _I))
 from_bits = _function((I32,), F32, lambda b, x: b.bitcast(x, _F))
 splat = _function((F32,), F32, lambda b, x: x)
 splat_int = _function((I32,), I32, lambda b, x: x)
+
+
+@_intrinsic
+def lane_numbers(typingctx: Any) -> Any:
+    """0, 1, … 15."""
+    return I32(), lambda context, builder, sig, args: ir.Constant(_I, list(range(LANES)))
 
 
 @_intrinsic
