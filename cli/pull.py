@@ -51,6 +51,9 @@ def bring_in(client: Client, wanted: str, typed: str) -> str:
             last = _show_plainly(lines) if terminal is None else _show_on(terminal, lines)
     except Failure as error:
         raise explained(error, typed) from None
+    except KeyboardInterrupt:
+        console.note("the pull is cancelled, nothing of it is kept")
+        raise
     console.note(f"`{last['name']}` is here")
     return str(last["name"])
 
@@ -86,8 +89,8 @@ def _show_on(terminal: Console, lines: Iterable[Line]) -> Line:
                 if bar is None:
                     shown.close()
                     bar = shown.enter_context(_bar(terminal))
-                    task = bar.add_task(line["status"])
-                bar.update(task, completed=line["completed"], total=line["total"])
+                    task = bar.add_task(line["status"], total=line["total"])
+                bar.update(task, completed=line["completed"])
     return line
 
 

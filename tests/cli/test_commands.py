@@ -1,0 +1,258 @@
+"""What each command prints, where, and its exit code, against a daemon with the scripted engine."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cli.support import Cli
+from tests.daemon import Daemon, put_model, wait_until
+
+NEVER = {"aiohttp", "numpy", "numba", "llama_cpp", "msgspec", "rich", "prompt_toolkit", "psutil", "platformdirs"}
+
+
+@pytest.fixture(scope="module")
+def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    home = tmp_path_factory.mktemp("home")
+    for name in ("tiny", "one", "two"):
+        put_model(home, name)
+    with Daemon(home, script={}) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def lm(daemon: Daemon) -> Cli:
+    return Cli.at(daemon.home, f"127.0.0.1:{daemon.port}")
+
+
+def scripted(home: Path, **script: object) -> Daemon:
+    put_model(home)
+    return Daemon(home, script=script)
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["-h"], ["--version"], []])
+def test_help_imports_nothing_slow(arguments: list[str]) -> None:
+    code = f"import sys, cli.main; cli.main.run({arguments}); print('|'.join(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True)
+    loaded = {module.split(".")[0] for module in done.stdout.splitlines()[-1].split("|")}
+    assert not loaded & NEVER
+    assert "http" not in loaded
+
+
+def test_help_lists_the_commands_and_the_exit_codes(lm: Cli) -> None:
+    shown = lm("--help").out
+    for word in ("run", "pull", "list", "ps", "show", "rm", "stop", "serve", "logs", "3 model not found"):
+        assert word in shown
+
+
+def test_every_command_has_help(lm: Cli) -> None:
+    from cli.main import COMMANDS
+
+    for name in [*COMMANDS, "ls"]:
+        done = lm(name, "--help")
+        assert done.code == 0
+        assert done.out.startswith("Usage: lm ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "sentence"),
+    [
+        (["nonsense"], 2, "nonsense"),
+        (["pull"], 2, "NAME"),
+        (["list", "--nonsense"], 2, "--nonsense"),
+        (["run", "tiny", "hi", "--temperature", "warm"], 2, "warm"),
+        (["run", "org/../../etc"], 2, "not a name"),
+        (["show", "a b"], 2, "not a name"),
+        (["pull", "demo:Q8_0", "--level", "Q4_K_M"], 2, "`Q8_0`"),
+        (["pull", "demo", "--level", "../x"], 2, "not a name"),
+        (["stop"], 2, "--daemon"),
+        (["stop", "tiny", "--daemon"], 2, "--daemon"),
+        (["show", "nothing"], 3, "`nothing`"),
+        (["rm", "nothing"], 3, "`nothing`"),
+        (["stop", "nothing"], 3, "`nothing`"),
+        (["run", "nothing", "hi"], 3, "`nothing`"),
+        (["pull", "nothing"], 3, "`nothing`"),
+        (["run", "./no/such/folder", "hi"], 3, "no/such/folder"),
+    ],
+)
+def test_bad_input_is_told_in_a_sentence(lm: Cli, arguments: list[str], code: int, sentence: str) -> None:
+    done = lm(*arguments)
+    lines = [line for line in done.err.splitlines() if line != "pulling manifest"]
+    assert (done.code, done.out) == (code, "")
+    assert lines[0].startswith("Error: ") and sentence in lines[0] and not lines[0].endswith(".")
+    assert lines[1].startswith("hint: ") and len(lines) == 2
+
+
+def test_the_answer_alone_goes_to_stdout(lm: Cli) -> None:
+    done = lm("run", "tiny", "say", "this", "--verbose")
+    assert (done.code, done.out) == (0, "Once upon a time\n")
+    assert "prompt eval count:    2 token(s)" in done.err and "total duration:" in done.err
+
+
+def test_no_escape_code_is_written_to_a_pipe(lm: Cli) -> None:
+    for arguments in (
+        ["run", "tiny", "hi", "--verbose"],
+        ["list"],
+        ["ps"],
+        ["show", "tiny"],
+        ["show", "x"],
+        ["--help"],
+    ):
+        done = lm(*arguments)
+        assert "\x1b" not in done.out + done.err
+        assert "\r" not in done.out + done.err
+
+
+def test_piped_text_follows_the_prompt(lm: Cli) -> None:
+    # The scripted engine counts words between spaces: the line break joins two of them.
+    done = lm("run", "tiny", "Answer this letter:", "--verbose", stdin=b"Dear sir, and so on\n")
+    assert (done.code, done.out) == (0, "Once upon a time\n")
+    assert "prompt eval count:    7 token(s)" in done.err
+    assert "prompt eval count:    3 token(s)" in lm("run", "tiny", "--verbose", stdin="Grüße aus Köln\n".encode()).err
+
+
+def test_empty_standard_input_only_loads(lm: Cli) -> None:
+    done = lm("run", "tiny", stdin=b"")
+    assert (done.code, done.out) == (0, "")
+    assert "`tiny` is loaded" in done.err
+
+
+def test_piped_bytes_that_are_no_text_are_refused(lm: Cli) -> None:
+    done = lm("run", "tiny", stdin=b"\xff\xfe")
+    assert done.code == 2
+    assert "no text" in done.err
+
+
+def test_options_reach_the_engine(lm: Cli) -> None:
+    assert lm("run", "tiny", "hi", "--max-tokens", "2").out == "Once upon\n"
+    assert (
+        lm("run", "tiny", "hi", "--seed", "7", "--temperature", "0", "--system", "Be brief", "--ctx", "512").code == 0
+    )
+    done = lm("run", "tiny", "hi", "--keep-alive", "soon")
+    assert done.code == 1
+    assert "keep_alive" in done.err
+
+
+def test_lists(lm: Cli) -> None:
+    lm("run", "tiny", stdin=b"")
+    header, *rows = lm("list").out.splitlines()
+    assert header.split() == ["NAME", "ID", "SIZE", "MODIFIED"]
+    assert any(row.startswith("tiny:F32 ") and row.endswith(" ago") for row in rows)
+    assert lm("ls").out.splitlines()[0] == header
+    assert "tiny:F32" in [row["name"] for row in json.loads(lm("list", "--json").out)]
+    header, row = lm("ps").out.splitlines()
+    assert header.split() == ["NAME", "ID", "SIZE", "PROCESSOR", "CONTEXT", "UNTIL"]
+    assert row.startswith("tiny:F32 ") and "100% CPU" in row and row.endswith(" from now")
+    assert json.loads(lm("ps", "--json").out)[0]["context_length"]
+
+
+def test_show(lm: Cli) -> None:
+    shown = lm("show", "tiny").out
+    for words in ("architecture", "llama", "quantization", "F32", "a test wants it", "temperature", '"<end>"'):
+        assert words in shown
+    assert json.loads(lm("show", "tiny", "--json").out)["model_info"]["general.architecture"] == "llama"
+
+
+def test_stop_unloads(lm: Cli) -> None:
+    lm("run", "tiny", stdin=b"")
+    assert "stopped `tiny" in lm("stop", "tiny").err
+    assert lm("ps").out.splitlines()[1:] == []
+    assert "was not loaded" in lm("stop", "tiny").err
+
+
+def test_rm_removes_what_it_can(lm: Cli) -> None:
+    done = lm("rm", "one", "nothing", "two")
+    assert done.code == 3
+    assert "removed `one`" in done.err and "removed `two`" in done.err and "`nothing`" in done.err
+    assert not {"one:F32", "two:F32"} & {row["name"] for row in json.loads(lm("list", "--json").out)}
+
+
+def test_logs(lm: Cli, daemon: Daemon) -> None:
+    assert lm("logs", "-n", "2").out == "".join(daemon.log.splitlines(keepends=True)[-2:])
+    following = lm.popen("logs", "-f", "-n", "0")
+    assert following.stdout is not None
+    try:
+        # Its first look is not to be seen from outside, so ask until it has shown one.
+        wait_until(lambda: daemon.get("/lm/sign").status == 404 and _readable(following), 10, 0.05)
+        assert b"/lm/sign" in following.stdout.readline()
+    finally:
+        following.send_signal(signal.SIGINT)
+        following.communicate()
+    assert following.returncode == 130
+
+
+def _readable(process: subprocess.Popen[bytes]) -> bool:
+    import select
+
+    return bool(select.select([process.stdout], [], [], 0)[0])
+
+
+def test_a_folder_is_not_taken_for_a_name(lm: Cli, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    done = lm("run", "folder", "hi", cwd=tmp_path)
+    assert done.code == 3
+    assert "hint: for the folder of that name write `./folder`" in done.err
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_script(lm: Cli, shell: str) -> None:
+    assert "_LM_COMPLETE" in lm("completion", shell).out
+
+
+def test_names_are_completed(daemon: Daemon) -> None:
+    more = {"_LM_COMPLETE": "bash_complete", "COMP_WORDS": "lm show ti", "COMP_CWORD": "2"}
+    assert "tiny:F32" in Cli.at(daemon.home, f"127.0.0.1:{daemon.port}", **more)().out
+
+
+def test_a_reader_that_leaves_ends_it_silently(tmp_path: Path) -> None:
+    with scripted(tmp_path, tokens=["word "] * 10_000, delay=0.001) as daemon:
+        process = Cli.at(tmp_path, f"127.0.0.1:{daemon.port}").popen("run", "tiny", "hi", stdin=subprocess.DEVNULL)
+        assert process.stdout is not None and process.stderr is not None
+        assert process.stdout.read(10)
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        process.stderr.close()
+        process.wait(10)
+
+
+def test_ctrl_c_ends_the_answer_here_and_there(tmp_path: Path) -> None:
+    with scripted(tmp_path, tokens=["word "] * 10_000, delay=0.001) as daemon:
+        process = Cli.at(tmp_path, f"127.0.0.1:{daemon.port}").popen("run", "tiny", "hi", stdin=subprocess.DEVNULL)
+        assert process.stdout is not None
+        assert process.stdout.read(10)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=10)
+        assert process.returncode == 130
+        assert out.endswith(b"\n") and err.strip() == b""
+        wait_until(lambda: "generate gone" in daemon.log, 5)
+
+
+def test_a_daemon_that_dies_in_mid_answer(tmp_path: Path) -> None:
+    with scripted(tmp_path, tokens=["word "] * 10_000, delay=0.001) as daemon:
+        process = Cli.at(tmp_path, f"127.0.0.1:{daemon.port}").popen("run", "tiny", "hi", stdin=subprocess.DEVNULL)
+        assert process.stdout is not None
+        assert process.stdout.read(10)
+        daemon.kill()
+        err = process.communicate(timeout=10)[1].decode()
+        assert process.returncode == 4
+        assert err.startswith("Error: the daemon ended before it had answered\nhint: ")
+
+
+def test_a_worker_that_dies_in_mid_answer(tmp_path: Path) -> None:
+    with scripted(tmp_path, tokens=["a", "b", "c"], die_after=2) as daemon:
+        done = Cli.at(tmp_path, f"127.0.0.1:{daemon.port}")("run", "tiny", "hi")
+        assert (done.code, done.out) == (1, "ab\n")
+        assert done.err.startswith("Error: ") and "worker" in done.err
+
+
+@pytest.mark.parametrize(("code", "exit_code"), [("does_not_fit", 5), ("prompt_too_long", 1)])
+def test_the_code_of_an_error_becomes_the_exit_code(tmp_path: Path, code: str, exit_code: int) -> None:
+    with scripted(tmp_path, fail={"code": code, "message": "no room", "hint": "make some"}) as daemon:
+        done = Cli.at(tmp_path, f"127.0.0.1:{daemon.port}")("run", "tiny", "hi")
+        assert (done.code, done.err) == (exit_code, "Error: no room\nhint: make some\n")

@@ -1,0 +1,170 @@
+"""What is seen on a terminal: the chat, the bar of a pull, colours or none."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cli.support import Cli, Terminal
+from tests.daemon import Daemon, put_model, wait_until
+
+PROMPT = ">>> "
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    put_model(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def puller(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cli]:
+    """A daemon that has demo in its store, so that compiled kernels lie in its cache."""
+    with Daemon(tmp_path_factory.mktemp("puller")) as daemon:
+        daemon.pull("demo:Q8_0")
+        yield Cli.at(daemon.home)
+
+
+def test_a_chat(home: Path) -> None:
+    with Daemon(home, script={"echo": True}), Terminal(Cli.at(home), "run", "tiny") as terminal:
+        terminal.wait_for(PROMPT)
+        terminal.type("hello there\r")
+        terminal.wait_for("hello there")
+        terminal.wait_for("hello there\r\n")
+        terminal.wait_for(PROMPT)
+        terminal.type('"""one\r')
+        terminal.wait_for("... ")
+        terminal.type('two"""\r')
+        terminal.wait_for("\r\none\r\ntwo\r\n")
+        terminal.wait_for(PROMPT)
+        terminal.type("/bye\r")
+        assert terminal.end() == 0
+    assert "hello there" in (home / "history").read_text()
+
+
+def test_commands_of_a_chat(home: Path) -> None:
+    with Daemon(home), Terminal(Cli.at(home), "run", "tiny") as terminal:
+        for typed, shown in {
+            "/?": "/set parameter NAME VALUE",
+            "/set system Be brief": PROMPT,
+            "/show system": "Be brief\r\n",
+            "/set parameter temperature 0.5": PROMPT,
+            "/show parameters": '{"temperature": 0.5}',
+            "/show": "architecture",
+            "/clear": "the conversation is forgotten",
+            "/set verbose": PROMPT,
+            "hi": "eval rate:",
+            "/nonsense": "Error: there is no `/nonsense`",
+        }.items():
+            terminal.wait_for(PROMPT)
+            terminal.type(f"{typed}\r")
+            terminal.wait_for(f"{typed}\r\n")
+            terminal.wait_for(shown)
+        terminal.wait_for(PROMPT)
+        terminal.type("\x03")
+        terminal.wait_for("Ctrl-D or /bye leaves")
+        terminal.type("\x04")
+        assert terminal.end() == 0
+
+
+def test_ctrl_c_stops_the_answer_and_the_chat_goes_on(home: Path) -> None:
+    words = [f"w{number} " for number in range(10_000)]
+    with (
+        Daemon(home, script={"tokens": words, "delay": 0.001}) as daemon,
+        Terminal(Cli.at(home), "run", "tiny") as terminal,
+    ):
+        terminal.wait_for(PROMPT)
+        terminal.type("talk\r")
+        terminal.wait_for("w10 ")
+        terminal.type("\x03")
+        terminal.wait_for(PROMPT)
+        wait_until(lambda: "chat gone" in daemon.log, 5)
+        terminal.type("again\r")
+        terminal.wait_for("w10 ")
+        terminal.type("\x03")
+        terminal.wait_for(PROMPT)
+        assert "w9999" not in terminal.text
+
+
+def test_a_chat_survives_the_daemon(home: Path) -> None:
+    with Daemon(home, script={"tokens": ["word "] * 10_000, "delay": 0.001}) as daemon:
+        port = daemon.port
+        with Terminal(Cli.at(home, f"127.0.0.1:{port}"), "run", "tiny") as terminal:
+            terminal.wait_for(PROMPT)
+            terminal.type("talk\r")
+            terminal.wait_for("word word")
+            daemon.kill()
+            terminal.wait_for("Error: the daemon ended before it had answered")
+            terminal.wait_for(PROMPT)
+            with Daemon(home, script={}, arguments=("--port", str(port))):
+                terminal.type("talk\r")
+                terminal.wait_for("Once upon a time")
+                terminal.type("\x04")
+                assert terminal.end() == 0
+
+
+def test_what_a_model_writes_cannot_steer_the_terminal(home: Path) -> None:
+    script = {"tokens": ["\x1b]0;title\x07", "\x1b[31mred", "\x9b2J", "\rgone"]}
+    with Daemon(home, script=script), Terminal(Cli.at(home, NO_COLOR="1"), "run", "tiny", "hi") as terminal:
+        assert terminal.end() == 0
+        assert b"\x1b" not in terminal.raw and "]0;title[31mred2Jgone" in terminal.text
+
+
+def test_a_pull_shows_its_phases_and_its_reason(puller: Cli) -> None:
+    with Terminal(puller, "pull", "demo:Q8_0") as terminal:
+        assert terminal.end() == 0
+    assert "Q8_0: " in terminal.text and "fit the" in terminal.text
+    assert "quantizing" in terminal.text and "11.5/11.5 MB" in terminal.text
+    assert "`demo:Q8_0` is here" in terminal.text
+    assert "\x1b[" in terminal.raw.decode()
+
+
+@pytest.mark.parametrize("setting", [{"NO_COLOR": "1"}, {"TERM": "dumb"}])
+def test_no_escape_code_where_none_is_wanted(puller: Cli, setting: dict[str, str]) -> None:
+    with Terminal(Cli({**puller.env, **setting}), "pull", "demo:Q8_0") as terminal:
+        assert terminal.end() == 0
+    assert b"\x1b" not in terminal.raw
+    assert [line for line in terminal.text.split("\r\n") if line][0] == "pulling manifest"
+    with Terminal(Cli({**puller.env, **setting}), "show", "nothing") as terminal:
+        assert terminal.end() == 3
+    assert b"\x1b" not in terminal.raw
+
+
+def test_a_pull_on_a_pipe_is_a_line_for_each_phase(puller: Cli) -> None:
+    done = puller("pull", "demo:Q8_0")
+    first, *_, last = lines = done.err.splitlines()
+    assert (done.code, done.out, first, last) == (0, "", "pulling manifest", "`demo:Q8_0` is here")
+    assert len(lines) == len(set(lines)) <= 6
+    assert "\x1b" not in done.err and any(line.startswith("Q8_0: ") for line in lines)
+
+
+def test_a_pull_for_programs(puller: Cli) -> None:
+    done = puller("pull", "demo", "--level", "Q8_0", "--json")
+    lines = [json.loads(line) for line in done.out.splitlines()]
+    assert (done.code, done.err) == (0, "")
+    assert lines[-1]["status"] == "success" and lines[-1]["name"] == "demo:Q8_0"
+    assert all("phase" in line for line in lines)
+    done = puller("pull", "demo:Q9_9", "--json")
+    assert done.code == 2
+    assert json.loads(done.out.splitlines()[-1])["code"] == "unknown_level"
+    assert done.err.startswith("Error: ")
+
+
+def test_a_folder_with_a_colon_in_its_name(puller: Cli, tmp_path: Path) -> None:
+    folder = tmp_path / "a:Q8_0"
+    folder.symlink_to(Path(__file__).parents[2] / "registry" / "demo")
+    done = puller("pull", str(folder))
+    assert done.code == 0, done.err
+    done = puller("pull", f"./{folder.name}:Q8_0", cwd=tmp_path)
+    assert done.code == 0, done.err
+    assert "`a-Q8_0:Q8_0` is here" in done.err
+
+
+def test_an_error_on_a_terminal_is_coloured(home: Path) -> None:
+    with Daemon(home), Terminal(Cli.at(home), "show", "nothing") as terminal:
+        assert terminal.end() == 3
+    assert "Error: model `nothing` is not here\r\nhint: " in terminal.text
+    assert b"\x1b[1;31mError" in terminal.raw
