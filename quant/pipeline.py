@@ -100,7 +100,7 @@ def _slabs(plan: ModelPlan, stream: Stream) -> Iterator[Slab]:
     for shard, tensors in groupby(plan.tensors, key=lambda tensor: tensor.shard):
         if not shard:
             for tensor in tensors:
-                yield Slab(tensor, np.frombuffer(tensor.values, "<f4").reshape(-1, tensor.columns), done)
+                yield Slab(tensor, np.frombuffer(bytearray(tensor.values), "<f4").reshape(-1, tensor.columns), done)
             continue
         with closing(_Feed(shard, stream(shard))) as feed:
             for tensor in tensors:

@@ -73,7 +73,7 @@ def _family(config: Config) -> Family:
         raise config.wrong("architectures", "a list with the name of the model's class")
     if names[0] not in FAMILIES:
         raise UnsupportedModel(
-            f"the architecture `{ascii(names[0])[1:61]}` cannot be converted yet",
+            f"the architecture `{ascii(names[0])[1:-1][:60]}` cannot be converted yet",
             hint="those that can be are " + ", ".join(FAMILIES),
         )
     return FAMILIES[names[0]]
