@@ -20,7 +20,6 @@ import re
 import socket
 import threading
 import time
-from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from http.client import HTTPException
@@ -28,13 +27,12 @@ from http.client import HTTPException
 from registry.errors import RegistryError, SourceUnavailable
 from registry.locate import Locator, Passing, Remote
 from registry.transport import Client, Network, Reply
+from registry.window import Piece, Window
 
 __all__ = ["WINDOW", "Download", "Network", "Remote"]
 
 MIB = 1 << 20
 WINDOW = 256 * MIB
-# A chunk is delivered when it has this size, or ends its piece: the consumer's cost per chunk stays small.
-QUANTUM = MIB
 TRIES = 8
 # A try that brought this much is none of those in a row that failed.
 PROGRESS = 64 * 1024
@@ -44,22 +42,13 @@ _RANGE = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/([0-9]{1,19}|\*)")
 
 
 @dataclass(slots=True, eq=False)
-class _Piece:
-    """Bytes start … end of the file; those before `have` have arrived in `buffer`."""
-
-    start: int
-    end: int
-    have: int
-    buffer: memoryview
-
-
-@dataclass(slots=True, eq=False)
 class _Body:
-    """An answer being read: it stands at byte `at` of the file and reaches to `end`."""
+    """An answer being read: it stands at byte `at` of the file and reaches to `end`, several pieces if `whole`."""
 
     reply: Reply
     at: int
     end: int
+    whole: bool
 
 
 class _RangesIgnored(Passing):
@@ -82,41 +71,40 @@ class Download:
         self, remote: Remote, network: Network, start: int = 0, *, parallel: int = 8, piece: int = 8 * MIB
     ) -> None:
         self.remote, self.network = remote, network
-        self.position = start
-        self.received = 0
         self.retries = 0
-        self._piece = min(piece, WINDOW // 3)
-        self._parallel = max(1, min(parallel, WINDOW // self._piece - 2))
+        piece = min(piece, WINDOW // 3)
+        self._parallel = max(1, min(parallel, WINDOW // piece - 2))
+        self.window = Window(start, remote.size, piece, self._parallel + 2)
         self._locator = Locator(remote, network)
         self.host = self._locator.host
-        self._next = start
-        self._pieces: deque[_Piece] = deque()
-        self._spare: list[memoryview] = []
-        self._made = 0
         self._quiet_until = 0.0
         self._problem: BaseException | None = None
-        self._stop = threading.Event()
-        self._changed = threading.Condition()
         self._clients: list[Client] = []
         self._threads: list[threading.Thread] = []
         if start < remote.size:
             self._hire(1)
 
+    @property
+    def received(self) -> int:
+        """Bytes that have arrived so far, delivered or not."""
+        return self.window.received
+
     def __iter__(self) -> Iterator[memoryview]:
         return self
 
     def __next__(self) -> memoryview:
-        with self._changed:
-            self._recycle()
-            while self.position < self.remote.size:
-                if self._stop.is_set() and self._problem is None:
+        window = self.window
+        with window.changed:
+            while True:
+                if window.closed.is_set() and self._problem is None:
                     raise ValueError("read from a closed download")
-                if chunk := self._arrived():
+                if chunk := window.take() if self._problem is None else window.take(1):
                     return chunk
+                if window.position == window.size:
+                    raise StopIteration
                 if self._problem is not None:
                     raise self._problem
-                self._changed.wait()
-            raise StopIteration
+                window.changed.wait()
 
     def __enter__(self) -> Download:
         return self
@@ -129,40 +117,18 @@ class Download:
         self._end()
         for thread in self._threads:
             thread.join()
-        with self._changed:
-            self._pieces.clear()
-            self._spare.clear()
 
     def _end(self) -> None:
-        with self._changed:
-            self._stop.set()
-            self._changed.notify_all()
+        self.window.close()
+        with self.window.changed:
             clients = list(self._clients)
         for client in clients:
             client.abort()
 
-    def _recycle(self) -> None:
-        """Take back the buffer of a piece that was delivered to its end."""
-        if self._pieces and self.position == self._pieces[0].end:
-            self._spare.append(self._pieces.popleft().buffer)
-            self._changed.notify_all()
-
-    def _arrived(self) -> memoryview | None:
-        """The next chunk, None as long as it is too small; after a problem any size will do."""
-        if not self._pieces:
-            return None
-        piece = self._pieces[0]
-        size = piece.have - self.position
-        if size <= 0 or (size < QUANTUM and piece.have < piece.end and self._problem is None):
-            return None
-        first = self.position - piece.start
-        self.position = piece.have
-        return piece.buffer[first : first + size]
-
     def _hire(self, count: int) -> None:
         """Start `count` more threads."""
-        with self._changed:
-            if self._stop.is_set():
+        with self.window.changed:
+            if self.window.closed.is_set():
                 return
             for _ in range(count):
                 client = Client(self.network)
@@ -175,37 +141,17 @@ class Download:
     def _work(self, client: Client) -> None:
         worker = _Worker(self, client)
         try:
-            while piece := self._assign():
+            while piece := self.window.assign(client.interrupt):
                 worker.fill(piece)
         except BaseException as problem:
-            with self._changed:
-                if not self._stop.is_set():
+            with self.window.changed:
+                if not self.window.closed.is_set():
                     self._problem = problem
             self._end()
         finally:
             client.close()
 
-    def _assign(self) -> _Piece | None:
-        """The next piece in file order, with a buffer; waits for one. None when there is nothing left to do."""
-        with self._changed:
-            while not self._stop.is_set() and self._next < self.remote.size:
-                if not self._spare and self._made < self._parallel + 2:
-                    self._made += 1
-                    self._spare.append(memoryview(bytearray(min(self._piece, self.remote.size - self._next))))
-                if self._spare:
-                    start, self._next = self._next, min(self._next + self._piece, self.remote.size)
-                    piece = _Piece(start, self._next, start, self._spare.pop())
-                    self._pieces.append(piece)
-                    return piece
-                self._changed.wait()
-        return None
-
     # What follows is called by the workers.
-
-    @property
-    def stopped(self) -> bool:
-        """Whether all threads are to end."""
-        return self._stop.is_set()
 
     @property
     def alone(self) -> bool:
@@ -217,7 +163,7 @@ class Download:
 
         Raises what `Locator.open` does.
         """
-        self._stop.wait(max(0.0, self._quiet_until - time.monotonic()))
+        self.window.closed.wait(max(0.0, self._quiet_until - time.monotonic()))
         size = self.remote.size
         headers = {} if (start, end) == (0, size) else {"Range": f"bytes={start}-{end - 1}"}
         reply = self._locator.open(client, headers)
@@ -232,19 +178,8 @@ class Download:
         else:
             raise _RangesIgnored("the source ignores ranges")
         if self.alone and reply.status == 206:
-            pieces = -(-(size - self._next) // self._piece)
-            self._hire(min(self._parallel - 1, pieces))
-        return _Body(reply, at, stop)
-
-    def arrived(self, piece: _Piece, count: int) -> None:
-        """Note that `count` more bytes lie in `piece`; waits as long as the rate limit wants."""
-        with self._changed:
-            piece.have += count
-            self.received += count
-            if self._pieces and self._pieces[0] is piece:
-                self._changed.notify_all()
-        if self.network.limiter:
-            self._stop.wait(self.network.limiter.take(count))
+            self._hire(min(self._parallel - 1, self.window.unassigned))
+        return _Body(reply, at, stop, reply.status == 200)
 
     def pause(self, failures: int, wait: float) -> None:
         """Wait before another try: longer each time; what a source asks of one thread (`wait`) counts for all."""
@@ -254,7 +189,7 @@ class Download:
         now = time.monotonic()
         self._quiet_until = max(self._quiet_until, now + wait)
         backoff = min(_LONGEST, _SHORTEST * 2 ** (failures - 1)) * random.uniform(0.5, 1.0)
-        self._stop.wait(max(backoff, self._quiet_until - now))
+        self.window.closed.wait(max(backoff, self._quiet_until - now))
 
 
 class _Worker:
@@ -262,23 +197,23 @@ class _Worker:
 
     def __init__(self, download: Download, client: Client) -> None:
         self._download, self._client = download, client
+        self._window, self._limiter = download.window, download.network.limiter
         self._body: _Body | None = None
         self._ignored = 0
-        limiter = download.network.limiter
-        self._largest = min(_SLICES[1], int(limiter.rate / 20) + 1024) if limiter else _SLICES[1]
+        self._largest = min(_SLICES[1], int(self._limiter.rate / 20) + 1024) if self._limiter else _SLICES[1]
         self._slice = self._smallest = min(_SLICES[0], self._largest)
 
-    def fill(self, piece: _Piece) -> None:
+    def fill(self, piece: Piece) -> None:
         """Bring the whole of `piece`, whatever happens in between; raises a RegistryError when it cannot be had."""
         failures = 0
-        while piece.have < piece.end and not self._download.stopped:
+        while piece.have < piece.end and not self._window.closed.is_set():
             before = piece.have
             try:
                 self._pour(piece)
             except (Passing, OSError, HTTPException) as problem:
                 self._body = None
                 self._client.close()
-                if self._download.stopped:
+                if self._window.closed.is_set():
                     return
                 failures = 1 if piece.have - before >= PROGRESS else failures + 1
                 wait = getattr(problem, "wait", 0.0)
@@ -286,7 +221,7 @@ class _Worker:
                     raise self._given_up(problem, failures, wait) from problem
                 self._download.pause(failures, wait)
 
-    def _pour(self, piece: _Piece) -> None:
+    def _pour(self, piece: Piece) -> None:
         """Open what is missing and read until the piece or the body ends. Raises what `Locator.open` does."""
         body = self._body
         if body is None or body.at > piece.have or body.end <= piece.have:
@@ -294,14 +229,15 @@ class _Worker:
         while piece.have < min(piece.end, body.end):
             # What is skipped goes where nothing has arrived yet.
             skip = piece.have - body.at
-            room = piece.buffer[piece.have - piece.start : piece.end - piece.start]
-            count = self._read(body, room, skip or piece.end)
-            self._download.arrived(piece, 0 if skip else count)
-        if body.at == body.end:
+            count = self._read(body, self._window.room(piece, min(skip, self._slice) if skip else self._slice))
+            if not skip:
+                self._window.arrived(piece, count)
+        if body.at == body.end or not body.whole:
+            # The end of the piece may have been given to another worker.
             body.reply.discard()
             self._body = None
 
-    def _open(self, piece: _Piece) -> _Body:
+    def _open(self, piece: Piece) -> _Body:
         """A range for the rest of the piece; the whole file from a source that has ignored a range before."""
         whole = self._ignored > 0 and self._download.alone
         try:
@@ -310,10 +246,10 @@ class _Worker:
             self._ignored += 1
             raise
 
-    def _read(self, body: _Body, buffer: memoryview, most: int) -> int:
-        """Receive up to `most` bytes into `buffer`, in steps that take about a tenth of a second."""
+    def _read(self, body: _Body, buffer: memoryview) -> int:
+        """Receive up to so many bytes into `buffer`; then wait as long as the rate limit wants."""
         started = time.monotonic()
-        count = body.reply.readinto(buffer[: min(most, self._slice)])
+        count = body.reply.readinto(buffer)
         if not count:
             raise ConnectionResetError("the connection was closed early")
         body.at += count
@@ -322,6 +258,8 @@ class _Worker:
             self._slice = min(self._slice * 2, self._largest)
         elif taken > 0.2:
             self._slice = max(self._slice // 2, self._smallest)
+        if self._limiter:
+            self._window.closed.wait(self._limiter.take(count))
         return count
 
     def _given_up(self, problem: Exception, failures: int, wait: float) -> RegistryError:

@@ -188,8 +188,12 @@ class Client:
 
     def abort(self) -> None:
         """End whatever the thread waits for, at once; it sees an OSError."""
+        self._aborted = True
+        self.interrupt()
+
+    def interrupt(self) -> None:
+        """End what the thread waits for now; it may begin anew. From any thread."""
         with self._lock:
-            self._aborted = True
             for sock in self._sockets:
                 with contextlib.suppress(OSError):
                     # SSLSocket's own shutdown would take the TLS object away under the reading thread.

@@ -25,7 +25,7 @@ from registry.ranges import Remote
 
 FAULTS = (
     "reset", "cut", "flip", "ignore", "shifted", "total", "short", "longer", "noheader", "garbage", "unavailable",
-    "busy", "expired", "etag", "chunked", "close", "gzip", "stall",
+    "busy", "expired", "etag", "chunked", "close", "gzip", "stall", "slow",
 )  # fmt: skip
 
 
@@ -160,7 +160,9 @@ class BadNet:
         with self.lock:
             self.sent += len(body)
         sock.sendall(head)
-        sock.sendall(body)
+        for at in range(0, len(body), 500 if fault == "slow" else len(body)):
+            sock.sendall(body[at : at + 500] if fault == "slow" else body)
+            self.closing.wait(0.01 if fault == "slow" else 0)
         if fault == "stall":
             self.closing.wait(5)
         if fault == "reset":

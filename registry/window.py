@@ -1,0 +1,141 @@
+"""The part of a file that is under way: pieces in file order, each with a buffer, fetched by many and read by one.
+
+Buffers are made once and used again; a new piece needs a free one, so the window is bounded. A worker that finds
+neither buffer nor piece left while the first unfinished piece is slow takes over the end of that piece: one bad
+connection out of many does not hold up the file. No networking here.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+MIB = 1 << 20
+# A chunk is delivered when it has this size, or ends its piece: the consumer's cost per chunk stays small.
+QUANTUM = MIB
+# A piece that would last so many seconds more is shared, one that brings nothing for so long is begun anew.
+SLOW, DEAD = 1.0, 5.0
+_SMALLEST = 128 * 1024
+
+
+@dataclass(slots=True, eq=False)
+class Piece:
+    """Bytes start … end of the file; those before `have` have arrived, those before `reach` may be on their way.
+
+    buffer holds them from `start` on; `base` is the whole buffer, for the last piece in it only. `restart` ends the
+    request that fetches the piece, so that it is made again.
+    """
+
+    start: int
+    end: int
+    buffer: memoryview
+    base: memoryview | None
+    restart: Callable[[], None]
+    have: int = field(init=False)
+    reach: int = field(init=False)
+    began: float = field(init=False)
+    moved: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.have = self.reach = self.start
+        self.began = self.moved = time.monotonic()
+
+
+class Window:
+    """Pieces of the bytes start … size of a file. `changed` guards it all and is notified of all that matters."""
+
+    def __init__(self, start: int, size: int, piece: int, buffers: int) -> None:
+        self.position, self.size = start, size
+        self.received = 0
+        self.changed = threading.Condition()
+        self.closed = threading.Event()
+        self._piece, self._buffers = piece, buffers
+        self._next = start
+        self._pieces: deque[Piece] = deque()
+        self._spare: list[memoryview] = []
+
+    @property
+    def unassigned(self) -> int:
+        """Number of pieces that nobody fetches yet."""
+        return -(-(self.size - self._next) // self._piece)
+
+    def assign(self, restart: Callable[[], None]) -> Piece | None:
+        """The next piece to fetch, in file order; waits for a buffer. None when there is nothing left to do."""
+        with self.changed:
+            while not self.closed.is_set() and self.position < self.size:
+                if self._next < self.size and (buffer := self._buffer()) is not None:
+                    start, self._next = self._next, min(self._next + self._piece, self.size)
+                    self._pieces.append(Piece(start, self._next, buffer, buffer, restart))
+                    return self._pieces[-1]
+                slow = next((piece for piece in self._pieces if piece.have < piece.end), None)
+                if slow is not None and (piece := self._share(slow, restart)):
+                    return piece
+                if slow is None and self._next == self.size:
+                    return None
+                # Nobody tells us that a piece has become slow.
+                self.changed.wait(SLOW / 4 if slow else None)
+        return None
+
+    def room(self, piece: Piece, most: int) -> memoryview:
+        """Where the next bytes of `piece` go, at most so many; nobody else writes there. Empty when it is whole."""
+        with self.changed:
+            piece.reach = min(piece.have + most, piece.end)
+            return piece.buffer[piece.have - piece.start : piece.reach - piece.start]
+
+    def arrived(self, piece: Piece, count: int) -> None:
+        """Note that the next `count` bytes lie in `piece`."""
+        with self.changed:
+            piece.have += count
+            self.received += count
+            piece.moved = time.monotonic()
+            if self._pieces[0] is piece or piece.have == piece.end:
+                self.changed.notify_all()
+
+    def take(self, least: int = QUANTUM) -> memoryview | None:
+        """The bytes that have arrived at `position`, which moves on; None if they are fewer than `least`.
+
+        The bytes taken before may be overwritten from now on. Call with `changed` held.
+        """
+        if self._pieces and self.position == self._pieces[0].end:
+            if (base := self._pieces.popleft().base) is not None:
+                self._spare.append(base)
+            self.changed.notify_all()
+        if not self._pieces:
+            return None
+        piece = self._pieces[0]
+        first, end = self.position - piece.start, piece.have - piece.start
+        if end <= first or (end - first < least and piece.have < piece.end):
+            return None
+        self.position = piece.have
+        return piece.buffer[first:end]
+
+    def close(self) -> None:
+        """Make all who wait leave."""
+        with self.changed:
+            self.closed.set()
+            self.changed.notify_all()
+
+    def _buffer(self) -> memoryview | None:
+        if not self._spare and self._buffers:
+            self._buffers -= 1
+            self._spare.append(memoryview(bytearray(min(self._piece, self.size - self._next))))
+        return self._spare.pop() if self._spare else None
+
+    def _share(self, piece: Piece, restart: Callable[[], None]) -> Piece | None:
+        """The second half of what is missing of `piece`, if that would last too long."""
+        now = time.monotonic()
+        if now - piece.moved > DEAD:
+            piece.moved = now
+            piece.restart()
+        age, left = now - piece.began, piece.end - piece.have
+        middle = max(piece.reach, piece.have + left // 2)
+        slow = age > SLOW and left * age > SLOW * (piece.have - piece.start)
+        if not slow or piece.end - middle < _SMALLEST:
+            return None
+        rest = Piece(middle, piece.end, piece.buffer[middle - piece.start :], piece.base, restart)
+        piece.end, piece.base = middle, None
+        self._pieces.insert(self._pieces.index(piece) + 1, rest)
+        return rest
