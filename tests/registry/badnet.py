@@ -160,8 +160,8 @@ class BadNet:
         with self.lock:
             self.sent += len(body)
         sock.sendall(head)
-        for at in range(0, len(body), 500 if fault == "slow" else len(body) or 1):
-            sock.sendall(body[at : at + 500] if fault == "slow" else body)
+        for at in range(0, len(body), 100 if fault == "slow" else len(body) or 1):
+            sock.sendall(body[at : at + 100] if fault == "slow" else body)
             self.closing.wait(0.01 if fault == "slow" else 0)
         if fault == "stall":
             self.closing.wait(5)
