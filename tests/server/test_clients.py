@@ -1,0 +1,191 @@
+"""The PyPI packages `ollama` and `openai` against a running daemon whose demo model was quantized here."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator
+
+import ollama
+import openai
+import pytest
+
+from tests.daemon import Daemon
+
+PROMPT = "Once upon a time"
+GREEDY = {"temperature": 0, "num_predict": 12}
+
+
+@pytest.fixture(scope="module")
+def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    with Daemon(tmp_path_factory.mktemp("real"), runtime="llama") as daemon:
+        yield daemon
+
+
+@pytest.fixture(scope="module")
+def native(daemon: Daemon) -> ollama.Client:
+    client = ollama.Client(host=daemon.url)
+    statuses = [part.status for part in client.pull("demo", stream=True)]
+    assert statuses[-1] == "success"
+    return client
+
+
+@pytest.fixture(scope="module")
+def standard(daemon: Daemon, native: ollama.Client) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{daemon.url}/v1", api_key="none", max_retries=0) as client:
+        yield client
+
+
+def test_ollama_lists_and_shows(native: ollama.Client) -> None:
+    assert [model.model for model in native.list().models] == ["demo:Q8_0"]
+    shown = native.show("demo")
+    assert shown.details is not None
+    assert shown.details.quantization_level == "Q8_0"
+    assert shown.modelinfo is not None
+    assert shown.modelinfo["general.architecture"] == "llama"
+    assert shown.capabilities == ["completion"]
+
+
+def test_ollama_generates(native: ollama.Client) -> None:
+    whole = native.generate("demo", PROMPT, options=GREEDY)
+    assert whole.done_reason == "length"
+    assert (whole.eval_count, len(whole.response.split()) > 5) == (12, True)
+    assert whole.response.isascii()
+    pieces = list(native.generate("demo", PROMPT, options=GREEDY, stream=True))
+    assert "".join(piece.response for piece in pieces) == whole.response
+    assert len(pieces) > 5
+    assert whole.total_duration > whole.eval_duration > 0
+
+
+def test_ollama_chats(native: ollama.Client) -> None:
+    messages = [{"role": "user", "content": PROMPT}]
+    whole = native.chat("demo", messages, options=GREEDY)
+    assert whole.message.role == "assistant"
+    assert whole.message.content
+    pieces = list(native.chat("demo", messages, options=GREEDY, stream=True))
+    assert "".join(piece.message.content or "" for piece in pieces) == whole.message.content
+    assert pieces[-1].done
+
+
+def test_a_seed_makes_an_answer_repeatable(native: ollama.Client) -> None:
+    options = {"seed": 7, "temperature": 1.0, "num_predict": 12}
+    answers = {native.generate("demo", PROMPT, options=options).response for _ in range(3)}
+    assert len(answers) == 1
+    assert native.generate("demo", PROMPT, options=options | {"seed": 8}).response not in answers
+
+
+def test_the_context_goes_on_where_the_answer_ended(native: ollama.Client) -> None:
+    first = native.generate("demo", PROMPT, options=GREEDY)
+    assert first.context is not None
+    further = native.generate("demo", " and then", context=first.context, options=GREEDY)
+    assert further.prompt_eval_count is not None
+    assert further.prompt_eval_count > first.prompt_eval_count + 12
+
+
+def test_a_long_prompt_is_cut_and_told_or_refused(daemon: Daemon, native: ollama.Client) -> None:
+    body = {"model": "demo", "prompt": "word " * 3000, "options": {"num_predict": 2}, "stream": False}
+    cut = daemon.post("/api/generate", body).json
+    assert cut["truncated"] > 900
+    assert cut["prompt_eval_count"] <= 2048
+    refused = daemon.post("/api/generate", body | {"truncate": False})
+    assert (refused.status, refused.json["code"]) == (400, "prompt_too_long")
+    assert "2048" in refused.json["error"].replace(",", "")
+
+
+def test_old_turns_make_way_for_new_ones(daemon: Daemon, native: ollama.Client) -> None:
+    turns = [{"role": "user", "content": f"{number} " + "word " * 300} for number in range(10)]
+    last = daemon.post("/api/chat", {"model": "demo", "messages": turns, "options": {"num_predict": 2}}).lines[-1]
+    assert last["truncated"] > 0
+    assert last["prompt_eval_count"] < 2048
+
+
+def test_ollama_learns_what_runs_and_unloads_it(native: ollama.Client) -> None:
+    native.generate("demo", "", keep_alive="2m")
+    (row,) = native.ps().models
+    assert (row.model, row.context_length) == ("demo:Q8_0", 2048)
+    assert row.size
+    assert row.size < 1e9
+    native.generate("demo", "", keep_alive=0)
+    assert not native.ps().models
+
+
+def test_ollama_raises_what_we_say(native: ollama.Client) -> None:
+    with pytest.raises(ollama.ResponseError, match="`nosuch`") as caught:
+        native.chat("nosuch", [{"role": "user", "content": "x"}])
+    assert caught.value.status_code == 404
+    with pytest.raises(ollama.ResponseError, match="nosuch"):
+        list(native.pull("nosuch/model", stream=True))
+
+
+def test_openai_chats(standard: openai.OpenAI) -> None:
+    messages = [{"role": "user", "content": PROMPT}]
+    whole = standard.chat.completions.create(model="demo", messages=messages, temperature=0, max_tokens=12)  # type: ignore[call-overload]
+    assert whole.choices[0].finish_reason == "length"
+    assert whole.usage.completion_tokens == 12
+    stream = standard.chat.completions.create(  # type: ignore[call-overload]
+        model="demo",
+        messages=messages,
+        temperature=0,
+        max_tokens=12,
+        stream=True,
+        stream_options={"include_usage": True},
+    )
+    chunks = list(stream)
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+    assert text == whole.choices[0].message.content
+    assert chunks[-1].usage.total_tokens == whole.usage.total_tokens
+
+
+def test_openai_completes_with_probabilities(standard: openai.OpenAI) -> None:
+    whole = standard.completions.create(model="demo", prompt=PROMPT, max_tokens=5, temperature=0, logprobs=2)
+    (choice,) = whole.choices
+    assert choice.logprobs is not None
+    assert choice.logprobs.token_logprobs is not None
+    assert "".join(choice.logprobs.tokens or []) == choice.text
+    assert all(value <= 0 for value in choice.logprobs.token_logprobs)
+    chat = standard.chat.completions.create(
+        model="demo", messages=[{"role": "user", "content": "x"}], max_tokens=3, logprobs=True, top_logprobs=2
+    )
+    assert chat.choices[0].logprobs is not None
+    rows = chat.choices[0].logprobs.content or []
+    assert [len(row.top_logprobs) for row in rows] == [2] * len(rows) != []
+
+
+def test_openai_lists_and_raises(standard: openai.OpenAI) -> None:
+    assert [model.id for model in standard.models.list()] == ["demo:Q8_0"]
+    with pytest.raises(openai.NotFoundError):
+        standard.models.retrieve("nosuch")
+    with pytest.raises(openai.BadRequestError, match="2048") as caught:
+        standard.completions.create(model="demo", prompt="word " * 3000)
+    assert caught.value.code == "prompt_too_long"
+
+
+def test_a_death_in_mid_answer_reaches_both_clients(
+    daemon: Daemon, native: ollama.Client, standard: openai.OpenAI
+) -> None:
+    options = {"num_predict": 1500, "temperature": 1.0}
+    stream = native.generate("demo", PROMPT, options=options, stream=True)
+    next(stream)
+    os.kill(daemon.workers()[0], signal.SIGKILL)
+    killed = time.monotonic()
+    with pytest.raises(ollama.ResponseError, match="SIGKILL"):
+        list(stream)
+    assert time.monotonic() - killed < 1
+    events = standard.completions.create(model="demo", prompt=PROMPT, max_tokens=1500, stream=True)
+    next(iter(events))
+    os.kill(daemon.workers()[0], signal.SIGKILL)
+    with pytest.raises(openai.APIError, match="SIGKILL"):
+        list(events)
+    assert native.generate("demo", PROMPT, options=GREEDY).eval_count == 12
+
+
+def test_leaving_early_frees_the_model(daemon: Daemon, native: ollama.Client) -> None:
+    for _ in range(20):
+        body = {"model": "demo", "prompt": PROMPT, "options": {"num_predict": 2000}}
+        with daemon.opened("POST", "/api/generate", body) as response:
+            assert json.loads(response.readline())
+    began = time.monotonic()
+    assert native.generate("demo", PROMPT, options=GREEDY).eval_count == 12
+    assert time.monotonic() - began < 2
