@@ -2,7 +2,8 @@
 
 The rules are llama.cpp's (`llama_tensor_get_type_impl` in llama-quant.cpp), so that `Q4_K_M` means here what it means
 everywhere. They are data: a level has a base type, and for a role (value projection, down projection, …) a list of
-rules, of which the first whose condition holds decides. Levels that cannot do without importance data are not here yet.
+rules, of which the first whose condition holds decides. Where llama.cpp distinguishes whether importance is known, the
+rule is the one for models without it.
 """
 
 from __future__ import annotations
@@ -41,9 +42,12 @@ _CONDITIONS: dict[str, Callable[[Place], bool]] = {
     "first four": lambda place: place.index < 4,
     "first eighth": lambda place: place.index < place.count // 8,
     "first sixteenth": lambda place: place.index < place.count // 16,
+    "middle": lambda place: place.count // 8 <= place.index < 7 * place.count // 8,
     "shared by four": lambda place: place.sharing >= 4,
+    "four experts": lambda place: place.experts >= 4,
     "eight experts": lambda place: place.experts == 8,
     "other than eight experts": lambda place: place.experts != 8,
+    "more bits, eight experts": lambda place: place.experts == 8 and _more_bits(place),
 }
 
 
@@ -61,8 +65,11 @@ Rules = tuple[Rule, ...]
 class Level:
     """A named recipe.
 
-    `file_type` is its number in `general.file_type`, `bits` what a weight takes in an 8 B model. `value`, `down` and
-    `output` are the rules for value projections, down projections and attention outputs; `base` is for all else.
+    `file_type` is its number in `general.file_type`, `bits` what a weight takes in a Llama of 8 B. `base` is for all
+    that has no rule; `value`, `key`, `query` and `output` are the rules for the projections of attention, `down` and
+    `wide` (gate and up) for the feed-forward ones. `head` is the type of the output, or of an embedding that serves as
+    one; `embedding` of any other; `flat` of all that is not a stack of experts. A `low` level has no exceptions for
+    large models beside its rules.
     """
 
     name: str
@@ -72,42 +79,138 @@ class Level:
     value: Rules = ()
     down: Rules = ()
     output: Rules = ()
+    key: Rules = ()
+    query: Rules = ()
+    wide: Rules = ()
+    head: QuantType = T.Q6_K
+    embedding: QuantType | None = None
+    flat: QuantType | None = None
+    low: bool = False
 
 
 _MORE_Q6 = (Rule(T.Q6_K, "more bits"),)
 _ALL_Q5 = (Rule(T.Q5_K),)
 _EXPERTS_Q5 = Rule(T.Q5_K, "eight experts")
-_Q4_S_VALUE = (Rule(T.Q5_K, "first four"),)
-_Q4_S_DOWN = (Rule(T.Q5_K, "first eighth"),)
-_Q3_M_VALUE = (Rule(T.Q5_K, "first two"), Rule(T.Q4_K))
-_Q3_M_DOWN = (Rule(T.Q5_K, "first sixteenth"), Rule(T.Q4_K))
-_Q2_VALUE = (Rule(T.Q4_K, "shared by four"), Rule(T.Q3_K))
+_FOUR_Q4 = Rule(T.Q4_K, "shared by four")
+_FOUR_Q5 = (Rule(T.Q5_K, "shared by four"),)
+_EIGHTH_Q5 = (Rule(T.Q5_K, "first eighth"),)
+
+
+def _low(name: str, file_type: int, base: QuantType, bits: float, better: QuantType, output: Rules = ()) -> Level:
+    """A level of about two bits or less: `better` is for the values and for the first of the down projections."""
+    return Level(
+        name,
+        file_type,
+        base,
+        bits,
+        value=(_FOUR_Q4, Rule(T.Q4_K, "four experts"), Rule(better)),
+        down=(Rule(better, "first eighth"),),
+        output=(_EXPERTS_Q5, *output),
+        key=(Rule(T.Q4_K, "eight experts"),),
+        head=T.Q5_K,
+        embedding=T.IQ3_S if better is T.IQ3_S else T.Q2_K,
+        low=True,
+    )
+
+
+# Largest first, which is best first but for the old formats.
 _LEVELS = (
     Level("F32", 0, T.F32, 32.0),
     Level("BF16", 32, T.BF16, 16.0),
     Level("F16", 1, T.F16, 16.0),
-    Level("Q8_0", 7, T.Q8_0, 8.5),
+    Level("Q8_0", 7, T.Q8_0, 8.5, head=T.Q8_0),
     Level("Q6_K", 18, T.Q6_K, 6.56),
-    Level("Q5_1", 9, T.Q5_1, 6.0),
+    Level("Q5_1", 9, T.Q5_1, 6.04),
     Level("Q5_K_M", 17, T.Q5_K, 5.7, _MORE_Q6, _MORE_Q6),
     Level("Q5_K_S", 16, T.Q5_K, 5.57),
     Level("Q5_0", 8, T.Q5_0, 5.57),
     Level("Q4_1", 3, T.Q4_1, 5.1),
     Level("Q4_K_M", 15, T.Q4_K, 4.89, _MORE_Q6, _MORE_Q6, (_EXPERTS_Q5,)),
-    Level("Q4_K_S", 14, T.Q4_K, 4.67, _Q4_S_VALUE, _Q4_S_DOWN, (_EXPERTS_Q5,)),
-    Level("Q4_0", 2, T.Q4_0, 4.66),
+    Level("IQ4_NL", 25, T.IQ4_NL, 4.68, _FOUR_Q5, _EIGHTH_Q5, (_EXPERTS_Q5,)),
+    Level("Q4_K_S", 14, T.Q4_K, 4.67, (Rule(T.Q5_K, "first four"),), _EIGHTH_Q5, (_EXPERTS_Q5,)),
+    Level("Q4_0", 2, T.Q4_0, 4.64),
+    Level("IQ4_XS", 30, T.IQ4_XS, 4.46, _FOUR_Q5, _EIGHTH_Q5, (_EXPERTS_Q5,)),
     Level("Q3_K_L", 13, T.Q3_K, 4.3, _ALL_Q5, _ALL_Q5, (Rule(T.Q5_K, "other than eight experts"),)),
-    Level("Q3_K_M", 12, T.Q3_K, 4.0, _Q3_M_VALUE, _Q3_M_DOWN, (_EXPERTS_Q5, Rule(T.Q4_K))),
+    Level("MXFP4_MOE", 38, T.MXFP4, 4.25, head=T.Q8_0, flat=T.Q8_0),
+    Level(
+        "Q3_K_M",
+        12,
+        T.Q3_K,
+        4.0,
+        value=(Rule(T.Q5_K, "first two"), Rule(T.Q4_K)),
+        down=(Rule(T.Q5_K, "first sixteenth"), Rule(T.Q4_K)),
+        output=(_EXPERTS_Q5, Rule(T.Q4_K)),
+    ),
+    Level(
+        "IQ3_M",
+        27,
+        T.IQ3_S,
+        3.76,
+        value=(Rule(T.Q4_K),),
+        down=(Rule(T.Q4_K, "first eighth"), Rule(T.Q4_K, "more bits, eight experts")),
+        output=(_EXPERTS_Q5, Rule(T.Q4_K)),
+    ),
+    Level("IQ3_S", 26, T.IQ3_S, 3.66, (_FOUR_Q4,), output=(_EXPERTS_Q5,)),
     Level("Q3_K_S", 11, T.Q3_K, 3.64, output=(_EXPERTS_Q5,)),
-    Level("Q2_K", 10, T.Q2_K, 3.16, _Q2_VALUE, (Rule(T.Q3_K),), (_EXPERTS_Q5, Rule(T.Q3_K))),
+    Level(
+        "IQ3_XS",
+        22,
+        T.IQ3_S,
+        3.5,
+        value=(_FOUR_Q4,),
+        output=(_EXPERTS_Q5,),
+        key=(Rule(T.IQ3_XXS),),
+        query=(Rule(T.IQ3_XXS),),
+        wide=(Rule(T.IQ3_XXS, "middle"),),
+    ),
+    Level(
+        "IQ3_XXS",
+        23,
+        T.IQ3_XXS,
+        3.37,
+        value=(_FOUR_Q4, Rule(T.IQ3_S)),
+        down=(Rule(T.Q4_K, "first eighth"), Rule(T.Q3_K)),
+        output=(_EXPERTS_Q5, Rule(T.IQ3_S)),
+        key=(Rule(T.IQ2_S),),
+        query=(Rule(T.IQ2_S),),
+        head=T.Q5_K,
+        embedding=T.IQ3_S,
+    ),
+    Level(
+        "Q2_K",
+        10,
+        T.Q2_K,
+        3.16,
+        value=(_FOUR_Q4, Rule(T.Q3_K)),
+        down=(Rule(T.Q3_K),),
+        output=(_EXPERTS_Q5, Rule(T.Q3_K)),
+    ),
+    Level("Q2_K_S", 21, T.Q2_K, 2.97, (_FOUR_Q4,), (Rule(T.Q4_K, "first eighth"),)),
+    _low("IQ2_M", 29, T.IQ2_S, 2.93, T.IQ3_S, (Rule(T.IQ3_S),)),
+    _low("IQ2_S", 28, T.IQ2_XS, 2.74, T.IQ3_S, (Rule(T.IQ3_S),)),
+    Level("Q2_0", 41, T.Q2_0, 2.68, embedding=T.Q4_K),
+    _low("IQ2_XS", 20, T.IQ2_XS, 2.59, T.Q2_K),
+    Level("TQ2_0", 37, T.TQ2_0, 2.52, embedding=T.Q4_K),
+    _low("IQ2_XXS", 19, T.IQ2_XXS, 2.38, T.Q2_K),
+    Level("TQ1_0", 36, T.TQ1_0, 2.19, embedding=T.Q4_K),
+    _low("IQ1_M", 31, T.IQ1_M, 2.15, T.Q2_K, (Rule(T.IQ2_XXS),)),
+    _low("IQ1_S", 24, T.IQ1_S, 2.0, T.Q2_K, (Rule(T.IQ2_XXS),)),
+    Level("Q1_0", 40, T.Q1_0, 1.48),
 )
-# Best first.
 LEVELS: dict[str, Level] = {level.name: level for level in _LEVELS}
 # Those worth choosing by themselves: no other level is both smaller and better than one of them.
 LADDER = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_M", "Q2_K")
 # Where a row is not made of whole blocks; where that does not fit either, F16.
-_FALLBACK = {T.Q2_K: T.Q4_0, T.Q3_K: T.Q4_0, T.Q4_K: T.Q5_0, T.Q5_K: T.Q5_1, T.Q6_K: T.Q8_0}
+_FALLBACK = {
+    **dict.fromkeys((T.Q2_0, T.Q2_K, T.Q3_K, T.TQ1_0, T.TQ2_0), T.Q4_0),
+    **{T.Q4_K: T.Q5_0, T.Q5_K: T.Q5_1, T.Q6_K: T.Q8_0},
+    **{QuantType[f"IQ{name}"]: T.IQ4_NL for name in ("1_S", "1_M", "2_XXS", "2_XS", "2_S", "3_XXS", "3_S", "4_XS")},
+}
 _KEPT = ("_norm.weight", "ffn_gate_inp.weight")
+_RULES = {
+    **{"attn_v": "value", "attn_k": "key", "attn_q": "query", "attn_output": "output"},
+    **{"ffn_down": "down", "ffn_gate": "wide", "ffn_up": "wide"},
+}
 _ROLE = re.compile(r"(?:blk\.(\d+)\.)?(\w+?)(?:_exps|_shexp)?\.weight")
 
 
@@ -164,31 +267,30 @@ def _wanted(tensor: TensorPlan, level: Level, plan: ModelPlan, tied: bool, seen:
     match = _ROLE.fullmatch(tensor.name)
     role = match[2] if match else ""
     if role == "output" or (role == "token_embd" and tied):
-        if tensor.columns % level.base.block:
-            return T.Q8_0
-        return level.base if level.base is T.Q8_0 else T.Q6_K
-    if not match or role not in ("attn_k", "attn_v", "ffn_down", "attn_output"):
+        return T.Q8_0 if tensor.columns % level.base.block else level.head
+    if level.flat:
+        return level.base if len(tensor.shape) > 2 else level.flat
+    if role == "token_embd":
+        return level.embedding or level.base
+    if not match or role not in _RULES:
         return level.base
     place = _place(plan, role, seen, int(match[1] or 0))
-    rules = {"attn_v": level.value, "ffn_down": level.down, "attn_output": level.output}
-    for rule in rules.get(role, ()):
-        if _CONDITIONS[rule.when](place):
-            return _raised(role, rule.type, place, plan)
-    return _raised(role, level.base, place, plan)
+    rules: Rules = getattr(level, _RULES[role])
+    type = next((rule.type for rule in rules if _CONDITIONS[rule.when](place)), level.base)
+    return type if level.low else _raised(role, type, place, plan)
 
 
 def _place(plan: ModelPlan, role: str, seen: dict[str, int], layer: int) -> Place:
-    """Count this tensor among those of its role. With experts the down projections go by their layer instead."""
+    """Count this tensor among those of its role. With experts the feed-forward ones go by their layer instead."""
     facts = {key.removeprefix(f"{plan.architecture}."): value for key, value in plan.metadata.items()}
     experts = facts.get("expert_count", 0)
     heads, shared = facts.get("attention.head_count", 1), facts.get("attention.head_count_kv", 1)
-    blocks = facts.get("block_count", 1)
     index = seen.get(role, 0)
     seen[role] = index + 1
     if role == "attn_v":
         count = sum(tensor.name.endswith("attn_v.weight") for tensor in plan.tensors)
         return Place(index, count, heads // shared, experts)
-    return Place(layer if experts > 1 else index, blocks, heads // shared, experts)
+    return Place(layer if experts > 1 else index, facts.get("block_count", 1), heads // shared, experts)
 
 
 def _raised(role: str, type: QuantType, place: Place, plan: ModelPlan) -> QuantType:

@@ -113,6 +113,8 @@ MODELS = {
 @pytest.mark.parametrize("level", LEVELS)
 def test_types_are_those_of_llama_cpp(model: str, level: str) -> None:
     layers, width, feed_forward, heads, shared, experts, tied = MODELS[model]
+    if level == "Q1_0" and width % 128:
+        pytest.skip("llama.cpp ends the process where it knows no other type for a row")
     plan = bare_plan(
         shapes(layers, width, feed_forward, experts, tied),
         block_count=layers,
@@ -140,6 +142,23 @@ def test_sizes_add_up_and_fall_down_the_ladder() -> None:
     assert sizes(plan, "BF16") == 2 * plan.parameters + 2 * norms
     down = [sizes(plan, level) for level in LADDER]
     assert down == sorted(down, reverse=True)
+
+
+def test_bits_are_those_of_a_llama_of_8_b_and_sort_the_levels() -> None:
+    width, feed_forward = 4096, 14_336
+    parts = {"q": (width, width), "k": (1024, width), "v": (1024, width), "output": (width, width)}
+    wide = {"gate": (feed_forward, width), "up": (feed_forward, width), "down": (width, feed_forward)}
+    model: dict[str, tuple[int, ...]] = {"token_embd.weight": (128_256, width), "output.weight": (128_256, width)}
+    for layer in range(32):
+        model |= {f"blk.{layer}.attn_{part}.weight": shape for part, shape in parts.items()}
+        model |= {f"blk.{layer}.ffn_{part}.weight": shape for part, shape in wide.items()}
+    plan = bare_plan(model, block_count=32, attention__head_count=32, attention__head_count_kv=8)
+    for level in LEVELS.values():
+        # A model without experts has nothing that MXFP4_MOE would make small.
+        if level.name != "MXFP4_MOE":
+            assert sizes(plan, level.name) * 8 / plan.parameters == pytest.approx(level.bits, abs=0.006)
+    bits = [level.bits for level in LEVELS.values()]
+    assert bits == sorted(bits, reverse=True)
 
 
 def test_an_unknown_level_lists_those_there_are() -> None:
