@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
+import termios
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +82,8 @@ class Chat:
     def _answered(self, reply: Reply) -> bool:
         """Show a reply; whether it came to its end."""
         try:
-            reply.show()
+            with _unechoed():
+                reply.show()
             return True
         except KeyboardInterrupt:
             return False
@@ -113,6 +118,19 @@ class Chat:
             print_model(self._asking.client.ask("POST", "/api/show", {"model": self._asking.model}))
         except Failure as error:
             console.complain(str(error), error.hint)
+
+
+@contextmanager
+def _unechoed() -> Iterator[None]:
+    """Keep what is typed meanwhile out of the answer; it appears at the next prompt."""
+    before = termios.tcgetattr(sys.stdin)
+    silent = termios.tcgetattr(sys.stdin)
+    silent[3] &= ~termios.ECHO
+    termios.tcsetattr(sys.stdin, termios.TCSADRAIN, silent)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
 
 
 def _value(name: str, text: str) -> Any:

@@ -73,14 +73,30 @@ def end(config: Config) -> bool:
 
 
 def _wait_for_end(pid: int) -> None:
+    """Wait until a process has ended, whether or not its parent has asked how."""
+    if not _ended(pid, END_SECONDS):
+        raise Failure(f"the daemon (process {pid}) is still finishing", f"`kill -9 {pid}` does not wait")
+
+
+def _ended(pid: int, seconds: float) -> bool:
+    if hasattr(os, "pidfd_open"):
+        try:
+            descriptor = os.pidfd_open(pid)
+        except ProcessLookupError:
+            return True
+        try:
+            return bool(select.select([descriptor], [], [], seconds)[0])
+        finally:
+            os.close(descriptor)
     import psutil
 
     try:
-        psutil.Process(pid).wait(END_SECONDS)
+        psutil.Process(pid).wait(seconds)
     except psutil.NoSuchProcess:
-        pass
+        return True
     except psutil.TimeoutExpired:
-        raise Failure(f"the daemon (process {pid}) is still finishing", f"`kill -9 {pid}` does not wait") from None
+        return False
+    return True
 
 
 def credentials(config: Config) -> dict[str, str]:
@@ -148,7 +164,8 @@ def _mismatch(url: str, version: str) -> Failure:
 def _start(config: Config) -> str:
     """Start a daemon, or find the one that another command has started meanwhile; its URL. Raises Failure."""
     try:
-        config.logs.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for folder in (config.home, config.logs):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with (config.home / "start.lock").open("w") as lock, status("starting the daemon"):
             fcntl.flock(lock, fcntl.LOCK_EX)
             running = look(config)

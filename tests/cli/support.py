@@ -84,8 +84,8 @@ class Terminal:
 
     @property
     def text(self) -> str:
-        """All that was shown, without escape codes."""
-        return _ESCAPE.sub("", self.raw.decode(errors="replace"))
+        """All that was shown, without escape codes and carriage returns."""
+        return _ESCAPE.sub("", self.raw.decode(errors="replace")).replace("\r", "")
 
     def type(self, text: str) -> None:
         os.write(self._master, text.encode())

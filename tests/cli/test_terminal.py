@@ -11,7 +11,7 @@ import pytest
 from tests.cli.support import Cli, Terminal
 from tests.daemon import Daemon, put_model, wait_until
 
-PROMPT = ">>> "
+PROMPT = "Send a message (/? for help)"  # shown while nothing is typed
 
 
 @pytest.fixture
@@ -33,12 +33,12 @@ def test_a_chat(home: Path) -> None:
         terminal.wait_for(PROMPT)
         terminal.type("hello there\r")
         terminal.wait_for("hello there")
-        terminal.wait_for("hello there\r\n")
+        terminal.wait_for("hello there\n")
         terminal.wait_for(PROMPT)
         terminal.type('"""one\r')
         terminal.wait_for("... ")
         terminal.type('two"""\r')
-        terminal.wait_for("\r\none\r\ntwo\r\n")
+        terminal.wait_for("one\ntwo\n")
         terminal.wait_for(PROMPT)
         terminal.type("/bye\r")
         assert terminal.end() == 0
@@ -49,23 +49,24 @@ def test_commands_of_a_chat(home: Path) -> None:
     with Daemon(home), Terminal(Cli.at(home), "run", "tiny") as terminal:
         for typed, shown in {
             "/?": "/set parameter NAME VALUE",
-            "/set system Be brief": PROMPT,
-            "/show system": "Be brief\r\n",
-            "/set parameter temperature 0.5": PROMPT,
+            "/set system Be brief": "",
+            "/show system": "Be brief\n",
+            "/set parameter temperature 0.5": "",
             "/show parameters": '{"temperature": 0.5}',
             "/show": "architecture",
             "/clear": "the conversation is forgotten",
-            "/set verbose": PROMPT,
+            "/set verbose": "",
             "hi": "eval rate:",
             "/nonsense": "Error: there is no `/nonsense`",
         }.items():
             terminal.wait_for(PROMPT)
             terminal.type(f"{typed}\r")
-            terminal.wait_for(f"{typed}\r\n")
+            terminal.wait_for(f"{typed}\n")
             terminal.wait_for(shown)
         terminal.wait_for(PROMPT)
         terminal.type("\x03")
         terminal.wait_for("Ctrl-D or /bye leaves")
+        terminal.wait_for(PROMPT)
         terminal.type("\x04")
         assert terminal.end() == 0
 
@@ -102,15 +103,18 @@ def test_a_chat_survives_the_daemon(home: Path) -> None:
             with Daemon(home, script={}, arguments=("--port", str(port))):
                 terminal.type("talk\r")
                 terminal.wait_for("Once upon a time")
+                terminal.wait_for(PROMPT)
                 terminal.type("\x04")
                 assert terminal.end() == 0
 
 
 def test_what_a_model_writes_cannot_steer_the_terminal(home: Path) -> None:
     script = {"tokens": ["\x1b]0;title\x07", "\x1b[31mred", "\x9b2J", "\rgone"]}
-    with Daemon(home, script=script), Terminal(Cli.at(home, NO_COLOR="1"), "run", "tiny", "hi") as terminal:
+    with Daemon(home, script=script), Terminal(Cli.at(home), "run", "tiny", "hi") as terminal:
         assert terminal.end() == 0
-        assert b"\x1b" not in terminal.raw and "]0;title[31mred2Jgone" in terminal.text
+        assert (
+            b"\x1b" not in terminal.raw and b"\rgone" not in terminal.raw and "]0;title[31mred2Jgone" in terminal.text
+        )
 
 
 def test_a_pull_shows_its_phases_and_its_reason(puller: Cli) -> None:
@@ -127,7 +131,7 @@ def test_no_escape_code_where_none_is_wanted(puller: Cli, setting: dict[str, str
     with Terminal(Cli({**puller.env, **setting}), "pull", "demo:Q8_0") as terminal:
         assert terminal.end() == 0
     assert b"\x1b" not in terminal.raw
-    assert [line for line in terminal.text.split("\r\n") if line][0] == "pulling manifest"
+    assert terminal.text.splitlines()[0] == "pulling manifest"
     with Terminal(Cli({**puller.env, **setting}), "show", "nothing") as terminal:
         assert terminal.end() == 3
     assert b"\x1b" not in terminal.raw
@@ -166,5 +170,5 @@ def test_a_folder_with_a_colon_in_its_name(puller: Cli, tmp_path: Path) -> None:
 def test_an_error_on_a_terminal_is_coloured(home: Path) -> None:
     with Daemon(home), Terminal(Cli.at(home), "show", "nothing") as terminal:
         assert terminal.end() == 3
-    assert "Error: model `nothing` is not here\r\nhint: " in terminal.text
+    assert "Error: model `nothing` is not here\nhint: " in terminal.text
     assert b"\x1b[1;31mError" in terminal.raw
