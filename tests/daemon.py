@@ -196,6 +196,13 @@ def environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name in _CLEAN}
 
 
+def alive(process: psutil.Process) -> bool:
+    """Whether it still runs; what nobody has reaped yet does not."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    return False
+
+
 def wait_until(condition: Callable[[], Any], seconds: float, step: float = 0.01) -> float:
     """Wait for `condition`; the seconds that it took. Fails after `seconds`."""
     began = time.monotonic()

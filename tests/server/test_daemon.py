@@ -16,11 +16,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from server.config import VERSION
-from tests.daemon import Daemon, environment, put_model, wait_until
+from tests.daemon import Daemon, alive, environment, put_model, wait_until
 
 LONG = {"tokens": ["word "] * 100_000, "delay": 0.01}
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "x"}]}
@@ -166,7 +165,7 @@ def test_the_second_signal_does_not_wait(home: Path) -> None:
         wait_until(lambda: "stopping" in daemon.log, 5)
         daemon.process.send_signal(signal.SIGTERM)
         assert daemon.process.wait(2) == 130
-        wait_until(lambda: not any(child.is_running() for child in children), 2)
+        wait_until(lambda: not any(alive(child) for child in children), 2)
 
 
 @pytest.mark.slow
@@ -193,12 +192,6 @@ def test_no_child_outlives_a_killed_daemon(home: Path, number: signal.Signals) -
         assert seconds < 2
     with Daemon(home) as again:
         assert again.get("/api/tags").json["models"]
-
-
-def alive(process: psutil.Process) -> bool:
-    with contextlib.suppress(psutil.NoSuchProcess):
-        return bool(process.status() != psutil.STATUS_ZOMBIE)
-    return False
 
 
 def test_the_daemon_imports_nothing_heavy() -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from registry.sources import DEMO
-from tests.daemon import Daemon, wait_until
+from tests.daemon import Daemon, alive, wait_until
 from tests.hub import Hub
 
 
@@ -99,7 +99,7 @@ def test_two_clients_follow_one_job(daemon: Daemon, hub: Hub) -> None:
     def follow() -> None:
         told.append(daemon.post("/api/pull", {"model": "org/demo:Q6_K"}).lines)
 
-    hub.bandwidth = 8e6
+    hub.bandwidth = 16e6
     before = len(hub.paths("cdn"))
     threads = [threading.Thread(target=follow) for _ in range(2)]
     for thread in threads:
@@ -115,7 +115,7 @@ def test_two_clients_follow_one_job(daemon: Daemon, hub: Hub) -> None:
 
 
 def test_progress_counts_up_to_the_whole(daemon: Daemon, hub: Hub) -> None:
-    hub.bandwidth = 20e6
+    hub.bandwidth = 40e6
     lines = daemon.post("/api/pull", {"model": "org/demo:Q5_K_M"}).lines
     hub.bandwidth = None
     counts = [(line["completed"], line["total"]) for line in lines if "completed" in line]
@@ -154,7 +154,7 @@ def test_a_killed_daemon_takes_its_puller_along_and_the_next_one_cleans_up(hub: 
         wait_until(lambda: leftovers(daemon) and daemon.children(), 5)
         children = daemon.children()
         daemon.kill()
-        wait_until(lambda: not any(child.is_running() for child in children), 2)
+        wait_until(lambda: not any(alive(child) for child in children), 2)
     with Daemon(tmp_path, env=env) as daemon:
         assert not leftovers(daemon)
         assert not stored(daemon)

@@ -82,7 +82,7 @@ def test_a_killed_worker_is_told_in_openais_way_too(home: Path) -> None:
 
 def test_other_models_notice_nothing_of_a_death(home: Path) -> None:
     put_model(home, "other")
-    with Daemon(home, script={"tokens": ["word "] * 100, "delay": 0.01}) as daemon:
+    with Daemon(home, script={"tokens": ["word "] * 50, "delay": 0.01}) as daemon:
         other = Asking(daemon, say("other"))
         wait_until(daemon.workers, 5)
         with daemon.opened("POST", "/api/chat", say("tiny")) as response:
@@ -90,7 +90,7 @@ def test_other_models_notice_nothing_of_a_death(home: Path) -> None:
             rows = daemon.get("/api/ps").json["models"]
             os.kill(next(row["pid"] for row in rows if row["model"] == "tiny:F32"), signal.SIGKILL)
             assert b"worker_died" in response.read()
-        assert other.result().lines[-1]["eval_count"] == 100
+        assert other.result().lines[-1]["eval_count"] == 50
 
 
 def test_a_worker_that_crashes_again_and_again_gets_a_rest(home: Path) -> None:
@@ -123,8 +123,8 @@ def test_a_damaged_file_never_reaches_a_worker(home: Path) -> None:
 
 
 def test_the_last_user_gone_starts_the_clock(home: Path) -> None:
-    with Daemon(home, script={"tokens": ["a"], "delay": 0.2}) as daemon:
-        daemon.post("/api/chat", say(keep_alive=0.3))
+    with Daemon(home) as daemon:
+        daemon.post("/api/chat", say(keep_alive=0.5))
         assert daemon.workers()
         wait_until(lambda: not daemon.workers(), 2)
         wait_until(lambda: not daemon.children(), 2)
