@@ -12,12 +12,15 @@ from __future__ import annotations
 
 
 class QuantError(Exception):
-    """Base of the tree. `code` is stable and public, `hint` says what to do (may be empty)."""
+    """Base of the tree. `code` is stable and public, `hint` says what to do (may be empty).
+
+    Messages quote names from strangers' files, so what a terminal might obey is escaped.
+    """
 
     code = "conversion_failed"
 
     def __init__(self, message: str, hint: str = "") -> None:
-        super().__init__(message)
+        super().__init__(message if message.isprintable() else message.encode("unicode_escape").decode())
         self.hint = hint
 
 

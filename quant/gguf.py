@@ -18,7 +18,7 @@ from typing import Any
 
 from quant.architectures import KNOWN, REQUIRED
 from quant.errors import MalformedFile, UnknownLevel, UnsupportedModel
-from quant.gguf_values import Cursor, printable, read_value
+from quant.gguf_values import Cursor, read_value
 from quant.types import QuantType
 
 MAGIC = b"GGUF"
@@ -181,7 +181,7 @@ def check_model(header: Header) -> None:
     if not isinstance(architecture, str):
         raise _refuse(header, "`general.architecture` is missing")
     if architecture not in KNOWN:
-        raise UnsupportedModel(printable(f"`{header.name}` has the unknown architecture `{architecture[:64]}`"))
+        raise UnsupportedModel(f"`{header.name}` has the unknown architecture `{architecture[:64]}`")
     if not header.tensors:
         raise _refuse(header, "it has no tensors")
     _check_sizes(header, architecture)
@@ -190,7 +190,7 @@ def check_model(header: Header) -> None:
 
 
 def _refuse(header: Header, rule: str) -> MalformedFile:
-    return MalformedFile(printable(f"`{header.name}` is not a usable model: {rule}"))
+    return MalformedFile(f"`{header.name}` is not a usable model: {rule}")
 
 
 def _check_sizes(header: Header, architecture: str) -> None:

@@ -37,11 +37,6 @@ SCALARS = {
 _WINDOW = 1 << 20
 
 
-def printable(text: str) -> str:
-    """`text` with escapes for what a terminal might obey: names in a file are a stranger's words."""
-    return text if text.isprintable() else text.encode("unicode_escape").decode()
-
-
 class Cursor:
     """Reads forward through the first bytes of a file, never past its end nor past `MAX_HEADER`.
 
@@ -69,7 +64,7 @@ class Cursor:
 
     def fail(self, rule: str) -> MalformedFile:
         """The error that says which rule the file breaks."""
-        return MalformedFile(printable(f"`{self.name}` is not a valid GGUF file: {rule}"))
+        return MalformedFile(f"`{self.name}` is not a valid GGUF file: {rule}")
 
     def need(self, count: int, what: str) -> None:
         """Raise MalformedFile unless `count` more bytes are there."""

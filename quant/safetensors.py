@@ -107,7 +107,12 @@ def load_json(raw: bytes, name: str) -> dict[str, Any]:
         return value
 
     try:
-        value = json.loads(raw, object_pairs_hook=unique)
+        value = json.loads(raw.decode(), object_pairs_hook=unique)
+        if b"\\u" in raw:
+            # An escape may stand for half a character, which no UTF-8 can hold.
+            json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeError:
+        raise MalformedFile(f"`{name}` is not valid JSON: it is not UTF-8") from None
     except (ValueError, RecursionError) as error:
         reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise MalformedFile(f"`{name}` is not valid JSON: {reason}") from None
@@ -122,8 +127,6 @@ def _broken(name: str, rule: str) -> MalformedFile:
 
 
 def _entry(shard: str, begin: int, name: str, value: Any) -> Entry:
-    if not name.isprintable():
-        raise _broken(shard, f"a tensor has the unprintable name {ascii(name)[:80]}")
     if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
         raise _broken(shard, f"tensor `{name}` is not described by dtype, shape and data_offsets")
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]

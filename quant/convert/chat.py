@@ -57,11 +57,11 @@ def _named(value: Any) -> dict[str, str]:
         value = [{"name": "default", "template": value}]
     if not isinstance(value, list) or not all(isinstance(entry, dict) for entry in value):
         raise MalformedFile("`chat_template` is neither text nor a list of named templates")
-    templates = {entry.get("name"): entry.get("template") for entry in value}
-    for name, template in templates.items():
+    templates = [(entry.get("name"), entry.get("template")) for entry in value]
+    for name, template in templates:
         if not isinstance(name, str) or not re.fullmatch("[A-Za-z0-9_-]{1,64}", name) or not isinstance(template, str):
             raise MalformedFile("`chat_template` holds an entry without a plain name and a text")
-    return templates
+    return dict(templates)
 
 
 def describe_templates(templates: Mapping[str, str]) -> dict[str, Any]:

@@ -94,12 +94,22 @@ def check_name(name: str) -> str:
     return name
 
 
+def listed(step: dict[str, Any], key: str) -> list[Any]:
+    """The parts of a step of `tokenizer.json`; MalformedFile when they are no list."""
+    parts = step.get(key)
+    if parts is not None and not isinstance(parts, list):
+        raise MalformedFile(f"`{key}` in `tokenizer.json` is no list")
+    return parts or []
+
+
 def _is_neutral(normalizer: Any) -> bool:
     """No normalizer, or NFC, which llama.cpp leaves out for the models that have it."""
     if normalizer is None:
         return True
+    if not isinstance(normalizer, dict):
+        raise MalformedFile("`tokenizer.json` has a `normalizer` that is no object")
     if normalizer.get("type") == "Sequence":
-        return all(_is_neutral(part) for part in normalizer.get("normalizers", ()))
+        return all(_is_neutral(part) for part in listed(normalizer, "normalizers"))
     return bool(normalizer.get("type") == "NFC")
 
 
@@ -109,7 +119,7 @@ def _flatten(step: Any) -> list[str]:
         raise MalformedFile("`tokenizer.json` has a `pre_tokenizer` that is no object")
     kind = step.get("type")
     if kind == "Sequence":
-        return [rule for part in step.get("pretokenizers") or () for rule in _flatten(part)]
+        return [rule for part in listed(step, "pretokenizers") for rule in _flatten(part)]
     if kind == "ByteLevel":
         if step.get("add_prefix_space"):
             return ["prefix space"]

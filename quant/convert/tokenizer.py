@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from quant.convert.config import MAX_JSON, read_whole
-from quant.convert.pretokenizer import check_name, recognise
+from quant.convert.pretokenizer import check_name, listed, recognise
 from quant.errors import MalformedFile, UnsupportedModel
 from quant.gguf import TOKEN_BYTE, TOKEN_CONTROL, TOKEN_NORMAL, TOKEN_UNKNOWN, TOKEN_UNUSED, TOKEN_USER
 from quant.plan import Files
@@ -65,6 +65,8 @@ def read_vocabulary(files: Files, size: int, pre: str | None = None) -> Vocabula
         name = check_name(pre) if pre else recognise(tokenizer, lambda: _merges_reach(vocab, merges, types))
         entries = {"model": "gpt2", "pre": name, "tokens": tokens, "token_type": types}
         entries["merges"] = [f"{left} {right}" for left, right in merges]
+    if len(set(tokens)) != len(tokens):
+        raise _broken("two tokens have the same text")
     first, last = _framing(tokenizer)
     ids = {**vocab, **{content: id for id, content, _ in added}}
     return Vocabulary(ids, {f"tokenizer.ggml.{key}": value for key, value in entries.items()}, first, last)
@@ -72,11 +74,6 @@ def read_vocabulary(files: Files, size: int, pre: str | None = None) -> Vocabula
 
 def _broken(rule: str) -> MalformedFile:
     return MalformedFile(f"`{FILE}` is not a valid tokenizer: {rule}")
-
-
-def _is_text(value: Any) -> bool:
-    """Text that UTF-8 can hold: JSON may smuggle in half a surrogate pair."""
-    return isinstance(value, str) and not any("\ud800" <= letter <= "\udfff" for letter in value)
 
 
 def _is_id(value: Any) -> bool:
@@ -87,8 +84,8 @@ def _vocab(model: dict[str, Any]) -> dict[str, int]:
     vocab = model.get("vocab")
     if not isinstance(vocab, dict) or not vocab:
         raise _broken("`vocab` is no object from tokens to numbers")
-    if not all(map(_is_text, vocab)) or not all(map(_is_id, vocab.values())):
-        raise _broken("`vocab` has an entry that is no text with a number")
+    if not all(map(_is_id, vocab.values())):
+        raise _broken("`vocab` has an entry whose number is none")
     if len(set(vocab.values())) != len(vocab):
         raise _broken("two tokens of `vocab` have the same number")
     return vocab
@@ -117,7 +114,7 @@ def _added(tokenizer: dict[str, Any]) -> list[tuple[int, str, bool]]:
     if not isinstance(added, list) or not all(isinstance(entry, dict) for entry in added):
         raise _broken("`added_tokens` is no list of objects")
     entries = [(entry.get("id"), entry.get("content"), bool(entry.get("special"))) for entry in added]
-    if not all(_is_id(id) and _is_text(content) and content for id, content, _ in entries):
+    if not all(_is_id(id) and isinstance(content, str) and content for id, content, _ in entries):
         raise _broken("an added token has no text or no number")
     return entries
 
@@ -134,8 +131,6 @@ def _tokens(vocab: dict[str, int], added: list[tuple[int, str, bool]], size: int
     if max(texts) >= size:
         raise MalformedFile(f"`{FILE}` has token number {max(texts)}, and the model only {size} embeddings")
     taken = set(texts.values())
-    if len(taken) != len(texts):
-        raise _broken("two added tokens have the same text")
     for id in range(size):
         if id not in texts:
             name = f"[PAD{id}]"
@@ -161,35 +156,47 @@ def _sentencepiece(
     tokens: list[str],
     types: list[int],
 ) -> dict[str, Any]:
-    prefix = _prefix_space(tokenizer)
-    scores = [0.0] * len(tokens)
-    rank = 0
-    previous = None
-    for left, right in merges:
-        token = left + right
-        if token != previous:
-            rank += 1
-            if scores[vocab[token]]:
-                raise _no_scores()
-            scores[vocab[token]] = -float(rank)
-            previous = token
-    pairs = set(merges)
+    """The entries of a vocabulary that falls back on bytes; marks these in `types`, and the unknown token."""
     unknown = tokenizer["model"].get("unk_token")
+    if unknown is not None and (not isinstance(unknown, str) or unknown not in vocab):
+        raise _broken("`unk_token` is not in `vocab`")
+    if any(f"<0x{byte:02X}>" not in vocab for byte in range(256)):
+        raise _broken("it falls back on bytes, and not all 256 are in `vocab`")
+    entries: dict[str, Any] = {"model": "llama", "pre": "default", "tokens": tokens}
     for id, token in enumerate(tokens):
         if token == unknown:
             types[id] = TOKEN_UNKNOWN
+            entries["unknown_token_id"] = id
         elif types[id] == TOKEN_NORMAL and _BYTE.fullmatch(token):
             types[id] = TOKEN_BYTE
         elif types[id] == TOKEN_USER:
             tokens[id] = token.replace("▁", " ")
-        elif types[id] == TOKEN_NORMAL:
-            splits = ((token[:cut], token[cut:]) for cut in range(1, len(token)))
-            if any(a in vocab and b in vocab and (a, b) not in pairs for a, b in splits):
-                raise _no_scores()
-    entries: dict[str, Any] = {"model": "llama", "pre": "default", "tokens": tokens, "scores": scores}
-    if unknown in vocab:
-        entries["unknown_token_id"] = vocab[unknown]
-    return {**entries, "token_type": types, "add_space_prefix": prefix}
+    ordinary = [token for token, type in zip(tokens, types, strict=True) if type == TOKEN_NORMAL]
+    scores = _scores(vocab, merges, ordinary)
+    entries["scores"] = [scores.get(token, 0.0) for token in tokens]
+    return {**entries, "token_type": types, "add_space_prefix": _prefix_space(tokenizer)}
+
+
+def _scores(vocab: dict[str, int], merges: list[tuple[str, str]], ordinary: list[str]) -> dict[str, float]:
+    """Scores by which merging goes in the order of `merges`.
+
+    That works where every way to put a token together is a merge, and all those ways have ranks next to each other, as
+    in the tokenizers that were made from SentencePiece's; UnsupportedModel elsewhere.
+    """
+    scores: dict[str, float] = {}
+    previous = ""
+    for left, right in merges:
+        token = left + right
+        if token != previous and token in scores:
+            raise _no_scores()
+        scores.setdefault(token, -float(len(scores) + 1))
+        previous = token
+    pairs = set(merges)
+    for token in ordinary:
+        splits = ((token[:cut], token[cut:]) for cut in range(1, len(token)))
+        if any(a in vocab and b in vocab and (a, b) not in pairs for a, b in splits):
+            raise _no_scores()
+    return scores
 
 
 def _no_scores() -> UnsupportedModel:
@@ -217,27 +224,32 @@ def _prefix_space(tokenizer: dict[str, Any]) -> bool:
 
 
 def _steps(step: Any, inner: str) -> list[dict[str, Any]]:
+    """A step and those inside of it, flat; `inner` is the key under which a sequence has them."""
     if step is None:
         return []
     if not isinstance(step, dict):
         raise _broken("a step is no object")
     if step.get("type") == "Sequence":
-        return [part for entry in step.get(inner) or () for part in _steps(entry, inner)]
+        return [part for entry in listed(step, inner) for part in _steps(entry, inner)]
     return [step]
 
 
 def _framing(tokenizer: dict[str, Any]) -> tuple[int | None, int | None]:
     """The special tokens that the post-processor puts before and after a single text."""
     for step in _steps(tokenizer.get("post_processor"), "processors"):
-        if step.get("type") != "TemplateProcessing":
-            continue
-        ids = {name: token.get("ids") for name, token in (step.get("special_tokens") or {}).items()}
-        parts = [next(iter(part.items())) for part in step.get("single") or () if isinstance(part, dict) and part]
-        kinds = [kind for kind, _ in parts]
-        if "Sequence" not in kinds:
-            continue
-        here = kinds.index("Sequence")
-        frame = [ids.get(value.get("id")) if kind == "SpecialToken" else None for kind, value in parts]
-        before, after = frame[:here], frame[here + 1 :]
-        return (before[0][0] if before and before[0] else None, after[-1][0] if after and after[-1] else None)
+        if step.get("type") == "TemplateProcessing":
+            parts = [next(iter(part.items())) for part in listed(step, "single") if isinstance(part, dict) and part]
+            kinds = [kind for kind, _ in parts]
+            if "Sequence" in kinds:
+                here = kinds.index("Sequence")
+                return _special(step, parts[:here][:1]), _special(step, parts[here + 1 :][-1:])
     return None, None
+
+
+def _special(step: dict[str, Any], parts: list[tuple[str, Any]]) -> int | None:
+    """The number of the special token that is the only one of `parts`, if it is one."""
+    names = [value.get("id") for kind, value in parts if kind == "SpecialToken" and isinstance(value, dict)]
+    known = step.get("special_tokens")
+    token = known.get(str(names[0])) if names and isinstance(known, dict) else None
+    ids = token.get("ids") if isinstance(token, dict) else None
+    return ids[0] if isinstance(ids, list) and ids and _is_id(ids[0]) else None

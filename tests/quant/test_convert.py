@@ -235,3 +235,99 @@ def test_a_tensor_without_a_place_is_named() -> None:
 def test_weights_in_eight_bits_are_refused() -> None:
     with pytest.raises(UnsupportedModel, match=r"`model\.norm\.weight` is stored as F8_E4M3"):
         plan_model(with_tensor("model.norm.weight", "F8_E4M3", 256))
+
+
+ODD = [
+    None,
+    0,
+    -1,
+    1.5,
+    1 << 70,
+    1e308,
+    True,
+    "",
+    "x",
+    "\ud800",
+    [],
+    {},
+    [None],
+    [[]],
+    {"type": "x"},
+    {"type": None},
+    [{}],
+]
+# Few enough tokens that a thousand plans are quick.
+TOKENIZER = demo.json("tokenizer.json")
+SMALL_MODEL = {
+    **TOKENIZER["model"],
+    "vocab": dict(list(TOKENIZER["model"]["vocab"].items())[:259]) | {"ab": 259, "abc": 260},
+    "merges": [["a", "b"], "ab c"],
+}
+TEXTS = [*list(SMALL_MODEL["vocab"])[:3], *(f"<0x{byte:02X}>" for byte in range(256)), "a", "b", "c", "ab", "abc"]
+BYTES = {text: number for number, text in enumerate(TEXTS)}
+MUTABLE = {
+    "config.json": demo.json("config.json") | {"rope_scaling": {"rope_type": "yarn", "factor": 2.0}},
+    "generation_config.json": demo.json("generation_config.json"),
+    "tokenizer_config.json": demo.json("tokenizer_config.json")
+    | {"chat_template": [{"name": "default", "template": ""}]},
+    "tokenizer.json": TOKENIZER
+    | {
+        "model": SMALL_MODEL,
+        "normalizer": {"type": "Sequence", "normalizers": [{"type": "NFC"}]},
+        "pre_tokenizer": {
+            "type": "Sequence",
+            "pretokenizers": [
+                {"type": "Split", "pattern": {"Regex": r"\p{N}"}, "behavior": "Isolated", "invert": False},
+                {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True},
+            ],
+        },
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [{"SpecialToken": {"id": "<|im_start|>"}}, {"Sequence": {"id": "A"}}],
+            "special_tokens": {"<|im_start|>": {"ids": [1]}},
+        },
+    },
+}
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Paths to the nodes of a JSON value; of long lists and objects only the first few."""
+    found = [path]
+    items = (
+        list(value.items()) if isinstance(value, dict) else list(enumerate(value)) if isinstance(value, list) else []
+    )
+    for key, inner in items[:12]:
+        found += places(inner, (*path, key))
+    return found
+
+
+def replaced(value: Any, path: tuple[Any, ...], new: Any) -> Any:
+    if not path:
+        return new
+    copied = dict(value) if isinstance(value, dict) else list(value)
+    copied[path[0]] = replaced(value[path[0]], path[1:], new)
+    return copied
+
+
+@pytest.mark.parametrize("name", MUTABLE)
+@pytest.mark.parametrize("byte_fallback", [False, True])
+def test_odd_values_anywhere_raise_nothing_else(name: str, byte_fallback: bool) -> None:
+    values = dict(MUTABLE)
+    if byte_fallback:
+        values["tokenizer.json"] = values["tokenizer.json"] | {
+            "model": {**SMALL_MODEL, "byte_fallback": True, "unk_token": "a", "vocab": BYTES},
+            "normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
+            "pre_tokenizer": {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False},
+        }
+    base = Folder(contents={**demo.contents, **{file: json.dumps(value).encode() for file, value in values.items()}})
+    plan_model(base)
+    refused = 0
+    for path in places(values[name]):
+        for odd in ODD:
+            mutant = base.with_file(name, json.dumps(replaced(values[name], path, odd)).encode())
+            try:
+                plan_model(mutant)
+            except QuantError as error:
+                refused += 1
+                assert str(error).isprintable()
+    assert refused

@@ -70,7 +70,7 @@ REFUSED = {
     "bytes after the end": raw({"a": entry()}, 17),
     "truncated": raw({"a": entry()}, 15),
     "offset far away": raw({"a": entry(offsets=[1 << 60, (1 << 60) + 16])}, 16),
-    "name that moves the cursor": raw({"\x1b[2J": entry()}, 16),
+    "name that moves the cursor": raw({"\x1b[2J": entry("F99")}, 16),
     "name of half a surrogate": raw(b'{"\\ud800":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}', 1),
     "number of 5000 digits": raw(b'{"a":{"dtype":"U8","shape":[' + b"9" * 5000 + b'],"data_offsets":[0,1]}}', 1),
 }
