@@ -26,7 +26,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from registry import sha256
-from registry.ranges import Download, Network, Remote
+from registry.download import Download, Network, Remote
 from registry.transport import Limiter
 from registry.verify import Verified
 

@@ -21,7 +21,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from registry.ranges import Remote
+from registry.download import Remote
 
 FAULTS = (
     "reset", "cut", "flip", "ignore", "shifted", "total", "short", "longer", "noheader", "garbage", "unavailable",
