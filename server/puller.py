@@ -7,11 +7,15 @@ imported and the kernels are compiled in a thread while the source is still bein
 
 from __future__ import annotations
 
+import os
 import sys
+import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+import traceback
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from quant import recipes
 from quant.convert import plan_model
@@ -47,28 +51,34 @@ def main(argv: list[str]) -> int:
         parent.send(_pull(task, parent))
     except Exception as error:
         problem = Problem.of(error)
-        parent.send(Failure(problem.code, problem.message, problem.hint))
         if not isinstance(error, TOLD):
-            raise
+            traceback.print_exc()
+        parent.send(Failure(problem.code, problem.message, problem.hint))
         return 1
     return 0
 
 
 def _pull(task: Task, parent: Parent) -> Done:
     reference = parse(task.source)
-    with ThreadPoolExecutor(1, "warm") as warmer:
-        warmer.submit(_load_kernels, Path(task.cache))
-        source = open_source(reference, endpoint=task.endpoint, token=task.token, proxy=task.proxy)
-        try:
-            parent.send(Progress("planning"))
-            plan = plan_model(source)
-            hardware = detect()
-            choice = _choose(task, reference, plan, hardware)
-            warmer.submit(_warm, {type.name for type in recipes.assign(plan, choice.level).values()})
-            parent.send(_planned(plan, choice, source))
-            return _done(task, reference, plan, choice, source, _write(task, plan, choice, source, hardware, parent))
-        finally:
-            source.close()
+    loading = _in_background(_load_kernels, Path(task.cache))
+    source = open_source(reference, endpoint=task.endpoint, token=task.token, proxy=task.proxy)
+    try:
+        parent.send(Progress("planning"))
+        plan = plan_model(source)
+        hardware = detect()
+        choice = _choose(task, reference, plan, hardware)
+        _in_background(_warm, loading, {type.name for type in recipes.assign(plan, choice.level).values()})
+        parent.send(_planned(plan, choice, source))
+        return _done(task, reference, plan, choice, source, _write(task, plan, choice, source, hardware, parent))
+    finally:
+        source.close()
+
+
+def _in_background(work: Callable[..., None], *arguments: Any) -> threading.Thread:
+    """Start a thread that nobody waits for: an error is told at once, though Numba is still being imported."""
+    thread = threading.Thread(target=work, args=arguments, daemon=True)
+    thread.start()
+    return thread
 
 
 def _load_kernels(cache: Path) -> None:
@@ -77,9 +87,10 @@ def _load_kernels(cache: Path) -> None:
     kernels.configure(cache / "kernels")
 
 
-def _warm(types: set[str]) -> None:
+def _warm(loading: threading.Thread, types: set[str]) -> None:
     from quant import kernels
 
+    loading.join()
     kernels.warm(types)
 
 
@@ -161,4 +172,6 @@ def count_text(count: int) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    status = main(sys.argv[1:])
+    sys.stderr.flush()
+    os._exit(status)  # threads may still be compiling, and an orderly exit would wait for them

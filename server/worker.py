@@ -40,7 +40,7 @@ from server.config import child_environment
 from server.problems import Reported
 
 log = logging.getLogger("lm.worker")
-SILENT_SECONDS = 20.0
+SILENT_SECONDS = 10.0
 STALLED_SECONDS = 60.0
 STOP_SECONDS = 3.0
 LINGER_SECONDS = 0.5

@@ -1,8 +1,9 @@
 """Ollama's `/api/generate`, `/api/chat` and `/api/embed`.
 
 Shapes as in Ollama's `docs/api.md`: newline-delimited JSON whose last line has `done: true` or `error`, durations in
-nanoseconds. Beside Ollama's keys, `truncated` counts prompt tokens that were dropped to fit, and `num_ctx` is there
-when the context is smaller than what was asked for. What cannot be honoured is refused, never passed over.
+nanoseconds. Beside Ollama's keys, `truncated` counts prompt tokens that were dropped to fit, of `prompt_total`, and
+`num_ctx` is there when the context is smaller than what was asked for. What cannot be honoured is refused, never passed
+over.
 """
 
 from __future__ import annotations
@@ -164,7 +165,6 @@ async def embed(request: web.Request) -> web.Response:
     """`POST /api/embed`: one normalised vector for each input."""
     body = await read_body(request, EmbedBody)
     model = await _model(request, body)
-    require(model, "embedding")
     refuse(model, dimensions=body.dimensions)
     texts: list[str | list[int]] = [body.input] if isinstance(body.input, str) else list(body.input or [])
     begun = asyncio.get_running_loop().time()
@@ -239,7 +239,7 @@ async def _lines(request: web.Request, plan: Plan, generated: Generate | None) -
             async for frame in frames:
                 match frame:
                     case Started():
-                        more |= {"truncated": frame.truncated} if frame.truncated else {}
+                        more |= _cut(frame)
                     case Delta():
                         text.append(frame.text)
                         yield plan.line(frame.text, **_probabilities(frame.logprobs))
@@ -260,6 +260,13 @@ async def _rendered(held: Held, plan: Plan, body: Generate) -> list[int]:
     plan.submit.messages = None
     plan.submit.prompt = [*(body.context or []), *ids]
     return plan.submit.prompt
+
+
+def _cut(frame: Started) -> dict[str, Any]:
+    """What was dropped of the prompt, and how long it was, where something was dropped."""
+    if not frame.truncated:
+        return {}
+    return {"truncated": frame.truncated, "prompt_total": frame.prompt_tokens + frame.truncated}
 
 
 def _figures(frame: Finished) -> dict[str, Any]:

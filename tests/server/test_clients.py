@@ -88,6 +88,7 @@ def test_a_long_prompt_is_cut_and_told_or_refused(daemon: Daemon, native: ollama
     body = {"model": "demo", "prompt": "word " * 3000, "options": {"num_predict": 2}, "stream": False}
     cut = daemon.post("/api/generate", body).json
     assert cut["truncated"] > 900
+    assert cut["prompt_total"] == cut["truncated"] + cut["prompt_eval_count"]
     assert cut["prompt_eval_count"] <= 2048
     refused = daemon.post("/api/generate", body | {"truncate": False})
     assert (refused.status, refused.json["code"]) == (400, "prompt_too_long")
@@ -99,6 +100,12 @@ def test_old_turns_make_way_for_new_ones(daemon: Daemon, native: ollama.Client) 
     last = daemon.post("/api/chat", {"model": "demo", "messages": turns, "options": {"num_predict": 2}}).lines[-1]
     assert last["truncated"] > 0
     assert last["prompt_eval_count"] < 2048
+
+
+def test_ollama_embeds(native: ollama.Client) -> None:
+    answer = native.embed("demo", ["a ship", "the sea"])
+    assert [len(vector) for vector in answer.embeddings] == [256, 256]
+    assert all(sum(value * value for value in vector) == pytest.approx(1, abs=1e-3) for vector in answer.embeddings)
 
 
 def test_ollama_learns_what_runs_and_unloads_it(native: ollama.Client) -> None:

@@ -152,7 +152,8 @@ def test_a_larger_context_than_trained_is_clamped_and_told(echo: Daemon) -> None
         ("/api/generate", {"prompt": "x", "template": "{{ .Prompt }}"}),
         ("/api/generate", {"prompt": "x", "raw": True, "system": "s"}),
         ("/api/generate", {"prompt": 5}),
-        ("/api/embed", {"input": "x"}),
+        ("/api/embed", {"input": 5}),
+        ("/api/embed", {"input": "x", "dimensions": 3}),
         ("/api/show", {"model": ""}),
     ],
 )
@@ -176,6 +177,13 @@ def test_what_cannot_be_honoured_is_a_400_that_says_so(echo: Daemon, path: str, 
 )
 def test_what_asks_for_nothing_is_fine(echo: Daemon, extra: dict[str, Any]) -> None:
     assert echo.post("/api/chat", say("x") | extra).status == 200
+
+
+def test_embed_gives_a_vector_for_each_input(echo: Daemon) -> None:
+    one = echo.post("/api/embed", {"model": "tiny", "input": "a b"}).json
+    assert (one["embeddings"], one["prompt_eval_count"]) == ([[1.0] + [0.0] * 7], 2)
+    assert len(echo.post("/api/embed", {"model": "tiny", "input": ["a", "b"]}).json["embeddings"]) == 2
+    assert echo.post("/api/embed", {"model": "tiny"}).json["embeddings"] == []
 
 
 @pytest.mark.parametrize("path", ["/api/chat", "/api/generate", "/api/show", "/api/embed", "/lm/stop"])

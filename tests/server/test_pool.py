@@ -272,3 +272,19 @@ def test_a_worker_that_stands_still_is_killed(home: Path) -> None:
         psutil.Process(pid).suspend()
         last = json.loads(response.read().splitlines()[-1])
         assert (last["code"], "no sign of life" in last["error"]) == ("worker_died", True)
+
+
+@pytest.mark.slow
+def test_a_hundred_workers_killed_in_mid_answer(home: Path) -> None:
+    slowest = 0.0
+    with Daemon(home, script=LONG) as daemon:
+        for _ in range(100):
+            with daemon.opened("POST", "/api/chat", say()) as response:
+                first_text(response)
+                os.kill(daemon.workers()[0], signal.SIGKILL)
+                killed = time.monotonic()
+                assert b"worker_died" in response.read()
+                slowest = max(slowest, time.monotonic() - killed)
+            assert daemon.post("/api/chat", say(options={"num_predict": 1})).lines[-1]["eval_count"] == 1
+        assert slowest < 1
+        assert len(daemon.children()) == 1
