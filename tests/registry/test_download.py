@@ -21,6 +21,7 @@ from registry.download import Download, Network, Remote
 from registry.errors import AccessDenied, DigestMismatch, ModelNotFound, RegistryError, SourceUnavailable
 from registry.transport import Address, Limiter
 from registry.verify import Position, Verified
+from tests.hub import Faults, Hub
 from tests.registry.badnet import FAULTS, BadNet, Request, reply
 
 PIECE = 64 * 1024
@@ -482,3 +483,20 @@ def test_a_hundred_downloads_from_a_bad_network(monkeypatch: pytest.MonkeyPatch)
             assert seen == DATA
             whole += 1
     assert 20 < whole < 90
+
+
+def test_from_a_hub(tmp_path: Path) -> None:
+    """The routes of a hub: a large file by redirect to the CDN, a small one from the hub itself, each with its digest."""
+    small = b'{"a": 1}'
+    for name, data in (("model.safetensors", DATA), ("config.json", small)):
+        (tmp_path / name).write_bytes(data)
+    git = "git-sha1:" + hashlib.sha1(b"blob %d\0" % len(small) + small).hexdigest()
+    with Hub({"org/repo": tmp_path}, token="hf_x") as hub:
+        hub.faults = Faults(cut_after=40_000, cuts=5)
+        for name, data, digest in (("model.safetensors", DATA, SHA), ("config.json", small, git)):
+            remote = Remote(f"{hub.url}/org/repo/resolve/{hub.heads['org/repo']}/{name}", len(data), name)
+            chunks = Download(remote, Network(token="hf_x"), piece=PIECE)
+            with Verified(chunks, name, len(data), digest) as stream:
+                assert b"".join(bytes(chunk) for chunk in stream) == data
+            assert chunks.retries == (5 if data is DATA else 0)
+        assert not any("authorization" in request.headers for request in hub.requests if request.origin == "cdn")
