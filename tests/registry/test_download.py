@@ -486,7 +486,7 @@ def test_a_hundred_downloads_from_a_bad_network(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_from_a_hub(tmp_path: Path) -> None:
-    """The routes of a hub: a large file by redirect to the CDN, a small one from the hub itself, each with its digest."""
+    """A hub's routes: a large file by redirect to the CDN, a small one from the hub itself, each with its digest."""
     small = b'{"a": 1}'
     for name, data in (("model.safetensors", DATA), ("config.json", small)):
         (tmp_path / name).write_bytes(data)
