@@ -141,7 +141,7 @@ class Context:
         return self._memory is None or bool(library().llama_memory_seq_rm(self._memory, sequence, start, -1))
 
     def shift(self, sequence: int, keep: int, gone: int) -> bool:
-        """Drop `gone` positions after the first `keep` and move the rest up; False, and nothing done, where it cannot be.
+        """Drop `gone` positions after the first `keep` and move the rest up; False, and nothing done, if it cannot be.
 
         No other sequence may share these cells.
         """

@@ -179,6 +179,8 @@ class LlamaEngine:
             if len(self._running) >= self._load.sequences:
                 return
             wanted = session.tokens[:-1]  # the last one is computed anew: its logits are needed
+            if session.request.sampling.seed >= 0 and not self._running:
+                self._start_afresh()
             source, length = self._pool.match(wanted)
             if self._soon_better(wanted, length):
                 continue
@@ -191,6 +193,11 @@ class LlamaEngine:
             self._begin(session, length)
             session.seq = seq
             self._running.append(session)
+
+    def _start_afresh(self) -> None:
+        """Empty the cache. A seed asks for the same text again, and sums round differently elsewhere in the cache."""
+        while self._pool.evict():
+            pass
 
     def _begin(self, session: Session, cached: int) -> None:
         if session.sampler:  # it was here before, and had to make room

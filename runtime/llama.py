@@ -93,6 +93,21 @@ def _compare(params: ctypes.Structure, expected: dict[str, Any]) -> None:
 
 
 @cache
+def amx_is_broken(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether weights would go to the AMX kernels of this version, which crash on batches (llama.cpp#20824, #26954).
+
+    Their tile configuration is built on the stack, and compilers drop most of it. There is no switch for AMX alone, so
+    on these processors weights are not repacked at all: slower with prompts, but alive.
+    """
+    if not hasattr(library()._lib, "_Z28ggml_backend_amx_buffer_typev"):
+        return False
+    try:
+        return "amx_int8" in cpuinfo.read_text()
+    except OSError:
+        return False
+
+
+@cache
 def quick() -> ctypes.PyDLL:
     """The same library, for calls so short that letting go of the interpreter lock would cost more than they do."""
     lib = library()._lib
@@ -154,6 +169,7 @@ class Model:
         low = library()
         params = low.llama_model_default_params()
         params.n_gpu_layers = gpu_layers
+        params.use_extra_bufts = not amx_is_broken()
         if progress:
             params.progress_callback = low.llama_progress_callback(lambda fraction, _: progress(fraction) or True)
         LOG.error = ""

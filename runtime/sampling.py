@@ -21,6 +21,8 @@ from runtime.messages import Sampling
 MAX_LAST = 1 << 16
 MAX_BIASES = 4096
 _DRY_BREAKERS = (b"\n", b":", b'"', b"*")
+# llama.cpp takes this seed to mean a random one.
+_RANDOM = 0xFFFFFFFF
 _BELOW_ANY_LOGIT = -1e9
 _RANGES: dict[str, tuple[float, float]] = {
     "temperature": (0.0, 100.0),
@@ -70,7 +72,7 @@ class Sampler:
         self._history = 0
         self.chain = low.llama_sampler_chain_init(low.llama_sampler_chain_default_params())
         random = int.from_bytes(os.urandom(4), "little")
-        self._seed = (sampling.seed + index if sampling.seed >= 0 else random) & 0xFFFFFFFE
+        self._seed = (sampling.seed + index if sampling.seed >= 0 else random) % _RANDOM
         self._add_biases(sampling)
         self._add_penalties(sampling, context)
         self._add_choice(sampling)

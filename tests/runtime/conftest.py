@@ -39,5 +39,11 @@ def convert(folder: Path, out: Path, level: str = "BF16") -> Path:
 
 
 @pytest.fixture(scope="session")
+def exact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo model in F32, where other batches round the same tokens too little to change a text."""
+    return convert(DEMO, tmp_path_factory.mktemp("models") / "exact.gguf", "F32")
+
+
+@pytest.fixture(scope="session")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return convert(DEMO, tmp_path_factory.mktemp("models") / "demo.gguf")
