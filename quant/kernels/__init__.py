@@ -241,15 +241,16 @@ def _block_converter(
 ) -> Callable[[NDArray[Any], Bytes], bool]:
     """What turns up to `shape` rows and columns into blocks."""
     format = _format(type)
-    ones = np.ones(shape[1], np.float32) if weights is None else weights
-    all_weights = _pad(np.broadcast_to(ones, shape).ravel(), LANES * type.block).reshape(-1, type.block)
+    all_weights = None
+    if weights is not None:
+        all_weights = _pad(np.broadcast_to(weights, shape).ravel(), LANES * type.block).reshape(-1, type.block)
 
     def convert(x: NDArray[Any], out: Bytes) -> bool:
         blocks = x.size // type.block
         values = np.zeros((-(-blocks // LANES) * LANES, type.block), np.float32)
         if not _widen(x, format.limit, values.reshape(-1)[: x.size]):
             return False
-        parts = format.search(values, all_weights[: len(values)])
+        parts = format.search(values, None if all_weights is None else all_weights[: len(values)])
         target = out.reshape(-1, type.block_bytes)
         format.pack(parts.first(blocks), target)
         return True

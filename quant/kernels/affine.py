@@ -19,7 +19,7 @@ from collections.abc import Callable
 import numpy as np
 
 from quant.kernels.compiler import kernel, part
-from quant.kernels.fitting import affine_error, affine_sums, divide
+from quant.kernels.fitting import Effort, affine_error, affine_fit, affine_sums, divide, flat_weights
 from quant.kernels.formats import Floats, Format, Parts, register
 from quant.kernels.half import from_half, to_half
 from quant.kernels.layout_k import pack_q2, pack_q4, pack_q5, restore_affine, unpack_q2, unpack_q4, unpack_q5
@@ -44,7 +44,7 @@ _ROUNDS = 2
 
 
 @part
-def _fit_group(x, w, first, size, top, start, step, steps):
+def _fit_group(x, w, first, size, top, start, step, steps, polish):
     """The best real scale and minimum of one group, and Σw, Σw·x."""
     low = splat(0.0)
     high = load(x, first)
@@ -58,20 +58,21 @@ def _fit_group(x, w, first, size, top, start, step, steps):
         w_sum = w_sum + weight
         wx_sum = fma(weight, v, wx_sum)
     span = high - low
+    per_span = divide(splat(1.0), span)
     best_scale = span / top
     best_low = -low
     best = splat(_HUGE)
-    for n in range(steps):
-        inverse = divide(splat(top + start + step * np.float32(n)), span)
-        wl, wll, wlx = affine_sums(x, w, first, size, inverse, -low * inverse, top)
-        det = fma(w_sum, wll, -(wl * wl))
-        scale = (w_sum * wlx - wx_sum * wl) / det
-        minus = (wl * wlx - wll * wx_sum) / det
-        under = minus < 0
-        scale = where(under, wlx / wll, scale)
-        minus = where(under, 0, minus)
+    for n in range(steps + polish):
+        if n < steps:
+            inverse = per_span * (top + start + step * np.float32(n))
+            offset = -low * inverse
+        else:
+            inverse = divide(splat(1.0), best_scale)
+            offset = best_low * inverse
+        wl, wll, wlx = affine_sums(x, w, first, size, inverse, offset, top)
+        scale, minus, fine = affine_fit(wl, wll, wlx, w_sum, wx_sum)
         error = affine_error(scale, minus, wx_sum, w_sum, wl, wll, wlx)
-        better = (error < best) & (det > 0)
+        better = (error < best) & fine
         best = where(better, error, best)
         best_scale = where(better, scale, best_scale)
         best_low = where(better, minus, best_low)
@@ -82,6 +83,7 @@ def _fit_group(x, w, first, size, top, start, step, steps):
 def _refine_group(x, w, first, size, top, codes, d, dmin, scale, low, reach, w_sum, wx_sum):
     """The best whole multiples of d and dmin near a group's scale and minimum; and their sums."""
     code = minimum(maximum(rint(divide(scale, d)), 0), codes)
+    per_low = divide(splat(1.0), w_sum * dmin)
     best = splat(_HUGE)
     best_code = code
     best_low = splat(0.0)
@@ -93,7 +95,7 @@ def _refine_group(x, w, first, size, top, codes, d, dmin, scale, low, reach, w_s
         s = d * trial
         inverse = divide(splat(1.0), s)
         wl, wll, wlx = affine_sums(x, w, first, size, inverse, low * inverse, top)
-        m = minimum(maximum(rint(divide(divide(fma(s, wl, -wx_sum), w_sum), dmin)), 0), codes)
+        m = minimum(maximum(rint(fma(s, wl, -wx_sum) * per_low), 0), codes)
         error = affine_error(s, m * dmin, wx_sum, w_sum, wl, wll, wlx)
         better = error < best
         best = where(better, error, best)
@@ -106,14 +108,32 @@ def _refine_group(x, w, first, size, top, codes, d, dmin, scale, low, reach, w_s
 
 
 @kernel(
-    "void(float32[::1], float32[::1], int64, float32, float32, float32, float32, int64, int64,"
+    "void(float32[::1], float32[::1], int64, float32, float32, float32, float32, int64, int64, int64, int64,"
     "uint8[::1], uint16[::1], uint16[::1], uint8[::1], uint8[::1])"
 )
-def _search(source, weights, groups, top, codes, start, step, steps, rounds, levels, d_out, dmin_out, scales, minima):
+def _search(
+    source,
+    weights,
+    groups,
+    top,
+    codes,
+    start,
+    step,
+    steps,
+    polish,
+    rounds,
+    reach,
+    levels,
+    d_out,
+    dmin_out,
+    scales,
+    minima,
+):
     """Fill the parts of len(d_out) super-blocks, a multiple of 16."""
     size = _BLOCK // groups
     x = np.empty(_BLOCK * LANES, np.float32)
-    w = np.empty(_BLOCK * LANES, np.float32)
+    w = np.ones(_BLOCK * LANES, np.float32)
+    weighted = len(weights) > 0
     tile = np.empty(_BLOCK * LANES, np.uint8)
     scale = np.empty(groups * LANES, np.float32)
     low = np.empty(groups * LANES, np.float32)
@@ -125,11 +145,12 @@ def _search(source, weights, groups, top, codes, start, step, steps, rounds, lev
         base = t * LANES * _BLOCK
         for i in range(0, _BLOCK, LANES):
             transpose(source, base + i, _BLOCK, x, i * LANES, LANES)
-            transpose(weights, base + i, _BLOCK, w, i * LANES, LANES)
+            if weighted:
+                transpose(weights, base + i, _BLOCK, w, i * LANES, LANES)
         top_scale = splat(0.0)
         top_low = splat(0.0)
         for g in range(groups):
-            s, m, sum_w, sum_wx = _fit_group(x, w, g * size, size, top, start, step, steps)
+            s, m, sum_w, sum_wx = _fit_group(x, w, g * size, size, top, start, step, steps, polish)
             store(scale, g, s)
             store(low, g, m)
             store(w_sums, g, sum_w)
@@ -146,7 +167,7 @@ def _search(source, weights, groups, top, codes, start, step, steps, rounds, lev
             bx = splat(0.0)
             for g in range(groups):
                 s, m, wl, wll, wlx = _refine_group(
-                    x, w, g * size, size, top, codes, d, dmin, load(scale, g), load(low, g), 1,
+                    x, w, g * size, size, top, codes, d, dmin, load(scale, g), load(low, g), reach,
                     load(w_sums, g), load(wx_sums, g),
                 )  # fmt: skip
                 store(code, g, s)
@@ -182,25 +203,27 @@ def _search(source, weights, groups, top, codes, start, step, steps, rounds, lev
 
 
 def _searcher(
-    groups: int, top: int, codes: int, start: float, step: float, steps: int
-) -> Callable[[Floats, Floats], Parts]:
-    def search(x: Floats, weights: Floats) -> Parts:
+    groups: int, top: int, codes: int, plain: Effort, weighted: Effort
+) -> Callable[[Floats, Floats | None], Parts]:
+    def search(x: Floats, weights: Floats | None) -> Parts:
         n = len(x)
         d, dmin = np.empty((2, n), np.uint16)
         levels, scales, minima = np.empty((n, _BLOCK), np.uint8), *np.empty((2, n, groups), np.uint8)
-        _search(
-            x.ravel(), weights.ravel(), groups, top, codes, start, step, steps, _ROUNDS,
-            levels.ravel(), d, dmin, scales.ravel(), minima.ravel(),
-        )  # fmt: skip
+        effort = plain if weights is None else weighted
+        flat = levels.ravel(), d, dmin, scales.ravel(), minima.ravel()
+        _search(x.ravel(), flat_weights(weights), groups, top, codes, *effort, *flat)
         return Parts(levels, d.view(np.float16), dmin.view(np.float16), scales, minima)
 
     return search
 
 
+_Q2 = Effort(-0.6, 0.15, 12, 2, 2, 1), Effort(-1.0, 0.1, 24, 2, 3, 2)
+_Q4 = Effort(-2.0, 0.25, 16, 2, 2, 1), Effort(-3.0, 0.2, 24, 2, 2, 2)
+_Q5 = Effort(-3.0, 0.3, 20, 2, 2, 1), Effort(-4.0, 0.4, 20, 2, 2, 2)
 for _type, _search_type, _pack, _unpack in (
-    (QuantType.Q2_K, _searcher(16, 3, 15, -0.6, 0.1, 16), pack_q2, unpack_q2),
-    (QuantType.Q4_K, _searcher(8, 15, 63, -1.0, 0.15, 12), pack_q4, unpack_q4),
-    (QuantType.Q5_K, _searcher(8, 31, 63, -1.0, 0.15, 12), pack_q5, unpack_q5),
+    (QuantType.Q2_K, _searcher(16, 3, 15, *_Q2), pack_q2, unpack_q2),
+    (QuantType.Q4_K, _searcher(8, 15, 63, *_Q4), pack_q4, unpack_q4),
+    (QuantType.Q5_K, _searcher(8, 31, 63, *_Q5), pack_q5, unpack_q5),
 ):
     # The largest float16 times the highest code and level.
     _limit = 65504.0 * (15 * 3 if _type is QuantType.Q2_K else 63 * 15)

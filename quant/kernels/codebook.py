@@ -1,7 +1,7 @@
 """IQ4_NL and IQ4_XS: a level of four bits names one of sixteen unevenly spaced values, x ≈ scale·value.
 
-IQ4_NL has blocks of 32 with a float16 scale of their own, IQ4_XS super-blocks of 256 in groups of 32, whose scales are six
-signed bits times a float16.
+IQ4_NL has blocks of 32 with a float16 scale of their own, IQ4_XS super-blocks of 256 in groups of 32, whose scales are
+six signed bits times a float16.
 
 The search is that of `symmetric.py`, 16 blocks or super-blocks at a time; only that a level is found in a table by the
 element's place between −127 and 113, in steps of a half, so that the boundaries between levels lie on entries.
@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 
 from quant.kernels.compiler import kernel, part
-from quant.kernels.fitting import quotient
+from quant.kernels.fitting import flat_weights, quotient
 from quant.kernels.formats import Floats, Format, Parts, register
 from quant.kernels.half import from_half, to_half
 from quant.kernels.layout_whole import IQ4_NL, IQ4_VALUES, IQ4_XS
@@ -115,7 +115,8 @@ def _search(source, weights, table, level_of, groups, steps, rounds, levels, d_o
     """Fill the parts of len(d_out) blocks, a multiple of 16. A single group has no scale besides d."""
     block = groups * _SIZE
     x = np.empty(block * LANES, np.float32)
-    w = np.empty(block * LANES, np.float32)
+    w = np.ones(block * LANES, np.float32)
+    weighted = len(weights) > 0
     tile = np.empty(block * LANES, np.uint8)
     scale = np.empty(groups * LANES, np.float32)
     code = np.ones(groups * LANES, np.float32)
@@ -123,7 +124,8 @@ def _search(source, weights, table, level_of, groups, steps, rounds, levels, d_o
         base = t * LANES * block
         for i in range(0, block, LANES):
             transpose(source, base + i, block, x, i * LANES, LANES)
-            transpose(weights, base + i, block, w, i * LANES, LANES)
+            if weighted:
+                transpose(weights, base + i, block, w, i * LANES, LANES)
         peak = splat(0.0)
         for g in range(groups):
             s = _fit_group(x, w, table, g * _SIZE, steps)
@@ -157,22 +159,22 @@ def _search(source, weights, table, level_of, groups, steps, rounds, levels, d_o
                 scales[(t * LANES + k) * groups + g] = np.uint8(code[g * LANES + k] + 32)
 
 
-def _run(x: Floats, weights: Floats, rounds: int) -> Parts:
+def _run(x: Floats, weights: Floats | None, rounds: int) -> Parts:
     levels, d, scales = (
         np.empty(x.shape, np.uint8),
         np.empty(len(x), np.uint16),
         np.empty((len(x), x.shape[1] // 32), np.uint8),
     )
     flat = levels.ravel(), d, scales.ravel()
-    _search(x.ravel(), weights.ravel(), _TABLE, _LEVELS, x.shape[1] // _SIZE, 18, rounds, *flat)
+    _search(x.ravel(), flat_weights(weights), _TABLE, _LEVELS, x.shape[1] // _SIZE, 18, rounds, *flat)
     return Parts(levels, d.view(np.float16), scales=scales)
 
 
-def _search_nl(x: Floats, weights: Floats) -> Parts:
+def _search_nl(x: Floats, weights: Floats | None) -> Parts:
     return _run(x, weights, 1)._replace(scales=np.empty((len(x), 0), np.uint8))
 
 
-def _search_xs(x: Floats, weights: Floats) -> Parts:
+def _search_xs(x: Floats, weights: Floats | None) -> Parts:
     return _run(x, weights, 2)
 
 

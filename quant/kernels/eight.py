@@ -50,7 +50,7 @@ def _search(source, levels, d_out):
             transpose(tile, i * LANES, LANES, levels, base + i, _BLOCK)
 
 
-def search(x: Floats, weights: Floats) -> Parts:
+def search(x: Floats, weights: Floats | None) -> Parts:
     """Levels are signed bytes; weights make no difference."""
     levels, d = np.empty(x.shape, np.uint8), np.empty(len(x), np.uint16)
     _search(x.ravel(), levels.ravel(), d)

@@ -2,8 +2,37 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
+import numpy as np
+
 from quant.kernels.compiler import part
+from quant.kernels.formats import Floats
 from quant.kernels.simd import fma, load, maximum, minimum, rint, splat, where
+
+# Added to a number below 2²², leaves float32 no room for a fraction.
+ROUNDER = np.float32(1.5 * 2**23)
+
+
+class Effort(NamedTuple):
+    """How long a search looks."""
+
+    start: float
+    """The first candidate for a group's scale takes its largest element this far above the top level, or below, …"""
+    step: float
+    """… every further one to this much more."""
+    steps: int
+    polish: int
+    """Times that the best candidate's levels and then scale are found anew."""
+    rounds: int
+    """Times that the scales of all groups are chosen for d, and then d for them."""
+    reach: int
+    """Whole multiples of d that are tried to either side of a group's scale."""
+
+
+def flat_weights(weights: Floats | None) -> Floats:
+    """As kernels take them: empty where all are 1."""
+    return np.empty(0, np.float32) if weights is None else weights.ravel()
 
 
 @part
@@ -40,3 +69,14 @@ def affine_error(scale, low, wx, w, wl, wll, wlx):
 def quotient(a, b):
     """a / b, or 0 where b is 0."""
     return where(b != 0, a / b, 0)
+
+
+@part
+def affine_fit(wl, wll, wlx, w, wx):
+    """The best scale and low, x ≈ scale·l − low with low ≥ 0, for given levels; and whether the levels allow a fit."""
+    det = fma(w, wll, -(wl * wl))
+    low = fma(wl, wlx, -(wll * wx))
+    under = low < 0
+    inverse = splat(1.0) / where(under, wll, det)
+    scale = where(under, wlx, fma(w, wlx, -(wx * wl))) * inverse
+    return scale, where(under, 0, low * inverse), det > 0

@@ -1,11 +1,11 @@
 """MXFP4 and NVFP4: elements of four bits, a sign and one of 0, 0.5, 1, 1.5, 2, 3, 4, 6, times a scale of eight bits.
 
-MXFP4 (OCP Microscaling Formats, v1.0) has blocks of 32 and scales that are powers of two (E8M0); NVFP4 groups of 16, four
-to a block, with scales of four bits exponent and three mantissa (UE4M3). Values are doubled here, as in llama.cpp, and
-scales halved, so that they are whole numbers: 0, 1, 2, 3, 4, 6, 8, 12.
+MXFP4 (OCP Microscaling Formats, v1.0) has blocks of 32 and scales that are powers of two (E8M0); NVFP4 groups of 16,
+four to a block, with scales of four bits exponent and three mantissa (UE4M3). Values are doubled here, as in llama.cpp,
+and scales halved, so that they are whole numbers: 0, 1, 2, 3, 4, 6, 8, 12.
 
-The search tries, for each group, the scales round about the one that takes the largest element to the largest value, and
-keeps the one with the smallest error: 16 groups at a time, one in each lane.
+The search tries, for each group, the scales round about the one that takes the largest element to the largest value,
+and keeps the one with the smallest error: 16 groups at a time, one in each lane.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import numpy as np
 
 from quant.kernels.compiler import kernel, part
+from quant.kernels.fitting import flat_weights
 from quant.kernels.formats import Bytes, Floats, Format, Parts, register
 from quant.kernels.layout_whole import nibbles, pack_levels
 from quant.kernels.simd import (
@@ -44,7 +45,7 @@ def _e8m0_halves() -> Floats:
 
 
 def _ue4m3_halves() -> Floats:
-    """Half of the number that each code stands for; the eighth bit is not looked at, but for 0x7F, which counts as 0."""
+    """Half of the number that each code stands for; the eighth bit counts for nothing, and 0x7F is 0."""
     code = np.arange(256)
     exponent, mantissa = code >> 3 & 15, code & 7
     value = np.where(exponent == 0, mantissa * 2.0**-9, (8 + mantissa) * 2.0 ** (exponent - 10.0))
@@ -83,13 +84,15 @@ def _first_mini(peak):
 def _search(source, weights, halves, size, reach, least, largest, levels, codes):
     """Fill levels and scale codes of len(codes) groups of `size`, a multiple of 16."""
     x = np.empty(size * LANES, np.float32)
-    w = np.empty(size * LANES, np.float32)
+    w = np.ones(size * LANES, np.float32)
+    weighted = len(weights) > 0
     tile = np.empty(size * LANES, np.uint8)
     for t in range(len(codes) // LANES):
         base = t * LANES * size
         for i in range(0, size, LANES):
             transpose(source, base + i, size, x, i * LANES, LANES)
-            transpose(weights, base + i, size, w, i * LANES, LANES)
+            if weighted:
+                transpose(weights, base + i, size, w, i * LANES, LANES)
         peak = splat(0.0)
         for i in range(size):
             peak = maximum(peak, absolute(load(x, i)))
@@ -122,31 +125,32 @@ def _search(source, weights, halves, size, reach, least, largest, levels, codes)
             transpose(tile, i * LANES, LANES, levels, base + i, size)
 
 
-def _run(x: Floats, weights: Floats, halves: Floats, reach: int, codes: tuple[int, int]) -> Parts:
+def _run(x: Floats, weights: Floats | None, halves: Floats, reach: int, codes: tuple[int, int]) -> Parts:
     size = 32 if halves is _E8M0 else 16
     levels, scales = np.empty(x.shape, np.uint8), np.empty((len(x), x.shape[1] // size), np.uint8)
-    _search(x.ravel(), weights.ravel(), halves, size, reach, *codes, levels.ravel(), scales.ravel())
+    _search(x.ravel(), flat_weights(weights), halves, size, reach, *codes, levels.ravel(), scales.ravel())
     return Parts(levels, scales=scales)
 
 
-def _search_mx(x: Floats, weights: Floats) -> Parts:
+def _search_mx(x: Floats, weights: Floats | None) -> Parts:
     return _run(x, weights, _E8M0, 1, _E8M0_CODES)
 
 
-def _search_nv(x: Floats, weights: Floats) -> Parts:
+def _search_nv(x: Floats, weights: Floats | None) -> Parts:
     return _run(x, weights, _UE4M3, 4, _UE4M3_CODES)
 
 
 def _pack_mx(parts: Parts, out: Bytes) -> None:
     """17 bytes: the scale's code, 16 × two levels."""
     out[:, 0] = parts.scales[:, 0]
-    pack_levels(parts.levels, out, 16, 1, 0)
+    pack_levels(parts.levels, out, 1)
 
 
 def _pack_nv(parts: Parts, out: Bytes) -> None:
     """36 bytes: four codes, 32 × two levels; elements that share a byte are 8 apart."""
     out[:, :4] = parts.scales
-    pack_levels(parts.levels, out, 8, 4, 0)
+    pairs = parts.levels.reshape(-1, 4, 2, 8)
+    out[:, 4:] = (pairs[:, :, 0] | pairs[:, :, 1] << 4).reshape(-1, 32)
 
 
 def _unpack_mx(blocks: Bytes) -> Parts:
@@ -159,12 +163,13 @@ def _unpack_nv(blocks: Bytes) -> Parts:
 
 def _restore_mx(parts: Parts) -> Floats:
     """value[level]·scale."""
-    return _VALUES[parts.levels] * _E8M0[parts.scales]
+    values: Floats = _VALUES[parts.levels] * _E8M0[parts.scales]
+    return values
 
 
 def _restore_nv(parts: Parts) -> Floats:
     """value[level]·scale of the group."""
-    values = _VALUES[parts.levels].reshape(-1, 4, 16) * _UE4M3[parts.scales][:, :, None]
+    values: Floats = _VALUES[parts.levels].reshape(-1, 4, 16) * _UE4M3[parts.scales][:, :, None]
     return values.reshape(-1, 64)
 
 

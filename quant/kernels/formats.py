@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 
 from quant.types import QuantType
 
-Bytes = NDArray[np.uint8]
-Floats = NDArray[np.float32]
-Halves = NDArray[np.float16]
+# Arrays of uint8, float32 and float16; numpy's type stubs lose the dtype in arithmetic.
+Bytes = NDArray[Any]
+Floats = NDArray[Any]
+Halves = NDArray[Any]
 
 
 def halves(blocks: Bytes, at: int) -> Halves:
@@ -39,14 +40,14 @@ class Parts(NamedTuple):
 
     def first(self, count: int) -> Parts:
         """The parts of the first `count` blocks."""
-        return Parts(*(part[:count] for part in self))  # type: ignore[arg-type]
+        return Parts(*(part[:count] for part in self))
 
 
 class Format(NamedTuple):
     """The four things that a type can do. n blocks at a time; `n` is a multiple of 16 in `search`."""
 
-    search: Callable[[Floats, Floats], Parts]
-    """(x float32[n, block], weights float32[n, block]) → the parts that keep Σ weight·(x − x̂)² small."""
+    search: Callable[[Floats, Floats | None], Parts]
+    """(x float32[n, block], weights float32[n, block] or None) → the parts that keep Σ weight·(x − x̂)² small."""
     pack: Callable[[Parts, Bytes], None]
     """Write the parts into uint8[n, block_bytes]."""
     unpack: Callable[[Bytes], Parts]

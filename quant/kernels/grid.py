@@ -1,6 +1,7 @@
-"""IQ2_XXS, IQ2_XS, IQ2_S, IQ3_XXS, IQ3_S: groups of 16 or 32 whose magnitudes are vectors of a grid, x ≈ ±d·scale·vector.
+"""IQ2_XXS, IQ2_XS, IQ2_S, IQ3_XXS, IQ3_S: magnitudes are vectors of a grid, x ≈ ±d·scale·vector.
 
-The search runs 16 super-blocks at a time, one in each lane; scales are found as in `affine.py`, vectors as in `nearest.py`.
+The search runs 16 super-blocks at a time, one in each lane; scales are found as in `affine.py`, vectors as in
+`nearest.py`.
 
 Where the format stores only seven signs for eight elements and the eighth would be wrong, the element whose sign costs
 least takes the wrong one: its magnitude counts as negative from there on.
@@ -9,11 +10,13 @@ least takes the wrong one: its magnitude counts as negative from there on.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 
 from quant.kernels.compiler import kernel, part
-from quant.kernels.fitting import divide
+from quant.kernels.fitting import divide, flat_weights
 from quant.kernels.formats import Floats, Format, Parts, register
 from quant.kernels.half import from_half, to_half
 from quant.kernels.layout_grid import LAYOUTS, grid_vectors
@@ -88,22 +91,22 @@ def _group_sums(x, w, first, size, dims, grid, scale, tables, chosen):
 
 @kernel(
     "void(float32[::1], float32[::1], int64, boolean, float32, float32[::1], float32[::1], int32[::1], int32[::1],"
-    "int32[::1], int32[::1], float32[::1], int64, uint16[::1], uint8[::1], uint16[::1], uint8[::1])"
+    "int64, float32[::1], int64, uint16[::1], uint8[::1], uint16[::1], uint8[::1])"
 )
 def _search(
-    source, weights, size, even, unit, values, vectors, first_half, second_half, near, index_of, starts, rounds,
+    source, weights, size, even, unit, values, vectors, near, index_of, dims, starts, rounds,
     levels, signs, d_out, scales,
 ):  # fmt: skip
     """Fill the parts of len(d_out) super-blocks, a multiple of 16.
 
     starts: candidates for a group's scale, in shares of the one that takes its largest element to the largest value.
     """
-    grid = Grid(values, vectors, first_half, second_half, near, index_of)
-    dims = len(vectors) // len(first_half)
+    grid = Grid(values, vectors, near, index_of)
     groups = _BLOCK // size
     half = len(values) ** (dims // 2)
     x = np.empty(_BLOCK * LANES, np.float32)
-    w = np.empty(_BLOCK * LANES, np.float32)
+    w = np.ones(_BLOCK * LANES, np.float32)
+    weighted = len(weights) > 0
     tables = np.empty(half * LANES, np.float32), np.empty(half * LANES, np.float32)
     trial = np.empty(_BLOCK // dims * LANES, np.uint16)
     chosen = np.empty(_BLOCK // dims * LANES, np.uint16)
@@ -114,7 +117,8 @@ def _search(
         base = t * LANES * _BLOCK
         for i in range(0, _BLOCK, LANES):
             transpose(source, base + i, _BLOCK, x, i * LANES, LANES)
-            transpose(weights, base + i, _BLOCK, w, i * LANES, LANES)
+            if weighted:
+                transpose(weights, base + i, _BLOCK, w, i * LANES, LANES)
         _take_signs(x, w, sign_tile, even)
         largest = splat(0.0)
         for g in range(groups):
@@ -175,30 +179,47 @@ def _search(
                 signs[block * (_BLOCK // 8) + i] = sign_tile[i * LANES + lane]
 
 
-def _searcher(type: QuantType, size: int, even: bool, unit: float, starts: Floats, rounds: int) -> Callable[[Floats, Floats], Parts]:
-    table = prepare(grid_vectors(type), type is QuantType.IQ2_S)
-    dims = len(table.vectors) // len(table.first_half)
+class _Shape(NamedTuple):
+    """What distinguishes the types."""
 
-    def run(x: Floats, weights: Floats) -> Parts:
-        n = len(x)
+    size: int
+    """Elements of a group."""
+    even: bool
+    """Is the number of negative elements in eight always even?"""
+    unit: float
+    """A group's scale is d·unit·(2·code + 1)."""
+    starts: int
+    """Candidates for a group's scale."""
+    rounds: int
+
+
+@cache
+def _tables(type: QuantType) -> Grid:
+    return prepare(grid_vectors(type))
+
+
+def _searcher(type: QuantType, shape: _Shape) -> Callable[[Floats, Floats | None], Parts]:
+    def run(x: Floats, weights: Floats | None) -> Parts:
+        n, dims = len(x), grid_vectors(type).shape[1]
         levels, d = np.empty((n, _BLOCK // dims), np.uint16), np.empty(n, np.uint16)
-        signs, scales = np.empty((n, _BLOCK // 8), np.uint8), np.empty((n, _BLOCK // size), np.uint8)
+        signs, scales = np.empty((n, _BLOCK // 8), np.uint8), np.empty((n, _BLOCK // shape.size), np.uint8)
+        starts = np.linspace(0.62, 0.98, shape.starts, dtype=np.float32)
         flat = levels.ravel(), signs.ravel(), d, scales.ravel()
-        _search(x.ravel(), weights.ravel(), size, even, unit, *table, starts, rounds, *flat)
+        _search(
+            x.ravel(), flat_weights(weights), shape.size, shape.even, shape.unit, *_tables(type), dims, starts,
+            shape.rounds, *flat,
+        )  # fmt: skip
         return Parts(levels, d.view(np.float16), scales=scales, signs=signs)
 
     return run
 
 
-import os
-
-S=lambda k: np.linspace(float(os.environ.get("LO",.6)),float(os.environ.get("HI",1.0)),int(os.environ.get("K",k)), dtype=np.float32)
-R=int(os.environ.get("R",1))
-for _type, _size, _even, _unit, _largest in (
-    (QuantType.IQ2_XXS, 32, True, 1 / 8, 43),
-    (QuantType.IQ2_XS, 16, True, 1 / 8, 43),
-    (QuantType.IQ2_S, 16, False, 1 / 8, 43),
-    (QuantType.IQ3_XXS, 32, True, 1 / 4, 62),
-    (QuantType.IQ3_S, 32, False, 1.0, 15),
-):
-    register(_type, Format(_searcher(_type, _size, _even, _unit, S(6), R), *LAYOUTS[_type], 65504.0 * 31 * _unit * _largest))
+for _type, _shape in {
+    QuantType.IQ2_XXS: _Shape(32, True, 1 / 8, 5, 1),
+    QuantType.IQ2_XS: _Shape(16, True, 1 / 8, 5, 1),
+    QuantType.IQ2_S: _Shape(16, False, 1 / 8, 5, 1),
+    QuantType.IQ3_XXS: _Shape(32, True, 1 / 4, 6, 1),
+    QuantType.IQ3_S: _Shape(32, False, 1.0, 5, 1),
+}.items():
+    _limit = 65504.0 * 31 * _shape.unit * float(grid_vectors(_type).max())
+    register(_type, Format(_searcher(_type, _shape), *LAYOUTS[_type], _limit))

@@ -1,14 +1,15 @@
 """How IQ2_XXS, IQ2_XS, IQ2_S, IQ3_XXS, IQ3_S, IQ1_S and IQ1_M lie in memory, and what the parts stand for.
 
-In all of them eight (IQ1, IQ2) or four (IQ3) elements share one index into a grid of vectors, a table that belongs to the
-format. Signs are apart from it in IQ2 and IQ3: one bit for each element, or seven for eight elements with the eighth such
-that the number of set bits is even. Source of the layouts: `block_iq2_xxs` … `block_iq1_m` in llama.cpp's ggml-common.h
-and the functions `dequantize_row_iq*` in ggml-quants.c. The grids are those of the `gguf` package.
+In all of them eight (IQ1, IQ2) or four (IQ3) elements share one index into a grid of vectors, a table that belongs to
+the format. Signs are apart from it in IQ2 and IQ3: one bit for each element, or seven for eight elements with the
+eighth such that the number of set bits is even. Source of the layouts: `block_iq2_xxs` … `block_iq1_m` in llama.cpp's
+ggml-common.h and the functions `dequantize_row_iq*` in ggml-quants.c. The grids are those of the `gguf` package.
 """
 
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import numpy as np
 from gguf import quants
@@ -18,7 +19,6 @@ from quant.kernels.formats import Bytes, Floats, Parts, halves
 from quant.kernels.layout_whole import Layout, nibbles, put_half
 from quant.types import QuantType
 
-Words = NDArray[np.uint16]
 # Added to every level of a group (IQ1_S) or vector (IQ1_M), or taken off where its bit is set.
 SHIFT = np.float32(0.125)
 
@@ -32,17 +32,18 @@ def grid_vectors(type: QuantType) -> Floats:
     return np.ascontiguousarray(table.grid.reshape(table.grid.shape[-2:]))
 
 
-def _whole_signs(seven: NDArray[np.unsignedinteger]) -> Bytes:
+def _whole_signs(seven: NDArray[Any]) -> Bytes:
     """Seven bits and the eighth that makes their number even."""
-    parity = np.bitwise_count(seven) & 1
-    return (seven | parity << 7).astype(np.uint8)
+    whole: Bytes = (seven | (np.bitwise_count(seven) & 1) << 7).astype(np.uint8)
+    return whole
 
 
 def _signs_and_scales(parts: Parts) -> Bytes:
     """A little-endian word for each group of 32: four times seven signs, and four bits of scale on top."""
     seven = (parts.signs & 127).astype(np.uint32).reshape(-1, 8, 4)
     words = np.bitwise_or.reduce(seven << np.array([0, 7, 14, 21], np.uint32), axis=2)
-    return (words | parts.scales.astype(np.uint32) << 28).view(np.uint8).reshape(-1, 8, 4)
+    words |= parts.scales.astype(np.uint32) << 28
+    return np.ascontiguousarray(words).view(np.uint8).reshape(-1, 8, 4)
 
 
 def _from_signs_and_scales(raw: Bytes) -> tuple[Bytes, Bytes]:
@@ -53,7 +54,8 @@ def _from_signs_and_scales(raw: Bytes) -> tuple[Bytes, Bytes]:
 
 def _pairs(scales: Bytes) -> Bytes:
     """Two scales to a byte."""
-    return scales[:, ::2] | scales[:, 1::2] << 4
+    pairs: Bytes = scales[:, ::2] | scales[:, 1::2] << 4
+    return pairs
 
 
 def _pack_iq2_xxs(parts: Parts, out: Bytes) -> None:
@@ -146,7 +148,7 @@ def _unpack_iq1_s(blocks: Bytes) -> Parts:
 
 
 def _pack_iq1_m(parts: Parts, out: Bytes) -> None:
-    """56 bytes: 32 × eight bits of index, 32 × (three bits of index, shift), 4 × (four scales of three bits, a quarter of d)."""
+    """56 bytes: 32 × eight bits of index, 32 × (three more, shift), 4 × (four scales of three bits, 4 bits of d)."""
     out[:, :32] = parts.levels & np.uint16(255)
     out[:, 32:48] = _pairs((parts.levels >> 8).astype(np.uint8) | parts.minima << 3)
     scales = parts.scales.astype(np.uint16).reshape(-1, 4, 4) << np.array([0, 3, 6, 9], np.uint16)
@@ -167,7 +169,8 @@ def _scaled(type: QuantType, parts: Parts, scale: Floats) -> Floats:
     """Each group's scale times its vectors, times their signs."""
     values = grid_vectors(type)[parts.levels].reshape(len(parts.levels), scale.shape[1], -1)
     signs = np.unpackbits(parts.signs, axis=1, bitorder="little")
-    return (scale[:, :, None] * values).reshape(-1, 256) * np.where(signs == 1, np.float32(-1), np.float32(1))
+    result: Floats = (scale[:, :, None] * values).reshape(-1, 256) * np.where(signs == 1, np.float32(-1), np.float32(1))
+    return result
 
 
 def _restorer(type: QuantType, offset: float, factor: float) -> Layout:
@@ -187,7 +190,8 @@ def _restore_shifted(parts: Parts) -> Floats:
     vectors = grid_vectors(QuantType.IQ1_S)[parts.levels]
     shifts = np.where(parts.minima == 1, -SHIFT, SHIFT).repeat(32 // parts.minima.shape[1], axis=1)
     values = (vectors + shifts[:, :, None]).reshape(len(parts.levels), scale.shape[1], -1)
-    return (scale[:, :, None] * values).reshape(-1, 256)
+    result: Floats = scale[:, :, None] * values
+    return result.reshape(-1, 256)
 
 
 LAYOUTS = {

@@ -152,7 +152,8 @@ def restore_affine(parts: Parts) -> Floats:
     scale = parts.d.astype(np.float32)[:, None] * parts.scales
     low = parts.dmin.astype(np.float32)[:, None] * parts.minima
     levels = parts.levels.reshape(-1, groups, 256 // groups)
-    return (scale[:, :, None] * levels - low[:, :, None]).reshape(-1, 256)
+    values: Floats = scale[:, :, None] * levels - low[:, :, None]
+    return values.reshape(-1, 256)
 
 
 def pack_q3(parts: Parts, out: Bytes) -> None:
@@ -193,5 +194,6 @@ def restore_q6(parts: Parts) -> Floats:
 
 
 def _symmetric(d: Halves, scales: NDArray[np.int8], levels: NDArray[np.int8]) -> Floats:
-    scale: Floats = d.astype(np.float32)[:, None] * scales
-    return (scale[:, :, None] * levels.reshape(-1, 16, 16)).reshape(-1, 256)
+    scale = d.astype(np.float32)[:, None] * scales
+    values: Floats = scale[:, :, None] * levels.reshape(-1, 16, 16)
+    return values.reshape(-1, 256)

@@ -13,6 +13,7 @@ import numpy as np
 
 from quant.kernels.compiler import kernel
 from quant.kernels.formats import Bytes, Floats, Halves, Parts, halves
+from quant.kernels.simd import LANES, lane_bits, load, store_from
 
 # Values of the 4-bit levels of IQ4_NL and IQ4_XS (`kvalues_iq4nl`).
 IQ4_VALUES = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.int8)
@@ -26,21 +27,25 @@ class Layout(NamedTuple):
     restore: Callable[[Parts], Floats]
 
 
-@kernel("void(uint8[:, ::1], uint8[:, ::1], int64, int64, int64)")
-def pack_levels(levels, out, gap, first, fifths):
-    """Two levels to a byte from byte `first` on, `gap` elements apart; fifth bits from byte `fifths` on unless that is 0."""
-    for b in range(len(levels)):
-        q = levels[b]
+@kernel("void(uint8[::1], uint8[:, ::1], int64, int64)")
+def _pack_levels(levels, out, first, fifths):
+    """Levels of all blocks: low halves from byte `first` on, and fifth bits from byte `fifths` on unless that is 0."""
+    vectors = levels.size // (len(out) * LANES)
+    for b in range(len(out)):
         to = out[b]
-        for run in range(len(q) // (2 * gap)):
-            for i in range(gap):
-                to[first + run * gap + i] = q[run * 2 * gap + i] & 15 | q[run * 2 * gap + gap + i] << 4
-        if fifths != 0:
-            for byte in range(4):
-                bits = 0
-                for i in range(8):
-                    bits |= (q[byte * 8 + i] >> 4) << i
-                to[fifths + byte] = bits
+        for pair in range(vectors // 2):
+            even = load(levels, b * vectors + pair * 2)
+            odd = load(levels, b * vectors + pair * 2 + 1)
+            store_from(to, first + pair * LANES, even & 15 | odd << 4)
+            if fifths != 0:
+                bits = lane_bits((even & 16) != 0) | lane_bits((odd & 16) != 0) << LANES
+                for byte in range(4):
+                    to[fifths + byte] = bits >> byte * 8 & 255
+
+
+def pack_levels(levels: Bytes, out: Bytes, first: int, fifths: int = 0) -> None:
+    """Two levels to a byte, 16 elements apart, from byte `first` of each block on; fifth bits from byte `fifths` on."""
+    _pack_levels(np.ascontiguousarray(levels).ravel(), out, first, fifths)
 
 
 def put_half(out: Bytes, at: int, value: Halves) -> None:
@@ -49,7 +54,7 @@ def put_half(out: Bytes, at: int, value: Halves) -> None:
 
 
 def nibbles(packed: Bytes, gap: int = 16) -> Bytes:
-    """The inverse of `pack_levels`, without fifth bits."""
+    """Levels from bytes that hold two each, `gap` elements apart."""
     rows = packed.reshape(len(packed), -1, 1, gap) >> np.array([0, 4], np.uint8).reshape(2, 1)
     return (rows & np.uint8(15)).reshape(len(packed), -1)
 
@@ -64,7 +69,7 @@ def _layout(fifths: bool, offset: int, minimum: bool) -> Layout:
     low = high + 4 if fifths else high
 
     def pack(parts: Parts, out: Bytes) -> None:
-        pack_levels(parts.levels, out, 16, low, high if fifths else 0)
+        pack_levels(parts.levels, out, low, high if fifths else 0)
         put_half(out, 0, parts.d)
         if minimum:
             put_half(out, 2, parts.dmin)
@@ -90,7 +95,7 @@ Q5_1 = _layout(fifths=True, offset=0, minimum=True)
 
 
 def _pack_iq4_nl(parts: Parts, out: Bytes) -> None:
-    pack_levels(parts.levels, out, 16, 2, 0)
+    pack_levels(parts.levels, out, 2)
     put_half(out, 0, parts.d)
 
 
@@ -100,12 +105,13 @@ def _unpack_iq4_nl(blocks: Bytes) -> Parts:
 
 def _restore_iq4_nl(parts: Parts) -> Floats:
     """d·value[level]."""
-    return parts.d.astype(np.float32)[:, None] * IQ4_VALUES[parts.levels]
+    values: Floats = parts.d.astype(np.float32)[:, None] * IQ4_VALUES[parts.levels]
+    return values
 
 
 def _pack_iq4_xs(parts: Parts, out: Bytes) -> None:
     """136 bytes: d, 16 bits with the top two of each scale, 4 bytes with the low four, nibbles. Scales + 32."""
-    pack_levels(parts.levels, out, 16, 8, 0)
+    pack_levels(parts.levels, out, 8)
     put_half(out, 0, parts.d)
     scales = parts.scales
     tops = (scales >> 4).reshape(-1, 2, 4) << np.array([0, 2, 4, 6], np.uint8)
@@ -121,8 +127,9 @@ def _unpack_iq4_xs(blocks: Bytes) -> Parts:
 
 def _restore_iq4_xs(parts: Parts) -> Floats:
     """(d·(scale − 32))·value[level]."""
-    scale: Floats = parts.d.astype(np.float32)[:, None] * (parts.scales.view(np.int8) - np.int8(32))
-    return (scale[:, :, None] * IQ4_VALUES[parts.levels].reshape(-1, 8, 32)).reshape(-1, 256)
+    scale = parts.d.astype(np.float32)[:, None] * (parts.scales.view(np.int8) - np.int8(32))
+    values: Floats = scale[:, :, None] * IQ4_VALUES[parts.levels].reshape(-1, 8, 32)
+    return values.reshape(-1, 256)
 
 
 IQ4_NL = Layout(_pack_iq4_nl, _unpack_iq4_nl, _restore_iq4_nl)

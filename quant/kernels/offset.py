@@ -1,8 +1,8 @@
 """Blocks of 32 with one scale and one minimum, x ≈ d·level + m: Q4_1 and Q5_1; d and m are float16 of any sign.
 
-The search runs 16 blocks at a time, one in each lane: a row of candidate scales, for each the levels by rounding and then
-the best scale and minimum for these levels (weighted least squares); from the best of them a few more rounds of the same
-two steps; levels once more for d and m as float16 rounds them.
+The search runs 16 blocks at a time, one in each lane: a row of candidate scales, for each the levels by rounding and
+then the best scale and minimum for these levels (weighted least squares); from the best of them a few more rounds of
+the same two steps; levels once more for d and m as float16 rounds them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 
 from quant.kernels import layout_whole
 from quant.kernels.compiler import kernel, part
-from quant.kernels.fitting import affine_error, affine_sums, divide
+from quant.kernels.fitting import affine_error, affine_sums, divide, flat_weights
 from quant.kernels.formats import Floats, Format, Parts, register
 from quant.kernels.half import from_half, to_half
 from quant.kernels.simd import (
@@ -36,7 +36,7 @@ _BLOCK = 32
 
 @part
 def _fit(x, w, w_sum, wx_sum, inverse, offset, top):
-    """The best scale and (negated) minimum for the levels round(x·inverse + offset), their error, and whether they vary."""
+    """The best scale and negated minimum for the levels round(x·inverse + offset), the error, and whether they vary."""
     wl, wll, wlx = affine_sums(x, w, 0, _BLOCK, inverse, offset, top)
     det = fma(w_sum, wll, -(wl * wl))
     scale = (w_sum * wlx - wx_sum * wl) / det
@@ -50,13 +50,15 @@ def _fit(x, w, w_sum, wx_sum, inverse, offset, top):
 def _search(source, weights, top, start, step, steps, rounds, levels, d_out, m_out):
     """Fill the parts of len(d_out) blocks, a multiple of 16."""
     x = np.empty(_BLOCK * LANES, np.float32)
-    w = np.empty(_BLOCK * LANES, np.float32)
+    w = np.ones(_BLOCK * LANES, np.float32)
+    weighted = len(weights) > 0
     tile = np.empty(_BLOCK * LANES, np.uint8)
     for t in range(len(d_out) // LANES):
         base = t * LANES * _BLOCK
         for i in range(0, _BLOCK, LANES):
             transpose(source, base + i, _BLOCK, x, i * LANES, LANES)
-            transpose(weights, base + i, _BLOCK, w, i * LANES, LANES)
+            if weighted:
+                transpose(weights, base + i, _BLOCK, w, i * LANES, LANES)
         bottom = load(x, 0)
         peak = bottom
         w_sum = splat(0.0)
@@ -97,10 +99,10 @@ def _search(source, weights, top, start, step, steps, rounds, levels, d_out, m_o
             transpose(tile, i * LANES, LANES, levels, base + i, _BLOCK)
 
 
-def _searcher(top: int, start: float, step: float, steps: int) -> Callable[[Floats, Floats], Parts]:
-    def search(x: Floats, weights: Floats) -> Parts:
+def _searcher(top: int, start: float, step: float, steps: int) -> Callable[[Floats, Floats | None], Parts]:
+    def search(x: Floats, weights: Floats | None) -> Parts:
         levels, (d, m) = np.empty(x.shape, np.uint8), np.empty((2, len(x)), np.uint16)
-        _search(x.ravel(), weights.ravel(), top, start, step, steps, 2, levels.ravel(), d, m)
+        _search(x.ravel(), flat_weights(weights), top, start, step, steps, 2, levels.ravel(), d, m)
         return Parts(levels, d.view(np.float16), m.view(np.float16))
 
     return search

@@ -1,27 +1,28 @@
 """IQ1_S and IQ1_M: x ≈ d·scale·(vector ± 1/8), vectors of eight −1, 0, 1 from a grid of 2048.
 
-Scales are odd numbers to 15, one for each 32 (IQ1_S) or 16 (IQ1_M) elements; the sign of the shift belongs to 32 or to 8
-elements.
+Scales are odd numbers to 15, one for each 32 (IQ1_S) or 16 (IQ1_M) elements; the sign of the shift belongs to 32 or
+to 8 elements.
 
 The search runs 16 super-blocks at a time, one in each lane:
 1. each group by itself: a row of candidate scales, elements rounded each for itself, with either shift; the best;
 2. with that scale the nearest vectors of the grid (`nearest.py`), with either shift, and the best real scale for them;
-3. d from the largest scale; for each group the two odd multiples of d next to its scale, with either shift; then the best d
-   for all groups together.
+3. d from the largest scale; for each group the two odd multiples of d next to its scale, with either shift; then the
+   best d for all groups together.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 
 import numpy as np
 
 from quant.kernels.compiler import kernel, part
-from quant.kernels.fitting import divide
+from quant.kernels.fitting import divide, flat_weights
 from quant.kernels.formats import Floats, Format, Parts, register
 from quant.kernels.half import from_half, to_half
 from quant.kernels.layout_grid import LAYOUTS, SHIFT, grid_vectors
-from quant.kernels.nearest import Grid, prepare, search_near
+from quant.kernels.nearest import Grid, prepare, search
 from quant.kernels.simd import (
     LANES,
     absolute,
@@ -61,7 +62,7 @@ def _rounded_sums(x, w, first, inverse, shift):
 @part
 def _near_sums(x, w, first, grid, scale, shift, tables):
     """The index of the nearest vector plus shift, Σw·v², Σw·v·x."""
-    index = search_near(x, w, first, _DIMS, grid, scale, splat(shift), tables)
+    index = search(x, w, first, _DIMS, grid, scale, splat(shift), tables)
     at = index * _DIMS
     wvv_sum = splat(0.0)
     wvx_sum = splat(0.0)
@@ -77,7 +78,7 @@ def _near_sums(x, w, first, grid, scale, shift, tables):
 def _group_sums(x, w, first, size, span, grid, scale, exact, tables, chosen, shifts):
     """Σw·v², Σw·v·x of a group at this scale, each `span` elements with the better shift.
 
-    With `exact` the vectors are the grid's, and their indices and shifts are stored; else each element is rounded alone.
+    With `exact` the vectors are the grid's, their indices and shifts are stored; else each element is rounded alone.
     """
     wvv_sum = splat(0.0)
     wvx_sum = splat(0.0)
@@ -112,20 +113,21 @@ def _group_sums(x, w, first, size, span, grid, scale, exact, tables, chosen, shi
 
 @kernel(
     "void(float32[::1], float32[::1], int64, int64, float32[::1], float32[::1], int32[::1], int32[::1],"
-    "int32[::1], int32[::1], float32[::1], int64, uint16[::1], uint8[::1], uint16[::1], uint8[::1])"
+    "float32[::1], int64, uint16[::1], uint8[::1], uint16[::1], uint8[::1])"
 )
 def _search(
-    source, weights, size, span, values, vectors, first_half, second_half, near, index_of, starts, rounds,
+    source, weights, size, span, values, vectors, near, index_of, starts, rounds,
     levels, minima, d_out, scales,
 ):  # fmt: skip
     """Fill the parts of len(d_out) super-blocks, a multiple of 16.
 
     starts: candidates for a group's scale, in shares of the one that takes its largest element to 1.
     """
-    grid = Grid(values, vectors, first_half, second_half, near, index_of)
+    grid = Grid(values, vectors, near, index_of)
     groups, runs, eights = _BLOCK // size, _BLOCK // span, _BLOCK // _DIMS
     x = np.empty(_BLOCK * LANES, np.float32)
-    w = np.empty(_BLOCK * LANES, np.float32)
+    w = np.ones(_BLOCK * LANES, np.float32)
+    weighted = len(weights) > 0
     tables = np.empty(81 * LANES, np.float32), np.empty(81 * LANES, np.float32)
     trial, trial_shifts = np.empty(eights * LANES, np.int32), np.empty(runs * LANES, np.int32)
     chosen, shifts = np.empty(eights * LANES, np.int32), np.empty(runs * LANES, np.int32)
@@ -135,7 +137,8 @@ def _search(
         base = t * LANES * _BLOCK
         for i in range(0, _BLOCK, LANES):
             transpose(source, base + i, _BLOCK, x, i * LANES, LANES)
-            transpose(weights, base + i, _BLOCK, w, i * LANES, LANES)
+            if weighted:
+                transpose(weights, base + i, _BLOCK, w, i * LANES, LANES)
         largest = splat(0.0)
         for g in range(groups):
             peak = splat(0.0)
@@ -195,20 +198,23 @@ def _search(
                 scales[block * groups + i] = np.uint8((code[i * LANES + lane] - 1) * np.float32(0.5))
 
 
-def _searcher(size: int, span: int, starts: Floats) -> Callable[[Floats, Floats], Parts]:
-    grid = prepare(grid_vectors(QuantType.IQ1_S), listed=True)
+@cache
+def _tables() -> Grid:
+    return prepare(grid_vectors(QuantType.IQ1_S))
 
-    def run(x: Floats, weights: Floats) -> Parts:
+
+def _searcher(size: int, span: int, starts: Floats) -> Callable[[Floats, Floats | None], Parts]:
+    def run(x: Floats, weights: Floats | None) -> Parts:
         n = len(x)
         levels, d = np.empty((n, _BLOCK // _DIMS), np.uint16), np.empty(n, np.uint16)
         minima, scales = np.empty((n, _BLOCK // span), np.uint8), np.empty((n, _BLOCK // size), np.uint8)
         flat = levels.ravel(), minima.ravel(), d, scales.ravel()
-        _search(x.ravel(), weights.ravel(), size, span, *grid, starts, 1, *flat)
+        _search(x.ravel(), flat_weights(weights), size, span, *_tables(), starts, 1, *flat)
         return Parts(levels, d.view(np.float16), scales=scales, minima=minima)
 
     return run
 
 
-_STARTS = np.linspace(0.35, 0.95, 7, dtype=np.float32)
+_STARTS = np.linspace(0.4, 0.9, 5, dtype=np.float32)
 register(QuantType.IQ1_S, Format(_searcher(32, 32, _STARTS), *LAYOUTS[QuantType.IQ1_S], 65504.0 * 15))
 register(QuantType.IQ1_M, Format(_searcher(16, 8, _STARTS), *LAYOUTS[QuantType.IQ1_M], 65504.0 * 15))

@@ -12,8 +12,9 @@ from quant.kernels.layout_ternary import Q1_0
 from quant.types import QuantType
 
 
-def _search(x: Floats, weights: Floats) -> Parts:
-    d = (np.abs(x) * weights).sum(axis=1) / weights.sum(axis=1)
+def _search(x: Floats, weights: Floats | None) -> Parts:
+    size = np.abs(x)
+    d = size.mean(axis=1) if weights is None else (size * weights).sum(axis=1) / np.maximum(weights.sum(axis=1), 1e-30)
     return Parts((x >= 0).view(np.uint8), np.minimum(d, 65504).astype(np.float16))
 
 

@@ -1,8 +1,8 @@
 """Vectors of 16 lanes for Numba: kernels written once, like scalar code, that run on 16 blocks at a time.
 
 `F32` is sixteen float32, `I32` sixteen int32, `Mask` sixteen booleans. Operators and the functions below become LLVM
-vector instructions, which LLVM fits to the CPU at hand (one AVX-512 register, two of AVX, four of NEON). Every operation
-is rounded as IEEE 754 says and `fma` is always fused, so every CPU computes the same bits.
+vector instructions, which LLVM fits to the CPU at hand (one AVX-512 register, two of AVX, four of NEON). Every
+operation is rounded as IEEE 754 says and `fma` is always fused, so every CPU computes the same bits.
 
 Arrays in memory are flat; `load(a, i)` and `store(a, i, v)` count in vectors: vector i holds elements 16·i … 16·i + 15.
 Nothing checks bounds. Covers only what the kernels use.
@@ -103,10 +103,10 @@ _define(operator.lshift, I32, I32, lambda builder, a, b: builder.shl(a, b))
 _define(operator.rshift, I32, I32, lambda builder, a, b: builder.lshr(a, b))
 
 
-def _pointer(context: Any, builder: Any, array: Any, kind: Any, index: Any, vector: ir.Type) -> Any:
-    """Address of vector number `index` of an array."""
+def _pointer(context: Any, builder: Any, array: Any, kind: Any, index: Any, vector: ir.Type, step: int = LANES) -> Any:
+    """Address of element index·step of an array."""
     data = context.make_array(kind)(context, builder, array).data
-    place = builder.mul(index, ir.Constant(index.type, LANES))
+    place = builder.mul(index, ir.Constant(index.type, step))
     return builder.bitcast(builder.gep(data, [place]), vector.as_pointer())
 
 
@@ -129,22 +129,32 @@ def load(typingctx: Any, array: Any, index: Any) -> Any:
     return result(array, index), build
 
 
-@_intrinsic
-def store(typingctx: Any, array: Any, index: Any, value: Any) -> Any:
-    """Write vector number `index`; an int32 vector is cut to the width of the array's elements."""
-    kind = array.dtype
-    source = F32 if kind == types.float32 else I32
+def _store(array: Any, index: Any, value: Any, step: int) -> Any:
+    """Write `value` at element index·step, cut to the width of the array's elements."""
+    source = F32 if array.dtype == types.float32 else I32
 
     def build(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        stored = ir.VectorType(context.get_data_type(kind), LANES)
+        stored = ir.VectorType(context.get_data_type(array.dtype), LANES)
         index = context.cast(builder, args[1], sig.args[1], types.intp)
         vector = _as_vector(context, builder, args[2], sig.args[2], source)
         if stored.element != source.element:
             vector = builder.trunc(vector, stored)
-        builder.store(vector, _pointer(context, builder, args[0], sig.args[0], index, stored), align=1)
+        builder.store(vector, _pointer(context, builder, args[0], sig.args[0], index, stored, step), align=1)
         return context.get_dummy_value()
 
     return types.void(array, index, value), build
+
+
+@_intrinsic
+def store(typingctx: Any, array: Any, index: Any, value: Any) -> Any:
+    """Write vector number `index`; an int32 vector is cut to the width of the array's elements."""
+    return _store(array, index, value, LANES)
+
+
+@_intrinsic
+def store_from(typingctx: Any, array: Any, index: Any, value: Any) -> Any:
+    """Write a vector from element `index` on."""
+    return _store(array, index, value, 1)
 
 
 @_intrinsic
@@ -240,6 +250,16 @@ class _Addresses(ir.Instruction):  # type: ignore[misc]
         element = self.type.element.pointee
         parts = f"{base.type} {base.get_reference()}, {index.type} {index.get_reference()}"
         buf.append(f"getelementptr {element}, {parts}\n")
+
+
+@_intrinsic
+def lane_bits(typingctx: Any, mask: Any) -> Any:
+    """The mask as the low 16 bits of a number, lane 0 lowest."""
+
+    def build(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return builder.zext(builder.bitcast(args[0], ir.IntType(LANES)), ir.IntType(64))
+
+    return types.int64(mask), build
 
 
 @_intrinsic

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import numpy as np
 
 from quant.kernels.compiler import kernel, part
-from quant.kernels.fitting import quotient
+from quant.kernels.fitting import ROUNDER, Effort, flat_weights, quotient
 from quant.kernels.formats import Floats, Format, Parts, register
 from quant.kernels.half import from_half, to_half
 from quant.kernels.layout_k import pack_q3, pack_q6, restore_q3, restore_q6, unpack_q3, unpack_q6
@@ -35,6 +35,7 @@ from quant.types import QuantType
 
 _BLOCK, _GROUPS, _SIZE = 256, 16, 16
 _HUGE = np.float32(3e38)
+_FEW = np.float32(4)
 
 
 @part
@@ -44,7 +45,8 @@ def _sums(x, w, first, inverse, bound):
     wlx_sum = splat(0.0)
     for i in range(first, first + _SIZE):
         v = load(x, i)
-        level = minimum(maximum(rint(v * inverse), -bound), bound - 1)
+        # The sum has no room for a fraction: rounding is part of it.
+        level = minimum(maximum(fma(v, inverse, ROUNDER), ROUNDER - bound), ROUNDER + bound - 1) - ROUNDER
         wl = load(w, i) * level
         wll_sum = fma(wl, level, wll_sum)
         wlx_sum = fma(wl, v, wlx_sum)
@@ -52,34 +54,43 @@ def _sums(x, w, first, inverse, bound):
 
 
 @part
-def _fit_group(x, w, first, bound, start, step, steps):
-    """The best real scale of one group; the element of largest magnitude tends to level −bound."""
+def _fit_group(x, w, first, bound, start, step, steps, polish):
+    """The best real scale of one group.
+
+    The element of largest magnitude goes to about −bound; where levels are few, with every third candidate to about
+    bound − 1, the other way round.
+    """
     peak = load(x, first)
     for i in range(first + 1, first + _SIZE):
         v = load(x, i)
         peak = where(absolute(v) > absolute(peak), v, peak)
-    best_scale = splat(0.0)
-    best = splat(-1.0)
-    for n in range(steps):
-        inverse = quotient(splat(-(bound + start + step * np.float32(n))), peak)
+    per_peak = quotient(splat(-1.0), peak)
+    best_wll = splat(1.0)
+    best_wlx = splat(0.0)
+    for n in range(steps + polish):
+        if n >= steps:
+            inverse = quotient(best_wll, best_wlx)
+        elif bound > _FEW or n % 3 < 2:
+            inverse = per_peak * (bound + start + step * np.float32(n))
+        else:
+            inverse = per_peak * (1 - bound - start - step * np.float32(n))
         wll, wlx = _sums(x, w, first, inverse, bound)
-        scale = quotient(wlx, wll)
-        gain = scale * wlx
-        better = gain > best
-        best = where(better, gain, best)
-        best_scale = where(better, scale, best_scale)
-    return best_scale
+        # What the best scale for these levels takes off the error is wlx² / wll.
+        better = wlx * wlx * best_wll > best_wlx * best_wlx * wll
+        best_wll = where(better, wll, best_wll)
+        best_wlx = where(better, wlx, best_wlx)
+    return best_wlx / best_wll
 
 
 @part
-def _refine_group(x, w, first, bound, codes, d, scale):
+def _refine_group(x, w, first, bound, codes, d, scale, reach):
     """The best whole multiple of d near a group's scale; and its sums."""
     code = minimum(maximum(rint(quotient(scale, d)), -codes), codes - 1)
     best = splat(_HUGE)
     best_code = code
     best_wll = splat(0.0)
     best_wlx = splat(0.0)
-    for n in range(-1, 2):
+    for n in range(-reach, reach + 1):
         trial = minimum(maximum(code + n, -codes), codes - 1)
         s = d * trial
         wll, wlx = _sums(x, w, first, quotient(splat(1.0), s), bound)
@@ -93,13 +104,14 @@ def _refine_group(x, w, first, bound, codes, d, scale):
 
 
 @kernel(
-    "void(float32[::1], float32[::1], float32, float32, float32, float32, int64, int64,"
+    "void(float32[::1], float32[::1], float32, float32, float32, float32, int64, int64, int64, int64,"
     "uint8[::1], uint16[::1], uint8[::1])"
 )
-def _search(source, weights, bound, codes, start, step, steps, rounds, levels, d_out, scales):
+def _search(source, weights, bound, codes, start, step, steps, polish, rounds, reach, levels, d_out, scales):
     """Fill the parts of len(d_out) super-blocks, a multiple of 16. Levels get their offset, scales none."""
     x = np.empty(_BLOCK * LANES, np.float32)
-    w = np.empty(_BLOCK * LANES, np.float32)
+    w = np.ones(_BLOCK * LANES, np.float32)
+    weighted = len(weights) > 0
     tile = np.empty(_BLOCK * LANES, np.uint8)
     scale = np.empty(_GROUPS * LANES, np.float32)
     code = np.empty(_GROUPS * LANES, np.float32)
@@ -108,10 +120,11 @@ def _search(source, weights, bound, codes, start, step, steps, rounds, levels, d
         base = t * LANES * _BLOCK
         for i in range(0, _BLOCK, LANES):
             transpose(source, base + i, _BLOCK, x, i * LANES, LANES)
-            transpose(weights, base + i, _BLOCK, w, i * LANES, LANES)
+            if weighted:
+                transpose(weights, base + i, _BLOCK, w, i * LANES, LANES)
         peak = splat(0.0)
         for g in range(_GROUPS):
-            s = _fit_group(x, w, g * _SIZE, bound, start, step, steps)
+            s = _fit_group(x, w, g * _SIZE, bound, start, step, steps, polish)
             store(scale, g, s)
             peak = where(absolute(s) > absolute(peak), s, peak)
         d = from_half(to_half(peak / -codes))
@@ -119,7 +132,7 @@ def _search(source, weights, bound, codes, start, step, steps, rounds, levels, d
             ax = splat(0.0)
             aa = splat(0.0)
             for g in range(_GROUPS):
-                c, wll, wlx = _refine_group(x, w, g * _SIZE, bound, codes, d, load(scale, g))
+                c, wll, wlx = _refine_group(x, w, g * _SIZE, bound, codes, d, load(scale, g), reach)
                 store(code, g, c)
                 ax = fma(c, wlx, ax)
                 aa = fma(c * c, wll, aa)
@@ -138,12 +151,12 @@ def _search(source, weights, bound, codes, start, step, steps, rounds, levels, d
         transpose(code_tile, 0, LANES, scales, t * LANES * _GROUPS, _GROUPS)
 
 
-def _searcher(bound: int, codes: int, start: float, step: float, steps: int) -> Callable[[Floats, Floats], Parts]:
-    def search(x: Floats, weights: Floats) -> Parts:
+def _searcher(bound: int, codes: int, plain: Effort, weighted: Effort) -> Callable[[Floats, Floats | None], Parts]:
+    def search(x: Floats, weights: Floats | None) -> Parts:
         n = len(x)
         d, levels, scales = np.empty(n, np.uint16), np.empty((n, _BLOCK), np.uint8), np.empty((n, _GROUPS), np.uint8)
-        flat = levels.ravel(), d, scales.ravel()
-        _search(x.ravel(), weights.ravel(), bound, codes, start, step, steps, 2, *flat)
+        effort = plain if weights is None else weighted
+        _search(x.ravel(), flat_weights(weights), bound, codes, *effort, levels.ravel(), d, scales.ravel())
         if bound == 4:
             scales += 32  # stored with an offset, unlike Q6_K's
         return Parts(levels, d.view(np.float16), scales=scales)
@@ -151,5 +164,7 @@ def _searcher(bound: int, codes: int, start: float, step: float, steps: int) -> 
     return search
 
 
-register(QuantType.Q3_K, Format(_searcher(4, 32, -0.9, 0.15, 9), pack_q3, unpack_q3, restore_q3, 65504.0 * 31 * 3))
-register(QuantType.Q6_K, Format(_searcher(32, 128, -0.9, 0.15, 12), pack_q6, unpack_q6, restore_q6, 65504.0 * 127 * 31))
+_Q3 = _searcher(4, 32, Effort(-0.9, 0.2, 9, 0, 1, 1), Effort(-1.2, 0.15, 18, 1, 2, 1))
+_Q6 = _searcher(32, 128, Effort(-6.0, 0.6, 20, 1, 2, 1), Effort(-8.0, 0.8, 20, 1, 2, 1))
+register(QuantType.Q3_K, Format(_Q3, pack_q3, unpack_q3, restore_q3, 65504.0 * 31 * 3))
+register(QuantType.Q6_K, Format(_Q6, pack_q6, unpack_q6, restore_q6, 65504.0 * 127 * 31))
