@@ -63,7 +63,7 @@ class Reply:
             finally:
                 if self.text and not self.text.endswith("\n"):
                     console.out()
-        _tell(last)
+        self._tell(last)
         if self._asking.verbose:
             console.timings(last)
 
@@ -72,6 +72,15 @@ class Reply:
         if text:
             self.text += text
             console.out(text, end="")
+
+    def _tell(self, last: Line) -> None:
+        """What was not done as asked: nothing is cut silently."""
+        if last.get("truncated"):
+            console.note(f"note: the first {last['truncated']} tokens were left out to fit the context", "yellow")
+        if "num_ctx" in last:
+            console.note(f"note: this machine has room for a context of {last['num_ctx']} tokens", "yellow")
+        if last.get("done_reason") == "length" and "num_predict" not in self._asking.options:
+            console.note("note: the answer ends where the context is full; `--ctx` makes it larger", "yellow")
 
 
 def installed(client: Client, wanted: str, typed: str) -> str:
@@ -86,11 +95,3 @@ def installed(client: Client, wanted: str, typed: str) -> str:
         return bring_in(client, wanted, typed)
     except Failure as error:
         raise explained(error, typed) from None
-
-
-def _tell(last: Line) -> None:
-    """What was not done as asked: nothing is cut silently."""
-    if last.get("truncated"):
-        console.note(f"note: the first {last['truncated']} tokens were left out to fit the context", "yellow")
-    if "num_ctx" in last:
-        console.note(f"note: this machine has room for a context of {last['num_ctx']} tokens", "yellow")
