@@ -1,9 +1,7 @@
 """The engine: one loop that admits, batches, decodes, samples and emits, for all requests of a model together.
 
-Each step takes one token of every running answer first and fills the rest of the batch with stretches of prompts, as
-many as the pace allows. A new request begins where the longest prefix that any sequence holds ends; if a running one is
-about to compute more of it, it waits for that. When the pool is full, parked sequences give way, then the youngest
-answer: it goes back to the head of the queue and loses nothing but time.
+What is in a step is `runtime.schedule`'s to say; here it is computed, a token is drawn for every answer in it, and what
+may be shown goes out in one write.
 
 Threads: `run` owns the context. `take` is called by the thread that reads the socket, and does what needs no context
 there: templates, tokenizing, refusals. A cancel that comes while the prompt it belongs to is being computed aborts that
@@ -14,7 +12,6 @@ from __future__ import annotations
 
 import gc
 import time
-from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from queue import SimpleQueue
@@ -26,17 +23,14 @@ from runtime.embedding import Embedder
 from runtime.errors import BadRequest, EngineError, QueueFull, Timeout
 from runtime.llama import Model
 from runtime.pace import Pace
-from runtime.prefix import Pool, common_prefix
+from runtime.prefix import Pool
 from runtime.prompt import Prompter
 from runtime.sampling import Sampler
+from runtime.schedule import Schedule, Stretch
 from runtime.session import Session, check_request, open_sessions
 
 # Sequences beyond the running ones, for prefixes to wait in.
 PARKED = 8
-# A newcomer waits for a running prompt that shares this many tokens more than the cache does.
-WORTH_WAITING = 32
-# Room that an answer is granted in advance when requests are admitted.
-RESERVE = 256
 _FAULTS = 3
 
 
@@ -47,10 +41,8 @@ class LlamaEngine:
         self._load = load
         self._send = send
         self._inbox: SimpleQueue[Any] = SimpleQueue()
-        self._waiting: deque[Session] = deque()
-        self._running: list[Session] = []
         self._frames: list[Any] = []
-        self._plan: list[tuple[Session, int, int]] = []
+        self._plan: list[Stretch] = []
         self._computing: frozenset[int] = frozenset()
         self._faults = 0
         self._queued = 0
@@ -62,12 +54,12 @@ class LlamaEngine:
     @property
     def busy(self) -> bool:
         """Whether a request waits or runs."""
-        return bool(self._running or self._waiting or self._queued)
+        return bool(self._queued or self._schedule.sessions or self._embedder.busy)
 
     @property
     def waiting(self) -> int:
         """Requests in the queue."""
-        return len(self._waiting)
+        return len(self._schedule.waiting)
 
     def open(self) -> m.Ready:
         """Load the model and make the context; raises LoadFailed, BadRequest."""
@@ -77,9 +69,10 @@ class LlamaEngine:
         total = load.sequences + (0 if self._model.recurrent else PARKED)
         shape = Shape(load.context, total, load.sequences, load.threads, load.kv_type)
         self._context = Context(self._model, shape)
-        self._pool = Pool(self._context.tokens, total, self._context.copy, self._context.cut)
+        self._pool = Pool(self._context.tokens, total, self._context)
         self._pool.cuttable = not self._model.recurrent
         self._pace = Pace(self._context.batch_size)
+        self._schedule = Schedule(self._pool, self._pace, load.sequences)
         self._prompter = Prompter(self._model, self._context.tokens)
         self._embedder = Embedder(self._model, self._context, self._pool, self._frames.append)
         buffers = self._context.buffers
@@ -133,7 +126,7 @@ class LlamaEngine:
     # ---- requests come in
 
     def _prepared(self, request: m.Submit) -> list[Session]:
-        if self._queued + len(self._waiting) >= self._load.queue:
+        if self._queued + len(self._schedule.waiting) >= self._load.queue:
             raise QueueFull(f"{self._load.queue} requests wait for this model already", "try again later")
         if self._model.encoder:
             raise BadRequest("this model makes embeddings and cannot write", "ask for embeddings")
@@ -146,7 +139,7 @@ class LlamaEngine:
 
     def _drain(self) -> None:
         """Take what has come; wait for something when there is nothing else to do."""
-        idle = not (self._running or self._waiting or self._embedder.busy)
+        idle = not (self._schedule.sessions or self._embedder.busy)
         self._context.clear_abort()
         while idle or not self._inbox.empty():
             idle = False
@@ -154,7 +147,7 @@ class LlamaEngine:
             match item:
                 case list():
                     self._queued -= 1
-                    self._waiting.extend(item)
+                    self._schedule.waiting.extend(item)
                 case m.Cancel():
                     self._cancel(item.id)
                 case m.Shutdown():
@@ -163,45 +156,24 @@ class LlamaEngine:
                     self._embedder.add(item)
 
     def _cancel(self, request: int) -> None:
-        for session in [session for session in (*self._running, *self._waiting) if session.id == request]:
+        for session in [session for session in self._schedule.sessions if session.id == request]:
             self._finish(session, "cancelled")
         self._embedder.cancel(request)
 
     def _expire(self) -> None:
         now = time.monotonic()
-        for session in [s for s in (*self._running, *self._waiting) if s.deadline and s.deadline < now]:
+        for session in [s for s in self._schedule.sessions if s.deadline and s.deadline < now]:
             seconds = session.request.limits.seconds
             self._fail(session, Timeout(f"the answer took longer than {seconds:g} seconds", "allow more time"))
 
     def _admit(self) -> None:
-        """Give sequences to those who wait, in their order; one who would gain by waiting lets others pass."""
-        for session in list(self._waiting):
-            if len(self._running) >= self._load.sequences:
-                return
-            wanted = session.tokens[:-1]  # the last one is computed anew: its logits are needed
-            if session.request.sampling.seed >= 0 and not self._running:
-                self._start_afresh()
-            source, length = self._pool.match(wanted)
-            if self._soon_better(wanted, length):
-                continue
-            if self._running and self._committed() + self._need(session) - length > self._pool.cells:
-                return
-            seq = self._pool.start(source, length)
-            if seq is None:
-                return
-            self._waiting.remove(session)
-            self._begin(session, length)
-            session.seq = seq
-            self._running.append(session)
+        for session in self._schedule.admit():
+            self._begin(session)
 
-    def _start_afresh(self) -> None:
-        """Empty the cache. A seed asks for the same text again, and sums round differently elsewhere in the cache."""
-        while self._pool.evict():
-            pass
-
-    def _begin(self, session: Session, cached: int) -> None:
+    def _begin(self, session: Session) -> None:
         if session.sampler:  # it was here before, and had to make room
             return
+        cached = len(session.seq.tokens) if session.seq else 0
         session.sampler = Sampler(self._model, session.request.sampling, session.index, self._context.tokens)
         session.sampler.read(session.tokens)
         session.cached = cached
@@ -212,95 +184,25 @@ class LlamaEngine:
             text = b"".join(map(self._model.piece, session.tokens)).decode(errors="replace")
             self._frames.append(m.Delta(session.id, text, 0, session.index))
 
-    def _soon_better(self, wanted: Any, length: int) -> bool:
-        """Whether a running prompt is about to compute more of `wanted` than the cache holds of it."""
-        return self._pool.cuttable and any(
-            running.pending > 1 and common_prefix(running.tokens, wanted) >= length + WORTH_WAITING
-            for running in self._running
-        )
-
-    def _committed(self) -> int:
-        """Cells that running answers hold or have been promised."""
-        return self._pool.held_by_busy + sum(self._need(session) for session in self._running)
-
-    def _need(self, session: Session) -> int:
-        """Cells that `session` will take: what is pending, and a reserve for the answer."""
-        reserve = min(session.left, RESERVE, self._pool.cells // (2 * self._load.sequences))
-        return session.pending + reserve
-
     # ---- one step
 
     def _fill(self) -> int:
         """Put the rows of the next step into the batch; how many there are."""
-        context, plan = self._context, self._plan
-        plan.clear()
-        answering = [session for session in self._running if session.pending == 1]
-        self._make_room(answering)
+        context = self._context
+        self._plan, ending = self._schedule.plan()
+        for session in ending:
+            self._finish(session, "length")
         row = 0
-        for session in answering:
-            if session.seq:
-                context.put_token(row, session.tokens[-1], len(session.tokens) - 1, session.seq.number)
-                plan.append((session, row, 1))
-                row += 1
-        computing = []
-        if len(self._running) > row:
-            left = self._pace.budget(row)
-            for session in [session for session in self._running if session.pending > 1]:
-                count = self._room(row, min(left, session.pending))
-                if count > 0 and session.seq:
-                    start = len(session.seq.tokens)
-                    stretch = memoryview(session.tokens)[start : start + count]
-                    context.put_prompt(row, stretch, start, session.seq.number, int(count == session.pending))
-                    plan.append((session, row, count))
-                    computing.append(session.id)
-                    row += count
-                    left -= count
-            if not plan and self._running:
-                self._set_back(self._running[-1])  # prompts alone fill the pool: the oldest go first
-        self._computing = frozenset(computing)
+        for session, start, count in self._plan:
+            assert session.seq
+            if count == 1 and session.pending == 1:
+                context.put_token(row, session.tokens[start], start, session.seq.number)
+            else:
+                stretch = memoryview(session.tokens)[start : start + count]
+                context.put_prompt(row, stretch, start, session.seq.number, int(count == session.pending))
+            row += count
+        self._computing = frozenset(session.id for session, _, count in self._plan if count > 1)
         return row
-
-    def _room(self, taken: int, wanted: int) -> int:
-        """How many of `wanted` cells there are besides those of `taken` rows; parked sequences give way."""
-        while self._pool.free < taken + wanted and self._pool.evict():
-            pass
-        return min(wanted, self._pool.free - taken)
-
-    def _make_room(self, answering: list[Session]) -> None:
-        """Find a cell for the next token of every answer, at the cost of parked sequences, then of the youngest."""
-        while self._pool.free < len(answering):
-            if self._pool.evict():
-                continue
-            others = [session for session in self._running if session not in answering]
-            youngest = others[-1] if others else answering[-1]
-            if len(self._running) > 1:
-                self._set_back(youngest)
-            elif not self._shift(youngest):
-                self._finish(youngest, "length")
-            if youngest in answering and youngest.seq is None:
-                answering.remove(youngest)
-
-    def _set_back(self, session: Session) -> None:
-        """Take the room of `session` for others; it comes again when there is some."""
-        assert session.seq
-        self._pool.clear(session.seq)
-        session.seq.busy = False
-        session.seq = None
-        self._running.remove(session)
-        self._waiting.appendleft(session)
-
-    def _shift(self, session: Session) -> bool:
-        """Let the older half of a full context go, if the request asked for that and the model can."""
-        seq = session.seq
-        if not (seq and session.request.shift and len(seq.spans) == 1 and seq.spans[0].owners == 1):
-            return False
-        keep = min(session.prompt_tokens, len(seq.tokens) // 4)
-        gone = (len(seq.tokens) - keep) // 2
-        if not self._context.shift(seq.number, keep, gone):
-            return False
-        self._pool.shorten(seq, keep, gone)
-        del session.tokens[keep : keep + gone]
-        return True
 
     def _compute(self, rows: int) -> None:
         started = time.perf_counter()
@@ -312,30 +214,30 @@ class LlamaEngine:
             self._recover(status)
             return
         self._faults = 0
-        plan = self._plan
-        prompts = sum(count for _, _, count in plan if count > 1)
+        prompts = sum(count for _, _, count in self._plan if count > 1)
         self._pace.note(rows - prompts, prompts, seconds)
-        for session, row, count in plan:
-            seq = session.seq
-            assert seq
-            start = len(seq.tokens)
-            self._pool.grow(seq, session.tokens[start : start + count])
-            if len(session.tokens) == start + count:
-                self._advance(session, row + count - 1)
+        row = 0
+        for session, start, count in self._plan:
+            assert session.seq
+            self._pool.grow(session.seq, session.tokens[start : start + count])
+            row += count
+            if not session.pending:
+                self._advance(session, row - 1)
 
     def _recover(self, status: int) -> None:
         """A step that did not happen: an abort, no room after all, or an error of the engine."""
-        for session, _, _ in self._plan:
+        for session, start, _ in self._plan:
             if session.seq:
-                self._context.cut(session.seq.number, len(session.seq.tokens))
+                self._context.cut(session.seq.number, start)
         if status == ABORTED:
             return
-        if status == NO_ROOM and (self._pool.evict() or len(self._running) > 1):
+        running = self._schedule.running
+        if status == NO_ROOM and (self._pool.evict() or len(running) > 1):
             if not self._pool.free:
-                self._set_back(self._running[-1])
+                self._schedule.set_back(running[-1])
             return
         self._faults += 1
-        for session in [session for session, _, _ in self._plan]:
+        for session, _, _ in self._plan:
             self._fail(session, EngineError(f"llama.cpp could not compute this step (status {status})", "try again"))
         if self._faults >= _FAULTS:
             raise RuntimeError(f"{_FAULTS} steps in a row failed with status {status}")
@@ -376,19 +278,13 @@ class LlamaEngine:
 
     def _fail(self, session: Session, error: EngineError) -> None:
         self._frames.append(_failed(session.id, error))
-        for other in [other for other in (*self._running, *self._waiting) if other.id == session.id]:
+        for other in [other for other in self._schedule.sessions if other.id == session.id]:
             self._release(other)
 
     def _release(self, session: Session) -> None:
-        """Park what it holds."""
         if session.sampler:
             session.sampler.free()
-        if session.seq:
-            self._pool.park(session.seq, self.step)
-            session.seq = None
-            self._running.remove(session)
-        elif session in self._waiting:
-            self._waiting.remove(session)
+        self._schedule.leave(session, self.step)
 
     def _flush(self) -> None:
         if self._frames:

@@ -10,8 +10,9 @@ A sequence whose answer is complete stays where it is, parked, until its room is
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Protocol
 
 
 @dataclass(eq=False)
@@ -33,19 +34,29 @@ class Sequence:
     used: int = 0
 
 
-class Pool:
-    """The book of the cache; the caller does to llama.cpp what it does here (`copy` and `cut` are its own)."""
+class Cache(Protocol):
+    """The cells themselves: `runtime.context.Context`."""
 
-    def __init__(
-        self, cells: int, sequences: int, copy: Callable[[int, int, int], None], cut: Callable[[int, int], bool]
-    ):
+    def copy(self, source: int, target: int, end: int, /) -> None:
+        """Let the empty `target` hold the first `end` positions of `source` too."""
+
+    def cut(self, sequence: int, start: int, /) -> bool:
+        """Drop what `sequence` holds from `start` on; False, and nothing done, where the model cannot."""
+
+    def shift(self, sequence: int, keep: int, gone: int, /) -> bool:
+        """Drop `gone` positions after the first `keep`, and move up the rest; False where the model cannot."""
+
+
+class Pool:
+    """The book of a cache; what is noted here is done there."""
+
+    def __init__(self, cells: int, sequences: int, cache: Cache) -> None:
         self.cells = cells
         self.cuttable = True
         """False for models with a recurrent state: only all that a sequence holds can be shared."""
         self.sequences = [Sequence(number) for number in range(sequences)]
         self.used = 0
-        self._copy = copy
-        self._cut = cut
+        self._cache = cache
 
     @property
     def free(self) -> int:
@@ -93,7 +104,7 @@ class Pool:
 
     def share(self, source: Sequence, target: Sequence, length: int) -> None:
         """Let the empty `target` hold the first `length` tokens of `source` as well."""
-        self._copy(source.number, target.number, length)
+        self._cache.copy(source.number, target.number, length)
         self._split(source, length)
         size = 0
         for span in source.spans:
@@ -118,9 +129,9 @@ class Pool:
         """Drop what `seq` holds beyond `length` tokens; all of it, and False, where the model's state cannot be cut."""
         if length >= len(seq.tokens):
             return True
-        done = self._cut(seq.number, length)
+        done = self._cache.cut(seq.number, length)
         if not done:
-            self._cut(seq.number, 0)
+            self._cache.cut(seq.number, 0)
             length = 0
         self._split(seq, length)
         size = 0
@@ -135,11 +146,14 @@ class Pool:
         del seq.tokens[length:]
         return done
 
-    def shorten(self, seq: Sequence, keep: int, gone: int) -> None:
-        """Note that `gone` tokens after the first `keep` were dropped from `seq`, which shares with nobody."""
+    def shift(self, seq: Sequence, keep: int, gone: int) -> bool:
+        """Drop `gone` tokens after the first `keep` of `seq`, which must share with nobody; False when it cannot be."""
+        if any(span.owners > 1 for span in seq.spans) or not self._cache.shift(seq.number, keep, gone):
+            return False
         del seq.tokens[keep : keep + gone]
         seq.spans = [Span(len(seq.tokens))]
         self.used -= gone
+        return True
 
     def clear(self, seq: Sequence) -> None:
         """Drop all that `seq` holds."""

@@ -31,6 +31,10 @@ class Cells:
         del self.held[sequence][start:]
         return True
 
+    def shift(self, sequence: int, keep: int, gone: int) -> bool:
+        del self.held[sequence][keep : keep + gone]
+        return True
+
     def add(self, sequence: int, count: int) -> None:
         self.held[sequence] += range(self.next, self.next + count)
         self.next += count
@@ -54,7 +58,7 @@ STEPS = st.lists(
 @given(STEPS)
 def test_the_book_agrees_with_the_cells(steps: list[tuple[str, int, list[int]]]) -> None:
     cells = Cells(4)
-    pool = Pool(1000, 4, cells.copy, cells.cut)
+    pool = Pool(1000, 4, cells)
     running: list = []
     for clock, (what, number, tokens) in enumerate(steps):
         values = array("i", tokens)
@@ -95,7 +99,13 @@ def test_common_prefix(a: list[int], b: list[int]) -> None:
 
 def test_a_state_that_cannot_be_cut_is_dropped_whole() -> None:
     cut: list[tuple[int, int]] = []
-    pool = Pool(100, 2, lambda *_: None, lambda number, start: cut.append((number, start)) or start == 0)
+
+    class Stiff(Cells):
+        def cut(self, sequence: int, start: int) -> bool:
+            cut.append((sequence, start))
+            return start == 0
+
+    pool = Pool(100, 2, Stiff(2))
     seq = pool.start(None, 0)
     pool.grow(seq, array("i", [1, 2, 3]))
     assert not pool.cut(seq, 2)
