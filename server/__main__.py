@@ -70,6 +70,12 @@ def _log_to(path: Path | None) -> None:
         handler = logging.handlers.RotatingFileHandler(path, maxBytes=LOG_BYTES, backupCount=LOG_FILES)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
+    logging.getLogger("aiohttp.server").addFilter(_is_ours)
+
+
+def _is_ours(record: logging.LogRecord) -> bool:
+    """Leave out what aiohttp says of requests that are no HTTP: a client's fault, and with a traceback."""
+    return not (record.exc_info and type(record.exc_info[1]).__module__ == "aiohttp.http_exceptions")
 
 
 def _fail(error: Exception, ready_fd: int | None) -> int:

@@ -105,7 +105,7 @@ async def explain(request: web.Request, handler: Handler) -> web.StreamResponse:
     except web.HTTPException as error:
         response = _refusal(request, _routing(request, error))
     except ConnectionError:
-        raise
+        return web.Response(status=499)  # for the log: the client has left, and nobody reads this
     except Exception as error:
         problem = Problem.of(error)
         if problem.code == "internal":

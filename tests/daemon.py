@@ -63,7 +63,7 @@ class Answer:
 
 
 class Daemon:
-    """A running daemon; leaving the block ends it gracefully."""
+    """A running daemon; leaving the block ends it gracefully, and fails if it met anything unforeseen."""
 
     def __init__(
         self,
@@ -108,6 +108,7 @@ class Daemon:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+        assert "Traceback" not in self.log + self.errors
 
     @property
     def pid(self) -> int:
