@@ -30,7 +30,8 @@ class Asking:
     def generate(self, prompt: str) -> Reply:
         """The answer to one question; an empty one only loads the model."""
         system = {"system": self.system} if self.system and prompt else {}
-        return Reply(self, self.client.stream("/api/generate", self._body(prompt=prompt) | system))
+        waiting = "thinking" if prompt else f"loading {self.model}"
+        return Reply(self, self.client.stream("/api/generate", self._body(prompt=prompt) | system), waiting)
 
     def chat(self, messages: list[dict[str, str]]) -> Reply:
         """The next turn of a conversation."""
@@ -45,9 +46,10 @@ class Asking:
 class Reply:
     """An answer on its way. `text` is what came so far, also when it was broken off."""
 
-    def __init__(self, asking: Asking, lines: Generator[Line]) -> None:
+    def __init__(self, asking: Asking, lines: Generator[Line], waiting: str = "thinking") -> None:
         self._asking = asking
         self._lines = lines
+        self._waiting = waiting
         self.text = ""
 
     def show(self) -> None:
@@ -55,7 +57,7 @@ class Reply:
         last: Line = {}
         with closing(self._lines):
             try:
-                with console.status("thinking"):
+                with console.status(self._waiting):
                     line = next(self._lines, None)
                 while line is not None:
                     self._print(line)
@@ -64,7 +66,7 @@ class Reply:
                 if self.text and not self.text.endswith("\n"):
                     console.out()
         self._tell(last)
-        if self._asking.verbose:
+        if self._asking.verbose and self.text:
             console.timings(last)
 
     def _print(self, line: Line) -> None:
@@ -78,7 +80,9 @@ class Reply:
         if last.get("truncated"):
             console.note(f"note: the first {last['truncated']} tokens were left out to fit the context", "yellow")
         if "num_ctx" in last:
-            console.note(f"note: this machine has room for a context of {last['num_ctx']} tokens", "yellow")
+            console.note(
+                f"note: a context of {last['num_ctx']} tokens is the most that the model and memory allow", "yellow"
+            )
         if last.get("done_reason") == "length" and "num_predict" not in self._asking.options:
             console.note("note: the answer ends where the context is full; `--ctx` makes it larger", "yellow")
 

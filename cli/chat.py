@@ -42,8 +42,8 @@ class Chat:
 
     def loop(self) -> None:
         """Load the model, then read and answer until the user leaves."""
-        if not self._answered(self._asking.generate("")):
-            return
+        with _unechoed():
+            self._asking.generate("").show()
         while True:
             try:
                 text = self._read()

@@ -6,13 +6,16 @@ knows the rules for that, is imported for nothing else. What a model writes cann
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -23,16 +26,25 @@ _UNITS = ((86400.0, "day"), (3600.0, "hour"), (60.0, "minute"), (1.0, "second"))
 
 
 def prepare() -> None:
-    """Let no letter that the terminal's encoding lacks end a command."""
+    """Let neither a closed stream nor a letter that the terminal's encoding lacks end a command."""
+    sys.stdout = sys.stdout or Path(os.devnull).open("w")  # noqa: SIM115
+    sys.stderr = sys.stderr or Path(os.devnull).open("w")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
-        if stream is not None and hasattr(stream, "reconfigure"):
+        if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
+
+
+def discard() -> None:
+    """Let what stdout could not take go nowhere, so that Python does not try again at its end."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.close(nowhere)
 
 
 @cache
 def fancy() -> Console | None:
     """rich's console on stderr, or None where plain lines are wanted."""
-    if sys.stderr is None or not sys.stderr.isatty():
+    if not sys.stderr.isatty():
         return None
     from rich.console import Console
 
@@ -72,7 +84,7 @@ def complain(message: str, hint: str = "") -> None:
 @contextmanager
 def status(text: str) -> Iterator[None]:
     """Show what is being waited for, on a terminal, until the block ends."""
-    shown = sys.stderr is not None and sys.stderr.isatty()
+    shown = sys.stderr.isatty()
     if shown:
         print(f"{text}…", end="\r", file=sys.stderr, flush=True)
     try:

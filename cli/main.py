@@ -5,10 +5,13 @@
 
 from __future__ import annotations
 
+import re
 import sys
+from difflib import get_close_matches
 from importlib import import_module
 
 import click
+from click.exceptions import NoArgsIsHelpError, NoSuchCommand
 
 from cli import console
 from cli.errors import INTERRUPTED, Failure
@@ -95,13 +98,24 @@ def run(arguments: list[str]) -> int:
     except Exception as error:
         if debug:
             raise
+        if isinstance(error, OSError) and error.strerror:
+            console.discard()
+            console.complain(f"the system refused: {error.strerror.lower()}", error.filename or "")
+            return 1
         console.complain(f"lm itself failed: {type(error).__name__}: {error}", "`lm --debug …` shows where")
         return 1
 
 
 def _usage(error: click.ClickException) -> int:
+    """Show a wrong use of the command line in our own form; its exit code."""
+    if isinstance(error, NoArgsIsHelpError):
+        error.show()
+        return error.exit_code
     context = getattr(error, "ctx", None)
-    hint = f"{context.command_path} --help" if context else "lm --help"
-    message = error.format_message().rstrip(".")
+    close = getattr(error, "possibilities", None) or []
+    if isinstance(error, NoSuchCommand):
+        close = get_close_matches(error.command_name, [*COMMANDS, *ALIASES], 1)
+    message = re.sub("'([^']*)'", r"`\1`", error.message if close else error.format_message()).rstrip(".")
+    hint = f"did you mean `{close[0]}`?" if close else f"`{context.command_path if context else 'lm'} --help`"
     console.complain(message[:1].lower() + message[1:], hint)
     return error.exit_code

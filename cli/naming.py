@@ -15,6 +15,8 @@ from registry.names import Reference, is_path, parse
 
 def reference(text: str, level: str | None = None) -> str:
     """The name in a form that does not depend on the current folder; `level` is that of `--level`. Raises Failure."""
+    if not text.isprintable():
+        raise Failure(f"`{ascii(text)[1:-1]}` is not a name of a model", "see `lm list`", "bad_name")
     try:
         found = _parse(text)
         return found.text if level is None else _levelled(found, level).text

@@ -63,7 +63,8 @@ def test_every_command_has_help(lm: Cli) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "sentence"),
     [
-        (["nonsense"], 2, "nonsense"),
+        (["nonsense"], 2, "`nonsense`"),
+        (["lits"], 2, "`lits`"),
         (["pull"], 2, "NAME"),
         (["list", "--nonsense"], 2, "--nonsense"),
         (["run", "tiny", "hi", "--temperature", "warm"], 2, "warm"),
@@ -219,6 +220,13 @@ def test_a_reader_that_leaves_ends_it_silently(tmp_path: Path) -> None:
         assert process.stderr.read() == b""
         process.stderr.close()
         process.wait(10)
+
+
+def test_a_full_disk_is_told(lm: Cli) -> None:
+    with Path("/dev/full").open("wb") as full:
+        process = lm.popen("list", stdout=full, stdin=subprocess.DEVNULL)
+        assert process.communicate()[1] == b"Error: the system refused: no space left on device\n"
+    assert process.returncode == 1
 
 
 def test_ctrl_c_ends_the_answer_here_and_there(tmp_path: Path) -> None:
