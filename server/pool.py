@@ -229,7 +229,7 @@ class Pool:
         return worker
 
     def _forget(self, worker: Worker, slot: Slot) -> None:
-        """A worker has ended; several crashes without an answer between them give the model a rest."""
+        """A worker has ended; several crashes without a word between them give the model a rest."""
         if self._workers.get(worker.model.blob_digest) is worker:
             del self._workers[worker.model.blob_digest]
         if worker.crashed:

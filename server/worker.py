@@ -138,8 +138,8 @@ class Worker:
                     left -= 1
                 if not isinstance(frame, Answer):
                     raise self._odd(frame)
+                self.answered = self.answered or not isinstance(frame, Started)
                 yield frame
-            self.answered = True
         except Reported:
             left = 0
             raise

@@ -94,9 +94,9 @@ def test_other_models_notice_nothing_of_a_death(home: Path) -> None:
 
 
 def test_a_worker_that_crashes_again_and_again_gets_a_rest(home: Path) -> None:
-    with Daemon(home, script={"die_after": 1}) as daemon:
-        codes = [daemon.post("/api/chat", say()).lines[-1]["code"] for _ in range(3)]
-        assert codes == ["worker_died"] * 3
+    with Daemon(home, script={"die_after": 0}) as daemon:
+        answers = [daemon.post("/api/chat", say()) for _ in range(3)]
+        assert [(answer.status, answer.json["code"]) for answer in answers] == [(500, "worker_died")] * 3
         resting = daemon.post("/api/chat", say())
         assert (resting.status, resting.json["code"]) == (503, "worker_unstable")
         assert 0 < int(resting.headers["Retry-After"]) <= 30
