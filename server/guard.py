@@ -32,8 +32,10 @@ class Doorkeeper:
 
     def __init__(self, config: Config) -> None:
         self._wide = not is_loopback(config.host)
-        self._names = {config.host.lower(), socket.gethostname().lower()} - {"0.0.0.0", "::", ""}
         self._origins = frozenset(origin.rstrip("/").lower() for origin in config.origins)
+        self._names = {config.host.lower(), socket.gethostname().lower()} - {"0.0.0.0", "::", ""}
+        # Who trusts the pages of a host trusts its name too: so a daemon in a network gets the name it is asked by.
+        self._names |= {found[1] for origin in self._origins if (found := _ORIGIN.fullmatch(origin))}
         self._key = config.api_key.encode()
 
     def admit(self, request: web.Request) -> None:

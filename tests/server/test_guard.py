@@ -90,6 +90,12 @@ def test_the_key_is_wanted_where_there_is_one(guarded: Daemon, headers: dict[str
     assert status == 200 or told.json["error"]["type"] == "authentication_error"
 
 
+def test_the_host_of_a_trusted_origin_is_a_name_of_the_daemon(guarded: Daemon) -> None:
+    key = {"Authorization": "Bearer sesame"}
+    assert guarded.get("/api/tags", Host="chat.example:11434", **key).status == 200
+    assert guarded.get("/api/tags", Host="other.example", **key).status == 403
+
+
 def test_a_page_may_ask_beforehand(guarded: Daemon) -> None:
     asked = {"Origin": "https://chat.example", "Access-Control-Request-Method": "POST"}
     answer = guarded.ask("OPTIONS", "/api/chat", headers=asked)
