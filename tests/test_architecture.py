@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import ast
+import importlib.metadata
 import json
 import runpy
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from server.app import ROUTES
+from server.config import SETTINGS, VERSION
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("cli", "server", "runtime", "registry", "quant")
@@ -103,3 +108,15 @@ def test_every_module_says_what_it_does() -> None:
 def test_the_readme_tree_is_the_tree() -> None:
     tree = runpy.run_path(str(ROOT / "scripts" / "tree"))["tree"]()
     assert (ROOT / "README.md").read_text().endswith(tree), "run ./scripts/tree"
+
+
+def test_the_readme_has_every_route_and_setting() -> None:
+    readme = (ROOT / "README.md").read_text()
+    routes = [f"{method} {path.replace(':.+', '')}" for method, path, _ in ROUTES]
+    settings = [name for setting in SETTINGS for name in (setting, *SETTINGS[setting].env[:1])]
+    assert not [text for text in routes + settings if f"`{text}`" not in readme]
+
+
+def test_the_version_is_written_once() -> None:
+    assert tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dynamic"] == ["version"]
+    assert importlib.metadata.version("lm") == VERSION
