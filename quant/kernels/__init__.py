@@ -1,7 +1,8 @@
 """Block formats: numbers to blocks and back, by kernels compiled for the CPU at hand.
 
 `quantize` and `dequantize` are the ways in; `pack` and `unpack` serve those who choose scales and levels otherwise.
-Families of formats are compiled when a type of theirs is first asked for, or ahead of time by `warm`.
+A family of formats is imported when a type of it is first asked for; its kernels are compiled when they are first
+called, or ahead of time by `warm`.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import math
 import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -18,7 +20,7 @@ from numpy.typing import NDArray
 
 from quant.errors import BadValues, UnknownLevel, WrongShape
 from quant.kernels import compiler, plain
-from quant.kernels.formats import Bytes, Floats, Format, Parts, registered
+from quant.kernels.formats import BRAIN, FLOAT, HALF, Bytes, Floats, Format, Parts, registered
 from quant.kernels.simd import LANES
 from quant.types import QuantType
 
@@ -49,7 +51,12 @@ _FAMILIES = {
     QuantType.Q1_0: "sign",
     QuantType.Q2_0: "linear",
 }
-_PLAIN = {QuantType.F32: 3.4028234e38, QuantType.F16: 65504.0, QuantType.BF16: 3.3895314e38}
+# Types of one number each: how it is stored, and the largest.
+_PLAIN = {
+    QuantType.F32: (FLOAT, 3.4028234e38),
+    QuantType.F16: (HALF, 65504.0),
+    QuantType.BF16: (BRAIN, 3.3895314e38),
+}
 # Elements that a thread works on at a time: with weights and levels they fill half of a megabyte, and stay in L2.
 _SLAB = 1 << 16
 # Weights below this share of their mean count as this share, so that no group is left without any.
@@ -62,8 +69,9 @@ def warm(types: Iterable[str]) -> None:
     """Compile what the named types need, or load it from the cache; returns when that is done."""
     for name in types:
         type = QuantType.by_name(name)
-        if type not in _PLAIN:
-            _format(type)
+        family = None if type in _PLAIN else _family(type)
+        for kernel in (*plain.KERNELS, *(family.KERNELS if family else ())):
+            kernel.compile()
 
 
 def quantize(
@@ -106,7 +114,9 @@ def dequantize(blocks: Bytes, type: str | QuantType, columns: int) -> Floats:
     target = out.reshape(-1, kind.block)
     step = _SLAB // kind.block
     for first in range(0, len(flat), step):
-        target[first : first + step] = _restore(kind, flat[first : first + step])
+        # Blocks from elsewhere may hold any bits, NaN and infinity among them.
+        with np.errstate(invalid="ignore", over="ignore"):
+            target[first : first + step] = _restore(kind, flat[first : first + step])
     return out
 
 
@@ -114,7 +124,7 @@ def pack(type: str | QuantType, parts: Parts) -> Bytes:
     """Write scales and levels, chosen by whatever means, as blocks: uint8[n, block_bytes]."""
     kind = _type(type)
     out = np.empty((len(parts.levels), kind.block_bytes), np.uint8)
-    _format(kind).pack(parts, out)
+    _format(kind).pack(Parts(*(np.require(part, requirements=["C", "A", "W"]) for part in parts)), out)
     return out
 
 
@@ -132,8 +142,12 @@ def _type(type: str | QuantType) -> QuantType:
 
 
 def _format(type: QuantType) -> Format:
-    importlib.import_module(f"quant.kernels.{_FAMILIES[type]}")
+    _family(type)
     return registered(type)
+
+
+def _family(type: QuantType) -> ModuleType:
+    return importlib.import_module(f"quant.kernels.{_FAMILIES[type]}")
 
 
 def _restore(type: QuantType, blocks: Bytes) -> Floats:
@@ -179,7 +193,7 @@ def _quantize_rows(x: NDArray[Any], type: QuantType, weights: Floats | None, thr
 
     def work() -> None:
         for start, end in todo:
-            rows = np.ascontiguousarray(x[start:end])
+            rows = np.require(x[start:end], requirements=["C", "A"])
             if not convert(rows, out[start:end]):
                 raise BadValues(_first_bad(rows, start))
 
@@ -203,33 +217,33 @@ def _widen(x: NDArray[Any], limit: float, out: Floats) -> bool:
     """Fill flat `out` with x as float32; False when a value is not finite. Sizes are multiples of 16."""
     kind = _source(x)
     none = np.empty(0, np.uint16)
-    if kind == plain.FLOAT:
+    if kind == FLOAT:
         return bool(plain.widen(x.view(np.uint32).ravel(), none, kind, limit, out))
     return bool(plain.widen(none.view(np.uint32), x.view(np.uint16).ravel(), kind, limit, out))
 
 
 def _source(x: NDArray[Any]) -> int:
-    kinds = {np.dtype(np.float32): plain.FLOAT, np.dtype(np.float16): plain.HALF, np.dtype(np.uint16): plain.BRAIN}
+    kinds = {np.dtype(np.float32): FLOAT, np.dtype(np.float16): HALF, np.dtype(np.uint16): BRAIN}
     if x.dtype not in kinds:
         raise BadValues(f"weights of {x.dtype} are neither float32, float16 nor BF16 in uint16")
     return kinds[x.dtype]
 
 
 def _plain_converter(type: QuantType) -> Callable[[NDArray[Any], Bytes], bool]:
-    kind = {QuantType.F32: plain.FLOAT, QuantType.F16: plain.HALF, QuantType.BF16: plain.BRAIN}[type]
+    kind, limit = _PLAIN[type]
 
     def convert(x: NDArray[Any], out: Bytes) -> bool:
         padded = _pad(x.ravel(), LANES)
         single = padded
         fine = True
-        if padded.dtype != np.float32 or kind == plain.FLOAT:
+        if padded.dtype != np.float32 or kind == FLOAT:
             single = np.empty(padded.size, np.float32)
-            fine = _widen(padded, _PLAIN[type], single)
-        if kind == plain.FLOAT:
+            fine = _widen(padded, limit, single)
+        if kind == FLOAT:
             result = single
         else:
             result = np.empty(single.size, np.uint16)
-            fine = plain.narrow(single, kind, _PLAIN[type], result) and fine
+            fine = plain.narrow(single, kind, limit, result) and fine
         out[:] = result[: x.size].view(np.uint8).reshape(out.shape)
         return fine
 
@@ -243,11 +257,12 @@ def _block_converter(
     format = _format(type)
     all_weights = None
     if weights is not None:
-        all_weights = _pad(np.broadcast_to(weights, shape).ravel(), LANES * type.block).reshape(-1, type.block)
+        all_weights = _pad(np.tile(weights, shape[0]), LANES * type.block).reshape(-1, type.block)
 
     def convert(x: NDArray[Any], out: Bytes) -> bool:
         blocks = x.size // type.block
-        values = np.zeros((-(-blocks // LANES) * LANES, type.block), np.float32)
+        values = np.empty((-(-blocks // LANES) * LANES, type.block), np.float32)
+        values[blocks:] = 0
         if not _widen(x, format.limit, values.reshape(-1)[: x.size]):
             return False
         parts = format.search(values, None if all_weights is None else all_weights[: len(values)])

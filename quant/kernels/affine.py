@@ -18,6 +18,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from quant.kernels import layout_k
 from quant.kernels.compiler import kernel, part
 from quant.kernels.fitting import Effort, affine_error, affine_fit, affine_sums, divide, flat_weights
 from quant.kernels.formats import Floats, Format, Parts, register
@@ -228,3 +229,5 @@ for _type, _search_type, _pack, _unpack in (
     # The largest float16 times the highest code and level.
     _limit = 65504.0 * (15 * 3 if _type is QuantType.Q2_K else 63 * 15)
     register(_type, Format(_search_type, _pack, _unpack, restore_affine, _limit))
+
+KERNELS = (_search, *layout_k.KERNELS)

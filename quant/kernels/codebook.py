@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from quant.kernels import layout_whole
 from quant.kernels.compiler import kernel, part
 from quant.kernels.fitting import flat_weights, quotient
 from quant.kernels.formats import Floats, Format, Parts, register
@@ -180,3 +181,5 @@ def _search_xs(x: Floats, weights: Floats | None) -> Parts:
 
 register(QuantType.IQ4_NL, Format(_search_nl, *IQ4_NL, 65504.0 * 113))
 register(QuantType.IQ4_XS, Format(_search_xs, *IQ4_XS, 65504.0 * 31 * 113))
+
+KERNELS = (_search, *layout_whole.KERNELS)

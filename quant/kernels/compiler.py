@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ import platformdirs
 
 _OPTIONS = {"error_model": "numpy", "nogil": True}
 _folder: list[Path] = []
+_done: list[Any] = []
+_lock = threading.RLock()
 
 
 def configure(cache_dir: Path) -> None:
@@ -34,19 +37,40 @@ def cache_folder() -> Path:
     return _folder[0]
 
 
-def kernel(signature: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Compile at once for one signature, or take the machine code from the cache."""
+class Kernel:
+    """A function compiled for one signature, on its first call or ahead of it, or taken from the cache."""
 
-    def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-        # Numba reads the setting when a function is decorated, and nobody else may have its folder changed.
-        before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(cache_folder())
-        try:
-            result: Callable[..., Any] = numba.njit(signature, cache=True, **_OPTIONS)(function)
-        finally:
-            numba.config.CACHE_DIR = before
-        return result
+    def __init__(self, function: Callable[..., Any], signature: str) -> None:
+        self._function = function
+        self._signature = signature
+        self._compiled: Any = None
 
-    return compiled
+    def __call__(self, *arguments: Any) -> Any:
+        """Run it."""
+        return (self._compiled or self.compile())(*arguments)
+
+    def compile(self) -> Any:
+        """Be ready to be called."""
+        with _lock:
+            if self._compiled is None:
+                # Numba reads the setting when a function is decorated, and nobody else may have its folder changed.
+                before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(cache_folder())
+                try:
+                    self._compiled = numba.njit(self._signature, cache=True, **_OPTIONS)(self._function)
+                finally:
+                    numba.config.CACHE_DIR = before
+                _done.append(self._compiled)
+        return self._compiled
+
+
+def kernel(signature: str) -> Callable[[Callable[..., Any]], Kernel]:
+    """Make the function a kernel with this signature, in Numba's notation."""
+    return lambda function: Kernel(function, signature)
+
+
+def compiled() -> int:
+    """Kernels that this process has compiled itself, instead of taking them from the cache."""
+    return sum(1 for function in _done if function.stats.cache_misses)
 
 
 def part(function: Callable[..., Any]) -> Callable[..., Any]:

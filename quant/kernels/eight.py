@@ -74,3 +74,5 @@ def restore(parts: Parts) -> Floats:
 
 
 register(QuantType.Q8_0, Format(search, pack, unpack, restore, 65504.0 * 127))
+
+KERNELS = (_search,)

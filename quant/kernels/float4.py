@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from quant.kernels import layout_whole
 from quant.kernels.compiler import kernel, part
 from quant.kernels.fitting import flat_weights
 from quant.kernels.formats import Bytes, Floats, Format, Parts, register
@@ -175,3 +176,5 @@ def _restore_nv(parts: Parts) -> Floats:
 
 register(QuantType.MXFP4, Format(_search_mx, _pack_mx, _unpack_mx, _restore_mx, 3.4e38))
 register(QuantType.NVFP4, Format(_search_nv, _pack_nv, _unpack_nv, _restore_nv, 448.0 * 6))
+
+KERNELS = (_search, *layout_whole.KERNELS)

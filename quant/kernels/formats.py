@@ -16,6 +16,10 @@ Floats = NDArray[Any]
 Halves = NDArray[Any]
 
 
+# How source or result store one number: float32, float16, BF16.
+FLOAT, HALF, BRAIN = 0, 1, 2
+
+
 def halves(blocks: Bytes, at: int) -> Halves:
     """The float16 that each block holds at byte `at`."""
     return np.ascontiguousarray(blocks[:, at : at + 2]).view(np.float16)[:, 0]

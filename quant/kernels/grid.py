@@ -199,11 +199,14 @@ def _tables(type: QuantType) -> Grid:
 
 
 def _searcher(type: QuantType, shape: _Shape) -> Callable[[Floats, Floats | None], Parts]:
+    # The last candidate is for groups whose elements are all of one size: their vectors have the smallest value only.
+    largest = grid_vectors(type).max() / grid_vectors(type).min()
+
     def run(x: Floats, weights: Floats | None) -> Parts:
         n, dims = len(x), grid_vectors(type).shape[1]
         levels, d = np.empty((n, _BLOCK // dims), np.uint16), np.empty(n, np.uint16)
         signs, scales = np.empty((n, _BLOCK // 8), np.uint8), np.empty((n, _BLOCK // shape.size), np.uint8)
-        starts = np.linspace(0.62, 0.98, shape.starts, dtype=np.float32)
+        starts = np.append(np.linspace(0.65, 0.95, shape.starts), largest).astype(np.float32)
         flat = levels.ravel(), signs.ravel(), d, scales.ravel()
         _search(
             x.ravel(), flat_weights(weights), shape.size, shape.even, shape.unit, *_tables(type), dims, starts,
@@ -215,11 +218,13 @@ def _searcher(type: QuantType, shape: _Shape) -> Callable[[Floats, Floats | None
 
 
 for _type, _shape in {
-    QuantType.IQ2_XXS: _Shape(32, True, 1 / 8, 5, 1),
-    QuantType.IQ2_XS: _Shape(16, True, 1 / 8, 5, 1),
-    QuantType.IQ2_S: _Shape(16, False, 1 / 8, 5, 1),
-    QuantType.IQ3_XXS: _Shape(32, True, 1 / 4, 6, 1),
-    QuantType.IQ3_S: _Shape(32, False, 1.0, 5, 1),
+    QuantType.IQ2_XXS: _Shape(32, True, 1 / 8, 4, 1),
+    QuantType.IQ2_XS: _Shape(16, True, 1 / 8, 4, 1),
+    QuantType.IQ2_S: _Shape(16, False, 1 / 8, 4, 1),
+    QuantType.IQ3_XXS: _Shape(32, True, 1 / 4, 5, 1),
+    QuantType.IQ3_S: _Shape(32, False, 1.0, 4, 1),
 }.items():
     _limit = 65504.0 * 31 * _shape.unit * float(grid_vectors(_type).max())
     register(_type, Format(_searcher(_type, _shape), *LAYOUTS[_type], _limit))
+
+KERNELS = (_search,)

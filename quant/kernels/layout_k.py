@@ -197,3 +197,6 @@ def _symmetric(d: Halves, scales: NDArray[np.int8], levels: NDArray[np.int8]) ->
     scale = d.astype(np.float32)[:, None] * scales
     values: Floats = scale[:, :, None] * levels.reshape(-1, 16, 16)
     return values.reshape(-1, 256)
+
+
+KERNELS = (_pack_affine, _pack_symmetric)

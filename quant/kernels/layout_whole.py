@@ -134,3 +134,5 @@ def _restore_iq4_xs(parts: Parts) -> Floats:
 
 IQ4_NL = Layout(_pack_iq4_nl, _unpack_iq4_nl, _restore_iq4_nl)
 IQ4_XS = Layout(_pack_iq4_xs, _unpack_iq4_xs, _restore_iq4_xs)
+
+KERNELS = (_pack_levels,)

@@ -130,3 +130,5 @@ for _type, _searches, _layout, _largest in (
     (QuantType.TQ2_0, _searcher(-1, 1, *_TQ), layout_ternary.TQ2_0, 1),
 ):
     register(_type, Format(_searches, *_layout, 65504.0 * _largest))
+
+KERNELS = (_search, *layout_whole.KERNELS, *layout_ternary.KERNELS)

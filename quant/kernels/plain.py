@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from quant.kernels.compiler import kernel
+from quant.kernels.formats import BRAIN, FLOAT, HALF
 from quant.kernels.half import from_half, to_brain, to_half
 from quant.kernels.simd import LANES, any_lane, bits, from_bits, load, maximum, minimum, splat_int, store, where
 
-FLOAT, HALF, BRAIN = 0, 1, 2
 
-
-@kernel("boolean(uint32[::1], uint16[::1], int64, float32, float32[::1])")
+@kernel(
+    "boolean(Array(uint32, 1, 'C', readonly=True), Array(uint16, 1, 'C', readonly=True), int64, float32, float32[::1])"
+)
 def widen(single, short, kind, limit, out):
     """Write the source as float32; False when a value is not finite.
 
@@ -30,7 +31,7 @@ def widen(single, short, kind, limit, out):
     return not any_lane(bad != 0)
 
 
-@kernel("boolean(float32[::1], int64, float32, uint16[::1])")
+@kernel("boolean(Array(float32, 1, 'C', readonly=True), int64, float32, uint16[::1])")
 def narrow(x, kind, limit, out):
     """Round to float16 or bfloat16 bits, cut to ±limit; False when a value is not finite. A whole number of vectors."""
     bad = splat_int(0)
@@ -42,3 +43,6 @@ def narrow(x, kind, limit, out):
         else:
             store(out, i, to_brain(minimum(maximum(v, -limit), limit)))
     return not any_lane(bad != 0)
+
+
+KERNELS = (widen, narrow)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from quant.kernels.compiler import Kernel
 from quant.kernels.formats import Floats, Format, Parts, register
 from quant.kernels.layout_ternary import Q1_0
 from quant.types import QuantType
@@ -19,3 +20,5 @@ def _search(x: Floats, weights: Floats | None) -> Parts:
 
 
 register(QuantType.Q1_0, Format(_search, *Q1_0, 65504.0))
+
+KERNELS: tuple[Kernel, ...] = ()

@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from quant.kernels import layout_k
 from quant.kernels.compiler import kernel, part
 from quant.kernels.fitting import ROUNDER, Effort, flat_weights, quotient
 from quant.kernels.formats import Floats, Format, Parts, register
@@ -164,7 +165,9 @@ def _searcher(bound: int, codes: int, plain: Effort, weighted: Effort) -> Callab
     return search
 
 
-_Q3 = _searcher(4, 32, Effort(-0.9, 0.2, 9, 0, 1, 1), Effort(-1.2, 0.15, 18, 1, 2, 1))
+_Q3 = _searcher(4, 32, Effort(-0.7, 0.2, 8, 0, 1, 1), Effort(-1.2, 0.2, 15, 0, 1, 1))
 _Q6 = _searcher(32, 128, Effort(-6.0, 0.6, 20, 1, 2, 1), Effort(-8.0, 0.8, 20, 1, 2, 1))
 register(QuantType.Q3_K, Format(_Q3, pack_q3, unpack_q3, restore_q3, 65504.0 * 31 * 3))
 register(QuantType.Q6_K, Format(_Q6, pack_q6, unpack_q6, restore_q6, 65504.0 * 127 * 31))
+
+KERNELS = (_search, *layout_k.KERNELS)
