@@ -2,12 +2,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
 
 import pytest
 
-from server.config import FOREVER, VERSION, BadSetting, Config, address, child_environment, duration, is_loopback
+from server.config import FOREVER, BadSetting, Config, address, child_environment, duration, is_loopback
 
 
 def test_a_default_is_overruled_by_file_environment_flag_in_this_order(tmp_path: Path) -> None:
@@ -112,8 +111,3 @@ def test_it_imports_the_standard_library_only() -> None:
     root = Path(__file__).parents[2]
     loaded = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True, cwd=root)
     assert loaded.stdout == "[]\n", loaded.stderr
-
-
-def test_the_version_is_that_of_the_project() -> None:
-    with (Path(__file__).parents[2] / "pyproject.toml").open("rb") as file:
-        assert tomllib.load(file)["project"]["version"] == VERSION

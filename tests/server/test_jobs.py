@@ -115,7 +115,7 @@ def test_two_clients_follow_one_job(daemon: Daemon, hub: Hub) -> None:
 
 
 def test_progress_counts_up_to_the_whole(daemon: Daemon, hub: Hub) -> None:
-    hub.bandwidth = 40e6
+    hub.bandwidth = 12e6
     lines = daemon.post("/api/pull", {"model": "org/demo:Q5_K_M"}).lines
     hub.bandwidth = None
     counts = [(line["completed"], line["total"]) for line in lines if "completed" in line]
