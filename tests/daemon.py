@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import http.client
 import json
 import os
@@ -24,7 +25,7 @@ from typing import Any
 
 import psutil
 
-from quant.gguf_writer import Writer, Written, layout
+from quant.gguf_writer import Writer, encode_header, layout
 from quant.types import QuantType
 from registry.names import LIBRARY, LOCAL, Name
 from registry.store import Store
@@ -229,12 +230,15 @@ def put_model(home: Path, name: str = "tiny", context: int = 2048, **claimed: in
     with Store.open(home / "store") as store:
         ingest = store.begin(name)
         with ingest.data.open("wb") as file:
-            written = _write_tiny(file, name, {"context_length": context} | claimed)
+            _write_tiny(file, name, {"context_length": context} | claimed)
+        data = ingest.data.read_bytes()
         key = Name(LOCAL, LIBRARY, name, "F32")
-        store.commit(ingest, written.sha256, written.size, key, config, {"temperature": 0.7, "stop": ["<end>"]})
+        store.commit(
+            ingest, hashlib.sha256(data).hexdigest(), len(data), key, config, {"temperature": 0.7, "stop": ["<end>"]}
+        )
 
 
-def _write_tiny(file: Any, name: str, claimed: Mapping[str, int]) -> Written:
+def _write_tiny(file: Any, name: str, claimed: Mapping[str, int]) -> None:
     sizes = {
         "block_count": 1,
         "embedding_length": WIDTH,
@@ -249,7 +253,6 @@ def _write_tiny(file: Any, name: str, claimed: Mapping[str, int]) -> Written:
     shapes |= {f"blk.0.{part}.weight": (WIDTH, WIDTH) for part in parts}
     shapes |= {f"blk.0.{part}.weight": (WIDTH,) for part in ("attn_norm", "ffn_norm")}
     tensors = layout([(tensor, shape, QuantType.F32) for tensor, shape in shapes.items()])
-    writer = Writer(file, metadata, tensors)
-    for tensor in tensors:
-        writer.append(memoryview(bytes(tensor.nbytes)))
-    return writer.finish()
+    file.write(encode_header(metadata, tensors))
+    zeros = b"".join(bytes(align(tensor.nbytes, DEFAULT_ALIGNMENT)) for tensor in tensors)
+    return encode_header(metadata, tensors) + zeros
