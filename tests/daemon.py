@@ -25,7 +25,8 @@ from typing import Any
 
 import psutil
 
-from quant.gguf_writer import Writer, encode_header, layout
+from quant.gguf import DEFAULT_ALIGNMENT, align
+from quant.gguf_writer import encode_header, layout
 from quant.types import QuantType
 from registry.names import LIBRARY, LOCAL, Name
 from registry.store import Store
@@ -229,16 +230,14 @@ def put_model(home: Path, name: str = "tiny", context: int = 2048, **claimed: in
     }
     with Store.open(home / "store") as store:
         ingest = store.begin(name)
-        with ingest.data.open("wb") as file:
-            _write_tiny(file, name, {"context_length": context} | claimed)
-        data = ingest.data.read_bytes()
+        data = _tiny(name, {"context_length": context} | claimed)
+        ingest.data.write_bytes(data)
         key = Name(LOCAL, LIBRARY, name, "F32")
-        store.commit(
-            ingest, hashlib.sha256(data).hexdigest(), len(data), key, config, {"temperature": 0.7, "stop": ["<end>"]}
-        )
+        params = {"temperature": 0.7, "stop": ["<end>"]}
+        store.commit(ingest, hashlib.sha256(data).hexdigest(), len(data), key, config, params)
 
 
-def _write_tiny(file: Any, name: str, claimed: Mapping[str, int]) -> None:
+def _tiny(name: str, claimed: Mapping[str, int]) -> bytes:
     sizes = {
         "block_count": 1,
         "embedding_length": WIDTH,
@@ -253,6 +252,5 @@ def _write_tiny(file: Any, name: str, claimed: Mapping[str, int]) -> None:
     shapes |= {f"blk.0.{part}.weight": (WIDTH, WIDTH) for part in parts}
     shapes |= {f"blk.0.{part}.weight": (WIDTH,) for part in ("attn_norm", "ffn_norm")}
     tensors = layout([(tensor, shape, QuantType.F32) for tensor, shape in shapes.items()])
-    file.write(encode_header(metadata, tensors))
     zeros = b"".join(bytes(align(tensor.nbytes, DEFAULT_ALIGNMENT)) for tensor in tensors)
     return encode_header(metadata, tensors) + zeros
