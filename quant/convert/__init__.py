@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from quant.convert import chat, llama
@@ -21,38 +22,52 @@ def plan_model(files: Files, pre: str | None = None) -> ModelPlan:
     `pre` names llama.cpp's pre-tokenizer by hand. Raises MalformedFile where a file breaks its format or contradicts
     another, UnsupportedModel for what cannot be converted; each is a sentence for the user.
     """
-    config = _read_config(files)
-    family = _family(config)
-    sizes = family.read_sizes(config)
-    described = family.describe(config, sizes)
-    entries = read_model(files)
-    tensors = (*family.computed(config, sizes), *plan_tensors(family, config, sizes, entries))
-    vocabulary = read_vocabulary(files, sizes["vocabulary"], pre)
+    config, sketch, size = _sketch(files)
+    vocabulary = read_vocabulary(files, size, pre)
     tokenizer_config = Config.read(files, "tokenizer_config.json")
     generation = Config.read(files, "generation_config.json")
     templates = chat.read_templates(files, tokenizer_config)
     specials, stops = chat.describe_specials(config, generation, tokenizer_config, vocabulary)
     metadata = {
-        "general.architecture": family.architecture,
-        "general.type": "model",
-        "general.size_label": _size_label(tensors),
+        **{key: value for key, value in sketch.metadata.items() if key.startswith("general.")},
         **chat.read_card(files),
-        **described,
+        **{key: value for key, value in sketch.metadata.items() if not key.startswith("general.")},
         **vocabulary.entries,
         **specials,
         **chat.describe_templates(templates),
         # llama.cpp has room for three; its own list goes by the tokens' texts.
         "lm.stop_token_ids": list(stops),
     }
-    return ModelPlan(
-        architecture=family.architecture,
+    return replace(
+        sketch,
         metadata=metadata,
-        tensors=tensors,
-        shards=tuple(dict.fromkeys(tensor.shard for tensor in tensors if tensor.shard)),
         stops=stops,
         defaults=chat.read_defaults(generation),
         capabilities=chat.capabilities(templates, vocabulary),
     )
+
+
+def sketch_model(files: Files) -> ModelPlan:
+    """As `plan_model`, but without the tokenizer and the card: all that the size of a model in memory depends on."""
+    return _sketch(files)[1]
+
+
+def _sketch(files: Files) -> tuple[Config, ModelPlan, int]:
+    """The configuration, the plan of the weights, and the number of embeddings."""
+    config = _read_config(files)
+    family = _family(config)
+    sizes = family.read_sizes(config)
+    described = family.describe(config, sizes)
+    entries = read_model(files)
+    tensors = (*family.computed(config, sizes), *plan_tensors(family, config, sizes, entries))
+    metadata = {
+        "general.architecture": family.architecture,
+        "general.type": "model",
+        "general.size_label": _size_label(tensors),
+        **described,
+    }
+    shards = tuple(dict.fromkeys(tensor.shard for tensor in tensors if tensor.shard))
+    return config, ModelPlan(family.architecture, metadata, tensors, shards), sizes["vocabulary"]
 
 
 def _read_config(files: Files) -> Config:
