@@ -1,7 +1,7 @@
 """The reference: ggml's own quantizers and decoders, in the library inside llama-cpp-python, called through ctypes.
 
-Used by the kernel benchmark and by the kernels' tests. `dequantize_row_*` and `ggml_quantize_chunk` are declared in ggml.h
-and ggml-quants.h of llama.cpp; one thread.
+Used by the kernel benchmark and by the kernels' tests. `dequantize_row_*` and `ggml_quantize_chunk` are declared in
+ggml.h and ggml-quants.h of llama.cpp; one thread.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ _library.ggml_quantize_chunk.restype = ctypes.c_size_t
 _library.ggml_validate_row_data.restype = ctypes.c_bool
 
 
-def quantize(x: NDArray[np.float32], type: QuantType, importance: NDArray[np.float32] | None = None) -> NDArray[np.uint8]:
+def quantize(
+    x: NDArray[np.float32], type: QuantType, importance: NDArray[np.float32] | None = None
+) -> NDArray[np.uint8]:
     """float32[rows, columns] → uint8[rows, row_bytes], as `llama-quantize` does it."""
     rows, columns = x.shape
     out = np.zeros((rows, type.row_bytes(columns)), np.uint8)
@@ -45,7 +47,9 @@ def dequantize(blocks: NDArray[np.uint8], type: QuantType, columns: int) -> NDAr
     name = type.name if type.name.endswith("_K") else type.name.lower()
     names = {QuantType.F16: "ggml_fp16_to_fp32_row", QuantType.BF16: "ggml_bf16_to_fp32_row"}
     out = np.empty((len(blocks), columns), np.float32)
-    function = getattr(_library, names.get(type, f"dequantize_row_{name.replace('Q', 'q', 1) if 'K' in name else name}"))
+    function = getattr(
+        _library, names.get(type, f"dequantize_row_{name.replace('Q', 'q', 1) if 'K' in name else name}")
+    )
     function(_pointer(blocks), _pointer(out), ctypes.c_int64(out.size))
     return out
 
