@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from quant.convert import plan_model
-from quant.pipeline import write
+from tests.converting import write
 
 DEMO = Path(__file__).parents[2] / "registry" / "demo"
 
