@@ -69,7 +69,7 @@ async def _listening(
     library = Library(store)
     # Admission needs memory and processors only: the probe of the bandwidth is left out.
     pool = Pool(config, library, partial(detect, bandwidth=1.0), engine)
-    house = House(config, library, pool, Jobs(config, library))
+    house = House(config, library, pool, Jobs(config, library, pool.holds))
     runner = web.AppRunner(
         app.build(config, house, stop.set),
         access_log=None,

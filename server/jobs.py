@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
 from registry.names import Name, Reference
@@ -81,9 +81,11 @@ class Job:
 class Jobs:
     """All pulls of the daemon."""
 
-    def __init__(self, config: Config, library: Library) -> None:
+    def __init__(self, config: Config, library: Library, in_use: Callable[[], set[str]]) -> None:
+        """`in_use` gives the digests of blobs that must stay although no model may list them any more."""
         self._config = config
         self._library = library
+        self._in_use = in_use
         self._jobs: dict[str, Job] = {}
         self._stopping = False
 
@@ -145,7 +147,7 @@ class Jobs:
             raise
         job.tell({"status": "writing manifest", "phase": "committing"})
         name = job.reference.name.tagged(done.tag)
-        commit = asyncio.create_task(asyncio.to_thread(self._commit, ingest, done, name))
+        commit = asyncio.create_task(asyncio.to_thread(self._commit, ingest, done, name, self._in_use()))
         try:
             return await asyncio.shield(commit)
         except asyncio.CancelledError:
@@ -161,8 +163,11 @@ class Jobs:
             await asyncio.to_thread(store.abandon, await begun)
             raise
 
-    def _commit(self, ingest: Ingest, done: Done, name: Name) -> Model:
-        return self._library.store.commit(ingest, done.sha256, done.size, name, done.config, done.params)
+    def _commit(self, ingest: Ingest, done: Done, name: Name, in_use: set[str]) -> Model:
+        store = self._library.store
+        model = store.commit(ingest, done.sha256, done.size, name, done.config, done.params)
+        store.collect(in_use)  # what the model of this name was made of before
+        return model
 
     async def _work(self, job: Job, ingest: Ingest) -> Done:
         """Let a child write the model's file; raises Reported with the child's own error."""

@@ -73,6 +73,14 @@ def test_the_demo_comes_in_quantized_with_its_reason(daemon: Daemon) -> None:
     assert {tensor["type"] for tensor in shown["tensors"]} == {"Q8_0", "F32"}
 
 
+def test_pulling_again_replaces_without_leaving_the_old_behind(daemon: Daemon) -> None:
+    daemon.pull("demo")
+    before = {path.name for path in (daemon.home / "store" / "blobs").iterdir()}
+    daemon.pull("demo")
+    assert len({path.name for path in (daemon.home / "store" / "blobs").iterdir()}) == len(before)
+    assert "demo:Q8_0" in stored(daemon)
+
+
 def test_a_level_of_ones_own_choosing_is_another_variant(daemon: Daemon) -> None:
     assert daemon.pull("demo:q4_k_m")["name"] == "demo:Q4_K_M"
     assert daemon.post("/api/show", {"model": "demo"}).json["details"]["quantization_level"] == "Q4_K_M"
