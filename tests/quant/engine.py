@@ -48,24 +48,30 @@ class Engine:
     def ends(self, token: int) -> bool:
         return llama_cpp.llama_vocab_is_eog(self.vocabulary, token)
 
-    def logits(self, ids: Sequence[int]) -> np.ndarray:
-        """float32[len(ids), vocabulary], as exact as llama.cpp can: F32 cache, no flash attention."""
+    def logits(self, ids: Sequence[int], batch: int = 512) -> np.ndarray:
+        """float32[len(ids), vocabulary], as exact as llama.cpp can: F32 cache, no flash attention; `batch` at a time."""
         params = llama_cpp.llama_context_default_params()
-        params.n_ctx = params.n_batch = params.n_ubatch = len(ids)
+        params.n_ctx = len(ids)
+        params.n_batch = params.n_ubatch = min(batch, len(ids))
         params.type_k = params.type_v = F32
         params.flash_attn_type = 0
         params.n_threads = params.n_threads_batch = 2
         context = llama_cpp.llama_init_from_model(self.model, params)
-        batch = llama_cpp.llama_batch_init(len(ids), 0, 1)
-        batch.n_tokens = len(ids)
-        for position, token in enumerate(ids):
-            batch.token[position], batch.pos[position] = token, position
-            batch.n_seq_id[position], batch.seq_id[position][0], batch.logits[position] = 1, 0, 1
+        parts = [self._decode(context, ids, start, batch) for start in range(0, len(ids), batch)]
+        llama_cpp.llama_free(context)
+        return np.concatenate(parts)
+
+    def _decode(self, context: object, ids: Sequence[int], start: int, count: int) -> np.ndarray:
+        part = ids[start : start + count]
+        batch = llama_cpp.llama_batch_init(len(part), 0, 1)
+        batch.n_tokens = len(part)
+        for index, token in enumerate(part):
+            batch.token[index], batch.pos[index] = token, start + index
+            batch.n_seq_id[index], batch.seq_id[index][0], batch.logits[index] = 1, 0, 1
         assert llama_cpp.llama_decode(context, batch) == 0
-        shape = (len(ids), llama_cpp.llama_vocab_n_tokens(self.vocabulary))
+        shape = (len(part), llama_cpp.llama_vocab_n_tokens(self.vocabulary))
         logits = np.ctypeslib.as_array(llama_cpp.llama_get_logits(context), shape).copy()
         llama_cpp.llama_batch_free(batch)
-        llama_cpp.llama_free(context)
         return logits
 
     def greedy(self, ids: Sequence[int], count: int) -> list[int]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import platform
 import stat
 import subprocess
 import sys
@@ -211,8 +213,9 @@ print(kernels.compiler.compiled(), kernels.compiler.cache_folder())
 """
 
 
-def run(code: str, *args: str) -> str:
-    done = subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True, check=True)
+def run(code: str, *args: str, **environment: str) -> str:
+    command = [sys.executable, "-c", code, *args]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, **environment})
     return done.stdout.strip()
 
 
@@ -229,3 +232,25 @@ def test_a_folder_that_cannot_be_trusted_is_not_used(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
     assert compiler._private(tmp_path / "link").name.startswith("lm-kernels-")
+
+
+EVERYTHING = """
+import sys, hashlib, pathlib
+import numpy as np
+import quant
+from quant import kernels
+kernels.configure(pathlib.Path(sys.argv[1]))
+x = np.random.default_rng(9).standard_normal((40, 1024)).astype(np.float32)
+for name in sys.argv[2].split(","):
+    for importance in (None, np.abs(x[7])):
+        print(name, hashlib.sha256(quant.quantize(x, name, importance)).hexdigest())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the other CPU of this test is an x86 one")
+def test_every_cpu_writes_the_same_bytes(tmp_path: Path) -> None:
+    names = ",".join(type.name for type in ALL)
+    here = run(EVERYTHING, str(tmp_path / "here"), names)
+    old = {"NUMBA_CPU_NAME": "x86-64-v3", "NUMBA_CPU_FEATURES": "+avx,+avx2,+fma,+f16c,+bmi,+bmi2,-avx512f"}
+    assert run(EVERYTHING, str(tmp_path / "there"), names, **old) == here

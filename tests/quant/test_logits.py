@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from quant.convert import plan_model
-from quant.pipeline import write
+from tests.converting import write
 from tests.quant.engine import Engine, divergence
 from tests.quant.make_golden import GOLDEN, ROWS, TEXT, reference_logits
 from tests.quant.support import DEMO, TALE, Folder

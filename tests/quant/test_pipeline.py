@@ -17,8 +17,8 @@ from quant.ahead import ahead
 from quant.convert import plan_model
 from quant.errors import BadValues, MalformedFile
 from quant.gguf import check_model, read_file
-from quant.pipeline import write
 from quant.recipes import assign, sizes
+from tests.converting import write
 from tests.quant.support import DEMO, Folder, bf16, llama_shapes, safetensors
 
 SMALL = {"num_hidden_layers": 2, "hidden_size": 256, "intermediate_size": 512, "vocab_size": 4096}

@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks import synthetic
 from quant.convert import plan_model
-from quant.pipeline import write
+from tests.converting import write
 from tests.quant.engine import Engine
 from tests.quant.support import Folder
 

@@ -14,7 +14,7 @@ from quant.convert import plan_model
 from quant.convert import pretokenizer as table
 from quant.convert.tokenizer import read_vocabulary
 from quant.errors import MalformedFile, QuantError, UnsupportedModel
-from quant.gguf_writer import Writer
+from quant.gguf_writer import encode_header
 from tests.quant.engine import Engine
 from tests.quant.support import DEMO, Folder
 
@@ -32,7 +32,7 @@ PLAIN = "Once upon a time, there was a cat. It's 3 o'clock, I'LL go 1234567 time
 def vocabulary_file(path: Path, entries: dict[str, Any]) -> Path:
     """A GGUF that holds a vocabulary and nothing else."""
     with path.open("wb") as file:
-        Writer(file, {"general.architecture": "llama", **entries}, ()).finish()
+        file.write(encode_header({"general.architecture": "llama", **entries}, ()))
     return path
 
 
