@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from runtime import fit
+from runtime import fit, rates
 from runtime.errors import BadRequest, DoesNotFit
 from runtime.hardware import Hardware
 
@@ -23,11 +23,17 @@ UNQUANTIZED = frozenset({"F32", "F16", "BF16"})
 
 @dataclass(frozen=True)
 class Candidate:
-    """A level, with the bytes that its weights would take; `worthwhile` False: too coarse without importance data."""
+    """A level, with the bytes that its weights would take, and what of them a token reads.
+
+    One that is not `worthwhile` is too coarse without importance data; one that is not `listed` is shown beside the
+    others but never chosen, because one that is both smaller and better is listed.
+    """
 
     level: str
     weights_bytes: int
     worthwhile: bool = True
+    reads: rates.Reads | None = None
+    listed: bool = True
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,38 @@ class Wish:
     sequences: int = 8
     kv_type: str = "F16"
     forced: str | None = None
+    enough: float = ENOUGH_SPEED
+    """Tokens per second below which a level is too slow."""
+
+
+@dataclass(frozen=True)
+class Option:
+    """A candidate weighed: `speed` of an answer at its beginning, `full_speed` when the context is full."""
+
+    candidate: Candidate
+    need: fit.Need
+    speed: float
+    full_speed: float
+    fault: str
+    """Why memory or disk rule it out, "" when they do not."""
+    slow: str = ""
+    """Why it is too slow, "" when it is not."""
+
+    @property
+    def level(self) -> str:
+        """Its name."""
+        return self.candidate.level
+
+    @property
+    def lost(self) -> str:
+        """Why the rule passes it over, "" where it would take it if nothing better were there."""
+        if self.fault or self.slow:
+            return self.fault or self.slow
+        if self.level in UNQUANTIZED:
+            return "is larger than Q8_0, and no better that anybody could tell"
+        if not self.candidate.listed:
+            return "another level is smaller and no worse"
+        return "" if self.candidate.worthwhile else "loses too much without importance data"
 
 
 @dataclass(frozen=True)
@@ -52,15 +90,6 @@ class Choice:
     rejected: tuple[tuple[str, str], ...]
 
 
-@dataclass(frozen=True)
-class _Option:
-    candidate: Candidate
-    need: fit.Need
-    speed: float
-    fault: str
-    """Why memory or disk rule it out, "" when they do not."""
-
-
 def choose(
     candidates: Sequence[Candidate], shape: fit.Shape, hardware: Hardware, wish: Wish, disk_free: int | None = None
 ) -> Choice:
@@ -70,39 +99,55 @@ def choose(
     the level asked for is not among the candidates.
     """
     context = shape.pool(wish.context)
-    options = [_weigh(candidate, shape, hardware, (context, wish), disk_free) for candidate in candidates]
+    options = weigh(candidates, shape, hardware, wish, disk_free)
     if wish.forced:
         return _forced(options, wish.forced, hardware, context)
-    options = [option for option in options if option.candidate.level not in UNQUANTIZED]
+    options = [option for option in options if option.level not in UNQUANTIZED and option.candidate.listed]
     chosen = _by_rule([option for option in options if option.candidate.worthwhile])
     if chosen is None:
         raise _nothing_fits(options, hardware)
     better = options[: options.index(chosen)]
-    rejected = tuple((option.candidate.level, option.fault or _slow(option)) for option in better)
-    reason = f"{_fits(chosen, hardware, context)}{_ending(chosen, options, rejected)}"
-    return Choice(chosen.candidate.level, chosen.need, context, chosen.speed, reason, rejected)
+    rejected = tuple((option.level, option.lost) for option in better)
+    reason = f"{_fits(chosen, hardware, context)}{_ending(chosen, options, rejected, wish.enough)}"
+    return Choice(chosen.level, chosen.need, context, chosen.speed, reason, rejected)
+
+
+def weigh(
+    candidates: Sequence[Candidate], shape: fit.Shape, hardware: Hardware, wish: Wish, disk_free: int | None = None
+) -> list[Option]:
+    """What each candidate takes here, how fast it is, and what speaks against it."""
+    context = shape.pool(wish.context)
+    return [_weigh(candidate, shape, hardware, (context, wish), disk_free) for candidate in candidates]
 
 
 def _weigh(
     candidate: Candidate, shape: fit.Shape, hardware: Hardware, pool: tuple[int, Wish], disk_free: int | None
-) -> _Option:
+) -> Option:
     context, wish = pool
     need = fit.memory(shape, candidate.weights_bytes, context, wish.sequences, wish.kv_type)
-    speed = fit.speed(shape, candidate.weights_bytes, hardware.bandwidth)
+    speed, full = (_speed(candidate, shape, hardware, filled, wish.kv_type) for filled in (0, context))
     fault = ""
     if need.total > hardware.budget:
         fault = f"would need {size(need.total)}"
     elif disk_free is not None and candidate.weights_bytes > disk_free:
         fault = f"would need {size(candidate.weights_bytes)} of disk, where {size(disk_free)} are free"
-    return _Option(candidate, need, speed, fault)
+    slow = f"would write about {speed:.1f} tokens/s, below {wish.enough:g}" if speed < wish.enough else ""
+    return Option(candidate, need, speed, full, fault, slow)
 
 
-def _by_rule(options: Sequence[_Option]) -> _Option | None:
+def _speed(candidate: Candidate, shape: fit.Shape, hardware: Hardware, context: int, kv_type: str) -> float:
+    """Tokens per second with `context` tokens in the cache: by measured rates, else by the memory's bandwidth."""
+    if hardware.rates and candidate.reads:
+        return 1 / max(1e-9, rates.seconds(hardware.rates, candidate.reads, context))
+    return fit.speed(shape, candidate.weights_bytes, hardware.bandwidth, context, kv_type)
+
+
+def _by_rule(options: Sequence[Option]) -> Option | None:
     fitting = [option for option in options if not option.fault]
-    names = [option.candidate.level for option in options]
+    names = [option.level for option in options]
     usual = options[names.index(USUAL_LEVEL)].candidate.weights_bytes if USUAL_LEVEL in names else 0
     decent = [option for option in fitting if option.candidate.weights_bytes >= usual]
-    fast = [option for option in decent if option.speed >= ENOUGH_SPEED]
+    fast = [option for option in decent if not option.slow]
     if fast:
         return fast[0]
     if decent:  # the usual level, or one above it that costs no speed
@@ -111,9 +156,9 @@ def _by_rule(options: Sequence[_Option]) -> _Option | None:
     return fitting[0] if fitting else None
 
 
-def _forced(options: Sequence[_Option], level: str, hardware: Hardware, context: int) -> Choice:
+def _forced(options: Sequence[Option], level: str, hardware: Hardware, context: int) -> Choice:
     for option in options:
-        if option.candidate.level == level:
+        if option.level == level:
             if "disk" in option.fault:
                 raise DoesNotFit(f"{level} {option.fault}", "make room, or choose a smaller level")
             reason = f"{level}: asked for, {_fits(option, hardware, context).partition(': ')[2]}"
@@ -121,43 +166,39 @@ def _forced(options: Sequence[_Option], level: str, hardware: Hardware, context:
                 need = f"it needs {size(option.need.total)}, and models may use {size(hardware.budget)} here"
                 reason = f"{level}: asked for, although {need}"
             return Choice(level, option.need, context, option.speed, reason, ())
-    known = ", ".join(option.candidate.level for option in options)
+    known = ", ".join(option.level for option in options)
     raise BadRequest(f"there is no level `{level}` for this model", f"choose one of {known}")
 
 
-def _fits(option: _Option, hardware: Hardware, context: int) -> str:
+def _fits(option: Option, hardware: Hardware, context: int) -> str:
     need = option.need
     weights = f"{size(need.weights)} weights + {size(need.cache)} cache for {context:,} tokens"
-    return f"{option.candidate.level}: {weights} fit the {size(hardware.budget)} that models may use"
+    return f"{option.level}: {weights} fit the {size(hardware.budget)} that models may use"
 
 
-def _ending(chosen: _Option, options: Sequence[_Option], rejected: tuple[tuple[str, str], ...]) -> str:
+def _ending(chosen: Option, options: Sequence[Option], rejected: tuple[tuple[str, str], ...], enough: float) -> str:
     if not rejected:
         return ""
-    usual = next((option for option in options if option.candidate.level == USUAL_LEVEL), None)
+    usual = next((option for option in options if option.level == USUAL_LEVEL), None)
     if usual and chosen.candidate.weights_bytes < usual.candidate.weights_bytes:
         what = "disk" if "disk" in usual.fault else "memory"
         return f"; {what} forces a level below {USUAL_LEVEL}, which {usual.fault}"
     level, why = rejected[-1]
-    if chosen.speed < ENOUGH_SPEED:
-        return f"; no level reaches {ENOUGH_SPEED:.0f} tokens/s here, this one about {chosen.speed:.1f}"
+    if chosen.slow:
+        return f"; no level reaches {enough:g} tokens/s here, this one about {chosen.speed:.1f}"
     return f"; {level} {why}"
 
 
-def _slow(option: _Option) -> str:
-    return f"would write about {option.speed:.1f} tokens/s, below {ENOUGH_SPEED:.0f}"
-
-
-def _nothing_fits(options: Sequence[_Option], hardware: Hardware) -> DoesNotFit:
+def _nothing_fits(options: Sequence[Option], hardware: Hardware) -> DoesNotFit:
     usable = [option for option in options if option.candidate.worthwhile] or list(options)
     if not usable:
         return DoesNotFit("this model has no level to choose from", "name one with `--level`")
     least = usable[-1]
     if "disk" in least.fault:
-        return DoesNotFit(f"even {least.candidate.level} {least.fault}", "make room on the disk of the store")
+        return DoesNotFit(f"even {least.level} {least.fault}", "make room on the disk of the store")
     smaller = [option for option in options if not option.fault]
-    hint = f"`--level {smaller[0].candidate.level}` fits, at a loss" if smaller else "take a smaller model or context"
-    message = f"even {least.candidate.level} {least.fault}, and models may use {size(hardware.budget)} here"
+    hint = f"`--level {smaller[0].level}` fits, at a loss" if smaller else "take a smaller model or context"
+    message = f"even {least.level} {least.fault}, and models may use {size(hardware.budget)} here"
     return DoesNotFit(message, hint)
 
 

@@ -1,10 +1,12 @@
 """How much memory a model takes, and how fast it will be, from its header alone.
 
-The cache follows the layout of llama.cpp's `llama_kv_cache`: per layer and token, `heads × length` values for keys and
-as many for values, in the cache's type; states of recurrent layers are per sequence. Compute buffers follow what its
-graphs keep alive at once for a batch of 512 tokens. Speed: each token reads every active weight and the cache once.
+What llama.cpp itself says of a header (`runtime/measure.py`) goes before the formulas here, which are for when it
+cannot be asked. The cache follows the layout of `llama_kv_cache`: per layer and token, `heads × length` values for keys
+and as many for values, in the cache's type; with latent attention (MLA) the compressed keys alone; states of recurrent
+layers are per sequence. Sliding windows are kept whole, as the engine asks for. Compute buffers follow what the graphs
+keep alive at once for a batch of 512 tokens.
 
-Not covered yet: layers on a graphics card, weights repacked into a second copy, sliding windows kept short.
+Not covered: layers on a graphics card.
 """
 
 from __future__ import annotations
@@ -14,12 +16,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from quant.types import QuantType
+from runtime.measure import Weighed
 
 BATCH = 512
 CONTEXT_STEP = 256
 DEFAULT_CONTEXT = 8192
 # Python, libraries and the vocabulary's tables in a worker that has loaded nothing yet.
 PROCESS_BYTES = 90_000_000
+TOKEN_BYTES = 0
 # What a core gets of the bandwidth that it reads with when it also has to unpack blocks and multiply.
 EFFICIENCY = 0.75
 _F32 = 4
@@ -40,6 +44,10 @@ class Shape:
     state_values: int = 0
     expert_share: float = 1.0
     """The part of the weights that one token reads (mixture of experts)."""
+    attention_values: int = 0
+    """Keys and values of all layers that attention works through for each token before, once for every query head."""
+    weighed: Weighed | None = None
+    """What llama.cpp says that this model takes, for one context."""
 
     @classmethod
     def of(cls, metadata: Mapping[str, Any]) -> Shape:
@@ -52,8 +60,11 @@ class Shape:
         layers, embedding = number("block_count", 1), number("embedding_length", 1)
         heads = number("attention.head_count", 1)
         kv_heads = _per_layer(metadata.get(f"{architecture}.attention.head_count_kv", heads), layers)
+        if not number("attention.head_count"):
+            kv_heads = [0] * layers  # nothing but recurrent layers
         key = number("attention.key_length", embedding // max(1, heads))
         value = number("attention.value_length", embedding // max(1, heads))
+        latent = number("attention.key_length_mla") > 0
         tokens = metadata.get("tokenizer.ggml.tokens")
         feed_forward = number("feed_forward_length", 4 * embedding)
         experts, used = number("expert_count"), number("expert_used_count")
@@ -66,9 +77,10 @@ class Shape:
             heads=heads,
             vocabulary=len(tokens) if tokens else number("vocab_size"),
             trained_context=number("context_length", DEFAULT_CONTEXT),
-            cache_values=sum(kv_heads) * (key + value),
-            state_values=layers * _state(number),
+            cache_values=sum(kv_heads) * (key if latent else key + value),
+            state_values=(kv_heads.count(0) if 0 in kv_heads else layers) * _state(number),
             expert_share=_share(embedding, heads * key, expert_width, experts, used),
+            attention_values=(layers - kv_heads.count(0)) * heads * (key + value),
         )
 
     def pool(self, wanted: int | None = None) -> int:
@@ -78,20 +90,31 @@ class Shape:
 
 @dataclass(frozen=True)
 class Need:
-    """Bytes; `compute` includes the process itself."""
+    """Bytes; `compute` includes the process itself. All but `weights` is anonymous memory, and so is what of them is
+    `repacked` into another layout than the file's."""
 
     weights: int
     cache: int
     compute: int
+    repacked: int = 0
 
     @property
     def total(self) -> int:
         """All of it."""
         return self.weights + self.cache + self.compute
 
+    @property
+    def anonymous(self) -> int:
+        """What the process holds of its own, beside the file that it has mapped."""
+        return self.cache + self.compute + self.repacked
+
 
 def memory(shape: Shape, weights_bytes: int, context: int, sequences: int, kv_type: str = "F16") -> Need:
     """What a worker holds with a pool of `context` tokens for `sequences`; UnknownLevel for an unknown `kv_type`."""
+    said = shape.weighed
+    process = PROCESS_BYTES + shape.vocabulary * TOKEN_BYTES
+    if said and (said.context, said.sequences, said.kv_type) == (context, sequences, kv_type):
+        return Need(weights_bytes, said.cache, said.compute + said.output + process)
     tokens = -(-context // CONTEXT_STEP) * CONTEXT_STEP
     cache = QuantType.by_name(kv_type)
     per_token = shape.cache_values * cache.block_bytes // cache.block
@@ -100,7 +123,7 @@ def memory(shape: Shape, weights_bytes: int, context: int, sequences: int, kv_ty
     activations = batch * (2 * shape.embedding + 3 * max(shape.feed_forward, shape.embedding)) * _F32
     mask = batch * tokens * (_F32 + 2)
     logits = 2 * sequences * shape.vocabulary * (_F32 + 12)  # rows in the graph, and candidates of every sampler
-    return Need(weights_bytes, cache_bytes, activations + mask + logits + PROCESS_BYTES)
+    return Need(weights_bytes, cache_bytes, activations + mask + logits + process)
 
 
 def speed(shape: Shape, weights_bytes: int, bandwidth: float, context: int = 0, kv_type: str = "F16") -> float:

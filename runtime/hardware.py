@@ -21,6 +21,8 @@ from pathlib import Path
 
 import psutil
 
+from runtime.measure import Probed
+
 _PROBE_BYTES = 64 << 20
 _PROBE_PASSES = 3
 # v1 says "no limit" with a number near 2^63, in pages.
@@ -49,6 +51,10 @@ class Hardware:
     gpus: tuple[Gpu, ...] = ()
     gpu_build: bool = False
     """Whether the installed llama.cpp can use a graphics card at all."""
+    allowed: int = 0
+    """What models may use by the user's own word; 0 where nothing was said."""
+    rates: Probed | None = None
+    """How fast types of weights are read, where that was measured."""
 
     @property
     def reserve(self) -> int:
@@ -59,7 +65,7 @@ class Hardware:
     @property
     def budget(self) -> int:
         """What models may use together."""
-        return self.memory_limit - self.reserve
+        return self.allowed or self.memory_limit - self.reserve
 
 
 def detect(bandwidth: float | None = None) -> Hardware:

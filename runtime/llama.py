@@ -175,7 +175,13 @@ class Model:
     """A GGUF file in memory, and its vocabulary. The vocabulary's functions may be called from any thread."""
 
     def __init__(
-        self, path: Path, *, gpu_layers: int = -1, progress: Callable[[float], None] | None = None, empty: bool = False
+        self,
+        path: Path,
+        *,
+        gpu_layers: int = -1,
+        progress: Callable[[float], None] | None = None,
+        mapped: bool = True,
+        empty: bool = False,
     ) -> None:
         """Load `path`; `progress` hears fractions. An `empty` one reads the header alone, to be measured and not run.
 
@@ -185,8 +191,9 @@ class Model:
         params = low.llama_model_default_params()
         params.n_gpu_layers = gpu_layers
         params.use_extra_bufts = not amx_is_broken()
-        if empty:
-            params.no_alloc, params.load_mode = True, LOAD_MODE_NONE
+        params.no_alloc = empty
+        if empty or not mapped:
+            params.load_mode = LOAD_MODE_NONE
         if progress:
             params.progress_callback = low.llama_progress_callback(lambda fraction, _: progress(fraction) or True)
         LOG.error = ""
