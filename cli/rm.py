@@ -18,8 +18,8 @@ def command(names: tuple[str, ...]) -> int:
     code = 0
     for name in names:
         try:
-            client.ask("DELETE", "/api/delete", {"model": reference(name)})
-            console.note(f"removed `{name}`")
+            gone = client.ask("DELETE", "/api/delete", {"model": reference(name)})
+            console.note(f"removed `{gone.get('deleted', name)}`")
         except Failure as error:
             console.complain(str(error), error.hint)
             code = code or error.exit_code

@@ -27,6 +27,8 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 DOORKEEPER = web.AppKey("doorkeeper", Doorkeeper)
 STOP = web.AppKey("stop", Callable[[], None])  # type: ignore[var-annotated,arg-type]
 _ALLOWED_HEADERS = "Authorization, Content-Type, X-Requested-With, X-Request-Id, X-Api-Key"
+# Asked before every command and by every watchdog: not worth a line.
+_PROBES = frozenset({"/", "/health", "/api/version"})
 _ALLOWED_METHODS = "GET, HEAD, POST, DELETE, OPTIONS"
 
 ROUTES: list[tuple[str, str, Handler]] = [
@@ -94,7 +96,8 @@ async def record(request: web.Request, handler: Handler) -> web.StreamResponse:
         seconds = time.perf_counter() - begun
         what = f"{request.method} {request.path[:100]} {status} {seconds:.3f} s {request[NOTE][:200]}".rstrip()
         # A name or path with a line break in it must not look like a line of its own.
-        log.info("%s [%s]", what.encode("unicode_escape").decode(), request_id)
+        level = logging.DEBUG if request.path in _PROBES else logging.INFO
+        log.log(level, "%s [%s]", what.encode("unicode_escape").decode(), request_id)
 
 
 @web.middleware

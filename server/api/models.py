@@ -82,7 +82,7 @@ async def delete(request: web.Request) -> web.Response:
     house = request.app[HOUSE]
     model = await house.library.find(body.wanted)
     await house.library.delete(model, house.pool.holds())
-    return web.Response()
+    return reply({"deleted": model.name})
 
 
 async def stop(request: web.Request) -> web.Response:
