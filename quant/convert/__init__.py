@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from quant.convert import chat, llama
+from quant.convert import chat, gemma, llama, qwen
 from quant.convert.base import Family, plan_tensors
 from quant.convert.config import Config
 from quant.convert.tokenizer import read_vocabulary
@@ -13,7 +13,12 @@ from quant.errors import MalformedFile, UnsupportedModel
 from quant.plan import Files, ModelPlan, TensorPlan
 from quant.safetensors import read_model
 
-FAMILIES: dict[str, Family] = {name: family for family in (llama.FAMILY,) for name in family.classes}
+_MODULES = (llama, qwen, gemma)
+FAMILIES: dict[str, Family] = {
+    name: family for module in _MODULES for family in module.FAMILIES for name in family.classes
+}
+# Where models keep the name of the activation.
+_ACTIVATIONS = ("hidden_activation", "hidden_act", "activation_function")
 
 
 def plan_model(files: Files, pre: str | None = None) -> ModelPlan:
@@ -56,8 +61,9 @@ def _sketch(files: Files) -> tuple[Config, ModelPlan, int]:
     """The configuration, the plan of the weights, and the number of embeddings."""
     config = _read_config(files)
     family = _family(config)
+    _check_activation(family, config)
     sizes = family.read_sizes(config)
-    described = family.describe(config, sizes)
+    described = {f"{family.architecture}.{key}": value for key, value in family.describe(config, sizes).items()}
     entries = read_model(files)
     tensors = (*family.computed(config, sizes), *plan_tensors(family, config, sizes, entries))
     metadata = {
@@ -79,7 +85,11 @@ def _read_config(files: Files) -> Config:
         method = quantized.get("quant_method") if isinstance(quantized, dict) else None
         hint = "use the repository with the original weights"
         raise UnsupportedModel(f"the model is already quantized ({ascii(method)[:40]})", hint=hint)
-    return config
+    text = config.part("text_config")
+    if not text.values:
+        return config
+    # A model that also sees has the settings of its language model apart.
+    return Config(text.name, {**config.values, **text.values, "architectures": config.get("architectures")})
 
 
 def _family(config: Config) -> Family:
@@ -92,6 +102,14 @@ def _family(config: Config) -> Family:
             hint="those that can be are " + ", ".join(FAMILIES),
         )
     return FAMILIES[names[0]]
+
+
+def _check_activation(family: Family, config: Config) -> None:
+    found = next((config.get(key) for key in _ACTIVATIONS if config.get(key) is not None), family.activations[0])
+    if found not in family.activations:
+        raise UnsupportedModel(
+            f"the activation `{ascii(found)[:40]}` is none that models of the `{family.architecture}` family have"
+        )
 
 
 def _size_label(tensors: tuple[TensorPlan, ...]) -> str:

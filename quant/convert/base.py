@@ -7,30 +7,44 @@ and so is one that is missing or has another shape: nothing is dropped or guesse
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
-
-import numpy as np
 
 from quant.convert.config import Config
 from quant.errors import MalformedFile, UnsupportedModel
 from quant.gguf import MAX_BLOCKS
 from quant.plan import TensorPlan, Transform
-from quant.safetensors import Entry
+from quant.safetensors import DTYPES, Entry
 
 # The types of safetensors that hold weights as they are; others belong to quantized models.
 PLAIN = ("F32", "F16", "BF16", "F64")
+HEAD = "lm_head.weight"
+Sizes = Mapping[str, int]
 
 
 class Known(NamedTuple):
-    """A tensor of a family: names in source and GGUF (`{}` is the layer) and shape, by the names of sizes."""
+    """A tensor of a family: names in source and GGUF (`{}` is the layer) and shape, by the names of sizes.
+
+    `result` is the shape in GGUF where it is another, `skip` names the size that says how many first rows stay behind.
+    `source` stands without the family's prefix.
+    """
 
     source: str
     target: str
     shape: tuple[str, ...]
     required: bool = True
     transform: str = ""
+    result: tuple[str, ...] = ()
+    skip: str = ""
+
+
+def _nothing(config: Config, sizes: Sizes) -> dict[str, Any]:
+    return {}
+
+
+def _no_tensors(config: Config, sizes: Sizes) -> tuple[TensorPlan, ...]:
+    return ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,49 +52,37 @@ class Family:
     """Models that are converted alike.
 
     `classes` are the names in `architectures` of `config.json`, `architecture` is GGUF's. `read_sizes` gives the sizes
-    by which `tensors` name their shapes ("layers" among them), `describe` the GGUF entries, `transforms` the changes by
-    the names that `tensors` use, `computed` the tensors that have no source. `unused` matches what a source may hold
-    and no engine needs.
+    by which `tensors` name their shapes ("layers" among them), `describe` the GGUF entries without the architecture
+    in front, `transforms` the changes by the names that `tensors` use, `computed` the tensors that have no source.
+    `prefix` matches what a source may have in front of the names in `tensors`, `unused` names (without it) that
+    no engine needs. `activations` are those that the engine has for the family. An `encoder` makes embeddings and no
+    text. `tied` says whether the embedding serves as the output where `config.json` does not say.
     """
 
     classes: tuple[str, ...]
     architecture: str
     tensors: tuple[Known, ...]
-    unused: re.Pattern[str]
     read_sizes: Callable[[Config], Mapping[str, int]]
-    describe: Callable[[Config, Mapping[str, int]], dict[str, Any]]
-    transforms: Callable[[Mapping[str, int]], Mapping[str, Transform]]
-    computed: Callable[[Config, Mapping[str, int]], tuple[TensorPlan, ...]]
+    describe: Callable[[Config, Sizes], dict[str, Any]]
+    transforms: Callable[[Sizes], Mapping[str, Transform]] = lambda sizes: {}
+    computed: Callable[[Config, Sizes], tuple[TensorPlan, ...]] = _no_tensors
+    prefix: str = r"(model\.)?"
+    unused: str = r"(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq"
+    activations: tuple[str, ...] = ("silu",)
+    encoder: bool = False
+    tied: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class PairRotaryHalves:
-    """Reorders the rows of every head from Hugging Face's order to GGUF's.
-
-    Rotary embedding turns pairs of values. `transformers` pairs row i of a head with row i + size/2, llama.cpp's
-    `llama` architecture row 2i with row 2i + 1. `rows` is the size of a head, so a slab holds whole heads.
-    """
-
-    rows: int
-
-    def apply(self, x: np.ndarray) -> np.ndarray:
-        """(heads * rows, columns) of any dtype, reordered within each head."""
-        halves = x.reshape(-1, 2, self.rows // 2, x.shape[-1])
-        return np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(x.shape)
-
-
-def plan_tensors(
-    family: Family, config: Config, sizes: Mapping[str, int], entries: tuple[Entry, ...]
-) -> tuple[TensorPlan, ...]:
+def plan_tensors(family: Family, config: Config, sizes: Sizes, entries: Iterable[Entry]) -> tuple[TensorPlan, ...]:
     """Map every source tensor to its place; raises when one is unknown, missing, of another shape or not plain."""
     if sizes["layers"] > MAX_BLOCKS:
         raise UnsupportedModel(f"the model has {sizes['layers']} layers, and at most {MAX_BLOCKS} can be run")
     wanted = _expand(family, sizes["layers"])
-    tied = config.flag("tie_word_embeddings") and "lm_head.weight" in wanted
+    tied = config.flag("tie_word_embeddings", family.tied) and HEAD in wanted
     if tied:
-        wanted["lm_head.weight"] = wanted["lm_head.weight"]._replace(required=False)
-    entries = tuple(entry for entry in entries if not family.unused.fullmatch(entry.name))
-    unknown = [entry.name for entry in entries if entry.name not in wanted]
+        wanted[HEAD] = wanted[HEAD]._replace(required=False)
+    found = _strip(family, entries)
+    unknown = [entry.name for name, entry in found.items() if name not in wanted]
     if unknown:
         listed = ", ".join(f"`{name[:80]}`" for name in unknown[:5])
         more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
@@ -88,17 +90,29 @@ def plan_tensors(
             f"the `{family.architecture}` family has no place for {listed}{more}",
             hint="this is a variant of the architecture that cannot be converted yet",
         )
-    present = {entry.name for entry in entries}
-    missing = [name for name, known in wanted.items() if known.required and name not in present]
+    missing = [name for name, known in wanted.items() if known.required and name not in found]
     if missing:
         raise MalformedFile(f"{len(missing)} tensors are missing, the first is `{missing[0]}`")
     transforms = family.transforms(sizes)
     # Tied: `transformers` shares the embedding and never looks at a head that the file may also hold.
     return tuple(
-        _place(entry, wanted[entry.name], sizes, transforms)
-        for entry in entries
-        if not (tied and entry.name == "lm_head.weight")
+        _place(entry, wanted[name], sizes, transforms) for name, entry in found.items() if not (tied and name == HEAD)
     )
+
+
+def _strip(family: Family, entries: Iterable[Entry]) -> dict[str, Entry]:
+    """The tensors by their names without the family's prefix, those left out that are of no use."""
+    prefix, unused = re.compile(family.prefix), re.compile(family.unused)
+    found: dict[str, Entry] = {}
+    for entry in entries:
+        start = prefix.match(entry.name)
+        name = entry.name[start.end() :] if start else entry.name
+        if unused.fullmatch(name):
+            continue
+        if name in found:
+            raise MalformedFile(f"`{entry.name}` and `{found[name].name}` are one and the same tensor")
+        found[name] = entry
+    return found
 
 
 def _expand(family: Family, layers: int) -> dict[str, Known]:
@@ -111,7 +125,7 @@ def _expand(family: Family, layers: int) -> dict[str, Known]:
     return wanted
 
 
-def _place(entry: Entry, known: Known, sizes: Mapping[str, int], transforms: Mapping[str, Transform]) -> TensorPlan:
+def _place(entry: Entry, known: Known, sizes: Sizes, transforms: Mapping[str, Transform]) -> TensorPlan:
     shape = tuple(sizes[name] for name in known.shape)
     if entry.shape != shape:
         raise MalformedFile(f"tensor `{entry.name}` is {list(entry.shape)} and `config.json` asks for {list(shape)}")
@@ -121,6 +135,10 @@ def _place(entry: Entry, known: Known, sizes: Mapping[str, int], transforms: Map
             hint="use the repository with the original weights",
         )
     transform = transforms[known.transform] if known.transform else None
-    return TensorPlan(
-        known.target, shape, entry.dtype, entry.name, entry.shard, entry.offset, entry.size, transform=transform
-    )
+    result = tuple(sizes[name] for name in known.result) or shape
+    skipped = 0
+    if known.skip:
+        skipped = sizes[known.skip] * shape[-1] * DTYPES[entry.dtype]
+        result = (shape[0] - sizes[known.skip], *shape[1:])
+    offset, size = entry.offset + skipped, entry.size - skipped
+    return TensorPlan(known.target, result, entry.dtype, entry.name, entry.shard, offset, size, transform=transform)

@@ -1,0 +1,148 @@
+"""What decoders after Llama's pattern have in common: names of tensors, sizes, entries.
+
+A family puts its table together from these groups: rotary attention with shared key heads,
+a gated feed-forward part, norms before both.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from quant.convert import rotary
+from quant.convert.base import Known, Sizes
+from quant.convert.config import Config
+from quant.errors import MalformedFile, UnsupportedModel
+
+LAYER = "layers.{}."
+EMBEDDING = Known("embed_tokens.weight", "token_embd.weight", ("vocabulary", "width"))
+OUTPUT = Known("lm_head.weight", "output.weight", ("vocabulary", "width"))
+
+
+def layer(source: str, target: str, *shape: str, required: bool = True, transform: str = "") -> Known:
+    """A tensor that every layer has."""
+    return Known(LAYER + source, "blk.{}." + target, shape, required, transform)
+
+
+def linear(source: str, target: str, rows: str, columns: str, bias: bool | None = None) -> tuple[Known, ...]:
+    """A matrix and its bias, which is there (True), never (False), or perhaps (None)."""
+    weight = layer(f"{source}.weight", f"{target}.weight", rows, columns)
+    return (
+        (weight,) if bias is False else (weight, layer(f"{source}.bias", f"{target}.bias", rows, required=bool(bias)))
+    )
+
+
+def norm(source: str, target: str, size: str = "width", bias: bool = False, transform: str = "") -> tuple[Known, ...]:
+    """A norm in every layer, with or without bias."""
+    weight = layer(f"{source}.weight", f"{target}.weight", size, transform=transform)
+    return (weight, layer(f"{source}.bias", f"{target}.bias", size)) if bias else (weight,)
+
+
+def final_norm(source: str = "norm", bias: bool = False, transform: str = "") -> tuple[Known, ...]:
+    """The norm before the output."""
+    weight = Known(f"{source}.weight", "output_norm.weight", ("width",), transform=transform)
+    return (weight, Known(f"{source}.bias", "output_norm.bias", ("width",))) if bias else (weight,)
+
+
+NORMS = norm("input_layernorm", "attn_norm") + norm("post_attention_layernorm", "ffn_norm")
+ATTENTION = (
+    *linear("self_attn.q_proj", "attn_q", "queries", "width"),
+    *linear("self_attn.k_proj", "attn_k", "keys", "width"),
+    *linear("self_attn.v_proj", "attn_v", "keys", "width"),
+    *linear("self_attn.o_proj", "attn_output", "width", "queries"),
+)
+HEAD_NORMS = norm("self_attn.q_norm", "attn_q_norm", "head") + norm("self_attn.k_norm", "attn_k_norm", "head")
+GATED = (
+    *linear("mlp.gate_proj", "ffn_gate", "feed_forward", "width"),
+    *linear("mlp.up_proj", "ffn_up", "feed_forward", "width"),
+    *linear("mlp.down_proj", "ffn_down", "width", "feed_forward"),
+)
+FUSED_GATED = (
+    *linear("mlp.gate_up_proj", "ffn_up", "two_feed_forward", "width", bias=False),
+    *linear("mlp.down_proj", "ffn_down", "width", "feed_forward", bias=False),
+)
+PLAIN = (EMBEDDING, *final_norm(), OUTPUT, *NORMS, *ATTENTION, *GATED)
+
+
+def paired(tensors: tuple[Known, ...]) -> tuple[Known, ...]:
+    """The table with the rows of queries and keys in pairs, as only some of llama.cpp's architectures want them."""
+    wanted = ("attn_q.", "attn_k.")
+    return tuple(
+        known._replace(transform="pair") if any(part in known.target for part in wanted) else known for known in tensors
+    )
+
+
+def added_one(tensors: tuple[Known, ...]) -> tuple[Known, ...]:
+    """The table with one added to the weights of its norms."""
+    return tuple(known._replace(transform="add one") if "norm" in known.target else known for known in tensors)
+
+
+def read_sizes(config: Config) -> dict[str, int]:
+    """The sizes in `config.json` by which the tensors are shaped."""
+    width, heads = config.count("hidden_size"), config.count("num_attention_heads")
+    shared = config.count("num_key_value_heads", heads)
+    head = config.count("head_dim", width // heads or 1)
+    if heads % shared:
+        raise MalformedFile(f"{heads} attention heads cannot share {shared} key heads")
+    rotated = int(head * rotary.share(config))
+    if rotated % 2:
+        raise UnsupportedModel(f"{rotated} values of a head cannot be rotated in pairs")
+    feed_forward = config.count("intermediate_size")
+    return {
+        "vocabulary": config.count("vocab_size"),
+        "width": width,
+        "layers": config.count("num_hidden_layers"),
+        "feed_forward": feed_forward,
+        "two_feed_forward": 2 * feed_forward,
+        "head": head,
+        "heads": heads,
+        "shared": shared,
+        "rotated": rotated,
+        "queries": heads * head,
+        "keys": shared * head,
+        "attention": (heads + 2 * shared) * head,
+    }
+
+
+def describe(config: Config, sizes: Sizes) -> dict[str, Any]:
+    """The entries of a decoder: sizes, normalization, rotary embedding."""
+    return {
+        "vocab_size": sizes["vocabulary"],
+        "context_length": config.count("max_position_embeddings", 2048),
+        "embedding_length": sizes["width"],
+        "block_count": sizes["layers"],
+        "feed_forward_length": sizes["feed_forward"],
+        "attention.head_count": sizes["heads"],
+        "attention.head_count_kv": sizes["shared"],
+        "attention.key_length": sizes["head"],
+        "attention.value_length": sizes["head"],
+        **_describe_norm(config),
+        "rope.dimension_count": sizes["rotated"],
+        **rotary.describe(config),
+    }
+
+
+def _describe_norm(config: Config) -> dict[str, Any]:
+    for key in ("layer_norm_eps", "layer_norm_epsilon", "norm_epsilon", "layernorm_epsilon"):
+        if config.get(key) is not None:
+            return {"attention.layer_norm_epsilon": config.number(key)}
+    return {"attention.layer_norm_rms_epsilon": config.number("rms_norm_eps", 1e-6)}
+
+
+def bounded_by_window(config: Config, entries: dict[str, Any]) -> dict[str, Any]:
+    """The entries, the context cut to the sliding window, for architectures in which llama.cpp has none.
+
+    What lies within the window is right whether or not it slides.
+    """
+    window = config.count("sliding_window", entries["context_length"])
+    return entries | {"context_length": min(entries["context_length"], window)}
+
+
+def window_pattern(config: Config, sizes: Sizes, every: int) -> dict[str, Any]:
+    """Which layers have a sliding window: `layer_types`, or all but each `every`-th."""
+    types = config.get("layer_types")
+    if types is None:
+        types = ["sliding_attention" if (n + 1) % every else "full_attention" for n in range(sizes["layers"])]
+    known = ("sliding_attention", "full_attention")
+    if not isinstance(types, list) or len(types) != sizes["layers"] or any(kind not in known for kind in types):
+        raise config.wrong("layer_types", f"a list that says of {sizes['layers']} layers which attention they have")
+    return {"attention.sliding_window_pattern": [kind == "sliding_attention" for kind in types]}

@@ -1,0 +1,107 @@
+"""Gemma 1, 2 and 3 (text): norms stored as distance from one, soft-caps, windows in some layers, one embedding.
+
+Sources: `modeling_gemma*.py` of transformers, `models/gemma*.cpp` of llama.cpp.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from quant.convert import decoder, rotary
+from quant.convert.base import Family, Sizes
+from quant.convert.config import Config
+from quant.convert.decoder import norm
+from quant.convert.transforms import AddOne
+from quant.errors import UnsupportedModel
+from quant.plan import Transform
+
+_GELU = ("gelu_pytorch_tanh", "gelu")
+# llama.cpp tells Gemma's 27 B, which scales attention in its own way, by the number of layers.
+_ODD_SCALE = {"gemma2": 46, "gemma3": 62}
+
+
+def _transforms(sizes: Sizes) -> dict[str, Transform]:
+    return {"add one": AddOne()}
+
+
+def _describe(config: Config, sizes: Sizes) -> dict[str, Any]:
+    return decoder.describe(config, sizes)
+
+
+def _check_scale(config: Config, sizes: Sizes, architecture: str) -> None:
+    """llama.cpp has the scale of attention built in; raises where the model has another."""
+    odd = sizes["layers"] == _ODD_SCALE[architecture]
+    built_in = sizes["width"] // sizes["heads"] if odd else sizes["head"]
+    if config.number("query_pre_attn_scalar", 256) != built_in:
+        raise UnsupportedModel(f"its `query_pre_attn_scalar` is not {built_in}, the only one that llama.cpp knows")
+
+
+def _describe_two(config: Config, sizes: Sizes) -> dict[str, Any]:
+    _check_scale(config, sizes, "gemma2")
+    return {
+        **decoder.describe(config, sizes),
+        "attn_logit_softcapping": config.number("attn_logit_softcapping", 50.0),
+        "final_logit_softcapping": config.number("final_logit_softcapping", 30.0),
+        "attention.sliding_window": config.count("sliding_window", 4096),
+        **decoder.window_pattern(config, sizes, every=2),
+    }
+
+
+def _describe_three(config: Config, sizes: Sizes) -> dict[str, Any]:
+    _check_scale(config, sizes, "gemma3")
+    entries = decoder.describe(config, sizes)
+    entries["rope.freq_base"] = rotary.base(config, default=1e6)
+    cap = config.get("final_logit_softcapping")
+    if cap is not None:
+        entries["final_logit_softcapping"] = config.number("final_logit_softcapping")
+    if config.get("attn_logit_softcapping") is not None:
+        raise UnsupportedModel("it caps attention, which llama.cpp leaves out for Gemma 3")
+    every = config.count("sliding_window_pattern", 6)
+    return {
+        **entries,
+        "attention.sliding_window": config.count("sliding_window", 4096),
+        **decoder.window_pattern(config, sizes, every),
+        "rope.freq_base_swa": rotary.local_base(config),
+    }
+
+
+_BASE = (decoder.EMBEDDING, *decoder.final_norm(), decoder.OUTPUT, *decoder.ATTENTION, *decoder.GATED)
+_FOUR_NORMS = (
+    *norm("input_layernorm", "attn_norm"),
+    *norm("post_attention_layernorm", "post_attention_norm"),
+    *norm("pre_feedforward_layernorm", "ffn_norm"),
+    *norm("post_feedforward_layernorm", "post_ffw_norm"),
+)
+GEMMA = Family(
+    classes=("GemmaForCausalLM",),
+    architecture="gemma",
+    tensors=decoder.added_one(_BASE + decoder.NORMS),
+    read_sizes=decoder.read_sizes,
+    describe=_describe,
+    transforms=_transforms,
+    activations=_GELU,
+    tied=True,
+)
+GEMMA2 = Family(
+    classes=("Gemma2ForCausalLM",),
+    architecture="gemma2",
+    tensors=decoder.added_one(_BASE + _FOUR_NORMS),
+    read_sizes=decoder.read_sizes,
+    describe=_describe_two,
+    transforms=_transforms,
+    activations=_GELU,
+    tied=True,
+)
+GEMMA3 = Family(
+    classes=("Gemma3ForCausalLM", "Gemma3ForConditionalGeneration"),
+    architecture="gemma3",
+    tensors=decoder.added_one(_BASE + _FOUR_NORMS + decoder.HEAD_NORMS),
+    read_sizes=decoder.read_sizes,
+    describe=_describe_three,
+    transforms=_transforms,
+    prefix=r"(model\.)?(language_model\.)?(model\.)?",
+    unused=r"(vision_tower|multi_modal_projector)\..*",
+    activations=_GELU,
+    tied=True,
+)
+FAMILIES = (GEMMA, GEMMA2, GEMMA3)

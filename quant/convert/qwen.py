@@ -1,0 +1,31 @@
+"""Qwen 2, 2.5 and 3: Llama's layers with biases (2) or norms of every head (3)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from quant.convert import decoder
+from quant.convert.base import Family, Sizes
+from quant.convert.config import Config
+
+
+def _describe(config: Config, sizes: Sizes) -> dict[str, Any]:
+    entries = decoder.describe(config, sizes)
+    return decoder.bounded_by_window(config, entries) if config.flag("use_sliding_window") else entries
+
+
+QWEN2 = Family(
+    classes=("Qwen2ForCausalLM",),
+    architecture="qwen2",
+    tensors=decoder.PLAIN,
+    read_sizes=decoder.read_sizes,
+    describe=_describe,
+)
+QWEN3 = Family(
+    classes=("Qwen3ForCausalLM",),
+    architecture="qwen3",
+    tensors=decoder.PLAIN + decoder.HEAD_NORMS,
+    read_sizes=decoder.read_sizes,
+    describe=_describe,
+)
+FAMILIES = (QWEN2, QWEN3)

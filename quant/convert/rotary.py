@@ -1,0 +1,134 @@
+"""Rotary position embedding: what `config.json` says of it, as GGUF entries and tensors.
+
+Sources: `modeling_rope_utils.py` of transformers, `llama-hparams` and `ggml_rope_ext` of llama.cpp.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from typing import Any
+
+from quant.convert.base import Sizes
+from quant.convert.config import Config
+from quant.errors import MalformedFile, UnsupportedModel
+from quant.plan import TensorPlan
+
+# Kinds of layers that a config of transformers 5 may describe apart from each other.
+_GLOBAL, _LOCAL = "full_attention", "sliding_attention"
+
+
+def parameters(config: Config, kind: str = _GLOBAL) -> Config:
+    """The object with the rotary settings, of the layers of `kind` where they differ; empty where there is none."""
+    scaling = config.part("rope_parameters" if config.get("rope_parameters") else "rope_scaling")
+    return scaling.part(kind) if kind in scaling.values else scaling
+
+
+def base(config: Config, kind: str = _GLOBAL, default: float = 10000.0) -> float:
+    """The base of the frequencies."""
+    return parameters(config, kind).number("rope_theta", config.number("rope_theta", default))
+
+
+def local_base(config: Config) -> float:
+    """The base of the frequencies in layers with a sliding window."""
+    return base(config, _LOCAL, config.number("rope_local_base_freq", 10000.0))
+
+
+def share(config: Config, default: float = 1.0) -> float:
+    """The part of a head that is rotated."""
+    for key in ("partial_rotary_factor", "rotary_pct", "rope_pct"):
+        for place in (parameters(config), config):
+            if place.get(key) is not None:
+                return place.number(key)
+    return default
+
+
+def describe(config: Config) -> dict[str, Any]:
+    """The `rope.*` entries but for the dimension."""
+    scaling = parameters(config)
+    kind = _kind(scaling)
+    entries: dict[str, Any] = {"rope.freq_base": base(config)}
+    # "dynamic" changes nothing within the trained length; llama3's and longrope's factors are tensors.
+    if kind in ("default", "dynamic", "llama3"):
+        return entries
+    if kind in ("longrope", "su"):
+        return entries | _describe_long(config, scaling)
+    if kind not in ("linear", "yarn"):
+        raise UnsupportedModel(f"rotary scaling of the type `{kind[:40]}` cannot be converted yet")
+    entries["rope.scaling.type"] = kind
+    entries["rope.scaling.factor"] = scaling.number("factor")
+    return entries | (_describe_yarn(config, scaling) if kind == "yarn" else {})
+
+
+def _kind(scaling: Config) -> str:
+    return str(scaling.get("rope_type") or scaling.get("type") or "default")
+
+
+def _trained(config: Config) -> int:
+    return config.count("max_position_embeddings", 2048)
+
+
+def _describe_yarn(config: Config, scaling: Config) -> dict[str, Any]:
+    odd = [key for key in ("attention_factor", "mscale", "mscale_all_dim") if scaling.get(key) is not None]
+    if odd:
+        raise UnsupportedModel(f"rotary scaling with `{odd[0]}` cannot be converted yet")
+    return {
+        "rope.scaling.original_context_length": scaling.count("original_max_position_embeddings", _trained(config)),
+        "rope.scaling.yarn_beta_fast": scaling.number("beta_fast", 32.0),
+        "rope.scaling.yarn_beta_slow": scaling.number("beta_slow", 1.0),
+    }
+
+
+def _original(config: Config, scaling: Config) -> int:
+    return scaling.count("original_max_position_embeddings", config.count("original_max_position_embeddings", 4096))
+
+
+def _describe_long(config: Config, scaling: Config) -> dict[str, Any]:
+    """Longrope: factors for short and for long texts, and attention that is sharper by the root of a logarithm."""
+    original = _original(config, scaling)
+    stretch = scaling.number("factor", _trained(config) / original)
+    sharper = math.sqrt(1 + math.log(stretch) / math.log(original)) if stretch > 1 and original > 1 else 1.0
+    return {
+        "rope.scaling.original_context_length": original,
+        "rope.scaling.attn_factor": scaling.number("attention_factor", sharper),
+    }
+
+
+def tables(config: Config, sizes: Sizes) -> tuple[TensorPlan, ...]:
+    """The tensors that some kinds of scaling need: divisors for each rotated pair; `sizes["rotated"]` values turn."""
+    scaling = parameters(config)
+    kind = _kind(scaling)
+    pairs = sizes["rotated"] // 2
+    if kind == "llama3":
+        return (_table("rope_freqs.weight", _stretched(scaling, base(config), pairs)),)
+    if kind in ("longrope", "su"):
+        lengths = ("long", "short")
+        return tuple(_table(f"rope_factors_{name}.weight", _factors(scaling, name, pairs)) for name in lengths)
+    return ()
+
+
+def _table(name: str, values: list[float]) -> TensorPlan:
+    return TensorPlan(name, (len(values),), "F32", values=struct.pack(f"<{len(values)}f", *values))
+
+
+def _stretched(scaling: Config, base: float, pairs: int) -> list[float]:
+    """Llama 3's scaling."""
+    factor, low, high = scaling.number("factor"), scaling.number("low_freq_factor"), scaling.number("high_freq_factor")
+    trained = scaling.count("original_max_position_embeddings")
+    if not (factor > 0 and 0 < low < high):
+        raise MalformedFile(f"`{scaling.name}` has factors that cannot be: {factor}, {low}, {high}")
+    divisors = []
+    for pair in range(pairs):
+        turns = trained * base ** (-pair / pairs) / (2 * math.pi)
+        # Fast pairs stay, slow ones are stretched by the factor, between them a straight line.
+        share = min(max((turns - low) / (high - low), 0.0), 1.0)
+        divisors.append(1 / ((1 - share) / factor + share))
+    return divisors
+
+
+def _factors(scaling: Config, name: str, pairs: int) -> list[float]:
+    values = scaling.get(f"{name}_factor")
+    fine = isinstance(values, list) and all(type(value) in (int, float) and 0 < value < 1e6 for value in values)
+    if not fine or len(values) != pairs:
+        raise scaling.wrong(f"{name}_factor", f"{pairs} positive numbers")
+    return [float(value) for value in values]

@@ -1,0 +1,86 @@
+"""Changes that weights need on their way from Hugging Face's layout to GGUF's.
+
+Each is a frozen value object, so that its `repr` tells all that it does; `rows` are those that must stay together.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True, slots=True)
+class PairRotaryHalves:
+    """Reorders the rows of every head from Hugging Face's order to GGUF's.
+
+    Rotary embedding turns pairs of values. `transformers` pairs row i of a head with row i + size/2, llama.cpp's
+    `llama` architecture row 2i with row 2i + 1. `rows` is the size of a head, so a slab holds whole heads.
+    """
+
+    rows: int
+
+    def apply(self, x: np.ndarray) -> np.ndarray:
+        """(heads * rows, columns) of any dtype, reordered within each head."""
+        halves = x.reshape(-1, 2, self.rows // 2, x.shape[-1])
+        return np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(x.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class Transpose:
+    """A matrix that is stored as (inputs, outputs), as GPT-2's are; `rows` and `columns` are those of the result."""
+
+    rows: int
+    columns: int
+
+    def apply(self, x: np.ndarray) -> np.ndarray:
+        """The whole matrix, (rows, columns), from as many values that lie the other way round."""
+        return np.ascontiguousarray(x.reshape(self.columns, self.rows).T)
+
+
+@dataclass(frozen=True, slots=True)
+class Ungroup:
+    """Query, key and value rows that alternate from head to head, as GPT-NeoX has them, sorted into three blocks."""
+
+    heads: int
+    head: int
+
+    @property
+    def rows(self) -> int:
+        """All of them."""
+        return 3 * self.heads * self.head
+
+    def apply(self, x: np.ndarray) -> np.ndarray:
+        """(rows, columns): all queries, then all keys, then all values."""
+        grouped = x.reshape(self.heads, 3, self.head, x.shape[-1])
+        return np.ascontiguousarray(grouped.swapaxes(0, 1)).reshape(x.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class AddOne:
+    """Norms that are stored as their distance from one, as Gemma's are."""
+
+    rows: int = 1
+
+    def apply(self, x: np.ndarray) -> np.ndarray:
+        """The weights, float32, from any type (uint16 holds the bits of BF16)."""
+        return widen(x) + np.float32(1)
+
+
+@dataclass(frozen=True, slots=True)
+class NegativeExponential:
+    """-exp(x): the decay rates of a state-space model, which are stored as logarithms."""
+
+    rows: int = 1
+
+    def apply(self, x: np.ndarray) -> np.ndarray:
+        """The rates, float32, from any type (uint16 holds the bits of BF16)."""
+        rates: np.ndarray = np.exp(widen(x))
+        return -rates
+
+
+def widen(x: np.ndarray) -> np.ndarray:
+    """Any float type, or the bits of BF16 as uint16, as float32."""
+    if x.dtype == np.uint16:
+        return (x.astype(np.uint32) << 16).view(np.float32)
+    return x.astype(np.float32)
