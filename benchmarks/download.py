@@ -125,8 +125,10 @@ def with_ours(url: str, size: int, keys: Path | None, digest: str | None) -> Non
     """As a pull does it, hashed where a digest is given."""
     context = ssl.create_default_context(cafile=str(keys / "cert")) if keys else None
     with Download(Remote(url, size, "blob"), Network(context=context)) as chunks:
-        stream = Verified(chunks, "blob", size, digest) if digest else chunks
-        assert sum(len(chunk) for chunk in stream) == size
+        if digest:
+            Verified(chunks, "blob", size, digest).finish()
+        else:
+            assert sum(len(chunk) for chunk in chunks) == size
 
 
 def row(name: str, path: Path, digest: str, setting: tuple[float, float, Path | None], repeat: int) -> None:

@@ -1,13 +1,11 @@
-"""Writes a GGUF file front to back: the header at once, then each tensor's bytes as they come, hashed on the way."""
+"""Writes a GGUF file front to back: the header at once, then each tensor's bytes as they come."""
 
 from __future__ import annotations
 
-import hashlib
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from math import prod
-from typing import Any, BinaryIO
+from typing import Any, Protocol
 
 from quant.gguf import DEFAULT_ALIGNMENT, MAGIC, TensorInfo, align
 from quant.gguf_values import encode_string, encode_value
@@ -16,12 +14,11 @@ from quant.types import QuantType
 VERSION = 3
 
 
-@dataclass(frozen=True, slots=True)
-class Written:
-    """A finished file: `sha256` in hex, `size` in bytes."""
+class Sink(Protocol):
+    """Where bytes can be appended."""
 
-    sha256: str
-    size: int
+    def write(self, data: bytes | memoryview, /) -> object:
+        """Append them all."""
 
 
 def layout(tensors: Sequence[tuple[str, tuple[int, ...], QuantType]]) -> tuple[TensorInfo, ...]:
@@ -49,14 +46,12 @@ def encode_header(metadata: Mapping[str, Any], tensors: Sequence[TensorInfo]) ->
 class Writer:
     """Takes the tensors' bytes in the order of `tensors`, in pieces of any size that end where a tensor ends."""
 
-    def __init__(self, file: BinaryIO, metadata: Mapping[str, Any], tensors: Sequence[TensorInfo]) -> None:
+    def __init__(self, file: Sink, tensors: Sequence[TensorInfo], current: int = 0, filled: int = 0) -> None:
+        """`file` holds the header, and the tensors up to byte `filled` of number `current`."""
         self._file = file
         self._tensors = tensors
-        self._hash = hashlib.sha256()
-        self._size = 0
-        self._current = 0
-        self._filled = 0
-        self._emit(encode_header(metadata, tensors))
+        self._current = current
+        self._filled = filled
 
     def append(self, data: memoryview) -> None:
         """Write the next bytes of the current tensor, and its padding when they complete it."""
@@ -64,19 +59,13 @@ class Writer:
         self._filled += data.nbytes
         if self._filled > tensor.nbytes:
             raise ValueError(f"`{tensor.name}` was given {self._filled} bytes and holds {tensor.nbytes}")
-        self._emit(data)
+        self._file.write(data)
         if self._filled == tensor.nbytes:
-            self._emit(bytes(align(tensor.nbytes, DEFAULT_ALIGNMENT) - tensor.nbytes))
+            self._file.write(bytes(align(tensor.nbytes, DEFAULT_ALIGNMENT) - tensor.nbytes))
             self._current += 1
             self._filled = 0
 
-    def finish(self) -> Written:
-        """Digest and size of the whole file; every tensor must have been written."""
+    def finish(self) -> None:
+        """Every tensor must have been written."""
         if self._current != len(self._tensors):
             raise ValueError(f"`{self._tensors[self._current].name}` is not complete")
-        return Written(self._hash.hexdigest(), self._size)
-
-    def _emit(self, data: bytes | memoryview) -> None:
-        self._file.write(data)
-        self._hash.update(data)
-        self._size += len(data) if isinstance(data, bytes) else data.nbytes

@@ -16,8 +16,6 @@ Nothing here checks content: wrap it in `registry.verify.Verified`.
 from __future__ import annotations
 
 import random
-import re
-import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -25,7 +23,7 @@ from dataclasses import dataclass
 from http.client import HTTPException
 
 from registry.errors import RegistryError, SourceUnavailable
-from registry.locate import Locator, Passing, Remote
+from registry.locate import Locator, Passing, Remote, interval, trouble
 from registry.transport import Client, Network, Reply
 from registry.window import Piece, Window
 
@@ -38,7 +36,6 @@ TRIES = 8
 PROGRESS = 64 * 1024
 _SHORTEST, _LONGEST, _PATIENCE = 0.25, 20.0, 300.0
 _SLICES = (64 * 1024, MIB)
-_RANGE = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/([0-9]{1,19}|\*)")
 
 
 @dataclass(slots=True, eq=False)
@@ -167,15 +164,8 @@ class Download:
         size = self.remote.size
         headers = {} if (start, end) == (0, size) else {"Range": f"bytes={start}-{end - 1}"}
         reply = self._locator.open(client, headers)
-        if reply.headers.get("Content-Encoding", "identity").lower() != "identity":
-            raise Passing("the source compresses what was asked for as it is")
-        if reply.status == 206:
-            at, stop = _interval(reply, start, end, size)
-        elif _length(reply) not in (None, size):
-            raise Passing(f"the source sends {_length(reply)} bytes where {size} were declared")
-        elif whole or not headers:
-            at, stop = 0, size
-        else:
+        at, stop = interval(reply, start, end, size)
+        if reply.status == 200 and headers and not whole:
             raise _RangesIgnored("the source ignores ranges")
         if self.alone and reply.status == 206:
             self._hire(min(self._parallel - 1, self.window.unassigned))
@@ -266,38 +256,7 @@ class _Worker:
         name, host = self._download.remote.name, self._download.host
         if wait > _PATIENCE:
             return SourceUnavailable(f"`{host}` wants no requests for {wait:.0f} s", "pull again after that time")
-        reason = str(problem) if isinstance(problem, Passing) else _plain(problem)
         return SourceUnavailable(
-            f"`{name}` cannot be read from `{host}`: {reason}, {failures} times in a row",
+            f"`{name}` cannot be read from `{host}`: {trouble(problem)}, {failures} times in a row",
             "check the network and pull again: what has arrived is kept",
         )
-
-
-def _interval(reply: Reply, start: int, end: int, size: int) -> tuple[int, int]:
-    """What a 206 brings: from `start` on, to `end` or less. Raises Passing where it is anything else."""
-    text = reply.headers.get("Content-Range", "")
-    match = _RANGE.fullmatch(text.strip())
-    if match is None:
-        raise Passing("the source sends a range without saying which")
-    first, last, total = int(match[1]), int(match[2]), match[3]
-    if first != start or not start <= last < end or total not in ("*", str(size)):
-        raise Passing(f"the source sends `{text[:60]}` where bytes {start}-{end - 1}/{size} were asked for")
-    if _length(reply) not in (None, last + 1 - first):
-        raise Passing(f"the source sends {_length(reply)} bytes for `{text[:60]}`")
-    return first, last + 1
-
-
-def _length(reply: Reply) -> int | None:
-    value = reply.headers.get("Content-Length", "").strip()
-    return int(value) if re.fullmatch(r"[0-9]{1,19}", value) else None
-
-
-def _plain(problem: Exception) -> str:
-    """What happened to a connection, in a few words."""
-    if isinstance(problem, TimeoutError):
-        return "nothing arrived for too long"
-    if isinstance(problem, socket.gaierror):
-        return "its name is not known"
-    if isinstance(problem, OSError):
-        return (problem.strerror or str(problem) or type(problem).__name__).lower()
-    return f"its answer is malformed ({type(problem).__name__})"

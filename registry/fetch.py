@@ -1,75 +1,96 @@
-"""One file of a hub as a stream of checked bytes: in order, resumed where the connection broke, hashed as it passes."""
+"""Small answers, read whole: what a hub says of a repository, headers, small files. Retried; not verified here."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator
+import random
+import time
+from collections.abc import Callable
+from http.client import HTTPException, HTTPMessage
+from typing import TypeVar
 
-from registry.digest import Check
-from registry.errors import SourceUnavailable
-from registry.web import Answer, Passing, Patience, Web
+from registry.errors import RegistryError, SourceUnavailable
+from registry.locate import Locator, Passing, Remote, interval, trouble
+from registry.transport import Client, Network, Reply
 
-CHUNK = 1 << 20
-_PROGRESS = 1 << 20  # bytes that count as such, so that a server cutting after every few bytes does not last for ever
+TRIES = 6
+PATIENCE = 30.0  # seconds that we wait at most because a source asks for it
+PAUSE = 0.5  # seconds before the second try; doubles
+_STEP = 1 << 20
 
-
-def stream(web: Web, url: str, check: Check, refuse: Callable[[Answer], None]) -> Iterator[bytes]:
-    """The bytes of `url`, of the name, size and digest that `check` knows.
-
-    `refuse` raises what an answer of 400 and above means. After a cut the rest is asked for by range; where the server
-    ignores ranges, what we have is read again and skipped.
-    Raises DigestMismatch at the end, SourceUnavailable.
-    """
-    patience = Patience(f"`{check.name}` from `{web.host}`")
-    since = 0
-    while check.seen < check.size:
-        try:
-            with web.get(url, start=check.seen) as answer:
-                refuse(answer)
-                skip = _position(answer, check, check.seen)
-                while data := answer.read(CHUNK):
-                    data, skip = data[skip:], max(skip - len(data), 0)
-                    check.update(data)
-                    since += len(data)
-                    if since >= _PROGRESS:
-                        patience.progress()
-                        since = 0
-                    yield data
-            if check.seen < check.size:
-                raise Passing("the server sent less than it announced")
-        except Passing as trouble:
-            patience.wait(trouble)
-    check.finish()
+Result = TypeVar("Result")
 
 
-def part(web: Web, url: str, start: int, end: int, check: Check, refuse: Callable[[Answer], None]) -> bytes:
-    """The bytes from `start` up to `end` of a file, only their number checked. Raises Passing, SourceUnavailable."""
-    with web.get(url, start=start, end=end) as answer:
-        refuse(answer)
-        skip = _position(answer, check, start)
-        data = b""
-        while len(data) < skip + end - start and (part := answer.read(skip + end - start - len(data))):
-            data += part
-    if len(data) != skip + end - start:
-        raise Passing("the server sent less than was asked for")
-    return data[skip:]
+class Fetcher:
+    """Requests one after the other, over connections that are kept; for one thread."""
+
+    def __init__(self, network: Network) -> None:
+        self._network = network
+        self._client = Client(network)
+        self._locators: dict[str, Locator] = {}
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._client.close()
+
+    def document(self, url: str, name: str, limit: int, refused: Callable[[int, HTTPMessage], RegistryError]) -> bytes:
+        """What lies at `url`, of unknown size. Raises SourceUnavailable, also beyond `limit` bytes, and `refused`."""
+        remote = Remote(url, limit, name, refused)
+
+        def read() -> bytes:
+            data = _read(Locator(remote, self._network).open(self._client, {}), limit + 1)
+            if len(data) > limit:
+                raise SourceUnavailable(f"the source's answer for {name} is longer than it may be")
+            return data
+
+        return self._persist(read, remote)
+
+    def part(self, remote: Remote, start: int, end: int) -> bytes:
+        """Bytes start … end of a file. Raises AccessDenied, ModelNotFound, SourceUnavailable."""
+        if start == end:
+            return b""
+        locator = self._locators.setdefault(remote.url, Locator(remote, self._network))
+        whole = (start, end) == (0, remote.size)
+
+        def read() -> bytes:
+            reply = locator.open(self._client, {} if whole else {"Range": f"bytes={start}-{end - 1}"})
+            at, stop = interval(reply, start, end, remote.size)
+            if stop < end:
+                raise Passing(f"the source sends less than bytes {start}-{end - 1}")
+            data = _read(reply, end - at)
+            if len(data) < end - at:
+                raise Passing("the connection was closed early")
+            return data[start - at :]
+
+        return self._persist(read, remote)
+
+    def _persist(self, read: Callable[[], Result], remote: Remote) -> Result:
+        for failures in range(1, TRIES + 1):
+            try:
+                return read()
+            except (Passing, OSError, HTTPException) as problem:
+                self._client.close()
+                wait = getattr(problem, "wait", 0.0)
+                if failures == TRIES or wait > PATIENCE:
+                    host = Locator(remote, self._network).host
+                    raise SourceUnavailable(
+                        f"`{remote.name}` cannot be read from `{host}`: {trouble(problem)}, {failures} times in a row",
+                        "check the network, then pull again",
+                    ) from problem
+                time.sleep(max(wait, PAUSE * 2 ** (failures - 1) * random.uniform(0.5, 1.0)))
+            except RegistryError:
+                self._client.close()
+                raise
+        raise AssertionError("not reached")
 
 
-def _position(answer: Answer, check: Check, start: int) -> int:
-    """How many bytes of the body come before the ones wanted: none, or all of them where the range was ignored."""
-    if answer.status == 200:
-        announced = answer.headers.get("Content-Length", str(check.size))
-        if announced != str(check.size):
-            raise SourceUnavailable(
-                f"`{check.name}` has {announced} bytes where {check.size:,} were declared", _CHANGED
-            )
-        return start
-    found = re.fullmatch(r"bytes ([0-9]{1,19})-([0-9]{1,19})/([0-9]{1,19}|\*)", answer.headers.get("Content-Range", ""))
-    if answer.status != 206 or found is None:
-        raise SourceUnavailable(f"the source answers {answer.status} for `{check.name}`", "try again later")
-    if int(found[1]) != start or found[3] not in ("*", str(check.size)):
-        raise SourceUnavailable(f"the source sends another part of `{check.name}` than was asked for", _CHANGED)
-    return 0
-
-
-_CHANGED = "the source contradicts itself; try again later"
+def _read(reply: Reply, most: int) -> bytes:
+    """The body, no more than `most` bytes of it."""
+    data = bytearray()
+    while len(data) < most:
+        part = bytearray(min(_STEP, most - len(data)))
+        count = reply.readinto(memoryview(part))
+        if not count:
+            break
+        data += memoryview(part)[:count]
+    reply.discard()
+    return bytes(data)

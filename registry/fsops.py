@@ -17,6 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
+from registry.errors import DiskFull, StoreFailed
+
 TEMPORARY = ".tmp-"
 
 Hook = Callable[[Literal["before", "after"], str, Path], None]
@@ -123,6 +125,20 @@ def remove_tree(path: Path) -> None:
         else:
             unlink(Path(entry.path))
     rmdir(path)
+
+
+@contextmanager
+def plainly(root: Path) -> Iterator[None]:
+    """What the system refuses becomes DiskFull or StoreFailed, which name `root`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskFull(
+                f"the disk of `{root}` is full", "make room, or set `LM_HOME` to a folder elsewhere"
+            ) from None
+        why = error.strerror or type(error).__name__
+        raise StoreFailed(f"the store at `{root}` cannot be used: {why}", "check the folder and its disk") from None
 
 
 def _fsync(path: Path, flags: int) -> None:

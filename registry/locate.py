@@ -11,6 +11,8 @@ Header names: https://huggingface.co/docs/huggingface_hub/package_reference/file
 
 from __future__ import annotations
 
+import re
+import socket
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -24,6 +26,7 @@ _TURNS = 4
 _REDIRECTS = (301, 302, 303, 307, 308)
 _EXPIRED = (401, 403, 404, 410)
 _PASSING = (408, 421, 425, 429)
+_RANGE = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/([0-9]{1,19}|\*)")
 
 
 class Passing(Exception):
@@ -145,6 +148,47 @@ class Locator:
         if self._remote.refused is not None:
             raise self._remote.refused(status, reply.headers)
         raise refused(self._remote, status, self._network.token is not None)
+
+
+def interval(reply: Reply, start: int, end: int, size: int) -> tuple[int, int]:
+    """Which bytes of the file an answer brings: from `start` on, to `end` or less; or all, where it ignores ranges.
+
+    Raises Passing where it is anything else, or encoded.
+    """
+    if reply.headers.get("Content-Encoding", "identity").lower() != "identity":
+        raise Passing("the source compresses what was asked for as it is")
+    if reply.status == 200:
+        if _length(reply) not in (None, size):
+            raise Passing(f"the source sends {_length(reply)} bytes where {size} were declared")
+        return 0, size
+    text = reply.headers.get("Content-Range", "")
+    match = _RANGE.fullmatch(text.strip())
+    if match is None:
+        raise Passing("the source sends a range without saying which")
+    first, last, total = int(match[1]), int(match[2]), match[3]
+    if first != start or not start <= last < end or total not in ("*", str(size)):
+        raise Passing(f"the source sends `{text[:60]}` where bytes {start}-{end - 1}/{size} were asked for")
+    if _length(reply) not in (None, last + 1 - first):
+        raise Passing(f"the source sends {_length(reply)} bytes for `{text[:60]}`")
+    return first, last + 1
+
+
+def trouble(problem: Exception) -> str:
+    """What happened to a request, in a few words."""
+    if isinstance(problem, Passing):
+        return str(problem)
+    if isinstance(problem, TimeoutError):
+        return "nothing arrived for too long"
+    if isinstance(problem, socket.gaierror):
+        return "its name is not known"
+    if isinstance(problem, OSError):
+        return (problem.strerror or str(problem) or type(problem).__name__).lower()
+    return f"its answer is malformed ({type(problem).__name__})"
+
+
+def _length(reply: Reply) -> int | None:
+    value = reply.headers.get("Content-Length", "").strip()
+    return int(value) if re.fullmatch(r"[0-9]{1,19}", value) else None
 
 
 def refused(remote: Remote, status: int, with_token: bool) -> RegistryError:

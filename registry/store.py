@@ -5,30 +5,29 @@
     blobs/sha256-…     complete, hashed, never written again
     manifests/host/namespace/model/tag
     chosen/host/namespace/model      the tag that a bare name means
-    ingest/id/data     a file on its way; belongs to the process that holds the lock
+    ingest/id/         a file on its way (`registry/partial.py`); belongs to the process that holds the lock
 
 Commit: fsync of the data, rename into `blobs`, fsync of `blobs`, and the manifest last, itself written aside, synced
 and renamed. So a crash leaves a model as it was or as it will be, and at worst a blob that nobody lists, which
-`collect` removes. After a failed fsync the data is thrown away. Liveness is never judged by a clock: what is listed by
-a manifest, used by a worker or being ingested stays. (The order of steps is that of containerd's content store.)
+`collect` removes. What a pull has made so far survives as far as its journal vouches for it. Liveness is never judged
+by a clock: what is listed by a manifest, used by a worker or being ingested stays. (The order of steps is that of
+containerd's content store.)
 Functions block: call them from a thread.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
+import hashlib
 import json
 import logging
 import os
 import re
-import secrets
 import shutil
 import stat
 import threading
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,13 +39,14 @@ from registry.errors import (
     DigestMismatch,
     DiskFull,
     ModelNotFound,
-    RegistryError,
     StoreDamaged,
     StoreFailed,
     StoreLocked,
 )
+from registry.fsops import plainly
 from registry.manifest import Layer
 from registry.names import Name
+from registry.partial import DATA, Journal, read_journal, resumable
 
 __all__ = ["Ingest", "Model", "Store"]
 
@@ -55,21 +55,27 @@ log = logging.getLogger("lm.store")
 FORMAT = 1
 _VERSION = "store.json"
 _TITLE = "title"
+_COMMITTED = "committed"  # in an ingest folder: the digest under which its data is about to lie among the blobs
 _BLOB = re.compile(r"sha256-[0-9a-f]{64}")
 _FOLDERS = ("blobs", "manifests", "chosen", "ingest")
 
 
 @dataclass(frozen=True)
 class Ingest:
-    """A file on its way into the store: whoever makes it writes `data`, then it is committed or abandoned."""
+    """A file on its way into the store: whoever makes it writes `data`, then it is committed, paused or abandoned."""
 
-    id: str
+    title: str
     folder: Path
 
     @property
     def data(self) -> Path:
         """The file to write."""
-        return self.folder / "data"
+        return self.folder / DATA
+
+    @property
+    def journal(self) -> Journal | None:
+        """How far it is, if it can be gone on with."""
+        return read_journal(self.folder) if resumable(self.folder) else None
 
 
 class Store:
@@ -82,6 +88,7 @@ class Store:
         self._catalog = Catalog(root)
         self._ingests = root / "ingest"
         self._changing = threading.RLock()
+        self._busy: set[Path] = set()
 
     @classmethod
     def open(cls, root: Path) -> Store:
@@ -90,7 +97,7 @@ class Store:
         Raises StoreLocked (with the owner's process id), StoreDamaged (not a store of ours, or of a newer version),
         StoreFailed (no permission), DiskFull.
         """
-        with _plainly(root):
+        with plainly(root):
             root.mkdir(mode=0o700, parents=True, exist_ok=True)
             root = root.resolve()
             _own(root)
@@ -134,7 +141,7 @@ class Store:
 
     def free_bytes(self) -> int:
         """Bytes that the store's disk has left for us."""
-        with _plainly(self.root):
+        with plainly(self.root):
             return shutil.disk_usage(self.root).free
 
     def require(self, need: int) -> None:
@@ -147,22 +154,43 @@ class Store:
             )
 
     def begin(self, title: str, need: int = 0) -> Ingest:
-        """A place for a new file of about `need` bytes; `title` says for what, should it be found after a crash.
+        """The place where the file of `title` is made, about `need` bytes; what was paused there is there again.
 
-        Raises DiskFull, StoreFailed.
+        Raises DiskFull, StoreFailed (also when it is being made already).
         """
         self.require(need)
-        number = secrets.token_hex(8)
-        ingest = Ingest(number, self._ingests / number)
-        with self._changing, _plainly(self.root):
-            fsops.mkdir(ingest.folder)
-            fsops.write(ingest.folder / _TITLE, title.encode())
+        ingest = Ingest(title, self._ingests / hashlib.sha256(title.encode()).hexdigest()[:16])
+        with self._changing, plainly(self.root):
+            if ingest.folder in self._busy:
+                raise StoreFailed(f"`{title}` is being made already", "wait until that has ended")
+            if not ingest.journal:
+                fsops.remove_tree(ingest.folder)
+                fsops.mkdir(ingest.folder)
+                fsops.write(ingest.folder / _TITLE, title.encode())
+            self._busy.add(ingest.folder)
         return ingest
+
+    def pause(self, ingest: Ingest) -> None:
+        """Keep what can be gone on with, and throw away the rest; does nothing after a commit. Raises StoreFailed."""
+        with self._changing, plainly(self.root):
+            self._busy.discard(ingest.folder)
+            self._restore(ingest.folder)
+            if not ingest.journal:
+                fsops.remove_tree(ingest.folder)
 
     def abandon(self, ingest: Ingest) -> None:
         """Throw away what was written so far; does nothing after a commit. Raises StoreFailed."""
-        with self._changing, _plainly(self.root):
+        with self._changing, plainly(self.root):
+            self._busy.discard(ingest.folder)
             fsops.remove_tree(ingest.folder)
+
+    def partials(self) -> list[Ingest]:
+        """What is on its way or paused, and has got so far that it can be gone on with."""
+        found = []
+        for folder in sorted(self._ingests.iterdir()):
+            with contextlib.suppress(OSError, UnicodeDecodeError):
+                found.append(Ingest((folder / _TITLE).read_text(), folder))
+        return [ingest for ingest in found if ingest.journal]
 
     def commit(
         self,
@@ -178,29 +206,33 @@ class Store:
 
         `sha256` (hexadecimal) and `size` are those of the bytes that its writer sent to the file. `config` and `params`
         become blobs of their own. With `chosen` the bare name means this variant from now on. When this returns, a
-        power cut cannot undo it; when it raises, the ingest is gone, and what had the name still has it (or, if the
+        power cut cannot undo it; when it raises, the ingest is paused, and what had the name still has it (or, if the
         very last step failed, the new model has).
         Raises DigestMismatch (another size than announced), DiskFull, StoreFailed.
         """
         weights = Layer(manifest.MODEL, f"sha256:{sha256}", size)
         try:
-            with _plainly(self.root):
+            with plainly(self.root):
                 staged = _stage(ingest, weights, config, params)
                 with self._changing:
-                    return self._publish(name, staged, chosen)
-        finally:
-            with contextlib.suppress(RegistryError):
-                self.abandon(ingest)
+                    model = self._publish(name, staged, chosen)
+        except BaseException:
+            with contextlib.suppress(StoreFailed):
+                self.pause(ingest)
+            raise
+        with contextlib.suppress(StoreFailed):
+            self.abandon(ingest)
+        return model
 
     def choose(self, model: Model) -> None:
         """Let the bare name mean this variant. Raises StoreFailed, DiskFull."""
-        with self._changing, _plainly(self.root):
+        with self._changing, plainly(self.root):
             self._choose(model.key)
 
     def delete(self, model: Model) -> None:
         """Forget a model; its blobs go at the next `collect`. Raises ModelNotFound when it is gone, StoreFailed."""
         path = self._catalog.manifest_path(model.key)
-        with self._changing, _plainly(self.root):
+        with self._changing, plainly(self.root):
             if not os.path.lexists(path):
                 raise ModelNotFound(f"model `{model.name}` is not here", "`lm list` shows what is")
             fsops.unlink(path)
@@ -217,7 +249,7 @@ class Store:
         Removes nothing while a manifest is unreadable: nobody knows what it lists. Raises StoreFailed.
         """
         freed = 0
-        with self._changing, _plainly(self.root):
+        with self._changing, plainly(self.root):
             marked = referenced(self._catalog)
             if marked is None:
                 return 0
@@ -260,14 +292,31 @@ class Store:
     def _recover(self) -> None:
         """Clear away what a process that died left: unfinished files, temporary ones, blobs that nobody lists."""
         for entry in sorted(self._ingests.iterdir()):
-            with contextlib.suppress(OSError):
-                log.info("an unfinished pull of %s is removed", (entry / _TITLE).read_text(errors="replace"))
-            fsops.remove_tree(entry)
-        for folder in (self._catalog.manifests, self._catalog.choices, self.root):
+            self._restore(entry)
+            if not resumable(entry):
+                with contextlib.suppress(OSError):
+                    log.info("an unfinished pull of %s is removed", (entry / _TITLE).read_text(errors="replace"))
+                fsops.remove_tree(entry)
+        for folder in (self._catalog.manifests, self._catalog.choices, self._ingests, self.root):
             found = folder.glob("*") if folder == self.root else folder.rglob("*")
             for path in [path for path in found if path.name.startswith(fsops.TEMPORARY)]:
                 fsops.unlink(path)
         self.collect(())
+
+    def _restore(self, folder: Path) -> None:
+        """Bring data back that was among the blobs already when its commit ended before anything listed it."""
+        note = folder / _COMMITTED
+        if not note.exists():
+            return
+        try:
+            blob = self._catalog.blob(note.read_text())
+        except (StoreDamaged, UnicodeDecodeError):
+            return
+        marked = referenced(self._catalog)
+        if marked is not None and blob.name.replace("-", ":") not in marked and blob.exists():
+            blob.chmod(0o600)
+            fsops.rename(blob, folder / DATA)
+            fsops.fsync_dir(folder)
 
 
 def _stage(
@@ -282,10 +331,13 @@ def _stage(
             f"the file made has {status.st_size:,} bytes where {weights.size:,} were announced", "pull again"
         )
     fsops.fsync(ingest.data)
+    if ingest.journal:
+        fsops.replace(ingest.folder / _COMMITTED, weights.digest.encode())
     staged = [(ingest.data, weights)]
     small = [("params", manifest.PARAMS, params)] if params else []
     for word, media_type, fields in (*small, ("config", manifest.CONFIG, config)):
         path, data = ingest.folder / word, manifest.encode(fields)
+        fsops.unlink(path)
         fsops.write(path, data)
         fsops.fsync(path)
         staged.append((path, Layer(media_type, digest.of(data), len(data))))
@@ -338,17 +390,3 @@ def _prepare(root: Path) -> None:
         raise StoreDamaged(f"the store at `{root}` is of a newer version ({version}) than this program", "update lm")
     for folder in _FOLDERS:
         fsops.make_folders(root, root / folder)
-
-
-@contextmanager
-def _plainly(root: Path) -> Iterator[None]:
-    """What the system refuses becomes an error of ours."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DiskFull(
-                f"the disk of `{root}` is full", "make room, or set `LM_HOME` to a folder elsewhere"
-            ) from None
-        why = error.strerror or type(error).__name__
-        raise StoreFailed(f"the store at `{root}` cannot be used: {why}", "check the folder and its disk") from None

@@ -160,7 +160,9 @@ def _forced(options: Sequence[Option], level: str, hardware: Hardware, context: 
     for option in options:
         if option.level == level:
             if "disk" in option.fault:
-                raise DoesNotFit(f"{level} {option.fault}", "make room, or choose a smaller level")
+                smaller = [other.candidate.level for other in options if not other.fault]
+                what = f"{smaller[0]} would fit" if smaller else "no level would fit"
+                raise DoesNotFit(f"{level} {option.fault}", f"make room; {what}")
             reason = f"{level}: asked for, {_fits(option, hardware, context).partition(': ')[2]}"
             if option.fault:
                 need = f"it needs {size(option.need.total)}, and models may use {size(hardware.budget)} here"

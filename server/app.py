@@ -47,6 +47,7 @@ ROUTES: list[tuple[str, str, Handler]] = [
     ("POST", "/v1/chat/completions", openai.chat_completions),
     ("POST", "/v1/completions", openai.completions),
     ("POST", "/lm/stop", models.stop),
+    ("GET", "/lm/partials", models.partials),
 ]
 
 

@@ -122,6 +122,7 @@ class Config:
     hf_endpoint: str = "https://huggingface.co"
     hf_token: str = ""
     proxy: str = ""
+    no_proxy: tuple[str, ...] = ()
 
     @classmethod
     def load(
@@ -200,7 +201,8 @@ SETTINGS: dict[str, Setting] = {
     "no_auth": Setting(_flag, "true or false", ("LM_NO_AUTH",)),
     "hf_endpoint": Setting(_url, "an http(s) URL", ("HF_ENDPOINT",)),
     "hf_token": Setting(_text, "a text", ("HF_TOKEN",)),
-    "proxy": Setting(_url, "an http(s) URL", ("HTTPS_PROXY", "https_proxy")),
+    "proxy": Setting(_url, "an http(s) URL", ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")),
+    "no_proxy": Setting(_list, "hosts, separated by commas", ("NO_PROXY", "no_proxy")),
 }
 assert set(SETTINGS) == {field.name for field in fields(Config)}
 

@@ -1,7 +1,8 @@
 """Pulls that are under way: one job for each model and level, followed by any number of clients.
 
 A job's work is done by a child (`server/puller.py`) that writes into the store's ingest folder; only the daemon
-commits. When the last follower leaves, the job is cancelled: the child dies and what it wrote is thrown away.
+commits. When the last follower leaves, the job is paused, unless one of them wished it to go on: the child dies, and
+what it made stays as far as its journal vouches for it, until the next pull of the same name goes on with it.
 """
 
 from __future__ import annotations
@@ -9,20 +10,24 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable
+from datetime import UTC, datetime
 from typing import Any
 
-from registry.names import Name, Reference
-from registry.store import Ingest, Model
+from registry.names import Name, Reference, parse
+from registry.store import Ingest, Model, Store
 from runtime.child import Child
 from server.config import Config, child_environment
 from server.errors import ServerError, Stopping
 from server.library import Library
-from server.messages import Done, Failure, FromPuller, Planned, Progress, Task
+from server.messages import Done, Failure, FromPuller, Note, Planned, Progress, Task
 from server.problems import Problem, Reported
 from server.worker import log_file, reap
 
 log = logging.getLogger("lm.jobs")
-NICE = 10
+# A chat beside a pull keeps nearly all of the processors.
+NICE = 19
+# After these errors nobody can go on with what was made.
+_HOPELESS = frozenset({"bad_values"})
 
 _STATUS = {
     "resolving": "pulling manifest",
@@ -33,12 +38,19 @@ _STATUS = {
 
 
 class Job:
-    """One pull. `frames` is its story so far, one entry for each phase, the last one kept up to date."""
+    """One pull. `frames` is its story so far, one entry for each phase, the last one kept up to date.
 
-    def __init__(self, reference: Reference) -> None:
+    `limit_rate` is in bytes/s, 0 for none. With `detached` it goes on when nobody follows; `unwanted` is set when what
+    it made is not to be kept.
+    """
+
+    def __init__(self, reference: Reference, limit_rate: float) -> None:
         self.reference = reference
+        self.limit_rate = limit_rate
         self.frames: list[dict[str, Any]] = []
         self.followers = 0
+        self.detached = False
+        self.unwanted = False
         self.ended = False
         self.task: asyncio.Task[None] | None = None
         self._changed = asyncio.Event()
@@ -55,6 +67,16 @@ class Job:
         """No more frames will come."""
         self.ended = True
         self._wake()
+
+    @property
+    def leaving(self) -> bool:
+        """Whether it has ended or is on its way to that."""
+        return self.ended or self.task is None or bool(self.task.cancelling())
+
+    def leave(self) -> None:
+        """End it before it is done."""
+        if not self.leaving and self.task:
+            self.task.cancel()
 
     async def story(self) -> AsyncGenerator[dict[str, Any]]:
         """Every frame from the first on, then each change as it happens, until the job ends."""
@@ -89,44 +111,76 @@ class Jobs:
         self._jobs: dict[str, Job] = {}
         self._stopping = False
 
-    async def follow(self, reference: Reference) -> AsyncGenerator[dict[str, Any]]:
-        """The frames of the pull of `reference`, started unless it is under way; the last one is success or error."""
+    async def follow(
+        self, reference: Reference, *, detach: bool = False, limit_rate: float = 0.0
+    ) -> AsyncGenerator[dict[str, Any]]:
+        """The frames of the pull of `reference`, started unless it is under way; the last one is success or error.
+
+        With `detach` it goes on to its end, whoever leaves. The rate of a pull that is under way stays as it is.
+        """
         if self._stopping:
             raise Stopping("the daemon is stopping", "start it again")
         job = self._jobs.get(reference.text)
-        if job is None:
-            job = self._jobs[reference.text] = Job(reference)
-            job.task = asyncio.create_task(self._run(job))
+        if job is None or job.leaving:
+            before = job.task if job else None
+            job = self._jobs[reference.text] = Job(reference, limit_rate)
+            job.task = asyncio.create_task(self._run(job, before))
+        job.detached |= detach
         job.followers += 1
         try:
             async for frame in job.story():
                 yield frame
         finally:
             job.followers -= 1
-            if not job.followers and not job.ended and job.task is not None:
-                job.task.cancel()
-                # The next pull of this model must not join a job that is being taken down.
-                self._forget(job)
+            if not job.followers and not job.detached:
+                job.leave()
+
+    async def partials(self) -> list[dict[str, Any]]:
+        """What is on its way or paused, as `/lm/partials` lists it; sizes in bytes."""
+        ingests = await asyncio.to_thread(self._library.store.partials)
+        return [_listed(ingest, ingest.title in self._jobs) for ingest in ingests]
+
+    async def remove(self, reference: Reference, installed: bool) -> str:
+        """End the pulls that `reference` means, and throw away what they made; the name of one, "" without any.
+
+        A bare name means all variants, unless a model of that name is `installed`.
+        """
+        store = self._library.store
+        doomed = [job for job in self._jobs.values() if _means(reference, job.reference, "", installed)]
+        for job in doomed:
+            job.unwanted = True
+            job.leave()
+        await asyncio.gather(*(job.task for job in doomed if job.task), return_exceptions=True)
+        left = [
+            ingest
+            for ingest in await asyncio.to_thread(store.partials)
+            if ingest.journal and _means(reference, parse(ingest.title), ingest.journal.facts.level, installed)
+        ]
+        for ingest in left:
+            await asyncio.to_thread(store.abandon, ingest)
+        return next((name for name in (*(job.reference.text for job in doomed), *(one.title for one in left))), "")
 
     async def stop(self) -> None:
         """Cancel every job and wait until nothing of them is left."""
         self._stopping = True
-        tasks = [job.task for job in self._jobs.values() if job.task is not None]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        jobs = list(self._jobs.values())
+        for job in jobs:
+            job.leave()
+        await asyncio.gather(*(job.task for job in jobs if job.task), return_exceptions=True)
 
     def _forget(self, job: Job) -> None:
         if self._jobs.get(job.reference.text) is job:
             del self._jobs[job.reference.text]
 
-    async def _run(self, job: Job) -> None:
+    async def _run(self, job: Job, before: asyncio.Task[None] | None) -> None:
         try:
+            if before is not None:
+                await asyncio.wait([before])  # it still holds the place that this one needs
             model = await self._pull(job)
             job.tell({"status": "success", "phase": "done", "name": model.name, "digest": model.digest})
         except asyncio.CancelledError:
-            log.info("pull of %s was cancelled", job.reference.text)
-            job.tell(_error(Stopping("the pull was cancelled", f"lm pull {job.reference.text}")))
+            log.info("pull of %s was %s", job.reference.text, "removed" if job.unwanted else "paused")
+            job.tell(_error(_ending(job)))
         except Exception as error:
             if Problem.of(error).code == "internal":
                 log.exception("pull of %s failed", job.reference.text)
@@ -142,8 +196,10 @@ class Jobs:
         ingest = await self._begin(job)
         try:
             done = await self._work(job, ingest)
-        except BaseException:
-            await asyncio.shield(asyncio.to_thread(self._library.store.abandon, ingest))
+        except BaseException as error:
+            store = self._library.store
+            hopeless = job.unwanted or getattr(error, "code", "") in _HOPELESS
+            await asyncio.shield(asyncio.to_thread(store.abandon if hopeless else store.pause, ingest))
             raise
         job.tell({"status": "writing manifest", "phase": "committing"})
         name = job.reference.name.tagged(done.tag)
@@ -160,7 +216,7 @@ class Jobs:
         try:
             return await asyncio.shield(begun)
         except asyncio.CancelledError:
-            await asyncio.to_thread(store.abandon, await begun)
+            await asyncio.to_thread(store.pause, await begun)
             raise
 
     def _commit(self, ingest: Ingest, done: Done, name: Name, in_use: set[str]) -> Model:
@@ -181,7 +237,7 @@ class Jobs:
                         return frame
                     case Failure(code=code, message=message, hint=hint):
                         raise Reported(code, message, hint)
-                    case Planned() | Progress():
+                    case Note() | Planned() | Progress():
                         job.tell(_told(frame))
             await reap(child)
         finally:
@@ -196,18 +252,22 @@ class Jobs:
         config = self._config
         return Task(
             source=job.reference.text,
-            out=str(ingest.data),
+            folder=str(ingest.folder),
             cache=str(config.cache),
             endpoint=config.hf_endpoint,
             token=config.hf_token,
             proxy=config.proxy,
-            disk_free=await asyncio.to_thread(self._library.store.free_bytes),
+            no_proxy=",".join(config.no_proxy),
+            limit_rate=job.limit_rate,
+            disk_free=await asyncio.to_thread(_room, self._library.store, ingest),
             context=config.context,
             sequences=config.sequences,
         )
 
 
-def _told(frame: Planned | Progress) -> dict[str, Any]:
+def _told(frame: Note | Planned | Progress) -> dict[str, Any]:
+    if isinstance(frame, Note):
+        return {"status": frame.text, "phase": "note"}
     if isinstance(frame, Planned):
         return {
             "status": frame.reason,
@@ -216,11 +276,51 @@ def _told(frame: Planned | Progress) -> dict[str, Any]:
             "reason": frame.reason,
             "source_bytes": frame.source_bytes,
             "output_bytes": frame.output_bytes,
+            "resumed": frame.resumed,
         }
-    status = _STATUS.get(frame.phase, frame.phase)
-    told: dict[str, Any] = {"status": status, "phase": frame.phase}
-    return told | {"completed": frame.completed, "total": frame.total} if frame.total else told
+    told: dict[str, Any] = {"status": _STATUS.get(frame.phase, frame.phase), "phase": frame.phase}
+    if frame.total:
+        told |= {"completed": frame.completed, "total": frame.total, "rate": round(frame.rate)}
+        told["eta"] = round((frame.total - frame.completed) / frame.rate, 1) if frame.rate else None
+    return told
 
 
 def _error(error: BaseException) -> dict[str, Any]:
     return {"status": "error", "phase": "failed"} | Problem.of(error).body("ollama")
+
+
+def _ending(job: Job) -> Stopping:
+    text = job.reference.text
+    if job.unwanted:
+        return Stopping(f"the pull of `{text}` was ended because the model was removed", f"lm pull {text}")
+    return Stopping(f"the pull of `{text}` is paused", f"`lm pull {text}` goes on with it")
+
+
+def _room(store: Store, ingest: Ingest) -> int:
+    """Bytes that the disk has for a pull: what is free, and what its own partial has taken already."""
+    return store.free_bytes() + (ingest.journal.latest.size if ingest.journal else 0)
+
+
+def _means(wanted: Reference, pulled: Reference, level: str, installed: bool) -> bool:
+    """Whether a name that a user typed means this pull, of a level that may be known only to its journal."""
+    name = pulled.name.tagged(level) if level else pulled.name
+    if wanted.text == pulled.text or wanted.name.display.lower() == name.display.lower():
+        return True
+    bare = wanted.name.display.lower() == pulled.name.tagged(None).display.lower()
+    return bare and wanted.name.tag is None and not installed
+
+
+def _listed(ingest: Ingest, active: bool) -> dict[str, Any]:
+    journal = ingest.journal
+    assert journal is not None
+    facts = journal.facts
+    return {
+        "name": parse(ingest.title).name.tagged(facts.level).display,
+        "source": ingest.title,
+        "revision": facts.revision,
+        "level": facts.level,
+        "completed": journal.latest.size,
+        "total": facts.size,
+        "modified_at": datetime.fromtimestamp(ingest.data.stat().st_mtime, UTC).isoformat(),
+        "active": active,
+    }

@@ -14,37 +14,48 @@ import msgspec
 class Task(msgspec.Struct, tag="task"):
     """The first frame, daemon to puller: what to bring, and what it must fit into.
 
-    `source` is a name that `registry.names.parse` reads the same way, `out` the file to write, `disk_free` what the
-    store's disk has left. `context` and `sequences` are those that the model will be loaded with.
+    `source` is a name that `registry.names.parse` reads the same way, `folder` the place in the store where the file is
+    made, `disk_free` what the store's disk has left. `proxy` is for all hosts but those in `no_proxy`; `limit_rate` is
+    in bytes/s, 0 for none. `context` and `sequences` are those that the model will be loaded with.
     """
 
     source: str
-    out: str
+    folder: str
     cache: str
     endpoint: str
     token: str
     proxy: str
+    no_proxy: str
+    limit_rate: float
     disk_free: int
     context: int
     sequences: int
 
 
+class Note(msgspec.Struct, tag="note"):
+    """A sentence for the user, about what is not as expected."""
+
+    text: str
+
+
 class Planned(msgspec.Struct, tag="planned"):
-    """The level, and why: everything was checked and no weight has moved yet."""
+    """The level, and why: everything was checked and no weight has moved yet; `resumed` bytes of output are there."""
 
     level: str
     reason: str
     title: str
     source_bytes: int
     output_bytes: int
+    resumed: int
 
 
 class Progress(msgspec.Struct, tag="progress"):
-    """How far a phase is; `total` 0 where that is not known."""
+    """How far a phase is; `total` 0 where that is not known, `rate` in bytes/s over the last seconds."""
 
     phase: str
     completed: int = 0
     total: int = 0
+    rate: float = 0.0
 
 
 class Done(msgspec.Struct, tag="done"):
@@ -65,4 +76,4 @@ class Failure(msgspec.Struct, tag="failure"):
     hint: str
 
 
-FromPuller = Planned | Progress | Done | Failure
+FromPuller = Note | Planned | Progress | Done | Failure

@@ -1,8 +1,11 @@
 """The process that brings a model in: `python -P -m server.puller`, spawned by `server/jobs.py` with low priority.
 
 The one place where `registry` (bytes from a source) and `quant` (bytes into a GGUF) meet: plan, then write; the commit
-is the daemon's. It gets one `Task` and answers with `Progress` and `Planned`, then `Done` or `Failure`. Numba is
-imported and the kernels are compiled in a thread while the source is still being asked about its files.
+is the daemon's. It gets one `Task` and answers with `Progress`, `Planned` and `Note`, then `Done` or `Failure`. Numba
+is imported and the kernels are compiled in a thread while the source is still being asked about its files.
+
+It may be killed at any moment: the next one goes on from the journal in the folder (`registry/partial.py`), at the same
+revision and level, unless these are no longer to be had or this program is another version.
 """
 
 from __future__ import annotations
@@ -10,34 +13,42 @@ from __future__ import annotations
 import os
 import sys
 import threading
-import time
 import traceback
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from quant import recipes
 from quant.convert import plan_model
-from quant.gguf_writer import Written
-from quant.pipeline import write
+from quant.pipeline import Conversion
 from quant.plan import ModelPlan
+from quant.streams import Mark
+from registry.errors import DigestMismatch, ModelNotFound
 from registry.names import AUTO, Reference, parse
+from registry.partial import Facts, Partial, Place
 from registry.sources import Source, open_source
-from runtime.advise import Candidate, Choice, Wish, choose
+from registry.transport import Limiter, Network
+from runtime.advise import Candidate, Wish, choose
 from runtime.child import Parent
 from runtime.fit import Shape
-from runtime.hardware import Hardware, detect
+from runtime.hardware import detect
 from server.config import VERSION
-from server.messages import Done, Failure, Planned, Progress, Task
+from server.messages import Done, Failure, Note, Planned, Progress, Task
+from server.pace import Pace
 from server.problems import TOLD, Problem
 
-TELL_SECONDS = 0.1
 KV_TYPE = "F16"
 # Below this level a model loses too much unless it is known which of its weights matter.
 COARSEST = "Q3_K_M"
 # What the header may take beside the tensors, for the check of the disk; the tokenizer is nearly all of it.
 HEADER_BYTES = 32 << 20
+# So often a pull is begun whose source sends other bytes than it declares.
+TRIES = 4
+
+Tell = Callable[[msgspec.Struct], None]
 
 
 def main(argv: list[str]) -> int:
@@ -48,7 +59,7 @@ def main(argv: list[str]) -> int:
         return 1
     parent.listen(lambda _: None)  # ends this process with the daemon
     try:
-        parent.send(_pull(task, parent))
+        parent.send(pull(task, parent.send))
     except Exception as error:
         problem = Problem.of(error)
         if not isinstance(error, TOLD):
@@ -58,20 +69,125 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _pull(task: Task, parent: Parent) -> Done:
-    reference = parse(task.source)
+def pull(task: Task, tell: Tell) -> Done:
+    """Bring the model of `task` into its folder, going on where an earlier pull ended; `tell` hears how it goes.
+
+    A source file that is not what was declared is fetched again, a few times. Raises errors of `registry`, `quant` and
+    `runtime`; what was made by then stays in the folder.
+    """
     loading = _in_background(_load_kernels, Path(task.cache))
-    source = open_source(reference, endpoint=task.endpoint, token=task.token, proxy=task.proxy)
+    proxies = {"all": task.proxy, "no": task.no_proxy} if task.proxy else {}
+    network = Network(task.token or None, proxies, Limiter(task.limit_rate) if task.limit_rate else None)
+    partial = Partial(Path(task.folder))
     try:
-        parent.send(Progress("planning"))
-        plan = plan_model(source)
-        hardware = detect()
-        choice = _choose(task, reference, plan, hardware)
-        _in_background(_warm, loading, {type.name for type in recipes.assign(plan, choice.level).values()})
-        parent.send(_planned(plan, choice, source))
-        return _done(task, reference, plan, choice, source, _write(task, plan, choice, source, hardware, parent))
+        for tries in range(1, TRIES + 1):
+            try:
+                return _Pull(task, network, partial, tell).run(loading)
+            except DigestMismatch as error:
+                partial.rewind()
+                if tries == TRIES:
+                    raise
+                tell(Note(f"{error}: what was made of it is thrown away, and it is fetched again"))
+        raise AssertionError("not reached")
     finally:
-        source.close()
+        partial.close()
+
+
+class _Pull:
+    """One attempt, from the plan to the last byte."""
+
+    def __init__(self, task: Task, network: Network, partial: Partial, tell: Tell) -> None:
+        self.task, self.partial, self.tell = task, partial, tell
+        self.reference = parse(task.source)
+        self.source = self._open(network)
+        self.hardware = detect()
+
+    def run(self, loading: threading.Thread) -> Done:
+        """Plan, check that it fits, and write."""
+        try:
+            self.tell(Progress("planning"))
+            plan = plan_model(self.source)
+            level, reason = self._level(plan)
+            conversion = Conversion(plan, level, self._metadata(plan, level))
+            _in_background(_warm, loading, {type.name for type in conversion.types.values()})
+            place = self._begin(conversion, level, reason)
+            resumed = place.size if place else 0
+            self.tell(Planned(level, reason, self.source.title, plan.source_bytes, conversion.size, resumed))
+            self._write(conversion, place)
+            sha256, size = self.partial.finish()
+            config = _config(self.reference, plan, self.source)
+            config |= {"file_type": level, "lm": config["lm"] | {"level": level, "reason": reason}}
+            return Done(sha256, size, level, config, dict(plan.defaults))
+        finally:
+            self.source.close()
+
+    def _open(self, network: Network) -> Source:
+        """The source at the revision that was begun with, or at its present one where that is gone."""
+        journal = self.partial.journal
+        if journal is not None and journal.facts.revision:
+            try:
+                return open_source(self.reference, self.task.endpoint, network, journal.facts.revision)
+            except ModelNotFound as error:
+                source = open_source(self.reference, self.task.endpoint, network)
+                self.tell(Note(f"{error}: the pull begins anew"))
+                return source
+        return open_source(self.reference, self.task.endpoint, network)
+
+    def _level(self, plan: ModelPlan) -> tuple[str, str]:
+        """Level and reason: what was begun with, what was asked for, or what this machine holds.
+
+        Raises DoesNotFit, UnknownLevel.
+        """
+        wanted = None if self.reference.level in (None, AUTO) else recipes.level_of(self.reference.level or "").name
+        journal = self.partial.journal
+        if journal is not None and journal.facts.revision == self.source.revision:
+            return journal.facts.level, journal.facts.reason
+        least = recipes.level_of(COARSEST).bits
+        candidates = [
+            Candidate(name, recipes.sizes(plan, name), worthwhile=level.bits >= least)
+            for name, level in recipes.LEVELS.items()
+            if name in recipes.LADDER or name == wanted
+        ]
+        task = self.task
+        wish = Wish(context=task.context, sequences=task.sequences, kv_type=KV_TYPE, forced=wanted)
+        disk = max(0, task.disk_free - HEADER_BYTES)
+        choice = choose(candidates, Shape.of(plan.metadata), self.hardware, wish, disk)
+        return choice.level, choice.reason
+
+    def _metadata(self, plan: ModelPlan, level: str) -> dict[str, Any]:
+        """GGUF entries that say where the file comes from and how it was made."""
+        source = self.source
+        entries: dict[str, Any] = {"lm.version": VERSION, "lm.level": level, "lm.source": source.url}
+        if source.revision:
+            entries |= {"lm.source_revision": source.revision, "general.source.repo_url": source.url}
+            entries["lm.source_digests"] = [f"{shard} {source.digest(shard)}" for shard in plan.shards]
+        return entries
+
+    def _begin(self, conversion: Conversion, level: str, reason: str) -> Place | None:
+        stamps = "".join(self.source.stamp(shard) for shard in conversion.plan.shards)
+        fingerprint = f"{conversion.fingerprint} {stamps}"
+        before = self.partial.journal
+        facts = Facts(self.source.url, self.source.revision, level, reason, fingerprint, conversion.size)
+        place = self.partial.begin(facts)
+        if before is not None and place is None:
+            self.tell(Note("what an earlier pull left is of another source, recipe or version: it begins anew"))
+        return place
+
+    def _write(self, conversion: Conversion, place: Place | None) -> None:
+        pace = Pace()
+
+        def progress(completed: int, total: int) -> None:
+            rate = pace.rate(completed, completed == total)
+            if rate is not None:
+                self.tell(Progress("writing", completed, total, rate))
+
+        conversion.write(
+            self.source.open,
+            self.partial,
+            start=Mark(place.tensor, place.row, place.shard, place.offset, place.state) if place else None,
+            threads=self.hardware.cpus,
+            progress=progress,
+        )
 
 
 def _in_background(work: Callable[..., None], *arguments: Any) -> threading.Thread:
@@ -94,57 +210,14 @@ def _warm(loading: threading.Thread, types: set[str]) -> None:
     kernels.warm(types)
 
 
-def _choose(task: Task, reference: Reference, plan: ModelPlan, hardware: Hardware) -> Choice:
-    """The level for this machine, or the one that was asked for; raises DoesNotFit, UnknownLevel."""
-    forced = None if reference.level in (None, AUTO) else recipes.level_of(reference.level or "").name
-    least = recipes.level_of(COARSEST).bits
-    candidates = [
-        Candidate(name, recipes.sizes(plan, name), worthwhile=level.bits >= least)
-        for name, level in recipes.LEVELS.items()
-        if name in recipes.LADDER or name == forced
-    ]
-    wish = Wish(context=task.context, sequences=task.sequences, kv_type=KV_TYPE, forced=forced)
-    return choose(candidates, Shape.of(plan.metadata), hardware, wish, max(0, task.disk_free - HEADER_BYTES))
-
-
-def _planned(plan: ModelPlan, choice: Choice, source: Source) -> Planned:
-    size = recipes.sizes(plan, choice.level)
-    return Planned(choice.level, choice.reason, source.title, plan.source_bytes, size)
-
-
-def _write(task: Task, plan: ModelPlan, choice: Choice, source: Source, hardware: Hardware, parent: Parent) -> Written:
-    told = 0.0
-
-    def progress(completed: int, total: int) -> None:
-        nonlocal told
-        now = time.monotonic()
-        if now - told >= TELL_SECONDS or completed == total:
-            told = now
-            parent.send(Progress("writing", completed, total))
-
-    metadata = {"lm.version": VERSION, "lm.level": choice.level, "lm.source": source.url}
-    if source.revision:
-        metadata["lm.source_revision"] = source.revision
-    return write(
-        plan,
-        choice.level,
-        source.stream,
-        Path(task.out),
-        metadata=metadata,
-        threads=hardware.cpus,
-        progress=progress,
-    )
-
-
-def _done(task: Task, reference: Reference, plan: ModelPlan, choice: Choice, source: Source, written: Written) -> Done:
+def _config(reference: Reference, plan: ModelPlan, source: Source) -> dict[str, Any]:
     """What the manifest says of the model: Ollama's fields, and ours under `lm`."""
     facts = plan.metadata
-    config = {
+    return {
         "model_format": "gguf",
         "model_family": plan.architecture,
         "model_families": [plan.architecture],
         "model_type": count_text(plan.parameters),
-        "file_type": choice.level,
         "architecture": "amd64",
         "os": "linux",
         "capabilities": list(plan.capabilities),
@@ -153,14 +226,11 @@ def _done(task: Task, reference: Reference, plan: ModelPlan, choice: Choice, sou
         "lm": {
             "source": reference.location if reference.kind != "hub" else f"hf.co/{reference.location}",
             "revision": source.revision or "",
-            "level": choice.level,
-            "reason": choice.reason,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "version": VERSION,
             "parameters": plan.parameters,
         },
     }
-    return Done(written.sha256, written.size, choice.level, config, dict(plan.defaults))
 
 
 def count_text(count: int) -> str:

@@ -7,17 +7,18 @@ from pathlib import Path
 from registry.errors import ModelNotFound
 from registry.names import Reference
 from registry.sources.base import Source
+from registry.transport import Network
 
 __all__ = ["Source", "open_source"]
 
 DEMO = Path(__file__).parent.parent / "demo"
 
 
-def open_source(reference: Reference, *, endpoint: str, token: str = "", proxy: str = "") -> Source:
-    """The source that a reference names, pinned to its present revision; opens connections for a hub only.
+def open_source(reference: Reference, endpoint: str, network: Network, revision: str = "") -> Source:
+    """The source that a reference names, pinned to `revision`, by default its present one.
 
-    `endpoint` is the hub's URL, `token` goes there and nowhere else, `proxy` is the URL of an HTTP proxy for hosts
-    other than this one; empty for none. Raises ModelNotFound, AccessDenied, SourceUnavailable.
+    `endpoint` is the hub's URL; the token of `network` goes there and nowhere else. Connections are opened for a hub
+    only. Raises ModelNotFound (also when the revision is gone), AccessDenied, SourceUnavailable.
     """
     if reference.kind in ("demo", "folder"):
         from registry.sources.local import Folder
@@ -27,7 +28,7 @@ def open_source(reference: Reference, *, endpoint: str, token: str = "", proxy: 
     if reference.kind == "hub":
         from registry.sources.huggingface import Repository
 
-        return Repository(reference.location, endpoint, token, proxy)
+        return Repository(reference.location, endpoint, network, revision)
     raise ModelNotFound(
         f"model `{reference.name.display}` is not here, and cannot be brought in by that name",
         "name a model of the hub as `org/repo`, a folder as `./folder`; `demo` comes with lm",

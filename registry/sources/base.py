@@ -2,8 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Protocol
+
+
+class Reader(Protocol):
+    """A file read once, front to back, by one thread.
+
+    All methods raise SourceUnavailable, and DigestMismatch as soon as the bytes cannot be those declared, at the latest
+    in `finish`: before that has returned, nothing made of the bytes may be kept for good.
+    """
+
+    def readinto(self, target: memoryview) -> None:
+        """Fill `target` (bytes, writable) with what comes next."""
+
+    def state(self) -> bytes | None:
+        """What `Source.open` needs to go on from here; None where a reader must begin at the beginning."""
+
+    def finish(self) -> None:
+        """Read what is left, and compare the whole with what was declared."""
+
+    def close(self) -> None:
+        """Let go of the file."""
 
 
 class Source(Protocol):
@@ -29,9 +48,11 @@ class Source(Protocol):
     def read(self, name: str, offset: int, size: int) -> bytes:
         """Exactly `size` bytes from `offset`; for headers and small files."""
 
-    def stream(self, name: str) -> Iterator[bytes]:
-        """The whole file once, in order. Raises DigestMismatch, at the latest after the last byte, when it is not
-        what was declared: until the iterator has ended, nothing made of the bytes may be kept."""
+    def stamp(self, name: str) -> str:
+        """A text that is another one when the file is."""
+
+    def open(self, name: str, offset: int = 0, state: bytes = b"") -> Reader:
+        """The file from `offset` on, where an earlier reader had that `state`; the beginning has none."""
 
     def close(self) -> None:
         """Let go of connections and files."""

@@ -1,6 +1,6 @@
 """A repository of the Hugging Face Hub, or of a server with its routes, pinned to one commit.
 
-    GET {endpoint}/api/models/{repo}/revision/main?blobs=true     commit, files, sizes, digests
+    GET {endpoint}/api/models/{repo}/revision/{main or commit}?blobs=true     commit, files, sizes, digests
     GET {endpoint}/{repo}/resolve/{commit}/{file}                 the file, large ones by redirect to another origin
 
 Routes and error codes as huggingface_hub 2.x uses them. Small files are fetched whole and checked before a byte is
@@ -11,15 +11,17 @@ that a model is made of descends from bytes whose declared digest was checked.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from http.client import HTTPMessage
 from urllib.parse import quote
 
 import msgspec
 
-from registry import fetch
-from registry.digest import Check
+from registry.download import Download, Network, Remote
 from registry.errors import AccessDenied, DigestMismatch, ModelNotFound, RegistryError, SourceUnavailable
-from registry.web import Answer, Web, persist
+from registry.fetch import Fetcher
+from registry.transport import Address
+from registry.verify import Verified
 
 _LONGEST_INFO = 16 << 20
 _SMALL = 64 << 20
@@ -40,7 +42,7 @@ class _File(msgspec.Struct, rename={"name": "rfilename", "blob_id": "blobId"}):
     lfs: _Large | None = None
 
     @property
-    def digest(self) -> str | None:
+    def digest(self) -> str:
         return f"sha256:{self.lfs.sha256}" if self.lfs else f"git-sha1:{self.blob_id}"
 
     @property
@@ -67,18 +69,20 @@ class _Info(msgspec.Struct):
 class Repository:
     """The files of one commit. `revision` is the commit, `title` the repository's present name."""
 
-    def __init__(self, name: str, endpoint: str, token: str, proxy: str) -> None:
-        """Ask for the newest commit of `name`. Raises ModelNotFound, AccessDenied, SourceUnavailable."""
-        self._web = Web(endpoint, token, proxy)
-        self._token = bool(token)
+    def __init__(self, name: str, endpoint: str, network: Network, revision: str = "") -> None:
+        """Ask for a commit of `name`, by default the newest. Raises ModelNotFound, AccessDenied, SourceUnavailable."""
+        self._endpoint = endpoint.rstrip("/")
+        self._host = Address.parse(endpoint).host
+        self._network = network
+        self._fetcher = Fetcher(network)
         self.title = name
         try:
-            info = persist(self._ask, f"`{name}` from `{self._web.host}`")
+            info = self._ask(revision or "main")
         except BaseException:
             self.close()
             raise
         self.title, self.revision = info.id, info.sha
-        self.url = f"{self._web.endpoint}/{self.title}"
+        self.url = f"{self._endpoint}/{self.title}"
         self._files = {file.name: file for file in info.siblings if file.usable}
         self._whole: dict[str, bytes] = {}
         self._peeked: dict[str, list[tuple[int, bytes]]] = {}
@@ -95,6 +99,10 @@ class Repository:
         """`sha256:…` of a large file, `git-sha1:…` of a small one. Raises SourceUnavailable."""
         return self._file(name).digest
 
+    def stamp(self, name: str) -> str:
+        """The digest. Raises SourceUnavailable."""
+        return self._file(name).digest
+
     def read(self, name: str, offset: int, size: int) -> bytes:
         """Exactly `size` bytes from `offset`. Raises SourceUnavailable, AccessDenied, DigestMismatch (small files)."""
         file = self._file(name)
@@ -102,82 +110,82 @@ class Repository:
             raise SourceUnavailable(f"`{name}` of `{self.title}` ends before byte {offset + size:,}")
         if file.length <= _SMALL and not name.endswith(_WEIGHTS):
             if name not in self._whole:
-                self._whole[name] = b"".join(self.stream(name))
+                self._whole[name] = self._read_whole(file)
             return self._whole[name][offset : offset + size]
-        if size == 0:
-            return b""
-        what = f"`{name}` from `{self._web.host}`"
-        data = persist(lambda: self._fetch(file, offset, offset + size), what)
+        data = self._fetcher.part(self._remote(file), offset, offset + size)
         self._peeked.setdefault(name, []).append((offset, data))
         return data
 
-    def stream(self, name: str) -> Iterator[bytes]:
-        """The whole file in order. Raises DigestMismatch, SourceUnavailable, AccessDenied."""
-        file, position = self._file(name), 0
-        check = Check(name, file.length, file.digest)
-        for data in fetch.stream(self._web, self._address(name), check, self._refuse):
-            for offset, seen in self._peeked.get(name, ()):
-                _compare(name, position, data, offset, seen)
-            position += len(data)
-            yield data
+    def open(self, name: str, offset: int = 0, state: bytes = b"") -> Verified:
+        """The file from `offset` on, in parallel ranges. Raises as `Source.open` says, and AccessDenied."""
+        file = self._file(name)
+        return Verified(self._chunks(file, offset), name, file.length, file.digest, offset, state)
 
     def close(self) -> None:
         """Close the connections."""
-        self._web.close()
+        self._fetcher.close()
 
-    def _ask(self) -> _Info:
-        url = f"{self._web.endpoint}/api/models/{quote(self.title)}/revision/main?blobs=true"
-        with self._web.get(url) as answer:
-            self._refuse(answer)
-            data = answer.read_all(_LONGEST_INFO)
+    def _ask(self, revision: str) -> _Info:
+        url = f"{self._endpoint}/api/models/{quote(self.title)}/revision/{revision}?blobs=true"
+        data = self._fetcher.document(url, self.title, _LONGEST_INFO, self._refused)
         try:
             info = msgspec.json.decode(data, type=_Info)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-            raise SourceUnavailable(
-                f"`{self._web.host}` does not answer as a hub does", "check `HF_ENDPOINT`"
-            ) from None
+            info = _Info("", "", [])
         if not _COMMIT.fullmatch(info.sha) or not _REPOSITORY.fullmatch(info.id):
-            raise SourceUnavailable(f"`{self._web.host}` does not answer as a hub does", "check `HF_ENDPOINT`")
+            raise SourceUnavailable(f"`{self._host}` does not answer as a hub does", "check `HF_ENDPOINT`")
         return info
 
-    def _fetch(self, file: _File, start: int, end: int) -> bytes:
-        check = Check(file.name, file.length, None)
-        return fetch.part(self._web, self._address(file.name), start, end, check, self._refuse)
+    def _read_whole(self, file: _File) -> bytes:
+        """A small file, checked before a byte of it is used."""
+        data = self._fetcher.part(self._remote(file), 0, file.length)
+        Verified([data], file.name, file.length, file.digest).finish()
+        return data
 
-    def _address(self, name: str) -> str:
-        return f"{self._web.endpoint}/{quote(self.title)}/resolve/{self.revision}/{quote(name)}"
+    def _chunks(self, file: _File, position: int) -> Iterator[memoryview]:
+        """The file's bytes from `position` on, compared with what was read of them early; fetched when asked for."""
+        with Download(self._remote(file), self._network, position) as download:
+            for data in download:
+                _compare(file.name, position, data, self._peeked.get(file.name, ()))
+                position += len(data)
+                yield data
+
+    def _remote(self, file: _File) -> Remote:
+        url = f"{self._endpoint}/{quote(self.title)}/resolve/{self.revision}/{quote(file.name)}"
+        return Remote(url, file.length, file.name, self._refused)
 
     def _file(self, name: str) -> _File:
         if name not in self._files:
             raise SourceUnavailable(f"`{self.title}` has no file `{name}`")
         return self._files[name]
 
-    def _refuse(self, answer: Answer) -> None:
-        """Raises what a refusal means; the hub tells missing from forbidden by a code in a header."""
-        if answer.status < 400:
-            return
-        code = answer.headers.get("X-Error-Code", "")
-        page = f"{self._web.endpoint}/{self.title}"
-        raise self._refusal(answer.status, code, page)
+    def _refused(self, status: int, headers: HTTPMessage) -> RegistryError:
+        """What a refusal means; the hub tells missing from forbidden by a code in a header."""
+        return self._refusal(status, headers.get("X-Error-Code", ""), f"{self._endpoint}/{self.title}")
 
     def _refusal(self, status: int, code: str, page: str) -> RegistryError:
         if code == "GatedRepo":
-            how = "" if self._token else " and set `HF_TOKEN` to a token of that account"
+            how = "" if self._network.token else " and set `HF_TOKEN` to a token of that account"
             return AccessDenied(f"`{self.title}` is gated", f"accept its licence at {page}{how}")
-        if status == 401 and self._token and code != "RepoNotFound":
-            return AccessDenied(f"`{self._web.host}` does not accept the token", "set `HF_TOKEN` to one that is valid")
+        if status == 401 and self._network.token and code != "RepoNotFound":
+            return AccessDenied(f"`{self._host}` does not accept the token", "set `HF_TOKEN` to one that is valid")
+        if code == "RevisionNotFound":
+            return ModelNotFound(f"`{self._host}` no longer has that revision of `{self.title}`", f"see {page}")
         if code == "RepoNotFound" or status == 401:
-            private = "it may be private to other accounts" if self._token else "for a private one set `HF_TOKEN`"
-            return ModelNotFound(f"`{self._web.host}` has no model `{self.title}`", f"check the spelling; {private}")
+            private = (
+                "it may be private to other accounts" if self._network.token else "for a private one set `HF_TOKEN`"
+            )
+            return ModelNotFound(f"`{self._host}` has no model `{self.title}`", f"check the spelling; {private}")
         if status == 403:
-            return AccessDenied(f"`{self._web.host}` forbids to read `{self.title}`", f"see {page}")
+            return AccessDenied(f"`{self._host}` forbids to read `{self.title}`", f"see {page}")
         if status == 404:
-            return ModelNotFound(f"`{self._web.host}` does not find what it lists of `{self.title}`", f"see {page}")
-        return SourceUnavailable(f"`{self._web.host}` answers {status} for `{self.title}`", "try again later")
+            return ModelNotFound(f"`{self._host}` does not find what it lists of `{self.title}`", f"see {page}")
+        return SourceUnavailable(f"`{self._host}` answers {status} for `{self.title}`", "try again later")
 
 
-def _compare(name: str, position: int, data: bytes, offset: int, seen: bytes) -> None:
+def _compare(name: str, position: int, data: memoryview, peeked: Iterable[tuple[int, bytes]]) -> None:
     """What was read early must be what the checked stream holds at the same place."""
-    start, end = max(position, offset), min(position + len(data), offset + len(seen))
-    if start < end and data[start - position : end - position] != seen[start - offset : end - offset]:
-        raise DigestMismatch(f"the header of `{name}` was not what the file turned out to hold", "pull again")
+    for offset, seen in peeked:
+        start, end = max(position, offset), min(position + len(data), offset + len(seen))
+        if start < end and data[start - position : end - position] != seen[start - offset : end - offset]:
+            raise DigestMismatch(f"the header of `{name}` was not what the file turned out to hold", "pull again")

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
 from pathlib import Path
 
 from registry.errors import AccessDenied, ModelNotFound, SourceUnavailable
 
-CHUNK = 1 << 20
+LONGEST = 1 << 30  # bytes in one system call
 
 
 class Folder:
@@ -47,26 +46,34 @@ class Folder:
 
     def read(self, name: str, offset: int, size: int) -> bytes:
         """Exactly `size` bytes from `offset`. Raises SourceUnavailable."""
+        data = bytearray(size)
+        self.readinto(name, offset, memoryview(data))
+        return bytes(data)
+
+    def stamp(self, name: str) -> str:
+        """Its inode, length and time of change. Raises SourceUnavailable."""
+        return _stamp(self._file(name)[1])
+
+    def open(self, name: str, offset: int = 0, state: bytes = b"") -> _Reading:
+        """The file from `offset` on; there is no state, since nothing is declared. Raises SourceUnavailable."""
+        return _Reading(self, name, offset)
+
+    def readinto(self, name: str, offset: int, target: memoryview) -> None:
+        """As `read`, into memory that is there."""
         descriptor, _ = self._file(name)
-        parts = []
-        while size > 0:
+        while target:
             try:
-                part = os.pread(descriptor, min(size, 1 << 30), offset)
+                count = os.preadv(descriptor, [target[:LONGEST]], offset)
             except OSError as error:
                 raise self._unread(name, error) from None
-            if not part:
-                raise SourceUnavailable(f"`{name}` of `{self.title}` ends before byte {offset + size:,}", _CHANGED)
-            parts.append(part)
-            offset, size = offset + len(part), size - len(part)
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+            if not count:
+                raise SourceUnavailable(f"`{name}` of `{self.title}` ends at byte {offset:,}", _CHANGED)
+            target, offset = target[count:], offset + count
 
-    def stream(self, name: str) -> Iterator[bytes]:
-        """The whole file in order. Raises SourceUnavailable, also when it changed since it was opened."""
+    def check(self, name: str) -> None:
+        """Raises SourceUnavailable when the file changed since it was opened."""
         descriptor, before = self._file(name)
-        for offset in range(0, before.st_size, CHUNK):
-            yield self.read(name, offset, min(CHUNK, before.st_size - offset))
-        after = os.fstat(descriptor)
-        if (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
+        if _stamp(os.fstat(descriptor)) != _stamp(before):
             raise SourceUnavailable(f"`{name}` of `{self.title}` changed while it was read", _CHANGED)
 
     def close(self) -> None:
@@ -101,7 +108,31 @@ class Folder:
         )
 
 
+class _Reading:
+    """One file of a folder, front to back."""
+
+    def __init__(self, folder: Folder, name: str, offset: int) -> None:
+        self._folder, self._name, self._offset = folder, name, offset
+
+    def readinto(self, target: memoryview) -> None:
+        self._folder.readinto(self._name, self._offset, target)
+        self._offset += len(target)
+
+    def state(self) -> bytes | None:
+        return b""
+
+    def finish(self) -> None:
+        self._folder.check(self._name)
+
+    def close(self) -> None:
+        pass  # the folder keeps its files open
+
+
 _CHANGED = "wait until whatever writes to the folder has finished, then pull again"
+
+
+def _stamp(status: os.stat_result) -> str:
+    return f"{status.st_ino}:{status.st_size}:{status.st_mtime_ns}"
 
 
 def _is_regular(entry: os.DirEntry[str]) -> bool:

@@ -15,7 +15,7 @@ from aiohttp import web
 
 from registry.errors import BadName, ModelNotFound
 from registry.names import Reference, parse
-from server.answers import HOUSE, NOTE
+from server.answers import HOUSE, NOTE, House
 from server.config import OLLAMA_VERSION, VERSION
 from server.errors import BadBody
 from server.guard import require_loopback
@@ -42,6 +42,13 @@ class Named(msgspec.Struct):
         if not name:
             raise BadBody("the body names no model", 'send `{"model": "NAME"}`')
         return name
+
+
+class Pull(Named):
+    """A pull; with `detach` it goes on when nobody follows it any more, `limit_rate` is in bytes/s, 0 for no limit."""
+
+    detach: bool = False
+    limit_rate: float = 0.0
 
 
 async def alive(request: web.Request) -> web.Response:
@@ -76,13 +83,29 @@ async def show(request: web.Request) -> web.Response:
 
 
 async def delete(request: web.Request) -> web.Response:
-    """`DELETE /api/delete`: forget a model; a worker that holds it keeps it until it is unloaded."""
+    """`DELETE /api/delete`: forget a model, and end its pull; a worker that holds it keeps it until it is unloaded."""
     body = await read_body(request, Named)
     request[NOTE] = body.wanted
     house = request.app[HOUSE]
+    removed = await house.jobs.remove(parse(body.wanted), await _installed(house, body.wanted))
+    if removed and not await _installed(house, body.wanted):
+        return reply({"deleted": removed})
     model = await house.library.find(body.wanted)
     await house.library.delete(model, house.pool.holds())
     return reply({"deleted": model.name})
+
+
+async def partials(request: web.Request) -> web.Response:
+    """`GET /lm/partials`: pulls that are under way or paused, and how far they are."""
+    return reply({"partials": await request.app[HOUSE].jobs.partials()})
+
+
+async def _installed(house: House, name: str) -> bool:
+    try:
+        await house.library.find(name)
+    except ModelNotFound:
+        return False
+    return True
 
 
 async def stop(request: web.Request) -> web.Response:
@@ -96,10 +119,12 @@ async def stop(request: web.Request) -> web.Response:
 
 async def pull(request: web.Request) -> web.StreamResponse:
     """`POST /api/pull`: bring a model in; joins a pull of the same name that is under way."""
-    body = await read_body(request, Named)
+    body = await read_body(request, Pull)
     request[NOTE] = body.wanted
     reference = _source(request, body.wanted)
-    frames = request.app[HOUSE].jobs.follow(reference)
+    if body.limit_rate and not 1000 <= body.limit_rate <= 1e12:
+        raise BadBody(f"`limit_rate` is {body.limit_rate:g} bytes/s", "send 1000 or more, or leave it out")
+    frames = request.app[HOUSE].jobs.follow(reference, detach=body.detach, limit_rate=body.limit_rate)
     async with aclosing(frames):
         if body.stream is False:
             last: dict[str, Any] = {}

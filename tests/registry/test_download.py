@@ -11,6 +11,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,8 +20,9 @@ import pytest
 from registry import download, transport, window
 from registry.download import Download, Network, Remote
 from registry.errors import AccessDenied, DigestMismatch, ModelNotFound, RegistryError, SourceUnavailable
+from registry.sha256 import Sha256
 from registry.transport import Address, Limiter
-from registry.verify import Position, Verified
+from registry.verify import Verified
 from tests.hub import Faults, Hub
 from tests.registry.badnet import FAULTS, BadNet, Request, reply
 
@@ -85,6 +87,12 @@ def test_a_stall_is_ended() -> None:
         assert fetch(net, Network(timeout=0.2)) == DATA
 
 
+def take(reader: Verified, count: int) -> bytes:
+    data = bytearray(count)
+    reader.readinto(memoryview(data))
+    return bytes(data)
+
+
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("SLOW", 0.02), ("DEAD", 0.1), ("_SMALLEST", 1024)):
         monkeypatch.setattr(window, name, value)
@@ -109,17 +117,15 @@ def test_everything_at_once(seed: int) -> None:
     draws = rng.choices([None, "reset", *kinds], [0.95 - 0.015 * len(kinds), 0.05] + [0.015] * len(kinds), k=1000)
     with BadNet(DATA, seed=seed) as net:
         net.script = lambda request: draws[request.index]
-        position, seen = Position(), b""
-        while position.offset < len(DATA):
-            chunks = Download(net.remote, Network(timeout=2), position.offset, parallel=3, piece=PIECE)
-            with Verified(chunks, "m", len(DATA), SHA, position) as stream:
-                for count, chunk in enumerate(stream):
-                    seen += bytes(chunk)
-                    position = stream.position
-                    if count == rng.randrange(12):
-                        break
+        seen, state = b"", b""
+        while len(seen) < len(DATA):
+            chunks = Download(net.remote, Network(timeout=2), len(seen), parallel=3, piece=PIECE)
+            with closing(Verified(chunks, "m", len(DATA), SHA, len(seen), state)) as reader:
+                for _ in range(rng.randrange(12)):
+                    seen += take(reader, min(rng.randrange(1, PIECE), len(DATA) - len(seen)))
+                    state = reader.state() or b""
         assert seen == DATA
-        assert list(Verified([], "m", len(DATA), SHA, position)) == []
+        Verified([], "m", len(DATA), SHA, len(seen), state).finish()
 
 
 @pytest.mark.parametrize("every", [1, 2])
@@ -314,39 +320,43 @@ def test_a_flipped_bit_is_seen() -> None:
     with BadNet(DATA) as net:
         net.script = lambda request: "flip" if request.index == 4 else None
         chunks = Download(net.remote, Network(), piece=PIECE)
-        with pytest.raises(DigestMismatch, match="model"), Verified(chunks, "model", len(DATA), SHA) as stream:
-            for _ in stream:
-                pass
+        with pytest.raises(DigestMismatch, match="model"), closing(Verified(chunks, "model", len(DATA), SHA)) as reader:
+            reader.finish()
 
 
 def test_a_bit_flipped_before_a_resume_is_seen() -> None:
     wrong = bytearray(DATA)
     wrong[100] ^= 1
-    with Verified([bytes(wrong[:PIECE])], "model", len(DATA), SHA) as stream:
-        next(stream)
-        position = stream.position
-    assert position.offset == PIECE
+    reader = Verified([bytes(wrong[:PIECE])], "model", len(DATA), SHA)
+    take(reader, PIECE)
+    state = reader.state() or b""
     with BadNet(DATA) as net, pytest.raises(DigestMismatch):
-        chunks = Download(net.remote, Network(), position.offset, piece=PIECE)
-        with Verified(chunks, "model", len(DATA), SHA, position) as stream:
-            for _ in stream:
-                pass
+        chunks = Download(net.remote, Network(), PIECE, piece=PIECE)
+        with closing(Verified(chunks, "model", len(DATA), SHA, PIECE, state)) as reader:
+            reader.finish()
+
+
+def test_a_state_goes_with_its_offset() -> None:
+    for offset, state, digest in ((7, b"", SHA), (7, Sha256().state(), SHA), (7, b"", "git-sha1:" + "0" * 40)):
+        with pytest.raises(ValueError, match="offset"):
+            Verified([], "model", len(DATA), digest, offset, state)
 
 
 def test_git_digests() -> None:
     data = b'{"a": 1}\n' * 1000
     digest = "git-sha1:" + hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
-    with Verified([data[:10], data[10:]], "config.json", len(data), digest) as stream:
-        assert b"".join(stream) == data
-        assert stream.position == Position()
+    reader = Verified([data[:10], data[10:]], "config.json", len(data), digest)
+    assert take(reader, len(data)) == data
+    assert reader.state() is None
+    reader.finish()
     with pytest.raises(DigestMismatch):
-        list(Verified([data[:-1], b"x"], "config.json", len(data), digest))
+        Verified([data[:-1], b"x"], "config.json", len(data), digest).finish()
 
 
 @pytest.mark.parametrize("length", [0, len(DATA) - 1, len(DATA) + 1])
 def test_wrong_lengths_are_seen(length: int) -> None:
     with pytest.raises(DigestMismatch, match="bytes"):
-        list(Verified([(DATA + b"x")[:length]], "model", len(DATA), SHA))
+        Verified([(DATA + b"x")[:length]], "model", len(DATA), SHA).finish()
 
 
 def test_a_digest_of_another_kind() -> None:
@@ -476,8 +486,9 @@ def test_a_hundred_downloads_from_a_bad_network(monkeypatch: pytest.MonkeyPatch)
             net.script = lambda request, draws=draws: draws[request.index]
             chunks = Download(net.remote, Network(timeout=0.2), parallel=4, piece=PIECE)
             try:
-                with Verified(chunks, "model", len(DATA), SHA) as stream:
-                    seen = b"".join(bytes(chunk) for chunk in stream)
+                with closing(Verified(chunks, "model", len(DATA), SHA)) as reader:
+                    seen = take(reader, len(DATA))
+                    reader.finish()
             except RegistryError:
                 continue
             assert seen == DATA
@@ -496,7 +507,8 @@ def test_from_a_hub(tmp_path: Path) -> None:
         for name, data, digest in (("model.safetensors", DATA, SHA), ("config.json", small, git)):
             remote = Remote(f"{hub.url}/org/repo/resolve/{hub.heads['org/repo']}/{name}", len(data), name)
             chunks = Download(remote, Network(token="hf_x"), piece=PIECE)
-            with Verified(chunks, name, len(data), digest) as stream:
-                assert b"".join(bytes(chunk) for chunk in stream) == data
+            with closing(Verified(chunks, name, len(data), digest)) as reader:
+                assert take(reader, len(data)) == data
+                reader.finish()
             assert chunks.retries == (5 if data is DATA else 0)
         assert not any("authorization" in request.headers for request in hub.requests if request.origin == "cdn")

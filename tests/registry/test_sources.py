@@ -7,14 +7,16 @@ import os
 import socket
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from registry import web
+from registry import download, fetch, transport
 from registry.errors import AccessDenied, DigestMismatch, ModelNotFound, RegistryError, SourceUnavailable
 from registry.names import parse
 from registry.sources import DEMO, Source, open_source
+from registry.transport import Network
 from tests.hub import Hub
 
 WEIGHTS = bytes(range(256)) * 20_000  # 5 MB: several chunks
@@ -32,24 +34,35 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def hub(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    monkeypatch.setattr(web, "PAUSE", 0.001)
+    hasten(monkeypatch)
     with Hub({"org/repo": folder}, renamed={"old/name": "org/repo"}) as running:
         yield running
 
 
-def open_hub(hub: Hub, name: str = "org/repo", token: str = "", proxy: str = "") -> Source:
-    return open_source(parse(name), endpoint=hub.url, token=token, proxy=proxy)
+def hasten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No long waits before another try."""
+    monkeypatch.setattr(fetch, "PAUSE", 0.001)
+    monkeypatch.setattr(download, "_SHORTEST", 0.001)
+    monkeypatch.setattr(download, "_LONGEST", 0.01)
+
+
+def open_hub(hub: Hub, name: str = "org/repo", network: Network | None = None) -> Source:
+    return open_source(parse(name), hub.url, network or Network())
 
 
 def open_folder(path: Path) -> Source:
-    return open_source(parse(str(path)), endpoint="http://127.0.0.1:1")
+    return open_source(parse(str(path)), "http://127.0.0.1:1", Network())
 
 
 def whole(source: Source, name: str) -> bytes:
+    data = bytearray(source.size(name))
     try:
-        return b"".join(source.stream(name))
+        with closing(source.open(name)) as reader:
+            reader.readinto(memoryview(data))
+            reader.finish()
     finally:
         source.close()
+    return bytes(data)
 
 
 # The hub
@@ -78,9 +91,11 @@ def test_only_what_is_wanted_is_fetched(hub: Hub) -> None:
 
 
 def test_connections_are_used_again(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    connected: list[web.Origin] = []
-    connect = web.Web._connect
-    monkeypatch.setattr(web.Web, "_connect", lambda self, origin: connected.append(origin) or connect(self, origin))
+    connected: list[int] = []
+    connect = transport.Client._connect
+    monkeypatch.setattr(
+        transport.Client, "_connect", lambda self, host, port: connected.append(port) or connect(self, host, port)
+    )
     source = open_hub(hub)
     for place in range(5):
         source.read("model.safetensors", place, 8)
@@ -101,7 +116,7 @@ def test_the_revision_stays_pinned(hub: Hub, tmp_path: Path) -> None:
 
 def test_the_token_stays_at_home(folder: Path) -> None:
     with Hub({"org/repo": folder}, token="hf_secret") as hub:
-        source = open_hub(hub, token="hf_secret")
+        source = open_hub(hub, network=Network(token="hf_secret"))
         source.read("model.safetensors", 0, 8)
         assert whole(source, "model.safetensors") == WEIGHTS
     assert hub.paths("cdn")
@@ -130,7 +145,7 @@ def test_a_renamed_repository_is_followed(hub: Hub) -> None:
 )
 def test_refusals_say_what_to_do(folder: Path, name: str, token: str, error: type[RegistryError], hint: str) -> None:
     with Hub({"org/repo": folder}, token="right") as hub, pytest.raises(error) as caught:
-        open_hub(hub, name, token)
+        open_hub(hub, name, Network(token=token or None))
     assert hint in caught.value.hint
     assert not token or token not in str(caught.value) + caught.value.hint
 
@@ -138,7 +153,7 @@ def test_refusals_say_what_to_do(folder: Path, name: str, token: str, error: typ
 @pytest.mark.parametrize("token", ["", "right"])
 def test_gated_models_name_their_page(folder: Path, token: str) -> None:
     with Hub({"org/repo": folder}, gated=["org/repo"]) as hub:
-        source = open_hub(hub, token=token)
+        source = open_hub(hub, network=Network(token=token or None))
         with pytest.raises(AccessDenied) as caught:
             source.read("config.json", 0, 1)
         source.close()
@@ -162,7 +177,7 @@ def test_a_stream_that_is_cut_again_and_again_ends(hub: Hub) -> None:
     with pytest.raises(SourceUnavailable) as caught:
         whole(source, "model.safetensors")
     assert "model.safetensors" in str(caught.value)
-    assert len(hub.paths("cdn")) == web.ATTEMPTS
+    assert download.TRIES <= len(hub.paths("cdn")) <= 3 * download.TRIES
 
 
 def test_a_stream_that_gets_on_is_not_given_up(hub: Hub) -> None:
@@ -176,8 +191,7 @@ def test_no_wrong_bit_passes(hub: Hub, name: str) -> None:
     source = open_hub(hub)
     hub.faults.flip = 7
     with pytest.raises(DigestMismatch) as caught:
-        for _ in source.stream(name):
-            pass
+        source.open(name).finish()
     assert name in str(caught.value)
     hub.faults.flip = None
     source.close()
@@ -201,7 +215,7 @@ def test_a_file_that_is_another_size_is_refused(hub: Hub, folder: Path, tmp_path
         whole(source, "model.safetensors")
 
 
-@pytest.mark.parametrize("statuses", [[503], [429, 500, 502], [504] * (web.ATTEMPTS - 1)])
+@pytest.mark.parametrize("statuses", [[503], [429, 500, 502], [504] * (fetch.TRIES - 1)])
 def test_passing_trouble_is_waited_for(hub: Hub, statuses: list[int]) -> None:
     hub.faults.statuses = statuses
     hub.faults.retry_after = "0"
@@ -209,25 +223,24 @@ def test_passing_trouble_is_waited_for(hub: Hub, statuses: list[int]) -> None:
 
 
 def test_lasting_trouble_is_told(hub: Hub) -> None:
-    hub.faults.statuses = [503] * web.ATTEMPTS
+    hub.faults.statuses = [503] * fetch.TRIES
     with pytest.raises(SourceUnavailable, match="503"):
         open_hub(hub)
 
 
 def test_a_stall_is_a_cut(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = open_hub(hub)
-    monkeypatch.setattr(web, "TIMEOUT", 0.2)
+    source = open_hub(hub, network=Network(timeout=0.2))
     hub.faults.stall_after = 2_000_000
     assert whole(source, "model.safetensors") == WEIGHTS
 
 
 def test_nobody_listens(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(web, "PAUSE", 0.001)
+    hasten(monkeypatch)
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         port = unused.getsockname()[1]
         with pytest.raises(SourceUnavailable, match="refused"):
-            open_source(parse("org/repo"), endpoint=f"http://127.0.0.1:{port}")
+            open_source(parse("org/repo"), f"http://127.0.0.1:{port}", Network())
 
 
 BODY = '{"id":"org/repo","sha":"' + "a" * 40 + '","siblings":[{"rfilename":"x","size":1,"blobId":"' + "b" * 40 + '"}]}'
@@ -243,25 +256,25 @@ BODY = '{"id":"org/repo","sha":"' + "a" * 40 + '","siblings":[{"rfilename":"x","
         (f"HTTP/1.1 200 OK\r\n\r\n{BODY.replace('org/repo', '../../x')}".encode(), "hub"),
         (f"HTTP/1.1 200 OK\r\n\r\n{BODY.replace('a' * 40, 'main/../..')}".encode(), "hub"),
         (b"HTTP/1.1 302 Found\r\nContent-Length: 0\r\n\r\n", "redirects"),
-        (b"HTTP/1.1 302 Found\r\nLocation: /x\r\nContent-Length: 0\r\n\r\n", "for ever"),
-        (b"HTTP/1.1 302 Found\r\nLocation: file:///etc/passwd\r\nContent-Length: 0\r\n\r\n", "redirects"),
-        (b"HTTP/1.1 302 Found\r\nLocation: http://u:p@127.0.0.1/\r\nContent-Length: 0\r\n\r\n", "redirects"),
-        (b"HTTP/1.1 302 Found\r\nLocation: http://[x/\r\nContent-Length: 0\r\n\r\n", "redirects"),
-        (b"garbage\r\n\r\n", "not HTTP"),
-        (b"HTTP/1.1 200 OK\r\nX: " + b"x" * 100_000 + b"\r\n\r\n", "not HTTP"),
+        (b"HTTP/1.1 302 Found\r\nLocation: /x\r\nContent-Length: 0\r\n\r\n", "redirects more than 5 times"),
+        (b"HTTP/1.1 302 Found\r\nLocation: file:///etc/passwd\r\nContent-Length: 0\r\n\r\n", "address"),
+        (b"HTTP/1.1 302 Found\r\nLocation: http://u:p@127.0.0.1/\r\nContent-Length: 0\r\n\r\n", "address"),
+        (b"HTTP/1.1 302 Found\r\nLocation: http://[x/\r\nContent-Length: 0\r\n\r\n", "address"),
+        (b"garbage\r\n\r\n", "malformed"),
+        (b"HTTP/1.1 200 OK\r\nX: " + b"x" * 100_000 + b"\r\n\r\n", "malformed"),
         (b"HTTP/1.1 418 \x1b[31m\r\nContent-Length: 0\r\n\r\n", "418"),
     ],
 )  # fmt: skip
 def test_whatever_a_server_says_it_ends_in_a_sentence(
     monkeypatch: pytest.MonkeyPatch, answer: bytes, told: str
 ) -> None:
-    monkeypatch.setattr(web, "PAUSE", 0.001)
+    hasten(monkeypatch)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=serve, args=(listener, answer))
         thread.start()
         try:
             with pytest.raises(RegistryError, match=told) as caught:
-                open_source(parse("org/repo"), endpoint=f"http://127.0.0.1:{listener.getsockname()[1]}")
+                open_source(parse("org/repo"), f"http://127.0.0.1:{listener.getsockname()[1]}", Network())
         finally:
             listener.shutdown(socket.SHUT_RDWR)
             thread.join()
@@ -296,18 +309,10 @@ def test_odd_file_names_are_not_listed(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=serve, args=(listener, answer))
         thread.start()
-        source = open_source(parse("org/repo"), endpoint=f"http://127.0.0.1:{listener.getsockname()[1]}")
+        source = open_source(parse("org/repo"), f"http://127.0.0.1:{listener.getsockname()[1]}", Network())
         listener.shutdown(socket.SHUT_RDWR)
         thread.join()
     assert source.names() == ["good/one.txt"]
-
-
-def test_a_public_hub_may_not_send_us_into_the_local_network(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = open_hub(hub)
-    monkeypatch.setattr(source._web, "_public", True)
-    with pytest.raises(SourceUnavailable, match="local network"):
-        whole(source, "model.safetensors")
-    assert not hub.paths("cdn")
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
@@ -319,10 +324,11 @@ def test_a_proxy_is_used_for_other_machines_only(hub: Hub, scheme: str) -> None:
         thread = threading.Thread(target=serve, args=(listener, refusal, asked))
         thread.start()
         try:
-            open_hub(hub, proxy=proxy).close()
+            open_hub(hub, network=Network(proxies={"all": proxy})).close()
             assert not asked
             with pytest.raises(RegistryError):
-                open_source(parse("org/repo"), endpoint=f"{scheme}://hub.example", token="hf_x", proxy=proxy)
+                network = Network("hf_x", {"all": proxy})
+                open_source(parse("org/repo"), f"{scheme}://hub.example", network)
         finally:
             listener.shutdown(socket.SHUT_RDWR)
             thread.join()
@@ -334,7 +340,7 @@ def test_a_proxy_is_used_for_other_machines_only(hub: Hub, scheme: str) -> None:
 def test_other_kinds_are_not_brought_in_yet() -> None:
     for name in ("llama3.2:3b", "ghcr.io/a/b:v1", "https://x.example/m.gguf"):
         with pytest.raises(ModelNotFound) as caught:
-            open_source(parse(name), endpoint="http://127.0.0.1:1")
+            open_source(parse(name), "http://127.0.0.1:1", Network())
         assert "org/repo" in caught.value.hint
 
 
@@ -352,7 +358,7 @@ def test_a_folder_reads_in_place(folder: Path) -> None:
 
 
 def test_demo_comes_with_the_package() -> None:
-    source = open_source(parse("demo"), endpoint="http://127.0.0.1:1")
+    source = open_source(parse("demo"), "http://127.0.0.1:1", Network())
     assert "config.json" in source.names()
     assert (
         hashlib.sha256(whole(source, "config.json")).digest()
@@ -388,18 +394,18 @@ def test_a_file_that_changes_is_not_half_used(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     path.write_bytes(WEIGHTS)
     source = open_folder(tmp_path)
-    stream = source.stream("model.safetensors")
-    next(stream)
+    stream = source.open("model.safetensors")
+    stream.readinto(memoryview(bytearray(1000)))
     with path.open("r+b") as file:
         file.truncate(2_000_000)
     with pytest.raises(SourceUnavailable):
-        list(stream)
+        stream.readinto(memoryview(bytearray(3_000_000)))
     path.write_bytes(WEIGHTS)
-    stream = source.stream("model.safetensors")
-    next(stream)
+    stream = source.open("model.safetensors")
+    stream.readinto(memoryview(bytearray(1000)))
     os.utime(path, ns=(1, 1))
     with pytest.raises(SourceUnavailable, match="changed"):
-        list(stream)
+        stream.finish()
     source.close()
 
 
