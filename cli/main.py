@@ -19,6 +19,7 @@ from cli.errors import INTERRUPTED, Failure
 COMMANDS = {
     "run": "Ask a model, or chat with it; it is brought in if need be",
     "pull": "Bring a model in, at the best level that this machine can hold",
+    "fit": "Say which level of a model this machine can hold, before anything is downloaded",
     "list": "List the models that are here",
     "ps": "List the models that are loaded",
     "show": "Describe a model",

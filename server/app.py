@@ -16,7 +16,7 @@ from aiohttp import web
 
 from server import wire
 from server.answers import HOUSE, NOTE, House
-from server.api import models, ollama, openai
+from server.api import advise, models, ollama, openai
 from server.config import OLLAMA_VERSION, VERSION, Config
 from server.errors import NotFound, WrongMethod
 from server.guard import Doorkeeper, require_loopback
@@ -46,6 +46,7 @@ ROUTES: list[tuple[str, str, Handler]] = [
     ("GET", "/v1/models/{id:.+}", openai.model),
     ("POST", "/v1/chat/completions", openai.chat_completions),
     ("POST", "/v1/completions", openai.completions),
+    ("POST", "/lm/advise", advise.advise),
     ("POST", "/lm/stop", models.stop),
     ("GET", "/lm/partials", models.partials),
 ]

@@ -31,20 +31,15 @@ from registry.names import AUTO, Reference, parse
 from registry.partial import Facts, Partial, Place
 from registry.sources import Source, open_source
 from registry.transport import Limiter, Network
-from runtime.advise import Candidate, Wish, choose
+from runtime.advise import Wish
 from runtime.child import Parent
-from runtime.fit import Shape
 from runtime.hardware import detect
+from server.choosing import KV_TYPE, Chooser
 from server.config import VERSION
 from server.messages import Done, Failure, Note, Planned, Progress, Task
 from server.pace import Pace
 from server.problems import TOLD, Problem
 
-KV_TYPE = "F16"
-# Below this level a model loses too much unless it is known which of its weights matter.
-COARSEST = "Q3_K_M"
-# What the header may take beside the tensors, for the check of the disk; the tokenizer is nearly all of it.
-HEADER_BYTES = 32 << 20
 # So often a pull is begun whose source sends other bytes than it declares.
 TRIES = 4
 
@@ -142,16 +137,9 @@ class _Pull:
         journal = self.partial.journal
         if journal is not None and journal.facts.revision == self.source.revision:
             return journal.facts.level, journal.facts.reason
-        least = recipes.level_of(COARSEST).bits
-        candidates = [
-            Candidate(name, recipes.sizes(plan, name), worthwhile=level.bits >= least)
-            for name, level in recipes.LEVELS.items()
-            if name in recipes.LADDER or name == wanted
-        ]
         task = self.task
         wish = Wish(context=task.context, sequences=task.sequences, kv_type=KV_TYPE, forced=wanted)
-        disk = max(0, task.disk_free - HEADER_BYTES)
-        choice = choose(candidates, Shape.of(plan.metadata), self.hardware, wish, disk)
+        choice = Chooser(plan, self.hardware, Path(task.cache)).choose(wish, task.disk_free)
         return choice.level, choice.reason
 
     def _metadata(self, plan: ModelPlan, level: str) -> dict[str, Any]:

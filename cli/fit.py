@@ -1,0 +1,76 @@
+"""`lm fit`: what a model would take here, level by level, which one a pull would choose, and why."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from cli import console
+from cli.client import Client
+from cli.errors import Failure
+from cli.naming import complete, explained, reference
+
+
+@click.command()
+@click.argument("name", shell_complete=complete)
+@click.option("--level", metavar="LEVEL", help="Judge this level instead of choosing one.")
+@click.option("--ctx", "context", type=int, metavar="TOKENS", help="Context, shared by all conversations.")
+@click.option("--parallel", type=int, metavar="N", help="Conversations at once.")
+@click.option("--kv-type", default="F16", metavar="TYPE", help="Type of the cache: F16, Q8_0, Q4_0, BF16 or F32.")
+@click.option("--memory", metavar="SIZE", help="What models may use, such as 6GB, instead of what this machine allows.")
+@click.option("--min-tps", type=float, metavar="N", help="Tokens per second below which a level is too slow.")
+@click.option("--all", "all_levels", is_flag=True, help="Show every level there is.")
+@click.option("--json", "as_json", is_flag=True, help="Print all that is known as JSON.")
+def command(name: str, level: str | None, all_levels: bool, as_json: bool, **wanted: Any) -> None:
+    """Say which level of a model this machine can hold, before anything is downloaded.
+
+    NAME is a model that is here, `demo`, `org/repo` on the hub, or a folder.
+    """
+    body = {"model": reference(name), "level": level, **wanted}
+    try:
+        with console.status("reading headers"):
+            told = Client().ask("POST", "/lm/advise", {key: value for key, value in body.items() if value is not None})
+    except Failure as error:
+        raise explained(error, name) from None
+    if as_json:
+        console.as_json(told)
+    else:
+        print_advice(told, all_levels)
+
+
+def print_advice(told: dict[str, Any], all_levels: bool) -> None:
+    """An answer of `/lm/advise` for people: the table to stdout, what is to be said about it to stderr."""
+    shown = [row for row in told["levels"] if all_levels or row["listed"] or row["chosen"]]
+    console.table(
+        ("", "LEVEL", "BITS", "FILE", "MEMORY", "FITS", "TOKENS/S", "QUALITY*"), [_cells(row) for row in shown]
+    )
+    console.note()
+    console.note(told["reason"])
+    for row in told["rejected"]:
+        console.note(f"  {row['level']} {row['why']}")
+    context = f"{told['context']:,} tokens of context for {told['sequences']} conversations"
+    use = console.size(told["memory"]["models_may_use"])
+    console.note(f"memory: {context}, cache in {told['kv_type']}; models may use {use}")
+    console.note("tokens/s: of one answer at its beginning, and when the context is full")
+    console.note(f"* rise of perplexity, {told['quality_source']}")
+
+
+def _cells(row: dict[str, Any]) -> tuple[str, ...]:
+    """A line of the table."""
+    fits = {"yes": "yes", "no": "no", "evict": "without " + ", ".join(row["evict"])}[row["fits"]]
+    quality = "" if row["perplexity_increase"] is None else f"+{row['perplexity_increase']:g}"
+    return (
+        "→" if row["chosen"] else "",
+        row["level"],
+        f"{row['bits_per_weight']:.2f}",
+        console.size(row["file_bytes"]),
+        console.size(row["memory_bytes"]),
+        fits,
+        f"{_speed(row['tokens_per_second'])} … {_speed(row['tokens_per_second_full'])}",
+        quality,
+    )
+
+
+def _speed(value: float) -> str:
+    return f"{value:.0f}" if value >= 10 else f"{value:.1f}"

@@ -1,0 +1,40 @@
+"""What others measured of the levels, until a model has been measured itself: one model's figures, for orientation.
+
+Source: the table "Llama 3 8B Scoreboard" in llama.cpp's `tools/perplexity/README.md`, without importance data where
+the table has both, else with it. Larger models lose less, smaller ones more.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+SOURCE = "published for Llama 3 8B by llama.cpp, not measured on this model"
+
+
+class Quality(NamedTuple):
+    """How much perplexity on Wikitext rose above 16 bit, and the mean Kullback-Leibler divergence from it (nats)."""
+
+    perplexity_increase: float
+    divergence: float
+    with_importance: bool = False
+
+
+PUBLISHED = {
+    "Q8_0": Quality(0.0027, 0.0014),
+    "Q6_K": Quality(0.022, 0.0055),
+    "Q5_K_M": Quality(0.057, 0.0108),
+    "Q5_K_S": Quality(0.105, 0.0166),
+    "Q5_0": Quality(0.132, 0.0222),
+    "Q4_K_M": Quality(0.175, 0.0313),
+    "Q4_K_S": Quality(0.269, 0.0431),
+    "Q4_0": Quality(0.469, 0.0719),
+    "IQ4_XS": Quality(0.228, 0.0363, with_importance=True),
+    "Q3_K_L": Quality(0.556, 0.0872),
+    "Q3_K_M": Quality(0.657, 0.102),
+    "IQ3_M": Quality(0.667, 0.103, with_importance=True),
+    "Q3_K_S": Quality(1.63, 0.228),
+    "Q2_K": Quality(3.52, 0.445),
+    "IQ2_M": Quality(2.37, 0.326, with_importance=True),
+    "IQ2_XS": Quality(4.53, 0.546, with_importance=True),
+    "IQ1_M": Quality(19.3, 1.39, with_importance=True),
+}

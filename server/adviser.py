@@ -1,0 +1,147 @@
+"""The process that says what a model would take here: `python -P -m server.adviser`, spawned by `server/api/advise.py`.
+
+As a pull begins, with the plan of the weights, and nothing after it: headers are read, nothing is downloaded. It gets
+one `Ask` and answers with one `Advised` or `Failure`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from quant import published
+from quant.convert import sketch_model
+from quant.gguf import check_model, read_file
+from quant.plan import ModelPlan
+from quant.recipes import level_of
+from registry.names import AUTO, parse
+from registry.sources import open_source
+from registry.transport import Network
+from runtime.advise import Option, Wish
+from runtime.child import Parent
+from runtime.hardware import Hardware, detect
+from server.choosing import Advice, Chooser, plan_of
+from server.messages import Failure
+from server.problems import TOLD, Problem
+from server.questions import Advised, Ask
+
+
+def main(argv: list[str]) -> int:
+    """Answer one question; the exit status is 1 when that failed."""
+    parent = Parent.connect(argv, Ask)
+    ask = parent.receive()
+    if not isinstance(ask, Ask):
+        return 1
+    parent.listen(lambda _: None)  # ends this process with the daemon
+    try:
+        parent.send(Advised(advise(ask)))
+    except Exception as error:
+        problem = Problem.of(error)
+        if not isinstance(error, TOLD):
+            traceback.print_exc()
+        parent.send(Failure(problem.code, problem.message, problem.hint))
+        return 1
+    return 0
+
+
+def advise(ask: Ask) -> dict[str, Any]:
+    """The answer of `POST /lm/advise`; raises what planning and choosing raise."""
+    plan, source, level = _plan(ask)
+    hardware = replace(detect(), allowed=ask.memory)
+    forced = None if level in (None, AUTO) else level_of(level or "").name
+    wish = Wish(ask.context, ask.sequences, ask.kv_type, forced, ask.enough)
+    advice = Chooser(plan, hardware, Path(ask.cache)).advise(wish, ask.disk_free)
+    choice = advice.choice
+    return {
+        "model": ask.source,
+        "source": source,
+        "parameters": plan.parameters or sum(tensor.elements for tensor in plan.tensors),
+        "context": choice.context,
+        "sequences": wish.sequences,
+        "kv_type": wish.kv_type,
+        "enough_tokens_per_second": wish.enough,
+        "memory": _memory(hardware),
+        "level": choice.level,
+        "reason": choice.reason,
+        "rejected": [{"level": level, "why": why} for level, why in choice.rejected],
+        "levels": [_row(option, advice, plan, hardware, ask.loaded) for option in advice.options],
+        "quality_source": published.SOURCE,
+        "measured_memory": advice.shape.weighed is not None,
+        "installed": ask.installed,
+    }
+
+
+def _plan(ask: Ask) -> tuple[ModelPlan, str, str | None]:
+    """The weights, where they come from, and the level that the name asks for."""
+    if ask.path:
+        header = read_file(Path(ask.path))
+        check_model(header)
+        return plan_of(header), ask.source, ask.level
+    reference = parse(ask.source)
+    proxies = {"all": ask.proxy, "no": ask.no_proxy} if ask.proxy else {}
+    source = open_source(reference, ask.endpoint, Network(ask.token or None, proxies))
+    try:
+        return sketch_model(source), source.url, ask.level or reference.level
+    finally:
+        source.close()
+
+
+def _memory(hardware: Hardware) -> dict[str, int]:
+    return {
+        "total": hardware.memory_total,
+        "limit": hardware.memory_limit,
+        "available": hardware.memory_available,
+        "reserve": hardware.memory_limit - hardware.budget if not hardware.allowed else 0,
+        "models_may_use": hardware.budget,
+    }
+
+
+def _row(
+    option: Option, advice: Advice, plan: ModelPlan, hardware: Hardware, loaded: Sequence[tuple[str, int]]
+) -> dict[str, Any]:
+    """One line of the table."""
+    need, quality = option.need, published.PUBLISHED.get(option.level)
+    elements = sum(tensor.elements for tensor in plan.tensors)
+    evicted = _evicted(need.total, hardware.memory_available, loaded)
+    fits = "no" if option.fault else "evict" if evicted else "yes"
+    return {
+        "level": option.level,
+        "bits_per_weight": round(8 * option.candidate.weights_bytes / elements, 2),
+        "file_bytes": option.candidate.weights_bytes,
+        "memory_bytes": need.total,
+        "weights_bytes": need.weights,
+        "cache_bytes": need.cache,
+        "compute_bytes": need.compute,
+        "fits": fits,
+        "evict": evicted if fits == "evict" else [],
+        "tokens_per_second": round(option.speed, 2),
+        "tokens_per_second_full": round(option.full_speed, 2),
+        "perplexity_increase": quality.perplexity_increase if quality else None,
+        "divergence": quality.divergence if quality else None,
+        "quality": "published" if quality else "unknown",
+        "listed": option.candidate.listed,
+        "chosen": option.level == advice.choice.level,
+        "why_not": "" if option.level == advice.choice.level else option.lost,
+    }
+
+
+def _evicted(need: int, free: int, loaded: Sequence[tuple[str, int]]) -> list[str]:
+    """Which loaded models, least recently used first, would have to go; none where all of them would not help."""
+    names = []
+    for name, size in loaded:
+        if need <= free:
+            break
+        names.append(name)
+        free += size
+    return names if need <= free else []
+
+
+if __name__ == "__main__":
+    status = main(sys.argv[1:])
+    sys.stderr.flush()
+    os._exit(status)

@@ -1,0 +1,137 @@
+"""`POST /lm/advise`: which level of a model this machine should hold, and why, before anything is downloaded."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from quant.types import QuantType
+from registry.errors import BadName, ModelNotFound
+from registry.names import parse
+from registry.store import Model
+from runtime.advise import ENOUGH_SPEED
+from runtime.child import Child
+from server.answers import HOUSE, NOTE, House
+from server.config import child_environment
+from server.errors import BadBody, ServerError, Unsupported
+from server.guard import require_loopback
+from server.messages import Failure
+from server.problems import Reported
+from server.questions import Advised, Ask, FromAdviser
+from server.wire import read_body, reply
+from server.worker import log_file, reap
+
+ADVISE_SECONDS = 120.0
+CACHE_TYPES = ("F32", "F16", "BF16", "Q8_0", "Q4_0")
+_BYTES = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,6})?) ?([kmgt]?)(i?)b?", re.IGNORECASE)
+_POWER = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
+
+
+class Wanted(msgspec.Struct):
+    """The body: a model, and what is wanted of it. `memory` in bytes, or a text such as `6GB`."""
+
+    model: str
+    level: str | None = None
+    context: int | None = None
+    parallel: int | None = None
+    kv_type: str = "F16"
+    memory: int | str | None = None
+    min_tps: float = ENOUGH_SPEED
+
+
+async def advise(request: web.Request) -> web.Response:
+    """`POST /lm/advise`: a table of levels with what each takes, the choice, its reason, why each better one lost."""
+    body = await read_body(request, Wanted)
+    request[NOTE] = body.model
+    house = request.app[HOUSE]
+    return reply(await _ask(house, await _question(request, house, body)))
+
+
+async def _question(request: web.Request, house: House, body: Wanted) -> Ask:
+    config = house.config
+    if body.kv_type.upper() not in CACHE_TYPES:
+        raise BadBody(f"there is no cache type `{body.kv_type[:40]}`", f"known are {', '.join(CACHE_TYPES)}")
+    for name, value, least, most in (
+        ("context", body.context, 64, 16 << 20),
+        ("parallel", body.parallel, 1, 64),
+        ("min_tps", body.min_tps, 0, 1e6),
+    ):
+        if value is not None and not least <= value <= most:
+            raise BadBody(f"`{name}` is {value:g}", f"give a number from {least} to {most:g}")
+    model = await _installed(house, body.model)
+    if model is None:
+        _check_source(request, body.model)
+    loaded = sorted((worker for worker, _ in house.pool.loaded() if worker.idle), key=lambda worker: worker.last_used)
+    return Ask(
+        source=body.model,
+        path=str(model.blob) if model else "",
+        installed=model.name if model else "",
+        level=body.level,
+        cache=str(config.cache),
+        endpoint=config.hf_endpoint,
+        token=config.hf_token,
+        proxy=config.proxy,
+        no_proxy=",".join(config.no_proxy),
+        disk_free=await asyncio.to_thread(house.library.store.free_bytes),
+        context=body.context or config.context,
+        sequences=body.parallel or config.sequences,
+        kv_type=QuantType.by_name(body.kv_type.upper()).name,
+        memory=_bytes(body.memory),
+        enough=body.min_tps,
+        loaded=[(worker.model.name, worker.memory) for worker in loaded],
+    )
+
+
+async def _installed(house: House, name: str) -> Model | None:
+    try:
+        return await house.library.resolve(name)
+    except (ModelNotFound, BadName):
+        return None
+
+
+def _check_source(request: web.Request, name: str) -> None:
+    """Raise what a pull would raise for this name before it begins."""
+    reference = parse(name)
+    if reference.kind == "folder":
+        if not name.startswith("/"):
+            raise BadName(f"`{name[:80]}` is a relative path", "send an absolute one: the daemon has another folder")
+        require_loopback(request, "looking into a folder")
+    elif reference.kind not in ("demo", "hub"):
+        raise Unsupported(f"`{name}` is not here, and comes quantized already", "advice is for `org/repo`, or a folder")
+
+
+def _bytes(value: int | str | None) -> int:
+    """Bytes from a number or a text; 0 for nothing said. Raises BadBody."""
+    if value is None:
+        return 0
+    found = _BYTES.fullmatch(str(value).strip())
+    if found is None or isinstance(value, bool):
+        raise BadBody(f"`{str(value)[:40]}` is no amount of memory", "write it as `6GB`, `512MB` or a number of bytes")
+    size = int(float(found[1]) * (1024 if found[3] else 1000) ** _POWER[found[2].lower()])
+    if not 1 << 20 <= size <= 1 << 50:
+        raise BadBody(f"{size} bytes is no amount of memory for models", "write it as `6GB`")
+    return size
+
+
+async def _ask(house: House, ask: Ask) -> dict[str, Any]:
+    output = log_file(house.config.logs, "adviser")
+    child = await Child.spawn("server.adviser", frames=FromAdviser, log=output, env=child_environment())
+    try:
+        async with asyncio.timeout(ADVISE_SECONDS):
+            await child.send(ask)
+            match await child.receive():
+                case Advised(answer=answer):
+                    return answer
+                case Failure(code=code, message=message, hint=hint):
+                    raise Reported(code, message, hint)
+            await reap(child)
+    except TimeoutError:
+        raise ServerError(f"no advice within {ADVISE_SECONDS:.0f} s", "is the source reachable?") from None
+    finally:
+        child.kill()
+        await asyncio.shield(child.wait())
+    raise ServerError(f"the process that was asked {child.problem or child.ending}", "ask again; see `lm logs`")

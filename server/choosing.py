@@ -1,0 +1,111 @@
+"""Which level of a model this machine should hold: one way for `lm pull` and `lm fit`, so that they always agree."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from quant import recipes
+from quant.gguf import Header
+from quant.plan import ModelPlan, TensorPlan
+from quant.types import QuantType
+from runtime import measure, rates
+from runtime.advise import Candidate, Choice, Option, Wish, choose, weigh
+from runtime.fit import Shape
+from runtime.hardware import Hardware
+
+KV_TYPE = "F16"
+# Below this level a model loses too much unless it is known which of its weights matter.
+COARSEST = "Q3_K_M"
+# What the header may take beside the tensors, for the check of the disk; the tokenizer is nearly all of it.
+HEADER_BYTES = 32 << 20
+# Models of which a token reads less are fast enough at any level on any machine, so nothing need be measured.
+SMALL_BYTES = 200_000_000
+
+
+@dataclass(frozen=True)
+class Advice:
+    """The choice, and every level that was weighed, from the largest to the smallest."""
+
+    choice: Choice
+    options: list[Option]
+    shape: Shape
+
+
+class Chooser:
+    """Weighs levels of one model; `cache` holds what is known of the machine's speed."""
+
+    def __init__(self, plan: ModelPlan, hardware: Hardware, cache: Path) -> None:
+        self._plan = plan
+        self._hardware = hardware
+        self._cache = cache
+
+    def choose(self, wish: Wish, disk_free: int | None = None) -> Choice:
+        """The level by the rule, or the one that was asked for; raises DoesNotFit, UnknownLevel."""
+        levels = [name for name in recipes.LEVELS if name in recipes.LADDER or name == wish.forced]
+        shape, hardware, candidates = self._prepare(levels, wish)
+        return choose(candidates, shape, hardware, wish, _room(disk_free))
+
+    def advise(self, wish: Wish, disk_free: int | None = None) -> Advice:
+        """As `choose`, and what speaks for and against every level there is."""
+        shape, hardware, candidates = self._prepare(recipes.LEVELS, wish)
+        options = weigh(candidates, shape, hardware, wish, _room(disk_free))
+        return Advice(choose(candidates, shape, hardware, wish, _room(disk_free)), options, shape)
+
+    def _prepare(self, levels: Iterable[str], wish: Wish) -> tuple[Shape, Hardware, list[Candidate]]:
+        shape = self._weighed(Shape.of(self._plan.metadata), wish)
+        candidates = [candidate(self._plan, name, shape, forced=name == wish.forced) for name in levels]
+        hardware = self._hardware
+        if max(sum(each.reads.weights.values()) for each in candidates if each.reads) > SMALL_BYTES:
+            known = rates.load(self._cache, hardware.cpus) or rates.measure(self._cache, hardware.cpus)
+            hardware = replace(hardware, rates=known)
+        return shape, hardware, candidates
+
+    def _weighed(self, shape: Shape, wish: Wish) -> Shape:
+        types = recipes.assign(self._plan, recipes.LADDER[0])
+        tensors = [(tensor.name, tensor.shape[::-1], types[tensor.name]) for tensor in self._plan.tensors]
+        weighed = measure.weigh(
+            self._plan.metadata, tensors, shape.pool(wish.context), wish.sequences, wish.kv_type.upper()
+        )
+        return replace(shape, weighed=weighed)
+
+
+def candidate(plan: ModelPlan, level: str, shape: Shape, forced: bool = False) -> Candidate:
+    """What `level` would make of the model."""
+    types = recipes.assign(plan, level)
+    worthwhile = recipes.LEVELS[level].bits >= recipes.LEVELS[COARSEST].bits
+    return Candidate(
+        level,
+        recipes.sizes(plan, level),
+        worthwhile=worthwhile,
+        reads=reads(plan, types, shape),
+        listed=forced or level in recipes.LADDER,
+    )
+
+
+def reads(plan: ModelPlan, types: Mapping[str, QuantType], shape: Shape) -> rates.Reads:
+    """What a token's step reads: every matrix once, of experts those that answer, of an embedding one row."""
+    architecture = plan.architecture
+    experts = plan.metadata.get(f"{architecture}.expert_count", 0)
+    share = plan.metadata.get(f"{architecture}.expert_used_count", 0) / experts if experts else 1.0
+    tied = all(tensor.name != "output.weight" for tensor in plan.tensors)
+    weights: dict[str, int] = {}
+    for tensor in plan.tensors:
+        if tensor.name == "token_embd.weight" and not tied:
+            continue
+        type = types[tensor.name]
+        size = type.row_bytes(tensor.columns) * (tensor.elements // tensor.columns)
+        weights[type.name] = weights.get(type.name, 0) + round(size * (share if "_exps." in tensor.name else 1.0))
+    return rates.Reads(weights, shape.layers, shape.attention_values)
+
+
+def plan_of(header: Header) -> ModelPlan:
+    """A model that is quantized already as if it were to be made: the same tensors, whatever their types."""
+    metadata = header.metadata
+    tensors = tuple(TensorPlan(tensor.name, tensor.shape[::-1], tensor.type.name) for tensor in header.tensors)
+    return ModelPlan(str(metadata.get("general.architecture", "")), metadata, tensors, ())
+
+
+def _room(disk_free: int | None) -> int | None:
+    return None if disk_free is None else max(0, disk_free - HEADER_BYTES)

@@ -1,0 +1,128 @@
+"""Advice through the daemon: the table, the rule, the reason; headers only; and a pull chooses the same."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from quant.recipes import LEVELS
+from registry.sources import DEMO
+from tests.cli.support import Cli
+from tests.daemon import Daemon
+from tests.hub import Hub
+
+
+@pytest.fixture(scope="module")
+def hub() -> Iterator[Hub]:
+    with Hub({"org/demo": DEMO}) as hub:
+        yield hub
+
+
+@pytest.fixture(scope="module")
+def daemon(tmp_path_factory: pytest.TempPathFactory, hub: Hub) -> Iterator[Daemon]:
+    with Daemon(tmp_path_factory.mktemp("advice"), env={"HF_ENDPOINT": hub.url}) as daemon:
+        yield daemon
+
+
+def advice(daemon: Daemon, model: str, **more: Any) -> Any:
+    answer = daemon.post("/lm/advise", {"model": model} | more)
+    assert answer.status == 200, answer.body
+    return answer.json
+
+
+def row(told: Any, level: str) -> Any:
+    return next(row for row in told["levels"] if row["level"] == level)
+
+
+def test_a_repository_is_judged_by_its_headers(daemon: Daemon, hub: Hub) -> None:
+    sent, begun = hub.bytes_sent, time.perf_counter()
+    told = advice(daemon, "org/demo")
+    assert time.perf_counter() - begun < 5  # a second on an idle machine: `benchmarks/fit.py`
+    assert hub.bytes_sent - sent < 100_000
+    assert [row["level"] for row in told["levels"]] == list(LEVELS)
+    assert told["level"] == "Q8_0"
+    assert told["reason"].startswith("Q8_0: 6.1 MB weights + 6.3 MB cache for 2,048 tokens fit the ")
+    assert told["measured_memory"] is True
+    best = row(told, "Q8_0")
+    assert best["memory_bytes"] == best["weights_bytes"] + best["cache_bytes"] + best["compute_bytes"]
+    assert (best["chosen"], best["fits"], best["quality"], best["perplexity_increase"]) == (
+        True,
+        "yes",
+        "published",
+        0.0027,
+    )
+    assert row(told, "BF16")["why_not"] == "is larger than Q8_0, and no better that anybody could tell"
+
+
+def test_every_way_to_name_it_gets_the_same_advice(daemon: Daemon) -> None:
+    told = [advice(daemon, name, memory="120MB", context=512, parallel=1) for name in ("demo", str(DEMO), "org/demo")]
+    assert len({(each["level"], each["reason"]) for each in told}) == 1
+
+
+def test_a_pull_agrees_and_the_installed_model_too(daemon: Daemon) -> None:
+    before = advice(daemon, "demo")
+    planned = next(line for line in daemon.post("/api/pull", {"model": "demo"}).lines if line["phase"] == "planned")
+    assert (planned["level"], planned["reason"]) == (before["level"], before["reason"])
+    after = advice(daemon, "demo")
+    assert (after["installed"], after["reason"]) == ("demo:Q8_0", before["reason"])
+    assert [row["memory_bytes"] for row in after["levels"]] == [row["memory_bytes"] for row in before["levels"]]
+
+
+def test_what_loses_says_why(daemon: Daemon) -> None:
+    whole = advice(daemon, "demo")
+    limit = row(whole, "Q5_K_M")["memory_bytes"] + 1000
+    told = advice(daemon, "demo", memory=limit)
+    assert told["level"] == "Q5_K_M"
+    assert [lost["level"] for lost in told["rejected"]] == ["Q8_0", "Q6_K"]
+    assert all(lost["why"].startswith("would need ") for lost in told["rejected"])
+    assert row(told, "Q6_K")["fits"] == "no"
+    slow = advice(daemon, "demo", min_tps=1_000_000)
+    assert slow["reason"].partition("; ")[2].startswith("no level reaches 1e+06 tokens/s here")
+    assert slow["level"] == "Q4_K_M"
+    forced = advice(daemon, "demo", level="q2_k")
+    assert forced["reason"].startswith("Q2_K: asked for, ")
+    small = advice(daemon, "demo", context=256, kv_type="q8_0")
+    # llama.cpp says sizes to a hundredth of a MiB
+    assert row(small, "Q8_0")["cache_bytes"] == pytest.approx(row(whole, "Q8_0")["cache_bytes"] / 8 * 34 / 64, abs=6e3)
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code"),
+    [
+        ({"model": "demo", "memory": "2MB"}, 507, "does_not_fit"),
+        ({"model": "demo", "memory": "much"}, 400, "bad_body"),
+        ({"model": "demo", "memory": 5}, 400, "bad_body"),
+        ({"model": "demo", "kv_type": "Q9"}, 400, "bad_body"),
+        ({"model": "demo", "context": 1}, 400, "bad_body"),
+        ({"model": "demo", "parallel": 1000}, 400, "bad_body"),
+        ({"model": "demo", "level": "Q9"}, 400, "unknown_level"),
+        ({"model": "org/none"}, 404, "model_not_found"),
+        ({"model": "./relative"}, 400, "bad_name"),
+        ({"model": "llama3"}, 400, "unsupported"),
+        ({}, 400, "bad_body"),
+    ],
+)
+def test_what_cannot_be_advised_says_why(daemon: Daemon, body: dict[str, Any], status: int, code: str) -> None:
+    answer = daemon.post("/lm/advise", body)
+    assert (answer.status, answer.json["code"]) == (status, code), answer.body
+    assert answer.json["hint"]
+
+
+def test_the_command_shows_table_and_reason(daemon: Daemon) -> None:
+    lm = Cli.at(daemon.home, f"127.0.0.1:{daemon.port}")
+    ended = lm("fit", "demo", "--ctx", "1024", "--parallel", "2")
+    assert ended.code == 0, ended.err
+    lines = ended.out.splitlines()
+    assert lines[0].split() == ["LEVEL", "BITS", "FILE", "MEMORY", "FITS", "TOKENS/S", "QUALITY*"]
+    assert lines[1].startswith("→") and " Q8_0 " in lines[1]
+    assert [line.split()[0] for line in lines[2:]] == ["Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_M", "Q2_K"]
+    assert "Q8_0: 6.1 MB weights + 3.1 MB cache for 1,024 tokens fit" in ended.err
+    assert lm("fit", "demo", "--memory", "2MB").code == 5
+
+
+def test_the_cache_folder_holds_no_speed_for_small_models(daemon: Daemon) -> None:
+    assert not list(Path(daemon.home, "cache").glob("speed-*"))
