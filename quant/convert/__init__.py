@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from quant.convert import chat, gemma, llama, qwen
+from quant.convert import chat, cohere, gemma, glm, gpt, llama, olmo, phi, qwen
 from quant.convert.base import Family, plan_tensors
 from quant.convert.config import Config
 from quant.convert.tokenizer import read_vocabulary
@@ -13,7 +13,7 @@ from quant.errors import MalformedFile, UnsupportedModel
 from quant.plan import Files, ModelPlan, TensorPlan
 from quant.safetensors import read_model
 
-_MODULES = (llama, qwen, gemma)
+_MODULES = (llama, qwen, gemma, phi, olmo, glm, cohere, gpt)
 FAMILIES: dict[str, Family] = {
     name: family for module in _MODULES for family in module.FAMILIES for name in family.classes
 }

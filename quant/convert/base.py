@@ -19,7 +19,7 @@ from quant.safetensors import DTYPES, Entry
 
 # The types of safetensors that hold weights as they are; others belong to quantized models.
 PLAIN = ("F32", "F16", "BF16", "F64")
-HEAD = "lm_head.weight"
+HEAD = "output.weight"
 Sizes = Mapping[str, int]
 
 
@@ -78,10 +78,13 @@ def plan_tensors(family: Family, config: Config, sizes: Sizes, entries: Iterable
     if sizes["layers"] > MAX_BLOCKS:
         raise UnsupportedModel(f"the model has {sizes['layers']} layers, and at most {MAX_BLOCKS} can be run")
     wanted = _expand(family, sizes["layers"])
-    tied = config.flag("tie_word_embeddings", family.tied) and HEAD in wanted
-    if tied:
-        wanted[HEAD] = wanted[HEAD]._replace(required=False)
     found = _strip(family, entries)
+    if config.flag("tie_word_embeddings", family.tied):
+        # `transformers` shares the embedding then, and never looks at a head that the file may also hold.
+        heads = [name for name, known in wanted.items() if known.target == HEAD]
+        for name in heads:
+            del wanted[name]
+            found.pop(name, None)
     unknown = [entry.name for name, entry in found.items() if name not in wanted]
     if unknown:
         listed = ", ".join(f"`{name[:80]}`" for name in unknown[:5])
@@ -94,10 +97,7 @@ def plan_tensors(family: Family, config: Config, sizes: Sizes, entries: Iterable
     if missing:
         raise MalformedFile(f"{len(missing)} tensors are missing, the first is `{missing[0]}`")
     transforms = family.transforms(sizes)
-    # Tied: `transformers` shares the embedding and never looks at a head that the file may also hold.
-    return tuple(
-        _place(entry, wanted[name], sizes, transforms) for name, entry in found.items() if not (tied and name == HEAD)
-    )
+    return tuple(_place(entry, wanted[name], sizes, transforms) for name, entry in found.items())
 
 
 def _strip(family: Family, entries: Iterable[Entry]) -> dict[str, Entry]:

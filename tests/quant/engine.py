@@ -49,7 +49,7 @@ class Engine:
         return llama_cpp.llama_vocab_is_eog(self.vocabulary, token)
 
     def logits(self, ids: Sequence[int], batch: int = 512) -> np.ndarray:
-        """float32[len(ids), vocabulary], as exact as llama.cpp can: F32 cache, no flash attention; `batch` at a time."""
+        """float32[len(ids), vocabulary], as exact as can be: F32 cache, no flash attention; `batch` at a time."""
         params = llama_cpp.llama_context_default_params()
         params.n_ctx = len(ids)
         params.n_batch = params.n_ubatch = min(batch, len(ids))

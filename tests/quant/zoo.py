@@ -36,15 +36,25 @@ LLAMA_3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_f
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128}
 LAYERS = ["sliding_attention", "full_attention"]
 WINDOW = {"head_dim": 64, "sliding_window": 48, "num_hidden_layers": 2, "layer_types": LAYERS}
+LONG = {
+    "rope_type": "longrope",
+    "long_factor": [1.0 + pair / 4 for pair in range(16)],
+    "short_factor": [1.0 + pair / 16 for pair in range(16)],
+}
+# GELU is rounded to half precision by the engine: fewer layers, so that the difference is not multiplied.
+SHALLOW = {"num_hidden_layers": 2}
+# Settings for which None says something.
+KEPT = ("sliding_window",)
+NO_SIZES: dict[str, Any] = dict.fromkeys(SIZES.keys() - {"vocab_size", "bos_token_id", "eos_token_id"})
 ZOO: dict[str, Row] = {
     "llama": Row("Llama"),
     "llama, biases": Row("Llama", {"attention_bias": True, "mlp_bias": True}),
     "llama, tied": Row("Llama", {"tie_word_embeddings": True, "num_key_value_heads": 1}),
     "llama, wide rotation": Row("Llama", {"rope_theta": 500000.0, "rms_norm_eps": 1e-3}),
     "llama, linear": Row("Llama", {"rope_scaling": {"rope_type": "linear", "factor": 4.0}}),
-    "llama 3.1": Row("Llama", {"rope_scaling": {**LLAMA_3, "original_max_position_embeddings": 64}}),
+    "llama, 3.1": Row("Llama", {"rope_scaling": {**LLAMA_3, "original_max_position_embeddings": 64}}),
     "llama, yarn": Row("Llama", {"rope_scaling": YARN}),
-    "mistral": Row("Mistral", {"sliding_window": None, "head_dim": 64}),
+    "llama, mistral": Row("Mistral", {"sliding_window": None, "head_dim": 64}),
     "smollm3": Row("SmolLM3", {"num_hidden_layers": 5}),
     "granite": Row(
         "Granite",
@@ -57,14 +67,41 @@ ZOO: dict[str, Row] = {
     "qwen2, tied": Row("Qwen2", {"tie_word_embeddings": True}),
     "qwen3": Row("Qwen3", {"head_dim": 64}),
     "gemma": Row("Gemma", {"head_dim": 64, "num_hidden_layers": 2}, spread=1.0),
-    "gemma2": Row("Gemma2", {**WINDOW, "query_pre_attn_scalar": 64}, spread=1.0),
-    "gemma3": Row("Gemma3", {**WINDOW, "query_pre_attn_scalar": 64}, spread=1.0),
+    "gemma2": Row(
+        "Gemma2",
+        {**WINDOW, "query_pre_attn_scalar": 64, "attn_logit_softcapping": 3.0, "final_logit_softcapping": 5.0},
+        spread=1.0,
+    ),
+    "gemma3": Row("Gemma3", {**WINDOW, "query_pre_attn_scalar": 64, "rope_local_base_freq": 3000.0}, spread=0.8),
+    "phi2": Row("Phi", {"num_key_value_heads": 4, "partial_rotary_factor": 0.5, **SHALLOW}, spread=1.0),
+    "phi3": Row("Phi3", {"sliding_window": 500}),
+    "phi3, long rope": Row("Phi3", {"rope_scaling": LONG, "original_max_position_embeddings": 128}),
+    "phi3, partial rotation": Row("Phi3", {"partial_rotary_factor": 0.5, "num_key_value_heads": 1}),
+    "olmo2": Row("Olmo2"),
+    "olmo2, windows": Row("Olmo3", {"sliding_window": 48, "num_hidden_layers": 4}),
+    "glm4": Row("Glm4", {"head_dim": 32, "attention_bias": True}),
+    "chatglm": Row("Glm", {"head_dim": 32, "attention_bias": True}),
+    "command-r": Row("Cohere", {"logit_scale": 0.4}),
+    "cohere2": Row("Cohere2", {"logit_scale": 0.4, "sliding_window": 48, "num_hidden_layers": 4}),
+    "gpt2": Row(
+        "GPT2",
+        {**NO_SIZES, "n_embd": 128, "n_layer": 2, "n_head": 4, "n_positions": 512},
+        "LMHeadModel",
+        spread=1.0,
+    ),
+    "gptneox": Row("GPTNeoX", {"num_key_value_heads": None, "rotary_pct": 0.5, **SHALLOW}, spread=1.0),
+    "gptneox, serial": Row(
+        "GPTNeoX", {"num_key_value_heads": None, "use_parallel_residual": False, **SHALLOW}, spread=1.0
+    ),
+    "starcoder2": Row("Starcoder2", {"sliding_window": None, **SHALLOW}, spread=1.0),
+    "stablelm": Row("StableLm", {"use_qkv_bias": True, "partial_rotary_factor": 0.5}),
+    "stablelm, parallel": Row("StableLm", {"use_parallel_residual": True}),
 }
 
 
 def config_of(row: Row) -> dict[str, Any]:
     """The settings by which transformers makes the model."""
-    return {key: value for key, value in {**SIZES, **row.config}.items() if value is not None or key in row.config}
+    return {key: value for key, value in {**SIZES, **row.config}.items() if value is not None or key in KEPT}
 
 
 def weight(name: str, shape: tuple[int, ...], spread: float) -> np.ndarray:

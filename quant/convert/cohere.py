@@ -1,0 +1,54 @@
+"""Command R and R7B by Cohere: one norm, attention and feed-forward side by side, scaled logits, one embedding."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from quant.convert import decoder
+from quant.convert.base import Family, Sizes
+from quant.convert.config import Config
+from quant.convert.decoder import layer, norm
+
+_BASE = (
+    *(decoder.EMBEDDING, *decoder.final_norm(), decoder.OUTPUT, *decoder.ATTENTION, *decoder.GATED),
+    *norm("input_layernorm", "attn_norm"),
+)
+
+
+def _describe(config: Config, sizes: Sizes) -> dict[str, Any]:
+    return {
+        **decoder.describe(config, sizes),
+        "logit_scale": config.number("logit_scale", 0.0625),
+        "rope.scaling.type": "none",
+    }
+
+
+def _describe_windows(config: Config, sizes: Sizes) -> dict[str, Any]:
+    return {
+        **_describe(config, sizes),
+        "attention.sliding_window": config.count("sliding_window", 4096),
+        **decoder.window_pattern(config, sizes, every=config.count("sliding_window_pattern", 4)),
+    }
+
+
+COMMAND_R = Family(
+    classes=("CohereForCausalLM",),
+    architecture="command-r",
+    tensors=(
+        *_BASE,
+        layer("self_attn.q_norm.weight", "attn_q_norm.weight", "heads", "head", required=False),
+        layer("self_attn.k_norm.weight", "attn_k_norm.weight", "shared", "head", required=False),
+    ),
+    read_sizes=decoder.read_sizes,
+    describe=_describe,
+    tied=True,
+)
+COMMAND_R7B = Family(
+    classes=("Cohere2ForCausalLM",),
+    architecture="cohere2",
+    tensors=_BASE,
+    read_sizes=decoder.read_sizes,
+    describe=_describe_windows,
+    tied=True,
+)
+FAMILIES = (COMMAND_R, COMMAND_R7B)

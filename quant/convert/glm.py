@@ -1,0 +1,37 @@
+"""GLM 4: half of every head rotated, gate and up fused, norms before and after (the 0414 models) or only before."""
+
+from __future__ import annotations
+
+from quant.convert import decoder
+from quant.convert.base import Family
+from quant.convert.config import Config
+from quant.convert.decoder import norm
+
+_BASE = (decoder.EMBEDDING, *decoder.final_norm(), decoder.OUTPUT, *decoder.ATTENTION, *decoder.FUSED_GATED)
+
+
+def _read_sizes(config: Config) -> dict[str, int]:
+    return decoder.read_sizes(Config(config.name, {"partial_rotary_factor": 0.5, **config.values}))
+
+
+GLM4 = Family(
+    classes=("Glm4ForCausalLM",),
+    architecture="glm4",
+    tensors=(
+        *_BASE,
+        *norm("input_layernorm", "attn_norm"),
+        *norm("post_self_attn_layernorm", "post_attention_norm"),
+        *norm("post_attention_layernorm", "ffn_norm"),
+        *norm("post_mlp_layernorm", "post_ffw_norm"),
+    ),
+    read_sizes=_read_sizes,
+    describe=decoder.describe,
+)
+GLM = Family(
+    classes=("GlmForCausalLM",),
+    architecture="chatglm",
+    tensors=_BASE + decoder.NORMS,
+    read_sizes=_read_sizes,
+    describe=decoder.describe,
+)
+FAMILIES = (GLM4, GLM)

@@ -1,0 +1,37 @@
+"""OLMo 2 and 3: norms after attention and feed-forward, and of all queries and keys; 3 has windows in some layers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from quant.convert import decoder
+from quant.convert.base import Family, Sizes
+from quant.convert.config import Config
+from quant.convert.decoder import norm
+
+
+def _describe(config: Config, sizes: Sizes) -> dict[str, Any]:
+    entries = decoder.describe(config, sizes)
+    if config.get("sliding_window") is None:
+        return entries
+    return {
+        **entries,
+        "attention.sliding_window": config.count("sliding_window"),
+        **decoder.window_pattern(config, sizes, every=4),
+    }
+
+
+OLMO2 = Family(
+    classes=("Olmo2ForCausalLM", "Olmo3ForCausalLM"),
+    architecture="olmo2",
+    tensors=(
+        *(decoder.EMBEDDING, *decoder.final_norm(), decoder.OUTPUT, *decoder.ATTENTION, *decoder.GATED),
+        *norm("self_attn.q_norm", "attn_q_norm", "queries"),
+        *norm("self_attn.k_norm", "attn_k_norm", "keys"),
+        *norm("post_attention_layernorm", "post_attention_norm"),
+        *norm("post_feedforward_layernorm", "post_ffw_norm"),
+    ),
+    read_sizes=decoder.read_sizes,
+    describe=_describe,
+)
+FAMILIES = (OLMO2,)
