@@ -170,7 +170,7 @@ def test_stop_unloads(lm: Cli) -> None:
 def test_rm_removes_what_it_can(lm: Cli) -> None:
     done = lm("rm", "one", "nothing", "two")
     assert done.code == 3
-    assert "removed `one`" in done.err and "removed `two`" in done.err and "`nothing`" in done.err
+    assert "removed `one:F32`" in done.err and "removed `two:F32`" in done.err and "`nothing`" in done.err
     assert not {"one:F32", "two:F32"} & {row["name"] for row in json.loads(lm("list", "--json").out)}
 
 
