@@ -27,6 +27,7 @@ COMMANDS = {
     "stop": "Unload a model, or end the daemon",
     "serve": "Run the daemon in the foreground",
     "logs": "Show the daemon's log",
+    "doctor": "Check this machine and this installation",
     "completion": "Print a script that completes commands and names in a shell",
 }
 ALIASES = {"ls": "list"}

@@ -237,6 +237,16 @@ def nvidia_gpus() -> tuple[Gpu, ...]:
     return tuple(gpus)
 
 
+def amd_gpus(drm: Path = Path("/sys/class/drm"), compute: Path = Path("/dev/kfd")) -> tuple[str, ...]:
+    """AMD's cards that programs can compute on: what the kernel calls them."""
+    found = []
+    for vendor in sorted(drm.glob("card[0-9]/device/vendor")) if compute.exists() else ():
+        with contextlib.suppress(OSError):
+            if vendor.read_text().strip() == "0x1002":
+                found.append(f"AMD graphics card ({vendor.parts[-3]})")
+    return tuple(found)
+
+
 def has_gpu_build() -> bool:
     """Whether a graphics backend lies beside the installed llama.cpp (looked up, not loaded)."""
     spec = importlib.util.find_spec("llama_cpp")
