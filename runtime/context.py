@@ -152,6 +152,24 @@ class Context:
         low.llama_memory_seq_add(self._memory, sequence, keep + gone, -1, -gone)
         return True
 
+    def state_bytes(self, sequence: int) -> int:
+        """How large a copy of what `sequence` holds would be."""
+        return int(library().llama_state_seq_get_size(self.handle, sequence))
+
+    def save(self, sequence: int) -> bytes:
+        """A copy of what `sequence` holds, for `restore` of this very context."""
+        size = self.state_bytes(sequence)
+        buffer = (ctypes.c_uint8 * size)()
+        return bytes(memoryview(buffer)[: library().llama_state_seq_get_data(self.handle, buffer, size, sequence)])
+
+    def restore(self, sequence: int, state: bytes) -> bool:
+        """Fill the empty `sequence` from a copy; False (and it stays empty) when there is no room."""
+        buffer = (ctypes.c_uint8 * len(state)).from_buffer_copy(state)
+        if library().llama_state_seq_set_data(self.handle, buffer, len(state), sequence):
+            return True
+        self.cut(sequence, 0)
+        return False
+
     def logits(self, row: int) -> Any:
         """The raw logits of a row, float32 `(n_vocab,)`, valid until the next `decode`."""
         return self._view(library().llama_get_logits_ith(self.handle, row), self._model.n_vocab)

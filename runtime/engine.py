@@ -28,6 +28,7 @@ from runtime.prompt import Prompter
 from runtime.sampling import Sampler
 from runtime.schedule import Schedule, Stretch
 from runtime.session import Session, check_request, open_sessions
+from runtime.spill import Spill
 
 # Sequences beyond the running ones, for prefixes to wait in.
 PARKED = 8
@@ -71,19 +72,20 @@ class LlamaEngine:
         self._context = Context(self._model, shape)
         self._pool = Pool(self._context.tokens, total, self._context)
         self._pool.cuttable = not self._model.recurrent
+        cache = self._context.buffers.get("KV", 0) + self._context.buffers.get("RS", 0)
+        self._pool.spill = Spill(self._context, load.spill if load.spill >= 0 else cache // 2)
         self._pace = Pace(self._context.batch_size)
         self._schedule = Schedule(self._pool, self._pace, load.sequences)
         self._prompter = Prompter(self._model, self._context.tokens)
         self._embedder = Embedder(self._model, self._context, self._pool, self._frames.append)
-        buffers = self._context.buffers
         gc.freeze()
         return m.Ready(
             context=self._context.tokens,
             sequences=load.sequences,
             load_ns=time.monotonic_ns() - started,
             weights_bytes=self._model.buffers.get("model", self._model.size),
-            cache_bytes=buffers.get("KV", 0) + buffers.get("RS", 0),
-            compute_bytes=buffers.get("compute", 0) + buffers.get("output", 0),
+            cache_bytes=cache,
+            compute_bytes=self._context.buffers.get("compute", 0) + self._context.buffers.get("output", 0),
             has_template=self._model.chat_template is not None,
             embedding=self._model.embeds,
         )
@@ -141,6 +143,8 @@ class LlamaEngine:
         """Take what has come; wait for something when there is nothing else to do."""
         idle = not (self._schedule.sessions or self._embedder.busy)
         self._context.clear_abort()
+        if idle and self._inbox.empty():
+            self._pool.rest()
         while idle or not self._inbox.empty():
             idle = False
             item = self._inbox.get()

@@ -50,7 +50,10 @@ class Limits(msgspec.Struct, omit_defaults=True):
 
 
 class Load(msgspec.Struct, tag="load"):
-    """The first frame: the model to hold. `context` is the size of the shared pool in tokens."""
+    """The first frame: the model to hold. `context` is the size of the shared pool in tokens.
+
+    `spill` is how many bytes of plain memory may hold conversations that left the pool; -1 is half of the cache's size.
+    """
 
     path: str
     context: int
@@ -60,6 +63,7 @@ class Load(msgspec.Struct, tag="load"):
     engine: str = "llama"
     kv_type: str = "F16"
     gpu_layers: int = -1
+    spill: int = -1
     script: dict[str, Any] = {}
 
 

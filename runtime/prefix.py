@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from runtime.spill import WORTH_KEEPING, Spill, common_prefix
+
 
 @dataclass(eq=False)
 class Span:
@@ -56,6 +58,8 @@ class Pool:
         """False for models with a recurrent state: only all that a sequence holds can be shared."""
         self.sequences = [Sequence(number) for number in range(sequences)]
         self.used = 0
+        self.spill: Spill | None = None
+        """Where copies of sequences are kept that the cache has no room for."""
         self._cache = cache
 
     @property
@@ -96,7 +100,8 @@ class Pool:
             self.cut(source, length)
             source.busy = True
             return source
-        self.clear(target)
+        if target.tokens:
+            self._put_away(target)
         if source and length:
             self.share(source, target, length)
         target.busy = True
@@ -169,13 +174,52 @@ class Pool:
             if seq.tokens[: len(other.tokens)] == other.tokens:
                 self.clear(other)
 
+    def interrupt(self, seq: Sequence) -> None:
+        """Take the room of a running sequence, keeping a copy of what it holds."""
+        self._put_away(seq)
+        seq.busy = False
+
     def evict(self) -> bool:
-        """Free the least recently used parked sequence; False when there is none."""
+        """Free the least recently used parked sequence, keeping a copy; False when there is none."""
         oldest = next(self._parked(), None)
         if oldest is None:
             return False
-        self.clear(oldest)
+        self._put_away(oldest)
         return True
+
+    def rest(self) -> None:
+        """While nothing runs: keep only the last used sequence in the cache, copies of the others."""
+        for seq in list(self._parked())[:-1]:
+            self._put_away(seq)
+
+    def recall(self, tokens: array[int], length: int) -> bool:
+        """Bring back a copy that holds clearly more of `tokens` than `length`; False when nothing was changed here."""
+        if self.spill is None:
+            return False
+        entry, there = self.spill.match(tokens, whole=not self.cuttable)
+        if entry is None or there < length + WORTH_KEEPING:
+            return False
+        target = self._empty_sequence()
+        while target and self.free < len(entry.tokens) and self.evict():
+            pass
+        if target and self.free >= len(entry.tokens) and self.spill.restore(entry, target.number):
+            self.grow(target, entry.tokens)
+            self.cut(target, there)
+        return True
+
+    def _empty_sequence(self) -> Sequence | None:
+        while True:
+            for seq in self.sequences:
+                if not seq.busy and not seq.tokens:
+                    return seq
+            if not self.evict():
+                return None
+
+    def _put_away(self, seq: Sequence) -> None:
+        """Empty `seq`, keeping a copy of what it holds."""
+        if self.spill:
+            self.spill.keep(seq.number, seq.tokens)
+        self.clear(seq)
 
     def _parked(self) -> Iterator[Sequence]:
         return iter(sorted((seq for seq in self.sequences if not seq.busy and seq.tokens), key=lambda seq: seq.used))
@@ -199,18 +243,3 @@ class Pool:
         span.owners -= 1
         if not span.owners:
             self.used -= span.size
-
-
-def common_prefix(a: array[int], b: array[int]) -> int:
-    """How many tokens at their start are the same: a binary search whose comparisons run in C."""
-    low, high = 0, min(len(a), len(b))
-    if not high or a[0] != b[0]:
-        return 0
-    left, right = memoryview(a).cast("B"), memoryview(b).cast("B")
-    while low < high:
-        middle = (low + high + 1) // 2
-        if bytes(left[4 * low : 4 * middle]) == bytes(right[4 * low : 4 * middle]):
-            low = middle
-        else:
-            high = middle - 1
-    return low

@@ -13,8 +13,9 @@ from collections import deque
 from typing import NamedTuple
 
 from runtime.pace import Pace
-from runtime.prefix import Pool, common_prefix
+from runtime.prefix import Pool
 from runtime.session import Session
+from runtime.spill import common_prefix
 
 # A newcomer waits for a running prompt that shares this many tokens more than the cache does.
 WORTH_WAITING = 32
@@ -52,8 +53,9 @@ class Schedule:
         for session in list(self.waiting):
             if len(self.running) >= self._sequences:
                 break
-            if session.request.sampling.seed >= 0 and not self.running:
-                # A seed asks for the same text again, and sums round differently elsewhere in the cache.
+            # A seed asks for the same text again, and sums round differently elsewhere in the cache.
+            afresh = session.request.sampling.seed >= 0 and not self.running
+            if afresh:
                 self._empty()
             wanted = session.tokens[:-1]  # the last one is computed anew: its logits are needed
             source, length = self._pool.match(wanted)
@@ -61,6 +63,8 @@ class Schedule:
                 continue
             if self.running and self._committed() + self._need(session) - length > self._pool.cells:
                 break
+            if not afresh and self._pool.recall(wanted, length):
+                source, length = self._pool.match(wanted)
             seq = self._pool.start(source, length)
             if seq is None:
                 break
@@ -142,8 +146,7 @@ class Schedule:
     def set_back(self, session: Session) -> None:
         """Take the room of `session` for others; it comes again when there is some."""
         if session.seq:
-            self._pool.clear(session.seq)
-            session.seq.busy = False
+            self._pool.interrupt(session.seq)
             session.seq = None
         self.running.remove(session)
         self.waiting.appendleft(session)

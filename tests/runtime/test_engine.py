@@ -229,6 +229,20 @@ def test_cached_prefixes_do_not_change_the_text(exact: Path, texts: list[str]) -
     assert all(answer.started.cached == answer.end.prompt_tokens - 1 for answer in answers[1::2])
 
 
+def test_conversations_that_left_the_pool_come_back(exact: Path) -> None:
+    texts = [f"Chapter {i}. " + "The ship sailed on, and nobody spoke. " * 12 for i in range(4)]
+    requests = [submit(text, 12, sampling=WARM) for text in texts]
+
+    def cached(spill: int) -> tuple[list[int], list[str]]:
+        answers = one_by_one(precise(exact, context=256, sequences=2, spill=spill), *requests, *requests)
+        return [answer.started.cached for answer in answers[4:]], [answer.text for answer in answers]
+
+    without, with_room = cached(0), cached(1 << 26)
+    assert max(without[0]) < 20
+    assert min(with_room[0]) > 80
+    assert with_room[1] == without[1]
+
+
 def test_cancel_frees_the_sequence_and_leaves_others_alone(exact: Path, texts: list[str]) -> None:
     async def talk(worker: Worker) -> tuple[m.Finished, list[Answer]]:
         doomed = worker.frames(submit("Tell me", 10_000, sampling=m.Sampling(temperature=0.0, ignore_eos=True)))
