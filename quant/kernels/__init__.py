@@ -24,7 +24,7 @@ from quant.kernels.formats import BRAIN, FLOAT, HALF, Bytes, Floats, Format, Par
 from quant.kernels.simd import LANES
 from quant.types import QuantType
 
-_FAMILIES = {
+FAMILIES = {
     QuantType.Q4_0: "linear",
     QuantType.Q4_1: "offset",
     QuantType.Q5_0: "linear",
@@ -52,7 +52,7 @@ _FAMILIES = {
     QuantType.Q2_0: "linear",
 }
 # Types of one number each: how it is stored, and the largest.
-_PLAIN = {
+PLAIN = {
     QuantType.F32: (FLOAT, 3.4028234e38),
     QuantType.F16: (HALF, 65504.0),
     QuantType.BF16: (BRAIN, 3.3895314e38),
@@ -69,7 +69,7 @@ def warm(types: Iterable[str]) -> None:
     """Compile what the named types need, or load it from the cache; returns when that is done."""
     for name in types:
         type = QuantType.by_name(name)
-        family = None if type in _PLAIN else _family(type)
+        family = None if type in PLAIN else _family(type)
         for kernel in (*plain.KERNELS, *(family.KERNELS if family else ())):
             kernel.compile()
 
@@ -135,8 +135,8 @@ def unpack(type: str | QuantType, blocks: Bytes) -> Parts:
 
 def _type(type: str | QuantType) -> QuantType:
     kind = QuantType.by_name(type) if isinstance(type, str) else type
-    if kind not in _PLAIN and kind not in _FAMILIES:
-        known = ", ".join(kind.name for kind in (*_PLAIN, *_FAMILIES))
+    if kind not in PLAIN and kind not in FAMILIES:
+        known = ", ".join(kind.name for kind in (*PLAIN, *FAMILIES))
         raise UnknownLevel(f"there is no kernel for `{kind.name}`", hint=f"there are kernels for {known}")
     return kind
 
@@ -147,7 +147,7 @@ def _format(type: QuantType) -> Format:
 
 
 def _family(type: QuantType) -> ModuleType:
-    return importlib.import_module(f"quant.kernels.{_FAMILIES[type]}")
+    return importlib.import_module(f"quant.kernels.{FAMILIES[type]}")
 
 
 def _restore(type: QuantType, blocks: Bytes) -> Floats:
@@ -184,7 +184,7 @@ def _quantize_rows(x: NDArray[Any], type: QuantType, weights: Floats | None, thr
     """Share slabs of rows among the threads; each takes the next when it has done one."""
     slabs = _slabs(len(x), x.shape[1], type.block)
     threads = min(threads, len(slabs))
-    if type in _PLAIN:
+    if type in PLAIN:
         convert = _plain_converter(type)
     else:
         longest = max(end - start for start, end in slabs) if slabs else 0
@@ -230,7 +230,7 @@ def _source(x: NDArray[Any]) -> int:
 
 
 def _plain_converter(type: QuantType) -> Callable[[NDArray[Any], Bytes], bool]:
-    kind, limit = _PLAIN[type]
+    kind, limit = PLAIN[type]
 
     def convert(x: NDArray[Any], out: Bytes) -> bool:
         padded = _pad(x.ravel(), LANES)

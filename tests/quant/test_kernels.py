@@ -15,11 +15,11 @@ import pytest
 import quant
 from benchmarks import ggml
 from quant.errors import BadValues, UnknownLevel, WrongShape
-from quant.kernels import _FAMILIES, _PLAIN, compiler, pack, unpack
+from quant.kernels import FAMILIES, PLAIN, compiler, pack, unpack
 from quant.types import QuantType
 
-ALL = [*_PLAIN, *_FAMILIES]
-BLOCKS = list(_FAMILIES)
+ALL = [*PLAIN, *FAMILIES]
+BLOCKS = list(FAMILIES)
 # Types that give back what they once gave out.
 EXACT_AGAIN = ("F32", "F16", "BF16", "Q8_0", "Q1_0", "TQ1_0", "TQ2_0")
 # Bytes of any value are blocks that we write in the same way; TQ1_0 has several bytes for the same five trits.

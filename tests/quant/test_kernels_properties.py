@@ -10,10 +10,10 @@ from hypothesis.extra.numpy import arrays
 
 import quant
 from benchmarks import ggml
-from quant.kernels import _FAMILIES, Parts, pack, unpack
+from quant.kernels import FAMILIES, Parts, pack, unpack
 from quant.types import QuantType
 
-BLOCKS = list(_FAMILIES)
+BLOCKS = list(FAMILIES)
 # The most that Σ(x − x̂)² may be of Σx², for any x: levels as far apart as they are, in groups as long as they are.
 WORST = {
     "Q8_0": 1e-3, "Q6_K": 5e-3, "Q5_0": 0.012, "Q5_1": 0.012, "Q5_K": 0.012, "Q4_0": 0.05, "Q4_1": 0.05, "Q4_K": 0.05,
