@@ -143,8 +143,6 @@ class LlamaEngine:
         """Take what has come; wait for something when there is nothing else to do."""
         idle = not (self._schedule.sessions or self._embedder.busy)
         self._context.clear_abort()
-        if idle and self._inbox.empty():
-            self._pool.rest()
         while idle or not self._inbox.empty():
             idle = False
             item = self._inbox.get()

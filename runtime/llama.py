@@ -15,8 +15,10 @@ import ctypes
 import importlib
 import importlib.metadata
 import importlib.util
+import mmap
 import os
 import re
+import struct
 import sys
 from array import array
 from collections.abc import Callable
@@ -60,6 +62,9 @@ LOAD_MODE_NONE = 0
 LOG_WARN, LOG_ERROR, LOG_CONTINUED = 3, 4, 5
 _BUFFER = re.compile(r"(\S+)\s+(KV|RS|output|compute|model|state) buffer size = *([\d.]+) MiB")
 _MIB = 1 << 20
+# GGUF's numbers for kinds of values, and how far into a file its header may reach.
+_UINT32, _INT32, _ARRAY = 4, 5, 9
+_HEADER_LIMIT = 64 << 20
 
 
 @cache
@@ -171,6 +176,23 @@ class Log:
 LOG = Log()
 
 
+def read_integers(path: Path, key: bytes) -> list[int]:
+    """The array of 32-bit integers that a GGUF file has under `key`; none when it is not there.
+
+    llama.cpp gives out no arrays, and reading a whole header for one takes longer than loading a small model.
+    """
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as data:
+        named = struct.pack("<Q", len(key)) + key + struct.pack("<I", _ARRAY)
+        at = data.find(named, 0, _HEADER_LIMIT)
+        if at < 0:
+            return []
+        kind, count = struct.unpack_from("<IQ", data, at + len(named))
+        start = at + len(named) + 12
+        if kind not in (_UINT32, _INT32) or start + 4 * count > len(data):
+            return []
+        return list(struct.unpack_from(f"<{count}i", data, start))
+
+
 class Model:
     """A GGUF file in memory, and its vocabulary. The vocabulary's functions may be called from any thread."""
 
@@ -213,7 +235,7 @@ class Model:
         self.encoder: bool = self.metadata("attention.causal") == "false"
         self.embeds: bool = self.encoder or self.metadata("pooling_type") not in (None, "0")
         self._pieces: list[bytes | None] = [None] * self.n_vocab
-        self._ends: dict[int, bool] = {}
+        self._ends = dict.fromkeys(read_integers(path, b"lm.stop_token_ids"), True)
         self._buffer = ctypes.create_string_buffer(1024)
 
     def metadata(self, key: str) -> str | None:
@@ -287,7 +309,7 @@ class Model:
         return buffer.raw[:size]
 
     def ends(self, token: int) -> bool:
-        """Whether `token` ends a turn."""
+        """Whether `token` ends a turn: llama.cpp knows it by its text, or the converter has noted it."""
         end = self._ends.get(token)
         if end is None:
             end = self._ends[token] = bool(quick().llama_vocab_is_eog(self.vocab, token))

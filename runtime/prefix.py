@@ -16,6 +16,8 @@ from typing import Protocol
 
 from runtime.spill import WORTH_KEEPING, Spill, common_prefix
 
+PARKED_SHARE = 8
+
 
 @dataclass(eq=False)
 class Span:
@@ -187,10 +189,11 @@ class Pool:
         self._put_away(oldest)
         return True
 
-    def rest(self) -> None:
-        """While nothing runs: keep only the last used sequence in the cache, copies of the others."""
-        for seq in list(self._parked())[:-1]:
-            self._put_away(seq)
+    def trim(self) -> None:
+        """Put away what is parked beyond an eighth of the pool: each cell in use costs every step a look."""
+        if self.spill and self.spill.limit:
+            while self.used - self.held_by_busy > self.cells // PARKED_SHARE and self.evict():
+                pass
 
     def recall(self, tokens: array[int], length: int) -> bool:
         """Bring back a copy that holds clearly more of `tokens` than `length`; False when nothing was changed here."""

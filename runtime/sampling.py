@@ -155,5 +155,4 @@ class Sampler:
 
 def end_tokens(model: Model) -> list[int]:
     """Every token that ends a turn."""
-    is_end = quick().llama_vocab_is_eog
-    return [token for token in range(model.n_vocab) if is_end(model.vocab, token)]
+    return [token for token in range(model.n_vocab) if model.ends(token)]

@@ -72,6 +72,8 @@ class Schedule:
             self.waiting.remove(session)
             self.running.append(session)
             admitted.append(session)
+        if admitted:
+            self._pool.trim()
         return admitted
 
     def _empty(self) -> None:

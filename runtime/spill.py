@@ -39,7 +39,7 @@ class Spill:
 
     def __init__(self, states: States, limit: int) -> None:
         self._states = states
-        self._limit = limit
+        self.limit = limit
         self._entries: list[Entry] = []
         self.used = 0
 
@@ -48,11 +48,11 @@ class Spill:
         if len(tokens) < WORTH_KEEPING or any(_begins(entry.tokens, tokens) for entry in self._entries):
             return
         size = self._states.state_bytes(sequence)
-        if size > self._limit:
+        if size > self.limit:
             return
         for entry in [entry for entry in self._entries if _begins(tokens, entry.tokens)]:
             self._drop(entry)
-        while self.used + size > self._limit:
+        while self.used + size > self.limit:
             self._drop(self._entries[0])
         entry = Entry(tokens[:], self._states.save(sequence))
         self._entries.append(entry)
