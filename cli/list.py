@@ -1,4 +1,4 @@
-"""`lm list`: the models that are here."""
+"""`lm list`: the models that are here, or the pulls that are not done."""
 
 from __future__ import annotations
 
@@ -11,14 +11,36 @@ from cli.client import Client
 
 
 @click.command()
+@click.option("--partial", is_flag=True, help="List the pulls that are under way or paused instead.")
 @click.option("--json", "as_json", is_flag=True, help="Print all that is known of them as JSON.")
-def command(as_json: bool) -> None:
+def command(partial: bool, as_json: bool) -> None:
     """List the models that are here, newest first."""
-    rows = Client().ask("GET", "/api/tags")["models"]
+    client = Client()
+    rows = client.ask("GET", "/lm/partials")["partials"] if partial else client.ask("GET", "/api/tags")["models"]
     if as_json:
         console.as_json(rows)
+    elif partial:
+        print_partials(rows)
     else:
         print_models(rows)
+
+
+def print_partials(rows: list[dict[str, Any]]) -> None:
+    """Rows of `/lm/partials` for people."""
+    cells = [
+        (
+            row["name"],
+            f"{console.size(row['completed'])} of {console.size(row['total'])}",
+            f"{100 * row['completed'] // (row['total'] or 1)}%",
+            "under way" if row["active"] else "paused",
+            console.ago(row["modified_at"]),
+        )
+        for row in rows
+    ]
+    console.table(("NAME", "WRITTEN", "DONE", "STATE", "MODIFIED"), cells)
+    for row in rows:
+        if not row["active"]:
+            console.note(f"`lm pull {row['source']}` goes on, `lm rm {row['name']}` removes it")
 
 
 def print_models(rows: list[dict[str, Any]]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Generator, Iterable
 from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING, Any
@@ -24,50 +25,77 @@ Line = dict[str, Any]
 @click.command()
 @click.argument("name", shell_complete=complete)
 @click.option("--level", metavar="LEVEL", help="A level of your own choosing, such as Q4_K_M; otherwise the best one.")
+@click.option("--detach", is_flag=True, help="Leave once the level is known; the daemon brings the model in.")
+@click.option("--limit-rate", metavar="RATE", help="Bytes per second at most, such as `500K` or `20M`.")
 @click.option("--json", "as_json", is_flag=True, help="Print progress as lines of JSON.")
-def command(name: str, level: str | None, as_json: bool) -> None:
+def command(name: str, level: str | None, detach: bool, limit_rate: str | None, as_json: bool) -> None:
     """Bring a model in, quantized while it is read to the best level that this machine can hold.
 
     NAME is `demo`, `org/repo` on the hub, or a folder that begins with `/`, `./`, `../` or `~`; `:LEVEL` may follow.
+    Ctrl-C pauses: the next `lm pull` of that name goes on, `lm rm` removes what is there.
     """
-    wanted = reference(name, level)
+    body = {"model": reference(name, level), "detach": detach, "limit_rate": _rate(limit_rate)}
     client = Client()
     if as_json:
         try:
-            for line in told(client, wanted):
+            for line in _lines(client, body):
                 console.out(json.dumps(line, ensure_ascii=False))
         except Failure as error:
             console.out(json.dumps({"status": "error", "error": str(error), "hint": error.hint, "code": error.code}))
             raise
     else:
-        bring_in(client, wanted, name)
+        _bring_in(client, body, name)
 
 
 def bring_in(client: Client, wanted: str, typed: str) -> str:
     """Pull a model and show it; the name under which it lies then. Raises Failure."""
+    return str(_bring_in(client, {"model": wanted}, typed)["name"])
+
+
+def _bring_in(client: Client, body: Line, typed: str) -> Line:
+    """The last line that was told, shown as all before it."""
     terminal = console.fancy()
     try:
-        with closing(told(client, wanted)) as lines:
+        with closing(_lines(client, body)) as lines:
             last = _show_plainly(lines) if terminal is None else _show_on(terminal, lines)
     except Failure as error:
         raise explained(error, typed) from None
     except KeyboardInterrupt:
-        console.note("the pull is cancelled, nothing of it is kept")
+        name = body["model"]
+        console.note(f"`lm pull {name}` goes on with it, `lm rm {name}` removes what is there")
         raise
-    console.note(f"`{last['name']}` is here")
-    return str(last["name"])
+    if last["phase"] == "done":
+        console.note(f"`{last['name']}` is here")
+    else:
+        console.note("the daemon goes on; `lm list --partial` shows how far it is")
+    return last
 
 
-def told(client: Client, wanted: str) -> Generator[Line]:
-    """What the daemon says while it pulls, to the line of success. Raises Failure."""
-    return client.stream("/api/pull", {"model": wanted})
+def _lines(client: Client, body: Line) -> Generator[Line]:
+    """What the daemon says while it pulls: to the line of success, or of the level where it goes on alone."""
+    with closing(client.stream("/api/pull", body)) as lines:
+        for line in lines:
+            yield line
+            if body.get("detach") and line["phase"] == "planned":
+                return
+
+
+def _rate(text: str | None) -> float:
+    """Bytes per second. Raises Failure."""
+    if text is None:
+        return 0.0
+    found = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,3})?)([KMG]?)B?(?:/s)?", text, re.IGNORECASE)
+    rate = float(found[1]) * {"": 1, "K": 1e3, "M": 1e6, "G": 1e9}[found[2].upper()] if found else 0.0
+    if rate < 1000:
+        raise Failure(f"`{ascii(text)[1:-1]}` is no rate", "bytes per second, at least 1000: `500K`, `20M`", "usage")
+    return rate
 
 
 def _show_plainly(lines: Iterable[Line]) -> Line:
     """One line for each phase; the last one that came."""
     phase, line = "", {}
     for line in lines:
-        if line["phase"] not in (phase, "done"):
+        if line["phase"] not in (phase, "done") or line["phase"] == "note":
             phase = line["phase"]
             console.note(line["status"])
     return line
@@ -81,7 +109,7 @@ def _show_on(terminal: Console, lines: Iterable[Line]) -> Line:
             if line["phase"] != phase:
                 phase, bar = line["phase"], None
                 shown.close()
-                if phase == "planned":
+                if phase in ("planned", "note"):
                     terminal.print(line["status"], style="dim", markup=False)
                 elif phase != "done" and "total" not in line:
                     shown.enter_context(terminal.status(line["status"]))

@@ -1,28 +1,14 @@
-"""Stages of a pipeline that overlap: bounded in what they hold, and in order."""
+"""Stages of a pipeline that overlap: bounded in what they hold, in order, and prompt."""
 
 from __future__ import annotations
 
 import queue
 import threading
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import Executor, Future
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
 Item = TypeVar("Item")
-Result = TypeVar("Result")
-
-
-def in_order(pool: Executor, work: Callable[[Item], Result], items: Iterable[Item], waiting: int) -> Iterator[Result]:
-    """The results of `work` on `items` by the workers of `pool`, in order; at most `waiting` are ready or in hand."""
-    pending: deque[Future[Result]] = deque()
-    for item in items:
-        pending.append(pool.submit(work, item))
-        if len(pending) >= waiting:
-            yield pending.popleft().result()
-    while pending:
-        yield pending.popleft().result()
 
 
 @contextmanager

@@ -1,17 +1,18 @@
 """The streaming pass: weights come in once, front to back, and leave as a finished GGUF file.
 
-A thread reads slabs of whole rows ahead, several transform and quantize a slab each, one writes them in order. Each
-stage waits for the next, so memory is bounded by a few slabs whatever the size of the model, and the bytes depend
-neither on the number of threads nor on how the source cuts its pieces. After each slab the output is told the mark
-from which the pass could go on: the slab's end is an exact place in the source, since only whole slabs are read.
+A thread reads slabs of whole rows ahead, several transform and quantize a slab each, and the calling one writes them
+in order as soon as they are ready. Each stage waits for the next, so memory is bounded by a few slabs whatever the size
+of the model, and the bytes depend neither on the number of threads nor on how the source cuts its pieces. After each
+slab the output is told the mark from which the pass could go on: the slab's end is an exact place in the source, since
+only whole slabs are read.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Generator, Iterator, Mapping
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import closing
 from itertools import groupby
 from typing import Any, NamedTuple
@@ -19,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import quant
-from quant.ahead import ahead, in_order
+from quant.ahead import ahead
 from quant.errors import BadValues
 from quant.gguf import DEFAULT_ALIGNMENT, align
 from quant.gguf_writer import Writer, encode_header, layout
@@ -29,7 +30,7 @@ from quant.streams import Mark, Open, Output, Reader
 from quant.types import QuantType
 
 SLAB = 2 << 20
-AHEAD = 2
+AHEAD = 2  # slabs that wait beyond those that threads have in hand
 # BF16 has no numpy type; its bit patterns are the upper halves of float32.
 _NUMPY = {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "F64": "<f8"}
 _BEGINNING = Mark(0, 0, "")
@@ -97,22 +98,23 @@ class Conversion:
         start = start or _BEGINNING
         writer = self._writer(output, start)
         with (
-            ahead(_slabs(self.plan, source, start), AHEAD) as slabs,
             ThreadPoolExecutor(workers, "quantize") as quantizers,
-            ThreadPoolExecutor(1, "write") as disk,
+            ahead(self._submit(quantizers, source, start), workers + AHEAD) as slabs,
         ):
-
-            def append(encoded: _Encoded) -> int:
+            for slab in slabs:
+                encoded = slab.result()
                 if encoded.data:
                     writer.append(encoded.data)
                 if encoded.mark:
                     output.reached(encoded.mark)
-                return encoded.done
-
-            for done in in_order(disk, append, in_order(quantizers, self._encode, slabs, workers + 1), AHEAD):
                 if progress:
-                    progress(done, self.plan.source_bytes)
+                    progress(encoded.done, self.plan.source_bytes)
         writer.finish()
+
+    def _submit(self, quantizers: Executor, source: Open, start: Mark) -> Iterator[Future[_Encoded]]:
+        with closing(_slabs(self.plan, source, start)) as slabs:
+            for slab in slabs:
+                yield quantizers.submit(self._encode, slab)
 
     def _writer(self, output: Output, start: Mark) -> Writer:
         if start == _BEGINNING:
@@ -141,7 +143,7 @@ def _arrange(entries: dict[str, Any]) -> dict[str, Any]:
     return {key: entries[key] for key in sorted(entries, key=group)}
 
 
-def _slabs(plan: ModelPlan, source: Open, start: Mark) -> Iterator[Slab]:
+def _slabs(plan: ModelPlan, source: Open, start: Mark) -> Generator[Slab]:
     """Cut the source into slabs, beginning at `start`; a file whose slabs are all done is still read to its end."""
     done = _read_before(plan, start)
     rest = list(enumerate(plan.tensors))[start.tensor :]

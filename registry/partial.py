@@ -33,7 +33,7 @@ from registry.sha256 import Sha256
 
 # A place is journalled after so many bytes of source or so many seconds, unless the disk is still busy with the last.
 EVERY_BYTES = 48 << 20
-EVERY_SECONDS = 3.0
+EVERY_SECONDS = 2.0
 JOURNAL = "journal"
 DATA = "data"
 _LONGEST = 1 << 20

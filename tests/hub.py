@@ -136,11 +136,12 @@ class Hub:
         """`token`: wanted for every repository; `gated`: repositories that no token opens (licence not accepted).
 
         `renamed`: old name → name in `repos`. `bandwidth`: bytes/s, shared by all connections. `latency`: seconds
-        before each answer.
+        before each answer. `flip_in`, an attribute: the only file that the fault `flip` damages.
         """
         self.token, self.gated, self.renamed = token, set(gated), dict(renamed or {})
         self.bandwidth, self.latency = bandwidth, latency
         self.faults = Faults()
+        self.flip_in = ""
         self.requests: list[Request] = []
         self.bytes_sent = 0
         self.repos: dict[str, dict[str, Commit]] = {}
@@ -325,7 +326,8 @@ class _Handler(BaseHTTPRequestHandler):
             faults = hub.faults
             cut = faults.cut_after if faults.cut_after is not None and faults.cuts > 0 else None
             stall = faults.stall_after if faults.stall_after is not None and faults.stalls > 0 else None
-            flip = faults.flip if faults.flip is not None and faults.flips > 0 and start <= faults.flip < end else None
+            wrong = faults.flip is not None and faults.flips > 0 and hub.flip_in in file.name
+            flip = faults.flip if faults.flip is not None and wrong and start <= faults.flip < end else None
             faults.cuts -= cut is not None and cut < end - start
             faults.stalls -= stall is not None and stall < end - start
             faults.flips -= flip is not None

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -132,41 +133,122 @@ def test_progress_counts_up_to_the_whole(daemon: Daemon, hub: Hub) -> None:
     assert counts[-1][0] == counts[-1][1]
 
 
-def test_the_last_follower_gone_ends_the_job_without_a_trace(daemon: Daemon, hub: Hub) -> None:
+def partials(daemon: Daemon) -> dict[str, Any]:
+    return {row["name"]: row for row in daemon.get("/lm/partials").json["partials"]}
+
+
+def test_the_last_follower_gone_pauses_the_job(daemon: Daemon, hub: Hub) -> None:
+    name = "hf.co/org/demo:Q4_K_S"
     with slow(hub):
         body = {"model": "org/demo:Q4_K_S"}
         with daemon.opened("POST", "/api/pull", body) as one, daemon.opened("POST", "/api/pull", body) as two:
-            one.readline()
             two.readline()
-            wait_until(daemon.children, 5)
+            wait_until(lambda: name in partials(daemon), 20)
+            assert partials(daemon)[name]["active"]
             one.close()
-        wait_until(lambda: not daemon.children(), 2)
-        wait_until(lambda: not leftovers(daemon), 2)
-    assert "hf.co/org/demo:Q4_K_S" not in stored(daemon)
-    assert daemon.pull("org/demo:Q4_K_S")["status"] == "success"
+        wait_until(lambda: not daemon.children(), 5)
+        wait_until(lambda: not partials(daemon)[name]["active"], 5)
+    assert name not in stored(daemon)
+    lines = daemon.post("/api/pull", body).lines
+    assert lines[-1]["status"] == "success"
+    assert next(line for line in lines if line["phase"] == "planned")["resumed"] > 0
+    assert not leftovers(daemon)
 
 
-def test_a_killed_puller_is_a_clear_error_and_leaves_nothing(daemon: Daemon, hub: Hub) -> None:
+def test_a_pull_that_is_left_at_once_and_begun_again(daemon: Daemon, hub: Hub) -> None:
+    with slow(hub):
+        for _ in range(3):
+            with daemon.opened("POST", "/api/pull", {"model": "org/demo:Q5_K_S"}) as response:
+                response.readline()
+    assert daemon.pull("org/demo:Q5_K_S")["status"] == "success"
+
+
+def test_a_detached_pull_goes_on(daemon: Daemon, hub: Hub) -> None:
+    hub.bandwidth = 8e6
+    with daemon.opened("POST", "/api/pull", {"model": "org/demo:Q2_K", "detach": True}) as response:
+        response.readline()
+    wait_until(lambda: "hf.co/org/demo:Q2_K" in stored(daemon), 30)
+    hub.bandwidth = None
+
+
+def test_removing_ends_a_pull_and_what_it_made(daemon: Daemon, hub: Hub) -> None:
+    with slow(hub), daemon.opened("POST", "/api/pull", {"model": "org/demo:Q3_K_L", "detach": True}) as response:
+        wait_until(lambda: "hf.co/org/demo:Q3_K_L" in partials(daemon), 20)
+        assert daemon.ask("DELETE", "/api/delete", {"model": "org/demo:Q3_K_L"}).status == 200
+        last = json.loads(response.read().splitlines()[-1])
+    assert "removed" in last["error"] and last["hint"]
+    assert not partials(daemon) and not leftovers(daemon) and not daemon.children()
+    assert daemon.ask("DELETE", "/api/delete", {"model": "org/demo:Q3_K_L"}).status == 404
+
+
+def test_removing_a_model_that_is_pulled_again_removes_both(daemon: Daemon, hub: Hub) -> None:
+    daemon.pull("org/demo:Q3_K_S")
+    with slow(hub), daemon.opened("POST", "/api/pull", {"model": "org/demo:Q3_K_S"}):
+        wait_until(lambda: "hf.co/org/demo:Q3_K_S" in partials(daemon), 20)
+        assert daemon.ask("DELETE", "/api/delete", {"model": "hf.co/org/demo:Q3_K_S"}).status == 200
+    assert not partials(daemon) and "hf.co/org/demo:Q3_K_S" not in stored(daemon)
+
+
+def test_a_killed_puller_is_a_clear_error_and_its_work_is_kept(daemon: Daemon, hub: Hub) -> None:
     with slow(hub), daemon.opened("POST", "/api/pull", {"model": "org/demo:Q3_K_M"}) as response:
-        wait_until(lambda: leftovers(daemon) and daemon.children(), 5)
+        wait_until(lambda: partials(daemon) and daemon.children(), 20)
         os.kill(daemon.children()[0].pid, signal.SIGKILL)
         last = json.loads(response.read().splitlines()[-1])
     assert "SIGKILL" in last["error"]
     assert last["hint"]
+    assert "hf.co/org/demo:Q3_K_M" in partials(daemon)
+    assert daemon.ask("DELETE", "/api/delete", {"model": "org/demo:Q3_K_M"}).status == 200
     assert not leftovers(daemon)
 
 
-def test_a_killed_daemon_takes_its_puller_along_and_the_next_one_cleans_up(hub: Hub, tmp_path: Path) -> None:
+def test_a_killed_daemon_takes_its_puller_along_and_the_next_one_goes_on(hub: Hub, tmp_path: Path) -> None:
     env = {"HF_ENDPOINT": hub.url}
     with slow(hub), Daemon(tmp_path, env=env) as daemon, daemon.opened("POST", "/api/pull", {"model": "org/demo"}):
-        wait_until(lambda: leftovers(daemon) and daemon.children(), 5)
+        wait_until(lambda: partials(daemon) and daemon.children(), 20)
+        (begun,) = partials(daemon)
         children = daemon.children()
         daemon.kill()
-        wait_until(lambda: not any(alive(child) for child in children), 2)
+        wait_until(lambda: not any(alive(child) for child in children), 5)
     with Daemon(tmp_path, env=env) as daemon:
-        assert not leftovers(daemon)
         assert not stored(daemon)
-        assert daemon.pull("org/demo")["status"] == "success"
+        assert list(partials(daemon)) == [begun]
+        lines = daemon.post("/api/pull", {"model": "org/demo"}).lines
+        assert lines[-1]["name"] == begun
+        assert next(line for line in lines if line["phase"] == "planned")["resumed"] > 0
+        assert not leftovers(daemon)
+
+
+def test_progress_tells_rate_and_time_left(daemon: Daemon, hub: Hub) -> None:
+    hub.bandwidth = 20e6
+    lines = daemon.post("/api/pull", {"model": "org/demo:Q6_K"}).lines
+    hub.bandwidth = None
+    middle = [line for line in lines if line["phase"] == "writing"][-2]
+    assert middle["rate"] > 1e6
+    assert middle["eta"] == pytest.approx((middle["total"] - middle["completed"]) / middle["rate"], abs=0.1)
+
+
+@pytest.mark.parametrize("rate", [-1, 10, 1e13])
+def test_a_rate_that_is_none(daemon: Daemon, rate: float) -> None:
+    assert daemon.post("/api/pull", {"model": "demo", "limit_rate": rate}).status == 400
+
+
+def test_a_disk_too_small_is_told_before_a_weight_moves(daemon: Daemon, hub: Hub, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    (home / "store").mkdir(parents=True)
+    small = ["mount", "-t", "tmpfs", "-o", "size=38m", "none", home / "store"]
+    if subprocess.run(small, capture_output=True, check=False).returncode:
+        pytest.skip("no right to mount a small disk")
+    before = hub.bytes_sent
+    try:
+        with Daemon(home, env={"HF_ENDPOINT": hub.url}) as daemon:
+            answer = daemon.post("/api/pull", {"model": "org/demo:F32", "stream": False})
+            assert daemon.get("/api/version").status == 200
+            assert not leftovers(daemon)
+    finally:
+        subprocess.run(["umount", "-l", home / "store"], check=True)
+    assert (answer.status, answer.json["code"]) == (507, "does_not_fit")
+    assert "F32 would need 23 MB of disk" in answer.json["error"] and "would fit" in answer.json["hint"]
+    assert hub.bytes_sent - before < 3_000_000
 
 
 @pytest.mark.parametrize(
