@@ -153,8 +153,10 @@ def encode_value(value: Any) -> bytes:
     """Kind and value as GGUF writes them.
 
     A Python type has one kind, those that llama.cpp expects: whole numbers are u32 (i32 below zero, u64 above 4 bytes),
-    in a list i32 (u32 where one does not fit); floats are f32; lists are arrays.
+    in a list i32 (u32 where one does not fit); floats are f32; lists are arrays, bytes arrays of u8.
     """
+    if isinstance(value, bytes):
+        return struct.pack("<IIQ", ARRAY, 0, len(value)) + value
     if isinstance(value, list | tuple):
         return struct.pack("<I", ARRAY) + _encode_array(list(value))
     number = _kind(value)

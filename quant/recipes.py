@@ -206,9 +206,15 @@ _FALLBACK = {
     **{T.Q4_K: T.Q5_0, T.Q5_K: T.Q5_1, T.Q6_K: T.Q8_0},
     **{QuantType[f"IQ{name}"]: T.IQ4_NL for name in ("1_S", "1_M", "2_XXS", "2_XS", "2_S", "3_XXS", "3_S", "4_XS")},
 }
-_KEPT = ("_norm.weight", "ffn_gate_inp.weight")
+_KEPT = (
+    *("_norm.weight", "ffn_gate_inp.weight", "position_embd.weight", "token_types.weight"),
+    *("ssm_conv1d.weight", "shortconv.conv.weight"),
+)
+# The values of attention, alone or with what they are fused with.
+_VALUES = ("attn_v", "attn_qkv", "attn_kv_b")
 _RULES = {
-    **{"attn_v": "value", "attn_k": "key", "attn_q": "query", "attn_output": "output"},
+    **dict.fromkeys(_VALUES, "value"),
+    **{"attn_k": "key", "attn_q": "query", "attn_output": "output"},
     **{"ffn_down": "down", "ffn_gate": "wide", "ffn_up": "wide"},
 }
 _ROLE = re.compile(r"(?:blk\.(\d+)\.)?(\w+?)(?:_exps|_shexp)?\.weight")
@@ -285,20 +291,21 @@ def _place(plan: ModelPlan, role: str, seen: dict[str, int], layer: int) -> Plac
     facts = {key.removeprefix(f"{plan.architecture}."): value for key, value in plan.metadata.items()}
     experts = facts.get("expert_count", 0)
     heads, shared = facts.get("attention.head_count", 1), facts.get("attention.head_count_kv", 1)
+    role = "value" if role in _VALUES else role
     index = seen.get(role, 0)
     seen[role] = index + 1
-    if role == "attn_v":
-        count = sum(tensor.name.endswith("attn_v.weight") for tensor in plan.tensors)
+    if role == "value":
+        count = sum(tensor.name.endswith(tuple(f"{name}.weight" for name in _VALUES)) for tensor in plan.tensors)
         return Place(index, count, heads // shared, experts)
     return Place(layer if experts > 1 else index, facts.get("block_count", 1), heads // shared, experts)
 
 
 def _raised(role: str, type: QuantType, place: Place, plan: ModelPlan) -> QuantType:
     """Two exceptions of llama.cpp: values of a 70 B Llama, and keys and values beside eight experts."""
-    if role in ("attn_v", "attn_k") and place.experts == 8:
+    if role in (*_VALUES, "attn_k") and place.experts == 8:
         return T.Q8_0
     large = plan.architecture == "llama" and plan.metadata.get("llama.block_count") == 80 and place.sharing > 1
-    if role == "attn_v" and large and type in (T.Q3_K, T.Q4_K):
+    if role in _VALUES and large and type in (T.Q3_K, T.Q4_K):
         return T.Q5_K
     return type
 

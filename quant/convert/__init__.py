@@ -5,15 +5,18 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from quant.convert import chat, cohere, gemma, glm, gpt, llama, olmo, phi, qwen
+from quant.convert import chat, cohere, encoder, gemma, glm, gpt, llama, olmo, phi, qwen
 from quant.convert.base import Family, plan_tensors
 from quant.convert.config import Config
+from quant.convert.pooling import read_pooling
 from quant.convert.tokenizer import read_vocabulary
 from quant.errors import MalformedFile, UnsupportedModel
 from quant.plan import Files, ModelPlan, TensorPlan
 from quant.safetensors import read_model
 
-_MODULES = (llama, qwen, gemma, phi, olmo, glm, cohere, gpt)
+# What sentence-transformers does with a model that says nothing.
+MEAN = 1
+_MODULES = (llama, qwen, gemma, phi, olmo, glm, cohere, gpt, encoder)
 FAMILIES: dict[str, Family] = {
     name: family for module in _MODULES for family in module.FAMILIES for name in family.classes
 }
@@ -32,6 +35,7 @@ def plan_model(files: Files, pre: str | None = None) -> ModelPlan:
     tokenizer_config = Config.read(files, "tokenizer_config.json")
     generation = Config.read(files, "generation_config.json")
     templates = chat.read_templates(files, tokenizer_config)
+    embeds = f"{sketch.architecture}.pooling_type" in sketch.metadata
     specials, stops = chat.describe_specials(config, generation, tokenizer_config, vocabulary)
     metadata = {
         **{key: value for key, value in sketch.metadata.items() if key.startswith("general.")},
@@ -48,7 +52,7 @@ def plan_model(files: Files, pre: str | None = None) -> ModelPlan:
         metadata=metadata,
         stops=stops,
         defaults=chat.read_defaults(generation),
-        capabilities=chat.capabilities(templates, vocabulary),
+        capabilities=("embedding",) if embeds else chat.capabilities(templates, vocabulary),
     )
 
 
@@ -63,6 +67,9 @@ def _sketch(files: Files) -> tuple[Config, ModelPlan, int]:
     family = _family(config)
     _check_activation(family, config)
     sizes = family.read_sizes(config)
+    pooling = read_pooling(files)
+    if pooling is None and family.encoder:
+        pooling = MEAN
     described = {f"{family.architecture}.{key}": value for key, value in family.describe(config, sizes).items()}
     entries = read_model(files)
     tensors = (*family.computed(config, sizes), *plan_tensors(family, config, sizes, entries))
@@ -71,6 +78,8 @@ def _sketch(files: Files) -> tuple[Config, ModelPlan, int]:
         "general.type": "model",
         "general.size_label": _size_label(tensors),
         **described,
+        **({} if pooling is None else {f"{family.architecture}.pooling_type": pooling}),
+        **({"tokenizer.ggml.token_type_count": sizes["kinds"]} if "kinds" in sizes else {}),
     }
     shards = tuple(dict.fromkeys(tensor.shard for tensor in tensors if tensor.shard))
     return config, ModelPlan(family.architecture, metadata, tensors, shards), sizes["vocabulary"]

@@ -107,6 +107,8 @@ def _strip(family: Family, entries: Iterable[Entry]) -> dict[str, Entry]:
     for entry in entries:
         start = prefix.match(entry.name)
         name = entry.name[start.end() :] if start else entry.name
+        # BERT's first checkpoints are from before these had their present names.
+        name = name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
         if unused.fullmatch(name):
             continue
         if name in found:

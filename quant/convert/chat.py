@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from quant.convert.config import Config, read_text
-from quant.convert.tokenizer import Vocabulary
+from quant.convert.vocabulary import Vocabulary
 from quant.errors import MalformedFile
 from quant.gguf import MAX_TEMPLATE
 from quant.plan import Files
@@ -84,6 +84,8 @@ def describe_specials(
     if "bos_token" not in tokenizer_config.values:
         begin = next(iter(_ids(config, "bos_token_id", size)), None)
     pad = _named_id(tokenizer_config, "pad_token", vocabulary)
+    stops = stops or (() if vocabulary.last is None else (vocabulary.last,))
+    begin = vocabulary.first if begin is None and "bos_token" not in tokenizer_config.values else begin
     if not stops:
         raise MalformedFile("no file of the model names the token that ends a text (`eos_token_id`)")
     entries = {"bos_token_id": begin, "eos_token_id": stops[0], "padding_token_id": pad}

@@ -21,7 +21,7 @@ class Folder:
     """A folder on disk, or one that is only a dictionary, as a source."""
 
     def __init__(self, path: Path | None = None, contents: Mapping[str, bytes] | None = None) -> None:
-        self.contents = {file.name: file.read_bytes() for file in path.iterdir()} if path else {}
+        self.contents = {file.name: file.read_bytes() for file in path.iterdir() if file.is_file()} if path else {}
         self.contents.update(contents or {})
 
     def names(self) -> list[str]:

@@ -231,7 +231,7 @@ def change(**model: Any) -> dict[str, Any]:
 VOCAB = TOKENIZER["model"]["vocab"]
 BROKEN: dict[str, tuple[dict[str, Any], str]] = {
     "no model": ({}, "no `model`"),
-    "other type": (change(type="Unigram"), "Unigram"),
+    "other type": (change(type="WordLevel"), "WordLevel"),
     "vocab a list": (change(vocab=[1]), "`vocab`"),
     "vocab empty": (change(vocab={}), "`vocab`"),
     "number no number": (change(vocab={**VOCAB, "zzz": "1"}), "`vocab`"),

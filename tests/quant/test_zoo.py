@@ -42,7 +42,8 @@ def difference(plan: ModelPlan, folder: Folder, wanted: np.ndarray, path: Path) 
     """The largest difference to the wanted logits, in their standard deviations."""
     write(plan, "F32", folder.stream, path)
     with Engine(path) as engine:
-        return float(np.abs(engine.logits(IDS, BATCH) - wanted).max() / wanted.std())
+        found = engine.vectors(IDS) if "embedding" in plan.capabilities else engine.logits(IDS, BATCH)
+        return float(np.abs(found - wanted).max() / wanted.std())
 
 
 def test_logits_are_those_of_transformers(row: str, model: tuple[Folder, np.ndarray], tmp_path: Path) -> None:

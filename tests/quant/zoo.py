@@ -96,6 +96,17 @@ ZOO: dict[str, Row] = {
     "starcoder2": Row("Starcoder2", {"sliding_window": None, **SHALLOW}, spread=1.0),
     "stablelm": Row("StableLm", {"use_qkv_bias": True, "partial_rotary_factor": 0.5}),
     "stablelm, parallel": Row("StableLm", {"use_parallel_residual": True}),
+    "bert": Row("Bert", {**SHALLOW, "num_key_value_heads": None}, "Model", spread=1.0),
+    "bert, xlm-roberta": Row(
+        "XLMRoberta",
+        {**SHALLOW, "num_key_value_heads": None, "type_vocab_size": 1, "pad_token_id": 1},
+        "Model",
+        spread=1.0,
+    ),
+    "nomic-bert": Row("NomicBert", {"num_key_value_heads": None}, "Model", spread=1.0),
+    "modern-bert": Row(
+        "ModernBert", {"num_key_value_heads": None, "local_attention": 32, "num_hidden_layers": 4}, "Model", spread=0.7
+    ),
 }
 
 
@@ -131,7 +142,7 @@ def make(row: Row, path: Path) -> Path:
 
 
 def reference(path: Path, row: Row, ids: list[int]) -> np.ndarray:
-    """float32[len(ids), vocabulary]: what transformers computes, with the engine's GELU."""
+    """float32[len(ids), vocabulary], of an encoder its vectors: what transformers computes, with the engine's GELU."""
     import torch
     import transformers
 
@@ -142,7 +153,8 @@ def reference(path: Path, row: Row, ids: list[int]) -> np.ndarray:
             if "GELU" in type(part).__name__:
                 setattr(module, name, engine_gelu())
     with torch.no_grad():
-        return model(torch.tensor([ids])).logits[0].float().numpy()
+        found = model(torch.tensor([ids]))
+        return (found.logits if hasattr(found, "logits") else found.last_hidden_state)[0].float().numpy()
 
 
 def engine_gelu() -> Any:

@@ -1,0 +1,136 @@
+"""Byte-pair vocabularies: byte-level ones as GPT-2's, and those that fall back on bytes as SentencePiece's.
+
+llama.cpp merges the latter by the score of the result where tokenizer.json ranks pairs, so scores are worked out from
+the ranks, and only where both orders are the same.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from quant.convert.pretokenizer import check_name, recognise
+from quant.convert.vocabulary import Vocabulary, broken, framing, place_tokens, read_added, read_vocab, steps
+from quant.errors import UnsupportedModel
+from quant.gguf import TOKEN_BYTE, TOKEN_NORMAL, TOKEN_UNKNOWN, TOKEN_USER
+
+_BYTE = re.compile("<0x[0-9A-F]{2}>")
+
+
+def read(tokenizer: dict[str, Any], size: int, pre: str | None) -> Vocabulary:
+    """The vocabulary of a `tokenizer.json` with a model of the type BPE."""
+    model = tokenizer["model"]
+    if model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"):
+        raise UnsupportedModel("a tokenizer that marks the parts of words cannot be converted")
+    vocab, merges = read_vocab(model), _merges(model)
+    added = read_added(tokenizer)
+    tokens, types = place_tokens(vocab, added, size)
+    if model.get("byte_fallback"):
+        entries = _sentencepiece(tokenizer, vocab, merges, tokens, types)
+    else:
+        name = check_name(pre) if pre else recognise(tokenizer, lambda: _merges_reach(vocab, merges, types))
+        entries = {"model": "gpt2", "pre": name, "tokens": tokens, "token_type": types}
+        entries["merges"] = [f"{left} {right}" for left, right in merges]
+    first, last = framing(tokenizer)
+    ids = {**vocab, **{content: id for id, content, _ in added}}
+    return Vocabulary(ids, entries, first, last)
+
+
+def _merges(model: dict[str, Any]) -> list[tuple[str, str]]:
+    """The pairs to merge, best first, from pairs or from strings with a space; each must make a token out of tokens."""
+    raw, vocab = model.get("merges"), model["vocab"]
+    if not isinstance(raw, list):
+        raise broken("`merges` is no list")
+    merges = []
+    for entry in raw:
+        pair = entry.split(" ") if isinstance(entry, str) else entry
+        if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(part, str) and part for part in pair):
+            raise broken(f"the merge {ascii(entry)[:60]} is no pair of tokens")
+        left, right = pair
+        if left not in vocab or right not in vocab or left + right not in vocab:
+            raise broken(f"the merge {ascii(entry)[:60]} is not of tokens in `vocab`")
+        merges.append((left, right))
+    return merges
+
+
+def _merges_reach(vocab: dict[str, int], merges: list[tuple[str, str]], types: list[int]) -> bool:
+    """Whether merging alone turns the text of every ordinary token back into that token."""
+    from tokenizers.models import BPE
+
+    plain = BPE(vocab=vocab, merges=merges)
+    ordinary = (item for item in vocab.items() if types[item[1]] == TOKEN_NORMAL)
+    return all([piece.id for piece in plain.tokenize(text)] == [id] for text, id in ordinary)
+
+
+def _sentencepiece(
+    tokenizer: dict[str, Any],
+    vocab: dict[str, int],
+    merges: list[tuple[str, str]],
+    tokens: list[str],
+    types: list[int],
+) -> dict[str, Any]:
+    """The entries of a vocabulary that falls back on bytes; marks these in `types`, and the unknown token."""
+    unknown = tokenizer["model"].get("unk_token")
+    if unknown is not None and (not isinstance(unknown, str) or unknown not in vocab):
+        raise broken("`unk_token` is not in `vocab`")
+    if any(f"<0x{byte:02X}>" not in vocab for byte in range(256)):
+        raise broken("it falls back on bytes, and not all 256 are in `vocab`")
+    entries: dict[str, Any] = {"model": "llama", "pre": "default", "tokens": tokens}
+    for id, token in enumerate(tokens):
+        if token == unknown:
+            types[id] = TOKEN_UNKNOWN
+            entries["unknown_token_id"] = id
+        elif types[id] == TOKEN_NORMAL and _BYTE.fullmatch(token):
+            types[id] = TOKEN_BYTE
+        elif types[id] == TOKEN_USER:
+            tokens[id] = token.replace("▁", " ")
+    ordinary = [token for token, type in zip(tokens, types, strict=True) if type == TOKEN_NORMAL]
+    scores = _scores(vocab, merges, ordinary)
+    entries["scores"] = [scores.get(token, 0.0) for token in tokens]
+    return {**entries, "token_type": types, "add_space_prefix": _prefix_space(tokenizer)}
+
+
+def _scores(vocab: dict[str, int], merges: list[tuple[str, str]], ordinary: list[str]) -> dict[str, float]:
+    """Scores by which merging goes in the order of `merges`.
+
+    That works where every way to put a token together is a merge, and all those ways have ranks next to each other, as
+    in the tokenizers that were made from SentencePiece's; UnsupportedModel elsewhere.
+    """
+    scores: dict[str, float] = {}
+    previous = ""
+    for left, right in merges:
+        token = left + right
+        if token != previous and token in scores:
+            raise _no_scores()
+        scores.setdefault(token, -float(len(scores) + 1))
+        previous = token
+    pairs = set(merges)
+    for token in ordinary:
+        splits = ((token[:cut], token[cut:]) for cut in range(1, len(token)))
+        if any(a in vocab and b in vocab and (a, b) not in pairs for a, b in splits):
+            raise _no_scores()
+    return scores
+
+
+def _no_scores() -> UnsupportedModel:
+    return UnsupportedModel("its merges are in an order that no scores of tokens can express, as llama.cpp needs them")
+
+
+def _prefix_space(tokenizer: dict[str, Any]) -> bool:
+    """Whether text gets a space in front; UnsupportedModel unless spaces become `▁` and nothing else happens."""
+    normalizer, cutting = tokenizer.get("normalizer"), tokenizer.get("pre_tokenizer")
+    prefix = replaced = False
+    for step in steps(normalizer, "normalizers") + steps(cutting, "pretokenizers"):
+        kind = step.get("type")
+        if kind == "Prepend" and step.get("prepend") == "▁":
+            prefix = True
+        elif kind == "Replace" and step.get("pattern") == {"String": " "} and step.get("content") == "▁":
+            replaced = True
+        elif kind == "Metaspace" and step.get("replacement") == "▁" and not step.get("split", False):
+            replaced = True
+            prefix = step.get("prepend_scheme", "always") != "never" and step.get("add_prefix_space", True)
+        elif kind != "Split" or step.get("pattern") != {"String": " "}:
+            raise UnsupportedModel(f"its tokenizer has the step `{ascii(kind)[:40]}`, which llama.cpp does not know")
+    if not replaced:
+        raise UnsupportedModel("its tokenizer keeps spaces, and llama.cpp needs them replaced by `▁`")
+    return bool(prefix)

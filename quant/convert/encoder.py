@@ -1,0 +1,204 @@
+"""Encoders for embeddings: BERT, XLM-RoBERTa (BGE-M3), Nomic BERT, ModernBERT.
+
+Sources: `modeling_bert.py` and its relatives of transformers, `models/*bert.cpp` of llama.cpp.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from quant.convert import rotary
+from quant.convert.base import Family, Known, Sizes
+from quant.convert.config import Config
+from quant.errors import UnsupportedModel
+
+_GELU = ("gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh")
+_WIDTH = ("width",)
+
+
+def _both(source: str, target: str, rows: str, *columns: str, required: bool = True) -> tuple[Known, ...]:
+    """A weight and its bias."""
+    return (
+        Known(f"{source}.weight", f"{target}.weight", (rows, *columns), required),
+        Known(f"{source}.bias", f"{target}.bias", (rows,), required),
+    )
+
+
+def _read_sizes(config: Config) -> dict[str, int]:
+    width, heads = config.count("hidden_size"), config.count("num_attention_heads")
+    positions = config.count("max_position_embeddings")
+    feed_forward = config.count("intermediate_size")
+    return {
+        "vocabulary": config.count("vocab_size"),
+        "width": width,
+        "three_width": 3 * width,
+        "layers": config.count("num_hidden_layers"),
+        "heads": heads,
+        "feed_forward": feed_forward,
+        "two_feed_forward": 2 * feed_forward,
+        "positions": positions,
+        "context": positions,
+        "kinds": config.count("type_vocab_size", 2),
+    }
+
+
+def _describe(config: Config, sizes: Sizes) -> dict[str, Any]:
+    return {
+        "vocab_size": sizes["vocabulary"],
+        "context_length": sizes["context"],
+        "embedding_length": sizes["width"],
+        "block_count": sizes["layers"],
+        "feed_forward_length": sizes["feed_forward"],
+        "attention.head_count": sizes["heads"],
+        "attention.layer_norm_epsilon": config.number("layer_norm_eps", 1e-12),
+        "attention.causal": False,
+    }
+
+
+def _describe_bert(config: Config, sizes: Sizes) -> dict[str, Any]:
+    if config.get("position_embedding_type") not in (None, "absolute"):
+        raise UnsupportedModel("it has positions that are not absolute, which llama.cpp does not know for BERT")
+    return _describe(config, sizes)
+
+
+_LAYER, _BLOCK = "encoder.layer.{}.", "blk.{}."
+_BERT_TENSORS = (
+    Known("embeddings.word_embeddings.weight", "token_embd.weight", ("vocabulary", "width")),
+    Known("embeddings.position_embeddings.weight", "position_embd.weight", ("positions", "width"), skip="skipped"),
+    Known("embeddings.token_type_embeddings.weight", "token_types.weight", ("kinds", "width")),
+    *_both("embeddings.LayerNorm", "token_embd_norm", "width"),
+    *_both(_LAYER + "attention.self.query", _BLOCK + "attn_q", "width", "width"),
+    *_both(_LAYER + "attention.self.key", _BLOCK + "attn_k", "width", "width"),
+    *_both(_LAYER + "attention.self.value", _BLOCK + "attn_v", "width", "width"),
+    *_both(_LAYER + "attention.output.dense", _BLOCK + "attn_output", "width", "width"),
+    *_both(_LAYER + "attention.output.LayerNorm", _BLOCK + "attn_output_norm", "width"),
+    *_both(_LAYER + "intermediate.dense", _BLOCK + "ffn_up", "feed_forward", "width"),
+    *_both(_LAYER + "output.dense", _BLOCK + "ffn_down", "width", "feed_forward"),
+    *_both(_LAYER + "output.LayerNorm", _BLOCK + "layer_output_norm", "width"),
+)
+_BERT_UNUSED = r"embeddings\.position_ids|pooler\.dense\.(weight|bias)|(cls|lm_head)\..*"
+BERT = Family(
+    classes=("BertModel", "BertForMaskedLM"),
+    architecture="bert",
+    tensors=tuple(known._replace(skip="") for known in _BERT_TENSORS),
+    read_sizes=_read_sizes,
+    describe=_describe_bert,
+    prefix=r"(bert\.)?",
+    unused=_BERT_UNUSED,
+    activations=_GELU,
+    encoder=True,
+)
+
+
+def _read_roberta_sizes(config: Config) -> dict[str, int]:
+    """RoBERTa counts positions from behind the number of the padding token."""
+    sizes = _read_sizes(config)
+    skipped = config.count("pad_token_id", 1) + 1
+    return {**sizes, "skipped": skipped, "context": sizes["positions"] - skipped}
+
+
+ROBERTA = Family(
+    classes=("XLMRobertaModel", "XLMRobertaForMaskedLM", "RobertaModel", "RobertaForMaskedLM"),
+    architecture="bert",
+    tensors=_BERT_TENSORS,
+    read_sizes=_read_roberta_sizes,
+    describe=_describe_bert,
+    prefix=r"(roberta\.)?",
+    unused=_BERT_UNUSED,
+    activations=_GELU,
+    encoder=True,
+)
+
+
+def _describe_modern(config: Config, sizes: Sizes) -> dict[str, Any]:
+    local = rotary.parameters(config, "sliding_attention").number("rope_theta", config.number("local_rope_theta", 1e4))
+    every = config.count("global_attn_every_n_layers", 3)
+    types = config.get("layer_types")
+    if types is not None and types != [_attention(n, every) for n in range(sizes["layers"])]:
+        raise UnsupportedModel("its windows are in other layers than those that llama.cpp knows for ModernBERT")
+    return {
+        **_describe(config, sizes),
+        "attention.layer_norm_epsilon": config.number("norm_eps", 1e-5),
+        "attention.sliding_window": config.count("local_attention", 128),
+        "attention.sliding_window_pattern": every,
+        "rope.freq_base": rotary.base(config, default=config.number("global_rope_theta", 160_000.0)),
+        "rope.freq_base_swa": local,
+        "rope.scaling.type": "none",
+    }
+
+
+def _attention(layer: int, every: int) -> str:
+    return "sliding_attention" if layer % every else "full_attention"
+
+
+MODERN_BERT = Family(
+    classes=("ModernBertModel", "ModernBertForMaskedLM"),
+    architecture="modern-bert",
+    tensors=(
+        Known("embeddings.tok_embeddings.weight", "token_embd.weight", ("vocabulary", "width")),
+        Known("embeddings.norm.weight", "token_embd_norm.weight", _WIDTH),
+        Known("final_norm.weight", "output_norm.weight", _WIDTH),
+        # The first layer has none.
+        Known("layers.{}.attn_norm.weight", "blk.{}.attn_norm.weight", _WIDTH, required=False),
+        Known("layers.{}.attn.Wqkv.weight", "blk.{}.attn_qkv.weight", ("three_width", "width")),
+        Known("layers.{}.attn.Wo.weight", "blk.{}.attn_output.weight", ("width", "width")),
+        Known("layers.{}.mlp_norm.weight", "blk.{}.ffn_norm.weight", _WIDTH),
+        Known("layers.{}.mlp.Wi.weight", "blk.{}.ffn_up.weight", ("two_feed_forward", "width")),
+        Known("layers.{}.mlp.Wo.weight", "blk.{}.ffn_down.weight", ("width", "feed_forward")),
+    ),
+    read_sizes=_read_sizes,
+    describe=_describe_modern,
+    unused=r"(head|decoder)\..*",
+    activations=("gelu",),
+    encoder=True,
+)
+# Nomic's own code has GPT-2's names for the settings.
+_NOMIC_NAMES = {
+    **{"hidden_size": "n_embd", "num_attention_heads": "n_head", "num_hidden_layers": "n_layer"},
+    **{"intermediate_size": "n_inner", "max_position_embeddings": "n_positions"},
+    **{"layer_norm_eps": "layer_norm_epsilon", "rope_theta": "rotary_emb_base"},
+}
+
+
+def _nomic(config: Config) -> Config:
+    ours = {name: config.get(theirs) for name, theirs in _NOMIC_NAMES.items() if config.get(theirs) is not None}
+    return Config(config.name, {**config.values, **ours})
+
+
+def _read_nomic_sizes(config: Config) -> dict[str, int]:
+    odd = {"prenorm": False, "rotary_emb_interleaved": False, "rotary_emb_fraction": 1.0, "causal": False}
+    other = [key for key, value in odd.items() if config.values.get(key, value) != value]
+    if other or config.get("moe_every_n_layers"):
+        raise UnsupportedModel(f"it is a variant of Nomic BERT that cannot be converted yet ({(*other, 'experts')[0]})")
+    sizes = _read_sizes(_nomic(config))
+    return {**sizes, "context": min(sizes["positions"], config.count("max_trained_positions", 2048))}
+
+
+def _describe_nomic(config: Config, sizes: Sizes) -> dict[str, Any]:
+    config = _nomic(config)
+    return {**_describe(config, sizes), "rope.freq_base": rotary.base(config)}
+
+
+_LAYERS = "encoder.layers.{}."
+NOMIC_BERT = Family(
+    classes=("NomicBertModel",),
+    architecture="nomic-bert",
+    tensors=(
+        Known("embeddings.word_embeddings.weight", "token_embd.weight", ("vocabulary", "width")),
+        Known("embeddings.token_type_embeddings.weight", "token_types.weight", ("kinds", "width")),
+        *_both("emb_ln", "token_embd_norm", "width"),
+        Known(_LAYERS + "attn.Wqkv.weight", _BLOCK + "attn_qkv.weight", ("three_width", "width")),
+        Known(_LAYERS + "attn.out_proj.weight", _BLOCK + "attn_output.weight", ("width", "width")),
+        *_both(_LAYERS + "norm1", _BLOCK + "attn_output_norm", "width"),
+        Known(_LAYERS + "mlp.fc11.weight", _BLOCK + "ffn_up.weight", ("feed_forward", "width")),
+        Known(_LAYERS + "mlp.fc12.weight", _BLOCK + "ffn_gate.weight", ("feed_forward", "width")),
+        Known(_LAYERS + "mlp.fc2.weight", _BLOCK + "ffn_down.weight", ("width", "feed_forward")),
+        *_both(_LAYERS + "norm2", _BLOCK + "layer_output_norm", "width"),
+    ),
+    read_sizes=_read_nomic_sizes,
+    describe=_describe_nomic,
+    unused=_BERT_UNUSED,
+    activations=("silu", "swiglu"),
+    encoder=True,
+)
+FAMILIES = (BERT, ROBERTA, MODERN_BERT, NOMIC_BERT)

@@ -1,0 +1,115 @@
+"""What vocabularies of every kind have in common: numbers, added tokens, and the steps around the model."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from quant.convert.pretokenizer import listed
+from quant.errors import MalformedFile
+from quant.gguf import TOKEN_CONTROL, TOKEN_NORMAL, TOKEN_UNUSED, TOKEN_USER
+
+FILE = "tokenizer.json"
+# Added tokens of this look steer the model even where they are not marked as special, as llama.cpp has it.
+_STEERING = re.compile(r"<\|.*\|>|<｜.*｜>|<unused\d+>|<pad>|<mask>", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """Ids by text, and the `tokenizer.ggml.*` entries: tokens by id, padded to the model's size, their types, ….
+
+    `first` and `last` are the ids that the tokenizer itself puts before and after a text, None for none.
+    """
+
+    ids: Mapping[str, int]
+    entries: dict[str, Any]
+    first: int | None = None
+    last: int | None = None
+
+
+def broken(rule: str) -> MalformedFile:
+    """The error for a `tokenizer.json` that breaks a rule."""
+    return MalformedFile(f"`{FILE}` is not a valid tokenizer: {rule}")
+
+
+def is_id(value: Any) -> bool:
+    """Whether this can be the number of a token."""
+    return type(value) is int and 0 <= value < 1 << 24
+
+
+def read_vocab(model: dict[str, Any]) -> dict[str, int]:
+    """The tokens of a model and their numbers."""
+    vocab = model.get("vocab")
+    if not isinstance(vocab, dict) or not vocab:
+        raise broken("`vocab` is no object from tokens to numbers")
+    if not all(map(is_id, vocab.values())):
+        raise broken("`vocab` has an entry whose number is none")
+    if len(set(vocab.values())) != len(vocab):
+        raise broken("two tokens of `vocab` have the same number")
+    return vocab
+
+
+def read_added(tokenizer: dict[str, Any]) -> list[tuple[int, str, bool]]:
+    """The added tokens: number, text, and whether it is special."""
+    added = tokenizer.get("added_tokens") or []
+    if not isinstance(added, list) or not all(isinstance(entry, dict) for entry in added):
+        raise broken("`added_tokens` is no list of objects")
+    entries = [(entry.get("id"), entry.get("content"), bool(entry.get("special"))) for entry in added]
+    if not all(is_id(id) and isinstance(content, str) and content for id, content, _ in entries):
+        raise broken("an added token has no text or no number")
+    return entries
+
+
+def place_tokens(vocab: dict[str, int], added: list[tuple[int, str, bool]], size: int) -> tuple[list[str], list[int]]:
+    """Texts and types by number. Numbers that nobody uses, up to the model's size, become tokens marked as unused."""
+    texts = {id: text for text, id in vocab.items()}
+    types = dict.fromkeys(texts, TOKEN_NORMAL)
+    for id, content, special in added:
+        if vocab.get(content, id) != id or texts.get(id, content) != content:
+            raise broken(f"the added token {ascii(content)[:60]} and `vocab` disagree about number {id}")
+        texts[id] = content
+        types[id] = TOKEN_CONTROL if special or _STEERING.fullmatch(content) else TOKEN_USER
+    if max(texts) >= size:
+        raise MalformedFile(f"`{FILE}` has token number {max(texts)}, and the model only {size} embeddings")
+    taken = set(texts.values())
+    for id in range(size):
+        if id not in texts:
+            name = f"[PAD{id}]"
+            while name in taken:
+                name += "_"
+            texts[id], types[id] = name, TOKEN_UNUSED
+    return [texts[id] for id in range(size)], [types[id] for id in range(size)]
+
+
+def steps(step: Any, inner: str) -> list[dict[str, Any]]:
+    """A step and those inside of it, flat; `inner` is the key under which a sequence has them."""
+    if step is None:
+        return []
+    if not isinstance(step, dict):
+        raise broken("a step is no object")
+    if step.get("type") == "Sequence":
+        return [part for entry in listed(step, inner) for part in steps(entry, inner)]
+    return [step]
+
+
+def framing(tokenizer: dict[str, Any]) -> tuple[int | None, int | None]:
+    """The special tokens that the post-processor puts before and after a single text."""
+    for step in steps(tokenizer.get("post_processor"), "processors"):
+        if step.get("type") == "TemplateProcessing":
+            parts = [next(iter(part.items())) for part in listed(step, "single") if isinstance(part, dict) and part]
+            kinds = [kind for kind, _ in parts]
+            if "Sequence" in kinds:
+                here = kinds.index("Sequence")
+                return _special(step, parts[:here][:1]), _special(step, parts[here + 1 :][-1:])
+    return None, None
+
+
+def _special(step: dict[str, Any], parts: list[tuple[str, Any]]) -> int | None:
+    """The number of the special token that is the only one of `parts`, if it is one."""
+    names = [value.get("id") for kind, value in parts if kind == "SpecialToken" and isinstance(value, dict)]
+    known = step.get("special_tokens")
+    token = known.get(str(names[0])) if names and isinstance(known, dict) else None
+    ids = token.get("ids") if isinstance(token, dict) else None
+    return ids[0] if isinstance(ids, list) and ids and is_id(ids[0]) else None

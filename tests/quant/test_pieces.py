@@ -1,0 +1,136 @@
+"""WordPiece and Unigram vocabularies: ids through llama.cpp against `tokenizers`, and what must be refused."""
+
+from __future__ import annotations
+
+import base64
+import copy
+import json
+import struct
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import gguf
+import pytest
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+
+from quant.convert.tokenizer import read_vocabulary
+from quant.errors import QuantError
+from tests.quant.engine import Engine
+from tests.quant.support import ROOT
+from tests.quant.test_tokenizer import NASTY, PLAIN, folder, vocabulary_file
+
+CORPUS = [PLAIN, NASTY, *(ROOT / "README.md").read_text().splitlines()]
+# What an encoder is asked to read; special tokens inside are left out, since both sides are told to look for them.
+TEXTS = (
+    "Hello, world!  A quick\tbrown fox\r\njumps over the lazy dog; it's 3.14159 o'clock…",
+    "Ünïcödé naïve CAFÉ façade Привет мир Ελληνικά 日本語テスト 我想在apple工作 한국어 ไทย עברית العربية",
+    "quantization quantizing unquantizable zzzzqqqq 12345",
+    "   ",
+    "",
+    "a [MASK] b",
+)
+
+
+def word_piece(lowercase: bool = True) -> dict[str, Any]:
+    specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.train_from_iterator(CORPUS, trainers.WordPieceTrainer(vocab_size=1500, special_tokens=specials))
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    found: dict[str, Any] = json.loads(tokenizer.to_str())
+    return found
+
+
+def unigram() -> dict[str, Any]:
+    specials = ["<s>", "<pad>", "</s>", "<unk>"]
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.normalizer = normalizers.Replace(Regex(" {2,}"), " ")
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always")
+    trainer = trainers.UnigramTrainer(vocab_size=600, special_tokens=specials, unk_token="<unk>")
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", pair="<s> $A </s> $B </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
+    found: dict[str, Any] = json.loads(tokenizer.to_str())
+    return found
+
+
+def compare(tokenizer: dict[str, Any], texts: Iterable[str], path: Path, specials: tuple[int, int]) -> None:
+    size = len(tokenizer["model"]["vocab"]) + 3
+    vocabulary = read_vocabulary(folder(tokenizer), size)
+    assert (vocabulary.first, vocabulary.last) == specials
+    numbers = {"bos_token_id": specials[0], "eos_token_id": specials[1], "add_bos_token": True, "add_eos_token": True}
+    entries = vocabulary.entries | {f"tokenizer.ggml.{key}": value for key, value in numbers.items()}
+    original = Tokenizer.from_str(json.dumps(tokenizer))
+    with Engine(vocabulary_file(path, entries), vocabulary_only=True) as engine:
+        for text in texts:
+            assert engine.tokenize(text, first=True, special=True) == original.encode(text).ids, text
+
+
+@pytest.mark.parametrize("lowercase", [True, False])
+def test_word_pieces_are_those_of_tokenizers(tmp_path: Path, lowercase: bool) -> None:
+    # With accents, llama.cpp leaves Korean syllables whole where the original takes them apart, whoever converts.
+    texts = [text.replace("한국어", "") if lowercase else text for text in TEXTS]
+    compare(word_piece(lowercase), texts, tmp_path / "v.gguf", (2, 3))
+
+
+def test_unigram_pieces_are_those_of_tokenizers(tmp_path: Path) -> None:
+    # Of a text of nothing but spaces llama.cpp leaves nothing, the original one space.
+    compare(unigram(), [text for text in TEXTS if text.strip() or not text], tmp_path / "v.gguf", (0, 2))
+
+
+def charsmap(size: int, rest: bytes = b"a\0") -> str:
+    return base64.b64encode(struct.pack("<I", size) + bytes(size if size < 1000 else 8) + rest).decode()
+
+
+def changed(tokenizer: dict[str, Any], **values: Any) -> dict[str, Any]:
+    found = copy.deepcopy(tokenizer)
+    for key, value in values.items():
+        found["model" if key in found["model"] else key] = (
+            {**found["model"], key: value} if key in found["model"] else value
+        )
+    return found
+
+
+def precompiled(text: Any) -> dict[str, Any]:
+    return changed(unigram(), normalizer={"type": "Precompiled", "precompiled_charsmap": text})
+
+
+def test_the_table_of_replacements_is_kept_as_bytes(tmp_path: Path) -> None:
+    entries = read_vocabulary(folder(precompiled(charsmap(8))), 700).entries
+    path = vocabulary_file(tmp_path / "v.gguf", entries)
+    field = gguf.GGUFReader(path).fields["tokenizer.ggml.precompiled_charsmap"]
+    assert bytes(field.contents()) == base64.b64decode(charsmap(8))
+
+
+REFUSED: dict[str, tuple[Any, str]] = {
+    "other mark": (lambda: changed(word_piece(), continuing_subword_prefix="@@"), "`##`"),
+    "unknown token unknown": (lambda: changed(word_piece(), unk_token="<none>"), "`unk_token`"),
+    "other normalizer": (lambda: changed(word_piece(), normalizer={"type": "NFC"}), "another way"),
+    "other cutting": (lambda: changed(word_piece(), pre_tokenizer={"type": "Whitespace"}), "another way"),
+    "nothing around": (lambda: changed(word_piece(), post_processor=None), "before and after"),
+    "no pieces": (lambda: changed(unigram(), vocab=[]), "`vocab`"),
+    "score no number": (lambda: changed(unigram(), vocab=[["a", None]]), "`vocab`"),
+    "score not finite": (lambda: changed(unigram(), vocab=[["a", float("nan")]]), "`vocab`"),
+    "piece twice": (lambda: changed(unigram(), vocab=[["a", 0.0], ["a", 0.0]]), "the same"),
+    "unknown outside": (lambda: changed(unigram(), unk_id=100_000), "`unk_id`"),
+    "bytes": (lambda: changed(unigram(), byte_fallback=True), "bytes"),
+    "spaces kept": (lambda: changed(unigram(), pre_tokenizer=None), "spaces"),
+    "other step": (lambda: changed(unigram(), normalizer={"type": "NFKC"}), "NFKC"),
+    "table no text": (lambda: precompiled(3), "precompiled_charsmap"),
+    "table no base64": (lambda: precompiled("%%%"), "precompiled_charsmap"),
+    "table too long": (lambda: precompiled(charsmap(4096)), "precompiled_charsmap"),
+    "table odd": (lambda: precompiled(charsmap(7)), "precompiled_charsmap"),
+    "table without end": (lambda: precompiled(charsmap(8, b"a")), "precompiled_charsmap"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_llama_cpp_would_not_follow_is_refused(case: str) -> None:
+    make, reason = REFUSED[case]
+    with pytest.raises(QuantError, match=reason):
+        read_vocabulary(folder(make()), 5000)
