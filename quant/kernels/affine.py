@@ -20,7 +20,7 @@ import numpy as np
 
 from quant.kernels import layout_k
 from quant.kernels.compiler import kernel, part
-from quant.kernels.fitting import Effort, affine_error, affine_fit, affine_sums, divide, flat_weights
+from quant.kernels.fitting import Effort, affine_error, affine_fit, affine_sums, divide, flat_weights, stretch
 from quant.kernels.formats import Floats, Format, Parts, register
 from quant.kernels.half import from_half, to_half
 from quant.kernels.layout_k import pack_q2, pack_q4, pack_q5, restore_affine, unpack_q2, unpack_q4, unpack_q5
@@ -109,7 +109,7 @@ def _refine_group(x, w, first, size, top, codes, d, dmin, scale, low, reach, w_s
 
 
 @kernel(
-    "void(float32[::1], float32[::1], int64, float32, float32, float32, float32, int64, int64, int64, int64,"
+    "void(float32[::1], float32[::1], int64, float32, float32, float32, float32, int64, int64, int64, int64, float32,"
     "uint8[::1], uint16[::1], uint16[::1], uint8[::1], uint8[::1])"
 )
 def _search(
@@ -124,6 +124,7 @@ def _search(
     polish,
     rounds,
     reach,
+    share,
     levels,
     d_out,
     dmin_out,
@@ -188,13 +189,23 @@ def _search(
             for g in range(groups):
                 store(scale, g, d * load(code, g))
                 store(low, g, dmin * load(low_code, g))
-        store(d_out, t, to_half(d))
-        store(dmin_out, t, to_half(dmin))
+        wxx = splat(0.0)
+        wxh = splat(0.0)
         for g in range(groups):
+            s = load(scale, g)
+            wxl = splat(0.0)
             inverse = divide(splat(1.0), load(scale, g))
             offset = load(low, g) * inverse
             for i in range(g * size, (g + 1) * size):
-                store(tile, i, integers(minimum(maximum(rint(fma(load(x, i), inverse, offset)), 0), top)))
+                v = load(x, i)
+                level = minimum(maximum(rint(fma(v, inverse, offset)), 0), top)
+                store(tile, i, integers(level))
+                wx = load(w, i) * v
+                wxx = fma(wx, v, wxx)
+                wxl = fma(wx, level, wxl)
+            wxh = fma(s, wxl, wxh) - load(low, g) * load(wx_sums, g)
+        store(d_out, t, to_half(stretch(d, share, wxx, wxh)))
+        store(dmin_out, t, to_half(stretch(dmin, share, wxx, wxh)))
         for i in range(0, _BLOCK, LANES):
             transpose(tile, i * LANES, LANES, levels, base + i, _BLOCK)
         for g in range(groups):
@@ -218,9 +229,9 @@ def _searcher(
     return search
 
 
-_Q2 = Effort(-0.6, 0.15, 12, 2, 2, 1), Effort(-1.0, 0.1, 24, 2, 3, 2)
-_Q4 = Effort(-2.0, 0.25, 16, 2, 2, 1), Effort(-3.0, 0.2, 24, 2, 2, 2)
-_Q5 = Effort(-3.0, 0.3, 20, 2, 2, 1), Effort(-4.0, 0.4, 20, 2, 2, 2)
+_Q2 = Effort(-0.6, 0.15, 12, 2, 2, 1, 1.0), Effort(-1.0, 0.1, 24, 2, 3, 2, 0.5)
+_Q4 = Effort(-2.0, 0.25, 16, 2, 2, 1, 0.5), Effort(-3.0, 0.2, 24, 2, 2, 2, 0.5)
+_Q5 = Effort(-3.0, 0.3, 20, 2, 2, 1, 1.0), Effort(-4.0, 0.4, 20, 2, 2, 2, 1.0)
 for _type, _search_type, _pack, _unpack in (
     (QuantType.Q2_K, _searcher(16, 3, 15, *_Q2), pack_q2, unpack_q2),
     (QuantType.Q4_K, _searcher(8, 15, 63, *_Q4), pack_q4, unpack_q4),

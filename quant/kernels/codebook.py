@@ -13,7 +13,7 @@ import numpy as np
 
 from quant.kernels import layout_whole
 from quant.kernels.compiler import kernel, part
-from quant.kernels.fitting import flat_weights, quotient
+from quant.kernels.fitting import flat_weights, quotient, stretch
 from quant.kernels.formats import Floats, Format, Parts, register
 from quant.kernels.half import from_half, to_half
 from quant.kernels.layout_whole import IQ4_NL, IQ4_VALUES, IQ4_XS
@@ -109,10 +109,10 @@ def _refine_group(x, w, table, first, d, scale, reach):
 
 
 @kernel(
-    "void(float32[::1], float32[::1], float32[::1], int32[::1], int64, int64, int64,"
+    "void(float32[::1], float32[::1], float32[::1], int32[::1], int64, int64, int64, float32,"
     "uint8[::1], uint16[::1], uint8[::1])"
 )
-def _search(source, weights, table, level_of, groups, steps, rounds, levels, d_out, scales):
+def _search(source, weights, table, level_of, groups, steps, rounds, share, levels, d_out, scales):
     """Fill the parts of len(d_out) blocks, a multiple of 16. A single group has no scale besides d."""
     block = groups * _SIZE
     x = np.empty(block * LANES, np.float32)
@@ -148,11 +148,21 @@ def _search(source, weights, table, level_of, groups, steps, rounds, levels, d_o
             d = where(aa > 0, from_half(to_half(ax / aa)), d)
             for g in range(groups):
                 store(scale, g, d * load(code, g))
-        store(d_out, t, to_half(d))
+        wxx = splat(0.0)
+        wxh = splat(0.0)
         for g in range(groups):
-            twice = quotient(splat(2.0), d * load(code, g))
+            s = d * load(code, g)
+            wxq = splat(0.0)
+            twice = quotient(splat(2.0), s)
             for i in range(g * _SIZE, (g + 1) * _SIZE):
-                store(tile, i, gather(level_of, _place(load(x, i), twice)))
+                v = load(x, i)
+                place = _place(v, twice)
+                store(tile, i, gather(level_of, place))
+                wx = load(w, i) * v
+                wxx = fma(wx, v, wxx)
+                wxq = fma(wx, gather(table, place), wxq)
+            wxh = fma(s, wxq, wxh)
+        store(d_out, t, to_half(stretch(d, share, wxx, wxh)))
         for i in range(0, block, LANES):
             transpose(tile, i * LANES, LANES, levels, base + i, block)
         for g in range(groups):
@@ -167,7 +177,7 @@ def _run(x: Floats, weights: Floats | None, rounds: int) -> Parts:
         np.empty((len(x), x.shape[1] // 32), np.uint8),
     )
     flat = levels.ravel(), d, scales.ravel()
-    _search(x.ravel(), flat_weights(weights), _TABLE, _LEVELS, x.shape[1] // _SIZE, 18, rounds, *flat)
+    _search(x.ravel(), flat_weights(weights), _TABLE, _LEVELS, x.shape[1] // _SIZE, 18, rounds, 1.0, *flat)
     return Parts(levels, d.view(np.float16), scales=scales)
 
 

@@ -28,6 +28,8 @@ class Effort(NamedTuple):
     """Times that the scales of all groups are chosen for d, and then d for them."""
     reach: int
     """Whole multiples of d that are tried to either side of a group's scale."""
+    share: float
+    """As in `stretch`."""
 
 
 def flat_weights(weights: Floats | None) -> Floats:
@@ -80,3 +82,15 @@ def affine_fit(wl, wll, wlx, w, wx):
     inverse = splat(1.0) / where(under, wll, det)
     scale = where(under, wlx, fma(w, wlx, -(wx * wl))) * inverse
     return scale, where(under, 0, low * inverse), det > 0
+
+
+@part
+def stretch(d, share, wxx, wxh):
+    """Enlarge d by `share` of what restored values x̂ lack: Σw·x·x̂ is smaller than Σw·x², by the squares of errors.
+
+    Least squares makes x̂ small where it is unsure. In a product with inputs that agree, this adds up, where other
+    errors cancel out: with d enlarged, squares of errors grow a little, and what the model says changes less. Measured
+    on `tale`, KL divergence with share 1 by that with 0: IQ1_S 0.67, IQ2_XXS 0.83, Q2_K 0.89, Q3_K 0.97.
+    """
+    lack = minimum(maximum(divide(wxx, wxh) - 1, 0), np.float32(0.3))
+    return fma(d * share, lack, d)

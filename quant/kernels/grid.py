@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from quant.kernels.compiler import kernel, part
-from quant.kernels.fitting import divide, flat_weights
+from quant.kernels.fitting import divide, flat_weights, stretch
 from quant.kernels.formats import Floats, Format, Parts, register
 from quant.kernels.half import from_half, to_half
 from quant.kernels.layout_grid import LAYOUTS, grid_vectors
@@ -40,6 +40,7 @@ from quant.types import QuantType
 
 _BLOCK = 256
 _CODES = np.float32(15)
+_SHARE = 0.85
 _HUGE = np.float32(3e38)
 
 
@@ -91,10 +92,10 @@ def _group_sums(x, w, first, size, dims, grid, scale, tables, chosen):
 
 @kernel(
     "void(float32[::1], float32[::1], int64, boolean, float32, float32[::1], float32[::1], int32[::1], int32[::1],"
-    "int64, float32[::1], int64, uint16[::1], uint8[::1], uint16[::1], uint8[::1])"
+    "int64, float32[::1], int64, float32, uint16[::1], uint8[::1], uint16[::1], uint8[::1])"
 )
 def _search(
-    source, weights, size, even, unit, values, vectors, near, index_of, dims, starts, rounds,
+    source, weights, size, even, unit, values, vectors, near, index_of, dims, starts, rounds, share,
     levels, signs, d_out, scales,
 ):  # fmt: skip
     """Fill the parts of len(d_out) super-blocks, a multiple of 16.
@@ -139,6 +140,7 @@ def _search(
             store(scale, g, best_scale)
             largest = maximum(largest, best_scale)
         d = from_half(to_half(largest / (unit * 31))) * unit
+        ax = splat(0.0)
         for _ in range(rounds):
             ax = splat(0.0)
             aa = splat(0.0)
@@ -168,7 +170,11 @@ def _search(
             d = where(ax > 0, from_half(to_half(ax / (aa * unit))) * unit, d)
             for g in range(groups):
                 store(scale, g, d * load(code, g))
-        store(d_out, t, to_half(d / unit))
+        wxx = splat(0.0)
+        for i in range(_BLOCK):
+            v = load(x, i)
+            wxx = fma(load(w, i) * v, v, wxx)
+        store(d_out, t, to_half(stretch(d, share, wxx, d * ax) / unit))
         for lane in range(LANES):
             block = t * LANES + lane
             for i in range(_BLOCK // dims):
@@ -190,7 +196,6 @@ class _Shape(NamedTuple):
     """A group's scale is d·unit·(2·code + 1)."""
     starts: int
     """Candidates for a group's scale."""
-    rounds: int
 
 
 @cache
@@ -210,7 +215,7 @@ def _searcher(type: QuantType, shape: _Shape) -> Callable[[Floats, Floats | None
         flat = levels.ravel(), signs.ravel(), d, scales.ravel()
         _search(
             x.ravel(), flat_weights(weights), shape.size, shape.even, shape.unit, *_tables(type), dims, starts,
-            shape.rounds, *flat,
+            1, _SHARE, *flat,
         )  # fmt: skip
         return Parts(levels, d.view(np.float16), scales=scales, signs=signs)
 
@@ -218,11 +223,11 @@ def _searcher(type: QuantType, shape: _Shape) -> Callable[[Floats, Floats | None
 
 
 for _type, _shape in {
-    QuantType.IQ2_XXS: _Shape(32, True, 1 / 8, 4, 1),
-    QuantType.IQ2_XS: _Shape(16, True, 1 / 8, 4, 1),
-    QuantType.IQ2_S: _Shape(16, False, 1 / 8, 4, 1),
-    QuantType.IQ3_XXS: _Shape(32, True, 1 / 4, 5, 1),
-    QuantType.IQ3_S: _Shape(32, False, 1.0, 4, 1),
+    QuantType.IQ2_XXS: _Shape(32, True, 1 / 8, 4),
+    QuantType.IQ2_XS: _Shape(16, True, 1 / 8, 4),
+    QuantType.IQ2_S: _Shape(16, False, 1 / 8, 4),
+    QuantType.IQ3_XXS: _Shape(32, True, 1 / 4, 5),
+    QuantType.IQ3_S: _Shape(32, False, 1.0, 4),
 }.items():
     _limit = 65504.0 * 31 * _shape.unit * float(grid_vectors(_type).max())
     register(_type, Format(_searcher(_type, _shape), *LAYOUTS[_type], _limit))

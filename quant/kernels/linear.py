@@ -14,7 +14,7 @@ import numpy as np
 
 from quant.kernels import layout_ternary, layout_whole
 from quant.kernels.compiler import kernel, part
-from quant.kernels.fitting import ROUNDER, flat_weights, quotient
+from quant.kernels.fitting import ROUNDER, flat_weights, quotient, stretch
 from quant.kernels.formats import Floats, Format, Parts, register
 from quant.kernels.half import from_half, to_half
 from quant.kernels.simd import (
@@ -50,9 +50,10 @@ def _sums(x, w, size, inverse, low, high):
 
 
 @kernel(
-    "void(float32[::1], float32[::1], int64, float32, float32, float32, float32, int64, int64, uint8[::1], uint16[::1])"
+    "void(float32[::1], float32[::1], int64, float32, float32, float32, float32, int64, int64, float32,"
+    "uint8[::1], uint16[::1])"
 )
-def _search(source, weights, size, low, high, start, step, steps, polish, levels, d_out):
+def _search(source, weights, size, low, high, start, step, steps, polish, share, levels, d_out):
     """Fill the parts of len(d_out) blocks, a multiple of 16. Stored levels begin at 0, for `low`.
 
     The candidates are those that bring the element of largest magnitude to start, start + step, ….
@@ -81,23 +82,30 @@ def _search(source, weights, size, low, high, start, step, steps, polish, levels
             better = wlx * wlx * best_wll > best_wlx * best_wlx * wll
             best_wll = where(better, wll, best_wll)
             best_wlx = where(better, wlx, best_wlx)
-        half = to_half(best_wlx / best_wll)
-        d = from_half(half)
+        d = from_half(to_half(best_wlx / best_wll))
         inverse = quotient(splat(1.0), d)
-        store(d_out, t, half)
+        wxx = splat(0.0)
+        wxl = splat(0.0)
         for i in range(size):
-            store(tile, i, integers(minimum(maximum(rint(load(x, i) * inverse), low), high) - low))
+            v = load(x, i)
+            level = minimum(maximum(rint(v * inverse), low), high)
+            wx = load(w, i) * v
+            wxx = fma(wx, v, wxx)
+            wxl = fma(wx, level, wxl)
+            store(tile, i, integers(level - low))
+        store(d_out, t, to_half(stretch(d, share, wxx, d * wxl)))
         for i in range(0, size, LANES):
             transpose(tile, i * LANES, LANES, levels, base + i, size)
 
 
 class _Effort(NamedTuple):
-    """Candidates and then rounds of the search."""
+    """Candidates, then rounds of the search, and how much d is enlarged (`stretch`)."""
 
     start: float
     step: float
     steps: int
     polish: int
+    share: float
 
 
 def _searcher(low: int, high: int, plain: _Effort, weighted: _Effort) -> Callable[[Floats, Floats | None], Parts]:
@@ -118,10 +126,10 @@ def _searcher(low: int, high: int, plain: _Effort, weighted: _Effort) -> Callabl
     return search
 
 
-_Q4 = _Effort(-7.0, -0.25, 9, 1), _Effort(-7.0, -0.25, 9, 1)
-_Q5 = _Effort(-14.0, -0.3, 9, 1), _Effort(-14.0, -0.3, 9, 1)
-_Q2 = _Effort(1.3, 0.2, 9, 1), _Effort(1.3, 0.2, 9, 1)
-_TQ = _Effort(0.8, 0.3, 9, 1), _Effort(0.8, 0.3, 9, 1)
+_Q4 = _Effort(-7.0, -0.25, 9, 1, 1.0), _Effort(-7.0, -0.25, 9, 1, 1.0)
+_Q5 = _Effort(-14.0, -0.3, 9, 1, 1.0), _Effort(-14.0, -0.3, 9, 1, 1.0)
+_Q2 = _Effort(1.3, 0.2, 9, 1, 1.0), _Effort(1.3, 0.2, 9, 1, 1.0)
+_TQ = _Effort(0.8, 0.3, 9, 1, 1.0), _Effort(0.8, 0.3, 9, 1, 1.0)
 for _type, _searches, _layout, _largest in (
     (QuantType.Q4_0, _searcher(-8, 7, *_Q4), layout_whole.Q4_0, 8),
     (QuantType.Q5_0, _searcher(-16, 15, *_Q5), layout_whole.Q5_0, 16),

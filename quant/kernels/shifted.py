@@ -18,7 +18,7 @@ from functools import cache
 import numpy as np
 
 from quant.kernels.compiler import kernel, part
-from quant.kernels.fitting import divide, flat_weights
+from quant.kernels.fitting import divide, flat_weights, stretch
 from quant.kernels.formats import Floats, Format, Parts, register
 from quant.kernels.half import from_half, to_half
 from quant.kernels.layout_grid import LAYOUTS, SHIFT, grid_vectors
@@ -42,6 +42,7 @@ from quant.kernels.simd import (
 from quant.types import QuantType
 
 _BLOCK, _DIMS = 256, 8
+_SHARE = 0.9
 _HUGE = np.float32(3e38)
 
 
@@ -113,10 +114,10 @@ def _group_sums(x, w, first, size, span, grid, scale, exact, tables, chosen, shi
 
 @kernel(
     "void(float32[::1], float32[::1], int64, int64, float32[::1], float32[::1], int32[::1], int32[::1],"
-    "float32[::1], int64, uint16[::1], uint8[::1], uint16[::1], uint8[::1])"
+    "float32[::1], int64, float32, uint16[::1], uint8[::1], uint16[::1], uint8[::1])"
 )
 def _search(
-    source, weights, size, span, values, vectors, near, index_of, starts, rounds,
+    source, weights, size, span, values, vectors, near, index_of, starts, rounds, share,
     levels, minima, d_out, scales,
 ):  # fmt: skip
     """Fill the parts of len(d_out) super-blocks, a multiple of 16.
@@ -158,6 +159,7 @@ def _search(
             store(scale, g, best_scale)
             largest = maximum(largest, best_scale)
         d = from_half(to_half(largest / 15))
+        ax = splat(0.0)
         for _ in range(rounds):
             ax = splat(0.0)
             aa = splat(0.0)
@@ -187,7 +189,11 @@ def _search(
             d = where(ax > 0, from_half(to_half(ax / aa)), d)
             for g in range(groups):
                 store(scale, g, d * load(code, g))
-        store(d_out, t, to_half(d))
+        wxx = splat(0.0)
+        for i in range(_BLOCK):
+            v = load(x, i)
+            wxx = fma(load(w, i) * v, v, wxx)
+        store(d_out, t, to_half(stretch(d, share, wxx, d * ax)))
         for lane in range(LANES):
             block = t * LANES + lane
             for i in range(eights):
@@ -209,7 +215,7 @@ def _searcher(size: int, span: int, starts: Floats) -> Callable[[Floats, Floats 
         levels, d = np.empty((n, _BLOCK // _DIMS), np.uint16), np.empty(n, np.uint16)
         minima, scales = np.empty((n, _BLOCK // span), np.uint8), np.empty((n, _BLOCK // size), np.uint8)
         flat = levels.ravel(), minima.ravel(), d, scales.ravel()
-        _search(x.ravel(), flat_weights(weights), size, span, *_tables(), starts, 1, *flat)
+        _search(x.ravel(), flat_weights(weights), size, span, *_tables(), starts, 1, _SHARE, *flat)
         return Parts(levels, d.view(np.float16), scales=scales, minima=minima)
 
     return run

@@ -14,7 +14,7 @@ import numpy as np
 
 from quant.kernels import layout_k
 from quant.kernels.compiler import kernel, part
-from quant.kernels.fitting import ROUNDER, Effort, flat_weights, quotient
+from quant.kernels.fitting import ROUNDER, Effort, flat_weights, quotient, stretch
 from quant.kernels.formats import Floats, Format, Parts, register
 from quant.kernels.half import from_half, to_half
 from quant.kernels.layout_k import pack_q3, pack_q6, restore_q3, restore_q6, unpack_q3, unpack_q6
@@ -105,10 +105,10 @@ def _refine_group(x, w, first, bound, codes, d, scale, reach):
 
 
 @kernel(
-    "void(float32[::1], float32[::1], float32, float32, float32, float32, int64, int64, int64, int64,"
+    "void(float32[::1], float32[::1], float32, float32, float32, float32, int64, int64, int64, int64, float32,"
     "uint8[::1], uint16[::1], uint8[::1])"
 )
-def _search(source, weights, bound, codes, start, step, steps, polish, rounds, reach, levels, d_out, scales):
+def _search(source, weights, bound, codes, start, step, steps, polish, rounds, reach, share, levels, d_out, scales):
     """Fill the parts of len(d_out) super-blocks, a multiple of 16. Levels get their offset, scales none."""
     x = np.empty(_BLOCK * LANES, np.float32)
     w = np.ones(_BLOCK * LANES, np.float32)
@@ -140,13 +140,22 @@ def _search(source, weights, bound, codes, start, step, steps, polish, rounds, r
             d = where(aa > 0, from_half(to_half(ax / aa)), d)
             for g in range(_GROUPS):
                 store(scale, g, d * load(code, g))
-        store(d_out, t, to_half(d))
+        wxx = splat(0.0)
+        wxh = splat(0.0)
         for g in range(_GROUPS):
+            s = load(scale, g)
+            wxl = splat(0.0)
             inverse = quotient(splat(1.0), load(scale, g))
             store(code_tile, g, integers(load(code, g)))
             for i in range(g * _SIZE, (g + 1) * _SIZE):
-                level = minimum(maximum(rint(load(x, i) * inverse), -bound), bound - 1)
+                v = load(x, i)
+                level = minimum(maximum(rint(v * inverse), -bound), bound - 1)
                 store(tile, i, integers(level + bound))
+                wx = load(w, i) * v
+                wxx = fma(wx, v, wxx)
+                wxl = fma(wx, level, wxl)
+            wxh = fma(s, wxl, wxh)
+        store(d_out, t, to_half(stretch(d, share, wxx, wxh)))
         for i in range(0, _BLOCK, LANES):
             transpose(tile, i * LANES, LANES, levels, base + i, _BLOCK)
         transpose(code_tile, 0, LANES, scales, t * LANES * _GROUPS, _GROUPS)
@@ -165,8 +174,8 @@ def _searcher(bound: int, codes: int, plain: Effort, weighted: Effort) -> Callab
     return search
 
 
-_Q3 = _searcher(4, 32, Effort(-0.7, 0.2, 8, 0, 1, 1), Effort(-1.2, 0.2, 15, 0, 1, 1))
-_Q6 = _searcher(32, 128, Effort(-6.0, 0.6, 20, 1, 2, 1), Effort(-8.0, 0.8, 20, 1, 2, 1))
+_Q3 = _searcher(4, 32, Effort(-0.7, 0.2, 8, 0, 1, 1, 1.0), Effort(-1.2, 0.2, 15, 0, 1, 1, 0.4))
+_Q6 = _searcher(32, 128, Effort(-6.0, 0.6, 20, 1, 2, 1, 1.0), Effort(-8.0, 0.8, 20, 1, 2, 1, 1.0))
 register(QuantType.Q3_K, Format(_Q3, pack_q3, unpack_q3, restore_q3, 65504.0 * 31 * 3))
 register(QuantType.Q6_K, Format(_Q6, pack_q6, unpack_q6, restore_q6, 65504.0 * 127 * 31))
 
