@@ -11,6 +11,7 @@ step.
 from __future__ import annotations
 
 import gc
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -68,7 +69,7 @@ class LlamaEngine:
         load, progress = self._load, _Progress(self._send)
         self._model = Model(Path(load.path), gpu_layers=load.gpu_layers, progress=progress)
         total = load.sequences + (0 if self._model.recurrent else PARKED)
-        shape = Shape(load.context, total, load.sequences, load.threads, load.kv_type)
+        shape = Shape(load.context, total, load.sequences, min(load.threads, usable_threads()), load.kv_type)
         self._context = Context(self._model, shape)
         self._pool = Pool(self._context.tokens, total, self._context)
         self._pool.cuttable = not self._model.recurrent
@@ -229,8 +230,8 @@ class LlamaEngine:
     def _recover(self, status: int) -> None:
         """A step that did not happen: an abort, no room after all, or an error of the engine."""
         for session, start, _ in self._plan:
-            if session.seq:
-                self._context.cut(session.seq.number, start)
+            if session.seq and not self._context.cut(session.seq.number, start):
+                self._pool.clear(session.seq)  # a state that cannot go back is computed again
         if status == ABORTED:
             return
         running = self._schedule.running
@@ -292,6 +293,11 @@ class LlamaEngine:
         if self._frames:
             self._send(*self._frames)
             self._frames.clear()
+
+
+def usable_threads() -> int:
+    """Processors that this process may run on; llama.cpp hangs with more threads than that."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class _Progress:
