@@ -71,8 +71,8 @@ def split(tensors: list[Tensor], count: int) -> list[list[Tensor]]:
     return parts
 
 
-def write_shard(path: Path, tensors: list[Tensor], rng: np.random.Generator) -> None:
-    """One safetensors file."""
+def write_shard(path: Path, tensors: list[Tensor], rng: np.random.Generator, sparse: bool) -> None:
+    """One safetensors file; a `sparse` one ends with its header."""
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for tensor in tensors:
@@ -87,7 +87,7 @@ def write_shard(path: Path, tensors: list[Tensor], rng: np.random.Generator) -> 
     normal = rng.standard_normal(TABLE, np.float32)
     with path.open("wb") as file:
         file.write(struct.pack("<Q", len(raw)) + raw)
-        for tensor in tensors:
+        for tensor in [] if sparse else tensors:
             if tensor.deviation is None:
                 file.write(np.full(math.prod(tensor.shape), 0x3F80, "<u2"))
                 continue
@@ -103,19 +103,19 @@ def to_bf16(values: np.ndarray) -> np.ndarray:
     return ((values.view("<u4") + 0x8000) >> 16).astype("<u2")
 
 
-def make(out: Path, options: argparse.Namespace) -> int:
-    """Write the folder; returns the number of parameters."""
+def make(out: Path, options: argparse.Namespace, sparse: bool = False) -> int:
+    """Write the folder, for `benchmarks.hub` without weights if it is `sparse`; returns the number of parameters."""
     out.mkdir(parents=True, exist_ok=True)
     tensors = list(llama_tensors(options))
     parts = split(tensors, options.shards)
     rng = np.random.default_rng(options.seed)
     if len(parts) == 1:
-        write_shard(out / "model.safetensors", tensors, rng)
+        write_shard(out / "model.safetensors", tensors, rng, sparse)
     else:
         where = {}
         for number, part in enumerate(parts, 1):
             name = f"model-{number:05}-of-{len(parts):05}.safetensors"
-            write_shard(out / name, part, rng)
+            write_shard(out / name, part, rng, sparse)
             where |= {tensor.name: name for tensor in part}
         index = {"metadata": {"total_size": sum(tensor.size for tensor in tensors)}, "weight_map": where}
         (out / "model.safetensors.index.json").write_text(json.dumps(index))
