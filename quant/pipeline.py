@@ -4,7 +4,8 @@ A thread reads slabs of whole rows ahead, several transform and quantize a slab 
 in order as soon as they are ready. Each stage waits for the next, so memory is bounded by a few slabs whatever the size
 of the model, and the bytes depend neither on the number of threads nor on how the source cuts its pieces. After each
 slab the output is told the mark from which the pass could go on: the slab's end is an exact place in the source, since
-only whole slabs are read.
+only whole slabs are read. A stack of experts whose parts the source sends between others is held back in its quantized
+form until it is whole; meanwhile there are no marks.
 """
 
 from __future__ import annotations
@@ -14,18 +15,18 @@ import os
 from collections.abc import Generator, Iterator, Mapping
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import closing
-from itertools import groupby
+from itertools import chain, groupby
 from typing import Any, NamedTuple
 
 import numpy as np
 
 import quant
 from quant.ahead import ahead
+from quant.budget import entries_of, types_of
 from quant.errors import BadValues
 from quant.gguf import DEFAULT_ALIGNMENT, align
 from quant.gguf_writer import Writer, encode_header, layout
-from quant.plan import ModelPlan, Progress, TensorPlan
-from quant.recipes import assign, describe
+from quant.plan import ModelPlan, Progress, Read, TensorPlan
 from quant.streams import Mark, Open, Output, Reader
 from quant.types import QuantType
 
@@ -41,19 +42,20 @@ class Slab(NamedTuple):
     """Some whole rows of a tensor, (rows, columns), as the source has them.
 
     `done` bytes of weights are read by now; `mark` is where the slab ends, None where nobody could go on. A slab
-    without rows is there for its mark.
+    without rows is there for its mark. `read` says which part it belongs to, `whole` that the tensor ends with it.
     """
 
     tensor: TensorPlan
     rows: np.ndarray
     done: int
     mark: Mark | None = None
+    read: Read | None = None
+    whole: bool = False
 
 
 class _Encoded(NamedTuple):
     data: memoryview
-    done: int
-    mark: Mark | None
+    slab: Slab
 
 
 class Conversion:
@@ -62,9 +64,10 @@ class Conversion:
     def __init__(self, plan: ModelPlan, level: str, metadata: Mapping[str, Any] | None = None) -> None:
         """`metadata` are further GGUF entries: where the model comes from, who made the file. Raises UnknownLevel."""
         self.plan = plan
-        self.types = assign(plan, level)
+        self.types = types_of(plan, level)
         self.tensors = layout([(tensor.name, tensor.shape[::-1], self.types[tensor.name]) for tensor in plan.tensors])
-        self.header = encode_header(_arrange({**plan.metadata, **(metadata or {}), **describe(level)}), self.tensors)
+        entries = {**plan.metadata, **(metadata or {}), **entries_of(level, self.types)}
+        self.header = encode_header(_arrange(entries), self.tensors)
 
     @property
     def size(self) -> int:
@@ -75,7 +78,9 @@ class Conversion:
     @property
     def fingerprint(self) -> str:
         """A digest of all that decides the file's bytes, but for the weights themselves: header and origins."""
-        origins = [(t.shard, t.offset, t.size, t.dtype, repr(t.transform), t.values) for t in self.plan.tensors]
+        origins = [
+            (t.shard, t.offset, t.size, t.dtype, repr(t.transform), t.values, t.parts) for t in self.plan.tensors
+        ]
         return hashlib.sha256(self.header + repr((SLAB, origins)).encode()).hexdigest()
 
     def write(
@@ -96,19 +101,19 @@ class Conversion:
         """
         workers = threads or os.cpu_count() or 1
         start = start or _BEGINNING
-        writer = self._writer(output, start)
+        writer, stacks = self._writer(output, start), _Stacks()
         with (
             ThreadPoolExecutor(workers, "quantize") as quantizers,
             ahead(self._submit(quantizers, source, start), workers + AHEAD) as slabs,
         ):
-            for slab in slabs:
-                encoded = slab.result()
-                if encoded.data:
-                    writer.append(encoded.data)
-                if encoded.mark:
-                    output.reached(encoded.mark)
+            for future in slabs:
+                encoded, slab = future.result()
+                for data in stacks.release(encoded, slab):
+                    writer.append(data)
+                if slab.mark:
+                    output.reached(slab.mark)
                 if progress:
-                    progress(encoded.done, self.plan.source_bytes)
+                    progress(slab.done, self.plan.source_bytes)
         writer.finish()
 
     def _submit(self, quantizers: Executor, source: Open, start: Mark) -> Iterator[Future[_Encoded]]:
@@ -128,8 +133,8 @@ class Conversion:
 
     def _encode(self, slab: Slab) -> _Encoded:
         if not slab.rows.size:
-            return _Encoded(memoryview(b""), slab.done, slab.mark)
-        return _Encoded(_encode(slab.tensor, slab.rows, self.types[slab.tensor.name]), slab.done, slab.mark)
+            return _Encoded(memoryview(b""), slab)
+        return _Encoded(_encode(slab.tensor, slab.rows, self.types[slab.tensor.name]), slab)
 
 
 def _arrange(entries: dict[str, Any]) -> dict[str, Any]:
@@ -143,29 +148,76 @@ def _arrange(entries: dict[str, Any]) -> dict[str, Any]:
     return {key: entries[key] for key in sorted(entries, key=group)}
 
 
+class _Stacks:
+    """Holds back the tensors that come in parts until each is whole."""
+
+    def __init__(self) -> None:
+        self._held: dict[str, dict[int, list[memoryview]]] = {}
+
+    def release(self, data: memoryview, slab: Slab) -> Iterator[memoryview]:
+        """What can be written now that `data`, the bytes of `slab`, is there."""
+        if slab.read is None or not slab.tensor.parts:
+            return iter((data,) if data else ())
+        parts = self._held.setdefault(slab.tensor.name, {})
+        parts.setdefault(slab.read.number, []).append(data)
+        if not slab.whole:
+            return iter(())
+        whole = self._held.pop(slab.tensor.name)
+        return chain.from_iterable(whole[number] for number in sorted(whole))
+
+
 def _slabs(plan: ModelPlan, source: Open, start: Mark) -> Generator[Slab]:
     """Cut the source into slabs, beginning at `start`; a file whose slabs are all done is still read to its end."""
     done = _read_before(plan, start)
-    rest = list(enumerate(plan.tensors))[start.tensor :]
-    parts = [(shard, list(part)) for shard, part in groupby(rest, key=lambda indexed: indexed[1].shard)]
-    if start.offset and (not parts or parts[0][0] != start.shard):
-        parts.insert(0, (start.shard, []))
-    for shard, tensors in parts:
-        if not shard:
-            for _, tensor in tensors:
-                yield Slab(tensor, np.frombuffer(bytearray(tensor.values), "<f4").reshape(-1, tensor.columns), done)
-            continue
-        here = start if start.offset and shard == start.shard else Mark(tensors[0][0], 0, shard)
+    for tensor in plan.tensors[start.tensor :]:
+        if not tensor.shard:
+            values = np.frombuffer(bytearray(tensor.values), "<f4")
+            yield Slab(tensor, values.reshape(-1, tensor.columns), done)
+    order = _Order(plan, start)
+    files = [(shard, list(reads)) for shard, reads in groupby(plan.reads(start.tensor), lambda read: read.part.shard)]
+    if start.offset and (not files or files[0][0] != start.shard):
+        files.insert(0, (start.shard, []))
+    for shard, reads in files:
+        here = start if start.offset and shard == start.shard else Mark(order.complete, 0, shard)
         with closing(_Feed(source(shard, here.offset, here.state), here.offset)) as feed:
-            if not here.offset:
-                yield Slab(tensors[0][1], _NOTHING, done, here)
-            for index, tensor in tensors:
-                first = here.row if index == here.tensor else 0
-                feed.skip_to(tensor.offset + first * _columns(tensor) * _dtype(tensor).itemsize)
-                for end, rows in _cut(tensor, feed, first):
+            if not here.offset and not order.begun:
+                yield Slab(plan.tensors[reads[0].tensor], _NOTHING, done, here)
+            for read in reads:
+                tensor = plan.tensors[read.tensor]
+                first = here.row if read.tensor == here.tensor else 0
+                feed.skip_to(read.part.offset + first * _columns(tensor) * _dtype(tensor).itemsize)
+                order.begin(read)
+                for row, last, rows in _cut(tensor, read.part.size, feed, first):
                     done += rows.nbytes
-                    yield Slab(tensor, rows, done, feed.mark(tensor, index, end, shard))
+                    whole = last and order.end(read)
+                    mark = None if order.begun else feed.mark(order.complete, 0 if whole else row, shard)
+                    yield Slab(tensor, rows, done, mark, read, whole)
             feed.finish()
+
+
+class _Order:
+    """How far the tensors have come: the first `complete` are whole, stacks in `begun` have parts to come."""
+
+    def __init__(self, plan: ModelPlan, start: Mark) -> None:
+        self._tensors = plan.tensors
+        computed = next((number for number, tensor in enumerate(plan.tensors) if tensor.shard), 0)
+        self.complete = max(start.tensor, computed)
+        self.begun: dict[int, int] = {}
+
+    def begin(self, read: Read) -> None:
+        """A part comes next."""
+        parts = len(self._tensors[read.tensor].parts)
+        if parts:
+            self.begun.setdefault(read.tensor, parts)
+
+    def end(self, read: Read) -> bool:
+        """A part has come; whether its tensor is whole now."""
+        left = self.begun.pop(read.tensor, 1) - 1
+        if left:
+            self.begun[read.tensor] = left
+            return False
+        self.complete = read.tensor + 1
+        return True
 
 
 def _read_before(plan: ModelPlan, start: Mark) -> int:
@@ -186,17 +238,17 @@ def _dtype(tensor: TensorPlan) -> np.dtype[Any]:
     return np.dtype(_NUMPY[tensor.dtype])
 
 
-def _cut(tensor: TensorPlan, feed: _Feed, first: int) -> Iterator[tuple[int, np.ndarray]]:
-    """Slabs of a tensor from row `first` on, each with the number of the row after it."""
+def _cut(tensor: TensorPlan, size: int, feed: _Feed, first: int) -> Iterator[tuple[int, bool, np.ndarray]]:
+    """Slabs of `size` bytes from row `first` on; each with the row after it, and whether it is the last."""
     dtype, columns = _dtype(tensor), _columns(tensor)
-    total = tensor.elements // columns
+    total = size // (columns * dtype.itemsize)
     unit = tensor.transform.rows if tensor.transform else 1
     step = max(1, SLAB // (columns * dtype.itemsize * unit)) * unit
     for start in range(first, total, step):
         end = min(start + step, total)
         rows = np.empty((end - start, columns), dtype)
         feed.fill(rows.data.cast("B"))
-        yield end, rows
+        yield end, end == total, rows
 
 
 def _encode(tensor: TensorPlan, rows: np.ndarray, type: QuantType) -> memoryview:
@@ -231,14 +283,10 @@ class _Feed:
         while self._position < offset:
             self.fill(memoryview(bytearray(min(offset - self._position, SLAB))))
 
-    def mark(self, tensor: TensorPlan, index: int, row: int, shard: str) -> Mark | None:
-        """The place before `row` of a tensor, or before the next tensor."""
+    def mark(self, tensor: int, row: int, shard: str) -> Mark | None:
+        """The place before a row of a tensor; None where nobody could go on."""
         state = self._reader.state()
-        if state is None:
-            return None
-        if row == tensor.elements // _columns(tensor):
-            index, row = index + 1, 0
-        return Mark(index, row, shard, self._position, state)
+        return None if state is None else Mark(tensor, row, shard, self._position, state)
 
     def finish(self) -> None:
         """Read to the end, where a source compares the digest."""

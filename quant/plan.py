@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from math import prod
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     import numpy as np
@@ -36,12 +36,22 @@ class Transform(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Part:
+    """Rows of an output tensor that lie together in the source: `size` bytes at `offset` of file `shard`."""
+
+    shard: str
+    offset: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
 class TensorPlan:
     """One output tensor.
 
     `shape` has the rows first, as the source has it (GGUF's order is the reverse). The values come from `size` bytes at
     `offset` of file `shard`, of safetensors type `dtype`; a tensor that we work out ourselves has them in `values`
-    (float32, little-endian) and no shard.
+    (float32, little-endian) and no shard. A stack of experts is put together from `parts`, its rows in that order;
+    `size` is that of all, the place that of one of them.
     """
 
     name: str
@@ -53,6 +63,7 @@ class TensorPlan:
     size: int = 0
     transform: Transform | None = None
     values: bytes = b""
+    parts: tuple[Part, ...] = ()
 
     @property
     def elements(self) -> int:
@@ -70,7 +81,7 @@ class ModelPlan:
     """A model as it will be written.
 
     `metadata` are the GGUF entries that describe it (sizes, tokenizer, chat template, general facts), `tensors` stand
-    in the order in which the source sends them, `shards` are the source's files in that order. `stops` are all token
+    in the order in which the source completes them, `shards` are the source's files in order. `stops` are all token
     ids that end an answer, `defaults` the sampling settings that the model's makers recommend, `capabilities` what
     Ollama's API calls them (`completion`, `tools`, `thinking`, `insert`).
     """
@@ -92,6 +103,23 @@ class ModelPlan:
     def source_bytes(self) -> int:
         """Bytes of weights that will be read from the source."""
         return sum(tensor.size for tensor in self.tensors)
+
+    def reads(self, first: int = 0) -> Iterator[Read]:
+        """What is taken from the source for the tensors from number `first` on, in the order in which it comes."""
+        order = {shard: number for number, shard in enumerate(self.shards)}
+        found = []
+        for index, tensor in enumerate(self.tensors[first:], first):
+            parts = tensor.parts or (Part(tensor.shard, tensor.offset, tensor.size),)
+            found += [Read(index, number, part) for number, part in enumerate(parts) if tensor.shard]
+        return iter(sorted(found, key=lambda read: (order[read.part.shard], read.part.offset)))
+
+
+class Read(NamedTuple):
+    """Part number `number` of tensor number `tensor` of a plan."""
+
+    tensor: int
+    number: int
+    part: Part
 
 
 Progress = Callable[[int, int], None]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from quant.convert import chat, cohere, encoder, gemma, glm, gpt, llama, olmo, phi, qwen
+from quant.convert import chat, cohere, encoder, gemma, glm, gpt, llama, moe, olmo, phi, qwen
 from quant.convert.base import Family, plan_tensors
 from quant.convert.config import Config
 from quant.convert.pooling import read_pooling
@@ -16,7 +16,7 @@ from quant.safetensors import read_model
 
 # What sentence-transformers does with a model that says nothing.
 MEAN = 1
-_MODULES = (llama, qwen, gemma, phi, olmo, glm, cohere, gpt, encoder)
+_MODULES = (llama, qwen, gemma, phi, olmo, glm, cohere, gpt, moe, encoder)
 FAMILIES: dict[str, Family] = {
     name: family for module in _MODULES for family in module.FAMILIES for name in family.classes
 }
@@ -81,7 +81,8 @@ def _sketch(files: Files) -> tuple[Config, ModelPlan, int]:
         **({} if pooling is None else {f"{family.architecture}.pooling_type": pooling}),
         **({"tokenizer.ggml.token_type_count": sizes["kinds"]} if "kinds" in sizes else {}),
     }
-    shards = tuple(dict.fromkeys(tensor.shard for tensor in tensors if tensor.shard))
+    used = {part.shard for tensor in tensors for part in tensor.parts} | {tensor.shard for tensor in tensors}
+    shards = tuple(dict.fromkeys(entry.shard for entry in entries if entry.shard in used))
     return config, ModelPlan(family.architecture, metadata, tensors, shards), sizes["vocabulary"]
 
 

@@ -7,14 +7,15 @@ and so is one that is missing or has another shape: nothing is dropped or guesse
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from math import prod
 from typing import Any, NamedTuple
 
 from quant.convert.config import Config
 from quant.errors import MalformedFile, UnsupportedModel
 from quant.gguf import MAX_BLOCKS
-from quant.plan import TensorPlan, Transform
+from quant.plan import Part, TensorPlan, Transform
 from quant.safetensors import DTYPES, Entry
 
 # The types of safetensors that hold weights as they are; others belong to quantized models.
@@ -27,7 +28,10 @@ class Known(NamedTuple):
     """A tensor of a family: names in source and GGUF (`{}` is the layer) and shape, by the names of sizes.
 
     `result` is the shape in GGUF where it is another, `skip` names the size that says how many first rows stay behind.
-    `source` stands without the family's prefix.
+    `source` stands without the family's prefix. With `[]` in it, the number of an expert, it stands for as many tensors
+    as `sizes["experts"]` says, which are stacked. A source whose matrices have the rows of two tensors, one after the
+    other, has both in `target`, with a space between. `layers` names the sizes that say in which layers the tensor is
+    (from, up to).
     """
 
     source: str
@@ -37,6 +41,7 @@ class Known(NamedTuple):
     transform: str = ""
     result: tuple[str, ...] = ()
     skip: str = ""
+    layers: tuple[str, str] = ("", "layers")
 
 
 def _nothing(config: Config, sizes: Sizes) -> dict[str, Any]:
@@ -77,7 +82,7 @@ def plan_tensors(family: Family, config: Config, sizes: Sizes, entries: Iterable
     """Map every source tensor to its place; raises when one is unknown, missing, of another shape or not plain."""
     if sizes["layers"] > MAX_BLOCKS:
         raise UnsupportedModel(f"the model has {sizes['layers']} layers, and at most {MAX_BLOCKS} can be run")
-    wanted = _expand(family, sizes["layers"])
+    wanted = _expand(family, sizes)
     found = _strip(family, entries)
     if config.flag("tie_word_embeddings", family.tied):
         # `transformers` shares the embedding then, and never looks at a head that the file may also hold.
@@ -97,7 +102,38 @@ def plan_tensors(family: Family, config: Config, sizes: Sizes, entries: Iterable
     if missing:
         raise MalformedFile(f"{len(missing)} tensors are missing, the first is `{missing[0]}`")
     transforms = family.transforms(sizes)
-    return tuple(_place(entry, wanted[name], sizes, transforms) for name, entry in found.items())
+    # In the order of the table, where the experts of a layer are in theirs.
+    placed = [
+        tensor
+        for name, known in wanted.items()
+        if name in found
+        for tensor in _place(found[name], known, sizes, transforms)
+    ]
+    return _stacked(placed, sizes, list(found.values()))
+
+
+def _stacked(placed: list[TensorPlan], sizes: Sizes, entries: list[Entry]) -> tuple[TensorPlan, ...]:
+    """The tensors with the experts of a layer put together, in the order in which the source completes them."""
+    whole: dict[str, TensorPlan] = {}
+    for tensor in placed:
+        before = whole.pop(tensor.name, None)
+        whole[tensor.name] = tensor if before is None else _join(before, tensor)
+    files = {entry.shard: number for number, entry in reversed(list(enumerate(entries)))}
+    for name, tensor in whole.items():
+        if tensor.parts and prod(tensor.shape) * DTYPES[tensor.dtype] != tensor.size:
+            raise MalformedFile(f"the experts of `{name}` are not all there")
+
+    def completed(tensor: TensorPlan) -> tuple[int, int]:
+        parts = tensor.parts or (Part(tensor.shard, tensor.offset, tensor.size),)
+        return max((files[part.shard], part.offset) for part in parts)
+
+    return tuple(sorted(whole.values(), key=completed))
+
+
+def _join(before: TensorPlan, tensor: TensorPlan) -> TensorPlan:
+    if before.dtype != tensor.dtype or not before.parts:
+        raise UnsupportedModel(f"the experts of `{tensor.name}` are of different types")
+    return replace(tensor, size=before.size + tensor.size, parts=before.parts + tensor.parts)
 
 
 def _strip(family: Family, entries: Iterable[Entry]) -> dict[str, Entry]:
@@ -117,17 +153,19 @@ def _strip(family: Family, entries: Iterable[Entry]) -> dict[str, Entry]:
     return found
 
 
-def _expand(family: Family, layers: int) -> dict[str, Known]:
-    """Every tensor that the family knows, with the layer filled in, by its name in the source."""
+def _expand(family: Family, sizes: Sizes) -> dict[str, Known]:
+    """Every tensor that the family knows, with layer and expert filled in, by its name in the source."""
     wanted = {}
     for known in family.tensors:
-        for layer in range(layers) if "{}" in known.source else (0,):
-            source, target = known.source.format(layer), known.target.format(layer)
-            wanted[source] = known._replace(source=source, target=target)
+        first, end = (sizes[name] if name else 0 for name in known.layers)
+        for layer in range(first, end) if "{}" in known.source else (0,):
+            for expert in range(sizes["experts"]) if "[]" in known.source else (0,):
+                source = known.source.format(layer).replace("[]", str(expert))
+                wanted[source] = known._replace(target=known.target.replace("{}", str(layer)))
     return wanted
 
 
-def _place(entry: Entry, known: Known, sizes: Sizes, transforms: Mapping[str, Transform]) -> TensorPlan:
+def _place(entry: Entry, known: Known, sizes: Sizes, transforms: Mapping[str, Transform]) -> Iterator[TensorPlan]:
     shape = tuple(sizes[name] for name in known.shape)
     if entry.shape != shape:
         raise MalformedFile(f"tensor `{entry.name}` is {list(entry.shape)} and `config.json` asks for {list(shape)}")
@@ -142,5 +180,23 @@ def _place(entry: Entry, known: Known, sizes: Sizes, transforms: Mapping[str, Tr
     if known.skip:
         skipped = sizes[known.skip] * shape[-1] * DTYPES[entry.dtype]
         result = (shape[0] - sizes[known.skip], *shape[1:])
+    plan = TensorPlan(known.target, result, entry.dtype, entry.name, entry.shard, transform=transform)
     offset, size = entry.offset + skipped, entry.size - skipped
-    return TensorPlan(known.target, result, entry.dtype, entry.name, entry.shard, offset, size, transform=transform)
+    if "[]" in known.source:
+        part = Part(entry.shard, offset, size)
+        yield replace(plan, shape=(sizes["experts"], *result), offset=offset, size=size, parts=(part,))
+    elif " " in known.target:
+        yield from _halves(plan, known, offset, size)
+    else:
+        yield replace(plan, offset=offset, size=size)
+
+
+def _halves(plan: TensorPlan, known: Known, offset: int, size: int) -> Iterator[TensorPlan]:
+    """Two tensors, whose rows follow each other in every matrix of the source."""
+    matrices = plan.shape[0] if len(plan.shape) > 2 else 1
+    step = size // matrices // 2
+    shape = (*plan.shape[:-2], plan.shape[-2] // 2, plan.shape[-1])
+    for number, name in enumerate(known.target.split()):
+        starts = [offset + (2 * matrix + number) * step for matrix in range(matrices)]
+        parts = tuple(Part(plan.shard, start, step) for start in starts)
+        yield replace(plan, name=name, shape=shape, offset=starts[-1], size=step * matrices, parts=parts)

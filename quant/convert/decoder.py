@@ -146,3 +146,20 @@ def window_pattern(config: Config, sizes: Sizes, every: int) -> dict[str, Any]:
     if not isinstance(types, list) or len(types) != sizes["layers"] or any(kind not in known for kind in types):
         raise config.wrong("layer_types", f"a list that says of {sizes['layers']} layers which attention they have")
     return {"attention.sliding_window_pattern": [kind == "sliding_attention" for kind in types]}
+
+
+def describe_experts(count: int, used: int) -> dict[str, Any]:
+    """The entries of a mixture of experts, of which `used` answer for each token."""
+    if not 0 < used <= count:
+        raise MalformedFile(f"{used} of {count} experts cannot be asked")
+    return {"expert_count": count, "expert_used_count": used}
+
+
+def stacked(source: str, target: str, rows: str, columns: str) -> Known:
+    """A matrix that every expert (`[]`) of a layer has."""
+    return Known(f"{LAYER}{source}.weight", f"blk.{{}}.{target}_exps.weight", (rows, columns))
+
+
+def router(source: str) -> Known:
+    """What decides which experts answer."""
+    return Known(f"{LAYER}{source}.weight", "blk.{}.ffn_gate_inp.weight", ("experts", "width"))

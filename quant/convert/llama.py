@@ -18,7 +18,8 @@ from quant.plan import Transform
 _TENSORS = decoder.paired(decoder.PLAIN)
 
 
-def _transforms(sizes: Sizes) -> dict[str, Transform]:
+def transforms(sizes: Sizes) -> dict[str, Transform]:
+    """The changes named in the table of tensors."""
     return {"pair": PairRotaryHalves(sizes["head"])}
 
 
@@ -32,7 +33,7 @@ LLAMA = Family(
     tensors=_TENSORS,
     read_sizes=decoder.read_sizes,
     describe=_describe,
-    transforms=_transforms,
+    transforms=transforms,
     computed=rotary.tables,
 )
 
@@ -55,11 +56,11 @@ SMOLLM3 = Family(
     tensors=_TENSORS,
     read_sizes=decoder.read_sizes,
     describe=_describe_smollm3,
-    transforms=_transforms,
+    transforms=transforms,
 )
 
 
-def _describe_granite(config: Config, sizes: Sizes) -> dict[str, Any]:
+def describe_granite(config: Config, sizes: Sizes) -> dict[str, Any]:
     """Granite scales what goes in, what is added, attention and what comes out."""
     return {
         **decoder.describe(config, sizes),
@@ -75,8 +76,8 @@ GRANITE = Family(
     architecture="granite",
     tensors=_TENSORS,
     read_sizes=decoder.read_sizes,
-    describe=_describe_granite,
-    transforms=_transforms,
+    describe=describe_granite,
+    transforms=transforms,
     computed=rotary.tables,
 )
 FAMILIES = (LLAMA, SMOLLM3, GRANITE)

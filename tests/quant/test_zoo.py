@@ -55,6 +55,7 @@ def test_logits_are_those_of_transformers(row: str, model: tuple[Folder, np.ndar
     matrix.note(row, "logits", f"{found:.0e}")
     matrix.note(row, "tied", "yes" if all(tensor.name != "output.weight" for tensor in plan.tensors) else "no")
     matrix.note(row, "shards", str(len(plan.shards)))
+    matrix.note(row, "experts", str(plan.metadata.get(f"{plan.architecture}.expert_count", "-")))
     assert found <= TOLERANCE
 
 

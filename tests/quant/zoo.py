@@ -41,10 +41,22 @@ LONG = {
     "long_factor": [1.0 + pair / 4 for pair in range(16)],
     "short_factor": [1.0 + pair / 16 for pair in range(16)],
 }
+SCALES = {
+    **{"embedding_multiplier": 12.0, "attention_multiplier": 0.3, "logits_scaling": 0.5},
+    **{"residual_multiplier": 0.22, "tie_word_embeddings": True},
+}
+EXPERTS = {"num_experts": 12, "num_experts_per_tok": 3, "moe_intermediate_size": 64, "decoder_sparse_step": 1}
+DEEPSEEK = {
+    **{"q_lora_rank": None, "kv_lora_rank": 32, "qk_nope_head_dim": 32, "qk_rope_head_dim": 16},
+    **{"v_head_dim": 24, "n_routed_experts": 6, "n_shared_experts": 2, "moe_intermediate_size": 32},
+    **{"first_k_dense_replace": 2, "num_experts_per_tok": 2, "num_hidden_layers": 27, "head_dim": 16},
+    **{"num_key_value_heads": 4, "hidden_size": 64, "routed_scaling_factor": 2.0, "intermediate_size": 96},
+}
+MSCALE = {"mscale": 0.707, "mscale_all_dim": 0.707}
 # GELU is rounded to half precision by the engine: fewer layers, so that the difference is not multiplied.
 SHALLOW = {"num_hidden_layers": 2}
 # Settings for which None says something.
-KEPT = ("sliding_window",)
+KEPT = ("sliding_window", "q_lora_rank")
 NO_SIZES: dict[str, Any] = dict.fromkeys(SIZES.keys() - {"vocab_size", "bos_token_id", "eos_token_id"})
 ZOO: dict[str, Row] = {
     "llama": Row("Llama"),
@@ -56,13 +68,7 @@ ZOO: dict[str, Row] = {
     "llama, yarn": Row("Llama", {"rope_scaling": YARN}),
     "llama, mistral": Row("Mistral", {"sliding_window": None, "head_dim": 64}),
     "smollm3": Row("SmolLM3", {"num_hidden_layers": 5}),
-    "granite": Row(
-        "Granite",
-        {
-            **{"embedding_multiplier": 12.0, "attention_multiplier": 0.3, "logits_scaling": 0.5},
-            **{"residual_multiplier": 0.22, "tie_word_embeddings": True},
-        },
-    ),
+    "granite": Row("Granite", SCALES),
     "qwen2": Row("Qwen2"),
     "qwen2, tied": Row("Qwen2", {"tie_word_embeddings": True}),
     "qwen3": Row("Qwen3", {"head_dim": 64}),
@@ -96,6 +102,16 @@ ZOO: dict[str, Row] = {
     "starcoder2": Row("Starcoder2", {"sliding_window": None, **SHALLOW}, spread=1.0),
     "stablelm": Row("StableLm", {"use_qkv_bias": True, "partial_rotary_factor": 0.5}),
     "stablelm, parallel": Row("StableLm", {"use_parallel_residual": True}),
+    "llama, mixtral": Row("Mixtral", {"num_local_experts": 12, "num_experts_per_tok": 2, "sliding_window": None}),
+    "qwen2moe": Row("Qwen2Moe", {**EXPERTS, "shared_expert_intermediate_size": 96, "norm_topk_prob": False}),
+    "qwen3moe": Row("Qwen3Moe", {**EXPERTS, "head_dim": 64, "norm_topk_prob": True}),
+    "granitemoe": Row("GraniteMoe", {**SCALES, "num_local_experts": 12, "num_experts_per_tok": 3}),
+    "granitemoe, shared": Row(
+        "GraniteMoeShared",
+        {**SCALES, "num_local_experts": 4, "num_experts_per_tok": 2, "shared_intermediate_size": 96},
+    ),
+    "deepseek2": Row("DeepseekV2", DEEPSEEK, spread=1.0),
+    "deepseek2, yarn": Row("DeepseekV2", {**DEEPSEEK, "rope_scaling": {**YARN, **MSCALE}}, spread=1.0),
     "bert": Row("Bert", {**SHALLOW, "num_key_value_heads": None}, "Model", spread=1.0),
     "bert, xlm-roberta": Row(
         "XLMRoberta",
