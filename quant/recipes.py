@@ -241,7 +241,7 @@ def assign(plan: ModelPlan, level: str) -> dict[str, QuantType]:
         elif whole:
             types[tensor.name] = chosen.base
         else:
-            types[tensor.name] = _fitting(_wanted(tensor, chosen, plan, tied, seen), tensor.columns)
+            types[tensor.name] = fitting(_wanted(tensor, chosen, plan, tied, seen), tensor.columns)
     return {tensor.name: types[tensor.name] for tensor in plan.tensors}
 
 
@@ -310,7 +310,8 @@ def _raised(role: str, type: QuantType, place: Place, plan: ModelPlan) -> QuantT
     return type
 
 
-def _fitting(type: QuantType, columns: int) -> QuantType:
+def fitting(type: QuantType, columns: int) -> QuantType:
+    """The type, or what stands in for it where rows of so many columns are not made of its blocks."""
     if columns % type.block:
         type = _FALLBACK.get(type, T.F16)
     return T.F16 if columns % type.block else type

@@ -12,7 +12,7 @@ Not covered: layers on a graphics card.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from quant.types import QuantType
@@ -22,8 +22,8 @@ BATCH = 512
 CONTEXT_STEP = 256
 DEFAULT_CONTEXT = 8192
 # Python, libraries and the vocabulary's tables in a worker that has loaded nothing yet.
-PROCESS_BYTES = 90_000_000
-TOKEN_BYTES = 0
+PROCESS_BYTES = 19_000_000
+TOKEN_BYTES = 373
 # What a core gets of the bandwidth that it reads with when it also has to unpack blocks and multiply.
 EFFICIENCY = 0.75
 _F32 = 4
@@ -82,6 +82,10 @@ class Shape:
             expert_share=_share(embedding, heads * key, expert_width, experts, used),
             attention_values=(layers - kv_heads.count(0)) * heads * (key + value),
         )
+
+    def with_weighed(self, weighed: Weighed | None) -> Shape:
+        """The same, with what llama.cpp said of it."""
+        return replace(self, weighed=weighed)
 
     def pool(self, wanted: int | None = None) -> int:
         """The context to load with: what is wanted, else 8,192, but never more than the model was trained for."""

@@ -18,14 +18,13 @@ from quant import published
 from quant.convert import sketch_model
 from quant.gguf import check_model, read_file
 from quant.plan import ModelPlan
-from quant.recipes import level_of
-from registry.names import AUTO, parse
+from registry.names import canonical_level, parse
 from registry.sources import open_source
 from registry.transport import Network
 from runtime.advise import Option, Wish
 from runtime.child import Parent
 from runtime.hardware import Hardware, detect
-from server.choosing import Advice, Chooser, plan_of
+from server.choosing import Advice, Chooser, canonical, plan_of
 from server.messages import Failure
 from server.problems import TOLD, Problem
 from server.questions import Advised, Ask
@@ -52,9 +51,9 @@ def main(argv: list[str]) -> int:
 def advise(ask: Ask) -> dict[str, Any]:
     """The answer of `POST /lm/advise`; raises what planning and choosing raise."""
     plan, source, level = _plan(ask)
+    level = level and canonical_level(level)
     hardware = replace(detect(), allowed=ask.memory)
-    forced = None if level in (None, AUTO) else level_of(level or "").name
-    wish = Wish(ask.context, ask.sequences, ask.kv_type, forced, ask.enough)
+    wish = Wish(ask.context, ask.sequences, ask.kv_type, canonical(level), ask.enough)
     advice = Chooser(plan, hardware, Path(ask.cache)).advise(wish, ask.disk_free)
     choice = advice.choice
     return {

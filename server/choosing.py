@@ -6,10 +6,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from quant import recipes
+from quant import budget, recipes
 from quant.gguf import Header
 from quant.plan import ModelPlan, TensorPlan
 from quant.types import QuantType
+from registry.names import AUTO
 from runtime import measure, rates
 from runtime.advise import Candidate, Choice, Option, Wish, choose, weigh
 from runtime.fit import Shape
@@ -43,13 +44,13 @@ class Chooser:
 
     def choose(self, wish: Wish, disk_free: int | None = None) -> Choice:
         """The level by the rule, or the one that was asked for; raises DoesNotFit, UnknownLevel."""
-        levels = [name for name in recipes.LEVELS if name in recipes.LADDER or name == wish.forced]
+        levels = [name for name in _levels(wish) if name in recipes.LADDER or name == wish.forced]
         shape, hardware, candidates = self._prepare(levels, wish)
         return choose(candidates, shape, hardware, wish, _room(disk_free))
 
     def advise(self, wish: Wish, disk_free: int | None = None) -> Advice:
         """As `choose`, and what speaks for and against every level there is."""
-        shape, hardware, candidates = self._prepare(recipes.LEVELS, wish)
+        shape, hardware, candidates = self._prepare(_levels(wish), wish)
         options = weigh(candidates, shape, hardware, wish, _room(disk_free))
         return Advice(choose(candidates, shape, hardware, wish, _room(disk_free)), options, shape)
 
@@ -73,11 +74,13 @@ class Chooser:
 
 def candidate(plan: ModelPlan, level: str, shape: Shape, forced: bool = False) -> Candidate:
     """What `level` would make of the model."""
-    types = recipes.assign(plan, level)
-    worthwhile = recipes.LEVELS[level].bits >= recipes.LEVELS[COARSEST].bits
+    types = budget.types_of(plan, level)
+    worthwhile = level not in recipes.LEVELS or recipes.LEVELS[level].bits >= recipes.LEVELS[COARSEST].bits
     return Candidate(
         level,
-        recipes.sizes(plan, level),
+        sum(
+            types[tensor.name].row_bytes(tensor.columns) * tensor.elements // tensor.columns for tensor in plan.tensors
+        ),
         worthwhile=worthwhile,
         reads=reads(plan, types, shape),
         listed=forced or level in recipes.LADDER,
@@ -105,6 +108,19 @@ def plan_of(header: Header) -> ModelPlan:
     metadata = header.metadata
     tensors = tuple(TensorPlan(tensor.name, tensor.shape[::-1], tensor.type.name) for tensor in header.tensors)
     return ModelPlan(str(metadata.get("general.architecture", "")), metadata, tensors, ())
+
+
+def canonical(level: str | None) -> str | None:
+    """The level that a name asks for, a named one or a budget; None for the best. Raises UnknownLevel."""
+    if level is None or level == AUTO:
+        return None
+    return level if budget.is_budget(level) else recipes.level_of(level).name
+
+
+def _levels(wish: Wish) -> list[str]:
+    """All levels, a budget that is asked for first."""
+    asked = wish.forced if wish.forced and budget.is_budget(wish.forced) else None
+    return [asked, *recipes.LEVELS] if asked else list(recipes.LEVELS)
 
 
 def _room(disk_free: int | None) -> int | None:

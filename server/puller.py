@@ -21,20 +21,19 @@ from typing import Any
 
 import msgspec
 
-from quant import recipes
 from quant.convert import plan_model
 from quant.pipeline import Conversion
 from quant.plan import ModelPlan
 from quant.streams import Mark
 from registry.errors import DigestMismatch, ModelNotFound
-from registry.names import AUTO, Reference, parse
+from registry.names import Reference, parse
 from registry.partial import Facts, Partial, Place
 from registry.sources import Source, open_source
 from registry.transport import Limiter, Network
 from runtime.advise import Wish
 from runtime.child import Parent
 from runtime.hardware import detect
-from server.choosing import KV_TYPE, Chooser
+from server.choosing import KV_TYPE, Chooser, canonical
 from server.config import VERSION
 from server.messages import Done, Failure, Note, Planned, Progress, Task
 from server.pace import Pace
@@ -133,7 +132,7 @@ class _Pull:
 
         Raises DoesNotFit, UnknownLevel.
         """
-        wanted = None if self.reference.level in (None, AUTO) else recipes.level_of(self.reference.level or "").name
+        wanted = canonical(self.reference.level)
         journal = self.partial.journal
         if journal is not None and journal.facts.revision == self.source.revision:
             return journal.facts.level, journal.facts.reason

@@ -41,7 +41,7 @@ FORCED = "forces a level below Q4_K_M, which would need"
     ("hardware", "disk", "level", "weights", "budget", "ending"),
     [
         (machine(64), None, "Q8_0", 8.5, 57.6, ""),
-        (machine(9), None, "Q5_K_M", 5.7, 7.9, f"; Q6_K would need {needed('Q6_K')}"),
+        (machine(8.9), None, "Q5_K_M", 5.7, 7.8, f"; Q6_K would need {needed('Q6_K')}"),
         (machine(64, 80), None, "Q5_K_M", 5.7, 57.6, "; Q6_K would write about 9.1 tokens/s, below 10"),
         (machine(64, 30), None, "Q4_K_M", 4.9, 57.6, "; no level reaches 10 tokens/s here, this one about 4.6"),
         (machine(6.6), None, "Q3_K_M", 4.0, 5.5, f"; memory {FORCED} {needed('Q4_K_M')}"),

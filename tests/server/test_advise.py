@@ -59,7 +59,7 @@ def test_a_repository_is_judged_by_its_headers(daemon: Daemon, hub: Hub) -> None
 
 
 def test_every_way_to_name_it_gets_the_same_advice(daemon: Daemon) -> None:
-    told = [advice(daemon, name, memory="120MB", context=512, parallel=1) for name in ("demo", str(DEMO), "org/demo")]
+    told = [advice(daemon, name, memory="40MB", context=512, parallel=1) for name in ("demo", str(DEMO), "org/demo")]
     assert len({(each["level"], each["reason"]) for each in told}) == 1
 
 

@@ -1,0 +1,79 @@
+"""Budgets: never above, at least 98 % used, no worse than the named level of the same size; and through a pull."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from quant import budget, recipes
+from quant.convert import plan_model
+from quant.errors import UnknownLevel
+from quant.gguf import check_model, read_file
+from quant.pipeline import Conversion
+from quant.plan import ModelPlan
+from quant.types import QuantType
+from registry.sources import DEMO
+from registry.sources.local import Folder
+from tests.daemon import Daemon
+
+
+@pytest.fixture(scope="module")
+def plan() -> ModelPlan:
+    return plan_model(Folder(DEMO, "demo"))
+
+
+def distortion(plan: ModelPlan, types: dict[str, QuantType]) -> float:
+    return sum(tensor.elements * budget.ERRORS.get(types[tensor.name], 0.0) for tensor in plan.tensors)
+
+
+@pytest.mark.parametrize("bits", [2.9, 3.3, 3.9, 4.5, 5.2, 6.1, 7.7, 9, 12, 15.5])
+def test_bits_per_weight_are_met_from_below(plan: ModelPlan, bits: float) -> None:
+    written = Conversion(plan, f"{bits}bpw")
+    used = 8 * sum(tensor.nbytes for tensor in written.tensors) / sum(tensor.elements for tensor in plan.tensors)
+    assert 0.98 * bits <= used <= bits
+
+
+@pytest.mark.parametrize("text", ["2.4MB", "3MB", "4MB", "5.5MB", "8MB", "4MiB", "3500KB"])
+def test_bytes_are_those_of_the_whole_file(plan: ModelPlan, text: str) -> None:
+    size = Conversion(plan, text, {"lm.source": "x" * 100}).size
+    wanted = float(text[:-3]) * 1024**2 if "MiB" in text else float(text[:-2]) * {"KB": 1e3, "MB": 1e6}[text[-2:]]
+    assert 0.98 * wanted <= size <= wanted
+
+
+@pytest.mark.parametrize("level", ["Q6_K", "Q5_K_M", "Q4_K_M"])
+def test_a_mix_of_a_levels_size_distorts_no_more(plan: ModelPlan, level: str) -> None:
+    named = recipes.assign(plan, level)
+    bits = 8 * recipes.sizes(plan, level) / sum(tensor.elements for tensor in plan.tensors)
+    weights = {tensor.name: budget._weight(tensor, tied=True) for tensor in plan.tensors}
+
+    def harm(types: dict[str, QuantType]) -> float:
+        return sum(weights[name] * budget.ERRORS.get(type, 0.0) for name, type in types.items())
+
+    assert harm(budget.mix(plan, f"{bits:.4f}bpw")) <= 1.02 * harm(named)
+
+
+def test_more_room_never_distorts_more(plan: ModelPlan) -> None:
+    harms = [distortion(plan, budget.mix(plan, f"{bits / 2}bpw")) for bits in range(6, 32)]
+    assert harms == sorted(harms, reverse=True)
+
+
+def test_too_little_says_the_least(plan: ModelPlan) -> None:
+    for text in ("100KB", "1.5bpw"):
+        with pytest.raises(UnknownLevel, match=r"is too little: the least is [\d.]+ MB of weights"):
+            budget.mix(plan, text)
+    with pytest.raises(UnknownLevel):
+        budget.limit(plan, "Q4_K_M")
+
+
+def test_a_pull_writes_the_mix_and_lists_it(tmp_path: Path) -> None:
+    with Daemon(tmp_path) as daemon:
+        told = daemon.post("/lm/advise", {"model": "demo", "level": "4.5bpw"}).json
+        assert told["level"] == "4.5bpw"
+        assert told["reason"].startswith("4.5bpw: asked for, ")
+        assert daemon.pull("demo:4.5BPW")["name"] == "demo:4.5bpw"
+        blob = max((tmp_path / "store" / "blobs").iterdir(), key=lambda path: path.stat().st_size)
+        header = read_file(blob)
+        check_model(header)
+        assert len({tensor.type for tensor in header.tensors}) > 2
+        assert daemon.post("/api/show", {"model": "demo"}).json["details"]["quantization_level"] == "4.5bpw"
