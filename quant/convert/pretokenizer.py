@@ -1,66 +1,30 @@
 """Recognises how a tokenizer cuts text into words before its merges apply.
 
-`tokenizer.json` says it by rules, llama.cpp by the name of a routine of its own (`llm_tokenizer_bpe` in
-llama-vocab.cpp). A name is given only where the rules are the same to the letter; nothing is guessed, since a wrong
-name costs quality and no error tells.
+`tokenizer.json` says it by rules, llama.cpp by the name of a routine of its own. A name is given only where the rules
+are the same to the letter, or cut a hard text at the same places; nothing is guessed, since a wrong name costs quality
+and no error tells.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from functools import cache
+from typing import Any
 
+from quant.convert.cutting import KNOWN, Pre
 from quant.errors import MalformedFile, UnsupportedModel
 
-_LETTERS = r"[^\r\n\p{L}\p{N}]?\p{L}+"
-_CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-_SPACES = r"\s*[\r\n]+|\s+(?!\S)|\s+"
-_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
-_LLAMA3 = rf"{_CONTRACTIONS}|{_LETTERS}|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{_SPACES}"
-_QWEN2 = rf"{_CONTRACTIONS}|{_LETTERS}|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{_SPACES}"
-_QWEN35 = (
-    rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}\p{{M}}]+|\p{{N}}"
-    rf"| ?[^\s\p{{L}}\p{{M}}\p{{N}}]+[\r\n]*|{_SPACES}"
+# Every kind of character beside every other, in runs of several lengths.
+_PIECES = (
+    *("a", "Zz", "é", "e\u0301", "ß", "Ж", "ع", "你", "か", "カ", "한", "ไ", "\u0e31", "ន", "ⅷ", "½", "²"),
+    *("1", "22", "333", "4444", "55555", "٣", "'s", "'LL", "’s", "'", '"', ".", "...", ",", "!?", "(", ")"),
+    *("_", "-", "+", "=", "$", "€", "#", "/", "//", "\\\\", "|", "~", "…", "。", "，", "、", "·", "«", "🚀"),
+    *("👩\u200d👧", "\u200b", "\xa0", "\u3000", " ", "  ", "   ", "\t", "\n", "\n\n", "\r\n", " \n", "\n "),
+    *("\x01", "camelCase", "HTMLParser", "don't", "I'M"),
 )
-_MINICPM5 = rf"{_CONTRACTIONS}|{_LETTERS}|\p{{N}}+| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{_SPACES}"
-_SEED = rf"{_CONTRACTIONS}|{_LETTERS}|\p{{N}}{{1}}| ?[^\s\p{{L}}\p{{N}}\r\n]+|{_SPACES}"
-_TEKKEN = (
-    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*"
-    rf"|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{_SPACES}"
-)
-_GPT4O = (
-    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+{_CONTRACTIONS}?|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*{_CONTRACTIONS}?"
-    rf"|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{_SPACES}"
-)
-_DEEPSEEK3 = (
-    r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"
-    rf"| ?[\p{{P}}\p{{S}}]+[\r\n]*|{_SPACES}"
-)
-
-
-class Pre(NamedTuple):
-    """A routine of llama.cpp: its name, the rules it follows, whether words that are in the vocabulary skip merges."""
-
-    name: str
-    rules: tuple[str, ...]
-    ignore_merges: bool = False
-
-
-_KNOWN = (
-    Pre("gpt-2", ("gpt2",)),
-    Pre("smollm", ("digit", "gpt2")),
-    Pre("llama-bpe", (_LLAMA3,), ignore_merges=True),
-    Pre("smaug-bpe", (_LLAMA3,)),
-    Pre("qwen2", (_QWEN2,)),
-    Pre("qwen35", (_QWEN35,)),
-    Pre("tekken", (_TEKKEN,), ignore_merges=True),
-    Pre("gpt-4o", (_GPT4O,)),
-    Pre("minicpm5", (r"\p{N}{1,3}", _MINICPM5), ignore_merges=True),
-    Pre("seed-coder", (_SEED,)),
-    Pre("deepseek-coder", (r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[一-龥ࠀ-一가-퟿]+", "digit")),
-    Pre("deepseek-v3", (r"\p{N}{1,3}", "[一-龥぀-ゟ゠-ヿ]+", _DEEPSEEK3)),
-)
-NAMES = tuple(pre.name for pre in _KNOWN)
+_HARD = tuple("".join(left + right + end for right in _PIECES for end in ("b", " 1", "\n")) for left in _PIECES)
+NAMES = tuple(pre.name for pre in KNOWN)
 _HINT = f"if you know which routine of llama.cpp it needs, name it with `--pre` ({', '.join(NAMES)})"
 
 
@@ -75,7 +39,7 @@ def recognise(tokenizer: dict[str, Any], same_either_way: Callable[[], bool]) ->
             "its tokenizer changes the text before cutting it, which llama.cpp cannot do", hint=_HINT
         )
     rules = tuple(_flatten(tokenizer.get("pre_tokenizer")))
-    fitting = [pre for pre in _KNOWN if pre.rules == rules]
+    fitting = [pre for pre in KNOWN if pre.rules == rules] or _cutting_alike(tokenizer["pre_tokenizer"])
     if not fitting:
         raise UnsupportedModel("its tokenizer cuts text into words in a way that is not known here", hint=_HINT)
     ignore = bool(tokenizer["model"].get("ignore_merges"))
@@ -85,6 +49,43 @@ def recognise(tokenizer: dict[str, Any], same_either_way: Callable[[], bool]) ->
     if same_either_way():
         return fitting[0].name
     raise UnsupportedModel(f"its tokenizer differs from `{fitting[0].name}` in `ignore_merges`", hint=_HINT)
+
+
+def _cutting_alike(step: dict[str, Any]) -> list[Pre]:
+    """The routines whose rules cut a hard text at the same places as `step`."""
+    wanted = _cuts(step)
+    return [pre for pre in KNOWN if wanted and _cuts(step_of(pre)) == wanted]
+
+
+def step_of(pre: Pre) -> dict[str, Any]:
+    """The rules of a routine as `tokenizer.json` has them."""
+    steps: list[dict[str, Any]] = []
+    for rule in pre.rules:
+        if rule == "digit":
+            steps.append({"type": "Digits", "individual_digits": True})
+        elif rule != "gpt2":
+            steps.append({"type": "Split", "pattern": {"Regex": rule}, "behavior": "Isolated", "invert": False})
+        else:
+            steps.append({"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True})
+    if "gpt2" not in pre.rules:
+        steps.append({"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False})
+    return {"type": "Sequence", "pretokenizers": steps}
+
+
+@cache
+def _cuts_of(step: str) -> tuple[str, ...]:
+    from tokenizers import Tokenizer
+
+    bare = f'{{"version": "1.0", "model": {{"type": "BPE", "vocab": {{}}, "merges": []}}, "pre_tokenizer": {step}}}'
+    try:
+        cutter = Tokenizer.from_str(bare).pre_tokenizer
+        return tuple(piece for text in _HARD for piece, _ in cutter.pre_tokenize_str(text))
+    except Exception:  # the library raises nothing narrower for a step that it does not know
+        return ()
+
+
+def _cuts(step: dict[str, Any]) -> tuple[str, ...]:
+    return _cuts_of(json.dumps(step))
 
 
 def check_name(name: str) -> str:

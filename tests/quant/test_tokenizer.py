@@ -63,7 +63,7 @@ def folder(tokenizer: dict[str, Any]) -> Folder:
 APPROXIMATE = {"tekken", "gpt-4o"}
 
 
-@pytest.mark.parametrize("pre", table._KNOWN, ids=lambda pre: pre.name)
+@pytest.mark.parametrize("pre", table.KNOWN, ids=lambda pre: pre.name)
 def test_every_known_pretokenizer_cuts_as_the_original(tmp_path: Path, pre: table.Pre) -> None:
     tokenizer = with_pretokenizer(pre.rules, pre.ignore_merges)
     vocabulary = read_vocabulary(folder(tokenizer), 4096)
@@ -212,9 +212,18 @@ def test_an_unknown_pretokenizer_asks_for_its_name() -> None:
         read_vocabulary(folder(tokenizer), 4096, pre="nonsense")
 
 
+def test_rules_that_are_spelled_otherwise_are_known_by_what_they_do() -> None:
+    contractions = "(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])"
+    for pre in table.KNOWN:
+        rules = tuple(rule.replace("(?i:'s|'t|'re|'ve|'m|'ll|'d)", contractions) for rule in pre.rules)
+        rules = tuple(r"\p{N}" if rule == "digit" else f"(?:{rule})" if rule != "gpt2" else rule for rule in rules)
+        found = read_vocabulary(folder(with_pretokenizer(rules, pre.ignore_merges)), 4096)
+        assert found.entries["tokenizer.ggml.pre"] == pre.name
+
+
 def test_ignoring_merges_matters_only_where_it_shows() -> None:
     # Every token of the demo can be reached by merges, so skipping them is the same.
-    rules = next(pre.rules for pre in table._KNOWN if pre.name == "qwen2")
+    rules = next(pre.rules for pre in table.KNOWN if pre.name == "qwen2")
     tokenizer = with_pretokenizer(rules, ignore_merges=True)
     assert read_vocabulary(folder(tokenizer), 4096).entries["tokenizer.ggml.pre"] == "qwen2"
     tokenizer["model"]["vocab"]["unreachable"] = 4096
