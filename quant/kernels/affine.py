@@ -9,7 +9,7 @@ The search runs 16 super-blocks at a time, one in each lane:
 2. d and dmin from the largest of them;
 3. now that scales can only be whole multiples of d: for each group the neighbouring multiples, each with its levels and
    then its best minimum; then the best d and dmin for all groups together; and again;
-4. levels once more for the final d and dmin.
+4. levels once more for the final d and dmin, which are then enlarged a little (`fitting.stretch`).
 """
 
 from __future__ import annotations

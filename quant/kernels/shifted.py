@@ -42,7 +42,7 @@ from quant.kernels.simd import (
 from quant.types import QuantType
 
 _BLOCK, _DIMS = 256, 8
-_SHARE = 0.9
+_SHARE = 0.85
 _HUGE = np.float32(3e38)
 
 
