@@ -12,6 +12,7 @@ times less so: the load is printed.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import resource
@@ -85,7 +86,11 @@ def measured(task: Task) -> None:
 
 def used(folder: Path) -> int:
     """Bytes that the files of a folder take on the disk."""
-    return sum(path.stat().st_blocks * 512 for path in folder.iterdir())
+    total = 0
+    for path in folder.iterdir():
+        with contextlib.suppress(FileNotFoundError):  # the journal, on its way to its name
+            total += path.stat().st_blocks * 512
+    return total
 
 
 def pull_once(source: str, work: Path, endpoint: str = "http://127.0.0.1:1") -> Run:
@@ -150,7 +155,10 @@ def convert_by_peer(model: Path, out: Path, peer: Path) -> list[tuple[float, flo
     """Wall and CPU seconds of conversion to BF16 and of quantization. The demo's tokenizer is none that it knows."""
     out.mkdir(exist_ok=True)
     convert = (
-        "import sys, runpy; sys.path[:0] = [sys.argv[1], sys.argv[1] + '/gguf-py']; from conversion import base; "
+        "import sys, runpy, types; sys.path[:0] = [sys.argv[1], sys.argv[1] + '/gguf-py']; "
+        "none = sys.modules['sentencepiece'] = types.ModuleType('sentencepiece'); none.SentencePieceProcessor = None; "
+        "none.__spec__ = runpy.__spec__; "
+        "from conversion import base; "
         "base.TextModel.get_vocab_base_pre = lambda self, tokenizer: 'gpt-2'; "
         "sys.argv = ['convert', sys.argv[2], '--outtype', 'bf16', '--outfile', sys.argv[3]]; "
         "runpy.run_path(sys.path[0] + '/convert_hf_to_gguf.py', run_name='__main__')"

@@ -1,6 +1,5 @@
 """A file on its way into the store, and the journal from which its making goes on after any accident.
 
-    ingest/id/title      what is being pulled, as its user named it
     ingest/id/data       the output so far
     ingest/id/journal    facts of the pull, and two places: where the current source file began, and the latest
 
@@ -40,8 +39,13 @@ _LONGEST = 1 << 20
 
 
 class Facts(msgspec.Struct, frozen=True):
-    """What a pull makes: `size` is that of the finished file in bytes, `fingerprint` stands for all that decides it."""
+    """What a pull makes.
 
+    `title` is what was asked for, `source` where it comes from, `size` that of the finished file in bytes;
+    `fingerprint` stands for all that decides the file.
+    """
+
+    title: str
     source: str
     revision: str
     level: str

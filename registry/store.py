@@ -54,7 +54,6 @@ log = logging.getLogger("lm.store")
 
 FORMAT = 1
 _VERSION = "store.json"
-_TITLE = "title"
 _COMMITTED = "committed"  # in an ingest folder: the digest under which its data is about to lie among the blobs
 _BLOB = re.compile(r"sha256-[0-9a-f]{64}")
 _FOLDERS = ("blobs", "manifests", "chosen", "ingest")
@@ -166,7 +165,7 @@ class Store:
             if not ingest.journal:
                 fsops.remove_tree(ingest.folder)
                 fsops.mkdir(ingest.folder)
-                fsops.write(ingest.folder / _TITLE, title.encode())
+                fsops.fsync_dir(self._ingests)
             self._busy.add(ingest.folder)
         return ingest
 
@@ -186,11 +185,8 @@ class Store:
 
     def partials(self) -> list[Ingest]:
         """What is on its way or paused, and has got so far that it can be gone on with."""
-        found = []
-        for folder in sorted(self._ingests.iterdir()):
-            with contextlib.suppress(OSError, UnicodeDecodeError):
-                found.append(Ingest((folder / _TITLE).read_text(), folder))
-        return [ingest for ingest in found if ingest.journal]
+        found = [(folder, read_journal(folder)) for folder in sorted(self._ingests.iterdir()) if resumable(folder)]
+        return [Ingest(journal.facts.title, folder) for folder, journal in found if journal]
 
     def commit(
         self,
@@ -294,8 +290,7 @@ class Store:
         for entry in sorted(self._ingests.iterdir()):
             self._restore(entry)
             if not resumable(entry):
-                with contextlib.suppress(OSError):
-                    log.info("an unfinished pull of %s is removed", (entry / _TITLE).read_text(errors="replace"))
+                log.info("what a pull left before it was journalled is removed")
                 fsops.remove_tree(entry)
         for folder in (self._catalog.manifests, self._catalog.choices, self._ingests, self.root):
             found = folder.glob("*") if folder == self.root else folder.rglob("*")

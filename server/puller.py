@@ -154,7 +154,9 @@ class _Pull:
         stamps = "".join(self.source.stamp(shard) for shard in conversion.plan.shards)
         fingerprint = f"{conversion.fingerprint} {stamps}"
         before = self.partial.journal
-        facts = Facts(self.source.url, self.source.revision, level, reason, fingerprint, conversion.size)
+        facts = Facts(
+            self.task.source, self.source.url, self.source.revision, level, reason, fingerprint, conversion.size
+        )
         place = self.partial.begin(facts)
         if before is not None and place is None:
             self.tell(Note("what an earlier pull left is of another source, recipe or version: it begins anew"))

@@ -5,7 +5,7 @@
 Steps are those of `registry.fsops`. After each death the store is opened as the next daemon would, and must hold:
 I1 every blob hashes to its name; I2 every model listed is complete; I3 what was reported as done is there; I4 a name
 that is being replaced means the old or the new model at any time; I5 the work can be done again to its end; I6 nothing
-unfinished is left. Prints the number of deaths.
+unfinished is left but a pull that is journalled, and that is never lost. Prints the number of deaths.
 """
 
 from __future__ import annotations
@@ -21,9 +21,11 @@ from pathlib import Path
 from registry import fsops
 from registry.errors import ModelNotFound, RegistryError
 from registry.names import parse
+from registry.partial import Facts, Partial, Place
 from registry.store import Model, Store
 
 OLD, NEW, OTHER = b"old weights", b"new weights", b"of another"
+PULLED, FIRST, HALF = "org/pulled:Q8_0", b"half of what", b"half of what is pulled"
 
 
 def put(store: Store, name: str, data: bytes) -> Model:
@@ -33,6 +35,22 @@ def put(store: Store, name: str, data: bytes) -> Model:
     return store.commit(
         ingest, hashlib.sha256(data).hexdigest(), len(data), parse(name).name, config, {"x": data.hex()}
     )
+
+
+def pull(store: Store, data: bytes, commit: bool) -> None:
+    """Go on with a pull up to the end of `data`, and journal or commit it."""
+    ingest = store.begin(PULLED)
+    partial = Partial(ingest.folder)
+    place = partial.begin(Facts(PULLED, "hub", "abc", "Q8_0", "why", "print", len(HALF)))
+    partial.write(data[place.size if place else 0 :])
+    if not commit:
+        partial.reached(Place(0, 0, "model.safetensors", 0, b"", 0, b""))
+    sha256, size = partial.finish()
+    partial.close()
+    if commit:
+        store.commit(ingest, sha256, size, parse(PULLED).name, {"model_format": "gguf"}, None)
+    else:
+        store.pause(ingest)
 
 
 def prepare(root: Path) -> None:
@@ -50,6 +68,10 @@ def live(root: Path, report: Callable[[str], None]) -> None:
         report("replaced")
         put(store, "org/replaced:BF16", NEW + NEW)
         report("added")
+        pull(store, FIRST, commit=False)
+        report("journalled")
+        pull(store, HALF, commit=True)
+        report("pulled")
         store.delete(store.resolve("org/deleted:Q8_0"))
         report("deleted")
         store.collect(())
@@ -75,16 +97,21 @@ def check(root: Path, done: set[str]) -> None:
         assert content(store, "org/replaced") in ([NEW + NEW] if "added" in done else [OLD, NEW, NEW + NEW])
         assert content(store, "org/deleted") in ([None] if "deleted" in done else [None, OTHER])
         listed = {model.blob for model in store.models()}
-        assert {path for path in (root / "blobs").iterdir() if path.stat().st_size in (11, 10, 22)} == listed
-        assert not list((root / "ingest").iterdir())
+        assert {path for path in (root / "blobs").iterdir() if path.stat().st_size in (11, 10, 22, len(HALF))} == listed
+        assert content(store, PULLED) in ([HALF] if "pulled" in done else [None, HALF])
+        kept = [ingest.journal.latest.size for ingest in store.partials() if ingest.journal]
+        assert len(kept) == len(list((root / "ingest").iterdir()))
+        if content(store, PULLED) is None:
+            assert kept in ([[len(FIRST)]] if "journalled" in done else [[], [len(FIRST)]])
         assert not [path for path in root.rglob("*") if path.name.startswith(fsops.TEMPORARY)]
         if content(store, "org/deleted") is None:
             put(store, "org/deleted:Q8_0", OTHER)
     live(root, lambda deed: None)
     with Store.open(root) as store:
         assert [model.name for model in store.models()] == [
-            "hf.co/org/kept:Q8_0", "hf.co/org/replaced:BF16", "hf.co/org/replaced:Q8_0",
+            "hf.co/org/kept:Q8_0", "hf.co/org/pulled:Q8_0", "hf.co/org/replaced:BF16", "hf.co/org/replaced:Q8_0",
         ]  # fmt: skip
+        assert not store.partials()
 
 
 class Die:

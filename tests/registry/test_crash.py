@@ -104,12 +104,12 @@ def test_refused_at_every_step(template: Path, place: Path, code: int, lasting: 
 class Durability:
     """Watches that nothing is published before it is on the disk, as if the power could go at any moment.
 
-    Knows which inodes were synced since they were written, and which folders have entries that were not.
+    Knows which inodes were synced, at which length, and which folders have entries that were not.
     """
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.synced: set[int] = set()
+        self.synced: set[tuple[int, int]] = set()
         self.loose: set[Path] = set()
         self.wrong: list[str] = []
 
@@ -120,20 +120,27 @@ class Durability:
             if operation == "unlink" and "manifests" in path.parts and path.exists():
                 self.loose.add(path.parent)
         elif operation == "fsync":
-            self.synced.add(path.stat().st_ino)
+            self.synced.add(state(path))
         elif operation == "fsync_dir":
             self.loose.discard(path)
         elif operation in ("mkdir", "rename"):
             self.loose.add(path.parent)
-            if operation == "rename" and path.stat().st_ino not in self.synced:
+            if operation == "rename" and state(path) not in self.synced:
                 self.wrong.append(f"{path.name} is renamed before it is synced")
+            if path.name == "journal" and state(path.with_name("data")) not in self.synced:
+                self.wrong.append("the journal vouches for data that is not synced")
 
     def settled(self, when: str, places: set[str]) -> None:
         """Note the folders below `places` with entries that a power cut could undo."""
         loose = {str(folder.relative_to(self.root)) for folder in self.loose}
         unsettled = sorted(folder for folder in loose if folder.partition("/")[0] in places)
         self.wrong += [f"{folder} is not synced when {when}" for folder in unsettled]
-        self.loose.clear()
+        self.loose = {folder for folder in self.loose if str(folder.relative_to(self.root)) not in unsettled}
+
+
+def state(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_ino, status.st_size
 
 
 def watched(root: Path, skip: int) -> tuple[list[str], bool]:
@@ -151,7 +158,7 @@ def watched(root: Path, skip: int) -> tuple[list[str], bool]:
         for name in ("fsync", "fsync_dir"):
             patch.setattr(fsops, name, forgiving(getattr(fsops, name)))
         fsops.hook = watch
-        live(root, lambda deed: watch.settled(f"{deed} is reported", {"blobs", "manifests", "chosen", "."}))
+        live(root, lambda deed: watch.settled(f"{deed} is reported", {"blobs", "manifests", "chosen", "ingest", "."}))
         fsops.hook = None
     assert fsops._fsync is real
     return watch.wrong, seen >= skip
