@@ -27,14 +27,15 @@ Line = dict[str, Any]
 @click.option("--level", metavar="LEVEL", help="A level of your own choosing, such as Q4_K_M; otherwise the best one.")
 @click.option("--detach", is_flag=True, help="Leave once the level is known; the daemon brings the model in.")
 @click.option("--limit-rate", metavar="RATE", help="Bytes per second at most, such as `500K` or `20M`.")
+@click.option("--pre", metavar="NAME", help="The pre-tokenizer, where a pull could not recognise it and asks for it.")
 @click.option("--json", "as_json", is_flag=True, help="Print progress as lines of JSON.")
-def command(name: str, level: str | None, detach: bool, limit_rate: str | None, as_json: bool) -> None:
+def command(name: str, level: str | None, detach: bool, limit_rate: str | None, pre: str | None, as_json: bool) -> None:
     """Bring a model in, quantized while it is read to the best level that this machine can hold.
 
     NAME is `demo`, `org/repo` on the hub, or a folder that begins with `/`, `./`, `../` or `~`; `:LEVEL` may follow.
     Ctrl-C pauses: the next `lm pull` of that name goes on, `lm rm` removes what is there.
     """
-    body = {"model": reference(name, level), "detach": detach, "limit_rate": _rate(limit_rate)}
+    body = {"model": reference(name, level), "detach": detach, "limit_rate": _rate(limit_rate), "pre": pre or ""}
     client = Client()
     if as_json:
         try:

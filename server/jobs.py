@@ -40,13 +40,14 @@ _STATUS = {
 class Job:
     """One pull. `frames` is its story so far, one entry for each phase, the last one kept up to date.
 
-    `limit_rate` is in bytes/s, 0 for none. With `detached` it goes on when nobody follows; `unwanted` is set when what
-    it made is not to be kept.
+    `limit_rate` is in bytes/s, 0 for none; `pre` is the pre-tokenizer's name where the user gave it. With `detached` it
+    goes on when nobody follows; `unwanted` is set when what it made is not to be kept.
     """
 
-    def __init__(self, reference: Reference, limit_rate: float) -> None:
+    def __init__(self, reference: Reference, limit_rate: float, pre: str = "") -> None:
         self.reference = reference
         self.limit_rate = limit_rate
+        self.pre = pre
         self.frames: list[dict[str, Any]] = []
         self.followers = 0
         self.detached = False
@@ -112,18 +113,18 @@ class Jobs:
         self._stopping = False
 
     async def follow(
-        self, reference: Reference, *, detach: bool = False, limit_rate: float = 0.0
+        self, reference: Reference, *, detach: bool = False, limit_rate: float = 0.0, pre: str = ""
     ) -> AsyncGenerator[dict[str, Any]]:
         """The frames of the pull of `reference`, started unless it is under way; the last one is success or error.
 
-        With `detach` it goes on to its end, whoever leaves. The rate of a pull that is under way stays as it is.
+        With `detach` it goes on to its end, whoever leaves. The rate and `pre` of a pull that is under way stay.
         """
         if self._stopping:
             raise Stopping("the daemon is stopping", "start it again")
         job = self._jobs.get(reference.text)
         if job is None or job.leaving:
             before = job.task if job else None
-            job = self._jobs[reference.text] = Job(reference, limit_rate)
+            job = self._jobs[reference.text] = Job(reference, limit_rate, pre)
             job.task = asyncio.create_task(self._run(job, before))
         job.detached |= detach
         job.followers += 1
@@ -262,6 +263,7 @@ class Jobs:
             disk_free=await asyncio.to_thread(_room, self._library.store, ingest),
             context=config.context,
             sequences=config.sequences,
+            pre=job.pre,
         )
 
 

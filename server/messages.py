@@ -16,7 +16,8 @@ class Task(msgspec.Struct, tag="task"):
 
     `source` is a name that `registry.names.parse` reads the same way, `folder` the place in the store where the file is
     made, `disk_free` what the store's disk has left. `proxy` is for all hosts but those in `no_proxy`; `limit_rate` is
-    in bytes/s, 0 for none. `context` and `sequences` are those that the model will be loaded with.
+    in bytes/s, 0 for none. `context` and `sequences` are those that the model will be loaded with. `pre` names the
+    pre-tokenizer where the user had to.
     """
 
     source: str
@@ -30,6 +31,7 @@ class Task(msgspec.Struct, tag="task"):
     disk_free: int
     context: int
     sequences: int
+    pre: str = ""
 
 
 class Note(msgspec.Struct, tag="note"):

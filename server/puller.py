@@ -100,7 +100,7 @@ class _Pull:
         """Plan, check that it fits, and write."""
         try:
             self.tell(Progress("planning"))
-            plan = plan_model(self.source)
+            plan = plan_model(self.source, self.task.pre or None)
             level, reason = self._level(plan)
             conversion = Conversion(plan, level, self._metadata(plan, level))
             _in_background(_warm, loading, {type.name for type in conversion.types.values()})

@@ -25,7 +25,7 @@ _PIECES = (
 )
 _HARD = tuple("".join(left + right + end for right in _PIECES for end in ("b", " 1", "\n")) for left in _PIECES)
 NAMES = tuple(pre.name for pre in KNOWN)
-_HINT = f"if you know which routine of llama.cpp it needs, name it with `--pre` ({', '.join(NAMES)})"
+_HINT = f"if you know which routine of llama.cpp it needs, name it with `lm pull --pre` ({', '.join(NAMES)})"
 
 
 def recognise(tokenizer: dict[str, Any], same_either_way: Callable[[], bool]) -> str:

