@@ -25,7 +25,7 @@ def command(as_json: bool) -> None:
 
 
 def print_loaded(rows: list[dict[str, Any]]) -> None:
-    """Rows of `/api/ps` for people."""
+    """Rows of `/api/ps` for people; what a model holds beside its weights, of what was predicted."""
     cells = [
         (
             row["name"],
@@ -33,11 +33,12 @@ def print_loaded(rows: list[dict[str, Any]]) -> None:
             console.size(row["size"]),
             _processor(row),
             str(row["context_length"]),
+            f"{console.size(row['measured_anonymous_bytes'])} of {console.size(row['predicted_anonymous_bytes'])}",
             _until(row),
         )
         for row in rows
     ]
-    console.table(("NAME", "ID", "SIZE", "PROCESSOR", "CONTEXT", "UNTIL"), cells)
+    console.table(("NAME", "ID", "SIZE", "PROCESSOR", "CONTEXT", "HOLDS", "UNTIL"), cells)
 
 
 def _processor(row: dict[str, Any]) -> str:

@@ -21,8 +21,8 @@ from runtime.measure import Weighed
 BATCH = 512
 CONTEXT_STEP = 256
 DEFAULT_CONTEXT = 8192
-# Python, libraries and the vocabulary's tables in a worker that has loaded nothing yet.
-PROCESS_BYTES = 19_000_000
+# Python, libraries and what they keep in a worker; and for each token the tables of its text, merges and pieces.
+PROCESS_BYTES = 21_500_000
 TOKEN_BYTES = 373
 # What a core gets of the bandwidth that it reads with when it also has to unpack blocks and multiply.
 EFFICIENCY = 0.75

@@ -66,6 +66,9 @@ class Chooser:
     def _weighed(self, shape: Shape, wish: Wish) -> Shape:
         types = recipes.assign(self._plan, recipes.LADDER[0])
         tensors = [(tensor.name, tensor.shape[::-1], types[tensor.name]) for tensor in self._plan.tensors]
+        if not shape.vocabulary:
+            rows = [shape[-1] for name, shape, _ in tensors if name == "token_embd.weight"]
+            shape = replace(shape, vocabulary=sum(rows))
         weighed = measure.weigh(
             self._plan.metadata, tensors, shape.pool(wish.context), wish.sequences, wish.kv_type.upper()
         )

@@ -19,11 +19,12 @@ from typing import Any
 from registry.store import Model
 from runtime.advise import size
 from runtime.errors import DoesNotFit, QueueFull
-from runtime.fit import Need, Shape, memory
+from runtime.fit import Need, Shape
 from runtime.hardware import Hardware
 from runtime.messages import Load
 from server.config import Config
 from server.errors import Stopping, Unstable
+from server.estimate import Estimator, held, smaller
 from server.library import Library
 from server.worker import Worker, log_file
 
@@ -68,6 +69,8 @@ class Pool:
         self._bound = config.queue + config.sequences
         self._workers: dict[str, Worker] = {}
         self._slots: dict[str, Slot] = {}
+        self._needs: dict[str, Need] = {}
+        self._estimator = Estimator(config.cache, ask=engine.name == "llama")
         self._pending: Counter[str] = Counter()
         self._admission = asyncio.Lock()
         self._released = asyncio.Event()
@@ -113,6 +116,10 @@ class Pool:
         """Blob digests that workers have open."""
         return {key for key, worker in self._workers.items() if not worker.dead}
 
+    def need(self, worker: Worker) -> Need:
+        """What was predicted for a worker."""
+        return self._needs.get(worker.model.blob_digest, Need(worker.memory, 0, 0))
+
     async def unload(self, model: Model) -> bool:
         """Unload now if idle, else as soon as the last request ends; False if it is not loaded."""
         worker = self._current(model)
@@ -155,6 +162,8 @@ class Pool:
             if worker.answered:
                 slot.crashes = 0
             self._released.set()
+            if not worker.active and worker.answered and not worker.dead and self._engine.name == "llama":
+                self._estimator.learn(worker.model.name, self.need(worker), held(worker.pid))
             if not worker.active and slot.keep_alive >= 0 and self._workers.get(key) is worker:
                 slot.expires_at = worker.last_used + slot.keep_alive
                 slot.timer = asyncio.get_running_loop().call_at(slot.expires_at, self._expire, worker)
@@ -186,7 +195,7 @@ class Pool:
                     return worker
                 log.info("%s is loaded anew for a context of %d instead of %d", model.name, wanted, worker.context)
                 await self._remove(worker)
-            return await self._start(model, slot, shape, wanted)
+            return await self._start(model, slot, wanted)
 
     def _current(self, model: Model) -> Worker | None:
         worker = self._workers.get(model.blob_digest)
@@ -202,7 +211,7 @@ class Pool:
         wanted = max(asked or 0, self._config.context)
         return min(-(-wanted // CONTEXT_BUCKET) * CONTEXT_BUCKET, shape.trained_context)
 
-    async def _start(self, model: Model, slot: Slot, shape: Shape, wanted: int) -> Worker:
+    async def _start(self, model: Model, slot: Slot, wanted: int) -> Worker:
         now = asyncio.get_running_loop().time()
         if now < slot.rests_until:
             raise Unstable(
@@ -210,7 +219,7 @@ class Pool:
                 "see `lm logs`; a smaller level or context may help",
                 retry_after=slot.rests_until - now,
             )
-        hardware, context, need = await self._make_room(model, shape, wanted)
+        hardware, context, need = await self._make_room(model, wanted)
         load = Load(
             path=str(model.blob),
             context=context,
@@ -224,6 +233,7 @@ class Pool:
         slot.keep_alive = self._config.keep_alive
         worker = await Worker.start(model, load, memory=need.total, log_file=log_file(self._config.logs, "worker"))
         self._workers[model.blob_digest] = worker
+        self._needs[model.blob_digest] = need
         worker.ready.add_done_callback(lambda _: self._released.set())
         worker.reader.add_done_callback(lambda _: self._forget(worker, slot))
         return worker
@@ -240,34 +250,47 @@ class Pool:
         self._released.set()
         self._background(self._library.released(worker.model.blob_digest, self.holds()))
 
-    async def _make_room(self, model: Model, shape: Shape, wanted: int) -> tuple[Hardware, int, Need]:
-        """The machine, the context to load with and what that needs, once so much memory and a place are free."""
+    async def _make_room(self, model: Model, wanted: int) -> tuple[Hardware, int, Need]:
+        """The machine, the context to load with and what that needs, once so much memory and a place are free.
+
+        Busy models are waited for, pinned ones (kept for ever) stay, the idle one that was used longest ago goes first.
+        """
         while True:
             hardware = await asyncio.to_thread(self._hardware)
             others = [worker for worker in self._workers.values() if not worker.dead]
+            movable = [worker for worker in others if not self._pinned(worker)]
             free = hardware.memory_available - sum(worker.memory for worker in others if worker.loading)
-            ours = sum(worker.memory for worker in others if not worker.loading)
-            context, need = self._fit(model, shape, wanted, free + ours)
+            ours = sum(worker.memory for worker in movable if not worker.loading)
+            context, need = await self._fit(model, wanted, free + ours)
             if need.total <= free and len(others) < self._config.max_models:
                 return hardware, context, need
-            if idle := sorted((worker for worker in others if worker.idle), key=lambda worker: worker.last_used):
+            if idle := sorted((worker for worker in movable if worker.idle), key=lambda worker: worker.last_used):
                 log.info("%s makes room for %s", idle[0].model.name, model.name)
                 await self._remove(idle[0])
                 continue
+            if not movable and not any(worker.loading for worker in others):
+                names = ", ".join(f"`{worker.model.name}`" for worker in others)
+                raise DoesNotFit(f"`{model.name}` has no place beside {names}, to be kept for ever", "`lm stop` one")
             self._released.clear()
             await self._released.wait()
 
-    def _fit(self, model: Model, shape: Shape, wanted: int, room: int) -> tuple[int, Need]:
-        context = wanted
+    def _pinned(self, worker: Worker) -> bool:
+        return self._slots[worker.model.blob_digest].keep_alive < 0
+
+    async def _fit(self, model: Model, wanted: int, room: int) -> tuple[int, Need]:
+        facts, context = await self._library.facts(model), wanted
         while True:
-            need = memory(shape, model.size, context, self._config.sequences, KV_TYPE)
+            need = await self._estimator.need(
+                model.blob_digest, facts, model.size, context, self._config.sequences, KV_TYPE
+            )
             if need.total <= room:
                 return context, need
             if context <= SMALLEST_CONTEXT:
+                level = smaller(facts, need, room)
                 raise DoesNotFit(
                     f"`{model.name}` needs {size(need.total)} with a context of {context} tokens, "
                     f"and {size(max(room, 0))} are free",
-                    "close other programs, or pull a smaller level",
+                    f"{level} of it would fit: pull it with `--level {level}`" if level else "close other programs",
                 )
             context = max(context // 2, min(SMALLEST_CONTEXT, wanted))
 

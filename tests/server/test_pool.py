@@ -264,6 +264,25 @@ def test_a_model_that_cannot_fit_is_refused_with_numbers(home: Path) -> None:
         assert answer.json["error"].count("GB") == 2
 
 
+def test_a_pinned_model_stays_and_the_other_is_refused(home: Path) -> None:
+    put_model(home, "other")
+    with Daemon(home, env={"LM_MAX_MODELS": "1"}) as daemon:
+        daemon.post("/api/chat", say(keep_alive=-1))
+        answer = daemon.post("/api/chat", say("other"))
+        assert (answer.status, answer.json["code"]) == (507, "does_not_fit")
+        assert "`tiny:F32`, to be kept for ever" in answer.json["error"]
+        daemon.post("/api/chat", say(keep_alive=60))
+        assert daemon.post("/api/chat", say("other")).status == 200
+
+
+def test_loaded_models_say_what_was_predicted_and_what_they_hold(home: Path) -> None:
+    with Daemon(home) as daemon:
+        daemon.post("/api/chat", say())
+        (row,) = daemon.get("/api/ps").json["models"]
+        assert 0 < row["predicted_anonymous_bytes"] < row["predicted_bytes"]
+        assert 1e6 < row["measured_anonymous_bytes"] < 1e9
+
+
 @pytest.mark.slow
 def test_a_worker_that_stands_still_is_killed(home: Path) -> None:
     with Daemon(home, script=LONG) as daemon, daemon.opened("POST", "/api/chat", say()) as response:
