@@ -1,4 +1,4 @@
-"""Writes `data/demo-logits.npz`: what transformers computes in float32 for the demo model.
+"""Writes `data/*-logits.npz`: what transformers computes in float32 for the demo model and for some of the zoo.
 
 python -m tests.quant.make_golden
 """
@@ -44,5 +44,40 @@ def main() -> None:
     np.savez_compressed(GOLDEN, ids=np.array(ids), logits=logits[list(ROWS)], answer=np.array(answer[len(ids) :]))
 
 
+FAMILIES = {"gemma3": "gemma3", "gpt2": "gpt2", "phi3": "phi3, long rope"}
+# Of the logits of a random model, every seventeenth tells as much as all.
+EVERY = 17
+
+
+def family_golden(name: str) -> Path:
+    return GOLDEN.with_name(f"{name}-logits.npz")
+
+
+def make_families() -> None:
+    import json
+    import tempfile
+
+    from quant.safetensors import read_model
+    from tests.quant.support import Folder
+    from tests.quant.zoo import ZOO, make, reference
+
+    ids = np.random.default_rng(1).integers(3, 4096, 200)
+    for name, row in FAMILIES.items():
+        with tempfile.TemporaryDirectory() as folder:
+            path = make(ZOO[row], Path(folder))
+            shapes = {entry.name: entry.shape for entry in read_model(Folder(path))}
+            logits = reference(path, ZOO[row], ids.tolist())[list(ROWS), ::EVERY]
+            config = (path / "config.json").read_text()
+        np.savez_compressed(
+            family_golden(name),
+            config=config,
+            shapes=json.dumps(shapes),
+            ids=ids,
+            logits=logits,
+            spread=ZOO[row].spread,
+        )
+
+
 if __name__ == "__main__":
     main()
+    make_families()

@@ -5,6 +5,7 @@ Plain tests use logits that are committed (`make_golden.py`); those marked `orac
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,9 @@ import pytest
 from quant.convert import plan_model
 from tests.converting import write
 from tests.quant.engine import Engine, divergence
-from tests.quant.make_golden import GOLDEN, ROWS, TEXT, reference_logits
-from tests.quant.support import DEMO, TALE, Folder
+from tests.quant.make_golden import EVERY, FAMILIES, GOLDEN, ROWS, TEXT, family_golden, reference_logits
+from tests.quant.support import DEMO, TALE, Folder, safetensors
+from tests.quant.zoo import weight
 
 # Mean KL divergence in nats that a level may have from float32; about twice what it has.
 LIMITS = {"BF16": 1e-4, "F16": 1e-5, "Q8_0": 1e-3, "Q6_K": 5e-3, "Q4_K_M": 3e-2}
@@ -46,6 +48,21 @@ def test_levels_of_the_demo_stay_close(tmp_path: Path, golden: dict[str, np.ndar
     with Engine(convert(Folder(DEMO), level, tmp_path / "m.gguf")) as engine:
         logits = engine.logits(golden["ids"].tolist())[list(ROWS)]
     assert divergence(golden["logits"], logits) <= LIMITS[level]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_families_have_the_logits_that_transformers_had(tmp_path: Path, family: str) -> None:
+    with np.load(family_golden(family)) as file:
+        golden = dict(file)
+    tensors = {}
+    for name, shape in json.loads(str(golden["shapes"])).items():
+        values = weight(name, tuple(shape), float(golden["spread"]))
+        tensors[name] = ("F32", values.shape, values.tobytes())
+    folder = Folder(DEMO).with_file("config.json", str(golden["config"]).encode())
+    folder = folder.with_file("model.safetensors", safetensors(tensors))
+    with Engine(convert(folder, "F32", tmp_path / "m.gguf")) as engine:
+        logits = engine.logits(golden["ids"].tolist(), 96)[list(ROWS), ::EVERY]
+    assert np.abs(logits - golden["logits"]).max() <= 1e-3 * golden["logits"].std()
 
 
 def needs_transformers() -> None:
