@@ -41,8 +41,11 @@ class File:
         self.size = self.held if table is None else self._claimed()
         self.large = self.name.endswith(".safetensors")
         whole = hashlib.sha256() if self.large else hashlib.sha1(b"blob %d\0" % self.size, usedforsecurity=False)
-        for at in range(0, self.size, STEP):
-            whole.update(self.read(at, min(STEP, self.size - at)))
+        at = 0
+        while at < self.size:
+            data = self.read(at, min(STEP, self.size - at))
+            whole.update(data)
+            at += len(data)
         self.digest = whole.hexdigest()
 
     def _claimed(self) -> int:
@@ -111,7 +114,7 @@ class Hub:
         """Send some bytes of a file; those on the disk without reading them."""
         if file.table is None:
             return os.sendfile(connection.fileno(), file.file.fileno(), start, min(count, 256 << 10))
-        data = file.read(start, min(count, file.held - start) if start < file.held else count)
+        data = file.read(start, count)
         connection.sendall(data)
         return len(data)
 

@@ -93,8 +93,8 @@ class _Pull:
     def __init__(self, task: Task, network: Network, partial: Partial, tell: Tell) -> None:
         self.task, self.partial, self.tell = task, partial, tell
         self.reference = parse(task.source)
-        self.source = self._open(network)
         self.hardware = detect()
+        self.source = self._open(network)
 
     def run(self, loading: threading.Thread) -> Done:
         """Plan, check that it fits, and write."""
@@ -146,6 +146,8 @@ class _Pull:
         source = self.source
         entries: dict[str, Any] = {"lm.version": VERSION, "lm.level": level, "lm.source": source.url}
         if source.revision:
+            owner = source.title.partition("/")[0]
+            entries |= {"general.author": owner, "general.organization": owner}
             entries |= {"lm.source_revision": source.revision, "general.source.repo_url": source.url}
             entries["lm.source_digests"] = [f"{shard} {source.digest(shard)}" for shard in plan.shards]
         return entries

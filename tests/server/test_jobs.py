@@ -189,6 +189,28 @@ def test_removing_a_model_that_is_pulled_again_removes_both(daemon: Daemon, hub:
     assert not partials(daemon) and "hf.co/org/demo:Q3_K_S" not in stored(daemon)
 
 
+def test_a_loaded_model_is_pulled_again_and_answers_meanwhile(daemon: Daemon, hub: Hub, tmp_path: Path) -> None:
+    """A newer revision: the worker keeps the old file until it is unloaded, then the disk has it back."""
+    name, blobs = "org/other:Q8_0", daemon.home / "store" / "blobs"
+    hub.push("org/other", DEMO)
+    daemon.pull(name)
+    ask = {"model": name, "prompt": "hello", "stream": False}
+    assert daemon.post("/api/generate", ask).json["done"]
+    newer = tmp_path / "newer"
+    shutil.copytree(DEMO, newer)
+    (newer / "README.md").write_text("---\nlicense: mit\n---\n")
+    hub.push("org/other", newer)
+    before = {path.name for path in blobs.iterdir()}
+    daemon.pull(name)
+    during = {path.name for path in blobs.iterdir()}
+    assert len(during - before) > 0
+    assert daemon.post("/api/generate", ask).json["done"]
+    assert daemon.post("/api/show", {"model": name}).json["license"] == "mit"
+    daemon.post("/lm/stop", {"model": name})
+    assert daemon.ask("DELETE", "/api/delete", {"model": name}).status == 200
+    wait_until(lambda: not {path.name for path in blobs.iterdir()} & (during - before), 5)
+
+
 def test_a_killed_puller_is_a_clear_error_and_its_work_is_kept(daemon: Daemon, hub: Hub) -> None:
     with slow(hub), daemon.opened("POST", "/api/pull", {"model": "org/demo:Q3_K_M"}) as response:
         wait_until(lambda: partials(daemon) and daemon.children(), 20)

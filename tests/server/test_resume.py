@@ -154,7 +154,7 @@ def test_the_file_says_where_it_comes_from(work: Task, hub: Hub, expected: Done,
     assert entries["lm.source_revision"] == hub.heads["org/repo"]
     assert entries["lm.source"] == entries["general.source.repo_url"] == f"{hub.url}/org/repo"
     assert (entries["lm.level"], entries["lm.version"]) == (LEVEL, puller.VERSION)
-    assert entries["general.license"] == "mit"
+    assert (entries["general.license"], entries["general.author"]) == ("mit", "org")
     assert entries["general.base_model.0.repo_url"].endswith("org/first")
 
 
