@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from quant.convert import chat, cohere, encoder, gemma, glm, gpt, llama, moe, olmo, phi, qwen
+from quant.convert import chat, cohere, encoder, gemma, glm, gpt, llama, moe, olmo, phi, qwen, recurrent
 from quant.convert.base import Family, plan_tensors
 from quant.convert.config import Config
 from quant.convert.pooling import read_pooling
@@ -16,7 +16,7 @@ from quant.safetensors import read_model
 
 # What sentence-transformers does with a model that says nothing.
 MEAN = 1
-_MODULES = (llama, qwen, gemma, phi, olmo, glm, cohere, gpt, moe, encoder)
+_MODULES = (llama, qwen, gemma, phi, olmo, glm, cohere, gpt, moe, recurrent, encoder)
 FAMILIES: dict[str, Family] = {
     name: family for module in _MODULES for family in module.FAMILIES for name in family.classes
 }

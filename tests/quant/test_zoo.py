@@ -11,6 +11,7 @@ import pytest
 
 from quant.convert import FAMILIES, plan_model
 from quant.plan import ModelPlan
+from quant.recipes import LEVELS, assign
 from tests.converting import write
 from tests.quant import matrix
 from tests.quant.engine import Engine
@@ -76,6 +77,23 @@ def test_every_transform_is_needed(row: str, model: tuple[Folder, np.ndarray], t
         assert difference(replace(plan, tensors=computed), folder, wanted, tmp_path / "m.gguf") > 10 * TOLERANCE
     names = sorted({kind.__name__ for kind, _ in kinds} | ({"tables"} if len(computed) < len(plan.tensors) else set()))
     matrix.note(row, "transforms", " ".join(names) or "-")
+
+
+def test_every_level_loads_and_answers(row: str, model: tuple[Folder, np.ndarray], tmp_path: Path) -> None:
+    """Rows of other than whole blocks fall back on other types, as llama.cpp has it, so all of them are tried."""
+    if "," in row:
+        pytest.skip("levels do not depend on the variant")
+    folder, wanted = model
+    plan = plan_model(folder)
+    # In rows this short many levels come to the same types; each mixture is tried once.
+    mixtures = {frozenset(assign(plan, level).items()): level for level in LEVELS}
+    for level in mixtures.values():
+        write(plan, level, folder.stream, tmp_path / "m.gguf")
+        with Engine(tmp_path / "m.gguf") as engine:
+            found = engine.vectors(IDS[:8]) if "embedding" in plan.capabilities else engine.logits(IDS[:8])
+        assert np.isfinite(found).all(), level
+        assert found.std() > wanted.std() / 4, level
+    matrix.note(row, "levels", f"{len(LEVELS)} ({len(mixtures)})")
 
 
 def test_every_family_has_a_row() -> None:

@@ -112,6 +112,16 @@ ZOO: dict[str, Row] = {
     ),
     "deepseek2": Row("DeepseekV2", DEEPSEEK, spread=1.0),
     "deepseek2, yarn": Row("DeepseekV2", {**DEEPSEEK, "rope_scaling": {**YARN, **MSCALE}}, spread=1.0),
+    "lfm2": Row(
+        "Lfm2",
+        {
+            **{"layer_types": ["conv", "full_attention", "conv"], "block_auto_adjust_ff_dim": False},
+            **{"block_ff_dim": 256, "num_key_value_heads": 2},
+        },
+    ),
+    "mamba": Row(
+        "Mamba", dict.fromkeys(("intermediate_size", "num_attention_heads", "num_key_value_heads")), spread=1.0
+    ),
     "bert": Row("Bert", {**SHALLOW, "num_key_value_heads": None}, "Model", spread=1.0),
     "bert, xlm-roberta": Row(
         "XLMRoberta",
