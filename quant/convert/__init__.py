@@ -8,6 +8,7 @@ from typing import Any
 from quant.convert import chat, cohere, encoder, gemma, glm, gpt, llama, moe, olmo, phi, qwen, recurrent
 from quant.convert.base import Family, plan_tensors
 from quant.convert.config import Config
+from quant.convert.gguf_source import is_gguf, plan_gguf
 from quant.convert.pooling import read_pooling
 from quant.convert.tokenizer import read_vocabulary
 from quant.errors import MalformedFile, UnsupportedModel
@@ -30,6 +31,8 @@ def plan_model(files: Files, pre: str | None = None) -> ModelPlan:
     `pre` names llama.cpp's pre-tokenizer by hand. Raises MalformedFile where a file breaks its format or contradicts
     another, UnsupportedModel for what cannot be converted; each is a sentence for the user.
     """
+    if is_gguf(files):
+        return plan_gguf(files)
     config, sketch, size = _sketch(files)
     vocabulary = read_vocabulary(files, size, pre)
     tokenizer_config = Config.read(files, "tokenizer_config.json")
@@ -58,7 +61,7 @@ def plan_model(files: Files, pre: str | None = None) -> ModelPlan:
 
 def sketch_model(files: Files) -> ModelPlan:
     """As `plan_model`, but without the tokenizer and the card: all that the size of a model in memory depends on."""
-    return _sketch(files)[1]
+    return plan_gguf(files) if is_gguf(files) else _sketch(files)[1]
 
 
 def _sketch(files: Files) -> tuple[Config, ModelPlan, int]:

@@ -9,19 +9,21 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import stat
 from pathlib import Path
 
 from registry.errors import AccessDenied, ModelNotFound, SourceUnavailable
 
 LONGEST = 1 << 30  # bytes in one system call
+_PART = re.compile(r"(.+)-\d{5}-of-(\d{5})\.gguf")
 _BELOW = (".json", ".jinja")
 
 
 class Folder:
     """The regular files inside one folder, and the settings and templates (`*.json`, `*.jinja`) one level below.
 
-    It declares no digests.
+    For the path of a GGUF file it is that file, with the other parts where it is split. It declares no digests.
     """
 
     revision = ""
@@ -32,7 +34,10 @@ class Folder:
         self._path = path
         self._open: dict[str, tuple[int, os.stat_result]] = {}
         try:
-            self._names = _listed(path)
+            if path.name.lower().endswith(".gguf") and path.is_file():
+                self._path, self._names = path.parent, _pieces(path)
+            else:
+                self._names = _listed(path)
         except OSError as error:
             raise _unreadable(title, error) from None
 
@@ -137,6 +142,16 @@ _CHANGED = "wait until whatever writes to the folder has finished, then pull aga
 
 def _stamp(status: os.stat_result) -> str:
     return f"{status.st_ino}:{status.st_size}:{status.st_mtime_ns}"
+
+
+def _pieces(path: Path) -> list[str]:
+    """The file, or all parts of what it is a part of."""
+    split = _PART.fullmatch(path.name)
+    if not split:
+        return [path.name]
+    parts = re.compile(re.escape(split[1]) + r"-\d{5}-of-" + split[2] + r"\.gguf")
+    with os.scandir(path.parent) as entries:
+        return sorted(entry.name for entry in entries if parts.fullmatch(entry.name) and _is_regular(entry))
 
 
 def _listed(path: Path) -> list[str]:
