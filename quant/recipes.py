@@ -288,16 +288,22 @@ def _wanted(tensor: TensorPlan, level: Level, plan: ModelPlan, tied: bool, seen:
 
 def _place(plan: ModelPlan, role: str, seen: dict[str, int], layer: int) -> Place:
     """Count this tensor among those of its role. With experts the feed-forward ones go by their layer instead."""
-    facts = {key.removeprefix(f"{plan.architecture}."): value for key, value in plan.metadata.items()}
-    experts = facts.get("expert_count", 0)
-    heads, shared = facts.get("attention.head_count", 1), facts.get("attention.head_count_kv", 1)
+
+    def fact(key: str, default: int) -> int:
+        value = plan.metadata.get(f"{plan.architecture}.{key}", default)
+        return int(value[0] if isinstance(value, list | tuple) and value else value) or default
+
+    experts = fact("expert_count", 0)
+    sharing = fact("attention.head_count", 1) // fact("attention.head_count_kv", 1)
     role = "value" if role in _VALUES else role
     index = seen.get(role, 0)
     seen[role] = index + 1
     if role == "value":
-        count = sum(tensor.name.endswith(tuple(f"{name}.weight" for name in _VALUES)) for tensor in plan.tensors)
-        return Place(index, count, heads // shared, experts)
-    return Place(layer if experts > 1 else index, facts.get("block_count", 1), heads // shared, experts)
+        if "values" not in seen:
+            names = tuple(f"{name}.weight" for name in _VALUES)
+            seen["values"] = sum(tensor.name.endswith(names) for tensor in plan.tensors)
+        return Place(index, seen["values"], sharing, experts)
+    return Place(layer if experts > 1 else index, fact("block_count", 1), sharing, experts)
 
 
 def _raised(role: str, type: QuantType, place: Place, plan: ModelPlan) -> QuantType:

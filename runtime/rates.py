@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib.metadata
+import json
 import os
 import platform
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import msgspec
 
+from runtime.hardware import measure_bandwidth
 from runtime.measure import PROBE_SECONDS, Probe, Probed, ask
 
 # Types whose kernels cost about the same for each byte share a measurement.
@@ -71,18 +73,33 @@ def measure(folder: Path, threads: int) -> Probed | None:
     probed = ask(Probe(list(_FAMILIES), threads), PROBE_SECONDS)
     if not isinstance(probed, Probed):
         return None
-    path = _file(folder, threads)
-    with contextlib.suppress(OSError):
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        aside = path.with_name(f".{path.name}.{os.getpid()}")
-        aside.write_bytes(msgspec.json.encode(probed))
-        aside.replace(path)
+    _keep(_file(folder, threads), msgspec.json.encode(probed))
     return probed
 
 
-def _file(folder: Path, threads: int) -> Path:
+def bandwidth(folder: Path, threads: int) -> float:
+    """Bytes per second that so many threads read from memory together, measured when first asked for."""
+    path = _file(folder, threads, "bandwidth")
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        known = float(json.loads(path.read_bytes()))
+        if 1e8 < known < 1e14:
+            return known
+    measured = measure_bandwidth(threads)
+    _keep(path, json.dumps(round(measured)).encode())
+    return measured
+
+
+def _keep(path: Path, data: bytes) -> None:
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        aside = path.with_name(f".{path.name}.{os.getpid()}")
+        aside.write_bytes(data)
+        aside.replace(path)
+
+
+def _file(folder: Path, threads: int, what: str = "speed") -> Path:
     key = f"{processor()} {importlib.metadata.version('llama-cpp-python')} {threads}"
-    return folder / f"speed-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
+    return folder / f"{what}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
 
 
 def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:

@@ -17,17 +17,20 @@ from typing import Any
 from quant import published
 from quant.convert import sketch_model
 from quant.gguf import check_model, read_file
-from quant.plan import ModelPlan
+from quant.plan import Files, ModelPlan
 from registry.names import canonical_level, parse
 from registry.sources import open_source
 from registry.transport import Network
 from runtime.advise import Option, Wish
 from runtime.child import Parent
-from runtime.hardware import Hardware, detect
-from server.choosing import Advice, Chooser, canonical, plan_of
+from runtime.hardware import Hardware
+from server.choosing import Advice, Chooser, canonical, look, plan_of
 from server.messages import Failure
 from server.problems import TOLD, Problem
 from server.questions import Advised, Ask
+
+# Enough for the header of a shard; a source of a hundred shards stays below 2 MB.
+HEAD_BYTES = 16 << 10
 
 
 def main(argv: list[str]) -> int:
@@ -52,7 +55,7 @@ def advise(ask: Ask) -> dict[str, Any]:
     """The answer of `POST /lm/advise`; raises what planning and choosing raise."""
     plan, source, level = _plan(ask)
     level = level and canonical_level(level)
-    hardware = replace(detect(), allowed=ask.memory)
+    hardware = replace(look(Path(ask.cache)), allowed=ask.memory)
     wish = Wish(ask.context, ask.sequences, ask.kv_type, canonical(level), ask.enough)
     advice = Chooser(plan, hardware, Path(ask.cache)).advise(wish, ask.disk_free)
     choice = advice.choice
@@ -85,9 +88,27 @@ def _plan(ask: Ask) -> tuple[ModelPlan, str, str | None]:
     proxies = {"all": ask.proxy, "no": ask.no_proxy} if ask.proxy else {}
     source = open_source(reference, ask.endpoint, Network(ask.token or None, proxies))
     try:
-        return sketch_model(source), source.url, ask.level or reference.level
+        return sketch_model(_Ahead(source)), source.url, ask.level or reference.level
     finally:
         source.close()
+
+
+class _Ahead:
+    """A source whose files are read from their beginning a little further than asked: one request for each header."""
+
+    def __init__(self, files: Files) -> None:
+        self._files = files
+        self._heads: dict[str, bytes] = {}
+        self.names, self.size = files.names, files.size
+
+    def read(self, name: str, offset: int, size: int) -> bytes:
+        """Exactly `size` bytes from `offset`."""
+        if not name.endswith(".safetensors") or offset + size > HEAD_BYTES:
+            return self._files.read(name, offset, size)
+        if name not in self._heads:
+            self._heads[name] = self._files.read(name, 0, min(HEAD_BYTES, self._files.size(name)))
+        head = self._heads[name][offset : offset + size]
+        return head if len(head) == size else self._files.read(name, offset, size)
 
 
 def _memory(hardware: Hardware) -> dict[str, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from registry.names import AUTO
 from runtime import measure, rates
 from runtime.advise import Candidate, Choice, Option, Wish, choose, weigh
 from runtime.fit import Shape
-from runtime.hardware import Hardware
+from runtime.hardware import Hardware, detect, usable_cpus
 
 KV_TYPE = "F16"
 # Below this level a model loses too much unless it is known which of its weights matter.
@@ -32,6 +33,11 @@ class Advice:
     choice: Choice
     options: list[Option]
     shape: Shape
+
+
+def look(cache: Path) -> Hardware:
+    """This machine, its memory's bandwidth from the cache where that is known."""
+    return detect(rates.bandwidth(cache, usable_cpus()))
 
 
 class Chooser:
@@ -55,8 +61,11 @@ class Chooser:
         return Advice(choose(candidates, shape, hardware, wish, _room(disk_free)), options, shape)
 
     def _prepare(self, levels: Iterable[str], wish: Wish) -> tuple[Shape, Hardware, list[Candidate]]:
-        shape = self._weighed(Shape.of(self._plan.metadata), wish)
-        candidates = [candidate(self._plan, name, shape, forced=name == wish.forced) for name in levels]
+        shape = Shape.of(self._plan.metadata)
+        with ThreadPoolExecutor(1) as aside:  # llama.cpp is asked in another process
+            weighed = aside.submit(self._weighed, shape, wish)
+            candidates = [candidate(self._plan, name, shape, forced=name == wish.forced) for name in levels]
+            shape = weighed.result()
         hardware = self._hardware
         if max(sum(each.reads.weights.values()) for each in candidates if each.reads) > SMALL_BYTES:
             known = rates.load(self._cache, hardware.cpus) or rates.measure(self._cache, hardware.cpus)

@@ -228,6 +228,7 @@ class Pool:
             queue=self._bound,
             engine=self._engine.name,
             kv_type=KV_TYPE,
+            spill=self._spare(hardware, need),
             script=self._engine.script,
         )
         slot.keep_alive = self._config.keep_alive
@@ -273,6 +274,11 @@ class Pool:
                 raise DoesNotFit(f"`{model.name}` has no place beside {names}, to be kept for ever", "`lm stop` one")
             self._released.clear()
             await self._released.wait()
+
+    def _spare(self, hardware: Hardware, need: Need) -> int:
+        """What a worker may hold of conversations that left its pool: half as much as the pool, if that is free."""
+        loading = sum(worker.memory for worker in self._workers.values() if worker.loading and not worker.dead)
+        return max(0, min(need.cache // 2, (hardware.memory_available - loading - need.total) // 2))
 
     def _pinned(self, worker: Worker) -> bool:
         return self._slots[worker.model.blob_digest].keep_alive < 0

@@ -137,6 +137,10 @@ def partials(daemon: Daemon) -> dict[str, Any]:
     return {row["name"]: row for row in daemon.get("/lm/partials").json["partials"]}
 
 
+def pullers(daemon: Daemon) -> list[int]:
+    return [child.pid for child in daemon.children() if "server.puller" in child.cmdline()]
+
+
 def test_the_last_follower_gone_pauses_the_job(daemon: Daemon, hub: Hub) -> None:
     name = "hf.co/org/demo:Q4_K_S"
     with slow(hub):
@@ -213,8 +217,8 @@ def test_a_loaded_model_is_pulled_again_and_answers_meanwhile(daemon: Daemon, hu
 
 def test_a_killed_puller_is_a_clear_error_and_its_work_is_kept(daemon: Daemon, hub: Hub) -> None:
     with slow(hub), daemon.opened("POST", "/api/pull", {"model": "org/demo:Q3_K_M"}) as response:
-        wait_until(lambda: partials(daemon) and daemon.children(), 20)
-        os.kill(daemon.children()[0].pid, signal.SIGKILL)
+        wait_until(lambda: partials(daemon) and pullers(daemon), 20)
+        os.kill(pullers(daemon)[0], signal.SIGKILL)
         last = json.loads(response.read().splitlines()[-1])
     assert "SIGKILL" in last["error"]
     assert last["hint"]

@@ -1,0 +1,245 @@
+"""Whether predictions come true: memory, speed, the level under a real limit, loads near a limit, advice from a hub.
+
+    python -m benchmarks.fit [memory | speed | pairs | loads | advice …]
+
+Memory: a worker as the daemon starts it, a request that fills the context, and then what the kernel says the process
+holds. Models are `benchmarks/shapes.py`'s. Limits are `RLIMIT_DATA` with weights read instead of mapped, so that every
+byte counts. Measure on an idle machine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks import shapes, synthetic
+from quant.gguf import read_file
+from quant.recipes import LADDER, assign
+from runtime import advise, fit, measure, rates
+from runtime import messages as m
+from runtime.child import Child
+from runtime.hardware import Hardware, usable_cpus
+from server import choosing
+from server.config import child_environment
+from tests.daemon import Daemon
+from tests.hub import Hub
+
+PAGE = 4096
+CONTEXT, SEQUENCES = 2048, 8
+
+
+@dataclass(frozen=True)
+class Held:
+    """What a worker holds, in bytes: `anonymous` of its own, `mapped` of the file's length in its address space."""
+
+    anonymous: int
+    mapped: int
+    ready: m.Ready
+
+
+@asynccontextmanager
+async def worker(path: Path, context: int = CONTEXT) -> AsyncIterator[tuple[Child, m.Ready]]:
+    """A worker that has loaded `path`."""
+    child = await Child.spawn("runtime.worker", frames=m.FromWorker, env=child_environment())
+    try:
+        load = m.Load(str(path), context, SEQUENCES, usable_cpus(), 64)
+        await child.send(load)
+        while not isinstance(frame := await child.receive(), m.Ready):
+            if frame is None or isinstance(frame, m.Failed):
+                raise RuntimeError(f"{frame} {child.ending}")
+        yield child, frame
+    finally:
+        child.kill()
+        await child.wait()
+
+
+async def generate(child: Child, prompt: int, tokens: int) -> m.Finished:
+    """One answer of `tokens` after a prompt of `prompt` tokens, all different from any before."""
+    sampling = m.Sampling(temperature=0, ignore_eos=True)
+    ids = [3 + number % 1000 for number in range(prompt)]
+    await child.send(m.Submit(1, prompt=ids, sampling=sampling, limits=m.Limits(max_tokens=tokens)))
+    while not isinstance(frame := await child.receive(), m.Finished):
+        if frame is None or isinstance(frame, m.Failed):
+            raise RuntimeError(f"{frame} {child.ending}")
+    return frame
+
+
+def held(pid: int, path: Path, ready: m.Ready) -> Held:
+    """What the kernel counts for the process."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    anonymous = next(int(line.split()[1]) << 10 for line in status.splitlines() if line.startswith("RssAnon"))
+    mapped = 0
+    for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
+        if line.endswith(str(path)):
+            start, end = (int(part, 16) for part in line.split()[0].split("-"))
+            mapped += end - start
+    return Held(anonymous, mapped, ready)
+
+
+async def _fill(path: Path) -> Held:
+    async with worker(path) as (child, ready):
+        await generate(child, CONTEXT - 16, 8)
+        return held(child.pid, path, ready)
+
+
+def memory() -> None:
+    """Anonymous memory after a request that filled the context, on eight shapes; mapped bytes."""
+    print(f"{'shape':10} {'file':>14} {'mapped':>8} {'predicted':>10} {'measured':>10} {'error':>7}   (formula alone)")
+    with tempfile.TemporaryDirectory(prefix="lm-fit-") as folder:
+        for name, make in shapes.SHAPES.items():
+            path = Path(folder) / f"{name}.gguf"
+            length = shapes.write(path, make())
+            need, formula = _predict(path, length)
+            got = asyncio.run(_fill(path))
+            # llama.cpp lets go of the pages that hold nothing but the header
+            mapped = -(-length // PAGE) * PAGE - read_file(path).data_offset // PAGE * PAGE
+            path.unlink()
+            print(
+                f"{name:10} {length:14,} {'exact' if got.mapped == mapped else got.mapped - mapped!s:>8} "
+                f"{need.anonymous / 1e6:7.1f} MB {got.anonymous / 1e6:7.1f} MB "
+                f"{need.anonymous / got.anonymous - 1:+7.1%}   {formula.anonymous / got.anonymous - 1:+7.1%}",
+                flush=True,
+            )
+
+
+def _predict(path: Path, length: int, context: int = CONTEXT) -> tuple[fit.Need, fit.Need]:
+    """By llama.cpp's own word, and by the formulas alone."""
+    header = read_file(path)
+    shape = fit.Shape.of(header.metadata)
+    tensors = [(tensor.name, tensor.shape, tensor.type) for tensor in header.tensors]
+    weighed = measure.weigh(header.metadata, tensors, context, SEQUENCES, "F16")
+    formula = fit.memory(shape, length, context, SEQUENCES)
+    return fit.memory(shape.with_weighed(weighed), length, context, SEQUENCES), formula
+
+
+def speed() -> None:
+    """Tokens per second at three levels of two shapes, by the rates of a fresh probe."""
+    with tempfile.TemporaryDirectory(prefix="lm-fit-") as text:
+        folder = Path(text)
+        print(f"{'shape':10} {'level':8} {'predicted':>9} {'measured':>9} {'error':>7}")
+        for name, level in itertools.product(("grouped", "tied"), ("Q8_0", "Q4_K_M", "Q2_K")):
+            probed = rates.measure(folder, usable_cpus())
+            if probed is None:
+                raise RuntimeError("llama.cpp cannot be probed")
+            made = shapes.SHAPES[name]()
+            path, plan = folder / "speed.gguf", shapes.plan_of(made)
+            shapes.write(path, made, level)
+            reads = choosing.reads(plan, assign(plan, level), fit.Shape.of(plan.metadata))
+            wanted = 1 / rates.seconds(probed, reads, 48)
+            got = asyncio.run(_rate(path))
+            print(f"{name:10} {level:8} {wanted:9.2f} {got:9.2f} {wanted / got - 1:+7.1%}", flush=True)
+
+
+async def _rate(path: Path) -> float:
+    async with worker(path) as (child, _):
+        await generate(child, 16, 8)
+        ended = await generate(child, 16, 64)
+        return ended.answer_tokens / (ended.answer_ns / 1e9)
+
+
+def pairs() -> None:
+    """Twenty models under a limit: the level that the rule chooses runs, the next better one does not."""
+    right = 0
+    with tempfile.TemporaryDirectory(prefix="lm-fit-") as text:
+        path, excess = Path(text) / "limited.gguf", _excess(Path(text))
+        print(f"a process is charged {excess / 1e6:.0f} MB of address space beyond what it holds")
+        for name, index in itertools.product(("grouped", "experts", "window", "tied", "wide"), range(1, 5)):
+            made = shapes.SHAPES[name]()
+            plan, needs = shapes.plan_of(made), {}
+            for level in LADDER[:5]:
+                length = shapes.write(path, made, level)
+                needs[level] = _predict(path, length)[0]
+            better, fitting = needs[LADDER[index - 1]].total, needs[LADDER[index]].total
+            limit = fitting + (better - fitting) // 2
+            machine = Hardware(64 << 30, 64 << 30, 64 << 30, 2, 1e12, allowed=limit)
+            candidates = [advise.Candidate(level, needs[level].weights) for level in needs]
+            wish = advise.Wish(CONTEXT, SEQUENCES)
+            shape = fit.Shape.of(plan.metadata).with_weighed(_weighed(path))
+            chosen = advise.choose(candidates, shape, machine, wish).level
+            ran = []
+            for level in (chosen, LADDER[LADDER.index(chosen) - 1]):
+                shapes.write(path, made, level)
+                ran.append(_run(path, CONTEXT, limit + excess) is not None)
+            good = chosen == LADDER[index] and ran == [True, False]
+            right += good
+            print(f"{name:10} {limit / 1e6:7.0f} MB  {chosen:7} runs: {ran[0]}, the next better: {ran[1]}", flush=True)
+    print(f"{right}/20 as predicted")
+
+
+def loads() -> None:
+    """Fifty loads of 80 to 120 % of a limit: those that are admitted live, none below 90 % is refused."""
+    killed = refused = admitted = 0
+    with tempfile.TemporaryDirectory(prefix="lm-fit-") as text:
+        path, excess = Path(text) / "load.gguf", _excess(Path(text))
+        configurations = list(itertools.product(("grouped", "experts", "window", "tied", "wide"), (256, 1024)))
+        for name, context in configurations:
+            length = shapes.write(path, shapes.SHAPES[name](), "Q2_K")
+            need = _predict(path, length, context)[0]
+            true = _run(path, context, 0) or 0
+            for percent in (80, 88, 95, 105, 120):
+                limit = true * 100 // percent
+                if need.total > limit:
+                    refused += percent < 90
+                    continue
+                admitted += 1
+                killed += _run(path, context, limit + excess) is None
+            print(f"{name:10} {context:5} predicted {need.total / 1e6:7.1f} MB, took {true / 1e6:7.1f} MB", flush=True)
+    print(f"50 loads: {admitted} admitted, {killed} of them died; {refused} refused below 90 %")
+
+
+def _weighed(path: Path) -> measure.Weighed | None:
+    header = read_file(path)
+    tensors = [(tensor.name, tensor.shape, tensor.type) for tensor in header.tensors]
+    return measure.weigh(header.metadata, tensors, CONTEXT, SEQUENCES, "F16")
+
+
+def _excess(folder: Path) -> int:
+    """Address space that counts against `RLIMIT_DATA` but is never touched: stacks of threads, arenas, libraries."""
+    path = folder / "excess.gguf"
+    shapes.write(path, shapes.SHAPES["experts"](), "Q2_K")
+    done = _child(path, CONTEXT, 0)
+    anonymous, data = (int(part) for part in done.stdout.split())
+    path.unlink()
+    return data - anonymous
+
+
+def _run(path: Path, context: int, limit: int) -> int | None:
+    """What a process held that loaded and ran the model under a limit in bytes (0: none), None where it could not."""
+    done = _child(path, context, limit)
+    return int(done.stdout.split()[0]) if done.returncode == 0 else None
+
+
+def _child(path: Path, context: int, limit: int) -> subprocess.CompletedProcess[bytes]:
+    command = [sys.executable, "-m", "benchmarks.limited", str(path), str(context), str(SEQUENCES), str(limit)]
+    return subprocess.run(command, capture_output=True, check=False)
+
+
+def advice() -> None:
+    """The advice for a repository on a hub: seconds, and bytes that were fetched."""
+    with tempfile.TemporaryDirectory(prefix="lm-fit-") as text:
+        folder = Path(text) / "model"
+        sizes = ["--layers", "32", "--width", "256", "--heads", "4", "--feed-forward", "512", "--shards", "8"]
+        synthetic.make(folder, synthetic.parser().parse_args([str(folder), *sizes]))
+        with Hub({"org/model": folder}) as hub, Daemon(Path(text) / "home", env={"HF_ENDPOINT": hub.url}) as daemon:
+            for _ in range(5):
+                sent, begun = hub.bytes_sent, time.perf_counter()
+                answer = daemon.post("/lm/advise", {"model": "org/model"})
+                seconds = time.perf_counter() - begun
+                print(f"{answer.json['level']}: {seconds:.2f} s, {(hub.bytes_sent - sent) / 1e6:.3f} MB", flush=True)
+
+
+PARTS = {"memory": memory, "speed": speed, "pairs": pairs, "loads": loads, "advice": advice}
+
+
+if __name__ == "__main__":
+    for part in sys.argv[1:] or PARTS:
+        print(f"\n{part}: {PARTS[part].__doc__}")
+        PARTS[part]()
