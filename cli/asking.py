@@ -38,6 +38,15 @@ class Asking:
         system = [{"role": "system", "content": self.system}] if self.system else []
         return Reply(self, self.client.stream("/api/chat", self._body(messages=[*system, *messages])))
 
+    def writes(self) -> bool:
+        """Whether the model writes text; others make vectors."""
+        return "completion" in self.client.ask("POST", "/api/show", {"model": self.model})["capabilities"]
+
+    def embed(self, text: str) -> list[float]:
+        """The vector of a text."""
+        vectors: list[list[float]] = self.client.ask("POST", "/api/embed", self._body(input=text))["embeddings"]
+        return vectors[0] if vectors else []
+
     def _body(self, **more: Any) -> Line:
         given = {"options": self.options, "keep_alive": self.keep_alive}
         return {"model": self.model, **more} | {key: value for key, value in given.items() if value not in (None, {})}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from typing import Any
 
@@ -32,6 +33,7 @@ def command(name: str, prompt: tuple[str, ...], **given: Any) -> None:
 
     NAME is `demo`, `org/repo` on the hub, or a folder that begins with `/`, `./`, `../` or `~`; `:LEVEL` may follow.
     The words of PROMPT are joined; text piped in follows them. The answer goes to stdout, everything else to stderr.
+    A model that makes vectors prints that of PROMPT as a JSON array.
     """
     wanted = reference(name, given["level"])
     question = _question(prompt)
@@ -41,7 +43,9 @@ def command(name: str, prompt: tuple[str, ...], **given: Any) -> None:
     options = {key: given[option] for option, key in _OPTIONS.items() if given[option] is not None}
     model = installed(client, wanted, name)
     asking = Asking(client, model, options, given["system"], given["keep_alive"], given["verbose"])
-    if question is None:
+    if not asking.writes():
+        _embed(asking, question)
+    elif question is None:
         from cli.chat import Chat
 
         Chat(asking, client.config.home / "history").loop()
@@ -49,6 +53,14 @@ def command(name: str, prompt: tuple[str, ...], **given: Any) -> None:
         asking.generate(question).show()
         if not question:
             console.note(f"`{model}` is loaded")
+
+
+def _embed(asking: Asking, text: str | None) -> None:
+    """Print the vector of a text as a JSON array."""
+    if text is None:
+        hint = f'give it a text: `lm run {asking.model} "some words"`'
+        raise Failure(f"`{asking.model}` makes vectors of texts and cannot chat", hint, "usage")
+    console.out(json.dumps(asking.embed(text)))
 
 
 def _question(words: tuple[str, ...]) -> str | None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from runtime import messages as m
 from runtime.context import OK, POOLING_RANK, Context
-from runtime.errors import BadRequest, EngineError, PromptTooLong
+from runtime.errors import BadRequest, EngineError, PromptTooLong, QueueFull
 from runtime.llama import Model
 from runtime.prefix import Pool
 
@@ -57,16 +57,22 @@ class Embedder:
         return Job(request.id, [self._tokens(text, request.truncate) for text in request.inputs])
 
     def _tokens(self, text: str | list[int], truncate: bool) -> array[int]:
-        if isinstance(text, str):
-            ids = self._model.tokenize(text, special=False, add=True)
-        else:
-            ids = array("i", (token for token in text if 0 <= token < self._model.n_vocab))
+        ids = self._model.tokenize(text, special=False, add=True) if isinstance(text, str) else self._checked(text)
         if not ids:
             raise BadRequest("an input is empty", "send some text")
         if len(ids) > self.limit and not truncate:
             raise PromptTooLong(f"an input has {len(ids):,} tokens and the model reads {self.limit:,}", "shorten it")
+        if len(ids) <= self.limit:
+            return ids
         # What closes a text ([SEP], an end token) is read at the end of a shortened one too.
-        return ids if len(ids) <= self.limit else ids[: self.limit - 1] + ids[-1:]
+        closed = isinstance(text, str) and (self._model.encoder or self._model.adds_eos)
+        return ids[: self.limit - 1] + ids[-1:] if closed else ids[: self.limit]
+
+    def _checked(self, ids: list[int]) -> array[int]:
+        for token in ids:
+            if not 0 <= token < self._model.n_vocab:
+                raise BadRequest(f"an input has token {token}, and the vocabulary ends at {self._model.n_vocab - 1}")
+        return array("i", ids)
 
     def add(self, job: Job) -> None:
         """Put a prepared request in line."""
@@ -120,7 +126,7 @@ class Embedder:
         if seq is None or self._pool.free < len(ids):
             if seq:
                 seq.busy = False
-            raise EngineError("the answers that are being written leave no room for an embedding", "try again later")
+            raise QueueFull("the answers that are being written leave no room for an embedding", "try again later")
         try:
             for start in range(0, len(ids), self._context.outputs):
                 stretch = ids[start : start + self._context.outputs]

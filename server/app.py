@@ -16,7 +16,7 @@ from aiohttp import web
 
 from server import wire
 from server.answers import HOUSE, NOTE, House
-from server.api import advise, models, ollama, openai
+from server.api import advise, embeddings, models, ollama, openai
 from server.config import OLLAMA_VERSION, VERSION, Config
 from server.errors import NotFound, WrongMethod
 from server.guard import Doorkeeper, require_loopback
@@ -41,11 +41,13 @@ ROUTES: list[tuple[str, str, Handler]] = [
     ("DELETE", "/api/delete", models.delete),
     ("POST", "/api/generate", ollama.generate),
     ("POST", "/api/chat", ollama.chat),
-    ("POST", "/api/embed", ollama.embed),
+    ("POST", "/api/embed", embeddings.embed),
+    ("POST", "/api/embeddings", embeddings.embed_one),
     ("GET", "/v1/models", openai.models),
     ("GET", "/v1/models/{id:.+}", openai.model),
     ("POST", "/v1/chat/completions", openai.chat_completions),
     ("POST", "/v1/completions", openai.completions),
+    ("POST", "/v1/embeddings", embeddings.openai_embed),
     ("POST", "/lm/advise", advise.advise),
     ("POST", "/lm/stop", models.stop),
     ("GET", "/lm/partials", models.partials),

@@ -1,4 +1,4 @@
-"""Ollama's `/api/generate`, `/api/chat` and `/api/embed`.
+"""Ollama's `/api/generate` and `/api/chat`.
 
 Shapes as in Ollama's `docs/api.md`: newline-delimited JSON whose last line has `done: true` or `error`, durations in
 nanoseconds. Beside Ollama's keys, `truncated` counts prompt tokens that were dropped to fit, of `prompt_total`, and
@@ -9,7 +9,6 @@ over.
 from __future__ import annotations
 
 import asyncio
-import struct
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -21,7 +20,7 @@ from aiohttp import web
 
 from registry.store import Model
 from runtime.errors import BadRequest
-from runtime.messages import Delta, Embed, Finished, Started, Submit, Tokenize, TokenLogprob
+from runtime.messages import Delta, Finished, Started, Submit, Tokenize, TokenLogprob
 from server.answers import HOUSE, MAX_MESSAGES, NOTE, Held, hold, refuse, require
 from server.api import options
 from server.api.models import Named
@@ -95,14 +94,6 @@ class Chat(AskedText):
     tools: list[Any] | None = None
 
 
-class EmbedBody(Asked):
-    """The body of `/api/embed`."""
-
-    input: str | list[str] | None = None
-    truncate: bool | None = None
-    dimensions: int | None = None
-
-
 @dataclass
 class Plan:
     """One answer to make: what to submit, and how its text is called in the answer's lines."""
@@ -131,13 +122,14 @@ class Plan:
 async def generate(request: web.Request) -> web.StreamResponse:
     """`POST /api/generate`: an answer to one prompt; without a prompt, load or unload the model."""
     body = await read_body(request, Generate)
-    model = await _model(request, body)
+    model = await resolve(request, body)
     refuse(model, suffix=body.suffix, template=body.template, images=body.images)
     if body.raw and (body.system or body.context):
         raise BadRequest("raw mode does not support system or context", "leave them out, or `raw`")
     plan = Plan(model, body, _submit(model, body), chat=False)
     if not body.prompt:
         return await _load_only(request, plan)
+    require(model, "completion")
     if body.raw:
         plan.submit.prompt = body.prompt
         plan.submit.parse_special = True
@@ -150,39 +142,20 @@ async def generate(request: web.Request) -> web.StreamResponse:
 async def chat(request: web.Request) -> web.StreamResponse:
     """`POST /api/chat`: the next turn of a conversation; without messages, load or unload the model."""
     body = await read_body(request, Chat)
-    model = await _model(request, body)
+    model = await resolve(request, body)
     refuse(model, tools=body.tools)
     if len(body.messages) > MAX_MESSAGES:
         raise BadRequest(f"more than {MAX_MESSAGES} messages", "send fewer")
     plan = Plan(model, body, _submit(model, body), chat=True)
     if not body.messages:
         return await _load_only(request, plan)
+    require(model, "completion")
     plan.submit.messages = [message.plain(model) for message in body.messages]
     return await _respond(request, plan, None)
 
 
-async def embed(request: web.Request) -> web.Response:
-    """`POST /api/embed`: one normalised vector for each input."""
-    body = await read_body(request, EmbedBody)
-    model = await _model(request, body)
-    refuse(model, dimensions=body.dimensions)
-    texts: list[str | list[int]] = [body.input] if isinstance(body.input, str) else list(body.input or [])
-    begun = asyncio.get_running_loop().time()
-    asked = options.context(body.options or {})
-    async with hold(request.app[HOUSE], model, asked, body.stays) as held:
-        answer = await held.worker.embed(Embed(0, texts, truncate=body.truncate is not False))
-    return reply(
-        {
-            "model": body.wanted,
-            "embeddings": [struct.unpack(f"<{len(raw) // 4}f", raw) for raw in answer.vectors],
-            "total_duration": round((asyncio.get_running_loop().time() - begun) * 1e9),
-            "load_duration": held.load_ns,
-            "prompt_eval_count": answer.tokens,
-        }
-    )
-
-
-async def _model(request: web.Request, body: Asked) -> Model:
+async def resolve(request: web.Request, body: Asked) -> Model:
+    """The model that the body names, noted for the log; raises ModelNotFound."""
     request[NOTE] = body.wanted
     return await request.app[HOUSE].library.resolve(body.wanted)
 

@@ -19,7 +19,7 @@ from aiohttp import web
 from registry.store import Model
 from runtime.errors import BadRequest
 from runtime.messages import Delta, Finished, Sampling, Started, Submit
-from server.answers import HOUSE, MAX_MESSAGES, NOTE, hold, refuse
+from server.answers import HOUSE, MAX_MESSAGES, NOTE, hold, refuse, require
 from server.api import options
 from server.api.openai_shapes import Choices, Usage, chat_logprobs, text_logprobs
 from server.errors import BadBody
@@ -189,6 +189,7 @@ async def _model(request: web.Request, body: Asked) -> Model:
 
 
 def _submit(model: Model, body: Asked, most: int | None) -> Submit:
+    require(model, "completion")
     asked = {"num_predict": most, "stop": body.stop}
     count = 1 if body.n is None else body.n
     if not 1 <= count <= MAX_ANSWERS:
