@@ -1,0 +1,84 @@
+"""What llama.cpp says of eight architectures against our formulas; children that die; rates and their speed."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import shapes
+from quant.gguf import read_file
+from quant.recipes import LEVELS
+from quant.types import QuantType
+from runtime import fit, rates
+from runtime.measure import Examine, Examined, Probed, Refused, Weigh, ask, weigh
+
+PROBED = Probed({"Q8_0": 10e9, "Q4_K": 5e9, "F16": 20e9}, layer_seconds=1e-4, attention_rate=1e9)
+
+
+@pytest.mark.parametrize("name", shapes.SHAPES)
+def test_the_cache_by_formula_is_llama_cpps(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "model.gguf"
+    length = shapes.write(path, shapes.SHAPES[name]())
+    assert path.stat().st_size == length
+    header = read_file(path)
+    tensors = [(tensor.name, tensor.shape, tensor.type) for tensor in header.tensors]
+    said = weigh(header.metadata, tensors, 4096, 4, "Q8_0" if name == "grouped" else "F16")
+    assert said is not None
+    shape = fit.Shape.of(header.metadata)
+    formula = fit.memory(shape, length, 4096, 4, said.kv_type)
+    assert formula.cache == pytest.approx(said.cache, abs=1 << 14)  # it says hundredths of a MiB
+    exact = fit.memory(shape.with_weighed(said), length, 4096, 4, said.kv_type)
+    assert exact.cache == said.cache
+    assert formula.total == pytest.approx(exact.total, rel=0.05)
+    elsewhere = fit.memory(shape.with_weighed(said), length, 8192, 4, said.kv_type)
+    assert elsewhere == fit.memory(shape, length, 8192, 4, said.kv_type)
+
+
+def test_llama_cpp_describes_itself() -> None:
+    examined = ask(Examine(), 30)
+    assert isinstance(examined, Examined)
+    assert examined.package == "0.3.36"
+    assert any(device.startswith("CPU") for device in examined.devices)
+
+
+def test_what_cannot_be_asked_is_refused_and_not_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "odd.gguf"
+    path.write_bytes(b"GGUF" + bytes(100))
+    assert isinstance(ask(Weigh(str(path), 512, 1, "F16"), 30), Refused)
+    assert isinstance(ask(Examine(), 0.001), Refused)
+    assert weigh({"general.architecture": "alien"}, [("x", (32, 1), QuantType.F32)], 512, 1, "F16") is None
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    assert ask(Examine(), 5) == Refused("the process that was asked died")
+
+
+def test_every_type_of_every_level_has_a_rate() -> None:
+    assert {level.base.name for level in LEVELS.values()} <= set(rates._SHARED)
+
+
+def test_seconds_are_weights_layers_and_attention() -> None:
+    reads = rates.Reads({"Q8_0": 10**9, "Q4_K": 10**9, "F32": 2 * 10**9, "I8": 5 * 10**9}, 10, 1000)
+    assert rates.seconds(PROBED, reads) == pytest.approx(0.1 + 0.2 + 0.1 + 1.0 + 0.001)
+    assert rates.seconds(PROBED, reads, 1000) - rates.seconds(PROBED, reads) == pytest.approx(1e-3)
+
+
+def test_rates_are_kept_by_processor_and_threads(tmp_path: Path) -> None:
+    assert rates.load(tmp_path, 2) is None
+    rates._keep(
+        rates._file(tmp_path, 2), b'{"type":"probed","rates":{"Q8_0":1e9},"layer_seconds":0,"attention_rate":1e9}'
+    )
+    assert rates.load(tmp_path, 2) == Probed({"Q8_0": 1e9}, 0, 1e9)
+    assert rates.load(tmp_path, 3) is None
+    rates._keep(rates._file(tmp_path, 3), b'{"rates":{},"layer_seconds":0,"attention_rate":0}')
+    assert rates.load(tmp_path, 3) is None
+    known = rates.bandwidth(tmp_path, 1)
+    assert rates.bandwidth(tmp_path, 1) == pytest.approx(known, rel=1e-6)
+
+
+@pytest.mark.slow
+def test_a_probe_measures_and_is_kept(tmp_path: Path) -> None:
+    probed = rates.measure(tmp_path, 1)
+    assert probed is not None
+    assert rates.load(tmp_path, 1) == probed
+    assert all(1e7 < rate < 1e12 for rate in probed.rates.values())
