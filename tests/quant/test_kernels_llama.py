@@ -11,13 +11,14 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
-import gguf
 import numpy as np
 import pytest
 
 import quant
 from benchmarks import ggml
 from quant.convert import plan_model
+from quant.gguf import read_file
+from quant.gguf_writer import Writer, encode_header, layout
 from quant.kernels import FAMILIES
 from quant.types import QuantType
 from tests.converting import write
@@ -45,22 +46,19 @@ def importance(x: np.ndarray, type: QuantType) -> np.ndarray | None:
 
 def rewrite(source: Path, target: Path, quantize: Quantize, type: QuantType) -> None:
     """Copy a float32 GGUF with the matrices of its layers in another type."""
-    reader, writer = gguf.GGUFReader(source), gguf.GGUFWriter(target, "llama")
-    for field in reader.fields.values():
-        if field.name.startswith("GGUF.") or field.name == "general.architecture":
-            continue
-        inner = field.types[-1] if field.types[0] == gguf.GGUFValueType.ARRAY else None
-        writer.add_key_value(field.name, field.contents(), field.types[0], inner)
-    for tensor in reader.tensors:
-        if tensor.data.ndim == 2 and tensor.name.startswith("blk."):
-            blocks = quantize(np.array(tensor.data, np.float32), type)
-            writer.add_tensor(tensor.name, blocks, raw_dtype=gguf.GGMLQuantizationType(type.id))
-        else:
-            writer.add_tensor(tensor.name, tensor.data)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    header = read_file(source)
+    chosen = [type if len(t.shape) == 2 and t.name.startswith("blk.") else t.type for t in header.tensors]
+    tensors = layout([(old.name, old.shape, kind) for old, kind in zip(header.tensors, chosen, strict=True)])
+    with source.open("rb") as read, target.open("wb") as write:
+        write.write(encode_header(header.metadata, tensors))
+        writer = Writer(write, tensors)
+        for old, kind in zip(header.tensors, chosen, strict=True):
+            read.seek(header.data_offset + old.offset)
+            raw = read.read(old.nbytes)
+            if kind is not old.type:
+                raw = quantize(np.frombuffer(raw, np.float32).reshape(old.shape[::-1]), type).tobytes()
+            writer.append(memoryview(raw))
+        writer.finish()
 
 
 @pytest.fixture(scope="module")
