@@ -16,6 +16,7 @@ import contextlib
 import json
 import os
 import resource
+import signal
 import statistics
 import subprocess
 import sys
@@ -206,31 +207,39 @@ def busy_row(model: Path, work: Path) -> None:
     """`/api/version` and a chat with the demo, alone and while the daemon pulls."""
     from tests.daemon import Daemon
 
+    alone: list[float] = []
+    beside: list[float] = []
+    delays: list[float] = []
     with Daemon(work / "home", runtime="llama") as daemon:
         daemon.pull("demo")
-        alone = [chat(daemon) for _ in range(3)]
+        chat(daemon)
         ended = threading.Event()
 
         def follow() -> None:
             daemon.post("/api/pull", {"model": f"{model}:{LEVEL}"})
             ended.set()
 
-        thread = threading.Thread(target=follow)
-        delays: list[float] = []
-        ticking = threading.Thread(target=tick, args=(daemon, ended, delays))
-        thread.start()
-        ticking.start()
-        beside = []
+        threads = [threading.Thread(target=follow), threading.Thread(target=tick, args=(daemon, ended, delays))]
+        for thread in threads:
+            thread.start()
         while not ended.is_set():
-            beside.append(chat(daemon))
-        thread.join()
-        ticking.join()
+            puller = next((child for child in daemon.children() if "server.puller" in child.cmdline()), None)
+            if puller is None:
+                continue
+            # In turns, so that whatever else this machine does counts for both.
+            for sign, speeds in ((signal.SIGSTOP, alone), (signal.SIGCONT, beside)):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(puller.pid, sign)
+                    speeds.append(chat(daemon))
+        for thread in threads:
+            thread.join()
     delays.sort()
-    speed = statistics.median(beside[:-1] or beside) / statistics.median(alone)
+    speed = statistics.median(beside[:-1]) / statistics.median(alone)
     print(
         f"while pulling: /api/version p50 {1e3 * statistics.median(delays):.1f} ms, "
         f"p99 {1e3 * delays[int(0.99 * len(delays))]:.1f} ms of {len(delays)}; "
-        f"chat {statistics.median(alone):.0f} tokens/s alone, keeps {speed:.2f}; load {os.getloadavg()[0]:.1f}"
+        f"chat {statistics.median(alone):.0f} tokens/s with the pull halted, keeps {speed:.2f} "
+        f"({len(beside)} answers); load {os.getloadavg()[0]:.1f}"
     )
 
 
@@ -244,7 +253,7 @@ def tick(daemon: Any, ended: threading.Event, delays: list[float]) -> None:
 
 def chat(daemon: Any) -> float:
     """Tokens per second of one answer."""
-    body = {"model": "demo", "prompt": PROMPT, "stream": False, "options": {"num_predict": 400, "seed": 1}}
+    body = {"model": "demo", "prompt": PROMPT, "stream": False, "options": {"num_predict": 150, "seed": 1}}
     told = daemon.post("/api/generate", body).json
     return float(told["eval_count"] / told["eval_duration"] * 1e9)
 

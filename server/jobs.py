@@ -24,8 +24,7 @@ from server.problems import Problem, Reported
 from server.worker import log_file, reap
 
 log = logging.getLogger("lm.jobs")
-# A chat beside a pull keeps nearly all of the processors.
-NICE = 19
+NICE = 10
 # After these errors nobody can go on with what was made.
 _HOPELESS = frozenset({"bad_values"})
 
