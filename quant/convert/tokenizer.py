@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from quant.convert import bpe, unigram, wordpiece
+from quant.convert import bpe, sentencepiece, unigram, wordpiece
 from quant.convert.config import MAX_JSON, read_whole
 from quant.convert.vocabulary import FILE, Vocabulary, broken
 from quant.errors import UnsupportedModel
@@ -13,12 +13,16 @@ from quant.safetensors import load_json
 
 
 def read_vocabulary(files: Files, size: int, pre: str | None = None) -> Vocabulary:
-    """The vocabulary in `tokenizer.json` for a model of `size` embeddings; `pre` names the pre-tokenizer by hand.
+    """The vocabulary in `tokenizer.json`, else in `tokenizer.model`, for a model of `size` embeddings.
 
+    `pre` names the pre-tokenizer by hand.
     Raises MalformedFile for a file that contradicts itself or the model, UnsupportedModel for a kind of tokenizer that
     llama.cpp would not follow exactly.
     """
-    if FILE not in files.names():
+    names = files.names()
+    if FILE not in names and sentencepiece.FILE in names:
+        return _prefixed(sentencepiece.read(files, size))
+    if FILE not in names:
         hint = "save the tokenizer with transformers' `AutoTokenizer.from_pretrained(…).save_pretrained(…)`"
         raise UnsupportedModel(f"there is no `{FILE}`", hint=hint)
     tokenizer = load_json(read_whole(files, FILE, MAX_JSON), FILE)
@@ -34,6 +38,10 @@ def read_vocabulary(files: Files, size: int, pre: str | None = None) -> Vocabula
         vocabulary = unigram.read(tokenizer, size)
     else:
         raise UnsupportedModel(f"a tokenizer of the type `{ascii(kind)[:40]}` cannot be converted yet")
+    return _prefixed(vocabulary)
+
+
+def _prefixed(vocabulary: Vocabulary) -> Vocabulary:
     tokens = vocabulary.entries["tokens"]
     if len(set(tokens)) != len(tokens):
         raise broken("two tokens have the same text")

@@ -79,12 +79,19 @@ def _preparation(tokenizer: dict[str, Any]) -> dict[str, Any]:
 
 
 def _table(text: Any) -> bytes:
-    """A compact double array of replacements, its length first; llama.cpp trusts it, so its length is checked here."""
+    """A compact double array of replacements, its length first."""
     try:
         table = binascii.a2b_base64(text, strict_mode=True) if isinstance(text, str) else b""
     except ValueError:
         table = b""
-    size = int.from_bytes(table[:4], "little")
-    if len(table) < 5 or size % 4 or 4 + size >= len(table) or table[-1] != 0:
+    if not is_table(table):
         raise broken("`precompiled_charsmap` is no table of replacements")
     return table
+
+
+def is_table(table: Any) -> bool:
+    """Whether these bytes can be given to llama.cpp, which believes the length in front."""
+    if not isinstance(table, bytes) or len(table) < 5:
+        return False
+    size = int.from_bytes(table[:4], "little")
+    return not size % 4 and 4 + size < len(table) and table[-1] == 0

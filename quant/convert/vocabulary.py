@@ -13,7 +13,7 @@ from quant.gguf import TOKEN_CONTROL, TOKEN_NORMAL, TOKEN_UNUSED, TOKEN_USER
 
 FILE = "tokenizer.json"
 # Added tokens of this look steer the model even where they are not marked as special, as llama.cpp has it.
-_STEERING = re.compile(r"<\|.*\|>|<｜.*｜>|<unused\d+>|<pad>|<mask>", re.DOTALL)
+STEERING = re.compile(r"<\|.*\|>|<｜.*｜>|<unused\d+>|<pad>|<mask>", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ def place_tokens(vocab: dict[str, int], added: list[tuple[int, str, bool]], size
         if vocab.get(content, id) != id or texts.get(id, content) != content:
             raise broken(f"the added token {ascii(content)[:60]} and `vocab` disagree about number {id}")
         texts[id] = content
-        types[id] = TOKEN_CONTROL if special or _STEERING.fullmatch(content) else TOKEN_USER
+        types[id] = TOKEN_CONTROL if special or STEERING.fullmatch(content) else TOKEN_USER
     if max(texts) >= size:
         raise MalformedFile(f"`{FILE}` has token number {max(texts)}, and the model only {size} embeddings")
     taken = set(texts.values())

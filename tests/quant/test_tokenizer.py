@@ -278,5 +278,5 @@ def test_a_file_that_is_no_json_object_is_refused(raw: bytes) -> None:
 
 def test_without_tokenizer_json_it_says_how_to_make_one() -> None:
     with pytest.raises(UnsupportedModel) as caught:
-        read_vocabulary(Folder(contents={"tokenizer.model": b""}), 4096)
+        read_vocabulary(Folder(contents={"vocab.txt": b""}), 4096)
     assert "save_pretrained" in caught.value.hint

@@ -79,6 +79,7 @@ def test_every_transform_is_needed(row: str, model: tuple[Folder, np.ndarray], t
     matrix.note(row, "transforms", " ".join(names) or "-")
 
 
+@pytest.mark.slow
 def test_every_level_loads_and_answers(row: str, model: tuple[Folder, np.ndarray], tmp_path: Path) -> None:
     """Rows of other than whole blocks fall back on other types, as llama.cpp has it, so all of them are tried."""
     if "," in row:

@@ -1,0 +1,167 @@
+"""`tokenizer.model`: a SentencePiece vocabulary, for models that come without `tokenizer.json`.
+
+Source of the format: `sentencepiece_model.proto` of google/sentencepiece, a protocol buffer; a few fields matter.
+Tokens that were added later are in `added_tokens.json` and `tokenizer_config.json`, as transformers keeps them.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from typing import Any
+
+from quant.convert.config import MAX_JSON, Config, read_whole
+from quant.convert.unigram import is_table
+from quant.convert.vocabulary import STEERING, Vocabulary, is_id
+from quant.errors import MalformedFile, UnsupportedModel
+from quant.gguf import TOKEN_BYTE, TOKEN_CONTROL, TOKEN_NORMAL, TOKEN_UNKNOWN, TOKEN_UNUSED, TOKEN_USER
+from quant.plan import Files
+
+FILE = "tokenizer.model"
+_UNIGRAM, _BPE = 1, 2
+# SentencePiece's numbers of types are those that GGUF took over.
+_TYPES = (TOKEN_NORMAL, TOKEN_UNKNOWN, TOKEN_CONTROL, TOKEN_USER, TOKEN_UNUSED, TOKEN_BYTE)
+_ADDED_SCORE = -1000.0
+Field = int | bytes
+
+
+def read(files: Files, size: int) -> Vocabulary:
+    """The vocabulary in `tokenizer.model`, padded to `size` embeddings.
+
+    Raises MalformedFile for a file that is no such model or contradicts the embeddings, UnsupportedModel for a kind of
+    SentencePiece model that is neither BPE nor Unigram.
+    """
+    message = dict_of(read_whole(files, FILE, MAX_JSON))
+    pieces = [_piece(raw) for raw in message.get(1, ())]
+    if not pieces:
+        raise _broken("it has no pieces")
+    trainer, normalizer = (dict_of(message.get(number, [b""])[-1]) for number in (2, 3))
+    kind = trainer.get(3, [_UNIGRAM])[-1]
+    if kind not in (_UNIGRAM, _BPE):
+        raise UnsupportedModel(f"`{FILE}` is neither BPE nor Unigram")
+    added = _added(files)
+    pieces = _placed(pieces, added, size)
+    entries: dict[str, Any] = {
+        "model": "llama" if kind == _BPE else "t5",
+        "pre": "default",
+        "tokens": [text for text, _, _ in pieces],
+        "scores": [score for _, score, _ in pieces],
+        "token_type": [type for _, _, type in pieces],
+        "add_space_prefix": bool(normalizer.get(3, [1])[-1]),
+    }
+    unknown = [id for id, (_, _, type) in enumerate(pieces) if type == TOKEN_UNKNOWN]
+    if unknown:
+        entries["unknown_token_id"] = unknown[0]
+    if kind == _UNIGRAM:
+        entries |= _preparation(normalizer)
+    config = Config.read(files, "tokenizer_config.json")
+    ids = {text: id for id, (text, _, _) in enumerate(pieces)}
+    first = ids.get("<s>", ids.get("<bos>")) if config.flag("add_bos_token", kind == _BPE) else None
+    last = ids.get("</s>") if config.flag("add_eos_token", kind == _UNIGRAM) else None
+    return Vocabulary(ids, entries, first, last)
+
+
+def dict_of(raw: Field) -> dict[int, list[Field]]:
+    """The fields of a message by their numbers, each with all its values; numbers as they are, the rest as bytes."""
+    if isinstance(raw, int):
+        raise _broken("a number stands where a message belongs")
+    found: dict[int, list[Field]] = {}
+    for number, value in _fields(raw):
+        found.setdefault(number, []).append(value)
+    return found
+
+
+def _fields(raw: bytes) -> Iterator[tuple[int, Field]]:
+    position = 0
+    while position < len(raw):
+        key, position = _varint(raw, position)
+        kind = key & 7
+        if kind == 0:
+            value, position = _varint(raw, position)
+            yield key >> 3, value
+            continue
+        length, position = _varint(raw, position) if kind == 2 else ({1: 8, 5: 4}.get(kind, 0), position)
+        if kind not in (1, 2, 5) or position + length > len(raw):
+            raise _broken("it ends within a field, or is no protocol buffer")
+        yield key >> 3, raw[position : position + length]
+        position += length
+
+
+def _varint(raw: bytes, position: int) -> tuple[int, int]:
+    value = 0
+    for shift in range(0, 64, 7):
+        if position >= len(raw):
+            break
+        byte = raw[position]
+        position += 1
+        value |= (byte & 127) << shift
+        if byte < 128:
+            return value, position
+    raise _broken("it has a number that does not end")
+
+
+def _piece(raw: Field) -> tuple[str, float, int]:
+    """Text, score and GGUF's type of a piece."""
+    fields = dict_of(raw)
+    text, score, type = (fields.get(number, [default])[-1] for number, default in ((1, b""), (2, bytes(4)), (3, 1)))
+    if not isinstance(text, bytes) or not isinstance(score, bytes) or len(score) != 4 or type not in _TYPES:
+        raise _broken("a piece has no text, no score or no type")
+    try:
+        decoded = text.decode()
+    except UnicodeDecodeError:
+        raise _broken("a piece is not UTF-8") from None
+    (value,) = struct.unpack("<f", score)
+    if not decoded or not abs(value) < 1e30:
+        raise _broken("a piece has no text, or a score that is no number")
+    return decoded, value, int(type)
+
+
+def _added(files: Files) -> dict[int, tuple[str, bool]]:
+    """Text of the tokens that were added later, by number, and whether each is special."""
+    found: dict[int, tuple[str, bool]] = {}
+    for text, id in Config.read(files, "added_tokens.json").values.items():
+        if not is_id(id) or not text:
+            raise MalformedFile("`added_tokens.json` is no list of tokens and their numbers")
+        found[id] = text, False
+    decoder = Config.read(files, "tokenizer_config.json").part("added_tokens_decoder")
+    for number, entry in decoder.values.items():
+        content = entry.get("content") if isinstance(entry, dict) else None
+        if not number.isdecimal() or not is_id(int(number)) or not isinstance(content, str) or not content:
+            raise MalformedFile(f"`{decoder.name}` is no list of tokens and their numbers")
+        found[int(number)] = content, bool(entry.get("special"))
+    return found
+
+
+def _placed(
+    pieces: list[tuple[str, float, int]], added: dict[int, tuple[str, bool]], size: int
+) -> list[tuple[str, float, int]]:
+    """Every number up to `size` has a piece: its own, one added later, or one that is marked as unused."""
+    most = max([len(pieces) - 1, *added])
+    if most >= size:
+        raise MalformedFile(f"`{FILE}` has token number {most}, and the model only {size} embeddings")
+    taken = {text for text, _, _ in pieces} | {text for text, _ in added.values()}
+    placed = [*pieces]
+    for id in range(len(pieces), size):
+        name = f"[PAD{id}]"
+        while name in taken:
+            name += "_"
+        placed.append((name, 0.0, TOKEN_UNUSED))
+    for id, (text, special) in added.items():
+        type = TOKEN_CONTROL if special or STEERING.fullmatch(text) else TOKEN_USER
+        if id >= len(pieces) or placed[id][0] != text:
+            placed[id] = text, _ADDED_SCORE, type
+        elif placed[id][2] == TOKEN_NORMAL:
+            placed[id] = text, placed[id][1], type
+    return placed
+
+
+def _preparation(normalizer: dict[int, list[Field]]) -> dict[str, Any]:
+    table = normalizer.get(2, [b""])[-1]
+    entries: dict[str, Any] = {"remove_extra_whitespaces": bool(normalizer.get(4, [1])[-1])}
+    if table and not is_table(table):
+        raise _broken("its table of replacements is none")
+    return entries | ({"precompiled_charsmap": table} if table else {})
+
+
+def _broken(rule: str) -> MalformedFile:
+    return MalformedFile(f"`{FILE}` is not a valid SentencePiece model: {rule}")
