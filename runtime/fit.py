@@ -11,8 +11,9 @@ Not covered: layers on a graphics card.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Any
 
 from quant.types import QuantType
@@ -128,6 +129,16 @@ def memory(shape: Shape, weights_bytes: int, context: int, sequences: int, kv_ty
     mask = batch * tokens * (_F32 + 2)
     logits = 2 * sequences * shape.vocabulary * (_F32 + 12)  # rows in the graph, and candidates of every sampler
     return Need(weights_bytes, cache_bytes, activations + mask + logits + process)
+
+
+def repacked(tensors: Iterable[tuple[str, tuple[int, ...], QuantType]], types: Collection[str]) -> int:
+    """Bytes of the tensors (shapes in GGUF's order) that are copied into another layout: matrices of whole eights of
+    rows, but for an embedding of which rows are looked up."""
+    return sum(
+        type.row_bytes(shape[0]) * prod(shape[1:])
+        for name, shape, type in tensors
+        if type.name in types and len(shape) > 1 and shape[1] % 8 == 0 and not name.startswith("token_embd.")
+    )
 
 
 def speed(shape: Shape, weights_bytes: int, bandwidth: float, context: int = 0, kv_type: str = "F16") -> float:

@@ -51,7 +51,10 @@ Question = Weigh | Probe | Examine
 
 
 class Weighed(msgspec.Struct, tag="weighed", frozen=True):
-    """Bytes of the cache, of the graph's buffer and of the logits', for just this context, sequences and cache type."""
+    """Bytes of the cache, of the graph's buffer and of the logits', for just this context, sequences and cache type.
+
+    `repacks` are the types whose matrices this build copies into a layout of its own.
+    """
 
     context: int
     sequences: int
@@ -59,6 +62,7 @@ class Weighed(msgspec.Struct, tag="weighed", frozen=True):
     cache: int
     compute: int
     output: int
+    repacks: tuple[str, ...] = ()
 
 
 class Probed(msgspec.Struct, tag="probed"):

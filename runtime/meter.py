@@ -82,7 +82,19 @@ def weigh(question: Weigh) -> Weighed:
     model = Model(Path(question.path), empty=True)
     total = question.sequences + (0 if model.recurrent else PARKED)
     Context(model, Shape(question.context, total, question.sequences, 1, question.kv_type))
-    return Weighed(question.context, question.sequences, question.kv_type, **sizes.bytes)
+    return Weighed(question.context, question.sequences, question.kv_type, **sizes.bytes, repacks=_repacks())
+
+
+def _repacks() -> tuple[str, ...]:
+    """Types that are repacked when they are loaded (`repack.cpp` of ggml), by the instructions of the build."""
+    from runtime.llama import amx_is_broken
+
+    features = examine().features
+    if amx_is_broken() or features.get("REPACK") != "1":
+        return ()
+    types: tuple[str, ...] = ("Q4_0", "Q4_K", "IQ4_NL", "MXFP4") if features.get("AVX2") == "1" else ()
+    types += ("Q2_K",) if features.get("AVX512") == "1" else ()
+    return types + (("Q4_0", "IQ4_NL", "Q4_K", "Q5_K", "Q6_K", "Q8_0") if features.get("DOTPROD") == "1" else ())
 
 
 def examine() -> Examined:

@@ -21,7 +21,7 @@ from quant.plan import ModelPlan, TensorPlan
 from quant.recipes import LADDER, sizes
 from quant.types import QuantType
 from runtime.advise import size
-from runtime.fit import Need, memory
+from runtime.fit import Need, memory, repacked
 from runtime.measure import Weighed, weigh
 from server.library import Facts
 
@@ -44,12 +44,13 @@ class Estimator:
     async def need(self, digest: str, facts: Facts, weights: int, context: int, sequences: int, kv_type: str) -> Need:
         """What the model of this blob and file size takes with a pool of `context` tokens."""
         key = (digest, context, sequences, kv_type)
+        tensors = [(name, tuple(shape), QuantType.by_name(kind)) for name, kind, shape in facts.tensors]
         if self._ask and key not in self._weighed:
-            tensors = [(name, tuple(shape), QuantType.by_name(kind)) for name, kind, shape in facts.tensors]
             self._weighed[key] = await asyncio.to_thread(weigh, facts.metadata, tensors, context, sequences, kv_type)
-        shape = facts.shape.with_weighed(self._weighed.get(key))
-        need = memory(shape, weights, context, sequences, kv_type)
-        return replace(need, compute=need.compute + self.extra)
+        weighed = self._weighed.get(key)
+        need = memory(facts.shape.with_weighed(weighed), weights, context, sequences, kv_type)
+        copied = repacked(tensors, weighed.repacks) if weighed else 0
+        return replace(need, compute=need.compute + self.extra, repacked=copied)
 
     def learn(self, name: str, need: Need, measured: int) -> None:
         """Take in what a worker holds of its own, once it has answered."""

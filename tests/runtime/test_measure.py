@@ -36,6 +36,20 @@ def test_the_cache_by_formula_is_llama_cpps(tmp_path: Path, name: str) -> None:
     assert elsewhere == fit.memory(shape, length, 8192, 4, said.kv_type)
 
 
+def test_repacked_weights_are_matrices_of_eights_of_rows() -> None:
+    made = [
+        ("token_embd.weight", (256, 64), QuantType.Q4_K),
+        ("output.weight", (256, 64), QuantType.Q4_K),
+        ("blk.0.ffn_up.weight", (256, 63), QuantType.Q4_K),
+        ("blk.0.ffn_gate_exps.weight", (256, 8, 4), QuantType.Q4_K),
+        ("blk.0.ffn_down.weight", (256, 8), QuantType.Q6_K),
+    ]
+    assert fit.repacked(made, ("Q4_K",)) == 64 * 144 + 32 * 144
+    assert fit.repacked(made, ()) == 0
+    need = fit.Need(weights=100, cache=10, compute=5, repacked=60)
+    assert (need.total, need.anonymous) == (115, 75)
+
+
 def test_llama_cpp_describes_itself() -> None:
     examined = ask(Examine(), 30)
     assert isinstance(examined, Examined)
