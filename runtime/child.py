@@ -129,8 +129,10 @@ class Child:
 
     def kill(self) -> None:
         """End it now, with SIGKILL; harmless when it is gone."""
-        with contextlib.suppress(ProcessLookupError):
-            self._process.kill()
+        # Not `process.kill`: that collects a status that is waiting, and `wait` would never learn it.
+        if self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
 
     async def wait(self) -> int:
         """Its exit status once it has ended (negative: the signal), with the socket closed."""

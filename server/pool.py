@@ -26,7 +26,7 @@ from server.config import Config
 from server.errors import Stopping, Unstable
 from server.estimate import Estimator, held, smaller
 from server.library import Library
-from server.worker import Worker, log_file
+from server.worker import STOPPING, Worker, log_file
 
 log = logging.getLogger("lm.pool")
 SMALLEST_CONTEXT = 512
@@ -142,7 +142,7 @@ class Pool:
             except TimeoutError:
                 break
         self._watch.cancel()
-        await asyncio.gather(*(worker.stop() for worker in list(self._workers.values())))
+        await asyncio.gather(*(worker.stop(STOPPING) for worker in list(self._workers.values())))
 
     @asynccontextmanager
     async def _using(self, worker: Worker, key: str, keep_alive: float | None) -> AsyncIterator[None]:

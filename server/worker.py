@@ -37,6 +37,7 @@ from runtime.messages import (
     Vectors,
 )
 from server.config import child_environment
+from server.errors import Stopping
 from server.problems import Reported
 
 log = logging.getLogger("lm.worker")
@@ -45,10 +46,12 @@ STALLED_SECONDS = 60.0
 STOP_SECONDS = 3.0
 LINGER_SECONDS = 0.5
 LOG_BYTES = 10 << 20
-STOPPED, NOT_LOADED = "was stopped", "could not load"
+# Why a process ended that did not crash; the last one with the daemon itself.
+STOPPED, NOT_LOADED, STOPPING = "was stopped", "could not load", "ends with the daemon"
 _ids = itertools.count(1)
 
 Answer = Started | Delta | Finished
+Death = EngineError | Stopping
 
 
 def log_file(folder: Path, name: str) -> Path:
@@ -82,7 +85,7 @@ class Worker:
         self.last_used = asyncio.get_running_loop().time()
         self.ready: asyncio.Future[Ready] = asyncio.get_running_loop().create_future()
         self._child = child
-        self._streams: dict[int, asyncio.Queue[FromWorker | EngineError]] = {}
+        self._streams: dict[int, asyncio.Queue[FromWorker | Death]] = {}
         self._sign_of_life = self._last_step_at = self.last_used
         self._last_step = -1
         self._patience = 60.0 + model.size / 50e6
@@ -162,9 +165,9 @@ class Worker:
             raise self._odd(frame)
         return frame
 
-    async def stop(self) -> None:
-        """End the process: politely, then not. Requests that are under way get WorkerDied."""
-        self._ending = self._ending or STOPPED
+    async def stop(self, why: str = STOPPED) -> None:
+        """End the process: politely, then not. Who waits for an answer gets WorkerDied, or Stopping if that is why."""
+        self._ending = self._ending or why
         if self.loading:
             self._child.kill()
         else:
@@ -190,7 +193,7 @@ class Worker:
         self._ending = self._ending or why
         self._child.kill()
 
-    def _open(self, number: int) -> asyncio.Queue[FromWorker | EngineError]:
+    def _open(self, number: int) -> asyncio.Queue[FromWorker | Death]:
         if self.dead:
             raise self._obituary()
         self._streams[number] = asyncio.Queue()
@@ -211,15 +214,15 @@ class Worker:
         self._background.add(task)
         task.add_done_callback(self._background.discard)
 
-    async def _next(self, queue: asyncio.Queue[FromWorker | EngineError]) -> FromWorker:
+    async def _next(self, queue: asyncio.Queue[FromWorker | Death]) -> FromWorker:
         frame = await queue.get()
-        if isinstance(frame, EngineError):
+        if isinstance(frame, Death):
             raise frame
         if isinstance(frame, Failed):
             raise Reported(frame.code, frame.message, frame.hint)
         return frame
 
-    def _odd(self, frame: FromWorker) -> EngineError:
+    def _odd(self, frame: FromWorker) -> Death:
         self.kill(f"sent {type(frame).__name__} out of place")
         return self._obituary()
 
@@ -259,7 +262,7 @@ class Worker:
 
     def _bury(self) -> None:
         death = self._obituary()
-        self.crashed = self._ending not in (STOPPED, NOT_LOADED)
+        self.crashed = self._ending not in (STOPPED, NOT_LOADED, STOPPING)
         log.info("worker %d of %s ended (%s)", self.pid, self.model.name, self._ending or str(death))
         if not self.ready.done():
             self.ready.set_exception(death)
@@ -268,8 +271,10 @@ class Worker:
         for queue in self._streams.values():
             queue.put_nowait(death)
 
-    def _obituary(self) -> EngineError:
+    def _obituary(self) -> Death:
         name = f"`{self.model.name}`"
+        if self._ending == STOPPING:
+            return Stopping("the daemon is stopping, and ended this answer", "ask again when it runs")
         if self._ending == STOPPED:
             return WorkerDied(f"{name} was unloaded in mid-answer", "ask again: it is loaded anew")
         how = self._ending or self._child.problem or self._child.ending

@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from runtime.child import FRAME_LIMIT, Child
+from tests.daemon import alive
 from tests.runtime.echo_child import Answer, Say
 
 MODULE = "tests.runtime.echo_child"
@@ -57,6 +58,21 @@ def test_many_frames_keep_their_order(tmp_path: Path) -> None:
     assert asyncio.run(talk()) == [str(i) for i in range(2000)]
 
 
+def test_killing_a_child_that_has_ended_keeps_its_status() -> None:
+    async def talk() -> str:
+        child = await spawn("exit")
+        process = psutil.Process(child.pid)
+        # Nobody runs the loop meanwhile, so that the status is still to be told when `kill` comes.
+        while alive(process):
+            pass
+        child.kill()
+        await child.wait()
+        return child.ending
+
+    for _ in range(3):
+        assert asyncio.run(talk()) == "exited with status 3"
+
+
 def test_a_child_that_sends_nonsense_is_killed(tmp_path: Path) -> None:
     async def talk() -> tuple[object, int, str]:
         child = await spawn("nonsense", log=tmp_path / "log")
@@ -90,6 +106,7 @@ def test_a_child_that_exits_says_how(tmp_path: Path) -> None:
 PARENT = """
 import asyncio, sys
 from runtime.child import Child
+from tests.daemon import alive
 from tests.runtime.echo_child import Answer
 
 async def main():

@@ -174,7 +174,8 @@ def test_an_endless_answer_is_cut_with_an_error_after_ten_seconds(home: Path) ->
         response.readline()
         began = time.monotonic()
         daemon.process.send_signal(signal.SIGTERM)
-        assert "error" in json.loads(response.read().splitlines()[-1])
+        last = json.loads(response.read().splitlines()[-1])
+        assert (last["code"], "the daemon is stopping" in last["error"]) == ("stopping", True)
         assert daemon.process.wait(15) == 0
         assert 9 < time.monotonic() - began < 15
 
