@@ -83,7 +83,8 @@ class ModelPlan:
     `metadata` are the GGUF entries that describe it (sizes, tokenizer, chat template, general facts), `tensors` stand
     in the order in which the source completes them, `shards` are the source's files in order. `stops` are all token
     ids that end an answer, `defaults` the sampling settings that the model's makers recommend, `capabilities` what
-    Ollama's API calls them (`completion`, `tools`, `thinking`, `insert`).
+    Ollama's API calls them (`completion`, `tools`, `thinking`, `insert`, `embedding`). A source that is quantized has
+    its `level`, and can only be copied.
     """
 
     architecture: str
@@ -93,6 +94,7 @@ class ModelPlan:
     stops: tuple[int, ...] = ()
     defaults: Mapping[str, float] = field(default_factory=dict)
     capabilities: tuple[str, ...] = ("completion",)
+    level: str = ""
 
     @property
     def parameters(self) -> int:

@@ -23,6 +23,8 @@ from typing import Any
 import msgspec
 
 from quant.convert import plan_model
+from quant.copying import Copy
+from quant.errors import UnsupportedModel
 from quant.pipeline import Conversion
 from quant.plan import ModelPlan
 from quant.streams import Mark
@@ -119,7 +121,7 @@ class _Pull:
             self.tell(Progress("planning"))
             plan = plan_model(self.source, self.task.pre or None)
             level, reason = self._level(plan)
-            conversion = Conversion(plan, level, self._metadata(plan, level))
+            conversion = self._conversion(plan, level)
             _in_background(_warm, loading, {type.name for type in conversion.types.values()})
             place = self._begin(conversion, level, reason)
             resumed = place.size if place else 0
@@ -144,12 +146,22 @@ class _Pull:
                 return source
         return open_source(self.reference, self.task.endpoint, network)
 
+    def _conversion(self, plan: ModelPlan, level: str) -> Conversion | Copy:
+        if plan.level:
+            return Copy(plan, self.source.size(plan.shards[0]))
+        return Conversion(plan, level, self._metadata(plan, level))
+
     def _level(self, plan: ModelPlan) -> tuple[str, str]:
         """Level and reason: what was begun with, what was asked for, or what this machine holds.
 
-        Raises DoesNotFit, UnknownLevel.
+        Raises DoesNotFit, UnknownLevel, UnsupportedModel.
         """
         wanted = canonical(self.reference.level)
+        if plan.level and wanted not in (None, plan.level):
+            hint = f"leave the level out to take it as it is, or make {wanted} of the original weights"
+            raise UnsupportedModel(f"the file is quantized already, at {plan.level}", hint=hint)
+        if plan.level:
+            return plan.level, f"{plan.level}: the file is quantized already and is taken as it is"
         journal = self.partial.journal
         if journal is not None and journal.facts.revision == self.source.revision:
             return journal.facts.level, journal.facts.reason
@@ -169,7 +181,7 @@ class _Pull:
             entries["lm.source_digests"] = [f"{shard} {source.digest(shard)}" for shard in plan.shards]
         return entries
 
-    def _begin(self, conversion: Conversion, level: str, reason: str) -> Place | None:
+    def _begin(self, conversion: Conversion | Copy, level: str, reason: str) -> Place | None:
         stamps = "".join(self.source.stamp(shard) for shard in conversion.plan.shards)
         fingerprint = f"{conversion.fingerprint} {stamps}"
         before = self.partial.journal
@@ -181,7 +193,7 @@ class _Pull:
             self.tell(Note("what an earlier pull left is of another source, recipe or version: it begins anew"))
         return place
 
-    def _write(self, conversion: Conversion, place: Place | None) -> None:
+    def _write(self, conversion: Conversion | Copy, place: Place | None) -> None:
         pace = Pace()
 
         def progress(completed: int, total: int) -> None:

@@ -32,7 +32,7 @@ def plan_model(files: Files, pre: str | None = None) -> ModelPlan:
     another, UnsupportedModel for what cannot be converted; each is a sentence for the user.
     """
     if is_gguf(files):
-        return plan_gguf(files)
+        return plan_gguf(files, finished=True)
     config, sketch, size = _sketch(files)
     vocabulary = read_vocabulary(files, size, pre)
     tokenizer_config = Config.read(files, "tokenizer_config.json")

@@ -1,6 +1,7 @@
 """A GGUF file of whole weights (F32, F16, BF16) as a source, in one piece or split: any level is made of it.
 
-A file that is quantized already is refused: what was lost does not come back, and a second rounding loses more.
+A file that is quantized already is taken as it is: what was lost does not come back, and a second rounding loses more.
+Not covered: quantized files in parts.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from quant.convert.base import PLAIN
 from quant.errors import MalformedFile, UnsupportedModel
 from quant.gguf import Header, check_model, read_header
 from quant.plan import Files, ModelPlan, TensorPlan
+from quant.recipes import LEVELS
 
 _PROJECTOR = re.compile(r"mmproj[.-].*|.*[.-]mmproj[.-].*", re.IGNORECASE)
 # What is written anew, or said of a part only.
@@ -30,14 +32,20 @@ def _is_model(name: str) -> bool:
     return name.lower().endswith(".gguf") and "/" not in name and not _PROJECTOR.fullmatch(name)
 
 
-def plan_gguf(files: Files) -> ModelPlan:
-    """Plan a model from its GGUF files; only their headers are read.
+def plan_gguf(files: Files, finished: bool = False) -> ModelPlan:
+    """Plan a model from its GGUF files; only their headers are read. `finished`: one that is quantized will do.
 
     Raises MalformedFile for a header that breaks the format, for parts that are missing or contradict each other;
     UnsupportedModel for weights that are quantized, and where there are several models to choose from.
     """
     headers = _read_headers(files)
     first = headers[0]
+    whole = [header for header in headers if all(tensor.type.name in PLAIN for tensor in header.tensors)]
+    if len(whole) < len(headers) and not (finished and len(headers) == 1):
+        raise UnsupportedModel(
+            f"`{first.name}` is already quantized, and nothing else can be made of it",
+            hint="use a file of F16, BF16 or F32 in its place, or the folder with the original weights",
+        )
     tensors = tuple(_place(header, number) for header in headers for number in range(len(header.tensors)))
     if len({tensor.name for tensor in tensors}) != len(tensors):
         raise MalformedFile(f"the parts of `{first.name}` hold a tensor twice")
@@ -51,6 +59,7 @@ def plan_gguf(files: Files) -> ModelPlan:
         shards=tuple(header.name for header in headers),
         stops=tuple(dict.fromkeys(stops)),
         capabilities=_capabilities(metadata),
+        level="" if whole else _level(first),
     )
 
 
@@ -71,14 +80,16 @@ def _read_headers(files: Files) -> list[Header]:
 
 def _place(header: Header, number: int) -> TensorPlan:
     tensor = header.tensors[number]
-    if tensor.type.name not in PLAIN:
-        raise UnsupportedModel(
-            f"`{header.name}` is already quantized (`{tensor.name}` is {tensor.type.name})",
-            hint="use a file of F16, BF16 or F32, or the folder with the original weights",
-        )
     offset = header.data_offset + tensor.offset
     shape = tensor.shape[::-1]
     return TensorPlan(tensor.name, shape, tensor.type.name, tensor.name, header.name, offset, tensor.nbytes)
+
+
+def _level(header: Header) -> str:
+    """The level that the file says it has, else the type of most of its weights."""
+    number = header.metadata.get("general.file_type")
+    named = [level.name for level in LEVELS.values() if level.file_type == number]
+    return named[0] if named else max(header.tensors, key=lambda tensor: tensor.nbytes).type.name
 
 
 def _value(header: Header, key: str) -> Any:

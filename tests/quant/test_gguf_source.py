@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import gguf
@@ -9,10 +10,11 @@ import numpy as np
 import pytest
 
 from quant.convert import plan_model, sketch_model
+from quant.copying import Copy
 from quant.errors import MalformedFile, UnsupportedModel
 from quant.gguf import read_file
 from registry.sources.local import Folder as Local
-from tests.converting import write
+from tests.converting import Out, Pieces, write
 from tests.quant.support import DEMO, Folder
 
 
@@ -66,12 +68,29 @@ def test_parts_are_one_model_again(tmp_path: Path, whole: Path) -> None:
         plan_model(Folder(contents={"m-00001-of-00002.gguf": contents["m-00001-of-00002.gguf"]}))
 
 
-def test_a_quantized_file_is_refused(tmp_path: Path) -> None:
+def test_nothing_else_is_made_of_a_quantized_file(tmp_path: Path) -> None:
     write(plan_model(Folder(DEMO)), "Q4_K_M", Folder(DEMO).stream, tmp_path / "q.gguf")
     source = Local(tmp_path / "q.gguf", "q")
     with pytest.raises(UnsupportedModel, match="already quantized"):
-        plan_model(source)
+        sketch_model(source)
+    assert plan_model(source).level == "Q4_K_M"
     source.close()
+
+
+def test_a_quantized_file_is_copied_to_the_byte_and_goes_on_from_every_mark(tmp_path: Path) -> None:
+    write(plan_model(Folder(DEMO)), "Q4_K_M", Folder(DEMO).stream, tmp_path / "q.gguf")
+    data = (tmp_path / "q.gguf").read_bytes()
+    source = Folder(contents={"q.gguf": data})
+    copy = Copy(plan_model(source), len(data))
+    out = Out(io.BytesIO())
+    copy.write(lambda shard, offset, state: Pieces(shard, source.stream(shard), offset), out)
+    assert isinstance(out.file, io.BytesIO) and out.file.getvalue() == data
+    assert [mark.offset for mark, _ in out.marks] == [0, len(data)] or len(out.marks) > 2
+    for mark, length in out.marks:
+        rest = Out(io.BytesIO(data[:length]))
+        rest.file.seek(0, io.SEEK_END)
+        copy.write(lambda shard, offset, state: Pieces(shard, source.stream(shard), offset), rest, start=mark)
+        assert isinstance(rest.file, io.BytesIO) and rest.file.getvalue() == data
 
 
 def test_several_models_in_a_folder_must_be_named(whole: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Iterator
@@ -9,8 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from quant.convert import plan_model
 from registry.sources import DEMO
+from tests.converting import write
 from tests.daemon import Daemon
+from tests.quant.support import Folder
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +41,22 @@ def test_a_pretokenizer_that_is_not_recognised_can_be_named(daemon: Daemon, tmp_
     last = daemon.post("/api/pull", {"model": str(folder), "stream": False, "pre": "smollm"}).json
     assert last["status"] == "success"
     assert daemon.post("/api/show", {"model": last["name"]}).json["capabilities"] == ["completion"]
+
+
+def test_a_gguf_file_becomes_a_level_or_is_taken_as_it_is(daemon: Daemon, tmp_path: Path) -> None:
+    whole, small = tmp_path / "whole.gguf", tmp_path / "small.gguf"
+    write(plan_model(Folder(DEMO)), "BF16", Folder(DEMO).stream, whole)
+    write(plan_model(Folder(DEMO)), "Q4_K_M", Folder(DEMO).stream, small)
+    made = daemon.post("/api/pull", {"model": f"{whole}:Q6_K", "stream": False}).json
+    assert made["status"] == "success", made
+    assert daemon.post("/api/show", {"model": made["name"]}).json["details"]["quantization_level"] == "Q6_K"
+    taken = daemon.post("/api/pull", {"model": str(small), "stream": False}).json
+    assert taken["status"] == "success", taken
+    assert daemon.post("/api/show", {"model": taken["name"]}).json["details"]["quantization_level"] == "Q4_K_M"
+    blob = hashlib.sha256(small.read_bytes()).hexdigest()
+    assert (daemon.home / "store" / "blobs" / f"sha256-{blob}").is_file()
+    other = daemon.post("/api/pull", {"model": f"{small}:Q8_0", "stream": False})
+    assert (other.status, other.json["code"]) == (400, "unsupported_model")
 
 
 @pytest.mark.oracle
