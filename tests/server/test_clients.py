@@ -195,3 +195,27 @@ def test_leaving_early_frees_the_model(daemon: Daemon, native: ollama.Client) ->
             assert json.loads(response.readline())
     wait_until(lambda: not daemon.get("/api/ps").json["models"][0]["active"], 2)
     assert native.generate("demo", PROMPT, options=GREEDY).eval_count == 12
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_hundred_workers_killed_while_they_answer(daemon: Daemon, native: ollama.Client) -> None:
+    body = {"model": "demo", "prompt": PROMPT, "options": {"num_predict": 1500, "seed": 1}}
+    short = {"model": "demo", "prompt": PROMPT, "stream": False, "options": {"num_predict": 1}}
+    told, back = [], []
+    for _ in range(100):
+        with daemon.opened("POST", "/api/generate", body) as response:
+            assert json.loads(response.readline())["response"]
+            os.kill(daemon.workers()[0], signal.SIGKILL)
+            began = time.monotonic()
+            last = json.loads(response.read().splitlines()[-1])
+            told.append(time.monotonic() - began)
+        assert last["code"] == "worker_died"
+        began = time.monotonic()
+        answer = daemon.post("/api/generate", short).json
+        back.append(time.monotonic() - began - answer["load_duration"] / 1e9)
+        assert answer["eval_count"] == 1
+    print(f"told after {max(told):.3f} s at most, answered {max(back):.3f} s after the load at most")
+    assert max(told) < 1
+    assert max(back) < 1
+    assert len(daemon.children()) == 1

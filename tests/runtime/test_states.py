@@ -1,0 +1,107 @@
+"""Models whose memory is not a plain cache: recurrent, hybrid, with sliding windows. Small random ones from the zoo."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from runtime import messages as m
+from tests.quant.zoo import ZOO, make
+from tests.runtime.conftest import convert
+from tests.runtime.test_engine import GREEDY, WARM, ask, load, one_by_one, submit, with_worker
+from tests.runtime.working import Answer, Worker
+
+pytestmark = [pytest.mark.oracle, pytest.mark.filterwarnings("default")]
+WHOLE = ("mamba", "lfm2")
+WINDOWS = ("gemma2", "gemma3")
+RANDOM = np.random.default_rng(3)
+# Windows are 48 tokens wide.
+PROMPTS = [RANDOM.integers(3, 4096, size).tolist() for size in (5, 60, 150)]
+ORACLE = """
+import json, sys
+from llama_cpp import Llama
+model = Llama(sys.argv[1], n_ctx=512, n_threads=1, n_threads_batch=1, flash_attn=True, verbose=False, seed=1)
+texts = []
+for prompt in json.loads(sys.argv[2]):
+    model.reset()
+    texts.append(model.create_completion(prompt, max_tokens=24, temperature=0)["choices"][0]["text"])
+print(json.dumps(texts))
+"""
+
+
+@pytest.fixture(scope="module", params=[*WHOLE, *WINDOWS])
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def model(kind: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    folder = tmp_path_factory.mktemp("model")
+    return convert(make(ZOO[kind], folder / "source"), folder / "model.gguf", "F32")
+
+
+def ids(answer: Answer) -> list[int]:
+    return [entry.id for delta in answer.deltas for entry in delta.logprobs]
+
+
+def test_text_is_that_of_llama_cpp_python(model: Path) -> None:
+    command = [sys.executable, "-c", ORACLE, str(model), json.dumps(PROMPTS)]
+    texts = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
+    answers = one_by_one(load(model, context=512), *(submit(prompt, 24) for prompt in PROMPTS))
+    # Llama leaves out bytes that are no text, where we show that there was something.
+    assert [answer.text.replace("�", "") for answer in answers] == texts
+    assert any(texts)
+
+
+def test_a_conversation_goes_on_from_its_state(model: Path, kind: str) -> None:
+    async def talk(worker: Worker) -> tuple[list[Answer], list[int]]:
+        sampling = m.Sampling(temperature=0.0, ignore_eos=True)
+        first = await worker.ask(submit(PROMPTS[1], 10, sampling=sampling, logprobs=1))
+        longer = [*PROMPTS[1], *ids(first), *PROMPTS[0]]
+        warm = await worker.ask(submit(longer, 16, sampling=WARM))
+        other = await worker.ask(submit(PROMPTS[1][:40], 4, sampling=WARM))
+        fresh = await worker.ask(submit(longer, 16, sampling=GREEDY))
+        return [first, warm, other, fresh], ids(first)
+
+    (first, warm, other, fresh), said = with_worker(load(model, context=512, kv_type="F32"), talk)
+    assert len(said) == first.end.answer_tokens == 10
+    assert warm.started.cached == 60 + 9  # the last token was drawn and not read
+    assert fresh.started.cached == 0
+    assert warm.text == fresh.text
+    # What cannot be cut shares nothing in the middle.
+    assert other.started.cached == (0 if kind in WHOLE else 39)
+
+
+def test_crowds_cancels_and_full_pools_leave_it_alive(model: Path) -> None:
+    async def talk(worker: Worker) -> list[Any]:
+        async def leave(prompt: list[int]) -> Any:
+            end = None
+            async for frame in worker.frames(submit(prompt, 200, sampling=WARM)):
+                if isinstance(frame, m.Started):
+                    await worker.child.send(m.Cancel(frame.id))
+                end = frame
+            return end
+
+        prompts = [RANDOM.integers(3, 4096, 20 + 17 * i % 160).tolist() for i in range(16)]
+        stays = [worker.ask(submit(prompt, 30, sampling=WARM, shift=True)) for prompt in prompts]
+        leaves = [leave(prompt[::-1]) for prompt in prompts]
+        answers = await asyncio.gather(*stays, *leaves)
+        vectors = await worker.ask(m.Embed(0, inputs=[prompts[0], prompts[1]]))
+        again = await worker.ask(submit(PROMPTS[1], 8))
+        return [*answers[:16], again, vectors.end, *answers[16:]]
+
+    (again,) = ask(load(model, context=512), submit(PROMPTS[1], 8))
+    found = with_worker(load(model, context=256, sequences=4), talk)
+    assert all(answer.end.reason in ("length", "stop") for answer in found[:17])
+    assert isinstance(found[17], m.Vectors)
+    assert {end.reason for end in found[18:]} <= {"cancelled", "stop", "length"}
+    assert found[16].text == again.text
