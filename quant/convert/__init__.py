@@ -61,7 +61,7 @@ def plan_model(files: Files, pre: str | None = None) -> ModelPlan:
 
 def sketch_model(files: Files) -> ModelPlan:
     """As `plan_model`, but without the tokenizer and the card: all that the size of a model in memory depends on."""
-    return plan_gguf(files) if is_gguf(files) else _sketch(files)[1]
+    return plan_gguf(files, finished=True) if is_gguf(files) else _sketch(files)[1]
 
 
 def _sketch(files: Files) -> tuple[Config, ModelPlan, int]:

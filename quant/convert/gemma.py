@@ -47,7 +47,20 @@ def _describe_two(config: Config, sizes: Sizes) -> dict[str, Any]:
     }
 
 
+def _complete(config: Config) -> Config:
+    """Gemma 3's own files leave out what is transformers' default."""
+    defaults: dict[str, Any] = {
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "head_dim": 256,
+        "vocab_size": 262_208,
+    }
+    defaults |= {"max_position_embeddings": 131_072, "hidden_activation": "gelu_pytorch_tanh"}
+    return Config(config.name, {**defaults, **config.values})
+
+
 def _describe_three(config: Config, sizes: Sizes) -> dict[str, Any]:
+    config = _complete(config)
     _check_scale(config, sizes, "gemma3")
     entries = decoder.describe(config, sizes)
     entries["rope.freq_base"] = rotary.base(config, default=1e6)
@@ -96,7 +109,7 @@ GEMMA3 = Family(
     classes=("Gemma3ForCausalLM", "Gemma3ForConditionalGeneration"),
     architecture="gemma3",
     tensors=decoder.added_one(_BASE + _FOUR_NORMS + decoder.HEAD_NORMS),
-    read_sizes=decoder.read_sizes,
+    read_sizes=lambda config: decoder.read_sizes(_complete(config)),
     describe=_describe_three,
     transforms=_transforms,
     prefix=r"(model\.)?(language_model\.)?(model\.)?",

@@ -6,6 +6,7 @@ of transformers, `gguf/constants.py` of llama.cpp.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from quant.convert import decoder, rotary
@@ -36,6 +37,32 @@ LLAMA = Family(
     transforms=transforms,
     computed=rotary.tables,
 )
+
+
+# The language models of those that see; what they see with is left out.
+MISTRAL3 = replace(
+    LLAMA,
+    classes=("Mistral3ForConditionalGeneration",),
+    prefix=r"(model\.)?(language_model\.)?(model\.)?",
+    unused=r"(vision_tower|multi_modal_projector)\..*",
+)
+
+
+def _describe_ministral(config: Config, sizes: Sizes) -> dict[str, Any]:
+    """YaRN that leaves lengths alone, and attention that is sharper far behind the trained length."""
+    key = "rope_parameters" if config.get("rope_parameters") else "rope_scaling"
+    scaling = rotary.parameters(config)
+    if scaling.get("mscale") != scaling.get("mscale_all_dim"):
+        raise UnsupportedModel("its rotary scaling has an `mscale` that is not its `mscale_all_dim`")
+    bare = {name: value for name, value in scaling.values.items() if not name.startswith("mscale")}
+    return {
+        **_describe(Config(config.name, {**config.values, key: bare}), sizes),
+        "rope.scaling.yarn_log_multiplier": scaling.number("mscale_all_dim"),
+        "attention.temperature_scale": scaling.number("llama_4_scaling_beta"),
+    }
+
+
+MINISTRAL3 = replace(LLAMA, classes=("Ministral3ForCausalLM",), architecture="mistral3", describe=_describe_ministral)
 
 
 def _describe_smollm3(config: Config, sizes: Sizes) -> dict[str, Any]:
@@ -80,4 +107,4 @@ GRANITE = Family(
     transforms=transforms,
     computed=rotary.tables,
 )
-FAMILIES = (LLAMA, SMOLLM3, GRANITE)
+FAMILIES = (LLAMA, MISTRAL3, MINISTRAL3, SMOLLM3, GRANITE)

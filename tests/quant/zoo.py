@@ -52,6 +52,7 @@ DEEPSEEK = {
     **{"first_k_dense_replace": 2, "num_experts_per_tok": 2, "num_hidden_layers": 27, "head_dim": 16},
     **{"num_key_value_heads": 4, "hidden_size": 64, "routed_scaling_factor": 2.0, "intermediate_size": 96},
 }
+ONE = {"mscale": 1.0, "mscale_all_dim": 1.0, "rope_theta": 1e5}
 MSCALE = {"mscale": 0.707, "mscale_all_dim": 0.707}
 # GELU is rounded to half precision by the engine: fewer layers, so that the difference is not multiplied.
 SHALLOW = {"num_hidden_layers": 2}
@@ -67,6 +68,7 @@ ZOO: dict[str, Row] = {
     "llama, 3.1": Row("Llama", {"rope_scaling": {**LLAMA_3, "original_max_position_embeddings": 64}}),
     "llama, yarn": Row("Llama", {"rope_scaling": YARN}),
     "llama, mistral": Row("Mistral", {"sliding_window": None, "head_dim": 64}),
+    "mistral3": Row("Ministral3", {"rope_parameters": {**YARN, **ONE, "llama_4_scaling_beta": 0.1}, "head_dim": 64}),
     "smollm3": Row("SmolLM3", {"num_hidden_layers": 5}),
     "granite": Row("Granite", SCALES),
     "qwen2": Row("Qwen2"),
