@@ -55,10 +55,22 @@ class Chooser:
         return choose(candidates, shape, hardware, wish, _room(disk_free))
 
     def advise(self, wish: Wish, disk_free: int | None = None) -> Advice:
-        """As `choose`, and what speaks for and against every level there is."""
+        """As `choose`, and what speaks for and against every level there is; of a quantized file that is its own."""
+        if self._plan.level:
+            return self._as_it_is(wish, disk_free)
         shape, hardware, candidates = self._prepare(_levels(wish), wish)
         options = weigh(candidates, shape, hardware, wish, _room(disk_free))
         return Advice(choose(candidates, shape, hardware, wish, _room(disk_free)), options, shape)
+
+    def _as_it_is(self, wish: Wish, disk_free: int | None) -> Advice:
+        plan, shape = self._plan, Shape.of(self._plan.metadata)
+        shape = self._weighed(shape, wish)
+        types = {tensor.name: QuantType.by_name(tensor.dtype) for tensor in plan.tensors}
+        size = sum(tensor.size for tensor in plan.tensors)
+        only = [Candidate(plan.level, size, reads=reads(plan, types, shape))]
+        options = weigh(only, shape, self._hardware, wish, _room(disk_free))
+        choice = choose(only, shape, self._hardware, replace(wish, forced=plan.level), _room(disk_free))
+        return Advice(replace(choice, reason=as_it_is(plan.level)), options, shape)
 
     def _prepare(self, levels: Iterable[str], wish: Wish) -> tuple[Shape, Hardware, list[Candidate]]:
         shape = Shape.of(self._plan.metadata)
@@ -82,6 +94,11 @@ class Chooser:
             self._plan.metadata, tensors, shape.pool(wish.context), wish.sequences, wish.kv_type.upper()
         )
         return replace(shape, weighed=weighed)
+
+
+def as_it_is(level: str) -> str:
+    """The reason for a level that nobody chose."""
+    return f"{level}: the file is quantized already and is taken as it is"
 
 
 def candidate(plan: ModelPlan, level: str, shape: Shape, forced: bool = False) -> Candidate:

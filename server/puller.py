@@ -35,7 +35,7 @@ from registry.sources import Source, open_source
 from registry.transport import Limiter, Network
 from runtime.advise import Wish
 from runtime.child import Parent
-from server.choosing import KV_TYPE, Chooser, canonical, look
+from server.choosing import KV_TYPE, Chooser, as_it_is, canonical, look
 from server.config import VERSION
 from server.messages import Done, Failure, Note, Planned, Progress, Task
 from server.pace import Pace
@@ -161,7 +161,7 @@ class _Pull:
             hint = f"leave the level out to take it as it is, or make {wanted} of the original weights"
             raise UnsupportedModel(f"the file is quantized already, at {plan.level}", hint=hint)
         if plan.level:
-            return plan.level, f"{plan.level}: the file is quantized already and is taken as it is"
+            return plan.level, as_it_is(plan.level)
         journal = self.partial.journal
         if journal is not None and journal.facts.revision == self.source.revision:
             return journal.facts.level, journal.facts.reason

@@ -72,6 +72,17 @@ def test_a_pull_agrees_and_the_installed_model_too(daemon: Daemon) -> None:
     assert [row["memory_bytes"] for row in after["levels"]] == [row["memory_bytes"] for row in before["levels"]]
 
 
+def test_a_quantized_file_is_judged_as_it_is(daemon: Daemon, tmp_path: Path) -> None:
+    daemon.pull("demo:Q6_K")
+    files = [path for path in (daemon.home / "store" / "blobs").iterdir() if path.read_bytes()[:4] == b"GGUF"]
+    copy = tmp_path / "copy.gguf"
+    copy.write_bytes(min(files, key=lambda path: path.stat().st_size).read_bytes())
+    told = advice(daemon, str(copy))
+    assert (told["level"], [row["level"] for row in told["levels"]]) == ("Q6_K", ["Q6_K"])
+    lines = daemon.post("/api/pull", {"model": str(copy)}).lines
+    assert next(line for line in lines if line["phase"] == "planned")["reason"] == told["reason"]
+
+
 def test_what_loses_says_why(daemon: Daemon) -> None:
     whole = advice(daemon, "demo")
     limit = row(whole, "Q5_K_M")["memory_bytes"] + 1000
