@@ -153,7 +153,7 @@ def test_a_larger_context_than_trained_is_clamped_and_told(echo: Daemon) -> None
         ("/api/generate", {"prompt": "x", "raw": True, "system": "s"}),
         ("/api/generate", {"prompt": 5}),
         ("/api/embed", {"input": 5}),
-        ("/api/embed", {"input": "x", "dimensions": 3}),
+        ("/api/embed", {"input": "x", "dimensions": 9}),
         ("/api/show", {"model": ""}),
     ],
 )
