@@ -6,7 +6,7 @@
 threads) where `--peer` names the unpacked `vendor/llama.cpp` of llama-cpp-python's source package. `rate`: the same
 from a hub that sends 100 MB/s, beside curl. `large`: 8 B from a hub that makes the weights as they are read. `busy`:
 the daemon's answers and a chat's speed while it pulls. CPU times are trustworthy on a busy machine, ratios of wall
-times less so: the load is printed.
+times less so (the load is printed), unless `chrt -r 1` before the command keeps other programs away.
 """
 
 from __future__ import annotations

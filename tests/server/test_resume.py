@@ -134,12 +134,12 @@ def test_a_pull_goes_on_where_it_was(work: Task, hub: Hub, undisturbed: tuple[Do
     assert not listener.notes
 
 
-@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("threads", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_the_bytes_depend_on_nothing_but_the_source(
     work: Task, hub: Hub, expected: Done, threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    machine = puller.detect()
-    monkeypatch.setattr(puller, "detect", lambda: replace(machine, cpus=threads))
+    machine = puller.look(Path(work.cache))
+    monkeypatch.setattr(puller, "look", lambda cache: replace(machine, cpus=threads))
     monkeypatch.setattr(quant.pipeline, "SLAB", 300_000 * threads)
     end_midway(work, hub)
     assert pull(work, Listener()).sha256 == expected.sha256
@@ -217,7 +217,7 @@ def test_another_version_begins_anew_and_says_so(
     assert "anew" in listener.notes[0] and listener.planned.resumed == 0
 
 
-@pytest.mark.parametrize("damage", ["journal", "torn journal", "data"])
+@pytest.mark.parametrize("damage", [pytest.param("journal", marks=pytest.mark.slow), "torn journal", "data"])
 def test_a_damaged_partial_is_not_gone_on_with(work: Task, hub: Hub, expected: Done, damage: str) -> None:
     end_midway(work, hub)
     journal, output = Path(work.folder) / "journal", Path(work.folder) / "data"
@@ -312,7 +312,7 @@ def spoil(hub: Hub, seed: int) -> None:
     hub.faults.stall_after, hub.faults.stalls = 400_000, int(seed % 7 == 5)
 
 
-@pytest.mark.parametrize("pulls", [4, pytest.param(100, marks=[pytest.mark.slow, pytest.mark.timeout(900)])])
+@pytest.mark.parametrize("pulls", [3, pytest.param(100, marks=[pytest.mark.slow, pytest.mark.timeout(900)])])
 def test_from_a_bad_network_the_same_or_nothing(
     work: Task, hub: Hub, expected: Done, pulls: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
