@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from quant.convert import plan_model, sketch_model
+from quant.convert.gguf_source import plan_gguf
 from quant.copying import Copy
 from quant.errors import MalformedFile, UnsupportedModel
 from quant.gguf import read_file
@@ -68,13 +69,13 @@ def test_parts_are_one_model_again(tmp_path: Path, whole: Path) -> None:
         plan_model(Folder(contents={"m-00001-of-00002.gguf": contents["m-00001-of-00002.gguf"]}))
 
 
-def test_nothing_else_is_made_of_a_quantized_file(tmp_path: Path) -> None:
+def test_a_quantized_file_has_its_level(tmp_path: Path) -> None:
     write(plan_model(Folder(DEMO)), "Q4_K_M", Folder(DEMO).stream, tmp_path / "q.gguf")
     source = Local(tmp_path / "q.gguf", "q")
-    with pytest.raises(UnsupportedModel, match="already quantized"):
-        sketch_model(source)
-    assert plan_model(source).level == "Q4_K_M"
+    assert plan_model(source).level == sketch_model(source).level == "Q4_K_M"
     source.close()
+    with pytest.raises(UnsupportedModel, match="already quantized"):
+        plan_gguf(Folder(contents={"q.gguf": (tmp_path / "q.gguf").read_bytes()}))
 
 
 def test_a_quantized_file_is_copied_to_the_byte_and_goes_on_from_every_mark(tmp_path: Path) -> None:
