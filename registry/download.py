@@ -217,11 +217,12 @@ class _Worker:
         if body is None or body.at > piece.have or body.end <= piece.have:
             body = self._body = self._open(piece)
         while piece.have < min(piece.end, body.end):
-            # What is skipped goes where nothing has arrived yet.
             skip = piece.have - body.at
-            count = self._read(body, self._window.room(piece, min(skip, self._slice) if skip else self._slice))
-            if not skip:
-                self._window.arrived(piece, count)
+            if skip:
+                # The room that is left in the piece may be a byte: what is not wanted goes elsewhere.
+                self._read(body, memoryview(bytearray(min(skip, self._slice))))
+            else:
+                self._window.arrived(piece, self._read(body, self._window.room(piece, self._slice)))
         if body.at == body.end or not body.whole:
             # The end of the piece may have been given to another worker.
             body.reply.discard()
