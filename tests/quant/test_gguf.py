@@ -195,7 +195,7 @@ def mutate(changes: list[tuple[int, int]], length: int) -> bytes:
     return bytes(data[: len(data) - length])
 
 
-@settings(max_examples=1500, deadline=None, derandomize=True)
+@settings(max_examples=1500)
 @given(
     st.lists(st.tuples(st.integers(0, len(MODEL.numbers) - 1), st.sampled_from([-1, *VALUES])), min_size=1, max_size=3),
     st.sampled_from([0, 0, 0, 1, 32, 200]),
@@ -209,7 +209,7 @@ def test_mutated_headers_raise_nothing_else(changes: list[tuple[int, int]], cut:
     assert data[:4] == b"GGUF"
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=300)
 @given(st.binary(max_size=400))
 def test_noise_raises_nothing_else(noise: bytes) -> None:
     for data in (noise, b"GGUF" + noise, WHOLE[:24] + noise):

@@ -20,6 +20,9 @@ WORST = {
     "IQ4_NL": 0.05, "IQ4_XS": 0.05, "MXFP4": 0.05, "Q3_K": 0.12, "IQ3_S": 0.25, "IQ3_XXS": 0.35, "Q2_K": 0.35,
 }  # fmt: skip
 
+# Below it a super-block's scale (F16, so at least 2⁻²⁴ apart, times 7 bits of sub-scale and 5 of level) is too coarse.
+FINEST = 2.0**-12
+
 
 @st.composite
 def matrices(draw: st.DrawFn) -> np.ndarray:
@@ -47,15 +50,16 @@ def weights(seed: int) -> np.ndarray | None:
 
 
 @pytest.mark.parametrize("type", [type for type in BLOCKS if type.name in WORST], ids=lambda type: type.name)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(x=matrices())
 def test_errors_stay_within_the_distance_of_levels(type: QuantType, x: np.ndarray) -> None:
     there = quant.dequantize(quant.quantize(x, type, threads=1), type, 256).astype(np.float64)
-    assert ((x - there) ** 2).sum() <= WORST[type.name] * (x.astype(np.float64) ** 2).sum() + 1e-12
+    coarse = np.count_nonzero(x) * FINEST**2
+    assert ((x - there) ** 2).sum() <= WORST[type.name] * (x.astype(np.float64) ** 2).sum() + coarse
 
 
 @pytest.mark.parametrize("type", BLOCKS, ids=lambda type: type.name)
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(
     x=arrays(
         np.float32, (3, 256), elements=st.floats(width=32, allow_nan=False, allow_infinity=False), fill=st.just(0.0)
@@ -69,7 +73,7 @@ def test_no_finite_input_makes_a_corrupt_block(type: QuantType, x: np.ndarray, s
 
 
 @pytest.mark.parametrize("type", BLOCKS, ids=lambda type: type.name)
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(x=matrices(), seed=st.integers(0, 3))
 def test_no_worse_than_all_zeros(type: QuantType, x: np.ndarray, seed: int) -> None:
     importance = weights(seed)
@@ -79,7 +83,7 @@ def test_no_worse_than_all_zeros(type: QuantType, x: np.ndarray, seed: int) -> N
 
 
 @pytest.mark.parametrize("type", [QuantType.Q4_K, QuantType.Q6_K, QuantType.Q8_0], ids=lambda type: type.name)
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(seed=st.integers(0, 1000))
 def test_parts_from_elsewhere_are_packed(type: QuantType, seed: int) -> None:
     """Levels changed by hand: only the elements meant change."""

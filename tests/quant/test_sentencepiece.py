@@ -100,7 +100,7 @@ def test_other_kinds_and_other_files_are_refused() -> None:
             read_vocabulary(Folder(contents={"tokenizer.model": data}), 10)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.data())
 def test_damaged_files_raise_nothing_else(data: st.DataObject) -> None:
     raw = bytearray(model([("<unk>", 0.0, 2), ("ab", -1.0, 1), ("<0x41>", 0.0, 6)], UNIGRAM, field(4, 0)))

@@ -55,7 +55,7 @@ STEPS = st.lists(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(STEPS)
 def test_the_book_agrees_with_the_cells(steps: list[tuple[str, int, list[int]]]) -> None:
     cells = Cells(4)
