@@ -152,20 +152,25 @@ class Context:
         low.llama_memory_seq_add(self._memory, sequence, keep + gone, -1, -gone)
         return True
 
-    def state_bytes(self, sequence: int) -> int:
-        """How large a copy of what `sequence` holds would be."""
-        return int(library().llama_state_seq_get_size(self.handle, sequence))
+    def state_bytes(self, sequence: int, partial: bool = False) -> int:
+        """How large a copy of what `sequence` holds would be; `partial` is the recurrent part of it alone."""
+        return int(library().llama_state_seq_get_size_ext(self.handle, sequence, int(partial)))
 
-    def save(self, sequence: int) -> bytes:
+    def save(self, sequence: int, partial: bool = False) -> bytearray:
         """A copy of what `sequence` holds, for `restore` of this very context."""
-        size = self.state_bytes(sequence)
-        buffer = (ctypes.c_uint8 * size)()
-        return bytes(memoryview(buffer)[: library().llama_state_seq_get_data(self.handle, buffer, size, sequence)])
+        copy = bytearray(self.state_bytes(sequence, partial))
+        buffer = (ctypes.c_uint8 * len(copy)).from_buffer(copy)
+        library().llama_state_seq_get_data_ext(self.handle, buffer, len(copy), sequence, int(partial))
+        return copy
 
-    def restore(self, sequence: int, state: bytes) -> bool:
-        """Fill the empty `sequence` from a copy; False (and it stays empty) when there is no room."""
-        buffer = (ctypes.c_uint8 * len(state)).from_buffer_copy(state)
-        if library().llama_state_seq_set_data(self.handle, buffer, len(state), sequence):
+    def restore(self, sequence: int, state: bytearray, partial: bool = False) -> bool:
+        """Fill the empty `sequence` from a copy; False (and it is empty) when there is no room.
+
+        A `partial` copy takes the place of that part in a sequence which holds at least as many positions; what it has
+        beyond the copy's is to be cut next.
+        """
+        buffer = (ctypes.c_uint8 * len(state)).from_buffer(state)
+        if library().llama_state_seq_set_data_ext(self.handle, buffer, len(state), sequence, int(partial)):
             return True
         self.cut(sequence, 0)
         return False

@@ -72,9 +72,9 @@ class LlamaEngine:
         shape = Shape(load.context, total, load.sequences, min(load.threads, usable_threads()), load.kv_type)
         self._context = Context(self._model, shape)
         self._pool = Pool(self._context.tokens, total, self._context)
-        self._pool.cuttable = not self._model.recurrent
+        self._pool.memory = self._model.memory
         cache = self._context.buffers.get("KV", 0) + self._context.buffers.get("RS", 0)
-        self._pool.spill = Spill(self._context, load.spill if load.spill >= 0 else cache // 2)
+        self._pool.spill = Spill(self._context, load.spill if load.spill >= 0 else cache // 2, self._model.memory)
         self._pace = Pace(self._context.batch_size)
         self._schedule = Schedule(self._pool, self._pace, load.sequences)
         self._prompter = Prompter(self._model, self._context.tokens)
@@ -134,9 +134,9 @@ class LlamaEngine:
         if self._model.encoder:
             raise BadRequest("this model makes embeddings and cannot write", "ask for embeddings")
         check_request(request, self._model.n_vocab)
-        prompt, truncated = self._prompter.prompt(request)
+        prompt = self._prompter.prompt(request)
         stops = self._prompter.template.stops if request.messages is not None else ()
-        sessions = open_sessions(request, prompt, truncated, stops)
+        sessions = open_sessions(request, prompt, stops)
         self._queued += 1
         return sessions
 
@@ -204,7 +204,9 @@ class LlamaEngine:
                 stretch = memoryview(session.tokens)[start : start + count]
                 context.put_prompt(row, stretch, start, session.seq.number, int(count == session.pending))
             row += count
-        self._computing = frozenset(session.id for session, _, count in self._plan if count > 1)
+        # Where a step cannot be taken back it is not aborted at the cost of others in it.
+        alone = self._model.memory == "cells" or len(self._plan) == 1
+        self._computing = frozenset(session.id for session, _, count in self._plan if count > 1 and alone)
         return row
 
     def _compute(self, rows: int) -> None:
@@ -224,6 +226,9 @@ class LlamaEngine:
             assert session.seq
             self._pool.grow(session.seq, session.tokens[start : start + count])
             row += count
+            if session.marks and session.marks[0] == len(session.seq.tokens):
+                self._pool.mark(session.seq)
+                session.marks.pop(0)
             if not session.pending:
                 self._advance(session, row - 1)
 
@@ -231,7 +236,8 @@ class LlamaEngine:
         """A step that did not happen: an abort, no room after all, or an error of the engine."""
         for session, start, _ in self._plan:
             if session.seq and not self._context.cut(session.seq.number, start):
-                self._pool.clear(session.seq)  # a state that cannot go back is computed again
+                self._pool.clear(session.seq)  # a state that cannot go back: from the last checkpoint on
+                self._schedule.set_back(session)
         if status == ABORTED:
             return
         running = self._schedule.running

@@ -24,7 +24,7 @@ from array import array
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from runtime.errors import LoadFailed
 
@@ -59,6 +59,8 @@ CONTEXT_DEFAULTS = {
 MODEL_DEFAULTS = {"n_gpu_layers": -1, "split_mode": 1, "load_mode": -1, "main_gpu": 0, "use_extra_bufts": True}
 ATTR_UNKNOWN, ATTR_CONTROL = 1 << 0, 1 << 3
 LOAD_MODE_NONE = 0
+# What a model remembers by: cells of a cache, which can be cut anywhere, one state that is overwritten, or both.
+Memory = Literal["cells", "recurrent", "hybrid"]
 LOG_WARN, LOG_ERROR, LOG_CONTINUED = 3, 4, 5
 _BUFFER = re.compile(r"(\S+)\s+(KV|RS|output|compute|model|state) buffer size = *([\d.]+) MiB")
 _MIB = 1 << 20
@@ -230,8 +232,9 @@ class Model:
         self.n_ctx_train: int = low.llama_model_n_ctx_train(self.handle)
         self.n_embd: int = low.llama_model_n_embd_out(self.handle)
         self.size: int = low.llama_model_size(self.handle)
-        self.recurrent: bool = low.llama_model_is_recurrent(self.handle) or low.llama_model_is_hybrid(self.handle)
-        self.sliding: bool = low.llama_model_n_swa(self.handle) > 0
+        hybrid = low.llama_model_is_hybrid(self.handle)
+        self.recurrent: bool = hybrid or low.llama_model_is_recurrent(self.handle)
+        self.memory: Memory = "hybrid" if hybrid else "recurrent" if self.recurrent else "cells"
         self.encoder: bool = self.metadata("attention.causal") == "false"
         self.embeds: bool = self.encoder or self.metadata("pooling_type") not in (None, "0")
         self._pieces: list[bytes | None] = [None] * self.n_vocab

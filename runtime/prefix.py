@@ -5,6 +5,9 @@ was there, and is free when the last of them lets go. llama.cpp does not tell ho
 along: each sequence is a chain of spans, a span knows how many sequences hold it.
 
 A sequence whose answer is complete stays where it is, parked, until its room is needed: least recently used first.
+
+Recurrent and hybrid models cannot go back to any position, only to the end of what a sequence holds, and to checkpoints
+on the way (`runtime/spill.py`). Where these are made is said here: `marks`.
 """
 
 from __future__ import annotations
@@ -14,7 +17,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from runtime.spill import WORTH_KEEPING, Spill, common_prefix
+from runtime.llama import Memory
+from runtime.spill import WORTH_KEEPING, Entry, Spill, common_prefix
 
 PARKED_SHARE = 8
 
@@ -56,12 +60,11 @@ class Pool:
 
     def __init__(self, cells: int, sequences: int, cache: Cache) -> None:
         self.cells = cells
-        self.cuttable = True
-        """False for models with a recurrent state: only all that a sequence holds can be shared."""
         self.sequences = [Sequence(number) for number in range(sequences)]
         self.used = 0
+        self.memory: Memory = "cells"
         self.spill: Spill | None = None
-        """Where copies of sequences are kept that the cache has no room for."""
+        """Where copies of sequences are kept that the cache has no room for, and checkpoints."""
         self._cache = cache
 
     @property
@@ -75,12 +78,12 @@ class Pool:
         return sum({id(span): span.size for seq in self.sequences if seq.busy for span in seq.spans}.values())
 
     def match(self, tokens: array[int]) -> tuple[Sequence | None, int]:
-        """The sequence that holds the longest beginning of `tokens`, and how much; parked ones win a draw."""
+        """The sequence that holds the longest beginning of `tokens` to go on from; parked ones win a draw."""
         best, length = None, 0
         for seq in self.sequences:
             common = common_prefix(seq.tokens, tokens)
-            if common < len(seq.tokens) and not self.cuttable:
-                continue
+            if self.memory != "cells" and common < len(seq.tokens):
+                common = self.spill.usable(seq.tokens, common) if self.spill else 0
             if common > length or (best and common == length > 0 and best.busy and not seq.busy):
                 best, length = seq, common
         return best, length
@@ -99,15 +102,34 @@ class Pool:
         if target is None:
             if source is None or source.busy:
                 return None
-            self.cut(source, length)
+            self._cut_back(source, length)
             source.busy = True
             return source
+        checkpoint = source and self._checkpoint(source, length)
         if target.tokens:
             self._put_away(target)
         if source and length:
             self.share(source, target, length)
+            if checkpoint and not self._restored(target, checkpoint):
+                self.clear(target)
         target.busy = True
         return target
+
+    def marks(self, tokens: array[int], length: int, border: int) -> list[int]:
+        """Where checkpoints are due while `tokens` are read, of which a sequence holds `length`.
+
+        Where other prompts have parted from this one, and more may; where those will part that continue it, which is
+        `border`; and at the end, less the token that is read anew for its logits.
+        """
+        if self.memory == "cells" or not self.spill or not self.spill.limit:
+            return []
+        parting = max(common_prefix(seq.tokens, tokens) for seq in self.sequences)
+        parting = max(parting, self.spill.parting(tokens))
+        marks: list[int] = []
+        for mark in sorted({parting, border, len(tokens) - 1}):
+            if mark >= (marks[-1] if marks else length) + WORTH_KEEPING or (mark == border > length):
+                marks.append(mark)
+        return marks
 
     def share(self, source: Sequence, target: Sequence, length: int) -> None:
         """Let the empty `target` hold the first `length` tokens of `source` as well."""
@@ -199,7 +221,7 @@ class Pool:
         """Bring back a copy that holds clearly more of `tokens` than `length`; False when nothing was changed here."""
         if self.spill is None:
             return False
-        entry, there = self.spill.match(tokens, whole=not self.cuttable)
+        entry, there = self.spill.match(tokens)
         if entry is None or there < length + WORTH_KEEPING:
             return False
         target = self._empty_sequence()
@@ -207,8 +229,32 @@ class Pool:
             pass
         if target and self.free >= len(entry.tokens) and self.spill.restore(entry, target.number):
             self.grow(target, entry.tokens)
-            self.cut(target, there)
+            self._cut_back(target, there)
         return True
+
+    def mark(self, seq: Sequence) -> None:
+        """Make a checkpoint of what `seq` holds."""
+        if self.spill:
+            self.spill.mark(seq.number, seq.tokens)
+
+    def _checkpoint(self, seq: Sequence, length: int) -> Entry | None:
+        """What is needed to go back to `length` in `seq`, where the cache cannot do that by itself."""
+        if self.memory == "cells" or length >= len(seq.tokens) or not self.spill:
+            return None
+        return self.spill.checkpoint(seq.tokens, length)
+
+    def _restored(self, seq: Sequence, checkpoint: Entry) -> bool:
+        """Put the checkpoint's state into `seq`, which holds just its tokens; False, and it is empty, without room."""
+        assert self.spill
+        if self.memory == "recurrent":
+            self._cache.cut(seq.number, 0)
+        return self.spill.restore(checkpoint, seq.number)
+
+    def _cut_back(self, seq: Sequence, length: int) -> None:
+        """Cut `seq`, with the help of a checkpoint where there is one; else it may end up empty."""
+        checkpoint = self._checkpoint(seq, length)
+        lost = checkpoint and not self._restored(seq, checkpoint)
+        self.cut(seq, 0 if lost else length)
 
     def _empty_sequence(self) -> Sequence | None:
         while True:

@@ -7,14 +7,27 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from runtime import messages as m
 from runtime.errors import BadRequest, PromptTooLong
 from runtime.llama import Model
+from runtime.spill import common_prefix
 from runtime.template import Piece, Template
 
 MAX_MESSAGES = 4096
+
+
+class Prompt(NamedTuple):
+    """What an answer begins with. `dropped` tokens were left out to make it fit.
+
+    The next prompt of the same conversation begins with the first `border` tokens of this one, whatever was answered;
+    0 where that is not known, or of no use because the model can go back anywhere.
+    """
+
+    ids: array[int]
+    dropped: int = 0
+    border: int = 0
 
 
 class Prompter:
@@ -28,8 +41,8 @@ class Prompter:
         eos = model.special_text("eos")
         self.template = Template(model.chat_template, bos=self._bos, eos=eos, control=model.control_texts())
 
-    def prompt(self, request: m.Submit) -> tuple[array[int], int]:
-        """The tokens of a request, and how many were dropped to make it fit.
+    def prompt(self, request: m.Submit) -> Prompt:
+        """The tokens of a request.
 
         Raises PromptTooLong when they do not fit and may not be cut, BadRequest when there is nothing to read.
         """
@@ -38,12 +51,12 @@ class Prompter:
             return self._chat(request, request.messages, limit)
         ids = self._raw(request)
         if len(ids) <= limit:
-            return ids, 0
+            return Prompt(ids)
         if not request.truncate:
             raise self._too_long(len(ids))
         keep = self._room(request)
         head = 1 if self._bos and ids[:1] == self._model.tokenize(self._bos, special=True, add=False) else 0
-        return ids[:head] + ids[len(ids) - keep + head :], len(ids) - keep
+        return Prompt(ids[:head] + ids[len(ids) - keep + head :], len(ids) - keep)
 
     def text(self, text: str) -> array[int]:
         """The tokens of a text alone, control tokens not read in it."""
@@ -74,29 +87,37 @@ class Prompter:
                 raise BadRequest(f"the prompt has token {token}, and the vocabulary ends at {self._model.n_vocab - 1}")
         return array("i", ids)
 
-    def _chat(self, request: m.Submit, messages: list[dict[str, Any]], limit: int) -> tuple[array[int], int]:
+    def _chat(self, request: m.Submit, messages: list[dict[str, Any]], limit: int) -> Prompt:
         ids = self.chat(messages)
         if len(ids) <= limit:
-            return ids, 0
+            return Prompt(ids, border=self._border(messages, ids))
         if not request.truncate:
             raise self._too_long(len(ids))
         # A conversation may begin at any turn of the user; the fewest turns are dropped.
         starts = [i for i, message in enumerate(messages) if message.get("role") == "user"][1:]
         system = [message for message in messages if message.get("role") == "system"]
         keep = self._room(request)
-        best = None
+        best: Prompt | None = None
+        kept: list[dict[str, Any]] = []
         low, high = 0, len(starts)
         while low < high:
             middle = (low + high) // 2
             rest = [message for message in messages[starts[middle] :] if message.get("role") != "system"]
             shorter = self.chat(system + rest)
             if len(shorter) <= keep:
-                best, high = shorter, middle
+                best, high = Prompt(shorter, len(ids) - len(shorter)), middle
+                kept = system + rest
             else:
                 low = middle + 1
         if best is None:
             raise self._too_long(len(ids))
-        return best, len(ids) - len(best)
+        return best._replace(border=self._border(kept, best.ids))
+
+    def _border(self, messages: list[dict[str, Any]], ids: array[int]) -> int:
+        """Where `ids` begin to ask for the answer: an old turn may look otherwise than one that is being written."""
+        if not self._model.recurrent or messages[-1].get("role") == "assistant":
+            return 0
+        return common_prefix(self._ids(self.template.render(list(messages), answering=False)), ids)
 
     def _room(self, request: m.Submit) -> int:
         """Tokens that a prompt cut to fit may have: some are left to the answer."""

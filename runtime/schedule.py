@@ -65,9 +65,11 @@ class Schedule:
                 break
             if not afresh and self._pool.recall(wanted, length):
                 source, length = self._pool.match(wanted)
+            marks = self._pool.marks(session.tokens, length, session.border)
             seq = self._pool.start(source, length)
             if seq is None:
                 break
+            session.marks = marks
             session.seq = seq
             self.waiting.remove(session)
             self.running.append(session)
@@ -82,10 +84,14 @@ class Schedule:
 
     def _soon_better(self, wanted: array[int], length: int) -> bool:
         """Whether a running prompt is about to compute more of `wanted` than the cache holds of it."""
-        return self._pool.cuttable and any(
-            running.pending > 1 and common_prefix(running.tokens, wanted) >= length + WORTH_WAITING
-            for running in self.running
-        )
+        for running in self.running:
+            if running.pending > 1:
+                common = common_prefix(running.tokens, wanted)
+                if self._pool.memory != "cells":  # of use only up to where its state will be kept
+                    common = max((mark for mark in running.marks if mark <= common), default=0)
+                if common >= length + WORTH_WAITING:
+                    return True
+        return False
 
     def _committed(self) -> int:
         """Cells that running answers hold or have been promised."""
@@ -103,7 +109,7 @@ class Schedule:
         rows = len(stretches)
         left = self._pace.budget(rows)
         for session in self.running:
-            count = self._room(rows, min(left, session.pending)) if session.pending > 1 else 0
+            count = self._room(rows, min(left, session.stretch)) if session.pending > 1 else 0
             if count > 0:
                 stretches.append(Stretch(session, len(session.tokens) - session.pending, count))
                 rows += count

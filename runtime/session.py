@@ -8,6 +8,7 @@ from array import array
 from runtime import messages as m
 from runtime.errors import BadRequest
 from runtime.prefix import Sequence
+from runtime.prompt import Prompt
 from runtime.sampling import Sampler, check
 from runtime.text import Assembler, Stops
 
@@ -18,13 +19,16 @@ MAX_LOGPROBS = 20
 class Session:
     """State of one answer: `tokens` are the prompt and what was said; `seq` holds a beginning of them once admitted."""
 
-    def __init__(self, request: m.Submit, index: int, prompt: array[int], *, truncated: int, stops: Stops) -> None:
+    def __init__(self, request: m.Submit, index: int, prompt: Prompt, stops: Stops) -> None:
         self.id = request.id
         self.index = index
         self.request = request
-        self.tokens = array("i", prompt)
-        self.prompt_tokens = len(prompt)
-        self.truncated = truncated
+        self.tokens = array("i", prompt.ids)
+        self.prompt_tokens = len(prompt.ids)
+        self.truncated = prompt.dropped
+        self.border = prompt.border
+        self.marks: list[int] = []
+        """Positions in the prompt where a checkpoint is due, the next one first."""
         self.seq: Sequence | None = None
         self.sampler: Sampler | None = None
         self.text = Assembler(stops)
@@ -43,6 +47,11 @@ class Session:
     def pending(self) -> int:
         """How many tokens are not in the cache yet; 1 means that the answer is being written."""
         return len(self.tokens) - len(self.seq.tokens) if self.seq else len(self.tokens)
+
+    @property
+    def stretch(self) -> int:
+        """How many of the pending tokens may be read in one go."""
+        return min(self.pending, self.marks[0] - len(self.seq.tokens)) if self.marks and self.seq else self.pending
 
     @property
     def left(self) -> int:
@@ -87,7 +96,7 @@ class Session:
         )
 
 
-def open_sessions(request: m.Submit, prompt: array[int], truncated: int, more_stops: tuple[str, ...]) -> list[Session]:
+def open_sessions(request: m.Submit, prompt: Prompt, more_stops: tuple[str, ...]) -> list[Session]:
     """The answers that `request` asks for, none started; raises BadRequest for what no answer could honour."""
     if not 1 <= request.count <= MAX_COUNT:
         raise BadRequest(
@@ -96,7 +105,7 @@ def open_sessions(request: m.Submit, prompt: array[int], truncated: int, more_st
     if request.logprobs > MAX_LOGPROBS:
         raise BadRequest(f"`logprobs` is {request.logprobs}, and at most {MAX_LOGPROBS} are reported")
     stops = Stops([*request.limits.stop, *more_stops])
-    return [Session(request, index, prompt, truncated=truncated, stops=stops) for index in range(request.count)]
+    return [Session(request, index, prompt, stops) for index in range(request.count)]
 
 
 def check_request(request: m.Submit, n_vocab: int) -> None:

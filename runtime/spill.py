@@ -1,79 +1,129 @@
-"""Parked sequences in plain memory: what the pool has no room for, or what would slow it down, is copied out and back.
+"""States of sequences in plain memory: conversations that left the pool, and checkpoints of models that cannot go back.
 
 Every cell in use costs each step a look, its owner running or not, and copying a thousand tokens takes milliseconds
-where computing them again takes seconds. So the pool hands over what it must drop, and what it holds idle. States are
-kept as llama.cpp writes them (`llama_state_seq_get_data`), in this process only: it trusts them blindly.
+where computing them again takes seconds. So the pool hands over what it must drop, and what it holds idle.
+
+A recurrent state is that of one position and of no earlier one, so for recurrent and hybrid models a copy is made where
+later prompts may part from this one. Of a hybrid model it is the recurrent part alone, some kilobytes per layer: the
+cells of attention can be cut. A recurrent model's copies are whole, so its parked states are checkpoints as well.
+
+States are kept as llama.cpp writes them (`llama_state_seq_get_data_ext`), in this process only: it trusts them blindly.
 """
 
 from __future__ import annotations
 
 from array import array
+from collections.abc import Iterable
 from typing import NamedTuple, Protocol
+
+from runtime.llama import Memory
 
 # Fewer tokens are computed again as quickly.
 WORTH_KEEPING = 32
+# Of one conversation; beyond that the one goes which was of no use for the longest time.
+CHECKPOINTS = 8
 
 
 class States(Protocol):
-    """Where states come from and go: `runtime.context.Context`."""
+    """Where states come from and go: `runtime.context.Context`. `partial` leaves out what can be cut."""
 
-    def save(self, sequence: int, /) -> bytes:
+    def save(self, sequence: int, partial: bool, /) -> bytearray:
         """The state of a sequence."""
 
-    def state_bytes(self, sequence: int, /) -> int:
+    def state_bytes(self, sequence: int, partial: bool, /) -> int:
         """The size of it."""
 
-    def restore(self, sequence: int, state: bytes, /) -> bool:
-        """Fill an empty sequence with it; False when there is no room."""
+    def restore(self, sequence: int, state: bytearray, partial: bool, /) -> bool:
+        """Fill an empty sequence with it, or put a partial one in place; False when there is no room."""
 
 
 class Entry(NamedTuple):
     """A sequence that was: its tokens and its state."""
 
     tokens: array[int]
-    state: bytes
+    state: bytearray
+    partial: bool = False
 
 
 class Spill:
     """At most `limit` bytes of states, the least recently used dropped first."""
 
-    def __init__(self, states: States, limit: int) -> None:
+    def __init__(self, states: States, limit: int, memory: Memory = "cells") -> None:
         self._states = states
         self.limit = limit
+        self._memory = memory
         self._entries: list[Entry] = []
         self.used = 0
 
     def keep(self, sequence: int, tokens: array[int]) -> None:
-        """Copy out a sequence, if it is worth it and fits; what it continues is dropped."""
-        if len(tokens) < WORTH_KEEPING or any(_begins(entry.tokens, tokens) for entry in self._entries):
+        """Copy out a sequence, if it is worth it and fits; what it continues is dropped, where it holds that too."""
+        if len(tokens) < WORTH_KEEPING or any(self._covers(entry.tokens, tokens) for entry in self._whole()):
             return
-        size = self._states.state_bytes(sequence)
-        if size > self.limit:
-            return
-        for entry in [entry for entry in self._entries if _begins(tokens, entry.tokens)]:
+        for entry in [entry for entry in self._whole() if self._covers(tokens, entry.tokens)]:
             self._drop(entry)
-        while self.used + size > self.limit:
-            self._drop(self._entries[0])
-        entry = Entry(tokens[:], self._states.save(sequence))
-        self._entries.append(entry)
-        self.used += len(entry.state)
+        self._take(sequence, tokens, partial=False)
 
-    def match(self, tokens: array[int], whole: bool) -> tuple[Entry | None, int]:
-        """The entry that holds the longest beginning of `tokens`; only those that end there when `whole`."""
+    def mark(self, sequence: int, tokens: array[int]) -> None:
+        """Make a checkpoint of `sequence`, which has read `tokens`."""
+        chain = [entry for entry in self._checkpoints() if _begins(tokens, entry.tokens)]
+        if len(tokens) < WORTH_KEEPING or any(len(entry.tokens) == len(tokens) for entry in chain):
+            return
+        if len(chain) >= CHECKPOINTS:
+            self._drop(chain[0])
+        self._take(sequence, tokens, partial=self._memory == "hybrid")
+
+    def match(self, tokens: array[int]) -> tuple[Entry | None, int]:
+        """The copy of a sequence that holds most of the beginning of `tokens`, and how much of that is of use."""
         best, length = None, 0
-        for entry in self._entries:
+        for entry in self._whole():
             common = common_prefix(entry.tokens, tokens)
-            if common > length and not (whole and common < len(entry.tokens)):
-                best, length = entry, common
+            if common > length and (usable := self.usable(entry.tokens, common)) > length:
+                best, length = entry, usable
         return best, length
 
+    def usable(self, held: array[int], common: int) -> int:
+        """How much of the first `common` tokens of a sequence or copy of `held` another one can begin with."""
+        if common == len(held) or self._memory == "cells":
+            return common
+        entry = self.checkpoint(held, common)
+        return len(entry.tokens) if entry else 0
+
+    def checkpoint(self, tokens: array[int], common: int) -> Entry | None:
+        """The latest checkpoint in the first `common` of `tokens`."""
+        fits = [entry for entry in self._checkpoints() if len(entry.tokens) <= common]
+        fits = [entry for entry in fits if _begins(tokens, entry.tokens)]
+        return max(fits, key=lambda entry: len(entry.tokens), default=None)
+
+    def parting(self, tokens: array[int]) -> int:
+        """How much of the beginning of `tokens` any copy has read, of use or not."""
+        return max((common_prefix(entry.tokens, tokens) for entry in self._entries), default=0)
+
     def restore(self, entry: Entry, sequence: int) -> bool:
-        """Copy an entry into an empty sequence; it stays here too, as the last used."""
+        """Copy an entry into a sequence (an empty one, if it is whole); it stays here too, as the last used."""
         for i, kept in enumerate(self._entries):
             if kept is entry:
                 self._entries.append(self._entries.pop(i))
                 break
-        return self._states.restore(sequence, entry.state)
+        return self._states.restore(sequence, entry.state, entry.partial)
+
+    def _whole(self) -> Iterable[Entry]:
+        return (entry for entry in self._entries if not entry.partial)
+
+    def _checkpoints(self) -> Iterable[Entry]:
+        return (entry for entry in self._entries if entry.partial or self._memory == "recurrent")
+
+    def _covers(self, whole: array[int], start: array[int]) -> bool:
+        return whole == start if self._memory == "recurrent" else _begins(whole, start)
+
+    def _take(self, sequence: int, tokens: array[int], *, partial: bool) -> None:
+        size = self._states.state_bytes(sequence, partial)
+        if size > self.limit:
+            return
+        while self.used + size > self.limit:
+            self._drop(self._entries[0])
+        entry = Entry(tokens[:], self._states.save(sequence, partial), partial)
+        self._entries.append(entry)
+        self.used += len(entry.state)
 
     def _drop(self, entry: Entry) -> None:
         self._entries = [kept for kept in self._entries if kept is not entry]

@@ -164,9 +164,12 @@ class Template:
             raise LoadFailed(f"the model's chat template is broken: {error}", "pull the model again") from None
         self._system = self._takes_system()
 
-    def render(self, messages: list[dict[str, Any]], extra: Mapping[str, Any] | None = None) -> list[Piece]:
+    def render(
+        self, messages: list[dict[str, Any]], extra: Mapping[str, Any] | None = None, *, answering: bool = True
+    ) -> list[Piece]:
         """The prompt for the next turn; a last message of the assistant is continued, not answered.
 
+        Without `answering` it is the conversation alone, as a later prompt will begin with it.
         `extra` are further variables (tools and the like). Raises BadRequest when the template refuses the messages, or
         needs more than 2 seconds or 4 MiB.
         """
@@ -176,19 +179,19 @@ class Template:
             prefill = str(messages.pop().get("content") or "")
         if not self._system:
             messages = _folded(messages)
-        text = self._run(messages, extra or {}) + prefill
+        text = self._run(messages, extra or {}, answering) + prefill
         return list(_pieces(text))
 
     def marked(self, text: str) -> list[Piece]:
         """A text of the user alone, in pieces."""
         return list(_pieces(self._marked(text)))
 
-    def _run(self, messages: list[dict[str, Any]], extra: Mapping[str, Any]) -> str:
+    def _run(self, messages: list[dict[str, Any]], extra: Mapping[str, Any], answering: bool = True) -> str:
         variables = {"tools": None, "documents": None, **extra, **self._tokens}
         chunks, size = [], 0
         try:
             with _deadline(RENDER_SECONDS):
-                for chunk in self._template.generate(messages=messages, add_generation_prompt=True, **variables):
+                for chunk in self._template.generate(messages=messages, add_generation_prompt=answering, **variables):
                     size += len(chunk)
                     if size > OUTPUT_LIMIT:
                         raise SecurityError("more text than a prompt may have")

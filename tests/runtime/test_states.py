@@ -105,3 +105,38 @@ def test_crowds_cancels_and_full_pools_leave_it_alive(model: Path) -> None:
     assert isinstance(found[17], m.Vectors)
     assert {end.reason for end in found[18:]} <= {"cancelled", "stop", "length"}
     assert found[16].text == again.text
+
+
+def test_a_chat_computes_what_is_new_even_where_the_answer_was_changed(model: Path, kind: str) -> None:
+    def turn(messages: list[dict[str, str]], sampling: m.Sampling) -> m.Submit:
+        return m.Submit(0, messages=messages, sampling=sampling, limits=m.Limits(max_tokens=12))
+
+    async def talk(worker: Worker) -> list[tuple[Answer, Answer]]:
+        messages = [{"role": "system", "content": "You are a sailor who has seen the seven seas. " * 3}]
+        pairs = []
+        for question in ("Tell me of a storm.", "And of the calm after it?", "What did the captain say?"):
+            messages.append({"role": "user", "content": question})
+            await worker.ask(turn([*messages[:-1], {"role": "user", "content": "Something else."}], WARM))
+            warm = await worker.ask(turn(messages, WARM))
+            pairs.append((warm, await worker.ask(turn(messages, GREEDY))))
+            # As templates do that trim answers, or leave out how they were thought of.
+            messages.append({"role": "assistant", "content": "Well, " + warm.text.strip()[2:]})
+        return pairs
+
+    pairs = with_worker(load(model, context=1024, kv_type="F32"), talk)
+    lengths = [cold.end.prompt_tokens for _, cold in pairs]
+    computed = [warm.end.prompt_tokens - warm.end.cached for warm, _ in pairs]
+    assert [cold.end.cached for _, cold in pairs] == [0, 0, 0]
+    assert [warm.text for warm, _ in pairs] == [cold.text for _, cold in pairs]
+    # What was said since the question before, and what asks for the answer.
+    for before, now, count in zip(lengths, lengths[1:], computed[1:], strict=False):
+        assert count <= now - before + 8, (lengths, computed)
+
+
+def test_answers_to_one_prompt_share_it(model: Path) -> None:
+    async def talk(worker: Worker) -> list[Answer]:
+        return await asyncio.gather(*(worker.ask(submit(PROMPTS[2], 8, sampling=WARM)) for _ in range(4)))
+
+    answers = with_worker(load(model, context=1024, kv_type="F32"), talk)
+    assert sorted(answer.end.cached for answer in answers) == [0, 149, 149, 149]
+    assert len({answer.text for answer in answers}) == 1
