@@ -63,6 +63,11 @@ class LlamaEngine:
         """Requests in the queue."""
         return len(self._schedule.waiting)
 
+    @property
+    def spilled(self) -> int:
+        """Bytes of conversations kept outside the model's cache."""
+        return self._pool.spill.used if self._pool.spill else 0
+
     def open(self) -> m.Ready:
         """Load the model and make the context; raises LoadFailed, BadRequest."""
         started = time.monotonic_ns()

@@ -91,6 +91,11 @@ class FakeEngine:
         """How many requests stand in line."""
         return len(self._waiting)
 
+    @property
+    def spilled(self) -> int:
+        """Nothing is."""
+        return 0
+
     def open(self) -> m.Ready:
         """Load nothing, as slowly as the script says; raises LoadFailed when it says so."""
         time.sleep(self._script.get("load_delay", 0))

@@ -207,12 +207,16 @@ class Tokens(msgspec.Struct, tag="tokens"):
 
 
 class Beat(msgspec.Struct, tag="beat"):
-    """Once a second: the loop's step counter and whether it has work, so that a hung loop is seen."""
+    """Once a second: the loop's step counter and whether it has work, so that a hung loop is seen.
+
+    `spilled` bytes are copies of conversations, which no prediction of the memory that a model takes includes.
+    """
 
     step: int
     busy: bool
     waiting: int
     rss: int
+    spilled: int = 0
 
 
 FromWorker = Loading | Ready | Started | Delta | Finished | Failed | Vectors | Tokens | Beat

@@ -36,6 +36,10 @@ class Engine(Protocol):
     def waiting(self) -> int:
         """Requests in the queue."""
 
+    @property
+    def spilled(self) -> int:
+        """Bytes of conversations kept outside the model's cache."""
+
     def open(self) -> m.Ready:
         """Load the model; raises EngineError."""
 
@@ -78,7 +82,7 @@ def _engine(load: m.Load, send: Callable[..., None]) -> Engine:
 
 def _beat(engine: Engine, send: Callable[..., None]) -> None:
     while True:
-        send(m.Beat(engine.step, engine.busy, engine.waiting, resident_bytes()))
+        send(m.Beat(engine.step, engine.busy, engine.waiting, resident_bytes(), engine.spilled))
         time.sleep(BEAT_SECONDS)
 
 

@@ -35,6 +35,8 @@ KV_TYPE = "F16"
 CRASHES_IN_A_ROW = 3
 REST_SECONDS = 30.0
 WATCH_SECONDS = 1.0
+# Bytes for conversations outside a model's pool, or half as much as the pool where that is more.
+SPARE = 256 << 20
 
 
 @dataclass
@@ -163,7 +165,7 @@ class Pool:
                 slot.crashes = 0
             self._released.set()
             if not worker.active and worker.answered and not worker.dead and self._engine.name == "llama":
-                self._estimator.learn(worker.model.name, self.need(worker), held(worker.pid))
+                self._estimator.learn(worker.model.name, self.need(worker), held(worker.pid) - worker.spilled)
             if not worker.active and slot.keep_alive >= 0 and self._workers.get(key) is worker:
                 slot.expires_at = worker.last_used + slot.keep_alive
                 slot.timer = asyncio.get_running_loop().call_at(slot.expires_at, self._expire, worker)
@@ -276,9 +278,9 @@ class Pool:
             await self._released.wait()
 
     def _spare(self, hardware: Hardware, need: Need) -> int:
-        """What a worker may hold of conversations that left its pool: half as much as the pool, if that is free."""
+        """What a worker may hold of conversations that left its pool, and of checkpoints: some, if that is free."""
         loading = sum(worker.memory for worker in self._workers.values() if worker.loading and not worker.dead)
-        return max(0, min(need.cache // 2, (hardware.memory_available - loading - need.total) // 2))
+        return max(0, min(max(need.cache // 2, SPARE), (hardware.memory_available - loading - need.total) // 2))
 
     def _pinned(self, worker: Worker) -> bool:
         return self._slots[worker.model.blob_digest].keep_alive < 0

@@ -82,6 +82,7 @@ class Worker:
         self.memory = memory
         self.active = 0
         self.answered = self.crashed = False
+        self.spilled = 0
         self.last_used = asyncio.get_running_loop().time()
         self.ready: asyncio.Future[Ready] = asyncio.get_running_loop().create_future()
         self._child = child
@@ -239,6 +240,7 @@ class Worker:
         self._sign_of_life = asyncio.get_running_loop().time()
         match frame:
             case Beat(step=step, busy=busy):
+                self.spilled = frame.spilled
                 if step != self._last_step or not busy:
                     self._last_step, self._last_step_at = step, self._sign_of_life
             case Loading():
