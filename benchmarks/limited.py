@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from runtime.context import Context, Shape
-from runtime.engine import PARKED
+from runtime.context import sequences as all_sequences
 from runtime.hardware import usable_cpus
 from runtime.llama import Model
 
@@ -22,8 +22,7 @@ def main(path: Path, context: int, sequences: int, limit: int) -> None:
     if limit:
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     model = Model(path, mapped=False)
-    parked = 0 if model.recurrent else PARKED
-    made = Context(model, Shape(context, sequences + parked, sequences, usable_cpus()))
+    made = Context(model, Shape(context, all_sequences(model, sequences), sequences, usable_cpus()))
     tokens = min(made.batch_size, context - 1)
     made.put_prompt(0, memoryview(bytes(4 * tokens)).cast("i"), 0, 0, 1)
     made.decode(tokens)

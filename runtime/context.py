@@ -20,6 +20,8 @@ KV_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q8_0": 8, "BF16": 30}
 POOLING_NONE, POOLING_MEAN, POOLING_LAST, POOLING_RANK = 0, 1, 3, 4
 OK, NO_ROOM, ABORTED = 0, 1, 2
 BATCH = 512
+# Sequences beyond the running ones, for prefixes to wait in; those of an embedding model, to read many texts at once.
+PARKED, TEXTS = 8, 64
 _CONTEXT_STEP = 256
 
 
@@ -32,6 +34,13 @@ class Shape:
     outputs: int
     threads: int
     kv_type: str = "F16"
+
+
+def sequences(model: Model, running: int) -> int:
+    """How many a context is made with, so that `running` answers can be written at once."""
+    if model.recurrent:
+        return running  # each costs a state
+    return max(TEXTS, running) if model.embeds else running + PARKED
 
 
 class Context:
@@ -68,14 +77,17 @@ class Context:
         params.n_batch = params.n_ubatch = params.n_ctx if self._model.encoder else min(BATCH, params.n_ctx)
         params.n_seq_max = shape.sequences
         # Rows of logits are wide: 512 of them would be 300 MB for a large vocabulary.
-        params.n_outputs_max = params.n_batch if self._model.embeds else max(shape.outputs, shape.sequences)
+        params.n_outputs_max = max(shape.outputs, shape.sequences)
         params.n_threads = params.n_threads_batch = shape.threads
         params.type_k = params.type_v = KV_TYPES[shape.kv_type.upper()]
         params.kv_unified = True
         params.embeddings = self._model.encoder
-        if not self._model.embeds or self._model.metadata("pooling_type") in (None, str(POOLING_NONE)):
+        said = self._model.metadata("pooling_type")
+        if said in (None, str(POOLING_NONE)):
             # Without a word from the model: a causal one has read all of a text at its end.
             params.pooling_type = POOLING_MEAN if self._model.encoder else POOLING_LAST
+        if self._model.encoder or said not in (None, str(POOLING_NONE), str(POOLING_LAST)):
+            params.n_outputs_max = params.n_batch  # every row has its part in a text's vector
         # Called by the compute threads at every graph node, so it must be C: `atoi` reads our flag as a number.
         params.abort_callback = ctypes.cast(ctypes.CDLL(None).atoi, low.ggml_abort_callback)
         params.abort_callback_data = ctypes.addressof(self._abort_flag)

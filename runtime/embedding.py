@@ -1,7 +1,8 @@
 """Vectors of texts, between the steps of answers: pooled as the model says, normalised, several texts per batch.
 
-An encoder (BERT and its kin) reads a text forwards and backwards, so it must fit one batch; as many texts as fit go
-together. A causal model reads a text in stretches like a prompt, and its vector is that of the last token.
+An encoder (BERT and its kin) reads a text forwards and backwards, so it must fit one batch, and short ones go together.
+A causal model reads several texts in stretches like prompts, as much in a step as the pace allows beside running
+answers; its vector is that of the last token, or the mean of all, summed up over the stretches.
 """
 
 from __future__ import annotations
@@ -9,24 +10,42 @@ from __future__ import annotations
 from array import array
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from runtime import messages as m
-from runtime.context import OK, POOLING_RANK, Context
+from runtime.context import ABORTED, NO_ROOM, OK, POOLING_LAST, POOLING_MEAN, POOLING_RANK, Context
 from runtime.errors import BadRequest, EngineError, PromptTooLong, QueueFull
 from runtime.llama import Model
-from runtime.prefix import Pool
+from runtime.prefix import Pool, Sequence
 
 MAX_INPUTS = 2048
+# Rows that an encoder computes at once: more of them spend more on rows of other texts than they save.
+PACK = 512
+
+
+@dataclass(eq=False)
+class Reading:
+    """An input of a causal model while it is read: `vector` is the sum of those of its tokens, if that is asked for."""
+
+    ids: array[int]
+    seq: Sequence
+    vector: Any = None
+
+    @property
+    def left(self) -> int:
+        """Tokens still to be read."""
+        return len(self.ids) - len(self.seq.tokens)
 
 
 class Job:
-    """The inputs of one request, and the vectors so far."""
+    """The inputs of one request, the vectors so far, and what is being read."""
 
     def __init__(self, request: int, inputs: list[array[int]]) -> None:
         self.id = request
         self.inputs = inputs
         self.vectors: list[bytes] = []
+        self.readings: list[Reading] = []
         self.tokens = sum(map(len, inputs))
 
 
@@ -40,6 +59,8 @@ class Embedder:
         self._emit = emit
         self._jobs: deque[Job] = deque()
         self.limit = min(context.batch_size, model.n_ctx_train) if model.encoder else context.tokens - 1
+        self.computing = 0
+        """The request that is being computed, which a cancel may abort."""
 
     @property
     def busy(self) -> bool:
@@ -82,22 +103,23 @@ class Embedder:
     def cancel(self, request: int) -> None:
         """Forget a request."""
         for job in [job for job in self._jobs if job.id == request]:
-            self._jobs.remove(job)
+            self._leave(job)
             self._emit(m.Finished(request, "cancelled", 0, 0))
 
-    def step(self) -> None:
-        """Compute one batch of the first request."""
+    def step(self, rows: int, promised: int) -> None:
+        """Compute a batch of the first request, of about `rows` tokens; `promised` cells of the pool are for others."""
         job = self._jobs[0]
-        self._context.embed_mode(True)
+        self.computing = job.id
         try:
-            vectors = self._encode(job) if self._model.encoder else [self._read(job.inputs[len(job.vectors)])]
+            if self._model.encoder:
+                job.vectors += self._encode(job)
+            elif job.readings or self._begin(job, promised):
+                self._read(job, rows)
         except EngineError as error:
-            self._jobs.popleft()
+            self._leave(job)
             self._emit(m.Failed(job.id, error.code, str(error), error.hint))
-            return
         finally:
-            self._context.embed_mode(self._model.encoder)
-        job.vectors += [_unit(vector) for vector in vectors]
+            self.computing = 0
         self._complete()
 
     def _complete(self) -> None:
@@ -105,44 +127,105 @@ class Embedder:
             job = self._jobs.popleft()
             self._emit(m.Vectors(job.id, job.vectors, job.tokens))
 
-    def _encode(self, job: Job) -> list[Any]:
-        """As many inputs as fit a batch, each a sequence of its own."""
+    def _leave(self, job: Job) -> None:
+        self._jobs.remove(job)
+        self._put_back(job)
+
+    def _put_back(self, job: Job) -> None:
+        """Give back the sequences of what is being read, which is read anew if the request stays."""
+        for reading in job.readings:
+            self._pool.clear(reading.seq)
+            reading.seq.busy = False
+        job.readings = []
+
+    def _encode(self, job: Job) -> list[bytes]:
+        """As many inputs as make a good batch, each a sequence of its own: every row looks at all the others."""
         row = 0
         batch: list[array[int]] = []
         for ids in job.inputs[len(job.vectors) :]:
-            if row + len(ids) > self._context.batch_size or len(batch) == len(self._pool.sequences):
+            if batch and (row + len(ids) > PACK or len(batch) == len(self._pool.sequences)):
                 break
             self._context.put_prompt(row, memoryview(ids), 0, len(batch), len(ids))
             batch.append(ids)
             row += len(ids)
-        self._decode(row)
-        return [self._context.pooled(number) for number in range(len(batch))]
+        status = self._context.decode(row)
+        if status == ABORTED:
+            return []
+        _check(status)
+        return [_unit(self._context.pooled(number)) for number in range(len(batch))]
 
-    def _read(self, ids: array[int]) -> Any:
-        """One input in stretches, in a sequence that is given back."""
-        seq = self._pool.start(None, 0)
-        while self._pool.free < len(ids) and self._pool.evict():
-            pass
-        if seq is None or self._pool.free < len(ids):
-            if seq:
-                seq.busy = False
-            raise QueueFull("the answers that are being written leave no room for an embedding", "try again later")
-        try:
-            for start in range(0, len(ids), self._context.outputs):
-                stretch = ids[start : start + self._context.outputs]
-                self._context.put_prompt(0, memoryview(stretch), start, seq.number, len(stretch))
-                self._decode(len(stretch))
-                self._pool.grow(seq, stretch)
-            return self._context.pooled(seq.number).copy()
-        finally:
-            self._context.cut(seq.number, 0)
-            self._pool.clear(seq)
-            seq.busy = False
+    def _begin(self, job: Job, promised: int) -> bool:
+        """Take sequences for the next inputs, as many as there is room for; False to wait for answers to end."""
+        most = len(self._pool.sequences) if self._model.embeds else 1 + len(self._pool.sequences) // 4
+        for ids in job.inputs[len(job.vectors) :][:most]:
+            promised += len(ids)
+            if promised > self._pool.cells:
+                break
+            while self._pool.free < promised - self._pool.held_by_busy and self._pool.evict():
+                pass
+            seq = self._pool.start(None, 0)
+            if seq is None:
+                break
+            job.readings.append(Reading(ids, seq))
+        return bool(job.readings)
 
-    def _decode(self, rows: int) -> None:
+    def _read(self, job: Job, rows: int) -> None:
+        """Go on with what is being read. The last token of a text knows all of it, so that its vector is enough, and
+        the others go through like a prompt; else every token's is needed."""
+        last = self._context.pooling == POOLING_LAST
+        heads = [(reading, reading.left - 1) for reading in job.readings if reading.left > 1] if last else []
+        wanted = not heads
+        if wanted:
+            heads = [(reading, reading.left) for reading in job.readings if reading.left]
+            rows = max(1, min(rows, self._context.outputs)) if not last else len(heads)
+        plan, row = [], 0
+        for reading, left in heads:
+            if count := min(left, rows - row):
+                start = len(reading.seq.tokens)
+                stretch = reading.ids[start : start + count]
+                self._context.put_prompt(row, memoryview(stretch), start, reading.seq.number, count if wanted else 0)
+                plan.append((reading, stretch))
+                row += count
+        if not self._decoded(job, row, wanted):
+            return
+        for reading, stretch in plan:
+            if wanted:
+                self._take(reading, len(stretch))
+            self._pool.grow(reading.seq, stretch)
+        if not any(reading.left for reading in job.readings):
+            job.vectors += [_unit(reading.vector) for reading in job.readings]
+            self._put_back(job)
+
+    def _decoded(self, job: Job, rows: int, wanted: bool) -> bool:
+        """Compute `rows`; False where that is to be tried again. Raises EngineError."""
+        self._context.embed_mode(wanted)
         status = self._context.decode(rows)
-        if status != OK:
-            raise EngineError(f"llama.cpp could not compute this embedding (status {status})", "try again")
+        self._context.embed_mode(False)
+        if status == OK:
+            return True
+        for reading in job.readings:
+            if not self._context.cut(reading.seq.number, len(reading.seq.tokens)):
+                self._put_back(job)
+                break
+        if status == NO_ROOM and not self._pool.evict():
+            raise QueueFull("the answers that are being written leave no room for an embedding", "try again later")
+        if status not in (NO_ROOM, ABORTED):
+            _check(status)
+        return False
+
+    def _take(self, reading: Reading, rows: int) -> None:
+        """Add what llama.cpp has pooled of a stretch of `rows` tokens to the vector of the whole."""
+        vector = self._context.pooled(reading.seq.number)
+        if self._context.pooling == POOLING_MEAN:
+            part = vector * rows  # all that counts in the end is its direction
+            reading.vector = part if reading.vector is None else reading.vector + part
+        elif reading.vector is None or self._context.pooling == POOLING_LAST:
+            reading.vector = vector.copy()
+
+
+def _check(status: int) -> None:
+    if status != OK:
+        raise EngineError(f"llama.cpp could not compute this embedding (status {status})", "try again")
 
 
 def _unit(vector: Any) -> bytes:

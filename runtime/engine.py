@@ -19,7 +19,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from runtime import messages as m
-from runtime.context import ABORTED, NO_ROOM, OK, Context, Shape
+from runtime.context import ABORTED, NO_ROOM, OK, Context, Shape, sequences
 from runtime.embedding import Embedder
 from runtime.errors import BadRequest, EngineError, QueueFull, Timeout
 from runtime.llama import Model
@@ -31,8 +31,6 @@ from runtime.schedule import Schedule, Stretch
 from runtime.session import Session, check_request, open_sessions
 from runtime.spill import Spill
 
-# Sequences beyond the running ones, for prefixes to wait in.
-PARKED = 8
 _FAULTS = 3
 
 
@@ -73,7 +71,7 @@ class LlamaEngine:
         started = time.monotonic_ns()
         load, progress = self._load, _Progress(self._send)
         self._model = Model(Path(load.path), gpu_layers=load.gpu_layers, progress=progress)
-        total = load.sequences + (0 if self._model.recurrent else PARKED)
+        total = sequences(self._model, load.sequences)
         shape = Shape(load.context, total, load.sequences, min(load.threads, usable_threads()), load.kv_type)
         self._context = Context(self._model, shape)
         self._pool = Pool(self._context.tokens, total, self._context)
@@ -110,7 +108,7 @@ class LlamaEngine:
                     self._send(m.Tokens(frame.id, ids.tolist()))
                 case m.Cancel():
                     self._inbox.put(frame)
-                    if frame.id in self._computing:
+                    if frame.id in self._computing or frame.id == self._embedder.computing:
                         self._context.abort()
                 case _:
                     self._inbox.put(frame)
@@ -127,7 +125,8 @@ class LlamaEngine:
             if rows:
                 self._compute(rows)
             if self._embedder.busy:
-                self._embedder.step()
+                answering = sum(session.pending == 1 for session in self._schedule.running)
+                self._embedder.step(self._pace.budget(answering), self._schedule.committed())
                 self.step += 1
             self._flush()
 

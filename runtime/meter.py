@@ -73,14 +73,13 @@ class _Sizes:
 
 def weigh(question: Weigh) -> Weighed:
     """What a context as the engine makes it would take."""
-    from runtime.context import Context, Shape
-    from runtime.engine import PARKED
+    from runtime.context import Context, Shape, sequences
     from runtime.llama import Model, library
 
     sizes = _Sizes()
     library().llama_log_set(sizes.callback, None)
     model = Model(Path(question.path), empty=True)
-    total = question.sequences + (0 if model.recurrent else PARKED)
+    total = sequences(model, question.sequences)
     Context(model, Shape(question.context, total, question.sequences, 1, question.kv_type))
     return Weighed(question.context, question.sequences, question.kv_type, **sizes.bytes, repacks=_repacks())
 

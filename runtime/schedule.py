@@ -61,7 +61,7 @@ class Schedule:
             source, length = self._pool.match(wanted)
             if self._soon_better(wanted, length):
                 continue
-            if self.running and self._committed() + self._need(session) - length > self._pool.cells:
+            if self.running and self.committed() + self._need(session) - length > self._pool.cells:
                 break
             if not afresh and self._pool.recall(wanted, length):
                 source, length = self._pool.match(wanted)
@@ -93,7 +93,7 @@ class Schedule:
                     return True
         return False
 
-    def _committed(self) -> int:
+    def committed(self) -> int:
         """Cells that running answers hold or have been promised."""
         return self._pool.held_by_busy + sum(self._need(session) for session in self.running)
 

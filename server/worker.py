@@ -206,6 +206,10 @@ class Worker:
         try:
             await self._child.send(request)
             return await self._next(queue)
+        except asyncio.CancelledError:
+            if not self.dead:
+                self._later(Cancel(request.id))
+            raise
         finally:
             del self._streams[request.id]
 

@@ -47,6 +47,11 @@ class Worker:
         for box in self._boxes.values():
             box.put_nowait(None)
 
+    @property
+    def last(self) -> int:
+        """The id of the last request."""
+        return self._next - 1
+
     async def frames(self, request: Any) -> AsyncIterator[Any]:
         """Send `request` under a new id and yield what comes back, to the last answer or the worker's death."""
         request.id, self._next = self._next, self._next + 1
