@@ -46,6 +46,8 @@ class Wish:
     forced: str | None = None
     enough: float = ENOUGH_SPEED
     """Tokens per second below which a level is too slow."""
+    usual: str = USUAL_LEVEL
+    """The level below which only memory and disk lead."""
 
 
 @dataclass(frozen=True)
@@ -103,12 +105,12 @@ def choose(
     if wish.forced:
         return _forced(options, wish.forced, hardware, context)
     options = [option for option in options if option.level not in UNQUANTIZED and option.candidate.listed]
-    chosen = _by_rule([option for option in options if option.candidate.worthwhile])
+    chosen = _by_rule([option for option in options if option.candidate.worthwhile], wish.usual)
     if chosen is None:
         raise _nothing_fits(options, hardware)
     better = options[: options.index(chosen)]
     rejected = tuple((option.level, option.lost) for option in better)
-    reason = f"{_fits(chosen, hardware, context)}{_ending(chosen, options, rejected, wish.enough)}"
+    reason = f"{_fits(chosen, hardware, context)}{_ending(chosen, options, rejected, wish)}"
     return Choice(chosen.level, chosen.need, context, chosen.speed, reason, rejected)
 
 
@@ -142,10 +144,10 @@ def _speed(candidate: Candidate, shape: fit.Shape, hardware: Hardware, context: 
     return fit.speed(shape, candidate.weights_bytes, hardware.bandwidth, context, kv_type)
 
 
-def _by_rule(options: Sequence[Option]) -> Option | None:
+def _by_rule(options: Sequence[Option], usual_level: str) -> Option | None:
     fitting = [option for option in options if not option.fault]
     names = [option.level for option in options]
-    usual = options[names.index(USUAL_LEVEL)].candidate.weights_bytes if USUAL_LEVEL in names else 0
+    usual = options[names.index(usual_level)].candidate.weights_bytes if usual_level in names else 0
     decent = [option for option in fitting if option.candidate.weights_bytes >= usual]
     fast = [option for option in decent if not option.slow]
     if fast:
@@ -178,16 +180,16 @@ def _fits(option: Option, hardware: Hardware, context: int) -> str:
     return f"{option.level}: {weights} fit the {size(hardware.budget)} that models may use"
 
 
-def _ending(chosen: Option, options: Sequence[Option], rejected: tuple[tuple[str, str], ...], enough: float) -> str:
+def _ending(chosen: Option, options: Sequence[Option], rejected: tuple[tuple[str, str], ...], wish: Wish) -> str:
     if not rejected:
         return ""
-    usual = next((option for option in options if option.level == USUAL_LEVEL), None)
+    usual = next((option for option in options if option.level == wish.usual), None)
     if usual and chosen.candidate.weights_bytes < usual.candidate.weights_bytes:
         what = "disk" if "disk" in usual.fault else "memory"
-        return f"; {what} forces a level below {USUAL_LEVEL}, which {usual.fault}"
+        return f"; {what} forces a level below {wish.usual}, which {usual.fault}"
     level, why = rejected[-1]
     if chosen.slow:
-        return f"; no level reaches {enough:g} tokens/s here, this one about {chosen.speed:.1f}"
+        return f"; no level reaches {wish.enough:g} tokens/s here, this one about {chosen.speed:.1f}"
     return f"; {level} {why}"
 
 
