@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from quant.errors import MalformedFile
@@ -34,6 +34,7 @@ SCALARS = {
     11: ("i64", "q", 8),
     12: ("f64", "d", 8),
 }
+_NUMBERS = {"str": STRING, **{kind: number for number, (kind, _, _) in SCALARS.items()}}
 _WINDOW = 1 << 20
 
 
@@ -149,17 +150,16 @@ def encode_string(text: str) -> bytes:
     return struct.pack("<Q", len(raw)) + raw
 
 
-def encode_value(value: Any) -> bytes:
+def encode_value(value: Any, kind: str = "") -> bytes:
     """Kind and value as GGUF writes them.
 
     A Python type has one kind, those that llama.cpp expects: whole numbers are u32 (i32 below zero, u64 above 4 bytes),
-    in a list i32 (u32 where one does not fit); floats are f32; lists are arrays, bytes arrays of u8.
+    in a list i32 (u32 where one does not fit); floats are f32; lists are arrays, bytes arrays of u8. With `kind`, as
+    `read_value` gives it, that one.
     """
-    if isinstance(value, bytes):
-        return struct.pack("<IIQ", ARRAY, 0, len(value)) + value
-    if isinstance(value, list | tuple):
-        return struct.pack("<I", ARRAY) + _encode_array(list(value))
-    number = _kind(value)
+    if kind.startswith("arr[") or isinstance(value, bytes | list | tuple):
+        return struct.pack("<I", ARRAY) + _encode_array(value, _NUMBERS.get(kind[4:-1]))
+    number = _kind(value) if not kind else _NUMBERS[kind]
     if number == STRING:
         return struct.pack("<I", STRING) + encode_string(value)
     return struct.pack("<I" + SCALARS[number][1], number, value)
@@ -177,17 +177,20 @@ def _kind(value: Any) -> int:
     raise TypeError(f"GGUF has no kind for {type(value).__name__}")
 
 
-def _encode_array(values: list[Any]) -> bytes:
-    if values and isinstance(values[0], str):
-        return struct.pack("<IQ", STRING, len(values)) + b"".join(map(encode_string, values))
-    if values and isinstance(values[0], bool):
-        number = 7
-    elif values and isinstance(values[0], float):
-        number = 6
-    else:
-        number = 5 if all(-(1 << 31) <= value < 1 << 31 for value in values) else 4
+def _kind_of_elements(values: Sequence[Any]) -> int:
+    if isinstance(values, bytes):
+        return 0
+    if values and isinstance(values[0], str | bool | float):
+        return _kind(values[0])
+    return 5 if all(-(1 << 31) <= value < 1 << 31 for value in values) else 4
+
+
+def _encode_array(values: Sequence[Any], number: int | None) -> bytes:
+    number = _kind_of_elements(values) if number is None else number
     head = struct.pack("<IQ", number, len(values))
-    packed = array(SCALARS[number][1], values)
+    if number == STRING:
+        return head + b"".join(map(encode_string, values))
+    packed = array("B" if isinstance(values, bytes) else SCALARS[number][1], values)
     if struct.pack("=H", 1) != struct.pack("<H", 1):
         packed.byteswap()
     return head + packed.tobytes()

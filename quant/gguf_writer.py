@@ -32,10 +32,13 @@ def layout(tensors: Sequence[tuple[str, tuple[int, ...], QuantType]]) -> tuple[T
     return tuple(placed)
 
 
-def encode_header(metadata: Mapping[str, Any], tensors: Sequence[TensorInfo]) -> bytes:
-    """The bytes before the first tensor, padded. Metadata keeps its order; kinds as in `encode_value`."""
+def encode_header(
+    metadata: Mapping[str, Any], tensors: Sequence[TensorInfo], kinds: Mapping[str, str] | None = None
+) -> bytes:
+    """The bytes before the first tensor, padded. Metadata keeps its order; `kinds` where `encode_value` has another."""
     parts = [MAGIC, struct.pack("<IQQ", VERSION, len(tensors), len(metadata))]
-    parts += [encode_string(key) + encode_value(value) for key, value in metadata.items()]
+    known = kinds or {}
+    parts += [encode_string(key) + encode_value(value, known.get(key, "")) for key, value in metadata.items()]
     for tensor in tensors:
         shape = struct.pack(f"<I{len(tensor.shape)}Q", len(tensor.shape), *tensor.shape)
         parts += [encode_string(tensor.name), shape, struct.pack("<IQ", tensor.type.id, tensor.offset)]

@@ -27,7 +27,7 @@ from quant.errors import BadValues
 from quant.gguf import DEFAULT_ALIGNMENT, align
 from quant.gguf_writer import Writer, encode_header, layout
 from quant.plan import ModelPlan, Progress, Read, TensorPlan
-from quant.streams import Mark, Open, Output, Reader
+from quant.streams import Feed, Mark, Open, Output
 from quant.types import QuantType
 
 SLAB = 2 << 20
@@ -179,7 +179,7 @@ def _slabs(plan: ModelPlan, source: Open, start: Mark) -> Generator[Slab]:
         files.insert(0, (start.shard, []))
     for shard, reads in files:
         here = start if start.offset and shard == start.shard else Mark(order.complete, 0, shard)
-        with closing(_Feed(source(shard, here.offset, here.state), here.offset)) as feed:
+        with closing(Feed(source(shard, here.offset, here.state), here.offset)) as feed:
             if not here.offset and not order.begun:
                 yield Slab(plan.tensors[reads[0].tensor], _NOTHING, done, here)
             for read in reads:
@@ -238,7 +238,7 @@ def _dtype(tensor: TensorPlan) -> np.dtype[Any]:
     return np.dtype(_NUMPY[tensor.dtype])
 
 
-def _cut(tensor: TensorPlan, size: int, feed: _Feed, first: int) -> Iterator[tuple[int, bool, np.ndarray]]:
+def _cut(tensor: TensorPlan, size: int, feed: Feed, first: int) -> Iterator[tuple[int, bool, np.ndarray]]:
     """Slabs of `size` bytes from row `first` on; each with the row after it, and whether it is the last."""
     dtype, columns = _dtype(tensor), _columns(tensor)
     total = size // (columns * dtype.itemsize)
@@ -264,34 +264,3 @@ def _encode(tensor: TensorPlan, rows: np.ndarray, type: QuantType) -> memoryview
     except BadValues:
         hint = "the source is damaged, or its training diverged"
         raise BadValues(f"tensor `{tensor.source}` holds NaN or infinity", hint=hint) from None
-
-
-class _Feed:
-    """One source file as it streams in, from `position` on."""
-
-    def __init__(self, reader: Reader, position: int) -> None:
-        self._reader = reader
-        self._position = position
-
-    def fill(self, target: memoryview) -> None:
-        """The next bytes, as many as `target` holds."""
-        self._reader.readinto(target)
-        self._position += len(target)
-
-    def skip_to(self, offset: int) -> None:
-        """Drop what lies before byte `offset` of the file."""
-        while self._position < offset:
-            self.fill(memoryview(bytearray(min(offset - self._position, SLAB))))
-
-    def mark(self, tensor: int, row: int, shard: str) -> Mark | None:
-        """The place before a row of a tensor; None where nobody could go on."""
-        state = self._reader.state()
-        return None if state is None else Mark(tensor, row, shard, self._position, state)
-
-    def finish(self) -> None:
-        """Read to the end, where a source compares the digest."""
-        self._reader.finish()
-
-    def close(self) -> None:
-        """Let go of the source's reader."""
-        self._reader.close()

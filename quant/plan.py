@@ -12,7 +12,11 @@ if TYPE_CHECKING:
 
 
 class Files(Protocol):
-    """A model's source as planning sees it: named files that can be read by range."""
+    """A model's source as planning sees it: named files that can be read by range; `title` names it to people."""
+
+    @property
+    def title(self) -> str:
+        """The folder's path, or the name of the repository."""
 
     def names(self) -> list[str]:
         """Paths of the files, relative to the model's folder."""
@@ -84,7 +88,7 @@ class ModelPlan:
     in the order in which the source completes them, `shards` are the source's files in order. `stops` are all token
     ids that end an answer, `defaults` the sampling settings that the model's makers recommend, `capabilities` what
     Ollama's API calls them (`completion`, `tools`, `thinking`, `insert`, `embedding`). A source that is quantized has
-    its `level`, and can only be copied.
+    its `level`, and can only be copied; `kinds` says as what its entries are written.
     """
 
     architecture: str
@@ -95,6 +99,7 @@ class ModelPlan:
     defaults: Mapping[str, float] = field(default_factory=dict)
     capabilities: tuple[str, ...] = ("completion",)
     level: str = ""
+    kinds: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def parameters(self) -> int:

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+_SKIPPED = 2 << 20  # bytes at once
+
 
 @dataclass(frozen=True, slots=True)
 class Mark:
@@ -51,3 +53,34 @@ class Output(Protocol):
 
     def reached(self, mark: Mark) -> None:
         """What has been appended so far ends at this mark."""
+
+
+class Feed:
+    """One file of the source as it streams in, from `position` on."""
+
+    def __init__(self, reader: Reader, position: int) -> None:
+        self._reader = reader
+        self.position = position
+
+    def fill(self, target: memoryview) -> None:
+        """The next bytes, as many as `target` holds."""
+        self._reader.readinto(target)
+        self.position += len(target)
+
+    def skip_to(self, offset: int) -> None:
+        """Drop what lies before byte `offset` of the file."""
+        while self.position < offset:
+            self.fill(memoryview(bytearray(min(offset - self.position, _SKIPPED))))
+
+    def mark(self, tensor: int, row: int, shard: str) -> Mark | None:
+        """The place before a row of a tensor; None where nobody could go on."""
+        state = self._reader.state()
+        return None if state is None else Mark(tensor, row, shard, self.position, state)
+
+    def finish(self) -> None:
+        """Read to the end, where a source compares the digest."""
+        self._reader.finish()
+
+    def close(self) -> None:
+        """Let go of the source's reader."""
+        self._reader.close()

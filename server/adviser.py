@@ -99,7 +99,7 @@ class _Ahead:
     def __init__(self, files: Files) -> None:
         self._files = files
         self._heads: dict[str, bytes] = {}
-        self.names, self.size = files.names, files.size
+        self.title, self.names, self.size = files.title, files.names, files.size
 
     def read(self, name: str, offset: int, size: int) -> bytes:
         """Exactly `size` bytes from `offset`."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -62,6 +62,16 @@ class Chooser:
         options = weigh(candidates, shape, hardware, wish, _room(disk_free))
         return Advice(choose(candidates, shape, hardware, wish, _room(disk_free)), options, shape)
 
+    def among(self, candidates: Sequence[Candidate], wish: Wish, disk_free: int | None = None) -> Advice:
+        """As `advise`, of files that others have made, from the largest to the smallest."""
+        shape = self._weighed(Shape.of(self._plan.metadata), wish)
+        hardware = self._hardware
+        if max(sum(each.reads.weights.values()) for each in candidates if each.reads) > SMALL_BYTES:
+            known = rates.load(self._cache, hardware.cpus) or rates.measure(self._cache, hardware.cpus)
+            hardware = replace(hardware, rates=known)
+        options = weigh(candidates, shape, hardware, wish, _room(disk_free))
+        return Advice(choose(candidates, shape, hardware, wish, _room(disk_free)), options, shape)
+
     def _as_it_is(self, wish: Wish, disk_free: int | None) -> Advice:
         plan, shape = self._plan, Shape.of(self._plan.metadata)
         shape = self._weighed(shape, wish)
@@ -103,17 +113,21 @@ def as_it_is(level: str) -> str:
 
 def candidate(plan: ModelPlan, level: str, shape: Shape, forced: bool = False) -> Candidate:
     """What `level` would make of the model."""
-    types = budget.types_of(plan, level)
-    worthwhile = level not in recipes.LEVELS or recipes.LEVELS[level].bits >= recipes.LEVELS[COARSEST].bits
-    return Candidate(
-        level,
-        sum(
-            types[tensor.name].row_bytes(tensor.columns) * tensor.elements // tensor.columns for tensor in plan.tensors
-        ),
-        worthwhile=worthwhile,
-        reads=reads(plan, types, shape),
-        listed=forced or level in recipes.LADDER,
-    )
+    listed = forced or level in recipes.LADDER
+    return candidate_of(plan, level, budget.types_of(plan, level), shape, worthwhile(level), listed)
+
+
+def candidate_of(
+    plan: ModelPlan, name: str, types: Mapping[str, QuantType], shape: Shape, worthwhile: bool, listed: bool
+) -> Candidate:
+    """The model with these types."""
+    weights = sum(types[each.name].row_bytes(each.columns) * each.elements // each.columns for each in plan.tensors)
+    return Candidate(name, weights, worthwhile, reads(plan, types, shape), listed)
+
+
+def worthwhile(level: str) -> bool:
+    """Whether a level is good enough without importance data."""
+    return level not in recipes.LEVELS or recipes.LEVELS[level].bits >= recipes.LEVELS[COARSEST].bits
 
 
 def reads(plan: ModelPlan, types: Mapping[str, QuantType], shape: Shape) -> rates.Reads:

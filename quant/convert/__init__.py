@@ -8,9 +8,10 @@ from typing import Any
 from quant.convert import chat, cohere, encoder, gemma, glm, gpt, llama, moe, olmo, phi, qwen, recurrent
 from quant.convert.base import Family, plan_tensors
 from quant.convert.config import Config
-from quant.convert.gguf_source import is_gguf, plan_gguf
+from quant.convert.gguf_source import plan_gguf
 from quant.convert.pooling import read_pooling
 from quant.convert.tokenizer import read_vocabulary
+from quant.convert.variants import is_gguf
 from quant.errors import MalformedFile, UnsupportedModel
 from quant.plan import Files, ModelPlan, TensorPlan
 from quant.safetensors import read_model
@@ -91,7 +92,8 @@ def _sketch(files: Files) -> tuple[Config, ModelPlan, int]:
 
 def _read_config(files: Files) -> Config:
     if "config.json" not in files.names():
-        raise MalformedFile("there is no `config.json`", hint="is this the folder of a Hugging Face model?")
+        hint = "is this the folder of a Hugging Face model?"
+        raise MalformedFile(f"there is no `config.json` in `{files.title}`, and no GGUF file", hint)
     config = Config.read(files, "config.json")
     quantized = config.get("quantization_config")
     if quantized:

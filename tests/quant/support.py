@@ -20,8 +20,11 @@ TALE = ROOT.parent / "shared" / "models" / "tale"
 class Folder:
     """A folder on disk, or one that is only a dictionary, as a source."""
 
+    title = "a folder"
+
     def __init__(self, path: Path | None = None, contents: Mapping[str, bytes] | None = None) -> None:
-        self.contents = {file.name: file.read_bytes() for file in path.iterdir() if file.is_file()} if path else {}
+        found = sorted(file for file in path.rglob("*") if file.is_file()) if path else []
+        self.contents = {str(file.relative_to(path)): file.read_bytes() for file in found if path}
         self.contents.update(contents or {})
 
     def names(self) -> list[str]:

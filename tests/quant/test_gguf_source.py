@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import io
+from functools import cache
 from pathlib import Path
 
 import gguf
-import numpy as np
 import pytest
 
+from benchmarks import synthetic
+from quant.budget import types_of
 from quant.convert import plan_model, sketch_model
+from quant.convert.gguf_level import Recogniser, label_in
 from quant.convert.gguf_source import plan_gguf
 from quant.copying import Copy
 from quant.errors import MalformedFile, UnsupportedModel
 from quant.gguf import read_file
+from quant.plan import ModelPlan
 from registry.sources.local import Folder as Local
 from tests.converting import Out, Pieces, write
+from tests.publishing import make, split
 from tests.quant.support import DEMO, Folder
 
 
@@ -25,6 +30,16 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("gguf") / "demo-bf16.gguf"
     write(plan_model(Folder(DEMO)), "BF16", Folder(DEMO).stream, path)
     return path
+
+
+def entries(path: Path) -> dict[str, tuple[object, object]]:
+    """All that a file says, with the kinds of GGUF."""
+    return {key: (field.types, field.contents()) for key, field in gguf.GGUFReader(path).fields.items()}
+
+
+@cache
+def sketched() -> ModelPlan:
+    return sketch_model(Folder(DEMO))
 
 
 def weights(path: Path) -> dict[str, bytes]:
@@ -42,31 +57,80 @@ def test_a_level_of_a_gguf_is_that_of_its_original(tmp_path: Path, whole: Path) 
     assert read_file(tmp_path / "a.gguf").metadata == read_file(tmp_path / "b.gguf").metadata
 
 
-def test_parts_are_one_model_again(tmp_path: Path, whole: Path) -> None:
-    reader = gguf.GGUFReader(whole)
-    names = [tensor.name for tensor in reader.tensors]
-    contents = {}
-    for number, part in enumerate((reader.tensors[:20], reader.tensors[20:])):
-        path = tmp_path / f"m-{number + 1:05}-of-00002.gguf"
-        writer = gguf.GGUFWriter(path, "llama")
-        writer.add_uint16("split.no", number)
-        writer.add_uint16("split.count", 2)
-        writer.add_int32("split.tensors.count", len(names))
-        writer.add_uint32("llama.block_count", 6)
-        for tensor in part:
-            writer.add_tensor(tensor.name, np.array(tensor.data), raw_dtype=tensor.tensor_type)
-        for step in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file):
-            step()
-        writer.close()
-        contents[path.name] = path.read_bytes()
-    plan = plan_model(Folder(contents=contents))
-    assert [tensor.name for tensor in plan.tensors] == names
+@pytest.mark.parametrize("level", ["BF16", "Q4_K_M"])
+def test_parts_are_one_model_again(tmp_path: Path, whole: Path, level: str) -> None:
+    """Split by the `gguf` package; whole weights are converted, quantized ones joined, entries and all."""
+    path = whole if level == "BF16" else make(tmp_path / "q.gguf", level)
+    parts = split(path, tmp_path / "parts" / "m.gguf", 20)
+    assert Local(parts[1], "m").names() == [part.name for part in parts] and len(parts) == 3
+    source = Folder(parts[0].parent)
+    plan = plan_model(source)
     assert not [key for key in plan.metadata if key.startswith("split.")]
-    write(plan, "BF16", Folder(contents=contents).stream, tmp_path / "one.gguf")
-    assert weights(tmp_path / "one.gguf") == weights(whole)
-    assert Local(tmp_path / "m-00002-of-00002.gguf", "m").names() == sorted(contents)
-    with pytest.raises(MalformedFile, match="2 parts"):
-        plan_model(Folder(contents={"m-00001-of-00002.gguf": contents["m-00001-of-00002.gguf"]}))
+    out = Out(io.BytesIO())
+    if level == "BF16":
+        write(plan, level, source.stream, tmp_path / "one.gguf")
+    else:
+        assert plan.level == level
+        copy = Copy(plan, sum(map(source.size, plan.shards)))
+        copy.write(lambda shard, offset, state: Pieces(shard, source.stream(shard), offset), out)
+        assert isinstance(out.file, io.BytesIO)
+        (tmp_path / "one.gguf").write_bytes(out.file.getvalue())
+        assert len(out.file.getvalue()) == copy.size
+        assert entries(tmp_path / "one.gguf") == entries(path)
+        for mark, length in out.marks[:: len(out.marks) // 8]:
+            rest = Out(io.BytesIO(out.file.getvalue()[:length]))
+            rest.file.seek(0, io.SEEK_END)
+            copy.write(lambda shard, offset, state: Pieces(shard, source.stream(shard), offset), rest, start=mark)
+            assert isinstance(rest.file, io.BytesIO) and rest.file.getvalue() == out.file.getvalue()
+    assert weights(tmp_path / "one.gguf") == weights(path)
+
+
+def test_wrong_parts_are_named(tmp_path: Path, whole: Path) -> None:
+    parts = [part.read_bytes() for part in split(whole, tmp_path / "m.gguf", 20)]
+    names = [f"m-{number:05}-of-00003.gguf" for number in (1, 2, 3)]
+    good = dict(zip(names, parts, strict=True))
+    other = tmp_path / "other"
+    sizes = {"layers": 6, "width": 128, "feed-forward": 256, "heads": 4, "vocabulary": 4224}
+    options = [text for key, value in sizes.items() for text in (f"--{key}", str(value))]
+    synthetic.make(other, synthetic.parser().parse_args([str(other), *options]))
+    plan = plan_model(Folder(other))
+    write(plan, "BF16", Folder(other).stream, tmp_path / "other.gguf")
+    alien = split(tmp_path / "other.gguf", tmp_path / "alien" / "m.gguf", 20)[1].read_bytes()
+    for change, wrong, said in (
+        ({names[1]: None}, names[1], "is missing"),
+        ({names[1]: parts[2]}, names[1], "part 3 of 3"),
+        ({names[1]: parts[1][:-40]}, names[1], "its tensors need"),
+        ({names[1]: alien}, names[1], "another model"),
+        ({names[1]: parts[0]}, names[1], "part 1 of 3"),
+    ):
+        contents = {name: data for name, data in (good | change).items() if data is not None}
+        with pytest.raises(MalformedFile, match=f"`{wrong}`.*{said}"):
+            plan_model(Folder(contents=contents))
+    renamed = {f"m-{number:05}-of-00002.gguf": parts[number - 1] for number in (1, 2)}
+    with pytest.raises(MalformedFile, match="part 1 of 3, and it is named 1 of 2"):
+        plan_model(Folder(contents=renamed))
+
+
+@pytest.mark.parametrize(
+    ("level", "name", "told"),
+    [
+        ("Q4_K_M", "a.UD-Q4_K_XL.gguf", ("Q4_K_M", "UD-Q4_K_XL")),
+        ("Q4_K_M", "a-i1-q4_k_m.gguf", ("Q4_K_M", "Q4_K_M")),
+        ("Q8_0", "a-Q4_K_M.gguf", ("Q8_0", "Q8_0")),
+        ("IQ3_M", "a.gguf", ("IQ3_M", "IQ3_M")),
+        ("Q6_K", "a_Q6_K_L.gguf", ("Q6_K", "Q6_K_L")),
+        ("Q4_K_S", "f16-merge.gguf", ("Q4_K_S", "Q4_K_S")),
+        ("F16", "a-fp16.gguf", ("F16", "F16")),
+        ("BF16", "a-F16.gguf", ("BF16", "BF16")),
+    ],
+)
+def test_the_tensors_say_the_level_and_the_name_as_far_as_they_agree(
+    tmp_path: Path, level: str, name: str, told: tuple[str, str]
+) -> None:
+    """With `general.file_type` taken away: only the types are left to tell it."""
+    plan = sketched()
+    types = types_of(plan, level)
+    assert Recogniser(plan).recognise(types, label_in(name)) == told
 
 
 def test_a_quantized_file_has_its_level(tmp_path: Path) -> None:

@@ -16,6 +16,8 @@ DEMO = Path(__file__).parents[2] / "registry" / "demo"
 class Folder:
     """A folder as a source of a model."""
 
+    title = "a folder"
+
     def __init__(self, path: Path) -> None:
         self.path = path
 

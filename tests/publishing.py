@@ -1,0 +1,47 @@
+"""GGUF files as people publish them: levels side by side, split ones, with what lies beside them that is no model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import gguf
+import numpy as np
+
+from quant.convert import plan_model
+from quant.plan import ModelPlan
+from tests.converting import write
+from tests.quant.support import DEMO, Folder
+
+
+def publish(folder: Path, *levels: str, name: str = "Demo-6M-{}.gguf") -> Path:
+    """A repository of the demo at some levels."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for level in levels:
+        make(folder / name.format(level), level)
+    return folder
+
+
+def make(path: Path, level: str, plan: ModelPlan | None = None) -> Path:
+    """The demo at a level in one file, of whatever name."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write(plan or plan_model(Folder(DEMO)), level, Folder(DEMO).stream, path)
+    return path
+
+
+def split(path: Path, target: Path, tensors: int) -> list[Path]:
+    """Parts of a file with so many tensors each, written by the `gguf` package itself, named after `target`."""
+    reader = gguf.GGUFReader(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    writer = gguf.GGUFWriter(target, reader.fields["general.architecture"].contents(), split_max_tensors=tensors)
+    for key, entry in reader.fields.items():
+        if key.startswith("GGUF.") or key == "general.architecture":
+            continue
+        inner = entry.types[1] if len(entry.types) > 1 else None
+        writer.add_key_value(key, entry.contents(), entry.types[0], inner)
+    for tensor in reader.tensors:
+        writer.add_tensor(tensor.name, np.array(tensor.data), raw_dtype=tensor.tensor_type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return sorted(target.parent.glob(f"{target.stem}-*-of-*.gguf"))
