@@ -20,7 +20,7 @@ Tensors = list[tuple[str, tuple[int, ...]]]
 Made = tuple[dict[str, Any], Tensors]
 
 
-def _llama(
+def llama(
     layers: int = 22,
     width: int = 2048,
     wide: int = 5632,
@@ -30,6 +30,7 @@ def _llama(
     tied: bool = False,
     experts: int = 0,
 ) -> Made:
+    """A Llama: layers of so many query and shared key heads, dense or of experts of which two answer."""
     head = width // heads
     facts = {
         "context_length": 32768,
@@ -159,14 +160,14 @@ def _mamba() -> Made:
 
 
 SHAPES: dict[str, Callable[[], Made]] = {
-    "dense": lambda: _llama(shared=32),
-    "grouped": _llama,
-    "experts": lambda: _llama(layers=12, width=1024, wide=3584, heads=16, shared=4, experts=8),
+    "dense": lambda: llama(shared=32),
+    "grouped": llama,
+    "experts": lambda: llama(layers=12, width=1024, wide=3584, heads=16, shared=4, experts=8),
     "window": _gemma3,
     "latent": _deepseek2,
     "recurrent": _mamba,
-    "tied": lambda: _llama(layers=24, tied=True),
-    "wide": lambda: _llama(layers=16, vocabulary=256_000, shared=8),
+    "tied": lambda: llama(layers=24, tied=True),
+    "wide": lambda: llama(layers=16, vocabulary=256_000, shared=8),
 }
 
 

@@ -42,9 +42,12 @@ def command(name: str, level: str | None, all_levels: bool, as_json: bool, **wan
 def print_advice(told: dict[str, Any], all_levels: bool) -> None:
     """An answer of `/lm/advise` for people: the table to stdout, what is to be said about it to stderr."""
     shown = [row for row in told["levels"] if all_levels or row["listed"] or row["chosen"]]
-    console.table(
-        ("", "LEVEL", "BITS", "FILE", "MEMORY", "FITS", "TOKENS/S", "QUALITY*"), [_cells(row) for row in shown]
-    )
+    heads = ["", "LEVEL", "BITS", "FILE", "MEMORY", "FITS", "TOKENS/S", "QUALITY*"]
+    lines = [_cells(row) for row in shown]
+    if any(row["cards"] for row in shown):
+        heads.insert(5, "CARDS")
+        lines = [(*line[:5], _cards(row), *line[5:]) for line, row in zip(lines, shown, strict=True)]
+    console.table(tuple(heads), lines)
     console.note()
     console.note(told["reason"])
     for row in told["rejected"]:
@@ -69,6 +72,15 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
         fits,
         f"{_speed(row['tokens_per_second'])} … {_speed(row['tokens_per_second_full'])}",
         quality,
+    )
+
+
+def _cards(row: dict[str, Any]) -> str:
+    """What each graphics card would hold, of what it has free."""
+    held = ("weights_bytes", "cache_bytes", "compute_bytes")
+    return ", ".join(
+        f"{card['name']} {console.size(sum(card[name] for name in held))} of {console.size(card['free_bytes'])}"
+        for card in row["cards"]
     )
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from runtime import fit, rates
+from runtime import devices, fit, rates
 from runtime.errors import BadRequest, DoesNotFit
 from runtime.hardware import Hardware
 
@@ -23,7 +23,7 @@ UNQUANTIZED = frozenset({"F32", "F16", "BF16"})
 
 @dataclass(frozen=True)
 class Candidate:
-    """A level, with the bytes that its weights would take, and what of them a token reads.
+    """A level, with the bytes that its weights would take, layer by layer, and what of them a token reads.
 
     One that is not `worthwhile` is too coarse without importance data; one that is not `listed` is shown beside the
     others but never chosen, because one that is both smaller and better is listed.
@@ -34,6 +34,7 @@ class Candidate:
     worthwhile: bool = True
     reads: rates.Reads | None = None
     listed: bool = True
+    layers: devices.Layers | None = None
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,10 @@ def _weigh(
 ) -> Option:
     context, wish = pool
     need = fit.memory(shape, candidate.weights_bytes, context, wish.sequences, wish.kv_type)
-    speed, full = (_speed(candidate, shape, hardware, filled, wish.kv_type) for filled in (0, context))
+    if hardware.cards and candidate.layers:
+        need = devices.place(need, candidate.layers, hardware.cards)
+    on_cards = need.card_layers / (shape.layers + 1)
+    speed, full = (_speed(candidate, shape, hardware, (filled, on_cards), wish.kv_type) for filled in (0, context))
     fault = ""
     if need.total > hardware.budget:
         fault = f"would need {size(need.total)}"
@@ -137,10 +141,15 @@ def _weigh(
     return Option(candidate, need, speed, full, fault, slow)
 
 
-def _speed(candidate: Candidate, shape: fit.Shape, hardware: Hardware, context: int, kv_type: str) -> float:
-    """Tokens per second with `context` tokens in the cache: by measured rates, else by the memory's bandwidth."""
+def _speed(candidate: Candidate, shape: fit.Shape, hardware: Hardware, state: tuple[int, float], kv_type: str) -> float:
+    """Tokens per second with so many tokens in the cache and such a part of the layers on cards: by measured rates,
+    else by the memory's bandwidth."""
+    context, on_cards = state
     if hardware.rates and candidate.reads:
-        return 1 / max(1e-9, rates.seconds(hardware.rates, candidate.reads, context))
+        seconds = rates.seconds(hardware.rates, candidate.reads, context)
+        if hardware.card_rates:
+            seconds += on_cards * (rates.seconds(hardware.card_rates, candidate.reads, context) - seconds)
+        return 1 / max(1e-9, seconds)
     return fit.speed(shape, candidate.weights_bytes, hardware.bandwidth, context, kv_type)
 
 
@@ -176,8 +185,15 @@ def _forced(options: Sequence[Option], level: str, hardware: Hardware, context: 
 
 def _fits(option: Option, hardware: Hardware, context: int) -> str:
     need = option.need
-    weights = f"{size(need.weights)} weights + {size(need.cache)} cache for {context:,} tokens"
-    return f"{option.level}: {weights} fit the {size(hardware.budget)} that models may use"
+    what = f"{option.level}: {size(need.weights)} weights + {size(need.cache)} cache for {context:,} tokens fit"
+    if not need.cards or not need.on_cards:
+        return f"{what} the {size(hardware.budget)} that models may use"
+    cards = " and ".join(card.name for card in need.cards)
+    layers = len(option.candidate.layers.blocks) + 1 if option.candidate.layers else need.card_layers
+    if need.card_layers == layers:
+        return f"{what} on {cards}"
+    rest = f"the rest takes {size(need.total)} of the {size(hardware.budget)} that models may use"
+    return f"{what} with {need.card_layers} of {layers} layers on {cards}; {rest}"
 
 
 def _ending(chosen: Option, options: Sequence[Option], rejected: tuple[tuple[str, str], ...], wish: Wish) -> str:

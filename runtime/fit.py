@@ -5,8 +5,7 @@ cannot be asked. The cache follows the layout of `llama_kv_cache`: per layer and
 and as many for values, in the cache's type; with latent attention (MLA) the compressed keys alone; states of recurrent
 layers are per sequence. Sliding windows are kept whole, as the engine asks for. Compute buffers follow what the graphs
 keep alive at once for a batch of 512 tokens.
-
-Not covered: layers on a graphics card.
+Which layers graphics cards hold: `runtime/devices.py`.
 """
 
 from __future__ import annotations
@@ -94,24 +93,52 @@ class Shape:
 
 
 @dataclass(frozen=True)
-class Need:
-    """Bytes; `compute` includes the process itself. All but `weights` is anonymous memory, and so is what of them is
-    `repacked` into another layout than the file's."""
+class OnCard:
+    """Bytes that a graphics card holds of a model, and what it has `free`; one that is `shared` uses main memory."""
 
+    name: str
     weights: int
     cache: int
     compute: int
-    repacked: int = 0
+    free: int
+    shared: bool = False
+    doubled: int = 0
+    """What of the weights main memory keeps as well: an embedding that is the output, too."""
 
     @property
     def total(self) -> int:
         """All of it."""
         return self.weights + self.cache + self.compute
 
+
+@dataclass(frozen=True)
+class Need:
+    """Bytes; `compute` includes the process itself and `graph`, the buffer of the graph. All but `weights` is anonymous
+    memory, and so is what of them is `repacked` into another layout than the file's. The last `card_layers` layers are
+    on `cards` (the output counts as one more)."""
+
+    weights: int
+    cache: int
+    compute: int
+    repacked: int = 0
+    graph: int = 0
+    cards: tuple[OnCard, ...] = ()
+    card_layers: int = 0
+
+    @property
+    def total(self) -> int:
+        """What main memory must hold."""
+        return self.weights + self.cache + self.compute - self.on_cards
+
+    @property
+    def on_cards(self) -> int:
+        """Weights and cache that main memory need not hold, because cards with memory of their own do."""
+        return sum(card.weights - card.doubled + card.cache for card in self.cards if not card.shared)
+
     @property
     def anonymous(self) -> int:
         """What the process holds of its own, beside the file that it has mapped."""
-        return self.cache + self.compute + self.repacked
+        return self.cache + self.compute + self.repacked - sum(card.cache for card in self.cards if not card.shared)
 
 
 def memory(shape: Shape, weights_bytes: int, context: int, sequences: int, kv_type: str = "F16") -> Need:
@@ -119,7 +146,7 @@ def memory(shape: Shape, weights_bytes: int, context: int, sequences: int, kv_ty
     said = shape.weighed
     process = PROCESS_BYTES + shape.vocabulary * TOKEN_BYTES
     if said and (said.context, said.sequences, said.kv_type) == (context, sequences, kv_type):
-        return Need(weights_bytes, said.cache, said.compute + said.output + process)
+        return Need(weights_bytes, said.cache, said.compute + said.output + process, graph=said.compute)
     tokens = -(-context // CONTEXT_STEP) * CONTEXT_STEP
     cache = QuantType.by_name(kv_type)
     per_token = shape.cache_values * cache.block_bytes // cache.block
@@ -128,7 +155,8 @@ def memory(shape: Shape, weights_bytes: int, context: int, sequences: int, kv_ty
     activations = batch * (2 * shape.embedding + 3 * max(shape.feed_forward, shape.embedding)) * _F32
     mask = batch * tokens * (_F32 + 2)
     logits = 2 * sequences * shape.vocabulary * (_F32 + 12)  # rows in the graph, and candidates of every sampler
-    return Need(weights_bytes, cache_bytes, activations + mask + logits + process)
+    graph = activations + mask + logits
+    return Need(weights_bytes, cache_bytes, graph + process, graph=graph)
 
 
 def repacked(tensors: Iterable[tuple[str, tuple[int, ...], QuantType]], types: Collection[str]) -> int:

@@ -21,12 +21,13 @@ from pathlib import Path
 
 import psutil
 
-from runtime.measure import Probed
+from runtime.measure import Examine, Examined, Probed, ask
 
 _PROBE_BYTES = 64 << 20
 _PROBE_PASSES = 3
 # v1 says "no limit" with a number near 2^63, in pages.
 _NO_LIMIT = 1 << 60
+_EXAMINE_SECONDS = 30.0
 _GPU_LIBRARIES = ("cuda", "hip", "vulkan", "metal", "sycl")
 
 
@@ -37,6 +38,8 @@ class Gpu:
     name: str
     memory_total: int
     memory_free: int
+    shared: bool = False
+    """Whether its memory is the machine's own (Apple, integrated cards)."""
 
 
 @dataclass(frozen=True)
@@ -51,10 +54,14 @@ class Hardware:
     gpus: tuple[Gpu, ...] = ()
     gpu_build: bool = False
     """Whether the installed llama.cpp can use a graphics card at all."""
+    cards: tuple[Gpu, ...] = ()
+    """The cards that it can use, with what is free on them now."""
     allowed: int = 0
     """What models may use by the user's own word; 0 where nothing was said."""
     rates: Probed | None = None
     """How fast types of weights are read, where that was measured."""
+    card_rates: Probed | None = None
+    """The same by a card."""
 
     @property
     def reserve(self) -> int:
@@ -83,6 +90,7 @@ def detect(bandwidth: float | None = None) -> Hardware:
         bandwidth=bandwidth or measure_bandwidth(cpus),
         gpus=nvidia_gpus(),
         gpu_build=has_gpu_build(),
+        cards=llama_cards() if has_gpu_build() else (),
     )
 
 
@@ -217,6 +225,14 @@ def measure_bandwidth(threads: int) -> float:
 
 
 # ---- graphics cards
+
+
+def llama_cards() -> tuple[Gpu, ...]:
+    """The cards that llama.cpp sees, with what is free on them; asked in a child process."""
+    answer = ask(Examine(), _EXAMINE_SECONDS)
+    found = answer.devices if isinstance(answer, Examined) else []
+    kinds = ("gpu", "igpu")
+    return tuple(Gpu(device.name, device.total, device.free, device.shared) for device in found if device.kind in kinds)
 
 
 def nvidia_gpus() -> tuple[Gpu, ...]:

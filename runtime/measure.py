@@ -37,10 +37,11 @@ class Weigh(msgspec.Struct, tag="weigh"):
 
 
 class Probe(msgspec.Struct, tag="probe"):
-    """How fast does this machine read weights of these types, with so many threads?"""
+    """How fast does this machine read weights of these types, with so many threads, or by its graphics card?"""
 
     types: list[str]
     threads: int
+    card: bool = False
 
 
 class Examine(msgspec.Struct, tag="examine"):
@@ -68,12 +69,29 @@ class Weighed(msgspec.Struct, tag="weighed", frozen=True):
 class Probed(msgspec.Struct, tag="probed"):
     """Bytes of weights per second by type, seconds that a layer takes beside them, and attention's values per second.
 
-    A value is one number of a key or value that one query head works through.
+    A value is one number of a key or value that one query head works through. What is not `steady` was measured while
+    something else used the processors too.
     """
 
     rates: dict[str, float]
     layer_seconds: float
     attention_rate: float
+    steady: bool = True
+
+
+class Device(msgspec.Struct, frozen=True):
+    """What llama.cpp can compute on: `kind` is `cpu`, `gpu`, `igpu` (in the processor), `accel` or `meta`; bytes."""
+
+    name: str
+    what: str
+    kind: str
+    free: int = 0
+    total: int = 0
+
+    @property
+    def shared(self) -> bool:
+        """Whether its memory is the machine's own."""
+        return self.kind == "igpu" or self.name.startswith(("Metal", "MTL"))
 
 
 class Examined(msgspec.Struct, tag="examined"):
@@ -83,7 +101,7 @@ class Examined(msgspec.Struct, tag="examined"):
     version: str
     features: dict[str, str]
     gpu: bool
-    devices: list[str]
+    devices: list[Device]
     amx_is_broken: bool
 
 

@@ -18,11 +18,13 @@ from typing import Any
 import msgspec
 
 from runtime.errors import EngineError
-from runtime.measure import Answer, Examine, Examined, Probe, Question, Refused, Weigh, Weighed
+from runtime.measure import Answer, Device, Examine, Examined, Probe, Question, Refused, Weigh, Weighed
 
 _CACHE = re.compile(r"llama_(?:kv_cache|memory_recurrent)\w*: size = *([\d.]+) MiB")
 _BUFFER = re.compile(r"(output|compute) buffer size = *([\d.]+) MiB")
 _MIB = 1 << 20
+# `enum ggml_backend_dev_type` of ggml-backend.h.
+_KINDS = dict(enumerate(("cpu", "gpu", "igpu", "accel", "meta")))
 
 
 def main() -> int:
@@ -114,18 +116,27 @@ def examine() -> Examined:
     )
 
 
-def _devices(low: Any) -> list[str]:
+def _devices(low: Any) -> list[Device]:
     lib = low._lib
     lib.ggml_backend_dev_count.restype = ctypes.c_size_t
     lib.ggml_backend_dev_get.argtypes, lib.ggml_backend_dev_get.restype = (ctypes.c_size_t,), ctypes.c_void_p
+    lib.ggml_backend_dev_type.argtypes, lib.ggml_backend_dev_type.restype = (ctypes.c_void_p,), ctypes.c_int
+    sizes = ctypes.POINTER(ctypes.c_size_t)
+    lib.ggml_backend_dev_memory.argtypes, lib.ggml_backend_dev_memory.restype = (ctypes.c_void_p, sizes, sizes), None
     for name in ("name", "description"):
         function = getattr(lib, f"ggml_backend_dev_{name}")
         function.argtypes, function.restype = (ctypes.c_void_p,), ctypes.c_char_p
     devices = []
     for index in range(lib.ggml_backend_dev_count()):
         device = lib.ggml_backend_dev_get(index)
-        name, what = lib.ggml_backend_dev_name(device), lib.ggml_backend_dev_description(device)
-        devices.append(f"{(name or b'').decode(errors='replace')}: {(what or b'').decode(errors='replace').strip()}")
+        free, total = ctypes.c_size_t(), ctypes.c_size_t()
+        lib.ggml_backend_dev_memory(device, ctypes.byref(free), ctypes.byref(total))
+        name, what = (
+            (said or b"").decode(errors="replace").strip()
+            for said in (lib.ggml_backend_dev_name(device), lib.ggml_backend_dev_description(device))
+        )
+        kind = _KINDS.get(lib.ggml_backend_dev_type(device), "other")
+        devices.append(Device(name, what, kind, free.value, total.value))
     return devices
 
 

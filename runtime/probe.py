@@ -1,9 +1,14 @@
 """How fast this machine reads weights of each family of types: a small model of each, run through llama.cpp itself.
 
 Measured are whole steps of one token, as an answer takes them, so that rates hold what threads, repacking and
-instructions do to them. The models are headers over a hole in a file: read without mapping, a hole becomes pages of
-zeros that the kernels multiply like any other numbers. They are larger than most caches. Besides the rates: what a
-layer costs whatever its size, and what attention costs for each token before.
+instructions do to them. The models are headers over a hole in a file: mapped, a hole becomes pages of zeros that the
+kernels multiply like any other numbers. They are larger than what the processor caches. Besides the rates: what a layer
+costs whatever its size, and what attention costs for each token before.
+
+A processor's speed varies from second to second, more so where it is shared with other virtual machines: all models
+are held at once and visited in turn, round after round, and the median counts. Steps for which other programs took
+processor time from us do not count; where there are too few others, or the rounds disagree, the result says that it is
+not steady.
 
 Source of the model of time: a token's step is bound by reading the active weights, then by the barriers between the
 operations of a layer, then by attention over the cache, which works through it once for every query head.
@@ -11,10 +16,14 @@ operations of a layer, then by attention over the cache, which works through it 
 
 from __future__ import annotations
 
+import os
 import tempfile
 import time
 from pathlib import Path
+from statistics import geometric_mean, median
 from typing import NamedTuple
+
+import psutil
 
 from quant.types import QuantType
 from runtime.context import Context, Shape
@@ -23,11 +32,20 @@ from runtime.measure import Probe, Probed, write_skeleton
 
 _HEAD = 64
 _VOCABULARY = 256
-_STEPS = 8
-_SECONDS = 0.5
-# Larger than what a processor caches, as far as a probe of a few seconds allows.
-_WEIGHTS_BYTES = 256 << 20
-_FILLED = 2048
+_FILLED = 1024
+# Rounds go on for so long, and there are no fewer and no more than these; a visit to a model is some steps.
+_SECONDS = 6.0
+_ROUNDS = range(3, 24)
+_VISIT_SECONDS = 0.05
+_STEPS = range(3, 12)
+# The part of the processors' time that a step must have had to count, and by how much rounds may differ.
+_SHARE = 0.8
+_DIFFERENCE = 1.3
+# A model has weights of so many times the last cache, within bounds, and all models together no more than this part of
+# the memory that is free.
+_CACHES = 4
+_LEAST_BYTES, _MOST_BYTES = 32 << 20, 256 << 20
+_MEMORY_SHARE = 0.5
 
 
 class Sizes(NamedTuple):
@@ -43,55 +61,104 @@ class Sizes(NamedTuple):
         return values * type.block_bytes // type.block
 
 
+class Case(NamedTuple):
+    """A model to run, with `before` tokens in its cache."""
+
+    type: QuantType
+    sizes: Sizes
+    before: int = 0
+
+
 _BLOCK = Sizes(1, 2048, 8192)
 # Many layers with next to no weights, and a few whose attention is all there is to them.
-_THIN, _DEEP = Sizes(32, 64, 64), Sizes(8, 1024, 64)
+_THIN, _DEEP = Sizes(32, 64, 64), Sizes(4, 1024, 64)
 
 
 def probe(question: Probe) -> Probed:
     """Measure the types asked for; raises LoadFailed."""
-    threads = question.threads
-    with tempfile.TemporaryDirectory(prefix="lm-probe-") as folder:
-        path = Path(folder) / "probe.gguf"
-        thin = _step(path, QuantType.Q8_0, _THIN, threads)
-        layer = thin / _THIN.layers
-        rates = {}
-        for name in question.types:
-            type = QuantType.by_name(name)
-            sizes = _BLOCK._replace(layers=-(-_WEIGHTS_BYTES // _BLOCK.bytes(type)))
-            # The layers' own cost is counted apart, so it must not be in the rates as well.
-            seconds = _step(path, type, sizes, threads)
-            rates[name] = sizes.bytes(type) / max(seconds / 2, seconds - sizes.layers * layer)
-        empty = _step(path, QuantType.Q8_0, _DEEP, threads)
-        filled = _step(path, QuantType.Q8_0, _DEEP, threads, before=_FILLED)
+    wanted = _weights_bytes(len(question.types))
+    cases = {name: _reading(QuantType.by_name(name), wanted) for name in question.types}
+    cases |= {
+        "thin": Case(QuantType.Q8_0, _THIN),
+        "empty": Case(QuantType.Q8_0, _DEEP),
+        "filled": Case(QuantType.Q8_0, _DEEP, _FILLED),
+    }
+    visits, alone, rounds = _measure(cases, question)
+    seconds = {name: median(times) for name, times in visits.items()}
+    # The layers' own cost is counted apart, so it must not be in the rates as well.
+    layer = seconds["thin"] / _THIN.layers
+    rates = {}
+    for name in question.types:
+        case, taken = cases[name], seconds[name]
+        rates[name] = case.sizes.bytes(case.type) / max(taken / 2, taken - case.sizes.layers * layer)
     values = _DEEP.layers * 2 * _DEEP.width * _FILLED
-    return Probed(rates, layer, values / max(filled / 100, filled - empty))
+    attention = values / max(seconds["filled"] / 100, seconds["filled"] - seconds["empty"])
+    typical = [geometric_mean(each) for each in rounds]
+    return Probed(rates, layer, attention, steady=alone and max(typical) < _DIFFERENCE * min(typical))
 
 
-def _step(path: Path, type: QuantType, sizes: Sizes, threads: int, before: int = 0) -> float:
-    """Seconds of a step of one token with `before` tokens in the cache: the second best, which others disturb least."""
-    write_skeleton(path, _metadata(sizes), _tensors(type, sizes))
-    model = Model(path, mapped=False)
-    context = Context(model, Shape(before + 256, 1, 1, threads))
-    position = 0
-    while position < before:
-        tokens = memoryview(bytes(4 * context.batch_size)).cast("i")
-        context.put_prompt(0, tokens, position, 0, 1)
-        context.decode(context.batch_size)
-        position += context.batch_size
-    times = []
-    for _ in range(_STEPS):
-        context.put_token(0, 0, position, 0)
-        start = time.perf_counter()
-        context.decode(1)
-        library().llama_synchronize(context.handle)
-        times.append(time.perf_counter() - start)
-        position += 1
-        if len(times) > 2 and sum(times) > _SECONDS:
-            break
-    library().llama_free(context.handle)
-    library().llama_model_free(model.handle)
-    return sorted(times)[1]
+def _weights_bytes(models: int) -> int:
+    """What each of so many models must have so that its weights are read from memory."""
+    try:
+        cache = os.sysconf("SC_LEVEL3_CACHE_SIZE")
+    except (ValueError, OSError):
+        cache = 0
+    room = int(psutil.virtual_memory().available * _MEMORY_SHARE) // models
+    return max(_LEAST_BYTES, min(_MOST_BYTES, _CACHES * cache, room))
+
+
+def _reading(type: QuantType, wanted: int) -> Case:
+    return Case(type, _BLOCK._replace(layers=-(-wanted // _BLOCK.bytes(type))))
+
+
+def _measure(cases: dict[str, Case], question: Probe) -> tuple[dict[str, list[float]], bool, list[list[float]]]:
+    """Seconds of the steps of every case, whether most of them were undisturbed, and the median of each by round."""
+    visits: dict[str, list[float]] = {name: [] for name in cases}
+    rounds: list[list[float]] = []
+    counted = taken = 0
+    with tempfile.TemporaryDirectory(prefix="lm-probe-") as folder:
+        running = {name: _Running(Path(folder) / name, case, question) for name, case in cases.items()}
+        begun = time.perf_counter()
+        while len(rounds) < _ROUNDS.start or (len(rounds) < _ROUNDS.stop and time.perf_counter() < begun + _SECONDS):
+            rounds.append([])
+            for name, each in running.items():
+                steps = each.visit()
+                alone = [seconds for seconds, share in steps if question.card or share >= _SHARE * question.threads]
+                counted, taken = counted + len(alone), taken + len(steps)
+                times = alone or [seconds for seconds, _ in steps]
+                visits[name] += times
+                rounds[-1].append(median(times))
+    return visits, 2 * counted >= taken, rounds
+
+
+class _Running:
+    """A case's model, loaded, with its cache filled."""
+
+    def __init__(self, path: Path, case: Case, question: Probe) -> None:
+        write_skeleton(path, _metadata(case.sizes), _tensors(case.type, case.sizes))
+        self._model = Model(path, gpu_layers=-1 if question.card else 0)
+        room = case.before + _ROUNDS.stop * _STEPS.stop
+        self._context = Context(self._model, Shape(room, 1, 1, question.threads))
+        self._position = 0
+        while self._position < case.before:
+            size = min(self._context.batch_size, case.before - self._position)
+            self._context.put_prompt(0, memoryview(bytes(4 * size)).cast("i"), self._position, 0, 1)
+            self._context.decode(size)
+            self._position += size
+
+    def visit(self) -> list[tuple[float, float]]:
+        """Seconds of each of some steps of one token, and how many processors it had in the mean."""
+        steps: list[tuple[float, float]] = []
+        begun = time.perf_counter()
+        while len(steps) < _STEPS.start or (len(steps) < _STEPS.stop and time.perf_counter() < begun + _VISIT_SECONDS):
+            self._context.put_token(0, 0, self._position, 0)
+            start, used = time.perf_counter(), time.process_time()
+            self._context.decode(1)
+            library().llama_synchronize(self._context.handle)
+            seconds = time.perf_counter() - start
+            steps.append((seconds, (time.process_time() - used) / seconds))
+            self._position += 1
+        return steps[1:]  # the first one finds nothing where it will be
 
 
 def _metadata(sizes: Sizes) -> dict[str, object]:

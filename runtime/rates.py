@@ -1,7 +1,8 @@
 """What the probe of this machine's speed found, kept in the cache folder, and the speed of an answer that follows.
 
 A file for each processor, build of llama.cpp and number of threads. A probe takes some seconds, so only who needs to
-know asks for one: a small model is fast enough at any level.
+know asks for one: a small model is fast enough at any level. One that was taken while something else used the
+processors is taken again when it is next needed and some minutes old. Real answers correct it, family by family.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +38,12 @@ _FAMILIES = {
     "IQ3_S": ("IQ3_XXS",),
     "IQ2_XS": ("IQ2_XXS", "IQ2_S", "IQ1_S", "IQ1_M", "TQ1_0", "TQ2_0", "Q2_0", "Q1_0"),
 }
+# What the engine adds to each step for drawing a token and passing it on.
+STEP_SECONDS = 3e-4
+UNSTEADY_SECONDS = 600.0
+# How far an answer moves a correction towards what it took, and how far corrections go.
+_PATIENCE = 0.25
+_FURTHEST = 4.0
 _SHARED = {name: probed for probed, names in _FAMILIES.items() for name in (probed, *names)}
 
 
@@ -54,27 +62,86 @@ class Reads:
 
 def seconds(probed: Probed, reads: Reads, context: int = 0) -> float:
     """How long a step of one token takes with `context` tokens in the cache."""
+    rest = STEP_SECONDS + reads.layers * probed.layer_seconds + context * reads.attention / probed.attention_rate
+    return rest + sum(_by_family(probed, reads).values())
+
+
+def _by_family(probed: Probed, reads: Reads) -> dict[str, float]:
+    """How long reading the weights of each family takes; a type of none is taken for the slowest."""
     slowest = min(probed.rates.values(), default=1e9)
-    weights = sum(size / probed.rates.get(_SHARED.get(name, ""), slowest) for name, size in reads.weights.items())
-    return weights + reads.layers * probed.layer_seconds + context * reads.attention / probed.attention_rate
+    taken: dict[str, float] = {}
+    for name, size in reads.weights.items():
+        family = _SHARED.get(name, "")
+        taken[family] = taken.get(family, 0.0) + size / probed.rates.get(family, slowest)
+    return taken
 
 
-def load(folder: Path, threads: int) -> Probed | None:
-    """The rates of this machine with so many threads, if they were ever measured."""
+def load(folder: Path, threads: int, card: str = "") -> Probed | None:
+    """The rates of this machine with so many threads, corrected by answers, or a card's; None where never measured."""
+    probed = _probed(folder, threads, card)
+    if probed is None:
+        return None
+    known = {} if card else _learned(folder, threads)
+    return _with_rates(probed, {name: rate / known.get(name, 1.0) for name, rate in probed.rates.items()})
+
+
+def _with_rates(probed: Probed, rates: dict[str, float]) -> Probed:
+    return Probed(rates, probed.layer_seconds, probed.attention_rate, probed.steady)
+
+
+def _probed(folder: Path, threads: int, card: str = "") -> Probed | None:
     with contextlib.suppress(OSError, msgspec.MsgspecError):
-        probed = msgspec.json.decode(_file(folder, threads).read_bytes(), type=Probed)
+        probed = msgspec.json.decode(_file(folder, threads, card=card).read_bytes(), type=Probed)
         if probed.attention_rate > 0 and all(rate > 0 for rate in probed.rates.values()):
             return probed
     return None
 
 
-def measure(folder: Path, threads: int) -> Probed | None:
-    """Probe now and keep the result; None where llama.cpp cannot be asked."""
-    probed = ask(Probe(list(_FAMILIES), threads), PROBE_SECONDS)
+def stale(folder: Path, threads: int, card: str = "") -> bool:
+    """Whether the rates were never measured, or on a busy machine and that some time ago."""
+    probed = _probed(folder, threads, card)
+    if probed is None or probed.steady:
+        return probed is None
+    try:
+        return time.time() - _file(folder, threads, card=card).stat().st_mtime > UNSTEADY_SECONDS
+    except OSError:
+        return True
+
+
+def measure(folder: Path, threads: int, card: str = "") -> Probed | None:
+    """Probe now and keep the result, which forgets all corrections; None where llama.cpp cannot be asked."""
+    probed = ask(Probe(list(_FAMILIES), threads, bool(card)), PROBE_SECONDS)
     if not isinstance(probed, Probed):
         return None
-    _keep(_file(folder, threads), msgspec.json.encode(probed))
+    _keep(_file(folder, threads, card=card), msgspec.json.encode(probed))
+    if not card:
+        _file(folder, threads, "learned").unlink(missing_ok=True)
     return probed
+
+
+def learn(folder: Path, threads: int, reads: Reads, context: int, measured: float) -> float | None:
+    """Correct the rates by a step of a real answer, which took `measured` seconds in the mean.
+
+    The families that it read are corrected by their part in it. What was predicted, None where there is no probe.
+    """
+    probed = load(folder, threads)
+    if probed is None:
+        return None
+    predicted = seconds(probed, reads, context)
+    known, ratio = _learned(folder, threads), measured / predicted
+    for family, taken in _by_family(probed, reads).items():
+        factor = known.get(family, 1.0) * ratio ** (_PATIENCE * taken / predicted)
+        known[family] = min(_FURTHEST, max(1 / _FURTHEST, factor))
+    _keep(_file(folder, threads, "learned"), json.dumps(known).encode())
+    return predicted
+
+
+def _learned(folder: Path, threads: int) -> dict[str, float]:
+    """By how much longer than in the probe families take in answers."""
+    with contextlib.suppress(OSError, msgspec.MsgspecError):
+        known = msgspec.json.decode(_file(folder, threads, "learned").read_bytes(), type=dict[str, float])
+        return {name: factor for name, factor in known.items() if 1 / _FURTHEST <= factor <= _FURTHEST}
+    return {}
 
 
 def bandwidth(folder: Path, threads: int) -> float:
@@ -97,8 +164,8 @@ def _keep(path: Path, data: bytes) -> None:
         aside.replace(path)
 
 
-def _file(folder: Path, threads: int, what: str = "speed") -> Path:
-    key = f"{processor()} {importlib.metadata.version('llama-cpp-python')} {threads}"
+def _file(folder: Path, threads: int, what: str = "speed", card: str = "") -> Path:
+    key = f"{processor()} {importlib.metadata.version('llama-cpp-python')} {threads}{card}"
     return folder / f"{what}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
 
 

@@ -137,6 +137,18 @@ def _row(
         "weights_bytes": need.weights,
         "cache_bytes": need.cache,
         "compute_bytes": need.compute,
+        "card_layers": need.card_layers,
+        "cards": [
+            {
+                "name": card.name,
+                "weights_bytes": card.weights,
+                "cache_bytes": card.cache,
+                "compute_bytes": card.compute,
+                "free_bytes": card.free,
+                "shared": card.shared,
+            }
+            for card in need.cards
+        ],
         "fits": fits,
         "evict": evicted if fits == "evict" else [],
         "tokens_per_second": round(option.speed, 2),

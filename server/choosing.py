@@ -14,6 +14,7 @@ from quant.types import QuantType
 from registry.names import AUTO
 from runtime import measure, rates
 from runtime.advise import Candidate, Choice, Option, Wish, choose, weigh
+from runtime.devices import Layers
 from runtime.fit import Shape
 from runtime.hardware import Hardware, detect, usable_cpus
 
@@ -65,10 +66,8 @@ class Chooser:
     def among(self, candidates: Sequence[Candidate], wish: Wish, disk_free: int | None = None) -> Advice:
         """As `advise`, of files that others have made, from the largest to the smallest."""
         shape = self._weighed(Shape.of(self._plan.metadata), wish)
-        hardware = self._hardware
-        if max(sum(each.reads.weights.values()) for each in candidates if each.reads) > SMALL_BYTES:
-            known = rates.load(self._cache, hardware.cpus) or rates.measure(self._cache, hardware.cpus)
-            hardware = replace(hardware, rates=known)
+        large = max(sum(each.reads.weights.values()) for each in candidates if each.reads) > SMALL_BYTES
+        hardware = self._with_rates(large)
         options = weigh(candidates, shape, hardware, wish, _room(disk_free))
         return Advice(choose(candidates, shape, hardware, wish, _room(disk_free)), options, shape)
 
@@ -77,7 +76,7 @@ class Chooser:
         shape = self._weighed(shape, wish)
         types = {tensor.name: QuantType.by_name(tensor.dtype) for tensor in plan.tensors}
         size = sum(tensor.size for tensor in plan.tensors)
-        only = [Candidate(plan.level, size, reads=reads(plan, types, shape))]
+        only = [Candidate(plan.level, size, reads=reads(plan, types, shape), layers=_layers(plan, types))]
         options = weigh(only, shape, self._hardware, wish, _room(disk_free))
         choice = choose(only, shape, self._hardware, replace(wish, forced=plan.level), _room(disk_free))
         return Advice(replace(choice, reason=as_it_is(plan.level)), options, shape)
@@ -88,11 +87,17 @@ class Chooser:
             weighed = aside.submit(self._weighed, shape, wish)
             candidates = [candidate(self._plan, name, shape, forced=name == wish.forced) for name in levels]
             shape = weighed.result()
-        hardware = self._hardware
-        if max(sum(each.reads.weights.values()) for each in candidates if each.reads) > SMALL_BYTES:
-            known = rates.load(self._cache, hardware.cpus) or rates.measure(self._cache, hardware.cpus)
-            hardware = replace(hardware, rates=known)
-        return shape, hardware, candidates
+        large = max(sum(each.reads.weights.values()) for each in candidates if each.reads) > SMALL_BYTES
+        return shape, self._with_rates(large), candidates
+
+    def _with_rates(self, large: bool) -> Hardware:
+        """The machine with what is known of its speed, measured now if that matters."""
+        hardware, known = self._hardware, {}
+        for card in ("", *(card.name for card in hardware.cards[:1])):
+            if large and rates.stale(self._cache, hardware.cpus, card):
+                rates.measure(self._cache, hardware.cpus, card)
+            known[card] = rates.load(self._cache, hardware.cpus, card)
+        return replace(hardware, rates=known.pop(""), card_rates=next(iter(known.values()), None))
 
     def _weighed(self, shape: Shape, wish: Wish) -> Shape:
         types = recipes.assign(self._plan, recipes.LADDER[0])
@@ -122,12 +127,16 @@ def candidate_of(
 ) -> Candidate:
     """The model with these types."""
     weights = sum(types[each.name].row_bytes(each.columns) * each.elements // each.columns for each in plan.tensors)
-    return Candidate(name, weights, worthwhile, reads(plan, types, shape), listed)
+    return Candidate(name, weights, worthwhile, reads(plan, types, shape), listed, layers=_layers(plan, types))
 
 
 def worthwhile(level: str) -> bool:
     """Whether a level is good enough without importance data."""
     return level not in recipes.LEVELS or recipes.LEVELS[level].bits >= recipes.LEVELS[COARSEST].bits
+
+
+def _layers(plan: ModelPlan, types: Mapping[str, QuantType]) -> Layers:
+    return Layers.of([(tensor.name, tensor.shape[::-1], types[tensor.name]) for tensor in plan.tensors])
 
 
 def reads(plan: ModelPlan, types: Mapping[str, QuantType], shape: Shape) -> rates.Reads:

@@ -148,13 +148,23 @@ def _flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> set[str]:
 
 
 def _graphics(hardware: Hardware, engine: Examined | None) -> Finding:
+    """What cards there are, as the drivers say, against those that llama.cpp can use."""
     cards = [f"{gpu.name} ({size(gpu.memory_free)} of {size(gpu.memory_total)} free)" for gpu in hardware.gpus]
     cards += amd_gpus()
+    used = [
+        f"{device.name} ({device.what}), {size(device.free)} of {size(device.total)} free"
+        + (", in main memory" if device.shared else "")
+        for device in (engine.devices if engine else ())
+        if device.kind in ("gpu", "igpu")
+    ]
+    if used:
+        return ("graphics", OK, "; ".join(used), "")
     able = engine.gpu if engine else hardware.gpu_build
     if not cards:
         return ("graphics", OK, "no graphics card" + (", though llama.cpp could use one" if able else ""), "")
     if able:
-        return ("graphics", OK, ", ".join(cards), "")
+        found = f"{', '.join(cards)}: there, and llama.cpp, though built for cards, finds none"
+        return ("graphics", WARN, found, "is the driver as new as the build? For NVIDIA, `nvidia-smi` must work")
     kind = "cuda" if hardware.gpus else "hip"
     flag = "-DGGML_CUDA=on" if kind == "cuda" else "-DGGML_HIP=on"
     found = f"{', '.join(cards)}: there, and llama.cpp was built for the processor alone"
@@ -166,7 +176,8 @@ def _speed(config: Config, hardware: Hardware) -> Finding:
     if known is None:
         return ("speed", OK, "not measured yet: the first large model has it measured", "")
     named = [f"{name} {size(int(known.rates[name]))}/s" for name in ("Q8_0", "Q4_K", "Q2_K") if name in known.rates]
-    return ("speed", OK, "weights are read at " + ", ".join(named), "")
+    found = "weights are read at " + ", ".join(named)
+    return ("speed", OK, found + ("" if known.steady else "; measured while the machine was busy, to be redone"), "")
 
 
 def _daemon(config: Config) -> Finding:

@@ -26,7 +26,7 @@ from server.config import Config
 from server.errors import Stopping, Unstable
 from server.estimate import Estimator, held, smaller
 from server.library import Library
-from server.worker import STOPPING, Worker, log_file
+from server.worker import STOPPING, Pace, Worker, log_file
 
 log = logging.getLogger("lm.pool")
 SMALLEST_CONTEXT = 512
@@ -166,9 +166,20 @@ class Pool:
             self._released.set()
             if not worker.active and worker.answered and not worker.dead and self._engine.name == "llama":
                 self._estimator.learn(worker.model.name, self.need(worker), held(worker.pid) - worker.spilled)
+            if worker.pace and not any(other.active for other in self._workers.values()):
+                self._background(self._learn_speed(worker, worker.pace))
+            worker.pace = None
             if not worker.active and slot.keep_alive >= 0 and self._workers.get(key) is worker:
                 slot.expires_at = worker.last_used + slot.keep_alive
                 slot.timer = asyncio.get_running_loop().call_at(slot.expires_at, self._expire, worker)
+
+    async def _learn_speed(self, worker: Worker, pace: Pace) -> None:
+        """Let an answer that had the machine to itself correct what later ones are predicted to take."""
+        if self._engine.name == "llama" and not self.need(worker).card_layers:
+            facts, name = await self._library.facts(worker.model), worker.model.name
+            await asyncio.to_thread(
+                self._estimator.learn_speed, name, facts, worker.threads, pace.context, pace.seconds
+            )
 
     def _expire(self, worker: Worker) -> None:
         if not worker.active:
@@ -230,6 +241,7 @@ class Pool:
             queue=self._bound,
             engine=self._engine.name,
             kv_type=KV_TYPE,
+            gpu_layers=need.card_layers,
             spill=self._spare(hardware, need),
             script=self._engine.script,
         )
@@ -264,7 +276,7 @@ class Pool:
             movable = [worker for worker in others if not self._pinned(worker)]
             free = hardware.memory_available - sum(worker.memory for worker in others if worker.loading)
             ours = sum(worker.memory for worker in movable if not worker.loading)
-            context, need = await self._fit(model, wanted, free + ours)
+            context, need = await self._fit(model, wanted, free + ours, hardware)
             if need.total <= free and len(others) < self._config.max_models:
                 return hardware, context, need
             if idle := sorted((worker for worker in movable if worker.idle), key=lambda worker: worker.last_used):
@@ -285,11 +297,11 @@ class Pool:
     def _pinned(self, worker: Worker) -> bool:
         return self._slots[worker.model.blob_digest].keep_alive < 0
 
-    async def _fit(self, model: Model, wanted: int, room: int) -> tuple[int, Need]:
+    async def _fit(self, model: Model, wanted: int, room: int, hardware: Hardware) -> tuple[int, Need]:
         facts, context = await self._library.facts(model), wanted
         while True:
             need = await self._estimator.need(
-                model.blob_digest, facts, model.size, context, self._config.sequences, KV_TYPE
+                model.blob_digest, facts, model.size, context, self._config.sequences, KV_TYPE, hardware.cards
             )
             if need.total <= room:
                 return context, need

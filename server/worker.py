@@ -11,6 +11,7 @@ import asyncio
 import itertools
 import logging
 from collections.abc import AsyncGenerator
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -45,6 +46,7 @@ SILENT_SECONDS = 10.0
 STALLED_SECONDS = 60.0
 STOP_SECONDS = 3.0
 LINGER_SECONDS = 0.5
+PACE_TOKENS = 24
 LOG_BYTES = 10 << 20
 # Why a process ended that did not crash; the last one with the daemon itself.
 STOPPED, NOT_LOADED, STOPPING = "was stopped", "could not load", "ends with the daemon"
@@ -73,6 +75,22 @@ async def reap(child: Child) -> None:
         await child.wait()
 
 
+@dataclass(frozen=True)
+class Pace:
+    """How fast an answer came that had the worker to itself: seconds per token, with `context` tokens before it."""
+
+    context: int
+    seconds: float
+
+    @classmethod
+    def of(cls, ended: Finished) -> Pace | None:
+        """None for an answer too short to tell. Its first token comes with the prompt."""
+        steps = ended.answer_tokens - 1
+        if steps < PACE_TOKENS or ended.answer_ns <= 0:
+            return None
+        return cls(ended.prompt_tokens + steps // 2, ended.answer_ns / 1e9 / steps)
+
+
 class Worker:
     """One process that holds one model. `context` is what was asked of it until `ready` says what it is."""
 
@@ -82,11 +100,14 @@ class Worker:
         self.memory = memory
         self.active = 0
         self.answered = self.crashed = False
+        self.threads = load.threads
+        self.pace: Pace | None = None
         self.spilled = 0
         self.last_used = asyncio.get_running_loop().time()
         self.ready: asyncio.Future[Ready] = asyncio.get_running_loop().create_future()
         self._child = child
         self._streams: dict[int, asyncio.Queue[FromWorker | Death]] = {}
+        self._opened = 0
         self._sign_of_life = self._last_step_at = self.last_used
         self._last_step = -1
         self._patience = 60.0 + model.size / 50e6
@@ -132,7 +153,9 @@ class Worker:
         Raises Reported with the worker's own error, WorkerDied when the process goes.
         """
         submit.id = next(_ids)
+        alone = not self._streams and submit.count == 1
         queue = self._open(submit.id)
+        opened = self._opened
         left = submit.count
         try:
             await self._child.send(submit)
@@ -140,6 +163,7 @@ class Worker:
                 frame = await self._next(queue)
                 if isinstance(frame, Finished):
                     left -= 1
+                    self.pace = Pace.of(frame) if alone and opened == self._opened else None
                 if not isinstance(frame, Answer):
                     raise self._odd(frame)
                 self.answered = self.answered or not isinstance(frame, Started)
@@ -197,6 +221,7 @@ class Worker:
     def _open(self, number: int) -> asyncio.Queue[FromWorker | Death]:
         if self.dead:
             raise self._obituary()
+        self._opened += 1
         self._streams[number] = asyncio.Queue()
         return self._streams[number]
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from benchmarks import shapes
@@ -54,7 +56,8 @@ def test_llama_cpp_describes_itself() -> None:
     examined = ask(Examine(), 30)
     assert isinstance(examined, Examined)
     assert examined.package == "0.3.36"
-    assert any(device.startswith("CPU") for device in examined.devices)
+    cpu = next(device for device in examined.devices if device.kind == "cpu")
+    assert 0 < cpu.free <= cpu.total and not cpu.shared
 
 
 def test_what_cannot_be_asked_is_refused_and_not_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,7 +76,7 @@ def test_every_type_of_every_level_has_a_rate() -> None:
 
 def test_seconds_are_weights_layers_and_attention() -> None:
     reads = rates.Reads({"Q8_0": 10**9, "Q4_K": 10**9, "F32": 2 * 10**9, "I8": 5 * 10**9}, 10, 1000)
-    assert rates.seconds(PROBED, reads) == pytest.approx(0.1 + 0.2 + 0.1 + 1.0 + 0.001)
+    assert rates.seconds(PROBED, reads) == pytest.approx(0.1 + 0.2 + 0.1 + 1.0 + 0.001 + rates.STEP_SECONDS)
     assert rates.seconds(PROBED, reads, 1000) - rates.seconds(PROBED, reads) == pytest.approx(1e-3)
 
 
@@ -88,6 +91,40 @@ def test_rates_are_kept_by_processor_and_threads(tmp_path: Path) -> None:
     assert rates.load(tmp_path, 3) is None
     known = rates.bandwidth(tmp_path, 1)
     assert rates.bandwidth(tmp_path, 1) == pytest.approx(known, rel=1e-6)
+
+
+def test_answers_correct_the_families_that_they_read(tmp_path: Path) -> None:
+    assert rates.learn(tmp_path, 2, rates.Reads({"Q8_0": 10**9}, 0, 0), 0, 0.1) is None
+    rates._keep(rates._file(tmp_path, 2), msgspec.json.encode(PROBED))
+    mixed = rates.Reads({"Q8_0": 10**9, "Q4_K": 10**8}, 10, 1000)
+    true = rates.seconds(PROBED, mixed, 500) * 1.3
+    for _ in range(40):
+        rates.learn(tmp_path, 2, mixed, 500, true)
+    learned = rates.load(tmp_path, 2)
+    assert learned is not None
+    assert rates.seconds(learned, mixed, 500) == pytest.approx(true, rel=0.02)
+    assert learned.rates["Q8_0"] < 0.85 * PROBED.rates["Q8_0"] < learned.rates["Q4_K"] * 2
+    assert learned.rates["F16"] == PROBED.rates["F16"]
+    once = rates.learn(tmp_path, 2, mixed, 500, true * 10)
+    assert once == pytest.approx(true, rel=0.02)
+    after = rates.load(tmp_path, 2)
+    assert after is not None
+    assert rates.seconds(after, mixed, 500) < 2 * true
+    rates._file(tmp_path, 2, "learned").write_text('{"Q8_0": 1e9}')
+    assert rates.load(tmp_path, 2) == PROBED
+
+
+def test_a_probe_of_a_busy_machine_is_taken_again(tmp_path: Path) -> None:
+    assert rates.stale(tmp_path, 2)
+    rates._keep(rates._file(tmp_path, 2), msgspec.json.encode(PROBED))
+    assert not rates.stale(tmp_path, 2)
+    rates._keep(rates._file(tmp_path, 2), msgspec.json.encode(msgspec.structs.replace(PROBED, steady=False)))
+    assert not rates.stale(tmp_path, 2)
+    path = rates._file(tmp_path, 2)
+    os.utime(path, (path.stat().st_mtime - 3600,) * 2)
+    assert rates.stale(tmp_path, 2)
+    assert rates.load(tmp_path, 2) is not None
+    assert rates.load(tmp_path, 2, "a card") is None
 
 
 @pytest.mark.slow

@@ -7,16 +7,17 @@ import socket
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from runtime.hardware import Gpu, Hardware, amd_gpus
-from runtime.measure import Examined
+from runtime.measure import Device, Examined
 from server import doctor
 from tests.cli.support import Cli
 
 GB = 10**9
 HARDWARE = Hardware(16 * GB, 16 * GB, 12 * GB, 4, 20e9)
-ENGINE = Examined("0.3.36", "0.5.0", {"AVX2": "1"}, gpu=False, devices=["CPU"], amx_is_broken=False)
+ENGINE = Examined("0.3.36", "0.5.0", {"AVX2": "1"}, gpu=False, devices=[], amx_is_broken=False)
 
 
 def findings(out: str) -> dict[str, tuple[str, str]]:
@@ -54,8 +55,11 @@ def test_a_card_that_the_build_cannot_use_is_told() -> None:
     assert (name, state) == ("graphics", "warn")
     assert found == "NVIDIA X (20.0 GB of 24.0 GB free): there, and llama.cpp was built for the processor alone"
     assert "-DGGML_CUDA=on" in hint
-    able = Examined("0.3.36", "0.5.0", {}, gpu=True, devices=["CUDA0"], amx_is_broken=False)
-    assert doctor._graphics(card, able)[1] == "ok"
+    devices = [Device("CUDA0", "NVIDIA X", "gpu", 20 * GB, 24 * GB), Device("CPU", "EPYC", "cpu")]
+    able = Examined("0.3.36", "0.5.0", {}, gpu=True, devices=devices, amx_is_broken=False)
+    assert doctor._graphics(card, able)[1:3] == ("ok", "CUDA0 (NVIDIA X), 20.0 GB of 24.0 GB free")
+    blind = msgspec.structs.replace(able, devices=devices[1:])
+    assert doctor._graphics(card, blind)[1] == "warn"
 
 
 @pytest.mark.parametrize(("limit", "state"), [(16 * GB, "ok"), (2 * GB, "warn"), (GB // 2, "fail")])
