@@ -19,6 +19,7 @@ import struct
 import subprocess
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -199,8 +200,10 @@ class Parent:
         try:
             while (frame := self.receive()) is not None:
                 handle(frame)
-        finally:
-            _leave()
+        except BaseException:  # no memory, most likely; whoever waits for an answer learns of it by our end
+            traceback.print_exc()
+            os._exit(1)
+        _leave()
 
     def _take(self, size: int) -> bytes | None:
         while len(self._buffer) < size:

@@ -56,6 +56,7 @@ class Context:
         params = self._params(shape)
         self.batch_size: int = params.n_batch
         self.outputs: int = params.n_outputs_max
+        LOG.error = ""
         self.handle = low.llama_init_from_model(model.handle, params)
         if not self.handle:
             reason = f": {LOG.error}" if LOG.error else ""

@@ -5,7 +5,7 @@ weeks. `library()` therefore compares versions and struct defaults before anythi
 interpreter lock during every call; the tiny ones that are called per token keep it (`quick`), which is five times
 cheaper.
 
-llama.cpp reports through a log callback. We keep what a load says about memory and the last complaint, and pass
+llama.cpp reports through a log callback. We keep what a load says about memory and the first complaint, and pass
 warnings to stderr, which the worker's parent has sent to the log. Nothing here prints.
 """
 
@@ -63,6 +63,7 @@ LOAD_MODE_NONE = 0
 Memory = Literal["cells", "recurrent", "hybrid"]
 LOG_WARN, LOG_ERROR, LOG_CONTINUED = 3, 4, 5
 _BUFFER = re.compile(r"(\S+)\s+(KV|RS|output|compute|model|state) buffer size = *([\d.]+) MiB")
+_FUNCTION = re.compile(r"^\w+: ")
 _MIB = 1 << 20
 # GGUF's numbers for kinds of values, and how far into a file its header may reach.
 _UINT32, _INT32, _ARRAY = 4, 5, 9
@@ -146,7 +147,7 @@ def quick() -> ctypes.PyDLL:
 
 
 class Log:
-    """What llama.cpp says: bytes per kind of buffer, the last error, and warnings on to stderr."""
+    """What llama.cpp says: bytes per kind of buffer, the first error, and warnings on to stderr."""
 
     def __init__(self) -> None:
         self.buffers: dict[str, float] = {}
@@ -168,8 +169,8 @@ class Log:
             self.buffers[kind] = self.buffers.get(kind, 0.0) + float(found[3])
         if level != LOG_CONTINUED:
             self._passing = level in (LOG_WARN, LOG_ERROR)
-        if level == LOG_ERROR:
-            self.error = line.strip().rstrip(".")
+        if level == LOG_ERROR and not self.error:  # the first says what is wrong, later ones what it led to
+            self.error = _FUNCTION.sub("", line.strip().rstrip("."))
         if self._passing:
             sys.stderr.write(line)
             sys.stderr.flush()
