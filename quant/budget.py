@@ -29,6 +29,8 @@ _BUDGET = re.compile(r"([0-9]{1,6}(?:\.[0-9]{1,4})?)(KB|MB|GB|TB|KiB|MiB|GiB|TiB
 _SCALE = {"k": 1, "m": 2, "g": 3, "t": 4}
 # What the header gains beside the plan's own entries: where the model comes from, digests, level, version.
 _ENTRIES = 16 << 10
+# The part of a budget that may be left over.
+_UNUSED = 0.02
 # Relative squared errors of types worth having in a mix, from the smallest to the best.
 ERRORS = {
     T.Q2_K: 7.5e-2,
@@ -59,6 +61,9 @@ class Step:
     gain: float
 
 
+Steps = Mapping[str, list[Step]]
+
+
 def is_budget(level: str) -> bool:
     """Whether a level is a budget."""
     return _BUDGET.fullmatch(level) is not None
@@ -78,29 +83,65 @@ def limit(plan: ModelPlan, level: str) -> int:
 
 
 def mix(plan: ModelPlan, level: str) -> dict[str, T]:
-    """The type of every tensor of `plan` within the budget `level`; UnknownLevel when not even the least fits."""
-    room = limit(plan, level)
-    types: dict[str, T] = {}
+    """The type of every tensor of `plan` within the budget `level`.
+
+    Raises UnknownLevel when not even the least fits, and when the best does not use 98 % of it.
+    """
+    whole = room = limit(plan, level)
+    least: dict[str, T] = {}
     steps: dict[str, list[Step]] = {}
     tied = all(tensor.name != "output.weight" for tensor in plan.tensors)
     for tensor in plan.tensors:
-        types[tensor.name], steps[tensor.name] = _choices(tensor, tied)
-        room -= _bytes(tensor, types[tensor.name])
+        least[tensor.name], steps[tensor.name] = _choices(tensor, tied)
+        room -= _bytes(tensor, least[tensor.name])
     if room < 0:
-        least = limit(plan, level) - room
-        raise UnknownLevel(f"`{level}` is too little: the least is {least / 1e6:,.1f} MB of weights", "give more")
-    heap = [(-taken[0].gain, name, 0) for name, taken in steps.items() if taken]
+        raise UnknownLevel(
+            f"`{level}` is too little: the least is {(whole - room) / 1e6:,.1f} MB of weights", "give more"
+        )
+    taken = dict.fromkeys(steps, 0)
+    room = _climb(steps, taken, room)
+    if room > _UNUSED * whole:
+        if all(taken[name] == len(steps[name]) for name in steps):
+            most = f"the most is {(whole - room) / 1e6:,.1f} MB of weights"
+            raise UnknownLevel(f"`{level}` is more than this model can use: {most}", "give less, or name F16")
+        taken = _exchanged(steps, taken, room, int(_UNUSED * whole))
+    return {name: steps[name][count - 1].type if count else least[name] for name, count in taken.items()}
+
+
+def _climb(steps: Steps, taken: dict[str, int], room: int) -> int:
+    """Take the steps that gain most for a byte while one fits; the room that is left."""
+    heap = [(-ahead[taken[name]].gain, name) for name, ahead in steps.items() if taken[name] < len(ahead)]
     heapq.heapify(heap)
     while heap:
-        _, name, index = heapq.heappop(heap)
-        step = steps[name][index]
-        if step.cost > room:
+        _, name = heapq.heappop(heap)
+        cost = steps[name][taken[name]].cost
+        if cost > room:
             continue  # smaller tensors may still have room to gain
-        room -= step.cost
-        types[name] = step.type
-        if index + 1 < len(steps[name]):
-            heapq.heappush(heap, (-steps[name][index + 1].gain, name, index + 1))
-    return types
+        room -= cost
+        taken[name] += 1
+        if taken[name] < len(steps[name]):
+            heapq.heappush(heap, (-steps[name][taken[name]].gain, name))
+    return room
+
+
+def _exchanged(steps: Steps, taken: dict[str, int], room: int, unused: int) -> dict[str, int]:
+    """Where a tensor is so large that its next step does not fit, but much is left over: that step for others that gain
+    least, and again what fits; the first such exchange that leaves no more than `unused`, else `taken`."""
+    blocked = [name for name in steps if taken[name] < len(steps[name])]
+    for name in sorted(blocked, key=lambda name: -steps[name][taken[name]].gain):
+        trial, left = dict(taken), room - steps[name][taken[name]].cost
+        trial[name] += 1
+        others = [(steps[other][count - 1].gain, other) for other, count in taken.items() if count and other != name]
+        heapq.heapify(others)
+        while left < 0 and others:
+            _, other = heapq.heappop(others)
+            trial[other] -= 1
+            left += steps[other][trial[other]].cost
+            if trial[other]:
+                heapq.heappush(others, (steps[other][trial[other] - 1].gain, other))
+        if left >= 0 and _climb(steps, trial, left) <= unused:
+            return trial
+    return taken
 
 
 def types_of(plan: ModelPlan, level: str) -> dict[str, T]:

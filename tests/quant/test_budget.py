@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import shapes
 from quant import budget, recipes
 from quant.convert import plan_model
 from quant.errors import UnknownLevel
@@ -56,6 +57,29 @@ def test_a_mix_of_a_levels_size_distorts_no_more(plan: ModelPlan, level: str) ->
 def test_more_room_never_distorts_more(plan: ModelPlan) -> None:
     harms = [distortion(plan, budget.mix(plan, f"{bits / 2}bpw")) for bits in range(6, 32)]
     assert harms == sorted(harms, reverse=True)
+
+
+@pytest.mark.parametrize("name", shapes.SHAPES)
+def test_every_shape_meets_its_budget_from_below(name: str) -> None:
+    plan = shapes.plan_of(shapes.SHAPES[name]())
+    least, most = (sum(budget._bytes(t, types[t.name]) for t in plan.tensors) for types in _ends(plan))
+    for part in (0.02, 0.2, 0.5, 0.8, 0.97):
+        level = f"{(least + part * (most - least)) / 1e9:.3f}GB"
+        types, room = budget.mix(plan, level), budget.limit(plan, level)
+        used = sum(types[t.name].row_bytes(t.columns) * (t.elements // t.columns) for t in plan.tensors)
+        assert 0.98 * room <= used <= room, level
+    for impossible, why in ((least * 0.9, "is too little: the least is"), (most * 1.1, "is more than this model can")):
+        with pytest.raises(UnknownLevel, match=why):
+            budget.mix(plan, f"{impossible / 1e9:.3f}GB")
+
+
+def _ends(plan: ModelPlan) -> list[dict[str, QuantType]]:
+    """The least and the best type of every tensor."""
+    choices = {t.name: budget._choices(t, tied=False) for t in plan.tensors}
+    return [
+        {name: first for name, (first, _) in choices.items()},
+        {name: steps[-1].type if steps else first for name, (first, steps) in choices.items()},
+    ]
 
 
 def test_too_little_says_the_least(plan: ModelPlan) -> None:
