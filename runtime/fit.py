@@ -26,6 +26,9 @@ PROCESS_BYTES = 21_500_000
 TOKEN_BYTES = 373
 # What a core gets of the bandwidth that it reads with when it also has to unpack blocks and multiply.
 EFFICIENCY = 0.75
+# What each step costs whatever the model's size, and each layer of it, where that was not measured (`rates.py`).
+STEP_SECONDS = 3e-4
+LAYER_SECONDS = 15e-6
 _F32 = 4
 
 
@@ -173,7 +176,7 @@ def speed(shape: Shape, weights_bytes: int, bandwidth: float, context: int = 0, 
     """Tokens per second of one answer when `context` tokens are in its cache; `bandwidth` in bytes per second."""
     cache = QuantType.by_name(kv_type)
     read = weights_bytes * shape.expert_share + context * shape.cache_values * cache.block_bytes / cache.block
-    return EFFICIENCY * bandwidth / max(1.0, read)
+    return 1 / (read / (EFFICIENCY * bandwidth) + STEP_SECONDS + shape.layers * LAYER_SECONDS)
 
 
 def _largest(value: Any, default: int) -> int:

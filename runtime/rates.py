@@ -20,6 +20,7 @@ from pathlib import Path
 
 import msgspec
 
+from runtime.fit import STEP_SECONDS
 from runtime.hardware import measure_bandwidth
 from runtime.measure import PROBE_SECONDS, Probe, Probed, ask
 
@@ -38,8 +39,6 @@ _FAMILIES = {
     "IQ3_S": ("IQ3_XXS",),
     "IQ2_XS": ("IQ2_XXS", "IQ2_S", "IQ1_S", "IQ1_M", "TQ1_0", "TQ2_0", "Q2_0", "Q1_0"),
 }
-# What the engine adds to each step for drawing a token and passing it on.
-STEP_SECONDS = 3e-4
 UNSTEADY_SECONDS = 600.0
 # How far an answer moves a correction towards what it took, and how far corrections go.
 _PATIENCE = 0.25

@@ -42,7 +42,7 @@ FORCED = "forces a level below Q4_K_M, which would need"
     [
         (machine(64), None, "Q8_0", 8.5, 57.6, ""),
         (machine(8.9), None, "Q5_K_M", 5.7, 7.8, f"; Q6_K would need {needed('Q6_K')}"),
-        (machine(64, 80), None, "Q5_K_M", 5.7, 57.6, "; Q6_K would write about 9.1 tokens/s, below 10"),
+        (machine(64, 80), None, "Q5_K_M", 5.7, 57.6, "; Q6_K would write about 9.0 tokens/s, below 10"),
         (machine(64, 30), None, "Q4_K_M", 4.9, 57.6, "; no level reaches 10 tokens/s here, this one about 4.6"),
         (machine(6.6), None, "Q3_K_M", 4.0, 5.5, f"; memory {FORCED} {needed('Q4_K_M')}"),
         (machine(64), 6.0, "Q5_K_M", 5.7, 57.6, "; Q6_K would need 6.6 GB of disk, where 6.0 GB are free"),
@@ -123,7 +123,7 @@ def test_only_the_experts_that_answer_cost_time() -> None:
     mixture = {f"llama.{k}": v for k, v in {**metadata, "expert_count": 8, "expert_used_count": 2}.items()}
     shape = fit.Shape.of({"general.architecture": "llama", **mixture})
     assert 0.25 < shape.expert_share < 0.35
-    assert fit.speed(shape, GB, 1e11) > 3 * fit.speed(LLAMA_8B, GB, 1e11)
+    assert fit.speed(shape, GB, 1e10) > 3 * fit.speed(LLAMA_8B, GB, 1e10)
 
 
 def test_sizes_for_people() -> None:

@@ -76,7 +76,7 @@ def test_every_type_of_every_level_has_a_rate() -> None:
 
 def test_seconds_are_weights_layers_and_attention() -> None:
     reads = rates.Reads({"Q8_0": 10**9, "Q4_K": 10**9, "F32": 2 * 10**9, "I8": 5 * 10**9}, 10, 1000)
-    assert rates.seconds(PROBED, reads) == pytest.approx(0.1 + 0.2 + 0.1 + 1.0 + 0.001 + rates.STEP_SECONDS)
+    assert rates.seconds(PROBED, reads) == pytest.approx(0.1 + 0.2 + 0.1 + 1.0 + 0.001 + fit.STEP_SECONDS)
     assert rates.seconds(PROBED, reads, 1000) - rates.seconds(PROBED, reads) == pytest.approx(1e-3)
 
 
