@@ -1,7 +1,8 @@
 """Byte-pair vocabularies: byte-level ones as GPT-2's, and those that fall back on bytes as SentencePiece's.
 
 llama.cpp merges the latter by the score of the result where tokenizer.json ranks pairs, so scores are worked out from
-the ranks, and only where both orders are the same.
+the ranks, and only where both orders are the same. Where they are not, it merges by rank as for Gemma 4, which never
+puts a space in front and merges no line break with anything else.
 """
 
 from __future__ import annotations
@@ -25,13 +26,22 @@ def read(tokenizer: dict[str, Any], size: int, pre: str | None) -> Vocabulary:
     vocab, merges = read_vocab(model), _merges(model)
     added = read_added(tokenizer)
     tokens, types = place_tokens(vocab, added, size)
+    first, last = framing(tokenizer)
     if model.get("byte_fallback"):
-        entries = _sentencepiece(tokenizer, vocab, merges, tokens, types)
+        entries = _sentencepiece(tokenizer, vocab, tokens, types)
+        try:
+            entries |= _scored(vocab, merges, tokens, types)
+        except UnsupportedModel:
+            if entries["add_space_prefix"] or any(len(token.strip("\n")) not in (0, len(token)) for token in vocab):
+                raise
+            entries |= (
+                {"model": "gemma4", "pre": "gemma4"} if first is not None else {"model": "gpt2", "pre": "sarvam-moe"}
+            )
+            entries["merges"] = [f"{left} {right}" for left, right in merges]
     else:
         name = check_name(pre) if pre else recognise(tokenizer, lambda: _merges_reach(vocab, merges, types))
         entries = {"model": "gpt2", "pre": name, "tokens": tokens, "token_type": types}
         entries["merges"] = [f"{left} {right}" for left, right in merges]
-    first, last = framing(tokenizer)
     ids = {**vocab, **{content: id for id, content, _ in added}}
     return Vocabulary(ids, entries, first, last)
 
@@ -63,11 +73,7 @@ def _merges_reach(vocab: dict[str, int], merges: list[tuple[str, str]], types: l
 
 
 def _sentencepiece(
-    tokenizer: dict[str, Any],
-    vocab: dict[str, int],
-    merges: list[tuple[str, str]],
-    tokens: list[str],
-    types: list[int],
+    tokenizer: dict[str, Any], vocab: dict[str, int], tokens: list[str], types: list[int]
 ) -> dict[str, Any]:
     """The entries of a vocabulary that falls back on bytes; marks these in `types`, and the unknown token."""
     unknown = tokenizer["model"].get("unk_token")
@@ -75,7 +81,7 @@ def _sentencepiece(
         raise broken("`unk_token` is not in `vocab`")
     if any(f"<0x{byte:02X}>" not in vocab for byte in range(256)):
         raise broken("it falls back on bytes, and not all 256 are in `vocab`")
-    entries: dict[str, Any] = {"model": "llama", "pre": "default", "tokens": tokens}
+    entries: dict[str, Any] = {"model": "", "pre": "", "tokens": tokens}
     for id, token in enumerate(tokens):
         if token == unknown:
             types[id] = TOKEN_UNKNOWN
@@ -84,10 +90,16 @@ def _sentencepiece(
             types[id] = TOKEN_BYTE
         elif types[id] == TOKEN_USER:
             tokens[id] = token.replace("▁", " ")
+    return {**entries, "token_type": types, "add_space_prefix": _prefix_space(tokenizer)}
+
+
+def _scored(
+    vocab: dict[str, int], merges: list[tuple[str, str]], tokens: list[str], types: list[int]
+) -> dict[str, Any]:
+    """The entries of a vocabulary that merges by scores; UnsupportedModel where none give the order of `merges`."""
     ordinary = [token for token, type in zip(tokens, types, strict=True) if type == TOKEN_NORMAL]
     scores = _scores(vocab, merges, ordinary)
-    entries["scores"] = [scores.get(token, 0.0) for token in tokens]
-    return {**entries, "token_type": types, "add_space_prefix": _prefix_space(tokenizer)}
+    return {"model": "llama", "pre": "default", "scores": [scores.get(token, 0.0) for token in tokens]}
 
 
 def _scores(vocab: dict[str, int], merges: list[tuple[str, str]], ordinary: list[str]) -> dict[str, float]:

@@ -1,8 +1,8 @@
 """Recognises how a tokenizer cuts text into words before its merges apply.
 
 `tokenizer.json` says it by rules, llama.cpp by the name of a routine of its own. A name is given only where the rules
-are the same to the letter, or cut a hard text at the same places; nothing is guessed, since a wrong name costs quality
-and no error tells.
+are the same to the letter, cut a hard text at the same places, or make the same tokens of it; nothing is guessed, since
+a wrong name costs quality and no error tells.
 """
 
 from __future__ import annotations
@@ -16,16 +16,18 @@ from quant.convert.cutting import KNOWN, Pre
 from quant.errors import MalformedFile, UnsupportedModel
 
 # Every kind of character beside every other, in runs of several lengths.
-_PIECES = (
+PIECES = (
     *("a", "Zz", "é", "e\u0301", "ß", "Ж", "ع", "你", "か", "カ", "한", "ไ", "\u0e31", "ន", "ⅷ", "½", "²"),
     *("1", "22", "333", "4444", "55555", "٣", "'s", "'LL", "’s", "'", '"', ".", "...", ",", "!?", "(", ")"),
     *("_", "-", "+", "=", "$", "€", "#", "/", "//", "\\\\", "|", "~", "…", "。", "，", "、", "·", "«", "🚀"),
     *("👩\u200d👧", "\u200b", "\xa0", "\u3000", " ", "  ", "   ", "\t", "\n", "\n\n", "\r\n", " \n", "\n "),
-    *("\x01", "camelCase", "HTMLParser", "don't", "I'M"),
+    *("\x01", "camelCase", "HTMLParser", "don't", "I'M", "ŭЖé", "666666", "<sentinel:7>", "IMGIMGABZ", "ㄱ", "ㄅ"),
+    "！",
 )
-_HARD = tuple("".join(left + right + end for right in _PIECES for end in ("b", " 1", "\n")) for left in _PIECES)
-NAMES = tuple(pre.name for pre in KNOWN)
-_HINT = f"if you know which routine of llama.cpp it needs, name it with `lm pull --pre` ({', '.join(NAMES)})"
+HARD = tuple("".join(left + right + end for right in PIECES for end in ("b", " 1", "\n")) for left in PIECES)
+NAMES = tuple(name for pre in KNOWN for name in pre.names)
+_NAMED = ", ".join(pre.name for pre in KNOWN)
+_HINT = f"if you know which routine of llama.cpp it needs, name it with `--pre` ({_NAMED})"
 
 
 def recognise(tokenizer: dict[str, Any], same_either_way: Callable[[], bool]) -> str:
@@ -41,6 +43,9 @@ def recognise(tokenizer: dict[str, Any], same_either_way: Callable[[], bool]) ->
     rules = tuple(_flatten(tokenizer.get("pre_tokenizer")))
     fitting = [pre for pre in KNOWN if pre.rules == rules] or _cutting_alike(tokenizer["pre_tokenizer"])
     if not fitting:
+        found = _encoding_alike(tokenizer)
+        if found:
+            return found
         raise UnsupportedModel("its tokenizer cuts text into words in a way that is not known here", hint=_HINT)
     ignore = bool(tokenizer["model"].get("ignore_merges"))
     for pre in fitting:
@@ -55,6 +60,29 @@ def _cutting_alike(step: dict[str, Any]) -> list[Pre]:
     """The routines whose rules cut a hard text at the same places as `step`."""
     wanted = _cuts(step)
     return [pre for pre in KNOWN if wanted and _cuts(step_of(pre)) == wanted]
+
+
+def _encoding_alike(tokenizer: dict[str, Any]) -> str | None:
+    """The first routine by which this vocabulary gives a hard text the ids that it ought to have.
+
+    One that leaves digits together is the same as one that does not where no token has two of them.
+    """
+    from tokenizers import Tokenizer
+
+    # Without what stands around the merges, and without what is cut out before them.
+    bare = {"version": "1.0", "model": tokenizer["model"], "pre_tokenizer": tokenizer["pre_tokenizer"]}
+    try:
+        coder = Tokenizer.from_str(json.dumps(bare))
+        wanted = coder.encode_batch(list(HARD))
+    except Exception:  # as in `_cuts_of`
+        return None
+    ids = [text.ids for text in wanted]
+    for pre in KNOWN:
+        coder.pre_tokenizer = Tokenizer.from_str(_bare(json.dumps(step_of(pre)))).pre_tokenizer
+        coder.model.ignore_merges = pre.ignore_merges
+        if all(coder.encode(text).ids == wanted for text, wanted in zip(HARD, ids, strict=True)):
+            return pre.name
+    return None
 
 
 def step_of(pre: Pre) -> dict[str, Any]:
@@ -72,14 +100,18 @@ def step_of(pre: Pre) -> dict[str, Any]:
     return {"type": "Sequence", "pretokenizers": steps}
 
 
+def _bare(step: str) -> str:
+    """A `tokenizer.json` that does nothing else than `step`."""
+    return f'{{"version": "1.0", "model": {{"type": "BPE", "vocab": {{}}, "merges": []}}, "pre_tokenizer": {step}}}'
+
+
 @cache
 def _cuts_of(step: str) -> tuple[str, ...]:
     from tokenizers import Tokenizer
 
-    bare = f'{{"version": "1.0", "model": {{"type": "BPE", "vocab": {{}}, "merges": []}}, "pre_tokenizer": {step}}}'
     try:
-        cutter = Tokenizer.from_str(bare).pre_tokenizer
-        return tuple(piece for text in _HARD for piece, _ in cutter.pre_tokenize_str(text))
+        cutter = Tokenizer.from_str(_bare(step)).pre_tokenizer
+        return tuple(piece for text in HARD for piece, _ in cutter.pre_tokenize_str(text))
     except Exception:  # the library raises nothing narrower for a step that it does not know
         return ()
 
@@ -91,7 +123,9 @@ def _cuts(step: dict[str, Any]) -> tuple[str, ...]:
 def check_name(name: str) -> str:
     """A name given by the user; UnsupportedModel lists those there are."""
     if name not in NAMES:
-        raise UnsupportedModel(f"there is no pre-tokenizer `{name}`", hint="there are " + ", ".join(NAMES))
+        raise UnsupportedModel(
+            f"there is no pre-tokenizer `{name}`", hint=f"there are {_NAMED}, and llama.cpp's other names for these"
+        )
     return name
 
 

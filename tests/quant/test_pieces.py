@@ -17,10 +17,9 @@ from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, pr
 from quant.convert.tokenizer import read_vocabulary
 from quant.errors import QuantError
 from tests.quant.engine import Engine
-from tests.quant.support import ROOT
-from tests.quant.test_tokenizer import NASTY, PLAIN, folder, vocabulary_file
+from tests.quant.test_tokenizer import folder
+from tests.quant.vocabularies import CORPUS, vocabulary_file
 
-CORPUS = [PLAIN, NASTY, *(ROOT / "README.md").read_text().splitlines()]
 # What an encoder is asked to read; special tokens inside are left out, since both sides are told to look for them.
 TEXTS = (
     "Hello, world!  A quick\tbrown fox\r\njumps over the lazy dog; it's 3.14159 o'clock…",

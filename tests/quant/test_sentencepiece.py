@@ -18,7 +18,8 @@ from quant.errors import MalformedFile, QuantError, UnsupportedModel
 from tests.quant.engine import Engine
 from tests.quant.support import Folder
 from tests.quant.test_pieces import TEXTS, unigram
-from tests.quant.test_tokenizer import NASTY, PLAIN, folder, sentencepiece, vocabulary_file
+from tests.quant.test_tokenizer import folder, sentencepiece
+from tests.quant.vocabularies import NASTY, PLAIN, vocabulary_file
 
 UNIGRAM, BPE = 1, 2
 

@@ -14,26 +14,11 @@ from quant.convert import plan_model
 from quant.convert import pretokenizer as table
 from quant.convert.tokenizer import read_vocabulary
 from quant.errors import MalformedFile, QuantError, UnsupportedModel
-from quant.gguf_writer import encode_header
 from tests.quant.engine import Engine
 from tests.quant.support import DEMO, Folder
+from tests.quant.vocabularies import NASTY, PLAIN, vocabulary_file
 
 TOKENIZER = json.loads((DEMO / "tokenizer.json").read_text())
-NASTY = (
-    "Once upon a time,  there   was\ta cat.\n\n\n It's   Alice's; I'LL we've THEY'RE don't!!??...\r\n"
-    "1 22 333 4444 55555 3.14159 1,000,000 ٣٤٥ ½ Ⅷ x² \u00a0\u2003wide \u200bzero "
-    "naïve façade Ünïcödé ÀÉÎ е́ Привет мир Ελληνικά 日本語テスト 我想在apple工作 한국어 ไทย עברית العربية "
-    "🚀 👩‍👩‍👧 🏳️‍🌈 e\u0301 <|im_end|> <|endoftext|x> </s> \\n {}[]()<>=+-*/ _under_score camelCase ABCdefGHI "
-    "\x01\x7f\ufeff\U0001f9ff\ud7ff   trailing   "
-)
-PLAIN = "Once upon a time, there was a cat. It's 3 o'clock, I'LL go 1234567 times!\n\n  And   then?\r\n ok"
-
-
-def vocabulary_file(path: Path, entries: dict[str, Any]) -> Path:
-    """A GGUF that holds a vocabulary and nothing else."""
-    with path.open("wb") as file:
-        file.write(encode_header({"general.architecture": "llama", **entries}, ()))
-    return path
 
 
 def with_pretokenizer(rules: tuple[str, ...], ignore_merges: bool = False) -> dict[str, Any]:
@@ -56,24 +41,6 @@ def with_pretokenizer(rules: tuple[str, ...], ignore_merges: bool = False) -> di
 
 def folder(tokenizer: dict[str, Any]) -> Folder:
     return Folder(contents={"tokenizer.json": json.dumps(tokenizer).encode()})
-
-
-# llama.cpp's own expressions leave marks and letters without case out of these; on such text it differs from the
-# original, whoever converts.
-APPROXIMATE = {"tekken", "gpt-4o"}
-
-
-@pytest.mark.parametrize("pre", table.KNOWN, ids=lambda pre: pre.name)
-def test_every_known_pretokenizer_cuts_as_the_original(tmp_path: Path, pre: table.Pre) -> None:
-    tokenizer = with_pretokenizer(pre.rules, pre.ignore_merges)
-    vocabulary = read_vocabulary(folder(tokenizer), 4096)
-    assert vocabulary.entries["tokenizer.ggml.pre"] == pre.name
-    original = Tokenizer.from_str(json.dumps(tokenizer))
-    entries = {**vocabulary.entries, "tokenizer.ggml.add_bos_token": False, "tokenizer.ggml.eos_token_id": 0}
-    with Engine(vocabulary_file(tmp_path / "v.gguf", entries), vocabulary_only=True) as engine:
-        for text in (PLAIN,) if pre.name in APPROXIMATE else (PLAIN, NASTY):
-            ours = engine.tokenize(text, special=True)
-            assert ours == original.encode(text, add_special_tokens=False).ids
 
 
 def test_demo_tokens_are_those_of_tokenizers(tmp_path: Path) -> None:
@@ -218,7 +185,8 @@ def test_rules_that_are_spelled_otherwise_are_known_by_what_they_do() -> None:
         rules = tuple(rule.replace("(?i:'s|'t|'re|'ve|'m|'ll|'d)", contractions) for rule in pre.rules)
         rules = tuple(r"\p{N}" if rule == "digit" else f"(?:{rule})" if rule != "gpt2" else rule for rule in rules)
         found = read_vocabulary(folder(with_pretokenizer(rules, pre.ignore_merges)), 4096)
-        assert found.entries["tokenizer.ggml.pre"] == pre.name
+        # These two take whole runs of line breaks, one by asking for them, the other since nothing else is left.
+        assert found.entries["tokenizer.ggml.pre"] == {"bailingmoe": "qwen2"}.get(pre.name, pre.name)
 
 
 def test_ignoring_merges_matters_only_where_it_shows() -> None:
