@@ -1,90 +1,103 @@
-"""How much of llama.cpp's speed the engine passes on, as ratios of runs made one after another.
+"""How much of llama.cpp's speed the engine passes on: ratios, in one run, to peers on the same file.
 
-    python -m benchmarks.engine MODEL.gguf [--threads 2] [--rounds 3] [--only one,eight,…]
+    python -m benchmarks.engine MODEL.gguf [--peers FOLDER] [--threads 2] [--rounds 3] [--only one,eight,…]
 
-Best on the 1.1 B of `benchmarks.synthetic` at Q4_K_M, on a machine with nothing else to do. The opponent is a bare loop
-over the same library with the same sampler chain, in a process of its own: no queue, no text, no messages.
+Best on the 1.1 B of `benchmarks.synthetic` at Q4_K_M, on a machine with nothing else to do. Peers are llama-server and
+llama-batched-bench (`benchmarks/peers.py`), where FOLDER or PATH has them, and always a bare loop over the same library
+with the same sampler chain (`benchmarks/loops.py`). Rows that compare with peers go through the daemon and HTTP, the
+others speak with a worker.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import statistics
-import subprocess
-import sys
+import tempfile
 import time
-from array import array
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from benchmarks import loops, peers
+from benchmarks.loops import POOL, PROMPT, SAMPLING, SEQUENCES
+from benchmarks.peers import Server
 from runtime import messages as m
-from runtime.context import Context, Shape
 from runtime.hardware import usable_cpus
-from runtime.llama import Model
-from runtime.sampling import Sampler
+from server.config import child_environment
 from tests.runtime.working import Worker, working
 
-PROMPT = "It was a dark night, and the wind blew from the sea. The old man sat by the fire and said: "
-# Token 300 of most byte-level vocabularies is a plain one: random weights would write bytes that make no text.
-SAMPLING = m.Sampling(logit_bias={300: 1e6})
-POOL = 8192
+# The daemon's worker has no more room than models were trained for, which is 2,048 tokens for the synthetic one.
+CONTEXT = 2048
 
 
 class Bench:
     """One model file and how to run it."""
 
     def __init__(self, options: argparse.Namespace) -> None:
-        self.path: Path = options.model
+        self.path: Path = options.model.resolve()
         self.threads: int = options.threads
         self.rounds: int = options.rounds
         self.tokens: int = options.tokens
-
-    def load(self, **options: Any) -> m.Load:
-        """The first frame; `options` replace defaults."""
-        defaults = {"context": POOL, "sequences": 8, "threads": self.threads, "queue": 64}
-        return m.Load(str(self.path), **{**defaults, **options})
+        self.llama_server = peers.find(options.peers, "llama-server")
+        self.batched_bench = peers.find(options.peers, "llama-batched-bench")
 
     def submit(self, prompt: str, tokens: int | None = None) -> m.Submit:
         """A prompt that is answered with a fixed number of tokens."""
         return m.Submit(0, prompt=prompt, sampling=SAMPLING, limits=m.Limits(max_tokens=tokens or self.tokens))
 
+    def load(self) -> m.Load:
+        """A worker's first frame."""
+        return m.Load(str(self.path), context=POOL, sequences=SEQUENCES, threads=self.threads, queue=64)
+
     @asynccontextmanager
-    async def worker(self, **options: Any) -> AsyncIterator[Worker]:
+    async def worker(self) -> AsyncIterator[Worker]:
         """A worker that has answered once."""
-        async with working(self.load(**options)) as worker:
+        async with working(self.load(), env=child_environment()) as worker:
             await worker.ask(self.submit("Warm", 8))
             yield worker
 
-    def bare(self, streams: int) -> float:
-        """Tokens per second of the bare loop."""
-        code = f"from benchmarks.engine import bare; bare({str(self.path)!r}, {self.threads}, {streams}, {self.tokens})"
-        return float(json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout))
+    @asynccontextmanager
+    async def servers(self) -> AsyncIterator[dict[str, Server]]:
+        """Our daemon as `lm`, and llama-server, if it is there; both have answered once."""
+        with ExitStack() as stack:
+            home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lm-engine-")))
+            _, ours = stack.enter_context(peers.daemon(self.path, home, self.threads, CONTEXT))
+            found = {"lm": ours}
+            if self.llama_server:
+                peer = peers.llama_server(self.llama_server, self.path, self.threads, CONTEXT)
+                found["llama-server"] = stack.enter_context(peer)
+            for server in found.values():
+                await asyncio.to_thread(peers.first_token, server)
+            yield found
 
 
-def bare(path: str, threads: int, streams: int, tokens: int) -> None:
-    """Prompt, then `tokens` steps of `streams` rows, sampled in C; prints tokens per second of the steps."""
-    model = Model(Path(path))
-    context = Context(model, Shape(POOL, 16, 8, threads))
-    ids = model.tokenize(PROMPT, special=False, add=True)
-    samplers = [Sampler(model, SAMPLING, number, POOL) for number in range(streams)]
-    last = array("i", [0] * streams)
-    for number, sampler in enumerate(samplers):
-        context.put_prompt(0, memoryview(ids), 0, number, 1)
-        context.decode(len(ids))
-        last[number] = sampler.sample(context.handle, len(ids) - 1)
-    started = time.perf_counter()
-    for step in range(tokens):
-        for number in range(streams):
-            context.put_token(number, last[number], len(ids) + step, number)
-        context.decode(streams)
-        for number, sampler in enumerate(samplers):
-            last[number] = sampler.sample(context.handle, number)
-    print(json.dumps(streams * tokens / (time.perf_counter() - started)))
+class Ratios:
+    """Figures of several rounds; a line of the table is the median of the ratios of the same round."""
+
+    def __init__(self) -> None:
+        self._figures: dict[str, list[float]] = {}
+
+    def note(self, name: str, figure: float) -> None:
+        """The figure of `name` in this round."""
+        self._figures.setdefault(name, []).append(figure)
+
+    def show(self, what: str, ours: str, peer: str, goal: str, unit: str = "tok/s") -> None:
+        """One line, if both were measured."""
+        if peer in self._figures:
+            pairs = list(zip(self._figures[ours], self._figures[peer], strict=True))
+            mine, theirs = (statistics.median(column) for column in zip(*pairs, strict=True))
+            spread = " ".join(f"{a / b:.2f}" for a, b in pairs)
+            figures = f"{mine:.2f} against {theirs:.2f} {unit} ({spread})"
+            report(f"{what}, against {peer}", statistics.median(a / b for a, b in pairs), goal, figures)
+
+
+def rate(streams: list[list[float]]) -> float:
+    """Tokens per second of all together while all of them are being written."""
+    start, end = max(times[1] for times in streams), min(times[-1] for times in streams)
+    return sum(start < t <= end for times in streams for t in times[1:]) / (end - start)
 
 
 async def stream(worker: Worker, request: m.Submit, started: asyncio.Event | None = None) -> list[float]:
@@ -100,51 +113,48 @@ async def stream(worker: Worker, request: m.Submit, started: asyncio.Event | Non
     return times
 
 
-def rate(streams: list[list[float]]) -> float:
-    """Tokens per second from the first token to the last, of all together."""
-    return sum(len(times) - 2 for times in streams) / (max(t[-1] for t in streams) - max(t[1] for t in streams))
-
-
 def gaps(times: list[float]) -> list[float]:
     """Seconds between tokens, the shortest first."""
     return sorted(b - a for a, b in pairwise(times[1:]))
 
 
 async def one(bench: Bench) -> None:
-    """One stream against the bare loop."""
-    ratios, rates = [], []
-    for _ in range(bench.rounds):
-        alone = bench.bare(1)
-        async with bench.worker() as worker:
-            rates.append(rate([await stream(worker, bench.submit(PROMPT))]))
-        ratios.append(rates[-1] / alone)
-    report(
-        "one stream against the bare loop", statistics.median(ratios), "≥ 0.97", f"{statistics.median(rates):.1f} tok/s"
-    )
+    """One stream."""
+    ratios = Ratios()
+    async with bench.servers() as servers:
+        for number in range(bench.rounds):
+            ratios.note("the bare loop", loops.run("bare", bench.path, bench.threads, 1, bench.tokens))
+            for name, server in servers.items():
+                ratios.note(name, rate([await server.times(f"{number} {PROMPT}", bench.tokens)]))
+    ratios.show("one stream", "lm", "the bare loop", "≥ 0.97")
+    ratios.show("one stream", "lm", "llama-server", "≥ 0.99")
 
 
 async def eight(bench: Bench) -> None:
     """Eight streams that come at once."""
-    ratios, rates = [], []
-    for _ in range(bench.rounds):
-        alone = bench.bare(8)
-        async with bench.worker() as worker:
-            jobs = [stream(worker, bench.submit(f"{i}. {PROMPT}")) for i in range(8)]
-            streams = await asyncio.gather(*jobs)
-        rates.append(sum(len(times) - 2 for times in streams) / statistics.mean(t[-1] - t[1] for t in streams))
-        ratios.append(rates[-1] / alone)
-    report(
-        "eight streams against the bare loop",
-        statistics.median(ratios),
-        "≥ 0.95",
-        f"{statistics.median(rates):.1f} tok/s",
-    )
+    ratios = Ratios()
+    shape = (bench.path, bench.threads)
+    async with bench.servers() as servers:
+        for number in range(bench.rounds):
+            ratios.note("the bare loop", loops.run("bare", *shape, 8, bench.tokens))
+            if bench.batched_bench:
+                speed = peers.batched_bench(bench.batched_bench, *shape, CONTEXT, 8, bench.tokens)
+                ratios.note("llama-batched-bench", speed)
+            for name, server in servers.items():
+                prompts = [f"{number}.{i} {PROMPT * 3}" for i in range(8)]
+                streams = await asyncio.gather(*(server.times(prompt, bench.tokens) for prompt in prompts))
+                ratios.note(f"{name} alone", rate(streams))
+                seconds = max(times[-1] for times in streams) - min(times[0] for times in streams)
+                ratios.note(name, 8 * bench.tokens / seconds)
+    ratios.show("eight streams with prompts", "lm", "llama-server", "≥ 1.1")
+    ratios.show("eight streams, generation", "lm alone", "llama-batched-bench", "≥ 0.95")
+    ratios.show("eight streams, generation", "lm alone", "the bare loop", "≥ 0.95")
 
 
 async def prefix(bench: Bench) -> None:
     """A newcomer whose prompt a running answer has computed."""
     text = PROMPT * 30
-    ratios = []
+    ratios = Ratios()
     for _ in range(bench.rounds):
         async with bench.worker() as worker:
             cold = await stream(worker, bench.submit(f"Cold. {text} Why?", 2))
@@ -153,14 +163,15 @@ async def prefix(bench: Bench) -> None:
                 if isinstance(frame, m.Delta):
                     break
             warm = await stream(worker, bench.submit(f"{text} Why?", 2))
-        ratios.append((warm[1] - warm[0]) / (cold[1] - cold[0]))
-    report("first token when a running answer holds the prefix, against cold", statistics.median(ratios), "≤ 0.2")
+        ratios.note("warm", 1e3 * (warm[1] - warm[0]))
+        ratios.note("cold", 1e3 * (cold[1] - cold[0]))
+    ratios.show("first token where a running answer holds the prefix", "warm", "cold", "≤ 0.2", "ms")
 
 
 async def gap(bench: Bench) -> None:
     """What a long prompt does to a running answer, and the other way round."""
     text = PROMPT * 42
-    stretched, slowed = [], []
+    ratios = Ratios()
     for _ in range(bench.rounds):
         async with bench.worker() as worker:
             alone = await stream(worker, bench.submit(f"Alone. {text}", 2))
@@ -170,55 +181,73 @@ async def gap(bench: Bench) -> None:
             await started.wait()
             newcomer = await stream(worker, bench.submit(f"New. {text}", 2))
             times = [t for t in await running if newcomer[0] <= t <= newcomer[1]]
-        stretched.append(gaps([0.0, *times])[int((len(times) - 1) * 0.99)] / statistics.median(usual))
-        slowed.append((newcomer[1] - newcomer[0]) / (alone[1] - alone[0]))
-    report("p99 gap while a 900-word prompt comes in, against the usual one", statistics.median(stretched), "≤ 5")
-    report("first token of that prompt, against alone", statistics.median(slowed), "≤ 2")
+        stretched = gaps([0.0, *times])
+        ratios.note("p99", 1e3 * stretched[int((len(stretched) - 1) * 0.99)])
+        ratios.note("usual", 1e3 * statistics.median(usual))
+        ratios.note("beside", newcomer[1] - newcomer[0])
+        ratios.note("alone", alone[1] - alone[0])
+    ratios.show("p99 gap of an answer while a 900-word prompt comes in", "p99", "usual", "≤ 5", "ms")
+    ratios.show("first token of that prompt", "beside", "alone", "≤ 2", "s")
 
 
 async def parked(bench: Bench) -> None:
     """What others' conversations in the cache cost."""
-    ratios = []
+    ratios = Ratios()
     for _ in range(bench.rounds):
         async with bench.worker() as worker:
-            empty = rate([await stream(worker, bench.submit("Empty."))])
+            ratios.note("an empty one", rate([await stream(worker, bench.submit("Empty."))]))
             for i in range(4):
                 await stream(worker, bench.submit(f"{i} {PROMPT * 42}", 1))
-            ratios.append(rate([await stream(worker, bench.submit("Half full."))]) / empty)
-    report("speed with the pool half full of parked sequences", statistics.median(ratios), "≥ 0.97")
+            ratios.note("half", rate([await stream(worker, bench.submit("Half full."))]))
+    ratios.show("one stream in a pool half full of parked sequences", "half", "an empty one", "≥ 0.97")
 
 
 async def two(bench: Bench) -> None:
     """Two workers."""
-    ratios = []
+    ratios = Ratios()
     for _ in range(bench.rounds):
         async with bench.worker() as first, bench.worker() as second:
-            alone = rate([await stream(first, bench.submit(PROMPT))])
+            ratios.note("one alone", rate([await stream(first, bench.submit(PROMPT))]))
             both = await asyncio.gather(*(stream(worker, bench.submit(PROMPT)) for worker in (first, second)))
-            ratios.append(sum(rate([times]) for times in both) / alone)
-    report("two models at once, together, against one alone", statistics.median(ratios), "≥ 0.8")
+            ratios.note("both", rate(both))
+    ratios.show("two models at once, together", "both", "one alone", "≥ 0.8")
+
+
+async def python(bench: Bench) -> None:
+    """What the engine's own code costs."""
+    for streams in (1, 8):
+        costs = [loops.run("engine", bench.path, bench.threads, streams, bench.tokens) for _ in range(bench.rounds)]
+        spread = " ".join(f"{cost:.1f}" for cost in costs)
+        report(f"µs of Python per token and slot, streams: {streams}", statistics.median(costs), "≤ 50", spread)
 
 
 async def start(bench: Bench) -> None:
-    """From nothing to the first token."""
-    times = []
-    for _ in range(bench.rounds):
-        began = time.perf_counter()
-        async with working(bench.load()) as worker:
-            loaded = time.perf_counter() - began
-            await stream(worker, bench.submit("Once", 1))
-            times.append((time.perf_counter() - began, loaded))
-    total, loaded = map(statistics.median, zip(*times, strict=True))
-    print(f"start to first token {total:.2f} s, of which loading {loaded:.2f} s")
+    """From nothing to the first token, the file in the page cache."""
+    ratios = Ratios()
+    with ExitStack() as stack:
+        home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lm-engine-")))
+        daemon, ours = stack.enter_context(peers.daemon(bench.path, home, bench.threads, CONTEXT))
+        for _ in range(bench.rounds):
+            daemon.post("/lm/stop", {"model": ours.model})
+            began = time.perf_counter()
+            ratios.note("lm", peers.first_token(ours) - began)
+            if bench.llama_server:
+                began = time.perf_counter()
+                with peers.llama_server(bench.llama_server, bench.path, bench.threads, CONTEXT) as peer:
+                    seconds = await asyncio.to_thread(peers.first_token, peer) - began
+                ratios.note("llama-server", seconds)
+                ratios.note("1.1 times llama-server and 0.4 s", 1.1 * seconds + 0.4)
+    ratios.show("load to first token", "lm", "llama-server", "see below", "s")
+    ratios.show("load to first token", "lm", "1.1 times llama-server and 0.4 s", "≤ 1", "s")
 
 
 def report(what: str, value: float, goal: str, more: str = "") -> None:
     """One line of the table."""
-    print(f"{what:70} {value:6.2f}  (goal {goal})  {more}", flush=True)
+    print(f"{what:75} {value:6.2f}  (goal {goal})  {more}", flush=True)
 
 
 ALL: dict[str, Callable[[Bench], Coroutine[Any, Any, None]]] = {
-    f.__name__: f for f in (start, one, eight, prefix, gap, parked, two)
+    f.__name__: f for f in (start, one, eight, prefix, gap, parked, two, python)
 }
 
 
@@ -226,6 +255,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
+    parser.add_argument("--peers", type=Path, help="folder of llama-server and llama-batched-bench; default: PATH")
     parser.add_argument("--threads", type=int, default=usable_cpus())
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--tokens", type=int, default=128)
