@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import http.client
 import json
 import math
 import resource
@@ -11,10 +12,12 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import psutil
 import pytest
 
+from benchmarks import synthetic
 from registry.names import LIBRARY, LOCAL, Name
 from registry.store import Store
 from tests.daemon import Answer, Daemon, alive
@@ -101,6 +104,28 @@ def test_a_worker_without_memory(daemon: Daemon) -> None:
         assert answers[-1].json["code"] == "worker_died", answers[-1].body
         assert "memory may be short" in answers[-1].json["hint"]
     assert ask(daemon, "one").json["eval_count"] == 8
+
+
+@pytest.mark.slow
+def test_a_client_that_leaves_a_long_prompt_makes_way_at_once(tmp_path: Path) -> None:
+    shape = ["--layers", "6", "--width", "1024", "--feed-forward", "4096", "--heads", "16"]
+    synthetic.make(tmp_path / "wide", synthetic.parser().parse_args([str(tmp_path / "wide"), *shape]))
+    with Daemon(tmp_path / "home", runtime="llama") as daemon:
+        daemon.pull(str(tmp_path / "wide"))
+        (row,) = daemon.get("/api/tags").json["models"]
+        model = row["name"]
+        whole = ask(daemon, model, 1, "word " * 1900).json["prompt_eval_duration"] / 1e9
+        worker = psutil.Process(pid_of(daemon, model))
+        for path, body in (("generate", {"prompt": "other " * 1900}), ("embed", {"input": "more " * 1900})):
+            connection = http.client.HTTPConnection("127.0.0.1", daemon.port)
+            spent = sum(worker.cpu_times()[:2])
+            connection.request("POST", f"/api/{path}", json.dumps({"model": model, **body}))
+            while sum(worker.cpu_times()[:2]) < spent + 0.05 * whole:
+                pass
+            connection.close()
+            began = time.monotonic()
+            assert ask(daemon, model, 1, "short").json["eval_count"] == 1
+            assert time.monotonic() - began < 0.25 * whole
 
 
 @pytest.mark.slow
