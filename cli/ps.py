@@ -33,17 +33,20 @@ def print_loaded(rows: list[dict[str, Any]]) -> None:
             console.size(row["size"]),
             _processor(row),
             str(row["context_length"]),
+            *(console.size(row[f"{part}_bytes"]) for part in ("weights", "cache", "compute")),
             f"{console.size(row['measured_anonymous_bytes'])} of {console.size(row['predicted_anonymous_bytes'])}",
             _until(row),
         )
         for row in rows
     ]
-    console.table(("NAME", "ID", "SIZE", "PROCESSOR", "CONTEXT", "HOLDS", "UNTIL"), cells)
+    console.table(
+        ("NAME", "ID", "SIZE", "PROCESSOR", "CONTEXT", "WEIGHTS", "CACHE", "COMPUTE", "HOLDS", "UNTIL"), cells
+    )
 
 
 def _processor(row: dict[str, Any]) -> str:
     """Where the model's memory is, in Ollama's words."""
-    gpu = round(100 * row["size_vram"] / row["size"]) if row["size"] else 0
+    gpu = min(100, round(100 * row["size_vram"] / row["size"])) if row["size"] else 0
     return {0: "100% CPU", 100: "100% GPU"}.get(gpu, f"{100 - gpu}%/{gpu}% CPU/GPU")
 
 

@@ -169,7 +169,7 @@ def _running(worker: Worker, stays: float | None, need: Need) -> dict[str, Any]:
         "digest": worker.model.digest,
         "details": details(worker.model),
         "expires_at": (datetime.now(UTC) + left).isoformat(timespec="microseconds"),
-        "size_vram": 0,
+        "size_vram": sum(card.total for card in need.cards),
         "context_length": ready.context,
         "sequences": ready.sequences,
         "weights_bytes": ready.weights_bytes,

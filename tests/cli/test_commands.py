@@ -148,7 +148,7 @@ def test_lists(lm: Cli) -> None:
     assert lm("ls").out.splitlines()[0] == header
     assert "tiny:F32" in [row["name"] for row in json.loads(lm("list", "--json").out)]
     header, row = lm("ps").out.splitlines()
-    assert header.split() == ["NAME", "ID", "SIZE", "PROCESSOR", "CONTEXT", "HOLDS", "UNTIL"]
+    assert " ".join(header.split()) == "NAME ID SIZE PROCESSOR CONTEXT WEIGHTS CACHE COMPUTE HOLDS UNTIL"
     assert row.startswith("tiny:F32 ") and "100% CPU" in row and row.endswith(" from now")
     assert json.loads(lm("ps", "--json").out)[0]["context_length"]
 
