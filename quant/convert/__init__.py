@@ -5,20 +5,18 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from quant.convert import chat, cohere, encoder, gemma, glm, gpt, llama, moe, olmo, phi, qwen, recurrent
-from quant.convert.base import Family, plan_tensors
+from quant.convert import chat, cohere, encoder, gemma, glm, gpt, llama, moe, olmo, phi, qwen, ranking, recurrent
+from quant.convert.base import Family, check_layers, headless, plan_tensors
 from quant.convert.config import Config
 from quant.convert.gguf_source import plan_gguf
-from quant.convert.pooling import read_pooling
+from quant.convert.pooling import DENSE, MEAN, RANK, read_dense, read_pooling
 from quant.convert.tokenizer import read_vocabulary
 from quant.convert.variants import is_gguf
 from quant.errors import MalformedFile, UnsupportedModel
 from quant.plan import Files, ModelPlan, TensorPlan
 from quant.safetensors import read_model
 
-# What sentence-transformers does with a model that says nothing.
-MEAN = 1
-_MODULES = (llama, qwen, gemma, phi, olmo, glm, cohere, gpt, moe, recurrent, encoder)
+_MODULES = (llama, qwen, gemma, phi, olmo, glm, cohere, gpt, moe, recurrent, encoder, ranking)
 FAMILIES: dict[str, Family] = {
     name: family for module in _MODULES for family in module.FAMILIES for name in family.classes
 }
@@ -39,8 +37,12 @@ def plan_model(files: Files, pre: str | None = None) -> ModelPlan:
     tokenizer_config = Config.read(files, "tokenizer_config.json")
     generation = Config.read(files, "generation_config.json")
     templates = chat.read_templates(files, tokenizer_config)
-    embeds = f"{sketch.architecture}.pooling_type" in sketch.metadata
-    specials, stops = chat.describe_specials(config, generation, tokenizer_config, vocabulary)
+    pooling = sketch.metadata.get(f"{sketch.architecture}.pooling_type")
+    specials, stops = chat.describe_specials(config, generation, tokenizer_config, vocabulary, pooling is not None)
+    if pooling == RANK:
+        asked = sketch.architecture == ranking.QWEN3.architecture
+        templates = {"rerank": ranking.TEMPLATE} if asked else {}
+        specials |= {} if asked else ranking.describe_pair(files, stops[0])
     metadata = {
         **{key: value for key, value in sketch.metadata.items() if key.startswith("general.")},
         **chat.read_card(files),
@@ -56,8 +58,12 @@ def plan_model(files: Files, pre: str | None = None) -> ModelPlan:
         metadata=metadata,
         stops=stops,
         defaults=chat.read_defaults(generation),
-        capabilities=("embedding",) if embeds else chat.capabilities(templates, vocabulary),
+        capabilities=_capabilities(pooling) or chat.capabilities(templates, vocabulary),
     )
+
+
+def _capabilities(pooling: int | None) -> tuple[str, ...]:
+    return () if pooling is None else ("rerank",) if pooling == RANK else ("embedding",)
 
 
 def sketch_model(files: Files) -> ModelPlan:
@@ -69,14 +75,21 @@ def _sketch(files: Files) -> tuple[Config, ModelPlan, int]:
     """The configuration, the plan of the weights, and the number of embeddings."""
     config = _read_config(files)
     family = _family(config)
+    if family is qwen.QWEN3 and ranking.is_reranker(files):
+        family = ranking.QWEN3
     _check_activation(family, config)
-    sizes = family.read_sizes(config)
-    pooling = read_pooling(files)
+    pooling = RANK if family.ranks else read_pooling(files, dense=DENSE[0] in family.tensors)
     if pooling is None and family.encoder:
         pooling = MEAN
+    if pooling is not None:
+        family = headless(family)
+    dense = read_dense(files) if DENSE[0] in family.tensors else ()
+    entries = (*read_model(files), *dense)
+    sizes = {**family.read_sizes(config), **({"dense": dense[0].shape[0]} if dense else {})}
+    check_layers(sizes)
     described = {f"{family.architecture}.{key}": value for key, value in family.describe(config, sizes).items()}
-    entries = read_model(files)
-    tensors = (*family.computed(config, sizes), *plan_tensors(family, config, sizes, entries))
+    own = (*family.computed(config, sizes), *family.picked(files, entries, config))
+    tensors = (*own, *plan_tensors(family, config, sizes, entries))
     metadata = {
         "general.architecture": family.architecture,
         "general.type": "model",

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from quant.convert.config import Config
 from quant.errors import MalformedFile, UnsupportedModel
 from quant.gguf import MAX_BLOCKS
-from quant.plan import Part, TensorPlan, Transform
+from quant.plan import Files, Part, TensorPlan, Transform
 from quant.safetensors import DTYPES, Entry
 
 # The types of safetensors that hold weights as they are; others belong to quantized models.
@@ -29,9 +29,10 @@ class Known(NamedTuple):
 
     `result` is the shape in GGUF where it is another, `skip` names the size that says how many first rows stay behind.
     `source` stands without the family's prefix. With `[]` in it, the number of an expert, it stands for as many tensors
-    as `sizes["experts"]` says, which are stacked. A source whose matrices have the rows of two tensors, one after the
+    as the size `each` says, which are stacked. A source whose matrices have the rows of two tensors, one after the
     other, has both in `target`, with a space between. `layers` names the sizes that say in which layers the tensor is
-    (from, up to).
+    (from, up to), `where` one whose bits say it of every layer. One that is not `required` is in all of these layers or
+    in none.
     """
 
     source: str
@@ -42,10 +43,8 @@ class Known(NamedTuple):
     result: tuple[str, ...] = ()
     skip: str = ""
     layers: tuple[str, str] = ("", "layers")
-
-
-def _nothing(config: Config, sizes: Sizes) -> dict[str, Any]:
-    return {}
+    where: str = ""
+    each: str = "experts"
 
 
 def _no_tensors(config: Config, sizes: Sizes) -> tuple[TensorPlan, ...]:
@@ -58,10 +57,11 @@ class Family:
 
     `classes` are the names in `architectures` of `config.json`, `architecture` is GGUF's. `read_sizes` gives the sizes
     by which `tensors` name their shapes ("layers" among them), `describe` the GGUF entries without the architecture
-    in front, `transforms` the changes by the names that `tensors` use, `computed` the tensors that have no source.
-    `prefix` matches what a source may have in front of the names in `tensors`, `unused` names (without it) that
-    no engine needs. `activations` are those that the engine has for the family. An `encoder` makes embeddings and no
-    text. `tied` says whether the embedding serves as the output where `config.json` does not say.
+    in front, `transforms` the changes by the names that `tensors` use, `computed` the tensors that have no source,
+    `picked` those made of so few values that they are read at once. `prefix` matches what a source may have in front of
+    the names in `tensors`, `unused` names (without it) that no engine needs. `activations` are those that the engine
+    has for the family. An `encoder` makes embeddings and no text; what `ranks` makes a score of two texts. `tied` says
+    whether the embedding serves as the output where `config.json` does not say.
     """
 
     classes: tuple[str, ...]
@@ -74,14 +74,20 @@ class Family:
     prefix: str = r"(model\.)?"
     unused: str = r"(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq"
     activations: tuple[str, ...] = ("silu",)
+    picked: Callable[[Files, Iterable[Entry], Config], tuple[TensorPlan, ...]] = lambda files, entries, config: ()
     encoder: bool = False
+    ranks: bool = False
     tied: bool = False
+
+
+def headless(family: Family) -> Family:
+    """The family without its output over the vocabulary, which embeddings have no use for and often leave out."""
+    kept = tuple(known for known in family.tensors if known.target not in (HEAD, "output.bias"))
+    return replace(family, tensors=kept, unused=rf"{family.unused}|lm_head\.(weight|bias)")
 
 
 def plan_tensors(family: Family, config: Config, sizes: Sizes, entries: Iterable[Entry]) -> tuple[TensorPlan, ...]:
     """Map every source tensor to its place; raises when one is unknown, missing, of another shape or not plain."""
-    if sizes["layers"] > MAX_BLOCKS:
-        raise UnsupportedModel(f"the model has {sizes['layers']} layers, and at most {MAX_BLOCKS} can be run")
     wanted = _expand(family, sizes)
     found = _strip(family, entries)
     if config.flag("tie_word_embeddings", family.tied):
@@ -92,15 +98,16 @@ def plan_tensors(family: Family, config: Config, sizes: Sizes, entries: Iterable
             found.pop(name, None)
     unknown = [entry.name for name, entry in found.items() if name not in wanted]
     if unknown:
-        listed = ", ".join(f"`{name[:80]}`" for name in unknown[:5])
-        more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
         raise UnsupportedModel(
-            f"the `{family.architecture}` family has no place for {listed}{more}",
+            f"the `{family.architecture}` family has no place for {_listed(unknown)}",
             hint="this is a variant of the architecture that cannot be converted yet",
         )
-    missing = [name for name, known in wanted.items() if known.required and name not in found]
+    there = {known.source for name, known in wanted.items() if name in found}
+    missing = [
+        name for name, known in wanted.items() if name not in found and (known.required or known.source in there)
+    ]
     if missing:
-        raise MalformedFile(f"{len(missing)} tensors are missing, the first is `{missing[0]}`")
+        raise MalformedFile(f"the weights lack {_listed(missing)}", hint="download the model again")
     transforms = family.transforms(sizes)
     # In the order of the table, where the experts of a layer are in theirs.
     placed = [
@@ -110,6 +117,17 @@ def plan_tensors(family: Family, config: Config, sizes: Sizes, entries: Iterable
         for tensor in _place(found[name], known, sizes, transforms)
     ]
     return _stacked(placed, sizes, list(found.values()))
+
+
+def check_layers(sizes: Sizes) -> None:
+    """Raises UnsupportedModel for more layers than any engine has."""
+    if sizes["layers"] > MAX_BLOCKS:
+        raise UnsupportedModel(f"the model has {sizes['layers']} layers, and at most {MAX_BLOCKS} can be run")
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(f"`{name[:80]}`" for name in names[:5]) + more
 
 
 def _stacked(placed: list[TensorPlan], sizes: Sizes, entries: list[Entry]) -> tuple[TensorPlan, ...]:
@@ -158,8 +176,9 @@ def _expand(family: Family, sizes: Sizes) -> dict[str, Known]:
     wanted = {}
     for known in family.tensors:
         first, end = (sizes[name] if name else 0 for name in known.layers)
-        for layer in range(first, end) if "{}" in known.source else (0,):
-            for expert in range(sizes["experts"]) if "[]" in known.source else (0,):
+        layers = [layer for layer in range(first, end) if not known.where or sizes[known.where] >> layer & 1]
+        for layer in layers if "{}" in known.source else (0,):
+            for expert in range(sizes[known.each]) if "[]" in known.source else (0,):
                 source = known.source.format(layer).replace("[]", str(expert))
                 wanted[source] = known._replace(target=known.target.replace("{}", str(layer)))
     return wanted
@@ -184,7 +203,7 @@ def _place(entry: Entry, known: Known, sizes: Sizes, transforms: Mapping[str, Tr
     offset, size = entry.offset + skipped, entry.size - skipped
     if "[]" in known.source:
         part = Part(entry.shard, offset, size)
-        yield replace(plan, shape=(sizes["experts"], *result), offset=offset, size=size, parts=(part,))
+        yield replace(plan, shape=(sizes[known.each], *result), offset=offset, size=size, parts=(part,))
     elif " " in known.target:
         yield from _halves(plan, known, offset, size)
     else:

@@ -73,9 +73,12 @@ def describe_templates(templates: Mapping[str, str]) -> dict[str, Any]:
 
 
 def describe_specials(
-    config: Config, generation: Config, tokenizer_config: Config, vocabulary: Vocabulary
+    config: Config, generation: Config, tokenizer_config: Config, vocabulary: Vocabulary, embeds: bool = False
 ) -> tuple[dict[str, Any], tuple[int, ...]]:
-    """The GGUF entries of the special tokens, and all ids that end an answer."""
+    """The GGUF entries of the special tokens, and all ids that end an answer.
+
+    Of a model that `embeds`, the end is what its tokenizer puts behind a text; others may end answers otherwise.
+    """
     size = len(vocabulary.entries["tokenizer.ggml.tokens"])
     listed = _ids(generation, "eos_token_id", size) or _ids(config, "eos_token_id", size)
     named = _named_id(tokenizer_config, "eos_token", vocabulary)
@@ -84,6 +87,8 @@ def describe_specials(
     if "bos_token" not in tokenizer_config.values:
         begin = next(iter(_ids(config, "bos_token_id", size)), None)
     pad = _named_id(tokenizer_config, "pad_token", vocabulary)
+    if embeds and vocabulary.last is not None:
+        stops = tuple(dict.fromkeys((vocabulary.last, *stops)))
     stops = stops or (() if vocabulary.last is None else (vocabulary.last,))
     begin = vocabulary.first if begin is None and "bos_token" not in tokenizer_config.values else begin
     if not stops:

@@ -16,7 +16,7 @@ _GELU = ("gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh")
 _WIDTH = ("width",)
 
 
-def _both(source: str, target: str, rows: str, *columns: str, required: bool = True) -> tuple[Known, ...]:
+def both(source: str, target: str, rows: str, *columns: str, required: bool = True) -> tuple[Known, ...]:
     """A weight and its bias."""
     return (
         Known(f"{source}.weight", f"{target}.weight", (rows, *columns), required),
@@ -39,6 +39,7 @@ def _read_sizes(config: Config) -> dict[str, int]:
         "positions": positions,
         "context": positions,
         "kinds": config.count("type_vocab_size", 2),
+        "one": 1,
     }
 
 
@@ -66,15 +67,15 @@ _BERT_TENSORS = (
     Known("embeddings.word_embeddings.weight", "token_embd.weight", ("vocabulary", "width")),
     Known("embeddings.position_embeddings.weight", "position_embd.weight", ("positions", "width"), skip="skipped"),
     Known("embeddings.token_type_embeddings.weight", "token_types.weight", ("kinds", "width")),
-    *_both("embeddings.LayerNorm", "token_embd_norm", "width"),
-    *_both(_LAYER + "attention.self.query", _BLOCK + "attn_q", "width", "width"),
-    *_both(_LAYER + "attention.self.key", _BLOCK + "attn_k", "width", "width"),
-    *_both(_LAYER + "attention.self.value", _BLOCK + "attn_v", "width", "width"),
-    *_both(_LAYER + "attention.output.dense", _BLOCK + "attn_output", "width", "width"),
-    *_both(_LAYER + "attention.output.LayerNorm", _BLOCK + "attn_output_norm", "width"),
-    *_both(_LAYER + "intermediate.dense", _BLOCK + "ffn_up", "feed_forward", "width"),
-    *_both(_LAYER + "output.dense", _BLOCK + "ffn_down", "width", "feed_forward"),
-    *_both(_LAYER + "output.LayerNorm", _BLOCK + "layer_output_norm", "width"),
+    *both("embeddings.LayerNorm", "token_embd_norm", "width"),
+    *both(_LAYER + "attention.self.query", _BLOCK + "attn_q", "width", "width"),
+    *both(_LAYER + "attention.self.key", _BLOCK + "attn_k", "width", "width"),
+    *both(_LAYER + "attention.self.value", _BLOCK + "attn_v", "width", "width"),
+    *both(_LAYER + "attention.output.dense", _BLOCK + "attn_output", "width", "width"),
+    *both(_LAYER + "attention.output.LayerNorm", _BLOCK + "attn_output_norm", "width"),
+    *both(_LAYER + "intermediate.dense", _BLOCK + "ffn_up", "feed_forward", "width"),
+    *both(_LAYER + "output.dense", _BLOCK + "ffn_down", "width", "feed_forward"),
+    *both(_LAYER + "output.LayerNorm", _BLOCK + "layer_output_norm", "width"),
 )
 _BERT_UNUSED = r"embeddings\.position_ids|pooler\.dense\.(weight|bias)|(cls|lm_head)\..*"
 BERT = Family(
@@ -139,7 +140,7 @@ MODERN_BERT = Family(
         Known("embeddings.norm.weight", "token_embd_norm.weight", _WIDTH),
         Known("final_norm.weight", "output_norm.weight", _WIDTH),
         # The first layer has none.
-        Known("layers.{}.attn_norm.weight", "blk.{}.attn_norm.weight", _WIDTH, required=False),
+        Known("layers.{}.attn_norm.weight", "blk.{}.attn_norm.weight", _WIDTH, layers=("one", "layers")),
         Known("layers.{}.attn.Wqkv.weight", "blk.{}.attn_qkv.weight", ("three_width", "width")),
         Known("layers.{}.attn.Wo.weight", "blk.{}.attn_output.weight", ("width", "width")),
         Known("layers.{}.mlp_norm.weight", "blk.{}.ffn_norm.weight", _WIDTH),
@@ -186,14 +187,14 @@ NOMIC_BERT = Family(
     tensors=(
         Known("embeddings.word_embeddings.weight", "token_embd.weight", ("vocabulary", "width")),
         Known("embeddings.token_type_embeddings.weight", "token_types.weight", ("kinds", "width")),
-        *_both("emb_ln", "token_embd_norm", "width"),
+        *both("emb_ln", "token_embd_norm", "width"),
         Known(_LAYERS + "attn.Wqkv.weight", _BLOCK + "attn_qkv.weight", ("three_width", "width")),
         Known(_LAYERS + "attn.out_proj.weight", _BLOCK + "attn_output.weight", ("width", "width")),
-        *_both(_LAYERS + "norm1", _BLOCK + "attn_output_norm", "width"),
+        *both(_LAYERS + "norm1", _BLOCK + "attn_output_norm", "width"),
         Known(_LAYERS + "mlp.fc11.weight", _BLOCK + "ffn_up.weight", ("feed_forward", "width")),
         Known(_LAYERS + "mlp.fc12.weight", _BLOCK + "ffn_gate.weight", ("feed_forward", "width")),
         Known(_LAYERS + "mlp.fc2.weight", _BLOCK + "ffn_down.weight", ("width", "feed_forward")),
-        *_both(_LAYERS + "norm2", _BLOCK + "layer_output_norm", "width"),
+        *both(_LAYERS + "norm2", _BLOCK + "layer_output_norm", "width"),
     ),
     read_sizes=_read_nomic_sizes,
     describe=_describe_nomic,

@@ -1,16 +1,18 @@
-"""Gemma 1, 2 and 3 (text): norms stored as distance from one, soft-caps, windows in some layers, one embedding.
+"""Gemma 1 to 3 (text) and EmbeddingGemma: norms stored as distance from one, soft-caps, windows, one embedding.
 
 Sources: `modeling_gemma*.py` of transformers, `models/gemma*.cpp` of llama.cpp.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from quant.convert import decoder, rotary
-from quant.convert.base import Family, Sizes
+from quant.convert.base import Family, Sizes, headless
 from quant.convert.config import Config
 from quant.convert.decoder import norm
+from quant.convert.pooling import DENSE
 from quant.convert.transforms import AddOne
 from quant.errors import UnsupportedModel
 from quant.plan import Transform
@@ -117,4 +119,38 @@ GEMMA3 = Family(
     activations=_GELU,
     tied=True,
 )
-FAMILIES = (GEMMA, GEMMA2, GEMMA3)
+
+
+def _describe_embedding(config: Config, sizes: Sizes) -> dict[str, Any]:
+    """Every token sees those before and behind it, in most layers up to half a window away."""
+    if config.number("query_pre_attn_scalar", 256) != sizes["head"]:
+        raise UnsupportedModel(f"its `query_pre_attn_scalar` is not {sizes['head']}, the only one that llama.cpp knows")
+    dense = {"dense_2_feat_in": sizes["width"], "dense_2_feat_out": sizes.get("dense", 0)}
+    dense |= {"dense_3_feat_in": sizes.get("dense", 0), "dense_3_feat_out": sizes["width"]}
+    return {
+        **decoder.describe(config, sizes),
+        "attention.causal": False,
+        "attention.sliding_window": config.count("sliding_window", 512),
+        **decoder.window_pattern(config, sizes, config.count("sliding_window_pattern", 6)),
+        "rope.freq_base": rotary.base(config, default=1e6),
+        "rope.freq_base_swa": rotary.local_base(config),
+        **(dense if "dense" in sizes else {}),
+    }
+
+
+def _bidirectional(config: Config) -> Config:
+    if not config.flag("use_bidirectional_attention"):
+        raise UnsupportedModel("it is a part of Gemma 3 without an output, and makes no embeddings")
+    return _complete(config)
+
+
+EMBEDDING = replace(
+    headless(GEMMA3),
+    classes=("Gemma3TextModel",),
+    architecture="gemma-embedding",
+    tensors=headless(GEMMA3).tensors + DENSE,
+    read_sizes=lambda config: decoder.read_sizes(_bidirectional(config)),
+    describe=lambda config, sizes: _describe_embedding(_complete(config), sizes),
+    encoder=True,
+)
+FAMILIES = (GEMMA, GEMMA2, GEMMA3, EMBEDDING)

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from quant.convert import decoder, rotary
-from quant.convert.base import Family, Sizes
+from quant.convert.base import Family, Sizes, headless
 from quant.convert.config import Config
 from quant.convert.transforms import PairRotaryHalves
 from quant.errors import UnsupportedModel
@@ -107,4 +107,6 @@ GRANITE = Family(
     transforms=transforms,
     computed=rotary.tables,
 )
-FAMILIES = (LLAMA, MISTRAL3, MINISTRAL3, SMOLLM3, GRANITE)
+# Published for embeddings without the output.
+BARE = replace(headless(LLAMA), classes=("LlamaModel", "MistralModel"), encoder=True)
+FAMILIES = (LLAMA, BARE, MISTRAL3, MINISTRAL3, SMOLLM3, GRANITE)

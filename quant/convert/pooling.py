@@ -1,15 +1,24 @@
-"""How the vectors of a text's tokens become one: what sentence-transformers writes beside a model."""
+"""How the vectors of a text's tokens become one: what sentence-transformers writes beside a model.
+
+After the pooling there may be two matrices (`Dense`, as EmbeddingGemma has them), whose files lie in folders of their
+own; llama.cpp has places for such ones.
+"""
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
+from quant.convert.base import Known
 from quant.convert.config import Config, read_text
 from quant.errors import MalformedFile, UnsupportedModel
 from quant.plan import Files
+from quant.safetensors import Entry, read_header
 
 MODULES = "modules.json"
+# llama.cpp's numbers: what sentence-transformers does with a model that says nothing, and a score in place of a vector.
+MEAN, RANK = 1, 4
 # sentence-transformers' names, old and new, and llama.cpp's numbers (`llama_pooling_type`).
 _MODES = {
     "pooling_mode_mean_tokens": 1,
@@ -20,18 +29,43 @@ _MODES = {
     "lasttoken": 3,
 }
 _HARMLESS = ("Transformer", "Pooling", "Normalize")
+DENSE = (
+    Known("dense_2.linear.weight", "dense_2.weight", ("dense", "width"), required=False),
+    Known("dense_3.linear.weight", "dense_3.weight", ("width", "dense"), required=False),
+)
 
 
-def read_pooling(files: Files) -> int | None:
+def read_dense(files: Files) -> tuple[Entry, ...]:
+    """The matrices after the pooling, by the names in `DENSE`; UnsupportedModel for other than two plain ones."""
+    modules = _read_modules(files) if MODULES in files.names() else []
+    folders = [str(module.get("path")) for module in modules if str(module.get("type")).endswith(".Dense")]
+    if not folders:
+        return ()
+    found = []
+    for number, folder in enumerate(folders, 2):
+        name = f"{folder}/model.safetensors"
+        if name not in files.names():
+            raise MalformedFile(f"`{name}` is missing, and `{MODULES}` names it", hint="download the model again")
+        config = Config.read(files, f"{folder}/config.json")
+        plain = str(config.get("activation_function")).endswith("Identity") and not config.flag("bias", True)
+        if len(folders) != len(DENSE) or not plain:
+            raise UnsupportedModel("it has modules after its layers that cannot be converted (`Dense`)")
+        entries = read_header(lambda at, count, name=name: files.read(name, at, count), files.size(name), name)  # type: ignore[misc]
+        found += [replace(entry, name=f"dense_{number}.{entry.name}") for entry in entries]
+    return tuple(found)
+
+
+def read_pooling(files: Files, dense: bool = False) -> int | None:
     """llama.cpp's number of the pooling that the model was trained with; None where nothing speaks of embeddings.
 
-    Raises UnsupportedModel for models with further layers after the pooling, or with another pooling.
+    Raises UnsupportedModel for models with further layers after the pooling (but `dense` ones, if it has places for
+    them), or with another pooling.
     """
     if MODULES not in files.names():
         return None
     modules = _read_modules(files)
     kinds = [str(module.get("type")).rpartition(".")[2] for module in modules]
-    further = [kind for kind in kinds if kind not in _HARMLESS]
+    further = [kind for kind in kinds if kind not in (*_HARMLESS, *(("Dense",) if dense else ()))]
     if further:
         raise UnsupportedModel(f"it has a module after its layers that cannot be converted (`{further[0][:40]}`)")
     if "Pooling" not in kinds:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from quant.convert import decoder
-from quant.convert.base import Family, Sizes
+from quant.convert.base import Family, Sizes, headless
 from quant.convert.config import Config
 
 
@@ -28,4 +29,9 @@ QWEN3 = Family(
     read_sizes=decoder.read_sizes,
     describe=_describe,
 )
-FAMILIES = (QWEN2, QWEN3)
+# Published for embeddings without the output.
+BARE = tuple(
+    replace(headless(whole), classes=(name,), encoder=True)
+    for whole, name in ((QWEN2, "Qwen2Model"), (QWEN3, "Qwen3Model"))
+)
+FAMILIES = (QWEN2, QWEN3, *BARE)

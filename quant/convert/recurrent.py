@@ -13,6 +13,7 @@ from quant.convert.config import Config
 from quant.convert.decoder import layer, linear, norm
 from quant.convert.transforms import NegativeExponential
 from quant.errors import UnsupportedModel
+from quant.gguf import MAX_BLOCKS
 
 _ATTENTION, _CONVOLUTION = "full_attention", "conv"
 
@@ -23,30 +24,43 @@ def _read_lfm2_sizes(config: Config) -> dict[str, int]:
         step = config.count("block_multiple_of", 256)
         wide = -(-int(config.number("block_ffn_dim_multiplier", 1.0) * int(2 * wide / 3)) // step) * step
     sizes = decoder.read_sizes(Config(config.name, {**config.values, "intermediate_size": wide}))
-    return {**sizes, "one": 1, "three_width": 3 * sizes["width"], "kernel": config.count("conv_L_cache", 3)}
+    masks = _masks(_kinds(config, sizes["layers"], _CONVOLUTION))
+    return {**sizes, **masks, "one": 1, "three_width": 3 * sizes["width"], "kernel": config.count("conv_L_cache", 3)}
+
+
+def _kinds(config: Config, layers: int, other: str) -> list[bool]:
+    """Which layers attend, as `layer_types` says; those that do not are of the kind `other`."""
+    kinds = config.get("layer_types")
+    if kinds is None and isinstance(config.get("full_attn_idxs"), list):
+        attending = config.get("full_attn_idxs")
+        kinds = [_ATTENTION if number in attending else other for number in range(min(layers, MAX_BLOCKS))]
+    known = isinstance(kinds, list) and all(kind in (_ATTENTION, other) for kind in kinds)
+    if not known or len(kinds) != layers or _ATTENTION not in kinds:
+        raise config.wrong("layer_types", f"a list of what {layers} layers are")
+    return [kind == _ATTENTION for kind in kinds]
+
+
+def _masks(attending: list[bool]) -> dict[str, int]:
+    """The sizes whose bits say which layers attend, and which do not."""
+    mask = sum(1 << layer for layer, attends in enumerate(attending) if attends)
+    return {"attending": mask, "others": (1 << len(attending)) - 1 - mask}
 
 
 def _describe_lfm2(config: Config, sizes: Sizes) -> dict[str, Any]:
     if config.flag("conv_bias"):
         raise UnsupportedModel("its convolutions have biases, which llama.cpp does not know")
-    kinds = config.get("layer_types")
-    if kinds is None and isinstance(config.get("full_attn_idxs"), list):
-        attending = config.get("full_attn_idxs")
-        kinds = [_ATTENTION if number in attending else _CONVOLUTION for number in range(sizes["layers"])]
-    known = isinstance(kinds, list) and all(kind in (_ATTENTION, _CONVOLUTION) for kind in kinds)
-    if not known or len(kinds) != sizes["layers"] or _ATTENTION not in kinds:
-        raise config.wrong("layer_types", f"a list of what {sizes['layers']} layers are")
+    kinds = _kinds(config, sizes["layers"], _CONVOLUTION)
     return {
         **decoder.describe(config, sizes),
-        "attention.head_count_kv": [sizes["shared"] if kind == _ATTENTION else 0 for kind in kinds],
+        "attention.head_count_kv": [sizes["shared"] if attends else 0 for attends in kinds],
         "attention.layer_norm_rms_epsilon": config.number("norm_eps", 1e-5),
         "shortconv.l_cache": sizes["kernel"],
     }
 
 
-def _some(tensors: tuple[Known, ...]) -> tuple[Known, ...]:
+def _some(where: str, *tensors: Known) -> tuple[Known, ...]:
     """Tensors that only some layers have."""
-    return tuple(known._replace(required=False) for known in tensors)
+    return tuple(known._replace(where=where) for known in tensors)
 
 
 LFM2 = Family(
@@ -62,19 +76,21 @@ LFM2 = Family(
         *linear("feed_forward.w2", "ffn_down", "width", "feed_forward", bias=False),
         *linear("feed_forward.w3", "ffn_up", "feed_forward", "width", bias=False),
         *_some(
-            (
-                *linear("self_attn.q_proj", "attn_q", "queries", "width", bias=False),
-                *linear("self_attn.k_proj", "attn_k", "keys", "width", bias=False),
-                *linear("self_attn.v_proj", "attn_v", "keys", "width", bias=False),
-                *linear("self_attn.out_proj", "attn_output", "width", "queries", bias=False),
-                *norm("self_attn.q_layernorm", "attn_q_norm", "head"),
-                *norm("self_attn.k_layernorm", "attn_k_norm", "head"),
-                *linear("conv.in_proj", "shortconv.in_proj", "three_width", "width", bias=False),
-                *linear("conv.out_proj", "shortconv.out_proj", "width", "width", bias=False),
-                layer("conv.conv.weight", "shortconv.conv.weight", "width", "one", "kernel")._replace(
-                    result=("width", "kernel")
-                ),
-            )
+            "attending",
+            *linear("self_attn.q_proj", "attn_q", "queries", "width", bias=False),
+            *linear("self_attn.k_proj", "attn_k", "keys", "width", bias=False),
+            *linear("self_attn.v_proj", "attn_v", "keys", "width", bias=False),
+            *linear("self_attn.out_proj", "attn_output", "width", "queries", bias=False),
+            *norm("self_attn.q_layernorm", "attn_q_norm", "head"),
+            *norm("self_attn.k_layernorm", "attn_k_norm", "head"),
+        ),
+        *_some(
+            "others",
+            *linear("conv.in_proj", "shortconv.in_proj", "three_width", "width", bias=False),
+            *linear("conv.out_proj", "shortconv.out_proj", "width", "width", bias=False),
+            layer("conv.conv.weight", "shortconv.conv.weight", "width", "one", "kernel")._replace(
+                result=("width", "kernel")
+            ),
         ),
     ),
     read_sizes=_read_lfm2_sizes,

@@ -11,6 +11,7 @@ import pytest
 
 llama_cpp = pytest.importorskip("llama_cpp")
 F32 = 0
+RANK = 4
 
 
 @llama_cpp.llama_log_callback
@@ -75,10 +76,11 @@ class Engine:
         return logits
 
     def vectors(self, ids: Sequence[int], pooling: int = 0) -> np.ndarray:
-        """float32[len(ids), width]: what an encoder makes of each token; with a `pooling`, one vector of the text."""
+        """float32[len(ids), width]: a vector of each token; with a `pooling`, one of the text (`RANK`: its scores)."""
         params = llama_cpp.llama_context_default_params()
         params.n_ctx = params.n_batch = params.n_ubatch = len(ids)
         params.embeddings, params.pooling_type = True, pooling
+        params.type_k = params.type_v = F32
         params.flash_attn_type = 0
         params.n_threads = params.n_threads_batch = 2
         context = llama_cpp.llama_init_from_model(self.model, params)
@@ -87,9 +89,10 @@ class Engine:
         for index, token in enumerate(ids):
             batch.token[index], batch.pos[index] = token, index
             batch.n_seq_id[index], batch.seq_id[index][0], batch.logits[index] = 1, 0, 1
-        assert llama_cpp.llama_encode(context, batch) == 0
+        assert llama_cpp.llama_decode(context, batch) == 0
         found = llama_cpp.llama_get_embeddings_seq(context, 0) if pooling else llama_cpp.llama_get_embeddings(context)
-        shape = (1 if pooling else len(ids), llama_cpp.llama_model_n_embd(self.model))
+        width = llama_cpp.llama_model_n_cls_out if pooling == RANK else llama_cpp.llama_model_n_embd
+        shape = (1 if pooling else len(ids), width(self.model))
         vectors = np.ctypeslib.as_array(found, shape).copy()
         llama_cpp.llama_batch_free(batch)
         llama_cpp.llama_free(context)

@@ -59,6 +59,8 @@ SHALLOW = {"num_hidden_layers": 2}
 # Settings for which None says something.
 KEPT = ("sliding_window", "q_lora_rank")
 NO_SIZES: dict[str, Any] = dict.fromkeys(SIZES.keys() - {"vocab_size", "bos_token_id", "eos_token_id"})
+RANKS = "ForSequenceClassification"
+MODERN = {"num_key_value_heads": None, "local_attention": 32, "num_hidden_layers": 4, "num_labels": 1}
 ZOO: dict[str, Row] = {
     "llama": Row("Llama"),
     "llama, biases": Row("Llama", {"attention_bias": True, "mlp_bias": True}),
@@ -124,6 +126,14 @@ ZOO: dict[str, Row] = {
     "mamba": Row(
         "Mamba", dict.fromkeys(("intermediate_size", "num_attention_heads", "num_key_value_heads")), spread=1.0
     ),
+    "qwen3, embedding": Row("Qwen3", {"head_dim": 64}, "Model"),
+    "qwen3, ranking": Row("Qwen3", {"head_dim": 64, "num_labels": 1}, RANKS),
+    "gemma-embedding": Row(
+        "Gemma3",
+        {**WINDOW, "query_pre_attn_scalar": 64, "rope_local_base_freq": 3000.0, "use_bidirectional_attention": True},
+        "TextModel",
+        spread=2.0,
+    ),
     "bert": Row("Bert", {**SHALLOW, "num_key_value_heads": None}, "Model", spread=1.0),
     "bert, xlm-roberta": Row(
         "XLMRoberta",
@@ -131,10 +141,19 @@ ZOO: dict[str, Row] = {
         "Model",
         spread=1.0,
     ),
+    "bert, ranking": Row("Bert", {**SHALLOW, "num_key_value_heads": None, "num_labels": 1}, RANKS, spread=3.0),
+    "bert, xlm-roberta ranking": Row(
+        "XLMRoberta",
+        {**SHALLOW, "num_key_value_heads": None, "type_vocab_size": 1, "pad_token_id": 1, "num_labels": 1},
+        RANKS,
+        spread=4.0,
+    ),
     "nomic-bert": Row("NomicBert", {"num_key_value_heads": None}, "Model", spread=1.0),
     "modern-bert": Row(
         "ModernBert", {"num_key_value_heads": None, "local_attention": 32, "num_hidden_layers": 4}, "Model", spread=0.7
     ),
+    "modern-bert, ranking": Row("ModernBert", {**MODERN, "classifier_pooling": "mean"}, RANKS, spread=0.7),
+    "modern-bert, ranking by its first token": Row("ModernBert", MODERN, RANKS, spread=0.7),
 }
 
 
@@ -149,6 +168,8 @@ def weight(name: str, shape: tuple[int, ...], spread: float) -> np.ndarray:
     if len(shape) < 2:
         middle = 1.0 if "norm" in name.lower() or "ln_" in name else 0.0
         return (middle + 0.3 * random).astype(np.float32)
+    if name.startswith("classifier") and shape[0] == 1:
+        spread *= 4
     return (random * spread / shape[-1] ** 0.5).astype(np.float32)
 
 
@@ -163,14 +184,36 @@ def make(row: Row, path: Path) -> Path:
         for name, tensor in model.named_parameters():
             tensor.copy_(torch.from_numpy(weight(name, tuple(tensor.shape), row.spread)))
     model.save_pretrained(path, max_shard_size="1MB")
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        (path / name).write_bytes((DEMO / name).read_bytes())
+    (path / "tokenizer_config.json").write_bytes((DEMO / "tokenizer_config.json").read_bytes())
+    tokenizer = json.loads((DEMO / "tokenizer.json").read_text())
+    if row.task == RANKS:
+        tokenizer["post_processor"] = framed("<|im_start|>", "<|im_end|>", 1 + (row.kind == "XLMRoberta"))
+    (path / "tokenizer.json").write_text(json.dumps(tokenizer))
     assert json.loads((path / "config.json").read_text())["architectures"] == [row.kind + row.task]
     return path
 
 
+def framed(first: str, last: str, between: int) -> dict[str, Any]:
+    """The step of a tokenizer that puts special tokens around a text, and `last` between two, once or twice."""
+    special = {text: {"SpecialToken": {"id": text, "type_id": 0}} for text in (first, last)}
+    one, two = ({"Sequence": {"id": name, "type_id": 0}} for name in "AB")
+    numbers = {first: 1, last: 2}
+    return {
+        "type": "TemplateProcessing",
+        "single": [special[first], one, special[last]],
+        "pair": [special[first], one, *[special[last]] * between, two, special[last]],
+        "special_tokens": {text: {"id": text, "ids": [id], "tokens": [text]} for text, id in numbers.items()},
+    }
+
+
+def texts(ids: list[int]) -> list[list[int]]:
+    """Texts of several lengths, for models that make one score of each."""
+    return [ids[start : start + 8 + start // 4] for start in range(0, len(ids) - 64, 8)]
+
+
 def reference(path: Path, row: Row, ids: list[int]) -> np.ndarray:
-    """float32[len(ids), vocabulary], of an encoder its vectors: what transformers computes, with the engine's GELU."""
+    """What transformers computes, with the engine's GELU, float32: logits `[len(ids), vocabulary]`, of an encoder its
+    vectors, and of a ranker the scores of `texts(ids)` (of Qwen 3: how probable "yes" is)."""
     import torch
     import transformers
 
@@ -181,6 +224,9 @@ def reference(path: Path, row: Row, ids: list[int]) -> np.ndarray:
             if "GELU" in type(part).__name__:
                 setattr(module, name, engine_gelu())
     with torch.no_grad():
+        if row.task == RANKS:
+            scores = torch.cat([model(torch.tensor([text])).logits[0] for text in texts(ids)])
+            return (scores.sigmoid() if row.kind == "Qwen3" else scores).float().numpy()
         found = model(torch.tensor([ids]))
         return (found.logits if hasattr(found, "logits") else found.last_hidden_state)[0].float().numpy()
 
