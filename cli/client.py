@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from cli import daemon
 from cli.errors import UNREACHABLE, Failure
-from server.config import BadSetting, Config
+from server.config import BadSetting, Config, is_loopback
 
 
 def settings() -> Config:
@@ -33,6 +33,17 @@ class Client:
         self.config = config or settings()
         self._start = start
         self._url = ""
+
+    def hub(self) -> dict[str, str]:
+        """What a body says of the hub and the token of this environment, which a daemon that runs already has not seen.
+
+        Nothing where they are those that every environment has, nor to a daemon that is on another machine.
+        """
+        config = self.config
+        if not is_loopback(config.host):
+            return {}
+        own = {"hf_token": config.hf_token, "hf_endpoint": config.hf_endpoint}
+        return {key: value for key, value in own.items() if value and value != getattr(Config, key)}
 
     def ask(self, method: str, path: str, body: Any = None) -> Any:
         """One answer, decoded; None where the daemon sends nothing."""

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 from cli.console import status
 from cli.errors import UNREACHABLE, Failure
-from server.config import VERSION, Config, is_loopback
+from server.config import VERSION, Config, default_home, is_loopback
 
 PROBE_SECONDS = 5.0
 START_SECONDS = 60.0
@@ -43,12 +43,26 @@ def find(config: Config, start: bool) -> str:
 
 
 def look(config: Config) -> tuple[str, str] | None:
-    """URL and version of the daemon that runs, None where there is none of lm. Raises Failure when it will not say."""
+    """URL and version of the daemon that runs, None where there is none of lm.
+
+    Raises Failure when it will not say, and when it is that of another home than the one that was named.
+    """
     for url in _places(config):
-        version = _ask_version(url, config)
-        if version is not None:
-            return url, version
+        told = _ask_version(url, config)
+        if told is not None:
+            _check_home(url, told.get("home"), config)
+            return url, told["lm"]
     return None
+
+
+def _check_home(url: str, mark: object, config: Config) -> None:
+    if mark in (None, config.home_mark) or not is_loopback(config.host) or config.home == default_home():
+        return  # whoever names no home takes what the daemon has
+    raise Failure(
+        f"the daemon at {_place(url)} has another home than `{config.home}`",
+        "set LM_PORT to give this home a daemon of its own, or leave LM_HOME out to use the other",
+        UNREACHABLE,
+    )
 
 
 def end(config: Config) -> bool:
@@ -121,8 +135,8 @@ def _own_url(config: Config) -> str:
         return ""
 
 
-def _ask_version(url: str, config: Config) -> str | None:
-    """The version of the lm that answers at `url`, None when nobody or somebody else does."""
+def _ask_version(url: str, config: Config) -> dict[str, Any] | None:
+    """What the lm says of itself that answers at `url`, None when nobody or somebody else does."""
     address = urlsplit(url)
     connection = HTTPConnection(address.hostname or "", address.port, timeout=PROBE_SECONDS)
     try:
@@ -139,16 +153,15 @@ def _ask_version(url: str, config: Config) -> str | None:
         ) from None
     finally:
         connection.close()
-    return _version_in(told)
+    return _of_lm(told)
 
 
-def _version_in(told: Any) -> str | None:
+def _of_lm(told: Any) -> dict[str, Any] | None:
     if not isinstance(told, dict):
         return None
     if "error" in told and "code" in told:  # lm itself, but not for us: a wrong key
         raise Failure.of(told)
-    version = told.get("lm")
-    return version if isinstance(version, str) else None
+    return told if isinstance(told.get("lm"), str) else None
 
 
 def _mismatch(url: str, version: str) -> Failure:

@@ -27,10 +27,11 @@ def command(name: str, level: str | None, all_levels: bool, as_json: bool, **wan
 
     NAME is a model that is here, `demo`, `org/repo` on the hub, or a folder.
     """
-    body = {"model": reference(name), "level": level, **wanted}
+    client = Client()
+    body = {"model": reference(name), "level": level, **wanted, **client.hub()}
     try:
         with console.status("reading headers"):
-            told = Client().ask("POST", "/lm/advise", {key: value for key, value in body.items() if value is not None})
+            told = client.ask("POST", "/lm/advise", {key: value for key, value in body.items() if value is not None})
     except Failure as error:
         raise explained(error, name) from None
     if as_json:
@@ -50,6 +51,9 @@ def print_advice(told: dict[str, Any], all_levels: bool) -> None:
     console.table(tuple(heads), lines)
     console.note()
     console.note(told["reason"])
+    published = next((row["file"] for row in shown if row["chosen"] and row["file"]), "")
+    if published:
+        console.note(f"published as `{published}`; a pull takes it as it is")
     for row in told["rejected"]:
         console.note(f"  {row['level']} {row['why']}")
     context = f"{told['context']:,} tokens of context for {told['sequences']} conversations"

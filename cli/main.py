@@ -24,7 +24,7 @@ COMMANDS = {
     "ps": "List the models that are loaded",
     "show": "Describe a model",
     "rm": "Remove models",
-    "stop": "Unload a model, or end the daemon",
+    "stop": "Pause a pull, unload a model, or end the daemon",
     "serve": "Run the daemon in the foreground",
     "logs": "Show the daemon's log",
     "doctor": "Check this machine and this installation",

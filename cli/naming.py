@@ -10,7 +10,7 @@ from click.shell_completion import CompletionItem
 
 from cli.errors import Failure
 from registry.errors import BadName
-from registry.names import Reference, is_path, parse
+from registry.names import LIBRARY, Reference, is_path, parse
 
 
 def reference(text: str, level: str | None = None) -> str:
@@ -32,6 +32,9 @@ def _parse(text: str) -> Reference:
 
 
 def _levelled(found: Reference, level: str) -> Reference:
+    here = found.kind == "ollama" and found.name.namespace == LIBRARY and found.name.tag is None
+    if here:  # what is here already was made of something
+        return parse(f"{found.text}:{level}")
     if found.kind not in ("demo", "folder", "hub"):
         raise Failure(f"`{found.text}` comes quantized already", "leave `--level` out", "usage")
     wanted = parse(f"{found.text}:{level}" if found.level is None else found.text)

@@ -26,7 +26,7 @@ Line = dict[str, Any]
 @click.argument("name", shell_complete=complete)
 @click.option("--level", metavar="LEVEL", help="A level of your own choosing, such as Q4_K_M; otherwise the best one.")
 @click.option("--detach", is_flag=True, help="Leave once the level is known; the daemon brings the model in.")
-@click.option("--limit-rate", metavar="RATE", help="Bytes per second at most, such as `500K` or `20M`.")
+@click.option("--limit-rate", metavar="RATE", help="Bytes per second at most of this pull, such as `20M`.")
 @click.option("--pre", metavar="NAME", help="The pre-tokenizer, where a pull could not recognise it and asks for it.")
 @click.option("--json", "as_json", is_flag=True, help="Print progress as lines of JSON.")
 def command(name: str, level: str | None, detach: bool, limit_rate: str | None, pre: str | None, as_json: bool) -> None:
@@ -35,8 +35,9 @@ def command(name: str, level: str | None, detach: bool, limit_rate: str | None, 
     NAME is `demo`, `org/repo` on the hub, or a folder that begins with `/`, `./`, `../` or `~`; `:LEVEL` may follow.
     Ctrl-C pauses: the next `lm pull` of that name goes on, `lm rm` removes what is there.
     """
-    body = {"model": reference(name, level), "detach": detach, "limit_rate": _rate(limit_rate), "pre": pre or ""}
     client = Client()
+    body = {"model": reference(name, level), "detach": detach, "limit_rate": _rate(limit_rate), "pre": pre or ""}
+    body |= client.hub()
     if as_json:
         try:
             for line in _lines(client, body):
@@ -50,7 +51,7 @@ def command(name: str, level: str | None, detach: bool, limit_rate: str | None, 
 
 def bring_in(client: Client, wanted: str, typed: str) -> str:
     """Pull a model and show it; the name under which it lies then. Raises Failure."""
-    return str(_bring_in(client, {"model": wanted}, typed)["name"])
+    return str(_bring_in(client, {"model": wanted, **client.hub()}, typed)["name"])
 
 
 def _bring_in(client: Client, body: Line, typed: str) -> Line:

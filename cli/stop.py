@@ -1,4 +1,4 @@
-"""`lm stop`: unload a model, or end the daemon; starts nothing."""
+"""`lm stop`: pause a pull, unload a model, or end the daemon; starts nothing."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cli.naming import complete, explained, reference
 @click.argument("name", required=False, shell_complete=complete)
 @click.option("--daemon", "whole", is_flag=True, help="End the daemon, and with it everything that is loaded.")
 def command(name: str | None, whole: bool) -> None:
-    """Unload a model, after the answers that are under way; or end the daemon."""
+    """Pause the pull of a model, or unload a model, after the answers that are under way; or end the daemon."""
     if (name is None) != whole:
         raise Failure("say either a model or `--daemon`", "`lm ps` shows what is loaded", "usage")
     if name is None:
@@ -28,7 +28,10 @@ def _unload(name: str) -> None:
         told = Client(start=False).ask("POST", "/lm/stop", {"model": reference(name)})
     except Failure as error:
         raise explained(error, name) from None
-    console.note(f"stopped `{told['model']}`" if told["stopped"] else f"`{told['model']}` was not loaded")
+    if told.get("paused"):
+        console.note(f"paused the pull of `{told['model']}`; `lm pull {told['model']}` goes on with it")
+    else:
+        console.note(f"stopped `{told['model']}`" if told["stopped"] else f"`{told['model']}` was not loaded")
 
 
 def _end_daemon() -> None:

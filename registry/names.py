@@ -175,8 +175,7 @@ def _levelled(name: Name, suffix: str | None) -> tuple[str | None, Name]:
     if suffix is None or suffix.lower() == LATEST:
         return None, name  # Ollama's clients add `latest` to a name without a tag
     level = canonical_level(suffix)
-    open_ended = level == AUTO or _BUDGET.fullmatch(level) or level.lower().endswith(".gguf")
-    return level, name if open_ended else name.tagged(level)
+    return level, name if level == AUTO else name.tagged(level)
 
 
 def _folder(text: str) -> Reference:

@@ -37,7 +37,6 @@ from registry.catalog import Catalog, Model, referenced
 from registry.errors import (
     BadName,
     DigestMismatch,
-    DiskFull,
     ModelNotFound,
     StoreDamaged,
     StoreFailed,
@@ -143,21 +142,12 @@ class Store:
         with plainly(self.root):
             return shutil.disk_usage(self.root).free
 
-    def require(self, need: int) -> None:
-        """Raises DiskFull, with both numbers, unless the store's disk has room for `need` bytes."""
-        free = self.free_bytes()
-        if need > free:
-            raise DiskFull(
-                f"{need / 1e9:.2f} GB are needed on the disk of `{self.root}` and {free / 1e9:.2f} GB are free",
-                "make room, choose a lower level, or set `LM_HOME` to a folder on a larger disk",
-            )
+    def begin(self, title: str) -> Ingest:
+        """The place where the file of `title` is made; what was paused there is there again.
 
-    def begin(self, title: str, need: int = 0) -> Ingest:
-        """The place where the file of `title` is made, about `need` bytes; what was paused there is there again.
-
-        Raises DiskFull, StoreFailed (also when it is being made already).
+        Whether the disk has room is asked when the size is known (`server/choosing.py`). Raises StoreFailed (also when
+        it is being made already), DiskFull.
         """
-        self.require(need)
         ingest = Ingest(title, self._ingests / hashlib.sha256(title.encode()).hexdigest()[:16])
         with self._changing, plainly(self.root):
             if ingest.folder in self._busy:

@@ -6,27 +6,28 @@ one `Ask` and answers with one `Advised` or `Failure`.
 
 from __future__ import annotations
 
-import os
+import contextlib
 import sys
-import traceback
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from quant import published
 from quant.convert import sketch_model
+from quant.convert.variants import Only, Variant
 from quant.gguf import check_model, read_file
 from quant.plan import Files, ModelPlan
-from registry.names import canonical_level, parse
+from quant.recipes import LEVELS
+from registry.errors import RegistryError
+from registry.names import AUTO, canonical_level, parse
 from registry.sources import open_source
 from registry.transport import Network
 from runtime.advise import Option, Wish
-from runtime.child import Parent
 from runtime.hardware import Hardware
+from server import errand
 from server.choosing import Advice, Chooser, canonical, look, plan_of
-from server.messages import Failure
-from server.problems import TOLD, Problem
+from server.picking import Published, asked, has_choice
 from server.questions import Advised, Ask
 
 # Enough for the header of a shard; a source of a hundred shards stays below 2 MB.
@@ -35,33 +36,29 @@ HEAD_BYTES = 16 << 10
 
 def main(argv: list[str]) -> int:
     """Answer one question; the exit status is 1 when that failed."""
-    parent = Parent.connect(argv, Ask)
-    ask = parent.receive()
-    if not isinstance(ask, Ask):
-        return 1
-    parent.listen(lambda _: None)  # ends this process with the daemon
-    try:
-        parent.send(Advised(advise(ask)))
-    except Exception as error:
-        problem = Problem.of(error)
-        if not isinstance(error, TOLD):
-            traceback.print_exc()
-        parent.send(Failure(problem.code, problem.message, problem.hint))
-        return 1
-    return 0
+    return errand.main(argv, Ask, lambda ask, _: Advised(advise(ask)))
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What was found: advice on `plan`, from `source`; `variants` are the files that are published, by their tags."""
+
+    advice: Advice
+    plan: ModelPlan
+    source: str
+    variants: dict[str, Variant] = field(default_factory=dict)
 
 
 def advise(ask: Ask) -> dict[str, Any]:
     """The answer of `POST /lm/advise`; raises what planning and choosing raise."""
-    plan, source, level = _plan(ask)
-    level = level and canonical_level(level)
     hardware = replace(look(Path(ask.cache)), allowed=ask.memory)
-    wish = Wish(ask.context, ask.sequences, ask.kv_type, canonical(level), ask.enough)
-    advice = Chooser(plan, hardware, Path(ask.cache)).advise(wish, ask.disk_free)
+    wish = Wish(ask.context, ask.sequences, ask.kv_type, ask.level and canonical_level(ask.level), ask.enough)
+    found = _find(ask, wish, hardware)
+    advice, plan = found.advice, found.plan
     choice = advice.choice
     return {
-        "model": ask.source,
-        "source": source,
+        "model": ask.source or ask.installed,
+        "source": found.source,
         "parameters": plan.parameters or sum(tensor.elements for tensor in plan.tensors),
         "context": choice.context,
         "sequences": wish.sequences,
@@ -71,26 +68,51 @@ def advise(ask: Ask) -> dict[str, Any]:
         "level": choice.level,
         "reason": choice.reason,
         "rejected": [{"level": level, "why": why} for level, why in choice.rejected],
-        "levels": [_row(option, advice, plan, hardware, ask.loaded) for option in advice.options],
+        "levels": [_row(option, found, hardware, ask.loaded) for option in advice.options],
         "quality_source": published.SOURCE,
         "measured_memory": advice.shape.weighed is not None,
         "installed": ask.installed,
     }
 
 
-def _plan(ask: Ask) -> tuple[ModelPlan, str, str | None]:
-    """The weights, where they come from, and the level that the name asks for."""
-    if ask.path:
-        header = read_file(Path(ask.path))
-        check_model(header)
-        return plan_of(header), ask.source, ask.level
+def _find(ask: Ask, wish: Wish, hardware: Hardware) -> _Found:
+    """The weights, where they come from, and what is to be said of them."""
+    if ask.published and ask.source:
+        with contextlib.suppress(RegistryError):
+            return _looked_up(ask, wish, hardware)
+    if not ask.path:
+        return _looked_up(ask, wish, hardware)
+    header = read_file(Path(ask.path))
+    check_model(header)
+    return _judged(replace(plan_of(header), level=ask.published), ask.source, wish, hardware, ask)
+
+
+def _looked_up(ask: Ask, wish: Wish, hardware: Hardware) -> _Found:
+    """What the source holds; raises what it raises."""
     reference = parse(ask.source)
+    wish = replace(wish, forced=wish.forced or reference.level)
+    wish = replace(wish, forced=None if wish.forced == AUTO else wish.forced)
     proxies = {"all": ask.proxy, "no": ask.no_proxy} if ask.proxy else {}
     source = open_source(reference, ask.endpoint, Network(ask.token or None, proxies))
     try:
-        return sketch_model(_Ahead(source)), source.url, ask.level or reference.level
+        variant = asked(source, wish.forced)
+        if has_choice(source):
+            shelf = Published(source, hardware, Path(ask.cache))
+            tag = variant and shelf.tag_of(variant)
+            survey = shelf.survey(replace(wish, forced=tag or wish.forced), ask.disk_free)
+            return _Found(survey.advice, survey.plan, source.url, {} if survey.made else survey.variants)
+        plan = sketch_model(_Ahead(Only(source, variant.files) if variant else source))
+        if variant is not None and wish.forced not in LEVELS:
+            wish = replace(wish, forced=None)
+        return _judged(plan, source.url, wish, hardware, ask)
     finally:
         source.close()
+
+
+def _judged(plan: ModelPlan, source: str, wish: Wish, hardware: Hardware, ask: Ask) -> _Found:
+    """Advice on weights of which there is one kind only."""
+    wish = replace(wish, forced=None if plan.level else canonical(wish.forced))
+    return _Found(Chooser(plan, hardware, Path(ask.cache)).advise(wish, ask.disk_free), plan, source)
 
 
 class _Ahead:
@@ -121,18 +143,19 @@ def _memory(hardware: Hardware) -> dict[str, int]:
     }
 
 
-def _row(
-    option: Option, advice: Advice, plan: ModelPlan, hardware: Hardware, loaded: Sequence[tuple[str, int]]
-) -> dict[str, Any]:
+def _row(option: Option, found: _Found, hardware: Hardware, loaded: Sequence[tuple[str, int]]) -> dict[str, Any]:
     """One line of the table."""
-    need, quality = option.need, published.PUBLISHED.get(option.level)
+    variant = found.variants.get(option.level)
+    need, quality = option.need, published.PUBLISHED.get(variant.level if variant else option.level)
+    plan, advice = found.plan, found.advice
     elements = sum(tensor.elements for tensor in plan.tensors)
     evicted = _evicted(need.total, hardware.memory_available, loaded)
     fits = "no" if option.fault else "evict" if evicted else "yes"
     return {
         "level": option.level,
         "bits_per_weight": round(8 * option.candidate.weights_bytes / elements, 2),
-        "file_bytes": option.candidate.weights_bytes,
+        "file": variant.files[0] if variant else "",
+        "file_bytes": variant.size if variant else option.candidate.weights_bytes,
         "memory_bytes": need.total,
         "weights_bytes": need.weights,
         "cache_bytes": need.cache,
@@ -174,6 +197,4 @@ def _evicted(need: int, free: int, loaded: Sequence[tuple[str, int]]) -> list[st
 
 
 if __name__ == "__main__":
-    status = main(sys.argv[1:])
-    sys.stderr.flush()
-    os._exit(status)
+    errand.leave(main(sys.argv[1:]))

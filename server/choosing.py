@@ -158,7 +158,9 @@ def reads(plan: ModelPlan, types: Mapping[str, QuantType], shape: Shape) -> rate
 def plan_of(header: Header) -> ModelPlan:
     """A model that is quantized already as if it were to be made: the same tensors, whatever their types."""
     metadata = header.metadata
-    tensors = tuple(TensorPlan(tensor.name, tensor.shape[::-1], tensor.type.name) for tensor in header.tensors)
+    tensors = tuple(
+        TensorPlan(each.name, each.shape[::-1], each.type.name, size=each.nbytes) for each in header.tensors
+    )
     return ModelPlan(str(metadata.get("general.architecture", "")), metadata, tensors, ())
 
 

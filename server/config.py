@@ -6,6 +6,7 @@ so it imports nothing that is slow to import.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -137,7 +138,7 @@ class Config:
             key: (value, f"`--{key.replace('_', '-')}`") for key, value in (flags or {}).items() if value is not None
         }
         home = _first("home", given, env, {})
-        base = Path(home) if home is not None else _default_home()
+        base = Path(home) if home is not None else default_home()
         path = file or base / "config.toml"
         table = _read_toml(path)
         found = {"home": base}
@@ -145,6 +146,11 @@ class Config:
             if name not in ("home", "port") and (value := _first(name, given, env, table)) is not None:
                 found[name] = value
         return cls(**_split_address(found, _first("port", given, env, table)))
+
+    @property
+    def home_mark(self) -> str:
+        """What tells one home from another without saying where it lies."""
+        return hashlib.sha256(os.fsencode(self.home.resolve())).hexdigest()[:16]
 
     @property
     def store(self) -> Path:
@@ -221,7 +227,8 @@ def child_environment() -> dict[str, str]:
     }
 
 
-def _default_home() -> Path:
+def default_home() -> Path:
+    """The folder that is used where none is given."""
     import platformdirs  # only where no home is given: 5 ms that most commands save
 
     return platformdirs.user_data_path("lm", appauthor=False)

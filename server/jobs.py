@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -32,21 +33,38 @@ _STATUS = {
     "resolving": "pulling manifest",
     "planning": "planning",
     "writing": "quantizing",
+    "copying": "copying",
     "committing": "writing manifest",
 }
+
+
+@dataclass(frozen=True)
+class Access:
+    """A hub, and the token for it, which is kept in memory only."""
+
+    endpoint: str
+    token: str = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Order:
+    """How a model is to be pulled: from which hub, at which rate (bytes/s, 0 for any), `pre` is the pre-tokenizer's
+    name where the user gave it."""
+
+    access: Access
+    limit_rate: float = 0.0
+    pre: str = ""
 
 
 class Job:
     """One pull. `frames` is its story so far, one entry for each phase, the last one kept up to date.
 
-    `limit_rate` is in bytes/s, 0 for none; `pre` is the pre-tokenizer's name where the user gave it. With `detached` it
-    goes on when nobody follows; `unwanted` is set when what it made is not to be kept.
+    With `detached` it goes on when nobody follows; `unwanted` is set when what it made is not to be kept.
     """
 
-    def __init__(self, reference: Reference, limit_rate: float, pre: str = "") -> None:
+    def __init__(self, reference: Reference, order: Order) -> None:
         self.reference = reference
-        self.limit_rate = limit_rate
-        self.pre = pre
+        self.order = order
         self.frames: list[dict[str, Any]] = []
         self.followers = 0
         self.detached = False
@@ -112,22 +130,28 @@ class Jobs:
         self._stopping = False
 
     async def follow(
-        self, reference: Reference, *, detach: bool = False, limit_rate: float = 0.0, pre: str = ""
+        self, reference: Reference, order: Order, *, detach: bool = False
     ) -> AsyncGenerator[dict[str, Any]]:
         """The frames of the pull of `reference`, started unless it is under way; the last one is success or error.
 
-        With `detach` it goes on to its end, whoever leaves. The rate and `pre` of a pull that is under way stay.
+        With `detach` it goes on to its end, whoever leaves. The order of a pull that is under way stays.
         """
         if self._stopping:
             raise Stopping("the daemon is stopping", "start it again")
         job = self._jobs.get(reference.text)
         if job is None or job.leaving:
             before = job.task if job else None
-            job = self._jobs[reference.text] = Job(reference, limit_rate, pre)
+            job = self._jobs[reference.text] = Job(reference, order)
             job.task = asyncio.create_task(self._run(job, before))
+        left = job.detached and not detach
         job.detached |= detach
         job.followers += 1
         try:
+            if left:
+                text = reference.text
+                yield _told(
+                    Note(f"the daemon brings this in whether or not anybody looks on; `lm stop {text}` pauses it")
+                )
             async for frame in job.story():
                 yield frame
         finally:
@@ -159,6 +183,16 @@ class Jobs:
         for ingest in left:
             await asyncio.to_thread(store.abandon, ingest)
         return next((name for name in (*(job.reference.text for job in doomed), *(one.title for one in left))), "")
+
+    async def pause(self, reference: Reference, installed: bool) -> str:
+        """Pause the pulls under way that `reference` means, as in `remove`; the name of one, "" without any."""
+        found = [
+            job for job in self._jobs.values() if not job.leaving and _means(reference, job.reference, "", installed)
+        ]
+        for job in found:
+            job.leave()
+        await asyncio.gather(*(job.task for job in found if job.task), return_exceptions=True)
+        return next((job.reference.text for job in found), "")
 
     async def stop(self) -> None:
         """Cancel every job and wait until nothing of them is left."""
@@ -254,15 +288,15 @@ class Jobs:
             source=job.reference.text,
             folder=str(ingest.folder),
             cache=str(config.cache),
-            endpoint=config.hf_endpoint,
-            token=config.hf_token,
+            endpoint=job.order.access.endpoint,
+            token=job.order.access.token,
             proxy=config.proxy,
             no_proxy=",".join(config.no_proxy),
-            limit_rate=job.limit_rate,
+            limit_rate=job.order.limit_rate,
             disk_free=await asyncio.to_thread(_room, self._library.store, ingest),
             context=config.context,
             sequences=config.sequences,
-            pre=job.pre,
+            pre=job.order.pre,
         )
 
 
@@ -304,11 +338,16 @@ def _room(store: Store, ingest: Ingest) -> int:
 
 def _means(wanted: Reference, pulled: Reference, level: str, installed: bool) -> bool:
     """Whether a name that a user typed means this pull, of a level that may be known only to its journal."""
-    name = pulled.name.tagged(level) if level else pulled.name
+    name = _tagged(pulled, level)
     if wanted.text == pulled.text or wanted.name.display.lower() == name.display.lower():
         return True
     bare = wanted.name.display.lower() == pulled.name.tagged(None).display.lower()
     return bare and wanted.name.tag is None and not installed
+
+
+def _tagged(pulled: Reference, level: str) -> Name:
+    """Under which name it will lie, if its level is known."""
+    return pulled.name if pulled.name.tag or not level else pulled.name.tagged(level)
 
 
 def _listed(ingest: Ingest, active: bool) -> dict[str, Any]:
@@ -316,7 +355,7 @@ def _listed(ingest: Ingest, active: bool) -> dict[str, Any]:
     assert journal is not None
     facts = journal.facts
     return {
-        "name": parse(ingest.title).name.tagged(facts.level).display,
+        "name": _tagged(parse(ingest.title), facts.level).display,
         "source": ingest.title,
         "revision": facts.revision,
         "level": facts.level,

@@ -14,8 +14,8 @@ import contextlib
 import os
 import sys
 import threading
-import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -29,17 +29,18 @@ from quant.pipeline import Conversion
 from quant.plan import ModelPlan
 from quant.streams import Mark
 from registry.errors import DigestMismatch, ModelNotFound
-from registry.names import Reference, parse
+from registry.names import AUTO, Reference, parse
 from registry.partial import Facts, Partial, Place
 from registry.sources import Source, open_source
 from registry.transport import Limiter, Network
 from runtime.advise import Wish
 from runtime.child import Parent
-from server.choosing import KV_TYPE, Chooser, as_it_is, canonical, look
+from server import errand
+from server.choosing import KV_TYPE, Chooser, canonical, look
 from server.config import VERSION
-from server.messages import Done, Failure, Note, Planned, Progress, Task
+from server.messages import Done, Note, Planned, Progress, Task
 from server.pace import Pace
-from server.problems import TOLD, Problem
+from server.picking import Picked, asked, pick
 
 # So often a pull is begun whose source sends other bytes than it declares.
 TRIES = 4
@@ -49,20 +50,7 @@ Tell = Callable[[msgspec.Struct], None]
 
 def main(argv: list[str]) -> int:
     """Do one task; the exit status is 1 when it failed."""
-    parent = Parent.connect(argv, Task)
-    task = parent.receive()
-    if not isinstance(task, Task):
-        return 1
-    parent.listen(lambda _: None)  # ends this process with the daemon
-    try:
-        parent.send(pull(task, _Told(parent)))
-    except Exception as error:
-        problem = Problem.of(error)
-        if not isinstance(error, TOLD):
-            traceback.print_exc()
-        parent.send(Failure(problem.code, problem.message, problem.hint))
-        return 1
-    return 0
+    return errand.main(argv, Task, lambda task, parent: pull(task, _Told(parent)))
 
 
 class _Told:
@@ -119,8 +107,9 @@ class _Pull:
         """Plan, check that it fits, and write."""
         try:
             self.tell(Progress("planning"))
-            plan = plan_model(self.source, self.task.pre or None)
-            level, reason = self._level(plan)
+            picked = self._pick()
+            plan = plan_model(picked.files, self.task.pre or None)
+            level, reason = self._level(plan, picked)
             conversion = self._conversion(plan, level)
             _in_background(_warm, loading, {type.name for type in conversion.types.values()})
             place = self._begin(conversion, level, reason)
@@ -129,8 +118,10 @@ class _Pull:
             self._write(conversion, place)
             sha256, size = self.partial.finish()
             config = _config(self.reference, plan, self.source)
+            if plan.level:
+                config["lm"]["published"] = plan.shards[0]
             config |= {"file_type": level, "lm": config["lm"] | {"level": level, "reason": reason}}
-            return Done(sha256, size, level, config, dict(plan.defaults))
+            return Done(sha256, size, self.reference.name.tag or level, config, dict(plan.defaults))
         finally:
             self.source.close()
 
@@ -148,26 +139,42 @@ class _Pull:
 
     def _conversion(self, plan: ModelPlan, level: str) -> Conversion | Copy:
         if plan.level:
-            return Copy(plan, self.source.size(plan.shards[0]))
+            return Copy(plan, sum(map(self.source.size, plan.shards)))
         return Conversion(plan, level, self._metadata(plan, level))
 
-    def _level(self, plan: ModelPlan) -> tuple[str, str]:
+    def _pick(self) -> Picked:
+        """The files, and the level where that is settled: by an earlier pull, by the name, by what is published.
+
+        Raises UnknownLevel, DoesNotFit, UnsupportedModel, MalformedFile.
+        """
+        journal, level = self.partial.journal, self.reference.level
+        level = None if level == AUTO else level
+        if journal is not None and journal.facts.revision == self.source.revision:
+            begun = level if level and asked(self.source, level) else journal.facts.level
+            picked = self._choice(begun)
+            return replace(picked, level=picked.level or journal.facts.level, reason=journal.facts.reason)
+        return self._choice(level)
+
+    def _choice(self, level: str | None) -> Picked:
+        return pick(self.source, self.hardware, Path(self.task.cache), self._wish(level), self.task.disk_free)
+
+    def _wish(self, level: str | None) -> Wish:
+        return Wish(context=self.task.context, sequences=self.task.sequences, kv_type=KV_TYPE, forced=level)
+
+    def _level(self, plan: ModelPlan, picked: Picked) -> tuple[str, str]:
         """Level and reason: what was begun with, what was asked for, or what this machine holds.
 
         Raises DoesNotFit, UnknownLevel, UnsupportedModel.
         """
-        wanted = canonical(self.reference.level)
+        wanted = picked.level if plan.level else canonical(picked.level)
         if plan.level and wanted not in (None, plan.level):
             hint = f"leave the level out to take it as it is, or make {wanted} of the original weights"
-            raise UnsupportedModel(f"the file is quantized already, at {plan.level}", hint=hint)
-        if plan.level:
-            return plan.level, as_it_is(plan.level)
-        journal = self.partial.journal
-        if journal is not None and journal.facts.revision == self.source.revision:
-            return journal.facts.level, journal.facts.reason
-        task = self.task
-        wish = Wish(context=task.context, sequences=task.sequences, kv_type=KV_TYPE, forced=wanted)
-        choice = Chooser(plan, self.hardware, Path(task.cache)).choose(wish, task.disk_free)
+            raise UnsupportedModel(f"`{plan.shards[0]}` is quantized already, at {plan.level}", hint=hint)
+        if picked.reason:
+            return plan.level or str(wanted), picked.reason
+        chooser = Chooser(plan, self.hardware, Path(self.task.cache))
+        wish, room = self._wish(wanted), self.task.disk_free
+        choice = chooser.advise(wish, room).choice if plan.level else chooser.choose(wish, room)
         return choice.level, choice.reason
 
     def _metadata(self, plan: ModelPlan, level: str) -> dict[str, Any]:
@@ -199,7 +206,7 @@ class _Pull:
         def progress(completed: int, total: int) -> None:
             rate = pace.rate(completed, completed == total)
             if rate is not None:
-                self.tell(Progress("writing", completed, total, rate))
+                self.tell(Progress("copying" if conversion.plan.level else "writing", completed, total, rate))
 
         conversion.write(
             self.source.open,
@@ -262,6 +269,4 @@ def count_text(count: int) -> str:
 
 
 if __name__ == "__main__":
-    status = main(sys.argv[1:])
-    sys.stderr.flush()
-    os._exit(status)  # threads may still be compiling, and an orderly exit would wait for them
+    errand.leave(main(sys.argv[1:]))

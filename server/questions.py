@@ -12,13 +12,15 @@ from server.messages import Failure
 class Ask(msgspec.Struct, tag="ask"):
     """What would this model take here, and which of its levels should it be?
 
-    `source` is a name that `registry.names.parse` reads the same way; where `path` is given, that file is the model.
-    `memory` is what models may use, 0 for what the machine allows; `enough` the tokens/s below which a level is too
-    slow. `loaded` are the models that could be unloaded, the least recently used first, with what they hold.
+    `source` is a name that `registry.names.parse` reads the same way; where `path` is given, that file is the model,
+    and `published` its level where it came as it is: its `source`, if named, has others to choose from. `memory` is
+    what models may use, 0 for what the machine allows; `enough` the tokens/s below which a level is too slow. `loaded`
+    are the models that could be unloaded, the least recently used first, with what they hold.
     """
 
     source: str
     path: str
+    published: str
     installed: str
     level: str | None
     cache: str

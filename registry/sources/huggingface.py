@@ -11,6 +11,7 @@ that a model is made of descends from bytes whose declared digest was checked.
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Iterable, Iterator
 from http.client import HTTPMessage
 from urllib.parse import quote
@@ -74,7 +75,7 @@ class Repository:
         self._endpoint = endpoint.rstrip("/")
         self._host = Address.parse(endpoint).host
         self._network = network
-        self._fetcher = Fetcher(network)
+        self._fetchers: dict[int, Fetcher] = {}
         self.title = name
         try:
             info = self._ask(revision or "main")
@@ -123,7 +124,16 @@ class Repository:
 
     def close(self) -> None:
         """Close the connections."""
-        self._fetcher.close()
+        for fetcher in list(self._fetchers.values()):
+            fetcher.close()
+
+    @property
+    def _fetcher(self) -> Fetcher:
+        """The connections of this thread."""
+        thread = threading.get_ident()
+        if thread not in self._fetchers:
+            self._fetchers[thread] = Fetcher(self._network)
+        return self._fetchers[thread]
 
     def _ask(self, revision: str) -> _Info:
         url = f"{self._endpoint}/api/models/{quote(self.title)}/revision/{revision}?blobs=true"

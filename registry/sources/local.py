@@ -11,17 +11,18 @@ import contextlib
 import os
 import re
 import stat
+import threading
 from pathlib import Path
 
 from registry.errors import AccessDenied, ModelNotFound, SourceUnavailable
 
 LONGEST = 1 << 30  # bytes in one system call
 _PART = re.compile(r"(.+)-\d{5}-of-(\d{5})\.gguf")
-_BELOW = (".json", ".jinja")
+_BELOW = (".json", ".jinja", ".gguf")
 
 
 class Folder:
-    """The regular files inside one folder, and the settings and templates (`*.json`, `*.jinja`) one level below.
+    """The regular files inside one folder, and the settings, templates and GGUF files one level below.
 
     For the path of a GGUF file it is that file, with the other parts where it is split. It declares no digests.
     """
@@ -33,6 +34,7 @@ class Folder:
         self.title = self.url = title
         self._path = path
         self._open: dict[str, tuple[int, os.stat_result]] = {}
+        self._opening = threading.Lock()
         try:
             if path.name.lower().endswith(".gguf") and path.is_file():
                 self._path, self._names = path.parent, _pieces(path)
@@ -92,11 +94,12 @@ class Folder:
         self._open.clear()
 
     def _file(self, name: str) -> tuple[int, os.stat_result]:
-        if name not in self._open:
-            if name not in self._names:
-                raise SourceUnavailable(f"`{self.title}` has no file `{name}`")
-            self._open[name] = self._opened(name)
-        return self._open[name]
+        with self._opening:
+            if name not in self._open:
+                if name not in self._names:
+                    raise SourceUnavailable(f"`{self.title}` has no file `{name}`")
+                self._open[name] = self._opened(name)
+            return self._open[name]
 
     def _opened(self, name: str) -> tuple[int, os.stat_result]:
         try:

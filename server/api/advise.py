@@ -16,9 +16,9 @@ from registry.store import Model
 from runtime.advise import ENOUGH_SPEED
 from runtime.child import Child
 from server.answers import HOUSE, NOTE, House
+from server.api.sources import access, find_source
 from server.config import child_environment
-from server.errors import BadBody, ServerError, Unsupported
-from server.guard import require_loopback
+from server.errors import BadBody, ServerError
 from server.messages import Failure
 from server.problems import Reported
 from server.questions import Advised, Ask, FromAdviser
@@ -34,19 +34,23 @@ _POWER = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 class Wanted(msgspec.Struct):
     """The body: a model, and what is wanted of it. `memory` in bytes, or a text such as `6GB`."""
 
-    model: str
+    model: str = ""
     level: str | None = None
     context: int | None = None
     parallel: int | None = None
     kv_type: str = "F16"
     memory: int | str | None = None
     min_tps: float = ENOUGH_SPEED
+    hf_endpoint: str = ""
+    hf_token: str = ""
 
 
 async def advise(request: web.Request) -> web.Response:
     """`POST /lm/advise`: a table of levels with what each takes, the choice, its reason, why each better one lost."""
     body = await read_body(request, Wanted)
     request[NOTE] = body.model
+    if not body.model:
+        raise BadBody("the body names no model", 'send `{"model": "NAME"}`')
     house = request.app[HOUSE]
     return reply(await _ask(house, await _question(request, house, body)))
 
@@ -63,17 +67,23 @@ async def _question(request: web.Request, house: House, body: Wanted) -> Ask:
         if value is not None and not least <= value <= most:
             raise BadBody(f"`{name}` is {value:g}", f"give a number from {least} to {most:g}")
     model = await _installed(house, body.model)
+    source, hub = body.model, access(request, config, body.hf_endpoint, body.hf_token)
+    own = (model.config.get("lm") or {}) if model else {}
+    published = str(own.get("level", "")) if own.get("published") else ""
+    if published:  # all that its source has is looked at for a bare name only: what is here needs no network
+        source = own["source"] if parse(body.model).level is None else ""
     if model is None:
-        _check_source(request, body.model)
+        source = (await find_source(request, house, body.model, "looking into a folder")).text
     loaded = sorted((worker for worker, _ in house.pool.loaded() if worker.idle), key=lambda worker: worker.last_used)
     return Ask(
-        source=body.model,
+        source=source,
         path=str(model.blob) if model else "",
+        published=published,
         installed=model.name if model else "",
         level=body.level,
         cache=str(config.cache),
-        endpoint=config.hf_endpoint,
-        token=config.hf_token,
+        endpoint=hub.endpoint,
+        token=hub.token,
         proxy=config.proxy,
         no_proxy=",".join(config.no_proxy),
         disk_free=await asyncio.to_thread(house.library.store.free_bytes),
@@ -91,17 +101,6 @@ async def _installed(house: House, name: str) -> Model | None:
         return await house.library.resolve(name)
     except (ModelNotFound, BadName):
         return None
-
-
-def _check_source(request: web.Request, name: str) -> None:
-    """Raise what a pull would raise for this name before it begins."""
-    reference = parse(name)
-    if reference.kind == "folder":
-        if not name.startswith("/"):
-            raise BadName(f"`{name[:80]}` is a relative path", "send an absolute one: the daemon has another folder")
-        require_loopback(request, "looking into a folder")
-    elif reference.kind not in ("demo", "hub"):
-        raise Unsupported(f"`{name}` is not here, and comes quantized already", "advice is for `org/repo`, or a folder")
 
 
 def _bytes(value: int | str | None) -> int:

@@ -13,14 +13,15 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from registry.errors import BadName, ModelNotFound
-from registry.names import Reference, parse
+from registry.errors import ModelNotFound
+from registry.names import parse
 from runtime.fit import Need
 from server.answers import HOUSE, NOTE, House
+from server.api.sources import access, find_source
 from server.config import OLLAMA_VERSION, VERSION
 from server.errors import BadBody
 from server.estimate import held
-from server.guard import require_loopback
+from server.jobs import Order
 from server.library import details, row, shown
 from server.problems import STATUS
 from server.wire import Stream, read_body, reply
@@ -49,12 +50,15 @@ class Named(msgspec.Struct):
 class Pull(Named):
     """A pull; with `detach` it goes on when nobody follows it any more, `limit_rate` is in bytes/s, 0 for no limit.
 
-    `pre` names llama.cpp's pre-tokenizer, for a model whose own is not recognised.
+    `pre` names llama.cpp's pre-tokenizer, for a model whose own is not recognised. `hf_endpoint` and `hf_token` are the
+    hub and the token of the caller's environment, where they are not the daemon's.
     """
 
     detach: bool = False
     limit_rate: float = 0.0
     pre: str = ""
+    hf_endpoint: str = ""
+    hf_token: str = ""
 
 
 async def alive(request: web.Request) -> web.Response:
@@ -63,8 +67,8 @@ async def alive(request: web.Request) -> web.Response:
 
 
 async def version(request: web.Request) -> web.Response:
-    """`GET /api/version`: the version of Ollama's API that we answer, and our own as `lm`."""
-    return reply({"version": OLLAMA_VERSION, "lm": VERSION})
+    """`GET /api/version`: the version of Ollama's API that we answer, our own as `lm`, and a mark of our home."""
+    return reply({"version": OLLAMA_VERSION, "lm": VERSION, "home": request.app[HOUSE].config.home_mark})
 
 
 async def tags(request: web.Request) -> web.Response:
@@ -115,23 +119,27 @@ async def _installed(house: House, name: str) -> bool:
 
 
 async def stop(request: web.Request) -> web.Response:
-    """`POST /lm/stop`: unload a model, at once or after the answers that are under way."""
+    """`POST /lm/stop`: pause a pull that is under way; else unload a model, after the answers that are under way."""
     body = await read_body(request, Named)
     request[NOTE] = body.wanted
     house = request.app[HOUSE]
+    paused = await house.jobs.pause(parse(body.wanted), await _installed(house, body.wanted))
+    if paused:
+        return reply({"model": paused, "paused": True, "stopped": False})
     model = await house.library.resolve(body.wanted)
-    return reply({"model": model.name, "stopped": await house.pool.unload(model)})
+    return reply({"model": model.name, "paused": False, "stopped": await house.pool.unload(model)})
 
 
 async def pull(request: web.Request) -> web.StreamResponse:
     """`POST /api/pull`: bring a model in; joins a pull of the same name that is under way."""
     body = await read_body(request, Pull)
     request[NOTE] = body.wanted
-    reference = _source(request, body.wanted)
+    house = request.app[HOUSE]
+    reference = await find_source(request, house, body.wanted, "pulling a folder")
     if body.limit_rate and not 1000 <= body.limit_rate <= 1e12:
         raise BadBody(f"`limit_rate` is {body.limit_rate:g} bytes/s", "send 1000 or more, or leave it out")
-    jobs = request.app[HOUSE].jobs
-    frames = jobs.follow(reference, detach=body.detach, limit_rate=body.limit_rate, pre=body.pre)
+    order = Order(access(request, house.config, body.hf_endpoint, body.hf_token), body.limit_rate, body.pre)
+    frames = house.jobs.follow(reference, order, detach=body.detach)
     async with aclosing(frames):
         if body.stream is False:
             last: dict[str, Any] = {}
@@ -142,21 +150,6 @@ async def pull(request: web.Request) -> web.StreamResponse:
         async for frame in frames:
             await stream.send(frame)
         return await stream.end()
-
-
-def _source(request: web.Request, name: str) -> Reference:
-    """Where a pull takes its model from; raises BadName, ModelNotFound, Forbidden."""
-    reference = parse(name)
-    if reference.kind == "folder":
-        if not name.startswith("/"):
-            raise BadName(f"`{name[:80]}` is a relative path", "send an absolute one: the daemon has another folder")
-        require_loopback(request, "pulling a folder")
-    elif reference.kind not in ("demo", "hub"):
-        raise ModelNotFound(
-            f"`{name}` is not in the store, and this version pulls from hf.co and folders only",
-            "try `org/repo`, `./folder` or `demo`; `lm list` shows what there is",
-        )
-    return reference
 
 
 def _running(worker: Worker, stays: float | None, need: Need) -> dict[str, Any]:

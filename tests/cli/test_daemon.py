@@ -137,6 +137,17 @@ def test_the_daemon_of_this_home_is_found_on_any_port(tmp_path: Path) -> None:
     assert "Daemon" not in Cli.at(tmp_path)("stop", "--daemon").err
 
 
+def test_a_daemon_of_another_home_is_named(tmp_path: Path) -> None:
+    with Daemon(tmp_path / "one") as daemon:
+        for arguments in (["list"], ["stop", "--daemon"]):
+            done = Cli.at(tmp_path / "two", f"127.0.0.1:{daemon.port}")(*arguments)
+            assert done.code == 4 and f"has another home than `{tmp_path / 'two'}`" in done.err
+            assert "LM_PORT" in done.err
+        without = Cli({key: value for key, value in Cli.at(tmp_path, daemon.url).env.items() if key != "LM_HOME"})
+        assert without("list").code == 0
+        assert Cli.at(tmp_path / "one", daemon.url)("list").code == 0
+
+
 def test_a_stale_note_of_the_daemon_does_no_harm(lm: Cli, tmp_path: Path) -> None:
     with Daemon(tmp_path / "home") as daemon:
         daemon.kill()

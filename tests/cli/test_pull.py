@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -62,6 +63,50 @@ def test_a_detached_pull_is_left_once_its_level_is_known_and_ended_by_rm(lm: Cli
     assert not partials(lm)
     assert lm("rm", "org/demo:Q6_K").code == 3
     hub.bandwidth = None
+
+
+def test_stop_pauses_a_pull_that_the_daemon_was_left_with(lm: Cli, hub: Hub) -> None:
+    hub.bandwidth = 1e6
+    lm("pull", "org/demo:Q5_K_M", "--detach")
+    wait_until(lambda: partials(lm), 20)
+    with lm.popen("pull", "org/demo:Q5_K_M") as onlooker:
+        assert onlooker.stderr and b"`lm stop hf.co/org/demo:Q5_K_M` pauses it" in onlooker.stderr.readline()
+        onlooker.send_signal(signal.SIGINT)
+    assert [row["active"] for row in partials(lm)] == [True]
+    done = lm("stop", "org/demo:Q5_K_M")
+    assert done.code == 0 and done.err.startswith("paused the pull of `hf.co/org/demo:Q5_K_M`")
+    assert [row["active"] for row in partials(lm)] == [False]
+    hub.bandwidth = None
+    lines = [json.loads(line) for line in lm("pull", "org/demo:Q5_K_M", "--json").out.splitlines()]
+    assert [line["resumed"] > 0 for line in lines if line["phase"] == "planned"] == [True]
+    assert lm("stop", "org/demo:Q5_K_M").err == "`hf.co/org/demo:Q5_K_M` was not loaded\n"
+
+
+def test_hub_and_token_of_the_caller_reach_a_daemon_that_runs_and_no_file(lm: Cli, hub: Hub) -> None:
+    with Hub({"org/private": DEMO}, token="hf_of_the_caller") as private:
+        own = {"HF_ENDPOINT": private.url, "HF_TOKEN": "hf_of_the_caller"}
+        mine = Cli({**lm.env, **own})
+        assert mine("fit", "org/private").code == 0
+        done = mine("pull", "org/private:Q8_0")
+        assert done.code == 0, done.err
+        without = Cli({**lm.env, "HF_ENDPOINT": private.url})("pull", "org/private:Q6_K")
+        assert without.code == 3 and "HF_TOKEN" in without.err
+    assert lm("pull", "org/private:Q6_K").code == 3  # the daemon's own hub has no such model
+    written = [path.read_bytes() for path in Path(lm.env["LM_HOME"]).rglob("*") if path.is_file()]
+    assert len(written) > 5 and not any(b"hf_of_the_caller" in data for data in written)
+
+
+def test_another_level_of_a_folder_needs_its_name_only(lm: Cli, tmp_path: Path) -> None:
+    folder = tmp_path / "house"
+    shutil.copytree(DEMO, folder)
+    assert lm("pull", f"{folder}:Q8_0").code == 0
+    done = lm("pull", "house", "--level", "q4_k_m")
+    assert done.code == 0 and "`house:Q4_K_M` is here" in done.err, done.err
+    assert lm("run", "house:Q3_K_M", "hello").code == 0
+    shutil.rmtree(folder)
+    gone = lm("pull", "house:Q2_K")
+    assert gone.code == 3 and f"there is no folder `{folder}`" in gone.err
+    assert lm("pull", "mouse:Q2_K").code == 3
 
 
 @pytest.mark.parametrize("rate", ["fast", "10", "-5M", "5X", "1e9"])

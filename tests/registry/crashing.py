@@ -29,7 +29,7 @@ PULLED, FIRST, HALF = "org/pulled:Q8_0", b"half of what", b"half of what is pull
 
 
 def put(store: Store, name: str, data: bytes) -> Model:
-    ingest = store.begin(name, need=len(data))
+    ingest = store.begin(name)
     ingest.data.write_bytes(data)
     config = {"model_format": "gguf", "bytes": len(data)}
     return store.commit(

@@ -113,7 +113,7 @@ def test_what_loses_says_why(daemon: Daemon) -> None:
         ({"model": "demo", "level": "Q9"}, 400, "unknown_level"),
         ({"model": "org/none"}, 404, "model_not_found"),
         ({"model": "./relative"}, 400, "bad_name"),
-        ({"model": "llama3"}, 400, "unsupported"),
+        ({"model": "llama3"}, 404, "model_not_found"),
         ({}, 400, "bad_body"),
     ],
 )
