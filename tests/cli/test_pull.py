@@ -65,6 +65,7 @@ def test_a_detached_pull_is_left_once_its_level_is_known_and_ended_by_rm(lm: Cli
     hub.bandwidth = None
 
 
+@pytest.mark.slow
 def test_stop_pauses_a_pull_that_the_daemon_was_left_with(lm: Cli, hub: Hub) -> None:
     hub.bandwidth = 1e6
     lm("pull", "org/demo:Q5_K_M", "--detach")
@@ -96,6 +97,7 @@ def test_hub_and_token_of_the_caller_reach_a_daemon_that_runs_and_no_file(lm: Cl
     assert len(written) > 5 and not any(b"hf_of_the_caller" in data for data in written)
 
 
+@pytest.mark.slow
 def test_another_level_of_a_folder_needs_its_name_only(lm: Cli, tmp_path: Path) -> None:
     folder = tmp_path / "house"
     shutil.copytree(DEMO, folder)

@@ -18,6 +18,8 @@ from tests.daemon import Daemon, wait_until
 from tests.hub import Hub
 from tests.publishing import make, publish, split
 
+SLOW = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def repo(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -98,8 +100,8 @@ def test_the_rule_picks_among_what_is_published_from_headers(daemon: Daemon, hub
     ("typed", "name", "level"),
     [
         ("hf.co/org/repo:q4_k_m", "hf.co/org/repo:Q4_K_M", "Q4_K_M"),
-        ("org/repo:Demo-6M-Q2_K.gguf", "hf.co/org/repo:Demo-6M-Q2_K.gguf", "Q2_K"),
-        ("org/lying:ud-q2_k_xl", "hf.co/org/lying:UD-Q2_K_XL", "UD-Q2_K_XL"),
+        pytest.param("org/repo:Demo-6M-Q2_K.gguf", "hf.co/org/repo:Demo-6M-Q2_K.gguf", "Q2_K", marks=SLOW),
+        pytest.param("org/lying:ud-q2_k_xl", "hf.co/org/lying:UD-Q2_K_XL", "UD-Q2_K_XL", marks=SLOW),
     ],
 )
 def test_a_tag_or_a_file_takes_that_one(daemon: Daemon, repo: Path, typed: str, name: str, level: str) -> None:
@@ -113,9 +115,9 @@ def test_a_tag_or_a_file_takes_that_one(daemon: Daemon, repo: Path, typed: str, 
     ("typed", "said"),
     [
         ("org/lying:Q6_K", "publishes no Q6_K"),
-        ("org/lying:Q4_K_M", "`Demo-Q4_K_M.gguf` is quantized already, at Q8_0"),
-        ("org/repo:other.gguf", "has no file `other.gguf`"),
-        ("org/repo:Q4_K_X", "publishes no Q4_K_X"),
+        pytest.param("org/lying:Q4_K_M", "`Demo-Q4_K_M.gguf` is quantized already, at Q8_0", marks=SLOW),
+        pytest.param("org/repo:other.gguf", "has no file `other.gguf`", marks=SLOW),
+        pytest.param("org/repo:Q4_K_X", "publishes no Q4_K_X", marks=SLOW),
         ("org/broken:Q8_0", "`Q8_0/Demo-Q8_0-00002-of-00003.gguf` is missing"),
     ],
 )
@@ -129,6 +131,7 @@ def test_the_tensors_tell_the_level(daemon: Daemon) -> None:
     assert [row["level"] for row in advice(daemon, "org/lying")["levels"]] == ["Q8_0", "UD-Q2_K_XL"]
 
 
+@SLOW
 def test_whole_weights_serve_what_is_not_published(daemon: Daemon) -> None:
     made, shown = pull(daemon, "org/few")
     assert made["name"] == "hf.co/org/few:Q8_0"
@@ -139,10 +142,12 @@ def test_whole_weights_serve_what_is_not_published(daemon: Daemon) -> None:
     assert advice(daemon, "org/few")["level"] == "Q8_0"
 
 
+@SLOW
 def test_where_only_coarse_levels_are_published_the_best_of_them_is_taken(daemon: Daemon) -> None:
     assert advice(daemon, "org/low")["level"] == "Q2_K"
 
 
+@SLOW
 def test_weights_of_the_authors_go_before_files_unless_one_is_named(daemon: Daemon, repo: Path) -> None:
     assert len(advice(daemon, "org/both")["levels"]) > 20
     assert "asked for" in pull(daemon, "org/both:Q3_K_M")[1]["lm"]["reason"]
@@ -150,6 +155,7 @@ def test_weights_of_the_authors_go_before_files_unless_one_is_named(daemon: Daem
     assert pull(daemon, "org/both:Demo-6M-Q2_K.gguf")[0]["name"] == name and has(daemon, repo / "Demo-6M-Q2_K.gguf")
 
 
+@SLOW
 def test_parts_become_one_file_after_a_kill_too(daemon: Daemon, hub: Hub, repo: Path) -> None:
     assert advice(daemon, "org/parts")["level"] == "Q8_0"
     hub.bandwidth = 3e6
@@ -168,6 +174,7 @@ def test_parts_become_one_file_after_a_kill_too(daemon: Daemon, hub: Hub, repo: 
     assert row["size"] < 6.5e6 and sum(tensors(path) == whole for path in blobs) == 2
 
 
+@SLOW
 def test_what_is_here_is_judged_without_its_hub(daemon: Daemon, hub: Hub) -> None:
     pull(daemon, "org/repo:Q4_K_M")
     asked = len(hub.requests)
@@ -177,11 +184,13 @@ def test_what_is_here_is_judged_without_its_hub(daemon: Daemon, hub: Hub) -> Non
     assert len(advice(daemon, "org/repo")["levels"]) == 4
 
 
+@SLOW
 def test_a_folder_of_files_is_like_a_repository(daemon: Daemon, repo: Path) -> None:
     assert advice(daemon, str(repo))["level"] == "Q8_0"
     assert pull(daemon, f"{repo}:Q4_K_M")[1]["details"]["quantization_level"] == "Q4_K_M"
 
 
+@SLOW
 def test_several_models_must_be_named(daemon: Daemon, hub: Hub, repo: Path, tmp_path: Path) -> None:
     shutil.copy(repo / "Demo-6M-Q2_K.gguf", tmp_path / "one.gguf")
     make(tmp_path / "other.gguf", "Q2_K")
