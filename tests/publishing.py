@@ -30,18 +30,27 @@ def make(path: Path, level: str, plan: ModelPlan | None = None) -> Path:
 
 def split(path: Path, target: Path, tensors: int) -> list[Path]:
     """Parts of a file with so many tensors each, written by the `gguf` package itself, named after `target`."""
+    rewrite(path, target, split_max_tensors=tensors)
+    return sorted(target.parent.glob(f"{target.stem}-*-of-*.gguf"))
+
+
+def rewrite(path: Path, target: Path, *, backwards: bool = False, split_max_tensors: int = 0, **more: str) -> None:
+    """A file anew by the `gguf` package, with `more` entries (`__` for a dot), tensors from the last to the first."""
     reader = gguf.GGUFReader(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    writer = gguf.GGUFWriter(target, reader.fields["general.architecture"].contents(), split_max_tensors=tensors)
+    writer = gguf.GGUFWriter(
+        target, reader.fields["general.architecture"].contents(), split_max_tensors=split_max_tensors
+    )
     for key, entry in reader.fields.items():
         if key.startswith("GGUF.") or key == "general.architecture":
             continue
         inner = entry.types[1] if len(entry.types) > 1 else None
         writer.add_key_value(key, entry.contents(), entry.types[0], inner)
-    for tensor in reader.tensors:
+    for key, text in more.items():
+        writer.add_string(key.replace("__", "."), text)
+    for tensor in reversed(reader.tensors) if backwards else reader.tensors:
         writer.add_tensor(tensor.name, np.array(tensor.data), raw_dtype=tensor.tensor_type)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return sorted(target.parent.glob(f"{target.stem}-*-of-*.gguf"))

@@ -1,16 +1,16 @@
 """The GGUF files that somebody publishes of a model: which belong together, which are no models, what level each has.
 
 A repository holds up to thirty such files, each with the whole tokenizer (up to 10 MB) before the list of its tensors.
-One header is read whole. All files of a model have the same tensors in the same order, so in the others the list is
-looked for near the place where that one has it, and believed when name, shape and offset of every tensor are right and
-their sizes add up to the length of the file.
+One header is read whole. All files of a model have the same tensors, so in the others their list is looked for near the
+place where that one has it, and believed when name, shape and offset of every tensor are right and their sizes add up
+to the length of the file.
 """
 
 from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
@@ -27,6 +27,7 @@ _AT_ONCE = 8
 _PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf", re.IGNORECASE)
 _NO_MODEL = re.compile(r"(?:.*[._/-])?(?:mmproj|imatrix|ggml-vocab)(?:[._-].*)?\.gguf", re.IGNORECASE)
 _IMPORTANCE = b"quantize.imatrix"
+_TYPE_AND_OFFSET = struct.Struct("<IQ")
 _NUMBERS = {type.id: type for type in QuantType}
 
 
@@ -136,16 +137,16 @@ def tell(files: Files, variants: Sequence[Variant], one: Variant, header: Header
 
 
 class _Finder:
-    """Finds in other files the list of tensors that `header` has."""
+    """Finds in other files the list of tensors that `header` has, in whatever order they stand there."""
 
     def __init__(self, header: Header) -> None:
         self._alignment = header.alignment
-        self._tensors = header.tensors
-        self._heads = [
-            encode_string(each.name) + struct.pack(f"<I{len(each.shape)}Q", len(each.shape), *each.shape)
-            for each in header.tensors
-        ]
-        self._length = sum(len(head) + 12 for head in self._heads)
+        self._shapes = {each.name: each.shape for each in header.tensors}
+        self._heads = {
+            name: encode_string(name) + struct.pack(f"<I{len(shape)}Q", len(shape), *shape)
+            for name, shape in self._shapes.items()
+        }
+        self._length = sum(len(head) + _TYPE_AND_OFFSET.size for head in self._heads.values())
         self._start = header.data_offset - self._length
 
     def find(self, files: Files, variant: Variant) -> tuple[dict[str, QuantType], bool] | None:
@@ -156,32 +157,32 @@ class _Finder:
         if end - start < self._length:
             return None
         window = files.read(name, start, end - start)
-        place = window.find(self._heads[0])
-        while place >= 0:
-            types = self._read(window, place)
-            if types and self._adds_up(types, start + place + self._length, variant.size):
-                return types, _IMPORTANCE in window[:place]
-            place = window.find(self._heads[0], place + 1)
-        return None
+        places = {window.find(head): name for name, head in self._heads.items()}
+        place = min(places)
+        if place < 0 or place + self._length > len(window):
+            return None
+        types = self._read(window, dict(sorted(places.items())))
+        if not types or not self._adds_up(types, start + place + self._length, variant.size):
+            return None
+        return types, _IMPORTANCE in window[:place]
 
-    def _read(self, window: bytes, place: int) -> dict[str, QuantType]:
+    def _read(self, window: bytes, places: Mapping[int, str]) -> dict[str, QuantType]:
+        """The types of the tensors whose descriptions begin at `places`; empty where something is not right."""
         types: dict[str, QuantType] = {}
-        offset = 0
-        if place + self._length > len(window):
-            return {}
-        for tensor, head in zip(self._tensors, self._heads, strict=True):
-            number, said = struct.unpack_from("<IQ", window, place + len(head))
-            if window[place : place + len(head)] != head or said != offset or number not in _NUMBERS:
+        offset, follows = 0, min(places)
+        for place, name in places.items():
+            number, said = _TYPE_AND_OFFSET.unpack_from(window, place + len(self._heads[name]))
+            type = _NUMBERS.get(number)
+            if place != follows or said != offset or type is None or self._shapes[name][0] % type.block:
                 return {}
-            types[tensor.name] = type = _NUMBERS[number]
-            if tensor.shape[0] % type.block:
-                return {}
-            offset += align(_nbytes(tensor.shape, type), self._alignment)
-            place += len(head) + 12
-        return types
+            types[name] = type
+            offset += align(_nbytes(self._shapes[name], type), self._alignment)
+            follows = place + len(self._heads[name]) + _TYPE_AND_OFFSET.size
+        return types if len(types) == len(self._heads) else {}
 
-    def _adds_up(self, types: dict[str, QuantType], end: int, size: int) -> bool:
-        sizes = [_nbytes(tensor.shape, types[tensor.name]) for tensor in self._tensors]
+    def _adds_up(self, types: Mapping[str, QuantType], end: int, size: int) -> bool:
+        """Whether a file of `size` bytes, whose list ends at `end`, holds just these tensors."""
+        sizes = [_nbytes(self._shapes[name], type) for name, type in types.items()]
         whole = align(end, self._alignment) + sum(align(each, self._alignment) for each in sizes)
         return whole - align(sizes[-1], self._alignment) + sizes[-1] <= size <= whole
 

@@ -14,13 +14,15 @@ from quant.budget import types_of
 from quant.convert import plan_model, sketch_model
 from quant.convert.gguf_level import Recogniser, label_in
 from quant.convert.gguf_source import plan_gguf
+from quant.convert.variants import gather, tell
 from quant.copying import Copy
 from quant.errors import MalformedFile, UnsupportedModel
 from quant.gguf import read_file
 from quant.plan import ModelPlan
 from registry.sources.local import Folder as Local
+from server.choosing import plan_of
 from tests.converting import Out, Pieces, write
-from tests.publishing import make, split
+from tests.publishing import make, rewrite, split
 from tests.quant.support import DEMO, Folder
 
 
@@ -131,6 +133,26 @@ def test_the_tensors_say_the_level_and_the_name_as_far_as_they_agree(
     plan = sketched()
     types = types_of(plan, level)
     assert Recogniser(plan).recognise(types, label_in(name)) == told
+
+
+def test_the_other_files_are_told_by_the_list_of_their_tensors(tmp_path: Path, whole: Path) -> None:
+    """In any order, behind entries that the one that was read does not have; a damaged one by name and size."""
+    path = make(tmp_path / "a-Q4_K_M.gguf", "Q4_K_M")
+    rewrite(path, tmp_path / "a-Q8_0.gguf", backwards=True, quantize__imatrix__file="x" * 500)
+    data = bytearray(path.read_bytes())
+    at = data.index(b"blk.3.attn_q.weight")
+    data[at + 10 : at + 16] = b"xxxx_x"
+    (tmp_path / "a-Q5_K_M.gguf").write_bytes(data)
+    (tmp_path / "a-BF16.gguf").write_bytes(whole.read_bytes())
+    source, header = Folder(tmp_path), read_file(whole)
+    variants = gather(source)
+    told = {each.files[0]: each for each in tell(source, variants, variants[0], header, plan_of(header))}
+    assert [(name, each.tag, each.important, bool(each.types)) for name, each in told.items()] == [
+        ("a-BF16.gguf", "BF16", False, True),
+        ("a-Q8_0.gguf", "Q4_K_M", True, True),
+        ("a-Q4_K_M.gguf", "Q4_K_M", False, True),
+        ("a-Q5_K_M.gguf", "Q5_K_M", False, False),
+    ]
 
 
 def test_a_quantized_file_has_its_level(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import msgspec
 
+import quant.copying
 import quant.pipeline
 from benchmarks import synthetic
 from registry import download, partial
@@ -49,7 +50,7 @@ def shrink() -> None:
     """Journal, window and slabs small enough to matter to a small model."""
     partial.EVERY_BYTES, partial.EVERY_SECONDS = 256 << 10, 0.02
     download.WINDOW = 3 << 19
-    quant.pipeline.SLAB = 128 << 10
+    quant.pipeline.SLAB = quant.copying.PIECE = 128 << 10
 
 
 def attempt(work: Task, seconds: float | None) -> bool:

@@ -23,6 +23,7 @@ from server import puller
 from server.messages import Done, Note, Planned, Progress, Task
 from server.puller import pull
 from tests.hub import Faults, Hub
+from tests.publishing import make, split
 from tests.server.pulls import make_model, task
 
 LEVEL = "Q4_K_M"
@@ -300,6 +301,16 @@ def test_killed_at_any_moment_the_result_is_the_same(work: Task, hub: Hub, kills
     again = hub.bytes_sent / (kills + 2) - size
     # On the average: window, journal's step, slabs in hand, and the files that are read to plan.
     assert again < (3 << 19) + (256 << 10) + 12 * (128 << 10) + 700_000
+
+
+@pytest.mark.slow
+def test_parts_killed_at_any_moment_are_joined_to_the_same_file(hub: Hub, tmp_path: Path, cache: Path) -> None:
+    whole = make(tmp_path / "whole.gguf", "Q8_0")
+    split(whole, tmp_path / "parts" / "m.gguf", 15)
+    hub.push("org/parts", tmp_path / "parts")
+    hub.bandwidth = 30e6
+    digests = kill_often(task("org/parts", tmp_path / "store" / "ingest" / "x", cache, hub.url), 30, seed=3)
+    assert len(digests) == 31 and len(set(digests)) == 1
 
 
 def spoil(hub: Hub, seed: int) -> None:
