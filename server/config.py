@@ -214,13 +214,9 @@ assert set(SETTINGS) == {field.name for field in fields(Config)}
 
 
 def child_environment() -> dict[str, str]:
-    """The environment of a child process: ours without secrets, proxies and our own settings (they come as frames).
-
-    OpenMP's threads are told to sleep where they wait for each other. Spinning, as they do by default, gains little on
-    an idle machine, and on a busy one (a pull, a second model) each of a token's many barriers costs a time slice.
-    """
+    """The environment of a child process: ours without secrets, proxies and our own settings (they come as frames)."""
     ours = {name for setting in SETTINGS.values() for name in setting.env}
-    return {"OMP_WAIT_POLICY": "passive"} | {
+    return {
         name: value
         for name, value in os.environ.items()  # noqa: TID251
         if name not in ours and not re.search(r"_proxy$|token|secret|password|api_?key", name, re.IGNORECASE)
