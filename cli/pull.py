@@ -32,7 +32,8 @@ Line = dict[str, Any]
 def command(name: str, level: str | None, detach: bool, limit_rate: str | None, pre: str | None, as_json: bool) -> None:
     """Bring a model in, quantized while it is read to the best level that this machine can hold.
 
-    NAME is `demo`, `org/repo` on the hub, or a folder that begins with `/`, `./`, `../` or `~`; `:LEVEL` may follow.
+    NAME is `demo`, `org/repo` on the hub, or a folder that begins with `/`, `./`, `../` or `~`; `:LEVEL` may follow, or
+    `:FILE.gguf` where such files are published.
     Ctrl-C pauses: the next `lm pull` of that name goes on, `lm rm` removes what is there.
     """
     client = Client()

@@ -35,7 +35,8 @@ SCALARS = {
     12: ("f64", "d", 8),
 }
 _NUMBERS = {"str": STRING, **{kind: number for number, (kind, _, _) in SCALARS.items()}}
-_WINDOW = 1 << 20
+# What is read at once: little at first, since a part of a split model has a header of a few kB.
+_FIRST, _WINDOW = 1 << 16, 1 << 20
 _LENGTH = struct.Struct("<Q")
 
 
@@ -53,6 +54,7 @@ class Cursor:
         self._buffer = b""
         self._base = 0
         self._next = 0
+        self._window = _FIRST
 
     @property
     def position(self) -> int:
@@ -80,7 +82,8 @@ class Cursor:
         if end > len(self._buffer):
             self.need(count, what)
             start = self.position
-            wanted = min(max(count, _WINDOW), self.size - start)
+            wanted = min(max(count, self._window), self.size - start)
+            self._window = min(4 * self._window, _WINDOW)
             self._buffer, self._base, self._next, end = self._read(start, wanted), start, 0, count
             if len(self._buffer) < count:
                 raise self.fail(f"the file ends too early ({what} at byte {start})")

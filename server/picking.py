@@ -7,6 +7,7 @@ published, and machines that none of the better published files fits.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -116,7 +117,7 @@ class Published:
             raise UnsupportedModel(
                 f"`{files.title}` holds several models", f"name one: {_listed([one, *others], named=True)}"
             )
-        renamed = (replace(each, tag=_last(each.files[0])) if each.tag in doubled else each for each in told)
+        renamed = (replace(each, tag=_word(each.files[0])) if each.tag in doubled else each for each in told)
         self.variants = {each.tag: each for each in renamed}
 
     def tag_of(self, variant: Variant) -> str | None:
@@ -209,9 +210,13 @@ def _beats(one: Variant, other: Variant) -> bool:
 
 def _answers(variant: Variant, level: str) -> bool:
     """Whether a name with this level (or file), in lower case, means the variant."""
-    return level.removeprefix("i1-") == variant.label.lower() or level in (
-        _last(name).lower() for name in variant.files
-    )
+    names = [_word(name).lower() for name in variant.files]
+    return level in names or level.removeprefix("i1-") == variant.label.lower() != ""
+
+
+def _word(name: str) -> str:
+    """The name of a file as a tag can be."""
+    return re.sub(r"[^A-Za-z0-9_.-]+|\.{2,}", "-", _last(name))[-96:].lstrip("-.")
 
 
 def _last(name: str) -> str:
