@@ -193,8 +193,10 @@ class Context:
         return self._view(library().llama_get_logits_ith(self.handle, row), self._model.n_vocab)
 
     def pooled(self, sequence: int) -> Any:
-        """The pooled embedding of `sequence`, float32 `(n_embd,)`, valid until the next `decode`."""
-        return self._view(library().llama_get_embeddings_seq(self.handle, sequence), self._model.n_embd)
+        """The pooled embedding of `sequence`, float32 `(n_embd,)`, or its scores; valid until the next `decode`."""
+        low = library()
+        size = low.llama_model_n_cls_out(self._model.handle) if self.pooling == POOLING_RANK else self._model.n_embd
+        return self._view(low.llama_get_embeddings_seq(self.handle, sequence), size)
 
     @staticmethod
     def _view(pointer: Any, size: int) -> Any:

@@ -18,6 +18,7 @@ from runtime.context import ABORTED, NO_ROOM, OK, POOLING_LAST, POOLING_MEAN, PO
 from runtime.errors import BadRequest, EngineError, PromptTooLong, QueueFull
 from runtime.llama import Model
 from runtime.prefix import Pool, Sequence
+from runtime.ranking import Ranker
 
 MAX_INPUTS = 2048
 # Rows that an encoder computes at once: more of them spend more on rows of other texts than they save.
@@ -58,7 +59,9 @@ class Embedder:
         self._pool = pool
         self._emit = emit
         self._jobs: deque[Job] = deque()
+        self._ranks = context.pooling == POOLING_RANK
         self.limit = min(context.batch_size, model.n_ctx_train) if model.encoder else context.tokens - 1
+        self._ranker = Ranker(model, context.pooling, self.limit)
         self.computing = 0
         """The request that is being computed, which a cancel may abort."""
 
@@ -69,13 +72,17 @@ class Embedder:
 
     def prepare(self, request: m.Embed) -> Job:
         """Tokens of the inputs; PromptTooLong for one too long that may not be cut, BadRequest for none at all."""
-        if self._context.pooling == POOLING_RANK:
-            raise BadRequest("this model ranks texts and has no embeddings")
+        if self._ranks:
+            raise BadRequest("this model ranks texts and has no embeddings", "ask it to rank (`/v1/rerank`)")
         if len(request.inputs) > MAX_INPUTS:
             raise BadRequest(
                 f"{len(request.inputs)} inputs are too many, {MAX_INPUTS} are possible", "send them in parts"
             )
         return Job(request.id, [self._tokens(text, request.truncate) for text in request.inputs])
+
+    def prepare_ranking(self, request: m.Rank) -> Job:
+        """Tokens of the question with each text; raises BadRequest where the model does not rank, PromptTooLong."""
+        return Job(request.id, self._ranker.inputs(request.query, request.documents))
 
     def _tokens(self, text: str | list[int], truncate: bool) -> array[int]:
         ids = self._model.tokenize(text, special=False, add=True) if isinstance(text, str) else self._checked(text)
@@ -143,7 +150,9 @@ class Embedder:
         row = 0
         batch: list[array[int]] = []
         for ids in job.inputs[len(job.vectors) :]:
-            if batch and (row + len(ids) > PACK or len(batch) == len(self._pool.sequences)):
+            if batch and (
+                row + len(ids) > min(PACK, self._context.batch_size) or len(batch) == len(self._pool.sequences)
+            ):
                 break
             self._context.put_prompt(row, memoryview(ids), 0, len(batch), len(ids))
             batch.append(ids)
@@ -152,7 +161,7 @@ class Embedder:
         if status == ABORTED:
             return []
         _check(status)
-        return [_unit(self._context.pooled(number)) for number in range(len(batch))]
+        return [self._result(self._context.pooled(number)) for number in range(len(batch))]
 
     def _begin(self, job: Job, promised: int) -> bool:
         """Take sequences for the next inputs, as many as there is room for; False to wait for answers to end."""
@@ -172,7 +181,7 @@ class Embedder:
     def _read(self, job: Job, rows: int) -> None:
         """Go on with what is being read. The last token of a text knows all of it, so that its vector is enough, and
         the others go through like a prompt; else every token's is needed."""
-        last = self._context.pooling == POOLING_LAST
+        last = self._context.pooling in (POOLING_LAST, POOLING_RANK)
         heads = [(reading, reading.left - 1) for reading in job.readings if reading.left > 1] if last else []
         wanted = not heads
         if wanted:
@@ -193,7 +202,7 @@ class Embedder:
                 self._take(reading, len(stretch))
             self._pool.grow(reading.seq, stretch)
         if not any(reading.left for reading in job.readings):
-            job.vectors += [_unit(reading.vector) for reading in job.readings]
+            job.vectors += [self._result(reading.vector) for reading in job.readings]
             self._put_back(job)
 
     def _decoded(self, job: Job, rows: int, wanted: bool) -> bool:
@@ -219,8 +228,13 @@ class Embedder:
         if self._context.pooling == POOLING_MEAN:
             part = vector * rows  # all that counts in the end is its direction
             reading.vector = part if reading.vector is None else reading.vector + part
-        elif reading.vector is None or self._context.pooling == POOLING_LAST:
+        elif reading.vector is None or self._context.pooling in (POOLING_LAST, POOLING_RANK):
             reading.vector = vector.copy()
+
+    def _result(self, vector: Any) -> bytes:
+        """A vector's direction; of a ranking, the first number is the score."""
+        score: bytes = vector[:1].astype("<f4").tobytes()
+        return score if self._ranks else _unit(vector)
 
 
 def _check(status: int) -> None:

@@ -19,7 +19,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from runtime import messages as m
-from runtime.context import ABORTED, NO_ROOM, OK, Context, Shape, sequences
+from runtime.context import ABORTED, NO_ROOM, OK, POOLING_RANK, Context, Shape, sequences
 from runtime.embedding import Embedder
 from runtime.errors import BadRequest, EngineError, QueueFull, Timeout
 from runtime.llama import Model
@@ -102,6 +102,8 @@ class LlamaEngine:
                     self._inbox.put(self._prepared(frame))
                 case m.Embed():
                     self._inbox.put(self._embedder.prepare(frame))
+                case m.Rank():
+                    self._inbox.put(self._embedder.prepare_ranking(frame))
                 case m.Tokenize():
                     prompter = self._prompter
                     ids = prompter.text(frame.text or "") if frame.messages is None else prompter.chat(frame.messages)
@@ -135,6 +137,8 @@ class LlamaEngine:
     def _prepared(self, request: m.Submit) -> list[Session]:
         if self._queued + len(self._schedule.waiting) >= self._load.queue:
             raise QueueFull(f"{self._load.queue} requests wait for this model already", "try again later")
+        if self._context.pooling == POOLING_RANK:
+            raise BadRequest("this model ranks texts and cannot write", "ask it to rank (`/v1/rerank`)")
         if self._model.encoder:
             raise BadRequest("this model makes embeddings and cannot write", "ask for embeddings")
         check_request(request, self._model.n_vocab)

@@ -137,6 +137,10 @@ class FakeEngine:
                 count = sum(len(_words(text)) if isinstance(text, str) else len(text) for text in frame.inputs)
                 self._send(m.Vectors(frame.id, [vector] * len(frame.inputs), count))
 
+            case m.Rank():
+                scores = [struct.pack("<f", len(_words(text))) for text in frame.documents]
+                self._send(m.Vectors(frame.id, scores, len(scores)))
+
     def _submit(self, submit: m.Submit) -> None:
         length = self._prompt_tokens(submit)
         if fail := self._script.get("fail"):

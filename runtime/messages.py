@@ -96,6 +96,14 @@ class Embed(msgspec.Struct, tag="embed"):
     truncate: bool = True
 
 
+class Rank(msgspec.Struct, tag="rank"):
+    """How well some texts answer a question; the answer is `Vectors` of one number each. Long texts are cut."""
+
+    id: int
+    query: str
+    documents: list[str]
+
+
 class Tokenize(msgspec.Struct, tag="tokenize"):
     """The token ids of a text, or of messages as the template renders them."""
 
@@ -114,7 +122,7 @@ class Shutdown(msgspec.Struct, tag="shutdown"):
     """Finish nothing more and exit."""
 
 
-ToWorker = Load | Submit | Embed | Tokenize | Cancel | Shutdown
+ToWorker = Load | Submit | Embed | Rank | Tokenize | Cancel | Shutdown
 
 
 # ---- worker to daemon
@@ -192,7 +200,7 @@ class Failed(msgspec.Struct, tag="failed"):
 
 
 class Vectors(msgspec.Struct, tag="vectors"):
-    """One float32 little-endian vector per input, L2-normalised, with the tokens that were read."""
+    """One float32 little-endian vector per input, L2-normalised (of a `Rank`, its score), with the tokens read."""
 
     id: int
     vectors: list[bytes]

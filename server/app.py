@@ -16,7 +16,7 @@ from aiohttp import web
 
 from server import wire
 from server.answers import HOUSE, NOTE, House
-from server.api import advise, embeddings, models, ollama, openai
+from server.api import advise, embeddings, models, ollama, openai, rerank
 from server.config import OLLAMA_VERSION, VERSION, Config
 from server.errors import NotFound, WrongMethod
 from server.guard import Doorkeeper, require_loopback
@@ -48,6 +48,8 @@ ROUTES: list[tuple[str, str, Handler]] = [
     ("POST", "/v1/chat/completions", openai.chat_completions),
     ("POST", "/v1/completions", openai.completions),
     ("POST", "/v1/embeddings", embeddings.openai_embed),
+    ("POST", "/v1/rerank", rerank.rerank),
+    ("POST", "/rerank", rerank.rerank),
     ("POST", "/lm/advise", advise.advise),
     ("POST", "/lm/stop", models.stop),
     ("GET", "/lm/partials", models.partials),
@@ -141,7 +143,7 @@ async def admit(request: web.Request, handler: Handler) -> web.StreamResponse:
 
 def dialect(path: str) -> Dialect:
     """In whose language errors of this path are told."""
-    return "openai" if path.startswith("/v1/") else "ollama"
+    return "openai" if path.startswith(("/v1/", "/rerank")) else "ollama"
 
 
 def _refusal(request: web.Request, problem: Problem) -> web.StreamResponse:

@@ -18,7 +18,7 @@ from registry.store import Model, Store
 from runtime.fit import Shape
 
 # What the daemon can do with a model so far; a model may know more.
-SERVED = ("completion", "embedding")
+SERVED = ("completion", "embedding", "rerank")
 _LONG = 64
 _PARAMETER_WIDTH = 30
 

@@ -29,6 +29,7 @@ from runtime.messages import (
     FromWorker,
     Load,
     Loading,
+    Rank,
     Ready,
     Shutdown,
     Started,
@@ -183,8 +184,8 @@ class Worker:
             raise self._odd(frame)
         return frame.ids
 
-    async def embed(self, request: Embed) -> Vectors:
-        """One vector for each input."""
+    async def embed(self, request: Embed | Rank) -> Vectors:
+        """One vector for each input, or one score for each text."""
         frame = await self._ask(request)
         if not isinstance(frame, Vectors):
             raise self._odd(frame)
@@ -225,7 +226,7 @@ class Worker:
         self._streams[number] = asyncio.Queue()
         return self._streams[number]
 
-    async def _ask(self, request: Tokenize | Embed) -> FromWorker:
+    async def _ask(self, request: Tokenize | Embed | Rank) -> FromWorker:
         request.id = next(_ids)
         queue = self._open(request.id)
         try:

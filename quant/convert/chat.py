@@ -77,7 +77,7 @@ def describe_specials(
 ) -> tuple[dict[str, Any], tuple[int, ...]]:
     """The GGUF entries of the special tokens, and all ids that end an answer.
 
-    Of a model that `embeds`, the end is what its tokenizer puts behind a text; others may end answers otherwise.
+    Of a model that `embeds`, beginning and end are what its tokenizer puts around a text, whatever else is named.
     """
     size = len(vocabulary.entries["tokenizer.ggml.tokens"])
     listed = _ids(generation, "eos_token_id", size) or _ids(config, "eos_token_id", size)
@@ -87,8 +87,9 @@ def describe_specials(
     if "bos_token" not in tokenizer_config.values:
         begin = next(iter(_ids(config, "bos_token_id", size)), None)
     pad = _named_id(tokenizer_config, "pad_token", vocabulary)
-    if embeds and vocabulary.last is not None:
-        stops = tuple(dict.fromkeys((vocabulary.last, *stops)))
+    if embeds:
+        begin = begin if vocabulary.first is None else vocabulary.first
+        stops = stops if vocabulary.last is None else tuple(dict.fromkeys((vocabulary.last, *stops)))
     stops = stops or (() if vocabulary.last is None else (vocabulary.last,))
     begin = vocabulary.first if begin is None and "bos_token" not in tokenizer_config.values else begin
     if not stops:

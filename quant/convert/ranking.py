@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 
 from quant.convert import decoder, encoder, qwen
-from quant.convert.base import PLAIN, Family, Sizes
+from quant.convert.base import PLAIN, Family, Known, Sizes
 from quant.convert.config import MAX_JSON, Config, read_text, read_whole
+from quant.convert.pretokenizer import listed
 from quant.convert.transforms import widen
-from quant.convert.vocabulary import FILE, is_id, listed, steps
+from quant.convert.vocabulary import FILE, is_id, steps
 from quant.errors import MalformedFile, UnsupportedModel
 from quant.plan import Files, TensorPlan
 from quant.safetensors import Entry, load_json
@@ -49,7 +50,7 @@ def _read_sizes(family: Family) -> Any:
     return read
 
 
-def _both(source: str, target: str, rows: str) -> tuple[encoder.Known, ...]:
+def _both(source: str, target: str, rows: str) -> tuple[Known, ...]:
     return encoder.both(source, target, rows, "width")
 
 
@@ -96,8 +97,8 @@ MODERN_BERT = replace(
     classes=("ModernBertForSequenceClassification",),
     tensors=(
         *encoder.MODERN_BERT.tensors,
-        encoder.Known("head.dense.weight", "cls.weight", ("width", "width")),
-        encoder.Known("head.norm.weight", "cls.norm.weight", ("width",)),
+        Known("head.dense.weight", "cls.weight", ("width", "width")),
+        Known("head.norm.weight", "cls.norm.weight", ("width",)),
         *_both("classifier", "cls.output", "one"),
     ),
     read_sizes=_read_sizes(encoder.MODERN_BERT),
@@ -118,8 +119,9 @@ def _read_words(files: Files, entries: Iterable[Entry], config: Config) -> tuple
     vocab = (
         load_json(read_whole(files, FILE, MAX_JSON), FILE).get("model", {}).get("vocab") if FILE in files.names() else 0
     )
-    ids = [vocab.get(word) if isinstance(vocab, dict) else None for word in _WORDS]
-    if not all(is_id(id) and id < head.shape[0] for id in ids):
+    found = [vocab.get(word) if isinstance(vocab, dict) else None for word in _WORDS]
+    ids = [id for id in found if isinstance(id, int) and is_id(id) and id < head.shape[0]]
+    if len(ids) != len(_WORDS):
         raise MalformedFile(f"`{FILE}` has no tokens `yes` and `no`, by which this model ranks")
     return (_head([_row(files, head, id) for id in ids]),)
 

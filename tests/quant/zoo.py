@@ -16,6 +16,8 @@ import numpy as np
 from tests.quant.support import DEMO
 
 VOCABULARY = 4160
+# The first tokens of the demo's tokenizer.
+NAMED = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 SIZES = {
     **{"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 3, "vocab_size": VOCABULARY},
     **{"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512},
@@ -184,10 +186,11 @@ def make(row: Row, path: Path) -> Path:
         for name, tensor in model.named_parameters():
             tensor.copy_(torch.from_numpy(weight(name, tuple(tensor.shape), row.spread)))
     model.save_pretrained(path, max_shard_size="1MB")
-    (path / "tokenizer_config.json").write_bytes((DEMO / "tokenizer_config.json").read_bytes())
     tokenizer = json.loads((DEMO / "tokenizer.json").read_text())
     if row.task == RANKS:
-        tokenizer["post_processor"] = framed("<|im_start|>", "<|im_end|>", 1 + (row.kind == "XLMRoberta"))
+        tokenizer["post_processor"] = framed("<|endoftext|>", "<|im_end|>", 1 + (row.kind == "XLMRoberta"))
+    else:
+        (path / "tokenizer_config.json").write_bytes((DEMO / "tokenizer_config.json").read_bytes())
     (path / "tokenizer.json").write_text(json.dumps(tokenizer))
     assert json.loads((path / "config.json").read_text())["architectures"] == [row.kind + row.task]
     return path
@@ -197,7 +200,7 @@ def framed(first: str, last: str, between: int) -> dict[str, Any]:
     """The step of a tokenizer that puts special tokens around a text, and `last` between two, once or twice."""
     special = {text: {"SpecialToken": {"id": text, "type_id": 0}} for text in (first, last)}
     one, two = ({"Sequence": {"id": name, "type_id": 0}} for name in "AB")
-    numbers = {first: 1, last: 2}
+    numbers = {name: NAMED.index(name) for name in (first, last)}
     return {
         "type": "TemplateProcessing",
         "single": [special[first], one, special[last]],
@@ -211,9 +214,9 @@ def texts(ids: list[int]) -> list[list[int]]:
     return [ids[start : start + 8 + start // 4] for start in range(0, len(ids) - 64, 8)]
 
 
-def reference(path: Path, row: Row, ids: list[int]) -> np.ndarray:
+def reference(path: Path, row: Row, ids: list[int], pairs: list[list[int]] | None = None) -> np.ndarray:
     """What transformers computes, with the engine's GELU, float32: logits `[len(ids), vocabulary]`, of an encoder its
-    vectors, and of a ranker the scores of `texts(ids)` (of Qwen 3: how probable "yes" is)."""
+    vectors, and of a ranker the scores of `pairs` or `texts(ids)` (of Qwen 3: how probable "yes" is)."""
     import torch
     import transformers
 
@@ -225,7 +228,7 @@ def reference(path: Path, row: Row, ids: list[int]) -> np.ndarray:
                 setattr(module, name, engine_gelu())
     with torch.no_grad():
         if row.task == RANKS:
-            scores = torch.cat([model(torch.tensor([text])).logits[0] for text in texts(ids)])
+            scores = torch.cat([model(torch.tensor([text])).logits[0] for text in pairs or texts(ids)])
             return (scores.sigmoid() if row.kind == "Qwen3" else scores).float().numpy()
         found = model(torch.tensor([ids]))
         return (found.logits if hasattr(found, "logits") else found.last_hidden_state)[0].float().numpy()
