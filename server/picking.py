@@ -31,6 +31,8 @@ from server.choosing import Advice, Chooser, candidate_of, plan_of, worthwhile
 
 # A published file of a level may be so much smaller than the one that we would make.
 _ABOUT = 0.95
+# So many are named in a hint.
+_MOST = 16
 
 
 @dataclass(frozen=True)
@@ -226,4 +228,6 @@ def _last(name: str) -> str:
 def _listed(variants: Sequence[Variant], named: bool = False) -> str:
     """Tags with sizes; names of files where there are none, or as is wished."""
     names = [(_last(each.files[0]) if named else each.tag or each.label or _last(each.files[0])) for each in variants]
-    return ", ".join(f"`{name}` ({size(each.size)})" for name, each in zip(names, variants, strict=True))
+    shown = [f"`{name}` ({size(each.size)})" for name, each in zip(names, variants, strict=True)]
+    more = f" and {len(shown) - _MOST} more" if len(shown) > _MOST else ""
+    return ", ".join(shown[:_MOST]) + more
