@@ -132,10 +132,20 @@ class Context:
         self._seq[row:end] = memoryview(array("Q", (self._pointers[sequence],)) * size)
         self._logits[row:end] = bytes(size - wanted) + b"\x01" * wanted
 
-    def decode(self, rows: int) -> int:
-        """Run the first `rows` rows: `OK`, `NO_ROOM` (nothing changed), `ABORTED`, or a negative number (an error)."""
+    def decode(self, rows: int, vectors: Any = None) -> int:
+        """Run the first `rows` rows: `OK`, `NO_ROOM` (nothing changed), `ABORTED`, or a negative number (an error).
+
+        `vectors`, float32 `(rows, n_embd)`, stand in the place of the tokens.
+        """
         self._batch.n_tokens = rows
-        return int(self._decode(self.handle, self._batch))
+        if vectors is None:
+            return int(self._decode(self.handle, self._batch))
+        tokens = ctypes.cast(self._arrays[0], type(self._batch.token))
+        self._batch.token, self._batch.embd = None, vectors.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+        try:
+            return int(self._decode(self.handle, self._batch))
+        finally:
+            self._batch.token, self._batch.embd = tokens, None
 
     def abort(self) -> None:
         """Make a running `decode` end at its next graph node, from any thread; stays set until `clear_abort`."""

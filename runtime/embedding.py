@@ -42,8 +42,9 @@ class Reading:
 class Job:
     """The inputs of one request, the vectors so far, and what is being read."""
 
-    def __init__(self, request: int, inputs: list[array[int]]) -> None:
+    def __init__(self, request: int, inputs: list[array[int]], query: str = "") -> None:
         self.id = request
+        self.query = query
         self.inputs = inputs
         self.vectors: list[bytes] = []
         self.readings: list[Reading] = []
@@ -82,7 +83,7 @@ class Embedder:
 
     def prepare_ranking(self, request: m.Rank) -> Job:
         """Tokens of the question with each text; raises BadRequest where the model does not rank, PromptTooLong."""
-        return Job(request.id, self._ranker.inputs(request.query, request.documents))
+        return Job(request.id, self._ranker.inputs(request.query, request.documents), request.query)
 
     def _tokens(self, text: str | list[int], truncate: bool) -> array[int]:
         ids = self._model.tokenize(text, special=False, add=True) if isinstance(text, str) else self._checked(text)
@@ -157,7 +158,7 @@ class Embedder:
             self._context.put_prompt(row, memoryview(ids), 0, len(batch), len(ids))
             batch.append(ids)
             row += len(ids)
-        status = self._context.decode(row)
+        status = self._context.decode(row, self._ranker.vectors(batch, job.query))
         if status == ABORTED:
             return []
         _check(status)

@@ -213,6 +213,7 @@ class Model:
         Raises LoadFailed, or ends the process where llama.cpp aborts.
         """
         low = library()
+        self.path = path
         params = low.llama_model_default_params()
         params.n_gpu_layers = gpu_layers
         params.use_extra_bufts = not amx_is_broken()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from array import array
+from typing import Any
 
 from runtime.context import POOLING_RANK
 from runtime.errors import BadRequest, PromptTooLong
@@ -25,6 +26,7 @@ class Ranker:
         template = library().llama_model_chat_template(model.handle, b"rerank") if self._ranks else None
         self._parts = _SLOTS.split(template.decode(errors="replace")) if template else []
         controls = sorted(model.control_texts(), key=len, reverse=True) if self._parts else []
+        self._kinds = self._read_kinds() if self._ranks and model.encoder else None
         self._control = re.compile("(" + "|".join(map(re.escape, filter(None, controls))) + ")") if controls else None
 
     def inputs(self, query: str, documents: list[str]) -> list[array[int]]:
@@ -35,6 +37,20 @@ class Ranker:
         if not self._ranks:
             raise BadRequest("this model does not rank texts", "ask one whose capabilities include `rerank`")
         return [self._input(query, document) for document in documents]
+
+    def vectors(self, inputs: list[array[int]], query: str) -> Any:
+        """float32[tokens, width] in the place of the tokens of `inputs`, where these alone would not do; else None."""
+        if self._kinds is None:
+            return None
+        import numpy as np  # a worker that only writes starts faster without
+
+        second = len(self._paired(query, "")[0])
+        return np.concatenate([self._kinds.vectors(ids, second) for ids in inputs])
+
+    def _read_kinds(self) -> Any:
+        from runtime.kinds import Kinds  # as above
+
+        return Kinds.of(self._model)
 
     def _input(self, query: str, document: str) -> array[int]:
         before, text, after = self._asked(query, document) if self._parts else self._paired(query, document)

@@ -214,6 +214,14 @@ def texts(ids: list[int]) -> list[list[int]]:
     return [ids[start : start + 8 + start // 4] for start in range(0, len(ids) - 64, 8)]
 
 
+def kinds(pair: list[int]) -> dict[str, Any]:
+    """Which of two texts each token belongs to; the first one ends with its separator."""
+    import torch
+
+    first = pair.index(NAMED.index("<|im_end|>")) + 1
+    return {"token_type_ids": torch.tensor([[0] * first + [1] * (len(pair) - first)])}
+
+
 def reference(path: Path, row: Row, ids: list[int], pairs: list[list[int]] | None = None) -> np.ndarray:
     """What transformers computes, with the engine's GELU, float32: logits `[len(ids), vocabulary]`, of an encoder its
     vectors, and of a ranker the scores of `pairs` or `texts(ids)` (of Qwen 3: how probable "yes" is)."""
@@ -228,7 +236,10 @@ def reference(path: Path, row: Row, ids: list[int], pairs: list[list[int]] | Non
                 setattr(module, name, engine_gelu())
     with torch.no_grad():
         if row.task == RANKS:
-            scores = torch.cat([model(torch.tensor([text])).logits[0] for text in pairs or texts(ids)])
+            asked = [(text, {}) for text in texts(ids)]
+            if pairs:
+                asked = [(text, kinds(text) if row.kind == "Bert" else {}) for text in pairs]
+            scores = torch.cat([model(torch.tensor([text]), **more).logits[0] for text, more in asked])
             return (scores.sigmoid() if row.kind == "Qwen3" else scores).float().numpy()
         found = model(torch.tensor([ids]))
         return (found.logits if hasattr(found, "logits") else found.last_hidden_state)[0].float().numpy()
