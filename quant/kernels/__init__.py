@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quant.errors import BadValues, UnknownLevel, WrongShape
-from quant.kernels import compiler, plain
+from quant.kernels import cache, plain
 from quant.kernels.formats import BRAIN, FLOAT, HALF, Bytes, Floats, Format, Parts, registered
 from quant.kernels.simd import LANES
 from quant.types import QuantType
@@ -62,7 +62,7 @@ _SLAB = 1 << 16
 # Weights below this share of their mean count as this share, so that no group is left without any.
 _LEAST_WEIGHT = 1e-5
 
-configure = compiler.configure
+configure = cache.configure
 
 
 def warm(types: Iterable[str]) -> None:

@@ -15,6 +15,7 @@ The search runs 16 super-blocks at a time, one in each lane:
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
@@ -31,11 +32,13 @@ from quant.kernels.simd import (
     load,
     maximum,
     minimum,
+    read_tiles,
     rint,
     splat,
     store,
-    transpose,
+    tiles,
     where,
+    write_tile,
 )
 from quant.types import QuantType
 
@@ -45,7 +48,7 @@ _ROUNDS = 2
 
 
 @part
-def _fit_group(x, w, first, size, top, start, step, steps, polish):
+def _fit_group(x, w, first, size, top, effort):
     """The best real scale and minimum of one group, and Σw, Σw·x."""
     low = splat(0.0)
     high = load(x, first)
@@ -63,9 +66,9 @@ def _fit_group(x, w, first, size, top, start, step, steps, polish):
     best_scale = span / top
     best_low = -low
     best = splat(_HUGE)
-    for n in range(steps + polish):
-        if n < steps:
-            inverse = per_span * (top + start + step * np.float32(n))
+    for n in range(effort.steps + effort.polish):
+        if n < effort.steps:
+            inverse = per_span * (top + effort.start + effort.step * np.float32(n))
             offset = -low * inverse
         else:
             inverse = divide(splat(1.0), best_scale)
@@ -108,110 +111,120 @@ def _refine_group(x, w, first, size, top, codes, d, dmin, scale, low, reach, w_s
     return best_code, best_low, best_wl, best_wll, best_wlx
 
 
+class _Groups(NamedTuple):
+    """What is known of the groups of a tile, each a vector for every group."""
+
+    scale: Floats
+    low: Floats
+    w: Floats
+    """Σw, and"""
+    wx: Floats
+    """Σw·x."""
+    code: Floats
+    low_code: Floats
+
+
+@part
+def _fit_groups(x, w, size, top, codes, effort, groups):
+    """Step 1 and 2: every group's scale and minimum, d and dmin for the largest of them."""
+    top_scale = splat(0.0)
+    top_low = splat(0.0)
+    for g in range(_BLOCK // size):
+        s, m, w_sum, wx_sum = _fit_group(x, w, g * size, size, top, effort)
+        store(groups.scale, g, s)
+        store(groups.low, g, m)
+        store(groups.w, g, w_sum)
+        store(groups.wx, g, wx_sum)
+        top_scale = maximum(top_scale, s)
+        top_low = maximum(top_low, m)
+    return from_half(to_half(top_scale / codes)), from_half(to_half(top_low / codes))
+
+
+@part
+def _round_scales(x, w, size, top, codes, reach, d, dmin, groups):
+    """Step 3, once: whole multiples of d and dmin for every group, then the best d and dmin for them."""
+    aa = splat(0.0)
+    ab = splat(0.0)
+    bb = splat(0.0)
+    ax = splat(0.0)
+    bx = splat(0.0)
+    for g in range(_BLOCK // size):
+        s, m, wl, wll, wlx = _refine_group(
+            x, w, g * size, size, top, codes, d, dmin, load(groups.scale, g), load(groups.low, g), reach,
+            load(groups.w, g), load(groups.wx, g),
+        )  # fmt: skip
+        store(groups.code, g, s)
+        store(groups.low_code, g, m)
+        aa = fma(s * s, wll, aa)
+        ab = fma(s * m, wl, ab)
+        bb = fma(m * m, load(groups.w, g), bb)
+        ax = fma(s, wlx, ax)
+        bx = fma(m, load(groups.wx, g), bx)
+    det = aa * bb - ab * ab
+    both = (det > 0) & (bb > 0)
+    new_d = where(both, (ax * bb - ab * bx) / det, ax / aa)
+    new_dmin = where(both, (ab * ax - aa * bx) / det, dmin)
+    fine = (new_d > 0) & (new_dmin >= 0)
+    d = where(fine, from_half(to_half(new_d)), d)
+    dmin = where(fine, from_half(to_half(new_dmin)), dmin)
+    for g in range(_BLOCK // size):
+        store(groups.scale, g, d * load(groups.code, g))
+        store(groups.low, g, dmin * load(groups.low_code, g))
+    return d, dmin
+
+
+@part
+def _choose_levels(x, w, size, top, groups, tile):
+    """Step 4: the levels, Σw·x² and Σw·x·x̂."""
+    wxx = splat(0.0)
+    wxh = splat(0.0)
+    for g in range(_BLOCK // size):
+        s = load(groups.scale, g)
+        wxl = splat(0.0)
+        inverse = divide(splat(1.0), s)
+        offset = load(groups.low, g) * inverse
+        for i in range(g * size, (g + 1) * size):
+            v = load(x, i)
+            level = minimum(maximum(rint(fma(v, inverse, offset)), 0), top)
+            store(tile, i, integers(level))
+            wx = load(w, i) * v
+            wxx = fma(wx, v, wxx)
+            wxl = fma(wx, level, wxl)
+        wxh = fma(s, wxl, wxh) - load(groups.low, g) * load(groups.wx, g)
+    return wxx, wxh
+
+
 @kernel(
     "void(float32[::1], float32[::1], int64, float32, float32, float32, float32, int64, int64, int64, int64, float32,"
     "uint8[::1], uint16[::1], uint16[::1], uint8[::1], uint8[::1])"
 )
 def _search(
-    source,
-    weights,
-    groups,
-    top,
-    codes,
-    start,
-    step,
-    steps,
-    polish,
-    rounds,
-    reach,
-    share,
-    levels,
-    d_out,
-    dmin_out,
-    scales,
-    minima,
-):
-    """Fill the parts of len(d_out) super-blocks, a multiple of 16."""
-    size = _BLOCK // groups
-    x = np.empty(_BLOCK * LANES, np.float32)
-    w = np.ones(_BLOCK * LANES, np.float32)
-    weighted = len(weights) > 0
+    source, weights, count, top, codes, start, step, steps, polish, rounds, reach, share,
+    levels, d_out, dmin_out, scales, minima,
+):  # fmt: skip
+    """Fill the parts of len(d_out) super-blocks of `count` groups, a multiple of 16."""
+    size = _BLOCK // count
+    effort = Effort(start, step, steps, polish, rounds, reach, share)
+    x, w = tiles(_BLOCK)
     tile = np.empty(_BLOCK * LANES, np.uint8)
-    scale = np.empty(groups * LANES, np.float32)
-    low = np.empty(groups * LANES, np.float32)
-    w_sums = np.empty(groups * LANES, np.float32)
-    wx_sums = np.empty(groups * LANES, np.float32)
-    code = np.empty(groups * LANES, np.float32)
-    low_code = np.empty(groups * LANES, np.float32)
+    room = np.empty((6, count * LANES), np.float32)
+    groups = _Groups(room[0], room[1], room[2], room[3], room[4], room[5])
+    code_tile = np.empty(count * LANES, np.uint8)
+    low_tile = np.empty(count * LANES, np.uint8)
     for t in range(len(d_out) // LANES):
-        base = t * LANES * _BLOCK
-        for i in range(0, _BLOCK, LANES):
-            transpose(source, base + i, _BLOCK, x, i * LANES, LANES)
-            if weighted:
-                transpose(weights, base + i, _BLOCK, w, i * LANES, LANES)
-        top_scale = splat(0.0)
-        top_low = splat(0.0)
-        for g in range(groups):
-            s, m, sum_w, sum_wx = _fit_group(x, w, g * size, size, top, start, step, steps, polish)
-            store(scale, g, s)
-            store(low, g, m)
-            store(w_sums, g, sum_w)
-            store(wx_sums, g, sum_wx)
-            top_scale = maximum(top_scale, s)
-            top_low = maximum(top_low, m)
-        d = from_half(to_half(top_scale / codes))
-        dmin = from_half(to_half(top_low / codes))
+        read_tiles(source, weights, t, _BLOCK, x, w)
+        d, dmin = _fit_groups(x, w, size, top, codes, effort, groups)
         for _ in range(rounds):
-            aa = splat(0.0)
-            ab = splat(0.0)
-            bb = splat(0.0)
-            ax = splat(0.0)
-            bx = splat(0.0)
-            for g in range(groups):
-                s, m, wl, wll, wlx = _refine_group(
-                    x, w, g * size, size, top, codes, d, dmin, load(scale, g), load(low, g), reach,
-                    load(w_sums, g), load(wx_sums, g),
-                )  # fmt: skip
-                store(code, g, s)
-                store(low_code, g, m)
-                aa = fma(s * s, wll, aa)
-                ab = fma(s * m, wl, ab)
-                bb = fma(m * m, load(w_sums, g), bb)
-                ax = fma(s, wlx, ax)
-                bx = fma(m, load(wx_sums, g), bx)
-            det = aa * bb - ab * ab
-            both = (det > 0) & (bb > 0)
-            new_d = where(both, (ax * bb - ab * bx) / det, ax / aa)
-            new_dmin = where(both, (ab * ax - aa * bx) / det, dmin)
-            fine = (new_d > 0) & (new_dmin >= 0)
-            d = where(fine, from_half(to_half(new_d)), d)
-            dmin = where(fine, from_half(to_half(new_dmin)), dmin)
-            for g in range(groups):
-                store(scale, g, d * load(code, g))
-                store(low, g, dmin * load(low_code, g))
-        wxx = splat(0.0)
-        wxh = splat(0.0)
-        for g in range(groups):
-            s = load(scale, g)
-            wxl = splat(0.0)
-            inverse = divide(splat(1.0), load(scale, g))
-            offset = load(low, g) * inverse
-            for i in range(g * size, (g + 1) * size):
-                v = load(x, i)
-                level = minimum(maximum(rint(fma(v, inverse, offset)), 0), top)
-                store(tile, i, integers(level))
-                wx = load(w, i) * v
-                wxx = fma(wx, v, wxx)
-                wxl = fma(wx, level, wxl)
-            wxh = fma(s, wxl, wxh) - load(low, g) * load(wx_sums, g)
+            d, dmin = _round_scales(x, w, size, top, codes, reach, d, dmin, groups)
+        wxx, wxh = _choose_levels(x, w, size, top, groups, tile)
         store(d_out, t, to_half(stretch(d, share, wxx, wxh)))
         store(dmin_out, t, to_half(stretch(dmin, share, wxx, wxh)))
-        for i in range(0, _BLOCK, LANES):
-            transpose(tile, i * LANES, LANES, levels, base + i, _BLOCK)
-        for g in range(groups):
-            for k in range(LANES):
-                scales[(t * LANES + k) * groups + g] = np.uint8(code[g * LANES + k])
-                minima[(t * LANES + k) * groups + g] = np.uint8(low_code[g * LANES + k])
+        for g in range(count):
+            store(code_tile, g, integers(load(groups.code, g)))
+            store(low_tile, g, integers(load(groups.low_code, g)))
+        write_tile(tile, t, _BLOCK, levels)
+        write_tile(code_tile, t, count, scales)
+        write_tile(low_tile, t, count, minima)
 
 
 def _searcher(

@@ -17,6 +17,7 @@ from quant.kernels.fitting import flat_weights, quotient, stretch
 from quant.kernels.formats import Floats, Format, Parts, register
 from quant.kernels.half import from_half, to_half
 from quant.kernels.layout_whole import IQ4_NL, IQ4_VALUES, IQ4_XS
+from quant.kernels.signed_scales import fit_groups, round_scales
 from quant.kernels.simd import (
     LANES,
     absolute,
@@ -26,11 +27,13 @@ from quant.kernels.simd import (
     load,
     maximum,
     minimum,
+    read_tiles,
     rint,
     splat,
     store,
-    transpose,
+    tiles,
     where,
+    write_tile,
 )
 from quant.types import QuantType
 
@@ -40,6 +43,8 @@ _places = np.arange(-_REACH, _REACH + 1) / 2
 _levels = np.abs(_places[:, None] - IQ4_VALUES).argmin(axis=1)
 _TABLE = np.ascontiguousarray(IQ4_VALUES[_levels].astype(np.float32))
 _LEVELS = np.ascontiguousarray(_levels.astype(np.int32))
+# Of a group's scale.
+_CODES = np.float32(32)
 _LOWEST, _HIGHEST = np.float32(-127), np.float32(113)
 
 
@@ -50,8 +55,8 @@ def _place(v, twice):
 
 
 @part
-def _sums(x, w, table, first, twice):
-    """Σw·q², Σw·q·x of a group with its nearest values q."""
+def _sums_at(x, w, first, twice, table):
+    """Σw·q², Σw·q·x of a group with its nearest values q; `twice` is 2 / scale."""
     wqq_sum = splat(0.0)
     wqx_sum = splat(0.0)
     for i in range(first, first + _SIZE):
@@ -64,7 +69,13 @@ def _sums(x, w, table, first, twice):
 
 
 @part
-def _fit_group(x, w, table, first, steps):
+def _sums(x, w, first, scale, table):
+    """The same for a scale."""
+    return _sums_at(x, w, first, quotient(splat(2.0), scale), table)
+
+
+@part
+def _fit_group(x, w, first, table, steps):
     """The best real scale of one group. The largest element goes to about −127, or, the other way round, to 113."""
     peak = load(x, first)
     for i in range(first + 1, first + _SIZE):
@@ -78,7 +89,7 @@ def _fit_group(x, w, table, first, steps):
         end = _LOWEST * (np.float32(1.14) - np.float32(0.3) * along)
         if n % 2 == 1:
             end = _HIGHEST * (np.float32(0.86) + np.float32(0.3) * along)
-        wqq, wqx = _sums(x, w, table, first, quotient(splat(2 * end), peak))
+        wqq, wqx = _sums_at(x, w, first, quotient(splat(2 * end), peak), table)
         scale = quotient(wqx, wqq)
         gain = scale * wqx
         better = gain > best
@@ -88,24 +99,31 @@ def _fit_group(x, w, table, first, steps):
 
 
 @part
-def _refine_group(x, w, table, first, d, scale, reach):
-    """The best whole multiple of d near a group's scale; and its sums."""
-    code = minimum(maximum(rint(quotient(scale, d)), -32), 31)
-    best = splat(3e38)
-    best_code = code
-    best_wqq = splat(0.0)
-    best_wqx = splat(0.0)
-    for n in range(-reach, reach + 1):
-        trial = minimum(maximum(code + n, -32), 31)
-        s = d * trial
-        wqq, wqx = _sums(x, w, table, first, quotient(splat(2.0), s))
-        error = s * fma(s, wqq, wqx * -2)
-        better = error < best
-        best = where(better, error, best)
-        best_code = where(better, trial, best_code)
-        best_wqq = where(better, wqq, best_wqq)
-        best_wqx = where(better, wqx, best_wqx)
-    return best_code, best_wqq, best_wqx
+def _fit_single(x, w, table, s):
+    """The best d for the values nearest at s, where there are no scales besides it."""
+    d = from_half(to_half(s))
+    wqq, wqx = _sums(x, w, 0, d, table)
+    return where(wqq > 0, from_half(to_half(wqx / wqq)), d)
+
+
+@part
+def _choose_levels(x, w, table, level_of, groups, scale, tile):
+    """The levels, Σw·x² and Σw·x·x̂."""
+    wxx = splat(0.0)
+    wxh = splat(0.0)
+    for g in range(groups):
+        s = load(scale, g)
+        wxq = splat(0.0)
+        twice = quotient(splat(2.0), s)
+        for i in range(g * _SIZE, (g + 1) * _SIZE):
+            v = load(x, i)
+            place = _place(v, twice)
+            store(tile, i, gather(level_of, place))
+            wx = load(w, i) * v
+            wxx = fma(wx, v, wxx)
+            wxq = fma(wx, gather(table, place), wxq)
+        wxh = fma(s, wxq, wxh)
+    return wxx, wxh
 
 
 @kernel(
@@ -113,61 +131,29 @@ def _refine_group(x, w, table, first, d, scale, reach):
     "uint8[::1], uint16[::1], uint8[::1])"
 )
 def _search(source, weights, table, level_of, groups, steps, rounds, share, levels, d_out, scales):
-    """Fill the parts of len(d_out) blocks, a multiple of 16. A single group has no scale besides d."""
+    """Fill the parts of len(d_out) blocks, a multiple of 16. A single group takes one round, whatever `rounds` says."""
     block = groups * _SIZE
-    x = np.empty(block * LANES, np.float32)
-    w = np.ones(block * LANES, np.float32)
-    weighted = len(weights) > 0
+    x, w = tiles(block)
     tile = np.empty(block * LANES, np.uint8)
     scale = np.empty(groups * LANES, np.float32)
-    code = np.ones(groups * LANES, np.float32)
+    code = np.zeros(groups * LANES, np.float32)
+    code_tile = np.empty(groups * LANES, np.uint8)
     for t in range(len(d_out) // LANES):
-        base = t * LANES * block
-        for i in range(0, block, LANES):
-            transpose(source, base + i, block, x, i * LANES, LANES)
-            if weighted:
-                transpose(weights, base + i, block, w, i * LANES, LANES)
-        peak = splat(0.0)
-        for g in range(groups):
-            s = _fit_group(x, w, table, g * _SIZE, steps)
-            store(scale, g, s)
-            peak = where(absolute(s) > absolute(peak), s, peak)
-        d = from_half(to_half(peak / -32 if groups > 1 else peak))
-        for _ in range(rounds):
-            ax = splat(0.0)
-            aa = splat(0.0)
-            for g in range(groups):
-                if groups > 1:
-                    c, wqq, wqx = _refine_group(x, w, table, g * _SIZE, d, load(scale, g), 2)
-                else:
-                    wqq, wqx = _sums(x, w, table, 0, quotient(splat(2.0), d))
-                    c = splat(1.0)
-                store(code, g, c)
-                ax = fma(c, wqx, ax)
-                aa = fma(c * c, wqq, aa)
-            d = where(aa > 0, from_half(to_half(ax / aa)), d)
-            for g in range(groups):
-                store(scale, g, d * load(code, g))
-        wxx = splat(0.0)
-        wxh = splat(0.0)
-        for g in range(groups):
-            s = d * load(code, g)
-            wxq = splat(0.0)
-            twice = quotient(splat(2.0), s)
-            for i in range(g * _SIZE, (g + 1) * _SIZE):
-                v = load(x, i)
-                place = _place(v, twice)
-                store(tile, i, gather(level_of, place))
-                wx = load(w, i) * v
-                wxx = fma(wx, v, wxx)
-                wxq = fma(wx, gather(table, place), wxq)
-            wxh = fma(s, wxq, wxh)
+        read_tiles(source, weights, t, block, x, w)
+        peak = fit_groups(x, w, _SIZE, groups, _fit_group, table, steps, scale)
+        if groups == 1:
+            d = _fit_single(x, w, table, peak)
+            store(scale, 0, d)
+        else:
+            d = from_half(to_half(peak / -_CODES))
+            for _ in range(rounds):
+                d = round_scales(x, w, _SIZE, groups, _sums, table, _CODES, 2, d, scale, code)
+        wxx, wxh = _choose_levels(x, w, table, level_of, groups, scale, tile)
         store(d_out, t, to_half(stretch(d, share, wxx, wxh)))
-        for i in range(0, block, LANES):
-            transpose(tile, i * LANES, LANES, levels, base + i, block)
         for g in range(groups):
-            for k in range(LANES):
-                scales[(t * LANES + k) * groups + g] = np.uint8(code[g * LANES + k] + 32)
+            store(code_tile, g, integers(load(code, g)) + 32)
+        write_tile(tile, t, block, levels)
+        write_tile(code_tile, t, groups, scales)
 
 
 def _run(x: Floats, weights: Floats | None, rounds: int) -> Parts:

@@ -18,11 +18,12 @@ from quant.kernels.simd import (
     load,
     maximum,
     minimum,
+    read_tile,
     rint,
     splat,
     store,
-    transpose,
     where,
+    write_tile,
 )
 from quant.types import QuantType
 
@@ -34,9 +35,7 @@ def _search(source, levels, d_out):
     x = np.empty(_BLOCK * LANES, np.float32)
     tile = np.empty(_BLOCK * LANES, np.uint8)
     for t in range(len(d_out) // LANES):
-        base = t * LANES * _BLOCK
-        for i in range(0, _BLOCK, LANES):
-            transpose(source, base + i, _BLOCK, x, i * LANES, LANES)
+        read_tile(source, t, _BLOCK, x)
         peak = splat(0.0)
         for i in range(_BLOCK):
             peak = maximum(peak, absolute(load(x, i)))
@@ -46,8 +45,7 @@ def _search(source, levels, d_out):
         store(d_out, t, half)
         for i in range(_BLOCK):
             store(tile, i, integers(minimum(maximum(rint(load(x, i) * inverse), -127), 127)))
-        for i in range(0, _BLOCK, LANES):
-            transpose(tile, i * LANES, LANES, levels, base + i, _BLOCK)
+        write_tile(tile, t, _BLOCK, levels)
 
 
 def search(x: Floats, weights: Floats | None) -> Parts:

@@ -27,12 +27,14 @@ from quant.kernels.simd import (
     load,
     maximum,
     minimum,
+    read_tiles,
     rint,
     splat,
     splat_int,
     store,
-    transpose,
+    tiles,
     where,
+    write_tile,
 )
 from quant.types import QuantType
 
@@ -84,16 +86,10 @@ def _first_mini(peak):
 @kernel("void(float32[::1], float32[::1], float32[::1], int64, int64, int64, int64, uint8[::1], uint8[::1])")
 def _search(source, weights, halves, size, reach, least, largest, levels, codes):
     """Fill levels and scale codes of len(codes) groups of `size`, a multiple of 16."""
-    x = np.empty(size * LANES, np.float32)
-    w = np.ones(size * LANES, np.float32)
-    weighted = len(weights) > 0
+    x, w = tiles(size)
     tile = np.empty(size * LANES, np.uint8)
     for t in range(len(codes) // LANES):
-        base = t * LANES * size
-        for i in range(0, size, LANES):
-            transpose(source, base + i, size, x, i * LANES, LANES)
-            if weighted:
-                transpose(weights, base + i, size, w, i * LANES, LANES)
+        read_tiles(source, weights, t, size, x, w)
         peak = splat(0.0)
         for i in range(size):
             peak = maximum(peak, absolute(load(x, i)))
@@ -122,8 +118,7 @@ def _search(source, weights, halves, size, reach, least, largest, levels, codes)
             # 0, 1, 2, 3, 4, 6, 8, 12 → 0 … 7
             level = where(q > 4, (q >> 2) + 4, q)
             store(tile, i, level | where(v < 0, splat_int(8), splat_int(0)))
-        for i in range(0, size, LANES):
-            transpose(tile, i * LANES, LANES, levels, base + i, size)
+        write_tile(tile, t, size, levels)
 
 
 def _run(x: Floats, weights: Floats | None, halves: Floats, reach: int, codes: tuple[int, int]) -> Parts:

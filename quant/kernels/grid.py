@@ -16,30 +16,30 @@ from typing import NamedTuple
 import numpy as np
 
 from quant.kernels.compiler import kernel, part
-from quant.kernels.fitting import divide, flat_weights, stretch
+from quant.kernels.fitting import divide, flat_weights
 from quant.kernels.formats import Floats, Format, Parts, register
 from quant.kernels.half import from_half, to_half
 from quant.kernels.layout_grid import LAYOUTS, grid_vectors
 from quant.kernels.nearest import Grid, prepare, search
+from quant.kernels.odd_scales import BLOCK, round_scales, stored_scale
 from quant.kernels.simd import (
     LANES,
     absolute,
-    floor,
     fma,
     gather,
+    integers,
     load,
     maximum,
-    minimum,
+    read_tiles,
     splat,
     splat_int,
     store,
-    transpose,
+    tiles,
     where,
+    write_tile,
 )
 from quant.types import QuantType
 
-_BLOCK = 256
-_CODES = np.float32(15)
 _SHARE = 0.85
 _HUGE = np.float32(3e38)
 
@@ -47,7 +47,7 @@ _HUGE = np.float32(3e38)
 @part
 def _take_signs(x, w, signs, even):
     """Turn x into magnitudes; one byte of signs for each eight elements."""
-    for eight in range(_BLOCK // 8):
+    for eight in range(BLOCK // 8):
         byte = splat_int(0)
         count = splat_int(0)
         least = splat(_HUGE)
@@ -73,21 +73,51 @@ def _take_signs(x, w, signs, even):
         store(signs, eight, byte)
 
 
+class _How(NamedTuple):
+    """What the nearest vectors are found with."""
+
+    grid: Grid
+    dims: int
+    tables: tuple[Floats, Floats]
+
+
 @part
-def _group_sums(x, w, first, size, dims, grid, scale, tables, chosen):
+def _group_sums(x, w, first, size, scale, how, chosen):
     """Σw·v², Σw·v·|x| of a group whose vectors v are the nearest at this scale; their indices go to `chosen`."""
     wvv_sum = splat(0.0)
     wvx_sum = splat(0.0)
-    for part_first in range(first, first + size, dims):
-        index = search(x, w, part_first, dims, grid, scale, splat(0.0), tables)
-        store(chosen, part_first // dims, index)
-        at = index * dims
-        for i in range(dims):
-            v = gather(grid.vectors, at + i)
+    for part_first in range(first, first + size, how.dims):
+        index = search(x, w, part_first, how.dims, how.grid, scale, splat(0.0), how.tables)
+        store(chosen, part_first // how.dims, index)
+        at = index * how.dims
+        for i in range(how.dims):
+            v = gather(how.grid.vectors, at + i)
             wv = load(w, part_first + i) * v
             wvv_sum = fma(wv, v, wvv_sum)
             wvx_sum = fma(wv, load(x, part_first + i), wvx_sum)
     return wvv_sum, wvx_sum
+
+
+@part
+def _fit_groups(x, w, size, starts, how, scale, trial):
+    """The best real scale of every group; the largest of them."""
+    values = how.grid.values
+    largest = splat(0.0)
+    for g in range(BLOCK // size):
+        peak = splat(0.0)
+        for i in range(g * size, (g + 1) * size):
+            peak = maximum(peak, load(x, i))
+        best = splat(0.0)
+        best_scale = splat(0.0)
+        for n in range(len(starts)):
+            wvv, wvx = _group_sums(x, w, g * size, size, peak * (starts[n] / values[len(values) - 1]), how, trial)
+            s = divide(wvx, wvv)
+            better = s * wvx > best
+            best = where(better, s * wvx, best)
+            best_scale = where(better, s, best_scale)
+        store(scale, g, best_scale)
+        largest = maximum(largest, best_scale)
+    return largest
 
 
 @kernel(
@@ -102,87 +132,30 @@ def _search(
 
     starts: candidates for a group's scale, in shares of the one that takes its largest element to the largest value.
     """
-    grid = Grid(values, vectors, near, index_of)
-    groups = _BLOCK // size
+    groups, count = BLOCK // size, BLOCK // dims
     half = len(values) ** (dims // 2)
-    x = np.empty(_BLOCK * LANES, np.float32)
-    w = np.ones(_BLOCK * LANES, np.float32)
-    weighted = len(weights) > 0
+    x, w = tiles(BLOCK)
     tables = np.empty(half * LANES, np.float32), np.empty(half * LANES, np.float32)
-    trial = np.empty(_BLOCK // dims * LANES, np.uint16)
-    chosen = np.empty(_BLOCK // dims * LANES, np.uint16)
-    sign_tile = np.empty(_BLOCK // 8 * LANES, np.uint8)
+    how = _How(Grid(values, vectors, near, index_of), dims, tables)
+    trial = np.empty(count * LANES, np.uint16)
+    chosen = np.empty(count * LANES, np.uint16)
+    sign_tile = np.empty(BLOCK // 8 * LANES, np.uint8)
     scale = np.empty(groups * LANES, np.float32)
-    code = np.empty(groups * LANES, np.float32)
+    odds = np.empty(groups * LANES, np.float32)
+    code_tile = np.empty(groups * LANES, np.uint8)
     for t in range(len(d_out) // LANES):
-        base = t * LANES * _BLOCK
-        for i in range(0, _BLOCK, LANES):
-            transpose(source, base + i, _BLOCK, x, i * LANES, LANES)
-            if weighted:
-                transpose(weights, base + i, _BLOCK, w, i * LANES, LANES)
+        read_tiles(source, weights, t, BLOCK, x, w)
         _take_signs(x, w, sign_tile, even)
-        largest = splat(0.0)
-        for g in range(groups):
-            peak = splat(0.0)
-            for i in range(g * size, (g + 1) * size):
-                peak = maximum(peak, load(x, i))
-            best = splat(0.0)
-            best_scale = splat(0.0)
-            for n in range(len(starts)):
-                s = peak * (starts[n] / values[len(values) - 1])
-                wvv, wvx = _group_sums(
-                    x, w, g * size, size, dims, grid, s, tables, trial
-                )  # fmt: skip
-                s = divide(wvx, wvv)
-                better = s * wvx > best
-                best = where(better, s * wvx, best)
-                best_scale = where(better, s, best_scale)
-            store(scale, g, best_scale)
-            largest = maximum(largest, best_scale)
-        d = from_half(to_half(largest / (unit * 31))) * unit
+        d = from_half(to_half(_fit_groups(x, w, size, starts, how, scale, trial) / (unit * 31))) * unit
         ax = splat(0.0)
         for _ in range(rounds):
-            ax = splat(0.0)
-            aa = splat(0.0)
-            for g in range(groups):
-                below = floor((divide(load(scale, g), d) - 1) * np.float32(0.5))
-                best = splat(_HUGE)
-                best_odd = splat(1.0)
-                best_wvv = splat(0.0)
-                best_wvx = splat(0.0)
-                for n in range(2):
-                    odd = minimum(maximum(below + n, 0), _CODES) * 2 + 1
-                    s = d * odd
-                    wvv, wvx = _group_sums(
-                        x, w, g * size, size, dims, grid, s, tables, trial
-                    )  # fmt: skip
-                    error = s * fma(s, wvv, wvx * -2)
-                    better = error < best
-                    best = where(better, error, best)
-                    best_odd = where(better, odd, best_odd)
-                    best_wvv = where(better, wvv, best_wvv)
-                    best_wvx = where(better, wvx, best_wvx)
-                    for i in range(g * (size // dims), (g + 1) * (size // dims)):
-                        store(chosen, i, where(better, load(trial, i), load(chosen, i)))
-                store(code, g, best_odd)
-                ax = fma(best_odd, best_wvx, ax)
-                aa = fma(best_odd * best_odd, best_wvv, aa)
-            d = where(ax > 0, from_half(to_half(ax / (aa * unit))) * unit, d)
-            for g in range(groups):
-                store(scale, g, d * load(code, g))
-        wxx = splat(0.0)
-        for i in range(_BLOCK):
-            v = load(x, i)
-            wxx = fma(load(w, i) * v, v, wxx)
-        store(d_out, t, to_half(stretch(d, share, wxx, d * ax) / unit))
-        for lane in range(LANES):
-            block = t * LANES + lane
-            for i in range(_BLOCK // dims):
-                levels[block * (_BLOCK // dims) + i] = chosen[i * LANES + lane]
-            for i in range(groups):
-                scales[block * groups + i] = np.uint8((code[i * LANES + lane] - 1) * np.float32(0.5))
-            for i in range(_BLOCK // 8):
-                signs[block * (_BLOCK // 8) + i] = sign_tile[i * LANES + lane]
+            d, ax = round_scales(x, w, size, 15, unit, _group_sums, how, d, scale, odds, trial, chosen)
+        store(d_out, t, stored_scale(x, w, unit, d, ax, share))
+        for g in range(groups):
+            store(code_tile, g, integers(load(odds, g)) >> 1)
+        write_tile(chosen, t, count, levels)
+        write_tile(sign_tile, t, BLOCK // 8, signs)
+        write_tile(code_tile, t, groups, scales)
 
 
 class _Shape(NamedTuple):
@@ -209,8 +182,8 @@ def _searcher(type: QuantType, shape: _Shape) -> Callable[[Floats, Floats | None
 
     def run(x: Floats, weights: Floats | None) -> Parts:
         n, dims = len(x), grid_vectors(type).shape[1]
-        levels, d = np.empty((n, _BLOCK // dims), np.uint16), np.empty(n, np.uint16)
-        signs, scales = np.empty((n, _BLOCK // 8), np.uint8), np.empty((n, _BLOCK // shape.size), np.uint8)
+        levels, d = np.empty((n, BLOCK // dims), np.uint16), np.empty(n, np.uint16)
+        signs, scales = np.empty((n, BLOCK // 8), np.uint8), np.empty((n, BLOCK // shape.size), np.uint8)
         starts = np.append(np.linspace(0.65, 0.95, shape.starts), largest).astype(np.float32)
         flat = levels.ravel(), signs.ravel(), d, scales.ravel()
         _search(

@@ -25,11 +25,13 @@ from quant.kernels.simd import (
     load,
     maximum,
     minimum,
+    read_tiles,
     rint,
     splat,
     store,
-    transpose,
+    tiles,
     where,
+    write_tile,
 )
 from quant.types import QuantType
 
@@ -58,16 +60,10 @@ def _search(source, weights, size, low, high, start, step, steps, polish, share,
 
     The candidates are those that bring the element of largest magnitude to start, start + step, ….
     """
-    x = np.empty(size * LANES, np.float32)
-    w = np.ones(size * LANES, np.float32)
-    weighted = len(weights) > 0
+    x, w = tiles(size)
     tile = np.empty(size * LANES, np.uint8)
     for t in range(len(d_out) // LANES):
-        base = t * LANES * size
-        for i in range(0, size, LANES):
-            transpose(source, base + i, size, x, i * LANES, LANES)
-            if weighted:
-                transpose(weights, base + i, size, w, i * LANES, LANES)
+        read_tiles(source, weights, t, size, x, w)
         peak = load(x, 0)
         for i in range(1, size):
             v = load(x, i)
@@ -94,8 +90,7 @@ def _search(source, weights, size, low, high, start, step, steps, polish, share,
             wxl = fma(wx, level, wxl)
             store(tile, i, integers(level - low))
         store(d_out, t, to_half(stretch(d, share, wxx, d * wxl)))
-        for i in range(0, size, LANES):
-            transpose(tile, i * LANES, LANES, levels, base + i, size)
+        write_tile(tile, t, size, levels)
 
 
 class _Effort(NamedTuple):

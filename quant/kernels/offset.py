@@ -23,11 +23,13 @@ from quant.kernels.simd import (
     load,
     maximum,
     minimum,
+    read_tiles,
     rint,
     splat,
     store,
-    transpose,
+    tiles,
     where,
+    write_tile,
 )
 from quant.types import QuantType
 
@@ -49,16 +51,10 @@ def _fit(x, w, w_sum, wx_sum, inverse, offset, top):
 )
 def _search(source, weights, top, start, step, steps, rounds, levels, d_out, m_out):
     """Fill the parts of len(d_out) blocks, a multiple of 16."""
-    x = np.empty(_BLOCK * LANES, np.float32)
-    w = np.ones(_BLOCK * LANES, np.float32)
-    weighted = len(weights) > 0
+    x, w = tiles(_BLOCK)
     tile = np.empty(_BLOCK * LANES, np.uint8)
     for t in range(len(d_out) // LANES):
-        base = t * LANES * _BLOCK
-        for i in range(0, _BLOCK, LANES):
-            transpose(source, base + i, _BLOCK, x, i * LANES, LANES)
-            if weighted:
-                transpose(weights, base + i, _BLOCK, w, i * LANES, LANES)
+        read_tiles(source, weights, t, _BLOCK, x, w)
         bottom = load(x, 0)
         peak = bottom
         w_sum = splat(0.0)
@@ -95,8 +91,7 @@ def _search(source, weights, top, start, step, steps, rounds, levels, d_out, m_o
         store(m_out, t, half_low)
         for i in range(_BLOCK):
             store(tile, i, integers(minimum(maximum(rint(fma(load(x, i), inverse, offset)), 0), top)))
-        for i in range(0, _BLOCK, LANES):
-            transpose(tile, i * LANES, LANES, levels, base + i, _BLOCK)
+        write_tile(tile, t, _BLOCK, levels)
 
 
 def _searcher(top: int, start: float, step: float, steps: int) -> Callable[[Floats, Floats | None], Parts]:

@@ -6,6 +6,8 @@ operation is rounded as IEEE 754 says and `fma` is always fused, so every CPU co
 
 Arrays in memory are flat; `load(a, i)` and `store(a, i, v)` count in vectors: vector i holds elements 16·i … 16·i + 15.
 Nothing checks bounds. Covers only what the kernels use.
+
+A tile is what a kernel works on: a flat array whose vector i holds element i of each of 16 blocks.
 """
 
 from __future__ import annotations
@@ -14,11 +16,14 @@ import operator
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
 from numba.core import cgutils, types
 from numba.core.datamodel import models
 from numba.core.extending import intrinsic, lower_builtin, register_model
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
+
+from quant.kernels.compiler import part
 
 LANES = 16
 
@@ -311,3 +316,36 @@ def transpose(typingctx: Any, source: Any, start: Any, stride: Any, target: Any,
         return context.get_dummy_value()
 
     return types.void(*inputs), build
+
+
+@part
+def tiles(block):
+    """Room for 16 blocks, and for their weights, which are 1 until they are read."""
+    return np.empty(block * LANES, np.float32), np.ones(block * LANES, np.float32)
+
+
+@part
+def read_tile(source, t, block, tile):
+    """Take blocks 16·t … 16·t + 15 from where they lie one after the other; `block` is a multiple of 16."""
+    for i in range(0, block, LANES):
+        transpose(source, t * LANES * block + i, block, tile, i * LANES, LANES)
+
+
+@part
+def read_tiles(source, weights, t, block, x, w):
+    """The same with their weights, unless there are none."""
+    read_tile(source, t, block, x)
+    if len(weights) > 0:
+        read_tile(weights, t, block, w)
+
+
+@part
+def write_tile(tile, t, count, out):
+    """The inverse of `read_tile`, for any count of elements that a block has."""
+    first = t * LANES * count
+    whole = count - count % LANES
+    for i in range(0, whole, LANES):
+        transpose(tile, i * LANES, LANES, out, first + i, count)
+    for i in range(whole, count):
+        for k in range(LANES):
+            out[first + k * count + i] = tile[i * LANES + k]

@@ -18,6 +18,7 @@ from quant.kernels.fitting import ROUNDER, Effort, flat_weights, quotient, stret
 from quant.kernels.formats import Floats, Format, Parts, register
 from quant.kernels.half import from_half, to_half
 from quant.kernels.layout_k import pack_q3, pack_q6, restore_q3, restore_q6, unpack_q3, unpack_q6
+from quant.kernels.signed_scales import fit_groups, round_scales
 from quant.kernels.simd import (
     LANES,
     absolute,
@@ -26,21 +27,22 @@ from quant.kernels.simd import (
     load,
     maximum,
     minimum,
+    read_tiles,
     rint,
     splat,
     store,
-    transpose,
+    tiles,
     where,
+    write_tile,
 )
 from quant.types import QuantType
 
 _BLOCK, _GROUPS, _SIZE = 256, 16, 16
-_HUGE = np.float32(3e38)
 _FEW = np.float32(4)
 
 
 @part
-def _sums(x, w, first, inverse, bound):
+def _sums_at(x, w, first, inverse, bound):
     """Σw·l², Σw·l·x of a group with levels l = round(x·inverse), cut to −bound … bound − 1."""
     wll_sum = splat(0.0)
     wlx_sum = splat(0.0)
@@ -55,7 +57,13 @@ def _sums(x, w, first, inverse, bound):
 
 
 @part
-def _fit_group(x, w, first, bound, start, step, steps, polish):
+def _sums(x, w, first, scale, bound):
+    """The same for a scale."""
+    return _sums_at(x, w, first, quotient(splat(1.0), scale), bound)
+
+
+@part
+def _fit_group(x, w, first, bound, effort):
     """The best real scale of one group.
 
     The element of largest magnitude goes to about −bound; where levels are few, with every third candidate to about
@@ -68,14 +76,14 @@ def _fit_group(x, w, first, bound, start, step, steps, polish):
     per_peak = quotient(splat(-1.0), peak)
     best_wll = splat(1.0)
     best_wlx = splat(0.0)
-    for n in range(steps + polish):
-        if n >= steps:
+    for n in range(effort.steps + effort.polish):
+        if n >= effort.steps:
             inverse = quotient(best_wll, best_wlx)
         elif bound > _FEW or n % 3 < 2:
-            inverse = per_peak * (bound + start + step * np.float32(n))
+            inverse = per_peak * (bound + effort.start + effort.step * np.float32(n))
         else:
-            inverse = per_peak * (1 - bound - start - step * np.float32(n))
-        wll, wlx = _sums(x, w, first, inverse, bound)
+            inverse = per_peak * (1 - bound - effort.start - effort.step * np.float32(n))
+        wll, wlx = _sums_at(x, w, first, inverse, bound)
         # What the best scale for these levels takes off the error is wlx² / wll.
         better = wlx * wlx * best_wll > best_wlx * best_wlx * wll
         best_wll = where(better, wll, best_wll)
@@ -84,24 +92,23 @@ def _fit_group(x, w, first, bound, start, step, steps, polish):
 
 
 @part
-def _refine_group(x, w, first, bound, codes, d, scale, reach):
-    """The best whole multiple of d near a group's scale; and its sums."""
-    code = minimum(maximum(rint(quotient(scale, d)), -codes), codes - 1)
-    best = splat(_HUGE)
-    best_code = code
-    best_wll = splat(0.0)
-    best_wlx = splat(0.0)
-    for n in range(-reach, reach + 1):
-        trial = minimum(maximum(code + n, -codes), codes - 1)
-        s = d * trial
-        wll, wlx = _sums(x, w, first, quotient(splat(1.0), s), bound)
-        error = s * fma(s, wll, wlx * -2)
-        better = error < best
-        best = where(better, error, best)
-        best_code = where(better, trial, best_code)
-        best_wll = where(better, wll, best_wll)
-        best_wlx = where(better, wlx, best_wlx)
-    return best_code, best_wll, best_wlx
+def _choose_levels(x, w, bound, scale, tile):
+    """The levels, Σw·x² and Σw·x·x̂."""
+    wxx = splat(0.0)
+    wxh = splat(0.0)
+    for g in range(_GROUPS):
+        s = load(scale, g)
+        wxl = splat(0.0)
+        inverse = quotient(splat(1.0), s)
+        for i in range(g * _SIZE, (g + 1) * _SIZE):
+            v = load(x, i)
+            level = minimum(maximum(rint(v * inverse), -bound), bound - 1)
+            store(tile, i, integers(level + bound))
+            wx = load(w, i) * v
+            wxx = fma(wx, v, wxx)
+            wxl = fma(wx, level, wxl)
+        wxh = fma(s, wxl, wxh)
+    return wxx, wxh
 
 
 @kernel(
@@ -110,55 +117,24 @@ def _refine_group(x, w, first, bound, codes, d, scale, reach):
 )
 def _search(source, weights, bound, codes, start, step, steps, polish, rounds, reach, share, levels, d_out, scales):
     """Fill the parts of len(d_out) super-blocks, a multiple of 16. Levels get their offset, scales none."""
-    x = np.empty(_BLOCK * LANES, np.float32)
-    w = np.ones(_BLOCK * LANES, np.float32)
-    weighted = len(weights) > 0
+    effort = Effort(start, step, steps, polish, rounds, reach, share)
+    x, w = tiles(_BLOCK)
     tile = np.empty(_BLOCK * LANES, np.uint8)
     scale = np.empty(_GROUPS * LANES, np.float32)
     code = np.empty(_GROUPS * LANES, np.float32)
     code_tile = np.empty(_GROUPS * LANES, np.uint8)
     for t in range(len(d_out) // LANES):
-        base = t * LANES * _BLOCK
-        for i in range(0, _BLOCK, LANES):
-            transpose(source, base + i, _BLOCK, x, i * LANES, LANES)
-            if weighted:
-                transpose(weights, base + i, _BLOCK, w, i * LANES, LANES)
-        peak = splat(0.0)
-        for g in range(_GROUPS):
-            s = _fit_group(x, w, g * _SIZE, bound, start, step, steps, polish)
-            store(scale, g, s)
-            peak = where(absolute(s) > absolute(peak), s, peak)
+        read_tiles(source, weights, t, _BLOCK, x, w)
+        peak = fit_groups(x, w, _SIZE, _GROUPS, _fit_group, bound, effort, scale)
         d = from_half(to_half(peak / -codes))
         for _ in range(rounds):
-            ax = splat(0.0)
-            aa = splat(0.0)
-            for g in range(_GROUPS):
-                c, wll, wlx = _refine_group(x, w, g * _SIZE, bound, codes, d, load(scale, g), reach)
-                store(code, g, c)
-                ax = fma(c, wlx, ax)
-                aa = fma(c * c, wll, aa)
-            d = where(aa > 0, from_half(to_half(ax / aa)), d)
-            for g in range(_GROUPS):
-                store(scale, g, d * load(code, g))
-        wxx = splat(0.0)
-        wxh = splat(0.0)
-        for g in range(_GROUPS):
-            s = load(scale, g)
-            wxl = splat(0.0)
-            inverse = quotient(splat(1.0), load(scale, g))
-            store(code_tile, g, integers(load(code, g)))
-            for i in range(g * _SIZE, (g + 1) * _SIZE):
-                v = load(x, i)
-                level = minimum(maximum(rint(v * inverse), -bound), bound - 1)
-                store(tile, i, integers(level + bound))
-                wx = load(w, i) * v
-                wxx = fma(wx, v, wxx)
-                wxl = fma(wx, level, wxl)
-            wxh = fma(s, wxl, wxh)
+            d = round_scales(x, w, _SIZE, _GROUPS, _sums, bound, codes, reach, d, scale, code)
+        wxx, wxh = _choose_levels(x, w, bound, scale, tile)
         store(d_out, t, to_half(stretch(d, share, wxx, wxh)))
-        for i in range(0, _BLOCK, LANES):
-            transpose(tile, i * LANES, LANES, levels, base + i, _BLOCK)
-        transpose(code_tile, 0, LANES, scales, t * LANES * _GROUPS, _GROUPS)
+        for g in range(_GROUPS):
+            store(code_tile, g, integers(load(code, g)))
+        write_tile(tile, t, _BLOCK, levels)
+        write_tile(code_tile, t, _GROUPS, scales)
 
 
 def _searcher(bound: int, codes: int, plain: Effort, weighted: Effort) -> Callable[[Floats, Floats | None], Parts]:

@@ -15,7 +15,7 @@ import pytest
 import quant
 from benchmarks import ggml
 from quant.errors import BadValues, UnknownLevel, WrongShape
-from quant.kernels import FAMILIES, PLAIN, compiler, pack, unpack
+from quant.kernels import FAMILIES, PLAIN, cache, pack, unpack
 from quant.types import QuantType
 
 ALL = [*PLAIN, *FAMILIES]
@@ -209,7 +209,7 @@ import sys, pathlib
 from quant import kernels
 kernels.configure(pathlib.Path(sys.argv[1]))
 kernels.warm(["Q8_0", "F32"])
-print(kernels.compiler.compiled(), kernels.compiler.cache_folder())
+print(kernels.compiler.compiled(), kernels.cache.folder())
 """
 
 
@@ -228,10 +228,43 @@ def test_the_second_process_compiles_nothing(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_trusted_is_not_used(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    assert compiler._private(tmp_path / "file" / "cache").name.startswith("lm-kernels-")
+    assert cache.private(tmp_path / "file" / "cache").name.startswith("lm-kernels-")
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
-    assert compiler._private(tmp_path / "link").name.startswith("lm-kernels-")
+    assert cache.private(tmp_path / "link").name.startswith("lm-kernels-")
+
+
+HOLD = """
+import sys, pathlib
+from quant.kernels import cache
+print(cache.private(pathlib.Path(sys.argv[1])), flush=True)
+sys.stdin.read()
+"""
+
+
+def test_folders_of_other_versions_go_unless_they_are_in_use(tmp_path: Path) -> None:
+    """The few used last stay, and what is not ours."""
+    mine, *folders = (tmp_path / f"{number:016x}" for number in range(cache.SPARE + 4))
+    for age, folder in enumerate((mine, *folders)):
+        (folder / "simd").mkdir(parents=True)
+        (folder / "simd" / "code.nbc").write_text("")
+        (folder / ".used").touch()
+        os.utime(folder / ".used", (1e9 - age, 1e9 - age))
+    used = folders[-1]
+    strange = {tmp_path / "notes", tmp_path / ("f" * 16)}
+    (tmp_path / "notes").mkdir()
+    (tmp_path / ("f" * 16)).symlink_to(tmp_path / "notes")
+    (tmp_path / f"{'e' * 16}.gone").mkdir()
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", HOLD, str(used)], stdin=pipe, stdout=pipe, text=True) as holder:
+        assert holder.stdout and holder.stdout.readline().strip() == str(used)
+        os.utime(used / ".used", (0, 0))
+        cache.prune(tmp_path, mine)
+        assert set(tmp_path.iterdir()) == {mine, *folders[: cache.SPARE], used, *strange}
+        assert (used / "simd" / "code.nbc").exists()
+        holder.communicate()
+    cache.prune(tmp_path, mine)
+    assert set(tmp_path.iterdir()) == {mine, *folders[: cache.SPARE], *strange}
 
 
 EVERYTHING = """
