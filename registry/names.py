@@ -31,6 +31,7 @@ _HOST = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]{0,252}(?::[0-9]{1,5})?")
 _BUDGET = re.compile(r"([0-9]{1,6}(?:\.[0-9]{1,4})?)(KB|MB|GB|TB|KiB|MiB|GiB|TiB|bpw)", re.IGNORECASE)
 _UNITS = {unit.lower(): unit for unit in ("KB", "MB", "GB", "TB", "KiB", "MiB", "GiB", "TiB", "bpw")}
 _SNAPSHOT = re.compile(r"models--([^/]+?)--([^/]+)/snapshots/[0-9a-f]{40}")
+_FILE = re.compile(r"(?<=.)(-\d{5}-of-\d{5})?\.gguf$", re.IGNORECASE)
 _LONGEST = 4096
 _EXAMPLES = "names look like `demo`, `org/repo`, `hf.co/org/repo:Q4_K_M`, `llama3.2:3b` or `./folder`"
 
@@ -186,7 +187,7 @@ def _folder(text: str) -> Reference:
         raise _odd(text)
     location = os.path.abspath(os.path.expanduser(path))  # noqa: PTH100, PTH111  lexical: the folder need not exist
     cached = _SNAPSHOT.search(location)
-    base = cached[2] if cached else os.path.basename(location)  # noqa: PTH119
+    base = cached[2] if cached else _FILE.sub("", os.path.basename(location))  # noqa: PTH119
     word = re.sub(r"\.{2,}", ".", re.sub(r"[^A-Za-z0-9_.-]+", "-", base)).strip("-.")[:96]
     if not word:
         raise _odd(text, "give the folder a name with letters or digits in it")
@@ -214,8 +215,10 @@ def _url(text: str) -> Reference:
 
 
 def _page(host: str, url: SplitResult, text: str) -> Reference:
-    """A pasted address of a model's page: what follows the host is a name, `/tree/main` says nothing more."""
-    words = [word for word in url.path.split("/") if word]
+    """A pasted address of a model's page, or of a file: what follows the host is a name, `/tree/main` says no more."""
+    words = [unquote(word) for word in url.path.split("/") if word]
+    if host == HUB and words[2:4] in (["blob", "main"], ["resolve", "main"]) and words[-1].lower().endswith(".gguf"):
+        return parse(f"{HUB}/{words[0]}/{words[1]}:{words[-1]}")
     if url.query or url.fragment or "@" in url.netloc or not words:
         raise _odd(text)
     if len(words) == 4 and words[2:] == ["tree", "main"]:
