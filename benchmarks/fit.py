@@ -3,8 +3,8 @@
     python -m benchmarks.fit [memory | speed | pairs | loads | advice …]
 
 Memory: a worker as the daemon starts it, a request that fills the context, and then what the kernel says the process
-holds. Models are `benchmarks/shapes.py`'s. Limits are `RLIMIT_DATA` with weights read instead of mapped, so that every
-byte counts. Measure on an idle machine.
+holds. Models are `benchmarks/shapes.py`'s. Limits are a control group's where one can be made, else `RLIMIT_DATA`,
+with weights read instead of mapped, so that every byte counts. Measure on an idle machine.
 """
 
 from __future__ import annotations
@@ -17,11 +17,14 @@ import tempfile
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
+from typing import NamedTuple
 
-from benchmarks import shapes, synthetic
+import psutil
+
+from benchmarks import limited, shapes, synthetic
 from quant.gguf import read_file
 from quant.recipes import LADDER, assign
 from runtime import advise, fit, measure, rates
@@ -35,9 +38,27 @@ from tests.hub import Hub
 
 PAGE = 4096
 CONTEXT, SEQUENCES = 2048, 8
-SPEED_LEVELS, SPEED_ROUNDS = ("Q8_0", "Q4_K_M", "Q2_K"), 3
+SPEED_LEVELS, SPEED_ROUNDS, SPEED_TRIES = ("Q8_0", "Q4_K_M", "Q2_K"), 3, 3
+# The part of the processors' time that an answer must have had to count.
+ALONE = 0.85
+
+
+class Setting(NamedTuple):
+    """How a model is loaded."""
+
+    context: int = CONTEXT
+    sequences: int = SEQUENCES
+    kv_type: str = "F16"
+
+
+USUAL = Setting()
 # A model that the processor's caches nearly hold.
 TALE = shapes.llama(layers=6, width=512, wide=1536, heads=8, shared=4, vocabulary=4096, tied=True)
+# What no constant was fitted on: other heads, vocabularies, levels, contexts and caches.
+UNSEEN = [
+    ("heads", shapes.llama(8, 1536, 8192, 12, 2, 101_000), "Q4_K_M", Setting(8192, 4, "Q8_0")),
+    ("sixteen", shapes.llama(10, 1280, 1536, 20, 10, 60_000, experts=16), "Q6_K", Setting(4096, 2)),
+]
 
 
 @dataclass(frozen=True)
@@ -50,11 +71,11 @@ class Held:
 
 
 @asynccontextmanager
-async def worker(path: Path, context: int = CONTEXT) -> AsyncIterator[tuple[Child, m.Ready]]:
-    """A worker that has loaded `path`."""
+async def worker(path: Path, made: Setting = USUAL) -> AsyncIterator[tuple[Child, m.Ready]]:
+    """A worker that has loaded `path`, and keeps no conversations beside its cache."""
     child = await Child.spawn("runtime.worker", frames=m.FromWorker, env=child_environment())
     try:
-        load = m.Load(str(path), context, SEQUENCES, usable_cpus(), 64, spill=0)
+        load = m.Load(str(path), made.context, made.sequences, usable_cpus(), 64, kv_type=made.kv_type, spill=0)
         await child.send(load)
         while not isinstance(frame := await child.receive(), m.Ready):
             if frame is None or isinstance(frame, m.Failed):
@@ -88,21 +109,22 @@ def held(pid: int, path: Path, ready: m.Ready) -> Held:
     return Held(anonymous, mapped, ready)
 
 
-async def _fill(path: Path) -> Held:
-    async with worker(path) as (child, ready):
-        await generate(child, CONTEXT - 16, 8)
+async def _fill(path: Path, made: Setting) -> Held:
+    async with worker(path, made) as (child, ready):
+        await generate(child, made.context - 16, 8)
         return held(child.pid, path, ready)
 
 
 def memory() -> None:
-    """Anonymous memory after a request that filled the context, on eight shapes; mapped bytes."""
+    """Anonymous memory after a request that filled the context, on eight shapes and two more; mapped bytes."""
     print(f"{'shape':10} {'file':>14} {'mapped':>8} {'predicted':>10} {'measured':>10} {'error':>7}   (formula alone)")
+    cases = [(name, make(), "Q8_0", USUAL) for name, make in shapes.SHAPES.items()] + UNSEEN
     with tempfile.TemporaryDirectory(prefix="lm-fit-") as folder:
-        for name, make in shapes.SHAPES.items():
+        for name, made, level, setting in cases:
             path = Path(folder) / f"{name}.gguf"
-            length = shapes.write(path, make())
-            need, formula = _predict(path, length)
-            got = asyncio.run(_fill(path))
+            length = shapes.write(path, made, level)
+            need, formula = _predict(path, length, setting)
+            got = asyncio.run(_fill(path, setting))
             # llama.cpp lets go of the pages that hold nothing but the header
             mapped = -(-length // PAGE) * PAGE - read_file(path).data_offset // PAGE * PAGE
             path.unlink()
@@ -114,14 +136,16 @@ def memory() -> None:
             )
 
 
-def _predict(path: Path, length: int, context: int = CONTEXT) -> tuple[fit.Need, fit.Need]:
+def _predict(path: Path, length: int, made: Setting = USUAL) -> tuple[fit.Need, fit.Need]:
     """By llama.cpp's own word, and by the formulas alone."""
     header = read_file(path)
     shape = fit.Shape.of(header.metadata)
     tensors = [(tensor.name, tensor.shape, tensor.type) for tensor in header.tensors]
-    weighed = measure.weigh(header.metadata, tensors, context, SEQUENCES, "F16")
-    formula = fit.memory(shape, length, context, SEQUENCES)
-    return fit.memory(shape.with_weighed(weighed), length, context, SEQUENCES), formula
+    weighed = measure.weigh(header.metadata, tensors, *made)
+    copied = fit.repacked(tensors, weighed.repacks) if weighed else 0
+    needs = (fit.memory(each, length, *made) for each in (shape.with_weighed(weighed), shape))
+    said, formula = (replace(need, repacked=copied) for need in needs)
+    return said, formula
 
 
 def speed() -> None:
@@ -135,7 +159,8 @@ def speed() -> None:
         if probed is None:
             raise RuntimeError("llama.cpp cannot be probed")
         cases = [*itertools.product(("grouped", "tied"), SPEED_LEVELS), ("experts", "Q4_K_M"), ("tale", "Q8_0")]
-        wanted, got = {}, {case: [] for case in cases}
+        wanted: dict[tuple[str, str], float] = {}
+        got: dict[tuple[str, str], list[float]] = {case: [] for case in cases}
         for name, level in cases:
             made = TALE if name == "tale" else shapes.SHAPES[name]()
             shapes.write(folder / f"{name}-{level}.gguf", made, level)
@@ -143,10 +168,14 @@ def speed() -> None:
             reads = choosing.reads(plan, assign(plan, level), fit.Shape.of(plan.metadata))
             wanted[name, level] = 1 / rates.seconds(probed, reads, 48)
         for _, (name, level) in itertools.product(range(SPEED_ROUNDS), cases):
-            got[name, level].append(asyncio.run(_rate(folder / f"{name}-{level}.gguf")))
+            rate = asyncio.run(_rate(folder / f"{name}-{level}.gguf"))
+            got[name, level] += [rate] if rate else []
     print(f"{'shape':10} {'level':8} {'predicted':>9} {'measured':>9} {'error':>7}   (rounds)")
     right = 0
     for name, level in cases:
+        if not got[name, level]:
+            print(f"{name:10} {level:8} other programs were busy all the time")
+            continue
         measured = median(got[name, level])
         error = wanted[name, level] / measured - 1
         right += abs(error) <= 0.15 and name in ("grouped", "tied")
@@ -155,11 +184,18 @@ def speed() -> None:
     print(f"{right}/6 within 15 %; the probe was {'steady' if probed.steady else 'not steady'}")
 
 
-async def _rate(path: Path) -> float:
+async def _rate(path: Path) -> float | None:
+    """Tokens per second of an answer that other programs left the processors to; None where there was none."""
     async with worker(path) as (child, _):
+        process = psutil.Process(child.pid)
         await generate(child, 16, 8)
-        ended = await generate(child, 16, 64)
-        return ended.answer_tokens / (ended.answer_ns / 1e9)
+        for _ in range(SPEED_TRIES):
+            used, begun = sum(process.cpu_times()[:2]), time.perf_counter()
+            ended = await generate(child, 16, 64)
+            share = (sum(process.cpu_times()[:2]) - used) / (time.perf_counter() - begun)
+            if share > ALONE * usable_cpus():
+                return ended.answer_tokens / (ended.answer_ns / 1e9)
+    return None
 
 
 def pairs() -> None:
@@ -167,7 +203,7 @@ def pairs() -> None:
     right = 0
     with tempfile.TemporaryDirectory(prefix="lm-fit-") as text:
         path, excess = Path(text) / "limited.gguf", _excess(Path(text))
-        print(f"a process is charged {excess / 1e6:.0f} MB of address space beyond what it holds")
+        print(f"{_kind()}; a process is charged {excess / 1e6:.0f} MB beyond what it holds")
         for name, index in itertools.product(("grouped", "experts", "window", "tied", "wide"), range(1, 5)):
             made = shapes.SHAPES[name]()
             plan, needs = shapes.plan_of(made), {}
@@ -199,7 +235,7 @@ def loads() -> None:
         configurations = list(itertools.product(("grouped", "experts", "window", "tied", "wide"), (256, 1024)))
         for name, context in configurations:
             length = shapes.write(path, shapes.SHAPES[name](), "Q2_K")
-            need = _predict(path, length, context)[0]
+            need = _predict(path, length, Setting(context))[0]
             true = _run(path, context, 0) or 0
             for percent in (80, 88, 95, 105, 120):
                 limit = true * 100 // percent
@@ -209,7 +245,7 @@ def loads() -> None:
                 admitted += 1
                 killed += _run(path, context, limit + excess) is None
             print(f"{name:10} {context:5} predicted {need.total / 1e6:7.1f} MB, took {true / 1e6:7.1f} MB", flush=True)
-    print(f"50 loads: {admitted} admitted, {killed} of them died; {refused} refused below 90 %")
+    print(f"{_kind()}\n50 loads: {admitted} admitted, {killed} of them died; {refused} refused below 90 %")
 
 
 def _weighed(path: Path) -> measure.Weighed | None:
@@ -218,8 +254,14 @@ def _weighed(path: Path) -> measure.Weighed | None:
     return measure.weigh(header.metadata, tensors, CONTEXT, SEQUENCES, "F16")
 
 
+def _kind() -> str:
+    return f"limits are those of a control group below {group}" if (group := limited.parent_group()) else "RLIMIT_DATA"
+
+
 def _excess(folder: Path) -> int:
-    """Address space that counts against `RLIMIT_DATA` but is never touched: stacks of threads, arenas, libraries."""
+    """What counts against `RLIMIT_DATA` but is never touched: stacks of threads, arenas, libraries; 0 in a group."""
+    if limited.parent_group():
+        return 0
     path = folder / "excess.gguf"
     shapes.write(path, shapes.SHAPES["experts"](), "Q2_K")
     done = _child(path, CONTEXT, 0)
@@ -236,7 +278,8 @@ def _run(path: Path, context: int, limit: int) -> int | None:
 
 def _child(path: Path, context: int, limit: int) -> subprocess.CompletedProcess[bytes]:
     command = [sys.executable, "-m", "benchmarks.limited", str(path), str(context), str(SEQUENCES), str(limit)]
-    return subprocess.run(command, capture_output=True, check=False)
+    with limited.group(limit) as folder:
+        return subprocess.run([*command, str(folder or "")], capture_output=True, check=False)
 
 
 def advice() -> None:

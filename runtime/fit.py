@@ -49,6 +49,8 @@ class Shape:
     """The part of the weights that one token reads (mixture of experts)."""
     attention_values: int = 0
     """Keys and values of all layers that attention works through for each token before, once for every query head."""
+    attention_heads: int = 0
+    """Query heads of all layers."""
     weighed: Weighed | None = None
     """What llama.cpp says that this model takes, for one context."""
 
@@ -84,6 +86,7 @@ class Shape:
             state_values=(kv_heads.count(0) if 0 in kv_heads else layers) * _state(number),
             expert_share=_share(embedding, heads * key, expert_width, experts, used),
             attention_values=(layers - kv_heads.count(0)) * heads * (key + value),
+            attention_heads=(layers - kv_heads.count(0)) * heads,
         )
 
     def with_weighed(self, weighed: Weighed | None) -> Shape:

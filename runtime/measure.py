@@ -69,14 +69,15 @@ class Weighed(msgspec.Struct, tag="weighed", frozen=True):
 class Probed(msgspec.Struct, tag="probed"):
     """Bytes of weights per second by type, seconds that a layer takes beside them, and attention's values per second.
 
-    A value is one number of a key or value that one query head works through. What is not `steady` was measured while
-    something else used the processors too.
+    A value is one number of a key or value that one query head works through; each head takes `head_seconds` beside
+    them, for each token before. What is not `steady` was measured while something else used the processors too.
     """
 
     rates: dict[str, float]
     layer_seconds: float
     attention_rate: float
     steady: bool = True
+    head_seconds: float = 0.0
 
 
 class Device(msgspec.Struct, frozen=True):

@@ -7,8 +7,8 @@ costs whatever its size, and what attention costs for each token before.
 
 A processor's speed varies from second to second, more so where it is shared with other virtual machines: all models
 are held at once and visited in turn, round after round, and the median counts. Steps for which other programs took
-processor time from us do not count; where there are too few others, or the rounds disagree, the result says that it is
-not steady.
+processor time from us do not count; where there are no others, what counts is the time that they would have taken with
+all of it. Where that is often so, or the rounds disagree, the result says that it is not steady.
 
 Source of the model of time: a token's step is bound by reading the active weights, then by the barriers between the
 operations of a layer, then by attention over the cache, which works through it once for every query head.
@@ -38,8 +38,10 @@ _SECONDS = 6.0
 _ROUNDS = range(3, 24)
 _VISIT_SECONDS = 0.05
 _STEPS = range(3, 12)
-# The part of the processors' time that a step must have had to count, and by how much rounds may differ.
+# The part of the processors' time that a step must have had to count, how many of these are enough, and by how much
+# rounds may differ.
 _SHARE = 0.8
+_ENOUGH = 5
 _DIFFERENCE = 1.3
 # A model has weights of so many times the last cache, within bounds, and all models together no more than this part of
 # the memory that is free.
@@ -62,11 +64,19 @@ class Sizes(NamedTuple):
 
 
 class Case(NamedTuple):
-    """A model to run, with `before` tokens in its cache."""
+    """A model to run, with `before` tokens in its cache and heads of this length."""
 
     type: QuantType
     sizes: Sizes
     before: int = 0
+    head: int = _HEAD
+
+
+class Step(NamedTuple):
+    """How long a step took, and how many processors it had in the mean."""
+
+    seconds: float
+    share: float
 
 
 _BLOCK = Sizes(1, 2048, 8192)
@@ -82,19 +92,29 @@ def probe(question: Probe) -> Probed:
         "thin": Case(QuantType.Q8_0, _THIN),
         "empty": Case(QuantType.Q8_0, _DEEP),
         "filled": Case(QuantType.Q8_0, _DEEP, _FILLED),
+        "wider": Case(QuantType.Q8_0, _DEEP, _FILLED, 2 * _HEAD),
     }
-    visits, alone, rounds = _measure(cases, question)
-    seconds = {name: median(times) for name, times in visits.items()}
+    steps, rounds = _measure(cases, question)
+    seconds = {name: _typical(taken, question) for name, taken in steps.items()}
     # The layers' own cost is counted apart, so it must not be in the rates as well.
     layer = seconds["thin"] / _THIN.layers
     rates = {}
     for name in question.types:
         case, taken = cases[name], seconds[name]
         rates[name] = case.sizes.bytes(case.type) / max(taken / 2, taken - case.sizes.layers * layer)
-    values = _DEEP.layers * 2 * _DEEP.width * _FILLED
-    attention = values / max(seconds["filled"] / 100, seconds["filled"] - seconds["empty"])
-    typical = [geometric_mean(each) for each in rounds]
-    return Probed(rates, layer, attention, steady=alone and max(typical) < _DIFFERENCE * min(typical))
+    attention, head = _attention(*(seconds[name] for name in ("empty", "filled", "wider")))
+    means = [geometric_mean(each) for each in rounds]
+    alone = sum(len(_alone(taken, question)) for taken in steps.values())
+    steady = 2 * alone > sum(map(len, steps.values())) and max(means) < _DIFFERENCE * min(means)
+    return Probed(rates, layer, attention, steady, head)
+
+
+def _attention(empty: float, filled: float, wider: float) -> tuple[float, float]:
+    """Values per second, and what a head takes beside them for a token: half as many heads have as many values."""
+    values, heads = _DEEP.layers * 2 * _DEEP.width * _FILLED, _DEEP.layers * _DEEP.width // _HEAD * _FILLED
+    whole = max(filled / 100, filled - empty)
+    on_heads = min(0.8 * whole, max(0.0, 2 * (filled - wider)))
+    return values / (whole - on_heads), on_heads / heads
 
 
 def _weights_bytes(models: int) -> int:
@@ -111,31 +131,40 @@ def _reading(type: QuantType, wanted: int) -> Case:
     return Case(type, _BLOCK._replace(layers=-(-wanted // _BLOCK.bytes(type))))
 
 
-def _measure(cases: dict[str, Case], question: Probe) -> tuple[dict[str, list[float]], bool, list[list[float]]]:
-    """Seconds of the steps of every case, whether most of them were undisturbed, and the median of each by round."""
-    visits: dict[str, list[float]] = {name: [] for name in cases}
+def _measure(cases: dict[str, Case], question: Probe) -> tuple[dict[str, list[Step]], list[list[float]]]:
+    """The steps of every case, and by round the median seconds of each."""
+    steps: dict[str, list[Step]] = {name: [] for name in cases}
     rounds: list[list[float]] = []
-    counted = taken = 0
     with tempfile.TemporaryDirectory(prefix="lm-probe-") as folder:
         running = {name: _Running(Path(folder) / name, case, question) for name, case in cases.items()}
         begun = time.perf_counter()
         while len(rounds) < _ROUNDS.start or (len(rounds) < _ROUNDS.stop and time.perf_counter() < begun + _SECONDS):
-            rounds.append([])
-            for name, each in running.items():
-                steps = each.visit()
-                alone = [seconds for seconds, share in steps if question.card or share >= _SHARE * question.threads]
-                counted, taken = counted + len(alone), taken + len(steps)
-                times = alone or [seconds for seconds, _ in steps]
-                visits[name] += times
-                rounds[-1].append(median(times))
-    return visits, 2 * counted >= taken, rounds
+            visits = {name: each.visit() for name, each in running.items()}
+            rounds.append([median(step.seconds for step in visit) for visit in visits.values()])
+            for name, visit in visits.items():
+                steps[name] += visit
+    return steps, rounds
+
+
+def _alone(steps: list[Step], question: Probe) -> list[float]:
+    """Seconds of those that other programs left the processors to."""
+    return [step.seconds for step in steps if question.card or step.share >= _SHARE * question.threads]
+
+
+def _typical(steps: list[Step], question: Probe) -> float:
+    """Seconds of a step on an idle machine."""
+    alone = _alone(steps, question)
+    if len(alone) >= _ENOUGH:
+        return median(alone)
+    with_all = median(step.seconds * min(1.0, step.share / question.threads) for step in steps)
+    return min(with_all, *(step.seconds for step in steps))
 
 
 class _Running:
     """A case's model, loaded, with its cache filled."""
 
     def __init__(self, path: Path, case: Case, question: Probe) -> None:
-        write_skeleton(path, _metadata(case.sizes), _tensors(case.type, case.sizes))
+        write_skeleton(path, _metadata(case), _tensors(case.type, case.sizes))
         self._model = Model(path, gpu_layers=-1 if question.card else 0)
         room = case.before + _ROUNDS.stop * _STEPS.stop
         self._context = Context(self._model, Shape(room, 1, 1, question.threads))
@@ -146,9 +175,9 @@ class _Running:
             self._context.decode(size)
             self._position += size
 
-    def visit(self) -> list[tuple[float, float]]:
-        """Seconds of each of some steps of one token, and how many processors it had in the mean."""
-        steps: list[tuple[float, float]] = []
+    def visit(self) -> list[Step]:
+        """Some steps of one token."""
+        steps: list[Step] = []
         begun = time.perf_counter()
         while len(steps) < _STEPS.start or (len(steps) < _STEPS.stop and time.perf_counter() < begun + _VISIT_SECONDS):
             self._context.put_token(0, 0, self._position, 0)
@@ -156,13 +185,13 @@ class _Running:
             self._context.decode(1)
             library().llama_synchronize(self._context.handle)
             seconds = time.perf_counter() - start
-            steps.append((seconds, (time.process_time() - used) / seconds))
+            steps.append(Step(seconds, (time.process_time() - used) / seconds))
             self._position += 1
         return steps[1:]  # the first one finds nothing where it will be
 
 
-def _metadata(sizes: Sizes) -> dict[str, object]:
-    heads = sizes.width // _HEAD
+def _metadata(case: Case) -> dict[str, object]:
+    sizes, heads = case.sizes, case.sizes.width // case.head
     return {
         "general.architecture": "llama",
         "llama.vocab_size": _VOCABULARY,

@@ -49,7 +49,7 @@ _SHARED = {name: probed for probed, names in _FAMILIES.items() for name in (prob
 @dataclass(frozen=True)
 class Reads:
     """What a token's step works through: bytes of weights by type, layers, and attention's values for each token before
-    it.
+    it, by query heads of all layers.
 
     A value is one number of a key or value that one query head works through.
     """
@@ -57,11 +57,13 @@ class Reads:
     weights: Mapping[str, int]
     layers: int
     attention: int
+    heads: int = 0
 
 
 def seconds(probed: Probed, reads: Reads, context: int = 0) -> float:
     """How long a step of one token takes with `context` tokens in the cache."""
-    rest = STEP_SECONDS + reads.layers * probed.layer_seconds + context * reads.attention / probed.attention_rate
+    attention = reads.attention / probed.attention_rate + reads.heads * probed.head_seconds
+    rest = STEP_SECONDS + reads.layers * probed.layer_seconds + context * attention
     return rest + sum(_by_family(probed, reads).values())
 
 
@@ -85,7 +87,7 @@ def load(folder: Path, threads: int, card: str = "") -> Probed | None:
 
 
 def _with_rates(probed: Probed, rates: dict[str, float]) -> Probed:
-    return Probed(rates, probed.layer_seconds, probed.attention_rate, probed.steady)
+    return msgspec.structs.replace(probed, rates=rates)
 
 
 def _probed(folder: Path, threads: int, card: str = "") -> Probed | None:

@@ -80,6 +80,12 @@ def test_seconds_are_weights_layers_and_attention() -> None:
     assert rates.seconds(PROBED, reads, 1000) - rates.seconds(PROBED, reads) == pytest.approx(1e-3)
 
 
+def test_a_head_costs_beside_its_values() -> None:
+    probed = msgspec.structs.replace(PROBED, head_seconds=1e-6)
+    taken = [rates.seconds(probed, rates.Reads({}, 0, 1000, heads), 1000) for heads in (0, 8)]
+    assert taken[1] - taken[0] == pytest.approx(8e-3)
+
+
 def test_rates_are_kept_by_processor_and_threads(tmp_path: Path) -> None:
     assert rates.load(tmp_path, 2) is None
     rates._keep(

@@ -6,15 +6,20 @@ import asyncio
 import os
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from benchmarks import shapes
 from quant.gguf import read_file
 from quant.recipes import sizes
+from runtime import rates
 from runtime.fit import Need
+from runtime.hardware import usable_cpus
+from runtime.measure import Probed
 from server.choosing import plan_of
 from server.estimate import Estimator, held, smaller
 from server.library import Facts
-from tests.daemon import Daemon
+from tests.daemon import Daemon, wait_until
 
 MB = 1_000_000
 
@@ -62,3 +67,21 @@ def test_what_a_process_holds() -> None:
     block = bytearray(os.urandom(1)) * (64 * MB)
     assert held(os.getpid()) - before > 0.9 * len(block)
     assert held(1 << 22) == 0
+
+
+@pytest.mark.slow
+def test_answers_correct_the_predicted_speed(tmp_path: Path) -> None:
+    path, cache = tmp_path / "large.gguf", tmp_path / "home" / "cache"
+    shapes.write(path, shapes.llama(layers=4))
+    fast = Probed({"Q8_0": 1e12}, 0, 1e12)
+    rates._keep(rates._file(cache, usable_cpus()), msgspec.json.encode(fast))
+    with Daemon(tmp_path / "home", runtime="llama") as daemon:
+        name = daemon.pull(str(path))["name"]
+        # all tokens are equally likely, and this one would end the answer
+        ask = {"model": name, "prompt": [7, 8], "max_tokens": 40, "temperature": 0, "logit_bias": {"2": -100}}
+        for _ in range(2):
+            assert daemon.post("/v1/completions", ask).json["usage"]["completion_tokens"] == 40
+        wait_until(lambda: daemon.log.count("tokens/s predicted") == 2, 10)
+    learned = rates.load(cache, usable_cpus())
+    assert learned is not None
+    assert learned.rates["Q8_0"] < 0.7 * fast.rates["Q8_0"]
