@@ -5,8 +5,8 @@ unified cache copying a prefix from one to another is a matter of marking cells,
 
 Sliding windows are kept whole (`swa_full`, the default). A unified cache of windows has room for one of each sequence
 and a batch: Gemma 3 4B with 16 sequences 16,896 cells, more than the whole pool of 8,192, so that nothing is saved up
-to there; of 32,768 tokens it would take 2.7 GB instead of 4.6. In return any prefix can be shared and cut, where windows
-need a checkpoint for each place to go back to, 122 MB each. `runtime/fit.py` counts the same.
+to there; of 32,768 tokens it would take 2.7 GB instead of 4.6. In return any prefix can be shared and cut, where
+windows need a checkpoint for each place to go back to, 122 MB each. `runtime/fit.py` counts the same.
 
 The batch is built once over flat arrays and filled through memoryviews: a prompt's chunk is four copies of memory.
 """
