@@ -14,7 +14,7 @@ from typing import NamedTuple
 from quant.gguf import DEFAULT_ALIGNMENT, align
 from quant.gguf_writer import encode_header, layout
 from quant.plan import ModelPlan, Progress
-from quant.streams import Feed, Mark, Open, Output
+from quant.streams import Feed, Mark, Open, Output, finish_unread
 from quant.types import QuantType
 
 PIECE = 4 << 20
@@ -86,6 +86,7 @@ class Copy:
                         if progress:
                             progress(done, self._total)
                 feed.finish()
+        finish_unread(source, self.plan.shards, {each.shard for each in self._ranges})
 
     def _tell(self, output: Output, mark: Mark | None, whole: bool) -> None:
         """The place after a piece; after the last piece of a range, that is where the next range of the file begins."""

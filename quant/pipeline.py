@@ -27,7 +27,7 @@ from quant.errors import BadValues
 from quant.gguf import DEFAULT_ALIGNMENT, align
 from quant.gguf_writer import Writer, encode_header, layout
 from quant.plan import ModelPlan, Progress, Read, TensorPlan
-from quant.streams import Feed, Mark, Open, Output
+from quant.streams import Feed, Mark, Open, Output, finish_unread
 from quant.types import QuantType
 
 SLAB = 2 << 20
@@ -193,6 +193,7 @@ def _slabs(plan: ModelPlan, source: Open, start: Mark) -> Generator[Slab]:
                     mark = None if order.begun else feed.mark(order.complete, 0 if whole else row, shard)
                     yield Slab(tensor, rows, done, mark, read, whole)
             feed.finish()
+    finish_unread(source, plan.shards, {read.part.shard for read in plan.reads()})
 
 
 class _Order:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -84,3 +85,11 @@ class Feed:
     def close(self) -> None:
         """Let go of the source's reader."""
         self._reader.close()
+
+
+def finish_unread(source: Open, shards: Iterable[str], read: Collection[str]) -> None:
+    """Have those of `shards` verified of which nothing was `read`: a part of a split model may hold entries only."""
+    for shard in shards:
+        if shard not in read:
+            with closing(Feed(source(shard, 0, b""), 0)) as feed:
+                feed.finish()

@@ -28,18 +28,27 @@ def make(path: Path, level: str, plan: ModelPlan | None = None) -> Path:
     return path
 
 
-def split(path: Path, target: Path, tensors: int) -> list[Path]:
+def split(path: Path, target: Path, tensors: int, *, small_first: bool = False) -> list[Path]:
     """Parts of a file with so many tensors each, written by the `gguf` package itself, named after `target`."""
-    rewrite(path, target, split_max_tensors=tensors)
+    rewrite(path, target, split_max_tensors=tensors, small_first_shard=small_first)
     return sorted(target.parent.glob(f"{target.stem}-*-of-*.gguf"))
 
 
-def rewrite(path: Path, target: Path, *, backwards: bool = False, split_max_tensors: int = 0, **more: str) -> None:
+def rewrite(
+    path: Path,
+    target: Path,
+    *,
+    backwards: bool = False,
+    split_max_tensors: int = 0,
+    small_first_shard: bool = False,
+    **more: str,
+) -> None:
     """A file anew by the `gguf` package, with `more` entries (`__` for a dot), tensors from the last to the first."""
     reader = gguf.GGUFReader(path)
     target.parent.mkdir(parents=True, exist_ok=True)
+    architecture = reader.fields["general.architecture"].contents()
     writer = gguf.GGUFWriter(
-        target, reader.fields["general.architecture"].contents(), split_max_tensors=split_max_tensors
+        target, architecture, split_max_tensors=split_max_tensors, small_first_shard=small_first_shard
     )
     for key, entry in reader.fields.items():
         if key.startswith("GGUF.") or key == "general.architecture":

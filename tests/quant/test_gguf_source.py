@@ -18,6 +18,7 @@ from quant.convert.variants import gather, tell
 from quant.copying import Copy
 from quant.errors import MalformedFile, UnsupportedModel
 from quant.gguf import read_file
+from quant.pipeline import Conversion
 from quant.plan import ModelPlan
 from registry.sources.local import Folder as Local
 from server.choosing import plan_of
@@ -84,6 +85,28 @@ def test_parts_are_one_model_again(tmp_path: Path, whole: Path, level: str) -> N
             rest.file.seek(0, io.SEEK_END)
             copy.write(lambda shard, offset, state: Pieces(shard, source.stream(shard), offset), rest, start=mark)
             assert isinstance(rest.file, io.BytesIO) and rest.file.getvalue() == out.file.getvalue()
+    assert weights(tmp_path / "one.gguf") == weights(path)
+
+
+@pytest.mark.parametrize("level", ["BF16", "Q4_K_M"])
+def test_a_part_without_tensors_is_verified_too(tmp_path: Path, whole: Path, level: str) -> None:
+    path = whole if level == "BF16" else make(tmp_path / "q.gguf", level)
+    parts = split(path, tmp_path / "parts" / "m.gguf", 30, small_first=True)
+    source = Folder(parts[0].parent)
+    plan = plan_model(source)
+    assert not read_file(parts[0]).tensors and len(parts) == 3
+    opened: list[str] = []
+
+    def open_file(shard: str, offset: int, state: bytes) -> Pieces:
+        opened.append(shard)
+        return Pieces(shard, source.stream(shard), offset)
+
+    made = Copy(plan, 0) if plan.level else Conversion(plan, level)
+    out = Out(io.BytesIO())
+    made.write(open_file, out)
+    assert sorted(opened) == [part.name for part in parts]
+    assert isinstance(out.file, io.BytesIO) and len(out.file.getvalue()) == made.size
+    (tmp_path / "one.gguf").write_bytes(out.file.getvalue())
     assert weights(tmp_path / "one.gguf") == weights(path)
 
 
