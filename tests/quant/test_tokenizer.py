@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers import Tokenizer
+from hypothesis import example, given, settings
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 from quant.convert import plan_model
 from quant.convert import pretokenizer as table
@@ -16,7 +18,7 @@ from quant.convert.tokenizer import read_vocabulary
 from quant.errors import MalformedFile, QuantError, UnsupportedModel
 from tests.quant.engine import Engine
 from tests.quant.support import DEMO, Folder
-from tests.quant.vocabularies import NASTY, PLAIN, vocabulary_file
+from tests.quant.vocabularies import CORPUS, NASTY, PLAIN, QUICK_TEXTS, vocabulary_file
 
 TOKENIZER = json.loads((DEMO / "tokenizer.json").read_text())
 
@@ -112,6 +114,15 @@ def test_byte_fallback_tokens_are_those_of_tokenizers(tmp_path: Path) -> None:
             assert engine.tokenize(text, first=True, special=True) == original.encode(text).ids
 
 
+@pytest.fixture(scope="module")
+def fallback(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Engine, Tokenizer]]:
+    tokenizer = sentencepiece()
+    entries = read_vocabulary(folder(tokenizer), len(tokenizer["model"]["vocab"])).entries
+    entries |= {"tokenizer.ggml.bos_token_id": 1, "tokenizer.ggml.eos_token_id": 2}
+    with Engine(vocabulary_file(tmp_path_factory.mktemp("v") / "v.gguf", entries), vocabulary_only=True) as engine:
+        yield engine, Tokenizer.from_str(json.dumps(tokenizer))
+
+
 def test_a_space_in_front_is_only_put_where_the_original_does(tmp_path: Path) -> None:
     tokenizer = sentencepiece()
     tokenizer["normalizer"] = None
@@ -133,6 +144,46 @@ def test_merges_that_no_score_can_order_are_refused() -> None:
     merges.append(merges.pop(several))
     with pytest.raises(UnsupportedModel, match="scores"):
         read_vocabulary(folder(tokenizer), 5000)
+
+
+def ranked() -> dict[str, Any]:
+    """A tokenizer of Gemma 4's kind: merges that no scores can order, over text with `▁` for spaces."""
+    named = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    tokenizer.normalizer = normalizers.Replace(" ", "▁")
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("\n", "isolated")
+    tokenizer.train_from_iterator(CORPUS, trainers.BpeTrainer(vocab_size=1500, special_tokens=named))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+    made: dict[str, Any] = json.loads(tokenizer.to_str())
+    made["added_tokens"] = made["added_tokens"][:3]
+    return made
+
+
+@pytest.mark.parametrize(("framed", "name"), [(True, "gemma4"), (False, "sarvam-moe")])
+def test_merges_that_no_score_can_order_go_by_rank(framed: bool, name: str, tmp_path: Path) -> None:
+    tokenizer = ranked() | ({"post_processor": sentencepiece()["post_processor"]} if framed else {})
+    vocabulary = read_vocabulary(folder(tokenizer), len(tokenizer["model"]["vocab"]))
+    assert vocabulary.entries["tokenizer.ggml.pre"] == name
+    numbers = {"bos_token_id": 1, "eos_token_id": 2, "add_bos_token": framed}
+    entries = vocabulary.entries | {f"tokenizer.ggml.{key}": value for key, value in numbers.items()}
+    original = Tokenizer.from_str(json.dumps(tokenizer))
+    with Engine(vocabulary_file(tmp_path / "v.gguf", entries), vocabulary_only=True) as engine:
+
+        @settings(max_examples=60)
+        @given(text=QUICK_TEXTS)
+        @example(PLAIN)
+        @example(NASTY)
+        def on_any(text: str) -> None:
+            assert engine.tokenize(text, first=True, special=True) == original.encode(text).ids
+
+        on_any()
+
+
+@settings(max_examples=60)
+@given(text=QUICK_TEXTS)
+def test_byte_fallback_tokens_are_those_of_tokenizers_on_any_string(text: str, fallback: tuple[Engine, Any]) -> None:
+    engine, original = fallback
+    assert engine.tokenize(text, first=True, special=True) == original.encode(text).ids
 
 
 def test_merges_may_be_pairs_or_text() -> None:
