@@ -6,19 +6,22 @@ import base64
 import copy
 import json
 import struct
-from collections.abc import Iterable
+import unicodedata
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import gguf
 import pytest
+from hypothesis import HealthCheck, assume, given, settings
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 
 from quant.convert.tokenizer import read_vocabulary
 from quant.errors import QuantError
 from tests.quant.engine import Engine
 from tests.quant.test_tokenizer import folder
-from tests.quant.vocabularies import CORPUS, vocabulary_file
+from tests.quant.vocabularies import CORPUS, QUICK_TEXTS, vocabulary_file
+from tests.quant.vocabularies import TEXTS as ANY_TEXTS
 
 # What an encoder is asked to read; special tokens inside are left out, since both sides are told to look for them.
 TEXTS = (
@@ -58,12 +61,16 @@ def unigram() -> dict[str, Any]:
     return found
 
 
-def compare(tokenizer: dict[str, Any], texts: Iterable[str], path: Path, specials: tuple[int, int]) -> None:
-    size = len(tokenizer["model"]["vocab"]) + 3
-    vocabulary = read_vocabulary(folder(tokenizer), size)
+def framed(tokenizer: dict[str, Any], specials: tuple[int, int]) -> dict[str, Any]:
+    """The GGUF entries of a tokenizer that puts `specials` around a text."""
+    vocabulary = read_vocabulary(folder(tokenizer), len(tokenizer["model"]["vocab"]) + 3)
     assert (vocabulary.first, vocabulary.last) == specials
     numbers = {"bos_token_id": specials[0], "eos_token_id": specials[1], "add_bos_token": True, "add_eos_token": True}
-    entries = vocabulary.entries | {f"tokenizer.ggml.{key}": value for key, value in numbers.items()}
+    return vocabulary.entries | {f"tokenizer.ggml.{key}": value for key, value in numbers.items()}
+
+
+def compare(tokenizer: dict[str, Any], texts: Iterable[str], path: Path, specials: tuple[int, int]) -> None:
+    entries = framed(tokenizer, specials)
     original = Tokenizer.from_str(json.dumps(tokenizer))
     with Engine(vocabulary_file(path, entries), vocabulary_only=True) as engine:
         for text in texts:
@@ -80,6 +87,47 @@ def test_word_pieces_are_those_of_tokenizers(tmp_path: Path, lowercase: bool) ->
 def test_unigram_pieces_are_those_of_tokenizers(tmp_path: Path) -> None:
     # Of a text of nothing but spaces llama.cpp leaves nothing, the original one space.
     compare(unigram(), [text for text in TEXTS if text.strip() or not text], tmp_path / "v.gguf", (0, 2))
+
+
+def new_to_bert(character: str) -> bool:
+    """Punctuation and marks that are younger than the tables of `tokenizers`' BERT steps."""
+    young = unicodedata.ucd_3_2_0.category(character) == "Cn"
+    return young and unicodedata.category(character)[0] in "PM"
+
+
+def follows_bert(text: str, lowercase: bool) -> bool:
+    """Whether llama.cpp does as the original on this text: without accents, it leaves "한" whole, and keeps no "া".
+
+    Form feeds and their like are spaces to it, and nothing to the original.
+    """
+    if any(c in "\x0b\x0c\x1c\x1d\x1e\x1f\x85" or new_to_bert(c) for c in text):
+        return False
+    return not lowercase or not any("가" <= c <= "힣" or unicodedata.category(c) == "Mc" for c in text)
+
+
+MADE: dict[str, tuple[Callable[[], dict[str, Any]], tuple[int, int], Callable[[str], bool]]] = {
+    "words": (lambda: word_piece(), (2, 3), lambda text: follows_bert(text, True)),
+    "words with case": (lambda: word_piece(False), (2, 3), lambda text: follows_bert(text, False)),
+    # Spaces at the ends of a text: llama.cpp leaves nothing of them.
+    "unigram": (unigram, (0, 2), lambda text: text == text.strip()),
+}
+
+
+@pytest.mark.parametrize("name", MADE)
+@pytest.mark.parametrize("examples", [50, pytest.param(1500, marks=pytest.mark.slow)])
+def test_pieces_of_any_string_are_those_of_tokenizers(name: str, examples: int, tmp_path: Path) -> None:
+    make, specials, follows = MADE[name]
+    tokenizer = make()
+    original, entries = Tokenizer.from_str(json.dumps(tokenizer)), framed(tokenizer, specials)
+    with Engine(vocabulary_file(tmp_path / "v.gguf", entries), vocabulary_only=True) as engine:
+
+        @settings(max_examples=examples, suppress_health_check=list(HealthCheck))
+        @given(text=QUICK_TEXTS if examples < 100 else ANY_TEXTS)
+        def on_any(text: str) -> None:
+            assume(follows(text))
+            assert engine.tokenize(text, first=True, special=True) == original.encode(text).ids
+
+        on_any()
 
 
 def charsmap(size: int, rest: bytes = b"a\0") -> str:
