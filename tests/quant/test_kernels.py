@@ -208,7 +208,7 @@ COUNT = """
 import sys, pathlib
 from quant import kernels
 kernels.configure(pathlib.Path(sys.argv[1]))
-kernels.warm(["Q8_0", "F32"])
+kernels.warm(["F32"])
 print(kernels.compiler.compiled(), kernels.cache.folder())
 """
 
