@@ -96,7 +96,7 @@ class Reply:
             console.note("note: the answer ends where the context is full; `--ctx` makes it larger", "yellow")
 
 
-def installed(client: Client, wanted: str, typed: str) -> str:
+def installed(client: Client, wanted: str, typed: str, pre: str | None = None) -> str:
     """The name under which a model lies, which is brought in when it is not here. Raises Failure."""
     try:
         client.ask("POST", "/api/show", {"model": wanted})
@@ -105,6 +105,6 @@ def installed(client: Client, wanted: str, typed: str) -> str:
         if error.code != "model_not_found":
             raise
     try:
-        return bring_in(client, wanted, typed)
+        return bring_in(client, wanted, typed, pre)
     except Failure as error:
         raise explained(error, typed) from None

@@ -50,9 +50,9 @@ def command(name: str, level: str | None, detach: bool, limit_rate: str | None, 
         _bring_in(client, body, name)
 
 
-def bring_in(client: Client, wanted: str, typed: str) -> str:
+def bring_in(client: Client, wanted: str, typed: str, pre: str | None = None) -> str:
     """Pull a model and show it; the name under which it lies then. Raises Failure."""
-    return str(_bring_in(client, {"model": wanted, **client.hub()}, typed)["name"])
+    return str(_bring_in(client, {"model": wanted, "pre": pre or "", **client.hub()}, typed)["name"])
 
 
 def _bring_in(client: Client, body: Line, typed: str) -> Line:

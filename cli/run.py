@@ -21,6 +21,7 @@ _OPTIONS = {"seed": "seed", "temperature": "temperature", "max_tokens": "num_pre
 @click.argument("name", shell_complete=complete)
 @click.argument("prompt", nargs=-1)
 @click.option("--level", metavar="LEVEL", help="A level of your own choosing, such as Q4_K_M; otherwise the best one.")
+@click.option("--pre", metavar="NAME", help="The pre-tokenizer, where bringing it in asks for it.")
 @click.option("--system", metavar="TEXT", default="", help="What the model is told before anything else.")
 @click.option("--seed", type=int, help="The same seed gives the same answer.")
 @click.option("--temperature", type=click.FloatRange(min=0), help="How freely words are drawn; 0 takes the likeliest.")
@@ -41,7 +42,7 @@ def command(name: str, prompt: tuple[str, ...], **given: Any) -> None:
         raise Failure("there is no prompt, and no terminal to chat on", "give one, or pipe text in", "usage")
     client = Client()
     options = {key: given[option] for option, key in _OPTIONS.items() if given[option] is not None}
-    model = installed(client, wanted, name)
+    model = installed(client, wanted, name, given["pre"])
     asking = Asking(client, model, options, given["system"], given["keep_alive"], given["verbose"])
     if not asking.writes():
         _embed(asking, question)

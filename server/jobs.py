@@ -296,8 +296,16 @@ class Jobs:
             disk_free=await asyncio.to_thread(_room, self._library.store, ingest),
             context=config.context,
             sequences=config.sequences,
-            pre=job.order.pre,
+            pre=job.order.pre or await asyncio.to_thread(_pre, self._library.store, job.reference),
         )
+
+
+def _pre(store: Store, reference: Reference) -> str:
+    """The pre-tokenizer that the user named for another variant of this model, empty for none."""
+    wanted = reference.name.tagged(None)
+    owns = [model.config.get("lm") for model in store.models() if model.key.tagged(None).same(wanted)]
+    named = [str(own.get("pre", "")) for own in owns if isinstance(own, dict)]
+    return next(filter(None, named), "")
 
 
 def _told(frame: Note | Planned | Progress) -> dict[str, Any]:

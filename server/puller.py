@@ -120,7 +120,8 @@ class _Pull:
             config = _config(self.reference, plan, self.source)
             if plan.level:
                 config["lm"]["published"] = plan.shards[0]
-            config |= {"file_type": level, "lm": config["lm"] | {"level": level, "reason": reason}}
+            named = {"pre": self.task.pre} if self.task.pre else {}
+            config |= {"file_type": level, "lm": config["lm"] | {"level": level, "reason": reason} | named}
             return Done(sha256, size, self.reference.name.tag or level, config, dict(plan.defaults))
         finally:
             self.source.close()

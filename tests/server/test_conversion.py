@@ -35,12 +35,17 @@ def test_a_pretokenizer_that_is_not_recognised_can_be_named(daemon: Daemon, tmp_
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
     refused = daemon.post("/api/pull", {"model": str(folder), "stream": False})
     assert (refused.status, refused.json["code"]) == (400, "unsupported_model")
-    assert "lm pull --pre" in refused.json["hint"]
+    assert "`--pre`" in refused.json["hint"]
     wrong = daemon.post("/api/pull", {"model": str(folder), "stream": False, "pre": "nonsense"})
     assert (wrong.status, wrong.json["code"]) == (400, "unsupported_model")
     last = daemon.post("/api/pull", {"model": str(folder), "stream": False, "pre": "smollm"}).json
     assert last["status"] == "success"
-    assert daemon.post("/api/show", {"model": last["name"]}).json["capabilities"] == ["completion"]
+    shown = daemon.post("/api/show", {"model": last["name"]}).json
+    assert (shown["capabilities"], shown["lm"]["pre"]) == (["completion"], "smollm")
+    # Another level of it needs no second naming.
+    again = daemon.post("/api/pull", {"model": f"{folder}:Q5_K_M", "stream": False}).json
+    assert again["status"] == "success", again
+    assert daemon.post("/api/show", {"model": again["name"]}).json["lm"]["pre"] == "smollm"
 
 
 def test_a_gguf_file_becomes_a_level_or_is_taken_as_it_is(daemon: Daemon, tmp_path: Path) -> None:
