@@ -19,9 +19,16 @@ from quant.plan import Files
 _ENDINGS = (
     *("<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "</s>", "<|eom_id|>", "<EOT>", "[EOT]"),
     *("<|end_of_text|>", "<end_of_utterance>", "<eos>", "<|return|>", "<|call|>", "<｜end▁of▁sentence｜>"),
+    *("_<EOT>", "[EOS]", "<|flush|>", "<|calls|>", "<turn|>", "<|tool_response>", "[e~["),
 )
 # Beginnings of a hole to fill (`insert`), as llama.cpp finds them.
-_HOLES = ("<|fim_prefix|>", "<fim-prefix>", "<fim_prefix>", "<｜fim▁begin｜>", "<PRE>", "▁<PRE>")
+_HOLES = (
+    *("<|fim_prefix|>", "<fim-prefix>", "<fim_prefix>", "<｜fim▁begin｜>", "<PRE>", "▁<PRE>", "<|code_prefix|>"),
+    "<|prefix|>",
+)
+# How a template shows that its model thinks before it answers: a switch, the end of a thought, thoughts of earlier
+# turns, Mistral's and OpenAI's own marks.
+_THOUGHT = re.compile(r"enable_thinking|</think>|reasoning_content|\[THINK\]|<\|channel\|>analysis")
 # Names of transformers' generation settings → those of Ollama's API.
 _SETTINGS = {
     "temperature": "temperature",
@@ -133,7 +140,7 @@ def capabilities(templates: Mapping[str, str], vocabulary: Vocabulary) -> tuple[
     found = ["completion"]
     if "tool_use" in templates or re.search(r"\{[%{][^}]*\btools\b", text):
         found.append("tools")
-    if "enable_thinking" in text or "</think>" in text:
+    if _THOUGHT.search(text):
         found.append("thinking")
     if any(token in vocabulary.ids for token in _HOLES):
         found.append("insert")

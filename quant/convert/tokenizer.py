@@ -22,6 +22,11 @@ def read_vocabulary(files: Files, size: int, pre: str | None = None) -> Vocabula
     names = files.names()
     if FILE not in names and sentencepiece.FILE in names:
         return _prefixed(sentencepiece.read(files, size))
+    ranks = [name for name in names if name.endswith((".tiktoken", "tiktoken.model"))]
+    if FILE not in names and ranks:
+        hint = "save the tokenizer with transformers, or use a repository of the model that has it"
+        reason = f"there is no `{FILE}`, and the rules for `{ranks[0]}` stand in a program, which is not run"
+        raise UnsupportedModel(reason, hint=hint)
     if FILE not in names:
         hint = "save the tokenizer with transformers' `AutoTokenizer.from_pretrained(…).save_pretrained(…)`"
         raise UnsupportedModel(f"there is no `{FILE}`", hint=hint)
