@@ -47,10 +47,10 @@ class Shape:
     state_values: int = 0
     expert_share: float = 1.0
     """The part of the weights that one token reads (mixture of experts)."""
-    attention_values: int = 0
-    """Keys and values of all layers that attention works through for each token before, once for every query head."""
     attention_heads: int = 0
-    """Query heads of all layers."""
+    """Query heads of all layers with attention."""
+    row_values: int = 0
+    """Keys of a layer for one token: from one token's to the next a head steps over so many."""
     weighed: Weighed | None = None
     """What llama.cpp says that this model takes, for one context."""
 
@@ -85,7 +85,7 @@ class Shape:
             cache_values=sum(kv_heads) * (key if latent else key + value),
             state_values=(kv_heads.count(0) if 0 in kv_heads else layers) * _state(number),
             expert_share=_share(embedding, heads * key, expert_width, experts, used),
-            attention_values=(layers - kv_heads.count(0)) * heads * (key + value),
+            row_values=max(kv_heads, default=0) * key,
             attention_heads=(layers - kv_heads.count(0)) * heads,
         )
 

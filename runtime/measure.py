@@ -24,6 +24,7 @@ from quant.types import QuantType
 log = logging.getLogger("lm.measure")
 WEIGH_SECONDS = 20.0
 PROBE_SECONDS = 60.0
+ROW_BYTES = 2048
 _ALIGNMENT = 32
 
 
@@ -67,17 +68,17 @@ class Weighed(msgspec.Struct, tag="weighed", frozen=True):
 
 
 class Probed(msgspec.Struct, tag="probed"):
-    """Bytes of weights per second by type, seconds that a layer takes beside them, and attention's values per second.
+    """Bytes of weights per second by type, seconds that a layer takes beside them, and that each query head of it takes
+    for each token before, where the keys of a token are `ROW_BYTES`; it grows with a power of these.
 
-    A value is one number of a key or value that one query head works through; each head takes `head_seconds` beside
-    them, for each token before. What is not `steady` was measured while something else used the processors too.
+    What is not `steady` was measured while something else used the processors too.
     """
 
     rates: dict[str, float]
     layer_seconds: float
-    attention_rate: float
+    head_seconds: float
+    row_power: float = 0.0
     steady: bool = True
-    head_seconds: float = 0.0
 
 
 class Device(msgspec.Struct, frozen=True):

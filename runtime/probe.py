@@ -19,6 +19,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
+from math import log
 from pathlib import Path
 from statistics import geometric_mean, median
 from typing import NamedTuple
@@ -33,6 +34,7 @@ from runtime.measure import Probe, Probed, write_skeleton
 _HEAD = 64
 _VOCABULARY = 256
 _FILLED = 1024
+_SHARING = 4
 # Rounds go on for so long, and there are no fewer and no more than these; a visit to a model is some steps.
 _SECONDS = 6.0
 _ROUNDS = range(3, 24)
@@ -51,7 +53,7 @@ _MEMORY_SHARE = 0.5
 
 
 class Sizes(NamedTuple):
-    """A Llama of this shape, without sharing of key heads."""
+    """A Llama of this shape."""
 
     layers: int
     width: int
@@ -64,12 +66,12 @@ class Sizes(NamedTuple):
 
 
 class Case(NamedTuple):
-    """A model to run, with `before` tokens in its cache and heads of this length."""
+    """A model to run, with `before` tokens in its cache and so many query heads sharing a key head."""
 
     type: QuantType
     sizes: Sizes
     before: int = 0
-    head: int = _HEAD
+    sharing: int = 1
 
 
 class Step(NamedTuple):
@@ -92,7 +94,7 @@ def probe(question: Probe) -> Probed:
         "thin": Case(QuantType.Q8_0, _THIN),
         "empty": Case(QuantType.Q8_0, _DEEP),
         "filled": Case(QuantType.Q8_0, _DEEP, _FILLED),
-        "wider": Case(QuantType.Q8_0, _DEEP, _FILLED, 2 * _HEAD),
+        "shared": Case(QuantType.Q8_0, _DEEP, _FILLED, _SHARING),
     }
     steps, rounds = _measure(cases, question)
     seconds = {name: _typical(taken, question) for name, taken in steps.items()}
@@ -102,19 +104,18 @@ def probe(question: Probe) -> Probed:
     for name in question.types:
         case, taken = cases[name], seconds[name]
         rates[name] = case.sizes.bytes(case.type) / max(taken / 2, taken - case.sizes.layers * layer)
-    attention, head = _attention(*(seconds[name] for name in ("empty", "filled", "wider")))
+    head, power = _attention(*(seconds[name] for name in ("empty", "filled", "shared")))
     means = [geometric_mean(each) for each in rounds]
     alone = sum(len(_alone(taken, question)) for taken in steps.values())
     steady = 2 * alone > sum(map(len, steps.values())) and max(means) < _DIFFERENCE * min(means)
-    return Probed(rates, layer, attention, steady, head)
+    return Probed(rates, layer, head, power, steady)
 
 
-def _attention(empty: float, filled: float, wider: float) -> tuple[float, float]:
-    """Values per second, and what a head takes beside them for a token: half as many heads have as many values."""
-    values, heads = _DEEP.layers * 2 * _DEEP.width * _FILLED, _DEEP.layers * _DEEP.width // _HEAD * _FILLED
-    whole = max(filled / 100, filled - empty)
-    on_heads = min(0.8 * whole, max(0.0, 2 * (filled - wider)))
-    return values / (whole - on_heads), on_heads / heads
+def _attention(empty: float, filled: float, shared: float) -> tuple[float, float]:
+    """Seconds of a head for a token before, and with which power of the keys' bytes from token to token it grows."""
+    whole, less = (max(full / 100, full - empty) for full in (filled, shared))
+    power = log(whole / less) / log(_SHARING)
+    return whole / (_DEEP.layers * _DEEP.width // _HEAD * _FILLED), min(1.0, max(0.0, power))
 
 
 def _weights_bytes(models: int) -> int:
@@ -164,7 +165,7 @@ class _Running:
     """A case's model, loaded, with its cache filled."""
 
     def __init__(self, path: Path, case: Case, question: Probe) -> None:
-        write_skeleton(path, _metadata(case), _tensors(case.type, case.sizes))
+        write_skeleton(path, _metadata(case), _tensors(case))
         self._model = Model(path, gpu_layers=-1 if question.card else 0)
         room = case.before + _ROUNDS.stop * _STEPS.stop
         self._context = Context(self._model, Shape(room, 1, 1, question.threads))
@@ -191,7 +192,7 @@ class _Running:
 
 
 def _metadata(case: Case) -> dict[str, object]:
-    sizes, heads = case.sizes, case.sizes.width // case.head
+    sizes, heads = case.sizes, case.sizes.width // _HEAD
     return {
         "general.architecture": "llama",
         "llama.vocab_size": _VOCABULARY,
@@ -200,20 +201,22 @@ def _metadata(case: Case) -> dict[str, object]:
         "llama.block_count": sizes.layers,
         "llama.feed_forward_length": sizes.feed_forward,
         "llama.attention.head_count": heads,
+        "llama.attention.head_count_kv": heads // case.sharing,
         "llama.attention.layer_norm_rms_epsilon": 1e-5,
     }
 
 
-def _tensors(type: QuantType, sizes: Sizes) -> list[tuple[str, tuple[int, ...], QuantType]]:
+def _tensors(case: Case) -> list[tuple[str, tuple[int, ...], QuantType]]:
     """Names and shapes (GGUF's order) of a Llama's tensors."""
-    width, wide = sizes.width, sizes.feed_forward
-    square = {f"attn_{name}": (width, width) for name in ("q", "k", "v", "output")}
+    type, (layers, width, wide) = case.type, case.sizes
+    square = {f"attn_{name}": (width, width) for name in ("q", "output")}
+    square |= {f"attn_{name}": (width, width // case.sharing) for name in ("k", "v")}
     matrices = {**square, "ffn_gate": (width, wide), "ffn_up": (width, wide), "ffn_down": (wide, width)}
     tensors: list[tuple[str, tuple[int, ...], QuantType]] = [
         ("token_embd.weight", (width, _VOCABULARY), QuantType.F16),
         ("output_norm.weight", (width,), QuantType.F32),
     ]
-    for layer in range(sizes.layers):
+    for layer in range(layers):
         at = f"blk.{layer}."
         tensors += [(f"{at}{name}.weight", shape, type) for name, shape in matrices.items()]
         tensors += [(f"{at}{name}.weight", (width,), QuantType.F32) for name in ("attn_norm", "ffn_norm")]

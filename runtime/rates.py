@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import time
@@ -22,7 +23,7 @@ import msgspec
 
 from runtime.fit import STEP_SECONDS
 from runtime.hardware import measure_bandwidth
-from runtime.measure import PROBE_SECONDS, Probe, Probed, ask
+from runtime.measure import PROBE_SECONDS, ROW_BYTES, Probe, Probed, ask
 
 # Types whose kernels cost about the same for each byte share a measurement.
 _FAMILIES = {
@@ -48,21 +49,18 @@ _SHARED = {name: probed for probed, names in _FAMILIES.items() for name in (prob
 
 @dataclass(frozen=True)
 class Reads:
-    """What a token's step works through: bytes of weights by type, layers, and attention's values for each token before
-    it, by query heads of all layers.
-
-    A value is one number of a key or value that one query head works through.
-    """
+    """What a token's step works through: bytes of weights by type, layers, and for each token before it the query heads
+    of all layers, which step over `row` bytes of keys from token to token."""
 
     weights: Mapping[str, int]
     layers: int
-    attention: int
-    heads: int = 0
+    heads: int
+    row: int = ROW_BYTES
 
 
 def seconds(probed: Probed, reads: Reads, context: int = 0) -> float:
     """How long a step of one token takes with `context` tokens in the cache."""
-    attention = reads.attention / probed.attention_rate + reads.heads * probed.head_seconds
+    attention = reads.heads * probed.head_seconds * math.pow(reads.row / ROW_BYTES, probed.row_power)
     rest = STEP_SECONDS + reads.layers * probed.layer_seconds + context * attention
     return rest + sum(_by_family(probed, reads).values())
 
@@ -93,7 +91,7 @@ def _with_rates(probed: Probed, rates: dict[str, float]) -> Probed:
 def _probed(folder: Path, threads: int, card: str = "") -> Probed | None:
     with contextlib.suppress(OSError, msgspec.MsgspecError):
         probed = msgspec.json.decode(_file(folder, threads, card=card).read_bytes(), type=Probed)
-        if probed.attention_rate > 0 and all(rate > 0 for rate in probed.rates.values()):
+        if probed.head_seconds > 0 and all(rate > 0 for rate in probed.rates.values()):
             return probed
     return None
 

@@ -152,7 +152,7 @@ def reads(plan: ModelPlan, types: Mapping[str, QuantType], shape: Shape) -> rate
         type = types[tensor.name]
         size = type.row_bytes(tensor.columns) * (tensor.elements // tensor.columns)
         weights[type.name] = weights.get(type.name, 0) + round(size * (share if "_exps." in tensor.name else 1.0))
-    return rates.Reads(weights, shape.layers, shape.attention_values, shape.attention_heads)
+    return rates.Reads(weights, shape.layers, shape.attention_heads, 2 * shape.row_values)
 
 
 def plan_of(header: Header) -> ModelPlan:

@@ -104,9 +104,7 @@ def test_the_shape_comes_from_metadata() -> None:
             "tokenizer.ggml.tokens": ["a"] * 300,
         }
     )
-    assert shape == fit.Shape(
-        "llama", 2, 256, 768, 4, 300, 2048, 3 * 128, attention_values=2 * 4 * 128, attention_heads=2 * 4
-    )
+    assert shape == fit.Shape("llama", 2, 256, 768, 4, 300, 2048, 3 * 128, attention_heads=2 * 4, row_values=2 * 64)
     assert shape.pool() == 2048
     assert shape.pool(100) == 100
     assert fit.Shape.of({}).trained_context == 8192

@@ -97,7 +97,7 @@ def test_cards_hold_what_memory_cannot_and_the_reason_says_so() -> None:
 
 
 def test_a_cards_speed_counts_for_its_layers() -> None:
-    slow, fast = Probed({"Q8_0": 10e9}, 0, 1e9), Probed({"Q8_0": 1e12}, 0, 1e12)
+    slow, fast = Probed({"Q8_0": 10e9}, 0, 1e-9), Probed({"Q8_0": 1e12}, 0, 1e-12)
     level = Candidate("Q8_0", 8_500_000_000, reads=Reads({"Q8_0": 8 * GB}, 32, 0), layers=LAYERS)
     machine = replace(MACHINE, rates=slow, card_rates=fast)
     rates = [

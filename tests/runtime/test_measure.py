@@ -16,7 +16,7 @@ from quant.types import QuantType
 from runtime import fit, rates
 from runtime.measure import Examine, Examined, Probed, Refused, Weigh, ask, weigh
 
-PROBED = Probed({"Q8_0": 10e9, "Q4_K": 5e9, "F16": 20e9}, layer_seconds=1e-4, attention_rate=1e9)
+PROBED = Probed({"Q8_0": 10e9, "Q4_K": 5e9, "F16": 20e9}, layer_seconds=1e-4, head_seconds=1e-9)
 
 
 @pytest.mark.parametrize("name", shapes.SHAPES)
@@ -80,20 +80,23 @@ def test_seconds_are_weights_layers_and_attention() -> None:
     assert rates.seconds(PROBED, reads, 1000) - rates.seconds(PROBED, reads) == pytest.approx(1e-3)
 
 
-def test_a_head_costs_beside_its_values() -> None:
-    probed = msgspec.structs.replace(PROBED, head_seconds=1e-6)
-    taken = [rates.seconds(probed, rates.Reads({}, 0, 1000, heads), 1000) for heads in (0, 8)]
-    assert taken[1] - taken[0] == pytest.approx(8e-3)
+def test_attention_grows_with_heads_and_with_a_power_of_the_row() -> None:
+    probed = msgspec.structs.replace(PROBED, row_power=0.5)
+    times = [
+        rates.seconds(probed, rates.Reads({}, 0, heads, row), 1000) for heads, row in ((8, 2048), (8, 512), (0, 1))
+    ]
+    assert times[0] - times[2] == pytest.approx(8e-6)
+    assert times[1] - times[2] == pytest.approx(4e-6)
 
 
 def test_rates_are_kept_by_processor_and_threads(tmp_path: Path) -> None:
     assert rates.load(tmp_path, 2) is None
     rates._keep(
-        rates._file(tmp_path, 2), b'{"type":"probed","rates":{"Q8_0":1e9},"layer_seconds":0,"attention_rate":1e9}'
+        rates._file(tmp_path, 2), b'{"type":"probed","rates":{"Q8_0":1e9},"layer_seconds":0,"head_seconds":1e-9}'
     )
-    assert rates.load(tmp_path, 2) == Probed({"Q8_0": 1e9}, 0, 1e9)
+    assert rates.load(tmp_path, 2) == Probed({"Q8_0": 1e9}, 0, 1e-9)
     assert rates.load(tmp_path, 3) is None
-    rates._keep(rates._file(tmp_path, 3), b'{"rates":{},"layer_seconds":0,"attention_rate":0}')
+    rates._keep(rates._file(tmp_path, 3), b'{"rates":{},"layer_seconds":0,"head_seconds":0}')
     assert rates.load(tmp_path, 3) is None
     known = rates.bandwidth(tmp_path, 1)
     assert rates.bandwidth(tmp_path, 1) == pytest.approx(known, rel=1e-6)

@@ -73,7 +73,7 @@ def test_what_a_process_holds() -> None:
 def test_answers_correct_the_predicted_speed(tmp_path: Path) -> None:
     path, cache = tmp_path / "large.gguf", tmp_path / "home" / "cache"
     shapes.write(path, shapes.llama(layers=4))
-    fast = Probed({"Q8_0": 1e12}, 0, 1e12)
+    fast = Probed({"Q8_0": 1e12}, 0, 1e-12)
     rates._keep(rates._file(cache, usable_cpus()), msgspec.json.encode(fast))
     with Daemon(tmp_path / "home", runtime="llama") as daemon:
         name = daemon.pull(str(path))["name"]
