@@ -64,6 +64,7 @@ class Child:
         self._writer = writer
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder = msgspec.msgpack.Decoder(frames)
+        self._buffer = bytearray()
         self.pid = process.pid
         self.problem = ""
         """What was wrong with the last frame, when a child was killed for sending nonsense."""
@@ -114,19 +115,33 @@ class Child:
 
     async def receive(self) -> Any | None:
         """The next frame, or None when the child is gone. A child that sends nonsense is killed: `problem` says why."""
-        import asyncio
-
         try:
-            (size,) = _LENGTH.unpack(await self._reader.readexactly(_LENGTH.size))
-            if size > FRAME_LIMIT:
-                raise msgspec.DecodeError(f"frame of {size} bytes")
-            return self._decoder.decode(await self._reader.readexactly(size))
-        except (asyncio.IncompleteReadError, ConnectionError):
+            while (frame := self._taken()) is None:
+                data = await self._reader.read(_RECEIVE_BYTES)
+                if not data:
+                    return None
+                self._buffer += data
+            return frame
+        except ConnectionError:
             return None
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             self.problem = f"it sent a malformed frame: {error}"
             self.kill()
             return None
+
+    def _taken(self) -> Any | None:
+        """The first frame of what has come, once it is whole: several come at once, and the loop waits for none."""
+        start = _LENGTH.size
+        if len(self._buffer) < start:
+            return None
+        (size,) = _LENGTH.unpack_from(self._buffer)
+        if size > FRAME_LIMIT:
+            raise msgspec.DecodeError(f"frame of {size} bytes")
+        if len(self._buffer) < start + size:
+            return None
+        frame = self._decoder.decode(bytes(self._buffer[start : start + size]))
+        del self._buffer[: start + size]
+        return frame
 
     def kill(self) -> None:
         """End it now, with SIGKILL; harmless when it is gone."""

@@ -32,6 +32,7 @@ from runtime.session import Session, check_request, open_sessions
 from runtime.spill import Spill
 
 _FAULTS = 3
+_NOTHING: frozenset[int] = frozenset()
 
 
 class LlamaEngine:
@@ -43,7 +44,7 @@ class LlamaEngine:
         self._inbox: SimpleQueue[Any] = SimpleQueue()
         self._frames: list[Any] = []
         self._plan: list[Stretch] = []
-        self._computing: frozenset[int] = frozenset()
+        self._computing = _NOTHING
         self._faults = 0
         self._queued = 0
         self._closing = False
@@ -78,7 +79,7 @@ class LlamaEngine:
         self._pool.memory = self._model.memory
         cache = self._context.buffers.get("KV", 0) + self._context.buffers.get("RS", 0)
         self._pool.spill = Spill(self._context, load.spill if load.spill >= 0 else cache // 2, self._model.memory)
-        self._pace = Pace(self._context.batch_size)
+        self._pace = Pace(self._context.batch_size, load.gap)
         self._schedule = Schedule(self._pool, self._pace, load.sequences)
         self._prompter = Prompter(self._model, self._context.tokens)
         self._embedder = Embedder(self._model, self._context, self._pool, self._frames.append)
@@ -150,7 +151,7 @@ class LlamaEngine:
 
     def _drain(self) -> None:
         """Take what has come; wait for something when there is nothing else to do."""
-        idle = not (self._schedule.sessions or self._embedder.busy)
+        idle = not (self._schedule.running or self._schedule.waiting or self._embedder.busy)
         self._context.clear_abort()
         while idle or not self._inbox.empty():
             idle = False
@@ -172,8 +173,8 @@ class LlamaEngine:
         self._embedder.cancel(request)
 
     def _expire(self) -> None:
-        now = time.monotonic()
-        for session in [s for s in self._schedule.sessions if s.deadline and s.deadline < now]:
+        timed = [session for session in self._schedule.sessions if session.deadline]
+        for session in [session for session in timed if session.deadline < time.monotonic()]:
             seconds = session.request.limits.seconds
             self._fail(session, Timeout(f"the answer took longer than {seconds:g} seconds", "allow more time"))
 
@@ -213,8 +214,8 @@ class LlamaEngine:
                 context.put_prompt(row, stretch, start, session.seq.number, int(count == session.pending))
             row += count
         # Where a step cannot be taken back it is not aborted at the cost of others in it.
-        alone = self._model.memory == "cells" or len(self._plan) == 1
-        self._computing = frozenset(session.id for session, _, count in self._plan if count > 1 and alone)
+        if row > len(self._plan) and (self._model.memory == "cells" or len(self._plan) == 1):
+            self._computing = frozenset(session.id for session, _, count in self._plan if count > 1)
         return row
 
     def _compute(self, rows: int) -> None:
@@ -222,12 +223,12 @@ class LlamaEngine:
         status = self._context.decode(rows)
         seconds = time.perf_counter() - started
         self.step += 1
-        self._computing = frozenset()
+        self._computing = _NOTHING
         if status != OK:
             self._recover(status)
             return
         self._faults = 0
-        prompts = sum(count for _, _, count in self._plan if count > 1)
+        prompts = sum(count for _, _, count in self._plan if count > 1) if rows > len(self._plan) else 0
         self._pace.note(rows - prompts, prompts, seconds)
         row = 0
         for session, start, count in self._plan:

@@ -10,6 +10,8 @@ from typing import Any
 
 import msgspec
 
+from runtime.pace import GAP
+
 
 class Sampling(msgspec.Struct, omit_defaults=True):
     """How the next token is drawn; defaults are Ollama's. `temperature` 0 is greedy, `seed` -1 is random."""
@@ -52,6 +54,7 @@ class Limits(msgspec.Struct, omit_defaults=True):
 class Load(msgspec.Struct, tag="load"):
     """The first frame: the model to hold. `context` is the size of the shared pool in tokens.
 
+    `gap` is how many times the usual step one may take while prompts come in (`runtime/pace.py`).
     `spill` is how many bytes of plain memory may hold conversations that left the pool; -1 is half of the cache's size.
     """
 
@@ -64,6 +67,7 @@ class Load(msgspec.Struct, tag="load"):
     kv_type: str = "F16"
     gpu_layers: int = -1
     spill: int = -1
+    gap: float = GAP
     script: dict[str, Any] = {}
 
 

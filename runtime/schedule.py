@@ -104,12 +104,17 @@ class Schedule:
     def plan(self) -> tuple[list[Stretch], list[Session]]:
         """The next step, and the answers that must end because the pool is full of them alone."""
         ending = self._make_room()
-        answering = [session for session in self.running if session.pending == 1 and session not in ending]
-        stretches = [Stretch(session, len(session.tokens) - 1, 1) for session in answering]
-        rows = len(stretches)
-        left = self._pace.budget(rows)
+        stretches: list[Stretch] = []
+        reading: list[Session] = []
         for session in self.running:
-            count = self._room(rows, min(left, session.stretch)) if session.pending > 1 else 0
+            if session.pending > 1:
+                reading.append(session)
+            elif session not in ending:
+                stretches.append(Stretch(session, len(session.tokens) - 1, 1))
+        rows = len(stretches)
+        left = self._pace.budget(rows, len(reading)) if reading else 0
+        for session in reading:
+            count = self._room(rows, min(left, session.stretch))
             if count > 0:
                 stretches.append(Stretch(session, len(session.tokens) - session.pending, count))
                 rows += count
@@ -120,10 +125,10 @@ class Schedule:
 
     def _make_room(self) -> list[Session]:
         """Find a cell for the next token of every answer; what comes back runs alone, and has none."""
-        while True:
+        while self._pool.free < len(self.running):
             answering = [session for session in self.running if session.pending == 1]
             if self._pool.free >= len(answering):
-                return []
+                break
             if self._pool.evict():
                 continue
             others = [session for session in self.running if session.pending > 1]
@@ -132,6 +137,7 @@ class Schedule:
                 self.set_back(youngest)
             elif not self._shift(youngest):
                 return [youngest]
+        return []
 
     def _room(self, taken: int, wanted: int) -> int:
         """How many of `wanted` cells there are besides those of `taken` rows; parked sequences give way."""

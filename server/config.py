@@ -14,6 +14,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from runtime.pace import GAP
+
 VERSION = "0.1.0"
 OLLAMA_VERSION = "0.14.0"  # of the HTTP API that we answer; clients refuse what is older than what they need
 FOREVER = -1.0
@@ -75,6 +77,13 @@ def _count(low: int, high: int) -> Callable[[object], int]:
     return check
 
 
+def _times(value: object) -> float:
+    number = float(str(value))
+    if not 1 <= number <= 1000:
+        raise ValueError(number)
+    return number
+
+
 def _text(value: object) -> str:
     text = str(value).strip()
     if any(ord(letter) < 32 for letter in text):
@@ -107,7 +116,10 @@ def _path(value: object) -> Path:
 
 @dataclass(frozen=True)
 class Config:
-    """All settings, checked. `keep_alive` is in seconds, `context` in tokens; `max_models` counts loaded models."""
+    """All settings, checked.
+
+    `keep_alive` is in seconds, `context` in tokens; `max_models` counts loaded models; `gap`: see `runtime/pace.py`.
+    """
 
     home: Path
     host: str = "127.0.0.1"
@@ -115,6 +127,7 @@ class Config:
     context: int = 8192
     sequences: int = 8
     queue: int = 64
+    gap: float = GAP
     keep_alive: float = 300.0
     max_models: int = 4
     origins: tuple[str, ...] = ()
@@ -200,6 +213,7 @@ SETTINGS: dict[str, Setting] = {
     "context": Setting(_count(64, 16 << 20), "tokens, 64 or more", ("LM_CONTEXT", "OLLAMA_CONTEXT_LENGTH")),
     "sequences": Setting(_count(1, 64), "a number from 1 to 64", ("LM_SEQUENCES",)),
     "queue": Setting(_count(1, 100_000), "a number from 1 to 100000", ("LM_QUEUE",)),
+    "gap": Setting(_times, "a number from 1 to 1000", ("LM_GAP",)),
     "keep_alive": Setting(duration, "a duration such as `5m`, or -1 for ever", ("LM_KEEP_ALIVE", "OLLAMA_KEEP_ALIVE")),
     "max_models": Setting(_count(1, 1000), "a number from 1 to 1000", ("LM_MAX_MODELS",)),
     "origins": Setting(_list, "origins such as `https://chat.example`, separated by commas", ("LM_ORIGINS",)),

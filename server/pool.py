@@ -241,6 +241,7 @@ class Pool:
             queue=self._bound,
             engine=self._engine.name,
             kv_type=KV_TYPE,
+            gap=self._config.gap,
             gpu_layers=need.card_layers,
             spill=self._spare(hardware, need),
             script=self._engine.script,
