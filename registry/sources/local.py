@@ -18,11 +18,12 @@ from registry.errors import AccessDenied, ModelNotFound, SourceUnavailable
 
 LONGEST = 1 << 30  # bytes in one system call
 _PART = re.compile(r"(.+)-\d{5}-of-(\d{5})\.gguf")
-_BELOW = (".json", ".jinja", ".gguf")
+# Weights too: sentence-transformers keeps the layers behind a pooling in folders of their own.
+_BELOW = (".json", ".jinja", ".gguf", ".safetensors")
 
 
 class Folder:
-    """The regular files inside one folder, and the settings, templates and GGUF files one level below.
+    """The regular files inside one folder, and the settings, templates and weights one level below.
 
     For the path of a GGUF file it is that file, with the other parts where it is split. It declares no digests.
     """
