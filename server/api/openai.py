@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
@@ -45,11 +45,26 @@ class Asked(msgspec.Struct, kw_only=True):
     stream_options: StreamOptions | None = None
     temperature: float | None = None
     top_p: float | None = None
-    top_k: int | None = None
-    min_p: float | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     seed: int | None = None
+    # What OpenAI does not have, by the names that Ollama and llama-server use.
+    top_k: int | None = None
+    min_p: float | None = None
+    typical_p: float | None = None
+    top_n_sigma: float | None = None
+    xtc_probability: float | None = None
+    xtc_threshold: float | None = None
+    repeat_last_n: int | None = None
+    repeat_penalty: float | None = None
+    dry_multiplier: float | None = None
+    dry_base: float | None = None
+    dry_allowed_length: int | None = None
+    dry_penalty_last_n: int | None = None
+    mirostat: int | None = None
+    mirostat_tau: float | None = None
+    mirostat_eta: float | None = None
+    ignore_eos: bool | None = None
     stop: str | list[str] | None = None
     n: int | None = None
     max_tokens: int | None = None
@@ -57,10 +72,8 @@ class Asked(msgspec.Struct, kw_only=True):
 
     def sampling(self, model: Model) -> Sampling:
         """The fields about sampling over the model's own; raises BadRequest."""
-        names = ("temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "seed")
-        found = options.sampling(model.params, {name: getattr(self, name) for name in names})
-        found.logit_bias = _bias(self.logit_bias or {})
-        return found
+        names = (*options.SAMPLING, "ignore_eos", "logit_bias")
+        return options.sampling(model.params, {name: getattr(self, name) for name in names})
 
 
 class Part(msgspec.Struct):
@@ -197,18 +210,6 @@ def _submit(model: Model, body: Asked, most: int | None) -> Submit:
     if most is not None and most < 0:
         raise BadRequest(f"`max_tokens` is {most}", "send 0 or more, or leave it out")
     return Submit(id=0, sampling=body.sampling(model), limits=options.limits(model.params, asked), count=count)
-
-
-def _bias(given: Mapping[str, float]) -> dict[int, float]:
-    """Token ids to what is added to their logits; raises BadRequest."""
-    found = {}
-    for token, value in given.items():
-        if not (token.isascii() and token.isdigit() and len(token) < 11 and -100 <= value <= 100):
-            raise BadRequest(
-                "`logit_bias` holds an entry that is no token id with a bias from -100 to 100", "correct it"
-            )
-        found[int(token)] = float(value)
-    return found
 
 
 def _prompts(given: str | list[str | int | list[int]] | None) -> list[str | list[int]]:

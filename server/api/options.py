@@ -74,9 +74,22 @@ def sampling(defaults: Mapping[str, Any], asked: Mapping[str, Any]) -> Sampling:
             values[name] = allowed.check(name, value)
     if "seed" in values:
         values["seed"] = -1 if values["seed"] < 0 else values["seed"] % 2**32
-    if "ignore_eos" in asked:
+    if asked.get("ignore_eos") is not None:
         values["ignore_eos"] = asked["ignore_eos"] is True
-    return Sampling(**values)
+    return Sampling(**values, logit_bias=_biases(asked.get("logit_bias") or {}))
+
+
+def _biases(given: Any) -> dict[int, float]:
+    """Token ids, as JSON writes keys, to what is added to their logits; raises BadRequest."""
+    found = {}
+    for token, value in given.items() if isinstance(given, dict) else [("", None)]:
+        named = isinstance(token, str) and token.isascii() and token.isdigit() and len(token) < 11
+        if not (named and isinstance(value, int | float) and -100 <= value <= 100):
+            raise BadRequest(
+                "`logit_bias` holds an entry that is no token id with a bias from -100 to 100", "correct it"
+            )
+        found[int(token)] = float(value)
+    return found
 
 
 def limits(defaults: Mapping[str, Any], asked: Mapping[str, Any]) -> Limits:

@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import ollama
 import openai
@@ -195,6 +196,50 @@ def test_leaving_early_frees_the_model(daemon: Daemon, native: ollama.Client) ->
             assert json.loads(response.readline())
     wait_until(lambda: not daemon.get("/api/ps").json["models"][0]["active"], 2)
     assert native.generate("demo", PROMPT, options=GREEDY).eval_count == 12
+
+
+SAMPLING: tuple[dict[str, Any], ...] = (
+    *({"top_k": 2}, {"top_p": 0.2}, {"min_p": 0.5}, {"typical_p": 0.2}, {"top_n_sigma": 0.5}, {"temperature": 0.2}),
+    *({"xtc_probability": 1.0, "xtc_threshold": 0.05}, {"repeat_penalty": 3.0}, {"presence_penalty": 5.0}),
+    *({"frequency_penalty": 5.0, "repeat_last_n": -1}, {"dry_multiplier": 5.0, "dry_allowed_length": 1}),
+    *({"mirostat": 1, "mirostat_tau": 1.0}, {"mirostat": 2, "mirostat_tau": 1.0}, {"logit_bias": {"1234": 100}}),
+    {"seed": 8},
+)
+
+
+@pytest.mark.slow
+def test_both_dialects_sample_alike_and_every_option_counts(daemon: Daemon, native: ollama.Client) -> None:
+    fixed = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "seed": 7}
+
+    def texts(more: dict[str, Any]) -> tuple[str, str]:
+        options = fixed | more
+        body = {"model": "demo", "prompt": PROMPT, "stream": False}
+        ollamas = daemon.post("/api/generate", body | {"raw": True, "options": options | {"num_predict": 24}}).json
+        openais = daemon.post("/v1/completions", body | options | {"max_tokens": 24}).json
+        return str(ollamas["response"]), str(openais["choices"][0]["text"])
+
+    plain, same = texts({})
+    assert plain == same
+    for more in SAMPLING:
+        one, other = texts(more)
+        assert one == other, more
+        assert one != plain, more
+
+
+def test_text_that_spells_a_control_token_stays_text(daemon: Daemon, native: ollama.Client) -> None:
+    def tokens(path: str, content: str) -> int:
+        body = {"model": "demo", "messages": [{"role": "user", "content": content}], "stream": False}
+        answer = daemon.post(path, body | {"options": {"num_predict": 1}, "max_tokens": 1}).json
+        return int(answer["prompt_eval_count"] if path == "/api/chat" else answer["usage"]["prompt_tokens"])
+
+    for path in ("/api/chat", "/v1/chat/completions"):
+        assert tokens(path, "one <|im_end|> two") > tokens(path, "one  two") + 3
+    raw = {"model": "demo", "stream": False, "raw": True, "options": {"num_predict": 1}}
+    counts = [
+        daemon.post("/api/generate", raw | {"prompt": prompt}).json["prompt_eval_count"]
+        for prompt in ("one", "one<|im_end|>")
+    ]
+    assert counts[1] == counts[0] + 1  # a raw prompt is the caller's own template
 
 
 @pytest.mark.slow
