@@ -86,7 +86,8 @@ class Only:
 def is_gguf(files: Files) -> bool:
     """Whether the model's weights are there as GGUF, and in no other form that can be read."""
     names = files.names()
-    return any(_is_model(name) for name in names) and not any(name.endswith(".safetensors") for name in names)
+    others = (name for name in names if name.endswith(".safetensors") and "/" not in name)
+    return any(_is_model(name) for name in names) and not any(others)
 
 
 def gather(files: Files) -> list[Variant]:
