@@ -111,12 +111,12 @@ def held(pid: int, path: Path, ready: m.Ready) -> Held:
 
 async def _fill(path: Path, made: Setting) -> Held:
     async with worker(path, made) as (child, ready):
-        await generate(child, made.context - 16, 8)
+        await generate(child, min(made.context, CONTEXT) - 16, 8)
         return held(child.pid, path, ready)
 
 
 def memory() -> None:
-    """Anonymous memory after a request that filled the context, on eight shapes and two more; mapped bytes."""
+    """Anonymous memory after a request that filled 2,048 tokens, on eight shapes and two more; mapped bytes."""
     print(f"{'shape':10} {'file':>14} {'mapped':>8} {'predicted':>10} {'measured':>10} {'error':>7}   (formula alone)")
     cases = [(name, make(), "Q8_0", USUAL) for name, make in shapes.SHAPES.items()] + UNSEEN
     with tempfile.TemporaryDirectory(prefix="lm-fit-") as folder:

@@ -28,6 +28,7 @@ import psutil
 
 from quant.types import QuantType
 from runtime.context import Context, Shape
+from runtime.fit import LAYER_SECONDS
 from runtime.llama import Model, library
 from runtime.measure import Probe, Probed, write_skeleton
 
@@ -98,16 +99,18 @@ def probe(question: Probe) -> Probed:
     }
     steps, rounds = _measure(cases, question)
     seconds = {name: _typical(taken, question) for name, taken in steps.items()}
-    # The layers' own cost is counted apart, so it must not be in the rates as well.
-    layer = seconds["thin"] / _THIN.layers
-    rates = {}
-    for name in question.types:
-        case, taken = cases[name], seconds[name]
-        rates[name] = case.sizes.bytes(case.type) / max(taken / 2, taken - case.sizes.layers * layer)
-    head, power = _attention(*(seconds[name] for name in ("empty", "filled", "shared")))
     means = [geometric_mean(each) for each in rounds]
     alone = sum(len(_alone(taken, question)) for taken in steps.values())
     steady = 2 * alone > sum(map(len, steps.values())) and max(means) < _DIFFERENCE * min(means)
+    layer = seconds["thin"] / _THIN.layers
+    if not steady:  # barriers are what suffers most, and least like a real model's
+        layer = min(layer, LAYER_SECONDS)
+    rates = {}
+    for name in question.types:
+        case, taken = cases[name], seconds[name]
+        # The layers' own cost is counted apart, so it must not be in the rates as well.
+        rates[name] = case.sizes.bytes(case.type) / max(taken / 2, taken - case.sizes.layers * layer)
+    head, power = _attention(*(seconds[name] for name in ("empty", "filled", "shared")))
     return Probed(rates, layer, head, power, steady)
 
 
