@@ -5,7 +5,22 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from quant.convert import chat, cohere, encoder, gemma, glm, gpt, llama, moe, olmo, phi, qwen, ranking, recurrent
+from quant.convert import (
+    chat,
+    cohere,
+    encoder,
+    gemma,
+    glm,
+    gpt,
+    llama,
+    moe,
+    olmo,
+    phi,
+    qwen,
+    ranking,
+    recurrent,
+    relatives,
+)
 from quant.convert.base import Family, check_layers, headless, plan_tensors
 from quant.convert.config import Config
 from quant.convert.gguf_source import plan_gguf
@@ -16,7 +31,7 @@ from quant.errors import MalformedFile, UnsupportedModel
 from quant.plan import Files, ModelPlan, TensorPlan
 from quant.safetensors import read_model
 
-_MODULES = (llama, qwen, gemma, phi, olmo, glm, cohere, gpt, moe, recurrent, encoder, ranking)
+_MODULES = (llama, qwen, gemma, phi, olmo, glm, cohere, gpt, moe, relatives, recurrent, encoder, ranking)
 FAMILIES: dict[str, Family] = {
     name: family for module in _MODULES for family in module.FAMILIES for name in family.classes
 }

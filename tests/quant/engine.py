@@ -62,6 +62,20 @@ class Engine:
         llama_cpp.llama_free(context)
         return np.concatenate(parts)
 
+    def generate(self, ids: Sequence[int], count: int) -> np.ndarray:
+        """float32[count, vocabulary]: the logits behind a prompt and behind each likeliest token, read one by one."""
+        params = llama_cpp.llama_context_default_params()
+        params.n_ctx = len(ids) + count
+        params.n_threads = params.n_threads_batch = 2
+        context = llama_cpp.llama_init_from_model(self.model, params)
+        found = [self._decode(context, ids, 0, len(ids))[-1]]
+        answer = list(ids)
+        for _ in range(count - 1):
+            answer.append(int(found[-1].argmax()))
+            found.append(self._decode(context, answer, len(answer) - 1, 1)[-1])
+        llama_cpp.llama_free(context)
+        return np.stack(found)
+
     def _decode(self, context: object, ids: Sequence[int], start: int, count: int) -> np.ndarray:
         part = ids[start : start + count]
         batch = llama_cpp.llama_batch_init(len(part), 0, 1)

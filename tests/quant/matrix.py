@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-COLUMNS = ("logits", "tied", "shards", "experts", "transforms", "levels")
+COLUMNS = ("logits", "tokenizer", "tied", "shards", "experts", "transforms", "levels")
 _found: dict[str, dict[str, str]] = {}
 
 

@@ -118,6 +118,12 @@ ZOO: dict[str, Row] = {
     ),
     "deepseek2": Row("DeepseekV2", DEEPSEEK, spread=1.0),
     "deepseek2, yarn": Row("DeepseekV2", {**DEEPSEEK, "rope_scaling": {**YARN, **MSCALE}}, spread=1.0),
+    "seed_oss": Row("SeedOss", {"head_dim": 64, "attention_bias": True, "attention_out_bias": False}),
+    "ernie4_5": Row("Ernie4_5", {"head_dim": 32}),
+    "hunyuan-dense": Row(
+        "HunYuanDenseV1",
+        {"head_dim": 32, "rope_scaling": {"rope_type": "dynamic", "alpha": 100.0, "factor": 1.0}},
+    ),
     "lfm2": Row(
         "Lfm2",
         {
