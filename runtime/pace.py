@@ -68,10 +68,17 @@ class Pace:
                     self._mixed[larger] *= _FORGIVING
 
     def _step(self, answering: int) -> float:
-        """What a step of answers alone takes: as was seen with about as many."""
-        if not self._usual:
-            return 0.0
-        return self._usual[min(self._usual, key=lambda count: abs(count - answering))]
+        """What a step of answers alone takes: as was seen, else in proportion to steps of about as many rows."""
+        if answering in self._usual:
+            return self._usual[answering]
+        seen = {size: seconds * self._scale for size, seconds in self._mixed.items()} | self._usual
+        below = max((size for size in seen if size <= answering), default=0)
+        above = min((size for size in seen if size >= answering), default=0)
+        if not (below and above):
+            known = below or above
+            return seen[known] * answering / known if known else 0.0
+        share = (answering - below) / (above - below) if above > below else 0.0
+        return seen[below] + share * (seen[above] - seen[below])
 
     def _expected(self, size: int, known: list[tuple[int, float]]) -> float:
         """What a step of `size` rows will take: as it did, else rows beyond those known cost half of the last ones."""

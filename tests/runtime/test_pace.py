@@ -61,6 +61,30 @@ def test_many_that_wait_count_for_more_than_one_that_is_answered() -> None:
     assert pace.budget(1, reading=7) > alone == pace.budget(1, reading=1)
 
 
+@pytest.mark.parametrize(
+    "seconds", [measured, lambda rows: 0.02 + 0.004 * rows, lambda rows: 0.02 + 0.0001 * rows], ids=str
+)
+def test_seven_that_come_after_the_first_are_soon_answered(seconds: Callable[[int], float]) -> None:
+    pace = Pace(BATCH, 10.0)
+    left, answers = [0] + [100] * 7, [32] * 8
+    best = seconds(512) * 700 / 512 + 32 * seconds(8)
+    taken = 0.0
+    while any(answers):
+        answering = sum(not rows and answer > 0 for rows, answer in zip(left, answers, strict=True))
+        budget = pace.budget(answering, sum(rows > 0 for rows in left)) if any(left) else 0
+        for i in range(8):
+            if not left[i] and answers[i]:
+                answers[i] -= 1
+        prompts = 0
+        for i in range(8):
+            rows = min(left[i], budget - prompts)
+            left[i], prompts = left[i] - rows, prompts + rows
+        step = seconds(answering + prompts)
+        pace.note(answering, prompts, step)
+        taken += step
+    assert taken < 1.3 * best, taken / best
+
+
 def test_a_machine_that_was_busy_for_a_moment_is_tried_again() -> None:
     pace = Pace(BATCH, GAP)
     calm = steps(pace, measured, 1, 4000)[-2]
