@@ -29,8 +29,8 @@ def small_model(dtype: str = "BF16", biases: bool = False) -> Folder:
     rng = np.random.default_rng(7)
     shapes = llama_shapes(2, 256, 512, heads=4, shared=2, vocabulary=4096)
     if biases:
-        at = "model.layers.0.self_attn."
-        shapes |= {at + "q_proj.bias": (256,), at + "k_proj.bias": (128,), at + "v_proj.bias": (128,)}
+        for at in ("model.layers.0.self_attn.", "model.layers.1.self_attn."):
+            shapes |= {at + "q_proj.bias": (256,), at + "k_proj.bias": (128,), at + "v_proj.bias": (128,)}
     tensors = {}
     for name, shape in shapes.items():
         values = rng.standard_normal(shape, np.float32) * np.float32(0.05)
