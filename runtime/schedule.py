@@ -112,7 +112,7 @@ class Schedule:
             elif session not in ending:
                 stretches.append(Stretch(session, len(session.tokens) - 1, 1))
         rows = len(stretches)
-        left = self._pace.budget(rows, len(reading)) if reading else 0
+        left = self._paced(stretches, len(reading)) if reading else 0
         for session in reading:
             count = self._room(rows, min(left, session.stretch))
             if count > 0:
@@ -122,6 +122,13 @@ class Schedule:
         if not stretches and not ending and self.running:
             self.set_back(self.running[-1])  # prompts alone fill the pool: the oldest go first
         return stretches, ending
+
+    def _paced(self, answers: list[Stretch], reading: int) -> int:
+        """Rows of prompts beside `answers`. To wait for a second token is as good as to wait for the first: those who
+        come together start together, and only answers whose text is flowing hold prompts back."""
+        if any(answer.session.answered > 1 for answer in answers):
+            return self._pace.budget(len(answers), reading)
+        return self._pace.budget(0) - len(answers)
 
     def _make_room(self) -> list[Session]:
         """Find a cell for the next token of every answer; what comes back runs alone, and has none."""
