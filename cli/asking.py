@@ -12,6 +12,7 @@ from cli.client import Client
 from cli.errors import Failure
 from cli.naming import explained
 from cli.pull import bring_in
+from cli.wrapping import Wrapping
 
 Line = dict[str, Any]
 
@@ -60,6 +61,7 @@ class Reply:
         self._lines = lines
         self._waiting = waiting
         self.text = ""
+        self._wrapping = Wrapping()
 
     def show(self) -> None:
         """Print it as it comes. Raises Failure, KeyboardInterrupt; either way the daemon stops working on it."""
@@ -82,7 +84,7 @@ class Reply:
         text = line["message"]["content"] if "message" in line else line.get("response", "")
         if text:
             self.text += text
-            console.out(text, end="")
+            console.answer(text, self._wrapping.feed)
 
     def _tell(self, last: Line) -> None:
         """What was not done as asked: nothing is cut silently."""

@@ -1,7 +1,8 @@
 """Where words go: data and answers to stdout, everything else to stderr.
 
 No escape code is written unless stderr is a terminal that wants them (not with NO_COLOR or TERM=dumb); `rich`, which
-knows the rules for that, is imported for nothing else. What a model writes cannot steer the terminal.
+knows the rules for that and how wide letters are, is imported for nothing else. What a model writes cannot steer the
+terminal.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import cache
@@ -56,6 +57,16 @@ def out(text: str = "", end: str = "\n") -> None:
     """Data, at once; on a terminal without control characters other than tab and line feed."""
     sys.stdout.write((_CONTROL.sub("", text) if sys.stdout.isatty() else text) + end)
     sys.stdout.flush()
+
+
+def answer(text: str, wrapping: Callable[[str, int], str]) -> None:
+    """A piece of what a model says, at once; on a terminal `wrapping` breaks its lines for so many columns."""
+    if not sys.stdout.isatty() or fancy() is None:
+        out(text, end="")
+    else:
+        columns = os.get_terminal_size(sys.stdout.fileno()).columns
+        sys.stdout.write(wrapping(_CONTROL.sub("", text), columns))
+        sys.stdout.flush()
 
 
 def note(text: str = "", style: str = "") -> None:

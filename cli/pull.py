@@ -26,7 +26,11 @@ Line = dict[str, Any]
 @click.argument("name", shell_complete=complete)
 @click.option("--level", metavar="LEVEL", help="A level of your own choosing, such as Q4_K_M; otherwise the best one.")
 @click.option("--detach", is_flag=True, help="Leave once the level is known; the daemon brings the model in.")
-@click.option("--limit-rate", metavar="RATE", help="Bytes per second at most of this pull, such as `20M`.")
+@click.option(
+    "--limit-rate",
+    metavar="RATE",
+    help="Bytes per second at most that this pull takes from the network, such as `20M`.",
+)
 @click.option("--pre", metavar="NAME", help="The pre-tokenizer, where a pull could not recognise it and asks for it.")
 @click.option("--json", "as_json", is_flag=True, help="Print progress as lines of JSON.")
 def command(name: str, level: str | None, detach: bool, limit_rate: str | None, pre: str | None, as_json: bool) -> None:
@@ -120,8 +124,8 @@ def _show_on(terminal: Console, lines: Iterable[Line]) -> Line:
                 if bar is None:
                     shown.close()
                     bar = shown.enter_context(_bar(terminal))
-                    task = bar.add_task(line["status"], total=line["total"])
-                bar.update(task, completed=line["completed"])
+                    task = bar.add_task(line["status"], total=line["total"], pace="")
+                bar.update(task, completed=line["completed"], pace=_pace(line))
     return line
 
 
@@ -132,7 +136,13 @@ def _bar(terminal: Console) -> Progress:
         progress.TextColumn("{task.description}"),
         progress.BarColumn(),
         progress.DownloadColumn(),
-        progress.TransferSpeedColumn(),
-        progress.TimeRemainingColumn(compact=True),
+        progress.TextColumn("{task.fields[pace]}"),
         console=terminal,
     )
+
+
+def _pace(line: Line) -> str:
+    """How fast it goes and how long it still takes, as the daemon tells, which knows what an earlier pull brought."""
+    rate = f"{console.size(line['rate'])}/s" if line["rate"] else ""
+    left = f"{console.span(line['eta'])} left" if line["eta"] else ""
+    return "  ".join(filter(None, (rate, left)))

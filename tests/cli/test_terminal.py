@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
+from textwrap import wrap
 
 import pytest
 
+from cli.wrapping import Wrapping
 from tests.cli.support import Cli, Terminal
 from tests.daemon import Daemon, put_model, wait_until
 
@@ -172,3 +175,23 @@ def test_an_error_on_a_terminal_is_coloured(home: Path) -> None:
         assert terminal.end() == 3
     assert "Error: model `nothing` is not here\nhint: " in terminal.text
     assert b"\x1b[1;31mError" in terminal.raw
+
+
+PROSE = "The quick brown fox jumps over the lazy dog, and runs; an unreasonablenesslessnesslessness follows it. " * 3
+
+
+@pytest.mark.parametrize("columns", range(22, 60))
+@pytest.mark.parametrize("piece", [1, 4, 1000])
+def test_an_answer_is_broken_between_words(columns: int, piece: int) -> None:
+    wrapping = Wrapping()
+    written = "".join(wrapping.feed(PROSE[i : i + piece], columns) for i in range(0, len(PROSE), piece))
+    shown = re.sub(r"(\w+[,.;]?)\x1b\[(\d+)D\x1b\[K", lambda found: found[1][: -int(found[2])], written)
+    lines = [line.rstrip() for line in shown.splitlines()]
+    if columns > 32:  # the long word fits into a line
+        assert lines == wrap(PROSE, columns - 1)
+    assert max(map(len, lines)) < columns and "".join(lines).replace(" ", "") == PROSE.replace(" ", "")
+
+
+def test_code_is_not_broken() -> None:
+    text = "```\n" + "x = 1; " * 20 + "\n```\n"
+    assert Wrapping().feed(text, 40) == text
