@@ -15,11 +15,28 @@ from cli.naming import complete, explained, reference
 @click.command()
 @click.argument("name", shell_complete=complete)
 @click.option("--level", metavar="LEVEL", help="Judge this level instead of choosing one.")
-@click.option("--ctx", "context", type=int, metavar="TOKENS", help="Context, shared by all conversations.")
-@click.option("--parallel", type=int, metavar="N", help="Conversations at once.")
-@click.option("--kv-type", default="F16", metavar="TYPE", help="Type of the cache: F16, Q8_0, Q4_0, BF16 or F32.")
+@click.option(
+    "--ctx",
+    "context",
+    type=click.IntRange(64, 16 << 20),
+    metavar="TOKENS",
+    help="Context, shared by all conversations.",
+)
+@click.option("--parallel", type=click.IntRange(1, 64), metavar="N", help="Conversations at once.")
+@click.option(
+    "--kv-type",
+    type=click.Choice(["F16", "Q8_0", "Q4_0", "BF16", "F32"], case_sensitive=False),
+    default="F16",
+    metavar="TYPE",
+    help="Type of the cache: F16, Q8_0, Q4_0, BF16 or F32.",
+)
 @click.option("--memory", metavar="SIZE", help="What models may use, such as 6GB, instead of what this machine allows.")
-@click.option("--min-tps", type=float, metavar="N", help="Tokens per second below which a level is too slow.")
+@click.option(
+    "--min-tps",
+    type=click.FloatRange(0, 1_000_000),
+    metavar="N",
+    help="Tokens per second below which a level is too slow.",
+)
 @click.option("--all", "all_levels", is_flag=True, help="Show every level there is.")
 @click.option("--json", "as_json", is_flag=True, help="Print all that is known as JSON.")
 def command(name: str, level: str | None, all_levels: bool, as_json: bool, **wanted: Any) -> None:
@@ -30,7 +47,7 @@ def command(name: str, level: str | None, all_levels: bool, as_json: bool, **wan
     client = Client()
     body = {"model": reference(name), "level": level, **wanted, **client.hub()}
     try:
-        with console.status("reading headers"):
+        with console.status("reading headers, and measuring this machine where that was not done yet"):
             told = client.ask("POST", "/lm/advise", {key: value for key, value in body.items() if value is not None})
     except Failure as error:
         raise explained(error, name) from None

@@ -117,7 +117,8 @@ def _usage(error: click.ClickException) -> int:
     close = getattr(error, "possibilities", None) or []
     if isinstance(error, NoSuchCommand):
         close = get_close_matches(error.command_name, [*COMMANDS, *ALIASES], 1)
-    message = re.sub("'([^']*)'", r"`\1`", error.message if close else error.format_message()).rstrip(".")
+    message = " ".join((error.message if close else error.format_message()).split()).rstrip(".")
+    message = re.sub("'([^']*)'", r"`\1`", message)
     hint = f"did you mean `{close[0]}`?" if close else f"`{context.command_path if context else 'lm'} --help`"
     console.complain(message[:1].lower() + message[1:], hint)
     return error.exit_code

@@ -29,6 +29,9 @@ class MalformedFile(QuantError):
 
     code = "malformed_file"
 
+    def __init__(self, message: str, hint: str = "the file may be incomplete or damaged; fetch it again") -> None:
+        super().__init__(message, hint)
+
 
 class UnsupportedModel(QuantError):
     """A well-formed model that we do not know how to convert."""

@@ -118,7 +118,7 @@ def align(offset: int, alignment: int) -> int:
 def _read_start(cursor: Cursor) -> tuple[int, int, int]:
     magic = cursor.take(4, "the magic number")
     if magic != MAGIC:
-        raise cursor.fail(f"it begins with {magic!r}")
+        raise cursor.fail(f"it begins with {magic.hex(' ')} instead of the word `GGUF`")
     version = cursor.u32("the version")
     if version not in (2, 3):
         order = " (big-endian)" if version & 0xFFFF == 0 and version else ""

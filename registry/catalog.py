@@ -206,7 +206,8 @@ class Catalog:
         wanted = reference.name.tagged(None)
         candidates = [candidate.tagged(None) for candidate in _candidates(reference)]
         variants = [name.display for name in names if any(name.tagged(None).same(other) for other in candidates)]
-        pull = f"`lm pull {reference.text}` brings it in"
+        single = reference.kind == "ollama"  # a single word that is not here cannot be brought in by this version
+        pull = "`lm list` shows what is here" if single else f"`lm pull {reference.text}` brings it in"
         if variants and reference.kind != "folder":
             return ModelNotFound(f"there is no such variant as `{text}`", f"there is `{'`, `'.join(variants)}`; {pull}")
         close = difflib.get_close_matches(wanted.display, sorted(bare), n=3, cutoff=0.7)

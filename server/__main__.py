@@ -70,6 +70,7 @@ def _log_to(path: Path | None) -> None:
         handler = logging.handlers.RotatingFileHandler(path, maxBytes=LOG_BYTES, backupCount=LOG_FILES)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
+    logging.raiseExceptions = False  # a full disk costs lines of the log, and no more
     logging.getLogger("aiohttp.server").addFilter(_is_ours)
 
 
@@ -80,7 +81,8 @@ def _is_ours(record: logging.LogRecord) -> bool:
 
 def _fail(error: Exception, ready_fd: int | None) -> int:
     hint, code = getattr(error, "hint", ""), getattr(error, "code", "internal")
-    logging.getLogger("lm").error("%s (%s)", error, hint)
+    if ready_fd is not None:  # on a terminal once is enough
+        logging.getLogger("lm").error("%s (%s)", error, hint)
     print(f"Error: {error}" + (f"\nhint: {hint}" if hint else ""), file=sys.stderr)
     _say(ready_fd, json.dumps({"error": str(error), "hint": hint, "code": code}))
     return 1

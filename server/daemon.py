@@ -18,6 +18,7 @@ from functools import partial
 from aiohttp import web
 
 from registry.errors import StoreLocked
+from registry.fsops import plainly
 from registry.store import Store
 from runtime.hardware import detect
 from server import app
@@ -42,7 +43,8 @@ async def serve(config: Config, engine: Engine, ready: Callable[[Config], None])
     Raises StartFailed, StoreLocked, StoreDamaged and others of the registry when it cannot start.
     """
     _check_exposure(config)
-    config.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with plainly(config.home):
+        config.home.mkdir(mode=0o700, parents=True, exist_ok=True)
     store = _open_store(config)
     try:
         listener = _bind(config)
@@ -50,7 +52,8 @@ async def serve(config: Config, engine: Engine, ready: Callable[[Config], None])
         stop = asyncio.Event()
         with _signals(stop):
             async with _listening(config, store, engine, listener, stop):
-                _write_daemon_file(config)
+                with plainly(config.home):
+                    _write_daemon_file(config)
                 log.info("lm %s is ready on %s, home %s, process %d", VERSION, config.url, config.home, os.getpid())
                 ready(config)
                 await stop.wait()

@@ -71,6 +71,9 @@ class Estimator:
     def learn(self, name: str, need: Need, measured: int) -> None:
         """Take in what a worker holds of its own, once it has answered."""
         error = measured - need.anonymous
+        extra = min(MOST_EXTRA, max(0, self.extra + (error // 2 if error > 0 else error // _FORGET)))
+        if extra == self.extra:
+            return
         log.info(
             "%s: %s of its own predicted, %s measured (%+.1f %%)",
             name,
@@ -78,9 +81,6 @@ class Estimator:
             size(measured),
             100 * error / max(1, need.anonymous),
         )
-        extra = min(MOST_EXTRA, max(0, self.extra + (error // 2 if error > 0 else error // _FORGET)))
-        if extra == self.extra:
-            return
         self.extra = extra
         with contextlib.suppress(OSError):
             self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -180,7 +180,8 @@ def _is_regular(entry: os.DirEntry[str]) -> bool:
 
 def _unreadable(title: str, error: OSError) -> ModelNotFound | AccessDenied | SourceUnavailable:
     if isinstance(error, FileNotFoundError):
-        return ModelNotFound(f"there is no folder `{title}`", "check the path; a model of a hub is named `org/repo`")
+        kind = "file" if title.endswith(".gguf") else "folder"
+        return ModelNotFound(f"there is no {kind} `{title}`", "check the path; a model of a hub is named `org/repo`")
     if isinstance(error, NotADirectoryError):
         return ModelNotFound(f"`{title}` is no folder", "name the folder that holds `config.json` and the weights")
     if isinstance(error, PermissionError):

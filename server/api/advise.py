@@ -62,10 +62,10 @@ async def _question(request: web.Request, house: House, body: Wanted) -> Ask:
     for name, value, least, most in (
         ("context", body.context, 64, 16 << 20),
         ("parallel", body.parallel, 1, 64),
-        ("min_tps", body.min_tps, 0, 1e6),
+        ("min_tps", body.min_tps, 0, 1_000_000),
     ):
         if value is not None and not least <= value <= most:
-            raise BadBody(f"`{name}` is {value:g}", f"give a number from {least} to {most:g}")
+            raise BadBody(f"`{name}` is {value:,}", f"give a number from {least} to {most:,}")
     model = await _installed(house, body.model)
     source, hub = body.model, access(request, config, body.hf_endpoint, body.hf_token)
     own = (model.config.get("lm") or {}) if model else {}
@@ -112,7 +112,7 @@ def _bytes(value: int | str | None) -> int:
         raise BadBody(f"`{str(value)[:40]}` is no amount of memory", "write it as `6GB`, `512MB` or a number of bytes")
     size = int(float(found[1]) * (1024 if found[3] else 1000) ** _POWER[found[2].lower()])
     if not 1 << 20 <= size <= 1 << 50:
-        raise BadBody(f"{size} bytes is no amount of memory for models", "write it as `6GB`")
+        raise BadBody(f"{size:,} bytes of memory hold no model", "write it with a unit: `6GB`, `512MB`")
     return size
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -28,9 +29,9 @@ class Range:
         kind = "whole number" if self.whole else "number"
         fits = isinstance(value, int) or (isinstance(value, float) and (not self.whole or value.is_integer()))
         if isinstance(value, bool) or not fits or not self.low <= value <= self.high:
-            shown = str(value)[:40] if isinstance(value, int | float) else type(value).__name__
+            shown = json.dumps(value)[:40]
             raise BadRequest(
-                f"`{name}` is not a {kind} from {self.low:g} to {self.high:g}: `{shown}`", "correct it or leave it out"
+                f"`{name}` is not a {kind} from {self.low:,} to {self.high:,}: {shown}", "correct it or leave it out"
             )
         return int(value) if self.whole else float(value)
 

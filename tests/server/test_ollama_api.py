@@ -199,7 +199,7 @@ def test_a_model_can_be_deleted_once(echo: Daemon) -> None:
 
 def test_stop_says_whether_there_was_something_to_stop(echo: Daemon) -> None:
     echo.post("/api/chat", {"model": "tiny"})
-    assert echo.post("/lm/stop", {"model": "tiny"}).json == {"model": "tiny:F32", "stopped": True}
+    assert echo.post("/lm/stop", {"model": "tiny"}).json == {"model": "tiny:F32", "stopped": True, "paused": False}
     assert not echo.post("/lm/stop", {"model": "tiny"}).json["stopped"]
 
 
