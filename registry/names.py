@@ -33,7 +33,7 @@ _UNITS = {unit.lower(): unit for unit in ("KB", "MB", "GB", "TB", "KiB", "MiB", 
 _SNAPSHOT = re.compile(r"models--([^/]+?)--([^/]+)/snapshots/[0-9a-f]{40}")
 _FILE = re.compile(r"(?<=.)(-\d{5}-of-\d{5})?\.gguf$", re.IGNORECASE)
 _LONGEST = 4096
-_EXAMPLES = "names look like `demo`, `org/repo`, `hf.co/org/repo:Q4_K_M`, `llama3.2:3b` or `./folder`"
+_EXAMPLES = "names look like `demo`, `org/repo`, `hf.co/org/repo:Q4_K_M` or `./folder`"
 
 
 @dataclass(frozen=True, slots=True)

@@ -135,4 +135,5 @@ class Prompter:
 
     def _too_long(self, length: int) -> PromptTooLong:
         message = f"the prompt has {length:,} tokens and the context holds {self._context:,}"
-        return PromptTooLong(message, "shorten it, or ask for a larger context (`num_ctx`)")
+        hint = "shorten it; the context (`num_ctx`, `LM_CONTEXT`) can be as large as the model was trained for"
+        return PromptTooLong(message, hint)

@@ -120,7 +120,7 @@ def _sketch(files: Files) -> tuple[Config, ModelPlan, int]:
 
 def _read_config(files: Files) -> Config:
     if "config.json" not in files.names():
-        hint = "is this the folder of a Hugging Face model?"
+        hint = "is this a model in Hugging Face's layout, or a part of one?"
         raise MalformedFile(f"there is no `config.json` in `{files.title}`, and no GGUF file", hint)
     config = Config.read(files, "config.json")
     quantized = config.get("quantization_config")
@@ -142,7 +142,7 @@ def _family(config: Config) -> Family:
     if names[0] not in FAMILIES:
         raise UnsupportedModel(
             f"the architecture `{ascii(names[0])[1:-1][:60]}` cannot be converted yet",
-            hint="those that can be are " + ", ".join(FAMILIES),
+            hint="the README lists those that can be; a repository with GGUF files of it may work",
         )
     return FAMILIES[names[0]]
 
