@@ -230,6 +230,9 @@ class Jobs:
         ingest = await self._begin(job)
         try:
             done = await self._work(job, ingest)
+            if isinstance(done, Model):
+                await asyncio.shield(asyncio.to_thread(self._library.store.abandon, ingest))
+                return done
         except BaseException as error:
             store = self._library.store
             hopeless = job.unwanted or getattr(error, "code", "") in _HOPELESS
@@ -259,8 +262,19 @@ class Jobs:
         store.collect(in_use)  # what the model of this name was made of before
         return model
 
-    async def _work(self, job: Job, ingest: Ingest) -> Done:
-        """Let a child write the model's file; raises Reported with the child's own error."""
+    def _same(self, name: Name, planned: Planned) -> Model | None:
+        """The model of that name if it is just what the pull would make; the bare name means it from now on."""
+        store = self._library.store
+        for model in store.models():
+            own = model.config.get("lm")
+            made_of = own.get("made_of") if isinstance(own, dict) else None
+            if model.key.same(name) and not model.problem and made_of == planned.made_of:
+                store.choose(model)
+                return model
+        return None
+
+    async def _work(self, job: Job, ingest: Ingest) -> Done | Model:
+        """Let a child write the model's file, unless the same is here; raises Reported with the child's own error."""
         output = log_file(self._config.logs, "puller")
         child = await Child.spawn("server.puller", frames=FromPuller, nice=NICE, log=output, env=child_environment())
         try:
@@ -271,7 +285,13 @@ class Jobs:
                         return frame
                     case Failure(code=code, message=message, hint=hint):
                         raise Reported(code, message, hint)
-                    case Note() | Planned() | Progress():
+                    case Planned():
+                        job.tell(_told(frame))
+                        name = job.reference.name.tagged(job.reference.name.tag or frame.level)
+                        if same := await asyncio.to_thread(self._same, name, frame):
+                            job.tell(_told(Note("nothing has changed since it was brought in")))
+                            return same
+                    case Note() | Progress():
                         job.tell(_told(frame))
             await reap(child)
         finally:

@@ -41,7 +41,10 @@ class Note(msgspec.Struct, tag="note"):
 
 
 class Planned(msgspec.Struct, tag="planned"):
-    """The level, and why: everything was checked and no weight has moved yet; `resumed` bytes of output are there."""
+    """The level, and why: everything was checked and no weight has moved yet; `resumed` bytes of output are there.
+
+    `made_of` is another text where anything is another that decides the result: source, recipe, version.
+    """
 
     level: str
     reason: str
@@ -49,6 +52,7 @@ class Planned(msgspec.Struct, tag="planned"):
     source_bytes: int
     output_bytes: int
     resumed: int
+    made_of: str
 
 
 class Progress(msgspec.Struct, tag="progress"):

@@ -11,6 +11,8 @@ revision and level, unless these are no longer to be had or this program is anot
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import os
 import sys
 import threading
@@ -114,14 +116,18 @@ class _Pull:
             _in_background(_warm, loading, {type.name for type in conversion.types.values()})
             place = self._begin(conversion, level, reason)
             resumed = place.size if place else 0
-            self.tell(Planned(level, reason, self.source.title, plan.source_bytes, conversion.size, resumed))
+            made_of = self._made_of(conversion)
+            self.tell(Planned(level, reason, self.source.title, plan.source_bytes, conversion.size, resumed, made_of))
             self._write(conversion, place)
             sha256, size = self.partial.finish()
             config = _config(self.reference, plan, self.source)
             if plan.level:
                 config["lm"]["published"] = plan.shards[0]
             named = {"pre": self.task.pre} if self.task.pre else {}
-            config |= {"file_type": level, "lm": config["lm"] | {"level": level, "reason": reason} | named}
+            config |= {
+                "file_type": level,
+                "lm": config["lm"] | {"level": level, "reason": reason, "made_of": made_of} | named,
+            }
             return Done(sha256, size, self.reference.name.tag or level, config, dict(plan.defaults))
         finally:
             self.source.close()
@@ -189,9 +195,18 @@ class _Pull:
             entries["lm.source_digests"] = [f"{shard} {source.digest(shard)}" for shard in plan.shards]
         return entries
 
-    def _begin(self, conversion: Conversion | Copy, level: str, reason: str) -> Place | None:
+    def _fingerprint(self, conversion: Conversion | Copy) -> str:
+        """What stands for all that decides the file."""
         stamps = "".join(self.source.stamp(shard) for shard in conversion.plan.shards)
-        fingerprint = f"{conversion.fingerprint} {stamps}"
+        return f"{conversion.fingerprint} {stamps}"
+
+    def _made_of(self, conversion: Conversion | Copy) -> str:
+        """What stands for all that decides the model: the file, and what its makers recommend."""
+        recommended = json.dumps(dict(conversion.plan.defaults), sort_keys=True)
+        return hashlib.sha256(f"{self._fingerprint(conversion)} {recommended}".encode()).hexdigest()[:32]
+
+    def _begin(self, conversion: Conversion | Copy, level: str, reason: str) -> Place | None:
+        fingerprint = self._fingerprint(conversion)
         before = self.partial.journal
         facts = Facts(
             self.task.source, self.source.url, self.source.revision, level, reason, fingerprint, conversion.size

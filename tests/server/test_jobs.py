@@ -50,6 +50,14 @@ def leftovers(daemon: Daemon) -> list[Path]:
     return list((daemon.home / "store" / "ingest").iterdir())
 
 
+def licensed(folder: Path) -> Path:
+    """The demo with a licence: another revision of it."""
+    newer = folder / "newer"
+    shutil.copytree(DEMO, newer)
+    (newer / "README.md").write_text("---\nlicense: mit\n---\n")
+    return newer
+
+
 def test_the_demo_comes_in_quantized_with_its_reason(daemon: Daemon) -> None:
     lines = daemon.post("/api/pull", {"model": "demo"}).lines
     phases = [line["phase"] for line in lines]
@@ -74,12 +82,17 @@ def test_the_demo_comes_in_quantized_with_its_reason(daemon: Daemon) -> None:
     assert {tensor["type"] for tensor in shown["tensors"]} == {"Q8_0", "F32"}
 
 
-def test_pulling_again_replaces_without_leaving_the_old_behind(daemon: Daemon) -> None:
-    daemon.pull("demo")
-    before = {path.name for path in (daemon.home / "store" / "blobs").iterdir()}
-    daemon.pull("demo")
-    assert len({path.name for path in (daemon.home / "store" / "blobs").iterdir()}) == len(before)
-    assert "demo:Q8_0" in stored(daemon)
+@pytest.mark.parametrize("name", ["demo", "org/demo"])
+def test_pulling_again_what_has_not_changed_moves_no_weight(daemon: Daemon, name: str) -> None:
+    for level in ("Q8_0", "Q4_0"):
+        daemon.pull(f"{name}:{level}")
+    before = {path: path.stat().st_mtime_ns for path in (daemon.home / "store" / "blobs").iterdir()}
+    lines = daemon.post("/api/pull", {"model": f"{name}:Q8_0"}).lines
+    assert "writing" not in {line["phase"] for line in lines} and lines[-1]["status"] == "success"
+    assert lines[-1]["name"].endswith("demo:Q8_0")
+    assert {path: path.stat().st_mtime_ns for path in (daemon.home / "store" / "blobs").iterdir()} == before
+    assert daemon.post("/api/show", {"model": name}).json["details"]["quantization_level"] == "Q8_0"
+    assert not leftovers(daemon) and not partials(daemon)
 
 
 def test_a_level_of_ones_own_choosing_is_another_variant(daemon: Daemon) -> None:
@@ -185,12 +198,15 @@ def test_removing_ends_a_pull_and_what_it_made(daemon: Daemon, hub: Hub) -> None
     assert daemon.ask("DELETE", "/api/delete", {"model": "org/demo:Q3_K_L"}).status == 404
 
 
-def test_removing_a_model_that_is_pulled_again_removes_both(daemon: Daemon, hub: Hub) -> None:
-    daemon.pull("org/demo:Q3_K_S")
-    with slow(hub), daemon.opened("POST", "/api/pull", {"model": "org/demo:Q3_K_S"}):
-        wait_until(lambda: "hf.co/org/demo:Q3_K_S" in partials(daemon), 20)
-        assert daemon.ask("DELETE", "/api/delete", {"model": "hf.co/org/demo:Q3_K_S"}).status == 200
-    assert not partials(daemon) and "hf.co/org/demo:Q3_K_S" not in stored(daemon)
+def test_removing_a_model_that_is_pulled_again_removes_both(daemon: Daemon, hub: Hub, tmp_path: Path) -> None:
+    name = "hf.co/org/third:Q3_K_S"
+    hub.push("org/third", DEMO)
+    daemon.pull(name)
+    hub.push("org/third", licensed(tmp_path))
+    with slow(hub), daemon.opened("POST", "/api/pull", {"model": name}):
+        wait_until(lambda: name in partials(daemon), 20)
+        assert daemon.ask("DELETE", "/api/delete", {"model": name}).status == 200
+    assert not partials(daemon) and name not in stored(daemon)
 
 
 def test_a_loaded_model_is_pulled_again_and_answers_meanwhile(daemon: Daemon, hub: Hub, tmp_path: Path) -> None:
@@ -200,10 +216,7 @@ def test_a_loaded_model_is_pulled_again_and_answers_meanwhile(daemon: Daemon, hu
     daemon.pull(name)
     ask = {"model": name, "prompt": "hello", "stream": False}
     assert daemon.post("/api/generate", ask).json["done"]
-    newer = tmp_path / "newer"
-    shutil.copytree(DEMO, newer)
-    (newer / "README.md").write_text("---\nlicense: mit\n---\n")
-    hub.push("org/other", newer)
+    hub.push("org/other", licensed(tmp_path))
     before = {path.name for path in blobs.iterdir()}
     daemon.pull(name)
     during = {path.name for path in blobs.iterdir()}
