@@ -245,13 +245,18 @@ def default_home() -> Path:
 
 
 def _read_toml(path: Path) -> dict[str, object]:
-    if not path.is_file():
+    try:
+        text = path.read_bytes() if path.is_file() else b""
+    except OSError as error:
+        hint = "give yourself the right to read it, or set LM_HOME to a folder of your own"
+        raise BadSetting(f"`{path}` cannot be read: {error.strerror}", hint) from None
+    if not text:
         return {}
     import tomllib
 
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        table = tomllib.loads(text.decode("utf-8"))
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise BadSetting(f"`{path}` cannot be read: {error}", "correct it or move it away") from None
     unknown = sorted(set(table) - set(SETTINGS))
     if unknown:

@@ -92,8 +92,9 @@ def _read_facts(name: str, path: Path) -> Facts:
         check_model(header)
         return Facts.of(header)
     except (QuantError, OSError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
         raise StoreDamaged(
-            f"the file of `{name}` cannot be used: {error}", f"lm rm {name}; lm pull it again"
+            f"the file of `{name}` cannot be used: {why}", f"`lm rm {name}` removes it, `lm pull` brings it in again"
         ) from error
 
 
