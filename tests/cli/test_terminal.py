@@ -121,6 +121,7 @@ def test_what_a_model_writes_cannot_steer_the_terminal(home: Path) -> None:
 
 
 def test_a_pull_shows_its_phases_and_its_reason(puller: Cli) -> None:
+    assert puller("rm", "demo:Q8_0").code == 0
     with Terminal(puller, "pull", "demo:Q8_0") as terminal:
         assert terminal.end() == 0
     assert "Q8_0: " in terminal.text and "fit the" in terminal.text
