@@ -132,6 +132,7 @@ def test_two_clients_follow_one_job(daemon: Daemon, hub: Hub) -> None:
     assert [lines[-1]["status"] for lines in told] == ["success"] * 2
     assert [lines[0]["phase"] for lines in told] == ["resolving"] * 2
     alone = len(hub.paths("cdn")) - before
+    daemon.ask("DELETE", "/api/delete", {"model": "org/demo:Q6_K"})
     daemon.pull("org/demo:Q6_K")
     assert len(hub.paths("cdn")) - before == 2 * alone
 
@@ -259,7 +260,7 @@ def test_a_killed_daemon_takes_its_puller_along_and_the_next_one_goes_on(hub: Hu
 
 def test_progress_tells_rate_and_time_left(daemon: Daemon, hub: Hub) -> None:
     hub.bandwidth = 20e6
-    lines = daemon.post("/api/pull", {"model": "org/demo:Q6_K"}).lines
+    lines = daemon.post("/api/pull", {"model": "org/demo:Q5_1"}).lines
     hub.bandwidth = None
     middle = [line for line in lines if line["phase"] == "writing"][-2]
     assert middle["rate"] > 1e6
