@@ -37,10 +37,11 @@ class Usage:
 
 @dataclass
 class Choice:
-    """One answer while it is gathered."""
+    """One answer while it is gathered; `start` is where in the text its first row stands, behind an echo."""
 
     text: list[str] = field(default_factory=list)
     rows: list[TokenLogprob] = field(default_factory=list)
+    start: int = 0
     reason: str | None = None
 
 
@@ -55,6 +56,8 @@ class Choices:
         """Take in a frame of answer `index`."""
         choice = self._found[index]
         if isinstance(frame, Delta):
+            if frame.logprobs and not choice.rows:
+                choice.start = sum(map(len, choice.text))
             choice.text.append(frame.text)
             choice.rows += frame.logprobs
         elif isinstance(frame, Finished):
@@ -67,7 +70,7 @@ class Choices:
     def _one(self, index: int, choice: Choice) -> dict[str, Any]:
         text = "".join(choice.text)
         if not self._chat:
-            logprobs = text_logprobs(choice.rows) if choice.rows else None
+            logprobs = text_logprobs(choice.rows, choice.start) if choice.rows else None
             return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": choice.reason}
         message = {"role": "assistant", "content": text, "refusal": None}
         logprobs = chat_logprobs(choice.rows) if choice.rows else None
@@ -83,9 +86,9 @@ def chat_logprobs(rows: list[TokenLogprob]) -> dict[str, Any]:
     return {"content": content, "refusal": None}
 
 
-def text_logprobs(rows: list[TokenLogprob]) -> dict[str, Any]:
-    """The `logprobs` object of a completion choice; offsets count from the start of the rows given."""
-    offsets = [0]
+def text_logprobs(rows: list[TokenLogprob], start: int = 0) -> dict[str, Any]:
+    """The `logprobs` object of a completion choice; offsets count from `start`, where the first row given stands."""
+    offsets = [start]
     for row in rows:
         offsets.append(offsets[-1] + len(row.token))
     return {

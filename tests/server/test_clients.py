@@ -153,6 +153,8 @@ def test_openai_completes_with_probabilities(standard: openai.OpenAI) -> None:
     assert choice.logprobs.token_logprobs is not None
     assert "".join(choice.logprobs.tokens or []) == choice.text
     assert all(value <= 0 for value in choice.logprobs.token_logprobs)
+    echoed = standard.completions.create(model="demo", prompt=PROMPT, max_tokens=2, echo=True, logprobs=0).choices[0]
+    assert echoed.logprobs is not None and (echoed.logprobs.text_offset or [0])[0] == len(PROMPT)
     chat = standard.chat.completions.create(
         model="demo", messages=[{"role": "user", "content": "x"}], max_tokens=3, logprobs=True, top_logprobs=2
     )
