@@ -33,10 +33,10 @@ LLAMA_VERSION = b"0.5.0-dev"
 SETTINGS = {
     # An abort would start a debugger, if one is installed, and wait for it.
     b"GGML_NO_BACKTRACE": b"1",
-    # OpenMP's threads spin for milliseconds where they wait for one another. Where other programs want the processors
-    # too, that starves the thread they wait for: measured with 2 threads on 2 busy cores, twice as slow as with this
-    # (some 10 us); on idle ones there is no difference.
-    b"GOMP_SPINCOUNT": b"2000",
+    # OpenMP's threads spin where they wait for one another. Where other programs want the processors too, that starves
+    # the thread they wait for; threads that sleep wake late. Tokens/s of 2 threads on 2 processors, one model and two
+    # at once: spinning without end 33 and 15, 2000 times 31 and 25, 700 times 31 and 29, never 23 and 39.
+    b"GOMP_SPINCOUNT": b"700",
 }
 # Defaults that would read differently if a field had been added, moved or resized.
 CONTEXT_DEFAULTS = {
