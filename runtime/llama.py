@@ -35,7 +35,7 @@ SETTINGS = {
     b"GGML_NO_BACKTRACE": b"1",
     # OpenMP's threads spin where they wait for one another. Where other programs want the processors too, that starves
     # the thread they wait for; threads that sleep wake late. Tokens/s of 2 threads on 2 processors, one model and two
-    # at once: spinning without end 33 and 15, 2000 times 31 and 25, 700 times 31 and 29, never 23 and 39. Here, between the two:
+    # at once: spinning without end 33 and 15, 2000 times 31 and 25, 700 times 31 and 29, never 23 and 39.
     b"GOMP_SPINCOUNT": b"1300",
 }
 # Defaults that would read differently if a field had been added, moved or resized.
