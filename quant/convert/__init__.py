@@ -73,7 +73,7 @@ def plan_model(files: Files, pre: str | None = None) -> ModelPlan:
         metadata=metadata,
         stops=stops,
         defaults=chat.read_defaults(generation),
-        capabilities=_capabilities(pooling) or chat.capabilities(templates, vocabulary),
+        capabilities=_capabilities(pooling) or chat.capabilities(templates, vocabulary.ids),
     )
 
 

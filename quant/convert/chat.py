@@ -6,7 +6,7 @@ Templates are taken as text and never run here.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 from quant.convert.config import Config, read_text
@@ -134,15 +134,15 @@ def read_defaults(generation: Config) -> dict[str, float]:
     return {name: value for name, value in found.items() if isinstance(value, int | float) and value is not True}
 
 
-def capabilities(templates: Mapping[str, str], vocabulary: Vocabulary) -> tuple[str, ...]:
-    """What the model can do, told from its template and vocabulary, by Ollama's names."""
+def capabilities(templates: Mapping[str, str], tokens: Container[str]) -> tuple[str, ...]:
+    """What the model can do, told from its templates and the texts of its tokens, by Ollama's names."""
     text = "\n".join(templates.values())
     found = ["completion"]
     if "tool_use" in templates or re.search(r"\{[%{][^}]*\btools\b", text):
         found.append("tools")
     if _THOUGHT.search(text):
         found.append("thinking")
-    if any(token in vocabulary.ids for token in _HOLES):
+    if any(token in tokens for token in _HOLES):
         found.append("insert")
     return tuple(found)
 

@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from quant.convert.base import PLAIN
+from quant.convert.chat import capabilities
 from quant.convert.gguf_level import Recogniser
 from quant.convert.pooling import RANK
 from quant.convert.variants import Variant, check_complete, gather
@@ -128,10 +129,7 @@ def _capabilities(metadata: Mapping[str, Any]) -> tuple[str, ...]:
     pooling = metadata.get(f"{metadata['general.architecture']}.pooling_type")
     if pooling is not None:
         return ("rerank",) if pooling == RANK else ("embedding",)
-    template = str(metadata.get(_TEMPLATE, ""))
-    found = ["completion"]
-    if re.search(r"\{[%{][^}]*\btools\b", template) or "tool_use" in metadata.get("tokenizer.chat_templates", ()):
-        found.append("tools")
-    if "enable_thinking" in template or "</think>" in template:
-        found.append("thinking")
-    return tuple(found)
+    prefix = f"{_TEMPLATE}."
+    templates = {key.removeprefix(prefix): str(text) for key, text in metadata.items() if key.startswith(prefix)}
+    templates |= {"default": str(metadata[_TEMPLATE])} if _TEMPLATE in metadata else {}
+    return capabilities(templates, set(metadata.get("tokenizer.ggml.tokens", ())))

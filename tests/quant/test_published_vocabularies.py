@@ -26,7 +26,7 @@ from quant.convert.config import Config
 from quant.convert.cutting import KNOWN
 from quant.convert.pretokenizer import NAMES, step_of
 from quant.convert.tokenizer import read_vocabulary
-from quant.convert.vocabulary import STEERING, Vocabulary
+from quant.convert.vocabulary import STEERING
 from quant.gguf import read_header
 from tests.quant.engine import Engine
 from tests.quant.support import Folder
@@ -273,10 +273,10 @@ CAPABILITIES = {
 @pytest.mark.parametrize("name", CAPABILITIES)
 def test_what_a_model_can_do_is_told_from_its_template(name: str, package: Path) -> None:
     template = (package / "models" / "templates" / f"{name}.jinja").read_text()
-    assert capabilities({"default": template}, Vocabulary({}, {})) == ("completion", *CAPABILITIES[name].split())
+    assert capabilities({"default": template}, ()) == ("completion", *CAPABILITIES[name].split())
 
 
 @pytest.mark.parametrize("name", ["qwen2", "starcoder", "refact", "deepseek-coder", "llama-bpe"])
 def test_holes_are_filled_by_those_that_have_tokens_for_them(name: str, package: Path) -> None:
     ids = Published(package, name).ids
-    assert ("insert" in capabilities({}, Vocabulary(ids, {}))) is (name not in ("llama-bpe", "qwen2"))
+    assert ("insert" in capabilities({}, ids)) is (name not in ("llama-bpe", "qwen2"))
