@@ -13,7 +13,7 @@ from aiohttp import web
 from registry.store import Model
 from runtime.messages import Submit
 from server.config import Config
-from server.errors import Unsupported
+from server.errors import BadBody, Unsupported
 from server.jobs import Jobs
 from server.library import Library, capabilities
 from server.pool import Pool
@@ -49,6 +49,14 @@ class Held:
         """The frames of one request; leaving the block early cancels it."""
         async with aclosing(self.worker.answer(submit)) as frames:
             yield frames
+
+
+async def named(request: web.Request, name: str | None) -> Model:
+    """The model that a body names, noted for the log; raises BadBody where it names none, ModelNotFound, BadName."""
+    if not name:
+        raise BadBody("the body names no model", 'send `"model": "NAME"`')
+    request[NOTE] = name
+    return await request.app[HOUSE].library.resolve(name)
 
 
 @asynccontextmanager

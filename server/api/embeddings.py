@@ -21,10 +21,9 @@ from aiohttp import web
 from registry.store import Model
 from runtime.errors import BadRequest
 from runtime.messages import Embed
-from server.answers import HOUSE, NOTE, Held, hold
+from server.answers import HOUSE, NOTE, Held, hold, named
 from server.api import options
-from server.api.ollama import Asked, resolve
-from server.errors import BadBody
+from server.api.ollama import Asked
 from server.wire import read_body, reply
 
 MAX_INPUTS = 2048
@@ -73,7 +72,7 @@ class Vectors:
 async def embed(request: web.Request) -> web.Response:
     """`POST /api/embed`: one vector for each input; without any, load the model."""
     body = await read_body(request, EmbedBody)
-    model = await resolve(request, body)
+    model = await named(request, body.wanted)
     texts: Inputs = ([body.input] if body.input else []) if isinstance(body.input, str) else list(body.input or [])
     begun = asyncio.get_running_loop().time()
     async with hold(request.app[HOUSE], model, options.context(body.options or {}), body.stays) as held:
@@ -93,7 +92,7 @@ async def embed(request: web.Request) -> web.Response:
 async def embed_one(request: web.Request) -> web.Response:
     """`POST /api/embeddings`: the vector of one text, as older clients ask for it; without a text, load the model."""
     body = await read_body(request, OldBody)
-    model = await resolve(request, body)
+    model = await named(request, body.wanted)
     async with hold(request.app[HOUSE], model, options.context(body.options or {}), body.stays) as held:
         vectors = await _vectors(held, [body.prompt] if body.prompt else [], True, None)
     return reply({"embedding": vectors.numbers()[0] if vectors.raw else []})
@@ -102,10 +101,7 @@ async def embed_one(request: web.Request) -> web.Response:
 async def openai_embed(request: web.Request) -> web.Response:
     """`POST /v1/embeddings`: one vector for each input, as numbers or in base64."""
     body = await read_body(request, OpenAIBody)
-    if not body.model:
-        raise BadBody("the body names no model", 'send `"model": "NAME"`')
-    request[NOTE] = body.model
-    model = await request.app[HOUSE].library.resolve(body.model)
+    model = await named(request, body.model)
     texts = _inputs(body.input)
     async with hold(request.app[HOUSE], model) as held:
         vectors = await _vectors(held, texts, False, body.dimensions)

@@ -21,7 +21,7 @@ from aiohttp import web
 from registry.store import Model
 from runtime.errors import BadRequest
 from runtime.messages import Delta, Finished, Started, Submit, Tokenize, TokenLogprob
-from server.answers import HOUSE, MAX_MESSAGES, NOTE, Held, hold, refuse, require
+from server.answers import HOUSE, MAX_MESSAGES, NOTE, Held, hold, named, refuse, require
 from server.api import options
 from server.api.models import Named
 from server.api.openai_shapes import chat_logprobs
@@ -122,7 +122,7 @@ class Plan:
 async def generate(request: web.Request) -> web.StreamResponse:
     """`POST /api/generate`: an answer to one prompt; without a prompt, load or unload the model."""
     body = await read_body(request, Generate)
-    model = await resolve(request, body)
+    model = await named(request, body.wanted)
     refuse(model, suffix=body.suffix, template=body.template, images=body.images)
     if body.raw and (body.system or body.context):
         raise BadRequest("raw mode does not support system or context", "leave them out, or `raw`")
@@ -142,7 +142,7 @@ async def generate(request: web.Request) -> web.StreamResponse:
 async def chat(request: web.Request) -> web.StreamResponse:
     """`POST /api/chat`: the next turn of a conversation; without messages, load or unload the model."""
     body = await read_body(request, Chat)
-    model = await resolve(request, body)
+    model = await named(request, body.wanted)
     refuse(model, tools=body.tools)
     if len(body.messages) > MAX_MESSAGES:
         raise BadRequest(f"more than {MAX_MESSAGES} messages", "send fewer")
@@ -152,12 +152,6 @@ async def chat(request: web.Request) -> web.StreamResponse:
     require(model, "completion")
     plan.submit.messages = [message.plain(model) for message in body.messages]
     return await _respond(request, plan, None)
-
-
-async def resolve(request: web.Request, body: Asked) -> Model:
-    """The model that the body names, noted for the log; raises ModelNotFound."""
-    request[NOTE] = body.wanted
-    return await request.app[HOUSE].library.resolve(body.wanted)
 
 
 def _submit(model: Model, body: AskedText) -> Submit:

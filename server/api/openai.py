@@ -19,10 +19,9 @@ from aiohttp import web
 from registry.store import Model
 from runtime.errors import BadRequest
 from runtime.messages import Delta, Finished, Sampling, Started, Submit
-from server.answers import HOUSE, MAX_MESSAGES, NOTE, hold, refuse, require
+from server.answers import HOUSE, MAX_MESSAGES, NOTE, hold, named, refuse, require
 from server.api import options
 from server.api.openai_shapes import Choices, Usage, chat_logprobs, text_logprobs
-from server.errors import BadBody
 from server.problems import Problem
 from server.wire import Stream, read_body, reply
 
@@ -167,7 +166,7 @@ async def model(request: web.Request) -> web.Response:
 async def chat_completions(request: web.Request) -> web.StreamResponse:
     """`POST /v1/chat/completions`: the next turn of a conversation."""
     body = await read_body(request, ChatBody)
-    model = await _model(request, body)
+    model = await named(request, body.model)
     kind = (body.response_format or {}).get("type", "text")
     refuse(model, tools=body.tools, functions=body.functions, response_format=kind != "text")
     refuse(model, modalities=[kind for kind in body.modalities or [] if kind != "text"])
@@ -183,7 +182,7 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
 async def completions(request: web.Request) -> web.StreamResponse:
     """`POST /v1/completions`: each prompt goes on as it is, without a template."""
     body = await read_body(request, CompletionBody)
-    model = await _model(request, body)
+    model = await named(request, body.model)
     refuse(model, suffix=body.suffix, best_of=(body.best_of or 1) > (body.n or 1))
     submits = []
     for prompt in _prompts(body.prompt):
@@ -192,13 +191,6 @@ async def completions(request: web.Request) -> web.StreamResponse:
         submit.logprobs = options.alternatives(body.logprobs is not None, body.logprobs)
         submits.append(submit)
     return await _respond(request, Plan(model, body, submits, chat=False))
-
-
-async def _model(request: web.Request, body: Asked) -> Model:
-    if not body.model:
-        raise BadBody("the body names no model", 'send `"model": "NAME"`')
-    request[NOTE] = body.model
-    return await request.app[HOUSE].library.resolve(body.model)
 
 
 def _submit(model: Model, body: Asked, most: int | None) -> Submit:

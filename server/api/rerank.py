@@ -13,9 +13,8 @@ from aiohttp import web
 
 from runtime.errors import BadRequest
 from runtime.messages import Rank
-from server.answers import HOUSE, NOTE, hold
+from server.answers import HOUSE, NOTE, hold, named
 from server.api.embeddings import MAX_INPUTS, MAX_TEXT
-from server.errors import BadBody
 from server.wire import read_body, reply
 
 # One message to the worker: others get their turn between two.
@@ -41,10 +40,7 @@ class RerankBody(msgspec.Struct):
 async def rerank(request: web.Request) -> web.Response:
     """The texts' numbers and scores, the best first, as many as `top_n` says."""
     body = await read_body(request, RerankBody)
-    if not body.model:
-        raise BadBody("the body names no model", 'send `"model": "NAME"`')
-    request[NOTE] = body.model
-    model = await request.app[HOUSE].library.resolve(body.model)
+    model = await named(request, body.model)
     texts = _checked(body)
     scores: list[float] = []
     tokens = 0
