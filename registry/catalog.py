@@ -44,6 +44,12 @@ class Model:
     blob_digest: str
     problem: str = ""
 
+    @property
+    def own(self) -> dict[str, Any]:
+        """What lm noted of it when it was brought in; empty for one that others made."""
+        noted = self.config.get("lm")
+        return noted if isinstance(noted, dict) else {}
+
 
 class Stamp(NamedTuple):
     """What tells one state of a file from another."""

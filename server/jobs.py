@@ -266,9 +266,7 @@ class Jobs:
         """The model of that name if it is just what the pull would make; the bare name means it from now on."""
         store = self._library.store
         for model in store.models():
-            own = model.config.get("lm")
-            made_of = own.get("made_of") if isinstance(own, dict) else None
-            if model.key.same(name) and not model.problem and made_of == planned.made_of:
+            if model.key.same(name) and not model.problem and model.own.get("made_of") == planned.made_of:
                 store.choose(model)
                 return model
         return None
@@ -287,7 +285,7 @@ class Jobs:
                         raise Reported(code, message, hint)
                     case Planned():
                         job.tell(_told(frame))
-                        name = job.reference.name.tagged(job.reference.name.tag or frame.level)
+                        name = _tagged(job.reference, frame.level)
                         if same := await asyncio.to_thread(self._same, name, frame):
                             job.tell(_told(Note("nothing has changed since it was brought in")))
                             return same
@@ -323,8 +321,7 @@ class Jobs:
 def _pre(store: Store, reference: Reference) -> str:
     """The pre-tokenizer that the user named for another variant of this model, empty for none."""
     wanted = reference.name.tagged(None)
-    owns = [model.config.get("lm") for model in store.models() if model.key.tagged(None).same(wanted)]
-    named = [str(own.get("pre", "")) for own in owns if isinstance(own, dict)]
+    named = [str(model.own.get("pre", "")) for model in store.models() if model.key.tagged(None).same(wanted)]
     return next(filter(None, named), "")
 
 

@@ -125,7 +125,7 @@ def capabilities(model: Model) -> list[str]:
 
 def row(model: Model) -> dict[str, Any]:
     """A model as `/api/tags` lists it."""
-    own = model.config.get("lm") or {}
+    own = model.own
     return {
         "name": model.name,
         "model": model.name,
@@ -159,7 +159,7 @@ def shown(model: Model, facts: Facts, verbose: bool) -> dict[str, Any]:
         "modified_at": model.modified.isoformat(),
         "digest": model.digest,
         "size": model.size,
-        "lm": model.config.get("lm") or {},
+        "lm": model.own,
     }
 
 

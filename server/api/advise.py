@@ -68,7 +68,7 @@ async def _question(request: web.Request, house: House, body: Wanted) -> Ask:
             raise BadBody(f"`{name}` is {value:,}", f"give a number from {least} to {most:,}")
     model = await _installed(house, body.model)
     source, hub = body.model, access(request, config, body.hf_endpoint, body.hf_token)
-    own = (model.config.get("lm") or {}) if model else {}
+    own = model.own if model else {}
     published = str(own.get("level", "")) if own.get("published") else ""
     if published:  # all that its source has is looked at for a bare name only: what is here needs no network
         source = own["source"] if parse(body.model).level is None else ""

@@ -59,9 +59,7 @@ async def _made_of(house: House, reference: Reference) -> Reference:
         return reference
     key = Name(LOCAL, LIBRARY, wanted.model)
     sources = [
-        str((model.config.get("lm") or {}).get("source") or "")
-        for model in await house.library.models()
-        if model.key.tagged(None).same(key)
+        str(model.own.get("source") or "") for model in await house.library.models() if model.key.tagged(None).same(key)
     ]
     sources += [row["source"] for row in await house.jobs.partials()]
     for source in sources:
