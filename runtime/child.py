@@ -139,7 +139,7 @@ class Child:
             raise msgspec.DecodeError(f"frame of {size} bytes")
         if len(self._buffer) < start + size:
             return None
-        frame = self._decoder.decode(bytes(self._buffer[start : start + size]))
+        frame = self._decoder.decode(self._buffer[start : start + size])
         del self._buffer[: start + size]
         return frame
 
