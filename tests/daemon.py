@@ -193,6 +193,12 @@ class Daemon:
         assert last["status"] == "success", last
         return dict(last)
 
+    def advice(self, model: str, **more: Any) -> Any:
+        """What `/lm/advise` says of a model; it must know it."""
+        answer = self.post("/lm/advise", {"model": model} | more)
+        assert answer.status == 200, answer.body
+        return answer.json
+
 
 def environment() -> dict[str, str]:
     """Ours, without any setting that could reach the daemon."""

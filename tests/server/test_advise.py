@@ -28,19 +28,13 @@ def daemon(tmp_path_factory: pytest.TempPathFactory, hub: Hub) -> Iterator[Daemo
         yield daemon
 
 
-def advice(daemon: Daemon, model: str, **more: Any) -> Any:
-    answer = daemon.post("/lm/advise", {"model": model} | more)
-    assert answer.status == 200, answer.body
-    return answer.json
-
-
 def row(told: Any, level: str) -> Any:
     return next(row for row in told["levels"] if row["level"] == level)
 
 
 def test_a_repository_is_judged_by_its_headers(daemon: Daemon, hub: Hub) -> None:
     sent, begun = hub.bytes_sent, time.perf_counter()
-    told = advice(daemon, "org/demo")
+    told = daemon.advice("org/demo")
     assert time.perf_counter() - begun < 5  # a second on an idle machine: `benchmarks/fit.py`
     assert hub.bytes_sent - sent < 100_000
     assert [row["level"] for row in told["levels"]] == list(LEVELS)
@@ -59,15 +53,15 @@ def test_a_repository_is_judged_by_its_headers(daemon: Daemon, hub: Hub) -> None
 
 
 def test_every_way_to_name_it_gets_the_same_advice(daemon: Daemon) -> None:
-    told = [advice(daemon, name, memory="40MB", context=512, parallel=1) for name in ("demo", str(DEMO), "org/demo")]
+    told = [daemon.advice(name, memory="40MB", context=512, parallel=1) for name in ("demo", str(DEMO), "org/demo")]
     assert len({(each["level"], each["reason"]) for each in told}) == 1
 
 
 def test_a_pull_agrees_and_the_installed_model_too(daemon: Daemon) -> None:
-    before = advice(daemon, "demo")
+    before = daemon.advice("demo")
     planned = next(line for line in daemon.post("/api/pull", {"model": "demo"}).lines if line["phase"] == "planned")
     assert (planned["level"], planned["reason"]) == (before["level"], before["reason"])
-    after = advice(daemon, "demo")
+    after = daemon.advice("demo")
     assert (after["installed"], after["reason"]) == ("demo:Q8_0", before["reason"])
     assert [row["memory_bytes"] for row in after["levels"]] == [row["memory_bytes"] for row in before["levels"]]
 
@@ -77,26 +71,26 @@ def test_a_quantized_file_is_judged_as_it_is(daemon: Daemon, tmp_path: Path) -> 
     files = [path for path in (daemon.home / "store" / "blobs").iterdir() if path.read_bytes()[:4] == b"GGUF"]
     copy = tmp_path / "copy.gguf"
     copy.write_bytes(min(files, key=lambda path: path.stat().st_size).read_bytes())
-    told = advice(daemon, str(copy))
+    told = daemon.advice(str(copy))
     assert (told["level"], [row["level"] for row in told["levels"]]) == ("Q6_K", ["Q6_K"])
     lines = daemon.post("/api/pull", {"model": str(copy)}).lines
     assert next(line for line in lines if line["phase"] == "planned")["reason"] == told["reason"]
 
 
 def test_what_loses_says_why(daemon: Daemon) -> None:
-    whole = advice(daemon, "demo")
+    whole = daemon.advice("demo")
     limit = row(whole, "Q5_K_M")["memory_bytes"] + 1000
-    told = advice(daemon, "demo", memory=limit)
+    told = daemon.advice("demo", memory=limit)
     assert told["level"] == "Q5_K_M"
     assert [lost["level"] for lost in told["rejected"]] == ["Q8_0", "Q6_K"]
     assert all(lost["why"].startswith("would need ") for lost in told["rejected"])
     assert row(told, "Q6_K")["fits"] == "no"
-    slow = advice(daemon, "demo", min_tps=1_000_000)
+    slow = daemon.advice("demo", min_tps=1_000_000)
     assert slow["reason"].partition("; ")[2].startswith("no level reaches 1e+06 tokens/s here")
     assert slow["level"] == "Q4_K_M"
-    forced = advice(daemon, "demo", level="q2_k")
+    forced = daemon.advice("demo", level="q2_k")
     assert forced["reason"].startswith("Q2_K: asked for, ")
-    small = advice(daemon, "demo", context=256, kv_type="q8_0")
+    small = daemon.advice("demo", context=256, kv_type="q8_0")
     # llama.cpp says sizes to a hundredth of a MiB
     assert row(small, "Q8_0")["cache_bytes"] == pytest.approx(row(whole, "Q8_0")["cache_bytes"] / 8 * 34 / 64, abs=6e3)
 

@@ -57,12 +57,6 @@ def daemon(tmp_path_factory: pytest.TempPathFactory, hub: Hub) -> Iterator[Daemo
         yield daemon
 
 
-def advice(daemon: Daemon, model: str, **more: Any) -> Any:
-    answer = daemon.post("/lm/advise", {"model": model} | more)
-    assert answer.status == 200, answer.body
-    return answer.json
-
-
 def pull(daemon: Daemon, model: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """The last line of a pull that must succeed, and what is shown of the model."""
     last = daemon.post("/api/pull", {"model": model, "stream": False}).json
@@ -81,7 +75,7 @@ def digest(path: Path) -> str:
 
 def test_the_rule_picks_among_what_is_published_from_headers(daemon: Daemon, hub: Hub, repo: Path) -> None:
     sent = hub.bytes_sent
-    told = advice(daemon, "org/repo")
+    told = daemon.advice("org/repo")
     assert hub.bytes_sent - sent < 2_000_000
     assert [(row["level"], row["file"]) for row in told["levels"]] == [
         (level, f"Demo-6M-{level}.gguf") for level in ("BF16", "Q8_0", "Q4_K_M", "Q2_K")
@@ -89,7 +83,7 @@ def test_the_rule_picks_among_what_is_published_from_headers(daemon: Daemon, hub
     sizes = {row["level"]: (row["file_bytes"], row["memory_bytes"]) for row in told["levels"]}
     assert all(size == (repo / f"Demo-6M-{level}.gguf").stat().st_size for level, (size, _) in sizes.items())
     assert told["level"] == "Q8_0" and told["reason"].startswith("Q8_0: 6.1 MB weights")
-    smaller = advice(daemon, "org/repo", memory=sizes["Q4_K_M"][1] + 1000)
+    smaller = daemon.advice("org/repo", memory=sizes["Q4_K_M"][1] + 1000)
     assert (smaller["level"], [lost["level"] for lost in smaller["rejected"]]) == ("Q4_K_M", ["Q8_0"])
     lines = daemon.post("/api/pull", {"model": "huggingface.co/org/repo"}).lines
     assert next(line for line in lines if line["phase"] == "planned")["reason"] == told["reason"]
@@ -128,7 +122,7 @@ def test_what_is_not_published_is_said_with_what_is(daemon: Daemon, typed: str, 
 
 
 def test_the_tensors_tell_the_level(daemon: Daemon) -> None:
-    assert [row["level"] for row in advice(daemon, "org/lying")["levels"]] == ["Q8_0", "UD-Q2_K_XL"]
+    assert [row["level"] for row in daemon.advice("org/lying")["levels"]] == ["Q8_0", "UD-Q2_K_XL"]
 
 
 @SLOW
@@ -139,17 +133,17 @@ def test_whole_weights_serve_what_is_not_published(daemon: Daemon) -> None:
         "made of `Demo-6M-BF16.gguf`, because the best published one that fits is Q2_K"
     )
     assert pull(daemon, "org/few:Q5_K_M")[1]["details"]["quantization_level"] == "Q5_K_M"
-    assert advice(daemon, "org/few")["level"] == "Q8_0"
+    assert daemon.advice("org/few")["level"] == "Q8_0"
 
 
 @SLOW
 def test_where_only_coarse_levels_are_published_the_best_of_them_is_taken(daemon: Daemon) -> None:
-    assert advice(daemon, "org/low")["level"] == "Q2_K"
+    assert daemon.advice("org/low")["level"] == "Q2_K"
 
 
 @SLOW
 def test_weights_of_the_authors_go_before_files_unless_one_is_named(daemon: Daemon, repo: Path) -> None:
-    assert len(advice(daemon, "org/both")["levels"]) > 20
+    assert len(daemon.advice("org/both")["levels"]) > 20
     assert "asked for" in pull(daemon, "org/both:Q3_K_M")[1]["lm"]["reason"]
     name = "hf.co/org/both:Demo-6M-Q2_K.gguf"
     assert pull(daemon, "org/both:Demo-6M-Q2_K.gguf")[0]["name"] == name and has(daemon, repo / "Demo-6M-Q2_K.gguf")
@@ -157,7 +151,7 @@ def test_weights_of_the_authors_go_before_files_unless_one_is_named(daemon: Daem
 
 @SLOW
 def test_parts_become_one_file_after_a_kill_too(daemon: Daemon, hub: Hub, repo: Path) -> None:
-    assert advice(daemon, "org/parts")["level"] == "Q8_0"
+    assert daemon.advice("org/parts")["level"] == "Q8_0"
     hub.bandwidth = 3e6
     with daemon.opened("POST", "/api/pull", {"model": "org/parts"}) as response:
         wait_until(lambda: daemon.get("/lm/partials").json["partials"], 20)
@@ -176,15 +170,15 @@ def test_parts_become_one_file_after_a_kill_too(daemon: Daemon, hub: Hub, repo: 
 def test_what_is_here_is_judged_without_its_hub(daemon: Daemon, hub: Hub) -> None:
     pull(daemon, "org/repo:Q4_K_M")
     asked = len(hub.requests)
-    told = advice(daemon, "org/repo:Q4_K_M")
+    told = daemon.advice("org/repo:Q4_K_M")
     assert ([row["level"] for row in told["levels"]], told["level"]) == (["Q4_K_M"], "Q4_K_M")
     assert len(hub.requests) == asked
-    assert len(advice(daemon, "org/repo")["levels"]) == 4
+    assert len(daemon.advice("org/repo")["levels"]) == 4
 
 
 @SLOW
 def test_a_folder_of_files_is_like_a_repository(daemon: Daemon, repo: Path) -> None:
-    assert advice(daemon, str(repo))["level"] == "Q8_0"
+    assert daemon.advice(str(repo))["level"] == "Q8_0"
     assert pull(daemon, f"{repo}:Q4_K_M")[1]["details"]["quantization_level"] == "Q4_K_M"
 
 
