@@ -24,7 +24,7 @@ from quant.convert import (
 from quant.convert.base import Family, check_layers, headless, plan_tensors
 from quant.convert.config import Config
 from quant.convert.gguf_source import plan_gguf
-from quant.convert.pooling import DENSE, MEAN, RANK, read_dense, read_pooling
+from quant.convert.pooling import DENSE, MEAN, RANK, pooled, read_dense, read_pooling
 from quant.convert.tokenizer import read_vocabulary
 from quant.convert.variants import is_gguf
 from quant.errors import MalformedFile, UnsupportedModel
@@ -73,12 +73,8 @@ def plan_model(files: Files, pre: str | None = None) -> ModelPlan:
         metadata=metadata,
         stops=stops,
         defaults=chat.read_defaults(generation),
-        capabilities=_capabilities(pooling) or chat.capabilities(templates, vocabulary.ids),
+        capabilities=pooled(pooling) or chat.capabilities(templates, vocabulary.ids),
     )
-
-
-def _capabilities(pooling: int | None) -> tuple[str, ...]:
-    return () if pooling is None else ("rerank",) if pooling == RANK else ("embedding",)
 
 
 def sketch_model(files: Files) -> ModelPlan:

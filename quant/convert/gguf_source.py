@@ -15,7 +15,7 @@ from typing import Any
 from quant.convert.base import PLAIN
 from quant.convert.chat import capabilities
 from quant.convert.gguf_level import Recogniser
-from quant.convert.pooling import RANK
+from quant.convert.pooling import pooled
 from quant.convert.variants import Variant, check_complete, gather
 from quant.errors import MalformedFile, UnsupportedModel
 from quant.gguf import Header, check_model, read_header
@@ -127,8 +127,8 @@ def _value(header: Header, key: str) -> Any:
 
 def _capabilities(metadata: Mapping[str, Any]) -> tuple[str, ...]:
     pooling = metadata.get(f"{metadata['general.architecture']}.pooling_type")
-    if pooling is not None:
-        return ("rerank",) if pooling == RANK else ("embedding",)
+    if found := pooled(pooling):
+        return found
     prefix = f"{_TEMPLATE}."
     templates = {key.removeprefix(prefix): str(text) for key, text in metadata.items() if key.startswith(prefix)}
     templates |= {"default": str(metadata[_TEMPLATE])} if _TEMPLATE in metadata else {}

@@ -35,6 +35,11 @@ DENSE = (
 )
 
 
+def pooled(pooling: int | None) -> tuple[str, ...]:
+    """What a model can do whose vectors become one in this way, by llama.cpp's number; nothing is said without one."""
+    return () if pooling is None else ("rerank",) if pooling == RANK else ("embedding",)
+
+
 def read_dense(files: Files) -> tuple[Entry, ...]:
     """The matrices after the pooling, by the names in `DENSE`; UnsupportedModel for other than two plain ones."""
     modules = _read_modules(files) if MODULES in files.names() else []
