@@ -88,7 +88,8 @@ class ModelPlan:
     in the order in which the source completes them, `shards` are the source's files in order. `stops` are all token
     ids that end an answer, `defaults` the sampling settings that the model's makers recommend, `capabilities` what
     Ollama's API calls them (`completion`, `tools`, `thinking`, `insert`, `embedding`). A source that is quantized has
-    its `level`, and can only be copied; `kinds` says as what its entries are written.
+    its `level`, and can only be copied; `kinds` says as what its entries are written. `left_out` are the parts of a
+    larger model, in words, that are not converted, and their bytes.
     """
 
     architecture: str
@@ -100,6 +101,7 @@ class ModelPlan:
     capabilities: tuple[str, ...] = ("completion",)
     level: str = ""
     kinds: Mapping[str, str] = field(default_factory=dict)
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def parameters(self) -> int:

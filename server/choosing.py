@@ -13,7 +13,7 @@ from quant.plan import ModelPlan, TensorPlan
 from quant.types import QuantType
 from registry.names import AUTO
 from runtime import measure, rates
-from runtime.advise import Candidate, Choice, Option, Wish, choose, weigh
+from runtime.advise import Candidate, Choice, Option, Wish, choose, size, weigh
 from runtime.devices import Layers
 from runtime.fit import Shape
 from runtime.hardware import Hardware, detect, usable_cpus
@@ -53,7 +53,7 @@ class Chooser:
         """The level by the rule, or the one that was asked for; raises DoesNotFit, UnknownLevel."""
         levels = [name for name in _levels(wish) if name in recipes.LADDER or name == wish.forced]
         shape, hardware, candidates = self._prepare(levels, wish)
-        return choose(candidates, shape, hardware, wish, _room(disk_free))
+        return self._said(choose(candidates, shape, hardware, wish, _room(disk_free)))
 
     def advise(self, wish: Wish, disk_free: int | None = None) -> Advice:
         """As `choose`, and what speaks for and against every level there is; of a quantized file that is its own."""
@@ -61,7 +61,15 @@ class Chooser:
             return self._as_it_is(wish, disk_free)
         shape, hardware, candidates = self._prepare(_levels(wish), wish)
         options = weigh(candidates, shape, hardware, wish, _room(disk_free))
-        return Advice(choose(candidates, shape, hardware, wish, _room(disk_free)), options, shape)
+        return Advice(self._said(choose(candidates, shape, hardware, wish, _room(disk_free))), options, shape)
+
+    def _said(self, choice: Choice) -> Choice:
+        """The choice with what of the source stays behind, if anything does."""
+        left = self._plan.left_out
+        if not left:
+            return choice
+        rest = f"text only: {' and '.join(left)} ({size(sum(left.values()))}) left out"
+        return replace(choice, reason=f"{choice.reason}; {rest}")
 
     def among(self, candidates: Sequence[Candidate], wish: Wish, disk_free: int | None = None) -> Advice:
         """As `advise`, of files that others have made, from the largest to the smallest."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 from quant.convert import (
     chat,
@@ -20,6 +19,7 @@ from quant.convert import (
     ranking,
     recurrent,
     relatives,
+    wrappers,
 )
 from quant.convert.base import Family, check_layers, headless, plan_tensors
 from quant.convert.config import Config
@@ -84,8 +84,8 @@ def sketch_model(files: Files) -> ModelPlan:
 
 def _sketch(files: Files) -> tuple[Config, ModelPlan, int]:
     """The configuration, the plan of the weights, and the number of embeddings."""
-    config = _read_config(files)
-    family = _family(config)
+    config, name, wrapped = wrappers.unwrap(_read_config(files))
+    family = _family(name)
     if family is qwen.QWEN3 and ranking.is_reranker(files):
         family = ranking.QWEN3
     _check_activation(family, config)
@@ -95,7 +95,10 @@ def _sketch(files: Files) -> tuple[Config, ModelPlan, int]:
     if pooling is not None:
         family = headless(family)
     dense = read_dense(files) if DENSE[0] in family.tensors else ()
-    entries = (*read_model(files), *dense)
+    entries = [*read_model(files), *dense]
+    left_out: dict[str, int] = {}
+    if wrapped:
+        family, entries, left_out = wrappers.take_out(family, entries)
     sizes = {**family.read_sizes(config), **({"dense": dense[0].shape[0]} if dense else {})}
     check_layers(sizes)
     described = {f"{family.architecture}.{key}": value for key, value in family.describe(config, sizes).items()}
@@ -111,7 +114,8 @@ def _sketch(files: Files) -> tuple[Config, ModelPlan, int]:
     }
     used = {part.shard for tensor in tensors for part in tensor.parts} | {tensor.shard for tensor in tensors}
     shards = tuple(dict.fromkeys(entry.shard for entry in entries if entry.shard in used))
-    return config, ModelPlan(family.architecture, metadata, tensors, shards), sizes["vocabulary"]
+    plan = ModelPlan(family.architecture, metadata, tensors, shards, left_out=left_out)
+    return config, plan, sizes["vocabulary"]
 
 
 def _read_config(files: Files) -> Config:
@@ -124,23 +128,16 @@ def _read_config(files: Files) -> Config:
         method = quantized.get("quant_method") if isinstance(quantized, dict) else None
         hint = "use the repository with the original weights"
         raise UnsupportedModel(f"the model is already quantized ({ascii(method)[:40]})", hint=hint)
-    text = config.part("text_config")
-    if not text.values:
-        return config
-    # A model that also sees has the settings of its language model apart.
-    return Config(text.name, {**config.values, **text.values, "architectures": config.get("architectures")})
+    return config
 
 
-def _family(config: Config) -> Family:
-    names: Any = config.get("architectures")
-    if not isinstance(names, list) or not names or not isinstance(names[0], str):
-        raise config.wrong("architectures", "a list with the name of the model's class")
-    if names[0] not in FAMILIES:
+def _family(name: str) -> Family:
+    if name not in FAMILIES:
         raise UnsupportedModel(
-            f"the architecture `{ascii(names[0])[1:-1][:60]}` cannot be converted yet",
+            f"the architecture `{ascii(name)[1:-1][:60]}` cannot be converted yet",
             hint="the README lists those that can be; a repository with GGUF files of it may work",
         )
-    return FAMILIES[names[0]]
+    return FAMILIES[name]
 
 
 def _check_activation(family: Family, config: Config) -> None:

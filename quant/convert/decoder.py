@@ -73,7 +73,7 @@ def paired(tensors: tuple[Known, ...]) -> tuple[Known, ...]:
 
 def added_one(tensors: tuple[Known, ...]) -> tuple[Known, ...]:
     """The table with one added to the weights of its norms."""
-    return tuple(known._replace(transform="add one") if "norm" in known.target else known for known in tensors)
+    return tuple(known._replace(transform="add_one") if "norm" in known.target else known for known in tensors)
 
 
 def read_sizes(config: Config) -> dict[str, int]:

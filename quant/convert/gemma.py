@@ -23,7 +23,7 @@ _ODD_SCALE = {"gemma2": 46, "gemma3": 62}
 
 
 def _transforms(sizes: Sizes) -> dict[str, Transform]:
-    return {"add one": AddOne()}
+    return {"add_one": AddOne()}
 
 
 def _describe(config: Config, sizes: Sizes) -> dict[str, Any]:
@@ -108,14 +108,12 @@ GEMMA2 = Family(
     tied=True,
 )
 GEMMA3 = Family(
-    classes=("Gemma3ForCausalLM", "Gemma3ForConditionalGeneration"),
+    classes=("Gemma3ForCausalLM",),
     architecture="gemma3",
     tensors=decoder.added_one(_BASE + _FOUR_NORMS + decoder.HEAD_NORMS),
     read_sizes=lambda config: decoder.read_sizes(_complete(config)),
     describe=_describe_three,
     transforms=_transforms,
-    prefix=r"(model\.)?(language_model\.)?(model\.)?",
-    unused=r"(vision_tower|multi_modal_projector)\..*",
     activations=_GELU,
     tied=True,
 )

@@ -81,7 +81,7 @@ def _transposed(source: str, target: str, rows: str, columns: str) -> tuple[Know
             f"h.{{}}.{source}.weight",
             f"blk.{{}}.{target}.weight",
             (columns, rows),
-            transform=f"transpose {target}",
+            transform=f"transpose_{target}",
             result=(rows, columns),
         ),
         Known(f"h.{{}}.{source}.bias", f"blk.{{}}.{target}.bias", (rows,)),
@@ -125,7 +125,7 @@ _GPT2_MATRICES = {
 
 def _transpositions(sizes: Sizes) -> dict[str, Transform]:
     return {
-        f"transpose {target}": Transpose(sizes[rows], sizes[columns])
+        f"transpose_{target}": Transpose(sizes[rows], sizes[columns])
         for target, rows, columns in _GPT2_MATRICES.values()
     }
 

@@ -1,6 +1,6 @@
 """The Llama family: Llama 1 to 3, Mistral, SmolLM, TinyLlama, Falcon 3 and all that share their layers.
 
-Not covered: mixtures of experts, vision. Sources: `modeling_llama.py`, `modeling_smollm3.py` and `modeling_granite.py`
+Not covered: mixtures of experts. Sources: `modeling_llama.py`, `modeling_smollm3.py` and `modeling_granite.py`
 of transformers, `gguf/constants.py` of llama.cpp.
 """
 
@@ -36,15 +36,6 @@ LLAMA = Family(
     describe=_describe,
     transforms=transforms,
     computed=rotary.tables,
-)
-
-
-# The language models of those that see; what they see with is left out.
-MISTRAL3 = replace(
-    LLAMA,
-    classes=("Mistral3ForConditionalGeneration",),
-    prefix=r"(model\.)?(language_model\.)?(model\.)?",
-    unused=r"(vision_tower|multi_modal_projector)\..*",
 )
 
 
@@ -109,4 +100,4 @@ GRANITE = Family(
 )
 # Published for embeddings without the output.
 BARE = replace(headless(LLAMA), classes=("LlamaModel", "MistralModel"), encoder=True)
-FAMILIES = (LLAMA, BARE, MISTRAL3, MINISTRAL3, SMOLLM3, GRANITE)
+FAMILIES = (LLAMA, BARE, MINISTRAL3, SMOLLM3, GRANITE)

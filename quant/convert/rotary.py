@@ -48,8 +48,8 @@ def describe(config: Config) -> dict[str, Any]:
     scaling = parameters(config)
     kind = _kind(scaling)
     entries: dict[str, Any] = {"rope.freq_base": base(config)}
-    # "dynamic" changes nothing within the trained length; llama3's and longrope's factors are tensors.
-    if kind in ("default", "dynamic", "llama3"):
+    # "dynamic" changes nothing within the trained length, "mrope" nothing in a text; llama3 and longrope have tensors.
+    if kind in ("default", "dynamic", "llama3", "mrope"):
         return entries
     if kind in ("longrope", "su"):
         return entries | _describe_long(config, scaling)

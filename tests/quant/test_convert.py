@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from typing import Any
 
 import pytest
@@ -333,33 +332,3 @@ def test_odd_values_anywhere_raise_nothing_else(name: str, byte_fallback: bool) 
                 refused += 1
                 assert str(error).isprintable()
     assert refused
-
-
-def test_gemma_3_that_also_sees_leaves_out_what_is_usual() -> None:
-    """As its authors publish it: settings of the language model apart, without those that are defaults."""
-    shapes = {"embed_tokens.weight": (4096, 64), "norm.weight": (64,)}
-    at = "layers.0."
-    shapes |= {
-        at + f"self_attn.{name}_proj.weight": (rows, 64) for name, rows in (("q", 2048), ("k", 1024), ("v", 1024))
-    }
-    shapes |= {at + "self_attn.o_proj.weight": (64, 2048), at + "self_attn.q_norm.weight": (256,)}
-    shapes |= {at + "self_attn.k_norm.weight": (256,), at + "mlp.down_proj.weight": (64, 96)}
-    shapes |= {at + f"mlp.{name}_proj.weight": (96, 64) for name in ("gate", "up")}
-    norms = ("input", "post_attention", "pre_feedforward", "post_feedforward")
-    shapes |= {at + f"{name}_layernorm.weight": (64,) for name in norms}
-    tensors = {f"language_model.model.{name}": shape for name, shape in shapes.items()} | {"vision_tower.a.b": (3,)}
-    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 1, "vocab_size": 4096}
-    settings = {"architectures": ["Gemma3ForConditionalGeneration"], "eos_token_id": [1, 2]}
-    settings["text_config"] = {**sizes, "rope_scaling": {"factor": 8.0, "rope_type": "linear"}, "sliding_window": 1024}
-    zeros = {name: ("BF16", shape, bytes(2 * math.prod(shape))) for name, shape in tensors.items()}
-    folder = demo.with_file("config.json", json.dumps(settings).encode())
-    plan = plan_model(folder.with_file("model.safetensors", safetensors(zeros)))
-    facts = {key.removeprefix("gemma3."): value for key, value in plan.metadata.items()}
-    assert (facts["attention.head_count"], facts["attention.head_count_kv"], facts["attention.key_length"]) == (
-        8,
-        4,
-        256,
-    )
-    assert (facts["rope.freq_base"], facts["rope.freq_base_swa"], facts["rope.scaling.factor"]) == (1e6, 1e4, 8.0)
-    assert (facts["attention.sliding_window"], facts["context_length"]) == (1024, 131072)
-    assert len(plan.tensors) == len(shapes)

@@ -26,12 +26,16 @@ SIZES = {
 
 
 class Row(NamedTuple):
-    """An architecture: what transformers calls it, how its config differs from `SIZES` (None: it has no such key)."""
+    """An architecture: what transformers calls it, how its config differs from `SIZES` (None: it has no such key).
+
+    Of a model that also sees, this config is that of its language model, and `around` what stands around it.
+    """
 
     kind: str
     config: Mapping[str, Any] = {}
     task: str = "ForCausalLM"
     spread: float = 3.0
+    around: Mapping[str, Any] = {}
 
 
 LLAMA_3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
@@ -56,12 +60,23 @@ DEEPSEEK = {
 }
 ONE = {"mscale": 1.0, "mscale_all_dim": 1.0, "rope_theta": 1e5}
 MSCALE = {"mscale": 0.707, "mscale_all_dim": 0.707}
+GPT_OSS = {
+    **{"head_dim": 32, "num_local_experts": 12, "num_experts_per_tok": 3, "sliding_window": 48},
+    **{"rope_parameters": {"rope_type": "default", "rope_theta": 150000.0}, "intermediate_size": 96},
+}
 # GELU is rounded to half precision by the engine: fewer layers, so that the difference is not multiplied.
 SHALLOW = {"num_hidden_layers": 2}
 # Settings for which None says something.
 KEPT = ("sliding_window", "q_lora_rank")
 NO_SIZES: dict[str, Any] = dict.fromkeys(SIZES.keys() - {"vocab_size", "bos_token_id", "eos_token_id"})
 RANKS = "ForSequenceClassification"
+SEES = "ForConditionalGeneration"
+EYES = {
+    **{"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2},
+    **{"image_size": 28, "patch_size": 14},
+}
+QWEN_EYES = {"depth": 2, "num_heads": 2, "patch_size": 14, "hidden_size": 32}
+MROPE = {"mrope_section": [4, 6, 6]}
 MODERN = {"num_key_value_heads": None, "local_attention": 32, "num_hidden_layers": 4, "num_labels": 1}
 ZOO: dict[str, Row] = {
     "llama": Row("Llama"),
@@ -118,6 +133,8 @@ ZOO: dict[str, Row] = {
     ),
     "deepseek2": Row("DeepseekV2", DEEPSEEK, spread=1.0),
     "deepseek2, yarn": Row("DeepseekV2", {**DEEPSEEK, "rope_scaling": {**YARN, **MSCALE}}, spread=1.0),
+    "gpt-oss": Row("GptOss", GPT_OSS),
+    "gpt-oss, yarn": Row("GptOss", {**GPT_OSS, "rope_parameters": {**YARN, "rope_theta": 150000.0, "truncate": True}}),
     "seed_oss": Row("SeedOss", {"head_dim": 64, "attention_bias": True, "attention_out_bias": False}),
     "ernie4_5": Row("Ernie4_5", {"head_dim": 32}),
     "hunyuan-dense": Row(
@@ -133,6 +150,60 @@ ZOO: dict[str, Row] = {
     ),
     "mamba": Row(
         "Mamba", dict.fromkeys(("intermediate_size", "num_attention_heads", "num_key_value_heads")), spread=1.0
+    ),
+    "llama, llava": Row(
+        "Llava",
+        {"model_type": "llama"},
+        SEES,
+        around={"vision_config": {"model_type": "clip_vision_model", **EYES}},
+    ),
+    "llama, idefics3": Row(
+        "Idefics3",
+        {"model_type": "llama", "tie_word_embeddings": True},
+        SEES,
+        around={"vision_config": EYES, "scale_factor": 1, "tie_word_embeddings": True},
+    ),
+    "gemma3, sees": Row(
+        "Gemma3",
+        {**WINDOW, "query_pre_attn_scalar": 64, "rope_local_base_freq": 3000.0},
+        SEES,
+        spread=0.7,
+        around={"vision_config": EYES, "mm_tokens_per_image": 4},
+    ),
+    "mistral3, sees": Row(
+        "Mistral3",
+        {
+            **{"rope_parameters": {**YARN, **ONE, "llama_4_scaling_beta": 0.1}, "head_dim": 64},
+            "model_type": "ministral3",
+        },
+        SEES,
+        around={"vision_config": {"model_type": "pixtral", **EYES}, "tie_word_embeddings": False},
+    ),
+    "qwen2, vl": Row(
+        "Qwen2VL",
+        {"rope_scaling": {"type": "mrope", **MROPE}},
+        SEES,
+        around={"vision_config": {**QWEN_EYES, "embed_dim": 32, "hidden_size": 128}},
+    ),
+    "qwen2, 2.5 vl": Row(
+        "Qwen2_5_VL",
+        {"rope_scaling": {"type": "mrope", **MROPE}, "tie_word_embeddings": True},
+        SEES,
+        around={
+            "vision_config": {**QWEN_EYES, "out_hidden_size": 128, "intermediate_size": 48},
+            "tie_word_embeddings": True,
+        },
+    ),
+    "qwen3, vl": Row(
+        "Qwen3VL",
+        {"head_dim": 64, "rope_scaling": {"rope_type": "default", "mrope_section": [12, 10, 10]}},
+        SEES,
+        around={
+            "vision_config": {
+                **{**QWEN_EYES, "out_hidden_size": 128, "intermediate_size": 48},
+                **{"deepstack_visual_indexes": [0, 1], "num_position_embeddings": 16},
+            }
+        },
     ),
     "qwen3, embedding": Row("Qwen3", {"head_dim": 64}, "Model"),
     "qwen3, ranking": Row("Qwen3", {"head_dim": 64, "num_labels": 1}, RANKS),
@@ -167,7 +238,8 @@ ZOO: dict[str, Row] = {
 
 def config_of(row: Row) -> dict[str, Any]:
     """The settings by which transformers makes the model."""
-    return {key: value for key, value in {**SIZES, **row.config}.items() if value is not None or key in KEPT}
+    own = {key: value for key, value in {**SIZES, **row.config}.items() if value is not None or key in KEPT}
+    return {**row.around, "text_config": own} if row.around else own
 
 
 def weight(name: str, shape: tuple[int, ...], spread: float) -> np.ndarray:
@@ -186,7 +258,9 @@ def make(row: Row, path: Path) -> Path:
     import torch
     import transformers
 
-    made = getattr(transformers, f"{row.kind}{'Text' if row.kind == 'Gemma3' else ''}Config")(**config_of(row))
+    made = getattr(transformers, f"{row.kind}{'Text' if row.kind == 'Gemma3' and not row.around else ''}Config")(
+        **config_of(row)
+    )
     model = getattr(transformers, row.kind + row.task)(made)
     with torch.no_grad():
         for name, tensor in model.named_parameters():

@@ -1,0 +1,105 @@
+"""Models that also see or hear: which language model is in them, by what names, and what is left behind.
+
+Sources: `configuration_*.py`, `modeling_*.py` and `conversion_mapping.py` of transformers, for the names that files
+have had before its version 5 and since.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+from quant.convert.base import Family
+from quant.convert.config import Config
+from quant.errors import UnsupportedModel
+from quant.safetensors import Entry
+
+# Those whose language model works alone, and what it is where `text_config` does not say it.
+_USUAL = {
+    **{"AyaVision": "cohere2", "Cohere2Vision": "cohere2", "FastVlm": "qwen2", "Gemma3": "gemma3_text"},
+    **{"Idefics3": "llama", "InternVL": "qwen2", "Lfm2Vl": "lfm2", "LightOnOcr": "qwen3", "Llava": "llama"},
+    **{"LlavaNext": "llama", "LlavaOnevision": "qwen2", "Mistral3": "mistral", "Qwen2Audio": "qwen2"},
+    **{"Qwen2VL": "qwen2_vl_text", "Qwen2_5_VL": "qwen2_5_vl_text", "Qwen3VL": "qwen3_vl_text", "SmolVLM": "llama"},
+    **{"VipLlava": "llama", "Voxtral": "llama"},
+}
+_WRAPPERS = {f"{name}ForConditionalGeneration": kind for name, kind in _USUAL.items()}
+# The classes of language models by `model_type`.
+_TEXTS = {
+    **{"cohere": "CohereForCausalLM", "cohere2": "Cohere2ForCausalLM", "gemma": "GemmaForCausalLM"},
+    **{"gemma2": "Gemma2ForCausalLM", "gemma3_text": "Gemma3ForCausalLM", "granite": "GraniteForCausalLM"},
+    **{"lfm2": "Lfm2ForCausalLM", "llama": "LlamaForCausalLM", "ministral3": "Ministral3ForCausalLM"},
+    **{"mistral": "MistralForCausalLM", "phi3": "Phi3ForCausalLM", "qwen2": "Qwen2ForCausalLM"},
+    **{"qwen3": "Qwen3ForCausalLM", "smollm3": "SmolLM3ForCausalLM"},
+    # Rotated by place in time, height and width, which are one number in a text. (llama.cpp's own architecture for
+    # Qwen 2 VL never reads what is added to the variance in its norms.)
+    **{"qwen2_5_vl_text": "Qwen2ForCausalLM", "qwen2_vl_text": "Qwen2ForCausalLM"},
+    "qwen3_vl_text": "Qwen3ForCausalLM",
+}
+# What `text_config` leaves out where it is transformers' default (LLaVA 1.5 and Pixtral do).
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "llama": {
+        **{"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32},
+        "vocab_size": 32000,
+    },
+    "mistral": {
+        **{"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32},
+        **{"num_key_value_heads": 8, "max_position_embeddings": 131072, "sliding_window": 4096, "vocab_size": 32000},
+    },
+    **{"qwen2_vl_text": {"rope_theta": 1e6}, "qwen2_5_vl_text": {"rope_theta": 1e6}},
+    "qwen3_vl_text": {"rope_theta": 5e5},
+}
+_REFUSED = {
+    "MllamaForConditionalGeneration": "some of its layers attend to nothing but images, and llama.cpp has none such",
+}
+# In front of the language model's own names, and in front of all else, which stays behind.
+_PREFIX = r"(model\.)?((language_model|text_model)\.)?"
+_BESIDE = {
+    **{"vision_tower": "vision", "vision_model": "vision", "visual": "vision", "vision_encoder": "vision"},
+    **{"audio_tower": "hearing", "multi_modal_projector": "a projector", "connector": "a projector"},
+    **{"vision_projection": "a projector", "image_newline": "a projector"},
+    **{"embed_vision": "a projector", "embed_audio": "a projector"},
+}
+
+
+def unwrap(config: Config) -> tuple[Config, str, bool]:
+    """The settings of the language model, the name of its class, and whether it is a part of something larger.
+
+    Raises UnsupportedModel where the language model does not work alone, or is none that is known.
+    """
+    names: Any = config.get("architectures")
+    if not isinstance(names, list) or not names or not isinstance(names[0], str):
+        raise config.wrong("architectures", "a list with the name of the model's class")
+    name = names[0]
+    if name in _REFUSED:
+        raise UnsupportedModel(f"its language model cannot be taken out: {_REFUSED[name]}")
+    text = config.part("text_config")
+    if name not in _WRAPPERS:
+        return Config(config.name, {**config.values, **text.values, "architectures": names}), name, False
+    # The first files of Qwen 2 VL have all settings in one place.
+    kind = str(text.get("model_type") or _WRAPPERS[name])
+    if kind not in _TEXTS:
+        raise UnsupportedModel(f"its language model (`{ascii(kind)[1:-1][:40]}`) cannot be converted yet")
+    ties = [part.get("tie_word_embeddings") for part in (config, text)]
+    said = {"tie_word_embeddings": any(tie is True for tie in ties)} if any(type(tie) is bool for tie in ties) else {}
+    defaults = {key: value for key, value in _DEFAULTS.get(kind, {}).items() if text.values or key not in config.values}
+    values = {**config.values, **defaults, **text.values, **said}
+    return Config(config.name, values), _TEXTS[kind], True
+
+
+def take_out(family: Family, entries: Iterable[Entry]) -> tuple[Family, list[Entry], dict[str, int]]:
+    """The family with the names that its tensors have within a larger model, its entries, and the bytes of the rest."""
+    beside = re.compile(rf"(?:model\.)?({'|'.join(_BESIDE)})(?:\.|$)")
+    kept: list[Entry] = []
+    left: dict[str, int] = {}
+    for entry in entries:
+        found = beside.match(entry.name)
+        if found:
+            kind = _BESIDE[found[1]]
+            left[kind] = left.get(kind, 0) + entry.size
+        else:
+            kept.append(entry)
+    # A file without an output shares the embedding, where the settings say nothing of it.
+    tied = not any(entry.name.endswith("lm_head.weight") for entry in kept)
+    return replace(family, prefix=_PREFIX + family.prefix, tied=tied), kept, left
