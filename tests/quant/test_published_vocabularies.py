@@ -33,7 +33,7 @@ from tests.quant.support import Folder
 from tests.quant.test_sentencepiece import BPE, model
 from tests.quant.vocabularies import vocabulary_file
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.slow
 NORMAL, UNKNOWN, CONTROL, USER, UNUSED, BYTE = range(1, 7)
 VOCABULARIES = (
     *("aquila", "baichuan", "bert-bge", "command-r", "deepseek-coder", "deepseek-llm", "falcon", "gemma-4", "gpt-2"),

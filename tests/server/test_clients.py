@@ -245,7 +245,6 @@ def test_text_that_spells_a_control_token_stays_text(daemon: Daemon, native: oll
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_a_hundred_workers_killed_while_they_answer(daemon: Daemon, native: ollama.Client) -> None:
     body = {"model": "demo", "prompt": PROMPT, "options": {"num_predict": 1500, "seed": 1}}
     short = {"model": "demo", "prompt": PROMPT, "stream": False, "options": {"num_predict": 1}}

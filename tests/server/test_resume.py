@@ -291,7 +291,7 @@ def kill_often(work: Task, kills: int, seed: int) -> list[str]:
     return done.stdout.split()
 
 
-@pytest.mark.parametrize("kills", [6, pytest.param(100, marks=[pytest.mark.slow, pytest.mark.timeout(900)])])
+@pytest.mark.parametrize("kills", [6, pytest.param(100, marks=pytest.mark.slow)])
 def test_killed_at_any_moment_the_result_is_the_same(work: Task, hub: Hub, kills: int) -> None:
     hub.bandwidth = 30e6
     size = sum(file.size for file in hub.repos["org/repo"][hub.heads["org/repo"]].files.values())
@@ -323,7 +323,7 @@ def spoil(hub: Hub, seed: int) -> None:
     hub.faults.stall_after, hub.faults.stalls = 400_000, int(seed % 7 == 5)
 
 
-@pytest.mark.parametrize("pulls", [3, pytest.param(100, marks=[pytest.mark.slow, pytest.mark.timeout(900)])])
+@pytest.mark.parametrize("pulls", [3, pytest.param(100, marks=pytest.mark.slow)])
 def test_from_a_bad_network_the_same_or_nothing(
     work: Task, hub: Hub, expected: Done, pulls: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
