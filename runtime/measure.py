@@ -26,6 +26,8 @@ WEIGH_SECONDS = 20.0
 PROBE_SECONDS = 60.0
 ROW_BYTES = 2048
 _ALIGNMENT = 32
+# The one entry of a tokenizer by which tensors are shaped.
+_KINDS = "tokenizer.ggml.token_type_count"
 
 
 class Weigh(msgspec.Struct, tag="weigh"):
@@ -156,7 +158,7 @@ def write_skeleton(
     placed = layout(list(tensors))
     architecture = metadata.get("general.architecture", "")
     rows = {tensor.name: tensor.shape[-1] for tensor in placed}
-    entries = {key: value for key, value in metadata.items() if not key.startswith("tokenizer.")}
+    entries = {key: value for key, value in metadata.items() if not key.startswith("tokenizer.") or key == _KINDS}
     entries["tokenizer.ggml.model"] = "no_vocab"
     entries.setdefault(f"{architecture}.vocab_size", rows.get("token_embd.weight", 1))
     header = encode_header(entries, placed)

@@ -10,11 +10,14 @@ import msgspec
 import pytest
 
 from benchmarks import shapes
+from quant.convert import sketch_model
 from quant.gguf import read_file
-from quant.recipes import LEVELS
+from quant.recipes import LEVELS, assign
 from quant.types import QuantType
 from runtime import fit, rates
 from runtime.measure import Examine, Examined, Probed, Refused, Weigh, ask, weigh
+from tests.quant.support import Folder
+from tests.server.test_rerank import write_ranker
 
 PROBED = Probed({"Q8_0": 10e9, "Q4_K": 5e9, "F16": 20e9}, layer_seconds=1e-4, head_seconds=1e-9)
 
@@ -36,6 +39,16 @@ def test_the_cache_by_formula_is_llama_cpps(tmp_path: Path, name: str) -> None:
     assert formula.total == pytest.approx(exact.total, rel=0.05)
     elsewhere = fit.memory(shape.with_weighed(said), length, 8192, 4, said.kv_type)
     assert elsewhere == fit.memory(shape, length, 8192, 4, said.kv_type)
+
+
+def test_an_encoder_is_measured_by_what_its_source_says(tmp_path: Path) -> None:
+    plan = sketch_model(Folder(write_ranker(tmp_path / "ranker")))
+    types = assign(plan, "Q8_0")
+    said = weigh(
+        plan.metadata, [(each.name, each.shape[::-1], types[each.name]) for each in plan.tensors], 128, 2, "F16"
+    )
+    assert said is not None
+    assert said.cache == 0 < said.compute
 
 
 def test_repacked_weights_are_matrices_of_eights_of_rows() -> None:
