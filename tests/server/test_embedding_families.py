@@ -34,7 +34,8 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
 def publish(row: str, path: Path) -> Any:
     """The model of a row as a folder of sentence-transformers, with a tokenizer that puts tokens around a text."""
     import torch
-    from sentence_transformers import SentenceTransformer, models
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer import modules as models
 
     bare = make(ZOO[row], path.with_name("bare"))
     tokenizer = json.loads((bare / "tokenizer.json").read_text())
@@ -44,14 +45,14 @@ def publish(row: str, path: Path) -> Any:
     (bare / "tokenizer_config.json").write_text(json.dumps(named))
     pooling, dense = KINDS[row]
     first = models.Transformer(str(bare))
-    width = first.get_word_embedding_dimension()
-    modules = [first, models.Pooling(width, pooling_mode=pooling)]
+    width = first.get_embedding_dimension()
+    steps = [first, models.Pooling(width, pooling_mode=pooling)]
     if dense:
         for rows, columns in ((96, width), (width, 96)):
-            modules.append(models.Dense(columns, rows, bias=False, activation_function=torch.nn.Identity()))
+            steps.append(models.Dense(columns, rows, bias=False, activation_function=torch.nn.Identity()))
             values = torch.from_numpy(weight(f"dense {rows}", (rows, columns), 1.0))
-            modules[-1].linear.weight.data.copy_(values)
-    whole = SentenceTransformer(modules=[*modules, models.Normalize()], device="cpu")
+            steps[-1].linear.weight.data.copy_(values)
+    whole = SentenceTransformer(modules=[*steps, models.Normalize()], device="cpu")
     whole.save(str(path))
     return SentenceTransformer(str(path), device="cpu")
 
