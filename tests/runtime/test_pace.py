@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable
 
 import pytest
 
+from runtime import messages as m
 from runtime.pace import Pace
+from runtime.prefix import Pool
+from runtime.prompt import Prompt
+from runtime.schedule import Schedule
+from runtime.session import open_sessions
+from tests.runtime.test_prefix import Cells
 
 BATCH, GAP = 512, 6.0
 # Milliseconds of a 1.1 B model at Q4_K_M on two processors, as measured: four rows cost almost what each would alone.
@@ -83,6 +90,27 @@ def test_seven_that_come_after_the_first_are_soon_answered(seconds: Callable[[in
         pace.note(answering, prompts, step)
         taken += step
     assert taken < 1.3 * best, taken / best
+
+
+def test_only_answers_whose_text_is_flowing_hold_prompts_back() -> None:
+    pace = Pace(BATCH, GAP)
+    steps(pace, measured, 1, 4000)
+    schedule = Schedule(Pool(8192, 16, Cells(16)), pace, 8)
+
+    def rows_of_prompts(said: int) -> int:
+        schedule.running[0].answered = said
+        return sum(size for _, _, size in schedule.plan()[0][1:])
+
+    for first in (0, 100):
+        prompt = Prompt(array("i", range(first, first + 100)))
+        schedule.waiting.extend(open_sessions(m.Submit(0, prompt=""), prompt, ()))
+        schedule.admit()
+    running = schedule.running[0]
+    schedule._pool.grow(running.seq, running.tokens)
+    running.tokens.append(0)
+    # One token, or none: whoever waits for the second waits as those do who wait for their first.
+    assert rows_of_prompts(0) == rows_of_prompts(1) == 100
+    assert rows_of_prompts(2) == pace.budget(1) < 100
 
 
 def test_a_machine_that_was_busy_for_a_moment_is_tried_again() -> None:
