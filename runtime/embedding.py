@@ -23,6 +23,8 @@ from runtime.ranking import Ranker
 MAX_INPUTS = 2048
 # Rows that an encoder computes at once: more of them spend more on rows of other texts than they save.
 PACK = 512
+# Answers that may begin while the first text in line waits for room; then those that are being written end first.
+PATIENCE = 8
 
 
 @dataclass(eq=False)
@@ -40,7 +42,7 @@ class Reading:
 
 
 class Job:
-    """The inputs of one request, the vectors so far, and what is being read."""
+    """The inputs of one request, the vectors so far, what is being read, and how many answers began before that."""
 
     def __init__(self, request: int, inputs: list[array[int]], query: str = "") -> None:
         self.id = request
@@ -48,6 +50,7 @@ class Job:
         self.inputs = inputs
         self.vectors: list[bytes] = []
         self.readings: list[Reading] = []
+        self.overtaken = 0
         self.tokens = sum(map(len, inputs))
 
 
@@ -70,6 +73,21 @@ class Embedder:
     def busy(self) -> bool:
         """Whether there is something to compute."""
         return bool(self._jobs)
+
+    @property
+    def patient(self) -> bool:
+        """Whether answers may begin before the text that is first in line."""
+        return not self._jobs or self._jobs[0].overtaken < PATIENCE
+
+    @property
+    def wanted(self) -> int:
+        """Cells that what is being read will still take."""
+        return sum(reading.left for job in self._jobs for reading in job.readings)
+
+    def overtake(self) -> None:
+        """An answer has begun."""
+        if self._jobs and not self._jobs[0].readings:
+            self._jobs[0].overtaken += 1
 
     def prepare(self, request: m.Embed) -> Job:
         """Tokens of the inputs; PromptTooLong for one too long that may not be cut, BadRequest for none at all."""
@@ -177,6 +195,7 @@ class Embedder:
             if seq is None:
                 break
             job.readings.append(Reading(ids, seq))
+            job.overtaken = 0
         return bool(job.readings)
 
     def _read(self, job: Job, rows: int) -> None:

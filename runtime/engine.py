@@ -179,8 +179,10 @@ class LlamaEngine:
             self._fail(session, Timeout(f"the answer took longer than {seconds:g} seconds", "allow more time"))
 
     def _admit(self) -> None:
-        for session in self._schedule.admit():
-            self._begin(session)
+        if self._embedder.patient:
+            for session in self._schedule.admit(self._embedder.wanted):
+                self._begin(session)
+                self._embedder.overtake()
 
     def _begin(self, session: Session) -> None:
         if session.sampler:  # it was here before, and had to make room

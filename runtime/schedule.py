@@ -47,8 +47,8 @@ class Schedule:
         """All of them, running ones first."""
         return [*self.running, *self.waiting]
 
-    def admit(self) -> list[Session]:
-        """Give sequences to those who wait; who got one."""
+    def admit(self, promised: int = 0) -> list[Session]:
+        """Give sequences to those who wait; who got one. `promised` cells are for texts that are being read."""
         admitted = []
         for session in list(self.waiting):
             if len(self.running) >= self._sequences:
@@ -61,7 +61,8 @@ class Schedule:
             source, length = self._pool.match(wanted)
             if self._soon_better(wanted, length):
                 continue
-            if self.running and self.committed() + self._need(session) - length > self._pool.cells:
+            taken = self.committed() + promised
+            if (self.running or promised) and taken + self._need(session) - length > self._pool.cells:
                 break
             if not afresh and self._pool.recall(wanted, length):
                 source, length = self._pool.match(wanted)

@@ -14,6 +14,7 @@ import pytest
 
 from quant.convert import plan_model
 from runtime import messages as m
+from runtime.embedding import PATIENCE
 from tests.converting import write
 from tests.quant.support import DEMO, Folder
 from tests.runtime.test_engine import WARM, load, submit, with_worker
@@ -105,3 +106,19 @@ def test_a_request_that_is_cancelled_gives_its_sequences_back(exact: Path) -> No
     ends = with_worker(load(exact), talk)
     assert any(isinstance(end, m.Finished) and end.reason == "cancelled" for end in ends[:-1])
     assert isinstance(ends[-1], m.Vectors)
+
+
+def test_a_text_that_needs_the_room_of_answers_is_not_overtaken_without_end(exact: Path) -> None:
+    # It takes the whole pool, and there is always another answer that wants to begin when one has ended.
+    async def talk(worker: Worker) -> tuple[int, Any]:
+        sampling = m.Sampling(temperature=0.0, ignore_eos=True)
+        lengths = [6 + i % 5 for i in range(60)]
+        answers = [asyncio.create_task(worker.ask(submit("Once", i, sampling=sampling))) for i in lengths]
+        vector = await worker.ask(m.Embed(0, inputs=["word " * 300]))
+        done = sum(answer.done() for answer in answers)
+        await asyncio.gather(*answers)
+        return done, vector.end
+
+    done, vector = with_worker(load(exact, context=256, sequences=2), talk)
+    assert isinstance(vector, m.Vectors)
+    assert done < 60 - 2 * PATIENCE, done
