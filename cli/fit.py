@@ -67,6 +67,8 @@ def print_advice(told: dict[str, Any], all_levels: bool) -> None:
         lines = [(*line[:5], _cards(row), *line[5:]) for line, row in zip(lines, shown, strict=True)]
     console.table(tuple(heads), lines)
     console.note()
+    if told["unseen"]:
+        console.note(f"only the file that is here was looked at: {told['unseen']}", "yellow")
     console.note(told["reason"])
     published = next((row["file"] for row in shown if row["chosen"] and row["file"]), "")
     if published:

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from http.client import HTTPException
 
 from registry.errors import RegistryError, SourceUnavailable
-from registry.locate import Locator, Passing, Remote, interval, trouble
+from registry.locate import Locator, Passing, Remote, again, given_up, interval, patience
 from registry.transport import Client, Network, Reply
 from registry.window import Piece, Window
 
@@ -36,6 +36,7 @@ TRIES = 8
 PROGRESS = 64 * 1024
 _SHORTEST, _LONGEST, _PATIENCE = 0.25, 20.0, 300.0
 _SLICES = (64 * 1024, MIB)
+_SILENCE = 30.0  # seconds between two notices of trouble that lasts
 
 
 @dataclass(slots=True, eq=False)
@@ -75,6 +76,7 @@ class Download:
         self._locator = Locator(remote, network)
         self.host = self._locator.host
         self._quiet_until = 0.0
+        self._silent_until = 0.0
         self._problem: BaseException | None = None
         self._clients: list[Client] = []
         self._threads: list[threading.Thread] = []
@@ -171,12 +173,15 @@ class Download:
             self._hire(min(self._parallel - 1, self.window.unassigned))
         return _Body(reply, at, stop, reply.status == 200)
 
-    def pause(self, failures: int, wait: float) -> None:
+    def pause(self, problem: Exception, failures: int, wait: float) -> None:
         """Wait before another try: longer each time; what a source asks of one thread (`wait`) counts for all."""
+        now = time.monotonic()
         if failures > 1:
             self._locator.forget()
+            if now >= self._silent_until:  # the other threads meet the same
+                self._silent_until = now + _SILENCE
+                self.network.notice(again(self.remote, problem))
         self.retries += 1
-        now = time.monotonic()
         self._quiet_until = max(self._quiet_until, now + wait)
         backoff = min(_LONGEST, _SHORTEST * 2 ** (failures - 1)) * random.uniform(0.5, 1.0)
         self.window.closed.wait(max(backoff, self._quiet_until - now))
@@ -207,9 +212,9 @@ class _Worker:
                     return
                 failures = 1 if piece.have - before >= PROGRESS else failures + 1
                 wait = getattr(problem, "wait", 0.0)
-                if failures >= TRIES or wait > _PATIENCE:
+                if failures >= patience(problem, self._download.network, TRIES) or wait > _PATIENCE:
                     raise self._given_up(problem, failures, wait) from problem
-                self._download.pause(failures, wait)
+                self._download.pause(problem, failures, wait)
 
     def _pour(self, piece: Piece) -> None:
         """Open what is missing and read until the piece or the body ends. Raises what `Locator.open` does."""
@@ -254,10 +259,7 @@ class _Worker:
         return count
 
     def _given_up(self, problem: Exception, failures: int, wait: float) -> RegistryError:
-        name, host = self._download.remote.name, self._download.host
         if wait > _PATIENCE:
+            host = self._download.host
             return SourceUnavailable(f"`{host}` wants no requests for {wait:.0f} s", "pull again after that time")
-        return SourceUnavailable(
-            f"`{name}` cannot be read from `{host}`: {trouble(problem)}, {failures} times in a row",
-            "check the network and pull again: what has arrived is kept",
-        )
+        return given_up(self._download.remote, problem, failures)

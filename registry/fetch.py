@@ -9,7 +9,7 @@ from http.client import HTTPException, HTTPMessage
 from typing import TypeVar
 
 from registry.errors import RegistryError, SourceUnavailable
-from registry.locate import Locator, Passing, Remote, interval, trouble
+from registry.locate import Locator, Passing, Remote, again, given_up, interval, patience
 from registry.transport import Client, Network, Reply
 
 TRIES = 6
@@ -70,12 +70,9 @@ class Fetcher:
             except (Passing, OSError, HTTPException) as problem:
                 self._client.close()
                 wait = getattr(problem, "wait", 0.0)
-                if failures == TRIES or wait > PATIENCE:
-                    host = Locator(remote, self._network).host
-                    raise SourceUnavailable(
-                        f"`{remote.name}` cannot be read from `{host}`: {trouble(problem)}, {failures} times in a row",
-                        "check the network, then pull again",
-                    ) from problem
+                if failures >= patience(problem, self._network, TRIES) or wait > PATIENCE:
+                    raise given_up(remote, problem, failures) from problem
+                self._network.notice(again(remote, problem))
                 time.sleep(max(wait, PAUSE * 2 ** (failures - 1) * random.uniform(0.5, 1.0)))
             except RegistryError:
                 self._client.close()

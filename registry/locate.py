@@ -12,17 +12,17 @@ Header names: https://huggingface.co/docs/huggingface_hub/package_reference/file
 from __future__ import annotations
 
 import re
-import socket
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http.client import HTTPMessage
 
 from registry.errors import AccessDenied, ModelNotFound, RegistryError, SourceUnavailable
-from registry.transport import Address, Client, Network, Reply, retry_after
+from registry.transport import Address, Client, Network, Reply, Unreachable, retry_after
 
 HOPS = 5
 _TURNS = 4
+_UNHEARD_TRIES = 2
 _REDIRECTS = (301, 302, 303, 307, 308)
 _EXPIRED = (401, 403, 404, 410)
 _PASSING = (408, 421, 425, 429)
@@ -173,14 +173,38 @@ def interval(reply: Reply, start: int, end: int, size: int) -> tuple[int, int]:
     return first, last + 1
 
 
+def patience(problem: Exception, network: Network, tries: int) -> int:
+    """How often a request is made that fails so: `tries` times, few times as long as nobody has ever answered."""
+    return tries if network.answered.is_set() or not isinstance(problem, Unreachable) else min(tries, _UNHEARD_TRIES)
+
+
+def again(remote: Remote, problem: Exception) -> str:
+    """What a user is told when a request is made again."""
+    if isinstance(problem, Unreachable):
+        return f"{problem.strerror}; trying again"
+    return f"`{remote.name}` cannot be read now: {trouble(problem)}; trying again"
+
+
+def given_up(remote: Remote, problem: Exception, failures: int) -> SourceUnavailable:
+    """What a user is told when `problem` came so many times in a row."""
+    if isinstance(problem, Unreachable):
+        without = "what `lm list` shows, `demo` and folders need no network"
+        if problem.offline:
+            return SourceUnavailable(f"this machine is offline: {problem.strerror}", without)
+        return SourceUnavailable(str(problem.strerror), f"check the network, `HF_ENDPOINT` and the proxy; {without}")
+    host = Address.parse(remote.url).host
+    return SourceUnavailable(
+        f"`{remote.name}` cannot be read from `{host}`: {trouble(problem)}, {failures} times in a row",
+        "check the network and pull again: what has arrived is kept",
+    )
+
+
 def trouble(problem: Exception) -> str:
     """What happened to a request, in a few words."""
     if isinstance(problem, Passing):
         return str(problem)
     if isinstance(problem, TimeoutError):
         return "nothing arrived for too long"
-    if isinstance(problem, socket.gaierror):
-        return "its name is not known"
     if isinstance(problem, OSError):
         return (problem.strerror or str(problem) or type(problem).__name__).lower()
     return f"its answer is malformed ({type(problem).__name__})"

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import errno
 import ipaddress
 import re
 import socket
 import ssl
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from http.client import HTTPConnection, HTTPException, HTTPMessage, HTTPResponse
@@ -31,6 +32,20 @@ CONNECT_TIMEOUT = 10.0
 _LEFTOVER = 1 << 16
 _PORTS = {"http": 80, "https": 443}
 _TOKEN = re.compile(r"[\x21-\x7e]{1,4096}")
+_NO_NETWORK = (errno.ENETUNREACH, errno.ENETDOWN, errno.EADDRNOTAVAIL)
+
+
+class Unreachable(OSError):
+    """No connection to `host`, which is the source's or a proxy's, came to be; with no sign of a network, `offline`."""
+
+    def __init__(self, host: str, problem: OSError) -> None:
+        unnamed = isinstance(problem, socket.gaierror)
+        self.host = host
+        self.offline = problem.errno == socket.EAI_AGAIN if unnamed else problem.errno in _NO_NETWORK
+        why = "nothing arrived for too long" if isinstance(problem, TimeoutError) else problem.strerror or str(problem)
+        if unnamed:
+            why = "no name server answers" if self.offline else "its name is not known"
+        super().__init__(problem.errno, f"`{host}` cannot be reached: {why[:1].lower()}{why[1:]}")
 
 
 class Limiter:
@@ -99,6 +114,8 @@ class Network:
     proxies: URL by scheme (`http`, `https`, `all`) and `no`, a comma-separated list of hosts to reach directly.
     timeout: seconds without a byte after which a transfer counts as stalled.
     context: TLS settings, None for the system's.
+    notice: hears a sentence when something fails and is tried again; from any thread.
+    answered: set once anything was heard of any host.
     """
 
     token: str | None = field(default=None, repr=False)
@@ -107,6 +124,8 @@ class Network:
     timeout: float = 30.0
     context: ssl.SSLContext | None = None
     agent: str = "lm"
+    notice: Callable[[str], None] = field(default=lambda text: None, repr=False)
+    answered: threading.Event = field(default_factory=threading.Event, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.token is not None and not _TOKEN.fullmatch(self.token):
@@ -210,6 +229,7 @@ class Client:
         common = {"Host": address.netloc, "Accept-Encoding": "identity", "User-Agent": self._network.agent}
         link.connection.request("GET", link.prefix + address.target, headers={**common, **link.headers, **headers})
         link.response = link.connection.getresponse()
+        self._network.answered.set()
         return Reply(link.response, link)
 
     def _close(self, link: _Link) -> None:
@@ -255,9 +275,15 @@ class Client:
                 raise ConnectionAbortedError("the transfer was ended")
 
     def _connect(self, host: str, port: int) -> socket.socket:
-        """A TCP connection to the first address of `host` that answers."""
-        problem = OSError(f"`{host}` has no address")
-        for family, kind, protocol, _, place in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+        """A TCP connection to the first address of `host` that answers. Raises Unreachable, SourceUnavailable."""
+        problem = OSError("it has no address")
+        try:
+            places = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        except OSError as error:
+            raise Unreachable(host, error) from error
+        except UnicodeError:
+            raise SourceUnavailable(f"`{host[:80]}` is no name of a host", "check `HF_ENDPOINT`") from None
+        for family, kind, protocol, _, place in places:
             sock = socket.socket(family, kind, protocol)
             self._keep(sock)
             try:
@@ -270,7 +296,7 @@ class Client:
                 problem = error
             else:
                 return sock
-        raise problem
+        raise Unreachable(host, problem) from problem
 
     def _through(self, url: str, address: Address) -> tuple[socket.socket, dict[str, str]]:
         """A connection by way of a proxy, and the headers that the proxy wants with each plain request."""

@@ -6,7 +6,6 @@ one `Ask` and answers with one `Advised` or `Failure`.
 
 from __future__ import annotations
 
-import contextlib
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -26,12 +25,14 @@ from registry.transport import Network
 from runtime.advise import Option, Wish
 from runtime.hardware import Hardware
 from server import errand
-from server.choosing import Advice, Chooser, canonical, look, plan_of
+from server.choosing import Advice, Chooser, Machine, canonical, look, plan_of
 from server.picking import Published, asked, has_choice
 from server.questions import Advised, Ask
 
 # Enough for the header of a shard; a source of a hundred shards stays below 2 MB.
 HEAD_BYTES = 16 << 10
+# So long a silent source is waited for where there is a file here to fall back on.
+_SECONDS = 4.0
 
 
 def main(argv: list[str]) -> int:
@@ -41,19 +42,24 @@ def main(argv: list[str]) -> int:
 
 @dataclass(frozen=True)
 class _Found:
-    """What was found: advice on `plan`, from `source`; `variants` are the files that are published, by their tags."""
+    """What was found: advice on `plan`, from `source`; `variants` are the files that are published, by their tags.
+
+    `unseen` says why the source was not looked at, where only what is here could be.
+    """
 
     advice: Advice
     plan: ModelPlan
     source: str
     variants: dict[str, Variant] = field(default_factory=dict)
+    unseen: str = ""
 
 
 def advise(ask: Ask) -> dict[str, Any]:
     """The answer of `POST /lm/advise`; raises what planning and choosing raise."""
-    hardware = replace(look(Path(ask.cache)), allowed=ask.memory)
+    machine = look(Path(ask.cache))
+    hardware = replace(machine.hardware, allowed=ask.memory)
     wish = Wish(ask.context, ask.sequences, ask.kv_type, ask.level and canonical_level(ask.level), ask.enough)
-    found = _find(ask, wish, hardware)
+    found = _find(ask, wish, replace(machine, hardware=hardware))
     advice, plan = found.advice, found.plan
     choice = advice.choice
     return {
@@ -72,47 +78,52 @@ def advise(ask: Ask) -> dict[str, Any]:
         "quality_source": published.SOURCE,
         "measured_memory": advice.shape.weighed is not None,
         "installed": ask.installed,
+        "unseen": found.unseen,
     }
 
 
-def _find(ask: Ask, wish: Wish, hardware: Hardware) -> _Found:
+def _find(ask: Ask, wish: Wish, machine: Machine) -> _Found:
     """The weights, where they come from, and what is to be said of them."""
-    if ask.published and ask.source:
-        with contextlib.suppress(RegistryError):
-            return _looked_up(ask, wish, hardware)
     if not ask.path:
-        return _looked_up(ask, wish, hardware)
+        return _looked_up(ask, wish, machine)
+    unseen = ""
+    if ask.published and ask.source:
+        try:
+            return _looked_up(ask, wish, machine, _SECONDS)
+        except RegistryError as error:
+            unseen = str(error)
     header = read_file(Path(ask.path))
     check_model(header)
-    return _judged(replace(plan_of(header), level=ask.published), ask.source, wish, hardware, ask)
+    found = _judged(replace(plan_of(header), level=ask.published), ask.source, wish, machine, ask)
+    return replace(found, unseen=unseen)
 
 
-def _looked_up(ask: Ask, wish: Wish, hardware: Hardware) -> _Found:
+def _looked_up(ask: Ask, wish: Wish, machine: Machine, timeout: float = Network.timeout) -> _Found:
     """What the source holds; raises what it raises."""
     reference = parse(ask.source)
     wish = replace(wish, forced=wish.forced or reference.level)
     wish = replace(wish, forced=None if wish.forced == AUTO else wish.forced)
     proxies = {"all": ask.proxy, "no": ask.no_proxy} if ask.proxy else {}
-    source = open_source(reference, ask.endpoint, Network(ask.token or None, proxies))
+    source = open_source(reference, ask.endpoint, Network(ask.token or None, proxies, timeout=timeout))
     try:
         variant = asked(source, wish.forced)
         if has_choice(source):
-            shelf = Published(source, hardware, Path(ask.cache))
+            shelf = Published(source, machine)
             tag = variant and shelf.tag_of(variant)
             survey = shelf.survey(replace(wish, forced=tag or wish.forced), ask.disk_free)
             return _Found(survey.advice, survey.plan, source.url, {} if survey.made else survey.variants)
         plan = sketch_model(_Ahead(Only(source, variant.files) if variant else source))
         if variant is not None and wish.forced not in LEVELS:
             wish = replace(wish, forced=None)
-        return _judged(plan, source.url, wish, hardware, ask)
+        return _judged(plan, source.url, wish, machine, ask)
     finally:
         source.close()
 
 
-def _judged(plan: ModelPlan, source: str, wish: Wish, hardware: Hardware, ask: Ask) -> _Found:
+def _judged(plan: ModelPlan, source: str, wish: Wish, machine: Machine, ask: Ask) -> _Found:
     """Advice on weights of which there is one kind only."""
     wish = replace(wish, forced=None if plan.level else canonical(wish.forced))
-    return _Found(Chooser(plan, hardware, Path(ask.cache)).advise(wish, ask.disk_free), plan, source)
+    return _Found(Chooser(plan, machine).advise(wish, ask.disk_free), plan, source)
 
 
 class _Ahead:

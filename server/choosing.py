@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,18 +36,27 @@ class Advice:
     shape: Shape
 
 
-def look(cache: Path) -> Hardware:
+@dataclass(frozen=True)
+class Machine:
+    """This machine, the folder that keeps what is known of its speed, and who hears that it is being measured."""
+
+    hardware: Hardware
+    cache: Path
+    notice: Callable[[str], None] = lambda text: None
+
+
+def look(cache: Path, notice: Callable[[str], None] = lambda text: None) -> Machine:
     """This machine, its memory's bandwidth from the cache where that is known."""
-    return detect(rates.bandwidth(cache, usable_cpus()))
+    return Machine(detect(rates.bandwidth(cache, usable_cpus())), cache, notice)
 
 
 class Chooser:
-    """Weighs levels of one model; `cache` holds what is known of the machine's speed."""
+    """Weighs levels of one model for a machine."""
 
-    def __init__(self, plan: ModelPlan, hardware: Hardware, cache: Path) -> None:
+    def __init__(self, plan: ModelPlan, machine: Machine) -> None:
         self._plan = plan
-        self._hardware = hardware
-        self._cache = cache
+        self._machine = machine
+        self._hardware = machine.hardware
 
     def choose(self, wish: Wish, disk_free: int | None = None) -> Choice:
         """The level by the rule, or the one that was asked for; raises DoesNotFit, UnknownLevel."""
@@ -100,11 +109,14 @@ class Chooser:
 
     def _with_rates(self, large: bool) -> Hardware:
         """The machine with what is known of its speed, measured now if that matters."""
-        hardware, known = self._hardware, {}
+        hardware, cache, known = self._hardware, self._machine.cache, {}
         for card in ("", *(card.name for card in hardware.cards[:1])):
-            if large and rates.stale(self._cache, hardware.cpus, card):
-                rates.measure(self._cache, hardware.cpus, card)
-            known[card] = rates.load(self._cache, hardware.cpus, card)
+            if large and rates.stale(cache, hardware.cpus, card):
+                self._machine.notice(
+                    f"measuring how fast {card or 'this machine'} reads weights; takes about 10 s, once"
+                )
+                rates.measure(cache, hardware.cpus, card)
+            known[card] = rates.load(cache, hardware.cpus, card)
         return replace(hardware, rates=known.pop(""), card_rates=next(iter(known.values()), None))
 
     def _weighed(self, shape: Shape, wish: Wish) -> Shape:

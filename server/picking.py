@@ -11,7 +11,6 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from quant import published
 from quant.budget import is_budget
@@ -26,8 +25,7 @@ from registry.names import AUTO
 from runtime.advise import UNQUANTIZED, USUAL_LEVEL, Candidate, Wish, size
 from runtime.errors import DoesNotFit
 from runtime.fit import Shape
-from runtime.hardware import Hardware
-from server.choosing import Advice, Chooser, candidate_of, plan_of, worthwhile
+from server.choosing import Advice, Chooser, Machine, candidate_of, plan_of, worthwhile
 
 # A published file of a level may be so much smaller than the one that we would make.
 _ABOUT = 0.95
@@ -55,7 +53,7 @@ class Picked:
     reason: str = ""
 
 
-def pick(files: Files, hardware: Hardware, cache: Path, wish: Wish, disk_free: int | None) -> Picked:
+def pick(files: Files, machine: Machine, wish: Wish, disk_free: int | None) -> Picked:
     """What a pull takes, where `wish.forced` is what the name asks for: a level, a tag, a file.
 
     Raises as `asked` and `Published`.
@@ -66,7 +64,7 @@ def pick(files: Files, hardware: Hardware, cache: Path, wish: Wish, disk_free: i
         return Picked(Only(files, variant.files), wish.forced if wish.forced in LEVELS else None)
     if not has_choice(files):
         return Picked(files, wish.forced)
-    survey = Published(files, hardware, cache).survey(wish, disk_free)
+    survey = Published(files, machine).survey(wish, disk_free)
     choice = survey.advice.choice
     return Picked(Only(files, survey.taken.files), choice.level if survey.made else None, choice.reason)
 
@@ -97,14 +95,14 @@ def asked(files: Files, level: str | None) -> Variant | None:
 
 
 class Published:
-    """The GGUF files of one source, and this machine; `cache` holds what is known of its speed."""
+    """The GGUF files of one source, and the machine that they are for."""
 
-    def __init__(self, files: Files, hardware: Hardware, cache: Path) -> None:
+    def __init__(self, files: Files, machine: Machine) -> None:
         """Reads the header of one file whole and the lists of tensors of all.
 
         Raises MalformedFile where no variant is complete or usable, UnsupportedModel for several models.
         """
-        self._files, self._hardware, self._cache = files, hardware, cache
+        self._files, self._machine = files, machine
         every = gather(files)
         complete = [each for each in every if not each.missing]
         if not complete:
@@ -128,7 +126,7 @@ class Published:
 
     def survey(self, wish: Wish, disk_free: int | None) -> Survey:
         """Every file weighed, and the choice, or what is made of whole weights; raises DoesNotFit, UnknownLevel."""
-        chooser = Chooser(self.plan, self._hardware, self._cache)
+        chooser = Chooser(self.plan, self._machine)
         source = next((each for each in reversed(self.variants.values()) if each.whole), None)
         if source and all(each.whole for each in self.variants.values()):
             return Survey(chooser.advise(wish, disk_free), self.plan, self.variants, source, made=True)

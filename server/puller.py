@@ -80,7 +80,8 @@ def pull(task: Task, tell: Tell) -> Done:
     """
     loading = _in_background(_load_kernels, Path(task.cache))
     proxies = {"all": task.proxy, "no": task.no_proxy} if task.proxy else {}
-    network = Network(task.token or None, proxies, Limiter(task.limit_rate) if task.limit_rate else None)
+    limiter = Limiter(task.limit_rate) if task.limit_rate else None
+    network = Network(task.token or None, proxies, limiter, notice=lambda text: tell(Note(text)))
     partial = Partial(Path(task.folder))
     try:
         for tries in range(1, TRIES + 1):
@@ -102,7 +103,7 @@ class _Pull:
     def __init__(self, task: Task, network: Network, partial: Partial, tell: Tell) -> None:
         self.task, self.partial, self.tell = task, partial, tell
         self.reference = parse(task.source)
-        self.hardware = look(Path(task.cache))
+        self.machine = look(Path(task.cache), lambda text: tell(Note(text)))
         self.source = self._open(network)
 
     def run(self, loading: threading.Thread) -> Done:
@@ -163,7 +164,7 @@ class _Pull:
         return self._choice(level)
 
     def _choice(self, level: str | None) -> Picked:
-        return pick(self.source, self.hardware, Path(self.task.cache), self._wish(level), self.task.disk_free)
+        return pick(self.source, self.machine, self._wish(level), self.task.disk_free)
 
     def _wish(self, level: str | None) -> Wish:
         return Wish(context=self.task.context, sequences=self.task.sequences, kv_type=KV_TYPE, forced=level)
@@ -179,7 +180,7 @@ class _Pull:
             raise UnsupportedModel(f"`{plan.shards[0]}` is quantized already, at {plan.level}", hint=hint)
         if picked.reason:
             return plan.level or str(wanted), picked.reason
-        chooser = Chooser(plan, self.hardware, Path(self.task.cache))
+        chooser = Chooser(plan, self.machine)
         wish, room = self._wish(wanted), self.task.disk_free
         choice = chooser.advise(wish, room).choice if plan.level else chooser.choose(wish, room)
         return choice.level, choice.reason
@@ -228,7 +229,7 @@ class _Pull:
             self.source.open,
             self.partial,
             start=Mark(place.tensor, place.row, place.shard, place.offset, place.state) if place else None,
-            threads=self.hardware.cpus,
+            threads=self.machine.hardware.cpus,
             progress=progress,
         )
 

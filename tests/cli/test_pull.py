@@ -111,6 +111,16 @@ def test_another_level_of_a_folder_needs_its_name_only(lm: Cli, tmp_path: Path) 
     assert lm("pull", "mouse:Q2_K").code == 3
 
 
+def test_a_hub_that_is_not_there_is_said_at_once(lm: Cli) -> None:
+    done = Cli({**lm.env, "HF_ENDPOINT": "http://127.0.0.1:1"})("pull", "org/demo")
+    said = done.err.splitlines()
+    assert said[1:3] == [
+        "`127.0.0.1` cannot be reached: connection refused; trying again",
+        "Error: `127.0.0.1` cannot be reached: connection refused",
+    ]
+    assert done.code == 1 and "`demo` and folders need no network" in said[3]
+
+
 @pytest.mark.parametrize("rate", ["fast", "10", "-5M", "5X", "1e9"])
 def test_a_rate_that_is_none_is_said(lm: Cli, rate: str) -> None:
     done = lm("pull", "org/demo", f"--limit-rate={rate}")

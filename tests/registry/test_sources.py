@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import socket
@@ -241,6 +242,40 @@ def test_nobody_listens(monkeypatch: pytest.MonkeyPatch) -> None:
         port = unused.getsockname()[1]
         with pytest.raises(SourceUnavailable, match="refused"):
             open_source(parse("org/repo"), f"http://127.0.0.1:{port}", Network())
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (socket.gaierror(socket.EAI_AGAIN, "Temporary failure"), "this machine is offline: `hub.example`"),
+        (OSError(errno.ENETUNREACH, "Network is unreachable"), "this machine is offline: `hub.example`"),
+        (socket.gaierror(socket.EAI_NONAME, "Name not known"), "^`hub.example` cannot be reached: its name is not"),
+        (TimeoutError("timed out"), "^`hub.example` cannot be reached: nothing arrived"),
+    ],
+)
+def test_who_never_answered_is_given_up_soon(error: OSError, told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    hasten(monkeypatch)
+    asked: list[str] = []
+
+    def fail(host: str, *_: object, **__: object) -> None:
+        asked.append(host)
+        raise error
+
+    monkeypatch.setattr(socket, "getaddrinfo", fail)
+    heard: list[str] = []
+    with pytest.raises(SourceUnavailable, match=told) as caught:
+        open_source(parse("org/repo"), "https://hub.example", Network(notice=heard.append))
+    assert asked == ["hub.example"] * 2 and len(heard) == 1 and heard[0].endswith("; trying again")
+    assert "`demo` and folders" in caught.value.hint
+
+
+def test_who_has_answered_before_is_asked_more_often(hub: Hub) -> None:
+    heard: list[str] = []
+    network = Network(notice=heard.append)
+    source = open_hub(hub, network=network)
+    hub.faults.statuses = [503] * 4
+    assert source.read("config.json", 0, 3) == b'{"a'
+    assert len(heard) == 4 and "answers 503; trying again" in heard[0]
 
 
 BODY = '{"id":"org/repo","sha":"' + "a" * 40 + '","siblings":[{"rfilename":"x","size":1,"blobId":"' + "b" * 40 + '"}]}'

@@ -177,6 +177,15 @@ def test_what_is_here_is_judged_without_its_hub(daemon: Daemon, hub: Hub) -> Non
 
 
 @SLOW
+def test_what_is_here_is_judged_when_its_hub_is_gone(daemon: Daemon) -> None:
+    pull(daemon, "org/repo:Q4_K_M")
+    told = daemon.advice("org/repo", hf_endpoint="http://127.0.0.1:1")
+    assert [row["level"] for row in told["levels"]] == ["Q4_K_M"]
+    assert told["unseen"] == "`127.0.0.1` cannot be reached: connection refused"
+    assert daemon.advice("org/repo")["unseen"] == ""
+
+
+@SLOW
 def test_a_folder_of_files_is_like_a_repository(daemon: Daemon, repo: Path) -> None:
     assert daemon.advice(str(repo))["level"] == "Q8_0"
     assert pull(daemon, f"{repo}:Q4_K_M")[1]["details"]["quantization_level"] == "Q4_K_M"
