@@ -26,6 +26,8 @@ log = logging.getLogger("lm.requests")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 DOORKEEPER = web.AppKey("doorkeeper", Doorkeeper)
 STOP = web.AppKey("stop", Callable[[], None])  # type: ignore[var-annotated,arg-type]
+# A client that left is met as a cancelled handler or as a write that fails, whichever comes first.
+GONE = 499
 _ALLOWED_HEADERS = "Authorization, Content-Type, X-Requested-With, X-Request-Id, X-Api-Key"
 # Asked before every command and by every watchdog: not worth a line.
 _PROBES = frozenset({"/", "/health", "/api/version"})
@@ -94,7 +96,7 @@ async def record(request: web.Request, handler: Handler) -> web.StreamResponse:
     status = "gone"
     try:
         response = await handler(request)
-        status = str(response.status)
+        status = "gone" if response.status == GONE else str(response.status)
         if not response.prepared:
             response.headers["X-Request-Id"] = request_id
         return response
@@ -114,7 +116,7 @@ async def explain(request: web.Request, handler: Handler) -> web.StreamResponse:
     except web.HTTPException as error:
         response = _refusal(request, _routing(request, error))
     except ConnectionError:
-        return web.Response(status=499)  # for the log: the client has left, and nobody reads this
+        return web.Response(status=GONE)  # for the log: the client has left, and nobody reads this
     except Exception as error:
         problem = Problem.of(error)
         if problem.code == "internal":
