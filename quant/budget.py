@@ -22,7 +22,7 @@ from quant.errors import UnknownLevel
 from quant.gguf import DEFAULT_ALIGNMENT, align
 from quant.gguf_writer import encode_header, layout
 from quant.plan import ModelPlan, TensorPlan
-from quant.recipes import LEVELS, assign, describe, fitting, quantizable
+from quant.recipes import LEVELS, assign, describe, fitting, kept, quantizable
 from quant.types import QuantType as T
 
 _BUDGET = re.compile(r"([0-9]{1,6}(?:\.[0-9]{1,4})?)(KB|MB|GB|TB|KiB|MiB|GiB|TiB|bpw)", re.IGNORECASE)
@@ -40,6 +40,8 @@ ERRORS = {
     T.Q6_K: 2.72e-4,
     T.Q8_0: 2.87e-5,
     T.F16: 4.3e-8,
+    # Taken only where the source has it already.
+    T.MXFP4: 0.0,
     # where a row is not made of whole blocks of 256
     T.Q4_0: 6.6e-3,
     T.Q5_0: 1.61e-3,
@@ -166,7 +168,7 @@ def _choices(tensor: TensorPlan, tied: bool) -> tuple[T, list[Step]]:
     """The least type of a tensor, and the steps up from it, each gaining less for a byte than the one before."""
     if not quantizable(tensor):
         return T.F32, []
-    types = sorted({fitting(type, tensor.columns) for type in _LADDER}, key=lambda type: type.bits_per_weight)
+    types = sorted({kept(tensor, fitting(type, tensor.columns)) for type in _LADDER}, key=_bits)
     weight = _weight(tensor, tied)
     points = [(_bytes(tensor, type), weight * ERRORS[type], type) for type in types]
     hull = [points[0]]
@@ -176,6 +178,10 @@ def _choices(tensor: TensorPlan, tied: bool) -> tuple[T, list[Step]]:
         hull.append(point)
     pairs = pairwise(hull)
     return hull[0][2], [Step(after[2], after[0] - before[0], _slope(before, after)) for before, after in pairs]
+
+
+def _bits(type: T) -> float:
+    return type.bits_per_weight
 
 
 def _slope(before: tuple[int, float, T], after: tuple[int, float, T]) -> float:

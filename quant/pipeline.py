@@ -5,7 +5,7 @@ in order as soon as they are ready. Each stage waits for the next, so memory is 
 of the model, and the bytes depend neither on the number of threads nor on how the source cuts its pieces. After each
 slab the output is told the mark from which the pass could go on: the slab's end is an exact place in the source, since
 only whole slabs are read. A stack of experts whose parts the source sends between others is held back in its quantized
-form until it is whole; meanwhile there are no marks.
+form until it is whole, and weights whose scales come apart wait for them as they are; meanwhile there are no marks.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import quant
+from quant import scaled
 from quant.ahead import ahead
 from quant.budget import entries_of, types_of
 from quant.errors import BadValues
@@ -33,7 +34,7 @@ from quant.types import QuantType
 SLAB = 2 << 20
 AHEAD = 2  # slabs that wait beyond those that threads have in hand
 # BF16 has no numpy type; its bit patterns are the upper halves of float32.
-_NUMPY = {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "F64": "<f8"}
+_NUMPY = {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "F64": "<f8", **dict.fromkeys(scaled.STORED, "u1")}
 _BEGINNING = Mark(0, 0, "")
 _NOTHING = np.empty((0, 0))
 
@@ -42,7 +43,8 @@ class Slab(NamedTuple):
     """Some whole rows of a tensor, (rows, columns), as the source has them.
 
     `done` bytes of weights are read by now; `mark` is where the slab ends, None where nobody could go on. A slab
-    without rows is there for its mark. `read` says which part it belongs to, `whole` that the tensor ends with it.
+    without rows is there for its mark. `read` says which part it belongs to, `whole` that the tensor ends with it;
+    `scales` are those of the part, where they are kept apart.
     """
 
     tensor: TensorPlan
@@ -51,6 +53,7 @@ class Slab(NamedTuple):
     mark: Mark | None = None
     read: Read | None = None
     whole: bool = False
+    scales: np.ndarray | None = None
 
 
 class _Encoded(NamedTuple):
@@ -79,7 +82,8 @@ class Conversion:
     def fingerprint(self) -> str:
         """A digest of all that decides the file's bytes, but for the weights themselves: header and origins."""
         origins = [
-            (t.shard, t.offset, t.size, t.dtype, repr(t.transform), t.values, t.parts) for t in self.plan.tensors
+            (t.shard, t.offset, t.size, t.dtype, repr(t.transform), t.values, t.parts + t.scales)
+            for t in self.plan.tensors
         ]
         return hashlib.sha256(self.header + repr((SLAB, origins)).encode()).hexdigest()
 
@@ -134,7 +138,7 @@ class Conversion:
     def _encode(self, slab: Slab) -> _Encoded:
         if not slab.rows.size:
             return _Encoded(memoryview(b""), slab)
-        return _Encoded(_encode(slab.tensor, slab.rows, self.types[slab.tensor.name]), slab)
+        return _Encoded(_encode(slab, self.types[slab.tensor.name]), slab)
 
 
 def _arrange(entries: dict[str, Any]) -> dict[str, Any]:
@@ -166,6 +170,24 @@ class _Stacks:
         return chain.from_iterable(whole[number] for number in sorted(whole))
 
 
+class _Pairs:
+    """Holds back parts whose scales have not come, and scales whose part has not."""
+
+    def __init__(self) -> None:
+        self._held: dict[tuple[int, int], np.ndarray] = {}
+
+    def complete(self, tensor: TensorPlan, read: Read, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray | None] | None:
+        """Rows that can be encoded now that these are there, and their scales; None where something is missing."""
+        if not tensor.scales:
+            return rows, None
+        other = self._held.pop(read[:2], None)
+        if other is None:
+            self._held[read[:2]] = rows
+            return None
+        elements, scales = (other, rows) if read.scales else (rows, other)
+        return scaled.shaped(tensor.dtype, tensor.stored, elements, scales)
+
+
 def _slabs(plan: ModelPlan, source: Open, start: Mark) -> Generator[Slab]:
     """Cut the source into slabs, beginning at `start`; a file whose slabs are all done is still read to its end."""
     done = _read_before(plan, start)
@@ -173,7 +195,7 @@ def _slabs(plan: ModelPlan, source: Open, start: Mark) -> Generator[Slab]:
         if not tensor.shard:
             values = np.frombuffer(bytearray(tensor.values), "<f4")
             yield Slab(tensor, values.reshape(-1, tensor.columns), done)
-    order = _Order(plan, start)
+    order, pairs = _Order(plan, start), _Pairs()
     files = [(shard, list(reads)) for shard, reads in groupby(plan.reads(start.tensor), lambda read: read.part.shard)]
     if start.offset and (not files or files[0][0] != start.shard):
         files.insert(0, (start.shard, []))
@@ -182,16 +204,22 @@ def _slabs(plan: ModelPlan, source: Open, start: Mark) -> Generator[Slab]:
         with closing(Feed(source(shard, here.offset, here.state), here.offset)) as feed:
             if not here.offset and not order.begun:
                 yield Slab(plan.tensors[reads[0].tensor], _NOTHING, done, here)
-            for read in reads:
-                tensor = plan.tensors[read.tensor]
-                first = here.row if read.tensor == here.tensor else 0
-                feed.skip_to(read.part.offset + first * _columns(tensor) * _dtype(tensor).itemsize)
-                order.begin(read)
-                for row, last, rows in _cut(tensor, read.part.size, feed, first):
+            for part, shared in groupby(reads, lambda read: read.part):
+                uses = list(shared)
+                tensor = plan.tensors[uses[0].tensor]
+                first = here.row if uses[0].tensor == here.tensor else 0
+                feed.skip_to(part.offset + first * _columns(tensor) * _dtype(tensor).itemsize)
+                for read in uses:
+                    order.begin(read)
+                for row, last, rows in _cut(tensor, uses[0], feed, first):
                     done += rows.nbytes
-                    whole = last and order.end(read)
-                    mark = None if order.begun else feed.mark(order.complete, 0 if whole else row, shard)
-                    yield Slab(tensor, rows, done, mark, read, whole)
+                    for read in uses:
+                        tensor = plan.tensors[read.tensor]
+                        if (complete := pairs.complete(tensor, read, rows)) is None:
+                            continue
+                        whole = last and order.end(read)
+                        mark = None if order.begun else feed.mark(order.complete, 0 if whole else row, shard)
+                        yield Slab(tensor, complete[0], done, mark, read, whole, complete[1])
             feed.finish()
     finish_unread(source, plan.shards, {read.part.shard for read in plan.reads()})
 
@@ -239,11 +267,15 @@ def _dtype(tensor: TensorPlan) -> np.dtype[Any]:
     return np.dtype(_NUMPY[tensor.dtype])
 
 
-def _cut(tensor: TensorPlan, size: int, feed: Feed, first: int) -> Iterator[tuple[int, bool, np.ndarray]]:
-    """Slabs of `size` bytes from row `first` on; each with the row after it, and whether it is the last."""
-    dtype, columns = _dtype(tensor), _columns(tensor)
-    total = size // (columns * dtype.itemsize)
+def _cut(tensor: TensorPlan, read: Read, feed: Feed, first: int) -> Iterator[tuple[int, bool, np.ndarray]]:
+    """Slabs of what is read from row `first` on; each with the row after it, and whether it is the last."""
+    dtype, columns, size = _dtype(tensor), _columns(tensor), read.part.size
+    if read.scales:
+        dtype = np.dtype(scaled.STORED[tensor.dtype].scale)
     unit = tensor.transform.rows if tensor.transform else 1
+    if tensor.scales or not unit:
+        unit, columns = 1, size // dtype.itemsize
+    total = size // (columns * dtype.itemsize)
     step = max(1, SLAB // (columns * dtype.itemsize * unit)) * unit
     for start in range(first, total, step):
         end = min(start + step, total)
@@ -252,15 +284,24 @@ def _cut(tensor: TensorPlan, size: int, feed: Feed, first: int) -> Iterator[tupl
         yield end, end == total, rows
 
 
-def _encode(tensor: TensorPlan, rows: np.ndarray, type: QuantType) -> memoryview:
+def _encode(slab: Slab, type: QuantType) -> memoryview:
     """A slab as the bytes of its type."""
-    if tensor.transform:
-        rows = tensor.transform.apply(rows)
-    if len(tensor.shape) == 1:
-        rows = rows.reshape(1, -1)
-    if rows.dtype == np.float64:
-        rows = rows.astype("<f4")
+    tensor, rows, transform = slab.tensor, slab.rows, slab.tensor.transform
     try:
+        if slab.scales is not None:
+            scales = slab.scales
+            if tensor.dtype in QuantType.__members__ and transform:
+                # A transform of these only chooses among the rows.
+                rows, scales, transform = transform.apply(rows), transform.apply(scales), None
+            if tensor.dtype == type.name:
+                return scaled.blocks(rows, scales).data.cast("B")
+            rows = scaled.restore(tensor.dtype, rows, scales)
+        if transform:
+            rows = transform.apply(rows)
+        if len(tensor.shape) == 1:
+            rows = rows.reshape(1, -1)
+        if rows.dtype == np.float64:
+            rows = rows.astype("<f4")
         return quant.quantize(rows, type, threads=1).data.cast("B")
     except BadValues:
         hint = "the source is damaged, or its training diverged"

@@ -33,10 +33,10 @@ class Transform(Protocol):
 
     @property
     def rows(self) -> int:
-        """Rows that must stay together."""
+        """Rows that must stay together; 0 where all of a part must."""
 
     def apply(self, x: np.ndarray) -> np.ndarray:
-        """The changed slab; `x` is (n * rows, columns) of any dtype."""
+        """The changed slab; `x` is (n * rows, columns) of any dtype, (1, values) of a part that stays together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,9 @@ class TensorPlan:
     `shape` has the rows first, as the source has it (GGUF's order is the reverse). The values come from `size` bytes at
     `offset` of file `shard`, of safetensors type `dtype`; a tensor that we work out ourselves has them in `values`
     (float32, little-endian) and no shard. A stack of experts is put together from `parts`, its rows in that order;
-    `size` is that of all, the place that of one of them.
+    `size` is that of all, the place that of one of them. Two tensors may be made of the same parts, each of what its
+    transform takes. Weights that are stored small (`scaled.py`) have for each part its `scales`, and `stored` is the
+    number of values in a row of theirs; `size` counts what belongs to this tensor of both.
     """
 
     name: str
@@ -68,6 +70,8 @@ class TensorPlan:
     transform: Transform | None = None
     values: bytes = b""
     parts: tuple[Part, ...] = ()
+    scales: tuple[Part, ...] = ()
+    stored: int = 0
 
     @property
     def elements(self) -> int:
@@ -120,15 +124,17 @@ class ModelPlan:
         for index, tensor in enumerate(self.tensors[first:], first):
             parts = tensor.parts or (Part(tensor.shard, tensor.offset, tensor.size),)
             found += [Read(index, number, part) for number, part in enumerate(parts) if tensor.shard]
+            found += [Read(index, number, part, scales=True) for number, part in enumerate(tensor.scales)]
         return iter(sorted(found, key=lambda read: (order[read.part.shard], read.part.offset)))
 
 
 class Read(NamedTuple):
-    """Part number `number` of tensor number `tensor` of a plan."""
+    """Part number `number` of tensor number `tensor` of a plan, or the `scales` of that part."""
 
     tensor: int
     number: int
     part: Part
+    scales: bool = False
 
 
 Progress = Callable[[int, int], None]

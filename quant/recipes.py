@@ -242,7 +242,14 @@ def assign(plan: ModelPlan, level: str) -> dict[str, QuantType]:
             types[tensor.name] = chosen.base
         else:
             types[tensor.name] = fitting(_wanted(tensor, chosen, plan, tied, seen), tensor.columns)
+        types[tensor.name] = kept(tensor, types[tensor.name])
     return {tensor.name: types[tensor.name] for tensor in plan.tensors}
+
+
+def kept(tensor: TensorPlan, type: QuantType) -> QuantType:
+    """The type, or that in which the source has the weights already, where `type` would not be smaller."""
+    own = T.__members__.get(tensor.dtype) if tensor.scales else None
+    return own if own and own.bits_per_weight <= type.bits_per_weight else type
 
 
 def sizes(plan: ModelPlan, level: str) -> int:

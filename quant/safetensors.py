@@ -29,7 +29,7 @@ DTYPES = {
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One tensor of a file: `offset` from the start of the file, `size` in bytes."""
+    """One tensor of a file: `offset` from the start of the file, `size` in bytes; `scales` where it has some apart."""
 
     name: str
     dtype: str
@@ -37,6 +37,7 @@ class Entry:
     shard: str
     offset: int
     size: int
+    scales: Entry | None = None
 
 
 def read_model(files: Files) -> tuple[Entry, ...]:

@@ -11,6 +11,7 @@ from quant.convert import (
     gemma,
     glm,
     gpt,
+    gpt_oss,
     llama,
     moe,
     olmo,
@@ -19,6 +20,7 @@ from quant.convert import (
     ranking,
     recurrent,
     relatives,
+    small,
     wrappers,
 )
 from quant.convert.base import Family, check_layers, headless, plan_tensors
@@ -31,7 +33,7 @@ from quant.errors import MalformedFile, UnsupportedModel
 from quant.plan import Files, ModelPlan, TensorPlan
 from quant.safetensors import read_model
 
-_MODULES = (llama, qwen, gemma, phi, olmo, glm, cohere, gpt, moe, relatives, recurrent, encoder, ranking)
+_MODULES = (llama, qwen, gemma, phi, olmo, glm, cohere, gpt, gpt_oss, moe, relatives, recurrent, encoder, ranking)
 FAMILIES: dict[str, Family] = {
     name: family for module in _MODULES for family in module.FAMILIES for name in family.classes
 }
@@ -95,7 +97,7 @@ def _sketch(files: Files) -> tuple[Config, ModelPlan, int]:
     if pooling is not None:
         family = headless(family)
     dense = read_dense(files) if DENSE[0] in family.tensors else ()
-    entries = [*read_model(files), *dense]
+    entries = [*small.pair(read_model(files)), *dense]
     left_out: dict[str, int] = {}
     if wrapped:
         family, entries, left_out = wrappers.take_out(family, entries)
@@ -112,7 +114,8 @@ def _sketch(files: Files) -> tuple[Config, ModelPlan, int]:
         **({} if pooling is None else {f"{family.architecture}.pooling_type": pooling}),
         **({"tokenizer.ggml.token_type_count": sizes["kinds"]} if "kinds" in sizes else {}),
     }
-    used = {part.shard for tensor in tensors for part in tensor.parts} | {tensor.shard for tensor in tensors}
+    used = {part.shard for tensor in tensors for part in (*tensor.parts, *tensor.scales)}
+    used |= {tensor.shard for tensor in tensors}
     shards = tuple(dict.fromkeys(entry.shard for entry in entries if entry.shard in used))
     plan = ModelPlan(family.architecture, metadata, tensors, shards, left_out=left_out)
     return config, plan, sizes["vocabulary"]
@@ -123,11 +126,7 @@ def _read_config(files: Files) -> Config:
         hint = "is this a model in Hugging Face's layout, or a part of one?"
         raise MalformedFile(f"there is no `config.json` in `{files.title}`, and no GGUF file", hint)
     config = Config.read(files, "config.json")
-    quantized = config.get("quantization_config")
-    if quantized:
-        method = quantized.get("quant_method") if isinstance(quantized, dict) else None
-        hint = "use the repository with the original weights"
-        raise UnsupportedModel(f"the model is already quantized ({ascii(method)[:40]})", hint=hint)
+    small.check_method(config)
     return config
 
 

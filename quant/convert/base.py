@@ -7,7 +7,7 @@ and so is one that is missing or has another shape: nothing is dropped or guesse
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Any, NamedTuple
@@ -32,7 +32,8 @@ class Known(NamedTuple):
     as the size `each` says, which are stacked. A source whose matrices have the rows of two tensors, one after the
     other, has both in `target`, with a space between. `layers` names the sizes that say in which layers the tensor is
     (from, up to), `where` one whose bits say it of every layer. One that is not `required` is in all of these layers or
-    in none.
+    in none. Where the two in `target` do not follow each other, both have their own name in `transform`, which takes
+    what belongs to it from each matrix of the source.
     """
 
     source: str
@@ -57,7 +58,8 @@ class Family:
 
     `classes` are the names in `architectures` of `config.json`, `architecture` is GGUF's. `read_sizes` gives the sizes
     by which `tensors` name their shapes ("layers" among them), `describe` the GGUF entries without the architecture
-    in front, `transforms` the changes by the names that `tensors` use, `computed` the tensors that have no source,
+    in front, `transforms` the changes by the names that `tensors` use, `scaled` those by numbers in `config.json`,
+    `computed` the tensors that have no source,
     `picked` those made of so few values that they are read at once. `prefix` matches what a source may have in front of
     the names in `tensors`, `unused` names (without it) that no engine needs. `activations` are those that the engine
     has for the family. An `encoder` makes embeddings and no text; what `ranks` makes a score of two texts. `tied` says
@@ -70,6 +72,7 @@ class Family:
     read_sizes: Callable[[Config], Mapping[str, int]]
     describe: Callable[[Config, Sizes], dict[str, Any]]
     transforms: Callable[[Sizes], Mapping[str, Transform]] = lambda sizes: {}
+    scaled: Callable[[Config, Sizes], Mapping[str, Transform]] = lambda config, sizes: {}
     computed: Callable[[Config, Sizes], tuple[TensorPlan, ...]] = _no_tensors
     prefix: str = r"(model\.)?"
     unused: str = r"(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq"
@@ -86,7 +89,7 @@ def headless(family: Family) -> Family:
     return replace(family, tensors=kept, unused=rf"{family.unused}|lm_head\.(weight|bias)")
 
 
-def plan_tensors(family: Family, config: Config, sizes: Sizes, entries: Iterable[Entry]) -> tuple[TensorPlan, ...]:
+def plan_tensors(family: Family, config: Config, sizes: Sizes, entries: Sequence[Entry]) -> tuple[TensorPlan, ...]:
     """Map every source tensor to its place; raises when one is unknown, missing, of another shape or not plain."""
     wanted = _expand(family, sizes)
     found = _strip(family, entries)
@@ -108,7 +111,7 @@ def plan_tensors(family: Family, config: Config, sizes: Sizes, entries: Iterable
     ]
     if missing:
         raise MalformedFile(f"the weights lack {_listed(missing)}", hint="download the model again")
-    transforms = family.transforms(sizes)
+    transforms = {**family.transforms(sizes), **family.scaled(config, sizes)}
     # In the order of the table, where the experts of a layer are in theirs.
     placed = [
         tensor
@@ -116,7 +119,7 @@ def plan_tensors(family: Family, config: Config, sizes: Sizes, entries: Iterable
         if name in found
         for tensor in _place(found[name], known, sizes, transforms)
     ]
-    return _stacked(placed, sizes, list(found.values()))
+    return _stacked(placed, entries)
 
 
 def check_layers(sizes: Sizes) -> None:
@@ -130,7 +133,7 @@ def _listed(names: list[str]) -> str:
     return ", ".join(f"`{name[:80]}`" for name in names[:5]) + more
 
 
-def _stacked(placed: list[TensorPlan], sizes: Sizes, entries: list[Entry]) -> tuple[TensorPlan, ...]:
+def _stacked(placed: list[TensorPlan], entries: Sequence[Entry]) -> tuple[TensorPlan, ...]:
     """The tensors with the experts of a layer put together, in the order in which the source completes them."""
     whole: dict[str, TensorPlan] = {}
     for tensor in placed:
@@ -138,12 +141,13 @@ def _stacked(placed: list[TensorPlan], sizes: Sizes, entries: list[Entry]) -> tu
         whole[tensor.name] = tensor if before is None else _join(before, tensor)
     files = {entry.shard: number for number, entry in reversed(list(enumerate(entries)))}
     for name, tensor in whole.items():
-        if tensor.parts and prod(tensor.shape) * DTYPES[tensor.dtype] != tensor.size:
+        plain = tensor.parts and tensor.transform is None and not tensor.scales
+        if plain and prod(tensor.shape) * DTYPES[tensor.dtype] != tensor.size:
             raise MalformedFile(f"the experts of `{name}` are not all there")
 
     def completed(tensor: TensorPlan) -> tuple[int, int]:
         parts = tensor.parts or (Part(tensor.shard, tensor.offset, tensor.size),)
-        return max((files[part.shard], part.offset) for part in parts)
+        return max((files[part.shard], part.offset) for part in (*parts, *tensor.scales))
 
     return tuple(sorted(whole.values(), key=completed))
 
@@ -151,19 +155,21 @@ def _stacked(placed: list[TensorPlan], sizes: Sizes, entries: list[Entry]) -> tu
 def _join(before: TensorPlan, tensor: TensorPlan) -> TensorPlan:
     if before.dtype != tensor.dtype or not before.parts:
         raise UnsupportedModel(f"the experts of `{tensor.name}` are of different types")
-    return replace(tensor, size=before.size + tensor.size, parts=before.parts + tensor.parts)
+    parts, scales = before.parts + tensor.parts, before.scales + tensor.scales
+    return replace(tensor, size=before.size + tensor.size, parts=parts, scales=scales)
 
 
-def _strip(family: Family, entries: Iterable[Entry]) -> dict[str, Entry]:
+def _strip(family: Family, entries: Sequence[Entry]) -> dict[str, Entry]:
     """The tensors by their names without the family's prefix, those left out that are of no use."""
     prefix, unused = re.compile(family.prefix), re.compile(family.unused)
+    scales = {entry.scales.name for entry in entries if entry.scales}
     found: dict[str, Entry] = {}
     for entry in entries:
         start = prefix.match(entry.name)
         name = entry.name[start.end() :] if start else entry.name
         # BERT's first checkpoints are from before these had their present names.
         name = name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
-        if unused.fullmatch(name):
+        if unused.fullmatch(name) or entry.name in scales:
             continue
         if name in found:
             raise MalformedFile(f"`{entry.name}` and `{found[name].name}` are one and the same tensor")
@@ -188,26 +194,60 @@ def _place(entry: Entry, known: Known, sizes: Sizes, transforms: Mapping[str, Tr
     shape = tuple(sizes[name] for name in known.shape)
     if entry.shape != shape:
         raise MalformedFile(f"tensor `{entry.name}` is {list(entry.shape)} and `config.json` asks for {list(shape)}")
-    if entry.dtype not in PLAIN:
+    if entry.dtype not in PLAIN and not (entry.scales and (known.transform or " " not in known.target)):
         raise UnsupportedModel(
             f"tensor `{entry.name}` is stored as {entry.dtype}, so the model is already quantized",
             hint="use the repository with the original weights",
         )
-    transform = transforms[known.transform] if known.transform else None
     result = tuple(sizes[name] for name in known.result) or shape
+    names = known.transform.split() if " " in known.target else [known.transform] * bool(known.transform)
+    plan = TensorPlan(known.target, result, entry.dtype, entry.name, entry.shard)
+    if entry.scales or len(names) > 1:
+        made = _take(plan, known, entry, [transforms[name] for name in names])
+        yield from (_stack(each, sizes[known.each]) if "[]" in known.source else each for each in made)
+        return
+    plan = replace(plan, transform=transforms[known.transform] if known.transform else None)
     skipped = 0
     if known.skip:
         skipped = sizes[known.skip] * shape[-1] * DTYPES[entry.dtype]
-        result = (shape[0] - sizes[known.skip], *shape[1:])
-    plan = TensorPlan(known.target, result, entry.dtype, entry.name, entry.shard, transform=transform)
+        plan = replace(plan, shape=(shape[0] - sizes[known.skip], *shape[1:]))
     offset, size = entry.offset + skipped, entry.size - skipped
     if "[]" in known.source:
         part = Part(entry.shard, offset, size)
-        yield replace(plan, shape=(sizes[known.each], *result), offset=offset, size=size, parts=(part,))
+        yield _stack(replace(plan, offset=offset, size=size, parts=(part,)), sizes[known.each])
     elif " " in known.target:
         yield from _halves(plan, known, offset, size)
     else:
         yield replace(plan, offset=offset, size=size)
+
+
+def _stack(plan: TensorPlan, count: int) -> TensorPlan:
+    return replace(plan, shape=(count, *plan.shape))
+
+
+def _take(plan: TensorPlan, known: Known, entry: Entry, transforms: list[Transform]) -> Iterator[TensorPlan]:
+    """Tensors of which each is made of all matrices of the source, and their scales, by its own transform."""
+    matrices = entry.shape[0] if len(entry.shape) > 2 else 1
+    scales = _cut(entry.scales, matrices) if entry.scales else ()
+    targets = known.target.split()
+    for number, name in enumerate(targets):
+        size = entry.size + (entry.scales.size if entry.scales else 0)
+        yield replace(
+            plan,
+            name=name,
+            offset=entry.offset,
+            # So that all together have the bytes of the source.
+            size=size * (number + 1) // len(targets) - size * number // len(targets),
+            transform=transforms[number] if transforms else None,
+            parts=_cut(entry, matrices),
+            scales=scales,
+            stored=entry.shape[-1] if scales else 0,
+        )
+
+
+def _cut(entry: Entry, count: int) -> tuple[Part, ...]:
+    size = entry.size // count
+    return tuple(Part(entry.shard, entry.offset + number * size, size) for number in range(count))
 
 
 def _halves(plan: TensorPlan, known: Known, offset: int, size: int) -> Iterator[TensorPlan]:

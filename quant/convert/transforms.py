@@ -28,14 +28,78 @@ class PairRotaryHalves:
 
 @dataclass(frozen=True, slots=True)
 class Transpose:
-    """A matrix that is stored as (inputs, outputs), as GPT-2's are; `rows` and `columns` are those of the result."""
+    """Matrices that are stored as (inputs, outputs), as GPT-2's are; `rows` and `columns` are those of the result."""
 
     rows: int
     columns: int
 
     def apply(self, x: np.ndarray) -> np.ndarray:
-        """The whole matrix, (rows, columns), from as many values that lie the other way round."""
-        return np.ascontiguousarray(x.reshape(self.columns, self.rows).T)
+        """Whole matrices, (n * rows, columns), from as many values that lie the other way round."""
+        return np.ascontiguousarray(x.reshape(-1, self.columns, self.rows).swapaxes(1, 2)).reshape(-1, self.columns)
+
+
+@dataclass(frozen=True, slots=True)
+class EverySecondRow:
+    """One of two matrices whose rows alternate; `first` is where its own begin, 0 or 1."""
+
+    first: int
+    rows: int = 2
+
+    def apply(self, x: np.ndarray) -> np.ndarray:
+        """(n, columns) of (2 * n, columns)."""
+        return np.ascontiguousarray(x[self.first :: 2])
+
+
+@dataclass(frozen=True, slots=True)
+class EverySecondValue:
+    """One of two vectors whose values alternate; `first` is where its own begin, 0 or 1."""
+
+    first: int
+    rows: int = 2
+
+    def apply(self, x: np.ndarray) -> np.ndarray:
+        """(n, columns), of n rows that are twice as long."""
+        return np.ascontiguousarray(x.reshape(-1, 2 * x.shape[-1])[:, self.first :: 2])
+
+
+@dataclass(frozen=True, slots=True)
+class TakeTransposed:
+    """One of two matrices that lie side by side in one stored as (inputs, outputs); `rows` is 0: a part is a matrix.
+
+    The `count` columns that become its rows begin at `first` and are `step` apart; `inputs` is the length of a row.
+    """
+
+    inputs: int
+    count: int
+    first: int
+    step: int = 1
+    rows: int = 0
+
+    def apply(self, x: np.ndarray) -> np.ndarray:
+        """(count, inputs), of (inputs, outputs)."""
+        end = self.first + self.step * self.count
+        return np.ascontiguousarray(x.reshape(self.inputs, -1)[:, self.first : end : self.step].T)
+
+
+@dataclass(frozen=True, slots=True)
+class TakeRows:
+    """Of a matrix that has `together` rows for every head, `count` from `first` on, each head's turned if so said.
+
+    `columns` is the length of its rows; `rows` is 0: a part is the whole matrix.
+    """
+
+    columns: int
+    together: int
+    first: int
+    count: int
+    turned: bool = False
+    rows: int = 0
+
+    def apply(self, x: np.ndarray) -> np.ndarray:
+        """(heads * count, columns), or turned (heads * columns, count)."""
+        heads = x.reshape(-1, self.together, self.columns)[:, self.first : self.first + self.count]
+        found = np.ascontiguousarray(heads.swapaxes(1, 2) if self.turned else heads)
+        return found.reshape(-1, found.shape[-1])
 
 
 @dataclass(frozen=True, slots=True)

@@ -134,7 +134,9 @@ ZOO: dict[str, Row] = {
     "deepseek2": Row("DeepseekV2", DEEPSEEK, spread=1.0),
     "deepseek2, yarn": Row("DeepseekV2", {**DEEPSEEK, "rope_scaling": {**YARN, **MSCALE}}, spread=1.0),
     "gpt-oss": Row("GptOss", GPT_OSS),
-    "gpt-oss, yarn": Row("GptOss", {**GPT_OSS, "rope_parameters": {**YARN, "rope_theta": 150000.0, "truncate": True}}),
+    "gpt-oss, yarn": Row(
+        "GptOss", {**GPT_OSS, "rope_parameters": {**YARN, "rope_theta": 150000.0, "truncate": True}}, spread=2.0
+    ),
     "seed_oss": Row("SeedOss", {"head_dim": 64, "attention_bias": True, "attention_out_bias": False}),
     "ernie4_5": Row("Ernie4_5", {"head_dim": 32}),
     "hunyuan-dense": Row(

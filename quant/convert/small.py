@@ -1,0 +1,66 @@
+"""Weights that their authors publish small, with scales apart: which tensors belong together, and whether we know them.
+
+MXFP4 has `…_blocks` [experts, rows, groups, 16] and `…_scales` [experts, rows, groups], bytes all; FP8 has a matrix of
+E4M3 and beside it `…_scale_inv`, a float32 for every square of 128 by 128. What the numbers mean is for `scaled.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+from quant.convert.config import Config
+from quant.errors import MalformedFile, UnsupportedModel
+from quant.safetensors import Entry
+from quant.scaled import STORED
+
+_BLOCKS, _SCALES, _INVERSE = "_blocks", "_scales", "_scale_inv"
+_GROUP = 16  # bytes of 32 elements
+
+
+def check_method(config: Config) -> str:
+    """How the weights are quantized, "" where they are not; raises UnsupportedModel where that cannot be read."""
+    quantized: Any = config.get("quantization_config")
+    if not quantized:
+        return ""
+    method = quantized.get("quant_method") if isinstance(quantized, dict) else None
+    squares = [STORED["F8_E4M3"].rows, STORED["F8_E4M3"].columns]
+    if method == "mxfp4" or (method == "fp8" and quantized.get("weight_block_size") == squares):
+        return str(method)
+    hint = "use the repository with the original weights"
+    raise UnsupportedModel(f"the model is already quantized ({ascii(method)[:40]})", hint=hint)
+
+
+def pair(entries: Iterable[Entry]) -> list[Entry]:
+    """The tensors, those stored small as one each, by the name and the shape of the matrix that they stand for.
+
+    Their scales stay in the list, so that it tells all files. Raises MalformedFile where scales do not fit.
+    """
+    found = {entry.name: entry for entry in entries}
+    return [_with_scales(entry, found) for entry in found.values()]
+
+
+def _with_scales(entry: Entry, found: dict[str, Entry]) -> Entry:
+    if entry.name.endswith(_BLOCKS) and entry.dtype == "U8":
+        name = entry.name.removesuffix(_BLOCKS)
+        scales = found.get(name + _SCALES)
+        if len(entry.shape) < 3 or entry.shape[-1] != _GROUP or not scales or scales.dtype != "U8":
+            raise _unfit(entry, name + _SCALES)
+        if scales.shape != entry.shape[:-1]:
+            raise _unfit(entry, scales.name)
+        shape = (*entry.shape[:-2], entry.shape[-2] * STORED["MXFP4"].columns)
+        return replace(entry, name=name, dtype="MXFP4", shape=shape, scales=scales)
+    scales = found.get(entry.name + _INVERSE)
+    if entry.dtype != "F8_E4M3" or scales is None:
+        return entry
+    kind = STORED[entry.dtype]
+    if len(entry.shape) != 2 or scales.dtype != "F32":
+        raise _unfit(entry, scales.name)
+    if scales.shape != (-(-entry.shape[0] // kind.rows), -(-entry.shape[1] // kind.columns)):
+        raise _unfit(entry, scales.name)
+    return replace(entry, scales=scales)
+
+
+def _unfit(entry: Entry, scales: str) -> MalformedFile:
+    return MalformedFile(f"tensor `{entry.name}` and its scales, `{scales}`, do not fit each other")
