@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections import defaultdict
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ from runtime.errors import BadRequest
 from runtime.messages import Delta, Finished, Sampling, Started, Submit
 from server.answers import HOUSE, MAX_MESSAGES, NOTE, hold, named, refuse, require
 from server.api import options
-from server.api.openai_shapes import Choices, Usage, chat_logprobs, text_logprobs
+from server.api.openai_shapes import Choices, Offset, Usage, chat_logprobs, text_logprobs
 from server.problems import Problem
 from server.wire import Stream, read_body, reply
 
@@ -228,9 +229,10 @@ async def _respond(request: web.Request, plan: Plan) -> web.StreamResponse:
                 choices.add(index, frame)
             return reply(plan.whole(choices.whole(), usage.body()))
         stream = Stream(request, "sse")
+        offsets: defaultdict[int, Offset] = defaultdict(Offset)
         try:
             async for index, frame in frames:
-                await stream.send(plan.chunk([_piece(plan.chat, index, frame)]))
+                await stream.send(plan.chunk([_piece(plan.chat, index, frame, offsets[index])]))
             if plan.body.stream_options and plan.body.stream_options.include_usage:
                 await stream.send(plan.chunk([], usage=usage.body()))
             return await stream.end()
@@ -260,13 +262,14 @@ async def _frames(
     request[NOTE] += f" {usage.prompt}+{usage.answer} tokens"
 
 
-def _piece(chat: bool, index: int, frame: Started | Delta | Finished) -> dict[str, Any]:
-    """The one choice of a chunk."""
+def _piece(chat: bool, index: int, frame: Started | Delta | Finished, offset: Offset) -> dict[str, Any]:
+    """The one choice of a chunk; offsets of tokens run on from chunk to chunk."""
     reason = frame.reason if isinstance(frame, Finished) else None
     text = frame.text if isinstance(frame, Delta) else ""
     rows = frame.logprobs if isinstance(frame, Delta) else []
     if not chat:
-        logprobs = text_logprobs(rows) if rows else None
+        start = offset.take(frame) if isinstance(frame, Delta) else 0
+        logprobs = text_logprobs(rows, start) if rows else None
         return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason}
     delta: dict[str, Any] = {"content": text} if isinstance(frame, Delta) else {}
     if isinstance(frame, Started):

@@ -36,11 +36,30 @@ class Usage:
 
 
 @dataclass
+class Offset:
+    """Where in the text of an answer, behind an echo of its prompt, the next token with probabilities stands."""
+
+    at: int = 0
+    begun: bool = False
+
+    def take(self, frame: Delta) -> int:
+        """Where the first row of `frame` stands; the next one is looked for behind its last."""
+        at = self.at
+        if frame.logprobs:
+            self.at += sum(len(row.token) for row in frame.logprobs)
+            self.begun = True
+        elif not self.begun:
+            self.at += len(frame.text)
+        return at
+
+
+@dataclass
 class Choice:
     """One answer while it is gathered; `start` is where in the text its first row stands, behind an echo."""
 
     text: list[str] = field(default_factory=list)
     rows: list[TokenLogprob] = field(default_factory=list)
+    offset: Offset = field(default_factory=Offset)
     start: int = 0
     reason: str | None = None
 
@@ -56,8 +75,9 @@ class Choices:
         """Take in a frame of answer `index`."""
         choice = self._found[index]
         if isinstance(frame, Delta):
+            at = choice.offset.take(frame)
             if frame.logprobs and not choice.rows:
-                choice.start = sum(map(len, choice.text))
+                choice.start = at
             choice.text.append(frame.text)
             choice.rows += frame.logprobs
         elif isinstance(frame, Finished):

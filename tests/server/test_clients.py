@@ -155,6 +155,12 @@ def test_openai_completes_with_probabilities(standard: openai.OpenAI) -> None:
     assert all(value <= 0 for value in choice.logprobs.token_logprobs)
     echoed = standard.completions.create(model="demo", prompt=PROMPT, max_tokens=2, echo=True, logprobs=0).choices[0]
     assert echoed.logprobs is not None and (echoed.logprobs.text_offset or [0])[0] == len(PROMPT)
+    stream = standard.completions.create(model="demo", prompt=PROMPT, max_tokens=6, echo=True, logprobs=0, stream=True)
+    pieces = [piece.choices[0] for piece in stream]
+    text = "".join(piece.text for piece in pieces)
+    told = [piece.logprobs for piece in pieces if piece.logprobs]
+    rows = [row for one in told for row in zip(one.text_offset or [], one.tokens or [], strict=True)]
+    assert len(rows) == 6 and all(text[at:].startswith(token) for at, token in rows)
     chat = standard.chat.completions.create(
         model="demo", messages=[{"role": "user", "content": "x"}], max_tokens=3, logprobs=True, top_logprobs=2
     )
