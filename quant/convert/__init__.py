@@ -12,6 +12,7 @@ from quant.convert import (
     glm,
     gpt,
     gpt_oss,
+    hybrid,
     llama,
     moe,
     olmo,
@@ -33,7 +34,10 @@ from quant.errors import MalformedFile, UnsupportedModel
 from quant.plan import Files, ModelPlan, TensorPlan
 from quant.safetensors import read_model
 
-_MODULES = (llama, qwen, gemma, phi, olmo, glm, cohere, gpt, gpt_oss, moe, relatives, recurrent, encoder, ranking)
+_MODULES = (
+    *(llama, qwen, gemma, phi, olmo, glm, cohere, gpt, gpt_oss, moe, deepseek, relatives, recurrent, hybrid),
+    *(encoder, ranking),
+)
 FAMILIES: dict[str, Family] = {
     name: family for module in _MODULES for family in module.FAMILIES for name in family.classes
 }
@@ -88,6 +92,7 @@ def _sketch(files: Files) -> tuple[Config, ModelPlan, int]:
     """The configuration, the plan of the weights, and the number of embeddings."""
     config, name, wrapped = wrappers.unwrap(_read_config(files))
     family = _family(name)
+    family = family.instead(config) or family
     if family is qwen.QWEN3 and ranking.is_reranker(files):
         family = ranking.QWEN3
     _check_activation(family, config)

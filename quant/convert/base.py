@@ -63,7 +63,8 @@ class Family:
     `picked` those made of so few values that they are read at once. `prefix` matches what a source may have in front of
     the names in `tensors`, `unused` names (without it) that no engine needs. `activations` are those that the engine
     has for the family. An `encoder` makes embeddings and no text; what `ranks` makes a score of two texts. `tied` says
-    whether the embedding serves as the output where `config.json` does not say.
+    whether the embedding serves as the output where `config.json` does not say; `instead` gives another family for
+    models of the same classes that are otherwise built.
     """
 
     classes: tuple[str, ...]
@@ -81,6 +82,7 @@ class Family:
     encoder: bool = False
     ranks: bool = False
     tied: bool = False
+    instead: Callable[[Config], Family | None] = lambda config: None
 
 
 def headless(family: Family) -> Family:

@@ -24,8 +24,9 @@ def _read_lfm2_sizes(config: Config) -> dict[str, int]:
         step = config.count("block_multiple_of", 256)
         wide = -(-int(config.number("block_ffn_dim_multiplier", 1.0) * int(2 * wide / 3)) // step) * step
     sizes = decoder.read_sizes(Config(config.name, {**config.values, "intermediate_size": wide}))
-    masks = _masks(_kinds(config, sizes["layers"], _CONVOLUTION))
-    return {**sizes, **masks, "one": 1, "three_width": 3 * sizes["width"], "kernel": config.count("conv_L_cache", 3)}
+    attending = masks(_kinds(config, sizes["layers"], _CONVOLUTION))
+    kernel = config.count("conv_L_cache", 3)
+    return {**sizes, **attending, "one": 1, "three_width": 3 * sizes["width"], "kernel": kernel}
 
 
 def _kinds(config: Config, layers: int, other: str) -> list[bool]:
@@ -40,7 +41,7 @@ def _kinds(config: Config, layers: int, other: str) -> list[bool]:
     return [kind == _ATTENTION for kind in kinds]
 
 
-def _masks(attending: list[bool]) -> dict[str, int]:
+def masks(attending: list[bool]) -> dict[str, int]:
     """The sizes whose bits say which layers attend, and which do not."""
     mask = sum(1 << layer for layer, attends in enumerate(attending) if attends)
     return {"attending": mask, "others": (1 << len(attending)) - 1 - mask}
@@ -58,7 +59,7 @@ def _describe_lfm2(config: Config, sizes: Sizes) -> dict[str, Any]:
     }
 
 
-def _some(where: str, *tensors: Known) -> tuple[Known, ...]:
+def some(where: str, *tensors: Known) -> tuple[Known, ...]:
     """Tensors that only some layers have."""
     return tuple(known._replace(where=where) for known in tensors)
 
@@ -75,7 +76,7 @@ LFM2 = Family(
         *linear("feed_forward.w1", "ffn_gate", "feed_forward", "width", bias=False),
         *linear("feed_forward.w2", "ffn_down", "width", "feed_forward", bias=False),
         *linear("feed_forward.w3", "ffn_up", "feed_forward", "width", bias=False),
-        *_some(
+        *some(
             "attending",
             *linear("self_attn.q_proj", "attn_q", "queries", "width", bias=False),
             *linear("self_attn.k_proj", "attn_k", "keys", "width", bias=False),
@@ -84,7 +85,7 @@ LFM2 = Family(
             *norm("self_attn.q_layernorm", "attn_q_norm", "head"),
             *norm("self_attn.k_layernorm", "attn_k_norm", "head"),
         ),
-        *_some(
+        *some(
             "others",
             *linear("conv.in_proj", "shortconv.in_proj", "three_width", "width", bias=False),
             *linear("conv.out_proj", "shortconv.out_proj", "width", "width", bias=False),

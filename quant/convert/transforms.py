@@ -143,6 +143,35 @@ class NegativeExponential:
         return -rates
 
 
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """Weights times a number, which the model multiplies what goes in or comes out by."""
+
+    factor: float
+    rows: int = 1
+
+    def apply(self, x: np.ndarray) -> np.ndarray:
+        """The weights, float32, from any type (uint16 holds the bits of BF16)."""
+        return widen(x) * np.float32(self.factor)
+
+
+@dataclass(frozen=True, slots=True)
+class ScaleBlocks:
+    """As `Scale`, for a matrix of several blocks of rows: `counts` rows each, and a factor for each."""
+
+    counts: tuple[int, ...]
+    factors: tuple[float, ...]
+
+    @property
+    def rows(self) -> int:
+        """All of them."""
+        return sum(self.counts)
+
+    def apply(self, x: np.ndarray) -> np.ndarray:
+        """(rows, columns), float32, from any type (uint16 holds the bits of BF16)."""
+        return widen(x) * np.repeat(np.float32(self.factors), self.counts)[:, None]
+
+
 def widen(x: np.ndarray) -> np.ndarray:
     """Any float type, or the bits of BF16 as uint16, as float32."""
     if x.dtype == np.uint16:

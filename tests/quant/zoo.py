@@ -77,7 +77,24 @@ EYES = {
 }
 QWEN_EYES = {"depth": 2, "num_heads": 2, "patch_size": 14, "hidden_size": 32}
 MROPE = {"mrope_section": [4, 6, 6]}
-MODERN = {"num_key_value_heads": None, "local_attention": 32, "num_hidden_layers": 4, "num_labels": 1}
+BASES = {
+    "rope_parameters": {
+        "full_attention": {"rope_type": "default", "rope_theta": 30000.0},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 3000.0},
+    }
+}
+MODERN = {"num_key_value_heads": None, "local_attention": 32, "num_hidden_layers": 4, "num_labels": 1, **BASES}
+MIXERS = {"mamba_n_heads": 8, "mamba_d_state": 32, "mamba_chunk_size": 64}
+GRANITE_4 = {
+    **{**SCALES, **MIXERS, "layer_types": ["mamba", "attention", "mamba"], "shared_intermediate_size": 96},
+    "position_embedding_type": "rope",
+}
+FALCON_H1 = {
+    **{**MIXERS, "mamba_d_ssm": 192, "mamba_n_heads": 6, "mamba_n_groups": 2, "head_dim": 32},
+    **{"attention_in_multiplier": 1.5, "attention_out_multiplier": 0.75, "key_multiplier": 0.5},
+    **{"embedding_multiplier": 5.0, "lm_head_multiplier": 0.5, "mlp_multipliers": [0.75, 0.5]},
+    **{"ssm_in_multiplier": 1.25, "ssm_out_multiplier": 0.5, "ssm_multipliers": [0.5, 0.75, 0.125, 0.25, 0.75]},
+}
 ZOO: dict[str, Row] = {
     "llama": Row("Llama"),
     "llama, biases": Row("Llama", {"attention_bias": True, "mlp_bias": True}),
@@ -207,6 +224,23 @@ ZOO: dict[str, Row] = {
             }
         },
     ),
+    "mamba2": Row(
+        "Mamba2",
+        {
+            **{"num_heads": 8, "head_dim": 32, "state_size": 32, "n_groups": 2, "chunk_size": 64},
+            **dict.fromkeys(("intermediate_size", "num_attention_heads", "num_key_value_heads")),
+        },
+        spread=1.0,
+    ),
+    "granitehybrid": Row("GraniteMoeHybrid", {**GRANITE_4, "num_local_experts": 12, "num_experts_per_tok": 3}),
+    "granitehybrid, no rotation": Row(
+        "GraniteMoeHybrid", {**GRANITE_4, "num_local_experts": 0, "position_embedding_type": None}
+    ),
+    "granitehybrid, attention alone": Row(
+        "GraniteMoeHybrid", {**GRANITE_4, "num_local_experts": 0, "layer_types": ["attention"] * 3}
+    ),
+    "falcon-h1": Row("FalconH1", FALCON_H1),
+    "falcon-h1, norms": Row("FalconH1", {**FALCON_H1, "mamba_rms_norm": True, "mamba_norm_before_gate": False}),
     "qwen3, embedding": Row("Qwen3", {"head_dim": 64}, "Model"),
     "qwen3, ranking": Row("Qwen3", {"head_dim": 64, "num_labels": 1}, RANKS),
     "gemma-embedding": Row(
