@@ -42,7 +42,7 @@ class Facts(msgspec.Struct, frozen=True):
     """What a pull makes.
 
     `title` is what was asked for, `source` where it comes from, `size` that of the finished file in bytes;
-    `fingerprint` stands for all that decides the file.
+    `fingerprint` stands for all that decides the file; `pre` is the pre-tokenizer's name where the user gave it.
     """
 
     title: str
@@ -52,6 +52,7 @@ class Facts(msgspec.Struct, frozen=True):
     reason: str
     fingerprint: str
     size: int
+    pre: str = ""
 
 
 class Mark(Protocol):

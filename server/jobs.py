@@ -11,10 +11,9 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import Any
 
-from registry.names import Name, Reference, parse
+from registry.names import AUTO, Name, Reference, parse
 from registry.store import Ingest, Model, Store
 from runtime.child import Child
 from server.config import Config, child_environment
@@ -22,20 +21,13 @@ from server.errors import ServerError, Stopping
 from server.library import Library
 from server.messages import Done, Failure, FromPuller, Note, Planned, Progress, Task
 from server.problems import Problem, Reported
+from server.progress import failed, listed, tagged, told
 from server.worker import log_file, reap
 
 log = logging.getLogger("lm.jobs")
 NICE = 10
 # After these errors nobody can go on with what was made.
 _HOPELESS = frozenset({"bad_values"})
-
-_STATUS = {
-    "resolving": "pulling manifest",
-    "planning": "planning",
-    "writing": "quantizing",
-    "copying": "copying",
-    "committing": "writing manifest",
-}
 
 
 @dataclass(frozen=True)
@@ -134,10 +126,15 @@ class Jobs:
     ) -> AsyncGenerator[dict[str, Any]]:
         """The frames of the pull of `reference`, started unless it is under way; the last one is success or error.
 
-        With `detach` it goes on to its end, whoever leaves. The order of a pull that is under way stays.
+        With `detach` it goes on to its end, whoever leaves. The order of a pull that is under way stays. Where it was
+        begun under another name, with a level or without one, that one goes on.
         """
         if self._stopping:
             raise Stopping("the daemon is stopping", "start it again")
+        reference, begun = await asyncio.to_thread(self._begun, reference, set(self._jobs)), reference
+        if reference.text != begun.text:
+            anew = "" if begun.level else f"; `{begun.text}:{AUTO}` chooses anew"
+            yield told(Note(f"going on with `{reference.text}`, which was paused{anew}"))
         job = self._jobs.get(reference.text)
         if job is None or job.leaving:
             before = job.task if job else None
@@ -149,7 +146,7 @@ class Jobs:
         try:
             if left:
                 text = reference.text
-                yield _told(
+                yield told(
                     Note(f"the daemon brings this in whether or not anybody looks on; `lm stop {text}` pauses it")
                 )
             async for frame in job.story():
@@ -162,7 +159,7 @@ class Jobs:
     async def partials(self) -> list[dict[str, Any]]:
         """What is on its way or paused, as `/lm/partials` lists it; sizes in bytes."""
         ingests = await asyncio.to_thread(self._library.store.partials)
-        return [_listed(ingest, ingest.title in self._jobs) for ingest in ingests]
+        return [listed(ingest, ingest.title in self._jobs) for ingest in ingests]
 
     async def remove(self, reference: Reference, installed: bool) -> str:
         """End the pulls that `reference` means, and throw away what they made; the name of one, "" without any.
@@ -202,6 +199,20 @@ class Jobs:
             job.leave()
         await asyncio.gather(*(job.task for job in jobs if job.task), return_exceptions=True)
 
+    def _begun(self, wanted: Reference, under_way: set[str]) -> Reference:
+        """The only paused pull that `wanted` may mean, `wanted` itself where there is none or it was begun so."""
+        store = self._library.store
+        paused = {ingest.title: ingest.journal for ingest in store.partials() if ingest.title not in under_way}
+        if wanted.text in paused or wanted.text in under_way or wanted.level == AUTO:
+            return wanted
+        installed = any(model.key.tagged(None).same(wanted.name.tagged(None)) for model in store.models())
+        found = [
+            pulled
+            for pulled, journal in ((parse(title), journal) for title, journal in paused.items())
+            if journal and pulled.location == wanted.location and _means(wanted, pulled, journal.facts.level, installed)
+        ]
+        return found[0] if len(found) == 1 else wanted
+
     def _forget(self, job: Job) -> None:
         if self._jobs.get(job.reference.text) is job:
             del self._jobs[job.reference.text]
@@ -214,13 +225,13 @@ class Jobs:
             job.tell({"status": "success", "phase": "done", "name": model.name, "digest": model.digest})
         except asyncio.CancelledError:
             log.info("pull of %s was %s", job.reference.text, "removed" if job.unwanted else "paused")
-            job.tell(_error(_ending(job)))
+            job.tell(failed(_ending(job)))
         except Exception as error:
             if Problem.of(error).code == "internal":
                 log.exception("pull of %s failed", job.reference.text)
             else:
                 log.info("pull of %s failed: %s", job.reference.text, error)
-            job.tell(_error(error))
+            job.tell(failed(error))
         finally:
             self._forget(job)
             job.end()
@@ -284,13 +295,13 @@ class Jobs:
                     case Failure(code=code, message=message, hint=hint):
                         raise Reported(code, message, hint)
                     case Planned():
-                        job.tell(_told(frame))
-                        name = _tagged(job.reference, frame.level)
+                        job.tell(told(frame))
+                        name = tagged(job.reference, frame.level)
                         if same := await asyncio.to_thread(self._same, name, frame):
-                            job.tell(_told(Note("nothing has changed since it was brought in")))
+                            job.tell(told(Note("nothing has changed since it was brought in")))
                             return same
                     case Note() | Progress():
-                        job.tell(_told(frame))
+                        job.tell(told(frame))
             await reap(child)
         finally:
             child.kill()
@@ -314,39 +325,17 @@ class Jobs:
             disk_free=await asyncio.to_thread(_room, self._library.store, ingest),
             context=config.context,
             sequences=config.sequences,
-            pre=job.order.pre or await asyncio.to_thread(_pre, self._library.store, job.reference),
+            pre=job.order.pre or await asyncio.to_thread(_pre, self._library.store, job.reference, ingest),
         )
 
 
-def _pre(store: Store, reference: Reference) -> str:
-    """The pre-tokenizer that the user named for another variant of this model, empty for none."""
+def _pre(store: Store, reference: Reference, ingest: Ingest) -> str:
+    """The pre-tokenizer that the user named when this was begun, or for another variant; empty for none."""
+    if ingest.journal and ingest.journal.facts.pre:
+        return ingest.journal.facts.pre
     wanted = reference.name.tagged(None)
     named = [str(model.own.get("pre", "")) for model in store.models() if model.key.tagged(None).same(wanted)]
     return next(filter(None, named), "")
-
-
-def _told(frame: Note | Planned | Progress) -> dict[str, Any]:
-    if isinstance(frame, Note):
-        return {"status": frame.text, "phase": "note"}
-    if isinstance(frame, Planned):
-        return {
-            "status": frame.reason,
-            "phase": "planned",
-            "level": frame.level,
-            "reason": frame.reason,
-            "source_bytes": frame.source_bytes,
-            "output_bytes": frame.output_bytes,
-            "resumed": frame.resumed,
-        }
-    told: dict[str, Any] = {"status": _STATUS.get(frame.phase, frame.phase), "phase": frame.phase}
-    if frame.total:
-        told |= {"completed": frame.completed, "total": frame.total, "rate": round(frame.rate)}
-        told["eta"] = round((frame.total - frame.completed) / frame.rate, 1) if frame.rate else None
-    return told
-
-
-def _error(error: BaseException) -> dict[str, Any]:
-    return {"status": "error", "phase": "failed"} | Problem.of(error).body("ollama")
 
 
 def _ending(job: Job) -> Stopping:
@@ -363,29 +352,8 @@ def _room(store: Store, ingest: Ingest) -> int:
 
 def _means(wanted: Reference, pulled: Reference, level: str, installed: bool) -> bool:
     """Whether a name that a user typed means this pull, of a level that may be known only to its journal."""
-    name = _tagged(pulled, level)
+    name = tagged(pulled, level)
     if wanted.text == pulled.text or wanted.name.display.lower() == name.display.lower():
         return True
     bare = wanted.name.display.lower() == pulled.name.tagged(None).display.lower()
     return bare and wanted.name.tag is None and not installed
-
-
-def _tagged(pulled: Reference, level: str) -> Name:
-    """Under which name it will lie, if its level is known."""
-    return pulled.name if pulled.name.tag or not level else pulled.name.tagged(level)
-
-
-def _listed(ingest: Ingest, active: bool) -> dict[str, Any]:
-    journal = ingest.journal
-    assert journal is not None
-    facts = journal.facts
-    return {
-        "name": _tagged(parse(ingest.title), facts.level).display,
-        "source": ingest.title,
-        "revision": facts.revision,
-        "level": facts.level,
-        "completed": journal.latest.size,
-        "total": facts.size,
-        "modified_at": datetime.fromtimestamp(ingest.data.stat().st_mtime, UTC).isoformat(),
-        "active": active,
-    }

@@ -209,9 +209,8 @@ class _Pull:
     def _begin(self, conversion: Conversion | Copy, level: str, reason: str) -> Place | None:
         fingerprint = self._fingerprint(conversion)
         before = self.partial.journal
-        facts = Facts(
-            self.task.source, self.source.url, self.source.revision, level, reason, fingerprint, conversion.size
-        )
+        source, revision, size = self.source.url, self.source.revision, conversion.size
+        facts = Facts(self.task.source, source, revision, level, reason, fingerprint, size, self.task.pre)
         place = self.partial.begin(facts)
         if before is not None and place is None:
             self.tell(Note("what an earlier pull left is of another source, recipe or version: it begins anew"))

@@ -53,6 +53,31 @@ def test_ctrl_c_pauses_and_the_next_pull_goes_on(lm: Cli, hub: Hub) -> None:
     assert not partials(lm)
 
 
+@pytest.mark.slow
+def test_what_a_pull_was_begun_with_is_kept(lm: Cli, tmp_path: Path) -> None:
+    odd = tmp_path / "odd"
+    shutil.copytree(DEMO, odd)
+    tokenizer = json.loads((odd / "tokenizer.json").read_text())
+    split = {"type": "Split", "pattern": {"Regex": r"\p{L}{1,4}"}, "behavior": "Isolated", "invert": False}
+    steps = [split, {"type": "ByteLevel", "use_regex": False}]
+    (odd / "tokenizer.json").write_text(
+        json.dumps(tokenizer | {"pre_tokenizer": {"type": "Sequence", "pretokenizers": steps}})
+    )
+    with Hub({"org/odd": odd}) as hub:
+        mine = Cli({**lm.env, "HF_ENDPOINT": hub.url})
+        hub.bandwidth = 1e6
+        with mine.popen("pull", "org/odd", "--level", "Q5_K_M", "--pre", "smollm") as process:
+            wait_until(lambda: partials(mine), 20)
+            process.send_signal(signal.SIGINT)
+        wait_until(lambda: not partials(mine)[0]["active"], 10)
+        hub.bandwidth = None
+        lines = [json.loads(line) for line in mine("pull", "org/odd", "--json").out.splitlines()]
+    assert lines[0]["status"].startswith("going on with `hf.co/org/odd:Q5_K_M`, which was paused; `hf.co/org/odd:auto`")
+    assert [line["resumed"] > 0 for line in lines if line["phase"] == "planned"] == [True]
+    assert lines[-1]["name"] == "hf.co/org/odd:Q5_K_M"
+    assert not partials(mine)
+
+
 def test_a_detached_pull_is_left_once_its_level_is_known_and_ended_by_rm(lm: Cli, hub: Hub) -> None:
     hub.bandwidth = 1e6
     done = lm("pull", "org/demo:Q6_K", "--detach")
