@@ -7,6 +7,7 @@ from dataclasses import replace
 from quant.convert import (
     chat,
     cohere,
+    deepseek,
     encoder,
     gemma,
     glm,
@@ -24,7 +25,7 @@ from quant.convert import (
     small,
     wrappers,
 )
-from quant.convert.base import Family, check_layers, headless, plan_tensors
+from quant.convert.base import Family, check_layers, headless, plan_tensors, split_ahead
 from quant.convert.config import Config
 from quant.convert.gguf_source import plan_gguf
 from quant.convert.pooling import DENSE, MEAN, RANK, pooled, read_dense, read_pooling
@@ -108,6 +109,8 @@ def _sketch(files: Files) -> tuple[Config, ModelPlan, int]:
         family, entries, left_out = wrappers.take_out(family, entries)
     sizes = {**family.read_sizes(config), **({"dense": dense[0].shape[0]} if dense else {})}
     check_layers(sizes)
+    entries, ahead = split_ahead(family, config, sizes, entries)
+    left_out |= {"guesses at further tokens": ahead} if ahead else {}
     described = {f"{family.architecture}.{key}": value for key, value in family.describe(config, sizes).items()}
     own = (*family.computed(config, sizes), *family.picked(files, entries, config))
     tensors = (*own, *plan_tensors(family, config, sizes, entries))

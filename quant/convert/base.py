@@ -33,7 +33,8 @@ class Known(NamedTuple):
     other, has both in `target`, with a space between. `layers` names the sizes that say in which layers the tensor is
     (from, up to), `where` one whose bits say it of every layer. One that is not `required` is in all of these layers or
     in none. Where the two in `target` do not follow each other, both have their own name in `transform`, which takes
-    what belongs to it from each matrix of the source.
+    what belongs to it from each matrix of the source; `result` has two then, the sizes of each with spaces between,
+    where they differ.
     """
 
     source: str
@@ -124,6 +125,22 @@ def plan_tensors(family: Family, config: Config, sizes: Sizes, entries: Sequence
     return _stacked(placed, entries)
 
 
+def split_ahead(family: Family, config: Config, sizes: Sizes, entries: Sequence[Entry]) -> tuple[list[Entry], int]:
+    """The tensors without those of the layers behind the last, and the bytes of these.
+
+    Such layers guess at the token after the next (`num_nextn_predict_layers`), and our engine never asks for it.
+    """
+    layers, more = sizes["layers"], config.get("num_nextn_predict_layers") or config.get("num_mtp_layers") or 0
+    behind = re.compile(family.prefix + r"layers\.(?P<layer>\d{1,6})\.")
+
+    def is_ahead(entry: Entry) -> bool:
+        found = behind.match(entry.name)
+        return bool(found and isinstance(more, int) and layers <= int(found["layer"]) < layers + more)
+
+    rest = [entry for entry in entries if not is_ahead(entry)]
+    return rest, sum(entry.size for entry in entries) - sum(entry.size for entry in rest)
+
+
 def check_layers(sizes: Sizes) -> None:
     """Raises UnsupportedModel for more layers than any engine has."""
     if sizes["layers"] > MAX_BLOCKS:
@@ -201,11 +218,13 @@ def _place(entry: Entry, known: Known, sizes: Sizes, transforms: Mapping[str, Tr
             f"tensor `{entry.name}` is stored as {entry.dtype}, so the model is already quantized",
             hint="use the repository with the original weights",
         )
-    result = tuple(sizes[name] for name in known.result) or shape
+    # Of two tensors each may have its own, its sizes with spaces between.
+    results = [tuple(map(sizes.__getitem__, each.split())) for each in known.result if " " in each]
+    result = shape if results or not known.result else tuple(sizes[name] for name in known.result)
     names = known.transform.split() if " " in known.target else [known.transform] * bool(known.transform)
     plan = TensorPlan(known.target, result, entry.dtype, entry.name, entry.shard)
     if entry.scales or len(names) > 1:
-        made = _take(plan, known, entry, [transforms[name] for name in names])
+        made = _take(plan, known, entry, [transforms[name] for name in names], results)
         yield from (_stack(each, sizes[known.each]) if "[]" in known.source else each for each in made)
         return
     plan = replace(plan, transform=transforms[known.transform] if known.transform else None)
@@ -227,7 +246,9 @@ def _stack(plan: TensorPlan, count: int) -> TensorPlan:
     return replace(plan, shape=(count, *plan.shape))
 
 
-def _take(plan: TensorPlan, known: Known, entry: Entry, transforms: list[Transform]) -> Iterator[TensorPlan]:
+def _take(
+    plan: TensorPlan, known: Known, entry: Entry, transforms: list[Transform], shapes: list[tuple[int, ...]]
+) -> Iterator[TensorPlan]:
     """Tensors of which each is made of all matrices of the source, and their scales, by its own transform."""
     matrices = entry.shape[0] if len(entry.shape) > 2 else 1
     scales = _cut(entry.scales, matrices) if entry.scales else ()
@@ -237,6 +258,7 @@ def _take(plan: TensorPlan, known: Known, entry: Entry, transforms: list[Transfo
         yield replace(
             plan,
             name=name,
+            shape=shapes[number] if shapes else plan.shape,
             offset=entry.offset,
             # So that all together have the bytes of the source.
             size=size * (number + 1) // len(targets) - size * number // len(targets),

@@ -1,7 +1,6 @@
-"""Mixtures of experts: Mixtral, Qwen 2 and 3 MoE, Granite MoE, DeepSeek V2 Lite.
+"""Mixtures of experts: Mixtral, Qwen 2 and 3 MoE, Granite MoE; and what those after DeepSeek's pattern have in common.
 
-Sources: `modeling_*.py` of transformers, `models/*moe.cpp` and `deepseek2.cpp` of llama.cpp. DeepSeek's keys and values
-are kept as they are multiplied out, which takes more cache than llama.cpp's other form and is the same otherwise.
+Sources: `modeling_*.py` of transformers, `models/*moe.cpp` of llama.cpp.
 """
 
 from __future__ import annotations
@@ -11,8 +10,8 @@ from typing import Any
 from quant.convert import decoder, llama, rotary
 from quant.convert.base import Family, Known, Sizes
 from quant.convert.config import Config
-from quant.convert.decoder import LAYER, linear, norm, router, stacked
-from quant.errors import UnsupportedModel
+from quant.convert.decoder import LAYER, layer, linear, router, stacked
+from quant.errors import MalformedFile, UnsupportedModel
 
 _DENSE = (decoder.EMBEDDING, *decoder.final_norm(), decoder.OUTPUT, *decoder.NORMS, *decoder.ATTENTION)
 
@@ -41,7 +40,7 @@ MIXTRAL = Family(
     transforms=llama.transforms,
     computed=rotary.tables,
 )
-_EXPERTS = (
+EXPERTS = (
     router("mlp.gate"),
     stacked("mlp.experts.[].gate_proj", "ffn_gate", "expert", "width"),
     stacked("mlp.experts.[].down_proj", "ffn_down", "width", "expert"),
@@ -49,13 +48,60 @@ _EXPERTS = (
 )
 
 
-def _shared(source: str) -> tuple[Known, ...]:
+def shared(source: str) -> tuple[Known, ...]:
     """The expert that always answers."""
     return (
         *linear(f"{source}.gate_proj", "ffn_gate_shexp", "shared_expert", "width", bias=False),
         *linear(f"{source}.down_proj", "ffn_down_shexp", "width", "shared_expert", bias=False),
         *linear(f"{source}.up_proj", "ffn_up_shexp", "shared_expert", "width", bias=False),
     )
+
+
+# What is added to the probabilities when experts are chosen, and only then.
+PREFERENCE = layer("mlp.gate.e_score_correction_bias", "exp_probs_b.bias", "experts")._replace(
+    layers=("dense", "layers")
+)
+_GATING = {"softmax": 1, "sigmoid": 2}
+
+
+def only(tensors: tuple[Known, ...], first: str, end: str) -> tuple[Known, ...]:
+    """The tensors in the layers from the size `first` up to `end` alone."""
+    return tuple(known._replace(layers=(first, end)) for known in tensors)
+
+
+def read_routed_sizes(config: Config) -> dict[str, int]:
+    """The sizes of mixtures after DeepSeek's pattern, of which the first layers have no experts."""
+    expert, shared = config.count("moe_intermediate_size"), config.count("n_shared_experts")
+    types = config.get("mlp_layer_types")
+    layers = config.count("num_hidden_layers")
+    if types is None:
+        dense = config.count("first_k_dense_replace") if config.get("first_k_dense_replace") != 0 else 0
+    else:
+        dense = types.count("dense") if isinstance(types, list) else 0
+        if types != ["dense"] * dense + ["sparse"] * (layers - dense):
+            raise UnsupportedModel("it has layers without experts between the others, which llama.cpp does not know")
+    return {
+        **{"dense": dense, "experts": config.count("n_routed_experts"), "expert": expert},
+        **{"shared_experts": shared, "shared_expert": expert * shared},
+    }
+
+
+def describe_routed(config: Config, sizes: Sizes, gating: str) -> dict[str, Any]:
+    """The entries of such a mixture; `gating` makes probabilities: `softmax` or `sigmoid`."""
+    groups, used = config.count("n_group", 1), config.count("topk_group", 1)
+    grouped = {"expert_group_count": groups, "expert_group_used_count": used} if groups > 1 else {}
+    if sizes["experts"] % groups or used > groups:
+        raise MalformedFile(f"{sizes['experts']} experts cannot be chosen from {used} of {groups} groups")
+    return {
+        "leading_dense_block_count": sizes["dense"],
+        **decoder.describe_experts(sizes["experts"], config.count("num_experts_per_tok")),
+        "expert_feed_forward_length": sizes["expert"],
+        "expert_shared_count": sizes["shared_experts"],
+        "expert_weights_scale": config.number("routed_scaling_factor", 1.0),
+        "expert_weights_norm": config.flag("norm_topk_prob"),
+        "expert_gating_func": _GATING[gating],
+        **grouped,
+    }
 
 
 def _read_qwen_sizes(config: Config) -> dict[str, int]:
@@ -97,7 +143,7 @@ QWEN2_MOE = Family(
     classes=("Qwen2MoeForCausalLM",),
     architecture="qwen2moe",
     tensors=(
-        *(*_DENSE, *_EXPERTS, *_shared("mlp.shared_expert")),
+        *(*_DENSE, *EXPERTS, *shared("mlp.shared_expert")),
         Known(
             LAYER + "mlp.shared_expert_gate.weight",
             "blk.{}.ffn_gate_inp_shexp.weight",
@@ -111,7 +157,7 @@ QWEN2_MOE = Family(
 QWEN3_MOE = Family(
     classes=("Qwen3MoeForCausalLM",),
     architecture="qwen3moe",
-    tensors=(*_DENSE, *decoder.HEAD_NORMS, *_EXPERTS),
+    tensors=(*_DENSE, *decoder.HEAD_NORMS, *EXPERTS),
     read_sizes=_read_qwen_sizes,
     describe=_describe_qwen3,
 )
@@ -174,82 +220,4 @@ GRANITE_MOE = Family(
 )
 
 
-def _read_deepseek_sizes(config: Config) -> dict[str, int]:
-    if config.get("q_lora_rank") is not None:
-        raise UnsupportedModel("of DeepSeek's models only the Lite ones of version 2 can be converted yet")
-    if config.count("num_hidden_layers") not in (26, 27):
-        raise UnsupportedModel("llama.cpp knows DeepSeek V2 Lite by its 27 layers, and this model has other")
-    heads = config.count("num_attention_heads")
-    plain, turned = config.count("qk_nope_head_dim"), config.count("qk_rope_head_dim")
-    value, rank = config.count("v_head_dim"), config.count("kv_lora_rank")
-    expert = config.count("moe_intermediate_size")
-    return {
-        "vocabulary": config.count("vocab_size"),
-        "width": config.count("hidden_size"),
-        "layers": config.count("num_hidden_layers"),
-        "dense": config.count("first_k_dense_replace"),
-        "feed_forward": config.count("intermediate_size"),
-        **{"heads": heads, "shared": heads, "head": plain + turned, "rotated": turned, "value": value, "rank": rank},
-        **{"queries": heads * (plain + turned), "values": heads * value},
-        **{"compressed": rank + turned, "expanded": heads * (plain + value)},
-        **{"experts": config.count("n_routed_experts"), "expert": expert},
-        "shared_experts": config.count("n_shared_experts"),
-        "shared_expert": expert * config.count("n_shared_experts"),
-    }
-
-
-def _describe_deepseek(config: Config, sizes: Sizes) -> dict[str, Any]:
-    odd = {"topk_method": "greedy", "scoring_func": "softmax", "moe_layer_freq": 1, "norm_topk_prob": False}
-    other = [key for key, value in odd.items() if config.values.get(key, value) != value]
-    if other:
-        raise UnsupportedModel(f"it chooses its experts otherwise than DeepSeek V2 Lite (`{other[0]}`)")
-    return {
-        **_describe_rotation(config, sizes),
-        "attention.value_length": sizes["value"],
-        "attention.kv_lora_rank": sizes["rank"],
-        "leading_dense_block_count": sizes["dense"],
-        **decoder.describe_experts(sizes["experts"], config.count("num_experts_per_tok")),
-        "expert_feed_forward_length": sizes["expert"],
-        "expert_shared_count": sizes["shared_experts"],
-        "expert_weights_scale": config.number("routed_scaling_factor", 1.0),
-        "expert_weights_norm": False,
-        "expert_gating_func": 1,
-    }
-
-
-def _describe_rotation(config: Config, sizes: Sizes) -> dict[str, Any]:
-    """YaRN as DeepSeek has it: attention is sharper by a logarithm of the factor, and rotation leaves lengths alone."""
-    key = "rope_parameters" if config.get("rope_parameters") else "rope_scaling"
-    scaling = rotary.parameters(config)
-    all_dimensions = scaling.get("mscale_all_dim")
-    if not all_dimensions:
-        return decoder.describe(config, sizes)
-    if scaling.get("mscale") != all_dimensions:
-        raise UnsupportedModel("its rotary scaling has an `mscale` that is not its `mscale_all_dim`")
-    bare = {name: value for name, value in scaling.values.items() if not name.startswith("mscale")}
-    entries = decoder.describe(Config(config.name, {**config.values, key: bare}), sizes)
-    # llama.cpp expects the 0.1 of the formula in here.
-    return {**entries, "rope.scaling.yarn_log_multiplier": 0.1 * scaling.number("mscale_all_dim")}
-
-
-def _only(tensors: tuple[Known, ...], first: str, end: str) -> tuple[Known, ...]:
-    return tuple(known._replace(layers=(first, end)) for known in tensors)
-
-
-DEEPSEEK2 = Family(
-    classes=("DeepseekV2ForCausalLM",),
-    architecture="deepseek2",
-    tensors=(
-        *(decoder.EMBEDDING, *decoder.final_norm(), decoder.OUTPUT, *decoder.NORMS),
-        *linear("self_attn.q_proj", "attn_q", "queries", "width", bias=False),
-        *linear("self_attn.kv_a_proj_with_mqa", "attn_kv_a_mqa", "compressed", "width", bias=False),
-        *norm("self_attn.kv_a_layernorm", "attn_kv_a_norm", "rank"),
-        *linear("self_attn.kv_b_proj", "attn_kv_b", "expanded", "rank", bias=False),
-        *linear("self_attn.o_proj", "attn_output", "width", "values", bias=False),
-        *_only(decoder.GATED, "", "dense"),
-        *_only((*_EXPERTS, *_shared("mlp.shared_experts")), "dense", "layers"),
-    ),
-    read_sizes=_read_deepseek_sizes,
-    describe=_describe_deepseek,
-)
-FAMILIES = (MIXTRAL, QWEN2_MOE, QWEN3_MOE, GRANITE_MOE, DEEPSEEK2)
+FAMILIES = (MIXTRAL, QWEN2_MOE, QWEN3_MOE, GRANITE_MOE)

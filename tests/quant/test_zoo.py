@@ -117,10 +117,11 @@ def without(plan: ModelPlan, folder: Folder) -> Iterator[tuple[str, list[TensorP
     if stacks:
         yield "stack", [replace(t, parts=t.parts[::-1]) if t.name in stacks else t for t in tensors]
     # Two tensors that lie in one, the other way round.
-    shared = {t.source for t in tensors if t.source and sum(other.source == t.source for other in tensors) == 2}
+    halves = [t.source for t in tensors if re.search("ffn_(gate|up)_", t.name)]
+    shared = {source for source in halves if halves.count(source) == 2}
     if shared:
         swap = {"gate": "up", "up": "gate"}
-        renamed = {t.name: re.sub("gate|up(?=_)", lambda found: swap[found[0]], t.name) for t in tensors}
+        renamed = {t.name: re.sub("gate|up(?=[_.])", lambda found: swap[found[0]], t.name) for t in tensors}
         yield "split", [replace(t, name=renamed[t.name]) if t.source in shared else t for t in tensors]
     starts = {entry.name: entry.offset for entry in read_model(folder)}
     skipping = [t for t in tensors if t.shard and not t.parts and t.offset != starts[t.source]]

@@ -58,6 +58,14 @@ DEEPSEEK = {
     **{"first_k_dense_replace": 2, "num_experts_per_tok": 2, "num_hidden_layers": 27, "head_dim": 16},
     **{"num_key_value_heads": 4, "hidden_size": 64, "routed_scaling_factor": 2.0, "intermediate_size": 96},
 }
+HALF = {"rope_type": "default", "rope_theta": 30000.0, "partial_rotary_factor": 0.5}
+DEEPSEEK_3 = {
+    **{"q_lora_rank": 48, "kv_lora_rank": 32, "qk_nope_head_dim": 32, "qk_rope_head_dim": 16, "v_head_dim": 24},
+    **{"n_routed_experts": 16, "n_shared_experts": 1, "moe_intermediate_size": 64, "first_k_dense_replace": 1},
+    **{"n_group": 4, "topk_group": 2, "num_experts_per_tok": 4, "routed_scaling_factor": 2.5, "head_dim": 16},
+    **{"num_key_value_heads": 4, "num_hidden_layers": 3, "norm_topk_prob": True, "rms_norm_eps": 1e-6},
+}
+BETAS = {"beta_fast": 4.0, "beta_slow": 0.5}
 ONE = {"mscale": 1.0, "mscale_all_dim": 1.0, "rope_theta": 1e5}
 MSCALE = {"mscale": 0.707, "mscale_all_dim": 0.707}
 GPT_OSS = {
@@ -148,11 +156,22 @@ ZOO: dict[str, Row] = {
         "GraniteMoeShared",
         {**SCALES, "num_local_experts": 4, "num_experts_per_tok": 2, "shared_intermediate_size": 96},
     ),
-    "deepseek2": Row("DeepseekV2", DEEPSEEK, spread=1.0),
-    "deepseek2, yarn": Row("DeepseekV2", {**DEEPSEEK, "rope_scaling": {**YARN, **MSCALE}}, spread=1.0),
+    "deepseek2": Row("DeepseekV2", DEEPSEEK, spread=1.5),
+    "deepseek2, yarn": Row("DeepseekV2", {**DEEPSEEK, "rope_scaling": {**YARN, **MSCALE}}, spread=1.5),
     "gpt-oss": Row("GptOss", GPT_OSS),
     "gpt-oss, yarn": Row(
         "GptOss", {**GPT_OSS, "rope_parameters": {**YARN, "rope_theta": 150000.0, "truncate": True}}, spread=2.0
+    ),
+    "deepseek2, v3": Row("DeepseekV3", DEEPSEEK_3),
+    "deepseek2, v3 yarn": Row("DeepseekV3", {**DEEPSEEK_3, "rope_scaling": {**YARN, **ONE}}),
+    "deepseek2, moonlight": Row(
+        "DeepseekV3",
+        {**DEEPSEEK, "n_group": 1, "topk_group": 1, "norm_topk_prob": True, "first_k_dense_replace": 25},
+        spread=1.0,
+    ),
+    "deepseek2, glm 4.7 flash": Row(
+        "Glm4MoeLite",
+        {**DEEPSEEK_3, "mlp_layer_types": ["dense", "sparse", "sparse"], "first_k_dense_replace": None},
     ),
     "seed_oss": Row("SeedOss", {"head_dim": 64, "attention_bias": True, "attention_out_bias": False}),
     "ernie4_5": Row("Ernie4_5", {"head_dim": 32}),
@@ -299,7 +318,8 @@ def make(row: Row, path: Path) -> Path:
     )
     model = getattr(transformers, row.kind + row.task)(made)
     with torch.no_grad():
-        for name, tensor in model.named_parameters():
+        learned = ((name, tensor) for name, tensor in model.named_buffers() if name.endswith("correction_bias"))
+        for name, tensor in (*model.named_parameters(), *learned):
             tensor.copy_(torch.from_numpy(weight(name, tuple(tensor.shape), row.spread)))
     model.save_pretrained(path, max_shard_size="1MB")
     tokenizer = json.loads((DEMO / "tokenizer.json").read_text())

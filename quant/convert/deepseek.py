@@ -1,0 +1,142 @@
+"""DeepSeek V2 and V3 (R1, Kimi K2, Moonlight), GLM 4.7 Flash: keys and values from a few numbers for each token.
+
+llama.cpp keeps only these numbers in its cache (multi-head latent attention): it wants the matrix that makes keys of
+them, turned, and the one that makes values, apart. Sources: `modeling_deepseek_v2.py`, `modeling_deepseek_v3.py` and
+`modeling_glm4_moe_lite.py` of transformers, `deepseek2.cpp` of llama.cpp.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from quant.convert import decoder, moe, rotary
+from quant.convert.base import Family, Known, Sizes
+from quant.convert.config import Config
+from quant.convert.decoder import LAYER, linear, norm
+from quant.convert.transforms import TakeRows
+from quant.errors import UnsupportedModel
+from quant.plan import Transform
+
+# By these numbers of layers llama.cpp knows the models whose queries come straight from the width.
+_STRAIGHT = (26, 27)
+
+
+def _read_sizes(config: Config) -> dict[str, int]:
+    layers, heads = config.count("num_hidden_layers"), config.count("num_attention_heads")
+    ranked = config.get("q_lora_rank") is not None
+    if ranked is (layers in _STRAIGHT):
+        raise UnsupportedModel(
+            f"llama.cpp tells by the number of layers how queries are made, and is wrong about this model's {layers}"
+        )
+    if not config.flag("rope_interleave", True):
+        raise UnsupportedModel("it rotates halves of its heads, and llama.cpp pairs")
+    plain, turned = config.count("qk_nope_head_dim"), config.count("qk_rope_head_dim")
+    value, rank = config.count("v_head_dim"), config.count("kv_lora_rank")
+    return {
+        "vocabulary": config.count("vocab_size"),
+        "width": config.count("hidden_size"),
+        "layers": layers,
+        "ranked": layers if ranked else 0,
+        "feed_forward": config.count("intermediate_size"),
+        # In the cache all heads share one key, of the numbers and of what is rotated.
+        **{"heads": heads, "shared": 1, "head": rank + turned, "rotated": turned, "rank": rank},
+        **{"plain": plain, "value": value, "queries": heads * (plain + turned), "values": heads * value},
+        **{"compressed": rank + turned, "expanded": heads * (plain + value)},
+        "query_rank": config.count("q_lora_rank", 1),
+        **moe.read_routed_sizes(config),
+    }
+
+
+def _describe_v2(config: Config, sizes: Sizes) -> dict[str, Any]:
+    odd = {"topk_method": "greedy", "scoring_func": "softmax", "moe_layer_freq": 1, "norm_topk_prob": False}
+    _check(config, odd)
+    # A model of transformers has these, and uses neither.
+    ungrouped = Config(config.name, {**config.values, "n_group": 1, "topk_group": 1})
+    return {**_describe(config, sizes), **moe.describe_routed(ungrouped, sizes, "softmax")}
+
+
+def _describe_v3(config: Config, sizes: Sizes) -> dict[str, Any]:
+    _check(config, {"topk_method": "noaux_tc", "scoring_func": "sigmoid", "moe_layer_freq": 1})
+    return {**_describe(config, sizes), **moe.describe_routed(config, sizes, "sigmoid")}
+
+
+def _check(config: Config, expected: dict[str, Any]) -> None:
+    other = [key for key, value in expected.items() if config.values.get(key, value) not in (value, None)]
+    if other:
+        raise UnsupportedModel(f"it chooses its experts otherwise than llama.cpp does (`{other[0]}`)")
+
+
+def _describe(config: Config, sizes: Sizes) -> dict[str, Any]:
+    ranked = {"attention.q_lora_rank": sizes["query_rank"]} if sizes["ranked"] else {}
+    return {
+        **_describe_rotation(config, sizes),
+        **ranked,
+        "attention.kv_lora_rank": sizes["rank"],
+        "attention.value_length": sizes["rank"],
+        "attention.key_length_mla": sizes["plain"] + sizes["rotated"],
+        "attention.value_length_mla": sizes["value"],
+    }
+
+
+def _describe_rotation(config: Config, sizes: Sizes) -> dict[str, Any]:
+    """YaRN as DeepSeek has it: attention is sharper by a logarithm of the factor, and rotation leaves lengths alone."""
+    key = "rope_parameters" if config.get("rope_parameters") else "rope_scaling"
+    scaling = rotary.parameters(config)
+    all_dimensions = scaling.get("mscale_all_dim")
+    if not all_dimensions:
+        return decoder.describe(config, sizes)
+    if scaling.get("mscale") != all_dimensions:
+        raise UnsupportedModel("its rotary scaling has an `mscale` that is not its `mscale_all_dim`")
+    bare = {name: value for name, value in scaling.values.items() if not name.startswith("mscale")}
+    entries = decoder.describe(Config(config.name, {**config.values, key: bare}), sizes)
+    # llama.cpp expects the 0.1 of the formula in here.
+    return {**entries, "rope.scaling.yarn_log_multiplier": 0.1 * scaling.number("mscale_all_dim")}
+
+
+def _transforms(sizes: Sizes) -> dict[str, Transform]:
+    rank, plain, value = sizes["rank"], sizes["plain"], sizes["value"]
+    return {
+        "keys": TakeRows(rank, plain + value, 0, plain, turned=True),
+        "values": TakeRows(rank, plain + value, plain, value),
+    }
+
+
+_TENSORS = (
+    *(decoder.EMBEDDING, *decoder.final_norm(), decoder.OUTPUT, *decoder.NORMS),
+    *linear("self_attn.kv_a_proj_with_mqa", "attn_kv_a_mqa", "compressed", "width", bias=False),
+    *norm("self_attn.kv_a_layernorm", "attn_kv_a_norm", "rank"),
+    Known(
+        LAYER + "self_attn.kv_b_proj.weight",
+        "blk.{}.attn_k_b.weight blk.{}.attn_v_b.weight",
+        ("expanded", "rank"),
+        transform="keys values",
+        result=("heads rank plain", "heads value rank"),
+    ),
+    *linear("self_attn.o_proj", "attn_output", "width", "values", bias=False),
+    *moe.only(decoder.GATED, "", "dense"),
+    *moe.only((*moe.EXPERTS, *moe.shared("mlp.shared_experts")), "dense", "layers"),
+)
+_STRAIGHT_QUERIES = linear("self_attn.q_proj", "attn_q", "queries", "width", bias=False)
+_RANKED_QUERIES = (
+    *linear("self_attn.q_a_proj", "attn_q_a", "query_rank", "width", bias=False),
+    *norm("self_attn.q_a_layernorm", "attn_q_a_norm", "query_rank"),
+    *linear("self_attn.q_b_proj", "attn_q_b", "queries", "query_rank", bias=False),
+)
+_QUERIES = (*moe.only(_STRAIGHT_QUERIES, "ranked", "layers"), *moe.only(_RANKED_QUERIES, "", "ranked"))
+DEEPSEEK2 = Family(
+    classes=("DeepseekV2ForCausalLM",),
+    architecture="deepseek2",
+    tensors=(*_TENSORS, *_QUERIES),
+    read_sizes=_read_sizes,
+    describe=_describe_v2,
+    transforms=_transforms,
+)
+DEEPSEEK3 = Family(
+    classes=("DeepseekV3ForCausalLM", "Glm4MoeLiteForCausalLM"),
+    architecture="deepseek2",
+    tensors=(*_TENSORS, *_QUERIES, moe.PREFERENCE),
+    read_sizes=_read_sizes,
+    describe=_describe_v3,
+    transforms=_transforms,
+)
+FAMILIES = (DEEPSEEK2, DEEPSEEK3)
