@@ -17,6 +17,8 @@ from runtime.hardware import Hardware
 
 ENOUGH_SPEED = 10.0
 USUAL_LEVEL = "Q4_K_M"
+# What a file's header may take on disk beside the weights; the tokenizer is nearly all of it.
+HEADER_BYTES = 32 << 20
 # Never chosen without being asked: larger than Q8_0, and no better that anybody could tell.
 UNQUANTIZED = frozenset({"F32", "F16", "BF16"})
 
@@ -135,8 +137,9 @@ def _weigh(
     fault = ""
     if need.total > hardware.budget:
         fault = f"would need {size(need.total)}"
-    elif disk_free is not None and candidate.weights_bytes > disk_free:
-        fault = f"would need {size(candidate.weights_bytes)} of disk, where {size(disk_free)} are free"
+    elif disk_free is not None and candidate.weights_bytes + HEADER_BYTES > disk_free:
+        needed = size(candidate.weights_bytes + HEADER_BYTES)
+        fault = f"would need up to {needed} of disk, where {size(max(0, disk_free))} are free"
     slow = f"would write about {speed:.1f} tokens/s, below {wish.enough:g}" if speed < wish.enough else ""
     return Option(candidate, need, speed, full, fault, slow)
 

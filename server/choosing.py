@@ -21,8 +21,6 @@ from runtime.hardware import Hardware, detect, usable_cpus
 KV_TYPE = "F16"
 # Below this level a model loses too much unless it is known which of its weights matter.
 COARSEST = "Q3_K_M"
-# What the header may take beside the tensors, for the check of the disk; the tokenizer is nearly all of it.
-HEADER_BYTES = 32 << 20
 # Models of which a token reads less are fast enough at any level on any machine, so nothing need be measured.
 SMALL_BYTES = 200_000_000
 
@@ -62,15 +60,15 @@ class Chooser:
         """The level by the rule, or the one that was asked for; raises DoesNotFit, UnknownLevel."""
         levels = [name for name in _levels(wish) if name in recipes.LADDER or name == wish.forced]
         shape, hardware, candidates = self._prepare(levels, wish)
-        return self._said(choose(candidates, shape, hardware, wish, _room(disk_free)))
+        return self._said(choose(candidates, shape, hardware, wish, disk_free))
 
     def advise(self, wish: Wish, disk_free: int | None = None) -> Advice:
         """As `choose`, and what speaks for and against every level there is; of a quantized file that is its own."""
         if self._plan.level:
             return self._as_it_is(wish, disk_free)
         shape, hardware, candidates = self._prepare(_levels(wish), wish)
-        options = weigh(candidates, shape, hardware, wish, _room(disk_free))
-        return Advice(self._said(choose(candidates, shape, hardware, wish, _room(disk_free))), options, shape)
+        options = weigh(candidates, shape, hardware, wish, disk_free)
+        return Advice(self._said(choose(candidates, shape, hardware, wish, disk_free)), options, shape)
 
     def _said(self, choice: Choice) -> Choice:
         """The choice with what of the source stays behind, if anything does."""
@@ -85,8 +83,8 @@ class Chooser:
         shape = self._weighed(Shape.of(self._plan.metadata), wish)
         large = max(sum(each.reads.weights.values()) for each in candidates if each.reads) > SMALL_BYTES
         hardware = self._with_rates(large)
-        options = weigh(candidates, shape, hardware, wish, _room(disk_free))
-        return Advice(choose(candidates, shape, hardware, wish, _room(disk_free)), options, shape)
+        options = weigh(candidates, shape, hardware, wish, disk_free)
+        return Advice(choose(candidates, shape, hardware, wish, disk_free), options, shape)
 
     def _as_it_is(self, wish: Wish, disk_free: int | None) -> Advice:
         plan, shape = self._plan, Shape.of(self._plan.metadata)
@@ -94,8 +92,8 @@ class Chooser:
         types = {tensor.name: QuantType.by_name(tensor.dtype) for tensor in plan.tensors}
         size = sum(tensor.size for tensor in plan.tensors)
         only = [Candidate(plan.level, size, reads=reads(plan, types, shape), layers=_layers(plan, types))]
-        options = weigh(only, shape, self._hardware, wish, _room(disk_free))
-        choice = choose(only, shape, self._hardware, replace(wish, forced=plan.level), _room(disk_free))
+        options = weigh(only, shape, self._hardware, wish, disk_free)
+        choice = choose(only, shape, self._hardware, replace(wish, forced=plan.level), disk_free)
         return Advice(replace(choice, reason=as_it_is(plan.level)), options, shape)
 
     def _prepare(self, levels: Iterable[str], wish: Wish) -> tuple[Shape, Hardware, list[Candidate]]:
@@ -195,7 +193,3 @@ def _levels(wish: Wish) -> list[str]:
     """All levels, a budget that is asked for first."""
     asked = wish.forced if wish.forced and budget.is_budget(wish.forced) else None
     return [asked, *recipes.LEVELS] if asked else list(recipes.LEVELS)
-
-
-def _room(disk_free: int | None) -> int | None:
-    return None if disk_free is None else max(0, disk_free - HEADER_BYTES)
