@@ -216,7 +216,9 @@ SETTINGS: dict[str, Setting] = {
     "gap": Setting(_times, "a number from 1 to 1000", ("LM_GAP",)),
     "keep_alive": Setting(duration, "a duration such as `5m`, or -1 for ever", ("LM_KEEP_ALIVE", "OLLAMA_KEEP_ALIVE")),
     "max_models": Setting(_count(1, 1000), "a number from 1 to 1000", ("LM_MAX_MODELS",)),
-    "origins": Setting(_list, "origins such as `https://chat.example`, separated by commas", ("LM_ORIGINS",)),
+    "origins": Setting(
+        _list, "origins such as `https://chat.example`, separated by commas", ("LM_ORIGINS", "OLLAMA_ORIGINS")
+    ),
     "api_key": Setting(_text, "a text", ("LM_API_KEY",)),
     "no_auth": Setting(_flag, "true or false", ("LM_NO_AUTH",)),
     "hf_endpoint": Setting(_url, "an http(s) URL", ("HF_ENDPOINT",)),

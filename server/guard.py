@@ -25,6 +25,10 @@ MAX_CONNECTIONS = 1024
 
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]+)(?::[0-9]{1,5})?")
 _ORIGIN = re.compile(r"https?://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]+)(?::[0-9]{1,5})?")
+# Origins of programs on this machine that show pages: no website can have one.
+_PROGRAMS = ("app://*", "tauri://*", "vscode-webview://*", "vscode-file://*")
+# Names that no public name server answers for, so that no page can be rebound to them.
+_PRIVATE = re.compile(r"[a-z0-9_-]+|.+\.(?:local|internal|home\.arpa)")
 
 
 class Doorkeeper:
@@ -32,10 +36,11 @@ class Doorkeeper:
 
     def __init__(self, config: Config) -> None:
         self._wide = not is_loopback(config.host)
-        self._origins = frozenset(origin.rstrip("/").lower() for origin in config.origins)
+        self._origins = [_pattern(origin) for origin in (*_PROGRAMS, *config.origins)]
         self._names = {config.host.lower(), socket.gethostname().lower()} - {"0.0.0.0", "::", ""}
         # Who trusts the pages of a host trusts its name too: so a daemon in a network gets the name it is asked by.
-        self._names |= {found[1] for origin in self._origins if (found := _ORIGIN.fullmatch(origin))}
+        named = (origin.rstrip("/").lower() for origin in config.origins)
+        self._names |= {found[1] for origin in named if (found := _ORIGIN.fullmatch(origin))}
         self._key = config.api_key.encode()
 
     def admit(self, request: web.Request) -> None:
@@ -43,20 +48,25 @@ class Doorkeeper:
         hosts = request.headers.getall("Host", [])
         if len(hosts) != 1 or not self._is_ours(hosts[0]):
             raise Forbidden(
-                f"the daemon does not answer to the host `{', '.join(hosts)[:100]}`", "ask it as `localhost`"
+                f"the daemon does not answer to the host `{', '.join(hosts)[:100]}`",
+                "ask it as `localhost`, or start it with the name in LM_ORIGINS, such as `http://NAME`",
             )
         origin = request.headers.get("Origin")
         if origin is not None and not self.knows(origin):
-            raise Forbidden(f"pages of `{origin[:100]}` may not use this daemon", "allow them with LM_ORIGINS")
-        if origin is None and request.headers.get("Sec-Fetch-Site") == "cross-site":
-            raise Forbidden("another site's page may not use this daemon", "allow it with LM_ORIGINS")
+            raise Forbidden(
+                f"pages of `{origin[:100]}` may not use this daemon", "start it with that in LM_ORIGINS to allow them"
+            )
+        if origin is None and request.headers.get("Sec-Fetch-Site") == "cross-site" and not self.knows("null"):
+            raise Forbidden("another site's page may not use this daemon", "it has to send its Origin")
         if self._key and request.method != "OPTIONS" and not self._has_key(request):
             raise Unauthorized("this daemon wants its API key", "send `Authorization: Bearer KEY` (LM_API_KEY)")
 
     def knows(self, origin: str) -> bool:
         """Whether a page of this origin may ask: pages of this machine, and those that the settings name."""
-        found = _ORIGIN.fullmatch(origin.lower())
-        return found is not None and (origin.lower() in self._origins or is_loopback(found[1]))
+        origin = origin.lower()
+        found = _ORIGIN.fullmatch(origin)
+        here = found is not None and (is_loopback(found[1]) or found[1].endswith(".localhost"))
+        return here or any(pattern.fullmatch(origin) for pattern in self._origins)
 
     def _is_ours(self, host: str) -> bool:
         found = _HOST.fullmatch(host)
@@ -65,7 +75,7 @@ class Doorkeeper:
         name = found[1].lower().strip("[]").rstrip(".")
         if is_loopback(name) or name.endswith(".localhost") or name in self._names:
             return True
-        return self._wide and _is_address(name)
+        return self._wide and (_is_address(name) or _PRIVATE.fullmatch(name) is not None)
 
     def _has_key(self, request: web.Request) -> bool:
         given = request.headers.get("Authorization", "").removeprefix("Bearer ") or request.headers.get("x-api-key", "")
@@ -77,6 +87,14 @@ def require_loopback(request: web.Request, what: str) -> None:
     peer = request.transport.get_extra_info("peername") if request.transport else None
     if not peer or not ipaddress.ip_address(str(peer[0]).split("%")[0]).is_loopback:
         raise Forbidden(f"{what} is for clients on this machine", "ask on the machine itself")
+
+
+def _pattern(origin: str) -> re.Pattern[str]:
+    """What matches an origin of the settings: `*` is any, within one the rest of a name or port."""
+    if origin == "*":
+        return re.compile(r"[^\s]+")
+    place = re.sub(r"(?<=[^:/])/+$", "", origin.lower())
+    return re.compile(re.escape(place).replace(r"\*", r"[a-z0-9_.:\[\]-]*"))
 
 
 def _is_address(name: str) -> bool:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from server.config import Config
+from server.guard import Doorkeeper
 from tests.daemon import Daemon
 
 MIB = 1 << 20
@@ -46,6 +48,11 @@ def test_hosts(echo: Daemon, host: str, status: int) -> None:
         ({"Origin": "http://127.0.0.1"}, 200),
         ({"Origin": "https://chat.example"}, 200),
         ({"Origin": "https://chat.example", "Sec-Fetch-Site": "cross-site"}, 200),
+        ({"Origin": "app://obsidian.md"}, 200),
+        ({"Origin": "tauri://localhost"}, 200),
+        ({"Origin": "http://tauri.localhost"}, 200),
+        ({"Origin": "vscode-webview://0a1b"}, 200),
+        ({"Origin": "chrome-extension://abc"}, 403),
         ({"Origin": "https://chat.example.evil"}, 403),
         ({"Origin": "https://evil.example"}, 403),
         ({"Origin": "null"}, 403),
@@ -98,11 +105,39 @@ def test_the_host_of_a_trusted_origin_is_a_name_of_the_daemon(guarded: Daemon) -
 
 def test_a_page_may_ask_beforehand(guarded: Daemon) -> None:
     asked = {"Origin": "https://chat.example", "Access-Control-Request-Method": "POST"}
-    answer = guarded.ask("OPTIONS", "/api/chat", headers=asked)
+    own = {"Access-Control-Request-Headers": "content-type,x-stainless-os"}
+    answer = guarded.ask("OPTIONS", "/api/chat", headers=asked | own)
     assert answer.status == 204
+    assert answer.headers["Access-Control-Allow-Headers"] == "content-type,x-stainless-os"
     assert answer.headers["Access-Control-Allow-Origin"] == "https://chat.example"
     assert "POST" in answer.headers["Access-Control-Allow-Methods"]
     assert guarded.ask("OPTIONS", "/api/chat", headers=asked | {"Origin": "https://evil.example"}).status == 403
+
+
+def test_a_page_may_read_a_stream(echo: Daemon) -> None:
+    body = {"model": "tiny", "prompt": "a b"}
+    for path, more in (("/api/generate", {}), ("/v1/completions", {"stream": True})):
+        answer = echo.post(path, body | more, Origin="http://localhost:3000")
+        assert answer.headers["Access-Control-Allow-Origin"] == "http://localhost:3000"
+        assert answer.headers["X-Request-Id"]
+
+
+@pytest.mark.parametrize(
+    ("allowed", "origin", "known"),
+    [
+        ("chrome-extension://*", "chrome-extension://abc", True),
+        ("chrome-extension://*", "https://evil.example", False),
+        ("https://*.chat.example,http://lan.example:*", "https://a.chat.example", True),
+        ("https://*.chat.example,http://lan.example:*", "http://lan.example:8080", True),
+        ("https://*.chat.example,http://lan.example:*", "https://a.chat.example@evil.example", False),
+        ("file://", "file://", True),
+        ("*", "https://anything.example", True),
+        ("*", "null", True),
+    ],
+)
+def test_origins_as_ollama_writes_them(allowed: str, origin: str, known: bool, tmp_path: Path) -> None:
+    config = Config.load(env={"OLLAMA_ORIGINS": allowed, "LM_HOME": str(tmp_path)})
+    assert Doorkeeper(config).knows(origin) == known
 
 
 def test_no_secret_gets_into_the_log(guarded: Daemon) -> None:
@@ -116,7 +151,10 @@ def test_listening_to_others_needs_a_key_or_a_word(tmp_path: Path) -> None:
     assert "LM_API_KEY" in refused.said
     with Daemon(tmp_path, arguments=("--host", "0.0.0.0", "--no-auth")) as daemon:
         assert daemon.get("/api/tags", Host="192.168.1.5:11434").status == 200
-        assert daemon.get("/api/tags", Host="evil.example").status == 403
+        assert daemon.get("/api/tags", Host="host.docker.internal:11434").status == 200
+        assert daemon.get("/api/tags", Host="lm:11434").status == 200
+        refused_name = daemon.get("/api/tags", Host="evil.example")
+        assert refused_name.status == 403 and "LM_ORIGINS" in refused_name.json["hint"]
 
 
 @pytest.mark.parametrize(
