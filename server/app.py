@@ -28,9 +28,22 @@ DOORKEEPER = web.AppKey("doorkeeper", Doorkeeper)
 STOP = web.AppKey("stop", Callable[[], None])  # type: ignore[var-annotated,arg-type]
 # A client that left is met as a cancelled handler or as a write that fails, whichever comes first.
 GONE = 499
-_ALLOWED_HEADERS = "Authorization, Content-Type, X-Requested-With, X-Request-Id, X-Api-Key"
 # Asked before every command and by every watchdog: not worth a line.
 _PROBES = frozenset({"/", "/health", "/api/version"})
+# What begins like this is answered by other servers, and not yet by this one: what it is, and what there is instead.
+_ABSENT = (
+    (
+        ("/api/create", "/api/blobs/"),
+        "making a model by `create`",
+        "`lm pull` takes a folder, a GGUF file or `org/repo`",
+    ),
+    (("/api/copy",), "copying a model", "`lm list` shows the names that there are"),
+    (("/api/push",), "pushing a model", "its file lies in the `store` folder of the home"),
+    (("/api/me", "/api/signout", "/api/experimental/"), "an account at ollama.com", "nothing here needs one"),
+    (("/v1/messages",), "Anthropic's API", "use `/v1/chat/completions` or `/api/chat`"),
+    (("/v1/responses",), "OpenAI's API of responses", "use `/v1/chat/completions`"),
+    (("/v1/audio/", "/v1/images/"), "anything but text", "use `/v1/chat/completions`"),
+)
 _ALLOWED_METHODS = "GET, HEAD, POST, DELETE, OPTIONS"
 
 ROUTES: list[tuple[str, str, Handler]] = [
@@ -64,6 +77,7 @@ def build(config: Config, house: House, stop: Callable[[], None]) -> web.Applica
     app[HOUSE] = house
     app[DOORKEEPER] = Doorkeeper(config)
     app[STOP] = stop
+    app.on_response_prepare.append(_label)
     for method, path, handler in [*ROUTES, ("GET", "/health", health), ("POST", "/lm/shutdown", shutdown)]:
         if method == "GET":
             app.router.add_get(path, handler)  # HEAD too
@@ -97,8 +111,6 @@ async def record(request: web.Request, handler: Handler) -> web.StreamResponse:
     try:
         response = await handler(request)
         status = "gone" if response.status == GONE else str(response.status)
-        if not response.prepared:
-            response.headers["X-Request-Id"] = request_id
         return response
     finally:
         seconds = time.perf_counter() - begun
@@ -110,23 +122,27 @@ async def record(request: web.Request, handler: Handler) -> web.StreamResponse:
 
 @web.middleware
 async def explain(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Turn every exception into the dialect's error body, and let allowed pages read the answer."""
+    """Turn every exception into the dialect's error body."""
     try:
-        response = await handler(request)
+        return await handler(request)
     except web.HTTPException as error:
-        response = _refusal(request, _routing(request, error))
+        return _refusal(request, _routing(request, error))
     except ConnectionError:
         return web.Response(status=GONE)  # for the log: the client has left, and nobody reads this
     except Exception as error:
         problem = Problem.of(error)
         if problem.code == "internal":
             log.exception("request %s failed", request["id"])
-        response = _refusal(request, problem)
+        return _refusal(request, problem)
+
+
+async def _label(request: web.Request, response: web.StreamResponse) -> None:
+    """Before a head goes out, that of a stream too: the request's id, and that an allowed page may read the answer."""
+    response.headers["X-Request-Id"] = request["id"]
     origin = request.headers.get("Origin")
-    if origin is not None and not response.prepared and request.app[DOORKEEPER].knows(origin):
+    if origin is not None and request.app[DOORKEEPER].knows(origin):
         response.headers["Access-Control-Allow-Origin"] = origin
         response.headers["Vary"] = "Origin"
-    return response
 
 
 @web.middleware
@@ -136,15 +152,20 @@ async def admit(request: web.Request, handler: Handler) -> web.StreamResponse:
     if request.method == "OPTIONS":
         allowed = {
             "Access-Control-Allow-Methods": _ALLOWED_METHODS,
-            "Access-Control-Allow-Headers": _ALLOWED_HEADERS,
+            # Clients send headers of their own (OpenAI's `x-stainless-…`); the page itself was let in by its origin.
+            "Access-Control-Allow-Headers": request.headers.get("Access-Control-Request-Headers", "Content-Type"),
             "Access-Control-Max-Age": "600",
         }
+        if request.headers.get("Access-Control-Request-Private-Network") == "true":
+            allowed["Access-Control-Allow-Private-Network"] = "true"
         return web.Response(status=204, headers=allowed)
     return await handler(request)
 
 
 def dialect(path: str) -> Dialect:
     """In whose language errors of this path are told."""
+    if path.startswith("/v1/messages"):
+        return "anthropic"
     return "openai" if path.startswith(("/v1/", "/rerank")) else "ollama"
 
 
@@ -160,6 +181,9 @@ def _routing(request: web.Request, error: web.HTTPException) -> Problem:
     path = request.path[:100]
     if error.status == 405:
         return Problem.of(WrongMethod(f"`{path}` does not take {request.method}", "see the table of routes"))
+    for beginnings, what, instead in _ABSENT if error.status == 404 else ():
+        if path.startswith(beginnings):
+            return Problem.of(NotFound(f"`{path}`: {what} is not in this version of lm", instead))
     if error.status == 404:
         return Problem.of(NotFound(f"there is no `{path}`", "see the table of routes in the README"))
     return Problem("bad_body" if error.status < 500 else "internal", error.reason.lower(), "correct the request")

@@ -28,7 +28,7 @@ class Reported(Exception):
 
 # What says itself, in a sentence and a hint.
 TOLD = (ServerError, EngineError, RegistryError, QuantError, BadSetting, Reported)
-Dialect = Literal["ollama", "openai"]
+Dialect = Literal["ollama", "openai", "anthropic"]
 
 STATUS = {
     # server/errors.py
@@ -74,7 +74,7 @@ STATUS = {
     "bad_values": 400,
 }
 RETRY_SECONDS = {"queue_full": 2.0, "stopping": 5.0}
-_OPENAI_TYPE = {
+_TYPE = {
     401: "authentication_error",
     403: "permission_error",
     404: "not_found_error",
@@ -101,8 +101,8 @@ class Problem:
         return cls(code, str(error), error.hint, retry_after)
 
     def status(self, dialect: Dialect) -> int:
-        """HTTP status; OpenAI's clients know a full queue as 429."""
-        return 429 if dialect == "openai" and self.code == "queue_full" else STATUS[self.code]
+        """HTTP status; OpenAI's and Anthropic's clients know a full queue as 429."""
+        return 429 if dialect != "ollama" and self.code == "queue_full" else STATUS[self.code]
 
     def headers(self) -> dict[str, str]:
         """`Retry-After` where it helps."""
@@ -110,9 +110,11 @@ class Problem:
 
     def body(self, dialect: Dialect) -> dict[str, Any]:
         """The JSON object of the dialect, the same before and in the middle of a stream."""
-        if dialect == "openai":
-            text = f"{self.message} ({self.hint})" if self.hint else self.message
-            status = self.status("openai")
-            kind = _OPENAI_TYPE.get(status, "invalid_request_error" if status < 500 else "api_error")
-            return {"error": {"message": text, "type": kind, "param": None, "code": self.code}}
-        return {"error": self.message, "hint": self.hint, "code": self.code}
+        if dialect == "ollama":
+            return {"error": self.message, "hint": self.hint, "code": self.code}
+        text = f"{self.message} ({self.hint})" if self.hint else self.message
+        status = self.status(dialect)
+        kind = _TYPE.get(status, "invalid_request_error" if status < 500 else "api_error")
+        if dialect == "anthropic":
+            return {"type": "error", "error": {"type": kind, "message": text}}
+        return {"error": {"message": text, "type": kind, "param": None, "code": self.code}}

@@ -214,3 +214,16 @@ def test_every_answer_has_a_request_id(echo: Daemon) -> None:
     assert echo.get("/api/tags", **{"X-Request-Id": "abc123"}).headers["X-Request-Id"] == "abc123"
     assert echo.get("/nope", **{"X-Request-Id": "with space"}).headers["X-Request-Id"].isalnum()
     assert "[abc123]" in echo.log
+
+
+@pytest.mark.parametrize("path", ["/api/create", "/api/copy", "/api/push", "/api/blobs/sha256:0", "/api/me", "/api/no"])
+def test_routes_that_are_not_there_yet_are_said(echo: Daemon, path: str) -> None:
+    answer = echo.post(path, {"model": "tiny"})
+    assert (answer.status, answer.json["code"]) == (404, "no_such_route")
+    assert ("not in this version" in answer.json["error"]) == (path != "/api/no") and answer.json["hint"]
+
+
+def test_anthropics_clients_are_told_in_their_own_form(echo: Daemon) -> None:
+    answer = echo.post("/v1/messages", {"model": "tiny", "max_tokens": 1, "messages": []})
+    assert (answer.status, answer.json["type"]) == (404, "error")
+    assert answer.json["error"]["type"] == "not_found_error" and "Anthropic's API" in answer.json["error"]["message"]

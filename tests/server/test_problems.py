@@ -33,12 +33,13 @@ def test_no_code_is_used_twice() -> None:
 
 
 @pytest.mark.parametrize("error", ALL)
-def test_every_error_is_told_in_both_dialects(error: type[Exception]) -> None:
+def test_every_error_is_told_in_all_dialects(error: type[Exception]) -> None:
     problem = Problem.of(error("it broke", "mend it"))
     assert problem.body("ollama") == {"error": "it broke", "hint": "mend it", "code": problem.code}
     told = problem.body("openai")["error"]
     assert told["message"] == "it broke (mend it)"
     assert (told["code"], told["param"]) == (problem.code, None)
+    assert problem.body("anthropic") == {"type": "error", "error": {"type": told["type"], "message": told["message"]}}
     assert 400 <= problem.status("ollama") < 600
 
 
