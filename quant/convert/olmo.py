@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from quant.convert import decoder
+from quant.convert import decoder, rotary
 from quant.convert.base import Family, Sizes
 from quant.convert.config import Config
 from quant.convert.decoder import norm
+from quant.errors import UnsupportedModel
 
 
 def _describe(config: Config, sizes: Sizes) -> dict[str, Any]:
     entries = decoder.describe(config, sizes)
     if config.get("sliding_window") is None:
         return entries
+    if rotary.base(config, "sliding_attention", entries["rope.freq_base"]) != entries["rope.freq_base"]:
+        raise UnsupportedModel("it rotates by another base where it has a window, which llama.cpp does not know")
     return {
         **entries,
         "attention.sliding_window": config.count("sliding_window"),

@@ -69,11 +69,22 @@ def _trained(config: Config) -> int:
 
 
 def _describe_yarn(config: Config, scaling: Config) -> dict[str, Any]:
-    odd = [key for key in ("attention_factor", "mscale", "mscale_all_dim") if scaling.get(key) is not None]
+    built_in = 1 + 0.1 * math.log(max(scaling.number("factor"), 1.0))
+    odd = [key for key in ("mscale", "mscale_all_dim") if scaling.get(key) is not None]
+    odd += ["attention_factor"] if abs(scaling.number("attention_factor", built_in) - built_in) > 1e-5 else []
     if odd:
         raise UnsupportedModel(f"rotary scaling with `{odd[0]}` cannot be converted yet")
+    if (scaling.number("beta_fast", 32.0), scaling.number("beta_slow", 1.0)) != (32.0, 1.0):
+        raise UnsupportedModel("its YaRN has other betas than 32 and 1, the only ones that llama.cpp knows for it")
     return {
         "rope.scaling.original_context_length": scaling.count("original_max_position_embeddings", _trained(config)),
+        **betas(scaling),
+    }
+
+
+def betas(scaling: Config) -> dict[str, Any]:
+    """Between which numbers of turns YaRN goes over from one scale to the other; few of the architectures read them."""
+    return {
         "rope.scaling.yarn_beta_fast": scaling.number("beta_fast", 32.0),
         "rope.scaling.yarn_beta_slow": scaling.number("beta_slow", 1.0),
     }

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 llama_cpp = pytest.importorskip("llama_cpp")
+from tests.quant.activation import ExactGelu  # noqa: E402 (it needs llama_cpp)
+
 F32 = 0
 RANK = 4
+# In the order of `enum llama_model_kv_override_type`.
+_FIELDS = {int: "val_i64", float: "val_f64", bool: "val_bool"}
 
 
 @llama_cpp.llama_log_callback
@@ -19,18 +24,34 @@ def _quiet(level: int, text: bytes, data: int) -> None:
     """llama.cpp's log goes nowhere; the callback must outlive every call."""
 
 
-class Engine:
-    """A loaded file; `vocabulary_only` leaves the weights where they are."""
+class EngineRefuses(AssertionError):
+    """The file cannot be loaded."""
 
-    def __init__(self, path: Path, vocabulary_only: bool = False) -> None:
+
+class Engine:
+    """A loaded file; `vocabulary_only` leaves the weights where they are.
+
+    `instead` has values for numbers of the metadata that the file has otherwise; `exact` takes out the table of GELU.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        vocabulary_only: bool = False,
+        instead: Mapping[str, float] | None = None,
+        exact: bool = False,
+    ) -> None:
         llama_cpp.llama_log_set(_quiet, ctypes.c_void_p())
         params = llama_cpp.llama_model_default_params()
         params.vocab_only = vocabulary_only
         params.n_gpu_layers = 0
         # Repacked weights are rounded otherwise; and the AMX ones crash in some virtual machines.
         params.use_extra_bufts = False
+        params.kv_overrides = _overrides(instead or {})
+        self.gelu = ExactGelu() if exact else None
         self.model = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
-        assert self.model, f"llama.cpp refuses {path.name}"
+        if not self.model:
+            raise EngineRefuses(f"llama.cpp refuses {path.name}")
         self.vocabulary = llama_cpp.llama_model_get_vocab(self.model)
 
     def __enter__(self) -> Engine:
@@ -49,14 +70,21 @@ class Engine:
     def ends(self, token: int) -> bool:
         return llama_cpp.llama_vocab_is_eog(self.vocabulary, token)
 
-    def logits(self, ids: Sequence[int], batch: int = 512) -> np.ndarray:
-        """float32[len(ids), vocabulary], as exact as can be: F32 cache, no flash attention; `batch` at a time."""
+    def _exact(self, length: int) -> Any:
+        """The settings of a context that computes as exactly as can be: F32 cache, no flash attention."""
         params = llama_cpp.llama_context_default_params()
-        params.n_ctx = len(ids)
-        params.n_batch = params.n_ubatch = min(batch, len(ids))
+        params.n_ctx = length
         params.type_k = params.type_v = F32
         params.flash_attn_type = 0
         params.n_threads = params.n_threads_batch = 2
+        if self.gelu:
+            params.cb_eval = self.gelu.callback
+        return params
+
+    def logits(self, ids: Sequence[int], batch: int = 512) -> np.ndarray:
+        """float32[len(ids), vocabulary], as exact as can be; `batch` at a time."""
+        params = self._exact(len(ids))
+        params.n_batch = params.n_ubatch = min(batch, len(ids))
         context = llama_cpp.llama_init_from_model(self.model, params)
         parts = [self._decode(context, ids, start, batch) for start in range(0, len(ids), batch)]
         llama_cpp.llama_free(context)
@@ -91,12 +119,9 @@ class Engine:
 
     def vectors(self, ids: Sequence[int], pooling: int = 0) -> np.ndarray:
         """float32[len(ids), width]: a vector of each token; with a `pooling`, one of the text (`RANK`: its scores)."""
-        params = llama_cpp.llama_context_default_params()
-        params.n_ctx = params.n_batch = params.n_ubatch = len(ids)
+        params = self._exact(len(ids))
+        params.n_batch = params.n_ubatch = len(ids)
         params.embeddings, params.pooling_type = True, pooling
-        params.type_k = params.type_v = F32
-        params.flash_attn_type = 0
-        params.n_threads = params.n_threads_batch = 2
         context = llama_cpp.llama_init_from_model(self.model, params)
         batch = llama_cpp.llama_batch_init(len(ids), 0, 1)
         batch.n_tokens = len(ids)
@@ -118,6 +143,17 @@ class Engine:
         for _ in range(count):
             answer.append(int(self.logits(answer)[-1].argmax()))
         return answer[len(ids) :]
+
+
+def _overrides(values: Mapping[str, float]) -> Any:
+    """`values` as llama.cpp takes them: an array that ends with an empty key."""
+    made = (llama_cpp.llama_model_kv_override * (len(values) + 1))()
+    for each, (key, value) in zip(made, values.items(), strict=False):
+        each.key = key.encode()
+        field = next(field for kind, field in _FIELDS.items() if type(value) is kind)
+        each.tag = list(_FIELDS.values()).index(field)
+        setattr(each.value, field, value)
+    return made
 
 
 def divergence(reference: np.ndarray, other: np.ndarray) -> float:

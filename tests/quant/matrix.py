@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-COLUMNS = ("logits", "tokenizer", "tied", "shards", "experts", "transforms", "levels")
+COLUMNS = ("logits", "attention", "tokenizer", "tied", "shards", "experts", "transforms", "entries", "levels")
 _found: dict[str, dict[str, str]] = {}
 
 

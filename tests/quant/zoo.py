@@ -6,6 +6,7 @@ The weights come from NumPy's frozen generator and the tensor's name, so a model
 from __future__ import annotations
 
 import json
+import re
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,14 +22,18 @@ NAMED = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 SIZES = {
     **{"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 3, "vocab_size": VOCABULARY},
     **{"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512},
-    **{"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0},
+    **{"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "rope_theta": 30000.0},
 }
+# What keeps norms from dividing by zero, by any of its names: no family's default, and large enough to be noticed.
+EPSILON = 1e-2
+EPSILONS = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_epsilon", "norm_eps")
 
 
 class Row(NamedTuple):
     """An architecture: what transformers calls it, how its config differs from `SIZES` (None: it has no such key).
 
-    Of a model that also sees, this config is that of its language model, and `around` what stands around it.
+    Of a model that also sees, this config is that of its language model, and `around` what stands around it. Norms of
+    heads are by `heads` larger than in other rows, for attention that is scaled otherwise.
     """
 
     kind: str
@@ -36,6 +41,7 @@ class Row(NamedTuple):
     task: str = "ForCausalLM"
     spread: float = 3.0
     around: Mapping[str, Any] = {}
+    heads: float = 1.0
 
 
 LLAMA_3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
@@ -52,10 +58,17 @@ SCALES = {
     **{"residual_multiplier": 0.22, "tie_word_embeddings": True},
 }
 EXPERTS = {"num_experts": 12, "num_experts_per_tok": 3, "moe_intermediate_size": 64, "decoder_sparse_step": 1}
+# The norm of its compressed keys has this epsilon in transformers, whatever the config says.
 DEEPSEEK = {
     **{"q_lora_rank": None, "kv_lora_rank": 32, "qk_nope_head_dim": 32, "qk_rope_head_dim": 16},
     **{"v_head_dim": 24, "n_routed_experts": 6, "n_shared_experts": 2, "moe_intermediate_size": 32},
-    **{"first_k_dense_replace": 2, "num_experts_per_tok": 2, "num_hidden_layers": 27, "head_dim": 16},
+    **{
+        "first_k_dense_replace": 2,
+        "rms_norm_eps": 1e-6,
+        "num_experts_per_tok": 2,
+        "num_hidden_layers": 27,
+        "head_dim": 16,
+    },
     **{"num_key_value_heads": 4, "hidden_size": 64, "routed_scaling_factor": 2.0, "intermediate_size": 96},
 }
 HALF = {"rope_type": "default", "rope_theta": 30000.0, "partial_rotary_factor": 0.5}
@@ -66,16 +79,27 @@ DEEPSEEK_3 = {
     **{"num_key_value_heads": 4, "num_hidden_layers": 3, "norm_topk_prob": True, "rms_norm_eps": 1e-6},
 }
 BETAS = {"beta_fast": 4.0, "beta_slow": 0.5}
+ROUTED = {
+    **{"n_routed_experts": 12, "n_shared_experts": 2, "moe_intermediate_size": 64, "first_k_dense_replace": 1},
+    **{"num_experts_per_tok": 3, "routed_scaling_factor": 1.5, "norm_topk_prob": True, "head_dim": 32},
+}
 ONE = {"mscale": 1.0, "mscale_all_dim": 1.0, "rope_theta": 1e5}
 MSCALE = {"mscale": 0.707, "mscale_all_dim": 0.707}
 GPT_OSS = {
     **{"head_dim": 32, "num_local_experts": 12, "num_experts_per_tok": 3, "sliding_window": 48},
     **{"rope_parameters": {"rope_type": "default", "rope_theta": 150000.0}, "intermediate_size": 96},
 }
-# GELU is rounded to half precision by the engine: fewer layers, so that the difference is not multiplied.
-SHALLOW = {"num_hidden_layers": 2}
+OLMO = {
+    "full_attention": {**YARN, "rope_theta": 30000.0, "attention_factor": 1.138629436},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 30000.0},
+}
+# Kinds whose configuration alone is that of a larger model, and buffers that are trained.
+TEXT_KINDS = ("Gemma3", "Gemma3n", "Gemma4")
+LEARNED = ("correction_bias", "layer_scalar")
 # Settings for which None says something.
 KEPT = ("sliding_window", "q_lora_rank")
+# With random weights and norms behind every part, deep encoders forget which token is which.
+SHALLOW = {"num_hidden_layers": 2}
 NO_SIZES: dict[str, Any] = dict.fromkeys(SIZES.keys() - {"vocab_size", "bos_token_id", "eos_token_id"})
 RANKS = "ForSequenceClassification"
 SEES = "ForConditionalGeneration"
@@ -93,6 +117,14 @@ BASES = {
 }
 MODERN = {"num_key_value_heads": None, "local_attention": 32, "num_hidden_layers": 4, "num_labels": 1, **BASES}
 MIXERS = {"mamba_n_heads": 8, "mamba_d_state": 32, "mamba_chunk_size": 64}
+GEMMA_4 = {
+    **{"head_dim": 32, "global_head_dim": 64, "sliding_window": 48, "num_hidden_layers": 4, "layer_types": LAYERS * 2},
+    "rope_parameters": {
+        "full_attention": {"rope_type": "proportional", "rope_theta": 30000.0, "partial_rotary_factor": 0.5},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 3000.0},
+    },
+    **{"hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": VOCABULARY, "final_logit_softcapping": 10.0},
+}
 GRANITE_4 = {
     **{**SCALES, **MIXERS, "layer_types": ["mamba", "attention", "mamba"], "shared_intermediate_size": 96},
     "position_embedding_type": "rope",
@@ -112,26 +144,30 @@ ZOO: dict[str, Row] = {
     "llama, 3.1": Row("Llama", {"rope_scaling": {**LLAMA_3, "original_max_position_embeddings": 64}}),
     "llama, yarn": Row("Llama", {"rope_scaling": YARN}),
     "llama, mistral": Row("Mistral", {"sliding_window": None, "head_dim": 64}),
-    "mistral3": Row("Ministral3", {"rope_parameters": {**YARN, **ONE, "llama_4_scaling_beta": 0.1}, "head_dim": 64}),
+    "mistral3": Row(
+        "Ministral3", {"rope_parameters": {**YARN, **BETAS, **ONE, "llama_4_scaling_beta": 0.1}, "head_dim": 64}
+    ),
     "smollm3": Row("SmolLM3", {"num_hidden_layers": 5}),
     "granite": Row("Granite", SCALES),
     "qwen2": Row("Qwen2"),
     "qwen2, tied": Row("Qwen2", {"tie_word_embeddings": True}),
     "qwen3": Row("Qwen3", {"head_dim": 64}),
-    "gemma": Row("Gemma", {"head_dim": 64, "num_hidden_layers": 2}, spread=1.0),
+    "gemma": Row("Gemma", {"head_dim": 64, "num_hidden_layers": 2}, spread=2.0),
     "gemma2": Row(
         "Gemma2",
-        {**WINDOW, "query_pre_attn_scalar": 64, "attn_logit_softcapping": 3.0, "final_logit_softcapping": 5.0},
-        spread=1.0,
+        {**WINDOW, "query_pre_attn_scalar": 64, "attn_logit_softcapping": 10.0, "final_logit_softcapping": 10.0},
+        spread=1.2,
     ),
-    "gemma3": Row("Gemma3", {**WINDOW, "query_pre_attn_scalar": 64, "rope_local_base_freq": 3000.0}, spread=0.8),
-    "phi2": Row("Phi", {"num_key_value_heads": 4, "partial_rotary_factor": 0.5, **SHALLOW}, spread=1.0),
+    "gemma3": Row("Gemma3", {**WINDOW, "query_pre_attn_scalar": 64, "rope_local_base_freq": 3000.0}, spread=2.0),
+    "phi2": Row("Phi", {"num_key_value_heads": 4, "partial_rotary_factor": 0.5}),
     "phi3": Row("Phi3", {"sliding_window": 500}),
     "phi3, long rope": Row("Phi3", {"rope_scaling": LONG, "original_max_position_embeddings": 128}),
     "phi3, partial rotation": Row("Phi3", {"partial_rotary_factor": 0.5, "num_key_value_heads": 1}),
     "olmo2": Row("Olmo2"),
-    "olmo2, windows": Row("Olmo3", {"sliding_window": 48, "num_hidden_layers": 4}),
-    "glm4": Row("Glm4", {"head_dim": 32, "attention_bias": True}),
+    "olmo2, windows": Row("Olmo3", {"sliding_window": 48, "num_hidden_layers": 4, "rope_parameters": OLMO}),
+    "glm4": Row(
+        "Glm4", {"head_dim": 32, "attention_bias": True, "rope_parameters": {**HALF, "partial_rotary_factor": 0.25}}
+    ),
     "chatglm": Row("Glm", {"head_dim": 32, "attention_bias": True}),
     "command-r": Row("Cohere", {"logit_scale": 0.4}),
     "cohere2": Row("Cohere2", {"logit_scale": 0.4, "sliding_window": 48, "num_hidden_layers": 4}),
@@ -139,13 +175,10 @@ ZOO: dict[str, Row] = {
         "GPT2",
         {**NO_SIZES, "n_embd": 128, "n_layer": 2, "n_head": 4, "n_positions": 512},
         "LMHeadModel",
-        spread=1.0,
     ),
-    "gptneox": Row("GPTNeoX", {"num_key_value_heads": None, "rotary_pct": 0.5, **SHALLOW}, spread=1.0),
-    "gptneox, serial": Row(
-        "GPTNeoX", {"num_key_value_heads": None, "use_parallel_residual": False, **SHALLOW}, spread=1.0
-    ),
-    "starcoder2": Row("Starcoder2", {"sliding_window": None, **SHALLOW}, spread=1.0),
+    "gptneox": Row("GPTNeoX", {"num_key_value_heads": None, "rope_parameters": HALF}),
+    "gptneox, serial": Row("GPTNeoX", {"num_key_value_heads": None, "use_parallel_residual": False}),
+    "starcoder2": Row("Starcoder2", {"sliding_window": None}),
     "stablelm": Row("StableLm", {"use_qkv_bias": True, "partial_rotary_factor": 0.5}),
     "stablelm, parallel": Row("StableLm", {"use_parallel_residual": True}),
     "llama, mixtral": Row("Mixtral", {"num_local_experts": 12, "num_experts_per_tok": 2, "sliding_window": None}),
@@ -167,12 +200,27 @@ ZOO: dict[str, Row] = {
     "deepseek2, moonlight": Row(
         "DeepseekV3",
         {**DEEPSEEK, "n_group": 1, "topk_group": 1, "norm_topk_prob": True, "first_k_dense_replace": 25},
-        spread=1.0,
+        spread=1.5,
     ),
     "deepseek2, glm 4.7 flash": Row(
         "Glm4MoeLite",
         {**DEEPSEEK_3, "mlp_layer_types": ["dense", "sparse", "sparse"], "first_k_dense_replace": None},
     ),
+    "glm4moe": Row("Glm4Moe", {**ROUTED, "attention_bias": True, "use_qk_norm": True, "rope_parameters": HALF}),
+    "glm4moe, air": Row("Glm4Moe", {**ROUTED, "attention_bias": True, "rope_parameters": HALF}),
+    "dots1": Row("Dots1", {**ROUTED, "num_key_value_heads": 4, "sliding_window": None}),
+    "ernie4_5-moe": Row(
+        "Ernie4_5_Moe",
+        {
+            **{"moe_num_experts": 12, "moe_k": 3, "moe_intermediate_size": 64, "moe_num_shared_experts": 2},
+            **{"moe_layer_start_index": 1, "tie_word_embeddings": True},
+        },
+    ),
+    "hunyuan-moe": Row("HunYuanMoEV1", {"head_dim": 32, "num_experts": 12, "moe_topk": 3}),
+    "minimax-m2": Row(
+        "MiniMaxM2", {"head_dim": 32, "num_local_experts": 12, "num_experts_per_tok": 3, "rotary_dim": 16}
+    ),
+    "olmoe": Row("Olmoe", {"num_experts": 12, "num_experts_per_tok": 3, "num_key_value_heads": 4}),
     "seed_oss": Row("SeedOss", {"head_dim": 64, "attention_bias": True, "attention_out_bias": False}),
     "ernie4_5": Row("Ernie4_5", {"head_dim": 32}),
     "hunyuan-dense": Row(
@@ -182,12 +230,17 @@ ZOO: dict[str, Row] = {
     "lfm2": Row(
         "Lfm2",
         {
-            **{"layer_types": ["conv", "full_attention", "conv"], "block_auto_adjust_ff_dim": False},
-            **{"block_ff_dim": 256, "num_key_value_heads": 2},
+            **{"layer_types": ["full_attention", "conv", "conv"], "block_auto_adjust_ff_dim": False},
+            **{"block_ff_dim": 256, "num_key_value_heads": 2, "conv_L_cache": 4},
         },
     ),
     "mamba": Row(
-        "Mamba", dict.fromkeys(("intermediate_size", "num_attention_heads", "num_key_value_heads")), spread=1.0
+        "Mamba",
+        {
+            **{"state_size": 8, "conv_kernel": 3, "time_step_rank": 6},
+            **dict.fromkeys(("intermediate_size", "num_attention_heads", "num_key_value_heads")),
+        },
+        spread=2.0,
     ),
     "llama, llava": Row(
         "Llava",
@@ -211,7 +264,7 @@ ZOO: dict[str, Row] = {
     "mistral3, sees": Row(
         "Mistral3",
         {
-            **{"rope_parameters": {**YARN, **ONE, "llama_4_scaling_beta": 0.1}, "head_dim": 64},
+            **{"rope_parameters": {**YARN, **BETAS, **ONE, "llama_4_scaling_beta": 0.1}, "head_dim": 64},
             "model_type": "ministral3",
         },
         SEES,
@@ -260,6 +313,22 @@ ZOO: dict[str, Row] = {
     ),
     "falcon-h1": Row("FalconH1", FALCON_H1),
     "falcon-h1, norms": Row("FalconH1", {**FALCON_H1, "mamba_rms_norm": True, "mamba_norm_before_gate": False}),
+    "gemma4": Row("Gemma4", GEMMA_4, spread=1.2, heads=0.4),
+    "gemma4, shared keys": Row(
+        "Gemma4",
+        {**GEMMA_4, "num_kv_shared_layers": 2, "use_double_wide_mlp": True, "hidden_size_per_layer_input": 32},
+        spread=1.2,
+        heads=0.4,
+    ),
+    "gemma4, experts": Row(
+        "Gemma4",
+        {
+            **{**GEMMA_4, "attention_k_eq_v": True, "num_global_key_value_heads": 1, "enable_moe_block": True},
+            **{"num_experts": 12, "top_k_experts": 3, "moe_intermediate_size": 64},
+        },
+        spread=1.2,
+        heads=0.4,
+    ),
     "qwen3, embedding": Row("Qwen3", {"head_dim": 64}, "Model"),
     "qwen3, ranking": Row("Qwen3", {"head_dim": 64, "num_labels": 1}, RANKS),
     "gemma-embedding": Row(
@@ -268,26 +337,24 @@ ZOO: dict[str, Row] = {
         "TextModel",
         spread=2.0,
     ),
-    "bert": Row("Bert", {**SHALLOW, "num_key_value_heads": None}, "Model", spread=1.0),
+    "bert": Row("Bert", {**SHALLOW, "num_key_value_heads": None}, "Model"),
     "bert, xlm-roberta": Row(
         "XLMRoberta",
         {**SHALLOW, "num_key_value_heads": None, "type_vocab_size": 1, "pad_token_id": 1},
         "Model",
-        spread=1.0,
     ),
-    "bert, ranking": Row("Bert", {**SHALLOW, "num_key_value_heads": None, "num_labels": 1}, RANKS, spread=3.0),
+    "bert, ranking": Row("Bert", {**SHALLOW, "num_key_value_heads": None, "num_labels": 1}, RANKS),
     "bert, xlm-roberta ranking": Row(
         "XLMRoberta",
         {**SHALLOW, "num_key_value_heads": None, "type_vocab_size": 1, "pad_token_id": 1, "num_labels": 1},
         RANKS,
-        spread=4.0,
     ),
-    "nomic-bert": Row("NomicBert", {"num_key_value_heads": None}, "Model", spread=1.0),
+    "nomic-bert": Row("NomicBert", {"num_key_value_heads": None}, "Model"),
     "modern-bert": Row(
-        "ModernBert", {"num_key_value_heads": None, "local_attention": 32, "num_hidden_layers": 4}, "Model", spread=0.7
+        "ModernBert", {"num_key_value_heads": None, "local_attention": 32, "num_hidden_layers": 4, **BASES}, "Model"
     ),
-    "modern-bert, ranking": Row("ModernBert", {**MODERN, "classifier_pooling": "mean"}, RANKS, spread=0.7),
-    "modern-bert, ranking by its first token": Row("ModernBert", MODERN, RANKS, spread=0.7),
+    "modern-bert, ranking": Row("ModernBert", {**MODERN, "classifier_pooling": "mean"}, RANKS),
+    "modern-bert, ranking by its first token": Row("ModernBert", MODERN, RANKS),
 }
 
 
@@ -297,11 +364,16 @@ def config_of(row: Row) -> dict[str, Any]:
     return {**row.around, "text_config": own} if row.around else own
 
 
-def weight(name: str, shape: tuple[int, ...], spread: float) -> np.ndarray:
+_HEAD_NORM = re.compile(r"(q|k|query|key)_(layer)?norm\.")
+
+
+def weight(name: str, shape: tuple[int, ...], spread: float, heads: float = 1.0) -> np.ndarray:
     """float32 weights for the tensor of this name: norms around their middle, matrices by their inputs."""
     random = np.random.RandomState(zlib.crc32(name.encode())).standard_normal(shape)
     if len(shape) < 2:
         middle = 1.0 if "norm" in name.lower() or "ln_" in name else 0.0
+        # Heads that are normalized attend to one token more than to others by these weights alone.
+        middle = 2.0 * heads if _HEAD_NORM.search(name) else middle
         return (middle + 0.3 * random).astype(np.float32)
     if name.startswith("classifier") and shape[0] == 1:
         spread *= 4
@@ -313,14 +385,17 @@ def make(row: Row, path: Path) -> Path:
     import torch
     import transformers
 
-    made = getattr(transformers, f"{row.kind}{'Text' if row.kind == 'Gemma3' and not row.around else ''}Config")(
-        **config_of(row)
-    )
+    text = "Text" if row.kind in TEXT_KINDS and not row.around else ""
+    made = getattr(transformers, f"{row.kind}{text}Config")(**config_of(row))
+    own = made.get_text_config()
+    for key in EPSILONS:
+        if hasattr(own, key) and key not in row.config:
+            setattr(own, key, EPSILON)
     model = getattr(transformers, row.kind + row.task)(made)
     with torch.no_grad():
-        learned = ((name, tensor) for name, tensor in model.named_buffers() if name.endswith("correction_bias"))
+        learned = ((name, tensor) for name, tensor in model.named_buffers() if name.endswith(LEARNED))
         for name, tensor in (*model.named_parameters(), *learned):
-            tensor.copy_(torch.from_numpy(weight(name, tuple(tensor.shape), row.spread)))
+            tensor.copy_(torch.from_numpy(weight(name, tuple(tensor.shape), row.spread, row.heads)))
     model.save_pretrained(path, max_shard_size="1MB")
     tokenizer = json.loads((DEMO / "tokenizer.json").read_text())
     if row.task == RANKS:
@@ -359,8 +434,8 @@ def kinds(pair: list[int]) -> dict[str, Any]:
 
 
 def reference(path: Path, row: Row, ids: list[int], pairs: list[list[int]] | None = None) -> np.ndarray:
-    """What transformers computes, with the engine's GELU, float32: logits `[len(ids), vocabulary]`, of an encoder its
-    vectors, and of a ranker the scores of `pairs` or `texts(ids)` (of Qwen 3: how probable "yes" is)."""
+    """What transformers computes, float32, GELU by the engine's formula: logits `[len(ids), vocabulary]`, of an encoder
+    its vectors, and of a ranker the scores of `pairs` or `texts(ids)` (of Qwen 3: how probable "yes" is)."""
     import torch
     import transformers
 
@@ -369,7 +444,7 @@ def reference(path: Path, row: Row, ids: list[int], pairs: list[list[int]] | Non
     for module in list(model.modules()):
         for name, part in module.named_children():
             if "GELU" in type(part).__name__:
-                setattr(module, name, engine_gelu())
+                setattr(module, name, tanh_gelu())
     with torch.no_grad():
         if row.task == RANKS:
             asked = [(text, {}) for text in texts(ids)]
@@ -381,13 +456,20 @@ def reference(path: Path, row: Row, ids: list[int], pairs: list[list[int]] | Non
         return (found.logits if hasattr(found, "logits") else found.last_hidden_state)[0].float().numpy()
 
 
-def engine_gelu() -> Any:
-    """llama.cpp's GELU on a CPU: the approximation by tanh, from a table that is indexed and filled with float16."""
+def attention(path: Path, row: Row, ids: list[int]) -> list[float]:
+    """How peaked each layer that attends is: the largest share that a token gets, on average over the later ones."""
+    import torch
+    import transformers
+
+    made = getattr(transformers, row.kind + row.task)
+    model = made.from_pretrained(path, dtype=torch.float32, attn_implementation="eager").eval()
+    with torch.no_grad():
+        layers = getattr(model(torch.tensor([ids]), output_attentions=True), "attentions", None) or ()
+    return [float(shares[0, :, 16:].max(-1).values.mean()) for shares in layers if shares is not None]
+
+
+def tanh_gelu() -> Any:
+    """The only GELU that llama.cpp has for these models."""
     import torch
 
-    class Gelu(torch.nn.Module):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            rounded = torch.nn.functional.gelu(x.half().float(), approximate="tanh").half().float()
-            return torch.where(x >= 10, x, torch.where(x <= -10, torch.zeros_like(x), rounded))
-
-    return Gelu()
+    return torch.nn.GELU(approximate="tanh")
