@@ -328,7 +328,7 @@ def test_from_a_bad_network_the_same_or_nothing(
     work: Task, hub: Hub, expected: Done, pulls: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     network = puller.Network
-    monkeypatch.setattr(puller, "Network", lambda *given: network(*given, timeout=0.3))
+    monkeypatch.setattr(puller, "Network", lambda *given, **more: network(*given, **more, timeout=0.3))
     whole = 0
     for seed in range(pulls):
         shutil.rmtree(work.folder)
