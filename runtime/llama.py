@@ -21,12 +21,13 @@ import re
 import struct
 import sys
 from array import array
-from collections.abc import Callable
-from functools import cache
+from collections.abc import Callable, Sequence
+from functools import cache, cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from runtime.errors import LoadFailed
+from runtime.tokenizer import NOTE, Note, Tokenizer
 
 PACKAGE_VERSION = "0.3.36"
 LLAMA_VERSION = b"0.5.0-dev"
@@ -66,7 +67,7 @@ _BUFFER = re.compile(r"(\S+)\s+(KV|RS|output|compute|model|state) buffer size = 
 _FUNCTION = re.compile(r"^\w+: ")
 _MIB = 1 << 20
 # GGUF's numbers for kinds of values, and how far into a file its header may reach.
-_UINT32, _INT32, _ARRAY = 4, 5, 9
+_UINT32, _INT32, _STRING, _ARRAY = 4, 5, 8, 9
 _HEADER_LIMIT = 64 << 20
 
 
@@ -179,21 +180,39 @@ class Log:
 LOG = Log()
 
 
-def read_integers(path: Path, key: bytes) -> list[int]:
-    """The array of 32-bit integers that a GGUF file has under `key`; none when it is not there.
+class Noted(NamedTuple):
+    """What the converter has noted in a file: ids that end an answer, and what llama.cpp cannot be told of its text."""
 
-    llama.cpp gives out no arrays, and reading a whole header for one takes longer than loading a small model.
-    """
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as data:
-        named = struct.pack("<Q", len(key)) + key + struct.pack("<I", _ARRAY)
-        at = data.find(named, 0, _HEADER_LIMIT)
-        if at < 0:
-            return []
-        kind, count = struct.unpack_from("<IQ", data, at + len(named))
-        start = at + len(named) + 12
-        if kind not in (_UINT32, _INT32) or start + 4 * count > len(data):
-            return []
-        return list(struct.unpack_from(f"<{count}i", data, start))
+    stops: list[int]
+    tokenizer: Note | None
+
+    @classmethod
+    def read(cls, path: Path) -> Noted:
+        """From the header of a GGUF file, empty for one that others have made; LoadFailed for a note that is broken.
+
+        llama.cpp gives out no arrays and nothing before a model is loaded, and reading a whole header takes longer than
+        loading a small model.
+        """
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as data:
+            at, stops = _HEADER_LIMIT, []
+            if found := _find(data, b"lm.stop_token_ids", _ARRAY, at):
+                at, start = found
+                kind, count = struct.unpack_from("<IQ", data, start)
+                if kind in (_UINT32, _INT32) and start + 12 + 4 * count <= len(data):
+                    stops = list(struct.unpack_from(f"<{count}i", data, start + 12))
+            # The note stands before the ids, so that it is not looked for among the weights.
+            found = _find(data, NOTE, _STRING, at) if stops else None
+            if not found:
+                return cls(stops, None)
+            (size,) = struct.unpack_from("<Q", data, found[1])
+            return cls(stops, Note.read(data[found[1] + 8 : found[1] + 8 + min(size, at)]))
+
+
+def _find(data: mmap.mmap, key: bytes, kind: int, end: int) -> tuple[int, int] | None:
+    """Where an entry of that kind begins, and where its value does."""
+    named = struct.pack("<Q", len(key)) + key + struct.pack("<I", kind)
+    at = data.find(named, 0, end)
+    return None if at < 0 or at + len(named) + 12 > len(data) else (at, at + len(named))
 
 
 class Model:
@@ -222,6 +241,11 @@ class Model:
             params.load_mode = LOAD_MODE_NONE
         if progress:
             params.progress_callback = low.llama_progress_callback(lambda fraction, _: progress(fraction) or True)
+        noted = Noted.read(path)
+        if noted.tokenizer and noted.tokenizer.space:
+            overrides = (low.llama_model_kv_override * 2)()  # the second ends the list
+            overrides[0].tag, overrides[0].key = low.LLAMA_KV_OVERRIDE_TYPE_BOOL, b"tokenizer.ggml.add_space_prefix"
+            params.kv_overrides = overrides
         LOG.error = ""
         LOG.take_buffers()
         self.handle = low.llama_model_load_from_file(os.fsencode(path), params)
@@ -240,7 +264,8 @@ class Model:
         self.encoder: bool = self.metadata("attention.causal") == "false"
         self.embeds: bool = self.encoder or self.metadata("pooling_type") not in (None, "0")
         self._pieces: list[bytes | None] = [None] * self.n_vocab
-        self._ends = dict.fromkeys(read_integers(path, b"lm.stop_token_ids"), True)
+        self._ends = dict.fromkeys(noted.stops, True)
+        self._tokenizer = Tokenizer(noted.tokenizer, self.n_vocab, self._llama) if noted.tokenizer else None
         self._buffer = ctypes.create_string_buffer(1024)
 
     def metadata(self, key: str) -> str | None:
@@ -282,10 +307,34 @@ class Model:
         return [text for token in tokens if (text := self._text(token))]
 
     def _text(self, token: int) -> str:
+        if self._tokenizer and token in self._tokenizer.hidden:
+            return self._tokenizer.hidden[token]
         return (quick().llama_vocab_get_text(self.vocab, token) or b"").decode(errors="replace")
 
     def tokenize(self, text: str, *, special: bool, add: bool) -> array[int]:
-        """The ids of `text`; `special` parses control tokens in it, `add` puts the model's first (and last) tokens."""
+        """The ids of `text`; `special` parses control tokens in it, `add` puts the model's first and last tokens."""
+        ids = self.read([(text, special)])
+        return self.frame[0] + ids + self.frame[1] if add else ids
+
+    def read(self, pieces: Sequence[tuple[str, bool]]) -> array[int]:
+        """The ids of texts that follow each other; control tokens are parsed where the second value says so."""
+        if self._tokenizer and (ids := self._tokenizer.read(pieces)) is not None:
+            return ids
+        ids = array("i")
+        for text, special in pieces:
+            ids.extend(self._llama(text, special=special))
+        return ids
+
+    @cached_property
+    def frame(self) -> tuple[array[int], array[int]]:
+        """The tokens that the model puts before and after a text."""
+        bare, framed = self._llama("a"), self._llama("a", add=True)
+        places = (n for n in range(len(framed) + 1) if framed[n : n + len(bare)] == bare)
+        start = next(places) if bare else int(library().llama_vocab_get_add_bos(self.vocab))
+        return framed[:start], framed[start + len(bare) :]
+
+    def _llama(self, text: str, *, special: bool = False, add: bool = False) -> array[int]:
+        """The ids of `text` as llama.cpp reads it."""
         low = library()
         data = text.encode(errors="replace")
         room = len(data) + 8
@@ -311,6 +360,8 @@ class Model:
         if size < 0:
             buffer = ctypes.create_string_buffer(-size)
             size = quick().llama_token_to_piece(self.vocab, token, buffer, len(buffer), 0, False)
+        if size and self._tokenizer and token in self._tokenizer.hidden:
+            return self._text(token).encode()
         return buffer.raw[:size]
 
     def ends(self, token: int) -> bool:

@@ -125,13 +125,9 @@ class Prompter:
         return max(1, self._context - 1 - min(wanted, self._context // 8))
 
     def _ids(self, pieces: list[Piece]) -> array[int]:
-        ids = array("i")
-        for i, piece in enumerate(pieces):
-            has_bos = bool(self._bos) and piece.special and piece.text.startswith(self._bos)
-            ids.extend(self._model.tokenize(piece.text, special=piece.special, add=i == 0 and not has_bos))
-            if i == 0 and not has_bos and self._model.adds_eos:
-                ids.pop()  # the prompt goes on
-        return ids
+        ids = self._model.read(pieces)
+        has_bos = bool(self._bos) and pieces and pieces[0].special and pieces[0].text.startswith(self._bos)
+        return ids if has_bos else self._model.frame[0] + ids  # nothing is put at the end: the prompt goes on
 
     def _too_long(self, length: int) -> PromptTooLong:
         message = f"the prompt has {length:,} tokens and the context holds {self._context:,}"

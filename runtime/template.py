@@ -18,9 +18,8 @@ import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from jinja2 import TemplateError, nodes
 from jinja2.exceptions import SecurityError
@@ -29,14 +28,12 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from runtime.errors import BadRequest, LoadFailed
+from runtime.tokenizer import CLOSE, MARKS, OPEN
 
 RENDER_SECONDS = 2.0
 OUTPUT_LIMIT = 4 << 20
 NUMBER_LIMIT = 100_000
 STRING_LIMIT = 1 << 20
-# Unicode's noncharacters: no text has a use for them, and templates pass them through.
-OPEN, CLOSE = "\ufdd0", "\ufdd1"
-_MARKS = re.compile(f"[{OPEN}{CLOSE}]")
 _PROBE_SYSTEM, _PROBE_USER = "lm-probe-system", "lm-probe-user"
 # Written for models whose file has no template: ChatML where the vocabulary knows it, else plain labels.
 CHATML = (
@@ -51,8 +48,7 @@ PLAIN = (
 PLAIN_STOPS = ("\nUser:", "\nAssistant:", "\nSystem:")
 
 
-@dataclass(frozen=True)
-class Piece:
+class Piece(NamedTuple):
     """A stretch of a rendered prompt; control tokens are read in it only where `special`."""
 
     text: str
@@ -215,7 +211,7 @@ class Template:
     def _marked(self, value: Any) -> Any:
         """`value` with every control token that it spells between two marks."""
         if isinstance(value, str):
-            value = _MARKS.sub("�", value)
+            value = MARKS.sub("�", value)
             return self._control.sub(lambda found: f"{OPEN}{found[0]}{CLOSE}", value) if self._control else value
         if isinstance(value, list):
             return [self._marked(item) for item in value]
@@ -249,7 +245,7 @@ def _pieces(text: str) -> Iterator[Piece]:
     """Cut at the marks: what lies between an opening and its closing one is the user's."""
     for part in re.split(f"({OPEN}[^{OPEN}{CLOSE}]*{CLOSE})", text):
         user = part.startswith(OPEN) and part.endswith(CLOSE)
-        if part := _MARKS.sub("", part):
+        if part := MARKS.sub("", part):
             yield Piece(part, special=not user)
 
 

@@ -8,27 +8,41 @@ puts a space in front and merges no line break with anything else.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from quant.convert.added import Added, Step, joined, note, read_step
 from quant.convert.pretokenizer import check_name, recognise
-from quant.convert.vocabulary import Vocabulary, broken, framing, place_tokens, read_added, read_vocab, steps
+from quant.convert.vocabulary import (
+    Vocabulary,
+    broken,
+    framing,
+    place_tokens,
+    prefix_space,
+    preparation,
+    read_added,
+    read_vocab,
+    steps,
+    unsupported,
+)
 from quant.errors import UnsupportedModel
 from quant.gguf import TOKEN_BYTE, TOKEN_NORMAL, TOKEN_UNKNOWN, TOKEN_USER
 
 _BYTE = re.compile("<0x[0-9A-F]{2}>")
 
 
-def read(tokenizer: dict[str, Any], size: int, pre: str | None) -> Vocabulary:
+def read(tokenizer: dict[str, Any], size: int, decoder: Mapping[int, Added], pre: str | None) -> Vocabulary:
     """The vocabulary of a `tokenizer.json` with a model of the type BPE."""
     model = tokenizer["model"]
     if model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"):
         raise UnsupportedModel("a tokenizer that marks the parts of words cannot be converted")
     vocab, merges = read_vocab(model), _merges(model)
-    added = read_added(tokenizer)
+    added = joined(read_added(tokenizer), decoder, vocab, size)
     tokens, types = place_tokens(vocab, added, size)
     first, last = framing(tokenizer)
     if model.get("byte_fallback"):
-        entries = _sentencepiece(tokenizer, vocab, tokens, types)
+        prefix, preparing, space = _prefix_space(tokenizer, added)
+        entries = _sentencepiece(tokenizer, vocab, tokens, types, prefix)
         try:
             entries |= _scored(vocab, merges, tokens, types)
         except UnsupportedModel:
@@ -42,8 +56,9 @@ def read(tokenizer: dict[str, Any], size: int, pre: str | None) -> Vocabulary:
         name = check_name(pre) if pre else recognise(tokenizer, lambda: _merges_reach(vocab, merges, types))
         entries = {"model": "gpt2", "pre": name, "tokens": tokens, "token_type": types}
         entries["merges"] = [f"{left} {right}" for left, right in merges]
-    ids = {**vocab, **{content: id for id, content, _ in added}}
-    return Vocabulary(ids, entries, first, last)
+        preparing, space = preparation(tokenizer.get("normalizer")), ""
+    ids = {**vocab, **{token.text: token.id for token in added}}
+    return Vocabulary(ids, entries, first, last, note(added, tokens, types, preparing, space))
 
 
 def _merges(model: dict[str, Any]) -> list[tuple[str, str]]:
@@ -73,7 +88,7 @@ def _merges_reach(vocab: dict[str, int], merges: list[tuple[str, str]], types: l
 
 
 def _sentencepiece(
-    tokenizer: dict[str, Any], vocab: dict[str, int], tokens: list[str], types: list[int]
+    tokenizer: dict[str, Any], vocab: dict[str, int], tokens: list[str], types: list[int], prefix: bool
 ) -> dict[str, Any]:
     """The entries of a vocabulary that falls back on bytes; marks these in `types`, and the unknown token."""
     unknown = tokenizer["model"].get("unk_token")
@@ -90,7 +105,7 @@ def _sentencepiece(
             types[id] = TOKEN_BYTE
         elif types[id] == TOKEN_USER:
             tokens[id] = token.replace("▁", " ")
-    return {**entries, "token_type": types, "add_space_prefix": _prefix_space(tokenizer)}
+    return {**entries, "token_type": types, "add_space_prefix": prefix}
 
 
 def _scored(
@@ -128,21 +143,38 @@ def _no_scores() -> UnsupportedModel:
     return UnsupportedModel("its merges are in an order that no scores of tokens can express, as llama.cpp needs them")
 
 
-def _prefix_space(tokenizer: dict[str, Any]) -> bool:
-    """Whether text gets a space in front; UnsupportedModel unless spaces become `▁` and nothing else happens."""
-    normalizer, cutting = tokenizer.get("normalizer"), tokenizer.get("pre_tokenizer")
-    prefix = replaced = False
-    for step in steps(normalizer, "normalizers") + steps(cutting, "pretokenizers"):
-        kind = step.get("type")
-        if kind == "Prepend" and step.get("prepend") == "▁":
-            prefix = True
-        elif kind == "Replace" and step.get("pattern") == {"String": " "} and step.get("content") == "▁":
-            replaced = True
-        elif kind == "Metaspace" and step.get("replacement") == "▁" and not step.get("split", False):
-            replaced = True
-            prefix = step.get("prepend_scheme", "always") != "never" and step.get("add_prefix_space", True)
-        elif kind != "Split" or step.get("pattern") != {"String": " "}:
-            raise UnsupportedModel(f"its tokenizer has the step `{ascii(kind)[:40]}`, which llama.cpp does not know")
+def _prefix_space(tokenizer: dict[str, Any], added: Sequence[Added]) -> tuple[bool, list[Step], str]:
+    """Whether text gets a space in front, and what our runtime has to do of it: steps, and who gets that space.
+
+    llama.cpp puts one in front of each stretch of text, whatever it begins with, and does nothing else.
+    Raises UnsupportedModel where spaces do not become `▁`, and for what neither does.
+    """
+    found: list[Step] = []
+    prefix = replaced = own = False
+    space = ""
+    for step in steps(tokenizer.get("normalizer"), "normalizers"):
+        known = read_step(step)
+        if known is None:
+            raise unsupported(step)
+        prefix |= known == ["Prepend", "▁"]
+        replaced |= known == ["Replace", " ", "▁"]
+        own |= known not in (["Prepend", "▁"], ["Replace", " ", "▁"])
+        found.append(known)
+    for step in steps(tokenizer.get("pre_tokenizer"), "pretokenizers"):
+        if step.get("type") == "Metaspace" and step.get("replacement") == "▁" and _stays_whole(step, tokenizer):
+            replaced, space = True, prefix_space(step)
+            prefix |= space != "never"
+        elif step.get("type") != "Split" or step.get("pattern") != {"String": " "}:
+            raise unsupported(step)
     if not replaced:
         raise UnsupportedModel("its tokenizer keeps spaces, and llama.cpp needs them replaced by `▁`")
-    return bool(prefix)
+    prepared = bool(found) and [token for token in added if token.normalized]
+    own |= any(prefix or token.lstrip or token.rstrip or token.single_word for token in prepared or ())
+    if own:
+        return prefix, found, space or "never"
+    return prefix, [], space if prefix and space else ""
+
+
+def _stays_whole(metaspace: dict[str, Any], tokenizer: dict[str, Any]) -> bool:
+    """Whether text is not cut at spaces, or it makes no difference, since no token has one but in front."""
+    return not metaspace.get("split", True) or not any("▁" in token[1:] for token in tokenizer["model"]["vocab"])

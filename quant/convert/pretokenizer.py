@@ -36,10 +36,6 @@ def recognise(tokenizer: dict[str, Any], same_either_way: Callable[[], bool]) ->
     `same_either_way` tells whether it makes no difference to this vocabulary if whole words skip the merges; it is
     asked only when llama.cpp's routine does the other thing than the tokenizer.
     """
-    if not _is_neutral(tokenizer.get("normalizer")):
-        raise UnsupportedModel(
-            "its tokenizer changes the text before cutting it, which llama.cpp cannot do", hint=_HINT
-        )
     rules = tuple(_flatten(tokenizer.get("pre_tokenizer")))
     fitting = [pre for pre in KNOWN if pre.rules == rules] or _cutting_alike(tokenizer["pre_tokenizer"])
     if not fitting:
@@ -135,17 +131,6 @@ def listed(step: dict[str, Any], key: str) -> list[Any]:
     if parts is not None and not isinstance(parts, list):
         raise MalformedFile(f"`{key}` in `tokenizer.json` is no list")
     return parts or []
-
-
-def _is_neutral(normalizer: Any) -> bool:
-    """No normalizer, or NFC, which llama.cpp leaves out for the models that have it."""
-    if normalizer is None:
-        return True
-    if not isinstance(normalizer, dict):
-        raise MalformedFile("`tokenizer.json` has a `normalizer` that is no object")
-    if normalizer.get("type") == "Sequence":
-        return all(_is_neutral(part) for part in listed(normalizer, "normalizers"))
-    return bool(normalizer.get("type") == "NFC")
 
 
 def _flatten(step: Any) -> list[str]:

@@ -7,12 +7,13 @@ Tokens that were added later are in `added_tokens.json` and `tokenizer_config.js
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+from quant.convert.added import Added, note, read_decoder
 from quant.convert.config import MAX_JSON, Config, read_whole
 from quant.convert.unigram import is_table
-from quant.convert.vocabulary import STEERING, Vocabulary, is_id
+from quant.convert.vocabulary import STEERING, Vocabulary
 from quant.errors import MalformedFile, UnsupportedModel
 from quant.gguf import TOKEN_BYTE, TOKEN_CONTROL, TOKEN_NORMAL, TOKEN_UNKNOWN, TOKEN_UNUSED, TOKEN_USER
 from quant.plan import Files
@@ -41,12 +42,15 @@ def read(files: Files, size: int) -> Vocabulary:
         raise UnsupportedModel(f"`{FILE}` is neither BPE nor Unigram")
     added = _added(files)
     pieces = _placed(pieces, added, size)
+    ids = {text: id for id, (text, _, _) in enumerate(pieces)}
+    tokens, types = [text for text, _, _ in pieces], [type for _, _, type in pieces]
+    noted = note(added.values(), tokens, types)
     entries: dict[str, Any] = {
         "model": "llama" if kind == _BPE else "t5",
         "pre": "default",
-        "tokens": [text for text, _, _ in pieces],
+        "tokens": tokens,
         "scores": [score for _, score, _ in pieces],
-        "token_type": [type for _, _, type in pieces],
+        "token_type": types,
         "add_space_prefix": bool(normalizer.get(3, [1])[-1]),
     }
     unknown = [id for id, (_, _, type) in enumerate(pieces) if type == TOKEN_UNKNOWN]
@@ -55,10 +59,9 @@ def read(files: Files, size: int) -> Vocabulary:
     if kind == _UNIGRAM:
         entries |= _preparation(normalizer)
     config = Config.read(files, "tokenizer_config.json")
-    ids = {text: id for id, (text, _, _) in enumerate(pieces)}
     first = ids.get("<s>", ids.get("<bos>")) if config.flag("add_bos_token", kind == _BPE) else None
     last = ids.get("</s>") if config.flag("add_eos_token", kind == _UNIGRAM) else None
-    return Vocabulary(ids, entries, first, last)
+    return Vocabulary(ids, entries, first, last, noted)
 
 
 def dict_of(raw: Field) -> dict[int, list[Field]]:
@@ -116,37 +119,28 @@ def _piece(raw: Field) -> tuple[str, float, int]:
     return decoded, value, int(type)
 
 
-def _added(files: Files) -> dict[int, tuple[str, bool]]:
-    """Text of the tokens that were added later, by number, and whether each is special."""
-    found: dict[int, tuple[str, bool]] = {}
-    for text, id in Config.read(files, "added_tokens.json").values.items():
-        if not is_id(id) or not text:
-            raise MalformedFile("`added_tokens.json` is no list of tokens and their numbers")
-        found[id] = text, False
-    decoder = Config.read(files, "tokenizer_config.json").part("added_tokens_decoder")
-    for number, entry in decoder.values.items():
-        content = entry.get("content") if isinstance(entry, dict) else None
-        if not number.isdecimal() or not is_id(int(number)) or not isinstance(content, str) or not content:
-            raise MalformedFile(f"`{decoder.name}` is no list of tokens and their numbers")
-        found[int(number)] = content, bool(entry.get("special"))
-    return found
+def _added(files: Files) -> dict[int, Added]:
+    """The tokens that were added later, by number."""
+    name = "added_tokens.json"
+    older = Config.read(files, name).values.items()
+    return {**{id: Added.read(id, {"content": text}, name) for text, id in older}, **read_decoder(files)}
 
 
 def _placed(
-    pieces: list[tuple[str, float, int]], added: dict[int, tuple[str, bool]], size: int
+    pieces: list[tuple[str, float, int]], added: Mapping[int, Added], size: int
 ) -> list[tuple[str, float, int]]:
     """Every number up to `size` has a piece: its own, one added later, or one that is marked as unused."""
     most = max([len(pieces) - 1, *added])
     if most >= size:
         raise MalformedFile(f"`{FILE}` has token number {most}, and the model only {size} embeddings")
-    taken = {text for text, _, _ in pieces} | {text for text, _ in added.values()}
+    taken = {text for text, _, _ in pieces} | {token.text for token in added.values()}
     placed = [*pieces]
     for id in range(len(pieces), size):
         name = f"[PAD{id}]"
         while name in taken:
             name += "_"
         placed.append((name, 0.0, TOKEN_UNUSED))
-    for id, (text, special) in added.items():
+    for id, text, special, *_ in added.values():
         type = TOKEN_CONTROL if special or STEERING.fullmatch(text) else TOKEN_USER
         if id >= len(pieces) or placed[id][0] != text:
             placed[id] = text, _ADDED_SCORE, type

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from quant.convert import bpe, sentencepiece, unigram, wordpiece
+from quant.convert.added import read_decoder
 from quant.convert.config import MAX_JSON, read_whole
 from quant.convert.vocabulary import FILE, Vocabulary, broken
 from quant.errors import UnsupportedModel
@@ -34,13 +35,14 @@ def read_vocabulary(files: Files, size: int, pre: str | None = None) -> Vocabula
     model = tokenizer.get("model")
     if not isinstance(model, dict):
         raise broken("it has no `model`")
+    decoder = read_decoder(files)
     kind = model.get("type", "WordPiece" if "max_input_chars_per_word" in model else "BPE")
     if kind == "BPE":
-        vocabulary = bpe.read(tokenizer, size, pre)
+        vocabulary = bpe.read(tokenizer, size, decoder, pre)
     elif kind == "WordPiece":
-        vocabulary = wordpiece.read(tokenizer, size)
+        vocabulary = wordpiece.read(tokenizer, size, decoder)
     elif kind == "Unigram":
-        vocabulary = unigram.read(tokenizer, size)
+        vocabulary = unigram.read(tokenizer, size, decoder)
     else:
         raise UnsupportedModel(f"a tokenizer of the type `{ascii(kind)[:40]}` cannot be converted yet")
     return _prefixed(vocabulary)
@@ -50,4 +52,5 @@ def _prefixed(vocabulary: Vocabulary) -> Vocabulary:
     tokens = vocabulary.entries["tokens"]
     if len(set(tokens)) != len(tokens):
         raise broken("two tokens have the same text")
-    return replace(vocabulary, entries={f"tokenizer.ggml.{key}": value for key, value in vocabulary.entries.items()})
+    entries = {f"tokenizer.ggml.{key}": value for key, value in vocabulary.entries.items()}
+    return replace(vocabulary, entries={**entries, **vocabulary.note})

@@ -4,15 +4,30 @@ from __future__ import annotations
 
 import binascii
 import math
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
+from quant.convert.added import Added, Step, joined, note, read_step
 from quant.convert.pretokenizer import listed
-from quant.convert.vocabulary import Vocabulary, broken, framing, place_tokens, read_added, steps
+from quant.convert.vocabulary import (
+    Vocabulary,
+    broken,
+    framing,
+    place_tokens,
+    prefix_space,
+    read_added,
+    steps,
+    unsupported,
+)
 from quant.errors import UnsupportedModel
 from quant.gguf import TOKEN_UNKNOWN
 
+_WHITE = "\t\n\x0b\x0c\r \x85\xa0\u1680" + "".join(map(chr, range(0x2000, 0x200B))) + "\u2028\u2029\u202f\u205f\u3000"
 
-def read(tokenizer: dict[str, Any], size: int) -> Vocabulary:
+
+def read(tokenizer: dict[str, Any], size: int, decoder: Mapping[int, Added]) -> Vocabulary:
     """The vocabulary of a `tokenizer.json` with a model of the type Unigram."""
     model = tokenizer["model"]
     if model.get("byte_fallback"):
@@ -23,13 +38,14 @@ def read(tokenizer: dict[str, Any], size: int) -> Vocabulary:
     vocab = {text: id for id, (text, _) in enumerate(pieces)}
     if len(vocab) != len(pieces):
         raise broken("two pieces of `vocab` are the same")
-    added = read_added(tokenizer)
+    added = joined(read_added(tokenizer), decoder, vocab, size)
     tokens, types = place_tokens(vocab, added, size)
     unknown = model.get("unk_id")
     if type(unknown) is not int or not 0 <= unknown < len(pieces):
         raise broken("`unk_id` is no piece")
     types[unknown] = TOKEN_UNKNOWN
     first, last = framing(tokenizer)
+    way = _preparation(tokenizer)
     scores = [float(score) for _, score in pieces]
     entries = {
         "model": "t5",
@@ -38,10 +54,11 @@ def read(tokenizer: dict[str, Any], size: int) -> Vocabulary:
         "token_type": types,
         "scores": scores + [0.0] * (size - len(scores)),
         "unknown_token_id": unknown,
-        **_preparation(tokenizer),
+        **way.entries(),
     }
-    ids = {**vocab, **{content: id for id, content, _ in added}}
-    return Vocabulary(ids, entries, first, last)
+    ids = {**vocab, **{token.text: token.id for token in added}}
+    end = (vocab.get("▁", unknown), way.ends()) if way.collapses and not way.cuts else None
+    return Vocabulary(ids, entries, first, last, note(added, tokens, types, way.steps, way.noted_space(), end))
 
 
 def _is_piece(entry: Any) -> bool:
@@ -51,31 +68,93 @@ def _is_piece(entry: Any) -> bool:
     return type(score) in (int, float) and abs(score) < 1e30 and math.isfinite(score)
 
 
-def _preparation(tokenizer: dict[str, Any]) -> dict[str, Any]:
-    """What happens to a text before it is cut: a table of replacements, and what becomes of spaces."""
-    table = b""
-    collapse = prefix = escaped = False
+@dataclass
+class _Way:
+    """What happens to a text before it is cut: own steps, a table of replacements, and what becomes of spaces.
+
+    `collapses`: runs of spaces become one; `strips`: those at the end go; `cuts`: none are left at either end of a
+    stretch between added tokens; `space`: which stretches get one in front.
+    """
+
+    steps: list[Step] = field(default_factory=list)
+    table: bytes = b""
+    collapses: bool = False
+    strips: bool = False
+    cuts: bool = False
+    space: str = ""
+
+    def entries(self) -> dict[str, Any]:
+        """As llama.cpp is told of it."""
+        entries: dict[str, Any] = {
+            "add_space_prefix": self.space != "never",
+            "remove_extra_whitespaces": self.collapses,
+        }
+        return entries | ({"precompiled_charsmap": self.table} if self.table else {})
+
+    def noted_space(self) -> str:
+        """Where spaces are not collapsed, llama.cpp puts one in front of those that are there."""
+        return "" if self.collapses else self.space
+
+    def ends(self) -> str:
+        """The characters that are spaces, of which llama.cpp leaves nothing at the end of a text."""
+        return "".join(c for c in _WHITE if c == " " or _replaced(self.table, c.encode()) == b" ")
+
+
+def _normalizing(tokenizer: dict[str, Any]) -> _Way:
+    """What its normalizer does."""
+    way = _Way()
     for step in steps(tokenizer.get("normalizer"), "normalizers"):
-        kind = step.get("type")
-        if kind == "Precompiled":
-            table = _table(step.get("precompiled_charsmap"))
-        elif kind == "Replace" and step.get("pattern") == {"Regex": " {2,}"} and step.get("content") in (" ", "▁"):
-            collapse = True
-        elif kind != "Strip":
-            raise UnsupportedModel(f"its tokenizer has the step `{ascii(kind)[:40]}`, which llama.cpp does not know")
-    for step in steps(tokenizer.get("pre_tokenizer"), "pretokenizers"):
-        kind = step.get("type")
-        if kind == "WhitespaceSplit":
-            collapse = True
-        elif kind == "Metaspace" and step.get("replacement") == "▁":
-            escaped = True
-            prefix = step.get("prepend_scheme", "always") != "never" and bool(step.get("add_prefix_space", True))
+        known = read_step(step)
+        if step.get("type") == "Precompiled" and not (way.collapses or way.strips):
+            way.table = _table(step.get("precompiled_charsmap"))
+        elif step.get("pattern") == {"Regex": " {2,}"} and step.get("content") in (" ", "▁"):
+            way.collapses = True
+        elif step.get("type") == "Strip" and step.get("strip_right"):
+            way.strips = True
+            way.steps.append(["Strip", "right"])
+        elif known is not None and not (way.table or way.collapses or way.strips):
+            way.steps.append(known)
         else:
-            raise UnsupportedModel(f"its tokenizer has the step `{ascii(kind)[:40]}`, which llama.cpp does not know")
-    if not escaped:
+            raise unsupported(step)
+    return way
+
+
+def _preparation(tokenizer: dict[str, Any]) -> _Way:
+    """What its normalizer and its pre-tokenizer do; UnsupportedModel where llama.cpp and our runtime cannot."""
+    way = _normalizing(tokenizer)
+    for step in steps(tokenizer.get("pre_tokenizer"), "pretokenizers"):
+        if step.get("type") == "WhitespaceSplit" and not way.space:
+            way.collapses = way.cuts = True
+            way.steps += [] if way.table else [["Replace", c, " "] for c in _WHITE if c != " "]
+        elif step.get("type") == "Metaspace" and step.get("replacement") == "▁":
+            way.space = prefix_space(step)
+        else:
+            raise unsupported(step)
+    if not way.space:
         raise UnsupportedModel("its tokenizer keeps spaces, and llama.cpp needs them replaced by `▁`")
-    entries: dict[str, Any] = {"add_space_prefix": prefix, "remove_extra_whitespaces": collapse}
-    return entries | ({"precompiled_charsmap": table} if table else {})
+    if way.collapses and way.space != "each":
+        raise UnsupportedModel("its tokenizer puts a space in front of only some texts, and llama.cpp of all")
+    return way
+
+
+def _replaced(table: bytes, text: bytes) -> bytes | None:
+    """What a table has in the place of just this text: a double array, as `normalize_prefix` in llama.cpp walks it."""
+    size = int.from_bytes(table[:4], "little")
+    nodes = struct.unpack_from(f"<{size // 4}I", table, 4) if table else (0,)
+    node, at = nodes[0], _base(nodes[0])
+    for byte in text:
+        at ^= byte
+        node = nodes[at] if at < len(nodes) else 0
+        if node & 0x800000FF != byte:
+            return None
+        at ^= _base(node)
+    if not node >> 8 & 1 or at >= len(nodes):
+        return None
+    return table[4 + size + (nodes[at] & 0x7FFFFFFF) :].partition(b"\0")[0]
+
+
+def _base(node: int) -> int:
+    return node >> 10 << ((node & 512) >> 6)
 
 
 def _table(text: Any) -> bytes:

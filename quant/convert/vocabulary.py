@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
+from quant.convert.added import Added, Step, is_id, read_step
 from quant.convert.pretokenizer import listed
-from quant.errors import MalformedFile
+from quant.errors import MalformedFile, UnsupportedModel
 from quant.gguf import TOKEN_CONTROL, TOKEN_NORMAL, TOKEN_UNUSED, TOKEN_USER
 
 FILE = "tokenizer.json"
@@ -20,23 +21,20 @@ STEERING = re.compile(r"<\|.*\|>|<｜.*｜>|<unused\d+>|<pad>|<mask>", re.DOTALL
 class Vocabulary:
     """Ids by text, and the `tokenizer.ggml.*` entries: tokens by id, padded to the model's size, their types, ….
 
-    `first` and `last` are the ids that the tokenizer itself puts before and after a text, None for none.
+    `first` and `last` are the ids that the tokenizer itself puts before and after a text, None for none; `note` is the
+    entry for what these cannot say, if any.
     """
 
     ids: Mapping[str, int]
     entries: dict[str, Any]
     first: int | None = None
     last: int | None = None
+    note: Mapping[str, str] = field(default_factory=dict)
 
 
 def broken(rule: str) -> MalformedFile:
     """The error for a `tokenizer.json` that breaks a rule."""
     return MalformedFile(f"`{FILE}` is not a valid tokenizer: {rule}")
-
-
-def is_id(value: Any) -> bool:
-    """Whether this can be the number of a token."""
-    return type(value) is int and 0 <= value < 1 << 24
 
 
 def read_vocab(model: dict[str, Any]) -> dict[str, int]:
@@ -51,22 +49,19 @@ def read_vocab(model: dict[str, Any]) -> dict[str, int]:
     return vocab
 
 
-def read_added(tokenizer: dict[str, Any]) -> list[tuple[int, str, bool]]:
-    """The added tokens: number, text, and whether it is special."""
+def read_added(tokenizer: dict[str, Any]) -> list[Added]:
+    """The added tokens of a `tokenizer.json`."""
     added = tokenizer.get("added_tokens") or []
     if not isinstance(added, list) or not all(isinstance(entry, dict) for entry in added):
         raise broken("`added_tokens` is no list of objects")
-    entries = [(entry.get("id"), entry.get("content"), bool(entry.get("special"))) for entry in added]
-    if not all(is_id(id) and isinstance(content, str) and content for id, content, _ in entries):
-        raise broken("an added token has no text or no number")
-    return entries
+    return [Added.read(entry.get("id"), entry, FILE) for entry in added]
 
 
-def place_tokens(vocab: dict[str, int], added: list[tuple[int, str, bool]], size: int) -> tuple[list[str], list[int]]:
+def place_tokens(vocab: dict[str, int], added: Sequence[Added], size: int) -> tuple[list[str], list[int]]:
     """Texts and types by number. Numbers that nobody uses, up to the model's size, become tokens marked as unused."""
     texts = {id: text for text, id in vocab.items()}
     types = dict.fromkeys(texts, TOKEN_NORMAL)
-    for id, content, special in added:
+    for id, content, special, *_ in added:
         if vocab.get(content, id) != id or texts.get(id, content) != content:
             raise broken(f"the added token {ascii(content)[:60]} and `vocab` disagree about number {id}")
         texts[id] = content
@@ -94,9 +89,37 @@ def steps(step: Any, inner: str) -> list[dict[str, Any]]:
     return [step]
 
 
+def preparation(step: Any) -> list[Step]:
+    """The steps of a normalizer as our runtime does them; UnsupportedModel where it cannot."""
+    found = []
+    for part in steps(step, "normalizers"):
+        known = read_step(part)
+        if known is None:
+            raise unsupported(part)
+        found.append(known)
+    return found
+
+
+def unsupported(step: Mapping[str, Any]) -> UnsupportedModel:
+    """The error for a step that neither llama.cpp nor our runtime does."""
+    return UnsupportedModel(f"its tokenizer has the step `{ascii(step.get('type'))[1:-1][:40]}`, which cannot be done")
+
+
+def prefix_space(step: Mapping[str, Any]) -> str:
+    """Which stretches of text a `Metaspace` puts a space in front of: `each`, the `first`, or `never`."""
+    scheme = step.get("prepend_scheme", "always")
+    if scheme not in ("always", "first", "never"):
+        raise broken("`prepend_scheme` is none that there is")
+    if not step.get("add_prefix_space", True):
+        return "never"
+    return "each" if scheme == "always" else str(scheme)
+
+
 def framing(tokenizer: dict[str, Any]) -> tuple[int | None, int | None]:
     """The special tokens that the post-processor puts before and after a single text."""
     for step in steps(tokenizer.get("post_processor"), "processors"):
+        if step.get("type") in ("BertProcessing", "RobertaProcessing"):
+            return _number(step.get("cls")), _number(step.get("sep"))
         if step.get("type") == "TemplateProcessing":
             parts = [next(iter(part.items())) for part in listed(step, "single") if isinstance(part, dict) and part]
             kinds = [kind for kind, _ in parts]
@@ -104,6 +127,11 @@ def framing(tokenizer: dict[str, Any]) -> tuple[int | None, int | None]:
                 here = kinds.index("Sequence")
                 return _special(step, parts[:here][:1]), _special(step, parts[here + 1 :][-1:])
     return None, None
+
+
+def _number(pair: Any) -> int | None:
+    """The number of a token given with its text."""
+    return pair[1] if isinstance(pair, list) and len(pair) == 2 and is_id(pair[1]) else None
 
 
 def _special(step: dict[str, Any], parts: list[tuple[str, Any]]) -> int | None:

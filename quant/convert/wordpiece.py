@@ -5,22 +5,24 @@ llama.cpp marks beginnings of words (`▁`) where `tokenizer.json` marks the res
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from quant.convert.added import Added, Step, joined, note
 from quant.convert.vocabulary import Vocabulary, broken, framing, place_tokens, read_added, read_vocab
 from quant.errors import UnsupportedModel
-from quant.gguf import TOKEN_CONTROL, TOKEN_UNKNOWN
+from quant.gguf import TOKEN_CONTROL, TOKEN_UNKNOWN, TOKEN_USER
 
 _PREFIX = "##"
 
 
-def read(tokenizer: dict[str, Any], size: int) -> Vocabulary:
+def read(tokenizer: dict[str, Any], size: int, decoder: Mapping[int, Added]) -> Vocabulary:
     """The vocabulary of a `tokenizer.json` with a model of the type WordPiece."""
     model = tokenizer["model"]
     if model.get("continuing_subword_prefix", _PREFIX) != _PREFIX:
         raise UnsupportedModel("a tokenizer that marks the parts of words otherwise than by `##` cannot be converted")
     vocab = read_vocab(model)
-    added = read_added(tokenizer)
+    added = joined(read_added(tokenizer), decoder, vocab, size)
     tokens, types = place_tokens(vocab, added, size)
     unknown = vocab.get(str(model.get("unk_token")))
     if unknown is None:
@@ -29,6 +31,10 @@ def read(tokenizer: dict[str, Any], size: int) -> Vocabulary:
     if first is None or last is None:
         raise UnsupportedModel("its tokenizer puts nothing before and after a text, and llama.cpp always does")
     types[unknown] = TOKEN_UNKNOWN
+    normalizer = _normalizer(tokenizer)
+    # Without its mark, the rest of a word may look like an added token, and the other way round.
+    hidden = {token.id for token in added if types[token.id] == TOKEN_USER or token.text.isalnum()}
+    noted = note(added, tokens, types, _steps(normalizer, added), hidden=hidden)
     entries: dict[str, Any] = {
         "model": "bert",
         "pre": "default",
@@ -37,19 +43,27 @@ def read(tokenizer: dict[str, Any], size: int) -> Vocabulary:
         "unknown_token_id": unknown,
         "seperator_token_id": last,
         "cls_token_id": first,
-        **_normalizer(tokenizer),
+        **normalizer,
     }
     if "[MASK]" in vocab:
         entries["mask_token_id"] = vocab["[MASK]"]
-    ids = {**vocab, **{content: id for id, content, _ in added}}
-    return Vocabulary(ids, entries, first, last)
+    ids = {**vocab, **{token.text: token.id for token in added}}
+    return Vocabulary(ids, entries, first, last, noted)
 
 
 def _marked(token: str, type: int) -> str:
-    if type in (TOKEN_CONTROL, TOKEN_UNKNOWN):
+    if type in (TOKEN_CONTROL, TOKEN_UNKNOWN, TOKEN_USER):
         return token
     rest = token.startswith(_PREFIX) and len(token) > len(_PREFIX)
     return token[len(_PREFIX) :] if rest else "▁" + token
+
+
+def _steps(normalizer: Mapping[str, Any], added: Sequence[Added]) -> list[Step]:
+    """What has to be done to a text so that added tokens are found in it that are looked for only then."""
+    if not any(token.normalized for token in added):
+        return []
+    wanted = {"BertAccents": "normalizer.strip_accents", "Lowercase": "normalizer.lowercase"}
+    return [["BertClean"], *([name] for name, entry in wanted.items() if normalizer[entry])]
 
 
 def _normalizer(tokenizer: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,125 @@
+"""Added tokens: what is known of each, and what GGUF cannot say of them and of the text around, noted for our runtime.
+
+The note is the entry `lm.tokenizer`, JSON that `runtime/tokenizer.py` reads and describes. It is written only where
+llama.cpp alone would read a text otherwise than the original tokenizer.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Container, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from quant.convert.config import Config
+from quant.errors import MalformedFile
+from quant.gguf import TOKEN_CONTROL, TOKEN_UNKNOWN, TOKEN_USER
+from quant.plan import Files
+
+NOTE = "lm.tokenizer"
+_CONFIG = "tokenizer_config.json"
+# Preparations that our runtime does, with the names of their arguments in `tokenizer.json`.
+_STEPS = {"NFC": (), "NFD": (), "NFKC": (), "NFKD": (), "Lowercase": (), "StripAccents": (), "Prepend": ("prepend",)}
+Step = Sequence[str]
+
+
+class Added(NamedTuple):
+    """An added token, as `tokenizer.json` and the `added_tokens_decoder` of `tokenizer_config.json` describe it.
+
+    It takes the white space to its left or right (`lstrip`, `rstrip`), may have to be a word of its own
+    (`single_word`), and is looked for in the text as it is or in the one that the normalizer makes (`normalized`).
+    """
+
+    id: int
+    text: str
+    special: bool
+    lstrip: bool = False
+    rstrip: bool = False
+    single_word: bool = False
+    normalized: bool = False
+
+    @classmethod
+    def read(cls, id: Any, entry: Any, where: str) -> Added:
+        """From its object in a file; MalformedFile when it has no number or no text."""
+        text = entry.get("content") if isinstance(entry, dict) else None
+        if not is_id(id) or not isinstance(text, str) or not text:
+            raise MalformedFile(f"`{where}` is not valid: an added token has no text or no number")
+        return cls(id, text, *(bool(entry.get(name)) for name in cls._fields[2:]))
+
+    def flags(self, type: int) -> str:
+        """A letter for each thing that is so, `s` for one that by its type only a template may write."""
+        flags = (self.lstrip, self.rstrip, self.single_word, self.normalized, type in (TOKEN_CONTROL, TOKEN_UNKNOWN))
+        return "".join(letter for letter, flag in zip("lrwns", flags, strict=True) if flag)
+
+
+def is_id(value: Any) -> bool:
+    """Whether this can be the number of a token."""
+    return type(value) is int and 0 <= value < 1 << 24
+
+
+def read_decoder(files: Files) -> dict[int, Added]:
+    """The added tokens of `tokenizer_config.json` by number; MalformedFile when they are none."""
+    decoder = Config.read(files, _CONFIG).part("added_tokens_decoder")
+    entries = [
+        (int(number) if number.isascii() and number.isdecimal() and len(number) < 9 else None, entry)
+        for number, entry in decoder.values.items()
+    ]
+    return {token.id: token for id, entry in entries for token in [Added.read(id, entry, decoder.name)]}
+
+
+def joined(added: Sequence[Added], decoder: Mapping[int, Added], vocab: Mapping[str, int], size: int) -> list[Added]:
+    """Those of `tokenizer.json`, as the newer entries of `tokenizer_config.json` change and complete them.
+
+    As transformers has it, which adds the latter to the former. What contradicts the vocabulary of `size` is left out.
+    """
+    ids = {**vocab, **{token.text: token.id for token in added}}
+    taken = set(ids.values())
+    newer = {
+        id: token
+        for id, token in decoder.items()
+        if ids.get(token.text) == id or (token.text not in ids and id not in taken and id < size)
+    }
+    return list(({token.id: token for token in added} | newer).values())
+
+
+def read_step(step: Mapping[str, Any]) -> Step | None:
+    """A normalizer of `tokenizer.json` as it is noted, None for one that our runtime does not do."""
+    kind = step.get("type")
+    if kind == "Replace":
+        pattern = step.get("pattern")
+        arguments: list[Any] = [pattern.get("String") if isinstance(pattern, dict) else None, step.get("content")]
+    else:
+        arguments = [step.get(name) for name in _STEPS.get(str(kind), ("unknown",))]
+    if not all(isinstance(value, str) for value in arguments) or arguments[:1] == [""]:
+        return None
+    return [str(kind), *arguments]
+
+
+def note(
+    added: Iterable[Added],
+    tokens: list[str],
+    types: Sequence[int],
+    steps: Sequence[Step] = (),
+    space: str = "",
+    end: tuple[int, str] | None = None,
+    hidden: Container[int] = (),
+) -> dict[str, str]:
+    """The entry, empty when llama.cpp needs none.
+
+    Of the added tokens, those `hidden`, and those that anybody may write and llama.cpp would find where the original
+    does not, get a text in `tokens` that no text has.
+    """
+    added = list(added)
+    if not (steps or space or end or any(t.lstrip or t.rstrip or t.single_word or t.id in hidden for t in added)):
+        return {}
+    entries = []
+    prepended = any(step[0] == "Prepend" for step in steps)
+    for token in added:
+        type = types[token.id]
+        stray = type == TOKEN_USER and (token.single_word or (token.normalized and prepended))
+        flags = token.flags(type)
+        if stray or token.id in hidden:
+            tokens[token.id] = f"\ufdd0{token.text}"  # a noncharacter
+            flags += "h"
+        entries.append([token.id, token.text, flags])
+    found = {"added": entries, "steps": list(map(list, steps)), "space": space, "end": end}
+    return {NOTE: json.dumps({key: value for key, value in found.items() if value}, ensure_ascii=False)}
