@@ -30,7 +30,15 @@ COMMANDS = {
     "doctor": "Check this machine and this installation",
     "completion": "Print a script that completes commands and names in a shell",
 }
-ALIASES = {"ls": "list"}
+ALIASES = {"ls": "list", "start": "serve"}
+# Commands of Ollama that this version has not, and what does their work.
+ABSENT = {
+    "create": "`lm pull` takes a folder or a GGUF file, `--level` says what to make of it",
+    "cp": "`lm list` shows the names that there are",
+    "push": "models stay on this machine",
+    "signin": "nothing here needs an account; HF_TOKEN is for private models",
+    "launch": "programs that speak to Ollama or OpenAI find lm at the same address",
+}
 EXIT_CODES = (
     "Exit codes: 0 done, 1 failed, 2 usage, 3 model not found, 4 daemon unreachable, 5 does not fit, 130 Ctrl-C."
 )
@@ -46,6 +54,8 @@ class Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import a command."""
         name = ALIASES.get(cmd_name, cmd_name)
+        if name == "help":
+            return _help
         if name not in COMMANDS:
             return None
         command: click.Command = import_module(f"cli.{name}").command
@@ -70,10 +80,23 @@ def _print_version(ctx: click.Context, parameter: click.Parameter, wanted: bool)
 )
 @click.option("--debug", is_flag=True, help="Show where an error came from.")
 @click.option(
-    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version, help="Show the version."
+    "-v",
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_print_version,
+    help="Show the version.",
 )
 def group(debug: bool) -> None:
     """Run open language models on this machine, quantized to fit it while they download."""
+
+
+@click.command("help")
+@click.argument("command", required=False)
+def _help(command: str | None) -> None:
+    """Show what `--help` shows, of lm or of a command."""
+    group.main([command, "--help"] if command else ["--help"], "lm", standalone_mode=False)
 
 
 def main() -> None:
@@ -120,5 +143,7 @@ def _usage(error: click.ClickException) -> int:
     message = " ".join((error.message if close else error.format_message()).split()).rstrip(".")
     message = re.sub("'([^']*)'", r"`\1`", message)
     hint = f"did you mean `{close[0]}`?" if close else f"`{context.command_path if context else 'lm'} --help`"
+    if isinstance(error, NoSuchCommand):
+        hint = ABSENT.get(error.command_name, hint)
     console.complain(message[:1].lower() + message[1:], hint)
     return error.exit_code

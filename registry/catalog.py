@@ -206,17 +206,20 @@ class Catalog:
                 return f"{what} has {status.st_size:,} bytes instead of {layer.size:,}"
         return ""
 
+    def similar(self, reference: Reference) -> list[str]:
+        """Names of models here, and `demo`, that look like this one, the most alike first."""
+        bare = {"demo", *(name.tagged(None).display for name in self.names())}
+        return difflib.get_close_matches(reference.name.tagged(None).display, sorted(bare), n=3, cutoff=0.7)
+
     def _not_found(self, text: str, reference: Reference) -> ModelNotFound:
         names = list(self.names())
-        bare = {name.tagged(None).display for name in names}
-        wanted = reference.name.tagged(None)
         candidates = [candidate.tagged(None) for candidate in _candidates(reference)]
         variants = [name.display for name in names if any(name.tagged(None).same(other) for other in candidates)]
         single = reference.kind == "ollama"  # a single word that is not here cannot be brought in by this version
         pull = "`lm list` shows what is here" if single else f"`lm pull {reference.text}` brings it in"
         if variants and reference.kind != "folder":
             return ModelNotFound(f"there is no such variant as `{text}`", f"there is `{'`, `'.join(variants)}`; {pull}")
-        close = difflib.get_close_matches(wanted.display, sorted(bare), n=3, cutoff=0.7)
+        close = self.similar(reference)
         hint = f"did you mean `{'` or `'.join(close)}`? {pull}" if close else pull
         return ModelNotFound(f"model `{text}` is not here", hint)
 

@@ -44,7 +44,7 @@ from registry.errors import (
 )
 from registry.fsops import plainly
 from registry.manifest import Layer
-from registry.names import Name
+from registry.names import Name, Reference
 from registry.partial import DATA, Journal, read_journal, resumable
 
 __all__ = ["Ingest", "Model", "Store"]
@@ -136,6 +136,10 @@ class Store:
     def find(self, text: str) -> Model:
         """As `resolve`, but a broken model is returned too, to be deleted."""
         return self._catalog.resolve(text, broken=True)
+
+    def similar(self, reference: Reference) -> list[str]:
+        """Names of models here, and `demo`, that look like this one, the most alike first."""
+        return self._catalog.similar(reference)
 
     def free_bytes(self) -> int:
         """Bytes that the store's disk has left for us."""

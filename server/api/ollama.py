@@ -3,7 +3,7 @@
 Shapes as in Ollama's `docs/api.md`: newline-delimited JSON whose last line has `done: true` or `error`, durations in
 nanoseconds. Beside Ollama's keys, `truncated` counts prompt tokens that were dropped to fit, of `prompt_total`, and
 `num_ctx` is there when the context is smaller than what was asked for. What cannot be honoured is refused, never passed
-over.
+over; only options that do not exist are, as Ollama does it, and `warning` says so.
 """
 
 from __future__ import annotations
@@ -215,6 +215,8 @@ async def _lines(request: web.Request, plan: Plan, generated: Generate | None) -
                         reason = frame.reason
         if asked is not None and asked > held.worker.context:
             more["num_ctx"] = held.worker.context
+        if warning := options.unknown(plan.body.options or {}):
+            more["warning"] = warning
         if prompt is not None:
             more["context"] = prompt + await held.worker.tokenize(Tokenize(0, text="".join(text)))
         request[NOTE] += f" {more['prompt_eval_count']}+{more['eval_count']} tokens"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any
 
 from runtime.errors import BadRequest
@@ -58,6 +59,27 @@ SAMPLING = {
     "mirostat_eta": Range(0, 100),
     "seed": Range(-(2**63), 2**64 - 1, whole=True),
 }
+# What Ollama's engine is told and ours decides for itself: passing it over changes no answer.
+_ENGINE = frozenset(
+    {
+        "num_batch",
+        "num_gpu",
+        "main_gpu",
+        "low_vram",
+        "f16_kv",
+        "vocab_only",
+        "use_mmap",
+        "use_mlock",
+        "num_thread",
+        "numa",
+        "logits_all",
+        "embedding_only",
+        "num_keep",
+        "num_gqa",
+        "draft_num_predict",
+    }
+)
+_OTHERS = frozenset(("num_ctx", "num_predict", "stop", "ignore_eos", "logit_bias"))
 _CONTEXT = Range(1, LARGEST, whole=True)
 _PREDICT = Range(-2, LARGEST, whole=True)
 
@@ -78,6 +100,17 @@ def sampling(defaults: Mapping[str, Any], asked: Mapping[str, Any]) -> Sampling:
     if asked.get("ignore_eos") is not None:
         values["ignore_eos"] = asked["ignore_eos"] is True
     return Sampling(**values, logit_bias=_biases(asked.get("logit_bias") or {}))
+
+
+def unknown(asked: Mapping[str, Any]) -> str:
+    """A warning of the names in Ollama's `options` that mean nothing here, each with what it may have meant; or ""."""
+    known = sorted({*SAMPLING, *_OTHERS})
+    told = []
+    for name in asked:
+        if name not in _ENGINE and name not in known:
+            close = get_close_matches(name, known, 1)
+            told.append(f"`{name[:40]}`" + (f" (did you mean `{close[0]}`?)" if close else ""))
+    return f"there is no option {', '.join(told[:8])}: passed over" if told else ""
 
 
 def _biases(given: Any) -> dict[int, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 
 from aiohttp import web
@@ -45,9 +46,11 @@ async def find_source(request: web.Request, house: House, name: str, doing: str)
     if reference.kind == "folder":
         require_loopback(request, doing)
     elif reference.kind not in ("demo", "hub"):
+        close = await asyncio.to_thread(house.library.store.similar, reference)
+        there = "`lm list` shows what there is; Ollama's own models are found at huggingface.co as `org/repo`"
         raise ModelNotFound(
             f"`{name}` is not in the store, and this version pulls from hf.co and folders only",
-            "try `org/repo`, `./folder` or `demo`; `lm list` shows what there is",
+            f"did you mean `{'` or `'.join(close)}`?" if close else there,
         )
     return reference
 

@@ -90,6 +90,27 @@ def test_bad_input_is_told_in_a_sentence(lm: Cli, arguments: list[str], code: in
     assert lines[1].startswith("hint: ") and len(lines) == 2
 
 
+@pytest.mark.parametrize(
+    ("typed", "code", "hint"),
+    [
+        (["run", "tiyn", "hi"], 3, "did you mean `tiny`?"),
+        (["pull", "dmeo"], 3, "did you mean `demo`?"),
+        (["pull", "llama3.2"], 3, "huggingface.co"),
+        (["cp", "tiny", "other"], 2, "`lm list`"),
+        (["create", "mine"], 2, "`lm pull`"),
+    ],
+)
+def test_who_comes_from_ollama_is_shown_the_way(lm: Cli, typed: list[str], code: int, hint: str) -> None:
+    done = lm(*typed)
+    assert done.code == code and hint in done.err.splitlines()[-1]
+
+
+def test_help_and_version_as_others_ask_for_them(lm: Cli) -> None:
+    assert lm("help").out == lm("--help").out
+    assert lm("help", "pull").out == lm("pull", "--help").out
+    assert lm("-v").out == lm("--version").out
+
+
 def test_the_answer_alone_goes_to_stdout(lm: Cli) -> None:
     done = lm("run", "tiny", "say", "this", "--verbose")
     assert (done.code, done.out) == (0, "Once upon a time\n")

@@ -60,6 +60,8 @@ def test_commands_of_a_chat(home: Path) -> None:
             "/clear": "the conversation is forgotten",
             "/set verbose": "",
             "hi": "eval rate:",
+            "/set parameter temperture 1": "",
+            "hello": "note: there is no option `temperture` (did you mean `temperature`?)",
             "/nonsense": "Error: there is no `/nonsense`",
         }.items():
             terminal.wait_for(PROMPT)

@@ -227,3 +227,15 @@ def test_anthropics_clients_are_told_in_their_own_form(echo: Daemon) -> None:
     answer = echo.post("/v1/messages", {"model": "tiny", "max_tokens": 1, "messages": []})
     assert (answer.status, answer.json["type"]) == (404, "error")
     assert answer.json["error"]["type"] == "not_found_error" and "Anthropic's API" in answer.json["error"]["message"]
+
+
+def test_options_that_do_not_exist_are_passed_over_with_a_warning(echo: Daemon) -> None:
+    def warned(path: str, **options: Any) -> str:
+        body = say("one two") | {"prompt": "one two", "stream": False, "options": options}
+        answer = echo.post(path, body)
+        assert answer.status == 200 and answer.json["done"]
+        return str(answer.json.get("warning", ""))
+
+    assert warned("/api/chat", temperature=0, num_gpu=1, num_thread=4, num_ctx=64, stop=["x"]) == ""
+    assert "`temperture` (did you mean `temperature`?)" in warned("/api/chat", temperture=0)
+    assert "`grammar`" in warned("/api/generate", grammar="x", seed=1)
