@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from quant import budget, recipes
+from quant.convert.base import AHEAD
 from quant.gguf import Header
 from quant.plan import ModelPlan, TensorPlan
 from quant.types import QuantType
@@ -71,12 +72,16 @@ class Chooser:
         return Advice(self._said(choose(candidates, shape, hardware, wish, disk_free)), options, shape)
 
     def _said(self, choice: Choice) -> Choice:
-        """The choice with what of the source stays behind, if anything does."""
-        left = self._plan.left_out
-        if not left:
-            return choice
-        rest = f"text only: {' and '.join(left)} ({size(sum(left.values()))}) left out"
-        return replace(choice, reason=f"{choice.reason}; {rest}")
+        """The choice with what of the source stays behind, and what it has small already, if anything."""
+        clauses, left = [choice.reason], self._plan.left_out
+        if left:
+            kind = "" if left.keys() == {AHEAD} else "text only: "
+            clauses.append(f"{kind}{' and '.join(left)} ({size(sum(left.values()))}) left out")
+        small = [tensor for tensor in self._plan.tensors if tensor.scales]
+        types = budget.types_of(self._plan, choice.level) if small else {}
+        if kept := {types[tensor.name].name for tensor in small} & {tensor.dtype for tensor in small}:
+            clauses.append(f"experts stay {kept.pop()}, as they are published")
+        return replace(choice, reason="; ".join(clauses))
 
     def among(self, candidates: Sequence[Candidate], wish: Wish, disk_free: int | None = None) -> Advice:
         """As `advise`, of files that others have made, from the largest to the smallest."""

@@ -22,10 +22,11 @@ from quant.convert import (
     ranking,
     recurrent,
     relatives,
+    routed,
     small,
     wrappers,
 )
-from quant.convert.base import Family, check_layers, headless, plan_tensors, split_ahead
+from quant.convert.base import AHEAD, Family, check_layers, headless, plan_tensors, split_ahead
 from quant.convert.config import Config
 from quant.convert.gguf_source import plan_gguf
 from quant.convert.pooling import DENSE, MEAN, RANK, pooled, read_dense, read_pooling
@@ -36,8 +37,8 @@ from quant.plan import Files, ModelPlan, TensorPlan
 from quant.safetensors import read_model
 
 _MODULES = (
-    *(llama, qwen, gemma, phi, olmo, glm, cohere, gpt, gpt_oss, moe, deepseek, relatives, recurrent, hybrid),
-    *(encoder, ranking),
+    *(llama, qwen, gemma, phi, olmo, glm, cohere, gpt, gpt_oss, moe, deepseek, routed, relatives, recurrent),
+    *(hybrid, encoder, ranking),
 )
 FAMILIES: dict[str, Family] = {
     name: family for module in _MODULES for family in module.FAMILIES for name in family.classes
@@ -110,7 +111,7 @@ def _sketch(files: Files) -> tuple[Config, ModelPlan, int]:
     sizes = {**family.read_sizes(config), **({"dense": dense[0].shape[0]} if dense else {})}
     check_layers(sizes)
     entries, ahead = split_ahead(family, config, sizes, entries)
-    left_out |= {"guesses at further tokens": ahead} if ahead else {}
+    left_out |= {AHEAD: ahead} if ahead else {}
     described = {f"{family.architecture}.{key}": value for key, value in family.describe(config, sizes).items()}
     own = (*family.computed(config, sizes), *family.picked(files, entries, config))
     tensors = (*own, *plan_tensors(family, config, sizes, entries))

@@ -21,6 +21,8 @@ from quant.safetensors import DTYPES, Entry
 # The types of safetensors that hold weights as they are; others belong to quantized models.
 PLAIN = ("F32", "F16", "BF16", "F64")
 HEAD = "output.weight"
+# What is left out of models that also guess at the token after the next.
+AHEAD = "guesses at further tokens"
 Sizes = Mapping[str, int]
 
 
@@ -131,11 +133,11 @@ def split_ahead(family: Family, config: Config, sizes: Sizes, entries: Sequence[
     Such layers guess at the token after the next (`num_nextn_predict_layers`), and our engine never asks for it.
     """
     layers, more = sizes["layers"], config.get("num_nextn_predict_layers") or config.get("num_mtp_layers") or 0
-    behind = re.compile(family.prefix + r"layers\.(?P<layer>\d{1,6})\.")
+    behind = re.compile(rf"{family.prefix}(mtp_|layers\.(?P<layer>\d{{1,6}})\.)")
 
     def is_ahead(entry: Entry) -> bool:
-        found = behind.match(entry.name)
-        return bool(found and isinstance(more, int) and layers <= int(found["layer"]) < layers + more)
+        found = behind.match(entry.name) if type(more) is int and more else None
+        return bool(found and (found["layer"] is None or layers <= int(found["layer"]) < layers + more))
 
     rest = [entry for entry in entries if not is_ahead(entry)]
     return rest, sum(entry.size for entry in entries) - sum(entry.size for entry in rest)

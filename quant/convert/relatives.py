@@ -35,7 +35,7 @@ ERNIE = Family(
 )
 
 
-def _describe_hunyuan(config: Config, sizes: Sizes) -> dict[str, Any]:
+def describe_hunyuan(config: Config, sizes: Sizes) -> dict[str, Any]:
     """Its "dynamic" scaling with an `alpha` is a larger base, whatever the length."""
     entries = decoder.describe(config, sizes)
     alpha = rotary.parameters(config).get("alpha")
@@ -45,15 +45,15 @@ def _describe_hunyuan(config: Config, sizes: Sizes) -> dict[str, Any]:
     return entries
 
 
+HUNYUAN_NORMS = (
+    *norm("self_attn.query_layernorm", "attn_q_norm", "head"),
+    *norm("self_attn.key_layernorm", "attn_k_norm", "head"),
+)
 HUNYUAN = Family(
     classes=("HunYuanDenseV1ForCausalLM",),
     architecture="hunyuan-dense",
-    tensors=(
-        *decoder.PLAIN,
-        *norm("self_attn.query_layernorm", "attn_q_norm", "head"),
-        *norm("self_attn.key_layernorm", "attn_k_norm", "head"),
-    ),
+    tensors=(*decoder.PLAIN, *HUNYUAN_NORMS),
     read_sizes=decoder.read_sizes,
-    describe=_describe_hunyuan,
+    describe=describe_hunyuan,
 )
 FAMILIES = (SEED_OSS, ERNIE, HUNYUAN)
