@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os.path
 import re
+import unicodedata
 from dataclasses import dataclass, replace
 from typing import Literal
 from urllib.parse import SplitResult, unquote, urlsplit
@@ -188,9 +189,11 @@ def _folder(text: str) -> Reference:
     location = os.path.abspath(os.path.expanduser(path))  # noqa: PTH100, PTH111  lexical: the folder need not exist
     cached = _SNAPSHOT.search(location)
     base = cached[2] if cached else _FILE.sub("", os.path.basename(location))  # noqa: PTH119
-    word = re.sub(r"\.{2,}", ".", re.sub(r"[^A-Za-z0-9_.-]+", "-", base)).strip("-.")[:96]
+    # What is a letter with marks becomes the letter: `ünï` is `uni`.
+    latin = re.sub(r"[\u0300-\u036f]", "", unicodedata.normalize("NFKD", base))
+    word = re.sub(r"\.{2,}", ".", re.sub(r"[^A-Za-z0-9_.-]+", "-", latin)).strip("-.")[:96]
     if not word:
-        raise _odd(text, "give the folder a name with letters or digits in it")
+        raise _odd(text, "give the folder a name with Latin letters or digits in it")
     return Reference("folder", location, *_levelled(Name(LOCAL, LIBRARY, word), level or None))
 
 
@@ -228,4 +231,5 @@ def _page(host: str, url: SplitResult, text: str) -> Reference:
 
 def _odd(text: str, hint: str = _EXAMPLES) -> BadName:
     shown = text if len(text) <= 80 else f"{text[:79]}…"
-    return BadName(f"`{shown.encode('unicode_escape').decode()}` is not a name of a model", hint)
+    plain = shown if shown.isprintable() else shown.encode("unicode_escape").decode()
+    return BadName(f"`{plain}` is not a name of a model", hint)

@@ -45,6 +45,7 @@ READINGS = [
     ("/models/tale/", "folder", "/models/tale", None, "tale"),
     ("/models/tale:q6_k", "folder", "/models/tale", "Q6_K", "tale:Q6_K"),
     ("/models/a:b/", "folder", "/models/a:b", None, "a-b"),
+    ("/models/ünï 漢", "folder", "/models/ünï 漢", None, "uni"),
     ("/models/Mein Modell (neu)", "folder", "/models/Mein Modell (neu)", None, "Mein-Modell-neu"),
     ("/hub/models--org--repo/snapshots/" + "a" * 40, "folder", None, None, "repo"),
 ]
