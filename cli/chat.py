@@ -102,6 +102,8 @@ class Chat:
                 self._asking.verbose = wanted == "verbose"
             case ["/set", "system", *_]:
                 self._asking.system = text.split(None, 2)[2].strip('"') if len(text.split(None, 2)) > 2 else ""
+                if not self._asking.system:
+                    self._show("system")
             case ["/set", "parameter", name, value]:
                 self._asking.options[name] = _value(name, value)
             case ["/show", *what]:

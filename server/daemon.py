@@ -95,7 +95,7 @@ def _check_exposure(config: Config) -> None:
     if not is_loopback(config.host) and not config.api_key and not config.no_auth:
         raise StartFailed(
             f"listening on `{config.host}` lets other machines in, and there is no key",
-            "set LM_API_KEY, or say `--no-auth` if that is meant",
+            "set LM_API_KEY, or LM_NO_AUTH=1 (`lm serve --no-auth`) if that is meant",
         )
 
 
