@@ -10,6 +10,7 @@ from quant.convert import (
     deepseek,
     encoder,
     gemma,
+    gemma4,
     glm,
     gpt,
     gpt_oss,
@@ -37,7 +38,7 @@ from quant.plan import Files, ModelPlan, TensorPlan
 from quant.safetensors import read_model
 
 _MODULES = (
-    *(llama, qwen, gemma, phi, olmo, glm, cohere, gpt, gpt_oss, moe, deepseek, routed, relatives, recurrent),
+    *(llama, qwen, gemma, gemma4, phi, olmo, glm, cohere, gpt, gpt_oss, moe, deepseek, routed, relatives, recurrent),
     *(hybrid, encoder, ranking),
 )
 FAMILIES: dict[str, Family] = {

@@ -34,9 +34,9 @@ class Known(NamedTuple):
     as the size `each` says, which are stacked. A source whose matrices have the rows of two tensors, one after the
     other, has both in `target`, with a space between. `layers` names the sizes that say in which layers the tensor is
     (from, up to), `where` one whose bits say it of every layer. One that is not `required` is in all of these layers or
-    in none. Where the two in `target` do not follow each other, both have their own name in `transform`, which takes
-    what belongs to it from each matrix of the source; `result` has two then, the sizes of each with spaces between,
-    where they differ.
+    in none; one without a `target` stays behind, because nobody reads it. Where the two in `target` do not follow each
+    other, both have their own name in `transform`, which takes what belongs to it from each matrix of the source;
+    `result` has two then, the sizes of each with spaces between, where they differ.
     """
 
     source: str
@@ -110,9 +110,11 @@ def plan_tensors(family: Family, config: Config, sizes: Sizes, entries: Sequence
             f"the `{family.architecture}` family has no place for {_listed(unknown)}",
             hint="this is a variant of the architecture that cannot be converted yet",
         )
-    there = {known.source for name, known in wanted.items() if name in found}
+    there = {(known.source, known.where) for name, known in wanted.items() if name in found}
     missing = [
-        name for name, known in wanted.items() if name not in found and (known.required or known.source in there)
+        name
+        for name, known in wanted.items()
+        if name not in found and (known.required or (known.source, known.where) in there)
     ]
     if missing:
         raise MalformedFile(f"the weights lack {_listed(missing)}", hint="download the model again")
@@ -121,7 +123,7 @@ def plan_tensors(family: Family, config: Config, sizes: Sizes, entries: Sequence
     placed = [
         tensor
         for name, known in wanted.items()
-        if name in found
+        if name in found and known.target
         for tensor in _place(found[name], known, sizes, transforms)
     ]
     return _stacked(placed, entries)
@@ -204,7 +206,7 @@ def _expand(family: Family, sizes: Sizes) -> dict[str, Known]:
     for known in family.tensors:
         first, end = (sizes[name] if name else 0 for name in known.layers)
         layers = [layer for layer in range(first, end) if not known.where or sizes[known.where] >> layer & 1]
-        for layer in layers if "{}" in known.source else (0,):
+        for layer in layers if "{}" in known.source else layers[:1]:
             for expert in range(sizes[known.each]) if "[]" in known.source else (0,):
                 source = known.source.format(layer).replace("[]", str(expert))
                 wanted[source] = known._replace(target=known.target.replace("{}", str(layer)))

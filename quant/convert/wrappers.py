@@ -19,6 +19,7 @@ from quant.safetensors import Entry
 # Those whose language model works alone, and what it is where `text_config` does not say it.
 _USUAL = {
     **{"AyaVision": "cohere2", "Cohere2Vision": "cohere2", "FastVlm": "qwen2", "Gemma3": "gemma3_text"},
+    "Gemma4": "gemma4_text",
     **{"Idefics3": "llama", "InternVL": "qwen2", "Lfm2Vl": "lfm2", "LightOnOcr": "qwen3", "Llava": "llama"},
     **{"LlavaNext": "llama", "LlavaOnevision": "qwen2", "Mistral3": "mistral", "Qwen2Audio": "qwen2"},
     **{"Qwen2VL": "qwen2_vl_text", "Qwen2_5_VL": "qwen2_5_vl_text", "Qwen3VL": "qwen3_vl_text", "SmolVLM": "llama"},
@@ -29,6 +30,7 @@ _WRAPPERS = {f"{name}ForConditionalGeneration": kind for name, kind in _USUAL.it
 _TEXTS = {
     **{"cohere": "CohereForCausalLM", "cohere2": "Cohere2ForCausalLM", "gemma": "GemmaForCausalLM"},
     **{"gemma2": "Gemma2ForCausalLM", "gemma3_text": "Gemma3ForCausalLM", "granite": "GraniteForCausalLM"},
+    "gemma4_text": "Gemma4ForCausalLM",
     **{"lfm2": "Lfm2ForCausalLM", "llama": "LlamaForCausalLM", "ministral3": "Ministral3ForCausalLM"},
     **{"mistral": "MistralForCausalLM", "phi3": "Phi3ForCausalLM", "qwen2": "Qwen2ForCausalLM"},
     **{"qwen3": "Qwen3ForCausalLM", "smollm3": "SmolLM3ForCausalLM"},

@@ -313,7 +313,7 @@ ZOO: dict[str, Row] = {
     ),
     "falcon-h1": Row("FalconH1", FALCON_H1),
     "falcon-h1, norms": Row("FalconH1", {**FALCON_H1, "mamba_rms_norm": True, "mamba_norm_before_gate": False}),
-    "gemma4": Row("Gemma4", GEMMA_4, spread=1.2, heads=0.4),
+    "gemma4": Row("Gemma4", GEMMA_4, spread=1.2, heads=0.3),
     "gemma4, shared keys": Row(
         "Gemma4",
         {**GEMMA_4, "num_kv_shared_layers": 2, "use_double_wide_mlp": True, "hidden_size_per_layer_input": 32},
