@@ -40,7 +40,10 @@ _SETTINGS = {
 
 
 def read_templates(files: Files, tokenizer_config: Config) -> dict[str, str]:
-    """Chat templates by name, the main one as `default`; from the newest of the forms that there are."""
+    """Chat templates by name, the main one as `default`; from the newest of the forms that there are.
+
+    Where none is the main one, the first is, so that a chat does not go without.
+    """
     text = read_text(files, "chat_template.jinja")
     if text:
         templates = {"default": text}
@@ -54,14 +57,16 @@ def read_templates(files: Files, tokenizer_config: Config) -> dict[str, str]:
     for name, template in templates.items():
         if len(template.encode(errors="replace")) > MAX_TEMPLATE:
             raise MalformedFile(f"the chat template `{name}` is longer than 1 MiB")
-    return templates
+    return {"default": next(iter(templates.values())), **templates} if templates else {}
 
 
 def _named(value: Any) -> dict[str, str]:
     if value is None:
         return {}
     if isinstance(value, str):
-        value = [{"name": "default", "template": value}]
+        value = {"default": value}
+    if isinstance(value, dict):
+        value = [{"name": name, "template": template} for name, template in value.items()]
     if not isinstance(value, list) or not all(isinstance(entry, dict) for entry in value):
         raise MalformedFile("`chat_template` is neither text nor a list of named templates")
     templates = [(entry.get("name"), entry.get("template")) for entry in value]
