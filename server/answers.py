@@ -70,11 +70,11 @@ async def hold(
         yield Held(worker, round((clock() - begun) * 1e9))
 
 
-def refuse(model: Model, **fields: Any) -> None:
+def refuse(**fields: Any) -> None:
     """Raise Unsupported for the first of `fields` that asks for something; empty ones ask for nothing."""
     for name, value in fields.items():
         if value:
-            raise Unsupported(f"`{model.name}` cannot honour `{name}` in this version", f"leave `{name}` out")
+            raise Unsupported(f"`{name}` is not in this version of lm", f"leave `{name}` out")
 
 
 def require(model: Model, capability: str) -> None:

@@ -81,9 +81,9 @@ class Message(msgspec.Struct):
     images: list[Any] | None = None
     tool_calls: list[Any] | None = None
 
-    def plain(self, model: Model) -> dict[str, Any]:
+    def plain(self) -> dict[str, Any]:
         """The turn as a template takes it; raises Unsupported for what is not text."""
-        refuse(model, images=self.images, tool_calls=self.tool_calls)
+        refuse(images=self.images, tool_calls=self.tool_calls)
         return {"role": self.role.lower(), "content": self.content or ""}
 
 
@@ -123,7 +123,7 @@ async def generate(request: web.Request) -> web.StreamResponse:
     """`POST /api/generate`: an answer to one prompt; without a prompt, load or unload the model."""
     body = await read_body(request, Generate)
     model = await named(request, body.wanted)
-    refuse(model, suffix=body.suffix, template=body.template, images=body.images)
+    refuse(suffix=body.suffix, template=body.template, images=body.images)
     if body.raw and (body.system or body.context):
         raise BadRequest("raw mode does not support system or context", "leave them out, or `raw`")
     plan = Plan(model, body, _submit(model, body), chat=False)
@@ -143,20 +143,20 @@ async def chat(request: web.Request) -> web.StreamResponse:
     """`POST /api/chat`: the next turn of a conversation; without messages, load or unload the model."""
     body = await read_body(request, Chat)
     model = await named(request, body.wanted)
-    refuse(model, tools=body.tools)
+    refuse(tools=body.tools)
     if len(body.messages) > MAX_MESSAGES:
         raise BadRequest(f"more than {MAX_MESSAGES} messages", "send fewer")
     plan = Plan(model, body, _submit(model, body), chat=True)
     if not body.messages:
         return await _load_only(request, plan)
     require(model, "completion")
-    plan.submit.messages = [message.plain(model) for message in body.messages]
+    plan.submit.messages = [message.plain() for message in body.messages]
     return await _respond(request, plan, None)
 
 
 def _submit(model: Model, body: AskedText) -> Submit:
     asked = body.options or {}
-    refuse(model, format=body.format)
+    refuse(format=body.format)
     if body.think:
         require(model, "thinking")
     return Submit(

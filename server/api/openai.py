@@ -90,11 +90,11 @@ class Message(msgspec.Struct):
     content: str | list[Part] | None = None
     tool_calls: list[Any] | None = None
 
-    def plain(self, model: Model) -> dict[str, Any]:
+    def plain(self) -> dict[str, Any]:
         """The turn as a template takes it; raises Unsupported for what is not text."""
         parts = self.content if isinstance(self.content, list) else [Part("text", self.content or "")]
         other = next((part.type for part in parts if part.type != "text"), "")
-        refuse(model, tool_calls=self.tool_calls, **({other: True} if other else {}))
+        refuse(tool_calls=self.tool_calls, **({other: True} if other else {}))
         role = "system" if self.role == "developer" else self.role
         return {"role": role, "content": "".join(part.text or "" for part in parts)}
 
@@ -169,13 +169,13 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
     body = await read_body(request, ChatBody)
     model = await named(request, body.model)
     kind = (body.response_format or {}).get("type", "text")
-    refuse(model, tools=body.tools, functions=body.functions, response_format=kind != "text")
-    refuse(model, modalities=[kind for kind in body.modalities or [] if kind != "text"])
+    refuse(tools=body.tools, functions=body.functions, response_format=kind != "text")
+    refuse(modalities=[kind for kind in body.modalities or [] if kind != "text"])
     if not 0 < len(body.messages) <= MAX_MESSAGES:
         raise BadRequest(f"`messages` has {len(body.messages)} entries", f"send 1 to {MAX_MESSAGES}")
     most = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
     submit = _submit(model, body, most)
-    submit.messages = [message.plain(model) for message in body.messages]
+    submit.messages = [message.plain() for message in body.messages]
     submit.logprobs = options.alternatives(bool(body.logprobs), body.top_logprobs)
     return await _respond(request, Plan(model, body, [submit], chat=True))
 
@@ -184,7 +184,7 @@ async def completions(request: web.Request) -> web.StreamResponse:
     """`POST /v1/completions`: each prompt goes on as it is, without a template."""
     body = await read_body(request, CompletionBody)
     model = await named(request, body.model)
-    refuse(model, suffix=body.suffix, best_of=(body.best_of or 1) > (body.n or 1))
+    refuse(suffix=body.suffix, best_of=(body.best_of or 1) > (body.n or 1))
     submits = []
     for prompt in _prompts(body.prompt):
         submit = _submit(model, body, 16 if body.max_tokens is None else body.max_tokens)
