@@ -126,13 +126,13 @@ def _stretched(scaling: Config, base: float, pairs: int) -> list[float]:
     """Llama 3's scaling."""
     factor, low, high = scaling.number("factor"), scaling.number("low_freq_factor"), scaling.number("high_freq_factor")
     trained = scaling.count("original_max_position_embeddings")
-    if not (factor > 0 and 0 < low < high):
+    if not (factor > 0 and 0 < low <= high):
         raise MalformedFile(f"`{scaling.name}` has factors that cannot be: {factor}, {low}, {high}")
     divisors = []
     for pair in range(pairs):
         turns = trained * base ** (-pair / pairs) / (2 * math.pi)
         # Fast pairs stay, slow ones are stretched by the factor, between them a straight line.
-        share = min(max((turns - low) / (high - low), 0.0), 1.0)
+        share = min(max((turns - low) / (high - low), 0.0), 1.0) if low < high else float(turns > high)
         divisors.append(1 / ((1 - share) / factor + share))
     return divisors
 

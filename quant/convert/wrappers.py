@@ -23,7 +23,7 @@ _USUAL = {
     **{"Idefics3": "llama", "InternVL": "qwen2", "Lfm2Vl": "lfm2", "LightOnOcr": "qwen3", "Llava": "llama"},
     **{"LlavaNext": "llama", "LlavaOnevision": "qwen2", "Mistral3": "mistral", "Qwen2Audio": "qwen2"},
     **{"Qwen2VL": "qwen2_vl_text", "Qwen2_5_VL": "qwen2_5_vl_text", "Qwen3VL": "qwen3_vl_text", "SmolVLM": "llama"},
-    **{"VipLlava": "llama", "Voxtral": "llama"},
+    **{"VipLlava": "llama", "Voxtral": "llama", "Llama4": "llama4_text"},
 }
 _WRAPPERS = {f"{name}ForConditionalGeneration": kind for name, kind in _USUAL.items()}
 # The classes of language models by `model_type`.

@@ -79,6 +79,11 @@ DEEPSEEK_3 = {
     **{"num_key_value_heads": 4, "num_hidden_layers": 3, "norm_topk_prob": True, "rms_norm_eps": 1e-6},
 }
 BETAS = {"beta_fast": 4.0, "beta_slow": 0.5}
+LLAMA_4 = {
+    **{"num_hidden_layers": 4, "intermediate_size": 64, "intermediate_size_mlp": 256, "num_local_experts": 12},
+    **{"head_dim": 32, "num_experts_per_tok": 1},
+}
+ONE_STEP = {"factor": 16.0, "high_freq_factor": 1.0, "original_max_position_embeddings": 64}
 ROUTED = {
     **{"n_routed_experts": 12, "n_shared_experts": 2, "moe_intermediate_size": 64, "first_k_dense_replace": 1},
     **{"num_experts_per_tok": 3, "routed_scaling_factor": 1.5, "norm_topk_prob": True, "head_dim": 32},
@@ -94,7 +99,7 @@ OLMO = {
     "sliding_attention": {"rope_type": "default", "rope_theta": 30000.0},
 }
 # Kinds whose configuration alone is that of a larger model, and buffers that are trained.
-TEXT_KINDS = ("Gemma3", "Gemma3n", "Gemma4")
+TEXT_KINDS = ("Gemma3", "Gemma3n", "Gemma4", "Llama4")
 LEARNED = ("correction_bias", "layer_scalar")
 # Settings for which None says something.
 KEPT = ("sliding_window", "q_lora_rank")
@@ -220,6 +225,8 @@ ZOO: dict[str, Row] = {
     "minimax-m2": Row(
         "MiniMaxM2", {"head_dim": 32, "num_local_experts": 12, "num_experts_per_tok": 3, "rotary_dim": 16}
     ),
+    "llama4": Row("Llama4", {**LLAMA_4, "interleave_moe_layer_step": 2, "rope_scaling": {**LLAMA_3, **ONE_STEP}}),
+    "llama4, experts everywhere": Row("Llama4", {**LLAMA_4, "num_experts_per_tok": 2}),
     "olmoe": Row("Olmoe", {"num_experts": 12, "num_experts_per_tok": 3, "num_key_value_heads": 4}),
     "seed_oss": Row("SeedOss", {"head_dim": 64, "attention_bias": True, "attention_out_bias": False}),
     "ernie4_5": Row("Ernie4_5", {"head_dim": 32}),
