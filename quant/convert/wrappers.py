@@ -33,7 +33,7 @@ _TEXTS = {
     "gemma4_text": "Gemma4ForCausalLM",
     **{"lfm2": "Lfm2ForCausalLM", "llama": "LlamaForCausalLM", "ministral3": "Ministral3ForCausalLM"},
     **{"mistral": "MistralForCausalLM", "phi3": "Phi3ForCausalLM", "qwen2": "Qwen2ForCausalLM"},
-    **{"qwen3": "Qwen3ForCausalLM", "smollm3": "SmolLM3ForCausalLM"},
+    **{"qwen3": "Qwen3ForCausalLM", "smollm3": "SmolLM3ForCausalLM", "llama4_text": "Llama4ForCausalLM"},
     # Rotated by place in time, height and width, which are one number in a text. (llama.cpp's own architecture for
     # Qwen 2 VL never reads what is added to the variance in its norms.)
     **{"qwen2_5_vl_text": "Qwen2ForCausalLM", "qwen2_vl_text": "Qwen2ForCausalLM"},
