@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import itertools
 import json
 import re
+import struct
+from array import array
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,8 +19,13 @@ from tokenizers import Tokenizer
 
 from quant.convert.cutting import KNOWN
 from quant.convert.pretokenizer import PIECES
+from runtime import messages as m
+from runtime.errors import LoadFailed
 from runtime.llama import Model
 from runtime.prompt import Prompter
+from runtime.tokenizer import Note
+from runtime.tokenizer import Tokenizer as TextReader
+from tests.quant.engine import Engine
 from tests.quant.test_pieces import follows_bert, unigram, word_piece
 from tests.quant.test_tokenizer import sentencepiece
 from tests.quant.vocabularies import FEW, NASTY, byte_level
@@ -233,3 +241,98 @@ def test_none_of_them(name: str, tmp_path: Path) -> None:
     """Where no added token needs anything, the preparation of texts and their spaces are still the original's."""
     make, follows = KINDS[name]
     hold(make(), tmp_path / "m.gguf", 800, follows)
+
+
+def replacing(pairs: dict[str, str]) -> str:
+    """A table of replacements as SentencePiece compiles it: a double array over single bytes, then the texts."""
+    nodes, rest = [0] * 1024, b""
+    for number, (old, new) in enumerate(pairs.items()):
+        (byte,) = old.encode()
+        nodes[byte] = byte | 1 << 8 | (256 + number * 2 ^ byte) << 10
+        nodes[256 + number * 2] = 1 << 31 | len(rest)
+        rest += new.encode() + b"\0"
+    table = struct.pack("<I1024I", 4096, *nodes) + rest
+    return base64.b64encode(table).decode()
+
+
+@pytest.mark.parametrize("steps", [(RUNS,), (RIGHT, RUNS)], ids=["runs", "right"])
+def test_spaces_of_a_table_of_replacements(steps: tuple[dict[str, Any], ...], tmp_path: Path) -> None:
+    """Line breaks become spaces there, of which one at the end is a token, or none."""
+    table = {"type": "Precompiled", "precompiled_charsmap": replacing({"\n": " ", "\t": " ", "A": "a"})}
+    tokenizer = spaced(unigram(), table, *steps)
+    original, model = Tokenizer.from_str(json.dumps(tokenizer)), load(tokenizer, tmp_path / "m.gguf")
+    for text in ("a b", "a\n", "a \n\t b\n", "\n", " ", "", "A cAt  </s>\n the end \t", "a\u3000", "a</s>\u3000"):
+        assert model.tokenize(text, special=True, add=True).tolist() == original.encode(text).ids, text
+
+
+def test_newer_flags_and_tokens_are_those_of_the_tokenizers_configuration(tmp_path: Path) -> None:
+    """As transformers has it: what `tokenizer_config.json` says is added to what `tokenizer.json` says, and wins."""
+    tokenizer = with_added(qwen(), flagged("special", content="<x>"), flagged(content="<y>"))
+    ids = [token["id"] for token in tokenizer["added_tokens"][-2:]]
+    newer = with_added(tokenizer, flagged("special", "lstrip", content="<z>"))
+    newer["added_tokens"][-3]["rstrip"] = True
+    decoder = {str(token["id"]): token for token in newer["added_tokens"] if token["id"] >= ids[0]}
+    config = {"tokenizer_config": {"added_tokens_decoder": decoder}}
+    original, model = Tokenizer.from_str(json.dumps(newer)), load(tokenizer, tmp_path / "m.gguf", **config)
+    for text in ("a <x> b", "a <z> b", "a <y> b <x>\n<z>"):
+        assert model.tokenize(text, special=True, add=True).tolist() == original.encode(text).ids
+
+
+@pytest.mark.oracle
+def test_transformers_has_them_from_there(tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = with_added(qwen(), flagged("special", content="<x>"))
+    newer = {**tokenizer["added_tokens"][-1], "rstrip": True, "special": False}
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "added_tokens_decoder": {str(newer["id"]): newer}}
+    for name, content in {
+        "tokenizer": tokenizer,
+        "tokenizer_config": config,
+        "config": {"model_type": "llama"},
+    }.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    found = AutoTokenizer.from_pretrained(tmp_path)
+    model = load(tokenizer, tmp_path / "m.gguf", tokenizer_config=config)
+    for text in ("a <x> b", "<x>\n\n<x> ", "é e\u0301"):
+        assert model.tokenize(text, special=True, add=False).tolist() == found.encode(text, add_special_tokens=False)
+
+
+def test_a_tokenizer_that_needs_nothing_is_left_to_llama_cpp(tmp_path: Path) -> None:
+    tokenizer = qwen()
+    model = load(tokenizer, tmp_path / "m.gguf")
+    assert model.metadata("lm.tokenizer") is None
+    with Engine(tmp_path / "m.gguf", vocabulary_only=True) as engine:
+        assert model.tokenize(NASTY, special=True, add=False).tolist() == engine.tokenize(NASTY, special=True)
+
+
+def test_bos_and_eos_of_older_post_processors(tmp_path: Path) -> None:
+    step = {"type": "RobertaProcessing", "sep": ["</s>", 2], "cls": ["<s>", 0], "trim_offsets": True}
+    hold(unigram() | {"post_processor": step | {"add_prefix_space": False}}, tmp_path / "m.gguf", 10)
+    step = {"type": "BertProcessing", "sep": ["[SEP]", 3], "cls": ["[CLS]", 2]}
+    model = load(word_piece() | {"post_processor": step}, tmp_path / "w.gguf")
+    assert [ids.tolist() for ids in model.frame] == [[2], [3]]
+
+
+@pytest.mark.parametrize("kind", ["prompt", "embed", "count"])
+def test_every_way_to_ask_reads_alike(kind: str, tmp_path: Path) -> None:
+    """Raw prompts with control tokens in them, texts to embed, and texts that are counted."""
+    tokenizer = with_added(normalizing(qwen(), "NFC"), flagged("lstrip", "rstrip", content="<tool>"))
+    model = load(tokenizer, tmp_path / "m.gguf")
+    original, plain = (Tokenizer.from_str(json.dumps(tokenizer)) for _ in range(2))
+    plain.encode_special_tokens = True
+    prompter, text = Prompter(model, 512), "e\u0301  <tool>\n<|endoftext|> and"
+    if kind == "prompt":
+        asked = m.Submit(0, prompt=text, parse_special=True)
+        assert prompter.prompt(asked).ids.tolist() == original.encode(text).ids
+    elif kind == "embed":
+        assert model.tokenize(text, special=False, add=True).tolist() == plain.encode(text).ids
+    else:
+        assert prompter.text(text).tolist() == plain.encode(text).ids
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", '{"steps": [["Evil"]]}', '{"steps": [[]]}', '{"added": [[-1, "a", ""]]}', '{"space": 3}']
+)
+def test_a_broken_note_is_told(text: str) -> None:
+    with pytest.raises(LoadFailed, match="noted"):
+        TextReader(Note.read(text), 10, lambda _: array("i"))
