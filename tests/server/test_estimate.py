@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
+from itertools import takewhile
 from pathlib import Path
 
 import msgspec
@@ -85,3 +87,16 @@ def test_answers_correct_the_predicted_speed(tmp_path: Path) -> None:
     learned = rates.load(cache, usable_cpus())
     assert learned is not None
     assert learned.rates["Q8_0"] < 0.7 * fast.rates["Q8_0"]
+
+
+@pytest.mark.slow
+def test_a_pull_says_that_the_machine_is_measured_once(tmp_path: Path) -> None:
+    path = tmp_path / "large.gguf"
+    shapes.write(path, shapes.llama(layers=8), "F16")
+    with Daemon(tmp_path / "home") as daemon:
+        notes = []
+        for level in ("Q8_0", "Q6_K"):
+            with daemon.opened("POST", "/api/pull", {"model": f"{path}:{level}"}) as response:
+                told = list(takewhile(lambda line: line["phase"] != "planned", map(json.loads, response)))
+            notes.append([line["status"] for line in told if line["phase"] == "note"])
+    assert notes[0][0].startswith("measuring how fast this machine reads weights") and notes[1] == []
