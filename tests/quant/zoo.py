@@ -225,8 +225,10 @@ ZOO: dict[str, Row] = {
     "minimax-m2": Row(
         "MiniMaxM2", {"head_dim": 32, "num_local_experts": 12, "num_experts_per_tok": 3, "rotary_dim": 16}
     ),
-    "llama4": Row("Llama4", {**LLAMA_4, "interleave_moe_layer_step": 2, "rope_scaling": {**LLAMA_3, **ONE_STEP}}),
-    "llama4, experts everywhere": Row("Llama4", {**LLAMA_4, "num_experts_per_tok": 2}),
+    "llama4": Row("Llama4", {**LLAMA_4, "num_experts_per_tok": 2, "rope_scaling": {**LLAMA_3, **ONE_STEP}}),
+    "llama4, maverick": Row(
+        "Llama4", {**LLAMA_4, "interleave_moe_layer_step": 2, "num_local_experts": 128, "use_qk_norm": False}
+    ),
     "olmoe": Row("Olmoe", {"num_experts": 12, "num_experts_per_tok": 3, "num_key_value_heads": 4}),
     "seed_oss": Row("SeedOss", {"head_dim": 64, "attention_bias": True, "attention_out_bias": False}),
     "ernie4_5": Row("Ernie4_5", {"head_dim": 32}),
