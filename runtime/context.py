@@ -32,13 +32,14 @@ _CONTEXT_STEP = 256
 
 @dataclass(frozen=True)
 class Shape:
-    """What a context is made with: `tokens` in the pool, `sequences` at most, `outputs` rows sampled in one batch."""
+    """What a context is made with: `tokens` in the pool, `sequences` at most, `outputs` rows sampled in one `batch`."""
 
     tokens: int
     sequences: int
     outputs: int
     threads: int
     kv_type: str = "F16"
+    batch: int = BATCH
 
 
 def sequences(model: Model, running: int) -> int:
@@ -80,7 +81,7 @@ class Context:
         params = low.llama_context_default_params()
         params.n_ctx = -(-shape.tokens // _CONTEXT_STEP) * _CONTEXT_STEP
         # An encoder reads a text in one piece, forwards and backwards.
-        params.n_batch = params.n_ubatch = params.n_ctx if self._model.encoder else min(BATCH, params.n_ctx)
+        params.n_batch = params.n_ubatch = params.n_ctx if self._model.encoder else min(shape.batch, params.n_ctx)
         params.n_seq_max = shape.sequences
         # Rows of logits are wide: 512 of them would be 300 MB for a large vocabulary.
         params.n_outputs_max = max(shape.outputs, shape.sequences)
@@ -160,9 +161,18 @@ class Context:
         """Let `decode` run again."""
         self._abort_flag[0] = b"0"
 
-    def copy(self, source: int, target: int, end: int) -> None:
-        """Let `target` hold the first `end` positions of `source` too."""
-        library().llama_memory_seq_cp(self._memory, source, target, 0, end)
+    def ask(self, question: Any) -> None:
+        """Have `question` (C, or `ggml_abort_callback` of a Python function) asked after every operation of a graph,
+        by the thread that decodes: whether to give up. The caller keeps a reference. `abort` is not heard any more."""
+        library().llama_set_abort_callback(self.handle, question, None)
+
+    def free(self) -> None:
+        """Give back its memory; nothing else may be called after this."""
+        library().llama_free(self.handle)
+
+    def copy(self, source: int, target: int, end: int, start: int = 0) -> None:
+        """Let `target` hold the positions of `source` from `start` to `end` too."""
+        library().llama_memory_seq_cp(self._memory, source, target, start, end)
 
     def cut(self, sequence: int, start: int) -> bool:
         """Drop what `sequence` holds from position `start` on; False (and nothing done) where the model cannot."""

@@ -23,12 +23,13 @@ from runtime.context import ABORTED, NO_ROOM, OK, POOLING_RANK, Context, Shape, 
 from runtime.embedding import Embedder
 from runtime.errors import BadRequest, EngineError, QueueFull, Timeout
 from runtime.llama import Model
-from runtime.pace import Pace
+from runtime.pace import PATIENCE, Pace
 from runtime.prefix import Pool
 from runtime.prompt import Prompter
 from runtime.sampling import Sampler
 from runtime.schedule import Schedule, Stretch
 from runtime.session import Session, check_request, open_sessions
+from runtime.side import Side
 from runtime.spill import Spill
 
 _FAULTS = 3
@@ -48,6 +49,7 @@ class LlamaEngine:
         self._faults = 0
         self._queued = 0
         self._closing = False
+        self._calm = True
         self.step = 0
 
     # ---- what the worker calls
@@ -64,8 +66,8 @@ class LlamaEngine:
 
     @property
     def spilled(self) -> int:
-        """Bytes of conversations kept outside the model's cache."""
-        return self._pool.spill.used if self._pool.spill else 0
+        """Bytes of conversations kept outside the model's cache, and of a second cache."""
+        return (self._pool.spill.used if self._pool.spill else 0) + (self._side.bytes if self._side else 0)
 
     def open(self) -> m.Ready:
         """Load the model and make the context; raises LoadFailed, BadRequest."""
@@ -80,7 +82,9 @@ class LlamaEngine:
         cache = self._context.buffers.get("KV", 0) + self._context.buffers.get("RS", 0)
         self._pool.spill = Spill(self._context, load.spill if load.spill >= 0 else cache // 2, self._model.memory)
         self._pace = Pace(self._context.batch_size, load.gap)
-        self._schedule = Schedule(self._pool, self._pace, load.sequences)
+        side = Side.possible(self._model)
+        self._side = Side(self._model, self._context, self._pool, shape) if side else None
+        self._schedule = Schedule(self._pool, self._pace, load.sequences, self._side)
         self._prompter = Prompter(self._model, self._context.tokens)
         self._embedder = Embedder(self._model, self._context, self._pool, self._frames.append)
         gc.freeze()
@@ -129,9 +133,13 @@ class LlamaEngine:
                 self._compute(rows)
             if self._embedder.busy:
                 answering = sum(session.pending == 1 for session in self._schedule.running)
-                self._embedder.step(self._pace.budget(answering), self._schedule.committed())
+                self._embedder.step(self._pace.budget(answering, 1, PATIENCE), self._schedule.committed())
                 self.step += 1
             self._flush()
+            if self._side:
+                self._read_aside(self._side)
+        if self._side:
+            self._side.close()
 
     # ---- requests come in
 
@@ -153,6 +161,8 @@ class LlamaEngine:
         """Take what has come; wait for something when there is nothing else to do."""
         idle = not (self._schedule.running or self._schedule.waiting or self._embedder.busy)
         self._context.clear_abort()
+        if idle and self._side:
+            self._side.free()
         while idle or not self._inbox.empty():
             idle = False
             item = self._inbox.get()
@@ -231,7 +241,7 @@ class LlamaEngine:
             return
         self._faults = 0
         prompts = sum(count for _, _, count in self._plan if count > 1) if rows > len(self._plan) else 0
-        self._pace.note(rows - prompts, prompts, seconds)
+        self._pace.note(rows - prompts, prompts, seconds, calm=self._calm)
         row = 0
         for session, start, count in self._plan:
             assert session.seq
@@ -242,6 +252,17 @@ class LlamaEngine:
                 session.marks.pop(0)
             if not session.pending:
                 self._advance(session, row - 1)
+
+    def _read_aside(self, side: Side) -> None:
+        """Between two steps: go on with a long prompt."""
+        if self._schedule.aside:
+            side.turn(self._schedule.aside, self._schedule.turn())
+            self.step += 1
+            self._calm = False
+        else:
+            self._calm = True
+            if side.reading:
+                side.drop()
 
     def _recover(self, status: int) -> None:
         """A step that did not happen: an abort, no room after all, or an error of the engine."""

@@ -55,7 +55,8 @@ class Load(msgspec.Struct, tag="load"):
     """The first frame: the model to hold. `context` is the size of the shared pool in tokens.
 
     `gap` is how many times the usual step one may take while prompts come in (`runtime/pace.py`).
-    `spill` is how many bytes of plain memory may hold conversations that left the pool; -1 is half of the cache's size.
+    `spill` is how many bytes of plain memory may hold what is outside of the pool: conversations that left it, a prompt
+    that is read beside answers; -1 is half of the cache's size.
     """
 
     path: str
@@ -221,7 +222,7 @@ class Tokens(msgspec.Struct, tag="tokens"):
 class Beat(msgspec.Struct, tag="beat"):
     """Once a second: the loop's step counter and whether it has work, so that a hung loop is seen.
 
-    `spilled` bytes are copies of conversations, which no prediction of the memory that a model takes includes.
+    `spilled` bytes are copies of conversations and a second cache, which no prediction of a model's memory includes.
     """
 
     step: int

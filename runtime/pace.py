@@ -1,13 +1,17 @@
 """How much of a prompt to compute beside running answers, so that these do not stutter.
 
-A step that carries only running answers takes a certain time; rows of a prompt in it add to that. The setting `gap` is
-the dial: how many times the usual step a step may take while prompts come in. Less keeps answers smooth and lets
-newcomers wait; more lets them in sooner, and shows. Nothing is held back when no answer is running; where more wait for
-their first token than are answered, a step may take longer in that proportion.
+The setting `gap` is the dial: how many times as long as usual a token may take while prompts come in. Less keeps
+answers smooth and lets newcomers wait; more lets them in sooner, and shows. Nothing is held back when no answer is
+running; where more wait for their first token than are answered, a token may take longer in that proportion.
 
-Reckoned from steps measured on two processors with AVX-512 (1.1 B at Q4_K_M; one row takes 23 to 29 ms): steps of 4
+Long prompts are read between the steps, in turns (`runtime/side.py`): a turn takes what the dial leaves beside a step,
+and at a gap of g a prompt takes g / (g - 1) times as long as alone. Few tokens go into the steps themselves. So do long
+prompts where turns are not possible, and since rows in a step of answers are dear it may then take `PATIENCE` times as
+long as the dial says. Measured on two processors with AVX-512 (1.1 B at Q4_K_M, one row takes 21 to 29 ms): steps of 4
 rows take 3 times the usual, and the first token of a prompt of 900 words 4 times as long as alone; 8 rows 6 and 3, 16
-rows 9 and 2. The default is where the curve bends: from 16 rows on kernels work at full width.
+rows 9 and 2: from there on kernels work at full width. In turns, by the same measures: a gap of 4 gives 4.5 at the 99th
+percentile and 1.3 to 1.5. Both at the same time with a thread each gives 1.9 and 2.0, but leaves no dial, and there are
+no two halves of one processor.
 
 What a step takes is no straight line: the first few rows cost most, and kernels work on rows in fours and sixteens. So
 sizes are few, and what each takes is learned from the steps themselves, from the smallest upwards.
@@ -15,9 +19,13 @@ sizes are few, and what each takes is learned from the steps themselves, from th
 
 from __future__ import annotations
 
-GAP = 10.0
+GAP = 4.0
+# How many times that a step with rows of prompts may take where long ones cannot be read in turns.
+PATIENCE = 2.5
 SIZES = (4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 _WEIGHT = 0.3
+# Turns between steps: in usual steps at least, and in seconds where no answer waits.
+_LEAST, _ALONE = 0.5, 0.1
 # How much faster a size that was too slow is taken to be after every step without it, so that it is tried again.
 _FORGIVING = 0.997
 
@@ -34,13 +42,20 @@ class Pace:
         # Another speed than before is the machine's, for all sizes: what `_mixed` holds is to be multiplied by this.
         self._scale = 1.0
 
-    def budget(self, answering: int, reading: int = 1) -> int:
-        """Rows of prompts for a step with `answering` running answers, where `reading` prompts are to be read."""
+    def turn(self, answering: int, reading: int = 1) -> float:
+        """Seconds that `answering` answers may wait between two steps, where `reading` prompts are to be read."""
+        if not answering:
+            return _ALONE
+        return max(_LEAST, self._gap * max(1.0, reading / answering) - 1) * self._step(answering)
+
+    def budget(self, answering: int, reading: int = 1, patience: float = 1.0) -> int:
+        """Rows of prompts for a step with `answering` running answers, where `reading` prompts are to be read; it may
+        take `patience` times as long as the dial says."""
         room = self._batch - answering
         if not answering or room <= 0:
             return room
         usual = self._step(answering)
-        limit = self._gap * usual * max(1.0, reading / answering)
+        limit = self._gap * patience * usual * max(1.0, reading / answering)
         known, best = [(answering, usual)], 0
         for size in SIZES:
             if size < answering + SIZES[0] - 1:
@@ -53,9 +68,11 @@ class Pace:
                 known.append((size, self._mixed[size] * self._scale))
         return min(best - answering, room) if best else room
 
-    def note(self, answering: int, prompt_rows: int, seconds: float) -> None:
-        """A step took `seconds`."""
+    def note(self, answering: int, prompt_rows: int, seconds: float, *, calm: bool = True) -> None:
+        """A step took `seconds`; one that is not `calm` comes after a turn of another prompt, and is no usual one."""
         size = answering + prompt_rows
+        if not prompt_rows and not calm and answering in self._usual:
+            return
         if not prompt_rows:
             before = self._usual.get(answering, seconds)
             self._usual[answering] = before + _WEIGHT * (seconds - before)

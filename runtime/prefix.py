@@ -224,7 +224,7 @@ class Pool:
         entry, there = self.spill.match(tokens)
         if entry is None or there < length + WORTH_KEEPING:
             return False
-        target = self._empty_sequence()
+        target = self.vacant()
         while target and self.free < len(entry.tokens) and self.evict():
             pass
         if target and self.free >= len(entry.tokens) and self.spill.restore(entry, target.number):
@@ -256,7 +256,8 @@ class Pool:
         lost = checkpoint and not self._restored(seq, checkpoint)
         self.cut(seq, 0 if lost else length)
 
-    def _empty_sequence(self) -> Sequence | None:
+    def vacant(self) -> Sequence | None:
+        """A sequence that holds nothing; a parked one gives way. None when all are busy."""
         while True:
             for seq in self.sequences:
                 if not seq.busy and not seq.tokens:

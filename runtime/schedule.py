@@ -2,8 +2,9 @@
 
 Requests are admitted in their order when a sequence is free and their prompt plus a reserve has room; one that would
 gain by waiting for a prompt that is being computed lets others pass. In a step the running answers come first, then
-prompts, the oldest first, as much as the pace allows. When the pool is full parked sequences give way, then the
-youngest request: it goes back to the head of the queue, and loses nothing but time.
+prompts, the oldest first, as much as the pace allows; beside answers long ones are read between the steps instead, one
+at a time. When the pool is full parked sequences give way, then the youngest request: it goes back to the head of the
+queue, and loses nothing but time.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ from array import array
 from collections import deque
 from typing import NamedTuple
 
-from runtime.pace import Pace
+from runtime.pace import PATIENCE, Pace
 from runtime.prefix import Pool
 from runtime.session import Session
+from runtime.side import Side
 from runtime.spill import common_prefix
 
 # A newcomer waits for a running prompt that shares this many tokens more than the cache does.
@@ -34,13 +36,16 @@ class Stretch(NamedTuple):
 class Schedule:
     """The queue and the running sessions of one model."""
 
-    def __init__(self, pool: Pool, pace: Pace, sequences: int) -> None:
-        """At most `sequences` run at once."""
+    def __init__(self, pool: Pool, pace: Pace, sequences: int, side: Side | None = None) -> None:
+        """At most `sequences` run at once; `side` reads long prompts, where that is possible."""
+        self.aside: Session | None = None
+        """Whose prompt is to be read there after the step that was planned last."""
         self.waiting: deque[Session] = deque()
         self.running: list[Session] = []
         self._pool = pool
         self._pace = pace
         self._sequences = sequences
+        self._side = side
 
     @property
     def sessions(self) -> list[Session]:
@@ -113,23 +118,38 @@ class Schedule:
             elif session not in ending:
                 stretches.append(Stretch(session, len(session.tokens) - 1, 1))
         rows = len(stretches)
-        left = self._paced(stretches, len(reading)) if reading else 0
+        # To wait for a second token is as good as to wait for the first: those who come together start together, and
+        # only answers whose text is flowing hold prompts back.
+        flowing = bool(reading) and any(answer.session.answered > 1 for answer in stretches)
+        waiting = len(reading)
+        if self._side:
+            reading = self._left_aside(self._side, reading, flowing)
+        left = self._paced(rows, waiting) if flowing else self._pace.budget(0) - rows
         for session in reading:
             count = self._room(rows, min(left, session.stretch))
             if count > 0:
                 stretches.append(Stretch(session, len(session.tokens) - session.pending, count))
                 rows += count
                 left -= count
-        if not stretches and not ending and self.running:
+        if not stretches and not ending and self.running and not self.aside:
             self.set_back(self.running[-1])  # prompts alone fill the pool: the oldest go first
         return stretches, ending
 
-    def _paced(self, answers: list[Stretch], reading: int) -> int:
-        """Rows of prompts beside `answers`. To wait for a second token is as good as to wait for the first: those who
-        come together start together, and only answers whose text is flowing hold prompts back."""
-        if any(answer.session.answered > 1 for answer in answers):
-            return self._pace.budget(len(answers), reading)
-        return self._pace.budget(0) - len(answers)
+    def _left_aside(self, side: Side, reading: list[Session], flowing: bool) -> list[Session]:
+        """Choose which of those who are `reading` goes on beside the steps, one at a time; those left for the steps."""
+        others = [session for session in reading if not (flowing and side.suits(session))]
+        if not (side.reading and self.aside in reading):  # a chunk that has begun is read to its end
+            self.aside = next((session for session in reading if session not in others), None)
+        return [session for session in others if session is not self.aside]
+
+    def turn(self) -> float:
+        """Seconds for which the one `aside` may be read now."""
+        answering = sum(session.pending == 1 for session in self.running)
+        return self._pace.turn(answering, len(self.running) - answering)
+
+    def _paced(self, answering: int, reading: int) -> int:
+        patience = 1.0 if self._side and self._side.usable else PATIENCE
+        return self._pace.budget(answering, reading, patience)
 
     def _make_room(self) -> list[Session]:
         """Find a cell for the next token of every answer; what comes back runs alone, and has none."""

@@ -106,6 +106,15 @@ class Spill:
                 break
         return self._states.restore(sequence, entry.state, entry.partial)
 
+    def lend(self, size: int) -> bool:
+        """Have `limit` less, for who will add it again; False, and nothing is lent, where that is not there."""
+        if size > self.limit:
+            return False
+        self.limit -= size
+        while self.used > self.limit:
+            self._drop(self._entries[0])
+        return True
+
     def _whole(self) -> Iterable[Entry]:
         return (entry for entry in self._entries if not entry.partial)
 

@@ -35,7 +35,7 @@ KV_TYPE = "F16"
 CRASHES_IN_A_ROW = 3
 REST_SECONDS = 30.0
 WATCH_SECONDS = 1.0
-# Bytes for conversations outside a model's pool, or half as much as the pool where that is more.
+# Bytes for what is outside a model's pool, or as much as the pool takes where that is more.
 SPARE = 256 << 20
 
 
@@ -291,9 +291,10 @@ class Pool:
             await self._released.wait()
 
     def _spare(self, hardware: Hardware, need: Need) -> int:
-        """What a worker may hold of conversations that left its pool, and of checkpoints: some, if that is free."""
+        """What a worker may hold of conversations that left its pool, of checkpoints, and of a prompt that it reads
+        beside answers: some, if that is free."""
         loading = sum(worker.memory for worker in self._workers.values() if worker.loading and not worker.dead)
-        return max(0, min(max(need.cache // 2, SPARE), (hardware.memory_available - loading - need.total) // 2))
+        return max(0, min(max(need.cache, SPARE), (hardware.memory_available - loading - need.total) // 2))
 
     def _pinned(self, worker: Worker) -> bool:
         return self._slots[worker.model.blob_digest].keep_alive < 0

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from runtime import messages as m
-from runtime.pace import Pace
+from runtime.pace import PATIENCE, Pace
 from runtime.prefix import Pool
 from runtime.prompt import Prompt
 from runtime.schedule import Schedule
@@ -110,7 +110,7 @@ def test_only_answers_whose_text_is_flowing_hold_prompts_back() -> None:
     running.tokens.append(0)
     # One token, or none: whoever waits for the second waits as those do who wait for their first.
     assert rows_of_prompts(0) == rows_of_prompts(1) == 100
-    assert rows_of_prompts(2) == pace.budget(1) < 100
+    assert rows_of_prompts(2) == pace.budget(1, patience=PATIENCE) < 100
 
 
 def test_a_machine_that_was_busy_for_a_moment_is_tried_again() -> None:
