@@ -10,7 +10,7 @@ from pathlib import Path
 from quant import budget, recipes
 from quant.convert.base import AHEAD
 from quant.gguf import Header
-from quant.plan import ModelPlan, TensorPlan
+from quant.plan import ModelPlan, Part, TensorPlan
 from quant.types import QuantType
 from registry.names import AUTO
 from runtime import measure, rates
@@ -181,8 +181,12 @@ def reads(plan: ModelPlan, types: Mapping[str, QuantType], shape: Shape) -> rate
 def plan_of(header: Header) -> ModelPlan:
     """A model that is quantized already as if it were to be made: the same tensors, whatever their types."""
     metadata = header.metadata
+    # At any other level such weights are as their authors published them, and stay so at the next.
+    own = metadata.get("general.file_type") != recipes.LEVELS["MXFP4_MOE"].file_type
+    scales = {QuantType.MXFP4: (Part("", 0, 0),)} if own else {}
     tensors = tuple(
-        TensorPlan(each.name, each.shape[::-1], each.type.name, size=each.nbytes) for each in header.tensors
+        TensorPlan(each.name, each.shape[::-1], each.type.name, size=each.nbytes, scales=scales.get(each.type, ()))
+        for each in header.tensors
     )
     return ModelPlan(str(metadata.get("general.architecture", "")), metadata, tensors, ())
 

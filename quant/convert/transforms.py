@@ -169,7 +169,8 @@ class ScaleBlocks:
 
     def apply(self, x: np.ndarray) -> np.ndarray:
         """(rows, columns), float32, from any type (uint16 holds the bits of BF16)."""
-        return widen(x) * np.repeat(np.float32(self.factors), self.counts)[:, None]
+        scaled: np.ndarray = widen(x) * np.repeat(np.array(self.factors, np.float32), self.counts)[:, None]
+        return scaled
 
 
 def widen(x: np.ndarray) -> np.ndarray:

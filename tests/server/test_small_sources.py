@@ -1,0 +1,33 @@
+"""Advice on models that are published small: from their headers, and from what was made of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from quant.convert import plan_model, sketch_model
+from quant.gguf import read_file
+from quant.recipes import LADDER, sizes
+from runtime.advise import Wish
+from server.choosing import Chooser, look, plan_of
+from tests.converting import write
+from tests.quant.test_mixtures import twins
+from tests.quant.test_scaled import folder
+
+
+@pytest.mark.parametrize("level", ["Q8_0", "F16", "Q3_K_M"])
+def test_what_was_made_of_it_tells_the_same_sizes(level: str, tmp_path: Path) -> None:
+    source, path = folder(), tmp_path / "m.gguf"
+    write(plan_model(source), level, source.stream, path)
+    made, planned = plan_of(read_file(path)), sketch_model(source)
+    assert [sizes(made, name) for name in LADDER] == [sizes(planned, name) for name in LADDER]
+
+
+def test_the_reason_says_what_stays_and_what_is_left_out(tmp_path: Path) -> None:
+    machine = look(tmp_path)
+    choice = Chooser(sketch_model(folder()), machine).choose(Wish())
+    assert choice.reason.endswith("; experts stay MXFP4, as they are published")
+    choice = Chooser(sketch_model(twins()[1]), machine).choose(Wish())
+    assert choice.reason.endswith("; guesses at further tokens (1.4 MB) left out")
+    assert "text only" not in choice.reason
