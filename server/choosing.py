@@ -60,7 +60,7 @@ class Chooser:
     def choose(self, wish: Wish, disk_free: int | None = None) -> Choice:
         """The level by the rule, or the one that was asked for; raises DoesNotFit, UnknownLevel."""
         levels = [name for name in _levels(wish) if name in recipes.LADDER or name == wish.forced]
-        shape, hardware, candidates = self._prepare(levels, wish)
+        shape, hardware, candidates = self._prepare(levels, wish, judged=wish.forced is None)
         return self._said(choose(candidates, shape, hardware, wish, disk_free))
 
     def advise(self, wish: Wish, disk_free: int | None = None) -> Advice:
@@ -101,14 +101,16 @@ class Chooser:
         choice = choose(only, shape, self._hardware, replace(wish, forced=plan.level), disk_free)
         return Advice(replace(choice, reason=as_it_is(plan.level)), options, shape)
 
-    def _prepare(self, levels: Iterable[str], wish: Wish) -> tuple[Shape, Hardware, list[Candidate]]:
+    def _prepare(
+        self, levels: Iterable[str], wish: Wish, judged: bool = True
+    ) -> tuple[Shape, Hardware, list[Candidate]]:
         shape = Shape.of(self._plan.metadata)
         with ThreadPoolExecutor(1) as aside:  # llama.cpp is asked in another process
             weighed = aside.submit(self._weighed, shape, wish)
             candidates = [candidate(self._plan, name, shape, forced=name == wish.forced) for name in levels]
             shape = weighed.result()
         large = max(sum(each.reads.weights.values()) for each in candidates if each.reads) > SMALL_BYTES
-        return shape, self._with_rates(large), candidates
+        return shape, self._with_rates(large and judged), candidates
 
     def _with_rates(self, large: bool) -> Hardware:
         """The machine with what is known of its speed, measured now if that matters."""
