@@ -38,9 +38,6 @@ SETTINGS = {
     # the thread they wait for; threads that sleep wake late. Tokens/s of 2 threads on 2 processors, one model and two
     # at once: spinning without end 33 and 15, 2000 times 31 and 25, 700 times 31 and 29, never 23 and 39.
     b"GOMP_SPINCOUNT": b"1300",
-    # Where there are more threads than processors OpenMP spins 100 times only, which costs a third. We have more for a
-    # second context (`runtime/side.py`), but only one of both computes; "active" makes that 1000 times.
-    b"OMP_WAIT_POLICY": b"active",
 }
 # Defaults that would read differently if a field had been added, moved or resized.
 CONTEXT_DEFAULTS = {
@@ -61,7 +58,7 @@ CONTEXT_DEFAULTS = {
     "n_samplers": 0,
 }
 MODEL_DEFAULTS = {"n_gpu_layers": -1, "split_mode": 1, "load_mode": -1, "main_gpu": 0, "use_extra_bufts": True}
-ATTR_UNKNOWN, ATTR_CONTROL = 1 << 0, 1 << 3
+ATTR_UNKNOWN, ATTR_CONTROL, ATTR_USER, ATTR_LSTRIP, ATTR_RSTRIP = 1 << 0, 1 << 3, 1 << 4, 1 << 7, 1 << 8
 LOAD_MODE_NONE = 0
 # What a model remembers by: cells of a cache, which can be cut anywhere, one state that is overwritten, or both.
 Memory = Literal["cells", "recurrent", "hybrid"]
@@ -305,9 +302,25 @@ class Model:
 
     def control_texts(self) -> list[str]:
         """How the vocabulary spells the tokens that only a template may write."""
-        attribute = quick().llama_vocab_get_attr
-        tokens = (t for t in range(self.n_vocab) if attribute(self.vocab, t) & (ATTR_CONTROL | ATTR_UNKNOWN))
-        return [text for token in tokens if (text := self._text(token))]
+        return [text for _, text, flags in self._added if "s" in flags]
+
+    @cached_property
+    def _added(self) -> list[tuple[int, str, str]]:
+        """The tokens that are looked for in a text before it is cut, as a note has them."""
+        attribute, looked_for = quick().llama_vocab_get_attr, ATTR_CONTROL | ATTR_UNKNOWN | ATTR_USER
+        letters = {ATTR_LSTRIP: "l", ATTR_RSTRIP: "r"}
+        found = []
+        for token in range(self.n_vocab):
+            kind = attribute(self.vocab, token)
+            if kind & looked_for and (text := self._text(token)):
+                flags = "".join(letter for bit, letter in letters.items() if kind & bit)
+                found.append((token, text, flags if kind & looked_for == ATTR_USER else flags + "s"))
+        return found
+
+    @cached_property
+    def _unnoted(self) -> Tokenizer:
+        """Reads prompts in which a user spells control tokens; llama.cpp looks for all of these or for none."""
+        return Tokenizer(Note(added=self._added), self.n_vocab, self._llama)
 
     def _text(self, token: int) -> str:
         if self._tokenizer and token in self._tokenizer.hidden:
@@ -321,7 +334,9 @@ class Model:
 
     def read(self, pieces: Sequence[tuple[str, bool]]) -> array[int]:
         """The ids of texts that follow each other; control tokens are parsed where the second value says so."""
-        if self._tokenizer and (ids := self._tokenizer.read(pieces)) is not None:
+        mixed = len({special for _, special in pieces}) > 1
+        tokenizer = self._unnoted if mixed and not self._tokenizer else self._tokenizer
+        if tokenizer and (ids := tokenizer.read(pieces)) is not None:
             return ids
         ids = array("i")
         for text, special in pieces:

@@ -84,8 +84,9 @@ class Tokenizer:
         """The texts of tokens that have another in the vocabulary."""
         self._steps, self._space, self._end = note.steps, note.space, note.end
         self._forms = [form for form in _FORMS if [form] in note.steps]
-        flagged = any(set(flags) & set("lrw") for _, _, flags in note.added)
-        """Whether every text has to be read here; else only one that the forms of Unicode change."""
+        flagged = any(set(flags) & set("lrwh") for _, _, flags in note.added)
+        """Whether every text has to be read here; else only those that the forms of Unicode change, or where control
+        tokens are not looked for everywhere."""
         self._always = flagged or bool(note.space or note.end) or len(self._forms) < len(note.steps)
         self._users, self._all = (
             tuple(
@@ -110,12 +111,11 @@ class Tokenizer:
 
         None where llama.cpp reads them the same.
         """
-        if not self._always and all(
-            unicodedata.is_normalized(form, text) for form in self._forms for text, _ in pieces
-        ):
-            return None
         special = any(special for _, special in pieces)
         mixed = special and not all(special for _, special in pieces)
+        normal = all(unicodedata.is_normalized(form, text) for form in self._forms for text, _ in pieces)
+        if normal and not (mixed or self._always):
+            return None
         if mixed:
             texts = ((MARKS.sub("\ufffd", text), special) for text, special in pieces)
             whole = "".join(text if special else f"{OPEN}{text}{CLOSE}" for text, special in texts)
