@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any, NamedTuple
 
 from quant.errors import UnknownLevel
@@ -225,7 +226,10 @@ def level_of(name: str) -> Level:
     try:
         return LEVELS[name.upper()]
     except KeyError:
-        raise UnknownLevel(f"there is no level `{name}`", hint="the levels are " + ", ".join(LEVELS)) from None
+        begun = [level for level in LEVELS if level.startswith(f"{name.upper()}_")]
+        close = [level for level in begun if level in LADDER] or begun or get_close_matches(name.upper(), LEVELS, 3)
+        meant = f"did you mean `{'` or `'.join(close)}`? " if close else ""
+        raise UnknownLevel(f"there is no level `{name}`", hint=f"{meant}the levels are {', '.join(LEVELS)}") from None
 
 
 def assign(plan: ModelPlan, level: str) -> dict[str, QuantType]:
