@@ -15,6 +15,7 @@ from quant.convert import (
     gpt,
     gpt_oss,
     hybrid,
+    internlm,
     llama,
     llama4,
     moe,
@@ -40,7 +41,7 @@ from quant.safetensors import read_model
 
 _MODULES = (
     *(llama, qwen, gemma, gemma4, phi, olmo, glm, cohere, gpt, gpt_oss, moe, deepseek, routed, relatives, recurrent),
-    *(hybrid, llama4, encoder, ranking),
+    *(hybrid, internlm, llama4, encoder, ranking),
 )
 FAMILIES: dict[str, Family] = {
     name: family for module in _MODULES for family in module.FAMILIES for name in family.classes

@@ -29,12 +29,22 @@ STARCODER2 = Family(
     activations=("gelu_pytorch_tanh",),
     tied=True,
 )
+
+
+def _head_norms(kind: str, count: str) -> Known:
+    source, target = f"self_attn.{kind}_layernorm.norms.[].weight", f"attn_{kind}_norm.weight"
+    return decoder.layer(source, target, "head", required=False)._replace(each=count)
+
+
 STABLELM = Family(
     classes=("StableLmForCausalLM", "StableLMEpochForCausalLM"),
     architecture="stablelm",
     tensors=(
         *(decoder.EMBEDDING, *decoder.final_norm(bias=True), decoder.OUTPUT, *decoder.ATTENTION, *decoder.GATED),
         *(known._replace(required="ffn" not in known.target) for known in _NORMS),
+        # One norm for each head, stacked; only the larger models have them.
+        _head_norms("q", "heads"),
+        _head_norms("k", "shared"),
     ),
     read_sizes=decoder.read_sizes,
     describe=decoder.describe,

@@ -29,7 +29,7 @@ def _describe(config: Config, sizes: Sizes) -> dict[str, Any]:
 
 
 LLAMA = Family(
-    classes=("LlamaForCausalLM", "LLaMAForCausalLM", "MistralForCausalLM"),
+    classes=("LlamaForCausalLM", "LLaMAForCausalLM", "MistralForCausalLM", "InternLM3ForCausalLM"),
     architecture="llama",
     tensors=_TENSORS,
     read_sizes=decoder.read_sizes,

@@ -1,10 +1,10 @@
-"""OLMo 2 and 3: norms after attention and feed-forward, and of all queries and keys; 3 has windows in some layers."""
+"""OLMo 1, whose norms have no weights; 2 and 3: norms behind each part, and of all queries and keys; 3 has windows."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from quant.convert import decoder, rotary
+from quant.convert import decoder, llama, rotary
 from quant.convert.base import Family, Sizes
 from quant.convert.config import Config
 from quant.convert.decoder import norm
@@ -24,6 +24,23 @@ def _describe(config: Config, sizes: Sizes) -> dict[str, Any]:
     }
 
 
+def _describe_one(config: Config, sizes: Sizes) -> dict[str, Any]:
+    """Its norms have no weights, and an epsilon that is fixed."""
+    clip = config.get("clip_qkv")
+    return {
+        **decoder.describe(Config(config.name, {**config.values, "layer_norm_eps": 1e-5}), sizes),
+        **({} if clip is None else {"attention.clamp_kqv": config.number("clip_qkv")}),
+    }
+
+
+OLMO = Family(
+    classes=("OlmoForCausalLM",),
+    architecture="olmo",
+    tensors=decoder.paired((decoder.EMBEDDING, decoder.OUTPUT, *decoder.ATTENTION, *decoder.GATED)),
+    read_sizes=decoder.read_sizes,
+    describe=_describe_one,
+    transforms=llama.transforms,
+)
 OLMO2 = Family(
     classes=("Olmo2ForCausalLM", "Olmo3ForCausalLM"),
     architecture="olmo2",
@@ -37,4 +54,7 @@ OLMO2 = Family(
     read_sizes=decoder.read_sizes,
     describe=_describe,
 )
-FAMILIES = (OLMO2,)
+FAMILIES = (
+    OLMO,
+    OLMO2,
+)

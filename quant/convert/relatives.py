@@ -1,16 +1,19 @@
-"""Seed OSS, ERNIE 4.5 and Hunyuan (dense): Llama's layers with other norms, or rotated otherwise.
+"""Llama's relatives with other norms, turns, scales: Seed OSS, ERNIE 4.5, Hunyuan, Arcee, Nemotron, EXAONE 4, MiniCPM.
 
 Sources: `modeling_*.py` of transformers, `models/*.cpp` of llama.cpp.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
-from quant.convert import decoder, rotary
+from quant.convert import decoder, llama, rotary
 from quant.convert.base import Family, Sizes
 from quant.convert.config import Config
 from quant.convert.decoder import norm
+from quant.convert.transforms import AddOne
+from quant.errors import UnsupportedModel
 
 _BASE = (decoder.EMBEDDING, *decoder.final_norm(), decoder.OUTPUT, *decoder.ATTENTION, *decoder.GATED)
 SEED_OSS = Family(
@@ -56,4 +59,87 @@ HUNYUAN = Family(
     read_sizes=decoder.read_sizes,
     describe=describe_hunyuan,
 )
-FAMILIES = (SEED_OSS, ERNIE, HUNYUAN)
+_NO_GATE = tuple(known for known in decoder.GATED if "gate" not in known.target)
+ARCEE = Family(
+    classes=("ArceeForCausalLM",),
+    architecture="arcee",
+    tensors=decoder.paired(
+        (decoder.EMBEDDING, *decoder.final_norm(), decoder.OUTPUT, *decoder.NORMS, *decoder.ATTENTION, *_NO_GATE)
+    ),
+    read_sizes=decoder.read_sizes,
+    describe=decoder.describe,
+    transforms=llama.transforms,
+    computed=rotary.tables,
+    activations=("relu2",),
+)
+
+
+def _halved(config: Config) -> Config:
+    """Nemotron turns half of every head where its settings say nothing."""
+    return Config(config.name, {"partial_rotary_factor": 0.5, **config.values})
+
+
+NEMOTRON = Family(
+    classes=("NemotronForCausalLM",),
+    architecture="nemotron",
+    tensors=tuple(
+        known._replace(transform="one more") if known.target.endswith("norm.weight") else known
+        for known in (
+            *(decoder.EMBEDDING, *decoder.final_norm(bias=True), decoder.OUTPUT, *decoder.ATTENTION, *_NO_GATE),
+            *norm("input_layernorm", "attn_norm", bias=True),
+            *norm("post_attention_layernorm", "ffn_norm", bias=True),
+        )
+    ),
+    read_sizes=lambda config: decoder.read_sizes(_halved(config)),
+    describe=lambda config, sizes: {
+        **decoder.describe(
+            Config(config.name, {**config.values, "layer_norm_eps": config.number("norm_eps", 1e-5)}), sizes
+        ),
+    },
+    transforms=lambda sizes: {"one more": AddOne()},
+    activations=("relu2",),
+)
+# The only size whose windows llama.cpp knows.
+_EXAONE_WINDOWS = 64
+
+
+def _describe_exaone(config: Config, sizes: Sizes) -> dict[str, Any]:
+    """Only layers with a window are rotated, and all are in models that have none."""
+    entries = decoder.describe(config, sizes)
+    if config.get("sliding_window") is None:
+        return entries
+    if sizes["layers"] != _EXAONE_WINDOWS:
+        raise UnsupportedModel(f"it has windows, which llama.cpp knows for EXAONE 4 of {_EXAONE_WINDOWS} layers only")
+    pattern = decoder.window_pattern(config, sizes, every=4)
+    return {**entries, "attention.sliding_window": config.count("sliding_window"), **pattern}
+
+
+EXAONE4 = Family(
+    classes=("Exaone4ForCausalLM",),
+    architecture="exaone4",
+    tensors=(
+        *(decoder.EMBEDDING, *decoder.final_norm(), decoder.OUTPUT, *decoder.ATTENTION, *decoder.GATED),
+        *decoder.HEAD_NORMS,
+        *norm("post_attention_layernorm", "post_attention_norm"),
+        *norm("post_feedforward_layernorm", "post_ffw_norm"),
+    ),
+    read_sizes=decoder.read_sizes,
+    describe=_describe_exaone,
+    computed=rotary.tables,
+)
+
+
+def _describe_minicpm(config: Config, sizes: Sizes) -> dict[str, Any]:
+    """Scales by other names than Granite's."""
+    scales = {
+        "embedding_multiplier": config.number("scale_emb", 1.0),
+        "residual_multiplier": config.number("scale_depth", 1.0) / sizes["layers"] ** 0.5,
+        "attention_multiplier": sizes["head"] ** -0.5,
+        "logits_scaling": sizes["width"] / config.count("dim_model_base", 1),
+    }
+    return llama.describe_granite(Config(config.name, {**config.values, **scales}), sizes)
+
+
+# What llama.cpp takes for Granite computes the same; MiniCPM's own architecture there is a copy of it.
+MINICPM = replace(llama.GRANITE, classes=("MiniCPMForCausalLM",), describe=_describe_minicpm)
+FAMILIES = (SEED_OSS, ERNIE, HUNYUAN, ARCEE, NEMOTRON, EXAONE4, MINICPM)

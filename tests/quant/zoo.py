@@ -123,7 +123,7 @@ BASES = {
 MODERN = {"num_key_value_heads": None, "local_attention": 32, "num_hidden_layers": 4, "num_labels": 1, **BASES}
 MIXERS = {"mamba_n_heads": 8, "mamba_d_state": 32, "mamba_chunk_size": 64}
 GEMMA_4 = {
-    **{"head_dim": 32, "global_head_dim": 64, "sliding_window": 48, "num_hidden_layers": 4, "layer_types": LAYERS * 2},
+    **{"head_dim": 32, "global_head_dim": 64, "sliding_window": 48, "num_hidden_layers": 2, "layer_types": LAYERS},
     "rope_parameters": {
         "full_attention": {"rope_type": "proportional", "rope_theta": 30000.0, "partial_rotary_factor": 0.5},
         "sliding_attention": {"rope_type": "default", "rope_theta": 3000.0},
@@ -322,12 +322,19 @@ ZOO: dict[str, Row] = {
     ),
     "falcon-h1": Row("FalconH1", FALCON_H1),
     "falcon-h1, norms": Row("FalconH1", {**FALCON_H1, "mamba_rms_norm": True, "mamba_norm_before_gate": False}),
-    "gemma4": Row("Gemma4", GEMMA_4, spread=1.2, heads=0.3),
+    "gemma4": Row("Gemma4", GEMMA_4, spread=1.2, heads=0.25),
     "gemma4, shared keys": Row(
         "Gemma4",
-        {**GEMMA_4, "num_kv_shared_layers": 2, "use_double_wide_mlp": True, "hidden_size_per_layer_input": 32},
+        {
+            **GEMMA_4,
+            "num_kv_shared_layers": 2,
+            "use_double_wide_mlp": True,
+            "hidden_size_per_layer_input": 32,
+            "num_hidden_layers": 4,
+            "layer_types": LAYERS * 2,
+        },
         spread=1.2,
-        heads=0.4,
+        heads=0.25,
     ),
     "gemma4, experts": Row(
         "Gemma4",
@@ -336,8 +343,25 @@ ZOO: dict[str, Row] = {
             **{"num_experts": 12, "top_k_experts": 3, "moe_intermediate_size": 64},
         },
         spread=1.2,
-        heads=0.4,
+        heads=0.25,
     ),
+    "arcee": Row("Arcee", {"rope_scaling": {**LLAMA_3, "original_max_position_embeddings": 64}}),
+    "nemotron": Row("Nemotron", {"partial_rotary_factor": 0.5}),
+    "exaone4": Row(
+        "Exaone4",
+        {
+            **{"sliding_window": None, "layer_types": ["full_attention"] * 3},
+            "rope_scaling": {**LLAMA_3, "original_max_position_embeddings": 64},
+        },
+    ),
+    "exaone4, windows": Row(
+        "Exaone4",
+        {"num_hidden_layers": 64, "hidden_size": 64, "intermediate_size": 96, "head_dim": 16, "sliding_window": 48},
+        spread=1.2,
+        heads=0.8,
+    ),
+    "olmo": Row("Olmo", {"clip_qkv": 4.0}),
+    "stablelm, head norms": Row("StableLm", {"use_parallel_residual": True, "qk_layernorm": True}),
     "qwen3, embedding": Row("Qwen3", {"head_dim": 64}, "Model"),
     "qwen3, ranking": Row("Qwen3", {"head_dim": 64, "num_labels": 1}, RANKS),
     "gemma-embedding": Row(

@@ -19,7 +19,7 @@ from tests.runtime.test_engine import GREEDY, WARM, ask, load, one_by_one, submi
 from tests.runtime.working import Answer, Worker
 
 pytestmark = [pytest.mark.oracle, pytest.mark.filterwarnings("default")]
-WHOLE = ("mamba", "lfm2")
+WHOLE = ("mamba", "lfm2", "granitehybrid", "falcon-h1")
 WINDOWS = ("gemma2", "gemma3")
 RANDOM = np.random.default_rng(3)
 # Windows are 48 tokens wide.

@@ -14,6 +14,7 @@ from server.choosing import Chooser, look, plan_of
 from tests.converting import write
 from tests.quant.test_mixtures import twins
 from tests.quant.test_scaled import folder
+from tests.quant.test_wrappers import gemma_that_sees
 
 
 @pytest.mark.parametrize("level", ["Q8_0", "F16", "Q3_K_M"])
@@ -31,3 +32,5 @@ def test_the_reason_says_what_stays_and_what_is_left_out(tmp_path: Path) -> None
     choice = Chooser(sketch_model(twins()[1]), machine).choose(Wish())
     assert choice.reason.endswith("; guesses at further tokens (1.4 MB) left out")
     assert "text only" not in choice.reason
+    choice = Chooser(sketch_model(gemma_that_sees("model.language_model.", "model.")), machine).choose(Wish())
+    assert choice.reason.endswith("; text only: vision and a projector (0 kB) left out")
