@@ -38,6 +38,9 @@ class UnsupportedModel(QuantError):
 
     code = "unsupported_model"
 
+    def __init__(self, message: str, hint: str = "a repository with GGUF files of the model may work") -> None:
+        super().__init__(message, hint)
+
 
 class UnknownLevel(QuantError):
     """A level or type name that is not in the table."""

@@ -81,7 +81,7 @@ _POOLINGS = {"mean": 1, "cls": 2}
 def _describe_modern(config: Config, sizes: Sizes) -> dict[str, Any]:
     pooling = config.get("classifier_pooling") or "cls"
     if (
-        pooling not in _POOLINGS
+        str(pooling) not in _POOLINGS
         or config.flag("classifier_bias")
         or config.get("classifier_activation")
         not in (

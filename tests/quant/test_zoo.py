@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from tests.converting import write
 from tests.quant import matrix
 from tests.quant.engine import RANK, Engine, EngineRefuses
 from tests.quant.support import Folder
+from tests.quant.test_broken import check_configs
 from tests.quant.zoo import ZOO, attention, make, reference, texts
 
 pytestmark = [pytest.mark.oracle, pytest.mark.filterwarnings("default")]
@@ -228,6 +230,10 @@ def test_every_entry_is_needed(row: str, model: tuple[Folder, np.ndarray], tmp_p
             unnoticed.append(f"{key} {value} {other}: {found:.0e}")
     matrix.note(row, "entries", str(tried))
     assert not unnoticed
+
+
+def test_a_broken_configuration_is_an_error_that_helps(row: str, model: tuple[Folder, np.ndarray]) -> None:
+    check_configs(model[0], zlib.crc32(row.encode()), 20)
 
 
 @pytest.mark.slow
