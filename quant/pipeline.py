@@ -271,7 +271,7 @@ def _cut(tensor: TensorPlan, read: Read, feed: Feed, first: int) -> Iterator[tup
     """Slabs of what is read from row `first` on; each with the row after it, and whether it is the last."""
     dtype, columns, size = _dtype(tensor), _columns(tensor), read.part.size
     if read.scales:
-        dtype = np.dtype(scaled.STORED[tensor.dtype].scale)
+        dtype = np.dtype(scaled.NUMPY[scaled.STORED[tensor.dtype].scale])
     unit = tensor.transform.rows if tensor.transform else 1
     if tensor.scales or not unit:
         unit, columns = 1, size // dtype.itemsize

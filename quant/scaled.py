@@ -2,8 +2,9 @@
 
 MXFP4 (OCP Microscaling Formats, v1.0) as gpt-oss has it: bytes of two elements that follow each other, the first in the
 lower half, and a power of two (E8M0) for every 32. GGUF has the same numbers in another order, so they are taken over
-without loss where MXFP4 is what a level wants. FP8 as DeepSeek has it: E4M3, and a float32 for every square of 128 by
-128. Sources: `integrations/mxfp4.py` and `integrations/finegrained_fp8.py` of transformers.
+without loss where MXFP4 is what a level wants. FP8 is E4M3: with a number for every square of 128 by 128, as DeepSeek,
+MiniMax and Qwen have it, or with one for a whole matrix, as Mistral has. Sources: `integrations/mxfp4.py` and
+`integrations/finegrained_fp8.py` of transformers.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from quant.types import QuantType
 
 
 class Stored(NamedTuple):
-    """How a type lies in the source: elements in a byte, the type of a scale, rows and columns that share one."""
+    """How a type lies in the source: elements in a byte, a scale's type, rows and columns that share one (0: all)."""
 
     per_byte: int
     scale: str
@@ -26,8 +27,17 @@ class Stored(NamedTuple):
     columns: int
 
 
+SQUARE = 128
 # What GGUF holds too has its name there.
-STORED = {QuantType.MXFP4.name: Stored(2, "u1", 1, 32), "F8_E4M3": Stored(1, "<f4", 128, 128)}
+STORED = {
+    QuantType.MXFP4.name: Stored(2, "U8", 1, 32),
+    "FP8 in squares": Stored(1, "F32", SQUARE, SQUARE),
+    "FP8 in squares, BF16": Stored(1, "BF16", SQUARE, SQUARE),
+    "FP8": Stored(1, "F32", 0, 0),
+    "FP8, BF16": Stored(1, "BF16", 0, 0),
+}
+# Of scales, by their type in safetensors; BF16 as its bits.
+NUMPY = {"U8": "u1", "F32": "<f4", "BF16": "<u2"}
 _NO_NUMBER = 255
 
 
@@ -44,9 +54,10 @@ _E4M3 = _e4m3()
 
 
 def shaped(dtype: str, stored: int, elements: np.ndarray, scales: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Both as matrices, uint8[rows, bytes] and [rows or groups of them, groups], of rows of `stored` values."""
+    """Both as matrices, uint8[rows, bytes] and [groups of rows, groups of columns], of rows of `stored` values."""
     kind = STORED[dtype]
-    return elements.reshape(-1, stored // kind.per_byte), scales.reshape(-1, -(-stored // kind.columns))
+    groups = -(-stored // kind.columns) if kind.columns else 1
+    return elements.reshape(-1, stored // kind.per_byte), scales.reshape(-1, groups)
 
 
 def blocks(elements: np.ndarray, scales: np.ndarray) -> np.ndarray:
@@ -69,9 +80,14 @@ def restore(dtype: str, elements: np.ndarray, scales: np.ndarray) -> np.ndarray:
     if dtype == QuantType.MXFP4.name:
         whole: np.ndarray = quant.dequantize(blocks(elements, scales), QuantType.MXFP4, scales.shape[1] * 32)
         return whole
-    kind = STORED[dtype]
+    kind, factors = STORED[dtype], scales
+    if scales.dtype == np.uint16:
+        factors = (scales.astype(np.uint32) << 16).view(np.float32)
     found: np.ndarray = _E4M3[elements]
-    for row in range(len(scales)):
-        factors: Any = np.repeat(scales[row], kind.columns)[: found.shape[1]]
-        found[row * kind.rows : (row + 1) * kind.rows] *= factors
+    if not kind.rows:
+        found *= factors
+        return found
+    for row, group in enumerate(factors):
+        wide: Any = np.repeat(group, kind.columns)[: found.shape[1]]
+        found[row * kind.rows : (row + 1) * kind.rows] *= wide
     return found

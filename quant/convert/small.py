@@ -1,7 +1,8 @@
 """Weights that their authors publish small, with scales apart: which tensors belong together, and whether we know them.
 
 MXFP4 has `…_blocks` [experts, rows, groups, 16] and `…_scales` [experts, rows, groups], bytes all; FP8 has a matrix of
-E4M3 and beside it `…_scale_inv`, a float32 for every square of 128 by 128. What the numbers mean is for `scaled.py`.
+E4M3 and beside it `…_scale_inv`, a number for every square of 128 by 128, or a single one. What is known of activations
+(`…activation_scale`) is not needed. What the numbers mean is for `scaled.py`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 from quant.convert.config import Config
 from quant.errors import MalformedFile, UnsupportedModel
 from quant.safetensors import Entry
-from quant.scaled import STORED
+from quant.scaled import SQUARE, STORED
 
 _BLOCKS, _SCALES, _INVERSE = "_blocks", "_scales", "_scale_inv"
 _GROUP = 16  # bytes of 32 elements
@@ -25,8 +26,7 @@ def check_method(config: Config) -> str:
     if not quantized:
         return ""
     method = quantized.get("quant_method") if isinstance(quantized, dict) else None
-    squares = [STORED["F8_E4M3"].rows, STORED["F8_E4M3"].columns]
-    if method == "mxfp4" or (method == "fp8" and quantized.get("weight_block_size") == squares):
+    if method == "mxfp4" or (method == "fp8" and quantized.get("weight_block_size") in (None, [SQUARE, SQUARE])):
         return str(method)
     hint = "use the repository with the original weights"
     raise UnsupportedModel(f"the model is already quantized ({ascii(method)[:40]})", hint=hint)
@@ -38,7 +38,9 @@ def pair(entries: Iterable[Entry]) -> list[Entry]:
     Their scales stay in the list, so that it tells all files. Raises MalformedFile where scales do not fit.
     """
     found = {entry.name: entry for entry in entries}
-    return [_with_scales(entry, found) for entry in found.values()]
+    small = [entry.name for entry in found.values() if entry.dtype == "F8_E4M3"]
+    unused = {name.removesuffix("weight") + "activation_scale" for name in small}
+    return [_with_scales(entry, found) for name, entry in found.items() if name not in unused]
 
 
 def _with_scales(entry: Entry, found: dict[str, Entry]) -> Entry:
@@ -54,12 +56,12 @@ def _with_scales(entry: Entry, found: dict[str, Entry]) -> Entry:
     scales = found.get(entry.name + _INVERSE)
     if entry.dtype != "F8_E4M3" or scales is None:
         return entry
-    kind = STORED[entry.dtype]
-    if len(entry.shape) != 2 or scales.dtype != "F32":
+    squares = tuple(-(-size // SQUARE) for size in entry.shape)
+    form = "FP8" if scales.shape in ((), (1,)) else "FP8 in squares"
+    dtype = form if scales.dtype == "F32" else f"{form}, {scales.dtype}"
+    if len(entry.shape) != 2 or dtype not in STORED or scales.shape not in ((), (1,), squares):
         raise _unfit(entry, scales.name)
-    if scales.shape != (-(-entry.shape[0] // kind.rows), -(-entry.shape[1] // kind.columns)):
-        raise _unfit(entry, scales.name)
-    return replace(entry, scales=scales)
+    return replace(entry, dtype=dtype, scales=scales)
 
 
 def _unfit(entry: Entry, scales: str) -> MalformedFile:

@@ -178,8 +178,8 @@ def test_other_kinds_of_quantization_are_refused_by_name() -> None:
         plan_model(folder(quantization_config={"quant_method": "fp8", "weight_block_size": [64, 64]}))
 
 
-def llama_in_fp8() -> tuple[Folder, dict[str, tuple[np.ndarray, np.ndarray]]]:
-    """A small Llama in FP8, with matrices that end within a square, and its elements and scales by name."""
+def llama_in_fp8(dtype: str, squares: bool) -> tuple[Folder, dict[str, tuple[np.ndarray, np.ndarray]]]:
+    """A small Llama in FP8, with matrices that end within a square, and its elements and scales (float32) by name."""
     shapes = llama_shapes(2, 192, 320, 6, 2, VOCABULARY)
     tensors: Tensors = {}
     small: dict[str, tuple[np.ndarray, np.ndarray]] = {}
@@ -188,28 +188,35 @@ def llama_in_fp8() -> tuple[Folder, dict[str, tuple[np.ndarray, np.ndarray]]]:
             tensors[name] = plain(*shape)
             continue
         codes = RNG.integers(0, 127, shape, np.uint8) | RNG.integers(0, 2, shape, np.uint8) << 7
-        scales = RNG.random([-(-size // 128) for size in shape]).astype(np.float32) / 256
+        scales = np.array(RNG.random([-(-size // 128) for size in shape] if squares else ()), np.float32) / 256
+        bits = bf16(scales.reshape(-1))
+        if dtype == "BF16":
+            scales = (bits.astype(np.uint32) << 16).view(np.float32).reshape(scales.shape)
         small[name] = codes, scales
         tensors[name] = "F8_E4M3", shape, codes.tobytes()
-        tensors[f"{name}_scale_inv"] = "F32", scales.shape, scales.tobytes()
+        tensors[f"{name}_scale_inv"] = dtype, scales.shape, bits.tobytes() if dtype == "BF16" else scales.tobytes()
+        if not squares:
+            tensors[name.replace("weight", "activation_scale")] = "BF16", (), bits[:1].tobytes()
     config = {
         **{"architectures": ["LlamaForCausalLM"], "num_attention_heads": 6, "num_key_value_heads": 2},
         **{"hidden_size": 192, "intermediate_size": 320, "head_dim": None},
-        "quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128], "fmt": "e4m3"},
+        "quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128] if squares else None},
     }
     return folder(tensors, **config), small
 
 
 @pytest.mark.oracle
-def test_fp8_becomes_what_torch_says_it_is(tmp_path: Path) -> None:
+@pytest.mark.parametrize("squares", [True, False])
+@pytest.mark.parametrize("dtype", ["F32", "BF16"])
+def test_fp8_becomes_what_torch_says_it_is(dtype: str, squares: bool, tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
-    source, small = llama_in_fp8()
+    source, small = llama_in_fp8(dtype, squares)
     found = written(source, "F32", tmp_path / "m.gguf")
     names = {"mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down", "self_attn.v_proj": "attn_v"}
     for theirs, ours in names.items():
         codes, scales = small[f"model.layers.1.{theirs}.weight"]
         wide = torch.from_numpy(codes).view(torch.float8_e4m3fn).float().numpy()
-        factors = scales.repeat(128, 0)[: len(codes)].repeat(128, 1)[:, : codes.shape[1]]
+        factors = scales.repeat(128, 0)[: len(codes)].repeat(128, 1)[:, : codes.shape[1]] if squares else scales
         np.testing.assert_array_equal(found[f"blk.1.{ours}.weight"][1], wide * factors)
     assert assign(plan_model(source), "Q8_0")["blk.0.ffn_up.weight"] is QuantType.Q8_0
 
