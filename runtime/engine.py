@@ -24,6 +24,7 @@ from runtime.embedding import Embedder
 from runtime.errors import BadRequest, EngineError, QueueFull, Timeout
 from runtime.llama import Model
 from runtime.pace import PATIENCE, Pace
+from runtime.pages import Pages
 from runtime.prefix import Pool
 from runtime.prompt import Prompter
 from runtime.sampling import Sampler
@@ -49,6 +50,7 @@ class LlamaEngine:
         self._faults = 0
         self._queued = 0
         self._closing = False
+        self._pages = Pages()
         self._calm = True
         self.step = 0
 
@@ -163,6 +165,8 @@ class LlamaEngine:
         self._context.clear_abort()
         if idle and self._side:
             self._side.free()
+        while idle and self._inbox.empty() and self._pages.gather():
+            pass
         while idle or not self._inbox.empty():
             idle = False
             item = self._inbox.get()
