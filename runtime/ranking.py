@@ -93,8 +93,4 @@ class Ranker:
         return self._control.split(text) if self._control else [text]
 
     def _read(self, pieces: list[tuple[str, bool]]) -> array[int]:
-        ids = array("i")
-        for text, special in pieces:
-            if text:
-                ids += self._model.tokenize(text, special=special, add=False)
-        return ids
+        return self._model.read([piece for piece in pieces if piece[0]])

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from quant.convert.cutting import KNOWN
+from quant.convert.cutting import KNOWN, Pre
 from quant.convert.pretokenizer import PIECES
 from runtime import messages as m
 from runtime.errors import LoadFailed
@@ -28,7 +28,7 @@ from runtime.tokenizer import Tokenizer as TextReader
 from tests.quant.engine import Engine
 from tests.quant.test_pieces import follows_bert, unigram, word_piece
 from tests.quant.test_tokenizer import sentencepiece
-from tests.quant.vocabularies import FEW, NASTY, byte_level
+from tests.quant.vocabularies import FEW, LIMITS, NASTY, byte_level
 from tests.runtime.tiny import load, with_added
 
 FLAGS = ("lstrip", "rstrip", "single_word", "normalized", "special")
@@ -238,7 +238,14 @@ FEWER = {"bytes NFC", "fallback", "words", "unigram"}
 )
 def test_every_flag_alone_and_together(name: str, tmp_path: Path) -> None:
     make, follows = KINDS[name]
-    hold(every_flag(make()), tmp_path / "m.gguf", 80 if name in FEWER else 800, follows)
+    hold(every_flag(make()), tmp_path / "m.gguf", 80 if name in FEWER else 400, follows)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pre", [pre for pre in KNOWN if pre.name not in LIMITS], ids=lambda pre: pre.name)
+def test_every_flag_with_every_routine(pre: Pre, tmp_path: Path) -> None:
+    made = every_flag(normalizing({**byte_level(pre), "added_tokens": []}, "NFC"))
+    hold(made, tmp_path / "m.gguf", 100)
 
 
 @pytest.mark.slow
@@ -246,7 +253,7 @@ def test_every_flag_alone_and_together(name: str, tmp_path: Path) -> None:
 def test_none_of_them(name: str, tmp_path: Path) -> None:
     """Where no added token needs anything, the preparation of texts and their spaces are still the original's."""
     make, follows = KINDS[name]
-    hold(make(), tmp_path / "m.gguf", 800, follows)
+    hold(make(), tmp_path / "m.gguf", 400, follows)
 
 
 def replacing(pairs: dict[str, str]) -> str:
