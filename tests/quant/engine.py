@@ -13,7 +13,7 @@ import pytest
 llama_cpp = pytest.importorskip("llama_cpp")
 from tests.quant.activation import ExactGelu  # noqa: E402 (it needs llama_cpp)
 
-F32 = 0
+F32, F16 = 0, 1
 RANK = 4
 # In the order of `enum llama_model_kv_override_type`.
 _FIELDS = {int: "val_i64", float: "val_f64", bool: "val_bool"}
@@ -31,7 +31,8 @@ class EngineRefuses(AssertionError):
 class Engine:
     """A loaded file; `vocabulary_only` leaves the weights where they are.
 
-    `instead` has values for numbers of the metadata that the file has otherwise; `exact` takes out the table of GELU.
+    `instead` has values for numbers of the metadata that the file has otherwise; `exact` takes out the table of GELU;
+    `served` has the cache and the attention in half precision, as the daemon's workers do.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class Engine:
         vocabulary_only: bool = False,
         instead: Mapping[str, float] | None = None,
         exact: bool = False,
+        served: bool = False,
     ) -> None:
         llama_cpp.llama_log_set(_quiet, ctypes.c_void_p())
         params = llama_cpp.llama_model_default_params()
@@ -48,6 +50,7 @@ class Engine:
         # Repacked weights are rounded otherwise; and the AMX ones crash in some virtual machines.
         params.use_extra_bufts = False
         params.kv_overrides = _overrides(instead or {})
+        self.served = served
         self.gelu = ExactGelu() if exact else None
         self.model = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
         if not self.model:
@@ -71,11 +74,11 @@ class Engine:
         return llama_cpp.llama_vocab_is_eog(self.vocabulary, token)
 
     def _exact(self, length: int) -> Any:
-        """The settings of a context that computes as exactly as can be: F32 cache, no flash attention."""
+        """The settings of a context: as exact as can be (F32 cache, no flash attention), or as served."""
         params = llama_cpp.llama_context_default_params()
         params.n_ctx = length
-        params.type_k = params.type_v = F32
-        params.flash_attn_type = 0
+        params.type_k = params.type_v = F16 if self.served else F32
+        params.flash_attn_type = int(self.served)
         params.n_threads = params.n_threads_batch = 2
         if self.gelu:
             params.cb_eval = self.gelu.callback

@@ -9,8 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from quant.convert import plan_model
+from tests.converting import write
 from tests.daemon import Daemon
-from tests.quant.support import DEMO, safetensors
+from tests.quant.engine import RANK, Engine
+from tests.quant.support import DEMO, Folder, safetensors
 from tests.quant.zoo import ZOO, framed, make, reference, weight
 
 QUERY = "Where does the ship sail?"
@@ -132,5 +135,13 @@ def test_scores_are_those_of_transformers(daemon: Daemon, row: str, tmp_path: Pa
     daemon.pull(f"{path}:F32")
     found = dict(ranked(daemon, f"{path.name}:F32", texts))
     worst = np.abs(wanted - [found[index] for index in range(len(texts))]).max()
-    # The served engine computes attention in half precision; in full precision `test_zoo.py` asks for 1e-3.
-    assert worst <= 2e-2 * max(1, wanted.std())
+    # Flash attention takes keys and values in half precision. That alone makes 5e-3 to 2e-2 of the standard deviation;
+    # without it 1e-5 to 2e-5 are left, for which `test_zoo.py` asks.
+    assert worst <= 3e-2 * max(1, wanted.std())
+    if row in ("bert, ranking", "qwen3, ranking"):
+        return  # llama.cpp alone does not know the second text; beginnings that prompts share are computed once
+    write(plan_model(Folder(path)), "F32", Folder(path).stream, tmp_path / "m.gguf")
+    with Engine(tmp_path / "m.gguf", served=True) as engine:
+        bare = [engine.vectors(pair, RANK)[0, 0] for pair in ids]
+    alone = [ranked(daemon, f"{path.name}:F32", [text])[0][1] for text in texts]
+    assert np.abs(np.array(bare) - alone).max() <= 1e-5 * max(1, wanted.std())
