@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 if TYPE_CHECKING:
     import numpy as np
 
+# What is left out of models that also guess at the token after the next.
+AHEAD = "guesses at further tokens"
+
 
 class Files(Protocol):
     """A model's source as planning sees it: named files that can be read by range; `title` names it to people."""

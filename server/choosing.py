@@ -8,9 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from quant import budget, recipes
-from quant.convert.base import AHEAD
 from quant.gguf import Header
-from quant.plan import ModelPlan, Part, TensorPlan
+from quant.plan import AHEAD, ModelPlan, Part, TensorPlan
 from quant.types import QuantType
 from registry.names import AUTO
 from runtime import measure, rates

@@ -15,14 +15,13 @@ from typing import Any, NamedTuple
 from quant.convert.config import Config
 from quant.errors import MalformedFile, UnsupportedModel
 from quant.gguf import MAX_BLOCKS
+from quant.plan import AHEAD as AHEAD
 from quant.plan import Files, Part, TensorPlan, Transform
 from quant.safetensors import DTYPES, Entry
 
 # The types of safetensors that hold weights as they are; others belong to quantized models.
 PLAIN = ("F32", "F16", "BF16", "F64")
 HEAD = "output.weight"
-# What is left out of models that also guess at the token after the next.
-AHEAD = "guesses at further tokens"
 Sizes = Mapping[str, int]
 
 
