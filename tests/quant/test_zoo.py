@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 
 from quant.convert import FAMILIES, plan_model
 from quant.plan import ModelPlan, TensorPlan
-from quant.recipes import LEVELS, assign
+from quant.recipes import LEVELS, assign, quantizable
 from quant.safetensors import DTYPES, read_model
 from tests.converting import write
 from tests.quant import matrix
@@ -253,9 +253,38 @@ def test_every_level_loads_and_answers(row: str, model: tuple[Folder, np.ndarray
             found = engine.vectors(IDS[:8]) if "embedding" in plan.capabilities else engine.generate(IDS[:8], 4)
         assert np.isfinite(found).all(), level
         assert found.std() > wanted.std() / 4, level
-    matrix.note(row, "levels", f"{len(LEVELS)} ({len(mixtures)})")
+    rows = sorted({tensor.columns for tensor in plan.tensors if quantizable(tensor)})
+    matrix.note(row, "levels", f"{len(LEVELS)} ({len(mixtures)}; {' '.join(map(str, rows))})")
+
+
+@pytest.mark.slow
+def test_every_level_of_wide_experts_has_its_own_type(tmp_path: Path) -> None:
+    """In blocks of 256 values nothing falls back: every type is written, stacked eight times, and answers."""
+    pytest.importorskip("torch")
+    row = ZOO["qwen3moe"]
+    wide = {"hidden_size": 256, "moe_intermediate_size": 256, "num_experts": 8, "num_hidden_layers": 1}
+    path = make(row._replace(config={**row.config, **wide}), tmp_path / "wide")
+    folder = Folder(path)
+    plan, wanted = plan_model(folder), reference(path, row, IDS)
+    seen = set()
+    for name, level in LEVELS.items():
+        types = assign(plan, name)
+        experts = {type for tensor, type in types.items() if "_exps." in tensor}
+        assert level.base in experts, name
+        seen |= experts
+        write(plan, name, folder.stream, tmp_path / "m.gguf")
+        with Engine(tmp_path / "m.gguf") as engine:
+            found = engine.generate(IDS[:8], 4)
+        assert np.isfinite(found).all() and found.std() > wanted.std() / 4, name
+    assert {level.base for level in LEVELS.values()} <= seen
+    matrix.note("qwen3moe, wide experts", "levels", f"{len(LEVELS)} (all types; 256)")
 
 
 def test_every_family_has_a_row() -> None:
     architectures = {family.architecture for family in FAMILIES.values()}
     assert architectures <= {name.split(",")[0] for name in ZOO}
+
+
+def test_the_page_of_models_has_every_row() -> None:
+    missing = ZOO.keys() - matrix.read().keys()
+    assert not missing, "run `python -m tests.quant.matrix`, with `-k` for some rows alone"
