@@ -19,6 +19,7 @@ from quant.convert import (
     llama,
     llama4,
     moe,
+    nemotron_h,
     olmo,
     phi,
     qwen,
@@ -41,7 +42,7 @@ from quant.safetensors import read_model
 
 _MODULES = (
     *(llama, qwen, gemma, gemma4, phi, olmo, glm, cohere, gpt, gpt_oss, moe, deepseek, routed, relatives, recurrent),
-    *(hybrid, internlm, llama4, encoder, ranking),
+    *(hybrid, nemotron_h, internlm, llama4, encoder, ranking),
 )
 FAMILIES: dict[str, Family] = {
     name: family for module in _MODULES for family in module.FAMILIES for name in family.classes

@@ -20,7 +20,7 @@ from quant.gguf import MAX_BLOCKS
 from quant.plan import Transform
 
 
-def _mixer(source: str, normed: bool = True) -> tuple[Known, ...]:
+def mixer(source: str, normed: bool = True) -> tuple[Known, ...]:
     """The tensors of a mixer; those that llama.cpp wants in another shape have their values in the same order."""
     return (
         *linear(f"{source}.in_proj", "ssm_in", "projected", "width", bias=False),
@@ -38,7 +38,7 @@ def _mixer(source: str, normed: bool = True) -> tuple[Known, ...]:
     )
 
 
-def _mixer_sizes(config: Config, inner: int, states: int, prefix: str = "mamba_") -> dict[str, int]:
+def mixer_sizes(config: Config, inner: int, states: int, prefix: str = "mamba_") -> dict[str, int]:
     """The sizes of a mixer of `states` states, which are heads of an inner width."""
     names = ("n_groups", "d_state", "d_conv") if prefix else ("n_groups", "state_size", "conv_kernel")
     groups, state, kernel = (config.count(prefix + name) for name in names)
@@ -55,7 +55,8 @@ def _mixer_sizes(config: Config, inner: int, states: int, prefix: str = "mamba_"
     }
 
 
-def _describe_mixer(sizes: Sizes) -> dict[str, Any]:
+def describe_mixer(sizes: Sizes) -> dict[str, Any]:
+    """The entries of a model with such mixers."""
     return {
         "ssm.conv_kernel": sizes["kernel"],
         "ssm.inner_size": sizes["inner"],
@@ -68,7 +69,7 @@ def _describe_mixer(sizes: Sizes) -> dict[str, Any]:
 def _read_mamba2_sizes(config: Config) -> dict[str, int]:
     width, states = config.count("hidden_size"), config.count("num_heads")
     return {
-        **_mixer_sizes(config, width * config.count("expand", 2), states, prefix=""),
+        **mixer_sizes(config, width * config.count("expand", 2), states, prefix=""),
         **{"vocabulary": config.count("vocab_size"), "width": width, "layers": config.count("num_hidden_layers")},
     }
 
@@ -83,7 +84,7 @@ def _describe_mamba2(config: Config, sizes: Sizes) -> dict[str, Any]:
         "feed_forward_length": 0,
         "attention.head_count": 0,
         "attention.layer_norm_rms_epsilon": config.number("layer_norm_epsilon", 1e-5),
-        **_describe_mixer(sizes),
+        **describe_mixer(sizes),
     }
 
 
@@ -95,7 +96,7 @@ MAMBA2 = Family(
         decoder.OUTPUT,
         *decoder.final_norm("norm_f"),
         *norm("norm", "attn_norm"),
-        *_mixer("mixer"),
+        *mixer("mixer"),
     ),
     read_sizes=_read_mamba2_sizes,
     describe=_describe_mamba2,
@@ -120,7 +121,7 @@ def _read_granite_sizes(config: Config) -> dict[str, int]:
     shared = config.count("shared_intermediate_size")
     wide = config.count("intermediate_size") if experts else shared
     sizes = decoder.read_sizes(Config(config.name, {**config.values, "intermediate_size": wide}))
-    mixers = _mixer_sizes(config, sizes["width"] * config.count("mamba_expand", 2), config.count("mamba_n_heads"))
+    mixers = mixer_sizes(config, sizes["width"] * config.count("mamba_expand", 2), config.count("mamba_n_heads"))
     if mixers["inner"] != 2 * sizes["width"]:
         raise UnsupportedModel("its inner size is not twice its width, as llama.cpp needs it")
     kinds = masks(_attending(config, sizes["layers"]))
@@ -142,7 +143,7 @@ def _describe_granite(config: Config, sizes: Sizes) -> dict[str, Any]:
         experts["expert_shared_feed_forward_length"] = sizes["shared_expert"]
     return {
         **llama.describe_granite(config, sizes),
-        **_describe_mixer(sizes),
+        **describe_mixer(sizes),
         "attention.head_count_kv": shared,
         # What llama.cpp takes for whether queries and keys are rotated.
         "rope.scaling.finetuned": sizes["turning"] > 0,
@@ -197,7 +198,7 @@ GRANITE_HYBRID = Family(
         *_BASE,
         *some("turning", *decoder.paired(decoder.ATTENTION)),
         *some("still", *decoder.ATTENTION),
-        *some("mixing", *_mixer("mamba")),
+        *some("mixing", *mixer("mamba")),
         *_within("mixtures", *(each for each in moe.GRANITE_MOE.tensors if "_moe." in each.source)),
         *_within("mixtures", *(each for each in moe.GRANITE_MOE.tensors if "_mlp." in each.source)),
         *_within("dense", *_ONE_EXPERT),
@@ -223,7 +224,7 @@ def _read_falcon_sizes(config: Config) -> dict[str, int]:
     inner = config.count("mamba_d_ssm", width * config.count("mamba_expand", 2))
     if config.flag("mamba_rms_norm") and config.flag("mamba_norm_before_gate", True):
         raise UnsupportedModel("its mixers norm before they gate, and llama.cpp does so after")
-    return {**decoder.read_sizes(config), **_mixer_sizes(config, inner, config.count("mamba_n_heads"))}
+    return {**decoder.read_sizes(config), **mixer_sizes(config, inner, config.count("mamba_n_heads"))}
 
 
 def _scaled(config: Config, sizes: Sizes) -> dict[str, Transform]:
@@ -280,11 +281,11 @@ FALCON_H1 = Family(
             *linear("feed_forward.gate_proj", "ffn_gate", "feed_forward", "width", bias=False),
             *linear("feed_forward.up_proj", "ffn_up", "feed_forward", "width", bias=False),
             *linear("feed_forward.down_proj", "ffn_down", "width", "feed_forward", bias=False),
-            *_mixer("mamba", normed=False),
+            *mixer("mamba", normed=False),
         )
     ),
     read_sizes=_read_falcon_sizes,
-    describe=lambda config, sizes: {**decoder.describe(config, sizes), **_describe_mixer(sizes)},
+    describe=lambda config, sizes: {**decoder.describe(config, sizes), **describe_mixer(sizes)},
     transforms=lambda sizes: {"rates": NegativeExponential()},
     scaled=_scaled,
 )

@@ -100,7 +100,7 @@ OLMO = {
 }
 # Kinds whose configuration alone is that of a larger model, and buffers that are trained.
 TEXT_KINDS = ("Gemma3", "Gemma3n", "Gemma4", "Llama4")
-LEARNED = ("correction_bias", "layer_scalar")
+LEARNED = ("correction_bias", "expert_bias", "layer_scalar")
 # Settings for which None says something.
 KEPT = ("sliding_window", "q_lora_rank")
 # With random weights and norms behind every part, deep encoders forget which token is which.
@@ -133,6 +133,12 @@ GEMMA_4 = {
 GRANITE_4 = {
     **{**SCALES, **MIXERS, "layer_types": ["mamba", "attention", "mamba"], "shared_intermediate_size": 96},
     "position_embedding_type": "rope",
+}
+NEMOTRON_LAYERS = ["linear_attention", "full_attention", "mlp", "linear_attention"]
+NEMOTRON_3_LAYERS = ["linear_attention", "moe", "full_attention", "moe", "linear_attention"]
+NEMOTRON_H = {
+    **{"mamba_num_heads": 8, "mamba_head_dim": 16, "ssm_state_size": 32, "n_groups": 2, "chunk_size": 64},
+    **{"num_hidden_layers": None, "head_dim": 32},
 }
 FALCON_H1 = {
     **{**MIXERS, "mamba_d_ssm": 192, "mamba_n_heads": 6, "mamba_n_groups": 2, "head_dim": 32},
@@ -229,6 +235,13 @@ ZOO: dict[str, Row] = {
     "llama4, maverick": Row(
         "Llama4", {**LLAMA_4, "interleave_moe_layer_step": 2, "num_local_experts": 128, "use_qk_norm": False}
     ),
+    "lfm2moe": Row(
+        "Lfm2Moe",
+        {
+            **{"layer_types": ["conv", "full_attention", "conv"], "num_dense_layers": 1, "num_experts": 12},
+            **{"num_experts_per_tok": 3, "moe_intermediate_size": 64},
+        },
+    ),
     "olmoe": Row("Olmoe", {"num_experts": 12, "num_experts_per_tok": 3, "num_key_value_heads": 4}),
     "seed_oss": Row("SeedOss", {"head_dim": 64, "attention_bias": True, "attention_out_bias": False}),
     "ernie4_5": Row("Ernie4_5", {"head_dim": 32}),
@@ -320,6 +333,16 @@ ZOO: dict[str, Row] = {
     "granitehybrid, attention alone": Row(
         "GraniteMoeHybrid", {**GRANITE_4, "num_local_experts": 0, "layer_types": ["attention"] * 3}
     ),
+    "nemotron_h": Row("NemotronH", {**NEMOTRON_H, "layers_block_type": NEMOTRON_LAYERS}, spread=2.0),
+    "nemotron_h_moe": Row(
+        "NemotronH",
+        {
+            **{**NEMOTRON_H, "layers_block_type": NEMOTRON_3_LAYERS, "n_routed_experts": 12},
+            **{"num_experts_per_tok": 3, "moe_intermediate_size": 64, "moe_shared_expert_intermediate_size": 96},
+            **{"routed_scaling_factor": 2.5, "norm_topk_prob": True},
+        },
+        spread=2.0,
+    ),
     "falcon-h1": Row("FalconH1", FALCON_H1),
     "falcon-h1, norms": Row("FalconH1", {**FALCON_H1, "mamba_rms_norm": True, "mamba_norm_before_gate": False}),
     "gemma4": Row("Gemma4", GEMMA_4, spread=1.2, heads=0.25),
@@ -333,8 +356,8 @@ ZOO: dict[str, Row] = {
             "num_hidden_layers": 4,
             "layer_types": LAYERS * 2,
         },
-        spread=1.2,
-        heads=0.25,
+        spread=1.15,
+        heads=0.23,
     ),
     "gemma4, experts": Row(
         "Gemma4",
