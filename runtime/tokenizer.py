@@ -29,6 +29,11 @@ _CHINESE = re.compile(
     "[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0002a6df\U0002a700-\U0002b81f\U0002b920-\U0002ceaf"
     "\U0002f800-\U0002fa1f]"
 )
+_RUNS = re.compile(" {2,}")
+# What SentencePiece's `nmt` rules leave out, and what they take for spaces.
+_NMT = dict.fromkeys([*range(1, 9), 11, *range(14, 32), 127, 0x8F, 0x9F], "") | dict.fromkeys(
+    map(ord, "\t\n\f\r\u1680\u200b\u200c\u200d\u200e\u200f\u2028\u2029\u2581\ufeff\ufffd"), " "
+)
 _WORDS = ("L", "M", "Nd", "Nl", "Pc")
 # Alphabetic by property, not by category: circled and squared letters; and the joiners.
 _WORD = re.compile("[\u200c\u200d\u24b6-\u24e9\U0001f130-\U0001f149\U0001f150-\U0001f169\U0001f170-\U0001f189]")
@@ -216,11 +221,13 @@ STEPS: dict[str, Callable[..., str]] = {
     "NFD": lambda text: unicodedata.normalize("NFD", text),
     "NFKC": lambda text: unicodedata.normalize("NFKC", text),
     "NFKD": lambda text: unicodedata.normalize("NFKD", text),
+    "Nmt": lambda text: text.translate(_NMT),
     "Lowercase": _lower,
     "StripAccents": lambda text: _without(text, "M"),
     "BertClean": _clean,
     "BertAccents": lambda text: _without(unicodedata.normalize("NFD", text), "Mn"),
     "Replace": lambda text, old, new: text.replace(old, new),
+    "Collapse": lambda text: _RUNS.sub(" ", text),
     "Strip": lambda text, side: text.rstrip(_WHITE) if side == "right" else text.strip(_WHITE),
     "Prepend": lambda text, new: new + text if text else text,
 }

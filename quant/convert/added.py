@@ -17,8 +17,8 @@ from quant.plan import Files
 
 NOTE = "lm.tokenizer"
 _CONFIG = "tokenizer_config.json"
-# Preparations that our runtime does, with the names of their arguments in `tokenizer.json`.
-_STEPS = {"NFC": (), "NFD": (), "NFKC": (), "NFKD": (), "Lowercase": (), "StripAccents": (), "Prepend": ("prepend",)}
+# Preparations that our runtime does, without arguments.
+_STEPS = ("NFC", "NFD", "NFKC", "NFKD", "Nmt", "Lowercase", "StripAccents")
 Step = Sequence[str]
 
 
@@ -84,11 +84,13 @@ def joined(added: Sequence[Added], decoder: Mapping[int, Added], vocab: Mapping[
 def read_step(step: Mapping[str, Any]) -> Step | None:
     """A normalizer of `tokenizer.json` as it is noted, None for one that our runtime does not do."""
     kind = step.get("type")
-    if kind == "Replace":
+    if kind == "Prepend":
+        arguments: list[Any] = [step.get("prepend")]
+    elif kind == "Replace":
         pattern = step.get("pattern")
-        arguments: list[Any] = [pattern.get("String") if isinstance(pattern, dict) else None, step.get("content")]
+        arguments = [pattern.get("String") if isinstance(pattern, dict) else None, step.get("content")]
     else:
-        arguments = [step.get(name) for name in _STEPS.get(str(kind), ("unknown",))]
+        arguments = [] if kind in _STEPS else [None]
     if not all(isinstance(value, str) for value in arguments) or arguments[:1] == [""]:
         return None
     return [str(kind), *arguments]

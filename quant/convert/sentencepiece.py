@@ -10,7 +10,7 @@ import struct
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from quant.convert.added import Added, note, read_decoder
+from quant.convert.added import Added, Step, note, read_decoder
 from quant.convert.config import MAX_JSON, Config, read_whole
 from quant.convert.unigram import is_table
 from quant.convert.vocabulary import STEERING, Vocabulary
@@ -30,7 +30,7 @@ def read(files: Files, size: int) -> Vocabulary:
     """The vocabulary in `tokenizer.model`, padded to `size` embeddings.
 
     Raises MalformedFile for a file that is no such model or contradicts the embeddings, UnsupportedModel for a kind of
-    SentencePiece model that is neither BPE nor Unigram.
+    SentencePiece model that is neither BPE nor Unigram, and for one of the former with its own table of replacements.
     """
     message = dict_of(read_whole(files, FILE, MAX_JSON))
     pieces = [_piece(raw) for raw in message.get(1, ())]
@@ -44,7 +44,7 @@ def read(files: Files, size: int) -> Vocabulary:
     pieces = _placed(pieces, added, size)
     ids = {text: id for id, (text, _, _) in enumerate(pieces)}
     tokens, types = [text for text, _, _ in pieces], [type for _, _, type in pieces]
-    noted = note(added.values(), tokens, types)
+    noted = note(added.values(), tokens, types, _steps(normalizer) if kind == _BPE else ())
     entries: dict[str, Any] = {
         "model": "llama" if kind == _BPE else "t5",
         "pre": "default",
@@ -147,6 +147,18 @@ def _placed(
         elif placed[id][2] == TOKEN_NORMAL:
             placed[id] = text, placed[id][1], type
     return placed
+
+
+def _steps(normalizer: dict[int, list[Field]]) -> list[Step]:
+    """What is done to a text before byte pairs are merged, for which llama.cpp has no place."""
+    name, table, extra = (normalizer.get(number, [default])[-1] for number, default in ((1, b""), (2, b""), (4, 1)))
+    steps: list[Step] = []
+    if table:
+        known: dict[Field, list[Step]] = {b"nfkc": [["NFKC"]], b"nmt_nfkc": [["Nmt"], ["NFKC"]]}
+        if name not in known:
+            raise UnsupportedModel(f"`{FILE}` has a table of replacements of its own, which llama.cpp does not apply")
+        steps += known[name]
+    return steps + ([["Collapse"], ["Strip", "both"]] if extra else [])
 
 
 def _preparation(normalizer: dict[int, list[Field]]) -> dict[str, Any]:

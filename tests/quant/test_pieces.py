@@ -167,7 +167,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "unknown outside": (lambda: changed(unigram(), unk_id=100_000), "`unk_id`"),
     "bytes": (lambda: changed(unigram(), byte_fallback=True), "bytes"),
     "spaces kept": (lambda: changed(unigram(), pre_tokenizer=None), "spaces"),
-    "other step": (lambda: changed(unigram(), normalizer={"type": "Nmt"}), "Nmt"),
+    "other step": (lambda: changed(unigram(), normalizer={"type": "ByteLevel"}), "ByteLevel"),
     "table no text": (lambda: precompiled(3), "precompiled_charsmap"),
     "table no base64": (lambda: precompiled("%%%"), "precompiled_charsmap"),
     "table too long": (lambda: precompiled(charsmap(4096)), "precompiled_charsmap"),

@@ -50,7 +50,7 @@ def bpe_file() -> tuple[dict[str, Any], Vocabulary, bytes]:
     tokenizer = sentencepiece()
     wanted = read_vocabulary(folder(tokenizer), len(tokenizer["model"]["vocab"]))
     columns = (wanted.entries[f"tokenizer.ggml.{name}"] for name in ("tokens", "scores", "token_type"))
-    return tokenizer, wanted, model(list(zip(*columns, strict=True)), BPE)
+    return tokenizer, wanted, model(list(zip(*columns, strict=True)), BPE, field(4, 0))
 
 
 def test_byte_pairs_are_those_of_tokenizer_json() -> None:
@@ -58,6 +58,23 @@ def test_byte_pairs_are_those_of_tokenizer_json() -> None:
     found = read_vocabulary(Folder(contents={"tokenizer.model": data}), len(tokenizer["model"]["vocab"]))
     assert found.entries == wanted.entries
     assert (found.first, found.last) == (1, None)
+
+
+def test_byte_pairs_are_prepared_as_the_file_says() -> None:
+    tokenizer, _, _ = bpe_file()
+    size = len(tokenizer["model"]["vocab"])
+    pieces = [(f"<0x{byte:02X}>", 0.0, 6) for byte in range(256)] + [("<unk>", 0.0, 2)]
+
+    def steps(extra: bytes) -> Any:
+        source = Folder(contents={"tokenizer.model": model(pieces, BPE, extra)})
+        return json.loads(read_vocabulary(source, size).note.get("lm.tokenizer", "{}")).get("steps")
+
+    table = field(2, struct.pack("<I", 4) + bytes(4) + b"a\0")
+    assert steps(field(4, 0)) is None
+    assert steps(b"") == [["Collapse"], ["Strip", "both"]]
+    assert steps(field(4, 0) + field(1, b"nmt_nfkc") + table) == [["Nmt"], ["NFKC"]]
+    with pytest.raises(UnsupportedModel, match="table of replacements"):
+        steps(field(1, b"user_defined") + table)
 
 
 def test_unigram_ids_are_those_of_tokenizers(tmp_path: Path) -> None:

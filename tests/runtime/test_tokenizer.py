@@ -215,6 +215,7 @@ KINDS: dict[str, tuple[Callable[[], dict[str, Any]], Callable[[str], bool]]] = {
     "bytes": (qwen, lambda _: True),
     "bytes NFC": (lambda: normalizing(qwen(), "NFC"), lambda _: True),
     "bytes lowercase": (lambda: normalizing(qwen(), QUOTES, "NFD", "StripAccents", "Lowercase"), lambda _: True),
+    "bytes Nmt": (lambda: normalizing(qwen(), "Nmt", "NFKC"), old),
     "bytes NFKC": (lambda: normalizing(qwen(), "NFKC"), old),
     "bytes NFKD": (lambda: normalizing(qwen(), "NFKD", {"type": "Prepend", "prepend": "x"}), old),
     "fallback": (sentencepiece, lambda _: True),
