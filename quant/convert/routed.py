@@ -1,4 +1,4 @@
-"""Mixtures of many small experts: GLM 4.5 and 4.6, dots.llm1, ERNIE 4.5 MoE, Hunyuan MoE, MiniMax M2, OLMoE.
+"""Mixtures of many small experts: GLM 4.5 and 4.6, dots.llm1, ERNIE 4.5 MoE, Hunyuan MoE, MiniMax M2, OLMoE, LFM 2 MoE.
 
 Most choose by probabilities to which a learned preference is added, as DeepSeek V3 does (`moe.py`); they differ in
 their norms, in what is rotated, and in the names. Sources: `modeling_*.py` of transformers, `models/*.cpp` of
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from quant.convert import decoder, moe, relatives
+from quant.convert import decoder, moe, recurrent, relatives
 from quant.convert.base import Family, Known, Sizes
 from quant.convert.config import Config
 from quant.convert.decoder import LAYER, layer, norm, router, stacked
@@ -211,4 +211,52 @@ OLMOE = Family(
     read_sizes=_read_olmoe_sizes,
     describe=_describe_olmoe,
 )
-FAMILIES = (GLM4_MOE, DOTS1, ERNIE_MOE, HUNYUAN_MOE, MINIMAX_M2, OLMOE)
+
+
+def _read_lfm2_sizes(config: Config) -> dict[str, int]:
+    dense = config.count("num_dense_layers", 2) if config.get("num_dense_layers") != 0 else 0
+    plain = Config(config.name, {**config.values, "block_auto_adjust_ff_dim": False})
+    return {
+        **recurrent.LFM2.read_sizes(plain),
+        **{"dense": dense, "experts": config.count("num_experts"), "expert": config.count("moe_intermediate_size")},
+    }
+
+
+def _describe_lfm2(config: Config, sizes: Sizes) -> dict[str, Any]:
+    expected = {"use_expert_bias": True, "norm_topk_prob": True, "routed_scaling_factor": 1.0}
+    odd = [key for key, value in expected.items() if config.values.get(key, value) != value]
+    if odd:
+        raise UnsupportedModel(f"it chooses its experts otherwise than llama.cpp does (`{odd[0]}`)")
+    return {
+        **recurrent.LFM2.describe(config, sizes),
+        **decoder.describe_experts(sizes["experts"], config.count("num_experts_per_tok")),
+        "expert_feed_forward_length": sizes["expert"],
+        "leading_dense_block_count": sizes["dense"],
+        "expert_gating_func": 2,
+    }
+
+
+_LFM2_DENSE = tuple(known for known in recurrent.LFM2.tensors if ".feed_forward." in known.source)
+LFM2_MOE = Family(
+    classes=("Lfm2MoeForCausalLM",),
+    architecture="lfm2moe",
+    tensors=(
+        *(known for known in recurrent.LFM2.tensors if known not in _LFM2_DENSE),
+        *moe.only(_LFM2_DENSE, "", "dense"),
+        *moe.only(
+            (
+                router("feed_forward.gate"),
+                layer("feed_forward.expert_bias", "exp_probs_b.bias", "experts"),
+                stacked("feed_forward.experts.[].w1", "ffn_gate", "expert", "width"),
+                stacked("feed_forward.experts.[].w2", "ffn_down", "width", "expert"),
+                stacked("feed_forward.experts.[].w3", "ffn_up", "expert", "width"),
+            ),
+            "dense",
+            "layers",
+        ),
+    ),
+    read_sizes=_read_lfm2_sizes,
+    describe=_describe_lfm2,
+    tied=True,
+)
+FAMILIES = (GLM4_MOE, DOTS1, ERNIE_MOE, HUNYUAN_MOE, MINIMAX_M2, OLMOE, LFM2_MOE)
