@@ -140,7 +140,8 @@ def test_the_bytes_depend_on_nothing_but_the_source(
     work: Task, hub: Hub, expected: Done, threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     machine = puller.look(Path(work.cache))
-    monkeypatch.setattr(puller, "look", lambda cache: replace(machine, cpus=threads))
+    machine = replace(machine, hardware=replace(machine.hardware, cpus=threads))
+    monkeypatch.setattr(puller, "look", lambda *_: machine)
     monkeypatch.setattr(quant.pipeline, "SLAB", 300_000 * threads)
     end_midway(work, hub)
     assert pull(work, Listener()).sha256 == expected.sha256
