@@ -272,9 +272,9 @@ def test_who_never_answered_is_given_up_soon(error: OSError, told: str, monkeypa
 def test_who_has_answered_before_is_asked_more_often(hub: Hub) -> None:
     heard: list[str] = []
     network = Network(notice=heard.append)
-    source = open_hub(hub, network=network)
-    hub.faults.statuses = [503] * 4
-    assert source.read("config.json", 0, 3) == b'{"a'
+    with closing(open_hub(hub, network=network)) as source:
+        hub.faults.statuses = [503] * 4
+        assert source.read("config.json", 0, 3) == b'{"a'
     assert len(heard) == 4 and "answers 503; trying again" in heard[0]
 
 
