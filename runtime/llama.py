@@ -38,6 +38,9 @@ SETTINGS = {
     # the thread they wait for; threads that sleep wake late. Tokens/s of 2 threads on 2 processors, one model and two
     # at once: spinning without end 33 and 15, 2000 times 31 and 25, 700 times 31 and 29, never 23 and 39.
     b"GOMP_SPINCOUNT": b"1300",
+    # Where there are more threads than processors OpenMP spins 100 times only, which costs a third. We have more for a
+    # second context (`runtime/side.py`), but only one of both computes; "active" makes that 1000 times.
+    b"OMP_WAIT_POLICY": b"active",
 }
 # Defaults that would read differently if a field had been added, moved or resized.
 CONTEXT_DEFAULTS = {
