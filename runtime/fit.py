@@ -67,6 +67,7 @@ class Shape:
         kv_heads = _per_layer(metadata.get(f"{architecture}.attention.head_count_kv", heads), layers)
         if not number("attention.head_count"):
             kv_heads = [0] * layers  # nothing but recurrent layers
+        wide = metadata.get(f"{architecture}.feed_forward_length")
         key = number("attention.key_length", embedding // max(1, heads))
         value = number("attention.value_length", embedding // max(1, heads))
         latent = number("attention.key_length_mla") > 0
@@ -83,7 +84,7 @@ class Shape:
             vocabulary=len(tokens) if tokens else number("vocab_size"),
             trained_context=number("context_length", DEFAULT_CONTEXT),
             cache_values=sum(kv_heads) * (key if latent else key + value),
-            state_values=(kv_heads.count(0) if 0 in kv_heads else layers) * _state(number),
+            state_values=(_mixers(kv_heads, wide) if 0 in kv_heads else layers) * _state(number),
             expert_share=_share(embedding, heads * key, expert_width, experts, used),
             row_values=max(kv_heads, default=0) * key,
             attention_heads=(layers - kv_heads.count(0)) * heads,
@@ -192,6 +193,12 @@ def _per_layer(value: Any, layers: int) -> list[int]:
     if isinstance(value, list | tuple):
         return [int(item) for item in value[:layers]]
     return [int(value)] * layers
+
+
+def _mixers(kv_heads: list[int], wide: Any) -> int:
+    """Layers that do not attend; where widths are given layer by layer, only those that have none (Nemotron H)."""
+    each = _per_layer(wide, len(kv_heads)) if isinstance(wide, list | tuple) else [0] * len(kv_heads)
+    return sum(not heads and not width for heads, width in zip(kv_heads, each, strict=False))
 
 
 def _state(number: Any) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from runtime import fit
@@ -108,6 +110,16 @@ def test_the_shape_comes_from_metadata() -> None:
     assert shape.pool() == 2048
     assert shape.pool(100) == 100
     assert fit.Shape.of({}).trained_context == 8192
+
+
+def test_layers_that_neither_attend_nor_mix_keep_no_state() -> None:
+    mixers = {"conv_kernel": 4, "inner_size": 128, "state_size": 32, "group_count": 2}
+    facts: dict[str, Any] = {"block_count": 4, "embedding_length": 64, "attention.head_count": 4}
+    facts |= {"attention.head_count_kv": [0, 2, 0, 0], **{f"ssm.{key}": value for key, value in mixers.items()}}
+    each = 128 * 32 + 3 * (128 + 2 * 2 * 32)
+    for wide, layers in ((256, 3), ([0, 0, 256, 0], 2)):
+        named = {f"hybrid.{key}": value for key, value in {**facts, "feed_forward_length": wide}.items()}
+        assert fit.Shape.of({"general.architecture": "hybrid", **named}).state_values == layers * each
 
 
 def test_the_cache_is_counted_to_the_byte() -> None:
