@@ -2,9 +2,9 @@
 
 GGUF has no place for how added tokens take the white space around them (`lstrip`, `rstrip`), stand alone
 (`single_word`) or are looked for in prepared text (`normalized`), nor for the preparation itself (NFC and the like).
-`quant/convert/added.py` notes it as `lm.tokenizer`; here it is done as `AddedVocabulary` of Hugging Face's `tokenizers`
-does it: tokens are cut out of the text as it is, then the rest is prepared and the others are cut out of that, and what
-remains goes to llama.cpp. Where nothing is noted, or a text needs nothing of it, llama.cpp reads all.
+`quant/convert/tokenizer/added.py` notes it as `lm.tokenizer`; here it is done as `AddedVocabulary` of Hugging Face's
+`tokenizers` does it: tokens are cut out of the text as it is, then the rest is prepared and the others are cut out of
+that, and what remains goes to llama.cpp. Where nothing is noted, or a text needs nothing of it, llama.cpp reads all.
 """
 
 from __future__ import annotations

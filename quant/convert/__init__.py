@@ -4,49 +4,18 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from quant.convert import (
-    chat,
-    cohere,
-    deepseek,
-    encoder,
-    gemma,
-    gemma4,
-    glm,
-    gpt,
-    gpt_oss,
-    hybrid,
-    internlm,
-    llama,
-    llama4,
-    moe,
-    nemotron_h,
-    olmo,
-    phi,
-    qwen,
-    ranking,
-    recurrent,
-    relatives,
-    routed,
-    small,
-    wrappers,
-)
-from quant.convert.base import AHEAD, Family, check_layers, headless, plan_tensors, split_ahead
+from quant.convert import chat, prequantized, wrappers
+from quant.convert.base import Family, check_layers, headless, plan_tensors, split_ahead
 from quant.convert.config import Config
+from quant.convert.families import FAMILIES, qwen, ranking
 from quant.convert.gguf_source import plan_gguf
 from quant.convert.pooling import DENSE, MEAN, RANK, pooled, read_dense, read_pooling
 from quant.convert.tokenizer import read_vocabulary
 from quant.convert.variants import is_gguf
 from quant.errors import MalformedFile, UnsupportedModel
-from quant.plan import Files, ModelPlan, TensorPlan
+from quant.plan import AHEAD, Files, ModelPlan, TensorPlan
 from quant.safetensors import read_model
 
-_MODULES = (
-    *(llama, qwen, gemma, gemma4, phi, olmo, glm, cohere, gpt, gpt_oss, moe, deepseek, routed, relatives, recurrent),
-    *(hybrid, nemotron_h, internlm, llama4, encoder, ranking),
-)
-FAMILIES: dict[str, Family] = {
-    name: family for module in _MODULES for family in module.FAMILIES for name in family.classes
-}
 # Where models keep the name of the activation.
 _ACTIVATIONS = ("hidden_activation", "hidden_act", "activation_function")
 
@@ -108,7 +77,7 @@ def _sketch(files: Files) -> tuple[Config, ModelPlan, int]:
     if pooling is not None:
         family = headless(family)
     dense = read_dense(files) if DENSE[0] in family.tensors else ()
-    entries = [*small.pair(read_model(files)), *dense]
+    entries = [*prequantized.pair(read_model(files)), *dense]
     left_out: dict[str, int] = {}
     if wrapped:
         family, entries, left_out = wrappers.take_out(family, entries)
@@ -139,7 +108,7 @@ def _read_config(files: Files) -> Config:
         hint = "is this a model in Hugging Face's layout, or a part of one?"
         raise MalformedFile(f"there is no `config.json` in `{files.title}`, and no GGUF file", hint)
     config = Config.read(files, "config.json")
-    small.check_method(config)
+    prequantized.check_method(config)
     return config
 
 

@@ -10,7 +10,7 @@ from collections.abc import Container, Mapping
 from typing import Any
 
 from quant.convert.config import Config, read_text
-from quant.convert.vocabulary import Vocabulary
+from quant.convert.tokenizer.vocabulary import Vocabulary
 from quant.errors import MalformedFile
 from quant.gguf import MAX_TEMPLATE
 from quant.plan import Files

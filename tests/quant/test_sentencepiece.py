@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from quant.convert.tokenizer import read_vocabulary
-from quant.convert.vocabulary import Vocabulary
+from quant.convert.tokenizer.vocabulary import Vocabulary
 from quant.errors import MalformedFile, QuantError, UnsupportedModel
 from tests.quant.engine import Engine
 from tests.quant.support import Folder

@@ -13,7 +13,7 @@ from hypothesis import example, given, settings
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 from quant.convert import plan_model
-from quant.convert import pretokenizer as table
+from quant.convert.tokenizer import pretokenizer as table
 from quant.convert.tokenizer import read_vocabulary
 from quant.errors import MalformedFile, QuantError, UnsupportedModel
 from tests.quant.engine import Engine

@@ -12,8 +12,8 @@ from typing import Any
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-from quant.convert import pretokenizer
-from quant.convert.cutting import Pre
+from quant.convert.tokenizer import pretokenizer
+from quant.convert.tokenizer.cutting import Pre
 from quant.gguf_writer import encode_header
 from tests.quant.support import ROOT
 

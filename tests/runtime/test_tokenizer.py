@@ -17,8 +17,8 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from quant.convert.cutting import KNOWN, Pre
-from quant.convert.pretokenizer import PIECES
+from quant.convert.tokenizer.cutting import KNOWN, Pre
+from quant.convert.tokenizer.pretokenizer import PIECES
 from runtime import messages as m
 from runtime.errors import LoadFailed
 from runtime.llama import Model

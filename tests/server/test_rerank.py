@@ -121,7 +121,7 @@ def test_scores_are_those_of_transformers(daemon: Daemon, row: str, tmp_path: Pa
     pytest.importorskip("torch")
     from tokenizers import Tokenizer
 
-    from quant.convert.ranking import TEMPLATE
+    from quant.convert.families.ranking import TEMPLATE
 
     path = make(ZOO[row], tmp_path / row.replace(", ", "-").replace(" ", "-"))
     tokenizer = Tokenizer.from_file(str(path / "tokenizer.json"))

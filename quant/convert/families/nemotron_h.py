@@ -8,12 +8,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from quant.convert import decoder
 from quant.convert.base import Family, Known, Sizes
 from quant.convert.config import Config
-from quant.convert.decoder import layer, linear, norm
-from quant.convert.hybrid import describe_mixer, mixer, mixer_sizes
-from quant.convert.recurrent import some
+from quant.convert.families import decoder
+from quant.convert.families.decoder import layer, linear, norm
+from quant.convert.families.hybrid import describe_mixer, mixer, mixer_sizes
+from quant.convert.families.recurrent import some
 from quant.convert.transforms import NegativeExponential
 from quant.errors import UnsupportedModel
 from quant.gguf import MAX_BLOCKS

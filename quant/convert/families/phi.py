@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from quant.convert import decoder, rotary
 from quant.convert.base import Family, Known, Sizes
 from quant.convert.config import Config
-from quant.convert.decoder import linear, norm
+from quant.convert.families import decoder, rotary
+from quant.convert.families.decoder import linear, norm
 
 
 def _describe(config: Config, sizes: Sizes) -> dict[str, Any]:

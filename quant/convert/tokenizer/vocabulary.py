@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from quant.convert.added import Added, Step, is_id, read_step
-from quant.convert.pretokenizer import listed
+from quant.convert.tokenizer.added import Added, Step, is_id, read_step
+from quant.convert.tokenizer.pretokenizer import listed
 from quant.errors import MalformedFile, UnsupportedModel
 from quant.gguf import TOKEN_CONTROL, TOKEN_NORMAL, TOKEN_UNUSED, TOKEN_USER
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
-from quant.convert.cutting import KNOWN, Pre
+from quant.convert.tokenizer.cutting import KNOWN, Pre
 from quant.errors import MalformedFile, UnsupportedModel
 
 # Every kind of character beside every other, in runs of several lengths.

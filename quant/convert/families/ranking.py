@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from quant.convert import decoder, encoder, qwen
-from quant.convert.added import is_id
 from quant.convert.base import PLAIN, Family, Known, Sizes
 from quant.convert.config import MAX_JSON, Config, read_text, read_whole
-from quant.convert.pretokenizer import listed
+from quant.convert.families import decoder, encoder, qwen
+from quant.convert.tokenizer.added import is_id
+from quant.convert.tokenizer.pretokenizer import listed
+from quant.convert.tokenizer.vocabulary import FILE, steps
 from quant.convert.transforms import widen
-from quant.convert.vocabulary import FILE, steps
 from quant.errors import MalformedFile, UnsupportedModel
 from quant.plan import Files, TensorPlan
 from quant.safetensors import Entry, load_json

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from quant.convert import decoder
 from quant.convert.base import Family, Sizes, headless
 from quant.convert.config import Config
+from quant.convert.families import decoder
 
 
 def _describe(config: Config, sizes: Sizes) -> dict[str, Any]:

@@ -8,11 +8,11 @@ from __future__ import annotations
 import struct
 from typing import Any
 
-from quant.convert import decoder, rotary
 from quant.convert.base import Family, Known, Sizes, check_layers
 from quant.convert.config import Config
-from quant.convert.decoder import layer, linear, norm
-from quant.convert.recurrent import masks, some
+from quant.convert.families import decoder, rotary
+from quant.convert.families.decoder import layer, linear, norm
+from quant.convert.families.recurrent import masks, some
 from quant.errors import MalformedFile, UnsupportedModel
 from quant.gguf import MAX_BLOCKS
 from quant.plan import TensorPlan

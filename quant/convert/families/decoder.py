@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from quant.convert import rotary
 from quant.convert.base import Known, Sizes
 from quant.convert.config import Config
+from quant.convert.families import rotary
 from quant.errors import MalformedFile, UnsupportedModel
 
 LAYER = "layers.{}."

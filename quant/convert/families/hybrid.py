@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from quant.convert import decoder, llama, moe
 from quant.convert.base import Family, Known, Sizes
 from quant.convert.config import Config
-from quant.convert.decoder import layer, linear, norm
-from quant.convert.recurrent import masks, some
+from quant.convert.families import decoder, llama, moe
+from quant.convert.families.decoder import layer, linear, norm
+from quant.convert.families.recurrent import masks, some
 from quant.convert.transforms import NegativeExponential, Scale, ScaleBlocks
 from quant.errors import MalformedFile, UnsupportedModel
 from quant.gguf import MAX_BLOCKS

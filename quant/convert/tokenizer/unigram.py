@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from quant.convert.added import Added, Step, joined, note, read_step
-from quant.convert.pretokenizer import listed
-from quant.convert.vocabulary import (
+from quant.convert.tokenizer.added import Added, Step, joined, note, read_step
+from quant.convert.tokenizer.pretokenizer import listed
+from quant.convert.tokenizer.vocabulary import (
     Vocabulary,
     broken,
     framing,

@@ -1,7 +1,7 @@
 """GPT-OSS: experts whose gate and up rows alternate, biases everywhere, sinks of attention, every other layer a window.
 
-Published with its experts in MXFP4 (`small.py`), which GGUF holds as they are; `transformers` also saves them whole,
-and then turned. Sources: `modeling_gpt_oss.py` of transformers, `openai-moe.cpp` of llama.cpp.
+Published with its experts in MXFP4 (`prequantized.py`), which GGUF holds as they are; `transformers` also saves them
+whole, and then turned. Sources: `modeling_gpt_oss.py` of transformers, `openai-moe.cpp` of llama.cpp.
 
 llama.cpp rounds the ends of YaRN's ramp, as the method's own code does and GPT-OSS (`truncate: false`) does not.
 """
@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from quant.convert import decoder, small
+from quant.convert import prequantized
 from quant.convert.base import Family, Known, Sizes
 from quant.convert.config import Config
-from quant.convert.decoder import layer, linear, norm
+from quant.convert.families import decoder
+from quant.convert.families.decoder import layer, linear, norm
 from quant.convert.transforms import EverySecondRow, EverySecondValue, TakeTransposed, Transpose
 from quant.errors import UnsupportedModel
 from quant.plan import Transform
@@ -26,7 +27,7 @@ _ACTIVATION = {"swiglu_limit": 7.0, "swiglu_alpha": 1.702}
 
 def _read_sizes(config: Config) -> dict[str, int]:
     sizes = decoder.read_sizes(config)
-    packed = small.check_method(config) == "mxfp4"
+    packed = prequantized.check_method(config) == "mxfp4"
     return {
         **sizes,
         "experts": config.count("num_local_experts"),

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from quant.convert import decoder, llama, rotary
 from quant.convert.base import Family, Sizes
 from quant.convert.config import Config
-from quant.convert.decoder import norm
+from quant.convert.families import decoder, llama, rotary
+from quant.convert.families.decoder import norm
 from quant.errors import UnsupportedModel
 
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from quant.convert.added import Added, Step, joined, note
-from quant.convert.vocabulary import Vocabulary, broken, framing, place_tokens, read_added, read_vocab
+from quant.convert.tokenizer.added import Added, Step, joined, note
+from quant.convert.tokenizer.vocabulary import Vocabulary, broken, framing, place_tokens, read_added, read_vocab
 from quant.errors import UnsupportedModel
 from quant.gguf import TOKEN_CONTROL, TOKEN_UNKNOWN, TOKEN_USER
 

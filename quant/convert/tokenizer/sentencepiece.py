@@ -10,10 +10,10 @@ import struct
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from quant.convert.added import Added, Step, note, read_decoder
 from quant.convert.config import MAX_JSON, Config, read_whole
-from quant.convert.unigram import is_table
-from quant.convert.vocabulary import STEERING, Vocabulary
+from quant.convert.tokenizer.added import Added, Step, note, read_decoder
+from quant.convert.tokenizer.unigram import is_table
+from quant.convert.tokenizer.vocabulary import STEERING, Vocabulary
 from quant.errors import MalformedFile, UnsupportedModel
 from quant.gguf import TOKEN_BYTE, TOKEN_CONTROL, TOKEN_NORMAL, TOKEN_UNKNOWN, TOKEN_UNUSED, TOKEN_USER
 from quant.plan import Files

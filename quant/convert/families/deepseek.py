@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from quant.convert import decoder, moe, rotary
 from quant.convert.base import Family, Known, Sizes
 from quant.convert.config import Config
-from quant.convert.decoder import LAYER, linear, norm
+from quant.convert.families import decoder, moe, rotary
+from quant.convert.families.decoder import LAYER, linear, norm
 from quant.convert.transforms import TakeRows
 from quant.errors import UnsupportedModel
 from quant.plan import Transform

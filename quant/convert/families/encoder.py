@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from quant.convert import rotary
 from quant.convert.base import Family, Known, Sizes
 from quant.convert.config import Config
+from quant.convert.families import rotary
 from quant.errors import UnsupportedModel
 
 _GELU = ("gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh")

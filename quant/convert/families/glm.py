@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from quant.convert import decoder
 from quant.convert.base import Family
 from quant.convert.config import Config
-from quant.convert.decoder import norm
+from quant.convert.families import decoder
+from quant.convert.families.decoder import norm
 
 _BASE = (decoder.EMBEDDING, *decoder.final_norm(), decoder.OUTPUT, *decoder.ATTENTION, *decoder.FUSED_GATED)
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from quant.convert import decoder
 from quant.convert.base import Family, Sizes
 from quant.convert.config import Config
-from quant.convert.decoder import layer, norm
+from quant.convert.families import decoder
+from quant.convert.families.decoder import layer, norm
 
 _BASE = (
     *(decoder.EMBEDDING, *decoder.final_norm(), decoder.OUTPUT, *decoder.ATTENTION, *decoder.GATED),

@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from quant.convert import decoder, rotary
 from quant.convert.base import Family, Sizes, headless
 from quant.convert.config import Config
+from quant.convert.families import decoder, rotary
 from quant.convert.transforms import PairRotaryHalves
 from quant.errors import UnsupportedModel
 from quant.plan import Transform

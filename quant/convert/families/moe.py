@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from quant.convert import decoder, llama, rotary
 from quant.convert.base import Family, Known, Sizes
 from quant.convert.config import Config
-from quant.convert.decoder import LAYER, layer, linear, router, stacked
+from quant.convert.families import decoder, llama, rotary
+from quant.convert.families.decoder import LAYER, layer, linear, router, stacked
 from quant.errors import MalformedFile, UnsupportedModel
 
 _DENSE = (decoder.EMBEDDING, *decoder.final_norm(), decoder.OUTPUT, *decoder.NORMS, *decoder.ATTENTION)

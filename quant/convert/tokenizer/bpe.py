@@ -11,9 +11,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from quant.convert.added import Added, Step, joined, note, read_step
-from quant.convert.pretokenizer import check_name, recognise
-from quant.convert.vocabulary import (
+from quant.convert.tokenizer.added import Added, Step, joined, note, read_step
+from quant.convert.tokenizer.pretokenizer import check_name, recognise
+from quant.convert.tokenizer.vocabulary import (
     Vocabulary,
     broken,
     framing,

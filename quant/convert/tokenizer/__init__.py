@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from quant.convert import bpe, sentencepiece, unigram, wordpiece
-from quant.convert.added import read_decoder
 from quant.convert.config import MAX_JSON, read_whole
-from quant.convert.vocabulary import FILE, Vocabulary, broken
+from quant.convert.tokenizer import bpe, sentencepiece, unigram, wordpiece
+from quant.convert.tokenizer.added import read_decoder
+from quant.convert.tokenizer.vocabulary import FILE, Vocabulary, broken
 from quant.errors import UnsupportedModel
 from quant.plan import Files
 from quant.safetensors import load_json

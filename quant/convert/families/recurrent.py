@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from quant.convert import decoder
 from quant.convert.base import Family, Known, Sizes
 from quant.convert.config import Config
-from quant.convert.decoder import layer, linear, norm
+from quant.convert.families import decoder
+from quant.convert.families.decoder import layer, linear, norm
 from quant.convert.transforms import NegativeExponential
 from quant.errors import UnsupportedModel
 from quant.gguf import MAX_BLOCKS

@@ -8,10 +8,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from quant.convert import decoder, rotary
 from quant.convert.base import Family, Sizes, headless
 from quant.convert.config import Config
-from quant.convert.decoder import norm
+from quant.convert.families import decoder, rotary
+from quant.convert.families.decoder import norm
 from quant.convert.pooling import DENSE
 from quant.convert.transforms import AddOne
 from quant.errors import UnsupportedModel

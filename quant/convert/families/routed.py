@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from quant.convert import decoder, moe, recurrent, relatives
 from quant.convert.base import Family, Known, Sizes
 from quant.convert.config import Config
-from quant.convert.decoder import LAYER, layer, norm, router, stacked
+from quant.convert.families import decoder, moe, recurrent, relatives
+from quant.convert.families.decoder import LAYER, layer, norm, router, stacked
 from quant.errors import MalformedFile, UnsupportedModel
 
 _ENDS = (decoder.EMBEDDING, *decoder.final_norm(), decoder.OUTPUT)

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from quant.convert import decoder, llama
 from quant.convert.base import Family, Known, Sizes
 from quant.convert.config import Config
-from quant.convert.decoder import layer, linear, norm
+from quant.convert.families import decoder, llama
+from quant.convert.families.decoder import layer, linear, norm
 from quant.convert.transforms import PairRotaryHalves, TakeRows
 from quant.errors import UnsupportedModel
 from quant.plan import Transform

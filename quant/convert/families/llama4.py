@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from quant.convert import decoder, moe, rotary
 from quant.convert.base import Family, Known, Sizes
 from quant.convert.config import Config
-from quant.convert.decoder import LAYER, router
-from quant.convert.recurrent import some
+from quant.convert.families import decoder, moe, rotary
+from quant.convert.families.decoder import LAYER, router
+from quant.convert.families.recurrent import some
 from quant.convert.transforms import TakeTransposed, Transpose
 from quant.errors import UnsupportedModel
 from quant.plan import Transform
