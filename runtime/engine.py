@@ -82,7 +82,8 @@ class LlamaEngine:
         self._pool = Pool(self._context.tokens, total, self._context)
         self._pool.memory = self._model.memory
         cache = self._context.buffers.get("KV", 0) + self._context.buffers.get("RS", 0)
-        self._pool.spill = Spill(self._context, load.spill if load.spill >= 0 else cache // 2, self._model.memory)
+        spill = load.spill if load.spill >= 0 else cache // 2
+        self._pool.spill = Spill(self._context, spill, self._model.memory, self._context.window)
         self._pace = Pace(self._context.batch_size, load.gap)
         side = Side.possible(self._model)
         self._side = Side(self._model, self._context, self._pool, shape) if side else None

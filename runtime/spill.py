@@ -48,8 +48,11 @@ class Entry(NamedTuple):
 class Spill:
     """At most `limit` bytes of states, the least recently used dropped first."""
 
-    def __init__(self, states: States, limit: int, memory: Memory = "cells") -> None:
+    def __init__(self, states: States, limit: int, memory: Memory = "cells", window: int = 0) -> None:
+        """Of a sequence longer than `window` (0: there is none) llama.cpp writes what its end still sees, and nothing
+        says what is missing where another prompt parts earlier: such ones are not kept."""
         self._states = states
+        self._window = window
         self.limit = limit
         self._memory = memory
         self._entries: list[Entry] = []
@@ -57,6 +60,8 @@ class Spill:
 
     def keep(self, sequence: int, tokens: array[int]) -> None:
         """Copy out a sequence, if it is worth it and fits; what it continues is dropped, where it holds that too."""
+        if self._window and len(tokens) > self._window:
+            return
         if len(tokens) < WORTH_KEEPING or any(self._covers(entry.tokens, tokens) for entry in self._whole()):
             return
         for entry in [entry for entry in self._whole() if self._covers(tokens, entry.tokens)]:
@@ -66,6 +71,8 @@ class Spill:
     def mark(self, sequence: int, tokens: array[int]) -> None:
         """Make a checkpoint of `sequence`, which has read `tokens`."""
         chain = [entry for entry in self._checkpoints() if _begins(tokens, entry.tokens)]
+        if self._window and len(tokens) > self._window:
+            return
         if len(tokens) < WORTH_KEEPING or any(len(entry.tokens) == len(tokens) for entry in chain):
             return
         if len(chain) >= CHECKPOINTS:

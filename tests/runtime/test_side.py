@@ -156,6 +156,16 @@ def test_memory_is_lent_by_the_spill_and_given_back(bench: Bench) -> None:
     assert (bench.side.bytes, bench.spill.limit) == (0, PLENTY)
 
 
+def test_what_a_window_has_left_behind_is_not_kept(bench: Bench) -> None:
+    session = bench.session(bench.tokens[:300])
+    bench.read(session, 200)
+    assert session.seq
+    for window, kept in ((100, 0), (200, 200), (0, 200)):
+        spill = Spill(bench.context, PLENTY, window=window)
+        spill.keep(session.seq.number, session.seq.tokens)
+        assert spill.match(session.tokens)[1] == kept
+
+
 def test_without_memory_prompts_are_left_to_the_steps(model: Model, capfd: pytest.CaptureFixture[str]) -> None:
     bench = Bench(model, spill=1 << 20)
     prompt = bench.session(bench.tokens[:300])
