@@ -262,7 +262,7 @@ ZOO: dict[str, Row] = {
             **{"state_size": 8, "conv_kernel": 3, "time_step_rank": 6},
             **dict.fromkeys(("intermediate_size", "num_attention_heads", "num_key_value_heads")),
         },
-        spread=2.0,
+        spread=1.5,
     ),
     "llama, llava": Row(
         "Llava",

@@ -46,7 +46,9 @@ def model(kind: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("torch")
     pytest.importorskip("transformers")
     folder = tmp_path_factory.mktemp("model")
-    return convert(make(ZOO[kind], folder / "source"), folder / "model.gguf", "F32")
+    # With weights as strong as the zoo's, half-precision attention makes another text now and then by rounding alone.
+    row = ZOO[kind]._replace(spread=1.0) if kind in WINDOWS else ZOO[kind]
+    return convert(make(row, folder / "source"), folder / "model.gguf", "F32")
 
 
 def ids(answer: Answer) -> list[int]:
