@@ -12,7 +12,7 @@ import pytest
 
 from runtime import messages as m
 from runtime.context import Context, Shape
-from runtime.llama import Model
+from runtime.llama import LOG, Model, library
 from runtime.prefix import Pool
 from runtime.prompt import Prompt
 from runtime.session import Session, open_sessions
@@ -70,6 +70,8 @@ class Bench:
 
 @pytest.fixture(scope="module")
 def model(exact: Path) -> Model:
+    # Sizes of buffers are read in llama.cpp's log, which other tests of this process may have turned off.
+    library().llama_log_set(LOG.callback, None)
     return Model(exact)
 
 
