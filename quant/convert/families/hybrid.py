@@ -13,7 +13,7 @@ from quant.convert.base import Family, Known, Sizes
 from quant.convert.config import Config
 from quant.convert.families import decoder, llama, moe
 from quant.convert.families.decoder import layer, linear, norm
-from quant.convert.families.recurrent import masks, some
+from quant.convert.families.recurrent import describe_states, masks, some
 from quant.convert.transforms import NegativeExponential, Scale, ScaleBlocks
 from quant.errors import MalformedFile, UnsupportedModel
 from quant.gguf import MAX_BLOCKS
@@ -75,17 +75,7 @@ def _read_mamba2_sizes(config: Config) -> dict[str, int]:
 
 
 def _describe_mamba2(config: Config, sizes: Sizes) -> dict[str, Any]:
-    return {
-        "vocab_size": sizes["vocabulary"],
-        # A state has no length; this is what llama.cpp's own converter writes.
-        "context_length": 1 << 20,
-        "embedding_length": sizes["width"],
-        "block_count": sizes["layers"],
-        "feed_forward_length": 0,
-        "attention.head_count": 0,
-        "attention.layer_norm_rms_epsilon": config.number("layer_norm_epsilon", 1e-5),
-        **describe_mixer(sizes),
-    }
+    return {**describe_states(config, sizes), **describe_mixer(sizes)}
 
 
 MAMBA2 = Family(

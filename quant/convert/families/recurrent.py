@@ -115,9 +115,8 @@ def _read_mamba_sizes(config: Config) -> dict[str, int]:
     }
 
 
-def _describe_mamba(config: Config, sizes: Sizes) -> dict[str, Any]:
-    if config.flag("use_bias"):
-        raise UnsupportedModel("its projections have biases, which llama.cpp does not know")
+def describe_states(config: Config, sizes: Sizes) -> dict[str, Any]:
+    """Entries of a model of either kind of Mamba's mixers, with nothing beside them."""
     return {
         "vocab_size": sizes["vocabulary"],
         # A state has no length; this is what llama.cpp's own converter writes.
@@ -127,6 +126,14 @@ def _describe_mamba(config: Config, sizes: Sizes) -> dict[str, Any]:
         "feed_forward_length": 0,
         "attention.head_count": 0,
         "attention.layer_norm_rms_epsilon": config.number("layer_norm_epsilon", 1e-5),
+    }
+
+
+def _describe_mamba(config: Config, sizes: Sizes) -> dict[str, Any]:
+    if config.flag("use_bias"):
+        raise UnsupportedModel("its projections have biases, which llama.cpp does not know")
+    return {
+        **describe_states(config, sizes),
         "ssm.conv_kernel": sizes["kernel"],
         "ssm.inner_size": sizes["inner"],
         "ssm.state_size": sizes["state"],
