@@ -10,8 +10,8 @@ prompts where turns are not possible, and since rows in a step of answers are de
 long as the dial says. Measured on two processors with AVX-512 (1.1 B at Q4_K_M, one row takes 21 to 29 ms): steps of 4
 rows take 3 times the usual, and the first token of a prompt of 900 words 4 times as long as alone; 8 rows 6 and 3, 16
 rows 9 and 2: from there on kernels work at full width. In turns, by the same measures: a gap of 3.5 gives 3.7 at the
-99th percentile and 1.6, a gap of 4 gives 4.9 and 1.5. Both at the same time with a thread each would give 1.9 and 2.0,
-but leaves no dial, and one processor has no halves.
+99th percentile and 1.6 to 1.9, a gap of 4 gives 4.9 and 1.5. Both at the same time with a thread each would give 1.9
+and 2.0, but leaves no dial, and one processor has no halves.
 
 What a step takes is no straight line: the first few rows cost most, and kernels work on rows in fours and sixteens. So
 sizes are few, and what each takes is learned from the steps themselves, from the smallest upwards.
