@@ -27,6 +27,14 @@ class Config:
             return cls(name, {})
         return cls(name, load_json(read_whole(files, name, MAX_JSON), name))
 
+    def changed(self, values: Mapping[str, Any]) -> Config:
+        """The same object with these values in the place of its own."""
+        return Config(self.name, {**self.values, **values})
+
+    def filled(self, values: Mapping[str, Any]) -> Config:
+        """The same object with these values where it has none of its own."""
+        return Config(self.name, {**values, **self.values})
+
     def get(self, key: str) -> Any:
         """The raw value, None when absent."""
         return self.values.get(key)

@@ -78,7 +78,7 @@ def unwrap(config: Config) -> tuple[Config, str, bool]:
         raise UnsupportedModel(f"its language model cannot be taken out: {_REFUSED[name]}")
     text = config.part("text_config")
     if name not in _WRAPPERS:
-        return Config(config.name, {**config.values, **text.values, "architectures": names}), name, False
+        return config.changed({**text.values, "architectures": names}), name, False
     # The first files of Qwen 2 VL have all settings in one place.
     kind = str(text.get("model_type") or _WRAPPERS[name])
     if kind not in _TEXTS:

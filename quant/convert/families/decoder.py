@@ -76,6 +76,11 @@ def added_one(tensors: tuple[Known, ...]) -> tuple[Known, ...]:
     return tuple(known._replace(transform="add_one") if "norm" in known.target else known for known in tensors)
 
 
+def only(tensors: tuple[Known, ...], first: str, end: str) -> tuple[Known, ...]:
+    """The tensors in the layers from the size `first` up to `end` alone."""
+    return tuple(known._replace(layers=(first, end)) for known in tensors)
+
+
 def read_sizes(config: Config) -> dict[str, int]:
     """The sizes in `config.json` by which the tensors are shaped."""
     width, heads = config.count("hidden_size"), config.count("num_attention_heads")

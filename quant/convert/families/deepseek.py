@@ -51,7 +51,7 @@ def _describe_v2(config: Config, sizes: Sizes) -> dict[str, Any]:
     odd = {"topk_method": "greedy", "scoring_func": "softmax", "moe_layer_freq": 1, "norm_topk_prob": False}
     _check(config, odd)
     # A model of transformers has these, and uses neither.
-    ungrouped = Config(config.name, {**config.values, "n_group": 1, "topk_group": 1})
+    ungrouped = config.changed({"n_group": 1, "topk_group": 1})
     return {**_describe(config, sizes), **moe.describe_routed(ungrouped, sizes, "softmax")}
 
 
@@ -88,7 +88,7 @@ def _describe_rotation(config: Config, sizes: Sizes) -> dict[str, Any]:
     if scaling.get("mscale") != all_dimensions:
         raise UnsupportedModel("its rotary scaling has an `mscale` that is not its `mscale_all_dim`")
     bare = {name: value for name, value in scaling.values.items() if not name.startswith("mscale")}
-    entries = decoder.describe(Config(config.name, {**config.values, key: bare}), sizes)
+    entries = decoder.describe(config.changed({key: bare}), sizes)
     # llama.cpp expects the 0.1 of the formula in here.
     return {**entries, "rope.scaling.yarn_log_multiplier": 0.1 * scaling.number("mscale_all_dim")}
 
@@ -113,8 +113,8 @@ _TENSORS = (
         result=("heads rank plain", "heads value rank"),
     ),
     *linear("self_attn.o_proj", "attn_output", "width", "values", bias=False),
-    *moe.only(decoder.GATED, "", "dense"),
-    *moe.only((*moe.EXPERTS, *moe.shared("mlp.shared_experts")), "dense", "layers"),
+    *decoder.only(decoder.GATED, "", "dense"),
+    *decoder.only((*moe.EXPERTS, *moe.shared("mlp.shared_experts")), "dense", "layers"),
 )
 _STRAIGHT_QUERIES = linear("self_attn.q_proj", "attn_q", "queries", "width", bias=False)
 _RANKED_QUERIES = (
@@ -122,7 +122,7 @@ _RANKED_QUERIES = (
     *norm("self_attn.q_a_layernorm", "attn_q_a_norm", "query_rank"),
     *linear("self_attn.q_b_proj", "attn_q_b", "queries", "query_rank", bias=False),
 )
-_QUERIES = (*moe.only(_STRAIGHT_QUERIES, "ranked", "layers"), *moe.only(_RANKED_QUERIES, "", "ranked"))
+_QUERIES = (*decoder.only(_STRAIGHT_QUERIES, "ranked", "layers"), *decoder.only(_RANKED_QUERIES, "", "ranked"))
 DEEPSEEK2 = Family(
     classes=("DeepseekV2ForCausalLM",),
     architecture="deepseek2",

@@ -163,7 +163,7 @@ _NOMIC_NAMES = {
 
 def _nomic(config: Config) -> Config:
     ours = {name: config.get(theirs) for name, theirs in _NOMIC_NAMES.items() if config.get(theirs) is not None}
-    return Config(config.name, {**config.values, **ours})
+    return config.changed(ours)
 
 
 def _read_nomic_sizes(config: Config) -> dict[str, int]:

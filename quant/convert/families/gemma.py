@@ -58,7 +58,7 @@ def _complete(config: Config) -> Config:
         "vocab_size": 262_208,
     }
     defaults |= {"max_position_embeddings": 131_072, "hidden_activation": "gelu_pytorch_tanh"}
-    return Config(config.name, {**defaults, **config.values})
+    return config.filled(defaults)
 
 
 def _describe_three(config: Config, sizes: Sizes) -> dict[str, Any]:

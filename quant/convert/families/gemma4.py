@@ -45,7 +45,7 @@ def _whole(config: Config, whole: list[bool]) -> Config:
         if any(each != given[0] for each in given) or others & layers.values.keys():
             raise UnsupportedModel("its layers differ by more than whether they have a window")
         found = dict(given[0])
-    return Config(config.name, {**config.values, **found})
+    return config.changed(found)
 
 
 def _read_sizes(config: Config) -> dict[str, int]:
@@ -90,7 +90,7 @@ def _describe(config: Config, sizes: Sizes) -> dict[str, Any]:
     whole = [bool(sizes["full"] >> number & 1) for number in range(layers)]
     plain = {"rope_parameters": {"rope_theta": rotary.base(config, _FULL, 1e6)}}
     entries = {
-        **decoder.describe(Config(config.name, {**config.values, **plain}), sizes),
+        **decoder.describe(config.changed(plain), sizes),
         "attention.head_count_kv": [sizes["full_shared"] if full else sizes["shared"] for full in whole],
         "attention.key_length": sizes["full_head"],
         "attention.value_length": sizes["full_head"],
@@ -147,10 +147,6 @@ def _wider(tensors: tuple[Known, ...]) -> tuple[Known, ...]:
     return tuple(known._replace(shape=shape) for known, shape in zip(tensors, shapes, strict=True))
 
 
-def _within(first: str, end: str, tensors: tuple[Known, ...]) -> tuple[Known, ...]:
-    return tuple(known._replace(layers=(first, end)) for known in tensors)
-
-
 GEMMA4 = Family(
     classes=("Gemma4ForCausalLM",),
     architecture="gemma4",
@@ -163,8 +159,8 @@ GEMMA4 = Family(
         *norm("pre_feedforward_layernorm", "ffn_norm"),
         *norm("post_feedforward_layernorm", "post_ffw_norm"),
         layer("layer_scalar", "layer_output_scale.weight", "one"),
-        *_within("", "first", decoder.GATED),
-        *_within("first", "layers", _wider(decoder.GATED)),
+        *decoder.only(decoder.GATED, "", "first"),
+        *decoder.only(_wider(decoder.GATED), "first", "layers"),
         *some(
             "per_layer",
             *linear("per_layer_input_gate", "inp_gate", "each", "width", bias=False),

@@ -11,7 +11,7 @@ _BASE = (decoder.EMBEDDING, *decoder.final_norm(), decoder.OUTPUT, *decoder.ATTE
 
 
 def _read_sizes(config: Config) -> dict[str, int]:
-    return decoder.read_sizes(Config(config.name, {"partial_rotary_factor": 0.5, **config.values}))
+    return decoder.read_sizes(config.filled({"partial_rotary_factor": 0.5}))
 
 
 GLM4 = Family(

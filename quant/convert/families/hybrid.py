@@ -110,7 +110,7 @@ def _read_granite_sizes(config: Config) -> dict[str, int]:
     experts = config.count("num_local_experts") if config.get("num_local_experts") else 0
     shared = config.count("shared_intermediate_size")
     wide = config.count("intermediate_size") if experts else shared
-    sizes = decoder.read_sizes(Config(config.name, {**config.values, "intermediate_size": wide}))
+    sizes = decoder.read_sizes(config.changed({"intermediate_size": wide}))
     mixers = mixer_sizes(config, sizes["width"] * config.count("mamba_expand", 2), config.count("mamba_n_heads"))
     if mixers["inner"] != 2 * sizes["width"]:
         raise UnsupportedModel("its inner size is not twice its width, as llama.cpp needs it")
@@ -141,10 +141,6 @@ def _describe_granite(config: Config, sizes: Sizes) -> dict[str, Any]:
     }
 
 
-def _within(end: str, *tensors: Known) -> tuple[Known, ...]:
-    return tuple(known._replace(layers=("", end)) for known in tensors)
-
-
 _ONE_EXPERT = (
     layer("shared_mlp.input_linear.weight", "ffn_gate.weight blk.{}.ffn_up.weight", "two_feed_forward", "width"),
     layer("shared_mlp.output_linear.weight", "ffn_down.weight", "width", "feed_forward"),
@@ -154,7 +150,7 @@ _BASE = (decoder.EMBEDDING, *decoder.final_norm(), decoder.OUTPUT, *decoder.NORM
 
 def _read_dense_sizes(config: Config) -> dict[str, int]:
     wide = config.count("shared_intermediate_size")
-    return decoder.read_sizes(Config(config.name, {**config.values, "intermediate_size": wide}))
+    return decoder.read_sizes(config.changed({"intermediate_size": wide}))
 
 
 def _describe_dense(config: Config, sizes: Sizes) -> dict[str, Any]:
@@ -189,9 +185,9 @@ GRANITE_HYBRID = Family(
         *some("turning", *decoder.paired(decoder.ATTENTION)),
         *some("still", *decoder.ATTENTION),
         *some("mixing", *mixer("mamba")),
-        *_within("mixtures", *(each for each in moe.GRANITE_MOE.tensors if "_moe." in each.source)),
-        *_within("mixtures", *(each for each in moe.GRANITE_MOE.tensors if "_mlp." in each.source)),
-        *_within("dense", *_ONE_EXPERT),
+        *decoder.only(tuple(each for each in moe.GRANITE_MOE.tensors if "_moe." in each.source), "", "mixtures"),
+        *decoder.only(tuple(each for each in moe.GRANITE_MOE.tensors if "_mlp." in each.source), "", "mixtures"),
+        *decoder.only(_ONE_EXPERT, "", "dense"),
     ),
     read_sizes=_read_granite_sizes,
     describe=_describe_granite,

@@ -47,7 +47,7 @@ def _describe_ministral(config: Config, sizes: Sizes) -> dict[str, Any]:
         raise UnsupportedModel("its rotary scaling has an `mscale` that is not its `mscale_all_dim`")
     bare = {name: value for name, value in scaling.values.items() if not name.startswith(("mscale", "beta"))}
     return {
-        **_describe(Config(config.name, {**config.values, key: bare}), sizes),
+        **_describe(config.changed({key: bare}), sizes),
         **rotary.betas(scaling),
         "rope.scaling.yarn_log_multiplier": scaling.number("mscale_all_dim"),
         "attention.temperature_scale": scaling.number("llama_4_scaling_beta"),

@@ -31,7 +31,7 @@ def _read_sizes(config: Config) -> dict[str, int]:
         raise UnsupportedModel("it has experts in other layers than every so many")
     wide = config.count("intermediate_size_mlp")
     return {
-        **decoder.read_sizes(Config(config.name, {**config.values, "intermediate_size": wide})),
+        **decoder.read_sizes(config.changed({"intermediate_size": wide})),
         **{"experts": config.count("num_local_experts"), "expert": expert, "two_expert": 2 * expert},
         **{"shared_expert": expert, "step": step},
         **{"mixtures": sum(1 << number for number in mixed), "plain": (1 << layers) - 1 - sum(1 << n for n in mixed)},

@@ -64,11 +64,6 @@ PREFERENCE = layer("mlp.gate.e_score_correction_bias", "exp_probs_b.bias", "expe
 _GATING = {"softmax": 1, "sigmoid": 2}
 
 
-def only(tensors: tuple[Known, ...], first: str, end: str) -> tuple[Known, ...]:
-    """The tensors in the layers from the size `first` up to `end` alone."""
-    return tuple(known._replace(layers=(first, end)) for known in tensors)
-
-
 def read_routed_sizes(config: Config) -> dict[str, int]:
     """The sizes of mixtures after DeepSeek's pattern, of which the first layers have no experts."""
     expert, shared = config.count("moe_intermediate_size"), config.count("n_shared_experts")
@@ -109,7 +104,7 @@ def _read_qwen_sizes(config: Config) -> dict[str, int]:
         raise UnsupportedModel("it has layers without experts between the others, which llama.cpp does not know")
     expert = config.count("moe_intermediate_size")
     return {
-        **decoder.read_sizes(Config(config.name, {"intermediate_size": expert, **config.values})),
+        **decoder.read_sizes(config.filled({"intermediate_size": expert})),
         "experts": config.count("num_local_experts" if config.get("num_experts") is None else "num_experts"),
         "expert": expert,
         "shared_expert": config.count("shared_expert_intermediate_size", 1),

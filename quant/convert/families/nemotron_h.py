@@ -50,7 +50,7 @@ def _read_sizes(config: Config) -> dict[str, int]:
     if {_DENSE, _EXPERTS} <= set(kinds):
         raise UnsupportedModel("it has feed-forward layers beside experts, and llama.cpp knows one of the two")
     named = {new: config.get(old) for new, old in _RENAMED.items() if config.get(new) is None and config.get(old)}
-    config = Config(config.name, {**config.values, **named, "num_hidden_layers": len(kinds)})
+    config = config.changed({**named, "num_hidden_layers": len(kinds)})
     states = config.count("mamba_num_heads")
     mask = {kind: sum(1 << n for n, each in enumerate(kinds) if each == kind) for kind in _SIGNS.values()}
     expert = config.count("moe_intermediate_size") if _EXPERTS in kinds else 1

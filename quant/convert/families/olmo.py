@@ -28,7 +28,7 @@ def _describe_one(config: Config, sizes: Sizes) -> dict[str, Any]:
     """Its norms have no weights, and an epsilon that is fixed."""
     clip = config.get("clip_qkv")
     return {
-        **decoder.describe(Config(config.name, {**config.values, "layer_norm_eps": 1e-5}), sizes),
+        **decoder.describe(config.changed({"layer_norm_eps": 1e-5}), sizes),
         **({} if clip is None else {"attention.clamp_kqv": config.number("clip_qkv")}),
     }
 

@@ -23,7 +23,7 @@ def _read_lfm2_sizes(config: Config) -> dict[str, int]:
     if config.flag("block_auto_adjust_ff_dim", True):
         step = config.count("block_multiple_of", 256)
         wide = -(-int(config.number("block_ffn_dim_multiplier", 1.0) * int(2 * wide / 3)) // step) * step
-    sizes = decoder.read_sizes(Config(config.name, {**config.values, "intermediate_size": wide}))
+    sizes = decoder.read_sizes(config.changed({"intermediate_size": wide}))
     attending = masks(_kinds(config, sizes["layers"], _CONVOLUTION))
     kernel = config.count("conv_L_cache", 3)
     return {**sizes, **attending, "one": 1, "three_width": 3 * sizes["width"], "kernel": kernel}

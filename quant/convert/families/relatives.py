@@ -76,7 +76,7 @@ ARCEE = Family(
 
 def _halved(config: Config) -> Config:
     """Nemotron turns half of every head where its settings say nothing."""
-    return Config(config.name, {"partial_rotary_factor": 0.5, **config.values})
+    return config.filled({"partial_rotary_factor": 0.5})
 
 
 NEMOTRON = Family(
@@ -92,9 +92,7 @@ NEMOTRON = Family(
     ),
     read_sizes=lambda config: decoder.read_sizes(_halved(config)),
     describe=lambda config, sizes: {
-        **decoder.describe(
-            Config(config.name, {**config.values, "layer_norm_eps": config.number("norm_eps", 1e-5)}), sizes
-        ),
+        **decoder.describe(config.changed({"layer_norm_eps": config.number("norm_eps", 1e-5)}), sizes),
     },
     transforms=lambda sizes: {"one more": AddOne()},
     activations=("relu2",),
@@ -137,7 +135,7 @@ def _describe_minicpm(config: Config, sizes: Sizes) -> dict[str, Any]:
         "attention_multiplier": sizes["head"] ** -0.5,
         "logits_scaling": sizes["width"] / config.count("dim_model_base", 1),
     }
-    return llama.describe_granite(Config(config.name, {**config.values, **scales}), sizes)
+    return llama.describe_granite(config.changed(scales), sizes)
 
 
 # What llama.cpp takes for Granite computes the same; MiniCPM's own architecture there is a copy of it.

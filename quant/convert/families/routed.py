@@ -37,8 +37,8 @@ def _describe_dots(config: Config, sizes: Sizes) -> dict[str, Any]:
 
 
 _MIXTURE = (
-    *moe.only(decoder.GATED, "", "dense"),
-    *moe.only((*moe.EXPERTS, *moe.shared("mlp.shared_experts")), "dense", "layers"),
+    *decoder.only(decoder.GATED, "", "dense"),
+    *decoder.only((*moe.EXPERTS, *moe.shared("mlp.shared_experts")), "dense", "layers"),
 )
 GLM4_MOE = Family(
     classes=("Glm4MoeForCausalLM",),
@@ -95,9 +95,9 @@ ERNIE_MOE = Family(
     architecture="ernie4_5-moe",
     tensors=(
         *(*_ENDS, *decoder.NORMS, *decoder.ATTENTION),
-        *moe.only(decoder.GATED, "", "dense"),
-        *moe.only(moe.EXPERTS, "dense", "layers"),
-        *moe.only(moe.shared("mlp.shared_experts"), "dense", "sharing"),
+        *decoder.only(decoder.GATED, "", "dense"),
+        *decoder.only(moe.EXPERTS, "dense", "layers"),
+        *decoder.only(moe.shared("mlp.shared_experts"), "dense", "sharing"),
         Known(
             LAYER + "mlp.moe_statics.e_score_correction_bias",
             "blk.{}.exp_probs_b.bias",
@@ -157,7 +157,7 @@ HUNYUAN_MOE = Family(
 def _read_minimax_sizes(config: Config) -> dict[str, int]:
     head, rotated = config.count("head_dim"), config.get("rotary_dim")
     share = config.count("rotary_dim") / head if rotated else config.get("partial_rotary_factor")
-    sizes = decoder.read_sizes(Config(config.name, {**config.values, "partial_rotary_factor": share}))
+    sizes = decoder.read_sizes(config.changed({"partial_rotary_factor": share}))
     return {**sizes, "experts": config.count("num_local_experts")}
 
 
@@ -215,7 +215,7 @@ OLMOE = Family(
 
 def _read_lfm2_sizes(config: Config) -> dict[str, int]:
     dense = config.count("num_dense_layers", 2) if config.get("num_dense_layers") != 0 else 0
-    plain = Config(config.name, {**config.values, "block_auto_adjust_ff_dim": False})
+    plain = config.changed({"block_auto_adjust_ff_dim": False})
     return {
         **recurrent.LFM2.read_sizes(plain),
         **{"dense": dense, "experts": config.count("num_experts"), "expert": config.count("moe_intermediate_size")},
@@ -242,8 +242,8 @@ LFM2_MOE = Family(
     architecture="lfm2moe",
     tensors=(
         *(known for known in recurrent.LFM2.tensors if known not in _LFM2_DENSE),
-        *moe.only(_LFM2_DENSE, "", "dense"),
-        *moe.only(
+        *decoder.only(_LFM2_DENSE, "", "dense"),
+        *decoder.only(
             (
                 router("feed_forward.gate"),
                 layer("feed_forward.expert_bias", "exp_probs_b.bias", "experts"),
