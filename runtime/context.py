@@ -72,7 +72,6 @@ class Context:
         self.buffers = LOG.take_buffers()
         self.tokens: int = low.llama_n_ctx(self.handle)
         self._memory = low.llama_get_memory(self.handle)
-        self.window: int = low.llama_model_n_swa(model.handle)
         self.pooling: int = low.llama_pooling_type(self.handle)
         self._decode = low._lib.llama_decode
         self._make_batch(params.n_batch, shape.sequences)

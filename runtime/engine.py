@@ -83,7 +83,7 @@ class LlamaEngine:
         self._pool.memory = self._model.memory
         cache = self._context.buffers.get("KV", 0) + self._context.buffers.get("RS", 0)
         spill = load.spill if load.spill >= 0 else cache // 2
-        self._pool.spill = Spill(self._context, spill, self._model.memory, self._context.window)
+        self._pool.spill = Spill(self._context, spill, self._model.memory, self._model.window)
         self._pace = Pace(self._context.batch_size, load.gap)
         side = Side.possible(self._model)
         self._side = Side(self._model, self._context, self._pool, shape) if side else None

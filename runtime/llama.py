@@ -228,6 +228,7 @@ class Model:
         hybrid = low.llama_model_is_hybrid(self.handle)
         self.recurrent: bool = hybrid or low.llama_model_is_recurrent(self.handle)
         self.memory: Memory = "hybrid" if hybrid else "recurrent" if self.recurrent else "cells"
+        self.window: int = low.llama_model_n_swa(self.handle)
         self.encoder: bool = self.metadata("attention.causal") == "false"
         self.embeds: bool = self.encoder or self.metadata("pooling_type") not in (None, "0")
         self._pieces: list[bytes | None] = [None] * self.n_vocab

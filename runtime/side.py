@@ -124,11 +124,9 @@ class Side:
     @staticmethod
     def possible(model: Model) -> bool:
         """Whether prompts of `model` can be read like this."""
-        low = library()
         # Of a window no cell is copied that the end of its chunk does not see.
-        window = low.llama_model_n_swa(model.handle)
-        plain = model.memory == "cells" and not model.embeds and (not window or window >= STRETCH)
-        return plain and not low.llama_supports_gpu_offload()
+        plain = model.memory == "cells" and not model.embeds and (not model.window or model.window >= STRETCH)
+        return plain and not library().llama_supports_gpu_offload()
 
     @property
     def usable(self) -> bool:

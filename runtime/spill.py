@@ -60,9 +60,7 @@ class Spill:
 
     def keep(self, sequence: int, tokens: array[int]) -> None:
         """Copy out a sequence, if it is worth it and fits; what it continues is dropped, where it holds that too."""
-        if self._window and len(tokens) > self._window:
-            return
-        if len(tokens) < WORTH_KEEPING or any(self._covers(entry.tokens, tokens) for entry in self._whole()):
+        if not self._fit(tokens) or any(self._covers(entry.tokens, tokens) for entry in self._whole()):
             return
         for entry in [entry for entry in self._whole() if self._covers(tokens, entry.tokens)]:
             self._drop(entry)
@@ -71,9 +69,7 @@ class Spill:
     def mark(self, sequence: int, tokens: array[int]) -> None:
         """Make a checkpoint of `sequence`, which has read `tokens`."""
         chain = [entry for entry in self._checkpoints() if _begins(tokens, entry.tokens)]
-        if self._window and len(tokens) > self._window:
-            return
-        if len(tokens) < WORTH_KEEPING or any(len(entry.tokens) == len(tokens) for entry in chain):
+        if not self._fit(tokens) or any(len(entry.tokens) == len(tokens) for entry in chain):
             return
         if len(chain) >= CHECKPOINTS:
             self._drop(chain[0])
@@ -121,6 +117,10 @@ class Spill:
         while self.used > self.limit:
             self._drop(self._entries[0])
         return True
+
+    def _fit(self, tokens: array[int]) -> bool:
+        """Whether a sequence is long enough to be worth a copy, and none of it lies behind a window."""
+        return len(tokens) >= WORTH_KEEPING and not 0 < self._window < len(tokens)
 
     def _whole(self) -> Iterable[Entry]:
         return (entry for entry in self._entries if not entry.partial)

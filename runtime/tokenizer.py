@@ -186,10 +186,10 @@ class _Cutter:
 
 def _alone(text: str, start: int, end: int) -> bool:
     """Whether no letter or digit touches what stands there."""
-    before = (
-        text[start - 2 : start - 1] if text[start - 1 : start] == CLOSE else text[start - 1 : start] if start else ""
-    )
-    after = text[end + 1 : end + 2] if text[end : end + 1] == OPEN else text[end : end + 1]
+    marked = start > 0 and text[start - 1] == CLOSE
+    before = text[max(0, start - 1 - marked) : max(0, start - marked)]
+    marked = text.startswith(OPEN, end)
+    after = text[end + marked : end + marked + 1]
     return not _is_word(before) and not _is_word(after)
 
 
