@@ -26,9 +26,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from registry import sha256
-from registry.download import Download, Network, Remote
-from registry.transport import Limiter
-from registry.verify import Verified
+from registry.net.download import Download, Network, Remote
+from registry.net.transport import Limiter
+from registry.net.verify import Verified
 
 MB = 1_000_000
 STEP = 256 * 1024

@@ -25,7 +25,7 @@ from benchmarks import loops, peers
 from benchmarks.loops import POOL, PROMPT, SAMPLING, SEQUENCES
 from benchmarks.peers import Server
 from runtime import messages as m
-from runtime.hardware import usable_cpus
+from runtime.machine.hardware import usable_cpus
 from server.config import child_environment
 from tests.runtime.working import Worker, working
 

@@ -25,13 +25,13 @@ from typing import NamedTuple
 import psutil
 
 from benchmarks import limited, shapes, synthetic
-from quant.gguf import read_file
-from quant.recipes import LADDER, assign
-from runtime import advise, fit, measure, rates
+from quant.gguf.header import read_file
+from quant.levels.recipes import LADDER, assign
 from runtime import messages as m
 from runtime.child import Child
-from runtime.hardware import Hardware, usable_cpus
-from server import choosing
+from runtime.machine import advise, choosing, fit, rates
+from runtime.machine import inspection as measure
+from runtime.machine.hardware import Hardware, usable_cpus
 from server.config import child_environment
 from tests.daemon import Daemon
 from tests.hub import Hub

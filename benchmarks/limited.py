@@ -17,9 +17,9 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-from runtime.context import Context, Shape, sequences
-from runtime.hardware import usable_cpus
-from runtime.llama import Model
+from runtime.llama.context import Context, Shape, sequences
+from runtime.llama.model import Model
+from runtime.machine.hardware import usable_cpus
 
 LIMITS = ("memory.max", "memory.limit_in_bytes")
 

@@ -21,10 +21,10 @@ from typing import Any
 
 from runtime import messages as m
 from runtime.child import Parent
-from runtime.context import Context, Shape
-from runtime.engine import LlamaEngine
-from runtime.llama import Model
-from runtime.sampling import Sampler
+from runtime.engine.loop import LlamaEngine
+from runtime.llama.context import Context, Shape
+from runtime.llama.model import Model
+from runtime.llama.sampling import Sampler
 from runtime.worker import SWITCH_SECONDS
 
 PROMPT = "It was a dark night, and the wind blew from the sea. The old man sat by the fire and said: "

@@ -31,7 +31,7 @@ import msgspec
 
 from benchmarks import synthetic
 from registry.names import parse
-from server.messages import Planned, Progress, Task
+from server.pulls.frames import Planned, Progress, Task
 
 LEVEL = "Q4_K_M"
 Q4_K_M = 15  # llama_ftype
@@ -52,9 +52,9 @@ class Run(NamedTuple):
 
 def measured(task: Task) -> None:
     """Be the process of one pull: do `task`, print a `Run` as JSON."""
-    import quant.pipeline
+    import quant.stream.pipeline
     from registry import sha256
-    from server.puller import pull
+    from server.pulls.puller import pull
 
     spent: list[float] = []
 
@@ -68,7 +68,7 @@ def measured(task: Task) -> None:
 
         return counted
 
-    quant.pipeline.quant.quantize = counting(quant.quantize)  # type: ignore[attr-defined]
+    quant.stream.pipeline.quant.quantize = counting(quant.quantize)  # type: ignore[attr-defined]
     sha256.Sha256.update = counting(sha256.Sha256.update)  # type: ignore[method-assign]
     peak = 0
 
@@ -223,7 +223,7 @@ def busy_row(model: Path, work: Path) -> None:
         for thread in threads:
             thread.start()
         while not ended.is_set():
-            puller = next((child for child in daemon.children() if "server.puller" in child.cmdline()), None)
+            puller = next((child for child in daemon.children() if "server.pulls.puller" in child.cmdline()), None)
             if puller is None:
                 continue
             # In turns, so that whatever else this machine does counts for both.

@@ -11,9 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from quant.gguf_writer import encode_header, layout
+from quant.gguf.writer import encode_header, layout
+from quant.levels.recipes import assign
 from quant.plan import ModelPlan, TensorPlan
-from quant.recipes import assign
 from quant.types import QuantType
 
 Tensors = list[tuple[str, tuple[int, ...]]]

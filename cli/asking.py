@@ -9,9 +9,9 @@ from typing import Any
 
 from cli import console
 from cli.client import Client
+from cli.commands.pull import bring_in
 from cli.errors import Failure
 from cli.naming import explained
-from cli.pull import bring_in
 from cli.wrapping import Wrapping
 
 Line = dict[str, Any]

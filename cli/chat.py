@@ -16,8 +16,8 @@ from prompt_toolkit.history import FileHistory
 
 from cli import console
 from cli.asking import Asking, Reply
+from cli.commands.show import print_model
 from cli.errors import Failure
-from cli.show import print_model
 
 HELP = """\
   /set system TEXT             what the model is told before anything else

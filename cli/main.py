@@ -45,7 +45,7 @@ EXIT_CODES = (
 
 
 class Commands(click.Group):
-    """A group whose commands are modules of this package, named like them, each with an attribute `command`."""
+    """A group whose commands are the modules of `cli.commands`, named like them, each with an attribute `command`."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """All names, in the order of the table."""
@@ -58,7 +58,7 @@ class Commands(click.Group):
             return _help
         if name not in COMMANDS:
             return None
-        command: click.Command = import_module(f"cli.{name}").command
+        command: click.Command = import_module(f"cli.commands.{name}").command
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from quant.kernels import dequantize, quantize
+    from quant.kernels.blocks import dequantize, quantize
 
 __all__ = ["dequantize", "quantize"]
 
@@ -18,6 +18,6 @@ __all__ = ["dequantize", "quantize"]
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module `quant` has no attribute `{name}`")
-    import quant.kernels
+    import quant.kernels.blocks
 
-    return getattr(quant.kernels, name)
+    return getattr(quant.kernels.blocks, name)

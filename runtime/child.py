@@ -4,7 +4,8 @@ Both ends live here: `Child` is what the daemon holds (asyncio), `Parent` is wha
 threads). A frame is a 4-byte little-endian length and that many bytes of MessagePack (a tagged msgspec struct), never
 above `FRAME_LIMIT`. The child's stdin is empty, its stdout and stderr go to the log: the socket alone carries messages.
 
-Not covered: restarting, deadlines and heartbeats, the business of whoever spawns (`server/pool.py`, `server/jobs.py`).
+Not covered: restarting, deadlines and heartbeats, the business of whoever spawns (`server/loaded/pool.py`,
+`server/pulls/jobs.py`).
 """
 
 from __future__ import annotations

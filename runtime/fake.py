@@ -68,7 +68,7 @@ class Answer:
 
 
 class FakeEngine:
-    """Answers from a script; the same interface as `runtime.engine.Engine`."""
+    """Answers from a script; the same interface as `runtime.engine.loop.Engine`."""
 
     def __init__(self, load: m.Load, send: Callable[..., None]) -> None:
         self._load = load

@@ -10,7 +10,8 @@ from typing import Any
 
 import msgspec
 
-from runtime.pace import GAP
+# How many times the usual step one may take while prompts come in; measured figures are in `runtime/engine/pace.py`.
+GAP = 3.5
 
 
 class Sampling(msgspec.Struct, omit_defaults=True):
@@ -54,7 +55,7 @@ class Limits(msgspec.Struct, omit_defaults=True):
 class Load(msgspec.Struct, tag="load"):
     """The first frame: the model to hold. `context` is the size of the shared pool in tokens.
 
-    `gap` is how many times the usual step one may take while prompts come in (`runtime/pace.py`).
+    `gap` is how many times the usual step one may take while prompts come in (`runtime/engine/pace.py`).
     `spill` is how many bytes of plain memory may hold what is outside of the pool: conversations that left it, a prompt
     that is read beside answers; -1 is half of the cache's size.
     """

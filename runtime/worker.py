@@ -24,7 +24,7 @@ SWITCH_SECONDS = 0.0005
 
 
 class Engine(Protocol):
-    """What answers: the real one in `runtime.engine`, a scripted one in `runtime.fake`."""
+    """What answers: the real one in `runtime.engine.loop`, a scripted one in `runtime.fake`."""
 
     step: int
 
@@ -75,7 +75,7 @@ def _engine(load: m.Load, send: Callable[..., None]) -> Engine:
         from runtime.fake import FakeEngine
 
         return FakeEngine(load, send)
-    from runtime.engine import LlamaEngine  # llama.cpp takes a quarter of a second to import
+    from runtime.engine.loop import LlamaEngine  # llama.cpp takes a quarter of a second to import
 
     return LlamaEngine(load, send)
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from server.config import BadSetting, Config
 
 if TYPE_CHECKING:
-    from server.pool import Engine
+    from server.loaded.pool import Engine
 
 LOG_BYTES = 10 << 20
 LOG_FILES = 3
@@ -36,7 +36,7 @@ def main(argv: list[str]) -> int:
         return _fail(error, arguments.ready_fd)
     _log_to(config.log_file if arguments.ready_fd is not None else None)
     from server.daemon import serve  # aiohttp takes longer to import than everything above to run
-    from server.problems import TOLD
+    from server.http.problems import TOLD
 
     try:
         asyncio.run(serve(config, _engine(arguments.runtime), lambda _: _say(arguments.ready_fd, "ready")))
@@ -57,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _engine(text: str) -> Engine:
-    from server.pool import Engine
+    from server.loaded.pool import Engine
 
     name, _, script = text.partition(":")
     return Engine(name, json.loads(Path(script).read_bytes()) if script else {})

@@ -14,13 +14,17 @@ from collections.abc import Awaitable, Callable
 
 from aiohttp import web
 
-from server import wire
-from server.answers import HOUSE, NOTE, House
-from server.api import advise, embeddings, models, ollama, openai, rerank
+from server.access.guard import Doorkeeper, require_loopback
+from server.api import embeddings
+from server.api.lm import advise, rerank
+from server.api.ollama import answers as ollama
+from server.api.ollama import models
+from server.api.openai import answers as openai
+from server.api.request import HOUSE, NOTE, House
 from server.config import OLLAMA_VERSION, VERSION, Config
 from server.errors import NotFound, WrongMethod
-from server.guard import Doorkeeper, require_loopback
-from server.problems import Dialect, Problem
+from server.http import wire
+from server.http.problems import Dialect, Problem
 
 log = logging.getLogger("lm.requests")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]

@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from runtime.pace import GAP
+from runtime.messages import GAP
 
 VERSION = "0.1.0"
 OLLAMA_VERSION = "0.14.0"  # of the HTTP API that we answer; clients refuse what is older than what they need
@@ -118,7 +118,8 @@ def _path(value: object) -> Path:
 class Config:
     """All settings, checked.
 
-    `keep_alive` is in seconds, `context` in tokens; `max_models` counts loaded models; `gap`: see `runtime/pace.py`.
+    `keep_alive` is in seconds, `context` in tokens; `max_models` counts loaded models; `gap`: see
+    `runtime/engine/pace.py`.
     """
 
     home: Path

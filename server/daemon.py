@@ -18,17 +18,17 @@ from functools import partial
 from aiohttp import web
 
 from registry.errors import StoreLocked
-from registry.fsops import plainly
-from registry.store import Store
-from runtime.hardware import detect
+from registry.store.fsops import plainly
+from registry.store.store import Store
+from runtime.machine.hardware import detect
 from server import app
-from server.answers import House
+from server.access.guard import Gate
+from server.api.request import House
 from server.config import VERSION, Config, is_loopback
 from server.errors import StartFailed
-from server.guard import Gate
-from server.jobs import Jobs
 from server.library import Library
-from server.pool import Engine, Pool
+from server.loaded.pool import Engine, Pool
+from server.pulls.jobs import Jobs
 
 log = logging.getLogger("lm")
 DRAIN_SECONDS = 10.0
@@ -130,7 +130,7 @@ def _refused(config: Config, error: OSError) -> StartFailed:
     place = config.url.removeprefix("http://")
     if error.errno != errno.EADDRINUSE:
         return StartFailed(f"cannot listen on {place} ({error.strerror})", "choose another with `--host` and `--port`")
-    from server.owner import who_listens
+    from server.doctor.owner import who_listens
 
     return StartFailed(f"{place} is taken by {who_listens(config)}", f"lm serve --port {config.port % 65535 + 1}")
 

@@ -1,7 +1,7 @@
 """What the user owns: the models in the store, what their files say, and how clients see them.
 
-Only this module and `jobs.py` call the store, always from a thread. A file's header is read by `quant.gguf` and checked
-before any worker sees the file; what is kept of it leaves out the vocabulary, which can be large.
+Only this module and `jobs.py` call the store, always from a thread. A file's header is read by `quant.gguf.header` and
+checked before any worker sees the file; what is kept of it leaves out the vocabulary, which can be large.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from quant.errors import QuantError
-from quant.gguf import Header, check_model, read_file
+from quant.gguf.header import Header, check_model, read_file
 from registry.errors import StoreDamaged
-from registry.store import Model, Store
-from runtime.fit import Shape
+from registry.store.store import Model, Store
+from runtime.machine.fit import Shape
 
 # What the daemon can do with a model so far; a model may know more.
 SERVED = ("completion", "embedding", "rerank")

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from quant.errors import MalformedFile
-from quant.pipeline import Conversion
 from quant.plan import ModelPlan, Progress
-from quant.streams import Mark
+from quant.stream.pipeline import Conversion
+from quant.stream.streams import Mark
 
 # The bytes of a source file, in order, in pieces of any size.
 Stream = Callable[[str], Iterable[bytes]]

@@ -25,11 +25,11 @@ from typing import Any
 
 import psutil
 
-from quant.gguf import DEFAULT_ALIGNMENT, align
-from quant.gguf_writer import encode_header, layout
+from quant.gguf.header import DEFAULT_ALIGNMENT, align
+from quant.gguf.writer import encode_header, layout
 from quant.types import QuantType
 from registry.names import LIBRARY, LOCAL, Name
-from registry.store import Store
+from registry.store.store import Store
 
 WIDTH = 32
 START_SECONDS = 30.0

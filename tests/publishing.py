@@ -7,7 +7,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 
-from quant.convert import plan_model
+from quant.convert.planning import plan_model
 from quant.plan import ModelPlan
 from tests.converting import write
 from tests.quant.support import DEMO, Folder

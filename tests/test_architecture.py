@@ -69,8 +69,8 @@ def test_imports_go_down(package: str) -> None:
     [
         ("cli.main", {"aiohttp", "numpy", "numba", "llama_cpp", "msgspec", "rich", "prompt_toolkit", "gguf", "jinja2"}),
         ("server.__main__", {"numba", "llama_cpp", "gguf", "jinja2", "tokenizers"}),
-        ("server.puller", {"llama_cpp"}),
-        ("server.adviser", {"llama_cpp", "numba", "gguf", "tokenizers"}),
+        ("server.pulls.puller", {"llama_cpp"}),
+        ("server.advice.adviser", {"llama_cpp", "numba", "gguf", "tokenizers"}),
         ("server.doctor", {"llama_cpp", "numba", "aiohttp"}),
         ("runtime.worker", {"numba"}),
     ],

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from quant.convert.config import Config
 from quant.errors import MalformedFile, UnsupportedModel
-from quant.gguf import MAX_BLOCKS
+from quant.gguf.header import MAX_BLOCKS
 from quant.plan import Files, Part, TensorPlan, Transform
 from quant.safetensors import DTYPES, Entry
 

@@ -12,7 +12,7 @@ from typing import Any
 from quant.convert.config import Config, read_text
 from quant.convert.tokenizer.vocabulary import Vocabulary
 from quant.errors import MalformedFile
-from quant.gguf import MAX_TEMPLATE
+from quant.gguf.header import MAX_TEMPLATE
 from quant.plan import Files
 
 # Tokens that llama.cpp takes for ends of an answer by their text (`llama_vocab::impl::load`).

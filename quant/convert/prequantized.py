@@ -14,7 +14,7 @@ from typing import Any
 from quant.convert.config import Config
 from quant.errors import MalformedFile, UnsupportedModel
 from quant.safetensors import Entry
-from quant.scaled import SQUARE, STORED
+from quant.stream.scaled import SQUARE, STORED
 
 _BLOCKS, _SCALES, _INVERSE = "_blocks", "_scales", "_scale_inv"
 _GROUP = 16  # bytes of 32 elements

@@ -19,13 +19,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from quant.kernels import layout_k
-from quant.kernels.compiler import kernel, part
-from quant.kernels.fitting import Effort, affine_error, affine_fit, affine_sums, divide, flat_weights, stretch
 from quant.kernels.formats import Floats, Format, Parts, register
-from quant.kernels.half import from_half, to_half
-from quant.kernels.layout_k import pack_q2, pack_q4, pack_q5, restore_affine, unpack_q2, unpack_q4, unpack_q5
-from quant.kernels.simd import (
+from quant.kernels.layouts import k as layout_k
+from quant.kernels.layouts.k import pack_q2, pack_q4, pack_q5, restore_affine, unpack_q2, unpack_q4, unpack_q5
+from quant.kernels.search.fitting import Effort, affine_error, affine_fit, affine_sums, divide, flat_weights, stretch
+from quant.kernels.vectors.compiler import kernel, part
+from quant.kernels.vectors.half import from_half, to_half
+from quant.kernels.vectors.simd import (
     LANES,
     fma,
     integers,

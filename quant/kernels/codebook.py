@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from quant.kernels import layout_whole
-from quant.kernels.compiler import kernel, part
-from quant.kernels.fitting import flat_weights, quotient, stretch
 from quant.kernels.formats import Floats, Format, Parts, register
-from quant.kernels.half import from_half, to_half
-from quant.kernels.layout_whole import IQ4_NL, IQ4_VALUES, IQ4_XS
-from quant.kernels.signed_scales import fit_groups, round_scales
-from quant.kernels.simd import (
+from quant.kernels.layouts import whole as layout_whole
+from quant.kernels.layouts.whole import IQ4_NL, IQ4_VALUES, IQ4_XS
+from quant.kernels.search.fitting import flat_weights, quotient, stretch
+from quant.kernels.search.signed_scales import fit_groups, round_scales
+from quant.kernels.vectors.compiler import kernel, part
+from quant.kernels.vectors.half import from_half, to_half
+from quant.kernels.vectors.simd import (
     LANES,
     absolute,
     fma,

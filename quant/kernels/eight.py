@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from quant.kernels.compiler import kernel
 from quant.kernels.formats import Bytes, Floats, Format, Parts, halves, register
-from quant.kernels.half import from_half, to_half
-from quant.kernels.simd import (
+from quant.kernels.vectors.compiler import kernel
+from quant.kernels.vectors.half import from_half, to_half
+from quant.kernels.vectors.simd import (
     LANES,
     absolute,
     integers,

@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from quant.kernels import layout_whole
-from quant.kernels.compiler import kernel, part
-from quant.kernels.fitting import flat_weights
 from quant.kernels.formats import Bytes, Floats, Format, Parts, register
-from quant.kernels.layout_whole import nibbles, pack_levels
-from quant.kernels.simd import (
+from quant.kernels.layouts import whole as layout_whole
+from quant.kernels.layouts.whole import nibbles, pack_levels
+from quant.kernels.search.fitting import flat_weights
+from quant.kernels.vectors.compiler import kernel, part
+from quant.kernels.vectors.simd import (
     LANES,
     absolute,
     bits,

@@ -12,12 +12,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from quant.kernels import layout_ternary, layout_whole
-from quant.kernels.compiler import kernel, part
-from quant.kernels.fitting import ROUNDER, flat_weights, quotient, stretch
 from quant.kernels.formats import Floats, Format, Parts, register
-from quant.kernels.half import from_half, to_half
-from quant.kernels.simd import (
+from quant.kernels.layouts import ternary as layout_ternary
+from quant.kernels.layouts import whole as layout_whole
+from quant.kernels.search.fitting import ROUNDER, flat_weights, quotient, stretch
+from quant.kernels.vectors.compiler import kernel, part
+from quant.kernels.vectors.half import from_half, to_half
+from quant.kernels.vectors.simd import (
     LANES,
     absolute,
     fma,

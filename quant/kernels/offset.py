@@ -11,12 +11,12 @@ from collections.abc import Callable
 
 import numpy as np
 
-from quant.kernels import layout_whole
-from quant.kernels.compiler import kernel, part
-from quant.kernels.fitting import affine_error, affine_sums, divide, flat_weights
 from quant.kernels.formats import Floats, Format, Parts, register
-from quant.kernels.half import from_half, to_half
-from quant.kernels.simd import (
+from quant.kernels.layouts import whole as layout_whole
+from quant.kernels.search.fitting import affine_error, affine_sums, divide, flat_weights
+from quant.kernels.vectors.compiler import kernel, part
+from quant.kernels.vectors.half import from_half, to_half
+from quant.kernels.vectors.simd import (
     LANES,
     fma,
     integers,

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from quant.kernels.compiler import kernel
 from quant.kernels.formats import BRAIN, FLOAT, HALF
-from quant.kernels.half import from_half, to_brain, to_half
-from quant.kernels.simd import LANES, any_lane, bits, from_bits, load, maximum, minimum, splat_int, store, where
+from quant.kernels.vectors.compiler import kernel
+from quant.kernels.vectors.half import from_half, to_brain, to_half
+from quant.kernels.vectors.simd import LANES, any_lane, bits, from_bits, load, maximum, minimum, splat_int, store, where
 
 
 @kernel(

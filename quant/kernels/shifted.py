@@ -18,14 +18,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from quant.kernels.compiler import kernel, part
-from quant.kernels.fitting import divide, flat_weights
 from quant.kernels.formats import Floats, Format, Parts, register
-from quant.kernels.half import from_half, to_half
-from quant.kernels.layout_grid import LAYOUTS, SHIFT, grid_vectors
-from quant.kernels.nearest import Grid, prepare, search
-from quant.kernels.odd_scales import BLOCK, round_scales, stored_scale
-from quant.kernels.simd import (
+from quant.kernels.layouts.grid import LAYOUTS, SHIFT, grid_vectors
+from quant.kernels.search.fitting import divide, flat_weights
+from quant.kernels.search.nearest import Grid, prepare, search
+from quant.kernels.search.odd_scales import BLOCK, round_scales, stored_scale
+from quant.kernels.vectors.compiler import kernel, part
+from quant.kernels.vectors.half import from_half, to_half
+from quant.kernels.vectors.simd import (
     LANES,
     absolute,
     fma,

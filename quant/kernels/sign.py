@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from quant.kernels.compiler import Kernel
 from quant.kernels.formats import Floats, Format, Parts, register
-from quant.kernels.layout_ternary import Q1_0
+from quant.kernels.layouts.ternary import Q1_0
+from quant.kernels.vectors.compiler import Kernel
 from quant.types import QuantType
 
 

@@ -12,14 +12,14 @@ from collections.abc import Callable
 
 import numpy as np
 
-from quant.kernels import layout_k
-from quant.kernels.compiler import kernel, part
-from quant.kernels.fitting import ROUNDER, Effort, flat_weights, quotient, stretch
 from quant.kernels.formats import Floats, Format, Parts, register
-from quant.kernels.half import from_half, to_half
-from quant.kernels.layout_k import pack_q3, pack_q6, restore_q3, restore_q6, unpack_q3, unpack_q6
-from quant.kernels.signed_scales import fit_groups, round_scales
-from quant.kernels.simd import (
+from quant.kernels.layouts import k as layout_k
+from quant.kernels.layouts.k import pack_q3, pack_q6, restore_q3, restore_q6, unpack_q3, unpack_q6
+from quant.kernels.search.fitting import ROUNDER, Effort, flat_weights, quotient, stretch
+from quant.kernels.search.signed_scales import fit_groups, round_scales
+from quant.kernels.vectors.compiler import kernel, part
+from quant.kernels.vectors.half import from_half, to_half
+from quant.kernels.vectors.simd import (
     LANES,
     absolute,
     fma,

@@ -18,11 +18,11 @@ from urllib.parse import quote
 
 import msgspec
 
-from registry.download import Download, Network, Remote
 from registry.errors import AccessDenied, DigestMismatch, ModelNotFound, RegistryError, SourceUnavailable
-from registry.fetch import Fetcher
-from registry.transport import Address
-from registry.verify import Verified
+from registry.net.download import Download, Network, Remote
+from registry.net.fetch import Fetcher
+from registry.net.transport import Address
+from registry.net.verify import Verified
 
 _LONGEST_INFO = 16 << 20
 _SMALL = 64 << 20

@@ -18,13 +18,13 @@ from typing import Any, Literal
 import msgspec
 from aiohttp import web
 
-from registry.store import Model
+from registry.store.store import Model
 from runtime.errors import BadRequest
 from runtime.messages import Embed
-from server.answers import HOUSE, NOTE, Held, hold, named
 from server.api import options
-from server.api.ollama import Asked
-from server.wire import read_body, reply
+from server.api.ollama.answers import Asked
+from server.api.request import HOUSE, NOTE, Held, hold, named
+from server.http.wire import read_body, reply
 
 MAX_INPUTS = 2048
 MAX_TEXT = 4 << 20

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from registry.sources import DEMO
+from registry.sources.opening import DEMO
 from tests.cli.support import Cli
 from tests.daemon import Daemon, wait_until
 from tests.hub import Hub

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from quant.convert import plan_model
+from quant.convert.planning import plan_model
 from quant.errors import QuantError
-from quant.recipes import assign
+from quant.levels.recipes import assign
 from tests.quant.make_golden import FAMILIES, family_golden
 from tests.quant.support import DEMO, Folder, safetensors
 from tests.server.test_rerank import write_ranker

@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 
 from benchmarks import shapes
-from quant import budget, recipes
-from quant.convert import plan_model
+from quant.convert.planning import plan_model
 from quant.errors import UnknownLevel
-from quant.gguf import check_model, read_file
-from quant.pipeline import Conversion
+from quant.gguf.header import check_model, read_file
+from quant.levels import budget, recipes
 from quant.plan import ModelPlan
+from quant.stream.pipeline import Conversion
 from quant.types import QuantType
-from registry.sources import DEMO
 from registry.sources.local import Folder
+from registry.sources.opening import DEMO
 from tests.daemon import Daemon
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from quant.convert import plan_model
+from quant.convert.planning import plan_model
 from tests.quant.support import DEMO, Folder
 from tests.runtime.tiny import load
 

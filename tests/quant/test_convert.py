@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from quant.convert import plan_model
+from quant.convert.planning import plan_model
 from quant.errors import MalformedFile, QuantError, UnsupportedModel
 from quant.plan import ModelPlan
 from quant.safetensors import read_model

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from quant.convert import plan_model
+from quant.convert.planning import plan_model
 from tests.converting import write
 from tests.quant.engine import Engine
 from tests.quant.support import Folder

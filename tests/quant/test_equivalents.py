@@ -9,7 +9,7 @@ import gguf
 import numpy as np
 import pytest
 
-from quant.convert import plan_model
+from quant.convert.planning import plan_model
 from tests.converting import write
 from tests.quant.support import DEMO, Folder, llama_shapes, safetensors
 

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quant.architectures import KNOWN
 from quant.errors import MalformedFile, QuantError, UnsupportedModel
-from quant.gguf import Header, check_model, read_file, read_header
+from quant.gguf.architectures import KNOWN
+from quant.gguf.header import Header, check_model, read_file, read_header
 from quant.types import QuantType
 from tests.quant.sketch import Sketch, small_model
 

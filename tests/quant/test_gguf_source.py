@@ -10,18 +10,18 @@ import gguf
 import pytest
 
 from benchmarks import synthetic
-from quant.budget import types_of
-from quant.convert import plan_model, sketch_model
-from quant.convert.gguf_level import Recogniser, label_in
-from quant.convert.gguf_source import plan_gguf
-from quant.convert.variants import gather, tell
-from quant.copying import Copy
+from quant.convert.gguf.level import Recogniser, label_in
+from quant.convert.gguf.source import plan_gguf
+from quant.convert.gguf.variants import gather, tell
+from quant.convert.planning import plan_model, sketch_model
 from quant.errors import MalformedFile, UnsupportedModel
-from quant.gguf import read_file
-from quant.pipeline import Conversion
+from quant.gguf.header import read_file
+from quant.levels.budget import types_of
 from quant.plan import ModelPlan
+from quant.stream.copying import Copy
+from quant.stream.pipeline import Conversion
 from registry.sources.local import Folder as Local
-from server.choosing import plan_of
+from runtime.machine.choosing import plan_of
 from tests.converting import Out, Pieces, write
 from tests.publishing import make, rewrite, split
 from tests.quant.support import DEMO, Folder

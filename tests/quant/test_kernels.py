@@ -15,7 +15,8 @@ import pytest
 import quant
 from benchmarks import ggml
 from quant.errors import BadValues, UnknownLevel, WrongShape
-from quant.kernels import FAMILIES, PLAIN, cache, pack, unpack
+from quant.kernels.blocks import FAMILIES, PLAIN, pack, unpack
+from quant.kernels.vectors import cache
 from quant.types import QuantType
 
 ALL = [*PLAIN, *FAMILIES]

@@ -16,10 +16,10 @@ import pytest
 
 import quant
 from benchmarks import ggml
-from quant.convert import plan_model
-from quant.gguf import read_file
-from quant.gguf_writer import Writer, encode_header, layout
-from quant.kernels import FAMILIES
+from quant.convert.planning import plan_model
+from quant.gguf.header import read_file
+from quant.gguf.writer import Writer, encode_header, layout
+from quant.kernels.blocks import FAMILIES
 from quant.types import QuantType
 from tests.converting import write
 from tests.quant.engine import Engine, divergence

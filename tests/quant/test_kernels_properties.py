@@ -10,7 +10,7 @@ from hypothesis.extra.numpy import arrays
 
 import quant
 from benchmarks import ggml
-from quant.kernels import FAMILIES, Parts, pack, unpack
+from quant.kernels.blocks import FAMILIES, Parts, pack, unpack
 from quant.types import QuantType
 
 BLOCKS = list(FAMILIES)

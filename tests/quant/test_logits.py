@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from quant.convert import plan_model
+from quant.convert.planning import plan_model
 from tests.converting import write
 from tests.quant.engine import Engine, divergence
 from tests.quant.make_golden import EVERY, FAMILIES, GOLDEN, ROWS, TEXT, family_golden, reference_logits

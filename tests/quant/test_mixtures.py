@@ -10,7 +10,7 @@ import gguf
 import numpy as np
 import pytest
 
-from quant.convert import sketch_model
+from quant.convert.planning import sketch_model
 from quant.errors import MalformedFile, UnsupportedModel
 from tests.converting import write
 from tests.quant.support import Folder, safetensors

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 
-from quant.convert.tokenizer import read_vocabulary
+from quant.convert.tokenizer.reading import read_vocabulary
 from quant.errors import QuantError
 from tests.quant.engine import Engine
 from tests.quant.test_tokenizer import folder

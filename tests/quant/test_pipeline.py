@@ -12,12 +12,12 @@ import gguf
 import numpy as np
 import pytest
 
-import quant.pipeline
-from quant.ahead import ahead
-from quant.convert import plan_model
+import quant.stream.pipeline
+from quant.convert.planning import plan_model
 from quant.errors import BadValues, MalformedFile
-from quant.gguf import check_model, read_file
-from quant.recipes import assign, sizes
+from quant.gguf.header import check_model, read_file
+from quant.levels.recipes import assign, sizes
+from quant.stream.ahead import ahead
 from tests.converting import write
 from tests.quant.support import DEMO, Folder, bf16, llama_shapes, safetensors
 
@@ -67,7 +67,7 @@ def test_values_arrive_in_their_places(tmp_path: Path, dtype: str) -> None:
 
     def source(name: str) -> np.ndarray:
         entry = next(e for e in quant.safetensors.read_model(folder) if e.name == name)
-        raw = np.frombuffer(folder.read(entry.shard, entry.offset, entry.size), quant.pipeline._NUMPY[dtype])
+        raw = np.frombuffer(folder.read(entry.shard, entry.offset, entry.size), quant.stream.pipeline._NUMPY[dtype])
         wide = (raw.astype(np.uint32) << 16).view(np.float32) if dtype == "BF16" else raw.astype(np.float32)
         return wide.reshape(entry.shape)
 
@@ -88,7 +88,7 @@ def test_bytes_depend_neither_on_pieces_nor_on_threads_nor_on_slabs(
     folder = small_model()
     plan = plan_model(folder)
     reference = write(plan, "Q4_K_M", folder.stream, tmp_path / "a", threads=1)
-    monkeypatch.setattr(quant.pipeline, "SLAB", 50_000)
+    monkeypatch.setattr(quant.stream.pipeline, "SLAB", 50_000)
     other = write(plan, "Q4_K_M", lambda name: folder.stream(name, piece), tmp_path / "b", threads=3)
     assert other == reference
 
@@ -183,7 +183,7 @@ def test_memory_is_a_few_slabs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     folder = small_model()
     plan = plan_model(folder)
     write(plan, "Q8_0", folder.stream, tmp_path / "warm")
-    monkeypatch.setattr(quant.pipeline, "SLAB", 100_000)
+    monkeypatch.setattr(quant.stream.pipeline, "SLAB", 100_000)
     tracemalloc.start()
     write(plan, "Q8_0", lambda name: folder.stream(name, 50_000), tmp_path / "m", threads=1)
     peak = tracemalloc.get_traced_memory()[1]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from quant.convert import plan_model
+from quant.convert.planning import plan_model
 from quant.errors import QuantError
 from tests.quant.support import DEMO, Folder
 

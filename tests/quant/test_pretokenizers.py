@@ -12,9 +12,9 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from quant.convert.tokenizer import read_vocabulary
 from quant.convert.tokenizer.cutting import KNOWN, Pre
 from quant.convert.tokenizer.pretokenizer import NAMES, step_of
+from quant.convert.tokenizer.reading import read_vocabulary
 from quant.errors import UnsupportedModel
 from tests.quant.engine import Engine
 from tests.quant.support import Folder

@@ -23,11 +23,11 @@ from tokenizers import Tokenizer
 
 from quant.convert.chat import capabilities, describe_specials
 from quant.convert.config import Config
-from quant.convert.tokenizer import read_vocabulary
 from quant.convert.tokenizer.cutting import KNOWN
 from quant.convert.tokenizer.pretokenizer import NAMES, step_of
+from quant.convert.tokenizer.reading import read_vocabulary
 from quant.convert.tokenizer.vocabulary import STEERING
-from quant.gguf import read_header
+from quant.gguf.header import read_header
 from tests.quant.engine import Engine
 from tests.quant.support import Folder
 from tests.quant.test_sentencepiece import BPE, model

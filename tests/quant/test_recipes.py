@@ -8,8 +8,8 @@ import re
 import pytest
 
 from quant.errors import UnknownLevel
+from quant.levels.recipes import LADDER, LEVELS, assign, quantizable, sizes
 from quant.plan import ModelPlan
-from quant.recipes import LADDER, LEVELS, assign, quantizable, sizes
 from quant.types import QuantType
 from tests.quant.support import bare_plan
 

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 
 from quant import quantize
-from quant.budget import mix
-from quant.convert import plan_model, sketch_model
+from quant.convert.planning import plan_model, sketch_model
 from quant.errors import BadValues, MalformedFile, UnsupportedModel
-from quant.gguf import read_file
-from quant.pipeline import Conversion
+from quant.gguf.header import read_file
+from quant.levels.budget import mix
+from quant.levels.recipes import LEVELS, assign
 from quant.plan import ModelPlan
-from quant.recipes import LEVELS, assign
-from quant.scaled import STORED, blocks, restore
+from quant.stream.pipeline import Conversion
+from quant.stream.scaled import STORED, blocks, restore
 from quant.types import QuantType
 from tests.converting import Out, Pieces, write
 from tests.quant.support import DEMO, Folder, bf16, llama_shapes, safetensors

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from quant.convert.tokenizer import read_vocabulary
+from quant.convert.tokenizer.reading import read_vocabulary
 from quant.convert.tokenizer.vocabulary import Vocabulary
 from quant.errors import MalformedFile, QuantError, UnsupportedModel
 from tests.quant.engine import Engine

@@ -10,11 +10,11 @@ import gguf
 import numpy as np
 import pytest
 
-import quant.pipeline
-from quant.convert import plan_model
+import quant.stream.pipeline
+from quant.convert.planning import plan_model
 from quant.errors import MalformedFile, UnsupportedModel
-from quant.pipeline import Conversion
-from quant.streams import Mark
+from quant.stream.pipeline import Conversion
+from quant.stream.streams import Mark
 from tests.converting import Out, Pieces
 from tests.quant.support import DEMO, Folder, safetensors
 
@@ -86,7 +86,7 @@ def test_the_order_of_the_source_and_its_shards_change_only_the_order_of_the_ten
 
 
 def test_the_pass_goes_on_from_every_mark(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quant.pipeline, "SLAB", 8192)
+    monkeypatch.setattr(quant.stream.pipeline, "SLAB", 8192)
     source = folder(weights())
     whole, out = convert(source)
     plan = plan_model(source)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks import synthetic
-from quant.convert import plan_model
+from quant.convert.planning import plan_model
 from tests.converting import write
 from tests.quant.engine import Engine
 from tests.quant.support import Folder

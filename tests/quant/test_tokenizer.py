@@ -12,9 +12,9 @@ import pytest
 from hypothesis import example, given, settings
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
-from quant.convert import plan_model
+from quant.convert.planning import plan_model
 from quant.convert.tokenizer import pretokenizer as table
-from quant.convert.tokenizer import read_vocabulary
+from quant.convert.tokenizer.reading import read_vocabulary
 from quant.errors import MalformedFile, QuantError, UnsupportedModel
 from tests.quant.engine import Engine
 from tests.quant.support import DEMO, Folder

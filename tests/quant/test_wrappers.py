@@ -7,7 +7,7 @@ import math
 
 import pytest
 
-from quant.convert import plan_model
+from quant.convert.planning import plan_model
 from quant.errors import UnsupportedModel
 from tests.quant.support import DEMO, Folder, llama_shapes, safetensors
 

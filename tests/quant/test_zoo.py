@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from quant.convert import FAMILIES, plan_model
+from quant.convert.planning import FAMILIES, plan_model
+from quant.levels.recipes import LEVELS, assign, quantizable
 from quant.plan import ModelPlan, TensorPlan
-from quant.recipes import LEVELS, assign, quantizable
 from quant.safetensors import DTYPES, read_model
 from tests.converting import write
 from tests.quant import matrix

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from quant.convert.tokenizer import pretokenizer
 from quant.convert.tokenizer.cutting import Pre
-from quant.gguf_writer import encode_header
+from quant.gguf.writer import encode_header
 from tests.quant.support import ROOT
 
 NASTY = (

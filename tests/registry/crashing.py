@@ -2,7 +2,7 @@
 
     python -m tests.registry.crashing FOLDER
 
-Steps are those of `registry.fsops`. After each death the store is opened as the next daemon would, and must hold:
+Steps are those of `registry.store.fsops`. After each death the store is opened as the next daemon would, and must hold:
 I1 every blob hashes to its name; I2 every model listed is complete; I3 what was reported as done is there; I4 a name
 that is being replaced means the old or the new model at any time; I5 the work can be done again to its end; I6 nothing
 unfinished is left but a pull that is journalled, and that is never lost. Prints the number of deaths.
@@ -18,11 +18,11 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from registry import fsops
 from registry.errors import ModelNotFound, RegistryError
 from registry.names import parse
-from registry.partial import Facts, Partial, Place
-from registry.store import Model, Store
+from registry.store import fsops
+from registry.store.partial import Facts, Partial, Place
+from registry.store.store import Model, Store
 
 OLD, NEW, OTHER = b"old weights", b"new weights", b"of another"
 PULLED, FIRST, HALF = "org/pulled:Q8_0", b"half of what", b"half of what is pulled"

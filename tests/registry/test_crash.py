@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from registry import fsops
 from registry.errors import DiskFull, RegistryError, StoreFailed
-from registry.store import Store
+from registry.store import fsops
+from registry.store.store import Store
 from tests.registry.crashing import NEW, OLD, content, live, prepare, put
 
 ROOT = Path(__file__).parent.parent.parent

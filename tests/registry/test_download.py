@@ -17,12 +17,12 @@ from pathlib import Path
 
 import pytest
 
-from registry import download, transport, window
-from registry.download import Download, Network, Remote
 from registry.errors import AccessDenied, DigestMismatch, ModelNotFound, RegistryError, SourceUnavailable
+from registry.net import download, transport, window
+from registry.net.download import Download, Network, Remote
+from registry.net.transport import Address, Limiter
+from registry.net.verify import Verified
 from registry.sha256 import Sha256
-from registry.transport import Address, Limiter
-from registry.verify import Verified
 from tests.hub import Faults, Hub
 from tests.registry.badnet import FAULTS, BadNet, Request, reply
 

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from registry import download, fetch, transport
 from registry.errors import AccessDenied, DigestMismatch, ModelNotFound, RegistryError, SourceUnavailable
 from registry.names import parse
-from registry.sources import DEMO, Source, open_source
-from registry.transport import Network
+from registry.net import download, fetch, transport
+from registry.net.transport import Network
+from registry.sources.opening import DEMO, Source, open_source
 from tests.hub import Hub
 
 WEIGHTS = bytes(range(256)) * 20_000  # 5 MB: several chunks

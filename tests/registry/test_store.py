@@ -14,17 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from registry import fsops
-from registry.errors import (
-    BadName,
-    DigestMismatch,
-    ModelNotFound,
-    StoreDamaged,
-    StoreFailed,
-    StoreLocked,
-)
+from registry.errors import BadName, DigestMismatch, ModelNotFound, StoreDamaged, StoreFailed, StoreLocked
 from registry.names import parse
-from registry.store import Model, Store
+from registry.store import fsops
+from registry.store.store import Model, Store
 
 
 @pytest.fixture

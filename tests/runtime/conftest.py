@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from quant.convert import plan_model
+from quant.convert.planning import plan_model
 from tests.converting import write
 
 DEMO = Path(__file__).parents[2] / "registry" / "demo"

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from runtime import fit
-from runtime.advise import Candidate, Wish, choose, size
 from runtime.errors import BadRequest, DoesNotFit
-from runtime.hardware import Hardware
+from runtime.machine import fit
+from runtime.machine.advise import Candidate, Wish, choose, size
+from runtime.machine.hardware import Hardware
 
 GB = 10**9
 # An 8 B model: 32 layers x 4096, 8 key/value heads of 128.

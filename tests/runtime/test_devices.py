@@ -7,13 +7,13 @@ from dataclasses import replace
 import pytest
 
 from quant.types import QuantType
-from runtime import fit
-from runtime.advise import Candidate, Wish, choose, weigh
-from runtime.devices import DRIVER_BYTES, Layers, place
 from runtime.errors import DoesNotFit
-from runtime.hardware import Gpu, Hardware
-from runtime.measure import Device, Probed
-from runtime.rates import Reads
+from runtime.machine import fit
+from runtime.machine.advise import Candidate, Wish, choose, weigh
+from runtime.machine.devices import DRIVER_BYTES, Layers, place
+from runtime.machine.hardware import Gpu, Hardware
+from runtime.machine.inspection import Device, Probed
+from runtime.machine.rates import Reads
 
 GB = 10**9
 LLAMA_8B = fit.Shape("llama", 32, 4096, 14336, 32, 128256, 131072, 32 * 8 * 256)

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from quant.convert import plan_model
+from quant.convert.planning import plan_model
 from runtime import messages as m
-from runtime.embedding import PATIENCE
+from runtime.engine.embedding import PATIENCE
 from tests.converting import write
 from tests.quant.support import DEMO, Folder
 from tests.runtime.test_engine import WARM, load, submit, with_worker

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-from quant.convert import plan_model
+from quant.convert.planning import plan_model
 from runtime import messages as m
 from tests.converting import write
 from tests.runtime.conftest import Folder as Stored

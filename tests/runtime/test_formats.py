@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from runtime.errors import BadRequest
-from runtime.template import Template
+from runtime.text.template import Template
 from tests.runtime.formats import FORMATS
 
 Messages = list[dict[str, Any]]

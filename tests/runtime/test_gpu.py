@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from runtime import messages as m
-from runtime.llama import library
+from runtime.llama.model import library
 from tests.runtime.test_engine import PROMPTS, load, one_by_one, submit
 
 
@@ -16,7 +16,7 @@ from tests.runtime.test_engine import PROMPTS, load, one_by_one, submit
 def card() -> None:
     if not library().llama_supports_gpu_offload():
         pytest.skip("llama-cpp-python was built for processors alone")
-    from runtime.measure import Examine, Examined, ask
+    from runtime.machine.inspection import Examine, Examined, ask
 
     examined = ask(Examine(), 30)
     if not isinstance(examined, Examined) or not any(each.kind in ("gpu", "igpu") for each in examined.devices):

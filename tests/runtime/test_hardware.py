@@ -7,7 +7,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from runtime.hardware import MemoryGroup, cpu_quota, detect, measure_bandwidth, memory_group, usable_cpus
+from runtime.machine.hardware import MemoryGroup, cpu_quota, detect, measure_bandwidth, memory_group, usable_cpus
 
 GIB = 1 << 30
 

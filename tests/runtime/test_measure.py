@@ -10,12 +10,12 @@ import msgspec
 import pytest
 
 from benchmarks import shapes
-from quant.convert import sketch_model
-from quant.gguf import read_file
-from quant.recipes import LEVELS, assign
+from quant.convert.planning import sketch_model
+from quant.gguf.header import read_file
+from quant.levels.recipes import LEVELS, assign
 from quant.types import QuantType
-from runtime import fit, rates
-from runtime.measure import Examine, Examined, Probed, Refused, Weigh, ask, weigh
+from runtime.machine import fit, rates
+from runtime.machine.inspection import Examine, Examined, Probed, Refused, Weigh, ask, weigh
 from tests.quant.support import Folder
 from tests.server.test_rerank import write_ranker
 

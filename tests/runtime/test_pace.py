@@ -8,11 +8,11 @@ from collections.abc import Callable
 import pytest
 
 from runtime import messages as m
-from runtime.pace import PATIENCE, Pace
-from runtime.prefix import Pool
-from runtime.prompt import Prompt
-from runtime.schedule import Schedule
-from runtime.session import open_sessions
+from runtime.cache.pool import Pool
+from runtime.engine.pace import PATIENCE, Pace
+from runtime.engine.prompt import Prompt
+from runtime.engine.schedule import Schedule
+from runtime.engine.session import open_sessions
 from tests.runtime.test_prefix import Cells
 
 BATCH, GAP = 512, 6.0

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from runtime.pages import Pages
+from runtime.engine.huge_pages import Pages
 
 SMAPS = Path("/proc/self/smaps_rollup")
 MEGABYTES = 64

@@ -9,8 +9,8 @@ from itertools import takewhile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runtime.prefix import Pool
-from runtime.spill import common_prefix
+from runtime.cache.pool import Pool
+from runtime.cache.spill import common_prefix
 
 
 def same(a: Iterable[int], b: Iterable[int]) -> int:

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 
 from runtime import messages as m
-from runtime.context import Context, Shape
-from runtime.llama import LOG, Model, library
-from runtime.prefix import Pool
-from runtime.prompt import Prompt
-from runtime.session import Session, open_sessions
-from runtime.side import ROWS, WORTH, Side
-from runtime.spill import Spill
+from runtime.cache.pool import Pool
+from runtime.cache.spill import Spill
+from runtime.engine.prefill import ROWS, WORTH, Side
+from runtime.engine.prompt import Prompt
+from runtime.engine.session import Session, open_sessions
+from runtime.llama.context import Context, Shape
+from runtime.llama.model import LOG, Model, library
 from tests.runtime.test_engine import WARM, precise, submit, with_worker
 from tests.runtime.working import Worker
 

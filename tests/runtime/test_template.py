@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from runtime.errors import BadRequest, LoadFailed
-from runtime.template import CHATML, PLAIN_STOPS, Piece, Template
+from runtime.text.template import CHATML, PLAIN_STOPS, Piece, Template
 
 IM = ["<|im_start|>", "<|im_end|>"]
 USER = [{"role": "user", "content": "Hi"}]
@@ -161,7 +161,7 @@ def test_hostile_templates_are_refused(source: str) -> None:
 
 
 def test_a_template_that_runs_forever_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("runtime.template.RENDER_SECONDS", 0.1)
+    monkeypatch.setattr("runtime.text.template.RENDER_SECONDS", 0.1)
     source = "{% for a in range(100000) %}{% for b in range(100000) %}{% set c = a %}{% endfor %}{% endfor %}"
     with pytest.raises(BadRequest, match="takes too long"):
         Template(source).render(USER)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runtime.errors import BadRequest
-from runtime.text import Assembler, Stops
+from runtime.text.stops import Assembler, Stops
 
 
 def feed(pieces: list[bytes], stops: list[str]) -> tuple[list[str], str]:

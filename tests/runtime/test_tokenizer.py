@@ -20,11 +20,11 @@ from tokenizers import Tokenizer
 from quant.convert.tokenizer.cutting import KNOWN, Pre
 from quant.convert.tokenizer.pretokenizer import PIECES
 from runtime import messages as m
+from runtime.engine.prompt import Prompter
 from runtime.errors import LoadFailed
-from runtime.llama import Model
-from runtime.prompt import Prompter
-from runtime.tokenizer import Note
-from runtime.tokenizer import Tokenizer as TextReader
+from runtime.llama.model import Model
+from runtime.text.tokenizer import Note
+from runtime.text.tokenizer import Tokenizer as TextReader
 from tests.quant.engine import Engine
 from tests.quant.test_pieces import follows_bert, unigram, word_piece
 from tests.quant.test_tokenizer import sentencepiece

@@ -7,8 +7,8 @@ import math
 from pathlib import Path
 from typing import Any
 
-from quant.convert import plan_model
-from runtime.llama import Model
+from quant.convert.planning import plan_model
+from runtime.llama.model import Model
 from tests.converting import write
 from tests.quant.support import Folder, llama_shapes, safetensors
 

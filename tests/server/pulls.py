@@ -1,4 +1,4 @@
-"""Pulls without a daemon: a task for `server.puller.pull`, a model of several files, an end at any moment.
+"""Pulls without a daemon: a task for `server.pulls.puller.pull`, a model of several files, an end at any moment.
 
     python -m tests.server.pulls TASK KILLS SEED
 
@@ -21,12 +21,13 @@ from pathlib import Path
 
 import msgspec
 
-import quant.copying
-import quant.pipeline
+import quant.stream.copying
+import quant.stream.pipeline
 from benchmarks import synthetic
-from registry import download, partial
-from server.messages import Done, Task
-from server.puller import pull
+from registry.net import download
+from registry.store import partial
+from server.pulls.frames import Done, Task
+from server.pulls.puller import pull
 
 SHARDS = 3
 
@@ -50,7 +51,7 @@ def shrink() -> None:
     """Journal, window and slabs small enough to matter to a small model."""
     partial.EVERY_BYTES, partial.EVERY_SECONDS = 256 << 10, 0.02
     download.WINDOW = 3 << 19
-    quant.pipeline.SLAB = quant.copying.PIECE = 128 << 10
+    quant.stream.pipeline.SLAB = quant.stream.copying.PIECE = 128 << 10
 
 
 def attempt(work: Task, seconds: float | None) -> bool:

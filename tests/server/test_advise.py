@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from quant.recipes import LEVELS
-from registry.sources import DEMO
+from quant.levels.recipes import LEVELS
+from registry.sources.opening import DEMO
 from tests.cli.support import Cli
 from tests.daemon import Daemon
 from tests.hub import Hub

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from quant.convert import plan_model
-from registry.sources import DEMO
+from quant.convert.planning import plan_model
+from registry.sources.opening import DEMO
 from tests.converting import write
 from tests.daemon import Daemon
 from tests.quant.support import Folder

@@ -10,8 +10,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from runtime.hardware import Gpu, Hardware, amd_gpus
-from runtime.measure import Device, Examined
+from runtime.machine.hardware import Gpu, Hardware, amd_gpus
+from runtime.machine.inspection import Device, Examined
 from server import doctor
 from tests.cli.support import Cli
 

@@ -12,15 +12,15 @@ import msgspec
 import pytest
 
 from benchmarks import shapes
-from quant.gguf import read_file
-from quant.recipes import sizes
-from runtime import rates
-from runtime.fit import Need
-from runtime.hardware import usable_cpus
-from runtime.measure import Probed
-from server.choosing import plan_of
-from server.estimate import Estimator, held, smaller
+from quant.gguf.header import read_file
+from quant.levels.recipes import sizes
+from runtime.machine import rates
+from runtime.machine.choosing import plan_of
+from runtime.machine.fit import Need
+from runtime.machine.hardware import usable_cpus
+from runtime.machine.inspection import Probed
 from server.library import Facts
+from server.loaded.estimate import Estimator, held, smaller
 from tests.daemon import Daemon, wait_until
 
 MB = 1_000_000

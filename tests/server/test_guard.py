@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from server.access.guard import Doorkeeper
 from server.config import Config
-from server.guard import Doorkeeper
 from tests.daemon import Daemon
 
 MIB = 1 << 20

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from registry.sources import DEMO
+from registry.sources.opening import DEMO
 from tests.daemon import Daemon, alive, wait_until
 from tests.hub import Hub
 
@@ -152,7 +152,7 @@ def partials(daemon: Daemon) -> dict[str, Any]:
 
 
 def pullers(daemon: Daemon) -> list[int]:
-    return [child.pid for child in daemon.children() if "server.puller" in child.cmdline()]
+    return [child.pid for child in daemon.children() if "server.pulls.puller" in child.cmdline()]
 
 
 def test_the_last_follower_gone_pauses_the_job(daemon: Daemon, hub: Hub) -> None:

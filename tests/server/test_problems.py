@@ -9,7 +9,7 @@ import registry.errors
 import runtime.errors
 import server.errors
 from server.config import BadSetting
-from server.problems import STATUS, Problem, Reported
+from server.http.problems import STATUS, Problem, Reported
 
 TREES = (quant.errors.QuantError, registry.errors.RegistryError, runtime.errors.EngineError, server.errors.ServerError)
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from registry.sources import DEMO
+from registry.sources.opening import DEMO
 from tests.daemon import Daemon, wait_until
 from tests.hub import Hub
 from tests.publishing import make, publish, split
@@ -155,7 +155,7 @@ def test_parts_become_one_file_after_a_kill_too(daemon: Daemon, hub: Hub, repo: 
     hub.bandwidth = 3e6
     with daemon.opened("POST", "/api/pull", {"model": "org/parts"}) as response:
         wait_until(lambda: daemon.get("/lm/partials").json["partials"], 20)
-        (puller,) = [child for child in daemon.children() if "server.puller" in child.cmdline()]
+        (puller,) = [child for child in daemon.children() if "server.pulls.puller" in child.cmdline()]
         os.kill(puller.pid, signal.SIGKILL)
         response.read()
     hub.bandwidth = None

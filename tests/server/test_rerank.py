@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from quant.convert import plan_model
+from quant.convert.planning import plan_model
 from tests.converting import write
 from tests.daemon import Daemon
 from tests.quant.engine import RANK, Engine

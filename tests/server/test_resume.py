@@ -15,13 +15,14 @@ from pathlib import Path
 import msgspec
 import pytest
 
-import quant.pipeline
-from quant.gguf import read_file
-from registry import download, fetch, partial
+import quant.stream.pipeline
+from quant.gguf.header import read_file
 from registry.errors import DigestMismatch, DiskFull, RegistryError
-from server import puller
-from server.messages import Done, Note, Planned, Progress, Task
-from server.puller import pull
+from registry.net import download, fetch
+from registry.store import partial
+from server.pulls import puller
+from server.pulls.frames import Done, Note, Planned, Progress, Task
+from server.pulls.puller import pull
 from tests.hub import Faults, Hub
 from tests.publishing import make, split
 from tests.server.pulls import make_model, task
@@ -46,7 +47,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(partial, "EVERY_BYTES", 256 << 10)
     monkeypatch.setattr(partial, "EVERY_SECONDS", 0.02)
     monkeypatch.setattr(download, "WINDOW", 3 << 19)
-    monkeypatch.setattr(quant.pipeline, "SLAB", 128 << 10)
+    monkeypatch.setattr(quant.stream.pipeline, "SLAB", 128 << 10)
     for module, name in ((fetch, "PAUSE"), (download, "_SHORTEST"), (download, "_LONGEST")):
         monkeypatch.setattr(module, name, 0.002)
 
@@ -142,7 +143,7 @@ def test_the_bytes_depend_on_nothing_but_the_source(
     machine = puller.look(Path(work.cache))
     machine = replace(machine, hardware=replace(machine.hardware, cpus=threads))
     monkeypatch.setattr(puller, "look", lambda *_: machine)
-    monkeypatch.setattr(quant.pipeline, "SLAB", 300_000 * threads)
+    monkeypatch.setattr(quant.stream.pipeline, "SLAB", 300_000 * threads)
     end_midway(work, hub)
     assert pull(work, Listener()).sha256 == expected.sha256
 

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from registry.store import Store
+from registry.store.store import Store
 from runtime.errors import DoesNotFit
-from runtime.hardware import Hardware
+from runtime.machine.hardware import Hardware
 from server.config import Config
 from server.library import Library
-from server.pool import Engine, Pool
+from server.loaded.pool import Engine, Pool
 from tests.daemon import put_model
 
 GB = 10**9

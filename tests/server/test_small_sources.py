@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from quant.convert import plan_model, sketch_model
-from quant.gguf import read_file
-from quant.recipes import LADDER, sizes
-from runtime.advise import Wish
-from server.choosing import Chooser, look, plan_of
+from quant.convert.planning import plan_model, sketch_model
+from quant.gguf.header import read_file
+from quant.levels.recipes import LADDER, sizes
+from runtime.machine.advise import Wish
+from runtime.machine.choosing import Chooser, look, plan_of
 from tests.converting import write
 from tests.quant.test_mixtures import twins
 from tests.quant.test_scaled import folder

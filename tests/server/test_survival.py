@@ -19,7 +19,7 @@ import pytest
 
 from benchmarks import synthetic
 from registry.names import LIBRARY, LOCAL, Name
-from registry.store import Store
+from registry.store.store import Store
 from tests.daemon import Answer, Daemon, alive
 from tests.runtime.conftest import DEMO, convert
 

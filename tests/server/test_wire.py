@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from server.errors import BadBody
-from server.wire import MAX_DEPTH, decode, too_deep
+from server.http.wire import MAX_DEPTH, decode, too_deep
 
 
 def depth(value: Any) -> int:

@@ -14,7 +14,7 @@ from quant.convert.families import decoder, rotary
 from quant.convert.families.decoder import layer, linear, norm
 from quant.convert.families.recurrent import masks, some
 from quant.errors import MalformedFile, UnsupportedModel
-from quant.gguf import MAX_BLOCKS
+from quant.gguf.header import MAX_BLOCKS
 from quant.plan import TensorPlan
 
 _SLIDING, _FULL = "sliding_attention", "full_attention"

@@ -16,7 +16,7 @@ from quant.convert.families.decoder import layer, linear, norm
 from quant.convert.families.recurrent import describe_states, masks, some
 from quant.convert.transforms import NegativeExponential, Scale, ScaleBlocks
 from quant.errors import MalformedFile, UnsupportedModel
-from quant.gguf import MAX_BLOCKS
+from quant.gguf.header import MAX_BLOCKS
 from quant.plan import Transform
 
 

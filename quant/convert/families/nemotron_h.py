@@ -16,7 +16,7 @@ from quant.convert.families.hybrid import describe_mixer, mixer, mixer_sizes
 from quant.convert.families.recurrent import some
 from quant.convert.transforms import NegativeExponential
 from quant.errors import UnsupportedModel
-from quant.gguf import MAX_BLOCKS
+from quant.gguf.header import MAX_BLOCKS
 
 _MIXER, _ATTENTION, _DENSE, _EXPERTS = "linear_attention", "full_attention", "mlp", "moe"
 _SIGNS = {"M": _MIXER, "*": _ATTENTION, "-": _DENSE, "E": _EXPERTS}

@@ -13,7 +13,7 @@ from quant.convert.families import decoder
 from quant.convert.families.decoder import layer, linear, norm
 from quant.convert.transforms import NegativeExponential
 from quant.errors import UnsupportedModel
-from quant.gguf import MAX_BLOCKS
+from quant.gguf.header import MAX_BLOCKS
 
 _ATTENTION, _CONVOLUTION = "full_attention", "conv"
 

@@ -1,7 +1,7 @@
 """Added tokens: what is known of each, and what GGUF cannot say of them and of the text around, noted for our runtime.
 
-The note is the entry `lm.tokenizer`, JSON that `runtime/tokenizer.py` reads and describes. It is written only where
-llama.cpp alone would read a text otherwise than the original tokenizer.
+The note is the entry `lm.tokenizer`, JSON that `runtime/text/tokenizer.py` reads and describes. It is written only
+where llama.cpp alone would read a text otherwise than the original tokenizer.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from quant.convert.config import Config
 from quant.errors import MalformedFile
-from quant.gguf import TOKEN_CONTROL, TOKEN_UNKNOWN, TOKEN_USER
+from quant.gguf.header import TOKEN_CONTROL, TOKEN_UNKNOWN, TOKEN_USER
 from quant.plan import Files
 
 NOTE = "lm.tokenizer"

@@ -26,7 +26,7 @@ from quant.convert.tokenizer.vocabulary import (
     unsupported,
 )
 from quant.errors import UnsupportedModel
-from quant.gguf import TOKEN_BYTE, TOKEN_NORMAL, TOKEN_UNKNOWN, TOKEN_USER
+from quant.gguf.header import TOKEN_BYTE, TOKEN_NORMAL, TOKEN_UNKNOWN, TOKEN_USER
 
 _BYTE = re.compile("<0x[0-9A-F]{2}>")
 

@@ -15,7 +15,7 @@ from quant.convert.tokenizer.added import Added, Step, note, read_decoder
 from quant.convert.tokenizer.unigram import is_table
 from quant.convert.tokenizer.vocabulary import STEERING, Vocabulary
 from quant.errors import MalformedFile, UnsupportedModel
-from quant.gguf import TOKEN_BYTE, TOKEN_CONTROL, TOKEN_NORMAL, TOKEN_UNKNOWN, TOKEN_UNUSED, TOKEN_USER
+from quant.gguf.header import TOKEN_BYTE, TOKEN_CONTROL, TOKEN_NORMAL, TOKEN_UNKNOWN, TOKEN_UNUSED, TOKEN_USER
 from quant.plan import Files
 
 FILE = "tokenizer.model"

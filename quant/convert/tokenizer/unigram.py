@@ -22,7 +22,7 @@ from quant.convert.tokenizer.vocabulary import (
     unsupported,
 )
 from quant.errors import UnsupportedModel
-from quant.gguf import TOKEN_UNKNOWN
+from quant.gguf.header import TOKEN_UNKNOWN
 
 _WHITE = "\t\n\x0b\x0c\r \x85\xa0\u1680" + "".join(map(chr, range(0x2000, 0x200B))) + "\u2028\u2029\u202f\u205f\u3000"
 

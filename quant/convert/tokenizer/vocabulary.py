@@ -10,7 +10,7 @@ from typing import Any
 from quant.convert.tokenizer.added import Added, Step, is_id, read_step
 from quant.convert.tokenizer.pretokenizer import listed
 from quant.errors import MalformedFile, UnsupportedModel
-from quant.gguf import TOKEN_CONTROL, TOKEN_NORMAL, TOKEN_UNUSED, TOKEN_USER
+from quant.gguf.header import TOKEN_CONTROL, TOKEN_NORMAL, TOKEN_UNUSED, TOKEN_USER
 
 FILE = "tokenizer.json"
 # Added tokens of this look steer the model even where they are not marked as special, as llama.cpp has it.

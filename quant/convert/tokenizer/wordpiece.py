@@ -11,7 +11,7 @@ from typing import Any
 from quant.convert.tokenizer.added import Added, Step, joined, note
 from quant.convert.tokenizer.vocabulary import Vocabulary, broken, framing, place_tokens, read_added, read_vocab
 from quant.errors import UnsupportedModel
-from quant.gguf import TOKEN_CONTROL, TOKEN_UNKNOWN, TOKEN_USER
+from quant.gguf.header import TOKEN_CONTROL, TOKEN_UNKNOWN, TOKEN_USER
 
 _PREFIX = "##"
 

@@ -1,0 +1,1 @@
+"""The commands of `lm`, one module each; `cli/main.py` imports one when it is called."""

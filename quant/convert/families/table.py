@@ -1,0 +1,37 @@
+"""Families of models: each is a table of its tensors and their transforms, with the sizes and entries that it reads."""
+
+from __future__ import annotations
+
+from quant.convert.base import Family
+from quant.convert.families import (
+    cohere,
+    deepseek,
+    encoder,
+    gemma,
+    gemma4,
+    glm,
+    gpt,
+    gpt_oss,
+    hybrid,
+    internlm,
+    llama,
+    llama4,
+    moe,
+    nemotron_h,
+    olmo,
+    phi,
+    qwen,
+    ranking,
+    recurrent,
+    relatives,
+    routed,
+)
+
+_MODULES = (
+    *(llama, qwen, gemma, gemma4, phi, olmo, glm, cohere, gpt, gpt_oss, moe, deepseek, routed, relatives, recurrent),
+    *(hybrid, nemotron_h, internlm, llama4, encoder, ranking),
+)
+FAMILIES: dict[str, Family] = {
+    name: family for module in _MODULES for family in module.FAMILIES for name in family.classes
+}
+"""By the name that `architectures` of `config.json` has."""

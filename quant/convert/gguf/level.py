@@ -1,0 +1,101 @@
+"""Which level a GGUF file has: told by the types of its tensors; what its name says is believed as far as they agree.
+
+Publishers give names of their own to mixes of their own (`UD-Q4_K_XL`, `Q6_K_L`); such a name stays the file's tag, and
+its level is the one of ours that comes nearest.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from functools import cached_property
+
+from quant.levels.recipes import LEVELS, assign, quantizable
+from quant.plan import ModelPlan
+from quant.types import QuantType
+
+Types = Mapping[str, QuantType]
+
+_LABEL = re.compile(
+    r"(?:^|[-._/])((?:UD-)?(?:BF16|FP?16|FP?32|I?Q[1-8](?:_[A-Z0-9]+)*|TQ[12]_0|MXFP4(?:_MOE)?|NVFP4))(?=$|[-._/])",
+    re.IGNORECASE,
+)
+_SPELLED = {"FP16": "F16", "FP32": "F32", "MXFP4": "MXFP4_MOE"}
+_OWN = re.compile(r"(UD-)?(.*?)(_X*L)?")
+# How far the size of a file may be from that of the level in its name. A mix of somebody's own may be further away.
+_NEAR, _NEAR_OWN = (0.8, 1.25), (0.6, 1.7)
+
+
+def label_in(name: str) -> str:
+    """The level that a file's name speaks of, in upper case; "" where it speaks of none."""
+    found = _LABEL.findall(name.removesuffix(".gguf"))
+    label = found[-1].upper() if found else ""
+    return _SPELLED.get(label, label)
+
+
+class Recogniser:
+    """Tells the levels of files that hold the tensors of `plan`, whatever their types there."""
+
+    def __init__(self, plan: ModelPlan) -> None:
+        self._plan = plan
+        self._matrices = [tensor for tensor in plan.tensors if quantizable(tensor)]
+        self._assigned: dict[str, dict[str, QuantType]] = {}
+
+    def types(self, level: str) -> dict[str, QuantType]:
+        """What each tensor would be at a named level."""
+        if level not in self._assigned:
+            self._assigned[level] = assign(self._plan, level)
+        return self._assigned[level]
+
+    def recognise(self, types: Types, label: str, file_type: object = None) -> tuple[str, str]:
+        """Level and tag of a file with these types, whose name says `label` and whose header `file_type`."""
+        said = next((level.name for level in LEVELS.values() if level.file_type == file_type), "")
+        if label in LEVELS and self._agrees(types, label):
+            return label, label
+        level = said if said and not label and self._agrees(types, said) else self._nearest(types)
+        return level, label if label and label not in LEVELS and self._agrees(types, label) else level
+
+    def guess(self, size: int, label: str) -> str:
+        """The level of a file of which no more is known than its size and its name."""
+        names = _meant(label) or list(LEVELS)
+        return min(names, key=lambda level: abs(self._bytes(self.types(level)) - size))
+
+    def _nearest(self, types: Types) -> str:
+        """The level that gives most of the weights the type that they have."""
+        size = self._bytes(types)
+
+        def nearness(level: str) -> tuple[int, int]:
+            assigned = self.types(level)
+            alike = sum(each.elements for each in self._matrices if types[each.name] is assigned[each.name])
+            return alike, -abs(self._bytes(assigned) - size)
+
+        return max(LEVELS, key=nearness)
+
+    def _agrees(self, types: Types, label: str) -> bool:
+        """Whether the file can be of the level in its name: its main type is one of that level's, its size is near."""
+        least, most = _NEAR if label in LEVELS else _NEAR_OWN
+        counts: dict[QuantType, int] = {}
+        for tensor in self._matrices:
+            counts[types[tensor.name]] = counts.get(types[tensor.name], 0) + tensor.elements
+        main = max(counts, key=lambda type: counts[type])
+        for level in _meant(label):
+            assigned = self.types(level)
+            near = least <= self._bytes(types) / self._bytes(assigned) <= most
+            if near and (label.startswith("UD-") or main in {assigned[each.name] for each in self._matrices}):
+                return True
+        return False
+
+    @cached_property
+    def _units(self) -> dict[str, tuple[int, int]]:
+        return {tensor.name: (tensor.columns, tensor.elements // tensor.columns) for tensor in self._plan.tensors}
+
+    def _bytes(self, types: Types) -> int:
+        return sum(types[name].row_bytes(columns) * rows for name, (columns, rows) in self._units.items())
+
+
+def _meant(label: str) -> list[str]:
+    """The levels of ours that a name of somebody's own may stand for."""
+    if label in LEVELS:
+        return [label]
+    own = _OWN.fullmatch(label)
+    return [level for level in LEVELS if own and own[2] and f"{level}_".startswith(f"{own[2]}_")]

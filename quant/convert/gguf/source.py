@@ -1,0 +1,135 @@
+"""A model that is there as GGUF, in one piece or split: of whole weights (F32, F16, BF16) any level is made.
+
+A file that is quantized already is taken as it is: what was lost does not come back, and a second rounding loses more.
+Which files make up one model, where there are several, is for `variants.py` to say. How models are split:
+`tools/gguf-split` of llama.cpp; every part has its number (from 0), the count, and how many tensors all have together.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from quant.convert.base import PLAIN
+from quant.convert.chat import capabilities
+from quant.convert.gguf.level import Recogniser
+from quant.convert.gguf.variants import Variant, check_complete, gather
+from quant.convert.pooling import pooled
+from quant.errors import MalformedFile, UnsupportedModel
+from quant.gguf.header import Header, check_model, read_header
+from quant.plan import Files, ModelPlan, TensorPlan
+
+# What is written anew, or said of a part only.
+_DROPPED = re.compile(r"split\..*|general\.(file_type|quantization_version|alignment)")
+_OF_PARTS = re.compile(r"split\..*|general\.alignment")
+_TEMPLATE, _STOPS = "tokenizer.chat_template", ("eos_token_id", "eot_token_id", "eom_token_id")
+# As wide as the model in every layer, so that parts of two models do not pass for one.
+_WIDE = re.compile(r"blk\.\d+\.(attn_norm|ffn_norm|attn_output_norm|layer_output_norm)\.weight|output_norm\.weight")
+
+
+def plan_gguf(files: Files, finished: bool = False) -> ModelPlan:
+    """Plan a model from its GGUF files; only their headers are read. `finished`: one that is quantized will do.
+
+    Raises MalformedFile for a header that breaks the format, for parts that are missing or contradict each other, with
+    the name of the file; UnsupportedModel for weights that are quantized, and where there are several models.
+    """
+    variant = _only(files)
+    headers = [read_part(files, name) for name in variant.files]
+    model = join(headers)
+    check_model(model)
+    whole = all(tensor.type.name in PLAIN for tensor in model.tensors)
+    if not whole and not finished:
+        raise UnsupportedModel(
+            f"`{model.name}` is already quantized, and nothing else can be made of it",
+            hint="use a file of F16, BF16 or F32 in its place, or the folder with the original weights",
+        )
+    dropped = _DROPPED if whole else _OF_PARTS
+    metadata = {key: _value(model, key) for key in model.metadata if not dropped.fullmatch(key)}
+    ids = (metadata.get(f"tokenizer.ggml.{key}") for key in _STOPS)
+    stops = metadata.get("lm.stop_token_ids") or [id for id in ids if isinstance(id, int)]
+    plan = ModelPlan(
+        architecture=model.metadata["general.architecture"],
+        metadata=metadata,
+        tensors=tuple(_place(header, number) for header in headers for number in range(len(header.tensors))),
+        shards=variant.files,
+        stops=tuple(dict.fromkeys(stops)),
+        capabilities=_capabilities(metadata),
+        kinds={} if whole else {key: model.kinds[key] for key in metadata},
+    )
+    return plan if whole else replace(plan, level=variant.told(Recogniser(plan), model).tag)
+
+
+def _only(files: Files) -> Variant:
+    variants = gather(files)
+    if len(variants) != 1:
+        shown = ", ".join(f"`{variant.files[0]}`" for variant in variants[:5])
+        raise UnsupportedModel(f"`{files.title}` holds several models", hint=f"name one of {shown}")
+    check_complete(variants[0])
+    return variants[0]
+
+
+def read_part(files: Files, name: str) -> Header:
+    """The header of a file, checked by itself."""
+    return read_header(lambda offset, count: files.read(name, offset, count), files.size(name), name)
+
+
+def join(headers: Sequence[Header]) -> Header:
+    """The header of the whole model, as the first of its parts tells it; raises MalformedFile naming the wrong part."""
+    first, count = headers[0], len(headers)
+    tensors = [tensor for header in headers for tensor in header.tensors]
+    seen: dict[str, str] = {}
+    for number, header in enumerate(headers):
+        said = _number(header, "split.no", 0), _number(header, "split.count", 1) or 1
+        if said != (number, count):
+            what = f"part {said[0] + 1} of {said[1]}, and it is named {number + 1} of {count}"
+            raise MalformedFile(f"`{header.name}` says that it is {what}", "fetch the parts again, all of one model")
+        _check_kinship(header, first, seen)
+    total = first.metadata.get("split.tensors.count", len(tensors))
+    if total != len(tensors):
+        raise MalformedFile(f"the {count} parts of `{first.name}` hold {len(tensors)} tensors, and say {total}")
+    return replace(first, tensors=tuple(tensors))
+
+
+def _number(header: Header, key: str, default: int) -> int:
+    value = header.metadata.get(key, default)
+    return value if isinstance(value, int) else -1
+
+
+def _check_kinship(header: Header, first: Header, seen: dict[str, str]) -> None:
+    """Raise unless this part is of the first one's model, and holds nothing that another holds, too."""
+    architecture = first.metadata.get("general.architecture")
+    width = first.metadata.get(f"{architecture}.embedding_length")
+    counts = [each.metadata.get("split.tensors.count") for each in (header, first)]
+    other = header.metadata.get("general.architecture", architecture) != architecture or counts[0] != counts[1]
+    for tensor in header.tensors:
+        if tensor.name in seen:
+            raise MalformedFile(f"`{header.name}` holds `{tensor.name}`, as `{seen[tensor.name]}` does")
+        seen[tensor.name] = header.name
+        other |= bool(width and _WIDE.fullmatch(tensor.name)) and tensor.shape != (width,)
+    if other and header is not first:
+        raise MalformedFile(f"`{header.name}` is a part of another model than `{first.name}`", "fetch the parts again")
+
+
+def _place(header: Header, number: int) -> TensorPlan:
+    tensor = header.tensors[number]
+    offset = header.data_offset + tensor.offset
+    shape = tensor.shape[::-1]
+    return TensorPlan(tensor.name, shape, tensor.type.name, tensor.name, header.name, offset, tensor.nbytes)
+
+
+def _value(header: Header, key: str) -> Any:
+    """An entry as it is written again: lists of bytes as bytes."""
+    value = header.metadata[key]
+    return bytes(item & 0xFF for item in value) if header.kinds[key] in ("arr[u8]", "arr[i8]") else value
+
+
+def _capabilities(metadata: Mapping[str, Any]) -> tuple[str, ...]:
+    pooling = metadata.get(f"{metadata['general.architecture']}.pooling_type")
+    if found := pooled(pooling):
+        return found
+    prefix = f"{_TEMPLATE}."
+    templates = {key.removeprefix(prefix): str(text) for key, text in metadata.items() if key.startswith(prefix)}
+    templates |= {"default": str(metadata[_TEMPLATE])} if _TEMPLATE in metadata else {}
+    return capabilities(templates, set(metadata.get("tokenizer.ggml.tokens", ())))

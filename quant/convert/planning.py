@@ -1,0 +1,138 @@
+"""Hugging Face folders to GGUF: everything that can be known about a model before its weights are read."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from quant.convert import chat, prequantized, wrappers
+from quant.convert.base import Family, check_layers, headless, plan_tensors, split_ahead
+from quant.convert.config import Config
+from quant.convert.families import qwen, ranking
+from quant.convert.families.table import FAMILIES
+from quant.convert.gguf.source import plan_gguf
+from quant.convert.gguf.variants import is_gguf
+from quant.convert.pooling import DENSE, MEAN, RANK, pooled, read_dense, read_pooling
+from quant.convert.tokenizer.reading import read_vocabulary
+from quant.errors import MalformedFile, UnsupportedModel
+from quant.plan import AHEAD, Files, ModelPlan, TensorPlan
+from quant.safetensors import read_model
+
+# Where models keep the name of the activation.
+_ACTIVATIONS = ("hidden_activation", "hidden_act", "activation_function")
+
+
+def plan_model(files: Files, pre: str | None = None) -> ModelPlan:
+    """Plan the conversion of the model in `files`; only headers and small files are read.
+
+    `pre` names llama.cpp's pre-tokenizer by hand. Raises MalformedFile where a file breaks its format or contradicts
+    another, UnsupportedModel for what cannot be converted; each is a sentence for the user.
+    """
+    if is_gguf(files):
+        return plan_gguf(files, finished=True)
+    config, sketch, size = _sketch(files)
+    vocabulary = read_vocabulary(files, size, pre)
+    tokenizer_config = Config.read(files, "tokenizer_config.json")
+    generation = Config.read(files, "generation_config.json")
+    templates = chat.read_templates(files, tokenizer_config)
+    pooling = sketch.metadata.get(f"{sketch.architecture}.pooling_type")
+    specials, stops = chat.describe_specials(config, generation, tokenizer_config, vocabulary, pooling is not None)
+    if pooling == RANK:
+        asked = sketch.architecture == ranking.QWEN3.architecture
+        templates = {"rerank": ranking.TEMPLATE} if asked else {}
+        specials |= {} if asked else ranking.describe_pair(files, stops[0])
+    metadata = {
+        **{key: value for key, value in sketch.metadata.items() if key.startswith("general.")},
+        **chat.read_card(files),
+        **{key: value for key, value in sketch.metadata.items() if not key.startswith("general.")},
+        **vocabulary.entries,
+        **specials,
+        **chat.describe_templates(templates),
+        # llama.cpp has room for three; its own list goes by the tokens' texts.
+        "lm.stop_token_ids": list(stops),
+    }
+    return replace(
+        sketch,
+        metadata=metadata,
+        stops=stops,
+        defaults=chat.read_defaults(generation),
+        capabilities=pooled(pooling) or chat.capabilities(templates, vocabulary.ids),
+    )
+
+
+def sketch_model(files: Files) -> ModelPlan:
+    """As `plan_model`, but without the tokenizer and the card: all that the size of a model in memory depends on."""
+    return plan_gguf(files, finished=True) if is_gguf(files) else _sketch(files)[1]
+
+
+def _sketch(files: Files) -> tuple[Config, ModelPlan, int]:
+    """The configuration, the plan of the weights, and the number of embeddings."""
+    config, name, wrapped = wrappers.unwrap(_read_config(files))
+    family = _family(name)
+    family = family.instead(config) or family
+    if family is qwen.QWEN3 and ranking.is_reranker(files):
+        family = ranking.QWEN3
+    _check_activation(family, config)
+    pooling = RANK if family.ranks else read_pooling(files, dense=DENSE[0] in family.tensors)
+    if pooling is None and family.encoder:
+        pooling = MEAN
+    if pooling is not None:
+        family = headless(family)
+    dense = read_dense(files) if DENSE[0] in family.tensors else ()
+    entries = [*prequantized.pair(read_model(files)), *dense]
+    left_out: dict[str, int] = {}
+    if wrapped:
+        family, entries, left_out = wrappers.take_out(family, entries)
+    sizes = {**family.read_sizes(config), **({"dense": dense[0].shape[0]} if dense else {})}
+    check_layers(sizes)
+    entries, ahead = split_ahead(family, config, sizes, entries)
+    left_out |= {AHEAD: ahead} if ahead else {}
+    described = {f"{family.architecture}.{key}": value for key, value in family.describe(config, sizes).items()}
+    own = (*family.computed(config, sizes), *family.picked(files, entries, config))
+    tensors = (*own, *plan_tensors(family, config, sizes, entries))
+    metadata = {
+        "general.architecture": family.architecture,
+        "general.type": "model",
+        "general.size_label": _size_label(tensors),
+        **described,
+        **({} if pooling is None else {f"{family.architecture}.pooling_type": pooling}),
+        **({"tokenizer.ggml.token_type_count": sizes["kinds"]} if "kinds" in sizes else {}),
+    }
+    used = {part.shard for tensor in tensors for part in (*tensor.parts, *tensor.scales)}
+    used |= {tensor.shard for tensor in tensors}
+    shards = tuple(dict.fromkeys(entry.shard for entry in entries if entry.shard in used))
+    plan = ModelPlan(family.architecture, metadata, tensors, shards, left_out=left_out)
+    return config, plan, sizes["vocabulary"]
+
+
+def _read_config(files: Files) -> Config:
+    if "config.json" not in files.names():
+        hint = "is this a model in Hugging Face's layout, or a part of one?"
+        raise MalformedFile(f"there is no `config.json` in `{files.title}`, and no GGUF file", hint)
+    config = Config.read(files, "config.json")
+    prequantized.check_method(config)
+    return config
+
+
+def _family(name: str) -> Family:
+    if name not in FAMILIES:
+        raise UnsupportedModel(
+            f"the architecture `{ascii(name)[1:-1][:60]}` cannot be converted yet",
+            hint="the README lists those that can be; a repository with GGUF files of it may work",
+        )
+    return FAMILIES[name]
+
+
+def _check_activation(family: Family, config: Config) -> None:
+    found = next((config.get(key) for key in _ACTIVATIONS if config.get(key) is not None), family.activations[0])
+    if found not in family.activations:
+        raise UnsupportedModel(
+            f"the activation `{ascii(found)[:40]}` is none that models of the `{family.architecture}` family have"
+        )
+
+
+def _size_label(tensors: tuple[TensorPlan, ...]) -> str:
+    parameters = sum(tensor.elements for tensor in tensors if tensor.shard)
+    for unit, scale in (("B", 1e9), ("M", 1e6)):
+        if parameters >= scale:
+            return f"{parameters / scale:.1f}{unit}"
+    return f"{parameters / 1e3:.0f}K"

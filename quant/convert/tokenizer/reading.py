@@ -1,0 +1,56 @@
+"""Turns the files of a tokenizer into the vocabulary of a GGUF file, one module for each kind (`bpe.py`, …)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from quant.convert.config import MAX_JSON, read_whole
+from quant.convert.tokenizer import bpe, sentencepiece, unigram, wordpiece
+from quant.convert.tokenizer.added import read_decoder
+from quant.convert.tokenizer.vocabulary import FILE, Vocabulary, broken
+from quant.errors import UnsupportedModel
+from quant.plan import Files
+from quant.safetensors import load_json
+
+
+def read_vocabulary(files: Files, size: int, pre: str | None = None) -> Vocabulary:
+    """The vocabulary in `tokenizer.json`, else in `tokenizer.model`, for a model of `size` embeddings.
+
+    `pre` names the pre-tokenizer by hand.
+    Raises MalformedFile for a file that contradicts itself or the model, UnsupportedModel for a kind of tokenizer that
+    llama.cpp would not follow exactly.
+    """
+    names = files.names()
+    if FILE not in names and sentencepiece.FILE in names:
+        return _prefixed(sentencepiece.read(files, size))
+    ranks = [name for name in names if name.endswith((".tiktoken", "tiktoken.model"))]
+    if FILE not in names and ranks:
+        hint = "save the tokenizer with transformers, or use a repository of the model that has it"
+        reason = f"there is no `{FILE}`, and the rules for `{ranks[0]}` stand in a program, which is not run"
+        raise UnsupportedModel(reason, hint=hint)
+    if FILE not in names:
+        hint = "save the tokenizer with transformers' `AutoTokenizer.from_pretrained(…).save_pretrained(…)`"
+        raise UnsupportedModel(f"there is no `{FILE}`", hint=hint)
+    tokenizer = load_json(read_whole(files, FILE, MAX_JSON), FILE)
+    model = tokenizer.get("model")
+    if not isinstance(model, dict):
+        raise broken("it has no `model`")
+    decoder = read_decoder(files)
+    kind = model.get("type", "WordPiece" if "max_input_chars_per_word" in model else "BPE")
+    if kind == "BPE":
+        vocabulary = bpe.read(tokenizer, size, decoder, pre)
+    elif kind == "WordPiece":
+        vocabulary = wordpiece.read(tokenizer, size, decoder)
+    elif kind == "Unigram":
+        vocabulary = unigram.read(tokenizer, size, decoder)
+    else:
+        raise UnsupportedModel(f"a tokenizer of the type `{ascii(kind)[:40]}` cannot be converted yet")
+    return _prefixed(vocabulary)
+
+
+def _prefixed(vocabulary: Vocabulary) -> Vocabulary:
+    tokens = vocabulary.entries["tokens"]
+    if len(set(tokens)) != len(tokens):
+        raise broken("two tokens have the same text")
+    entries = {f"tokenizer.ggml.{key}": value for key, value in vocabulary.entries.items()}
+    return replace(vocabulary, entries={**entries, **vocabulary.note})

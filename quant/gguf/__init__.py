@@ -1,0 +1,1 @@
+"""GGUF files: headers read within bounds, values, a streaming writer, the architectures."""

@@ -1,0 +1,74 @@
+"""Writes a GGUF file front to back: the header at once, then each tensor's bytes as they come."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping, Sequence
+from math import prod
+from typing import Any, Protocol
+
+from quant.gguf.header import DEFAULT_ALIGNMENT, MAGIC, TensorInfo, align
+from quant.gguf.values import encode_string, encode_value
+from quant.types import QuantType
+
+VERSION = 3
+
+
+class Sink(Protocol):
+    """Where bytes can be appended."""
+
+    def write(self, data: bytes | memoryview, /) -> object:
+        """Append them all."""
+
+
+def layout(tensors: Sequence[tuple[str, tuple[int, ...], QuantType]]) -> tuple[TensorInfo, ...]:
+    """Place tensors (name, shape in GGUF's order, type) end to end; WrongShape where a row is not made of blocks."""
+    placed = []
+    offset = 0
+    for name, shape, type in tensors:
+        nbytes = type.row_bytes(shape[0]) * prod(shape[1:])
+        placed.append(TensorInfo(name, shape, type, offset, nbytes))
+        offset += align(nbytes, DEFAULT_ALIGNMENT)
+    return tuple(placed)
+
+
+def encode_header(
+    metadata: Mapping[str, Any], tensors: Sequence[TensorInfo], kinds: Mapping[str, str] | None = None
+) -> bytes:
+    """The bytes before the first tensor, padded. Metadata keeps its order; `kinds` where `encode_value` has another."""
+    parts = [MAGIC, struct.pack("<IQQ", VERSION, len(tensors), len(metadata))]
+    known = kinds or {}
+    parts += [encode_string(key) + encode_value(value, known.get(key, "")) for key, value in metadata.items()]
+    for tensor in tensors:
+        shape = struct.pack(f"<I{len(tensor.shape)}Q", len(tensor.shape), *tensor.shape)
+        parts += [encode_string(tensor.name), shape, struct.pack("<IQ", tensor.type.id, tensor.offset)]
+    header = b"".join(parts)
+    return header.ljust(align(len(header), DEFAULT_ALIGNMENT), b"\0")
+
+
+class Writer:
+    """Takes the tensors' bytes in the order of `tensors`, in pieces of any size that end where a tensor ends."""
+
+    def __init__(self, file: Sink, tensors: Sequence[TensorInfo], current: int = 0, filled: int = 0) -> None:
+        """`file` holds the header, and the tensors up to byte `filled` of number `current`."""
+        self._file = file
+        self._tensors = tensors
+        self._current = current
+        self._filled = filled
+
+    def append(self, data: memoryview) -> None:
+        """Write the next bytes of the current tensor, and its padding when they complete it."""
+        tensor = self._tensors[self._current]
+        self._filled += data.nbytes
+        if self._filled > tensor.nbytes:
+            raise ValueError(f"`{tensor.name}` was given {self._filled} bytes and holds {tensor.nbytes}")
+        self._file.write(data)
+        if self._filled == tensor.nbytes:
+            self._file.write(bytes(align(tensor.nbytes, DEFAULT_ALIGNMENT) - tensor.nbytes))
+            self._current += 1
+            self._filled = 0
+
+    def finish(self) -> None:
+        """Every tensor must have been written."""
+        if self._current != len(self._tensors):
+            raise ValueError(f"`{self._tensors[self._current].name}` is not complete")

@@ -1,0 +1,1 @@
+"""How blocks lie in memory: fields packed and unpacked."""

@@ -1,0 +1,1 @@
+"""What every kernel is compiled with: vectors, the compiler, its cache."""

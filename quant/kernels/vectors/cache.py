@@ -1,0 +1,107 @@
+"""Where compiled kernels are kept from one process to the next, and for how long.
+
+The folder's name is a hash of all that machine code depends on: the sources of this package (Numba itself looks only at
+the file of the function it compiles), Numba's version, the CPU's name and its features. Cached code is pickled, so the
+folder must be ours alone: mode 0700, no link; where that cannot be had, a temporary folder serves this process.
+
+Every change makes a new folder. A process holds a lock in the one that it uses; of those that nobody uses, the few that
+served last are kept (two versions may take turns, and machines may share a home), the others removed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import re
+import shutil
+import tempfile
+from pathlib import Path
+
+import llvmlite.binding
+import numba
+import platformdirs
+
+# Folders of other versions that are kept though nobody uses them.
+SPARE = 3
+_LOCK = ".used"
+_NAME = re.compile(r"[0-9a-f]{16}")
+_folder: list[Path] = []
+
+
+def configure(cache_dir: Path) -> None:
+    """Keep compiled kernels under `cache_dir`. Call before the first use; later calls change nothing."""
+    if not _folder:
+        _folder.append(private(cache_dir / _fingerprint()))
+        prune(cache_dir, _folder[0])
+
+
+def folder() -> Path:
+    """The folder in use, decided on the first call."""
+    if not _folder:
+        configure(platformdirs.user_cache_path("lm") / "kernels")
+    return _folder[0]
+
+
+def private(folder: Path) -> Path:
+    """`folder`, made if need be and in use from now on, or a temporary one where nobody else could have put code."""
+    with contextlib.suppress(OSError):
+        while not folder.is_symlink():
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            folder.chmod(0o700)  # fails unless it is ours
+            if _occupied(folder):
+                return folder
+    return Path(tempfile.mkdtemp(prefix="lm-kernels-"))
+
+
+def prune(cache_dir: Path, mine: Path) -> None:
+    """Remove the folders of other versions that no process uses, but for the SPARE that were used last."""
+    with contextlib.suppress(OSError):
+        others = [path for path in cache_dir.iterdir() if path != mine and path.is_dir() and not path.is_symlink()]
+        for gone in (path for path in others if path.suffix == ".gone" and _NAME.fullmatch(path.stem)):
+            shutil.rmtree(gone, ignore_errors=True)  # whoever began it was ended
+        named = sorted((path for path in others if _NAME.fullmatch(path.name)), key=_last_used, reverse=True)
+        for path in named[SPARE:]:
+            _remove(path)
+
+
+def _occupied(folder: Path) -> bool:
+    """Hold a lock in `folder` until this process ends; False when the folder was removed meanwhile."""
+    path = folder / _LOCK
+    lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    with contextlib.suppress(OSError):  # not every file system has locks; on those nothing is ever removed
+        fcntl.flock(lock, fcntl.LOCK_SH)
+    os.utime(lock)
+    if path.exists() and os.path.samestat(os.fstat(lock), path.stat()):
+        return True
+    os.close(lock)
+    return False
+
+
+def _last_used(folder: Path) -> float:
+    """When a process last began to use it, in seconds; folders of before there were locks by their own time."""
+    path = folder / _LOCK
+    return (path if path.exists() else folder).stat().st_mtime
+
+
+def _remove(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails while it is in use
+            # Whoever waits for the lock sees a folder or none, never half of one.
+            gone = folder.rename(folder.with_suffix(".gone"))
+            shutil.rmtree(gone, ignore_errors=True)
+        finally:
+            os.close(lock)
+
+
+def _fingerprint() -> str:
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parents[1].rglob("*.py")):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    features = llvmlite.binding.get_host_cpu_features().flatten()
+    for text in (numba.__version__, llvmlite.__version__, llvmlite.binding.get_host_cpu_name(), features):
+        digest.update(text.encode() + b"\0")
+    return digest.hexdigest()[:16]

@@ -1,0 +1,1 @@
+"""Levels: a type for each tensor, by name, by budget, or as published."""

@@ -1,0 +1,201 @@
+"""Budgets: `4GB`, `4.5bpw`: the best mix of types per tensor that stays within so many bytes, or bits per weight.
+
+How much a type distorts a tensor is its squared error on normally distributed weights, relative to their own squares,
+measured with our kernels. What a tensor's distortion does to the model is taken to be proportional to it (Malinovskii
+et al., "Pushing the Limits of Large Language Model Quantization via the Linearity Theorem", 2024), by its size and its
+role: values and down projections count more, as in llama.cpp's own mixes. Types are then raised where that gains most
+for each byte, until nothing more fits: a greedy knapsack on the convex hull of each tensor's choices.
+
+Not covered: what this model's weights and their importance say; the errors are those of typical weights.
+"""
+
+from __future__ import annotations
+
+import heapq
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from quant.errors import UnknownLevel
+from quant.gguf.header import DEFAULT_ALIGNMENT, align
+from quant.gguf.writer import encode_header, layout
+from quant.levels.recipes import LEVELS, assign, describe, fitting, kept, quantizable
+from quant.plan import ModelPlan, TensorPlan
+from quant.types import QuantType as T
+
+_BUDGET = re.compile(r"([0-9]{1,6}(?:\.[0-9]{1,4})?)(KB|MB|GB|TB|KiB|MiB|GiB|TiB|bpw)", re.IGNORECASE)
+_SCALE = {"k": 1, "m": 2, "g": 3, "t": 4}
+# What the header gains beside the plan's own entries: where the model comes from, digests, level, version.
+_ENTRIES = 16 << 10
+# The part of a budget that may be left over.
+_UNUSED = 0.02
+# Relative squared errors of types worth having in a mix, from the smallest to the best.
+ERRORS = {
+    T.Q2_K: 7.5e-2,
+    T.Q3_K: 2.11e-2,
+    T.Q4_K: 4.96e-3,
+    T.Q5_K: 1.20e-3,
+    T.Q6_K: 2.72e-4,
+    T.Q8_0: 2.87e-5,
+    T.F16: 4.3e-8,
+    # Taken only where the source has it already.
+    T.MXFP4: 0.0,
+    # where a row is not made of whole blocks of 256
+    T.Q4_0: 6.6e-3,
+    T.Q5_0: 1.61e-3,
+    T.Q5_1: 1.11e-3,
+}
+_LADDER = (T.Q2_K, T.Q3_K, T.Q4_K, T.Q5_K, T.Q6_K, T.Q8_0, T.F16)
+_ROLES = {"attn_v": 4.0, "attn_kv_b": 4.0, "attn_k": 2.0, "attn_output": 1.5, "ffn_down": 2.0, "output": 2.0}
+# An embedding of which a token reads one row.
+_LOOKED_UP = 0.5
+_ROLE = re.compile(r"(?:blk\.\d+\.)?(\w+?)(?:_exps|_shexp)?\.weight")
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A tensor's next better type: what it takes more, and what it gains for each of these bytes."""
+
+    type: T
+    cost: int
+    gain: float
+
+
+Steps = Mapping[str, list[Step]]
+
+
+def is_budget(level: str) -> bool:
+    """Whether a level is a budget."""
+    return _BUDGET.fullmatch(level) is not None
+
+
+def limit(plan: ModelPlan, level: str) -> int:
+    """How many bytes the tensors of `plan` may take; of a budget in bytes, the header takes its part."""
+    found = _BUDGET.fullmatch(level)
+    if found is None:
+        raise UnknownLevel(f"`{level}` is no budget", "write `4GB`, or `4.5bpw` for bits per weight")
+    amount, unit = float(found[1]), found[2].lower()
+    if unit == "bpw":
+        return int(amount / 8 * sum(tensor.elements for tensor in plan.tensors))
+    size = amount * (1024 if "i" in unit else 1000) ** _SCALE[unit[0]]
+    tensors = layout([(tensor.name, tensor.shape[::-1], T.F32) for tensor in plan.tensors])
+    return int(size) - len(encode_header(plan.metadata, tensors)) - _ENTRIES
+
+
+def mix(plan: ModelPlan, level: str) -> dict[str, T]:
+    """The type of every tensor of `plan` within the budget `level`.
+
+    Raises UnknownLevel when not even the least fits, and when the best does not use 98 % of it.
+    """
+    whole = room = limit(plan, level)
+    least: dict[str, T] = {}
+    steps: dict[str, list[Step]] = {}
+    tied = all(tensor.name != "output.weight" for tensor in plan.tensors)
+    for tensor in plan.tensors:
+        least[tensor.name], steps[tensor.name] = _choices(tensor, tied)
+        room -= _bytes(tensor, least[tensor.name])
+    if room < 0:
+        raise UnknownLevel(
+            f"`{level}` is too little: the least is {(whole - room) / 1e6:,.1f} MB of weights", "give more"
+        )
+    taken = dict.fromkeys(steps, 0)
+    room = _climb(steps, taken, room)
+    if room > _UNUSED * whole:
+        if all(taken[name] == len(steps[name]) for name in steps):
+            most = f"the most is {(whole - room) / 1e6:,.1f} MB of weights"
+            raise UnknownLevel(f"`{level}` is more than this model can use: {most}", "give less, or name F16")
+        taken = _exchanged(steps, taken, room, int(_UNUSED * whole))
+    return {name: steps[name][count - 1].type if count else least[name] for name, count in taken.items()}
+
+
+def _climb(steps: Steps, taken: dict[str, int], room: int) -> int:
+    """Take the steps that gain most for a byte while one fits; the room that is left."""
+    heap = [(-ahead[taken[name]].gain, name) for name, ahead in steps.items() if taken[name] < len(ahead)]
+    heapq.heapify(heap)
+    while heap:
+        _, name = heapq.heappop(heap)
+        cost = steps[name][taken[name]].cost
+        if cost > room:
+            continue  # smaller tensors may still have room to gain
+        room -= cost
+        taken[name] += 1
+        if taken[name] < len(steps[name]):
+            heapq.heappush(heap, (-steps[name][taken[name]].gain, name))
+    return room
+
+
+def _exchanged(steps: Steps, taken: dict[str, int], room: int, unused: int) -> dict[str, int]:
+    """Where a tensor is so large that its next step does not fit, but much is left over: that step for others that gain
+    least, and again what fits; the first such exchange that leaves no more than `unused`, else `taken`."""
+    blocked = [name for name in steps if taken[name] < len(steps[name])]
+    for name in sorted(blocked, key=lambda name: -steps[name][taken[name]].gain):
+        trial, left = dict(taken), room - steps[name][taken[name]].cost
+        trial[name] += 1
+        others = [(steps[other][count - 1].gain, other) for other, count in taken.items() if count and other != name]
+        heapq.heapify(others)
+        while left < 0 and others:
+            _, other = heapq.heappop(others)
+            trial[other] -= 1
+            left += steps[other][trial[other]].cost
+            if trial[other]:
+                heapq.heappush(others, (steps[other][trial[other] - 1].gain, other))
+        if left >= 0 and _climb(steps, trial, left) <= unused:
+            return trial
+    return taken
+
+
+def types_of(plan: ModelPlan, level: str) -> dict[str, T]:
+    """The type of every tensor at a named level, or within a budget; raises UnknownLevel."""
+    return mix(plan, level) if is_budget(level) else assign(plan, level)
+
+
+def entries_of(level: str, types: Mapping[str, T]) -> dict[str, Any]:
+    """The GGUF entries that name the level; of a mix, the level whose base is its commonest type."""
+    if not is_budget(level):
+        return describe(level)
+    counts: dict[T, int] = {}
+    for type in types.values():
+        if type is not T.F32:
+            counts[type] = counts.get(type, 0) + 1
+    commonest = max(counts, key=lambda type: counts[type], default=T.F32)
+    levels = [level.file_type for level in LEVELS.values() if level.base is commonest]
+    return {"general.file_type": levels[0] if levels else 0, "general.quantization_version": 2}
+
+
+def _choices(tensor: TensorPlan, tied: bool) -> tuple[T, list[Step]]:
+    """The least type of a tensor, and the steps up from it, each gaining less for a byte than the one before."""
+    if not quantizable(tensor):
+        return T.F32, []
+    types = sorted({kept(tensor, fitting(type, tensor.columns)) for type in _LADDER}, key=_bits)
+    weight = _weight(tensor, tied)
+    points = [(_bytes(tensor, type), weight * ERRORS[type], type) for type in types]
+    hull = [points[0]]
+    for point in points[1:]:
+        while len(hull) > 1 and _slope(hull[-1], point) >= _slope(hull[-2], hull[-1]):
+            hull.pop()
+        hull.append(point)
+    pairs = pairwise(hull)
+    return hull[0][2], [Step(after[2], after[0] - before[0], _slope(before, after)) for before, after in pairs]
+
+
+def _bits(type: T) -> float:
+    return type.bits_per_weight
+
+
+def _slope(before: tuple[int, float, T], after: tuple[int, float, T]) -> float:
+    return (before[1] - after[1]) / max(1, after[0] - before[0])
+
+
+def _weight(tensor: TensorPlan, tied: bool) -> float:
+    found = _ROLE.fullmatch(tensor.name)
+    role = found[1] if found else ""
+    if role == "token_embd":
+        return tensor.elements * (_ROLES["output"] if tied else _LOOKED_UP)
+    return tensor.elements * _ROLES.get(role, 1.0)
+
+
+def _bytes(tensor: TensorPlan, type: T) -> int:
+    size = type.row_bytes(tensor.columns) * (tensor.elements // tensor.columns)
+    return align(size, DEFAULT_ALIGNMENT)

@@ -1,0 +1,308 @@
+"""The streaming pass: weights come in once, front to back, and leave as a finished GGUF file.
+
+A thread reads slabs of whole rows ahead, several transform and quantize a slab each, and the calling one writes them
+in order as soon as they are ready. Each stage waits for the next, so memory is bounded by a few slabs whatever the size
+of the model, and the bytes depend neither on the number of threads nor on how the source cuts its pieces. After each
+slab the output is told the mark from which the pass could go on: the slab's end is an exact place in the source, since
+only whole slabs are read. A stack of experts whose parts the source sends between others is held back in its quantized
+form until it is whole, and weights whose scales come apart wait for them as they are; meanwhile there are no marks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Generator, Iterator, Mapping
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import closing
+from itertools import chain, groupby
+from typing import Any, NamedTuple
+
+import numpy as np
+
+import quant
+from quant.errors import BadValues
+from quant.gguf.header import DEFAULT_ALIGNMENT, align
+from quant.gguf.writer import Writer, encode_header, layout
+from quant.levels.budget import entries_of, types_of
+from quant.plan import ModelPlan, Progress, Read, TensorPlan
+from quant.stream import scaled
+from quant.stream.ahead import ahead
+from quant.stream.streams import Feed, Mark, Open, Output, finish_unread
+from quant.types import QuantType
+
+SLAB = 2 << 20
+AHEAD = 2  # slabs that wait beyond those that threads have in hand
+# BF16 has no numpy type; its bit patterns are the upper halves of float32.
+_NUMPY = {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "F64": "<f8", **dict.fromkeys(scaled.STORED, "u1")}
+_BEGINNING = Mark(0, 0, "")
+_NOTHING = np.empty((0, 0))
+
+
+class Slab(NamedTuple):
+    """Some whole rows of a tensor, (rows, columns), as the source has them.
+
+    `done` bytes of weights are read by now; `mark` is where the slab ends, None where nobody could go on. A slab
+    without rows is there for its mark. `read` says which part it belongs to, `whole` that the tensor ends with it;
+    `scales` are those of the part, where they are kept apart.
+    """
+
+    tensor: TensorPlan
+    rows: np.ndarray
+    done: int
+    mark: Mark | None = None
+    read: Read | None = None
+    whole: bool = False
+    scales: np.ndarray | None = None
+
+
+class _Encoded(NamedTuple):
+    data: memoryview
+    slab: Slab
+
+
+class Conversion:
+    """The file that a plan becomes at a level: known to the last byte of its header before a weight moves."""
+
+    def __init__(self, plan: ModelPlan, level: str, metadata: Mapping[str, Any] | None = None) -> None:
+        """`metadata` are further GGUF entries: where the model comes from, who made the file. Raises UnknownLevel."""
+        self.plan = plan
+        self.types = types_of(plan, level)
+        self.tensors = layout([(tensor.name, tensor.shape[::-1], self.types[tensor.name]) for tensor in plan.tensors])
+        entries = {**plan.metadata, **(metadata or {}), **entries_of(level, self.types)}
+        self.header = encode_header(_arrange(entries), self.tensors)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file."""
+        last = self.tensors[-1]
+        return len(self.header) + align(last.offset + last.nbytes, DEFAULT_ALIGNMENT)
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of all that decides the file's bytes, but for the weights themselves: header and origins."""
+        origins = [
+            (t.shard, t.offset, t.size, t.dtype, repr(t.transform), t.values, t.parts + t.scales)
+            for t in self.plan.tensors
+        ]
+        return hashlib.sha256(self.header + repr((SLAB, origins)).encode()).hexdigest()
+
+    def write(
+        self,
+        source: Open,
+        output: Output,
+        *,
+        start: Mark | None = None,
+        threads: int | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        """Quantize the weights into `output`; the source is read once, in order, from `start` on.
+
+        `start` is a mark that `output` was told by a conversion of the same fingerprint, and `output` holds what it
+        held then; None begins with the header. `threads` quantize, by default one for each CPU; `progress(read, total)`
+        counts bytes of weights. Raises BadValues naming the tensor that holds NaN or infinity, and whatever `source`
+        and `output` raise; when it returns, every file of the source was read to its end and verified.
+        """
+        workers = threads or os.cpu_count() or 1
+        start = start or _BEGINNING
+        writer, stacks = self._writer(output, start), _Stacks()
+        with (
+            ThreadPoolExecutor(workers, "quantize") as quantizers,
+            ahead(self._submit(quantizers, source, start), workers + AHEAD) as slabs,
+        ):
+            for future in slabs:
+                encoded, slab = future.result()
+                for data in stacks.release(encoded, slab):
+                    writer.append(data)
+                if slab.mark:
+                    output.reached(slab.mark)
+                if progress:
+                    progress(slab.done, self.plan.source_bytes)
+        writer.finish()
+
+    def _submit(self, quantizers: Executor, source: Open, start: Mark) -> Iterator[Future[_Encoded]]:
+        with closing(_slabs(self.plan, source, start)) as slabs:
+            for slab in slabs:
+                yield quantizers.submit(self._encode, slab)
+
+    def _writer(self, output: Output, start: Mark) -> Writer:
+        if start == _BEGINNING:
+            output.write(self.header)
+            return Writer(output, self.tensors)
+        if start.tensor == len(self.tensors):
+            return Writer(output, self.tensors, start.tensor)
+        tensor = self.plan.tensors[start.tensor]
+        filled = self.tensors[start.tensor].nbytes * start.row // (tensor.elements // _columns(tensor))
+        return Writer(output, self.tensors, start.tensor, filled)
+
+    def _encode(self, slab: Slab) -> _Encoded:
+        if not slab.rows.size:
+            return _Encoded(memoryview(b""), slab)
+        return _Encoded(_encode(slab, self.types[slab.tensor.name]), slab)
+
+
+def _arrange(entries: dict[str, Any]) -> dict[str, Any]:
+    """The architecture, general facts, the rest, and the long tokenizer last, so that the beginning tells the most."""
+
+    def group(key: str) -> int:
+        if key == "general.architecture":
+            return 0
+        return {"general": 1, "lm": 2, "tokenizer": 4}.get(key.split(".")[0], 3)
+
+    return {key: entries[key] for key in sorted(entries, key=group)}
+
+
+class _Stacks:
+    """Holds back the tensors that come in parts until each is whole."""
+
+    def __init__(self) -> None:
+        self._held: dict[str, dict[int, list[memoryview]]] = {}
+
+    def release(self, data: memoryview, slab: Slab) -> Iterator[memoryview]:
+        """What can be written now that `data`, the bytes of `slab`, is there."""
+        if slab.read is None or not slab.tensor.parts:
+            return iter((data,) if data else ())
+        parts = self._held.setdefault(slab.tensor.name, {})
+        parts.setdefault(slab.read.number, []).append(data)
+        if not slab.whole:
+            return iter(())
+        whole = self._held.pop(slab.tensor.name)
+        return chain.from_iterable(whole[number] for number in sorted(whole))
+
+
+class _Pairs:
+    """Holds back parts whose scales have not come, and scales whose part has not."""
+
+    def __init__(self) -> None:
+        self._held: dict[tuple[int, int], np.ndarray] = {}
+
+    def complete(self, tensor: TensorPlan, read: Read, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray | None] | None:
+        """Rows that can be encoded now that these are there, and their scales; None where something is missing."""
+        if not tensor.scales:
+            return rows, None
+        other = self._held.pop(read[:2], None)
+        if other is None:
+            self._held[read[:2]] = rows
+            return None
+        elements, scales = (other, rows) if read.scales else (rows, other)
+        return scaled.shaped(tensor.dtype, tensor.stored, elements, scales)
+
+
+def _slabs(plan: ModelPlan, source: Open, start: Mark) -> Generator[Slab]:
+    """Cut the source into slabs, beginning at `start`; a file whose slabs are all done is still read to its end."""
+    done = _read_before(plan, start)
+    for tensor in plan.tensors[start.tensor :]:
+        if not tensor.shard:
+            values = np.frombuffer(bytearray(tensor.values), "<f4")
+            yield Slab(tensor, values.reshape(-1, tensor.columns), done)
+    order, pairs = _Order(plan, start), _Pairs()
+    files = [(shard, list(reads)) for shard, reads in groupby(plan.reads(start.tensor), lambda read: read.part.shard)]
+    if start.offset and (not files or files[0][0] != start.shard):
+        files.insert(0, (start.shard, []))
+    for shard, reads in files:
+        here = start if start.offset and shard == start.shard else Mark(order.complete, 0, shard)
+        with closing(Feed(source(shard, here.offset, here.state), here.offset)) as feed:
+            if not here.offset and not order.begun:
+                yield Slab(plan.tensors[reads[0].tensor], _NOTHING, done, here)
+            for part, shared in groupby(reads, lambda read: read.part):
+                uses = list(shared)
+                tensor = plan.tensors[uses[0].tensor]
+                first = here.row if uses[0].tensor == here.tensor else 0
+                feed.skip_to(part.offset + first * _columns(tensor) * _dtype(tensor).itemsize)
+                for read in uses:
+                    order.begin(read)
+                for row, last, rows in _cut(tensor, uses[0], feed, first):
+                    done += rows.nbytes
+                    for read in uses:
+                        tensor = plan.tensors[read.tensor]
+                        if (complete := pairs.complete(tensor, read, rows)) is None:
+                            continue
+                        whole = last and order.end(read)
+                        mark = None if order.begun else feed.mark(order.complete, 0 if whole else row, shard)
+                        yield Slab(tensor, complete[0], done, mark, read, whole, complete[1])
+            feed.finish()
+    finish_unread(source, plan.shards, {read.part.shard for read in plan.reads()})
+
+
+class _Order:
+    """How far the tensors have come: the first `complete` are whole, stacks in `begun` have parts to come."""
+
+    def __init__(self, plan: ModelPlan, start: Mark) -> None:
+        self._tensors = plan.tensors
+        computed = next((number for number, tensor in enumerate(plan.tensors) if tensor.shard), 0)
+        self.complete = max(start.tensor, computed)
+        self.begun: dict[int, int] = {}
+
+    def begin(self, read: Read) -> None:
+        """A part comes next."""
+        parts = len(self._tensors[read.tensor].parts)
+        if parts:
+            self.begun.setdefault(read.tensor, parts)
+
+    def end(self, read: Read) -> bool:
+        """A part has come; whether its tensor is whole now."""
+        left = self.begun.pop(read.tensor, 1) - 1
+        if left:
+            self.begun[read.tensor] = left
+            return False
+        self.complete = read.tensor + 1
+        return True
+
+
+def _read_before(plan: ModelPlan, start: Mark) -> int:
+    """Bytes of weights before a mark."""
+    whole = sum(tensor.size for tensor in plan.tensors[: start.tensor])
+    if not start.row:
+        return whole
+    tensor = plan.tensors[start.tensor]
+    return whole + start.row * _columns(tensor) * _dtype(tensor).itemsize
+
+
+def _columns(tensor: TensorPlan) -> int:
+    """Values of a row as it is read: a vector is one row to the quantizer, but a transform permutes its elements."""
+    return 1 if len(tensor.shape) == 1 and tensor.transform else tensor.columns
+
+
+def _dtype(tensor: TensorPlan) -> np.dtype[Any]:
+    return np.dtype(_NUMPY[tensor.dtype])
+
+
+def _cut(tensor: TensorPlan, read: Read, feed: Feed, first: int) -> Iterator[tuple[int, bool, np.ndarray]]:
+    """Slabs of what is read from row `first` on; each with the row after it, and whether it is the last."""
+    dtype, columns, size = _dtype(tensor), _columns(tensor), read.part.size
+    if read.scales:
+        dtype = np.dtype(scaled.NUMPY[scaled.STORED[tensor.dtype].scale])
+    unit = tensor.transform.rows if tensor.transform else 1
+    if tensor.scales or not unit:
+        unit, columns = 1, size // dtype.itemsize
+    total = size // (columns * dtype.itemsize)
+    step = max(1, SLAB // (columns * dtype.itemsize * unit)) * unit
+    for start in range(first, total, step):
+        end = min(start + step, total)
+        rows = np.empty((end - start, columns), dtype)
+        feed.fill(rows.data.cast("B"))
+        yield end, end == total, rows
+
+
+def _encode(slab: Slab, type: QuantType) -> memoryview:
+    """A slab as the bytes of its type."""
+    tensor, rows, transform = slab.tensor, slab.rows, slab.tensor.transform
+    try:
+        if slab.scales is not None:
+            scales = slab.scales
+            if tensor.dtype in QuantType.__members__ and transform:
+                # A transform of these only chooses among the rows.
+                rows, scales, transform = transform.apply(rows), transform.apply(scales), None
+            if tensor.dtype == type.name:
+                return scaled.blocks(rows, scales).data.cast("B")
+            rows = scaled.restore(tensor.dtype, rows, scales)
+        if transform:
+            rows = transform.apply(rows)
+        if len(tensor.shape) == 1:
+            rows = rows.reshape(1, -1)
+        if rows.dtype == np.float64:
+            rows = rows.astype("<f4")
+        return quant.quantize(rows, type, threads=1).data.cast("B")
+    except BadValues:
+        hint = "the source is damaged, or its training diverged"
+        raise BadValues(f"tensor `{tensor.source}` holds NaN or infinity", hint=hint) from None

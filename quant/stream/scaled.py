@@ -1,0 +1,93 @@
+"""Weights that are published small, with their scales in a tensor apart, and what they become.
+
+MXFP4 (OCP Microscaling Formats, v1.0) as gpt-oss has it: bytes of two elements that follow each other, the first in the
+lower half, and a power of two (E8M0) for every 32. GGUF has the same numbers in another order, so they are taken over
+without loss where MXFP4 is what a level wants. FP8 is E4M3: with a number for every square of 128 by 128, as DeepSeek,
+MiniMax and Qwen have it, or with one for a whole matrix, as Mistral has. Sources: `integrations/mxfp4.py` and
+`integrations/finegrained_fp8.py` of transformers.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+import quant
+from quant.errors import BadValues
+from quant.types import QuantType
+
+
+class Stored(NamedTuple):
+    """How a type lies in the source: elements in a byte, a scale's type, rows and columns that share one (0: all)."""
+
+    per_byte: int
+    scale: str
+    rows: int
+    columns: int
+
+
+SQUARE = 128
+# What GGUF holds too has its name there.
+STORED = {
+    QuantType.MXFP4.name: Stored(2, "U8", 1, 32),
+    "FP8 in squares": Stored(1, "F32", SQUARE, SQUARE),
+    "FP8 in squares, BF16": Stored(1, "BF16", SQUARE, SQUARE),
+    "FP8": Stored(1, "F32", 0, 0),
+    "FP8, BF16": Stored(1, "BF16", 0, 0),
+}
+# Of scales, by their type in safetensors; BF16 as its bits.
+NUMPY = {"U8": "u1", "F32": "<f4", "BF16": "<u2"}
+_NO_NUMBER = 255
+
+
+def _e4m3() -> np.ndarray:
+    """float32[256]: what each byte stands for: a sign, four bits of exponent, three of mantissa; no infinity."""
+    code = np.arange(256)
+    exponent, mantissa = code >> 3 & 15, code & 7
+    size = np.where(exponent == 0, mantissa * 2.0**-9, (8 + mantissa) * 2.0 ** (exponent - 10.0))
+    size[code & 127 == 127] = np.nan
+    return np.where(code < 128, size, -size).astype(np.float32)
+
+
+_E4M3 = _e4m3()
+
+
+def shaped(dtype: str, stored: int, elements: np.ndarray, scales: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both as matrices, uint8[rows, bytes] and [groups of rows, groups of columns], of rows of `stored` values."""
+    kind = STORED[dtype]
+    groups = -(-stored // kind.columns) if kind.columns else 1
+    return elements.reshape(-1, stored // kind.per_byte), scales.reshape(-1, groups)
+
+
+def blocks(elements: np.ndarray, scales: np.ndarray) -> np.ndarray:
+    """MXFP4 as GGUF has it, uint8[rows, bytes], of matrices from `shaped`; BadValues for a scale that is no number."""
+    from quant.kernels import blocks as kernels
+    from quant.kernels.formats import Parts
+
+    if (scales == _NO_NUMBER).any():
+        raise BadValues("a scale is no number")
+    rows = len(elements)
+    levels = np.empty((scales.size, 32), np.uint8)
+    pairs = np.ascontiguousarray(elements).reshape(-1, 16)
+    levels[:, ::2], levels[:, 1::2] = pairs & 15, pairs >> 4
+    packed = kernels.pack(QuantType.MXFP4, Parts(levels, scales=np.ascontiguousarray(scales).reshape(-1, 1)))
+    return packed.reshape(rows, -1)
+
+
+def restore(dtype: str, elements: np.ndarray, scales: np.ndarray) -> np.ndarray:
+    """float32[rows, columns]: the numbers that matrices from `shaped` stand for."""
+    if dtype == QuantType.MXFP4.name:
+        whole: np.ndarray = quant.dequantize(blocks(elements, scales), QuantType.MXFP4, scales.shape[1] * 32)
+        return whole
+    kind, factors = STORED[dtype], scales
+    if scales.dtype == np.uint16:
+        factors = (scales.astype(np.uint32) << 16).view(np.float32)
+    found: np.ndarray = _E4M3[elements]
+    if not kind.rows:
+        found *= factors
+        return found
+    for row, group in enumerate(factors):
+        wide: Any = np.repeat(group, kind.columns)[: found.shape[1]]
+        found[row * kind.rows : (row + 1) * kind.rows] *= wide
+    return found

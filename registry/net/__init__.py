@@ -1,0 +1,1 @@
+"""HTTP: requests, retries, parallel ranges, digests checked."""

@@ -1,0 +1,265 @@
+"""A file from a source in parallel ranges, delivered in file order from a bounded window of buffers.
+
+Threads fetch pieces of the file, one range request after the other each, straight into buffers that are made once and
+used again. Pieces are handed out in order and a new one needs a free buffer, so a consumer that stops reading stops the
+transfer after one window. What has arrived of the first piece is delivered before the piece is whole. A range that is
+cut, stalls or is refused for a while goes on where it was, after a pause. The first request goes alone: it finds the
+CDN, and a source that ignores ranges is read by that one thread, front to back.
+
+    with Download(remote, network, start=position.offset) as chunks:
+        for chunk in chunks:  # a memoryview, valid until the next turn
+            …
+
+Nothing here checks content: wrap it in `registry.net.verify.Verified`.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from http.client import HTTPException
+
+from registry.errors import RegistryError, SourceUnavailable
+from registry.net.locate import Locator, Passing, Remote, again, given_up, interval, patience
+from registry.net.transport import Client, Network, Reply
+from registry.net.window import Piece, Window
+
+__all__ = ["WINDOW", "Download", "Network", "Remote"]
+
+MIB = 1 << 20
+WINDOW = 256 * MIB
+TRIES = 8
+# A try that brought this much is none of those in a row that failed.
+PROGRESS = 64 * 1024
+_SHORTEST, _LONGEST, _PATIENCE = 0.25, 20.0, 300.0
+_SLICES = (64 * 1024, MIB)
+_SILENCE = 30.0  # seconds between two notices of trouble that lasts
+
+
+@dataclass(slots=True, eq=False)
+class _Body:
+    """An answer being read: it stands at byte `at` of the file and reaches to `end`, several pieces if `whole`."""
+
+    reply: Reply
+    at: int
+    end: int
+    whole: bool
+
+
+class _RangesIgnored(Passing):
+    """The whole file where a part of it was asked for."""
+
+
+class Download:
+    """Iterator over the bytes of `remote` from `start` on, in order, as memoryviews (uint8, read and write).
+
+    A view is valid until the next one is asked for, then its buffer is used again: copy what must stay. The transfer
+    begins when this is made; `close` (or leaving the `with` block) ends all of it at once, whatever it waits for.
+    Iteration is for one thread. parallel: connections; piece: bytes per range. Memory: (parallel + 2) × piece, at most
+    WINDOW.
+
+    Iteration raises AccessDenied, ModelNotFound, and SourceUnavailable once a piece has failed TRIES times in a row
+    without progress; what had arrived before the gap is delivered first.
+    """
+
+    def __init__(
+        self, remote: Remote, network: Network, start: int = 0, *, parallel: int = 8, piece: int = 8 * MIB
+    ) -> None:
+        self.remote, self.network = remote, network
+        self.retries = 0
+        piece = min(piece, WINDOW // 3)
+        self._parallel = max(1, min(parallel, WINDOW // piece - 2))
+        self.window = Window(start, remote.size, piece, self._parallel + 2)
+        self._locator = Locator(remote, network)
+        self.host = self._locator.host
+        self._quiet_until = 0.0
+        self._silent_until = 0.0
+        self._problem: BaseException | None = None
+        self._clients: list[Client] = []
+        self._threads: list[threading.Thread] = []
+        if start < remote.size:
+            self._hire(1)
+
+    @property
+    def received(self) -> int:
+        """Bytes that have arrived so far, delivered or not."""
+        return self.window.received
+
+    def __iter__(self) -> Iterator[memoryview]:
+        return self
+
+    def __next__(self) -> memoryview:
+        window = self.window
+        with window.changed:
+            while True:
+                if window.closed.is_set() and self._problem is None:
+                    raise ValueError("read from a closed download")
+                if chunk := window.take() if self._problem is None else window.take(1):
+                    return chunk
+                if window.position == window.size:
+                    raise StopIteration
+                if self._problem is not None:
+                    raise self._problem
+                window.changed.wait()
+
+    def __enter__(self) -> Download:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End all transfers and their threads. Views that were handed out stay readable, their content does not."""
+        self._end()
+        for thread in self._threads:
+            thread.join()
+
+    def _end(self) -> None:
+        self.window.close()
+        with self.window.changed:
+            clients = list(self._clients)
+        for client in clients:
+            client.abort()
+
+    def _hire(self, count: int) -> None:
+        """Start `count` more threads."""
+        with self.window.changed:
+            if self.window.closed.is_set():
+                return
+            for _ in range(count):
+                client = Client(self.network)
+                name = f"download-{len(self._threads)}"
+                thread = threading.Thread(target=self._work, args=(client,), name=name, daemon=True)
+                self._clients.append(client)
+                self._threads.append(thread)
+                thread.start()
+
+    def _work(self, client: Client) -> None:
+        worker = _Worker(self, client)
+        try:
+            while piece := self.window.assign(client.interrupt):
+                worker.fill(piece)
+        except BaseException as problem:
+            with self.window.changed:
+                if not self.window.closed.is_set():
+                    self._problem = problem
+            self._end()
+        finally:
+            client.close()
+
+    # What follows is called by the workers.
+
+    @property
+    def alone(self) -> bool:
+        """Whether the calling worker is the only one (before the first answer, or for good)."""
+        return len(self._threads) == 1
+
+    def open(self, client: Client, start: int, end: int, whole: bool) -> _Body:
+        """A body that covers `start`; at most to `end`, unless the source ignores ranges and `whole` allows it.
+
+        Raises what `Locator.open` does.
+        """
+        self.window.closed.wait(max(0.0, self._quiet_until - time.monotonic()))
+        size = self.remote.size
+        headers = {} if (start, end) == (0, size) else {"Range": f"bytes={start}-{end - 1}"}
+        reply = self._locator.open(client, headers)
+        at, stop = interval(reply, start, end, size)
+        if reply.status == 200 and headers and not whole:
+            raise _RangesIgnored("the source ignores ranges")
+        if self.alone and reply.status == 206:
+            self._hire(min(self._parallel - 1, self.window.unassigned))
+        return _Body(reply, at, stop, reply.status == 200)
+
+    def pause(self, problem: Exception, failures: int, wait: float) -> None:
+        """Wait before another try: longer each time; what a source asks of one thread (`wait`) counts for all."""
+        now = time.monotonic()
+        if failures > 1:
+            self._locator.forget()
+            if now >= self._silent_until:  # the other threads meet the same
+                self._silent_until = now + _SILENCE
+                self.network.notice(again(self.remote, problem))
+        self.retries += 1
+        self._quiet_until = max(self._quiet_until, now + wait)
+        backoff = min(_LONGEST, _SHORTEST * 2 ** (failures - 1)) * random.uniform(0.5, 1.0)
+        self.window.closed.wait(max(backoff, self._quiet_until - now))
+
+
+class _Worker:
+    """One thread's work: fill pieces, over one connection that is kept."""
+
+    def __init__(self, download: Download, client: Client) -> None:
+        self._download, self._client = download, client
+        self._window, self._limiter = download.window, download.network.limiter
+        self._body: _Body | None = None
+        self._ignored = 0
+        self._largest = min(_SLICES[1], int(self._limiter.rate / 20) + 1024) if self._limiter else _SLICES[1]
+        self._slice = self._smallest = min(_SLICES[0], self._largest)
+
+    def fill(self, piece: Piece) -> None:
+        """Bring the whole of `piece`, whatever happens in between; raises a RegistryError when it cannot be had."""
+        failures = 0
+        while piece.have < piece.end and not self._window.closed.is_set():
+            before = piece.have
+            try:
+                self._pour(piece)
+            except (Passing, OSError, HTTPException) as problem:
+                self._body = None
+                self._client.close()
+                if self._window.closed.is_set():
+                    return
+                failures = 1 if piece.have - before >= PROGRESS else failures + 1
+                wait = getattr(problem, "wait", 0.0)
+                if failures >= patience(problem, self._download.network, TRIES) or wait > _PATIENCE:
+                    raise self._given_up(problem, failures, wait) from problem
+                self._download.pause(problem, failures, wait)
+
+    def _pour(self, piece: Piece) -> None:
+        """Open what is missing and read until the piece or the body ends. Raises what `Locator.open` does."""
+        body = self._body
+        if body is None or body.at > piece.have or body.end <= piece.have:
+            body = self._body = self._open(piece)
+        while piece.have < min(piece.end, body.end):
+            skip = piece.have - body.at
+            if skip:
+                # The room that is left in the piece may be a byte: what is not wanted goes elsewhere.
+                self._read(body, memoryview(bytearray(min(skip, self._slice))))
+            else:
+                self._window.arrived(piece, self._read(body, self._window.room(piece, self._slice)))
+        if body.at == body.end or not body.whole:
+            # The end of the piece may have been given to another worker.
+            body.reply.discard()
+            self._body = None
+
+    def _open(self, piece: Piece) -> _Body:
+        """A range for the rest of the piece; the whole file from a source that has ignored a range before."""
+        whole = self._ignored > 0 and self._download.alone
+        try:
+            return self._download.open(self._client, piece.have, piece.end, whole)
+        except _RangesIgnored:
+            self._ignored += 1
+            raise
+
+    def _read(self, body: _Body, buffer: memoryview) -> int:
+        """Receive up to so many bytes into `buffer`; then wait as long as the rate limit wants."""
+        started = time.monotonic()
+        count = body.reply.readinto(buffer)
+        if not count:
+            raise ConnectionResetError("the connection was closed early")
+        body.at += count
+        taken = time.monotonic() - started
+        if taken < 0.05:
+            self._slice = min(self._slice * 2, self._largest)
+        elif taken > 0.2:
+            self._slice = max(self._slice // 2, self._smallest)
+        if self._limiter:
+            self._window.closed.wait(self._limiter.take(count))
+        return count
+
+    def _given_up(self, problem: Exception, failures: int, wait: float) -> RegistryError:
+        if wait > _PATIENCE:
+            host = self._download.host
+            return SourceUnavailable(f"`{host}` wants no requests for {wait:.0f} s", "pull again after that time")
+        return given_up(self._download.remote, problem, failures)

@@ -1,0 +1,93 @@
+"""Small answers, read whole: what a hub says of a repository, headers, small files. Retried; not verified here."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from http.client import HTTPException, HTTPMessage
+from typing import TypeVar
+
+from registry.errors import RegistryError, SourceUnavailable
+from registry.net.locate import Locator, Passing, Remote, again, given_up, interval, patience
+from registry.net.transport import Client, Network, Reply
+
+TRIES = 6
+PATIENCE = 30.0  # seconds that we wait at most because a source asks for it
+PAUSE = 0.5  # seconds before the second try; doubles
+_STEP = 1 << 20
+
+Result = TypeVar("Result")
+
+
+class Fetcher:
+    """Requests one after the other, over connections that are kept; for one thread."""
+
+    def __init__(self, network: Network) -> None:
+        self._network = network
+        self._client = Client(network)
+        self._locators: dict[str, Locator] = {}
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._client.close()
+
+    def document(self, url: str, name: str, limit: int, refused: Callable[[int, HTTPMessage], RegistryError]) -> bytes:
+        """What lies at `url`, of unknown size. Raises SourceUnavailable, also beyond `limit` bytes, and `refused`."""
+        remote = Remote(url, limit, name, refused)
+
+        def read() -> bytes:
+            data = _read(Locator(remote, self._network).open(self._client, {}), limit + 1)
+            if len(data) > limit:
+                raise SourceUnavailable(f"the source's answer for {name} is longer than it may be")
+            return data
+
+        return self._persist(read, remote)
+
+    def part(self, remote: Remote, start: int, end: int) -> bytes:
+        """Bytes start … end of a file. Raises AccessDenied, ModelNotFound, SourceUnavailable."""
+        if start == end:
+            return b""
+        locator = self._locators.setdefault(remote.url, Locator(remote, self._network))
+        whole = (start, end) == (0, remote.size)
+
+        def read() -> bytes:
+            reply = locator.open(self._client, {} if whole else {"Range": f"bytes={start}-{end - 1}"})
+            at, stop = interval(reply, start, end, remote.size)
+            if stop < end:
+                raise Passing(f"the source sends less than bytes {start}-{end - 1}")
+            data = _read(reply, end - at)
+            if len(data) < end - at:
+                raise Passing("the connection was closed early")
+            return data[start - at :]
+
+        return self._persist(read, remote)
+
+    def _persist(self, read: Callable[[], Result], remote: Remote) -> Result:
+        for failures in range(1, TRIES + 1):
+            try:
+                return read()
+            except (Passing, OSError, HTTPException) as problem:
+                self._client.close()
+                wait = getattr(problem, "wait", 0.0)
+                if failures >= patience(problem, self._network, TRIES) or wait > PATIENCE:
+                    raise given_up(remote, problem, failures) from problem
+                self._network.notice(again(remote, problem))
+                time.sleep(max(wait, PAUSE * 2 ** (failures - 1) * random.uniform(0.5, 1.0)))
+            except RegistryError:
+                self._client.close()
+                raise
+        raise AssertionError("not reached")
+
+
+def _read(reply: Reply, most: int) -> bytes:
+    """The body, no more than `most` bytes of it."""
+    data = bytearray()
+    while len(data) < most:
+        part = bytearray(min(_STEP, most - len(data)))
+        count = reply.readinto(memoryview(part))
+        if not count:
+            break
+        data += memoryview(part)[:count]
+    reply.discard()
+    return bytes(data)

@@ -1,0 +1,232 @@
+"""Where the bytes of a file at a source are, and what its refusals mean.
+
+A hub answers for a large file with a redirect to a CDN, signed and soon to expire. The `Locator` follows redirects by
+hand, remembers where they led, and asks the hub again when the place has expired. The token goes to the origin of the
+file's own URL only (scheme, host and port); a redirect may not go from `https` to `http`, nor from a public
+address into a private one, nor further than five hops. That the file stays the same is checked on every
+answer by `X-Linked-ETag` (the hub's name for the content) and ETag.
+
+Header names: https://huggingface.co/docs/huggingface_hub/package_reference/file_download (`HfFileMetadata`).
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from http.client import HTTPMessage
+
+from registry.errors import AccessDenied, ModelNotFound, RegistryError, SourceUnavailable
+from registry.net.transport import Address, Client, Network, Reply, Unreachable, retry_after
+
+HOPS = 5
+_TURNS = 4
+_UNHEARD_TRIES = 2
+_REDIRECTS = (301, 302, 303, 307, 308)
+_EXPIRED = (401, 403, 404, 410)
+_PASSING = (408, 421, 425, 429)
+_RANGE = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/([0-9]{1,19}|\*)")
+
+
+class Passing(Exception):
+    """Trouble that may pass: try again, after `wait` seconds if the other side says so."""
+
+    def __init__(self, message: str, wait: float = 0.0) -> None:
+        super().__init__(message)
+        self.wait = wait
+
+
+@dataclass(frozen=True, slots=True)
+class Remote:
+    """A file at a source.
+
+    url must name one revision for good; size is in bytes; name is what messages call it. refused: the error that a
+    status of 4xx from the url's own origin means, where the source knows better than `locate.refused`.
+    """
+
+    url: str
+    size: int
+    name: str
+    refused: Callable[[int, HTTPMessage], RegistryError] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    address: Address
+    etag: str | None
+    public: bool
+
+
+class Locator:
+    """Opens ranges of one file; shared by the threads that fetch it."""
+
+    def __init__(self, remote: Remote, network: Network) -> None:
+        self._remote, self._network = remote, network
+        self._home = Address.parse(remote.url)
+        self.host = self._home.host
+        self._lock = threading.Lock()
+        self._place: _Place | None = None
+        self._identity: str | None = None
+
+    def open(self, client: Client, headers: Mapping[str, str]) -> Reply:
+        """An answer of status 200 or 206 to a GET of the file, body unread.
+
+        Close the client after an error: an answer may be left in it. Raises Passing, OSError and HTTPException for
+        trouble that may pass; AccessDenied, ModelNotFound, SourceUnavailable for what will not.
+        """
+        for _ in range(_TURNS):
+            place = self._place
+            if place is None:
+                with self._lock:
+                    if self._place is None:
+                        return self._walk(client, headers)
+                continue
+            reply = self._ask(client, place.address, headers, place.public)
+            if reply.status not in _EXPIRED or place.address.origin == self._home.origin:
+                return self._accept(reply, place)
+            reply.discard()
+            self.forget(place)
+        raise Passing(f"`{self._home.host}` gives addresses that have expired")
+
+    def forget(self, place: _Place | None = None) -> None:
+        """Ask the source again next time (a place that has expired, or that gives nothing but trouble)."""
+        with self._lock:
+            if place is None or place is self._place:
+                self._place = None
+
+    def _ask(self, client: Client, address: Address, headers: Mapping[str, str], public: bool) -> Reply:
+        token = self._network.token if address.origin == self._home.origin else None
+        return client.get(address, {**headers, "Authorization": f"Bearer {token}"} if token else headers, public)
+
+    def _walk(self, client: Client, headers: Mapping[str, str]) -> Reply:
+        """Follow the redirects from the file's own URL, and remember where they end."""
+        address, public, linked = self._home, False, None
+        for _ in range(HOPS + 1):
+            reply = self._ask(client, address, headers, public)
+            if address == self._home:
+                public, linked = reply.public, reply.headers.get("X-Linked-ETag")
+                self._check_size(reply.headers)
+            if reply.status not in _REDIRECTS:
+                etag = reply.headers.get("ETag")
+                reply = self._accept(reply, _Place(address, None, public))
+                self._identify(linked or _strong(etag))
+                self._place = _Place(address, _strong(etag), public)
+                return reply
+            reply.discard()
+            following = address.join(reply.headers.get("Location") or "")
+            if address.scheme == "https" and following.scheme != "https":
+                raise SourceUnavailable(f"`{address.host}` redirects from `https` to `http`")
+            address = following
+        raise SourceUnavailable(f"`{self._home.host}` redirects more than {HOPS} times for `{self._remote.name}`")
+
+    def _check_size(self, headers: HTTPMessage) -> None:
+        size = headers.get("X-Linked-Size")
+        if size is not None and size.strip() != str(self._remote.size):
+            raise Passing(f"the source says {size[:20]} bytes now and said {self._remote.size} before")
+
+    def _identify(self, identity: str | None) -> None:
+        if self._identity is None:
+            self._identity = identity
+        elif identity is not None and identity != self._identity:
+            raise SourceUnavailable(
+                f"`{self._remote.name}` changed at its source while it was downloaded", "start the pull again"
+            )
+
+    def _accept(self, reply: Reply, place: _Place) -> Reply:
+        status = reply.status
+        etag = _strong(reply.headers.get("ETag"))
+        if status in (200, 206) and (place.etag is None or etag is None or etag == place.etag):
+            return reply
+        host = place.address.host
+        if status in (200, 206):
+            raise Passing(f"`{host}` sends another file than before")
+        if status in _PASSING or status >= 500 or status == 416:
+            raise Passing(f"`{host}` answers {status}", retry_after(reply.headers))
+        if place.address.origin != self._home.origin and status in _EXPIRED:
+            raise Passing(f"`{host}` answers {status} to an address that the source just gave")
+        if self._remote.refused is not None:
+            raise self._remote.refused(status, reply.headers)
+        raise refused(self._remote, status, self._network.token is not None)
+
+
+def interval(reply: Reply, start: int, end: int, size: int) -> tuple[int, int]:
+    """Which bytes of the file an answer brings: from `start` on, to `end` or less; or all, where it ignores ranges.
+
+    Raises Passing where it is anything else, or encoded.
+    """
+    if reply.headers.get("Content-Encoding", "identity").lower() != "identity":
+        raise Passing("the source compresses what was asked for as it is")
+    if reply.status == 200:
+        if _length(reply) not in (None, size):
+            raise Passing(f"the source sends {_length(reply)} bytes where {size} were declared")
+        return 0, size
+    text = reply.headers.get("Content-Range", "")
+    match = _RANGE.fullmatch(text.strip())
+    if match is None:
+        raise Passing("the source sends a range without saying which")
+    first, last, total = int(match[1]), int(match[2]), match[3]
+    if first != start or not start <= last < end or total not in ("*", str(size)):
+        raise Passing(f"the source sends `{text[:60]}` where bytes {start}-{end - 1}/{size} were asked for")
+    if _length(reply) not in (None, last + 1 - first):
+        raise Passing(f"the source sends {_length(reply)} bytes for `{text[:60]}`")
+    return first, last + 1
+
+
+def patience(problem: Exception, network: Network, tries: int) -> int:
+    """How often a request is made that fails so: `tries` times, few times as long as nobody has ever answered."""
+    return tries if network.answered.is_set() or not isinstance(problem, Unreachable) else min(tries, _UNHEARD_TRIES)
+
+
+def again(remote: Remote, problem: Exception) -> str:
+    """What a user is told when a request is made again."""
+    if isinstance(problem, Unreachable):
+        return f"{problem.strerror}; trying again"
+    return f"`{remote.name}` cannot be read now: {trouble(problem)}; trying again"
+
+
+def given_up(remote: Remote, problem: Exception, failures: int) -> SourceUnavailable:
+    """What a user is told when `problem` came so many times in a row."""
+    if isinstance(problem, Unreachable):
+        without = "what `lm list` shows, `demo` and folders need no network"
+        if problem.offline:
+            return SourceUnavailable(f"this machine is offline: {problem.strerror}", without)
+        return SourceUnavailable(str(problem.strerror), f"check the network, `HF_ENDPOINT` and the proxy; {without}")
+    host = Address.parse(remote.url).host
+    return SourceUnavailable(
+        f"`{remote.name}` cannot be read from `{host}`: {trouble(problem)}, {failures} times in a row",
+        "check the network and pull again: what has arrived is kept",
+    )
+
+
+def trouble(problem: Exception) -> str:
+    """What happened to a request, in a few words."""
+    if isinstance(problem, Passing):
+        return str(problem)
+    if isinstance(problem, TimeoutError):
+        return "nothing arrived for too long"
+    if isinstance(problem, OSError):
+        return (problem.strerror or str(problem) or type(problem).__name__).lower()
+    return f"its answer is malformed ({type(problem).__name__})"
+
+
+def _length(reply: Reply) -> int | None:
+    value = reply.headers.get("Content-Length", "").strip()
+    return int(value) if re.fullmatch(r"[0-9]{1,19}", value) else None
+
+
+def refused(remote: Remote, status: int, with_token: bool) -> RegistryError:
+    """What a 4xx means where the source has no words of its own for it."""
+    name, host = remote.name, Address.parse(remote.url).host
+    if status in (401, 403) and with_token:
+        return AccessDenied(f"`{host}` does not let this token have `{name}`", "check the token, and what it may read")
+    if status in (401, 403):
+        return AccessDenied(f"`{host}` wants a token for `{name}`", "give it one, for a hub in `HF_TOKEN`")
+    if status in (404, 410):
+        return ModelNotFound(f"`{host}` has no `{name}`", "check the name and the revision")
+    return SourceUnavailable(f"`{host}` answers {status} for `{name}`", "check the address of the source")
+
+
+def _strong(etag: str | None) -> str | None:
+    """An ETag that promises equal bytes; weak ones do not."""
+    return None if etag is None or etag.startswith("W/") else etag

@@ -1,0 +1,35 @@
+"""Where models come from: local folders, a hub; registries and plain URLs are not brought in by this version."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from registry.errors import ModelNotFound
+from registry.names import Reference
+from registry.net.transport import Network
+from registry.sources.base import Source
+
+__all__ = ["Source", "open_source"]
+
+DEMO = Path(__file__).parent.parent / "demo"
+
+
+def open_source(reference: Reference, endpoint: str, network: Network, revision: str = "") -> Source:
+    """The source that a reference names, pinned to `revision`, by default its present one.
+
+    `endpoint` is the hub's URL; the token of `network` goes there and nowhere else. Connections are opened for a hub
+    only. Raises ModelNotFound (also when the revision is gone), AccessDenied, SourceUnavailable.
+    """
+    if reference.kind in ("demo", "folder"):
+        from registry.sources.local import Folder
+
+        demo = reference.kind == "demo"
+        return Folder(DEMO if demo else Path(reference.location), "demo" if demo else reference.location)
+    if reference.kind == "hub":
+        from registry.sources.huggingface import Repository
+
+        return Repository(reference.location, endpoint, network, revision)
+    raise ModelNotFound(
+        f"model `{reference.name.display}` is not here, and cannot be brought in by that name",
+        "name a model of the hub as `org/repo`, a folder as `./folder`; `demo` comes with lm",
+    )

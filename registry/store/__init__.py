@@ -1,0 +1,1 @@
+"""Blobs, manifests and files on their way, on disk; nothing is ever half there."""

@@ -1,0 +1,211 @@
+"""A file on its way into the store, and the journal from which its making goes on after any accident.
+
+    ingest/id/data       the output so far
+    ingest/id/journal    facts of the pull, and two places: where the current source file began, and the latest
+
+A `Place` says how much of the source was consumed (file, offset, state of its hash), how long the output was then, and
+the state of the output's own hash. It is journalled only after the output up to it is on the disk, so after kill -9 or
+a power cut the output is cut back to the place and the source is read on from it: what follows is fetched twice, no
+more. A failed fsync ends the pull; what it may have lost lies after the latest place and is cut off.
+
+Why every byte in the store descends from checked bytes, though a resumed pull never reads again what it has: the
+source's hash goes on from the state at exactly the place where the output was cut, so when the file ends, its digest
+covers the bytes of all runs, each taken once, and each output byte was made of bytes that are in it. If the digest is
+wrong, the output is cut back to where that file began; all before it was verified in the same way, which is what a mark
+at offset 0 says. The journal belongs to one fingerprint: header, origins of all tensors, level, revision and version;
+with any other the pull starts anew. A commit happens only after the last file was verified.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+
+from registry.sha256 import Sha256
+from registry.store import fsops
+from registry.store.fsops import plainly
+
+# A place is journalled after so many bytes of source or so many seconds, unless the disk is still busy with the last.
+EVERY_BYTES = 48 << 20
+EVERY_SECONDS = 2.0
+JOURNAL = "journal"
+DATA = "data"
+_LONGEST = 1 << 20
+
+
+class Facts(msgspec.Struct, frozen=True):
+    """What a pull makes.
+
+    `title` is what was asked for, `source` where it comes from, `size` that of the finished file in bytes;
+    `fingerprint` stands for all that decides the file; `pre` is the pre-tokenizer's name where the user gave it.
+    """
+
+    title: str
+    source: str
+    revision: str
+    level: str
+    reason: str
+    fingerprint: str
+    size: int
+    pre: str = ""
+
+
+class Mark(Protocol):
+    """A place in the source, as the streaming pass tells it; offset 0 begins a file and vouches for all before it."""
+
+    @property
+    def tensor(self) -> int:
+        """The output tensor that comes next."""
+
+    @property
+    def row(self) -> int:
+        """The row of it."""
+
+    @property
+    def shard(self) -> str:
+        """The source file."""
+
+    @property
+    def offset(self) -> int:
+        """Bytes of it that were consumed."""
+
+    @property
+    def state(self) -> bytes:
+        """What its reader needs to go on."""
+
+
+class Place(msgspec.Struct, frozen=True):
+    """A mark, and the output's length and hash there."""
+
+    tensor: int
+    row: int
+    shard: str
+    offset: int
+    state: bytes
+    size: int
+    hash: bytes
+
+
+class Journal(msgspec.Struct, frozen=True):
+    """What is known of a pull that was begun."""
+
+    facts: Facts
+    began: Place
+    latest: Place
+
+
+class Partial:
+    """The output of a pull in its folder. `write` and `reached` are for one thread."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._path = folder / DATA
+        self._file = -1
+        self._hash = Sha256()
+        self._facts: Facts | None = None
+        self._began: Place | None = None
+        self._journalled = (0, 0.0)
+        self._disk = ThreadPoolExecutor(1, thread_name_prefix="journal")
+        self._syncing: Future[None] | None = None
+        self.journal = read_journal(folder)
+
+    def begin(self, facts: Facts) -> Place | None:
+        """Open the output; where to go on, or None when it begins anew. Raises DiskFull, StoreFailed."""
+        journal = self.journal
+        with plainly(self._folder.parents[1]):
+            self._close_file()
+            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+            self._file = os.open(self._path, flags, 0o600)
+            fits = journal is not None and journal.facts.fingerprint == facts.fingerprint
+            if journal is None or not fits or os.fstat(self._file).st_size < journal.latest.size:
+                journal = self.journal = None
+                fsops.unlink(self._folder / JOURNAL)
+            latest = journal.latest if journal else None
+            os.ftruncate(self._file, latest.size if latest else 0)
+            os.lseek(self._file, 0, os.SEEK_END)
+        self._facts = journal.facts if journal else facts
+        self._began = journal.began if journal else None
+        self._hash = Sha256(latest.hash if latest else None)
+        self._journalled = (latest.offset if latest else 0, time.monotonic())
+        return latest
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Append bytes. Raises DiskFull, StoreFailed."""
+        view = memoryview(data).cast("B")
+        self._hash.update(view)
+        with plainly(self._folder.parents[1]):
+            while view:
+                view = view[os.write(self._file, view) :]
+
+    def reached(self, mark: Mark) -> None:
+        """Note that the output ends at this mark; now and then it is journalled, while writing goes on."""
+        offset, when = self._journalled
+        due = mark.offset - offset >= EVERY_BYTES or time.monotonic() - when >= EVERY_SECONDS
+        if mark.offset and (not due or (self._syncing and not self._syncing.done())):
+            return
+        self._settle()
+        place = Place(mark.tensor, mark.row, mark.shard, mark.offset, mark.state, self._hash.length, self._hash.state())
+        if not mark.offset or self._began is None:
+            self._began = place
+        assert self._facts is not None
+        self.journal = Journal(self._facts, self._began, place)
+        self._journalled = (mark.offset, time.monotonic())
+        self._syncing = self._disk.submit(self._save, self.journal)
+
+    def rewind(self) -> None:
+        """Go back to where the source file began that was not what was declared. Raises DiskFull, StoreFailed."""
+        self._settle()
+        if self.journal is not None:
+            self.journal = Journal(self.journal.facts, self.journal.began, self.journal.began)
+            self._save(self.journal)
+
+    def finish(self) -> tuple[str, int]:
+        """SHA-256 (hexadecimal) and length of the finished output."""
+        self._settle()
+        return self._hash.hexdigest(), self._hash.length
+
+    def close(self) -> None:
+        """Let go of the file; what is journalled stays."""
+        self._disk.shutdown()
+        self._close_file()
+
+    def _save(self, journal: Journal) -> None:
+        with plainly(self._folder.parents[1]):
+            fsops.fsync(self._path)
+            fsops.replace(self._folder / JOURNAL, msgspec.json.encode(journal))
+
+    def _settle(self) -> None:
+        """Wait for the disk; raises what went wrong there."""
+        if self._syncing is not None:
+            syncing, self._syncing = self._syncing, None
+            syncing.result()
+
+    def _close_file(self) -> None:
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+
+
+def read_journal(folder: Path) -> Journal | None:
+    """The journal of an ingest folder, None where there is none that can be used."""
+    try:
+        path = folder / JOURNAL
+        if path.stat().st_size > _LONGEST:
+            return None
+        return msgspec.json.decode(path.read_bytes(), type=Journal)
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
+        return None
+
+
+def resumable(folder: Path) -> bool:
+    """Whether a pull can go on from what lies there."""
+    journal = read_journal(folder)
+    try:
+        return journal is not None and (folder / DATA).stat().st_size >= journal.latest.size
+    except OSError:
+        return False

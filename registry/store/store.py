@@ -1,0 +1,375 @@
+"""The store: blobs named by their SHA-256 and manifests that list them, in Ollama's layout; nothing is ever half there.
+
+    store.json         the version of this layout
+    store.lock         held by the one process that owns the store, with its id inside
+    blobs/sha256-…     complete, hashed, never written again
+    manifests/host/namespace/model/tag
+    chosen/host/namespace/model      the tag that a bare name means
+    ingest/id/         a file on its way (`registry/store/partial.py`); belongs to the process that holds the lock
+
+Commit: fsync of the data, rename into `blobs`, fsync of `blobs`, and the manifest last, itself written aside, synced
+and renamed. So a crash leaves a model as it was or as it will be, and at worst a blob that nobody lists, which
+`collect` removes. What a pull has made so far survives as far as its journal vouches for it. Liveness is never judged
+by a clock: what is listed by a manifest, used by a worker or being ingested stays. (The order of steps is that of
+containerd's content store.)
+Functions block: call them from a thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+import stat
+import threading
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from registry import digest
+from registry.errors import BadName, DigestMismatch, ModelNotFound, StoreDamaged, StoreFailed, StoreLocked
+from registry.names import Name, Reference
+from registry.store import fsops, manifest
+from registry.store.catalog import Catalog, Model, referenced
+from registry.store.fsops import plainly
+from registry.store.manifest import Layer
+from registry.store.partial import DATA, Journal, read_journal, resumable
+
+__all__ = ["Ingest", "Model", "Store"]
+
+log = logging.getLogger("lm.store")
+
+FORMAT = 1
+_VERSION = "store.json"
+_COMMITTED = "committed"  # in an ingest folder: the digest under which its data is about to lie among the blobs
+_BLOB = re.compile(r"sha256-[0-9a-f]{64}")
+_FOLDERS = ("blobs", "manifests", "chosen", "ingest")
+
+
+@dataclass(frozen=True)
+class Ingest:
+    """A file on its way into the store: whoever makes it writes `data`, then it is committed, paused or abandoned."""
+
+    title: str
+    folder: Path
+
+    @property
+    def data(self) -> Path:
+        """The file to write."""
+        return self.folder / DATA
+
+    @property
+    def journal(self) -> Journal | None:
+        """How far it is, if it can be gone on with."""
+        return read_journal(self.folder) if resumable(self.folder) else None
+
+
+class Store:
+    """The models of one folder, owned by this process until `close`. May be used by several threads."""
+
+    def __init__(self, root: Path, lock: int) -> None:
+        """Use `Store.open`."""
+        self.root = root
+        self._lock_file = lock
+        self._catalog = Catalog(root)
+        self._ingests = root / "ingest"
+        self._changing = threading.RLock()
+        self._busy: set[Path] = set()
+
+    @classmethod
+    def open(cls, root: Path) -> Store:
+        """Take the store at `root`, made if need be, and clear away what an earlier owner left unfinished.
+
+        Raises StoreLocked (with the owner's process id), StoreDamaged (not a store of ours, or of a newer version),
+        StoreFailed (no permission), DiskFull.
+        """
+        with plainly(root):
+            root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            root = root.resolve()
+            _own(root)
+            lock = _lock(root / "store.lock")
+            try:
+                _prepare(root)
+                store = cls(root, lock)
+                store._recover()
+            except BaseException:
+                os.close(lock)
+                raise
+        return store
+
+    def close(self) -> None:
+        """Give the store up. Closing again does nothing."""
+        with self._changing:
+            if self._lock_file >= 0:
+                os.close(self._lock_file)
+                self._lock_file = -1
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def models(self) -> list[Model]:
+        """All models in the order of their names; those that cannot be used say why in `problem`."""
+        return self._catalog.models()
+
+    def resolve(self, text: str) -> Model:
+        """The model that `text` means: a full name, or a bare one for the variant chosen last; case does not matter.
+
+        Raises BadName, ModelNotFound (its hint names what comes close), StoreDamaged (the model is broken).
+        """
+        return self._catalog.resolve(text)
+
+    def find(self, text: str) -> Model:
+        """As `resolve`, but a broken model is returned too, to be deleted."""
+        return self._catalog.resolve(text, broken=True)
+
+    def similar(self, reference: Reference) -> list[str]:
+        """Names of models here, and `demo`, that look like this one, the most alike first."""
+        return self._catalog.similar(reference)
+
+    def free_bytes(self) -> int:
+        """Bytes that the store's disk has left for us."""
+        with plainly(self.root):
+            return shutil.disk_usage(self.root).free
+
+    def begin(self, title: str) -> Ingest:
+        """The place where the file of `title` is made; what was paused there is there again.
+
+        Whether the disk has room is asked when the size is known (`runtime/machine/choosing.py`). Raises StoreFailed
+        (also when it is being made already), DiskFull.
+        """
+        ingest = Ingest(title, self._ingests / hashlib.sha256(title.encode()).hexdigest()[:16])
+        with self._changing, plainly(self.root):
+            if ingest.folder in self._busy:
+                raise StoreFailed(f"`{title}` is being made already", "wait until that has ended")
+            if not ingest.journal:
+                fsops.remove_tree(ingest.folder)
+                fsops.mkdir(ingest.folder)
+                fsops.fsync_dir(self._ingests)
+            self._busy.add(ingest.folder)
+        return ingest
+
+    def pause(self, ingest: Ingest) -> None:
+        """Keep what can be gone on with, and throw away the rest; does nothing after a commit. Raises StoreFailed."""
+        with self._changing, plainly(self.root):
+            self._busy.discard(ingest.folder)
+            self._restore(ingest.folder)
+            if not ingest.journal:
+                fsops.remove_tree(ingest.folder)
+
+    def abandon(self, ingest: Ingest) -> None:
+        """Throw away what was written so far; does nothing after a commit. Raises StoreFailed."""
+        with self._changing, plainly(self.root):
+            self._busy.discard(ingest.folder)
+            fsops.remove_tree(ingest.folder)
+
+    def partials(self) -> list[Ingest]:
+        """What is on its way or paused, and has got so far that it can be gone on with."""
+        found = [(folder, read_journal(folder)) for folder in sorted(self._ingests.iterdir()) if resumable(folder)]
+        return [Ingest(journal.facts.title, folder) for folder, journal in found if journal]
+
+    def commit(
+        self,
+        ingest: Ingest,
+        sha256: str,
+        size: int,
+        name: Name,
+        config: dict[str, Any],
+        params: dict[str, Any] | None,
+        chosen: bool = True,
+    ) -> Model:
+        """List the file that was written into `ingest` as the weights of `name`, replacing what had that name.
+
+        `sha256` (hexadecimal) and `size` are those of the bytes that its writer sent to the file. `config` and `params`
+        become blobs of their own. With `chosen` the bare name means this variant from now on. When this returns, a
+        power cut cannot undo it; when it raises, the ingest is paused, and what had the name still has it (or, if the
+        very last step failed, the new model has).
+        Raises DigestMismatch (another size than announced), DiskFull, StoreFailed.
+        """
+        weights = Layer(manifest.MODEL, f"sha256:{sha256}", size)
+        try:
+            with plainly(self.root):
+                staged = _stage(ingest, weights, config, params)
+                with self._changing:
+                    model = self._publish(name, staged, chosen)
+        except BaseException:
+            with contextlib.suppress(StoreFailed):
+                self.pause(ingest)
+            raise
+        with contextlib.suppress(StoreFailed):
+            self.abandon(ingest)
+        return model
+
+    def choose(self, model: Model) -> None:
+        """Let the bare name mean this variant. Raises StoreFailed, DiskFull."""
+        with self._changing, plainly(self.root):
+            self._choose(model.key)
+
+    def delete(self, model: Model) -> None:
+        """Forget a model; its blobs go at the next `collect`. Raises ModelNotFound when it is gone, StoreFailed."""
+        path = self._catalog.manifest_path(model.key)
+        with self._changing, plainly(self.root):
+            if not os.path.lexists(path):
+                raise ModelNotFound(f"model `{model.name}` is not here", "`lm list` shows what is")
+            fsops.unlink(path)
+            fsops.fsync_dir(path.parent)
+            choice = self._catalog.choice_path(model.key)
+            if not self._catalog.has_variants(model.key):
+                fsops.unlink(choice)
+                _prune(choice.parent, self._catalog.choices)
+                _prune(path.parent, self._catalog.manifests)
+
+    def collect(self, in_use: Collection[str]) -> int:
+        """Remove the blobs that no manifest lists and that are not `in_use` (digests); returns the bytes freed.
+
+        Removes nothing while a manifest is unreadable: nobody knows what it lists. Raises StoreFailed.
+        """
+        freed = 0
+        with self._changing, plainly(self.root):
+            marked = referenced(self._catalog)
+            if marked is None:
+                return 0
+            kept = {f"sha256-{value.rpartition(':')[2]}" for value in (*marked, *in_use)}
+            blobs = self._catalog.blobs
+            for entry in [entry for entry in os.scandir(blobs) if _BLOB.fullmatch(entry.name)]:
+                if entry.name not in kept:
+                    size = entry.stat(follow_symlinks=False).st_size
+                    fsops.unlink(blobs / entry.name)
+                    freed += size
+            # Not synced: a blob that a power cut brings back is still listed by nobody, and goes at the next start.
+        return freed
+
+    def _publish(self, name: Name, staged: list[tuple[Path, Layer]], chosen: bool) -> Model:
+        """Move synced files among the blobs, then list them; the last of them is the config."""
+        if name.tag is None:
+            raise BadName(f"`{name.display}` does not say which variant is committed", "a tag is wanted")
+        name = self._catalog.existing(name)
+        for path, layer in staged:
+            target = self._catalog.blob(layer.digest)
+            fsops.seal(path)
+            fsops.rename(path, target)
+        fsops.fsync_dir(self._catalog.blobs)
+        *layers, config = (layer for _, layer in staged)
+        path = self._catalog.manifest_path(name)
+        fsops.make_folders(self._catalog.manifests, path.parent)
+        fsops.replace(path, manifest.build(config, layers))
+        if chosen:
+            self._choose(name)
+        model = self._catalog.read(name)
+        if model is None:
+            raise StoreDamaged(f"`{name.display}` was removed while it was committed", "pull again")
+        return model
+
+    def _choose(self, name: Name) -> None:
+        path = self._catalog.choice_path(name)
+        fsops.make_folders(self._catalog.choices, path.parent)
+        fsops.replace(path, f"{name.tag}\n".encode())
+
+    def _recover(self) -> None:
+        """Clear away what a process that died left: unfinished files, temporary ones, blobs that nobody lists."""
+        for entry in sorted(self._ingests.iterdir()):
+            self._restore(entry)
+            if not resumable(entry):
+                log.info("what a pull left before it was journalled is removed")
+                fsops.remove_tree(entry)
+        for folder in (self._catalog.manifests, self._catalog.choices, self._ingests, self.root):
+            found = folder.glob("*") if folder == self.root else folder.rglob("*")
+            for path in [path for path in found if path.name.startswith(fsops.TEMPORARY)]:
+                fsops.unlink(path)
+        self.collect(())
+
+    def _restore(self, folder: Path) -> None:
+        """Bring data back that was among the blobs already when its commit ended before anything listed it."""
+        note = folder / _COMMITTED
+        if not note.exists():
+            return
+        try:
+            blob = self._catalog.blob(note.read_text())
+        except (StoreDamaged, UnicodeDecodeError):
+            return
+        marked = referenced(self._catalog)
+        if marked is not None and blob.name.replace("-", ":") not in marked and blob.exists():
+            blob.chmod(0o600)
+            fsops.rename(blob, folder / DATA)
+            fsops.fsync_dir(folder)
+
+
+def _stage(
+    ingest: Ingest, weights: Layer, config: dict[str, Any], params: dict[str, Any] | None
+) -> list[tuple[Path, Layer]]:
+    """Bring all files of a model onto the disk, beside the data: takes long, so it is done without the store's lock."""
+    status = ingest.data.lstat()
+    if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
+        raise StoreDamaged("what is to be committed is no ordinary file", "pull again")
+    if status.st_size != weights.size:
+        raise DigestMismatch(
+            f"the file made has {status.st_size:,} bytes where {weights.size:,} were announced", "pull again"
+        )
+    fsops.fsync(ingest.data)
+    if ingest.journal:
+        fsops.replace(ingest.folder / _COMMITTED, weights.digest.encode())
+    staged = [(ingest.data, weights)]
+    small = [("params", manifest.PARAMS, params)] if params else []
+    for word, media_type, fields in (*small, ("config", manifest.CONFIG, config)):
+        path, data = ingest.folder / word, manifest.encode(fields)
+        fsops.unlink(path)
+        fsops.write(path, data)
+        fsops.fsync(path)
+        staged.append((path, Layer(media_type, digest.of(data), len(data))))
+    return staged
+
+
+def _prune(folder: Path, root: Path) -> None:
+    """Remove folders that became empty, upwards, `root` itself excepted."""
+    while folder != root and fsops.rmdir(folder):
+        folder = folder.parent
+
+
+def _own(root: Path) -> None:
+    status = root.stat()
+    if status.st_uid != os.geteuid():
+        raise StoreFailed(f"the store at `{root}` belongs to another user", "set `LM_HOME` to a folder of your own")
+    if status.st_mode & 0o077:
+        root.chmod(status.st_mode & 0o700)
+    if not (root / _VERSION).exists() and any((root / folder).exists() for folder in ("blobs", "manifests")):
+        raise StoreDamaged(f"`{root}` holds the models of another program", "set `LM_HOME` to another folder")
+
+
+def _lock(path: Path) -> int:
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        owner = os.pread(descriptor, 20, 0).decode(errors="replace").strip()
+        os.close(descriptor)
+        raise StoreLocked(
+            f"the store at `{path.parent}` belongs to process {owner or 'unknown'}",
+            "one daemon owns a store: stop that one with `lm stop --daemon`, or set `LM_HOME` to another folder",
+        ) from None
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+    return descriptor
+
+
+def _prepare(root: Path) -> None:
+    path = root / _VERSION
+    if not path.exists():
+        fsops.replace(path, json.dumps({"format": FORMAT}).encode())
+    try:
+        version = json.loads(path.read_bytes())["format"]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        version = None
+    if not isinstance(version, int):
+        raise StoreDamaged(f"`{path}` is damaged", f'put `{{"format": {FORMAT}}}` into it')
+    if version > FORMAT:
+        raise StoreDamaged(f"the store at `{root}` is of a newer version ({version}) than this program", "update lm")
+    for folder in _FOLDERS:
+        fsops.make_folders(root, root / folder)

@@ -1,0 +1,1 @@
+"""Which sequence holds which tokens of the KV cache."""

@@ -1,0 +1,1 @@
+"""The loop that answers all requests of one model together."""

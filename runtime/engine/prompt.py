@@ -1,0 +1,135 @@
+"""From messages or text to the tokens that the engine reads, and what to do when they are too many.
+
+Safe to call from any thread: it touches the vocabulary alone.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from runtime import messages as m
+from runtime.cache.spill import common_prefix
+from runtime.errors import BadRequest, PromptTooLong
+from runtime.llama.model import Model
+from runtime.text.template import Piece, Template
+
+MAX_MESSAGES = 4096
+
+
+class Prompt(NamedTuple):
+    """What an answer begins with. `dropped` tokens were left out to make it fit.
+
+    The next prompt of the same conversation begins with the first `border` tokens of this one, whatever was answered;
+    0 where that is not known, or of no use because the model can go back anywhere.
+    """
+
+    ids: array[int]
+    dropped: int = 0
+    border: int = 0
+
+
+class Prompter:
+    """Makes prompts for one model with a pool of `context` tokens."""
+
+    def __init__(self, model: Model, context: int) -> None:
+        """Raises LoadFailed when the file's template is broken."""
+        self._model = model
+        self._context = context
+        self._bos = model.special_text("bos")
+        eos = model.special_text("eos")
+        self.template = Template(model.chat_template, bos=self._bos, eos=eos, control=model.control_texts())
+
+    def prompt(self, request: m.Submit) -> Prompt:
+        """The tokens of a request.
+
+        Raises PromptTooLong when they do not fit and may not be cut, BadRequest when there is nothing to read.
+        """
+        limit = self._context - 1
+        if request.messages is not None:
+            return self._chat(request, request.messages, limit)
+        ids = self._raw(request)
+        if len(ids) <= limit:
+            return Prompt(ids)
+        if not request.truncate:
+            raise self._too_long(len(ids))
+        keep = self._room(request)
+        head = 1 if self._bos and ids[:1] == self._model.tokenize(self._bos, special=True, add=False) else 0
+        return Prompt(ids[:head] + ids[len(ids) - keep + head :], len(ids) - keep)
+
+    def text(self, text: str) -> array[int]:
+        """The tokens of a text alone, control tokens not read in it."""
+        return self._model.tokenize(text, special=False, add=False)
+
+    def chat(self, messages: list[dict[str, Any]]) -> array[int]:
+        """The tokens of some messages as the template renders them, whatever their number."""
+        if not messages:
+            raise BadRequest("`messages` is empty", "send at least one message")
+        if len(messages) > MAX_MESSAGES or not all(isinstance(message, dict) for message in messages):
+            raise BadRequest(f"`messages` takes up to {MAX_MESSAGES} objects with `role` and `content`")
+        return self._ids(self.template.render(list(messages)))
+
+    def _raw(self, request: m.Submit) -> array[int]:
+        prompt = request.prompt
+        if isinstance(prompt, str):
+            pieces = [Piece(prompt, True)] if request.parse_special else [Piece(prompt, False)]
+            ids = self._ids(pieces) if prompt else self._model.tokenize("", special=False, add=True)
+        else:
+            ids = self._checked(prompt or [])
+        if not ids:
+            raise BadRequest("the prompt is empty", "send some text")
+        return ids
+
+    def _checked(self, ids: Sequence[int]) -> array[int]:
+        for token in ids:
+            if not 0 <= token < self._model.n_vocab:
+                raise BadRequest(f"the prompt has token {token}, and the vocabulary ends at {self._model.n_vocab - 1}")
+        return array("i", ids)
+
+    def _chat(self, request: m.Submit, messages: list[dict[str, Any]], limit: int) -> Prompt:
+        ids = self.chat(messages)
+        if len(ids) <= limit:
+            return Prompt(ids, border=self._border(messages, ids))
+        if not request.truncate:
+            raise self._too_long(len(ids))
+        # A conversation may begin at any turn of the user; the fewest turns are dropped.
+        starts = [i for i, message in enumerate(messages) if message.get("role") == "user"][1:]
+        system = [message for message in messages if message.get("role") == "system"]
+        keep = self._room(request)
+        best: Prompt | None = None
+        kept: list[dict[str, Any]] = []
+        low, high = 0, len(starts)
+        while low < high:
+            middle = (low + high) // 2
+            rest = [message for message in messages[starts[middle] :] if message.get("role") != "system"]
+            shorter = self.chat(system + rest)
+            if len(shorter) <= keep:
+                best, high = Prompt(shorter, len(ids) - len(shorter)), middle
+                kept = system + rest
+            else:
+                low = middle + 1
+        if best is None:
+            raise self._too_long(len(ids))
+        return best._replace(border=self._border(kept, best.ids))
+
+    def _border(self, messages: list[dict[str, Any]], ids: array[int]) -> int:
+        """Where `ids` begin to ask for the answer: an old turn may look otherwise than one that is being written."""
+        if not self._model.recurrent or messages[-1].get("role") == "assistant":
+            return 0
+        return common_prefix(self._ids(self.template.render(list(messages), answering=False)), ids)
+
+    def _room(self, request: m.Submit) -> int:
+        """Tokens that a prompt cut to fit may have: some are left to the answer."""
+        wanted = request.limits.max_tokens if request.limits.max_tokens >= 0 else self._context
+        return max(1, self._context - 1 - min(wanted, self._context // 8))
+
+    def _ids(self, pieces: list[Piece]) -> array[int]:
+        ids = self._model.read(pieces)
+        has_bos = bool(self._bos) and pieces and pieces[0].special and pieces[0].text.startswith(self._bos)
+        return ids if has_bos else self._model.frame[0] + ids  # nothing is put at the end: the prompt goes on
+
+    def _too_long(self, length: int) -> PromptTooLong:
+        message = f"the prompt has {length:,} tokens and the context holds {self._context:,}"
+        hint = "shorten it; the context (`num_ctx`, `LM_CONTEXT`) can be as large as the model was trained for"
+        return PromptTooLong(message, hint)

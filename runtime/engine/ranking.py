@@ -1,0 +1,96 @@
+"""A question and a text as what a ranking model reads: by the model's own template, or with special tokens between.
+
+As llama-server's `format_prompt_rerank` has it, but that control tokens are not read in what the user wrote.
+"""
+
+from __future__ import annotations
+
+import re
+from array import array
+from typing import Any
+
+from runtime.errors import BadRequest, PromptTooLong
+from runtime.llama.context import POOLING_RANK
+from runtime.llama.model import Model, library
+
+_SLOTS = re.compile(r"(\{query\}|\{document\})")
+
+
+class Ranker:
+    """Makes the inputs of one model; `limit` tokens fit. Safe to call from any thread."""
+
+    def __init__(self, model: Model, pooling: int, limit: int) -> None:
+        self._model = model
+        self._ranks = pooling == POOLING_RANK
+        self._limit = limit
+        template = library().llama_model_chat_template(model.handle, b"rerank") if self._ranks else None
+        self._parts = _SLOTS.split(template.decode(errors="replace")) if template else []
+        controls = sorted(model.control_texts(), key=len, reverse=True) if self._parts else []
+        self._kinds = self._read_kinds() if self._ranks and model.encoder else None
+        self._control = re.compile("(" + "|".join(map(re.escape, filter(None, controls))) + ")") if controls else None
+
+    def inputs(self, query: str, documents: list[str]) -> list[array[int]]:
+        """One input for each text, a text that is too long cut; BadRequest where the model does not rank.
+
+        Raises PromptTooLong where the question alone fills the context.
+        """
+        if not self._ranks:
+            raise BadRequest("this model does not rank texts", "ask one whose capabilities include `rerank`")
+        return [self._input(query, document) for document in documents]
+
+    def vectors(self, inputs: list[array[int]], query: str) -> Any:
+        """float32[tokens, width] in the place of the tokens of `inputs`, where these alone would not do; else None."""
+        if self._kinds is None:
+            return None
+        import numpy as np  # a worker that only writes starts faster without
+
+        second = len(self._paired(query, "")[0])
+        return np.concatenate([self._kinds.vectors(ids, second) for ids in inputs])
+
+    def _read_kinds(self) -> Any:
+        from runtime.llama.token_types import Kinds  # as above
+
+        return Kinds.of(self._model)
+
+    def _input(self, query: str, document: str) -> array[int]:
+        before, text, after = self._asked(query, document) if self._parts else self._paired(query, document)
+        room = self._limit - len(before) - len(after)
+        if room < 1:
+            raise PromptTooLong(f"the query fills the {self._limit:,} tokens that the model reads", "shorten it")
+        return before + text[:room] + after
+
+    def _paired(self, query: str, document: str) -> tuple[array[int], array[int], array[int]]:
+        low, vocab = library(), self._model.vocab
+        one, two = (self._model.tokenize(text, special=False, add=False) for text in (query, document))
+        first = array("i", [low.llama_vocab_bos(vocab)] if low.llama_vocab_get_add_bos(vocab) else [])
+        last = array("i", [low.llama_vocab_eos(vocab)] if low.llama_vocab_get_add_eos(vocab) else [])
+        between = array("i", [low.llama_vocab_sep(vocab)] if low.llama_vocab_get_add_sep(vocab) else [])
+        return first + one + last + between, two, last
+
+    def _asked(self, query: str, document: str) -> tuple[array[int], array[int], array[int]]:
+        """The template around both. What is read together is tokenized together, so only an overlong text is apart."""
+        whole = self._read([*self._filled(query, document)])
+        if len(whole) <= self._limit:
+            return whole[:-1], whole[-1:], array("i")
+        here = self._parts.index("{document}")
+        before = self._read([*self._filled(query, "", self._parts[:here])])
+        after = self._read([*self._filled(query, "", self._parts[here + 1 :])])
+        return before, self._model.tokenize(document, special=False, add=False), after
+
+    def _filled(self, query: str, document: str, parts: list[str] | None = None) -> list[tuple[str, bool]]:
+        """Stretches of the prompt, and whether control tokens are read in them."""
+        given = {"{query}": query, "{document}": document}
+        pieces = [("", True)]
+        for part in self._parts if parts is None else parts:
+            for number, text in enumerate(self._cut(given[part]) if part in given else [part]):
+                if number % 2:
+                    pieces += [(text, False), ("", True)]
+                else:
+                    pieces[-1] = (pieces[-1][0] + text, True)
+        return pieces
+
+    def _cut(self, text: str) -> list[str]:
+        return self._control.split(text) if self._control else [text]
+
+    def _read(self, pieces: list[tuple[str, bool]]) -> array[int]:
+        return self._model.read([piece for piece in pieces if piece[0]])

@@ -1,0 +1,1 @@
+"""The bindings of llama.cpp, and the objects that own one of its handles."""

@@ -1,0 +1,158 @@
+"""A request's sampler: a chain of llama.cpp's own, so that a token is drawn in one call with no data crossing over.
+
+The order is llama-server's: logit bias, penalties, DRY, then top-n-sigma, top-k, typical, top-p, min-p, XTC,
+temperature, and the draw. Steps that would change nothing are left out, and greedy ones need no draw. The same seed
+gives the same text as long as the logits are the same to the bit: on CPUs llama.cpp may round differently when a batch
+holds other requests too, so company can change a text where two tokens are all but equally likely.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import os
+from array import array
+from typing import Any
+
+from runtime.errors import BadRequest
+from runtime.llama.model import Model, library, quick
+from runtime.messages import Sampling
+
+MAX_LAST = 1 << 16
+MAX_BIASES = 4096
+_DRY_BREAKERS = (b"\n", b":", b'"', b"*")
+# llama.cpp takes this seed to mean a random one.
+_RANDOM = 0xFFFFFFFF
+_BELOW_ANY_LOGIT = -1e9
+_RANGES: dict[str, tuple[float, float]] = {
+    "temperature": (0.0, 100.0),
+    "top_p": (0.0, 1.0),
+    "min_p": (0.0, 1.0),
+    "typical_p": (0.0, 1.0),
+    "xtc_probability": (0.0, 1.0),
+    "xtc_threshold": (0.0, 1.0),
+    "repeat_last_n": (-1, MAX_LAST),
+    "repeat_penalty": (1e-3, 100.0),
+    "presence_penalty": (-100.0, 100.0),
+    "frequency_penalty": (-100.0, 100.0),
+    "dry_multiplier": (0.0, 100.0),
+    "dry_base": (0.0, 100.0),
+    "dry_allowed_length": (0, MAX_LAST),
+    "dry_penalty_last_n": (-1, MAX_LAST),
+    "mirostat": (0, 2),
+    "mirostat_tau": (0.0, 100.0),
+    "mirostat_eta": (0.0, 100.0),
+    "top_n_sigma": (-1.0, 1000.0),
+}
+
+
+def check(sampling: Sampling, n_vocab: int) -> None:
+    """Raises BadRequest for a number that is out of its range, and names the range."""
+    for name, (low, high) in _RANGES.items():
+        value = getattr(sampling, name)
+        if not (math.isfinite(value) and low <= value <= high):
+            raise BadRequest(f"`{name}` is {value}, and must lie between {low:g} and {high:g}")
+    if len(sampling.logit_bias) > MAX_BIASES:
+        raise BadRequest(f"`logit_bias` has {len(sampling.logit_bias)} entries, and {MAX_BIASES} are allowed")
+    for token, bias in sampling.logit_bias.items():
+        if not 0 <= token < n_vocab:
+            raise BadRequest(f"`logit_bias` names token {token}, and the vocabulary ends at {n_vocab - 1}")
+        if math.isnan(bias):
+            raise BadRequest(f"`logit_bias` of token {token} is not a number")
+
+
+class Sampler:
+    """Draws tokens for one answer; `free` it when the answer ends."""
+
+    def __init__(self, model: Model, sampling: Sampling, index: int, context: int) -> None:
+        """`index` tells apart the answers to one prompt; `context` stands for a `last_n` of -1."""
+        low = library()
+        self._model = model
+        self._low = low
+        self._history = 0
+        self.chain = low.llama_sampler_chain_init(low.llama_sampler_chain_default_params())
+        random = int.from_bytes(os.urandom(4), "little")
+        self._seed = (sampling.seed + index if sampling.seed >= 0 else random) % _RANDOM
+        self._add_biases(sampling)
+        self._add_penalties(sampling, context)
+        self._add_choice(sampling)
+        self._sample = low._lib.llama_sampler_sample
+
+    def _add(self, sampler: Any) -> None:
+        self._low.llama_sampler_chain_add(self.chain, sampler)
+
+    def _add_biases(self, sampling: Sampling) -> None:
+        biases = dict(sampling.logit_bias)
+        if sampling.ignore_eos:
+            biases |= dict.fromkeys(end_tokens(self._model), -math.inf)
+        if biases:
+            array_type = self._low.llama_logit_bias * len(biases)
+            entries = array_type(
+                *(self._low.llama_logit_bias(token, max(b, _BELOW_ANY_LOGIT)) for token, b in biases.items())
+            )
+            self._add(self._low.llama_sampler_init_logit_bias(self._model.n_vocab, len(biases), entries))
+
+    def _add_penalties(self, sampling: Sampling, context: int) -> None:
+        low, n_vocab = self._low, self._model.n_vocab
+        last = context if sampling.repeat_last_n < 0 else sampling.repeat_last_n
+        repeat, frequency, presence = sampling.repeat_penalty, sampling.frequency_penalty, sampling.presence_penalty
+        if last and (repeat != 1.0 or frequency or presence):
+            self._history = last
+            self._add(low.llama_sampler_init_penalties(n_vocab, last, repeat, frequency, presence))
+        last = context if sampling.dry_penalty_last_n < 0 else sampling.dry_penalty_last_n
+        if last and sampling.dry_multiplier > 0:
+            self._history = max(self._history, last)
+            breakers = (ctypes.c_char_p * len(_DRY_BREAKERS))(*_DRY_BREAKERS)
+            strength = (sampling.dry_multiplier, sampling.dry_base, sampling.dry_allowed_length, last)
+            self._add(low.llama_sampler_init_dry(self._model.vocab, *strength, breakers, len(_DRY_BREAKERS)))
+
+    def _add_choice(self, sampling: Sampling) -> None:
+        low, seed = self._low, self._seed
+        if sampling.temperature <= 0:
+            self._add(low.llama_sampler_init_greedy())
+            return
+        if sampling.mirostat:
+            self._add(low.llama_sampler_init_temp(sampling.temperature))
+            pace = (sampling.mirostat_tau, sampling.mirostat_eta)
+            if sampling.mirostat == 1:
+                self._add(low.llama_sampler_init_mirostat(self._model.n_vocab, seed, *pace, 100))
+            else:
+                self._add(low.llama_sampler_init_mirostat_v2(seed, *pace))
+            return
+        if sampling.top_n_sigma > 0:
+            self._add(low.llama_sampler_init_top_n_sigma(sampling.top_n_sigma))
+        if sampling.top_k > 0:
+            self._add(low.llama_sampler_init_top_k(min(sampling.top_k, self._model.n_vocab)))
+        if sampling.typical_p < 1:
+            self._add(low.llama_sampler_init_typical(sampling.typical_p, 1))
+        if sampling.top_p < 1:
+            self._add(low.llama_sampler_init_top_p(sampling.top_p, 1))
+        if sampling.min_p > 0:
+            self._add(low.llama_sampler_init_min_p(sampling.min_p, 1))
+        if sampling.xtc_probability > 0:
+            self._add(low.llama_sampler_init_xtc(sampling.xtc_probability, sampling.xtc_threshold, 1, seed))
+        self._add(low.llama_sampler_init_temp(sampling.temperature))
+        self._add(low.llama_sampler_init_dist(seed))
+
+    def read(self, prompt: array[int]) -> None:
+        """Let penalties see the end of the prompt, as far as they look back."""
+        if self._history:
+            accept = quick().llama_sampler_accept
+            for token in prompt[-self._history :]:
+                accept(self.chain, token)
+
+    def sample(self, context: Any, row: int) -> int:
+        """Draw (and remember) the next token from the logits of `row`."""
+        token: int = self._sample(self.chain, context, row)
+        return token
+
+    def free(self) -> None:
+        """Give the chain back."""
+        if self.chain:
+            self._low.llama_sampler_free(self.chain)
+            self.chain = None
+
+
+def end_tokens(model: Model) -> list[int]:
+    """Every token that ends a turn."""
+    return [token for token in range(model.n_vocab) if model.ends(token)]

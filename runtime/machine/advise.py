@@ -1,0 +1,234 @@
+"""Which level of a model this machine should run, and why, in one sentence.
+
+The rule (DESIGN §4): the highest level, up to Q8_0, whose weights, cache and compute buffers fit what models may use,
+and which is predicted to write at least 10 tokens per second. If none is that fast: Q4_K_M, or the largest above it
+that is no slower. Below Q4_K_M only when memory or disk force it, and without importance data never below Q3_K_M,
+unless asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from runtime.errors import BadRequest, DoesNotFit
+from runtime.machine import devices, fit, rates
+from runtime.machine.hardware import Hardware
+
+ENOUGH_SPEED = 10.0
+USUAL_LEVEL = "Q4_K_M"
+# What a file's header may take on disk beside the weights; the tokenizer is nearly all of it.
+HEADER_BYTES = 32 << 20
+# Never chosen without being asked: larger than Q8_0, and no better that anybody could tell.
+UNQUANTIZED = frozenset({"F32", "F16", "BF16"})
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A level, with the bytes that its weights would take, layer by layer, and what of them a token reads.
+
+    One that is not `worthwhile` is too coarse without importance data; one that is not `listed` is shown beside the
+    others but never chosen, because one that is both smaller and better is listed.
+    """
+
+    level: str
+    weights_bytes: int
+    worthwhile: bool = True
+    reads: rates.Reads | None = None
+    listed: bool = True
+    layers: devices.Layers | None = None
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What is wanted: a pool of `context` tokens (None: the default), `sequences` at once, maybe a level by name."""
+
+    context: int | None = None
+    sequences: int = 8
+    kv_type: str = "F16"
+    forced: str | None = None
+    enough: float = ENOUGH_SPEED
+    """Tokens per second below which a level is too slow."""
+    usual: str = USUAL_LEVEL
+    """The level below which only memory and disk lead."""
+
+
+@dataclass(frozen=True)
+class Option:
+    """A candidate weighed: `speed` of an answer at its beginning, `full_speed` when the context is full."""
+
+    candidate: Candidate
+    need: fit.Need
+    speed: float
+    full_speed: float
+    fault: str
+    """Why memory or disk rule it out, "" when they do not."""
+    slow: str = ""
+    """Why it is too slow, "" when it is not."""
+
+    @property
+    def level(self) -> str:
+        """Its name."""
+        return self.candidate.level
+
+    @property
+    def lost(self) -> str:
+        """Why the rule passes it over, "" where it would take it if nothing better were there."""
+        if self.fault or self.slow:
+            return self.fault or self.slow
+        if self.level in UNQUANTIZED:
+            return "is larger than Q8_0, and no better that anybody could tell"
+        if not self.candidate.listed:
+            return "another level is smaller and no worse"
+        return "" if self.candidate.worthwhile else "loses too much without importance data"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The level, what it takes, how fast one answer will be, the reason, and why each better level lost."""
+
+    level: str
+    need: fit.Need
+    context: int
+    tokens_per_second: float
+    reason: str
+    rejected: tuple[tuple[str, str], ...]
+
+
+def choose(
+    candidates: Sequence[Candidate], shape: fit.Shape, hardware: Hardware, wish: Wish, disk_free: int | None = None
+) -> Choice:
+    """Choose among `candidates`, ordered from the best to the smallest; `disk_free` None leaves the disk out of it.
+
+    Raises DoesNotFit when not even the smallest fits, or when the level asked for does not fit on disk; BadRequest when
+    the level asked for is not among the candidates.
+    """
+    context = shape.pool(wish.context)
+    options = weigh(candidates, shape, hardware, wish, disk_free)
+    if wish.forced:
+        return _forced(options, wish.forced, hardware, context)
+    options = [option for option in options if option.level not in UNQUANTIZED and option.candidate.listed]
+    chosen = _by_rule([option for option in options if option.candidate.worthwhile], wish.usual)
+    if chosen is None:
+        raise _nothing_fits(options, hardware)
+    better = options[: options.index(chosen)]
+    rejected = tuple((option.level, option.lost) for option in better)
+    reason = f"{_fits(chosen, hardware, context)}{_ending(chosen, options, rejected, wish)}"
+    return Choice(chosen.level, chosen.need, context, chosen.speed, reason, rejected)
+
+
+def weigh(
+    candidates: Sequence[Candidate], shape: fit.Shape, hardware: Hardware, wish: Wish, disk_free: int | None = None
+) -> list[Option]:
+    """What each candidate takes here, how fast it is, and what speaks against it."""
+    context = shape.pool(wish.context)
+    return [_weigh(candidate, shape, hardware, (context, wish), disk_free) for candidate in candidates]
+
+
+def _weigh(
+    candidate: Candidate, shape: fit.Shape, hardware: Hardware, pool: tuple[int, Wish], disk_free: int | None
+) -> Option:
+    context, wish = pool
+    need = fit.memory(shape, candidate.weights_bytes, context, wish.sequences, wish.kv_type)
+    if hardware.cards and candidate.layers:
+        need = devices.place(need, candidate.layers, hardware.cards)
+    on_cards = need.card_layers / (shape.layers + 1)
+    speed, full = (_speed(candidate, shape, hardware, (filled, on_cards), wish.kv_type) for filled in (0, context))
+    fault = ""
+    if need.total > hardware.budget:
+        fault = f"would need {size(need.total)}"
+    elif disk_free is not None and candidate.weights_bytes + HEADER_BYTES > disk_free:
+        needed = size(candidate.weights_bytes + HEADER_BYTES)
+        fault = f"would need up to {needed} of disk, where {size(max(0, disk_free))} are free"
+    slow = f"would write about {speed:.1f} tokens/s, below {wish.enough:g}" if speed < wish.enough else ""
+    return Option(candidate, need, speed, full, fault, slow)
+
+
+def _speed(candidate: Candidate, shape: fit.Shape, hardware: Hardware, state: tuple[int, float], kv_type: str) -> float:
+    """Tokens per second with so many tokens in the cache and such a part of the layers on cards: by measured rates,
+    else by the memory's bandwidth."""
+    context, on_cards = state
+    if hardware.rates and candidate.reads:
+        seconds = rates.seconds(hardware.rates, candidate.reads, context)
+        if hardware.card_rates:
+            seconds += on_cards * (rates.seconds(hardware.card_rates, candidate.reads, context) - seconds)
+        return 1 / max(1e-9, seconds)
+    return fit.speed(shape, candidate.weights_bytes, hardware.bandwidth, context, kv_type)
+
+
+def _by_rule(options: Sequence[Option], usual_level: str) -> Option | None:
+    fitting = [option for option in options if not option.fault]
+    names = [option.level for option in options]
+    usual = options[names.index(usual_level)].candidate.weights_bytes if usual_level in names else 0
+    decent = [option for option in fitting if option.candidate.weights_bytes >= usual]
+    fast = [option for option in decent if not option.slow]
+    if fast:
+        return fast[0]
+    if decent:  # the usual level, or one above it that costs no speed
+        last = decent[-1]
+        return next(option for option in decent if option.speed >= last.speed)
+    return fitting[0] if fitting else None
+
+
+def _forced(options: Sequence[Option], level: str, hardware: Hardware, context: int) -> Choice:
+    for option in options:
+        if option.level == level:
+            if "disk" in option.fault:
+                smaller = [other.candidate.level for other in options if not other.fault]
+                what = f"{smaller[0]} would fit" if smaller else "no level would fit"
+                raise DoesNotFit(f"{level} {option.fault}", f"make room; {what}")
+            reason = f"{level}: asked for, {_fits(option, hardware, context).partition(': ')[2]}"
+            if option.fault:
+                need = f"it needs {size(option.need.total)}, and models may use {size(hardware.budget)} here"
+                reason = f"{level}: asked for, although {need}"
+            return Choice(level, option.need, context, option.speed, reason, ())
+    known = ", ".join(option.level for option in options)
+    raise BadRequest(f"there is no level `{level}` for this model", f"choose one of {known}")
+
+
+def _fits(option: Option, hardware: Hardware, context: int) -> str:
+    need = option.need
+    what = f"{option.level}: {size(need.weights)} weights + {size(need.cache)} cache for {context:,} tokens fit"
+    if not need.cards or not need.on_cards:
+        return f"{what} the {size(hardware.budget)} that models may use"
+    cards = " and ".join(card.name for card in need.cards)
+    layers = len(option.candidate.layers.blocks) + 1 if option.candidate.layers else need.card_layers
+    if need.card_layers == layers:
+        return f"{what} on {cards}"
+    rest = f"the rest takes {size(need.total)} of the {size(hardware.budget)} that models may use"
+    return f"{what} with {need.card_layers} of {layers} layers on {cards}; {rest}"
+
+
+def _ending(chosen: Option, options: Sequence[Option], rejected: tuple[tuple[str, str], ...], wish: Wish) -> str:
+    if not rejected:
+        return ""
+    usual = next((option for option in options if option.level == wish.usual), None)
+    if usual and chosen.candidate.weights_bytes < usual.candidate.weights_bytes:
+        what = "disk" if "disk" in usual.fault else "memory"
+        return f"; {what} forces a level below {wish.usual}, which {usual.fault}"
+    level, why = rejected[-1]
+    if chosen.slow:
+        return f"; no level reaches {wish.enough:g} tokens/s here, this one about {chosen.speed:.1f}"
+    return f"; {level} {why}"
+
+
+def _nothing_fits(options: Sequence[Option], hardware: Hardware) -> DoesNotFit:
+    usable = [option for option in options if option.candidate.worthwhile] or list(options)
+    if not usable:
+        return DoesNotFit("this model has no level to choose from", "name one with `--level`")
+    least = usable[-1]
+    if "disk" in least.fault:
+        return DoesNotFit(f"even {least.level} {least.fault}", "make room on the disk of the store")
+    smaller = [option for option in options if not option.fault]
+    hint = f"`--level {smaller[0].level}` fits, at a loss" if smaller else "take a smaller model or context"
+    message = f"even {least.level} {least.fault}, and models may use {size(hardware.budget)} here"
+    return DoesNotFit(message, hint)
+
+
+def size(count: int) -> str:
+    """`count` bytes for people: 5.7 GB, 340 MB, 12 kB (decimal units)."""
+    for unit, scale in (("GB", 1_000_000_000), ("MB", 1_000_000)):
+        if count >= scale:
+            value = count / scale
+            return f"{value:.1f} {unit}" if (value < 100 and unit == "GB") or value < 10 else f"{value:.0f} {unit}"
+    return f"{count / 1000:.0f} kB"

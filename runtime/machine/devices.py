@@ -1,0 +1,88 @@
+"""Which layers of a model go to graphics cards, and what each card then holds.
+
+llama.cpp puts the last layers on cards, the output matrix as one layer more behind them, and shares them out in
+proportion to what is free on each; the embedding of which rows are looked up stays in main memory (`load_tensors` in
+llama-model.cpp). A layer's part of the cache goes where its weights are, and every card has a graph's buffer of its
+own. So the most layers are taken with which no card holds more than it has free, less what its driver wants; the rest
+stays in main memory. Cards that use main memory (Apple, integrated ones) are counted there, once.
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from math import prod
+
+from quant.types import QuantType
+from runtime.machine.fit import Need, OnCard
+from runtime.machine.hardware import Gpu
+
+# What a driver and its context take of a card beside our buffers.
+DRIVER_BYTES = 512 << 20
+_BLOCK = re.compile(r"blk\.(\d+)\.")
+
+
+@dataclass(frozen=True)
+class Layers:
+    """Bytes of the weights that can go to a card: by layer, and of the output."""
+
+    blocks: tuple[int, ...]
+    output: int
+    tied: bool = False
+    """Whether the output is a second copy of the embedding."""
+
+    @classmethod
+    def of(cls, tensors: Sequence[tuple[str, tuple[int, ...], QuantType]]) -> Layers:
+        """From tensors by name, shape (in GGUF's order) and type; a tied embedding is there twice."""
+        blocks: dict[int, int] = {}
+        output = looked_up = 0
+        for name, shape, type in tensors:
+            size = type.row_bytes(shape[0]) * prod(shape[1:])
+            if found := _BLOCK.match(name):
+                blocks[int(found[1])] = blocks.get(int(found[1]), 0) + size
+            elif name.startswith("output"):
+                output += size
+            elif name == "token_embd.weight":
+                looked_up = size
+        tied = all(name != "output.weight" for name, _, _ in tensors)
+        return cls(tuple(blocks[index] for index in sorted(blocks)), output + (looked_up if tied else 0), tied)
+
+
+def place(need: Need, layers: Layers, cards: Sequence[Gpu]) -> Need:
+    """The same need with as many layers on `cards` as they hold; unchanged where there is none, or no room for one."""
+    own = [card for card in cards if not card.shared] or list(cards)
+    for count in range(len(layers.blocks) + 1, 0, -1) if own else ():
+        placed = _held(need, layers, own, count)
+        if all(each.total <= max(0, card.memory_free - DRIVER_BYTES) for each, card in zip(placed, own, strict=True)):
+            return replace(need, cards=tuple(each for each in placed if each.total), card_layers=count)
+    return need
+
+
+def _held(need: Need, layers: Layers, cards: Sequence[Gpu], count: int) -> list[OnCard]:
+    """What each card holds of the last `count` layers."""
+    free = [card.memory_free for card in cards]
+    ends = [end / max(1, sum(free)) for end in accumulate(free)]
+    total = len(layers.blocks)
+    cache = need.cache // max(1, total)
+    weights, caches = [0] * len(cards), [0] * len(cards)
+    first = total + 1 - count
+    for index in range(first, total + 1):
+        card = min(bisect_right(ends, (index - first) / count), len(cards) - 1)
+        weights[card] += layers.blocks[index] if index < total else layers.output
+        caches[card] += cache if index < total else 0
+    last = next(at for at in reversed(range(len(cards))) if weights[at])
+    return [
+        OnCard(
+            card.name,
+            weights[at],
+            caches[at],
+            need.graph if weights[at] else 0,
+            card.memory_free,
+            card.shared,
+            layers.output if layers.tied and at == last else 0,
+        )
+        for at, card in enumerate(cards)
+    ]

@@ -1,0 +1,215 @@
+"""How much memory a model takes, and how fast it will be, from its header alone.
+
+What llama.cpp itself says of a header (`runtime/machine/inspection.py`) goes before the formulas here, which are for
+when it cannot be asked. The cache follows the layout of `llama_kv_cache`: per layer and token, `heads × length` values
+for keys and as many for values, in the cache's type; with latent attention (MLA) the compressed keys alone; states of
+recurrent layers are per sequence. Sliding windows are kept whole, as the engine asks for. Compute buffers follow what
+the graphs keep alive at once for a batch of 512 tokens. Which layers graphics cards hold: `runtime/machine/devices.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
+from math import prod
+from typing import Any
+
+from quant.types import QuantType
+from runtime.machine.inspection import Weighed
+
+BATCH = 512
+CONTEXT_STEP = 256
+DEFAULT_CONTEXT = 8192
+# Python, libraries and what they keep in a worker; and for each token the tables of its text, merges and pieces.
+PROCESS_BYTES = 21_500_000
+TOKEN_BYTES = 373
+# What a core gets of the bandwidth that it reads with when it also has to unpack blocks and multiply.
+EFFICIENCY = 0.75
+# What each step costs whatever the model's size, and each layer of it, where that was not measured (`rates.py`).
+STEP_SECONDS = 3e-4
+LAYER_SECONDS = 15e-6
+_F32 = 4
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What fit needs to know of a model; `cache_values` are keys and values per token, `state_values` per sequence."""
+
+    architecture: str
+    layers: int
+    embedding: int
+    feed_forward: int
+    heads: int
+    vocabulary: int
+    trained_context: int
+    cache_values: int
+    state_values: int = 0
+    expert_share: float = 1.0
+    """The part of the weights that one token reads (mixture of experts)."""
+    attention_heads: int = 0
+    """Query heads of all layers with attention."""
+    row_values: int = 0
+    """Keys of a layer for one token: from one token's to the next a head steps over so many."""
+    weighed: Weighed | None = None
+    """What llama.cpp says that this model takes, for one context."""
+
+    @classmethod
+    def of(cls, metadata: Mapping[str, Any]) -> Shape:
+        """From GGUF metadata; what is missing counts as what llama.cpp would assume."""
+        architecture = str(metadata.get("general.architecture", ""))
+
+        def number(key: str, default: int = 0) -> int:
+            return _largest(metadata.get(f"{architecture}.{key}"), default)
+
+        layers, embedding = number("block_count", 1), number("embedding_length", 1)
+        heads = number("attention.head_count", 1)
+        kv_heads = _per_layer(metadata.get(f"{architecture}.attention.head_count_kv", heads), layers)
+        if not number("attention.head_count"):
+            kv_heads = [0] * layers  # nothing but recurrent layers
+        wide = metadata.get(f"{architecture}.feed_forward_length")
+        key = number("attention.key_length", embedding // max(1, heads))
+        value = number("attention.value_length", embedding // max(1, heads))
+        latent = number("attention.key_length_mla") > 0
+        tokens = metadata.get("tokenizer.ggml.tokens")
+        feed_forward = number("feed_forward_length", 4 * embedding)
+        experts, used = number("expert_count"), number("expert_used_count")
+        expert_width = number("expert_feed_forward_length", feed_forward)
+        return cls(
+            architecture=architecture,
+            layers=layers,
+            embedding=embedding,
+            feed_forward=max(feed_forward, used * expert_width),
+            heads=heads,
+            vocabulary=len(tokens) if tokens else number("vocab_size"),
+            trained_context=number("context_length", DEFAULT_CONTEXT),
+            cache_values=sum(kv_heads) * (key if latent else key + value),
+            state_values=(_mixers(kv_heads, wide) if 0 in kv_heads else layers) * _state(number),
+            expert_share=_share(embedding, heads * key, expert_width, experts, used),
+            row_values=max(kv_heads, default=0) * key,
+            attention_heads=(layers - kv_heads.count(0)) * heads,
+        )
+
+    def with_weighed(self, weighed: Weighed | None) -> Shape:
+        """The same, with what llama.cpp said of it."""
+        return replace(self, weighed=weighed)
+
+    def pool(self, wanted: int | None = None) -> int:
+        """The context to load with: what is wanted, else 8,192, but never more than the model was trained for."""
+        return min(wanted or DEFAULT_CONTEXT, self.trained_context)
+
+
+@dataclass(frozen=True)
+class OnCard:
+    """Bytes that a graphics card holds of a model, and what it has `free`; one that is `shared` uses main memory."""
+
+    name: str
+    weights: int
+    cache: int
+    compute: int
+    free: int
+    shared: bool = False
+    doubled: int = 0
+    """What of the weights main memory keeps as well: an embedding that is the output, too."""
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.weights + self.cache + self.compute
+
+
+@dataclass(frozen=True)
+class Need:
+    """Bytes; `compute` includes the process itself and `graph`, the buffer of the graph. All but `weights` is anonymous
+    memory, and so is what of them is `repacked` into another layout than the file's. The last `card_layers` layers are
+    on `cards` (the output counts as one more)."""
+
+    weights: int
+    cache: int
+    compute: int
+    repacked: int = 0
+    graph: int = 0
+    cards: tuple[OnCard, ...] = ()
+    card_layers: int = 0
+
+    @property
+    def total(self) -> int:
+        """What main memory must hold."""
+        return self.weights + self.cache + self.compute - self.on_cards
+
+    @property
+    def on_cards(self) -> int:
+        """Weights and cache that main memory need not hold, because cards with memory of their own do."""
+        return sum(card.weights - card.doubled + card.cache for card in self.cards if not card.shared)
+
+    @property
+    def anonymous(self) -> int:
+        """What the process holds of its own, beside the file that it has mapped."""
+        return self.cache + self.compute + self.repacked - sum(card.cache for card in self.cards if not card.shared)
+
+
+def memory(shape: Shape, weights_bytes: int, context: int, sequences: int, kv_type: str = "F16") -> Need:
+    """What a worker holds with a pool of `context` tokens for `sequences`; UnknownLevel for an unknown `kv_type`."""
+    said = shape.weighed
+    process = PROCESS_BYTES + shape.vocabulary * TOKEN_BYTES
+    if said and (said.context, said.sequences, said.kv_type) == (context, sequences, kv_type):
+        return Need(weights_bytes, said.cache, said.compute + said.output + process, graph=said.compute)
+    tokens = -(-context // CONTEXT_STEP) * CONTEXT_STEP
+    cache = QuantType.by_name(kv_type)
+    per_token = shape.cache_values * cache.block_bytes // cache.block
+    cache_bytes = tokens * per_token + sequences * shape.state_values * _F32
+    batch = min(BATCH, tokens)
+    activations = batch * (2 * shape.embedding + 3 * max(shape.feed_forward, shape.embedding)) * _F32
+    mask = batch * tokens * (_F32 + 2)
+    logits = 2 * sequences * shape.vocabulary * (_F32 + 12)  # rows in the graph, and candidates of every sampler
+    graph = activations + mask + logits
+    return Need(weights_bytes, cache_bytes, graph + process, graph=graph)
+
+
+def repacked(tensors: Iterable[tuple[str, tuple[int, ...], QuantType]], types: Collection[str]) -> int:
+    """Bytes of the tensors (shapes in GGUF's order) that are copied into another layout: matrices of whole eights of
+    rows, but for an embedding of which rows are looked up."""
+    return sum(
+        type.row_bytes(shape[0]) * prod(shape[1:])
+        for name, shape, type in tensors
+        if type.name in types and len(shape) > 1 and shape[1] % 8 == 0 and not name.startswith("token_embd.")
+    )
+
+
+def speed(shape: Shape, weights_bytes: int, bandwidth: float, context: int = 0, kv_type: str = "F16") -> float:
+    """Tokens per second of one answer when `context` tokens are in its cache; `bandwidth` in bytes per second."""
+    cache = QuantType.by_name(kv_type)
+    read = weights_bytes * shape.expert_share + context * shape.cache_values * cache.block_bytes / cache.block
+    return 1 / (read / (EFFICIENCY * bandwidth) + STEP_SECONDS + shape.layers * LAYER_SECONDS)
+
+
+def _largest(value: Any, default: int) -> int:
+    if isinstance(value, list | tuple):
+        return max((int(item) for item in value), default=default)
+    return int(value) if isinstance(value, int | float) else default
+
+
+def _per_layer(value: Any, layers: int) -> list[int]:
+    if isinstance(value, list | tuple):
+        return [int(item) for item in value[:layers]]
+    return [int(value)] * layers
+
+
+def _mixers(kv_heads: list[int], wide: Any) -> int:
+    """Layers that do not attend; where widths are given layer by layer, only those that have none (Nemotron H)."""
+    each = _per_layer(wide, len(kv_heads)) if isinstance(wide, list | tuple) else [0] * len(kv_heads)
+    return sum(not heads and not width for heads, width in zip(kv_heads, each, strict=False))
+
+
+def _state(number: Any) -> int:
+    """Values that one recurrent layer keeps per sequence: the state, and the tail of its convolution (Mamba)."""
+    inner, state, groups = number("ssm.inner_size"), number("ssm.state_size"), number("ssm.group_count")
+    return int(inner * state + max(0, number("ssm.conv_kernel") - 1) * (inner + 2 * groups * state))
+
+
+def _share(embedding: int, attention: int, expert_width: int, experts: int, used: int) -> float:
+    """The part of a layer's weights that a token reads, when `used` of `experts` blocks of three matrices answer."""
+    if not experts or not used:
+        return 1.0
+    expert = 3 * embedding * expert_width
+    rest = 4 * embedding * attention
+    return (rest + used * expert) / (rest + experts * expert)

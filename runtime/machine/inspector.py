@@ -1,0 +1,146 @@
+"""The process that asks llama.cpp: `python -P -m runtime.machine.inspector`, a question on stdin, an answer on stdout.
+
+What a model takes: its header is loaded with `no_alloc`, and a context made on it as the engine would; llama.cpp then
+reserves its graph without allocating anything, and logs the sizes. They come through the log because the C++ call that
+returns them is not bound. How fast types are: `runtime/machine/probe.py`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.metadata
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from runtime.errors import EngineError
+from runtime.machine.inspection import Answer, Device, Examine, Examined, Probe, Question, Refused, Weigh, Weighed
+
+_CACHE = re.compile(r"llama_(?:kv_cache|memory_recurrent)\w*: size = *([\d.]+) MiB")
+_BUFFER = re.compile(r"(output|compute) buffer size = *([\d.]+) MiB")
+_MIB = 1 << 20
+# `enum ggml_backend_dev_type` of ggml-backend.h.
+_KINDS = dict(enumerate(("cpu", "gpu", "igpu", "accel", "meta")))
+
+
+def main() -> int:
+    """Answer one question."""
+    question: Question = msgspec.msgpack.decode(sys.stdin.buffer.read(), type=Question)
+    # llama.cpp may write to stdout; the answer goes where it cannot.
+    answers = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        answer = answer_to(question)
+    except EngineError as error:
+        answer = Refused(str(error))
+    os.write(answers, msgspec.msgpack.encode(answer))
+    return 0
+
+
+def answer_to(question: Question) -> Answer:
+    """Answer in this process; raises LoadFailed, BadRequest."""
+    match question:
+        case Weigh():
+            return weigh(question)
+        case Probe():
+            from runtime.machine.probe import probe
+
+            return probe(question)
+        case Examine():
+            return examine()
+
+
+class _Sizes:
+    """Sums the sizes that llama.cpp logs, and lets the module's own log callback hear the rest."""
+
+    def __init__(self) -> None:
+        self.bytes = {"cache": 0, "compute": 0, "output": 0}
+        self.callback = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)(self._take)
+
+    def _take(self, level: int, text: bytes | None, _: Any) -> None:
+        from runtime.llama.model import LOG
+
+        line = (text or b"").decode(errors="replace")
+        if found := _CACHE.search(line):
+            self.bytes["cache"] += round(float(found[1]) * _MIB)
+        elif found := _BUFFER.search(line):
+            self.bytes[found[1]] += round(float(found[2]) * _MIB)
+        else:
+            LOG.callback(level, text, None)
+
+
+def weigh(question: Weigh) -> Weighed:
+    """What a context as the engine makes it would take."""
+    from runtime.llama.context import Context, Shape, sequences
+    from runtime.llama.model import Model, library
+
+    sizes = _Sizes()
+    library().llama_log_set(sizes.callback, None)
+    model = Model(Path(question.path), empty=True)
+    total = sequences(model, question.sequences)
+    Context(model, Shape(question.context, total, question.sequences, 1, question.kv_type))
+    return Weighed(question.context, question.sequences, question.kv_type, **sizes.bytes, repacks=_repacks())
+
+
+def _repacks() -> tuple[str, ...]:
+    """Types that are repacked when they are loaded (`repack.cpp` of ggml), by the instructions of the build."""
+    from runtime.llama.model import amx_is_broken
+
+    features = examine().features
+    if amx_is_broken() or features.get("REPACK") != "1":
+        return ()
+    types: tuple[str, ...] = ("Q4_0", "Q4_K", "IQ4_NL", "MXFP4") if features.get("AVX2") == "1" else ()
+    types += ("Q2_K",) if features.get("AVX512") == "1" else ()
+    return types + (("Q4_0", "IQ4_NL", "Q4_K", "Q5_K", "Q6_K", "Q8_0") if features.get("DOTPROD") == "1" else ())
+
+
+def examine() -> Examined:
+    """llama.cpp's own description of itself."""
+    from runtime.llama.model import amx_is_broken, library
+
+    low = library()
+    info = low.llama_print_system_info().decode(errors="replace")
+    pairs = (part.rpartition(":")[2].split("=") for part in info.split("|") if "=" in part)
+    features = {key.strip(): value.strip() for key, value in pairs}
+    return Examined(
+        package=importlib.metadata.version("llama-cpp-python"),
+        version=low.llama_version().decode(errors="replace"),
+        features=features,
+        gpu=bool(low.llama_supports_gpu_offload()),
+        devices=_devices(low),
+        amx_is_broken=amx_is_broken(),
+    )
+
+
+def _devices(low: Any) -> list[Device]:
+    lib = low._lib
+    lib.ggml_backend_dev_count.restype = ctypes.c_size_t
+    lib.ggml_backend_dev_get.argtypes, lib.ggml_backend_dev_get.restype = (ctypes.c_size_t,), ctypes.c_void_p
+    lib.ggml_backend_dev_type.argtypes, lib.ggml_backend_dev_type.restype = (ctypes.c_void_p,), ctypes.c_int
+    sizes = ctypes.POINTER(ctypes.c_size_t)
+    lib.ggml_backend_dev_memory.argtypes, lib.ggml_backend_dev_memory.restype = (ctypes.c_void_p, sizes, sizes), None
+    for name in ("name", "description"):
+        function = getattr(lib, f"ggml_backend_dev_{name}")
+        function.argtypes, function.restype = (ctypes.c_void_p,), ctypes.c_char_p
+    devices = []
+    for index in range(lib.ggml_backend_dev_count()):
+        device = lib.ggml_backend_dev_get(index)
+        free, total = ctypes.c_size_t(), ctypes.c_size_t()
+        lib.ggml_backend_dev_memory(device, ctypes.byref(free), ctypes.byref(total))
+        name, what = (
+            (said or b"").decode(errors="replace").strip()
+            for said in (lib.ggml_backend_dev_name(device), lib.ggml_backend_dev_description(device))
+        )
+        kind = _KINDS.get(lib.ggml_backend_dev_type(device), "other")
+        devices.append(Device(name, what, kind, free.value, total.value))
+    return devices
+
+
+if __name__ == "__main__":
+    status = main()
+    sys.stderr.flush()
+    os._exit(status)  # llama.cpp's own end of a model that was never allocated is nothing to wait for

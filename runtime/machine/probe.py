@@ -1,0 +1,226 @@
+"""How fast this machine reads weights of each family of types: a small model of each, run through llama.cpp itself.
+
+Measured are whole steps of one token, as an answer takes them, so that rates hold what threads, repacking and
+instructions do to them. The models are headers over a hole in a file: mapped, a hole becomes pages of zeros that the
+kernels multiply like any other numbers. They are larger than what the processor caches. Besides the rates: what a layer
+costs whatever its size, and what attention costs for each token before.
+
+A processor's speed varies from second to second, more so where it is shared with other virtual machines: all models
+are held at once and visited in turn, round after round, and the median counts. Steps for which other programs took
+processor time from us do not count; where there are no others, what counts is the time that they would have taken with
+all of it. Where that is often so, or the rounds disagree, the result says that it is not steady.
+
+Source of the model of time: a token's step is bound by reading the active weights, then by the barriers between the
+operations of a layer, then by attention over the cache, which works through it once for every query head.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from math import log
+from pathlib import Path
+from statistics import geometric_mean, median
+from typing import NamedTuple
+
+import psutil
+
+from quant.types import QuantType
+from runtime.llama.context import Context, Shape
+from runtime.llama.model import Model, library
+from runtime.machine.fit import LAYER_SECONDS
+from runtime.machine.inspection import Probe, Probed, write_skeleton
+
+_HEAD = 64
+_VOCABULARY = 256
+_FILLED = 1024
+_SHARING = 4
+# Rounds go on for so long, and there are no fewer and no more than these; a visit to a model is some steps.
+_SECONDS = 6.0
+_ROUNDS = range(3, 24)
+_VISIT_SECONDS = 0.05
+_STEPS = range(3, 12)
+# The part of the processors' time that a step must have had to count, how many of these are enough, and by how much
+# rounds may differ.
+_SHARE = 0.8
+_ENOUGH = 5
+_DIFFERENCE = 1.3
+# A model has weights of so many times the last cache, within bounds, and all models together no more than this part of
+# the memory that is free.
+_CACHES = 4
+_LEAST_BYTES, _MOST_BYTES = 32 << 20, 256 << 20
+_MEMORY_SHARE = 0.5
+
+
+class Sizes(NamedTuple):
+    """A Llama of this shape."""
+
+    layers: int
+    width: int
+    feed_forward: int
+
+    def bytes(self, type: QuantType) -> int:
+        """What the matrices of all layers take."""
+        values = self.layers * self.width * (4 * self.width + 3 * self.feed_forward)
+        return values * type.block_bytes // type.block
+
+
+class Case(NamedTuple):
+    """A model to run, with `before` tokens in its cache and so many query heads sharing a key head."""
+
+    type: QuantType
+    sizes: Sizes
+    before: int = 0
+    sharing: int = 1
+
+
+class Step(NamedTuple):
+    """How long a step took, and how many processors it had in the mean."""
+
+    seconds: float
+    share: float
+
+
+_BLOCK = Sizes(1, 2048, 8192)
+# Many layers with next to no weights, and a few whose attention is all there is to them.
+_THIN, _DEEP = Sizes(32, 64, 64), Sizes(4, 1024, 64)
+
+
+def probe(question: Probe) -> Probed:
+    """Measure the types asked for; raises LoadFailed."""
+    wanted = _weights_bytes(len(question.types))
+    cases = {name: _reading(QuantType.by_name(name), wanted) for name in question.types}
+    cases |= {
+        "thin": Case(QuantType.Q8_0, _THIN),
+        "empty": Case(QuantType.Q8_0, _DEEP),
+        "filled": Case(QuantType.Q8_0, _DEEP, _FILLED),
+        "shared": Case(QuantType.Q8_0, _DEEP, _FILLED, _SHARING),
+    }
+    steps, rounds = _measure(cases, question)
+    seconds = {name: _typical(taken, question) for name, taken in steps.items()}
+    means = [geometric_mean(each) for each in rounds]
+    alone = sum(len(_alone(taken, question)) for taken in steps.values())
+    steady = 2 * alone > sum(map(len, steps.values())) and max(means) < _DIFFERENCE * min(means)
+    layer = seconds["thin"] / _THIN.layers
+    if not steady:  # barriers are what suffers most, and least like a real model's
+        layer = min(layer, LAYER_SECONDS)
+    rates = {}
+    for name in question.types:
+        case, taken = cases[name], seconds[name]
+        # The layers' own cost is counted apart, so it must not be in the rates as well.
+        rates[name] = case.sizes.bytes(case.type) / max(taken / 2, taken - case.sizes.layers * layer)
+    head, power = _attention(*(seconds[name] for name in ("empty", "filled", "shared")))
+    return Probed(rates, layer, head, power, steady)
+
+
+def _attention(empty: float, filled: float, shared: float) -> tuple[float, float]:
+    """Seconds of a head for a token before, and with which power of the keys' bytes from token to token it grows."""
+    whole, less = (max(full / 100, full - empty) for full in (filled, shared))
+    power = log(whole / less) / log(_SHARING)
+    return whole / (_DEEP.layers * _DEEP.width // _HEAD * _FILLED), min(1.0, max(0.0, power))
+
+
+def _weights_bytes(models: int) -> int:
+    """What each of so many models must have so that its weights are read from memory."""
+    try:
+        cache = os.sysconf("SC_LEVEL3_CACHE_SIZE")
+    except (ValueError, OSError):
+        cache = 0
+    room = int(psutil.virtual_memory().available * _MEMORY_SHARE) // models
+    return max(_LEAST_BYTES, min(_MOST_BYTES, _CACHES * cache, room))
+
+
+def _reading(type: QuantType, wanted: int) -> Case:
+    return Case(type, _BLOCK._replace(layers=-(-wanted // _BLOCK.bytes(type))))
+
+
+def _measure(cases: dict[str, Case], question: Probe) -> tuple[dict[str, list[Step]], list[list[float]]]:
+    """The steps of every case, and by round the median seconds of each."""
+    steps: dict[str, list[Step]] = {name: [] for name in cases}
+    rounds: list[list[float]] = []
+    with tempfile.TemporaryDirectory(prefix="lm-probe-") as folder:
+        running = {name: _Running(Path(folder) / name, case, question) for name, case in cases.items()}
+        begun = time.perf_counter()
+        while len(rounds) < _ROUNDS.start or (len(rounds) < _ROUNDS.stop and time.perf_counter() < begun + _SECONDS):
+            visits = {name: each.visit() for name, each in running.items()}
+            rounds.append([median(step.seconds for step in visit) for visit in visits.values()])
+            for name, visit in visits.items():
+                steps[name] += visit
+    return steps, rounds
+
+
+def _alone(steps: list[Step], question: Probe) -> list[float]:
+    """Seconds of those that other programs left the processors to."""
+    return [step.seconds for step in steps if question.card or step.share >= _SHARE * question.threads]
+
+
+def _typical(steps: list[Step], question: Probe) -> float:
+    """Seconds of a step on an idle machine."""
+    alone = _alone(steps, question)
+    if len(alone) >= _ENOUGH:
+        return median(alone)
+    with_all = median(step.seconds * min(1.0, step.share / question.threads) for step in steps)
+    return min(with_all, *(step.seconds for step in steps))
+
+
+class _Running:
+    """A case's model, loaded, with its cache filled."""
+
+    def __init__(self, path: Path, case: Case, question: Probe) -> None:
+        write_skeleton(path, _metadata(case), _tensors(case))
+        self._model = Model(path, gpu_layers=-1 if question.card else 0)
+        room = case.before + _ROUNDS.stop * _STEPS.stop
+        self._context = Context(self._model, Shape(room, 1, 1, question.threads))
+        self._position = 0
+        while self._position < case.before:
+            size = min(self._context.batch_size, case.before - self._position)
+            self._context.put_prompt(0, memoryview(bytes(4 * size)).cast("i"), self._position, 0, 1)
+            self._context.decode(size)
+            self._position += size
+
+    def visit(self) -> list[Step]:
+        """Some steps of one token."""
+        steps: list[Step] = []
+        begun = time.perf_counter()
+        while len(steps) < _STEPS.start or (len(steps) < _STEPS.stop and time.perf_counter() < begun + _VISIT_SECONDS):
+            self._context.put_token(0, 0, self._position, 0)
+            start, used = time.perf_counter(), time.process_time()
+            self._context.decode(1)
+            library().llama_synchronize(self._context.handle)
+            seconds = time.perf_counter() - start
+            steps.append(Step(seconds, (time.process_time() - used) / seconds))
+            self._position += 1
+        return steps[1:]  # the first one finds nothing where it will be
+
+
+def _metadata(case: Case) -> dict[str, object]:
+    sizes, heads = case.sizes, case.sizes.width // _HEAD
+    return {
+        "general.architecture": "llama",
+        "llama.vocab_size": _VOCABULARY,
+        "llama.context_length": 1 << 17,
+        "llama.embedding_length": sizes.width,
+        "llama.block_count": sizes.layers,
+        "llama.feed_forward_length": sizes.feed_forward,
+        "llama.attention.head_count": heads,
+        "llama.attention.head_count_kv": heads // case.sharing,
+        "llama.attention.layer_norm_rms_epsilon": 1e-5,
+    }
+
+
+def _tensors(case: Case) -> list[tuple[str, tuple[int, ...], QuantType]]:
+    """Names and shapes (GGUF's order) of a Llama's tensors."""
+    type, (layers, width, wide) = case.type, case.sizes
+    square = {f"attn_{name}": (width, width) for name in ("q", "output")}
+    square |= {f"attn_{name}": (width, width // case.sharing) for name in ("k", "v")}
+    matrices = {**square, "ffn_gate": (width, wide), "ffn_up": (width, wide), "ffn_down": (wide, width)}
+    tensors: list[tuple[str, tuple[int, ...], QuantType]] = [
+        ("token_embd.weight", (width, _VOCABULARY), QuantType.F16),
+        ("output_norm.weight", (width,), QuantType.F32),
+    ]
+    for layer in range(layers):
+        at = f"blk.{layer}."
+        tensors += [(f"{at}{name}.weight", shape, type) for name, shape in matrices.items()]
+        tensors += [(f"{at}{name}.weight", (width,), QuantType.F32) for name in ("attn_norm", "ffn_norm")]
+    return tensors

@@ -1,0 +1,1 @@
+"""Which level of a model fits this machine: the adviser process."""

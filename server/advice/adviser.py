@@ -1,0 +1,211 @@
+"""The process that says what a model would take here: `python -P -m server.advice.adviser`.
+
+As a pull begins, with the plan of the weights, and nothing after it: headers are read, nothing is downloaded. It gets
+one `Ask` and answers with one `Advised` or `Failure`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from quant.convert.gguf.variants import Only, Variant
+from quant.convert.planning import sketch_model
+from quant.gguf.header import check_model, read_file
+from quant.levels import published
+from quant.levels.recipes import LEVELS
+from quant.plan import Files, ModelPlan
+from registry.errors import RegistryError
+from registry.names import AUTO, canonical_level, parse
+from registry.net.transport import Network
+from registry.sources.opening import open_source
+from runtime.machine.advise import Option, Wish
+from runtime.machine.choosing import Advice, Chooser, Machine, canonical, look, plan_of
+from runtime.machine.hardware import Hardware
+from server.advice.frames import Advised, Ask
+from server.children import errand
+from server.pulls.picking import Published, asked, has_choice
+
+# Enough for the header of a shard; a source of a hundred shards stays below 2 MB.
+HEAD_BYTES = 16 << 10
+# So long a silent source is waited for where there is a file here to fall back on.
+_SECONDS = 4.0
+
+
+def main(argv: list[str]) -> int:
+    """Answer one question; the exit status is 1 when that failed."""
+    return errand.main(argv, Ask, lambda ask, _: Advised(advise(ask)))
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What was found: advice on `plan`, from `source`; `variants` are the files that are published, by their tags.
+
+    `unseen` says why the source was not looked at, where only what is here could be.
+    """
+
+    advice: Advice
+    plan: ModelPlan
+    source: str
+    variants: dict[str, Variant] = field(default_factory=dict)
+    unseen: str = ""
+
+
+def advise(ask: Ask) -> dict[str, Any]:
+    """The answer of `POST /lm/advise`; raises what planning and choosing raise."""
+    machine = look(Path(ask.cache))
+    hardware = replace(machine.hardware, allowed=ask.memory)
+    wish = Wish(ask.context, ask.sequences, ask.kv_type, ask.level and canonical_level(ask.level), ask.enough)
+    found = _find(ask, wish, replace(machine, hardware=hardware))
+    advice, plan = found.advice, found.plan
+    choice = advice.choice
+    return {
+        "model": ask.source or ask.installed,
+        "source": found.source,
+        "parameters": plan.parameters or sum(tensor.elements for tensor in plan.tensors),
+        "context": choice.context,
+        "sequences": wish.sequences,
+        "kv_type": wish.kv_type,
+        "enough_tokens_per_second": wish.enough,
+        "memory": _memory(hardware),
+        "level": choice.level,
+        "reason": choice.reason,
+        "rejected": [{"level": level, "why": why} for level, why in choice.rejected],
+        "levels": [_row(option, found, hardware, ask.loaded) for option in advice.options],
+        "quality_source": published.SOURCE,
+        "measured_memory": advice.shape.weighed is not None,
+        "installed": ask.installed,
+        "unseen": found.unseen,
+    }
+
+
+def _find(ask: Ask, wish: Wish, machine: Machine) -> _Found:
+    """The weights, where they come from, and what is to be said of them."""
+    if not ask.path:
+        return _looked_up(ask, wish, machine)
+    unseen = ""
+    if ask.published and ask.source:
+        try:
+            return _looked_up(ask, wish, machine, _SECONDS)
+        except RegistryError as error:
+            unseen = str(error)
+    header = read_file(Path(ask.path))
+    check_model(header)
+    found = _judged(replace(plan_of(header), level=ask.published), ask.source, wish, machine, ask)
+    return replace(found, unseen=unseen)
+
+
+def _looked_up(ask: Ask, wish: Wish, machine: Machine, timeout: float = Network.timeout) -> _Found:
+    """What the source holds; raises what it raises."""
+    reference = parse(ask.source)
+    wish = replace(wish, forced=wish.forced or reference.level)
+    wish = replace(wish, forced=None if wish.forced == AUTO else wish.forced)
+    proxies = {"all": ask.proxy, "no": ask.no_proxy} if ask.proxy else {}
+    source = open_source(reference, ask.endpoint, Network(ask.token or None, proxies, timeout=timeout))
+    try:
+        variant = asked(source, wish.forced)
+        if has_choice(source):
+            shelf = Published(source, machine)
+            tag = variant and shelf.tag_of(variant)
+            survey = shelf.survey(replace(wish, forced=tag or wish.forced), ask.disk_free)
+            return _Found(survey.advice, survey.plan, source.url, {} if survey.made else survey.variants)
+        plan = sketch_model(_Ahead(Only(source, variant.files) if variant else source))
+        if variant is not None and wish.forced not in LEVELS:
+            wish = replace(wish, forced=None)
+        return _judged(plan, source.url, wish, machine, ask)
+    finally:
+        source.close()
+
+
+def _judged(plan: ModelPlan, source: str, wish: Wish, machine: Machine, ask: Ask) -> _Found:
+    """Advice on weights of which there is one kind only."""
+    wish = replace(wish, forced=None if plan.level else canonical(wish.forced))
+    return _Found(Chooser(plan, machine).advise(wish, ask.disk_free), plan, source)
+
+
+class _Ahead:
+    """A source whose files are read from their beginning a little further than asked: one request for each header."""
+
+    def __init__(self, files: Files) -> None:
+        self._files = files
+        self._heads: dict[str, bytes] = {}
+        self.title, self.names, self.size = files.title, files.names, files.size
+
+    def read(self, name: str, offset: int, size: int) -> bytes:
+        """Exactly `size` bytes from `offset`."""
+        if not name.endswith(".safetensors") or offset + size > HEAD_BYTES:
+            return self._files.read(name, offset, size)
+        if name not in self._heads:
+            self._heads[name] = self._files.read(name, 0, min(HEAD_BYTES, self._files.size(name)))
+        head = self._heads[name][offset : offset + size]
+        return head if len(head) == size else self._files.read(name, offset, size)
+
+
+def _memory(hardware: Hardware) -> dict[str, int]:
+    return {
+        "total": hardware.memory_total,
+        "limit": hardware.memory_limit,
+        "available": hardware.memory_available,
+        "reserve": hardware.memory_limit - hardware.budget if not hardware.allowed else 0,
+        "models_may_use": hardware.budget,
+    }
+
+
+def _row(option: Option, found: _Found, hardware: Hardware, loaded: Sequence[tuple[str, int]]) -> dict[str, Any]:
+    """One line of the table."""
+    variant = found.variants.get(option.level)
+    need, quality = option.need, published.PUBLISHED.get(variant.level if variant else option.level)
+    plan, advice = found.plan, found.advice
+    elements = sum(tensor.elements for tensor in plan.tensors)
+    evicted = _evicted(need.total, hardware.memory_available, loaded)
+    fits = "no" if option.fault else "evict" if evicted else "yes"
+    return {
+        "level": option.level,
+        "bits_per_weight": round(8 * option.candidate.weights_bytes / elements, 2),
+        "file": variant.files[0] if variant else "",
+        "file_bytes": variant.size if variant else option.candidate.weights_bytes,
+        "memory_bytes": need.total,
+        "weights_bytes": need.weights,
+        "cache_bytes": need.cache,
+        "compute_bytes": need.compute,
+        "card_layers": need.card_layers,
+        "cards": [
+            {
+                "name": card.name,
+                "weights_bytes": card.weights,
+                "cache_bytes": card.cache,
+                "compute_bytes": card.compute,
+                "free_bytes": card.free,
+                "shared": card.shared,
+            }
+            for card in need.cards
+        ],
+        "fits": fits,
+        "evict": evicted if fits == "evict" else [],
+        "tokens_per_second": round(option.speed, 2),
+        "tokens_per_second_full": round(option.full_speed, 2),
+        "perplexity_increase": quality.perplexity_increase if quality else None,
+        "divergence": quality.divergence if quality else None,
+        "quality": "published" if quality else "unknown",
+        "listed": option.candidate.listed,
+        "chosen": option.level == advice.choice.level,
+        "why_not": "" if option.level == advice.choice.level else option.lost,
+    }
+
+
+def _evicted(need: int, free: int, loaded: Sequence[tuple[str, int]]) -> list[str]:
+    """Which loaded models, least recently used first, would have to go; none where all of them would not help."""
+    names = []
+    for name, size in loaded:
+        if need <= free:
+            break
+        names.append(name)
+        free += size
+    return names if need <= free else []
+
+
+if __name__ == "__main__":
+    errand.leave(main(sys.argv[1:]))

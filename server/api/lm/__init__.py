@@ -1,0 +1,1 @@
+"""Routes of lm's own, and of dialects with one route."""

@@ -1,0 +1,136 @@
+"""`POST /lm/advise`: which level of a model this machine should hold, and why, before anything is downloaded."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from quant.types import QuantType
+from registry.errors import BadName, ModelNotFound
+from registry.names import parse
+from registry.store.store import Model
+from runtime.child import Child
+from runtime.machine.advise import ENOUGH_SPEED
+from server.advice.frames import Advised, Ask, FromAdviser
+from server.api.lm.sources import access, find_source
+from server.api.request import HOUSE, NOTE, House
+from server.config import child_environment
+from server.errors import BadBody, ServerError
+from server.http.problems import Reported
+from server.http.wire import read_body, reply
+from server.loaded.worker import log_file, reap
+from server.pulls.frames import Failure
+
+ADVISE_SECONDS = 120.0
+CACHE_TYPES = ("F32", "F16", "BF16", "Q8_0", "Q4_0")
+_BYTES = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,6})?) ?([kmgt]?)(i?)b?", re.IGNORECASE)
+_POWER = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
+
+
+class Wanted(msgspec.Struct):
+    """The body: a model, and what is wanted of it. `memory` in bytes, or a text such as `6GB`."""
+
+    model: str = ""
+    level: str | None = None
+    context: int | None = None
+    parallel: int | None = None
+    kv_type: str = "F16"
+    memory: int | str | None = None
+    min_tps: float = ENOUGH_SPEED
+    hf_endpoint: str = ""
+    hf_token: str = ""
+
+
+async def advise(request: web.Request) -> web.Response:
+    """`POST /lm/advise`: a table of levels with what each takes, the choice, its reason, why each better one lost."""
+    body = await read_body(request, Wanted)
+    request[NOTE] = body.model
+    if not body.model:
+        raise BadBody("the body names no model", 'send `{"model": "NAME"}`')
+    house = request.app[HOUSE]
+    return reply(await _ask(house, await _question(request, house, body)))
+
+
+async def _question(request: web.Request, house: House, body: Wanted) -> Ask:
+    config = house.config
+    if body.kv_type.upper() not in CACHE_TYPES:
+        raise BadBody(f"there is no cache type `{body.kv_type[:40]}`", f"known are {', '.join(CACHE_TYPES)}")
+    for name, value, least, most in (
+        ("context", body.context, 64, 16 << 20),
+        ("parallel", body.parallel, 1, 64),
+        ("min_tps", body.min_tps, 0, 1_000_000),
+    ):
+        if value is not None and not least <= value <= most:
+            raise BadBody(f"`{name}` is {value:,}", f"give a number from {least} to {most:,}")
+    model = await _installed(house, body.model)
+    source, hub = body.model, access(request, config, body.hf_endpoint, body.hf_token)
+    own = model.own if model else {}
+    published = str(own.get("level", "")) if own.get("published") else ""
+    if published:  # all that its source has is looked at for a bare name only: what is here needs no network
+        source = own["source"] if parse(body.model).level is None else ""
+    if model is None:
+        source = (await find_source(request, house, body.model, "looking into a folder")).text
+    loaded = sorted((worker for worker, _ in house.pool.loaded() if worker.idle), key=lambda worker: worker.last_used)
+    return Ask(
+        source=source,
+        path=str(model.blob) if model else "",
+        published=published,
+        installed=model.name if model else "",
+        level=body.level,
+        cache=str(config.cache),
+        endpoint=hub.endpoint,
+        token=hub.token,
+        proxy=config.proxy,
+        no_proxy=",".join(config.no_proxy),
+        disk_free=await asyncio.to_thread(house.library.store.free_bytes),
+        context=body.context or config.context,
+        sequences=body.parallel or config.sequences,
+        kv_type=QuantType.by_name(body.kv_type.upper()).name,
+        memory=_bytes(body.memory),
+        enough=body.min_tps,
+        loaded=[(worker.model.name, worker.memory) for worker in loaded],
+    )
+
+
+async def _installed(house: House, name: str) -> Model | None:
+    try:
+        return await house.library.resolve(name)
+    except (ModelNotFound, BadName):
+        return None
+
+
+def _bytes(value: int | str | None) -> int:
+    """Bytes from a number or a text; 0 for nothing said. Raises BadBody."""
+    if value is None:
+        return 0
+    found = _BYTES.fullmatch(str(value).strip())
+    if found is None or isinstance(value, bool):
+        raise BadBody(f"`{str(value)[:40]}` is no amount of memory", "write it as `6GB`, `512MB` or a number of bytes")
+    size = int(float(found[1]) * (1024 if found[3] else 1000) ** _POWER[found[2].lower()])
+    if not 1 << 20 <= size <= 1 << 50:
+        raise BadBody(f"{size:,} bytes of memory hold no model", "write it with a unit: `6GB`, `512MB`")
+    return size
+
+
+async def _ask(house: House, ask: Ask) -> dict[str, Any]:
+    output = log_file(house.config.logs, "adviser")
+    child = await Child.spawn("server.advice.adviser", frames=FromAdviser, log=output, env=child_environment())
+    try:
+        async with asyncio.timeout(ADVISE_SECONDS):
+            await child.send(ask)
+            match await child.receive():
+                case Advised(answer=answer):
+                    return answer
+                case Failure(code=code, message=message, hint=hint):
+                    raise Reported(code, message, hint)
+            await reap(child)
+    except TimeoutError:
+        raise ServerError(f"no advice within {ADVISE_SECONDS:.0f} s", "is the source reachable?") from None
+    finally:
+        child.kill()
+        await asyncio.shield(child.wait())
+    raise ServerError(f"the process that was asked {child.problem or child.ending}", "ask again; see `lm logs`")

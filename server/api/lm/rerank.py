@@ -1,0 +1,71 @@
+"""`POST /v1/rerank` and `/rerank`: how well texts answer a question, best first, in Jina's and Cohere's form.
+
+Scores are the model's own, as llama-server gives them: only their order means the same with every model.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from runtime.errors import BadRequest
+from runtime.messages import Rank
+from server.api.embeddings import MAX_INPUTS, MAX_TEXT
+from server.api.request import HOUSE, NOTE, hold, named
+from server.http.wire import read_body, reply
+
+# One message to the worker: others get their turn between two.
+_AT_ONCE = 64
+
+
+class Text(msgspec.Struct):
+    """A text as Cohere's clients may send it."""
+
+    text: str
+
+
+class RerankBody(msgspec.Struct):
+    """The body."""
+
+    query: str
+    documents: list[str | Text]
+    model: str | None = None
+    top_n: int | None = None
+    return_documents: bool = False
+
+
+async def rerank(request: web.Request) -> web.Response:
+    """The texts' numbers and scores, the best first, as many as `top_n` says."""
+    body = await read_body(request, RerankBody)
+    model = await named(request, body.model)
+    texts = _checked(body)
+    scores: list[float] = []
+    tokens = 0
+    async with hold(request.app[HOUSE], model) as held:
+        for start in range(0, len(texts), _AT_ONCE):
+            answer = await held.worker.embed(Rank(0, body.query, texts[start : start + _AT_ONCE]))
+            scores += [struct.unpack("<f", raw)[0] for raw in answer.vectors]
+            tokens += answer.tokens
+    request[NOTE] += f" {tokens} tokens"
+    order = sorted(range(len(texts)), key=lambda index: -scores[index])
+    results: list[dict[str, Any]] = [{"index": index, "relevance_score": scores[index]} for index in order]
+    if body.return_documents:
+        results = [{**result, "document": {"text": texts[result["index"]]}} for result in results]
+    usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+    return reply({"object": "list", "model": body.model, "usage": usage, "results": results[: body.top_n]})
+
+
+def _checked(body: RerankBody) -> list[str]:
+    texts = [entry if isinstance(entry, str) else entry.text for entry in body.documents]
+    if not texts or not body.query:
+        raise BadRequest("`query` or `documents` is empty", "send a question and at least one text")
+    if len(texts) > MAX_INPUTS:
+        raise BadRequest(f"{len(texts)} documents are too many, {MAX_INPUTS} are possible", "send them in parts")
+    if any(len(text) > MAX_TEXT for text in (body.query, *texts)):
+        raise BadRequest(f"a text has more than {MAX_TEXT:,} letters", "send it in parts")
+    if body.top_n is not None and body.top_n < 1:
+        raise BadRequest(f"`top_n` is {body.top_n}, and at least one result is needed", "leave it out for all")
+    return texts

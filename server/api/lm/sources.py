@@ -1,0 +1,76 @@
+"""What a request says of where a model comes from: its name, and the hub's address and token of whoever asks."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+
+from aiohttp import web
+
+from registry.errors import BadName, ModelNotFound
+from registry.names import LIBRARY, LOCAL, Name, Reference, parse
+from server.access.guard import require_loopback
+from server.api.request import House
+from server.config import Config
+from server.errors import BadBody
+from server.pulls.jobs import Access
+
+
+def access(request: web.Request, config: Config, endpoint: str, token: str) -> Access:
+    """The caller's hub and token, else the daemon's; the daemon's token goes to its own hub only.
+
+    Raises Forbidden for a caller from another machine, BadBody.
+    """
+    if not (endpoint or token):
+        return Access(config.hf_endpoint, config.hf_token)
+    require_loopback(request, "naming a hub or a token")
+    endpoint = endpoint.rstrip("/") or config.hf_endpoint
+    if not re.fullmatch(r"https?://[^\s/@]+(?:/[^\s@]*)?", endpoint):
+        raise BadBody("`hf_endpoint` is not an http(s) URL", "send one such as `https://huggingface.co`")
+    if not (token.isascii() and token.isprintable()):
+        raise BadBody("`hf_token` is not a token", "send it as the hub gave it")
+    own = config.hf_token if endpoint == config.hf_endpoint else ""
+    return Access(endpoint, token or own)
+
+
+async def find_source(request: web.Request, house: House, name: str, doing: str) -> Reference:
+    """Where the model of this name comes from: a folder, a hub, or what a model of this name here was made of.
+
+    Raises BadName, ModelNotFound, Forbidden.
+    """
+    reference = parse(name)
+    if reference.kind == "ollama":
+        reference = await _made_of(house, reference)
+    elif reference.kind == "folder" and not name.startswith("/"):
+        raise BadName(f"`{name[:80]}` is a relative path", "send an absolute one: the daemon has another folder")
+    if reference.kind == "folder":
+        require_loopback(request, doing)
+    elif reference.kind not in ("demo", "hub"):
+        close = await asyncio.to_thread(house.library.store.similar, reference)
+        there = "`lm list` shows what there is; Ollama's own models are found at huggingface.co as `org/repo`"
+        raise ModelNotFound(
+            f"`{name}` is not in the store, and this version pulls from hf.co and folders only",
+            f"did you mean `{'` or `'.join(close)}`?" if close else there,
+        )
+    return reference
+
+
+async def _made_of(house: House, reference: Reference) -> Reference:
+    """The source of a model that is here, or on its way, under a name without one; `reference` where there is none."""
+    wanted = reference.name
+    if wanted.namespace != LIBRARY:
+        return reference
+    key = Name(LOCAL, LIBRARY, wanted.model)
+    sources = [
+        str(model.own.get("source") or "") for model in await house.library.models() if model.key.tagged(None).same(key)
+    ]
+    sources += [row["source"] for row in await house.jobs.partials()]
+    for source in sources:
+        if not source.startswith("/"):
+            continue
+        found = parse(source)
+        if found.name.tagged(None).same(key):
+            location = Reference("folder", found.location, None, found.name.tagged(None))
+            level = "" if wanted.tag is None or wanted.tag.lower() == "latest" else f":{wanted.tag}"
+            return parse(f"{location.text}{level}")
+    return reference

@@ -1,0 +1,1 @@
+"""The life of a child process of the daemon."""

@@ -1,0 +1,1 @@
+"""`lm doctor`: what is well with this machine and this installation."""

@@ -1,0 +1,1 @@
+"""Bodies and errors as HTTP carries them."""

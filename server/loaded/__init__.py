@@ -1,0 +1,1 @@
+"""Models in memory: one worker process each."""

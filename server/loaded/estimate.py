@@ -1,0 +1,126 @@
+"""What a model will take in memory, corrected by what loads on this machine have taken; and how fast it answers.
+
+Predictions are llama.cpp's own word for the model's header, else formulas (`runtime/machine/fit.py`). What a worker
+turns out to hold beyond its prediction is remembered in the cache folder and added to later ones: half of it at once,
+and let go of slowly, because a worker that has not filled its context yet holds less than it will. Answers correct the
+speeds of the probe (`runtime/machine/rates.py`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+
+from quant.levels.recipes import LADDER, sizes
+from quant.plan import ModelPlan, TensorPlan
+from quant.types import QuantType
+from runtime.machine import rates
+from runtime.machine.advise import size
+from runtime.machine.choosing import SMALL_BYTES, reads
+from runtime.machine.devices import Layers, place
+from runtime.machine.fit import Need, memory, repacked
+from runtime.machine.hardware import Gpu
+from runtime.machine.inspection import Weighed, weigh
+from server.library import Facts
+
+log = logging.getLogger("lm.memory")
+MOST_EXTRA = 1 << 30
+_FORGET = 16
+
+
+class Estimator:
+    """Predicts, and learns. `ask` is whether llama.cpp may be asked, in a child process."""
+
+    def __init__(self, folder: Path, *, ask: bool) -> None:
+        self._folder = folder
+        self._path = folder / "memory.json"
+        self._ask = ask
+        self._weighed: dict[tuple[str, int, int, str], Weighed | None] = {}
+        self.extra = 0
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            self.extra = min(MOST_EXTRA, max(0, int(json.loads(self._path.read_bytes())["extra"])))
+
+    async def need(
+        self,
+        digest: str,
+        facts: Facts,
+        weights: int,
+        context: int,
+        sequences: int,
+        kv_type: str,
+        cards: tuple[Gpu, ...] = (),
+    ) -> Need:
+        """What the model of this blob and file size takes with a pool of `context` tokens, and of that on `cards`."""
+        key = (digest, context, sequences, kv_type)
+        tensors = [(name, tuple(shape), QuantType.by_name(kind)) for name, kind, shape in facts.tensors]
+        if self._ask and key not in self._weighed:
+            self._weighed[key] = await asyncio.to_thread(weigh, facts.metadata, tensors, context, sequences, kv_type)
+        weighed = self._weighed.get(key)
+        need = memory(facts.shape.with_weighed(weighed), weights, context, sequences, kv_type)
+        copied = repacked(tensors, weighed.repacks) if weighed else 0
+        need = replace(need, compute=need.compute + self.extra, repacked=copied)
+        return place(need, Layers.of(tensors), cards)
+
+    def learn(self, name: str, need: Need, measured: int) -> None:
+        """Take in what a worker holds of its own, once it has answered."""
+        error = measured - need.anonymous
+        extra = min(MOST_EXTRA, max(0, self.extra + (error // 2 if error > 0 else error // _FORGET)))
+        if extra == self.extra:
+            return
+        log.info(
+            "%s: %s of its own predicted, %s measured (%+.1f %%)",
+            name,
+            size(need.anonymous),
+            size(measured),
+            100 * error / max(1, need.anonymous),
+        )
+        self.extra = extra
+        with contextlib.suppress(OSError):
+            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            aside = self._path.with_name(f".{self._path.name}.{os.getpid()}")
+            aside.write_text(json.dumps({"extra": extra}))
+            aside.replace(self._path)
+
+    def learn_speed(self, name: str, facts: Facts, threads: int, context: int, seconds: float) -> None:
+        """Take in how long a token took with `context` tokens before it; blocks for a moment.
+
+        Small models say little of how fast weights are read.
+        """
+        plan = _plan(facts)
+        read = reads(plan, {tensor.name: QuantType.by_name(tensor.dtype) for tensor in plan.tensors}, facts.shape)
+        if sum(read.weights.values()) < SMALL_BYTES:
+            return
+        predicted = rates.learn(self._folder, threads, read, context, seconds)
+        if predicted:
+            log.info("%s: %.1f tokens/s predicted, %.1f measured", name, 1 / predicted, 1 / seconds)
+
+
+def smaller(facts: Facts, need: Need, room: int) -> str:
+    """The best level of this model that would fit into `room` bytes, all else being equal; "" where none would."""
+    plan = _plan(facts)
+    rest = need.total - need.weights
+    return next(
+        (level for level in LADDER if sizes(plan, level) + rest <= room and sizes(plan, level) < need.weights), ""
+    )
+
+
+def _plan(facts: Facts) -> ModelPlan:
+    tensors = tuple(TensorPlan(name, tuple(shape[::-1]), kind) for name, kind, shape in facts.tensors)
+    return ModelPlan(str(facts.metadata.get("general.architecture", "")), facts.metadata, tensors, ())
+
+
+def held(pid: int) -> int:
+    """Bytes of its own that a process holds; files that it has mapped are not counted where the system tells them."""
+    with contextlib.suppress(OSError, StopIteration, ValueError):
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        return next(int(line.split()[1]) << 10 for line in lines if line.startswith("RssAnon:"))
+    with contextlib.suppress(psutil.Error):
+        return int(psutil.Process(pid).memory_info().rss)
+    return 0

@@ -1,0 +1,316 @@
+"""The daemon's side of one worker process: start, frames to the requests that wait for them, death.
+
+States: loading (until `Ready`), ready, dead. Whoever awaits a frame of a worker that dies gets WorkerDied at once;
+`overdue` says when one that shows no sign of life, or computes without a step, has to be killed. What a worker sends is
+not trusted: frames have a cap and must decode (`runtime/child.py`), and must be of a kind that was asked for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from registry.store.store import Model
+from runtime.child import Child
+from runtime.errors import EngineError, LoadFailed, WorkerDied
+from runtime.messages import (
+    Beat,
+    Cancel,
+    Delta,
+    Embed,
+    Failed,
+    Finished,
+    FromWorker,
+    Load,
+    Loading,
+    Rank,
+    Ready,
+    Shutdown,
+    Started,
+    Submit,
+    Tokenize,
+    Tokens,
+    Vectors,
+)
+from server.config import child_environment
+from server.errors import Stopping
+from server.http.problems import Reported
+
+log = logging.getLogger("lm.worker")
+SILENT_SECONDS = 10.0
+STALLED_SECONDS = 60.0
+STOP_SECONDS = 3.0
+LINGER_SECONDS = 0.5
+PACE_TOKENS = 24
+LOG_BYTES = 10 << 20
+# Why a process ended that did not crash; the last one with the daemon itself.
+STOPPED, NOT_LOADED, STOPPING = "was stopped", "could not load", "ends with the daemon"
+_ids = itertools.count(1)
+
+Answer = Started | Delta | Finished
+Death = EngineError | Stopping
+
+
+def log_file(folder: Path, name: str) -> Path:
+    """Where children of one kind write what they print; a long file makes way for a new one."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path = folder / f"{name}.log"
+    if path.exists() and path.stat().st_size > LOG_BYTES:
+        path.replace(path.with_suffix(".log.1"))
+    return path
+
+
+async def reap(child: Child) -> None:
+    """Wait for the end of a child whose socket is closed; one that lingers is killed."""
+    try:
+        async with asyncio.timeout(LINGER_SECONDS):
+            await child.wait()
+    except TimeoutError:
+        child.kill()
+        await child.wait()
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How fast an answer came that had the worker to itself: seconds per token, with `context` tokens before it."""
+
+    context: int
+    seconds: float
+
+    @classmethod
+    def of(cls, ended: Finished) -> Pace | None:
+        """None for an answer too short to tell. Its first token comes with the prompt."""
+        steps = ended.answer_tokens - 1
+        if steps < PACE_TOKENS or ended.answer_ns <= 0:
+            return None
+        return cls(ended.prompt_tokens + steps // 2, ended.answer_ns / 1e9 / steps)
+
+
+class Worker:
+    """One process that holds one model. `context` is what was asked of it until `ready` says what it is."""
+
+    def __init__(self, model: Model, load: Load, child: Child, memory: int) -> None:
+        self.model = model
+        self.context = load.context
+        self.memory = memory
+        self.active = 0
+        self.answered = self.crashed = False
+        self.threads = load.threads
+        self.pace: Pace | None = None
+        self.spilled = 0
+        self.last_used = asyncio.get_running_loop().time()
+        self.ready: asyncio.Future[Ready] = asyncio.get_running_loop().create_future()
+        self._child = child
+        self._streams: dict[int, asyncio.Queue[FromWorker | Death]] = {}
+        self._opened = 0
+        self._sign_of_life = self._last_step_at = self.last_used
+        self._last_step = -1
+        self._patience = 60.0 + model.size / 50e6
+        self._ending = ""
+        self._background: set[asyncio.Task[None]] = set()
+        self.reader = asyncio.create_task(self._read(load))
+
+    @classmethod
+    async def start(cls, model: Model, load: Load, *, memory: int, log_file: Path) -> Worker:
+        """Spawn the process, which then loads the model; `memory` is what that is expected to take, in bytes."""
+        child = await Child.spawn("runtime.worker", frames=FromWorker, log=log_file, env=child_environment())
+        log.info("worker %d starts for %s, context %d", child.pid, model.name, load.context)
+        return cls(model, load, child, memory)  # nothing is awaited in between: nobody can lose the process
+
+    @property
+    def pid(self) -> int:
+        """The process id."""
+        return self._child.pid
+
+    @property
+    def dead(self) -> bool:
+        """Whether nothing more will come from it."""
+        return self.reader.done()
+
+    @property
+    def leaving(self) -> bool:
+        """Whether it is dead or on its way there, so that no new request may be given to it."""
+        return self.dead or bool(self._ending)
+
+    @property
+    def loading(self) -> bool:
+        """Whether the model is not loaded yet; the memory it needs is then not taken yet either."""
+        return not self.ready.done()
+
+    @property
+    def idle(self) -> bool:
+        """Whether nobody uses it and it has something to lose."""
+        return not self.active and not self.loading
+
+    async def answer(self, submit: Submit) -> AsyncGenerator[Answer]:
+        """The frames of one request, until all its answers have finished; leaving early cancels it.
+
+        Raises Reported with the worker's own error, WorkerDied when the process goes.
+        """
+        submit.id = next(_ids)
+        alone = not self._streams and submit.count == 1
+        queue = self._open(submit.id)
+        opened = self._opened
+        left = submit.count
+        try:
+            await self._child.send(submit)
+            while left:
+                frame = await self._next(queue)
+                if isinstance(frame, Finished):
+                    left -= 1
+                    self.pace = Pace.of(frame) if alone and opened == self._opened else None
+                if not isinstance(frame, Answer):
+                    raise self._odd(frame)
+                self.answered = self.answered or not isinstance(frame, Started)
+                yield frame
+        except Reported:
+            left = 0
+            raise
+        finally:
+            del self._streams[submit.id]
+            if left and not self.dead:
+                self._later(Cancel(submit.id))
+
+    async def tokenize(self, request: Tokenize) -> list[int]:
+        """The ids of a text or of rendered messages."""
+        frame = await self._ask(request)
+        if not isinstance(frame, Tokens):
+            raise self._odd(frame)
+        return frame.ids
+
+    async def embed(self, request: Embed | Rank) -> Vectors:
+        """One vector for each input, or one score for each text."""
+        frame = await self._ask(request)
+        if not isinstance(frame, Vectors):
+            raise self._odd(frame)
+        return frame
+
+    async def stop(self, why: str = STOPPED) -> None:
+        """End the process: politely, then not. Who waits for an answer gets WorkerDied, or Stopping if that is why."""
+        self._ending = self._ending or why
+        if self.loading:
+            self._child.kill()
+        else:
+            self._later(Shutdown())
+        await asyncio.wait([self.reader], timeout=STOP_SECONDS)
+        if not self.dead:
+            self._child.kill()
+            await asyncio.wait([self.reader])
+
+    def overdue(self) -> str:
+        """Why the worker has to be taken for hung, or nothing."""
+        now = asyncio.get_running_loop().time()
+        silent, stalled = now - self._sign_of_life, now - self._last_step_at
+        if self.loading:
+            return f"did not load within {self._patience:.0f} s" if now - self.last_used > self._patience else ""
+        if silent > SILENT_SECONDS:
+            return f"showed no sign of life for {silent:.0f} s"
+        return f"computed nothing for {stalled:.0f} s" if stalled > STALLED_SECONDS else ""
+
+    def kill(self, why: str) -> None:
+        """End a process that cannot be asked any more."""
+        log.error("worker %d of %s is killed: it %s", self.pid, self.model.name, why)
+        self._ending = self._ending or why
+        self._child.kill()
+
+    def _open(self, number: int) -> asyncio.Queue[FromWorker | Death]:
+        if self.dead:
+            raise self._obituary()
+        self._opened += 1
+        self._streams[number] = asyncio.Queue()
+        return self._streams[number]
+
+    async def _ask(self, request: Tokenize | Embed | Rank) -> FromWorker:
+        request.id = next(_ids)
+        queue = self._open(request.id)
+        try:
+            await self._child.send(request)
+            return await self._next(queue)
+        except asyncio.CancelledError:
+            if not self.dead:
+                self._later(Cancel(request.id))
+            raise
+        finally:
+            del self._streams[request.id]
+
+    def _later(self, frame: msgspec.Struct) -> None:
+        """Send from where nothing may be awaited: a handler that is being cancelled."""
+        task = asyncio.create_task(self._child.send(frame))
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+    async def _next(self, queue: asyncio.Queue[FromWorker | Death]) -> FromWorker:
+        frame = await queue.get()
+        if isinstance(frame, Death):
+            raise frame
+        if isinstance(frame, Failed):
+            raise Reported(frame.code, frame.message, frame.hint)
+        return frame
+
+    def _odd(self, frame: FromWorker) -> Death:
+        self.kill(f"sent {type(frame).__name__} out of place")
+        return self._obituary()
+
+    async def _read(self, load: Load) -> None:
+        try:
+            await self._child.send(load)
+            while (frame := await self._child.receive()) is not None:
+                self._sort(frame)
+        finally:
+            await reap(self._child)
+            self._bury()
+
+    def _sort(self, frame: FromWorker) -> None:
+        self._sign_of_life = asyncio.get_running_loop().time()
+        match frame:
+            case Beat(step=step, busy=busy):
+                self.spilled = frame.spilled
+                if step != self._last_step or not busy:
+                    self._last_step, self._last_step_at = step, self._sign_of_life
+            case Loading():
+                pass
+            case Ready():
+                self._settle(frame)
+            case Failed(id=0):
+                self._ending = NOT_LOADED
+                if not self.ready.done():
+                    self.ready.set_exception(Reported(frame.code, frame.message, frame.hint))
+            case _:
+                if (queue := self._streams.get(frame.id)) is not None:
+                    queue.put_nowait(frame)
+
+    def _settle(self, ready: Ready) -> None:
+        self.context = ready.context
+        self._last_step_at = self._sign_of_life
+        if not self.ready.done():
+            self.ready.set_result(ready)
+        log.info("worker %d is ready with %s after %.2f s", self.pid, self.model.name, ready.load_ns / 1e9)
+
+    def _bury(self) -> None:
+        death = self._obituary()
+        self.crashed = self._ending not in (STOPPED, NOT_LOADED, STOPPING)
+        log.info("worker %d of %s ended (%s)", self.pid, self.model.name, self._ending or str(death))
+        if not self.ready.done():
+            self.ready.set_exception(death)
+        if self.ready.done() and not self.ready.cancelled():
+            self.ready.exception()  # seen, even if nobody waits any more
+        for queue in self._streams.values():
+            queue.put_nowait(death)
+
+    def _obituary(self) -> Death:
+        name = f"`{self.model.name}`"
+        if self._ending == STOPPING:
+            return Stopping("the daemon is stopping, and ended this answer", "ask again when it runs")
+        if self._ending == STOPPED:
+            return WorkerDied(f"{name} was unloaded in mid-answer", "ask again: it is loaded anew")
+        how = self._ending or self._child.problem or self._child.ending
+        if self.loading:
+            return LoadFailed(f"the worker of {name} {how} while it loaded", "see `lm logs`; the file may be damaged")
+        hint = "ask again: it is started anew; if that recurs, memory may be short: choose a smaller level"
+        return WorkerDied(f"the worker of {name} {how}", hint)

@@ -1,0 +1,1 @@
+"""Models on their way in: jobs, and the puller process."""
