@@ -43,7 +43,7 @@ class Sequence:
 
 
 class Cache(Protocol):
-    """The cells themselves: `runtime.llama.model.context.Context`."""
+    """The cells themselves: `runtime.llama.context.Context`."""
 
     def copy(self, source: int, target: int, end: int, /) -> None:
         """Let the empty `target` hold the first `end` positions of `source` too."""

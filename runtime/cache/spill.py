@@ -25,7 +25,7 @@ CHECKPOINTS = 8
 
 
 class States(Protocol):
-    """Where states come from and go: `runtime.llama.model.context.Context`. `partial` leaves out what can be cut."""
+    """Where states come from and go: `runtime.llama.context.Context`. `partial` leaves out what can be cut."""
 
     def save(self, sequence: int, partial: bool, /) -> bytearray:
         """The state of a sequence."""
