@@ -10,12 +10,14 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 from server.app import ROUTES
 from server.config import SETTINGS, VERSION
+from tests.floors import FLOORS
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("cli", "server", "runtime", "registry", "quant")
@@ -31,6 +33,15 @@ FUNCTION_LINES = 50
 # May only shrink.
 LONG_FILES: set[str] = set()
 LONG_FUNCTIONS: set[str] = set()
+STILL_UP = {
+    "cli.asking imports cli.commands.pull",
+    "cli.chat imports cli.commands.show",
+    "server.api.embeddings imports server.api.ollama.answers",
+    "server.api.ollama.answers imports server.api.openai.shapes",
+    "server.api.ollama.models imports server.api.lm.sources",
+    "server.children.errand imports server.http.problems",
+    "server.children.errand imports server.pulls.frames",
+}
 
 
 def sources(*packages: str) -> list[Path]:
@@ -62,6 +73,51 @@ def test_imports_go_down(package: str) -> None:
         if not allowed(module, package)
     ]
     assert not wrong
+
+
+def module_of(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def arrows(package: str) -> Iterator[tuple[str, str]]:
+    """Which module of a package imports which other one of it, not counting what only type checkers read."""
+    modules = {module_of(path): path for path in sources(package)}
+    for module, path in modules.items():
+        for name in imported(path):
+            target = next((known for known in (name, name.rpartition(".")[0]) if known in modules), None)
+            if target is not None and target != module:
+                yield module, target
+
+
+def floor_of(module: str) -> tuple[int, str]:
+    """The floor of a module, and its room."""
+    found = [
+        (len(room), floor, room)
+        for floor, rooms in enumerate(FLOORS[module.split(".")[0]])
+        for room in rooms
+        if module == room or module.startswith(f"{room}.")
+    ]
+    _, floor, room = max(found)
+    return floor, room
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_imports_go_down_between_rooms(package: str) -> None:
+    wrong = {
+        f"{module} imports {target}"
+        for module, target in arrows(package)
+        if floor_of(module)[1] != floor_of(target)[1] and floor_of(module)[0] <= floor_of(target)[0]
+    }
+    assert wrong == {arrow for arrow in STILL_UP if arrow.startswith(f"{package}.")}
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_no_imports_go_in_a_circle(package: str) -> None:
+    graph: dict[str, set[str]] = {}
+    for module, target in arrows(package):
+        graph.setdefault(module, set()).add(target)
+    TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,58 @@
+"""The floors of the house: which room may import which. A room imports from its own floor's rooms never, only from lower.
+
+Each line is a module or a package; the longest that fits a module is its room. Inside a room imports are free, as long
+as they make no circle.
+"""
+
+FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
+    "quant": (
+        ("quant.errors",),
+        ("quant.types",),
+        ("quant.gguf", "quant.kernels.vectors"),
+        ("quant.kernels.formats", "quant.plan"),
+        ("quant.safetensors",),
+        ("quant.kernels.layouts", "quant.kernels.search", "quant.levels"),
+        ("quant.kernels",),
+        ("quant.kernels.blocks",),
+        ("quant",),
+        ("quant.stream",),
+        ("quant.convert",),
+        ("quant.convert.tokenizer",),
+        ("quant.convert.chat",),
+        ("quant.convert.families", "quant.convert.gguf"),
+        ("quant.convert.planning",),
+    ),
+    "registry": (
+        ("registry.errors",),
+        ("registry.names", "registry.digest", "registry.sha256"),
+        ("registry.store", "registry.net"),
+        ("registry.sources",),
+        ("registry",),
+    ),
+    "runtime": (
+        ("runtime.errors", "runtime.options", "runtime.conversation"),
+        ("runtime.messages", "runtime.child"),
+        ("runtime.text",),
+        ("runtime.llama",),
+        ("runtime.machine", "runtime.cache"),
+        ("runtime.engine",),
+        ("runtime",),
+    ),
+    "server": (
+        ("server.config", "server.errors"),
+        ("server.http", "server.children", "server.library"),
+        ("server.access", "server.loaded", "server.doctor"),
+        ("server.pulls",),
+        ("server.advice",),
+        ("server.services",),
+        ("server.api",),
+        ("server.api.ollama", "server.api.openai", "server.api.lm"),
+        ("server.app",),
+        ("server",),
+    ),
+    "cli": (
+        ("cli",),
+        ("cli.commands",),
+        ("cli.main",),
+    ),
+}
