@@ -1,4 +1,4 @@
-"""The floors of the house: which room may import which. A room imports from its own floor's rooms never, only from lower.
+"""The floors of the house: which room may import which. A room imports from lower floors only.
 
 Each line is a module or a package; the longest that fits a module is its room. Inside a room imports are free, as long
 as they make no circle.
