@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib.metadata
 import json
+import re
 import runpy
 import subprocess
 import sys
@@ -163,16 +164,33 @@ def test_every_module_says_what_it_does() -> None:
     assert not silent
 
 
-def test_the_readme_tree_is_the_tree() -> None:
-    tree = runpy.run_path(str(ROOT / "scripts" / "tree"))["tree"]()
-    assert (ROOT / "README.md").read_text().endswith(tree), "run ./scripts/tree"
+def test_the_page_of_the_house_is_the_house() -> None:
+    page = ROOT / "docs" / "house.md"
+    assert page.read_text() == runpy.run_path(str(ROOT / "scripts" / "tree"))["page"](page.read_text()), (
+        "./scripts/tree"
+    )
 
 
-def test_the_readme_has_every_route_and_setting() -> None:
-    readme = (ROOT / "README.md").read_text()
+def test_the_docs_have_every_route_and_setting() -> None:
     routes = [f"{method} {path.replace(':.+', '')}" for method, path, _ in ROUTES]
     settings = [name for setting in SETTINGS for name in (setting, *SETTINGS[setting].env[:1])]
-    assert not [text for text in routes + settings if f"`{text}`" not in readme]
+    for page, words in (("api.md", routes), ("settings.md", settings)):
+        text = (ROOT / "docs" / page).read_text()
+        assert not [word for word in words if f"`{word}`" not in text], page
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 200
+    assert len((ROOT / "CONTRIBUTING.md").read_text().splitlines()) <= 150
+
+
+def pages() -> list[Path]:
+    return [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]
+
+
+def test_pages_lead_somewhere() -> None:
+    links = [(page, link) for page in pages() for link in re.findall(r"\]\(([^)#:]+)\)", page.read_text())]
+    assert not [(page.name, link) for page, link in links if not (page.parent / link).exists()]
 
 
 def test_the_version_is_written_once() -> None:

@@ -11,21 +11,6 @@ from pathlib import Path
 PAGE = Path(__file__).parent.parent.parent / "docs" / "models.md"
 COLUMNS = ("logits", "attention", "tokenizer", "tied", "shards", "experts", "transforms", "entries", "levels")
 EMPTY = "·"
-HEAD = """# Every architecture, as the tests found it
-
-Written by `python -m tests.quant.matrix`; a dot is a cell that no test filled. Models are small and random, made by
-`transformers`; a row is an architecture by llama.cpp's name, and what is particular about the model.
-
-- **logits**: the largest difference to `transformers`, in standard deviations of the logits (vectors, scores), with F32
-  weights and cache and a prompt of several batches; at most 1e-3. In brackets the same with GELU from ggml's table in
-  half precision, as the engine has it, which the first figure leaves out.
-- **attention**: the largest share that one of up to 200 tokens gets, on average. Even attention would have 0.01.
-- **tokenizer**: the pre-tokenizer's name; ids are equal on a nasty text. **tied**: one matrix for input and output.
-- **transforms**: what is done to tensors; each one left out makes a difference of more than 1e-2, and so does each of
-  the **entries** of the metadata if it is wrong.
-- **levels**: how many load and answer (how many of them differ, and in how long rows); K and I types need rows of 256.
-
-"""
 _found: dict[str, dict[str, str]] = {}
 
 
@@ -56,15 +41,15 @@ def read() -> dict[str, dict[str, str]]:
 
 
 def write(names: list[str]) -> None:
-    """The page with what was found now; of the rest what it said before, of rows that there are."""
+    """Write the table of the page: what was found now, else what it said before; the text above it stays."""
     before = read()
     rows = {
         name: {**before.get(name, {}), **_found.get(name, {})} for name in [*names, *sorted(_found.keys() - set(names))]
     }
     head, *body = _table(rows)
     rule = ("---",) * (len(COLUMNS) + 1)
-    PAGE.parent.mkdir(exist_ok=True)
-    PAGE.write_text(HEAD + "".join(f"| {' | '.join(line)} |\n" for line in (head, rule, *body)))
+    text = PAGE.read_text().partition("\n|")[0]
+    PAGE.write_text(f"{text}\n" + "".join(f"| {' | '.join(line)} |\n" for line in (head, rule, *body)))
 
 
 def main() -> int:
