@@ -36,11 +36,11 @@ def main(argv: list[str]) -> int:
         return _fail(error, arguments.ready_fd)
     _log_to(config.log_file if arguments.ready_fd is not None else None)
     from server.daemon import serve  # aiohttp takes longer to import than everything above to run
-    from server.http.problems import TOLD
+    from server.errors import PUBLIC_ERRORS
 
     try:
         asyncio.run(serve(config, _engine(arguments.runtime), lambda _: _say(arguments.ready_fd, "ready")))
-    except TOLD as error:
+    except PUBLIC_ERRORS as error:
         return _fail(error, arguments.ready_fd)
     return 0
 

@@ -10,9 +10,16 @@ ServerError
 ├── Unstable         a model whose worker crashed again and again; it rests for a while
 ├── Stopping         the daemon is on its way out
 └── StartFailed      the daemon cannot start: a port or a home that is taken
+
+`ChildError` stands beside the tree: an error of any of the trees that happened in a child process.
 """
 
 from __future__ import annotations
+
+from quant.errors import QuantError
+from registry.errors import RegistryError
+from runtime.errors import EngineError
+from server.config import BadSetting
 
 
 class ServerError(Exception):
@@ -87,3 +94,16 @@ class StartFailed(ServerError):
     """The daemon cannot start."""
 
     code = "start_failed"
+
+
+class ChildError(Exception):
+    """An error that a child process met and sent by its code; raised where the process's answer was awaited."""
+
+    def __init__(self, code: str, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.code = code
+        self.hint = hint
+
+
+# Errors whose message and hint are written for the user. Every other exception is a fault of the program.
+PUBLIC_ERRORS = (ServerError, EngineError, RegistryError, QuantError, BadSetting, ChildError)

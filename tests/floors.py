@@ -39,7 +39,8 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("runtime",),
     ),
     "server": (
-        ("server.config", "server.errors"),
+        ("server.config",),
+        ("server.errors",),
         ("server.http", "server.children", "server.library"),
         ("server.access", "server.loaded", "server.doctor"),
         ("server.pulls",),

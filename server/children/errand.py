@@ -11,7 +11,8 @@ from typing import NoReturn, TypeVar
 import msgspec
 
 from runtime.child import Parent
-from server.http.problems import TOLD, Problem
+from server.errors import PUBLIC_ERRORS
+from server.http.problems import Problem
 from server.pulls.frames import Failure
 
 Wanted = TypeVar("Wanted", bound=msgspec.Struct)
@@ -31,7 +32,7 @@ def main(argv: list[str], wanted: type[Wanted], work: Callable[[Wanted, Parent],
         parent.send(work(task, parent))
     except Exception as error:
         problem = Problem.of(error)
-        if not isinstance(error, TOLD):
+        if not isinstance(error, PUBLIC_ERRORS):
             traceback.print_exc()
         parent.send(Failure(problem.code, problem.message, problem.hint))
         return 1

@@ -10,24 +10,8 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from quant.errors import QuantError
-from registry.errors import RegistryError
-from runtime.errors import EngineError
-from server.config import BadSetting
-from server.errors import ServerError
+from server.errors import PUBLIC_ERRORS
 
-
-class Reported(Exception):
-    """A failure that a child process met and reported by its code; raised where its answer was awaited."""
-
-    def __init__(self, code: str, message: str, hint: str = "") -> None:
-        super().__init__(message)
-        self.code = code
-        self.hint = hint
-
-
-# What says itself, in a sentence and a hint.
-TOLD = (ServerError, EngineError, RegistryError, QuantError, BadSetting, Reported)
 Dialect = Literal["ollama", "openai", "anthropic"]
 
 STATUS = {
@@ -94,7 +78,7 @@ class Problem:
     @classmethod
     def of(cls, error: BaseException) -> Problem:
         """The problem of an exception; one outside the trees is `internal` and says nothing of its inside."""
-        if not isinstance(error, TOLD):
+        if not isinstance(error, PUBLIC_ERRORS):
             return cls("internal", "the daemon failed at this request", "see `lm logs`")
         code = error.code if error.code in STATUS else "internal"
         retry_after = getattr(error, "retry_after", RETRY_SECONDS.get(code, 0.0))

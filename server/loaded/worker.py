@@ -39,8 +39,7 @@ from runtime.messages import (
     Vectors,
 )
 from server.config import child_environment
-from server.errors import Stopping
-from server.http.problems import Reported
+from server.errors import ChildError, Stopping
 
 log = logging.getLogger("lm.worker")
 SILENT_SECONDS = 10.0
@@ -151,7 +150,7 @@ class Worker:
     async def answer(self, submit: Submit) -> AsyncGenerator[Answer]:
         """The frames of one request, until all its answers have finished; leaving early cancels it.
 
-        Raises Reported with the worker's own error, WorkerDied when the process goes.
+        Raises ChildError with the worker's own error, WorkerDied when the process goes.
         """
         submit.id = next(_ids)
         alone = not self._streams and submit.count == 1
@@ -169,7 +168,7 @@ class Worker:
                     raise self._odd(frame)
                 self.answered = self.answered or not isinstance(frame, Started)
                 yield frame
-        except Reported:
+        except ChildError:
             left = 0
             raise
         finally:
@@ -250,7 +249,7 @@ class Worker:
         if isinstance(frame, Death):
             raise frame
         if isinstance(frame, Failed):
-            raise Reported(frame.code, frame.message, frame.hint)
+            raise ChildError(frame.code, frame.message, frame.hint)
         return frame
 
     def _odd(self, frame: FromWorker) -> Death:
@@ -280,7 +279,7 @@ class Worker:
             case Failed(id=0):
                 self._ending = NOT_LOADED
                 if not self.ready.done():
-                    self.ready.set_exception(Reported(frame.code, frame.message, frame.hint))
+                    self.ready.set_exception(ChildError(frame.code, frame.message, frame.hint))
             case _:
                 if (queue := self._streams.get(frame.id)) is not None:
                     queue.put_nowait(frame)

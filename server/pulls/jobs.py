@@ -17,8 +17,8 @@ from registry.names import AUTO, Name, Reference, parse
 from registry.store.store import Ingest, Model, Store
 from runtime.child import Child
 from server.config import Config, child_environment
-from server.errors import ServerError, Stopping
-from server.http.problems import Problem, Reported
+from server.errors import ChildError, ServerError, Stopping
+from server.http.problems import Problem
 from server.library import Library
 from server.loaded.worker import log_file, reap
 from server.pulls.frames import Done, Failure, FromPuller, Note, Planned, Progress, Task
@@ -283,7 +283,7 @@ class Jobs:
         return None
 
     async def _work(self, job: Job, ingest: Ingest) -> Done | Model:
-        """Let a child write the model's file, unless the same is here; raises Reported with the child's own error."""
+        """Let a child write the model's file, unless the same is here; raises ChildError with the child's own error."""
         output = log_file(self._config.logs, "puller")
         child = await Child.spawn(
             "server.pulls.puller", frames=FromPuller, nice=NICE, log=output, env=child_environment()
@@ -295,7 +295,7 @@ class Jobs:
                     case Done():
                         return frame
                     case Failure(code=code, message=message, hint=hint):
-                        raise Reported(code, message, hint)
+                        raise ChildError(code, message, hint)
                     case Planned():
                         job.tell(told(frame))
                         name = tagged(job.reference, frame.level)

@@ -9,7 +9,8 @@ import registry.errors
 import runtime.errors
 import server.errors
 from server.config import BadSetting
-from server.http.problems import STATUS, Problem, Reported
+from server.errors import ChildError
+from server.http.problems import STATUS, Problem
 
 TREES = (quant.errors.QuantError, registry.errors.RegistryError, runtime.errors.EngineError, server.errors.ServerError)
 
@@ -68,6 +69,6 @@ def test_the_inside_of_an_unforeseen_error_stays_inside() -> None:
 
 
 def test_what_a_child_reports_is_told_as_if_it_happened_here() -> None:
-    problem = Problem.of(Reported("prompt_too_long", "9 tokens, 8 fit", "shorten it"))
+    problem = Problem.of(ChildError("prompt_too_long", "9 tokens, 8 fit", "shorten it"))
     assert problem.status("openai") == 400
-    assert Problem.of(Reported("no_such_code", "?")).status("ollama") == 500
+    assert Problem.of(ChildError("no_such_code", "?")).status("ollama") == 500

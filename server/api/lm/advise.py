@@ -19,8 +19,7 @@ from server.advice.frames import Advised, Ask, FromAdviser
 from server.api.lm.sources import access, find_source
 from server.api.request import HOUSE, NOTE, House
 from server.config import child_environment
-from server.errors import BadBody, ServerError
-from server.http.problems import Reported
+from server.errors import BadBody, ChildError, ServerError
 from server.http.wire import read_body, reply
 from server.loaded.worker import log_file, reap
 from server.pulls.frames import Failure
@@ -126,7 +125,7 @@ async def _ask(house: House, ask: Ask) -> dict[str, Any]:
                 case Advised(answer=answer):
                     return answer
                 case Failure(code=code, message=message, hint=hint):
-                    raise Reported(code, message, hint)
+                    raise ChildError(code, message, hint)
             await reap(child)
     except TimeoutError:
         raise ServerError(f"no advice within {ADVISE_SECONDS:.0f} s", "is the source reachable?") from None
