@@ -22,11 +22,12 @@ from runtime.machine.advise import size
 from runtime.machine.fit import Need, Shape
 from runtime.machine.hardware import Hardware
 from runtime.messages import Load
+from server.children.child_log import log_file
 from server.config import Config
 from server.errors import Stopping, Unstable
 from server.library import Library
 from server.loaded.estimate import Estimator, held, smaller
-from server.loaded.worker import STOPPING, Pace, Worker, log_file
+from server.loaded.worker import STOPPING, Pace, Worker
 
 log = logging.getLogger("lm.pool")
 SMALLEST_CONTEXT = 512

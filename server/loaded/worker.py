@@ -38,6 +38,7 @@ from runtime.messages import (
     Tokens,
     Vectors,
 )
+from server.children.child_log import reap
 from server.config import child_environment
 from server.errors import ChildError, Stopping
 
@@ -45,34 +46,13 @@ log = logging.getLogger("lm.worker")
 SILENT_SECONDS = 10.0
 STALLED_SECONDS = 60.0
 STOP_SECONDS = 3.0
-LINGER_SECONDS = 0.5
 PACE_TOKENS = 24
-LOG_BYTES = 10 << 20
 # Why a process ended that did not crash; the last one with the daemon itself.
 STOPPED, NOT_LOADED, STOPPING = "was stopped", "could not load", "ends with the daemon"
 _ids = itertools.count(1)
 
 Answer = Started | Delta | Finished
 Death = EngineError | Stopping
-
-
-def log_file(folder: Path, name: str) -> Path:
-    """Where children of one kind write what they print; a long file makes way for a new one."""
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    path = folder / f"{name}.log"
-    if path.exists() and path.stat().st_size > LOG_BYTES:
-        path.replace(path.with_suffix(".log.1"))
-    return path
-
-
-async def reap(child: Child) -> None:
-    """Wait for the end of a child whose socket is closed; one that lingers is killed."""
-    try:
-        async with asyncio.timeout(LINGER_SECONDS):
-            await child.wait()
-    except TimeoutError:
-        child.kill()
-        await child.wait()
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,11 @@ from typing import Any
 from registry.names import AUTO, Name, Reference, parse
 from registry.store.store import Ingest, Model, Store
 from runtime.child import Child
+from server.children.child_log import log_file, reap
 from server.config import Config, child_environment
 from server.errors import ChildError, ServerError, Stopping
 from server.http.problems import Problem
 from server.library import Library
-from server.loaded.worker import log_file, reap
 from server.pulls.frames import Done, Failure, FromPuller, Note, Planned, Progress, Task
 from server.pulls.progress import failed, listed, tagged, told
 

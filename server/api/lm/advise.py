@@ -18,10 +18,10 @@ from runtime.machine.advise import ENOUGH_SPEED
 from server.advice.frames import Advised, Ask, FromAdviser
 from server.api.lm.sources import access, find_source
 from server.api.request import HOUSE, NOTE, House
+from server.children.child_log import log_file, reap
 from server.config import child_environment
 from server.errors import BadBody, ChildError, ServerError
 from server.http.wire import read_body, reply
-from server.loaded.worker import log_file, reap
 from server.pulls.frames import Failure
 
 ADVISE_SECONDS = 120.0
