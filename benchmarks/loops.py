@@ -22,7 +22,7 @@ from typing import Any
 from runtime import messages as m
 from runtime.child import Parent
 from runtime.engine.loop import LlamaEngine
-from runtime.llama.context import Context, Shape
+from runtime.llama.context import Context, ContextParams
 from runtime.llama.model import Model
 from runtime.llama.sampling import Sampler
 from runtime.worker import SWITCH_SECONDS
@@ -44,9 +44,9 @@ def run(kind: str, path: Path, threads: int, streams: int, tokens: int) -> float
 def bare(path: str, threads: int, streams: int, tokens: int) -> float:
     """Tokens per second of `tokens` steps of `streams` rows, each sampled in C, after a prompt for every stream."""
     model = Model(Path(path))
-    context = Context(model, Shape(POOL, 2 * SEQUENCES, SEQUENCES, threads))
-    ids = model.tokenize(PROMPT, special=False, add=True)
-    samplers = [Sampler(model, SAMPLING, number, POOL) for number in range(streams)]
+    context = Context(model, ContextParams(POOL, 2 * SEQUENCES, SEQUENCES, threads))
+    ids = model.vocabulary.tokenize(PROMPT, special=False, add=True)
+    samplers = [Sampler(model.vocabulary, SAMPLING, number, POOL) for number in range(streams)]
     last = array("i", [0] * streams)
     for number, sampler in enumerate(samplers):
         context.put_prompt(0, memoryview(ids), 0, number, 1)

@@ -1,7 +1,7 @@
 """Who holds which tokens in the cache: sequences running and parked, prefixes they share, and the room that is left.
 
 The cache of llama.cpp is one pool of cells. A cell belongs to every sequence that was copied from another one while it
-was there, and is free when the last of them lets go. llama.cpp does not tell how many are in use, so `Pool` counts
+was there, and is free when the last of them lets go. llama.cpp does not tell how many are in use, so `CellPool` counts
 along: each sequence is a chain of spans, a span knows how many sequences hold it.
 
 A sequence whose answer is complete stays where it is, parked, until its room is needed: least recently used first.
@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from runtime.cache.spill import WORTH_KEEPING, Entry, Spill, common_prefix
+from runtime.cache.spill import WORTH_KEEPING, Copy, Spill, common_prefix
 from runtime.llama.model import Memory
 
 PARKED_SHARE = 8
@@ -55,7 +55,7 @@ class Cache(Protocol):
         """Drop `gone` positions after the first `keep`, and move up the rest; False where the model cannot."""
 
 
-class Pool:
+class CellPool:
     """The book of a cache; what is noted here is done there."""
 
     def __init__(self, cells: int, sequences: int, cache: Cache) -> None:
@@ -237,13 +237,13 @@ class Pool:
         if self.spill:
             self.spill.mark(seq.number, seq.tokens)
 
-    def _checkpoint(self, seq: Sequence, length: int) -> Entry | None:
+    def _checkpoint(self, seq: Sequence, length: int) -> Copy | None:
         """What is needed to go back to `length` in `seq`, where the cache cannot do that by itself."""
         if self.memory == "cells" or length >= len(seq.tokens) or not self.spill:
             return None
         return self.spill.checkpoint(seq.tokens, length)
 
-    def _restored(self, seq: Sequence, checkpoint: Entry) -> bool:
+    def _restored(self, seq: Sequence, checkpoint: Copy) -> bool:
         """Put the checkpoint's state into `seq`, which holds just its tokens; False, and it is empty, without room."""
         assert self.spill
         if self.memory == "recurrent":

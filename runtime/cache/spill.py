@@ -37,7 +37,7 @@ class States(Protocol):
         """Fill an empty sequence with it, or put a partial one in place; False when there is no room."""
 
 
-class Entry(NamedTuple):
+class Copy(NamedTuple):
     """A sequence that was: its tokens and its state."""
 
     tokens: array[int]
@@ -55,7 +55,7 @@ class Spill:
         self._window = window
         self.limit = limit
         self._memory = memory
-        self._entries: list[Entry] = []
+        self._entries: list[Copy] = []
         self.used = 0
 
     def keep(self, sequence: int, tokens: array[int]) -> None:
@@ -75,7 +75,7 @@ class Spill:
             self._drop(chain[0])
         self._take(sequence, tokens, partial=self._memory == "hybrid")
 
-    def match(self, tokens: array[int]) -> tuple[Entry | None, int]:
+    def match(self, tokens: array[int]) -> tuple[Copy | None, int]:
         """The copy of a sequence that holds most of the beginning of `tokens`, and how much of that is of use."""
         best, length = None, 0
         for entry in self._whole():
@@ -91,7 +91,7 @@ class Spill:
         entry = self.checkpoint(held, common)
         return len(entry.tokens) if entry else 0
 
-    def checkpoint(self, tokens: array[int], common: int) -> Entry | None:
+    def checkpoint(self, tokens: array[int], common: int) -> Copy | None:
         """The latest checkpoint in the first `common` of `tokens`."""
         fits = [entry for entry in self._checkpoints() if len(entry.tokens) <= common]
         fits = [entry for entry in fits if _begins(tokens, entry.tokens)]
@@ -101,7 +101,7 @@ class Spill:
         """How much of the beginning of `tokens` any copy has read, of use or not."""
         return max((common_prefix(entry.tokens, tokens) for entry in self._entries), default=0)
 
-    def restore(self, entry: Entry, sequence: int) -> bool:
+    def restore(self, entry: Copy, sequence: int) -> bool:
         """Copy an entry into a sequence (an empty one, if it is whole); it stays here too, as the last used."""
         for i, kept in enumerate(self._entries):
             if kept is entry:
@@ -122,10 +122,10 @@ class Spill:
         """Whether a sequence is long enough to be worth a copy, and none of it lies behind a window."""
         return len(tokens) >= WORTH_KEEPING and not 0 < self._window < len(tokens)
 
-    def _whole(self) -> Iterable[Entry]:
+    def _whole(self) -> Iterable[Copy]:
         return (entry for entry in self._entries if not entry.partial)
 
-    def _checkpoints(self) -> Iterable[Entry]:
+    def _checkpoints(self) -> Iterable[Copy]:
         return (entry for entry in self._entries if entry.partial or self._memory == "recurrent")
 
     def _covers(self, whole: array[int], start: array[int]) -> bool:
@@ -137,11 +137,11 @@ class Spill:
             return
         while self.used + size > self.limit:
             self._drop(self._entries[0])
-        entry = Entry(tokens[:], self._states.save(sequence, partial), partial)
+        entry = Copy(tokens[:], self._states.save(sequence, partial), partial)
         self._entries.append(entry)
         self.used += len(entry.state)
 
-    def _drop(self, entry: Entry) -> None:
+    def _drop(self, entry: Copy) -> None:
         self._entries = [kept for kept in self._entries if kept is not entry]
         self.used -= len(entry.state)
 

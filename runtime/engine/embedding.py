@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from runtime import messages as m
-from runtime.cache.pool import Pool, Sequence
+from runtime.cache.pool import CellPool, Sequence
 from runtime.engine.ranking import Ranker
 from runtime.errors import BadRequest, EngineError, PromptTooLong, QueueFull
 from runtime.llama.context import ABORTED, NO_ROOM, OK, POOLING_LAST, POOLING_MEAN, POOLING_RANK, Context
@@ -57,8 +57,9 @@ class Job:
 class Embedder:
     """Computes embeddings on the engine's context; `prepare` may be called from any thread, the rest from the loop."""
 
-    def __init__(self, model: Model, context: Context, pool: Pool, emit: Callable[[Any], None]) -> None:
+    def __init__(self, model: Model, context: Context, pool: CellPool, emit: Callable[[Any], None]) -> None:
         self._model = model
+        self._vocabulary = model.vocabulary
         self._context = context
         self._pool = pool
         self._emit = emit
@@ -104,7 +105,7 @@ class Embedder:
         return Job(request.id, self._ranker.inputs(request.query, request.documents), request.query)
 
     def _tokens(self, text: str | list[int], truncate: bool) -> array[int]:
-        ids = self._model.tokenize(text, special=False, add=True) if isinstance(text, str) else self._checked(text)
+        ids = self._vocabulary.tokenize(text, special=False, add=True) if isinstance(text, str) else self._checked(text)
         if not ids:
             raise BadRequest("an input is empty", "send some text")
         if len(ids) > self.limit and not truncate:
@@ -112,13 +113,13 @@ class Embedder:
         if len(ids) <= self.limit:
             return ids
         # What closes a text ([SEP], an end token) is read at the end of a shortened one too.
-        closed = isinstance(text, str) and (self._model.encoder or self._model.adds_eos)
+        closed = isinstance(text, str) and (self._model.encoder or self._vocabulary.adds_eos)
         return ids[: self.limit - 1] + ids[-1:] if closed else ids[: self.limit]
 
     def _checked(self, ids: list[int]) -> array[int]:
         for token in ids:
-            if not 0 <= token < self._model.n_vocab:
-                raise BadRequest(f"an input has token {token}, and the vocabulary ends at {self._model.n_vocab - 1}")
+            if not 0 <= token < self._vocabulary.size:
+                raise BadRequest(f"an input has token {token}, and the vocabulary ends at {self._vocabulary.size - 1}")
         return array("i", ids)
 
     def add(self, job: Job) -> None:

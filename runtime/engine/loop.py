@@ -19,7 +19,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from runtime import messages as m
-from runtime.cache.pool import Pool
+from runtime.cache.pool import CellPool
 from runtime.cache.spill import Spill
 from runtime.engine.embedding import Embedder
 from runtime.engine.huge_pages import Pages
@@ -29,7 +29,7 @@ from runtime.engine.prompt import Prompter
 from runtime.engine.schedule import Schedule, Stretch
 from runtime.engine.session import Session, check_request, open_sessions
 from runtime.errors import BadRequest, EngineError, QueueFull, Timeout
-from runtime.llama.context import ABORTED, NO_ROOM, OK, POOLING_RANK, Context, Shape, sequences
+from runtime.llama.context import ABORTED, NO_ROOM, OK, POOLING_RANK, Context, ContextParams, sequences
 from runtime.llama.model import Model
 from runtime.llama.sampling import Sampler
 
@@ -77,9 +77,9 @@ class LlamaEngine:
         load, progress = self._load, _Progress(self._send)
         self._model = Model(Path(load.path), gpu_layers=load.gpu_layers, progress=progress)
         total = sequences(self._model, load.sequences)
-        shape = Shape(load.context, total, load.sequences, min(load.threads, usable_threads()), load.kv_type)
+        shape = ContextParams(load.context, total, load.sequences, min(load.threads, usable_threads()), load.kv_type)
         self._context = Context(self._model, shape)
-        self._pool = Pool(self._context.tokens, total, self._context)
+        self._pool = CellPool(self._context.tokens, total, self._context)
         self._pool.memory = self._model.memory
         cache = self._context.buffers.get("KV", 0) + self._context.buffers.get("RS", 0)
         spill = load.spill if load.spill >= 0 else cache // 2
@@ -153,7 +153,7 @@ class LlamaEngine:
             raise BadRequest("this model ranks texts and cannot write", "ask it to rank (`/v1/rerank`)")
         if self._model.encoder:
             raise BadRequest("this model makes embeddings and cannot write", "ask for embeddings")
-        check_request(request, self._model.n_vocab)
+        check_request(request, self._model.vocabulary.size)
         prompt = self._prompter.prompt(request)
         stops = self._prompter.template.stops if request.messages is not None else ()
         sessions = open_sessions(request, prompt, stops)
@@ -203,14 +203,14 @@ class LlamaEngine:
         if session.sampler:  # it was here before, and had to make room
             return
         cached = len(session.seq.tokens) if session.seq else 0
-        session.sampler = Sampler(self._model, session.request.sampling, session.index, self._context.tokens)
+        session.sampler = Sampler(self._model.vocabulary, session.request.sampling, session.index, self._context.tokens)
         session.sampler.read(session.tokens)
         session.cached = cached
         session.admitted_ns = time.monotonic_ns()
         if session.index == 0:
             self._frames.append(m.Started(session.id, session.prompt_tokens, cached, session.truncated))
         if session.request.echo:
-            text = b"".join(map(self._model.piece, session.tokens)).decode(errors="replace")
+            text = b"".join(map(self._model.vocabulary.piece, session.tokens)).decode(errors="replace")
             self._frames.append(m.Delta(session.id, text, 0, session.index))
 
     # ---- one step
@@ -297,16 +297,16 @@ class LlamaEngine:
         token = session.sampler.sample(self._context.handle, row)
         if not session.first_ns:
             session.first_ns = time.monotonic_ns()
-        model = self._model
-        if model.ends(token):
+        vocabulary = self._model.vocabulary
+        if vocabulary.ends(token):
             self._finish(session, "stop")
             return
         logprob = None
         if session.request.logprobs >= 0:
             from runtime.llama.logprobs import token_logprob
 
-            logprob = token_logprob(model, self._context.logits(row), token, session.request.logprobs)
-        delta = session.say(token, model.piece(token), logprob)
+            logprob = token_logprob(vocabulary, self._context.logits(row), token, session.request.logprobs)
+        delta = session.say(token, vocabulary.piece(token), logprob)
         if delta:
             self._frames.append(delta)
         if session.text.stop:

@@ -22,12 +22,13 @@ from dataclasses import replace
 from threading import Semaphore, Thread
 from typing import Any
 
-from runtime.cache.pool import Pool, Sequence
+from runtime.cache.pool import CellPool, Sequence
 from runtime.cache.spill import common_prefix
 from runtime.engine.session import Session
 from runtime.errors import LoadFailed
-from runtime.llama.context import ABORTED, OK, Context, Shape
-from runtime.llama.model import Model, library
+from runtime.llama.context import ABORTED, OK, Context, ContextParams
+from runtime.llama.library import library
+from runtime.llama.model import Model
 
 # Fewer tokens are read as soon in the steps themselves.
 WORTH = 16
@@ -107,9 +108,9 @@ class Turns:
 class Side:
     """A second cache for one prompt at a time, and what is in it. Owned by the engine's thread, like the first."""
 
-    def __init__(self, model: Model, context: Context, pool: Pool, shape: Shape) -> None:
-        """`context`, of `shape`, is the one whose prompts are read; nothing is made before that is needed."""
-        self._model, self._main, self._pool, self._shape = model, context, pool, shape
+    def __init__(self, model: Model, context: Context, pool: CellPool, params: ContextParams) -> None:
+        """`context`, of `params`, is the one whose prompts are read; nothing is made before that is needed."""
+        self._model, self._main, self._pool, self._params = model, context, pool, params
         self._context: Context | None = None
         self._turns = Turns()
         self._question = library().ggml_abort_callback(self._turns.question)
@@ -261,8 +262,8 @@ class Side:
             self._give_up(f"{need / 1e6:,.0f} MB are needed and {(spill.limit if spill else 0) / 1e6:,.0f} may be used")
             return None
         self.bytes = need
-        self._context = Context(self._model, replace(self._shape, tokens=size, sequences=2, outputs=1, batch=ROWS))
-        self._context.ask(self._question)
+        self._context = Context(self._model, replace(self._params, tokens=size, sequences=2, outputs=1, batch=ROWS))
+        self._context.set_abort_callback(self._question)
         self.bytes = sum(self._context.buffers.values())
         spill.limit += need - self.bytes
         return self._context

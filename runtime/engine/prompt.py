@@ -36,10 +36,11 @@ class Prompter:
     def __init__(self, model: Model, context: int) -> None:
         """Raises LoadFailed when the file's template is broken."""
         self._model = model
+        self._vocabulary = model.vocabulary
         self._context = context
-        self._bos = model.special_text("bos")
-        eos = model.special_text("eos")
-        self.template = Template(model.chat_template, bos=self._bos, eos=eos, control=model.control_texts())
+        self._bos = model.vocabulary.special_text("bos")
+        eos = model.vocabulary.special_text("eos")
+        self.template = Template(model.chat_template, bos=self._bos, eos=eos, control=model.vocabulary.control_texts())
 
     def prompt(self, request: m.Submit) -> Prompt:
         """The tokens of a request.
@@ -55,12 +56,12 @@ class Prompter:
         if not request.truncate:
             raise self._too_long(len(ids))
         keep = self._room(request)
-        head = 1 if self._bos and ids[:1] == self._model.tokenize(self._bos, special=True, add=False) else 0
+        head = 1 if self._bos and ids[:1] == self._vocabulary.tokenize(self._bos, special=True, add=False) else 0
         return Prompt(ids[:head] + ids[len(ids) - keep + head :], len(ids) - keep)
 
     def text(self, text: str) -> array[int]:
         """The tokens of a text alone, control tokens not read in it."""
-        return self._model.tokenize(text, special=False, add=False)
+        return self._vocabulary.tokenize(text, special=False, add=False)
 
     def chat(self, messages: list[dict[str, Any]]) -> array[int]:
         """The tokens of some messages as the template renders them, whatever their number."""
@@ -74,7 +75,7 @@ class Prompter:
         prompt = request.prompt
         if isinstance(prompt, str):
             pieces = [Piece(prompt, True)] if request.parse_special else [Piece(prompt, False)]
-            ids = self._ids(pieces) if prompt else self._model.tokenize("", special=False, add=True)
+            ids = self._ids(pieces) if prompt else self._vocabulary.tokenize("", special=False, add=True)
         else:
             ids = self._checked(prompt or [])
         if not ids:
@@ -83,8 +84,10 @@ class Prompter:
 
     def _checked(self, ids: Sequence[int]) -> array[int]:
         for token in ids:
-            if not 0 <= token < self._model.n_vocab:
-                raise BadRequest(f"the prompt has token {token}, and the vocabulary ends at {self._model.n_vocab - 1}")
+            if not 0 <= token < self._vocabulary.size:
+                raise BadRequest(
+                    f"the prompt has token {token}, and the vocabulary ends at {self._vocabulary.size - 1}"
+                )
         return array("i", ids)
 
     def _chat(self, request: m.Submit, messages: list[dict[str, Any]], limit: int) -> Prompt:
@@ -125,9 +128,9 @@ class Prompter:
         return max(1, self._context - 1 - min(wanted, self._context // 8))
 
     def _ids(self, pieces: list[Piece]) -> array[int]:
-        ids = self._model.read(pieces)
+        ids = self._vocabulary.tokenize_pieces(pieces)
         has_bos = bool(self._bos) and pieces and pieces[0].special and pieces[0].text.startswith(self._bos)
-        return ids if has_bos else self._model.frame[0] + ids  # nothing is put at the end: the prompt goes on
+        return ids if has_bos else self._vocabulary.frame[0] + ids  # nothing is put at the end: the prompt goes on
 
     def _too_long(self, length: int) -> PromptTooLong:
         message = f"the prompt has {length:,} tokens and the context holds {self._context:,}"

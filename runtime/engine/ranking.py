@@ -11,7 +11,8 @@ from typing import Any
 
 from runtime.errors import BadRequest, PromptTooLong
 from runtime.llama.context import POOLING_RANK
-from runtime.llama.model import Model, library
+from runtime.llama.library import library
+from runtime.llama.model import Model
 
 _SLOTS = re.compile(r"(\{query\}|\{document\})")
 
@@ -21,11 +22,12 @@ class Ranker:
 
     def __init__(self, model: Model, pooling: int, limit: int) -> None:
         self._model = model
+        self._vocabulary = model.vocabulary
         self._ranks = pooling == POOLING_RANK
         self._limit = limit
-        template = library().llama_model_chat_template(model.handle, b"rerank") if self._ranks else None
-        self._parts = _SLOTS.split(template.decode(errors="replace")) if template else []
-        controls = sorted(model.control_texts(), key=len, reverse=True) if self._parts else []
+        template = model.rerank_template if self._ranks else None
+        self._parts = _SLOTS.split(template) if template else []
+        controls = sorted(model.vocabulary.control_texts(), key=len, reverse=True) if self._parts else []
         self._kinds = self._read_kinds() if self._ranks and model.encoder else None
         self._control = re.compile("(" + "|".join(map(re.escape, filter(None, controls))) + ")") if controls else None
 
@@ -60,8 +62,8 @@ class Ranker:
         return before + text[:room] + after
 
     def _paired(self, query: str, document: str) -> tuple[array[int], array[int], array[int]]:
-        low, vocab = library(), self._model.vocab
-        one, two = (self._model.tokenize(text, special=False, add=False) for text in (query, document))
+        low, vocab = library(), self._vocabulary.handle
+        one, two = (self._vocabulary.tokenize(text, special=False, add=False) for text in (query, document))
         first = array("i", [low.llama_vocab_bos(vocab)] if low.llama_vocab_get_add_bos(vocab) else [])
         last = array("i", [low.llama_vocab_eos(vocab)] if low.llama_vocab_get_add_eos(vocab) else [])
         between = array("i", [low.llama_vocab_sep(vocab)] if low.llama_vocab_get_add_sep(vocab) else [])
@@ -75,7 +77,7 @@ class Ranker:
         here = self._parts.index("{document}")
         before = self._read([*self._filled(query, "", self._parts[:here])])
         after = self._read([*self._filled(query, "", self._parts[here + 1 :])])
-        return before, self._model.tokenize(document, special=False, add=False), after
+        return before, self._vocabulary.tokenize(document, special=False, add=False), after
 
     def _filled(self, query: str, document: str, parts: list[str] | None = None) -> list[tuple[str, bool]]:
         """Stretches of the prompt, and whether control tokens are read in them."""
@@ -93,4 +95,4 @@ class Ranker:
         return self._control.split(text) if self._control else [text]
 
     def _read(self, pieces: list[tuple[str, bool]]) -> array[int]:
-        return self._model.read([piece for piece in pieces if piece[0]])
+        return self._vocabulary.tokenize_pieces([piece for piece in pieces if piece[0]])

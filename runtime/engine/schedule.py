@@ -13,7 +13,7 @@ from array import array
 from collections import deque
 from typing import NamedTuple
 
-from runtime.cache.pool import Pool
+from runtime.cache.pool import CellPool
 from runtime.cache.spill import common_prefix
 from runtime.engine.pace import PATIENCE, Pace
 from runtime.engine.prefill import Side
@@ -36,7 +36,7 @@ class Stretch(NamedTuple):
 class Schedule:
     """The queue and the running sessions of one model."""
 
-    def __init__(self, pool: Pool, pace: Pace, sequences: int, side: Side | None = None) -> None:
+    def __init__(self, pool: CellPool, pace: Pace, sequences: int, side: Side | None = None) -> None:
         """At most `sequences` run at once; `side` reads long prompts, where that is possible."""
         self.aside: Session | None = None
         """Whose prompt is to be read there after the step that was planned last."""

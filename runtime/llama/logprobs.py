@@ -6,21 +6,24 @@ from typing import Any
 
 import numpy as np
 
-from runtime.llama.model import Model
+from runtime.llama.vocabulary import Vocabulary
 from runtime.messages import TokenLogprob
 
 
-def token_logprob(model: Model, logits: Any, token: int, alternatives: int) -> TokenLogprob:
-    """The logarithm of the probability of `token`, and of the best `alternatives`; `logits` is float32 `(n_vocab,)`."""
+def token_logprob(vocabulary: Vocabulary, logits: Any, token: int, alternatives: int) -> TokenLogprob:
+    """The natural logarithm of the probability of `token` and of as many of the best as `alternatives` says.
+
+    `logits` is float32 `(vocabulary,)`.
+    """
     largest = float(logits.max())
     total = largest + float(np.log(np.exp(logits - np.float32(largest)).sum(dtype=np.float64)))
     top = []
     if alternatives:
         best = np.argpartition(logits, -alternatives)[-alternatives:]
         order = best[np.argsort(-logits[best], kind="stable")]
-        top = [(_text(model, i), i, float(logits[i]) - total, model.piece(i)) for i in map(int, order)]
-    return TokenLogprob(_text(model, token), token, float(logits[token]) - total, model.piece(token), top)
+        top = [(_text(vocabulary, i), i, float(logits[i]) - total, vocabulary.piece(i)) for i in map(int, order)]
+    return TokenLogprob(_text(vocabulary, token), token, float(logits[token]) - total, vocabulary.piece(token), top)
 
 
-def _text(model: Model, token: int) -> str:
-    return model.piece(token).decode(errors="replace")
+def _text(vocabulary: Vocabulary, token: int) -> str:
+    return vocabulary.piece(token).decode(errors="replace")

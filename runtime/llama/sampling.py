@@ -15,7 +15,8 @@ from array import array
 from typing import Any
 
 from runtime.errors import BadRequest
-from runtime.llama.model import Model, library, quick
+from runtime.llama.library import library, quick
+from runtime.llama.vocabulary import Vocabulary
 from runtime.messages import Sampling
 
 MAX_LAST = 1 << 16
@@ -64,10 +65,10 @@ def check(sampling: Sampling, n_vocab: int) -> None:
 class Sampler:
     """Draws tokens for one answer; `free` it when the answer ends."""
 
-    def __init__(self, model: Model, sampling: Sampling, index: int, context: int) -> None:
+    def __init__(self, vocabulary: Vocabulary, sampling: Sampling, index: int, context: int) -> None:
         """`index` tells apart the answers to one prompt; `context` stands for a `last_n` of -1."""
         low = library()
-        self._model = model
+        self._vocabulary = vocabulary
         self._low = low
         self._history = 0
         self.chain = low.llama_sampler_chain_init(low.llama_sampler_chain_default_params())
@@ -76,7 +77,7 @@ class Sampler:
         self._add_biases(sampling)
         self._add_penalties(sampling, context)
         self._add_choice(sampling)
-        self._sample = low._lib.llama_sampler_sample
+        self._sample = low.llama_sampler_sample
 
     def _add(self, sampler: Any) -> None:
         self._low.llama_sampler_chain_add(self.chain, sampler)
@@ -84,16 +85,16 @@ class Sampler:
     def _add_biases(self, sampling: Sampling) -> None:
         biases = dict(sampling.logit_bias)
         if sampling.ignore_eos:
-            biases |= dict.fromkeys(end_tokens(self._model), -math.inf)
+            biases |= dict.fromkeys(end_tokens(self._vocabulary), -math.inf)
         if biases:
             array_type = self._low.llama_logit_bias * len(biases)
             entries = array_type(
                 *(self._low.llama_logit_bias(token, max(b, _BELOW_ANY_LOGIT)) for token, b in biases.items())
             )
-            self._add(self._low.llama_sampler_init_logit_bias(self._model.n_vocab, len(biases), entries))
+            self._add(self._low.llama_sampler_init_logit_bias(self._vocabulary.size, len(biases), entries))
 
     def _add_penalties(self, sampling: Sampling, context: int) -> None:
-        low, n_vocab = self._low, self._model.n_vocab
+        low, n_vocab = self._low, self._vocabulary.size
         last = context if sampling.repeat_last_n < 0 else sampling.repeat_last_n
         repeat, frequency, presence = sampling.repeat_penalty, sampling.frequency_penalty, sampling.presence_penalty
         if last and (repeat != 1.0 or frequency or presence):
@@ -104,7 +105,7 @@ class Sampler:
             self._history = max(self._history, last)
             breakers = (ctypes.c_char_p * len(_DRY_BREAKERS))(*_DRY_BREAKERS)
             strength = (sampling.dry_multiplier, sampling.dry_base, sampling.dry_allowed_length, last)
-            self._add(low.llama_sampler_init_dry(self._model.vocab, *strength, breakers, len(_DRY_BREAKERS)))
+            self._add(low.llama_sampler_init_dry(self._vocabulary.handle, *strength, breakers, len(_DRY_BREAKERS)))
 
     def _add_choice(self, sampling: Sampling) -> None:
         low, seed = self._low, self._seed
@@ -115,14 +116,14 @@ class Sampler:
             self._add(low.llama_sampler_init_temp(sampling.temperature))
             pace = (sampling.mirostat_tau, sampling.mirostat_eta)
             if sampling.mirostat == 1:
-                self._add(low.llama_sampler_init_mirostat(self._model.n_vocab, seed, *pace, 100))
+                self._add(low.llama_sampler_init_mirostat(self._vocabulary.size, seed, *pace, 100))
             else:
                 self._add(low.llama_sampler_init_mirostat_v2(seed, *pace))
             return
         if sampling.top_n_sigma > 0:
             self._add(low.llama_sampler_init_top_n_sigma(sampling.top_n_sigma))
         if sampling.top_k > 0:
-            self._add(low.llama_sampler_init_top_k(min(sampling.top_k, self._model.n_vocab)))
+            self._add(low.llama_sampler_init_top_k(min(sampling.top_k, self._vocabulary.size)))
         if sampling.typical_p < 1:
             self._add(low.llama_sampler_init_typical(sampling.typical_p, 1))
         if sampling.top_p < 1:
@@ -153,6 +154,6 @@ class Sampler:
             self.chain = None
 
 
-def end_tokens(model: Model) -> list[int]:
+def end_tokens(vocabulary: Vocabulary) -> list[int]:
     """Every token that ends a turn."""
-    return [token for token in range(model.n_vocab) if model.ends(token)]
+    return [token for token in range(vocabulary.size) if vocabulary.ends(token)]

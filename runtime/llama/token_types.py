@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from quant.gguf.header import Header, TensorInfo, read_file
-from runtime.llama.model import Model, library
+from runtime.llama.library import library
+from runtime.llama.model import Model
 
 
 class _Traits(ctypes.Structure):

@@ -62,7 +62,7 @@ class _Sizes:
         self.callback = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)(self._take)
 
     def _take(self, level: int, text: bytes | None, _: Any) -> None:
-        from runtime.llama.model import LOG
+        from runtime.llama.library import LOG
 
         line = (text or b"").decode(errors="replace")
         if found := _CACHE.search(line):
@@ -75,20 +75,21 @@ class _Sizes:
 
 def weigh(question: Weigh) -> Weighed:
     """What a context as the engine makes it would take."""
-    from runtime.llama.context import Context, Shape, sequences
-    from runtime.llama.model import Model, library
+    from runtime.llama.context import Context, ContextParams, sequences
+    from runtime.llama.library import library
+    from runtime.llama.model import Model
 
     sizes = _Sizes()
     library().llama_log_set(sizes.callback, None)
     model = Model(Path(question.path), empty=True)
     total = sequences(model, question.sequences)
-    Context(model, Shape(question.context, total, question.sequences, 1, question.kv_type))
+    Context(model, ContextParams(question.context, total, question.sequences, 1, question.kv_type))
     return Weighed(question.context, question.sequences, question.kv_type, **sizes.bytes, repacks=_repacks())
 
 
 def _repacks() -> tuple[str, ...]:
     """Types that are repacked when they are loaded (`repack.cpp` of ggml), by the instructions of the build."""
-    from runtime.llama.model import amx_is_broken
+    from runtime.llama.library import amx_is_broken
 
     features = examine().features
     if amx_is_broken() or features.get("REPACK") != "1":
@@ -100,7 +101,7 @@ def _repacks() -> tuple[str, ...]:
 
 def examine() -> Examined:
     """llama.cpp's own description of itself."""
-    from runtime.llama.model import amx_is_broken, library
+    from runtime.llama.library import amx_is_broken, library
 
     low = library()
     info = low.llama_print_system_info().decode(errors="replace")

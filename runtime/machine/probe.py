@@ -27,8 +27,9 @@ from typing import NamedTuple
 import psutil
 
 from quant.types import QuantType
-from runtime.llama.context import Context, Shape
-from runtime.llama.model import Model, library
+from runtime.llama.context import Context, ContextParams
+from runtime.llama.library import library
+from runtime.llama.model import Model
 from runtime.machine.fit import LAYER_SECONDS
 from runtime.machine.inspection import Probe, Probed, write_skeleton
 
@@ -171,7 +172,7 @@ class _Running:
         write_skeleton(path, _metadata(case), _tensors(case))
         self._model = Model(path, gpu_layers=-1 if question.card else 0)
         room = case.before + _ROUNDS.stop * _STEPS.stop
-        self._context = Context(self._model, Shape(room, 1, 1, question.threads))
+        self._context = Context(self._model, ContextParams(room, 1, 1, question.threads))
         self._position = 0
         while self._position < case.before:
             size = min(self._context.batch_size, case.before - self._position)

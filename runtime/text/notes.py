@@ -7,21 +7,21 @@ import struct
 from pathlib import Path
 from typing import NamedTuple
 
-from runtime.text.tokenizer import NOTE, Note
+from runtime.text.tokenizer import NOTE, TokenizerNote
 
 # GGUF's numbers for kinds of values, and how far into a file its header may reach.
 _UINT32, _INT32, _STRING, _ARRAY = 4, 5, 8, 9
 _HEADER_LIMIT = 64 << 20
 
 
-class Noted(NamedTuple):
+class Notes(NamedTuple):
     """What the converter has noted in a file: ids that end an answer, and what llama.cpp cannot be told of its text."""
 
     stops: list[int]
-    tokenizer: Note | None
+    tokenizer: TokenizerNote | None
 
     @classmethod
-    def read(cls, path: Path) -> Noted:
+    def read(cls, path: Path) -> Notes:
         """From the header of a GGUF file, empty for one that others have made; LoadFailed for a note that is broken.
 
         llama.cpp gives out no arrays and nothing before a model is loaded, and reading a whole header takes longer than
@@ -39,7 +39,7 @@ class Noted(NamedTuple):
             if not found:
                 return cls(stops, None)
             (size,) = struct.unpack_from("<Q", data, found[1])
-            return cls(stops, Note.read(data[found[1] + 8 : found[1] + 8 + min(size, at)]))
+            return cls(stops, TokenizerNote.read(data[found[1] + 8 : found[1] + 8 + min(size, at)]))
 
 
 def _find(data: mmap.mmap, key: bytes, kind: int, end: int) -> tuple[int, int] | None:

@@ -40,7 +40,7 @@ _WORD = re.compile("[\u200c\u200d\u24b6-\u24e9\U0001f130-\U0001f149\U0001f150-\U
 _FORMS: tuple[Literal["NFC", "NFD", "NFKC", "NFKD"], ...] = ("NFC", "NFD", "NFKC", "NFKD")
 
 
-class Note(msgspec.Struct):
+class TokenizerNote(msgspec.Struct):
     """What is noted. Raises LoadFailed by `read` for what it cannot be.
 
     `added`: id, text and flags of every added token: `l`, `r` strip on that side, `w` a word of its own, `n` looked for
@@ -57,7 +57,7 @@ class Note(msgspec.Struct):
     end: tuple[int, str] | None = None
 
     @classmethod
-    def read(cls, text: str | bytes) -> Note:
+    def read(cls, text: str | bytes) -> TokenizerNote:
         """From its JSON."""
         try:
             note = msgspec.json.decode(text, type=cls)
@@ -79,7 +79,7 @@ class Added(NamedTuple):
 class Tokenizer:
     """Reads text by a note; `plain` is llama.cpp's reading of a text in which no control token is looked for."""
 
-    def __init__(self, note: Note, vocabulary: int, plain: Callable[[str], array[int]]) -> None:
+    def __init__(self, note: TokenizerNote, vocabulary: int, plain: Callable[[str], array[int]]) -> None:
         """`vocabulary` is the number of tokens. Raises LoadFailed for a note on another vocabulary."""
         ids = [id for id, _, _ in note.added] + ([note.end[0]] if note.end else [])
         if not all(0 <= id < vocabulary for id in ids):
@@ -111,7 +111,7 @@ class Tokenizer:
             text = STEPS[name](text, *arguments)
         return text
 
-    def read(self, pieces: Sequence[tuple[str, bool]]) -> array[int] | None:
+    def tokenize(self, pieces: Sequence[tuple[str, bool]]) -> array[int] | None:
         """The ids of texts that follow each other, control tokens looked for where the second value says so.
 
         None where llama.cpp reads them the same.

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from runtime import messages as m
-from runtime.llama.model import library
+from runtime.llama.library import library
 from tests.runtime.test_engine import PROMPTS, load, one_by_one, submit
 
 

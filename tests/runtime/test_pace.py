@@ -8,12 +8,12 @@ from collections.abc import Callable
 import pytest
 
 from runtime import messages as m
-from runtime.cache.pool import Pool
+from runtime.cache.pool import CellPool
 from runtime.engine.pace import PATIENCE, Pace
 from runtime.engine.prompt import Prompt
 from runtime.engine.schedule import Schedule
 from runtime.engine.session import open_sessions
-from tests.runtime.test_prefix import Cells
+from tests.runtime.test_cell_pool import Cells
 
 BATCH, GAP = 512, 6.0
 # Milliseconds of a 1.1 B model at Q4_K_M on two processors, as measured: four rows cost almost what each would alone.
@@ -95,7 +95,7 @@ def test_seven_that_come_after_the_first_are_soon_answered(seconds: Callable[[in
 def test_only_answers_whose_text_is_flowing_hold_prompts_back() -> None:
     pace = Pace(BATCH, GAP)
     steps(pace, measured, 1, 4000)
-    schedule = Schedule(Pool(8192, 16, Cells(16)), pace, 8)
+    schedule = Schedule(CellPool(8192, 16, Cells(16)), pace, 8)
 
     def rows_of_prompts(said: int) -> int:
         schedule.running[0].answered = said

@@ -23,8 +23,8 @@ from runtime import messages as m
 from runtime.engine.prompt import Prompter
 from runtime.errors import LoadFailed
 from runtime.llama.model import Model
-from runtime.text.tokenizer import Note
 from runtime.text.tokenizer import Tokenizer as TextReader
+from runtime.text.tokenizer import TokenizerNote
 from tests.quant.engine import Engine
 from tests.quant.test_pieces import follows_bert, unigram, word_piece
 from tests.quant.test_tokenizer import sentencepiece
@@ -113,8 +113,8 @@ def hold(
         assume(follows(text))
         if tokenizer["model"].get("type") == "Unigram" and any(special in text.lower() for special in specials):
             return  # there they are pieces like any other
-        assert model.tokenize(text, special=True, add=True).tolist() == whole.encode(text).ids, text
-        found = model.tokenize(text, special=False, add=False).tolist()
+        assert model.vocabulary.tokenize(text, special=True, add=True).tolist() == whole.encode(text).ids, text
+        found = model.vocabulary.tokenize(text, special=False, add=False).tolist()
         assert found == plain.encode(text, add_special_tokens=False).ids, text
 
     on_any()
@@ -276,7 +276,7 @@ def test_spaces_of_a_table_of_replacements(steps: tuple[dict[str, Any], ...], tm
     tokenizer = spaced(unigram(), table, *steps)
     original, model = Tokenizer.from_str(json.dumps(tokenizer)), load(tokenizer, tmp_path / "m.gguf")
     for text in ("a b", "a\n", "a \n\t b\n", "\n", " ", "", "A cAt  </s>\n the end \t", "a\u3000", "a</s>\u3000"):
-        assert model.tokenize(text, special=True, add=True).tolist() == original.encode(text).ids, text
+        assert model.vocabulary.tokenize(text, special=True, add=True).tolist() == original.encode(text).ids, text
 
 
 def test_newer_flags_and_tokens_are_those_of_the_tokenizers_configuration(tmp_path: Path) -> None:
@@ -289,7 +289,7 @@ def test_newer_flags_and_tokens_are_those_of_the_tokenizers_configuration(tmp_pa
     config = {"tokenizer_config": {"added_tokens_decoder": decoder}}
     original, model = Tokenizer.from_str(json.dumps(newer)), load(tokenizer, tmp_path / "m.gguf", **config)
     for text in ("a <x> b", "a <z> b", "a <y> b <x>\n<z>"):
-        assert model.tokenize(text, special=True, add=True).tolist() == original.encode(text).ids
+        assert model.vocabulary.tokenize(text, special=True, add=True).tolist() == original.encode(text).ids
 
 
 @pytest.mark.oracle
@@ -308,7 +308,9 @@ def test_transformers_has_them_from_there(tmp_path: Path) -> None:
     found = AutoTokenizer.from_pretrained(tmp_path)
     model = load(tokenizer, tmp_path / "m.gguf", tokenizer_config=config)
     for text in ("a <x> b", "<x>\n\n<x> ", "é e\u0301"):
-        assert model.tokenize(text, special=True, add=False).tolist() == found.encode(text, add_special_tokens=False)
+        assert model.vocabulary.tokenize(text, special=True, add=False).tolist() == found.encode(
+            text, add_special_tokens=False
+        )
 
 
 def test_an_added_token_beside_the_rest_of_a_word(tmp_path: Path) -> None:
@@ -324,7 +326,9 @@ def test_a_tokenizer_that_needs_nothing_is_left_to_llama_cpp(tmp_path: Path) -> 
     model = load(tokenizer, tmp_path / "m.gguf")
     assert model.metadata("lm.tokenizer") is None
     with Engine(tmp_path / "m.gguf", vocabulary_only=True) as engine:
-        assert model.tokenize(NASTY, special=True, add=False).tolist() == engine.tokenize(NASTY, special=True)
+        assert model.vocabulary.tokenize(NASTY, special=True, add=False).tolist() == engine.tokenize(
+            NASTY, special=True
+        )
 
 
 def test_bos_and_eos_of_older_post_processors(tmp_path: Path) -> None:
@@ -332,7 +336,7 @@ def test_bos_and_eos_of_older_post_processors(tmp_path: Path) -> None:
     hold(unigram() | {"post_processor": step | {"add_prefix_space": False}}, tmp_path / "m.gguf", 10)
     step = {"type": "BertProcessing", "sep": ["[SEP]", 3], "cls": ["[CLS]", 2]}
     model = load(word_piece() | {"post_processor": step}, tmp_path / "w.gguf")
-    assert [ids.tolist() for ids in model.frame] == [[2], [3]]
+    assert [ids.tolist() for ids in model.vocabulary.frame] == [[2], [3]]
 
 
 @pytest.mark.parametrize("kind", ["prompt", "embed", "count"])
@@ -347,7 +351,7 @@ def test_every_way_to_ask_reads_alike(kind: str, tmp_path: Path) -> None:
         asked = m.Submit(0, prompt=text, parse_special=True)
         assert prompter.prompt(asked).ids.tolist() == original.encode(text).ids
     elif kind == "embed":
-        assert model.tokenize(text, special=False, add=True).tolist() == plain.encode(text).ids
+        assert model.vocabulary.tokenize(text, special=False, add=True).tolist() == plain.encode(text).ids
     else:
         assert prompter.text(text).tolist() == plain.encode(text).ids
 
@@ -357,4 +361,4 @@ def test_every_way_to_ask_reads_alike(kind: str, tmp_path: Path) -> None:
 )
 def test_a_broken_note_is_told(text: str) -> None:
     with pytest.raises(LoadFailed, match="noted"):
-        TextReader(Note.read(text), 10, lambda _: array("i"))
+        TextReader(TokenizerNote.read(text), 10, lambda _: array("i"))

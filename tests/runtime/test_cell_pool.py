@@ -9,7 +9,7 @@ from itertools import takewhile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runtime.cache.pool import Pool
+from runtime.cache.pool import CellPool
 from runtime.cache.spill import common_prefix
 
 
@@ -59,7 +59,7 @@ STEPS = st.lists(
 @given(STEPS)
 def test_the_book_agrees_with_the_cells(steps: list[tuple[str, int, list[int]]]) -> None:
     cells = Cells(4)
-    pool = Pool(1000, 4, cells)
+    pool = CellPool(1000, 4, cells)
     running: list = []
     for clock, (what, number, tokens) in enumerate(steps):
         values = array("i", tokens)
@@ -106,7 +106,7 @@ def test_a_state_that_cannot_be_cut_is_dropped_whole() -> None:
             cut.append((sequence, start))
             return start == 0
 
-    pool = Pool(100, 2, Stiff(2))
+    pool = CellPool(100, 2, Stiff(2))
     seq = pool.start(None, 0)
     pool.grow(seq, array("i", [1, 2, 3]))
     assert not pool.cut(seq, 2)

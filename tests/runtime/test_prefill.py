@@ -11,18 +11,19 @@ from typing import Any
 import pytest
 
 from runtime import messages as m
-from runtime.cache.pool import Pool
+from runtime.cache.pool import CellPool
 from runtime.cache.spill import Spill
 from runtime.engine.prefill import ROWS, WORTH, Side
 from runtime.engine.prompt import Prompt
 from runtime.engine.session import Session, open_sessions
-from runtime.llama.context import Context, Shape
-from runtime.llama.model import LOG, Model, library
+from runtime.llama.context import Context, ContextParams
+from runtime.llama.library import LOG, library
+from runtime.llama.model import Model
 from tests.runtime.test_engine import WARM, precise, submit, with_worker
 from tests.runtime.working import Worker
 
 TEXT = (Path(__file__).parents[2] / "README.md").read_text()
-SHAPE = Shape(2048, 6, 4, 1, "F32")
+SHAPE = ContextParams(2048, 6, 4, 1, "F32")
 PLENTY = 64 << 20
 
 
@@ -32,10 +33,10 @@ class Bench:
     def __init__(self, model: Model, spill: int = PLENTY) -> None:
         self.model = model
         self.context = Context(model, SHAPE)
-        self.pool = Pool(self.context.tokens, SHAPE.sequences, self.context)
+        self.pool = CellPool(self.context.tokens, SHAPE.sequences, self.context)
         self.spill = self.pool.spill = Spill(self.context, spill)
         self.side = Side(model, self.context, self.pool, SHAPE)
-        self.tokens = model.tokenize(TEXT, special=False, add=True)
+        self.tokens = model.vocabulary.tokenize(TEXT, special=False, add=True)
 
     def session(self, tokens: array[int]) -> Session:
         """One whose prompt is `tokens`, admitted with what the first cache holds of it."""

@@ -1,0 +1,173 @@
+"""The few functions of llama.cpp that lm calls, checked when the library is loaded, and what it logs.
+
+The bindings are the low-level ctypes module of llama-cpp-python, pinned, because both projects change structures every
+few weeks. `library()` therefore compares versions and struct defaults before anything else is called. ctypes releases
+the interpreter lock (GIL) during every call. The tiny functions that are called per token keep it (`quick`), which is
+five times cheaper.
+
+llama.cpp reports through a log callback. `Log` keeps the buffer sizes of a load and the first error, and passes
+warnings to stderr, which the worker's parent has sent to the log. Nothing here prints.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import importlib.metadata
+import importlib.util
+import re
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from runtime.errors import LoadFailed
+
+PACKAGE_VERSION = "0.3.36"
+LLAMA_VERSION = b"0.5.0-dev"
+SETTINGS = {
+    # An abort would start a debugger, if one is installed, and wait for it.
+    b"GGML_NO_BACKTRACE": b"1",
+    # OpenMP's threads spin where they wait for one another. Where other programs want the processors too, that starves
+    # the thread they wait for; threads that sleep wake late. Tokens/s of 2 threads on 2 processors, one model and two
+    # at once: spinning without end 33 and 15, 2000 times 31 and 25, 700 times 31 and 29, never 23 and 39.
+    b"GOMP_SPINCOUNT": b"1300",
+    # Where there are more threads than processors OpenMP spins 100 times only, which costs a third. We have more for a
+    # second context (`runtime/engine/prefill.py`), but only one of both computes; "active" makes that 1000 times.
+    b"OMP_WAIT_POLICY": b"active",
+}
+# Defaults that would read differently if a field had been added, moved or resized.
+CONTEXT_DEFAULTS = {
+    "n_ctx": 512,
+    "n_batch": 2048,
+    "n_ubatch": 512,
+    "n_seq_max": 1,
+    "n_outputs_max": 0,
+    "flash_attn_type": -1,
+    "yarn_ext_factor": -1.0,
+    "defrag_thold": -1.0,
+    "type_k": 1,
+    "type_v": 1,
+    "offload_kqv": True,
+    "op_offload": True,
+    "swa_full": True,
+    "kv_unified": False,
+    "n_samplers": 0,
+}
+MODEL_DEFAULTS = {"n_gpu_layers": -1, "split_mode": 1, "load_mode": -1, "main_gpu": 0, "use_extra_bufts": True}
+LOG_WARN, LOG_ERROR, LOG_CONTINUED = 3, 4, 5
+_BUFFER = re.compile(r"(\S+)\s+(KV|RS|output|compute|model|state) buffer size = *([\d.]+) MiB")
+_FUNCTION = re.compile(r"^\w+: ")
+_MIB = 1 << 20
+
+
+@cache
+def library() -> Any:
+    """The low-level bindings, with llama.cpp initialised; raises LoadFailed when library and bindings do not match."""
+    for name, value in SETTINGS.items():
+        ctypes.CDLL(None).setenv(name, value, 0)  # read by the libraries when they are loaded; the user's own stay
+    low = _low_level()
+    found = importlib.metadata.version("llama-cpp-python")
+    if found != PACKAGE_VERSION or low.llama_version() != LLAMA_VERSION:
+        message = f"this needs llama-cpp-python {PACKAGE_VERSION} with llama.cpp {LLAMA_VERSION.decode()}"
+        raise LoadFailed(
+            f"{message}, and found {found} with {low.llama_version().decode()}", "install it again with pip"
+        )
+    _compare(low.llama_context_default_params(), CONTEXT_DEFAULTS)
+    _compare(low.llama_model_default_params(), MODEL_DEFAULTS)
+    low.llama_log_set(LOG.callback, None)
+    low.llama_backend_init()
+    return low
+
+
+def _low_level() -> Any:
+    """Import `llama_cpp.llama_cpp` without the package's own start, which loads numpy, chat formats and a logger."""
+    if "llama_cpp" in sys.modules:
+        return importlib.import_module("llama_cpp.llama_cpp")
+    spec = importlib.util.find_spec("llama_cpp")
+    if spec is None:
+        raise LoadFailed("llama-cpp-python is not installed", "install it with pip")
+    sys.modules["llama_cpp"] = importlib.util.module_from_spec(spec)
+    try:
+        return importlib.import_module("llama_cpp.llama_cpp")
+    finally:
+        del sys.modules["llama_cpp"]  # who imports the package later gets the whole of it
+
+
+def _compare(params: ctypes.Structure, expected: dict[str, Any]) -> None:
+    for field, value in expected.items():
+        if getattr(params, field) != value:
+            message = f"the structures of llama.cpp have changed: `{field}` is {getattr(params, field)}, not {value}"
+            raise LoadFailed(message, f"install llama-cpp-python {PACKAGE_VERSION} again")
+
+
+@cache
+def amx_is_broken(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether weights would go to the AMX kernels of this version, which crash on batches (llama.cpp#20824, #26954).
+
+    Their tile configuration is built on the stack, and compilers drop most of it. There is no switch for AMX alone, so
+    on these processors weights are not repacked at all: slower with prompts, but alive.
+
+    What repacking changes where it works (median milliseconds of a step, 1.1 B at Q4_K_M, AVX-512, repacked and not): 1
+    row 28 and 34, 4 rows 79 and 101, 8 rows 152 both, 16 rows 183 and 157, 512 rows 4,400 and 2,890.
+    """
+    if not hasattr(library()._lib, "_Z28ggml_backend_amx_buffer_typev"):
+        return False
+    try:
+        return "amx_int8" in cpuinfo.read_text()
+    except OSError:
+        return False
+
+
+@cache
+def quick() -> ctypes.PyDLL:
+    """The same library, for calls so short that letting go of the interpreter lock would cost more than they do."""
+    lib = library()._lib
+    dll = ctypes.PyDLL(lib._name, handle=lib._handle)
+    for name, arguments, result in (
+        ("llama_vocab_get_attr", (ctypes.c_void_p, ctypes.c_int32), ctypes.c_int),
+        ("llama_vocab_get_text", (ctypes.c_void_p, ctypes.c_int32), ctypes.c_char_p),
+        ("llama_vocab_is_eog", (ctypes.c_void_p, ctypes.c_int32), ctypes.c_bool),
+        ("llama_sampler_accept", (ctypes.c_void_p, ctypes.c_int32), None),
+        (
+            "llama_token_to_piece",
+            (ctypes.c_void_p, ctypes.c_int32, ctypes.c_char_p, ctypes.c_int32, ctypes.c_int32, ctypes.c_bool),
+            ctypes.c_int32,
+        ),
+    ):
+        function = getattr(dll, name)
+        function.argtypes, function.restype = arguments, result
+    return dll
+
+
+class Log:
+    """What llama.cpp says: bytes per kind of buffer, the first error, and warnings on to stderr."""
+
+    def __init__(self) -> None:
+        self.buffers: dict[str, float] = {}
+        self.error = ""
+        self._passing = False
+        # llama.cpp keeps the bare pointer: without this reference it would call freed memory.
+        self.callback = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)(self._take)
+
+    def take_buffers(self) -> dict[str, int]:
+        """Bytes of the buffers named since the last call: `model`, `KV`, `RS`, `compute`, `output`."""
+        taken = {kind: int(size * _MIB) for kind, size in self.buffers.items()}
+        self.buffers.clear()
+        return taken
+
+    def _take(self, level: int, text: bytes | None, _: Any) -> None:
+        line = (text or b"").decode(errors="replace")
+        if found := _BUFFER.search(line):
+            kind = found[2]
+            self.buffers[kind] = self.buffers.get(kind, 0.0) + float(found[3])
+        if level != LOG_CONTINUED:
+            self._passing = level in (LOG_WARN, LOG_ERROR)
+        if level == LOG_ERROR and not self.error:  # the first says what is wrong, later ones what it led to
+            self.error = _FUNCTION.sub("", line.strip().rstrip("."))
+        if self._passing:
+            sys.stderr.write(line)
+            sys.stderr.flush()
+
+
+LOG = Log()
