@@ -26,6 +26,7 @@ from benchmarks.loops import POOL, PROMPT, SAMPLING, SEQUENCES
 from benchmarks.peers import Server
 from runtime import messages as m
 from runtime.machine.hardware import usable_cpus
+from runtime.options import Limits
 from server.config import child_environment
 from tests.runtime.working import Worker, working
 
@@ -46,7 +47,7 @@ class Bench:
 
     def submit(self, prompt: str, tokens: int | None = None) -> m.Submit:
         """A prompt that is answered with a fixed number of tokens."""
-        return m.Submit(0, prompt=prompt, sampling=SAMPLING, limits=m.Limits(max_tokens=tokens or self.tokens))
+        return m.Submit(0, prompt=prompt, sampling=SAMPLING, limits=Limits(max_tokens=tokens or self.tokens))
 
     def load(self) -> m.Load:
         """A worker's first frame."""

@@ -32,6 +32,7 @@ from runtime.child import Child
 from runtime.machine import advise, choosing, fit, rates
 from runtime.machine import inspection as measure
 from runtime.machine.hardware import Hardware, usable_cpus
+from runtime.options import Limits, Sampling
 from server.config import child_environment
 from tests.daemon import Daemon
 from tests.hub import Hub
@@ -88,9 +89,9 @@ async def worker(path: Path, made: Setting = USUAL) -> AsyncIterator[tuple[Child
 
 async def generate(child: Child, prompt: int, tokens: int) -> m.Finished:
     """One answer of `tokens` after a prompt of `prompt` tokens, all different from any before."""
-    sampling = m.Sampling(temperature=0, ignore_eos=True)
+    sampling = Sampling(temperature=0, ignore_eos=True)
     ids = [3 + number % 1000 for number in range(prompt)]
-    await child.send(m.Submit(1, prompt=ids, sampling=sampling, limits=m.Limits(max_tokens=tokens)))
+    await child.send(m.Submit(1, prompt=ids, sampling=sampling, limits=Limits(max_tokens=tokens)))
     while not isinstance(frame := await child.receive(), m.Finished):
         if frame is None or isinstance(frame, m.Failed):
             raise RuntimeError(f"{frame} {child.ending}")

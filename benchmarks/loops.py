@@ -25,12 +25,13 @@ from runtime.engine.loop import LlamaEngine
 from runtime.llama.context import Context, ContextParams
 from runtime.llama.model import Model
 from runtime.llama.sampling import Sampler
+from runtime.options import Limits, Sampling
 from runtime.worker import SWITCH_SECONDS
 
 PROMPT = "It was a dark night, and the wind blew from the sea. The old man sat by the fire and said: "
 # Token 300 of most byte-level vocabularies is a plain one: random weights would write bytes that make no text.
 TOKEN = 300
-SAMPLING = m.Sampling(logit_bias={TOKEN: 100.0})
+SAMPLING = Sampling(logit_bias={TOKEN: 100.0})
 POOL = 8192
 SEQUENCES = 8
 
@@ -87,7 +88,7 @@ def engine(path: str, threads: int, streams: int, tokens: int) -> float:
 
         loop._flush = flushed  # type: ignore[method-assign]
         for number in range(streams):
-            limits = m.Limits(max_tokens=tokens)
+            limits = Limits(max_tokens=tokens)
             loop.take(m.Submit(number + 1, prompt=f"{number} {PROMPT}", sampling=SAMPLING, limits=limits))
         _until_done(loop)
         writer.close()

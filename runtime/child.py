@@ -202,24 +202,41 @@ class Parent:
 
     def receive(self) -> Any | None:
         """The next frame, or None when the parent has closed its end."""
-        head = self._take(_LENGTH.size)
-        body = head and self._take(_LENGTH.unpack(head)[0])
+        body = self._body()
         return None if body is None else self._decoder.decode(body)
 
-    def listen(self, handle: Callable[[Any], None]) -> threading.Thread:
-        """Hand every frame to `handle` from a thread of its own; the process ends at once when the parent is gone."""
-        thread = threading.Thread(target=self._listen, args=(handle,), name="parent", daemon=True)
+    def listen(
+        self, handle: Callable[[Any], None], refuse: Callable[[bytes, msgspec.ValidationError], None] | None = None
+    ) -> threading.Thread:
+        """Hand every frame to `handle` from a thread of its own; the process ends at once when the parent is gone.
+
+        `refuse` gets the bytes of a frame that does not match its type, and why; without it, that ends the process.
+        """
+        thread = threading.Thread(target=self._listen, args=(handle, refuse), name="parent", daemon=True)
         thread.start()
         return thread
 
-    def _listen(self, handle: Callable[[Any], None]) -> None:
+    def _listen(
+        self, handle: Callable[[Any], None], refuse: Callable[[bytes, msgspec.ValidationError], None] | None
+    ) -> None:
         try:
-            while (frame := self.receive()) is not None:
-                handle(frame)
+            while (body := self._body()) is not None:
+                try:
+                    frame = self._decoder.decode(body)
+                except msgspec.ValidationError as error:
+                    if refuse is None:
+                        raise
+                    refuse(body, error)
+                else:
+                    handle(frame)
         except BaseException:  # no memory, most likely; whoever waits for an answer learns of it by our end
             traceback.print_exc()
             os._exit(1)
         _leave()
+
+    def _body(self) -> bytes | None:
+        head = self._take(_LENGTH.size)
+        return head and self._take(_LENGTH.unpack(head)[0])
 
     def _take(self, size: int) -> bytes | None:
         while len(self._buffer) < size:

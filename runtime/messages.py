@@ -6,47 +6,17 @@ are nanoseconds, token counts are counts. `id` is chosen by the daemon and names
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
+from msgspec import Meta
+
+from runtime.options import MAX_ANSWERS, MAX_INPUTS, MAX_LOGPROBS, MAX_MESSAGES, Limits, Sampling
 
 # How many times the usual step one may take while prompts come in; measured figures are in `runtime/engine/pace.py`.
 GAP = 3.5
 
-
-class Sampling(msgspec.Struct, omit_defaults=True):
-    """How the next token is drawn; defaults are Ollama's. `temperature` 0 is greedy, `seed` -1 is random."""
-
-    temperature: float = 0.8
-    top_k: int = 40
-    top_p: float = 0.9
-    min_p: float = 0.0
-    typical_p: float = 1.0
-    top_n_sigma: float = -1.0
-    xtc_probability: float = 0.0
-    xtc_threshold: float = 0.1
-    repeat_last_n: int = 64
-    repeat_penalty: float = 1.0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    dry_multiplier: float = 0.0
-    dry_base: float = 1.75
-    dry_allowed_length: int = 2
-    dry_penalty_last_n: int = -1
-    mirostat: int = 0
-    mirostat_tau: float = 5.0
-    mirostat_eta: float = 0.1
-    logit_bias: dict[int, float] = {}
-    seed: int = -1
-    ignore_eos: bool = False
-
-
-class Limits(msgspec.Struct, omit_defaults=True):
-    """When an answer ends: `max_tokens` -1 is as far as the context allows; `seconds` 0 is no deadline."""
-
-    max_tokens: int = -1
-    stop: list[str] = []
-    seconds: float = 0.0
+Messages = Annotated[list[dict[str, Any]], Meta(max_length=MAX_MESSAGES)]
 
 
 # ---- daemon to worker
@@ -82,15 +52,15 @@ class Submit(msgspec.Struct, tag="submit", omit_defaults=True):
     """
 
     id: int
-    messages: list[dict[str, Any]] | None = None
+    messages: Messages | None = None
     prompt: str | list[int] | None = None
     parse_special: bool = False
     sampling: Sampling = msgspec.field(default_factory=Sampling)
     limits: Limits = msgspec.field(default_factory=Limits)
     truncate: bool = False
     shift: bool = False
-    count: int = 1
-    logprobs: int = -1
+    count: Annotated[int, Meta(ge=1, le=MAX_ANSWERS)] = 1
+    logprobs: Annotated[int, Meta(ge=-1, le=MAX_LOGPROBS)] = -1
     echo: bool = False
 
 
@@ -98,7 +68,7 @@ class Embed(msgspec.Struct, tag="embed"):
     """Vectors for some texts or token lists; `truncate` cuts what is too long instead of refusing it."""
 
     id: int
-    inputs: list[str | list[int]]
+    inputs: Annotated[list[str | list[int]], Meta(max_length=MAX_INPUTS)]
     truncate: bool = True
 
 
@@ -115,7 +85,7 @@ class Tokenize(msgspec.Struct, tag="tokenize"):
 
     id: int
     text: str | None = None
-    messages: list[dict[str, Any]] | None = None
+    messages: Messages | None = None
 
 
 class Cancel(msgspec.Struct, tag="cancel"):
@@ -129,6 +99,12 @@ class Shutdown(msgspec.Struct, tag="shutdown"):
 
 
 ToWorker = Load | Submit | Embed | Rank | Tokenize | Cancel | Shutdown
+
+
+class Numbered(msgspec.Struct):
+    """A frame of which only the id is known: that of a frame that broke a range; 0 where it has none."""
+
+    id: int = 0
 
 
 # ---- worker to daemon

@@ -12,11 +12,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol
+
+import msgspec
 
 from runtime import messages as m
 from runtime.child import Parent
-from runtime.errors import EngineError
+from runtime.errors import BadRequest, EngineError
 
 BEAT_SECONDS = 1.0
 # A thread that renders or encodes must not keep the engine's thread from the interpreter for long (default 5 ms).
@@ -64,7 +67,7 @@ def main(argv: list[str]) -> int:
         parent.send(m.Failed(0, error.code, str(error), error.hint))
         return 1
     parent.send(ready)
-    parent.listen(engine.take)
+    parent.listen(engine.take, partial(_refuse, parent.send))
     threading.Thread(target=_beat, args=(engine, parent.send), name="beat", daemon=True).start()
     engine.run()
     return 0
@@ -78,6 +81,12 @@ def _engine(load: m.Load, send: Callable[..., None]) -> Engine:
     from runtime.engine.loop import LlamaEngine  # llama.cpp takes a quarter of a second to import
 
     return LlamaEngine(load, send)
+
+
+def _refuse(send: Callable[..., None], body: bytes, error: msgspec.ValidationError) -> None:
+    """Answer a frame that breaks a range of `runtime/options.py`; the daemon, which checks them too, sends none."""
+    frame = msgspec.msgpack.decode(body, type=m.Numbered)
+    send(m.Failed(frame.id, BadRequest.code, str(error)))
 
 
 def _beat(engine: Engine, send: Callable[..., None]) -> None:

@@ -20,7 +20,6 @@ from runtime.errors import BadRequest, EngineError, PromptTooLong, QueueFull
 from runtime.llama.context import ABORTED, NO_ROOM, OK, POOLING_LAST, POOLING_MEAN, POOLING_RANK, Context
 from runtime.llama.model import Model
 
-MAX_INPUTS = 2048
 # Rows that an encoder computes at once: more of them spend more on rows of other texts than they save.
 PACK = 512
 # Answers that may begin while the first text in line waits for room; then those that are being written end first.
@@ -94,10 +93,6 @@ class Embedder:
         """Tokens of the inputs; PromptTooLong for one too long that may not be cut, BadRequest for none at all."""
         if self._ranks:
             raise BadRequest("this model ranks texts and has no embeddings", "ask it to rank (`/v1/rerank`)")
-        if len(request.inputs) > MAX_INPUTS:
-            raise BadRequest(
-                f"{len(request.inputs)} inputs are too many, {MAX_INPUTS} are possible", "send them in parts"
-            )
         return Job(request.id, [self._tokens(text, request.truncate) for text in request.inputs])
 
     def prepare_ranking(self, request: m.Rank) -> Job:

@@ -15,8 +15,6 @@ from runtime.errors import BadRequest, PromptTooLong
 from runtime.llama.model import Model
 from runtime.text.template import Piece, Template
 
-MAX_MESSAGES = 4096
-
 
 class Prompt(NamedTuple):
     """What an answer begins with. `dropped` tokens were left out to make it fit.
@@ -67,8 +65,6 @@ class Prompter:
         """The tokens of some messages as the template renders them, whatever their number."""
         if not messages:
             raise BadRequest("`messages` is empty", "send at least one message")
-        if len(messages) > MAX_MESSAGES or not all(isinstance(message, dict) for message in messages):
-            raise BadRequest(f"`messages` takes up to {MAX_MESSAGES} objects with `role` and `content`")
         return self._ids(self.template.render(list(messages)))
 
     def _raw(self, request: m.Submit) -> array[int]:

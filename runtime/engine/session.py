@@ -12,9 +12,6 @@ from runtime.errors import BadRequest
 from runtime.llama.sampling import Sampler, check
 from runtime.text.stops import Assembler, Stops
 
-MAX_COUNT = 16
-MAX_LOGPROBS = 20
-
 
 class Session:
     """State of one answer: `tokens` are the prompt and what was said; `seq` holds a beginning of them once admitted."""
@@ -97,19 +94,13 @@ class Session:
 
 
 def open_sessions(request: m.Submit, prompt: Prompt, more_stops: tuple[str, ...]) -> list[Session]:
-    """The answers that `request` asks for, none started; raises BadRequest for what no answer could honour."""
-    if not 1 <= request.count <= MAX_COUNT:
-        raise BadRequest(
-            f"{request.count} answers to one prompt were asked for, between 1 and {MAX_COUNT} are possible"
-        )
-    if request.logprobs > MAX_LOGPROBS:
-        raise BadRequest(f"`logprobs` is {request.logprobs}, and at most {MAX_LOGPROBS} are reported")
+    """The answers that `request` asks for, none started."""
     stops = Stops([*request.limits.stop, *more_stops])
     return [Session(request, index, prompt, stops) for index in range(request.count)]
 
 
 def check_request(request: m.Submit, n_vocab: int) -> None:
-    """Raises BadRequest for sampling parameters out of range, or a prompt that is not one."""
+    """Raises BadRequest for a bias of an unknown token, and unless there is either a conversation or a prompt."""
     check(request.sampling, n_vocab)
     if (request.messages is None) == (request.prompt is None):
         raise BadRequest("a request has either messages or a prompt")

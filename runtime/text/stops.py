@@ -5,20 +5,13 @@ from __future__ import annotations
 import codecs
 from collections.abc import Sequence
 
-from runtime.errors import BadRequest
-
-MAX_STOPS = 16
-MAX_STOP_LENGTH = 256
-
 
 class Stops:
     """The stop strings of a request, prepared to be looked for as text grows."""
 
     def __init__(self, strings: Sequence[str]) -> None:
-        """Raises BadRequest for more than 16, or longer than 256 characters; empty ones are ignored."""
+        """Empty strings are ignored."""
         self.strings = [string for string in strings if string]
-        if len(self.strings) > MAX_STOPS or any(len(string) > MAX_STOP_LENGTH for string in self.strings):
-            raise BadRequest(f"`stop` takes {MAX_STOPS} strings of up to {MAX_STOP_LENGTH} characters")
         self._starts = frozenset(string[:end] for string in self.strings for end in range(1, len(string)))
         self._first = frozenset(string[0] for string in self.strings)
         self._longest = max(map(len, self.strings), default=0)

@@ -21,13 +21,12 @@ from aiohttp import web
 from registry.store.store import Model
 from runtime.errors import BadRequest
 from runtime.messages import Embed
+from runtime.options import MAX_INPUT_LENGTH, MAX_INPUTS
 from server.api import options
 from server.api.ollama.answers import Asked
 from server.api.request import HOUSE, NOTE, Held, hold, named
 from server.http.wire import read_body, reply
 
-MAX_INPUTS = 2048
-MAX_TEXT = 4 << 20
 # One message to the worker: small enough for its frames, and others get their turn between two.
 _INPUTS_AT_ONCE = 128
 _LETTERS_AT_ONCE = 1 << 20
@@ -142,8 +141,10 @@ def _parts(texts: Inputs) -> Iterator[Inputs]:
     part: Inputs = []
     letters = 0
     for text in texts:
-        if len(text) > MAX_TEXT:
-            raise BadRequest(f"an input has {len(text):,} letters, {MAX_TEXT:,} are possible", "send it in parts")
+        if len(text) > MAX_INPUT_LENGTH:
+            raise BadRequest(
+                f"an input has {len(text):,} letters, {MAX_INPUT_LENGTH:,} are possible", "send it in parts"
+            )
         if part and (len(part) == _INPUTS_AT_ONCE or letters + len(text) > _LETTERS_AT_ONCE):
             yield part
             part, letters = [], 0

@@ -1,25 +1,25 @@
-"""Ollama's `options` and OpenAI's sampling fields, checked against one table of ranges."""
+"""From Ollama's `options` and OpenAI's sampling fields to the options of `runtime/options.py`, whose ranges hold."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, TypeVar, cast
+
+import msgspec
+from msgspec.inspect import BoolType, FloatType, IntType
 
 from runtime.errors import BadRequest
-from runtime.messages import Limits, Sampling
+from runtime.options import MAX_BIAS, MAX_BIASES, MAX_INT, MAX_LOGPROBS, MAX_STOP_LENGTH, MAX_STOPS, Limits, Sampling
 
-MAX_STOPS = 16
-MAX_STOP_LETTERS = 256
-MAX_TOP_LOGPROBS = 20
-LARGEST = 2**31 - 1
+Body = TypeVar("Body", bound=msgspec.Struct)
 
 
 @dataclass(frozen=True)
 class Range:
-    """What an option may be: whole numbers only where `whole`, both ends included."""
+    """The numbers that an option may have, both ends included; whole numbers only where `whole`."""
 
     low: float
     high: float
@@ -37,29 +37,15 @@ class Range:
         return int(value) if self.whole else float(value)
 
 
-SAMPLING = {
-    "temperature": Range(0, 100),
-    "top_k": Range(-1, LARGEST, whole=True),
-    "top_p": Range(0, 1),
-    "min_p": Range(0, 1),
-    "typical_p": Range(0, 1),
-    "top_n_sigma": Range(-1, 100),
-    "xtc_probability": Range(0, 1),
-    "xtc_threshold": Range(0, 1),
-    "repeat_last_n": Range(-1, LARGEST, whole=True),
-    "repeat_penalty": Range(0, 100),
-    "presence_penalty": Range(-100, 100),
-    "frequency_penalty": Range(-100, 100),
-    "dry_multiplier": Range(0, 100),
-    "dry_base": Range(0, 100),
-    "dry_allowed_length": Range(0, LARGEST, whole=True),
-    "dry_penalty_last_n": Range(-1, LARGEST, whole=True),
-    "mirostat": Range(0, 2, whole=True),
-    "mirostat_tau": Range(0, 100),
-    "mirostat_eta": Range(0, 100),
-    "seed": Range(-(2**63), 2**64 - 1, whole=True),
+_TYPES = {field.name: msgspec.inspect.type_info(field.type) for field in msgspec.structs.fields(Sampling)}
+RANGES = {
+    name: Range(kind.ge, kind.le, whole=isinstance(kind, IntType))
+    for name, kind in _TYPES.items()
+    if isinstance(kind, IntType | FloatType) and kind.ge is not None and kind.le is not None
 }
-# What Ollama's engine is told and ours decides for itself: passing it over changes no answer.
+# Clients send any 64-bit number as a seed; `sampling` makes 32 bits of it.
+RANGES["seed"] = replace(RANGES["seed"], low=-(2**63), high=2**64 - 1)
+# Options of Ollama's engine that ours decides for itself: to pass them over changes no answer.
 _ENGINE = frozenset(
     {
         "num_batch",
@@ -79,18 +65,36 @@ _ENGINE = frozenset(
         "draft_num_predict",
     }
 )
-_OTHERS = frozenset(("num_ctx", "num_predict", "stop", "ignore_eos", "logit_bias"))
-_CONTEXT = Range(1, LARGEST, whole=True)
-_PREDICT = Range(-2, LARGEST, whole=True)
+_KNOWN = sorted({*_TYPES, "num_ctx", "num_predict", "stop"})
+_CONTEXT = Range(1, MAX_INT, whole=True)
+_PREDICT = Range(-2, MAX_INT, whole=True)
+
+
+def with_sampling(shape: type[Body]) -> type[Body]:
+    """The body `shape` with one more field for each sampling option, by its name here; all may be left out."""
+    fields = [(name, _plain(kind) | None, None) for name, kind in _TYPES.items()]
+    return cast(type[Body], msgspec.defstruct(shape.__name__, fields, bases=(shape,), kw_only=True))
+
+
+def _plain(kind: Any) -> Any:
+    """An option's type without its range, which `sampling` checks with a better message."""
+    plain = {IntType: int, FloatType: float, BoolType: bool}
+    return plain.get(type(kind), dict[str, float])  # JSON's keys are texts
+
+
+def asked_of(body: msgspec.Struct) -> dict[str, Any]:
+    """The sampling options of a body whose type `with_sampling` made."""
+    return {name: getattr(body, name) for name in _TYPES}
 
 
 def sampling(defaults: Mapping[str, Any], asked: Mapping[str, Any]) -> Sampling:
     """How to draw tokens: what is asked for, else what the model's makers recommend, else Ollama's defaults.
 
     Names that are no sampling options are passed over: clients send many that concern Ollama's own engine.
+    Raises BadRequest for a value out of its range.
     """
     values: dict[str, Any] = {}
-    for name, allowed in SAMPLING.items():
+    for name, allowed in RANGES.items():
         value = asked.get(name)
         value = defaults.get(name) if value is None else value
         if value is not None:
@@ -104,30 +108,32 @@ def sampling(defaults: Mapping[str, Any], asked: Mapping[str, Any]) -> Sampling:
 
 def unknown(asked: Mapping[str, Any]) -> str:
     """A warning of the names in Ollama's `options` that mean nothing here, each with what it may have meant; or ""."""
-    known = sorted({*SAMPLING, *_OTHERS})
-    told = []
+    warnings = []
     for name in asked:
-        if name not in _ENGINE and name not in known:
-            close = get_close_matches(name, known, 1)
-            told.append(f"`{name[:40]}`" + (f" (did you mean `{close[0]}`?)" if close else ""))
-    return f"there is no option {', '.join(told[:8])}: passed over" if told else ""
+        if name not in _ENGINE and name not in _KNOWN:
+            close = get_close_matches(name, _KNOWN, 1)
+            warnings.append(f"`{name[:40]}`" + (f" (did you mean `{close[0]}`?)" if close else ""))
+    return f"there is no option {', '.join(warnings[:8])}: passed over" if warnings else ""
 
 
 def _biases(given: Any) -> dict[int, float]:
     """Token ids, as JSON writes keys, to what is added to their logits; raises BadRequest."""
+    if isinstance(given, dict) and len(given) > MAX_BIASES:
+        raise BadRequest(f"`logit_bias` has {len(given)} entries, and {MAX_BIASES} are allowed")
     found = {}
     for token, value in given.items() if isinstance(given, dict) else [("", None)]:
         named = isinstance(token, str) and token.isascii() and token.isdigit() and len(token) < 11
-        if not (named and isinstance(value, int | float) and -100 <= value <= 100):
+        if not (named and isinstance(value, int | float) and -MAX_BIAS <= value <= MAX_BIAS):
             raise BadRequest(
-                "`logit_bias` holds an entry that is no token id with a bias from -100 to 100", "correct it"
+                f"`logit_bias` holds an entry that is no token id with a bias from -{MAX_BIAS} to {MAX_BIAS}",
+                "correct it",
             )
         found[int(token)] = float(value)
     return found
 
 
 def limits(defaults: Mapping[str, Any], asked: Mapping[str, Any]) -> Limits:
-    """When to stop, by `num_predict` and `stop`; below zero is as far as the context goes."""
+    """When to stop, by `num_predict` and `stop`; below zero is as far as the context goes. Raises BadRequest."""
     count = asked.get("num_predict", defaults.get("num_predict"))
     count = -1 if count is None else int(_PREDICT.check("num_predict", count))
     stop = asked.get("stop")
@@ -139,13 +145,13 @@ def stops(value: Any) -> list[str]:
     texts = [value] if isinstance(value, str) else [] if value is None else value
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
         raise BadRequest("`stop` is neither a text nor a list of texts", "send a list of texts")
-    if len(texts) > MAX_STOPS or any(len(text) > MAX_STOP_LETTERS for text in texts):
-        raise BadRequest(f"`stop` has more than {MAX_STOPS} texts or one above {MAX_STOP_LETTERS} letters", "send less")
+    if len(texts) > MAX_STOPS or any(len(text) > MAX_STOP_LENGTH for text in texts):
+        raise BadRequest(f"`stop` has more than {MAX_STOPS} texts or one above {MAX_STOP_LENGTH} letters", "send less")
     return [text for text in texts if text]
 
 
 def context(asked: Mapping[str, Any]) -> int | None:
-    """The context asked for, in tokens, if any."""
+    """The context asked for, in tokens, if any. Raises BadRequest."""
     value = asked.get("num_ctx")
     # Ollama's own default is written as 0 by some clients.
     return None if not value else int(_CONTEXT.check("num_ctx", value))
@@ -153,6 +159,6 @@ def context(asked: Mapping[str, Any]) -> int | None:
 
 def alternatives(wanted: bool, top: int | None) -> int:
     """How many alternatives to report for each token, -1 for no probabilities at all. Raises BadRequest."""
-    if top is not None and not 0 <= top <= MAX_TOP_LOGPROBS:
-        raise BadRequest(f"`top_logprobs` must be between 0 and {MAX_TOP_LOGPROBS}", "ask for fewer")
+    if top is not None and not 0 <= top <= MAX_LOGPROBS:
+        raise BadRequest(f"`top_logprobs` must be between 0 and {MAX_LOGPROBS}", "ask for fewer")
     return (top or 0) if wanted else -1

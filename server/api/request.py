@@ -19,8 +19,6 @@ from server.loaded.pool import Pool
 from server.loaded.worker import Answer, Worker
 from server.pulls.jobs import Jobs
 
-MAX_MESSAGES = 4096
-
 
 @dataclass(frozen=True)
 class House:

@@ -15,6 +15,7 @@ import pytest
 from quant.convert.planning import plan_model
 from runtime import messages as m
 from runtime.engine.embedding import PATIENCE
+from runtime.options import Sampling
 from tests.converting import write
 from tests.quant.support import DEMO, Folder
 from tests.runtime.test_engine import WARM, load, submit, with_worker
@@ -76,7 +77,7 @@ def test_vectors_are_those_of_llama_cpp_python(pooled: tuple[Path, int]) -> None
 def test_a_long_text_does_not_hold_up_an_answer(exact: Path) -> None:
     # Tokens of the answer that come between the text and its vector.
     async def between(worker: Worker) -> tuple[int, Any]:
-        frames = worker.frames(submit("Once", 700, sampling=m.Sampling(temperature=0.0, ignore_eos=True)))
+        frames = worker.frames(submit("Once", 700, sampling=Sampling(temperature=0.0, ignore_eos=True)))
         await anext(frames)
         await anext(frames)
         vector = asyncio.create_task(worker.ask(m.Embed(0, inputs=["so it goes " * 300])))
@@ -111,7 +112,7 @@ def test_a_request_that_is_cancelled_gives_its_sequences_back(exact: Path) -> No
 def test_a_text_that_needs_the_room_of_answers_is_not_overtaken_without_end(exact: Path) -> None:
     # It takes the whole pool, and there is always another answer that wants to begin when one has ended.
     async def talk(worker: Worker) -> tuple[int, Any]:
-        sampling = m.Sampling(temperature=0.0, ignore_eos=True)
+        sampling = Sampling(temperature=0.0, ignore_eos=True)
         lengths = [6 + i % 5 for i in range(60)]
         answers = [asyncio.create_task(worker.ask(submit("Once", i, sampling=sampling))) for i in lengths]
         vector = await worker.ask(m.Embed(0, inputs=["word " * 300]))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from quant.convert.planning import plan_model
 from runtime import messages as m
+from runtime.options import Limits, Sampling
 from tests.converting import write
 from tests.runtime.conftest import Folder as Stored
 from tests.runtime.test_tokenizer import flagged, qwen
@@ -19,11 +20,11 @@ NAMES = tuple(f"<fin {number}>" for number in range(6))
 async def _reasons(path: Path, tokens: list[int]) -> list[tuple[str, int]]:
     """Why an answer ends that would consist of one token all the way, and how long it is."""
 
-    def sampling(token: int, ignore: bool = False) -> m.Sampling:
-        return m.Sampling(temperature=0, logit_bias={token: 50.0}, ignore_eos=ignore)
+    def sampling(token: int, ignore: bool = False) -> Sampling:
+        return Sampling(temperature=0, logit_bias={token: 50.0}, ignore_eos=ignore)
 
     async def reason(worker: Worker, token: int) -> tuple[str, int]:
-        asked = m.Submit(0, prompt="Hi", sampling=sampling(token), limits=m.Limits(max_tokens=4))
+        asked = m.Submit(0, prompt="Hi", sampling=sampling(token), limits=Limits(max_tokens=4))
         end = (await worker.ask(asked)).end
         assert isinstance(end, m.Finished)
         return end.reason, end.answer_tokens

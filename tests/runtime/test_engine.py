@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 
 from runtime import messages as m
+from runtime.options import Limits, Sampling
 from tests.runtime.working import Answer, Worker, working
 
 # A seed starts with an empty cache; without one, what is in it is used.
-GREEDY = m.Sampling(temperature=0.0, seed=1)
-WARM = m.Sampling(temperature=0.0)
+GREEDY = Sampling(temperature=0.0, seed=1)
+WARM = Sampling(temperature=0.0)
 PROMPTS = [
     "It was a dark night",
     "The old man said",
@@ -82,7 +83,7 @@ def one_by_one(request: m.Load, *requests: Any) -> list[Answer]:
 
 
 def submit(prompt: Any = PROMPTS[0], tokens: int = 48, **options: Any) -> m.Submit:
-    limits = m.Limits(max_tokens=tokens, stop=options.pop("stop", []), seconds=options.pop("seconds", 0.0))
+    limits = Limits(max_tokens=tokens, stop=options.pop("stop", []), seconds=options.pop("seconds", 0.0))
     return m.Submit(0, prompt=prompt, **{"sampling": GREEDY, "limits": limits, **options})
 
 
@@ -137,7 +138,7 @@ def test_a_pool_too_small_for_all_sets_answers_back_and_loses_none(exact: Path) 
 
 def test_same_seed_same_text_and_other_seed_other_text(demo: Path) -> None:
     def seeded(seed: int) -> m.Submit:
-        return submit(sampling=m.Sampling(temperature=1.0, top_k=0, top_p=1.0, seed=seed))
+        return submit(sampling=Sampling(temperature=1.0, top_k=0, top_p=1.0, seed=seed))
 
     texts = [answer.text for answer in one_by_one(load(demo), seeded(7), seeded(7), seeded(8), seeded(-1), seeded(-1))]
     assert texts[0] == texts[1]
@@ -147,14 +148,14 @@ def test_same_seed_same_text_and_other_seed_other_text(demo: Path) -> None:
 def test_several_answers_to_one_prompt_share_it(demo: Path) -> None:
     async def talk(worker: Worker) -> dict[int, str]:
         texts = dict.fromkeys(range(3), "")
-        async for frame in worker.frames(submit(count=3, sampling=m.Sampling(temperature=1.0, seed=3))):
+        async for frame in worker.frames(submit(count=3, sampling=Sampling(temperature=1.0, seed=3))):
             if isinstance(frame, m.Delta):
                 texts[frame.index] += frame.text
         return texts
 
     texts = with_worker(load(demo), talk)
     assert len(set(texts.values())) == 3
-    (alone,) = ask(load(demo), submit(sampling=m.Sampling(temperature=1.0, seed=4)))
+    (alone,) = ask(load(demo), submit(sampling=Sampling(temperature=1.0, seed=4)))
     assert texts[1] == alone.text
 
 
@@ -169,7 +170,7 @@ def test_stop_strings_end_an_answer_and_never_show(demo: Path, oracle: Any) -> N
 
 
 def test_deltas_are_never_torn_and_never_empty(demo: Path) -> None:
-    odd = m.Sampling(temperature=3.0, top_k=0, top_p=1.0, seed=5)
+    odd = Sampling(temperature=3.0, top_k=0, top_p=1.0, seed=5)
     (answer,) = ask(load(demo), submit(tokens=200, sampling=odd))
     assert all(delta.text or delta.tokens for delta in answer.deltas)
     assert sum(delta.tokens for delta in answer.deltas) == answer.end.answer_tokens
@@ -186,7 +187,7 @@ def test_a_prompt_that_cannot_fit_is_refused_with_both_numbers_or_cut(demo: Path
 
 
 def test_an_answer_ends_where_the_context_does_unless_it_may_shift(demo: Path) -> None:
-    sampling = m.Sampling(temperature=0.0, ignore_eos=True)
+    sampling = Sampling(temperature=0.0, ignore_eos=True)
     ends, goes_on = (
         ask(load(demo, context=256), submit(tokens=400, sampling=sampling)),
         ask(load(demo, context=256), submit(tokens=400, sampling=sampling, shift=True)),
@@ -245,7 +246,7 @@ def test_conversations_that_left_the_pool_come_back(exact: Path) -> None:
 
 def test_cancel_frees_the_sequence_and_leaves_others_alone(exact: Path, texts: list[str]) -> None:
     async def talk(worker: Worker) -> tuple[m.Finished, list[Answer]]:
-        doomed = worker.frames(submit("Tell me", 10_000, sampling=m.Sampling(temperature=0.0, ignore_eos=True)))
+        doomed = worker.frames(submit("Tell me", 10_000, sampling=Sampling(temperature=0.0, ignore_eos=True)))
         others = [asyncio.create_task(worker.ask(submit(prompt))) for prompt in PROMPTS]
         async for frame in doomed:
             if isinstance(frame, m.Delta):
@@ -291,7 +292,7 @@ def test_logprobs_are_probabilities_and_the_drawn_token_is_among_them(demo: Path
 
 
 def test_a_deadline_ends_an_answer(demo: Path) -> None:
-    sampling = m.Sampling(temperature=0.0, ignore_eos=True)
+    sampling = Sampling(temperature=0.0, ignore_eos=True)
     (answer,) = ask(load(demo), submit(tokens=10**6, seconds=0.05, sampling=sampling, shift=True))
     assert answer.end.code == "timeout"
 
@@ -312,12 +313,12 @@ def test_vectors_are_unit_length_and_tell_texts_apart(demo: Path) -> None:
     [
         (submit(""), "bad_request", "the prompt is empty"),
         (submit([5000]), "bad_request", "token 5000"),
-        (submit(sampling=m.Sampling(temperature=-1.0)), "bad_request", "`temperature` is -1.0"),
-        (submit(sampling=m.Sampling(top_p=float("nan"))), "bad_request", "`top_p`"),
-        (submit(sampling=m.Sampling(logit_bias={9999: 1.0})), "bad_request", "token 9999"),
-        (submit(stop=["x" * 300]), "bad_request", "`stop`"),
-        (submit(count=99), "bad_request", "answers to one prompt"),
-        (submit(logprobs=99), "bad_request", "`logprobs`"),
+        (submit(sampling=Sampling(temperature=-1.0)), "bad_request", "$.sampling.temperature"),
+        (submit(sampling=Sampling(top_p=float("nan"))), "bad_request", "$.sampling.top_p"),
+        (submit(sampling=Sampling(logit_bias={9999: 1.0})), "bad_request", "token 9999"),
+        (submit(stop=["x" * 300]), "bad_request", "$.limits.stop"),
+        (submit(count=99), "bad_request", "$.count"),
+        (submit(logprobs=99), "bad_request", "$.logprobs"),
         (m.Submit(0, messages=[]), "bad_request", "`messages` is empty"),
         (m.Submit(0), "bad_request", "either messages or a prompt"),
         (m.Embed(0, inputs=["word " * 2000], truncate=False), "prompt_too_long", "2,0"),
@@ -354,17 +355,17 @@ def test_every_sampler_draws(demo_worker: Any) -> None:
         {"dry_multiplier": 0.8},
         {"logit_bias": {300: -100.0}},
     ):
-        answer = demo_worker(submit(tokens=12, sampling=m.Sampling(seed=1, ignore_eos=True, **options)))
+        answer = demo_worker(submit(tokens=12, sampling=Sampling(seed=1, ignore_eos=True, **options)))
         assert answer.end.answer_tokens == 12, options
 
 
 def test_a_bias_forbids_and_forces(demo_worker: Any) -> None:
     plain = demo_worker(submit(tokens=1, logprobs=0)).deltas[0].logprobs[0]
     banned = demo_worker(
-        submit(tokens=1, logprobs=0, sampling=m.Sampling(temperature=0.0, logit_bias={plain.id: -1e9}))
+        submit(tokens=1, logprobs=0, sampling=Sampling(temperature=0.0, logit_bias={plain.id: -100.0}))
     )
     assert banned.deltas[0].logprobs[0].id != plain.id
-    forced = demo_worker(submit(tokens=3, logprobs=0, sampling=m.Sampling(temperature=0.0, logit_bias={1234: 1e6})))
+    forced = demo_worker(submit(tokens=3, logprobs=0, sampling=Sampling(temperature=0.0, logit_bias={1234: 100.0})))
     assert [entry.id for delta in forced.deltas for entry in delta.logprobs] == [1234] * 3
 
 
@@ -374,7 +375,7 @@ def test_chat_renders_the_template_and_ends_the_turn(demo_worker: Any) -> None:
             0,
             messages=[{"role": "user", "content": "Tell me a story."}],
             sampling=GREEDY,
-            limits=m.Limits(max_tokens=60),
+            limits=Limits(max_tokens=60),
         )
     )
     raw = demo_worker(
@@ -393,7 +394,7 @@ def test_chat_renders_the_template_and_ends_the_turn(demo_worker: Any) -> None:
 def test_old_turns_are_dropped_when_asked(demo: Path) -> None:
     turns = [{"role": role, "content": f"{role} number {i} " * 10} for i in range(10) for role in ("user", "assistant")]
     messages = [{"role": "system", "content": "Be brief."}, *turns, {"role": "user", "content": "And now?"}]
-    limits = m.Limits(max_tokens=4)
+    limits = Limits(max_tokens=4)
     refused, cut = ask(
         load(demo, context=512),
         m.Submit(0, messages=messages, limits=limits),

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from runtime import messages as m
+from runtime.options import Limits, Sampling
 from tests.runtime.working import Answer, Worker, working
 
 pytestmark = pytest.mark.slow
@@ -24,8 +25,8 @@ def load(path: Path, **options: Any) -> m.Load:
 
 
 def submit(prompt: str, tokens: int = 32, **sampling: Any) -> m.Submit:
-    options = m.Sampling(**{"temperature": 0.0, "ignore_eos": True, **sampling})
-    return m.Submit(0, prompt=prompt, sampling=options, limits=m.Limits(max_tokens=tokens))
+    options = Sampling(**{"temperature": 0.0, "ignore_eos": True, **sampling})
+    return m.Submit(0, prompt=prompt, sampling=options, limits=Limits(max_tokens=tokens))
 
 
 async def gather(worker: Worker, requests: list[m.Submit]) -> list[Answer]:

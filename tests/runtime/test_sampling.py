@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 from runtime import messages as m
+from runtime.options import MAX_ANSWERS, Limits, Sampling
 from tests.runtime.test_engine import PROMPTS, ask, load, one_by_one, submit, with_worker
 from tests.runtime.working import Worker
 
@@ -54,12 +55,10 @@ def draw(exact: Path) -> Any:
 
     async def all_of(options: dict[str, Any], count: int) -> list[int]:
         found = []
-        for seed in range(0, count, 16):
-            sampling = m.Sampling(**{"top_k": 0, "top_p": 1.0, "temperature": 1.0, "seed": seed, **options})
-            size = min(16, count - seed)
-            request = m.Submit(
-                0, prompt=PROMPT, sampling=sampling, limits=m.Limits(max_tokens=1), count=size, logprobs=0
-            )
+        for seed in range(0, count, MAX_ANSWERS):
+            sampling = Sampling(**{"top_k": 0, "top_p": 1.0, "temperature": 1.0, "seed": seed, **options})
+            size = min(MAX_ANSWERS, count - seed)
+            request = m.Submit(0, prompt=PROMPT, sampling=sampling, limits=Limits(max_tokens=1), count=size, logprobs=0)
             async for frame in worker.frames(request):
                 if isinstance(frame, m.Delta):
                     found += [entry.id for entry in frame.logprobs]
@@ -209,11 +208,9 @@ def test_an_end_that_is_ignored_does_not_come(exact: Path) -> None:
     async def talk(worker: Worker) -> list[Any]:
         ends = []
         for ignore in (False, True):
-            sampling = m.Sampling(seed=1, ignore_eos=ignore, logit_bias={2: 30.0})  # <|im_end|>, very likely
+            sampling = Sampling(seed=1, ignore_eos=ignore, logit_bias={2: 30.0})  # <|im_end|>, very likely
             ends.append(
-                (
-                    await worker.ask(m.Submit(0, messages=messages, sampling=sampling, limits=m.Limits(max_tokens=30)))
-                ).end
+                (await worker.ask(m.Submit(0, messages=messages, sampling=sampling, limits=Limits(max_tokens=30)))).end
             )
         return ends
 
@@ -223,7 +220,7 @@ def test_an_end_that_is_ignored_does_not_come(exact: Path) -> None:
 
 
 def test_a_seed_gives_the_same_text_alone_and_in_company(exact: Path) -> None:
-    requests = [submit(prompt, 24, sampling=m.Sampling(seed=5, temperature=1.0)) for prompt in PROMPTS]
+    requests = [submit(prompt, 24, sampling=Sampling(seed=5, temperature=1.0)) for prompt in PROMPTS]
     alone = one_by_one(load(exact, kv_type="F32"), *requests)
     together = ask(load(exact, kv_type="F32"), *requests)
     assert [answer.text for answer in together] == [answer.text for answer in alone]

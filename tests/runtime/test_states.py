@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from runtime import messages as m
+from runtime.options import Limits, Sampling
 from tests.quant.zoo import ZOO, make
 from tests.runtime.conftest import convert
 from tests.runtime.test_engine import GREEDY, WARM, ask, load, one_by_one, submit, with_worker
@@ -66,7 +67,7 @@ def test_text_is_that_of_llama_cpp_python(model: Path) -> None:
 
 def test_a_conversation_goes_on_from_its_state(model: Path, kind: str) -> None:
     async def talk(worker: Worker) -> tuple[list[Answer], list[int]]:
-        sampling = m.Sampling(temperature=0.0, ignore_eos=True)
+        sampling = Sampling(temperature=0.0, ignore_eos=True)
         first = await worker.ask(submit(PROMPTS[1], 10, sampling=sampling, logprobs=1))
         longer = [*PROMPTS[1], *ids(first), *PROMPTS[0]]
         warm = await worker.ask(submit(longer, 16, sampling=WARM))
@@ -110,8 +111,8 @@ def test_crowds_cancels_and_full_pools_leave_it_alive(model: Path) -> None:
 
 
 def test_a_chat_computes_what_is_new_even_where_the_answer_was_changed(model: Path, kind: str) -> None:
-    def turn(messages: list[dict[str, str]], sampling: m.Sampling) -> m.Submit:
-        return m.Submit(0, messages=messages, sampling=sampling, limits=m.Limits(max_tokens=12))
+    def turn(messages: list[dict[str, str]], sampling: Sampling) -> m.Submit:
+        return m.Submit(0, messages=messages, sampling=sampling, limits=Limits(max_tokens=12))
 
     async def talk(worker: Worker) -> list[tuple[Answer, Answer]]:
         messages = [{"role": "system", "content": "You are a sailor who has seen the seven seas. " * 3}]

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from runtime import messages as m
+from runtime.options import Limits
 from tests.runtime.working import Answer, Worker, working
 
 
@@ -45,8 +46,8 @@ def test_an_answer_comes_in_order() -> None:
 def test_limits_hold() -> None:
     _, answers = ask(
         load(echo=True, sequences=3, queue=8),
-        submit("a b c d", limits=m.Limits(max_tokens=2)),
-        submit("a b c d", limits=m.Limits(stop=["b c"])),
+        submit("a b c d", limits=Limits(max_tokens=2)),
+        submit("a b c d", limits=Limits(stop=["b c"])),
         submit("word " * 100),
         submit(messages=[{"role": "user", "content": "hi there"}]),
     )

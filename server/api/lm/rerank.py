@@ -13,7 +13,7 @@ from aiohttp import web
 
 from runtime.errors import BadRequest
 from runtime.messages import Rank
-from server.api.embeddings import MAX_INPUTS, MAX_TEXT
+from runtime.options import MAX_INPUT_LENGTH, MAX_INPUTS
 from server.api.request import HOUSE, NOTE, hold, named
 from server.http.wire import read_body, reply
 
@@ -64,8 +64,8 @@ def _checked(body: RerankBody) -> list[str]:
         raise BadRequest("`query` or `documents` is empty", "send a question and at least one text")
     if len(texts) > MAX_INPUTS:
         raise BadRequest(f"{len(texts)} documents are too many, {MAX_INPUTS} are possible", "send them in parts")
-    if any(len(text) > MAX_TEXT for text in (body.query, *texts)):
-        raise BadRequest(f"a text has more than {MAX_TEXT:,} letters", "send it in parts")
+    if any(len(text) > MAX_INPUT_LENGTH for text in (body.query, *texts)):
+        raise BadRequest(f"a text has more than {MAX_INPUT_LENGTH:,} letters", "send it in parts")
     if body.top_n is not None and body.top_n < 1:
         raise BadRequest(f"`top_n` is {body.top_n}, and at least one result is needed", "leave it out for all")
     return texts

@@ -21,10 +21,11 @@ from aiohttp import web
 from registry.store.store import Model
 from runtime.errors import BadRequest
 from runtime.messages import Delta, Finished, Started, Submit, Tokenize, TokenLogprob
+from runtime.options import MAX_MESSAGES
 from server.api import options
 from server.api.ollama.models import Named
 from server.api.openai.shapes import chat_logprobs
-from server.api.request import HOUSE, MAX_MESSAGES, NOTE, Held, hold, named, refuse, require
+from server.api.request import HOUSE, NOTE, Held, hold, named, refuse, require
 from server.config import duration
 from server.http.problems import Problem
 from server.http.wire import Stream, read_body, reply

@@ -19,16 +19,15 @@ from aiohttp import web
 
 from registry.store.store import Model
 from runtime.errors import BadRequest
-from runtime.messages import Delta, Finished, Sampling, Started, Submit
+from runtime.messages import Delta, Finished, Started, Submit
+from runtime.options import MAX_ANSWERS, MAX_INT, MAX_MESSAGES
 from server.api import options
 from server.api.openai.shapes import Choices, Offset, Usage, chat_logprobs, text_logprobs
-from server.api.request import HOUSE, MAX_MESSAGES, NOTE, hold, named, refuse, require
+from server.api.request import HOUSE, NOTE, hold, named, refuse, require
 from server.http.problems import Problem
 from server.http.wire import Stream, read_body, reply
 
-MAX_ANSWERS = 8
 MAX_PROMPTS = 64
-MAX_TOKEN = 2**31 - 1
 
 
 class StreamOptions(msgspec.Struct):
@@ -38,42 +37,14 @@ class StreamOptions(msgspec.Struct):
 
 
 class Asked(msgspec.Struct, kw_only=True):
-    """The fields that both routes share."""
+    """The fields that both routes share, but those about sampling."""
 
     model: str | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    seed: int | None = None
-    # What OpenAI does not have, by the names that Ollama and llama-server use.
-    top_k: int | None = None
-    min_p: float | None = None
-    typical_p: float | None = None
-    top_n_sigma: float | None = None
-    xtc_probability: float | None = None
-    xtc_threshold: float | None = None
-    repeat_last_n: int | None = None
-    repeat_penalty: float | None = None
-    dry_multiplier: float | None = None
-    dry_base: float | None = None
-    dry_allowed_length: int | None = None
-    dry_penalty_last_n: int | None = None
-    mirostat: int | None = None
-    mirostat_tau: float | None = None
-    mirostat_eta: float | None = None
-    ignore_eos: bool | None = None
     stop: str | list[str] | None = None
     n: int | None = None
     max_tokens: int | None = None
-    logit_bias: dict[str, float] | None = None
-
-    def sampling(self, model: Model) -> Sampling:
-        """The fields about sampling over the model's own; raises BadRequest."""
-        names = (*options.SAMPLING, "ignore_eos", "logit_bias")
-        return options.sampling(model.params, {name: getattr(self, name) for name in names})
 
 
 class Part(msgspec.Struct):
@@ -122,6 +93,10 @@ class CompletionBody(Asked, kw_only=True):
     logprobs: int | None = None
 
 
+_ChatBody = options.with_sampling(ChatBody)
+_CompletionBody = options.with_sampling(CompletionBody)
+
+
 @dataclass
 class Plan:
     """Some answers to make: what to submit, one after the other, and how they are presented."""
@@ -166,7 +141,7 @@ async def model(request: web.Request) -> web.Response:
 
 async def chat_completions(request: web.Request) -> web.StreamResponse:
     """`POST /v1/chat/completions`: the next turn of a conversation."""
-    body = await read_body(request, ChatBody)
+    body = await read_body(request, _ChatBody)
     model = await named(request, body.model)
     kind = (body.response_format or {}).get("type", "text")
     refuse(tools=body.tools, functions=body.functions, response_format=kind != "text")
@@ -182,7 +157,7 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
 
 async def completions(request: web.Request) -> web.StreamResponse:
     """`POST /v1/completions`: each prompt goes on as it is, without a template."""
-    body = await read_body(request, CompletionBody)
+    body = await read_body(request, _CompletionBody)
     model = await named(request, body.model)
     refuse(suffix=body.suffix, best_of=(body.best_of or 1) > (body.n or 1))
     submits = []
@@ -202,7 +177,12 @@ def _submit(model: Model, body: Asked, most: int | None) -> Submit:
         raise BadRequest(f"`n` is {count}", f"ask for 1 to {MAX_ANSWERS} answers")
     if most is not None and most < 0:
         raise BadRequest(f"`max_tokens` is {most}", "send 0 or more, or leave it out")
-    return Submit(id=0, sampling=body.sampling(model), limits=options.limits(model.params, asked), count=count)
+    return Submit(
+        id=0,
+        sampling=options.sampling(model.params, options.asked_of(body)),
+        limits=options.limits(model.params, asked),
+        count=count,
+    )
 
 
 def _prompts(given: str | list[str | int | list[int]] | None) -> list[str | list[int]]:
@@ -214,7 +194,7 @@ def _prompts(given: str | list[str | int | list[int]] | None) -> list[str | list
         raise BadRequest("`prompt` is empty or has too many entries", f"send 1 to {MAX_PROMPTS} prompts")
     for prompt in found:
         ids = prompt if isinstance(prompt, list) else []
-        if isinstance(prompt, int) or not all(0 <= token <= MAX_TOKEN for token in ids):
+        if isinstance(prompt, int) or not all(0 <= token <= MAX_INT for token in ids):
             raise BadRequest("`prompt` mixes its forms, or holds a number that is no token id", "send one form")
     return found
 
