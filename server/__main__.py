@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from server.config import BadSetting, Config
 
 if TYPE_CHECKING:
-    from server.loaded.pool import Engine
+    from server.loaded.pool import Runtime
 
 LOG_BYTES = 10 << 20
 LOG_FILES = 3
@@ -39,7 +39,7 @@ def main(argv: list[str]) -> int:
     from server.errors import PUBLIC_ERRORS
 
     try:
-        asyncio.run(serve(config, _engine(arguments.runtime), lambda _: _say(arguments.ready_fd, "ready")))
+        asyncio.run(serve(config, _runtime(arguments.runtime), lambda _: _say(arguments.ready_fd, "ready")))
     except PUBLIC_ERRORS as error:
         return _fail(error, arguments.ready_fd)
     return 0
@@ -56,11 +56,11 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _engine(text: str) -> Engine:
-    from server.loaded.pool import Engine
+def _runtime(text: str) -> Runtime:
+    from server.loaded.pool import Runtime
 
     name, _, script = text.partition(":")
-    return Engine(name, json.loads(Path(script).read_bytes()) if script else {})
+    return Runtime(name, json.loads(Path(script).read_bytes()) if script else {})
 
 
 def _log_to(path: Path | None) -> None:

@@ -27,7 +27,7 @@ from server.api.request import House
 from server.config import VERSION, Config, is_loopback
 from server.errors import StartFailed
 from server.library import Library
-from server.loaded.pool import Engine, Pool
+from server.loaded.pool import Pool, Runtime
 from server.pulls.jobs import Jobs
 
 log = logging.getLogger("lm")
@@ -37,7 +37,7 @@ KEEPALIVE_SECONDS = 75.0
 BACKLOG = 256
 
 
-async def serve(config: Config, engine: Engine, ready: Callable[[Config], None]) -> None:
+async def serve(config: Config, runtime: Runtime, ready: Callable[[Config], None]) -> None:
     """Run until told to stop; `ready` is called, with the true port, once requests are answered.
 
     Raises StartFailed, StoreLocked, StoreDamaged and others of the registry when it cannot start.
@@ -51,7 +51,7 @@ async def serve(config: Config, engine: Engine, ready: Callable[[Config], None])
         config = replace(config, port=listener.getsockname()[1])
         stop = asyncio.Event()
         with _signals(stop):
-            async with _listening(config, store, engine, listener, stop):
+            async with _listening(config, store, runtime, listener, stop):
                 with plainly(config.home):
                     _write_daemon_file(config)
                 log.info("lm %s is ready on %s, home %s, process %d", VERSION, config.url, config.home, os.getpid())
@@ -66,13 +66,13 @@ async def serve(config: Config, engine: Engine, ready: Callable[[Config], None])
 
 @asynccontextmanager
 async def _listening(
-    config: Config, store: Store, engine: Engine, listener: socket.socket, stop: asyncio.Event
+    config: Config, store: Store, runtime: Runtime, listener: socket.socket, stop: asyncio.Event
 ) -> AsyncGenerator[None]:
     """All parts of the daemon, taken down in the order that lets running answers end."""
     library = Library(store)
     # Admission needs memory and processors only: the probe of the bandwidth is left out.
-    pool = Pool(config, library, partial(detect, bandwidth=1.0), engine)
-    house = House(config, library, pool, Jobs(config, library, pool.holds))
+    pool = Pool(config, library, partial(detect, bandwidth=1.0), runtime)
+    house = House(config, library, pool, Jobs(config, library, pool.open_blobs))
     runner = web.AppRunner(
         app.build(config, house, stop.set),
         access_log=None,

@@ -1,4 +1,4 @@
-"""What every child process of the daemon leaves behind: its log file, and its exit status."""
+"""The log file and the end of every child process of the daemon, whatever its errand."""
 
 from __future__ import annotations
 

@@ -116,11 +116,14 @@ def _plan(facts: Facts) -> ModelPlan:
     return ModelPlan(str(facts.metadata.get("general.architecture", "")), facts.metadata, tensors, ())
 
 
-def held(pid: int) -> int:
-    """Bytes of its own that a process holds; files that it has mapped are not counted where the system tells them."""
+def anonymous_bytes(pid: int) -> int | None:
+    """Bytes of its own that a process holds, None where that cannot be found out.
+
+    Files that it has mapped do not count where the system tells them apart (Linux).
+    """
     with contextlib.suppress(OSError, StopIteration, ValueError):
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
         return next(int(line.split()[1]) << 10 for line in lines if line.startswith("RssAnon:"))
     with contextlib.suppress(psutil.Error):
         return int(psutil.Process(pid).memory_info().rss)
-    return 0
+    return None

@@ -1,8 +1,8 @@
 """The daemon's side of one worker process: start, frames to the requests that wait for them, death.
 
-States: loading (until `Ready`), ready, dead. Whoever awaits a frame of a worker that dies gets WorkerDied at once;
-`overdue` says when one that shows no sign of life, or computes without a step, has to be killed. What a worker sends is
-not trusted: frames have a cap and must decode (`runtime/child.py`), and must be of a kind that was asked for.
+States: loading (until `Ready`), ready, dead. Whoever awaits a frame of a worker that dies gets WorkerDied at once.
+`overdue` says when a worker has to be killed: it shows no sign of life, or computes without a step. A worker's frames
+are not trusted: they have a cap and must decode (`runtime/child.py`), and must be of the kind that was asked for.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,7 @@ import msgspec
 from registry.store.store import Model
 from runtime.child import Child
 from runtime.errors import EngineError, LoadFailed, WorkerDied
+from runtime.machine.fit import Need
 from runtime.messages import (
     Beat,
     Cancel,
@@ -46,8 +48,9 @@ log = logging.getLogger("lm.worker")
 SILENT_SECONDS = 10.0
 STALLED_SECONDS = 60.0
 STOP_SECONDS = 3.0
-PACE_TOKENS = 24
-# Why a process ended that did not crash; the last one with the daemon itself.
+# Tokens that an answer must have before it says how fast the model is.
+SPEED_TOKENS = 24
+# The reasons for which a process ends without a crash.
 STOPPED, NOT_LOADED, STOPPING = "was stopped", "could not load", "ends with the daemon"
 _ids = itertools.count(1)
 
@@ -56,39 +59,38 @@ Death = EngineError | Stopping
 
 
 @dataclass(frozen=True)
-class Pace:
+class Speed:
     """How fast an answer came that had the worker to itself: seconds per token, with `context` tokens before it."""
 
     context: int
     seconds: float
 
     @classmethod
-    def of(cls, ended: Finished) -> Pace | None:
-        """None for an answer too short to tell. Its first token comes with the prompt."""
-        steps = ended.answer_tokens - 1
-        if steps < PACE_TOKENS or ended.answer_ns <= 0:
+    def of(cls, finished: Finished) -> Speed | None:
+        """None for an answer too short to tell. Its first token comes with the prompt, so it does not count."""
+        steps = finished.answer_tokens - 1
+        if steps < SPEED_TOKENS or finished.answer_ns <= 0:
             return None
-        return cls(ended.prompt_tokens + steps // 2, ended.answer_ns / 1e9 / steps)
+        return cls(finished.prompt_tokens + steps // 2, finished.answer_ns / 1e9 / steps)
 
 
 class Worker:
-    """One process that holds one model. `context` is what was asked of it until `ready` says what it is."""
+    """One process that holds one model, with `context` tokens: first as they were asked for, once ready as they are."""
 
-    def __init__(self, model: Model, load: Load, child: Child, memory: int) -> None:
+    def __init__(self, model: Model, load: Load, child: Child, need: Need) -> None:
         self.model = model
         self.context = load.context
-        self.memory = memory
-        self.active = 0
+        self.need = need
         self.answered = self.crashed = False
         self.threads = load.threads
-        self.pace: Pace | None = None
         self.spilled = 0
-        self.last_used = asyncio.get_running_loop().time()
         self.ready: asyncio.Future[Ready] = asyncio.get_running_loop().create_future()
         self._child = child
         self._streams: dict[int, asyncio.Queue[FromWorker | Death]] = {}
         self._opened = 0
-        self._sign_of_life = self._last_step_at = self.last_used
+        self._users = 0
+        self._speed: Speed | None = None
+        self._last_used = self._sign_of_life = self._last_step_at = asyncio.get_running_loop().time()
         self._last_step = -1
         self._patience = 60.0 + model.size / 50e6
         self._ending = ""
@@ -96,11 +98,11 @@ class Worker:
         self.reader = asyncio.create_task(self._read(load))
 
     @classmethod
-    async def start(cls, model: Model, load: Load, *, memory: int, log_file: Path) -> Worker:
-        """Spawn the process, which then loads the model; `memory` is what that is expected to take, in bytes."""
+    async def start(cls, model: Model, load: Load, *, need: Need, log_file: Path) -> Worker:
+        """Spawn the process, which then loads the model; `need` is the memory that it is predicted to take."""
         child = await Child.spawn("runtime.worker", frames=FromWorker, log=log_file, env=child_environment())
         log.info("worker %d starts for %s, context %d", child.pid, model.name, load.context)
-        return cls(model, load, child, memory)  # nothing is awaited in between: nobody can lose the process
+        return cls(model, load, child, need)  # nothing is awaited in between: nobody can lose the process
 
     @property
     def pid(self) -> int:
@@ -124,8 +126,33 @@ class Worker:
 
     @property
     def idle(self) -> bool:
-        """Whether nobody uses it and it has something to lose."""
-        return not self.active and not self.loading
+        """Whether nobody uses it, and its model is loaded."""
+        return not self._users and not self.loading
+
+    @property
+    def users(self) -> int:
+        """How many use it now."""
+        return self._users
+
+    @property
+    def last_used(self) -> float:
+        """When the last user left, by the event loop's clock; before the first one, when it was started."""
+        return self._last_used
+
+    @contextmanager
+    def used(self) -> Iterator[None]:
+        """Count a user, so that the worker is neither expired nor chosen to make room meanwhile."""
+        self._users += 1
+        try:
+            yield
+        finally:
+            self._users -= 1
+            self._last_used = asyncio.get_running_loop().time()
+
+    def take_speed(self) -> Speed | None:
+        """The speed of the last answer, if it had the worker to itself and was not taken before."""
+        speed, self._speed = self._speed, None
+        return speed
 
     async def answer(self, submit: Submit) -> AsyncGenerator[Answer]:
         """The frames of one request, until all its answers have finished; leaving early cancels it.
@@ -143,7 +170,7 @@ class Worker:
                 frame = await self._next(queue)
                 if isinstance(frame, Finished):
                     left -= 1
-                    self.pace = Pace.of(frame) if alone and opened == self._opened else None
+                    self._speed = Speed.of(frame) if alone and opened == self._opened else None
                 if not isinstance(frame, Answer):
                     raise self._odd(frame)
                 self.answered = self.answered or not isinstance(frame, Started)
@@ -183,11 +210,11 @@ class Worker:
             await asyncio.wait([self.reader])
 
     def overdue(self) -> str:
-        """Why the worker has to be taken for hung, or nothing."""
+        """Why the worker has to be taken for hung, "" where it is well."""
         now = asyncio.get_running_loop().time()
         silent, stalled = now - self._sign_of_life, now - self._last_step_at
         if self.loading:
-            return f"did not load within {self._patience:.0f} s" if now - self.last_used > self._patience else ""
+            return f"did not load within {self._patience:.0f} s" if now - self._last_used > self._patience else ""
         if silent > SILENT_SECONDS:
             return f"showed no sign of life for {silent:.0f} s"
         return f"computed nothing for {stalled:.0f} s" if stalled > STALLED_SECONDS else ""

@@ -20,7 +20,7 @@ from runtime.machine.fit import Need
 from runtime.machine.hardware import usable_cpus
 from runtime.machine.inspection import Probed
 from server.library import Facts
-from server.loaded.estimate import Estimator, held, smaller
+from server.loaded.estimate import Estimator, anonymous_bytes, smaller
 from tests.daemon import Daemon, wait_until
 
 MB = 1_000_000
@@ -65,10 +65,13 @@ def test_what_would_fit(blob: Path) -> None:
 
 
 def test_what_a_process_holds() -> None:
-    before = held(os.getpid())
+    before = anonymous_bytes(os.getpid())
     block = bytearray(os.urandom(1)) * (64 * MB)
-    assert held(os.getpid()) - before > 0.9 * len(block)
-    assert held(1 << 22) == 0
+    after = anonymous_bytes(os.getpid())
+    assert before is not None
+    assert after is not None
+    assert after - before > 0.9 * len(block)
+    assert anonymous_bytes(1 << 22) is None
 
 
 @pytest.mark.slow

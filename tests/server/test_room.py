@@ -15,7 +15,7 @@ from runtime.errors import DoesNotFit
 from runtime.machine.hardware import Hardware
 from server.config import Config
 from server.library import Library
-from server.loaded.pool import Engine, Pool
+from server.loaded.pool import Pool, Runtime
 from tests.daemon import put_model
 
 GB = 10**9
@@ -32,7 +32,7 @@ class Machine:
         self.pool: Pool | None = None
 
     def __call__(self) -> Hardware:
-        taken = self.each * len(self.pool.holds()) if self.pool else 0
+        taken = self.each * len(self.pool.open_blobs()) if self.pool else 0
         return Hardware(64 * GB, 64 * GB, self.free - taken, 1, 1e9)
 
 
@@ -48,10 +48,10 @@ def play(home: Path, free: float, scenario: Scenario) -> None:
         config = Config.load({"home": home}, {})
         with Store.open(home / "store") as store:
             library, machine = Library(store), Machine()
-            pool = machine.pool = Pool(config, library, machine, Engine("fake", {"echo": True}))
+            pool = machine.pool = Pool(config, library, machine, Runtime("fake", {"echo": True}))
             try:
                 async with pool.use(await library.resolve("one")) as worker:
-                    machine.each, machine.free = worker.memory, int(free * worker.memory)
+                    machine.each, machine.free = worker.need.total, int(free * worker.need.total)
                 await scenario(pool, library)
             finally:
                 await pool.drain(1)

@@ -91,7 +91,7 @@ async def _question(request: web.Request, house: House, body: Wanted) -> Ask:
         kv_type=QuantType.by_name(body.kv_type.upper()).name,
         memory=_bytes(body.memory),
         enough=body.min_tps,
-        loaded=[(worker.model.name, worker.memory) for worker in loaded],
+        loaded=[(worker.model.name, worker.need.total) for worker in loaded],
     )
 
 

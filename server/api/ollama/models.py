@@ -15,7 +15,6 @@ from aiohttp import web
 
 from registry.errors import ModelNotFound
 from registry.names import parse
-from runtime.machine.fit import Need
 from server.api.lm.sources import access, find_source
 from server.api.request import HOUSE, NOTE, House
 from server.config import OLLAMA_VERSION, VERSION
@@ -23,7 +22,7 @@ from server.errors import BadBody
 from server.http.problems import STATUS
 from server.http.wire import Stream, read_body, reply
 from server.library import details, row, shown
-from server.loaded.estimate import held
+from server.loaded.estimate import anonymous_bytes
 from server.loaded.worker import Worker
 from server.pulls.jobs import Order
 
@@ -79,8 +78,7 @@ async def tags(request: web.Request) -> web.Response:
 
 async def ps(request: web.Request) -> web.Response:
     """`GET /api/ps`: what is loaded, with its true context."""
-    pool = request.app[HOUSE].pool
-    return reply({"models": [_running(worker, stays, pool.need(worker)) for worker, stays in pool.loaded()]})
+    return reply({"models": [_running(worker, stays) for worker, stays in request.app[HOUSE].pool.loaded()]})
 
 
 async def show(request: web.Request) -> web.Response:
@@ -101,7 +99,7 @@ async def delete(request: web.Request) -> web.Response:
     if removed and not await _installed(house, body.wanted):
         return reply({"deleted": removed})
     model = await house.library.find(body.wanted)
-    await house.library.delete(model, house.pool.holds())
+    await house.library.delete(model, house.pool.open_blobs())
     return reply({"deleted": model.name})
 
 
@@ -152,8 +150,8 @@ async def pull(request: web.Request) -> web.StreamResponse:
         return await stream.end()
 
 
-def _running(worker: Worker, stays: float | None, need: Need) -> dict[str, Any]:
-    ready = worker.ready.result()
+def _running(worker: Worker, stays: float | None) -> dict[str, Any]:
+    ready, need = worker.ready.result(), worker.need
     left = _FOREVER if stays is None else timedelta(seconds=stays)
     return {
         "name": worker.model.name,
@@ -170,7 +168,7 @@ def _running(worker: Worker, stays: float | None, need: Need) -> dict[str, Any]:
         "compute_bytes": ready.compute_bytes,
         "predicted_bytes": need.total,
         "predicted_anonymous_bytes": need.anonymous,
-        "measured_anonymous_bytes": held(worker.pid),
-        "active": worker.active,
+        "measured_anonymous_bytes": anonymous_bytes(worker.pid) or 0,
+        "active": worker.users,
         "pid": worker.pid,
     }

@@ -1,0 +1,136 @@
+"""Room for one more model: which memory it gets, and which other model has to go for it.
+
+A load needs what `runtime/machine/fit.py` predicts. The memory that is free, plus the memory that our own workers would
+give back, must hold it. The idle worker that was used longest ago goes first; busy ones are waited for, pinned ones
+stay. A context that does not fit is halved until it does; a model that does not fit even then is refused with both
+numbers. Whoever calls `place` lets one load in at a time, so that two never count the same bytes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from registry.store.store import Model
+from runtime.errors import DoesNotFit
+from runtime.machine.advise import size
+from runtime.machine.fit import Need
+from runtime.machine.hardware import Hardware
+from server.config import Config
+from server.library import Library
+from server.loaded.estimate import Estimator, smaller
+from server.loaded.slot import Slot
+from server.loaded.worker import Worker
+
+log = logging.getLogger("lm.pool")
+KV_TYPE = "F16"
+SMALLEST_CONTEXT = 512
+CONTEXT_BUCKET = 1024
+# Bytes beside the KV cache for a worker's copies of conversations, or as much as the cache takes where that is more.
+SPARE = 256 << 20
+
+
+@dataclass(frozen=True)
+class Placement:
+    """How a model is to be loaded: the context in tokens, the number of threads, the predicted need, and the bytes that
+    the worker may use for copies of conversations outside its KV cache."""
+
+    context: int
+    threads: int
+    need: Need
+    spill: int
+
+
+class Admission:
+    """Finds room for models. `slots` are the pool's own, by digest; `hardware` measures the machine at each call."""
+
+    def __init__(
+        self,
+        config: Config,
+        library: Library,
+        estimator: Estimator,
+        hardware: Callable[[], Hardware],
+        slots: Mapping[str, Slot],
+    ) -> None:
+        self._config = config
+        self._library = library
+        self._estimator = estimator
+        self._hardware = hardware
+        self._slots = slots
+        self._changed = asyncio.Event()
+
+    def changed(self) -> None:
+        """A worker became ready or idle, or ended: whoever waits for room looks again."""
+        self._changed.set()
+
+    async def change(self) -> None:
+        """Wait until `changed` is called."""
+        self._changed.clear()
+        await self._changed.wait()
+
+    async def context(self, model: Model, asked: int | None) -> int:
+        """The context to load a model with when a request asked for `asked` tokens, if there is memory for it.
+
+        It is rounded up, so that slightly longer requests do not load the model anew.
+        """
+        wanted = max(asked or 0, self._config.context)
+        trained = (await self._library.shape(model)).trained_context
+        return min(-(-wanted // CONTEXT_BUCKET) * CONTEXT_BUCKET, trained)
+
+    async def place(self, model: Model, wanted: int) -> Placement:
+        """Make room for a model with a context of `wanted` tokens, or with the largest that fits.
+
+        Raises DoesNotFit when it has no room beside pinned models, or not even alone.
+        """
+        while True:
+            hardware = await asyncio.to_thread(self._hardware)
+            slots = [(slot, slot.process) for slot in self._slots.values()]
+            others = [(slot, worker) for slot, worker in slots if worker is not None]
+            movable = [(slot, worker) for slot, worker in others if not slot.pinned]
+            free = hardware.memory_available - _loading([worker for _, worker in others])
+            ours = sum(worker.need.total for _, worker in movable if not worker.loading)
+            context, need = await self._fit(model, wanted, free + ours, hardware)
+            if need.total <= free and len(others) < self._config.max_models:
+                return Placement(context, hardware.cpus, need, _spill(free, need))
+            if idle := [(slot, worker) for slot, worker in movable if worker.idle]:
+                slot, worker = min(idle, key=lambda pair: pair[1].last_used)
+                log.info("%s makes room for %s", worker.model.name, model.name)
+                await slot.unload(worker)
+                continue
+            if not movable and not any(worker.loading for _, worker in others):
+                names = ", ".join(f"`{worker.model.name}`" for _, worker in others)
+                raise DoesNotFit(f"`{model.name}` has no place beside {names}, to be kept for ever", "`lm stop` one")
+            await self.change()
+
+    async def _fit(self, model: Model, wanted: int, room: int, hardware: Hardware) -> tuple[int, Need]:
+        """The largest context up to `wanted`, by halving, with which the model fits into `room` bytes, and its need."""
+        facts, context = await self._library.facts(model), wanted
+        while True:
+            need = await self._estimator.need(
+                model.blob_digest, facts, model.size, context, self._config.sequences, KV_TYPE, hardware.cards
+            )
+            if need.total <= room:
+                return context, need
+            if context <= SMALLEST_CONTEXT:
+                level = smaller(facts, need, room)
+                raise DoesNotFit(
+                    f"`{model.name}` needs {size(need.total)} with a context of {context} tokens, "
+                    f"and {size(max(room, 0))} are free",
+                    f"{level} of it would fit: pull it with `--level {level}`" if level else "close other programs",
+                )
+            context = max(context // 2, min(SMALLEST_CONTEXT, wanted))
+
+
+def _loading(workers: list[Worker]) -> int:
+    """Bytes that will be taken by workers which are still loading; the system counts them as free."""
+    return sum(worker.need.total for worker in workers if worker.loading)
+
+
+def _spill(free: int, need: Need) -> int:
+    """Bytes that a worker may use for conversations that left its cache, checkpoints, and a prompt read beside answers.
+
+    At most half of the memory that stays free once the model is loaded: the other half is for the next model.
+    """
+    return max(0, min(max(need.cache, SPARE), (free - need.total) // 2))
