@@ -127,12 +127,15 @@ def _places(config: Config) -> list[str]:
 
 
 def _own_url(config: Config) -> str:
-    """Where the daemon of this home says that it is, empty where none says so."""
+    """Where the daemon of this home says that it is, empty where none says so. Raises Failure."""
     try:
         url = json.loads(config.daemon_file.read_bytes())["url"]
         return url if isinstance(url, str) and urlsplit(url).port else ""
-    except (OSError, ValueError, KeyError, TypeError):
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
         return ""
+    except OSError as error:
+        why = f"`{config.daemon_file}`, which names the daemon, cannot be read: {error.strerror}"
+        raise Failure(why, "set LM_HOME to a folder of your own") from None
 
 
 def _ask_version(url: str, config: Config) -> dict[str, Any] | None:

@@ -7,7 +7,7 @@ read, that is said instead of using half of each.
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import os
 import re
 import stat
@@ -18,6 +18,8 @@ from registry.errors import AccessDenied, ModelNotFound, SourceUnavailable
 
 LONGEST = 1 << 30  # bytes in one system call
 _PART = re.compile(r"(.+)-\d{5}-of-(\d{5})\.gguf")
+# A folder of the file system itself, which nobody but root may read; it holds no part of a model.
+_FOREIGN = ("lost+found",)
 # Weights too: sentence-transformers keeps the layers behind a pooling in folders of their own.
 _BELOW = (".json", ".jinja", ".gguf", ".safetensors")
 
@@ -42,7 +44,7 @@ class Folder:
             else:
                 self._names = _listed(path)
         except OSError as error:
-            raise _unreadable(title, error) from None
+            raise _unreadable(title, path, error) from None
 
     def names(self) -> list[str]:
         """Names of the regular files, links to such included, those below with the name of their folder."""
@@ -159,31 +161,33 @@ def _pieces(path: Path) -> list[str]:
 
 
 def _listed(path: Path) -> list[str]:
-    """The names of what is usable; a folder below that cannot be read counts as empty."""
+    """The names of what is usable; Raises OSError, whose `filename` may be that of a folder below."""
     names = []
     with os.scandir(path) as entries:
         for entry in entries:
             if _is_regular(entry):
                 names.append(entry.name)
-            elif entry.is_dir(follow_symlinks=False):
-                with contextlib.suppress(OSError), os.scandir(entry) as below:
+            elif entry.is_dir(follow_symlinks=False) and entry.name not in _FOREIGN:
+                with os.scandir(entry) as below:
                     names += [f"{entry.name}/{e.name}" for e in below if e.name.endswith(_BELOW) and _is_regular(e)]
     return sorted(names)
 
 
 def _is_regular(entry: os.DirEntry[str]) -> bool:
+    """Whether it is a regular file, or may be one: where the system does not say, whoever opens it hears why."""
     try:
         return entry.is_file() and entry.name.isprintable()
-    except OSError:
-        return False  # a link that leads nowhere, or in a circle
+    except OSError as error:
+        return error.errno != errno.ELOOP and entry.name.isprintable()
 
 
-def _unreadable(title: str, error: OSError) -> ModelNotFound | AccessDenied | SourceUnavailable:
+def _unreadable(title: str, path: Path, error: OSError) -> ModelNotFound | AccessDenied | SourceUnavailable:
     if isinstance(error, FileNotFoundError):
         kind = "file" if title.endswith(".gguf") else "folder"
         return ModelNotFound(f"there is no {kind} `{title}`", "check the path; a model of a hub is named `org/repo`")
     if isinstance(error, NotADirectoryError):
         return ModelNotFound(f"`{title}` is no folder", "name the folder that holds `config.json` and the weights")
+    title = title if error.filename in (None, str(path)) else f"{title}/{Path(error.filename).name}"
     if isinstance(error, PermissionError):
         return AccessDenied(f"the daemon may not read `{title}`", "give its user the right to read the folder")
     return SourceUnavailable(f"`{title}` cannot be read: {error.strerror}")

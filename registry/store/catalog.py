@@ -2,7 +2,8 @@
 
 Nothing here is believed because it was true before: each look takes the names from the folders and compares size and
 time stamps of each manifest, so a manifest or a blob that somebody damaged or removed shows at once. What was parsed is
-kept as long as the manifest's file is the same.
+kept as long as the manifest's file is the same. What cannot be read is never taken for absent: a folder raises
+StoreFailed, a manifest or a blob is its model's `problem`.
 """
 
 from __future__ import annotations
@@ -20,10 +21,12 @@ from typing import Any, NamedTuple
 
 from registry import digest
 from registry.digest import Digest
-from registry.errors import BadName, ModelNotFound, StoreDamaged
+from registry.errors import BadName, ModelNotFound, StoreDamaged, StoreFailed
 from registry.names import LATEST, LIBRARY, LOCAL, OLLAMA, Name, Reference, parse
-from registry.store import manifest
+from registry.store import manifest, reading
 from registry.store.manifest import Manifest
+
+_LONGEST_CHOICE = 256
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,8 @@ class Model:
     """A variant of a model in the store.
 
     `name` is as displayed and `key` its words; `digest` is the manifest's SHA-256 in hexadecimal, `size` the bytes of
-    all its blobs, `blob` the file of its weights. `problem` says why it cannot be used, empty when it can.
+    all its blobs, `blob` the file of its weights. `failure` is why it cannot be used, None when it can: StoreDamaged
+    where something is missing or wrong, StoreFailed where something cannot be read.
     """
 
     name: str
@@ -43,7 +47,12 @@ class Model:
     params: dict[str, Any]
     blob: Path
     blob_digest: str
-    problem: str = ""
+    failure: StoreDamaged | StoreFailed | None = None
+
+    @property
+    def problem(self) -> str:
+        """Why it cannot be used, empty when it can."""
+        return str(self.failure or "")
 
     @property
     def own(self) -> dict[str, Any]:
@@ -73,7 +82,7 @@ class Catalog:
         self.blobs = root / "blobs"
         self.manifests = root / "manifests"
         self.choices = root / "chosen"
-        self._kept: dict[Path, tuple[Stamp, Model, Manifest]] = {}
+        self._known: dict[Path, tuple[Stamp, Model, Manifest]] = {}
 
     def blob(self, value: str) -> Path:
         """Where the blob of this digest lies. Raises StoreDamaged for what is no digest."""
@@ -88,55 +97,69 @@ class Catalog:
         return self.choices.joinpath(*name.tagged(None).parts)
 
     def names(self) -> Iterator[Name]:
-        """All names that have a manifest, broken or not, in order; files that have no name of ours are passed over."""
+        """All names that have a manifest, broken or not, in order; files that have no name of ours are passed over.
+
+        Raises StoreFailed.
+        """
         for parts in _files(self.manifests, 4):
             with contextlib.suppress(BadName):
                 yield Name(*parts)
 
     def models(self) -> list[Model]:
-        """All models in the order of their names; those that cannot be used say why in `problem`."""
+        """All models in the order of their names; those that cannot be used say why. Raises StoreFailed."""
         return [model for name in self.names() if (model := self.read(name)) is not None]
 
+    def variants(self, name: Name) -> list[Model]:
+        """All models that differ from `name` in their tags only, in order. Raises StoreFailed."""
+        bare = self.existing(name.tagged(None))
+        found = []
+        for tag in reading.entries(self.manifest_path(bare)):
+            with contextlib.suppress(BadName):
+                found.append(self.read(bare.tagged(tag)))
+        return [model for model in found if model is not None]
+
     def read(self, name: Name) -> Model | None:
-        """The model of this exact name, with its `problem` if it has one; None when there is no manifest.
+        """The model of this exact name, with its `failure` if it has one; None when there is no manifest.
 
         Takes no lock: what looks broken because the manifest is being replaced or removed is looked at again. While a
-        manifest is the same, nobody takes its blobs away.
+        manifest is the same, nobody takes its blobs away. Raises StoreFailed where nobody knows if there is a manifest.
         """
         path = self.manifest_path(name)
         while (stamp := _stamp(path)) is not None:
             try:
-                found, contents = self._parsed(name, path, stamp)
-                problem = self._missing(name, contents)
-            except StoreDamaged as error:
-                found, problem = _broken(name, path, stamp), str(error)
-            if not problem:
-                return found
-            if _stamp(path) == stamp:
-                return replace(found, problem=problem)
+                return self._usable(name, path, stamp)
+            except (StoreDamaged, StoreFailed) as failure:
+                if _stamp(path) == stamp:
+                    return self._broken(name, path, stamp, failure)
         return None
 
     def existing(self, name: Name) -> Name:
-        """The name as it is spelled in the store where it differs in upper and lower case only, else `name` itself."""
+        """The name as it is spelled in the store where it differs in upper and lower case only, else `name` itself.
+
+        Raises StoreFailed.
+        """
         folder, words = self.manifests, []
         for word in name.parts:
-            twin = word if (folder / word).exists() else _twin(folder, word)
+            twin = word if reading.status(folder / word) else _twin(folder, word)
             words.append(twin)
             folder = folder / twin
         return Name(*words)
 
-    def has_variants(self, name: Name) -> bool:
-        """Whether any variant of a model has a manifest."""
-        return bool(_entries(self.manifest_path(name.tagged(None))))
+    def is_only_variant(self, name: Name) -> bool:
+        """Whether no other variant of the model has a manifest. Raises StoreFailed."""
+        return not set(reading.entries(self.manifest_path(name.tagged(None)))) - {name.tag}
 
     def resolve(self, text: str, broken: bool = False) -> Model:
-        """The model that `text` means. Raises BadName, ModelNotFound, and StoreDamaged unless `broken` ones will do."""
+        """The model that `text` means; one that cannot be used only where `broken` ones will do.
+
+        Raises BadName, ModelNotFound, StoreDamaged, StoreFailed.
+        """
         reference = parse(text)
         for candidate in _candidates(reference):
             found = self._find(candidate, reference)
             if found is not None:
-                if found.problem and not broken:
-                    raise StoreDamaged(found.problem, f"`lm rm {found.name}` removes it, `lm pull` brings it in again")
+                if found.failure and not broken:
+                    raise found.failure
                 return found
         raise self._not_found(text, reference)
 
@@ -153,34 +176,42 @@ class Catalog:
         return None if other else found
 
     def _chosen(self, name: Name) -> str | None:
-        """The variant chosen last; where that is not known or gone, the one that came in last."""
+        """The variant chosen last; where none was chosen or that one is gone, the one that came in last."""
         folder = self.manifest_path(name)
-        there = {variant: stamp for variant in _entries(folder) if (stamp := _stamp(folder / variant)) is not None}
-        try:
-            noted = self.choice_path(name).read_text(encoding="ascii").strip()
-        except (OSError, UnicodeDecodeError):
-            noted = ""
+        stamps = {variant: _stamp(folder / variant) for variant in reading.entries(folder)}
+        there = {variant: stamp for variant, stamp in stamps.items() if stamp is not None}
+        choice = reading.contents(self.choice_path(name), _LONGEST_CHOICE) or b""
+        noted = choice.decode("ascii", "replace").strip()
         if noted in there:
             return noted
         if name.host == OLLAMA and LATEST in there:
             return LATEST
         return max(there, key=lambda variant: there[variant].modified_ns, default=None)
 
-    def _parsed(self, name: Name, path: Path, stamp: Stamp) -> tuple[Model, Manifest]:
-        kept = self._kept.get(path)
-        if kept is None or kept[0] != stamp:
+    def _usable(self, name: Name, path: Path, stamp: Stamp) -> Model:
+        """The model whose manifest is in this state. Raises StoreDamaged, StoreFailed."""
+        known = self._known.get(path)
+        if known is None or known[0] != stamp:
             shown = name.display
             data = manifest.read(path, shown)
             contents = manifest.parse(data, shown)
-            kept = (stamp, self._model(name, data, contents, stamp.modified), contents)
-            self._kept[path] = kept
-        return kept[1], kept[2]
+            known = (stamp, self._model(name, data, contents, stamp.modified), contents)
+            self._known[path] = known
+        self._check_blobs(name, known[2])
+        return known[1]
+
+    def _broken(self, name: Name, path: Path, stamp: Stamp, failure: StoreDamaged | StoreFailed) -> Model:
+        """A model that cannot be used, as far as its manifest is readable."""
+        known = self._known.get(path)
+        if known is not None and known[0] == stamp:
+            return replace(known[1], failure=failure)
+        return Model(name.display, name, "", 0, stamp.modified, {}, {}, path, "", failure)
 
     def _model(self, name: Name, data: bytes, contents: Manifest, modified: datetime) -> Model:
         shown = name.display
         weights, params = contents.layer(manifest.MODEL), contents.layer(manifest.PARAMS)
         if weights is None:
-            raise StoreDamaged(f"`{shown}` is broken: its manifest lists no weights")
+            raise manifest.damaged(shown, "its manifest lists no weights")
         return Model(
             name=shown,
             key=name,
@@ -193,27 +224,25 @@ class Catalog:
             blob_digest=weights.digest,
         )
 
-    def _missing(self, name: Name, contents: Manifest) -> str:
-        """What is wrong with the blobs of a manifest, as far as their sizes tell."""
+    def _check_blobs(self, name: Name, contents: Manifest) -> None:
+        """Compare the sizes of a manifest's blobs with what it says. Raises StoreDamaged, StoreFailed."""
         for layer in contents.blobs:
-            what = f"`{name.display}` is broken: its blob `{layer.digest[:19]}`"
-            try:
-                status = self.blob(layer.digest).lstat()
-            except OSError:
-                return f"{what} is missing"
+            blob = f"its blob `{layer.digest[:19]}`"
+            status = reading.status(self.blob(layer.digest))
+            if status is None:
+                raise manifest.damaged(name.display, f"{blob} is missing")
             if not stat.S_ISREG(status.st_mode):
-                return f"{what} is no regular file"
+                raise manifest.damaged(name.display, f"{blob} is no regular file")
             if status.st_size != layer.size:
-                return f"{what} has {status.st_size:,} bytes instead of {layer.size:,}"
-        return ""
+                raise manifest.damaged(name.display, f"{blob} has {status.st_size:,} bytes instead of {layer.size:,}")
 
     def similar(self, reference: Reference) -> list[str]:
         """Names of models here, and `demo`, that look like this one, the most alike first."""
-        bare = {"demo", *(name.tagged(None).display for name in self.names())}
+        bare = {"demo", *(name.tagged(None).display for name in self._legible_names())}
         return difflib.get_close_matches(reference.name.tagged(None).display, sorted(bare), n=3, cutoff=0.7)
 
     def _not_found(self, text: str, reference: Reference) -> ModelNotFound:
-        names = list(self.names())
+        names = self._legible_names()
         candidates = [candidate.tagged(None) for candidate in _candidates(reference)]
         variants = [name.display for name in names if any(name.tagged(None).same(other) for other in candidates)]
         single = reference.kind == "ollama"  # a single word that is not here cannot be brought in by this version
@@ -223,6 +252,13 @@ class Catalog:
         close = self.similar(reference)
         hint = f"did you mean `{'` or `'.join(close)}`? {pull}" if close else pull
         return ModelNotFound(f"model `{text}` is not here", hint)
+
+    def _legible_names(self) -> list[Name]:
+        """All names, as far as their folders can be read: for suggestions only."""
+        found: list[Name] = []
+        with contextlib.suppress(StoreFailed):
+            found.extend(self.names())
+        return found
 
 
 def _candidates(reference: Reference) -> list[Name]:
@@ -234,48 +270,29 @@ def _candidates(reference: Reference) -> list[Name]:
     return [name]
 
 
-def _broken(name: Name, path: Path, stamp: Stamp) -> Model:
-    return Model(name.display, name, "", 0, stamp.modified, {}, {}, path, "")
-
-
 def _stamp(path: Path) -> Stamp | None:
-    try:
-        status = path.lstat()
-    except OSError:
-        return None
-    return Stamp(status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+    status = reading.status(path)
+    return None if status is None else Stamp(status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
 def _twin(folder: Path, word: str) -> str:
     """The entry of a folder that differs from `word` in case only, else `word`."""
-    return next((entry for entry in _entries(folder) if entry.lower() == word.lower()), word)
-
-
-def _entries(folder: Path) -> list[str]:
-    """Names in a folder in order, without those that begin with a dot: files on their way."""
-    try:
-        return sorted(entry for entry in os.listdir(folder) if not entry.startswith("."))  # noqa: PTH208
-    except OSError:
-        return []
+    return next((entry for entry in reading.entries(folder) if entry.lower() == word.lower()), word)
 
 
 def _files(folder: Path, depth: int) -> Iterator[tuple[str, ...]]:
-    """The paths, in parts, of all that lies exactly `depth` levels below a folder."""
-    for entry in _entries(folder):
-        if depth == 1:
-            if not (folder / entry).is_dir():
-                yield (entry,)
-        else:
+    """The paths, in parts, of everything but folders that lies exactly `depth` levels below a folder."""
+    for entry in reading.entries(folder):
+        if depth > 1:
             yield from ((entry, *rest) for rest in _files(folder / entry, depth - 1))
+        elif not os.path.isdir(folder / entry):  # noqa: PTH112  what cannot be looked at is no known folder: it counts
+            yield (entry,)
 
 
-def referenced(catalog: Catalog) -> set[Digest] | None:
-    """All digests that some manifest lists, or None when a manifest is unreadable: then nobody knows them all."""
+def referenced(catalog: Catalog) -> set[Digest]:
+    """All digests that some manifest lists. Raises StoreDamaged, StoreFailed when one manifest is unreadable."""
     marked: set[Digest] = set()
     for name in catalog.names():
-        try:
-            path = catalog.manifest_path(name)
-            marked |= manifest.parse(manifest.read(path, name.display), name.display).digests
-        except StoreDamaged:
-            return None
+        path = catalog.manifest_path(name)
+        marked |= manifest.parse(manifest.read(path, name.display), name.display).digests
     return marked

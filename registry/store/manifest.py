@@ -6,8 +6,6 @@ ever of the one form from which paths are built.
 
 from __future__ import annotations
 
-import os
-import stat
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ import msgspec
 from registry import digest
 from registry.digest import Digest
 from registry.errors import StoreDamaged
+from registry.store import reading
 
 MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 CONFIG = "application/vnd.docker.container.image.v1+json"
@@ -73,33 +72,33 @@ def build(config: Layer, layers: list[Layer]) -> bytes:
 def parse(data: bytes, name: str) -> Manifest:
     """A manifest from its bytes; `name` is for the message. Raises StoreDamaged."""
     if len(data) > LONGEST:
-        raise _damaged(name, f"its manifest has {len(data):,} bytes, more than {LONGEST:,}")
+        raise damaged(name, f"its manifest has {len(data):,} bytes, more than {LONGEST:,}")
     try:
         manifest = msgspec.json.decode(data, type=Manifest)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise _damaged(name, f"its manifest is not readable ({error})") from None
+        raise damaged(name, f"its manifest is not readable ({error})") from None
     if manifest.schema_version != 2 or manifest.media_type not in (MANIFEST, OCI_MANIFEST):
-        raise _damaged(name, "its manifest is of an unknown kind")
+        raise damaged(name, "its manifest is of an unknown kind")
     if len(manifest.layers) > _LAYERS or any(layer.size < 0 for layer in manifest.blobs):
-        raise _damaged(name, "its manifest lists impossible layers")
+        raise damaged(name, "its manifest lists impossible layers")
     try:
         _ = manifest.digests
     except StoreDamaged as error:
-        raise _damaged(name, str(error)) from None
+        raise damaged(name, str(error)) from None
     return manifest
 
 
 def read(path: Path, name: str) -> bytes:
-    """The bytes of a manifest's file. Raises StoreDamaged."""
+    """The bytes of a manifest's file. Raises StoreDamaged, StoreFailed."""
     return _read(path, LONGEST, name)
 
 
 def read_object(path: Path, name: str) -> dict[str, Any]:
-    """The JSON object in a small blob (config, parameters). Raises StoreDamaged."""
+    """The JSON object in a small blob (config, parameters). Raises StoreDamaged, StoreFailed."""
     try:
         found = msgspec.json.decode(_read(path, LONGEST_CONFIG, name), type=dict[str, Any])
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise _damaged(name, f"its blob `{path.name[:19]}` is not readable ({error})") from None
+        raise damaged(name, f"its blob `{path.name[:19]}` is not readable ({error})") from None
     return found
 
 
@@ -109,17 +108,15 @@ def encode(fields: dict[str, Any]) -> bytes:
 
 
 def _read(path: Path, longest: int, name: str) -> bytes:
-    try:
-        # Neither a link nor a pipe, at which a reader would wait for ever, is followed or waited for.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        with os.fdopen(descriptor, "rb") as file:
-            data = file.read(longest + 1) if stat.S_ISREG(os.fstat(descriptor).st_mode) else b""
-    except OSError as error:
-        raise _damaged(name, f"`{path.name[:19]}` cannot be read ({error.strerror})") from None
+    data = reading.contents(path, longest + 1)
+    if not data:
+        why = "is missing" if data is None else "is empty, or no regular file"
+        raise damaged(name, f"`{path.name[:19]}` {why}")
     if len(data) > longest:
-        raise _damaged(name, f"`{path.name[:19]}` is longer than {longest:,} bytes")
+        raise damaged(name, f"`{path.name[:19]}` is longer than {longest:,} bytes")
     return data
 
 
-def _damaged(name: str, why: str) -> StoreDamaged:
+def damaged(name: str, why: str) -> StoreDamaged:
+    """The error of a model that contradicts its manifest."""
     return StoreDamaged(f"`{name}` is broken: {why}", f"`lm rm {name}` removes it, `lm pull` brings it in again")

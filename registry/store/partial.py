@@ -27,7 +27,7 @@ from typing import Protocol
 import msgspec
 
 from registry.sha256 import Sha256
-from registry.store import fsops
+from registry.store import fsops, reading
 from registry.store.fsops import plainly
 
 # A place is journalled after so many bytes of source or so many seconds, unless the disk is still busy with the last.
@@ -103,6 +103,7 @@ class Partial:
     """The output of a pull in its folder. `write` and `reached` are for one thread."""
 
     def __init__(self, folder: Path) -> None:
+        """Raises StoreFailed where the journal cannot be read."""
         self._folder = folder
         self._path = folder / DATA
         self._file = -1
@@ -192,20 +193,17 @@ class Partial:
 
 
 def read_journal(folder: Path) -> Journal | None:
-    """The journal of an ingest folder, None where there is none that can be used."""
+    """The journal of an ingest folder, None where there is none or it is damaged. Raises StoreFailed."""
+    data = reading.contents(folder / JOURNAL, _LONGEST + 1)
+    if not data or len(data) > _LONGEST:
+        return None
     try:
-        path = folder / JOURNAL
-        if path.stat().st_size > _LONGEST:
-            return None
-        return msgspec.json.decode(path.read_bytes(), type=Journal)
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
+        return msgspec.json.decode(data, type=Journal)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
         return None
 
 
 def resumable(folder: Path) -> bool:
-    """Whether a pull can go on from what lies there."""
-    journal = read_journal(folder)
-    try:
-        return journal is not None and (folder / DATA).stat().st_size >= journal.latest.size
-    except OSError:
-        return False
+    """Whether a pull can go on from what lies there. Raises StoreFailed."""
+    journal, status = read_journal(folder), reading.status(folder / DATA)
+    return journal is not None and status is not None and status.st_size >= journal.latest.size

@@ -18,24 +18,22 @@ Functions block: call them from a thread.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
-import json
 import logging
 import os
 import re
 import shutil
 import stat
 import threading
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from registry import digest
-from registry.errors import BadName, DigestMismatch, ModelNotFound, StoreDamaged, StoreFailed, StoreLocked
+from registry.errors import BadName, DigestMismatch, ModelNotFound, StoreDamaged, StoreFailed
 from registry.names import Name, Reference
-from registry.store import fsops, manifest
+from registry.store import fsops, manifest, owner, reading
 from registry.store.catalog import Catalog, Model, referenced
 from registry.store.fsops import plainly
 from registry.store.manifest import Layer
@@ -45,11 +43,9 @@ __all__ = ["Ingest", "Model", "Store"]
 
 log = logging.getLogger("lm.store")
 
-FORMAT = 1
-_VERSION = "store.json"
 _COMMITTED = "committed"  # in an ingest folder: the digest under which its data is about to lie among the blobs
+_LONGEST_DIGEST = 80
 _BLOB = re.compile(r"sha256-[0-9a-f]{64}")
-_FOLDERS = ("blobs", "manifests", "chosen", "ingest")
 
 
 @dataclass(frozen=True)
@@ -66,7 +62,7 @@ class Ingest:
 
     @property
     def journal(self) -> Journal | None:
-        """How far it is, if it can be gone on with."""
+        """How far it is, None where it cannot be gone on with. Raises StoreFailed."""
         return read_journal(self.folder) if resumable(self.folder) else None
 
 
@@ -92,10 +88,9 @@ class Store:
         with plainly(root):
             root.mkdir(mode=0o700, parents=True, exist_ok=True)
             root = root.resolve()
-            _own(root)
-            lock = _lock(root / "store.lock")
+            lock = owner.take(root)
             try:
-                _prepare(root)
+                owner.prepare(root)
                 store = cls(root, lock)
                 store._recover()
             except BaseException:
@@ -117,13 +112,21 @@ class Store:
         self.close()
 
     def models(self) -> list[Model]:
-        """All models in the order of their names; those that cannot be used say why in `problem`."""
+        """All models in the order of their names; those that cannot be used say why in `problem`.
+
+        Raises StoreFailed where a folder of manifests cannot be read.
+        """
         return self._catalog.models()
+
+    def variants(self, name: Name) -> list[Model]:
+        """The models that differ from `name` in their tags, or in upper and lower case, only. Raises StoreFailed."""
+        return self._catalog.variants(name)
 
     def resolve(self, text: str) -> Model:
         """The model that `text` means: a full name, or a bare one for the variant chosen last; case does not matter.
 
-        Raises BadName, ModelNotFound (its hint names what comes close), StoreDamaged (the model is broken).
+        Raises BadName, ModelNotFound (its hint names what comes close), StoreDamaged (the model is broken), StoreFailed
+        (it cannot be read).
         """
         return self._catalog.resolve(text)
 
@@ -150,6 +153,7 @@ class Store:
         with self._changing, plainly(self.root):
             if ingest.folder in self._busy:
                 raise StoreFailed(f"`{title}` is being made already", "wait until that has ended")
+            self._restore(ingest.folder)
             if not ingest.journal:
                 fsops.remove_tree(ingest.folder)
                 fsops.mkdir(ingest.folder)
@@ -172,8 +176,9 @@ class Store:
             fsops.remove_tree(ingest.folder)
 
     def partials(self) -> list[Ingest]:
-        """What is on its way or paused, and has got so far that it can be gone on with."""
-        found = [(folder, read_journal(folder)) for folder in sorted(self._ingests.iterdir()) if resumable(folder)]
+        """What is on its way or paused, and has got so far that it can be gone on with. Raises StoreFailed."""
+        folders = [self._ingests / name for name in reading.entries(self._ingests)]
+        found = [(folder, read_journal(folder)) for folder in folders if resumable(folder)]
         return [Ingest(journal.facts.title, folder) for folder, journal in found if journal]
 
     def commit(
@@ -201,7 +206,7 @@ class Store:
                 with self._changing:
                     model = self._publish(name, staged, chosen)
         except BaseException:
-            with contextlib.suppress(StoreFailed):
+            with contextlib.suppress(StoreFailed, StoreDamaged):
                 self.pause(ingest)
             raise
         with contextlib.suppress(StoreFailed):
@@ -217,12 +222,13 @@ class Store:
         """Forget a model; its blobs go at the next `collect`. Raises ModelNotFound when it is gone, StoreFailed."""
         path = self._catalog.manifest_path(model.key)
         with self._changing, plainly(self.root):
-            if not os.path.lexists(path):
+            if reading.status(path) is None:
                 raise ModelNotFound(f"model `{model.name}` is not here", "`lm list` shows what is")
+            last = self._catalog.is_only_variant(model.key)
             fsops.unlink(path)
             fsops.fsync_dir(path.parent)
-            choice = self._catalog.choice_path(model.key)
-            if not self._catalog.has_variants(model.key):
+            if last:
+                choice = self._catalog.choice_path(model.key)
                 fsops.unlink(choice)
                 _prune(choice.parent, self._catalog.choices)
                 _prune(path.parent, self._catalog.manifests)
@@ -230,12 +236,15 @@ class Store:
     def collect(self, in_use: Collection[str]) -> int:
         """Remove the blobs that no manifest lists and that are not `in_use` (digests); returns the bytes freed.
 
-        Removes nothing while a manifest is unreadable: nobody knows what it lists. Raises StoreFailed.
+        Removes nothing while a manifest or a folder of manifests is unreadable, for nobody knows what is listed there;
+        the log says which. Raises StoreFailed.
         """
         freed = 0
         with self._changing, plainly(self.root):
-            marked = referenced(self._catalog)
-            if marked is None:
+            try:
+                marked = referenced(self._catalog)
+            except (StoreDamaged, StoreFailed) as error:
+                log.warning("no blob is removed, for nobody knows which are in use: %s", error)
                 return 0
             kept = {f"sha256-{value.rpartition(':')[2]}" for value in (*marked, *in_use)}
             blobs = self._catalog.blobs
@@ -275,28 +284,33 @@ class Store:
 
     def _recover(self) -> None:
         """Clear away what a process that died left: unfinished files, temporary ones, blobs that nobody lists."""
-        for entry in sorted(self._ingests.iterdir()):
-            self._restore(entry)
-            if not resumable(entry):
-                log.info("what a pull left before it was journalled is removed")
-                fsops.remove_tree(entry)
-        for folder in (self._catalog.manifests, self._catalog.choices, self._ingests, self.root):
-            found = folder.glob("*") if folder == self.root else folder.rglob("*")
-            for path in [path for path in found if path.name.startswith(fsops.TEMPORARY)]:
-                fsops.unlink(path)
+        for name in reading.entries(self._ingests):
+            try:
+                self._restore(self._ingests / name)
+                if not resumable(self._ingests / name):
+                    log.info("what a pull left before it was journalled is removed")
+                    fsops.remove_tree(self._ingests / name)
+            except (StoreDamaged, StoreFailed) as error:
+                log.warning("what a pull left in `%s` stays as it is: %s", name, error)
+        for folder in (self._catalog.manifests, self._catalog.choices, self._ingests):
+            for parent, _, names in os.walk(folder):
+                _remove_temporary(Path(parent), names)
+        _remove_temporary(self.root, [path.name for path in self.root.iterdir()])
         self.collect(())
 
     def _restore(self, folder: Path) -> None:
-        """Bring data back that was among the blobs already when its commit ended before anything listed it."""
-        note = folder / _COMMITTED
-        if not note.exists():
+        """Bring data back that was among the blobs already when its commit ended before anything listed it.
+
+        Raises StoreDamaged, StoreFailed where nobody knows whether a manifest lists it.
+        """
+        note = reading.contents(folder / _COMMITTED, _LONGEST_DIGEST)
+        if not note:
             return
         try:
-            blob = self._catalog.blob(note.read_text())
+            blob = self._catalog.blob(note.decode())
         except (StoreDamaged, UnicodeDecodeError):
             return
-        marked = referenced(self._catalog)
-        if marked is not None and blob.name.replace("-", ":") not in marked and blob.exists():
+        if reading.status(blob) and blob.name.replace("-", ":") not in referenced(self._catalog):
             blob.chmod(0o600)
             fsops.rename(blob, folder / DATA)
             fsops.fsync_dir(folder)
@@ -327,49 +341,13 @@ def _stage(
     return staged
 
 
+def _remove_temporary(folder: Path, names: Iterable[str]) -> None:
+    for name in names:
+        if name.startswith(fsops.TEMPORARY):
+            fsops.unlink(folder / name)
+
+
 def _prune(folder: Path, root: Path) -> None:
     """Remove folders that became empty, upwards, `root` itself excepted."""
     while folder != root and fsops.rmdir(folder):
         folder = folder.parent
-
-
-def _own(root: Path) -> None:
-    status = root.stat()
-    if status.st_uid != os.geteuid():
-        raise StoreFailed(f"the store at `{root}` belongs to another user", "set `LM_HOME` to a folder of your own")
-    if status.st_mode & 0o077:
-        root.chmod(status.st_mode & 0o700)
-    if not (root / _VERSION).exists() and any((root / folder).exists() for folder in ("blobs", "manifests")):
-        raise StoreDamaged(f"`{root}` holds the models of another program", "set `LM_HOME` to another folder")
-
-
-def _lock(path: Path) -> int:
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        owner = os.pread(descriptor, 20, 0).decode(errors="replace").strip()
-        os.close(descriptor)
-        raise StoreLocked(
-            f"the store at `{path.parent}` belongs to process {owner or 'unknown'}",
-            "one daemon owns a store: stop that one with `lm stop --daemon`, or set `LM_HOME` to another folder",
-        ) from None
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
-    return descriptor
-
-
-def _prepare(root: Path) -> None:
-    path = root / _VERSION
-    if not path.exists():
-        fsops.replace(path, json.dumps({"format": FORMAT}).encode())
-    try:
-        version = json.loads(path.read_bytes())["format"]
-    except (ValueError, TypeError, KeyError, RecursionError):
-        version = None
-    if not isinstance(version, int):
-        raise StoreDamaged(f"`{path}` is damaged", f'put `{{"format": {FORMAT}}}` into it')
-    if version > FORMAT:
-        raise StoreDamaged(f"the store at `{root}` is of a newer version ({version}) than this program", "update lm")
-    for folder in _FOLDERS:
-        fsops.make_folders(root, root / folder)

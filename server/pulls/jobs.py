@@ -205,7 +205,7 @@ class Jobs:
         paused = {ingest.title: ingest.journal for ingest in store.partials() if ingest.title not in under_way}
         if wanted.text in paused or wanted.text in under_way or wanted.level == AUTO:
             return wanted
-        installed = any(model.key.tagged(None).same(wanted.name.tagged(None)) for model in store.models())
+        installed = bool(store.variants(wanted.name))
         found = [
             pulled
             for pulled, journal in ((parse(title), journal) for title, journal in paused.items())
@@ -276,7 +276,7 @@ class Jobs:
     def _same(self, name: Name, planned: Planned) -> Model | None:
         """The model of that name if it is just what the pull would make; the bare name means it from now on."""
         store = self._library.store
-        for model in store.models():
+        for model in store.variants(name):
             if model.key.same(name) and not model.problem and model.own.get("made_of") == planned.made_of:
                 store.choose(model)
                 return model
@@ -335,8 +335,7 @@ def _pre(store: Store, reference: Reference, ingest: Ingest) -> str:
     """The pre-tokenizer that the user named when this was begun, or for another variant; empty for none."""
     if ingest.journal and ingest.journal.facts.pre:
         return ingest.journal.facts.pre
-    wanted = reference.name.tagged(None)
-    named = [str(model.own.get("pre", "")) for model in store.models() if model.key.tagged(None).same(wanted)]
+    named = [str(model.own.get("pre", "")) for model in store.variants(reference.name)]
     return next(filter(None, named), "")
 
 

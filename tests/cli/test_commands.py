@@ -286,3 +286,18 @@ def test_the_code_of_an_error_becomes_the_exit_code(tmp_path: Path, code: str, e
     with scripted(tmp_path, fail={"code": code, "message": "no room", "hint": "make some"}) as daemon:
         done = Cli.at(tmp_path, f"127.0.0.1:{daemon.port}")("run", "tiny", "hi")
         assert (done.code, done.err) == (exit_code, "Error: no room\nhint: make some\n")
+
+
+def test_a_folder_that_cannot_be_read_is_told_and_the_daemon_lives(tmp_path: Path) -> None:
+    put_model(tmp_path, "tiny")
+    with Daemon(tmp_path, script={}) as daemon:
+        lm = Cli.at(tmp_path, f"127.0.0.1:{daemon.port}")
+        folder = tmp_path / "store/manifests/hf.co"
+        folder.symlink_to(folder.name)
+        done = lm("list")
+        assert (done.code, done.out) == (1, "")
+        assert done.err.startswith(f"Error: `{folder}` cannot be read")
+        assert "hint: " in done.err
+        assert lm("run", "tiny", "hello").code == 0
+        folder.unlink()
+        assert "tiny:F32" in lm("list").out

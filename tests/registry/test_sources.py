@@ -416,6 +416,28 @@ def test_links_to_files_are_files_and_nothing_else_is(folder: Path, tmp_path: Pa
             source.size(name)
 
 
+@pytest.mark.parametrize("below", ["1_Pooling", "lost+found"])
+def test_a_folder_below_that_cannot_be_read_is_named(
+    folder: Path, tmp_path: Path, below: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without it a model would be made that averages where it should not; only root's own folder is passed over."""
+    (tmp_path / "config.json").write_bytes(b"{}")
+    (tmp_path / below).mkdir()
+    scandir = os.scandir
+
+    def refuse(path: Path) -> object:
+        if os.fspath(path) == str(tmp_path / below):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), os.fspath(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    if below == "lost+found":
+        assert open_folder(tmp_path).names() == ["config.json"]
+    else:
+        with pytest.raises(AccessDenied, match=f"{tmp_path}/{below}"):
+            open_folder(tmp_path)
+
+
 def test_a_pipe_put_in_place_later_does_not_block(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"1")
     source = open_folder(tmp_path)

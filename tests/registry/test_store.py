@@ -243,7 +243,7 @@ def test_strange_files_are_passed_over(store: Store) -> None:
 
 
 def test_one_owner(store: Store, tmp_path: Path) -> None:
-    code = f"from pathlib import Path; from registry.store import Store; Store.open(Path({str(store.root)!r}))"
+    code = f"from pathlib import Path; from registry.store.store import Store; Store.open(Path({str(store.root)!r}))"
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "StoreLocked" in other.stderr
     assert f"process {os.getpid()}" in other.stderr
@@ -256,7 +256,7 @@ def test_one_owner(store: Store, tmp_path: Path) -> None:
 
 def test_the_lock_dies_with_its_owner(tmp_path: Path) -> None:
     code = "Store.open(Path(sys.argv[1])); os.kill(os.getpid(), 9)"
-    code = f"import sys, os; from pathlib import Path; from registry.store import Store; {code}"
+    code = f"import sys, os; from pathlib import Path; from registry.store.store import Store; {code}"
     killed = subprocess.run([sys.executable, "-c", code, str(tmp_path / "store")])
     assert killed.returncode == -9
     Store.open(tmp_path / "store").close()

@@ -1,0 +1,71 @@
+"""Taking the store's folder for this process: whose it is, the lock on it, and the version of its layout."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from pathlib import Path
+
+from registry.errors import StoreDamaged, StoreFailed, StoreLocked
+from registry.store import fsops, reading
+
+FORMAT = 1
+_VERSION = "store.json"
+_LONGEST_VERSION = 1 << 16
+_FOLDERS = ("blobs", "manifests", "chosen", "ingest")
+
+
+def take(root: Path) -> int:
+    """Lock the folder `root`; the lock's file descriptor, which holds it until it is closed.
+
+    Raises StoreLocked (with the owner's process id), StoreDamaged (not a store of ours), StoreFailed (the folder of
+    another user), OSError.
+    """
+    _check_owner(root)
+    return _lock(root / "store.lock")
+
+
+def prepare(root: Path) -> None:
+    """Make what a new store needs. Raises StoreDamaged (of a newer version, or damaged), StoreFailed, OSError."""
+    path = root / _VERSION
+    data = reading.contents(path, _LONGEST_VERSION)
+    if data is None:
+        data = json.dumps({"format": FORMAT}).encode()
+        fsops.replace(path, data)
+    try:
+        version = json.loads(data)["format"]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        version = None
+    if not isinstance(version, int):
+        raise StoreDamaged(f"`{path}` is damaged", f'put `{{"format": {FORMAT}}}` into it')
+    if version > FORMAT:
+        raise StoreDamaged(f"the store at `{root}` is of a newer version ({version}) than this program", "update lm")
+    for folder in _FOLDERS:
+        fsops.make_folders(root, root / folder)
+
+
+def _check_owner(root: Path) -> None:
+    status = root.stat()
+    if status.st_uid != os.geteuid():
+        raise StoreFailed(f"the store at `{root}` belongs to another user", "set `LM_HOME` to a folder of your own")
+    if status.st_mode & 0o077:
+        root.chmod(status.st_mode & 0o700)
+    if not reading.status(root / _VERSION) and any(reading.status(root / name) for name in ("blobs", "manifests")):
+        raise StoreDamaged(f"`{root}` holds the models of another program", "set `LM_HOME` to another folder")
+
+
+def _lock(path: Path) -> int:
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        owner = os.pread(descriptor, 20, 0).decode(errors="replace").strip()
+        os.close(descriptor)
+        raise StoreLocked(
+            f"the store at `{path.parent}` belongs to process {owner or 'unknown'}",
+            "one daemon owns a store: stop that one with `lm stop --daemon`, or set `LM_HOME` to another folder",
+        ) from None
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+    return descriptor

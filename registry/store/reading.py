@@ -1,0 +1,67 @@
+"""Reading the store's folders and files, so that "not there" is never confused with "cannot be read".
+
+A function here answers "nothing" only for a path that does not exist. Whatever else the system refuses (no permission,
+an I/O error, a link to a disk that is not mounted) raises StoreFailed: whoever took it for nothing would delete the
+blobs of models whose manifests are there and merely cannot be seen.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from pathlib import Path
+
+from registry.errors import StoreFailed
+
+# A name that is too long for the file system cannot exist in it either.
+_ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG)
+
+
+def entries(folder: Path) -> list[str]:
+    """Names in a folder in order, without those that begin with a dot (files on their way). Raises StoreFailed."""
+    try:
+        names = os.listdir(folder)  # noqa: PTH208
+    except OSError as error:
+        found = status(folder) if error.errno in _ABSENT else None
+        if error.errno in _ABSENT and not (found and stat.S_ISLNK(found.st_mode)):
+            return []
+        raise _unreadable(folder, error) from None
+    return sorted(name for name in names if not name.startswith("."))
+
+
+def status(path: Path) -> os.stat_result | None:
+    """What `lstat` says of a path, None where nothing is there. Raises StoreFailed."""
+    try:
+        return path.lstat()
+    except OSError as error:
+        if error.errno in _ABSENT:
+            return None
+        raise _unreadable(path, error) from None
+
+
+def contents(path: Path, longest: int) -> bytes | None:
+    """The first `longest` bytes of a file, None where nothing is there. Raises StoreFailed.
+
+    Anything but a regular file has no bytes: a link is not followed, and a pipe, at which a reader would wait for ever,
+    is not waited for.
+    """
+    found = status(path)
+    if found is None or not stat.S_ISREG(found.st_mode):
+        return b"" if found else None
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        with os.fdopen(descriptor, "rb") as file:
+            return file.read(longest) if stat.S_ISREG(os.fstat(descriptor).st_mode) else b""
+    except OSError as error:
+        if error.errno in _ABSENT:
+            return None
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: Path, error: OSError) -> StoreFailed:
+    if isinstance(error, PermissionError):
+        return StoreFailed(f"`{path}` may not be read by the daemon", "give the daemon's user the right to read it")
+    if error.errno in (errno.ENOENT, errno.ENOTDIR):
+        return StoreFailed(f"`{path}` is a link that leads to no folder", "mount its disk, or remove the link")
+    return StoreFailed(f"`{path}` cannot be read: {error.strerror}", "check its disk; nothing was removed")
