@@ -1,7 +1,7 @@
-"""What the user owns: the models in the store, what their files say, and how clients see them.
+"""The models in the store as the daemon sees them, and the facts in the headers of their files.
 
-Only this module and `jobs.py` call the store, always from a thread. A file's header is read by `quant.gguf.header` and
-checked before any worker sees the file; what is kept of it leaves out the vocabulary, which can be large.
+Only this module and `server/pulls/jobs.py` call the store, always from a thread. A file's header is read and checked by
+`quant/gguf/header.py` before any worker sees the file. Its vocabulary, which can be large, is not kept.
 """
 
 from __future__ import annotations
@@ -17,15 +17,14 @@ from registry.errors import StoreDamaged
 from registry.store.store import Model, Store
 from runtime.machine.fit import Shape
 
-# What the daemon can do with a model so far; a model may know more.
+# The capabilities that the daemon can serve; a model may have more.
 SERVED = ("completion", "embedding", "rerank")
 _LONG = 64
-_PARAMETER_WIDTH = 30
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What a model's file says about itself: metadata with long arrays left out, and (name, type, shape) of tensors."""
+    """A file's header: metadata without their long arrays, and tensors as (name, type, shape in GGUF's order)."""
 
     metadata: dict[str, Any]
     tensors: list[tuple[str, str, list[int]]]
@@ -33,7 +32,7 @@ class Facts:
 
     @classmethod
     def of(cls, header: Header) -> Facts:
-        """The facts of a checked header."""
+        """From a checked header."""
         kept = {key: _shortened(value) for key, value in header.metadata.items()}
         tensors = [(tensor.name, tensor.type.name, list(tensor.shape)) for tensor in header.tensors]
         return cls(kept, tensors, Shape.of(header.metadata))
@@ -61,7 +60,7 @@ class Library:
         return await asyncio.to_thread(self.store.find, name)
 
     async def facts(self, model: Model) -> Facts:
-        """What its file says; raises StoreDamaged when the file breaks its format."""
+        """The facts in a model's file; raises StoreDamaged when the file breaks its format."""
         facts = self._facts.get(model.blob_digest)
         if facts is None:
             facts = await asyncio.to_thread(_read_facts, model.name, model.blob)
@@ -102,83 +101,6 @@ def _shortened(value: Any) -> Any:
     return [] if isinstance(value, list | tuple) and len(value) > _LONG else value
 
 
-def details(model: Model) -> dict[str, Any]:
-    """The `details` object of Ollama's API; every field is present and of the type that strict clients want."""
-    config = model.config
-    family = str(config.get("model_family") or "")
-    return {
-        "parent_model": "",
-        "format": str(config.get("model_format") or "gguf"),
-        "family": family,
-        "families": list(config.get("model_families") or [family]),
-        "parameter_size": str(config.get("model_type") or ""),
-        "quantization_level": str(config.get("file_type") or ""),
-        "context_length": int(config.get("context_length") or 0),
-        "embedding_length": int(config.get("embedding_length") or 0),
-    }
-
-
 def capabilities(model: Model) -> list[str]:
-    """What can be done with the model here, in Ollama's words."""
+    """The capabilities of a model that the daemon can serve, in Ollama's words: `completion`, `embedding`, …."""
     return [name for name in model.config.get("capabilities") or ["completion"] if name in SERVED]
-
-
-def row(model: Model) -> dict[str, Any]:
-    """A model as `/api/tags` lists it."""
-    own = model.own
-    return {
-        "name": model.name,
-        "model": model.name,
-        "modified_at": model.modified.isoformat(),
-        "size": model.size,
-        "digest": model.digest,
-        "details": details(model),
-        "capabilities": capabilities(model),
-        "level": own.get("level", ""),
-        "reason": own.get("reason", ""),
-        "source": own.get("source", ""),
-        "problem": model.problem,
-    }
-
-
-def shown(model: Model, facts: Facts, verbose: bool) -> dict[str, Any]:
-    """A model as `/api/show` describes it."""
-    info = dict(facts.metadata)
-    info.setdefault("general.basename", model.name.rpartition("/")[2].partition(":")[0])
-    if not verbose:
-        info = {key: None if isinstance(value, list) else value for key, value in info.items()}
-    return {
-        "modelfile": f"# made by lm\nFROM {model.name}\n",
-        "parameters": _parameters(model.params),
-        "template": _template(facts.metadata),
-        "license": str(facts.metadata.get("general.license", "")),
-        "details": details(model),
-        "model_info": info,
-        "tensors": [{"name": name, "type": kind, "shape": shape} for name, kind, shape in facts.tensors],
-        "capabilities": capabilities(model),
-        "modified_at": model.modified.isoformat(),
-        "digest": model.digest,
-        "size": model.size,
-        "lm": model.own,
-    }
-
-
-def _parameters(params: dict[str, Any]) -> str:
-    """Lines of `key value`, texts quoted as JSON does, one line for each of several values."""
-    lines = []
-    for key, values in params.items():
-        for value in values if isinstance(values, list) else [values]:
-            text = '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"' if isinstance(value, str) else str(value)
-            lines.append(f"{key:<{_PARAMETER_WIDTH}} {text}")
-    return "\n".join(lines)
-
-
-def _template(metadata: dict[str, Any]) -> str:
-    """A template in Ollama's language that tells the truth to clients which search it for what a model can do.
-
-    They look for `.Tools`, `.Suffix` and the word tools; the real template, in Jinja, is `tokenizer.chat_template` of
-    `model_info`.
-    """
-    if "tokenizer.chat_template" in metadata:
-        return "{{- range .Messages }}{{ .Role }}: {{ .Content }}\n{{ end }}"
-    return "{{ .Prompt }}"

@@ -139,7 +139,6 @@ FAULTS: dict[str, int] = {
     "server/doctor/__main__.py": 4,
     "server/errors.py": 1,
     "server/http/problems.py": 2,
-    "server/library.py": 6,
     "server/loaded/estimate.py": 5,
     "server/pulls/frames.py": 3,
     "server/pulls/jobs.py": 3,

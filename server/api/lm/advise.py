@@ -65,7 +65,7 @@ async def _question(request: web.Request, house: House, body: Wanted) -> Ask:
     ):
         if value is not None and not least <= value <= most:
             raise BadBody(f"`{name}` is {value:,}", f"give a number from {least} to {most:,}")
-    model = await _installed(house, body.model)
+    model = await _installed_model(house, body.model)
     source, hub = body.model, access(request, config, body.hf_endpoint, body.hf_token)
     own = model.own if model else {}
     published = str(own.get("level", "")) if own.get("published") else ""
@@ -95,7 +95,7 @@ async def _question(request: web.Request, house: House, body: Wanted) -> Ask:
     )
 
 
-async def _installed(house: House, name: str) -> Model | None:
+async def _installed_model(house: House, name: str) -> Model | None:
     try:
         return await house.library.resolve(name)
     except (ModelNotFound, BadName):

@@ -16,12 +16,12 @@ from aiohttp import web
 from registry.errors import ModelNotFound
 from registry.names import parse
 from server.api.lm.sources import access, find_source
+from server.api.ollama.shapes import description, details, row
 from server.api.request import HOUSE, NOTE, House
 from server.config import OLLAMA_VERSION, VERSION
 from server.errors import BadBody
 from server.http.problems import STATUS
 from server.http.wire import Stream, read_body, reply
-from server.library import details, row, shown
 from server.loaded.estimate import anonymous_bytes
 from server.loaded.worker import Worker
 from server.pulls.jobs import Order
@@ -87,7 +87,7 @@ async def show(request: web.Request) -> web.Response:
     request[NOTE] = body.wanted
     library = request.app[HOUSE].library
     model = await library.resolve(body.wanted)
-    return reply(shown(model, await library.facts(model), bool(body.verbose)))
+    return reply(description(model, await library.facts(model), bool(body.verbose)))
 
 
 async def delete(request: web.Request) -> web.Response:
@@ -95,8 +95,8 @@ async def delete(request: web.Request) -> web.Response:
     body = await read_body(request, Named)
     request[NOTE] = body.wanted
     house = request.app[HOUSE]
-    removed = await house.jobs.remove(parse(body.wanted), await _installed(house, body.wanted))
-    if removed and not await _installed(house, body.wanted):
+    removed = await house.jobs.remove(parse(body.wanted), await _is_installed(house, body.wanted))
+    if removed and not await _is_installed(house, body.wanted):
         return reply({"deleted": removed})
     model = await house.library.find(body.wanted)
     await house.library.delete(model, house.pool.open_blobs())
@@ -108,7 +108,7 @@ async def partials(request: web.Request) -> web.Response:
     return reply({"partials": await request.app[HOUSE].jobs.partials()})
 
 
-async def _installed(house: House, name: str) -> bool:
+async def _is_installed(house: House, name: str) -> bool:
     try:
         await house.library.find(name)
     except ModelNotFound:
@@ -121,7 +121,7 @@ async def stop(request: web.Request) -> web.Response:
     body = await read_body(request, Named)
     request[NOTE] = body.wanted
     house = request.app[HOUSE]
-    paused = await house.jobs.pause(parse(body.wanted), await _installed(house, body.wanted))
+    paused = await house.jobs.pause(parse(body.wanted), await _is_installed(house, body.wanted))
     if paused:
         return reply({"model": paused, "paused": True, "stopped": False})
     model = await house.library.resolve(body.wanted)

@@ -1,0 +1,87 @@
+"""Answers of Ollama's API about a model in the store: its details, its row in a list, everything about it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from registry.store.store import Model
+from server.library import Facts, capabilities
+
+_PARAMETER_WIDTH = 30
+
+
+def details(model: Model) -> dict[str, Any]:
+    """The `details` object of Ollama's API; every field is present and of the type that strict clients want."""
+    config = model.config
+    family = str(config.get("model_family") or "")
+    return {
+        "parent_model": "",
+        "format": str(config.get("model_format") or "gguf"),
+        "family": family,
+        "families": list(config.get("model_families") or [family]),
+        "parameter_size": str(config.get("model_type") or ""),
+        "quantization_level": str(config.get("file_type") or ""),
+        "context_length": int(config.get("context_length") or 0),
+        "embedding_length": int(config.get("embedding_length") or 0),
+    }
+
+
+def row(model: Model) -> dict[str, Any]:
+    """A model as `/api/tags` lists it."""
+    own = model.own
+    return {
+        "name": model.name,
+        "model": model.name,
+        "modified_at": model.modified.isoformat(),
+        "size": model.size,
+        "digest": model.digest,
+        "details": details(model),
+        "capabilities": capabilities(model),
+        "level": own.get("level", ""),
+        "reason": own.get("reason", ""),
+        "source": own.get("source", ""),
+        "problem": model.problem,
+    }
+
+
+def description(model: Model, facts: Facts, verbose: bool) -> dict[str, Any]:
+    """A model as `/api/show` describes it; `verbose` keeps arrays, which are null otherwise."""
+    info = dict(facts.metadata)
+    info.setdefault("general.basename", model.name.rpartition("/")[2].partition(":")[0])
+    if not verbose:
+        info = {key: None if isinstance(value, list) else value for key, value in info.items()}
+    return {
+        "modelfile": f"# made by lm\nFROM {model.name}\n",
+        "parameters": _parameters(model.params),
+        "template": _template(facts.metadata),
+        "license": str(facts.metadata.get("general.license", "")),
+        "details": details(model),
+        "model_info": info,
+        "tensors": [{"name": name, "type": kind, "shape": shape} for name, kind, shape in facts.tensors],
+        "capabilities": capabilities(model),
+        "modified_at": model.modified.isoformat(),
+        "digest": model.digest,
+        "size": model.size,
+        "lm": model.own,
+    }
+
+
+def _parameters(params: dict[str, Any]) -> str:
+    """Lines of `key value`, texts quoted as JSON does, one line for each of several values."""
+    lines = []
+    for key, values in params.items():
+        for value in values if isinstance(values, list) else [values]:
+            text = '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"' if isinstance(value, str) else str(value)
+            lines.append(f"{key:<{_PARAMETER_WIDTH}} {text}")
+    return "\n".join(lines)
+
+
+def _template(metadata: dict[str, Any]) -> str:
+    """A template in Ollama's language that tells the truth to clients which search it for what a model can do.
+
+    They look for `.Tools`, `.Suffix` and the word tools; the real template, in Jinja, is `tokenizer.chat_template` of
+    `model_info`.
+    """
+    if "tokenizer.chat_template" in metadata:
+        return "{{- range .Messages }}{{ .Role }}: {{ .Content }}\n{{ end }}"
+    return "{{ .Prompt }}"
