@@ -27,7 +27,6 @@ from benchmarks.peers import Server
 from runtime import messages as m
 from runtime.machine.hardware import usable_cpus
 from runtime.options import Limits
-from server.config import child_environment
 from tests.runtime.working import Worker, working
 
 # The daemon's worker has no more room than models were trained for, which is 2,048 tokens for the synthetic one.
@@ -56,7 +55,7 @@ class Bench:
     @asynccontextmanager
     async def worker(self) -> AsyncIterator[Worker]:
         """A worker that has answered once."""
-        async with working(self.load(), env=child_environment()) as worker:
+        async with working(self.load()) as worker:
             await worker.ask(self.submit("Warm", 8))
             yield worker
 

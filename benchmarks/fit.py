@@ -33,7 +33,6 @@ from runtime.machine import advise, choosing, fit, rates
 from runtime.machine import inspection as measure
 from runtime.machine.hardware import Hardware, usable_cpus
 from runtime.options import Limits, Sampling
-from server.config import child_environment
 from tests.daemon import Daemon
 from tests.hub import Hub
 
@@ -74,7 +73,7 @@ class Held:
 @asynccontextmanager
 async def worker(path: Path, made: Setting = USUAL) -> AsyncIterator[tuple[Child, m.Ready]]:
     """A worker that has loaded `path`, and keeps no conversations beside its cache."""
-    child = await Child.spawn("runtime.worker", frames=m.FromWorker, env=child_environment())
+    child = await Child.spawn("runtime.worker", frames=m.FromWorker)
     try:
         load = m.Load(str(path), made.context, made.sequences, usable_cpus(), 64, kv_type=made.kv_type, spill=0)
         await child.send(load)

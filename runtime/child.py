@@ -1,8 +1,13 @@
 """Child processes that cannot be forgotten: spawn, frames over a socket pair, and death with the parent.
 
-Both ends live here: `Child` is what the daemon holds (asyncio), `Parent` is what the child holds (blocking calls,
-threads). A frame is a 4-byte little-endian length and that many bytes of MessagePack (a tagged msgspec struct), never
-above `FRAME_LIMIT`. The child's stdin is empty, its stdout and stderr go to the log: the socket alone carries messages.
+Both ends live here. `Child` is the daemon's end (asyncio) of a process that lives for a while; `ask` blocks until a
+process has answered one question; `Parent` is the child's end of both (blocking calls, threads). A frame is a 4-byte
+little-endian length and that many bytes of MessagePack (a tagged msgspec struct), never above `FRAME_LIMIT`. The
+child's stdin is empty and its output goes to a log or nowhere: the socket alone carries messages.
+
+Every Python process that lm starts is started here, but for two that the command line starts. `server` has to outlive
+the command that starts it; `server.doctor` runs while the user waits, and prints to a pipe because the command line
+imports neither msgspec nor asyncio.
 
 Not covered: restarting, deadlines and heartbeats, the business of whoever spawns (`server/loaded/pool.py`,
 `server/pulls/jobs.py`).
@@ -13,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import re
 import resource
 import signal
 import socket
@@ -20,8 +26,9 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -31,9 +38,19 @@ if TYPE_CHECKING:
     import asyncio
 
 FRAME_LIMIT = 16 << 20
+LINGER_SECONDS = 0.5
 _LENGTH = struct.Struct("<I")
 _PR_SET_PDEATHSIG = 1
 _RECEIVE_BYTES = 1 << 18
+# Settings of lm, Ollama and the hub (children get theirs in frames), proxies (a URL may hold a password), secrets.
+_WITHHELD = re.compile(
+    r"^(lm|ollama|hf)_|_proxy$|token|secret|passw|credential|(api|access|private)_?key", re.IGNORECASE
+)
+
+
+def child_environment() -> dict[str, str]:
+    """The environment of every child process: ours without settings, proxies and secrets."""
+    return {name: value for name, value in os.environ.items() if not _WITHHELD.search(name)}  # noqa: TID251
 
 
 def encode(encoder: msgspec.msgpack.Encoder, frames: Sequence[msgspec.Struct]) -> bytes:
@@ -45,6 +62,34 @@ def encode(encoder: msgspec.msgpack.Encoder, frames: Sequence[msgspec.Struct]) -
             raise ValueError(f"a frame of {len(body)} bytes is above the limit of {FRAME_LIMIT}")
         parts += (_LENGTH.pack(len(body)), body)
     return b"".join(parts)
+
+
+class FrameBuffer:
+    """Bytes from a socket, cut into frames."""
+
+    def __init__(self) -> None:
+        self._bytes = bytearray()
+
+    def add(self, data: bytes) -> None:
+        """Append received bytes."""
+        self._bytes += data
+
+    def take(self) -> bytearray | None:
+        """Remove the first frame and return its MessagePack, or None until it is whole.
+
+        Raises msgspec.DecodeError for a frame above `FRAME_LIMIT`.
+        """
+        start = _LENGTH.size
+        if len(self._bytes) < start:
+            return None
+        (size,) = _LENGTH.unpack_from(self._bytes)
+        if size > FRAME_LIMIT:
+            raise msgspec.DecodeError(f"frame of {size} bytes")
+        if len(self._bytes) < start + size:
+            return None
+        body = self._bytes[start : start + size]
+        del self._bytes[: start + size]
+        return body
 
 
 class Child:
@@ -65,42 +110,34 @@ class Child:
         self._writer = writer
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder = msgspec.msgpack.Decoder(frames)
-        self._buffer = bytearray()
+        self._received = FrameBuffer()
         self.pid = process.pid
         self.problem = ""
-        """What was wrong with the last frame, when a child was killed for sending nonsense."""
+        """Why a child was killed for sending nonsense, in words that complete a sentence: "sent a malformed frame"."""
 
     @classmethod
     async def spawn(
-        cls,
-        module: str,
-        args: Sequence[str] = (),
-        *,
-        frames: Any = Any,
-        nice: int = 0,
-        log: Path | None = None,
-        env: Mapping[str, str] | None = None,
+        cls, module: str, args: Sequence[str] = (), *, frames: Any = Any, nice: int = 0, log: Path | None = None
     ) -> Child:
-        """Start `python -P -m module`; `frames` is the union of structs that it may send, `env` None means ours.
+        """Start `python -P -m module`; `frames` is the union of structs that it may send.
 
         The child's output is appended to `log`; without one it goes to our stderr. Raises OSError when it cannot start.
         """
         import asyncio  # the child's side does without it, and starts sooner
 
         ours, theirs = socket.socketpair()
-        command = [sys.executable, "-P", "-m", module, str(theirs.fileno()), str(os.getpid()), str(nice), *args]
         try:
             with contextlib.ExitStack() as stack:
                 stack.callback(theirs.close)
                 output = stack.enter_context(log.open("ab")) if log else sys.stderr.fileno()
                 process = await asyncio.create_subprocess_exec(
-                    *command,
+                    *_command(module, theirs, nice, args),
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=output,
                     pass_fds=(theirs.fileno(),),
                     start_new_session=True,  # Ctrl-C in the daemon's terminal is the daemon's to handle
-                    env=env,
+                    env=child_environment(),
                 )
             reader, writer = await asyncio.open_connection(sock=ours)
         except BaseException:
@@ -117,32 +154,18 @@ class Child:
     async def receive(self) -> Any | None:
         """The next frame, or None when the child is gone. A child that sends nonsense is killed: `problem` says why."""
         try:
-            while (frame := self._taken()) is None:
+            while (body := self._received.take()) is None:
                 data = await self._reader.read(_RECEIVE_BYTES)
                 if not data:
                     return None
-                self._buffer += data
-            return frame
+                self._received.add(data)
+            return self._decoder.decode(body)
         except ConnectionError:
             return None
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-            self.problem = f"it sent a malformed frame: {error}"
+            self.problem = f"sent a malformed frame: {error}"
             self.kill()
             return None
-
-    def _taken(self) -> Any | None:
-        """The first frame of what has come, once it is whole: several come at once, and the loop waits for none."""
-        start = _LENGTH.size
-        if len(self._buffer) < start:
-            return None
-        (size,) = _LENGTH.unpack_from(self._buffer)
-        if size > FRAME_LIMIT:
-            raise msgspec.DecodeError(f"frame of {size} bytes")
-        if len(self._buffer) < start + size:
-            return None
-        frame = self._decoder.decode(self._buffer[start : start + size])
-        del self._buffer[: start + size]
-        return frame
 
     def kill(self) -> None:
         """End it now, with SIGKILL; harmless when it is gone."""
@@ -159,6 +182,17 @@ class Child:
             await self._writer.wait_closed()
         return status
 
+    async def reap(self) -> None:
+        """Wait for the end of a child whose socket is closed; kill it when it lingers."""
+        import asyncio
+
+        try:
+            async with asyncio.timeout(LINGER_SECONDS):
+                await self.wait()
+        except TimeoutError:
+            self.kill()
+            await self.wait()
+
     @property
     def ending(self) -> str:
         """How it ended, in words that complete a sentence: "was killed by SIGSEGV", "exited with status 3"."""
@@ -172,20 +206,64 @@ class Child:
         return f"was killed by signal {-status}"
 
 
+def ask(module: str, question: msgspec.Struct, answers: Any, seconds: float) -> Any:
+    """The answer of `python -P -m module` to one question: one frame each way. Blocks, for at most `seconds`.
+
+    `answers` is the union of structs that may come; the child's output is thrown away. Raises OSError when it cannot
+    start, TimeoutError, EOFError when it ended without an answer, msgspec.MsgspecError for an answer of no such struct.
+    """
+    deadline = time.monotonic() + seconds
+    ours, theirs = socket.socketpair()
+    with ours:
+        with theirs:
+            process = subprocess.Popen(
+                _command(module, theirs, 0, ()),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                pass_fds=(theirs.fileno(),),
+                start_new_session=True,
+                env=child_environment(),
+            )
+        received = FrameBuffer()
+        try:
+            ours.sendall(encode(msgspec.msgpack.Encoder(), (question,)))
+            while (body := received.take()) is None:
+                ours.settimeout(max(0.001, deadline - time.monotonic()))
+                data = ours.recv(_RECEIVE_BYTES)
+                if not data:
+                    raise EOFError(f"{module} ended without an answer")
+                received.add(data)
+            return msgspec.msgpack.decode(body, type=answers)
+        except ConnectionError as error:
+            raise EOFError(f"{module} ended without an answer") from error
+        finally:
+            process.kill()
+            process.wait()
+
+
+def _command(module: str, theirs: socket.socket, nice: int, args: Sequence[str]) -> list[str]:
+    """The command line of a child, which `Parent.connect` reads."""
+    return [sys.executable, "-P", "-m", module, str(theirs.fileno()), str(os.getpid()), str(nice), *args]
+
+
 class Parent:
     """The process that spawned us, seen from the child: blocking calls; `send` may be called from any thread."""
 
     def __init__(self, sock: socket.socket, args: list[str], frames: Any) -> None:
         self.args = args
         self._socket = sock
-        self._buffer = bytearray()
+        self._received = FrameBuffer()
         self._sending = threading.Lock()
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder = msgspec.msgpack.Decoder(frames)
 
     @classmethod
     def connect(cls, argv: Sequence[str], frames: Any = Any) -> Parent:
-        """Take up the connection that `Child.spawn` left in `argv` (no program name in it), and tie our life to it."""
+        """Take up the connection that the parent left in `argv` (no program name in it), and tie our life to it.
+
+        `frames` is the union of structs that the parent may send.
+        """
         descriptor, parent, nice, *args = argv
         _die_with(int(parent))
         _step_back(int(nice))
@@ -226,7 +304,7 @@ class Parent:
                 except msgspec.ValidationError as error:
                     if refuse is None:
                         raise
-                    refuse(body, error)
+                    refuse(bytes(body), error)
                 else:
                     handle(frame)
         except BaseException:  # no memory, most likely; whoever waits for an answer learns of it by our end
@@ -234,22 +312,16 @@ class Parent:
             os._exit(1)
         _leave()
 
-    def _body(self) -> bytes | None:
-        head = self._take(_LENGTH.size)
-        return head and self._take(_LENGTH.unpack(head)[0])
-
-    def _take(self, size: int) -> bytes | None:
-        while len(self._buffer) < size:
+    def _body(self) -> bytearray | None:
+        while (body := self._received.take()) is None:
             try:
                 data = self._socket.recv(_RECEIVE_BYTES)
             except OSError:
-                data = b""
+                return None
             if not data:
                 return None
-            self._buffer += data
-        taken = bytes(self._buffer[:size])
-        del self._buffer[:size]
-        return taken
+            self._received.add(data)
+        return body
 
 
 def _leave() -> NoReturn:

@@ -11,10 +11,8 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
+from runtime.defaults import GAP
 from runtime.options import MAX_ANSWERS, MAX_INPUTS, MAX_LOGPROBS, MAX_MESSAGES, Limits, Sampling
-
-# How many times the usual step one may take while prompts come in; measured figures are in `runtime/engine/pace.py`.
-GAP = 3.5
 
 Messages = Annotated[list[dict[str, Any]], Meta(max_length=MAX_MESSAGES)]
 

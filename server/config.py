@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from runtime.messages import GAP
+from runtime.defaults import GAP
 
 VERSION = "0.1.0"
 OLLAMA_VERSION = "0.14.0"  # of the HTTP API that we answer; clients refuse what is older than what they need
@@ -228,16 +228,6 @@ SETTINGS: dict[str, Setting] = {
     "no_proxy": Setting(_list, "hosts, separated by commas", ("NO_PROXY", "no_proxy")),
 }
 assert set(SETTINGS) == {field.name for field in fields(Config)}
-
-
-def child_environment() -> dict[str, str]:
-    """The environment of a child process: ours without secrets, proxies and our own settings (they come as frames)."""
-    ours = {name for setting in SETTINGS.values() for name in setting.env}
-    return {
-        name: value
-        for name, value in os.environ.items()  # noqa: TID251
-        if name not in ours and not re.search(r"_proxy$|token|secret|password|api_?key", name, re.IGNORECASE)
-    }
 
 
 def default_home() -> Path:

@@ -105,5 +105,7 @@ class ChildError(Exception):
         self.hint = hint
 
 
-# Errors whose message and hint are written for the user. Every other exception is a fault of the program.
+# Code, message and hint for every other exception, which is a fault of the program: the log has its traceback.
+INTERNAL = ("internal", "the daemon failed at this request", "see `lm logs`")
+# Errors whose message and hint are written for the user.
 PUBLIC_ERRORS = (ServerError, EngineError, RegistryError, QuantError, BadSetting, ChildError)

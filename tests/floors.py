@@ -30,7 +30,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("registry",),
     ),
     "runtime": (
-        ("runtime.errors", "runtime.options", "runtime.conversation"),
+        ("runtime.errors", "runtime.defaults", "runtime.options", "runtime.conversation"),
         ("runtime.messages", "runtime.child"),
         ("runtime.text",),
         ("runtime.llama",),

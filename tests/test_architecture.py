@@ -40,8 +40,6 @@ STILL_UP = {
     "server.api.embeddings imports server.api.ollama.answers",
     "server.api.ollama.answers imports server.api.openai.shapes",
     "server.api.ollama.models imports server.api.lm.sources",
-    "server.children.errand imports server.http.problems",
-    "server.children.errand imports server.pulls.frames",
 }
 
 

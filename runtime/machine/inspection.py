@@ -1,16 +1,13 @@
 """Asking llama.cpp, in a child process, what cannot be known for certain without it; the answers come from `meter.py`.
 
 A child, because an odd header can abort the process that reads it, and because neither the daemon nor a puller loads
-llama.cpp. It gets one question on stdin and writes one answer to stdout, both MessagePack. Whoever asks must have
-another way: every answer may be None.
+llama.cpp. Whoever asks must have another way: every answer may be None.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -20,6 +17,7 @@ import msgspec
 
 from quant.gguf.writer import encode_header, layout
 from quant.types import QuantType
+from runtime import child
 
 log = logging.getLogger("lm.measure")
 WEIGH_SECONDS = 20.0
@@ -120,16 +118,12 @@ Answer = Weighed | Probed | Examined | Refused
 
 def ask(question: Question, seconds: float) -> Answer:
     """The answer, Refused where the child died, hung or said nothing that makes sense."""
-    command = [sys.executable, "-P", "-m", "runtime.machine.inspector"]
     try:
-        done = subprocess.run(
-            command, input=msgspec.msgpack.encode(question), capture_output=True, timeout=seconds, check=False
-        )
-        answer: Answer = msgspec.msgpack.decode(done.stdout, type=Answer)
+        answer: Answer = child.ask("runtime.machine.inspector", question, Answer, seconds)
         return answer
-    except subprocess.TimeoutExpired:
+    except TimeoutError:
         return Refused(f"no answer within {seconds:.0f} s")
-    except (OSError, msgspec.MsgspecError):
+    except (OSError, EOFError, msgspec.MsgspecError, UnicodeDecodeError):
         return Refused("the process that was asked died")
 
 

@@ -1,4 +1,4 @@
-"""The process that asks llama.cpp: `python -P -m runtime.machine.inspector`, a question on stdin, an answer on stdout.
+"""The process that asks llama.cpp: `python -P -m runtime.machine.inspector`, one question, one answer.
 
 What a model takes: its header is loaded with `no_alloc`, and a context made on it as the engine would; llama.cpp then
 reserves its graph without allocating anything, and logs the sizes. They come through the log because the C++ call that
@@ -15,8 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
+from runtime.child import Parent
 from runtime.errors import EngineError
 from runtime.machine.inspection import Answer, Device, Examine, Examined, Probe, Question, Refused, Weigh, Weighed
 
@@ -29,15 +28,13 @@ _KINDS = dict(enumerate(("cpu", "gpu", "igpu", "accel", "meta")))
 
 def main() -> int:
     """Answer one question."""
-    question: Question = msgspec.msgpack.decode(sys.stdin.buffer.read(), type=Question)
-    # llama.cpp may write to stdout; the answer goes where it cannot.
-    answers = os.dup(1)
-    os.dup2(2, 1)
+    parent = Parent.connect(sys.argv[1:], Question)
+    question: Any = parent.receive()
     try:
         answer = answer_to(question)
     except EngineError as error:
         answer = Refused(str(error))
-    os.write(answers, msgspec.msgpack.encode(answer))
+    parent.send(answer)
     return 0
 
 

@@ -26,7 +26,7 @@ from runtime.machine.advise import Option, Wish
 from runtime.machine.choosing import Advice, Chooser, Machine, canonical, look, plan_of
 from runtime.machine.hardware import Hardware
 from server.advice.frames import Advised, Ask
-from server.children import errand
+from server.children.child_side import exit_now, run_task
 from server.pulls.picking import Published, asked, has_choice
 
 # Enough for the header of a shard; a source of a hundred shards stays below 2 MB.
@@ -37,7 +37,7 @@ _SECONDS = 4.0
 
 def main(argv: list[str]) -> int:
     """Answer one question; the exit status is 1 when that failed."""
-    return errand.main(argv, Ask, lambda ask, _: Advised(advise(ask)))
+    return run_task(argv, Ask, lambda ask, _: Advised(advise(ask)))
 
 
 @dataclass(frozen=True)
@@ -208,4 +208,4 @@ def _evicted(need: int, free: int, loaded: Sequence[tuple[str, int]]) -> list[st
 
 
 if __name__ == "__main__":
-    errand.leave(main(sys.argv[1:]))
+    exit_now(main(sys.argv[1:]))

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from server.pulls.frames import Failure
+from server.children.frames import ErrorReport
 
 
 class Ask(msgspec.Struct, tag="ask"):
@@ -43,4 +43,4 @@ class Advised(msgspec.Struct, tag="advised"):
     answer: dict[str, Any]
 
 
-FromAdviser = Advised | Failure
+FromAdviser = Advised | ErrorReport

@@ -1,14 +1,10 @@
-"""The log file and the end of every child process of the daemon, whatever its errand."""
+"""The log files of the daemon's child processes, one for each kind."""
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 
-from runtime.child import Child
-
 LOG_BYTES = 10 << 20
-LINGER_SECONDS = 0.5
 
 
 def log_file(folder: Path, name: str) -> Path:
@@ -21,13 +17,3 @@ def log_file(folder: Path, name: str) -> Path:
     if path.exists() and path.stat().st_size > LOG_BYTES:
         path.replace(path.with_suffix(".log.1"))
     return path
-
-
-async def reap(child: Child) -> None:
-    """Wait for the end of a child whose socket is closed; kill it when it lingers."""
-    try:
-        async with asyncio.timeout(LINGER_SECONDS):
-            await child.wait()
-    except TimeoutError:
-        child.kill()
-        await child.wait()

@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from server.errors import PUBLIC_ERRORS
+from server.errors import INTERNAL, PUBLIC_ERRORS
 
 Dialect = Literal["ollama", "openai", "anthropic"]
 
@@ -79,7 +79,7 @@ class Problem:
     def of(cls, error: BaseException) -> Problem:
         """The problem of an exception; one outside the trees is `internal` and says nothing of its inside."""
         if not isinstance(error, PUBLIC_ERRORS):
-            return cls("internal", "the daemon failed at this request", "see `lm logs`")
+            return cls(*INTERNAL)
         code = error.code if error.code in STATUS else "internal"
         retry_after = getattr(error, "retry_after", RETRY_SECONDS.get(code, 0.0))
         return cls(code, str(error), error.hint, retry_after)

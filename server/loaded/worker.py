@@ -40,8 +40,6 @@ from runtime.messages import (
     Tokens,
     Vectors,
 )
-from server.children.child_log import reap
-from server.config import child_environment
 from server.errors import ChildError, Stopping
 
 log = logging.getLogger("lm.worker")
@@ -100,7 +98,7 @@ class Worker:
     @classmethod
     async def start(cls, model: Model, load: Load, *, need: Need, log_file: Path) -> Worker:
         """Spawn the process, which then loads the model; `need` is the memory that it is predicted to take."""
-        child = await Child.spawn("runtime.worker", frames=FromWorker, log=log_file, env=child_environment())
+        child = await Child.spawn("runtime.worker", frames=FromWorker, log=log_file)
         log.info("worker %d starts for %s, context %d", child.pid, model.name, load.context)
         return cls(model, load, child, need)  # nothing is awaited in between: nobody can lose the process
 
@@ -269,7 +267,7 @@ class Worker:
             while (frame := await self._child.receive()) is not None:
                 self._sort(frame)
         finally:
-            await reap(self._child)
+            await self._child.reap()
             self._bury()
 
     def _sort(self, frame: FromWorker) -> None:

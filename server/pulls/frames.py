@@ -10,6 +10,8 @@ from typing import Any
 
 import msgspec
 
+from server.children.frames import ErrorReport
+
 
 class Task(msgspec.Struct, tag="task"):
     """The first frame, daemon to puller: what to bring, and what it must fit into.
@@ -74,12 +76,4 @@ class Done(msgspec.Struct, tag="done"):
     params: dict[str, Any]
 
 
-class Failure(msgspec.Struct, tag="failure"):
-    """The pull ended in an error; `code` is that of an exception in one of the `errors.py`."""
-
-    code: str
-    message: str
-    hint: str
-
-
-FromPuller = Note | Planned | Progress | Done | Failure
+FromPuller = Note | Planned | Progress | Done | ErrorReport

@@ -15,13 +15,13 @@ from typing import Any
 
 from registry.names import AUTO, Name, Reference, parse
 from registry.store.store import Ingest, Model, Store
-from runtime.child import Child
-from server.children.child_log import log_file, reap
-from server.config import Config, child_environment
-from server.errors import ChildError, ServerError, Stopping
+from server.children.child_log import log_file
+from server.children.daemon_side import task_process
+from server.config import Config
+from server.errors import Stopping
 from server.http.problems import Problem
 from server.library import Library
-from server.pulls.frames import Done, Failure, FromPuller, Note, Planned, Progress, Task
+from server.pulls.frames import Done, FromPuller, Note, Planned, Task
 from server.pulls.progress import failed, listed, tagged, told
 
 log = logging.getLogger("lm.jobs")
@@ -283,35 +283,28 @@ class Jobs:
         return None
 
     async def _work(self, job: Job, ingest: Ingest) -> Done | Model:
-        """Let a child write the model's file, unless the same is here; raises ChildError with the child's own error."""
-        output = log_file(self._config.logs, "puller")
-        child = await Child.spawn(
-            "server.pulls.puller", frames=FromPuller, nice=NICE, log=output, env=child_environment()
+        """Let a child write the model's file, unless the same is here; raises as `TaskProcess.receive`."""
+        process = task_process(
+            "server.pulls.puller",
+            await self._task(job, ingest),
+            frames=FromPuller,
+            log=log_file(self._config.logs, "puller"),
+            purpose=f"pulled `{job.reference.text}`",
+            nice=NICE,
         )
-        try:
-            await child.send(await self._task(job, ingest))
-            while (frame := await child.receive()) is not None:
-                match frame:
-                    case Done():
-                        return frame
-                    case Failure(code=code, message=message, hint=hint):
-                        raise ChildError(code, message, hint)
-                    case Planned():
-                        job.tell(told(frame))
-                        name = tagged(job.reference, frame.level)
-                        if same := await asyncio.to_thread(self._same, name, frame):
+        async with process as puller:
+            while True:
+                match await puller.receive():
+                    case Done() as done:
+                        return done
+                    case Planned() as planned:
+                        job.tell(told(planned))
+                        name = tagged(job.reference, planned.level)
+                        if same := await asyncio.to_thread(self._same, name, planned):
                             job.tell(told(Note("nothing has changed since it was brought in")))
                             return same
-                    case Note() | Progress():
+                    case frame:
                         job.tell(told(frame))
-            await reap(child)
-        finally:
-            child.kill()
-            await asyncio.shield(child.wait())
-        raise ServerError(
-            f"the process that pulled `{job.reference.text}` {child.problem or child.ending}",
-            "pull again; see `lm logs` if that recurs",
-        )
 
     async def _task(self, job: Job, ingest: Ingest) -> Task:
         config = self._config

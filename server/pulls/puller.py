@@ -38,7 +38,7 @@ from registry.store.partial import Facts, Partial, Place
 from runtime.child import Parent
 from runtime.machine.advise import Wish
 from runtime.machine.choosing import KV_TYPE, Chooser, canonical, look
-from server.children import errand
+from server.children.child_side import exit_now, run_task
 from server.config import VERSION
 from server.pulls.frames import Done, Note, Planned, Progress, Task
 from server.pulls.picking import Picked, asked, pick
@@ -52,7 +52,7 @@ Tell = Callable[[msgspec.Struct], None]
 
 def main(argv: list[str]) -> int:
     """Do one task; the exit status is 1 when it failed."""
-    return errand.main(argv, Task, lambda task, parent: pull(task, _Told(parent)))
+    return run_task(argv, Task, lambda task, parent: pull(task, _Told(parent)))
 
 
 class _Told:
@@ -285,4 +285,4 @@ def count_text(count: int) -> str:
 
 
 if __name__ == "__main__":
-    errand.leave(main(sys.argv[1:]))
+    exit_now(main(sys.argv[1:]))

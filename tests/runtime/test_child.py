@@ -8,21 +8,29 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
 
-from runtime.child import FRAME_LIMIT, Child
+from runtime.child import FRAME_LIMIT, Child, ask
+from runtime.machine import inspection
+from server.config import SETTINGS
 from tests.daemon import alive
 from tests.runtime.echo_child import Answer, Say
 
 MODULE = "tests.runtime.echo_child"
-ENV = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+ROOT = str(Path(__file__).parents[2])
+
+
+@pytest.fixture(autouse=True)
+def children_find_the_tests(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", ROOT)
 
 
 async def spawn(*args: str, **options: object) -> Child:
-    return await Child.spawn(MODULE, args, frames=Answer, env=ENV, **options)
+    return await Child.spawn(MODULE, args, frames=Answer, **options)
 
 
 async def end(child: Child) -> int:
@@ -103,6 +111,39 @@ def test_a_child_that_exits_says_how(tmp_path: Path) -> None:
     assert "no_such_module" in (tmp_path / "log").read_text()
 
 
+def test_one_question_gets_one_answer_within_its_time() -> None:
+    assert ask(MODULE, Say("hello"), Answer, 30) == Answer("hello", 0, [])
+    with pytest.raises(EOFError):
+        ask("tests.runtime.no_such_module", Say("hello"), Answer, 30)
+    with pytest.raises(TimeoutError):
+        ask(MODULE, Say("hello"), Answer, 0.001)
+
+
+async def spawn_and_wait() -> None:
+    await (await Child.spawn("server.pulls.puller")).wait()
+
+
+@pytest.mark.parametrize(
+    "start", [lambda: asyncio.run(spawn_and_wait()), lambda: inspection.ask(inspection.Examine(), 30)]
+)
+def test_no_child_inherits_a_secret(
+    start: Callable[[], object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    withheld = {name for setting in SETTINGS.values() for name in setting.env}
+    withheld |= {"OPENAI_API_KEY", "AWS_SECRET_ACCESS_KEY", "AWS_ACCESS_KEY_ID", "GH_TOKEN", "DB_PASSWORD", "ftp_proxy"}
+    for name in (*withheld, "OF_NO_CONCERN"):
+        monkeypatch.setenv(name, "x")
+    listing = tmp_path / "names"
+    program = tmp_path / "python"
+    program.write_text(f"#!/bin/sh\nenv > {listing}\n")
+    program.chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(program))
+    start()
+    inherited = {line.partition("=")[0] for line in listing.read_text().splitlines()}
+    assert "OF_NO_CONCERN" in inherited
+    assert not withheld & inherited
+
+
 PARENT = """
 import asyncio, sys
 from runtime.child import Child
@@ -120,7 +161,7 @@ asyncio.run(main())
 
 
 def test_no_child_outlives_a_killed_parent() -> None:
-    parent = subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE, text=True, env=ENV)
+    parent = subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE, text=True)
     assert parent.stdout
     child = psutil.Process(int(parent.stdout.readline()))
     os.kill(parent.pid, signal.SIGKILL)

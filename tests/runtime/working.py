@@ -82,9 +82,9 @@ class Worker:
 
 
 @asynccontextmanager
-async def working(load: m.Load, **options: Any) -> AsyncIterator[Worker]:
+async def working(load: m.Load) -> AsyncIterator[Worker]:
     """A worker that has loaded (or failed to: see `ready`)."""
-    child = await Child.spawn("runtime.worker", frames=m.FromWorker, **options)
+    child = await Child.spawn("runtime.worker", frames=m.FromWorker)
     worker = Worker(child)
     try:
         await worker.load(load)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-from typing import Any
 
 import msgspec
 from aiohttp import web
@@ -13,18 +12,14 @@ from quant.types import QuantType
 from registry.errors import BadName, ModelNotFound
 from registry.names import parse
 from registry.store.store import Model
-from runtime.child import Child
 from runtime.machine.advise import ENOUGH_SPEED
-from server.advice.frames import Advised, Ask, FromAdviser
+from server.advice.asking import ask_adviser
+from server.advice.frames import Ask
 from server.api.lm.sources import access, find_source
 from server.api.request import HOUSE, NOTE, House
-from server.children.child_log import log_file, reap
-from server.config import child_environment
-from server.errors import BadBody, ChildError, ServerError
+from server.errors import BadBody
 from server.http.wire import read_body, reply
-from server.pulls.frames import Failure
 
-ADVISE_SECONDS = 120.0
 CACHE_TYPES = ("F32", "F16", "BF16", "Q8_0", "Q4_0")
 _BYTES = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,6})?) ?([kmgt]?)(i?)b?", re.IGNORECASE)
 _POWER = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
@@ -51,7 +46,7 @@ async def advise(request: web.Request) -> web.Response:
     if not body.model:
         raise BadBody("the body names no model", 'send `{"model": "NAME"}`')
     house = request.app[HOUSE]
-    return reply(await _ask(house, await _question(request, house, body)))
+    return reply(await ask_adviser(await _question(request, house, body), house.config.logs))
 
 
 async def _question(request: web.Request, house: House, body: Wanted) -> Ask:
@@ -113,23 +108,3 @@ def _bytes(value: int | str | None) -> int:
     if not 1 << 20 <= size <= 1 << 50:
         raise BadBody(f"{size:,} bytes of memory hold no model", "write it with a unit: `6GB`, `512MB`")
     return size
-
-
-async def _ask(house: House, ask: Ask) -> dict[str, Any]:
-    output = log_file(house.config.logs, "adviser")
-    child = await Child.spawn("server.advice.adviser", frames=FromAdviser, log=output, env=child_environment())
-    try:
-        async with asyncio.timeout(ADVISE_SECONDS):
-            await child.send(ask)
-            match await child.receive():
-                case Advised(answer=answer):
-                    return answer
-                case Failure(code=code, message=message, hint=hint):
-                    raise ChildError(code, message, hint)
-            await reap(child)
-    except TimeoutError:
-        raise ServerError(f"no advice within {ADVISE_SECONDS:.0f} s", "is the source reachable?") from None
-    finally:
-        child.kill()
-        await asyncio.shield(child.wait())
-    raise ServerError(f"the process that was asked {child.problem or child.ending}", "ask again; see `lm logs`")
