@@ -36,23 +36,31 @@ class Ended:
 
 @dataclass(frozen=True)
 class Cli:
-    """`lm` with settings of its own."""
+    """`lm` with settings of its own; `program` is the one beside the Python that runs the tests, or another."""
 
     env: Mapping[str, str]
+    program: str = LM
 
     @classmethod
-    def at(cls, home: Path, host: str = "127.0.0.1:0", **more: str) -> Cli:
-        return cls(environment() | {"LM_HOME": str(home), "LM_HOST": host, "PROMPT_TOOLKIT_NO_CPR": "1"} | more)
+    def at(cls, home: Path, host: str = "127.0.0.1:0", program: str = LM, **more: str) -> Cli:
+        env = environment() | {"LM_HOME": str(home), "LM_HOST": host, "PROMPT_TOOLKIT_NO_CPR": "1"} | more
+        return cls(env, program)
 
     def popen(self, *arguments: str, **more: Any) -> subprocess.Popen[bytes]:
         pipes: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-        return subprocess.Popen([LM, *arguments], env=dict(self.env), **pipes | more)
+        return subprocess.Popen([self.program, *arguments], env=dict(self.env), **pipes | more)
 
     def __call__(self, *arguments: str, stdin: bytes | None = None, cwd: Path | None = None) -> Ended:
         """Run to the end; without `stdin` there is none."""
         given: dict[str, Any] = {"stdin": subprocess.DEVNULL} if stdin is None else {"input": stdin}
         done = subprocess.run(
-            [LM, *arguments], env=dict(self.env), capture_output=True, timeout=60, cwd=cwd, check=False, **given
+            [self.program, *arguments],
+            env=dict(self.env),
+            capture_output=True,
+            timeout=60,
+            cwd=cwd,
+            check=False,
+            **given,
         )
         return Ended(done.returncode, done.stdout.decode(), done.stderr.decode())
 
@@ -65,7 +73,7 @@ class Terminal:
         self.raw = b""
         self._seen = 0
         self.process = subprocess.Popen(
-            [sys.executable, "-c", _TAKE_TERMINAL, LM, *arguments],
+            [sys.executable, "-c", _TAKE_TERMINAL, cli.program, *arguments],
             env={"TERM": "xterm", "COLUMNS": "100", "LINES": "30", **cli.env},
             stdin=slave,
             stdout=slave,
