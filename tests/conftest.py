@@ -1,4 +1,4 @@
-"""What holds for every test: how examples are made, and how long a hanging test is waited for.
+"""What holds for every test: how examples are made, how long a hanging test is waited for, a hub and a daemon.
 
 Hypothesis makes the same examples each time, so that a commit is red or green, not both;
 `HYPOTHESIS_PROFILE=search pytest …` looks for new ones.
@@ -6,9 +6,15 @@ Hypothesis makes the same examples each time, so that a commit is red or green, 
 
 import os
 import signal
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+from registry.sources.opening import DEMO
+from tests.daemon import Daemon, put_model
+from tests.hub import Hub
 
 settings.register_profile("steady", derandomize=True, deadline=None)
 settings.register_profile("search", derandomize=False, deadline=None)
@@ -26,3 +32,24 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(LONG))
+
+
+@pytest.fixture(scope="module")
+def hub() -> Iterator[Hub]:
+    """A hub with the demo model as `org/demo`; a module that has others defines its own."""
+    with Hub({"org/demo": DEMO}) as hub:
+        yield hub
+
+
+@pytest.fixture(scope="module")
+def daemon(tmp_path_factory: pytest.TempPathFactory, hub: Hub) -> Iterator[Daemon]:
+    """A daemon that pulls from the hub, for all tests of a module."""
+    with Daemon(tmp_path_factory.mktemp("daemon"), env={"HF_ENDPOINT": hub.url}) as daemon:
+        yield daemon
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """A home with the model `tiny` in it, for a daemon of the test's own."""
+    put_model(tmp_path)
+    return tmp_path

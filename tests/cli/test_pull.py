@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +17,8 @@ from tests.hub import Hub
 
 
 @pytest.fixture(scope="module")
-def hub() -> Iterator[Hub]:
-    with Hub({"org/demo": DEMO}) as hub:
-        yield hub
-
-
-@pytest.fixture(scope="module")
-def lm(tmp_path_factory: pytest.TempPathFactory, hub: Hub) -> Iterator[Cli]:
-    home = tmp_path_factory.mktemp("home")
-    with Daemon(home, env={"HF_ENDPOINT": hub.url}) as daemon:
-        yield Cli.at(home, f"127.0.0.1:{daemon.port}")
+def lm(daemon: Daemon) -> Cli:
+    return Cli.at(daemon.home, f"127.0.0.1:{daemon.port}")
 
 
 def partials(lm: Cli) -> list[dict[str, Any]]:

@@ -12,15 +12,9 @@ import pytest
 
 from cli.wrapping import Wrapping
 from tests.cli.support import Cli, Terminal
-from tests.daemon import Daemon, put_model, wait_until
+from tests.daemon import Daemon, wait_until
 
 PROMPT = "Send a message (/? for help)"  # shown while nothing is typed
-
-
-@pytest.fixture
-def home(tmp_path: Path) -> Path:
-    put_model(tmp_path)
-    return tmp_path
 
 
 @pytest.fixture(scope="module")

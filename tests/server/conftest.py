@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -17,10 +16,3 @@ def echo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     put_model(home)
     with Daemon(home, script={"echo": True}) as daemon:
         yield daemon
-
-
-@pytest.fixture
-def home(tmp_path: Path) -> Path:
-    """A home with the model `tiny` in it, for a daemon of the test's own."""
-    put_model(tmp_path)
-    return tmp_path

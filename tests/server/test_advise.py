@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +13,6 @@ from registry.sources.opening import DEMO
 from tests.cli.support import Cli
 from tests.daemon import Daemon
 from tests.hub import Hub
-
-
-@pytest.fixture(scope="module")
-def hub() -> Iterator[Hub]:
-    with Hub({"org/demo": DEMO}) as hub:
-        yield hub
-
-
-@pytest.fixture(scope="module")
-def daemon(tmp_path_factory: pytest.TempPathFactory, hub: Hub) -> Iterator[Daemon]:
-    with Daemon(tmp_path_factory.mktemp("advice"), env={"HF_ENDPOINT": hub.url}) as daemon:
-        yield daemon
 
 
 def row(told: Any, level: str) -> Any:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,12 +14,6 @@ from registry.sources.opening import DEMO
 from tests.converting import write
 from tests.daemon import Daemon
 from tests.quant.support import Folder
-
-
-@pytest.fixture(scope="module")
-def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
-    with Daemon(tmp_path_factory.mktemp("conversion")) as daemon:
-        yield daemon
 
 
 def test_a_pretokenizer_that_is_not_recognised_can_be_named(daemon: Daemon, tmp_path: Path) -> None:

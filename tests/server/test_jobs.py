@@ -20,18 +20,6 @@ from tests.daemon import Daemon, alive, wait_until
 from tests.hub import Hub
 
 
-@pytest.fixture(scope="module")
-def hub() -> Iterator[Hub]:
-    with Hub({"org/demo": DEMO}) as hub:
-        yield hub
-
-
-@pytest.fixture(scope="module")
-def daemon(tmp_path_factory: pytest.TempPathFactory, hub: Hub) -> Iterator[Daemon]:
-    with Daemon(tmp_path_factory.mktemp("pulls"), env={"HF_ENDPOINT": hub.url}) as daemon:
-        yield daemon
-
-
 @contextlib.contextmanager
 def slow(hub: Hub) -> Iterator[None]:
     """The hub sends the model in about ten seconds, unless nobody waits for it."""

@@ -51,12 +51,6 @@ def hub(repo: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
         yield hub
 
 
-@pytest.fixture(scope="module")
-def daemon(tmp_path_factory: pytest.TempPathFactory, hub: Hub) -> Iterator[Daemon]:
-    with Daemon(tmp_path_factory.mktemp("home"), env={"HF_ENDPOINT": hub.url}) as daemon:
-        yield daemon
-
-
 def pull(daemon: Daemon, model: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """The last line of a pull that must succeed, and what is shown of the model."""
     last = daemon.post("/api/pull", {"model": model, "stream": False}).json
