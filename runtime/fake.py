@@ -29,9 +29,8 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import msgspec
-
 from runtime import messages as m
+from runtime.conversation import Turn
 from runtime.errors import LoadFailed
 
 TOKENS = ["Once", " upon", " a time"]
@@ -130,7 +129,7 @@ class FakeEngine:
             case m.Cancel():
                 self._cancel(frame.id)
             case m.Tokenize():
-                self._send(m.Tokens(frame.id, list(range(len(_words(_prompt(frame.messages, frame.text)))))))
+                self._send(m.Tokens(frame.id, list(range(len(_words(_prompt(frame.turns, frame.text)))))))
             case m.Embed():
                 size = self._script.get("embedding", 8)
                 vector = struct.pack(f"<{size}f", *([1.0] + [0.0] * (size - 1)))
@@ -157,7 +156,7 @@ class FakeEngine:
     def _prompt_tokens(self, submit: m.Submit) -> int:
         if isinstance(submit.prompt, list):
             return len(submit.prompt)
-        return int(self._script.get("prompt_tokens", len(_words(_prompt(submit.messages, submit.prompt)))))
+        return int(self._script.get("prompt_tokens", len(_words(_prompt(submit.turns, submit.prompt)))))
 
     def _cancel(self, request: int) -> None:
         for submit in [submit for submit in self._waiting if submit.id == request]:
@@ -172,7 +171,7 @@ class FakeEngine:
             time.sleep(self._script.get("prompt_delay", 0))
             tokens = self._script.get("tokens", TOKENS)
             if self._script.get("echo"):
-                tokens = _words(_prompt(submit.messages, submit.prompt))
+                tokens = _words(_prompt(submit.turns, submit.prompt))
             length = self._prompt_tokens(submit)
             self._answers += [Answer(submit, index, tokens, length) for index in range(submit.count)]
             self._send(m.Started(submit.id, length))
@@ -202,10 +201,9 @@ class FakeEngine:
             threading.Event().wait()
 
 
-def _prompt(messages: list[dict[str, Any]] | None, prompt: str | list[int] | None) -> str:
-    if messages:
-        content = messages[-1].get("content", "")
-        return content if isinstance(content, str) else msgspec.json.encode(content).decode()
+def _prompt(turns: list[Turn] | None, prompt: str | list[int] | None) -> str:
+    if turns:
+        return turns[-1].text
     return prompt if isinstance(prompt, str) else ""
 
 

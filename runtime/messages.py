@@ -11,10 +11,11 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
+from runtime.conversation import Turn
 from runtime.defaults import GAP
 from runtime.options import MAX_ANSWERS, MAX_INPUTS, MAX_LOGPROBS, MAX_MESSAGES, Limits, Sampling
 
-Messages = Annotated[list[dict[str, Any]], Meta(max_length=MAX_MESSAGES)]
+Turns = Annotated[list[Turn], Meta(max_length=MAX_MESSAGES)]
 
 
 # ---- daemon to worker
@@ -42,7 +43,7 @@ class Load(msgspec.Struct, tag="load"):
 
 
 class Submit(msgspec.Struct, tag="submit", omit_defaults=True):
-    """One request: either `messages` (the template renders them), or `prompt` (text, or token ids), never both.
+    """One request: either `turns` (the template renders them), or `prompt` (text, or token ids), never both.
 
     `parse_special` lets text of a raw prompt spell control tokens; `truncate` drops the oldest turns, or the head of a
     raw prompt, when the prompt does not fit; `shift` lets the context slide when an answer reaches its end.
@@ -50,7 +51,7 @@ class Submit(msgspec.Struct, tag="submit", omit_defaults=True):
     """
 
     id: int
-    messages: Messages | None = None
+    turns: Turns | None = None
     prompt: str | list[int] | None = None
     parse_special: bool = False
     sampling: Sampling = msgspec.field(default_factory=Sampling)
@@ -79,11 +80,11 @@ class Rank(msgspec.Struct, tag="rank"):
 
 
 class Tokenize(msgspec.Struct, tag="tokenize"):
-    """The token ids of a text, or of messages as the template renders them."""
+    """The token ids of a text, or of turns as the template renders them."""
 
     id: int
     text: str | None = None
-    messages: Messages | None = None
+    turns: Turns | None = None
 
 
 class Cancel(msgspec.Struct, tag="cancel"):
@@ -100,7 +101,7 @@ ToWorker = Load | Submit | Embed | Rank | Tokenize | Cancel | Shutdown
 
 
 class Numbered(msgspec.Struct):
-    """A frame of which only the id is known: that of a frame that broke a range; 0 where it has none."""
+    """The id of any frame, to answer one that breaks a range; 0 where it has none."""
 
     id: int = 0
 

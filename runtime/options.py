@@ -1,4 +1,4 @@
-"""What a client may ask of an answer, each with its range: the one place that knows the ranges and the limits.
+"""Options of a request with their ranges, and limits: the one place that knows them.
 
 The ranges are types (`msgspec.Meta`). The daemon reads them to check a body and to name the range in its error, and a
 worker refuses a frame that breaks one while it decodes it, so that the two cannot disagree.

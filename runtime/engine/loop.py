@@ -114,7 +114,7 @@ class LlamaEngine:
                     self._inbox.put(self._embedder.prepare_ranking(frame))
                 case m.Tokenize():
                     prompter = self._prompter
-                    ids = prompter.text(frame.text or "") if frame.messages is None else prompter.chat(frame.messages)
+                    ids = prompter.text(frame.text or "") if frame.turns is None else prompter.chat(frame.turns)
                     self._send(m.Tokens(frame.id, ids.tolist()))
                 case m.Cancel():
                     self._inbox.put(frame)
@@ -155,7 +155,7 @@ class LlamaEngine:
             raise BadRequest("this model makes embeddings and cannot write", "ask for embeddings")
         check_request(request, self._model.vocabulary.size)
         prompt = self._prompter.prompt(request)
-        stops = self._prompter.template.stops if request.messages is not None else ()
+        stops = self._prompter.template.stops if request.turns is not None else ()
         sessions = open_sessions(request, prompt, stops)
         self._queued += 1
         return sessions

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from runtime import messages as m
 from runtime.cache.spill import common_prefix
+from runtime.conversation import Turn
 from runtime.errors import BadRequest, PromptTooLong
 from runtime.llama.model import Model
 from runtime.text.template import Piece, Template
@@ -46,8 +47,8 @@ class Prompter:
         Raises PromptTooLong when they do not fit and may not be cut, BadRequest when there is nothing to read.
         """
         limit = self._context - 1
-        if request.messages is not None:
-            return self._chat(request, request.messages, limit)
+        if request.turns is not None:
+            return self._chat(request, request.turns, limit)
         ids = self._raw(request)
         if len(ids) <= limit:
             return Prompt(ids)
@@ -61,11 +62,11 @@ class Prompter:
         """The tokens of a text alone, control tokens not read in it."""
         return self._vocabulary.tokenize(text, special=False, add=False)
 
-    def chat(self, messages: list[dict[str, Any]]) -> array[int]:
-        """The tokens of some messages as the template renders them, whatever their number."""
-        if not messages:
+    def chat(self, turns: Sequence[Turn]) -> array[int]:
+        """The tokens of a conversation as the template renders it, whatever their number."""
+        if not turns:
             raise BadRequest("`messages` is empty", "send at least one message")
-        return self._ids(self.template.render(list(messages)))
+        return self._ids(self.template.render(_messages(turns)))
 
     def _raw(self, request: m.Submit) -> array[int]:
         prompt = request.prompt
@@ -86,22 +87,22 @@ class Prompter:
                 )
         return array("i", ids)
 
-    def _chat(self, request: m.Submit, messages: list[dict[str, Any]], limit: int) -> Prompt:
-        ids = self.chat(messages)
+    def _chat(self, request: m.Submit, turns: list[Turn], limit: int) -> Prompt:
+        ids = self.chat(turns)
         if len(ids) <= limit:
-            return Prompt(ids, border=self._border(messages, ids))
+            return Prompt(ids, border=self._border(turns, ids))
         if not request.truncate:
             raise self._too_long(len(ids))
         # A conversation may begin at any turn of the user; the fewest turns are dropped.
-        starts = [i for i, message in enumerate(messages) if message.get("role") == "user"][1:]
-        system = [message for message in messages if message.get("role") == "system"]
+        starts = [i for i, turn in enumerate(turns) if turn.role == "user"][1:]
+        system = [turn for turn in turns if turn.role == "system"]
         keep = self._room(request)
         best: Prompt | None = None
-        kept: list[dict[str, Any]] = []
+        kept: list[Turn] = []
         low, high = 0, len(starts)
         while low < high:
             middle = (low + high) // 2
-            rest = [message for message in messages[starts[middle] :] if message.get("role") != "system"]
+            rest = [turn for turn in turns[starts[middle] :] if turn.role != "system"]
             shorter = self.chat(system + rest)
             if len(shorter) <= keep:
                 best, high = Prompt(shorter, len(ids) - len(shorter)), middle
@@ -112,11 +113,11 @@ class Prompter:
             raise self._too_long(len(ids))
         return best._replace(border=self._border(kept, best.ids))
 
-    def _border(self, messages: list[dict[str, Any]], ids: array[int]) -> int:
+    def _border(self, turns: list[Turn], ids: array[int]) -> int:
         """Where `ids` begin to ask for the answer: an old turn may look otherwise than one that is being written."""
-        if not self._model.recurrent or messages[-1].get("role") == "assistant":
+        if not self._model.recurrent or turns[-1].role == "assistant":
             return 0
-        return common_prefix(self._ids(self.template.render(list(messages), answering=False)), ids)
+        return common_prefix(self._ids(self.template.render(_messages(turns), answering=False)), ids)
 
     def _room(self, request: m.Submit) -> int:
         """Tokens that a prompt cut to fit may have: some are left to the answer."""
@@ -132,3 +133,8 @@ class Prompter:
         message = f"the prompt has {length:,} tokens and the context holds {self._context:,}"
         hint = "shorten it; the context (`num_ctx`, `LM_CONTEXT`) can be as large as the model was trained for"
         return PromptTooLong(message, hint)
+
+
+def _messages(turns: Sequence[Turn]) -> list[dict[str, Any]]:
+    """The turns in the form that chat templates are written for."""
+    return [{"role": turn.role, "content": turn.text} for turn in turns]

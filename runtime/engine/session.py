@@ -102,5 +102,5 @@ def open_sessions(request: m.Submit, prompt: Prompt, more_stops: tuple[str, ...]
 def check_request(request: m.Submit, n_vocab: int) -> None:
     """Raises BadRequest for a bias of an unknown token, and unless there is either a conversation or a prompt."""
     check(request.sampling, n_vocab)
-    if (request.messages is None) == (request.prompt is None):
-        raise BadRequest("a request has either messages or a prompt")
+    if (request.turns is None) == (request.prompt is None):
+        raise BadRequest("a request has either turns or a prompt")

@@ -72,7 +72,7 @@ class Template:
         `extra` are further variables (tools and the like). Raises BadRequest when the template refuses the messages, or
         needs more than 2 seconds or 4 MiB.
         """
-        messages = [self._marked(_plain(message)) for message in messages]
+        messages = [self._marked(message) for message in messages]
         prefill = ""
         if messages and messages[-1].get("role") == "assistant":
             prefill = str(messages.pop().get("content") or "")
@@ -121,14 +121,6 @@ class Template:
         if isinstance(value, dict):
             return {self._marked(key): self._marked(item) for key, item in value.items()}
         return value
-
-
-def _plain(message: dict[str, Any]) -> dict[str, Any]:
-    """The message with content made of text parts joined to one string, as most templates expect it."""
-    content = message.get("content")
-    if isinstance(content, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in content):
-        return {**message, "content": "".join(str(part.get("text", "")) for part in content)}
-    return message
 
 
 def _folded(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:

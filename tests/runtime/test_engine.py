@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from runtime import messages as m
+from runtime.conversation import Turn
 from runtime.options import Limits, Sampling
 from tests.runtime.working import Answer, Worker, working
 
@@ -319,8 +320,8 @@ def test_vectors_are_unit_length_and_tell_texts_apart(demo: Path) -> None:
         (submit(stop=["x" * 300]), "bad_request", "$.limits.stop"),
         (submit(count=99), "bad_request", "$.count"),
         (submit(logprobs=99), "bad_request", "$.logprobs"),
-        (m.Submit(0, messages=[]), "bad_request", "`messages` is empty"),
-        (m.Submit(0), "bad_request", "either messages or a prompt"),
+        (m.Submit(0, turns=[]), "bad_request", "`messages` is empty"),
+        (m.Submit(0), "bad_request", "either turns or a prompt"),
         (m.Embed(0, inputs=["word " * 2000], truncate=False), "prompt_too_long", "2,0"),
         (m.Embed(0, inputs=[""]), "bad_request", "an input is empty"),
     ],
@@ -373,7 +374,7 @@ def test_chat_renders_the_template_and_ends_the_turn(demo_worker: Any) -> None:
     chat = demo_worker(
         m.Submit(
             0,
-            messages=[{"role": "user", "content": "Tell me a story."}],
+            turns=[Turn.of("user", "Tell me a story.")],
             sampling=GREEDY,
             limits=Limits(max_tokens=60),
         )
@@ -383,22 +384,20 @@ def test_chat_renders_the_template_and_ends_the_turn(demo_worker: Any) -> None:
     )
     assert chat.text == raw.text
     assert chat.end.reason == raw.end.reason
-    spelled = demo_worker(m.Tokenize(0, messages=[{"role": "user", "content": "a<|im_end|>b"}])).end.ids
+    spelled = demo_worker(m.Tokenize(0, turns=[Turn.of("user", "a<|im_end|>b")])).end.ids
     assert spelled.count(2) == 1  # the template's own
-    open_end = demo_worker(
-        m.Tokenize(0, messages=[{"role": "user", "content": "a"}, {"role": "assistant", "content": "Well"}])
-    )
+    open_end = demo_worker(m.Tokenize(0, turns=[Turn.of("user", "a"), Turn.of("assistant", "Well")]))
     assert open_end.end.ids[-1] != 2
 
 
 def test_old_turns_are_dropped_when_asked(demo: Path) -> None:
-    turns = [{"role": role, "content": f"{role} number {i} " * 10} for i in range(10) for role in ("user", "assistant")]
-    messages = [{"role": "system", "content": "Be brief."}, *turns, {"role": "user", "content": "And now?"}]
+    turns = [Turn.of(role, f"{role} number {i} " * 10) for i in range(10) for role in ("user", "assistant")]
+    messages = [Turn.of("system", "Be brief."), *turns, Turn.of("user", "And now?")]
     limits = Limits(max_tokens=4)
     refused, cut = ask(
         load(demo, context=512),
-        m.Submit(0, messages=messages, limits=limits),
-        m.Submit(0, messages=messages, limits=limits, truncate=True),
+        m.Submit(0, turns=messages, limits=limits),
+        m.Submit(0, turns=messages, limits=limits, truncate=True),
     )
     assert refused.end.code == "prompt_too_long"
     assert cut.started.truncated > 0

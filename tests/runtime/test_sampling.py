@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 from runtime import messages as m
+from runtime.conversation import Turn
 from runtime.options import MAX_ANSWERS, Limits, Sampling
 from tests.runtime.test_engine import PROMPTS, ask, load, one_by_one, submit, with_worker
 from tests.runtime.working import Worker
@@ -203,14 +204,14 @@ def test_penalties_change_what_comes_first(known: Any, draw: Any) -> None:
 
 
 def test_an_end_that_is_ignored_does_not_come(exact: Path) -> None:
-    messages = [{"role": "user", "content": "Tell me a story."}]
+    turns = [Turn.of("user", "Tell me a story.")]
 
     async def talk(worker: Worker) -> list[Any]:
         ends = []
         for ignore in (False, True):
             sampling = Sampling(seed=1, ignore_eos=ignore, logit_bias={2: 30.0})  # <|im_end|>, very likely
             ends.append(
-                (await worker.ask(m.Submit(0, messages=messages, sampling=sampling, limits=Limits(max_tokens=30)))).end
+                (await worker.ask(m.Submit(0, turns=turns, sampling=sampling, limits=Limits(max_tokens=30)))).end
             )
         return ends
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from runtime import messages as m
+from runtime.conversation import Turn
 from runtime.options import Limits, Sampling
 from tests.quant.zoo import ZOO, make
 from tests.runtime.conftest import convert
@@ -111,19 +112,19 @@ def test_crowds_cancels_and_full_pools_leave_it_alive(model: Path) -> None:
 
 
 def test_a_chat_computes_what_is_new_even_where_the_answer_was_changed(model: Path, kind: str) -> None:
-    def turn(messages: list[dict[str, str]], sampling: Sampling) -> m.Submit:
-        return m.Submit(0, messages=messages, sampling=sampling, limits=Limits(max_tokens=12))
+    def submit_turns(turns: list[Turn], sampling: Sampling) -> m.Submit:
+        return m.Submit(0, turns=turns, sampling=sampling, limits=Limits(max_tokens=12))
 
     async def talk(worker: Worker) -> list[tuple[Answer, Answer]]:
-        messages = [{"role": "system", "content": "You are a sailor who has seen the seven seas. " * 3}]
+        turns = [Turn.of("system", "You are a sailor who has seen the seven seas. " * 3)]
         pairs = []
         for question in ("Tell me of a storm.", "And of the calm after it?", "What did the captain say?"):
-            messages.append({"role": "user", "content": question})
-            await worker.ask(turn([*messages[:-1], {"role": "user", "content": "Something else."}], WARM))
-            warm = await worker.ask(turn(messages, WARM))
-            pairs.append((warm, await worker.ask(turn(messages, GREEDY))))
+            turns.append(Turn.of("user", question))
+            await worker.ask(submit_turns([*turns[:-1], Turn.of("user", "Something else.")], WARM))
+            warm = await worker.ask(submit_turns(turns, WARM))
+            pairs.append((warm, await worker.ask(submit_turns(turns, GREEDY))))
             # As templates do that trim answers, or leave out how they were thought of.
-            messages.append({"role": "assistant", "content": "Well, " + warm.text.strip()[2:]})
+            turns.append(Turn.of("assistant", "Well, " + warm.text.strip()[2:]))
         return pairs
 
     pairs = with_worker(load(model, context=1024, kv_type="F32"), talk)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from runtime import messages as m
+from runtime.conversation import Turn
 from runtime.options import Limits
 from tests.runtime.working import Answer, Worker, working
 
@@ -49,7 +50,7 @@ def test_limits_hold() -> None:
         submit("a b c d", limits=Limits(max_tokens=2)),
         submit("a b c d", limits=Limits(stop=["b c"])),
         submit("word " * 100),
-        submit(messages=[{"role": "user", "content": "hi there"}]),
+        submit(turns=[Turn.of("user", "hi there")]),
     )
     assert [answer.text for answer in answers] == ["a b", "a b", "", "hi there"]
     assert [answer.end.reason for answer in (answers[0], answers[1], answers[3])] == ["length", "stop", "stop"]

@@ -21,7 +21,7 @@ from server.http.wire import read_body, reply
 _AT_ONCE = 64
 
 
-class Text(msgspec.Struct):
+class Document(msgspec.Struct):
     """A text as Cohere's clients may send it."""
 
     text: str
@@ -31,7 +31,7 @@ class RerankBody(msgspec.Struct):
     """The body."""
 
     query: str
-    documents: list[str | Text]
+    documents: list[str | Document]
     model: str | None = None
     top_n: int | None = None
     return_documents: bool = False

@@ -19,6 +19,7 @@ import msgspec
 from aiohttp import web
 
 from registry.store.store import Model
+from runtime.conversation import Turn
 from runtime.errors import BadRequest
 from runtime.messages import Delta, Finished, Started, Submit, Tokenize, TokenLogprob
 from runtime.options import MAX_MESSAGES
@@ -82,10 +83,10 @@ class Message(msgspec.Struct):
     images: list[Any] | None = None
     tool_calls: list[Any] | None = None
 
-    def plain(self) -> dict[str, Any]:
-        """The turn as a template takes it; raises Unsupported for what is not text."""
+    def turn(self) -> Turn:
+        """The turn; raises Unsupported unless it is text alone."""
         refuse(images=self.images, tool_calls=self.tool_calls)
-        return {"role": self.role.lower(), "content": self.content or ""}
+        return Turn.of(self.role.lower(), self.content or "")
 
 
 class Chat(AskedText):
@@ -135,8 +136,8 @@ async def generate(request: web.Request) -> web.StreamResponse:
         plan.submit.prompt = body.prompt
         plan.submit.parse_special = True
     else:
-        system = [{"role": "system", "content": body.system}] if body.system else []
-        plan.submit.messages = [*system, {"role": "user", "content": body.prompt}]
+        system = [Turn.of("system", body.system)] if body.system else []
+        plan.submit.turns = [*system, Turn.of("user", body.prompt)]
     return await _respond(request, plan, body)
 
 
@@ -151,7 +152,7 @@ async def chat(request: web.Request) -> web.StreamResponse:
     if not body.messages:
         return await _load_only(request, plan)
     require(model, "completion")
-    plan.submit.messages = [message.plain() for message in body.messages]
+    plan.submit.turns = [message.turn() for message in body.messages]
     return await _respond(request, plan, None)
 
 
@@ -226,8 +227,8 @@ async def _lines(request: web.Request, plan: Plan, generated: Generate | None) -
 
 async def _rendered(held: Held, plan: Plan, body: Generate) -> list[int]:
     """The prompt's token ids, which `context` of the answer needs, after those of the conversation so far."""
-    ids = await held.worker.tokenize(Tokenize(0, messages=plan.submit.messages))
-    plan.submit.messages = None
+    ids = await held.worker.tokenize(Tokenize(0, turns=plan.submit.turns))
+    plan.submit.turns = None
     plan.submit.prompt = [*(body.context or []), *ids]
     return plan.submit.prompt
 

@@ -18,6 +18,7 @@ import msgspec
 from aiohttp import web
 
 from registry.store.store import Model
+from runtime.conversation import Text, Turn
 from runtime.errors import BadRequest
 from runtime.messages import Delta, Finished, Started, Submit
 from runtime.options import MAX_ANSWERS, MAX_INT, MAX_MESSAGES
@@ -61,13 +62,13 @@ class Message(msgspec.Struct):
     content: str | list[Part] | None = None
     tool_calls: list[Any] | None = None
 
-    def plain(self) -> dict[str, Any]:
-        """The turn as a template takes it; raises Unsupported for what is not text."""
+    def turn(self) -> Turn:
+        """The turn; raises Unsupported unless it is text alone."""
         parts = self.content if isinstance(self.content, list) else [Part("text", self.content or "")]
         other = next((part.type for part in parts if part.type != "text"), "")
         refuse(tool_calls=self.tool_calls, **({other: True} if other else {}))
         role = "system" if self.role == "developer" else self.role
-        return {"role": role, "content": "".join(part.text or "" for part in parts)}
+        return Turn(role, [Text(part.text or "") for part in parts])
 
 
 class ChatBody(Asked, kw_only=True):
@@ -150,7 +151,7 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
         raise BadRequest(f"`messages` has {len(body.messages)} entries", f"send 1 to {MAX_MESSAGES}")
     most = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
     submit = _submit(model, body, most)
-    submit.messages = [message.plain() for message in body.messages]
+    submit.turns = [message.turn() for message in body.messages]
     submit.logprobs = options.alternatives(bool(body.logprobs), body.top_logprobs)
     return await _respond(request, Plan(model, body, [submit], chat=True))
 
