@@ -140,9 +140,8 @@ def _predict(path: Path, length: int, made: Setting = USUAL) -> tuple[fit.Need, 
     """By llama.cpp's own word, and by the formulas alone."""
     header = read_file(path)
     shape = fit.Shape.of(header.metadata)
-    tensors = [(tensor.name, tensor.shape, tensor.type) for tensor in header.tensors]
-    weighed = measure.weigh(header.metadata, tensors, *made)
-    copied = fit.repacked(tensors, weighed.repacks) if weighed else 0
+    weighed = measure.weigh(header.metadata, header.tensors, *made)
+    copied = fit.repacked(header.tensors, weighed.repacks) if weighed else 0
     needs = (fit.memory(each, length, *made) for each in (shape.with_weighed(weighed), shape))
     said, formula = (replace(need, repacked=copied) for need in needs)
     return said, formula
@@ -165,7 +164,7 @@ def speed() -> None:
             made = TALE if name == "tale" else shapes.SHAPES[name]()
             shapes.write(folder / f"{name}-{level}.gguf", made, level)
             plan = shapes.plan_of(made)
-            reads = choosing.reads(plan, assign(plan, level), fit.Shape.of(plan.metadata))
+            reads = choosing.reads(plan, plan.at(assign(plan, level)), fit.Shape.of(plan.metadata))
             wanted[name, level] = 1 / rates.seconds(probed, reads, 48)
         for _, (name, level) in itertools.product(range(SPEED_ROUNDS), cases):
             rate = asyncio.run(_rate(folder / f"{name}-{level}.gguf"))
@@ -250,8 +249,7 @@ def loads() -> None:
 
 def _weighed(path: Path) -> measure.Weighed | None:
     header = read_file(path)
-    tensors = [(tensor.name, tensor.shape, tensor.type) for tensor in header.tensors]
-    return measure.weigh(header.metadata, tensors, CONTEXT, SEQUENCES, "F16")
+    return measure.weigh(header.metadata, header.tensors, CONTEXT, SEQUENCES, "F16")
 
 
 def _kind() -> str:

@@ -14,7 +14,7 @@ from typing import Any
 from quant.gguf.writer import encode_header, layout
 from quant.levels.recipes import assign
 from quant.plan import ModelPlan, TensorPlan
-from quant.types import QuantType
+from quant.types import QuantType, Tensor
 
 Tensors = list[tuple[str, tuple[int, ...]]]
 Made = tuple[dict[str, Any], Tensors]
@@ -183,7 +183,7 @@ def write(path: Path, made: Made, level: str = "Q8_0") -> int:
     facts, tensors = made
     architecture = facts["general.architecture"]
     types = assign(plan_of(made), level)
-    placed = layout([(name, shape, _type(name, types[name])) for name, shape in tensors])
+    placed = layout(Tensor(name, shape, _type(name, types[name])) for name, shape in tensors)
     header = encode_header(facts | _vocabulary(facts[f"{architecture}.vocab_size"]), placed)
     length = len(header) + placed[-1].offset + placed[-1].nbytes
     length += -length % 32

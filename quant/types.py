@@ -1,4 +1,4 @@
-"""The table of GGML types: number, block and bytes of everything a GGUF tensor can be made of.
+"""Types and tensors: the number, block and bytes of each GGML type, and a tensor as a GGUF file lists it.
 
 Source of numbers and block sizes: `enum ggml_type` in `ggml.h` and the `block_*` structures in `ggml-common.h` of
 llama.cpp. Types that llama.cpp removed (Q4_2, Q4_0_4_4, …) are absent on purpose: no engine reads them any more.
@@ -6,10 +6,17 @@ llama.cpp. Types that llama.cpp removed (Q4_2, Q4_0_4_4, …) are absent on purp
 
 from __future__ import annotations
 
+import re
+from dataclasses import dataclass
 from enum import Enum
 from functools import cache
+from math import prod
 
 from quant.errors import UnknownLevel, WrongShape
+
+# GGUF's names: `blk.12.ffn_down_exps.weight` is the down projection of the experts in layer 12.
+_LAYER = re.compile(r"blk\.(\d+)\.")
+_ROLE = re.compile(r"(?:blk\.\d+\.)?(\w+?)(?:_exps|_shexp)?\.weight")
 
 
 class QuantType(Enum):
@@ -82,6 +89,52 @@ class QuantType(Enum):
             return QuantType[name.upper()]
         except KeyError:
             raise UnknownLevel(f"there is no type `{name}`", hint=_known()) from None
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """A tensor of a GGUF file. `shape` is in GGUF's order, columns first: (4096, 32000) has 32,000 rows of 4,096."""
+
+    name: str
+    shape: tuple[int, ...]
+    type: QuantType
+
+    @property
+    def columns(self) -> int:
+        """Elements of a row."""
+        return self.shape[0]
+
+    @property
+    def rows(self) -> int:
+        """Number of rows, over all matrices of a stack."""
+        return prod(self.shape[1:])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all rows, without padding; WrongShape when a row is not made of whole blocks."""
+        return self.type.row_bytes(self.columns) * self.rows
+
+    @property
+    def layer(self) -> int | None:
+        """Number of its layer, None outside the layers; see `layer_of`."""
+        return layer_of(self.name)
+
+    @property
+    def role(self) -> str:
+        """Its part in the layer, such as `ffn_down`; see `role_of`."""
+        return role_of(self.name)
+
+
+def layer_of(name: str) -> int | None:
+    """The layer that a tensor's name says: 12 for `blk.12.attn_v.weight`, None for `output.weight`."""
+    found = _LAYER.match(name)
+    return int(found[1]) if found else None
+
+
+def role_of(name: str) -> str:
+    """The role of weights, without layer and experts: `ffn_down` for `blk.12.ffn_down_exps.weight`; "" for others."""
+    found = _ROLE.fullmatch(name)
+    return found[1] if found else ""
 
 
 @cache

@@ -7,12 +7,13 @@ Only this module and `server/pulls/jobs.py` call the store, always from a thread
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from quant.errors import QuantError
 from quant.gguf.header import Header, check_model, read_file
+from quant.plan import ModelPlan
 from registry.errors import StoreDamaged
 from registry.store.store import Model, Store
 from runtime.machine.fit import Shape
@@ -24,18 +25,16 @@ _LONG = 64
 
 @dataclass(frozen=True)
 class Facts:
-    """A file's header: metadata without their long arrays, and tensors as (name, type, shape in GGUF's order)."""
+    """The plan of a model's file, whose `metadata` have empty lists in place of long ones; and the model's sizes."""
 
-    metadata: dict[str, Any]
-    tensors: list[tuple[str, str, list[int]]]
+    plan: ModelPlan
     shape: Shape
 
     @classmethod
     def of(cls, header: Header) -> Facts:
         """From a checked header."""
-        kept = {key: _shortened(value) for key, value in header.metadata.items()}
-        tensors = [(tensor.name, tensor.type.name, list(tensor.shape)) for tensor in header.tensors]
-        return cls(kept, tensors, Shape.of(header.metadata))
+        short = {key: _shortened(value) for key, value in header.metadata.items()}
+        return cls(replace(ModelPlan.of(header), metadata=short), Shape.of(header.metadata))
 
 
 class Library:

@@ -27,7 +27,7 @@ import psutil
 
 from quant.gguf.header import DEFAULT_ALIGNMENT, align
 from quant.gguf.writer import encode_header, layout
-from quant.types import QuantType
+from quant.types import QuantType, Tensor
 from registry.names import LIBRARY, LOCAL, Name
 from registry.store.store import Store
 
@@ -257,6 +257,6 @@ def _tiny(name: str, claimed: Mapping[str, int]) -> bytes:
     shapes = {"token_embd.weight": (WIDTH, 8), "output_norm.weight": (WIDTH,)}
     shapes |= {f"blk.0.{part}.weight": (WIDTH, WIDTH) for part in parts}
     shapes |= {f"blk.0.{part}.weight": (WIDTH,) for part in ("attn_norm", "ffn_norm")}
-    tensors = layout([(tensor, shape, QuantType.F32) for tensor, shape in shapes.items()])
+    tensors = layout(Tensor(tensor, shape, QuantType.F32) for tensor, shape in shapes.items())
     zeros = b"".join(bytes(align(tensor.nbytes, DEFAULT_ALIGNMENT)) for tensor in tensors)
     return encode_header(metadata, tensors) + zeros

@@ -14,7 +14,7 @@ from quant.convert.gguf.variants import is_gguf
 from quant.convert.pooling import DENSE, MEAN, RANK, pooled, read_dense, read_pooling
 from quant.convert.tokenizer.reading import read_vocabulary
 from quant.errors import MalformedFile, UnsupportedModel
-from quant.plan import AHEAD, Files, ModelPlan, TensorPlan
+from quant.plan import NEXT_TOKEN_LAYERS, Files, ModelPlan, TensorPlan
 from quant.safetensors import read_model
 
 # Where models keep the name of the activation.
@@ -85,7 +85,7 @@ def _sketch(files: Files) -> tuple[Config, ModelPlan, int]:
     sizes = {**family.read_sizes(config), **({"dense": dense[0].shape[0]} if dense else {})}
     check_layers(sizes)
     entries, ahead = split_ahead(family, config, sizes, entries)
-    left_out |= {AHEAD: ahead} if ahead else {}
+    left_out |= {NEXT_TOKEN_LAYERS: ahead} if ahead else {}
     described = {f"{family.architecture}.{key}": value for key, value in family.describe(config, sizes).items()}
     own = (*family.computed(config, sizes), *family.picked(files, entries, config))
     tensors = (*own, *plan_tensors(family, config, sizes, entries))

@@ -19,7 +19,7 @@ from typing import Any
 from quant.errors import MalformedFile, UnknownLevel, UnsupportedModel
 from quant.gguf.architectures import KNOWN, REQUIRED
 from quant.gguf.values import Cursor, read_value
-from quant.types import QuantType
+from quant.types import QuantType, Tensor
 
 MAGIC = b"GGUF"
 DEFAULT_ALIGNMENT = 32
@@ -49,14 +49,10 @@ _SMALLEST_TENSOR = 8 + 1 + 4 + 8 + 4 + 8
 
 
 @dataclass(frozen=True, slots=True)
-class TensorInfo:
-    """One tensor: `shape` in GGUF's order (columns first), `offset` from the start of the data, `nbytes` unpadded."""
+class TensorInfo(Tensor):
+    """A tensor and the `offset` of its first byte from the start of the file's data."""
 
-    name: str
-    shape: tuple[int, ...]
-    type: QuantType
     offset: int
-    nbytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,8 +163,7 @@ def _read_tensor(cursor: Cursor, names: set[str]) -> TensorInfo:
         raise cursor.fail(f"tensor `{name}` has the unknown type {number}") from None
     if shape[0] % type.block:
         raise cursor.fail(f"the {shape[0]} columns of tensor `{name}` are no multiple of a {type.name} block")
-    nbytes = type.row_bytes(shape[0]) * prod(shape[1:])
-    return TensorInfo(name, shape, type, cursor.u64(f"the offset of `{name}`"), nbytes)
+    return TensorInfo(name, shape, type, cursor.u64(f"the offset of `{name}`"))
 
 
 def check_model(header: Header) -> None:

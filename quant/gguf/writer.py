@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping, Sequence
-from math import prod
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from quant.gguf.header import DEFAULT_ALIGNMENT, MAGIC, TensorInfo, align
 from quant.gguf.values import encode_string, encode_value
-from quant.types import QuantType
+from quant.types import Tensor
 
 VERSION = 3
 
@@ -21,14 +20,13 @@ class Sink(Protocol):
         """Append them all."""
 
 
-def layout(tensors: Sequence[tuple[str, tuple[int, ...], QuantType]]) -> tuple[TensorInfo, ...]:
-    """Place tensors (name, shape in GGUF's order, type) end to end; WrongShape where a row is not made of blocks."""
+def layout(tensors: Iterable[Tensor]) -> tuple[TensorInfo, ...]:
+    """Place tensors end to end, each from a multiple of 32 bytes on; WrongShape when a row is not made of blocks."""
     placed = []
     offset = 0
-    for name, shape, type in tensors:
-        nbytes = type.row_bytes(shape[0]) * prod(shape[1:])
-        placed.append(TensorInfo(name, shape, type, offset, nbytes))
-        offset += align(nbytes, DEFAULT_ALIGNMENT)
+    for tensor in tensors:
+        placed.append(TensorInfo(tensor.name, tensor.shape, tensor.type, offset))
+        offset += align(tensor.nbytes, DEFAULT_ALIGNMENT)
     return tuple(placed)
 
 

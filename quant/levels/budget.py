@@ -51,7 +51,6 @@ _LADDER = (T.Q2_K, T.Q3_K, T.Q4_K, T.Q5_K, T.Q6_K, T.Q8_0, T.F16)
 _ROLES = {"attn_v": 4.0, "attn_kv_b": 4.0, "attn_k": 2.0, "attn_output": 1.5, "ffn_down": 2.0, "output": 2.0}
 # An embedding of which a token reads one row.
 _LOOKED_UP = 0.5
-_ROLE = re.compile(r"(?:blk\.\d+\.)?(\w+?)(?:_exps|_shexp)?\.weight")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +79,7 @@ def limit(plan: ModelPlan, level: str) -> int:
     if unit == "bpw":
         return int(amount / 8 * sum(tensor.elements for tensor in plan.tensors))
     size = amount * (1024 if "i" in unit else 1000) ** _SCALE[unit[0]]
-    tensors = layout([(tensor.name, tensor.shape[::-1], T.F32) for tensor in plan.tensors])
+    tensors = layout(tensor.at(T.F32) for tensor in plan.tensors)
     return int(size) - len(encode_header(plan.metadata, tensors)) - _ENTRIES
 
 
@@ -92,7 +91,7 @@ def mix(plan: ModelPlan, level: str) -> dict[str, T]:
     whole = room = limit(plan, level)
     least: dict[str, T] = {}
     steps: dict[str, list[Step]] = {}
-    tied = all(tensor.name != "output.weight" for tensor in plan.tensors)
+    tied = plan.tied
     for tensor in plan.tensors:
         least[tensor.name], steps[tensor.name] = _choices(tensor, tied)
         room -= _bytes(tensor, least[tensor.name])
@@ -189,13 +188,10 @@ def _slope(before: tuple[int, float, T], after: tuple[int, float, T]) -> float:
 
 
 def _weight(tensor: TensorPlan, tied: bool) -> float:
-    found = _ROLE.fullmatch(tensor.name)
-    role = found[1] if found else ""
-    if role == "token_embd":
+    if tensor.role == "token_embd":
         return tensor.elements * (_ROLES["output"] if tied else _LOOKED_UP)
-    return tensor.elements * _ROLES.get(role, 1.0)
+    return tensor.elements * _ROLES.get(tensor.role, 1.0)
 
 
 def _bytes(tensor: TensorPlan, type: T) -> int:
-    size = type.row_bytes(tensor.columns) * (tensor.elements // tensor.columns)
-    return align(size, DEFAULT_ALIGNMENT)
+    return align(tensor.at(type).nbytes, DEFAULT_ALIGNMENT)

@@ -8,14 +8,13 @@ rule is the one for models without it.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, NamedTuple
 
 from quant.errors import UnknownLevel
-from quant.plan import ModelPlan, TensorPlan
+from quant.plan import MXFP4_MOE, ModelPlan, TensorPlan
 from quant.types import QuantType
 
 T = QuantType
@@ -132,7 +131,7 @@ _LEVELS = (
     Level("Q4_0", 2, T.Q4_0, 4.64),
     Level("IQ4_XS", 30, T.IQ4_XS, 4.46, _FOUR_Q5, _EIGHTH_Q5, (_EXPERTS_Q5,)),
     Level("Q3_K_L", 13, T.Q3_K, 4.3, _ALL_Q5, _ALL_Q5, (Rule(T.Q5_K, "other than eight experts"),)),
-    Level("MXFP4_MOE", 38, T.MXFP4, 4.25, head=T.Q8_0, flat=T.Q8_0),
+    Level("MXFP4_MOE", MXFP4_MOE, T.MXFP4, 4.25, head=T.Q8_0, flat=T.Q8_0),
     Level(
         "Q3_K_M",
         12,
@@ -218,7 +217,6 @@ _RULES = {
     **{"attn_k": "key", "attn_q": "query", "attn_output": "output"},
     **{"ffn_down": "down", "ffn_gate": "wide", "ffn_up": "wide"},
 }
-_ROLE = re.compile(r"(?:blk\.(\d+)\.)?(\w+?)(?:_exps|_shexp)?\.weight")
 
 
 def level_of(name: str) -> Level:
@@ -236,7 +234,7 @@ def assign(plan: ModelPlan, level: str) -> dict[str, QuantType]:
     """The type of every tensor of `plan` at `level`; the same that llama.cpp's quantizer gives without importance."""
     chosen = level_of(level)
     whole = chosen.base.block == 1
-    tied = all(tensor.name != "output.weight" for tensor in plan.tensors)
+    tied = plan.tied
     seen: dict[str, int] = {}
     types = {}
     for tensor in sorted(plan.tensors, key=_order):
@@ -251,17 +249,14 @@ def assign(plan: ModelPlan, level: str) -> dict[str, QuantType]:
 
 
 def kept(tensor: TensorPlan, type: QuantType) -> QuantType:
-    """The type, or that in which the source has the weights already, where `type` would not be smaller."""
-    own = T.__members__.get(tensor.dtype) if tensor.scales else None
+    """The type, or the one in which the makers published the weights, when `type` would not be smaller."""
+    own = tensor.published_type
     return own if own and own.bits_per_weight <= type.bits_per_weight else type
 
 
 def sizes(plan: ModelPlan, level: str) -> int:
     """Bytes that the tensors of `plan` take in the file at `level`."""
-    types = assign(plan, level)
-    return sum(
-        types[tensor.name].row_bytes(tensor.columns) * (tensor.elements // tensor.columns) for tensor in plan.tensors
-    )
+    return sum(tensor.nbytes for tensor in plan.at(assign(plan, level)))
 
 
 def describe(level: str) -> dict[str, Any]:
@@ -276,22 +271,20 @@ def quantizable(tensor: TensorPlan) -> bool:
 
 def _order(tensor: TensorPlan) -> tuple[int, str]:
     """Layer, then name: the order in which llama.cpp counts, which decides who is among the first."""
-    layer = re.match(r"blk\.(\d+)\.", tensor.name)
-    return (int(layer[1]) if layer else -1, tensor.name)
+    return (-1 if tensor.layer is None else tensor.layer, tensor.name)
 
 
 def _wanted(tensor: TensorPlan, level: Level, plan: ModelPlan, tied: bool, seen: dict[str, int]) -> QuantType:
-    match = _ROLE.fullmatch(tensor.name)
-    role = match[2] if match else ""
+    role = tensor.role
     if role == "output" or (role == "token_embd" and tied):
         return T.Q8_0 if tensor.columns % level.base.block else level.head
     if level.flat:
         return level.base if len(tensor.shape) > 2 else level.flat
     if role == "token_embd":
         return level.embedding or level.base
-    if not match or role not in _RULES:
+    if role not in _RULES:
         return level.base
-    place = _place(plan, role, seen, int(match[1] or 0))
+    place = _place(plan, role, seen, tensor.layer or 0)
     rules: Rules = getattr(level, _RULES[role])
     type = next((rule.type for rule in rules if _CONDITIONS[rule.when](place)), level.base)
     return type if level.low else _raised(role, type, place, plan)

@@ -30,7 +30,7 @@ class _Range(NamedTuple):
     padding: int
 
 
-class Copy:
+class FileCopy:
     """The file of a plan that has a level already; `size` is that of its only source file, or of all its parts."""
 
     def __init__(self, plan: ModelPlan, size: int) -> None:
@@ -99,7 +99,7 @@ class Copy:
 
 
 def _joined(plan: ModelPlan) -> tuple[bytes, list[_Range]]:
-    placed = layout([(tensor.name, tensor.shape[::-1], QuantType.by_name(tensor.dtype)) for tensor in plan.tensors])
+    placed = layout(plan.as_stored())
     ranges = [
         _Range(number, tensor.shard, tensor.offset, tensor.size, align(tensor.size, DEFAULT_ALIGNMENT) - tensor.size)
         for number, tensor in enumerate(plan.tensors)

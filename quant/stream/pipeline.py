@@ -32,7 +32,7 @@ from quant.stream.streams import Feed, Mark, Open, Output, finish_unread
 from quant.types import QuantType
 
 SLAB = 2 << 20
-AHEAD = 2  # slabs that wait beyond those that threads have in hand
+WAITING = 2  # slabs that are read ahead, beside one for each thread
 # BF16 has no numpy type; its bit patterns are the upper halves of float32.
 _NUMPY = {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "F64": "<f8", **dict.fromkeys(scaled.STORED, "u1")}
 _BEGINNING = Mark(0, 0, "")
@@ -68,7 +68,7 @@ class Conversion:
         """`metadata` are further GGUF entries: where the model comes from, who made the file. Raises UnknownLevel."""
         self.plan = plan
         self.types = types_of(plan, level)
-        self.tensors = layout([(tensor.name, tensor.shape[::-1], self.types[tensor.name]) for tensor in plan.tensors])
+        self.tensors = layout(plan.at(self.types))
         entries = {**plan.metadata, **(metadata or {}), **entries_of(level, self.types)}
         self.header = encode_header(_arrange(entries), self.tensors)
 
@@ -108,7 +108,7 @@ class Conversion:
         writer, stacks = self._writer(output, start), _Stacks()
         with (
             ThreadPoolExecutor(workers, "quantize") as quantizers,
-            ahead(self._submit(quantizers, source, start), workers + AHEAD) as slabs,
+            ahead(self._submit(quantizers, source, start), workers + WAITING) as slabs,
         ):
             for future in slabs:
                 encoded, slab = future.result()

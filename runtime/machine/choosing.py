@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from quant.gguf.header import Header
 from quant.levels import budget, recipes
-from quant.plan import AHEAD, ModelPlan, Part, TensorPlan
-from quant.types import QuantType
+from quant.plan import NEXT_TOKEN_LAYERS, ModelPlan
+from quant.types import Tensor
 from runtime.machine import inspection as measure
 from runtime.machine import rates
 from runtime.machine.advise import Candidate, Choice, Option, Wish, choose, size, weigh
@@ -74,11 +73,11 @@ class Chooser:
         """The choice with what of the source stays behind, and what it has small already, if anything."""
         clauses, left = [choice.reason], self._plan.left_out
         if left:
-            kind = "" if left.keys() == {AHEAD} else "text only: "
+            kind = "" if left.keys() == {NEXT_TOKEN_LAYERS} else "text only: "
             clauses.append(f"{kind}{' and '.join(left)} ({size(sum(left.values()))}) left out")
-        small = [tensor for tensor in self._plan.tensors if tensor.scales]
-        types = budget.types_of(self._plan, choice.level) if small else {}
-        if kept := {types[tensor.name].name for tensor in small} & {tensor.dtype for tensor in small}:
+        published = {tensor.name: tensor.published_type for tensor in self._plan.tensors if tensor.published_type}
+        types = budget.types_of(self._plan, choice.level) if published else {}
+        if kept := {types[name].name for name in published} & {type.name for type in published.values()}:
             clauses.append(f"experts stay {kept.pop()}, as they are published")
         return replace(choice, reason="; ".join(clauses))
 
@@ -93,9 +92,7 @@ class Chooser:
     def _as_it_is(self, wish: Wish, disk_free: int | None) -> Advice:
         plan, shape = self._plan, Shape.of(self._plan.metadata)
         shape = self._weighed(shape, wish)
-        types = {tensor.name: QuantType.by_name(tensor.dtype) for tensor in plan.tensors}
-        size = sum(tensor.size for tensor in plan.tensors)
-        only = [Candidate(plan.level, size, reads=reads(plan, types, shape), layers=_layers(plan, types))]
+        only = [candidate_of(plan, plan.level, plan.as_stored(), shape, worthwhile=True, listed=True)]
         options = weigh(only, shape, self._hardware, wish, disk_free)
         choice = choose(only, shape, self._hardware, replace(wish, forced=plan.level), disk_free)
         return Advice(replace(choice, reason=as_it_is(plan.level)), options, shape)
@@ -124,11 +121,9 @@ class Chooser:
         return replace(hardware, rates=known.pop(""), card_rates=next(iter(known.values()), None))
 
     def _weighed(self, shape: Shape, wish: Wish) -> Shape:
-        types = recipes.assign(self._plan, recipes.LADDER[0])
-        tensors = [(tensor.name, tensor.shape[::-1], types[tensor.name]) for tensor in self._plan.tensors]
+        tensors = self._plan.at(recipes.assign(self._plan, recipes.LADDER[0]))
         if not shape.vocabulary:
-            rows = [shape[-1] for name, shape, _ in tensors if name == "token_embd.weight"]
-            shape = replace(shape, vocabulary=sum(rows))
+            shape = replace(shape, vocabulary=sum(each.rows for each in tensors if each.role == "token_embd"))
         weighed = measure.weigh(
             self._plan.metadata, tensors, shape.pool(wish.context), wish.sequences, wish.kv_type.upper()
         )
@@ -143,15 +138,17 @@ def as_it_is(level: str) -> str:
 def candidate(plan: ModelPlan, level: str, shape: Shape, forced: bool = False) -> Candidate:
     """What `level` would make of the model."""
     listed = forced or level in recipes.LADDER
-    return candidate_of(plan, level, budget.types_of(plan, level), shape, worthwhile(level), listed)
+    tensors = plan.at(budget.types_of(plan, level))
+    return candidate_of(plan, level, tensors, shape, worthwhile(level), listed)
 
 
 def candidate_of(
-    plan: ModelPlan, name: str, types: Mapping[str, QuantType], shape: Shape, worthwhile: bool, listed: bool
+    plan: ModelPlan, name: str, tensors: Sequence[Tensor], shape: Shape, worthwhile: bool, listed: bool
 ) -> Candidate:
-    """The model with these types."""
-    weights = sum(types[each.name].row_bytes(each.columns) * each.elements // each.columns for each in plan.tensors)
-    return Candidate(name, weights, worthwhile, reads(plan, types, shape), listed, layers=_layers(plan, types))
+    """The model with these tensors, as a candidate of this name."""
+    weights = sum(tensor.nbytes for tensor in tensors)
+    layers = Layers.of(tensors, plan.tied)
+    return Candidate(name, weights, worthwhile, reads(plan, tensors, shape), listed, layers=layers)
 
 
 def worthwhile(level: str) -> bool:
@@ -159,37 +156,22 @@ def worthwhile(level: str) -> bool:
     return level not in recipes.LEVELS or recipes.LEVELS[level].bits >= recipes.LEVELS[COARSEST].bits
 
 
-def _layers(plan: ModelPlan, types: Mapping[str, QuantType]) -> Layers:
-    return Layers.of([(tensor.name, tensor.shape[::-1], types[tensor.name]) for tensor in plan.tensors])
+def reads(plan: ModelPlan, tensors: Iterable[Tensor], shape: Shape) -> rates.Reads:
+    """The bytes that the step of one token reads, by type: each matrix once, and the part of the experts that answer.
 
-
-def reads(plan: ModelPlan, types: Mapping[str, QuantType], shape: Shape) -> rates.Reads:
-    """What a token's step reads: every matrix once, of experts those that answer, of an embedding one row."""
+    An embedding that is not the output matrix as well counts nothing, since one row of it is read.
+    """
     architecture = plan.architecture
     experts = plan.metadata.get(f"{architecture}.expert_count", 0)
     share = plan.metadata.get(f"{architecture}.expert_used_count", 0) / experts if experts else 1.0
-    tied = all(tensor.name != "output.weight" for tensor in plan.tensors)
+    tied = plan.tied
     weights: dict[str, int] = {}
-    for tensor in plan.tensors:
-        if tensor.name == "token_embd.weight" and not tied:
+    for tensor in tensors:
+        if tensor.role == "token_embd" and not tied:
             continue
-        type = types[tensor.name]
-        size = type.row_bytes(tensor.columns) * (tensor.elements // tensor.columns)
-        weights[type.name] = weights.get(type.name, 0) + round(size * (share if "_exps." in tensor.name else 1.0))
+        size = round(tensor.nbytes * (share if "_exps." in tensor.name else 1.0))
+        weights[tensor.type.name] = weights.get(tensor.type.name, 0) + size
     return rates.Reads(weights, shape.layers, shape.attention_heads, 2 * shape.row_values)
-
-
-def plan_of(header: Header) -> ModelPlan:
-    """A model that is quantized already as if it were to be made: the same tensors, whatever their types."""
-    metadata = header.metadata
-    # At any other level such weights are as their authors published them, and stay so at the next.
-    own = metadata.get("general.file_type") != recipes.LEVELS["MXFP4_MOE"].file_type
-    scales = {QuantType.MXFP4: (Part("", 0, 0),)} if own else {}
-    tensors = tuple(
-        TensorPlan(each.name, each.shape[::-1], each.type.name, size=each.nbytes, scales=scales.get(each.type, ()))
-        for each in header.tensors
-    )
-    return ModelPlan(str(metadata.get("general.architecture", "")), metadata, tensors, ())
 
 
 def canonical(level: str | None) -> str | None:

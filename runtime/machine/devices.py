@@ -9,20 +9,17 @@ stays in main memory. Cards that use main memory (Apple, integrated ones) are co
 
 from __future__ import annotations
 
-import re
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
-from math import prod
 
-from quant.types import QuantType
+from quant.types import Tensor
 from runtime.machine.fit import Need, OnCard
 from runtime.machine.hardware import Gpu
 
 # What a driver and its context take of a card beside our buffers.
 DRIVER_BYTES = 512 << 20
-_BLOCK = re.compile(r"blk\.(\d+)\.")
 
 
 @dataclass(frozen=True)
@@ -35,20 +32,16 @@ class Layers:
     """Whether the output is a second copy of the embedding."""
 
     @classmethod
-    def of(cls, tensors: Sequence[tuple[str, tuple[int, ...], QuantType]]) -> Layers:
-        """From tensors by name, shape (in GGUF's order) and type; a tied embedding is there twice."""
+    def of(cls, tensors: Iterable[Tensor], tied: bool) -> Layers:
+        """From a model's tensors; a `tied` embedding counts as the output, and stays in main memory as well."""
         blocks: dict[int, int] = {}
-        output = looked_up = 0
-        for name, shape, type in tensors:
-            size = type.row_bytes(shape[0]) * prod(shape[1:])
-            if found := _BLOCK.match(name):
-                blocks[int(found[1])] = blocks.get(int(found[1]), 0) + size
-            elif name.startswith("output"):
-                output += size
-            elif name == "token_embd.weight":
-                looked_up = size
-        tied = all(name != "output.weight" for name, _, _ in tensors)
-        return cls(tuple(blocks[index] for index in sorted(blocks)), output + (looked_up if tied else 0), tied)
+        output = 0
+        for tensor in tensors:
+            if tensor.layer is not None:
+                blocks[tensor.layer] = blocks.get(tensor.layer, 0) + tensor.nbytes
+            elif tensor.name.startswith("output") or (tied and tensor.role == "token_embd"):
+                output += tensor.nbytes
+        return cls(tuple(blocks[layer] for layer in sorted(blocks)), output, tied)
 
 
 def place(need: Need, layers: Layers, cards: Sequence[Gpu]) -> Need:

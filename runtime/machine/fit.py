@@ -11,10 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
-from math import prod
 from typing import Any
 
-from quant.types import QuantType
+from quant.types import QuantType, Tensor
 from runtime.machine.inspection import Weighed
 
 BATCH = 512
@@ -165,13 +164,18 @@ def memory(shape: Shape, weights_bytes: int, context: int, sequences: int, kv_ty
     return Need(weights_bytes, cache_bytes, graph + process, graph=graph)
 
 
-def repacked(tensors: Iterable[tuple[str, tuple[int, ...], QuantType]], types: Collection[str]) -> int:
-    """Bytes of the tensors (shapes in GGUF's order) that are copied into another layout: matrices of whole eights of
-    rows, but for an embedding of which rows are looked up."""
+def repacked(tensors: Iterable[Tensor], types: Collection[str]) -> int:
+    """Bytes of the tensors that llama.cpp copies into another layout, given the names of the types that it repacks.
+
+    It repacks matrices whose number of rows is a multiple of 8, and never the token embedding, which it reads by rows.
+    """
     return sum(
-        type.row_bytes(shape[0]) * prod(shape[1:])
-        for name, shape, type in tensors
-        if type.name in types and len(shape) > 1 and shape[1] % 8 == 0 and not name.startswith("token_embd.")
+        tensor.nbytes
+        for tensor in tensors
+        if tensor.type.name in types
+        and len(tensor.shape) > 1
+        and tensor.shape[1] % 8 == 0
+        and tensor.role != "token_embd"
     )
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from quant.gguf.writer import encode_header, layout
-from quant.types import QuantType
+from quant.types import Tensor
 from runtime import child
 
 log = logging.getLogger("lm.measure")
@@ -129,12 +129,12 @@ def ask(question: Question, seconds: float) -> Answer:
 
 def weigh(
     metadata: Mapping[str, Any],
-    tensors: Iterable[tuple[str, tuple[int, ...], QuantType]],
+    tensors: Iterable[Tensor],
     context: int,
     sequences: int,
     kv_type: str,
 ) -> Weighed | None:
-    """What llama.cpp itself reserves for a model of these metadata and `tensors` (shapes in GGUF's order)."""
+    """What llama.cpp itself reserves for a model of these metadata and `tensors`; None where it cannot say."""
     with tempfile.TemporaryDirectory(prefix="lm-weigh-") as folder:
         path = Path(folder) / "header.gguf"
         write_skeleton(path, metadata, tensors)
@@ -145,11 +145,9 @@ def weigh(
     return None
 
 
-def write_skeleton(
-    path: Path, metadata: Mapping[str, Any], tensors: Iterable[tuple[str, tuple[int, ...], QuantType]]
-) -> int:
+def write_skeleton(path: Path, metadata: Mapping[str, Any], tensors: Iterable[Tensor]) -> int:
     """A GGUF file without a tokenizer whose tensors are a hole in the file; its length in bytes."""
-    placed = layout(list(tensors))
+    placed = layout(tensors)
     architecture = metadata.get("general.architecture", "")
     rows = {tensor.name: tensor.shape[-1] for tensor in placed}
     entries = {key: value for key, value in metadata.items() if not key.startswith("tokenizer.") or key == _KINDS}

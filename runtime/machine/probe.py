@@ -26,7 +26,7 @@ from typing import NamedTuple
 
 import psutil
 
-from quant.types import QuantType
+from quant.types import QuantType, Tensor
 from runtime.llama.context import Context, ContextParams
 from runtime.llama.library import library
 from runtime.llama.model import Model
@@ -210,18 +210,18 @@ def _metadata(case: Case) -> dict[str, object]:
     }
 
 
-def _tensors(case: Case) -> list[tuple[str, tuple[int, ...], QuantType]]:
-    """Names and shapes (GGUF's order) of a Llama's tensors."""
+def _tensors(case: Case) -> list[Tensor]:
+    """The tensors of a Llama."""
     type, (layers, width, wide) = case.type, case.sizes
     square = {f"attn_{name}": (width, width) for name in ("q", "output")}
     square |= {f"attn_{name}": (width, width // case.sharing) for name in ("k", "v")}
     matrices = {**square, "ffn_gate": (width, wide), "ffn_up": (width, wide), "ffn_down": (wide, width)}
-    tensors: list[tuple[str, tuple[int, ...], QuantType]] = [
-        ("token_embd.weight", (width, _VOCABULARY), QuantType.F16),
-        ("output_norm.weight", (width,), QuantType.F32),
+    tensors = [
+        Tensor("token_embd.weight", (width, _VOCABULARY), QuantType.F16),
+        Tensor("output_norm.weight", (width,), QuantType.F32),
     ]
     for layer in range(layers):
         at = f"blk.{layer}."
-        tensors += [(f"{at}{name}.weight", shape, type) for name, shape in matrices.items()]
-        tensors += [(f"{at}{name}.weight", (width,), QuantType.F32) for name in ("attn_norm", "ffn_norm")]
+        tensors += [Tensor(f"{at}{name}.weight", shape, type) for name, shape in matrices.items()]
+        tensors += [Tensor(f"{at}{name}.weight", (width,), QuantType.F32) for name in ("attn_norm", "ffn_norm")]
     return tensors

@@ -23,7 +23,7 @@ from registry.names import AUTO, canonical_level, parse
 from registry.net.transport import Network
 from registry.sources.opening import open_source
 from runtime.machine.advise import Option, Wish
-from runtime.machine.choosing import Advice, Chooser, Machine, canonical, look, plan_of
+from runtime.machine.choosing import Advice, Chooser, Machine, canonical, look
 from runtime.machine.hardware import Hardware
 from server.advice.frames import Advised, Ask
 from server.children.child_side import exit_now, run_task
@@ -94,7 +94,7 @@ def _find(ask: Ask, wish: Wish, machine: Machine) -> _Found:
             unseen = str(error)
     header = read_file(Path(ask.path))
     check_model(header)
-    found = _judged(replace(plan_of(header), level=ask.published), ask.source, wish, machine, ask)
+    found = _judged(replace(ModelPlan.of(header), level=ask.published), ask.source, wish, machine, ask)
     return replace(found, unseen=unseen)
 
 

@@ -114,7 +114,7 @@ class Admission:
             if need.total <= room:
                 return context, need
             if context <= SMALLEST_CONTEXT:
-                level = smaller(facts, need, room)
+                level = smaller(facts.plan, need, room)
                 raise DoesNotFit(
                     f"`{model.name}` needs {size(need.total)} with a context of {context} tokens, "
                     f"and {size(max(room, 0))} are free",

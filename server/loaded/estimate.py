@@ -19,8 +19,7 @@ from pathlib import Path
 import psutil
 
 from quant.levels.recipes import LADDER, sizes
-from quant.plan import ModelPlan, TensorPlan
-from quant.types import QuantType
+from quant.plan import ModelPlan
 from runtime.machine import rates
 from runtime.machine.advise import size
 from runtime.machine.choosing import SMALL_BYTES, reads
@@ -59,14 +58,14 @@ class Estimator:
     ) -> Need:
         """What the model of this blob and file size takes with a pool of `context` tokens, and of that on `cards`."""
         key = (digest, context, sequences, kv_type)
-        tensors = [(name, tuple(shape), QuantType.by_name(kind)) for name, kind, shape in facts.tensors]
+        plan, tensors = facts.plan, facts.plan.as_stored()
         if self._ask and key not in self._weighed:
-            self._weighed[key] = await asyncio.to_thread(weigh, facts.metadata, tensors, context, sequences, kv_type)
+            self._weighed[key] = await asyncio.to_thread(weigh, plan.metadata, tensors, context, sequences, kv_type)
         weighed = self._weighed.get(key)
         need = memory(facts.shape.with_weighed(weighed), weights, context, sequences, kv_type)
         copied = repacked(tensors, weighed.repacks) if weighed else 0
         need = replace(need, compute=need.compute + self.extra, repacked=copied)
-        return place(need, Layers.of(tensors), cards)
+        return place(need, Layers.of(tensors, plan.tied), cards)
 
     def learn(self, name: str, need: Need, measured: int) -> None:
         """Take in what a worker holds of its own, once it has answered."""
@@ -93,8 +92,7 @@ class Estimator:
 
         Small models say little of how fast weights are read.
         """
-        plan = _plan(facts)
-        read = reads(plan, {tensor.name: QuantType.by_name(tensor.dtype) for tensor in plan.tensors}, facts.shape)
+        read = reads(facts.plan, facts.plan.as_stored(), facts.shape)
         if sum(read.weights.values()) < SMALL_BYTES:
             return
         predicted = rates.learn(self._folder, threads, read, context, seconds)
@@ -102,18 +100,12 @@ class Estimator:
             log.info("%s: %.1f tokens/s predicted, %.1f measured", name, 1 / predicted, 1 / seconds)
 
 
-def smaller(facts: Facts, need: Need, room: int) -> str:
+def smaller(plan: ModelPlan, need: Need, room: int) -> str:
     """The best level of this model that would fit into `room` bytes, all else being equal; "" where none would."""
-    plan = _plan(facts)
     rest = need.total - need.weights
     return next(
         (level for level in LADDER if sizes(plan, level) + rest <= room and sizes(plan, level) < need.weights), ""
     )
-
-
-def _plan(facts: Facts) -> ModelPlan:
-    tensors = tuple(TensorPlan(name, tuple(shape[::-1]), kind) for name, kind, shape in facts.tensors)
-    return ModelPlan(str(facts.metadata.get("general.architecture", "")), facts.metadata, tensors, ())
 
 
 def anonymous_bytes(pid: int) -> int | None:

@@ -24,7 +24,7 @@ from quant.plan import Files, ModelPlan
 from registry.names import AUTO
 from runtime.errors import DoesNotFit
 from runtime.machine.advise import UNQUANTIZED, USUAL_LEVEL, Candidate, Wish, size
-from runtime.machine.choosing import Advice, Chooser, Machine, candidate_of, plan_of, worthwhile
+from runtime.machine.choosing import Advice, Chooser, Machine, candidate_of, worthwhile
 from runtime.machine.fit import Shape
 
 # A published file of a level may be so much smaller than the one that we would make.
@@ -108,7 +108,7 @@ class Published:
         if not complete:
             check_complete(every[0])
         one, header = _read_one(files, complete)
-        self.plan = plan_of(header)
+        self.plan = ModelPlan.of(header)
         self._recogniser = Recogniser(self.plan)
         told = tell(files, complete, one, header, self.plan)
         doubled = {tag for tag, count in Counter(each.tag for each in told).items() if count > 1}
@@ -173,7 +173,7 @@ class Published:
         shape, types = Shape.of(self.plan.metadata), variant.types or self._recogniser.types(variant.level)
         worth = variant.important or worthwhile(variant.level)
         listed = not any(_beats(other, variant) for other in self.variants.values())
-        made = candidate_of(self.plan, variant.tag, types, shape, worth, listed)
+        made = candidate_of(self.plan, variant.tag, self.plan.at(types), shape, worth, listed)
         return made if variant.types else replace(made, weights_bytes=variant.size)
 
 

@@ -27,7 +27,7 @@ import msgspec
 from quant.convert.planning import plan_model
 from quant.errors import UnsupportedModel
 from quant.plan import ModelPlan
-from quant.stream.copying import Copy
+from quant.stream.copying import FileCopy
 from quant.stream.pipeline import Conversion
 from quant.stream.streams import Mark
 from registry.errors import DigestMismatch, ModelNotFound
@@ -145,9 +145,9 @@ class _Pull:
                 return source
         return open_source(self.reference, self.task.endpoint, network)
 
-    def _conversion(self, plan: ModelPlan, level: str) -> Conversion | Copy:
+    def _conversion(self, plan: ModelPlan, level: str) -> Conversion | FileCopy:
         if plan.level:
-            return Copy(plan, sum(map(self.source.size, plan.shards)))
+            return FileCopy(plan, sum(map(self.source.size, plan.shards)))
         return Conversion(plan, level, self._metadata(plan, level))
 
     def _pick(self) -> Picked:
@@ -196,17 +196,17 @@ class _Pull:
             entries["lm.source_digests"] = [f"{shard} {source.digest(shard)}" for shard in plan.shards]
         return entries
 
-    def _fingerprint(self, conversion: Conversion | Copy) -> str:
+    def _fingerprint(self, conversion: Conversion | FileCopy) -> str:
         """What stands for all that decides the file."""
         stamps = "".join(self.source.stamp(shard) for shard in conversion.plan.shards)
         return f"{conversion.fingerprint} {stamps}"
 
-    def _made_of(self, conversion: Conversion | Copy) -> str:
+    def _made_of(self, conversion: Conversion | FileCopy) -> str:
         """What stands for all that decides the model: the file, and what its makers recommend."""
         recommended = json.dumps(dict(conversion.plan.defaults), sort_keys=True)
         return hashlib.sha256(f"{self._fingerprint(conversion)} {recommended}".encode()).hexdigest()[:32]
 
-    def _begin(self, conversion: Conversion | Copy, level: str, reason: str) -> Place | None:
+    def _begin(self, conversion: Conversion | FileCopy, level: str, reason: str) -> Place | None:
         fingerprint = self._fingerprint(conversion)
         before = self.partial.journal
         source, revision, size = self.source.url, self.source.revision, conversion.size
@@ -216,7 +216,7 @@ class _Pull:
             self.tell(Note("what an earlier pull left is of another source, recipe or version: it begins anew"))
         return place
 
-    def _write(self, conversion: Conversion | Copy, place: Place | None) -> None:
+    def _write(self, conversion: Conversion | FileCopy, place: Place | None) -> None:
         pace = Pace()
 
         def progress(completed: int, total: int) -> None:

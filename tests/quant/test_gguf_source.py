@@ -18,10 +18,9 @@ from quant.errors import MalformedFile, UnsupportedModel
 from quant.gguf.header import read_file
 from quant.levels.budget import types_of
 from quant.plan import ModelPlan
-from quant.stream.copying import Copy
+from quant.stream.copying import FileCopy
 from quant.stream.pipeline import Conversion
 from registry.sources.local import Folder as Local
-from runtime.machine.choosing import plan_of
 from tests.converting import Out, Pieces, write
 from tests.publishing import make, rewrite, split
 from tests.quant.support import DEMO, Folder
@@ -74,7 +73,7 @@ def test_parts_are_one_model_again(tmp_path: Path, whole: Path, level: str) -> N
         write(plan, level, source.stream, tmp_path / "one.gguf")
     else:
         assert plan.level == level
-        copy = Copy(plan, sum(map(source.size, plan.shards)))
+        copy = FileCopy(plan, sum(map(source.size, plan.shards)))
         copy.write(lambda shard, offset, state: Pieces(shard, source.stream(shard), offset), out)
         assert isinstance(out.file, io.BytesIO)
         (tmp_path / "one.gguf").write_bytes(out.file.getvalue())
@@ -101,7 +100,7 @@ def test_a_part_without_tensors_is_verified_too(tmp_path: Path, whole: Path, lev
         opened.append(shard)
         return Pieces(shard, source.stream(shard), offset)
 
-    made = Copy(plan, 0) if plan.level else Conversion(plan, level)
+    made = FileCopy(plan, 0) if plan.level else Conversion(plan, level)
     out = Out(io.BytesIO())
     made.write(open_file, out)
     assert sorted(opened) == [part.name for part in parts]
@@ -169,7 +168,7 @@ def test_the_other_files_are_told_by_the_list_of_their_tensors(tmp_path: Path, w
     (tmp_path / "a-BF16.gguf").write_bytes(whole.read_bytes())
     source, header = Folder(tmp_path), read_file(whole)
     variants = gather(source)
-    told = {each.files[0]: each for each in tell(source, variants, variants[0], header, plan_of(header))}
+    told = {each.files[0]: each for each in tell(source, variants, variants[0], header, ModelPlan.of(header))}
     assert [(name, each.tag, each.important, bool(each.types)) for name, each in told.items()] == [
         ("a-BF16.gguf", "BF16", False, True),
         ("a-Q8_0.gguf", "Q4_K_M", True, True),
@@ -191,7 +190,7 @@ def test_a_quantized_file_is_copied_to_the_byte_and_goes_on_from_every_mark(tmp_
     write(plan_model(Folder(DEMO)), "Q4_K_M", Folder(DEMO).stream, tmp_path / "q.gguf")
     data = (tmp_path / "q.gguf").read_bytes()
     source = Folder(contents={"q.gguf": data})
-    copy = Copy(plan_model(source), len(data))
+    copy = FileCopy(plan_model(source), len(data))
     out = Out(io.BytesIO())
     copy.write(lambda shard, offset, state: Pieces(shard, source.stream(shard), offset), out)
     assert isinstance(out.file, io.BytesIO) and out.file.getvalue() == data

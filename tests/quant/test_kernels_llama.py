@@ -8,6 +8,7 @@ it never saw; types that ggml quantizes only with importance get importance 1 on
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -48,7 +49,7 @@ def rewrite(source: Path, target: Path, quantize: Quantize, type: QuantType) -> 
     """Copy a float32 GGUF with the matrices of its layers in another type."""
     header = read_file(source)
     chosen = [type if len(t.shape) == 2 and t.name.startswith("blk.") else t.type for t in header.tensors]
-    tensors = layout([(old.name, old.shape, kind) for old, kind in zip(header.tensors, chosen, strict=True)])
+    tensors = layout(replace(old, type=kind) for old, kind in zip(header.tensors, chosen, strict=True))
     with source.open("rb") as read, target.open("wb") as write:
         write.write(encode_header(header.metadata, tensors))
         writer = Writer(write, tensors)

@@ -5,7 +5,7 @@ import ctypes
 import pytest
 
 from quant.errors import UnknownLevel, WrongShape
-from quant.types import QuantType
+from quant.types import QuantType, Tensor
 
 llama_cpp = pytest.importorskip("llama_cpp")
 LIB = llama_cpp.llama_cpp._lib
@@ -25,6 +25,16 @@ def test_rows_are_counted_in_whole_blocks() -> None:
     assert QuantType.Q6_K.bits_per_weight == 6.5625
     with pytest.raises(WrongShape, match=r"300 values .* 256 .* Q4_K"):
         QuantType.Q4_K.row_bytes(300)
+
+
+def test_a_tensor_knows_its_bytes_and_says_its_place() -> None:
+    down = Tensor("blk.12.ffn_down_exps.weight", (512, 10, 8), QuantType.Q4_K)
+    assert (down.columns, down.rows, down.nbytes) == (512, 80, 80 * 288)
+    assert (down.layer, down.role) == (12, "ffn_down")
+    norm = Tensor("output_norm.bias", (64,), QuantType.F32)
+    assert (norm.rows, norm.nbytes, norm.layer, norm.role) == (1, 256, None, "")
+    with pytest.raises(WrongShape):
+        _ = Tensor("x", (100, 2), QuantType.Q4_K).nbytes
 
 
 def test_lookup_by_name_and_number() -> None:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from quant.types import QuantType
+from quant.types import QuantType, Tensor
 from runtime.errors import DoesNotFit
 from runtime.machine import fit
 from runtime.machine.advise import Candidate, Wish, choose, weigh
@@ -66,17 +66,17 @@ def test_memory_that_is_shared_is_counted_once() -> None:
 
 def test_a_tied_embedding_is_there_twice() -> None:
     tensors = [
-        ("token_embd.weight", (256, 1000), QuantType.F16),
-        ("blk.0.ffn_up.weight", (256, 64), QuantType.F16),
-        ("blk.1.ffn_up.weight", (256, 64), QuantType.F16),
-        ("output_norm.weight", (256,), QuantType.F32),
+        Tensor("token_embd.weight", (256, 1000), QuantType.F16),
+        Tensor("blk.0.ffn_up.weight", (256, 64), QuantType.F16),
+        Tensor("blk.1.ffn_up.weight", (256, 64), QuantType.F16),
+        Tensor("output_norm.weight", (256,), QuantType.F32),
     ]
-    layers = Layers.of(tensors)
+    layers = Layers.of(tensors, tied=True)
     assert layers == Layers((32768, 32768), 512_000 + 1024, tied=True)
     size = 512_000 + 1024 + 2 * 32768
     placed = place(fit.Need(size, 0, 1000), layers, [card(1)])
     assert placed.total == 512_000 + 1024 + 1000
-    untied = Layers.of([*tensors, ("output.weight", (256, 1000), QuantType.F16)])
+    untied = Layers.of([*tensors, Tensor("output.weight", (256, 1000), QuantType.F16)], tied=False)
     assert untied.output == 512_000 + 1024
 
 

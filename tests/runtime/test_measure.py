@@ -13,7 +13,7 @@ from benchmarks import shapes
 from quant.convert.planning import sketch_model
 from quant.gguf.header import read_file
 from quant.levels.recipes import LEVELS, assign
-from quant.types import QuantType
+from quant.types import QuantType, Tensor
 from runtime.machine import fit, rates
 from runtime.machine.inspection import Examine, Examined, Probed, Refused, Weigh, ask, weigh
 from tests.quant.support import Folder
@@ -28,8 +28,7 @@ def test_the_cache_by_formula_is_llama_cpps(tmp_path: Path, name: str) -> None:
     length = shapes.write(path, shapes.SHAPES[name]())
     assert path.stat().st_size == length
     header = read_file(path)
-    tensors = [(tensor.name, tensor.shape, tensor.type) for tensor in header.tensors]
-    said = weigh(header.metadata, tensors, 4096, 4, "Q8_0" if name == "grouped" else "F16")
+    said = weigh(header.metadata, header.tensors, 4096, 4, "Q8_0" if name == "grouped" else "F16")
     assert said is not None
     shape = fit.Shape.of(header.metadata)
     formula = fit.memory(shape, length, 4096, 4, said.kv_type)
@@ -43,21 +42,18 @@ def test_the_cache_by_formula_is_llama_cpps(tmp_path: Path, name: str) -> None:
 
 def test_an_encoder_is_measured_by_what_its_source_says(tmp_path: Path) -> None:
     plan = sketch_model(Folder(write_ranker(tmp_path / "ranker")))
-    types = assign(plan, "Q8_0")
-    said = weigh(
-        plan.metadata, [(each.name, each.shape[::-1], types[each.name]) for each in plan.tensors], 128, 2, "F16"
-    )
+    said = weigh(plan.metadata, plan.at(assign(plan, "Q8_0")), 128, 2, "F16")
     assert said is not None
     assert said.cache == 0 < said.compute
 
 
 def test_repacked_weights_are_matrices_of_eights_of_rows() -> None:
     made = [
-        ("token_embd.weight", (256, 64), QuantType.Q4_K),
-        ("output.weight", (256, 64), QuantType.Q4_K),
-        ("blk.0.ffn_up.weight", (256, 63), QuantType.Q4_K),
-        ("blk.0.ffn_gate_exps.weight", (256, 8, 4), QuantType.Q4_K),
-        ("blk.0.ffn_down.weight", (256, 8), QuantType.Q6_K),
+        Tensor("token_embd.weight", (256, 64), QuantType.Q4_K),
+        Tensor("output.weight", (256, 64), QuantType.Q4_K),
+        Tensor("blk.0.ffn_up.weight", (256, 63), QuantType.Q4_K),
+        Tensor("blk.0.ffn_gate_exps.weight", (256, 8, 4), QuantType.Q4_K),
+        Tensor("blk.0.ffn_down.weight", (256, 8), QuantType.Q6_K),
     ]
     assert fit.repacked(made, ("Q4_K",)) == 64 * 144 + 32 * 144
     assert fit.repacked(made, ()) == 0
@@ -78,7 +74,7 @@ def test_what_cannot_be_asked_is_refused_and_not_raised(tmp_path: Path, monkeypa
     path.write_bytes(b"GGUF" + bytes(100))
     assert isinstance(ask(Weigh(str(path), 512, 1, "F16"), 30), Refused)
     assert isinstance(ask(Examine(), 0.001), Refused)
-    assert weigh({"general.architecture": "alien"}, [("x", (32, 1), QuantType.F32)], 512, 1, "F16") is None
+    assert weigh({"general.architecture": "alien"}, [Tensor("x", (32, 1), QuantType.F32)], 512, 1, "F16") is None
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
     assert ask(Examine(), 5) == Refused("the process that was asked died")
 

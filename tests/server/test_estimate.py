@@ -14,8 +14,8 @@ import pytest
 from benchmarks import shapes
 from quant.gguf.header import read_file
 from quant.levels.recipes import sizes
+from quant.plan import ModelPlan
 from runtime.machine import rates
-from runtime.machine.choosing import plan_of
 from runtime.machine.fit import Need
 from runtime.machine.hardware import usable_cpus
 from runtime.machine.inspection import Probed
@@ -57,11 +57,11 @@ def test_llama_cpp_and_the_formulas_agree_on_the_cache(tmp_path: Path, blob: Pat
 
 def test_what_would_fit(blob: Path) -> None:
     header = read_file(blob)
-    facts, plan = Facts.of(header), plan_of(header)
+    plan = ModelPlan.of(header)
     need = Need(sizes(plan, "Q8_0"), MB, MB)
-    assert smaller(facts, need, need.total) == "Q6_K"
-    assert smaller(facts, need, sizes(plan, "Q4_K_M") + 2 * MB) == "Q4_K_M"
-    assert smaller(facts, need, MB) == ""
+    assert smaller(plan, need, need.total) == "Q6_K"
+    assert smaller(plan, need, sizes(plan, "Q4_K_M") + 2 * MB) == "Q4_K_M"
+    assert smaller(plan, need, MB) == ""
 
 
 def test_what_a_process_holds() -> None:

@@ -9,8 +9,12 @@ import pytest
 from quant.convert.planning import plan_model, sketch_model
 from quant.gguf.header import read_file
 from quant.levels.recipes import LADDER, sizes
+from quant.plan import ModelPlan
 from runtime.machine.advise import Wish
-from runtime.machine.choosing import Chooser, look, plan_of
+from runtime.machine.choosing import Chooser, look
+from runtime.machine.fit import Need
+from server.library import Facts
+from server.loaded.estimate import smaller
 from tests.converting import write
 from tests.quant.test_mixtures import twins
 from tests.quant.test_scaled import folder
@@ -21,8 +25,15 @@ from tests.quant.test_wrappers import gemma_that_sees
 def test_what_was_made_of_it_tells_the_same_sizes(level: str, tmp_path: Path) -> None:
     source, path = folder(), tmp_path / "m.gguf"
     write(plan_model(source), level, source.stream, path)
-    made, planned = plan_of(read_file(path)), sketch_model(source)
+    made, planned = ModelPlan.of(read_file(path)), sketch_model(source)
     assert [sizes(made, name) for name in LADDER] == [sizes(planned, name) for name in LADDER]
+
+
+def test_the_level_that_would_fit_keeps_the_experts_as_published_too(tmp_path: Path) -> None:
+    source, path = folder(), tmp_path / "m.gguf"
+    write(plan_model(source), "Q8_0", source.stream, path)
+    room = sizes(sketch_model(source), "Q8_0")  # with experts that stay MXFP4, half as large as Q8_0
+    assert smaller(Facts.of(read_file(path)).plan, Need(room + 1, 0, 0), room) == "Q8_0"
 
 
 def test_the_reason_says_what_stays_and_what_is_left_out(tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from functools import cached_property
 
 from quant.levels.recipes import LEVELS, assign, quantizable
 from quant.plan import ModelPlan
@@ -85,12 +84,8 @@ class Recogniser:
                 return True
         return False
 
-    @cached_property
-    def _units(self) -> dict[str, tuple[int, int]]:
-        return {tensor.name: (tensor.columns, tensor.elements // tensor.columns) for tensor in self._plan.tensors}
-
     def _bytes(self, types: Types) -> int:
-        return sum(types[name].row_bytes(columns) * rows for name, (columns, rows) in self._units.items())
+        return sum(tensor.nbytes for tensor in self._plan.at(types))
 
 
 def _meant(label: str) -> list[str]:

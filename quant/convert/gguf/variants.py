@@ -19,7 +19,7 @@ from quant.errors import MalformedFile
 from quant.gguf.header import Header, align
 from quant.gguf.values import encode_string
 from quant.plan import Files, ModelPlan
-from quant.types import QuantType
+from quant.types import QuantType, Tensor
 
 # How much sooner or later than in the header that was read a list of tensors may begin.
 SLACK = 8 << 10
@@ -177,22 +177,15 @@ class _Finder:
             if place != follows or said != offset or type is None or self._shapes[name][0] % type.block:
                 return {}
             types[name] = type
-            offset += align(_nbytes(self._shapes[name], type), self._alignment)
+            offset += align(Tensor(name, self._shapes[name], type).nbytes, self._alignment)
             follows = place + len(self._heads[name]) + _TYPE_AND_OFFSET.size
         return types if len(types) == len(self._heads) else {}
 
     def _adds_up(self, types: Mapping[str, QuantType], end: int, size: int) -> bool:
         """Whether a file of `size` bytes, whose list ends at `end`, holds just these tensors."""
-        sizes = [_nbytes(self._shapes[name], type) for name, type in types.items()]
+        sizes = [Tensor(name, self._shapes[name], type).nbytes for name, type in types.items()]
         whole = align(end, self._alignment) + sum(align(each, self._alignment) for each in sizes)
         return whole - align(sizes[-1], self._alignment) + sizes[-1] <= size <= whole
-
-
-def _nbytes(shape: tuple[int, ...], type: QuantType) -> int:
-    size = type.row_bytes(shape[0])
-    for count in shape[1:]:
-        size *= count
-    return size
 
 
 def _is_model(name: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from registry.store.store import Model
@@ -46,18 +47,22 @@ def row(model: Model) -> dict[str, Any]:
 
 def description(model: Model, facts: Facts, verbose: bool) -> dict[str, Any]:
     """A model as `/api/show` describes it; `verbose` keeps arrays, which are null otherwise."""
-    info = dict(facts.metadata)
+    metadata = facts.plan.metadata
+    info = dict(metadata)
     info.setdefault("general.basename", model.name.rpartition("/")[2].partition(":")[0])
     if not verbose:
         info = {key: None if isinstance(value, list) else value for key, value in info.items()}
     return {
         "modelfile": f"# made by lm\nFROM {model.name}\n",
         "parameters": _parameters(model.params),
-        "template": _template(facts.metadata),
-        "license": str(facts.metadata.get("general.license", "")),
+        "template": _template(metadata),
+        "license": str(metadata.get("general.license", "")),
         "details": details(model),
         "model_info": info,
-        "tensors": [{"name": name, "type": kind, "shape": shape} for name, kind, shape in facts.tensors],
+        "tensors": [
+            {"name": tensor.name, "type": tensor.type.name, "shape": list(tensor.shape)}
+            for tensor in facts.plan.as_stored()
+        ],
         "capabilities": capabilities(model),
         "modified_at": model.modified.isoformat(),
         "digest": model.digest,
@@ -76,7 +81,7 @@ def _parameters(params: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _template(metadata: dict[str, Any]) -> str:
+def _template(metadata: Mapping[str, Any]) -> str:
     """A template in Ollama's language that tells the truth to clients which search it for what a model can do.
 
     They look for `.Tools`, `.Suffix` and the word tools; the real template, in Jinja, is `tokenizer.chat_template` of
