@@ -14,21 +14,22 @@ from collections.abc import Awaitable, Callable
 
 from aiohttp import web
 
-from server.access.guard import Doorkeeper, require_loopback
+from server.access.guard import AccessRules, require_loopback
 from server.api import embeddings
 from server.api.lm import advise, rerank
 from server.api.ollama import answers as ollama
 from server.api.ollama import models
 from server.api.openai import answers as openai
-from server.api.request import HOUSE, NOTE, House
+from server.api.request import LOG_NOTE
 from server.config import OLLAMA_VERSION, VERSION, Config
 from server.errors import NotFound, WrongMethod
 from server.http import wire
 from server.http.problems import Dialect, Problem
+from server.services import SERVICES, Services
 
 log = logging.getLogger("lm.requests")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-DOORKEEPER = web.AppKey("doorkeeper", Doorkeeper)
+ACCESS_RULES = web.AppKey("access_rules", AccessRules)
 STOP = web.AppKey("stop", Callable[[], None])  # type: ignore[var-annotated,arg-type]
 # A client that left is met as a cancelled handler or as a write that fails, whichever comes first.
 GONE = 499
@@ -75,11 +76,11 @@ ROUTES: list[tuple[str, str, Handler]] = [
 ]
 
 
-def build(config: Config, house: House, stop: Callable[[], None]) -> web.Application:
+def build(config: Config, services: Services, stop: Callable[[], None]) -> web.Application:
     """The application; `stop` begins the daemon's end."""
     app = web.Application(middlewares=[record, explain, admit], client_max_size=wire.MAX_BODY)
-    app[HOUSE] = house
-    app[DOORKEEPER] = Doorkeeper(config)
+    app[SERVICES] = services
+    app[ACCESS_RULES] = AccessRules(config)
     app[STOP] = stop
     app.on_response_prepare.append(_label)
     for method, path, handler in [*ROUTES, ("GET", "/health", health), ("POST", "/lm/shutdown", shutdown)]:
@@ -92,7 +93,7 @@ def build(config: Config, house: House, stop: Callable[[], None]) -> web.Applica
 
 async def health(request: web.Request) -> web.Response:
     """`GET /health`: that the daemon lives, and who it is."""
-    loaded = [worker.model.name for worker, _ in request.app[HOUSE].pool.loaded()]
+    loaded = [worker.model.name for worker, _ in request.app[SERVICES].pool.loaded()]
     return wire.reply({"status": "ok", "version": VERSION, "api": OLLAMA_VERSION, "pid": os.getpid(), "loaded": loaded})
 
 
@@ -109,7 +110,7 @@ async def record(request: web.Request, handler: Handler) -> web.StreamResponse:
     given = request.headers.get("X-Request-Id", "")
     request_id = given if given.isalnum() and len(given) <= 64 else secrets.token_hex(6)
     request["id"] = request_id
-    request[NOTE] = ""
+    request[LOG_NOTE] = ""
     begun = time.perf_counter()
     status = "gone"
     try:
@@ -118,7 +119,7 @@ async def record(request: web.Request, handler: Handler) -> web.StreamResponse:
         return response
     finally:
         seconds = time.perf_counter() - begun
-        what = f"{request.method} {request.path[:100]} {status} {seconds:.3f} s {request[NOTE][:200]}".rstrip()
+        what = f"{request.method} {request.path[:100]} {status} {seconds:.3f} s {request[LOG_NOTE][:200]}".rstrip()
         # A name or path with a line break in it must not look like a line of its own.
         level = logging.DEBUG if request.path in _PROBES else logging.INFO
         log.log(level, "%s [%s]", what.encode("unicode_escape").decode(), request_id)
@@ -144,7 +145,7 @@ async def _label(request: web.Request, response: web.StreamResponse) -> None:
     """Before a head goes out, that of a stream too: the request's id, and that an allowed page may read the answer."""
     response.headers["X-Request-Id"] = request["id"]
     origin = request.headers.get("Origin")
-    if origin is not None and request.app[DOORKEEPER].knows(origin):
+    if origin is not None and request.app[ACCESS_RULES].allows_origin(origin):
         response.headers["Access-Control-Allow-Origin"] = origin
         response.headers["Vary"] = "Origin"
 
@@ -152,7 +153,7 @@ async def _label(request: web.Request, response: web.StreamResponse) -> None:
 @web.middleware
 async def admit(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Let in who may ask, and answer what browsers ask beforehand."""
-    request.app[DOORKEEPER].admit(request)
+    request.app[ACCESS_RULES].admit(request)
     if request.method == "OPTIONS":
         allowed = {
             "Access-Control-Allow-Methods": _ALLOWED_METHODS,

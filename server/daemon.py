@@ -22,13 +22,13 @@ from registry.store.fsops import plainly
 from registry.store.store import Store
 from runtime.machine.hardware import detect
 from server import app
-from server.access.guard import Gate
-from server.api.request import House
+from server.access.connections import Connections
 from server.config import VERSION, Config, is_loopback
 from server.errors import StartFailed
 from server.library import Library
 from server.loaded.pool import Pool, Runtime
 from server.pulls.jobs import Jobs
+from server.services import Services
 
 log = logging.getLogger("lm")
 DRAIN_SECONDS = 10.0
@@ -72,9 +72,9 @@ async def _listening(
     library = Library(store)
     # Admission needs memory and processors only: the probe of the bandwidth is left out.
     pool = Pool(config, library, partial(detect, bandwidth=1.0), runtime)
-    house = House(config, library, pool, Jobs(config, library, pool.open_blobs))
+    services = Services(config, library, pool, Jobs(config, library, pool.open_blobs))
     runner = web.AppRunner(
-        app.build(config, house, stop.set),
+        app.build(config, services, stop.set),
         access_log=None,
         handler_cancellation=True,
         keepalive_timeout=KEEPALIVE_SECONDS,
@@ -82,12 +82,12 @@ async def _listening(
     )
     await runner.setup()
     assert runner.server is not None
-    server = await asyncio.get_running_loop().create_server(Gate(runner.server), sock=listener, backlog=BACKLOG)
+    server = await asyncio.get_running_loop().create_server(Connections(runner.server), sock=listener, backlog=BACKLOG)
     try:
         yield
     finally:
         server.close()
-        await asyncio.gather(house.jobs.stop(), house.pool.drain(DRAIN_SECONDS))
+        await asyncio.gather(services.jobs.stop(), services.pool.drain(DRAIN_SECONDS))
         await runner.cleanup()
 
 

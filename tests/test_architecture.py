@@ -39,7 +39,6 @@ STILL_UP = {
     "cli.chat imports cli.commands.show",
     "server.api.embeddings imports server.api.ollama.answers",
     "server.api.ollama.answers imports server.api.openai.shapes",
-    "server.api.ollama.models imports server.api.lm.sources",
 }
 
 

@@ -24,8 +24,9 @@ from runtime.messages import Embed
 from runtime.options import MAX_INPUT_LENGTH, MAX_INPUTS
 from server.api import options
 from server.api.ollama.answers import Asked
-from server.api.request import HOUSE, NOTE, Held, hold, named
+from server.api.request import LOG_NOTE, Held, hold, named
 from server.http.wire import read_body, reply
+from server.services import SERVICES
 
 # One message to the worker: small enough for its frames, and others get their turn between two.
 _INPUTS_AT_ONCE = 128
@@ -74,9 +75,9 @@ async def embed(request: web.Request) -> web.Response:
     model = await named(request, body.wanted)
     texts: Inputs = ([body.input] if body.input else []) if isinstance(body.input, str) else list(body.input or [])
     begun = asyncio.get_running_loop().time()
-    async with hold(request.app[HOUSE], model, options.context(body.options or {}), body.stays) as held:
+    async with hold(request.app[SERVICES], model, options.context(body.options or {}), body.stays) as held:
         vectors = await _vectors(held, texts, body.truncate is not False, body.dimensions or None)
-    request[NOTE] += f" {vectors.tokens} tokens"
+    request[LOG_NOTE] += f" {vectors.tokens} tokens"
     return reply(
         {
             "model": body.wanted,
@@ -92,7 +93,7 @@ async def embed_one(request: web.Request) -> web.Response:
     """`POST /api/embeddings`: the vector of one text, as older clients ask for it; without a text, load the model."""
     body = await read_body(request, OldBody)
     model = await named(request, body.wanted)
-    async with hold(request.app[HOUSE], model, options.context(body.options or {}), body.stays) as held:
+    async with hold(request.app[SERVICES], model, options.context(body.options or {}), body.stays) as held:
         vectors = await _vectors(held, [body.prompt] if body.prompt else [], True, None)
     return reply({"embedding": vectors.numbers()[0] if vectors.raw else []})
 
@@ -102,9 +103,9 @@ async def openai_embed(request: web.Request) -> web.Response:
     body = await read_body(request, OpenAIBody)
     model = await named(request, body.model)
     texts = _inputs(body.input)
-    async with hold(request.app[HOUSE], model) as held:
+    async with hold(request.app[SERVICES], model) as held:
         vectors = await _vectors(held, texts, False, body.dimensions)
-    request[NOTE] += f" {vectors.tokens} tokens"
+    request[LOG_NOTE] += f" {vectors.tokens} tokens"
     shown: list[Any] = vectors.numbers()
     if body.encoding_format == "base64":
         shown = [base64.b64encode(raw).decode() for raw in vectors.raw]

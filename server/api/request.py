@@ -12,27 +12,13 @@ from aiohttp import web
 
 from registry.store.store import Model
 from runtime.messages import Submit
-from server.config import Config
 from server.errors import BadBody, Unsupported
-from server.library import Library, capabilities
-from server.loaded.pool import Pool
+from server.library import capabilities
 from server.loaded.worker import Answer, Worker
-from server.pulls.jobs import Jobs
+from server.services import SERVICES, Services
 
-
-@dataclass(frozen=True)
-class House:
-    """The parts of a running daemon that requests are answered with."""
-
-    config: Config
-    library: Library
-    pool: Pool
-    jobs: Jobs
-
-
-HOUSE = web.AppKey("house", House)
-# What the request log says of a request beyond its route.
-NOTE = web.RequestKey("note", str)
+# Words for the request's line in the log, after its route and status.
+LOG_NOTE = web.RequestKey("note", str)
 
 
 @dataclass
@@ -53,18 +39,18 @@ async def named(request: web.Request, name: str | None) -> Model:
     """The model that a body names, noted for the log; raises BadBody where it names none, ModelNotFound, BadName."""
     if not name:
         raise BadBody("the body names no model", 'send `"model": "NAME"`')
-    request[NOTE] = name
-    return await request.app[HOUSE].library.resolve(name)
+    request[LOG_NOTE] = name
+    return await request.app[SERVICES].library.resolve(name)
 
 
 @asynccontextmanager
 async def hold(
-    house: House, model: Model, context: int | None = None, keep_alive: float | None = None
+    services: Services, model: Model, context: int | None = None, keep_alive: float | None = None
 ) -> AsyncIterator[Held]:
     """Keep `model` loaded for as long as the block runs."""
     clock = asyncio.get_running_loop().time
     begun = clock()
-    async with house.pool.use(model, context, keep_alive) as worker:
+    async with services.pool.use(model, context, keep_alive) as worker:
         yield Held(worker, round((clock() - begun) * 1e9))
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from server.access.guard import Doorkeeper
+from server.access.guard import AccessRules
 from server.config import Config
 from tests.daemon import Daemon
 
@@ -137,7 +137,7 @@ def test_a_page_may_read_a_stream(echo: Daemon) -> None:
 )
 def test_origins_as_ollama_writes_them(allowed: str, origin: str, known: bool, tmp_path: Path) -> None:
     config = Config.load(env={"OLLAMA_ORIGINS": allowed, "LM_HOME": str(tmp_path)})
-    assert Doorkeeper(config).knows(origin) == known
+    assert AccessRules(config).allows_origin(origin) == known
 
 
 def test_no_secret_gets_into_the_log(guarded: Daemon) -> None:

@@ -15,10 +15,11 @@ from registry.store.store import Model
 from runtime.machine.advise import ENOUGH_SPEED
 from server.advice.asking import ask_adviser
 from server.advice.frames import Ask
-from server.api.lm.sources import access, find_source
-from server.api.request import HOUSE, NOTE, House
+from server.api.request import LOG_NOTE
+from server.api.sources import access, find_source
 from server.errors import BadBody
 from server.http.wire import read_body, reply
+from server.services import SERVICES, Services
 
 CACHE_TYPES = ("F32", "F16", "BF16", "Q8_0", "Q4_0")
 _BYTES = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,6})?) ?([kmgt]?)(i?)b?", re.IGNORECASE)
@@ -42,15 +43,15 @@ class Wanted(msgspec.Struct):
 async def advise(request: web.Request) -> web.Response:
     """`POST /lm/advise`: a table of levels with what each takes, the choice, its reason, why each better one lost."""
     body = await read_body(request, Wanted)
-    request[NOTE] = body.model
+    request[LOG_NOTE] = body.model
     if not body.model:
         raise BadBody("the body names no model", 'send `{"model": "NAME"}`')
-    house = request.app[HOUSE]
-    return reply(await ask_adviser(await _question(request, house, body), house.config.logs))
+    services = request.app[SERVICES]
+    return reply(await ask_adviser(await _question(request, services, body), services.config.logs))
 
 
-async def _question(request: web.Request, house: House, body: Wanted) -> Ask:
-    config = house.config
+async def _question(request: web.Request, services: Services, body: Wanted) -> Ask:
+    config = services.config
     if body.kv_type.upper() not in CACHE_TYPES:
         raise BadBody(f"there is no cache type `{body.kv_type[:40]}`", f"known are {', '.join(CACHE_TYPES)}")
     for name, value, least, most in (
@@ -60,15 +61,17 @@ async def _question(request: web.Request, house: House, body: Wanted) -> Ask:
     ):
         if value is not None and not least <= value <= most:
             raise BadBody(f"`{name}` is {value:,}", f"give a number from {least} to {most:,}")
-    model = await _installed_model(house, body.model)
+    model = await _installed_model(services, body.model)
     source, hub = body.model, access(request, config, body.hf_endpoint, body.hf_token)
     own = model.own if model else {}
     published = str(own.get("level", "")) if own.get("published") else ""
     if published:  # all that its source has is looked at for a bare name only: what is here needs no network
         source = own["source"] if parse(body.model).level is None else ""
     if model is None:
-        source = (await find_source(request, house, body.model, "looking into a folder")).text
-    loaded = sorted((worker for worker, _ in house.pool.loaded() if worker.idle), key=lambda worker: worker.last_used)
+        source = (await find_source(request, services, body.model, "looking into a folder")).text
+    loaded = sorted(
+        (worker for worker, _ in services.pool.loaded() if worker.idle), key=lambda worker: worker.last_used
+    )
     return Ask(
         source=source,
         path=str(model.blob) if model else "",
@@ -80,7 +83,7 @@ async def _question(request: web.Request, house: House, body: Wanted) -> Ask:
         token=hub.token,
         proxy=config.proxy,
         no_proxy=",".join(config.no_proxy),
-        disk_free=await asyncio.to_thread(house.library.store.free_bytes),
+        disk_free=await asyncio.to_thread(services.library.store.free_bytes),
         context=body.context or config.context,
         sequences=body.parallel or config.sequences,
         kv_type=QuantType.by_name(body.kv_type.upper()).name,
@@ -90,9 +93,9 @@ async def _question(request: web.Request, house: House, body: Wanted) -> Ask:
     )
 
 
-async def _installed_model(house: House, name: str) -> Model | None:
+async def _installed_model(services: Services, name: str) -> Model | None:
     try:
-        return await house.library.resolve(name)
+        return await services.library.resolve(name)
     except (ModelNotFound, BadName):
         return None
 

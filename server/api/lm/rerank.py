@@ -14,8 +14,9 @@ from aiohttp import web
 from runtime.errors import BadRequest
 from runtime.messages import Rank
 from runtime.options import MAX_INPUT_LENGTH, MAX_INPUTS
-from server.api.request import HOUSE, NOTE, hold, named
+from server.api.request import LOG_NOTE, hold, named
 from server.http.wire import read_body, reply
+from server.services import SERVICES
 
 # One message to the worker: others get their turn between two.
 _AT_ONCE = 64
@@ -44,12 +45,12 @@ async def rerank(request: web.Request) -> web.Response:
     texts = _checked(body)
     scores: list[float] = []
     tokens = 0
-    async with hold(request.app[HOUSE], model) as held:
+    async with hold(request.app[SERVICES], model) as held:
         for start in range(0, len(texts), _AT_ONCE):
             answer = await held.worker.embed(Rank(0, body.query, texts[start : start + _AT_ONCE]))
             scores += [struct.unpack("<f", raw)[0] for raw in answer.vectors]
             tokens += answer.tokens
-    request[NOTE] += f" {tokens} tokens"
+    request[LOG_NOTE] += f" {tokens} tokens"
     order = sorted(range(len(texts)), key=lambda index: -scores[index])
     results: list[dict[str, Any]] = [{"index": index, "relevance_score": scores[index]} for index in order]
     if body.return_documents:

@@ -26,10 +26,11 @@ from runtime.options import MAX_MESSAGES
 from server.api import options
 from server.api.ollama.models import Named
 from server.api.openai.shapes import chat_logprobs
-from server.api.request import HOUSE, NOTE, Held, hold, named, refuse, require
+from server.api.request import LOG_NOTE, Held, hold, named, refuse, require
 from server.config import duration
 from server.http.problems import Problem
 from server.http.wire import Stream, read_body, reply
+from server.services import SERVICES
 
 
 class Asked(Named):
@@ -173,11 +174,11 @@ def _submit(model: Model, body: AskedText) -> Submit:
 
 async def _load_only(request: web.Request, plan: Plan) -> web.Response:
     """Nothing to answer: load the model, or unload it where `keep_alive` is 0."""
-    house = request.app[HOUSE]
+    services = request.app[SERVICES]
     if plan.body.stays == 0:
-        await house.pool.unload(plan.model)
+        await services.pool.unload(plan.model)
         return reply(plan.last("unload"))
-    async with hold(house, plan.model, options.context(plan.body.options or {}), plan.body.stays) as held:
+    async with hold(services, plan.model, options.context(plan.body.options or {}), plan.body.stays) as held:
         return reply(plan.last("load", load_duration=held.load_ns))
 
 
@@ -200,7 +201,7 @@ async def _respond(request: web.Request, plan: Plan, generated: Generate | None)
 
 async def _lines(request: web.Request, plan: Plan, generated: Generate | None) -> AsyncGenerator[dict[str, Any]]:
     asked = options.context(plan.body.options or {})
-    async with hold(request.app[HOUSE], plan.model, asked, plan.body.stays) as held:
+    async with hold(request.app[SERVICES], plan.model, asked, plan.body.stays) as held:
         prompt = await _rendered(held, plan, generated) if generated and not generated.raw else None
         text: list[str] = []
         more: dict[str, Any] = {"load_duration": held.load_ns}
@@ -221,7 +222,7 @@ async def _lines(request: web.Request, plan: Plan, generated: Generate | None) -
             more["warning"] = warning
         if prompt is not None:
             more["context"] = prompt + await held.worker.tokenize(Tokenize(0, text="".join(text)))
-        request[NOTE] += f" {more['prompt_eval_count']}+{more['eval_count']} tokens"
+        request[LOG_NOTE] += f" {more['prompt_eval_count']}+{more['eval_count']} tokens"
         yield plan.last(reason, **more)
 
 

@@ -15,9 +15,9 @@ from aiohttp import web
 
 from registry.errors import ModelNotFound
 from registry.names import parse
-from server.api.lm.sources import access, find_source
 from server.api.ollama.shapes import description, details, row
-from server.api.request import HOUSE, NOTE, House
+from server.api.request import LOG_NOTE
+from server.api.sources import access, find_source
 from server.config import OLLAMA_VERSION, VERSION
 from server.errors import BadBody
 from server.http.problems import STATUS
@@ -25,6 +25,7 @@ from server.http.wire import Stream, read_body, reply
 from server.loaded.estimate import anonymous_bytes
 from server.loaded.worker import Worker
 from server.pulls.jobs import Order
+from server.services import SERVICES, Services
 
 _FOREVER = timedelta(days=365 * 100)
 
@@ -67,25 +68,25 @@ async def alive(request: web.Request) -> web.Response:
 
 async def version(request: web.Request) -> web.Response:
     """`GET /api/version`: the version of Ollama's API that we answer, our own as `lm`, and a mark of our home."""
-    return reply({"version": OLLAMA_VERSION, "lm": VERSION, "home": request.app[HOUSE].config.home_mark})
+    return reply({"version": OLLAMA_VERSION, "lm": VERSION, "home": request.app[SERVICES].config.home_mark})
 
 
 async def tags(request: web.Request) -> web.Response:
     """`GET /api/tags`: all models."""
-    models = await request.app[HOUSE].library.models()
+    models = await request.app[SERVICES].library.models()
     return reply({"models": [row(model) for model in models]})
 
 
 async def ps(request: web.Request) -> web.Response:
     """`GET /api/ps`: what is loaded, with its true context."""
-    return reply({"models": [_running(worker, stays) for worker, stays in request.app[HOUSE].pool.loaded()]})
+    return reply({"models": [_running(worker, stays) for worker, stays in request.app[SERVICES].pool.loaded()]})
 
 
 async def show(request: web.Request) -> web.Response:
     """`POST /api/show`: everything about one model."""
     body = await read_body(request, Named)
-    request[NOTE] = body.wanted
-    library = request.app[HOUSE].library
+    request[LOG_NOTE] = body.wanted
+    library = request.app[SERVICES].library
     model = await library.resolve(body.wanted)
     return reply(description(model, await library.facts(model), bool(body.verbose)))
 
@@ -93,24 +94,24 @@ async def show(request: web.Request) -> web.Response:
 async def delete(request: web.Request) -> web.Response:
     """`DELETE /api/delete`: forget a model, and end its pull; a worker that holds it keeps it until it is unloaded."""
     body = await read_body(request, Named)
-    request[NOTE] = body.wanted
-    house = request.app[HOUSE]
-    removed = await house.jobs.remove(parse(body.wanted), await _is_installed(house, body.wanted))
-    if removed and not await _is_installed(house, body.wanted):
+    request[LOG_NOTE] = body.wanted
+    services = request.app[SERVICES]
+    removed = await services.jobs.remove(parse(body.wanted), await _is_installed(services, body.wanted))
+    if removed and not await _is_installed(services, body.wanted):
         return reply({"deleted": removed})
-    model = await house.library.find(body.wanted)
-    await house.library.delete(model, house.pool.open_blobs())
+    model = await services.library.find(body.wanted)
+    await services.library.delete(model, services.pool.open_blobs())
     return reply({"deleted": model.name})
 
 
 async def partials(request: web.Request) -> web.Response:
     """`GET /lm/partials`: pulls that are under way or paused, and how far they are."""
-    return reply({"partials": await request.app[HOUSE].jobs.partials()})
+    return reply({"partials": await request.app[SERVICES].jobs.partials()})
 
 
-async def _is_installed(house: House, name: str) -> bool:
+async def _is_installed(services: Services, name: str) -> bool:
     try:
-        await house.library.find(name)
+        await services.library.find(name)
     except ModelNotFound:
         return False
     return True
@@ -119,25 +120,25 @@ async def _is_installed(house: House, name: str) -> bool:
 async def stop(request: web.Request) -> web.Response:
     """`POST /lm/stop`: pause a pull that is under way; else unload a model, after the answers that are under way."""
     body = await read_body(request, Named)
-    request[NOTE] = body.wanted
-    house = request.app[HOUSE]
-    paused = await house.jobs.pause(parse(body.wanted), await _is_installed(house, body.wanted))
+    request[LOG_NOTE] = body.wanted
+    services = request.app[SERVICES]
+    paused = await services.jobs.pause(parse(body.wanted), await _is_installed(services, body.wanted))
     if paused:
         return reply({"model": paused, "paused": True, "stopped": False})
-    model = await house.library.resolve(body.wanted)
-    return reply({"model": model.name, "paused": False, "stopped": await house.pool.unload(model)})
+    model = await services.library.resolve(body.wanted)
+    return reply({"model": model.name, "paused": False, "stopped": await services.pool.unload(model)})
 
 
 async def pull(request: web.Request) -> web.StreamResponse:
     """`POST /api/pull`: bring a model in; joins a pull of the same name that is under way."""
     body = await read_body(request, Pull)
-    request[NOTE] = body.wanted
-    house = request.app[HOUSE]
-    reference = await find_source(request, house, body.wanted, "pulling a folder")
+    request[LOG_NOTE] = body.wanted
+    services = request.app[SERVICES]
+    reference = await find_source(request, services, body.wanted, "pulling a folder")
     if body.limit_rate and not 1000 <= body.limit_rate <= 1e12:
         raise BadBody(f"`limit_rate` is {body.limit_rate:g} bytes/s", "send 1000 or more, or leave it out")
-    order = Order(access(request, house.config, body.hf_endpoint, body.hf_token), body.limit_rate, body.pre)
-    frames = house.jobs.follow(reference, order, detach=body.detach)
+    order = Order(access(request, services.config, body.hf_endpoint, body.hf_token), body.limit_rate, body.pre)
+    frames = services.jobs.follow(reference, order, detach=body.detach)
     async with aclosing(frames):
         if body.stream is False:
             last: dict[str, Any] = {}

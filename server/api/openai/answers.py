@@ -24,9 +24,10 @@ from runtime.messages import Delta, Finished, Started, Submit
 from runtime.options import MAX_ANSWERS, MAX_INT, MAX_MESSAGES
 from server.api import options
 from server.api.openai.shapes import Choices, Offset, Usage, chat_logprobs, text_logprobs
-from server.api.request import HOUSE, NOTE, hold, named, refuse, require
+from server.api.request import LOG_NOTE, hold, named, refuse, require
 from server.http.problems import Problem
 from server.http.wire import Stream, read_body, reply
+from server.services import SERVICES
 
 MAX_PROMPTS = 64
 
@@ -129,14 +130,14 @@ class Plan:
 
 async def models(request: web.Request) -> web.Response:
     """`GET /v1/models`: all models."""
-    found = await request.app[HOUSE].library.models()
+    found = await request.app[SERVICES].library.models()
     return reply({"object": "list", "data": [_entry(model) for model in found if not model.problem]})
 
 
 async def model(request: web.Request) -> web.Response:
     """`GET /v1/models/{id}`: one model."""
     name = request.match_info["id"]
-    found = await request.app[HOUSE].library.resolve(name)
+    found = await request.app[SERVICES].library.resolve(name)
     return reply(_entry(found) | {"id": name})
 
 
@@ -227,7 +228,7 @@ async def _frames(
     request: web.Request, plan: Plan, usage: Usage
 ) -> AsyncGenerator[tuple[int, Started | Delta | Finished]]:
     """The frames of all answers, each with the index of its choice."""
-    async with hold(request.app[HOUSE], plan.model) as held:
+    async with hold(request.app[SERVICES], plan.model) as held:
         for number, submit in enumerate(plan.submits):
             first = number * submit.count
             async with held.frames(submit) as frames:
@@ -240,7 +241,7 @@ async def _frames(
                     if isinstance(frame, Finished):
                         usage.end(frame)
                     yield first + frame.index, frame
-    request[NOTE] += f" {usage.prompt}+{usage.answer} tokens"
+    request[LOG_NOTE] += f" {usage.prompt}+{usage.answer} tokens"
 
 
 def _piece(chat: bool, index: int, frame: Started | Delta | Finished, offset: Offset) -> dict[str, Any]:

@@ -10,10 +10,10 @@ from aiohttp import web
 from registry.errors import BadName, ModelNotFound
 from registry.names import LIBRARY, LOCAL, Name, Reference, parse
 from server.access.guard import require_loopback
-from server.api.request import House
 from server.config import Config
 from server.errors import BadBody
 from server.pulls.jobs import Access
+from server.services import Services
 
 
 def access(request: web.Request, config: Config, endpoint: str, token: str) -> Access:
@@ -33,20 +33,20 @@ def access(request: web.Request, config: Config, endpoint: str, token: str) -> A
     return Access(endpoint, token or own)
 
 
-async def find_source(request: web.Request, house: House, name: str, doing: str) -> Reference:
+async def find_source(request: web.Request, services: Services, name: str, doing: str) -> Reference:
     """Where the model of this name comes from: a folder, a hub, or what a model of this name here was made of.
 
     Raises BadName, ModelNotFound, Forbidden.
     """
     reference = parse(name)
     if reference.kind == "ollama":
-        reference = await _made_of(house, reference)
+        reference = await _made_of(services, reference)
     elif reference.kind == "folder" and not name.startswith("/"):
         raise BadName(f"`{name[:80]}` is a relative path", "send an absolute one: the daemon has another folder")
     if reference.kind == "folder":
         require_loopback(request, doing)
     elif reference.kind not in ("demo", "hub"):
-        close = await asyncio.to_thread(house.library.store.similar, reference)
+        close = await asyncio.to_thread(services.library.store.similar, reference)
         there = "`lm list` shows what there is; Ollama's own models are found at huggingface.co as `org/repo`"
         raise ModelNotFound(
             f"`{name}` is not in the store, and this version pulls from hf.co and folders only",
@@ -55,16 +55,18 @@ async def find_source(request: web.Request, house: House, name: str, doing: str)
     return reference
 
 
-async def _made_of(house: House, reference: Reference) -> Reference:
+async def _made_of(services: Services, reference: Reference) -> Reference:
     """The source of a model that is here, or on its way, under a name without one; `reference` where there is none."""
     wanted = reference.name
     if wanted.namespace != LIBRARY:
         return reference
     key = Name(LOCAL, LIBRARY, wanted.model)
     sources = [
-        str(model.own.get("source") or "") for model in await house.library.models() if model.key.tagged(None).same(key)
+        str(model.own.get("source") or "")
+        for model in await services.library.models()
+        if model.key.tagged(None).same(key)
     ]
-    sources += [row["source"] for row in await house.jobs.partials()]
+    sources += [row["source"] for row in await services.jobs.partials()]
     for source in sources:
         if not source.startswith("/"):
             continue

@@ -1,0 +1,25 @@
+"""The parts of a running daemon that requests are answered with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from aiohttp import web
+
+from server.config import Config
+from server.library import Library
+from server.loaded.pool import Pool
+from server.pulls.jobs import Jobs
+
+
+@dataclass(frozen=True)
+class Services:
+    """Settings, models in the store, models in memory, and pulls."""
+
+    config: Config
+    library: Library
+    pool: Pool
+    jobs: Jobs
+
+
+SERVICES = web.AppKey("services", Services)
