@@ -17,13 +17,38 @@ from quant.plan import Files
 
 # Tokens that llama.cpp takes for ends of an answer by their text (`llama_vocab::impl::load`).
 _ENDINGS = (
-    *("<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "</s>", "<|eom_id|>", "<EOT>", "[EOT]"),
-    *("<|end_of_text|>", "<end_of_utterance>", "<eos>", "<|return|>", "<|call|>", "<｜end▁of▁sentence｜>"),
-    *("_<EOT>", "[EOS]", "<|flush|>", "<|calls|>", "<turn|>", "<|tool_response>", "[e~["),
+    "<|eot_id|>",
+    "<|im_end|>",
+    "<|end|>",
+    "<end_of_turn>",
+    "<|endoftext|>",
+    "</s>",
+    "<|eom_id|>",
+    "<EOT>",
+    "[EOT]",
+    "<|end_of_text|>",
+    "<end_of_utterance>",
+    "<eos>",
+    "<|return|>",
+    "<|call|>",
+    "<｜end▁of▁sentence｜>",
+    "_<EOT>",
+    "[EOS]",
+    "<|flush|>",
+    "<|calls|>",
+    "<turn|>",
+    "<|tool_response>",
+    "[e~[",
 )
 # Beginnings of a hole to fill (`insert`), as llama.cpp finds them.
 _HOLES = (
-    *("<|fim_prefix|>", "<fim-prefix>", "<fim_prefix>", "<｜fim▁begin｜>", "<PRE>", "▁<PRE>", "<|code_prefix|>"),
+    "<|fim_prefix|>",
+    "<fim-prefix>",
+    "<fim_prefix>",
+    "<｜fim▁begin｜>",
+    "<PRE>",
+    "▁<PRE>",
+    "<|code_prefix|>",
     "<|prefix|>",
 )
 # How a template shows that its model thinks before it answers: a switch, the end of a thought, thoughts of earlier

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from quant.convert import chat, prequantized, wrappers
-from quant.convert.base import Family, check_layers, headless, plan_tensors, split_ahead
+from quant.convert.base import Family, headless
 from quant.convert.config import Config
 from quant.convert.families import qwen, ranking
 from quant.convert.families.table import FAMILIES
 from quant.convert.gguf.source import plan_gguf
 from quant.convert.gguf.variants import is_gguf
+from quant.convert.placing import plan_tensors, split_ahead
 from quant.convert.pooling import DENSE, MEAN, RANK, pooled, read_dense, read_pooling
 from quant.convert.tokenizer.reading import read_vocabulary
 from quant.errors import MalformedFile, UnsupportedModel
@@ -82,8 +84,9 @@ def _sketch(files: Files) -> tuple[Config, ModelPlan, int]:
     left_out: dict[str, int] = {}
     if wrapped:
         family, entries, left_out = wrappers.take_out(family, entries)
-    sizes = {**family.read_sizes(config), **({"dense": dense[0].shape[0]} if dense else {})}
-    check_layers(sizes)
+    sizes = family.read_sizes(config)
+    if dense:
+        sizes = replace(sizes, dense=dense[0].shape[0])
     entries, ahead = split_ahead(family, config, sizes, entries)
     left_out |= {NEXT_TOKEN_LAYERS: ahead} if ahead else {}
     described = {f"{family.architecture}.{key}": value for key, value in family.describe(config, sizes).items()}
@@ -95,13 +98,13 @@ def _sketch(files: Files) -> tuple[Config, ModelPlan, int]:
         "general.size_label": _size_label(tensors),
         **described,
         **({} if pooling is None else {f"{family.architecture}.pooling_type": pooling}),
-        **({"tokenizer.ggml.token_type_count": sizes["kinds"]} if "kinds" in sizes else {}),
+        **({"tokenizer.ggml.token_type_count": sizes.token_types} if sizes.token_types else {}),
     }
     used = {part.shard for tensor in tensors for part in (*tensor.parts, *tensor.scales)}
     used |= {tensor.shard for tensor in tensors}
     shards = tuple(dict.fromkeys(entry.shard for entry in entries if entry.shard in used))
     plan = ModelPlan(family.architecture, metadata, tensors, shards, left_out=left_out)
-    return config, plan, sizes["vocabulary"]
+    return config, plan, sizes.vocabulary
 
 
 def _read_config(files: Files) -> Config:
@@ -113,7 +116,7 @@ def _read_config(files: Files) -> Config:
     return config
 
 
-def _family(name: str) -> Family:
+def _family(name: str) -> Family[Any]:
     if name not in FAMILIES:
         raise UnsupportedModel(
             f"the architecture `{ascii(name)[1:-1][:60]}` cannot be converted yet",
@@ -122,7 +125,7 @@ def _family(name: str) -> Family:
     return FAMILIES[name]
 
 
-def _check_activation(family: Family, config: Config) -> None:
+def _check_activation(family: Family[Any], config: Config) -> None:
     found = next((config.get(key) for key in _ACTIVATIONS if config.get(key) is not None), family.activations[0])
     if found not in family.activations:
         raise UnsupportedModel(

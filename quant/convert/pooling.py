@@ -10,7 +10,7 @@ import json
 from dataclasses import replace
 from typing import Any
 
-from quant.convert.base import Known
+from quant.convert.base import tensor
 from quant.convert.config import Config, read_text
 from quant.errors import MalformedFile, UnsupportedModel
 from quant.plan import Files
@@ -30,8 +30,8 @@ _MODES = {
 }
 _HARMLESS = ("Transformer", "Pooling", "Normalize")
 DENSE = (
-    Known("dense_2.linear.weight", "dense_2.weight", ("dense", "width"), required=False),
-    Known("dense_3.linear.weight", "dense_3.weight", ("width", "dense"), required=False),
+    tensor("dense_2.linear.weight", "dense_2.weight", "dense", "width", required=False),
+    tensor("dense_3.linear.weight", "dense_3.weight", "width", "dense", required=False),
 )
 
 

@@ -11,45 +11,81 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
-from quant.convert.base import Family
+from quant.convert.base import Family, S
 from quant.convert.config import Config
 from quant.errors import UnsupportedModel
 from quant.safetensors import Entry
 
 # Those whose language model works alone, and what it is where `text_config` does not say it.
 _USUAL = {
-    **{"AyaVision": "cohere2", "Cohere2Vision": "cohere2", "FastVlm": "qwen2", "Gemma3": "gemma3_text"},
+    "AyaVision": "cohere2",
+    "Cohere2Vision": "cohere2",
+    "FastVlm": "qwen2",
+    "Gemma3": "gemma3_text",
     "Gemma4": "gemma4_text",
-    **{"Idefics3": "llama", "InternVL": "qwen2", "Lfm2Vl": "lfm2", "LightOnOcr": "qwen3", "Llava": "llama"},
-    **{"LlavaNext": "llama", "LlavaOnevision": "qwen2", "Mistral3": "mistral", "Qwen2Audio": "qwen2"},
-    **{"Qwen2VL": "qwen2_vl_text", "Qwen2_5_VL": "qwen2_5_vl_text", "Qwen3VL": "qwen3_vl_text", "SmolVLM": "llama"},
-    **{"VipLlava": "llama", "Voxtral": "llama", "Llama4": "llama4_text"},
+    "Idefics3": "llama",
+    "InternVL": "qwen2",
+    "Lfm2Vl": "lfm2",
+    "LightOnOcr": "qwen3",
+    "Llava": "llama",
+    "LlavaNext": "llama",
+    "LlavaOnevision": "qwen2",
+    "Mistral3": "mistral",
+    "Qwen2Audio": "qwen2",
+    "Qwen2VL": "qwen2_vl_text",
+    "Qwen2_5_VL": "qwen2_5_vl_text",
+    "Qwen3VL": "qwen3_vl_text",
+    "SmolVLM": "llama",
+    "VipLlava": "llama",
+    "Voxtral": "llama",
+    "Llama4": "llama4_text",
 }
 _WRAPPERS = {f"{name}ForConditionalGeneration": kind for name, kind in _USUAL.items()}
 # The classes of language models by `model_type`.
 _TEXTS = {
-    **{"cohere": "CohereForCausalLM", "cohere2": "Cohere2ForCausalLM", "gemma": "GemmaForCausalLM"},
-    **{"gemma2": "Gemma2ForCausalLM", "gemma3_text": "Gemma3ForCausalLM", "granite": "GraniteForCausalLM"},
+    "cohere": "CohereForCausalLM",
+    "cohere2": "Cohere2ForCausalLM",
+    "gemma": "GemmaForCausalLM",
+    "gemma2": "Gemma2ForCausalLM",
+    "gemma3_text": "Gemma3ForCausalLM",
+    "granite": "GraniteForCausalLM",
     "gemma4_text": "Gemma4ForCausalLM",
-    **{"lfm2": "Lfm2ForCausalLM", "llama": "LlamaForCausalLM", "ministral3": "Ministral3ForCausalLM"},
-    **{"mistral": "MistralForCausalLM", "phi3": "Phi3ForCausalLM", "qwen2": "Qwen2ForCausalLM"},
-    **{"qwen3": "Qwen3ForCausalLM", "smollm3": "SmolLM3ForCausalLM", "llama4_text": "Llama4ForCausalLM"},
+    "lfm2": "Lfm2ForCausalLM",
+    "llama": "LlamaForCausalLM",
+    "ministral3": "Ministral3ForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "phi3": "Phi3ForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "smollm3": "SmolLM3ForCausalLM",
+    "llama4_text": "Llama4ForCausalLM",
     # Rotated by place in time, height and width, which are one number in a text. (llama.cpp's own architecture for
     # Qwen 2 VL never reads what is added to the variance in its norms.)
-    **{"qwen2_5_vl_text": "Qwen2ForCausalLM", "qwen2_vl_text": "Qwen2ForCausalLM"},
+    "qwen2_5_vl_text": "Qwen2ForCausalLM",
+    "qwen2_vl_text": "Qwen2ForCausalLM",
     "qwen3_vl_text": "Qwen3ForCausalLM",
 }
 # What `text_config` leaves out where it is transformers' default (LLaVA 1.5 and Pixtral do).
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "llama": {
-        **{"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32},
+        "hidden_size": 4096,
+        "intermediate_size": 11008,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
         "vocab_size": 32000,
     },
     "mistral": {
-        **{"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32},
-        **{"num_key_value_heads": 8, "max_position_embeddings": 131072, "sliding_window": 4096, "vocab_size": 32000},
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "max_position_embeddings": 131072,
+        "sliding_window": 4096,
+        "vocab_size": 32000,
     },
-    **{"qwen2_vl_text": {"rope_theta": 1e6}, "qwen2_5_vl_text": {"rope_theta": 1e6}},
+    "qwen2_vl_text": {"rope_theta": 1e6},
+    "qwen2_5_vl_text": {"rope_theta": 1e6},
     "qwen3_vl_text": {"rope_theta": 5e5},
 }
 _REFUSED = {
@@ -58,10 +94,17 @@ _REFUSED = {
 # In front of the language model's own names, and in front of all else, which stays behind.
 _PREFIX = r"(model\.)?((language_model|text_model)\.)?"
 _BESIDE = {
-    **{"vision_tower": "vision", "vision_model": "vision", "visual": "vision", "vision_encoder": "vision"},
-    **{"audio_tower": "hearing", "multi_modal_projector": "a projector", "connector": "a projector"},
-    **{"vision_projection": "a projector", "image_newline": "a projector"},
-    **{"embed_vision": "a projector", "embed_audio": "a projector"},
+    "vision_tower": "vision",
+    "vision_model": "vision",
+    "visual": "vision",
+    "vision_encoder": "vision",
+    "audio_tower": "hearing",
+    "multi_modal_projector": "a projector",
+    "connector": "a projector",
+    "vision_projection": "a projector",
+    "image_newline": "a projector",
+    "embed_vision": "a projector",
+    "embed_audio": "a projector",
 }
 
 
@@ -90,7 +133,7 @@ def unwrap(config: Config) -> tuple[Config, str, bool]:
     return Config(config.name, values), _TEXTS[kind], True
 
 
-def take_out(family: Family, entries: Iterable[Entry]) -> tuple[Family, list[Entry], dict[str, int]]:
+def take_out(family: Family[S], entries: Iterable[Entry]) -> tuple[Family[S], list[Entry], dict[str, int]]:
     """The family with the names that its tensors have within a larger model, its entries, and the bytes of the rest."""
     beside = re.compile(rf"(?:model\.)?({'|'.join(_BESIDE)})(?:\.|$)")
     kept: list[Entry] = []

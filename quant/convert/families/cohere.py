@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from quant.convert.base import Family, Sizes
+from quant.convert.base import Family
 from quant.convert.config import Config
 from quant.convert.families import decoder
-from quant.convert.families.decoder import layer, norm
+from quant.convert.families.decoder import DecoderSizes, layer, norm
 
 _BASE = (
-    *(decoder.EMBEDDING, *decoder.final_norm(), decoder.OUTPUT, *decoder.ATTENTION, *decoder.GATED),
+    *decoder.BASE,
     *norm("input_layernorm", "attn_norm"),
 )
 
 
-def _describe(config: Config, sizes: Sizes) -> dict[str, Any]:
+def _describe(config: Config, sizes: DecoderSizes) -> dict[str, Any]:
     return {
         **decoder.describe(config, sizes),
         "logit_scale": config.number("logit_scale", 0.0625),
@@ -23,7 +23,7 @@ def _describe(config: Config, sizes: Sizes) -> dict[str, Any]:
     }
 
 
-def _describe_windows(config: Config, sizes: Sizes) -> dict[str, Any]:
+def _describe_windows(config: Config, sizes: DecoderSizes) -> dict[str, Any]:
     return {
         **_describe(config, sizes),
         "attention.sliding_window": config.count("sliding_window", 4096),
@@ -37,8 +37,9 @@ COMMAND_R = Family(
     tensors=(
         *_BASE,
         layer("self_attn.q_norm.weight", "attn_q_norm.weight", "heads", "head", required=False),
-        layer("self_attn.k_norm.weight", "attn_k_norm.weight", "shared", "head", required=False),
+        layer("self_attn.k_norm.weight", "attn_k_norm.weight", "key_heads", "head", required=False),
     ),
+    sizes=DecoderSizes,
     read_sizes=decoder.read_sizes,
     describe=_describe,
     tied=True,
@@ -47,6 +48,7 @@ COMMAND_R7B = Family(
     classes=("Cohere2ForCausalLM",),
     architecture="cohere2",
     tensors=_BASE,
+    sizes=DecoderSizes,
     read_sizes=decoder.read_sizes,
     describe=_describe_windows,
     tied=True,

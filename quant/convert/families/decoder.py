@@ -6,24 +6,64 @@ a gated feed-forward part, norms before both.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
-from quant.convert.base import Known, Sizes
+from quant.convert.base import HEAD, Known, Length, MakeTransform, Shape, Sizes, Times, count_layers, tensor
 from quant.convert.config import Config
 from quant.convert.families import rotary
+from quant.convert.transforms import AddOne, PairRotaryHalves
 from quant.errors import MalformedFile, UnsupportedModel
+from quant.plan import Transform
 
 LAYER = "layers.{}."
-EMBEDDING = Known("embed_tokens.weight", "token_embd.weight", ("vocabulary", "width"))
-OUTPUT = Known("lm_head.weight", "output.weight", ("vocabulary", "width"))
+EMBEDDING = tensor("embed_tokens.weight", "token_embd.weight", "vocabulary", "width")
+OUTPUT = tensor("lm_head.weight", HEAD, "vocabulary", "width")
 
 
-def layer(source: str, target: str, *shape: str, required: bool = True, transform: str = "") -> Known:
-    """A tensor that every layer has."""
-    return Known(LAYER + source, "blk.{}." + target, shape, required, transform)
+@dataclass(frozen=True, kw_only=True)
+class DecoderSizes(Sizes):
+    """The sizes of a decoder.
+
+    `heads` query heads of `head` values share `key_heads` heads of keys and of values. The first `rotated` values of a
+    head are rotated.
+    """
+
+    feed_forward: int
+    head: int
+    heads: int
+    key_heads: int
+    rotated: int
+
+    @property
+    def queries(self) -> int:
+        """The values of all query heads."""
+        return self.heads * self.head
+
+    @property
+    def keys(self) -> int:
+        """The values of all key heads, and those of all value heads."""
+        return self.key_heads * self.head
+
+    @property
+    def attention(self) -> int:
+        """Queries, keys and values in one matrix."""
+        return self.queries + 2 * self.keys
 
 
-def linear(source: str, target: str, rows: str, columns: str, bias: bool | None = None) -> tuple[Known, ...]:
+def layer(
+    source: str,
+    target: str,
+    *shape: Length,
+    required: bool = True,
+    transform: MakeTransform | None = None,
+    becomes: Shape = (),
+) -> Known:
+    """A tensor that every layer has; `becomes` is its shape in GGUF where it is another."""
+    return tensor(LAYER + source, f"blk.{{}}.{target}", *shape, required=required, transform=transform, becomes=becomes)
+
+
+def linear(source: str, target: str, rows: Length, columns: Length, bias: bool | None = None) -> tuple[Known, ...]:
     """A matrix and its bias, which is there (True), never (False), or perhaps (None)."""
     weight = layer(f"{source}.weight", f"{target}.weight", rows, columns)
     return (
@@ -31,16 +71,16 @@ def linear(source: str, target: str, rows: str, columns: str, bias: bool | None 
     )
 
 
-def norm(source: str, target: str, size: str = "width", bias: bool = False, transform: str = "") -> tuple[Known, ...]:
+def norm(source: str, target: str, size: Length = "width", bias: bool = False) -> tuple[Known, ...]:
     """A norm in every layer, with or without bias."""
-    weight = layer(f"{source}.weight", f"{target}.weight", size, transform=transform)
+    weight = layer(f"{source}.weight", f"{target}.weight", size)
     return (weight, layer(f"{source}.bias", f"{target}.bias", size)) if bias else (weight,)
 
 
-def final_norm(source: str = "norm", bias: bool = False, transform: str = "") -> tuple[Known, ...]:
+def final_norm(source: str = "norm", bias: bool = False) -> tuple[Known, ...]:
     """The norm before the output."""
-    weight = Known(f"{source}.weight", "output_norm.weight", ("width",), transform=transform)
-    return (weight, Known(f"{source}.bias", "output_norm.bias", ("width",))) if bias else (weight,)
+    weight = tensor(f"{source}.weight", "output_norm.weight", "width")
+    return (weight, tensor(f"{source}.bias", "output_norm.bias", "width")) if bias else (weight,)
 
 
 NORMS = norm("input_layernorm", "attn_norm") + norm("post_attention_layernorm", "ffn_norm")
@@ -57,71 +97,72 @@ GATED = (
     *linear("mlp.down_proj", "ffn_down", "width", "feed_forward"),
 )
 FUSED_GATED = (
-    *linear("mlp.gate_up_proj", "ffn_up", "two_feed_forward", "width", bias=False),
+    *linear("mlp.gate_up_proj", "ffn_up", Times(2, "feed_forward"), "width", bias=False),
     *linear("mlp.down_proj", "ffn_down", "width", "feed_forward", bias=False),
 )
-PLAIN = (EMBEDDING, *final_norm(), OUTPUT, *NORMS, *ATTENTION, *GATED)
+ENDS = (EMBEDDING, *final_norm(), OUTPUT)
+BASE = (*ENDS, *ATTENTION, *GATED)
+"""All but the norms of the layers, in which decoders differ most."""
+STANDARD = (*BASE, *NORMS)
+UNGATED = (*ENDS, *NORMS, *ATTENTION)
+"""All but the feed-forward part, for mixtures of experts."""
+
+
+def pair(sizes: DecoderSizes) -> Transform:
+    """The rows of every head in pairs, as only some of llama.cpp's architectures want them."""
+    return PairRotaryHalves(sizes.head)
 
 
 def paired(tensors: tuple[Known, ...]) -> tuple[Known, ...]:
-    """The table with the rows of queries and keys in pairs, as only some of llama.cpp's architectures want them."""
-    wanted = ("attn_q.", "attn_k.")
-    return tuple(
-        known._replace(transform="pair") if any(part in known.target for part in wanted) else known for known in tensors
-    )
+    """The table with the rows of queries and keys in pairs."""
+    wanted = ("blk.{}.attn_q.", "blk.{}.attn_k.")
+    return tuple(known.transformed(pair) if known.target.startswith(wanted) else known for known in tensors)
 
 
 def added_one(tensors: tuple[Known, ...]) -> tuple[Known, ...]:
-    """The table with one added to the weights of its norms."""
-    return tuple(known._replace(transform="add_one") if "norm" in known.target else known for known in tensors)
+    """The table with one added to the weights of its norms, which are stored as their distance from one."""
+    return tuple(
+        known.transformed(lambda sizes: AddOne()) if known.target.endswith("norm.weight") else known
+        for known in tensors
+    )
 
 
-def only(tensors: tuple[Known, ...], first: str, end: str) -> tuple[Known, ...]:
-    """The tensors in the layers from the size `first` up to `end` alone."""
-    return tuple(known._replace(layers=(first, end)) for known in tensors)
-
-
-def read_sizes(config: Config) -> dict[str, int]:
+def read_sizes(config: Config) -> DecoderSizes:
     """The sizes in `config.json` by which the tensors are shaped."""
     width, heads = config.count("hidden_size"), config.count("num_attention_heads")
-    shared = config.count("num_key_value_heads", heads)
+    key_heads = config.count("num_key_value_heads", heads)
     head = config.count("head_dim", width // heads or 1)
-    if heads % shared:
-        raise MalformedFile(f"{heads} attention heads cannot share {shared} key heads")
+    if heads % key_heads:
+        raise MalformedFile(f"{heads} attention heads cannot share {key_heads} key heads")
     rotated = int(head * rotary.share(config))
     if rotated % 2:
         raise UnsupportedModel(f"{rotated} values of a head cannot be rotated in pairs")
-    feed_forward = config.count("intermediate_size")
-    return {
-        "vocabulary": config.count("vocab_size"),
-        "width": width,
-        "layers": config.count("num_hidden_layers"),
-        "feed_forward": feed_forward,
-        "two_feed_forward": 2 * feed_forward,
-        "head": head,
-        "heads": heads,
-        "shared": shared,
-        "rotated": rotated,
-        "queries": heads * head,
-        "keys": shared * head,
-        "attention": (heads + 2 * shared) * head,
-    }
+    return DecoderSizes(
+        vocabulary=config.count("vocab_size"),
+        width=width,
+        layers=count_layers(config),
+        feed_forward=config.count("intermediate_size"),
+        head=head,
+        heads=heads,
+        key_heads=key_heads,
+        rotated=rotated,
+    )
 
 
-def describe(config: Config, sizes: Sizes) -> dict[str, Any]:
+def describe(config: Config, sizes: DecoderSizes) -> dict[str, Any]:
     """The entries of a decoder: sizes, normalization, rotary embedding."""
     return {
-        "vocab_size": sizes["vocabulary"],
+        "vocab_size": sizes.vocabulary,
         "context_length": config.count("max_position_embeddings", 2048),
-        "embedding_length": sizes["width"],
-        "block_count": sizes["layers"],
-        "feed_forward_length": sizes["feed_forward"],
-        "attention.head_count": sizes["heads"],
-        "attention.head_count_kv": sizes["shared"],
-        "attention.key_length": sizes["head"],
-        "attention.value_length": sizes["head"],
+        "embedding_length": sizes.width,
+        "block_count": sizes.layers,
+        "feed_forward_length": sizes.feed_forward,
+        "attention.head_count": sizes.heads,
+        "attention.head_count_kv": sizes.key_heads,
+        "attention.key_length": sizes.head,
+        "attention.value_length": sizes.head,
         **_describe_norm(config),
-        "rope.dimension_count": sizes["rotated"],
+        "rope.dimension_count": sizes.rotated,
         **rotary.describe(config),
     }
 
@@ -146,10 +187,10 @@ def window_pattern(config: Config, sizes: Sizes, every: int) -> dict[str, Any]:
     """Which layers have a sliding window: `layer_types`, or all but each `every`-th."""
     types = config.get("layer_types")
     if types is None:
-        types = ["sliding_attention" if (n + 1) % every else "full_attention" for n in range(sizes["layers"])]
+        types = ["sliding_attention" if (n + 1) % every else "full_attention" for n in range(sizes.layers)]
     known = ("sliding_attention", "full_attention")
-    if not isinstance(types, list) or len(types) != sizes["layers"] or any(kind not in known for kind in types):
-        raise config.wrong("layer_types", f"a list that says of {sizes['layers']} layers which attention they have")
+    if not isinstance(types, list) or len(types) != sizes.layers or any(kind not in known for kind in types):
+        raise config.wrong("layer_types", f"a list that says of {sizes.layers} layers which attention they have")
     return {"attention.sliding_window_pattern": [kind == "sliding_attention" for kind in types]}
 
 
@@ -160,11 +201,11 @@ def describe_experts(count: int, used: int) -> dict[str, Any]:
     return {"expert_count": count, "expert_used_count": used}
 
 
-def stacked(source: str, target: str, rows: str, columns: str) -> Known:
+def stacked(source: str, target: str, rows: Length, columns: Length) -> Known:
     """A matrix that every expert (`[]`) of a layer has."""
-    return Known(f"{LAYER}{source}.weight", f"blk.{{}}.{target}_exps.weight", (rows, columns))
+    return layer(f"{source}.weight", f"{target}_exps.weight", rows, columns)
 
 
 def router(source: str) -> Known:
     """What decides which experts answer."""
-    return Known(f"{LAYER}{source}.weight", "blk.{}.ffn_gate_inp.weight", ("experts", "width"))
+    return layer(f"{source}.weight", "ffn_gate_inp.weight", "experts", "width")

@@ -7,12 +7,14 @@ them, turned, and the one that makes values, apart. Sources: `modeling_deepseek_
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
-from quant.convert.base import Family, Known, Sizes
+from quant.convert.base import Family, Known, Layers, Target, count_layers, in_layers
 from quant.convert.config import Config
 from quant.convert.families import decoder, moe, rotary
-from quant.convert.families.decoder import LAYER, linear, norm
+from quant.convert.families.decoder import LAYER, DecoderSizes, linear, norm
+from quant.convert.families.moe import RoutedSizes
 from quant.convert.transforms import TakeRows
 from quant.errors import UnsupportedModel
 from quant.plan import Transform
@@ -21,8 +23,44 @@ from quant.plan import Transform
 _STRAIGHT = (26, 27)
 
 
-def _read_sizes(config: Config) -> dict[str, int]:
-    layers, heads = config.count("num_hidden_layers"), config.count("num_attention_heads")
+@dataclass(frozen=True, kw_only=True)
+class _Sizes(RoutedSizes):
+    """`rank` numbers for each token, of which each head gets a key of `plain` values and a value of `value` values.
+
+    `rotated` more values of the key are rotated and are the same for all heads. In the layers `ranked`, queries are
+    made of `query_rank` numbers, in the layers `straight` of the width.
+    """
+
+    rank: int
+    plain: int
+    value: int
+    query_rank: int
+    ranked: Layers
+    straight: Layers
+
+    @property
+    def queries(self) -> int:
+        """The values of all query heads."""
+        return self.heads * (self.plain + self.rotated)
+
+    @property
+    def values(self) -> int:
+        """The values of all value heads."""
+        return self.heads * self.value
+
+    @property
+    def compressed(self) -> int:
+        """What the cache holds of a token."""
+        return self.rank + self.rotated
+
+    @property
+    def expanded(self) -> int:
+        """The keys, without what is rotated, and the values of all heads."""
+        return self.heads * (self.plain + self.value)
+
+
+def _read_sizes(config: Config) -> _Sizes:
+    layers, heads = count_layers(config), config.count("num_attention_heads")
     ranked = config.get("q_lora_rank") is not None
     if ranked is (layers in _STRAIGHT):
         raise UnsupportedModel(
@@ -30,24 +68,32 @@ def _read_sizes(config: Config) -> dict[str, int]:
         )
     if not config.flag("rope_interleave", True):
         raise UnsupportedModel("it rotates halves of its heads, and llama.cpp pairs")
-    plain, turned = config.count("qk_nope_head_dim"), config.count("qk_rope_head_dim")
+    plain, rotated = config.count("qk_nope_head_dim"), config.count("qk_rope_head_dim")
     value, rank = config.count("v_head_dim"), config.count("kv_lora_rank")
-    return {
-        "vocabulary": config.count("vocab_size"),
-        "width": config.count("hidden_size"),
-        "layers": layers,
-        "ranked": layers if ranked else 0,
-        "feed_forward": config.count("intermediate_size"),
-        # In the cache all heads share one key, of the numbers and of what is rotated.
-        **{"heads": heads, "shared": 1, "head": rank + turned, "rotated": turned, "rank": rank},
-        **{"plain": plain, "value": value, "queries": heads * (plain + turned), "values": heads * value},
-        **{"compressed": rank + turned, "expanded": heads * (plain + value)},
-        "query_rank": config.count("q_lora_rank", 1),
-        **moe.read_routed_sizes(config),
-    }
+    decoder_sizes = DecoderSizes(
+        vocabulary=config.count("vocab_size"),
+        width=config.count("hidden_size"),
+        layers=layers,
+        feed_forward=config.count("intermediate_size"),
+        # In the cache all heads share one key, of the numbers and of the values that are rotated.
+        head=rank + rotated,
+        heads=heads,
+        key_heads=1,
+        rotated=rotated,
+    )
+    every = frozenset(range(layers))
+    return _Sizes(
+        **vars(moe.read_routed_sizes(config, decoder_sizes)),
+        rank=rank,
+        plain=plain,
+        value=value,
+        query_rank=config.count("q_lora_rank", 1),
+        ranked=every if ranked else frozenset(),
+        straight=frozenset() if ranked else every,
+    )
 
 
-def _describe_v2(config: Config, sizes: Sizes) -> dict[str, Any]:
+def _describe_v2(config: Config, sizes: _Sizes) -> dict[str, Any]:
     odd = {"topk_method": "greedy", "scoring_func": "softmax", "moe_layer_freq": 1, "norm_topk_prob": False}
     _check(config, odd)
     # A model of transformers has these, and uses neither.
@@ -55,7 +101,7 @@ def _describe_v2(config: Config, sizes: Sizes) -> dict[str, Any]:
     return {**_describe(config, sizes), **moe.describe_routed(ungrouped, sizes, "softmax")}
 
 
-def _describe_v3(config: Config, sizes: Sizes) -> dict[str, Any]:
+def _describe_v3(config: Config, sizes: _Sizes) -> dict[str, Any]:
     _check(config, {"topk_method": "noaux_tc", "scoring_func": "sigmoid", "moe_layer_freq": 1})
     return {**_describe(config, sizes), **moe.describe_routed(config, sizes, "sigmoid")}
 
@@ -66,19 +112,19 @@ def _check(config: Config, expected: dict[str, Any]) -> None:
         raise UnsupportedModel(f"it chooses its experts otherwise than llama.cpp does (`{other[0]}`)")
 
 
-def _describe(config: Config, sizes: Sizes) -> dict[str, Any]:
-    ranked = {"attention.q_lora_rank": sizes["query_rank"]} if sizes["ranked"] else {}
+def _describe(config: Config, sizes: _Sizes) -> dict[str, Any]:
+    ranked = {"attention.q_lora_rank": sizes.query_rank} if sizes.ranked else {}
     return {
         **_describe_rotation(config, sizes),
         **ranked,
-        "attention.kv_lora_rank": sizes["rank"],
-        "attention.value_length": sizes["rank"],
-        "attention.key_length_mla": sizes["plain"] + sizes["rotated"],
-        "attention.value_length_mla": sizes["value"],
+        "attention.kv_lora_rank": sizes.rank,
+        "attention.value_length": sizes.rank,
+        "attention.key_length_mla": sizes.plain + sizes.rotated,
+        "attention.value_length_mla": sizes.value,
     }
 
 
-def _describe_rotation(config: Config, sizes: Sizes) -> dict[str, Any]:
+def _describe_rotation(config: Config, sizes: _Sizes) -> dict[str, Any]:
     """YaRN as DeepSeek has it: attention is sharper by a logarithm of the factor, and rotation leaves lengths alone."""
     key = "rope_parameters" if config.get("rope_parameters") else "rope_scaling"
     scaling = rotary.parameters(config)
@@ -93,50 +139,52 @@ def _describe_rotation(config: Config, sizes: Sizes) -> dict[str, Any]:
     return {**entries, "rope.scaling.yarn_log_multiplier": 0.1 * scaling.number("mscale_all_dim")}
 
 
-def _transforms(sizes: Sizes) -> dict[str, Transform]:
-    rank, plain, value = sizes["rank"], sizes["plain"], sizes["value"]
-    return {
-        "keys": TakeRows(rank, plain + value, 0, plain, turned=True),
-        "values": TakeRows(rank, plain + value, plain, value),
-    }
+def _take_keys(sizes: _Sizes) -> Transform:
+    return TakeRows(sizes.rank, sizes.plain + sizes.value, 0, sizes.plain, turned=True)
+
+
+def _take_values(sizes: _Sizes) -> Transform:
+    return TakeRows(sizes.rank, sizes.plain + sizes.value, sizes.plain, sizes.value)
 
 
 _TENSORS = (
-    *(decoder.EMBEDDING, *decoder.final_norm(), decoder.OUTPUT, *decoder.NORMS),
+    *decoder.ENDS,
+    *decoder.NORMS,
     *linear("self_attn.kv_a_proj_with_mqa", "attn_kv_a_mqa", "compressed", "width", bias=False),
     *norm("self_attn.kv_a_layernorm", "attn_kv_a_norm", "rank"),
     Known(
         LAYER + "self_attn.kv_b_proj.weight",
-        "blk.{}.attn_k_b.weight blk.{}.attn_v_b.weight",
+        (
+            Target("blk.{}.attn_k_b.weight", ("heads", "rank", "plain"), _take_keys),
+            Target("blk.{}.attn_v_b.weight", ("heads", "value", "rank"), _take_values),
+        ),
         ("expanded", "rank"),
-        transform="keys values",
-        result=("heads rank plain", "heads value rank"),
     ),
     *linear("self_attn.o_proj", "attn_output", "width", "values", bias=False),
-    *decoder.only(decoder.GATED, "", "dense"),
-    *decoder.only((*moe.EXPERTS, *moe.shared("mlp.shared_experts")), "dense", "layers"),
+    *in_layers("dense", *decoder.GATED),
+    *in_layers("routed", *moe.EXPERTS, *moe.shared("mlp.shared_experts")),
+    *in_layers("straight", *linear("self_attn.q_proj", "attn_q", "queries", "width", bias=False)),
+    *in_layers(
+        "ranked",
+        *linear("self_attn.q_a_proj", "attn_q_a", "query_rank", "width", bias=False),
+        *norm("self_attn.q_a_layernorm", "attn_q_a_norm", "query_rank"),
+        *linear("self_attn.q_b_proj", "attn_q_b", "queries", "query_rank", bias=False),
+    ),
 )
-_STRAIGHT_QUERIES = linear("self_attn.q_proj", "attn_q", "queries", "width", bias=False)
-_RANKED_QUERIES = (
-    *linear("self_attn.q_a_proj", "attn_q_a", "query_rank", "width", bias=False),
-    *norm("self_attn.q_a_layernorm", "attn_q_a_norm", "query_rank"),
-    *linear("self_attn.q_b_proj", "attn_q_b", "queries", "query_rank", bias=False),
-)
-_QUERIES = (*decoder.only(_STRAIGHT_QUERIES, "ranked", "layers"), *decoder.only(_RANKED_QUERIES, "", "ranked"))
 DEEPSEEK2 = Family(
     classes=("DeepseekV2ForCausalLM",),
     architecture="deepseek2",
-    tensors=(*_TENSORS, *_QUERIES),
+    tensors=_TENSORS,
+    sizes=_Sizes,
     read_sizes=_read_sizes,
     describe=_describe_v2,
-    transforms=_transforms,
 )
 DEEPSEEK3 = Family(
     classes=("DeepseekV3ForCausalLM", "Glm4MoeLiteForCausalLM"),
     architecture="deepseek2",
-    tensors=(*_TENSORS, *_QUERIES, moe.PREFERENCE),
+    tensors=(*_TENSORS, *moe.PREFERENCE),
+    sizes=_Sizes,
     read_sizes=_read_sizes,
     describe=_describe_v3,
-    transforms=_transforms,
 )
 FAMILIES = (DEEPSEEK2, DEEPSEEK3)

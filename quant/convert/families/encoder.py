@@ -5,58 +5,70 @@ Sources: `modeling_bert.py` and its relatives of transformers, `models/*bert.cpp
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from typing import Any
 
-from quant.convert.base import Family, Known, Sizes
+from quant.convert.base import Family, Known, Layers, Length, Sizes, Times, count_layers, tensor
 from quant.convert.config import Config
 from quant.convert.families import rotary
 from quant.errors import UnsupportedModel
 
 _GELU = ("gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh")
-_WIDTH = ("width",)
 
 
-def both(source: str, target: str, rows: str, *columns: str, required: bool = True) -> tuple[Known, ...]:
+@dataclass(frozen=True, kw_only=True)
+class EncoderSizes(Sizes):
+    """The sizes of an encoder.
+
+    Its table of positions has `positions` rows, of which the first `skipped` stay behind; a text may have `context`
+    tokens. `normed` are the layers with a norm in front of attention, where not all of them have one.
+    """
+
+    heads: int
+    feed_forward: int
+    positions: int
+    context: int
+    skipped: int = 0
+    normed: Layers
+
+
+def both(source: str, target: str, rows: Length, *columns: Length) -> tuple[Known, ...]:
     """A weight and its bias."""
     return (
-        Known(f"{source}.weight", f"{target}.weight", (rows, *columns), required),
-        Known(f"{source}.bias", f"{target}.bias", (rows,), required),
+        tensor(f"{source}.weight", f"{target}.weight", rows, *columns),
+        tensor(f"{source}.bias", f"{target}.bias", rows),
     )
 
 
-def _read_sizes(config: Config) -> dict[str, int]:
-    width, heads = config.count("hidden_size"), config.count("num_attention_heads")
-    positions = config.count("max_position_embeddings")
-    feed_forward = config.count("intermediate_size")
-    return {
-        "vocabulary": config.count("vocab_size"),
-        "width": width,
-        "three_width": 3 * width,
-        "layers": config.count("num_hidden_layers"),
-        "heads": heads,
-        "feed_forward": feed_forward,
-        "two_feed_forward": 2 * feed_forward,
-        "positions": positions,
-        "context": positions,
-        "kinds": config.count("type_vocab_size", 2),
-        "one": 1,
-    }
+def _read_sizes(config: Config) -> EncoderSizes:
+    layers, positions = count_layers(config), config.count("max_position_embeddings")
+    return EncoderSizes(
+        vocabulary=config.count("vocab_size"),
+        width=config.count("hidden_size"),
+        layers=layers,
+        token_types=config.count("type_vocab_size", 2),
+        heads=config.count("num_attention_heads"),
+        feed_forward=config.count("intermediate_size"),
+        positions=positions,
+        context=positions,
+        normed=frozenset(range(1, layers)),
+    )
 
 
-def _describe(config: Config, sizes: Sizes) -> dict[str, Any]:
+def _describe(config: Config, sizes: EncoderSizes) -> dict[str, Any]:
     return {
-        "vocab_size": sizes["vocabulary"],
-        "context_length": sizes["context"],
-        "embedding_length": sizes["width"],
-        "block_count": sizes["layers"],
-        "feed_forward_length": sizes["feed_forward"],
-        "attention.head_count": sizes["heads"],
+        "vocab_size": sizes.vocabulary,
+        "context_length": sizes.context,
+        "embedding_length": sizes.width,
+        "block_count": sizes.layers,
+        "feed_forward_length": sizes.feed_forward,
+        "attention.head_count": sizes.heads,
         "attention.layer_norm_epsilon": config.number("layer_norm_eps", 1e-12),
         "attention.causal": False,
     }
 
 
-def _describe_bert(config: Config, sizes: Sizes) -> dict[str, Any]:
+def _describe_bert(config: Config, sizes: EncoderSizes) -> dict[str, Any]:
     if config.get("position_embedding_type") not in (None, "absolute"):
         raise UnsupportedModel("it has positions that are not absolute, which llama.cpp does not know for BERT")
     return _describe(config, sizes)
@@ -64,9 +76,11 @@ def _describe_bert(config: Config, sizes: Sizes) -> dict[str, Any]:
 
 _LAYER, _BLOCK = "encoder.layer.{}.", "blk.{}."
 _BERT_TENSORS = (
-    Known("embeddings.word_embeddings.weight", "token_embd.weight", ("vocabulary", "width")),
-    Known("embeddings.position_embeddings.weight", "position_embd.weight", ("positions", "width"), skip="skipped"),
-    Known("embeddings.token_type_embeddings.weight", "token_types.weight", ("kinds", "width")),
+    tensor("embeddings.word_embeddings.weight", "token_embd.weight", "vocabulary", "width"),
+    replace(
+        tensor("embeddings.position_embeddings.weight", "position_embd.weight", "positions", "width"), skip="skipped"
+    ),
+    tensor("embeddings.token_type_embeddings.weight", "token_types.weight", "token_types", "width"),
     *both("embeddings.LayerNorm", "token_embd_norm", "width"),
     *both(_LAYER + "attention.self.query", _BLOCK + "attn_q", "width", "width"),
     *both(_LAYER + "attention.self.key", _BLOCK + "attn_k", "width", "width"),
@@ -81,7 +95,8 @@ _BERT_UNUSED = r"embeddings\.position_ids|pooler\.dense\.(weight|bias)|(cls|lm_h
 BERT = Family(
     classes=("BertModel", "BertForMaskedLM"),
     architecture="bert",
-    tensors=tuple(known._replace(skip="") for known in _BERT_TENSORS),
+    tensors=_BERT_TENSORS,
+    sizes=EncoderSizes,
     read_sizes=_read_sizes,
     describe=_describe_bert,
     prefix=r"(bert\.)?",
@@ -91,17 +106,18 @@ BERT = Family(
 )
 
 
-def _read_roberta_sizes(config: Config) -> dict[str, int]:
+def _read_roberta_sizes(config: Config) -> EncoderSizes:
     """RoBERTa counts positions from behind the number of the padding token."""
     sizes = _read_sizes(config)
     skipped = config.count("pad_token_id", 1) + 1
-    return {**sizes, "skipped": skipped, "context": sizes["positions"] - skipped}
+    return replace(sizes, skipped=skipped, context=sizes.positions - skipped)
 
 
 ROBERTA = Family(
     classes=("XLMRobertaModel", "XLMRobertaForMaskedLM", "RobertaModel", "RobertaForMaskedLM"),
     architecture="bert",
     tensors=_BERT_TENSORS,
+    sizes=EncoderSizes,
     read_sizes=_read_roberta_sizes,
     describe=_describe_bert,
     prefix=r"(roberta\.)?",
@@ -111,11 +127,11 @@ ROBERTA = Family(
 )
 
 
-def _describe_modern(config: Config, sizes: Sizes) -> dict[str, Any]:
+def _describe_modern(config: Config, sizes: EncoderSizes) -> dict[str, Any]:
     local = rotary.parameters(config, "sliding_attention").number("rope_theta", config.number("local_rope_theta", 1e4))
     every = config.count("global_attn_every_n_layers", 3)
     types = config.get("layer_types")
-    if types is not None and types != [_attention(n, every) for n in range(sizes["layers"])]:
+    if types is not None and types != [_attention(n, every) for n in range(sizes.layers)]:
         raise UnsupportedModel("its windows are in other layers than those that llama.cpp knows for ModernBERT")
     return {
         **_describe(config, sizes),
@@ -136,17 +152,17 @@ MODERN_BERT = Family(
     classes=("ModernBertModel", "ModernBertForMaskedLM"),
     architecture="modern-bert",
     tensors=(
-        Known("embeddings.tok_embeddings.weight", "token_embd.weight", ("vocabulary", "width")),
-        Known("embeddings.norm.weight", "token_embd_norm.weight", _WIDTH),
-        Known("final_norm.weight", "output_norm.weight", _WIDTH),
-        # The first layer has none.
-        Known("layers.{}.attn_norm.weight", "blk.{}.attn_norm.weight", _WIDTH, layers=("one", "layers")),
-        Known("layers.{}.attn.Wqkv.weight", "blk.{}.attn_qkv.weight", ("three_width", "width")),
-        Known("layers.{}.attn.Wo.weight", "blk.{}.attn_output.weight", ("width", "width")),
-        Known("layers.{}.mlp_norm.weight", "blk.{}.ffn_norm.weight", _WIDTH),
-        Known("layers.{}.mlp.Wi.weight", "blk.{}.ffn_up.weight", ("two_feed_forward", "width")),
-        Known("layers.{}.mlp.Wo.weight", "blk.{}.ffn_down.weight", ("width", "feed_forward")),
+        tensor("embeddings.tok_embeddings.weight", "token_embd.weight", "vocabulary", "width"),
+        tensor("embeddings.norm.weight", "token_embd_norm.weight", "width"),
+        tensor("final_norm.weight", "output_norm.weight", "width"),
+        tensor("layers.{}.attn_norm.weight", "blk.{}.attn_norm.weight", "width", layers="normed"),
+        tensor("layers.{}.attn.Wqkv.weight", "blk.{}.attn_qkv.weight", Times(3, "width"), "width"),
+        tensor("layers.{}.attn.Wo.weight", "blk.{}.attn_output.weight", "width", "width"),
+        tensor("layers.{}.mlp_norm.weight", "blk.{}.ffn_norm.weight", "width"),
+        tensor("layers.{}.mlp.Wi.weight", "blk.{}.ffn_up.weight", Times(2, "feed_forward"), "width"),
+        tensor("layers.{}.mlp.Wo.weight", "blk.{}.ffn_down.weight", "width", "feed_forward"),
     ),
+    sizes=EncoderSizes,
     read_sizes=_read_sizes,
     describe=_describe_modern,
     unused=r"(head|decoder)\..*",
@@ -155,9 +171,13 @@ MODERN_BERT = Family(
 )
 # Nomic's own code has GPT-2's names for the settings.
 _NOMIC_NAMES = {
-    **{"hidden_size": "n_embd", "num_attention_heads": "n_head", "num_hidden_layers": "n_layer"},
-    **{"intermediate_size": "n_inner", "max_position_embeddings": "n_positions"},
-    **{"layer_norm_eps": "layer_norm_epsilon", "rope_theta": "rotary_emb_base"},
+    "hidden_size": "n_embd",
+    "num_attention_heads": "n_head",
+    "num_hidden_layers": "n_layer",
+    "intermediate_size": "n_inner",
+    "max_position_embeddings": "n_positions",
+    "layer_norm_eps": "layer_norm_epsilon",
+    "rope_theta": "rotary_emb_base",
 }
 
 
@@ -166,16 +186,16 @@ def _nomic(config: Config) -> Config:
     return config.changed(ours)
 
 
-def _read_nomic_sizes(config: Config) -> dict[str, int]:
+def _read_nomic_sizes(config: Config) -> EncoderSizes:
     odd = {"prenorm": False, "rotary_emb_interleaved": False, "rotary_emb_fraction": 1.0, "causal": False}
     other = [key for key, value in odd.items() if config.values.get(key, value) != value]
     if other or config.get("moe_every_n_layers"):
         raise UnsupportedModel(f"it is a variant of Nomic BERT that cannot be converted yet ({(*other, 'experts')[0]})")
     sizes = _read_sizes(_nomic(config))
-    return {**sizes, "context": min(sizes["positions"], config.count("max_trained_positions", 2048))}
+    return replace(sizes, context=min(sizes.positions, config.count("max_trained_positions", 2048)))
 
 
-def _describe_nomic(config: Config, sizes: Sizes) -> dict[str, Any]:
+def _describe_nomic(config: Config, sizes: EncoderSizes) -> dict[str, Any]:
     config = _nomic(config)
     return {**_describe(config, sizes), "rope.freq_base": rotary.base(config)}
 
@@ -185,17 +205,18 @@ NOMIC_BERT = Family(
     classes=("NomicBertModel",),
     architecture="nomic-bert",
     tensors=(
-        Known("embeddings.word_embeddings.weight", "token_embd.weight", ("vocabulary", "width")),
-        Known("embeddings.token_type_embeddings.weight", "token_types.weight", ("kinds", "width")),
+        tensor("embeddings.word_embeddings.weight", "token_embd.weight", "vocabulary", "width"),
+        tensor("embeddings.token_type_embeddings.weight", "token_types.weight", "token_types", "width"),
         *both("emb_ln", "token_embd_norm", "width"),
-        Known(_LAYERS + "attn.Wqkv.weight", _BLOCK + "attn_qkv.weight", ("three_width", "width")),
-        Known(_LAYERS + "attn.out_proj.weight", _BLOCK + "attn_output.weight", ("width", "width")),
+        tensor(_LAYERS + "attn.Wqkv.weight", _BLOCK + "attn_qkv.weight", Times(3, "width"), "width"),
+        tensor(_LAYERS + "attn.out_proj.weight", _BLOCK + "attn_output.weight", "width", "width"),
         *both(_LAYERS + "norm1", _BLOCK + "attn_output_norm", "width"),
-        Known(_LAYERS + "mlp.fc11.weight", _BLOCK + "ffn_up.weight", ("feed_forward", "width")),
-        Known(_LAYERS + "mlp.fc12.weight", _BLOCK + "ffn_gate.weight", ("feed_forward", "width")),
-        Known(_LAYERS + "mlp.fc2.weight", _BLOCK + "ffn_down.weight", ("width", "feed_forward")),
+        tensor(_LAYERS + "mlp.fc11.weight", _BLOCK + "ffn_up.weight", "feed_forward", "width"),
+        tensor(_LAYERS + "mlp.fc12.weight", _BLOCK + "ffn_gate.weight", "feed_forward", "width"),
+        tensor(_LAYERS + "mlp.fc2.weight", _BLOCK + "ffn_down.weight", "width", "feed_forward"),
         *both(_LAYERS + "norm2", _BLOCK + "layer_output_norm", "width"),
     ),
+    sizes=EncoderSizes,
     read_sizes=_read_nomic_sizes,
     describe=_describe_nomic,
     unused=_BERT_UNUSED,

@@ -5,40 +5,34 @@ Sources: `modeling_gemma*.py` of transformers, `models/gemma*.cpp` of llama.cpp.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass
 from typing import Any
 
-from quant.convert.base import Family, Sizes, headless
+from quant.convert.base import Family, headless
 from quant.convert.config import Config
 from quant.convert.families import decoder, rotary
-from quant.convert.families.decoder import norm
+from quant.convert.families.decoder import DecoderSizes, norm
 from quant.convert.pooling import DENSE
-from quant.convert.transforms import AddOne
 from quant.errors import UnsupportedModel
-from quant.plan import Transform
 
 _GELU = ("gelu_pytorch_tanh", "gelu")
 # llama.cpp tells Gemma's 27 B, which scales attention in its own way, by the number of layers.
 _ODD_SCALE = {"gemma2": 46, "gemma3": 62}
 
 
-def _transforms(sizes: Sizes) -> dict[str, Transform]:
-    return {"add_one": AddOne()}
-
-
-def _describe(config: Config, sizes: Sizes) -> dict[str, Any]:
+def _describe(config: Config, sizes: DecoderSizes) -> dict[str, Any]:
     return decoder.describe(config, sizes)
 
 
-def _check_scale(config: Config, sizes: Sizes, architecture: str) -> None:
+def _check_scale(config: Config, sizes: DecoderSizes, architecture: str) -> None:
     """llama.cpp has the scale of attention built in; raises where the model has another."""
-    odd = sizes["layers"] == _ODD_SCALE[architecture]
-    built_in = sizes["width"] // sizes["heads"] if odd else sizes["head"]
+    odd = sizes.layers == _ODD_SCALE[architecture]
+    built_in = sizes.width // sizes.heads if odd else sizes.head
     if config.number("query_pre_attn_scalar", 256) != built_in:
         raise UnsupportedModel(f"its `query_pre_attn_scalar` is not {built_in}, the only one that llama.cpp knows")
 
 
-def _describe_two(config: Config, sizes: Sizes) -> dict[str, Any]:
+def _describe_two(config: Config, sizes: DecoderSizes) -> dict[str, Any]:
     _check_scale(config, sizes, "gemma2")
     return {
         **decoder.describe(config, sizes),
@@ -51,17 +45,19 @@ def _describe_two(config: Config, sizes: Sizes) -> dict[str, Any]:
 
 def _complete(config: Config) -> Config:
     """Gemma 3's own files leave out what is transformers' default."""
-    defaults: dict[str, Any] = {
-        "num_attention_heads": 8,
-        "num_key_value_heads": 4,
-        "head_dim": 256,
-        "vocab_size": 262_208,
-    }
-    defaults |= {"max_position_embeddings": 131_072, "hidden_activation": "gelu_pytorch_tanh"}
-    return config.filled(defaults)
+    return config.filled(
+        {
+            "num_attention_heads": 8,
+            "num_key_value_heads": 4,
+            "head_dim": 256,
+            "vocab_size": 262_208,
+            "max_position_embeddings": 131_072,
+            "hidden_activation": "gelu_pytorch_tanh",
+        }
+    )
 
 
-def _describe_three(config: Config, sizes: Sizes) -> dict[str, Any]:
+def _describe_three(config: Config, sizes: DecoderSizes) -> dict[str, Any]:
     config = _complete(config)
     _check_scale(config, sizes, "gemma3")
     entries = decoder.describe(config, sizes)
@@ -80,7 +76,6 @@ def _describe_three(config: Config, sizes: Sizes) -> dict[str, Any]:
     }
 
 
-_BASE = (decoder.EMBEDDING, *decoder.final_norm(), decoder.OUTPUT, *decoder.ATTENTION, *decoder.GATED)
 _FOUR_NORMS = (
     *norm("input_layernorm", "attn_norm"),
     *norm("post_attention_layernorm", "post_attention_norm"),
@@ -90,41 +85,52 @@ _FOUR_NORMS = (
 GEMMA = Family(
     classes=("GemmaForCausalLM",),
     architecture="gemma",
-    tensors=decoder.added_one(_BASE + decoder.NORMS),
+    tensors=decoder.added_one(decoder.BASE + decoder.NORMS),
+    sizes=DecoderSizes,
     read_sizes=decoder.read_sizes,
     describe=_describe,
-    transforms=_transforms,
     activations=_GELU,
     tied=True,
 )
 GEMMA2 = Family(
     classes=("Gemma2ForCausalLM",),
     architecture="gemma2",
-    tensors=decoder.added_one(_BASE + _FOUR_NORMS),
+    tensors=decoder.added_one(decoder.BASE + _FOUR_NORMS),
+    sizes=DecoderSizes,
     read_sizes=decoder.read_sizes,
     describe=_describe_two,
-    transforms=_transforms,
     activations=_GELU,
     tied=True,
 )
 GEMMA3 = Family(
     classes=("Gemma3ForCausalLM",),
     architecture="gemma3",
-    tensors=decoder.added_one(_BASE + _FOUR_NORMS + decoder.HEAD_NORMS),
+    tensors=decoder.added_one(decoder.BASE + _FOUR_NORMS + decoder.HEAD_NORMS),
+    sizes=DecoderSizes,
     read_sizes=lambda config: decoder.read_sizes(_complete(config)),
     describe=_describe_three,
-    transforms=_transforms,
     activations=_GELU,
     tied=True,
 )
 
 
-def _describe_embedding(config: Config, sizes: Sizes) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class _EmbeddingSizes(DecoderSizes):
+    """`dense` is the length of a vector between the two matrices after the pooling, 0 where there are none."""
+
+    dense: int = 0
+
+
+def _describe_embedding(config: Config, sizes: _EmbeddingSizes) -> dict[str, Any]:
     """Every token sees those before and behind it, in most layers up to half a window away."""
-    if config.number("query_pre_attn_scalar", 256) != sizes["head"]:
-        raise UnsupportedModel(f"its `query_pre_attn_scalar` is not {sizes['head']}, the only one that llama.cpp knows")
-    dense = {"dense_2_feat_in": sizes["width"], "dense_2_feat_out": sizes.get("dense", 0)}
-    dense |= {"dense_3_feat_in": sizes.get("dense", 0), "dense_3_feat_out": sizes["width"]}
+    if config.number("query_pre_attn_scalar", 256) != sizes.head:
+        raise UnsupportedModel(f"its `query_pre_attn_scalar` is not {sizes.head}, the only one that llama.cpp knows")
+    dense = {
+        "dense_2_feat_in": sizes.width,
+        "dense_2_feat_out": sizes.dense,
+        "dense_3_feat_in": sizes.dense,
+        "dense_3_feat_out": sizes.width,
+    }
     return {
         **decoder.describe(config, sizes),
         "attention.causal": False,
@@ -132,7 +138,7 @@ def _describe_embedding(config: Config, sizes: Sizes) -> dict[str, Any]:
         **decoder.window_pattern(config, sizes, config.count("sliding_window_pattern", 6)),
         "rope.freq_base": rotary.base(config, default=1e6),
         "rope.freq_base_swa": rotary.local_base(config),
-        **(dense if "dense" in sizes else {}),
+        **(dense if sizes.dense else {}),
     }
 
 
@@ -142,13 +148,16 @@ def _bidirectional(config: Config) -> Config:
     return _complete(config)
 
 
-EMBEDDING = replace(
-    headless(GEMMA3),
+EMBEDDING = Family(
     classes=("Gemma3TextModel",),
     architecture="gemma-embedding",
     tensors=headless(GEMMA3).tensors + DENSE,
-    read_sizes=lambda config: decoder.read_sizes(_bidirectional(config)),
+    sizes=_EmbeddingSizes,
+    read_sizes=lambda config: _EmbeddingSizes(**vars(decoder.read_sizes(_bidirectional(config)))),
     describe=lambda config, sizes: _describe_embedding(_complete(config), sizes),
+    unused=headless(GEMMA3).unused,
+    activations=_GELU,
     encoder=True,
+    tied=True,
 )
 FAMILIES = (GEMMA, GEMMA2, GEMMA3, EMBEDDING)

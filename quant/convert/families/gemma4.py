@@ -6,15 +6,15 @@ Sources: `modeling_gemma4.py` and `configuration_gemma4.py` of transformers, `mo
 from __future__ import annotations
 
 import struct
+from dataclasses import dataclass, replace
 from typing import Any
 
-from quant.convert.base import Family, Known, Sizes, check_layers
+from quant.convert.base import Family, Known, Layers, Target, Times, in_layers, tensor
 from quant.convert.config import Config
 from quant.convert.families import decoder, rotary
-from quant.convert.families.decoder import layer, linear, norm
-from quant.convert.families.recurrent import masks, some
+from quant.convert.families.decoder import LAYER, layer, linear, norm
+from quant.convert.families.moe import MixtureSizes
 from quant.errors import MalformedFile, UnsupportedModel
-from quant.gguf.header import MAX_BLOCKS
 from quant.plan import TensorPlan
 
 _SLIDING, _FULL = "sliding_attention", "full_attention"
@@ -22,163 +22,224 @@ _SLIDING, _FULL = "sliding_attention", "full_attention"
 _STILL = 1e30
 
 
-def _attending(config: Config, layers: int) -> list[bool]:
-    """Which layers see the whole text; the others have a window."""
+@dataclass(frozen=True, kw_only=True)
+class _Sizes(MixtureSizes):
+    """Layers see the whole text (`full`) or a window (`sliding`); heads of the former have sizes of their own.
+
+    From layer number `first` on, layers share the keys and values of earlier ones (`full_sharing`, `sliding_sharing`),
+    and their feed-forward part is `wide`; the layers before have keys of their own. Full layers without values of
+    their own use their keys. Each layer may get `per_layer` values for every token from an embedding of its own
+    (`embedded`: all layers, or none), and may have experts (`routed`: all, or none).
+    """
+
+    full_head: int
+    full_key_heads: int
+    full_rotated: int
+    first: int
+    wide: int
+    per_layer: int
+    full: Layers
+    sliding: Layers
+    full_own: Layers
+    sliding_own: Layers
+    full_valued: Layers
+    full_sharing: Layers
+    sliding_sharing: Layers
+    narrow_layers: Layers
+    wide_layers: Layers
+    embedded: Layers
+    routed: Layers
+
+    @property
+    def full_queries(self) -> int:
+        """The values of all query heads in full layers."""
+        return self.heads * self.full_head
+
+    @property
+    def full_keys(self) -> int:
+        """The values of all key heads in full layers."""
+        return self.full_key_heads * self.full_head
+
+    @property
+    def all_layers(self) -> int:
+        """What all layers together get for a token from their embeddings."""
+        return self.per_layer * self.layers
+
+
+def _full_layers(config: Config, layers: int) -> Layers:
+    """The layers that see the whole text; the others have a window."""
     kinds = config.get("layer_types")
     if kinds is None:
-        kinds = [_SLIDING if (number + 1) % 6 else _FULL for number in range(min(layers, MAX_BLOCKS))]
+        kinds = [_SLIDING if (number + 1) % 6 else _FULL for number in range(layers)]
     fine = isinstance(kinds, list) and len(kinds) == layers and all(kind in (_SLIDING, _FULL) for kind in kinds)
     if not fine or kinds[-1] != _FULL:
         raise config.wrong("layer_types", f"a list of what {layers} layers are, the last one with full attention")
-    return [kind == _FULL for kind in kinds]
+    return frozenset(number for number, kind in enumerate(kinds) if kind == _FULL)
 
 
-def _whole(config: Config, whole: list[bool]) -> Config:
-    """The settings of layers that see the whole text, where they differ: as published, or as transformers 5 saves."""
+def _full_config(config: Config, full: Layers, sliding: Layers) -> Config:
+    """The settings of full layers, where they differ: as published, or as transformers 5 saves them."""
     found = {"head_dim": config.count("global_head_dim", 512)}
     if config.flag("attention_k_eq_v") and config.get("num_global_key_value_heads") is not None:
         found["num_key_value_heads"] = config.count("num_global_key_value_heads")
     if config.get("per_layer_config"):
         layers = config.part("per_layer_config")
-        given = [layers.part(str(number)).values for number, full in enumerate(whole) if full]
-        others = {str(number) for number, full in enumerate(whole) if not full}
-        if any(each != given[0] for each in given) or others & layers.values.keys():
+        given = [layers.part(str(number)).values for number in sorted(full)]
+        if any(each != given[0] for each in given) or layers.values.keys() & set(map(str, sliding)):
             raise UnsupportedModel("its layers differ by more than whether they have a window")
         found = dict(given[0])
     return config.changed(found)
 
 
-def _read_sizes(config: Config) -> dict[str, int]:
+def _read_sizes(config: Config) -> _Sizes:
     sizes = decoder.read_sizes(config)
-    layers = sizes["layers"]
-    check_layers(sizes)
-    whole = _attending(config, layers)
-    full = decoder.read_sizes(_whole(config, whole))
-    first = layers - _count(config, "num_kv_shared_layers")
-    if first < layers and (first < 2 or whole[first - 2 : first] != [False, True]):
+    every: Layers = frozenset(range(sizes.layers))
+    none: Layers = frozenset()
+    full = _full_layers(config, sizes.layers)
+    sliding = every - full
+    full_sizes = decoder.read_sizes(_full_config(config, full, sliding))
+    first = sizes.layers - _count(config, "num_kv_shared_layers")
+    # The layers that are shared from have to be the last ones that do not share.
+    if first < sizes.layers and (first < 2 or first - 2 in full or first - 1 not in full):
         raise UnsupportedModel("its last layers share keys of other ones than llama.cpp has them share")
     for key in ("attention_bias", "use_bidirectional_attention"):
         if config.get(key) not in (None, False, "vision"):
             raise UnsupportedModel(f"it has `{key}`, which llama.cpp does not know")
-    masked = masks(whole)
-    own = (1 << first) - 1
-    unequal = not config.flag("attention_k_eq_v")
-    wide = sizes["feed_forward"] * (2 if config.flag("use_double_wide_mlp") else 1)
-    each = _count(config, "hidden_size_per_layer_input")
-    if each and config.count("vocab_size_per_layer_input", 262_144) != sizes["vocabulary"]:
+    per_layer = _count(config, "hidden_size_per_layer_input")
+    if per_layer and config.count("vocab_size_per_layer_input", 262_144) != sizes.vocabulary:
         raise MalformedFile("the embedding of the layers has other tokens than that of the model")
     experts = config.count("num_experts") if config.flag("enable_moe_block") else 0
-    return {
-        **{**sizes, "first": first, "wide": wide, "one": 1, "each": each, "all": each * layers},
-        **{f"full_{key}": full[key] for key in ("head", "shared", "queries", "keys", "rotated")},
-        **{"full": masked["attending"], "sliding": masked["others"], "per_layer": (1 << layers) - 1 if each else 0},
-        **{"full_own": own & masked["attending"], "sliding_own": own & masked["others"]},
-        **{"full_sharing": masked["attending"] & ~own, "sliding_sharing": masked["others"] & ~own},
-        "full_valued": own & masked["attending"] if unequal else 0,
-        **{"experts": experts, "mixtures": (1 << layers) - 1 if experts else 0},
-        **({"expert": config.count("moe_intermediate_size")} if experts else {"expert": 1}),
-        "two_expert": 2 * config.count("moe_intermediate_size") if experts else 2,
-    }
+    own = frozenset(range(first))
+    return _Sizes(
+        **vars(sizes),
+        experts=experts,
+        expert=config.count("moe_intermediate_size") if experts else 0,
+        full_head=full_sizes.head,
+        full_key_heads=full_sizes.key_heads,
+        full_rotated=full_sizes.rotated,
+        first=first,
+        wide=sizes.feed_forward * (2 if config.flag("use_double_wide_mlp") else 1),
+        per_layer=per_layer,
+        full=full,
+        sliding=sliding,
+        full_own=full & own,
+        sliding_own=sliding & own,
+        full_valued=none if config.flag("attention_k_eq_v") else full & own,
+        full_sharing=full - own,
+        sliding_sharing=sliding - own,
+        narrow_layers=own,
+        wide_layers=every - own,
+        embedded=every if per_layer else none,
+        routed=every if experts else none,
+    )
 
 
 def _count(config: Config, key: str) -> int:
     return config.count(key) if config.get(key) else 0
 
 
-def _describe(config: Config, sizes: Sizes) -> dict[str, Any]:
-    layers = sizes["layers"]
-    whole = [bool(sizes["full"] >> number & 1) for number in range(layers)]
+def _describe(config: Config, sizes: _Sizes) -> dict[str, Any]:
+    layers = sizes.layers
+    full = [number in sizes.full for number in range(layers)]
     plain = {"rope_parameters": {"rope_theta": rotary.base(config, _FULL, 1e6)}}
     entries = {
         **decoder.describe(config.changed(plain), sizes),
-        "attention.head_count_kv": [sizes["full_shared"] if full else sizes["shared"] for full in whole],
-        "attention.key_length": sizes["full_head"],
-        "attention.value_length": sizes["full_head"],
-        "attention.key_length_swa": sizes["head"],
-        "attention.value_length_swa": sizes["head"],
+        "attention.head_count_kv": [sizes.full_key_heads if whole else sizes.key_heads for whole in full],
+        "attention.key_length": sizes.full_head,
+        "attention.value_length": sizes.full_head,
+        "attention.key_length_swa": sizes.head,
+        "attention.value_length_swa": sizes.head,
         "attention.sliding_window": config.count("sliding_window", 512),
-        "attention.sliding_window_pattern": [not full for full in whole],
-        "attention.shared_kv_layers": layers - sizes["first"],
-        "rope.dimension_count": sizes["full_head"],
-        "rope.dimension_count_swa": sizes["head"],
+        "attention.sliding_window_pattern": [not whole for whole in full],
+        "attention.shared_kv_layers": layers - sizes.first,
+        "rope.dimension_count": sizes.full_head,
+        "rope.dimension_count_swa": sizes.head,
         "rope.freq_base_swa": rotary.base(config, _SLIDING),
-        "embedding_length_per_layer_input": sizes["each"],
+        "embedding_length_per_layer_input": sizes.per_layer,
     }
-    if sizes["wide"] != sizes["feed_forward"]:
-        wide = [sizes["feed_forward"] if number < sizes["first"] else sizes["wide"] for number in range(layers)]
+    if sizes.wide != sizes.feed_forward:
+        wide = [sizes.feed_forward if number < sizes.first else sizes.wide for number in range(layers)]
         entries["feed_forward_length"] = wide
     if config.get("final_logit_softcapping") is not None:
         entries["final_logit_softcapping"] = config.number("final_logit_softcapping")
-    if sizes["experts"]:
-        entries |= decoder.describe_experts(sizes["experts"], config.count("top_k_experts"))
-        entries["expert_feed_forward_length"] = sizes["expert"]
+    if sizes.experts:
+        entries |= decoder.describe_experts(sizes.experts, config.count("top_k_experts"))
+        entries["expert_feed_forward_length"] = sizes.expert
     return entries
 
 
-def _tables(config: Config, sizes: Sizes) -> tuple[TensorPlan, ...]:
+def _tables(config: Config, sizes: _Sizes) -> tuple[TensorPlan, ...]:
     """Which pairs turn in layers that see the whole text: the first ones of every head."""
     scaling = rotary.parameters(config, _FULL)
     kind = scaling.get("rope_type") or "proportional"
     if kind not in ("proportional", "default") or scaling.number("factor", 1.0) != 1.0:
         raise UnsupportedModel(f"rotary scaling of the type `{ascii(kind)[:40]}` cannot be converted for Gemma 4")
-    pairs = sizes["full_head"] // 2
+    pairs = sizes.full_head // 2
     share = rotary.share(Config(config.name, {"rope_parameters": {_FULL: scaling.values}}), 0.25)
-    turning = int(share * sizes["full_head"] // 2) if kind == "proportional" else pairs
+    turning = int(share * sizes.full_head // 2) if kind == "proportional" else pairs
     values = [1.0] * turning + [_STILL] * (pairs - turning)
     return (TensorPlan("rope_freqs.weight", (pairs,), "F32", values=struct.pack(f"<{pairs}f", *values)),)
 
 
-def _attention(kind: str, head: str, queries: str, keys: str) -> tuple[Known, ...]:
-    """Of the layers of a kind; of those whose keys are others' files may hold what nobody reads."""
-    own = (*linear("self_attn.k_proj", "attn_k", keys, "width", False), *norm("self_attn.k_norm", "attn_k_norm", head))
-    values = linear("self_attn.v_proj", "attn_v", keys, "width", False)
+def _attention(kind: str, head: str, queries: str, keys: str, valued: str) -> tuple[Known, ...]:
+    """The attention of `full` or `sliding` layers; `valued` are those that have values of their own."""
+    own = (
+        *linear("self_attn.k_proj", "attn_k", keys, "width", bias=False),
+        *norm("self_attn.k_norm", "attn_k_norm", head),
+    )
+    values = linear("self_attn.v_proj", "attn_v", keys, "width", bias=False)
+    # Files may hold keys and values of layers that share those of others, and no engine reads them.
+    unread = tuple(replace(known, targets=(), required=False) for known in (*own, *values))
     return (
-        *some(kind, *linear("self_attn.q_proj", "attn_q", queries, "width", False)),
-        *some(kind, *norm("self_attn.q_norm", "attn_q_norm", head)),
-        *some(kind, *linear("self_attn.o_proj", "attn_output", "width", queries, False)),
-        *some(f"{kind}_own", *own),
-        *some("full_valued" if kind == "full" else "sliding_own", *values),
-        *(each._replace(target="", required=False) for each in some(f"{kind}_sharing", *own, *values)),
+        *in_layers(
+            kind,
+            *linear("self_attn.q_proj", "attn_q", queries, "width", bias=False),
+            *norm("self_attn.q_norm", "attn_q_norm", head),
+            *linear("self_attn.o_proj", "attn_output", "width", queries, bias=False),
+        ),
+        *in_layers(f"{kind}_own", *own),
+        *in_layers(valued, *values),
+        *in_layers(f"{kind}_sharing", *unread),
     )
 
 
-def _wider(tensors: tuple[Known, ...]) -> tuple[Known, ...]:
-    shapes = (tuple("wide" if size == "feed_forward" else size for size in known.shape) for known in tensors)
-    return tuple(known._replace(shape=shape) for known, shape in zip(tensors, shapes, strict=True))
-
-
+_WIDE = (
+    *linear("mlp.gate_proj", "ffn_gate", "wide", "width"),
+    *linear("mlp.up_proj", "ffn_up", "wide", "width"),
+    *linear("mlp.down_proj", "ffn_down", "width", "wide"),
+)
 GEMMA4 = Family(
     classes=("Gemma4ForCausalLM",),
     architecture="gemma4",
     tensors=(
-        *(decoder.EMBEDDING, *decoder.final_norm(), decoder.OUTPUT),
-        *_attention("sliding", "head", "queries", "keys"),
-        *_attention("full", "full_head", "full_queries", "full_keys"),
+        *decoder.ENDS,
+        *_attention("sliding", "head", "queries", "keys", valued="sliding_own"),
+        *_attention("full", "full_head", "full_queries", "full_keys", valued="full_valued"),
         *norm("input_layernorm", "attn_norm"),
         *norm("post_attention_layernorm", "post_attention_norm"),
         *norm("pre_feedforward_layernorm", "ffn_norm"),
         *norm("post_feedforward_layernorm", "post_ffw_norm"),
-        layer("layer_scalar", "layer_output_scale.weight", "one"),
-        *decoder.only(decoder.GATED, "", "first"),
-        *decoder.only(_wider(decoder.GATED), "first", "layers"),
-        *some(
-            "per_layer",
-            *linear("per_layer_input_gate", "inp_gate", "each", "width", bias=False),
-            *linear("per_layer_projection", "proj", "width", "each", bias=False),
+        layer("layer_scalar", "layer_output_scale.weight", 1),
+        *in_layers("narrow_layers", *decoder.GATED),
+        *in_layers("wide_layers", *_WIDE),
+        *in_layers(
+            "embedded",
+            *linear("per_layer_input_gate", "inp_gate", "per_layer", "width", bias=False),
+            *linear("per_layer_projection", "proj", "width", "per_layer", bias=False),
             *norm("post_per_layer_input_norm", "post_norm"),
-            Known("embed_tokens_per_layer.weight", "per_layer_token_embd.weight", ("vocabulary", "all")),
-            Known("per_layer_model_projection.weight", "per_layer_model_proj.weight", ("all", "width")),
-            Known("per_layer_projection_norm.weight", "per_layer_proj_norm.weight", ("each",)),
+            tensor("embed_tokens_per_layer.weight", "per_layer_token_embd.weight", "vocabulary", "all_layers"),
+            tensor("per_layer_model_projection.weight", "per_layer_model_proj.weight", "all_layers", "width"),
+            tensor("per_layer_projection_norm.weight", "per_layer_proj_norm.weight", "per_layer"),
         ),
-        *some(
-            "mixtures",
+        *in_layers(
+            "routed",
             *linear("router.proj", "ffn_gate_inp", "experts", "width", bias=False),
             layer("router.scale", "ffn_gate_inp.scale", "width"),
             layer("router.per_expert_scale", "ffn_down_exps.scale", "experts"),
-            layer(
-                "experts.gate_up_proj",
-                "ffn_gate_exps.weight blk.{}.ffn_up_exps.weight",
-                *("experts", "two_expert", "width"),
+            Known(
+                LAYER + "experts.gate_up_proj",
+                (Target("blk.{}.ffn_gate_exps.weight"), Target("blk.{}.ffn_up_exps.weight")),
+                ("experts", Times(2, "expert"), "width"),
             ),
             layer("experts.down_proj", "ffn_down_exps.weight", "experts", "width", "expert"),
             *norm("pre_feedforward_layernorm_2", "pre_ffw_norm_2"),
@@ -186,6 +247,7 @@ GEMMA4 = Family(
             *norm("post_feedforward_layernorm_2", "post_ffw_norm_2"),
         ),
     ),
+    sizes=_Sizes,
     read_sizes=_read_sizes,
     describe=_describe,
     computed=_tables,

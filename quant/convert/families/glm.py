@@ -5,12 +5,12 @@ from __future__ import annotations
 from quant.convert.base import Family
 from quant.convert.config import Config
 from quant.convert.families import decoder
-from quant.convert.families.decoder import norm
+from quant.convert.families.decoder import DecoderSizes, norm
 
-_BASE = (decoder.EMBEDDING, *decoder.final_norm(), decoder.OUTPUT, *decoder.ATTENTION, *decoder.FUSED_GATED)
+_BASE = (*decoder.ENDS, *decoder.ATTENTION, *decoder.FUSED_GATED)
 
 
-def _read_sizes(config: Config) -> dict[str, int]:
+def _read_sizes(config: Config) -> DecoderSizes:
     return decoder.read_sizes(config.filled({"partial_rotary_factor": 0.5}))
 
 
@@ -24,6 +24,7 @@ GLM4 = Family(
         *norm("post_attention_layernorm", "ffn_norm"),
         *norm("post_mlp_layernorm", "post_ffw_norm"),
     ),
+    sizes=DecoderSizes,
     read_sizes=_read_sizes,
     describe=decoder.describe,
 )
@@ -31,6 +32,7 @@ GLM = Family(
     classes=("GlmForCausalLM",),
     architecture="chatglm",
     tensors=_BASE + decoder.NORMS,
+    sizes=DecoderSizes,
     read_sizes=_read_sizes,
     describe=decoder.describe,
 )

@@ -8,96 +8,126 @@ llama.cpp rounds the ends of YaRN's ramp, as the method's own code does and GPT-
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from quant.convert import prequantized
-from quant.convert.base import Family, Known, Sizes
+from quant.convert.base import Family, Known, Layers, Target, Times, in_layers
 from quant.convert.config import Config
 from quant.convert.families import decoder
 from quant.convert.families.decoder import layer, linear, norm
+from quant.convert.families.moe import MixtureSizes
 from quant.convert.transforms import EverySecondRow, EverySecondValue, TakeTransposed, Transpose
 from quant.errors import UnsupportedModel
 from quant.plan import Transform
 
-_GATE, _UP, _DOWN = (f"blk.{{}}.ffn_{name}_exps" for name in ("gate", "up", "down"))
 _EXPERTS = decoder.LAYER + "mlp.experts."
 # What the engine's activation is made for.
 _ACTIVATION = {"swiglu_limit": 7.0, "swiglu_alpha": 1.702}
 
 
-def _read_sizes(config: Config) -> dict[str, int]:
+@dataclass(frozen=True, kw_only=True)
+class _Sizes(MixtureSizes):
+    """Experts of all layers are `packed` (MXFP4), or those of all layers are `whole`."""
+
+    packed: Layers
+    whole: Layers
+
+
+def _read_sizes(config: Config) -> _Sizes:
     sizes = decoder.read_sizes(config)
-    packed = prequantized.check_method(config) == "mxfp4"
-    return {
-        **sizes,
-        "experts": config.count("num_local_experts"),
-        "packed": sizes["layers"] if packed else 0,
-        "whole": 0 if packed else sizes["layers"],
-    }
+    every: Layers = frozenset(range(sizes.layers))
+    packed = every if prequantized.check_method(config) == "mxfp4" else frozenset()
+    return _Sizes(
+        **vars(sizes),
+        experts=config.count("num_local_experts"),
+        expert=sizes.feed_forward,
+        packed=packed,
+        whole=every - packed,
+    )
 
 
-def _describe(config: Config, sizes: Sizes) -> dict[str, Any]:
+def _describe(config: Config, sizes: _Sizes) -> dict[str, Any]:
     odd = [key for key, value in _ACTIVATION.items() if config.number(key, value) != value]
     if odd:
         raise UnsupportedModel(f"its experts have another activation (`{odd[0]}`) than llama.cpp's for the family")
     return {
         **decoder.describe(config, sizes),
-        **decoder.describe_experts(sizes["experts"], config.count("num_experts_per_tok")),
-        "expert_feed_forward_length": sizes["feed_forward"],
+        **decoder.describe_experts(sizes.experts, config.count("num_experts_per_tok")),
+        "expert_feed_forward_length": sizes.expert,
         "attention.sliding_window": config.count("sliding_window"),
         **decoder.window_pattern(config, sizes, 2),
     }
 
 
-def _transforms(sizes: Sizes) -> dict[str, Transform]:
-    width, count = sizes["width"], sizes["feed_forward"]
-    found: dict[str, Transform] = {"down": Transpose(width, count)}
-    for first, name in enumerate(("gate", "up")):
-        found[f"{name}-row"] = EverySecondRow(first)
-        found[f"{name}-value"] = EverySecondValue(first)
-        found[f"{name}-column"] = TakeTransposed(width, count, first, step=2)
-    return found
+def _take_columns(first: int) -> Callable[[_Sizes], Transform]:
+    return lambda sizes: TakeTransposed(sizes.width, sizes.expert, first, step=2)
 
 
-def _stacks(
-    layers: str, gate_and_up: tuple[str, ...], transform: str, down: tuple[str, ...], turned: str
-) -> tuple[Known, ...]:
-    """The experts of the layers that the size `layers` counts, in one of the two ways in which they are stored."""
-    both, result = f"{_GATE}.weight {_UP}.weight", ("experts", "feed_forward", "width")
-    return (
-        Known(f"{_EXPERTS}gate_up_proj", both, gate_and_up, True, transform, result, layers=("", layers)),
-        Known(
-            *(f"{_EXPERTS}down_proj", f"{_DOWN}.weight", down, True, turned, ("experts", "width", "feed_forward")),
-            layers=("", layers),
+def _transpose_down(sizes: _Sizes) -> Transform:
+    return Transpose(sizes.width, sizes.expert)
+
+
+# Gate and up alternate: gate is every second one from number 0, up from number 1.
+_MATRIX = ("experts", "expert", "width")
+_PACKED_EXPERTS = (
+    Known(
+        _EXPERTS + "gate_up_proj",
+        (
+            Target("blk.{}.ffn_gate_exps.weight", _MATRIX, lambda sizes: EverySecondRow(0)),
+            Target("blk.{}.ffn_up_exps.weight", _MATRIX, lambda sizes: EverySecondRow(1)),
         ),
-    )
-
-
+        ("experts", Times(2, "expert"), "width"),
+    ),
+    layer("mlp.experts.down_proj", "ffn_down_exps.weight", "experts", "width", "expert"),
+)
+_WHOLE_EXPERTS = (
+    Known(
+        _EXPERTS + "gate_up_proj",
+        (
+            Target("blk.{}.ffn_gate_exps.weight", _MATRIX, _take_columns(0)),
+            Target("blk.{}.ffn_up_exps.weight", _MATRIX, _take_columns(1)),
+        ),
+        ("experts", "width", Times(2, "expert")),
+    ),
+    layer(
+        "mlp.experts.down_proj",
+        "ffn_down_exps.weight",
+        "experts",
+        "expert",
+        "width",
+        becomes=("experts", "width", "expert"),
+        transform=_transpose_down,
+    ),
+)
+_BIASES = (
+    Known(
+        _EXPERTS + "gate_up_proj_bias",
+        (
+            Target("blk.{}.ffn_gate_exps.bias", ("experts", "expert"), lambda sizes: EverySecondValue(0)),
+            Target("blk.{}.ffn_up_exps.bias", ("experts", "expert"), lambda sizes: EverySecondValue(1)),
+        ),
+        ("experts", Times(2, "expert")),
+    ),
+    layer("mlp.experts.down_proj_bias", "ffn_down_exps.bias", "experts", "width"),
+)
 GPT_OSS = Family(
     classes=("GptOssForCausalLM",),
     architecture="gpt-oss",
     tensors=(
-        *(decoder.EMBEDDING, *decoder.final_norm(), decoder.OUTPUT, *decoder.ATTENTION),
+        *decoder.ENDS,
+        *decoder.ATTENTION,
         *norm("input_layernorm", "attn_norm"),
         *norm("post_attention_layernorm", "post_attention_norm"),
         layer("self_attn.sinks", "attn_sinks.weight", "heads"),
         *linear("mlp.router", "ffn_gate_inp", "experts", "width", bias=True),
-        *_stacks(
-            *("packed", ("experts", "two_feed_forward", "width"), "gate-row up-row"),
-            *(("experts", "width", "feed_forward"), ""),
-        ),
-        *_stacks(
-            *("whole", ("experts", "width", "two_feed_forward"), "gate-column up-column"),
-            *(("experts", "feed_forward", "width"), "down"),
-        ),
-        Known(
-            *(f"{_EXPERTS}gate_up_proj_bias", f"{_GATE}.bias {_UP}.bias", ("experts", "two_feed_forward")),
-            *(True, "gate-value up-value", ("experts", "feed_forward")),
-        ),
-        Known(f"{_EXPERTS}down_proj_bias", f"{_DOWN}.bias", ("experts", "width")),
+        *in_layers("packed", *_PACKED_EXPERTS),
+        *in_layers("whole", *_WHOLE_EXPERTS),
+        *_BIASES,
     ),
+    sizes=_Sizes,
     read_sizes=_read_sizes,
     describe=_describe,
-    transforms=_transforms,
 )
 FAMILIES = (GPT_OSS,)

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from quant.convert.base import Family, Known, Sizes
+from quant.convert.base import Family, Known, Target, tensor
 from quant.convert.config import Config
 from quant.convert.families import decoder, llama
-from quant.convert.families.decoder import layer, linear, norm
+from quant.convert.families.decoder import LAYER, DecoderSizes, linear, norm
 from quant.convert.transforms import PairRotaryHalves, TakeRows
 from quant.errors import UnsupportedModel
 from quant.plan import Transform
@@ -30,22 +30,29 @@ class _TakePaired:
         return PairRotaryHalves(self.head).apply(self.take.apply(x))
 
 
-def _transforms(sizes: Sizes) -> dict[str, Transform]:
-    """For every key head there are its queries, the key and the value."""
-    head, queries = sizes["head"], sizes["heads"] // sizes["shared"] * sizes["head"]
-    together = queries + 2 * head
-
-    def rows(first: int, count: int) -> TakeRows:
-        return TakeRows(sizes["width"], together, first, count)
-
-    return {
-        "queries": _TakePaired(rows(0, queries), head),
-        "keys": _TakePaired(rows(queries, head), head),
-        "values": rows(queries + head, head),
-    }
+def _take(sizes: DecoderSizes, first: int, count: int) -> TakeRows:
+    """Rows `first` to `first + count` for every key head, which has its queries, the key and the value together."""
+    return TakeRows(sizes.width, _queries(sizes) + 2 * sizes.head, first, count)
 
 
-def _read_sizes(config: Config) -> dict[str, int]:
+def _queries(sizes: DecoderSizes) -> int:
+    """The rows of the queries that share a key head."""
+    return sizes.heads // sizes.key_heads * sizes.head
+
+
+def _take_queries(sizes: DecoderSizes) -> Transform:
+    return _TakePaired(_take(sizes, 0, _queries(sizes)), sizes.head)
+
+
+def _take_keys(sizes: DecoderSizes) -> Transform:
+    return _TakePaired(_take(sizes, _queries(sizes), sizes.head), sizes.head)
+
+
+def _take_values(sizes: DecoderSizes) -> Transform:
+    return _take(sizes, _queries(sizes) + sizes.head, sizes.head)
+
+
+def _read_sizes(config: Config) -> DecoderSizes:
     if config.flag("bias"):
         raise UnsupportedModel("its matrices have biases, which no published model has")
     return decoder.read_sizes(config)
@@ -55,21 +62,27 @@ INTERNLM2 = Family(
     classes=("InternLM2ForCausalLM",),
     architecture="llama",
     tensors=(
-        Known("tok_embeddings.weight", "token_embd.weight", ("vocabulary", "width")),
-        Known("output.weight", "output.weight", ("vocabulary", "width")),
+        tensor("tok_embeddings.weight", "token_embd.weight", "vocabulary", "width"),
+        tensor("output.weight", "output.weight", "vocabulary", "width"),
         *decoder.final_norm(),
         *norm("attention_norm", "attn_norm"),
         *norm("ffn_norm", "ffn_norm"),
-        layer(
-            "attention.wqkv.weight", "attn_q.weight blk.{}.attn_k.weight blk.{}.attn_v.weight", "attention", "width"
-        )._replace(transform="queries keys values", result=("queries width", "keys width", "keys width")),
+        Known(
+            LAYER + "attention.wqkv.weight",
+            (
+                Target("blk.{}.attn_q.weight", ("queries", "width"), _take_queries),
+                Target("blk.{}.attn_k.weight", ("keys", "width"), _take_keys),
+                Target("blk.{}.attn_v.weight", ("keys", "width"), _take_values),
+            ),
+            ("attention", "width"),
+        ),
         *linear("attention.wo", "attn_output", "width", "queries", bias=False),
         *linear("feed_forward.w1", "ffn_gate", "feed_forward", "width", bias=False),
         *linear("feed_forward.w2", "ffn_down", "width", "feed_forward", bias=False),
         *linear("feed_forward.w3", "ffn_up", "feed_forward", "width", bias=False),
     ),
+    sizes=DecoderSizes,
     read_sizes=_read_sizes,
     describe=llama.LLAMA.describe,
-    transforms=_transforms,
 )
 FAMILIES = (INTERNLM2,)

@@ -9,22 +9,16 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from quant.convert.base import Family, Sizes, headless
+from quant.convert.base import Family, headless
 from quant.convert.config import Config
 from quant.convert.families import decoder, rotary
-from quant.convert.transforms import PairRotaryHalves
+from quant.convert.families.decoder import DecoderSizes
 from quant.errors import UnsupportedModel
-from quant.plan import Transform
 
-_TENSORS = decoder.paired(decoder.PLAIN)
-
-
-def transforms(sizes: Sizes) -> dict[str, Transform]:
-    """The changes named in the table of tensors."""
-    return {"pair": PairRotaryHalves(sizes["head"])}
+_TENSORS = decoder.paired(decoder.STANDARD)
 
 
-def _describe(config: Config, sizes: Sizes) -> dict[str, Any]:
+def _describe(config: Config, sizes: DecoderSizes) -> dict[str, Any]:
     return decoder.bounded_by_window(config, decoder.describe(config, sizes))
 
 
@@ -32,14 +26,14 @@ LLAMA = Family(
     classes=("LlamaForCausalLM", "LLaMAForCausalLM", "MistralForCausalLM", "InternLM3ForCausalLM"),
     architecture="llama",
     tensors=_TENSORS,
+    sizes=DecoderSizes,
     read_sizes=decoder.read_sizes,
     describe=_describe,
-    transforms=transforms,
     computed=rotary.tables,
 )
 
 
-def _describe_ministral(config: Config, sizes: Sizes) -> dict[str, Any]:
+def _describe_ministral(config: Config, sizes: DecoderSizes) -> dict[str, Any]:
     """YaRN that leaves lengths alone, and attention that is sharper far behind the trained length."""
     key = "rope_parameters" if config.get("rope_parameters") else "rope_scaling"
     scaling = rotary.parameters(config)
@@ -57,10 +51,10 @@ def _describe_ministral(config: Config, sizes: Sizes) -> dict[str, Any]:
 MINISTRAL3 = replace(LLAMA, classes=("Ministral3ForCausalLM",), architecture="mistral3", describe=_describe_ministral)
 
 
-def _describe_smollm3(config: Config, sizes: Sizes) -> dict[str, Any]:
+def _describe_smollm3(config: Config, sizes: DecoderSizes) -> dict[str, Any]:
     """llama.cpp leaves out rotation in every fourth layer, whatever the file says."""
     layers = config.get("no_rope_layers")
-    rotated = [int((number + 1) % 4 != 0) for number in range(sizes["layers"])]
+    rotated = [int((number + 1) % 4 != 0) for number in range(sizes.layers)]
     interval = config.count("no_rope_layer_interval", 4)
     if (layers is not None and layers != rotated) or (layers is None and interval != 4):
         raise UnsupportedModel("it leaves out rotary embedding in other layers than every fourth")
@@ -73,13 +67,13 @@ SMOLLM3 = Family(
     classes=("SmolLM3ForCausalLM",),
     architecture="smollm3",
     tensors=_TENSORS,
+    sizes=DecoderSizes,
     read_sizes=decoder.read_sizes,
     describe=_describe_smollm3,
-    transforms=transforms,
 )
 
 
-def describe_granite(config: Config, sizes: Sizes) -> dict[str, Any]:
+def describe_granite(config: Config, sizes: DecoderSizes) -> dict[str, Any]:
     """Granite scales what goes in, what is added, attention and what comes out."""
     return {
         **decoder.describe(config, sizes),
@@ -94,9 +88,9 @@ GRANITE = Family(
     classes=("GraniteForCausalLM",),
     architecture="granite",
     tensors=_TENSORS,
+    sizes=DecoderSizes,
     read_sizes=decoder.read_sizes,
     describe=describe_granite,
-    transforms=transforms,
     computed=rotary.tables,
 )
 # Published for embeddings without the output.

@@ -5,47 +5,68 @@ Sources: `modeling_*.py` of transformers, `models/*moe.cpp` of llama.cpp.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
-from quant.convert.base import Family, Known, Sizes
+from quant.convert.base import Family, Known, Layers, Target, Times, in_layers
 from quant.convert.config import Config
 from quant.convert.families import decoder, llama, rotary
-from quant.convert.families.decoder import LAYER, layer, linear, router, stacked
+from quant.convert.families.decoder import LAYER, DecoderSizes, layer, linear, router, stacked
 from quant.errors import MalformedFile, UnsupportedModel
 
-_DENSE = (decoder.EMBEDDING, *decoder.final_norm(), decoder.OUTPUT, *decoder.NORMS, *decoder.ATTENTION)
+
+@dataclass(frozen=True, kw_only=True)
+class MixtureSizes(DecoderSizes):
+    """The sizes of a mixture: `experts` of the width `expert`, and the width of the part that answers always, or 0."""
+
+    experts: int
+    expert: int
+    shared_expert: int = 0
 
 
-def _read_mixtral_sizes(config: Config) -> dict[str, int]:
-    return {**decoder.read_sizes(config), "experts": config.count("num_local_experts")}
+@dataclass(frozen=True, kw_only=True)
+class RoutedSizes(MixtureSizes):
+    """The sizes of a mixture after DeepSeek's pattern: the first layers are `dense`, the others `routed`.
+
+    `shared_expert` is the width of all `shared_experts` together.
+    """
+
+    shared_experts: int
+    dense: Layers
+    routed: Layers
 
 
-def _describe_mixtral(config: Config, sizes: Sizes) -> dict[str, Any]:
+def _read_mixtral_sizes(config: Config) -> MixtureSizes:
+    sizes = decoder.read_sizes(config)
+    return MixtureSizes(**vars(sizes), experts=config.count("num_local_experts"), expert=sizes.feed_forward)
+
+
+def _describe_mixtral(config: Config, sizes: MixtureSizes) -> dict[str, Any]:
     entries = decoder.bounded_by_window(config, decoder.describe(config, sizes))
-    return {**entries, **decoder.describe_experts(sizes["experts"], config.count("num_experts_per_tok"))}
+    return {**entries, **decoder.describe_experts(sizes.experts, config.count("num_experts_per_tok"))}
 
 
+MIXTRAL_EXPERTS = (
+    router("block_sparse_moe.gate"),
+    stacked("block_sparse_moe.experts.[].w1", "ffn_gate", "expert", "width"),
+    stacked("block_sparse_moe.experts.[].w2", "ffn_down", "width", "expert"),
+    stacked("block_sparse_moe.experts.[].w3", "ffn_up", "expert", "width"),
+)
 MIXTRAL = Family(
     classes=("MixtralForCausalLM",),
     architecture="llama",
-    tensors=(
-        *decoder.paired(_DENSE),
-        router("block_sparse_moe.gate"),
-        stacked("block_sparse_moe.experts.[].w1", "ffn_gate", "feed_forward", "width"),
-        stacked("block_sparse_moe.experts.[].w2", "ffn_down", "width", "feed_forward"),
-        stacked("block_sparse_moe.experts.[].w3", "ffn_up", "feed_forward", "width"),
-    ),
+    tensors=(*decoder.paired(decoder.UNGATED), *MIXTRAL_EXPERTS),
+    sizes=MixtureSizes,
     read_sizes=_read_mixtral_sizes,
     describe=_describe_mixtral,
-    transforms=llama.transforms,
     computed=rotary.tables,
 )
-EXPERTS = (
-    router("mlp.gate"),
+EXPERT_MATRICES = (
     stacked("mlp.experts.[].gate_proj", "ffn_gate", "expert", "width"),
     stacked("mlp.experts.[].down_proj", "ffn_down", "width", "expert"),
     stacked("mlp.experts.[].up_proj", "ffn_up", "expert", "width"),
 )
+EXPERTS = (router("mlp.gate"), *EXPERT_MATRICES)
 
 
 def shared(source: str) -> tuple[Known, ...]:
@@ -58,40 +79,45 @@ def shared(source: str) -> tuple[Known, ...]:
 
 
 # What is added to the probabilities when experts are chosen, and only then.
-PREFERENCE = layer("mlp.gate.e_score_correction_bias", "exp_probs_b.bias", "experts")._replace(
-    layers=("dense", "layers")
-)
+PREFERENCE = in_layers("routed", layer("mlp.gate.e_score_correction_bias", "exp_probs_b.bias", "experts"))
 _GATING = {"softmax": 1, "sigmoid": 2}
 
 
-def read_routed_sizes(config: Config) -> dict[str, int]:
-    """The sizes of mixtures after DeepSeek's pattern, of which the first layers have no experts."""
+def read_routed_sizes(config: Config, sizes: DecoderSizes) -> RoutedSizes:
+    """The sizes of a mixture after DeepSeek's pattern, around those of its decoder."""
     expert, shared = config.count("moe_intermediate_size"), config.count("n_shared_experts")
     types = config.get("mlp_layer_types")
-    layers = config.count("num_hidden_layers")
+    layers = sizes.layers
     if types is None:
         dense = config.count("first_k_dense_replace") if config.get("first_k_dense_replace") != 0 else 0
     else:
         dense = types.count("dense") if isinstance(types, list) else 0
         if types != ["dense"] * dense + ["sparse"] * (layers - dense):
             raise UnsupportedModel("it has layers without experts between the others, which llama.cpp does not know")
-    return {
-        **{"dense": dense, "experts": config.count("n_routed_experts"), "expert": expert},
-        **{"shared_experts": shared, "shared_expert": expert * shared},
-    }
+    if dense > layers:
+        raise config.wrong("first_k_dense_replace", f"no more than its {layers} layers")
+    return RoutedSizes(
+        **vars(sizes),
+        experts=config.count("n_routed_experts"),
+        expert=expert,
+        shared_expert=expert * shared,
+        shared_experts=shared,
+        dense=frozenset(range(dense)),
+        routed=frozenset(range(dense, layers)),
+    )
 
 
-def describe_routed(config: Config, sizes: Sizes, gating: str) -> dict[str, Any]:
+def describe_routed(config: Config, sizes: RoutedSizes, gating: str) -> dict[str, Any]:
     """The entries of such a mixture; `gating` makes probabilities: `softmax` or `sigmoid`."""
     groups, used = config.count("n_group", 1), config.count("topk_group", 1)
     grouped = {"expert_group_count": groups, "expert_group_used_count": used} if groups > 1 else {}
-    if sizes["experts"] % groups or used > groups:
-        raise MalformedFile(f"{sizes['experts']} experts cannot be chosen from {used} of {groups} groups")
+    if sizes.experts % groups or used > groups:
+        raise MalformedFile(f"{sizes.experts} experts cannot be chosen from {used} of {groups} groups")
     return {
-        "leading_dense_block_count": sizes["dense"],
-        **decoder.describe_experts(sizes["experts"], config.count("num_experts_per_tok")),
-        "expert_feed_forward_length": sizes["expert"],
-        "expert_shared_count": sizes["shared_experts"],
+        "leading_dense_block_count": len(sizes.dense),
+        **decoder.describe_experts(sizes.experts, config.count("num_experts_per_tok")),
+        "expert_feed_forward_length": sizes.expert,
+        "expert_shared_count": sizes.shared_experts,
         "expert_weights_scale": config.number("routed_scaling_factor", 1.0),
         "expert_weights_norm": config.flag("norm_topk_prob"),
         "expert_gating_func": _GATING[gating],
@@ -99,32 +125,32 @@ def describe_routed(config: Config, sizes: Sizes, gating: str) -> dict[str, Any]
     }
 
 
-def _read_qwen_sizes(config: Config) -> dict[str, int]:
+def _read_qwen_sizes(config: Config) -> MixtureSizes:
     if config.get("mlp_only_layers") or config.count("decoder_sparse_step", 1) != 1:
         raise UnsupportedModel("it has layers without experts between the others, which llama.cpp does not know")
     expert = config.count("moe_intermediate_size")
-    return {
-        **decoder.read_sizes(config.filled({"intermediate_size": expert})),
-        "experts": config.count("num_local_experts" if config.get("num_experts") is None else "num_experts"),
-        "expert": expert,
-        "shared_expert": config.count("shared_expert_intermediate_size", 1),
-    }
+    return MixtureSizes(
+        **vars(decoder.read_sizes(config.filled({"intermediate_size": expert}))),
+        experts=config.count("num_local_experts" if config.get("num_experts") is None else "num_experts"),
+        expert=expert,
+        shared_expert=config.count("shared_expert_intermediate_size", 1),
+    )
 
 
-def _describe_qwen(config: Config, sizes: Sizes) -> dict[str, Any]:
+def _describe_qwen(config: Config, sizes: MixtureSizes) -> dict[str, Any]:
     return {
         **decoder.describe(config, sizes),
-        **decoder.describe_experts(sizes["experts"], config.count("num_experts_per_tok")),
-        "expert_feed_forward_length": sizes["expert"],
+        **decoder.describe_experts(sizes.experts, config.count("num_experts_per_tok")),
+        "expert_feed_forward_length": sizes.expert,
     }
 
 
-def _describe_qwen2(config: Config, sizes: Sizes) -> dict[str, Any]:
+def _describe_qwen2(config: Config, sizes: MixtureSizes) -> dict[str, Any]:
     _check_weights(config, summed_to_one=False)
-    return {**_describe_qwen(config, sizes), "expert_shared_feed_forward_length": sizes["shared_expert"]}
+    return {**_describe_qwen(config, sizes), "expert_shared_feed_forward_length": sizes.shared_expert}
 
 
-def _describe_qwen3(config: Config, sizes: Sizes) -> dict[str, Any]:
+def _describe_qwen3(config: Config, sizes: MixtureSizes) -> dict[str, Any]:
     _check_weights(config, summed_to_one=True)
     return _describe_qwen(config, sizes)
 
@@ -138,79 +164,67 @@ QWEN2_MOE = Family(
     classes=("Qwen2MoeForCausalLM",),
     architecture="qwen2moe",
     tensors=(
-        *(*_DENSE, *EXPERTS, *shared("mlp.shared_expert")),
-        Known(
-            LAYER + "mlp.shared_expert_gate.weight",
-            "blk.{}.ffn_gate_inp_shexp.weight",
-            ("one", "width"),
-            result=("width",),
-        ),
+        *decoder.UNGATED,
+        *EXPERTS,
+        *shared("mlp.shared_expert"),
+        layer("mlp.shared_expert_gate.weight", "ffn_gate_inp_shexp.weight", 1, "width", becomes=("width",)),
     ),
-    read_sizes=lambda config: {**_read_qwen_sizes(config), "one": 1},
+    sizes=MixtureSizes,
+    read_sizes=_read_qwen_sizes,
     describe=_describe_qwen2,
 )
 QWEN3_MOE = Family(
     classes=("Qwen3MoeForCausalLM",),
     architecture="qwen3moe",
-    tensors=(*_DENSE, *decoder.HEAD_NORMS, *EXPERTS),
+    tensors=(*decoder.UNGATED, *decoder.HEAD_NORMS, *EXPERTS),
+    sizes=MixtureSizes,
     read_sizes=_read_qwen_sizes,
     describe=_describe_qwen3,
 )
 
 
-def _read_granite_sizes(config: Config) -> dict[str, int]:
+def _read_granite_sizes(config: Config) -> MixtureSizes:
     sizes = decoder.read_sizes(config)
-    shared = config.get("shared_intermediate_size") or 0
-    return {
-        **sizes,
-        "experts": config.count("num_local_experts"),
-        "shared_expert": config.count("shared_intermediate_size") if shared else 0,
-        "two_shared": 2 * shared if shared else 0,
-    }
+    return MixtureSizes(
+        **vars(sizes),
+        experts=config.count("num_local_experts"),
+        expert=sizes.feed_forward,
+        shared_expert=config.count("shared_intermediate_size") if config.get("shared_intermediate_size") else 0,
+    )
 
 
-def _describe_granite(config: Config, sizes: Sizes) -> dict[str, Any]:
-    shared = {"expert_shared_feed_forward_length": sizes["shared_expert"]} if sizes["shared_expert"] else {}
+def _describe_granite(config: Config, sizes: MixtureSizes) -> dict[str, Any]:
+    shared = {"expert_shared_feed_forward_length": sizes.shared_expert} if sizes.shared_expert else {}
     return {
         **llama.describe_granite(config, sizes),
-        **decoder.describe_experts(sizes["experts"], config.count("num_experts_per_tok")),
+        **decoder.describe_experts(sizes.experts, config.count("num_experts_per_tok")),
         **shared,
     }
 
 
-_GRANITE_TENSORS = (
-    *decoder.paired(_DENSE),
+GRANITE_EXPERTS = (
     router("block_sparse_moe.router.layer"),
     Known(
         LAYER + "block_sparse_moe.input_linear.weight",
-        "blk.{}.ffn_gate_exps.weight blk.{}.ffn_up_exps.weight",
-        ("experts", "two_feed_forward", "width"),
+        (Target("blk.{}.ffn_gate_exps.weight"), Target("blk.{}.ffn_up_exps.weight")),
+        ("experts", Times(2, "expert"), "width"),
     ),
-    Known(
-        LAYER + "block_sparse_moe.output_linear.weight",
-        "blk.{}.ffn_down_exps.weight",
-        ("experts", "width", "feed_forward"),
-    ),
+    layer("block_sparse_moe.output_linear.weight", "ffn_down_exps.weight", "experts", "width", "expert"),
     Known(
         LAYER + "shared_mlp.input_linear.weight",
-        "blk.{}.ffn_gate_shexp.weight blk.{}.ffn_up_shexp.weight",
-        ("two_shared", "width"),
+        (Target("blk.{}.ffn_gate_shexp.weight"), Target("blk.{}.ffn_up_shexp.weight")),
+        (Times(2, "shared_expert"), "width"),
         required=False,
     ),
-    Known(
-        LAYER + "shared_mlp.output_linear.weight",
-        "blk.{}.ffn_down_shexp.weight",
-        ("width", "shared_expert"),
-        required=False,
-    ),
+    layer("shared_mlp.output_linear.weight", "ffn_down_shexp.weight", "width", "shared_expert", required=False),
 )
 GRANITE_MOE = Family(
     classes=("GraniteMoeForCausalLM", "GraniteMoeSharedForCausalLM"),
     architecture="granitemoe",
-    tensors=_GRANITE_TENSORS,
+    tensors=(*decoder.paired(decoder.UNGATED), *GRANITE_EXPERTS),
+    sizes=MixtureSizes,
     read_sizes=_read_granite_sizes,
     describe=_describe_granite,
-    transforms=llama.transforms,
     computed=rotary.tables,
 )
 

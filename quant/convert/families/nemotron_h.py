@@ -5,16 +5,15 @@ Sources: `modeling_nemotron_h.py` and `configuration_nemotron_h.py` of transform
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
-from quant.convert.base import Family, Known, Sizes
+from quant.convert.base import Family, Layers, in_layers, tensor
 from quant.convert.config import Config
 from quant.convert.families import decoder
 from quant.convert.families.decoder import layer, linear, norm
-from quant.convert.families.hybrid import describe_mixer, mixer, mixer_sizes
-from quant.convert.families.recurrent import some
-from quant.convert.transforms import NegativeExponential
+from quant.convert.families.hybrid import MixerSizes, describe_mixer, mixer, read_mixer_sizes
+from quant.convert.families.moe import MixtureSizes
 from quant.errors import UnsupportedModel
 from quant.gguf.header import MAX_BLOCKS
 
@@ -23,7 +22,9 @@ _SIGNS = {"M": _MIXER, "*": _ATTENTION, "-": _DENSE, "E": _EXPERTS}
 _OLD_NAMES = {"mamba": _MIXER, "attention": _ATTENTION}
 # Sizes of a mixer by Mamba 2's names, and those that files may have for them.
 _RENAMED = {
-    **{"n_groups": "mamba_n_groups", "conv_kernel": "mamba_d_conv", "time_step_limit": "mamba_dt_limit"},
+    "n_groups": "mamba_n_groups",
+    "conv_kernel": "mamba_d_conv",
+    "time_step_limit": "mamba_dt_limit",
     "state_size": "ssm_state_size",
 }
 
@@ -41,7 +42,17 @@ def _kinds(config: Config) -> list[str]:
     return [str(kind) for kind in named]
 
 
-def _read_sizes(config: Config) -> dict[str, int]:
+@dataclass(frozen=True, kw_only=True)
+class _Sizes(MixtureSizes, MixerSizes):
+    """Each layer belongs to one of the four sets; a model has either `feeding` layers or `routed` ones."""
+
+    mixing: Layers
+    attending: Layers
+    feeding: Layers
+    routed: Layers
+
+
+def _read_sizes(config: Config) -> _Sizes:
     kinds = _kinds(config)
     odd = [key for key in ("mlp_bias", "attention_bias", "mamba_proj_bias", "use_bias") if config.flag(key)]
     odd += [key for key in ("moe_latent_size", "num_nextn_predict_layers") if config.get(key)]
@@ -52,51 +63,56 @@ def _read_sizes(config: Config) -> dict[str, int]:
     named = {new: config.get(old) for new, old in _RENAMED.items() if config.get(new) is None and config.get(old)}
     config = config.changed({**named, "num_hidden_layers": len(kinds)})
     states = config.count("mamba_num_heads")
-    mask = {kind: sum(1 << n for n, each in enumerate(kinds) if each == kind) for kind in _SIGNS.values()}
-    expert = config.count("moe_intermediate_size") if _EXPERTS in kinds else 1
-    return {
-        **decoder.read_sizes(config),
-        **mixer_sizes(config, states * config.count("mamba_head_dim"), states, prefix=""),
-        **{"mixing": mask[_MIXER], "attending": mask[_ATTENTION], "feeding": mask[_DENSE], "asking": mask[_EXPERTS]},
-        **{"experts": config.count("n_routed_experts") if _EXPERTS in kinds else 0, "expert": expert},
-        "shared_expert": config.count("moe_shared_expert_intermediate_size") if _EXPERTS in kinds else 1,
-    }
+    sizes = decoder.read_sizes(config)
+    mixers = read_mixer_sizes(config, sizes, states * config.count("mamba_head_dim"), states, prefix="")
+    layers = {kind: frozenset(n for n, each in enumerate(kinds) if each == kind) for kind in _SIGNS.values()}
+    routed = bool(layers[_EXPERTS])
+    return _Sizes(
+        **(vars(sizes) | vars(mixers)),
+        experts=config.count("n_routed_experts") if routed else 0,
+        expert=config.count("moe_intermediate_size") if routed else 0,
+        shared_expert=config.count("moe_shared_expert_intermediate_size") if routed else 0,
+        mixing=layers[_MIXER],
+        attending=layers[_ATTENTION],
+        feeding=layers[_DENSE],
+        routed=layers[_EXPERTS],
+    )
 
 
-def _describe(config: Config, sizes: Sizes) -> dict[str, Any]:
-    wide = {_DENSE: sizes["feed_forward"], _EXPERTS: sizes["expert"]}
+def _describe(config: Config, sizes: _Sizes) -> dict[str, Any]:
+    wide = {_DENSE: sizes.feed_forward, _EXPERTS: sizes.expert}
     kinds = _kinds(config)
     return {
-        "vocab_size": sizes["vocabulary"],
+        "vocab_size": sizes.vocabulary,
         "context_length": config.count("max_position_embeddings", 4096),
-        "embedding_length": sizes["width"],
-        "block_count": sizes["layers"],
+        "embedding_length": sizes.width,
+        "block_count": sizes.layers,
         # A layer that has neither of the two is a mixer.
         "feed_forward_length": [wide.get(kind, 0) for kind in kinds],
-        "attention.head_count": sizes["heads"],
-        "attention.head_count_kv": [sizes["shared"] if kind == _ATTENTION else 0 for kind in kinds],
-        "attention.key_length": sizes["head"],
-        "attention.value_length": sizes["head"],
+        "attention.head_count": sizes.heads,
+        "attention.head_count_kv": [sizes.key_heads if kind == _ATTENTION else 0 for kind in kinds],
+        "attention.key_length": sizes.head,
+        "attention.value_length": sizes.head,
         "attention.layer_norm_epsilon": config.number("layer_norm_epsilon", 1e-5),
         **describe_mixer(sizes),
     }
 
 
-def _describe_experts(config: Config, sizes: Sizes) -> dict[str, Any]:
+def _describe_experts(config: Config, sizes: _Sizes) -> dict[str, Any]:
     if config.count("n_group", 1) != 1 or config.count("n_shared_experts", 1) != 1:
         raise UnsupportedModel("it chooses among groups of experts, which llama.cpp does not do for Nemotron")
     return {
         **_describe(config, sizes),
-        **decoder.describe_experts(sizes["experts"], config.count("num_experts_per_tok")),
-        "expert_feed_forward_length": sizes["expert"],
-        "expert_shared_feed_forward_length": sizes["shared_expert"],
+        **decoder.describe_experts(sizes.experts, config.count("num_experts_per_tok")),
+        "expert_feed_forward_length": sizes.expert,
+        "expert_shared_feed_forward_length": sizes.shared_expert,
         "expert_shared_count": 1,
         "expert_weights_norm": config.flag("norm_topk_prob", True),
         "expert_weights_scale": config.number("routed_scaling_factor", 1.0),
     }
 
 
-def _with_experts(config: Config) -> Family | None:
+def _with_experts(config: Config) -> Family[_Sizes] | None:
     return NEMOTRON_H_MOE if _EXPERTS in _kinds(config) else None
 
 
@@ -104,25 +120,27 @@ NEMOTRON_H = Family(
     classes=("NemotronHForCausalLM",),
     architecture="nemotron_h",
     tensors=(
-        Known("embeddings.weight", "token_embd.weight", ("vocabulary", "width")),
-        *(decoder.OUTPUT, *decoder.final_norm("norm_f"), *norm("norm", "attn_norm")),
-        *some("mixing", *mixer("mixer")),
-        *some(
+        tensor("embeddings.weight", "token_embd.weight", "vocabulary", "width"),
+        decoder.OUTPUT,
+        *decoder.final_norm("norm_f"),
+        *norm("norm", "attn_norm"),
+        *in_layers("mixing", *mixer("mixer")),
+        *in_layers(
             "attending",
             *linear("mixer.q_proj", "attn_q", "queries", "width", bias=False),
             *linear("mixer.k_proj", "attn_k", "keys", "width", bias=False),
             *linear("mixer.v_proj", "attn_v", "keys", "width", bias=False),
             *linear("mixer.o_proj", "attn_output", "width", "queries", bias=False),
         ),
-        *some(
+        *in_layers(
             "feeding",
             *linear("mixer.up_proj", "ffn_up", "feed_forward", "width", bias=False),
             *linear("mixer.down_proj", "ffn_down", "width", "feed_forward", bias=False),
         ),
     ),
+    sizes=_Sizes,
     read_sizes=_read_sizes,
     describe=_describe,
-    transforms=lambda sizes: {"rates": NegativeExponential()},
     prefix=r"(backbone\.|model\.)?",
     activations=("silu", "relu2"),
     instead=_with_experts,
@@ -133,8 +151,8 @@ NEMOTRON_H_MOE = replace(
     architecture="nemotron_h_moe",
     tensors=(
         *NEMOTRON_H.tensors,
-        *some(
-            "asking",
+        *in_layers(
+            "routed",
             *linear("mixer.gate", "ffn_gate_inp", "experts", "width", bias=False),
             layer("mixer.gate.e_score_correction_bias", "exp_probs_b.bias", "experts"),
             decoder.stacked("mixer.experts.[].up_proj", "ffn_up", "expert", "width"),

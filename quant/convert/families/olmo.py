@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from quant.convert.base import Family, Sizes
+from quant.convert.base import Family
 from quant.convert.config import Config
-from quant.convert.families import decoder, llama, rotary
-from quant.convert.families.decoder import norm
+from quant.convert.families import decoder, rotary
+from quant.convert.families.decoder import DecoderSizes, norm
 from quant.errors import UnsupportedModel
 
 
-def _describe(config: Config, sizes: Sizes) -> dict[str, Any]:
+def _describe(config: Config, sizes: DecoderSizes) -> dict[str, Any]:
     entries = decoder.describe(config, sizes)
     if config.get("sliding_window") is None:
         return entries
@@ -24,7 +24,7 @@ def _describe(config: Config, sizes: Sizes) -> dict[str, Any]:
     }
 
 
-def _describe_one(config: Config, sizes: Sizes) -> dict[str, Any]:
+def _describe_one(config: Config, sizes: DecoderSizes) -> dict[str, Any]:
     """Its norms have no weights, and an epsilon that is fixed."""
     clip = config.get("clip_qkv")
     return {
@@ -37,20 +37,21 @@ OLMO = Family(
     classes=("OlmoForCausalLM",),
     architecture="olmo",
     tensors=decoder.paired((decoder.EMBEDDING, decoder.OUTPUT, *decoder.ATTENTION, *decoder.GATED)),
+    sizes=DecoderSizes,
     read_sizes=decoder.read_sizes,
     describe=_describe_one,
-    transforms=llama.transforms,
 )
 OLMO2 = Family(
     classes=("Olmo2ForCausalLM", "Olmo3ForCausalLM"),
     architecture="olmo2",
     tensors=(
-        *(decoder.EMBEDDING, *decoder.final_norm(), decoder.OUTPUT, *decoder.ATTENTION, *decoder.GATED),
+        *decoder.BASE,
         *norm("self_attn.q_norm", "attn_q_norm", "queries"),
         *norm("self_attn.k_norm", "attn_k_norm", "keys"),
         *norm("post_attention_layernorm", "post_attention_norm"),
         *norm("post_feedforward_layernorm", "post_ffw_norm"),
     ),
+    sizes=DecoderSizes,
     read_sizes=decoder.read_sizes,
     describe=_describe,
 )

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from quant.convert.base import Family, Known, Sizes
+from quant.convert.base import Family, tensor
 from quant.convert.config import Config
 from quant.convert.families import decoder, rotary
-from quant.convert.families.decoder import linear, norm
+from quant.convert.families.decoder import DecoderSizes, linear, norm
 
 
-def _describe(config: Config, sizes: Sizes) -> dict[str, Any]:
+def _describe(config: Config, sizes: DecoderSizes) -> dict[str, Any]:
     return decoder.bounded_by_window(config, decoder.describe(config, sizes))
 
 
@@ -18,10 +18,13 @@ PHI3 = Family(
     classes=("Phi3ForCausalLM",),
     architecture="phi3",
     tensors=(
-        *(decoder.EMBEDDING, *decoder.final_norm(), decoder.OUTPUT, *decoder.NORMS, *decoder.FUSED_GATED),
+        *decoder.ENDS,
+        *decoder.NORMS,
+        *decoder.FUSED_GATED,
         *linear("self_attn.qkv_proj", "attn_qkv", "attention", "width", bias=False),
         *linear("self_attn.o_proj", "attn_output", "width", "queries", bias=False),
     ),
+    sizes=DecoderSizes,
     read_sizes=decoder.read_sizes,
     describe=_describe,
     computed=rotary.tables,
@@ -30,8 +33,10 @@ PHI2 = Family(
     classes=("PhiForCausalLM",),
     architecture="phi2",
     tensors=(
-        *(decoder.EMBEDDING, *decoder.final_norm("final_layernorm", bias=True), decoder.OUTPUT),
-        Known("lm_head.bias", "output.bias", ("vocabulary",)),
+        decoder.EMBEDDING,
+        *decoder.final_norm("final_layernorm", bias=True),
+        decoder.OUTPUT,
+        tensor("lm_head.bias", "output.bias", "vocabulary"),
         *norm("input_layernorm", "attn_norm", bias=True),
         *linear("self_attn.q_proj", "attn_q", "queries", "width", bias=True),
         *linear("self_attn.k_proj", "attn_k", "keys", "width", bias=True),
@@ -40,6 +45,7 @@ PHI2 = Family(
         *linear("mlp.fc1", "ffn_up", "feed_forward", "width", bias=True),
         *linear("mlp.fc2", "ffn_down", "width", "feed_forward", bias=True),
     ),
+    sizes=DecoderSizes,
     read_sizes=decoder.read_sizes,
     describe=decoder.describe,
     activations=("gelu_new",),

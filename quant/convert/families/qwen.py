@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from quant.convert.base import Family, Sizes, headless
+from quant.convert.base import Family, headless
 from quant.convert.config import Config
 from quant.convert.families import decoder
+from quant.convert.families.decoder import DecoderSizes
 
 
-def _describe(config: Config, sizes: Sizes) -> dict[str, Any]:
+def _describe(config: Config, sizes: DecoderSizes) -> dict[str, Any]:
     entries = decoder.describe(config, sizes)
     return decoder.bounded_by_window(config, entries) if config.flag("use_sliding_window") else entries
 
@@ -18,14 +19,16 @@ def _describe(config: Config, sizes: Sizes) -> dict[str, Any]:
 QWEN2 = Family(
     classes=("Qwen2ForCausalLM",),
     architecture="qwen2",
-    tensors=decoder.PLAIN,
+    tensors=decoder.STANDARD,
+    sizes=DecoderSizes,
     read_sizes=decoder.read_sizes,
     describe=_describe,
 )
 QWEN3 = Family(
     classes=("Qwen3ForCausalLM",),
     architecture="qwen3",
-    tensors=decoder.PLAIN + decoder.HEAD_NORMS,
+    tensors=decoder.STANDARD + decoder.HEAD_NORMS,
+    sizes=DecoderSizes,
     read_sizes=decoder.read_sizes,
     describe=_describe,
 )

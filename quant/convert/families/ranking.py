@@ -7,15 +7,17 @@ Sources: `modeling_*.py` of transformers, the model cards of Qwen3-Reranker, `ll
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from quant.convert.base import PLAIN, Family, Known, Sizes
+from quant.convert.base import UNQUANTIZED, Family, Known, Length, tensor
 from quant.convert.config import MAX_JSON, Config, read_text, read_whole
 from quant.convert.families import decoder, encoder, qwen
+from quant.convert.families.decoder import DecoderSizes
+from quant.convert.families.encoder import EncoderSizes
 from quant.convert.tokenizer.added import is_id
 from quant.convert.tokenizer.pretokenizer import listed
 from quant.convert.tokenizer.vocabulary import FILE, steps
@@ -43,22 +45,22 @@ def _check_labels(config: Config) -> None:
         raise UnsupportedModel(f"it sorts texts into {count} classes, and only models with a single score are known")
 
 
-def _read_sizes(family: Family) -> Any:
-    def read(config: Config) -> Mapping[str, int]:
+def _read_sizes(family: Family[EncoderSizes]) -> Callable[[Config], EncoderSizes]:
+    def read(config: Config) -> EncoderSizes:
         _check_labels(config)
-        return {**family.read_sizes(config), "one": 1}
+        return family.read_sizes(config)
 
     return read
 
 
-def _both(source: str, target: str, rows: str) -> tuple[Known, ...]:
+def _both(source: str, target: str, rows: Length) -> tuple[Known, ...]:
     return encoder.both(source, target, rows, "width")
 
 
 BERT = replace(
     encoder.BERT,
     classes=("BertForSequenceClassification",),
-    tensors=(*encoder.BERT.tensors, *_both("pooler.dense", "cls", "width"), *_both("classifier", "cls.output", "one")),
+    tensors=(*encoder.BERT.tensors, *_both("pooler.dense", "cls", "width"), *_both("classifier", "cls.output", 1)),
     read_sizes=_read_sizes(encoder.BERT),
     unused=r"embeddings\.position_ids",
     ranks=True,
@@ -69,7 +71,7 @@ ROBERTA = replace(
     tensors=(
         *encoder.ROBERTA.tensors,
         *_both("classifier.dense", "cls", "width"),
-        *_both("classifier.out_proj", "cls.output", "one"),
+        *_both("classifier.out_proj", "cls.output", 1),
     ),
     read_sizes=_read_sizes(encoder.ROBERTA),
     unused=r"embeddings\.position_ids|pooler\.dense\.(weight|bias)",
@@ -78,17 +80,10 @@ ROBERTA = replace(
 _POOLINGS = {"mean": 1, "cls": 2}
 
 
-def _describe_modern(config: Config, sizes: Sizes) -> dict[str, Any]:
+def _describe_modern(config: Config, sizes: EncoderSizes) -> dict[str, Any]:
     pooling = config.get("classifier_pooling") or "cls"
-    if (
-        str(pooling) not in _POOLINGS
-        or config.flag("classifier_bias")
-        or config.get("classifier_activation")
-        not in (
-            None,
-            "gelu",
-        )
-    ):
+    activation = config.get("classifier_activation")
+    if str(pooling) not in _POOLINGS or config.flag("classifier_bias") or activation not in (None, "gelu"):
         raise UnsupportedModel("it has a head that llama.cpp does not know for ModernBERT")
     return {**encoder.MODERN_BERT.describe(config, sizes), "classifier.pooling_type": _POOLINGS[pooling]}
 
@@ -98,9 +93,9 @@ MODERN_BERT = replace(
     classes=("ModernBertForSequenceClassification",),
     tensors=(
         *encoder.MODERN_BERT.tensors,
-        Known("head.dense.weight", "cls.weight", ("width", "width")),
-        Known("head.norm.weight", "cls.norm.weight", ("width",)),
-        *_both("classifier", "cls.output", "one"),
+        tensor("head.dense.weight", "cls.weight", "width", "width"),
+        tensor("head.norm.weight", "cls.norm.weight", "width"),
+        *_both("classifier", "cls.output", 1),
     ),
     read_sizes=_read_sizes(encoder.MODERN_BERT),
     describe=_describe_modern,
@@ -109,7 +104,7 @@ MODERN_BERT = replace(
 )
 
 
-def _describe_qwen(config: Config, sizes: Sizes) -> dict[str, Any]:
+def _describe_qwen(config: Config, sizes: DecoderSizes) -> dict[str, Any]:
     return {**qwen.QWEN3.describe(config, sizes), "classifier.output_labels": list(_WORDS)}
 
 
@@ -136,7 +131,7 @@ def _read_score(files: Files, entries: Iterable[Entry], config: Config) -> tuple
 
 def _find(entries: Iterable[Entry], name: str) -> Entry:
     found = next((entry for entry in entries if entry.name.removeprefix("model.") == name), None)
-    if found is None or len(found.shape) != 2 or found.dtype not in PLAIN:
+    if found is None or len(found.shape) != 2 or found.dtype not in UNQUANTIZED:
         raise MalformedFile(f"the weights lack `{name}`, by which this model ranks")
     return found
 

@@ -8,22 +8,21 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from quant.convert.base import Family, Sizes
+from quant.convert.base import Family
 from quant.convert.config import Config
 from quant.convert.families import decoder, llama, rotary
-from quant.convert.families.decoder import norm
-from quant.convert.transforms import AddOne
+from quant.convert.families.decoder import DecoderSizes, norm
 from quant.errors import UnsupportedModel
 
-_BASE = (decoder.EMBEDDING, *decoder.final_norm(), decoder.OUTPUT, *decoder.ATTENTION, *decoder.GATED)
 SEED_OSS = Family(
     classes=("SeedOssForCausalLM",),
     architecture="seed_oss",
     tensors=(
-        *_BASE,
+        *decoder.BASE,
         *norm("input_layernorm", "attn_norm"),
         *norm("post_attention_layernorm", "post_attention_norm"),
     ),
+    sizes=DecoderSizes,
     read_sizes=decoder.read_sizes,
     describe=decoder.describe,
 )
@@ -31,20 +30,21 @@ SEED_OSS = Family(
 ERNIE = Family(
     classes=("Ernie4_5ForCausalLM", "Ernie4_5_ForCausalLM"),
     architecture="ernie4_5",
-    tensors=decoder.PLAIN,
+    tensors=decoder.STANDARD,
+    sizes=DecoderSizes,
     read_sizes=decoder.read_sizes,
     describe=decoder.describe,
     prefix=r"((model|ernie)\.)?",
 )
 
 
-def describe_hunyuan(config: Config, sizes: Sizes) -> dict[str, Any]:
+def describe_hunyuan(config: Config, sizes: DecoderSizes) -> dict[str, Any]:
     """Its "dynamic" scaling with an `alpha` is a larger base, whatever the length."""
     entries = decoder.describe(config, sizes)
     alpha = rotary.parameters(config).get("alpha")
     if alpha:
         stretch = rotary.parameters(config).number("alpha")
-        entries["rope.freq_base"] *= stretch ** (sizes["head"] / (sizes["head"] - 2))
+        entries["rope.freq_base"] *= stretch ** (sizes.head / (sizes.head - 2))
     return entries
 
 
@@ -55,7 +55,8 @@ HUNYUAN_NORMS = (
 HUNYUAN = Family(
     classes=("HunYuanDenseV1ForCausalLM",),
     architecture="hunyuan-dense",
-    tensors=(*decoder.PLAIN, *HUNYUAN_NORMS),
+    tensors=(*decoder.STANDARD, *HUNYUAN_NORMS),
+    sizes=DecoderSizes,
     read_sizes=decoder.read_sizes,
     describe=describe_hunyuan,
 )
@@ -63,12 +64,10 @@ _NO_GATE = tuple(known for known in decoder.GATED if "gate" not in known.target)
 ARCEE = Family(
     classes=("ArceeForCausalLM",),
     architecture="arcee",
-    tensors=decoder.paired(
-        (decoder.EMBEDDING, *decoder.final_norm(), decoder.OUTPUT, *decoder.NORMS, *decoder.ATTENTION, *_NO_GATE)
-    ),
+    tensors=decoder.paired((*decoder.UNGATED, *_NO_GATE)),
+    sizes=DecoderSizes,
     read_sizes=decoder.read_sizes,
     describe=decoder.describe,
-    transforms=llama.transforms,
     computed=rotary.tables,
     activations=("relu2",),
 )
@@ -82,31 +81,34 @@ def _halved(config: Config) -> Config:
 NEMOTRON = Family(
     classes=("NemotronForCausalLM",),
     architecture="nemotron",
-    tensors=tuple(
-        known._replace(transform="one more") if known.target.endswith("norm.weight") else known
-        for known in (
-            *(decoder.EMBEDDING, *decoder.final_norm(bias=True), decoder.OUTPUT, *decoder.ATTENTION, *_NO_GATE),
+    tensors=decoder.added_one(
+        (
+            decoder.EMBEDDING,
+            *decoder.final_norm(bias=True),
+            decoder.OUTPUT,
+            *decoder.ATTENTION,
+            *_NO_GATE,
             *norm("input_layernorm", "attn_norm", bias=True),
             *norm("post_attention_layernorm", "ffn_norm", bias=True),
         )
     ),
+    sizes=DecoderSizes,
     read_sizes=lambda config: decoder.read_sizes(_halved(config)),
     describe=lambda config, sizes: {
         **decoder.describe(config.changed({"layer_norm_eps": config.number("norm_eps", 1e-5)}), sizes),
     },
-    transforms=lambda sizes: {"one more": AddOne()},
     activations=("relu2",),
 )
 # The only size whose windows llama.cpp knows.
 _EXAONE_WINDOWS = 64
 
 
-def _describe_exaone(config: Config, sizes: Sizes) -> dict[str, Any]:
+def _describe_exaone(config: Config, sizes: DecoderSizes) -> dict[str, Any]:
     """Only layers with a window are rotated, and all are in models that have none."""
     entries = decoder.describe(config, sizes)
     if config.get("sliding_window") is None:
         return entries
-    if sizes["layers"] != _EXAONE_WINDOWS:
+    if sizes.layers != _EXAONE_WINDOWS:
         raise UnsupportedModel(f"it has windows, which llama.cpp knows for EXAONE 4 of {_EXAONE_WINDOWS} layers only")
     pattern = decoder.window_pattern(config, sizes, every=4)
     return {**entries, "attention.sliding_window": config.count("sliding_window"), **pattern}
@@ -116,24 +118,25 @@ EXAONE4 = Family(
     classes=("Exaone4ForCausalLM",),
     architecture="exaone4",
     tensors=(
-        *(decoder.EMBEDDING, *decoder.final_norm(), decoder.OUTPUT, *decoder.ATTENTION, *decoder.GATED),
+        *decoder.BASE,
         *decoder.HEAD_NORMS,
         *norm("post_attention_layernorm", "post_attention_norm"),
         *norm("post_feedforward_layernorm", "post_ffw_norm"),
     ),
+    sizes=DecoderSizes,
     read_sizes=decoder.read_sizes,
     describe=_describe_exaone,
     computed=rotary.tables,
 )
 
 
-def _describe_minicpm(config: Config, sizes: Sizes) -> dict[str, Any]:
+def _describe_minicpm(config: Config, sizes: DecoderSizes) -> dict[str, Any]:
     """Scales by other names than Granite's."""
     scales = {
         "embedding_multiplier": config.number("scale_emb", 1.0),
-        "residual_multiplier": config.number("scale_depth", 1.0) / sizes["layers"] ** 0.5,
-        "attention_multiplier": sizes["head"] ** -0.5,
-        "logits_scaling": sizes["width"] / config.count("dim_model_base", 1),
+        "residual_multiplier": config.number("scale_depth", 1.0) / sizes.layers**0.5,
+        "attention_multiplier": sizes.head**-0.5,
+        "logits_scaling": sizes.width / config.count("dim_model_base", 1),
     }
     return llama.describe_granite(config.changed(scales), sizes)
 

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import math
 import struct
-from typing import Any
+from typing import Any, Protocol
 
-from quant.convert.base import Sizes
 from quant.convert.config import Config
 from quant.errors import MalformedFile, UnsupportedModel
 from quant.plan import TensorPlan
@@ -105,11 +104,19 @@ def _describe_long(config: Config, scaling: Config) -> dict[str, Any]:
     }
 
 
-def tables(config: Config, sizes: Sizes) -> tuple[TensorPlan, ...]:
-    """The tensors that some kinds of scaling need: divisors for each rotated pair; `sizes["rotated"]` values turn."""
+class HasRotated(Protocol):
+    """Sizes of a model in whose heads `rotated` values are rotated."""
+
+    @property
+    def rotated(self) -> int:
+        """The number of these values, an even one."""
+
+
+def tables(config: Config, sizes: HasRotated) -> tuple[TensorPlan, ...]:
+    """The tensors that some kinds of scaling need, float32: divisors of the frequency of each rotated pair."""
     scaling = parameters(config)
     kind = _kind(scaling)
-    pairs = sizes["rotated"] // 2
+    pairs = sizes.rotated // 2
     if kind == "llama3":
         return (_table("rope_freqs.weight", _stretched(scaling, base(config), pairs)),)
     if kind in ("longrope", "su"):

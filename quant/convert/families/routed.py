@@ -7,28 +7,29 @@ llama.cpp.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from typing import Any
 
-from quant.convert.base import Family, Known, Sizes
+from quant.convert.base import Family, Layers, in_layers, tensor
 from quant.convert.config import Config
 from quant.convert.families import decoder, moe, recurrent, relatives
-from quant.convert.families.decoder import LAYER, layer, norm, router, stacked
+from quant.convert.families.decoder import layer, norm, router, stacked
+from quant.convert.families.moe import MixtureSizes, RoutedSizes
 from quant.errors import MalformedFile, UnsupportedModel
 
-_ENDS = (decoder.EMBEDDING, *decoder.final_norm(), decoder.OUTPUT)
 _ALL_NORMS = norm("self_attn.q_norm", "attn_q_norm", "queries") + norm("self_attn.k_norm", "attn_k_norm", "keys")
 
 
-def _read_sizes(config: Config) -> dict[str, int]:
-    return {**decoder.read_sizes(config), **moe.read_routed_sizes(config)}
+def _read_sizes(config: Config) -> RoutedSizes:
+    return moe.read_routed_sizes(config, decoder.read_sizes(config))
 
 
-def _describe_glm(config: Config, sizes: Sizes) -> dict[str, Any]:
+def _describe_glm(config: Config, sizes: RoutedSizes) -> dict[str, Any]:
     return {**decoder.describe(config, sizes), **moe.describe_routed(config, sizes, "sigmoid")}
 
 
-def _describe_dots(config: Config, sizes: Sizes) -> dict[str, Any]:
-    if sizes["shared"] != sizes["heads"]:
+def _describe_dots(config: Config, sizes: RoutedSizes) -> dict[str, Any]:
+    if sizes.key_heads != sizes.heads:
         raise UnsupportedModel("its heads share keys, and those of llama.cpp's `dots1` do not")
     types = config.get("layer_types")
     if types and set(types) != {"full_attention"}:
@@ -37,54 +38,74 @@ def _describe_dots(config: Config, sizes: Sizes) -> dict[str, Any]:
 
 
 _MIXTURE = (
-    *decoder.only(decoder.GATED, "", "dense"),
-    *decoder.only((*moe.EXPERTS, *moe.shared("mlp.shared_experts")), "dense", "layers"),
+    *in_layers("dense", *decoder.GATED),
+    *in_layers("routed", *moe.EXPERTS, *moe.shared("mlp.shared_experts")),
+    *moe.PREFERENCE,
 )
 GLM4_MOE = Family(
     classes=("Glm4MoeForCausalLM",),
     architecture="glm4moe",
     tensors=(
-        *(*_ENDS, *decoder.ATTENTION, *_MIXTURE, moe.PREFERENCE),
+        *decoder.ENDS,
+        *decoder.ATTENTION,
+        *_MIXTURE,
         *norm("input_layernorm", "attn_norm"),
         *norm("post_attention_layernorm", "post_attention_norm"),
-        *(known._replace(required=False) for known in decoder.HEAD_NORMS),
+        *(replace(known, required=False) for known in decoder.HEAD_NORMS),
     ),
+    sizes=RoutedSizes,
     read_sizes=_read_sizes,
     describe=_describe_glm,
 )
 DOTS1 = Family(
     classes=("Dots1ForCausalLM",),
     architecture="dots1",
-    tensors=(*_ENDS, *decoder.NORMS, *decoder.ATTENTION, *decoder.HEAD_NORMS, *_MIXTURE, moe.PREFERENCE),
+    tensors=(*decoder.UNGATED, *decoder.HEAD_NORMS, *_MIXTURE),
+    sizes=RoutedSizes,
     read_sizes=_read_sizes,
     describe=_describe_dots,
 )
 
 
-def _read_ernie_sizes(config: Config) -> dict[str, int]:
+@dataclass(frozen=True, kw_only=True)
+class _ErnieSizes(MixtureSizes):
+    """`sharing` are the routed layers that also have an expert that answers always: all of them, or none."""
+
+    dense: Layers
+    routed: Layers
+    sharing: Layers
+
+
+def _read_ernie_sizes(config: Config) -> _ErnieSizes:
     sizes = decoder.read_sizes(config)
     last = config.get("moe_layer_end_index")
-    whole = last is None or last in (-1, sizes["layers"] - 1, sizes["layers"])
+    whole = last is None or last in (-1, sizes.layers - 1, sizes.layers)
     if not whole or config.count("moe_layer_interval", 1) != 1:
         raise UnsupportedModel("it has layers without experts between the others, which llama.cpp does not know")
     first, expert = config.get("moe_layer_start_index"), config.count("moe_intermediate_size")
-    shared = config.get("moe_num_shared_experts")
-    return {
-        **sizes,
-        **{"dense": config.count("moe_layer_start_index") if first else 0, "one": 1},
-        **{"experts": config.count("moe_num_experts"), "expert": expert},
-        "shared_expert": expert * (config.count("moe_num_shared_experts") if shared else 0),
-        "sharing": sizes["layers"] if shared else 0,
-    }
+    shared = config.count("moe_num_shared_experts") if config.get("moe_num_shared_experts") else 0
+    dense = config.count("moe_layer_start_index") if first else 0
+    if dense > sizes.layers:
+        raise config.wrong("moe_layer_start_index", f"no more than its {sizes.layers} layers")
+    routed = frozenset(range(dense, sizes.layers))
+    return _ErnieSizes(
+        **vars(sizes),
+        experts=config.count("moe_num_experts"),
+        expert=expert,
+        shared_expert=expert * shared,
+        dense=frozenset(range(dense)),
+        routed=routed,
+        sharing=routed if shared else frozenset(),
+    )
 
 
-def _describe_ernie(config: Config, sizes: Sizes) -> dict[str, Any]:
-    shared = {"expert_shared_feed_forward_length": sizes["shared_expert"]} if sizes["sharing"] else {}
+def _describe_ernie(config: Config, sizes: _ErnieSizes) -> dict[str, Any]:
+    shared = {"expert_shared_feed_forward_length": sizes.shared_expert} if sizes.shared_expert else {}
     return {
         **decoder.describe(config, sizes),
-        **decoder.describe_experts(sizes["experts"], config.count("moe_k")),
-        "expert_feed_forward_length": sizes["expert"],
-        "leading_dense_block_count": sizes["dense"],
+        **decoder.describe_experts(sizes.experts, config.count("moe_k")),
+        "expert_feed_forward_length": sizes.expert,
+        "leading_dense_block_count": len(sizes.dense),
         "interleave_moe_layer_step": 1,
         **shared,
     }
@@ -94,33 +115,33 @@ ERNIE_MOE = Family(
     classes=("Ernie4_5_MoeForCausalLM",),
     architecture="ernie4_5-moe",
     tensors=(
-        *(*_ENDS, *decoder.NORMS, *decoder.ATTENTION),
-        *decoder.only(decoder.GATED, "", "dense"),
-        *decoder.only(moe.EXPERTS, "dense", "layers"),
-        *decoder.only(moe.shared("mlp.shared_experts"), "dense", "sharing"),
-        Known(
-            LAYER + "mlp.moe_statics.e_score_correction_bias",
+        *decoder.UNGATED,
+        *in_layers("dense", *decoder.GATED),
+        *in_layers("routed", *moe.EXPERTS),
+        *in_layers("sharing", *moe.shared("mlp.shared_experts")),
+        tensor(
+            "layers.{}.mlp.moe_statics.e_score_correction_bias",
             "blk.{}.exp_probs_b.bias",
-            ("one", "experts"),
-            result=("experts",),
-            layers=("dense", "layers"),
+            1,
+            "experts",
             required=False,
+            layers="routed",
+            becomes=("experts",),
         ),
     ),
+    sizes=_ErnieSizes,
     read_sizes=_read_ernie_sizes,
     describe=_describe_ernie,
 )
 
 
-def _read_hunyuan_sizes(config: Config) -> dict[str, int]:
+def _read_hunyuan_sizes(config: Config) -> MixtureSizes:
     sizes = decoder.read_sizes(config)
-    shared = _same(config, "num_shared_expert", 1) * sizes["feed_forward"]
-    if _same(config, "moe_intermediate_size", sizes["feed_forward"]) != sizes["feed_forward"]:
+    shared = _same(config, "num_shared_expert", 1) * sizes.feed_forward
+    if _same(config, "moe_intermediate_size", sizes.feed_forward) != sizes.feed_forward:
         raise UnsupportedModel("its experts have another width than llama.cpp takes them to have")
-    return {
-        **sizes,
-        **{"experts": _same(config, "num_experts"), "expert": sizes["feed_forward"], "shared_expert": shared},
-    }
+    experts = _same(config, "num_experts")
+    return MixtureSizes(**vars(sizes), experts=experts, expert=sizes.feed_forward, shared_expert=shared)
 
 
 def _same(config: Config, key: str, default: int | None = None) -> int:
@@ -131,12 +152,12 @@ def _same(config: Config, key: str, default: int | None = None) -> int:
     return Config(config.name, {key: value}).count(key, default)
 
 
-def _describe_hunyuan(config: Config, sizes: Sizes) -> dict[str, Any]:
+def _describe_hunyuan(config: Config, sizes: MixtureSizes) -> dict[str, Any]:
     return {
         **relatives.describe_hunyuan(config, sizes),
-        **decoder.describe_experts(sizes["experts"], _same(config, "moe_topk")),
-        "expert_feed_forward_length": sizes["expert"],
-        "expert_shared_feed_forward_length": sizes["shared_expert"],
+        **decoder.describe_experts(sizes.experts, _same(config, "moe_topk")),
+        "expert_feed_forward_length": sizes.expert,
+        "expert_shared_feed_forward_length": sizes.shared_expert,
     }
 
 
@@ -144,30 +165,32 @@ HUNYUAN_MOE = Family(
     classes=("HunYuanMoEV1ForCausalLM",),
     architecture="hunyuan-moe",
     tensors=(
-        *(*_ENDS, *decoder.NORMS, *decoder.ATTENTION, *relatives.HUNYUAN_NORMS),
+        *decoder.UNGATED,
+        *relatives.HUNYUAN_NORMS,
         router("mlp.gate.wg"),
-        *moe.EXPERTS[1:],
+        *moe.EXPERT_MATRICES,
         *moe.shared("mlp.shared_mlp"),
     ),
+    sizes=MixtureSizes,
     read_sizes=_read_hunyuan_sizes,
     describe=_describe_hunyuan,
 )
 
 
-def _read_minimax_sizes(config: Config) -> dict[str, int]:
+def _read_minimax_sizes(config: Config) -> MixtureSizes:
     head, rotated = config.count("head_dim"), config.get("rotary_dim")
     share = config.count("rotary_dim") / head if rotated else config.get("partial_rotary_factor")
     sizes = decoder.read_sizes(config.changed({"partial_rotary_factor": share}))
-    return {**sizes, "experts": config.count("num_local_experts")}
+    return MixtureSizes(**vars(sizes), experts=config.count("num_local_experts"), expert=sizes.feed_forward)
 
 
-def _describe_minimax(config: Config, sizes: Sizes) -> dict[str, Any]:
+def _describe_minimax(config: Config, sizes: MixtureSizes) -> dict[str, Any]:
     if config.values.get("scoring_func", "sigmoid") != "sigmoid":
         raise UnsupportedModel("it chooses its experts otherwise than llama.cpp does (`scoring_func`)")
     return {
         **decoder.describe(config, sizes),
-        **decoder.describe_experts(sizes["experts"], config.count("num_experts_per_tok")),
-        "expert_feed_forward_length": sizes["feed_forward"],
+        **decoder.describe_experts(sizes.experts, config.count("num_experts_per_tok")),
+        "expert_feed_forward_length": sizes.expert,
         "expert_gating_func": 2,
     }
 
@@ -176,85 +199,93 @@ MINIMAX_M2 = Family(
     classes=("MiniMaxM2ForCausalLM",),
     architecture="minimax-m2",
     tensors=(
-        *(*_ENDS, *decoder.NORMS, *decoder.ATTENTION, *_ALL_NORMS),
-        router("block_sparse_moe.gate"),
-        stacked("block_sparse_moe.experts.[].w1", "ffn_gate", "feed_forward", "width"),
-        stacked("block_sparse_moe.experts.[].w2", "ffn_down", "width", "feed_forward"),
-        stacked("block_sparse_moe.experts.[].w3", "ffn_up", "feed_forward", "width"),
+        *decoder.UNGATED,
+        *_ALL_NORMS,
+        *moe.MIXTRAL_EXPERTS,
         layer("block_sparse_moe.e_score_correction_bias", "exp_probs_b.bias", "experts"),
     ),
+    sizes=MixtureSizes,
     read_sizes=_read_minimax_sizes,
     describe=_describe_minimax,
 )
 
 
-def _read_olmoe_sizes(config: Config) -> dict[str, int]:
+def _read_olmoe_sizes(config: Config) -> MixtureSizes:
     sizes = decoder.read_sizes(config)
-    return {**sizes, "experts": config.count("num_experts"), "expert": sizes["feed_forward"]}
+    return MixtureSizes(**vars(sizes), experts=config.count("num_experts"), expert=sizes.feed_forward)
 
 
-def _describe_olmoe(config: Config, sizes: Sizes) -> dict[str, Any]:
+def _describe_olmoe(config: Config, sizes: MixtureSizes) -> dict[str, Any]:
     if config.get("clip_qkv") is not None or config.flag("norm_topk_prob"):
         raise UnsupportedModel("it clips queries or weighs its experts otherwise than llama.cpp does")
-    if sizes["queries"] != sizes["width"]:
-        raise MalformedFile(f"its heads make up {sizes['queries']} values and the model is {sizes['width']} wide")
+    if sizes.queries != sizes.width:
+        raise MalformedFile(f"its heads make up {sizes.queries} values and the model is {sizes.width} wide")
     return {
         **decoder.describe(config, sizes),
-        **decoder.describe_experts(sizes["experts"], config.count("num_experts_per_tok")),
+        **decoder.describe_experts(sizes.experts, config.count("num_experts_per_tok")),
     }
 
 
 OLMOE = Family(
     classes=("OlmoeForCausalLM",),
     architecture="olmoe",
-    tensors=(*_ENDS, *decoder.NORMS, *decoder.ATTENTION, *_ALL_NORMS, *moe.EXPERTS),
+    tensors=(*decoder.UNGATED, *_ALL_NORMS, *moe.EXPERTS),
+    sizes=MixtureSizes,
     read_sizes=_read_olmoe_sizes,
     describe=_describe_olmoe,
 )
 
 
-def _read_lfm2_sizes(config: Config) -> dict[str, int]:
+@dataclass(frozen=True, kw_only=True)
+class _Lfm2Sizes(recurrent.Lfm2Sizes, MixtureSizes):
+    dense: Layers
+    routed: Layers
+
+
+def _read_lfm2_sizes(config: Config) -> _Lfm2Sizes:
     dense = config.count("num_dense_layers", 2) if config.get("num_dense_layers") != 0 else 0
-    plain = config.changed({"block_auto_adjust_ff_dim": False})
-    return {
-        **recurrent.LFM2.read_sizes(plain),
-        **{"dense": dense, "experts": config.count("num_experts"), "expert": config.count("moe_intermediate_size")},
-    }
+    sizes = recurrent.LFM2.read_sizes(config.changed({"block_auto_adjust_ff_dim": False}))
+    if dense > sizes.layers:
+        raise config.wrong("num_dense_layers", f"no more than its {sizes.layers} layers")
+    return _Lfm2Sizes(
+        **vars(sizes),
+        experts=config.count("num_experts"),
+        expert=config.count("moe_intermediate_size"),
+        dense=frozenset(range(dense)),
+        routed=frozenset(range(dense, sizes.layers)),
+    )
 
 
-def _describe_lfm2(config: Config, sizes: Sizes) -> dict[str, Any]:
+def _describe_lfm2(config: Config, sizes: _Lfm2Sizes) -> dict[str, Any]:
     expected = {"use_expert_bias": True, "norm_topk_prob": True, "routed_scaling_factor": 1.0}
     odd = [key for key, value in expected.items() if config.values.get(key, value) != value]
     if odd:
         raise UnsupportedModel(f"it chooses its experts otherwise than llama.cpp does (`{odd[0]}`)")
     return {
         **recurrent.LFM2.describe(config, sizes),
-        **decoder.describe_experts(sizes["experts"], config.count("num_experts_per_tok")),
-        "expert_feed_forward_length": sizes["expert"],
-        "leading_dense_block_count": sizes["dense"],
+        **decoder.describe_experts(sizes.experts, config.count("num_experts_per_tok")),
+        "expert_feed_forward_length": sizes.expert,
+        "leading_dense_block_count": len(sizes.dense),
         "expert_gating_func": 2,
     }
 
 
-_LFM2_DENSE = tuple(known for known in recurrent.LFM2.tensors if ".feed_forward." in known.source)
 LFM2_MOE = Family(
     classes=("Lfm2MoeForCausalLM",),
     architecture="lfm2moe",
     tensors=(
-        *(known for known in recurrent.LFM2.tensors if known not in _LFM2_DENSE),
-        *decoder.only(_LFM2_DENSE, "", "dense"),
-        *decoder.only(
-            (
-                router("feed_forward.gate"),
-                layer("feed_forward.expert_bias", "exp_probs_b.bias", "experts"),
-                stacked("feed_forward.experts.[].w1", "ffn_gate", "expert", "width"),
-                stacked("feed_forward.experts.[].w2", "ffn_down", "width", "expert"),
-                stacked("feed_forward.experts.[].w3", "ffn_up", "expert", "width"),
-            ),
-            "dense",
-            "layers",
+        *recurrent.LFM2_MIXERS,
+        *in_layers("dense", *recurrent.LFM2_GATED),
+        *in_layers(
+            "routed",
+            router("feed_forward.gate"),
+            layer("feed_forward.expert_bias", "exp_probs_b.bias", "experts"),
+            stacked("feed_forward.experts.[].w1", "ffn_gate", "expert", "width"),
+            stacked("feed_forward.experts.[].w2", "ffn_down", "width", "expert"),
+            stacked("feed_forward.experts.[].w3", "ffn_up", "expert", "width"),
         ),
     ),
+    sizes=_Lfm2Sizes,
     read_sizes=_read_lfm2_sizes,
     describe=_describe_lfm2,
     tied=True,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from quant.convert.base import Family
 from quant.convert.families import (
     cohere,
@@ -28,10 +30,29 @@ from quant.convert.families import (
 )
 
 _MODULES = (
-    *(llama, qwen, gemma, gemma4, phi, olmo, glm, cohere, gpt, gpt_oss, moe, deepseek, routed, relatives, recurrent),
-    *(hybrid, nemotron_h, internlm, llama4, encoder, ranking),
+    llama,
+    qwen,
+    gemma,
+    gemma4,
+    phi,
+    olmo,
+    glm,
+    cohere,
+    gpt,
+    gpt_oss,
+    moe,
+    deepseek,
+    routed,
+    relatives,
+    recurrent,
+    hybrid,
+    nemotron_h,
+    internlm,
+    llama4,
+    encoder,
+    ranking,
 )
-FAMILIES: dict[str, Family] = {
+FAMILIES: dict[str, Family[Any]] = {
     name: family for module in _MODULES for family in module.FAMILIES for name in family.classes
 }
 """By the name that `architectures` of `config.json` has."""

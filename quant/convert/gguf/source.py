@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from quant.convert.base import PLAIN
+from quant.convert.base import UNQUANTIZED
 from quant.convert.chat import capabilities
 from quant.convert.gguf.level import Recogniser
 from quant.convert.gguf.variants import Variant, check_complete, gather
@@ -39,7 +39,7 @@ def plan_gguf(files: Files, finished: bool = False) -> ModelPlan:
     headers = [read_part(files, name) for name in variant.files]
     model = join(headers)
     check_model(model)
-    whole = all(tensor.type.name in PLAIN for tensor in model.tensors)
+    whole = all(tensor.type.name in UNQUANTIZED for tensor in model.tensors)
     if not whole and not finished:
         raise UnsupportedModel(
             f"`{model.name}` is already quantized, and nothing else can be made of it",

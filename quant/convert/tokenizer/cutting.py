@@ -129,8 +129,12 @@ KNOWN = (
     Pre(
         "chameleon",
         (
-            *("<sentinel:[0-9]+>", "(IMGIMG)((A|B|C|D|E|F|G|H|I){1,4})Z", r"([\t\n]|    |  )", "digit"),
-            *(r"[\p{P}!-/:-@\[-`{-~]", "gpt2"),
+            "<sentinel:[0-9]+>",
+            "(IMGIMG)((A|B|C|D|E|F|G|H|I){1,4})Z",
+            r"([\t\n]|    |  )",
+            "digit",
+            r"[\p{P}!-/:-@\[-`{-~]",
+            "gpt2",
         ),
     ),
 )

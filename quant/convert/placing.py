@@ -1,0 +1,186 @@
+"""The tensors of a source, placed: which tensors of the GGUF file they become, by the table of a family."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from math import prod
+from typing import Any, NamedTuple
+
+from quant.convert.base import HEAD, UNQUANTIZED, Family, Known, Sizes
+from quant.convert.config import Config
+from quant.errors import MalformedFile, UnsupportedModel
+from quant.plan import Part, TensorPlan
+from quant.safetensors import DTYPES, Entry
+
+
+class _Wanted(NamedTuple):
+    """A tensor that a source may have: a row of the table, for one layer and one expert."""
+
+    row: Known
+    layer: int
+
+
+def plan_tensors(family: Family[Any], config: Config, sizes: Sizes, entries: Sequence[Entry]) -> tuple[TensorPlan, ...]:
+    """Every tensor of the GGUF file that has a source, in the order in which the source completes them.
+
+    Raises UnsupportedModel for a tensor that the family does not know or whose values are quantized, MalformedFile for
+    one that is missing or has another shape.
+    """
+    wanted = _expand(family, sizes)
+    found = _strip(family, entries)
+    if config.flag("tie_word_embeddings", family.tied):
+        # `transformers` shares the embedding then, and never looks at a head that the file may also hold.
+        heads = [name for name, (row, _) in wanted.items() if row.target == HEAD]
+        for name in heads:
+            del wanted[name]
+            found.pop(name, None)
+    unknown = [entry.name for name, entry in found.items() if name not in wanted]
+    if unknown:
+        raise UnsupportedModel(
+            f"the `{family.architecture}` family has no place for {_listed(unknown)}",
+            hint="this is a variant of the architecture that cannot be converted yet",
+        )
+    present = {row for name, (row, _) in wanted.items() if name in found}
+    missing = [name for name, (row, _) in wanted.items() if name not in found and (row.required or row in present)]
+    if missing:
+        raise MalformedFile(f"the weights lack {_listed(missing)}", hint="download the model again")
+    # In the order of the table, which is that of the experts of a layer.
+    placed = [
+        tensor
+        for name, (row, layer) in wanted.items()
+        if name in found and row.targets
+        for tensor in _place(found[name], row, layer, sizes)
+    ]
+    return _stacked(placed, entries)
+
+
+def split_ahead(family: Family[Any], config: Config, sizes: Sizes, entries: Sequence[Entry]) -> tuple[list[Entry], int]:
+    """The tensors without those of the layers behind the last, and the bytes of the latter.
+
+    Such layers guess at the token after the next (`num_nextn_predict_layers`), and our engine never asks for it.
+    """
+    layers, more = sizes.layers, config.get("num_nextn_predict_layers") or config.get("num_mtp_layers") or 0
+    behind = re.compile(rf"{family.prefix}(mtp_|layers\.(?P<layer>\d{{1,6}})\.)")
+
+    def is_ahead(entry: Entry) -> bool:
+        found = behind.match(entry.name) if type(more) is int and more else None
+        return bool(found and (found["layer"] is None or layers <= int(found["layer"]) < layers + more))
+
+    rest = [entry for entry in entries if not is_ahead(entry)]
+    return rest, sum(entry.size for entry in entries) - sum(entry.size for entry in rest)
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(f"`{name[:80]}`" for name in names[:5]) + more
+
+
+def _expand(family: Family[Any], sizes: Sizes) -> dict[str, _Wanted]:
+    """Every tensor that the family knows, by its name in the source, the numbers of layer and expert filled in."""
+    wanted = {}
+    for row in family.tensors:
+        layers = sizes.numbers(row.layers)
+        for layer in layers if "{}" in row.source else layers[:1]:
+            for expert in range(sizes.length(row.stack)) if row.stacked else (0,):
+                wanted[row.source.format(layer).replace("[]", str(expert))] = _Wanted(row, layer)
+    return wanted
+
+
+def _strip(family: Family[Any], entries: Sequence[Entry]) -> dict[str, Entry]:
+    """The tensors by their names without the family's prefix, those left out that no engine needs."""
+    prefix, unused = re.compile(family.prefix), re.compile(family.unused)
+    scales = {entry.scales.name for entry in entries if entry.scales}
+    found: dict[str, Entry] = {}
+    for entry in entries:
+        start = prefix.match(entry.name)
+        name = entry.name[start.end() :] if start else entry.name
+        # BERT's first checkpoints are from before these had their present names.
+        name = name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
+        if unused.fullmatch(name) or entry.name in scales:
+            continue
+        if name in found:
+            raise MalformedFile(f"`{entry.name}` and `{found[name].name}` are one and the same tensor")
+        found[name] = entry
+    return found
+
+
+def _place(entry: Entry, row: Known, layer: int, sizes: Sizes) -> Iterator[TensorPlan]:
+    """The tensor of each target.
+
+    The source counts as one matrix, or as many as its first dimension says where their bytes have to be told apart:
+    where several targets share each of them, and where each has scales. A target gets its share of the rows of every
+    matrix, or the whole matrix where a transform will take from it what is the target's.
+    """
+    shape, targets = sizes.shape(row.shape), row.targets
+    if entry.shape != shape:
+        raise MalformedFile(f"tensor `{entry.name}` is {list(entry.shape)} and `config.json` asks for {list(shape)}")
+    shared = len(targets) > 1 and not any(target.transform for target in targets)
+    if entry.dtype not in UNQUANTIZED and (shared or not entry.scales):
+        raise UnsupportedModel(
+            f"tensor `{entry.name}` is stored as {entry.dtype}, so the model is already quantized",
+            hint="use the repository with the original weights",
+        )
+    skipped = sizes.length(row.skip)
+    if skipped:
+        size = skipped * prod(shape[1:]) * DTYPES[entry.dtype]
+        entry = replace(entry, offset=entry.offset + size, size=entry.size - size)
+        shape = (shape[0] - skipped, *shape[1:])
+    in_parts = len(targets) > 1 or entry.scales is not None
+    matrices = shape[0] if in_parts and len(shape) > 2 else 1
+    scales = _cut(entry.scales, matrices) if entry.scales else ()
+    size = entry.size + (entry.scales.size if entry.scales else 0)
+    for number, target in enumerate(targets):
+        parts = _cut(entry, matrices, number, len(targets)) if shared else _cut(entry, matrices)
+        own = (*shape[:-2], shape[-2] // len(targets), shape[-1]) if shared else shape
+        own = sizes.shape(target.shape) or own
+        yield TensorPlan(
+            name=target.name.replace("{}", str(layer)),
+            shape=(sizes.length(row.stack), *own) if row.stacked else own,
+            dtype=entry.dtype,
+            source=entry.name,
+            shard=entry.shard,
+            offset=parts[-1].offset if shared else entry.offset,
+            # The sizes of all targets add up to that of the source.
+            size=size * (number + 1) // len(targets) - size * number // len(targets),
+            transform=target.transform(sizes) if target.transform else None,
+            parts=parts if in_parts or row.stacked else (),
+            scales=scales,
+            stored=entry.shape[-1] if scales else 0,
+        )
+
+
+def _cut(entry: Entry, matrices: int, number: int = 0, shares: int = 1) -> tuple[Part, ...]:
+    """Share `number` of the rows of each matrix, of `shares` equal ones."""
+    size = entry.size // matrices // shares
+    return tuple(
+        Part(entry.shard, entry.offset + (matrix * shares + number) * size, size) for matrix in range(matrices)
+    )
+
+
+def _stacked(placed: list[TensorPlan], entries: Sequence[Entry]) -> tuple[TensorPlan, ...]:
+    """The tensors with the experts of a layer joined, in the order in which the source completes them."""
+    joined: dict[str, TensorPlan] = {}
+    for tensor in placed:
+        before = joined.pop(tensor.name, None)
+        joined[tensor.name] = tensor if before is None else _join(before, tensor)
+    files = {entry.shard: number for number, entry in reversed(list(enumerate(entries)))}
+    for name, tensor in joined.items():
+        plain = tensor.parts and tensor.transform is None and not tensor.scales
+        if plain and prod(tensor.shape) * DTYPES[tensor.dtype] != tensor.size:
+            raise MalformedFile(f"the experts of `{name}` are not all there")
+
+    def completed(tensor: TensorPlan) -> tuple[int, int]:
+        parts = tensor.parts or (Part(tensor.shard, tensor.offset, tensor.size),)
+        return max((files[part.shard], part.offset) for part in (*parts, *tensor.scales))
+
+    return tuple(sorted(joined.values(), key=completed))
+
+
+def _join(before: TensorPlan, tensor: TensorPlan) -> TensorPlan:
+    """One tensor of the parts of two, which have one name."""
+    if before.dtype != tensor.dtype or not before.parts:
+        raise UnsupportedModel(f"the experts of `{tensor.name}` are of different types")
+    parts, scales = before.parts + tensor.parts, before.scales + tensor.scales
+    return replace(tensor, size=before.size + tensor.size, parts=parts, scales=scales)
