@@ -12,7 +12,7 @@ To add a family, write four things, here for a model with one fused matrix and w
         experts: int
         routed: Layers                            # The layers that have experts.
 
-    def read_sizes(config: Config) -> ToySizes:   # 2. Where `config.json` says them.
+    def read_sizes(config: ModelConfig) -> ToySizes:  # 2. Where `config.json` says them.
         layers = count_layers(config)
         return ToySizes(
             vocabulary=config.count("vocab_size"),
@@ -23,7 +23,8 @@ To add a family, write four things, here for a model with one fused matrix and w
             routed=frozenset(range(1, layers)),
         )
 
-    def describe(config: Config, sizes: ToySizes) -> dict[str, Any]:   # 3. The GGUF entries, without `toy.` in front.
+    def describe(config: ModelConfig, sizes: ToySizes) -> dict[str, Any]:
+        # 3. The GGUF entries, without the architecture (`toy.`) in front.
         return {"block_count": sizes.layers, "embedding_length": sizes.width, "expert_count": sizes.experts}
 
     TOY = Family(                                 # 4. The table of tensors.
@@ -47,9 +48,10 @@ To add a family, write four things, here for a model with one fused matrix and w
         ),
     )
 
-`{}` stands for the number of the layer, `[]` for that of the expert. A shape names fields of the family's `Sizes`; a
-name that is none, as `"feed_foward"`, is an error as soon as the module is imported. What most decoders have in common
-(`decoder.STANDARD`, `decoder.linear`, `decoder.read_sizes`) is in `families/decoder.py`.
+`{}` stands for the layer's number, `[]` for the expert's. A shape names fields of the family's `Sizes`; a misspelt
+name, as `"feed_foward"`, is an error as soon as the module is imported. `families/decoder.py` has the tables and sizes
+that most decoders share (`decoder.STANDARD`, `decoder.linear`, `decoder.read_sizes`). List the new family in
+`families/table.py`, and give it a row in `tests/quant/zoo.py`.
 """
 
 from __future__ import annotations
@@ -58,7 +60,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields, replace
 from typing import Any, Generic, TypeVar, get_type_hints
 
-from quant.convert.config import Config
+from quant.convert.config import ModelConfig
 from quant.errors import UnsupportedModel
 from quant.gguf.header import MAX_BLOCKS
 from quant.plan import Files, TensorPlan, Transform
@@ -69,12 +71,12 @@ UNQUANTIZED = ("F32", "F16", "BF16", "F64")
 HEAD = "output.weight"
 
 Layers = frozenset[int]
-"""Numbers of layers, from 0."""
+"""Numbers of layers, from 0 on."""
 
 
 @dataclass(frozen=True)
 class Times:
-    """A multiple of a size in a shape: `Times(2, "feed_forward")` rows are those of gate and up together."""
+    """A multiple of a size in a shape: gate and up together have `Times(2, "feed_forward")` rows."""
 
     factor: int
     size: str
@@ -87,11 +89,11 @@ Shape = tuple[Length, ...]
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """What the shapes of a family's tensors depend on. A family adds fields of two types in a class of its own.
+    """The numbers on which the shapes of a family's tensors depend. A family adds fields in a class of its own.
 
     A field of the type `int` is a length, or a number of heads or experts, which shapes name; so is a property. A field
-    of the type `Layers` is a set of layers, which `Known.layers` names. `token_types` are the kinds of tokens that an
-    encoder tells apart (those of a first and of a second text), 0 elsewhere.
+    of the type `Layers` is a set of layers, which `Known.layers` names. `token_types` is how many
+    kinds of tokens an encoder tells apart (2 for a first and a second text), 0 for other models.
     """
 
     vocabulary: int
@@ -110,7 +112,7 @@ class Sizes:
         return tuple(map(self.length, shape))
 
     def numbers(self, layers: str | None) -> list[int]:
-        """The numbers of the layers in a set, ascending; those of all layers for None."""
+        """The numbers of the layers in a set, ascending; None is the set of all layers."""
         return list(range(self.layers)) if layers is None else sorted(getattr(self, layers))
 
 
@@ -133,9 +135,9 @@ class Known:
     """A row of a family's table: one tensor of the source, or one of every layer and expert.
 
     `source` is its name without the family's prefix, `shape` its shape there. It becomes one tensor for each of
-    `targets`. Of several targets without transforms each gets an equal share of the rows, in this order; with
-    transforms, each transform is given the whole source and takes what belongs to its target. A source without a target
-    is left behind, because no engine reads it.
+    `targets`. Several targets without transforms share the rows equally, in this order. Several with transforms each
+    get the whole source, and their transforms take from it what is theirs. A source without a target is left behind,
+    because no engine reads it.
 
     `layers` names the set of layers that have the tensor, None for all; one without `{}` in its name is there once, if
     that set is not empty. One that is not `required` is in all these layers or in none. `stack` names the size that
@@ -193,7 +195,7 @@ def in_layers(layers: str, *rows: Known) -> tuple[Known, ...]:
     return tuple(replace(known, layers=layers) for known in rows)
 
 
-def count_layers(config: Config, key: str = "num_hidden_layers") -> int:
+def count_layers(config: ModelConfig, key: str = "num_hidden_layers") -> int:
     """The number of layers under `key`; raises UnsupportedModel for more than any engine has."""
     layers = config.count(key)
     if layers > MAX_BLOCKS:
@@ -226,17 +228,17 @@ class Family(Generic[S]):
     architecture: str
     tensors: tuple[Known, ...]
     sizes: type[S]
-    read_sizes: Callable[[Config], S]
-    describe: Callable[[Config, S], dict[str, Any]]
-    computed: Callable[[Config, S], tuple[TensorPlan, ...]] = lambda config, sizes: ()
-    picked: Callable[[Files, Iterable[Entry], Config], tuple[TensorPlan, ...]] = lambda files, entries, config: ()
+    read_sizes: Callable[[ModelConfig], S]
+    describe: Callable[[ModelConfig, S], dict[str, Any]]
+    computed: Callable[[ModelConfig, S], tuple[TensorPlan, ...]] = lambda config, sizes: ()
+    picked: Callable[[Files, Iterable[Entry], ModelConfig], tuple[TensorPlan, ...]] = lambda files, entries, config: ()
     prefix: str = r"(model\.)?"
     unused: str = r"(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq"
     activations: tuple[str, ...] = ("silu",)
     encoder: bool = False
     ranks: bool = False
     tied: bool = False
-    instead: Callable[[Config], Family[Any] | None] = lambda config: None
+    instead: Callable[[ModelConfig], Family[Any] | None] = lambda config: None
 
     def __post_init__(self) -> None:
         lengths, sets = _names_in(self.sizes)

@@ -1,4 +1,4 @@
-"""What a model's makers say about using it: chat template, tokens that end an answer, sampling defaults, licence.
+"""The makers' words on how to use a model: chat templates, sampling defaults, licence.
 
 Templates are taken as text and never run here.
 """
@@ -9,37 +9,11 @@ import re
 from collections.abc import Container, Mapping
 from typing import Any
 
-from quant.convert.config import Config, read_text
-from quant.convert.tokenizer.vocabulary import Vocabulary
+from quant.convert.config import ModelConfig, read_text
 from quant.errors import MalformedFile
 from quant.gguf.header import MAX_TEMPLATE
 from quant.plan import Files
 
-# Tokens that llama.cpp takes for ends of an answer by their text (`llama_vocab::impl::load`).
-_ENDINGS = (
-    "<|eot_id|>",
-    "<|im_end|>",
-    "<|end|>",
-    "<end_of_turn>",
-    "<|endoftext|>",
-    "</s>",
-    "<|eom_id|>",
-    "<EOT>",
-    "[EOT]",
-    "<|end_of_text|>",
-    "<end_of_utterance>",
-    "<eos>",
-    "<|return|>",
-    "<|call|>",
-    "<｜end▁of▁sentence｜>",
-    "_<EOT>",
-    "[EOS]",
-    "<|flush|>",
-    "<|calls|>",
-    "<turn|>",
-    "<|tool_response>",
-    "[e~[",
-)
 # Beginnings of a hole to fill (`insert`), as llama.cpp finds them.
 _HOLES = (
     "<|fim_prefix|>",
@@ -54,7 +28,7 @@ _HOLES = (
 # How a template shows that its model thinks before it answers: a switch, the end of a thought, thoughts of earlier
 # turns, Mistral's and OpenAI's own marks.
 _THOUGHT = re.compile(r"enable_thinking|</think>|reasoning_content|\[THINK\]|<\|channel\|>analysis")
-# Names of transformers' generation settings → those of Ollama's API.
+# Generation settings: transformers' name → the name in Ollama's API.
 _SETTINGS = {
     "temperature": "temperature",
     "top_k": "top_k",
@@ -64,7 +38,7 @@ _SETTINGS = {
 }
 
 
-def read_templates(files: Files, tokenizer_config: Config) -> dict[str, str]:
+def read_templates(files: Files, tokenizer_config: ModelConfig) -> dict[str, str]:
     """Chat templates by name, the main one as `default`; from the newest of the forms that there are.
 
     Where none is the main one, the first is, so that a chat does not go without.
@@ -73,7 +47,9 @@ def read_templates(files: Files, tokenizer_config: Config) -> dict[str, str]:
     if text:
         templates = {"default": text}
     else:
-        value = Config.read(files, "chat_template.json").get("chat_template") or tokenizer_config.get("chat_template")
+        value = ModelConfig.read(files, "chat_template.json").get("chat_template") or tokenizer_config.get(
+            "chat_template"
+        )
         templates = _named(value)
     for name in sorted(files.names()):
         extra = re.fullmatch(r"additional_chat_templates/([A-Za-z0-9_-]{1,64})\.jinja", name)
@@ -109,54 +85,7 @@ def describe_templates(templates: Mapping[str, str]) -> dict[str, Any]:
     return entries | ({"tokenizer.chat_template": templates["default"]} if "default" in templates else {})
 
 
-def describe_specials(
-    config: Config, generation: Config, tokenizer_config: Config, vocabulary: Vocabulary, embeds: bool = False
-) -> tuple[dict[str, Any], tuple[int, ...]]:
-    """The GGUF entries of the special tokens, and all ids that end an answer.
-
-    Of a model that `embeds`, beginning and end are what its tokenizer puts around a text, whatever else is named.
-    """
-    size = len(vocabulary.entries["tokenizer.ggml.tokens"])
-    listed = _ids(generation, "eos_token_id", size) or _ids(config, "eos_token_id", size)
-    named = _named_id(tokenizer_config, "eos_token", vocabulary)
-    stops = tuple(dict.fromkeys(([] if named is None else [named]) + listed))
-    begin = _named_id(tokenizer_config, "bos_token", vocabulary)
-    if "bos_token" not in tokenizer_config.values:
-        begin = next(iter(_ids(config, "bos_token_id", size)), None)
-    pad = _named_id(tokenizer_config, "pad_token", vocabulary)
-    if embeds:
-        begin = begin if vocabulary.first is None else vocabulary.first
-        stops = stops if vocabulary.last is None else tuple(dict.fromkeys((vocabulary.last, *stops)))
-    stops = stops or (() if vocabulary.last is None else (vocabulary.last,))
-    begin = vocabulary.first if begin is None and "bos_token" not in tokenizer_config.values else begin
-    if not stops:
-        raise MalformedFile("no file of the model names the token that ends a text (`eos_token_id`)")
-    entries = {"bos_token_id": begin, "eos_token_id": stops[0], "padding_token_id": pad}
-    tokens = vocabulary.entries["tokenizer.ggml.tokens"]
-    # llama.cpp knows the usual endings by their text; it can be told of two more.
-    unusual = [id for id in stops[1:] if tokens[id] not in _ENDINGS]
-    entries |= dict(zip(("eot_token_id", "eom_token_id"), unusual, strict=False))
-    first = tokenizer_config.flag("add_bos_token", vocabulary.first is not None)
-    entries["add_bos_token"] = first and begin is not None
-    entries["add_eos_token"] = tokenizer_config.flag("add_eos_token", vocabulary.last is not None)
-    return {f"tokenizer.ggml.{key}": value for key, value in entries.items() if value is not None}, stops
-
-
-def _ids(config: Config, key: str, size: int) -> list[int]:
-    value = config.get(key)
-    ids = value if isinstance(value, list) else [] if value is None else [value]
-    if not all(type(id) is int and 0 <= id < size for id in ids):
-        raise config.wrong(key, f"one or more of the {size} tokens")
-    return ids
-
-
-def _named_id(config: Config, key: str, vocabulary: Vocabulary) -> int | None:
-    value = config.get(key)
-    text = value.get("content") if isinstance(value, dict) else value
-    return vocabulary.ids.get(text) if isinstance(text, str) else None
-
-
-def read_defaults(generation: Config) -> dict[str, float]:
+def read_defaults(generation: ModelConfig) -> dict[str, float]:
     """The sampling settings that the makers recommend, by Ollama's names."""
     if generation.get("do_sample") is False:
         return {}
@@ -165,7 +94,7 @@ def read_defaults(generation: Config) -> dict[str, float]:
 
 
 def capabilities(templates: Mapping[str, str], tokens: Container[str]) -> tuple[str, ...]:
-    """What the model can do, told from its templates and the texts of its tokens, by Ollama's names."""
+    """The model's abilities by Ollama's names, as its templates and the texts of its tokens show them."""
     text = "\n".join(templates.values())
     found = ["completion"]
     if "tool_use" in templates or re.search(r"\{[%{][^}]*\btools\b", text):

@@ -13,7 +13,7 @@ MAX_JSON = 128 << 20
 MAX_TEXT = 1 << 20
 
 
-class Config:
+class ModelConfig:
     """A JSON object and the name of the file that it is from."""
 
     def __init__(self, name: str, values: Mapping[str, Any]) -> None:
@@ -21,19 +21,19 @@ class Config:
         self.values = values
 
     @classmethod
-    def read(cls, files: Files, name: str) -> Config:
+    def read(cls, files: Files, name: str) -> ModelConfig:
         """The object in file `name`, empty when there is no such file."""
         if name not in files.names():
             return cls(name, {})
         return cls(name, load_json(read_whole(files, name, MAX_JSON), name))
 
-    def changed(self, values: Mapping[str, Any]) -> Config:
+    def changed(self, values: Mapping[str, Any]) -> ModelConfig:
         """The same object with these values in the place of its own."""
-        return Config(self.name, {**self.values, **values})
+        return ModelConfig(self.name, {**self.values, **values})
 
-    def filled(self, values: Mapping[str, Any]) -> Config:
+    def filled(self, values: Mapping[str, Any]) -> ModelConfig:
         """The same object with these values where it has none of its own."""
-        return Config(self.name, {**values, **self.values})
+        return ModelConfig(self.name, {**values, **self.values})
 
     def get(self, key: str) -> Any:
         """The raw value, None when absent."""
@@ -62,14 +62,14 @@ class Config:
         value = self.values.get(key)
         return value if isinstance(value, bool) else default
 
-    def part(self, key: str) -> Config:
+    def part(self, key: str) -> ModelConfig:
         """The object under `key`, empty when absent."""
         value = self.values.get(key)
         if value is None:
             value = {}
         if not isinstance(value, dict):
             raise self.wrong(key, "an object")
-        return Config(f"{self.name}: {key}", value)
+        return ModelConfig(f"{self.name}: {key}", value)
 
     def wrong(self, key: str, wanted: str) -> MalformedFile:
         """The error for a value that cannot be used."""

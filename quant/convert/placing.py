@@ -9,7 +9,7 @@ from math import prod
 from typing import Any, NamedTuple
 
 from quant.convert.base import HEAD, UNQUANTIZED, Family, Known, Sizes
-from quant.convert.config import Config
+from quant.convert.config import ModelConfig
 from quant.errors import MalformedFile, UnsupportedModel
 from quant.plan import Part, TensorPlan
 from quant.safetensors import DTYPES, Entry
@@ -22,7 +22,9 @@ class _Wanted(NamedTuple):
     layer: int
 
 
-def plan_tensors(family: Family[Any], config: Config, sizes: Sizes, entries: Sequence[Entry]) -> tuple[TensorPlan, ...]:
+def plan_tensors(
+    family: Family[Any], config: ModelConfig, sizes: Sizes, entries: Sequence[Entry]
+) -> tuple[TensorPlan, ...]:
     """Every tensor of the GGUF file that has a source, in the order in which the source completes them.
 
     Raises UnsupportedModel for a tensor that the family does not know or whose values are quantized, MalformedFile for
@@ -46,7 +48,7 @@ def plan_tensors(family: Family[Any], config: Config, sizes: Sizes, entries: Seq
     missing = [name for name, (row, _) in wanted.items() if name not in found and (row.required or row in present)]
     if missing:
         raise MalformedFile(f"the weights lack {_listed(missing)}", hint="download the model again")
-    # In the order of the table, which is that of the experts of a layer.
+    # In the order of the table, so that the experts of a layer stay in theirs.
     placed = [
         tensor
         for name, (row, layer) in wanted.items()
@@ -56,8 +58,10 @@ def plan_tensors(family: Family[Any], config: Config, sizes: Sizes, entries: Seq
     return _stacked(placed, entries)
 
 
-def split_ahead(family: Family[Any], config: Config, sizes: Sizes, entries: Sequence[Entry]) -> tuple[list[Entry], int]:
-    """The tensors without those of the layers behind the last, and the bytes of the latter.
+def split_ahead(
+    family: Family[Any], config: ModelConfig, sizes: Sizes, entries: Sequence[Entry]
+) -> tuple[list[Entry], int]:
+    """The tensors without the layers behind the last, and how many bytes these have.
 
     Such layers guess at the token after the next (`num_nextn_predict_layers`), and our engine never asks for it.
     """
@@ -142,7 +146,7 @@ def _place(entry: Entry, row: Known, layer: int, sizes: Sizes) -> Iterator[Tenso
             source=entry.name,
             shard=entry.shard,
             offset=parts[-1].offset if shared else entry.offset,
-            # The sizes of all targets add up to that of the source.
+            # All targets together have as many bytes as the source.
             size=size * (number + 1) // len(targets) - size * number // len(targets),
             transform=target.transform(sizes) if target.transform else None,
             parts=parts if in_parts or row.stacked else (),

@@ -7,13 +7,14 @@ from typing import Any
 
 from quant.convert import chat, prequantized, wrappers
 from quant.convert.base import Family, headless
-from quant.convert.config import Config
+from quant.convert.config import ModelConfig
 from quant.convert.families import qwen, ranking
 from quant.convert.families.table import FAMILIES
 from quant.convert.gguf.source import plan_gguf
 from quant.convert.gguf.variants import is_gguf
 from quant.convert.placing import plan_tensors, split_ahead
 from quant.convert.pooling import DENSE, MEAN, RANK, pooled, read_dense, read_pooling
+from quant.convert.tokenizer import specials
 from quant.convert.tokenizer.reading import read_vocabulary
 from quant.errors import MalformedFile, UnsupportedModel
 from quant.plan import NEXT_TOKEN_LAYERS, Files, ModelPlan, TensorPlan
@@ -33,21 +34,21 @@ def plan_model(files: Files, pre: str | None = None) -> ModelPlan:
         return plan_gguf(files, finished=True)
     config, sketch, size = _sketch(files)
     vocabulary = read_vocabulary(files, size, pre)
-    tokenizer_config = Config.read(files, "tokenizer_config.json")
-    generation = Config.read(files, "generation_config.json")
+    tokenizer_config = ModelConfig.read(files, "tokenizer_config.json")
+    generation = ModelConfig.read(files, "generation_config.json")
     templates = chat.read_templates(files, tokenizer_config)
     pooling = sketch.metadata.get(f"{sketch.architecture}.pooling_type")
-    specials, stops = chat.describe_specials(config, generation, tokenizer_config, vocabulary, pooling is not None)
+    special_entries, stops = specials.describe(config, generation, tokenizer_config, vocabulary, pooling is not None)
     if pooling == RANK:
         asked = sketch.architecture == ranking.QWEN3.architecture
         templates = {"rerank": ranking.TEMPLATE} if asked else {}
-        specials |= {} if asked else ranking.describe_pair(files, stops[0])
+        special_entries |= {} if asked else ranking.describe_pair(files, stops[0])
     metadata = {
         **{key: value for key, value in sketch.metadata.items() if key.startswith("general.")},
         **chat.read_card(files),
         **{key: value for key, value in sketch.metadata.items() if not key.startswith("general.")},
         **vocabulary.entries,
-        **specials,
+        **special_entries,
         **chat.describe_templates(templates),
         # llama.cpp has room for three; its own list goes by the tokens' texts.
         "lm.stop_token_ids": list(stops),
@@ -66,7 +67,7 @@ def sketch_model(files: Files) -> ModelPlan:
     return plan_gguf(files, finished=True) if is_gguf(files) else _sketch(files)[1]
 
 
-def _sketch(files: Files) -> tuple[Config, ModelPlan, int]:
+def _sketch(files: Files) -> tuple[ModelConfig, ModelPlan, int]:
     """The configuration, the plan of the weights, and the number of embeddings."""
     config, name, wrapped = wrappers.unwrap(_read_config(files))
     family = _family(name)
@@ -107,11 +108,11 @@ def _sketch(files: Files) -> tuple[Config, ModelPlan, int]:
     return config, plan, sizes.vocabulary
 
 
-def _read_config(files: Files) -> Config:
+def _read_config(files: Files) -> ModelConfig:
     if "config.json" not in files.names():
         hint = "is this a model in Hugging Face's layout, or a part of one?"
         raise MalformedFile(f"there is no `config.json` in `{files.title}`, and no GGUF file", hint)
-    config = Config.read(files, "config.json")
+    config = ModelConfig.read(files, "config.json")
     prequantized.check_method(config)
     return config
 
@@ -125,7 +126,7 @@ def _family(name: str) -> Family[Any]:
     return FAMILIES[name]
 
 
-def _check_activation(family: Family[Any], config: Config) -> None:
+def _check_activation(family: Family[Any], config: ModelConfig) -> None:
     found = next((config.get(key) for key in _ACTIVATIONS if config.get(key) is not None), family.activations[0])
     if found not in family.activations:
         raise UnsupportedModel(

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from quant.convert.base import tensor
-from quant.convert.config import Config, read_text
+from quant.convert.config import ModelConfig, read_text
 from quant.errors import MalformedFile, UnsupportedModel
 from quant.plan import Files
 from quant.safetensors import Entry, read_header
@@ -51,7 +51,7 @@ def read_dense(files: Files) -> tuple[Entry, ...]:
         name = f"{folder}/model.safetensors"
         if name not in files.names():
             raise MalformedFile(f"`{name}` is missing, and `{MODULES}` names it", hint="download the model again")
-        config = Config.read(files, f"{folder}/config.json")
+        config = ModelConfig.read(files, f"{folder}/config.json")
         plain = str(config.get("activation_function")).endswith("Identity") and not config.flag("bias", True)
         if len(folders) != len(DENSE) or not plain:
             raise UnsupportedModel("it has modules after its layers that cannot be converted (`Dense`)")
@@ -79,7 +79,7 @@ def read_pooling(files: Files, dense: bool = False) -> int | None:
     name = f"{folder}/config.json"
     if name not in files.names():
         raise MalformedFile(f"`{name}` is missing, and `{MODULES}` names it", hint="download the model again")
-    config = Config.read(files, name)
+    config = ModelConfig.read(files, name)
     chosen = [mode for mode in _MODES if config.get(mode) is True]
     chosen = chosen or [mode for mode in _MODES if config.get("pooling_mode") == mode]
     others = [key for key, value in config.values.items() if key.startswith("pooling_mode_") and value is True]

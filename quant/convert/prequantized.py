@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
-from quant.convert.config import Config
+from quant.convert.config import ModelConfig
 from quant.errors import MalformedFile, UnsupportedModel
 from quant.safetensors import Entry
 from quant.stream.scaled import SQUARE, STORED
@@ -20,7 +20,7 @@ _BLOCKS, _SCALES, _INVERSE = "_blocks", "_scales", "_scale_inv"
 _GROUP = 16  # bytes of 32 elements
 
 
-def check_method(config: Config) -> str:
+def check_method(config: ModelConfig) -> str:
     """How the weights are quantized, "" where they are not; raises UnsupportedModel where that cannot be read."""
     quantized: Any = config.get("quantization_config")
     if not quantized:

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from quant.convert.base import Family, S
-from quant.convert.config import Config
+from quant.convert.config import ModelConfig
 from quant.errors import UnsupportedModel
 from quant.safetensors import Entry
 
@@ -108,7 +108,7 @@ _BESIDE = {
 }
 
 
-def unwrap(config: Config) -> tuple[Config, str, bool]:
+def unwrap(config: ModelConfig) -> tuple[ModelConfig, str, bool]:
     """The settings of the language model, the name of its class, and whether it is a part of something larger.
 
     Raises UnsupportedModel where the language model does not work alone, or is none that is known.
@@ -130,7 +130,7 @@ def unwrap(config: Config) -> tuple[Config, str, bool]:
     said = {"tie_word_embeddings": any(tie is True for tie in ties)} if any(type(tie) is bool for tie in ties) else {}
     defaults = {key: value for key, value in _DEFAULTS.get(kind, {}).items() if text.values or key not in config.values}
     values = {**config.values, **defaults, **text.values, **said}
-    return Config(config.name, values), _TEXTS[kind], True
+    return ModelConfig(config.name, values), _TEXTS[kind], True
 
 
 def take_out(family: Family[S], entries: Iterable[Entry]) -> tuple[Family[S], list[Entry], dict[str, int]]:

@@ -54,7 +54,7 @@ _LEAST_BYTES, _MOST_BYTES = 32 << 20, 256 << 20
 _MEMORY_SHARE = 0.5
 
 
-class Sizes(NamedTuple):
+class ProbeSizes(NamedTuple):
     """A Llama of this shape."""
 
     layers: int
@@ -71,7 +71,7 @@ class Case(NamedTuple):
     """A model to run, with `before` tokens in its cache and so many query heads sharing a key head."""
 
     type: QuantType
-    sizes: Sizes
+    sizes: ProbeSizes
     before: int = 0
     sharing: int = 1
 
@@ -83,9 +83,9 @@ class Step(NamedTuple):
     share: float
 
 
-_BLOCK = Sizes(1, 2048, 8192)
+_BLOCK = ProbeSizes(1, 2048, 8192)
 # Many layers with next to no weights, and a few whose attention is all there is to them.
-_THIN, _DEEP = Sizes(32, 64, 64), Sizes(4, 1024, 64)
+_THIN, _DEEP = ProbeSizes(32, 64, 64), ProbeSizes(4, 1024, 64)
 
 
 def probe(question: Probe) -> Probed:

@@ -10,7 +10,7 @@ import pytest
 
 from quant.convert import base
 from quant.convert.base import Family, Known, Sizes, Target, Times, tensor
-from quant.convert.config import Config
+from quant.convert.config import ModelConfig
 from quant.convert.families.llama import LLAMA
 from quant.convert.families.table import FAMILIES
 from quant.convert.placing import plan_tensors
@@ -64,7 +64,7 @@ def entries(shapes: dict[str, tuple[int, ...]]) -> list[Entry]:
 
 def test_the_example_plans_a_model() -> None:
     toy: Family[Any] = example()["TOY"]
-    config = Config(
+    config = ModelConfig(
         "config.json",
         {
             "vocab_size": 10,

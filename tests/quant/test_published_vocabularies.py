@@ -21,8 +21,9 @@ from typing import Any
 import pytest
 from tokenizers import Tokenizer
 
-from quant.convert.chat import capabilities, describe_specials
-from quant.convert.config import Config
+from quant.convert.chat import capabilities
+from quant.convert.config import ModelConfig
+from quant.convert.tokenizer import specials
 from quant.convert.tokenizer.cutting import KNOWN
 from quant.convert.tokenizer.pretokenizer import NAMES, step_of
 from quant.convert.tokenizer.reading import read_vocabulary
@@ -221,9 +222,11 @@ def test_the_conversion_comes_back_to_the_same(published: Published, tmp_path: P
     named = {f"{key}_token": published.tokens[published.special(key) or 0] for key in ("bos", "eos")}
     source = source.change("tokenizer_config.json", **named)
     vocabulary = read_vocabulary(source, size)
-    nothing = Config("generation_config.json", {})
-    specials, _ = describe_specials(nothing, nothing, Config.read(source, "tokenizer_config.json"), vocabulary)
-    entries = vocabulary.entries | specials
+    nothing = ModelConfig("generation_config.json", {})
+    special_entries, _ = specials.describe(
+        nothing, nothing, ModelConfig.read(source, "tokenizer_config.json"), vocabulary
+    )
+    entries = vocabulary.entries | special_entries
     ours, theirs = published.comparable(entries), published.comparable(published.all)
     for key in (
         {"tokens", "token_type", "merges", "scores", "precompiled_charsmap", "model"} & theirs.keys() & ours.keys()
@@ -233,7 +236,7 @@ def test_the_conversion_comes_back_to_the_same(published: Published, tmp_path: P
         name = entries["tokenizer.ggml.pre"]
         assert ROUTINES[name] is ROUTINES["gpt-2" if published.name in UNNAMED else published.pre]
     for key in ("bos", "eos"):
-        assert published.special(key) in (specials[f"tokenizer.ggml.{key}_token_id"], None)
+        assert published.special(key) in (special_entries[f"tokenizer.ggml.{key}_token_id"], None)
     with Engine(vocabulary_file(tmp_path / "v.gguf", entries), vocabulary_only=True) as engine:
         for text, ids in published.cases():
             assert engine.tokenize(text) == ids

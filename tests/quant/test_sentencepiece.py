@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from quant.convert.tokenizer.reading import read_vocabulary
-from quant.convert.tokenizer.vocabulary import Vocabulary
+from quant.convert.tokenizer.vocabulary import VocabularyPlan
 from quant.errors import MalformedFile, QuantError, UnsupportedModel
 from tests.quant.engine import Engine
 from tests.quant.support import Folder
@@ -46,7 +46,7 @@ def model(pieces: list[tuple[str, float, int]], kind: int, extra: bytes = b"") -
     return listed + field(2, field(3, kind) + field(4, 8000)) + field(3, field(1, b"identity") + extra)
 
 
-def bpe_file() -> tuple[dict[str, Any], Vocabulary, bytes]:
+def bpe_file() -> tuple[dict[str, Any], VocabularyPlan, bytes]:
     tokenizer = sentencepiece()
     wanted = read_vocabulary(folder(tokenizer), len(tokenizer["model"]["vocab"]))
     columns = (wanted.entries[f"tokenizer.ggml.{name}"] for name in ("tokens", "scores", "token_type"))

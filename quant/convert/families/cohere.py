@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from quant.convert.base import Family
-from quant.convert.config import Config
+from quant.convert.config import ModelConfig
 from quant.convert.families import decoder
 from quant.convert.families.decoder import DecoderSizes, layer, norm
 
@@ -15,7 +15,7 @@ _BASE = (
 )
 
 
-def _describe(config: Config, sizes: DecoderSizes) -> dict[str, Any]:
+def _describe(config: ModelConfig, sizes: DecoderSizes) -> dict[str, Any]:
     return {
         **decoder.describe(config, sizes),
         "logit_scale": config.number("logit_scale", 0.0625),
@@ -23,7 +23,7 @@ def _describe(config: Config, sizes: DecoderSizes) -> dict[str, Any]:
     }
 
 
-def _describe_windows(config: Config, sizes: DecoderSizes) -> dict[str, Any]:
+def _describe_windows(config: ModelConfig, sizes: DecoderSizes) -> dict[str, Any]:
     return {
         **_describe(config, sizes),
         "attention.sliding_window": config.count("sliding_window", 4096),

@@ -1,4 +1,4 @@
-"""What decoders after Llama's pattern have in common: names of tensors, sizes, entries.
+"""Decoders after Llama's pattern: the names of tensors, the sizes and the entries that they share.
 
 A family puts its table together from these groups: rotary attention with shared key heads,
 a gated feed-forward part, norms before both.
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from quant.convert.base import HEAD, Known, Length, MakeTransform, Shape, Sizes, Times, count_layers, tensor
-from quant.convert.config import Config
+from quant.convert.config import ModelConfig
 from quant.convert.families import rotary
 from quant.convert.transforms import AddOne, PairRotaryHalves
 from quant.errors import MalformedFile, UnsupportedModel
@@ -42,7 +42,7 @@ class DecoderSizes(Sizes):
 
     @property
     def keys(self) -> int:
-        """The values of all key heads, and those of all value heads."""
+        """The values of all key heads, which are as many as all value heads have."""
         return self.key_heads * self.head
 
     @property
@@ -127,7 +127,7 @@ def added_one(tensors: tuple[Known, ...]) -> tuple[Known, ...]:
     )
 
 
-def read_sizes(config: Config) -> DecoderSizes:
+def read_sizes(config: ModelConfig) -> DecoderSizes:
     """The sizes in `config.json` by which the tensors are shaped."""
     width, heads = config.count("hidden_size"), config.count("num_attention_heads")
     key_heads = config.count("num_key_value_heads", heads)
@@ -149,7 +149,7 @@ def read_sizes(config: Config) -> DecoderSizes:
     )
 
 
-def describe(config: Config, sizes: DecoderSizes) -> dict[str, Any]:
+def describe(config: ModelConfig, sizes: DecoderSizes) -> dict[str, Any]:
     """The entries of a decoder: sizes, normalization, rotary embedding."""
     return {
         "vocab_size": sizes.vocabulary,
@@ -167,24 +167,24 @@ def describe(config: Config, sizes: DecoderSizes) -> dict[str, Any]:
     }
 
 
-def _describe_norm(config: Config) -> dict[str, Any]:
+def _describe_norm(config: ModelConfig) -> dict[str, Any]:
     for key in ("layer_norm_eps", "layer_norm_epsilon", "norm_epsilon", "layernorm_epsilon"):
         if config.get(key) is not None:
             return {"attention.layer_norm_epsilon": config.number(key)}
     return {"attention.layer_norm_rms_epsilon": config.number("rms_norm_eps", 1e-6)}
 
 
-def bounded_by_window(config: Config, entries: dict[str, Any]) -> dict[str, Any]:
+def bounded_by_window(config: ModelConfig, entries: dict[str, Any]) -> dict[str, Any]:
     """The entries, the context cut to the sliding window, for architectures in which llama.cpp has none.
 
-    What lies within the window is right whether or not it slides.
+    Within the length of the window the answers are right whether or not it slides.
     """
     window = config.count("sliding_window", entries["context_length"])
     return entries | {"context_length": min(entries["context_length"], window)}
 
 
-def window_pattern(config: Config, sizes: Sizes, every: int) -> dict[str, Any]:
-    """Which layers have a sliding window: `layer_types`, or all but each `every`-th."""
+def window_pattern(config: ModelConfig, sizes: Sizes, every: int) -> dict[str, Any]:
+    """The entry with the layers that have a sliding window: by `layer_types`, else all but each `every`-th."""
     types = config.get("layer_types")
     if types is None:
         types = ["sliding_attention" if (n + 1) % every else "full_attention" for n in range(sizes.layers)]
@@ -207,5 +207,5 @@ def stacked(source: str, target: str, rows: Length, columns: Length) -> Known:
 
 
 def router(source: str) -> Known:
-    """What decides which experts answer."""
+    """The matrix that decides which experts answer."""
     return layer(f"{source}.weight", "ffn_gate_inp.weight", "experts", "width")

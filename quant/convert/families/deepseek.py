@@ -1,8 +1,8 @@
 """DeepSeek V2 and V3 (R1, Kimi K2, Moonlight), GLM 4.7 Flash: keys and values from a few numbers for each token.
 
-llama.cpp keeps only these numbers in its cache (multi-head latent attention): it wants the matrix that makes keys of
-them, turned, and the one that makes values, apart. Sources: `modeling_deepseek_v2.py`, `modeling_deepseek_v3.py` and
-`modeling_glm4_moe_lite.py` of transformers, `deepseek2.cpp` of llama.cpp.
+llama.cpp keeps only these numbers in its cache (multi-head latent attention). So it wants two matrices in place of one:
+the rows that make keys of the numbers, transposed, and the rows that make values. Sources: `modeling_deepseek_v2.py`,
+`modeling_deepseek_v3.py` and `modeling_glm4_moe_lite.py` of transformers, `deepseek2.cpp` of llama.cpp.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from quant.convert.base import Family, Known, Layers, Target, count_layers, in_layers
-from quant.convert.config import Config
+from quant.convert.config import ModelConfig
 from quant.convert.families import decoder, moe, rotary
 from quant.convert.families.decoder import LAYER, DecoderSizes, linear, norm
 from quant.convert.families.moe import RoutedSizes
@@ -24,11 +24,11 @@ _STRAIGHT = (26, 27)
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Sizes(RoutedSizes):
+class _DeepSeekSizes(RoutedSizes):
     """`rank` numbers for each token, of which each head gets a key of `plain` values and a value of `value` values.
 
-    `rotated` more values of the key are rotated and are the same for all heads. In the layers `ranked`, queries are
-    made of `query_rank` numbers, in the layers `straight` of the width.
+    `rotated` more values of the key are rotated, and all heads share them. Queries are made of `query_rank` numbers in
+    the layers `ranked`, and of the width in the layers `straight`; a model has layers of one kind.
     """
 
     rank: int
@@ -50,16 +50,16 @@ class _Sizes(RoutedSizes):
 
     @property
     def compressed(self) -> int:
-        """What the cache holds of a token."""
+        """The values of a token that the cache holds."""
         return self.rank + self.rotated
 
     @property
     def expanded(self) -> int:
-        """The keys, without what is rotated, and the values of all heads."""
+        """The values of all heads, and their keys without the rotated values."""
         return self.heads * (self.plain + self.value)
 
 
-def _read_sizes(config: Config) -> _Sizes:
+def _read_sizes(config: ModelConfig) -> _DeepSeekSizes:
     layers, heads = count_layers(config), config.count("num_attention_heads")
     ranked = config.get("q_lora_rank") is not None
     if ranked is (layers in _STRAIGHT):
@@ -82,7 +82,7 @@ def _read_sizes(config: Config) -> _Sizes:
         rotated=rotated,
     )
     every = frozenset(range(layers))
-    return _Sizes(
+    return _DeepSeekSizes(
         **vars(moe.read_routed_sizes(config, decoder_sizes)),
         rank=rank,
         plain=plain,
@@ -93,7 +93,7 @@ def _read_sizes(config: Config) -> _Sizes:
     )
 
 
-def _describe_v2(config: Config, sizes: _Sizes) -> dict[str, Any]:
+def _describe_v2(config: ModelConfig, sizes: _DeepSeekSizes) -> dict[str, Any]:
     odd = {"topk_method": "greedy", "scoring_func": "softmax", "moe_layer_freq": 1, "norm_topk_prob": False}
     _check(config, odd)
     # A model of transformers has these, and uses neither.
@@ -101,18 +101,18 @@ def _describe_v2(config: Config, sizes: _Sizes) -> dict[str, Any]:
     return {**_describe(config, sizes), **moe.describe_routed(ungrouped, sizes, "softmax")}
 
 
-def _describe_v3(config: Config, sizes: _Sizes) -> dict[str, Any]:
+def _describe_v3(config: ModelConfig, sizes: _DeepSeekSizes) -> dict[str, Any]:
     _check(config, {"topk_method": "noaux_tc", "scoring_func": "sigmoid", "moe_layer_freq": 1})
     return {**_describe(config, sizes), **moe.describe_routed(config, sizes, "sigmoid")}
 
 
-def _check(config: Config, expected: dict[str, Any]) -> None:
+def _check(config: ModelConfig, expected: dict[str, Any]) -> None:
     other = [key for key, value in expected.items() if config.values.get(key, value) not in (value, None)]
     if other:
         raise UnsupportedModel(f"it chooses its experts otherwise than llama.cpp does (`{other[0]}`)")
 
 
-def _describe(config: Config, sizes: _Sizes) -> dict[str, Any]:
+def _describe(config: ModelConfig, sizes: _DeepSeekSizes) -> dict[str, Any]:
     ranked = {"attention.q_lora_rank": sizes.query_rank} if sizes.ranked else {}
     return {
         **_describe_rotation(config, sizes),
@@ -124,7 +124,7 @@ def _describe(config: Config, sizes: _Sizes) -> dict[str, Any]:
     }
 
 
-def _describe_rotation(config: Config, sizes: _Sizes) -> dict[str, Any]:
+def _describe_rotation(config: ModelConfig, sizes: _DeepSeekSizes) -> dict[str, Any]:
     """YaRN as DeepSeek has it: attention is sharper by a logarithm of the factor, and rotation leaves lengths alone."""
     key = "rope_parameters" if config.get("rope_parameters") else "rope_scaling"
     scaling = rotary.parameters(config)
@@ -139,11 +139,11 @@ def _describe_rotation(config: Config, sizes: _Sizes) -> dict[str, Any]:
     return {**entries, "rope.scaling.yarn_log_multiplier": 0.1 * scaling.number("mscale_all_dim")}
 
 
-def _take_keys(sizes: _Sizes) -> Transform:
+def _take_keys(sizes: _DeepSeekSizes) -> Transform:
     return TakeRows(sizes.rank, sizes.plain + sizes.value, 0, sizes.plain, turned=True)
 
 
-def _take_values(sizes: _Sizes) -> Transform:
+def _take_values(sizes: _DeepSeekSizes) -> Transform:
     return TakeRows(sizes.rank, sizes.plain + sizes.value, sizes.plain, sizes.value)
 
 
@@ -175,7 +175,7 @@ DEEPSEEK2 = Family(
     classes=("DeepseekV2ForCausalLM",),
     architecture="deepseek2",
     tensors=_TENSORS,
-    sizes=_Sizes,
+    sizes=_DeepSeekSizes,
     read_sizes=_read_sizes,
     describe=_describe_v2,
 )
@@ -183,7 +183,7 @@ DEEPSEEK3 = Family(
     classes=("DeepseekV3ForCausalLM", "Glm4MoeLiteForCausalLM"),
     architecture="deepseek2",
     tensors=(*_TENSORS, *moe.PREFERENCE),
-    sizes=_Sizes,
+    sizes=_DeepSeekSizes,
     read_sizes=_read_sizes,
     describe=_describe_v3,
 )

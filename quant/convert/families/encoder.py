@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from quant.convert.base import Family, Known, Layers, Length, Sizes, Times, count_layers, tensor
-from quant.convert.config import Config
+from quant.convert.config import ModelConfig
 from quant.convert.families import rotary
 from quant.errors import UnsupportedModel
 
@@ -40,7 +40,7 @@ def both(source: str, target: str, rows: Length, *columns: Length) -> tuple[Know
     )
 
 
-def _read_sizes(config: Config) -> EncoderSizes:
+def _read_sizes(config: ModelConfig) -> EncoderSizes:
     layers, positions = count_layers(config), config.count("max_position_embeddings")
     return EncoderSizes(
         vocabulary=config.count("vocab_size"),
@@ -55,7 +55,7 @@ def _read_sizes(config: Config) -> EncoderSizes:
     )
 
 
-def _describe(config: Config, sizes: EncoderSizes) -> dict[str, Any]:
+def _describe(config: ModelConfig, sizes: EncoderSizes) -> dict[str, Any]:
     return {
         "vocab_size": sizes.vocabulary,
         "context_length": sizes.context,
@@ -68,7 +68,7 @@ def _describe(config: Config, sizes: EncoderSizes) -> dict[str, Any]:
     }
 
 
-def _describe_bert(config: Config, sizes: EncoderSizes) -> dict[str, Any]:
+def _describe_bert(config: ModelConfig, sizes: EncoderSizes) -> dict[str, Any]:
     if config.get("position_embedding_type") not in (None, "absolute"):
         raise UnsupportedModel("it has positions that are not absolute, which llama.cpp does not know for BERT")
     return _describe(config, sizes)
@@ -106,7 +106,7 @@ BERT = Family(
 )
 
 
-def _read_roberta_sizes(config: Config) -> EncoderSizes:
+def _read_roberta_sizes(config: ModelConfig) -> EncoderSizes:
     """RoBERTa counts positions from behind the number of the padding token."""
     sizes = _read_sizes(config)
     skipped = config.count("pad_token_id", 1) + 1
@@ -127,7 +127,7 @@ ROBERTA = Family(
 )
 
 
-def _describe_modern(config: Config, sizes: EncoderSizes) -> dict[str, Any]:
+def _describe_modern(config: ModelConfig, sizes: EncoderSizes) -> dict[str, Any]:
     local = rotary.parameters(config, "sliding_attention").number("rope_theta", config.number("local_rope_theta", 1e4))
     every = config.count("global_attn_every_n_layers", 3)
     types = config.get("layer_types")
@@ -181,12 +181,12 @@ _NOMIC_NAMES = {
 }
 
 
-def _nomic(config: Config) -> Config:
+def _nomic(config: ModelConfig) -> ModelConfig:
     ours = {name: config.get(theirs) for name, theirs in _NOMIC_NAMES.items() if config.get(theirs) is not None}
     return config.changed(ours)
 
 
-def _read_nomic_sizes(config: Config) -> EncoderSizes:
+def _read_nomic_sizes(config: ModelConfig) -> EncoderSizes:
     odd = {"prenorm": False, "rotary_emb_interleaved": False, "rotary_emb_fraction": 1.0, "causal": False}
     other = [key for key, value in odd.items() if config.values.get(key, value) != value]
     if other or config.get("moe_every_n_layers"):
@@ -195,7 +195,7 @@ def _read_nomic_sizes(config: Config) -> EncoderSizes:
     return replace(sizes, context=min(sizes.positions, config.count("max_trained_positions", 2048)))
 
 
-def _describe_nomic(config: Config, sizes: EncoderSizes) -> dict[str, Any]:
+def _describe_nomic(config: ModelConfig, sizes: EncoderSizes) -> dict[str, Any]:
     config = _nomic(config)
     return {**_describe(config, sizes), "rope.freq_base": rotary.base(config)}
 

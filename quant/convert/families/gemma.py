@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from quant.convert.base import Family, headless
-from quant.convert.config import Config
+from quant.convert.config import ModelConfig
 from quant.convert.families import decoder, rotary
 from quant.convert.families.decoder import DecoderSizes, norm
 from quant.convert.pooling import DENSE
@@ -20,11 +20,11 @@ _GELU = ("gelu_pytorch_tanh", "gelu")
 _ODD_SCALE = {"gemma2": 46, "gemma3": 62}
 
 
-def _describe(config: Config, sizes: DecoderSizes) -> dict[str, Any]:
+def _describe(config: ModelConfig, sizes: DecoderSizes) -> dict[str, Any]:
     return decoder.describe(config, sizes)
 
 
-def _check_scale(config: Config, sizes: DecoderSizes, architecture: str) -> None:
+def _check_scale(config: ModelConfig, sizes: DecoderSizes, architecture: str) -> None:
     """llama.cpp has the scale of attention built in; raises where the model has another."""
     odd = sizes.layers == _ODD_SCALE[architecture]
     built_in = sizes.width // sizes.heads if odd else sizes.head
@@ -32,7 +32,7 @@ def _check_scale(config: Config, sizes: DecoderSizes, architecture: str) -> None
         raise UnsupportedModel(f"its `query_pre_attn_scalar` is not {built_in}, the only one that llama.cpp knows")
 
 
-def _describe_two(config: Config, sizes: DecoderSizes) -> dict[str, Any]:
+def _describe_two(config: ModelConfig, sizes: DecoderSizes) -> dict[str, Any]:
     _check_scale(config, sizes, "gemma2")
     return {
         **decoder.describe(config, sizes),
@@ -43,7 +43,7 @@ def _describe_two(config: Config, sizes: DecoderSizes) -> dict[str, Any]:
     }
 
 
-def _complete(config: Config) -> Config:
+def _complete(config: ModelConfig) -> ModelConfig:
     """Gemma 3's own files leave out what is transformers' default."""
     return config.filled(
         {
@@ -57,7 +57,7 @@ def _complete(config: Config) -> Config:
     )
 
 
-def _describe_three(config: Config, sizes: DecoderSizes) -> dict[str, Any]:
+def _describe_three(config: ModelConfig, sizes: DecoderSizes) -> dict[str, Any]:
     config = _complete(config)
     _check_scale(config, sizes, "gemma3")
     entries = decoder.describe(config, sizes)
@@ -121,7 +121,7 @@ class _EmbeddingSizes(DecoderSizes):
     dense: int = 0
 
 
-def _describe_embedding(config: Config, sizes: _EmbeddingSizes) -> dict[str, Any]:
+def _describe_embedding(config: ModelConfig, sizes: _EmbeddingSizes) -> dict[str, Any]:
     """Every token sees those before and behind it, in most layers up to half a window away."""
     if config.number("query_pre_attn_scalar", 256) != sizes.head:
         raise UnsupportedModel(f"its `query_pre_attn_scalar` is not {sizes.head}, the only one that llama.cpp knows")
@@ -142,7 +142,7 @@ def _describe_embedding(config: Config, sizes: _EmbeddingSizes) -> dict[str, Any
     }
 
 
-def _bidirectional(config: Config) -> Config:
+def _bidirectional(config: ModelConfig) -> ModelConfig:
     if not config.flag("use_bidirectional_attention"):
         raise UnsupportedModel("it is a part of Gemma 3 without an output, and makes no embeddings")
     return _complete(config)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from quant.convert.base import Family, Known, Layers, Target, Times, in_layers, tensor
-from quant.convert.config import Config
+from quant.convert.config import ModelConfig
 from quant.convert.families import decoder, rotary
 from quant.convert.families.decoder import LAYER, layer, linear, norm
 from quant.convert.families.moe import MixtureSizes
@@ -18,12 +18,12 @@ from quant.errors import MalformedFile, UnsupportedModel
 from quant.plan import TensorPlan
 
 _SLIDING, _FULL = "sliding_attention", "full_attention"
-# A pair that is divided by so much stands still.
+# A pair whose frequency is divided by this stands still.
 _STILL = 1e30
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Sizes(MixtureSizes):
+class _Gemma4Sizes(MixtureSizes):
     """Layers see the whole text (`full`) or a window (`sliding`); heads of the former have sizes of their own.
 
     From layer number `first` on, layers share the keys and values of earlier ones (`full_sharing`, `sliding_sharing`),
@@ -62,11 +62,11 @@ class _Sizes(MixtureSizes):
 
     @property
     def all_layers(self) -> int:
-        """What all layers together get for a token from their embeddings."""
+        """The values of a token in the embeddings of all layers together."""
         return self.per_layer * self.layers
 
 
-def _full_layers(config: Config, layers: int) -> Layers:
+def _full_layers(config: ModelConfig, layers: int) -> Layers:
     """The layers that see the whole text; the others have a window."""
     kinds = config.get("layer_types")
     if kinds is None:
@@ -77,7 +77,7 @@ def _full_layers(config: Config, layers: int) -> Layers:
     return frozenset(number for number, kind in enumerate(kinds) if kind == _FULL)
 
 
-def _full_config(config: Config, full: Layers, sliding: Layers) -> Config:
+def _full_config(config: ModelConfig, full: Layers, sliding: Layers) -> ModelConfig:
     """The settings of full layers, where they differ: as published, or as transformers 5 saves them."""
     found = {"head_dim": config.count("global_head_dim", 512)}
     if config.flag("attention_k_eq_v") and config.get("num_global_key_value_heads") is not None:
@@ -91,7 +91,7 @@ def _full_config(config: Config, full: Layers, sliding: Layers) -> Config:
     return config.changed(found)
 
 
-def _read_sizes(config: Config) -> _Sizes:
+def _read_sizes(config: ModelConfig) -> _Gemma4Sizes:
     sizes = decoder.read_sizes(config)
     every: Layers = frozenset(range(sizes.layers))
     none: Layers = frozenset()
@@ -110,7 +110,7 @@ def _read_sizes(config: Config) -> _Sizes:
         raise MalformedFile("the embedding of the layers has other tokens than that of the model")
     experts = config.count("num_experts") if config.flag("enable_moe_block") else 0
     own = frozenset(range(first))
-    return _Sizes(
+    return _Gemma4Sizes(
         **vars(sizes),
         experts=experts,
         expert=config.count("moe_intermediate_size") if experts else 0,
@@ -134,11 +134,11 @@ def _read_sizes(config: Config) -> _Sizes:
     )
 
 
-def _count(config: Config, key: str) -> int:
+def _count(config: ModelConfig, key: str) -> int:
     return config.count(key) if config.get(key) else 0
 
 
-def _describe(config: Config, sizes: _Sizes) -> dict[str, Any]:
+def _describe(config: ModelConfig, sizes: _Gemma4Sizes) -> dict[str, Any]:
     layers = sizes.layers
     full = [number in sizes.full for number in range(layers)]
     plain = {"rope_parameters": {"rope_theta": rotary.base(config, _FULL, 1e6)}}
@@ -168,27 +168,27 @@ def _describe(config: Config, sizes: _Sizes) -> dict[str, Any]:
     return entries
 
 
-def _tables(config: Config, sizes: _Sizes) -> tuple[TensorPlan, ...]:
-    """Which pairs turn in layers that see the whole text: the first ones of every head."""
+def _tables(config: ModelConfig, sizes: _Gemma4Sizes) -> tuple[TensorPlan, ...]:
+    """The divisors of frequencies in full layers: only the first pairs of every head are rotated."""
     scaling = rotary.parameters(config, _FULL)
     kind = scaling.get("rope_type") or "proportional"
     if kind not in ("proportional", "default") or scaling.number("factor", 1.0) != 1.0:
         raise UnsupportedModel(f"rotary scaling of the type `{ascii(kind)[:40]}` cannot be converted for Gemma 4")
     pairs = sizes.full_head // 2
-    share = rotary.share(Config(config.name, {"rope_parameters": {_FULL: scaling.values}}), 0.25)
+    share = rotary.share(ModelConfig(config.name, {"rope_parameters": {_FULL: scaling.values}}), 0.25)
     turning = int(share * sizes.full_head // 2) if kind == "proportional" else pairs
     values = [1.0] * turning + [_STILL] * (pairs - turning)
     return (TensorPlan("rope_freqs.weight", (pairs,), "F32", values=struct.pack(f"<{pairs}f", *values)),)
 
 
 def _attention(kind: str, head: str, queries: str, keys: str, valued: str) -> tuple[Known, ...]:
-    """The attention of `full` or `sliding` layers; `valued` are those that have values of their own."""
+    """The attention of `full` or `sliding` layers; `valued` names the layers with values of their own."""
     own = (
         *linear("self_attn.k_proj", "attn_k", keys, "width", bias=False),
         *norm("self_attn.k_norm", "attn_k_norm", head),
     )
     values = linear("self_attn.v_proj", "attn_v", keys, "width", bias=False)
-    # Files may hold keys and values of layers that share those of others, and no engine reads them.
+    # Layers that share keys and values may have some in the file, too, which no engine reads.
     unread = tuple(replace(known, targets=(), required=False) for known in (*own, *values))
     return (
         *in_layers(
@@ -247,7 +247,7 @@ GEMMA4 = Family(
             *norm("post_feedforward_layernorm_2", "post_ffw_norm_2"),
         ),
     ),
-    sizes=_Sizes,
+    sizes=_Gemma4Sizes,
     read_sizes=_read_sizes,
     describe=_describe,
     computed=_tables,

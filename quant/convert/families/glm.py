@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from quant.convert.base import Family
-from quant.convert.config import Config
+from quant.convert.config import ModelConfig
 from quant.convert.families import decoder
 from quant.convert.families.decoder import DecoderSizes, norm
 
 _BASE = (*decoder.ENDS, *decoder.ATTENTION, *decoder.FUSED_GATED)
 
 
-def _read_sizes(config: Config) -> DecoderSizes:
+def _read_sizes(config: ModelConfig) -> DecoderSizes:
     return decoder.read_sizes(config.filled({"partial_rotary_factor": 0.5}))
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from quant.convert.base import Family, Known, Length, MakeTransform, Shape, Sizes, Times, count_layers, tensor
-from quant.convert.config import Config
+from quant.convert.config import ModelConfig
 from quant.convert.families import decoder
 from quant.convert.families.decoder import DecoderSizes, layer, linear, norm
 from quant.convert.transforms import Transpose, Ungroup
@@ -62,7 +62,7 @@ STABLELM = Family(
 )
 
 
-def _describe_neox(config: Config, sizes: DecoderSizes) -> dict[str, Any]:
+def _describe_neox(config: ModelConfig, sizes: DecoderSizes) -> dict[str, Any]:
     parallel = config.flag("use_parallel_residual", True)
     return {**decoder.describe(config, sizes), "use_parallel_residual": parallel}
 
@@ -103,7 +103,7 @@ class _Gpt2Sizes(Sizes):
     positions: int
 
 
-def _read_gpt2_sizes(config: Config) -> _Gpt2Sizes:
+def _read_gpt2_sizes(config: ModelConfig) -> _Gpt2Sizes:
     width, heads = config.count("n_embd"), config.count("n_head")
     if config.flag("scale_attn_by_inverse_layer_idx") or not config.flag("scale_attn_weights", True):
         raise UnsupportedModel("it scales attention in a way that llama.cpp does not know")
@@ -117,7 +117,7 @@ def _read_gpt2_sizes(config: Config) -> _Gpt2Sizes:
     )
 
 
-def _describe_gpt2(config: Config, sizes: _Gpt2Sizes) -> dict[str, Any]:
+def _describe_gpt2(config: ModelConfig, sizes: _Gpt2Sizes) -> dict[str, Any]:
     return {
         "vocab_size": sizes.vocabulary,
         "context_length": sizes.positions,

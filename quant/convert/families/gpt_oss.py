@@ -14,7 +14,7 @@ from typing import Any
 
 from quant.convert import prequantized
 from quant.convert.base import Family, Known, Layers, Target, Times, in_layers
-from quant.convert.config import Config
+from quant.convert.config import ModelConfig
 from quant.convert.families import decoder
 from quant.convert.families.decoder import layer, linear, norm
 from quant.convert.families.moe import MixtureSizes
@@ -23,23 +23,23 @@ from quant.errors import UnsupportedModel
 from quant.plan import Transform
 
 _EXPERTS = decoder.LAYER + "mlp.experts."
-# What the engine's activation is made for.
+# The engine's activation has these built in.
 _ACTIVATION = {"swiglu_limit": 7.0, "swiglu_alpha": 1.702}
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Sizes(MixtureSizes):
-    """Experts of all layers are `packed` (MXFP4), or those of all layers are `whole`."""
+class _GptOssSizes(MixtureSizes):
+    """All layers have `packed` experts (MXFP4), or all have `whole` ones."""
 
     packed: Layers
     whole: Layers
 
 
-def _read_sizes(config: Config) -> _Sizes:
+def _read_sizes(config: ModelConfig) -> _GptOssSizes:
     sizes = decoder.read_sizes(config)
     every: Layers = frozenset(range(sizes.layers))
     packed = every if prequantized.check_method(config) == "mxfp4" else frozenset()
-    return _Sizes(
+    return _GptOssSizes(
         **vars(sizes),
         experts=config.count("num_local_experts"),
         expert=sizes.feed_forward,
@@ -48,7 +48,7 @@ def _read_sizes(config: Config) -> _Sizes:
     )
 
 
-def _describe(config: Config, sizes: _Sizes) -> dict[str, Any]:
+def _describe(config: ModelConfig, sizes: _GptOssSizes) -> dict[str, Any]:
     odd = [key for key, value in _ACTIVATION.items() if config.number(key, value) != value]
     if odd:
         raise UnsupportedModel(f"its experts have another activation (`{odd[0]}`) than llama.cpp's for the family")
@@ -61,11 +61,11 @@ def _describe(config: Config, sizes: _Sizes) -> dict[str, Any]:
     }
 
 
-def _take_columns(first: int) -> Callable[[_Sizes], Transform]:
+def _take_columns(first: int) -> Callable[[_GptOssSizes], Transform]:
     return lambda sizes: TakeTransposed(sizes.width, sizes.expert, first, step=2)
 
 
-def _transpose_down(sizes: _Sizes) -> Transform:
+def _transpose_down(sizes: _GptOssSizes) -> Transform:
     return Transpose(sizes.width, sizes.expert)
 
 
@@ -126,7 +126,7 @@ GPT_OSS = Family(
         *in_layers("whole", *_WHOLE_EXPERTS),
         *_BIASES,
     ),
-    sizes=_Sizes,
+    sizes=_GptOssSizes,
     read_sizes=_read_sizes,
     describe=_describe,
 )

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from quant.convert.base import Family, Known, Layers, Sizes, Target, Times, count_layers, in_layers, tensor
-from quant.convert.config import Config
+from quant.convert.config import ModelConfig
 from quant.convert.families import decoder, llama, moe
 from quant.convert.families.decoder import LAYER, DecoderSizes, layer, linear, norm
 from quant.convert.families.moe import MixtureSizes
@@ -40,17 +40,17 @@ class MixerSizes(Sizes):
 
     @property
     def convolved(self) -> int:
-        """What is convolved: the inner width, and what goes into and comes out of the states."""
+        """The channels of the convolution: the inner width, and inputs and outputs of the states."""
         return self.inner + 2 * self.groups * self.state
 
     @property
     def projected(self) -> int:
-        """All that is made of the width: a gate, what is convolved, and time steps."""
+        """The rows of the matrix that makes a gate, the convolution's channels and time steps of the width."""
         return self.inner + self.convolved + self.states
 
 
 def mixer(source: str, normed: bool = True) -> tuple[Known, ...]:
-    """The tensors of a mixer; those that llama.cpp wants in another shape have their values in the same order."""
+    """The tensors of a mixer. llama.cpp wants some in another shape, with their values in the same order."""
     return (
         *linear(f"{source}.in_proj", "ssm_in", "projected", "width", bias=False),
         layer(
@@ -65,7 +65,7 @@ def mixer(source: str, normed: bool = True) -> tuple[Known, ...]:
     )
 
 
-def read_mixer_sizes(config: Config, sizes: Sizes, inner: int, states: int, prefix: str = "mamba_") -> MixerSizes:
+def read_mixer_sizes(config: ModelConfig, sizes: Sizes, inner: int, states: int, prefix: str = "mamba_") -> MixerSizes:
     """The sizes of a mixer in a model of `sizes`; `prefix` is what the names in `config.json` begin with."""
     names = ("n_groups", "d_state", "d_conv") if prefix else ("n_groups", "state_size", "conv_kernel")
     groups, state, kernel = (config.count(prefix + name) for name in names)
@@ -98,14 +98,14 @@ def describe_mixer(sizes: MixerSizes) -> dict[str, Any]:
     }
 
 
-def _read_mamba2_sizes(config: Config) -> MixerSizes:
+def _read_mamba2_sizes(config: ModelConfig) -> MixerSizes:
     width, layers = config.count("hidden_size"), count_layers(config)
     sizes = Sizes(vocabulary=config.count("vocab_size"), width=width, layers=layers)
     inner = width * config.count("expand", 2)
     return read_mixer_sizes(config, sizes, inner, config.count("num_heads"), prefix="")
 
 
-def _describe_mamba2(config: Config, sizes: MixerSizes) -> dict[str, Any]:
+def _describe_mamba2(config: ModelConfig, sizes: MixerSizes) -> dict[str, Any]:
     return {**describe_states(config, sizes), **describe_mixer(sizes)}
 
 
@@ -128,20 +128,20 @@ MAMBA2 = Family(
 
 @dataclass(frozen=True, kw_only=True)
 class _GraniteSizes(MixtureSizes, MixerSizes):
-    """A layer attends or mixes. Of the layers that attend, either all are `turning` (rotated) or all are `still`.
+    """A layer is `mixing` or `attending`. The attending layers are all `rotated_layers`, or all `unrotated_layers`.
 
-    Either all layers have experts (`routed`), or all are `dense`.
+    All layers have experts (`routed`), or all are `dense`.
     """
 
     mixing: Layers
     attending: Layers
-    turning: Layers
-    still: Layers
+    rotated_layers: Layers
+    unrotated_layers: Layers
     routed: Layers
     dense: Layers
 
 
-def _attending(config: Config, layers: int) -> Layers:
+def _attending(config: ModelConfig, layers: int) -> Layers:
     """The layers of Granite that attend; the others are mixers."""
     known = {"attention": True, "full_attention": True, "mamba": False, "linear_attention": False}
     kinds = config.get("layer_types") or config.get("layers_block_type")
@@ -151,7 +151,7 @@ def _attending(config: Config, layers: int) -> Layers:
     return frozenset(number for number, kind in enumerate(kinds) if known[kind])
 
 
-def _read_granite_sizes(config: Config) -> _GraniteSizes:
+def _read_granite_sizes(config: ModelConfig) -> _GraniteSizes:
     """Without experts, the part that is shared by all is the only one."""
     experts = config.count("num_local_experts") if config.get("num_local_experts") else 0
     shared = config.count("shared_intermediate_size")
@@ -172,14 +172,14 @@ def _read_granite_sizes(config: Config) -> _GraniteSizes:
         shared_expert=shared,
         mixing=every - attending,
         attending=attending,
-        turning=attending if rotates else none,
-        still=none if rotates else attending,
+        rotated_layers=attending if rotates else none,
+        unrotated_layers=none if rotates else attending,
         routed=every if experts else none,
         dense=none if experts else every,
     )
 
 
-def _describe_granite(config: Config, sizes: _GraniteSizes) -> dict[str, Any]:
+def _describe_granite(config: ModelConfig, sizes: _GraniteSizes) -> dict[str, Any]:
     experts = {}
     if sizes.experts:
         experts = decoder.describe_experts(sizes.experts, config.count("num_experts_per_tok"))
@@ -188,8 +188,8 @@ def _describe_granite(config: Config, sizes: _GraniteSizes) -> dict[str, Any]:
         **llama.describe_granite(config, sizes),
         **describe_mixer(sizes),
         "attention.head_count_kv": [sizes.key_heads * (number in sizes.attending) for number in range(sizes.layers)],
-        # What llama.cpp takes for whether queries and keys are rotated.
-        "rope.scaling.finetuned": bool(sizes.turning),
+        # llama.cpp reads here whether queries and keys are rotated.
+        "rope.scaling.finetuned": bool(sizes.rotated_layers),
         **experts,
     }
 
@@ -205,18 +205,18 @@ _ONE_EXPERT = (
 _BASE = (*decoder.ENDS, *decoder.NORMS)
 
 
-def _read_dense_sizes(config: Config) -> DecoderSizes:
+def _read_dense_sizes(config: ModelConfig) -> DecoderSizes:
     wide = config.count("shared_intermediate_size")
     return decoder.read_sizes(config.changed({"intermediate_size": wide}))
 
 
-def _describe_dense(config: Config, sizes: DecoderSizes) -> dict[str, Any]:
+def _describe_dense(config: ModelConfig, sizes: DecoderSizes) -> dict[str, Any]:
     if config.get("position_embedding_type") != "rope":
         raise UnsupportedModel("all its layers attend, and none has positions")
     return llama.describe_granite(config, sizes)
 
 
-# What llama.cpp takes for Granite 3.
+# Without mixers and experts, llama.cpp's `granite` (Granite 3) computes the same.
 _GRANITE_DENSE = Family(
     classes=(),
     architecture="granite",
@@ -227,7 +227,7 @@ _GRANITE_DENSE = Family(
 )
 
 
-def _without_mixers(config: Config) -> Family[Any] | None:
+def _without_mixers(config: ModelConfig) -> Family[Any] | None:
     """Some of Granite 4's small models have nothing but attention, which llama.cpp's hybrids cannot be."""
     layers = count_layers(config)
     if len(_attending(config, layers)) < layers:
@@ -240,8 +240,8 @@ GRANITE_HYBRID = Family(
     architecture="granitehybrid",
     tensors=(
         *_BASE,
-        *in_layers("turning", *decoder.paired(decoder.ATTENTION)),
-        *in_layers("still", *decoder.ATTENTION),
+        *in_layers("rotated_layers", *decoder.paired(decoder.ATTENTION)),
+        *in_layers("unrotated_layers", *decoder.ATTENTION),
         *in_layers("mixing", *mixer("mamba")),
         *in_layers("routed", *moe.GRANITE_EXPERTS),
         *in_layers("dense", *_ONE_EXPERT),
@@ -253,7 +253,7 @@ GRANITE_HYBRID = Family(
 )
 
 
-def _numbers(config: Config, key: str, count: int) -> tuple[float, ...]:
+def _numbers(config: ModelConfig, key: str, count: int) -> tuple[float, ...]:
     values = config.get(key)
     if values is None:
         return (1.0,) * count
@@ -282,7 +282,7 @@ class _FalconSizes(DecoderSizes, MixerSizes):
     multipliers: _Multipliers
 
 
-def _read_falcon_sizes(config: Config) -> _FalconSizes:
+def _read_falcon_sizes(config: ModelConfig) -> _FalconSizes:
     width = config.count("hidden_size")
     inner = config.count("mamba_d_ssm", width * config.count("mamba_expand", 2))
     if config.flag("mamba_rms_norm") and config.flag("mamba_norm_before_gate", True):
@@ -292,7 +292,7 @@ def _read_falcon_sizes(config: Config) -> _FalconSizes:
     return _FalconSizes(**(vars(sizes) | vars(mixers)), multipliers=_read_multipliers(config))
 
 
-def _read_multipliers(config: Config) -> _Multipliers:
+def _read_multipliers(config: ModelConfig) -> _Multipliers:
     attention, mixer = config.number("attention_in_multiplier", 1.0), config.number("ssm_in_multiplier", 1.0)
     embedding, output = config.number("embedding_multiplier", 1.0), config.number("lm_head_multiplier", 1.0)
     gate, down = _numbers(config, "mlp_multipliers", 2)
@@ -312,7 +312,7 @@ def _read_multipliers(config: Config) -> _Multipliers:
 
 
 def _scale_mixer(sizes: _FalconSizes) -> Transform:
-    """Gate and input, what goes into and comes out of the states, and the time steps each have a number."""
+    """Five blocks of rows, each with its number: gate, input, inputs and outputs of the states, time steps."""
     selected = sizes.groups * sizes.state
     return ScaleBlocks((sizes.inner, sizes.inner, selected, selected, sizes.states), sizes.multipliers.mixer)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from quant.convert.base import Family, Known, Target, tensor
-from quant.convert.config import Config
+from quant.convert.config import ModelConfig
 from quant.convert.families import decoder, llama
 from quant.convert.families.decoder import LAYER, DecoderSizes, linear, norm
 from quant.convert.transforms import PairRotaryHalves, TakeRows
@@ -52,7 +52,7 @@ def _take_values(sizes: DecoderSizes) -> Transform:
     return _take(sizes, _queries(sizes) + sizes.head, sizes.head)
 
 
-def _read_sizes(config: Config) -> DecoderSizes:
+def _read_sizes(config: ModelConfig) -> DecoderSizes:
     if config.flag("bias"):
         raise UnsupportedModel("its matrices have biases, which no published model has")
     return decoder.read_sizes(config)

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from quant.convert.base import Family, headless
-from quant.convert.config import Config
+from quant.convert.config import ModelConfig
 from quant.convert.families import decoder, rotary
 from quant.convert.families.decoder import DecoderSizes
 from quant.errors import UnsupportedModel
@@ -18,7 +18,7 @@ from quant.errors import UnsupportedModel
 _TENSORS = decoder.paired(decoder.STANDARD)
 
 
-def _describe(config: Config, sizes: DecoderSizes) -> dict[str, Any]:
+def _describe(config: ModelConfig, sizes: DecoderSizes) -> dict[str, Any]:
     return decoder.bounded_by_window(config, decoder.describe(config, sizes))
 
 
@@ -33,7 +33,7 @@ LLAMA = Family(
 )
 
 
-def _describe_ministral(config: Config, sizes: DecoderSizes) -> dict[str, Any]:
+def _describe_ministral(config: ModelConfig, sizes: DecoderSizes) -> dict[str, Any]:
     """YaRN that leaves lengths alone, and attention that is sharper far behind the trained length."""
     key = "rope_parameters" if config.get("rope_parameters") else "rope_scaling"
     scaling = rotary.parameters(config)
@@ -51,7 +51,7 @@ def _describe_ministral(config: Config, sizes: DecoderSizes) -> dict[str, Any]:
 MINISTRAL3 = replace(LLAMA, classes=("Ministral3ForCausalLM",), architecture="mistral3", describe=_describe_ministral)
 
 
-def _describe_smollm3(config: Config, sizes: DecoderSizes) -> dict[str, Any]:
+def _describe_smollm3(config: ModelConfig, sizes: DecoderSizes) -> dict[str, Any]:
     """llama.cpp leaves out rotation in every fourth layer, whatever the file says."""
     layers = config.get("no_rope_layers")
     rotated = [int((number + 1) % 4 != 0) for number in range(sizes.layers)]
@@ -73,8 +73,8 @@ SMOLLM3 = Family(
 )
 
 
-def describe_granite(config: Config, sizes: DecoderSizes) -> dict[str, Any]:
-    """Granite scales what goes in, what is added, attention and what comes out."""
+def describe_granite(config: ModelConfig, sizes: DecoderSizes) -> dict[str, Any]:
+    """Granite scales the embedding, what each layer adds, attention and the logits."""
     return {
         **decoder.describe(config, sizes),
         "embedding_scale": config.number("embedding_multiplier", 1.0),

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from quant.convert.base import Family, Known, Layers, Target, Times, count_layers, in_layers
-from quant.convert.config import Config
+from quant.convert.config import ModelConfig
 from quant.convert.families import decoder, moe, rotary
 from quant.convert.families.decoder import LAYER, layer, router
 from quant.convert.families.moe import MixtureSizes
@@ -19,13 +19,13 @@ from quant.convert.transforms import TakeTransposed, Transpose
 from quant.errors import UnsupportedModel
 from quant.plan import Transform
 
-# What llama.cpp does whatever the file says, and with how many experts it leaves out the norms of queries and keys.
+# llama.cpp has these built in, and leaves out the norms of queries and keys in models with this number of experts.
 _FIXED = {"attention_chunk_size": 8192, "floor_scale": 8192, "attn_scale": 0.1, "no_rope_layer_interval": 4}
 _WITHOUT_NORMS = 128
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Sizes(MixtureSizes):
+class _Llama4Sizes(MixtureSizes):
     """Every `step`-th layer is `routed`, the others are `plain`."""
 
     step: int
@@ -33,14 +33,14 @@ class _Sizes(MixtureSizes):
     plain: Layers
 
 
-def _read_sizes(config: Config) -> _Sizes:
+def _read_sizes(config: ModelConfig) -> _Llama4Sizes:
     expert, layers = config.count("intermediate_size"), count_layers(config)
     step = config.count("interleave_moe_layer_step", 1)
     routed = [number for number in range(layers) if (number + 1) % step == 0]
     if config.get("moe_layers") not in (None, routed):
-        raise UnsupportedModel("it has experts in other layers than every so many")
+        raise UnsupportedModel("it has experts in other layers than every N-th")
     wide = config.count("intermediate_size_mlp")
-    return _Sizes(
+    return _Llama4Sizes(
         **vars(decoder.read_sizes(config.changed({"intermediate_size": wide}))),
         experts=config.count("num_local_experts"),
         expert=expert,
@@ -51,7 +51,7 @@ def _read_sizes(config: Config) -> _Sizes:
     )
 
 
-def _describe(config: Config, sizes: _Sizes) -> dict[str, Any]:
+def _describe(config: ModelConfig, sizes: _Llama4Sizes) -> dict[str, Any]:
     other = [key for key, value in _FIXED.items() if config.values.get(key, value) != value]
     layers = config.get("no_rope_layers")
     if layers and layers != [int((number + 1) % 4 != 0) for number in range(sizes.layers)]:
@@ -70,15 +70,15 @@ def _describe(config: Config, sizes: _Sizes) -> dict[str, Any]:
     }
 
 
-def _take_gate(sizes: _Sizes) -> Transform:
+def _take_gate(sizes: _Llama4Sizes) -> Transform:
     return TakeTransposed(sizes.width, sizes.expert, 0)
 
 
-def _take_up(sizes: _Sizes) -> Transform:
+def _take_up(sizes: _Llama4Sizes) -> Transform:
     return TakeTransposed(sizes.width, sizes.expert, sizes.expert)
 
 
-def _transpose_down(sizes: _Sizes) -> Transform:
+def _transpose_down(sizes: _Llama4Sizes) -> Transform:
     return Transpose(sizes.width, sizes.expert)
 
 
@@ -114,7 +114,7 @@ LLAMA4 = Family(
             ),
         ),
     ),
-    sizes=_Sizes,
+    sizes=_Llama4Sizes,
     read_sizes=_read_sizes,
     describe=_describe,
     computed=rotary.tables,

@@ -1,4 +1,4 @@
-"""Mixtures of experts: Mixtral, Qwen 2 and 3 MoE, Granite MoE; and what those after DeepSeek's pattern have in common.
+"""Mixtures of experts: Mixtral, Qwen 2 and 3 MoE, Granite MoE; and the parts that mixtures after DeepSeek's share.
 
 Sources: `modeling_*.py` of transformers, `models/*moe.cpp` of llama.cpp.
 """
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from quant.convert.base import Family, Known, Layers, Target, Times, in_layers
-from quant.convert.config import Config
+from quant.convert.config import ModelConfig
 from quant.convert.families import decoder, llama, rotary
 from quant.convert.families.decoder import LAYER, DecoderSizes, layer, linear, router, stacked
 from quant.errors import MalformedFile, UnsupportedModel
@@ -36,12 +36,12 @@ class RoutedSizes(MixtureSizes):
     routed: Layers
 
 
-def _read_mixtral_sizes(config: Config) -> MixtureSizes:
+def _read_mixtral_sizes(config: ModelConfig) -> MixtureSizes:
     sizes = decoder.read_sizes(config)
     return MixtureSizes(**vars(sizes), experts=config.count("num_local_experts"), expert=sizes.feed_forward)
 
 
-def _describe_mixtral(config: Config, sizes: MixtureSizes) -> dict[str, Any]:
+def _describe_mixtral(config: ModelConfig, sizes: MixtureSizes) -> dict[str, Any]:
     entries = decoder.bounded_by_window(config, decoder.describe(config, sizes))
     return {**entries, **decoder.describe_experts(sizes.experts, config.count("num_experts_per_tok"))}
 
@@ -78,13 +78,13 @@ def shared(source: str) -> tuple[Known, ...]:
     )
 
 
-# What is added to the probabilities when experts are chosen, and only then.
+# Added to the probabilities when experts are chosen, and only then.
 PREFERENCE = in_layers("routed", layer("mlp.gate.e_score_correction_bias", "exp_probs_b.bias", "experts"))
 _GATING = {"softmax": 1, "sigmoid": 2}
 
 
-def read_routed_sizes(config: Config, sizes: DecoderSizes) -> RoutedSizes:
-    """The sizes of a mixture after DeepSeek's pattern, around those of its decoder."""
+def read_routed_sizes(config: ModelConfig, sizes: DecoderSizes) -> RoutedSizes:
+    """The sizes of a mixture after DeepSeek's pattern; `sizes` are its decoder's."""
     expert, shared = config.count("moe_intermediate_size"), config.count("n_shared_experts")
     types = config.get("mlp_layer_types")
     layers = sizes.layers
@@ -107,7 +107,7 @@ def read_routed_sizes(config: Config, sizes: DecoderSizes) -> RoutedSizes:
     )
 
 
-def describe_routed(config: Config, sizes: RoutedSizes, gating: str) -> dict[str, Any]:
+def describe_routed(config: ModelConfig, sizes: RoutedSizes, gating: str) -> dict[str, Any]:
     """The entries of such a mixture; `gating` makes probabilities: `softmax` or `sigmoid`."""
     groups, used = config.count("n_group", 1), config.count("topk_group", 1)
     grouped = {"expert_group_count": groups, "expert_group_used_count": used} if groups > 1 else {}
@@ -125,7 +125,7 @@ def describe_routed(config: Config, sizes: RoutedSizes, gating: str) -> dict[str
     }
 
 
-def _read_qwen_sizes(config: Config) -> MixtureSizes:
+def _read_qwen_sizes(config: ModelConfig) -> MixtureSizes:
     if config.get("mlp_only_layers") or config.count("decoder_sparse_step", 1) != 1:
         raise UnsupportedModel("it has layers without experts between the others, which llama.cpp does not know")
     expert = config.count("moe_intermediate_size")
@@ -137,7 +137,7 @@ def _read_qwen_sizes(config: Config) -> MixtureSizes:
     )
 
 
-def _describe_qwen(config: Config, sizes: MixtureSizes) -> dict[str, Any]:
+def _describe_qwen(config: ModelConfig, sizes: MixtureSizes) -> dict[str, Any]:
     return {
         **decoder.describe(config, sizes),
         **decoder.describe_experts(sizes.experts, config.count("num_experts_per_tok")),
@@ -145,17 +145,17 @@ def _describe_qwen(config: Config, sizes: MixtureSizes) -> dict[str, Any]:
     }
 
 
-def _describe_qwen2(config: Config, sizes: MixtureSizes) -> dict[str, Any]:
+def _describe_qwen2(config: ModelConfig, sizes: MixtureSizes) -> dict[str, Any]:
     _check_weights(config, summed_to_one=False)
     return {**_describe_qwen(config, sizes), "expert_shared_feed_forward_length": sizes.shared_expert}
 
 
-def _describe_qwen3(config: Config, sizes: MixtureSizes) -> dict[str, Any]:
+def _describe_qwen3(config: ModelConfig, sizes: MixtureSizes) -> dict[str, Any]:
     _check_weights(config, summed_to_one=True)
     return _describe_qwen(config, sizes)
 
 
-def _check_weights(config: Config, summed_to_one: bool) -> None:
+def _check_weights(config: ModelConfig, summed_to_one: bool) -> None:
     if config.flag("norm_topk_prob") is not summed_to_one:
         raise UnsupportedModel("it weighs its experts otherwise than llama.cpp does (`norm_topk_prob`)")
 
@@ -183,7 +183,7 @@ QWEN3_MOE = Family(
 )
 
 
-def _read_granite_sizes(config: Config) -> MixtureSizes:
+def _read_granite_sizes(config: ModelConfig) -> MixtureSizes:
     sizes = decoder.read_sizes(config)
     return MixtureSizes(
         **vars(sizes),
@@ -193,7 +193,7 @@ def _read_granite_sizes(config: Config) -> MixtureSizes:
     )
 
 
-def _describe_granite(config: Config, sizes: MixtureSizes) -> dict[str, Any]:
+def _describe_granite(config: ModelConfig, sizes: MixtureSizes) -> dict[str, Any]:
     shared = {"expert_shared_feed_forward_length": sizes.shared_expert} if sizes.shared_expert else {}
     return {
         **llama.describe_granite(config, sizes),

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from quant.convert.base import Family, Layers, in_layers, tensor
-from quant.convert.config import Config
+from quant.convert.config import ModelConfig
 from quant.convert.families import decoder
 from quant.convert.families.decoder import layer, linear, norm
 from quant.convert.families.hybrid import MixerSizes, describe_mixer, mixer, read_mixer_sizes
@@ -20,7 +20,7 @@ from quant.gguf.header import MAX_BLOCKS
 _MIXER, _ATTENTION, _DENSE, _EXPERTS = "linear_attention", "full_attention", "mlp", "moe"
 _SIGNS = {"M": _MIXER, "*": _ATTENTION, "-": _DENSE, "E": _EXPERTS}
 _OLD_NAMES = {"mamba": _MIXER, "attention": _ATTENTION}
-# Sizes of a mixer by Mamba 2's names, and those that files may have for them.
+# Sizes of a mixer: Mamba 2's name → the name that files may have for it.
 _RENAMED = {
     "n_groups": "mamba_n_groups",
     "conv_kernel": "mamba_d_conv",
@@ -29,8 +29,8 @@ _RENAMED = {
 }
 
 
-def _kinds(config: Config) -> list[str]:
-    """What each layer is: a list of names, or a text of signs."""
+def _kinds(config: ModelConfig) -> list[str]:
+    """The kind of each layer, which files give as a list of names or as a text of signs."""
     kinds = config.get("layer_types") or config.get("layers_block_type")
     if kinds is None and isinstance(config.get("hybrid_override_pattern"), str):
         kinds = [_SIGNS.get(sign) for sign in config.values["hybrid_override_pattern"]]
@@ -43,7 +43,7 @@ def _kinds(config: Config) -> list[str]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Sizes(MixtureSizes, MixerSizes):
+class _NemotronSizes(MixtureSizes, MixerSizes):
     """Each layer belongs to one of the four sets; a model has either `feeding` layers or `routed` ones."""
 
     mixing: Layers
@@ -52,7 +52,7 @@ class _Sizes(MixtureSizes, MixerSizes):
     routed: Layers
 
 
-def _read_sizes(config: Config) -> _Sizes:
+def _read_sizes(config: ModelConfig) -> _NemotronSizes:
     kinds = _kinds(config)
     odd = [key for key in ("mlp_bias", "attention_bias", "mamba_proj_bias", "use_bias") if config.flag(key)]
     odd += [key for key in ("moe_latent_size", "num_nextn_predict_layers") if config.get(key)]
@@ -67,7 +67,7 @@ def _read_sizes(config: Config) -> _Sizes:
     mixers = read_mixer_sizes(config, sizes, states * config.count("mamba_head_dim"), states, prefix="")
     layers = {kind: frozenset(n for n, each in enumerate(kinds) if each == kind) for kind in _SIGNS.values()}
     routed = bool(layers[_EXPERTS])
-    return _Sizes(
+    return _NemotronSizes(
         **(vars(sizes) | vars(mixers)),
         experts=config.count("n_routed_experts") if routed else 0,
         expert=config.count("moe_intermediate_size") if routed else 0,
@@ -79,7 +79,7 @@ def _read_sizes(config: Config) -> _Sizes:
     )
 
 
-def _describe(config: Config, sizes: _Sizes) -> dict[str, Any]:
+def _describe(config: ModelConfig, sizes: _NemotronSizes) -> dict[str, Any]:
     wide = {_DENSE: sizes.feed_forward, _EXPERTS: sizes.expert}
     kinds = _kinds(config)
     return {
@@ -98,7 +98,7 @@ def _describe(config: Config, sizes: _Sizes) -> dict[str, Any]:
     }
 
 
-def _describe_experts(config: Config, sizes: _Sizes) -> dict[str, Any]:
+def _describe_experts(config: ModelConfig, sizes: _NemotronSizes) -> dict[str, Any]:
     if config.count("n_group", 1) != 1 or config.count("n_shared_experts", 1) != 1:
         raise UnsupportedModel("it chooses among groups of experts, which llama.cpp does not do for Nemotron")
     return {
@@ -112,7 +112,7 @@ def _describe_experts(config: Config, sizes: _Sizes) -> dict[str, Any]:
     }
 
 
-def _with_experts(config: Config) -> Family[_Sizes] | None:
+def _with_experts(config: ModelConfig) -> Family[_NemotronSizes] | None:
     return NEMOTRON_H_MOE if _EXPERTS in _kinds(config) else None
 
 
@@ -138,7 +138,7 @@ NEMOTRON_H = Family(
             *linear("mixer.down_proj", "ffn_down", "width", "feed_forward", bias=False),
         ),
     ),
-    sizes=_Sizes,
+    sizes=_NemotronSizes,
     read_sizes=_read_sizes,
     describe=_describe,
     prefix=r"(backbone\.|model\.)?",

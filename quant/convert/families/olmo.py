@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from quant.convert.base import Family
-from quant.convert.config import Config
+from quant.convert.config import ModelConfig
 from quant.convert.families import decoder, rotary
 from quant.convert.families.decoder import DecoderSizes, norm
 from quant.errors import UnsupportedModel
 
 
-def _describe(config: Config, sizes: DecoderSizes) -> dict[str, Any]:
+def _describe(config: ModelConfig, sizes: DecoderSizes) -> dict[str, Any]:
     entries = decoder.describe(config, sizes)
     if config.get("sliding_window") is None:
         return entries
@@ -24,7 +24,7 @@ def _describe(config: Config, sizes: DecoderSizes) -> dict[str, Any]:
     }
 
 
-def _describe_one(config: Config, sizes: DecoderSizes) -> dict[str, Any]:
+def _describe_one(config: ModelConfig, sizes: DecoderSizes) -> dict[str, Any]:
     """Its norms have no weights, and an epsilon that is fixed."""
     clip = config.get("clip_qkv")
     return {

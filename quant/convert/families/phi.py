@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from quant.convert.base import Family, tensor
-from quant.convert.config import Config
+from quant.convert.config import ModelConfig
 from quant.convert.families import decoder, rotary
 from quant.convert.families.decoder import DecoderSizes, linear, norm
 
 
-def _describe(config: Config, sizes: DecoderSizes) -> dict[str, Any]:
+def _describe(config: ModelConfig, sizes: DecoderSizes) -> dict[str, Any]:
     return decoder.bounded_by_window(config, decoder.describe(config, sizes))
 
 

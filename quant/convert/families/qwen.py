@@ -6,12 +6,12 @@ from dataclasses import replace
 from typing import Any
 
 from quant.convert.base import Family, headless
-from quant.convert.config import Config
+from quant.convert.config import ModelConfig
 from quant.convert.families import decoder
 from quant.convert.families.decoder import DecoderSizes
 
 
-def _describe(config: Config, sizes: DecoderSizes) -> dict[str, Any]:
+def _describe(config: ModelConfig, sizes: DecoderSizes) -> dict[str, Any]:
     entries = decoder.describe(config, sizes)
     return decoder.bounded_by_window(config, entries) if config.flag("use_sliding_window") else entries
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from quant.convert.base import UNQUANTIZED, Family, Known, Length, tensor
-from quant.convert.config import MAX_JSON, Config, read_text, read_whole
+from quant.convert.config import MAX_JSON, ModelConfig, read_text, read_whole
 from quant.convert.families import decoder, encoder, qwen
 from quant.convert.families.decoder import DecoderSizes
 from quant.convert.families.encoder import EncoderSizes
@@ -26,7 +26,7 @@ from quant.errors import MalformedFile, UnsupportedModel
 from quant.plan import Files, TensorPlan
 from quant.safetensors import Entry, load_json
 
-# What Qwen 3's reranker was trained with, by its model card.
+# The prompt that Qwen 3's reranker was trained with, by its model card.
 TEMPLATE = (
     "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the Instruct "
     'provided. Note that the answer can only be "yes" or "no".<|im_end|>\n<|im_start|>user\n<Instruct>: Given a web '
@@ -38,15 +38,15 @@ _WORDS = ("yes", "no")
 _NUMPY = {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "F64": "<f8"}
 
 
-def _check_labels(config: Config) -> None:
+def _check_labels(config: ModelConfig) -> None:
     labels = config.get("id2label")
     count = len(labels) if isinstance(labels, dict) else config.get("num_labels") or 2
     if count != 1:
         raise UnsupportedModel(f"it sorts texts into {count} classes, and only models with a single score are known")
 
 
-def _read_sizes(family: Family[EncoderSizes]) -> Callable[[Config], EncoderSizes]:
-    def read(config: Config) -> EncoderSizes:
+def _read_sizes(family: Family[EncoderSizes]) -> Callable[[ModelConfig], EncoderSizes]:
+    def read(config: ModelConfig) -> EncoderSizes:
         _check_labels(config)
         return family.read_sizes(config)
 
@@ -80,7 +80,7 @@ ROBERTA = replace(
 _POOLINGS = {"mean": 1, "cls": 2}
 
 
-def _describe_modern(config: Config, sizes: EncoderSizes) -> dict[str, Any]:
+def _describe_modern(config: ModelConfig, sizes: EncoderSizes) -> dict[str, Any]:
     pooling = config.get("classifier_pooling") or "cls"
     activation = config.get("classifier_activation")
     if str(pooling) not in _POOLINGS or config.flag("classifier_bias") or activation not in (None, "gelu"):
@@ -104,11 +104,11 @@ MODERN_BERT = replace(
 )
 
 
-def _describe_qwen(config: Config, sizes: DecoderSizes) -> dict[str, Any]:
+def _describe_qwen(config: ModelConfig, sizes: DecoderSizes) -> dict[str, Any]:
     return {**qwen.QWEN3.describe(config, sizes), "classifier.output_labels": list(_WORDS)}
 
 
-def _read_words(files: Files, entries: Iterable[Entry], config: Config) -> tuple[TensorPlan, ...]:
+def _read_words(files: Files, entries: Iterable[Entry], config: ModelConfig) -> tuple[TensorPlan, ...]:
     """The rows of the output that make "yes" and "no"."""
     tied = config.flag("tie_word_embeddings")
     head = _find(entries, "embed_tokens.weight" if tied else "lm_head.weight")
@@ -122,7 +122,7 @@ def _read_words(files: Files, entries: Iterable[Entry], config: Config) -> tuple
     return (_head([_row(files, head, id) for id in ids]),)
 
 
-def _read_score(files: Files, entries: Iterable[Entry], config: Config) -> tuple[TensorPlan, ...]:
+def _read_score(files: Files, entries: Iterable[Entry], config: ModelConfig) -> tuple[TensorPlan, ...]:
     """A single score is the difference of the two words: no row for "no" is a row of zeros."""
     _check_labels(config)
     row = _row(files, _find(entries, "score.weight"), 0)
@@ -165,7 +165,7 @@ QWEN3_SCORE = replace(
 
 
 def is_reranker(files: Files) -> bool:
-    """Whether a Qwen 3 is the one that ranks: its configuration is that of any other, only its makers' words tell."""
+    """Whether a Qwen 3 ranks texts: its configuration is like any other's, only its makers' words tell."""
     words = (files.title.rpartition("/")[2], read_text(files, "README.md"), read_text(files, "modules.json"))
     return _NAME in words[0].lower() or f"# {_NAME}" in words[1].lower() or ".LogitScore" in words[2]
 

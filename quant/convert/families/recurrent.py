@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from quant.convert.base import Family, Layers, Sizes, Times, count_layers, in_layers, tensor
-from quant.convert.config import Config
+from quant.convert.config import ModelConfig
 from quant.convert.families import decoder
 from quant.convert.families.decoder import DecoderSizes, layer, linear, norm
 from quant.convert.transforms import NegativeExponential
@@ -28,7 +28,7 @@ class Lfm2Sizes(DecoderSizes):
     convolving: Layers
 
 
-def _read_lfm2_sizes(config: Config) -> Lfm2Sizes:
+def _read_lfm2_sizes(config: ModelConfig) -> Lfm2Sizes:
     wide = config.count("intermediate_size", config.count("block_ff_dim", 12288))
     if config.flag("block_auto_adjust_ff_dim", True):
         step = config.count("block_multiple_of", 256)
@@ -43,7 +43,7 @@ def _read_lfm2_sizes(config: Config) -> Lfm2Sizes:
     )
 
 
-def _attending(config: Config, layers: int) -> Layers:
+def _attending(config: ModelConfig, layers: int) -> Layers:
     """The layers of LFM 2 that attend, as `layer_types` or `full_attn_idxs` says."""
     kinds, indices = config.get("layer_types"), config.get("full_attn_idxs")
     if kinds is None and isinstance(indices, list):
@@ -54,7 +54,7 @@ def _attending(config: Config, layers: int) -> Layers:
     return frozenset(number for number, kind in enumerate(kinds) if kind == _ATTENTION)
 
 
-def _describe_lfm2(config: Config, sizes: Lfm2Sizes) -> dict[str, Any]:
+def _describe_lfm2(config: ModelConfig, sizes: Lfm2Sizes) -> dict[str, Any]:
     if config.flag("conv_bias"):
         raise UnsupportedModel("its convolutions have biases, which llama.cpp does not know")
     return {
@@ -114,11 +114,11 @@ class _MambaSizes(Sizes):
 
     @property
     def selection(self) -> int:
-        """What each token chooses for itself: time step, input and output of the state."""
+        """The values that each token sets by itself: time step, input and output of the state."""
         return self.rank + 2 * self.state
 
 
-def _read_mamba_sizes(config: Config) -> _MambaSizes:
+def _read_mamba_sizes(config: ModelConfig) -> _MambaSizes:
     width = config.count("hidden_size")
     inner = config.count("intermediate_size", 2 * width)
     if inner != 2 * width:
@@ -141,7 +141,7 @@ def rates(sizes: Sizes) -> Transform:
     return NegativeExponential()
 
 
-def describe_states(config: Config, sizes: Sizes) -> dict[str, Any]:
+def describe_states(config: ModelConfig, sizes: Sizes) -> dict[str, Any]:
     """Entries of a model of either kind of Mamba's mixers, with nothing beside them."""
     return {
         "vocab_size": sizes.vocabulary,
@@ -155,7 +155,7 @@ def describe_states(config: Config, sizes: Sizes) -> dict[str, Any]:
     }
 
 
-def _describe_mamba(config: Config, sizes: _MambaSizes) -> dict[str, Any]:
+def _describe_mamba(config: ModelConfig, sizes: _MambaSizes) -> dict[str, Any]:
     if config.flag("use_bias"):
         raise UnsupportedModel("its projections have biases, which llama.cpp does not know")
     return {

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from quant.convert.base import Family
-from quant.convert.config import Config
+from quant.convert.config import ModelConfig
 from quant.convert.families import decoder, llama, rotary
 from quant.convert.families.decoder import DecoderSizes, norm
 from quant.errors import UnsupportedModel
@@ -38,7 +38,7 @@ ERNIE = Family(
 )
 
 
-def describe_hunyuan(config: Config, sizes: DecoderSizes) -> dict[str, Any]:
+def describe_hunyuan(config: ModelConfig, sizes: DecoderSizes) -> dict[str, Any]:
     """Its "dynamic" scaling with an `alpha` is a larger base, whatever the length."""
     entries = decoder.describe(config, sizes)
     alpha = rotary.parameters(config).get("alpha")
@@ -73,7 +73,7 @@ ARCEE = Family(
 )
 
 
-def _halved(config: Config) -> Config:
+def _halved(config: ModelConfig) -> ModelConfig:
     """Nemotron turns half of every head where its settings say nothing."""
     return config.filled({"partial_rotary_factor": 0.5})
 
@@ -103,7 +103,7 @@ NEMOTRON = Family(
 _EXAONE_WINDOWS = 64
 
 
-def _describe_exaone(config: Config, sizes: DecoderSizes) -> dict[str, Any]:
+def _describe_exaone(config: ModelConfig, sizes: DecoderSizes) -> dict[str, Any]:
     """Only layers with a window are rotated, and all are in models that have none."""
     entries = decoder.describe(config, sizes)
     if config.get("sliding_window") is None:
@@ -130,7 +130,7 @@ EXAONE4 = Family(
 )
 
 
-def _describe_minicpm(config: Config, sizes: DecoderSizes) -> dict[str, Any]:
+def _describe_minicpm(config: ModelConfig, sizes: DecoderSizes) -> dict[str, Any]:
     """Scales by other names than Granite's."""
     scales = {
         "embedding_multiplier": config.number("scale_emb", 1.0),
@@ -141,6 +141,6 @@ def _describe_minicpm(config: Config, sizes: DecoderSizes) -> dict[str, Any]:
     return llama.describe_granite(config.changed(scales), sizes)
 
 
-# What llama.cpp takes for Granite computes the same; MiniCPM's own architecture there is a copy of it.
+# llama.cpp's architecture for Granite computes the same; its own one for MiniCPM is a copy.
 MINICPM = replace(llama.GRANITE, classes=("MiniCPMForCausalLM",), describe=_describe_minicpm)
 FAMILIES = (SEED_OSS, ERNIE, HUNYUAN, ARCEE, NEMOTRON, EXAONE4, MINICPM)

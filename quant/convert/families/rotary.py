@@ -9,7 +9,7 @@ import math
 import struct
 from typing import Any, Protocol
 
-from quant.convert.config import Config
+from quant.convert.config import ModelConfig
 from quant.errors import MalformedFile, UnsupportedModel
 from quant.plan import TensorPlan
 
@@ -17,23 +17,23 @@ from quant.plan import TensorPlan
 _GLOBAL, _LOCAL = "full_attention", "sliding_attention"
 
 
-def parameters(config: Config, kind: str = _GLOBAL) -> Config:
+def parameters(config: ModelConfig, kind: str = _GLOBAL) -> ModelConfig:
     """The object with the rotary settings, of the layers of `kind` where they differ; empty where there is none."""
     scaling = config.part("rope_parameters" if config.get("rope_parameters") else "rope_scaling")
     return scaling.part(kind) if kind in scaling.values else scaling
 
 
-def base(config: Config, kind: str = _GLOBAL, default: float = 10000.0) -> float:
+def base(config: ModelConfig, kind: str = _GLOBAL, default: float = 10000.0) -> float:
     """The base of the frequencies."""
     return parameters(config, kind).number("rope_theta", config.number("rope_theta", default))
 
 
-def local_base(config: Config) -> float:
+def local_base(config: ModelConfig) -> float:
     """The base of the frequencies in layers with a sliding window."""
     return base(config, _LOCAL, config.number("rope_local_base_freq", 10000.0))
 
 
-def share(config: Config, default: float = 1.0) -> float:
+def share(config: ModelConfig, default: float = 1.0) -> float:
     """The part of a head that is rotated."""
     for key in ("partial_rotary_factor", "rotary_pct", "rope_pct"):
         for place in (parameters(config), config):
@@ -42,7 +42,7 @@ def share(config: Config, default: float = 1.0) -> float:
     return default
 
 
-def describe(config: Config) -> dict[str, Any]:
+def describe(config: ModelConfig) -> dict[str, Any]:
     """The `rope.*` entries but for the dimension."""
     scaling = parameters(config)
     kind = _kind(scaling)
@@ -59,15 +59,15 @@ def describe(config: Config) -> dict[str, Any]:
     return entries | (_describe_yarn(config, scaling) if kind == "yarn" else {})
 
 
-def _kind(scaling: Config) -> str:
+def _kind(scaling: ModelConfig) -> str:
     return str(scaling.get("rope_type") or scaling.get("type") or "default")
 
 
-def _trained(config: Config) -> int:
+def _trained(config: ModelConfig) -> int:
     return config.count("max_position_embeddings", 2048)
 
 
-def _describe_yarn(config: Config, scaling: Config) -> dict[str, Any]:
+def _describe_yarn(config: ModelConfig, scaling: ModelConfig) -> dict[str, Any]:
     built_in = 1 + 0.1 * math.log(max(scaling.number("factor"), 1.0))
     odd = [key for key in ("mscale", "mscale_all_dim") if scaling.get(key) is not None]
     odd += ["attention_factor"] if abs(scaling.number("attention_factor", built_in) - built_in) > 1e-5 else []
@@ -81,7 +81,7 @@ def _describe_yarn(config: Config, scaling: Config) -> dict[str, Any]:
     }
 
 
-def betas(scaling: Config) -> dict[str, Any]:
+def betas(scaling: ModelConfig) -> dict[str, Any]:
     """Between which numbers of turns YaRN goes over from one scale to the other; few of the architectures read them."""
     return {
         "rope.scaling.yarn_beta_fast": scaling.number("beta_fast", 32.0),
@@ -89,11 +89,11 @@ def betas(scaling: Config) -> dict[str, Any]:
     }
 
 
-def _original(config: Config, scaling: Config) -> int:
+def _original(config: ModelConfig, scaling: ModelConfig) -> int:
     return scaling.count("original_max_position_embeddings", config.count("original_max_position_embeddings", 4096))
 
 
-def _describe_long(config: Config, scaling: Config) -> dict[str, Any]:
+def _describe_long(config: ModelConfig, scaling: ModelConfig) -> dict[str, Any]:
     """Longrope: factors for short and for long texts, and attention that is sharper by the root of a logarithm."""
     original = _original(config, scaling)
     stretch = scaling.number("factor", _trained(config) / original)
@@ -112,7 +112,7 @@ class HasRotated(Protocol):
         """The number of these values, an even one."""
 
 
-def tables(config: Config, sizes: HasRotated) -> tuple[TensorPlan, ...]:
+def tables(config: ModelConfig, sizes: HasRotated) -> tuple[TensorPlan, ...]:
     """The tensors that some kinds of scaling need, float32: divisors of the frequency of each rotated pair."""
     scaling = parameters(config)
     kind = _kind(scaling)
@@ -129,7 +129,7 @@ def _table(name: str, values: list[float]) -> TensorPlan:
     return TensorPlan(name, (len(values),), "F32", values=struct.pack(f"<{len(values)}f", *values))
 
 
-def _stretched(scaling: Config, base: float, pairs: int) -> list[float]:
+def _stretched(scaling: ModelConfig, base: float, pairs: int) -> list[float]:
     """Llama 3's scaling."""
     factor, low, high = scaling.number("factor"), scaling.number("low_freq_factor"), scaling.number("high_freq_factor")
     trained = scaling.count("original_max_position_embeddings")
@@ -144,7 +144,7 @@ def _stretched(scaling: Config, base: float, pairs: int) -> list[float]:
     return divisors
 
 
-def _factors(scaling: Config, name: str, pairs: int) -> list[float]:
+def _factors(scaling: ModelConfig, name: str, pairs: int) -> list[float]:
     values = scaling.get(f"{name}_factor")
     fine = isinstance(values, list) and all(type(value) in (int, float) and 0 < value < 1e6 for value in values)
     if not fine or len(values) != pairs:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from quant.convert.base import Family, Layers, in_layers, tensor
-from quant.convert.config import Config
+from quant.convert.config import ModelConfig
 from quant.convert.families import decoder, moe, recurrent, relatives
 from quant.convert.families.decoder import layer, norm, router, stacked
 from quant.convert.families.moe import MixtureSizes, RoutedSizes
@@ -20,15 +20,15 @@ from quant.errors import MalformedFile, UnsupportedModel
 _ALL_NORMS = norm("self_attn.q_norm", "attn_q_norm", "queries") + norm("self_attn.k_norm", "attn_k_norm", "keys")
 
 
-def _read_sizes(config: Config) -> RoutedSizes:
+def _read_sizes(config: ModelConfig) -> RoutedSizes:
     return moe.read_routed_sizes(config, decoder.read_sizes(config))
 
 
-def _describe_glm(config: Config, sizes: RoutedSizes) -> dict[str, Any]:
+def _describe_glm(config: ModelConfig, sizes: RoutedSizes) -> dict[str, Any]:
     return {**decoder.describe(config, sizes), **moe.describe_routed(config, sizes, "sigmoid")}
 
 
-def _describe_dots(config: Config, sizes: RoutedSizes) -> dict[str, Any]:
+def _describe_dots(config: ModelConfig, sizes: RoutedSizes) -> dict[str, Any]:
     if sizes.key_heads != sizes.heads:
         raise UnsupportedModel("its heads share keys, and those of llama.cpp's `dots1` do not")
     types = config.get("layer_types")
@@ -76,7 +76,7 @@ class _ErnieSizes(MixtureSizes):
     sharing: Layers
 
 
-def _read_ernie_sizes(config: Config) -> _ErnieSizes:
+def _read_ernie_sizes(config: ModelConfig) -> _ErnieSizes:
     sizes = decoder.read_sizes(config)
     last = config.get("moe_layer_end_index")
     whole = last is None or last in (-1, sizes.layers - 1, sizes.layers)
@@ -99,7 +99,7 @@ def _read_ernie_sizes(config: Config) -> _ErnieSizes:
     )
 
 
-def _describe_ernie(config: Config, sizes: _ErnieSizes) -> dict[str, Any]:
+def _describe_ernie(config: ModelConfig, sizes: _ErnieSizes) -> dict[str, Any]:
     shared = {"expert_shared_feed_forward_length": sizes.shared_expert} if sizes.shared_expert else {}
     return {
         **decoder.describe(config, sizes),
@@ -135,7 +135,7 @@ ERNIE_MOE = Family(
 )
 
 
-def _read_hunyuan_sizes(config: Config) -> MixtureSizes:
+def _read_hunyuan_sizes(config: ModelConfig) -> MixtureSizes:
     sizes = decoder.read_sizes(config)
     shared = _same(config, "num_shared_expert", 1) * sizes.feed_forward
     if _same(config, "moe_intermediate_size", sizes.feed_forward) != sizes.feed_forward:
@@ -144,15 +144,15 @@ def _read_hunyuan_sizes(config: Config) -> MixtureSizes:
     return MixtureSizes(**vars(sizes), experts=experts, expert=sizes.feed_forward, shared_expert=shared)
 
 
-def _same(config: Config, key: str, default: int | None = None) -> int:
+def _same(config: ModelConfig, key: str, default: int | None = None) -> int:
     """A number that may be given for every layer, and is the same for all."""
     value = config.get(key)
     if isinstance(value, list) and value and all(each == value[0] for each in value):
         value = value[0]
-    return Config(config.name, {key: value}).count(key, default)
+    return ModelConfig(config.name, {key: value}).count(key, default)
 
 
-def _describe_hunyuan(config: Config, sizes: MixtureSizes) -> dict[str, Any]:
+def _describe_hunyuan(config: ModelConfig, sizes: MixtureSizes) -> dict[str, Any]:
     return {
         **relatives.describe_hunyuan(config, sizes),
         **decoder.describe_experts(sizes.experts, _same(config, "moe_topk")),
@@ -177,14 +177,14 @@ HUNYUAN_MOE = Family(
 )
 
 
-def _read_minimax_sizes(config: Config) -> MixtureSizes:
+def _read_minimax_sizes(config: ModelConfig) -> MixtureSizes:
     head, rotated = config.count("head_dim"), config.get("rotary_dim")
     share = config.count("rotary_dim") / head if rotated else config.get("partial_rotary_factor")
     sizes = decoder.read_sizes(config.changed({"partial_rotary_factor": share}))
     return MixtureSizes(**vars(sizes), experts=config.count("num_local_experts"), expert=sizes.feed_forward)
 
 
-def _describe_minimax(config: Config, sizes: MixtureSizes) -> dict[str, Any]:
+def _describe_minimax(config: ModelConfig, sizes: MixtureSizes) -> dict[str, Any]:
     if config.values.get("scoring_func", "sigmoid") != "sigmoid":
         raise UnsupportedModel("it chooses its experts otherwise than llama.cpp does (`scoring_func`)")
     return {
@@ -210,12 +210,12 @@ MINIMAX_M2 = Family(
 )
 
 
-def _read_olmoe_sizes(config: Config) -> MixtureSizes:
+def _read_olmoe_sizes(config: ModelConfig) -> MixtureSizes:
     sizes = decoder.read_sizes(config)
     return MixtureSizes(**vars(sizes), experts=config.count("num_experts"), expert=sizes.feed_forward)
 
 
-def _describe_olmoe(config: Config, sizes: MixtureSizes) -> dict[str, Any]:
+def _describe_olmoe(config: ModelConfig, sizes: MixtureSizes) -> dict[str, Any]:
     if config.get("clip_qkv") is not None or config.flag("norm_topk_prob"):
         raise UnsupportedModel("it clips queries or weighs its experts otherwise than llama.cpp does")
     if sizes.queries != sizes.width:
@@ -237,17 +237,17 @@ OLMOE = Family(
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Lfm2Sizes(recurrent.Lfm2Sizes, MixtureSizes):
+class _Lfm2MixtureSizes(recurrent.Lfm2Sizes, MixtureSizes):
     dense: Layers
     routed: Layers
 
 
-def _read_lfm2_sizes(config: Config) -> _Lfm2Sizes:
+def _read_lfm2_sizes(config: ModelConfig) -> _Lfm2MixtureSizes:
     dense = config.count("num_dense_layers", 2) if config.get("num_dense_layers") != 0 else 0
     sizes = recurrent.LFM2.read_sizes(config.changed({"block_auto_adjust_ff_dim": False}))
     if dense > sizes.layers:
         raise config.wrong("num_dense_layers", f"no more than its {sizes.layers} layers")
-    return _Lfm2Sizes(
+    return _Lfm2MixtureSizes(
         **vars(sizes),
         experts=config.count("num_experts"),
         expert=config.count("moe_intermediate_size"),
@@ -256,7 +256,7 @@ def _read_lfm2_sizes(config: Config) -> _Lfm2Sizes:
     )
 
 
-def _describe_lfm2(config: Config, sizes: _Lfm2Sizes) -> dict[str, Any]:
+def _describe_lfm2(config: ModelConfig, sizes: _Lfm2MixtureSizes) -> dict[str, Any]:
     expected = {"use_expert_bias": True, "norm_topk_prob": True, "routed_scaling_factor": 1.0}
     odd = [key for key, value in expected.items() if config.values.get(key, value) != value]
     if odd:
@@ -285,7 +285,7 @@ LFM2_MOE = Family(
             stacked("feed_forward.experts.[].w3", "ffn_up", "expert", "width"),
         ),
     ),
-    sizes=_Lfm2Sizes,
+    sizes=_Lfm2MixtureSizes,
     read_sizes=_read_lfm2_sizes,
     describe=_describe_lfm2,
     tied=True,

@@ -1,4 +1,4 @@
-"""Added tokens: what is known of each, and what GGUF cannot say of them and of the text around, noted for our runtime.
+"""Added tokens, and the note for our runtime about what GGUF cannot say of them and of the text around them.
 
 The note is the entry `lm.tokenizer`, JSON that `runtime/text/tokenizer.py` reads and describes. It is written only
 where llama.cpp alone would read a text otherwise than the original tokenizer.
@@ -10,7 +10,7 @@ import json
 from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from quant.convert.config import Config
+from quant.convert.config import ModelConfig
 from quant.errors import MalformedFile
 from quant.gguf.header import TOKEN_CONTROL, TOKEN_UNKNOWN, TOKEN_USER
 from quant.plan import Files
@@ -22,7 +22,7 @@ _STEPS = ("NFC", "NFD", "NFKC", "NFKD", "Nmt", "Lowercase", "StripAccents")
 Step = Sequence[str]
 
 
-class Added(NamedTuple):
+class AddedToken(NamedTuple):
     """An added token, as `tokenizer.json` and the `added_tokens_decoder` of `tokenizer_config.json` describe it.
 
     It takes the white space to its left or right (`lstrip`, `rstrip`), may have to be a word of its own
@@ -38,7 +38,7 @@ class Added(NamedTuple):
     normalized: bool = False
 
     @classmethod
-    def read(cls, id: Any, entry: Any, where: str) -> Added:
+    def read(cls, id: Any, entry: Any, where: str) -> AddedToken:
         """From its object in a file; MalformedFile when it has no number or no text."""
         text = entry.get("content") if isinstance(entry, dict) else None
         if not is_id(id) or not isinstance(text, str) or not text:
@@ -56,17 +56,19 @@ def is_id(value: Any) -> bool:
     return type(value) is int and 0 <= value < 1 << 24
 
 
-def read_decoder(files: Files) -> dict[int, Added]:
+def read_decoder(files: Files) -> dict[int, AddedToken]:
     """The added tokens of `tokenizer_config.json` by number; MalformedFile when they are none."""
-    decoder = Config.read(files, _CONFIG).part("added_tokens_decoder")
+    decoder = ModelConfig.read(files, _CONFIG).part("added_tokens_decoder")
     entries = [
         (int(number) if number.isascii() and number.isdecimal() and len(number) < 9 else None, entry)
         for number, entry in decoder.values.items()
     ]
-    return {token.id: token for id, entry in entries for token in [Added.read(id, entry, decoder.name)]}
+    return {token.id: token for id, entry in entries for token in [AddedToken.read(id, entry, decoder.name)]}
 
 
-def joined(added: Sequence[Added], decoder: Mapping[int, Added], vocab: Mapping[str, int], size: int) -> list[Added]:
+def joined(
+    added: Sequence[AddedToken], decoder: Mapping[int, AddedToken], vocab: Mapping[str, int], size: int
+) -> list[AddedToken]:
     """Those of `tokenizer.json`, as the newer entries of `tokenizer_config.json` change and complete them.
 
     As transformers has it, which adds the latter to the former. What contradicts the vocabulary of `size` is left out.
@@ -97,7 +99,7 @@ def read_step(step: Mapping[str, Any]) -> Step | None:
 
 
 def note(
-    added: Iterable[Added],
+    added: Iterable[AddedToken],
     tokens: list[str],
     types: Sequence[int],
     steps: Sequence[Step] = (),

@@ -11,10 +11,10 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from quant.convert.tokenizer.added import Added, Step, joined, note, read_step
+from quant.convert.tokenizer.added import AddedToken, Step, joined, note, read_step
 from quant.convert.tokenizer.pretokenizer import check_name, recognise
 from quant.convert.tokenizer.vocabulary import (
-    Vocabulary,
+    VocabularyPlan,
     broken,
     framing,
     place_tokens,
@@ -31,7 +31,7 @@ from quant.gguf.header import TOKEN_BYTE, TOKEN_NORMAL, TOKEN_UNKNOWN, TOKEN_USE
 _BYTE = re.compile("<0x[0-9A-F]{2}>")
 
 
-def read(tokenizer: dict[str, Any], size: int, decoder: Mapping[int, Added], pre: str | None) -> Vocabulary:
+def read(tokenizer: dict[str, Any], size: int, decoder: Mapping[int, AddedToken], pre: str | None) -> VocabularyPlan:
     """The vocabulary of a `tokenizer.json` with a model of the type BPE."""
     model = tokenizer["model"]
     if model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"):
@@ -58,7 +58,7 @@ def read(tokenizer: dict[str, Any], size: int, decoder: Mapping[int, Added], pre
         entries["merges"] = [f"{left} {right}" for left, right in merges]
         preparing, space = preparation(tokenizer.get("normalizer")), ""
     ids = {**vocab, **{token.text: token.id for token in added}}
-    return Vocabulary(ids, entries, first, last, note(added, tokens, types, preparing, space))
+    return VocabularyPlan(ids, entries, first, last, note(added, tokens, types, preparing, space))
 
 
 def _merges(model: dict[str, Any]) -> list[tuple[str, str]]:
@@ -143,7 +143,7 @@ def _no_scores() -> UnsupportedModel:
     return UnsupportedModel("its merges are in an order that no scores of tokens can express, as llama.cpp needs them")
 
 
-def _prefix_space(tokenizer: dict[str, Any], added: Sequence[Added]) -> tuple[bool, list[Step], str]:
+def _prefix_space(tokenizer: dict[str, Any], added: Sequence[AddedToken]) -> tuple[bool, list[Step], str]:
     """Whether text gets a space in front, and what our runtime has to do of it: steps, and who gets that space.
 
     llama.cpp puts one in front of each stretch of text, whatever it begins with, and does nothing else.

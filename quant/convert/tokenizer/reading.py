@@ -7,13 +7,13 @@ from dataclasses import replace
 from quant.convert.config import MAX_JSON, read_whole
 from quant.convert.tokenizer import bpe, sentencepiece, unigram, wordpiece
 from quant.convert.tokenizer.added import read_decoder
-from quant.convert.tokenizer.vocabulary import FILE, Vocabulary, broken
+from quant.convert.tokenizer.vocabulary import FILE, VocabularyPlan, broken
 from quant.errors import UnsupportedModel
 from quant.plan import Files
 from quant.safetensors import load_json
 
 
-def read_vocabulary(files: Files, size: int, pre: str | None = None) -> Vocabulary:
+def read_vocabulary(files: Files, size: int, pre: str | None = None) -> VocabularyPlan:
     """The vocabulary in `tokenizer.json`, else in `tokenizer.model`, for a model of `size` embeddings.
 
     `pre` names the pre-tokenizer by hand.
@@ -48,7 +48,7 @@ def read_vocabulary(files: Files, size: int, pre: str | None = None) -> Vocabula
     return _prefixed(vocabulary)
 
 
-def _prefixed(vocabulary: Vocabulary) -> Vocabulary:
+def _prefixed(vocabulary: VocabularyPlan) -> VocabularyPlan:
     tokens = vocabulary.entries["tokens"]
     if len(set(tokens)) != len(tokens):
         raise broken("two tokens have the same text")

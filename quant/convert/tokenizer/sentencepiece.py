@@ -10,10 +10,10 @@ import struct
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from quant.convert.config import MAX_JSON, Config, read_whole
-from quant.convert.tokenizer.added import Added, Step, note, read_decoder
+from quant.convert.config import MAX_JSON, ModelConfig, read_whole
+from quant.convert.tokenizer.added import AddedToken, Step, note, read_decoder
 from quant.convert.tokenizer.unigram import is_table
-from quant.convert.tokenizer.vocabulary import STEERING, Vocabulary
+from quant.convert.tokenizer.vocabulary import STEERING, VocabularyPlan
 from quant.errors import MalformedFile, UnsupportedModel
 from quant.gguf.header import TOKEN_BYTE, TOKEN_CONTROL, TOKEN_NORMAL, TOKEN_UNKNOWN, TOKEN_UNUSED, TOKEN_USER
 from quant.plan import Files
@@ -26,7 +26,7 @@ _ADDED_SCORE = -1000.0
 Field = int | bytes
 
 
-def read(files: Files, size: int) -> Vocabulary:
+def read(files: Files, size: int) -> VocabularyPlan:
     """The vocabulary in `tokenizer.model`, padded to `size` embeddings.
 
     Raises MalformedFile for a file that is no such model or contradicts the embeddings, UnsupportedModel for a kind of
@@ -58,10 +58,10 @@ def read(files: Files, size: int) -> Vocabulary:
         entries["unknown_token_id"] = unknown[0]
     if kind == _UNIGRAM:
         entries |= _preparation(normalizer)
-    config = Config.read(files, "tokenizer_config.json")
+    config = ModelConfig.read(files, "tokenizer_config.json")
     first = ids.get("<s>", ids.get("<bos>")) if config.flag("add_bos_token", kind == _BPE) else None
     last = ids.get("</s>") if config.flag("add_eos_token", kind == _UNIGRAM) else None
-    return Vocabulary(ids, entries, first, last, noted)
+    return VocabularyPlan(ids, entries, first, last, noted)
 
 
 def dict_of(raw: Field) -> dict[int, list[Field]]:
@@ -119,15 +119,15 @@ def _piece(raw: Field) -> tuple[str, float, int]:
     return decoded, value, int(type)
 
 
-def _added(files: Files) -> dict[int, Added]:
+def _added(files: Files) -> dict[int, AddedToken]:
     """The tokens that were added later, by number."""
     name = "added_tokens.json"
-    older = Config.read(files, name).values.items()
-    return {**{id: Added.read(id, {"content": text}, name) for text, id in older}, **read_decoder(files)}
+    older = ModelConfig.read(files, name).values.items()
+    return {**{id: AddedToken.read(id, {"content": text}, name) for text, id in older}, **read_decoder(files)}
 
 
 def _placed(
-    pieces: list[tuple[str, float, int]], added: Mapping[int, Added], size: int
+    pieces: list[tuple[str, float, int]], added: Mapping[int, AddedToken], size: int
 ) -> list[tuple[str, float, int]]:
     """Every number up to `size` has a piece: its own, one added later, or one that is marked as unused."""
     most = max([len(pieces) - 1, *added])

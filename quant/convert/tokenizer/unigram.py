@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from quant.convert.tokenizer.added import Added, Step, joined, note, read_step
+from quant.convert.tokenizer.added import AddedToken, Step, joined, note, read_step
 from quant.convert.tokenizer.pretokenizer import listed
 from quant.convert.tokenizer.vocabulary import (
-    Vocabulary,
+    VocabularyPlan,
     broken,
     framing,
     place_tokens,
@@ -27,7 +27,7 @@ from quant.gguf.header import TOKEN_UNKNOWN
 _WHITE = "\t\n\x0b\x0c\r \x85\xa0\u1680" + "".join(map(chr, range(0x2000, 0x200B))) + "\u2028\u2029\u202f\u205f\u3000"
 
 
-def read(tokenizer: dict[str, Any], size: int, decoder: Mapping[int, Added]) -> Vocabulary:
+def read(tokenizer: dict[str, Any], size: int, decoder: Mapping[int, AddedToken]) -> VocabularyPlan:
     """The vocabulary of a `tokenizer.json` with a model of the type Unigram."""
     model = tokenizer["model"]
     if model.get("byte_fallback"):
@@ -58,7 +58,7 @@ def read(tokenizer: dict[str, Any], size: int, decoder: Mapping[int, Added]) -> 
     }
     ids = {**vocab, **{token.text: token.id for token in added}}
     end = (vocab.get("▁", unknown), way.ends()) if way.collapses and not way.cuts else None
-    return Vocabulary(ids, entries, first, last, note(added, tokens, types, way.steps, way.noted_space(), end))
+    return VocabularyPlan(ids, entries, first, last, note(added, tokens, types, way.steps, way.noted_space(), end))
 
 
 def _is_piece(entry: Any) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from quant.convert.tokenizer.added import Added, Step, is_id, read_step
+from quant.convert.tokenizer.added import AddedToken, Step, is_id, read_step
 from quant.convert.tokenizer.pretokenizer import listed
 from quant.errors import MalformedFile, UnsupportedModel
 from quant.gguf.header import TOKEN_CONTROL, TOKEN_NORMAL, TOKEN_UNUSED, TOKEN_USER
@@ -18,7 +18,7 @@ STEERING = re.compile(r"<\|.*\|>|<｜.*｜>|<unused\d+>|<pad>|<mask>", re.DOTALL
 
 
 @dataclass(frozen=True, slots=True)
-class Vocabulary:
+class VocabularyPlan:
     """Ids by text, and the `tokenizer.ggml.*` entries: tokens by id, padded to the model's size, their types, ….
 
     `first` and `last` are the ids that the tokenizer itself puts before and after a text, None for none; `note` is the
@@ -49,15 +49,15 @@ def read_vocab(model: dict[str, Any]) -> dict[str, int]:
     return vocab
 
 
-def read_added(tokenizer: dict[str, Any]) -> list[Added]:
+def read_added(tokenizer: dict[str, Any]) -> list[AddedToken]:
     """The added tokens of a `tokenizer.json`."""
     added = tokenizer.get("added_tokens") or []
     if not isinstance(added, list) or not all(isinstance(entry, dict) for entry in added):
         raise broken("`added_tokens` is no list of objects")
-    return [Added.read(entry.get("id"), entry, FILE) for entry in added]
+    return [AddedToken.read(entry.get("id"), entry, FILE) for entry in added]
 
 
-def place_tokens(vocab: dict[str, int], added: Sequence[Added], size: int) -> tuple[list[str], list[int]]:
+def place_tokens(vocab: dict[str, int], added: Sequence[AddedToken], size: int) -> tuple[list[str], list[int]]:
     """Texts and types by number. Numbers that nobody uses, up to the model's size, become tokens marked as unused."""
     texts = {id: text for text, id in vocab.items()}
     types = dict.fromkeys(texts, TOKEN_NORMAL)

@@ -8,15 +8,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from quant.convert.tokenizer.added import Added, Step, joined, note
-from quant.convert.tokenizer.vocabulary import Vocabulary, broken, framing, place_tokens, read_added, read_vocab
+from quant.convert.tokenizer.added import AddedToken, Step, joined, note
+from quant.convert.tokenizer.vocabulary import VocabularyPlan, broken, framing, place_tokens, read_added, read_vocab
 from quant.errors import UnsupportedModel
 from quant.gguf.header import TOKEN_CONTROL, TOKEN_UNKNOWN, TOKEN_USER
 
 _PREFIX = "##"
 
 
-def read(tokenizer: dict[str, Any], size: int, decoder: Mapping[int, Added]) -> Vocabulary:
+def read(tokenizer: dict[str, Any], size: int, decoder: Mapping[int, AddedToken]) -> VocabularyPlan:
     """The vocabulary of a `tokenizer.json` with a model of the type WordPiece."""
     model = tokenizer["model"]
     if model.get("continuing_subword_prefix", _PREFIX) != _PREFIX:
@@ -48,7 +48,7 @@ def read(tokenizer: dict[str, Any], size: int, decoder: Mapping[int, Added]) -> 
     if "[MASK]" in vocab:
         entries["mask_token_id"] = vocab["[MASK]"]
     ids = {**vocab, **{token.text: token.id for token in added}}
-    return Vocabulary(ids, entries, first, last, noted)
+    return VocabularyPlan(ids, entries, first, last, noted)
 
 
 def _marked(token: str, type: int) -> str:
@@ -58,7 +58,7 @@ def _marked(token: str, type: int) -> str:
     return token[len(_PREFIX) :] if rest else "▁" + token
 
 
-def _steps(normalizer: Mapping[str, Any], added: Sequence[Added]) -> list[Step]:
+def _steps(normalizer: Mapping[str, Any], added: Sequence[AddedToken]) -> list[Step]:
     """What has to be done to a text so that added tokens are found in it that are looked for only then."""
     if not any(token.normalized for token in added):
         return []
