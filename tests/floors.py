@@ -18,7 +18,6 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("quant.stream",),
         ("quant.convert",),
         ("quant.convert.tokenizer",),
-        ("quant.convert.chat",),
         ("quant.convert.families", "quant.convert.gguf"),
         ("quant.convert.planning",),
     ),
