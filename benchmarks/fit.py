@@ -139,7 +139,7 @@ def memory() -> None:
 def _predict(path: Path, length: int, made: Setting = USUAL) -> tuple[fit.Need, fit.Need]:
     """By llama.cpp's own word, and by the formulas alone."""
     header = read_file(path)
-    shape = fit.Shape.of(header.metadata)
+    shape = fit.ModelSize.of(header.metadata)
     weighed = measure.weigh(header.metadata, header.tensors, *made)
     copied = fit.repacked(header.tensors, weighed.repacks) if weighed else 0
     needs = (fit.memory(each, length, *made) for each in (shape.with_weighed(weighed), shape))
@@ -164,7 +164,7 @@ def speed() -> None:
             made = TALE if name == "tale" else shapes.SHAPES[name]()
             shapes.write(folder / f"{name}-{level}.gguf", made, level)
             plan = shapes.plan_of(made)
-            reads = choosing.reads(plan, plan.at(assign(plan, level)), fit.Shape.of(plan.metadata))
+            reads = choosing.reads(plan, plan.at(assign(plan, level)), fit.ModelSize.of(plan.metadata))
             wanted[name, level] = 1 / rates.seconds(probed, reads, 48)
         for _, (name, level) in itertools.product(range(SPEED_ROUNDS), cases):
             rate = asyncio.run(_rate(folder / f"{name}-{level}.gguf"))
@@ -214,7 +214,7 @@ def pairs() -> None:
             machine = Hardware(64 << 30, 64 << 30, 64 << 30, 2, 1e12, allowed=limit)
             candidates = [advise.Candidate(level, needs[level].weights) for level in needs]
             wish = advise.Wish(CONTEXT, SEQUENCES)
-            shape = fit.Shape.of(plan.metadata).with_weighed(_weighed(path))
+            shape = fit.ModelSize.of(plan.metadata).with_weighed(_weighed(path))
             chosen = advise.choose(candidates, shape, machine, wish).level
             ran = []
             for level in (chosen, LADDER[LADDER.index(chosen) - 1]):

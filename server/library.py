@@ -16,7 +16,7 @@ from quant.gguf.header import Header, check_model, read_file
 from quant.plan import ModelPlan
 from registry.errors import StoreDamaged
 from registry.store.store import Model, Store
-from runtime.machine.fit import Shape
+from runtime.machine.fit import ModelSize
 
 # The capabilities that the daemon can serve; a model may have more.
 SERVED = ("completion", "embedding", "rerank")
@@ -28,13 +28,13 @@ class Facts:
     """The plan of a model's file, whose `metadata` have empty lists in place of long ones; and the model's sizes."""
 
     plan: ModelPlan
-    shape: Shape
+    shape: ModelSize
 
     @classmethod
     def of(cls, header: Header) -> Facts:
         """From a checked header."""
         short = {key: _shortened(value) for key, value in header.metadata.items()}
-        return cls(replace(ModelPlan.of(header), metadata=short), Shape.of(header.metadata))
+        return cls(replace(ModelPlan.of(header), metadata=short), ModelSize.of(header.metadata))
 
 
 class Library:
@@ -66,7 +66,7 @@ class Library:
             self._facts[model.blob_digest] = facts
         return facts
 
-    async def shape(self, model: Model) -> Shape:
+    async def shape(self, model: Model) -> ModelSize:
         """Its sizes, for the memory model."""
         return (await self.facts(model)).shape
 

@@ -153,7 +153,6 @@ HOMONYMS: dict[str, int] = {
     "Pool": 2,
     "Reader": 2,
     "Reply": 2,
-    "Shape": 2,
     "Step": 2,
     "Template": 2,
     "Vectors": 2,

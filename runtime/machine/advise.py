@@ -96,7 +96,7 @@ class Choice:
 
 
 def choose(
-    candidates: Sequence[Candidate], shape: fit.Shape, hardware: Hardware, wish: Wish, disk_free: int | None = None
+    candidates: Sequence[Candidate], shape: fit.ModelSize, hardware: Hardware, wish: Wish, disk_free: int | None = None
 ) -> Choice:
     """Choose among `candidates`, ordered from the best to the smallest; `disk_free` None leaves the disk out of it.
 
@@ -118,7 +118,7 @@ def choose(
 
 
 def weigh(
-    candidates: Sequence[Candidate], shape: fit.Shape, hardware: Hardware, wish: Wish, disk_free: int | None = None
+    candidates: Sequence[Candidate], shape: fit.ModelSize, hardware: Hardware, wish: Wish, disk_free: int | None = None
 ) -> list[Option]:
     """What each candidate takes here, how fast it is, and what speaks against it."""
     context = shape.pool(wish.context)
@@ -126,7 +126,7 @@ def weigh(
 
 
 def _weigh(
-    candidate: Candidate, shape: fit.Shape, hardware: Hardware, pool: tuple[int, Wish], disk_free: int | None
+    candidate: Candidate, shape: fit.ModelSize, hardware: Hardware, pool: tuple[int, Wish], disk_free: int | None
 ) -> Option:
     context, wish = pool
     need = fit.memory(shape, candidate.weights_bytes, context, wish.sequences, wish.kv_type)
@@ -144,7 +144,9 @@ def _weigh(
     return Option(candidate, need, speed, full, fault, slow)
 
 
-def _speed(candidate: Candidate, shape: fit.Shape, hardware: Hardware, state: tuple[int, float], kv_type: str) -> float:
+def _speed(
+    candidate: Candidate, shape: fit.ModelSize, hardware: Hardware, state: tuple[int, float], kv_type: str
+) -> float:
     """Tokens per second with so many tokens in the cache and such a part of the layers on cards: by measured rates,
     else by the memory's bandwidth."""
     context, on_cards = state

@@ -14,7 +14,7 @@ from runtime.machine import inspection as measure
 from runtime.machine import rates
 from runtime.machine.advise import Candidate, Choice, Option, Wish, choose, size, weigh
 from runtime.machine.devices import Layers
-from runtime.machine.fit import Shape
+from runtime.machine.fit import ModelSize
 from runtime.machine.hardware import Hardware, detect, usable_cpus
 
 KV_TYPE = "F16"
@@ -30,7 +30,7 @@ class Advice:
 
     choice: Choice
     options: list[Option]
-    shape: Shape
+    shape: ModelSize
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Machine:
     notice: Callable[[str], None] = lambda text: None
 
 
-def look(cache: Path, notice: Callable[[str], None] = lambda text: None) -> Machine:
+def this_machine(cache: Path, notice: Callable[[str], None] = lambda text: None) -> Machine:
     """This machine, its memory's bandwidth from the cache where that is known."""
     return Machine(detect(rates.bandwidth(cache, usable_cpus())), cache, notice)
 
@@ -83,14 +83,14 @@ class Chooser:
 
     def among(self, candidates: Sequence[Candidate], wish: Wish, disk_free: int | None = None) -> Advice:
         """As `advise`, of files that others have made, from the largest to the smallest."""
-        shape = self._weighed(Shape.of(self._plan.metadata), wish)
+        shape = self._weighed(ModelSize.of(self._plan.metadata), wish)
         large = max(sum(each.reads.weights.values()) for each in candidates if each.reads) > SMALL_BYTES
         hardware = self._with_rates(large)
         options = weigh(candidates, shape, hardware, wish, disk_free)
         return Advice(choose(candidates, shape, hardware, wish, disk_free), options, shape)
 
     def _as_it_is(self, wish: Wish, disk_free: int | None) -> Advice:
-        plan, shape = self._plan, Shape.of(self._plan.metadata)
+        plan, shape = self._plan, ModelSize.of(self._plan.metadata)
         shape = self._weighed(shape, wish)
         only = [candidate_of(plan, plan.level, plan.as_stored(), shape, worthwhile=True, listed=True)]
         options = weigh(only, shape, self._hardware, wish, disk_free)
@@ -99,8 +99,8 @@ class Chooser:
 
     def _prepare(
         self, levels: Iterable[str], wish: Wish, judged: bool = True
-    ) -> tuple[Shape, Hardware, list[Candidate]]:
-        shape = Shape.of(self._plan.metadata)
+    ) -> tuple[ModelSize, Hardware, list[Candidate]]:
+        shape = ModelSize.of(self._plan.metadata)
         with ThreadPoolExecutor(1) as aside:  # llama.cpp is asked in another process
             weighed = aside.submit(self._weighed, shape, wish)
             candidates = [candidate(self._plan, name, shape, forced=name == wish.forced) for name in levels]
@@ -120,7 +120,7 @@ class Chooser:
             known[card] = rates.load(cache, hardware.cpus, card)
         return replace(hardware, rates=known.pop(""), card_rates=next(iter(known.values()), None))
 
-    def _weighed(self, shape: Shape, wish: Wish) -> Shape:
+    def _weighed(self, shape: ModelSize, wish: Wish) -> ModelSize:
         tensors = self._plan.at(recipes.assign(self._plan, recipes.LADDER[0]))
         if not shape.vocabulary:
             shape = replace(shape, vocabulary=sum(each.rows for each in tensors if each.role == "token_embd"))
@@ -135,7 +135,7 @@ def as_it_is(level: str) -> str:
     return f"{level}: the file is quantized already and is taken as it is"
 
 
-def candidate(plan: ModelPlan, level: str, shape: Shape, forced: bool = False) -> Candidate:
+def candidate(plan: ModelPlan, level: str, shape: ModelSize, forced: bool = False) -> Candidate:
     """What `level` would make of the model."""
     listed = forced or level in recipes.LADDER
     tensors = plan.at(budget.types_of(plan, level))
@@ -143,7 +143,7 @@ def candidate(plan: ModelPlan, level: str, shape: Shape, forced: bool = False) -
 
 
 def candidate_of(
-    plan: ModelPlan, name: str, tensors: Sequence[Tensor], shape: Shape, worthwhile: bool, listed: bool
+    plan: ModelPlan, name: str, tensors: Sequence[Tensor], shape: ModelSize, worthwhile: bool, listed: bool
 ) -> Candidate:
     """The model with these tensors, as a candidate of this name."""
     weights = sum(tensor.nbytes for tensor in tensors)
@@ -156,7 +156,7 @@ def worthwhile(level: str) -> bool:
     return level not in recipes.LEVELS or recipes.LEVELS[level].bits >= recipes.LEVELS[COARSEST].bits
 
 
-def reads(plan: ModelPlan, tensors: Iterable[Tensor], shape: Shape) -> rates.Reads:
+def reads(plan: ModelPlan, tensors: Iterable[Tensor], shape: ModelSize) -> rates.Reads:
     """The bytes that the step of one token reads, by type: each matrix once, and the part of the experts that answer.
 
     An embedding that is not the output matrix as well counts nothing, since one row of it is read.

@@ -31,7 +31,7 @@ _F32 = 4
 
 
 @dataclass(frozen=True)
-class Shape:
+class ModelSize:
     """What fit needs to know of a model; `cache_values` are keys and values per token, `state_values` per sequence."""
 
     architecture: str
@@ -53,7 +53,7 @@ class Shape:
     """What llama.cpp says that this model takes, for one context."""
 
     @classmethod
-    def of(cls, metadata: Mapping[str, Any]) -> Shape:
+    def of(cls, metadata: Mapping[str, Any]) -> ModelSize:
         """From GGUF metadata; what is missing counts as what llama.cpp would assume."""
         architecture = str(metadata.get("general.architecture", ""))
 
@@ -88,7 +88,7 @@ class Shape:
             attention_heads=(layers - kv_heads.count(0)) * heads,
         )
 
-    def with_weighed(self, weighed: Weighed | None) -> Shape:
+    def with_weighed(self, weighed: Weighed | None) -> ModelSize:
         """The same, with what llama.cpp said of it."""
         return replace(self, weighed=weighed)
 
@@ -146,7 +146,7 @@ class Need:
         return self.cache + self.compute + self.repacked - sum(card.cache for card in self.cards if not card.shared)
 
 
-def memory(shape: Shape, weights_bytes: int, context: int, sequences: int, kv_type: str = "F16") -> Need:
+def memory(shape: ModelSize, weights_bytes: int, context: int, sequences: int, kv_type: str = "F16") -> Need:
     """What a worker holds with a pool of `context` tokens for `sequences`; UnknownLevel for an unknown `kv_type`."""
     said = shape.weighed
     process = PROCESS_BYTES + shape.vocabulary * TOKEN_BYTES
@@ -179,7 +179,7 @@ def repacked(tensors: Iterable[Tensor], types: Collection[str]) -> int:
     )
 
 
-def speed(shape: Shape, weights_bytes: int, bandwidth: float, context: int = 0, kv_type: str = "F16") -> float:
+def speed(shape: ModelSize, weights_bytes: int, bandwidth: float, context: int = 0, kv_type: str = "F16") -> float:
     """Tokens per second of one answer when `context` tokens are in its cache; `bandwidth` in bytes per second."""
     cache = QuantType.by_name(kv_type)
     read = weights_bytes * shape.expert_share + context * shape.cache_values * cache.block_bytes / cache.block

@@ -23,7 +23,7 @@ from registry.names import AUTO, canonical_level, parse
 from registry.net.transport import Network
 from registry.sources.opening import open_source
 from runtime.machine.advise import Option, Wish
-from runtime.machine.choosing import Advice, Chooser, Machine, canonical, look
+from runtime.machine.choosing import Advice, Chooser, Machine, canonical, this_machine
 from runtime.machine.hardware import Hardware
 from server.advice.frames import Advised, Ask
 from server.children.child_side import exit_now, run_task
@@ -56,7 +56,7 @@ class _Found:
 
 def advise(ask: Ask) -> dict[str, Any]:
     """The answer of `POST /lm/advise`; raises what planning and choosing raise."""
-    machine = look(Path(ask.cache))
+    machine = this_machine(Path(ask.cache))
     hardware = replace(machine.hardware, allowed=ask.memory)
     wish = Wish(ask.context, ask.sequences, ask.kv_type, ask.level and canonical_level(ask.level), ask.enough)
     found = _find(ask, wish, replace(machine, hardware=hardware))

@@ -25,7 +25,7 @@ from registry.names import AUTO
 from runtime.errors import DoesNotFit
 from runtime.machine.advise import UNQUANTIZED, USUAL_LEVEL, Candidate, Wish, size
 from runtime.machine.choosing import Advice, Chooser, Machine, candidate_of, worthwhile
-from runtime.machine.fit import Shape
+from runtime.machine.fit import ModelSize
 
 # A published file of a level may be so much smaller than the one that we would make.
 _ABOUT = 0.95
@@ -170,7 +170,7 @@ class Published:
         return Survey(advice, self.plan, self.variants, source, made=True)
 
     def _candidate(self, variant: Variant) -> Candidate:
-        shape, types = Shape.of(self.plan.metadata), variant.types or self._recogniser.types(variant.level)
+        shape, types = ModelSize.of(self.plan.metadata), variant.types or self._recogniser.types(variant.level)
         worth = variant.important or worthwhile(variant.level)
         listed = not any(_beats(other, variant) for other in self.variants.values())
         made = candidate_of(self.plan, variant.tag, self.plan.at(types), shape, worth, listed)

@@ -37,7 +37,7 @@ from registry.sources.opening import Source, open_source
 from registry.store.partial import Facts, Partial, Place
 from runtime.child import Parent
 from runtime.machine.advise import Wish
-from runtime.machine.choosing import KV_TYPE, Chooser, canonical, look
+from runtime.machine.choosing import KV_TYPE, Chooser, canonical, this_machine
 from server.children.child_side import exit_now, run_task
 from server.config import VERSION
 from server.pulls.frames import Done, Note, Planned, Progress, Task
@@ -103,7 +103,7 @@ class _Pull:
     def __init__(self, task: Task, network: Network, partial: Partial, tell: Tell) -> None:
         self.task, self.partial, self.tell = task, partial, tell
         self.reference = parse(task.source)
-        self.machine = look(Path(task.cache), lambda text: tell(Note(text)))
+        self.machine = this_machine(Path(task.cache), lambda text: tell(Note(text)))
         self.source = self._open(network)
 
     def run(self, loading: threading.Thread) -> Done:

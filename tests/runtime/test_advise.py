@@ -13,7 +13,7 @@ from runtime.machine.hardware import Hardware
 
 GB = 10**9
 # An 8 B model: 32 layers x 4096, 8 key/value heads of 128.
-LLAMA_8B = fit.Shape("llama", 32, 4096, 14336, 32, 128256, 131072, 32 * 8 * 256)
+LLAMA_8B = fit.ModelSize("llama", 32, 4096, 14336, 32, 128256, 131072, 32 * 8 * 256)
 LEVELS = [
     Candidate("BF16", 16_000_000_000),
     Candidate("Q8_0", 8_500_000_000),
@@ -94,7 +94,7 @@ def test_a_level_asked_for_is_taken_at_its_word() -> None:
 
 
 def test_the_shape_comes_from_metadata() -> None:
-    shape = fit.Shape.of(
+    shape = fit.ModelSize.of(
         {
             "general.architecture": "llama",
             "llama.block_count": 2,
@@ -106,10 +106,10 @@ def test_the_shape_comes_from_metadata() -> None:
             "tokenizer.ggml.tokens": ["a"] * 300,
         }
     )
-    assert shape == fit.Shape("llama", 2, 256, 768, 4, 300, 2048, 3 * 128, attention_heads=2 * 4, row_values=2 * 64)
+    assert shape == fit.ModelSize("llama", 2, 256, 768, 4, 300, 2048, 3 * 128, attention_heads=2 * 4, row_values=2 * 64)
     assert shape.pool() == 2048
     assert shape.pool(100) == 100
-    assert fit.Shape.of({}).trained_context == 8192
+    assert fit.ModelSize.of({}).trained_context == 8192
 
 
 def test_layers_that_neither_attend_nor_mix_keep_no_state() -> None:
@@ -119,7 +119,7 @@ def test_layers_that_neither_attend_nor_mix_keep_no_state() -> None:
     each = 128 * 32 + 3 * (128 + 2 * 2 * 32)
     for wide, layers in ((256, 3), ([0, 0, 256, 0], 2)):
         named = {f"hybrid.{key}": value for key, value in {**facts, "feed_forward_length": wide}.items()}
-        assert fit.Shape.of({"general.architecture": "hybrid", **named}).state_values == layers * each
+        assert fit.ModelSize.of({"general.architecture": "hybrid", **named}).state_values == layers * each
 
 
 def test_the_cache_is_counted_to_the_byte() -> None:
@@ -133,7 +133,7 @@ def test_the_cache_is_counted_to_the_byte() -> None:
 def test_only_the_experts_that_answer_cost_time() -> None:
     metadata = {"block_count": 32, "embedding_length": 4096, "attention.head_count": 32, "feed_forward_length": 14336}
     mixture = {f"llama.{k}": v for k, v in {**metadata, "expert_count": 8, "expert_used_count": 2}.items()}
-    shape = fit.Shape.of({"general.architecture": "llama", **mixture})
+    shape = fit.ModelSize.of({"general.architecture": "llama", **mixture})
     assert 0.25 < shape.expert_share < 0.35
     assert fit.speed(shape, GB, 1e10) > 3 * fit.speed(LLAMA_8B, GB, 1e10)
 

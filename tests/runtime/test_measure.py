@@ -30,7 +30,7 @@ def test_the_cache_by_formula_is_llama_cpps(tmp_path: Path, name: str) -> None:
     header = read_file(path)
     said = weigh(header.metadata, header.tensors, 4096, 4, "Q8_0" if name == "grouped" else "F16")
     assert said is not None
-    shape = fit.Shape.of(header.metadata)
+    shape = fit.ModelSize.of(header.metadata)
     formula = fit.memory(shape, length, 4096, 4, said.kv_type)
     assert formula.cache == pytest.approx(said.cache, abs=1 << 14)  # it says hundredths of a MiB
     exact = fit.memory(shape.with_weighed(said), length, 4096, 4, said.kv_type)

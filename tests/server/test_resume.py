@@ -140,9 +140,9 @@ def test_a_pull_goes_on_where_it_was(work: Task, hub: Hub, undisturbed: tuple[Do
 def test_the_bytes_depend_on_nothing_but_the_source(
     work: Task, hub: Hub, expected: Done, threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    machine = puller.look(Path(work.cache))
+    machine = puller.this_machine(Path(work.cache))
     machine = replace(machine, hardware=replace(machine.hardware, cpus=threads))
-    monkeypatch.setattr(puller, "look", lambda *_: machine)
+    monkeypatch.setattr(puller, "this_machine", lambda *_: machine)
     monkeypatch.setattr(quant.stream.pipeline, "SLAB", 300_000 * threads)
     end_midway(work, hub)
     assert pull(work, Listener()).sha256 == expected.sha256

@@ -11,7 +11,7 @@ from quant.gguf.header import read_file
 from quant.levels.recipes import LADDER, sizes
 from quant.plan import ModelPlan
 from runtime.machine.advise import Wish
-from runtime.machine.choosing import Chooser, look
+from runtime.machine.choosing import Chooser, this_machine
 from runtime.machine.fit import Need
 from server.library import Facts
 from server.loaded.estimate import smaller
@@ -37,7 +37,7 @@ def test_the_level_that_would_fit_keeps_the_experts_as_published_too(tmp_path: P
 
 
 def test_the_reason_says_what_stays_and_what_is_left_out(tmp_path: Path) -> None:
-    machine = look(tmp_path)
+    machine = this_machine(tmp_path)
     choice = Chooser(sketch_model(folder()), machine).choose(Wish())
     assert choice.reason.endswith("; experts stay MXFP4, as they are published")
     choice = Chooser(sketch_model(twins()[1]), machine).choose(Wish())
