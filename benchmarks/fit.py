@@ -29,9 +29,10 @@ from quant.gguf.header import read_file
 from quant.levels.recipes import LADDER, assign
 from runtime import messages as m
 from runtime.child import Child
-from runtime.machine import advise, choosing, fit, rates
+from runtime.machine import advise, choosing, fit, step_time
 from runtime.machine import inspection as measure
 from runtime.machine.hardware import Hardware, usable_cpus
+from runtime.machine.rates import Rates
 from runtime.options import Limits, Sampling
 from tests.daemon import Daemon
 from tests.hub import Hub
@@ -154,7 +155,7 @@ def speed() -> None:
     """
     with tempfile.TemporaryDirectory(prefix="lm-fit-") as text:
         folder = Path(text)
-        probed = rates.measure(folder, usable_cpus())
+        probed = Rates(folder, usable_cpus()).measure()
         if probed is None:
             raise RuntimeError("llama.cpp cannot be probed")
         cases = [*itertools.product(("grouped", "tied"), SPEED_LEVELS), ("experts", "Q4_K_M"), ("tale", "Q8_0")]
@@ -165,7 +166,7 @@ def speed() -> None:
             shapes.write(folder / f"{name}-{level}.gguf", made, level)
             plan = shapes.plan_of(made)
             reads = choosing.reads(plan, plan.at(assign(plan, level)), fit.ModelSize.of(plan.metadata))
-            wanted[name, level] = 1 / rates.seconds(probed, reads, 48)
+            wanted[name, level] = 1 / step_time.seconds(probed, reads, 48)
         for _, (name, level) in itertools.product(range(SPEED_ROUNDS), cases):
             rate = asyncio.run(_rate(folder / f"{name}-{level}.gguf"))
             got[name, level] += [rate] if rate else []

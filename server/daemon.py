@@ -21,6 +21,7 @@ from registry.errors import StoreLocked
 from registry.store.fsops import plainly
 from registry.store.store import Store
 from runtime.machine.hardware import detect
+from runtime.small_files import replace_file
 from server import app
 from server.access.connections import Connections
 from server.config import VERSION, Config, is_loopback
@@ -137,9 +138,7 @@ def _refused(config: Config, error: OSError) -> StartFailed:
 
 def _write_daemon_file(config: Config) -> None:
     text = json.dumps({"pid": os.getpid(), "url": config.url, "version": VERSION}) + "\n"
-    aside = config.daemon_file.with_name(f".{config.daemon_file.name}.{os.getpid()}")
-    aside.write_text(text)
-    aside.replace(config.daemon_file)
+    replace_file(config.daemon_file, text.encode())
 
 
 @contextmanager

@@ -29,7 +29,14 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("registry",),
     ),
     "runtime": (
-        ("runtime.errors", "runtime.defaults", "runtime.options", "runtime.conversation"),
+        (
+            "runtime.errors",
+            "runtime.defaults",
+            "runtime.options",
+            "runtime.conversation",
+            "runtime.processor",
+            "runtime.small_files",
+        ),
         ("runtime.messages", "runtime.child"),
         ("runtime.text",),
         ("runtime.llama",),

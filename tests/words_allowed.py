@@ -103,7 +103,6 @@ FAULTS: dict[str, int] = {
     "runtime/machine/inspection.py": 7,
     "runtime/machine/inspector.py": 2,
     "runtime/machine/probe.py": 8,
-    "runtime/machine/rates.py": 5,
     "runtime/messages.py": 2,
     "runtime/text/notes.py": 3,
     "runtime/text/stops.py": 1,

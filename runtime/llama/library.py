@@ -18,10 +18,10 @@ import importlib.util
 import re
 import sys
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 from runtime.errors import LoadFailed
+from runtime.processor import instruction_sets
 
 PACKAGE_VERSION = "0.3.36"
 LLAMA_VERSION = b"0.5.0-dev"
@@ -102,7 +102,7 @@ def _compare(params: ctypes.Structure, expected: dict[str, Any]) -> None:
 
 
 @cache
-def amx_is_broken(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+def amx_is_broken() -> bool:
     """Whether weights would go to the AMX kernels of this version, which crash on batches (llama.cpp#20824, #26954).
 
     Their tile configuration is built on the stack, and compilers drop most of it. There is no switch for AMX alone, so
@@ -113,10 +113,8 @@ def amx_is_broken(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
     """
     if not hasattr(library()._lib, "_Z28ggml_backend_amx_buffer_typev"):
         return False
-    try:
-        return "amx_int8" in cpuinfo.read_text()
-    except OSError:
-        return False
+    instructions = instruction_sets()
+    return instructions is None or "amx_int8" in instructions  # slower is better than a crash where nobody can tell
 
 
 @cache

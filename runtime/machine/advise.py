@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from runtime.errors import BadRequest, DoesNotFit
-from runtime.machine import devices, fit, rates
+from runtime.machine import devices, fit, step_time
 from runtime.machine.hardware import Hardware
 
 ENOUGH_SPEED = 10.0
@@ -34,7 +34,7 @@ class Candidate:
     level: str
     weights_bytes: int
     worthwhile: bool = True
-    reads: rates.Reads | None = None
+    reads: step_time.Reads | None = None
     listed: bool = True
     layers: devices.Layers | None = None
 
@@ -151,9 +151,9 @@ def _speed(
     else by the memory's bandwidth."""
     context, on_cards = state
     if hardware.rates and candidate.reads:
-        seconds = rates.seconds(hardware.rates, candidate.reads, context)
+        seconds = step_time.seconds(hardware.rates, candidate.reads, context)
         if hardware.card_rates:
-            seconds += on_cards * (rates.seconds(hardware.card_rates, candidate.reads, context) - seconds)
+            seconds += on_cards * (step_time.seconds(hardware.card_rates, candidate.reads, context) - seconds)
         return 1 / max(1e-9, seconds)
     return fit.speed(shape, candidate.weights_bytes, hardware.bandwidth, context, kv_type)
 

@@ -11,11 +11,12 @@ from quant.levels import budget, recipes
 from quant.plan import NEXT_TOKEN_LAYERS, ModelPlan
 from quant.types import Tensor
 from runtime.machine import inspection as measure
-from runtime.machine import rates
 from runtime.machine.advise import Candidate, Choice, Option, Wish, choose, size, weigh
 from runtime.machine.devices import Layers
 from runtime.machine.fit import ModelSize
 from runtime.machine.hardware import Hardware, detect, usable_cpus
+from runtime.machine.rates import Rates
+from runtime.machine.step_time import Reads
 
 KV_TYPE = "F16"
 # Below this level a model loses too much unless it is known which of its weights matter.
@@ -44,7 +45,7 @@ class Machine:
 
 def this_machine(cache: Path, notice: Callable[[str], None] = lambda text: None) -> Machine:
     """This machine, its memory's bandwidth from the cache where that is known."""
-    return Machine(detect(rates.bandwidth(cache, usable_cpus())), cache, notice)
+    return Machine(detect(Rates(cache, usable_cpus()).bandwidth()), cache, notice)
 
 
 class Chooser:
@@ -112,12 +113,13 @@ class Chooser:
         """The machine with what is known of its speed, measured now if that matters."""
         hardware, cache, known = self._hardware, self._machine.cache, {}
         for card in ("", *(card.name for card in hardware.cards[:1])):
-            if large and rates.stale(cache, hardware.cpus, card):
+            rates = Rates(cache, hardware.cpus, card)
+            if large and rates.stale():
                 self._machine.notice(
                     f"measuring how fast {card or 'this machine'} reads weights; takes about 10 s, once"
                 )
-                rates.measure(cache, hardware.cpus, card)
-            known[card] = rates.load(cache, hardware.cpus, card)
+                rates.measure()
+            known[card] = rates.known()
         return replace(hardware, rates=known.pop(""), card_rates=next(iter(known.values()), None))
 
     def _weighed(self, shape: ModelSize, wish: Wish) -> ModelSize:
@@ -156,7 +158,7 @@ def worthwhile(level: str) -> bool:
     return level not in recipes.LEVELS or recipes.LEVELS[level].bits >= recipes.LEVELS[COARSEST].bits
 
 
-def reads(plan: ModelPlan, tensors: Iterable[Tensor], shape: ModelSize) -> rates.Reads:
+def reads(plan: ModelPlan, tensors: Iterable[Tensor], shape: ModelSize) -> Reads:
     """The bytes that the step of one token reads, by type: each matrix once, and the part of the experts that answer.
 
     An embedding that is not the output matrix as well counts nothing, since one row of it is read.
@@ -171,7 +173,7 @@ def reads(plan: ModelPlan, tensors: Iterable[Tensor], shape: ModelSize) -> rates
             continue
         size = round(tensor.nbytes * (share if "_exps." in tensor.name else 1.0))
         weights[tensor.type.name] = weights.get(tensor.type.name, 0) + size
-    return rates.Reads(weights, shape.layers, shape.attention_heads, 2 * shape.row_values)
+    return Reads(weights, shape.layers, shape.attention_heads, 2 * shape.row_values)
 
 
 def canonical(level: str | None) -> str | None:

@@ -13,14 +13,14 @@ import socket
 import sys
 import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 
 import psutil
 
-from runtime.machine import rates
 from runtime.machine.advise import size
 from runtime.machine.hardware import Hardware, amd_gpus, detect
 from runtime.machine.inspection import Examine, Examined, Refused, ask
+from runtime.machine.rates import Rates
+from runtime.processor import instruction_sets, processor_name
 from server.config import BadSetting, Config
 from server.doctor.owner import who_listens
 
@@ -118,14 +118,15 @@ def _home(config: Config) -> Finding:
 def _processor(hardware: Hardware) -> Finding:
     threads = psutil.cpu_count() or hardware.cpus
     cores = f"{hardware.cpus} core{'s' if hardware.cpus > 1 else ''}"
-    found = f"{rates.processor()}: {cores} used of {threads} processors"
+    found = f"{processor_name()}: {cores} used of {threads} processors"
     if hardware.cpus == 1 and threads > 1:
         return ("processor", WARN, found, "affinity or a control group holds lm to one core")
     return ("processor", OK, f"{found}, memory reads {size(int(hardware.bandwidth))}/s", "")
 
 
 def _instructions(engine: Examined) -> Finding:
-    missing = [ours for linux, ours in _INSTRUCTIONS.items() if linux in _flags() and engine.features.get(ours) != "1"]
+    present = instruction_sets() or frozenset()
+    missing = [ours for linux, ours in _INSTRUCTIONS.items() if linux in present and engine.features.get(ours) != "1"]
     if missing:
         found = f"this processor has {', '.join(missing)}, and llama.cpp was built without"
         return ("instructions", WARN, found, f"compile it on this machine: {_REBUILD}")
@@ -138,14 +139,6 @@ def _amx(engine: Examined) -> Finding:
         found = "llama.cpp's AMX kernels crash on this processor, so weights are not repacked: prompts are read slower"
         return ("AMX", WARN, found, f"build without them: {_WITHOUT_AMX} {_REBUILD}")
     return ("AMX", OK, "not in the way", "")
-
-
-def _flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> set[str]:
-    try:
-        lines = cpuinfo.read_text().splitlines()
-    except OSError:
-        return set()
-    return {flag for line in lines if line.startswith(("flags", "Features")) for flag in line.partition(":")[2].split()}
 
 
 def _graphics(hardware: Hardware, engine: Examined | None) -> Finding:
@@ -173,7 +166,7 @@ def _graphics(hardware: Hardware, engine: Examined | None) -> Finding:
 
 
 def _speed(config: Config, hardware: Hardware) -> Finding:
-    known = rates.load(config.cache, hardware.cpus)
+    known = Rates(config.cache, hardware.cpus).known()
     if known is None:
         return ("speed", OK, "not measured yet: the first large model has it measured", "")
     named = [f"{name} {size(int(known.rates[name]))}/s" for name in ("Q8_0", "Q4_K", "Q2_K") if name in known.rates]

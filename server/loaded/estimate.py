@@ -12,7 +12,6 @@ import asyncio
 import contextlib
 import json
 import logging
-import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,13 +19,14 @@ import psutil
 
 from quant.levels.recipes import LADDER, sizes
 from quant.plan import ModelPlan
-from runtime.machine import rates
 from runtime.machine.advise import size
 from runtime.machine.choosing import SMALL_BYTES, reads
 from runtime.machine.devices import Layers, place
 from runtime.machine.fit import Need, memory, repacked
 from runtime.machine.hardware import Gpu
 from runtime.machine.inspection import Weighed, weigh
+from runtime.machine.rates import Rates
+from runtime.small_files import replace_file
 from server.library import Facts
 
 log = logging.getLogger("lm.memory")
@@ -82,10 +82,7 @@ class Estimator:
         )
         self.extra = extra
         with contextlib.suppress(OSError):
-            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            aside = self._path.with_name(f".{self._path.name}.{os.getpid()}")
-            aside.write_text(json.dumps({"extra": extra}))
-            aside.replace(self._path)
+            replace_file(self._path, json.dumps({"extra": extra}).encode())
 
     def learn_speed(self, name: str, facts: Facts, threads: int, context: int, seconds: float) -> None:
         """Take in how long a token took with `context` tokens before it; blocks for a moment.
@@ -95,7 +92,7 @@ class Estimator:
         read = reads(facts.plan, facts.plan.as_stored(), facts.shape)
         if sum(read.weights.values()) < SMALL_BYTES:
             return
-        predicted = rates.learn(self._folder, threads, read, context, seconds)
+        predicted = Rates(self._folder, threads).learn(read, context, seconds)
         if predicted:
             log.info("%s: %.1f tokens/s predicted, %.1f measured", name, 1 / predicted, 1 / seconds)
 

@@ -13,7 +13,7 @@ from runtime.machine.advise import Candidate, Wish, choose, weigh
 from runtime.machine.devices import DRIVER_BYTES, Layers, place
 from runtime.machine.hardware import Gpu, Hardware
 from runtime.machine.inspection import Device, Probed
-from runtime.machine.rates import Reads
+from runtime.machine.step_time import Reads
 
 GB = 10**9
 LLAMA_8B = fit.ModelSize("llama", 32, 4096, 14336, 32, 128256, 131072, 32 * 8 * 256)

@@ -8,17 +8,16 @@ import os
 from itertools import takewhile
 from pathlib import Path
 
-import msgspec
 import pytest
 
 from benchmarks import shapes
 from quant.gguf.header import read_file
 from quant.levels.recipes import sizes
 from quant.plan import ModelPlan
-from runtime.machine import rates
 from runtime.machine.fit import Need
 from runtime.machine.hardware import usable_cpus
 from runtime.machine.inspection import Probed
+from runtime.machine.rates import Rates
 from server.library import Facts
 from server.loaded.estimate import Estimator, anonymous_bytes, smaller
 from tests.daemon import Daemon, wait_until
@@ -79,7 +78,8 @@ def test_answers_correct_the_predicted_speed(tmp_path: Path) -> None:
     path, cache = tmp_path / "large.gguf", tmp_path / "home" / "cache"
     shapes.write(path, shapes.llama(layers=4))
     fast = Probed({"Q8_0": 1e12}, 0, 1e-12)
-    rates._keep(rates._file(cache, usable_cpus()), msgspec.json.encode(fast))
+    rates = Rates(cache, usable_cpus())
+    rates.keep(fast)
     with Daemon(tmp_path / "home", runtime="llama") as daemon:
         name = daemon.pull(str(path))["name"]
         # all tokens are equally likely, and this one would end the answer
@@ -87,7 +87,7 @@ def test_answers_correct_the_predicted_speed(tmp_path: Path) -> None:
         for _ in range(2):
             assert daemon.post("/v1/completions", ask).json["usage"]["completion_tokens"] == 40
         wait_until(lambda: daemon.log.count("tokens/s predicted") == 2, 10)
-    learned = rates.load(cache, usable_cpus())
+    learned = rates.known()
     assert learned is not None
     assert learned.rates["Q8_0"] < 0.7 * fast.rates["Q8_0"]
 

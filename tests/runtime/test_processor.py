@@ -1,0 +1,32 @@
+"""The processor's name and instruction sets, from files as x86 and ARM have them, and where there is none."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+
+import pytest
+
+from runtime.processor import instruction_sets, processor_name
+
+X86 = "processor\t: 0\nmodel name\t: AMD EPYC 7763 64-Core Processor\nflags\t\t: fpu avx2 fma\n\n" * 2
+ARM = "processor\t: 0\nBogoMIPS\t: 50.00\nFeatures\t: fp asimd asimddp\nvmx flags\t: none\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "instructions"),
+    [
+        (X86, "AMD EPYC 7763 64-Core Processor", {"fpu", "avx2", "fma"}),
+        (ARM, platform.processor() or platform.machine(), {"fp", "asimd", "asimddp"}),
+    ],
+)
+def test_the_processor_by_its_file(tmp_path: Path, text: str, name: str, instructions: set[str]) -> None:
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text(text)
+    assert processor_name(cpuinfo) == name
+    assert instruction_sets(cpuinfo) == instructions
+
+
+def test_an_unreadable_file_is_not_a_processor_without_instructions(tmp_path: Path) -> None:
+    assert instruction_sets(tmp_path / "none") is None
+    assert processor_name(tmp_path / "none")
