@@ -26,8 +26,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from registry import sha256
-from registry.net.download import Download, Network, Remote
-from registry.net.transport import Limiter
+from registry.net.download import Download
+from registry.net.locate import Remote
+from registry.net.transport import Limiter, Network
 from registry.net.verify import Verified
 
 MB = 1_000_000

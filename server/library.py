@@ -15,7 +15,8 @@ from quant.errors import QuantError
 from quant.gguf.header import Header, check_model, read_file
 from quant.plan import ModelPlan
 from registry.errors import StoreDamaged
-from registry.store.store import Model, Store
+from registry.store.catalog import Model
+from registry.store.store import Store
 from runtime.machine.fit import ModelSize
 
 # The capabilities that the daemon can serve; a model may have more.

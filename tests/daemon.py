@@ -10,7 +10,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import http.client
 import json
 import os
@@ -30,6 +29,7 @@ from quant.gguf.writer import encode_header, layout
 from quant.types import QuantType, Tensor
 from registry.names import LIBRARY, LOCAL, Name
 from registry.store.store import Store
+from tests.storing import put
 
 WIDTH = 32
 START_SECONDS = 30.0
@@ -235,12 +235,9 @@ def put_model(home: Path, name: str = "tiny", context: int = 2048, **claimed: in
         "lm": {"source": "test", "level": "F32", "reason": "a test wants it"},
     }
     with Store.open(home / "store") as store:
-        ingest = store.begin(name)
         data = _tiny(name, {"context_length": context} | claimed)
-        ingest.data.write_bytes(data)
-        key = Name(LOCAL, LIBRARY, name, "F32")
         params = {"temperature": 0.7, "stop": ["<end>"]}
-        store.commit(ingest, hashlib.sha256(data).hexdigest(), len(data), key, config, params)
+        put(store, Name(LOCAL, LIBRARY, name, "F32"), data, config, params)
 
 
 def _tiny(name: str, claimed: Mapping[str, int]) -> bytes:

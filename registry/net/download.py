@@ -27,8 +27,6 @@ from registry.net.locate import Locator, Passing, Remote, again, given_up, inter
 from registry.net.transport import Client, Network, Reply
 from registry.net.window import Piece, Window
 
-__all__ = ["WINDOW", "Download", "Network", "Remote"]
-
 MIB = 1 << 20
 WINDOW = 256 * MIB
 TRIES = 8

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from registry import digest
-from registry.digest import Digest
 from registry.errors import BadName, ModelNotFound, StoreDamaged, StoreFailed
 from registry.names import LATEST, LIBRARY, LOCAL, OLLAMA, Name, Reference, parse
 from registry.store import manifest, reading
@@ -287,12 +286,3 @@ def _files(folder: Path, depth: int) -> Iterator[tuple[str, ...]]:
             yield from ((entry, *rest) for rest in _files(folder / entry, depth - 1))
         elif not os.path.isdir(folder / entry):  # noqa: PTH112  what cannot be looked at is no known folder: it counts
             yield (entry,)
-
-
-def referenced(catalog: Catalog) -> set[Digest]:
-    """All digests that some manifest lists. Raises StoreDamaged, StoreFailed when one manifest is unreadable."""
-    marked: set[Digest] = set()
-    for name in catalog.names():
-        path = catalog.manifest_path(name)
-        marked |= manifest.parse(manifest.read(path, name.display), name.display).digests
-    return marked

@@ -21,31 +21,26 @@ import contextlib
 import hashlib
 import logging
 import os
-import re
 import shutil
-import stat
 import threading
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from registry import digest
-from registry.errors import BadName, DigestMismatch, ModelNotFound, StoreDamaged, StoreFailed
+from registry.errors import BadName, ModelNotFound, StoreDamaged, StoreFailed
 from registry.names import Name, Reference
-from registry.store import fsops, manifest, owner, reading
-from registry.store.catalog import Catalog, Model, referenced
+from registry.store import fsops, garbage, manifest, owner, reading
+from registry.store.catalog import Catalog, Model
 from registry.store.fsops import plainly
+from registry.store.layers import Staged
 from registry.store.manifest import Layer
 from registry.store.partial import DATA, Journal, read_journal, resumable
-
-__all__ = ["Ingest", "Model", "Store"]
 
 log = logging.getLogger("lm.store")
 
 _COMMITTED = "committed"  # in an ingest folder: the digest under which its data is about to lie among the blobs
 _LONGEST_DIGEST = 80
-_BLOB = re.compile(r"sha256-[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -182,29 +177,20 @@ class Store:
         return [Ingest(journal.facts.title, folder) for folder, journal in found if journal]
 
     def commit(
-        self,
-        ingest: Ingest,
-        sha256: str,
-        size: int,
-        name: Name,
-        config: dict[str, Any],
-        params: dict[str, Any] | None,
-        chosen: bool = True,
+        self, ingest: Ingest, layers: Sequence[Staged], name: Name, config: dict[str, Any], chosen: bool = True
     ) -> Model:
-        """List the file that was written into `ingest` as the weights of `name`, replacing what had that name.
+        """Make blobs of `layers` and of `config`, and list them as the model `name`, replacing what had that name.
 
-        `sha256` (hexadecimal) and `size` are those of the bytes that its writer sent to the file. `config` and `params`
-        become blobs of their own. With `chosen` the bare name means this variant from now on. When this returns, a
-        power cut cannot undo it; when it raises, the ingest is paused, and what had the name still has it (or, if the
-        very last step failed, the new model has).
-        Raises DigestMismatch (another size than announced), DiskFull, StoreFailed.
+        With `chosen` the bare name means this variant from now on. When this returns, a power cut cannot undo it; when
+        it raises, the ingest is paused, and what had the name still has it (or, if the very last step failed, the new
+        model has). Raises DigestMismatch (another size than announced), DiskFull, StoreFailed.
         """
-        weights = Layer(manifest.MODEL, f"sha256:{sha256}", size)
+        everything = [*layers, Staged.json(config, manifest.CONFIG)]
         try:
             with plainly(self.root):
-                staged = _stage(ingest, weights, config, params)
+                files = [(_settle(ingest, staged), staged.layer) for staged in everything]
                 with self._changing:
-                    model = self._publish(name, staged, chosen)
+                    model = self._publish(name, files, chosen)
         except BaseException:
             with contextlib.suppress(StoreFailed, StoreDamaged):
                 self.pause(ingest)
@@ -234,39 +220,24 @@ class Store:
                 _prune(path.parent, self._catalog.manifests)
 
     def collect(self, in_use: Collection[str]) -> int:
-        """Remove the blobs that no manifest lists and that are not `in_use` (digests); returns the bytes freed.
+        """Remove the blobs that no manifest lists and that are not `in_use` (digests); the number of bytes freed.
 
-        Removes nothing while a manifest or a folder of manifests is unreadable, for nobody knows what is listed there;
-        the log says which. Raises StoreFailed.
+        Removes nothing while a manifest or a folder of manifests is unreadable. Raises StoreFailed.
         """
-        freed = 0
         with self._changing, plainly(self.root):
-            try:
-                marked = referenced(self._catalog)
-            except (StoreDamaged, StoreFailed) as error:
-                log.warning("no blob is removed, for nobody knows which are in use: %s", error)
-                return 0
-            kept = {f"sha256-{value.rpartition(':')[2]}" for value in (*marked, *in_use)}
-            blobs = self._catalog.blobs
-            for entry in [entry for entry in os.scandir(blobs) if _BLOB.fullmatch(entry.name)]:
-                if entry.name not in kept:
-                    size = entry.stat(follow_symlinks=False).st_size
-                    fsops.unlink(blobs / entry.name)
-                    freed += size
-            # Not synced: a blob that a power cut brings back is still listed by nobody, and goes at the next start.
-        return freed
+            return garbage.collect(self._catalog, in_use)
 
-    def _publish(self, name: Name, staged: list[tuple[Path, Layer]], chosen: bool) -> Model:
+    def _publish(self, name: Name, files: list[tuple[Path, Layer]], chosen: bool) -> Model:
         """Move synced files among the blobs, then list them; the last of them is the config."""
         if name.tag is None:
             raise BadName(f"`{name.display}` does not say which variant is committed", "a tag is wanted")
         name = self._catalog.existing(name)
-        for path, layer in staged:
+        for path, layer in files:
             target = self._catalog.blob(layer.digest)
             fsops.seal(path)
             fsops.rename(path, target)
         fsops.fsync_dir(self._catalog.blobs)
-        *layers, config = (layer for _, layer in staged)
+        *layers, config = (layer for _, layer in files)
         path = self._catalog.manifest_path(name)
         fsops.make_folders(self._catalog.manifests, path.parent)
         fsops.replace(path, manifest.build(config, layers))
@@ -310,35 +281,18 @@ class Store:
             blob = self._catalog.blob(note.decode())
         except (StoreDamaged, UnicodeDecodeError):
             return
-        if reading.status(blob) and blob.name.replace("-", ":") not in referenced(self._catalog):
+        if reading.status(blob) and blob.name.replace("-", ":") not in garbage.referenced(self._catalog):
             blob.chmod(0o600)
             fsops.rename(blob, folder / DATA)
             fsops.fsync_dir(folder)
 
 
-def _stage(
-    ingest: Ingest, weights: Layer, config: dict[str, Any], params: dict[str, Any] | None
-) -> list[tuple[Path, Layer]]:
-    """Bring all files of a model onto the disk, beside the data: takes long, so it is done without the store's lock."""
-    status = ingest.data.lstat()
-    if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
-        raise StoreDamaged("what is to be committed is no ordinary file", "pull again")
-    if status.st_size != weights.size:
-        raise DigestMismatch(
-            f"the file made has {status.st_size:,} bytes where {weights.size:,} were announced", "pull again"
-        )
-    fsops.fsync(ingest.data)
-    if ingest.journal:
-        fsops.replace(ingest.folder / _COMMITTED, weights.digest.encode())
-    staged = [(ingest.data, weights)]
-    small = [("params", manifest.PARAMS, params)] if params else []
-    for word, media_type, fields in (*small, ("config", manifest.CONFIG, config)):
-        path, data = ingest.folder / word, manifest.encode(fields)
-        fsops.unlink(path)
-        fsops.write(path, data)
-        fsops.fsync(path)
-        staged.append((path, Layer(media_type, digest.of(data), len(data))))
-    return staged
+def _settle(ingest: Ingest, staged: Staged) -> Path:
+    """Bring a layer onto the disk, which takes long, so it is done without the store's lock; its file."""
+    path = staged.settle(ingest.folder)
+    if path == ingest.data and ingest.journal:
+        fsops.replace(ingest.folder / _COMMITTED, staged.layer.digest.encode())
+    return path
 
 
 def _remove_temporary(folder: Path, names: Iterable[str]) -> None:

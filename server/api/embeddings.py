@@ -18,7 +18,7 @@ from typing import Any, Literal
 import msgspec
 from aiohttp import web
 
-from registry.store.store import Model
+from registry.store.catalog import Model
 from runtime.errors import BadRequest
 from runtime.messages import Embed
 from runtime.options import MAX_INPUT_LENGTH, MAX_INPUTS

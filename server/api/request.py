@@ -10,7 +10,7 @@ from typing import Any
 
 from aiohttp import web
 
-from registry.store.store import Model
+from registry.store.catalog import Model
 from runtime.messages import Submit
 from server.errors import BadBody, Unsupported
 from server.library import capabilities

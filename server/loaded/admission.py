@@ -13,7 +13,7 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from registry.store.store import Model
+from registry.store.catalog import Model
 from runtime.errors import DoesNotFit
 from runtime.machine.advise import size
 from runtime.machine.fit import Need

@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from registry.store.store import Model
+from registry.store.catalog import Model
 from runtime.errors import QueueFull
 from runtime.machine.hardware import Hardware
 from runtime.messages import Load

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import msgspec
 
-from registry.store.store import Model
+from registry.store.catalog import Model
 from runtime.child import Child
 from runtime.errors import EngineError, LoadFailed, WorkerDied
 from runtime.machine.fit import Need

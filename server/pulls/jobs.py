@@ -14,7 +14,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from registry.names import AUTO, Name, Reference, parse
-from registry.store.store import Ingest, Model, Store
+from registry.store import manifest
+from registry.store.catalog import Model
+from registry.store.layers import Staged
+from registry.store.store import Ingest, Store
 from server.children.child_log import log_file
 from server.children.daemon_side import task_process
 from server.config import Config
@@ -269,7 +272,9 @@ class Jobs:
 
     def _commit(self, ingest: Ingest, done: Done, name: Name, in_use: set[str]) -> Model:
         store = self._library.store
-        model = store.commit(ingest, done.sha256, done.size, name, done.config, done.params)
+        layers = [Staged.file(ingest.data, manifest.MODEL, done.sha256, done.size)]
+        layers += [Staged.json(done.params, manifest.PARAMS)] if done.params else []
+        model = store.commit(ingest, layers, name, done.config)
         store.collect(in_use)  # what the model of this name was made of before
         return model
 

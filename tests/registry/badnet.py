@@ -21,7 +21,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from registry.net.download import Remote
+from registry.net.locate import Remote
 
 FAULTS = (
     "reset", "cut", "flip", "ignore", "shifted", "total", "short", "longer", "noheader", "garbage", "unavailable",

@@ -20,21 +20,19 @@ from pathlib import Path
 
 from registry.errors import ModelNotFound, RegistryError
 from registry.names import parse
-from registry.store import fsops
+from registry.store import fsops, manifest
+from registry.store.catalog import Model
+from registry.store.layers import Staged
 from registry.store.partial import Facts, Partial, Place
-from registry.store.store import Model, Store
+from registry.store.store import Store
+from tests import storing
 
 OLD, NEW, OTHER = b"old weights", b"new weights", b"of another"
 PULLED, FIRST, HALF = "org/pulled:Q8_0", b"half of what", b"half of what is pulled"
 
 
 def put(store: Store, name: str, data: bytes) -> Model:
-    ingest = store.begin(name)
-    ingest.data.write_bytes(data)
-    config = {"model_format": "gguf", "bytes": len(data)}
-    return store.commit(
-        ingest, hashlib.sha256(data).hexdigest(), len(data), parse(name).name, config, {"x": data.hex()}
-    )
+    return storing.put(store, name, data, {"model_format": "gguf", "bytes": len(data)}, {"x": data.hex()})
 
 
 def pull(store: Store, data: bytes, commit: bool) -> None:
@@ -45,10 +43,10 @@ def pull(store: Store, data: bytes, commit: bool) -> None:
     partial.write(data[place.size if place else 0 :])
     if not commit:
         partial.reached(Place(0, 0, "model.safetensors", 0, b"", 0, b""))
-    sha256, size = partial.finish()
+    weights = Staged.file(ingest.data, manifest.MODEL, *partial.finish())
     partial.close()
     if commit:
-        store.commit(ingest, sha256, size, parse(PULLED).name, {"model_format": "gguf"}, None)
+        store.commit(ingest, [weights], parse(PULLED).name, {"model_format": "gguf"})
     else:
         store.pause(ingest)
 

@@ -19,8 +19,9 @@ import pytest
 
 from registry.errors import AccessDenied, DigestMismatch, ModelNotFound, RegistryError, SourceUnavailable
 from registry.net import download, transport, window
-from registry.net.download import Download, Network, Remote
-from registry.net.transport import Address, Limiter
+from registry.net.download import Download
+from registry.net.locate import Remote
+from registry.net.transport import Address, Limiter, Network
 from registry.net.verify import Verified
 from registry.sha256 import Sha256
 from tests.hub import Faults, Hub

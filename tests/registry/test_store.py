@@ -16,8 +16,12 @@ import pytest
 
 from registry.errors import BadName, DigestMismatch, ModelNotFound, StoreDamaged, StoreFailed, StoreLocked
 from registry.names import parse
-from registry.store import fsops
-from registry.store.store import Model, Store
+from registry.store import fsops, manifest
+from registry.store.catalog import Model
+from registry.store.layers import Staged
+from registry.store.store import Store
+from tests import storing
+from tests.storing import weights
 
 
 @pytest.fixture
@@ -27,12 +31,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
 
 
 def put(store: Store, name: str, data: bytes = b"weights", source: str = "", chosen: bool = True) -> Model:
-    ingest = store.begin(name)
-    ingest.data.write_bytes(data)
-    config = {"model_format": "gguf", "lm": {"source": source}}
-    return store.commit(
-        ingest, hashlib.sha256(data).hexdigest(), len(data), parse(name).name, config, {"stop": ["x"]}, chosen
-    )
+    return storing.put(store, name, data, {"model_format": "gguf", "lm": {"source": source}}, chosen=chosen)
 
 
 def files(root: Path) -> list[str]:
@@ -63,6 +62,21 @@ def test_the_layout_is_ollamas(store: Store) -> None:
         assert hashlib.sha256(blob.read_bytes()).hexdigest() == layer["digest"].removeprefix("sha256:")
         assert blob.stat().st_size == layer["size"]
         assert blob.stat().st_mode & 0o777 == 0o444
+
+
+def test_layers_of_any_media_type_are_kept_in_their_order(store: Store) -> None:
+    """A projector beside the weights, say: a file of its own in the ingest, and another type in the manifest."""
+    ingest = store.begin("x")
+    ingest.data.write_bytes(b"w")
+    projector = ingest.folder / "projector"
+    projector.write_bytes(b"pp")
+    more = Staged.file(projector, "application/x-projector", hashlib.sha256(b"pp").hexdigest(), 2)
+    model = store.commit(ingest, [weights(ingest, b"w"), more], parse("demo:Q8_0").name, {})
+    listed = json.loads((store.root / "manifests/local/library/demo/Q8_0").read_bytes())["layers"]
+    assert [layer["mediaType"] for layer in listed] == [manifest.MODEL, "application/x-projector"]
+    assert (store.root / "blobs" / listed[1]["digest"].replace(":", "-")).read_bytes() == b"pp"
+    assert store.resolve("demo") == model
+    assert store.collect(()) == 0
 
 
 def test_nobody_else_may_look_inside(store: Store) -> None:
@@ -168,7 +182,7 @@ def test_a_file_on_its_way_survives_collection(store: Store) -> None:
 def test_abandoning_after_a_commit_does_nothing(store: Store) -> None:
     ingest = store.begin("x")
     ingest.data.write_bytes(b"w")
-    store.commit(ingest, hashlib.sha256(b"w").hexdigest(), 1, parse("demo:Q8_0").name, {}, None)
+    store.commit(ingest, [weights(ingest, b"w")], parse("demo:Q8_0").name, {})
     store.abandon(ingest)
     assert store.resolve("demo").params == {}
 
@@ -190,7 +204,7 @@ def test_what_cannot_be_committed_leaves_nothing(store: Store, trouble: str) -> 
             ingest.data.write_bytes(b"w")
             digest = f"../{digest}"
     with pytest.raises((DigestMismatch, StoreDamaged, StoreFailed, BadName)):
-        store.commit(ingest, digest, 1, name, {}, None)
+        store.commit(ingest, [Staged.file(ingest.data, manifest.MODEL, digest, 1)], name, {})
     assert files(store.root) == ["store.json", "store.lock"]
 
 

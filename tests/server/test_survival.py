@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import http.client
 import json
 import math
@@ -22,6 +21,7 @@ from registry.names import LIBRARY, LOCAL, Name
 from registry.store.store import Store
 from tests.daemon import Answer, Daemon, alive
 from tests.runtime.conftest import DEMO, convert
+from tests.storing import put
 
 ABORTS = "aborts"
 EPSILON = b"llama.attention.layer_norm_rms_epsilon"
@@ -41,10 +41,7 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     lie = data[:at] + struct.pack("<f", math.nan) + data[at + 4 :]
     with Store.open(home / "store") as store:
         for name, content in (("one", data), ("two", data + bytes(32)), (ABORTS, lie)):
-            ingest = store.begin(name)
-            ingest.data.write_bytes(content)
-            key = Name(LOCAL, LIBRARY, name, "F32")
-            store.commit(ingest, hashlib.sha256(content).hexdigest(), len(content), key, CONFIG, {})
+            put(store, Name(LOCAL, LIBRARY, name, "F32"), content, CONFIG)
     with Daemon(home, runtime="llama") as daemon:
         yield daemon
 

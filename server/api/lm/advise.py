@@ -11,7 +11,7 @@ from aiohttp import web
 from quant.types import QuantType
 from registry.errors import BadName, ModelNotFound
 from registry.names import parse
-from registry.store.store import Model
+from registry.store.catalog import Model
 from runtime.machine.advise import ENOUGH_SPEED
 from server.advice.asking import ask_adviser
 from server.advice.frames import Ask

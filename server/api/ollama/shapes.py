@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from registry.store.store import Model
+from registry.store.catalog import Model
 from server.library import Facts, capabilities
 
 _PARAMETER_WIDTH = 30

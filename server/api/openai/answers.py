@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from registry.store.store import Model
+from registry.store.catalog import Model
 from runtime.conversation import Text, Turn
 from runtime.errors import BadRequest
 from runtime.messages import Delta, Finished, Started, Submit

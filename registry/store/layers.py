@@ -1,0 +1,56 @@
+"""Layers of a model on their way among the blobs: files that somebody wrote, or small objects still in memory."""
+
+from __future__ import annotations
+
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from registry import digest
+from registry.errors import DigestMismatch, StoreDamaged
+from registry.store import fsops, manifest
+from registry.store.manifest import Layer
+
+
+@dataclass(frozen=True)
+class Staged:
+    """A layer that a commit makes a blob. `content` is its file, in the folder of the ingest, or its bytes."""
+
+    layer: Layer
+    content: Path | bytes
+
+    @classmethod
+    def file(cls, path: Path, media_type: str, sha256: str, size: int) -> Staged:
+        """A file of the ingest. `sha256` (hexadecimal) and `size` are those of the bytes that its writer sent to it."""
+        return cls(Layer(media_type, f"sha256:{sha256}", size), path)
+
+    @classmethod
+    def json(cls, fields: dict[str, Any], media_type: str) -> Staged:
+        """A JSON object: the config, the parameters."""
+        data = manifest.encode(fields)
+        return cls(Layer(media_type, digest.of(data), len(data)), data)
+
+    def settle(self, folder: Path) -> Path:
+        """Bring the content onto the disk, below the folder of the ingest; its file. Takes long for a large one.
+
+        Raises DigestMismatch (another size than announced), StoreDamaged, OSError.
+        """
+        if isinstance(self.content, Path):
+            path = self.content
+            self._check(path)
+        else:
+            path = folder / f"layer-{self.layer.digest[-16:]}"
+            fsops.unlink(path)
+            fsops.write(path, self.content)
+        fsops.fsync(path)
+        return path
+
+    def _check(self, path: Path) -> None:
+        status = path.lstat()
+        if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
+            raise StoreDamaged("what is to be committed is no ordinary file", "pull again")
+        if status.st_size != self.layer.size:
+            raise DigestMismatch(
+                f"the file made has {status.st_size:,} bytes where {self.layer.size:,} were announced", "pull again"
+            )
