@@ -50,7 +50,7 @@ class Bench:
 
     def load(self) -> m.Load:
         """A worker's first frame."""
-        return m.Load(str(self.path), context=POOL, sequences=SEQUENCES, threads=self.threads, queue=64)
+        return m.Load(str(self.path), m.CacheConfig(POOL, SEQUENCES), self.threads, queue=64)
 
     @asynccontextmanager
     async def worker(self) -> AsyncIterator[Worker]:

@@ -20,7 +20,6 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
-from typing import NamedTuple
 
 import psutil
 
@@ -44,21 +43,13 @@ SPEED_LEVELS, SPEED_ROUNDS, SPEED_TRIES = ("Q8_0", "Q4_K_M", "Q2_K"), 3, 3
 ALONE = 0.85
 
 
-class Setting(NamedTuple):
-    """How a model is loaded."""
-
-    context: int = CONTEXT
-    sequences: int = SEQUENCES
-    kv_type: str = "F16"
-
-
-USUAL = Setting()
+USUAL = m.CacheConfig(CONTEXT, SEQUENCES)
 # A model that the processor's caches nearly hold.
 TALE = shapes.llama(layers=6, width=512, wide=1536, heads=8, shared=4, vocabulary=4096, tied=True)
 # What no constant was fitted on: other heads, vocabularies, levels, contexts and caches.
 UNSEEN = [
-    ("heads", shapes.llama(8, 1536, 8192, 12, 2, 101_000), "Q4_K_M", Setting(8192, 4, "Q8_0")),
-    ("sixteen", shapes.llama(10, 1280, 1536, 20, 10, 60_000, experts=16), "Q6_K", Setting(4096, 2)),
+    ("heads", shapes.llama(8, 1536, 8192, 12, 2, 101_000), "Q4_K_M", m.CacheConfig(8192, 4, "Q8_0")),
+    ("sixteen", shapes.llama(10, 1280, 1536, 20, 10, 60_000, experts=16), "Q6_K", m.CacheConfig(4096, 2)),
 ]
 
 
@@ -72,11 +63,11 @@ class Held:
 
 
 @asynccontextmanager
-async def worker(path: Path, made: Setting = USUAL) -> AsyncIterator[tuple[Child, m.Ready]]:
+async def worker(path: Path, made: m.CacheConfig = USUAL) -> AsyncIterator[tuple[Child, m.Ready]]:
     """A worker that has loaded `path`, and keeps no conversations beside its cache."""
     child = await Child.spawn("runtime.worker", frames=m.FromWorker)
     try:
-        load = m.Load(str(path), made.context, made.sequences, usable_cpus(), 64, kv_type=made.kv_type, spill=0)
+        load = m.Load(str(path), made, usable_cpus(), 64, spill=0)
         await child.send(load)
         while not isinstance(frame := await child.receive(), m.Ready):
             if frame is None or isinstance(frame, m.Failed):
@@ -110,7 +101,7 @@ def held(pid: int, path: Path, ready: m.Ready) -> Held:
     return Held(anonymous, mapped, ready)
 
 
-async def _fill(path: Path, made: Setting) -> Held:
+async def _fill(path: Path, made: m.CacheConfig) -> Held:
     async with worker(path, made) as (child, ready):
         await generate(child, min(made.context, CONTEXT) - 16, 8)
         return held(child.pid, path, ready)
@@ -137,13 +128,13 @@ def memory() -> None:
             )
 
 
-def _predict(path: Path, length: int, made: Setting = USUAL) -> tuple[fit.Need, fit.Need]:
+def _predict(path: Path, length: int, made: m.CacheConfig = USUAL) -> tuple[fit.Need, fit.Need]:
     """By llama.cpp's own word, and by the formulas alone."""
     header = read_file(path)
     shape = fit.ModelSize.of(header.metadata)
-    weighed = measure.weigh(header.metadata, header.tensors, *made)
+    weighed = measure.weigh(header.metadata, header.tensors, made)
     copied = fit.repacked(header.tensors, weighed.repacks) if weighed else 0
-    needs = (fit.memory(each, length, *made) for each in (shape.with_weighed(weighed), shape))
+    needs = (fit.memory(each, length, made) for each in (shape.with_weighed(weighed), shape))
     said, formula = (replace(need, repacked=copied) for need in needs)
     return said, formula
 
@@ -214,7 +205,7 @@ def pairs() -> None:
             limit = fitting + (better - fitting) // 2
             machine = Hardware(64 << 30, 64 << 30, 64 << 30, 2, 1e12, allowed=limit)
             candidates = [advise.Candidate(level, needs[level].weights) for level in needs]
-            wish = advise.Wish(CONTEXT, SEQUENCES)
+            wish = advise.Wish(USUAL)
             shape = fit.ModelSize.of(plan.metadata).with_weighed(_weighed(path))
             chosen = advise.choose(candidates, shape, machine, wish).level
             ran = []
@@ -235,7 +226,7 @@ def loads() -> None:
         configurations = list(itertools.product(("grouped", "experts", "window", "tied", "wide"), (256, 1024)))
         for name, context in configurations:
             length = shapes.write(path, shapes.SHAPES[name](), "Q2_K")
-            need = _predict(path, length, Setting(context))[0]
+            need = _predict(path, length, m.CacheConfig(context, SEQUENCES))[0]
             true = _run(path, context, 0) or 0
             for percent in (80, 88, 95, 105, 120):
                 limit = true * 100 // percent
@@ -250,7 +241,7 @@ def loads() -> None:
 
 def _weighed(path: Path) -> measure.Weighed | None:
     header = read_file(path)
-    return measure.weigh(header.metadata, header.tensors, CONTEXT, SEQUENCES, "F16")
+    return measure.weigh(header.metadata, header.tensors, USUAL)
 
 
 def _kind() -> str:

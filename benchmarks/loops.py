@@ -71,7 +71,7 @@ def engine(path: str, threads: int, streams: int, tokens: int) -> float:
         parent = Parent(writer, [], m.ToWorker)
         shares: list[float] = []
         inside = _Clock()
-        load = m.Load(path, POOL, SEQUENCES, threads, 64)
+        load = m.Load(path, m.CacheConfig(POOL, SEQUENCES), threads, 64)
         loop = LlamaEngine(load, parent.send)
         loop.open()
         loop._context._decode = inside.timed(loop._context._decode)

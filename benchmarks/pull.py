@@ -31,6 +31,7 @@ import msgspec
 
 from benchmarks import synthetic
 from registry.names import parse
+from runtime.messages import CacheConfig
 from server.pulls.frames import Planned, Progress, Task
 
 LEVEL = "Q4_K_M"
@@ -101,7 +102,7 @@ def pull_once(source: str, work: Path, endpoint: str = "http://127.0.0.1:1") -> 
     for path in folder.iterdir():
         path.unlink()
     name = source if parse(source).level else f"{source}:{LEVEL}"
-    fields = Task(name, str(folder), str(work / "cache"), endpoint, "", "", "", 0, 10**12, 2048, 1)
+    fields = Task(name, str(folder), str(work / "cache"), endpoint, "", "", "", 0, 10**12, CacheConfig(2048, 1))
     command = [sys.executable, "-m", "benchmarks.pull", "--task", json.dumps(msgspec.to_builtins(fields))]
     began = time.perf_counter()
     out = subprocess.run(command, check=True, capture_output=True, text=True).stdout

@@ -5,6 +5,10 @@ from __future__ import annotations
 # How many times as long as usual a step may take while prompts are read; measured figures: `runtime/engine/pace.py`.
 GAP = 3.5
 
-# Element types of the KV cache, the most exact first.
-CACHE_TYPES = ("F32", "F16", "BF16", "Q8_0", "Q4_0")
+# Tokens that the KV cache of a model holds, and sequences that share it.
+CONTEXT = 8192
+SEQUENCES = 8
+
+# Element types of the KV cache.
+CACHE_TYPES = ("F16", "Q8_0", "Q4_0", "BF16", "F32")
 CACHE_TYPE = "F16"

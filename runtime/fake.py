@@ -100,7 +100,8 @@ class FakeEngine:
         time.sleep(self._script.get("load_delay", 0))
         if error := self._script.get("load_error"):
             raise LoadFailed(error)
-        return m.Ready(self._load.context, self._load.sequences, 0, 0, 0, 0, has_template=True, embedding=False)
+        cache = self._load.cache_config
+        return m.Ready(cache.context, cache.sequences, 0, 0, 0, 0, has_template=True, embedding=False)
 
     def take(self, frame: Any) -> None:
         """Accept a frame, from any thread."""
@@ -141,11 +142,11 @@ class FakeEngine:
                 self._send(m.Vectors(frame.id, scores, len(scores)))
 
     def _submit(self, submit: m.Submit) -> None:
-        length = self._prompt_tokens(submit)
+        length, context = self._prompt_tokens(submit), self._load.cache_config.context
         if fail := self._script.get("fail"):
             self._send(m.Failed(submit.id, fail["code"], fail["message"], fail.get("hint", "")))
-        elif length >= self._load.context:
-            message = f"the prompt has {length} tokens and the context holds {self._load.context}"
+        elif length >= context:
+            message = f"the prompt has {length} tokens and the context holds {context}"
             self._send(m.Failed(submit.id, "prompt_too_long", message, "shorten it or ask for a larger context"))
         elif len(self._waiting) >= self._load.queue:
             message = f"{len(self._waiting)} requests wait for this model already"
@@ -166,7 +167,7 @@ class FakeEngine:
             answer.cancelled |= answer.id == request
 
     def _admit(self) -> None:
-        while self._waiting and len(self._answers) < self._load.sequences:
+        while self._waiting and len(self._answers) < self._load.cache_config.sequences:
             submit = self._waiting.popleft()
             time.sleep(self._script.get("prompt_delay", 0))
             tokens = self._script.get("tokens", TOKENS)

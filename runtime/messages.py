@@ -12,17 +12,29 @@ import msgspec
 from msgspec import Meta
 
 from runtime.conversation import Turn
-from runtime.defaults import GAP
+from runtime.defaults import CACHE_TYPE, CONTEXT, GAP, SEQUENCES
 from runtime.options import MAX_ANSWERS, MAX_INPUTS, MAX_LOGPROBS, MAX_MESSAGES, Limits, Sampling
 
 Turns = Annotated[list[Turn], Meta(max_length=MAX_MESSAGES)]
+
+
+class CacheConfig(msgspec.Struct, frozen=True):
+    """The KV cache that a model is loaded with, or judged by: part of every frame that speaks of a model in memory.
+
+    `context` counts the tokens that the cache holds, `sequences` how many texts may share it at once, `kv_type` (one of
+    `CACHE_TYPES` in `runtime/defaults.py`) is the type of keys and values.
+    """
+
+    context: int = CONTEXT
+    sequences: int = SEQUENCES
+    kv_type: str = CACHE_TYPE
 
 
 # ---- daemon to worker
 
 
 class Load(msgspec.Struct, tag="load"):
-    """The first frame: the model to hold. `context` is the size of the shared pool in tokens.
+    """The first frame: the file of the model to hold, and the KV cache to make for it.
 
     `gap` is how many times the usual step one may take while prompts come in (`runtime/engine/pace.py`).
     `spill` is how many bytes of plain memory may hold what is outside of the pool: conversations that left it, a prompt
@@ -30,12 +42,10 @@ class Load(msgspec.Struct, tag="load"):
     """
 
     path: str
-    context: int
-    sequences: int
+    cache_config: CacheConfig
     threads: int
     queue: int
     engine: str = "llama"
-    kv_type: str = "F16"
     gpu_layers: int = -1
     spill: int = -1
     gap: float = GAP

@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from runtime.defaults import GAP
+from runtime.defaults import CONTEXT, GAP, SEQUENCES
 
 VERSION = "0.1.0"
 OLLAMA_VERSION = "0.14.0"  # of the HTTP API that we answer; clients refuse what is older than what they need
@@ -125,8 +125,8 @@ class Config:
     home: Path
     host: str = "127.0.0.1"
     port: int = 11434
-    context: int = 8192
-    sequences: int = 8
+    context: int = CONTEXT
+    sequences: int = SEQUENCES
     queue: int = 64
     gap: float = GAP
     keep_alive: float = 300.0

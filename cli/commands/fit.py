@@ -10,6 +10,7 @@ from cli import console
 from cli.client import Client
 from cli.errors import Failure
 from cli.naming import complete, explained, reference
+from runtime.defaults import CACHE_TYPE, CACHE_TYPES
 
 
 @click.command()
@@ -25,10 +26,10 @@ from cli.naming import complete, explained, reference
 @click.option("--parallel", type=click.IntRange(1, 64), metavar="N", help="Conversations at once.")
 @click.option(
     "--kv-type",
-    type=click.Choice(["F16", "Q8_0", "Q4_0", "BF16", "F32"], case_sensitive=False),
-    default="F16",
+    type=click.Choice(CACHE_TYPES, case_sensitive=False),
+    default=CACHE_TYPE,
     metavar="TYPE",
-    help="Type of the cache: F16, Q8_0, Q4_0, BF16 or F32.",
+    help=f"Type of the cache: {', '.join(CACHE_TYPES[:-1])} or {CACHE_TYPES[-1]}.",
 )
 @click.option("--memory", metavar="SIZE", help="What models may use, such as 6GB, instead of what this machine allows.")
 @click.option(

@@ -76,8 +76,9 @@ class LlamaEngine:
         started = time.monotonic_ns()
         load, progress = self._load, _Progress(self._send)
         self._model = Model(Path(load.path), gpu_layers=load.gpu_layers, progress=progress)
-        total = sequences(self._model, load.sequences)
-        shape = ContextParams(load.context, total, load.sequences, min(load.threads, usable_threads()), load.kv_type)
+        running, threads = load.cache_config.sequences, min(load.threads, usable_threads())
+        total = sequences(self._model, running)
+        shape = ContextParams(load.cache_config.context, total, running, threads, load.cache_config.kv_type)
         self._context = Context(self._model, shape)
         self._pool = CellPool(self._context.tokens, total, self._context)
         self._pool.memory = self._model.memory
@@ -87,13 +88,13 @@ class LlamaEngine:
         self._pace = Pace(self._context.batch_size, load.gap)
         side = Side.possible(self._model)
         self._side = Side(self._model, self._context, self._pool, shape) if side else None
-        self._schedule = Schedule(self._pool, self._pace, load.sequences, self._side)
+        self._schedule = Schedule(self._pool, self._pace, running, self._side)
         self._prompter = Prompter(self._model, self._context.tokens)
         self._embedder = Embedder(self._model, self._context, self._pool, self._frames.append)
         gc.freeze()
         return m.Ready(
             context=self._context.tokens,
-            sequences=load.sequences,
+            sequences=running,
             load_ns=time.monotonic_ns() - started,
             weights_bytes=self._model.buffers.get("model", self._model.size),
             cache_bytes=cache,

@@ -19,12 +19,12 @@ from array import array
 from dataclasses import dataclass
 from typing import Any
 
+from quant.types import QuantType
+from runtime.defaults import CACHE_TYPE, CACHE_TYPES
 from runtime.errors import BadRequest, LoadFailed
 from runtime.llama.library import LOG, library
 from runtime.llama.model import Model
 
-# Cache types by name: llama.cpp's `ggml_type`.
-KV_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q8_0": 8, "BF16": 30}
 # `llama_pooling_type`.
 POOLING_NONE, POOLING_MEAN, POOLING_LAST, POOLING_RANK = 0, 1, 3, 4
 # What `decode` returns.
@@ -41,14 +41,14 @@ _CONTEXT_STEP = 256
 class ContextParams:
     """The size of a context: `tokens` of KV cache, at most `sequences`, `outputs` rows of logits, `batch` rows a step.
 
-    `kv_type` is a key of `KV_TYPES`, in either case of letters.
+    `kv_type` is one of `CACHE_TYPES`.
     """
 
     tokens: int
     sequences: int
     outputs: int
     threads: int
-    kv_type: str = "F16"
+    kv_type: str = CACHE_TYPE
     batch: int = BATCH
 
 
@@ -68,8 +68,8 @@ class Context:
 
     def __init__(self, model: Model, params: ContextParams) -> None:
         """Raises BadRequest for an unknown cache type, LoadFailed when llama.cpp cannot make the context."""
-        if params.kv_type.upper() not in KV_TYPES:
-            raise BadRequest(f"there is no cache type `{params.kv_type}`", f"known are {', '.join(KV_TYPES)}")
+        if params.kv_type not in CACHE_TYPES:
+            raise BadRequest(f"there is no cache type `{params.kv_type}`", f"known are {', '.join(CACHE_TYPES)}")
         low = library()
         self._model = model
         self._abort_flag = ctypes.create_string_buffer(b"0")
@@ -101,7 +101,7 @@ class Context:
         # Rows of logits are wide: 512 of them would be 300 MB for a large vocabulary.
         native.n_outputs_max = max(params.outputs, params.sequences)
         native.n_threads = native.n_threads_batch = params.threads
-        native.type_k = native.type_v = KV_TYPES[params.kv_type.upper()]
+        native.type_k = native.type_v = QuantType.by_name(params.kv_type).id
         native.kv_unified = True
         native.embeddings = model.encoder
         pooling = model.metadata("pooling_type")

@@ -9,11 +9,12 @@ unless asked.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from runtime.errors import BadRequest, DoesNotFit
 from runtime.machine import devices, fit, step_time
 from runtime.machine.hardware import Hardware
+from runtime.messages import CacheConfig
 
 ENOUGH_SPEED = 10.0
 USUAL_LEVEL = "Q4_K_M"
@@ -41,11 +42,9 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Wish:
-    """What is wanted: a pool of `context` tokens (None: the default), `sequences` at once, maybe a level by name."""
+    """What a user wants of a model: its KV cache, and maybe a level by name."""
 
-    context: int | None = None
-    sequences: int = 8
-    kv_type: str = "F16"
+    cache_config: CacheConfig = field(default_factory=CacheConfig)
     forced: str | None = None
     enough: float = ENOUGH_SPEED
     """Tokens per second below which a level is too slow."""
@@ -103,7 +102,7 @@ def choose(
     Raises DoesNotFit when not even the smallest fits, or when the level asked for does not fit on disk; BadRequest when
     the level asked for is not among the candidates.
     """
-    context = shape.pool(wish.context)
+    context = shape.cap_context(wish.cache_config).context
     options = weigh(candidates, shape, hardware, wish, disk_free)
     if wish.forced:
         return _forced(options, wish.forced, hardware, context)
@@ -121,19 +120,19 @@ def weigh(
     candidates: Sequence[Candidate], shape: fit.ModelSize, hardware: Hardware, wish: Wish, disk_free: int | None = None
 ) -> list[Option]:
     """What each candidate takes here, how fast it is, and what speaks against it."""
-    context = shape.pool(wish.context)
-    return [_weigh(candidate, shape, hardware, (context, wish), disk_free) for candidate in candidates]
+    return [_weigh(candidate, shape, hardware, wish, disk_free) for candidate in candidates]
 
 
-def _weigh(
-    candidate: Candidate, shape: fit.ModelSize, hardware: Hardware, pool: tuple[int, Wish], disk_free: int | None
-) -> Option:
-    context, wish = pool
-    need = fit.memory(shape, candidate.weights_bytes, context, wish.sequences, wish.kv_type)
+def _weigh(candidate: Candidate, shape: fit.ModelSize, hardware: Hardware, wish: Wish, disk_free: int | None) -> Option:
+    cache_config = shape.cap_context(wish.cache_config)
+    need = fit.memory(shape, candidate.weights_bytes, cache_config)
     if hardware.cards and candidate.layers:
         need = devices.place(need, candidate.layers, hardware.cards)
     on_cards = need.card_layers / (shape.layers + 1)
-    speed, full = (_speed(candidate, shape, hardware, (filled, on_cards), wish.kv_type) for filled in (0, context))
+    speed, full = (
+        _speed(candidate, shape, hardware, (filled, on_cards), cache_config.kv_type)
+        for filled in (0, cache_config.context)
+    )
     fault = ""
     if need.total > hardware.budget:
         fault = f"would need {size(need.total)}"

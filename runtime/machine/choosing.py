@@ -18,7 +18,6 @@ from runtime.machine.hardware import Hardware, detect, usable_cpus
 from runtime.machine.rates import Rates
 from runtime.machine.step_time import Reads
 
-KV_TYPE = "F16"
 # Below this level a model loses too much unless it is known which of its weights matter.
 COARSEST = "Q3_K_M"
 # Models of which a token reads less are fast enough at any level on any machine, so nothing need be measured.
@@ -126,9 +125,7 @@ class Chooser:
         tensors = self._plan.at(recipes.assign(self._plan, recipes.LADDER[0]))
         if not shape.vocabulary:
             shape = replace(shape, vocabulary=sum(each.rows for each in tensors if each.role == "token_embd"))
-        weighed = measure.weigh(
-            self._plan.metadata, tensors, shape.pool(wish.context), wish.sequences, wish.kv_type.upper()
-        )
+        weighed = measure.weigh(self._plan.metadata, tensors, shape.cap_context(wish.cache_config))
         return replace(shape, weighed=weighed)
 
 

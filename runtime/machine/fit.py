@@ -13,12 +13,15 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import msgspec
+
 from quant.types import QuantType, Tensor
+from runtime.defaults import CACHE_TYPE, CONTEXT
 from runtime.machine.inspection import Weighed
+from runtime.messages import CacheConfig
 
 BATCH = 512
 CONTEXT_STEP = 256
-DEFAULT_CONTEXT = 8192
 # Python, libraries and what they keep in a worker; and for each token the tables of its text, merges and pieces.
 PROCESS_BYTES = 21_500_000
 TOKEN_BYTES = 373
@@ -80,7 +83,7 @@ class ModelSize:
             feed_forward=max(feed_forward, used * expert_width),
             heads=heads,
             vocabulary=len(tokens) if tokens else number("vocab_size"),
-            trained_context=number("context_length", DEFAULT_CONTEXT),
+            trained_context=number("context_length", CONTEXT),
             cache_values=sum(kv_heads) * (key if latent else key + value),
             state_values=(_mixers(kv_heads, wide) if 0 in kv_heads else layers) * _state(number),
             expert_share=_share(embedding, heads * key, expert_width, experts, used),
@@ -92,9 +95,9 @@ class ModelSize:
         """The same, with what llama.cpp said of it."""
         return replace(self, weighed=weighed)
 
-    def pool(self, wanted: int | None = None) -> int:
-        """The context to load with: what is wanted, else 8,192, but never more than the model was trained for."""
-        return min(wanted or DEFAULT_CONTEXT, self.trained_context)
+    def cap_context(self, wanted: CacheConfig) -> CacheConfig:
+        """`wanted` with a context no longer than the model was trained for."""
+        return msgspec.structs.replace(wanted, context=min(wanted.context, self.trained_context))
 
 
 @dataclass(frozen=True)
@@ -146,20 +149,21 @@ class Need:
         return self.cache + self.compute + self.repacked - sum(card.cache for card in self.cards if not card.shared)
 
 
-def memory(shape: ModelSize, weights_bytes: int, context: int, sequences: int, kv_type: str = "F16") -> Need:
-    """What a worker holds with a pool of `context` tokens for `sequences`; UnknownLevel for an unknown `kv_type`."""
+def memory(shape: ModelSize, weights_bytes: int, cache_config: CacheConfig) -> Need:
+    """Bytes that a worker holds with a KV cache of `cache_config`. Raises UnknownLevel for an unknown `kv_type`."""
     said = shape.weighed
     process = PROCESS_BYTES + shape.vocabulary * TOKEN_BYTES
-    if said and (said.context, said.sequences, said.kv_type) == (context, sequences, kv_type):
+    if said and said.cache_config == cache_config:
         return Need(weights_bytes, said.cache, said.compute + said.output + process, graph=said.compute)
-    tokens = -(-context // CONTEXT_STEP) * CONTEXT_STEP
-    cache = QuantType.by_name(kv_type)
+    tokens = -(-cache_config.context // CONTEXT_STEP) * CONTEXT_STEP
+    cache = QuantType.by_name(cache_config.kv_type)
     per_token = shape.cache_values * cache.block_bytes // cache.block
-    cache_bytes = tokens * per_token + sequences * shape.state_values * _F32
+    cache_bytes = tokens * per_token + cache_config.sequences * shape.state_values * _F32
     batch = min(BATCH, tokens)
     activations = batch * (2 * shape.embedding + 3 * max(shape.feed_forward, shape.embedding)) * _F32
     mask = batch * tokens * (_F32 + 2)
-    logits = 2 * sequences * shape.vocabulary * (_F32 + 12)  # rows in the graph, and candidates of every sampler
+    # Rows in the graph, and the candidates of every sampler.
+    logits = 2 * cache_config.sequences * shape.vocabulary * (_F32 + 12)
     graph = activations + mask + logits
     return Need(weights_bytes, cache_bytes, graph + process, graph=graph)
 
@@ -179,7 +183,7 @@ def repacked(tensors: Iterable[Tensor], types: Collection[str]) -> int:
     )
 
 
-def speed(shape: ModelSize, weights_bytes: int, bandwidth: float, context: int = 0, kv_type: str = "F16") -> float:
+def speed(shape: ModelSize, weights_bytes: int, bandwidth: float, context: int = 0, kv_type: str = CACHE_TYPE) -> float:
     """Tokens per second of one answer when `context` tokens are in its cache; `bandwidth` in bytes per second."""
     cache = QuantType.by_name(kv_type)
     read = weights_bytes * shape.expert_share + context * shape.cache_values * cache.block_bytes / cache.block

@@ -18,6 +18,7 @@ import msgspec
 from quant.gguf.writer import encode_header, layout
 from quant.types import Tensor
 from runtime import child
+from runtime.messages import CacheConfig
 
 log = logging.getLogger("lm.measure")
 WEIGH_SECONDS = 20.0
@@ -32,9 +33,7 @@ class Weigh(msgspec.Struct, tag="weigh"):
     """What would the model take whose header is at `path`, loaded like this?"""
 
     path: str
-    context: int
-    sequences: int
-    kv_type: str
+    cache_config: CacheConfig
 
 
 class Probe(msgspec.Struct, tag="probe"):
@@ -53,14 +52,12 @@ Question = Weigh | Probe | Examine
 
 
 class Weighed(msgspec.Struct, tag="weighed", frozen=True):
-    """Bytes of the cache, of the graph's buffer and of the logits', for just this context, sequences and cache type.
+    """Bytes of the cache, of the graph's buffer and of the logits', for just this `cache_config`.
 
     `repacks` are the types whose matrices this build copies into a layout of its own.
     """
 
-    context: int
-    sequences: int
-    kv_type: str
+    cache_config: CacheConfig
     cache: int
     compute: int
     output: int
@@ -130,15 +127,13 @@ def ask(question: Question, seconds: float) -> Answer:
 def weigh(
     metadata: Mapping[str, Any],
     tensors: Iterable[Tensor],
-    context: int,
-    sequences: int,
-    kv_type: str,
+    cache_config: CacheConfig,
 ) -> Weighed | None:
     """What llama.cpp itself reserves for a model of these metadata and `tensors`; None where it cannot say."""
     with tempfile.TemporaryDirectory(prefix="lm-weigh-") as folder:
         path = Path(folder) / "header.gguf"
         write_skeleton(path, metadata, tensors)
-        answer = ask(Weigh(str(path), context, sequences, kv_type), WEIGH_SECONDS)
+        answer = ask(Weigh(str(path), cache_config), WEIGH_SECONDS)
     if isinstance(answer, Weighed):
         return answer
     log.info("llama.cpp cannot say what the model takes: %s", answer)

@@ -79,9 +79,10 @@ def weigh(question: Weigh) -> Weighed:
     sizes = _Sizes()
     library().llama_log_set(sizes.callback, None)
     model = Model(Path(question.path), empty=True)
-    total = sequences(model, question.sequences)
-    Context(model, ContextParams(question.context, total, question.sequences, 1, question.kv_type))
-    return Weighed(question.context, question.sequences, question.kv_type, **sizes.bytes, repacks=_repacks())
+    wanted = question.cache_config
+    total = sequences(model, wanted.sequences)
+    Context(model, ContextParams(wanted.context, total, wanted.sequences, 1, wanted.kv_type))
+    return Weighed(wanted, **sizes.bytes, repacks=_repacks())
 
 
 def _repacks() -> tuple[str, ...]:

@@ -58,7 +58,7 @@ def advise(ask: Ask) -> dict[str, Any]:
     """The answer of `POST /lm/advise`; raises what planning and choosing raise."""
     machine = this_machine(Path(ask.cache))
     hardware = replace(machine.hardware, allowed=ask.memory)
-    wish = Wish(ask.context, ask.sequences, ask.kv_type, ask.level and canonical_level(ask.level), ask.enough)
+    wish = Wish(ask.cache_config, ask.level and canonical_level(ask.level), ask.enough)
     found = _find(ask, wish, replace(machine, hardware=hardware))
     advice, plan = found.advice, found.plan
     choice = advice.choice
@@ -67,8 +67,8 @@ def advise(ask: Ask) -> dict[str, Any]:
         "source": found.source,
         "parameters": plan.parameters or sum(tensor.elements for tensor in plan.tensors),
         "context": choice.context,
-        "sequences": wish.sequences,
-        "kv_type": wish.kv_type,
+        "sequences": wish.cache_config.sequences,
+        "kv_type": wish.cache_config.kv_type,
         "enough_tokens_per_second": wish.enough,
         "memory": _memory(hardware),
         "level": choice.level,

@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from runtime.messages import CacheConfig
 from server.children.frames import ErrorReport
 
 
@@ -29,9 +30,7 @@ class Ask(msgspec.Struct, tag="ask"):
     proxy: str
     no_proxy: str
     disk_free: int
-    context: int
-    sequences: int
-    kv_type: str
+    cache_config: CacheConfig
     memory: int
     enough: float
     loaded: list[tuple[str, int]]

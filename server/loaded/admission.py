@@ -18,6 +18,7 @@ from runtime.errors import DoesNotFit
 from runtime.machine.advise import size
 from runtime.machine.fit import Need
 from runtime.machine.hardware import Hardware
+from runtime.messages import CacheConfig
 from server.config import Config
 from server.library import Library
 from server.loaded.estimate import Estimator, smaller
@@ -25,7 +26,6 @@ from server.loaded.slot import Slot
 from server.loaded.worker import Worker
 
 log = logging.getLogger("lm.pool")
-KV_TYPE = "F16"
 SMALLEST_CONTEXT = 512
 CONTEXT_BUCKET = 1024
 # Bytes beside the KV cache for a worker's copies of conversations, or as much as the cache takes where that is more.
@@ -108,9 +108,8 @@ class Admission:
         """The largest context up to `wanted`, by halving, with which the model fits into `room` bytes, and its need."""
         facts, context = await self._library.facts(model), wanted
         while True:
-            need = await self._estimator.need(
-                model.blob_digest, facts, model.size, context, self._config.sequences, KV_TYPE, hardware.cards
-            )
+            cache_config = CacheConfig(context, self._config.sequences)
+            need = await self._estimator.need(model.blob_digest, facts, model.size, cache_config, hardware.cards)
             if need.total <= room:
                 return context, need
             if context <= SMALLEST_CONTEXT:

@@ -26,6 +26,7 @@ from runtime.machine.fit import Need, memory, repacked
 from runtime.machine.hardware import Gpu
 from runtime.machine.inspection import Weighed, weigh
 from runtime.machine.rates import Rates
+from runtime.messages import CacheConfig
 from runtime.small_files import replace_file
 from server.library import Facts
 
@@ -41,7 +42,7 @@ class Estimator:
         self._folder = folder
         self._path = folder / "memory.json"
         self._ask = ask
-        self._weighed: dict[tuple[str, int, int, str], Weighed | None] = {}
+        self._weighed: dict[tuple[str, CacheConfig], Weighed | None] = {}
         self.extra = 0
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             self.extra = min(MOST_EXTRA, max(0, int(json.loads(self._path.read_bytes())["extra"])))
@@ -51,18 +52,16 @@ class Estimator:
         digest: str,
         facts: Facts,
         weights: int,
-        context: int,
-        sequences: int,
-        kv_type: str,
+        cache_config: CacheConfig,
         cards: tuple[Gpu, ...] = (),
     ) -> Need:
-        """What the model of this blob and file size takes with a pool of `context` tokens, and of that on `cards`."""
-        key = (digest, context, sequences, kv_type)
+        """The memory for the model of this blob, whose file has `weights` bytes, in main memory and on `cards`."""
+        key = (digest, cache_config)
         plan, tensors = facts.plan, facts.plan.as_stored()
         if self._ask and key not in self._weighed:
-            self._weighed[key] = await asyncio.to_thread(weigh, plan.metadata, tensors, context, sequences, kv_type)
+            self._weighed[key] = await asyncio.to_thread(weigh, plan.metadata, tensors, cache_config)
         weighed = self._weighed.get(key)
-        need = memory(facts.shape.with_weighed(weighed), weights, context, sequences, kv_type)
+        need = memory(facts.shape.with_weighed(weighed), weights, cache_config)
         copied = repacked(tensors, weighed.repacks) if weighed else 0
         need = replace(need, compute=need.compute + self.extra, repacked=copied)
         return place(need, Layers.of(tensors, plan.tied), cards)

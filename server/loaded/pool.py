@@ -16,12 +16,12 @@ from typing import Any
 from registry.store.catalog import Model
 from runtime.errors import QueueFull
 from runtime.machine.hardware import Hardware
-from runtime.messages import Load
+from runtime.messages import CacheConfig, Load
 from server.children.child_log import log_file
 from server.config import Config
 from server.errors import Stopping, Unstable
 from server.library import Library
-from server.loaded.admission import KV_TYPE, Admission
+from server.loaded.admission import Admission
 from server.loaded.estimate import Estimator, anonymous_bytes
 from server.loaded.slot import CRASHES_IN_A_ROW, Slot
 from server.loaded.worker import STOPPING, Speed, Worker
@@ -185,12 +185,10 @@ class Pool:
         placement = await self._admission.place(model, wanted)
         load = Load(
             path=str(model.blob),
-            context=placement.context,
-            sequences=self._config.sequences,
+            cache_config=CacheConfig(placement.context, self._config.sequences),
             threads=placement.threads,
             queue=self._bound,
             engine=self._runtime.name,
-            kv_type=KV_TYPE,
             gap=self._config.gap,
             gpu_layers=placement.need.card_layers,
             spill=placement.spill,

@@ -77,7 +77,7 @@ class Worker:
 
     def __init__(self, model: Model, load: Load, child: Child, need: Need) -> None:
         self.model = model
-        self.context = load.context
+        self.context = load.cache_config.context
         self.need = need
         self.answered = self.crashed = False
         self.threads = load.threads
@@ -99,7 +99,7 @@ class Worker:
     async def start(cls, model: Model, load: Load, *, need: Need, log_file: Path) -> Worker:
         """Spawn the process, which then loads the model; `need` is the memory that it is predicted to take."""
         child = await Child.spawn("runtime.worker", frames=FromWorker, log=log_file)
-        log.info("worker %d starts for %s, context %d", child.pid, model.name, load.context)
+        log.info("worker %d starts for %s, context %d", child.pid, model.name, load.cache_config.context)
         return cls(model, load, child, need)  # nothing is awaited in between: nobody can lose the process
 
     @property

@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from runtime.messages import CacheConfig
 from server.children.frames import ErrorReport
 
 
@@ -18,7 +19,7 @@ class Task(msgspec.Struct, tag="task"):
 
     `source` is a name that `registry.names.parse` reads the same way, `folder` the place in the store where the file is
     made, `disk_free` what the store's disk has left. `proxy` is for all hosts but those in `no_proxy`; `limit_rate` is
-    in bytes/s, 0 for none. `context` and `sequences` are those that the model will be loaded with. `pre` names the
+    in bytes/s, 0 for none. `cache_config` is the KV cache that the model will be loaded with. `pre` names the
     pre-tokenizer where the user had to.
     """
 
@@ -31,8 +32,7 @@ class Task(msgspec.Struct, tag="task"):
     no_proxy: str
     limit_rate: float
     disk_free: int
-    context: int
-    sequences: int
+    cache_config: CacheConfig
     pre: str = ""
 
 

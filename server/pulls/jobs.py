@@ -18,6 +18,7 @@ from registry.store import manifest
 from registry.store.catalog import Model
 from registry.store.layers import Staged
 from registry.store.store import Ingest, Store
+from runtime.messages import CacheConfig
 from server.children.child_log import log_file
 from server.children.daemon_side import task_process
 from server.config import Config
@@ -323,8 +324,7 @@ class Jobs:
             no_proxy=",".join(config.no_proxy),
             limit_rate=job.order.limit_rate,
             disk_free=await asyncio.to_thread(_room, self._library.store, ingest),
-            context=config.context,
-            sequences=config.sequences,
+            cache_config=CacheConfig(config.context, config.sequences),
             pre=job.order.pre or await asyncio.to_thread(_pre, self._library.store, job.reference, ingest),
         )
 

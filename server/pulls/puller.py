@@ -37,7 +37,7 @@ from registry.sources.opening import Source, open_source
 from registry.store.partial import Facts, Partial, Place
 from runtime.child import Parent
 from runtime.machine.advise import Wish
-from runtime.machine.choosing import KV_TYPE, Chooser, canonical, this_machine
+from runtime.machine.choosing import Chooser, canonical, this_machine
 from server.children.child_side import exit_now, run_task
 from server.config import VERSION
 from server.pulls.frames import Done, Note, Planned, Progress, Task
@@ -167,7 +167,7 @@ class _Pull:
         return pick(self.source, self.machine, self._wish(level), self.task.disk_free)
 
     def _wish(self, level: str | None) -> Wish:
-        return Wish(context=self.task.context, sequences=self.task.sequences, kv_type=KV_TYPE, forced=level)
+        return Wish(self.task.cache_config, forced=level)
 
     def _level(self, plan: ModelPlan, picked: Picked) -> tuple[str, str]:
         """Level and reason: what was begun with, what was asked for, or what this machine holds.

@@ -10,6 +10,7 @@ from runtime.errors import BadRequest, DoesNotFit
 from runtime.machine import fit
 from runtime.machine.advise import Candidate, Wish, choose, size
 from runtime.machine.hardware import Hardware
+from runtime.messages import CacheConfig
 
 GB = 10**9
 # An 8 B model: 32 layers x 4096, 8 key/value heads of 128.
@@ -33,7 +34,7 @@ def machine(memory: float, bandwidth: float = 200) -> Hardware:
 def needed(level: str) -> str:
     """All that a level takes, in words; the parts are checked on their own below."""
     weights = next(candidate.weights_bytes for candidate in LEVELS if candidate.level == level)
-    return size(fit.memory(LLAMA_8B, weights, 8192, 8).total)
+    return size(fit.memory(LLAMA_8B, weights, CacheConfig()).total)
 
 
 FORCED = "forces a level below Q4_K_M, which would need"
@@ -107,8 +108,8 @@ def test_the_shape_comes_from_metadata() -> None:
         }
     )
     assert shape == fit.ModelSize("llama", 2, 256, 768, 4, 300, 2048, 3 * 128, attention_heads=2 * 4, row_values=2 * 64)
-    assert shape.pool() == 2048
-    assert shape.pool(100) == 100
+    assert shape.cap_context(CacheConfig()).context == 2048
+    assert shape.cap_context(CacheConfig(100)).context == 100
     assert fit.ModelSize.of({}).trained_context == 8192
 
 
@@ -123,10 +124,10 @@ def test_layers_that_neither_attend_nor_mix_keep_no_state() -> None:
 
 
 def test_the_cache_is_counted_to_the_byte() -> None:
-    need = fit.memory(LLAMA_8B, 5 * GB, 8192, 8)
+    need = fit.memory(LLAMA_8B, 5 * GB, CacheConfig())
     assert need.cache == 8192 * 32 * 2 * 8 * 128 * 2 == 1 << 30
-    assert fit.memory(LLAMA_8B, 5 * GB, 8000, 8).cache == need.cache
-    assert fit.memory(LLAMA_8B, 5 * GB, 8192, 8, "Q8_0").cache == need.cache * 34 // 64
+    assert fit.memory(LLAMA_8B, 5 * GB, CacheConfig(8000)).cache == need.cache
+    assert fit.memory(LLAMA_8B, 5 * GB, CacheConfig(kv_type="Q8_0")).cache == need.cache * 34 // 64
     assert need.total == need.weights + need.cache + need.compute
 
 

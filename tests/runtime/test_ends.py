@@ -12,7 +12,7 @@ from tests.converting import write
 from tests.runtime.conftest import Folder as Stored
 from tests.runtime.test_tokenizer import flagged, qwen
 from tests.runtime.tiny import load, with_added
-from tests.runtime.working import Worker, working
+from tests.runtime.working import Worker, load_frame, working
 
 NAMES = tuple(f"<fin {number}>" for number in range(6))
 
@@ -29,7 +29,7 @@ async def _reasons(path: Path, tokens: list[int]) -> list[tuple[str, int]]:
         assert isinstance(end, m.Finished)
         return end.reason, end.answer_tokens
 
-    request = m.Load(path=str(path), context=64, sequences=2, threads=1, queue=64)
+    request = load_frame(path, 64, 2)
     async with working(request) as worker:
         return await asyncio.gather(*(reason(worker, token) for token in tokens))
 

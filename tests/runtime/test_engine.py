@@ -15,7 +15,7 @@ import pytest
 from runtime import messages as m
 from runtime.conversation import Turn
 from runtime.options import Limits, Sampling
-from tests.runtime.working import Answer, Worker, working
+from tests.runtime.working import Answer, Worker, load_frame, working
 
 # A seed starts with an empty cache; without one, what is in it is used.
 GREEDY = Sampling(temperature=0.0, seed=1)
@@ -51,7 +51,7 @@ def oracle(demo: Path) -> tuple[list[str], list[list[int]]]:
 
 
 def load(path: Path, **options: Any) -> m.Load:
-    return m.Load(**{"path": str(path), "context": 1024, "sequences": 8, "threads": 1, "queue": 64, **options})
+    return load_frame(path, **options)
 
 
 def precise(path: Path, **options: Any) -> m.Load:

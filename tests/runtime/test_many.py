@@ -14,14 +14,13 @@ import pytest
 
 from runtime import messages as m
 from runtime.options import Limits, Sampling
-from tests.runtime.working import Answer, Worker, working
+from tests.runtime.working import Answer, Worker, load_frame, working
 
 pytestmark = pytest.mark.slow
 
 
 def load(path: Path, **options: Any) -> m.Load:
-    defaults = {"context": 8192, "sequences": 8, "threads": 1, "queue": 512, "kv_type": "F32"}
-    return m.Load(str(path), **{**defaults, **options})
+    return load_frame(path, **{"context": 8192, "queue": 512, "kv_type": "F32", **options})
 
 
 def submit(prompt: str, tokens: int = 32, **sampling: Any) -> m.Submit:

@@ -18,6 +18,7 @@ from runtime.machine import fit
 from runtime.machine.inspection import Examine, Examined, Probed, Refused, Weigh, ask, weigh
 from runtime.machine.rates import Rates
 from runtime.machine.step_time import FAMILY, Reads, seconds
+from runtime.messages import CacheConfig
 from tests.quant.support import Folder
 from tests.server.test_rerank import write_ranker
 
@@ -30,21 +31,21 @@ def test_the_cache_by_formula_is_llama_cpps(tmp_path: Path, name: str) -> None:
     length = shapes.write(path, shapes.SHAPES[name]())
     assert path.stat().st_size == length
     header = read_file(path)
-    said = weigh(header.metadata, header.tensors, 4096, 4, "Q8_0" if name == "grouped" else "F16")
+    said = weigh(header.metadata, header.tensors, CacheConfig(4096, 4, "Q8_0" if name == "grouped" else "F16"))
     assert said is not None
     shape = fit.ModelSize.of(header.metadata)
-    formula = fit.memory(shape, length, 4096, 4, said.kv_type)
+    formula = fit.memory(shape, length, said.cache_config)
     assert formula.cache == pytest.approx(said.cache, abs=1 << 14)  # it says hundredths of a MiB
-    exact = fit.memory(shape.with_weighed(said), length, 4096, 4, said.kv_type)
+    exact = fit.memory(shape.with_weighed(said), length, said.cache_config)
     assert exact.cache == said.cache
     assert formula.total == pytest.approx(exact.total, rel=0.05)
-    elsewhere = fit.memory(shape.with_weighed(said), length, 8192, 4, said.kv_type)
-    assert elsewhere == fit.memory(shape, length, 8192, 4, said.kv_type)
+    longer = msgspec.structs.replace(said.cache_config, context=8192)
+    assert fit.memory(shape.with_weighed(said), length, longer) == fit.memory(shape, length, longer)
 
 
 def test_an_encoder_is_measured_by_what_its_source_says(tmp_path: Path) -> None:
     plan = sketch_model(Folder(write_ranker(tmp_path / "ranker")))
-    said = weigh(plan.metadata, plan.at(assign(plan, "Q8_0")), 128, 2, "F16")
+    said = weigh(plan.metadata, plan.at(assign(plan, "Q8_0")), CacheConfig(128, 2))
     assert said is not None
     assert said.cache == 0 < said.compute
 
@@ -74,9 +75,9 @@ def test_llama_cpp_describes_itself() -> None:
 def test_what_cannot_be_asked_is_refused_and_not_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "odd.gguf"
     path.write_bytes(b"GGUF" + bytes(100))
-    assert isinstance(ask(Weigh(str(path), 512, 1, "F16"), 30), Refused)
+    assert isinstance(ask(Weigh(str(path), CacheConfig(512, 1)), 30), Refused)
     assert isinstance(ask(Examine(), 0.001), Refused)
-    assert weigh({"general.architecture": "alien"}, [Tensor("x", (32, 1), QuantType.F32)], 512, 1, "F16") is None
+    assert weigh({"general.architecture": "alien"}, [Tensor("x", (32, 1), QuantType.F32)], CacheConfig(512, 1)) is None
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
     assert ask(Examine(), 5) == Refused("the process that was asked died")
 

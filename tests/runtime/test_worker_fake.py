@@ -12,16 +12,12 @@ import pytest
 from runtime import messages as m
 from runtime.conversation import Turn
 from runtime.options import Limits
-from tests.runtime.working import Answer, Worker, working
+from tests.runtime.working import Answer, Worker, load_frame, working
 
 
 def load(**script: Any) -> m.Load:
     options = {key: script.pop(key) for key in ("context", "sequences", "queue") if key in script}
-    return m.Load(
-        **{"path": "", "context": 100, "sequences": 2, "threads": 1, "queue": 2, **options},
-        engine="fake",
-        script=script,
-    )
+    return load_frame("", **{"context": 100, "sequences": 2, "queue": 2, **options}, engine="fake", script=script)
 
 
 def submit(prompt: str = "one two", **options: Any) -> m.Submit:

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from runtime import messages as m
@@ -79,6 +80,16 @@ class Worker:
                 case _:
                     answer.end = frame
         return answer
+
+
+def load_frame(
+    path: Path | str, context: int = 1024, sequences: int = 8, kv_type: str = "F16", **options: Any
+) -> m.Load:
+    """A worker's first frame, on one thread."""
+    return m.Load(
+        **{"path": str(path), "threads": 1, "queue": 64, **options},
+        cache_config=m.CacheConfig(context, sequences, kv_type),
+    )
 
 
 @asynccontextmanager

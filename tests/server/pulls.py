@@ -26,6 +26,7 @@ import quant.stream.pipeline
 from benchmarks import synthetic
 from registry.net import download
 from registry.store import partial
+from runtime.messages import CacheConfig
 from server.pulls.frames import Done, Task
 from server.pulls.puller import pull
 
@@ -44,7 +45,7 @@ def make_model(folder: Path, seed: int = 0) -> Path:
 def task(source: str, place: Path, cache: Path, endpoint: str = "http://127.0.0.1:1", rate: float = 0) -> Task:
     """A pull of `source` into the ingest folder `place`."""
     place.mkdir(parents=True, exist_ok=True)
-    return Task(source, str(place), str(cache), endpoint, "", "", "", rate, 10**12, 2048, 1)
+    return Task(source, str(place), str(cache), endpoint, "", "", "", rate, 10**12, CacheConfig(2048, 1))
 
 
 def shrink() -> None:

@@ -18,6 +18,7 @@ from runtime.machine.fit import Need
 from runtime.machine.hardware import usable_cpus
 from runtime.machine.inspection import Probed
 from runtime.machine.rates import Rates
+from runtime.messages import CacheConfig
 from server.library import Facts
 from server.loaded.estimate import Estimator, anonymous_bytes, smaller
 from tests.daemon import Daemon, wait_until
@@ -48,7 +49,7 @@ def test_what_was_too_little_is_added_and_kept(tmp_path: Path) -> None:
 def test_llama_cpp_and_the_formulas_agree_on_the_cache(tmp_path: Path, blob: Path) -> None:
     facts = Facts.of(read_file(blob))
     asked, formula = (
-        asyncio.run(Estimator(tmp_path, ask=ask).need("d", facts, 6 * MB, 1024, 8, "F16")) for ask in (True, False)
+        asyncio.run(Estimator(tmp_path, ask=ask).need("d", facts, 6 * MB, CacheConfig(1024))) for ask in (True, False)
     )
     assert asked.cache == formula.cache
     assert asked.compute == pytest.approx(formula.compute, rel=0.5)

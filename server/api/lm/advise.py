@@ -8,11 +8,12 @@ import re
 import msgspec
 from aiohttp import web
 
-from quant.types import QuantType
 from registry.errors import BadName, ModelNotFound
 from registry.names import parse
 from registry.store.catalog import Model
+from runtime.defaults import CACHE_TYPE, CACHE_TYPES
 from runtime.machine.advise import ENOUGH_SPEED
+from runtime.messages import CacheConfig
 from server.advice.asking import ask_adviser
 from server.advice.frames import Ask
 from server.api.request import LOG_NOTE
@@ -21,7 +22,6 @@ from server.errors import BadBody
 from server.http.wire import read_body, reply
 from server.services import SERVICES, Services
 
-CACHE_TYPES = ("F32", "F16", "BF16", "Q8_0", "Q4_0")
 _BYTES = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,6})?) ?([kmgt]?)(i?)b?", re.IGNORECASE)
 _POWER = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 
@@ -33,7 +33,7 @@ class Wanted(msgspec.Struct):
     level: str | None = None
     context: int | None = None
     parallel: int | None = None
-    kv_type: str = "F16"
+    kv_type: str = CACHE_TYPE
     memory: int | str | None = None
     min_tps: float = ENOUGH_SPEED
     hf_endpoint: str = ""
@@ -84,9 +84,9 @@ async def _question(request: web.Request, services: Services, body: Wanted) -> A
         proxy=config.proxy,
         no_proxy=",".join(config.no_proxy),
         disk_free=await asyncio.to_thread(services.library.store.free_bytes),
-        context=body.context or config.context,
-        sequences=body.parallel or config.sequences,
-        kv_type=QuantType.by_name(body.kv_type.upper()).name,
+        cache_config=CacheConfig(
+            body.context or config.context, body.parallel or config.sequences, body.kv_type.upper()
+        ),
         memory=_bytes(body.memory),
         enough=body.min_tps,
         loaded=[(worker.model.name, worker.need.total) for worker in loaded],
