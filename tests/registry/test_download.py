@@ -24,6 +24,7 @@ from registry.net.locate import Remote
 from registry.net.transport import Address, Limiter, Network
 from registry.net.verify import Verified
 from registry.sha256 import Sha256
+from tests.daemon import allowed, wait_until
 from tests.hub import Faults, Hub
 from tests.registry.badnet import FAULTS, BadNet, Request, reply
 
@@ -107,7 +108,7 @@ def test_one_bad_connection_holds_up_nobody(fault: str, monkeypatch: pytest.Monk
         net.script = lambda request: fault if request.index == 3 else None
         started = time.monotonic()
         assert fetch(net, Network(timeout=30)) == DATA
-        assert time.monotonic() - started < 3
+        assert time.monotonic() - started < allowed(3)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -278,11 +279,9 @@ def test_a_public_hub_may_not_redirect_into_this_network(monkeypatch: pytest.Mon
 def test_the_whole_is_bounded_when_nobody_reads() -> None:
     with BadNet(DATA) as net, Download(net.remote, Network(), parallel=2, piece=PIECE) as chunks:
         first = bytes(next(chunks))
-        deadline = time.monotonic() + 5
-        while chunks.received < 4 * PIECE and time.monotonic() < deadline:
-            threading.Event().wait(0.001)
-        threading.Event().wait(0.05)
-        assert chunks.received == 4 * PIECE
+        wait_until(lambda: chunks.received >= 4 * PIECE, 5)
+        with pytest.raises(AssertionError, match="not within"):
+            wait_until(lambda: chunks.received > 4 * PIECE, 0.05)
         assert first + b"".join(bytes(chunk) for chunk in chunks) == DATA
 
 
@@ -305,7 +304,7 @@ def test_closing_ends_everything_at_once(when: str, monkeypatch: pytest.MonkeyPa
         started = time.monotonic()
         chunks.close()
         net.closing.set()
-        assert time.monotonic() - started < 3
+        assert time.monotonic() - started < allowed(3)
         with pytest.raises(ValueError, match="closed"):
             next(chunks)
 
@@ -314,7 +313,7 @@ def test_the_rate_is_limited_for_all_together() -> None:
     with BadNet(DATA) as net:
         started = time.monotonic()
         assert fetch(net, Network(limiter=Limiter(4_000_000))) == DATA
-        assert 0.27 < time.monotonic() - started < 3
+        assert 0.27 < time.monotonic() - started < allowed(3)
 
 
 def test_a_flipped_bit_is_seen() -> None:

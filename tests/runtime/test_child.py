@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +16,7 @@ import pytest
 from runtime.child import FRAME_LIMIT, Child, ask
 from runtime.machine import inspection
 from server.config import SETTINGS
-from tests.daemon import alive
+from tests.daemon import alive, wait_until
 from tests.runtime.echo_child import Answer, Say
 
 MODULE = "tests.runtime.echo_child"
@@ -43,7 +42,7 @@ def test_frames_travel_in_both_directions_and_output_goes_to_the_log(tmp_path: P
         child = await spawn("a", "b", nice=5, log=tmp_path / "log")
         long = "ü" * (1 << 20)
         await child.send(Say("hello"), Say(long))
-        assert await child.receive() == Answer("hello", 5, ["a", "b"])
+        assert await child.receive() == Answer("hello", min(19, os.nice(0) + 5), ["a", "b"])
         assert (await child.receive()).text == long
         assert await end(child) == -signal.SIGKILL
         assert child.ending == "was killed by SIGKILL"
@@ -71,8 +70,7 @@ def test_killing_a_child_that_has_ended_keeps_its_status() -> None:
         child = await spawn("exit")
         process = psutil.Process(child.pid)
         # Nobody runs the loop meanwhile, so that the status is still to be told when `kill` comes.
-        while alive(process):
-            pass
+        wait_until(lambda: not alive(process), 20)
         child.kill()
         await child.wait()
         return child.ending
@@ -145,16 +143,15 @@ def test_no_child_inherits_a_secret(
 
 
 PARENT = """
-import asyncio, sys
+import asyncio
 from runtime.child import Child
-from tests.daemon import alive
 from tests.runtime.echo_child import Answer
 
 async def main():
     child = await Child.spawn("tests.runtime.echo_child", ["sleep"], frames=Answer)
     await child.receive()
     print(child.pid, flush=True)
-    await asyncio.sleep(60)
+    await asyncio.Event().wait()
 
 asyncio.run(main())
 """
@@ -165,9 +162,6 @@ def test_no_child_outlives_a_killed_parent() -> None:
     assert parent.stdout
     child = psutil.Process(int(parent.stdout.readline()))
     os.kill(parent.pid, signal.SIGKILL)
-    started = time.monotonic()
-    psutil.wait_procs([child], timeout=5)
+    wait_until(lambda: not alive(child), 2)
     parent.wait()
     parent.stdout.close()
-    assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
-    assert time.monotonic() - started < 2

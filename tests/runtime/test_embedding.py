@@ -97,11 +97,9 @@ def test_a_request_that_is_cancelled_gives_its_sequences_back(exact: Path) -> No
     async def talk(worker: Worker) -> list[Any]:
         ends = []
         for _ in range(20):
-            frames = worker.frames(m.Embed(0, inputs=["word " * 900, "word"] * 3))
-            task = asyncio.ensure_future(anext(frames))
-            await asyncio.sleep(0)  # it is sent
+            frames = await worker.begin(m.Embed(0, inputs=["word " * 900, "word"] * 3))
             await worker.child.send(m.Cancel(worker.last))
-            ends.append(await task)
+            ends.append(await anext(frames))
         return [*ends, (await worker.ask(m.Embed(0, inputs=["word " * 900]))).end]
 
     ends = with_worker(load(exact), talk)

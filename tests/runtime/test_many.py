@@ -14,6 +14,7 @@ import pytest
 
 from runtime import messages as m
 from runtime.options import Limits, Sampling
+from tests.daemon import allowed
 from tests.runtime.working import Answer, Worker, load_frame, working
 
 pytestmark = pytest.mark.slow
@@ -76,7 +77,7 @@ def test_200_clients_that_leave_free_their_sequences_and_disturb_nobody(exact: P
     alone, steady, waits, after = asyncio.run(talk())
     assert steady == alone
     assert after.end.answer_tokens == 4
-    assert sorted(waits)[190] < 1.0
+    assert sorted(waits)[190] < allowed(1.0)
 
 
 def test_20_workers_killed_in_mid_answer_are_seen_at_once(exact: Path) -> None:
@@ -91,4 +92,4 @@ def test_20_workers_killed_in_mid_answer_are_seen_at_once(exact: Path) -> None:
             assert not [frame async for frame in frames if isinstance(frame, m.Finished)]
             return time.monotonic() - killed
 
-    assert max(asyncio.run(kill()) for _ in range(20)) < 1.0
+    assert max(asyncio.run(kill()) for _ in range(20)) < allowed(1.0)

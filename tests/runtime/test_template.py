@@ -11,6 +11,7 @@ import pytest
 
 from runtime.errors import BadRequest, LoadFailed
 from runtime.text.template import CHATML, PLAIN_STOPS, Piece, Template
+from tests.daemon import allowed
 
 IM = ["<|im_start|>", "<|im_end|>"]
 USER = [{"role": "user", "content": "Hi"}]
@@ -155,7 +156,7 @@ def test_hostile_templates_are_refused(source: str) -> None:
     except (BadRequest, LoadFailed):
         shown = ""
     assert shown in ("", "Undefined")
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < allowed(2)
 
 
 def test_a_template_that_runs_forever_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ import pytest
 from runtime import messages as m
 from runtime.conversation import Turn
 from runtime.options import Limits
+from tests.daemon import allowed
 from tests.runtime.working import Answer, Worker, load_frame, working
 
 
@@ -78,11 +79,9 @@ def test_cancel_ends_an_answer_and_one_that_waits() -> None:
             running = worker.frames(submit())
             while not isinstance(await anext(running), m.Delta):
                 pass
-            waiting = asyncio.create_task(worker.ask(submit()))
-            await asyncio.sleep(0)  # it has sent its request
+            waiting = await worker.begin(submit())
             await worker.child.send(m.Cancel(2), m.Cancel(1))
-            ends = [frame async for frame in running if isinstance(frame, m.Finished)]
-            return [*ends, (await waiting).end]
+            return [[frame async for frame in frames][-1] for frames in (running, waiting)]
 
     assert [end.reason for end in asyncio.run(talk())] == ["cancelled", "cancelled"]
 
@@ -107,8 +106,8 @@ def test_a_worker_that_hangs_still_beats_but_its_step_stands_still() -> None:
             frames = worker.frames(submit())
             while not isinstance(await anext(frames), m.Delta):
                 pass
-            while len([beat for beat in worker.beats if beat.busy]) < 2:
-                await asyncio.sleep(0.01)
+            while sum(beat.busy for beat in worker.beats) < 2:
+                await asyncio.wait_for(worker.beat(), allowed(10))
             return worker.beats[-2:]
 
     first, second = asyncio.run(talk())

@@ -28,6 +28,7 @@ class Worker:
         self.child = child
         self.ready: Any = None
         self.beats: list[m.Beat] = []
+        self._beaten = asyncio.Event()
         self._boxes: dict[int, asyncio.Queue[Any]] = {}
         self._next = 1
 
@@ -43,6 +44,7 @@ class Worker:
         while (frame := await self.child.receive()) is not None:
             if isinstance(frame, m.Beat):
                 self.beats.append(frame)
+                self._beaten.set()
             else:
                 self._boxes[frame.id].put_nowait(frame)
         for box in self._boxes.values():
@@ -53,12 +55,24 @@ class Worker:
         """The id of the last request."""
         return self._next - 1
 
+    async def beat(self) -> None:
+        """Wait for the next beat."""
+        self._beaten.clear()
+        await self._beaten.wait()
+
     async def frames(self, request: Any) -> AsyncIterator[Any]:
         """Send `request` under a new id and yield what comes back, to the last answer or the worker's death."""
+        async for frame in await self.begin(request):
+            yield frame
+
+    async def begin(self, request: Any) -> AsyncIterator[Any]:
+        """Send `request` under a new id; its frames, which may be read later."""
         request.id, self._next = self._next, self._next + 1
         box = self._boxes[request.id] = asyncio.Queue()
         await self.child.send(request)
-        open_answers = getattr(request, "count", 1)
+        return self._arriving(box, getattr(request, "count", 1))
+
+    async def _arriving(self, box: asyncio.Queue[Any], open_answers: int) -> AsyncIterator[Any]:
         while open_answers and (frame := await box.get()) is not None:
             yield frame
             if isinstance(frame, m.Failed | m.Vectors | m.Tokens):

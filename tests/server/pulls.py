@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import random
+import select
 import shutil
 import signal
 import sys
@@ -64,8 +65,9 @@ def attempt(work: Task, seconds: float | None) -> bool:
         finally:
             os._exit(0 if sys.exc_info()[0] is None else 1)
     if seconds is not None:
-        time.sleep(seconds)
-        os.kill(child, signal.SIGKILL)
+        with os.fdopen(os.pidfd_open(child)) as ending:
+            if not select.select([ending], [], [], seconds)[0]:
+                os.kill(child, signal.SIGKILL)
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     assert status in (0, -signal.SIGKILL), status
     return status == 0

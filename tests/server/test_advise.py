@@ -11,7 +11,7 @@ import pytest
 from quant.levels.recipes import LEVELS
 from registry.sources.opening import DEMO
 from tests.cli.support import Cli
-from tests.daemon import Daemon
+from tests.daemon import Daemon, allowed
 from tests.hub import Hub
 
 
@@ -22,7 +22,7 @@ def row(told: Any, level: str) -> Any:
 def test_a_repository_is_judged_by_its_headers(daemon: Daemon, hub: Hub) -> None:
     sent, begun = hub.bytes_sent, time.perf_counter()
     told = daemon.advice("org/demo")
-    assert time.perf_counter() - begun < 5  # a second on an idle machine: `benchmarks/fit.py`
+    assert time.perf_counter() - begun < allowed(5)  # a second on an idle machine: `benchmarks/fit.py`
     assert hub.bytes_sent - sent < 100_000
     assert [row["level"] for row in told["levels"]] == list(LEVELS)
     assert told["level"] == "Q8_0"

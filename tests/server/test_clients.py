@@ -13,7 +13,7 @@ import ollama
 import openai
 import pytest
 
-from tests.daemon import Daemon, wait_until
+from tests.daemon import Daemon, allowed, wait_until
 
 PROMPT = "Once upon a time"
 GREEDY = {"temperature": 0, "num_predict": 12}
@@ -188,7 +188,7 @@ def test_a_death_in_mid_answer_reaches_both_clients(
     killed = time.monotonic()
     with pytest.raises(ollama.ResponseError, match="SIGKILL"):
         list(stream)
-    assert time.monotonic() - killed < 1
+    assert time.monotonic() - killed < allowed(1)
     events = standard.completions.create(model="demo", prompt=PROMPT, max_tokens=1500, stream=True)
     next(iter(events))
     os.kill(daemon.workers()[0], signal.SIGKILL)
@@ -268,6 +268,6 @@ def test_a_hundred_workers_killed_while_they_answer(daemon: Daemon, native: olla
         back.append(time.monotonic() - began - answer["load_duration"] / 1e9)
         assert answer["eval_count"] == 1
     print(f"told after {max(told):.3f} s at most, answered {max(back):.3f} s after the load at most")
-    assert max(told) < 1
-    assert max(back) < 1
+    assert max(told) < allowed(1)
+    assert max(back) < allowed(1)
     assert len(daemon.children()) == 1

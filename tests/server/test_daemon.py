@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from server.config import VERSION
-from tests.daemon import Daemon, alive, environment, put_model, wait_until
+from tests.daemon import Daemon, alive, allowed, environment, put_model, wait_until
 
 LONG = {"tokens": ["word "] * 100_000, "delay": 0.01}
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "x"}]}
@@ -37,7 +37,7 @@ def refused(daemon: Daemon) -> dict[str, Any]:
 
 def test_it_is_ready_soon_and_says_where(tmp_path: Path) -> None:
     with Daemon(tmp_path) as daemon:
-        assert daemon.ready_seconds < 2  # 0.25 s on an idle machine; the tests run on busy ones
+        assert daemon.ready_seconds < allowed(1)  # 0.25 s on an idle machine
         file = json.loads((tmp_path / "daemon.json").read_bytes())
         assert file == {"pid": daemon.pid, "url": daemon.url, "version": VERSION}
         assert daemon.get("/health").json["pid"] == daemon.pid
@@ -69,7 +69,7 @@ def test_a_home_has_one_daemon(tmp_path: Path) -> None:
     with Daemon(tmp_path) as first:
         began = time.monotonic()
         told = refused(Daemon(tmp_path))
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < allowed(2)
         assert told["code"] == "store_locked"
         assert str(first.pid) in told["error"]
         assert first.url in told["hint"]
@@ -144,7 +144,7 @@ def test_a_store_of_a_newer_version_is_refused(tmp_path: Path) -> None:
 def test_shutdown_by_request(tmp_path: Path) -> None:
     with Daemon(tmp_path) as daemon:
         assert daemon.post("/lm/shutdown", {}).json["pid"] == daemon.pid
-        assert daemon.process.wait(5) == 0
+        assert daemon.process.wait(allowed(5)) == 0
 
 
 def test_an_answer_under_way_is_finished_before_the_end(home: Path) -> None:
@@ -154,7 +154,7 @@ def test_an_answer_under_way_is_finished_before_the_end(home: Path) -> None:
             daemon.process.send_signal(signal.SIGTERM)
             last = json.loads(response.read().splitlines()[-1])
         assert (last["done"], last["eval_count"]) == (True, 30)
-        assert daemon.process.wait(5) == 0
+        assert daemon.process.wait(allowed(5)) == 0
 
 
 def test_the_second_signal_does_not_wait(home: Path) -> None:
@@ -164,7 +164,7 @@ def test_the_second_signal_does_not_wait(home: Path) -> None:
         daemon.process.send_signal(signal.SIGTERM)
         wait_until(lambda: "stopping" in daemon.log, 5)
         daemon.process.send_signal(signal.SIGTERM)
-        assert daemon.process.wait(2) == 130
+        assert daemon.process.wait(allowed(2)) == 130
         wait_until(lambda: not any(alive(child) for child in children), 2)
 
 
@@ -176,21 +176,19 @@ def test_an_endless_answer_is_cut_with_an_error_after_ten_seconds(home: Path) ->
         daemon.process.send_signal(signal.SIGTERM)
         last = json.loads(response.read().splitlines()[-1])
         assert (last["code"], "the daemon is stopping" in last["error"]) == ("stopping", True)
-        assert daemon.process.wait(15) == 0
-        assert 9 < time.monotonic() - began < 15
+        assert daemon.process.wait(allowed(15)) == 0
+        assert 9 < time.monotonic() - began < allowed(15)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
 def test_no_child_outlives_a_killed_daemon(home: Path, number: signal.Signals) -> None:
-    with Daemon(home, script=LONG, runtime="fake") as daemon:
-        with daemon.opened("POST", "/api/chat", CHAT) as response:
-            response.readline()
-            children = daemon.children()
-            assert children
-            daemon.process.send_signal(number)
-            daemon.process.wait(5)
-            seconds = wait_until(lambda: not any(alive(child) for child in children), 2)
-        assert seconds < 2
+    with Daemon(home, script=LONG, runtime="fake") as daemon, daemon.opened("POST", "/api/chat", CHAT) as response:
+        response.readline()
+        children = daemon.children()
+        assert children
+        daemon.process.send_signal(number)
+        daemon.process.wait(allowed(5))
+        wait_until(lambda: not any(alive(child) for child in children), 2)
     with Daemon(home) as again:
         assert again.get("/api/tags").json["models"]
 

@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.daemon import Answer, Daemon, put_model, wait_until
+from tests.daemon import Answer, Daemon, allowed, put_model, wait_until
 
 LONG = {"tokens": ["word "] * 2000, "delay": 0.01}
 
@@ -58,7 +58,7 @@ def test_a_killed_worker_is_told_within_a_second_and_replaced(home: Path) -> Non
                 os.kill(pid, signal.SIGKILL)
                 killed = time.monotonic()
                 last = json.loads(response.read().splitlines()[-1])
-                assert time.monotonic() - killed < 1
+                assert time.monotonic() - killed < allowed(1)
             assert last["code"] == "worker_died"
             assert "SIGKILL" in last["error"]
             assert last["hint"]
@@ -187,7 +187,7 @@ def test_a_full_queue_is_refused_at_once(home: Path) -> None:
     wait_until(lambda: any(row["active"] == 3 for row in daemon.get("/api/ps").json["models"]), 5)
     began = time.monotonic()
     refused = daemon.post("/api/chat", say())
-    assert time.monotonic() - began < 0.2
+    assert time.monotonic() - began < allowed(0.2)
     assert (refused.status, refused.json["code"]) == (503, "queue_full")
     assert int(refused.headers["Retry-After"]) > 0
     assert daemon.post("/v1/chat/completions", say()).status == 429
@@ -305,5 +305,5 @@ def test_a_hundred_workers_killed_in_mid_answer(home: Path) -> None:
                 assert b"worker_died" in response.read()
                 slowest = max(slowest, time.monotonic() - killed)
             assert daemon.post("/api/chat", say(options={"num_predict": 1})).lines[-1]["eval_count"] == 1
-        assert slowest < 1
+        assert slowest < allowed(1)
         assert len(daemon.children()) == 1

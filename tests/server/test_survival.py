@@ -19,7 +19,7 @@ import pytest
 from benchmarks import synthetic
 from registry.names import LIBRARY, LOCAL, Name
 from registry.store.store import Store
-from tests.daemon import Answer, Daemon, alive
+from tests.daemon import Answer, Daemon, alive, allowed, wait_until
 from tests.runtime.conftest import DEMO, convert
 from tests.storing import put
 
@@ -69,8 +69,7 @@ def beside(daemon: Daemon, model: str) -> Iterator[None]:
 
 
 def dead_after(process: psutil.Process) -> float:
-    while alive(process):
-        pass
+    wait_until(lambda: not alive(process), 100, step=0.001)
     return time.monotonic()
 
 
@@ -97,7 +96,7 @@ def test_a_worker_without_memory(daemon: Daemon) -> None:
             answers.append(ask(daemon, "one", 1, f"{len(answers)} " + "lorem ipsum " * 90_000))
         told = time.monotonic()
         watch.join()
-        assert told - died[0] < 1
+        assert told - died[0] < allowed(1)
         assert answers[-1].json["code"] == "worker_died", answers[-1].body
         assert "memory may be short" in answers[-1].json["hint"]
     assert ask(daemon, "one").json["eval_count"] == 8
@@ -117,12 +116,11 @@ def test_a_client_that_leaves_a_long_prompt_makes_way_at_once(tmp_path: Path) ->
             connection = http.client.HTTPConnection("127.0.0.1", daemon.port)
             spent = sum(worker.cpu_times()[:2])
             connection.request("POST", f"/api/{path}", json.dumps({"model": model, **body}))
-            while sum(worker.cpu_times()[:2]) < spent + 0.05 * whole:
-                pass
+            wait_until(lambda until=spent + 0.05 * whole: sum(worker.cpu_times()[:2]) >= until, 60, step=0.001)
             connection.close()
             began = time.monotonic()
             assert ask(daemon, model, 1, "short").json["eval_count"] == 1
-            assert time.monotonic() - began < 0.25 * whole
+            assert time.monotonic() - began < allowed(0.25 * whole)
 
 
 @pytest.mark.slow
