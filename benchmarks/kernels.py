@@ -146,11 +146,12 @@ def measure(type: QuantType, data: dict[str, list[Weight]]) -> Iterator[dict[str
 
 COMPILE = """
 import sys, time, pathlib
-from quant import kernels
-kernels.configure(pathlib.Path(sys.argv[1]))
+from quant.kernels import blocks
+from quant.kernels.vectors import compiler
+blocks.configure(pathlib.Path(sys.argv[1]))
 start = time.perf_counter()
-kernels.warm(sys.argv[2].split(","))
-print(time.perf_counter() - start, kernels.compiler.compiled())
+blocks.warm(sys.argv[2].split(","))
+print(time.perf_counter() - start, compiler.compiled())
 """
 
 

@@ -135,6 +135,17 @@ def test_processes_import_only_what_they_may(entry: str, never: set[str]) -> Non
     assert not never & set(loaded)
 
 
+def test_every_library_that_is_imported_is_a_dependency() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = {re.split("[<>=]", text)[0].lower().replace("_", "-") for text in project["dependencies"]}
+    known = importlib.metadata.packages_distributions()
+    modules = {name.split(".")[0] for path in sources(*PACKAGES) for name in imported(path)}
+    libraries = modules - set(PACKAGES) - sys.stdlib_module_names - {"llvmlite"}  # a part of Numba
+    assert {
+        name for name in libraries if not wanted & {each.lower().replace("_", "-") for each in known[name]}
+    } == set()
+
+
 def test_files_are_small() -> None:
     long = {
         str(path.relative_to(ROOT)) for path in sources(*PACKAGES) if len(path.read_text().splitlines()) > FILE_LINES

@@ -16,7 +16,8 @@ from typing import NamedTuple
 import numpy as np
 
 from quant.kernels.formats import Floats, Format, Parts, register
-from quant.kernels.layouts.grid import LAYOUTS, grid_vectors
+from quant.kernels.layouts.grid import LAYOUTS
+from quant.kernels.layouts.grids import grid_vectors
 from quant.kernels.search.fitting import divide, flat_weights
 from quant.kernels.search.nearest import Grid, prepare, search
 from quant.kernels.search.odd_scales import BLOCK, round_scales, stored_scale

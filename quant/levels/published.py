@@ -16,7 +16,6 @@ class Quality(NamedTuple):
 
     perplexity_increase: float
     divergence: float
-    with_importance: bool = False
 
 
 PUBLISHED = {
@@ -28,13 +27,13 @@ PUBLISHED = {
     "Q4_K_M": Quality(0.175, 0.0313),
     "Q4_K_S": Quality(0.269, 0.0431),
     "Q4_0": Quality(0.469, 0.0719),
-    "IQ4_XS": Quality(0.228, 0.0363, with_importance=True),
+    "IQ4_XS": Quality(0.228, 0.0363),
     "Q3_K_L": Quality(0.556, 0.0872),
     "Q3_K_M": Quality(0.657, 0.102),
-    "IQ3_M": Quality(0.667, 0.103, with_importance=True),
+    "IQ3_M": Quality(0.667, 0.103),
     "Q3_K_S": Quality(1.63, 0.228),
     "Q2_K": Quality(3.52, 0.445),
-    "IQ2_M": Quality(2.37, 0.326, with_importance=True),
-    "IQ2_XS": Quality(4.53, 0.546, with_importance=True),
-    "IQ1_M": Quality(19.3, 1.39, with_importance=True),
+    "IQ2_M": Quality(2.37, 0.326),
+    "IQ2_XS": Quality(4.53, 0.546),
+    "IQ1_M": Quality(19.3, 1.39),
 }

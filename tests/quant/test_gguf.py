@@ -13,7 +13,22 @@ from hypothesis import strategies as st
 
 from quant.errors import MalformedFile, QuantError, UnsupportedModel
 from quant.gguf.architectures import KNOWN
-from quant.gguf.header import Header, check_model, read_file, read_header
+from quant.gguf.header import (
+    DEFAULT_ALIGNMENT,
+    MAGIC,
+    TOKEN_BYTE,
+    TOKEN_CONTROL,
+    TOKEN_NORMAL,
+    TOKEN_UNKNOWN,
+    TOKEN_UNUSED,
+    TOKEN_USER,
+    Header,
+    check_model,
+    read_file,
+    read_header,
+)
+from quant.gguf.values import ARRAY, SCALARS, STRING
+from quant.levels.recipes import LEVELS
 from quant.types import QuantType
 from tests.quant.sketch import Sketch, small_model
 
@@ -322,3 +337,23 @@ def test_a_vocabulary_alone_is_no_model() -> None:
 def test_the_architectures_are_those_that_gguf_py_knows_and_newer_ones() -> None:
     # `clip` is a projector, not a model that can be served alone.
     assert set(gguf.MODEL_ARCH_NAMES.values()) - {"clip"} <= KNOWN
+
+
+def test_numbers_and_names_are_those_of_the_gguf_package() -> None:
+    """Ours are tables of their own; the package may not know the newest yet."""
+    theirs = {each.name.removeprefix("ALL_").removeprefix("MOSTLY_"): each.value for each in gguf.LlamaFileType}
+    ours = {level.name: level.file_type for level in LEVELS.values()}
+    assert theirs.items() >= {name: ours[name] for name in ours.keys() & theirs.keys()}.items()
+    assert ours.keys() - theirs.keys() <= {"Q2_0"}
+    sizes = {type.name: (type.value, *gguf.GGML_QUANT_SIZES[type]) for type in gguf.GGMLQuantizationType}
+    other = {"Q8_1", "Q2_0"}  # with wider sums there than in ggml, and not there
+    assert {type.name: type.value for type in QuantType if type.name not in other}.items() == (
+        {name: size for name, size in sizes.items() if name not in other}.items()
+    )
+    numbers = {each.value for each in gguf.GGUFValueType} - {gguf.GGUFValueType.STRING, gguf.GGUFValueType.ARRAY}
+    assert SCALARS.keys() == numbers
+    assert (STRING, ARRAY) == (gguf.GGUFValueType.STRING, gguf.GGUFValueType.ARRAY)
+    assert list(gguf.TokenType) == [TOKEN_NORMAL, TOKEN_UNKNOWN, TOKEN_CONTROL, TOKEN_USER, TOKEN_UNUSED, TOKEN_BYTE]
+    assert int.from_bytes(MAGIC, "little") == gguf.GGUF_MAGIC
+    assert DEFAULT_ALIGNMENT == gguf.GGUF_DEFAULT_ALIGNMENT
+    assert set(gguf.MODEL_ARCH_NAMES.values()) - {"clip"} <= KNOWN  # images, which no engine runs alone

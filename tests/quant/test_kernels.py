@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import gguf
 import numpy as np
 import pytest
 
@@ -16,6 +17,7 @@ import quant
 from benchmarks import ggml
 from quant.errors import BadValues, UnknownLevel, WrongShape
 from quant.kernels.blocks import FAMILIES, PLAIN, pack, unpack
+from quant.kernels.layouts.grids import grid_vectors
 from quant.kernels.vectors import cache
 from quant.types import QuantType
 
@@ -207,10 +209,11 @@ def test_no_rows_are_no_blocks() -> None:
 
 COUNT = """
 import sys, pathlib
-from quant import kernels
-kernels.configure(pathlib.Path(sys.argv[1]))
-kernels.warm(["F32"])
-print(kernels.compiler.compiled(), kernels.cache.folder())
+from quant.kernels import blocks
+from quant.kernels.vectors import cache, compiler
+blocks.configure(pathlib.Path(sys.argv[1]))
+blocks.warm(["F32"])
+print(compiler.compiled(), cache.folder())
 """
 
 
@@ -237,7 +240,7 @@ def test_a_folder_that_cannot_be_trusted_is_not_used(tmp_path: Path) -> None:
 
 HOLD = """
 import sys, pathlib
-from quant.kernels import cache
+from quant.kernels.vectors import cache
 print(cache.private(pathlib.Path(sys.argv[1])), flush=True)
 sys.stdin.read()
 """
@@ -272,8 +275,8 @@ EVERYTHING = """
 import sys, hashlib, pathlib
 import numpy as np
 import quant
-from quant import kernels
-kernels.configure(pathlib.Path(sys.argv[1]))
+from quant.kernels import blocks
+blocks.configure(pathlib.Path(sys.argv[1]))
 x = np.random.default_rng(9).standard_normal((40, 1024)).astype(np.float32)
 for name in sys.argv[2].split(","):
     for importance in (None, np.abs(x[7])):
@@ -288,3 +291,10 @@ def test_every_cpu_writes_the_same_bytes(tmp_path: Path) -> None:
     here = run(EVERYTHING, str(tmp_path / "here"), names)
     old = {"NUMBA_CPU_NAME": "x86-64-v3", "NUMBA_CPU_FEATURES": "+avx,+avx2,+fma,+f16c,+bmi,+bmi2,-avx512f"}
     assert run(EVERYTHING, str(tmp_path / "there"), names, **old) == here
+
+
+@pytest.mark.parametrize("type", [type for type in BLOCKS if type.name.startswith(("IQ1", "IQ2", "IQ3"))])
+def test_grids_are_those_of_the_gguf_package(type: QuantType) -> None:
+    table = getattr(gguf.quants, "IQ1_S" if type is QuantType.IQ1_M else type.name)
+    table.init_grid()
+    np.testing.assert_array_equal(grid_vectors(type), table.grid.reshape(table.grid.shape[-2:]))

@@ -3,33 +3,24 @@
 In all of them eight (IQ1, IQ2) or four (IQ3) elements share one index into a grid of vectors, a table that belongs to
 the format. Signs are apart from it in IQ2 and IQ3: one bit for each element, or seven for eight elements with the
 eighth such that the number of set bits is even. Source of the layouts: `block_iq2_xxs` … `block_iq1_m` in llama.cpp's
-ggml-common.h and the functions `dequantize_row_iq*` in ggml-quants.c. The grids are those of the `gguf` package.
+ggml-common.h and the functions `dequantize_row_iq*` in ggml-quants.c. The tables are in `grids.py`.
 """
 
 from __future__ import annotations
 
-from functools import cache
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from gguf import quants
 from numpy.typing import NDArray
 
 from quant.kernels.formats import Bytes, Floats, Parts, halves
+from quant.kernels.layouts.grids import grid_vectors
 from quant.kernels.layouts.whole import Layout, nibbles, put_half
 from quant.types import QuantType
 
 # Added to every level of a group (IQ1_S) or vector (IQ1_M), or taken off where its bit is set.
 SHIFT = np.float32(0.125)
-
-
-@cache
-def grid_vectors(type: QuantType) -> Floats:
-    """The vectors of a type: float32[256 … 2048, 8 or 4]."""
-    source = {QuantType.IQ1_M: "IQ1_S"}.get(type, type.name)
-    table = getattr(quants, source)
-    table.init_grid()
-    return np.ascontiguousarray(table.grid.reshape(table.grid.shape[-2:]))
 
 
 def _whole_signs(seven: NDArray[Any]) -> Bytes:
@@ -173,15 +164,14 @@ def _scaled(type: QuantType, parts: Parts, scale: Floats) -> Floats:
     return result
 
 
-def _restorer(type: QuantType, offset: float, factor: float) -> Layout:
-    """d·(offset + scale)·factor·vector."""
-    name = f"_pack_{type.name.lower()}", f"_unpack_{type.name.lower()}"
+def _restorer(type: QuantType, factor: float) -> Callable[[Parts], Floats]:
+    """d·(1/2 + scale)·factor·vector."""
 
     def restore(parts: Parts) -> Floats:
-        codes = np.float32(offset) + parts.scales.astype(np.float32)
+        codes = np.float32(0.5) + parts.scales.astype(np.float32)
         return _scaled(type, parts, parts.d.astype(np.float32)[:, None] * codes * np.float32(factor))
 
-    return Layout(globals()[name[0]], globals()[name[1]], restore)
+    return restore
 
 
 def _restore_shifted(parts: Parts) -> Floats:
@@ -195,11 +185,11 @@ def _restore_shifted(parts: Parts) -> Floats:
 
 
 LAYOUTS = {
-    QuantType.IQ2_XXS: _restorer(QuantType.IQ2_XXS, 0.5, 0.25),
-    QuantType.IQ2_XS: _restorer(QuantType.IQ2_XS, 0.5, 0.25),
-    QuantType.IQ2_S: _restorer(QuantType.IQ2_S, 0.5, 0.25),
-    QuantType.IQ3_XXS: _restorer(QuantType.IQ3_XXS, 0.5, 0.5),
-    QuantType.IQ3_S: _restorer(QuantType.IQ3_S, 0.5, 2.0),
+    QuantType.IQ2_XXS: Layout(_pack_iq2_xxs, _unpack_iq2_xxs, _restorer(QuantType.IQ2_XXS, 0.25)),
+    QuantType.IQ2_XS: Layout(_pack_iq2_xs, _unpack_iq2_xs, _restorer(QuantType.IQ2_XS, 0.25)),
+    QuantType.IQ2_S: Layout(_pack_iq2_s, _unpack_iq2_s, _restorer(QuantType.IQ2_S, 0.25)),
+    QuantType.IQ3_XXS: Layout(_pack_iq3_xxs, _unpack_iq3_xxs, _restorer(QuantType.IQ3_XXS, 0.5)),
+    QuantType.IQ3_S: Layout(_pack_iq3_s, _unpack_iq3_s, _restorer(QuantType.IQ3_S, 2.0)),
     QuantType.IQ1_S: Layout(_pack_iq1_s, _unpack_iq1_s, _restore_shifted),
     QuantType.IQ1_M: Layout(_pack_iq1_m, _unpack_iq1_m, _restore_shifted),
 }

@@ -41,9 +41,3 @@ def to_brain(v):
     """F32 → I32: the nearest bfloat16's bits."""
     word = bits(v)
     return (word + 0x7FFF + ((word >> 16) & 1)) >> 16
-
-
-@part
-def from_brain(h):
-    """I32 with a bfloat16's bits → F32."""
-    return from_bits(h << 16)

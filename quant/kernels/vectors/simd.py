@@ -116,6 +116,7 @@ def _pointer(context: Any, builder: Any, array: Any, kind: Any, index: Any, vect
 
 
 def _intrinsic(function: Callable[..., Any]) -> Any:
+    """Numba's `intrinsic`, which is typed as if kernels had to pass the typing context themselves."""
     return intrinsic(function)
 
 
