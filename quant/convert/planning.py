@@ -17,6 +17,7 @@ from quant.convert.pooling import DENSE, MEAN, RANK, pooled, read_dense, read_po
 from quant.convert.tokenizer import specials
 from quant.convert.tokenizer.reading import read_vocabulary
 from quant.errors import MalformedFile, UnsupportedModel
+from quant.notes import STOPS
 from quant.plan import NEXT_TOKEN_LAYERS, Files, ModelPlan, TensorPlan
 from quant.safetensors import read_model
 
@@ -51,7 +52,7 @@ def plan_model(files: Files, pre: str | None = None) -> ModelPlan:
         **special_entries,
         **chat.describe_templates(templates),
         # llama.cpp has room for three; its own list goes by the tokens' texts.
-        "lm.stop_token_ids": list(stops),
+        STOPS: list(stops),
     }
     return replace(
         sketch,

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
+from quant.notes import NotedToken, TokenizerNote
 from runtime.llama.library import library, quick
 from runtime.text.notes import Notes
-from runtime.text.tokenizer import Tokenizer, TokenizerNote
+from runtime.text.tokenizer import Tokenizer
 
 # Bits of llama.cpp's `llama_token_attr`.
 ATTR_UNKNOWN, ATTR_CONTROL, ATTR_USER, ATTR_LSTRIP, ATTR_RSTRIP = 1 << 0, 1 << 3, 1 << 4, 1 << 7, 1 << 8
@@ -44,11 +45,11 @@ class Vocabulary:
 
     def control_texts(self) -> list[str]:
         """The texts of the control tokens, which only a chat template may write."""
-        return [text for _, text, flags in self._added if "s" in flags]
+        return [token.text for token in self._added if "s" in token.flags]
 
     @cached_property
-    def _added(self) -> list[tuple[int, str, str]]:
-        """The added tokens as `TokenizerNote.added` lists them: id, text, flags."""
+    def _added(self) -> list[NotedToken]:
+        """The added tokens, with the flags that llama.cpp knows of."""
         attribute, added = quick().llama_vocab_get_attr, ATTR_CONTROL | ATTR_UNKNOWN | ATTR_USER
         letters = {ATTR_LSTRIP: "l", ATTR_RSTRIP: "r"}
         found = []
@@ -56,7 +57,7 @@ class Vocabulary:
             bits = attribute(self.handle, token)
             if bits & added and (text := self._text(token)):
                 flags = "".join(letter for bit, letter in letters.items() if bits & bit)
-                found.append((token, text, flags if bits & added == ATTR_USER else flags + "s"))
+                found.append(NotedToken(token, text, flags if bits & added == ATTR_USER else flags + "s"))
         return found
 
     @cached_property

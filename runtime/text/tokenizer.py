@@ -2,7 +2,7 @@
 
 GGUF has no place for how added tokens take the white space around them (`lstrip`, `rstrip`), stand alone
 (`single_word`) or are looked for in prepared text (`normalized`), nor for the preparation itself (NFC and the like).
-`quant/convert/tokenizer/added.py` notes it as `lm.tokenizer`; here it is done as `AddedVocabulary` of Hugging Face's
+The converter notes them as `lm.tokenizer` (`quant/notes.py`); here it is done as `AddedVocabulary` of Hugging Face's
 `tokenizers` does it: tokens are cut out of the text as it is, then the rest is prepared and the others are cut out of
 that, and what remains goes to llama.cpp. Where nothing is noted, or a text needs nothing of it, llama.cpp reads all.
 """
@@ -13,18 +13,14 @@ import re
 import unicodedata
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Literal, NamedTuple
+from typing import Literal
 
-import msgspec
-
+from quant.notes import WHITE_SPACE, NotedToken, TokenizerNote
 from runtime.errors import LoadFailed
 
-NOTE = b"lm.tokenizer"
 # Around what a user has spelled in a prompt: noncharacters, for which no text has a use and which templates pass on.
 OPEN, CLOSE = "\ufdd0", "\ufdd1"
 MARKS = re.compile(f"[{OPEN}{CLOSE}]")
-# Characters of Unicode's property White_Space; Python's own `isspace` has four separators more.
-_WHITE = "\t\n\x0b\x0c\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B)))
 _CHINESE = re.compile(
     "[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0002a6df\U0002a700-\U0002b81f\U0002b920-\U0002ceaf"
     "\U0002f800-\U0002fa1f]"
@@ -40,65 +36,29 @@ _WORD = re.compile("[\u200c\u200d\u24b6-\u24e9\U0001f130-\U0001f149\U0001f150-\U
 _FORMS: tuple[Literal["NFC", "NFD", "NFKC", "NFKD"], ...] = ("NFC", "NFD", "NFKC", "NFKD")
 
 
-class TokenizerNote(msgspec.Struct):
-    """What is noted. Raises LoadFailed by `read` for what it cannot be.
-
-    `added`: id, text and flags of every added token: `l`, `r` strip on that side, `w` a word of its own, `n` looked for
-    in prepared text, `s` steers the model, so that no user may write it, `h` hidden from llama.cpp, by another text in
-    the vocabulary. `steps`: the preparation, each by its name in
-    `tokenizer.json`, with arguments. `space`: whether a text gets a space in front where it has none: `each` stretch
-    between added tokens, only the `first`, or `never`; empty to leave that to llama.cpp. `end`: the token for a space
-    at the end of a stretch, and the characters that are one.
-    """
-
-    added: list[tuple[int, str, str]] = []
-    steps: list[list[str]] = []
-    space: str = ""
-    end: tuple[int, str] | None = None
-
-    @classmethod
-    def read(cls, text: str | bytes) -> TokenizerNote:
-        """From its JSON."""
-        try:
-            note = msgspec.json.decode(text, type=cls)
-        except msgspec.MsgspecError:
-            note = None
-        known = note and all(step and _arguments(step) == len(step) - 1 for step in note.steps)
-        if note is None or not known or note.space not in ("", "each", "first", "never"):
-            raise LoadFailed("what lm has noted of this model's tokenizer is broken", "pull the model again")
-        return note
-
-
-class Added(NamedTuple):
-    """An added token. What it is looked for by is the key under which it stands."""
-
-    id: int
-    flags: str
-
-
 class Tokenizer:
     """Reads text by a note; `plain` is llama.cpp's reading of a text in which no control token is looked for."""
 
     def __init__(self, note: TokenizerNote, vocabulary: int, plain: Callable[[str], array[int]]) -> None:
         """`vocabulary` is the number of tokens. Raises LoadFailed for a note on another vocabulary."""
-        ids = [id for id, _, _ in note.added] + ([note.end[0]] if note.end else [])
+        ids = [token.id for token in note.added] + ([note.end[0]] if note.end else [])
         if not all(0 <= id < vocabulary for id in ids):
             raise LoadFailed("what lm has noted of this model's tokenizer is not of this model", "pull the model again")
         self._plain = plain
-        self.hidden = {id: text for id, text, flags in note.added if "h" in flags}
+        self.hidden = {token.id: token.text for token in note.added if "h" in token.flags}
         """The texts of tokens that have another in the vocabulary."""
         self._steps, self._space, self._end = note.steps, note.space, note.end
         self._forms = [form for form in _FORMS if [form] in note.steps]
-        flagged = any(set(flags) & set("lrwh") for _, _, flags in note.added)
+        flagged = any(set(token.flags) & set("lrwh") for token in note.added)
         """Whether every text has to be read here; else only those that the forms of Unicode change, or where control
         tokens are not looked for everywhere."""
         self._always = flagged or bool(note.space or note.end) or len(self._forms) < len(note.steps)
         self._users, self._all = (
             tuple(
                 _Cutter(
-                    (self.prepare(text) if late else text, Added(id, flags))
-                    for id, text, flags in note.added
-                    if ("n" in flags) == late and (everything or "s" not in flags)
+                    (self.prepare(token.text) if late else token.text, token)
+                    for token in note.added
+                    if ("n" in token.flags) == late and (everything or "s" not in token.flags)
                 )
                 for late in (False, True)
             )
@@ -156,7 +116,7 @@ class Tokenizer:
 class _Cutter:
     """Cuts added tokens out of a text: the leftmost, and of those that begin at one place the longest."""
 
-    def __init__(self, tokens: Iterable[tuple[str, Added]]) -> None:
+    def __init__(self, tokens: Iterable[tuple[str, NotedToken]]) -> None:
         self._tokens = {text: token for text, token in tokens if text}
         texts = sorted(self._tokens, key=len, reverse=True)
         spelled = f"{OPEN}[^{CLOSE}]*{CLOSE}"
@@ -172,9 +132,9 @@ class _Cutter:
                 continue
             if "w" in token.flags and not _alone(text, start, end):
                 continue
-            while "l" in token.flags and start > done and text[start - 1] in _WHITE:
+            while "l" in token.flags and start > done and text[start - 1] in WHITE_SPACE:
                 start -= 1
-            while "r" in token.flags and end < len(text) and text[end] in _WHITE:
+            while "r" in token.flags and end < len(text) and text[end] in WHITE_SPACE:
                 end += 1
             if done < start:
                 yield text[done:start]
@@ -212,10 +172,10 @@ def _without(text: str, kinds: str) -> str:
 def _clean(text: str) -> str:
     """Without control characters, white space made spaces, and spaces around Chinese characters."""
     kept = (c for c in text if c in "\t\n\r" or not (c == "\ufffd" or unicodedata.category(c) in ("Cc", "Cf", "Co")))
-    return _CHINESE.sub(r" \g<0> ", "".join(" " if c in _WHITE else c for c in kept))
+    return _CHINESE.sub(r" \g<0> ", "".join(" " if c in WHITE_SPACE else c for c in kept))
 
 
-# Steps of preparation by the names that `tokenizer.json` gives them; those of its `BertNormalizer` have names of ours.
+# The steps of `quant/notes.py`.
 STEPS: dict[str, Callable[..., str]] = {
     "NFC": lambda text: unicodedata.normalize("NFC", text),
     "NFD": lambda text: unicodedata.normalize("NFD", text),
@@ -228,11 +188,6 @@ STEPS: dict[str, Callable[..., str]] = {
     "BertAccents": lambda text: _without(unicodedata.normalize("NFD", text), "Mn"),
     "Replace": lambda text, old, new: text.replace(old, new),
     "Collapse": lambda text: _RUNS.sub(" ", text),
-    "Strip": lambda text, side: text.rstrip(_WHITE) if side == "right" else text.strip(_WHITE),
+    "Strip": lambda text, side: text.rstrip(WHITE_SPACE) if side == "right" else text.strip(WHITE_SPACE),
     "Prepend": lambda text, new: new + text if text else text,
 }
-
-
-def _arguments(step: Sequence[str]) -> int:
-    """How many arguments a step takes, -1 for one that is not known."""
-    return {"Replace": 2, "Prepend": 1, "Strip": 1}.get(step[0], 0 if step[0] in STEPS else -1)

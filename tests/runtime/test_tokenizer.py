@@ -19,12 +19,14 @@ from tokenizers import Tokenizer
 
 from quant.convert.tokenizer.cutting import KNOWN, Pre
 from quant.convert.tokenizer.pretokenizer import PIECES
+from quant.notes import ARGUMENTS
 from runtime import messages as m
 from runtime.engine.prompt import Prompter
 from runtime.errors import LoadFailed
 from runtime.llama.model import Model
+from runtime.text.notes import read_note
+from runtime.text.tokenizer import STEPS
 from runtime.text.tokenizer import Tokenizer as TextReader
-from runtime.text.tokenizer import TokenizerNote
 from tests.quant.engine import Engine
 from tests.quant.test_pieces import follows_bert, unigram, word_piece
 from tests.quant.test_tokenizer import sentencepiece
@@ -361,4 +363,10 @@ def test_every_way_to_ask_reads_alike(kind: str, tmp_path: Path) -> None:
 )
 def test_a_broken_note_is_told(text: str) -> None:
     with pytest.raises(LoadFailed, match="noted"):
-        TextReader(TokenizerNote.read(text), 10, lambda _: array("i"))
+        TextReader(read_note(text.encode()), 10, lambda _: array("i"))
+
+
+def test_the_runtime_does_every_step_that_the_converter_can_note() -> None:
+    assert STEPS.keys() == ARGUMENTS.keys()
+    texts = {name: apply("a  b", *["x"] * ARGUMENTS[name]) for name, apply in STEPS.items()}
+    assert all(isinstance(text, str) for text in texts.values())

@@ -19,12 +19,13 @@ from quant.convert.gguf.variants import Variant, check_complete, gather
 from quant.convert.pooling import pooled
 from quant.errors import MalformedFile, UnsupportedModel
 from quant.gguf.header import Header, check_model, read_header
+from quant.notes import STOPS
 from quant.plan import Files, ModelPlan, TensorPlan
 
 # What is written anew, or said of a part only.
 _DROPPED = re.compile(r"split\..*|general\.(file_type|quantization_version|alignment)")
 _OF_PARTS = re.compile(r"split\..*|general\.alignment")
-_TEMPLATE, _STOPS = "tokenizer.chat_template", ("eos_token_id", "eot_token_id", "eom_token_id")
+_TEMPLATE, _ENDS = "tokenizer.chat_template", ("eos_token_id", "eot_token_id", "eom_token_id")
 # As wide as the model in every layer, so that parts of two models do not pass for one.
 _WIDE = re.compile(r"blk\.\d+\.(attn_norm|ffn_norm|attn_output_norm|layer_output_norm)\.weight|output_norm\.weight")
 
@@ -47,8 +48,8 @@ def plan_gguf(files: Files, finished: bool = False) -> ModelPlan:
         )
     dropped = _DROPPED if whole else _OF_PARTS
     metadata = {key: _value(model, key) for key in model.metadata if not dropped.fullmatch(key)}
-    ids = (metadata.get(f"tokenizer.ggml.{key}") for key in _STOPS)
-    stops = metadata.get("lm.stop_token_ids") or [id for id in ids if isinstance(id, int)]
+    ids = (metadata.get(f"tokenizer.ggml.{key}") for key in _ENDS)
+    stops = metadata.get(STOPS) or [id for id in ids if isinstance(id, int)]
     plan = ModelPlan(
         architecture=model.metadata["general.architecture"],
         metadata=metadata,

@@ -1,32 +1,30 @@
 """Added tokens, and the note for our runtime about what GGUF cannot say of them and of the text around them.
 
-The note is the entry `lm.tokenizer`, JSON that `runtime/text/tokenizer.py` reads and describes. It is written only
-where llama.cpp alone would read a text otherwise than the original tokenizer.
+The note (`quant/notes.py`) is written only where llama.cpp alone would read a text otherwise than the original
+tokenizer; `runtime/text/tokenizer.py` reads texts by it.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from quant.convert.config import ModelConfig
 from quant.errors import MalformedFile
 from quant.gguf.header import TOKEN_CONTROL, TOKEN_UNKNOWN, TOKEN_USER
+from quant.notes import SAME_STEPS, TOKENIZER, NotedToken, Space, TokenizerNote
 from quant.plan import Files
 
-NOTE = "lm.tokenizer"
 _CONFIG = "tokenizer_config.json"
-# Preparations that our runtime does, without arguments.
-_STEPS = ("NFC", "NFD", "NFKC", "NFKD", "Nmt", "Lowercase", "StripAccents")
-Step = Sequence[str]
+# In front of the text of a token that llama.cpp is not to find: a noncharacter, which no text has.
+_HIDDEN = "\ufdd0"
 
 
 class AddedToken(NamedTuple):
     """An added token, as `tokenizer.json` and the `added_tokens_decoder` of `tokenizer_config.json` describe it.
 
-    It takes the white space to its left or right (`lstrip`, `rstrip`), may have to be a word of its own
-    (`single_word`), and is looked for in the text as it is or in the one that the normalizer makes (`normalized`).
+    It takes the white space to its left or right (`lstrip`, `rstrip`), and may have to be a word of its own
+    (`single_word`). It is looked for in the text as it is, or after the normalizer (`normalized`).
     """
 
     id: int
@@ -46,7 +44,7 @@ class AddedToken(NamedTuple):
         return cls(id, text, *(bool(entry.get(name)) for name in cls._fields[2:]))
 
     def flags(self, type: int) -> str:
-        """A letter for each thing that is so, `s` for one that by its type only a template may write."""
+        """The letters of `NotedToken.flags` that hold for it, as a token of this type; never `h`."""
         flags = (self.lstrip, self.rstrip, self.single_word, self.normalized, type in (TOKEN_CONTROL, TOKEN_UNKNOWN))
         return "".join(letter for letter, flag in zip("lrwns", flags, strict=True) if flag)
 
@@ -69,9 +67,9 @@ def read_decoder(files: Files) -> dict[int, AddedToken]:
 def joined(
     added: Sequence[AddedToken], decoder: Mapping[int, AddedToken], vocab: Mapping[str, int], size: int
 ) -> list[AddedToken]:
-    """Those of `tokenizer.json`, as the newer entries of `tokenizer_config.json` change and complete them.
+    """The tokens `added` in `tokenizer.json`, changed and completed by the newer ones in `tokenizer_config.json`.
 
-    As transformers has it, which adds the latter to the former. What contradicts the vocabulary of `size` is left out.
+    transformers adds these to the others, too. A newer one that contradicts the vocabulary of `size` is left out.
     """
     ids = {**vocab, **{token.text: token.id for token in added}}
     taken = set(ids.values())
@@ -83,8 +81,8 @@ def joined(
     return list(({token.id: token for token in added} | newer).values())
 
 
-def read_step(step: Mapping[str, Any]) -> Step | None:
-    """A normalizer of `tokenizer.json` as it is noted, None for one that our runtime does not do."""
+def read_step(step: Mapping[str, Any]) -> list[str] | None:
+    """A normalizer of `tokenizer.json` as a step of the note, None where our runtime does not have it."""
     kind = step.get("type")
     if kind == "Prepend":
         arguments: list[Any] = [step.get("prepend")]
@@ -92,7 +90,7 @@ def read_step(step: Mapping[str, Any]) -> Step | None:
         pattern = step.get("pattern")
         arguments = [pattern.get("String") if isinstance(pattern, dict) else None, step.get("content")]
     else:
-        arguments = [] if kind in _STEPS else [None]
+        arguments = [] if kind in SAME_STEPS else [None]
     if not all(isinstance(value, str) for value in arguments) or arguments[:1] == [""]:
         return None
     return [str(kind), *arguments]
@@ -102,15 +100,15 @@ def note(
     added: Iterable[AddedToken],
     tokens: list[str],
     types: Sequence[int],
-    steps: Sequence[Step] = (),
-    space: str = "",
+    steps: Sequence[list[str]] = (),
+    space: Space = "",
     end: tuple[int, str] | None = None,
     hidden: Container[int] = (),
 ) -> dict[str, str]:
-    """The entry, empty when llama.cpp needs none.
+    """The entry with the note, empty when llama.cpp needs none.
 
-    Of the added tokens, those `hidden`, and those that anybody may write and llama.cpp would find where the original
-    does not, get a text in `tokens` that no text has.
+    Some added tokens get a text in `tokens` that no prompt has, so that llama.cpp does not find them: the `hidden`
+    ones, and tokens that anybody may write and that llama.cpp would find where the original does not.
     """
     added = list(added)
     if not (steps or space or end or any(t.lstrip or t.rstrip or t.single_word or t.id in hidden for t in added)):
@@ -122,8 +120,7 @@ def note(
         stray = type == TOKEN_USER and (token.single_word or (token.normalized and prepended))
         flags = token.flags(type)
         if stray or token.id in hidden:
-            tokens[token.id] = f"\ufdd0{token.text}"  # a noncharacter
+            tokens[token.id] = _HIDDEN + token.text
             flags += "h"
-        entries.append([token.id, token.text, flags])
-    found = {"added": entries, "steps": list(map(list, steps)), "space": space, "end": end}
-    return {NOTE: json.dumps({key: value for key, value in found.items() if value}, ensure_ascii=False)}
+        entries.append(NotedToken(token.id, token.text, flags))
+    return {TOKENIZER: TokenizerNote(entries, list(steps), space, end).encode()}

@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from quant.convert.tokenizer.added import AddedToken, Step, joined, note, read_step
+from quant.convert.tokenizer.added import AddedToken, joined, note, read_step
 from quant.convert.tokenizer.pretokenizer import check_name, recognise
 from quant.convert.tokenizer.vocabulary import (
     VocabularyPlan,
@@ -27,6 +27,7 @@ from quant.convert.tokenizer.vocabulary import (
 )
 from quant.errors import UnsupportedModel
 from quant.gguf.header import TOKEN_BYTE, TOKEN_NORMAL, TOKEN_UNKNOWN, TOKEN_USER
+from quant.notes import Space
 
 _BYTE = re.compile("<0x[0-9A-F]{2}>")
 
@@ -143,15 +144,15 @@ def _no_scores() -> UnsupportedModel:
     return UnsupportedModel("its merges are in an order that no scores of tokens can express, as llama.cpp needs them")
 
 
-def _prefix_space(tokenizer: dict[str, Any], added: Sequence[AddedToken]) -> tuple[bool, list[Step], str]:
+def _prefix_space(tokenizer: dict[str, Any], added: Sequence[AddedToken]) -> tuple[bool, list[list[str]], Space]:
     """Whether text gets a space in front, and what our runtime has to do of it: steps, and who gets that space.
 
     llama.cpp puts one in front of each stretch of text, whatever it begins with, and does nothing else.
     Raises UnsupportedModel where spaces do not become `▁`, and for what neither does.
     """
-    found: list[Step] = []
+    found: list[list[str]] = []
     prefix = replaced = own = False
-    space = ""
+    space: Space = ""
     for step in steps(tokenizer.get("normalizer"), "normalizers"):
         known = read_step(step)
         if known is None:

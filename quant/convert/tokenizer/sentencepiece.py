@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from quant.convert.config import MAX_JSON, ModelConfig, read_whole
-from quant.convert.tokenizer.added import AddedToken, Step, note, read_decoder
+from quant.convert.tokenizer.added import AddedToken, note, read_decoder
 from quant.convert.tokenizer.unigram import is_table
 from quant.convert.tokenizer.vocabulary import STEERING, VocabularyPlan
 from quant.errors import MalformedFile, UnsupportedModel
@@ -149,12 +149,12 @@ def _placed(
     return placed
 
 
-def _steps(normalizer: dict[int, list[Field]]) -> list[Step]:
+def _steps(normalizer: dict[int, list[Field]]) -> list[list[str]]:
     """What is done to a text before byte pairs are merged, for which llama.cpp has no place."""
     name, table, extra = (normalizer.get(number, [default])[-1] for number, default in ((1, b""), (2, b""), (4, 1)))
-    steps: list[Step] = []
+    steps: list[list[str]] = []
     if table:
-        known: dict[Field, list[Step]] = {b"nfkc": [["NFKC"]], b"nmt_nfkc": [["Nmt"], ["NFKC"]]}
+        known: dict[Field, list[list[str]]] = {b"nfkc": [["NFKC"]], b"nmt_nfkc": [["Nmt"], ["NFKC"]]}
         if name not in known:
             raise UnsupportedModel(f"`{FILE}` has a table of replacements of its own, which llama.cpp does not apply")
         steps += known[name]

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from quant.convert.tokenizer.added import AddedToken, Step, joined, note, read_step
+from quant.convert.tokenizer.added import AddedToken, joined, note, read_step
 from quant.convert.tokenizer.pretokenizer import listed
 from quant.convert.tokenizer.vocabulary import (
     VocabularyPlan,
@@ -23,8 +23,7 @@ from quant.convert.tokenizer.vocabulary import (
 )
 from quant.errors import UnsupportedModel
 from quant.gguf.header import TOKEN_UNKNOWN
-
-_WHITE = "\t\n\x0b\x0c\r \x85\xa0\u1680" + "".join(map(chr, range(0x2000, 0x200B))) + "\u2028\u2029\u202f\u205f\u3000"
+from quant.notes import WHITE_SPACE, Space
 
 
 def read(tokenizer: dict[str, Any], size: int, decoder: Mapping[int, AddedToken]) -> VocabularyPlan:
@@ -76,12 +75,12 @@ class _Way:
     stretch between added tokens; `space`: which stretches get one in front.
     """
 
-    steps: list[Step] = field(default_factory=list)
+    steps: list[list[str]] = field(default_factory=list)
     table: bytes = b""
     collapses: bool = False
     strips: bool = False
     cuts: bool = False
-    space: str = ""
+    space: Space = ""
 
     def entries(self) -> dict[str, Any]:
         """As llama.cpp is told of it."""
@@ -91,13 +90,13 @@ class _Way:
         }
         return entries | ({"precompiled_charsmap": self.table} if self.table else {})
 
-    def noted_space(self) -> str:
+    def noted_space(self) -> Space:
         """Where spaces are not collapsed, llama.cpp puts one in front of those that are there."""
         return "" if self.collapses else self.space
 
     def ends(self) -> str:
         """The characters that are spaces, of which llama.cpp leaves nothing at the end of a text."""
-        return "".join(c for c in _WHITE if c == " " or _replaced(self.table, c.encode()) == b" ")
+        return "".join(c for c in WHITE_SPACE if c == " " or _replaced(self.table, c.encode()) == b" ")
 
 
 def _normalizing(tokenizer: dict[str, Any]) -> _Way:
@@ -125,7 +124,7 @@ def _preparation(tokenizer: dict[str, Any]) -> _Way:
     for step in steps(tokenizer.get("pre_tokenizer"), "pretokenizers"):
         if step.get("type") == "WhitespaceSplit" and not way.space:
             way.collapses = way.cuts = True
-            way.steps += [] if way.table else [["Replace", c, " "] for c in _WHITE if c != " "]
+            way.steps += [] if way.table else [["Replace", c, " "] for c in WHITE_SPACE if c != " "]
         elif step.get("type") == "Metaspace" and step.get("replacement") == "▁":
             way.space = prefix_space(step)
         else:

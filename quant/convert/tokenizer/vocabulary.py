@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from quant.convert.tokenizer.added import AddedToken, Step, is_id, read_step
+from quant.convert.tokenizer.added import AddedToken, is_id, read_step
 from quant.convert.tokenizer.pretokenizer import listed
 from quant.errors import MalformedFile, UnsupportedModel
 from quant.gguf.header import TOKEN_CONTROL, TOKEN_NORMAL, TOKEN_UNUSED, TOKEN_USER
+from quant.notes import Space
 
 FILE = "tokenizer.json"
 # Added tokens of this look steer the model even where they are not marked as special, as llama.cpp has it.
@@ -89,7 +90,7 @@ def steps(step: Any, inner: str) -> list[dict[str, Any]]:
     return [step]
 
 
-def preparation(step: Any) -> list[Step]:
+def preparation(step: Any) -> list[list[str]]:
     """The steps of a normalizer as our runtime does them; UnsupportedModel where it cannot."""
     found = []
     for part in steps(step, "normalizers"):
@@ -105,14 +106,14 @@ def unsupported(step: Mapping[str, Any]) -> UnsupportedModel:
     return UnsupportedModel(f"its tokenizer has the step `{ascii(step.get('type'))[1:-1][:40]}`, which cannot be done")
 
 
-def prefix_space(step: Mapping[str, Any]) -> str:
+def prefix_space(step: Mapping[str, Any]) -> Space:
     """Which stretches of text a `Metaspace` puts a space in front of: `each`, the `first`, or `never`."""
     scheme = step.get("prepend_scheme", "always")
     if scheme not in ("always", "first", "never"):
         raise broken("`prepend_scheme` is none that there is")
     if not step.get("add_prefix_space", True):
         return "never"
-    return "each" if scheme == "always" else str(scheme)
+    return "each" if scheme == "always" else "first" if scheme == "first" else "never"
 
 
 def framing(tokenizer: dict[str, Any]) -> tuple[int | None, int | None]:

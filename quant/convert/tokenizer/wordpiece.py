@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from quant.convert.tokenizer.added import AddedToken, Step, joined, note
+from quant.convert.tokenizer.added import AddedToken, joined, note
 from quant.convert.tokenizer.vocabulary import VocabularyPlan, broken, framing, place_tokens, read_added, read_vocab
 from quant.errors import UnsupportedModel
 from quant.gguf.header import TOKEN_CONTROL, TOKEN_UNKNOWN, TOKEN_USER
@@ -58,7 +58,7 @@ def _marked(token: str, type: int) -> str:
     return token[len(_PREFIX) :] if rest else "▁" + token
 
 
-def _steps(normalizer: Mapping[str, Any], added: Sequence[AddedToken]) -> list[Step]:
+def _steps(normalizer: Mapping[str, Any], added: Sequence[AddedToken]) -> list[list[str]]:
     """What has to be done to a text so that added tokens are found in it that are looked for only then."""
     if not any(token.normalized for token in added):
         return []
