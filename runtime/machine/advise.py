@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from runtime.errors import BadRequest, DoesNotFit
 from runtime.machine import devices, fit, step_time
 from runtime.machine.hardware import Hardware
+from runtime.machine.inspection import Probed
 from runtime.messages import CacheConfig
 
 ENOUGH_SPEED = 10.0
@@ -50,6 +51,25 @@ class Wish:
     """Tokens per second below which a level is too slow."""
     usual: str = USUAL_LEVEL
     """The level below which only memory and disk lead."""
+    memory: int = 0
+    """Bytes that models may use by the user's own word; 0: as many as the machine has to spare."""
+
+    def budget(self, hardware: Hardware) -> int:
+        """Bytes that models may use."""
+        return self.memory or hardware.budget
+
+
+@dataclass(frozen=True)
+class Host:
+    """The machine that a level is chosen for, its measured speeds, and the disk that the file goes to."""
+
+    hardware: Hardware
+    rates: Probed | None = None
+    """How fast the processor reads weights; None where that was not measured: then the memory's bandwidth counts."""
+    card_rates: Probed | None = None
+    """How fast a graphics card reads weights; None where that was not measured."""
+    disk_free: int | None = None
+    """Free bytes of the disk; None where nothing is to be written."""
 
 
 @dataclass(frozen=True)
@@ -94,47 +114,43 @@ class Choice:
     rejected: tuple[tuple[str, str], ...]
 
 
-def choose(
-    candidates: Sequence[Candidate], shape: fit.ModelSize, hardware: Hardware, wish: Wish, disk_free: int | None = None
-) -> Choice:
-    """Choose among `candidates`, ordered from the best to the smallest; `disk_free` None leaves the disk out of it.
+def choose(candidates: Sequence[Candidate], shape: fit.ModelSize, host: Host, wish: Wish) -> Choice:
+    """Choose among `candidates`, ordered from the best to the smallest.
 
     Raises DoesNotFit when not even the smallest fits, or when the level asked for does not fit on disk; BadRequest when
     the level asked for is not among the candidates.
     """
-    context = shape.cap_context(wish.cache_config).context
-    options = weigh(candidates, shape, hardware, wish, disk_free)
+    context, budget = shape.cap_context(wish.cache_config).context, wish.budget(host.hardware)
+    options = weigh(candidates, shape, host, wish)
     if wish.forced:
-        return _forced(options, wish.forced, hardware, context)
+        return _forced(options, wish.forced, budget, context)
     options = [option for option in options if option.level not in UNQUANTIZED and option.candidate.listed]
     chosen = _by_rule([option for option in options if option.candidate.worthwhile], wish.usual)
     if chosen is None:
-        raise _nothing_fits(options, hardware)
+        raise _nothing_fits(options, budget)
     better = options[: options.index(chosen)]
     rejected = tuple((option.level, option.lost) for option in better)
-    reason = f"{_fits(chosen, hardware, context)}{_ending(chosen, options, rejected, wish)}"
+    reason = f"{_fits(chosen, budget, context)}{_ending(chosen, options, rejected, wish)}"
     return Choice(chosen.level, chosen.need, context, chosen.speed, reason, rejected)
 
 
-def weigh(
-    candidates: Sequence[Candidate], shape: fit.ModelSize, hardware: Hardware, wish: Wish, disk_free: int | None = None
-) -> list[Option]:
+def weigh(candidates: Sequence[Candidate], shape: fit.ModelSize, host: Host, wish: Wish) -> list[Option]:
     """What each candidate takes here, how fast it is, and what speaks against it."""
-    return [_weigh(candidate, shape, hardware, wish, disk_free) for candidate in candidates]
+    return [_weigh(candidate, shape, host, wish) for candidate in candidates]
 
 
-def _weigh(candidate: Candidate, shape: fit.ModelSize, hardware: Hardware, wish: Wish, disk_free: int | None) -> Option:
+def _weigh(candidate: Candidate, shape: fit.ModelSize, host: Host, wish: Wish) -> Option:
+    hardware, disk_free = host.hardware, host.disk_free
     cache_config = shape.cap_context(wish.cache_config)
     need = fit.memory(shape, candidate.weights_bytes, cache_config)
     if hardware.cards and candidate.layers:
         need = devices.place(need, candidate.layers, hardware.cards)
     on_cards = need.card_layers / (shape.layers + 1)
     speed, full = (
-        _speed(candidate, shape, hardware, (filled, on_cards), cache_config.kv_type)
-        for filled in (0, cache_config.context)
+        _speed(candidate, shape, host, (filled, on_cards), cache_config.kv_type) for filled in (0, cache_config.context)
     )
     fault = ""
-    if need.total > hardware.budget:
+    if need.total > wish.budget(hardware):
         fault = f"would need {size(need.total)}"
     elif disk_free is not None and candidate.weights_bytes + HEADER_BYTES > disk_free:
         needed = size(candidate.weights_bytes + HEADER_BYTES)
@@ -143,18 +159,16 @@ def _weigh(candidate: Candidate, shape: fit.ModelSize, hardware: Hardware, wish:
     return Option(candidate, need, speed, full, fault, slow)
 
 
-def _speed(
-    candidate: Candidate, shape: fit.ModelSize, hardware: Hardware, state: tuple[int, float], kv_type: str
-) -> float:
+def _speed(candidate: Candidate, shape: fit.ModelSize, host: Host, state: tuple[int, float], kv_type: str) -> float:
     """Tokens per second with so many tokens in the cache and such a part of the layers on cards: by measured rates,
     else by the memory's bandwidth."""
     context, on_cards = state
-    if hardware.rates and candidate.reads:
-        seconds = step_time.seconds(hardware.rates, candidate.reads, context)
-        if hardware.card_rates:
-            seconds += on_cards * (step_time.seconds(hardware.card_rates, candidate.reads, context) - seconds)
+    if host.rates and candidate.reads:
+        seconds = step_time.seconds(host.rates, candidate.reads, context)
+        if host.card_rates:
+            seconds += on_cards * (step_time.seconds(host.card_rates, candidate.reads, context) - seconds)
         return 1 / max(1e-9, seconds)
-    return fit.speed(shape, candidate.weights_bytes, hardware.bandwidth, context, kv_type)
+    return fit.speed(shape, candidate.weights_bytes, host.hardware.bandwidth, context, kv_type)
 
 
 def _by_rule(options: Sequence[Option], usual_level: str) -> Option | None:
@@ -171,32 +185,32 @@ def _by_rule(options: Sequence[Option], usual_level: str) -> Option | None:
     return fitting[0] if fitting else None
 
 
-def _forced(options: Sequence[Option], level: str, hardware: Hardware, context: int) -> Choice:
+def _forced(options: Sequence[Option], level: str, budget: int, context: int) -> Choice:
     for option in options:
         if option.level == level:
             if "disk" in option.fault:
                 smaller = [other.candidate.level for other in options if not other.fault]
                 what = f"{smaller[0]} would fit" if smaller else "no level would fit"
                 raise DoesNotFit(f"{level} {option.fault}", f"make room; {what}")
-            reason = f"{level}: asked for, {_fits(option, hardware, context).partition(': ')[2]}"
+            reason = f"{level}: asked for, {_fits(option, budget, context).partition(': ')[2]}"
             if option.fault:
-                need = f"it needs {size(option.need.total)}, and models may use {size(hardware.budget)} here"
+                need = f"it needs {size(option.need.total)}, and models may use {size(budget)} here"
                 reason = f"{level}: asked for, although {need}"
             return Choice(level, option.need, context, option.speed, reason, ())
     known = ", ".join(option.level for option in options)
     raise BadRequest(f"there is no level `{level}` for this model", f"choose one of {known}")
 
 
-def _fits(option: Option, hardware: Hardware, context: int) -> str:
+def _fits(option: Option, budget: int, context: int) -> str:
     need = option.need
     what = f"{option.level}: {size(need.weights)} weights + {size(need.cache)} cache for {context:,} tokens fit"
     if not need.cards or not need.on_cards:
-        return f"{what} the {size(hardware.budget)} that models may use"
+        return f"{what} the {size(budget)} that models may use"
     cards = " and ".join(card.name for card in need.cards)
     layers = len(option.candidate.layers.blocks) + 1 if option.candidate.layers else need.card_layers
     if need.card_layers == layers:
         return f"{what} on {cards}"
-    rest = f"the rest takes {size(need.total)} of the {size(hardware.budget)} that models may use"
+    rest = f"the rest takes {size(need.total)} of the {size(budget)} that models may use"
     return f"{what} with {need.card_layers} of {layers} layers on {cards}; {rest}"
 
 
@@ -213,7 +227,7 @@ def _ending(chosen: Option, options: Sequence[Option], rejected: tuple[tuple[str
     return f"; {level} {why}"
 
 
-def _nothing_fits(options: Sequence[Option], hardware: Hardware) -> DoesNotFit:
+def _nothing_fits(options: Sequence[Option], budget: int) -> DoesNotFit:
     usable = [option for option in options if option.candidate.worthwhile] or list(options)
     if not usable:
         return DoesNotFit("this model has no level to choose from", "name one with `--level`")
@@ -222,7 +236,7 @@ def _nothing_fits(options: Sequence[Option], hardware: Hardware) -> DoesNotFit:
         return DoesNotFit(f"even {least.level} {least.fault}", "make room on the disk of the store")
     smaller = [option for option in options if not option.fault]
     hint = f"`--level {smaller[0].level}` fits, at a loss" if smaller else "take a smaller model or context"
-    message = f"even {least.level} {least.fault}, and models may use {size(hardware.budget)} here"
+    message = f"even {least.level} {least.fault}, and models may use {size(budget)} here"
     return DoesNotFit(message, hint)
 
 

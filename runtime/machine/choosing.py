@@ -10,11 +10,11 @@ from pathlib import Path
 from quant.levels import budget, recipes
 from quant.plan import NEXT_TOKEN_LAYERS, ModelPlan
 from quant.types import Tensor
-from runtime.machine import inspection as measure
-from runtime.machine.advise import Candidate, Choice, Option, Wish, choose, size, weigh
+from runtime.machine.advise import Candidate, Choice, Host, Option, Wish, choose, size, weigh
 from runtime.machine.devices import Layers
 from runtime.machine.fit import ModelSize
 from runtime.machine.hardware import Hardware, detect, usable_cpus
+from runtime.machine.inspection import Probed, ask_reserved
 from runtime.machine.rates import Rates
 from runtime.machine.step_time import Reads
 
@@ -35,11 +35,25 @@ class Advice:
 
 @dataclass(frozen=True)
 class Machine:
-    """This machine, the folder that keeps what is known of its speed, and who hears that it is being measured."""
+    """This machine, the folder that keeps its measured speeds, and the function that is told of a measurement."""
 
     hardware: Hardware
     cache: Path
     notice: Callable[[str], None] = lambda text: None
+
+    def host(self, disk_free: int | None, *, measured: bool) -> Host:
+        """The machine with its speeds as far as they are known; where they matter (`measured`), measured now."""
+        rates = self._rates("", measured)
+        card_rates = self._rates(self.hardware.cards[0].name, measured) if self.hardware.cards else None
+        return Host(self.hardware, rates, card_rates, disk_free)
+
+    def _rates(self, card: str, measured: bool) -> Probed | None:
+        """The rates of a card, or of the processor ("")."""
+        rates = Rates(self.cache, self.hardware.cpus, card)
+        if measured and rates.stale():
+            self.notice(f"measuring how fast {card or 'this machine'} reads weights; takes about 10 s, once")
+            rates.measure()
+        return rates.known()
 
 
 def this_machine(cache: Path, notice: Callable[[str], None] = lambda text: None) -> Machine:
@@ -53,21 +67,22 @@ class Chooser:
     def __init__(self, plan: ModelPlan, machine: Machine) -> None:
         self._plan = plan
         self._machine = machine
-        self._hardware = machine.hardware
 
     def choose(self, wish: Wish, disk_free: int | None = None) -> Choice:
         """The level by the rule, or the one that was asked for; raises DoesNotFit, UnknownLevel."""
         levels = [name for name in _levels(wish) if name in recipes.LADDER or name == wish.forced]
-        shape, hardware, candidates = self._prepare(levels, wish, judged=wish.forced is None)
-        return self._said(choose(candidates, shape, hardware, wish, disk_free))
+        shape, candidates = self._prepare(levels, wish)
+        host = self._machine.host(disk_free, measured=wish.forced is None and _matters(candidates))
+        return self._said(choose(candidates, shape, host, wish))
 
     def advise(self, wish: Wish, disk_free: int | None = None) -> Advice:
         """As `choose`, and what speaks for and against every level there is; of a quantized file that is its own."""
         if self._plan.level:
             return self._as_it_is(wish, disk_free)
-        shape, hardware, candidates = self._prepare(_levels(wish), wish)
-        options = weigh(candidates, shape, hardware, wish, disk_free)
-        return Advice(self._said(choose(candidates, shape, hardware, wish, disk_free)), options, shape)
+        shape, candidates = self._prepare(_levels(wish), wish)
+        host = self._machine.host(disk_free, measured=_matters(candidates))
+        options = weigh(candidates, shape, host, wish)
+        return Advice(self._said(choose(candidates, shape, host, wish)), options, shape)
 
     def _said(self, choice: Choice) -> Choice:
         """The choice with what of the source stays behind, and what it has small already, if anything."""
@@ -84,49 +99,36 @@ class Chooser:
     def among(self, candidates: Sequence[Candidate], wish: Wish, disk_free: int | None = None) -> Advice:
         """As `advise`, of files that others have made, from the largest to the smallest."""
         shape = self._weighed(ModelSize.of(self._plan.metadata), wish)
-        large = max(sum(each.reads.weights.values()) for each in candidates if each.reads) > SMALL_BYTES
-        hardware = self._with_rates(large)
-        options = weigh(candidates, shape, hardware, wish, disk_free)
-        return Advice(choose(candidates, shape, hardware, wish, disk_free), options, shape)
+        host = self._machine.host(disk_free, measured=_matters(candidates))
+        return Advice(choose(candidates, shape, host, wish), weigh(candidates, shape, host, wish), shape)
 
     def _as_it_is(self, wish: Wish, disk_free: int | None) -> Advice:
         plan, shape = self._plan, ModelSize.of(self._plan.metadata)
         shape = self._weighed(shape, wish)
         only = [candidate_of(plan, plan.level, plan.as_stored(), shape, worthwhile=True, listed=True)]
-        options = weigh(only, shape, self._hardware, wish, disk_free)
-        choice = choose(only, shape, self._hardware, replace(wish, forced=plan.level), disk_free)
-        return Advice(replace(choice, reason=as_it_is(plan.level)), options, shape)
+        host = Host(self._machine.hardware, disk_free=disk_free)
+        choice = choose(only, shape, host, replace(wish, forced=plan.level))
+        return Advice(replace(choice, reason=as_it_is(plan.level)), weigh(only, shape, host, wish), shape)
 
-    def _prepare(
-        self, levels: Iterable[str], wish: Wish, judged: bool = True
-    ) -> tuple[ModelSize, Hardware, list[Candidate]]:
+    def _prepare(self, levels: Iterable[str], wish: Wish) -> tuple[ModelSize, list[Candidate]]:
+        """The model's size as llama.cpp says, and a candidate for each level."""
         shape = ModelSize.of(self._plan.metadata)
         with ThreadPoolExecutor(1) as aside:  # llama.cpp is asked in another process
             weighed = aside.submit(self._weighed, shape, wish)
             candidates = [candidate(self._plan, name, shape, forced=name == wish.forced) for name in levels]
-            shape = weighed.result()
-        large = max(sum(each.reads.weights.values()) for each in candidates if each.reads) > SMALL_BYTES
-        return shape, self._with_rates(large and judged), candidates
-
-    def _with_rates(self, large: bool) -> Hardware:
-        """The machine with what is known of its speed, measured now if that matters."""
-        hardware, cache, known = self._hardware, self._machine.cache, {}
-        for card in ("", *(card.name for card in hardware.cards[:1])):
-            rates = Rates(cache, hardware.cpus, card)
-            if large and rates.stale():
-                self._machine.notice(
-                    f"measuring how fast {card or 'this machine'} reads weights; takes about 10 s, once"
-                )
-                rates.measure()
-            known[card] = rates.known()
-        return replace(hardware, rates=known.pop(""), card_rates=next(iter(known.values()), None))
+            return weighed.result(), candidates
 
     def _weighed(self, shape: ModelSize, wish: Wish) -> ModelSize:
         tensors = self._plan.at(recipes.assign(self._plan, recipes.LADDER[0]))
         if not shape.vocabulary:
             shape = replace(shape, vocabulary=sum(each.rows for each in tensors if each.role == "token_embd"))
-        weighed = measure.weigh(self._plan.metadata, tensors, shape.cap_context(wish.cache_config))
+        weighed = ask_reserved(self._plan.metadata, tensors, shape.cap_context(wish.cache_config))
         return replace(shape, weighed=weighed)
+
+
+def _matters(candidates: Sequence[Candidate]) -> bool:
+    """Whether the machine's speed can decide: a small model is fast enough at any level."""
+    return max(sum(each.reads.weights.values()) for each in candidates if each.reads) > SMALL_BYTES
 
 
 def as_it_is(level: str) -> str:

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import psutil
 
-from runtime.machine.inspection import Examine, Examined, Probed, ask
+from runtime.machine.inspection import Examine, Examined, ask
 
 _PROBE_BYTES = 64 << 20
 _PROBE_PASSES = 3
@@ -56,23 +56,17 @@ class Hardware:
     """Whether the installed llama.cpp can use a graphics card at all."""
     cards: tuple[Gpu, ...] = ()
     """The cards that it can use, with what is free on them now."""
-    allowed: int = 0
-    """What models may use by the user's own word; 0 where nothing was said."""
-    rates: Probed | None = None
-    """How fast types of weights are read, where that was measured."""
-    card_rates: Probed | None = None
-    """The same by a card."""
 
     @property
     def reserve(self) -> int:
-        """What is left to everything else: the larger of 1 GiB and 10 % (a tenth alone where that would be all)."""
+        """Bytes left to everything else: a tenth of the limit, but at least 1 GiB, or a quarter where that is less."""
         tenth = self.memory_limit // 10
         return max(tenth, min(1 << 30, self.memory_limit // 4))
 
     @property
     def budget(self) -> int:
-        """What models may use together."""
-        return self.allowed or self.memory_limit - self.reserve
+        """Bytes that all models together may use."""
+        return self.memory_limit - self.reserve
 
 
 def detect(bandwidth: float | None = None) -> Hardware:

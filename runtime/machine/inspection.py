@@ -124,7 +124,7 @@ def ask(question: Question, seconds: float) -> Answer:
         return Refused("the process that was asked died")
 
 
-def weigh(
+def ask_reserved(
     metadata: Mapping[str, Any],
     tensors: Iterable[Tensor],
     cache_config: CacheConfig,

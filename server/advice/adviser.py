@@ -57,9 +57,9 @@ class _Found:
 def advise(ask: Ask) -> dict[str, Any]:
     """The answer of `POST /lm/advise`; raises what planning and choosing raise."""
     machine = this_machine(Path(ask.cache))
-    hardware = replace(machine.hardware, allowed=ask.memory)
-    wish = Wish(ask.cache_config, ask.level and canonical_level(ask.level), ask.enough)
-    found = _find(ask, wish, replace(machine, hardware=hardware))
+    hardware = machine.hardware
+    wish = Wish(ask.cache_config, ask.level and canonical_level(ask.level), ask.enough, memory=ask.memory)
+    found = _find(ask, wish, machine)
     advice, plan = found.advice, found.plan
     choice = advice.choice
     return {
@@ -70,7 +70,7 @@ def advise(ask: Ask) -> dict[str, Any]:
         "sequences": wish.cache_config.sequences,
         "kv_type": wish.cache_config.kv_type,
         "enough_tokens_per_second": wish.enough,
-        "memory": _memory(hardware),
+        "memory": _memory(hardware, wish),
         "level": choice.level,
         "reason": choice.reason,
         "rejected": [{"level": level, "why": why} for level, why in choice.rejected],
@@ -144,13 +144,13 @@ class _Ahead:
         return head if len(head) == size else self._files.read(name, offset, size)
 
 
-def _memory(hardware: Hardware) -> dict[str, int]:
+def _memory(hardware: Hardware, wish: Wish) -> dict[str, int]:
     return {
         "total": hardware.memory_total,
         "limit": hardware.memory_limit,
         "available": hardware.memory_available,
-        "reserve": hardware.memory_limit - hardware.budget if not hardware.allowed else 0,
-        "models_may_use": hardware.budget,
+        "reserve": 0 if wish.memory else hardware.reserve,
+        "models_may_use": wish.budget(hardware),
     }
 
 

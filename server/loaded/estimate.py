@@ -24,7 +24,7 @@ from runtime.machine.choosing import SMALL_BYTES, reads
 from runtime.machine.devices import Layers, place
 from runtime.machine.fit import Need, memory, repacked
 from runtime.machine.hardware import Gpu
-from runtime.machine.inspection import Weighed, weigh
+from runtime.machine.inspection import Weighed, ask_reserved
 from runtime.machine.rates import Rates
 from runtime.messages import CacheConfig
 from runtime.small_files import replace_file
@@ -59,7 +59,7 @@ class Estimator:
         key = (digest, cache_config)
         plan, tensors = facts.plan, facts.plan.as_stored()
         if self._ask and key not in self._weighed:
-            self._weighed[key] = await asyncio.to_thread(weigh, plan.metadata, tensors, cache_config)
+            self._weighed[key] = await asyncio.to_thread(ask_reserved, plan.metadata, tensors, cache_config)
         weighed = self._weighed.get(key)
         need = memory(facts.shape.with_weighed(weighed), weights, cache_config)
         copied = repacked(tensors, weighed.repacks) if weighed else 0

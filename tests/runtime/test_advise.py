@@ -8,7 +8,7 @@ import pytest
 
 from runtime.errors import BadRequest, DoesNotFit
 from runtime.machine import fit
-from runtime.machine.advise import Candidate, Wish, choose, size
+from runtime.machine.advise import Candidate, Host, Wish, choose, size
 from runtime.machine.hardware import Hardware
 from runtime.messages import CacheConfig
 
@@ -55,7 +55,7 @@ FORCED = "forces a level below Q4_K_M, which would need"
 def test_the_rule_and_its_sentence(
     hardware: Hardware, disk: float | None, level: str, weights: float, budget: float, ending: str
 ) -> None:
-    choice = choose(LEVELS, LLAMA_8B, hardware, Wish(), disk and int(disk * GB))
+    choice = choose(LEVELS, LLAMA_8B, Host(hardware, disk_free=disk and int(disk * GB)), Wish())
     start = f"{level}: {weights} GB weights + 1.1 GB cache for 8,192 tokens fit the {budget} GB that models may use"
     assert (choice.level, choice.reason) == (level, start + ending)
     names = [candidate.level for candidate in LEVELS[1:]]
@@ -64,7 +64,7 @@ def test_the_rule_and_its_sentence(
 
 def test_when_none_is_fast_a_larger_one_that_is_no_slower_is_taken() -> None:
     same = [Candidate("Q5_K_M", 5 * GB), Candidate("Q4_K_M", 5 * GB)]
-    assert choose(same, LLAMA_8B, machine(64, bandwidth=10), Wish()).level == "Q5_K_M"
+    assert choose(same, LLAMA_8B, Host(machine(64, bandwidth=10)), Wish()).level == "Q5_K_M"
 
 
 @pytest.mark.parametrize(
@@ -79,19 +79,19 @@ def test_what_fits_nowhere_is_refused_with_both_numbers(
     hardware: Hardware, disk: int | None, message: str, hint: str
 ) -> None:
     with pytest.raises(DoesNotFit) as caught:
-        choose(LEVELS, LLAMA_8B, hardware, Wish(), disk)
+        choose(LEVELS, LLAMA_8B, Host(hardware, disk_free=disk), Wish())
     assert (str(caught.value), caught.value.hint) == (f"even Q3_K_M would need {message}", hint)
 
 
 def test_a_level_asked_for_is_taken_at_its_word() -> None:
-    fits = choose(LEVELS, LLAMA_8B, machine(64), Wish(forced="BF16"))
+    fits = choose(LEVELS, LLAMA_8B, Host(machine(64)), Wish(forced="BF16"))
     assert fits.reason.startswith("BF16: asked for, 16.0 GB weights + 1.1 GB cache for 8,192 tokens fit the 57.6 GB")
-    large = choose(LEVELS, LLAMA_8B, machine(8), Wish(forced="Q8_0"))
+    large = choose(LEVELS, LLAMA_8B, Host(machine(8)), Wish(forced="Q8_0"))
     assert large.reason == f"Q8_0: asked for, although it needs {needed('Q8_0')}, and models may use 6.9 GB here"
     with pytest.raises(DoesNotFit, match=r"Q8_0 would need up to 8.5 GB of disk"):
-        choose(LEVELS, LLAMA_8B, machine(64), Wish(forced="Q8_0"), GB)
+        choose(LEVELS, LLAMA_8B, Host(machine(64), disk_free=GB), Wish(forced="Q8_0"))
     with pytest.raises(BadRequest, match="no level `Q9`"):
-        choose(LEVELS, LLAMA_8B, machine(64), Wish(forced="Q9"))
+        choose(LEVELS, LLAMA_8B, Host(machine(64)), Wish(forced="Q9"))
 
 
 def test_the_shape_comes_from_metadata() -> None:

@@ -9,7 +9,7 @@ import pytest
 from quant.types import QuantType, Tensor
 from runtime.errors import DoesNotFit
 from runtime.machine import fit
-from runtime.machine.advise import Candidate, Wish, choose, weigh
+from runtime.machine.advise import Candidate, Host, Wish, choose, weigh
 from runtime.machine.devices import DRIVER_BYTES, Layers, place
 from runtime.machine.hardware import Gpu, Hardware
 from runtime.machine.inspection import Device, Probed
@@ -87,10 +87,10 @@ def test_cards_hold_what_memory_cannot_and_the_reason_says_so() -> None:
     ]
     small = replace(MACHINE, memory_limit=6 * GB)
     with pytest.raises(DoesNotFit):
-        choose(levels, LLAMA_8B, small, Wish(enough=1))
-    whole = choose(levels, LLAMA_8B, replace(small, cards=(card(20),)), Wish(enough=1))
+        choose(levels, LLAMA_8B, Host(small), Wish(enough=1))
+    whole = choose(levels, LLAMA_8B, Host(replace(small, cards=(card(20),))), Wish(enough=1))
     assert whole.reason == "Q8_0: 8.5 GB weights + 1.1 GB cache for 8,192 tokens fit on CUDA0"
-    half = choose(levels, LLAMA_8B, replace(small, cards=(card(6),)), Wish(enough=1))
+    half = choose(levels, LLAMA_8B, Host(replace(small, cards=(card(6),))), Wish(enough=1))
     assert half.level == "Q8_0"
     assert half.reason.startswith("Q8_0: 8.5 GB weights + 1.1 GB cache for 8,192 tokens fit with ")
     assert "of 33 layers on CUDA0; the rest takes " in half.reason
@@ -99,9 +99,8 @@ def test_cards_hold_what_memory_cannot_and_the_reason_says_so() -> None:
 def test_a_cards_speed_counts_for_its_layers() -> None:
     slow, fast = Probed({"Q8_0": 10e9}, 0, 1e-9), Probed({"Q8_0": 1e12}, 0, 1e-12)
     level = Candidate("Q8_0", 8_500_000_000, reads=Reads({"Q8_0": 8 * GB}, 32, 0), layers=LAYERS)
-    machine = replace(MACHINE, rates=slow, card_rates=fast)
     rates = [
-        weigh([level], LLAMA_8B, replace(machine, cards=cards), Wish())[0].speed
+        weigh([level], LLAMA_8B, Host(replace(MACHINE, cards=cards), slow, fast), Wish())[0].speed
         for cards in ((), (card(5),), (card(20),))
     ]
     assert rates[0] < rates[1] < rates[2]

@@ -15,7 +15,7 @@ from quant.gguf.header import read_file
 from quant.levels.recipes import LEVELS, assign
 from quant.types import QuantType, Tensor
 from runtime.machine import fit
-from runtime.machine.inspection import Examine, Examined, Probed, Refused, Weigh, ask, weigh
+from runtime.machine.inspection import Examine, Examined, Probed, Refused, Weigh, ask, ask_reserved
 from runtime.machine.rates import Rates
 from runtime.machine.step_time import FAMILY, Reads, seconds
 from runtime.messages import CacheConfig
@@ -31,7 +31,7 @@ def test_the_cache_by_formula_is_llama_cpps(tmp_path: Path, name: str) -> None:
     length = shapes.write(path, shapes.SHAPES[name]())
     assert path.stat().st_size == length
     header = read_file(path)
-    said = weigh(header.metadata, header.tensors, CacheConfig(4096, 4, "Q8_0" if name == "grouped" else "F16"))
+    said = ask_reserved(header.metadata, header.tensors, CacheConfig(4096, 4, "Q8_0" if name == "grouped" else "F16"))
     assert said is not None
     shape = fit.ModelSize.of(header.metadata)
     formula = fit.memory(shape, length, said.cache_config)
@@ -45,7 +45,7 @@ def test_the_cache_by_formula_is_llama_cpps(tmp_path: Path, name: str) -> None:
 
 def test_an_encoder_is_measured_by_what_its_source_says(tmp_path: Path) -> None:
     plan = sketch_model(Folder(write_ranker(tmp_path / "ranker")))
-    said = weigh(plan.metadata, plan.at(assign(plan, "Q8_0")), CacheConfig(128, 2))
+    said = ask_reserved(plan.metadata, plan.at(assign(plan, "Q8_0")), CacheConfig(128, 2))
     assert said is not None
     assert said.cache == 0 < said.compute
 
@@ -77,7 +77,10 @@ def test_what_cannot_be_asked_is_refused_and_not_raised(tmp_path: Path, monkeypa
     path.write_bytes(b"GGUF" + bytes(100))
     assert isinstance(ask(Weigh(str(path), CacheConfig(512, 1)), 30), Refused)
     assert isinstance(ask(Examine(), 0.001), Refused)
-    assert weigh({"general.architecture": "alien"}, [Tensor("x", (32, 1), QuantType.F32)], CacheConfig(512, 1)) is None
+    assert (
+        ask_reserved({"general.architecture": "alien"}, [Tensor("x", (32, 1), QuantType.F32)], CacheConfig(512, 1))
+        is None
+    )
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
     assert ask(Examine(), 5) == Refused("the process that was asked died")
 
