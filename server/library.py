@@ -1,7 +1,7 @@
 """The models in the store as the daemon sees them, and the facts in the headers of their files.
 
-Only this module and `server/pulls/jobs.py` call the store, always from a thread. A file's header is read and checked by
-`quant/gguf/header.py` before any worker sees the file. Its vocabulary, which can be large, is not kept.
+Only this module and `server/pulls/jobs.py` call the store, always from a thread. A file's header is read and checked
+(`quant/gguf/{header,check}.py`) before any worker sees the file. Its vocabulary, which can be large, is not kept.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from quant.errors import QuantError
-from quant.gguf.header import Header, check_model, read_file
+from quant.gguf.check import check_model
+from quant.gguf.header import Header, read_file
 from quant.plan import ModelPlan
 from registry.errors import StoreDamaged
 from registry.store.catalog import Model

@@ -62,7 +62,7 @@ from typing import Any, Generic, TypeVar, get_type_hints
 
 from quant.convert.config import ModelConfig
 from quant.errors import UnsupportedModel
-from quant.gguf.header import MAX_BLOCKS
+from quant.gguf.check import MAX_BLOCKS
 from quant.plan import Files, TensorPlan, Transform
 from quant.safetensors import Entry
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from quant.convert.config import ModelConfig, read_text
 from quant.errors import MalformedFile
-from quant.gguf.header import MAX_TEMPLATE
+from quant.gguf.check import MAX_TEMPLATE
 from quant.plan import Files
 
 # Beginnings of a hole to fill (`insert`), as llama.cpp finds them.

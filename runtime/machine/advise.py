@@ -104,12 +104,11 @@ class Option:
 
 @dataclass(frozen=True)
 class Choice:
-    """The level, what it takes, how fast one answer will be, the reason, and why each better level lost."""
+    """The level, its memory with a pool of `context` tokens, the reason, and why each better level lost."""
 
     level: str
     need: fit.Need
     context: int
-    tokens_per_second: float
     reason: str
     rejected: tuple[tuple[str, str], ...]
 
@@ -131,7 +130,7 @@ def choose(candidates: Sequence[Candidate], shape: fit.ModelSize, host: Host, wi
     better = options[: options.index(chosen)]
     rejected = tuple((option.level, option.lost) for option in better)
     reason = f"{_fits(chosen, budget, context)}{_ending(chosen, options, rejected, wish)}"
-    return Choice(chosen.level, chosen.need, context, chosen.speed, reason, rejected)
+    return Choice(chosen.level, chosen.need, context, reason, rejected)
 
 
 def weigh(candidates: Sequence[Candidate], shape: fit.ModelSize, host: Host, wish: Wish) -> list[Option]:
@@ -196,7 +195,7 @@ def _forced(options: Sequence[Option], level: str, budget: int, context: int) ->
             if option.fault:
                 need = f"it needs {size(option.need.total)}, and models may use {size(budget)} here"
                 reason = f"{level}: asked for, although {need}"
-            return Choice(level, option.need, context, option.speed, reason, ())
+            return Choice(level, option.need, context, reason, ())
     known = ", ".join(option.level for option in options)
     raise BadRequest(f"there is no level `{level}` for this model", f"choose one of {known}")
 

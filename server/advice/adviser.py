@@ -14,7 +14,8 @@ from typing import Any
 
 from quant.convert.gguf.variants import Only, Variant
 from quant.convert.planning import sketch_model
-from quant.gguf.header import check_model, read_file
+from quant.gguf.check import check_model
+from quant.gguf.header import read_file
 from quant.levels import published
 from quant.levels.recipes import LEVELS
 from quant.plan import Files, ModelPlan

@@ -16,7 +16,8 @@ from quant.convert.gguf.level import Recogniser
 from quant.convert.gguf.source import join, read_part
 from quant.convert.gguf.variants import Only, Variant, check_complete, gather, is_gguf, tell
 from quant.errors import QuantError, UnknownLevel, UnsupportedModel
-from quant.gguf.header import Header, check_model
+from quant.gguf.check import check_model
+from quant.gguf.header import Header
 from quant.levels import published
 from quant.levels.budget import is_budget
 from quant.levels.recipes import LEVELS, sizes

@@ -9,7 +9,8 @@ import pytest
 from benchmarks import shapes
 from quant.convert.planning import plan_model
 from quant.errors import UnknownLevel
-from quant.gguf.header import check_model, read_file
+from quant.gguf.check import check_model
+from quant.gguf.header import read_file
 from quant.levels import budget, recipes
 from quant.plan import ModelPlan
 from quant.stream.pipeline import Conversion

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from quant.errors import MalformedFile, QuantError, UnsupportedModel
 from quant.gguf.architectures import KNOWN
+from quant.gguf.check import check_model
 from quant.gguf.header import (
     DEFAULT_ALIGNMENT,
     MAGIC,
@@ -23,7 +24,6 @@ from quant.gguf.header import (
     TOKEN_UNUSED,
     TOKEN_USER,
     Header,
-    check_model,
     read_file,
     read_header,
 )

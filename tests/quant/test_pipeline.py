@@ -15,7 +15,8 @@ import pytest
 import quant.stream.pipeline
 from quant.convert.planning import plan_model
 from quant.errors import BadValues, MalformedFile
-from quant.gguf.header import check_model, read_file
+from quant.gguf.check import check_model
+from quant.gguf.header import read_file
 from quant.levels.recipes import assign, sizes
 from quant.stream.ahead import ahead
 from tests.converting import write

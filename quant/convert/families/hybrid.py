@@ -19,7 +19,7 @@ from quant.convert.families.moe import MixtureSizes
 from quant.convert.families.recurrent import describe_states, rates
 from quant.convert.transforms import Scale, ScaleBlocks
 from quant.errors import MalformedFile, UnsupportedModel
-from quant.gguf.header import MAX_BLOCKS
+from quant.gguf.check import MAX_BLOCKS
 from quant.plan import Transform
 
 

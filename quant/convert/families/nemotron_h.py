@@ -15,7 +15,7 @@ from quant.convert.families.decoder import layer, linear, norm
 from quant.convert.families.hybrid import MixerSizes, describe_mixer, mixer, read_mixer_sizes
 from quant.convert.families.moe import MixtureSizes
 from quant.errors import UnsupportedModel
-from quant.gguf.header import MAX_BLOCKS
+from quant.gguf.check import MAX_BLOCKS
 
 _MIXER, _ATTENTION, _DENSE, _EXPERTS = "linear_attention", "full_attention", "mlp", "moe"
 _SIGNS = {"M": _MIXER, "*": _ATTENTION, "-": _DENSE, "E": _EXPERTS}

@@ -18,7 +18,8 @@ from quant.convert.gguf.level import Recogniser
 from quant.convert.gguf.variants import Variant, check_complete, gather
 from quant.convert.pooling import pooled
 from quant.errors import MalformedFile, UnsupportedModel
-from quant.gguf.header import Header, check_model, read_header
+from quant.gguf.check import check_model
+from quant.gguf.header import Header, read_header
 from quant.notes import STOPS
 from quant.plan import Files, ModelPlan, TensorPlan
 
