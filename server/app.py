@@ -7,21 +7,23 @@ cancelled when their client leaves (`handler_cancellation`), which is how an aba
 from __future__ import annotations
 
 import logging
-import os
 import secrets
 import time
 from collections.abc import Awaitable, Callable
+from typing import NamedTuple
 
 from aiohttp import web
 
-from server.access.guard import AccessRules, require_loopback
-from server.api import embeddings
-from server.api.lm import advise, rerank
+from server.access.guard import AccessRules
+from server.api.lm import advise, daemon, pulls, rerank
 from server.api.ollama import answers as ollama
+from server.api.ollama import embeddings as ollama_embeddings
 from server.api.ollama import models
 from server.api.openai import answers as openai
+from server.api.openai import embeddings as openai_embeddings
+from server.api.openai import models as openai_models
 from server.api.request import LOG_NOTE
-from server.config import OLLAMA_VERSION, VERSION, Config
+from server.config import Config
 from server.errors import NotFound, WrongMethod
 from server.http import wire
 from server.http.problems import Dialect, Problem
@@ -30,7 +32,6 @@ from server.services import SERVICES, Services
 log = logging.getLogger("lm.requests")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 ACCESS_RULES = web.AppKey("access_rules", AccessRules)
-STOP = web.AppKey("stop", Callable[[], None])  # type: ignore[var-annotated,arg-type]
 # A client that left is met as a cancelled handler or as a write that fails, whichever comes first.
 GONE = 499
 # Asked before every command and by every watchdog: not worth a line.
@@ -51,28 +52,40 @@ _ABSENT = (
 )
 _ALLOWED_METHODS = "GET, HEAD, POST, DELETE, OPTIONS"
 
-ROUTES: list[tuple[str, str, Handler]] = [
-    ("GET", "/", models.alive),
-    ("GET", "/api/version", models.version),
-    ("GET", "/api/tags", models.tags),
-    ("GET", "/api/ps", models.ps),
-    ("POST", "/api/show", models.show),
-    ("POST", "/api/pull", models.pull),
-    ("DELETE", "/api/delete", models.delete),
-    ("POST", "/api/generate", ollama.generate),
-    ("POST", "/api/chat", ollama.chat),
-    ("POST", "/api/embed", embeddings.embed),
-    ("POST", "/api/embeddings", embeddings.embed_one),
-    ("GET", "/v1/models", openai.models),
-    ("GET", "/v1/models/{id:.+}", openai.model),
-    ("POST", "/v1/chat/completions", openai.chat_completions),
-    ("POST", "/v1/completions", openai.completions),
-    ("POST", "/v1/embeddings", embeddings.openai_embed),
-    ("POST", "/v1/rerank", rerank.rerank),
-    ("POST", "/rerank", rerank.rerank),
-    ("POST", "/lm/advise", advise.advise),
-    ("POST", "/lm/stop", models.stop),
-    ("GET", "/lm/partials", models.partials),
+
+class Route(NamedTuple):
+    """One route: `doc` is the line about it in the table of routes (`docs/api.md`)."""
+
+    method: str
+    path: str
+    handler: Handler
+    doc: str
+
+
+ROUTES = [
+    Route("GET", "/", models.alive, "the sentence that Ollama's clients take for health"),
+    Route("GET", "/api/version", models.version, "version of Ollama's API, and lm's own"),
+    Route("GET", "/api/tags", models.tags, "all models"),
+    Route("GET", "/api/ps", models.ps, "loaded models, each with its context and its memory"),
+    Route("POST", "/api/show", models.show, "everything about one model"),
+    Route("POST", "/api/pull", models.pull, "bring a model in; progress as a stream of lines"),
+    Route("DELETE", "/api/delete", models.delete, "remove a model, and end its pull"),
+    Route("POST", "/api/generate", ollama.generate, "an answer to one prompt; without a prompt, load or unload"),
+    Route("POST", "/api/chat", ollama.chat, "the next turn of a conversation; without messages, load or unload"),
+    Route("POST", "/api/embed", ollama_embeddings.embed, "one vector for each text"),
+    Route("POST", "/api/embeddings", ollama_embeddings.embed_one, "the vector of one text, for older clients"),
+    Route("GET", "/v1/models", openai_models.models, "all models"),
+    Route("GET", "/v1/models/{id:.+}", openai_models.model, "one model"),
+    Route("POST", "/v1/chat/completions", openai.chat_completions, "the next turn of a conversation"),
+    Route("POST", "/v1/completions", openai.completions, "the continuation of a raw prompt, without a template"),
+    Route("POST", "/v1/embeddings", openai_embeddings.embeddings, "one vector for each text, also in base64"),
+    Route("POST", "/v1/rerank", rerank.rerank, "how well texts answer a question, the best first"),
+    Route("POST", "/rerank", rerank.rerank, "the same"),
+    Route("POST", "/lm/advise", advise.advise, "the levels of a model on this machine, and which one to take"),
+    Route("POST", "/lm/stop", pulls.stop, "pause a pull, or unload a model"),
+    Route("GET", "/lm/partials", pulls.partials, "pulls that are under way or paused"),
+    Route("GET", "/health", daemon.health, "that the daemon lives, its version and process"),
+    Route("POST", "/lm/shutdown", daemon.shutdown, "end the daemon; from this machine only"),
 ]
 
 
@@ -81,27 +94,14 @@ def build(config: Config, services: Services, stop: Callable[[], None]) -> web.A
     app = web.Application(middlewares=[record, explain, admit], client_max_size=wire.MAX_BODY)
     app[SERVICES] = services
     app[ACCESS_RULES] = AccessRules(config)
-    app[STOP] = stop
+    app[daemon.STOP] = stop
     app.on_response_prepare.append(_label)
-    for method, path, handler in [*ROUTES, ("GET", "/health", health), ("POST", "/lm/shutdown", shutdown)]:
-        if method == "GET":
-            app.router.add_get(path, handler)  # HEAD too
+    for route in ROUTES:
+        if route.method == "GET":
+            app.router.add_get(route.path, route.handler)  # HEAD too
         else:
-            app.router.add_route(method, path, handler)
+            app.router.add_route(route.method, route.path, route.handler)
     return app
-
-
-async def health(request: web.Request) -> web.Response:
-    """`GET /health`: that the daemon lives, and who it is."""
-    loaded = [worker.model.name for worker, _ in request.app[SERVICES].pool.loaded()]
-    return wire.reply({"status": "ok", "version": VERSION, "api": OLLAMA_VERSION, "pid": os.getpid(), "loaded": loaded})
-
-
-async def shutdown(request: web.Request) -> web.Response:
-    """`POST /lm/shutdown`: end the daemon, from this machine only."""
-    require_loopback(request, "stopping the daemon")
-    request.app[STOP]()
-    return wire.reply({"status": "stopping", "pid": os.getpid()})
 
 
 @web.middleware

@@ -21,6 +21,7 @@ IDLE_SECONDS = 30.0
 DRAIN_SECONDS = 60.0
 _LARGE = 1 << 20
 
+StreamForm = Literal["ndjson", "sse"]
 T = TypeVar("T")
 
 # Possessive, and satisfied by a string that never ends: no input makes it go back.
@@ -96,11 +97,11 @@ def reply(value: Any, status: int = 200, headers: dict[str, str] | None = None) 
 
 
 class Stream:
-    """A streamed answer: `send` one object at a time, in the form that `kind` asks for."""
+    """A streamed answer: `send` one object at a time, as lines of JSON or as server-sent events."""
 
-    def __init__(self, request: web.Request, kind: Literal["ndjson", "sse"]) -> None:
+    def __init__(self, request: web.Request, form: StreamForm) -> None:
         self._request = request
-        self._sse = kind == "sse"
+        self._sse = form == "sse"
         media = "text/event-stream" if self._sse else "application/x-ndjson"
         self._response = web.StreamResponse(headers={"Content-Type": media, "Cache-Control": "no-cache"})
 

@@ -14,12 +14,12 @@ from aiohttp import web
 from runtime.errors import BadRequest
 from runtime.messages import Rank
 from runtime.options import MAX_INPUT_LENGTH, MAX_INPUTS
-from server.api.request import LOG_NOTE, hold, named
+from server.api.request import LOG_NOTE, in_use, resolve_model
 from server.http.wire import read_body, reply
 from server.services import SERVICES
 
-# One message to the worker: others get their turn between two.
-_AT_ONCE = 64
+# Texts in one frame to the worker, which reads other requests between two frames.
+_TEXTS_PER_FRAME = 64
 
 
 class Document(msgspec.Struct):
@@ -41,13 +41,13 @@ class RerankBody(msgspec.Struct):
 async def rerank(request: web.Request) -> web.Response:
     """The texts' numbers and scores, the best first, as many as `top_n` says."""
     body = await read_body(request, RerankBody)
-    model = await named(request, body.model)
+    model = await resolve_model(request, body.model)
     texts = _checked(body)
     scores: list[float] = []
     tokens = 0
-    async with hold(request.app[SERVICES], model) as held:
-        for start in range(0, len(texts), _AT_ONCE):
-            answer = await held.worker.embed(Rank(0, body.query, texts[start : start + _AT_ONCE]))
+    async with in_use(request.app[SERVICES], model) as used:
+        for start in range(0, len(texts), _TEXTS_PER_FRAME):
+            answer = await used.worker.embed(Rank(0, body.query, texts[start : start + _TEXTS_PER_FRAME]))
             scores += [struct.unpack("<f", raw)[0] for raw in answer.vectors]
             tokens += answer.tokens
     request[LOG_NOTE] += f" {tokens} tokens"

@@ -1,7 +1,7 @@
-"""Ollama's routes that concern models rather than answers: version, tags, ps, show, pull, delete; and `/lm/stop`.
+"""Ollama's routes about models, as its `docs/api.md` describes them: version, tags, ps, show, pull, delete.
 
-Shapes as in Ollama's `docs/api.md`; every stream of lines ends in `success` or `error`. Our own keys stand beside
-Ollama's: `level`, `reason` and `source` of a model, `hint` and `code` of an error.
+A stream of lines ends in `success` or `error`. Keys of lm's own stand beside Ollama's: `level`, `reason` and `source`
+of a model, `hint` and `code` of an error.
 """
 
 from __future__ import annotations
@@ -10,13 +10,11 @@ from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-import msgspec
 from aiohttp import web
 
-from registry.errors import ModelNotFound
 from registry.names import parse
 from server.api.ollama.shapes import description, details, row
-from server.api.request import LOG_NOTE
+from server.api.request import LOG_NOTE, ModelBody, is_installed
 from server.api.sources import access, find_source
 from server.config import OLLAMA_VERSION, VERSION
 from server.errors import BadBody
@@ -25,35 +23,26 @@ from server.http.wire import Stream, read_body, reply
 from server.loaded.estimate import anonymous_bytes
 from server.loaded.worker import Worker
 from server.pulls.jobs import Order
-from server.services import SERVICES, Services
+from server.services import SERVICES
 
 _FOREVER = timedelta(days=365 * 100)
 
 
-class Named(msgspec.Struct):
-    """A body that names a model, by `model` or, as old clients do, by `name`."""
+class ShowBody(ModelBody):
+    """The body of `/api/show`; `verbose` keeps lists of the metadata."""
 
-    model: str | None = None
-    name: str | None = None
     verbose: bool | None = None
-    stream: bool | None = None
-
-    @property
-    def wanted(self) -> str:
-        """The name; raises BadBody where there is none."""
-        name = self.model or self.name
-        if not name:
-            raise BadBody("the body names no model", 'send `{"model": "NAME"}`')
-        return name
 
 
-class Pull(Named):
-    """A pull; with `detach` it goes on when nobody follows it any more, `limit_rate` is in bytes/s, 0 for no limit.
+class PullBody(ModelBody):
+    """The body of `/api/pull`. With `detach` the pull goes on when nobody follows it any more.
 
-    `pre` names llama.cpp's pre-tokenizer, for a model whose own is not recognised. `hf_endpoint` and `hf_token` are the
-    hub and the token of the caller's environment, where they are not the daemon's.
+    `limit_rate` is in bytes/s, 0 for no limit. `pre` names llama.cpp's pre-tokenizer, for a model whose own is not
+    recognised. `hf_endpoint` and `hf_token` are the hub and the token of the caller's environment, where they are not
+    the daemon's.
     """
 
+    stream: bool | None = None
     detach: bool = False
     limit_rate: float = 0.0
     pre: str = ""
@@ -84,57 +73,32 @@ async def ps(request: web.Request) -> web.Response:
 
 async def show(request: web.Request) -> web.Response:
     """`POST /api/show`: everything about one model."""
-    body = await read_body(request, Named)
-    request[LOG_NOTE] = body.wanted
+    body = await read_body(request, ShowBody)
+    request[LOG_NOTE] = body.model_name
     library = request.app[SERVICES].library
-    model = await library.resolve(body.wanted)
+    model = await library.resolve(body.model_name)
     return reply(description(model, await library.facts(model), bool(body.verbose)))
 
 
 async def delete(request: web.Request) -> web.Response:
     """`DELETE /api/delete`: forget a model, and end its pull; a worker that holds it keeps it until it is unloaded."""
-    body = await read_body(request, Named)
-    request[LOG_NOTE] = body.wanted
+    body = await read_body(request, ModelBody)
+    request[LOG_NOTE] = body.model_name
     services = request.app[SERVICES]
-    removed = await services.jobs.remove(parse(body.wanted), await _is_installed(services, body.wanted))
-    if removed and not await _is_installed(services, body.wanted):
+    removed = await services.jobs.remove(parse(body.model_name), await is_installed(services, body.model_name))
+    if removed and not await is_installed(services, body.model_name):
         return reply({"deleted": removed})
-    model = await services.library.find(body.wanted)
+    model = await services.library.find(body.model_name)
     await services.library.delete(model, services.pool.open_blobs())
     return reply({"deleted": model.name})
 
 
-async def partials(request: web.Request) -> web.Response:
-    """`GET /lm/partials`: pulls that are under way or paused, and how far they are."""
-    return reply({"partials": await request.app[SERVICES].jobs.partials()})
-
-
-async def _is_installed(services: Services, name: str) -> bool:
-    try:
-        await services.library.find(name)
-    except ModelNotFound:
-        return False
-    return True
-
-
-async def stop(request: web.Request) -> web.Response:
-    """`POST /lm/stop`: pause a pull that is under way; else unload a model, after the answers that are under way."""
-    body = await read_body(request, Named)
-    request[LOG_NOTE] = body.wanted
-    services = request.app[SERVICES]
-    paused = await services.jobs.pause(parse(body.wanted), await _is_installed(services, body.wanted))
-    if paused:
-        return reply({"model": paused, "paused": True, "stopped": False})
-    model = await services.library.resolve(body.wanted)
-    return reply({"model": model.name, "paused": False, "stopped": await services.pool.unload(model)})
-
-
 async def pull(request: web.Request) -> web.StreamResponse:
     """`POST /api/pull`: bring a model in; joins a pull of the same name that is under way."""
-    body = await read_body(request, Pull)
-    request[LOG_NOTE] = body.wanted
+    body = await read_body(request, PullBody)
+    request[LOG_NOTE] = body.model_name
     services = request.app[SERVICES]
-    reference = await find_source(request, services, body.wanted, "pulling a folder")
+    reference = await find_source(request, services, body.model_name, "pulling a folder")
     if body.limit_rate and not 1000 <= body.limit_rate <= 1e12:
         raise BadBody(f"`limit_rate` is {body.limit_rate:g} bytes/s", "send 1000 or more, or leave it out")
     order = Order(access(request, services.config, body.hf_endpoint, body.hf_token), body.limit_rate, body.pre)

@@ -1,0 +1,27 @@
+"""lm's routes about pulls: list those that are not done, and stop one."""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from registry.names import parse
+from server.api.request import LOG_NOTE, ModelBody, is_installed
+from server.http.wire import read_body, reply
+from server.services import SERVICES
+
+
+async def partials(request: web.Request) -> web.Response:
+    """`GET /lm/partials`: pulls that are under way or paused, and how far they are."""
+    return reply({"partials": await request.app[SERVICES].jobs.partials()})
+
+
+async def stop(request: web.Request) -> web.Response:
+    """`POST /lm/stop`: pause a pull that is under way; else unload a model, after the answers that are under way."""
+    body = await read_body(request, ModelBody)
+    request[LOG_NOTE] = body.model_name
+    services = request.app[SERVICES]
+    paused = await services.jobs.pause(parse(body.model_name), await is_installed(services, body.model_name))
+    if paused:
+        return reply({"model": paused, "paused": True, "stopped": False})
+    model = await services.library.resolve(body.model_name)
+    return reply({"model": model.name, "paused": False, "stopped": await services.pool.unload(model)})

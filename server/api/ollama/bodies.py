@@ -1,0 +1,88 @@
+"""Bodies of Ollama's routes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from runtime.conversation import Turn
+from runtime.errors import BadRequest
+from server.api import options
+from server.api.request import ModelBody, refuse
+from server.config import duration
+
+
+class LoadBody(ModelBody):
+    """The fields of every route that loads a model."""
+
+    options: dict[str, Any] | None = None
+    keep_alive: str | int | float | None = None
+
+    @property
+    def given_options(self) -> dict[str, Any]:
+        """The `options`, empty where there are none."""
+        return self.options or {}
+
+    @property
+    def context(self) -> int | None:
+        """The context asked for, in tokens; None for the settings' own. Raises BadRequest."""
+        return options.context(self.given_options)
+
+    @property
+    def keep_alive_seconds(self) -> float | None:
+        """Seconds to stay loaded; None for the settings' own. Raises BadRequest."""
+        if self.keep_alive is None:
+            return None
+        try:
+            return duration(self.keep_alive)
+        except ValueError:
+            shown = str(self.keep_alive)[:40]
+            raise BadRequest(
+                f"`keep_alive` is no duration: `{shown}`", 'send seconds, or a text such as "5m"'
+            ) from None
+
+
+class AnswerBody(LoadBody):
+    """The fields that `/api/generate` and `/api/chat` share."""
+
+    stream: bool | None = None
+    format: Any = None
+    think: bool | str | None = None
+    truncate: bool | None = None
+    shift: bool | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+
+
+class GenerateBody(AnswerBody):
+    """The body of `/api/generate`. `context` of an earlier answer comes before the prompt, as token ids."""
+
+    prompt: str | None = None
+    suffix: str | None = None
+    system: str | None = None
+    template: str | None = None
+    earlier: list[int] | None = msgspec.field(default=None, name="context")
+    raw: bool | None = None
+    images: list[Any] | None = None
+
+
+class OllamaMessage(msgspec.Struct):
+    """One turn of a conversation."""
+
+    role: str
+    content: str | None = None
+    images: list[Any] | None = None
+    tool_calls: list[Any] | None = None
+
+    def turn(self) -> Turn:
+        """The turn; raises Unsupported unless it is text alone."""
+        refuse(images=self.images, tool_calls=self.tool_calls)
+        return Turn.of(self.role.lower(), self.content or "")
+
+
+class OllamaChatBody(AnswerBody):
+    """The body of `/api/chat`."""
+
+    messages: list[OllamaMessage] = msgspec.field(default_factory=list)
+    tools: list[Any] | None = None

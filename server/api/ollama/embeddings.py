@@ -1,0 +1,58 @@
+"""Ollama's `/api/embed`, and `/api/embeddings`, which is older. Vectors of both have length 1."""
+
+from __future__ import annotations
+
+import asyncio
+
+from aiohttp import web
+
+from server.api.ollama.bodies import LoadBody
+from server.api.request import LOG_NOTE, in_use, resolve_model
+from server.api.vectors import Inputs, text_vectors
+from server.http.wire import read_body, reply
+from server.services import SERVICES
+
+
+class EmbedBody(LoadBody):
+    """The body of `/api/embed`."""
+
+    input: str | Inputs | None = None
+    truncate: bool | None = None
+    dimensions: int | None = None
+
+
+class OldEmbedBody(LoadBody):
+    """The body of `/api/embeddings`."""
+
+    prompt: str | None = None
+
+
+async def embed(request: web.Request) -> web.Response:
+    """`POST /api/embed`: one vector for each input; without any, load the model."""
+    body = await read_body(request, EmbedBody)
+    model = await resolve_model(request, body.model_name)
+    inputs: Inputs = ([body.input] if body.input else []) if isinstance(body.input, str) else list(body.input or [])
+    begun = asyncio.get_running_loop().time()
+    async with in_use(request.app[SERVICES], model, body.context, body.keep_alive_seconds) as used:
+        vectors = await text_vectors(
+            used, inputs, truncate=body.truncate is not False, dimensions=body.dimensions or None
+        )
+    request[LOG_NOTE] += f" {vectors.tokens} tokens"
+    return reply(
+        {
+            "model": body.model_name,
+            "embeddings": vectors.numbers(),
+            "total_duration": round((asyncio.get_running_loop().time() - begun) * 1e9),
+            "load_duration": used.load_ns,
+            "prompt_eval_count": vectors.tokens,
+        }
+    )
+
+
+async def embed_one(request: web.Request) -> web.Response:
+    """`POST /api/embeddings`: the vector of one text, as older clients ask for it; without a text, load the model."""
+    body = await read_body(request, OldEmbedBody)
+    model = await resolve_model(request, body.model_name)
+    async with in_use(request.app[SERVICES], model, body.context, body.keep_alive_seconds) as used:
+        vectors = await text_vectors(used, [body.prompt] if body.prompt else [], truncate=True, dimensions=None)
+    return reply({"embedding": vectors.numbers()[0] if vectors.raw else []})

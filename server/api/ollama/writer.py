@@ -1,0 +1,141 @@
+"""Ollama's answers: lines of JSON, of which the last has `done: true`.
+
+Durations are nanoseconds. Beside Ollama's keys, `truncated` counts the prompt tokens that were dropped to fit, out of
+`prompt_total`. `num_ctx` is there when the context is smaller than the one asked for, and `warning` names the options
+that do not exist.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from abc import abstractmethod
+from collections.abc import Iterable
+from datetime import UTC, datetime
+
+from runtime.messages import Delta, Finished, Started, Submit, Tokenize
+from server.api import options
+from server.api.logprobs import logprob_rows
+from server.api.ollama.bodies import AnswerBody, GenerateBody
+from server.api.request import InUse
+from server.api.respond import AnswerWriter, Json, Usage
+from server.http.problems import Dialect
+from server.http.wire import StreamForm
+
+
+class OllamaWriter(AnswerWriter):
+    """The part that `/api/generate` and `/api/chat` share."""
+
+    dialect: Dialect = "ollama"
+    form: StreamForm = "ndjson"
+
+    def __init__(self, body: AnswerBody) -> None:
+        self._body = body
+        self._begun = asyncio.get_running_loop().time()
+        self._figures: Json = {}
+        self._reason = ""
+
+    @abstractmethod
+    def content(self, text: str) -> Json:
+        """The keys that carry an answer's text."""
+
+    @abstractmethod
+    def text_of(self, line: Json) -> str:
+        """The text that `content` put into a line."""
+
+    def delta(self, index: int, frame: Delta) -> Iterable[Json]:
+        """One line."""
+        return [self._line(frame.text, {"logprobs": logprob_rows(frame.logprobs)} if frame.logprobs else {})]
+
+    def first(self, index: int, frame: Started) -> Iterable[Json]:
+        """Nothing: the last line tells how much of the prompt was dropped."""
+        if frame.truncated:
+            self._figures["truncated"] = frame.truncated
+            self._figures["prompt_total"] = frame.prompt_tokens + frame.truncated
+        return []
+
+    def end(self, index: int, frame: Finished) -> Iterable[Json]:
+        """Nothing: the last line has the figures."""
+        self._reason = frame.reason
+        self._figures |= {
+            "prompt_eval_count": frame.prompt_tokens,
+            "prompt_eval_duration": frame.prompt_ns,
+            "eval_count": frame.answer_tokens,
+            "eval_duration": frame.answer_ns,
+            "prompt_cached": frame.cached,
+        }
+        return []
+
+    async def last(self, model: InUse, usage: Usage) -> Iterable[Json]:
+        """The last line."""
+        wanted = self._body.context
+        if wanted is not None and wanted > model.worker.context:
+            self._figures["num_ctx"] = model.worker.context
+        if warning := options.unknown(self._body.given_options):
+            self._figures["warning"] = warning
+        return [self.done(self._reason, {"load_duration": model.load_ns} | self._figures)]
+
+    def whole(self, parts: list[Json], usage: Usage) -> Json:
+        """The last line with the text and the probabilities of the lines before it."""
+        last = parts[-1] | self.content("".join(self.text_of(part) for part in parts))
+        rows = [row for part in parts for row in part.get("logprobs", [])]
+        return last | {"logprobs": rows} if rows else last
+
+    def done(self, reason: str, figures: Json) -> Json:
+        """A last line; also the only one, where there is nothing to answer."""
+        elapsed = round((asyncio.get_running_loop().time() - self._begun) * 1e9)
+        return self._line("", {"done": True, "done_reason": reason, "total_duration": elapsed} | figures)
+
+    def _line(self, text: str, more: Json) -> Json:
+        now = datetime.now(UTC).isoformat(timespec="microseconds")
+        line = {"model": self._body.model_name, "created_at": now} | self.content(text)
+        return line | {"done": False} | more
+
+
+class OllamaChatWriter(OllamaWriter):
+    """Lines of `/api/chat`."""
+
+    def content(self, text: str) -> Json:
+        """A message of the assistant."""
+        return {"message": {"role": "assistant", "content": text}}
+
+    def text_of(self, line: Json) -> str:
+        """The message's content."""
+        return str(line["message"]["content"])
+
+
+class GenerateWriter(OllamaWriter):
+    """Lines of `/api/generate`; the last has `context`: the token ids of the conversation so far."""
+
+    def __init__(self, body: GenerateBody, submit: Submit) -> None:
+        super().__init__(body)
+        self._earlier = body.earlier or []
+        self._submit = submit
+        self._prompt: list[int] | None = None
+        self._text: list[str] = []
+
+    def content(self, text: str) -> Json:
+        """The bare text."""
+        return {"response": text}
+
+    def text_of(self, line: Json) -> str:
+        """The bare text."""
+        return str(line["response"])
+
+    async def begin(self, model: InUse) -> None:
+        """Have the turns rendered, and submit their token ids after the earlier ones; a raw prompt stays text."""
+        if self._submit.turns is not None:
+            ids = await model.worker.tokenize(Tokenize(0, turns=self._submit.turns))
+            self._prompt = [*self._earlier, *ids]
+            self._submit.turns, self._submit.prompt = None, [*self._prompt]
+
+    def delta(self, index: int, frame: Delta) -> Iterable[Json]:
+        """One line."""
+        self._text.append(frame.text)
+        return super().delta(index, frame)
+
+    async def last(self, model: InUse, usage: Usage) -> Iterable[Json]:
+        """The last line."""
+        if self._prompt is not None:
+            answer = await model.worker.tokenize(Tokenize(0, text="".join(self._text)))
+            self._figures["context"] = self._prompt + answer
+        return await super().last(model, usage)

@@ -1,0 +1,29 @@
+"""OpenAI's `/v1/models`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from aiohttp import web
+
+from registry.store.catalog import Model
+from server.http.wire import reply
+from server.services import SERVICES
+
+
+async def models(request: web.Request) -> web.Response:
+    """`GET /v1/models`: all models."""
+    found = await request.app[SERVICES].library.models()
+    return reply({"object": "list", "data": [_entry(model) for model in found if not model.problem]})
+
+
+async def model(request: web.Request) -> web.Response:
+    """`GET /v1/models/{id}`: one model."""
+    name = request.match_info["id"]
+    found = await request.app[SERVICES].library.resolve(name)
+    return reply(_entry(found) | {"id": name})
+
+
+def _entry(model: Model) -> dict[str, Any]:
+    owner = model.key.namespace if "/" in model.name else "library"
+    return {"id": model.name, "object": "model", "created": int(model.modified.timestamp()), "owned_by": owner}

@@ -1,0 +1,181 @@
+"""OpenAI's answers: chunks of a stream, and whole completions."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from abc import abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from registry.store.catalog import Model
+from runtime.messages import Delta, Finished, Started, TokenLogprob
+from server.api.logprobs import logprob_rows
+from server.api.openai.bodies import CompletionFields
+from server.api.request import InUse
+from server.api.respond import AnswerWriter, Json, Usage
+from server.http.problems import Dialect
+from server.http.wire import StreamForm
+
+
+class OpenAIWriter(AnswerWriter):
+    """The part that both routes share; subclasses name their kinds of object, and make the choices."""
+
+    dialect: Dialect = "openai"
+    form: StreamForm = "sse"
+    prefix: str
+    chunk_kind: str
+    whole_kind: str
+
+    def __init__(self, body: CompletionFields, model: Model) -> None:
+        self._wants_usage = body.wants_usage
+        self._id = f"{self.prefix}-{secrets.token_hex(12)}"
+        self._about = {
+            "created": int(time.time()),
+            "model": body.model,
+            "system_fingerprint": f"lm-{model.digest[:12]}",
+        }
+
+    @abstractmethod
+    def whole_choice(self, index: int, choices: list[Json]) -> Json:
+        """One choice, joined from the choices of its chunks."""
+
+    def chunk(self, choice: Json) -> Json:
+        """One event of a stream."""
+        return self._head(self.chunk_kind) | {"choices": [choice]}
+
+    async def last(self, model: InUse, usage: Usage) -> Iterable[Json]:
+        """The usage, in a chunk without choices, where it is asked for."""
+        if not self._wants_usage:
+            return []
+        return [self._head(self.chunk_kind) | {"choices": [], "usage": usage_object(usage)}]
+
+    def whole(self, parts: list[Json], usage: Usage) -> Json:
+        """The completion in one piece."""
+        choices: dict[int, list[Json]] = {}
+        for part in parts:
+            for choice in part["choices"]:
+                choices.setdefault(choice["index"], []).append(choice)
+        found = [self.whole_choice(index, choices[index]) for index in sorted(choices)]
+        return self._head(self.whole_kind) | {"choices": found, "usage": usage_object(usage)}
+
+    def _head(self, kind: str) -> Json:
+        return {"id": self._id, "object": kind} | self._about
+
+
+class OpenAIChatWriter(OpenAIWriter):
+    """Chunks and completions of `/v1/chat/completions`."""
+
+    prefix = "chatcmpl"
+    chunk_kind = "chat.completion.chunk"
+    whole_kind = "chat.completion"
+
+    def first(self, index: int, frame: Started) -> Iterable[Json]:
+        """A chunk with the role."""
+        return [self._piece(index, {"role": "assistant", "content": ""})]
+
+    def delta(self, index: int, frame: Delta) -> Iterable[Json]:
+        """A chunk with text."""
+        return [self._piece(index, {"content": frame.text}, frame.logprobs)]
+
+    def end(self, index: int, frame: Finished) -> Iterable[Json]:
+        """A chunk with the reason to end."""
+        return [self._piece(index, {}, reason=frame.reason)]
+
+    def whole_choice(self, index: int, choices: list[Json]) -> Json:
+        """A choice with a message."""
+        text = "".join(choice["delta"].get("content", "") for choice in choices)
+        rows = [row for choice in choices if choice["logprobs"] for row in choice["logprobs"]["content"]]
+        return {
+            "index": index,
+            "message": {"role": "assistant", "content": text, "refusal": None},
+            "logprobs": {"content": rows, "refusal": None} if rows else None,
+            "finish_reason": choices[-1]["finish_reason"],
+        }
+
+    def _piece(
+        self, index: int, delta: Json, rows: list[TokenLogprob] | None = None, reason: str | None = None
+    ) -> Json:
+        logprobs = {"content": logprob_rows(rows), "refusal": None} if rows else None
+        return self.chunk({"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason})
+
+
+class OpenAITextWriter(OpenAIWriter):
+    """Chunks and completions of `/v1/completions`."""
+
+    prefix = "cmpl"
+    chunk_kind = whole_kind = "text_completion"
+
+    def __init__(self, body: CompletionFields, model: Model) -> None:
+        super().__init__(body, model)
+        self._offsets: dict[int, TokenOffset] = {}
+
+    def first(self, index: int, frame: Started) -> Iterable[Json]:
+        """A chunk without text."""
+        self._offsets[index] = TokenOffset()
+        return [self._piece(index)]
+
+    def delta(self, index: int, frame: Delta) -> Iterable[Json]:
+        """A chunk with text."""
+        offset = self._offsets[index].advance(frame)
+        logprobs = text_logprobs(frame.logprobs, offset) if frame.logprobs else None
+        return [self._piece(index, frame.text, logprobs)]
+
+    def end(self, index: int, frame: Finished) -> Iterable[Json]:
+        """A chunk with the reason to end."""
+        return [self._piece(index, reason=frame.reason)]
+
+    def whole_choice(self, index: int, choices: list[Json]) -> Json:
+        """A choice with text."""
+        columns = [choice["logprobs"] for choice in choices if choice["logprobs"]]
+        joined = {key: [entry for each in columns for entry in each[key]] for key in columns[0]} if columns else None
+        text = "".join(choice["text"] for choice in choices)
+        return {"index": index, "text": text, "logprobs": joined, "finish_reason": choices[-1]["finish_reason"]}
+
+    def _piece(self, index: int, text: str = "", logprobs: Json | None = None, reason: str | None = None) -> Json:
+        return self.chunk({"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason})
+
+
+@dataclass
+class TokenOffset:
+    """Where in an answer's text the next token with probabilities stands, in characters.
+
+    An echo of the prompt comes first and has no probabilities. After the first token that has some, text that stop
+    strings hold back arrives late, so offsets count the tokens' own lengths.
+    """
+
+    at: int = 0
+    begun: bool = False
+
+    def advance(self, frame: Delta) -> int:
+        """The offset of the first token of `frame`."""
+        at = self.at
+        if frame.logprobs:
+            self.at += sum(len(row.token) for row in frame.logprobs)
+            self.begun = True
+        elif not self.begun:
+            self.at += len(frame.text)
+        return at
+
+
+def usage_object(usage: Usage) -> Json:
+    """The `usage` object."""
+    return {
+        "prompt_tokens": usage.prompt,
+        "completion_tokens": usage.answer,
+        "total_tokens": usage.prompt + usage.answer,
+        "prompt_tokens_details": {"cached_tokens": usage.cached},
+    }
+
+
+def text_logprobs(rows: list[TokenLogprob], start: int) -> Json:
+    """The `logprobs` object of a text choice; the first token stands at `start` of the text."""
+    offsets = [start]
+    for row in rows:
+        offsets.append(offsets[-1] + len(row.token))
+    return {
+        "tokens": [row.token for row in rows],
+        "token_logprobs": [row.logprob for row in rows],
+        "top_logprobs": [{token: value for token, _, value, _ in row.top} for row in rows],
+        "text_offset": offsets[:-1],
+    }

@@ -1,0 +1,179 @@
+"""The answers to one request, streamed or whole, in the words of a dialect's writer.
+
+A writer makes the objects of a stream. A whole answer is what the same writer makes of those objects, so a dialect says
+once what it sends. An error before the first byte is raised; a later one is the last object of the stream.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import defaultdict
+from collections.abc import AsyncGenerator, Iterable
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any
+
+from aiohttp import web
+
+from registry.store.catalog import Model
+from runtime.messages import Delta, Finished, Started, Submit
+from server.api.request import LOG_NOTE, InUse, in_use
+from server.http.problems import Dialect, Problem
+from server.http.wire import Stream, StreamForm, reply
+from server.loaded.worker import Answer
+from server.services import SERVICES
+
+Json = dict[str, Any]
+
+
+@dataclass
+class Generation:
+    """The answers that one request asks for: each of `submits` is a prompt with one or more answers.
+
+    `context` (tokens) and `keep_alive` (seconds) concern the loaded model; None leaves them to the settings.
+    """
+
+    model: Model
+    submits: list[Submit]
+    stream: bool
+    context: int | None = None
+    keep_alive: float | None = None
+
+
+@dataclass
+class Usage:
+    """Tokens over all prompts and answers of a request: read, found in the cache, written."""
+
+    prompt: int = 0
+    cached: int = 0
+    answer: int = 0
+
+    def count(self, frame: Answer) -> None:
+        """Add the tokens that a frame tells of."""
+        if isinstance(frame, Started):
+            self.prompt += frame.prompt_tokens
+            self.cached += frame.cached
+        elif isinstance(frame, Finished):
+            self.answer += frame.answer_tokens
+
+
+class AnswerWriter(ABC):
+    """A dialect's objects for each step of a request. `index` counts the answers over all prompts."""
+
+    dialect: Dialect
+    form: StreamForm
+
+    async def begin(self, model: InUse) -> None:  # noqa: B027 - most writers have nothing to do here
+        """The model is loaded, and no prompt is submitted yet."""
+
+    @abstractmethod
+    def first(self, index: int, frame: Started) -> Iterable[Json]:
+        """Objects for an answer whose prompt left the queue."""
+
+    @abstractmethod
+    def delta(self, index: int, frame: Delta) -> Iterable[Json]:
+        """Objects for more text of an answer."""
+
+    @abstractmethod
+    def end(self, index: int, frame: Finished) -> Iterable[Json]:
+        """Objects for an answer that is complete."""
+
+    @abstractmethod
+    async def last(self, model: InUse, usage: Usage) -> Iterable[Json]:
+        """Objects at the end of the stream."""
+
+    @abstractmethod
+    def whole(self, parts: list[Json], usage: Usage) -> Json:
+        """The one object of a request that does not stream; `parts` are the objects of the stream, answer by answer."""
+
+
+async def respond(request: web.Request, generation: Generation, writer: AnswerWriter) -> web.StreamResponse:
+    """Load the model, generate the answers, and send them. Raises as `in_use` and `Worker.answer`."""
+    usage = Usage()
+    async with in_use(request.app[SERVICES], generation.model, generation.context, generation.keep_alive) as model:
+        if generation.stream:
+            response = await _streamed(request, _parts(generation, writer, model, usage), writer)
+        else:
+            await writer.begin(model)
+            response = reply(await _whole(model, generation.submits, writer, usage))
+    request[LOG_NOTE] += f" {usage.prompt}+{usage.answer} tokens"
+    return response
+
+
+async def _streamed(request: web.Request, parts: AsyncGenerator[Json], writer: AnswerWriter) -> web.StreamResponse:
+    stream = Stream(request, writer.form)
+    async with aclosing(parts):
+        try:
+            async for part in parts:
+                await stream.send(part)
+            return await stream.end()
+        except Exception as error:
+            if not stream.started or isinstance(error, ConnectionError):
+                raise
+            return await stream.fail(Problem.of(error).body(writer.dialect))
+
+
+async def _parts(generation: Generation, writer: AnswerWriter, model: InUse, usage: Usage) -> AsyncGenerator[Json]:
+    await writer.begin(model)
+    async with aclosing(_frames(model, generation.submits, usage)) as frames:
+        async for index, frame in frames:
+            for part in _written(writer, index, frame):
+                yield part
+    for part in await writer.last(model, usage):
+        yield part
+
+
+async def _whole(model: InUse, submits: list[Submit], writer: AnswerWriter, usage: Usage) -> Json:
+    answers: defaultdict[int, list[Answer]] = defaultdict(list)
+    async with aclosing(_frames(model, submits, usage)) as frames:
+        async for index, frame in frames:
+            answers[index].append(frame)
+    parts = [
+        part
+        for index in sorted(answers)
+        for frame in _merged(answers[index])
+        for part in _written(writer, index, frame)
+    ]
+    return writer.whole([*parts, *await writer.last(model, usage)], usage)
+
+
+async def _frames(model: InUse, submits: list[Submit], usage: Usage) -> AsyncGenerator[tuple[int, Answer]]:
+    """The frames of all answers, each with the index of its answer; the prompts are read one after the other."""
+    for number, submit in enumerate(submits):
+        first = number * submit.count
+        async with model.frames(submit) as frames:
+            async for frame in frames:
+                usage.count(frame)
+                if isinstance(frame, Started):
+                    for index in range(first, first + submit.count):
+                        yield index, frame
+                else:
+                    yield first + frame.index, frame
+
+
+def _written(writer: AnswerWriter, index: int, frame: Answer) -> Iterable[Json]:
+    match frame:
+        case Started():
+            return writer.first(index, frame)
+        case Delta():
+            return writer.delta(index, frame)
+        case Finished():
+            return writer.end(index, frame)
+
+
+def _merged(frames: list[Answer]) -> list[Answer]:
+    """The frames of one answer with its text in one piece.
+
+    Text before the first token with probabilities, which is an echo of the prompt, stays apart: offsets count from it.
+    """
+    deltas = [frame for frame in frames if isinstance(frame, Delta)]
+    echo = next((number for number, delta in enumerate(deltas) if delta.logprobs), 0)
+    pieces = [_joined(piece) for piece in (deltas[:echo], deltas[echo:]) if piece]
+    started = [frame for frame in frames if isinstance(frame, Started)]
+    return [*started, *pieces, *(frame for frame in frames if isinstance(frame, Finished))]
+
+
+def _joined(deltas: list[Delta]) -> Delta:
+    rows = [row for delta in deltas for row in delta.logprobs]
+    text = "".join(delta.text for delta in deltas)
+    return Delta(deltas[0].id, text, sum(delta.tokens for delta in deltas), deltas[0].index, rows)
