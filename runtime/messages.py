@@ -55,8 +55,8 @@ class Load(msgspec.Struct, tag="load"):
 class Submit(msgspec.Struct, tag="submit", omit_defaults=True):
     """One request: either `turns` (the template renders them), or `prompt` (text, or token ids), never both.
 
-    `parse_special` lets text of a raw prompt spell control tokens; `truncate` drops the oldest turns, or the head of a
-    raw prompt, when the prompt does not fit; `shift` lets the context slide when an answer reaches its end.
+    `parse_special` lets text of a raw prompt spell control tokens. `truncate` drops the oldest turns, or the head of a
+    raw prompt, when the prompt does not fit. `shift` lets the context slide when an answer reaches its end.
     `count` answers are drawn from one prompt. `logprobs` is the number of alternatives reported, -1 for none at all.
     """
 
@@ -182,7 +182,7 @@ class Finished(msgspec.Struct, tag="finished", omit_defaults=True):
 
 
 class Failed(msgspec.Struct, tag="failed"):
-    """Request `id` ended in an error (`id` 0: the load did). `code` is that of an exception in `runtime/errors.py`."""
+    """Request `id` ended in an error (`id` 0: the load did). `code` names an exception of `runtime/errors.py`."""
 
     id: int
     code: str

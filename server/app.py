@@ -36,7 +36,7 @@ ACCESS_RULES = web.AppKey("access_rules", AccessRules)
 GONE = 499
 # Asked before every command and by every watchdog: not worth a line.
 _PROBES = frozenset({"/", "/health", "/api/version"})
-# What begins like this is answered by other servers, and not yet by this one: what it is, and what there is instead.
+# Routes of other servers that this one lacks: how their paths begin, their purpose, and a way around.
 _ABSENT = (
     (
         ("/api/create", "/api/blobs/"),
@@ -142,7 +142,7 @@ async def explain(request: web.Request, handler: Handler) -> web.StreamResponse:
 
 
 async def _label(request: web.Request, response: web.StreamResponse) -> None:
-    """Before a head goes out, that of a stream too: the request's id, and that an allowed page may read the answer."""
+    """Add headers to every answer, streams included: the request's id, and that an allowed page may read it."""
     response.headers["X-Request-Id"] = request["id"]
     origin = request.headers.get("Origin")
     if origin is not None and request.app[ACCESS_RULES].allows_origin(origin):

@@ -1,4 +1,4 @@
-"""What can go wrong between a request and the parts that answer it.
+"""Errors between a request and the parts that answer it.
 
 ServerError
 ├── BadBody          a body that is not what the route wants

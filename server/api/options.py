@@ -88,7 +88,7 @@ def asked_of(body: msgspec.Struct) -> dict[str, Any]:
 
 
 def sampling(defaults: Mapping[str, Any], asked: Mapping[str, Any]) -> Sampling:
-    """How to draw tokens: what is asked for, else what the model's makers recommend, else Ollama's defaults.
+    """How to draw tokens: by the request's options, else by the model's own (`defaults`), else by Ollama's.
 
     Names that are no sampling options are passed over: clients send many that concern Ollama's own engine.
     Raises BadRequest for a value out of its range.

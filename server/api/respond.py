@@ -1,7 +1,7 @@
 """The answers to one request, streamed or whole, in the words of a dialect's writer.
 
-A writer makes the objects of a stream. A whole answer is what the same writer makes of those objects, so a dialect says
-once what it sends. An error before the first byte is raised; a later one is the last object of the stream.
+A writer makes the objects of a stream, and joins the same objects to a whole answer, so that a dialect is written once.
+An error before the first byte is raised; a later one is the last object of the stream.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a request says of where a model comes from: its name, and the hub's address and token of whoever asks."""
+"""The source of a model that a request names: its reference, and the hub with the caller's token."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """One table from an exception's code to HTTP status, and the bodies that each dialect gives an error.
 
 Everything that a client can be told goes through `Problem`: exceptions of the four `errors.py` trees and failures that
-a child process reports by code. What is not in a tree becomes `internal`: the log gets the traceback, the client an id.
+a child process reports by code. Any other exception becomes `internal`: the log gets the traceback, the client an id.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""lm's routes about pulls: list those that are not done, and stop one."""
+"""lm's routes about pulls: list the unfinished ones, and stop one or the model that it made."""
 
 from __future__ import annotations
 
