@@ -111,7 +111,6 @@ FAULTS: dict[str, int] = {
     "server/advice/adviser.py": 2,
     "server/advice/frames.py": 4,
     "server/config.py": 3,
-    "server/doctor/__main__.py": 4,
     "server/loaded/estimate.py": 4,
     "server/pulls/frames.py": 1,
     "server/pulls/jobs.py": 3,

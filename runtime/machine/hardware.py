@@ -247,7 +247,7 @@ def nvidia_gpus() -> tuple[Gpu, ...]:
     return tuple(gpus)
 
 
-def amd_gpus(drm: Path = Path("/sys/class/drm"), compute: Path = Path("/dev/kfd")) -> tuple[str, ...]:
+def amd_cards(drm: Path = Path("/sys/class/drm"), compute: Path = Path("/dev/kfd")) -> tuple[str, ...]:
     """AMD's cards that programs can compute on: what the kernel calls them."""
     found = []
     for vendor in sorted(drm.glob("card[0-9]/device/vendor")) if compute.exists() else ():

@@ -14,6 +14,7 @@ from quant.convert.planning import sketch_model
 from quant.gguf.header import read_file
 from quant.levels.recipes import LEVELS, assign
 from quant.types import QuantType, Tensor
+from runtime.llama.library import PACKAGE_VERSION
 from runtime.machine import fit
 from runtime.machine.inspection import Examine, Examined, Probed, Refused, Weigh, ask, ask_reserved
 from runtime.machine.rates import Rates
@@ -67,7 +68,7 @@ def test_repacked_weights_are_matrices_of_eights_of_rows() -> None:
 def test_llama_cpp_describes_itself() -> None:
     examined = ask(Examine(), 30)
     assert isinstance(examined, Examined)
-    assert examined.package == "0.3.36"
+    assert examined.package == PACKAGE_VERSION
     cpu = next(device for device in examined.devices if device.kind == "cpu")
     assert 0 < cpu.free <= cpu.total and not cpu.shared
 

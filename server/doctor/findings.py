@@ -1,0 +1,169 @@
+"""The judgement of `lm doctor`: a finding says whether something is well, and what to do where it is not."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from runtime.llama.library import PACKAGE_VERSION
+from runtime.machine.advise import size
+from runtime.machine.hardware import Hardware
+from runtime.machine.inspection import Examined, Probed, Refused
+from server.config import Config
+from server.doctor.observations import Address, Home, Observations
+
+State = Literal["ok", "warn", "fail"]
+OK: State = "ok"
+WARN: State = "warn"
+FAIL: State = "fail"
+LITTLE_MEMORY, NO_MEMORY = 2_000_000_000, 500_000_000
+LITTLE_DISK, NO_DISK = 10_000_000_000, 1_000_000_000
+# Instruction sets without which llama.cpp is much slower: Linux's name, and llama.cpp's.
+_INSTRUCTIONS = {
+    "avx2": "AVX2",
+    "fma": "FMA",
+    "f16c": "F16C",
+    "avx512f": "AVX512",
+    "avx512_vnni": "AVX512_VNNI",
+    "avx512_bf16": "AVX512_BF16",
+    "asimddp": "DOTPROD",
+    "i8mm": "MATMUL_INT8",
+}
+_REBUILD = (
+    f"pip install --force-reinstall --no-cache-dir --no-binary llama-cpp-python llama-cpp-python=={PACKAGE_VERSION}"
+)
+_WITHOUT_AMX = (
+    'CMAKE_ARGS="-DGGML_NATIVE=OFF -DGGML_AVX512=ON -DGGML_AVX512_VBMI=ON -DGGML_AVX512_VNNI=ON -DGGML_AVX512_BF16=ON"'
+)
+
+
+class Finding(msgspec.Struct, frozen=True):
+    """One line of the report: the check's name, its outcome, what was found, and what to do ("" where all is well)."""
+
+    check: str
+    state: State
+    found: str
+    hint: str = ""
+
+
+def examine(config: Config, seen: Observations) -> list[Finding]:
+    """Every finding, in the order in which they matter to each other."""
+    return [
+        _memory(seen.hardware, seen.swap),
+        _disk(config, seen.disk_free),
+        _home(config, seen.home),
+        _processor(seen),
+        *_llama(seen.llama, seen.instructions),
+        _graphics(seen),
+        _speed(seen.rates),
+        _daemon(config, seen.address),
+    ]
+
+
+def _memory(hardware: Hardware, swap: bool) -> Finding:
+    found = f"models may use {size(hardware.budget)} of {size(hardware.memory_total)}"
+    if hardware.memory_limit < hardware.memory_total:
+        found += f"; a control group allows {size(hardware.memory_limit)}"
+    found += f"; {size(hardware.memory_available)} are free now"
+    if swap:
+        found += "; swap is not counted"
+    if hardware.budget < NO_MEMORY:
+        return Finding("memory", FAIL, found, "give the machine or the container more memory")
+    if hardware.budget < LITTLE_MEMORY:
+        return Finding("memory", WARN, found, "small models only: see `lm fit NAME`")
+    return Finding("memory", OK, found)
+
+
+def _disk(config: Config, free: int | None) -> Finding:
+    hint = "make room, or set LM_HOME to a folder on a larger disk"
+    if free is None:
+        return Finding("disk", WARN, f"the disk of {config.store} does not say how much is free", hint)
+    found = f"{size(free)} free for models in {config.store}"
+    if free < NO_DISK:
+        return Finding("disk", FAIL, found, hint)
+    return Finding("disk", WARN, found, hint) if free < LITTLE_DISK else Finding("disk", OK, found)
+
+
+def _home(config: Config, home: Home) -> Finding:
+    if home.error:
+        hint = "set LM_HOME to a folder of your own"
+        return Finding("home", FAIL, f"{home.folder} cannot be written: {home.error}", hint)
+    if home.writable_by_others:
+        return Finding("home", WARN, f"others may write to {config.home}", f"chmod go-w {config.home}")
+    return Finding("home", OK, str(config.home))
+
+
+def _processor(seen: Observations) -> Finding:
+    hardware = seen.hardware
+    cores = f"{hardware.cpus} core{'s' if hardware.cpus > 1 else ''}"
+    found = f"{seen.processor}: {cores} used of {seen.hardware_threads} processors"
+    if hardware.cpus == 1 and seen.hardware_threads > 1:
+        return Finding("processor", WARN, found, "affinity or a control group holds lm to one core")
+    return Finding("processor", OK, f"{found}, memory reads {size(int(hardware.bandwidth))}/s")
+
+
+def _llama(llama: Examined | Refused, instructions: frozenset[str] | None) -> list[Finding]:
+    if isinstance(llama, Refused):
+        return [Finding("llama.cpp", FAIL, llama.reason, _REBUILD)]
+    version = f"llama-cpp-python {llama.package}, llama.cpp {llama.version}"
+    return [Finding("llama.cpp", OK, version), _instructions(llama, instructions), _amx(llama)]
+
+
+def _instructions(llama: Examined, present: frozenset[str] | None) -> Finding:
+    built = {name for name in _INSTRUCTIONS.values() if llama.features.get(name) == "1"}
+    missing = [name for linux, name in _INSTRUCTIONS.items() if linux in (present or ()) and name not in built]
+    if missing:
+        found = f"this processor has {', '.join(missing)}, and llama.cpp was built without"
+        return Finding("instructions", WARN, found, f"compile it on this machine: {_REBUILD}")
+    used = ", ".join(name for name in _INSTRUCTIONS.values() if name in built) or "none that matter"
+    unknown = "; which this processor has cannot be found out" if present is None else ""
+    return Finding("instructions", OK, used + unknown)
+
+
+def _amx(llama: Examined) -> Finding:
+    if llama.amx_is_broken:
+        found = "llama.cpp's AMX kernels crash on this processor, so weights are not repacked: prompts are read slower"
+        return Finding("AMX", WARN, found, f"build without them: {_WITHOUT_AMX} {_REBUILD}")
+    return Finding("AMX", OK, "not in the way")
+
+
+def _graphics(seen: Observations) -> Finding:
+    """The cards by the drivers' word against the cards that llama.cpp can use."""
+    hardware, llama = seen.hardware, seen.llama if isinstance(seen.llama, Examined) else None
+    cards = [f"{gpu.name} ({size(gpu.memory_free)} of {size(gpu.memory_total)} free)" for gpu in hardware.gpus]
+    cards += seen.amd_cards
+    used = [
+        f"{device.name} ({device.what}), {size(device.free)} of {size(device.total)} free"
+        + (", in main memory" if device.shared else "")
+        for device in (llama.devices if llama else ())
+        if device.kind in ("gpu", "igpu")
+    ]
+    if used:
+        return Finding("graphics", OK, "; ".join(used))
+    able = llama.gpu if llama else hardware.gpu_build
+    if not cards:
+        return Finding("graphics", OK, "no graphics card" + (", though llama.cpp could use one" if able else ""))
+    if able:
+        found = f"{', '.join(cards)}: there, and llama.cpp, though built for cards, finds none"
+        return Finding("graphics", WARN, found, "is the driver as new as the build? For NVIDIA, `nvidia-smi` must work")
+    flag = "-DGGML_CUDA=on" if hardware.gpus else "-DGGML_HIP=on"
+    found = f"{', '.join(cards)}: there, and llama.cpp was built for the processor alone"
+    return Finding("graphics", WARN, found, f'build it for the card: CMAKE_ARGS="{flag}" {_REBUILD}')
+
+
+def _speed(known: Probed | None) -> Finding:
+    if known is None:
+        return Finding("speed", OK, "not measured yet: the first large model has it measured")
+    rates = [f"{name} {size(int(known.rates[name]))}/s" for name in ("Q8_0", "Q4_K", "Q2_K") if name in known.rates]
+    busy = "" if known.steady else "; measured while the machine was busy, to be redone"
+    return Finding("speed", OK, f"weights are read at {', '.join(rates)}{busy}")
+
+
+def _daemon(config: Config, address: Address) -> Finding:
+    if address.daemon:
+        return Finding("daemon", OK, address.daemon)
+    if not address.other:
+        return Finding("daemon", OK, "does not run; any command starts it")
+    found = f"{config.url} is taken by {address.other}"
+    return Finding("daemon", FAIL, found, "end that program, or set LM_PORT to another port")

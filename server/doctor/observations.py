@@ -1,0 +1,119 @@
+"""Everything that `lm doctor` looks at, gathered once, without a judgement.
+
+llama.cpp is loaded in a process of its own (`runtime/machine/inspector.py`), so that a build that crashes is a finding
+too. The only connection goes to the daemon's address.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from runtime.machine.hardware import Hardware, amd_cards, detect
+from runtime.machine.inspection import Examine, Examined, Probed, Refused, ask
+from runtime.machine.rates import Rates
+from runtime.processor import instruction_sets, processor_name
+from server.config import Config
+from server.doctor.owner import who_listens
+
+EXAMINE_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class Home:
+    """The folder of models, logs and settings, or the nearest one above it that is there."""
+
+    folder: Path
+    error: str = ""
+    """Why nothing can be written there, "" where it can."""
+    writable_by_others: bool = False
+
+
+@dataclass(frozen=True)
+class Address:
+    """The daemon's address: `daemon` describes a daemon of this home, `other` whoever else listens there."""
+
+    daemon: str = ""
+    other: str = ""
+
+
+@dataclass(frozen=True)
+class Observations:
+    """The state of the machine and of the installation."""
+
+    hardware: Hardware
+    llama: Examined | Refused
+    processor: str
+    """Its name."""
+    hardware_threads: int
+    instructions: frozenset[str] | None
+    """Instruction sets by Linux's names, None where they cannot be found out."""
+    amd_cards: tuple[str, ...]
+    swap: bool
+    disk_free: int | None
+    """Bytes free for models, None where that cannot be found out."""
+    home: Home
+    rates: Probed | None
+    """Measured speeds; None where there are none yet."""
+    address: Address
+
+
+def observe(config: Config) -> Observations:
+    """Look at this machine, at llama.cpp, and at the daemon's home and address. Takes about a second."""
+    hardware = detect()
+    answer = ask(Examine(), EXAMINE_SECONDS)
+    return Observations(
+        hardware=hardware,
+        llama=answer if isinstance(answer, Examined | Refused) else Refused("it cannot be asked"),
+        processor=processor_name(),
+        hardware_threads=psutil.cpu_count() or hardware.cpus,
+        instructions=instruction_sets(),
+        amd_cards=amd_cards(),
+        swap=bool(psutil.swap_memory().total),
+        disk_free=_disk_free(config.store),
+        home=_home(config.home),
+        rates=Rates(config.cache, hardware.cpus).known(),
+        address=_address(config),
+    )
+
+
+def _existing(path: Path) -> Path:
+    """The folder, or the nearest one above it that we can see."""
+    return next(folder for folder in (path, *path.parents) if os.path.exists(folder))  # noqa: PTH110 (never raises)
+
+
+def _disk_free(store: Path) -> int | None:
+    try:
+        return psutil.disk_usage(str(_existing(store))).free
+    except OSError:
+        return None
+
+
+def _home(home: Path) -> Home:
+    folder = _existing(home)
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+        return Home(folder, writable_by_others=folder == home and bool(home.stat().st_mode & 0o022))
+    except OSError as error:
+        return Home(folder, error.strerror or str(error))
+
+
+def _address(config: Config) -> Address:
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        known = json.loads(config.daemon_file.read_bytes())
+        if psutil.pid_exists(int(known["pid"])):
+            return Address(daemon=f"lm {known['version']} on {known['url']}, process {known['pid']}")
+    host = config.url.removeprefix("http://").rpartition(":")[0].strip("[]")
+    try:
+        socket.create_connection((host, config.port), timeout=1).close()
+    except OSError:
+        return Address()
+    return Address(other=who_listens(config))
