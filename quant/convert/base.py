@@ -51,7 +51,7 @@ To add a family, write four things, here for a model with one fused matrix and w
 `{}` stands for the layer's number, `[]` for the expert's. A shape names fields of the family's `Sizes`; a misspelt
 name, as `"feed_foward"`, is an error as soon as the module is imported. `families/decoder.py` has the tables and sizes
 that most decoders share (`decoder.STANDARD`, `decoder.linear`, `decoder.read_sizes`). List the new family in
-`families/table.py`, and give it a row in `tests/quant/zoo.py`.
+`families/table.py`, and give it a row below `tests/quant/zoo/`.
 """
 
 from __future__ import annotations

@@ -59,7 +59,9 @@ def make_families() -> None:
 
     from quant.safetensors import read_model
     from tests.quant.support import Folder
-    from tests.quant.zoo import ZOO, make, reference
+    from tests.quant.zoo import ZOO
+    from tests.quant.zoo.making import make
+    from tests.quant.zoo.reference import reference
 
     ids = np.random.default_rng(1).integers(3, 4096, 200)
     for name, row in FAMILIES.items():

@@ -21,13 +21,43 @@ from tests.server.test_rerank import write_ranker
 
 GONE = object()
 VALUES: tuple[Any, ...] = (
-    *(GONE, None, True, "x", "128", -1, 0, 1, 3, 1 << 40, 1 << 70, 0.5, 1e-30, float("inf"), float("nan")),
-    *([], [1], ["x"], [None], [[]], {}, {"a": 1}, {"rope_type": []}, {"rope_type": "yarn"}, {"full_attention": 3}),
+    GONE,
+    None,
+    True,
+    "x",
+    "128",
+    -1,
+    0,
+    1,
+    3,
+    1 << 40,
+    1 << 70,
+    0.5,
+    1e-30,
+    float("inf"),
+    float("nan"),
+    [],
+    [1],
+    ["x"],
+    [None],
+    [[]],
+    {},
+    {"a": 1},
+    {"rope_type": []},
+    {"rope_type": "yarn"},
+    {"full_attention": 3},
 )
 # Settings that a model may have beside those in its file.
 MORE: dict[str, Any] = {
-    **{"rope_scaling": None, "head_dim": 64, "layer_types": [], "text_config": None, "quantization_config": None},
-    **{"id2label": {"0": "a"}, "pad_token_id": 0, "sliding_window": None, "num_local_experts": 4},
+    "rope_scaling": None,
+    "head_dim": 64,
+    "layer_types": [],
+    "text_config": None,
+    "quantization_config": None,
+    "id2label": {"0": "a"},
+    "pad_token_id": 0,
+    "sliding_window": None,
+    "num_local_experts": 4,
 }
 Path_ = tuple[str | int, ...]
 

@@ -16,8 +16,14 @@ from tests.quant.support import DEMO, Folder, llama_shapes, safetensors
 HEADS, SHARED, HEAD = 8, 2, 16
 WIDTH = HEADS * HEAD
 SIZES = {
-    **{"hidden_size": WIDTH, "intermediate_size": 160, "num_hidden_layers": 2, "num_attention_heads": HEADS},
-    **{"num_key_value_heads": SHARED, "head_dim": None, "rope_theta": 50000.0, "tie_word_embeddings": False},
+    "hidden_size": WIDTH,
+    "intermediate_size": 160,
+    "num_hidden_layers": 2,
+    "num_attention_heads": HEADS,
+    "num_key_value_heads": SHARED,
+    "head_dim": None,
+    "rope_theta": 50000.0,
+    "tie_word_embeddings": False,
 }
 
 
@@ -50,9 +56,16 @@ def same(first: Folder, second: Folder, path: Path) -> None:
 
 def test_internlm_2_is_llama_with_its_attention_in_one_matrix(weights: dict[str, np.ndarray], tmp_path: Path) -> None:
     names = {
-        **{"embed_tokens": "tok_embeddings", "lm_head": "output", "o_proj": "wo", "self_attn": "attention"},
-        **{"gate_proj": "w1", "down_proj": "w2", "up_proj": "w3", "mlp": "feed_forward"},
-        **{"input_layernorm": "attention_norm", "post_attention_layernorm": "ffn_norm"},
+        "embed_tokens": "tok_embeddings",
+        "lm_head": "output",
+        "o_proj": "wo",
+        "self_attn": "attention",
+        "gate_proj": "w1",
+        "down_proj": "w2",
+        "up_proj": "w3",
+        "mlp": "feed_forward",
+        "input_layernorm": "attention_norm",
+        "post_attention_layernorm": "ffn_norm",
     }
     tensors = {}
     for name, value in weights.items():
@@ -73,8 +86,10 @@ def test_internlm_2_is_llama_with_its_attention_in_one_matrix(weights: dict[str,
 def test_minicpm_is_granite_by_other_names(weights: dict[str, np.ndarray], tmp_path: Path) -> None:
     own = {"scale_emb": 12, "scale_depth": 1.4, "dim_model_base": 32}
     scales = {
-        **{"embedding_multiplier": 12.0, "residual_multiplier": 1.4 / 2**0.5},
-        **{"attention_multiplier": HEAD**-0.5, "logits_scaling": WIDTH / 32},
+        "embedding_multiplier": 12.0,
+        "residual_multiplier": 1.4 / 2**0.5,
+        "attention_multiplier": HEAD**-0.5,
+        "logits_scaling": WIDTH / 32,
     }
     granite = model(weights, architectures=["GraniteForCausalLM"], **scales)
     same(model(weights, architectures=["MiniCPMForCausalLM"], **own), granite, tmp_path)

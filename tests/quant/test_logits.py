@@ -16,7 +16,7 @@ from tests.converting import write
 from tests.quant.engine import Engine, divergence
 from tests.quant.make_golden import EVERY, FAMILIES, GOLDEN, ROWS, TEXT, family_golden, reference_logits
 from tests.quant.support import DEMO, TALE, Folder, safetensors
-from tests.quant.zoo import weight
+from tests.quant.zoo.making import weight
 
 # Mean KL divergence in nats that a level may have from float32; about twice what it has.
 LIMITS = {"BF16": 1e-4, "F16": 1e-5, "Q8_0": 1e-3, "Q6_K": 5e-3, "Q4_K_M": 3e-2}

@@ -17,12 +17,29 @@ from tests.quant.support import Folder, safetensors
 
 WIDTH, HEADS, EXPERTS, LAYERS = 160, 3, 4, 3
 CONFIG: dict[str, Any] = {
-    **{"architectures": ["DeepseekV3ForCausalLM"], "hidden_size": WIDTH, "intermediate_size": 192, "vocab_size": 64},
-    **{"num_hidden_layers": LAYERS, "num_attention_heads": HEADS, "q_lora_rank": 96, "kv_lora_rank": 64},
-    **{"qk_nope_head_dim": 40, "qk_rope_head_dim": 16, "v_head_dim": 24, "n_routed_experts": EXPERTS},
-    **{"n_shared_experts": 1, "moe_intermediate_size": 96, "first_k_dense_replace": 1, "num_experts_per_tok": 2},
-    **{"n_group": 2, "topk_group": 1, "norm_topk_prob": True, "routed_scaling_factor": 2.5},
-    **{"scoring_func": "sigmoid", "topk_method": "noaux_tc", "num_nextn_predict_layers": 1},
+    "architectures": ["DeepseekV3ForCausalLM"],
+    "hidden_size": WIDTH,
+    "intermediate_size": 192,
+    "vocab_size": 64,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": HEADS,
+    "q_lora_rank": 96,
+    "kv_lora_rank": 64,
+    "qk_nope_head_dim": 40,
+    "qk_rope_head_dim": 16,
+    "v_head_dim": 24,
+    "n_routed_experts": EXPERTS,
+    "n_shared_experts": 1,
+    "moe_intermediate_size": 96,
+    "first_k_dense_replace": 1,
+    "num_experts_per_tok": 2,
+    "n_group": 2,
+    "topk_group": 1,
+    "norm_topk_prob": True,
+    "routed_scaling_factor": 2.5,
+    "scoring_func": "sigmoid",
+    "topk_method": "noaux_tc",
+    "num_nextn_predict_layers": 1,
 }
 FP8 = {"quant_method": "fp8", "weight_block_size": [128, 128]}
 
@@ -30,9 +47,13 @@ FP8 = {"quant_method": "fp8", "weight_block_size": [128, 128]}
 def shapes() -> dict[str, tuple[int, ...]]:
     """DeepSeek V3, small, with a layer behind the last that guesses."""
     attention = {
-        **{"q_a_proj": (96, WIDTH), "q_b_proj": (HEADS * 56, 96), "kv_a_proj_with_mqa": (80, WIDTH)},
-        **{"kv_b_proj": (HEADS * 64, 64), "o_proj": (WIDTH, HEADS * 24)},
-        **{"q_a_layernorm": (96,), "kv_a_layernorm": (64,)},
+        "q_a_proj": (96, WIDTH),
+        "q_b_proj": (HEADS * 56, 96),
+        "kv_a_proj_with_mqa": (80, WIDTH),
+        "kv_b_proj": (HEADS * 64, 64),
+        "o_proj": (WIDTH, HEADS * 24),
+        "q_a_layernorm": (96,),
+        "kv_a_layernorm": (64,),
     }
     found: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (64, WIDTH), "model.norm.weight": (WIDTH,)}
     found["lm_head.weight"] = (64, WIDTH)

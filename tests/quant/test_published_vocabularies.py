@@ -37,8 +37,25 @@ from tests.quant.vocabularies import vocabulary_file
 pytestmark = pytest.mark.slow
 NORMAL, UNKNOWN, CONTROL, USER, UNUSED, BYTE = range(1, 7)
 VOCABULARIES = (
-    *("aquila", "baichuan", "bert-bge", "command-r", "deepseek-coder", "deepseek-llm", "falcon", "gemma-4", "gpt-2"),
-    *("gpt-neox", "llama-bpe", "llama-spm", "mpt", "nomic-bert-moe", "phi-3", "qwen2", "qwen35", "refact", "starcoder"),
+    "aquila",
+    "baichuan",
+    "bert-bge",
+    "command-r",
+    "deepseek-coder",
+    "deepseek-llm",
+    "falcon",
+    "gemma-4",
+    "gpt-2",
+    "gpt-neox",
+    "llama-bpe",
+    "llama-spm",
+    "mpt",
+    "nomic-bert-moe",
+    "phi-3",
+    "qwen2",
+    "qwen35",
+    "refact",
+    "starcoder",
 )
 # Llama.cpp chose `default` for these two, before it had names; what they are published with is GPT-2's.
 UNNAMED = ("aquila", "gpt-neox")

@@ -41,7 +41,11 @@ allows = bind("_Z38llama_quant_tensor_allows_quantizationPK19quantize_state_impl
 compute = bind(
     "_Z25llama_quant_compute_typesP19quantize_state_impl11llama_ftypePP11ggml_tensorP9ggml_typem",
     None,
-    *(P, ctypes.c_int, P, P, ctypes.c_size_t),
+    P,
+    ctypes.c_int,
+    P,
+    P,
+    ctypes.c_size_t,
 )
 ggml_init = bind("ggml_init", P, Memory)
 ggml_free = bind("ggml_free", None, P)

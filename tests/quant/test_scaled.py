@@ -25,10 +25,20 @@ from tests.quant.support import DEMO, Folder, bf16, llama_shapes, safetensors
 
 EXPERTS, WIDTH, INNER, LAYERS, VOCABULARY = 3, 64, 96, 2, 4160
 CONFIG = {
-    **{"architectures": ["GptOssForCausalLM"], "hidden_size": WIDTH, "intermediate_size": INNER},
-    **{"num_hidden_layers": LAYERS, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32},
-    **{"vocab_size": VOCABULARY, "num_local_experts": EXPERTS, "num_experts_per_tok": 2, "sliding_window": 48},
-    **{"max_position_embeddings": 512, "rope_theta": 150000.0, "swiglu_limit": 7.0},
+    "architectures": ["GptOssForCausalLM"],
+    "hidden_size": WIDTH,
+    "intermediate_size": INNER,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "vocab_size": VOCABULARY,
+    "num_local_experts": EXPERTS,
+    "num_experts_per_tok": 2,
+    "sliding_window": 48,
+    "max_position_embeddings": 512,
+    "rope_theta": 150000.0,
+    "swiglu_limit": 7.0,
     "quantization_config": {"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]},
 }
 RNG = np.random.default_rng(5)
@@ -198,8 +208,12 @@ def llama_in_fp8(dtype: str, squares: bool) -> tuple[Folder, dict[str, tuple[np.
         if not squares:
             tensors[name.replace("weight", "activation_scale")] = "BF16", (), bits[:1].tobytes()
     config = {
-        **{"architectures": ["LlamaForCausalLM"], "num_attention_heads": 6, "num_key_value_heads": 2},
-        **{"hidden_size": 192, "intermediate_size": 320, "head_dim": None},
+        "architectures": ["LlamaForCausalLM"],
+        "num_attention_heads": 6,
+        "num_key_value_heads": 2,
+        "hidden_size": 192,
+        "intermediate_size": 320,
+        "head_dim": None,
         "quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128] if squares else None},
     }
     return folder(tensors, **config), small

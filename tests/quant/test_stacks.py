@@ -20,8 +20,13 @@ from tests.quant.support import DEMO, Folder, safetensors
 
 EXPERTS, LAYERS, WIDTH, WIDE = 12, 2, 64, 96
 MOE = {
-    **{"architectures": ["MixtralForCausalLM"], "num_local_experts": EXPERTS, "num_experts_per_tok": 2},
-    **{"hidden_size": WIDTH, "intermediate_size": WIDE, "num_hidden_layers": LAYERS, "head_dim": 16},
+    "architectures": ["MixtralForCausalLM"],
+    "num_local_experts": EXPERTS,
+    "num_experts_per_tok": 2,
+    "hidden_size": WIDTH,
+    "intermediate_size": WIDE,
+    "num_hidden_layers": LAYERS,
+    "head_dim": 16,
 }
 
 

@@ -22,7 +22,9 @@ from tests.quant import matrix
 from tests.quant.engine import RANK, Engine, EngineRefuses
 from tests.quant.support import Folder
 from tests.quant.test_broken import check_configs
-from tests.quant.zoo import ZOO, attention, make, reference, texts
+from tests.quant.zoo import ZOO
+from tests.quant.zoo.making import make
+from tests.quant.zoo.reference import attention, reference, texts
 
 pytestmark = [pytest.mark.oracle, pytest.mark.filterwarnings("default")]
 IDS = np.random.default_rng(1).integers(3, 4096, 200).tolist()
@@ -37,7 +39,9 @@ SILENT = ("vocab_size", "context_length", "attention.causal", "pooling_type", "c
 # Sizes that tensors have too: llama.cpp refuses a file where they differ, or ends the process, so they are not tried.
 SHAPES = re.compile(r".*(length|count|size|rank|kernel|cache)(_mla|_swa|_kv)?")
 CHOICES = (
-    *("expert_used_count", "expert_group_used_count", "rope.scaling.original_context_length"),
+    "expert_used_count",
+    "expert_group_used_count",
+    "rope.scaling.original_context_length",
     "rope.dimension_count",
 )
 # Whatever the weights, none of their tokens stands out by much.

@@ -15,7 +15,8 @@ import pytest
 from runtime import messages as m
 from runtime.conversation import Turn
 from runtime.options import Limits, Sampling
-from tests.quant.zoo import ZOO, make
+from tests.quant.zoo import ZOO
+from tests.quant.zoo.making import make
 from tests.runtime.conftest import convert
 from tests.runtime.test_engine import GREEDY, WARM, ask, load, one_by_one, submit, with_worker
 from tests.runtime.working import Answer, Worker

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from tests.daemon import Daemon
-from tests.quant.zoo import ZOO, framed, make, weight
+from tests.quant.zoo import ZOO
+from tests.quant.zoo.making import framed, make, weight
 
 pytestmark = [pytest.mark.oracle, pytest.mark.filterwarnings("default")]
 TEXTS = ["The ship sails to the north sea.", "Bread is made of flour and water.", "A", "A dark night. " * 20]

@@ -14,7 +14,9 @@ from tests.converting import write
 from tests.daemon import Daemon
 from tests.quant.engine import RANK, Engine
 from tests.quant.support import DEMO, Folder, safetensors
-from tests.quant.zoo import ZOO, framed, make, reference, weight
+from tests.quant.zoo import ZOO
+from tests.quant.zoo.making import framed, make, weight
+from tests.quant.zoo.reference import reference
 
 QUERY = "Where does the ship sail?"
 TEXTS = ["The ship sails to the north sea.", "Bread is made of flour.", "<|im_end|> ships sail", "A", "word " * 40]

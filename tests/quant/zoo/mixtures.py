@@ -1,0 +1,139 @@
+"""Mixtures of experts."""
+
+from __future__ import annotations
+
+from tests.quant.zoo.row import Row
+from tests.quant.zoo.settings import GRANITE_SCALES, HALF_ROTATED_ROPE, LLAMA_3_ROPE, YARN_ROPE
+
+QWEN_EXPERTS = {"num_experts": 12, "num_experts_per_tok": 3, "moe_intermediate_size": 64, "decoder_sparse_step": 1}
+# The norm of its compressed keys has this epsilon in transformers, whatever the settings say.
+DEEPSEEK_V2 = {
+    "q_lora_rank": None,
+    "kv_lora_rank": 32,
+    "qk_nope_head_dim": 32,
+    "qk_rope_head_dim": 16,
+    "v_head_dim": 24,
+    "n_routed_experts": 6,
+    "n_shared_experts": 2,
+    "moe_intermediate_size": 32,
+    "first_k_dense_replace": 2,
+    "rms_norm_eps": 1e-6,
+    "num_experts_per_tok": 2,
+    "num_hidden_layers": 27,
+    "head_dim": 16,
+    "num_key_value_heads": 4,
+    "hidden_size": 64,
+    "routed_scaling_factor": 2.0,
+    "intermediate_size": 96,
+}
+DEEPSEEK_V3 = {
+    "q_lora_rank": 48,
+    "kv_lora_rank": 32,
+    "qk_nope_head_dim": 32,
+    "qk_rope_head_dim": 16,
+    "v_head_dim": 24,
+    "n_routed_experts": 16,
+    "n_shared_experts": 1,
+    "moe_intermediate_size": 64,
+    "first_k_dense_replace": 1,
+    "n_group": 4,
+    "topk_group": 2,
+    "num_experts_per_tok": 4,
+    "routed_scaling_factor": 2.5,
+    "head_dim": 16,
+    "num_key_value_heads": 4,
+    "num_hidden_layers": 3,
+    "norm_topk_prob": True,
+    "rms_norm_eps": 1e-6,
+}
+LLAMA_4 = {
+    "num_hidden_layers": 4,
+    "intermediate_size": 64,
+    "intermediate_size_mlp": 256,
+    "num_local_experts": 12,
+    "head_dim": 32,
+    "num_experts_per_tok": 1,
+}
+ROUTED_EXPERTS = {
+    "n_routed_experts": 12,
+    "n_shared_experts": 2,
+    "moe_intermediate_size": 64,
+    "first_k_dense_replace": 1,
+    "num_experts_per_tok": 3,
+    "routed_scaling_factor": 1.5,
+    "norm_topk_prob": True,
+    "head_dim": 32,
+}
+GPT_OSS = {
+    "head_dim": 32,
+    "num_local_experts": 12,
+    "num_experts_per_tok": 3,
+    "sliding_window": 48,
+    **{"rope_parameters": {"rope_type": "default", "rope_theta": 150000.0}, "intermediate_size": 96},
+}
+MIXTURES: dict[str, Row] = {
+    "llama, mixtral": Row("Mixtral", {"num_local_experts": 12, "num_experts_per_tok": 2, "sliding_window": None}),
+    "qwen2moe": Row("Qwen2Moe", {**QWEN_EXPERTS, "shared_expert_intermediate_size": 96, "norm_topk_prob": False}),
+    "qwen3moe": Row("Qwen3Moe", {**QWEN_EXPERTS, "head_dim": 64, "norm_topk_prob": True}),
+    "granitemoe": Row("GraniteMoe", {**GRANITE_SCALES, "num_local_experts": 12, "num_experts_per_tok": 3}),
+    "granitemoe, shared": Row(
+        "GraniteMoeShared",
+        {**GRANITE_SCALES, "num_local_experts": 4, "num_experts_per_tok": 2, "shared_intermediate_size": 96},
+    ),
+    "deepseek2": Row("DeepseekV2", DEEPSEEK_V2, spread=1.5),
+    "deepseek2, yarn": Row(
+        "DeepseekV2",
+        {**DEEPSEEK_V2, "rope_scaling": {**YARN_ROPE, "mscale": 0.707, "mscale_all_dim": 0.707}},
+        spread=1.5,
+    ),
+    "gpt-oss": Row("GptOss", GPT_OSS),
+    "gpt-oss, yarn": Row(
+        "GptOss", {**GPT_OSS, "rope_parameters": {**YARN_ROPE, "rope_theta": 150000.0, "truncate": True}}, spread=2.0
+    ),
+    "deepseek2, v3": Row("DeepseekV3", DEEPSEEK_V3),
+    "deepseek2, v3 yarn": Row(
+        "DeepseekV3",
+        {**DEEPSEEK_V3, "rope_scaling": {**YARN_ROPE, "mscale": 1.0, "mscale_all_dim": 1.0, "rope_theta": 1e5}},
+    ),
+    "deepseek2, moonlight": Row(
+        "DeepseekV3",
+        {**DEEPSEEK_V2, "n_group": 1, "topk_group": 1, "norm_topk_prob": True, "first_k_dense_replace": 25},
+        spread=1.5,
+    ),
+    "deepseek2, glm 4.7 flash": Row(
+        "Glm4MoeLite",
+        {**DEEPSEEK_V3, "mlp_layer_types": ["dense", "sparse", "sparse"], "first_k_dense_replace": None},
+    ),
+    "glm4moe": Row(
+        "Glm4Moe", {**ROUTED_EXPERTS, "attention_bias": True, "use_qk_norm": True, "rope_parameters": HALF_ROTATED_ROPE}
+    ),
+    "glm4moe, air": Row("Glm4Moe", {**ROUTED_EXPERTS, "attention_bias": True, "rope_parameters": HALF_ROTATED_ROPE}),
+    "dots1": Row("Dots1", {**ROUTED_EXPERTS, "num_key_value_heads": 4, "sliding_window": None}),
+    "ernie4_5-moe": Row(
+        "Ernie4_5_Moe",
+        {
+            "moe_num_experts": 12,
+            "moe_k": 3,
+            "moe_intermediate_size": 64,
+            "moe_num_shared_experts": 2,
+            "moe_layer_start_index": 1,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "hunyuan-moe": Row("HunYuanMoEV1", {"head_dim": 32, "num_experts": 12, "moe_topk": 3}),
+    "minimax-m2": Row(
+        "MiniMaxM2", {"head_dim": 32, "num_local_experts": 12, "num_experts_per_tok": 3, "rotary_dim": 16}
+    ),
+    "llama4": Row(
+        "Llama4",
+        {
+            **LLAMA_4,
+            "num_experts_per_tok": 2,
+            "rope_scaling": {**LLAMA_3_ROPE, "factor": 16.0, "high_freq_factor": 1.0},
+        },
+    ),
+    "llama4, maverick": Row(
+        "Llama4", {**LLAMA_4, "interleave_moe_layer_step": 2, "num_local_experts": 128, "use_qk_norm": False}
+    ),
+    "olmoe": Row("Olmoe", {"num_experts": 12, "num_experts_per_tok": 3, "num_key_value_heads": 4}),
+}
