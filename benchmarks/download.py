@@ -28,7 +28,7 @@ from pathlib import Path
 from registry import sha256
 from registry.net.download import Download
 from registry.net.locate import Remote
-from registry.net.transport import Limiter, Network
+from registry.net.network import Limiter, Network
 from registry.net.verify import Verified
 
 MB = 1_000_000

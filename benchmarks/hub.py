@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.synthetic import to_bf16
-from registry.net.transport import Limiter
+from registry.net.network import Limiter
 
 NAME = "bench/model"
 COMMIT = "c" * 40

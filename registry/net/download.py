@@ -15,7 +15,6 @@ Nothing here checks content: wrap it in `registry.net.verify.Verified`.
 
 from __future__ import annotations
 
-import random
 import threading
 import time
 from collections.abc import Iterator
@@ -23,25 +22,23 @@ from dataclasses import dataclass
 from http.client import HTTPException
 
 from registry.errors import RegistryError, SourceUnavailable
-from registry.net.locate import Locator, Passing, Remote, again, given_up, interval, patience
-from registry.net.transport import Client, Network, Reply
+from registry.net.locate import Locator, Remote, interval
+from registry.net.network import Network
+from registry.net.retries import Passing, again, asked_wait, given_up
+from registry.net.transport import HttpClient, Response
 from registry.net.window import Piece, Window
 
 MIB = 1 << 20
-WINDOW = 256 * MIB
-TRIES = 8
 # A try that brought this much is none of those in a row that failed.
 PROGRESS = 64 * 1024
-_SHORTEST, _LONGEST, _PATIENCE = 0.25, 20.0, 300.0
 _SLICES = (64 * 1024, MIB)
-_SILENCE = 30.0  # seconds between two notices of trouble that lasts
 
 
 @dataclass(slots=True, eq=False)
 class _Body:
     """An answer being read: it stands at byte `at` of the file and reaches to `end`, several pieces if `whole`."""
 
-    reply: Reply
+    reply: Response
     at: int
     end: int
     whole: bool
@@ -57,26 +54,25 @@ class Download:
     A view is valid until the next one is asked for, then its buffer is used again: copy what must stay. The transfer
     begins when this is made; `close` (or leaving the `with` block) ends all of it at once, whatever it waits for.
     Iteration is for one thread. parallel: connections; piece: bytes per range. Memory: (parallel + 2) × piece, at most
-    WINDOW.
+    `network.window`.
 
-    Iteration raises AccessDenied, ModelNotFound, and SourceUnavailable once a piece has failed TRIES times in a row
-    without progress; what had arrived before the gap is delivered first.
+    Iteration raises AccessDenied, ModelNotFound, and SourceUnavailable once a piece has failed too often in a row
+    without progress (`network.downloads`); what had arrived before the gap is delivered first.
     """
 
     def __init__(
         self, remote: Remote, network: Network, start: int = 0, *, parallel: int = 8, piece: int = 8 * MIB
     ) -> None:
         self.remote, self.network = remote, network
-        self.retries = 0
-        piece = min(piece, WINDOW // 3)
-        self._parallel = max(1, min(parallel, WINDOW // piece - 2))
-        self.window = Window(start, remote.size, piece, self._parallel + 2)
+        piece = min(piece, network.window // 3)
+        self._parallel = max(1, min(parallel, network.window // piece - 2))
+        self.window = Window(start, remote.size, piece, self._parallel + 2, network.downloads)
         self._locator = Locator(remote, network)
-        self.host = self._locator.host
+        self._retries = network.downloads
         self._quiet_until = 0.0
         self._silent_until = 0.0
         self._problem: BaseException | None = None
-        self._clients: list[Client] = []
+        self._clients: list[HttpClient] = []
         self._threads: list[threading.Thread] = []
         if start < remote.size:
             self._hire(1)
@@ -128,14 +124,14 @@ class Download:
             if self.window.closed.is_set():
                 return
             for _ in range(count):
-                client = Client(self.network)
+                client = HttpClient(self.network)
                 name = f"download-{len(self._threads)}"
                 thread = threading.Thread(target=self._work, args=(client,), name=name, daemon=True)
                 self._clients.append(client)
                 self._threads.append(thread)
                 thread.start()
 
-    def _work(self, client: Client) -> None:
+    def _work(self, client: HttpClient) -> None:
         worker = _Worker(self, client)
         try:
             while piece := self.window.assign(client.interrupt):
@@ -155,7 +151,7 @@ class Download:
         """Whether the calling worker is the only one (before the first answer, or for good)."""
         return len(self._threads) == 1
 
-    def open(self, client: Client, start: int, end: int, whole: bool) -> _Body:
+    def open(self, client: HttpClient, start: int, end: int, whole: bool) -> _Body:
         """A body that covers `start`; at most to `end`, unless the source ignores ranges and `whole` allows it.
 
         Raises what `Locator.open` does.
@@ -177,18 +173,16 @@ class Download:
         if failures > 1:
             self._locator.forget()
             if now >= self._silent_until:  # the other threads meet the same
-                self._silent_until = now + _SILENCE
-                self.network.notice(again(self.remote, problem))
-        self.retries += 1
+                self._silent_until = now + self._retries.silence
+                self.network.notice(again(self.remote.name, problem))
         self._quiet_until = max(self._quiet_until, now + wait)
-        backoff = min(_LONGEST, _SHORTEST * 2 ** (failures - 1)) * random.uniform(0.5, 1.0)
-        self.window.closed.wait(max(backoff, self._quiet_until - now))
+        self.window.closed.wait(max(self._retries.pause(failures), self._quiet_until - now))
 
 
 class _Worker:
     """One thread's work: fill pieces, over one connection that is kept."""
 
-    def __init__(self, download: Download, client: Client) -> None:
+    def __init__(self, download: Download, client: HttpClient) -> None:
         self._download, self._client = download, client
         self._window, self._limiter = download.window, download.network.limiter
         self._body: _Body | None = None
@@ -198,7 +192,7 @@ class _Worker:
 
     def fill(self, piece: Piece) -> None:
         """Bring the whole of `piece`, whatever happens in between; raises a RegistryError when it cannot be had."""
-        failures = 0
+        failures, network = 0, self._download.network
         while piece.have < piece.end and not self._window.closed.is_set():
             before = piece.have
             try:
@@ -209,8 +203,8 @@ class _Worker:
                 if self._window.closed.is_set():
                     return
                 failures = 1 if piece.have - before >= PROGRESS else failures + 1
-                wait = getattr(problem, "wait", 0.0)
-                if failures >= patience(problem, self._download.network, TRIES) or wait > _PATIENCE:
+                wait, retries = asked_wait(problem), network.downloads
+                if failures >= retries.limit(problem, network.answered.is_set()) or wait > retries.patience:
                     raise self._given_up(problem, failures, wait) from problem
                 self._download.pause(problem, failures, wait)
 
@@ -257,7 +251,9 @@ class _Worker:
         return count
 
     def _given_up(self, problem: Exception, failures: int, wait: float) -> RegistryError:
-        if wait > _PATIENCE:
-            host = self._download.host
-            return SourceUnavailable(f"`{host}` wants no requests for {wait:.0f} s", "pull again after that time")
-        return given_up(self._download.remote, problem, failures)
+        remote = self._download.remote
+        if wait > self._download.network.downloads.patience:
+            return SourceUnavailable(
+                f"`{remote.host}` wants no requests for {wait:.0f} s", "pull again after that time"
+            )
+        return given_up(remote.name, remote.host, problem, failures)

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import random
 import time
 from collections.abc import Callable
 from http.client import HTTPException, HTTPMessage
 from typing import TypeVar
 
 from registry.errors import RegistryError, SourceUnavailable
-from registry.net.locate import Locator, Passing, Remote, again, given_up, interval, patience
-from registry.net.transport import Client, Network, Reply
+from registry.net.locate import Locator, Remote, interval
+from registry.net.network import Network
+from registry.net.retries import Passing, again, asked_wait, given_up
+from registry.net.transport import HttpClient, Response
 
-TRIES = 6
-PATIENCE = 30.0  # seconds that we wait at most because a source asks for it
-PAUSE = 0.5  # seconds before the second try; doubles
 _STEP = 1 << 20
 
 Result = TypeVar("Result")
@@ -25,7 +23,7 @@ class Fetcher:
 
     def __init__(self, network: Network) -> None:
         self._network = network
-        self._client = Client(network)
+        self._client = HttpClient(network)
         self._locators: dict[str, Locator] = {}
 
     def close(self) -> None:
@@ -64,23 +62,24 @@ class Fetcher:
         return self._persist(read, remote)
 
     def _persist(self, read: Callable[[], Result], remote: Remote) -> Result:
-        for failures in range(1, TRIES + 1):
+        retries, failures = self._network.fetches, 0
+        while True:
             try:
                 return read()
             except (Passing, OSError, HTTPException) as problem:
                 self._client.close()
-                wait = getattr(problem, "wait", 0.0)
-                if failures >= patience(problem, self._network, TRIES) or wait > PATIENCE:
-                    raise given_up(remote, problem, failures) from problem
-                self._network.notice(again(remote, problem))
-                time.sleep(max(wait, PAUSE * 2 ** (failures - 1) * random.uniform(0.5, 1.0)))
+                failures += 1
+                wait = asked_wait(problem)
+                if failures >= retries.limit(problem, self._network.answered.is_set()) or wait > retries.patience:
+                    raise given_up(remote.name, remote.host, problem, failures) from problem
+                self._network.notice(again(remote.name, problem))
+                time.sleep(max(wait, retries.pause(failures)))
             except RegistryError:
                 self._client.close()
                 raise
-        raise AssertionError("not reached")
 
 
-def _read(reply: Reply, most: int) -> bytes:
+def _read(reply: Response, most: int) -> bytes:
     """The body, no more than `most` bytes of it."""
     data = bytearray()
     while len(data) < most:

@@ -18,23 +18,17 @@ from dataclasses import dataclass
 from http.client import HTTPMessage
 
 from registry.errors import AccessDenied, ModelNotFound, RegistryError, SourceUnavailable
-from registry.net.transport import Address, Client, Network, Reply, Unreachable, retry_after
+from registry.net.address import Address
+from registry.net.network import Network
+from registry.net.retries import Passing, retry_after
+from registry.net.transport import HttpClient, Response
 
 HOPS = 5
 _TURNS = 4
-_UNHEARD_TRIES = 2
 _REDIRECTS = (301, 302, 303, 307, 308)
 _EXPIRED = (401, 403, 404, 410)
 _PASSING = (408, 421, 425, 429)
 _RANGE = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/([0-9]{1,19}|\*)")
-
-
-class Passing(Exception):
-    """Trouble that may pass: try again, after `wait` seconds if the other side says so."""
-
-    def __init__(self, message: str, wait: float = 0.0) -> None:
-        super().__init__(message)
-        self.wait = wait
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +44,11 @@ class Remote:
     name: str
     refused: Callable[[int, HTTPMessage], RegistryError] | None = None
 
+    @property
+    def host(self) -> str:
+        """The source's host."""
+        return Address.parse(self.url).host
+
 
 @dataclass(frozen=True, slots=True)
 class _Place:
@@ -64,12 +63,11 @@ class Locator:
     def __init__(self, remote: Remote, network: Network) -> None:
         self._remote, self._network = remote, network
         self._home = Address.parse(remote.url)
-        self.host = self._home.host
         self._lock = threading.Lock()
         self._place: _Place | None = None
         self._identity: str | None = None
 
-    def open(self, client: Client, headers: Mapping[str, str]) -> Reply:
+    def open(self, client: HttpClient, headers: Mapping[str, str]) -> Response:
         """An answer of status 200 or 206 to a GET of the file, body unread.
 
         Close the client after an error: an answer may be left in it. Raises Passing, OSError and HTTPException for
@@ -95,11 +93,13 @@ class Locator:
             if place is None or place is self._place:
                 self._place = None
 
-    def _ask(self, client: Client, address: Address, headers: Mapping[str, str], public: bool) -> Reply:
+    def _ask(self, client: HttpClient, address: Address, headers: Mapping[str, str], public: bool) -> Response:
         token = self._network.token if address.origin == self._home.origin else None
-        return client.get(address, {**headers, "Authorization": f"Bearer {token}"} if token else headers, public)
+        if token:
+            headers = {**headers, "Authorization": f"Bearer {token}"}
+        return client.send("GET", address, headers, public=public)
 
-    def _walk(self, client: Client, headers: Mapping[str, str]) -> Reply:
+    def _walk(self, client: HttpClient, headers: Mapping[str, str]) -> Response:
         """Follow the redirects from the file's own URL, and remember where they end."""
         address, public, linked = self._home, False, None
         for _ in range(HOPS + 1):
@@ -133,7 +133,7 @@ class Locator:
                 f"`{self._remote.name}` changed at its source while it was downloaded", "start the pull again"
             )
 
-    def _accept(self, reply: Reply, place: _Place) -> Reply:
+    def _accept(self, reply: Response, place: _Place) -> Response:
         status = reply.status
         etag = _strong(reply.headers.get("ETag"))
         if status in (200, 206) and (place.etag is None or etag is None or etag == place.etag):
@@ -150,7 +150,7 @@ class Locator:
         raise refused(self._remote, status, self._network.token is not None)
 
 
-def interval(reply: Reply, start: int, end: int, size: int) -> tuple[int, int]:
+def interval(reply: Response, start: int, end: int, size: int) -> tuple[int, int]:
     """Which bytes of the file an answer brings: from `start` on, to `end` or less; or all, where it ignores ranges.
 
     Raises Passing where it is anything else, or encoded.
@@ -173,51 +173,14 @@ def interval(reply: Reply, start: int, end: int, size: int) -> tuple[int, int]:
     return first, last + 1
 
 
-def patience(problem: Exception, network: Network, tries: int) -> int:
-    """How often a request is made that fails so: `tries` times, few times as long as nobody has ever answered."""
-    return tries if network.answered.is_set() or not isinstance(problem, Unreachable) else min(tries, _UNHEARD_TRIES)
-
-
-def again(remote: Remote, problem: Exception) -> str:
-    """What a user is told when a request is made again."""
-    if isinstance(problem, Unreachable):
-        return f"{problem.strerror}; trying again"
-    return f"`{remote.name}` cannot be read now: {trouble(problem)}; trying again"
-
-
-def given_up(remote: Remote, problem: Exception, failures: int) -> SourceUnavailable:
-    """What a user is told when `problem` came so many times in a row."""
-    if isinstance(problem, Unreachable):
-        without = "what `lm list` shows, `demo` and folders need no network"
-        if problem.offline:
-            return SourceUnavailable(f"this machine is offline: {problem.strerror}", without)
-        return SourceUnavailable(str(problem.strerror), f"check the network, `HF_ENDPOINT` and the proxy; {without}")
-    host = Address.parse(remote.url).host
-    return SourceUnavailable(
-        f"`{remote.name}` cannot be read from `{host}`: {trouble(problem)}, {failures} times in a row",
-        "check the network and pull again: what has arrived is kept",
-    )
-
-
-def trouble(problem: Exception) -> str:
-    """What happened to a request, in a few words."""
-    if isinstance(problem, Passing):
-        return str(problem)
-    if isinstance(problem, TimeoutError):
-        return "nothing arrived for too long"
-    if isinstance(problem, OSError):
-        return (problem.strerror or str(problem) or type(problem).__name__).lower()
-    return f"its answer is malformed ({type(problem).__name__})"
-
-
-def _length(reply: Reply) -> int | None:
+def _length(reply: Response) -> int | None:
     value = reply.headers.get("Content-Length", "").strip()
     return int(value) if re.fullmatch(r"[0-9]{1,19}", value) else None
 
 
 def refused(remote: Remote, status: int, with_token: bool) -> RegistryError:
     """What a 4xx means where the source has no words of its own for it."""
-    name, host = remote.name, Address.parse(remote.url).host
+    name, host = remote.name, remote.host
     if status in (401, 403) and with_token:
         return AccessDenied(f"`{host}` does not let this token have `{name}`", "check the token, and what it may read")
     if status in (401, 403):

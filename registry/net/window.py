@@ -13,12 +13,11 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from registry.net.retries import Retries
+
 MIB = 1 << 20
 # A chunk is delivered when it has this size, or ends its piece: the consumer's cost per chunk stays small.
 QUANTUM = MIB
-# A piece that would last so many seconds more is shared, one that brings nothing for so long is begun anew.
-SLOW, DEAD = 1.0, 5.0
-_SMALLEST = 128 * 1024
 
 
 @dataclass(slots=True, eq=False)
@@ -47,12 +46,14 @@ class Piece:
 class Window:
     """Pieces of the bytes start … size of a file. `changed` guards it all and is notified of all that matters."""
 
-    def __init__(self, start: int, size: int, piece: int, buffers: int) -> None:
+    def __init__(self, start: int, size: int, piece: int, buffers: int, retries: Retries) -> None:
+        """piece: bytes of a piece, but for the last. retries: when a piece counts as slow, and as dead."""
         self.position, self.size = start, size
         self.received = 0
         self.changed = threading.Condition()
         self.closed = threading.Event()
         self._piece, self._buffers = piece, buffers
+        self._retries = retries
         self._next = start
         self._pieces: deque[Piece] = deque()
         self._spare: list[memoryview] = []
@@ -76,7 +77,7 @@ class Window:
                 if slow is None and self._next == self.size:
                     return None
                 # Nobody tells us that a piece has become slow.
-                self.changed.wait(SLOW / 4 if slow else None)
+                self.changed.wait(self._retries.slow / 4 if slow else None)
         return None
 
     def room(self, piece: Piece, most: int) -> memoryview:
@@ -127,13 +128,14 @@ class Window:
     def _share(self, piece: Piece, restart: Callable[[], None]) -> Piece | None:
         """The second half of what is missing of `piece`, if that would last too long."""
         now = time.monotonic()
-        if now - piece.moved > DEAD:
+        if now - piece.moved > self._retries.dead:
             piece.moved = now
             piece.restart()
         age, left = now - piece.began, piece.end - piece.have
         middle = max(piece.reach, piece.have + left // 2)
-        slow = age > SLOW and left * age > SLOW * (piece.have - piece.start)
-        if not slow or piece.end - middle < _SMALLEST:
+        most = self._retries.slow
+        slow = age > most and left * age > most * (piece.have - piece.start)
+        if not slow or piece.end - middle < self._retries.smallest:
             return None
         rest = Piece(middle, piece.end, piece.buffer[middle - piece.start :], piece.base, restart)
         piece.end, piece.base = middle, None

@@ -19,10 +19,11 @@ from urllib.parse import quote
 import msgspec
 
 from registry.errors import AccessDenied, DigestMismatch, ModelNotFound, RegistryError, SourceUnavailable
+from registry.net.address import Address
 from registry.net.download import Download
 from registry.net.fetch import Fetcher
 from registry.net.locate import Remote
-from registry.net.transport import Address, Network
+from registry.net.network import Network
 from registry.net.verify import Verified
 
 _LONGEST_INFO = 16 << 20

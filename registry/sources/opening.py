@@ -6,7 +6,7 @@ from pathlib import Path
 
 from registry.errors import ModelNotFound
 from registry.names import Reference
-from registry.net.transport import Network
+from registry.net.network import Network
 from registry.sources.base import Source
 
 __all__ = ["Source", "open_source"]

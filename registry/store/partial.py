@@ -102,8 +102,9 @@ class Journal(msgspec.Struct, frozen=True):
 class Partial:
     """The output of a pull in its folder. `write` and `reached` are for one thread."""
 
-    def __init__(self, folder: Path) -> None:
-        """Raises StoreFailed where the journal cannot be read."""
+    def __init__(self, folder: Path, every_bytes: int = EVERY_BYTES, every_seconds: float = EVERY_SECONDS) -> None:
+        """every_bytes, every_seconds: how often it is journalled. Raises StoreFailed where no journal can be read."""
+        self._every_bytes, self._every_seconds = every_bytes, every_seconds
         self._folder = folder
         self._path = folder / DATA
         self._file = -1
@@ -146,7 +147,7 @@ class Partial:
     def reached(self, mark: Mark) -> None:
         """Note that the output ends at this mark; now and then it is journalled, while writing goes on."""
         offset, when = self._journalled
-        due = mark.offset - offset >= EVERY_BYTES or time.monotonic() - when >= EVERY_SECONDS
+        due = mark.offset - offset >= self._every_bytes or time.monotonic() - when >= self._every_seconds
         if mark.offset and (not due or (self._syncing and not self._syncing.done())):
             return
         self._settle()

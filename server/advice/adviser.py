@@ -21,7 +21,7 @@ from quant.levels.recipes import LEVELS
 from quant.plan import Files, ModelPlan
 from registry.errors import RegistryError
 from registry.names import AUTO, canonical_level, parse
-from registry.net.transport import Network
+from registry.net.network import Network
 from registry.sources.opening import open_source
 from runtime.machine.advise import Option, Wish
 from runtime.machine.choosing import Advice, Chooser, Machine, canonical, this_machine

@@ -32,7 +32,7 @@ from quant.stream.pipeline import Conversion
 from quant.stream.streams import Mark
 from registry.errors import DigestMismatch, ModelNotFound
 from registry.names import AUTO, Reference, parse
-from registry.net.transport import Limiter, Network
+from registry.net.network import Limiter, Network
 from registry.sources.opening import Source, open_source
 from registry.store.partial import Facts, Partial, Place
 from runtime.child import Parent

@@ -9,17 +9,28 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from registry.errors import AccessDenied, DigestMismatch, ModelNotFound, RegistryError, SourceUnavailable
 from registry.names import parse
-from registry.net import download, fetch, transport
-from registry.net.transport import Network
+from registry.net import transport
+from registry.net.address import Address
+from registry.net.dialing import Link, Sockets
+from registry.net.network import Network
+from registry.net.retries import DOWNLOADS, FETCHES
 from registry.sources.opening import DEMO, Source, open_source
 from tests.hub import Hub
 
+# No long waits before another try.
+Net = partial(
+    Network,
+    fetches=replace(FETCHES, shortest=0.001, longest=0.01),
+    downloads=replace(DOWNLOADS, shortest=0.001, longest=0.01),
+)
 WEIGHTS = bytes(range(256)) * 20_000  # 5 MB: several chunks
 SMALL = {"config.json": b'{"a": 1}', "empty.txt": b"", "sub/note.md": b"# note", "odd name %20#?.txt": b"odd"}
 
@@ -34,25 +45,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def hub(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    hasten(monkeypatch)
+def hub(folder: Path) -> Iterator[Hub]:
     with Hub({"org/repo": folder}, renamed={"old/name": "org/repo"}) as running:
         yield running
 
 
-def hasten(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No long waits before another try."""
-    monkeypatch.setattr(fetch, "PAUSE", 0.001)
-    monkeypatch.setattr(download, "_SHORTEST", 0.001)
-    monkeypatch.setattr(download, "_LONGEST", 0.01)
-
-
 def open_hub(hub: Hub, name: str = "org/repo", network: Network | None = None) -> Source:
-    return open_source(parse(name), hub.url, network or Network())
+    return open_source(parse(name), hub.url, network or Net())
 
 
 def open_folder(path: Path) -> Source:
-    return open_source(parse(str(path)), "http://127.0.0.1:1", Network())
+    return open_source(parse(str(path)), "http://127.0.0.1:1", Net())
 
 
 def whole(source: Source, name: str) -> bytes:
@@ -93,10 +96,13 @@ def test_only_what_is_wanted_is_fetched(hub: Hub) -> None:
 
 def test_connections_are_used_again(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     connected: list[int] = []
-    connect = transport.Client._connect
-    monkeypatch.setattr(
-        transport.Client, "_connect", lambda self, host, port: connected.append(port) or connect(self, host, port)
-    )
+    dial = transport.dial
+
+    def count(network: Network, sockets: Sockets, address: Address, public: bool) -> Link:
+        connected.append(address.port)
+        return dial(network, sockets, address, public)
+
+    monkeypatch.setattr(transport, "dial", count)
     source = open_hub(hub)
     for place in range(5):
         source.read("model.safetensors", place, 8)
@@ -117,7 +123,7 @@ def test_the_revision_stays_pinned(hub: Hub, tmp_path: Path) -> None:
 
 def test_the_token_stays_at_home(folder: Path) -> None:
     with Hub({"org/repo": folder}, token="hf_secret") as hub:
-        source = open_hub(hub, network=Network(token="hf_secret"))
+        source = open_hub(hub, network=Net(token="hf_secret"))
         source.read("model.safetensors", 0, 8)
         assert whole(source, "model.safetensors") == WEIGHTS
     assert hub.paths("cdn")
@@ -146,7 +152,7 @@ def test_a_renamed_repository_is_followed(hub: Hub) -> None:
 )
 def test_refusals_say_what_to_do(folder: Path, name: str, token: str, error: type[RegistryError], hint: str) -> None:
     with Hub({"org/repo": folder}, token="right") as hub, pytest.raises(error) as caught:
-        open_hub(hub, name, Network(token=token or None))
+        open_hub(hub, name, Net(token=token or None))
     assert hint in caught.value.hint
     assert not token or token not in str(caught.value) + caught.value.hint
 
@@ -154,7 +160,7 @@ def test_refusals_say_what_to_do(folder: Path, name: str, token: str, error: typ
 @pytest.mark.parametrize("token", ["", "right"])
 def test_gated_models_name_their_page(folder: Path, token: str) -> None:
     with Hub({"org/repo": folder}, gated=["org/repo"]) as hub:
-        source = open_hub(hub, network=Network(token=token or None))
+        source = open_hub(hub, network=Net(token=token or None))
         with pytest.raises(AccessDenied) as caught:
             source.read("config.json", 0, 1)
         source.close()
@@ -178,7 +184,7 @@ def test_a_stream_that_is_cut_again_and_again_ends(hub: Hub) -> None:
     with pytest.raises(SourceUnavailable) as caught:
         whole(source, "model.safetensors")
     assert "model.safetensors" in str(caught.value)
-    assert download.TRIES <= len(hub.paths("cdn")) <= 3 * download.TRIES
+    assert DOWNLOADS.tries <= len(hub.paths("cdn")) <= 3 * DOWNLOADS.tries
 
 
 def test_a_stream_that_gets_on_is_not_given_up(hub: Hub) -> None:
@@ -216,7 +222,7 @@ def test_a_file_that_is_another_size_is_refused(hub: Hub, folder: Path, tmp_path
         whole(source, "model.safetensors")
 
 
-@pytest.mark.parametrize("statuses", [[503], [429, 500, 502], [504] * (fetch.TRIES - 1)])
+@pytest.mark.parametrize("statuses", [[503], [429, 500, 502], [504] * (FETCHES.tries - 1)])
 def test_passing_trouble_is_waited_for(hub: Hub, statuses: list[int]) -> None:
     hub.faults.statuses = statuses
     hub.faults.retry_after = "0"
@@ -224,24 +230,23 @@ def test_passing_trouble_is_waited_for(hub: Hub, statuses: list[int]) -> None:
 
 
 def test_lasting_trouble_is_told(hub: Hub) -> None:
-    hub.faults.statuses = [503] * fetch.TRIES
+    hub.faults.statuses = [503] * FETCHES.tries
     with pytest.raises(SourceUnavailable, match="503"):
         open_hub(hub)
 
 
-def test_a_stall_is_a_cut(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = open_hub(hub, network=Network(timeout=0.2))
+def test_a_stall_is_a_cut(hub: Hub) -> None:
+    source = open_hub(hub, network=Net(timeout=0.2))
     hub.faults.stall_after = 2_000_000
     assert whole(source, "model.safetensors") == WEIGHTS
 
 
-def test_nobody_listens(monkeypatch: pytest.MonkeyPatch) -> None:
-    hasten(monkeypatch)
+def test_nobody_listens() -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         port = unused.getsockname()[1]
         with pytest.raises(SourceUnavailable, match="refused"):
-            open_source(parse("org/repo"), f"http://127.0.0.1:{port}", Network())
+            open_source(parse("org/repo"), f"http://127.0.0.1:{port}", Net())
 
 
 @pytest.mark.parametrize(
@@ -254,7 +259,6 @@ def test_nobody_listens(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_who_never_answered_is_given_up_soon(error: OSError, told: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    hasten(monkeypatch)
     asked: list[str] = []
 
     def fail(host: str, *_: object, **__: object) -> None:
@@ -264,14 +268,14 @@ def test_who_never_answered_is_given_up_soon(error: OSError, told: str, monkeypa
     monkeypatch.setattr(socket, "getaddrinfo", fail)
     heard: list[str] = []
     with pytest.raises(SourceUnavailable, match=told) as caught:
-        open_source(parse("org/repo"), "https://hub.example", Network(notice=heard.append))
+        open_source(parse("org/repo"), "https://hub.example", Net(notice=heard.append))
     assert asked == ["hub.example"] * 2 and len(heard) == 1 and heard[0].endswith("; trying again")
     assert "`demo` and folders" in caught.value.hint
 
 
 def test_who_has_answered_before_is_asked_more_often(hub: Hub) -> None:
     heard: list[str] = []
-    network = Network(notice=heard.append)
+    network = Net(notice=heard.append)
     with closing(open_hub(hub, network=network)) as source:
         hub.faults.statuses = [503] * 4
         assert source.read("config.json", 0, 3) == b'{"a'
@@ -300,16 +304,13 @@ BODY = '{"id":"org/repo","sha":"' + "a" * 40 + '","siblings":[{"rfilename":"x","
         (b"HTTP/1.1 418 \x1b[31m\r\nContent-Length: 0\r\n\r\n", "418"),
     ],
 )  # fmt: skip
-def test_whatever_a_server_says_it_ends_in_a_sentence(
-    monkeypatch: pytest.MonkeyPatch, answer: bytes, told: str
-) -> None:
-    hasten(monkeypatch)
+def test_whatever_a_server_says_it_ends_in_a_sentence(answer: bytes, told: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=serve, args=(listener, answer))
         thread.start()
         try:
             with pytest.raises(RegistryError, match=told) as caught:
-                open_source(parse("org/repo"), f"http://127.0.0.1:{listener.getsockname()[1]}", Network())
+                open_source(parse("org/repo"), f"http://127.0.0.1:{listener.getsockname()[1]}", Net())
         finally:
             listener.shutdown(socket.SHUT_RDWR)
             thread.join()
@@ -333,7 +334,7 @@ def serve(listener: socket.socket, answer: bytes, asked: list[bytes] | None = No
                 continue
 
 
-def test_odd_file_names_are_not_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_odd_file_names_are_not_listed() -> None:
     blob = "b" * 40
     names = ["/etc/passwd", "../x", "a/../../x", "a//b", "", ".", "a\\b", "a\\u0000b", "good/one.txt"]
     listed = ",".join(f'{{"rfilename":"{name}","size":1,"blobId":"{blob}"}}'.replace("\\b", "\\\\b") for name in names)
@@ -344,7 +345,7 @@ def test_odd_file_names_are_not_listed(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=serve, args=(listener, answer))
         thread.start()
-        source = open_source(parse("org/repo"), f"http://127.0.0.1:{listener.getsockname()[1]}", Network())
+        source = open_source(parse("org/repo"), f"http://127.0.0.1:{listener.getsockname()[1]}", Net())
         listener.shutdown(socket.SHUT_RDWR)
         thread.join()
     assert source.names() == ["good/one.txt"]
@@ -359,10 +360,10 @@ def test_a_proxy_is_used_for_other_machines_only(hub: Hub, scheme: str) -> None:
         thread = threading.Thread(target=serve, args=(listener, refusal, asked))
         thread.start()
         try:
-            open_hub(hub, network=Network(proxies={"all": proxy})).close()
+            open_hub(hub, network=Net(proxies={"all": proxy})).close()
             assert not asked
             with pytest.raises(RegistryError):
-                network = Network("hf_x", {"all": proxy})
+                network = Net("hf_x", {"all": proxy})
                 open_source(parse("org/repo"), f"{scheme}://hub.example", network)
         finally:
             listener.shutdown(socket.SHUT_RDWR)
@@ -375,7 +376,7 @@ def test_a_proxy_is_used_for_other_machines_only(hub: Hub, scheme: str) -> None:
 def test_other_kinds_are_not_brought_in_yet() -> None:
     for name in ("llama3.2:3b", "ghcr.io/a/b:v1", "https://x.example/m.gguf"):
         with pytest.raises(ModelNotFound) as caught:
-            open_source(parse(name), "http://127.0.0.1:1", Network())
+            open_source(parse(name), "http://127.0.0.1:1", Net())
         assert "org/repo" in caught.value.hint
 
 
@@ -393,7 +394,7 @@ def test_a_folder_reads_in_place(folder: Path) -> None:
 
 
 def test_demo_comes_with_the_package() -> None:
-    source = open_source(parse("demo"), "http://127.0.0.1:1", Network())
+    source = open_source(parse("demo"), "http://127.0.0.1:1", Net())
     assert "config.json" in source.names()
     assert (
         hashlib.sha256(whole(source, "config.json")).digest()

@@ -18,6 +18,8 @@ import shutil
 import signal
 import sys
 import time
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -25,13 +27,23 @@ import msgspec
 import quant.stream.copying
 import quant.stream.pipeline
 from benchmarks import synthetic
-from registry.net import download
-from registry.store import partial
+from registry.net.network import Network
+from registry.net.retries import DOWNLOADS, FETCHES
+from registry.store.partial import Partial
 from runtime.messages import CacheConfig
+from server.pulls import puller
 from server.pulls.frames import Done, Task
 from server.pulls.puller import pull
 
 SHARDS = 3
+# A journal and a window small enough to matter to a small model, and no long waits before another try.
+SmallPartial = partial(Partial, every_bytes=256 << 10, every_seconds=0.02)
+SmallNetwork = partial(
+    Network,
+    window=3 << 19,
+    fetches=replace(FETCHES, shortest=0.002, longest=0.002),
+    downloads=replace(DOWNLOADS, shortest=0.002, longest=0.002),
+)
 
 
 def make_model(folder: Path, seed: int = 0) -> Path:
@@ -51,8 +63,7 @@ def task(source: str, place: Path, cache: Path, endpoint: str = "http://127.0.0.
 
 def shrink() -> None:
     """Journal, window and slabs small enough to matter to a small model."""
-    partial.EVERY_BYTES, partial.EVERY_SECONDS = 256 << 10, 0.02
-    download.WINDOW = 3 << 19
+    puller.Partial, puller.Network = SmallPartial, SmallNetwork  # type: ignore[misc, assignment]
     quant.stream.pipeline.SLAB = quant.stream.copying.PIECE = 128 << 10
 
 

@@ -18,14 +18,12 @@ import pytest
 import quant.stream.pipeline
 from quant.gguf.header import read_file
 from registry.errors import DigestMismatch, DiskFull, RegistryError
-from registry.net import download, fetch
-from registry.store import partial
 from server.pulls import puller
 from server.pulls.frames import Done, Note, Planned, Progress, Task
 from server.pulls.puller import pull
 from tests.hub import Faults, Hub
 from tests.publishing import make, split
-from tests.server.pulls import make_model, task
+from tests.server.pulls import SmallNetwork, SmallPartial, make_model, task
 
 LEVEL = "Q4_K_M"
 
@@ -44,12 +42,9 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(partial, "EVERY_BYTES", 256 << 10)
-    monkeypatch.setattr(partial, "EVERY_SECONDS", 0.02)
-    monkeypatch.setattr(download, "WINDOW", 3 << 19)
+    monkeypatch.setattr(puller, "Partial", SmallPartial)
+    monkeypatch.setattr(puller, "Network", SmallNetwork)
     monkeypatch.setattr(quant.stream.pipeline, "SLAB", 128 << 10)
-    for module, name in ((fetch, "PAUSE"), (download, "_SHORTEST"), (download, "_LONGEST")):
-        monkeypatch.setattr(module, name, 0.002)
 
 
 @pytest.fixture(scope="module")

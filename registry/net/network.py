@@ -1,0 +1,81 @@
+"""How a process reaches sources: token, proxies, rate, patience; one record for all of its transfers."""
+
+from __future__ import annotations
+
+import re
+import ssl
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from registry.errors import AccessDenied
+from registry.net.address import Address
+from registry.net.retries import DOWNLOADS, FETCHES, Retries
+
+WINDOW = 256 << 20
+_TOKEN = re.compile(r"[\x21-\x7e]{1,4096}")
+
+
+class Limiter:
+    """A rate in bytes/s that all transfers together keep to (a token bucket; `--limit-rate`)."""
+
+    def __init__(self, rate: float) -> None:
+        self.rate = rate
+        self._lock = threading.Lock()
+        self._due = time.monotonic()
+
+    def take(self, count: int) -> float:
+        """Note `count` bytes as received; returns the seconds to wait before asking for more."""
+        with self._lock:
+            now = time.monotonic()
+            self._due = max(self._due, now - 0.05) + count / self.rate
+            return self._due - now
+
+
+@dataclass(frozen=True)
+class Network:
+    """How this process reaches sources; one for all of its transfers.
+
+    token: sent as a bearer to the origin of the URL that was asked for, to no other.
+    proxies: URL by scheme (`http`, `https`, `all`) and `no`, a comma-separated list of hosts to reach directly.
+    timeout: seconds without a byte after which a transfer counts as stalled.
+    context: TLS settings, None for the system's.
+    fetches, downloads: how long trouble with small answers, and with files, is borne with.
+    window: bytes of memory at most for the part of a file that is under way.
+    notice: hears a sentence when something fails and is tried again; from any thread.
+    answered: set once anything was heard of any host.
+    """
+
+    token: str | None = field(default=None, repr=False)
+    proxies: Mapping[str, str] = field(default_factory=dict, repr=False)
+    limiter: Limiter | None = None
+    timeout: float = 30.0
+    context: ssl.SSLContext | None = None
+    agent: str = "lm"
+    fetches: Retries = FETCHES
+    downloads: Retries = DOWNLOADS
+    window: int = WINDOW
+    notice: Callable[[str], None] = field(default=lambda text: None, repr=False)
+    answered: threading.Event = field(default_factory=threading.Event, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.token is not None and not _TOKEN.fullmatch(self.token):
+            raise AccessDenied("the token contains characters that no token has", "set `HF_TOKEN` to the token alone")
+
+    @cached_property
+    def tls(self) -> ssl.SSLContext:
+        """The settings of connections over TLS."""
+        return self.context or ssl.create_default_context()
+
+    def proxy(self, address: Address) -> str | None:
+        """The proxy's URL for this address, None to go directly; to this machine itself one always goes directly."""
+        if re.fullmatch(r"localhost|127(\.[0-9]{1,3}){3}|::1", address.host):
+            return None
+        for item in self.proxies.get("no", "").lower().split(","):
+            name, _, port = item.strip().lstrip("*").lstrip(".").partition(":")
+            fits = address.host == name or address.host.endswith("." + name)
+            if item.strip() == "*" or (name and fits and port in ("", str(address.port))):
+                return None
+        return self.proxies.get(address.scheme) or self.proxies.get("all")
