@@ -56,7 +56,10 @@ CONTEXT_DEFAULTS = {
 }
 MODEL_DEFAULTS = {"n_gpu_layers": -1, "split_mode": 1, "load_mode": -1, "main_gpu": 0, "use_extra_bufts": True}
 LOG_WARN, LOG_ERROR, LOG_CONTINUED = 3, 4, 5
-_BUFFER = re.compile(r"(\S+)\s+(KV|RS|output|compute|model|state) buffer size = *([\d.]+) MiB")
+# A buffer, or all that a KV cache or recurrent states take, which is logged even where nothing is allocated.
+_SIZE = re.compile(
+    r"(?:(KV|RS|output|compute|model|state) buffer|llama_(?:kv_cache|memory_recurrent)\w*:) size = *([\d.]+) MiB"
+)
 _FUNCTION = re.compile(r"^\w+: ")
 _MIB = 1 << 20
 
@@ -143,6 +146,7 @@ class Log:
 
     def __init__(self) -> None:
         self.buffers: dict[str, float] = {}
+        self.cache_bytes = 0  # of all contexts so far
         self.error = ""
         self._passing = False
         # llama.cpp keeps the bare pointer: without this reference it would call freed memory.
@@ -156,9 +160,12 @@ class Log:
 
     def _take(self, level: int, text: bytes | None, _: Any) -> None:
         line = (text or b"").decode(errors="replace")
-        if found := _BUFFER.search(line):
-            kind = found[2]
-            self.buffers[kind] = self.buffers.get(kind, 0.0) + float(found[3])
+        if found := _SIZE.search(line):
+            kind, size = found[1], float(found[2])
+            if kind:
+                self.buffers[kind] = self.buffers.get(kind, 0.0) + size
+            else:
+                self.cache_bytes += round(size * _MIB)
         if level != LOG_CONTINUED:
             self._passing = level in (LOG_WARN, LOG_ERROR)
         if level == LOG_ERROR and not self.error:  # the first says what is wrong, later ones what it led to

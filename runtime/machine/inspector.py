@@ -10,7 +10,6 @@ from __future__ import annotations
 import ctypes
 import importlib.metadata
 import os
-import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,9 +18,6 @@ from runtime.child import Parent
 from runtime.errors import EngineError
 from runtime.machine.inspection import Answer, Device, Examine, Examined, Probe, Question, Refused, Weigh, Weighed
 
-_CACHE = re.compile(r"llama_(?:kv_cache|memory_recurrent)\w*: size = *([\d.]+) MiB")
-_BUFFER = re.compile(r"(output|compute) buffer size = *([\d.]+) MiB")
-_MIB = 1 << 20
 # `enum ggml_backend_dev_type` of ggml-backend.h.
 _KINDS = dict(enumerate(("cpu", "gpu", "igpu", "accel", "meta")))
 
@@ -51,38 +47,18 @@ def answer_to(question: Question) -> Answer:
             return examine()
 
 
-class _Sizes:
-    """Sums the sizes that llama.cpp logs, and lets the module's own log callback hear the rest."""
-
-    def __init__(self) -> None:
-        self.bytes = {"cache": 0, "compute": 0, "output": 0}
-        self.callback = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)(self._take)
-
-    def _take(self, level: int, text: bytes | None, _: Any) -> None:
-        from runtime.llama.library import LOG
-
-        line = (text or b"").decode(errors="replace")
-        if found := _CACHE.search(line):
-            self.bytes["cache"] += round(float(found[1]) * _MIB)
-        elif found := _BUFFER.search(line):
-            self.bytes[found[1]] += round(float(found[2]) * _MIB)
-        else:
-            LOG.callback(level, text, None)
-
-
 def weigh(question: Weigh) -> Weighed:
     """What a context as the engine makes it would take."""
     from runtime.llama.context import Context, ContextParams, sequences
-    from runtime.llama.library import library
+    from runtime.llama.library import LOG
     from runtime.llama.model import Model
 
-    sizes = _Sizes()
-    library().llama_log_set(sizes.callback, None)
     model = Model(Path(question.path), empty=True)
     wanted = question.cache_config
     total = sequences(model, wanted.sequences)
-    Context(model, ContextParams(wanted.context, total, wanted.sequences, 1, wanted.kv_type))
-    return Weighed(wanted, **sizes.bytes, repacks=_repacks())
+    context = Context(model, ContextParams(wanted.context, total, wanted.sequences, 1, wanted.kv_type))
+    compute, output = (context.buffers.get(kind, 0) for kind in ("compute", "output"))
+    return Weighed(wanted, LOG.cache_bytes, compute, output, _repacks())
 
 
 def _repacks() -> tuple[str, ...]:
