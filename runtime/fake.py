@@ -86,11 +86,6 @@ class FakeEngine:
         return bool(self._answers or self._waiting)
 
     @property
-    def waiting(self) -> int:
-        """How many requests stand in line."""
-        return len(self._waiting)
-
-    @property
     def spilled(self) -> int:
         """Nothing is."""
         return 0
@@ -101,7 +96,7 @@ class FakeEngine:
         if error := self._script.get("load_error"):
             raise LoadFailed(error)
         cache = self._load.cache_config
-        return m.Ready(cache.context, cache.sequences, 0, 0, 0, 0, has_template=True, embedding=False)
+        return m.Ready(cache.context, cache.sequences, 0, 0, 0, 0)
 
     def take(self, frame: Any) -> None:
         """Accept a frame, from any thread."""

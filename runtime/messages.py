@@ -134,8 +134,6 @@ class Ready(msgspec.Struct, tag="ready"):
     weights_bytes: int
     cache_bytes: int
     compute_bytes: int
-    has_template: bool
-    embedding: bool
 
 
 class Started(msgspec.Struct, tag="started"):
@@ -213,8 +211,6 @@ class Beat(msgspec.Struct, tag="beat"):
 
     step: int
     busy: bool
-    waiting: int
-    rss: int
     spilled: int = 0
 
 

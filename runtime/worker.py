@@ -7,7 +7,6 @@ happens to llama.cpp happens here: when it aborts on a bad file, the daemon sees
 
 from __future__ import annotations
 
-import resource
 import sys
 import threading
 import time
@@ -34,10 +33,6 @@ class Engine(Protocol):
     @property
     def busy(self) -> bool:
         """Whether there is work, so that a `step` that stands still means it hangs."""
-
-    @property
-    def waiting(self) -> int:
-        """Requests in the queue."""
 
     @property
     def spilled(self) -> int:
@@ -91,18 +86,8 @@ def _refuse(send: Callable[..., None], body: bytes, error: msgspec.ValidationErr
 
 def _beat(engine: Engine, send: Callable[..., None]) -> None:
     while True:
-        send(m.Beat(engine.step, engine.busy, engine.waiting, resident_bytes(), engine.spilled))
+        send(m.Beat(engine.step, engine.busy, engine.spilled))
         time.sleep(BEAT_SECONDS)
-
-
-def resident_bytes() -> int:
-    """Memory that this process holds now, in bytes (its peak, where there is no /proc)."""
-    try:
-        with open("/proc/self/statm", "rb") as file:  # noqa: PTH123 - once a second, in every worker
-            return int(file.read().split()[1]) * resource.getpagesize()
-    except OSError:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if sys.platform == "darwin" else peak << 10
 
 
 if __name__ == "__main__":

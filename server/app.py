@@ -1,7 +1,7 @@
-"""The web application: one table of routes, and what every request passes on its way to them.
+"""The web application: the table of routes, and the middlewares around them.
 
-Outermost first: request id and log line, errors in the dialect of the path, Host/Origin/key, the route. Handlers are
-cancelled when their client leaves (`handler_cancellation`), which is how an abandoned answer stops costing anything.
+Outermost first: request id and log line, errors in the dialect of the path, access rules, the route. A handler is
+cancelled when its client leaves (`handler_cancellation`), so that an abandoned answer costs nothing more.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from server.services import SERVICES, Services
 log = logging.getLogger("lm.requests")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 ACCESS_RULES = web.AppKey("access_rules", AccessRules)
-# A client that left is met as a cancelled handler or as a write that fails, whichever comes first.
+# Status in the log for a client that left: its handler is cancelled, or a write fails, whichever comes first.
 GONE = 499
-# Asked before every command and by every watchdog: not worth a line.
+# Routes that watchdogs poll and that `lm` asks before every command: not worth a line in the log.
 _PROBES = frozenset({"/", "/health", "/api/version"})
 # Routes of other servers that this one lacks: how their paths begin, their purpose, and a way around.
 _ABSENT = (
@@ -63,29 +63,60 @@ class Route(NamedTuple):
 
 
 ROUTES = [
-    Route("GET", "/", models.alive, "the sentence that Ollama's clients take for health"),
-    Route("GET", "/api/version", models.version, "version of Ollama's API, and lm's own"),
-    Route("GET", "/api/tags", models.tags, "all models"),
-    Route("GET", "/api/ps", models.ps, "loaded models, each with its context and its memory"),
-    Route("POST", "/api/show", models.show, "everything about one model"),
-    Route("POST", "/api/pull", models.pull, "bring a model in; progress as a stream of lines"),
+    Route("GET", "/", models.alive, "`Ollama is running`: what many clients probe"),
+    Route(
+        "GET", "/api/version", models.version, "the version of Ollama's API that is spoken here, and our own in `lm`"
+    ),
+    Route("GET", "/api/tags", models.tags, "the models in the store"),
+    Route("GET", "/api/ps", models.ps, "the loaded models: memory, context, when they expire"),
+    Route("POST", "/api/show", models.show, "everything about one model, with the reason for its level"),
+    Route(
+        "POST",
+        "/api/pull",
+        models.pull,
+        "bring a model in; progress as NDJSON; `detach`, `limit_rate` (bytes/s), `pre`, `hf_endpoint`, `hf_token`",
+    ),
     Route("DELETE", "/api/delete", models.delete, "remove a model, and end its pull"),
-    Route("POST", "/api/generate", ollama.generate, "an answer to one prompt; without a prompt, load or unload"),
-    Route("POST", "/api/chat", ollama.chat, "the next turn of a conversation; without messages, load or unload"),
-    Route("POST", "/api/embed", ollama_embeddings.embed, "one vector for each text"),
+    Route(
+        "POST",
+        "/api/generate",
+        ollama.generate,
+        "an answer to one prompt, as NDJSON or whole; without a prompt, load or unload",
+    ),
+    Route(
+        "POST",
+        "/api/chat",
+        ollama.chat,
+        "the next turn of a conversation, as NDJSON or whole; without messages, load or unload",
+    ),
+    Route("POST", "/api/embed", ollama_embeddings.embed, "vectors of texts, of length 1"),
     Route("POST", "/api/embeddings", ollama_embeddings.embed_one, "the vector of one text, for older clients"),
-    Route("GET", "/v1/models", openai_models.models, "all models"),
-    Route("GET", "/v1/models/{id:.+}", openai_models.model, "one model"),
-    Route("POST", "/v1/chat/completions", openai.chat_completions, "the next turn of a conversation"),
-    Route("POST", "/v1/completions", openai.completions, "the continuation of a raw prompt, without a template"),
-    Route("POST", "/v1/embeddings", openai_embeddings.embeddings, "one vector for each text, also in base64"),
-    Route("POST", "/v1/rerank", rerank.rerank, "how well texts answer a question, the best first"),
+    Route("GET", "/v1/models", openai_models.models, "the models in the store, for OpenAI's clients"),
+    Route("GET", "/v1/models/{id:.+}", openai_models.model, "one of them"),
+    Route(
+        "POST",
+        "/v1/chat/completions",
+        openai.chat_completions,
+        "the next turn of a conversation, as server-sent events or whole",
+    ),
+    Route(
+        "POST", "/v1/completions", openai.completions, "the continuation of raw prompts, as server-sent events or whole"
+    ),
+    Route("POST", "/v1/embeddings", openai_embeddings.embeddings, "vectors of texts, as numbers or base64"),
+    Route(
+        "POST",
+        "/v1/rerank",
+        rerank.rerank,
+        "how well `documents` answer a `query`, best first (`top_n`), in Jina's and Cohere's form",
+    ),
     Route("POST", "/rerank", rerank.rerank, "the same"),
-    Route("POST", "/lm/advise", advise.advise, "the levels of a model on this machine, and which one to take"),
+    Route(
+        "POST", "/lm/advise", advise.advise, "which level of a model this machine can hold, and why, from headers only"
+    ),
     Route("POST", "/lm/stop", pulls.stop, "pause a pull, or unload a model"),
     Route("GET", "/lm/partials", pulls.partials, "pulls that are under way or paused"),
-    Route("GET", "/health", daemon.health, "that the daemon lives, its version and process"),
-    Route("POST", "/lm/shutdown", daemon.shutdown, "end the daemon; from this machine only"),
+    Route("GET", "/health", daemon.health, "status, versions, loaded models"),
+    Route("POST", "/lm/shutdown", daemon.shutdown, "end the daemon, from this machine only"),
 ]
 
 
@@ -152,7 +183,7 @@ async def _label(request: web.Request, response: web.StreamResponse) -> None:
 
 @web.middleware
 async def admit(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Let in who may ask, and answer what browsers ask beforehand."""
+    """Refuse requests that break the access rules, and answer the preflight requests of browsers."""
     request.app[ACCESS_RULES].admit(request)
     if request.method == "OPTIONS":
         allowed = {
@@ -168,15 +199,15 @@ async def admit(request: web.Request, handler: Handler) -> web.StreamResponse:
 
 
 def dialect(path: str) -> Dialect:
-    """In whose language errors of this path are told."""
+    """The dialect in which errors of this path are written."""
     if path.startswith("/v1/messages"):
         return "anthropic"
     return "openai" if path.startswith(("/v1/", "/rerank")) else "ollama"
 
 
 def _refusal(request: web.Request, problem: Problem) -> web.StreamResponse:
-    language = dialect(request.path)
-    response = wire.reply(problem.body(language), problem.status(language), problem.headers())
+    form = dialect(request.path)
+    response = wire.reply(problem.body(form), problem.status(form), problem.headers())
     if not request.content.is_eof():
         response.force_close()  # do not read the rest of a body that was refused
     return response
@@ -185,10 +216,12 @@ def _refusal(request: web.Request, problem: Problem) -> web.StreamResponse:
 def _routing(request: web.Request, error: web.HTTPException) -> Problem:
     path = request.path[:100]
     if error.status == 405:
-        return Problem.of(WrongMethod(f"`{path}` does not take {request.method}", "see the table of routes"))
+        return Problem.of(
+            WrongMethod(f"`{path}` does not take {request.method}", "see the table of routes in docs/api.md")
+        )
     for beginnings, what, instead in _ABSENT if error.status == 404 else ():
         if path.startswith(beginnings):
             return Problem.of(NotFound(f"`{path}`: {what} is not in this version of lm", instead))
     if error.status == 404:
-        return Problem.of(NotFound(f"there is no `{path}`", "see the table of routes in the README"))
+        return Problem.of(NotFound(f"there is no `{path}`", "see the table of routes in docs/api.md"))
     return Problem("bad_body" if error.status < 500 else "internal", error.reason.lower(), "correct the request")

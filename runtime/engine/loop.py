@@ -62,11 +62,6 @@ class LlamaEngine:
         return bool(self._queued or self._schedule.sessions or self._embedder.busy)
 
     @property
-    def waiting(self) -> int:
-        """Requests in the queue."""
-        return len(self._schedule.waiting)
-
-    @property
     def spilled(self) -> int:
         """Bytes of conversations kept outside the model's cache, and of a second cache."""
         return (self._pool.spill.used if self._pool.spill else 0) + (self._side.bytes if self._side else 0)
@@ -99,8 +94,6 @@ class LlamaEngine:
             weights_bytes=self._model.buffers.get("model", self._model.size),
             cache_bytes=cache,
             compute_bytes=self._context.buffers.get("compute", 0) + self._context.buffers.get("output", 0),
-            has_template=self._model.chat_template is not None,
-            embedding=self._model.embeds,
         )
 
     def take(self, frame: Any) -> None:

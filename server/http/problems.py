@@ -1,7 +1,7 @@
-"""One table from an exception's code to HTTP status, and the bodies that each dialect gives an error.
+"""Errors as HTTP tells them: one table of statuses, and the body in each dialect.
 
-Everything that a client can be told goes through `Problem`: exceptions of the four `errors.py` trees and failures that
-a child process reports by code. Any other exception becomes `internal`: the log gets the traceback, the client an id.
+Every error that a client sees is a `Problem`: an exception of the four `errors.py` trees, or a child process's error,
+which arrives by its code. Any other exception becomes `internal`: the log gets the traceback, the client an id.
 """
 
 from __future__ import annotations
@@ -10,65 +10,63 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from quant import errors as quant
+from registry import errors as registry
+from runtime import errors as runtime
+from server import errors as server
+from server.config import BadSetting
 from server.errors import INTERNAL, PUBLIC_ERRORS
 
 Dialect = Literal["ollama", "openai", "anthropic"]
 
-STATUS = {
-    # server/errors.py
-    "server_failed": 500,
-    "bad_body": 400,
-    "body_too_large": 413,
-    "forbidden": 403,
-    "unauthorized": 401,
-    "no_such_route": 404,
-    "wrong_method": 405,
-    "unsupported": 400,
-    "worker_unstable": 503,
-    "stopping": 503,
-    "start_failed": 500,
-    "bad_setting": 500,
-    "internal": 500,
-    # runtime/errors.py
-    "engine_failed": 500,
-    "does_not_fit": 507,
-    "bad_request": 400,
-    "prompt_too_long": 400,
-    "queue_full": 503,
-    "load_failed": 500,
-    "worker_died": 500,
-    "timeout": 504,
-    # registry/errors.py
-    "registry_failed": 500,
-    "bad_name": 400,
-    "model_not_found": 404,
-    "access_denied": 403,
-    "source_unavailable": 502,
-    "digest_mismatch": 502,
-    "disk_full": 507,
-    "store_locked": 503,
-    "store_damaged": 500,
-    "store_failed": 500,
-    # quant/errors.py
-    "conversion_failed": 500,
-    "malformed_file": 400,
-    "unsupported_model": 400,
-    "unknown_level": 400,
-    "wrong_shape": 400,
-    "bad_values": 400,
+_Coded = server.ServerError | runtime.EngineError | registry.RegistryError | quant.QuantError | BadSetting
+_STATUS_OF: dict[type[_Coded], int] = {
+    server.ServerError: 500,
+    server.BadBody: 400,
+    server.BodyTooLarge: 413,
+    server.Forbidden: 403,
+    server.Unauthorized: 401,
+    server.NotFound: 404,
+    server.WrongMethod: 405,
+    server.Unsupported: 400,
+    server.Unstable: 503,
+    server.Stopping: 503,
+    server.StartFailed: 500,
+    BadSetting: 500,
+    runtime.EngineError: 500,
+    runtime.DoesNotFit: 507,
+    runtime.BadRequest: 400,
+    runtime.PromptTooLong: 400,
+    runtime.QueueFull: 503,
+    runtime.LoadFailed: 500,
+    runtime.WorkerDied: 500,
+    runtime.Timeout: 504,
+    registry.RegistryError: 500,
+    registry.BadName: 400,
+    registry.ModelNotFound: 404,
+    registry.AccessDenied: 403,
+    registry.SourceUnavailable: 502,
+    registry.DigestMismatch: 502,
+    registry.DiskFull: 507,
+    registry.StoreLocked: 503,
+    registry.StoreDamaged: 500,
+    registry.StoreFailed: 500,
+    quant.QuantError: 500,
+    quant.MalformedFile: 400,
+    quant.UnsupportedModel: 400,
+    quant.UnknownLevel: 400,
+    quant.WrongShape: 400,
+    quant.BadValues: 400,
 }
-RETRY_SECONDS = {"queue_full": 2.0, "stopping": 5.0}
-_TYPE = {
-    401: "authentication_error",
-    403: "permission_error",
-    404: "not_found_error",
-    429: "rate_limit_error",
-}
+# By code, because an error of a child process has no class here.
+STATUS = {error.code: status for error, status in _STATUS_OF.items()} | {INTERNAL[0]: 500}
+RETRY_SECONDS = {runtime.QueueFull.code: 2.0, server.Stopping.code: 5.0}
+_OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 
 
 @dataclass(frozen=True)
 class Problem:
-    """An error as every client sees it. `retry_after` in seconds, 0 where trying again is of no use."""
+    """An error as every client sees it. `retry_after` in seconds, 0 where another try is of no use."""
 
     code: str
     message: str
@@ -77,16 +75,16 @@ class Problem:
 
     @classmethod
     def of(cls, error: BaseException) -> Problem:
-        """The problem of an exception; one outside the trees is `internal` and says nothing of its inside."""
+        """The problem of an exception; one outside the trees is `internal`, and its own words go to the log only."""
         if not isinstance(error, PUBLIC_ERRORS):
             return cls(*INTERNAL)
-        code = error.code if error.code in STATUS else "internal"
+        code = error.code if error.code in STATUS else INTERNAL[0]
         retry_after = getattr(error, "retry_after", RETRY_SECONDS.get(code, 0.0))
         return cls(code, str(error), error.hint, retry_after)
 
     def status(self, dialect: Dialect) -> int:
         """HTTP status; OpenAI's and Anthropic's clients know a full queue as 429."""
-        return 429 if dialect != "ollama" and self.code == "queue_full" else STATUS[self.code]
+        return 429 if dialect != "ollama" and self.code == runtime.QueueFull.code else STATUS[self.code]
 
     def headers(self) -> dict[str, str]:
         """`Retry-After` where it helps."""
@@ -98,7 +96,7 @@ class Problem:
             return {"error": self.message, "hint": self.hint, "code": self.code}
         text = f"{self.message} ({self.hint})" if self.hint else self.message
         status = self.status(dialect)
-        kind = _TYPE.get(status, "invalid_request_error" if status < 500 else "api_error")
+        kind = _OPENAI_TYPES.get(status, "invalid_request_error" if status < 500 else "api_error")
         if dialect == "anthropic":
             return {"type": "error", "error": {"type": kind, "message": text}}
         return {"error": {"message": text, "type": kind, "param": None, "code": self.code}}

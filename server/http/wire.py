@@ -1,14 +1,15 @@
-"""Bodies in and out: bounded, checked JSON from a request; NDJSON lines and server-sent events to a client.
+"""Bodies as HTTP carries them: bounded, checked JSON from a client, whole or streamed JSON to it.
 
-A hostile body costs little: bytes are counted while they arrive, nesting is measured before anything is decoded (by
-taking away innermost brackets, one pass a level), and large bodies are decoded in a thread.
+A hostile body costs little. Bytes are counted while they arrive. Nesting is measured before anything is decoded, by
+removing innermost brackets, one pass per level. Large bodies are decoded in a thread.
 """
 
 from __future__ import annotations
 
 import asyncio
 import re
-from typing import Any, Literal, TypeVar
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import msgspec
 from aiohttp import web
@@ -21,10 +22,9 @@ IDLE_SECONDS = 30.0
 DRAIN_SECONDS = 60.0
 _LARGE = 1 << 20
 
-StreamForm = Literal["ndjson", "sse"]
 T = TypeVar("T")
 
-# Possessive, and satisfied by a string that never ends: no input makes it go back.
+# Possessive quantifiers, and a closing quote that may be missing: no input makes the pattern backtrack.
 _STRING = re.compile(rb'"[^"\\]*+(?:\\.?[^"\\]*+)*+"?', re.DOTALL)
 _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 _AS_SQUARE = bytes.maketrans(b"{}", b"[]")
@@ -96,14 +96,28 @@ def reply(value: Any, status: int = 200, headers: dict[str, str] | None = None) 
     return web.Response(body=body, status=status, content_type="application/json", charset="utf-8", headers=headers)
 
 
+@dataclass(frozen=True)
+class StreamForm:
+    """How objects follow each other: the media type, the bytes around each object, the bytes after the last one."""
+
+    media: str
+    before: bytes
+    after: bytes
+    closing: bytes = b""
+
+
+NDJSON = StreamForm("application/x-ndjson", b"", b"\n")
+# Server-sent events as OpenAI closes them.
+EVENTS = StreamForm("text/event-stream", b"data: ", b"\n\n", b"data: [DONE]\n\n")
+
+
 class Stream:
-    """A streamed answer: `send` one object at a time, as lines of JSON or as server-sent events."""
+    """A streamed answer: `send` one object at a time."""
 
     def __init__(self, request: web.Request, form: StreamForm) -> None:
         self._request = request
-        self._sse = form == "sse"
-        media = "text/event-stream" if self._sse else "application/x-ndjson"
-        self._response = web.StreamResponse(headers={"Content-Type": media, "Cache-Control": "no-cache"})
+        self._form = form
+        self._response = web.StreamResponse(headers={"Content-Type": form.media, "Cache-Control": "no-cache"})
 
     @property
     def started(self) -> bool:
@@ -111,18 +125,21 @@ class Stream:
         return self._response.prepared
 
     async def send(self, value: Any) -> None:
-        """Write one object; the first one writes the headers. A reader that takes nothing for 60 s is dropped."""
-        await self._write(msgspec.json.encode(value))
+        """Write one object, and the headers before the first one.
+
+        Raises ConnectionResetError for a reader that takes nothing for `DRAIN_SECONDS`.
+        """
+        await self._write(self._form.before + msgspec.json.encode(value) + self._form.after)
 
     async def end(self) -> web.StreamResponse:
-        """Finish: server-sent events say so."""
-        if self._sse:
-            await self._write(b"[DONE]")
+        """Finish with the bytes that close the form."""
+        if self._form.closing:
+            await self._write(self._form.closing)
         await self._response.write_eof()
         return self._response
 
     async def fail(self, value: Any) -> web.StreamResponse:
-        """Finish with an error as the last object."""
+        """Finish with an error as the last object, and without the closing bytes."""
         await self.send(value)
         await self._response.write_eof()
         return self._response
@@ -130,9 +147,8 @@ class Stream:
     async def _write(self, data: bytes) -> None:
         if not self._response.prepared:
             await self._response.prepare(self._request)
-        line = b"data: " + data + b"\n\n" if self._sse else data + b"\n"
         try:
             async with asyncio.timeout(DRAIN_SECONDS):
-                await self._response.write(line)
+                await self._response.write(data)
         except TimeoutError:
             raise ConnectionResetError("the reader took nothing for a minute") from None

@@ -35,7 +35,7 @@ def ask(load: m.Load, *requests: Any) -> tuple[Worker, list[Answer]]:
 
 def test_an_answer_comes_in_order() -> None:
     worker, (answer,) = ask(load(tokens=["Hello", ",", " you"]), submit())
-    assert worker.ready == m.Ready(100, 2, 0, 0, 0, 0, has_template=True, embedding=False)
+    assert worker.ready == m.Ready(100, 2, 0, 0, 0, 0)
     assert answer.started == m.Started(1, 2)
     assert answer.text == "Hello, you"
     assert answer.end == m.Finished(1, "stop", 2, 3, 0, 1, 1)
@@ -113,7 +113,6 @@ def test_a_worker_that_hangs_still_beats_but_its_step_stands_still() -> None:
     first, second = asyncio.run(talk())
     assert first.step == second.step
     assert second.busy
-    assert second.rss > 1 << 20
 
 
 def test_a_stopped_worker_is_silent() -> None:

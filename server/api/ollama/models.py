@@ -19,7 +19,7 @@ from server.api.sources import access, find_source
 from server.config import OLLAMA_VERSION, VERSION
 from server.errors import BadBody
 from server.http.problems import STATUS
-from server.http.wire import Stream, read_body, reply
+from server.http.wire import NDJSON, Stream, read_body, reply
 from server.loaded.estimate import anonymous_bytes
 from server.loaded.worker import Worker
 from server.pulls.jobs import Order
@@ -109,7 +109,7 @@ async def pull(request: web.Request) -> web.StreamResponse:
             async for frame in frames:
                 last = frame
             return reply(last, STATUS[last["code"]] if "error" in last else 200)
-        stream = Stream(request, "ndjson")
+        stream = Stream(request, NDJSON)
         async for frame in frames:
             await stream.send(frame)
         return await stream.end()

@@ -19,14 +19,14 @@ from server.api.ollama.bodies import AnswerBody, GenerateBody
 from server.api.request import InUse
 from server.api.respond import AnswerWriter, Json, Usage
 from server.http.problems import Dialect
-from server.http.wire import StreamForm
+from server.http.wire import NDJSON, StreamForm
 
 
 class OllamaWriter(AnswerWriter):
     """The part that `/api/generate` and `/api/chat` share."""
 
     dialect: Dialect = "ollama"
-    form: StreamForm = "ndjson"
+    form: StreamForm = NDJSON
 
     def __init__(self, body: AnswerBody) -> None:
         self._body = body

@@ -15,14 +15,14 @@ from server.api.openai.bodies import CompletionFields
 from server.api.request import InUse
 from server.api.respond import AnswerWriter, Json, Usage
 from server.http.problems import Dialect
-from server.http.wire import StreamForm
+from server.http.wire import EVENTS, StreamForm
 
 
 class OpenAIWriter(AnswerWriter):
     """The part that both routes share; subclasses name their kinds of object, and make the choices."""
 
     dialect: Dialect = "openai"
-    form: StreamForm = "sse"
+    form: StreamForm = EVENTS
     prefix: str
     chunk_kind: str
     whole_kind: str
