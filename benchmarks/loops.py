@@ -72,8 +72,7 @@ def engine(path: str, threads: int, streams: int, tokens: int) -> float:
         shares: list[float] = []
         inside = _Clock()
         load = m.Load(path, m.CacheConfig(POOL, SEQUENCES), threads, 64)
-        loop = LlamaEngine(load, parent.send)
-        loop.open()
+        loop, _ = LlamaEngine.open(load, parent.send)
         loop._context._decode = inside.timed(loop._context._decode)
         loop._begin = _with_clock(loop._begin, inside)  # type: ignore[method-assign]
         flush, before = loop._flush, [time.perf_counter(), 0.0]

@@ -27,7 +27,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Self
 
 from runtime import messages as m
 from runtime.conversation import Turn
@@ -36,7 +36,7 @@ from runtime.errors import LoadFailed
 TOKENS = ["Once", " upon", " a time"]
 
 
-class Answer:
+class ScriptedAnswer:
     """One answer on its way: what is left of the script, and what was sent."""
 
     def __init__(self, submit: m.Submit, index: int, tokens: list[str], prompt_tokens: int) -> None:
@@ -76,9 +76,18 @@ class FakeEngine:
         self._inbox: deque[Any] = deque()
         self._wake = threading.Condition()
         self._waiting: deque[m.Submit] = deque()
-        self._answers: list[Answer] = []
+        self._answers: list[ScriptedAnswer] = []
         self._tokens = 0
-        self.step = 0
+        self.steps = 0
+
+    @classmethod
+    def open(cls, load: m.Load, send: Callable[..., None]) -> tuple[Self, m.Ready]:
+        """Load nothing, as slowly as the script says; raises LoadFailed when it says so."""
+        time.sleep(load.script.get("load_delay", 0))
+        if error := load.script.get("load_error"):
+            raise LoadFailed(error)
+        ready = m.Ready(load.cache_config.context, load.cache_config.sequences, 0, 0, 0, 0)
+        return cls(load, send), ready
 
     @property
     def busy(self) -> bool:
@@ -89,14 +98,6 @@ class FakeEngine:
     def spilled(self) -> int:
         """Nothing is."""
         return 0
-
-    def open(self) -> m.Ready:
-        """Load nothing, as slowly as the script says; raises LoadFailed when it says so."""
-        time.sleep(self._script.get("load_delay", 0))
-        if error := self._script.get("load_error"):
-            raise LoadFailed(error)
-        cache = self._load.cache_config
-        return m.Ready(cache.context, cache.sequences, 0, 0, 0, 0)
 
     def take(self, frame: Any) -> None:
         """Accept a frame, from any thread."""
@@ -169,7 +170,7 @@ class FakeEngine:
             if self._script.get("echo"):
                 tokens = _words(_prompt(submit.turns, submit.prompt))
             length = self._prompt_tokens(submit)
-            self._answers += [Answer(submit, index, tokens, length) for index in range(submit.count)]
+            self._answers += [ScriptedAnswer(submit, index, tokens, length) for index in range(submit.count)]
             self._send(m.Started(submit.id, length))
 
     def _advance(self) -> None:
@@ -185,7 +186,7 @@ class FakeEngine:
                 self._answers.remove(answer)
                 end = m.Finished(answer.id, reason, answer.prompt_tokens, answer.sent, 0, 1, 1, answer.index)
                 self._send(end)
-        self.step += 1
+        self.steps += 1
 
     def _misbehave(self) -> None:
         self._tokens += 1

@@ -206,7 +206,7 @@ class Tokens(msgspec.Struct, tag="tokens"):
 class Beat(msgspec.Struct, tag="beat"):
     """Once a second: the loop's step counter and whether it has work, so that a hung loop is seen.
 
-    `spilled` bytes are copies of conversations and a second cache, which no prediction of a model's memory includes.
+    `spilled` bytes are copies of sequences and a second context, which the prediction of a model's memory leaves out.
     """
 
     step: int

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import msgspec
 
@@ -28,18 +28,20 @@ SWITCH_SECONDS = 0.0005
 class Engine(Protocol):
     """What answers: the real one in `runtime.engine.loop`, a scripted one in `runtime.fake`."""
 
-    step: int
+    steps: int
+    """Steps so far. One that stands still while the engine is busy means that it hangs."""
+
+    @classmethod
+    def open(cls, load: m.Load, send: Callable[..., None]) -> tuple[Self, m.Ready]:
+        """Load the model; raises EngineError. `send` takes frames for the daemon, from any thread."""
 
     @property
     def busy(self) -> bool:
-        """Whether there is work, so that a `step` that stands still means it hangs."""
+        """Whether a request waits or runs."""
 
     @property
     def spilled(self) -> int:
-        """Bytes of conversations kept outside the model's cache."""
-
-    def open(self) -> m.Ready:
-        """Load the model; raises EngineError."""
+        """Bytes of copies of sequences, and of the second context for long prompts."""
 
     def take(self, frame: Any) -> None:
         """Accept a frame; called from the thread that reads the socket."""
@@ -55,9 +57,8 @@ def main(argv: list[str]) -> int:
     if not isinstance(load, m.Load):
         return 1
     sys.setswitchinterval(SWITCH_SECONDS)
-    engine = _engine(load, parent.send)
     try:
-        ready = engine.open()
+        engine, ready = _engine(load.engine).open(load, parent.send)
     except EngineError as error:
         parent.send(m.Failed(0, error.code, str(error), error.hint))
         return 1
@@ -68,14 +69,14 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _engine(load: m.Load, send: Callable[..., None]) -> Engine:
-    if load.engine == "fake":
+def _engine(name: str) -> type[Engine]:
+    if name == "fake":
         from runtime.fake import FakeEngine
 
-        return FakeEngine(load, send)
+        return FakeEngine
     from runtime.engine.loop import LlamaEngine  # llama.cpp takes a quarter of a second to import
 
-    return LlamaEngine(load, send)
+    return LlamaEngine
 
 
 def _refuse(send: Callable[..., None], body: bytes, error: msgspec.ValidationError) -> None:
@@ -86,7 +87,7 @@ def _refuse(send: Callable[..., None], body: bytes, error: msgspec.ValidationErr
 
 def _beat(engine: Engine, send: Callable[..., None]) -> None:
     while True:
-        send(m.Beat(engine.step, engine.busy, engine.spilled))
+        send(m.Beat(engine.steps, engine.busy, engine.spilled))
         time.sleep(BEAT_SECONDS)
 
 

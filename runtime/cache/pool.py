@@ -1,13 +1,16 @@
-"""Who holds which tokens in the cache: sequences running and parked, prefixes they share, and the room that is left.
+"""The KV cache's books: which sequence holds which tokens, which cells they share, and how many cells are free.
 
-The cache of llama.cpp is one pool of cells. A cell belongs to every sequence that was copied from another one while it
-was there, and is free when the last of them lets go. llama.cpp does not tell how many are in use, so `CellPool` counts
-along: each sequence is a chain of spans, a span knows how many sequences hold it.
+llama.cpp's unified KV cache is one pool of cells, one for each token. When a sequence is copied, its cells belong to
+both sequences; a cell is free when the last owner drops it. llama.cpp does not tell how many cells are in use, so
+`CellPool` counts along. Each sequence is a chain of spans, and a span knows how many sequences own it. An example: two
+answers of 20 and 30 tokens to the same prompt of 100 hold a span of 100 with two owners, and one of 20 and one of 30
+with one owner each: 150 cells.
 
-A sequence whose answer is complete stays where it is, parked, until its room is needed: least recently used first.
+When an answer is complete its sequence is parked: it keeps its cells until others need them, so that a prompt which
+begins alike can continue it. The least recently parked sequence gives way first.
 
-Recurrent and hybrid models cannot go back to any position, only to the end of what a sequence holds, and to checkpoints
-on the way (`runtime/cache/spill.py`). Where these are made is said here: `marks`.
+Recurrent and hybrid models cannot be cut at any position, only restored at the end of a sequence or at a checkpoint
+(`runtime/cache/spill.py`). `CellPool.checkpoints` decides where checkpoints are made.
 """
 
 from __future__ import annotations
@@ -20,12 +23,13 @@ from typing import Protocol
 from runtime.cache.spill import WORTH_KEEPING, Copy, Spill, common_prefix
 from runtime.llama.model import Memory
 
+# Parked sequences keep at most this part of the cells: 1 / 8.
 PARKED_SHARE = 8
 
 
 @dataclass(eq=False)
 class Span:
-    """A stretch of cells with the same owners."""
+    """`size` consecutive cells of a sequence, all owned by the same `owners` sequences."""
 
     size: int
     owners: int = 1
@@ -33,57 +37,65 @@ class Span:
 
 @dataclass(eq=False)
 class Sequence:
-    """What one sequence of the cache holds. `used` is the step at which it was parked."""
+    """A sequence of the KV cache and the tokens in it. A sequence that is not `busy` is parked, or empty."""
 
     number: int
     tokens: array[int] = field(default_factory=lambda: array("i"))
     spans: list[Span] = field(default_factory=list)
     busy: bool = False
-    used: int = 0
+    parked_at: int = 0
+    """The engine's step at which it was parked."""
 
 
 class Cache(Protocol):
-    """The cells themselves: `runtime.llama.context.Context`."""
+    """The KV cache itself: `runtime.llama.context.Context`."""
 
     def copy(self, source: int, target: int, end: int, /) -> None:
         """Let the empty `target` hold the first `end` positions of `source` too."""
 
     def cut(self, sequence: int, start: int, /) -> bool:
-        """Drop what `sequence` holds from `start` on; False, and nothing done, where the model cannot."""
+        """Drop the positions of `sequence` from `start` on; False, and nothing done, where the model cannot."""
 
     def shift(self, sequence: int, keep: int, gone: int, /) -> bool:
         """Drop `gone` positions after the first `keep`, and move up the rest; False where the model cannot."""
 
 
 class CellPool:
-    """The book of a cache; what is noted here is done there."""
+    """Does to the KV cache what it is asked for, and keeps the books. `cells` is the capacity, `used` the cells in use.
 
-    def __init__(self, cells: int, sequences: int, cache: Cache) -> None:
+    Whether the sequences of `memory` can be cut decides much here; `spill` holds copies of sequences that were dropped,
+    and checkpoints.
+    """
+
+    def __init__(self, cache: Cache, cells: int, sequences: int, memory: Memory, spill: Spill) -> None:
         self.cells = cells
         self.sequences = [Sequence(number) for number in range(sequences)]
         self.used = 0
-        self.memory: Memory = "cells"
-        self.spill: Spill | None = None
-        """Where copies of sequences are kept that the cache has no room for, and checkpoints."""
+        self.memory = memory
+        self.spill = spill
         self._cache = cache
 
     @property
     def free(self) -> int:
-        """Cells that nobody holds."""
+        """Cells that no sequence holds."""
         return self.cells - self.used
 
     @property
-    def held_by_busy(self) -> int:
-        """Cells that at least one running sequence holds."""
+    def busy_cells(self) -> int:
+        """Cells that at least one busy sequence holds."""
+        # A span that several hold is one object, and counts once.
         return sum({id(span): span.size for seq in self.sequences if seq.busy for span in seq.spans}.values())
 
     def match(self, tokens: array[int]) -> tuple[Sequence | None, int]:
-        """The sequence that holds the longest beginning of `tokens` to go on from; parked ones win a draw."""
+        """The sequence with the longest usable beginning of `tokens`, and that beginning's length.
+
+        Of equally good ones a parked sequence is preferred: it can be continued in place.
+        """
         best, length = None, 0
         for seq in self.sequences:
             common = common_prefix(seq.tokens, tokens)
             if self.memory != "cells" and common < len(seq.tokens):
-                common = self.spill.usable(seq.tokens, common) if self.spill else 0
+                common = self.spill.usable(seq.tokens, common)
             if common > length or (best and common == length > 0 and best.busy and not seq.busy):
                 best, length = seq, common
         return best, length
@@ -91,8 +103,8 @@ class CellPool:
     def start(self, source: Sequence | None, length: int) -> Sequence | None:
         """A busy sequence that holds the first `length` tokens of `source`; None when all sequences are busy.
 
-        A parked source that ends there is taken over; else its cells are shared, and the least recently used parked
-        sequence gives way when none is empty.
+        A parked source that ends there is taken over. Otherwise an empty sequence shares the source's cells; when none
+        is empty, the least recently parked one is emptied for it.
         """
         if source and not source.busy and length == len(source.tokens):
             source.busy = True
@@ -115,21 +127,23 @@ class CellPool:
         target.busy = True
         return target
 
-    def marks(self, tokens: array[int], length: int, border: int) -> list[int]:
-        """Where checkpoints are due while `tokens` are read, of which a sequence holds `length`.
+    def checkpoints(self, tokens: array[int], length: int, stable: int) -> list[int]:
+        """Positions at which to make checkpoints while `tokens` are read; the first `length` are in the cache already.
 
-        Where other prompts have parted from this one, and more may; where those will part that continue it, which is
-        `border`; and at the end, less the token that is read anew for its logits.
+        Up to three: where an earlier prompt parted from this one, because others may part there too; after the first
+        `stable` tokens, with which the conversation's next prompt will begin (`Prompt.stable`); and before the last
+        token, for the same prompt once more. Empty for a model whose cells can be cut.
         """
-        if self.memory == "cells" or not self.spill or not self.spill.limit:
+        if self.memory == "cells" or not self.spill.limit:
             return []
         parting = max(common_prefix(seq.tokens, tokens) for seq in self.sequences)
-        parting = max(parting, self.spill.parting(tokens))
-        marks: list[int] = []
-        for mark in sorted({parting, border, len(tokens) - 1}):
-            if mark >= (marks[-1] if marks else length) + WORTH_KEEPING or (mark == border > length):
-                marks.append(mark)
-        return marks
+        parting = max(parting, self.spill.longest_prefix(tokens))
+        positions: list[int] = []
+        for position in sorted({parting, stable, len(tokens) - 1}):
+            far = position >= (positions[-1] if positions else length) + WORTH_KEEPING
+            if far or position == stable > length:
+                positions.append(position)
+        return positions
 
     def share(self, source: Sequence, target: Sequence, length: int) -> None:
         """Let the empty `target` hold the first `length` tokens of `source` as well."""
@@ -145,7 +159,7 @@ class CellPool:
         target.tokens = source.tokens[:length]
 
     def grow(self, seq: Sequence, tokens: array[int] | memoryview[int]) -> None:
-        """Note that `tokens` were computed at the end of `seq`."""
+        """Record that `tokens` were computed at the end of `seq`."""
         seq.tokens.extend(tokens)
         count = len(tokens)
         self.used += count
@@ -155,7 +169,7 @@ class CellPool:
             seq.spans.append(Span(count))
 
     def cut(self, seq: Sequence, length: int) -> bool:
-        """Drop what `seq` holds beyond `length` tokens; all of it, and False, where the model's state cannot be cut."""
+        """Drop the tokens of `seq` beyond `length`; all of them, and False, where the model's state cannot be cut."""
         if length >= len(seq.tokens):
             return True
         done = self._cache.cut(seq.number, length)
@@ -164,19 +178,19 @@ class CellPool:
             length = 0
         self._split(seq, length)
         size = 0
-        kept = []
+        spans = []
         for span in seq.spans:
             size += span.size
             if size <= length:
-                kept.append(span)
+                spans.append(span)
             else:
                 self._release(span)
-        seq.spans = kept
+        seq.spans = spans
         del seq.tokens[length:]
         return done
 
     def shift(self, seq: Sequence, keep: int, gone: int) -> bool:
-        """Drop `gone` tokens after the first `keep` of `seq`, which must share with nobody; False when it cannot be."""
+        """Drop `gone` tokens of `seq` after the first `keep`; False where it shares cells, or the model cannot."""
         if any(span.owners > 1 for span in seq.spans) or not self._cache.shift(seq.number, keep, gone):
             return False
         del seq.tokens[keep : keep + gone]
@@ -185,13 +199,13 @@ class CellPool:
         return True
 
     def clear(self, seq: Sequence) -> None:
-        """Drop all that `seq` holds."""
+        """Drop all tokens of `seq`."""
         self.cut(seq, 0)
 
     def park(self, seq: Sequence, step: int) -> None:
-        """Keep what `seq` holds for whoever begins alike; what another parked one holds in full is not kept twice."""
+        """Keep the tokens of `seq` for prompts that begin alike; drop parked sequences with a beginning of it."""
         seq.busy = False
-        seq.used = step
+        seq.parked_at = step
         for other in self.sequences:
             if other is seq or other.busy or not other.tokens:
                 continue
@@ -199,12 +213,12 @@ class CellPool:
                 self.clear(other)
 
     def interrupt(self, seq: Sequence) -> None:
-        """Take the room of a running sequence, keeping a copy of what it holds."""
+        """Empty a busy sequence to make room; a copy goes to the spill."""
         self._put_away(seq)
         seq.busy = False
 
     def evict(self) -> bool:
-        """Free the least recently used parked sequence, keeping a copy; False when there is none."""
+        """Empty the least recently parked sequence, with a copy to the spill; False when none is parked."""
         oldest = next(self._parked(), None)
         if oldest is None:
             return False
@@ -212,52 +226,52 @@ class CellPool:
         return True
 
     def trim(self) -> None:
-        """Put away what is parked beyond an eighth of the pool: each cell in use costs every step a look."""
-        if self.spill and self.spill.limit:
-            while self.used - self.held_by_busy > self.cells // PARKED_SHARE and self.evict():
+        """Evict parked sequences down to an eighth of the cells, because each step looks at all cells in use."""
+        if self.spill.limit:
+            while self.used - self.busy_cells > self.cells // PARKED_SHARE and self.evict():
                 pass
 
     def recall(self, tokens: array[int], length: int) -> bool:
-        """Bring back a copy that holds clearly more of `tokens` than `length`; False when nothing was changed here."""
-        if self.spill is None:
-            return False
-        entry, there = self.spill.match(tokens)
-        if entry is None or there < length + WORTH_KEEPING:
+        """Restore the copy that has more of `tokens` than the `length` in the cache, if it is worth it.
+
+        False when nothing was changed in the cache. When there is no room the copy may be left out although
+        sequences were evicted for it, and the caller has to `match` again.
+        """
+        copy, usable = self.spill.match(tokens)
+        if copy is None or usable < length + WORTH_KEEPING:
             return False
         target = self.vacant()
-        while target and self.free < len(entry.tokens) and self.evict():
+        while target and self.free < len(copy.tokens) and self.evict():
             pass
-        if target and self.free >= len(entry.tokens) and self.spill.restore(entry, target.number):
-            self.grow(target, entry.tokens)
-            self._cut_back(target, there)
+        if target and self.free >= len(copy.tokens) and self.spill.restore(copy, target.number):
+            self.grow(target, copy.tokens)
+            self._cut_back(target, usable)
         return True
 
-    def mark(self, seq: Sequence) -> None:
-        """Make a checkpoint of what `seq` holds."""
-        if self.spill:
-            self.spill.mark(seq.number, seq.tokens)
+    def make_checkpoint(self, seq: Sequence) -> None:
+        """Copy the state of `seq` as it is now."""
+        self.spill.add_checkpoint(seq.number, seq.tokens)
 
     def _checkpoint(self, seq: Sequence, length: int) -> Copy | None:
-        """What is needed to go back to `length` in `seq`, where the cache cannot do that by itself."""
-        if self.memory == "cells" or length >= len(seq.tokens) or not self.spill:
+        """The checkpoint needed to go back to `length` in `seq`; None where the cache can do that alone."""
+        if self.memory == "cells" or length >= len(seq.tokens):
             return None
-        return self.spill.checkpoint(seq.tokens, length)
+        return self.spill.latest_checkpoint(seq.tokens, length)
 
     def _restored(self, seq: Sequence, checkpoint: Copy) -> bool:
-        """Put the checkpoint's state into `seq`, which holds just its tokens; False, and it is empty, without room."""
-        assert self.spill
+        """Put the checkpoint's state into `seq`, which has the same tokens; False, and it is empty, without room."""
         if self.memory == "recurrent":
             self._cache.cut(seq.number, 0)
         return self.spill.restore(checkpoint, seq.number)
 
     def _cut_back(self, seq: Sequence, length: int) -> None:
-        """Cut `seq`, with the help of a checkpoint where there is one; else it may end up empty."""
+        """Cut `seq` to `length`, with a checkpoint where that takes one; without one it may end up empty."""
         checkpoint = self._checkpoint(seq, length)
         lost = checkpoint and not self._restored(seq, checkpoint)
         self.cut(seq, 0 if lost else length)
 
     def vacant(self) -> Sequence | None:
-        """A sequence that holds nothing; a parked one gives way. None when all are busy."""
+        """An empty sequence, evicting a parked one if need be; None when all are busy."""
         while True:
             for seq in self.sequences:
                 if not seq.busy and not seq.tokens:
@@ -266,25 +280,30 @@ class CellPool:
                 return None
 
     def _put_away(self, seq: Sequence) -> None:
-        """Empty `seq`, keeping a copy of what it holds."""
-        if self.spill:
-            self.spill.keep(seq.number, seq.tokens)
+        """Empty `seq`; a copy goes to the spill."""
+        self.spill.add(seq.number, seq.tokens)
         self.clear(seq)
 
     def _parked(self) -> Iterator[Sequence]:
-        return iter(sorted((seq for seq in self.sequences if not seq.busy and seq.tokens), key=lambda seq: seq.used))
+        """Parked sequences, the least recently parked first."""
+        parked = (seq for seq in self.sequences if not seq.busy and seq.tokens)
+        return iter(sorted(parked, key=lambda seq: seq.parked_at))
 
     def _split(self, seq: Sequence, length: int) -> None:
-        """Make `length` a border between spans, for every sequence that holds the span there."""
+        """Make a border between spans at `length`, for every sequence that holds the span there.
+
+        This looks at all spans of all sequences. It is cheap enough: it happens when a prompt begins or a sequence is
+        cut, not with every token, and sequences have as many spans as other prompts parted from them, which are few.
+        """
         start = 0
         for span in seq.spans:
             if start < length < start + span.size:
                 rest = Span(start + span.size - length, span.owners)
                 span.size = length - start
-                for holder in self.sequences:
-                    for i, held in enumerate(holder.spans):
-                        if held is span:
-                            holder.spans.insert(i + 1, rest)
+                for owner in self.sequences:
+                    for i, other in enumerate(owner.spans):
+                        if other is span:
+                            owner.spans.insert(i + 1, rest)
                             break
                 return
             start += span.size

@@ -1,13 +1,16 @@
-"""States of sequences in plain memory: conversations that left the pool, and checkpoints of models that cannot go back.
+"""Copies of sequences in plain memory: conversations that left the KV cache, and checkpoints of recurrent states.
 
-Every cell in use costs each step a look, its owner running or not, and copying a thousand tokens takes milliseconds
-where computing them again takes seconds. So the pool hands over what it must drop, and what it holds idle.
+Each step looks at every KV cache cell in use, whether its sequence runs or is parked. Copying the cells of a thousand
+tokens takes milliseconds; computing them again takes seconds. So the pool hands over the sequences that it has to drop,
+and most of the parked ones.
 
-A recurrent state is that of one position and of no earlier one, so for recurrent and hybrid models a copy is made where
-later prompts may part from this one. Of a hybrid model it is the recurrent part alone, some kilobytes per layer: the
-cells of attention can be cut. A recurrent model's copies are whole, so its parked states are checkpoints as well.
+A recurrent state is that of the last token read: it cannot go back to an earlier position. For recurrent and hybrid
+models, checkpoints are therefore copied at positions where later prompts may differ from the one being read. A hybrid
+model's checkpoint is its recurrent state alone, some kilobytes per layer, because its attention cells can be cut at any
+position. A recurrent model has nothing but the state, so that each of its copies serves as a checkpoint as well.
 
-States are kept as llama.cpp writes them (`llama_state_seq_get_data_ext`), in this process only: it trusts them blindly.
+Copies have llama.cpp's own format (`llama_state_seq_get_data_ext`). llama.cpp does not check it when it reads one back,
+so a copy never leaves this process.
 """
 
 from __future__ import annotations
@@ -18,27 +21,27 @@ from typing import NamedTuple, Protocol
 
 from runtime.llama.model import Memory
 
-# Fewer tokens are computed again as quickly.
+# Shorter sequences are recomputed as fast as they are copied.
 WORTH_KEEPING = 32
-# Of one conversation; beyond that the one goes which was of no use for the longest time.
+# Checkpoints per conversation; the least recently used goes first.
 CHECKPOINTS = 8
 
 
 class States(Protocol):
-    """Where states come from and go: `runtime.llama.context.Context`. `partial` leaves out what can be cut."""
+    """The states of sequences: `runtime.llama.context.Context`. `partial` means the recurrent state alone."""
 
     def save(self, sequence: int, partial: bool, /) -> bytearray:
-        """The state of a sequence."""
+        """A copy of a sequence's state."""
 
     def state_bytes(self, sequence: int, partial: bool, /) -> int:
-        """The size of it."""
+        """The size of that copy."""
 
     def restore(self, sequence: int, state: bytearray, partial: bool, /) -> bool:
-        """Fill an empty sequence with it, or put a partial one in place; False when there is no room."""
+        """Fill an empty sequence from a copy, or replace its recurrent state; False when there is no room."""
 
 
 class Copy(NamedTuple):
-    """A sequence that was: its tokens and its state."""
+    """A copy of a sequence: the tokens it had read, and its state (`partial`: the recurrent state alone)."""
 
     tokens: array[int]
     state: bytearray
@@ -46,112 +49,130 @@ class Copy(NamedTuple):
 
 
 class Spill:
-    """At most `limit` bytes of states, the least recently used dropped first."""
+    """Holds at most `limit` bytes of copies; the least recently used goes first. `used` is their bytes now."""
 
     def __init__(self, states: States, limit: int, memory: Memory = "cells", window: int = 0) -> None:
-        """Of a sequence longer than `window` (0: there is none) llama.cpp writes what its end still sees, and nothing
-        says what is missing where another prompt parts earlier: such ones are not kept."""
+        """`window` is the model's sliding window in tokens, 0 for none.
+
+        llama.cpp saves of a sequence longer than the window only those cells that the window still covers. A prompt
+        that parts from it earlier would miss the others, and llama.cpp does not report that. Such sequences are not
+        copied.
+        """
         self._states = states
         self._window = window
         self.limit = limit
         self._memory = memory
-        self._entries: list[Copy] = []
+        self._copies: list[Copy] = []  # the least recently used first
         self.used = 0
 
-    def keep(self, sequence: int, tokens: array[int]) -> None:
-        """Copy out a sequence, if it is worth it and fits; what it continues is dropped, where it holds that too."""
-        if not self._fit(tokens) or any(self._covers(entry.tokens, tokens) for entry in self._whole()):
-            return
-        for entry in [entry for entry in self._whole() if self._covers(tokens, entry.tokens)]:
-            self._drop(entry)
-        self._take(sequence, tokens, partial=False)
+    def add(self, sequence: int, tokens: array[int]) -> None:
+        """Copy a sequence that holds `tokens`, if it is worth it and fits.
 
-    def mark(self, sequence: int, tokens: array[int]) -> None:
-        """Make a checkpoint of `sequence`, which has read `tokens`."""
-        chain = [entry for entry in self._checkpoints() if _begins(tokens, entry.tokens)]
-        if not self._fit(tokens) or any(len(entry.tokens) == len(tokens) for entry in chain):
+        Copies of its beginnings are dropped: this one serves for them. Nothing is done where a copy serves already.
+        """
+        if not self._worth_it(tokens) or any(self._serves(copy.tokens, tokens) for copy in self._whole()):
+            return
+        for copy in [copy for copy in self._whole() if self._serves(tokens, copy.tokens)]:
+            self._drop(copy)
+        self._save(sequence, tokens, partial=False)
+
+    def add_checkpoint(self, sequence: int, tokens: array[int]) -> None:
+        """Make a checkpoint of a sequence that has read `tokens` and nothing more."""
+        chain = [copy for copy in self._checkpoints() if _begins(tokens, copy.tokens)]
+        if not self._worth_it(tokens) or any(len(copy.tokens) == len(tokens) for copy in chain):
             return
         if len(chain) >= CHECKPOINTS:
             self._drop(chain[0])
-        self._take(sequence, tokens, partial=self._memory == "hybrid")
+        self._save(sequence, tokens, partial=self._memory == "hybrid")
 
     def match(self, tokens: array[int]) -> tuple[Copy | None, int]:
-        """The copy of a sequence that holds most of the beginning of `tokens`, and how much of that is of use."""
+        """The copy with the longest usable beginning of `tokens`, and that beginning's length."""
         best, length = None, 0
-        for entry in self._whole():
-            common = common_prefix(entry.tokens, tokens)
-            if common > length and (usable := self.usable(entry.tokens, common)) > length:
-                best, length = entry, usable
+        for copy in self._whole():
+            common = common_prefix(copy.tokens, tokens)
+            if common > length and (usable := self.usable(copy.tokens, common)) > length:
+                best, length = copy, usable
         return best, length
 
-    def usable(self, held: array[int], common: int) -> int:
-        """How much of the first `common` tokens of a sequence or copy of `held` another one can begin with."""
-        if common == len(held) or self._memory == "cells":
+    def usable(self, tokens: array[int], common: int) -> int:
+        """How many of the first `common` tokens of a sequence that holds `tokens` another one can begin with.
+
+        Of cells, all. A recurrent state is usable at the end of `tokens` and at the latest checkpoint before `common`.
+        """
+        if common == len(tokens) or self._memory == "cells":
             return common
-        entry = self.checkpoint(held, common)
-        return len(entry.tokens) if entry else 0
+        checkpoint = self.latest_checkpoint(tokens, common)
+        return len(checkpoint.tokens) if checkpoint else 0
 
-    def checkpoint(self, tokens: array[int], common: int) -> Copy | None:
-        """The latest checkpoint in the first `common` of `tokens`."""
-        fits = [entry for entry in self._checkpoints() if len(entry.tokens) <= common]
-        fits = [entry for entry in fits if _begins(tokens, entry.tokens)]
-        return max(fits, key=lambda entry: len(entry.tokens), default=None)
+    def latest_checkpoint(self, tokens: array[int], common: int) -> Copy | None:
+        """The longest checkpoint whose tokens are among the first `common` of `tokens`."""
+        fits = [copy for copy in self._checkpoints() if len(copy.tokens) <= common]
+        fits = [copy for copy in fits if _begins(tokens, copy.tokens)]
+        return max(fits, key=lambda copy: len(copy.tokens), default=None)
 
-    def parting(self, tokens: array[int]) -> int:
-        """How much of the beginning of `tokens` any copy has read, of use or not."""
-        return max((common_prefix(entry.tokens, tokens) for entry in self._entries), default=0)
+    def longest_prefix(self, tokens: array[int]) -> int:
+        """The longest beginning of `tokens` that any copy has read, usable or not."""
+        return max((common_prefix(copy.tokens, tokens) for copy in self._copies), default=0)
 
-    def restore(self, entry: Copy, sequence: int) -> bool:
-        """Copy an entry into a sequence (an empty one, if it is whole); it stays here too, as the last used."""
-        for i, kept in enumerate(self._entries):
-            if kept is entry:
-                self._entries.append(self._entries.pop(i))
+    def restore(self, copy: Copy, sequence: int) -> bool:
+        """Restore `sequence` (an empty one, if the copy is whole); False when there is no room.
+
+        The copy stays, as the most recently used.
+        """
+        for i, other in enumerate(self._copies):
+            if other is copy:  # two copies may have equal tokens: one whole, one a checkpoint
+                self._copies.append(self._copies.pop(i))
                 break
-        return self._states.restore(sequence, entry.state, entry.partial)
+        return self._states.restore(sequence, copy.state, copy.partial)
 
     def lend(self, size: int) -> bool:
-        """Have `limit` less, for who will add it again; False, and nothing is lent, where that is not there."""
+        """Lower `limit` by `size` bytes until `take_back`; False, and nothing is lent, when it is smaller than that."""
         if size > self.limit:
             return False
         self.limit -= size
         while self.used > self.limit:
-            self._drop(self._entries[0])
+            self._drop(self._copies[0])
         return True
 
-    def _fit(self, tokens: array[int]) -> bool:
-        """Whether a sequence is long enough to be worth a copy, and none of it lies behind a window."""
-        return len(tokens) >= WORTH_KEEPING and not 0 < self._window < len(tokens)
+    def take_back(self, size: int) -> None:
+        """Raise `limit` again by `size` bytes, or lower it where more was taken than lent (`size` is negative)."""
+        self.limit += size
+
+    def _worth_it(self, tokens: array[int]) -> bool:
+        """Whether a sequence is long enough for a copy, and no cell of it lies behind the window."""
+        return self.limit > 0 and len(tokens) >= WORTH_KEEPING and not 0 < self._window < len(tokens)
 
     def _whole(self) -> Iterable[Copy]:
-        return (entry for entry in self._entries if not entry.partial)
+        return (copy for copy in self._copies if not copy.partial)
 
     def _checkpoints(self) -> Iterable[Copy]:
-        return (entry for entry in self._entries if entry.partial or self._memory == "recurrent")
+        return (copy for copy in self._copies if copy.partial or self._memory == "recurrent")
 
-    def _covers(self, whole: array[int], start: array[int]) -> bool:
-        return whole == start if self._memory == "recurrent" else _begins(whole, start)
+    def _serves(self, whole: array[int], beginning: array[int]) -> bool:
+        """Whether a copy that holds `whole` makes one of `beginning` unnecessary."""
+        return whole == beginning if self._memory == "recurrent" else _begins(whole, beginning)
 
-    def _take(self, sequence: int, tokens: array[int], *, partial: bool) -> None:
+    def _save(self, sequence: int, tokens: array[int], *, partial: bool) -> None:
         size = self._states.state_bytes(sequence, partial)
         if size > self.limit:
             return
         while self.used + size > self.limit:
-            self._drop(self._entries[0])
-        entry = Copy(tokens[:], self._states.save(sequence, partial), partial)
-        self._entries.append(entry)
-        self.used += len(entry.state)
+            self._drop(self._copies[0])
+        copy = Copy(tokens[:], self._states.save(sequence, partial), partial)
+        self._copies.append(copy)
+        self.used += len(copy.state)
 
-    def _drop(self, entry: Copy) -> None:
-        self._entries = [kept for kept in self._entries if kept is not entry]
-        self.used -= len(entry.state)
+    def _drop(self, copy: Copy) -> None:
+        self._copies = [other for other in self._copies if other is not copy]
+        self.used -= len(copy.state)
 
 
-def _begins(whole: array[int], start: array[int]) -> bool:
-    return len(start) <= len(whole) and whole[: len(start)] == start
+def _begins(whole: array[int], beginning: array[int]) -> bool:
+    return len(beginning) <= len(whole) and whole[: len(beginning)] == beginning
 
 
 def common_prefix(a: array[int], b: array[int]) -> int:
-    """How many tokens at their start are the same: a binary search whose comparisons run in C."""
+    """How many tokens at the start of both are equal: a binary search whose comparisons run in C."""
     low, high = 0, min(len(a), len(b))
     if not high or a[0] != b[0]:
         return 0

@@ -1,8 +1,8 @@
-"""Vectors of texts, between the steps of answers: pooled as the model says, normalised, several texts per batch.
+"""Embeddings of texts, computed between the steps of answers: pooled as the model says, several texts in a batch.
 
-An encoder (BERT and its kin) reads a text forwards and backwards, so it must fit one batch, and short ones go together.
-A causal model reads several texts in stretches like prompts, as much in a step as the pace allows beside running
-answers; its vector is that of the last token, or the mean of all, summed up over the stretches.
+An encoder (BERT and its kin) reads a text forwards and backwards, so a text must fit one batch; short ones share it.
+A causal model reads several texts in chunks like prompts, as many rows in a step as the pace allows beside running
+answers. Its vector is that of the last token, or the mean of all tokens, summed up over the chunks.
 """
 
 from __future__ import annotations
@@ -20,15 +20,18 @@ from runtime.errors import BadRequest, EngineError, PromptTooLong, QueueFull
 from runtime.llama.context import ABORTED, NO_ROOM, OK, POOLING_LAST, POOLING_MEAN, POOLING_RANK, Context
 from runtime.llama.model import Model
 
-# Rows that an encoder computes at once: more of them spend more on rows of other texts than they save.
+# Rows that an encoder computes at once. Attention spans the whole batch, so more rows cost more than they save.
 PACK = 512
-# Answers that may begin while the first text in line waits for room; then those that are being written end first.
+# Answers that may begin while the first request waits for room. After these, no answer begins until it has room.
 PATIENCE = 8
 
 
 @dataclass(eq=False)
 class Reading:
-    """An input of a causal model while it is read: `vector` is the sum of those of its tokens, if that is asked for."""
+    """An input of a causal model while it is read.
+
+    `vector` is float32 `(n_embd,)`: the last token's, or the sum over the tokens so far for a mean.
+    """
 
     ids: array[int]
     seq: Sequence
@@ -36,12 +39,15 @@ class Reading:
 
     @property
     def left(self) -> int:
-        """Tokens still to be read."""
+        """Tokens not in the KV cache yet."""
         return len(self.ids) - len(self.seq.tokens)
 
 
-class Job:
-    """The inputs of one request, the vectors so far, what is being read, and how many answers began before that."""
+class EmbedJob:
+    """One request: its `inputs`, the `vectors` so far (float32 bytes each), and the inputs that are being read.
+
+    `overtaken` counts the answers that began while it waited for room; `query` is a ranking's question.
+    """
 
     def __init__(self, request: int, inputs: list[array[int]], query: str = "") -> None:
         self.id = request
@@ -54,7 +60,10 @@ class Job:
 
 
 class Embedder:
-    """Computes embeddings on the engine's context; `prepare` may be called from any thread, the rest from the loop."""
+    """Computes embeddings on the engine's context. `prepare` may be called from any thread, the rest from the loop.
+
+    `limit` is the number of tokens that an input may have.
+    """
 
     def __init__(self, model: Model, context: Context, pool: CellPool, emit: Callable[[Any], None]) -> None:
         self._model = model
@@ -62,12 +71,12 @@ class Embedder:
         self._context = context
         self._pool = pool
         self._emit = emit
-        self._jobs: deque[Job] = deque()
+        self._jobs: deque[EmbedJob] = deque()
         self._ranks = context.pooling == POOLING_RANK
         self.limit = min(context.batch_size, model.n_ctx_train) if model.encoder else context.tokens - 1
         self._ranker = Ranker(model, context.pooling, self.limit)
         self.computing = 0
-        """The request that is being computed, which a cancel may abort."""
+        """The id of the request that is being computed, 0 for none; a cancel aborts its step."""
 
     @property
     def busy(self) -> bool:
@@ -76,28 +85,32 @@ class Embedder:
 
     @property
     def patient(self) -> bool:
-        """Whether answers may begin before the text that is first in line."""
+        """Whether answers may begin before the first request here."""
         return not self._jobs or self._jobs[0].overtaken < PATIENCE
 
     @property
-    def wanted(self) -> int:
-        """Cells that what is being read will still take."""
+    def pending(self) -> int:
+        """Cells that the inputs being read will still take."""
         return sum(reading.left for job in self._jobs for reading in job.readings)
 
     def overtake(self) -> None:
-        """An answer has begun."""
+        """Count an answer that has begun while the first request waits."""
         if self._jobs and not self._jobs[0].readings:
             self._jobs[0].overtaken += 1
 
-    def prepare(self, request: m.Embed) -> Job:
-        """Tokens of the inputs; PromptTooLong for one too long that may not be cut, BadRequest for none at all."""
+    def prepare(self, request: m.Embed) -> EmbedJob:
+        """Tokenize the inputs.
+
+        Raises PromptTooLong for an input that is too long and may not be cut, BadRequest for an empty one, and where
+        the model ranks.
+        """
         if self._ranks:
             raise BadRequest("this model ranks texts and has no embeddings", "ask it to rank (`/v1/rerank`)")
-        return Job(request.id, [self._tokens(text, request.truncate) for text in request.inputs])
+        return EmbedJob(request.id, [self._tokens(text, request.truncate) for text in request.inputs])
 
-    def prepare_ranking(self, request: m.Rank) -> Job:
-        """Tokens of the question with each text; raises BadRequest where the model does not rank, PromptTooLong."""
-        return Job(request.id, self._ranker.inputs(request.query, request.documents), request.query)
+    def prepare_ranking(self, request: m.Rank) -> EmbedJob:
+        """Tokenize the query with each document; raises BadRequest where the model does not rank, PromptTooLong."""
+        return EmbedJob(request.id, self._ranker.inputs(request.query, request.documents), request.query)
 
     def _tokens(self, text: str | list[int], truncate: bool) -> array[int]:
         ids = self._vocabulary.tokenize(text, special=False, add=True) if isinstance(text, str) else self._checked(text)
@@ -107,7 +120,7 @@ class Embedder:
             raise PromptTooLong(f"an input has {len(ids):,} tokens and the model reads {self.limit:,}", "shorten it")
         if len(ids) <= self.limit:
             return ids
-        # What closes a text ([SEP], an end token) is read at the end of a shortened one too.
+        # The last token ([SEP], an end token) closes a shortened text too.
         closed = isinstance(text, str) and (self._model.encoder or self._vocabulary.adds_eos)
         return ids[: self.limit - 1] + ids[-1:] if closed else ids[: self.limit]
 
@@ -117,8 +130,8 @@ class Embedder:
                 raise BadRequest(f"an input has token {token}, and the vocabulary ends at {self._vocabulary.size - 1}")
         return array("i", ids)
 
-    def add(self, job: Job) -> None:
-        """Put a prepared request in line."""
+    def add(self, job: EmbedJob) -> None:
+        """Append a prepared request to the queue."""
         self._jobs.append(job)
         self._complete()
 
@@ -129,7 +142,7 @@ class Embedder:
             self._emit(m.Finished(request, "cancelled", 0, 0))
 
     def step(self, rows: int, promised: int) -> None:
-        """Compute a batch of the first request, of about `rows` tokens; `promised` cells of the pool are for others."""
+        """Compute a batch of the first request, of about `rows` tokens; `promised` cells belong to answers."""
         job = self._jobs[0]
         self.computing = job.id
         try:
@@ -149,19 +162,19 @@ class Embedder:
             job = self._jobs.popleft()
             self._emit(m.Vectors(job.id, job.vectors, job.tokens))
 
-    def _leave(self, job: Job) -> None:
+    def _leave(self, job: EmbedJob) -> None:
         self._jobs.remove(job)
         self._put_back(job)
 
-    def _put_back(self, job: Job) -> None:
-        """Give back the sequences of what is being read, which is read anew if the request stays."""
+    def _put_back(self, job: EmbedJob) -> None:
+        """Free the sequences of the inputs being read. They are read anew if the request stays."""
         for reading in job.readings:
             self._pool.clear(reading.seq)
             reading.seq.busy = False
         job.readings = []
 
-    def _encode(self, job: Job) -> list[bytes]:
-        """As many inputs as make a good batch, each a sequence of its own: every row looks at all the others."""
+    def _encode(self, job: EmbedJob) -> list[bytes]:
+        """Compute as many inputs as make a good batch, each a sequence of its own; their vectors."""
         row = 0
         batch: list[array[int]] = []
         for ids in job.inputs[len(job.vectors) :]:
@@ -178,14 +191,14 @@ class Embedder:
         _check(status)
         return [self._result(self._context.pooled(number)) for number in range(len(batch))]
 
-    def _begin(self, job: Job, promised: int) -> bool:
-        """Take sequences for the next inputs, as many as there is room for; False to wait for answers to end."""
+    def _begin(self, job: EmbedJob, promised: int) -> bool:
+        """Give sequences to the next inputs, as many as there is room for; False where answers have to end first."""
         most = len(self._pool.sequences) if self._model.embeds else 1 + len(self._pool.sequences) // 4
         for ids in job.inputs[len(job.vectors) :][:most]:
             promised += len(ids)
             if promised > self._pool.cells:
                 break
-            while self._pool.free < promised - self._pool.held_by_busy and self._pool.evict():
+            while self._pool.free < promised - self._pool.busy_cells and self._pool.evict():
                 pass
             seq = self._pool.start(None, 0)
             if seq is None:
@@ -194,35 +207,38 @@ class Embedder:
             job.overtaken = 0
         return bool(job.readings)
 
-    def _read(self, job: Job, rows: int) -> None:
-        """Go on with what is being read. The last token of a text knows all of it, so that its vector is enough, and
-        the others go through like a prompt; else every token's is needed."""
+    def _read(self, job: EmbedJob, rows: int) -> None:
+        """Compute the next chunks of the inputs being read.
+
+        With pooling by the last token, only that token's vector is needed: the others are computed first, like a
+        prompt, and the last tokens of all inputs then make one batch. Other pooling needs the vector of every token.
+        """
         last = self._context.pooling in (POOLING_LAST, POOLING_RANK)
         heads = [(reading, reading.left - 1) for reading in job.readings if reading.left > 1] if last else []
         wanted = not heads
         if wanted:
             heads = [(reading, reading.left) for reading in job.readings if reading.left]
             rows = max(1, min(rows, self._context.outputs)) if not last else len(heads)
-        plan, row = [], 0
+        chunks, row = [], 0
         for reading, left in heads:
             if count := min(left, rows - row):
                 start = len(reading.seq.tokens)
-                stretch = reading.ids[start : start + count]
-                self._context.put_prompt(row, memoryview(stretch), start, reading.seq.number, count if wanted else 0)
-                plan.append((reading, stretch))
+                chunk = reading.ids[start : start + count]
+                self._context.put_prompt(row, memoryview(chunk), start, reading.seq.number, count if wanted else 0)
+                chunks.append((reading, chunk))
                 row += count
         if not self._decoded(job, row, wanted):
             return
-        for reading, stretch in plan:
+        for reading, chunk in chunks:
             if wanted:
-                self._take(reading, len(stretch))
-            self._pool.grow(reading.seq, stretch)
+                self._take(reading, len(chunk))
+            self._pool.grow(reading.seq, chunk)
         if not any(reading.left for reading in job.readings):
             job.vectors += [self._result(reading.vector) for reading in job.readings]
             self._put_back(job)
 
-    def _decoded(self, job: Job, rows: int, wanted: bool) -> bool:
-        """Compute `rows`; False where that is to be tried again. Raises EngineError."""
+    def _decoded(self, job: EmbedJob, rows: int, wanted: bool) -> bool:
+        """Compute `rows` rows; False where they are to be tried again. Raises EngineError."""
         self._context.embed_mode(wanted)
         status = self._context.decode(rows)
         self._context.embed_mode(False)
@@ -239,16 +255,16 @@ class Embedder:
         return False
 
     def _take(self, reading: Reading, rows: int) -> None:
-        """Add what llama.cpp has pooled of a stretch of `rows` tokens to the vector of the whole."""
+        """Add llama.cpp's pooled vector of a chunk of `rows` tokens to the input's."""
         vector = self._context.pooled(reading.seq.number)
         if self._context.pooling == POOLING_MEAN:
-            part = vector * rows  # all that counts in the end is its direction
+            part = vector * rows  # the sum, not the mean: only its direction counts in the end
             reading.vector = part if reading.vector is None else reading.vector + part
         elif reading.vector is None or self._context.pooling in (POOLING_LAST, POOLING_RANK):
             reading.vector = vector.copy()
 
     def _result(self, vector: Any) -> bytes:
-        """A vector's direction; of a ranking, the first number is the score."""
+        """The frame's bytes: a unit vector, or a ranking's score, which is the first number of its vector."""
         score: bytes = vector[:1].astype("<f4").tobytes()
         return score if self._ranks else _unit(vector)
 
@@ -259,7 +275,7 @@ def _check(status: int) -> None:
 
 
 def _unit(vector: Any) -> bytes:
-    """Its direction, as little-endian float32; a vector of zeros stays one."""
+    """The vector divided by its length, as little-endian float32; a vector of zeros stays as it is."""
     import numpy as np  # a worker that only writes starts faster without
 
     length = float(np.linalg.norm(vector.astype(np.float64)))

@@ -1,10 +1,10 @@
-"""The engine: one loop that admits, batches, decodes, samples and emits, for all requests of a model together.
+"""The engine: one loop that admits requests, computes batches, draws tokens and sends text, for all requests together.
 
-What is in a step is `runtime/engine/schedule.py`'s to say; here it is computed, a token is drawn for every answer in
-it, and what may be shown goes out in one write.
+`runtime/engine/schedule.py` decides what is in a step. Here the step is computed, a token is drawn for every answer in
+it, and all frames go out in one write.
 
 Threads: `run` owns the context. `take` is called by the thread that reads the socket, and does what needs no context
-there: templates, tokenizing, refusals. A cancel that comes while the prompt it belongs to is being computed aborts that
+there: rendering templates, tokenizing, refusing. A cancel that comes while its prompt is being computed aborts that
 step.
 """
 
@@ -16,45 +16,94 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, Self
 
 from runtime import messages as m
 from runtime.cache.pool import CellPool
 from runtime.cache.spill import Spill
 from runtime.engine.embedding import Embedder
-from runtime.engine.huge_pages import Pages
+from runtime.engine.huge_pages import HugePages
 from runtime.engine.pace import PATIENCE, Pace
-from runtime.engine.prefill import Side
+from runtime.engine.prefill import SidePrefill
 from runtime.engine.prompt import Prompter
-from runtime.engine.schedule import Schedule, Stretch
+from runtime.engine.schedule import Schedule, Step
 from runtime.engine.session import Session, check_request, open_sessions
 from runtime.errors import BadRequest, EngineError, QueueFull, Timeout
 from runtime.llama.context import ABORTED, NO_ROOM, OK, POOLING_RANK, Context, ContextParams, sequences
 from runtime.llama.model import Model
 from runtime.llama.sampling import Sampler
 
+# Failed steps in a row after which the process ends.
 _FAULTS = 3
 _NOTHING: frozenset[int] = frozenset()
+_NO_STEP = Step([], [], None, 0.0)
 
 
 class LlamaEngine:
-    """Answers with llama.cpp. `open`, then `run`; `take` from another thread."""
+    """Answers with llama.cpp. `open`, then `run`; `take` from another thread. `steps` counts what was computed."""
 
-    def __init__(self, load: m.Load, send: Callable[..., None]) -> None:
+    def __init__(self, load: m.Load, send: Callable[..., None], model: Model, params: ContextParams) -> None:
+        """Make the context of `params` for `model`; raises LoadFailed, BadRequest."""
         self._load = load
         self._send = send
-        self._inbox: SimpleQueue[Any] = SimpleQueue()
+        self._model = model
+        self._vocabulary = model.vocabulary
+        self._context = Context(model, params)
+        spill = load.spill if load.spill >= 0 else self.cache_bytes // 2
+        self._pool = CellPool(
+            self._context,
+            self._context.tokens,
+            params.sequences,
+            model.memory,
+            Spill(self._context, spill, model.memory, model.window),
+        )
+        self._pace = Pace(self._context.batch_size, load.gap)
+        self._side = SidePrefill(model, self._context, self._pool, params) if SidePrefill.possible(model) else None
+        self._schedule = Schedule(self._pool, self._pace, load.cache_config.sequences, self._side)
+        self._prompter = Prompter(model, self._context.tokens)
         self._frames: list[Any] = []
-        self._plan: list[Stretch] = []
-        self._computing = _NOTHING
-        self._faults = 0
+        self._embedder = Embedder(model, self._context, self._pool, self._frames.append)
+        self._huge_pages = HugePages()
+        self._inbox: SimpleQueue[Any] = SimpleQueue()
         self._queued = 0
-        self._closing = False
-        self._pages = Pages()
+        """Requests in the inbox."""
+        self._step = _NO_STEP
+        self._computing = _NOTHING
+        """Requests whose prompts are being computed, in a step that may be aborted."""
         self._calm = True
-        self.step = 0
+        """Whether the last step was not followed by a slice of a prompt."""
+        self._faults = 0
+        self._closing = False
+        self.steps = 0
 
     # ---- what the worker calls
+
+    @classmethod
+    def open(cls, load: m.Load, send: Callable[..., None]) -> tuple[Self, m.Ready]:
+        """Load the model and make the context; raises LoadFailed, BadRequest. `send` gets `Loading` frames."""
+        started = time.monotonic_ns()
+        model = Model(Path(load.path), gpu_layers=load.gpu_layers, progress=_Progress(send))
+        threads = min(load.threads, usable_threads())
+        cache = load.cache_config
+        total = sequences(model, cache.sequences)
+        engine = cls(load, send, model, ContextParams(cache.context, total, cache.sequences, threads, cache.kv_type))
+        # The garbage collector would walk through all modules and the model's vocabulary again and again, in the
+        # middle of a step. They live as long as the process, so it is told to leave them out.
+        gc.freeze()
+        buffers = engine._context.buffers
+        return engine, m.Ready(
+            context=engine._context.tokens,
+            sequences=cache.sequences,
+            load_ns=time.monotonic_ns() - started,
+            weights_bytes=model.buffers.get("model", model.size),
+            cache_bytes=engine.cache_bytes,
+            compute_bytes=buffers.get("compute", 0) + buffers.get("output", 0),
+        )
+
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes of the KV cache and of recurrent states (llama.cpp's `RS`)."""
+        return self._context.buffers.get("KV", 0) + self._context.buffers.get("RS", 0)
 
     @property
     def busy(self) -> bool:
@@ -63,38 +112,8 @@ class LlamaEngine:
 
     @property
     def spilled(self) -> int:
-        """Bytes of conversations kept outside the model's cache, and of a second cache."""
-        return (self._pool.spill.used if self._pool.spill else 0) + (self._side.bytes if self._side else 0)
-
-    def open(self) -> m.Ready:
-        """Load the model and make the context; raises LoadFailed, BadRequest."""
-        started = time.monotonic_ns()
-        load, progress = self._load, _Progress(self._send)
-        self._model = Model(Path(load.path), gpu_layers=load.gpu_layers, progress=progress)
-        running, threads = load.cache_config.sequences, min(load.threads, usable_threads())
-        total = sequences(self._model, running)
-        shape = ContextParams(load.cache_config.context, total, running, threads, load.cache_config.kv_type)
-        self._context = Context(self._model, shape)
-        self._pool = CellPool(self._context.tokens, total, self._context)
-        self._pool.memory = self._model.memory
-        cache = self._context.buffers.get("KV", 0) + self._context.buffers.get("RS", 0)
-        spill = load.spill if load.spill >= 0 else cache // 2
-        self._pool.spill = Spill(self._context, spill, self._model.memory, self._model.window)
-        self._pace = Pace(self._context.batch_size, load.gap)
-        side = Side.possible(self._model)
-        self._side = Side(self._model, self._context, self._pool, shape) if side else None
-        self._schedule = Schedule(self._pool, self._pace, running, self._side)
-        self._prompter = Prompter(self._model, self._context.tokens)
-        self._embedder = Embedder(self._model, self._context, self._pool, self._frames.append)
-        gc.freeze()
-        return m.Ready(
-            context=self._context.tokens,
-            sequences=running,
-            load_ns=time.monotonic_ns() - started,
-            weights_bytes=self._model.buffers.get("model", self._model.size),
-            cache_bytes=cache,
-            compute_bytes=self._context.buffers.get("compute", 0) + self._context.buffers.get("output", 0),
-        )
+        """Bytes of copies of sequences, and of the second context for long prompts."""
+        return self._pool.spill.used + (self._side.bytes if self._side else 0)
 
     def take(self, frame: Any) -> None:
         """Accept a frame: refuse it at once, or hand it to the loop ready to run."""
@@ -129,12 +148,12 @@ class LlamaEngine:
             if rows:
                 self._compute(rows)
             if self._embedder.busy:
-                answering = sum(session.pending == 1 for session in self._schedule.running)
-                self._embedder.step(self._pace.budget(answering, 1, PATIENCE), self._schedule.committed())
-                self.step += 1
+                budget = self._pace.budget(self._schedule.decoding, 1, PATIENCE)
+                self._embedder.step(budget, self._schedule.committed())
+                self.steps += 1
             self._flush()
             if self._side:
-                self._read_aside(self._side)
+                self._advance_side(self._side)
         if self._side:
             self._side.close()
 
@@ -147,7 +166,7 @@ class LlamaEngine:
             raise BadRequest("this model ranks texts and cannot write", "ask it to rank (`/v1/rerank`)")
         if self._model.encoder:
             raise BadRequest("this model makes embeddings and cannot write", "ask for embeddings")
-        check_request(request, self._model.vocabulary.size)
+        check_request(request, self._vocabulary.size)
         prompt = self._prompter.prompt(request)
         stops = self._prompter.template.stops if request.turns is not None else ()
         sessions = open_sessions(request, prompt, stops)
@@ -155,12 +174,12 @@ class LlamaEngine:
         return sessions
 
     def _drain(self) -> None:
-        """Take what has come; wait for something when there is nothing else to do."""
+        """Empty the inbox; wait for a frame when there is nothing else to do."""
         idle = not (self._schedule.running or self._schedule.waiting or self._embedder.busy)
         self._context.clear_abort()
         if idle and self._side:
             self._side.free()
-        while idle and self._inbox.empty() and self._pages.gather():
+        while idle and self._inbox.empty() and self._huge_pages.collapse_next():
             pass
         while idle or not self._inbox.empty():
             idle = False
@@ -189,85 +208,118 @@ class LlamaEngine:
 
     def _admit(self) -> None:
         if self._embedder.patient:
-            for session in self._schedule.admit(self._embedder.wanted):
+            for session in self._schedule.admit(self._embedder.pending):
                 self._begin(session)
                 self._embedder.overtake()
 
     def _begin(self, session: Session) -> None:
-        if session.sampler:  # it was here before, and had to make room
+        if session.sampler:  # it ran before, and was set back
             return
         cached = len(session.seq.tokens) if session.seq else 0
-        session.sampler = Sampler(self._model.vocabulary, session.request.sampling, session.index, self._context.tokens)
+        session.sampler = Sampler(self._vocabulary, session.request.sampling, session.index, self._context.tokens)
         session.sampler.read(session.tokens)
         session.cached = cached
         session.admitted_ns = time.monotonic_ns()
         if session.index == 0:
             self._frames.append(m.Started(session.id, session.prompt_tokens, cached, session.truncated))
         if session.request.echo:
-            text = b"".join(map(self._model.vocabulary.piece, session.tokens)).decode(errors="replace")
+            text = b"".join(map(self._vocabulary.piece, session.tokens)).decode(errors="replace")
             self._frames.append(m.Delta(session.id, text, 0, session.index))
 
     # ---- one step
 
     def _fill(self) -> int:
-        """Put the rows of the next step into the batch; how many there are."""
+        """Plan the next step and put its rows into the batch; the number of rows."""
         context = self._context
-        self._plan, ending = self._schedule.plan()
-        for session in ending:
+        self._step = self._schedule.plan()
+        for session in self._step.ending:
             self._finish(session, "length")
-        row = 0
-        for session, start, count in self._plan:
+        row, stretches = 0, self._step.stretches
+        for session, start, size, wanted in stretches:
             assert session.seq
-            if count == 1 and session.pending == 1:
+            if session.phase == "decode":
                 context.put_token(row, session.tokens[start], start, session.seq.number)
             else:
-                stretch = memoryview(session.tokens)[start : start + count]
-                context.put_prompt(row, stretch, start, session.seq.number, int(count == session.pending))
-            row += count
-        # Where a step cannot be taken back it is not aborted at the cost of others in it.
-        if row > len(self._plan) and (self._model.memory == "cells" or len(self._plan) == 1):
-            self._computing = frozenset(session.id for session, _, count in self._plan if count > 1)
+                tokens = memoryview(session.tokens)[start : start + size]
+                context.put_prompt(row, tokens, start, session.seq.number, wanted)
+            row += size
+        # An abort costs every session of the step its rows. A recurrent state cannot go back to before the step, so
+        # with such a model only a step of one session may be aborted.
+        if row > len(stretches) and (self._model.memory == "cells" or len(stretches) == 1):
+            self._computing = frozenset(stretch.session.id for stretch in stretches if stretch.size > 1)
         return row
 
     def _compute(self, rows: int) -> None:
         started = time.perf_counter()
         status = self._context.decode(rows)
         seconds = time.perf_counter() - started
-        self.step += 1
+        self.steps += 1
         self._computing = _NOTHING
         if status != OK:
             self._recover(status)
             return
         self._faults = 0
-        prompts = sum(count for _, _, count in self._plan if count > 1) if rows > len(self._plan) else 0
+        stretches = self._step.stretches
+        prompts = sum(stretch.size for stretch in stretches if stretch.size > 1) if rows > len(stretches) else 0
         self._pace.note(rows - prompts, prompts, seconds, calm=self._calm)
         row = 0
-        for session, start, count in self._plan:
-            assert session.seq
-            self._pool.grow(session.seq, session.tokens[start : start + count])
-            row += count
-            if session.marks and session.marks[0] == len(session.seq.tokens):
-                self._pool.mark(session.seq)
-                session.marks.pop(0)
-            if not session.pending:
-                self._advance(session, row - 1)
+        for stretch in stretches:
+            self._schedule.computed(stretch)
+            row += stretch.size
+            if stretch.wanted:
+                self._answer(stretch.session, row - 1)
 
-    def _read_aside(self, side: Side) -> None:
+    def _answer(self, session: Session, row: int) -> None:
+        """Go on with an answer by the token that the logits of `row` give."""
+        if session.answered >= session.max_tokens:
+            self._finish(session, "length")
+            return
+        token = self._draw(session, row)
+        if self._vocabulary.ends(token):
+            self._finish(session, "stop")
+        else:
+            self._show(session, token, row)
+
+    def _draw(self, session: Session, row: int) -> int:
+        """The answer's next token."""
+        assert session.sampler
+        token = session.sampler.sample(self._context.handle, row)
+        if not session.first_ns:
+            session.first_ns = time.monotonic_ns()
+        return token
+
+    def _show(self, session: Session, token: int, row: int) -> None:
+        """Append a token to the answer, send the text that is complete, and end the answer where that says so."""
+        logprob = None
+        if session.request.logprobs >= 0:
+            from runtime.llama.logprobs import token_logprob  # NumPy: a worker starts faster without
+
+            logprob = token_logprob(self._vocabulary, self._context.logits(row), token, session.request.logprobs)
+        if delta := session.add(token, self._vocabulary.piece(token), logprob):
+            self._frames.append(delta)
+        if session.text.stop:
+            self._finish(session, "stop")
+        elif session.answered >= session.max_tokens:
+            self._finish(session, "length")
+
+    def _advance_side(self, side: SidePrefill) -> None:
         """Between two steps: go on with a long prompt."""
-        if self._schedule.aside:
-            side.turn(self._schedule.aside, self._schedule.turn())
-            self.step += 1
+        session = self._step.side
+        if session:
+            side.advance(session, self._step.seconds)
+            self._schedule.settle(session)
+            self.steps += 1
             self._calm = False
         else:
             self._calm = True
-            if side.reading:
+            if side.busy:
                 side.drop()
 
     def _recover(self, status: int) -> None:
-        """A step that did not happen: an abort, no room after all, or an error of the engine."""
-        for session, start, _ in self._plan:
+        """Deal with a step that was not computed: aborted, without room after all, or failed."""
+        for session, start, _, _ in self._step.stretches:
             if session.seq and not self._context.cut(session.seq.number, start):
-                self._pool.clear(session.seq)  # a state that cannot go back: from the last checkpoint on
+                self._pool.clear(session.seq)  # a recurrent state cannot go back: from the last checkpoint on
                 self._schedule.set_back(session)
         if status == ABORTED:
             return
@@ -277,36 +329,11 @@ class LlamaEngine:
                 self._schedule.set_back(running[-1])
             return
         self._faults += 1
-        for session, _, _ in self._plan:
-            self._fail(session, EngineError(f"llama.cpp could not compute this step (status {status})", "try again"))
+        for stretch in self._step.stretches:
+            error = EngineError(f"llama.cpp could not compute this step (status {status})", "try again")
+            self._fail(stretch.session, error)
         if self._faults >= _FAULTS:
             raise RuntimeError(f"{_FAULTS} steps in a row failed with status {status}")
-
-    def _advance(self, session: Session, row: int) -> None:
-        """Draw the next token of an answer from the logits of `row`."""
-        if session.answered >= session.max_tokens:
-            self._finish(session, "length")
-            return
-        assert session.sampler
-        token = session.sampler.sample(self._context.handle, row)
-        if not session.first_ns:
-            session.first_ns = time.monotonic_ns()
-        vocabulary = self._model.vocabulary
-        if vocabulary.ends(token):
-            self._finish(session, "stop")
-            return
-        logprob = None
-        if session.request.logprobs >= 0:
-            from runtime.llama.logprobs import token_logprob
-
-            logprob = token_logprob(vocabulary, self._context.logits(row), token, session.request.logprobs)
-        delta = session.say(token, vocabulary.piece(token), logprob)
-        if delta:
-            self._frames.append(delta)
-        if session.text.stop:
-            self._finish(session, "stop")
-        elif session.answered >= session.max_tokens:
-            self._finish(session, "length")
 
     # ---- answers end
 
@@ -317,6 +344,7 @@ class LlamaEngine:
         self._release(session)
 
     def _fail(self, session: Session, error: EngineError) -> None:
+        """End a request with an error, all of its answers."""
         self._frames.append(_failed(session.id, error))
         for other in [other for other in self._schedule.sessions if other.id == session.id]:
             self._release(other)
@@ -324,7 +352,7 @@ class LlamaEngine:
     def _release(self, session: Session) -> None:
         if session.sampler:
             session.sampler.free()
-        self._schedule.leave(session, self.step)
+        self._schedule.leave(session, self.steps)
 
     def _flush(self) -> None:
         if self._frames:

@@ -1,64 +1,83 @@
-"""How much of a prompt to compute beside running answers, so that these do not stutter.
+"""How many rows of prompts a step takes beside running answers, so that these do not stutter.
 
-The setting `gap` is the dial: how many times as long as usual a token may take while prompts come in. Less keeps
-answers smooth and lets newcomers wait; more lets them in sooner, and shows. Nothing is held back when no answer is
-running; where more wait for their first token than are answered, a token may take longer in that proportion.
+The setting `gap` is the dial: how many times as long as usual a step of answers may take while prompts are read. Less
+keeps answers smooth and lets new requests wait; more lets them in sooner, and shows. Prompts are not held back when no
+answer is running. Where more requests wait for their first token than are answered, a step may take longer in that
+proportion.
 
-Long prompts are read between the steps, in turns (`runtime/engine/prefill.py`): a turn takes what the dial leaves
-beside a step, and at a gap of g a prompt takes g / (g - 1) times as long as alone. Few tokens go into the steps
-themselves. So do long prompts where turns are not possible, and since rows in a step of answers are dear it may then
-take `PATIENCE` times as long as the dial says. Measured on two processors with AVX-512 (1.1 B at Q4_K_M, one row takes
-21 to 29 ms): steps of 4 rows take 3 times the usual, and the first token of a prompt of 900 words 4 times as long as
-alone; 8 rows 6 and 3, 16 rows 9 and 2: from there on kernels work at full width. In turns, by the same measures: a gap
-of 3.5 gives 3.7 at the 99th percentile and 1.6 to 1.9, a gap of 4 gives 4.9 and 1.5. Both at the same time with a
-thread each would give 1.9 and 2.0, but leaves no dial, and one processor has no halves.
+Long prompts are read between the steps, in slices of time (`runtime/engine/prefill.py`): a slice takes the time that
+the dial leaves beside a step, so that at a gap of g a prompt takes g / (g - 1) times as long as alone. A few tokens are
+read in the steps themselves. Long prompts are too where slices are not possible; since rows in a step of answers are
+dear, a step may then take `PATIENCE` times as long as the dial says.
 
-What a step takes is no straight line: the first few rows cost most, and kernels work on rows in fours and sixteens. So
-sizes are few, and what each takes is learned from the steps themselves, from the smallest upwards.
+Measured on two processors with AVX-512 (1.1 B parameters at Q4_K_M, one row takes 21 to 29 ms). "Step" is the length of
+a step in usual steps; "first" is the time to the first token of a prompt of 900 words, divided by that time alone.
+
+| prompts | step | first |
+|---|---|---|
+| in steps, 4 rows each | 3 | 4 |
+| in steps, 8 rows each | 6 | 3 |
+| in steps, 16 rows each | 9 | 2 |
+| in slices, gap 3.5 | 3.7 (99th percentile) | 1.6 to 1.9 |
+| in slices, gap 4 | 4.9 (99th percentile) | 1.5 |
+| at the same time, a thread for each | 1.9 | 2.0 |
+
+From 16 rows on kernels work at full width. The last line has no dial, and cannot be had on one processor.
+
+A step's time does not grow evenly with its rows: the first few cost most, and kernels work on rows in fours and
+sixteens. So few sizes are used, and the time of each is learned from the steps themselves, the smallest first.
 """
 
 from __future__ import annotations
 
-# How many times that a step with rows of prompts may take where long ones cannot be read in turns.
+# How many times as long as the dial says a step may take where long prompts cannot be read in slices.
 PATIENCE = 3.0
+# Rows of a step, answers and prompts together, that are tried.
 SIZES = (4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+# Weight of the newest measurement in a moving average.
 _WEIGHT = 0.3
-# Turns between steps: in usual steps at least, and in seconds where no answer waits.
-_LEAST, _ALONE = 0.5, 0.1
-# How much faster a size that was too slow is taken to be after every step without it, so that it is tried again.
+# The shortest slice, in usual steps; and the length of one in seconds where no answer waits.
+_LEAST_STEPS, _ALONE_SECONDS = 0.5, 0.1
+# After each step the times of larger sizes are taken to be shorter by this factor, so that a size that was too slow
+# once is tried again.
 _FORGIVING = 0.997
 
 
 class Pace:
-    """Learns what steps take. A size is all rows of a step, those of answers and those of prompts."""
+    """Learns how long steps take. A size is the number of all rows of a step, answers and prompts."""
 
     def __init__(self, batch: int, gap: float) -> None:
-        """At most `batch` rows fit into a step."""
+        """At most `batch` rows fit into a step; `gap` is the dial."""
         self._batch = batch
         self._gap = gap
         self._usual: dict[int, float] = {}
+        """Seconds of steps without prompts, by size."""
         self._mixed: dict[int, float] = {}
-        # Another speed than before is the machine's, for all sizes: what `_mixed` holds is to be multiplied by this.
+        """Seconds of steps with prompts, by size, to be multiplied by `_scale`."""
+        # When the machine becomes slower or faster, all sizes do: one factor changes them together.
         self._scale = 1.0
 
-    def turn(self, answering: int, reading: int = 1) -> float:
-        """Seconds that `answering` answers may wait between two steps, where `reading` prompts are to be read."""
+    def side_seconds(self, answering: int, reading: int = 1) -> float:
+        """Seconds that `answering` answers may wait between two steps while `reading` prompts are to be read."""
         if not answering:
-            return _ALONE
-        return max(_LEAST, self._gap * max(1.0, reading / answering) - 1) * self._step(answering)
+            return _ALONE_SECONDS
+        return max(_LEAST_STEPS, self._gap * max(1.0, reading / answering) - 1) * self._usual_seconds(answering)
 
     def budget(self, answering: int, reading: int = 1, patience: float = 1.0) -> int:
-        """Rows of prompts for a step with `answering` running answers, where `reading` prompts are to be read; it may
-        take `patience` times as long as the dial says."""
+        """Rows of prompts for a step with `answering` running answers, while `reading` prompts are to be read.
+
+        The step may take `patience` times as long as the dial says.
+        """
         room = self._batch - answering
         if not answering or room <= 0:
             return room
-        usual = self._step(answering)
+        usual = self._usual_seconds(answering)
         limit = self._gap * patience * usual * max(1.0, reading / answering)
         known, best = [(answering, usual)], 0
         for size in SIZES:
             if size < answering + SIZES[0] - 1:
                 continue
+            # More than twice the largest size with a known time: a guess would be bold.
             bold = size > 2 * max(known[-1][0], SIZES[0])
             if best and (bold or not usual or self._expected(size, known) > limit):
                 break
@@ -68,7 +87,10 @@ class Pace:
         return min(best - answering, room) if best else room
 
     def note(self, answering: int, prompt_rows: int, seconds: float, *, calm: bool = True) -> None:
-        """A step took `seconds`; one that is not `calm` comes after a turn of another prompt, and is no usual one."""
+        """Learn that a step took `seconds`.
+
+        A step that is not `calm` comes after a slice of a prompt: caches are cold, so it is no usual step.
+        """
         size = answering + prompt_rows
         if not prompt_rows and not calm and answering in self._usual:
             return
@@ -83,8 +105,8 @@ class Pace:
                 if larger > size:
                     self._mixed[larger] *= _FORGIVING
 
-    def _step(self, answering: int) -> float:
-        """What a step of answers alone takes: as was seen, else in proportion to steps of about as many rows."""
+    def _usual_seconds(self, answering: int) -> float:
+        """How long a step of answers alone takes: as measured, else between the sizes next to it."""
         if answering in self._usual:
             return self._usual[answering]
         seen = {size: seconds * self._scale for size, seconds in self._mixed.items()} | self._usual
@@ -97,7 +119,11 @@ class Pace:
         return seen[below] + share * (seen[above] - seen[below])
 
     def _expected(self, size: int, known: list[tuple[int, float]]) -> float:
-        """What a step of `size` rows will take: as it did, else rows beyond those known cost half of the last ones."""
+        """How long a step of `size` rows will take. `known` are smaller sizes and their seconds, in order.
+
+        As measured, but at most in proportion to the largest known size. Without a measurement each further row costs
+        half of what a row cost between the last two known sizes.
+        """
         (below_rows, below), (rows, seconds) = known[-2:] if len(known) > 1 else ((0, 0.0), known[-1])
         if size in self._mixed:
             return min(self._mixed[size] * self._scale, seconds * size / rows)

@@ -1,15 +1,16 @@
-"""Reads long prompts beside running answers: in a cache of its own, in turns with their steps.
+"""Reads long prompts beside running answers: in a KV cache of their own, in slices of time between the steps.
 
-Few rows of a prompt in a step of answers cost far more than among their like, and many are a gap in every answer. So a
-long prompt is read in a second context of the same model, with the same weights, many rows at a time. It stands still
-while a step is computed: llama.cpp asks after every operation of a graph whether to give up, and for a reader whose
-turn is over the answer waits until the next one. So one of the two computes at any time, with all threads, and what an
-answer waits for is said in seconds, however many rows that is (`runtime/engine/pace.py`). What was read is copied into
-the model's cache, chunk by chunk: that takes a five-hundredth of the time that reading it took.
+A few rows of a prompt cost far more in a step of answers than among their like, and many rows make a gap in every
+answer. So a long prompt is read in a second context of the same model, with the same weights, many rows at a time. It
+stands still while a step is computed: llama.cpp asks after every node of a graph whether to abort, and when the slice
+is over, the side thread does not answer before the next slice begins. So only one of the two contexts computes at any
+time, with all threads, and the time that answers wait is chosen in seconds, however many rows that is
+(`runtime/engine/pace.py`). The cells are then copied into the model's main cache, chunk by chunk, which takes a
+five-hundredth of the time that computing them took.
 
-The second cache is made in memory that is set aside for spilled conversations (`runtime/cache/spill.py`), and freed
-when the engine has nothing to do. Without such memory, or with a graphics card (which asks nothing between operations),
-prompts are read in the steps themselves; so they are by recurrent models, whose steps cost the same for every row.
+The second cache takes memory that is set aside for the spill (`runtime/cache/spill.py`), and is freed when the engine
+has nothing to do. Prompts are read in the steps themselves where there is no such memory, with a graphics card (which
+asks nothing between nodes), and with recurrent models, whose steps cost the same for every row.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from array import array
 from collections.abc import Callable
 from dataclasses import replace
 from threading import Semaphore, Thread
-from typing import Any
+from typing import Any, NamedTuple
 
 from runtime.cache.pool import CellPool, Sequence
 from runtime.cache.spill import common_prefix
@@ -30,123 +31,134 @@ from runtime.llama.context import ABORTED, OK, Context, ContextParams
 from runtime.llama.library import library
 from runtime.llama.model import Model
 
-# Fewer tokens are read as soon in the steps themselves.
-WORTH = 16
-# Rows of a chunk. From 128 on a row costs no less, and the fewer they are the sooner an operation ends.
-ROWS, FEWEST = 128, 32
-# Tokens copied at once from the model's cache, and how many of them a token to be read is worth.
-STRETCH, WORTH_COPYING = 512, 64
-_GRAIN = 1024
+# Up to so many pending tokens are read as soon in the steps themselves.
+FEW_TOKENS = 16
+# Rows of a chunk, at most and at least. From 128 on a row costs no less; with fewer rows each graph node ends sooner.
+MOST_ROWS, LEAST_ROWS = 128, 32
+# Tokens copied from cache to cache at once. To read one token, at most COPY_RATIO others are worth copying first.
+COPY_TOKENS, COPY_RATIO = 512, 64
+# The sequences of the second context: the prompt, and one for cells on their way to or from the main cache.
+PROMPT, STAGING = 0, 1
+# The second cache's size is a multiple of this, in tokens.
+_TOKENS_STEP = 1024
+# Seconds without further tries after the second context could not be made or failed.
 _PAUSE = 60.0
 
 
-class Turns:
-    """Runs calls in a thread of its own, which goes on only while `go` waits for it."""
+class SlicedThread:
+    """Runs one call at a time in a thread of its own, which advances only while `advance` waits for it.
+
+    The call must ask `pause_or_abort` now and then.
+    """
 
     def __init__(self) -> None:
         self.longest = 0.0
-        """Seconds between two questions of the last call at most."""
+        """The longest time between two questions of the last call that ended, in seconds."""
         self.result = OK
         self._call: Callable[[], int] | None = None
-        self._go, self._back = Semaphore(0), Semaphore(0)
+        self._start, self._stopped = Semaphore(0), Semaphore(0)
         self._until = self._last = self._peak = 0.0
-        self._ending = False
-        self._thread = Thread(target=self._run, name="side", daemon=True)
+        self._aborting = False
+        self._thread = Thread(target=self._run, name="prefill", daemon=True)
         self._thread.start()
 
     @property
-    def under_way(self) -> bool:
+    def busy(self) -> bool:
         """Whether a call has begun and not ended."""
         return self._call is not None
 
     def begin(self, call: Callable[[], int]) -> None:
-        """Have `call` run by the next turns; when it has ended, `result` is what it returned."""
+        """Run `call` in the next slices; when it has ended, `result` is what it returned."""
         self._call, self._peak = call, 0.0
 
-    def go(self, seconds: float) -> bool:
-        """Let the call go on for `seconds` (one operation at least); whether it has ended."""
+    def advance(self, seconds: float) -> bool:
+        """Let the call go on for `seconds` (one graph node at least); True when it has ended."""
         self._until = time.perf_counter() + seconds
-        self._go.release()
-        self._back.acquire()
+        self._start.release()
+        self._stopped.acquire()
         return self._call is None
 
-    def end(self) -> None:
-        """Make the call that is under way give up."""
-        self._ending = True
-        while self._call and not self.go(0.0):
+    def abort(self) -> None:
+        """Make the call give up, and wait until it has."""
+        self._aborting = True
+        while self._call and not self.advance(0.0):
             pass
-        self._ending = False
+        self._aborting = False
 
     def close(self) -> None:
-        """End the thread too."""
-        self.end()
-        self._go.release()
+        """Abort the call and end the thread."""
+        self.abort()
+        self._start.release()
         self._thread.join()
 
-    def question(self, _: Any = None) -> bool:
-        """llama.cpp's, between two operations: whether to give up. Waits for the next turn when this one is over."""
+    def pause_or_abort(self, _: Any = None) -> bool:
+        """llama.cpp's abort callback, called after every graph node: whether to abort.
+
+        When the slice would be over before another node as long as the longest one, it waits here for the next slice.
+        """
         now = time.perf_counter()
         self._peak = max(self._peak, now - self._last)
-        if now + max(self.longest, self._peak) > self._until and not self._ending:
-            self._back.release()
-            self._go.acquire()
+        if now + max(self.longest, self._peak) > self._until and not self._aborting:
+            self._stopped.release()
+            self._start.acquire()
             now = time.perf_counter()
         self._last = now
-        return self._ending
+        return self._aborting
 
     def _run(self) -> None:
         while True:
-            self._go.acquire()
+            self._start.acquire()
             if self._call is None:
                 return
             self._last = time.perf_counter()
             self.result = self._call()
             self.longest, self._call = self._peak, None
-            self._back.release()
+            self._stopped.release()
 
 
-class Side:
-    """A second cache for one prompt at a time, and what is in it. Owned by the engine's thread, like the first."""
+class SidePrefill:
+    """A second KV cache that reads one prompt at a time. Owned by the engine's thread, like the main cache."""
 
     def __init__(self, model: Model, context: Context, pool: CellPool, params: ContextParams) -> None:
-        """`context`, of `params`, is the one whose prompts are read; nothing is made before that is needed."""
+        """`context` is the main one, made with `params`; the second one is made when it is needed."""
         self._model, self._main, self._pool, self._params = model, context, pool, params
         self._context: Context | None = None
-        self._turns = Turns()
-        self._question = library().ggml_abort_callback(self._turns.question)
-        self._held = array("i")
-        self._chunk = array("i")
+        self._thread = SlicedThread()
+        # llama.cpp keeps the bare pointer: this reference keeps the callback alive.
+        self._callback = library().ggml_abort_callback(self._thread.pause_or_abort)
+        self._tokens = array("i")  # what the second cache holds
+        self._chunk = array("i")  # what is being computed there
         self._session: Session | None = None
-        self._rows = ROWS
+        self._rows = MOST_ROWS
         self._not_before = 0.0
         self.bytes = 0
-        """Memory that it takes now."""
+        """Memory of the second context now."""
 
     @staticmethod
     def possible(model: Model) -> bool:
         """Whether prompts of `model` can be read like this."""
-        # Of a window no cell is copied that the end of its chunk does not see.
-        plain = model.memory == "cells" and not model.embeds and (not model.window or model.window >= STRETCH)
+        # Cells that the window at the end of a chunk does not cover would not be copied.
+        plain = model.memory == "cells" and not model.embeds and (not model.window or model.window >= COPY_TOKENS)
         return plain and not library().llama_supports_gpu_offload()
 
     @property
     def usable(self) -> bool:
-        """Whether there is memory for it, as far as is known."""
+        """Whether the second context can be made, as far as is known."""
         return time.monotonic() >= self._not_before
 
     @property
-    def reading(self) -> bool:
-        """Whether a chunk is under way."""
-        return self._turns.under_way
+    def busy(self) -> bool:
+        """Whether a chunk has begun and not ended."""
+        return self._thread.busy
 
     def suits(self, session: Session) -> bool:
-        """Whether the prompt of `session`, which runs, is better read here than in the steps of answers."""
-        if session.pending <= WORTH or session.seq is None or not self.usable:
+        """Whether the prompt of a running session is better read here than in the steps of answers."""
+        if session.pending <= FEW_TOKENS or session.seq is None or not self.usable:
             return False
-        new = len(session.seq.tokens) - common_prefix(self._held, session.seq.tokens)
-        return new <= WORTH_COPYING * session.pending
+        missing = len(session.seq.tokens) - common_prefix(self._tokens, session.seq.tokens)
+        return missing <= COPY_RATIO * session.pending
 
-    def turn(self, session: Session, seconds: float) -> None:
+    def advance(self, session: Session, seconds: float) -> None:
         """Go on with the prompt of `session` for about `seconds`."""
         end = time.perf_counter() + seconds
         if self._session is not session:
@@ -154,99 +166,98 @@ class Side:
             self._session = session
         try:
             while self.usable and session.seq and session.pending > 1:
-                if not self.reading and not self._prepare(session, session.seq):
+                if not self.busy and not self._prepare(session, session.seq):
                     return
-                if self.reading:
-                    if not self._turns.go(end - time.perf_counter()):
+                if self.busy:
+                    if not self._thread.advance(end - time.perf_counter()):
                         return
-                    self._take(seconds)
-                elif time.perf_counter() + self._turns.longest > end:
+                    self._finish_chunk(seconds)
+                elif time.perf_counter() + self._thread.longest > end:
                     return
         except (LoadFailed, MemoryError) as error:
             self._give_up(str(error) or "no memory")
 
     def drop(self) -> None:
-        """Forget the chunk that is being read; what was read before it stays of use."""
-        self._turns.end()
+        """Abort the chunk that is being computed; those before it stay in the second cache."""
+        self._thread.abort()
         if self._chunk and self._context:
-            self._context.cut(0, len(self._held))
+            self._context.cut(PROMPT, len(self._tokens))
         self._chunk = array("i")
 
     def free(self) -> None:
-        """Give the memory back."""
+        """Free the second context."""
         self.drop()
         if self._context:
             self._context.free()
             self._context = None
-        del self._held[:]
-        if self._pool.spill:
-            self._pool.spill.limit += self.bytes
+        del self._tokens[:]
+        self._pool.spill.take_back(self.bytes)
         self.bytes = 0
 
     def close(self) -> None:
-        """End for good."""
+        """Free the second context and end the thread."""
         self.free()
-        self._turns.close()
+        self._thread.close()
 
     def _prepare(self, session: Session, seq: Sequence) -> bool:
-        """Copy what one cache lacks of the other, or else begin the next chunk; False where nothing can be done."""
-        there = len(seq.tokens)
-        ready = min(common_prefix(self._held, session.tokens), len(session.tokens) - 1)
-        if ready > there:
-            return self._hand_over(session, seq, min(ready, there + STRETCH))
+        """Copy to the main cache, or copy from it, or begin a chunk; False where none of it can be done."""
+        in_main = len(seq.tokens)
+        in_side = min(common_prefix(self._tokens, session.tokens), len(session.tokens) - 1)
+        if in_side > in_main:
+            return self._hand_over(session, seq, min(in_side, in_main + COPY_TOKENS))
         context = self._made(len(session.tokens))
         if context is None:
             return False
-        if len(self._held) > ready:
-            context.cut(0, ready)
-            del self._held[ready:]
-        if ready < there:
-            return self._fetch(context, seq, min(there, ready + STRETCH))
-        self._chunk = session.tokens[there : min(there + self._rows, len(session.tokens) - 1)]
+        if len(self._tokens) > in_side:  # of another prompt
+            context.cut(PROMPT, in_side)
+            del self._tokens[in_side:]
+        if in_side < in_main:
+            return self._fetch(context, seq, min(in_main, in_side + COPY_TOKENS))
+        self._chunk = session.tokens[in_main : min(in_main + self._rows, len(session.tokens) - 1)]
         rows = len(self._chunk)
-        context.put_prompt(0, memoryview(self._chunk), there, 0, 0)
-        self._turns.begin(lambda: context.decode(rows))
+        context.put_prompt(0, memoryview(self._chunk), in_main, PROMPT, 0)
+        self._thread.begin(lambda: context.decode(rows))
         return True
 
-    def _take(self, seconds: float) -> None:
-        """Note the chunk that was read; the next one is smaller where an operation took too much of a turn."""
+    def _finish_chunk(self, seconds: float) -> None:
+        """Record the chunk that was computed; the next one is smaller if a graph node took too much of the slice."""
         chunk, self._chunk = self._chunk, array("i")
-        status = self._turns.result
+        status = self._thread.result
         if status == OK:
-            self._held.extend(chunk)
-            if self._turns.longest > seconds / 3:
-                self._rows = max(FEWEST, self._rows // 2)
-            elif self._turns.longest < seconds / 8:
-                self._rows = min(ROWS, self._rows * 2)
+            self._tokens.extend(chunk)
+            if self._thread.longest > seconds / 3:
+                self._rows = max(LEAST_ROWS, self._rows // 2)
+            elif self._thread.longest < seconds / 8:
+                self._rows = min(MOST_ROWS, self._rows * 2)
         elif status != ABORTED:
             self._give_up(f"llama.cpp could not compute this (status {status})")
 
     def _hand_over(self, session: Session, seq: Sequence, end: int) -> bool:
-        """Copy what was read into the model's cache, up to position `end`; False where that has no room now."""
+        """Copy cells of the prompt into the main cache, up to position `end`; False where it has no room now."""
         assert self._context
         start = len(seq.tokens)
         while self._pool.free < end - start and self._pool.evict():
             pass
         end = min(end, start + self._pool.free)
-        visit = self._pool.vacant()
-        if end == start or visit is None:
+        staging = self._pool.vacant()
+        if end == start or staging is None:
             return False
-        self._context.copy(0, 1, end, start)
-        if not _move(self._context, 1, self._main, visit.number, seq.number, start, end):
+        main = _Cells(self._main, seq.number, staging.number)
+        if not _copy_cells(_Cells(self._context, PROMPT, STAGING), main, start, end):
             return False
         self._pool.grow(seq, session.tokens[start:end])
         return True
 
     def _fetch(self, context: Context, seq: Sequence, end: int) -> bool:
-        """Copy what the model's cache holds of a prompt, up to position `end`, to go on from there."""
-        visit = self._pool.vacant()
-        if visit is None:
+        """Copy cells of the prompt from the main cache, up to position `end`; False where that is not possible now."""
+        staging = self._pool.vacant()
+        if staging is None:
             return False
-        start = len(self._held)
-        self._main.copy(seq.number, visit.number, end, start)
-        if not _move(self._main, visit.number, context, 1, 0, start, end):
+        start = len(self._tokens)
+        main = _Cells(self._main, seq.number, staging.number)
+        if not _copy_cells(main, _Cells(context, PROMPT, STAGING), start, end):
             return False
-        self._held.extend(seq.tokens[start:end])
+        self._tokens.extend(seq.tokens[start:end])
         return True
 
     def _made(self, tokens: int) -> Context | None:
@@ -254,18 +265,19 @@ class Side:
         if self._context and self._context.tokens >= tokens:
             return self._context
         self.free()
-        size = min(-(-tokens // _GRAIN) * _GRAIN, self._main.tokens)
+        size = min(-(-tokens // _TOKENS_STEP) * _TOKENS_STEP, self._main.tokens)
         cache, compute = (self._main.buffers.get(kind, 0) for kind in ("KV", "compute"))
-        need = cache * size // self._main.tokens + compute * ROWS // self._main.batch_size
+        need = cache * size // self._main.tokens + compute * MOST_ROWS // self._main.batch_size
         spill = self._pool.spill
-        if spill is None or not spill.lend(need):
-            self._give_up(f"{need / 1e6:,.0f} MB are needed and {(spill.limit if spill else 0) / 1e6:,.0f} may be used")
+        if not spill.lend(need):
+            self._give_up(f"{need / 1e6:,.0f} MB are needed and {spill.limit / 1e6:,.0f} may be used")
             return None
         self.bytes = need
-        self._context = Context(self._model, replace(self._params, tokens=size, sequences=2, outputs=1, batch=ROWS))
-        self._context.set_abort_callback(self._question)
+        params = replace(self._params, tokens=size, sequences=2, outputs=1, batch=MOST_ROWS)
+        self._context = Context(self._model, params)
+        self._context.set_abort_callback(self._callback)
         self.bytes = sum(self._context.buffers.values())
-        spill.limit += need - self.bytes
+        spill.take_back(need - self.bytes)
         return self._context
 
     def _give_up(self, reason: str) -> None:
@@ -275,14 +287,24 @@ class Side:
         self._not_before = time.monotonic() + _PAUSE
 
 
-def _move(source: Context, number: int, target: Context, visit: int, into: int, start: int, end: int) -> bool:
-    """Move all that sequence `number` of `source` holds, `start` to `end`, to the end of `into` in `target`.
+class _Cells(NamedTuple):
+    """A sequence of a context, and an empty one of the same context for cells on their way."""
 
-    Sequence `visit` there is empty before and after; False, and nothing is moved, when there is no room.
+    context: Context
+    sequence: int
+    staging: int
+
+
+def _copy_cells(source: _Cells, target: _Cells, start: int, end: int) -> bool:
+    """Copy positions `start` to `end` of one sequence to the end of another, in another context.
+
+    llama.cpp saves and restores whole sequences only, so each side has a staging sequence that holds just these
+    positions. Both are empty again afterwards. False, and nothing is copied, when the target has no room.
     """
-    state = source.save(number)
-    source.cut(number, 0)
-    if not target.restore(visit, state):
+    source.context.copy(source.sequence, source.staging, end, start)
+    state = source.context.save(source.staging)
+    source.context.cut(source.staging, 0)
+    if not target.context.restore(target.staging, state):
         return False
-    target.copy(visit, into, end, start)
-    return target.cut(visit, 0)
+    target.context.copy(target.staging, target.sequence, end, start)
+    return target.context.cut(target.staging, 0)

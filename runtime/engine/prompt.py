@@ -1,4 +1,4 @@
-"""From messages or text to the tokens that the engine reads, and what to do when they are too many.
+"""From messages or text to the tokens that the engine reads, cut to fit where the request allows it.
 
 Safe to call from any thread: it touches the vocabulary alone.
 """
@@ -18,22 +18,24 @@ from runtime.text.template import Piece, Template
 
 
 class Prompt(NamedTuple):
-    """What an answer begins with. `dropped` tokens were left out to make it fit.
+    """The tokens of a prompt; `dropped` others were left out to make it fit.
 
-    The next prompt of the same conversation begins with the first `border` tokens of this one, whatever was answered;
-    0 where that is not known, or of no use because the model can go back anywhere.
+    The conversation's next prompt will begin with the first `stable` tokens of this one, whatever the answer is. An
+    example in ChatML: all tokens before the last `<|im_start|>assistant`, because a template may render a finished
+    answer otherwise than the one being written. 0 where that is not known, or not needed, because the model's cells
+    can be cut at any position.
     """
 
     ids: array[int]
     dropped: int = 0
-    border: int = 0
+    stable: int = 0
 
 
 class Prompter:
-    """Makes prompts for one model with a pool of `context` tokens."""
+    """Makes prompts for one model whose KV cache has `context` tokens."""
 
     def __init__(self, model: Model, context: int) -> None:
-        """Raises LoadFailed when the file's template is broken."""
+        """Raises LoadFailed when the chat template is broken."""
         self._model = model
         self._vocabulary = model.vocabulary
         self._context = context
@@ -59,11 +61,11 @@ class Prompter:
         return Prompt(ids[:head] + ids[len(ids) - keep + head :], len(ids) - keep)
 
     def text(self, text: str) -> array[int]:
-        """The tokens of a text alone, control tokens not read in it."""
+        """The tokens of a text alone; control tokens that it spells are not parsed."""
         return self._vocabulary.tokenize(text, special=False, add=False)
 
     def chat(self, turns: Sequence[Turn]) -> array[int]:
-        """The tokens of a conversation as the template renders it, whatever their number."""
+        """The tokens of a conversation as the chat template renders it, however many; BadRequest for no turns."""
         if not turns:
             raise BadRequest("`messages` is empty", "send at least one message")
         return self._ids(self.template.render(_messages(turns)))
@@ -90,10 +92,10 @@ class Prompter:
     def _chat(self, request: m.Submit, turns: list[Turn], limit: int) -> Prompt:
         ids = self.chat(turns)
         if len(ids) <= limit:
-            return Prompt(ids, border=self._border(turns, ids))
+            return Prompt(ids, stable=self._stable(turns, ids))
         if not request.truncate:
             raise self._too_long(len(ids))
-        # A conversation may begin at any turn of the user; the fewest turns are dropped.
+        # A shortened conversation may begin at any turn of the user. A binary search finds the earliest that fits.
         starts = [i for i, turn in enumerate(turns) if turn.role == "user"][1:]
         system = [turn for turn in turns if turn.role == "system"]
         keep = self._room(request)
@@ -111,23 +113,23 @@ class Prompter:
                 low = middle + 1
         if best is None:
             raise self._too_long(len(ids))
-        return best._replace(border=self._border(kept, best.ids))
+        return best._replace(stable=self._stable(kept, best.ids))
 
-    def _border(self, turns: list[Turn], ids: array[int]) -> int:
-        """Where `ids` begin to ask for the answer: an old turn may look otherwise than one that is being written."""
+    def _stable(self, turns: list[Turn], ids: array[int]) -> int:
+        """`Prompt.stable` of `ids`: how many of them come before the template asks for the answer."""
         if not self._model.recurrent or turns[-1].role == "assistant":
             return 0
         return common_prefix(self._ids(self.template.render(_messages(turns), answering=False)), ids)
 
     def _room(self, request: m.Submit) -> int:
-        """Tokens that a prompt cut to fit may have: some are left to the answer."""
+        """Tokens that a prompt may have after it was cut: an eighth of the context or less is left for the answer."""
         wanted = request.limits.max_tokens if request.limits.max_tokens >= 0 else self._context
         return max(1, self._context - 1 - min(wanted, self._context // 8))
 
     def _ids(self, pieces: list[Piece]) -> array[int]:
         ids = self._vocabulary.tokenize_pieces(pieces)
         has_bos = bool(self._bos) and pieces and pieces[0].special and pieces[0].text.startswith(self._bos)
-        return ids if has_bos else self._vocabulary.frame[0] + ids  # nothing is put at the end: the prompt goes on
+        return ids if has_bos else self._vocabulary.frame[0] + ids  # no end token: the answer follows
 
     def _too_long(self, length: int) -> PromptTooLong:
         message = f"the prompt has {length:,} tokens and the context holds {self._context:,}"

@@ -1,10 +1,12 @@
-"""Who runs, who waits, and what goes into the next step.
+"""Which sessions run, which wait, and what goes into the next step.
 
-Requests are admitted in their order when a sequence is free and their prompt plus a reserve has room; one that would
-gain by waiting for a prompt that is being computed lets others pass. In a step the running answers come first, then
-prompts, the oldest first, as much as the pace allows; beside answers long ones are read between the steps instead, one
-at a time. When the pool is full parked sequences give way, then the youngest request: it goes back to the head of the
-queue, and loses nothing but time.
+Sessions are admitted in their order, when a sequence is free and the KV cache has room for the prompt and a reserve.
+A session whose prompt shares its beginning with one that is in prefill waits for it, and lets others pass.
+
+A step has one token of every session in decode, then prompts, the oldest first, as many rows as the pace allows. Beside
+running answers, long prompts are read between the steps instead, one at a time (`runtime/engine/prefill.py`). When the
+KV cache is full, parked sequences give way first, then the youngest session: it goes back to the head of the queue, and
+loses nothing but time.
 """
 
 from __future__ import annotations
@@ -16,53 +18,74 @@ from typing import NamedTuple
 from runtime.cache.pool import CellPool
 from runtime.cache.spill import common_prefix
 from runtime.engine.pace import PATIENCE, Pace
-from runtime.engine.prefill import Side
+from runtime.engine.prefill import SidePrefill
 from runtime.engine.session import Session
 
-# A newcomer waits for a running prompt that shares this many tokens more than the cache does.
+# A session waits for a running prompt if that will leave so many more tokens of its own in the cache than are there.
 WORTH_WAITING = 32
-# Room that an answer is granted in advance when requests are admitted.
+# Cells that an answer is granted in advance when its session is admitted.
 RESERVE = 256
 
 
 class Stretch(NamedTuple):
-    """Tokens `start` to `start + size` of a session, to be computed in the next step."""
+    """Tokens `start` to `start + size` of a session, to be computed in one step.
+
+    The logits of the last `wanted` rows are needed: of 1 row when the stretch ends at the session's last token.
+    """
 
     session: Session
     start: int
     size: int
+    wanted: int
+
+
+class Step(NamedTuple):
+    """What to do next: compute `stretches` in one batch, then prefill `side` beside the steps for about `seconds`.
+
+    The sessions in `ending` must end before, because the KV cache is full of them alone.
+    """
+
+    stretches: list[Stretch]
+    ending: list[Session]
+    side: Session | None
+    seconds: float
 
 
 class Schedule:
     """The queue and the running sessions of one model."""
 
-    def __init__(self, pool: CellPool, pace: Pace, sequences: int, side: Side | None = None) -> None:
-        """At most `sequences` run at once; `side` reads long prompts, where that is possible."""
-        self.aside: Session | None = None
-        """Whose prompt is to be read there after the step that was planned last."""
+    def __init__(self, pool: CellPool, pace: Pace, sequences: int, side: SidePrefill | None = None) -> None:
+        """At most `sequences` sessions run at once; `side` reads long prompts, where the model allows it."""
         self.waiting: deque[Session] = deque()
         self.running: list[Session] = []
         self._pool = pool
         self._pace = pace
         self._sequences = sequences
         self._side = side
+        self._side_session: Session | None = None
 
     @property
     def sessions(self) -> list[Session]:
-        """All of them, running ones first."""
+        """All sessions, the running ones first."""
         return [*self.running, *self.waiting]
 
+    @property
+    def decoding(self) -> int:
+        """How many sessions are in decode."""
+        return sum(session.phase == "decode" for session in self.running)
+
     def admit(self, promised: int = 0) -> list[Session]:
-        """Give sequences to those who wait; who got one. `promised` cells are for texts that are being read."""
+        """Give sequences to waiting sessions; those that got one. `promised` cells are for texts being embedded."""
         admitted = []
         for session in list(self.waiting):
             if len(self.running) >= self._sequences:
                 break
-            # A seed asks for the same text again, and sums round differently elsewhere in the cache.
+            # The same seed must give the same text again. Sums round differently when the cells lie elsewhere in the
+            # cache, so a seeded session that runs alone begins with an empty cache.
             afresh = session.request.sampling.seed >= 0 and not self.running
             if afresh:
                 self._empty()
-            wanted = session.tokens[:-1]  # the last one is computed anew: its logits are needed
+            wanted = session.tokens[:-1]  # the last one is computed in any case: its logits are needed
             source, length = self._pool.match(wanted)
             if self._soon_better(wanted, length):
                 continue
@@ -71,12 +94,13 @@ class Schedule:
                 break
             if not afresh and self._pool.recall(wanted, length):
                 source, length = self._pool.match(wanted)
-            marks = self._pool.marks(session.tokens, length, session.border)
+            checkpoints = self._pool.checkpoints(session.tokens, length, session.stable)
             seq = self._pool.start(source, length)
             if seq is None:
                 break
-            session.marks = marks
+            session.checkpoints = checkpoints
             session.seq = seq
+            session.phase = "prefill" if session.pending > 1 else "decode"
             self.waiting.remove(session)
             self.running.append(session)
             admitted.append(session)
@@ -89,112 +113,131 @@ class Schedule:
             pass
 
     def _soon_better(self, wanted: array[int], length: int) -> bool:
-        """Whether a running prompt is about to compute more of `wanted` than the cache holds of it."""
+        """Whether a prompt in prefill will leave clearly more of `wanted` in the cache than the `length` there now."""
         for running in self.running:
-            if running.pending > 1:
+            if running.phase == "prefill":
                 common = common_prefix(running.tokens, wanted)
-                if self._pool.memory != "cells":  # of use only up to where its state will be kept
-                    common = max((mark for mark in running.marks if mark <= common), default=0)
+                if self._pool.memory != "cells":  # usable only up to its last checkpoint in there
+                    common = max((position for position in running.checkpoints if position <= common), default=0)
                 if common >= length + WORTH_WAITING:
                     return True
         return False
 
     def committed(self) -> int:
-        """Cells that running answers hold or have been promised."""
-        return self._pool.held_by_busy + sum(self._need(session) for session in self.running)
+        """Cells that running sessions hold or were promised."""
+        return self._pool.busy_cells + sum(self._need(session) for session in self.running)
 
     def _need(self, session: Session) -> int:
-        """Cells that `session` will take: what is pending, and a reserve for the answer."""
+        """Cells that `session` will take: its pending tokens, and a reserve for the answer."""
         return session.pending + min(session.left, RESERVE, self._pool.cells // (2 * self._sequences))
 
-    def plan(self) -> tuple[list[Stretch], list[Session]]:
-        """The next step, and the answers that must end because the pool is full of them alone."""
+    def plan(self) -> Step:
+        """The next step."""
         ending = self._make_room()
         stretches: list[Stretch] = []
-        reading: list[Session] = []
+        prompts: list[Session] = []
         for session in self.running:
-            if session.pending > 1:
-                reading.append(session)
+            if session.phase == "prefill":
+                prompts.append(session)
             elif session not in ending:
-                stretches.append(Stretch(session, len(session.tokens) - 1, 1))
-        rows = len(stretches)
-        # To wait for a second token is as good as to wait for the first: those who come together start together, and
-        # only answers whose text is flowing hold prompts back.
-        flowing = bool(reading) and any(answer.session.answered > 1 for answer in stretches)
-        waiting = len(reading)
+                stretches.append(Stretch(session, len(session.tokens) - 1, 1, 1))
+        rows = answers = len(stretches)
+        # An answer holds prompts back only when it has two tokens or more. Before that its user waits for a first
+        # readable text as those of the prompts do, so that requests which come together start together.
+        flowing = bool(prompts) and any(answer.session.answered > 1 for answer in stretches)
+        in_steps, side = prompts, None
         if self._side:
-            reading = self._left_aside(self._side, reading, flowing)
-        left = self._paced(rows, waiting) if flowing else self._pace.budget(0) - rows
-        for session in reading:
-            count = self._room(rows, min(left, session.stretch))
-            if count > 0:
-                stretches.append(Stretch(session, len(session.tokens) - session.pending, count))
-                rows += count
-                left -= count
-        if not stretches and not ending and self.running and not self.aside:
-            self.set_back(self.running[-1])  # prompts alone fill the pool: the oldest go first
-        return stretches, ending
+            in_steps, side = self._choose_side(self._side, prompts, flowing)
+        left = self._paced(answers, len(prompts)) if flowing else self._pace.budget(0) - answers
+        for session in in_steps:
+            size = self._room(rows, min(left, session.until_checkpoint))
+            if size > 0:
+                pending = session.pending
+                stretches.append(Stretch(session, len(session.tokens) - pending, size, int(size == pending)))
+                rows += size
+                left -= size
+        if not stretches and not ending and self.running and not side:
+            self.set_back(self.running[-1])  # prompts alone fill the cache: the oldest go first
+        return Step(stretches, ending, side, self._pace.side_seconds(answers, len(prompts)) if side else 0.0)
 
-    def _left_aside(self, side: Side, reading: list[Session], flowing: bool) -> list[Session]:
-        """Choose which of those who are `reading` goes on beside the steps, one at a time; those left for the steps."""
-        others = [session for session in reading if not (flowing and side.suits(session))]
-        if not (side.reading and self.aside in reading):  # a chunk that has begun is read to its end
-            self.aside = next((session for session in reading if session not in others), None)
-        return [session for session in others if session is not self.aside]
-
-    def turn(self) -> float:
-        """Seconds for which the one `aside` may be read now."""
-        answering = sum(session.pending == 1 for session in self.running)
-        return self._pace.turn(answering, len(self.running) - answering)
+    def _choose_side(
+        self, side: SidePrefill, prompts: list[Session], flowing: bool
+    ) -> tuple[list[Session], Session | None]:
+        """The `prompts` for the step itself, and the one to read beside the steps."""
+        long = [session for session in prompts if flowing and side.suits(session)]
+        if not (side.busy and self._side_session in prompts):  # a chunk that has begun is read to its end
+            self._side_session = next(iter(long), None)
+        chosen = self._side_session
+        return [session for session in prompts if session not in long and session is not chosen], chosen
 
     def _paced(self, answering: int, reading: int) -> int:
         patience = 1.0 if self._side and self._side.usable else PATIENCE
         return self._pace.budget(answering, reading, patience)
 
     def _make_room(self) -> list[Session]:
-        """Find a cell for the next token of every answer; what comes back runs alone, and has none."""
+        """Make a cell free for the next token of every session in decode.
+
+        A session that runs alone and finds none is returned: it has to end.
+        """
         while self._pool.free < len(self.running):
-            answering = [session for session in self.running if session.pending == 1]
-            if self._pool.free >= len(answering):
+            decoding = [session for session in self.running if session.phase == "decode"]
+            if self._pool.free >= len(decoding):
                 break
             if self._pool.evict():
                 continue
-            others = [session for session in self.running if session.pending > 1]
-            youngest = others[-1] if others else answering[-1]
+            prompts = [session for session in self.running if session.phase == "prefill"]
+            youngest = prompts[-1] if prompts else decoding[-1]
             if len(self.running) > 1:
                 self.set_back(youngest)
             elif not self._shift(youngest):
                 return [youngest]
         return []
 
-    def _room(self, taken: int, wanted: int) -> int:
-        """How many of `wanted` cells there are besides those of `taken` rows; parked sequences give way."""
-        while self._pool.free < taken + wanted and self._pool.evict():
+    def _room(self, rows: int, wanted: int) -> int:
+        """How many of `wanted` cells are free beside those for `rows`; parked sequences give way."""
+        while self._pool.free < rows + wanted and self._pool.evict():
             pass
-        return min(wanted, self._pool.free - taken)
+        return min(wanted, self._pool.free - rows)
 
     def _shift(self, session: Session) -> bool:
-        """Let the older half of a full context go, if the request asked for that and the model can."""
+        """Drop the older half of a full context, but for its beginning, if the request allows it and the model can."""
         if not (session.request.shift and session.seq):
             return False
-        held = len(session.seq.tokens)
-        keep = min(session.prompt_tokens, held // 4)
-        gone = (held - keep) // 2
+        size = len(session.seq.tokens)
+        keep = min(session.prompt_tokens, size // 4)
+        gone = (size - keep) // 2
         if not self._pool.shift(session.seq, keep, gone):
             return False
         del session.tokens[keep : keep + gone]
         return True
 
+    def computed(self, stretch: Stretch) -> None:
+        """Record that `stretch` is in the KV cache now, and make the checkpoint that is due at its end."""
+        session, start, size, _ = stretch
+        assert session.seq
+        self._pool.grow(session.seq, session.tokens[start : start + size])
+        if session.phase == "prefill":
+            if session.checkpoints and session.checkpoints[0] == start + size:
+                self._pool.make_checkpoint(session.seq)
+                session.checkpoints.pop(0)
+            self.settle(session)
+
+    def settle(self, session: Session) -> None:
+        """End a session's prefill if its prompt is in the KV cache, but for the token whose logits are needed."""
+        if session.phase == "prefill" and session.pending <= 1:
+            session.phase = "decode"
+
     def set_back(self, session: Session) -> None:
-        """Take the room of `session` for others; it comes again when there is some."""
+        """Take the room of a running session for others; it waits at the head of the queue."""
         if session.seq:
             self._pool.interrupt(session.seq)
             session.seq = None
+        session.phase = "waiting"
         self.running.remove(session)
         self.waiting.appendleft(session)
 
     def leave(self, session: Session, step: int) -> None:
-        """End of `session`: what it holds is parked."""
+        """Remove a session that has ended at `step`; its sequence is parked."""
         if session.seq:
             self._pool.park(session.seq, step)
             session.seq = None

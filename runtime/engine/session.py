@@ -1,9 +1,10 @@
-"""One answer on its way: what it was asked, what it has said, and where it is in the cache."""
+"""One answer: its request, its tokens and text so far, and its sequence in the KV cache."""
 
 from __future__ import annotations
 
 import time
 from array import array
+from typing import Literal
 
 from runtime import messages as m
 from runtime.cache.pool import Sequence
@@ -12,67 +13,80 @@ from runtime.errors import BadRequest
 from runtime.llama.sampling import Sampler, check
 from runtime.text.stops import Assembler, Stops
 
+# In the queue; reading the prompt, many tokens a step; writing the answer, one token a step.
+Phase = Literal["waiting", "prefill", "decode"]
+
 
 class Session:
-    """State of one answer: `tokens` are the prompt and what was said; `seq` holds a beginning of them once admitted."""
+    """The state of one answer. `tokens` are its prompt and what was answered; `seq` holds the first of them.
+
+    `phase` is set by `Schedule` alone. `seq` is None while the session waits.
+    """
 
     def __init__(self, request: m.Submit, index: int, prompt: Prompt, stops: Stops) -> None:
+        """`index` is the number of this answer among those to the same prompt."""
         self.id = request.id
         self.index = index
         self.request = request
+        self.phase: Phase = "waiting"
         self.tokens = array("i", prompt.ids)
         self.prompt_tokens = len(prompt.ids)
         self.truncated = prompt.dropped
-        self.border = prompt.border
-        self.marks: list[int] = []
-        """Positions in the prompt where a checkpoint is due, the next one first."""
+        self.stable = prompt.stable
+        self.checkpoints: list[int] = []
+        """Positions in the prompt at which a checkpoint is due, the next one first."""
         self.seq: Sequence | None = None
         self.sampler: Sampler | None = None
         self.text = Assembler(stops)
         self.answered = 0
+        """Tokens of the answer so far."""
         self.cached = 0
+        """Tokens of the prompt that were in the KV cache already."""
         limit = request.limits.max_tokens
         self.max_tokens = limit if limit >= 0 else 1 << 30
         seconds = request.limits.seconds
         self.deadline = time.monotonic() + seconds if seconds > 0 else 0.0
         self.admitted_ns = 0
         self.first_ns = 0
-        self._unsaid = 0
+        """When the first token of the answer was drawn."""
+        self._unsent = 0
         self._logprobs: list[m.TokenLogprob] = []
 
     @property
     def pending(self) -> int:
-        """How many tokens are not in the cache yet; 1 means that the answer is being written."""
+        """How many tokens are not in the KV cache yet."""
         return len(self.tokens) - len(self.seq.tokens) if self.seq else len(self.tokens)
 
     @property
-    def stretch(self) -> int:
-        """How many of the pending tokens may be read in one go."""
-        return min(self.pending, self.marks[0] - len(self.seq.tokens)) if self.marks and self.seq else self.pending
+    def until_checkpoint(self) -> int:
+        """How many of the pending tokens one step may compute: it must end where a checkpoint is due."""
+        if self.checkpoints and self.seq:
+            return min(self.pending, self.checkpoints[0] - len(self.seq.tokens))
+        return self.pending
 
     @property
     def left(self) -> int:
         """How many tokens the answer may still get."""
         return self.max_tokens - self.answered
 
-    def say(self, token: int, piece: bytes, logprob: m.TokenLogprob | None) -> m.Delta | None:
-        """Add a drawn token; what can be shown of it, if anything."""
+    def add(self, token: int, piece: bytes, logprob: m.TokenLogprob | None) -> m.Delta | None:
+        """Append a token to the answer. `piece` is its bytes; the result is the text that can be shown now, if any."""
         self.tokens.append(token)
         self.answered += 1
-        self._unsaid += 1
+        self._unsent += 1
         if logprob:
             self._logprobs.append(logprob)
         text = self.text.push(piece)
         return self._delta(text) if text else None
 
     def rest(self) -> m.Delta | None:
-        """What was held back, at the end."""
+        """At the end of the answer: the text that was held back, and tokens not reported yet."""
         text = self.text.finish()
-        return self._delta(text) if text or self._unsaid else None
+        return self._delta(text) if text or self._unsent else None
 
     def _delta(self, text: str) -> m.Delta:
-        delta = m.Delta(self.id, text, self._unsaid, self.index, self._logprobs)
-        self._unsaid, self._logprobs = 0, []
+        delta = m.Delta(self.id, text, self._unsent, self.index, self._logprobs)
+        self._unsent, self._logprobs = 0, []
         return delta
 
     def finished(self, reason: str) -> m.Finished:
@@ -94,13 +108,13 @@ class Session:
 
 
 def open_sessions(request: m.Submit, prompt: Prompt, more_stops: tuple[str, ...]) -> list[Session]:
-    """The answers that `request` asks for, none started."""
+    """One session for each answer that `request` asks for; `more_stops` are those of the chat template."""
     stops = Stops([*request.limits.stop, *more_stops])
     return [Session(request, index, prompt, stops) for index in range(request.count)]
 
 
-def check_request(request: m.Submit, n_vocab: int) -> None:
-    """Raises BadRequest for a bias of an unknown token, and unless there is either a conversation or a prompt."""
-    check(request.sampling, n_vocab)
+def check_request(request: m.Submit, vocabulary: int) -> None:
+    """Raises BadRequest for a bias of a token beyond `vocabulary` (their number), and unless there is one prompt."""
+    check(request.sampling, vocabulary)
     if (request.turns is None) == (request.prompt is None):
         raise BadRequest("a request has either turns or a prompt")

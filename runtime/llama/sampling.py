@@ -25,11 +25,11 @@ _RANDOM = 0xFFFFFFFF
 _BELOW_ANY_LOGIT = -1e9
 
 
-def check(sampling: Sampling, n_vocab: int) -> None:
+def check(sampling: Sampling, vocabulary: int) -> None:
     """Raises BadRequest for a bias of a token that the vocabulary does not have."""
     for token in sampling.logit_bias:
-        if not 0 <= token < n_vocab:
-            raise BadRequest(f"`logit_bias` names token {token}, and the vocabulary ends at {n_vocab - 1}")
+        if not 0 <= token < vocabulary:
+            raise BadRequest(f"`logit_bias` names token {token}, and the vocabulary ends at {vocabulary - 1}")
 
 
 class Sampler:
@@ -64,12 +64,12 @@ class Sampler:
             self._add(self._low.llama_sampler_init_logit_bias(self._vocabulary.size, len(biases), entries))
 
     def _add_penalties(self, sampling: Sampling, context: int) -> None:
-        low, n_vocab = self._low, self._vocabulary.size
+        low, vocabulary = self._low, self._vocabulary.size
         last = context if sampling.repeat_last_n < 0 else sampling.repeat_last_n
         repeat, frequency, presence = sampling.repeat_penalty, sampling.frequency_penalty, sampling.presence_penalty
         if last and (repeat != 1.0 or frequency or presence):
             self._history = last
-            self._add(low.llama_sampler_init_penalties(n_vocab, last, repeat, frequency, presence))
+            self._add(low.llama_sampler_init_penalties(vocabulary, last, repeat, frequency, presence))
         last = context if sampling.dry_penalty_last_n < 0 else sampling.dry_penalty_last_n
         if last and sampling.dry_multiplier > 0:
             self._history = max(self._history, last)

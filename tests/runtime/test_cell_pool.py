@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runtime.cache.pool import CellPool
-from runtime.cache.spill import common_prefix
+from runtime.cache.spill import Spill, common_prefix
 
 
 def same(a: Iterable[int], b: Iterable[int]) -> int:
@@ -45,6 +45,11 @@ class Cells:
         return len({cell for cells in self.held for cell in cells})
 
 
+def plain_pool(cells: Cells, size: int) -> CellPool:
+    """A pool without copies, as for a model whose cells can be cut."""
+    return CellPool(cells, size, len(cells.held), "cells", Spill(cells, 0))
+
+
 STEPS = st.lists(
     st.tuples(
         st.sampled_from(["start", "grow", "park", "evict", "cut"]),
@@ -59,7 +64,7 @@ STEPS = st.lists(
 @given(STEPS)
 def test_the_book_agrees_with_the_cells(steps: list[tuple[str, int, list[int]]]) -> None:
     cells = Cells(4)
-    pool = CellPool(1000, 4, cells)
+    pool = plain_pool(cells, 1000)
     running: list = []
     for clock, (what, number, tokens) in enumerate(steps):
         values = array("i", tokens)
@@ -84,7 +89,7 @@ def test_the_book_agrees_with_the_cells(steps: list[tuple[str, int, list[int]]])
             parked = any(not seq.busy and seq.tokens for seq in pool.sequences)
             assert pool.evict() == parked
         assert pool.used == cells.used
-        assert pool.held_by_busy == len({cell for seq in running for cell in cells.held[seq.number]})
+        assert pool.busy_cells == len({cell for seq in running for cell in cells.held[seq.number]})
         assert [len(held) for held in cells.held] == [len(seq.tokens) for seq in pool.sequences]
     while pool.evict():
         pass
@@ -106,7 +111,7 @@ def test_a_state_that_cannot_be_cut_is_dropped_whole() -> None:
             cut.append((sequence, start))
             return start == 0
 
-    pool = CellPool(100, 2, Stiff(2))
+    pool = plain_pool(Stiff(2), 100)
     seq = pool.start(None, 0)
     pool.grow(seq, array("i", [1, 2, 3]))
     assert not pool.cut(seq, 2)

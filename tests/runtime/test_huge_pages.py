@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from runtime.engine.huge_pages import Pages
+from runtime.engine.huge_pages import HugePages
 
 SMAPS = Path("/proc/self/smaps_rollup")
 MEGABYTES = 64
@@ -22,14 +22,14 @@ def held(kind: str) -> int:
 
 @pytest.mark.skipif(not SMAPS.exists(), reason="Linux only")
 def test_memory_in_use_becomes_large_pages() -> None:
-    pages = Pages()
+    pages = HugePages()
     if not pages._size:
         pytest.skip("this machine has no large pages")
     with mmap.mmap(-1, 2 * MEGABYTES << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
         for start in range(0, MEGABYTES << 20, 4096):
             memory[start : start + 8] = start.to_bytes(8, "little")  # the second half is never touched
         large, resident = held("AnonHugePages"), held("Rss")
-        while pages.gather():
+        while pages.collapse_next():
             pass
         if held("AnonHugePages") == large:
             pytest.skip("this kernel cannot put pages together")

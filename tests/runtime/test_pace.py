@@ -8,12 +8,11 @@ from collections.abc import Callable
 import pytest
 
 from runtime import messages as m
-from runtime.cache.pool import CellPool
 from runtime.engine.pace import PATIENCE, Pace
 from runtime.engine.prompt import Prompt
 from runtime.engine.schedule import Schedule
 from runtime.engine.session import open_sessions
-from tests.runtime.test_cell_pool import Cells
+from tests.runtime.test_cell_pool import Cells, plain_pool
 
 BATCH, GAP = 512, 6.0
 # Milliseconds of a 1.1 B model at Q4_K_M on two processors, as measured: four rows cost almost what each would alone.
@@ -95,18 +94,18 @@ def test_seven_that_come_after_the_first_are_soon_answered(seconds: Callable[[in
 def test_only_answers_whose_text_is_flowing_hold_prompts_back() -> None:
     pace = Pace(BATCH, GAP)
     steps(pace, measured, 1, 4000)
-    schedule = Schedule(CellPool(8192, 16, Cells(16)), pace, 8)
+    schedule = Schedule(plain_pool(Cells(16), 8192), pace, 8)
 
     def rows_of_prompts(said: int) -> int:
         schedule.running[0].answered = said
-        return sum(size for _, _, size in schedule.plan()[0][1:])
+        return sum(stretch.size for stretch in schedule.plan().stretches[1:])
 
     for first in (0, 100):
         prompt = Prompt(array("i", range(first, first + 100)))
         schedule.waiting.extend(open_sessions(m.Submit(0, prompt=""), prompt, ()))
         schedule.admit()
     running = schedule.running[0]
-    schedule._pool.grow(running.seq, running.tokens)
+    schedule.computed(schedule.plan().stretches[0])
     running.tokens.append(0)
     # One token, or none: whoever waits for the second waits as those do who wait for their first.
     assert rows_of_prompts(0) == rows_of_prompts(1) == 100

@@ -13,7 +13,7 @@ import pytest
 from runtime import messages as m
 from runtime.cache.pool import CellPool
 from runtime.cache.spill import Spill
-from runtime.engine.prefill import ROWS, WORTH, Side
+from runtime.engine.prefill import FEW_TOKENS, MOST_ROWS, SidePrefill
 from runtime.engine.prompt import Prompt
 from runtime.engine.session import Session, open_sessions
 from runtime.llama.context import Context, ContextParams
@@ -23,7 +23,7 @@ from tests.runtime.test_engine import WARM, precise, submit, with_worker
 from tests.runtime.working import Worker
 
 TEXT = (Path(__file__).parents[2] / "README.md").read_text()
-SHAPE = ContextParams(2048, 6, 4, 1, "F32")
+PARAMS = ContextParams(2048, 6, 4, 1, "F32")
 PLENTY = 64 << 20
 
 
@@ -32,10 +32,10 @@ class Bench:
 
     def __init__(self, model: Model, spill: int = PLENTY) -> None:
         self.model = model
-        self.context = Context(model, SHAPE)
-        self.pool = CellPool(self.context.tokens, SHAPE.sequences, self.context)
-        self.spill = self.pool.spill = Spill(self.context, spill)
-        self.side = Side(model, self.context, self.pool, SHAPE)
+        self.context = Context(model, PARAMS)
+        self.spill = Spill(self.context, spill)
+        self.pool = CellPool(self.context, self.context.tokens, PARAMS.sequences, "cells", self.spill)
+        self.side = SidePrefill(model, self.context, self.pool, PARAMS)
         self.tokens = model.vocabulary.tokenize(TEXT, special=False, add=True)
 
     def session(self, tokens: array[int]) -> Session:
@@ -57,7 +57,7 @@ class Bench:
         """Turns until only the last token is left."""
         turns = 0
         while session.pending > 1:
-            self.side.turn(session, seconds)
+            self.side.advance(session, seconds)
             turns += 1
         return turns
 
@@ -95,7 +95,7 @@ def alone(model: Model) -> Iterator[Bench]:
 def expected(alone: Bench, tokens: array[int]) -> Any:
     session = alone.session(tokens)
     while session.pending > 1:
-        alone.read(session, min(ROWS, session.pending - 1))
+        alone.read(session, min(MOST_ROWS, session.pending - 1))
     logits = alone.next(session)
     assert session.seq
     alone.pool.clear(session.seq)
@@ -108,7 +108,7 @@ def test_a_prompt_read_beside_steps_is_read_as_alone(bench: Bench, alone: Bench)
     bench.read(answer, 60)
     turns = 0
     while prompt.pending > 1:
-        bench.side.turn(prompt, 0.0)  # one operation
+        bench.side.advance(prompt, 0.0)  # one operation
         turns += 1
         if turns % 10 == 0 and answer.pending > 1:
             bench.read(answer, 1)
@@ -134,15 +134,15 @@ def test_it_goes_on_from_what_the_first_cache_holds(bench: Bench, alone: Bench) 
 def test_who_leaves_in_the_middle_of_a_chunk_leaves_nothing_wrong(bench: Bench, alone: Bench) -> None:
     gone, stays = bench.session(bench.tokens[:500]), bench.session(bench.tokens[:200] + bench.tokens[800:1200])
     for _ in range(300):
-        bench.side.turn(gone, 0.0)
-    assert bench.side.reading
+        bench.side.advance(gone, 0.0)
+    assert bench.side.busy
     assert gone.seq and gone.seq.tokens  # what was read before it is of use to whoever begins alike
-    bench.side.turn(stays, 0.0)
+    bench.side.advance(stays, 0.0)
     bench.finish(stays)
     assert bench.next(stays) == expected(alone, stays.tokens)
-    bench.side.turn(gone, 0.0)
+    bench.side.advance(gone, 0.0)
     bench.side.drop()
-    assert not bench.side.reading
+    assert not bench.side.busy
     bench.finish(gone)
     assert bench.next(gone) == expected(alone, gone.tokens)
 
@@ -165,7 +165,7 @@ def test_what_a_window_has_left_behind_is_not_kept(bench: Bench) -> None:
     assert session.seq
     for window, kept in ((100, 0), (200, 200), (0, 200)):
         spill = Spill(bench.context, PLENTY, window=window)
-        spill.keep(session.seq.number, session.seq.tokens)
+        spill.add(session.seq.number, session.seq.tokens)
         assert spill.match(session.tokens)[1] == kept
 
 
@@ -173,7 +173,7 @@ def test_without_memory_prompts_are_left_to_the_steps(model: Model, capfd: pytes
     bench = Bench(model, spill=1 << 20)
     prompt = bench.session(bench.tokens[:300])
     assert bench.side.suits(prompt)
-    bench.side.turn(prompt, 1.0)
+    bench.side.advance(prompt, 1.0)
     assert prompt.pending == 300
     assert not bench.side.suits(prompt)
     assert "long prompts are not read beside answers: " in capfd.readouterr().err
@@ -185,7 +185,7 @@ def test_a_full_cache_is_waited_for(bench: Bench) -> None:
     holder, prompt = bench.session(bench.tokens[:1400]), bench.session(bench.tokens[600:1400])
     for _ in range(3):
         bench.read(holder, 466)
-    bench.side.turn(prompt, 1e9)
+    bench.side.advance(prompt, 1e9)
     assert prompt.seq and len(prompt.seq.tokens) == bench.context.tokens - 1398
     assert bench.pool.free == 0
     assert holder.seq
@@ -197,9 +197,9 @@ def test_a_full_cache_is_waited_for(bench: Bench) -> None:
 def test_short_ones_and_long_beginnings_are_left_to_the_steps(bench: Bench) -> None:
     long = bench.session(bench.tokens[:1400])
     assert bench.side.suits(long)
-    assert not bench.side.suits(bench.session(bench.tokens[-WORTH:]))
-    while long.pending > WORTH + 1:
-        bench.read(long, min(512, long.pending - WORTH - 1))
+    assert not bench.side.suits(bench.session(bench.tokens[-FEW_TOKENS:]))
+    while long.pending > FEW_TOKENS + 1:
+        bench.read(long, min(512, long.pending - FEW_TOKENS - 1))
     assert not bench.side.suits(long)  # to copy 1,383 tokens takes longer than to read 17
 
 
