@@ -13,6 +13,7 @@ import pytest
 from hypothesis import settings
 
 from registry.sources.opening import DEMO
+from tests import long
 from tests.daemon import Daemon, put_model
 from tests.hub import Hub
 
@@ -27,10 +28,12 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 LONG = 900
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Long tests may be ten times slower on a busy machine, and that is no failure."""
+    long.sample(items)
     for item in items:
-        if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
+        if any(map(item.get_closest_marker, ("slow", "long"))) and not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(LONG))
 
 

@@ -29,7 +29,10 @@ from tests.quant.support import TALE, Folder
 MODELS = Path(__file__).parents[3] / "shared" / "models"
 WINDOW, WINDOWS = 256, 6
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(not MODELS.exists(), reason="needs the shared models")]
+pytestmark = [
+    pytest.mark.long(name="kernels", sample=5),
+    pytest.mark.skipif(not MODELS.exists(), reason="needs the shared models"),
+]
 Quantize = Callable[[np.ndarray, QuantType], np.ndarray]
 
 

@@ -73,7 +73,7 @@ def test_it_does_so_on_any_string(pre: Pre, tmp_path: Path) -> None:
         both.check_any(QUICK_TEXTS, 50)
 
 
-@pytest.mark.slow
+@pytest.mark.long(name="vocabularies", sample=6)
 @pytest.mark.parametrize("pre", KNOWN, ids=lambda pre: pre.name)
 @pytest.mark.parametrize("seamless", [True, False], ids=["seamless", "trained"])
 def test_it_does_so_on_many_strings(pre: Pre, seamless: bool, tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ from tests.quant.support import Folder
 from tests.quant.test_sentencepiece import BPE, model
 from tests.quant.vocabularies import vocabulary_file
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long(name="vocabularies", sample=4)
 NORMAL, UNKNOWN, CONTROL, USER, UNUSED, BYTE = range(1, 7)
 VOCABULARIES = (
     "aquila",

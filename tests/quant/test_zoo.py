@@ -240,7 +240,7 @@ def test_a_broken_configuration_is_an_error_that_helps(row: str, model: tuple[Fo
     check_configs(model[0], zlib.crc32(row.encode()), 20)
 
 
-@pytest.mark.slow
+@pytest.mark.long(name="levels", sample=8)
 def test_every_level_loads_and_answers(row: str, model: tuple[Folder, np.ndarray], tmp_path: Path) -> None:
     """Rows of other than whole blocks fall back on other types, as llama.cpp has it, so all of them are tried."""
     folder, wanted = model
@@ -261,7 +261,7 @@ def test_every_level_loads_and_answers(row: str, model: tuple[Folder, np.ndarray
     matrix.note(row, "levels", f"{len(LEVELS)} ({len(mixtures)}; {' '.join(map(str, rows))})")
 
 
-@pytest.mark.slow
+@pytest.mark.long(name="levels", sample=1)
 def test_every_level_of_wide_experts_has_its_own_type(tmp_path: Path) -> None:
     """In blocks of 256 values nothing falls back: every type is written, stacked eight times, and answers."""
     pytest.importorskip("torch")

@@ -250,12 +250,14 @@ def test_text_that_spells_a_control_token_stays_text(daemon: Daemon, native: oll
     assert counts[1] == counts[0] + 1  # a raw prompt is the caller's own template
 
 
-@pytest.mark.slow
-def test_a_hundred_workers_killed_while_they_answer(daemon: Daemon, native: ollama.Client) -> None:
+@pytest.mark.parametrize(
+    "kills", [pytest.param(10, marks=pytest.mark.slow), pytest.param(100, marks=pytest.mark.long(name="kills"))]
+)
+def test_workers_killed_while_they_answer(daemon: Daemon, native: ollama.Client, kills: int) -> None:
     body = {"model": "demo", "prompt": PROMPT, "options": {"num_predict": 1500, "seed": 1}}
     short = {"model": "demo", "prompt": PROMPT, "stream": False, "options": {"num_predict": 1}}
     told, back = [], []
-    for _ in range(100):
+    for _ in range(kills):
         with daemon.opened("POST", "/api/generate", body) as response:
             assert json.loads(response.readline())["response"]
             os.kill(daemon.workers()[0], signal.SIGKILL)

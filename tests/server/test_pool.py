@@ -293,11 +293,11 @@ def test_a_worker_that_stands_still_is_killed(home: Path) -> None:
         assert (last["code"], "no sign of life" in last["error"]) == ("worker_died", True)
 
 
-@pytest.mark.slow
-def test_a_hundred_workers_killed_in_mid_answer(home: Path) -> None:
+@pytest.mark.parametrize("kills", [10, pytest.param(100, marks=pytest.mark.long(name="kills"))])
+def test_workers_killed_in_mid_answer(home: Path, kills: int) -> None:
     slowest = 0.0
     with Daemon(home, script=LONG) as daemon:
-        for _ in range(100):
+        for _ in range(kills):
             with daemon.opened("POST", "/api/chat", say()) as response:
                 first_text(response)
                 os.kill(daemon.workers()[0], signal.SIGKILL)

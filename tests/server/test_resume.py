@@ -288,7 +288,7 @@ def kill_often(work: Task, kills: int, seed: int) -> list[str]:
     return done.stdout.split()
 
 
-@pytest.mark.parametrize("kills", [6, pytest.param(100, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [6, pytest.param(100, marks=pytest.mark.long(name="pulls"))])
 def test_killed_at_any_moment_the_result_is_the_same(work: Task, hub: Hub, kills: int) -> None:
     hub.bandwidth = 30e6
     size = sum(file.size for file in hub.repos["org/repo"][hub.heads["org/repo"]].files.values())
@@ -300,14 +300,18 @@ def test_killed_at_any_moment_the_result_is_the_same(work: Task, hub: Hub, kills
     assert again < (3 << 19) + (256 << 10) + 12 * (128 << 10) + 700_000
 
 
-@pytest.mark.slow
-def test_parts_killed_at_any_moment_are_joined_to_the_same_file(hub: Hub, tmp_path: Path, cache: Path) -> None:
+@pytest.mark.parametrize(
+    "kills", [pytest.param(4, marks=pytest.mark.slow), pytest.param(30, marks=pytest.mark.long(name="pulls"))]
+)
+def test_parts_killed_at_any_moment_are_joined_to_the_same_file(
+    hub: Hub, tmp_path: Path, cache: Path, kills: int
+) -> None:
     whole = make(tmp_path / "whole.gguf", "Q8_0")
     split(whole, tmp_path / "parts" / "m.gguf", 15)
     hub.push("org/parts", tmp_path / "parts")
     hub.bandwidth = 30e6
-    digests = kill_often(task("org/parts", tmp_path / "store" / "ingest" / "x", cache, hub.url), 30, seed=3)
-    assert len(digests) == 31 and len(set(digests)) == 1
+    digests = kill_often(task("org/parts", tmp_path / "store" / "ingest" / "x", cache, hub.url), kills, seed=3)
+    assert len(digests) == kills + 1 and len(set(digests)) == 1
 
 
 def spoil(hub: Hub, seed: int) -> None:
@@ -320,7 +324,7 @@ def spoil(hub: Hub, seed: int) -> None:
     hub.faults.stall_after, hub.faults.stalls = 400_000, int(seed % 7 == 5)
 
 
-@pytest.mark.parametrize("pulls", [3, pytest.param(100, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("pulls", [3, pytest.param(100, marks=pytest.mark.long(name="pulls"))])
 def test_from_a_bad_network_the_same_or_nothing(
     work: Task, hub: Hub, expected: Done, pulls: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
