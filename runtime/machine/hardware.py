@@ -1,4 +1,4 @@
-"""What this machine, or the container we are in, lets us use: memory, processors, bandwidth, graphics cards.
+"""Which hardware may we use? Memory, processors, bandwidth and graphics cards of the machine or the container.
 
 Limits of control groups count (v2 and v1, every level from ours up to the root), swap never does. Processors are
 counted once per core: two hardware threads of one core share the units that inference keeps busy. The bandwidth probe
@@ -10,19 +10,25 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import importlib.util
+import logging
 import os
 import shutil
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import psutil
 
-from runtime.machine.inspection import Examine, Examined, ask
+from runtime.machine.inspection import Examine, Examined, Refused, ask
 
+T = TypeVar("T")
+
+log = logging.getLogger("lm.memory")
 _PROBE_BYTES = 64 << 20
 _PROBE_PASSES = 3
 # v1 says "no limit" with a number near 2^63, in pages.
@@ -55,7 +61,9 @@ class Hardware:
     gpu_build: bool = False
     """Whether the installed llama.cpp can use a graphics card at all."""
     cards: tuple[Gpu, ...] = ()
-    """The cards that it can use, with what is free on them now."""
+    """The cards that it can use, with the memory that is free on them now."""
+    unknown: tuple[str, ...] = ()
+    """Sentences about whatever could not be found out: it counts as absent, and somebody should be told."""
 
     @property
     def reserve(self) -> int:
@@ -72,20 +80,36 @@ class Hardware:
 def detect(bandwidth: float | None = None) -> Hardware:
     """Look at this machine; `bandwidth` from an earlier call saves the probe."""
     memory = psutil.virtual_memory()
-    group = memory_group()
+    unknown: list[str] = []
+    none: tuple[Gpu, ...] = ()
+    group = _known(memory_group, None, unknown, "the memory limits of control groups cannot be read")
     limit = min(memory.total, group.limit) if group else memory.total
     available = min(memory.available, max(0, group.limit - group.used)) if group else memory.available
     cpus = usable_cpus()
+    cards = _known(llama_cards, none, unknown, "llama.cpp does not say which graphics cards it sees")
+    gpus = _known(nvidia_gpus, none, unknown, "nvidia-smi does not say which graphics cards there are")
+    for sentence in unknown:
+        log.warning("%s", sentence)
     return Hardware(
         memory_total=memory.total,
         memory_limit=limit,
         memory_available=available,
         cpus=cpus,
         bandwidth=bandwidth or measure_bandwidth(cpus),
-        gpus=nvidia_gpus(),
+        gpus=gpus,
         gpu_build=has_gpu_build(),
-        cards=llama_cards() if has_gpu_build() else (),
+        cards=cards,
+        unknown=tuple(unknown),
     )
+
+
+def _known(find: Callable[[], T], default: T, unknown: list[str], sentence: str) -> T:
+    """The answer of `find`, or the default, and then a word to `unknown`."""
+    try:
+        return find()
+    except (OSError, ValueError, subprocess.SubprocessError) as error:
+        unknown.append(f"{sentence}: {error}")
+        return default
 
 
 # ---- control groups
@@ -93,14 +117,17 @@ def detect(bandwidth: float | None = None) -> Hardware:
 
 @dataclass(frozen=True)
 class MemoryGroup:
-    """The tightest memory limit of the groups that we are in, and what is used of it (cached files not counted)."""
+    """The tightest memory limit of the groups that we are in, and the bytes in use (cached files not counted)."""
 
     limit: int
     used: int
 
 
 def memory_group(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> MemoryGroup | None:
-    """The limit that binds, of version 2 or 1, or None where there is none."""
+    """The limit that binds, of version 2 or 1, or None where there is none.
+
+    Raises OSError or ValueError when the kernel's files are there and cannot be read: nobody knows the limit then.
+    """
     found = []
     for folder, names in _folders(root, own, "memory"):
         limit = _number(folder / names[0])
@@ -113,7 +140,7 @@ def memory_group(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/se
 
 
 def cpu_quota(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> float | None:
-    """How many processors' worth of time our groups allow, or None where they do not say."""
+    """How many processors' worth of time our groups allow, None where they set no limit. Raises as `memory_group`."""
     quotas = []
     for folder, _ in _folders(root, own, "cpu"):
         quota, period = _quota(folder)
@@ -124,8 +151,8 @@ def cpu_quota(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/
 
 def _quota(folder: Path) -> tuple[int, int]:
     """Quota and period in microseconds; the quota is 0 where there is none."""
-    with contextlib.suppress(OSError, ValueError):
-        quota, period = (folder / "cpu.max").read_text().split()
+    if (text := _text(folder / "cpu.max")) is not None:
+        quota, period = text.split()
         return (0 if quota == "max" else int(quota)), int(period)
     return _number(folder / "cpu.cfs_quota_us") or 0, _number(folder / "cpu.cfs_period_us") or 0
 
@@ -133,38 +160,41 @@ def _quota(folder: Path) -> tuple[int, int]:
 def _folders(root: Path, own: Path, controller: str) -> list[tuple[Path, tuple[str, str]]]:
     """Our group's folders, from the innermost to the root, with the names of the memory files there.
 
-    In a container the path in `own` is often that of the host, and does not exist here: then the root is ours.
+    In a container the path in `own` is often the host's, and does not exist here: then the root is ours.
     """
     folders: list[tuple[Path, tuple[str, str]]] = []
-    with contextlib.suppress(OSError):
-        for line in own.read_text().splitlines():
-            _, controllers, path = line.split(":", 2)
-            if controllers == "":
-                names = ("memory.max", "memory.current")
-                base = root / "unified" if (root / "unified").is_dir() else root
-            elif controller in controllers.split(","):
-                names = ("memory.limit_in_bytes", "memory.usage_in_bytes")
-                base = root / controllers if (root / controllers).is_dir() else root / controller
-            else:
-                continue
-            inner = Path(path.lstrip("/"))
-            folders += [(base / level, names) for level in (inner, *inner.parents) if (base / level).is_dir()]
+    for line in (_text(own) or "").splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            names = ("memory.max", "memory.current")
+            base = root / "unified" if (root / "unified").is_dir() else root
+        elif controller in controllers.split(","):
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes")
+            base = root / controllers if (root / controllers).is_dir() else root / controller
+        else:
+            continue
+        inner = Path(path.lstrip("/"))
+        folders += [(base / level, names) for level in (inner, *inner.parents) if (base / level).is_dir()]
     return folders
 
 
+def _text(path: Path) -> str | None:
+    """The content of a file of the kernel, None only where there is no such file."""
+    try:
+        return path.read_text()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
 def _number(path: Path) -> int | None:
-    with contextlib.suppress(OSError, ValueError):
-        return int(path.read_text())
-    return None
+    """The number in a file; None where there is no such file, or it says that there is no limit."""
+    text = _text(path)
+    return None if text is None or text.strip() == "max" else int(text)
 
 
 def _stat(path: Path, key: str) -> int:
-    with contextlib.suppress(OSError, ValueError):
-        for line in path.read_text().splitlines():
-            name, value = line.split()
-            if name == key:
-                return int(value)
-    return 0
+    pairs = (line.split() for line in (_text(path) or "").splitlines())
+    return next((int(pair[1]) for pair in pairs if pair[:1] == [key]), 0)
 
 
 # ---- processors
@@ -179,7 +209,8 @@ def usable_cpus(
     """
     if affinity is None:
         affinity = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
-        quota = cpu_quota()
+        with contextlib.suppress(OSError, ValueError):  # without it threads wait for their turn: slow, no more
+            quota = cpu_quota()
     cores = {_core(topology, cpu) for cpu in affinity}
     if sys.platform == "darwin":
         cores = set(list(cores)[: psutil.cpu_count(logical=False) or len(cores)])
@@ -222,29 +253,33 @@ def measure_bandwidth(threads: int) -> float:
 
 
 def llama_cards() -> tuple[Gpu, ...]:
-    """The cards that llama.cpp sees, with what is free on them; asked in a child process."""
+    """The cards that llama.cpp sees, with the memory that is free on them; none where it was built without any.
+
+    Asks llama.cpp in a child process; raises OSError when that cannot be asked.
+    """
+    if not has_gpu_build():
+        return ()
     answer = ask(Examine(), _EXAMINE_SECONDS)
-    found = answer.devices if isinstance(answer, Examined) else []
+    if not isinstance(answer, Examined):
+        raise OSError(answer.reason if isinstance(answer, Refused) else "it answers something else")
     kinds = ("gpu", "igpu")
-    return tuple(Gpu(device.name, device.total, device.free, device.shared) for device in found if device.kind in kinds)
+    return tuple(
+        Gpu(device.name, device.total, device.free, device.shared) for device in answer.devices if device.kind in kinds
+    )
 
 
 def nvidia_gpus() -> tuple[Gpu, ...]:
-    """The NVIDIA cards that the driver shows, if its tool is there."""
+    """The NVIDIA cards that the driver shows; none where its tool `nvidia-smi` is not installed.
+
+    Raises OSError, SubprocessError or ValueError when the tool does not answer, or answers something else.
+    """
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return ()
     command = [tool, "--query-gpu=name,memory.total,memory.free", "--format=csv,noheader,nounits"]
-    try:
-        lines = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout.splitlines()
-    except (OSError, subprocess.SubprocessError):
-        return ()
-    gpus = []
-    for line in lines:
-        with contextlib.suppress(ValueError):
-            name, total, free = (part.strip() for part in line.rsplit(",", 2))
-            gpus.append(Gpu(name, int(total) << 20, int(free) << 20))
-    return tuple(gpus)
+    text = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout
+    rows = ([part.strip() for part in line.rsplit(",", 2)] for line in text.splitlines())
+    return tuple(Gpu(name, int(total) << 20, int(free) << 20) for name, total, free in rows)
 
 
 def amd_cards(drm: Path = Path("/sys/class/drm"), compute: Path = Path("/dev/kfd")) -> tuple[str, ...]:

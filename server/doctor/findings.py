@@ -54,6 +54,7 @@ def examine(config: Config, seen: Observations) -> list[Finding]:
         _disk(config, seen.disk_free),
         _home(config, seen.home),
         _processor(seen),
+        *(Finding("machine", WARN, sentence, "it counts as absent here") for sentence in seen.hardware.unknown),
         *_llama(seen.llama, seen.instructions),
         _graphics(seen),
         _speed(seen.rates),

@@ -44,8 +44,12 @@ class Estimator:
         self._ask = ask
         self._weighed: dict[tuple[str, CacheConfig], Weighed | None] = {}
         self.extra = 0
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        try:
             self.extra = min(MOST_EXTRA, max(0, int(json.loads(self._path.read_bytes())["extra"])))
+        except FileNotFoundError:
+            pass
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            log.warning("%s cannot be read, so predictions start to learn anew: %s", self._path, error)
 
     async def need(
         self,
@@ -80,8 +84,10 @@ class Estimator:
             100 * error / max(1, need.anonymous),
         )
         self.extra = extra
-        with contextlib.suppress(OSError):
+        try:
             replace_file(self._path, json.dumps({"extra": extra}).encode())
+        except OSError as error:
+            log.warning("%s cannot be written, so the next daemon learns anew: %s", self._path, error)
 
     def learn_speed(self, name: str, facts: Facts, threads: int, context: int, seconds: float) -> None:
         """Take in how long a token took with `context` tokens before it; blocks for a moment.

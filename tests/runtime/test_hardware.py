@@ -68,10 +68,31 @@ def test_in_a_container_the_root_is_ours(tmp_path: Path) -> None:
     assert cpu_quota(root, mine) is None
 
 
-@pytest.mark.parametrize("text", ["", "rubbish", "0::/\n"])
-def test_no_groups_no_limit(tmp_path: Path, text: str) -> None:
+@pytest.mark.parametrize("text", ["", "0::/\n", None])
+def test_no_groups_no_limit(tmp_path: Path, text: str | None) -> None:
     (tmp_path / "cg").mkdir()
-    assert memory_group(tmp_path / "cg", own(tmp_path, text) if ":" in text or not text else tmp_path / "none") is None
+    mine = tmp_path / "none" if text is None else own(tmp_path, text)
+    assert memory_group(tmp_path / "cg", mine) is None
+    assert cpu_quota(tmp_path / "cg", mine) is None
+
+
+def test_a_limit_that_cannot_be_read_is_not_taken_for_none(tmp_path: Path) -> None:
+    root = lay(tmp_path / "cg", {"memory.max": "rubbish\n", "a/memory.max": f"{GIB}\n", "a/memory.current/x": ""})
+    with pytest.raises(ValueError, match="rubbish"):
+        memory_group(root, own(tmp_path, "0::/\n"))
+    with pytest.raises(OSError, match="Is a directory"):
+        memory_group(root, own(tmp_path, "0::/a\n"))
+    with pytest.raises(ValueError, match="unpack"):
+        memory_group(root, own(tmp_path, "rubbish"))
+
+
+def test_a_machine_says_what_it_could_not_find_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\nexit 9\n")
+    tool.chmod(0o700)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    (sentence,) = detect(bandwidth=1e10).unknown
+    assert sentence.startswith("nvidia-smi does not say which graphics cards there are: ")
 
 
 def test_threads_of_one_core_count_once_and_the_quota_binds(tmp_path: Path) -> None:

@@ -101,6 +101,12 @@ def test_memory_by_what_models_may_use(limit: int, state: str) -> None:
     assert ("control group" in memory.found) == (limit < HARDWARE.memory_total)
 
 
+def test_what_cannot_be_found_out_is_told() -> None:
+    sentence = "the memory limits of control groups cannot be read: Permission denied"
+    machine = found("machine", hardware=replace(HARDWARE, unknown=(sentence,)))
+    assert (machine.state, machine.found) == ("warn", sentence)
+
+
 @pytest.mark.parametrize(("free", "state"), [(100 * GB, "ok"), (5 * GB, "warn"), (GB // 2, "fail"), (None, "warn")])
 def test_the_disk_and_a_disk_that_does_not_say(free: int | None, state: str) -> None:
     disk = found("disk", disk_free=free)

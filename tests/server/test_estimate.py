@@ -34,7 +34,7 @@ def blob(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return max((home / "store" / "blobs").iterdir(), key=lambda path: path.stat().st_size)
 
 
-def test_what_was_too_little_is_added_and_kept(tmp_path: Path) -> None:
+def test_what_was_too_little_is_added_and_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     first = Estimator(tmp_path, ask=False)
     first.learn("x", Need(100 * MB, 10 * MB, 20 * MB), 50 * MB)
     assert first.extra == 10 * MB
@@ -42,8 +42,10 @@ def test_what_was_too_little_is_added_and_kept(tmp_path: Path) -> None:
     assert again.extra == 10 * MB
     again.learn("x", Need(100 * MB, 10 * MB, 30 * MB), 24 * MB)
     assert again.extra == 9 * MB
+    assert not caplog.text
     (tmp_path / "memory.json").write_text("[]")
     assert Estimator(tmp_path, ask=False).extra == 0
+    assert "memory.json cannot be read" in caplog.text
 
 
 def test_llama_cpp_and_the_formulas_agree_on_the_cache(tmp_path: Path, blob: Path) -> None:
