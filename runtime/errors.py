@@ -1,4 +1,4 @@
-"""What can go wrong between a loaded model and its answer.
+"""Errors between a loaded model and its answer.
 
 EngineError
 ├── DoesNotFit       the machine cannot hold the model, even at its smallest

@@ -1,7 +1,7 @@
 """The frames that the daemon and a worker exchange, in both directions.
 
 Every frame is a msgspec struct, tagged by its type and sent as length-prefixed MessagePack (`runtime/child.py`). Times
-are nanoseconds, token counts are counts. `id` is chosen by the daemon and names one request for its whole life.
+are nanoseconds. The daemon chooses the `id` of a request, which every frame about the request repeats.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class Submit(msgspec.Struct, tag="submit", omit_defaults=True):
 
 
 class Embed(msgspec.Struct, tag="embed"):
-    """Vectors for some texts or token lists; `truncate` cuts what is too long instead of refusing it."""
+    """Make one vector for each text, or list of token ids; `truncate` cuts long inputs instead of refusing them."""
 
     id: int
     inputs: Annotated[list[str | list[int]], Meta(max_length=MAX_INPUTS)]
@@ -82,7 +82,7 @@ class Embed(msgspec.Struct, tag="embed"):
 
 
 class Rank(msgspec.Struct, tag="rank"):
-    """How well some texts answer a question; the answer is `Vectors` of one number each. Long texts are cut."""
+    """Score how well each document answers the query; the result is `Vectors` of length 1. Long documents are cut."""
 
     id: int
     query: str
@@ -90,7 +90,7 @@ class Rank(msgspec.Struct, tag="rank"):
 
 
 class Tokenize(msgspec.Struct, tag="tokenize"):
-    """The token ids of a text, or of turns as the template renders them."""
+    """Find the token ids of a text, or of turns as the template renders them."""
 
     id: int
     text: str | None = None
@@ -98,13 +98,13 @@ class Tokenize(msgspec.Struct, tag="tokenize"):
 
 
 class Cancel(msgspec.Struct, tag="cancel"):
-    """Stop request `id`; the worker answers with `Finished` whose reason is `cancelled`."""
+    """Stop request `id`; each of its answers ends with a `Finished` whose reason is `cancelled`."""
 
     id: int
 
 
 class Shutdown(msgspec.Struct, tag="shutdown"):
-    """Finish nothing more and exit."""
+    """Exit at once; running answers are lost."""
 
 
 ToWorker = Load | Submit | Embed | Rank | Tokenize | Cancel | Shutdown
@@ -126,7 +126,7 @@ class Loading(msgspec.Struct, tag="loading"):
 
 
 class Ready(msgspec.Struct, tag="ready"):
-    """The model is loaded. `context` is the true size of the pool, bytes are what the worker holds."""
+    """The model is loaded. `context` is the true size of the KV cache in tokens; bytes count the worker's buffers."""
 
     context: int
     sequences: int
@@ -137,7 +137,10 @@ class Ready(msgspec.Struct, tag="ready"):
 
 
 class Started(msgspec.Struct, tag="started"):
-    """Request `id` left the queue. `truncated` counts prompt tokens that were dropped, `cached` those not computed."""
+    """Request `id` left the queue.
+
+    `truncated` counts prompt tokens that were dropped; `cached` counts prompt tokens found in the KV cache.
+    """
 
     id: int
     prompt_tokens: int
@@ -156,7 +159,7 @@ class TokenLogprob(msgspec.Struct):
 
 
 class Delta(msgspec.Struct, tag="delta", omit_defaults=True):
-    """Text that answer `index` of request `id` has gained; never a torn character, never part of a stop string."""
+    """More text of answer `index` of request `id`, from N `tokens`; whole characters, and no part of a stop string."""
 
     id: int
     text: str
@@ -166,7 +169,10 @@ class Delta(msgspec.Struct, tag="delta", omit_defaults=True):
 
 
 class Finished(msgspec.Struct, tag="finished", omit_defaults=True):
-    """Answer `index` of request `id` is complete: `stop`, `length`, `cancelled`. Times leave out the wait in line."""
+    """Answer `index` of request `id` is complete.
+
+    `reason` is `stop`, `length` or `cancelled`; `stop` is the stop string that ended it. Times do not count the queue.
+    """
 
     id: int
     reason: str
@@ -180,7 +186,7 @@ class Finished(msgspec.Struct, tag="finished", omit_defaults=True):
 
 
 class Failed(msgspec.Struct, tag="failed"):
-    """Request `id` ended in an error (`id` 0: the load did). `code` names an exception of `runtime/errors.py`."""
+    """Request `id`, or the load where `id` is 0, ended in an error; `code` is the code of a class in `errors.py`."""
 
     id: int
     code: str
@@ -189,7 +195,7 @@ class Failed(msgspec.Struct, tag="failed"):
 
 
 class Vectors(msgspec.Struct, tag="vectors"):
-    """One float32 little-endian vector per input, L2-normalised (of a `Rank`, its score), with the tokens read."""
+    """One vector per input, float32 little-endian and L2-normalised, or one score per document; and the tokens read."""
 
     id: int
     vectors: list[bytes]
@@ -197,7 +203,7 @@ class Vectors(msgspec.Struct, tag="vectors"):
 
 
 class Tokens(msgspec.Struct, tag="tokens"):
-    """The ids asked for by `Tokenize`."""
+    """The result of `Tokenize`."""
 
     id: int
     ids: list[int]

@@ -1,13 +1,13 @@
 """Errors between a request and the parts that answer it.
 
 ServerError
-├── BadBody          a body that is not what the route wants
+├── BadBody          a body that does not match the route
 ├── BodyTooLarge     more bytes than the daemon reads
 ├── Forbidden        a Host, Origin or peer that may not ask this
 ├── Unauthorized     the API key is missing or wrong
 ├── NotFound         no such route, or no such method on it
-├── Unsupported      well understood, but not something this version or this model does
-├── Unstable         a model whose worker crashed again and again; it rests for a while
+├── Unsupported      a field or a kind of model that this version, or this model, does not support
+├── Unstable         a model whose worker crashed several times in a row; it is not started for a while
 ├── Stopping         the daemon is on its way out
 └── StartFailed      the daemon cannot start: a port or a home that is taken
 
@@ -45,7 +45,7 @@ class BodyTooLarge(ServerError):
 
 
 class Forbidden(ServerError):
-    """Asked from where, or under a name under which, this must not be asked."""
+    """The Host, the Origin or the client's machine may not send this request."""
 
     code = "forbidden"
 
@@ -69,7 +69,7 @@ class WrongMethod(NotFound):
 
 
 class Unsupported(ServerError):
-    """A field or a kind of model that cannot be honoured; ignoring it silently would be worse."""
+    """The request has a meaning that this version, or this model, does not support, and that must not be ignored."""
 
     code = "unsupported"
 

@@ -16,7 +16,7 @@ from server.pulls.jobs import Access
 from server.services import Services
 
 
-def access(request: web.Request, config: Config, endpoint: str, token: str) -> Access:
+def callers_hub(request: web.Request, config: Config, endpoint: str, token: str) -> Access:
     """The caller's hub and token, else the daemon's; the daemon's token goes to its own hub only.
 
     Raises Forbidden for a caller from another machine, BadBody.
@@ -34,9 +34,10 @@ def access(request: web.Request, config: Config, endpoint: str, token: str) -> A
 
 
 async def find_source(request: web.Request, services: Services, name: str, doing: str) -> Reference:
-    """Where the model of this name comes from: a folder, a hub, or what a model of this name here was made of.
+    """The source of the model of this name: a folder, a hub's repository, or the folder that a model here was made of.
 
-    Raises BadName, ModelNotFound, Forbidden.
+    `doing` is the subject of the message when a client on another machine names a folder. Raises BadName,
+    ModelNotFound, Forbidden.
     """
     reference = parse(name)
     if reference.kind == "ollama":
@@ -56,7 +57,10 @@ async def find_source(request: web.Request, services: Services, name: str, doing
 
 
 async def _made_of(services: Services, reference: Reference) -> Reference:
-    """The source of a model that is here, or on its way, under a name without one; `reference` where there is none."""
+    """The folder from which a model of this bare name was made, or is being made; else `reference` itself.
+
+    `lm pull ./mine` makes the model `mine`, and `lm pull mine` then means the same folder.
+    """
     wanted = reference.name
     if wanted.namespace != LIBRARY:
         return reference

@@ -207,10 +207,20 @@ def test_leaving_early_frees_the_model(daemon: Daemon, native: ollama.Client) ->
 
 
 SAMPLING: tuple[dict[str, Any], ...] = (
-    *({"top_k": 2}, {"top_p": 0.2}, {"min_p": 0.5}, {"typical_p": 0.2}, {"top_n_sigma": 0.5}, {"temperature": 0.2}),
-    *({"xtc_probability": 1.0, "xtc_threshold": 0.05}, {"repeat_penalty": 3.0}, {"presence_penalty": 5.0}),
-    *({"frequency_penalty": 5.0, "repeat_last_n": -1}, {"dry_multiplier": 5.0, "dry_allowed_length": 1}),
-    *({"mirostat": 1, "mirostat_tau": 1.0}, {"mirostat": 2, "mirostat_tau": 1.0}, {"logit_bias": {"1234": 100}}),
+    {"top_k": 2},
+    {"top_p": 0.2},
+    {"min_p": 0.5},
+    {"typical_p": 0.2},
+    {"top_n_sigma": 0.5},
+    {"temperature": 0.2},
+    {"xtc_probability": 1.0, "xtc_threshold": 0.05},
+    {"repeat_penalty": 3.0},
+    {"presence_penalty": 5.0},
+    {"frequency_penalty": 5.0, "repeat_last_n": -1},
+    {"dry_multiplier": 5.0, "dry_allowed_length": 1},
+    {"mirostat": 1, "mirostat_tau": 1.0},
+    {"mirostat": 2, "mirostat_tau": 1.0},
+    {"logit_bias": {"1234": 100}},
     {"seed": 8},
 )
 

@@ -16,7 +16,7 @@ from server.api import options
 NUMBERS = sorted(set(options.RANGES) - {"seed"})
 
 
-def taken_by_daemon(asked: dict[str, Any]) -> bool:
+def daemon_accepts(asked: dict[str, Any]) -> bool:
     try:
         options.sampling({}, asked)
         options.limits({}, asked)
@@ -25,7 +25,7 @@ def taken_by_daemon(asked: dict[str, Any]) -> bool:
     return True
 
 
-def taken_by_worker(sampling: Sampling | None = None, limits: Limits | None = None, logprobs: int = -1) -> bool:
+def worker_accepts(sampling: Sampling | None = None, limits: Limits | None = None, logprobs: int = -1) -> bool:
     frame = m.Submit(
         1, prompt="x", sampling=sampling or Sampling(), limits=limits or Limits(), logprobs=logprobs
     )  # building one checks nothing: decoding does
@@ -54,13 +54,13 @@ def test_daemon_and_worker_agree_on_a_range(name: str) -> None:
         (math.nan, False),
         (math.inf, False),
     ):
-        assert taken_by_daemon({name: value}) is fits, value
-        assert taken_by_worker(Sampling(**{name: value})) is fits, value
+        assert daemon_accepts({name: value}) is fits, value
+        assert worker_accepts(Sampling(**{name: value})) is fits, value
 
 
 @pytest.mark.parametrize("seed", [-(2**63), -1, 0, 2**32, 2**64 - 1])
 def test_a_seed_of_64_bits_becomes_one_that_a_worker_takes(seed: int) -> None:
-    assert taken_by_worker(options.sampling({}, {"seed": seed}))
+    assert worker_accepts(options.sampling({}, {"seed": seed}))
 
 
 @pytest.mark.parametrize(
@@ -68,8 +68,8 @@ def test_a_seed_of_64_bits_becomes_one_that_a_worker_takes(seed: int) -> None:
     [({"5": -100}, True), ({"5": 100.5}, False), ({str(token): 1 for token in range(MAX_BIASES + 1)}, False)],
 )
 def test_daemon_and_worker_agree_on_biases(biases: dict[str, float], fits: bool) -> None:
-    assert taken_by_daemon({"logit_bias": biases}) is fits
-    assert taken_by_worker(Sampling(logit_bias={int(token): bias for token, bias in biases.items()})) is fits
+    assert daemon_accepts({"logit_bias": biases}) is fits
+    assert worker_accepts(Sampling(logit_bias={int(token): bias for token, bias in biases.items()})) is fits
 
 
 @pytest.mark.parametrize(
@@ -82,12 +82,12 @@ def test_daemon_and_worker_agree_on_biases(biases: dict[str, float], fits: bool)
     ],
 )
 def test_daemon_and_worker_agree_on_stop_strings(stop: list[str], fits: bool) -> None:
-    assert taken_by_daemon({"stop": stop}) is fits
-    assert taken_by_worker(limits=Limits(stop=stop)) is fits
+    assert daemon_accepts({"stop": stop}) is fits
+    assert worker_accepts(limits=Limits(stop=stop)) is fits
 
 
 def test_daemon_and_worker_agree_on_alternatives() -> None:
-    assert taken_by_worker(logprobs=options.alternatives(True, MAX_LOGPROBS))
+    assert worker_accepts(logprobs=options.alternatives(True, MAX_LOGPROBS))
     with pytest.raises(BadRequest):
         options.alternatives(True, MAX_LOGPROBS + 1)
-    assert not taken_by_worker(logprobs=MAX_LOGPROBS + 1)
+    assert not worker_accepts(logprobs=MAX_LOGPROBS + 1)

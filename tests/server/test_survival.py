@@ -26,8 +26,14 @@ from tests.storing import put
 ABORTS = "aborts"
 EPSILON = b"llama.attention.layer_norm_rms_epsilon"
 CONFIG = {
-    **{"model_format": "gguf", "model_family": "llama", "model_families": ["llama"], "model_type": "1.0K"},
-    **{"file_type": "F32", "capabilities": ["completion"], "context_length": 2048, "embedding_length": 256},
+    "model_format": "gguf",
+    "model_family": "llama",
+    "model_families": ["llama"],
+    "model_type": "1.0K",
+    "file_type": "F32",
+    "capabilities": ["completion"],
+    "context_length": 2048,
+    "embedding_length": 256,
     "lm": {"source": "test", "level": "F32", "reason": "a test wants it"},
 }
 

@@ -17,7 +17,7 @@ from runtime.messages import CacheConfig
 from server.advice.asking import ask_adviser
 from server.advice.frames import Ask
 from server.api.request import LOG_NOTE
-from server.api.sources import access, find_source
+from server.api.sources import callers_hub, find_source
 from server.errors import BadBody
 from server.http.wire import read_body, reply
 from server.services import SERVICES, Services
@@ -26,8 +26,8 @@ _BYTES = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,6})?) ?([kmgt]?)(i?)b?", re.IGNOR
 _POWER = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 
 
-class Wanted(msgspec.Struct):
-    """The body: a model, and what is wanted of it. `memory` in bytes, or a text such as `6GB`."""
+class AdviseBody(msgspec.Struct):
+    """The body: a model, and the wishes about it. `memory` is a number of bytes, or a text such as `6GB`."""
 
     model: str = ""
     level: str | None = None
@@ -42,7 +42,7 @@ class Wanted(msgspec.Struct):
 
 async def advise(request: web.Request) -> web.Response:
     """`POST /lm/advise`: a table of levels with what each takes, the choice, its reason, why each better one lost."""
-    body = await read_body(request, Wanted)
+    body = await read_body(request, AdviseBody)
     request[LOG_NOTE] = body.model
     if not body.model:
         raise BadBody("the body names no model", 'send `{"model": "NAME"}`')
@@ -50,7 +50,7 @@ async def advise(request: web.Request) -> web.Response:
     return reply(await ask_adviser(await _question(request, services, body), services.config.logs))
 
 
-async def _question(request: web.Request, services: Services, body: Wanted) -> Ask:
+async def _question(request: web.Request, services: Services, body: AdviseBody) -> Ask:
     config = services.config
     if body.kv_type.upper() not in CACHE_TYPES:
         raise BadBody(f"there is no cache type `{body.kv_type[:40]}`", f"known are {', '.join(CACHE_TYPES)}")
@@ -62,10 +62,10 @@ async def _question(request: web.Request, services: Services, body: Wanted) -> A
         if value is not None and not least <= value <= most:
             raise BadBody(f"`{name}` is {value:,}", f"give a number from {least} to {most:,}")
     model = await _installed_model(services, body.model)
-    source, hub = body.model, access(request, config, body.hf_endpoint, body.hf_token)
+    source, hub = body.model, callers_hub(request, config, body.hf_endpoint, body.hf_token)
     own = model.own if model else {}
     published = str(own.get("level", "")) if own.get("published") else ""
-    if published:  # all that its source has is looked at for a bare name only: what is here needs no network
+    if published:  # a name with a level is judged by the file in the store; only a bare name needs the source's others
         source = own["source"] if parse(body.model).level is None else ""
     if model is None:
         source = (await find_source(request, services, body.model, "looking into a folder")).text
@@ -101,7 +101,7 @@ async def _installed_model(services: Services, name: str) -> Model | None:
 
 
 def _bytes(value: int | str | None) -> int:
-    """Bytes from a number or a text; 0 for nothing said. Raises BadBody."""
+    """Bytes from a number or a text; 0 for None. Raises BadBody."""
     if value is None:
         return 0
     found = _BYTES.fullmatch(str(value).strip())

@@ -1,6 +1,7 @@
 """`POST /v1/rerank` and `/rerank`: how well texts answer a question, best first, in Jina's and Cohere's form.
 
-Scores are the model's own, as llama-server gives them: only their order means the same with every model.
+Scores are the model's own, as llama-server gives them. Their scale differs from model to model, so only their order can
+be compared.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ _TEXTS_PER_FRAME = 64
 
 
 class Document(msgspec.Struct):
-    """A text as Cohere's clients may send it."""
+    """A document as Cohere's clients may send it."""
 
     text: str
 
@@ -39,7 +40,7 @@ class RerankBody(msgspec.Struct):
 
 
 async def rerank(request: web.Request) -> web.Response:
-    """The texts' numbers and scores, the best first, as many as `top_n` says."""
+    """`POST /v1/rerank`: the indices and scores of the documents, the best first, at most `top_n` of them."""
     body = await read_body(request, RerankBody)
     model = await resolve_model(request, body.model)
     texts = _checked(body)

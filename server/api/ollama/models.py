@@ -15,7 +15,7 @@ from aiohttp import web
 from registry.names import parse
 from server.api.ollama.shapes import description, details, row
 from server.api.request import LOG_NOTE, ModelBody, is_installed
-from server.api.sources import access, find_source
+from server.api.sources import callers_hub, find_source
 from server.config import OLLAMA_VERSION, VERSION
 from server.errors import BadBody
 from server.http.problems import STATUS
@@ -101,7 +101,7 @@ async def pull(request: web.Request) -> web.StreamResponse:
     reference = await find_source(request, services, body.model_name, "pulling a folder")
     if body.limit_rate and not 1000 <= body.limit_rate <= 1e12:
         raise BadBody(f"`limit_rate` is {body.limit_rate:g} bytes/s", "send 1000 or more, or leave it out")
-    order = Order(access(request, services.config, body.hf_endpoint, body.hf_token), body.limit_rate, body.pre)
+    order = Order(callers_hub(request, services.config, body.hf_endpoint, body.hf_token), body.limit_rate, body.pre)
     frames = services.jobs.follow(reference, order, detach=body.detach)
     async with aclosing(frames):
         if body.stream is False:

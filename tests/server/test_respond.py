@@ -1,0 +1,48 @@
+"""A whole answer and the stream of the same request say the same, on every route that generates text."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.daemon import Daemon
+
+TURNS = [{"role": "user", "content": "one two three"}]
+ROUTES = {
+    "/api/chat": {"messages": TURNS},
+    "/api/generate": {"prompt": "one two three", "raw": True},
+    "/v1/chat/completions": {"messages": TURNS},
+    "/v1/completions": {"prompt": ["one two three"]},
+}
+OLLAMA = ("/api/chat", "/api/generate")
+
+
+def text(part: dict[str, Any]) -> str:
+    """The text of an object of any of the routes, in a stream or whole."""
+    if "choices" in part:
+        choice = part["choices"][0] if part["choices"] else {"text": ""}
+        message = choice.get("delta", choice.get("message"))
+        return str(choice["text"] if message is None else message.get("content", ""))
+    return str(part["message"]["content"] if "message" in part else part["response"])
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_a_stream_says_the_whole_answer(echo: Daemon, route: str) -> None:
+    body = {"model": "tiny"} | ROUTES[route]
+    whole = echo.post(route, body | {"stream": False}).json
+    streamed = echo.post(route, body | {"stream": True})
+    parts = streamed.lines if route in OLLAMA else streamed.events
+    assert len(parts) > 3
+    assert "".join(map(text, parts)) == text(whole) == "one two three"
+
+
+@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize("stream", [True, False])
+def test_an_error_before_the_first_byte_has_a_status(echo: Daemon, route: str, stream: bool) -> None:
+    """The prompt is refused by the worker, which is asked only after the model is loaded."""
+    long = "word " * 5000
+    body = {"model": "tiny", "messages": [{"role": "user", "content": long}], "prompt": long, "stream": stream}
+    answer = echo.post(route, body)
+    assert answer.status == 400
+    assert "prompt_too_long" in answer.body.decode()
