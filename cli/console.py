@@ -117,15 +117,6 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         out("    ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
-def size(count: float) -> str:
-    """Bytes as people read them: `6.2 MB`."""
-    for unit in ("B", "KB", "MB", "GB"):
-        if count < 999.5 or unit == "GB":
-            break
-        count /= 1000
-    return f"{count:.0f} {unit}" if unit in ("B", "KB") else f"{count:.1f} {unit}"
-
-
 def span(seconds: float) -> str:
     """A length of time in its largest unit: `3 hours`."""
     for length, unit in _UNITS:

@@ -32,6 +32,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         (
             "runtime.errors",
             "runtime.defaults",
+            "runtime.units",
             "runtime.options",
             "runtime.conversation",
             "runtime.processor",

@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "registry": set(),
     "runtime": {"quant"},
     "server": {"runtime", "registry", "quant"},
-    "cli": {"server.config", "runtime.defaults", "registry.names", "registry.errors"},
+    "cli": {"server.config", "runtime.defaults", "runtime.units", "registry.names", "registry.errors"},
 }
 FILE_LINES = 400
 FUNCTION_LINES = 50

@@ -11,6 +11,7 @@ from cli.client import Client
 from cli.errors import Failure
 from cli.naming import complete, explained, reference
 from runtime.defaults import CACHE_TYPE, CACHE_TYPES
+from runtime.units import size_text
 
 
 @click.command()
@@ -77,7 +78,7 @@ def print_advice(told: dict[str, Any], all_levels: bool) -> None:
     for row in told["rejected"]:
         console.note(f"  {row['level']} {row['why']}")
     context = f"{told['context']:,} tokens of context for {told['sequences']} conversations"
-    use = console.size(told["memory"]["models_may_use"])
+    use = size_text(told["memory"]["models_may_use"])
     console.note(f"memory: {context}, cache in {told['kv_type']}; models may use {use}")
     console.note("tokens/s: of one answer at its beginning, and when the context is full")
     console.note(f"* rise of perplexity, {told['quality_source']}")
@@ -91,8 +92,8 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
         "→" if row["chosen"] else "",
         row["level"],
         f"{row['bits_per_weight']:.2f}",
-        console.size(row["file_bytes"]),
-        console.size(row["memory_bytes"]),
+        size_text(row["file_bytes"]),
+        size_text(row["memory_bytes"]),
         fits,
         f"{_speed(row['tokens_per_second'])} … {_speed(row['tokens_per_second_full'])}",
         quality,
@@ -103,7 +104,7 @@ def _cards(row: dict[str, Any]) -> str:
     """What each graphics card would hold, of what it has free."""
     held = ("weights_bytes", "cache_bytes", "compute_bytes")
     return ", ".join(
-        f"{card['name']} {console.size(sum(card[name] for name in held))} of {console.size(card['free_bytes'])}"
+        f"{card['name']} {size_text(sum(card[name] for name in held))} of {size_text(card['free_bytes'])}"
         for card in row["cards"]
     )
 

@@ -8,6 +8,7 @@ import click
 
 from cli import console
 from cli.client import Client
+from runtime.units import size_text
 
 
 @click.command()
@@ -30,7 +31,7 @@ def print_partials(rows: list[dict[str, Any]]) -> None:
     cells = [
         (
             row["name"],
-            f"{console.size(row['completed'])} of {console.size(row['total'])}",
+            f"{size_text(row['completed'])} of {size_text(row['total'])}",
             f"{100 * row['completed'] // (row['total'] or 1)}%",
             "under way" if row["active"] else "paused",
             console.ago(row["modified_at"]),
@@ -45,9 +46,7 @@ def print_partials(rows: list[dict[str, Any]]) -> None:
 
 def print_models(rows: list[dict[str, Any]]) -> None:
     """Rows of `/api/tags` for people."""
-    cells = [
-        (row["name"], row["digest"][:12], console.size(row["size"]), console.ago(row["modified_at"])) for row in rows
-    ]
+    cells = [(row["name"], row["digest"][:12], size_text(row["size"]), console.ago(row["modified_at"])) for row in rows]
     console.table(("NAME", "ID", "SIZE", "MODIFIED"), cells)
     for row in rows:
         if row.get("problem"):

@@ -9,6 +9,7 @@ import click
 
 from cli import console
 from cli.client import Client
+from runtime.units import size_text
 
 _FOREVER_SECONDS = 86400.0 * 365
 
@@ -30,11 +31,11 @@ def print_loaded(rows: list[dict[str, Any]]) -> None:
         (
             row["name"],
             row["digest"][:12],
-            console.size(row["size"]),
+            size_text(row["size"]),
             _processor(row),
             str(row["context_length"]),
-            *(console.size(row[f"{part}_bytes"]) for part in ("weights", "cache", "compute")),
-            f"{console.size(row['measured_anonymous_bytes'])} of {console.size(row['predicted_anonymous_bytes'])}",
+            *(size_text(row[f"{part}_bytes"]) for part in ("weights", "cache", "compute")),
+            f"{size_text(row['measured_anonymous_bytes'])} of {size_text(row['predicted_anonymous_bytes'])}",
             _until(row),
         )
         for row in rows

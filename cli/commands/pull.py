@@ -14,6 +14,7 @@ from cli import console
 from cli.client import Client
 from cli.errors import Failure
 from cli.naming import complete, explained, reference
+from runtime.units import size_text
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -143,6 +144,6 @@ def _bar(terminal: Console) -> Progress:
 
 def _pace(line: Line) -> str:
     """How fast it goes and how long it still takes, as the daemon tells, which knows what an earlier pull brought."""
-    rate = f"{console.size(line['rate'])}/s" if line["rate"] else ""
+    rate = f"{size_text(line['rate'])}/s" if line["rate"] else ""
     left = f"{console.span(line['eta'])} left" if line["eta"] else ""
     return "  ".join(filter(None, (rate, left)))

@@ -10,6 +10,7 @@ from cli import console
 from cli.client import Client
 from cli.errors import Failure
 from cli.naming import complete, explained, reference
+from runtime.units import size_text
 
 
 @click.command()
@@ -48,7 +49,7 @@ def _sections(told: dict[str, Any]) -> dict[str, list[tuple[str, str]]]:
         "context length": info.get(f"{architecture}.context_length"),
         "embedding length": info.get(f"{architecture}.embedding_length"),
         "quantization": details["quantization_level"],
-        "size": console.size(told["size"]) if told.get("size") else None,
+        "size": size_text(told["size"]) if told.get("size") else None,
     }
     return {
         "Model": _rows(model),

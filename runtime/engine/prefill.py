@@ -30,6 +30,7 @@ from runtime.errors import LoadFailed
 from runtime.llama.context import ABORTED, OK, Context, ContextParams
 from runtime.llama.library import library
 from runtime.llama.model import Model
+from runtime.units import size_text
 
 # Up to so many pending tokens are read as soon in the steps themselves.
 FEW_TOKENS = 16
@@ -270,7 +271,7 @@ class SidePrefill:
         need = cache * size // self._main.tokens + compute * MOST_ROWS // self._main.batch_size
         spill = self._pool.spill
         if not spill.lend(need):
-            self._give_up(f"{need / 1e6:,.0f} MB are needed and {spill.limit / 1e6:,.0f} may be used")
+            self._give_up(f"{size_text(need)} are needed and {size_text(spill.limit)} may be used")
             return None
         self.bytes = need
         params = replace(self._params, tokens=size, sequences=2, outputs=1, batch=MOST_ROWS)

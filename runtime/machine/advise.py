@@ -16,6 +16,7 @@ from runtime.machine import devices, fit, step_time
 from runtime.machine.hardware import Hardware
 from runtime.machine.inspection import Probed
 from runtime.messages import CacheConfig
+from runtime.units import size_text
 
 ENOUGH_SPEED = 10.0
 USUAL_LEVEL = "Q4_K_M"
@@ -150,10 +151,10 @@ def _weigh(candidate: Candidate, shape: fit.ModelSize, host: Host, wish: Wish) -
     )
     fault = ""
     if need.total > wish.budget(hardware):
-        fault = f"would need {size(need.total)}"
+        fault = f"would need {size_text(need.total)}"
     elif disk_free is not None and candidate.weights_bytes + HEADER_BYTES > disk_free:
-        needed = size(candidate.weights_bytes + HEADER_BYTES)
-        fault = f"would need up to {needed} of disk, where {size(max(0, disk_free))} are free"
+        needed = size_text(candidate.weights_bytes + HEADER_BYTES)
+        fault = f"would need up to {needed} of disk, where {size_text(max(0, disk_free))} are free"
     slow = f"would write about {speed:.1f} tokens/s, below {wish.enough:g}" if speed < wish.enough else ""
     return Option(candidate, need, speed, full, fault, slow)
 
@@ -193,7 +194,7 @@ def _forced(options: Sequence[Option], level: str, budget: int, context: int) ->
                 raise DoesNotFit(f"{level} {option.fault}", f"make room; {what}")
             reason = f"{level}: asked for, {_fits(option, budget, context).partition(': ')[2]}"
             if option.fault:
-                need = f"it needs {size(option.need.total)}, and models may use {size(budget)} here"
+                need = f"it needs {size_text(option.need.total)}, and models may use {size_text(budget)} here"
                 reason = f"{level}: asked for, although {need}"
             return Choice(level, option.need, context, reason, ())
     known = ", ".join(option.level for option in options)
@@ -202,14 +203,15 @@ def _forced(options: Sequence[Option], level: str, budget: int, context: int) ->
 
 def _fits(option: Option, budget: int, context: int) -> str:
     need = option.need
-    what = f"{option.level}: {size(need.weights)} weights + {size(need.cache)} cache for {context:,} tokens fit"
+    sizes = f"{size_text(need.weights)} weights + {size_text(need.cache)} cache for {context:,} tokens"
+    what = f"{option.level}: {sizes} fit"
     if not need.cards or not need.on_cards:
-        return f"{what} the {size(budget)} that models may use"
+        return f"{what} the {size_text(budget)} that models may use"
     cards = " and ".join(card.name for card in need.cards)
     layers = len(option.candidate.layers.blocks) + 1 if option.candidate.layers else need.card_layers
     if need.card_layers == layers:
         return f"{what} on {cards}"
-    rest = f"the rest takes {size(need.total)} of the {size(budget)} that models may use"
+    rest = f"the rest takes {size_text(need.total)} of the {size_text(budget)} that models may use"
     return f"{what} with {need.card_layers} of {layers} layers on {cards}; {rest}"
 
 
@@ -235,14 +237,5 @@ def _nothing_fits(options: Sequence[Option], budget: int) -> DoesNotFit:
         return DoesNotFit(f"even {least.level} {least.fault}", "make room on the disk of the store")
     smaller = [option for option in options if not option.fault]
     hint = f"`--level {smaller[0].level}` fits, at a loss" if smaller else "take a smaller model or context"
-    message = f"even {least.level} {least.fault}, and models may use {size(budget)} here"
+    message = f"even {least.level} {least.fault}, and models may use {size_text(budget)} here"
     return DoesNotFit(message, hint)
-
-
-def size(count: int) -> str:
-    """`count` bytes for people: 5.7 GB, 340 MB, 12 kB (decimal units)."""
-    for unit, scale in (("GB", 1_000_000_000), ("MB", 1_000_000)):
-        if count >= scale:
-            value = count / scale
-            return f"{value:.1f} {unit}" if (value < 100 and unit == "GB") or value < 10 else f"{value:.0f} {unit}"
-    return f"{count / 1000:.0f} kB"

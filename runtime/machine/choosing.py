@@ -10,13 +10,14 @@ from pathlib import Path
 from quant.levels import budget, recipes
 from quant.plan import NEXT_TOKEN_LAYERS, ModelPlan
 from quant.types import Tensor
-from runtime.machine.advise import Candidate, Choice, Host, Option, Wish, choose, size, weigh
+from runtime.machine.advise import Candidate, Choice, Host, Option, Wish, choose, weigh
 from runtime.machine.devices import Layers
 from runtime.machine.fit import ModelSize
 from runtime.machine.hardware import Hardware, detect, usable_cpus
 from runtime.machine.inspection import Probed, ask_reserved
 from runtime.machine.rates import Rates
 from runtime.machine.step_time import Reads
+from runtime.units import size_text
 
 # Below this level a model loses too much unless it is known which of its weights matter.
 COARSEST = "Q3_K_M"
@@ -89,7 +90,7 @@ class Chooser:
         clauses, left = [choice.reason], self._plan.left_out
         if left:
             kind = "" if left.keys() == {NEXT_TOKEN_LAYERS} else "text only: "
-            clauses.append(f"{kind}{' and '.join(left)} ({size(sum(left.values()))}) left out")
+            clauses.append(f"{kind}{' and '.join(left)} ({size_text(sum(left.values()))}) left out")
         published = {tensor.name: tensor.published_type for tensor in self._plan.tensors if tensor.published_type}
         types = budget.types_of(self._plan, choice.level) if published else {}
         if kept := {types[name].name for name in published} & {type.name for type in published.values()}:

@@ -7,9 +7,9 @@ from typing import Literal
 import msgspec
 
 from runtime.llama.library import PACKAGE_VERSION
-from runtime.machine.advise import size
 from runtime.machine.hardware import Hardware
 from runtime.machine.inspection import Examined, Probed, Refused
+from runtime.units import size_text
 from server.config import Config
 from server.doctor.observations import Address, Home, Observations
 
@@ -63,10 +63,10 @@ def examine(config: Config, seen: Observations) -> list[Finding]:
 
 
 def _memory(hardware: Hardware, swap: bool) -> Finding:
-    found = f"models may use {size(hardware.budget)} of {size(hardware.memory_total)}"
+    found = f"models may use {size_text(hardware.budget)} of {size_text(hardware.memory_total)}"
     if hardware.memory_limit < hardware.memory_total:
-        found += f"; a control group allows {size(hardware.memory_limit)}"
-    found += f"; {size(hardware.memory_available)} are free now"
+        found += f"; a control group allows {size_text(hardware.memory_limit)}"
+    found += f"; {size_text(hardware.memory_available)} are free now"
     if swap:
         found += "; swap is not counted"
     if hardware.budget < NO_MEMORY:
@@ -80,7 +80,7 @@ def _disk(config: Config, free: int | None) -> Finding:
     hint = "make room, or set LM_HOME to a folder on a larger disk"
     if free is None:
         return Finding("disk", WARN, f"the disk of {config.store} does not say how much is free", hint)
-    found = f"{size(free)} free for models in {config.store}"
+    found = f"{size_text(free)} free for models in {config.store}"
     if free < NO_DISK:
         return Finding("disk", FAIL, found, hint)
     return Finding("disk", WARN, found, hint) if free < LITTLE_DISK else Finding("disk", OK, found)
@@ -101,7 +101,7 @@ def _processor(seen: Observations) -> Finding:
     found = f"{seen.processor}: {cores} used of {seen.hardware_threads} processors"
     if hardware.cpus == 1 and seen.hardware_threads > 1:
         return Finding("processor", WARN, found, "affinity or a control group holds lm to one core")
-    return Finding("processor", OK, f"{found}, memory reads {size(int(hardware.bandwidth))}/s")
+    return Finding("processor", OK, f"{found}, memory reads {size_text(int(hardware.bandwidth))}/s")
 
 
 def _llama(llama: Examined | Refused, instructions: frozenset[str] | None) -> list[Finding]:
@@ -132,10 +132,12 @@ def _amx(llama: Examined) -> Finding:
 def _graphics(seen: Observations) -> Finding:
     """The cards by the drivers' word against the cards that llama.cpp can use."""
     hardware, llama = seen.hardware, seen.llama if isinstance(seen.llama, Examined) else None
-    cards = [f"{gpu.name} ({size(gpu.memory_free)} of {size(gpu.memory_total)} free)" for gpu in hardware.gpus]
+    cards = [
+        f"{gpu.name} ({size_text(gpu.memory_free)} of {size_text(gpu.memory_total)} free)" for gpu in hardware.gpus
+    ]
     cards += seen.amd_cards
     used = [
-        f"{device.name} ({device.what}), {size(device.free)} of {size(device.total)} free"
+        f"{device.name} ({device.what}), {size_text(device.free)} of {size_text(device.total)} free"
         + (", in main memory" if device.shared else "")
         for device in (llama.devices if llama else ())
         if device.kind in ("gpu", "igpu")
@@ -156,7 +158,9 @@ def _graphics(seen: Observations) -> Finding:
 def _speed(known: Probed | None) -> Finding:
     if known is None:
         return Finding("speed", OK, "not measured yet: the first large model has it measured")
-    rates = [f"{name} {size(int(known.rates[name]))}/s" for name in ("Q8_0", "Q4_K", "Q2_K") if name in known.rates]
+    rates = [
+        f"{name} {size_text(int(known.rates[name]))}/s" for name in ("Q8_0", "Q4_K", "Q2_K") if name in known.rates
+    ]
     busy = "" if known.steady else "; measured while the machine was busy, to be redone"
     return Finding("speed", OK, f"weights are read at {', '.join(rates)}{busy}")
 

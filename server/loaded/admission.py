@@ -15,10 +15,10 @@ from dataclasses import dataclass
 
 from registry.store.catalog import Model
 from runtime.errors import DoesNotFit
-from runtime.machine.advise import size
 from runtime.machine.fit import Need
 from runtime.machine.hardware import Hardware
 from runtime.messages import CacheConfig
+from runtime.units import size_text
 from server.config import Config
 from server.library import Library
 from server.loaded.estimate import Estimator, smaller
@@ -115,8 +115,8 @@ class Admission:
             if context <= SMALLEST_CONTEXT:
                 level = smaller(facts.plan, need, room)
                 raise DoesNotFit(
-                    f"`{model.name}` needs {size(need.total)} with a context of {context} tokens, "
-                    f"and {size(max(room, 0))} are free",
+                    f"`{model.name}` needs {size_text(need.total)} with a context of {context} tokens, "
+                    f"and {size_text(max(room, 0))} are free",
                     f"{level} of it would fit: pull it with `--level {level}`" if level else "close other programs",
                 )
             context = max(context // 2, min(SMALLEST_CONTEXT, wanted))

@@ -19,7 +19,6 @@ import psutil
 
 from quant.levels.recipes import LADDER, sizes
 from quant.plan import ModelPlan
-from runtime.machine.advise import size
 from runtime.machine.choosing import SMALL_BYTES, reads
 from runtime.machine.devices import Layers, place
 from runtime.machine.fit import Need, memory, repacked
@@ -28,6 +27,7 @@ from runtime.machine.inspection import Weighed, ask_reserved
 from runtime.machine.rates import Rates
 from runtime.messages import CacheConfig
 from runtime.small_files import replace_file
+from runtime.units import size_text
 from server.library import Facts
 
 log = logging.getLogger("lm.memory")
@@ -79,8 +79,8 @@ class Estimator:
         log.info(
             "%s: %s of its own predicted, %s measured (%+.1f %%)",
             name,
-            size(need.anonymous),
-            size(measured),
+            size_text(need.anonymous),
+            size_text(measured),
             100 * error / max(1, need.anonymous),
         )
         self.extra = extra

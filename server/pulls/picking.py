@@ -24,9 +24,10 @@ from quant.levels.recipes import LEVELS, sizes
 from quant.plan import Files, ModelPlan
 from registry.names import AUTO
 from runtime.errors import DoesNotFit
-from runtime.machine.advise import UNQUANTIZED, USUAL_LEVEL, Candidate, Wish, size
+from runtime.machine.advise import UNQUANTIZED, USUAL_LEVEL, Candidate, Wish
 from runtime.machine.choosing import Advice, Chooser, Machine, candidate_of, worthwhile
 from runtime.machine.fit import ModelSize
+from runtime.units import size_text
 
 # A published file of a level may be so much smaller than the one that we would make.
 _ABOUT = 0.95
@@ -227,6 +228,6 @@ def _last(name: str) -> str:
 def _listed(variants: Sequence[Variant], named: bool = False) -> str:
     """Tags with sizes; names of files where there are none, or as is wished."""
     names = [(_last(each.files[0]) if named else each.tag or each.label or _last(each.files[0])) for each in variants]
-    shown = [f"`{name}` ({size(each.size)})" for name, each in zip(names, variants, strict=True)]
+    shown = [f"`{name}` ({size_text(each.size)})" for name, each in zip(names, variants, strict=True)]
     more = f" and {len(shown) - _MOST} more" if len(shown) > _MOST else ""
     return ", ".join(shown[:_MOST]) + more

@@ -8,9 +8,10 @@ import pytest
 
 from runtime.errors import BadRequest, DoesNotFit
 from runtime.machine import fit
-from runtime.machine.advise import Candidate, Host, Wish, choose, size
+from runtime.machine.advise import Candidate, Host, Wish, choose
 from runtime.machine.hardware import Hardware
 from runtime.messages import CacheConfig
+from runtime.units import size_text
 
 GB = 10**9
 # An 8 B model: 32 layers x 4096, 8 key/value heads of 128.
@@ -34,7 +35,7 @@ def machine(memory: float, bandwidth: float = 200) -> Hardware:
 def needed(level: str) -> str:
     """All that a level takes, in words; the parts are checked on their own below."""
     weights = next(candidate.weights_bytes for candidate in LEVELS if candidate.level == level)
-    return size(fit.memory(LLAMA_8B, weights, CacheConfig()).total)
+    return size_text(fit.memory(LLAMA_8B, weights, CacheConfig()).total)
 
 
 FORCED = "forces a level below Q4_K_M, which would need"
@@ -140,4 +141,18 @@ def test_only_the_experts_that_answer_cost_time() -> None:
 
 
 def test_sizes_for_people() -> None:
-    assert [size(n) for n in (12_000, 1_500_000, 340_000_000, 5_700_000_000)] == ["12 kB", "1.5 MB", "340 MB", "5.7 GB"]
+    told = {
+        0: "0 B",
+        999: "999 B",
+        12_000: "12 kB",
+        999_499: "999 kB",
+        999_500: "1.0 MB",
+        9_949_999: "9.9 MB",
+        9_950_000: "10 MB",
+        999_499_999: "999 MB",
+        999_500_000: "1.0 GB",
+        5_700_000_000: "5.7 GB",
+        99_949_999_999: "99.9 GB",
+        115_260_000_000: "115 GB",
+    }
+    assert {count: size_text(count) for count in told} == told

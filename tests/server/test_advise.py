@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -114,6 +115,15 @@ def test_the_command_shows_table_and_reason(daemon: Daemon) -> None:
     assert [line.split()[0] for line in lines[2:]] == ["Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_M", "Q2_K"]
     assert "Q8_0: 6.1 MB weights + 3.1 MB cache for 1,024 tokens fit" in ended.err
     assert lm("fit", "demo", "--memory", "2MB").code == 5
+
+
+def test_the_table_and_the_reason_print_the_same_sizes(daemon: Daemon) -> None:
+    ended = Cli.at(daemon.home, f"127.0.0.1:{daemon.port}")("fit", "demo:F16", "--memory", "115260MB")
+    chosen = next(line for line in ended.out.splitlines() if line.startswith("→"))
+    found = re.search(r"asked for, (\S+ .B) weights .* fit the (\S+ .B) that models may use", ended.err)
+    assert found, ended.err
+    assert f" {found[1]} " in chosen
+    assert f"; models may use {found[2]}\n" in ended.err
 
 
 def test_the_cache_folder_holds_no_speed_for_small_models(daemon: Daemon) -> None:

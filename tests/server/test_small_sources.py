@@ -44,4 +44,4 @@ def test_the_reason_says_what_stays_and_what_is_left_out(tmp_path: Path) -> None
     assert choice.reason.endswith("; guesses at further tokens (1.4 MB) left out")
     assert "text only" not in choice.reason
     choice = Chooser(sketch_model(gemma_that_sees("model.language_model.", "model.")), machine).choose(Wish())
-    assert choice.reason.endswith("; text only: vision and a projector (0 kB) left out")
+    assert choice.reason.endswith("; text only: vision and a projector (22 B) left out")
