@@ -31,8 +31,9 @@ import msgspec
 
 from benchmarks import synthetic
 from registry.names import parse
+from registry.net.hub import Hub
 from runtime.messages import CacheConfig
-from server.pulls.frames import Planned, Progress, Task
+from server.pulls.frames import ModelRequest, Planned, Progress, PullTask
 
 LEVEL = "Q4_K_M"
 Q4_K_M = 15  # llama_ftype
@@ -51,7 +52,7 @@ class Run(NamedTuple):
     result: int
 
 
-def measured(task: Task) -> None:
+def measured(task: PullTask) -> None:
     """Be the process of one pull: do `task`, print a `Run` as JSON."""
     import quant.stream.pipeline
     from registry import sha256
@@ -102,7 +103,8 @@ def pull_once(source: str, work: Path, endpoint: str = "http://127.0.0.1:1") -> 
     for path in folder.iterdir():
         path.unlink()
     name = source if parse(source).level else f"{source}:{LEVEL}"
-    fields = Task(name, str(folder), str(work / "cache"), endpoint, "", "", "", 0, 10**12, CacheConfig(2048, 1))
+    model = ModelRequest(name, Hub(endpoint), str(work / "cache"), 10**12, CacheConfig(2048, 1))
+    fields = PullTask(model, str(folder))
     command = [sys.executable, "-m", "benchmarks.pull", "--task", json.dumps(msgspec.to_builtins(fields))]
     began = time.perf_counter()
     out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
@@ -268,7 +270,7 @@ def main() -> None:
     parser.add_argument("--task", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.task:
-        measured(msgspec.convert(json.loads(options.task), Task))
+        measured(msgspec.convert(json.loads(options.task), PullTask))
         return
     work, rows = options.work, options.only.split(",")
     model = work / "model"

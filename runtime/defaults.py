@@ -8,6 +8,8 @@ GAP = 3.5
 # Tokens that the KV cache of a model holds, and sequences that share it.
 CONTEXT = 8192
 SEQUENCES = 8
+CONTEXT_RANGE = (64, 16 << 20)
+SEQUENCES_RANGE = (1, 64)
 
 # Element types of the KV cache.
 CACHE_TYPES = ("F16", "Q8_0", "Q4_0", "BF16", "F32")

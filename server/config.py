@@ -14,7 +14,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from runtime.defaults import CONTEXT, GAP, SEQUENCES
+from registry.net.hub import Hub
+from runtime.defaults import CONTEXT, CONTEXT_RANGE, GAP, SEQUENCES, SEQUENCES_RANGE
 
 VERSION = "0.1.0"
 OLLAMA_VERSION = "0.14.0"  # of the HTTP API that we answer; clients refuse what is older than what they need
@@ -91,7 +92,8 @@ def _text(value: object) -> str:
     return text
 
 
-def _url(value: object) -> str:
+def http_url(value: object) -> str:
+    """An http(s) URL without a slash at its end. Raises ValueError, also for one with a user or a password."""
     text = _text(value).rstrip("/")
     if not re.fullmatch(r"https?://[^\s/@]+(?:/[^\s@]*)?", text):
         raise ValueError("not an http(s) URL")
@@ -167,6 +169,11 @@ class Config:
         return hashlib.sha256(os.fsencode(self.home.resolve())).hexdigest()[:16]
 
     @property
+    def hub(self) -> Hub:
+        """The hub that models come from, and the way there."""
+        return Hub(self.hf_endpoint, self.hf_token, self.proxy, self.no_proxy)
+
+    @property
     def store(self) -> Path:
         """Blobs and manifests."""
         return self.home / "store"
@@ -211,8 +218,8 @@ SETTINGS: dict[str, Setting] = {
     "home": Setting(_path, "a folder", ("LM_HOME",)),
     "host": Setting(_text, "a host name or address, with or without a port", ("LM_HOST", "OLLAMA_HOST")),
     "port": Setting(_count(0, 65535), "a port from 0 to 65535", ("LM_PORT",)),
-    "context": Setting(_count(64, 16 << 20), "tokens, 64 or more", ("LM_CONTEXT", "OLLAMA_CONTEXT_LENGTH")),
-    "sequences": Setting(_count(1, 64), "a number from 1 to 64", ("LM_SEQUENCES",)),
+    "context": Setting(_count(*CONTEXT_RANGE), "tokens, 64 or more", ("LM_CONTEXT", "OLLAMA_CONTEXT_LENGTH")),
+    "sequences": Setting(_count(*SEQUENCES_RANGE), "a number from 1 to 64", ("LM_SEQUENCES",)),
     "queue": Setting(_count(1, 100_000), "a number from 1 to 100000", ("LM_QUEUE",)),
     "gap": Setting(_times, "a number from 1 to 1000", ("LM_GAP",)),
     "keep_alive": Setting(duration, "a duration such as `5m`, or -1 for ever", ("LM_KEEP_ALIVE", "OLLAMA_KEEP_ALIVE")),
@@ -222,9 +229,9 @@ SETTINGS: dict[str, Setting] = {
     ),
     "api_key": Setting(_text, "a text", ("LM_API_KEY",)),
     "no_auth": Setting(_flag, "true or false", ("LM_NO_AUTH",)),
-    "hf_endpoint": Setting(_url, "an http(s) URL", ("HF_ENDPOINT",)),
+    "hf_endpoint": Setting(http_url, "an http(s) URL", ("HF_ENDPOINT",)),
     "hf_token": Setting(_text, "a text", ("HF_TOKEN",)),
-    "proxy": Setting(_url, "an http(s) URL", ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")),
+    "proxy": Setting(http_url, "an http(s) URL", ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")),
     "no_proxy": Setting(_list, "hosts, separated by commas", ("NO_PROXY", "no_proxy")),
 }
 assert set(SETTINGS) == {field.name for field in fields(Config)}

@@ -10,7 +10,7 @@ from cli import console
 from cli.client import Client
 from cli.errors import Failure
 from cli.naming import complete, explained, reference
-from runtime.defaults import CACHE_TYPE, CACHE_TYPES
+from runtime.defaults import CACHE_TYPE, CACHE_TYPES, CONTEXT_RANGE, SEQUENCES_RANGE
 from runtime.units import size_text
 
 
@@ -20,11 +20,11 @@ from runtime.units import size_text
 @click.option(
     "--ctx",
     "context",
-    type=click.IntRange(64, 16 << 20),
+    type=click.IntRange(*CONTEXT_RANGE),
     metavar="TOKENS",
     help="Context, shared by all conversations.",
 )
-@click.option("--parallel", type=click.IntRange(1, 64), metavar="N", help="Conversations at once.")
+@click.option("--parallel", type=click.IntRange(*SEQUENCES_RANGE), metavar="N", help="Conversations at once.")
 @click.option(
     "--kv-type",
     type=click.Choice(CACHE_TYPES, case_sensitive=False),

@@ -7,11 +7,12 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from registry.errors import AccessDenied
 from registry.net.address import Address
+from registry.net.hub import Hub
 from registry.net.retries import DOWNLOADS, FETCHES, Retries
 
 WINDOW = 256 << 20
@@ -63,6 +64,11 @@ class Network:
     def __post_init__(self) -> None:
         if self.token is not None and not _TOKEN.fullmatch(self.token):
             raise AccessDenied("the token contains characters that no token has", "set `HF_TOKEN` to the token alone")
+
+    def with_hub(self, hub: Hub) -> Network:
+        """The same way to sources, with the token and the proxy of `hub`."""
+        proxies = {"all": hub.proxy, "no": ",".join(hub.no_proxy)} if hub.proxy else {}
+        return replace(self, token=hub.token or None, proxies=proxies)
 
     @cached_property
     def tls(self) -> ssl.SSLContext:

@@ -1,7 +1,7 @@
 """The process that says what a model would take here: `python -P -m server.advice.adviser`.
 
 As a pull begins, with the plan of the weights, and nothing after it: headers are read, nothing is downloaded. It gets
-one `Ask` and answers with one `Advised` or `Failure`.
+one `AdviceTask` and answers with one `Advised` or `Failure`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from registry.sources.opening import open_source
 from runtime.machine.advise import Option, Wish
 from runtime.machine.choosing import Advice, Chooser, Machine, canonical, this_machine
 from runtime.machine.hardware import Hardware
-from server.advice.frames import Advised, Ask
+from server.advice.frames import AdviceTask, Advised
 from server.children.child_side import exit_now, run_task
 from server.pulls.picking import Published, asked, has_choice
 
@@ -38,7 +38,7 @@ _SECONDS = 4.0
 
 def main(argv: list[str]) -> int:
     """Answer one question; the exit status is 1 when that failed."""
-    return run_task(argv, Ask, lambda ask, _: Advised(advise(ask)))
+    return run_task(argv, AdviceTask, lambda task, _: Advised(advise(task)))
 
 
 @dataclass(frozen=True)
@@ -55,16 +55,17 @@ class _Found:
     unseen: str = ""
 
 
-def advise(ask: Ask) -> dict[str, Any]:
+def advise(task: AdviceTask) -> dict[str, Any]:
     """The answer of `POST /lm/advise`; raises what planning and choosing raise."""
-    machine = this_machine(Path(ask.cache))
+    machine = this_machine(Path(task.model.cache_folder))
     hardware = machine.hardware
-    wish = Wish(ask.cache_config, ask.level and canonical_level(ask.level), ask.enough, memory=ask.memory)
-    found = _find(ask, wish, machine)
+    level = task.level and canonical_level(task.level)
+    wish = Wish(task.model.cache_config, level, task.enough, memory=task.memory)
+    found = _find(task, wish, machine)
     advice, plan = found.advice, found.plan
     choice = advice.choice
     return {
-        "model": ask.source or ask.installed,
+        "model": task.model.source or task.installed,
         "source": found.source,
         "parameters": plan.parameters or sum(tensor.elements for tensor in plan.tensors),
         "context": choice.context,
@@ -75,56 +76,56 @@ def advise(ask: Ask) -> dict[str, Any]:
         "level": choice.level,
         "reason": choice.reason,
         "rejected": [{"level": level, "why": why} for level, why in choice.rejected],
-        "levels": [_row(option, found, hardware, ask.loaded) for option in advice.options],
+        "levels": [_row(option, found, hardware, task.loaded) for option in advice.options],
         "quality_source": published.SOURCE,
         "measured_memory": advice.shape.weighed is not None,
-        "installed": ask.installed,
+        "installed": task.installed,
         "unseen": found.unseen,
     }
 
 
-def _find(ask: Ask, wish: Wish, machine: Machine) -> _Found:
+def _find(task: AdviceTask, wish: Wish, machine: Machine) -> _Found:
     """The weights, where they come from, and what is to be said of them."""
-    if not ask.path:
-        return _looked_up(ask, wish, machine)
+    if not task.path:
+        return _looked_up(task, wish, machine)
     unseen = ""
-    if ask.published and ask.source:
+    if task.published and task.model.source:
         try:
-            return _looked_up(ask, wish, machine, _SECONDS)
+            return _looked_up(task, wish, machine, _SECONDS)
         except RegistryError as error:
             unseen = str(error)
-    header = read_file(Path(ask.path))
+    header = read_file(Path(task.path))
     check_model(header)
-    found = _judged(replace(ModelPlan.of(header), level=ask.published), ask.source, wish, machine, ask)
+    found = _judged(replace(ModelPlan.of(header), level=task.published), task.model.source, wish, machine, task)
     return replace(found, unseen=unseen)
 
 
-def _looked_up(ask: Ask, wish: Wish, machine: Machine, timeout: float = Network.timeout) -> _Found:
+def _looked_up(task: AdviceTask, wish: Wish, machine: Machine, timeout: float = Network.timeout) -> _Found:
     """What the source holds; raises what it raises."""
-    reference = parse(ask.source)
+    reference = parse(task.model.source)
     wish = replace(wish, forced=wish.forced or reference.level)
     wish = replace(wish, forced=None if wish.forced == AUTO else wish.forced)
-    proxies = {"all": ask.proxy, "no": ask.no_proxy} if ask.proxy else {}
-    source = open_source(reference, ask.endpoint, Network(ask.token or None, proxies, timeout=timeout))
+    hub = task.model.hub
+    source = open_source(reference, hub.endpoint, Network(timeout=timeout).with_hub(hub))
     try:
         variant = asked(source, wish.forced)
         if has_choice(source):
             shelf = Published(source, machine)
             tag = variant and shelf.tag_of(variant)
-            survey = shelf.survey(replace(wish, forced=tag or wish.forced), ask.disk_free)
+            survey = shelf.survey(replace(wish, forced=tag or wish.forced), task.model.disk_free)
             return _Found(survey.advice, survey.plan, source.url, {} if survey.made else survey.variants)
         plan = sketch_model(_Ahead(Only(source, variant.files) if variant else source))
         if variant is not None and wish.forced not in LEVELS:
             wish = replace(wish, forced=None)
-        return _judged(plan, source.url, wish, machine, ask)
+        return _judged(plan, source.url, wish, machine, task)
     finally:
         source.close()
 
 
-def _judged(plan: ModelPlan, source: str, wish: Wish, machine: Machine, ask: Ask) -> _Found:
+def _judged(plan: ModelPlan, source: str, wish: Wish, machine: Machine, task: AdviceTask) -> _Found:
     """Advice on weights of which there is one kind only."""
     wish = replace(wish, forced=None if plan.level else canonical(wish.forced))
-    return _Found(Chooser(plan, machine).advise(wish, ask.disk_free), plan, source)
+    return _Found(Chooser(plan, machine).advise(wish, task.model.disk_free), plan, source)
 
 
 class _Ahead:

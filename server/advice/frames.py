@@ -1,4 +1,4 @@
-"""The frames that the daemon and an adviser exchange; sizes are bytes. As those of a pull: see `messages.py`."""
+"""The frames that the daemon and an adviser exchange. Sizes are bytes; see `server/pulls/frames.py` for their form."""
 
 from __future__ import annotations
 
@@ -6,38 +6,35 @@ from typing import Any
 
 import msgspec
 
-from runtime.messages import CacheConfig
 from server.children.frames import ErrorReport
+from server.pulls.frames import ModelRequest
 
 
-class Ask(msgspec.Struct, tag="ask"):
-    """What would this model take here, and which of its levels should it be?
+class AdviceTask(msgspec.Struct, tag="advise"):
+    """Daemon to adviser, the only frame: judge the levels of a model, and choose one as a pull would.
 
-    `source` is a name that `registry.names.parse` reads the same way; where `path` is given, that file is the model,
-    and `published` its level where it came as it is: its `source`, if named, has others to choose from. `memory` is
-    what models may use, 0 for what the machine allows; `enough` the tokens/s below which a level is too slow. `loaded`
-    are the models that could be unloaded, the least recently used first, with what they hold.
+    Without `path` the model is looked up at `model.source`. With it, that file in the store is judged, whose model is
+    called `installed`; then `published` is its level if it was published at that level, and "" if lm made it. A
+    published model may have a source with other levels to choose from: `model.source` names it, "" if it need not be
+    asked.
+
+    `level` is the level that the user asks for, None for the best. `memory` counts the bytes that models may use, 0 for
+    as many as the machine allows. Levels that write fewer than `enough` tokens/s are too slow. `loaded` lists the names
+    and bytes of the models that could be unloaded, the least recently used first.
     """
 
-    source: str
+    model: ModelRequest
     path: str
     published: str
     installed: str
     level: str | None
-    cache: str
-    endpoint: str
-    token: str
-    proxy: str
-    no_proxy: str
-    disk_free: int
-    cache_config: CacheConfig
     memory: int
     enough: float
     loaded: list[tuple[str, int]]
 
 
 class Advised(msgspec.Struct, tag="advised"):
-    """The answer, as `POST /lm/advise` gives it."""
+    """Adviser to daemon, the last frame: the body that answers `POST /lm/advise`."""
 
     answer: dict[str, Any]
 

@@ -3,34 +3,35 @@
 from __future__ import annotations
 
 import asyncio
-import re
+from dataclasses import replace
 
 from aiohttp import web
 
 from registry.errors import BadName, ModelNotFound
 from registry.names import LIBRARY, LOCAL, Name, Reference, parse
+from registry.net.hub import Hub
 from server.access.guard import require_loopback
-from server.config import Config
+from server.config import Config, http_url
 from server.errors import BadBody
-from server.pulls.jobs import Access
 from server.services import Services
 
 
-def callers_hub(request: web.Request, config: Config, endpoint: str, token: str) -> Access:
+def callers_hub(request: web.Request, config: Config, endpoint: str, token: str) -> Hub:
     """The caller's hub and token, else the daemon's; the daemon's token goes to its own hub only.
 
     Raises Forbidden for a caller from another machine, BadBody.
     """
     if not (endpoint or token):
-        return Access(config.hf_endpoint, config.hf_token)
+        return config.hub
     require_loopback(request, "naming a hub or a token")
-    endpoint = endpoint.rstrip("/") or config.hf_endpoint
-    if not re.fullmatch(r"https?://[^\s/@]+(?:/[^\s@]*)?", endpoint):
-        raise BadBody("`hf_endpoint` is not an http(s) URL", "send one such as `https://huggingface.co`")
+    try:
+        endpoint = http_url(endpoint or config.hf_endpoint)
+    except ValueError:
+        raise BadBody("`hf_endpoint` is not an http(s) URL", "send one such as `https://huggingface.co`") from None
     if not (token.isascii() and token.isprintable()):
         raise BadBody("`hf_token` is not a token", "send it as the hub gave it")
     own = config.hf_token if endpoint == config.hf_endpoint else ""
-    return Access(endpoint, token or own)
+    return replace(config.hub, endpoint=endpoint, token=token or own)
 
 
 async def find_source(request: web.Request, services: Services, name: str, doing: str) -> Reference:

@@ -1,7 +1,7 @@
-"""The frames that the daemon and a puller exchange; sizes are bytes.
+"""The frames that the daemon and a puller exchange. Sizes are bytes.
 
-As with a worker's frames: msgspec structs, tagged by type, length-prefixed MessagePack. The token travels in `Task`,
-never on a command line or in the environment.
+As with a worker's frames: msgspec structs, tagged by type, sent as length-prefixed MessagePack. The token travels in
+`PullTask`, never on a command line or in the environment.
 """
 
 from __future__ import annotations
@@ -10,42 +10,50 @@ from typing import Any
 
 import msgspec
 
+from registry.net.hub import Hub
 from runtime.messages import CacheConfig
 from server.children.frames import ErrorReport
 
 
-class Task(msgspec.Struct, tag="task"):
-    """The first frame, daemon to puller: what to bring, and what it must fit into.
+class ModelRequest(msgspec.Struct, frozen=True):
+    """A model to plan for: the common part of `PullTask` and of the adviser's `AdviceTask`.
 
-    `source` is a name that `registry.names.parse` reads the same way, `folder` the place in the store where the file is
-    made, `disk_free` what the store's disk has left. `proxy` is for all hosts but those in `no_proxy`; `limit_rate` is
-    in bytes/s, 0 for none. `cache_config` is the KV cache that the model will be loaded with. `pre` names the
-    pre-tokenizer where the user had to.
+    `source` is a name that `registry.names.parse` reads in the child as in the daemon. `cache_folder` holds compiled
+    kernels and the measured speed of this machine. `disk_free` counts the bytes that the store's disk has left.
+    `cache_config` is the KV cache that the model will be loaded with.
     """
 
     source: str
-    folder: str
-    cache: str
-    endpoint: str
-    token: str
-    proxy: str
-    no_proxy: str
-    limit_rate: float
+    hub: Hub
+    cache_folder: str
     disk_free: int
     cache_config: CacheConfig
+
+
+class PullTask(msgspec.Struct, tag="pull"):
+    """Daemon to puller, the first frame: the model to bring, and the folder in the store where its file is made.
+
+    `limit_rate` is in bytes/s, 0 for no limit. `pre` names the pre-tokenizer, "" unless the user had to.
+    """
+
+    model: ModelRequest
+    folder: str
+    limit_rate: float = 0.0
     pre: str = ""
 
 
 class Note(msgspec.Struct, tag="note"):
-    """A sentence for the user, about what is not as expected."""
+    """Puller to daemon: a sentence for the user, about something that is not as expected."""
 
     text: str
 
 
 class Planned(msgspec.Struct, tag="planned"):
-    """The level, and why: everything was checked and no weight has moved yet; `resumed` bytes of output are there.
+    """Puller to daemon: the level, and the reason for it. All checks are done and no weight has moved yet.
 
-    `made_of` is another text where anything is another that decides the result: source, recipe, version.
+    `title` names the source for people. `source_bytes` will be read, `output_bytes` written, of which `resumed` are
+    there from an earlier pull. Two pulls with the same `made_of` make the same model: it is a digest of source, recipe
+    and version.
     """
 
     level: str
@@ -58,7 +66,10 @@ class Planned(msgspec.Struct, tag="planned"):
 
 
 class Progress(msgspec.Struct, tag="progress"):
-    """How far a phase is; `total` 0 where that is not known, `rate` in bytes/s over the last seconds."""
+    """Puller to daemon: `completed` of `total` bytes of the phase `phase` are done, at `rate` bytes/s.
+
+    `total` is 0 where it is not known. `rate` is that of the last seconds.
+    """
 
     phase: str
     completed: int = 0
@@ -67,7 +78,10 @@ class Progress(msgspec.Struct, tag="progress"):
 
 
 class Done(msgspec.Struct, tag="done"):
-    """The file is written and synced; the daemon commits it under `tag`. `config` and `params` go into the manifest."""
+    """Puller to daemon, the last frame: the file of `size` bytes is written and synced.
+
+    The daemon commits it under `tag`. `config` and `params` go into the manifest.
+    """
 
     sha256: str
     size: int

@@ -1,8 +1,8 @@
 """The process that brings a model in, with low priority: `python -P -m server.pulls.puller`.
 
 The one place where `registry` (bytes from a source) and `quant` (bytes into a GGUF) meet: plan, then write; the commit
-is the daemon's. It gets one `Task` and answers with `Progress`, `Planned` and `Note`, then `Done` or `Failure`. Numba
-is imported and the kernels are compiled in a thread while the source is still being asked about its files.
+is the daemon's. It gets one `PullTask` and answers with `Progress`, `Planned` and `Note`, then `Done` or `ErrorReport`.
+Numba is imported and the kernels are compiled in a thread while the source is still being asked about its files.
 
 It may be killed at any moment: the next one goes on from the journal in the folder (`registry/store/partial.py`), at
 the same revision and level, unless these are no longer to be had or this program is another version.
@@ -40,10 +40,11 @@ from runtime.machine.advise import Wish
 from runtime.machine.choosing import Chooser, canonical, this_machine
 from server.children.child_side import exit_now, run_task
 from server.config import VERSION
-from server.pulls.frames import Done, Note, Planned, Progress, Task
+from server.pulls.frames import Done, Note, Planned, Progress, PullTask
 from server.pulls.picking import Picked, asked, pick
 from server.pulls.throughput import Pace
 
+NETWORK = Network()
 # So often a pull is begun whose source sends other bytes than it declares.
 TRIES = 4
 
@@ -52,7 +53,7 @@ Tell = Callable[[msgspec.Struct], None]
 
 def main(argv: list[str]) -> int:
     """Do one task; the exit status is 1 when it failed."""
-    return run_task(argv, Task, lambda task, parent: pull(task, _Told(parent)))
+    return run_task(argv, PullTask, lambda task, parent: pull(task, _Told(parent)))
 
 
 class _Told:
@@ -72,16 +73,15 @@ class _Told:
                 os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
 
 
-def pull(task: Task, tell: Tell) -> Done:
+def pull(task: PullTask, tell: Tell, network: Network = NETWORK) -> Done:
     """Bring the model of `task` into its folder, going on where an earlier pull ended; `tell` hears how it goes.
 
     A source file that is not what was declared is fetched again, a few times. Raises errors of `registry`, `quant` and
     `runtime`; what was made by then stays in the folder.
     """
-    loading = _in_background(_load_kernels, Path(task.cache))
-    proxies = {"all": task.proxy, "no": task.no_proxy} if task.proxy else {}
+    loading = _in_background(_load_kernels, Path(task.model.cache_folder))
     limiter = Limiter(task.limit_rate) if task.limit_rate else None
-    network = Network(task.token or None, proxies, limiter, notice=lambda text: tell(Note(text)))
+    network = replace(network, limiter=limiter, notice=lambda text: tell(Note(text))).with_hub(task.model.hub)
     partial = Partial(Path(task.folder))
     try:
         for tries in range(1, TRIES + 1):
@@ -100,10 +100,10 @@ def pull(task: Task, tell: Tell) -> Done:
 class _Pull:
     """One attempt, from the plan to the last byte."""
 
-    def __init__(self, task: Task, network: Network, partial: Partial, tell: Tell) -> None:
+    def __init__(self, task: PullTask, network: Network, partial: Partial, tell: Tell) -> None:
         self.task, self.partial, self.tell = task, partial, tell
-        self.reference = parse(task.source)
-        self.machine = this_machine(Path(task.cache), lambda text: tell(Note(text)))
+        self.reference = parse(task.model.source)
+        self.machine = this_machine(Path(task.model.cache_folder), lambda text: tell(Note(text)))
         self.source = self._open(network)
 
     def run(self, loading: threading.Thread) -> Done:
@@ -138,12 +138,12 @@ class _Pull:
         journal = self.partial.journal
         if journal is not None and journal.facts.revision:
             try:
-                return open_source(self.reference, self.task.endpoint, network, journal.facts.revision)
+                return open_source(self.reference, self.task.model.hub.endpoint, network, journal.facts.revision)
             except ModelNotFound as error:
-                source = open_source(self.reference, self.task.endpoint, network)
+                source = open_source(self.reference, self.task.model.hub.endpoint, network)
                 self.tell(Note(f"{error}: the pull begins anew"))
                 return source
-        return open_source(self.reference, self.task.endpoint, network)
+        return open_source(self.reference, self.task.model.hub.endpoint, network)
 
     def _conversion(self, plan: ModelPlan, level: str) -> Conversion | FileCopy:
         if plan.level:
@@ -164,10 +164,10 @@ class _Pull:
         return self._choice(level)
 
     def _choice(self, level: str | None) -> Picked:
-        return pick(self.source, self.machine, self._wish(level), self.task.disk_free)
+        return pick(self.source, self.machine, self._wish(level), self.task.model.disk_free)
 
     def _wish(self, level: str | None) -> Wish:
-        return Wish(self.task.cache_config, forced=level)
+        return Wish(self.task.model.cache_config, forced=level)
 
     def _level(self, plan: ModelPlan, picked: Picked) -> tuple[str, str]:
         """Level and reason: what was begun with, what was asked for, or what this machine holds.
@@ -181,7 +181,7 @@ class _Pull:
         if picked.reason:
             return plan.level or str(wanted), picked.reason
         chooser = Chooser(plan, self.machine)
-        wish, room = self._wish(wanted), self.task.disk_free
+        wish, room = self._wish(wanted), self.task.model.disk_free
         choice = chooser.advise(wish, room).choice if plan.level else chooser.choose(wish, room)
         return choice.level, choice.reason
 
@@ -210,7 +210,7 @@ class _Pull:
         fingerprint = self._fingerprint(conversion)
         before = self.partial.journal
         source, revision, size = self.source.url, self.source.revision, conversion.size
-        facts = Facts(self.task.source, source, revision, level, reason, fingerprint, size, self.task.pre)
+        facts = Facts(self.task.model.source, source, revision, level, reason, fingerprint, size, self.task.pre)
         place = self.partial.begin(facts)
         if before is not None and place is None:
             self.tell(Note("what an earlier pull left is of another source, recipe or version: it begins anew"))

@@ -27,19 +27,19 @@ import msgspec
 import quant.stream.copying
 import quant.stream.pipeline
 from benchmarks import synthetic
+from registry.net.hub import Hub
 from registry.net.network import Network
 from registry.net.retries import DOWNLOADS, FETCHES
 from registry.store.partial import Partial
 from runtime.messages import CacheConfig
 from server.pulls import puller
-from server.pulls.frames import Done, Task
+from server.pulls.frames import Done, ModelRequest, PullTask
 from server.pulls.puller import pull
 
 SHARDS = 3
 # A journal and a window small enough to matter to a small model, and no long waits before another try.
 SmallPartial = partial(Partial, every_bytes=256 << 10, every_seconds=0.02)
-SmallNetwork = partial(
-    Network,
+SMALL_NETWORK = Network(
     window=3 << 19,
     fetches=replace(FETCHES, shortest=0.002, longest=0.002),
     downloads=replace(DOWNLOADS, shortest=0.002, longest=0.002),
@@ -55,24 +55,25 @@ def make_model(folder: Path, seed: int = 0) -> Path:
     return folder
 
 
-def task(source: str, place: Path, cache: Path, endpoint: str = "http://127.0.0.1:1", rate: float = 0) -> Task:
+def task(source: str, place: Path, cache: Path, endpoint: str = "http://127.0.0.1:1", rate: float = 0) -> PullTask:
     """A pull of `source` into the ingest folder `place`."""
     place.mkdir(parents=True, exist_ok=True)
-    return Task(source, str(place), str(cache), endpoint, "", "", "", rate, 10**12, CacheConfig(2048, 1))
+    model = ModelRequest(source, Hub(endpoint), str(cache), 10**12, CacheConfig(2048, 1))
+    return PullTask(model, str(place), rate)
 
 
 def shrink() -> None:
     """Journal, window and slabs small enough to matter to a small model."""
-    puller.Partial, puller.Network = SmallPartial, SmallNetwork  # type: ignore[misc, assignment]
+    puller.Partial = SmallPartial  # type: ignore[misc, assignment]
     quant.stream.pipeline.SLAB = quant.stream.copying.PIECE = 128 << 10
 
 
-def attempt(work: Task, seconds: float | None) -> bool:
+def attempt(work: PullTask, seconds: float | None) -> bool:
     """Pull in a child, killed after `seconds`; whether it came to its end."""
     child = os.fork()
     if child == 0:
         try:
-            pull(work, lambda frame: None)
+            pull(work, lambda frame: None, SMALL_NETWORK)
         finally:
             os._exit(0 if sys.exc_info()[0] is None else 1)
     if seconds is not None:
@@ -84,10 +85,10 @@ def attempt(work: Task, seconds: float | None) -> bool:
     return status == 0
 
 
-def main(work: Task, kills: int, seed: int) -> None:
+def main(work: PullTask, kills: int, seed: int) -> None:
     """See the module's docstring."""
     shrink()
-    done = pull(work, lambda frame: None)
+    done = pull(work, lambda frame: None, SMALL_NETWORK)
     assert isinstance(done, Done)
     print(done.sha256, flush=True)
     rng = random.Random(seed)
@@ -109,4 +110,4 @@ def main(work: Task, kills: int, seed: int) -> None:
 
 
 if __name__ == "__main__":
-    main(msgspec.convert(json.loads(sys.argv[1]), Task), int(sys.argv[2]), int(sys.argv[3]))
+    main(msgspec.convert(json.loads(sys.argv[1]), PullTask), int(sys.argv[2]), int(sys.argv[3]))

@@ -18,14 +18,18 @@ import pytest
 import quant.stream.pipeline
 from quant.gguf.header import read_file
 from registry.errors import DigestMismatch, DiskFull, RegistryError
+from registry.net.network import Network
 from server.pulls import puller
-from server.pulls.frames import Done, Note, Planned, Progress, Task
-from server.pulls.puller import pull
+from server.pulls.frames import Done, Note, Planned, Progress, PullTask
 from tests.hub import Faults, Hub
 from tests.publishing import make, split
-from tests.server.pulls import SmallNetwork, SmallPartial, make_model, task
+from tests.server.pulls import SMALL_NETWORK, SmallPartial, make_model, task
 
 LEVEL = "Q4_K_M"
+
+
+def pull(work: PullTask, tell: puller.Tell, network: Network = SMALL_NETWORK) -> Done:
+    return puller.pull(work, tell, network)
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +47,6 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(puller, "Partial", SmallPartial)
-    monkeypatch.setattr(puller, "Network", SmallNetwork)
     monkeypatch.setattr(quant.stream.pipeline, "SLAB", 128 << 10)
 
 
@@ -63,7 +66,7 @@ def hub(running: Hub, model: Path) -> Hub:
 
 
 @pytest.fixture
-def work(hub: Hub, tmp_path: Path, cache: Path) -> Task:
+def work(hub: Hub, tmp_path: Path, cache: Path) -> PullTask:
     return task(f"org/repo:{LEVEL}", tmp_path / "store" / "ingest" / "x", cache, hub.url)
 
 
@@ -92,11 +95,11 @@ class Listener:
         return next(frame for frame in self.frames if isinstance(frame, Planned))
 
 
-def data(work: Task) -> bytes:
+def data(work: PullTask) -> bytes:
     return (Path(work.folder) / "data").read_bytes()
 
 
-def end_midway(work: Task, hub: Hub) -> None:
+def end_midway(work: PullTask, hub: Hub) -> None:
     """Leave a pull that has read about half of the model."""
     hub.bandwidth = 20e6
     size = sum(file.size for file in hub.repos["org/repo"][hub.heads["org/repo"]].files.values())
@@ -119,7 +122,7 @@ def expected(undisturbed: tuple[Done, int], hub: Hub) -> Done:
     return undisturbed[0]
 
 
-def test_a_pull_goes_on_where_it_was(work: Task, hub: Hub, undisturbed: tuple[Done, int]) -> None:
+def test_a_pull_goes_on_where_it_was(work: PullTask, hub: Hub, undisturbed: tuple[Done, int]) -> None:
     expected, whole = undisturbed
     end_midway(work, hub)
     listener = Listener()
@@ -133,9 +136,9 @@ def test_a_pull_goes_on_where_it_was(work: Task, hub: Hub, undisturbed: tuple[Do
 
 @pytest.mark.parametrize("threads", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_the_bytes_depend_on_nothing_but_the_source(
-    work: Task, hub: Hub, expected: Done, threads: int, monkeypatch: pytest.MonkeyPatch
+    work: PullTask, hub: Hub, expected: Done, threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    machine = puller.this_machine(Path(work.cache))
+    machine = puller.this_machine(Path(work.model.cache_folder))
     machine = replace(machine, hardware=replace(machine.hardware, cpus=threads))
     monkeypatch.setattr(puller, "this_machine", lambda *_: machine)
     monkeypatch.setattr(quant.stream.pipeline, "SLAB", 300_000 * threads)
@@ -143,7 +146,7 @@ def test_the_bytes_depend_on_nothing_but_the_source(
     assert pull(work, Listener()).sha256 == expected.sha256
 
 
-def test_the_file_says_where_it_comes_from(work: Task, hub: Hub, expected: Done, model: Path) -> None:
+def test_the_file_says_where_it_comes_from(work: PullTask, hub: Hub, expected: Done, model: Path) -> None:
     pull(work, Listener())
     entries = read_file(Path(work.folder) / "data").metadata
     shards = sorted(path for path in model.iterdir() if path.suffix == ".safetensors")
@@ -156,7 +159,7 @@ def test_the_file_says_where_it_comes_from(work: Task, hub: Hub, expected: Done,
     assert entries["general.base_model.0.repo_url"].endswith("org/first")
 
 
-def test_a_wrong_file_is_fetched_again_and_no_other(work: Task, hub: Hub, expected: Done) -> None:
+def test_a_wrong_file_is_fetched_again_and_no_other(work: PullTask, hub: Hub, expected: Done) -> None:
     """One bit of the second file: what came before it stays, what was made of it goes."""
     flip(hub, "model-00002")
     before = len(hub.paths("cdn"))
@@ -170,7 +173,7 @@ def test_a_wrong_file_is_fetched_again_and_no_other(work: Task, hub: Hub, expect
     assert len(bodies) < 20
 
 
-def test_a_file_that_stays_wrong_is_refused(work: Task, hub: Hub, expected: Done) -> None:
+def test_a_file_that_stays_wrong_is_refused(work: PullTask, hub: Hub, expected: Done) -> None:
     flip(hub, "model-00003", times=1 << 20)
     listener = Listener()
     with pytest.raises(DigestMismatch, match="model-00003"):
@@ -187,13 +190,13 @@ def flip(hub: Hub, name: str, times: int = 1) -> None:
     hub.faults.flip, hub.faults.flips = 1_000_000, times
 
 
-def test_the_revision_stays_what_it_was(work: Task, hub: Hub, expected: Done, tmp_path: Path) -> None:
+def test_the_revision_stays_what_it_was(work: PullTask, hub: Hub, expected: Done, tmp_path: Path) -> None:
     end_midway(work, hub)
     hub.push("org/repo", make_model(tmp_path / "newer", seed=1))
     assert pull(work, Listener()).sha256 == expected.sha256
 
 
-def test_a_revision_that_is_gone_is_said(work: Task, hub: Hub, expected: Done, tmp_path: Path) -> None:
+def test_a_revision_that_is_gone_is_said(work: PullTask, hub: Hub, expected: Done, tmp_path: Path) -> None:
     end_midway(work, hub)
     hub.push("org/repo", make_model(tmp_path / "newer", seed=1))
     hub.repos["org/repo"] = {hub.heads["org/repo"]: hub.repos["org/repo"][hub.heads["org/repo"]]}
@@ -206,7 +209,7 @@ def test_a_revision_that_is_gone_is_said(work: Task, hub: Hub, expected: Done, t
 
 
 def test_another_version_begins_anew_and_says_so(
-    work: Task, hub: Hub, expected: Done, monkeypatch: pytest.MonkeyPatch
+    work: PullTask, hub: Hub, expected: Done, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     end_midway(work, hub)
     monkeypatch.setattr(puller, "VERSION", "9.9.9")
@@ -216,7 +219,7 @@ def test_another_version_begins_anew_and_says_so(
 
 
 @pytest.mark.parametrize("damage", [pytest.param("journal", marks=pytest.mark.slow), "torn journal", "data"])
-def test_a_damaged_partial_is_not_gone_on_with(work: Task, hub: Hub, expected: Done, damage: str) -> None:
+def test_a_damaged_partial_is_not_gone_on_with(work: PullTask, hub: Hub, expected: Done, damage: str) -> None:
     end_midway(work, hub)
     journal, output = Path(work.folder) / "journal", Path(work.folder) / "data"
     if damage == "data":
@@ -246,7 +249,7 @@ def test_a_folder_that_changes_between_begins_anew(tmp_path: Path, cache: Path) 
     assert "anew" in listener.notes[0]
 
 
-def test_the_rate_is_kept(work: Task, hub: Hub, expected: Done) -> None:
+def test_the_rate_is_kept(work: PullTask, hub: Hub, expected: Done) -> None:
     work.limit_rate = 12e6
     began = time.monotonic()
     assert pull(work, Listener()).sha256 == expected.sha256
@@ -266,7 +269,7 @@ def little_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_disk_that_fills_up_is_said_and_nothing_is_lost(
-    work: Task, hub: Hub, expected: Done, little_disk: Path
+    work: PullTask, hub: Hub, expected: Done, little_disk: Path
 ) -> None:
     work.folder = str(little_disk / "ingest" / "x")
     Path(work.folder).mkdir(parents=True)
@@ -278,7 +281,7 @@ def test_a_disk_that_fills_up_is_said_and_nothing_is_lost(
     assert listener.planned.resumed > 500_000
 
 
-def kill_often(work: Task, kills: int, seed: int) -> list[str]:
+def kill_often(work: PullTask, kills: int, seed: int) -> list[str]:
     """Digests of the undisturbed pull and of those that were killed."""
     arguments = [json.dumps(msgspec.to_builtins(work)), str(kills), str(seed)]
     done = subprocess.run(
@@ -289,7 +292,7 @@ def kill_often(work: Task, kills: int, seed: int) -> list[str]:
 
 
 @pytest.mark.parametrize("kills", [6, pytest.param(100, marks=pytest.mark.long(name="pulls"))])
-def test_killed_at_any_moment_the_result_is_the_same(work: Task, hub: Hub, kills: int) -> None:
+def test_killed_at_any_moment_the_result_is_the_same(work: PullTask, hub: Hub, kills: int) -> None:
     hub.bandwidth = 30e6
     size = sum(file.size for file in hub.repos["org/repo"][hub.heads["org/repo"]].files.values())
     digests = kill_often(work, kills, seed=kills)
@@ -325,18 +328,15 @@ def spoil(hub: Hub, seed: int) -> None:
 
 
 @pytest.mark.parametrize("pulls", [3, pytest.param(100, marks=pytest.mark.long(name="pulls"))])
-def test_from_a_bad_network_the_same_or_nothing(
-    work: Task, hub: Hub, expected: Done, pulls: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    network = puller.Network
-    monkeypatch.setattr(puller, "Network", lambda *given, **more: network(*given, **more, timeout=0.3))
+def test_from_a_bad_network_the_same_or_nothing(work: PullTask, hub: Hub, expected: Done, pulls: int) -> None:
+    impatient = replace(SMALL_NETWORK, timeout=0.3)
     whole = 0
     for seed in range(pulls):
         shutil.rmtree(work.folder)
         Path(work.folder).mkdir()
         spoil(hub, seed)
         try:
-            done = pull(work, Listener())
+            done = pull(work, Listener(), impatient)
         except RegistryError:
             continue
         assert done.sha256 == expected.sha256 == hashlib.sha256(data(work)).hexdigest()

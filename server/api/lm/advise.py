@@ -11,15 +11,16 @@ from aiohttp import web
 from registry.errors import BadName, ModelNotFound
 from registry.names import parse
 from registry.store.catalog import Model
-from runtime.defaults import CACHE_TYPE, CACHE_TYPES
+from runtime.defaults import CACHE_TYPE, CACHE_TYPES, CONTEXT_RANGE, SEQUENCES_RANGE
 from runtime.machine.advise import ENOUGH_SPEED
 from runtime.messages import CacheConfig
 from server.advice.asking import ask_adviser
-from server.advice.frames import Ask
+from server.advice.frames import AdviceTask
 from server.api.request import LOG_NOTE
 from server.api.sources import callers_hub, find_source
 from server.errors import BadBody
 from server.http.wire import read_body, reply
+from server.pulls.frames import ModelRequest
 from server.services import SERVICES, Services
 
 _BYTES = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,6})?) ?([kmgt]?)(i?)b?", re.IGNORECASE)
@@ -47,17 +48,17 @@ async def advise(request: web.Request) -> web.Response:
     if not body.model:
         raise BadBody("the body names no model", 'send `{"model": "NAME"}`')
     services = request.app[SERVICES]
-    return reply(await ask_adviser(await _question(request, services, body), services.config.logs))
+    return reply(await ask_adviser(await _task(request, services, body), services.config.logs))
 
 
-async def _question(request: web.Request, services: Services, body: AdviseBody) -> Ask:
+async def _task(request: web.Request, services: Services, body: AdviseBody) -> AdviceTask:
     config = services.config
     if body.kv_type.upper() not in CACHE_TYPES:
         raise BadBody(f"there is no cache type `{body.kv_type[:40]}`", f"known are {', '.join(CACHE_TYPES)}")
-    for name, value, least, most in (
-        ("context", body.context, 64, 16 << 20),
-        ("parallel", body.parallel, 1, 64),
-        ("min_tps", body.min_tps, 0, 1_000_000),
+    for name, value, (least, most) in (
+        ("context", body.context, CONTEXT_RANGE),
+        ("parallel", body.parallel, SEQUENCES_RANGE),
+        ("min_tps", body.min_tps, (0, 1_000_000)),
     ):
         if value is not None and not least <= value <= most:
             raise BadBody(f"`{name}` is {value:,}", f"give a number from {least} to {most:,}")
@@ -72,21 +73,14 @@ async def _question(request: web.Request, services: Services, body: AdviseBody) 
     loaded = sorted(
         (worker for worker, _ in services.pool.loaded() if worker.idle), key=lambda worker: worker.last_used
     )
-    return Ask(
-        source=source,
+    cache_config = CacheConfig(body.context or config.context, body.parallel or config.sequences, body.kv_type.upper())
+    disk_free = await asyncio.to_thread(services.library.store.free_bytes)
+    return AdviceTask(
+        model=ModelRequest(source, hub, str(config.cache), disk_free, cache_config),
         path=str(model.blob) if model else "",
         published=published,
         installed=model.name if model else "",
         level=body.level,
-        cache=str(config.cache),
-        endpoint=hub.endpoint,
-        token=hub.token,
-        proxy=config.proxy,
-        no_proxy=",".join(config.no_proxy),
-        disk_free=await asyncio.to_thread(services.library.store.free_bytes),
-        cache_config=CacheConfig(
-            body.context or config.context, body.parallel or config.sequences, body.kv_type.upper()
-        ),
         memory=_bytes(body.memory),
         enough=body.min_tps,
         loaded=[(worker.model.name, worker.need.total) for worker in loaded],

@@ -22,7 +22,7 @@ from server.http.problems import STATUS
 from server.http.wire import NDJSON, Stream, read_body, reply
 from server.loaded.estimate import anonymous_bytes
 from server.loaded.worker import Worker
-from server.pulls.jobs import Order
+from server.pulls.job import PullOptions
 from server.services import SERVICES
 
 _FOREVER = timedelta(days=365 * 100)
@@ -101,8 +101,10 @@ async def pull(request: web.Request) -> web.StreamResponse:
     reference = await find_source(request, services, body.model_name, "pulling a folder")
     if body.limit_rate and not 1000 <= body.limit_rate <= 1e12:
         raise BadBody(f"`limit_rate` is {body.limit_rate:g} bytes/s", "send 1000 or more, or leave it out")
-    order = Order(callers_hub(request, services.config, body.hf_endpoint, body.hf_token), body.limit_rate, body.pre)
-    frames = services.jobs.follow(reference, order, detach=body.detach)
+    options = PullOptions(
+        callers_hub(request, services.config, body.hf_endpoint, body.hf_token), body.limit_rate, body.pre
+    )
+    frames = services.jobs.follow(reference, options, detach=body.detach)
     async with aclosing(frames):
         if body.stream is False:
             last: dict[str, Any] = {}

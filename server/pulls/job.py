@@ -1,0 +1,96 @@
+"""One pull as its clients see it: the lines so far, who follows them, and whether it goes on."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+from registry.names import Reference
+from registry.net.hub import Hub
+
+State = Literal["running", "pausing", "removing", "ended"]
+
+
+@dataclass(frozen=True)
+class PullOptions:
+    """How a model is to be pulled: from which hub, at which rate (bytes/s, 0 for any).
+
+    `pre` is the name of the pre-tokenizer, "" unless the user gave it.
+    """
+
+    hub: Hub
+    limit_rate: float = 0.0
+    pre: str = ""
+
+
+class _Entry(NamedTuple):
+    """A line, and the number of the change that brought it."""
+
+    version: int
+    line: dict[str, Any]
+
+
+class Job:
+    """One pull. `task` does the work; `followers` counts the clients that read its lines.
+
+    `detached` jobs go on when nobody follows. A job that is "pausing" keeps its partial file, one that is "removing"
+    throws it away.
+    """
+
+    def __init__(self, reference: Reference, options: PullOptions) -> None:
+        self.reference = reference
+        self.options = options
+        self.followers = 0
+        self.detached = False
+        self.state: State = "running"
+        self.task: asyncio.Task[None] | None = None
+        self._entries: list[_Entry] = []
+        self._version = 0
+        self._changed = asyncio.Event()
+
+    def add(self, line: dict[str, Any]) -> None:
+        """Add a line; progress within a phase replaces the line before it."""
+        self._version += 1
+        last = self._entries[-1].line if self._entries else {}
+        if "completed" in line and last.get("phase") == line["phase"]:
+            self._entries.pop()
+        self._entries.append(_Entry(self._version, line))
+        self._wake()
+
+    def pause(self) -> None:
+        """End the work, and keep its partial file for the next pull of this name."""
+        if self.state == "running":
+            self._cancel("pausing")
+
+    def remove(self) -> None:
+        """End the work, and throw its partial file away, even where it was to be paused."""
+        if self.state != "ended":
+            self._cancel("removing")
+
+    def end(self) -> None:
+        """Say that no more lines will come."""
+        self.state = "ended"
+        self._wake()
+
+    async def lines(self) -> AsyncGenerator[dict[str, Any]]:
+        """Every line from the first on, then each change as it happens, until the job ends."""
+        seen = 0
+        while True:
+            changed = self._changed
+            for entry in [entry for entry in self._entries if entry.version > seen]:
+                seen = entry.version
+                yield entry.line
+            if self.state == "ended" and seen == self._version:
+                return
+            await changed.wait()
+
+    def _cancel(self, state: State) -> None:
+        if self.state == "running" and self.task:
+            self.task.cancel()
+        self.state = state
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()

@@ -1,0 +1,138 @@
+"""The daemon's side of one pull: a folder in the store, a puller process that fills it, the commit.
+
+The puller (`server/pulls/puller.py`) only writes into its folder. Everything that changes the store's list of models
+happens here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from registry.names import Name, Reference
+from registry.store import manifest
+from registry.store.catalog import Model
+from registry.store.layers import Staged
+from registry.store.store import Ingest, Store
+from runtime.messages import CacheConfig
+from server.children.child_log import log_file
+from server.children.daemon_side import task_process
+from server.config import Config
+from server.pulls.frames import Done, FromPuller, ModelRequest, Planned, PullTask
+from server.pulls.job import Job
+from server.pulls.lines import frame_line, name_at_level, note_line, phase_line
+
+NICE = 10
+# After an error with one of these codes the partial file is of no use to another pull.
+_HOPELESS = frozenset({"bad_values"})
+
+
+class Pull:
+    """One pull, from an empty folder or the one that an earlier pull left to a model in the store."""
+
+    def __init__(self, job: Job, config: Config, store: Store, in_use: Callable[[], set[str]]) -> None:
+        """`in_use` gives the digests of blobs that must stay although no model may list them any more."""
+        self._job = job
+        self._config = config
+        self._store = store
+        self._in_use = in_use
+
+    async def run(self) -> Model:
+        """Bring the model in. Raises as `TaskProcess.receive` and `Store.commit`.
+
+        Cancelled, it leaves a partial file for the next pull, or nothing if the job is to be removed.
+        """
+        job, store = self._job, self._store
+        job.add(phase_line("resolving"))
+        ingest = await self._begin()
+        try:
+            result = await self._write(ingest)
+            if isinstance(result, Model):
+                await asyncio.shield(asyncio.to_thread(store.abandon, ingest))
+                return result
+        except BaseException as error:
+            hopeless = job.state == "removing" or getattr(error, "code", "") in _HOPELESS
+            await asyncio.shield(asyncio.to_thread(store.abandon if hopeless else store.pause, ingest))
+            raise
+        job.add(phase_line("committing"))
+        name = job.reference.name.tagged(result.tag)
+        commit = asyncio.create_task(asyncio.to_thread(_commit, store, ingest, result, name, self._in_use()))
+        try:
+            return await asyncio.shield(commit)
+        except asyncio.CancelledError:
+            await asyncio.wait([commit])  # a commit that has begun is finished
+            raise
+
+    async def _begin(self) -> Ingest:
+        store = self._store
+        begun = asyncio.create_task(asyncio.to_thread(store.begin, self._job.reference.text))
+        try:
+            return await asyncio.shield(begun)
+        except asyncio.CancelledError:
+            await asyncio.to_thread(store.pause, await begun)
+            raise
+
+    async def _write(self, ingest: Ingest) -> Done | Model:
+        """Let a puller write the model's file, unless the store has the same model already: then that model."""
+        job = self._job
+        process = task_process(
+            "server.pulls.puller",
+            await asyncio.to_thread(self._task, ingest),
+            frames=FromPuller,
+            log=log_file(self._config.logs, "puller"),
+            purpose=f"pulled `{job.reference.text}`",
+            nice=NICE,
+        )
+        async with process as puller:
+            while True:
+                match await puller.receive():
+                    case Done() as done:
+                        return done
+                    case Planned() as planned:
+                        job.add(frame_line(planned))
+                        name = name_at_level(job.reference, planned.level)
+                        if same := await asyncio.to_thread(_same_model, self._store, name, planned.made_of):
+                            job.add(note_line("nothing has changed since it was brought in"))
+                            return same
+                    case frame:
+                        job.add(frame_line(frame))
+
+    def _task(self, ingest: Ingest) -> PullTask:
+        config, options, reference = self._config, self._job.options, self._job.reference
+        journal = ingest.journal
+        partial_bytes = journal.latest.size if journal else 0
+        return PullTask(
+            model=ModelRequest(
+                source=reference.text,
+                hub=options.hub,
+                cache_folder=str(config.cache),
+                disk_free=self._store.free_bytes() + partial_bytes,
+                cache_config=CacheConfig(config.context, config.sequences),
+            ),
+            folder=str(ingest.folder),
+            limit_rate=options.limit_rate,
+            pre=options.pre or (journal.facts.pre if journal else "") or _known_pre(self._store, reference),
+        )
+
+
+def _known_pre(store: Store, reference: Reference) -> str:
+    """The pre-tokenizer that the user named for another variant of the model; "" for none."""
+    named = [str(model.own.get("pre", "")) for model in store.variants(reference.name)]
+    return next(filter(None, named), "")
+
+
+def _same_model(store: Store, name: Name, made_of: str) -> Model | None:
+    """The model of that name if a pull would make the same; the bare name means it from now on."""
+    for model in store.variants(name):
+        if model.key.same(name) and not model.problem and model.own.get("made_of") == made_of:
+            store.choose(model)
+            return model
+    return None
+
+
+def _commit(store: Store, ingest: Ingest, done: Done, name: Name, in_use: set[str]) -> Model:
+    layers = [Staged.file(ingest.data, manifest.MODEL, done.sha256, done.size)]
+    layers += [Staged.json(done.params, manifest.PARAMS)] if done.params else []
+    model = store.commit(ingest, layers, name, done.config)
+    store.collect(in_use)  # blobs of the model that had this name before
+    return model
