@@ -9,9 +9,8 @@ from typing import Any
 
 from cli import console
 from cli.client import Client
-from cli.commands.pull import bring_in
 from cli.errors import Failure
-from cli.naming import explained
+from cli.pulling import bring_in
 from cli.wrapping import Wrapping
 
 Line = dict[str, Any]
@@ -108,7 +107,4 @@ def installed(client: Client, wanted: str, typed: str, pre: str | None = None) -
     except Failure as error:
         if error.code != "model_not_found":
             raise
-    try:
-        return bring_in(client, wanted, typed, pre)
-    except Failure as error:
-        raise explained(error, typed) from None
+    return str(bring_in(client, {"model": wanted, "pre": pre or "", **client.hub()}, typed)["name"])

@@ -16,7 +16,7 @@ from prompt_toolkit.history import FileHistory
 
 from cli import console
 from cli.asking import Asking, Reply
-from cli.commands.show import print_model
+from cli.describing import print_model
 from cli.errors import Failure
 
 HELP = """\

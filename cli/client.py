@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
-from http.client import HTTPConnection, HTTPException, HTTPResponse
+from contextlib import ExitStack, contextmanager
+from http.client import HTTPException, HTTPResponse, responses
 from typing import Any
-from urllib.parse import urlsplit
 
 from cli import daemon
 from cli.errors import UNREACHABLE, Failure
+from cli.http import request
 from server.config import BadSetting, Config, is_loopback
 
 
@@ -66,39 +65,26 @@ class Client:
 
     @contextmanager
     def _open(self, method: str, path: str, body: Any) -> Iterator[HTTPResponse]:
-        connection, response = self._send(method, path, body)
-        try:
+        with ExitStack() as opened:
+            response = self._send(opened, method, path, body)
             if response.status >= 400:
                 raise _refusal(response)
             yield response
-        finally:
-            connection.close()
 
-    def _send(self, method: str, path: str, body: Any) -> tuple[HTTPConnection, HTTPResponse]:
+    def _send(self, opened: ExitStack, method: str, path: str, body: Any) -> HTTPResponse:
+        """The answer, whose connection ends with `opened`."""
         known = self._url != ""
         if not known:
             self._url = daemon.find(self.config, self._start)
-        address = urlsplit(self._url)
-        # No time limit: loading a large model, or waiting for a busy one, takes as long as it takes.
-        connection = HTTPConnection(address.hostname or "", address.port)
         try:
-            connection.request(method, path, None if body is None else json.dumps(body), self._headers())
-            return connection, connection.getresponse()
+            return opened.enter_context(request(self._url, self.config, method, path, body))
         except ConnectionRefusedError:
-            connection.close()
             self._url = ""
             if known:  # the daemon went away since we last spoke to it
-                return self._send(method, path, body)
+                return self._send(opened, method, path, body)
             raise _lost() from None
         except (OSError, HTTPException):
-            connection.close()
             raise _lost() from None
-        except BaseException:
-            connection.close()
-            raise
-
-    def _headers(self) -> dict[str, str]:
-        return {"Content-Type": "application/json", **daemon.credentials(self.config)}
 
 
 def _lost() -> Failure:
@@ -123,5 +109,5 @@ def _refusal(response: HTTPResponse) -> Failure:
     try:
         return Failure.of(json.loads(_read(response)))
     except (ValueError, KeyError, TypeError):
-        words = http.client.responses.get(response.status, "no reason given").lower()
+        words = responses.get(response.status, "no reason given").lower()
         return Failure(f"the daemon answered {response.status} ({words})", "`lm logs` may say why")

@@ -111,10 +111,20 @@ def as_json(value: Any) -> None:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Columns wide enough for what is in them."""
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    """Print columns as wide as their widest cell."""
+    widths = [max(map(width, column)) for column in zip(header, *rows, strict=True)]
     for row in (header, *rows):
-        out("    ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        cells = [cell + " " * (most - width(cell)) for cell, most in zip(row, widths, strict=True)]
+        out("    ".join(cells).rstrip())
+
+
+def width(text: str) -> int:
+    """Columns that a text takes on a terminal: none for combining marks, two for wide letters."""
+    if text.isascii():
+        return len(text)
+    from rich.cells import cell_len
+
+    return cell_len(text)
 
 
 def span(seconds: float) -> str:

@@ -14,12 +14,13 @@ import os
 import select
 import subprocess
 import sys
-from http.client import HTTPConnection, HTTPException
+from http.client import HTTPException
 from typing import Any
 from urllib.parse import urlsplit
 
 from cli.console import status
 from cli.errors import UNREACHABLE, Failure
+from cli.http import request
 from server.config import VERSION, Config, default_home, is_loopback
 
 PROBE_SECONDS = 5.0
@@ -70,19 +71,14 @@ def end(config: Config) -> bool:
     running = look(config)
     if running is None:
         return False
-    address = urlsplit(running[0])
-    connection = HTTPConnection(address.hostname or "", address.port, timeout=PROBE_SECONDS)
     try:
-        headers = {"Content-Type": "application/json", **credentials(config)}
-        connection.request("POST", "/lm/shutdown", "{}", headers)
-        told = json.loads(connection.getresponse().read())
+        with request(running[0], config, "POST", "/lm/shutdown", {}, PROBE_SECONDS) as response:
+            answer = json.loads(response.read())
     except (OSError, ValueError, HTTPException):
         raise Failure(f"the daemon at {_place(running[0])} does not listen", "`lm logs` may say why") from None
-    finally:
-        connection.close()
-    if "error" in told:
-        raise Failure.of(told)
-    _wait_for_end(int(told["pid"]))
+    if "error" in answer:
+        raise Failure.of(answer)
+    _wait_for_end(int(answer["pid"]))
     return True
 
 
@@ -113,11 +109,6 @@ def _ended(pid: int, seconds: float) -> bool:
     return True
 
 
-def credentials(config: Config) -> dict[str, str]:
-    """The header that an API key is sent in."""
-    return {"Authorization": f"Bearer {config.api_key}"} if config.api_key else {}
-
-
 def _places(config: Config) -> list[str]:
     places = [config.url] if config.port else []
     if config.port == 0 or (config.host, config.port) == (Config.host, Config.port):
@@ -140,11 +131,9 @@ def _own_url(config: Config) -> str:
 
 def _ask_version(url: str, config: Config) -> dict[str, Any] | None:
     """What the lm says of itself that answers at `url`, None when nobody or somebody else does."""
-    address = urlsplit(url)
-    connection = HTTPConnection(address.hostname or "", address.port, timeout=PROBE_SECONDS)
     try:
-        connection.request("GET", "/api/version", headers=credentials(config))
-        told = json.loads(connection.getresponse().read(4096))
+        with request(url, config, "GET", "/api/version", seconds=PROBE_SECONDS) as response:
+            answer = json.loads(response.read(4096))
     except ConnectionRefusedError:
         return None
     except (ValueError, HTTPException, ConnectionResetError):
@@ -154,9 +143,7 @@ def _ask_version(url: str, config: Config) -> dict[str, Any] | None:
         raise Failure(
             f"{_place(url)} does not answer: {why}", "see `LM_HOST`, and what listens there", UNREACHABLE
         ) from None
-    finally:
-        connection.close()
-    return _of_lm(told)
+    return _of_lm(answer)
 
 
 def _of_lm(told: Any) -> dict[str, Any] | None:

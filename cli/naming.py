@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +45,15 @@ def _levelled(found: Reference, level: str) -> Reference:
     return wanted
 
 
-def explained(error: Failure, text: str) -> Failure:
-    """`error` with a better hint where `text` is no model but there is a folder of that name."""
-    if error.code == "model_not_found" and not is_path(text) and Path(text).is_dir():
-        return Failure(str(error), f"for the folder of that name write `./{text}`", error.code)
-    return error
+@contextmanager
+def explaining(text: str) -> Iterator[None]:
+    """Give a Failure of the block a better hint where `text` is no model but there is a folder of that name."""
+    try:
+        yield
+    except Failure as error:
+        if error.code == "model_not_found" and not is_path(text) and Path(text).is_dir():
+            raise Failure(str(error), f"for the folder of that name write `./{text}`", error.code) from None
+        raise
 
 
 def complete(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:

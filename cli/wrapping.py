@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rich.cells import cell_len
+from cli.console import width as width_of
 
 NARROWEST = 20  # columns; below that, the terminal breaks lines as it likes
 _FENCE = "```"  # code is left as it is: whoever copies it wants no more line feeds than it has
@@ -28,7 +28,7 @@ class Wrapping:
         if letter == "\n":
             self._column, self._word = 0, ""
             return letter
-        width = 8 - self._column % 8 if letter == "\t" else cell_len(letter)
+        width = 8 - self._column % 8 if letter == "\t" else width_of(letter)
         before = ""
         if self._column + width > room and not self._fenced and room >= NARROWEST:
             if letter.isspace():  # the line feed takes its place
@@ -41,7 +41,7 @@ class Wrapping:
 
     def _break(self) -> str:
         """Begin a line, with the word that is under way unless it fills this one."""
-        width = cell_len(self._word)
+        width = width_of(self._word)
         if width == self._column:
             self._word, width = "", 0
         self._column = width

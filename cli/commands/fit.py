@@ -8,8 +8,7 @@ import click
 
 from cli import console
 from cli.client import Client
-from cli.errors import Failure
-from cli.naming import complete, explained, reference
+from cli.naming import complete, explaining, reference
 from runtime.defaults import CACHE_TYPE, CACHE_TYPES, CONTEXT_RANGE, SEQUENCES_RANGE
 from runtime.units import size_text
 
@@ -41,18 +40,35 @@ from runtime.units import size_text
 )
 @click.option("--all", "all_levels", is_flag=True, help="Show every level there is.")
 @click.option("--json", "as_json", is_flag=True, help="Print all that is known as JSON.")
-def command(name: str, level: str | None, all_levels: bool, as_json: bool, **wanted: Any) -> None:
+def command(  # noqa: PLR0913  click gives each option by its name
+    name: str,
+    *,
+    level: str | None,
+    context: int | None,
+    parallel: int | None,
+    kv_type: str,
+    memory: str | None,
+    min_tps: float | None,
+    all_levels: bool,
+    as_json: bool,
+) -> None:
     """Say which level of a model this machine can hold, before anything is downloaded.
 
     NAME is a model that is here, `demo`, `org/repo` on the hub, or a folder.
     """
     client = Client()
-    body = {"model": reference(name), "level": level, **wanted, **client.hub()}
-    try:
-        with console.status("reading headers, and measuring this machine where that was not done yet"):
-            told = client.ask("POST", "/lm/advise", {key: value for key, value in body.items() if value is not None})
-    except Failure as error:
-        raise explained(error, name) from None
+    body = {
+        "model": reference(name),
+        "level": level,
+        "context": context,
+        "parallel": parallel,
+        "kv_type": kv_type,
+        "memory": memory,
+        "min_tps": min_tps,
+        **client.hub(),
+    }
+    with explaining(name), console.status("reading headers, and measuring this machine where that was not done yet"):
+        told = client.ask("POST", "/lm/advise", {key: value for key, value in body.items() if value is not None})
     if as_json:
         console.as_json(told)
     else:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import Any
 
 import click
 
@@ -13,8 +12,6 @@ from cli.asking import Asking, installed
 from cli.client import Client
 from cli.errors import Failure
 from cli.naming import complete, reference
-
-_OPTIONS = {"seed": "seed", "temperature": "temperature", "max_tokens": "num_predict", "ctx": "num_ctx"}
 
 
 @click.command()
@@ -29,21 +26,35 @@ _OPTIONS = {"seed": "seed", "temperature": "temperature", "max_tokens": "num_pre
 @click.option("--ctx", type=click.IntRange(min=1), metavar="TOKENS", help="How much the model is to keep in view.")
 @click.option("--keep-alive", metavar="TIME", help="How long it stays loaded afterwards: `10m`, `0`, `-1` for ever.")
 @click.option("--verbose", is_flag=True, help="Show timings on stderr.")
-def command(name: str, prompt: tuple[str, ...], **given: Any) -> None:
+def command(  # noqa: PLR0913  click gives each option by its name
+    name: str,
+    prompt: tuple[str, ...],
+    *,
+    level: str | None,
+    pre: str | None,
+    system: str,
+    seed: int | None,
+    temperature: float | None,
+    max_tokens: int | None,
+    ctx: int | None,
+    keep_alive: str | None,
+    verbose: bool,
+) -> None:
     """Ask NAME a question, or chat with it when there is no PROMPT.
 
     NAME is `demo`, `org/repo` on the hub, or a folder that begins with `/`, `./`, `../` or `~`; `:LEVEL` may follow.
     The words of PROMPT are joined; text piped in follows them. The answer goes to stdout, everything else to stderr.
     A model that makes vectors prints that of PROMPT as a JSON array.
     """
-    wanted = reference(name, given["level"])
+    wanted = reference(name, level)
     question = _question(prompt)
     if question is None and not sys.stdout.isatty():
         raise Failure("there is no prompt, and no terminal to chat on", "give one, or pipe text in", "usage")
     client = Client()
-    options = {key: given[option] for option, key in _OPTIONS.items() if given[option] is not None}
-    model = installed(client, wanted, name, given["pre"])
-    asking = Asking(client, model, options, given["system"], given["keep_alive"], given["verbose"])
+    given = {"seed": seed, "temperature": temperature, "num_predict": max_tokens, "num_ctx": ctx}
+    options = {key: value for key, value in given.items() if value is not None}
+    model = installed(client, wanted, name, pre)
+    asking = Asking(client, model, options, system, keep_alive, verbose)
     if not asking.writes():
         _embed(asking, question)
     elif question is None:

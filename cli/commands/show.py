@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import click
 
 from cli import console
 from cli.client import Client
-from cli.errors import Failure
-from cli.naming import complete, explained, reference
-from runtime.units import size_text
+from cli.describing import print_model
+from cli.naming import complete, explaining, reference
 
 
 @click.command()
@@ -18,52 +15,9 @@ from runtime.units import size_text
 @click.option("--json", "as_json", is_flag=True, help="Print all that is known of it as JSON.")
 def command(name: str, as_json: bool) -> None:
     """Describe a model: what it is, how it was quantized and why, what it can do."""
-    try:
+    with explaining(name):
         told = Client().ask("POST", "/api/show", {"model": reference(name)})
-    except Failure as error:
-        raise explained(error, name) from None
     if as_json:
         console.as_json(told)
     else:
         print_model(told)
-
-
-def print_model(told: dict[str, Any]) -> None:
-    """An answer of `/api/show` for people."""
-    for title, rows in _sections(told).items():
-        if rows:
-            console.out(f"  {title}")
-            width = max(len(key) for key, _ in rows)
-            for key, value in rows:
-                console.out(f"    {key:<{width}}    {value}".rstrip())
-            console.out()
-
-
-def _sections(told: dict[str, Any]) -> dict[str, list[tuple[str, str]]]:
-    """An answer of `/api/show` as titles and rows of name and value."""
-    details, info, own = told["details"], told["model_info"], told.get("lm") or {}
-    architecture = info.get("general.architecture", "")
-    model = {
-        "architecture": architecture,
-        "parameters": details["parameter_size"],
-        "context length": info.get(f"{architecture}.context_length"),
-        "embedding length": info.get(f"{architecture}.embedding_length"),
-        "quantization": details["quantization_level"],
-        "size": size_text(told["size"]) if told.get("size") else None,
-    }
-    return {
-        "Model": _rows(model),
-        "Origin": _rows({key: own.get(key) for key in ("source", "revision", "reason")}),
-        "Capabilities": [(name, "") for name in told["capabilities"]],
-        "Parameters": [_split(line) for line in told["parameters"].splitlines()],
-        "License": [(line, "") for line in told["license"].splitlines()[:2]],
-    }
-
-
-def _rows(values: dict[str, Any]) -> list[tuple[str, str]]:
-    return [(key, str(value)) for key, value in values.items() if value]
-
-
-def _split(line: str) -> tuple[str, str]:
-    name, _, value = line.partition(" ")
-    return name, value.strip()

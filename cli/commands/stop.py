@@ -7,7 +7,7 @@ import click
 from cli import console, daemon
 from cli.client import Client, settings
 from cli.errors import Failure
-from cli.naming import complete, explained, reference
+from cli.naming import complete, explaining, reference
 
 
 @click.command()
@@ -24,10 +24,8 @@ def command(name: str | None, whole: bool) -> None:
 
 
 def _unload(name: str) -> None:
-    try:
+    with explaining(name):
         told = Client(start=False).ask("POST", "/lm/stop", {"model": reference(name)})
-    except Failure as error:
-        raise explained(error, name) from None
     if told.get("paused"):
         console.note(f"paused the pull of `{told['model']}`; `lm pull {told['model']}` goes on with it")
     else:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from cli import console
 from tests.cli.support import Cli
 from tests.daemon import Daemon, put_model, wait_until
 
@@ -301,3 +302,9 @@ def test_a_folder_that_cannot_be_read_is_told_and_the_daemon_lives(tmp_path: Pat
         assert lm("run", "tiny", "hello").code == 0
         folder.unlink()
         assert "tiny:F32" in lm("list").out
+
+
+def test_columns_stand_below_each_other_whatever_their_letters(capsys: pytest.CaptureFixture[str]) -> None:
+    console.table(["NAME", "SIZE"], [["模型", "1 B"], ["cafe\u0301", "2 B"], ["plain", "3 B"]])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == ["NAME     SIZE", "模型     1 B", "cafe\u0301     2 B", "plain    3 B"]

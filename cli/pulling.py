@@ -1,0 +1,97 @@
+"""Bringing a model in, shown while it goes on: a bar on a terminal, a line for each phase elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable
+from contextlib import ExitStack, closing
+from typing import TYPE_CHECKING, Any
+
+from cli import console
+from cli.client import Client
+from cli.naming import explaining
+from runtime.units import size_text
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
+
+Line = dict[str, Any]
+
+
+def bring_in(client: Client, body: Line, typed: str) -> Line:
+    """Pull a model and show how it goes; the last line of the daemon's answer, with the `name` under which it lies.
+
+    body: as `/api/pull` takes it; typed: the name as the user wrote it. Raises Failure.
+    """
+    terminal = console.fancy()
+    try:
+        with explaining(typed), closing(lines(client, body)) as answer:
+            last = _show_plainly(answer) if terminal is None else _show_on(terminal, answer)
+    except KeyboardInterrupt:
+        name = body["model"]
+        console.note(f"`lm pull {name}` goes on with it, `lm rm {name}` removes what is there")
+        raise
+    if last["phase"] == "done":
+        console.note(f"`{last['name']}` is here")
+    else:
+        console.note("the daemon goes on; `lm list --partial` shows how far it is")
+    return last
+
+
+def lines(client: Client, body: Line) -> Generator[Line]:
+    """The daemon's answer while it pulls: to the line of success, or to that with the level where it goes on alone."""
+    with closing(client.stream("/api/pull", body)) as answer:
+        for line in answer:
+            yield line
+            if body.get("detach") and line["phase"] == "planned":
+                return
+
+
+def _show_plainly(lines: Iterable[Line]) -> Line:
+    """One line for each phase; the last one that came."""
+    phase, line = "", {}
+    for line in lines:
+        if line["phase"] not in (phase, "done") or line["phase"] == "note":
+            phase = line["phase"]
+            console.note(line["status"])
+    return line
+
+
+def _show_on(terminal: Console, lines: Iterable[Line]) -> Line:
+    """A bar for a phase that counts bytes, a spinner for the others; the last line that came."""
+    phase, line, bar = "", {}, None
+    with ExitStack() as shown:
+        for line in lines:
+            if line["phase"] != phase:
+                phase, bar = line["phase"], None
+                shown.close()
+                if phase in ("planned", "note"):
+                    terminal.print(line["status"], style="dim", markup=False)
+                elif phase != "done" and "total" not in line:
+                    shown.enter_context(terminal.status(line["status"]))
+            if "total" in line:
+                if bar is None:
+                    shown.close()
+                    bar = shown.enter_context(_bar(terminal))
+                    task = bar.add_task(line["status"], total=line["total"], pace="")
+                bar.update(task, completed=line["completed"], pace=_pace(line))
+    return line
+
+
+def _bar(terminal: Console) -> Progress:
+    from rich import progress
+
+    return progress.Progress(
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(),
+        progress.DownloadColumn(),
+        progress.TextColumn("{task.fields[pace]}"),
+        console=terminal,
+    )
+
+
+def _pace(line: Line) -> str:
+    """How fast it goes and how long it still takes, as the daemon tells, which knows what an earlier pull brought."""
+    rate = f"{size_text(line['rate'])}/s" if line["rate"] else ""
+    left = f"{console.span(line['eta'])} left" if line["eta"] else ""
+    return "  ".join(filter(None, (rate, left)))
