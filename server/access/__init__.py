@@ -1,1 +1,1 @@
-"""Who may ask, over which connections."""
+"""Access control: the requests and the connections that the daemon accepts."""

@@ -1,1 +1,1 @@
-"""One module per dialect; each decodes a body into a request of `runtime.messages` and writes the answer back."""
+"""The routes. Each dialect has a room, which decodes bodies into turns and options and writes the answers."""

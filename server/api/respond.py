@@ -24,6 +24,7 @@ from server.loaded.worker import Answer
 from server.services import SERVICES
 
 Json = dict[str, Any]
+Frames = AsyncGenerator[tuple[int, Answer]]
 
 
 @dataclass
@@ -49,7 +50,7 @@ class Usage:
     answer: int = 0
 
     def count(self, frame: Answer) -> None:
-        """Add the tokens that a frame tells of."""
+        """Add the tokens that a frame counts."""
         if isinstance(frame, Started):
             self.prompt += frame.prompt_tokens
             self.cached += frame.cached
@@ -83,29 +84,33 @@ class AnswerWriter(ABC):
         """Objects at the end of the stream."""
 
     @abstractmethod
-    def whole(self, parts: list[Json], usage: Usage) -> Json:
-        """The one object of a request that does not stream; `parts` are the objects of the stream, answer by answer."""
+    def whole(self, objects: list[Json], usage: Usage) -> Json:
+        """The one object of a request that does not stream, joined from the objects of the stream.
+
+        These come answer by answer, with the text of an answer in one or two deltas.
+        """
 
 
 async def respond(request: web.Request, generation: Generation, writer: AnswerWriter) -> web.StreamResponse:
     """Load the model, generate the answers, and send them. Raises as `in_use` and `Worker.answer`."""
     usage = Usage()
     async with in_use(request.app[SERVICES], generation.model, generation.context, generation.keep_alive) as model:
+        await writer.begin(model)
+        frames = _frames(model, generation.submits, usage)
         if generation.stream:
-            response = await _streamed(request, _parts(generation, writer, model, usage), writer)
+            response = await _streamed(request, _objects(writer, model, frames, usage), writer)
         else:
-            await writer.begin(model)
-            response = reply(await _whole(model, generation.submits, writer, usage))
+            response = reply(await _whole(writer, model, frames, usage))
     request[LOG_NOTE] += f" {usage.prompt}+{usage.answer} tokens"
     return response
 
 
-async def _streamed(request: web.Request, parts: AsyncGenerator[Json], writer: AnswerWriter) -> web.StreamResponse:
+async def _streamed(request: web.Request, objects: AsyncGenerator[Json], writer: AnswerWriter) -> web.StreamResponse:
     stream = Stream(request, writer.form)
-    async with aclosing(parts):
+    async with aclosing(objects):
         try:
-            async for part in parts:
-                await stream.send(part)
+            async for each in objects:
+                await stream.send(each)
             return await stream.end()
         except Exception as error:
             if not stream.started or isinstance(error, ConnectionError):
@@ -113,31 +118,29 @@ async def _streamed(request: web.Request, parts: AsyncGenerator[Json], writer: A
             return await stream.fail(Problem.of(error).body(writer.dialect))
 
 
-async def _parts(generation: Generation, writer: AnswerWriter, model: InUse, usage: Usage) -> AsyncGenerator[Json]:
-    await writer.begin(model)
-    async with aclosing(_frames(model, generation.submits, usage)) as frames:
+async def _objects(writer: AnswerWriter, model: InUse, frames: Frames, usage: Usage) -> AsyncGenerator[Json]:
+    """The objects of a stream, each as soon as its frame is there."""
+    async with aclosing(frames):
         async for index, frame in frames:
-            for part in _written(writer, index, frame):
-                yield part
-    for part in await writer.last(model, usage):
-        yield part
+            for each in _written(writer, index, frame):
+                yield each
+    for each in await writer.last(model, usage):
+        yield each
 
 
-async def _whole(model: InUse, submits: list[Submit], writer: AnswerWriter, usage: Usage) -> Json:
+async def _whole(writer: AnswerWriter, model: InUse, frames: Frames, usage: Usage) -> Json:
     answers: defaultdict[int, list[Answer]] = defaultdict(list)
-    async with aclosing(_frames(model, submits, usage)) as frames:
+    async with aclosing(frames):
         async for index, frame in frames:
             answers[index].append(frame)
-    parts = [
-        part
-        for index in sorted(answers)
-        for frame in _merged(answers[index])
-        for part in _written(writer, index, frame)
-    ]
-    return writer.whole([*parts, *await writer.last(model, usage)], usage)
+    objects: list[Json] = []
+    for index in sorted(answers):
+        for frame in _merged(answers[index]):
+            objects += _written(writer, index, frame)
+    return writer.whole([*objects, *await writer.last(model, usage)], usage)
 
 
-async def _frames(model: InUse, submits: list[Submit], usage: Usage) -> AsyncGenerator[tuple[int, Answer]]:
+async def _frames(model: InUse, submits: list[Submit], usage: Usage) -> Frames:
     """The frames of all answers, each with the index of its answer; the prompts are read one after the other."""
     for number, submit in enumerate(submits):
         first = number * submit.count

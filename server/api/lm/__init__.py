@@ -1,1 +1,1 @@
-"""Routes of lm's own, and of dialects with one route."""
+"""lm's own routes, and single routes of other dialects."""

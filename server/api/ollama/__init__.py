@@ -1,1 +1,1 @@
-"""Ollama's dialect."""
+"""Ollama's dialect: routes under `/api/`."""

@@ -74,10 +74,10 @@ class OllamaWriter(AnswerWriter):
             self._figures["warning"] = warning
         return [self.done(self._reason, {"load_duration": model.load_ns} | self._figures)]
 
-    def whole(self, parts: list[Json], usage: Usage) -> Json:
+    def whole(self, objects: list[Json], usage: Usage) -> Json:
         """The last line with the text and the probabilities of the lines before it."""
-        last = parts[-1] | self.content("".join(self.text_of(part) for part in parts))
-        rows = [row for part in parts for row in part.get("logprobs", [])]
+        last = objects[-1] | self.content("".join(self.text_of(line) for line in objects))
+        rows = [row for line in objects for row in line.get("logprobs", [])]
         return last | {"logprobs": rows} if rows else last
 
     def done(self, reason: str, figures: Json) -> Json:

@@ -1,1 +1,1 @@
-"""OpenAI's dialect."""
+"""OpenAI's dialect: routes under `/v1/`."""

@@ -50,11 +50,11 @@ class OpenAIWriter(AnswerWriter):
             return []
         return [self._head(self.chunk_kind) | {"choices": [], "usage": usage_object(usage)}]
 
-    def whole(self, parts: list[Json], usage: Usage) -> Json:
+    def whole(self, objects: list[Json], usage: Usage) -> Json:
         """The completion in one piece."""
         choices: dict[int, list[Json]] = {}
-        for part in parts:
-            for choice in part["choices"]:
+        for chunk in objects:
+            for choice in chunk["choices"]:
                 choices.setdefault(choice["index"], []).append(choice)
         found = [self.whole_choice(index, choices[index]) for index in sorted(choices)]
         return self._head(self.whole_kind) | {"choices": found, "usage": usage_object(usage)}
