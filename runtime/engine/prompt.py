@@ -14,7 +14,7 @@ from runtime.cache.spill import common_prefix
 from runtime.conversation import Turn
 from runtime.errors import BadRequest, PromptTooLong
 from runtime.llama.model import Model
-from runtime.text.template import Piece, Template
+from runtime.text.template import ChatTemplate, PromptPart
 
 
 class Prompt(NamedTuple):
@@ -41,7 +41,9 @@ class Prompter:
         self._context = context
         self._bos = model.vocabulary.special_text("bos")
         eos = model.vocabulary.special_text("eos")
-        self.template = Template(model.chat_template, bos=self._bos, eos=eos, control=model.vocabulary.control_texts())
+        self.template = ChatTemplate(
+            model.chat_template, bos=self._bos, eos=eos, control=model.vocabulary.control_texts()
+        )
 
     def prompt(self, request: m.Submit) -> Prompt:
         """The tokens of a request.
@@ -73,8 +75,8 @@ class Prompter:
     def _raw(self, request: m.Submit) -> array[int]:
         prompt = request.prompt
         if isinstance(prompt, str):
-            pieces = [Piece(prompt, True)] if request.parse_special else [Piece(prompt, False)]
-            ids = self._ids(pieces) if prompt else self._vocabulary.tokenize("", special=False, add=True)
+            parts = [PromptPart(prompt, request.parse_special)]
+            ids = self._ids(parts) if prompt else self._vocabulary.tokenize("", special=False, add=True)
         else:
             ids = self._checked(prompt or [])
         if not ids:
@@ -126,9 +128,9 @@ class Prompter:
         wanted = request.limits.max_tokens if request.limits.max_tokens >= 0 else self._context
         return max(1, self._context - 1 - min(wanted, self._context // 8))
 
-    def _ids(self, pieces: list[Piece]) -> array[int]:
-        ids = self._vocabulary.tokenize_pieces(pieces)
-        has_bos = bool(self._bos) and pieces and pieces[0].special and pieces[0].text.startswith(self._bos)
+    def _ids(self, parts: list[PromptPart]) -> array[int]:
+        ids = self._vocabulary.tokenize_parts(parts)
+        has_bos = bool(self._bos) and parts and parts[0].special and parts[0].text.startswith(self._bos)
         return ids if has_bos else self._vocabulary.frame[0] + ids  # no end token: the answer follows
 
     def _too_long(self, length: int) -> PromptTooLong:

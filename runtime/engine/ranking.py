@@ -95,4 +95,4 @@ class Ranker:
         return self._control.split(text) if self._control else [text]
 
     def _read(self, pieces: list[tuple[str, bool]]) -> array[int]:
-        return self._vocabulary.tokenize_pieces([piece for piece in pieces if piece[0]])
+        return self._vocabulary.tokenize_parts([piece for piece in pieces if piece[0]])

@@ -62,7 +62,7 @@ class Vocabulary:
 
     @cached_property
     def _mixed_tokenizer(self) -> Tokenizer:
-        """For prompts of a file without a note that parse control tokens in some pieces and not in others.
+        """For prompts of a file without a note that parse control tokens in some parts and not in others.
 
         llama.cpp parses either all control tokens of a text or none.
         """
@@ -75,17 +75,17 @@ class Vocabulary:
 
     def tokenize(self, text: str, *, special: bool, add: bool) -> array[int]:
         """The ids of `text`; `special` parses control tokens in it, `add` puts the model's first and last tokens."""
-        ids = self.tokenize_pieces([(text, special)])
+        ids = self.tokenize_parts([(text, special)])
         return self.frame[0] + ids + self.frame[1] if add else ids
 
-    def tokenize_pieces(self, pieces: Sequence[tuple[str, bool]]) -> array[int]:
+    def tokenize_parts(self, parts: Sequence[tuple[str, bool]]) -> array[int]:
         """The ids of consecutive texts; control tokens are parsed in those whose second value is true."""
-        mixed = len({special for _, special in pieces}) > 1
+        mixed = len({special for _, special in parts}) > 1
         tokenizer = self._mixed_tokenizer if mixed and not self._tokenizer else self._tokenizer
-        if tokenizer and (ids := tokenizer.tokenize(pieces)) is not None:
+        if tokenizer and (ids := tokenizer.tokenize(parts)) is not None:
             return ids
         ids = array("i")
-        for text, special in pieces:
+        for text, special in parts:
             ids.extend(self._llama(text, special=special))
         return ids
 

@@ -1,4 +1,8 @@
-"""What the converter has noted in a GGUF file for our runtime: read from its header, before the model is loaded."""
+"""The converter's notes in a GGUF file (`quant/notes.py`), read from its header before the model is loaded.
+
+llama.cpp gives out no arrays, and nothing before a model is loaded. Parsing a whole header takes longer than loading a
+small model. So the two entries are found by searching the file's start for their keys.
+"""
 
 from __future__ import annotations
 
@@ -11,24 +15,21 @@ from quant.errors import MalformedFile
 from quant.notes import STOPS, TOKENIZER, TokenizerNote
 from runtime.errors import LoadFailed
 
-# GGUF's numbers for kinds of values, and how far into a file its header may reach.
+# GGUF's types of values.
 _UINT32, _INT32, _STRING, _ARRAY = 4, 5, 8, 9
+# How far into a file its header may reach, in bytes.
 _HEADER_LIMIT = 64 << 20
 
 
 class Notes(NamedTuple):
-    """What the converter has noted in a file: ids that end an answer, and what llama.cpp cannot be told of its text."""
+    """`stops` are all token ids that end an answer; `tokenizer` is None where llama.cpp reads texts as the original."""
 
     stops: list[int]
     tokenizer: TokenizerNote | None
 
     @classmethod
     def read(cls, path: Path) -> Notes:
-        """From the header of a GGUF file, empty for one that others have made; LoadFailed for a note that is broken.
-
-        llama.cpp gives out no arrays and nothing before a model is loaded, and reading a whole header takes longer than
-        loading a small model.
-        """
+        """The notes in a GGUF file, empty for a file that others have made; raises LoadFailed for a broken one."""
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as data:
             at, stops = _HEADER_LIMIT, []
             if found := _find(data, STOPS, _ARRAY, at):
@@ -36,7 +37,7 @@ class Notes(NamedTuple):
                 kind, count = struct.unpack_from("<IQ", data, start)
                 if kind in (_UINT32, _INT32) and start + 12 + 4 * count <= len(data):
                     stops = list(struct.unpack_from(f"<{count}i", data, start + 12))
-            # The note stands before the ids, so that it is not looked for among the weights.
+            # The converter writes the tokenizer's entry before the ids, so its search ends there, not in the weights.
             found = _find(data, TOKENIZER, _STRING, at) if stops else None
             if not found:
                 return cls(stops, None)
@@ -45,7 +46,7 @@ class Notes(NamedTuple):
 
 
 def read_note(text: bytes) -> TokenizerNote:
-    """The note in the entry `lm.tokenizer`; raises LoadFailed for a broken one."""
+    """The value of the entry `lm.tokenizer`; raises LoadFailed for a broken one."""
     try:
         return TokenizerNote.decode(text)
     except MalformedFile:
@@ -53,7 +54,7 @@ def read_note(text: bytes) -> TokenizerNote:
 
 
 def _find(data: mmap.mmap, key: str, kind: int, end: int) -> tuple[int, int] | None:
-    """Where an entry of that kind begins, and where its value does."""
+    """The offsets of an entry and of its value in `data`, if it begins before `end`; `kind` is its GGUF type."""
     named = struct.pack("<Q", len(key)) + key.encode() + struct.pack("<I", kind)
     at = data.find(named, 0, end)
     return None if at < 0 or at + len(named) + 12 > len(data) else (at, at + len(named))

@@ -1,4 +1,4 @@
-"""From the bytes of tokens to text that may be shown: no torn character, and nothing of a stop string."""
+"""From the bytes of tokens to text that can be shown: no torn character, and no part of a stop string."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 
 class Stops:
-    """The stop strings of a request, prepared to be looked for as text grows."""
+    """The stop strings of a request, prepared for searching in growing text."""
 
     def __init__(self, strings: Sequence[str]) -> None:
         """Empty strings are ignored."""
@@ -17,7 +17,7 @@ class Stops:
         self._longest = max(map(len, self.strings), default=0)
 
     def find(self, text: str) -> tuple[int, str]:
-        """Where the first stop string begins, and which; -1 when there is none."""
+        """The offset of the first stop string in `text`, and that string; -1 and "" when there is none."""
         found = [(at, -len(string), string) for string in self.strings if (at := text.find(string)) >= 0]
         if not found:
             return -1, ""
@@ -25,7 +25,7 @@ class Stops:
         return at, string
 
     def tail(self, text: str) -> int:
-        """How many characters at the end of `text` could be the start of a stop string."""
+        """How many characters at the end of `text` could be the beginning of a stop string."""
         for start in range(max(0, len(text) - self._longest + 1), len(text)):
             if text[start] in self._first and text[start:] in self._starts:
                 return len(text) - start
@@ -33,7 +33,7 @@ class Stops:
 
 
 class Assembler:
-    """One answer's text as it grows: `push` gives what may be shown now, `stop` is the string that ended it."""
+    """One answer's text as it grows. `stop` is the stop string that ended it, "" so far."""
 
     def __init__(self, stops: Stops) -> None:
         self._stops = stops
@@ -42,7 +42,11 @@ class Assembler:
         self.stop = ""
 
     def push(self, piece: bytes) -> str:
-        """The text that `piece` sets free; what could still become a stop string, or half a character, is held back."""
+        """Append a token's bytes; the text that can be shown now.
+
+        Half a character and what could still become a stop string are held back. An example with the stop string
+        `END`: pushing "The E" gives "The ", pushing "x" then gives "Ex".
+        """
         text = self._decoder.decode(piece)
         if not self._stops.strings:
             return text
@@ -57,14 +61,9 @@ class Assembler:
         return text[: len(text) - held]
 
     def finish(self) -> str:
-        """What was held back, at the end of an answer that no stop string ended."""
+        """At the end of the answer: the text that was held back, none of it after a stop string."""
         if self.stop:
             return ""
         text = self._held + self._decoder.decode(b"", final=True)
         self._held = ""
         return text
-
-    @property
-    def holding(self) -> bool:
-        """Whether some text waits to be set free."""
-        return bool(self._held or self._decoder.getstate()[0])

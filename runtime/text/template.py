@@ -20,12 +20,13 @@ from jinja2.exceptions import SecurityError
 
 from runtime.errors import BadRequest, LoadFailed
 from runtime.text.sandbox import Overdue, deadline, environment
-from runtime.text.tokenizer import CLOSE, MARKS, OPEN
+from runtime.text.tokenizer import CLOSE, MARKERS, OPEN
 
 RENDER_SECONDS = 2.0
+# Characters of a rendered prompt.
 OUTPUT_LIMIT = 4 << 20
 _PROBE_SYSTEM, _PROBE_USER = "lm-probe-system", "lm-probe-user"
-# Written for models whose file has no template: ChatML where the vocabulary knows it, else plain labels.
+# For models whose file has no template: ChatML where the vocabulary has its tokens, else plain labels.
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
@@ -38,18 +39,18 @@ PLAIN = (
 PLAIN_STOPS = ("\nUser:", "\nAssistant:", "\nSystem:")
 
 
-class Piece(NamedTuple):
-    """A stretch of a rendered prompt; control tokens are read in it only where `special`."""
+class PromptPart(NamedTuple):
+    """A part of a rendered prompt. Control tokens in it are parsed only when `special`."""
 
     text: str
     special: bool
 
 
-class Template:
-    """One model's template. `stops` are strings that end a turn where no control token does."""
+class ChatTemplate:
+    """One model's chat template. `stops` are strings that end a turn where no control token does."""
 
     def __init__(self, source: str | None, *, bos: str = "", eos: str = "", control: Iterable[str] = ()) -> None:
-        """`control` are the spellings of control tokens. Raises LoadFailed for a `source` that is no template."""
+        """`control` are the texts of control tokens. Raises LoadFailed for a `source` that is no Jinja template."""
         texts = sorted(set(control), key=len, reverse=True)
         self._control = re.compile("|".join(map(re.escape, texts))) if texts else None
         self._tokens = {"bos_token": bos, "eos_token": eos}
@@ -65,12 +66,12 @@ class Template:
 
     def render(
         self, messages: list[dict[str, Any]], extra: Mapping[str, Any] | None = None, *, answering: bool = True
-    ) -> list[Piece]:
+    ) -> list[PromptPart]:
         """The prompt for the next turn; a last message of the assistant is continued, not answered.
 
-        Without `answering` it is the conversation alone, as a later prompt will begin with it.
-        `extra` are further variables (tools and the like). Raises BadRequest when the template refuses the messages, or
-        needs more than 2 seconds or 4 MiB.
+        Without `answering` it is the conversation alone, with which a later prompt will begin. `extra` are further
+        variables (tools and the like). Raises BadRequest when the template refuses the messages, or needs more than 2
+        seconds or 4 MiB.
         """
         messages = [self._marked(message) for message in messages]
         prefill = ""
@@ -79,11 +80,7 @@ class Template:
         if not self._system:
             messages = _folded(messages)
         text = self._run(messages, extra or {}, answering) + prefill
-        return list(_pieces(text))
-
-    def marked(self, text: str) -> list[Piece]:
-        """A text of the user alone, in pieces."""
-        return list(_pieces(self._marked(text)))
+        return list(_parts(text))
 
     def _run(self, messages: list[dict[str, Any]], extra: Mapping[str, Any], answering: bool = True) -> str:
         variables = {"tools": None, "documents": None, **extra, **self._tokens}
@@ -112,9 +109,9 @@ class Template:
             return False
 
     def _marked(self, value: Any) -> Any:
-        """`value` with every control token that it spells between two marks."""
+        """`value` with markers around every control token that it spells."""
         if isinstance(value, str):
-            value = MARKS.sub("�", value)
+            value = MARKERS.sub("�", value)
             return self._control.sub(lambda found: f"{OPEN}{found[0]}{CLOSE}", value) if self._control else value
         if isinstance(value, list):
             return [self._marked(item) for item in value]
@@ -124,7 +121,7 @@ class Template:
 
 
 def _folded(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The messages with the system's put before the text of the first user turn."""
+    """The messages without a system's, whose text is put before that of the first user message."""
     system = "\n\n".join(str(message.get("content")) for message in messages if message.get("role") == "system")
     rest = [message for message in messages if message.get("role") != "system"]
     if not system:
@@ -136,12 +133,12 @@ def _folded(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{"role": "user", "content": system}, *rest]
 
 
-def _pieces(text: str) -> Iterator[Piece]:
-    """Cut at the marks: what lies between an opening and its closing one is the user's."""
+def _parts(text: str) -> Iterator[PromptPart]:
+    """Cut a rendered prompt at the markers. Text between an opening and its closing one is the user's."""
     for part in re.split(f"({OPEN}[^{OPEN}{CLOSE}]*{CLOSE})", text):
         user = part.startswith(OPEN) and part.endswith(CLOSE)
-        if part := MARKS.sub("", part):
-            yield Piece(part, special=not user)
+        if part := MARKERS.sub("", part):
+            yield PromptPart(part, special=not user)
 
 
 def _sentence(error: Exception) -> str:

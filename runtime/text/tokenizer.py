@@ -1,10 +1,12 @@
-"""Text to ids as a model's authors have it, where llama.cpp alone would differ: by what the converter has noted.
+"""Text to token ids as the model's original tokenizer does it, where llama.cpp alone would do it otherwise.
 
-GGUF has no place for how added tokens take the white space around them (`lstrip`, `rstrip`), stand alone
-(`single_word`) or are looked for in prepared text (`normalized`), nor for the preparation itself (NFC and the like).
-The converter notes them as `lm.tokenizer` (`quant/notes.py`); here it is done as `AddedVocabulary` of Hugging Face's
-`tokenizers` does it: tokens are cut out of the text as it is, then the rest is prepared and the others are cut out of
-that, and what remains goes to llama.cpp. Where nothing is noted, or a text needs nothing of it, llama.cpp reads all.
+GGUF has no field for the rules of added tokens: whether they take the white space around them (`lstrip`, `rstrip`),
+must stand alone (`single_word`), or are searched in the normalized text (`normalized`). Nor has it one for the
+normalizer itself (NFC and the like). The converter writes both into the entry `lm.tokenizer` (`quant/notes.py`).
+
+The algorithm is that of `AddedVocabulary` in Hugging Face's `tokenizers`. Added tokens that are not `normalized` are
+cut out of the text as it is. The stretches between them are normalized, and the other added tokens are cut out of
+those. The rest goes to llama.cpp, as does the whole text where the file has no note or the text needs none of this.
 """
 
 from __future__ import annotations
@@ -18,26 +20,28 @@ from typing import Literal
 from quant.notes import WHITE_SPACE, NotedToken, TokenizerNote
 from runtime.errors import LoadFailed
 
-# Around what a user has spelled in a prompt: noncharacters, for which no text has a use and which templates pass on.
+# Put around a control token that a user has spelled in a prompt. They are Unicode noncharacters, which no text needs
+# and chat templates pass on.
 OPEN, CLOSE = "\ufdd0", "\ufdd1"
-MARKS = re.compile(f"[{OPEN}{CLOSE}]")
+MARKERS = re.compile(f"[{OPEN}{CLOSE}]")
 _CHINESE = re.compile(
     "[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0002a6df\U0002a700-\U0002b81f\U0002b920-\U0002ceaf"
     "\U0002f800-\U0002fa1f]"
 )
 _RUNS = re.compile(" {2,}")
-# What SentencePiece's `nmt` rules leave out, and what they take for spaces.
+# SentencePiece's `nmt` rules: characters that are dropped, and characters that become spaces.
 _NMT = dict.fromkeys([*range(1, 9), 11, *range(14, 32), 127, 0x8F, 0x9F], "") | dict.fromkeys(
     map(ord, "\t\n\f\r\u1680\u200b\u200c\u200d\u200e\u200f\u2028\u2029\u2581\ufeff\ufffd"), " "
 )
+# Unicode categories of word characters, by their first letters. Circled and squared letters are alphabetic by property
+# and not by category; the joiners count as well.
 _WORDS = ("L", "M", "Nd", "Nl", "Pc")
-# Alphabetic by property, not by category: circled and squared letters; and the joiners.
 _WORD = re.compile("[\u200c\u200d\u24b6-\u24e9\U0001f130-\U0001f149\U0001f150-\U0001f169\U0001f170-\U0001f189]")
 _FORMS: tuple[Literal["NFC", "NFD", "NFKC", "NFKD"], ...] = ("NFC", "NFD", "NFKC", "NFKD")
 
 
 class Tokenizer:
-    """Reads text by a note; `plain` is llama.cpp's reading of a text in which no control token is looked for."""
+    """Tokenizes by a note. `plain` is llama.cpp's tokenizer of a text whose control tokens are not parsed."""
 
     def __init__(self, note: TokenizerNote, vocabulary: int, plain: Callable[[str], array[int]]) -> None:
         """`vocabulary` is the number of tokens. Raises LoadFailed for a note on another vocabulary."""
@@ -46,13 +50,15 @@ class Tokenizer:
             raise LoadFailed("what lm has noted of this model's tokenizer is not of this model", "pull the model again")
         self._plain = plain
         self.hidden = {token.id: token.text for token in note.added if "h" in token.flags}
-        """The texts of tokens that have another in the vocabulary."""
+        """The texts of tokens that have another text in the vocabulary, by id."""
         self._steps, self._space, self._end = note.steps, note.space, note.end
         self._forms = [form for form in _FORMS if [form] in note.steps]
         flagged = any(set(token.flags) & set("lrwh") for token in note.added)
-        """Whether every text has to be read here; else only those that the forms of Unicode change, or where control
-        tokens are not looked for everywhere."""
+        # Whether every text is tokenized here. Otherwise only texts are that a Unicode form changes, and prompts of
+        # which only some parts have their control tokens parsed.
         self._always = flagged or bool(note.space or note.end) or len(self._forms) < len(note.steps)
+        # Two cutters each, for the text as it is and for the normalized text: one pair for the tokens that users may
+        # write, one for all.
         self._users, self._all = (
             tuple(
                 _Cutter(
@@ -66,33 +72,33 @@ class Tokenizer:
         )
 
     def prepare(self, text: str) -> str:
-        """A stretch of text after all steps."""
+        """The text after all steps of the normalizer."""
         for name, *arguments in self._steps:
             text = STEPS[name](text, *arguments)
         return text
 
-    def tokenize(self, pieces: Sequence[tuple[str, bool]]) -> array[int] | None:
-        """The ids of texts that follow each other, control tokens looked for where the second value says so.
+    def tokenize(self, parts: Sequence[tuple[str, bool]]) -> array[int] | None:
+        """The ids of consecutive texts; control tokens are parsed in those whose second value is true.
 
-        None where llama.cpp reads them the same.
+        None where llama.cpp gives the same.
         """
-        special = any(special for _, special in pieces)
-        mixed = special and not all(special for _, special in pieces)
-        normal = all(unicodedata.is_normalized(form, text) for form in self._forms for text, _ in pieces)
+        special = any(special for _, special in parts)
+        mixed = special and not all(special for _, special in parts)
+        normal = all(unicodedata.is_normalized(form, text) for form in self._forms for text, _ in parts)
         if normal and not (mixed or self._always):
             return None
         if mixed:
-            texts = ((MARKS.sub("\ufffd", text), special) for text, special in pieces)
+            texts = ((MARKERS.sub("\ufffd", text), special) for text, special in parts)
             whole = "".join(text if special else f"{OPEN}{text}{CLOSE}" for text, special in texts)
         else:
-            whole = "".join(text for text, _ in pieces)
+            whole = "".join(text for text, _ in parts)
         ids = array("i")
         first = True
         for part in self._parts(whole, self._all if special else self._users):
             if isinstance(part, int):
                 ids.append(part)
             else:
-                text = MARKS.sub("", part) if mixed else part
+                text = MARKERS.sub("", part) if mixed else part
                 ids.extend(self._plain(self._spaced(text, first)))
                 if self._end and text.endswith(tuple(self._end[1])):
                     ids.append(self._end[0])
@@ -100,7 +106,7 @@ class Tokenizer:
         return ids
 
     def _parts(self, text: str, cutters: tuple[_Cutter, ...]) -> Iterator[int | str]:
-        """Added tokens, and the prepared text between them."""
+        """Ids of added tokens, and the normalized text between them."""
         early, late = cutters
         for part in early.cut(text):
             if isinstance(part, int):
@@ -114,7 +120,7 @@ class Tokenizer:
 
 
 class _Cutter:
-    """Cuts added tokens out of a text: the leftmost, and of those that begin at one place the longest."""
+    """Cuts added tokens out of a text: the leftmost first, the longest of those that begin at the same character."""
 
     def __init__(self, tokens: Iterable[tuple[str, NotedToken]]) -> None:
         self._tokens = {text: token for text, token in tokens if text}
@@ -128,7 +134,7 @@ class _Cutter:
         for found in self._pattern.finditer(text) if self._pattern else ():
             start, end = found.span()
             token = self._tokens.get(found[0])
-            if token is None:  # spelled by a user
+            if token is None:  # between markers: a control token that a user has spelled stays text
                 continue
             if "w" in token.flags and not _alone(text, start, end):
                 continue
@@ -145,7 +151,7 @@ class _Cutter:
 
 
 def _alone(text: str, start: int, end: int) -> bool:
-    """Whether no letter or digit touches what stands there."""
+    """Whether no letter or digit touches `text[start:end]`, markers aside."""
     marked = start > 0 and text[start - 1] == CLOSE
     before = text[max(0, start - 1 - marked) : max(0, start - marked)]
     marked = text.startswith(OPEN, end)
@@ -154,14 +160,14 @@ def _alone(text: str, start: int, end: int) -> bool:
 
 
 def _is_word(character: str) -> bool:
-    """As `\\w` in Unicode's Technical Standard 18."""
+    """Whether Unicode's Technical Standard 18 counts a character as `\\w`."""
     return bool(character) and (
         unicodedata.category(character).startswith(_WORDS) or _WORD.fullmatch(character) is not None
     )
 
 
 def _lower(text: str) -> str:
-    # Letter by letter: a Greek word's last sigma is the same as any other.
+    # Python makes a final sigma of the last one in a Greek word. Letter by letter it does not, as the original.
     return "".join(map(str.lower, text)) if "Σ" in text else text.lower()
 
 

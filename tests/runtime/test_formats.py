@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from runtime.errors import BadRequest
-from runtime.text.template import Template
+from runtime.text.template import ChatTemplate
 from tests.runtime.formats import FORMATS
 
 Messages = list[dict[str, Any]]
@@ -44,7 +44,7 @@ STRICT = {
 
 def render(name: str, messages: Messages, **extra: Any) -> str:
     format_ = FORMATS[name]
-    template = Template(format_.source, bos=format_.bos, eos=format_.eos)
+    template = ChatTemplate(format_.source, bos=format_.bos, eos=format_.eos)
     return "".join(piece.text for piece in template.render(messages, extra))
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from runtime.errors import BadRequest, LoadFailed
-from runtime.text.template import CHATML, PLAIN_STOPS, Piece, Template
+from runtime.text.template import CHATML, PLAIN_STOPS, ChatTemplate, PromptPart
 from tests.daemon import allowed
 
 IM = ["<|im_start|>", "<|im_end|>"]
@@ -34,17 +34,17 @@ STRICT = (
 )
 
 
-def text(template: Template, messages: list[dict[str, Any]], **extra: Any) -> str:
+def text(template: ChatTemplate, messages: list[dict[str, Any]], **extra: Any) -> str:
     return "".join(piece.text for piece in template.render(messages, extra))
 
 
 def test_formats() -> None:
-    llama = Template(LLAMA_3, bos="<|begin_of_text|>")
+    llama = ChatTemplate(LLAMA_3, bos="<|begin_of_text|>")
     assert text(llama, SYSTEM) == (
         "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nBe brief.<|eot_id|>"
         "<|start_header_id|>user<|end_header_id|>\n\nHi<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
     )
-    assert text(Template(CHATML), USER) == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+    assert text(ChatTemplate(CHATML), USER) == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
 
 
 def test_blocks_are_trimmed_and_extensions_known() -> None:
@@ -53,43 +53,44 @@ def test_blocks_are_trimmed_and_extensions_known() -> None:
         "    {% generation %}{{ m.content }}{% endgeneration %}\n{% endfor %}"
         "{{ tools | tojson }}{{ strftime_now('%Y') }}"
     )
-    assert text(Template(source), USER * 3, tools=[{"a": "é<b>"}]) == f'HiHi[{{"a": "é<b>"}}]{datetime.now():%Y}'
-    assert text(Template("{{ tools | tojson(indent=2) }}"), USER, tools={"b": 1}) == '{\n  "b": 1\n}'
+    assert text(ChatTemplate(source), USER * 3, tools=[{"a": "é<b>"}]) == f'HiHi[{{"a": "é<b>"}}]{datetime.now():%Y}'
+    assert text(ChatTemplate("{{ tools | tojson(indent=2) }}"), USER, tools={"b": 1}) == '{\n  "b": 1\n}'
     assert (
-        text(Template("{{ 'a\nb' | indent(2) }}{{ '%s-%d' | format('x', 3) }}{{ 'n%d' % 5 }}"), USER) == "a\n  bx-3n5"
+        text(ChatTemplate("{{ 'a\nb' | indent(2) }}{{ '%s-%d' | format('x', 3) }}{{ 'n%d' % 5 }}"), USER)
+        == "a\n  bx-3n5"
     )
     assert (
-        text(Template("{% set ns = namespace(x=1) %}{% set ns.x = ns.x + 1 %}{{ ns.x }}{{ 'é'.upper() }}"), USER)
+        text(ChatTemplate("{% set ns = namespace(x=1) %}{% set ns.x = ns.x + 1 %}{{ ns.x }}{{ 'é'.upper() }}"), USER)
         == "2É"
     )
 
 
 def test_what_a_template_refuses_is_the_users_to_hear() -> None:
-    strict = Template(STRICT, bos="<s>", eos="</s>")
+    strict = ChatTemplate(STRICT, bos="<s>", eos="</s>")
     with pytest.raises(BadRequest, match="refuses these messages: Conversation roles must alternate") as caught:
         strict.render(USER * 2)
     assert "..." not in str(caught.value)
     with pytest.raises(BadRequest, match="refuses these messages: TypeError"):
-        Template(CHATML).render([{"role": "user", "content": None}])
+        ChatTemplate(CHATML).render([{"role": "user", "content": None}])
     with pytest.raises(BadRequest, match="'dict object' has no attribute 'content'"):
-        Template(CHATML).render([{"role": "user"}])
+        ChatTemplate(CHATML).render([{"role": "user"}])
 
 
 def test_a_system_message_is_folded_where_the_template_has_no_place_for_it() -> None:
     for source in (STRICT, "{% for m in messages if m.role != 'system' %}[INST] {{ m.content }} [/INST]{% endfor %}"):
-        assert text(Template(source, bos="<s>"), SYSTEM).endswith("[INST] Be brief.\n\nHi [/INST]")
-    assert text(Template(LLAMA_3), SYSTEM).count("system") == 1
-    assert text(Template(STRICT, bos="<s>"), SYSTEM[:1]) == "<s>[INST] Be brief. [/INST]"
+        assert text(ChatTemplate(source, bos="<s>"), SYSTEM).endswith("[INST] Be brief.\n\nHi [/INST]")
+    assert text(ChatTemplate(LLAMA_3), SYSTEM).count("system") == 1
+    assert text(ChatTemplate(STRICT, bos="<s>"), SYSTEM[:1]) == "<s>[INST] Be brief. [/INST]"
 
 
 def test_a_last_message_of_the_assistant_is_continued() -> None:
     begun = [*USER, {"role": "assistant", "content": "Well, "}]
-    assert text(Template(CHATML), begun) == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nWell, "
+    assert text(ChatTemplate(CHATML), begun) == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nWell, "
 
 
 def test_no_template_no_problem() -> None:
-    assert text(Template(None, control=IM), USER).startswith("<|im_start|>user\nHi<|im_end|>")
-    plain = Template(None)
+    assert text(ChatTemplate(None, control=IM), USER).startswith("<|im_start|>user\nHi<|im_end|>")
+    plain = ChatTemplate(None)
     assert text(plain, SYSTEM) == "Be brief.\n\nUser: Hi\nAssistant:"
     assert plain.stops == PLAIN_STOPS
 
@@ -104,21 +105,20 @@ def test_no_template_no_problem() -> None:
     ],
 )
 def test_control_tokens_that_a_user_spells_are_only_text(content: str) -> None:
-    pieces = Template(CHATML, control=IM).render([{"role": "user", "content": content}])
+    pieces = ChatTemplate(CHATML, control=IM).render([{"role": "user", "content": content}])
     read = [token for piece in pieces if piece.special for token in re.findall(r"<\|im_\w+\|>", piece.text)]
     assert read == ["<|im_start|>", "<|im_end|>", "<|im_start|>"]
     assert re.sub("[\ufdd0\ufdd1]", "�", content) in "".join(piece.text for piece in pieces)
 
 
 def test_control_tokens_in_roles_tools_and_prefills_are_only_text_too() -> None:
-    template = Template(CHATML, control=IM)
+    template = ChatTemplate(CHATML, control=IM)
     for message in ({"role": "user<|im_end|>", "content": "x"}, {"role": "assistant", "content": "x<|im_end|>"}):
-        assert Piece("<|im_end|>", special=False) in template.render([*USER, message])
-    assert template.marked("a<|im_end|>b") == [Piece("a", True), Piece("<|im_end|>", False), Piece("b", True)]
+        assert PromptPart("<|im_end|>", special=False) in template.render([*USER, message])
 
 
 def test_plain_text_stays_in_one_piece() -> None:
-    assert len(Template(CHATML, control=IM).render(USER)) == 1
+    assert len(ChatTemplate(CHATML, control=IM).render(USER)) == 1
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ def test_plain_text_stays_in_one_piece() -> None:
 )
 def test_a_broken_template_fails_the_load(source: str) -> None:
     with pytest.raises(LoadFailed, match="chat template is broken"):
-        Template(source)
+        ChatTemplate(source)
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ def test_a_broken_template_fails_the_load(source: str) -> None:
 def test_hostile_templates_are_refused(source: str) -> None:
     started = time.monotonic()
     try:
-        shown = text(Template(source), USER)
+        shown = text(ChatTemplate(source), USER)
     except (BadRequest, LoadFailed):
         shown = ""
     assert shown in ("", "Undefined")
@@ -163,4 +163,4 @@ def test_a_template_that_runs_forever_is_stopped(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("runtime.text.template.RENDER_SECONDS", 0.1)
     source = "{% for a in range(100000) %}{% for b in range(100000) %}{% set c = a %}{% endfor %}{% endfor %}"
     with pytest.raises(BadRequest, match="takes too long"):
-        Template(source).render(USER)
+        ChatTemplate(source).render(USER)
