@@ -3,15 +3,13 @@
 `runtime/engine/schedule.py` decides what is in a step. Here the step is computed, a token is drawn for every answer in
 it, and all frames go out in one write.
 
-Threads: `run` owns the context. `take` is called by the thread that reads the socket, and does what needs no context
-there: rendering templates, tokenizing, refusing. A cancel that comes while its prompt is being computed aborts that
-step.
+Threads: `run` owns the context. `take` is called by the thread that reads the socket, and does there what needs no
+context (`runtime/engine/intake.py`). A cancel that comes while its prompt is being computed aborts that step.
 """
 
 from __future__ import annotations
 
 import gc
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,13 +21,14 @@ from runtime.cache.pool import CellPool
 from runtime.cache.spill import Spill
 from runtime.engine.embedding import Embedder
 from runtime.engine.huge_pages import HugePages
+from runtime.engine.intake import Intake
 from runtime.engine.pace import PATIENCE, Pace
 from runtime.engine.prefill import SidePrefill
-from runtime.engine.prompt import Prompter
 from runtime.engine.schedule import Schedule, Step
-from runtime.engine.session import Session, check_request, open_sessions
-from runtime.errors import BadRequest, EngineError, QueueFull, Timeout
-from runtime.llama.context import ABORTED, NO_ROOM, OK, POOLING_RANK, Context, ContextParams, sequences
+from runtime.engine.session import Session
+from runtime.errors import EngineError, QueueFull, Timeout
+from runtime.llama.context import ABORTED, NO_ROOM, OK, Context, ContextParams, sequences
+from runtime.llama.library import usable_threads
 from runtime.llama.model import Model
 from runtime.llama.sampling import Sampler
 
@@ -60,7 +59,7 @@ class LlamaEngine:
         self._pace = Pace(self._context.batch_size, load.gap)
         self._side = SidePrefill(model, self._context, self._pool, params) if SidePrefill.possible(model) else None
         self._schedule = Schedule(self._pool, self._pace, load.cache_config.sequences, self._side)
-        self._prompter = Prompter(model, self._context.tokens)
+        self._intake = Intake(model, self._context)
         self._frames: list[Any] = []
         self._embedder = Embedder(model, self._context, self._pool, self._frames.append)
         self._huge_pages = HugePages()
@@ -120,15 +119,13 @@ class LlamaEngine:
         try:
             match frame:
                 case m.Submit():
-                    self._inbox.put(self._prepared(frame))
+                    self._queue(frame)
                 case m.Embed():
                     self._inbox.put(self._embedder.prepare(frame))
                 case m.Rank():
                     self._inbox.put(self._embedder.prepare_ranking(frame))
                 case m.Tokenize():
-                    prompter = self._prompter
-                    ids = prompter.text(frame.text or "") if frame.turns is None else prompter.chat(frame.turns)
-                    self._send(m.Tokens(frame.id, ids.tolist()))
+                    self._send(self._intake.tokens(frame))
                 case m.Cancel():
                     self._inbox.put(frame)
                     if frame.id in self._computing or frame.id == self._embedder.computing:
@@ -159,19 +156,12 @@ class LlamaEngine:
 
     # ---- requests come in
 
-    def _prepared(self, request: m.Submit) -> list[Session]:
+    def _queue(self, request: m.Submit) -> None:
         if self._queued + len(self._schedule.waiting) >= self._load.queue:
             raise QueueFull(f"{self._load.queue} requests wait for this model already", "try again later")
-        if self._context.pooling == POOLING_RANK:
-            raise BadRequest("this model ranks texts and cannot write", "ask it to rank (`/v1/rerank`)")
-        if self._model.encoder:
-            raise BadRequest("this model makes embeddings and cannot write", "ask for embeddings")
-        check_request(request, self._vocabulary.size)
-        prompt = self._prompter.prompt(request)
-        stops = self._prompter.template.stops if request.turns is not None else ()
-        sessions = open_sessions(request, prompt, stops)
+        sessions = self._intake.sessions(request)
         self._queued += 1
-        return sessions
+        self._inbox.put(sessions)
 
     def _drain(self) -> None:
         """Empty the inbox; wait for a frame when there is nothing else to do."""
@@ -358,11 +348,6 @@ class LlamaEngine:
         if self._frames:
             self._send(*self._frames)
             self._frames.clear()
-
-
-def usable_threads() -> int:
-    """Processors that this process may run on; llama.cpp hangs with more threads than that."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class _Progress:

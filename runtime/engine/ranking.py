@@ -1,6 +1,6 @@
-"""A question and a text as what a ranking model reads: by the model's own template, or with special tokens between.
+"""The inputs of a ranking model: a query and a document in its own template, or with special tokens between them.
 
-As llama-server's `format_prompt_rerank` has it, but that control tokens are not read in what the user wrote.
+As `format_prompt_rerank` of llama-server, except that control tokens which a user spells are not parsed.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ _SLOTS = re.compile(r"(\{query\}|\{document\})")
 
 
 class Ranker:
-    """Makes the inputs of one model; `limit` tokens fit. Safe to call from any thread."""
+    """Makes the inputs of one model. Safe to call from any thread."""
 
     def __init__(self, model: Model, pooling: int, limit: int) -> None:
+        """An input has at most `limit` tokens; `pooling` is the context's."""
         self._model = model
         self._vocabulary = model.vocabulary
         self._ranks = pooling == POOLING_RANK
@@ -28,31 +29,31 @@ class Ranker:
         template = model.rerank_template if self._ranks else None
         self._parts = _SLOTS.split(template) if template else []
         controls = sorted(model.vocabulary.control_texts(), key=len, reverse=True) if self._parts else []
-        self._kinds = self._read_kinds() if self._ranks and model.encoder else None
+        self._token_types = self._read_token_types() if self._ranks and model.encoder else None
         self._control = re.compile("(" + "|".join(map(re.escape, filter(None, controls))) + ")") if controls else None
 
     def inputs(self, query: str, documents: list[str]) -> list[array[int]]:
-        """One input for each text, a text that is too long cut; BadRequest where the model does not rank.
+        """The token ids of the query with each document; a document that is too long is cut.
 
-        Raises PromptTooLong where the question alone fills the context.
+        Raises BadRequest where the model does not rank, PromptTooLong where the query alone fills the context.
         """
         if not self._ranks:
             raise BadRequest("this model does not rank texts", "ask one whose capabilities include `rerank`")
         return [self._input(query, document) for document in documents]
 
     def vectors(self, inputs: list[array[int]], query: str) -> Any:
-        """float32[tokens, width] in the place of the tokens of `inputs`, where these alone would not do; else None."""
-        if self._kinds is None:
+        """float32 `(tokens, width)`: embeddings of the tokens of `inputs`; None where token ids are enough."""
+        if self._token_types is None:
             return None
         import numpy as np  # a worker that only writes starts faster without
 
         second = len(self._paired(query, "")[0])
-        return np.concatenate([self._kinds.vectors(ids, second) for ids in inputs])
+        return np.concatenate([self._token_types.vectors(ids, second) for ids in inputs])
 
-    def _read_kinds(self) -> Any:
-        from runtime.llama.token_types import Kinds  # as above
+    def _read_token_types(self) -> Any:
+        from runtime.llama.token_types import TokenTypes  # as above
 
-        return Kinds.of(self._model)
+        return TokenTypes.of(self._model)
 
     def _input(self, query: str, document: str) -> array[int]:
         before, text, after = self._asked(query, document) if self._parts else self._paired(query, document)
@@ -70,7 +71,11 @@ class Ranker:
         return first + one + last + between, two, last
 
     def _asked(self, query: str, document: str) -> tuple[array[int], array[int], array[int]]:
-        """The template around both. What is read together is tokenized together, so only an overlong text is apart."""
+        """The template around query and document, as three parts of which the middle one may be cut.
+
+        A tokenizer may join letters across their borders. So the whole is tokenized at once, and the document alone
+        only when it has to be cut.
+        """
         whole = self._read([*self._filled(query, document)])
         if len(whole) <= self._limit:
             return whole[:-1], whole[-1:], array("i")
@@ -80,7 +85,7 @@ class Ranker:
         return before, self._vocabulary.tokenize(document, special=False, add=False), after
 
     def _filled(self, query: str, document: str, parts: list[str] | None = None) -> list[tuple[str, bool]]:
-        """Stretches of the prompt, and whether control tokens are read in them."""
+        """The filled template in parts, and whether control tokens are parsed in each."""
         given = {"{query}": query, "{document}": document}
         pieces = [("", True)]
         for part in self._parts if parts is None else parts:

@@ -9,8 +9,7 @@ from typing import Literal
 from runtime import messages as m
 from runtime.cache.pool import Sequence
 from runtime.engine.prompt import Prompt
-from runtime.errors import BadRequest
-from runtime.llama.sampling import Sampler, check
+from runtime.llama.sampling import Sampler
 from runtime.text.stops import Assembler, Stops
 
 # In the queue; reading the prompt, many tokens a step; writing the answer, one token a step.
@@ -105,16 +104,3 @@ class Session:
             index=self.index,
             stop=self.text.stop,
         )
-
-
-def open_sessions(request: m.Submit, prompt: Prompt, more_stops: tuple[str, ...]) -> list[Session]:
-    """One session for each answer that `request` asks for; `more_stops` are those of the chat template."""
-    stops = Stops([*request.limits.stop, *more_stops])
-    return [Session(request, index, prompt, stops) for index in range(request.count)]
-
-
-def check_request(request: m.Submit, vocabulary: int) -> None:
-    """Raises BadRequest for a bias of a token beyond `vocabulary` (their number), and unless there is one prompt."""
-    check(request.sampling, vocabulary)
-    if (request.turns is None) == (request.prompt is None):
-        raise BadRequest("a request has either turns or a prompt")

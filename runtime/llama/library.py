@@ -15,6 +15,7 @@ import ctypes
 import importlib
 import importlib.metadata
 import importlib.util
+import os
 import re
 import sys
 from functools import cache
@@ -25,18 +26,20 @@ from runtime.processor import instruction_sets
 
 PACKAGE_VERSION = "0.3.36"
 LLAMA_VERSION = b"0.5.0-dev"
+# Environment variables that the libraries read when they are loaded.
 SETTINGS = {
     # An abort would start a debugger, if one is installed, and wait for it.
     b"GGML_NO_BACKTRACE": b"1",
-    # OpenMP's threads spin where they wait for one another. Where other programs want the processors too, that starves
-    # the thread they wait for; threads that sleep wake late. Tokens/s of 2 threads on 2 processors, one model and two
-    # at once: spinning without end 33 and 15, 2000 times 31 and 25, 700 times 31 and 29, never 23 and 39.
+    # OpenMP's threads spin while they wait for one another, N times, and sleep then. Spinning starves the thread they
+    # wait for when other programs want the processors too; threads that sleep wake late. Tokens/s with 2 threads on 2
+    # processors, one model and two at once: no bound 33 and 15, 2000 times 31 and 25, 700 times 31 and 29, never 23
+    # and 39.
     b"GOMP_SPINCOUNT": b"1300",
-    # Where there are more threads than processors OpenMP spins 100 times only, which costs a third. We have more for a
-    # second context (`runtime/engine/prefill.py`), but only one of both computes; "active" makes that 1000 times.
+    # OpenMP spins only 100 times when there are more threads than processors, which costs a third. There are, because
+    # of the second context (`runtime/engine/prefill.py`), but only one of both computes. "active" makes it 1000 times.
     b"OMP_WAIT_POLICY": b"active",
 }
-# Defaults that would read differently if a field had been added, moved or resized.
+# Defaults of two structs. They would read differently if a field had been added, moved or resized.
 CONTEXT_DEFAULTS = {
     "n_ctx": 512,
     "n_batch": 2048,
@@ -68,7 +71,7 @@ _MIB = 1 << 20
 def library() -> Any:
     """The low-level bindings, with llama.cpp initialised; raises LoadFailed when library and bindings do not match."""
     for name, value in SETTINGS.items():
-        ctypes.CDLL(None).setenv(name, value, 0)  # read by the libraries when they are loaded; the user's own stay
+        ctypes.CDLL(None).setenv(name, value, 0)  # the user's own values stay
     low = _low_level()
     found = importlib.metadata.version("llama-cpp-python")
     if found != PACKAGE_VERSION or low.llama_version() != LLAMA_VERSION:
@@ -94,7 +97,7 @@ def _low_level() -> Any:
     try:
         return importlib.import_module("llama_cpp.llama_cpp")
     finally:
-        del sys.modules["llama_cpp"]  # who imports the package later gets the whole of it
+        del sys.modules["llama_cpp"]  # a later import of the package runs its start after all
 
 
 def _compare(params: ctypes.Structure, expected: dict[str, Any]) -> None:
@@ -111,8 +114,8 @@ def amx_is_broken() -> bool:
     Their tile configuration is built on the stack, and compilers drop most of it. There is no switch for AMX alone, so
     on these processors weights are not repacked at all: slower with prompts, but alive.
 
-    What repacking changes where it works (median milliseconds of a step, 1.1 B at Q4_K_M, AVX-512, repacked and not): 1
-    row 28 and 34, 4 rows 79 and 101, 8 rows 152 both, 16 rows 183 and 157, 512 rows 4,400 and 2,890.
+    Median milliseconds of a step with AVX-512, 1.1 B parameters at Q4_K_M, repacked and not: 1 row 28 and 34, 4 rows 79
+    and 101, 8 rows 152 both, 16 rows 183 and 157, 512 rows 4,400 and 2,890.
     """
     if not hasattr(library()._lib, "_Z28ggml_backend_amx_buffer_typev"):
         return False
@@ -122,7 +125,10 @@ def amx_is_broken() -> bool:
 
 @cache
 def quick() -> ctypes.PyDLL:
-    """The same library, for calls so short that letting go of the interpreter lock would cost more than they do."""
+    """The same library, for calls so short that releasing the interpreter lock would cost more than they do.
+
+    `ctypes.PyDLL` keeps the lock; the bindings' `CDLL` releases it.
+    """
     lib = library()._lib
     dll = ctypes.PyDLL(lib._name, handle=lib._handle)
     for name, arguments, result in (
@@ -141,8 +147,13 @@ def quick() -> ctypes.PyDLL:
     return dll
 
 
+def usable_threads() -> int:
+    """Processors that this process may run on; llama.cpp hangs with more threads than that."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 class Log:
-    """What llama.cpp says: bytes per kind of buffer, the first error, and warnings on to stderr."""
+    """llama.cpp's log: sizes of buffers by kind, the first error; warnings and errors are passed on to stderr."""
 
     def __init__(self) -> None:
         self.buffers: dict[str, float] = {}
@@ -153,7 +164,7 @@ class Log:
         self.callback = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)(self._take)
 
     def take_buffers(self) -> dict[str, int]:
-        """Bytes of the buffers named since the last call: `model`, `KV`, `RS`, `compute`, `output`."""
+        """Bytes of the buffers logged since the last call, by kind: `model`, `KV`, `RS`, `compute`, `output`."""
         taken = {kind: int(size * _MIB) for kind, size in self.buffers.items()}
         self.buffers.clear()
         return taken
@@ -168,7 +179,7 @@ class Log:
                 self.cache_bytes += round(size * _MIB)
         if level != LOG_CONTINUED:
             self._passing = level in (LOG_WARN, LOG_ERROR)
-        if level == LOG_ERROR and not self.error:  # the first says what is wrong, later ones what it led to
+        if level == LOG_ERROR and not self.error:  # the first is the cause, later ones are consequences
             self.error = _FUNCTION.sub("", line.strip().rstrip("."))
         if self._passing:
             sys.stderr.write(line)

@@ -1,9 +1,10 @@
-"""A request's sampler: a chain of llama.cpp's own, so that a token is drawn in one call with no data crossing over.
+"""An answer's sampler: a chain of llama.cpp's samplers, so that one call draws a token and no logits come to Python.
 
 The order is llama-server's: logit bias, penalties, DRY, then top-n-sigma, top-k, typical, top-p, min-p, XTC,
-temperature, and the draw. Steps that would change nothing are left out, and greedy ones need no draw. The same seed
-gives the same text as long as the logits are the same to the bit: on CPUs llama.cpp may round differently when a batch
-holds other requests too, so company can change a text where two tokens are all but equally likely.
+temperature, and the draw. Samplers that would change nothing are left out; a greedy one needs no draw.
+
+The same seed gives the same text as long as the logits are the same to the bit. On CPUs llama.cpp may round differently
+when a batch has rows of other requests, which can change a text where two tokens are almost equally likely.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from runtime.options import Sampling
 _DRY_BREAKERS = (b"\n", b":", b'"', b"*")
 # llama.cpp takes this seed to mean a random one.
 _RANDOM = 0xFFFFFFFF
+# Stands for minus infinity: below any logit, and a finite number.
 _BELOW_ANY_LOGIT = -1e9
 
 
@@ -36,7 +38,7 @@ class Sampler:
     """Draws tokens for one answer; `free` it when the answer ends."""
 
     def __init__(self, vocabulary: Vocabulary, sampling: Sampling, index: int, context: int) -> None:
-        """`index` tells apart the answers to one prompt; `context` stands for a `last_n` of -1."""
+        """`index` is the answer's number among those to one prompt; `context` is used for a `last_n` of -1."""
         low = library()
         self._vocabulary = vocabulary
         self._low = low
@@ -106,19 +108,19 @@ class Sampler:
         self._add(low.llama_sampler_init_dist(seed))
 
     def read(self, prompt: array[int]) -> None:
-        """Let penalties see the end of the prompt, as far as they look back."""
+        """Show the penalties the last tokens of the prompt, as many as they look back at."""
         if self._history:
             accept = quick().llama_sampler_accept
             for token in prompt[-self._history :]:
                 accept(self.chain, token)
 
     def sample(self, context: Any, row: int) -> int:
-        """Draw (and remember) the next token from the logits of `row`."""
+        """Draw the next token from the logits of `row`; the penalties take note of it."""
         token: int = self._sample(self.chain, context, row)
         return token
 
     def free(self) -> None:
-        """Give the chain back."""
+        """Free the chain."""
         if self.chain:
             self._low.llama_sampler_free(self.chain)
             self.chain = None

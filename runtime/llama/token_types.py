@@ -1,7 +1,7 @@
-"""Two texts that are told apart by a vector added to every token, as BERT does: llama.cpp knows the first kind only.
+"""BERT's token types: a vector for each of the two texts of a pair, added to the embeddings of all its tokens.
 
-It adds the first kind's vector to all. So a pair of texts is handed over as the vectors of its tokens, those of the
-second text with the difference of both kinds added; the file's table of tokens is read where it lies.
+llama.cpp adds the first type's vector to every token. So a pair is handed to it as embeddings instead of token ids,
+with the difference of both types added to those of the second text. The embedding table is read from the model's file.
 """
 
 from __future__ import annotations
@@ -30,29 +30,29 @@ class _Traits(ctypes.Structure):
     )
 
 
-class Kinds:
-    """The vectors of a model's tokens."""
+class TokenTypes:
+    """The embeddings of a model's tokens, for pairs of texts."""
 
-    def __init__(self, model: Model, header: Header, tokens: TensorInfo, kinds: TensorInfo) -> None:
+    def __init__(self, model: Model, header: Header, tokens: TensorInfo, types: TensorInfo) -> None:
         self._width = tokens.shape[0]
         self._table = self._map(model, header, tokens)
         self._decode = self._decoder(tokens)
-        first, second = self._map(model, header, kinds)[:2]
-        decode = self._decoder(kinds)
+        first, second = self._map(model, header, types)[:2]
+        decode = self._decoder(types)
         self._difference = self._floats(second, decode) - self._floats(first, decode)
 
     @classmethod
-    def of(cls, model: Model) -> Kinds | None:
-        """Those of a model whose texts are of two kinds, None for any other."""
+    def of(cls, model: Model) -> TokenTypes | None:
+        """For a model with two token types or more, None for any other."""
         header = read_file(model.path)
         tensors = {tensor.name: tensor for tensor in header.tensors}
-        kinds = tensors.get("token_types.weight")
-        if header.metadata["general.architecture"] != "bert" or kinds is None or kinds.shape[1] < 2:
+        types = tensors.get("token_types.weight")
+        if header.metadata["general.architecture"] != "bert" or types is None or types.shape[1] < 2:
             return None
-        return cls(model, header, tensors["token_embd.weight"], kinds)
+        return cls(model, header, tensors["token_embd.weight"], types)
 
     def vectors(self, ids: array[int], second: int) -> np.ndarray:
-        """float32[len(ids), width]: what stands for the tokens of a pair whose second text begins at `second`."""
+        """float32 `(len(ids), width)`: embeddings of a pair's tokens; its second text begins at index `second`."""
         found = np.stack([self._floats(self._table[token], self._decode) for token in ids])
         found[second:] += self._difference
         return found

@@ -11,7 +11,8 @@ from runtime import messages as m
 from runtime.engine.pace import PATIENCE, Pace
 from runtime.engine.prompt import Prompt
 from runtime.engine.schedule import Schedule
-from runtime.engine.session import open_sessions
+from runtime.engine.session import Session
+from runtime.text.stops import Stops
 from tests.runtime.test_cell_pool import Cells, plain_pool
 
 BATCH, GAP = 512, 6.0
@@ -102,7 +103,7 @@ def test_only_answers_whose_text_is_flowing_hold_prompts_back() -> None:
 
     for first in (0, 100):
         prompt = Prompt(array("i", range(first, first + 100)))
-        schedule.waiting.extend(open_sessions(m.Submit(0, prompt=""), prompt, ()))
+        schedule.waiting.append(Session(m.Submit(0, prompt=""), 0, prompt, Stops([])))
         schedule.admit()
     running = schedule.running[0]
     schedule.computed(schedule.plan().stretches[0])

@@ -15,10 +15,11 @@ from runtime.cache.pool import CellPool
 from runtime.cache.spill import Spill
 from runtime.engine.prefill import FEW_TOKENS, MOST_ROWS, SidePrefill
 from runtime.engine.prompt import Prompt
-from runtime.engine.session import Session, open_sessions
+from runtime.engine.session import Session
 from runtime.llama.context import Context, ContextParams
 from runtime.llama.library import LOG, library
 from runtime.llama.model import Model
+from runtime.text.stops import Stops
 from tests.runtime.test_engine import WARM, precise, submit, with_worker
 from tests.runtime.working import Worker
 
@@ -40,7 +41,7 @@ class Bench:
 
     def session(self, tokens: array[int]) -> Session:
         """One whose prompt is `tokens`, admitted with what the first cache holds of it."""
-        (session,) = open_sessions(m.Submit(0, prompt=""), Prompt(tokens), ())
+        session = Session(m.Submit(0, prompt=""), 0, Prompt(tokens), Stops([]))
         session.seq = self.pool.start(*self.pool.match(tokens[:-1]))
         return session
 

@@ -1,0 +1,46 @@
+"""Turns requests into work for the loop: checks them, renders templates, tokenizes. Called by the socket's thread.
+
+What is refused here has cost the running answers nothing. Only what needs the context is left to the loop.
+"""
+
+from __future__ import annotations
+
+from runtime import messages as m
+from runtime.engine.prompt import Prompter
+from runtime.engine.session import Session
+from runtime.errors import BadRequest
+from runtime.llama.context import POOLING_RANK, Context
+from runtime.llama.model import Model
+from runtime.llama.sampling import check
+from runtime.text.stops import Stops
+
+
+class Intake:
+    """Makes sessions for one model. Safe to call from any thread."""
+
+    def __init__(self, model: Model, context: Context) -> None:
+        """Raises LoadFailed when the model's chat template is broken."""
+        self._vocabulary = model.vocabulary
+        self._encoder = model.encoder
+        self._ranks = context.pooling == POOLING_RANK
+        self._prompter = Prompter(model, context.tokens)
+
+    def sessions(self, request: m.Submit) -> list[Session]:
+        """The sessions of a request, one for each answer; raises BadRequest, PromptTooLong."""
+        if self._ranks:
+            raise BadRequest("this model ranks texts and cannot write", "ask it to rank (`/v1/rerank`)")
+        if self._encoder:
+            raise BadRequest("this model makes embeddings and cannot write", "ask for embeddings")
+        check(request.sampling, self._vocabulary.size)
+        if (request.turns is None) == (request.prompt is None):
+            raise BadRequest("a request has either turns or a prompt")
+        prompt = self._prompter.prompt(request)
+        more_stops = self._prompter.template.stops if request.turns is not None else ()
+        stops = Stops([*request.limits.stop, *more_stops])
+        return [Session(request, index, prompt, stops) for index in range(request.count)]
+
+    def tokens(self, request: m.Tokenize) -> m.Tokens:
+        """The token ids of a text or a conversation; raises BadRequest."""
+        prompter = self._prompter
+        ids = prompter.text(request.text or "") if request.turns is None else prompter.chat(request.turns)
+        return m.Tokens(request.id, ids.tolist())
