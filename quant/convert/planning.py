@@ -13,7 +13,7 @@ from quant.convert.families.table import FAMILIES
 from quant.convert.gguf.source import plan_gguf
 from quant.convert.gguf.variants import is_gguf
 from quant.convert.placing import plan_tensors, split_ahead
-from quant.convert.pooling import DENSE, MEAN, RANK, pooled, read_dense, read_pooling
+from quant.convert.pooling import DENSE, MEAN, RANK, capabilities_of, read_dense, read_pooling
 from quant.convert.tokenizer import specials
 from quant.convert.tokenizer.reading import read_vocabulary
 from quant.errors import MalformedFile, UnsupportedModel
@@ -59,7 +59,7 @@ def plan_model(files: Files, pre: str | None = None) -> ModelPlan:
         metadata=metadata,
         stops=stops,
         defaults=chat.read_defaults(generation),
-        capabilities=pooled(pooling) or chat.capabilities(templates, vocabulary.ids),
+        capabilities=capabilities_of(pooling) or chat.capabilities(templates, vocabulary.ids),
     )
 
 

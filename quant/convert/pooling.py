@@ -1,4 +1,4 @@
-"""How the vectors of a text's tokens become one: what sentence-transformers writes beside a model.
+"""How the vectors of a text's tokens become one, by the files that sentence-transformers writes beside a model.
 
 After the pooling there may be two matrices (`Dense`, as EmbeddingGemma has them), whose files lie in folders of their
 own; llama.cpp has places for such ones.
@@ -17,7 +17,7 @@ from quant.plan import Files
 from quant.safetensors import Entry, read_header
 
 MODULES = "modules.json"
-# llama.cpp's numbers: what sentence-transformers does with a model that says nothing, and a score in place of a vector.
+# llama.cpp's numbers: the mean, which is sentence-transformers' default, and a score in place of a vector.
 MEAN, RANK = 1, 4
 # sentence-transformers' names, old and new, and llama.cpp's numbers (`llama_pooling_type`).
 _MODES = {
@@ -35,8 +35,8 @@ DENSE = (
 )
 
 
-def pooled(pooling: int | None) -> tuple[str, ...]:
-    """What a model can do whose vectors become one in this way, by llama.cpp's number; nothing is said without one."""
+def capabilities_of(pooling: int | None) -> tuple[str, ...]:
+    """The abilities of a model with this pooling (llama.cpp's number); none for a model without."""
     return () if pooling is None else ("rerank",) if pooling == RANK else ("embedding",)
 
 
@@ -61,7 +61,7 @@ def read_dense(files: Files) -> tuple[Entry, ...]:
 
 
 def read_pooling(files: Files, dense: bool = False) -> int | None:
-    """llama.cpp's number of the pooling that the model was trained with; None where nothing speaks of embeddings.
+    """llama.cpp's number of the pooling that the model was trained with; None where no file mentions embeddings.
 
     Raises UnsupportedModel for models with further layers after the pooling (but `dense` ones, if it has places for
     them), or with another pooling.

@@ -1,8 +1,8 @@
 """Weights that their authors publish small, with scales apart: which tensors belong together, and whether we know them.
 
-MXFP4 has `…_blocks` [experts, rows, groups, 16] and `…_scales` [experts, rows, groups], bytes all; FP8 has a matrix of
-E4M3 and beside it `…_scale_inv`, a number for every square of 128 by 128, or a single one. What is known of activations
-(`…activation_scale`) is not needed. What the numbers mean is for `scaled.py`.
+MXFP4 has `…_blocks` [experts, rows, groups, 16] and `…_scales` [experts, rows, groups], all of them bytes. FP8 has a
+matrix of E4M3 and beside it `…_scale_inv`: one number for every square of 128 by 128, or a single one. Scales of
+activations (`…activation_scale`) are not needed. `quant/stream/scaled.py` knows what the numbers mean.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ def check_method(config: ModelConfig) -> str:
 
 
 def pair(entries: Iterable[Entry]) -> list[Entry]:
-    """The tensors, those stored small as one each, by the name and the shape of the matrix that they stand for.
+    """The tensors, each small one joined with its scales and with the name and the shape of its matrix.
 
-    Their scales stay in the list, so that it tells all files. Raises MalformedFile where scales do not fit.
+    The scales stay in the list, too, so that it names all files. Raises MalformedFile where scales do not fit.
     """
     found = {entry.name: entry for entry in entries}
     small = [entry.name for entry in found.values() if entry.dtype == "F8_E4M3"]

@@ -1,6 +1,7 @@
 """Changes that weights need on their way from Hugging Face's layout to GGUF's.
 
-Each is a frozen value object, so that its `repr` tells all that it does; `rows` are those that must stay together.
+Each is a frozen value object, so that its `repr` tells all that it does. `rows` is how many rows must stay together, 0
+where all rows of a part must.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ class PairRotaryHalves:
 
 @dataclass(frozen=True, slots=True)
 class Transpose:
-    """Matrices that are stored as (inputs, outputs), as GPT-2's are; `rows` and `columns` are those of the result."""
+    """Matrices that are stored as (inputs, outputs), as GPT-2's are; the result has these `rows` and `columns`."""
 
     rows: int
     columns: int
@@ -83,9 +84,9 @@ class TakeTransposed:
 
 @dataclass(frozen=True, slots=True)
 class TakeRows:
-    """Of a matrix that has `together` rows for every head, `count` from `first` on, each head's turned if so said.
+    """Rows `first` to `first + count` of every head, in a matrix that has `together` rows of `columns` for each head.
 
-    `columns` is the length of its rows; `rows` is 0: a part is the whole matrix.
+    `turned` transposes the rows of each head. `rows` is 0: a part is the whole matrix.
     """
 
     columns: int
@@ -145,7 +146,7 @@ class NegativeExponential:
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """Weights times a number, which the model multiplies what goes in or comes out by."""
+    """Weights times a number, by which the model multiplies its inputs or outputs."""
 
     factor: float
     rows: int = 1

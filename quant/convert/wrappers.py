@@ -1,4 +1,4 @@
-"""Models that also see or hear: which language model is in them, by what names, and what is left behind.
+"""Models that also see or hear: the language model in them, the names of its tensors, and the parts left behind.
 
 Sources: `configuration_*.py`, `modeling_*.py` and `conversion_mapping.py` of transformers, for the names that files
 have had before its version 5 and since.
@@ -16,7 +16,7 @@ from quant.convert.config import ModelConfig
 from quant.errors import UnsupportedModel
 from quant.safetensors import Entry
 
-# Those whose language model works alone, and what it is where `text_config` does not say it.
+# Models whose language model works alone, and its `model_type` where `text_config` has none.
 _USUAL = {
     "AyaVision": "cohere2",
     "Cohere2Vision": "cohere2",
@@ -65,7 +65,7 @@ _TEXTS = {
     "qwen2_vl_text": "Qwen2ForCausalLM",
     "qwen3_vl_text": "Qwen3ForCausalLM",
 }
-# What `text_config` leaves out where it is transformers' default (LLaVA 1.5 and Pixtral do).
+# Defaults of transformers, which `text_config` may leave out (LLaVA 1.5 and Pixtral do).
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "llama": {
         "hidden_size": 4096,
@@ -91,7 +91,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
 _REFUSED = {
     "MllamaForConditionalGeneration": "some of its layers attend to nothing but images, and llama.cpp has none such",
 }
-# In front of the language model's own names, and in front of all else, which stays behind.
+# Prefixes of the language model's names, and of all other parts, which stay behind.
 _PREFIX = r"(model\.)?((language_model|text_model)\.)?"
 _BESIDE = {
     "vision_tower": "vision",
@@ -127,24 +127,24 @@ def unwrap(config: ModelConfig) -> tuple[ModelConfig, str, bool]:
     if kind not in _TEXTS:
         raise UnsupportedModel(f"its language model (`{ascii(kind)[1:-1][:40]}`) cannot be converted yet")
     ties = [part.get("tie_word_embeddings") for part in (config, text)]
-    said = {"tie_word_embeddings": any(tie is True for tie in ties)} if any(type(tie) is bool for tie in ties) else {}
+    tied = {"tie_word_embeddings": any(tie is True for tie in ties)} if any(type(tie) is bool for tie in ties) else {}
     defaults = {key: value for key, value in _DEFAULTS.get(kind, {}).items() if text.values or key not in config.values}
-    values = {**config.values, **defaults, **text.values, **said}
+    values = {**config.values, **defaults, **text.values, **tied}
     return ModelConfig(config.name, values), _TEXTS[kind], True
 
 
 def take_out(family: Family[S], entries: Iterable[Entry]) -> tuple[Family[S], list[Entry], dict[str, int]]:
     """The family with the names that its tensors have within a larger model, its entries, and the bytes of the rest."""
     beside = re.compile(rf"(?:model\.)?({'|'.join(_BESIDE)})(?:\.|$)")
-    kept: list[Entry] = []
-    left: dict[str, int] = {}
+    language: list[Entry] = []
+    left_out: dict[str, int] = {}
     for entry in entries:
         found = beside.match(entry.name)
         if found:
             kind = _BESIDE[found[1]]
-            left[kind] = left.get(kind, 0) + entry.size
+            left_out[kind] = left_out.get(kind, 0) + entry.size
         else:
-            kept.append(entry)
+            language.append(entry)
     # A file without an output shares the embedding, where the settings say nothing of it.
-    tied = not any(entry.name.endswith("lm_head.weight") for entry in kept)
-    return replace(family, prefix=_PREFIX + family.prefix, tied=tied), kept, left
+    tied = not any(entry.name.endswith("lm_head.weight") for entry in language)
+    return replace(family, prefix=_PREFIX + family.prefix, tied=tied), language, left_out

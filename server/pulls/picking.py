@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 from quant.convert.gguf.level import Recogniser
 from quant.convert.gguf.source import join, read_part
-from quant.convert.gguf.variants import Only, Variant, check_complete, gather, is_gguf, tell
+from quant.convert.gguf.variants import Only, Variant, check_complete, gather, is_gguf, recognise_all
 from quant.errors import QuantError, UnknownLevel, UnsupportedModel
 from quant.gguf.check import check_model
 from quant.gguf.header import Header
@@ -112,7 +112,7 @@ class Published:
         one, header = _read_one(files, complete)
         self.plan = ModelPlan.of(header)
         self._recogniser = Recogniser(self.plan)
-        told = tell(files, complete, one, header, self.plan)
+        told = recognise_all(files, complete, one, header, self.plan)
         doubled = {tag for tag, count in Counter(each.tag for each in told).items() if count > 1}
         others = [each for each in told if each.stem != one.stem and (not each.types or each.tag in doubled)]
         if others:

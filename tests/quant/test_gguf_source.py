@@ -12,7 +12,7 @@ import pytest
 from benchmarks import synthetic
 from quant.convert.gguf.level import Recogniser, label_in
 from quant.convert.gguf.source import plan_gguf
-from quant.convert.gguf.variants import gather, tell
+from quant.convert.gguf.variants import gather, recognise_all
 from quant.convert.planning import plan_model, sketch_model
 from quant.errors import MalformedFile, UnsupportedModel
 from quant.gguf.header import read_file
@@ -109,6 +109,18 @@ def test_a_part_without_tensors_is_verified_too(tmp_path: Path, whole: Path, lev
     assert weights(tmp_path / "one.gguf") == weights(path)
 
 
+def test_names_in_upper_case_are_names_as_any_other(tmp_path: Path, whole: Path) -> None:
+    parts = [part.read_bytes() for part in split(whole, tmp_path / "m.gguf", 20)]
+    names = [f"M-F16-{number:05}-of-00003.GGUF" for number in (1, 2, 3)]
+    contents = dict(zip(names, parts, strict=True))
+    assert plan_model(Folder(contents=contents)).shards == tuple(names)
+    (variant,) = gather(Folder(contents={"Mmproj-M.GGUF": b"", "M.Q8_0.GGUF.md": b"", **contents}))
+    assert (variant.label, variant.stem) == ("F16", "m")
+    del contents[names[1]]
+    with pytest.raises(MalformedFile, match=f"`{names[1]}` is missing"):
+        plan_model(Folder(contents=contents))
+
+
 def test_wrong_parts_are_named(tmp_path: Path, whole: Path) -> None:
     parts = [part.read_bytes() for part in split(whole, tmp_path / "m.gguf", 20)]
     names = [f"m-{number:05}-of-00003.gguf" for number in (1, 2, 3)]
@@ -168,7 +180,7 @@ def test_the_other_files_are_told_by_the_list_of_their_tensors(tmp_path: Path, w
     (tmp_path / "a-BF16.gguf").write_bytes(whole.read_bytes())
     source, header = Folder(tmp_path), read_file(whole)
     variants = gather(source)
-    told = {each.files[0]: each for each in tell(source, variants, variants[0], header, ModelPlan.of(header))}
+    told = {each.files[0]: each for each in recognise_all(source, variants, variants[0], header, ModelPlan.of(header))}
     assert [(name, each.tag, each.important, bool(each.types)) for name, each in told.items()] == [
         ("a-BF16.gguf", "BF16", False, True),
         ("a-Q8_0.gguf", "Q4_K_M", True, True),

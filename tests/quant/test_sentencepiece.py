@@ -42,8 +42,8 @@ def field(number: int, value: int | float | bytes) -> bytes:
 
 def model(pieces: list[tuple[str, float, int]], kind: int, extra: bytes = b"") -> bytes:
     """A file as sentencepiece writes it, fields that nobody needs included."""
-    listed = b"".join(field(1, field(1, t.encode()) + field(2, s) + field(3, k)) for t, s, k in pieces)
-    return listed + field(2, field(3, kind) + field(4, 8000)) + field(3, field(1, b"identity") + extra)
+    pieces_field = b"".join(field(1, field(1, t.encode()) + field(2, s) + field(3, k)) for t, s, k in pieces)
+    return pieces_field + field(2, field(3, kind) + field(4, 8000)) + field(3, field(1, b"identity") + extra)
 
 
 def bpe_file() -> tuple[dict[str, Any], VocabularyPlan, bytes]:

@@ -19,7 +19,7 @@ from quant.convert.families import decoder, encoder, qwen
 from quant.convert.families.decoder import DecoderSizes
 from quant.convert.families.encoder import EncoderSizes
 from quant.convert.tokenizer.added import is_id
-from quant.convert.tokenizer.pretokenizer import listed
+from quant.convert.tokenizer.pretokenizer import list_in
 from quant.convert.tokenizer.vocabulary import FILE, steps
 from quant.convert.transforms import widen
 from quant.errors import MalformedFile, UnsupportedModel
@@ -182,7 +182,7 @@ def describe_pair(files: Files, end: int) -> dict[str, Any]:
         if kind in ("RobertaProcessing", "BertProcessing"):
             return entries(kind == "RobertaProcessing")
         if kind == "TemplateProcessing":
-            names = [next(iter(part)) for part in listed(step, "pair") if isinstance(part, dict) and part]
+            names = [next(iter(part)) for part in list_in(step, "pair") if isinstance(part, dict) and part]
             shape = "".join({"Sequence": "T", "SpecialToken": "s"}.get(name, "?") for name in names)
             if shape in ("sTsTs", "sTssTs"):
                 return entries(shape == "sTssTs")

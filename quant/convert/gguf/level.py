@@ -1,7 +1,7 @@
-"""Which level a GGUF file has: told by the types of its tensors; what its name says is believed as far as they agree.
+"""Which level a GGUF file has: the types of its tensors decide, and its name counts as far as it agrees with them.
 
-Publishers give names of their own to mixes of their own (`UD-Q4_K_XL`, `Q6_K_L`); such a name stays the file's tag, and
-its level is the one of ours that comes nearest.
+Publishers make mixes with names of their own (`UD-Q4_K_XL`, `Q6_K_L`). Such a name stays the file's tag, and the file
+counts as the nearest of our levels.
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ _LABEL = re.compile(
 )
 _SPELLED = {"FP16": "F16", "FP32": "F32", "MXFP4": "MXFP4_MOE"}
 _OWN = re.compile(r"(UD-)?(.*?)(_X*L)?")
-# How far the size of a file may be from that of the level in its name. A mix of somebody's own may be further away.
+# The size of a file, divided by the size that the level in its name has, lies between these. A publisher's own mix may
+# be further away.
 _NEAR, _NEAR_OWN = (0.8, 1.25), (0.6, 1.7)
 
 
 def label_in(name: str) -> str:
-    """The level that a file's name speaks of, in upper case; "" where it speaks of none."""
-    found = _LABEL.findall(name.removesuffix(".gguf"))
+    """The level in the name of a file, in upper case; "" where it names none."""
+    found = _LABEL.findall(name)
     label = found[-1].upper() if found else ""
     return _SPELLED.get(label, label)
 
@@ -41,26 +42,26 @@ class Recogniser:
         self._assigned: dict[str, dict[str, QuantType]] = {}
 
     def types(self, level: str) -> dict[str, QuantType]:
-        """What each tensor would be at a named level."""
+        """The type of each tensor at a named level."""
         if level not in self._assigned:
             self._assigned[level] = assign(self._plan, level)
         return self._assigned[level]
 
     def recognise(self, types: Types, label: str, file_type: object = None) -> tuple[str, str]:
-        """Level and tag of a file with these types, whose name says `label` and whose header `file_type`."""
-        said = next((level.name for level in LEVELS.values() if level.file_type == file_type), "")
+        """Level and tag of a file with these types; its name has the `label`, its header the number `file_type`."""
+        stated = next((level.name for level in LEVELS.values() if level.file_type == file_type), "")
         if label in LEVELS and self._agrees(types, label):
             return label, label
-        level = said if said and not label and self._agrees(types, said) else self._nearest(types)
+        level = stated if stated and not label and self._agrees(types, stated) else self._nearest(types)
         return level, label if label and label not in LEVELS and self._agrees(types, label) else level
 
     def guess(self, size: int, label: str) -> str:
-        """The level of a file of which no more is known than its size and its name."""
+        """The level of a file by its size in bytes and its name alone."""
         names = _meant(label) or list(LEVELS)
         return min(names, key=lambda level: abs(self._bytes(self.types(level)) - size))
 
     def _nearest(self, types: Types) -> str:
-        """The level that gives most of the weights the type that they have."""
+        """The level at which most weights have the types that they have here."""
         size = self._bytes(types)
 
         def nearness(level: str) -> tuple[int, int]:
@@ -71,7 +72,7 @@ class Recogniser:
         return max(LEVELS, key=nearness)
 
     def _agrees(self, types: Types, label: str) -> bool:
-        """Whether the file can be of the level in its name: its main type is one of that level's, its size is near."""
+        """Whether the level in the file's name can be right: it has the file's main type, and the size is near."""
         least, most = _NEAR if label in LEVELS else _NEAR_OWN
         counts: dict[QuantType, int] = {}
         for tensor in self._matrices:
@@ -89,7 +90,7 @@ class Recogniser:
 
 
 def _meant(label: str) -> list[str]:
-    """The levels of ours that a name of somebody's own may stand for."""
+    """Our levels that a publisher's own name may stand for."""
     if label in LEVELS:
         return [label]
     own = _OWN.fullmatch(label)

@@ -16,14 +16,14 @@ from quant.convert.base import UNQUANTIZED
 from quant.convert.chat import capabilities
 from quant.convert.gguf.level import Recogniser
 from quant.convert.gguf.variants import Variant, check_complete, gather
-from quant.convert.pooling import pooled
+from quant.convert.pooling import capabilities_of
 from quant.errors import MalformedFile, UnsupportedModel
 from quant.gguf.check import check_model
 from quant.gguf.header import Header, read_header
 from quant.notes import STOPS
 from quant.plan import Files, ModelPlan, TensorPlan
 
-# What is written anew, or said of a part only.
+# Entries that are written anew, or that describe a part only.
 _DROPPED = re.compile(r"split\..*|general\.(file_type|quantization_version|alignment)")
 _OF_PARTS = re.compile(r"split\..*|general\.alignment")
 _TEMPLATE, _ENDS = "tokenizer.chat_template", ("eos_token_id", "eot_token_id", "eom_token_id")
@@ -32,10 +32,10 @@ _WIDE = re.compile(r"blk\.\d+\.(attn_norm|ffn_norm|attn_output_norm|layer_output
 
 
 def plan_gguf(files: Files, finished: bool = False) -> ModelPlan:
-    """Plan a model from its GGUF files; only their headers are read. `finished`: one that is quantized will do.
+    """Plan a model from its GGUF files; only their headers are read. `finished`: quantized weights will do.
 
-    Raises MalformedFile for a header that breaks the format, for parts that are missing or contradict each other, with
-    the name of the file; UnsupportedModel for weights that are quantized, and where there are several models.
+    Raises MalformedFile, which names the file, for a header that breaks the format and for parts that are missing or
+    contradict each other. Raises UnsupportedModel for quantized weights, and where there are several models.
     """
     variant = _only(files)
     headers = [read_part(files, name) for name in variant.files]
@@ -60,7 +60,7 @@ def plan_gguf(files: Files, finished: bool = False) -> ModelPlan:
         capabilities=_capabilities(metadata),
         kinds={} if whole else {key: model.kinds[key] for key in metadata},
     )
-    return plan if whole else replace(plan, level=variant.told(Recogniser(plan), model).tag)
+    return plan if whole else replace(plan, level=variant.with_header(Recogniser(plan), model).tag)
 
 
 def _only(files: Files) -> Variant:
@@ -83,10 +83,11 @@ def join(headers: Sequence[Header]) -> Header:
     tensors = [tensor for header in headers for tensor in header.tensors]
     seen: dict[str, str] = {}
     for number, header in enumerate(headers):
-        said = _number(header, "split.no", 0), _number(header, "split.count", 1) or 1
-        if said != (number, count):
-            what = f"part {said[0] + 1} of {said[1]}, and it is named {number + 1} of {count}"
-            raise MalformedFile(f"`{header.name}` says that it is {what}", "fetch the parts again, all of one model")
+        no, parts = _number(header, "split.no", 0), _number(header, "split.count", 1) or 1
+        if (no, parts) != (number, count):
+            contradiction = f"part {no + 1} of {parts}, and it is named {number + 1} of {count}"
+            hint = "fetch the parts again, all of one model"
+            raise MalformedFile(f"`{header.name}` says that it is {contradiction}", hint)
         _check_kinship(header, first, seen)
     total = first.metadata.get("split.tensors.count", len(tensors))
     if total != len(tensors):
@@ -129,7 +130,7 @@ def _value(header: Header, key: str) -> Any:
 
 def _capabilities(metadata: Mapping[str, Any]) -> tuple[str, ...]:
     pooling = metadata.get(f"{metadata['general.architecture']}.pooling_type")
-    if found := pooled(pooling):
+    if found := capabilities_of(pooling):
         return found
     prefix = f"{_TEMPLATE}."
     templates = {key.removeprefix(prefix): str(text) for key, text in metadata.items() if key.startswith(prefix)}

@@ -1,9 +1,9 @@
 """The GGUF files that somebody publishes of a model: which belong together, which are no models, what level each has.
 
 A repository holds up to thirty such files, each with the whole tokenizer (up to 10 MB) before the list of its tensors.
-One header is read whole. All files of a model have the same tensors, so in the others their list is looked for near the
-place where that one has it, and believed when name, shape and offset of every tensor are right and their sizes add up
-to the length of the file.
+One header is read whole. All files of a model have the same tensors, so their list is looked for in the other files
+near the place where the first has it. The list counts when name, shape and offset of every tensor are right, and when
+the sizes of all tensors add up to the length of the file.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
 from quant.convert.gguf.level import Recogniser, label_in
+from quant.convert.gguf.naming import GgufName
 from quant.errors import MalformedFile
 from quant.gguf.header import Header, align
 from quant.gguf.values import encode_string
@@ -24,8 +25,6 @@ from quant.types import QuantType, Tensor
 # How much sooner or later than in the header that was read a list of tensors may begin.
 SLACK = 8 << 10
 _AT_ONCE = 8
-_PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf", re.IGNORECASE)
-_NO_MODEL = re.compile(r"(?:.*[._/-])?(?:mmproj|imatrix|ggml-vocab)(?:[._-].*)?\.gguf", re.IGNORECASE)
 _IMPORTANCE = b"quantize.imatrix"
 _TYPE_AND_OFFSET = struct.Struct("<IQ")
 _NUMBERS = {type.id: type for type in QuantType}
@@ -35,10 +34,11 @@ _NUMBERS = {type.id: type for type in QuantType}
 class Variant:
     """One of the files, or the parts of a split one.
 
-    `files` are in order, `size` is that of all, `label` what the names say of the level, `missing` the parts that are
-    not there. `level` is the named level (of ours) that it has or comes nearest to, `tag` the name to ask for it by;
-    both are empty until they are known. `types` are those of its tensors where its header was read; `important` says
-    that it was made with importance data.
+    - `files`: in order. `size`: of all files, in bytes. `missing`: the parts that are not there.
+    - `label`: the level that the files' names speak of.
+    - `level`: our named level that it has or is nearest to. `tag`: the name to ask for it by. Both are empty until the
+      types of its tensors are known.
+    - `types`: the type of each tensor, where its header was read. `important`: it was made with importance data.
     """
 
     files: tuple[str, ...]
@@ -58,13 +58,13 @@ class Variant:
     @property
     def stem(self) -> str:
         """Its name without level and part: files of one model share it."""
-        split = _PART.fullmatch(self.files[0])
-        name = (split[1] if split else self.files[0].removesuffix(".gguf")).rpartition("/")[2].lower()
+        found = GgufName.of(self.files[0])
+        name = (found.stem if found else self.files[0]).rpartition("/")[2].lower()
         name = name.replace("fp16", "f16").replace("fp32", "f32")
         return re.sub(r"[-._]+", "-", name.replace(self.label.lower(), "")).strip("-") if self.label else name
 
-    def told(self, recogniser: Recogniser, header: Header) -> Variant:
-        """The same with what its header says."""
+    def with_header(self, recogniser: Recogniser, header: Header) -> Variant:
+        """The same variant with level and types as its header has them."""
         types = {tensor.name: tensor.type for tensor in header.tensors}
         level, tag = recogniser.recognise(types, self.label, header.metadata.get("general.file_type"))
         important = any(key.startswith(_IMPORTANCE.decode()) for key in header.metadata)
@@ -72,7 +72,7 @@ class Variant:
 
 
 class Only:
-    """A source of which nothing but some files is seen."""
+    """Some files of a source, as a source."""
 
     def __init__(self, files: Files, names: Sequence[str]) -> None:
         self._names = list(names)
@@ -84,47 +84,50 @@ class Only:
 
 
 def is_gguf(files: Files) -> bool:
-    """Whether the model's weights are there as GGUF, and in no other form that can be read."""
+    """Whether the model's weights are there as GGUF and not as safetensors, which are preferred."""
     names = files.names()
+    # An index names files that end just so, in lower case (`quant/safetensors.py`).
     others = (name for name in names if name.endswith(".safetensors") and "/" not in name)
-    return any(_is_model(name) for name in names) and not any(others)
+    return any(map(GgufName.of, names)) and not any(others)
 
 
 def gather(files: Files) -> list[Variant]:
-    """All that is published, the largest first, told by names and sizes alone."""
+    """All models that are published, the largest first, by names and sizes alone."""
     groups: dict[tuple[str, int], dict[int, str]] = {}
-    for name in filter(_is_model, files.names()):
-        split = _PART.fullmatch(name)
-        key = (split[1], int(split[3])) if split else (name, 0)
-        groups.setdefault(key, {})[int(split[2]) if split else 1] = name
+    names = {path: name for path in files.names() if (name := GgufName.of(path))}
+    for path, name in names.items():
+        group = (name.stem, name.parts) if name.parts else (path, 0)
+        groups.setdefault(group, {})[name.number] = path
     found = []
-    for (prefix, count), parts in groups.items():
+    for (_, count), parts in groups.items():
         wanted = range(1, max(1, count) + 1)
-        names = tuple(parts[number] for number in wanted if number in parts)
-        missing = tuple(f"{prefix}-{number:05}-of-{count:05}.gguf" for number in wanted if number not in parts)
-        if names:
-            found.append(Variant(names, sum(map(files.size, names)), label_in(names[0]), missing))
+        there = tuple(parts[number] for number in wanted if number in parts)
+        if there:
+            missing = tuple(names[there[0]].part(number) for number in wanted if number not in parts)
+            found.append(Variant(there, sum(map(files.size, there)), label_in(there[0]), missing))
     return sorted(found, key=lambda variant: (-variant.size, variant.files))
 
 
 def check_complete(variant: Variant) -> None:
-    """Raises MalformedFile naming what is not there."""
+    """Raises MalformedFile, which names the first missing part."""
     if variant.missing:
         there = f"of {len(variant.files) + len(variant.missing)} parts only {len(variant.files)} are here"
         raise MalformedFile(f"`{variant.missing[0]}` is missing: {there}", "fetch the parts again, all of one model")
 
 
-def tell(files: Files, variants: Sequence[Variant], one: Variant, header: Header, plan: ModelPlan) -> list[Variant]:
-    """What the headers say of `variants`, read in parallel, where `header` and `plan` are those of `one`, read whole.
+def recognise_all(
+    files: Files, variants: Sequence[Variant], one: Variant, header: Header, plan: ModelPlan
+) -> list[Variant]:
+    """The variants with their levels. `header` and `plan` belong to `one`; the other files are read in parallel.
 
-    Of a variant in parts, and where the list of tensors is not found, the level is guessed by name and size.
+    The level of a split variant is guessed by name and size, and so is any level where no list of tensors is found.
     """
     recogniser = Recogniser(plan)
     finder = _Finder(header)
 
     def look(variant: Variant) -> Variant:
         if variant == one:
-            return variant.told(recogniser, header)
+            return variant.with_header(recogniser, header)
         found = finder.find(files, variant) if len(variant.files) == 1 else None
         if found is None:
             level = recogniser.guess(variant.size, variant.label)
@@ -138,7 +141,7 @@ def tell(files: Files, variants: Sequence[Variant], one: Variant, header: Header
 
 
 class _Finder:
-    """Finds in other files the list of tensors that `header` has, in whatever order they stand there."""
+    """Finds the list of tensors of `header` in other files, where it may be in another order."""
 
     def __init__(self, header: Header) -> None:
         self._alignment = header.alignment
@@ -151,7 +154,7 @@ class _Finder:
         self._start = header.data_offset - self._length
 
     def find(self, files: Files, variant: Variant) -> tuple[dict[str, QuantType], bool] | None:
-        """Each tensor's type, and whether importance data is spoken of; None where the list is not there."""
+        """Each tensor's type, and whether the file mentions importance data; None where there is no such list."""
         (name,) = variant.files
         start = max(0, self._start - SLACK)
         end = min(variant.size, self._start + self._length + SLACK)
@@ -172,9 +175,9 @@ class _Finder:
         types: dict[str, QuantType] = {}
         offset, follows = 0, min(places)
         for place, name in places.items():
-            number, said = _TYPE_AND_OFFSET.unpack_from(window, place + len(self._heads[name]))
+            number, stated = _TYPE_AND_OFFSET.unpack_from(window, place + len(self._heads[name]))
             type = _NUMBERS.get(number)
-            if place != follows or said != offset or type is None or self._shapes[name][0] % type.block:
+            if place != follows or stated != offset or type is None or self._shapes[name][0] % type.block:
                 return {}
             types[name] = type
             offset += align(Tensor(name, self._shapes[name], type).nbytes, self._alignment)
@@ -186,7 +189,3 @@ class _Finder:
         sizes = [Tensor(name, self._shapes[name], type).nbytes for name, type in types.items()]
         whole = align(end, self._alignment) + sum(align(each, self._alignment) for each in sizes)
         return whole - align(sizes[-1], self._alignment) + sizes[-1] <= size <= whole
-
-
-def _is_model(name: str) -> bool:
-    return name.lower().endswith(".gguf") and name.count("/") < 2 and not _NO_MODEL.fullmatch(name)

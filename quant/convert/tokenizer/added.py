@@ -64,7 +64,7 @@ def read_decoder(files: Files) -> dict[int, AddedToken]:
     return {token.id: token for id, entry in entries for token in [AddedToken.read(id, entry, decoder.name)]}
 
 
-def joined(
+def merge_added(
     added: Sequence[AddedToken], decoder: Mapping[int, AddedToken], vocab: Mapping[str, int], size: int
 ) -> list[AddedToken]:
     """The tokens `added` in `tokenizer.json`, changed and completed by the newer ones in `tokenizer_config.json`.
@@ -107,8 +107,8 @@ def note(
 ) -> dict[str, str]:
     """The entry with the note, empty when llama.cpp needs none.
 
-    Some added tokens get a text in `tokens` that no prompt has, so that llama.cpp does not find them: the `hidden`
-    ones, and tokens that anybody may write and that llama.cpp would find where the original does not.
+    Some added tokens get a text in `tokens` that no prompt has, so that llama.cpp does not find them. These are the
+    `hidden` ones, and tokens that anybody may write and that llama.cpp would find where the original does not.
     """
     added = list(added)
     if not (steps or space or end or any(t.lstrip or t.rstrip or t.single_word or t.id in hidden for t in added)):

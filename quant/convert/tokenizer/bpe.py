@@ -1,4 +1,4 @@
-"""Byte-pair vocabularies: byte-level ones as GPT-2's, and those that fall back on bytes as SentencePiece's.
+"""Byte-pair vocabularies: on bytes, as GPT-2's, or with bytes as a fallback, as SentencePiece's.
 
 llama.cpp merges the latter by the score of the result where tokenizer.json ranks pairs, so scores are worked out from
 the ranks, and only where both orders are the same. Where they are not, it merges by rank as for Gemma 4, which never
@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from quant.convert.tokenizer.added import AddedToken, joined, note, read_step
+from quant.convert.tokenizer.added import AddedToken, merge_added, note, read_step
 from quant.convert.tokenizer.pretokenizer import check_name, recognise
 from quant.convert.tokenizer.vocabulary import (
     VocabularyPlan,
@@ -38,7 +38,7 @@ def read(tokenizer: dict[str, Any], size: int, decoder: Mapping[int, AddedToken]
     if model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"):
         raise UnsupportedModel("a tokenizer that marks the parts of words cannot be converted")
     vocab, merges = read_vocab(model), _merges(model)
-    added = joined(read_added(tokenizer), decoder, vocab, size)
+    added = merge_added(read_added(tokenizer), decoder, vocab, size)
     tokens, types = place_tokens(vocab, added, size)
     first, last = framing(tokenizer)
     if model.get("byte_fallback"):

@@ -1,7 +1,7 @@
 """Recognises how a tokenizer cuts text into words before its merges apply.
 
 `tokenizer.json` says it by rules, llama.cpp by the name of a routine of its own. A name is given only where the rules
-are the same to the letter, cut a hard text at the same places, or make the same tokens of it; nothing is guessed, since
+are the same to the letter, cut a hard text at the same places, or make the same tokens of it. Nothing is guessed, since
 a wrong name costs quality and no error tells.
 """
 
@@ -137,7 +137,7 @@ def _encoding_alike(tokenizer: dict[str, Any]) -> str | None:
     """
     from tokenizers import Tokenizer
 
-    # Without what stands around the merges, and without what is cut out before them.
+    # Without the steps around the merges, and without added tokens.
     bare = {"version": "1.0", "model": tokenizer["model"], "pre_tokenizer": tokenizer["pre_tokenizer"]}
     try:
         coder = Tokenizer.from_str(json.dumps(bare))
@@ -197,7 +197,7 @@ def check_name(name: str) -> str:
     return name
 
 
-def listed(step: dict[str, Any], key: str) -> list[Any]:
+def list_in(step: dict[str, Any], key: str) -> list[Any]:
     """The parts of a step of `tokenizer.json`; MalformedFile when they are no list."""
     parts = step.get(key)
     if parts is not None and not isinstance(parts, list):
@@ -211,7 +211,7 @@ def _flatten(step: Any) -> list[str]:
         raise MalformedFile("`tokenizer.json` has a `pre_tokenizer` that is no object")
     kind = step.get("type")
     if kind == "Sequence":
-        return [rule for part in listed(step, "pretokenizers") for rule in _flatten(part)]
+        return [rule for part in list_in(step, "pretokenizers") for rule in _flatten(part)]
     if kind == "ByteLevel":
         if step.get("add_prefix_space"):
             return ["prefix space"]

@@ -20,7 +20,7 @@ from quant.plan import Files
 
 FILE = "tokenizer.model"
 _UNIGRAM, _BPE = 1, 2
-# SentencePiece's numbers of types are those that GGUF took over.
+# GGUF took over SentencePiece's numbers of types.
 _TYPES = (TOKEN_NORMAL, TOKEN_UNKNOWN, TOKEN_CONTROL, TOKEN_USER, TOKEN_UNUSED, TOKEN_BYTE)
 _ADDED_SCORE = -1000.0
 Field = int | bytes
@@ -29,8 +29,8 @@ Field = int | bytes
 def read(files: Files, size: int) -> VocabularyPlan:
     """The vocabulary in `tokenizer.model`, padded to `size` embeddings.
 
-    Raises MalformedFile for a file that is no such model or contradicts the embeddings, UnsupportedModel for a kind of
-    SentencePiece model that is neither BPE nor Unigram, and for one of the former with its own table of replacements.
+    Raises MalformedFile for a file that is no such model or contradicts the embeddings. Raises UnsupportedModel for a
+    SentencePiece model that is neither BPE nor Unigram, and for a BPE model with its own table of replacements.
     """
     message = dict_of(read_whole(files, FILE, MAX_JSON))
     pieces = [_piece(raw) for raw in message.get(1, ())]
@@ -150,7 +150,7 @@ def _placed(
 
 
 def _steps(normalizer: dict[int, list[Field]]) -> list[list[str]]:
-    """What is done to a text before byte pairs are merged, for which llama.cpp has no place."""
+    """The steps before byte pairs are merged, for which GGUF has no place."""
     name, table, extra = (normalizer.get(number, [default])[-1] for number, default in ((1, b""), (2, b""), (4, 1)))
     steps: list[list[str]] = []
     if table:

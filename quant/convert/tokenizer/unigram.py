@@ -1,4 +1,4 @@
-"""Unigram vocabularies as those of XLM-RoBERTa: the likeliest way to put a text together from pieces with scores."""
+"""Unigram vocabularies, as XLM-RoBERTa's: the likeliest way to put a text together from pieces with scores."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from quant.convert.tokenizer.added import AddedToken, joined, note, read_step
-from quant.convert.tokenizer.pretokenizer import listed
+from quant.convert.tokenizer.added import AddedToken, merge_added, note, read_step
+from quant.convert.tokenizer.pretokenizer import list_in
 from quant.convert.tokenizer.vocabulary import (
     VocabularyPlan,
     broken,
@@ -31,20 +31,20 @@ def read(tokenizer: dict[str, Any], size: int, decoder: Mapping[int, AddedToken]
     model = tokenizer["model"]
     if model.get("byte_fallback"):
         raise UnsupportedModel("a Unigram tokenizer that falls back on bytes cannot be converted")
-    pieces = listed(model, "vocab")
+    pieces = list_in(model, "vocab")
     if not pieces or not all(map(_is_piece, pieces)):
         raise broken("`vocab` is no list of pieces with their scores")
     vocab = {text: id for id, (text, _) in enumerate(pieces)}
     if len(vocab) != len(pieces):
         raise broken("two pieces of `vocab` are the same")
-    added = joined(read_added(tokenizer), decoder, vocab, size)
+    added = merge_added(read_added(tokenizer), decoder, vocab, size)
     tokens, types = place_tokens(vocab, added, size)
     unknown = model.get("unk_id")
     if type(unknown) is not int or not 0 <= unknown < len(pieces):
         raise broken("`unk_id` is no piece")
     types[unknown] = TOKEN_UNKNOWN
     first, last = framing(tokenizer)
-    way = _preparation(tokenizer)
+    preparation = _preparation(tokenizer)
     scores = [float(score) for _, score in pieces]
     entries = {
         "model": "t5",
@@ -53,11 +53,13 @@ def read(tokenizer: dict[str, Any], size: int, decoder: Mapping[int, AddedToken]
         "token_type": types,
         "scores": scores + [0.0] * (size - len(scores)),
         "unknown_token_id": unknown,
-        **way.entries(),
+        **preparation.entries(),
     }
     ids = {**vocab, **{token.text: token.id for token in added}}
-    end = (vocab.get("▁", unknown), way.ends()) if way.collapses and not way.cuts else None
-    return VocabularyPlan(ids, entries, first, last, note(added, tokens, types, way.steps, way.noted_space(), end))
+    end = (vocab.get("▁", unknown), preparation.ends()) if preparation.collapses and not preparation.cuts else None
+    return VocabularyPlan(
+        ids, entries, first, last, note(added, tokens, types, preparation.steps, preparation.noted_space(), end)
+    )
 
 
 def _is_piece(entry: Any) -> bool:
@@ -68,11 +70,13 @@ def _is_piece(entry: Any) -> bool:
 
 
 @dataclass
-class _Way:
-    """What happens to a text before it is cut: own steps, a table of replacements, and what becomes of spaces.
+class _Preparation:
+    """The changes to a text before it is cut into pieces.
 
-    `collapses`: runs of spaces become one; `strips`: those at the end go; `cuts`: none are left at either end of a
-    stretch between added tokens; `space`: which stretches get one in front.
+    - `steps`: for our runtime. `table`: of replacements, for llama.cpp.
+    - `collapses`: runs of spaces become one space. `strips`: spaces at the end go.
+    - `cuts`: no spaces are left at either end of a stretch between added tokens.
+    - `space`: which stretches get a space in front.
     """
 
     steps: list[list[str]] = field(default_factory=list)
@@ -83,7 +87,7 @@ class _Way:
     space: Space = ""
 
     def entries(self) -> dict[str, Any]:
-        """As llama.cpp is told of it."""
+        """The entries by which llama.cpp does its share."""
         entries: dict[str, Any] = {
             "add_space_prefix": self.space != "never",
             "remove_extra_whitespaces": self.collapses,
@@ -91,53 +95,62 @@ class _Way:
         return entries | ({"precompiled_charsmap": self.table} if self.table else {})
 
     def noted_space(self) -> Space:
-        """Where spaces are not collapsed, llama.cpp puts one in front of those that are there."""
+        """The stretches to which our runtime adds a space: llama.cpp does so only where it collapses spaces.
+
+        Elsewhere it would add one to spaces that are there.
+        """
         return "" if self.collapses else self.space
 
     def ends(self) -> str:
-        """The characters that are spaces, of which llama.cpp leaves nothing at the end of a text."""
+        """The characters that count as spaces, which llama.cpp drops at the end of a text."""
         return "".join(c for c in WHITE_SPACE if c == " " or _replaced(self.table, c.encode()) == b" ")
 
 
-def _normalizing(tokenizer: dict[str, Any]) -> _Way:
-    """What its normalizer does."""
-    way = _Way()
+def _normalizing(tokenizer: dict[str, Any]) -> _Preparation:
+    """The preparation by the normalizer."""
+    preparation = _Preparation()
     for step in steps(tokenizer.get("normalizer"), "normalizers"):
         known = read_step(step)
-        if step.get("type") == "Precompiled" and not (way.collapses or way.strips):
-            way.table = _table(step.get("precompiled_charsmap"))
+        if step.get("type") == "Precompiled" and not (preparation.collapses or preparation.strips):
+            preparation.table = _table(step.get("precompiled_charsmap"))
         elif step.get("pattern") == {"Regex": " {2,}"} and step.get("content") in (" ", "▁"):
-            way.collapses = True
+            preparation.collapses = True
         elif step.get("type") == "Strip" and step.get("strip_right"):
-            way.strips = True
-            way.steps.append(["Strip", "right"])
-        elif known is not None and not (way.table or way.collapses or way.strips):
-            way.steps.append(known)
+            preparation.strips = True
+            preparation.steps.append(["Strip", "right"])
+        elif known is not None and not (preparation.table or preparation.collapses or preparation.strips):
+            preparation.steps.append(known)
         else:
             raise unsupported(step)
-    return way
+    return preparation
 
 
-def _preparation(tokenizer: dict[str, Any]) -> _Way:
-    """What its normalizer and its pre-tokenizer do; UnsupportedModel where llama.cpp and our runtime cannot."""
-    way = _normalizing(tokenizer)
+def _preparation(tokenizer: dict[str, Any]) -> _Preparation:
+    """The preparation by normalizer and pre-tokenizer.
+
+    Raises UnsupportedModel for steps that neither llama.cpp nor our runtime does.
+    """
+    preparation = _normalizing(tokenizer)
     for step in steps(tokenizer.get("pre_tokenizer"), "pretokenizers"):
-        if step.get("type") == "WhitespaceSplit" and not way.space:
-            way.collapses = way.cuts = True
-            way.steps += [] if way.table else [["Replace", c, " "] for c in WHITE_SPACE if c != " "]
+        if step.get("type") == "WhitespaceSplit" and not preparation.space:
+            preparation.collapses = preparation.cuts = True
+            preparation.steps += [] if preparation.table else [["Replace", c, " "] for c in WHITE_SPACE if c != " "]
         elif step.get("type") == "Metaspace" and step.get("replacement") == "▁":
-            way.space = prefix_space(step)
+            preparation.space = prefix_space(step)
         else:
             raise unsupported(step)
-    if not way.space:
+    if not preparation.space:
         raise UnsupportedModel("its tokenizer keeps spaces, and llama.cpp needs them replaced by `▁`")
-    if way.collapses and way.space != "each":
+    if preparation.collapses and preparation.space != "each":
         raise UnsupportedModel("its tokenizer puts a space in front of only some texts, and llama.cpp of all")
-    return way
+    return preparation
 
 
 def _replaced(table: bytes, text: bytes) -> bytes | None:
-    """What a table has in the place of just this text: a double array, as `normalize_prefix` in llama.cpp walks it."""
+    """The replacement of just this text in a table, None where it has none.
+
+    The table is a double array, walked as `normalize_prefix` in llama.cpp does.
+    """
     size = int.from_bytes(table[:4], "little")
     nodes = struct.unpack_from(f"<{size // 4}I", table, 4) if table else (0,)
     node, at = nodes[0], _base(nodes[0])

@@ -1,4 +1,4 @@
-"""What vocabularies of every kind have in common: numbers, added tokens, and the steps around the model."""
+"""The parts that vocabularies of every kind share: numbers, added tokens, and the steps around the model."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from quant.convert.tokenizer.added import AddedToken, is_id, read_step
-from quant.convert.tokenizer.pretokenizer import listed
+from quant.convert.tokenizer.pretokenizer import list_in
 from quant.errors import MalformedFile, UnsupportedModel
 from quant.gguf.header import TOKEN_CONTROL, TOKEN_NORMAL, TOKEN_UNUSED, TOKEN_USER
 from quant.notes import Space
@@ -20,10 +20,10 @@ STEERING = re.compile(r"<\|.*\|>|<｜.*｜>|<unused\d+>|<pad>|<mask>", re.DOTALL
 
 @dataclass(frozen=True, slots=True)
 class VocabularyPlan:
-    """Ids by text, and the `tokenizer.ggml.*` entries: tokens by id, padded to the model's size, their types, ….
+    """Ids by text, and the entries `tokenizer.ggml.*`: tokens by id, padded to the model's size, their types, ….
 
-    `first` and `last` are the ids that the tokenizer itself puts before and after a text, None for none; `note` is the
-    entry for what these cannot say, if any.
+    `first` and `last` are the ids that the tokenizer itself puts before and after a text, None for none. `note` is the
+    entry `lm.tokenizer`, empty where the others say all.
     """
 
     ids: Mapping[str, int]
@@ -59,7 +59,7 @@ def read_added(tokenizer: dict[str, Any]) -> list[AddedToken]:
 
 
 def place_tokens(vocab: dict[str, int], added: Sequence[AddedToken], size: int) -> tuple[list[str], list[int]]:
-    """Texts and types by number. Numbers that nobody uses, up to the model's size, become tokens marked as unused."""
+    """Texts and types by number. Numbers below the model's size that nothing uses become tokens of the type unused."""
     texts = {id: text for text, id in vocab.items()}
     types = dict.fromkeys(texts, TOKEN_NORMAL)
     for id, content, special, *_ in added:
@@ -86,7 +86,7 @@ def steps(step: Any, inner: str) -> list[dict[str, Any]]:
     if not isinstance(step, dict):
         raise broken("a step is no object")
     if step.get("type") == "Sequence":
-        return [part for entry in listed(step, inner) for part in steps(entry, inner)]
+        return [part for entry in list_in(step, inner) for part in steps(entry, inner)]
     return [step]
 
 
@@ -122,7 +122,7 @@ def framing(tokenizer: dict[str, Any]) -> tuple[int | None, int | None]:
         if step.get("type") in ("BertProcessing", "RobertaProcessing"):
             return _number(step.get("cls")), _number(step.get("sep"))
         if step.get("type") == "TemplateProcessing":
-            parts = [next(iter(part.items())) for part in listed(step, "single") if isinstance(part, dict) and part]
+            parts = [next(iter(part.items())) for part in list_in(step, "single") if isinstance(part, dict) and part]
             kinds = [kind for kind, _ in parts]
             if "Sequence" in kinds:
                 here = kinds.index("Sequence")

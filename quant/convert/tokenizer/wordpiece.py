@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from quant.convert.tokenizer.added import AddedToken, joined, note
+from quant.convert.tokenizer.added import AddedToken, merge_added, note
 from quant.convert.tokenizer.vocabulary import VocabularyPlan, broken, framing, place_tokens, read_added, read_vocab
 from quant.errors import UnsupportedModel
 from quant.gguf.header import TOKEN_CONTROL, TOKEN_UNKNOWN, TOKEN_USER
@@ -22,7 +22,7 @@ def read(tokenizer: dict[str, Any], size: int, decoder: Mapping[int, AddedToken]
     if model.get("continuing_subword_prefix", _PREFIX) != _PREFIX:
         raise UnsupportedModel("a tokenizer that marks the parts of words otherwise than by `##` cannot be converted")
     vocab = read_vocab(model)
-    added = joined(read_added(tokenizer), decoder, vocab, size)
+    added = merge_added(read_added(tokenizer), decoder, vocab, size)
     tokens, types = place_tokens(vocab, added, size)
     unknown = vocab.get(str(model.get("unk_token")))
     if unknown is None:
@@ -59,7 +59,7 @@ def _marked(token: str, type: int) -> str:
 
 
 def _steps(normalizer: Mapping[str, Any], added: Sequence[AddedToken]) -> list[list[str]]:
-    """What has to be done to a text so that added tokens are found in it that are looked for only then."""
+    """The steps after which added tokens are looked for that are not looked for in the text as it is."""
     if not any(token.normalized for token in added):
         return []
     wanted = {"BertAccents": "normalizer.strip_accents", "Lowercase": "normalizer.lowercase"}
