@@ -28,9 +28,9 @@ from quant.gguf.header import read_file
 from quant.levels.recipes import LADDER, assign
 from runtime import messages as m
 from runtime.child import Child
-from runtime.machine import advise, choosing, fit, step_time
+from runtime.machine import choosing, fit, rule, step_time
 from runtime.machine.hardware import Hardware, usable_cpus
-from runtime.machine.inspection import Weighed, ask_reserved
+from runtime.machine.inspection import Reserved, ask_reserved
 from runtime.machine.rates import Rates
 from runtime.options import Limits, Sampling
 from tests.daemon import Daemon
@@ -132,9 +132,9 @@ def _predict(path: Path, length: int, made: m.CacheConfig = USUAL) -> tuple[fit.
     """By llama.cpp's own word, and by the formulas alone."""
     header = read_file(path)
     shape = fit.ModelSize.of(header.metadata)
-    weighed = ask_reserved(header.metadata, header.tensors, made)
-    copied = fit.repacked(header.tensors, weighed.repacks) if weighed else 0
-    needs = (fit.memory(each, length, made) for each in (shape.with_weighed(weighed), shape))
+    reserved = ask_reserved(header.metadata, header.tensors, made)
+    copied = fit.repacked(header.tensors, reserved.repacks) if reserved else 0
+    needs = (fit.memory(each, length, made) for each in (shape.with_reserved(reserved), shape))
     said, formula = (replace(need, repacked=copied) for need in needs)
     return said, formula
 
@@ -204,10 +204,10 @@ def pairs() -> None:
             better, fitting = needs[LADDER[index - 1]].total, needs[LADDER[index]].total
             limit = fitting + (better - fitting) // 2
             machine = Hardware(64 << 30, 64 << 30, 64 << 30, 2, 1e12)
-            candidates = [advise.Candidate(level, needs[level].weights) for level in needs]
-            wish = advise.Wish(USUAL, memory=limit)
-            shape = fit.ModelSize.of(plan.metadata).with_weighed(_weighed(path))
-            chosen = advise.choose(candidates, shape, advise.Host(machine), wish).level
+            candidates = [rule.Candidate(level, needs[level].weights) for level in needs]
+            wish = rule.Wish(USUAL, memory=limit)
+            shape = fit.ModelSize.of(plan.metadata).with_reserved(_reserved(path))
+            chosen = rule.choose(candidates, shape, rule.Host(machine), wish).level
             ran = []
             for level in (chosen, LADDER[LADDER.index(chosen) - 1]):
                 shapes.write(path, made, level)
@@ -239,7 +239,7 @@ def loads() -> None:
     print(f"{_kind()}\n50 loads: {admitted} admitted, {killed} of them died; {refused} refused below 90 %")
 
 
-def _weighed(path: Path) -> Weighed | None:
+def _reserved(path: Path) -> Reserved | None:
     header = read_file(path)
     return ask_reserved(header.metadata, header.tensors, USUAL)
 

@@ -82,7 +82,7 @@ FAULTS: dict[str, int] = {
     "runtime/llama/token_types.py": 3,
     "runtime/llama/vocabulary.py": 1,
     "runtime/machine/__init__.py": 1,
-    "runtime/machine/advise.py": 6,
+    "runtime/machine/rule.py": 6,
     "runtime/machine/choosing.py": 3,
     "runtime/machine/devices.py": 3,
     "runtime/machine/fit.py": 10,

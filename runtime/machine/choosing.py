@@ -10,12 +10,12 @@ from pathlib import Path
 from quant.levels import budget, recipes
 from quant.plan import NEXT_TOKEN_LAYERS, ModelPlan
 from quant.types import Tensor
-from runtime.machine.advise import Candidate, Choice, Host, Option, Wish, choose, weigh
 from runtime.machine.devices import Layers
 from runtime.machine.fit import ModelSize
 from runtime.machine.hardware import Hardware, detect, usable_cpus
 from runtime.machine.inspection import Probed, ask_reserved
 from runtime.machine.rates import Rates
+from runtime.machine.rule import Candidate, Choice, Host, Option, Wish, choose, judge
 from runtime.machine.step_time import Reads
 from runtime.units import size_text
 
@@ -82,7 +82,7 @@ class Chooser:
             return self._as_it_is(wish, disk_free)
         shape, candidates = self._prepare(_levels(wish), wish)
         host = self._machine.host(disk_free, measured=_matters(candidates))
-        options = weigh(candidates, shape, host, wish)
+        options = judge(candidates, shape, host, wish)
         return Advice(self._said(choose(candidates, shape, host, wish)), options, shape)
 
     def _said(self, choice: Choice) -> Choice:
@@ -99,32 +99,32 @@ class Chooser:
 
     def among(self, candidates: Sequence[Candidate], wish: Wish, disk_free: int | None = None) -> Advice:
         """As `advise`, of files that others have made, from the largest to the smallest."""
-        shape = self._weighed(ModelSize.of(self._plan.metadata), wish)
+        shape = self._reserved(ModelSize.of(self._plan.metadata), wish)
         host = self._machine.host(disk_free, measured=_matters(candidates))
-        return Advice(choose(candidates, shape, host, wish), weigh(candidates, shape, host, wish), shape)
+        return Advice(choose(candidates, shape, host, wish), judge(candidates, shape, host, wish), shape)
 
     def _as_it_is(self, wish: Wish, disk_free: int | None) -> Advice:
         plan, shape = self._plan, ModelSize.of(self._plan.metadata)
-        shape = self._weighed(shape, wish)
+        shape = self._reserved(shape, wish)
         only = [candidate_of(plan, plan.level, plan.as_stored(), shape, worthwhile=True, listed=True)]
         host = Host(self._machine.hardware, disk_free=disk_free)
         choice = choose(only, shape, host, replace(wish, forced=plan.level))
-        return Advice(replace(choice, reason=as_it_is(plan.level)), weigh(only, shape, host, wish), shape)
+        return Advice(replace(choice, reason=as_it_is(plan.level)), judge(only, shape, host, wish), shape)
 
     def _prepare(self, levels: Iterable[str], wish: Wish) -> tuple[ModelSize, list[Candidate]]:
         """The model's size as llama.cpp says, and a candidate for each level."""
         shape = ModelSize.of(self._plan.metadata)
         with ThreadPoolExecutor(1) as aside:  # llama.cpp is asked in another process
-            weighed = aside.submit(self._weighed, shape, wish)
+            reserved = aside.submit(self._reserved, shape, wish)
             candidates = [candidate(self._plan, name, shape, forced=name == wish.forced) for name in levels]
-            return weighed.result(), candidates
+            return reserved.result(), candidates
 
-    def _weighed(self, shape: ModelSize, wish: Wish) -> ModelSize:
+    def _reserved(self, shape: ModelSize, wish: Wish) -> ModelSize:
         tensors = self._plan.at(recipes.assign(self._plan, recipes.LADDER[0]))
         if not shape.vocabulary:
             shape = replace(shape, vocabulary=sum(each.rows for each in tensors if each.role == "token_embd"))
-        weighed = ask_reserved(self._plan.metadata, tensors, shape.cap_context(wish.cache_config))
-        return replace(shape, weighed=weighed)
+        reserved = ask_reserved(self._plan.metadata, tensors, shape.cap_context(wish.cache_config))
+        return replace(shape, reserved=reserved)
 
 
 def _matters(candidates: Sequence[Candidate]) -> bool:

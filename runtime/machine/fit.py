@@ -17,7 +17,7 @@ import msgspec
 
 from quant.types import QuantType, Tensor
 from runtime.defaults import CACHE_TYPE, CONTEXT
-from runtime.machine.inspection import Weighed
+from runtime.machine.inspection import Reserved
 from runtime.messages import CacheConfig
 
 BATCH = 512
@@ -52,7 +52,7 @@ class ModelSize:
     """Query heads of all layers with attention."""
     row_values: int = 0
     """Keys of a layer for one token: from one token's to the next a head steps over so many."""
-    weighed: Weighed | None = None
+    reserved: Reserved | None = None
     """What llama.cpp says that this model takes, for one context."""
 
     @classmethod
@@ -91,9 +91,9 @@ class ModelSize:
             attention_heads=(layers - kv_heads.count(0)) * heads,
         )
 
-    def with_weighed(self, weighed: Weighed | None) -> ModelSize:
+    def with_reserved(self, reserved: Reserved | None) -> ModelSize:
         """The same, with what llama.cpp said of it."""
-        return replace(self, weighed=weighed)
+        return replace(self, reserved=reserved)
 
     def cap_context(self, wanted: CacheConfig) -> CacheConfig:
         """`wanted` with a context no longer than the model was trained for."""
@@ -151,7 +151,7 @@ class Need:
 
 def memory(shape: ModelSize, weights_bytes: int, cache_config: CacheConfig) -> Need:
     """Bytes that a worker holds with a KV cache of `cache_config`. Raises UnknownLevel for an unknown `kv_type`."""
-    said = shape.weighed
+    said = shape.reserved
     process = PROCESS_BYTES + shape.vocabulary * TOKEN_BYTES
     if said and said.cache_config == cache_config:
         return Need(weights_bytes, said.cache, said.compute + said.output + process, graph=said.compute)

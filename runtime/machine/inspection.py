@@ -21,7 +21,7 @@ from runtime import child
 from runtime.messages import CacheConfig
 
 log = logging.getLogger("lm.measure")
-WEIGH_SECONDS = 20.0
+RESERVE_SECONDS = 20.0
 PROBE_SECONDS = 60.0
 ROW_BYTES = 2048
 _ALIGNMENT = 32
@@ -29,7 +29,7 @@ _ALIGNMENT = 32
 _KINDS = "tokenizer.ggml.token_type_count"
 
 
-class Weigh(msgspec.Struct, tag="weigh"):
+class Reserve(msgspec.Struct, tag="reserve"):
     """What would the model take whose header is at `path`, loaded like this?"""
 
     path: str
@@ -48,10 +48,10 @@ class Examine(msgspec.Struct, tag="examine"):
     """What is llama.cpp, and what was it built with?"""
 
 
-Question = Weigh | Probe | Examine
+Question = Reserve | Probe | Examine
 
 
-class Weighed(msgspec.Struct, tag="weighed", frozen=True):
+class Reserved(msgspec.Struct, tag="reserved", frozen=True):
     """Bytes of the cache, of the graph's buffer and of the logits', for just this `cache_config`.
 
     `repacks` are the types whose matrices this build copies into a layout of its own.
@@ -110,7 +110,7 @@ class Refused(msgspec.Struct, tag="refused"):
     reason: str
 
 
-Answer = Weighed | Probed | Examined | Refused
+Answer = Reserved | Probed | Examined | Refused
 
 
 def ask(question: Question, seconds: float) -> Answer:
@@ -128,13 +128,13 @@ def ask_reserved(
     metadata: Mapping[str, Any],
     tensors: Iterable[Tensor],
     cache_config: CacheConfig,
-) -> Weighed | None:
+) -> Reserved | None:
     """What llama.cpp itself reserves for a model of these metadata and `tensors`; None where it cannot say."""
-    with tempfile.TemporaryDirectory(prefix="lm-weigh-") as folder:
+    with tempfile.TemporaryDirectory(prefix="lm-reserve-") as folder:
         path = Path(folder) / "header.gguf"
         write_skeleton(path, metadata, tensors)
-        answer = ask(Weigh(str(path), cache_config), WEIGH_SECONDS)
-    if isinstance(answer, Weighed):
+        answer = ask(Reserve(str(path), cache_config), RESERVE_SECONDS)
+    if isinstance(answer, Reserved):
         return answer
     log.info("llama.cpp cannot say what the model takes: %s", answer)
     return None

@@ -16,7 +16,7 @@ from typing import Any
 
 from runtime.child import Parent
 from runtime.errors import EngineError
-from runtime.machine.inspection import Answer, Device, Examine, Examined, Probe, Question, Refused, Weigh, Weighed
+from runtime.machine.inspection import Answer, Device, Examine, Examined, Probe, Question, Refused, Reserve, Reserved
 
 # `enum ggml_backend_dev_type` of ggml-backend.h.
 _KINDS = dict(enumerate(("cpu", "gpu", "igpu", "accel", "meta")))
@@ -37,8 +37,8 @@ def main() -> int:
 def answer_to(question: Question) -> Answer:
     """Answer in this process; raises LoadFailed, BadRequest."""
     match question:
-        case Weigh():
-            return weigh(question)
+        case Reserve():
+            return reserve(question)
         case Probe():
             from runtime.machine.probe import probe
 
@@ -47,7 +47,7 @@ def answer_to(question: Question) -> Answer:
             return examine()
 
 
-def weigh(question: Weigh) -> Weighed:
+def reserve(question: Reserve) -> Reserved:
     """What a context as the engine makes it would take."""
     from runtime.llama.context import Context, ContextParams, sequences
     from runtime.llama.library import LOG
@@ -58,7 +58,7 @@ def weigh(question: Weigh) -> Weighed:
     total = sequences(model, wanted.sequences)
     context = Context(model, ContextParams(wanted.context, total, wanted.sequences, 1, wanted.kv_type))
     compute, output = (context.buffers.get(kind, 0) for kind in ("compute", "output"))
-    return Weighed(wanted, LOG.cache_bytes, compute, output, _repacks())
+    return Reserved(wanted, LOG.cache_bytes, compute, output, _repacks())
 
 
 def _repacks() -> tuple[str, ...]:

@@ -23,9 +23,9 @@ from registry.errors import RegistryError
 from registry.names import AUTO, canonical_level, parse
 from registry.net.network import Network
 from registry.sources.opening import open_source
-from runtime.machine.advise import Option, Wish
 from runtime.machine.choosing import Advice, Chooser, Machine, canonical, this_machine
 from runtime.machine.hardware import Hardware
+from runtime.machine.rule import Option, Wish
 from server.advice.frames import AdviceTask, Advised
 from server.children.child_side import exit_now, run_task
 from server.pulls.picking import Published, asked, has_choice
@@ -78,7 +78,7 @@ def advise(task: AdviceTask) -> dict[str, Any]:
         "rejected": [{"level": level, "why": why} for level, why in choice.rejected],
         "levels": [_row(option, found, hardware, task.loaded) for option in advice.options],
         "quality_source": published.SOURCE,
-        "measured_memory": advice.shape.weighed is not None,
+        "measured_memory": advice.shape.reserved is not None,
         "installed": task.installed,
         "unseen": found.unseen,
     }

@@ -23,7 +23,7 @@ from runtime.machine.choosing import SMALL_BYTES, reads
 from runtime.machine.devices import Layers, place
 from runtime.machine.fit import Need, memory, repacked
 from runtime.machine.hardware import Gpu
-from runtime.machine.inspection import Weighed, ask_reserved
+from runtime.machine.inspection import Reserved, ask_reserved
 from runtime.machine.rates import Rates
 from runtime.messages import CacheConfig
 from runtime.small_files import replace_file
@@ -42,7 +42,7 @@ class Estimator:
         self._folder = folder
         self._path = folder / "memory.json"
         self._ask = ask
-        self._weighed: dict[tuple[str, CacheConfig], Weighed | None] = {}
+        self._reserved: dict[tuple[str, CacheConfig], Reserved | None] = {}
         self.extra = 0
         try:
             self.extra = min(MOST_EXTRA, max(0, int(json.loads(self._path.read_bytes())["extra"])))
@@ -62,11 +62,11 @@ class Estimator:
         """The memory for the model of this blob, whose file has `weights` bytes, in main memory and on `cards`."""
         key = (digest, cache_config)
         plan, tensors = facts.plan, facts.plan.as_stored()
-        if self._ask and key not in self._weighed:
-            self._weighed[key] = await asyncio.to_thread(ask_reserved, plan.metadata, tensors, cache_config)
-        weighed = self._weighed.get(key)
-        need = memory(facts.shape.with_weighed(weighed), weights, cache_config)
-        copied = repacked(tensors, weighed.repacks) if weighed else 0
+        if self._ask and key not in self._reserved:
+            self._reserved[key] = await asyncio.to_thread(ask_reserved, plan.metadata, tensors, cache_config)
+        reserved = self._reserved.get(key)
+        need = memory(facts.shape.with_reserved(reserved), weights, cache_config)
+        copied = repacked(tensors, reserved.repacks) if reserved else 0
         need = replace(need, compute=need.compute + self.extra, repacked=copied)
         return place(need, Layers.of(tensors, plan.tied), cards)
 

@@ -24,9 +24,9 @@ from quant.levels.recipes import LEVELS, sizes
 from quant.plan import Files, ModelPlan
 from registry.names import AUTO
 from runtime.errors import DoesNotFit
-from runtime.machine.advise import UNQUANTIZED, USUAL_LEVEL, Candidate, Wish
 from runtime.machine.choosing import Advice, Chooser, Machine, candidate_of, worthwhile
 from runtime.machine.fit import ModelSize
+from runtime.machine.rule import UNQUANTIZED, USUAL_LEVEL, Candidate, Wish
 from runtime.units import size_text
 
 # A published file of a level may be so much smaller than the one that we would make.

@@ -36,8 +36,8 @@ from registry.net.network import Limiter, Network
 from registry.sources.opening import Source, open_source
 from registry.store.partial import Facts, Partial, Place
 from runtime.child import Parent
-from runtime.machine.advise import Wish
 from runtime.machine.choosing import Chooser, canonical, this_machine
+from runtime.machine.rule import Wish
 from server.children.child_side import exit_now, run_task
 from server.config import VERSION
 from server.pulls.frames import Done, Note, Planned, Progress, PullTask

@@ -9,10 +9,10 @@ import pytest
 from quant.types import QuantType, Tensor
 from runtime.errors import DoesNotFit
 from runtime.machine import fit
-from runtime.machine.advise import Candidate, Host, Wish, choose, weigh
 from runtime.machine.devices import DRIVER_BYTES, Layers, place
 from runtime.machine.hardware import Gpu, Hardware
 from runtime.machine.inspection import Device, Probed
+from runtime.machine.rule import Candidate, Host, Wish, choose, judge
 from runtime.machine.step_time import Reads
 
 GB = 10**9
@@ -100,7 +100,7 @@ def test_a_cards_speed_counts_for_its_layers() -> None:
     slow, fast = Probed({"Q8_0": 10e9}, 0, 1e-9), Probed({"Q8_0": 1e12}, 0, 1e-12)
     level = Candidate("Q8_0", 8_500_000_000, reads=Reads({"Q8_0": 8 * GB}, 32, 0), layers=LAYERS)
     rates = [
-        weigh([level], LLAMA_8B, Host(replace(MACHINE, cards=cards), slow, fast), Wish())[0].speed
+        judge([level], LLAMA_8B, Host(replace(MACHINE, cards=cards), slow, fast), Wish())[0].speed
         for cards in ((), (card(5),), (card(20),))
     ]
     assert rates[0] < rates[1] < rates[2]

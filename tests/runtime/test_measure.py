@@ -16,7 +16,7 @@ from quant.levels.recipes import LEVELS, assign
 from quant.types import QuantType, Tensor
 from runtime.llama.library import PACKAGE_VERSION
 from runtime.machine import fit
-from runtime.machine.inspection import Examine, Examined, Probed, Refused, Weigh, ask, ask_reserved
+from runtime.machine.inspection import Examine, Examined, Probed, Refused, Reserve, ask, ask_reserved
 from runtime.machine.rates import Rates
 from runtime.machine.step_time import FAMILY, Reads, seconds
 from runtime.messages import CacheConfig
@@ -37,11 +37,11 @@ def test_the_cache_by_formula_is_llama_cpps(tmp_path: Path, name: str) -> None:
     shape = fit.ModelSize.of(header.metadata)
     formula = fit.memory(shape, length, said.cache_config)
     assert formula.cache == pytest.approx(said.cache, abs=1 << 14)  # it says hundredths of a MiB
-    exact = fit.memory(shape.with_weighed(said), length, said.cache_config)
+    exact = fit.memory(shape.with_reserved(said), length, said.cache_config)
     assert exact.cache == said.cache
     assert formula.total == pytest.approx(exact.total, rel=0.05)
     longer = msgspec.structs.replace(said.cache_config, context=8192)
-    assert fit.memory(shape.with_weighed(said), length, longer) == fit.memory(shape, length, longer)
+    assert fit.memory(shape.with_reserved(said), length, longer) == fit.memory(shape, length, longer)
 
 
 def test_an_encoder_is_measured_by_what_its_source_says(tmp_path: Path) -> None:
@@ -76,7 +76,7 @@ def test_llama_cpp_describes_itself() -> None:
 def test_what_cannot_be_asked_is_refused_and_not_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "odd.gguf"
     path.write_bytes(b"GGUF" + bytes(100))
-    assert isinstance(ask(Weigh(str(path), CacheConfig(512, 1)), 30), Refused)
+    assert isinstance(ask(Reserve(str(path), CacheConfig(512, 1)), 30), Refused)
     assert isinstance(ask(Examine(), 0.001), Refused)
     assert (
         ask_reserved({"general.architecture": "alien"}, [Tensor("x", (32, 1), QuantType.F32)], CacheConfig(512, 1))

@@ -10,9 +10,9 @@ from quant.convert.planning import plan_model, sketch_model
 from quant.gguf.header import read_file
 from quant.levels.recipes import LADDER, sizes
 from quant.plan import ModelPlan
-from runtime.machine.advise import Wish
 from runtime.machine.choosing import Chooser, this_machine
 from runtime.machine.fit import Need
+from runtime.machine.rule import Wish
 from server.library import Facts
 from server.loaded.estimate import smaller
 from tests.converting import write

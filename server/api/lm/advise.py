@@ -12,7 +12,7 @@ from registry.errors import BadName, ModelNotFound
 from registry.names import parse
 from registry.store.catalog import Model
 from runtime.defaults import CACHE_TYPE, CACHE_TYPES, CONTEXT_RANGE, SEQUENCES_RANGE
-from runtime.machine.advise import ENOUGH_SPEED
+from runtime.machine.rule import ENOUGH_SPEED
 from runtime.messages import CacheConfig
 from server.advice.asking import ask_adviser
 from server.advice.frames import AdviceTask

@@ -121,7 +121,7 @@ def choose(candidates: Sequence[Candidate], shape: fit.ModelSize, host: Host, wi
     the level asked for is not among the candidates.
     """
     context, budget = shape.cap_context(wish.cache_config).context, wish.budget(host.hardware)
-    options = weigh(candidates, shape, host, wish)
+    options = judge(candidates, shape, host, wish)
     if wish.forced:
         return _forced(options, wish.forced, budget, context)
     options = [option for option in options if option.level not in UNQUANTIZED and option.candidate.listed]
@@ -134,12 +134,12 @@ def choose(candidates: Sequence[Candidate], shape: fit.ModelSize, host: Host, wi
     return Choice(chosen.level, chosen.need, context, reason, rejected)
 
 
-def weigh(candidates: Sequence[Candidate], shape: fit.ModelSize, host: Host, wish: Wish) -> list[Option]:
+def judge(candidates: Sequence[Candidate], shape: fit.ModelSize, host: Host, wish: Wish) -> list[Option]:
     """What each candidate takes here, how fast it is, and what speaks against it."""
-    return [_weigh(candidate, shape, host, wish) for candidate in candidates]
+    return [_judge(candidate, shape, host, wish) for candidate in candidates]
 
 
-def _weigh(candidate: Candidate, shape: fit.ModelSize, host: Host, wish: Wish) -> Option:
+def _judge(candidate: Candidate, shape: fit.ModelSize, host: Host, wish: Wish) -> Option:
     hardware, disk_free = host.hardware, host.disk_free
     cache_config = shape.cap_context(wish.cache_config)
     need = fit.memory(shape, candidate.weights_bytes, cache_config)

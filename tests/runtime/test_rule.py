@@ -8,8 +8,8 @@ import pytest
 
 from runtime.errors import BadRequest, DoesNotFit
 from runtime.machine import fit
-from runtime.machine.advise import Candidate, Host, Wish, choose
 from runtime.machine.hardware import Hardware
+from runtime.machine.rule import Candidate, Host, Wish, choose
 from runtime.messages import CacheConfig
 from runtime.units import size_text
 
