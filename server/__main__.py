@@ -16,12 +16,12 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from server.children.child_log import LOG_BYTES
 from server.config import BadSetting, Config
 
 if TYPE_CHECKING:
     from server.loaded.pool import Runtime
 
-LOG_BYTES = 10 << 20
 LOG_FILES = 3
 
 

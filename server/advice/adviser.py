@@ -12,12 +12,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from quant.convert.gguf.variants import Only, Variant
+from quant.convert.gguf.variants import Variant
 from quant.convert.planning import sketch_model
 from quant.gguf.check import check_model
 from quant.gguf.header import read_file
 from quant.levels import published
-from quant.levels.recipes import LEVELS
 from quant.plan import Files, ModelPlan
 from registry.errors import RegistryError
 from registry.names import AUTO, canonical_level, parse
@@ -28,12 +27,12 @@ from runtime.machine.hardware import Hardware
 from runtime.machine.rule import Option, Wish
 from server.advice.frames import AdviceTask, Advised
 from server.children.child_side import exit_now, run_task
-from server.pulls.picking import Published, asked, has_choice
+from server.pulls.selection import select
 
 # Enough for the header of a shard; a source of a hundred shards stays below 2 MB.
 HEAD_BYTES = 16 << 10
-# So long a silent source is waited for where there is a file here to fall back on.
-_SECONDS = 4.0
+# A silent source is given up after these seconds where there is a file in the store to judge instead.
+_FALLBACK_SECONDS = 4.0
 
 
 def main(argv: list[str]) -> int:
@@ -42,10 +41,10 @@ def main(argv: list[str]) -> int:
 
 
 @dataclass(frozen=True)
-class _Found:
-    """What was found: advice on `plan`, from `source`; `variants` are the files that are published, by their tags.
+class _Judgement:
+    """Advice on the levels of `plan`, whose weights come from `source`; `variants` are published files by tag.
 
-    `unseen` says why the source was not looked at, where only what is here could be.
+    Where the source could not be reached, and the file in the store was judged alone, `unseen` says why.
     """
 
     advice: Advice
@@ -61,12 +60,12 @@ def advise(task: AdviceTask) -> dict[str, Any]:
     hardware = machine.hardware
     level = task.level and canonical_level(task.level)
     wish = Wish(task.model.cache_config, level, task.enough, memory=task.memory)
-    found = _find(task, wish, machine)
-    advice, plan = found.advice, found.plan
+    judgement = _judge_model(task, wish, machine)
+    advice, plan = judgement.advice, judgement.plan
     choice = advice.choice
     return {
         "model": task.model.source or task.installed,
-        "source": found.source,
+        "source": judgement.source,
         "parameters": plan.parameters or sum(tensor.elements for tensor in plan.tensors),
         "context": choice.context,
         "sequences": wish.cache_config.sequences,
@@ -76,59 +75,54 @@ def advise(task: AdviceTask) -> dict[str, Any]:
         "level": choice.level,
         "reason": choice.reason,
         "rejected": [{"level": level, "why": why} for level, why in choice.rejected],
-        "levels": [_row(option, found, hardware, task.loaded) for option in advice.options],
+        "levels": [_row(option, judgement, hardware, task.loaded) for option in advice.options],
         "quality_source": published.SOURCE,
         "measured_memory": advice.shape.reserved is not None,
         "installed": task.installed,
-        "unseen": found.unseen,
+        "unseen": judgement.unseen,
     }
 
 
-def _find(task: AdviceTask, wish: Wish, machine: Machine) -> _Found:
-    """The weights, where they come from, and what is to be said of them."""
+def _judge_model(task: AdviceTask, wish: Wish, machine: Machine) -> _Judgement:
+    """Advice on the model at its source, or on the file in the store."""
     if not task.path:
-        return _looked_up(task, wish, machine)
+        return _judge_source(task, wish, machine)
     unseen = ""
     if task.published and task.model.source:
         try:
-            return _looked_up(task, wish, machine, _SECONDS)
+            return _judge_source(task, wish, machine, _FALLBACK_SECONDS)
         except RegistryError as error:
             unseen = str(error)
     header = read_file(Path(task.path))
     check_model(header)
-    found = _judged(replace(ModelPlan.of(header), level=task.published), task.model.source, wish, machine, task)
-    return replace(found, unseen=unseen)
+    judgement = _judge(replace(ModelPlan.of(header), level=task.published), task.model.source, wish, machine, task)
+    return replace(judgement, unseen=unseen)
 
 
-def _looked_up(task: AdviceTask, wish: Wish, machine: Machine, timeout: float = Network.timeout) -> _Found:
-    """What the source holds; raises what it raises."""
+def _judge_source(task: AdviceTask, wish: Wish, machine: Machine, timeout: float = Network.timeout) -> _Judgement:
+    """Advice on the model at its source, of which a silent `timeout` (seconds) is borne. Raises as `select`."""
     reference = parse(task.model.source)
     wish = replace(wish, forced=wish.forced or reference.level)
     wish = replace(wish, forced=None if wish.forced == AUTO else wish.forced)
     hub = task.model.hub
     source = open_source(reference, hub.endpoint, Network(timeout=timeout).with_hub(hub))
     try:
-        variant = asked(source, wish.forced)
-        if has_choice(source):
-            shelf = Published(source, machine)
-            tag = variant and shelf.tag_of(variant)
-            survey = shelf.survey(replace(wish, forced=tag or wish.forced), task.model.disk_free)
-            return _Found(survey.advice, survey.plan, source.url, {} if survey.made else survey.variants)
-        plan = sketch_model(_Ahead(Only(source, variant.files) if variant else source))
-        if variant is not None and wish.forced not in LEVELS:
-            wish = replace(wish, forced=None)
-        return _judged(plan, source.url, wish, machine, task)
+        selection = select(source, machine, wish, task.model.disk_free, judge_all=True)
+        if survey := selection.survey:
+            return _Judgement(survey.advice, survey.plan, source.url, {} if survey.quantize else survey.variants)
+        plan = sketch_model(_ReadAhead(selection.files))
+        return _judge(plan, source.url, replace(wish, forced=selection.level), machine, task)
     finally:
         source.close()
 
 
-def _judged(plan: ModelPlan, source: str, wish: Wish, machine: Machine, task: AdviceTask) -> _Found:
-    """Advice on weights of which there is one kind only."""
+def _judge(plan: ModelPlan, source: str, wish: Wish, machine: Machine, task: AdviceTask) -> _Judgement:
+    """Advice on a plan: on every level that can be made of it, or on the one level that it has already."""
     wish = replace(wish, forced=None if plan.level else canonical(wish.forced))
-    return _Found(Chooser(plan, machine).advise(wish, task.model.disk_free), plan, source)
+    return _Judgement(Chooser(plan, machine).advise(wish, task.model.disk_free), plan, source)
 
 
-class _Ahead:
+class _ReadAhead:
     """A source whose files are read from their beginning a little further than asked: one request for each header."""
 
     def __init__(self, files: Files) -> None:
@@ -156,11 +150,13 @@ def _memory(hardware: Hardware, wish: Wish) -> dict[str, int]:
     }
 
 
-def _row(option: Option, found: _Found, hardware: Hardware, loaded: Sequence[tuple[str, int]]) -> dict[str, Any]:
+def _row(
+    option: Option, judgement: _Judgement, hardware: Hardware, loaded: Sequence[tuple[str, int]]
+) -> dict[str, Any]:
     """One line of the table."""
-    variant = found.variants.get(option.level)
+    variant = judgement.variants.get(option.level)
     need, quality = option.need, published.PUBLISHED.get(variant.level if variant else option.level)
-    plan, advice = found.plan, found.advice
+    plan, advice = judgement.plan, judgement.advice
     elements = sum(tensor.elements for tensor in plan.tensors)
     evicted = _evicted(need.total, hardware.memory_available, loaded)
     fits = "no" if option.fault else "evict" if evicted else "yes"

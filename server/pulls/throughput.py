@@ -1,29 +1,32 @@
-"""How fast something goes, told now and then."""
+"""The rate of a transfer, measured over its last seconds, at most a few times a second."""
 
 from __future__ import annotations
 
 import time
 from collections import deque
 
-TELL_SECONDS = 0.1
-SECONDS = 5.0
+REPORT_SECONDS = 0.1
+WINDOW_SECONDS = 5.0
 
 
-class Pace:
-    """Bytes per second over the last few seconds."""
+class Throughput:
+    """Bytes per second over the last `WINDOW_SECONDS`."""
 
     def __init__(self) -> None:
-        self._seen: deque[tuple[float, int]] = deque()
-        self._told = 0.0
+        self._samples: deque[tuple[float, int]] = deque()
+        self._reported = 0.0
 
     def rate(self, completed: int, last: bool) -> float | None:
-        """The rate now, or None where it was told just before; `last` is always worth telling."""
+        """Note that `completed` bytes are done; the rate in bytes/s, or None within `REPORT_SECONDS` of the last one.
+
+        The `last` call always gets a rate.
+        """
         now = time.monotonic()
-        if now - self._told < TELL_SECONDS and not last:
+        if now - self._reported < REPORT_SECONDS and not last:
             return None
-        self._told = now
-        self._seen.append((now, completed))
-        while now - self._seen[0][0] > SECONDS:
-            self._seen.popleft()
-        began, before = self._seen[0]
+        self._reported = now
+        self._samples.append((now, completed))
+        while now - self._samples[0][0] > WINDOW_SECONDS:
+            self._samples.popleft()
+        began, before = self._samples[0]
         return (completed - before) / (now - began) if now > began else 0.0

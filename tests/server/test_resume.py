@@ -19,7 +19,7 @@ import quant.stream.pipeline
 from quant.gguf.header import read_file
 from registry.errors import DigestMismatch, DiskFull, RegistryError
 from registry.net.network import Network
-from server.pulls import puller
+from server.pulls import provenance, puller
 from server.pulls.frames import Done, Note, Planned, Progress, PullTask
 from tests.hub import Faults, Hub
 from tests.publishing import make, split
@@ -28,8 +28,8 @@ from tests.server.pulls import SMALL_NETWORK, SmallPartial, make_model, task
 LEVEL = "Q4_K_M"
 
 
-def pull(work: PullTask, tell: puller.Tell, network: Network = SMALL_NETWORK) -> Done:
-    return puller.pull(work, tell, network)
+def pull(work: PullTask, send: puller.Send, network: Network = SMALL_NETWORK) -> Done:
+    return puller.pull(work, send, network)
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +154,7 @@ def test_the_file_says_where_it_comes_from(work: PullTask, hub: Hub, expected: D
     assert entries["lm.source_digests"] == digests
     assert entries["lm.source_revision"] == hub.heads["org/repo"]
     assert entries["lm.source"] == entries["general.source.repo_url"] == f"{hub.url}/org/repo"
-    assert (entries["lm.level"], entries["lm.version"]) == (LEVEL, puller.VERSION)
+    assert (entries["lm.level"], entries["lm.version"]) == (LEVEL, provenance.VERSION)
     assert (entries["general.license"], entries["general.author"]) == ("mit", "org")
     assert entries["general.base_model.0.repo_url"].endswith("org/first")
 
@@ -212,7 +212,7 @@ def test_another_version_begins_anew_and_says_so(
     work: PullTask, hub: Hub, expected: Done, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     end_midway(work, hub)
-    monkeypatch.setattr(puller, "VERSION", "9.9.9")
+    monkeypatch.setattr(provenance, "VERSION", "9.9.9")
     listener = Listener()
     assert pull(work, listener).sha256 != expected.sha256
     assert "anew" in listener.notes[0] and listener.planned.resumed == 0

@@ -1,8 +1,9 @@
-"""Which of the GGUF files that a source publishes a pull takes: by the rule of `choosing.py`, or by the name asked for.
+"""Which files of a source a pull takes, and what `lm fit` says of them: one way for both, so that they agree.
 
-Published files stand in the place of the levels that we would make: where a source has weights of its own to quantize,
-files are taken only when they are asked for by name. Whole weights (F16, BF16, F32) beside them serve what is not
-published, and machines that none of the better published files fits.
+A source that publishes GGUF files is asked for one of them: by the rule of `runtime/machine/choosing.py`, or by the
+name that the user gives. The published files then stand in the place of the levels that lm would make. From a source
+that has weights to quantize as well, a GGUF file is taken only when it is asked for by name. Whole weights (F16, BF16,
+F32) beside GGUF files serve the levels that are not published, and machines that none of the better files fits.
 """
 
 from __future__ import annotations
@@ -29,54 +30,62 @@ from runtime.machine.fit import ModelSize
 from runtime.machine.rule import UNQUANTIZED, USUAL_LEVEL, Candidate, Wish
 from runtime.units import size_text
 
-# A published file of a level may be so much smaller than the one that we would make.
-_ABOUT = 0.95
-# So many are named in a hint.
-_MOST = 16
+# A published file of a level has at least this part of the bytes of the file that lm would make of that level.
+_LEAST_SHARE = 0.95
+# Files named in a hint at most.
+_NAMED_IN_HINT = 16
 
 
 @dataclass(frozen=True)
 class Survey:
-    """Advice on what is published: `variants` by their tags, the one to take, whether the choice is `made` of it."""
+    """Advice on the published files (`variants`, by tag), and the one to take.
+
+    With `quantize` the chosen level is to be made of `variant`, which holds whole weights. Without it the level names
+    `variant` itself, which is copied.
+    """
 
     advice: Advice
     plan: ModelPlan
     variants: dict[str, Variant]
-    taken: Variant
-    made: bool
+    variant: Variant
+    quantize: bool
 
 
 @dataclass(frozen=True)
-class Picked:
-    """What to plan from; the `level` to make of it, or that it is asked for by, None for the best; why, if settled."""
+class Selection:
+    """The files to plan from, and what is known by then of the level to make of them.
+
+    `level` is None where the best is wanted. `reason` says why the level was chosen, "" where it is still to be chosen.
+    `survey` is there where the source has several GGUF files, and they were judged.
+    """
 
     files: Files
     level: str | None
     reason: str = ""
+    survey: Survey | None = None
 
 
-def pick(files: Files, machine: Machine, wish: Wish, disk_free: int | None) -> Picked:
-    """What a pull takes, where `wish.forced` is what the name asks for: a level, a tag, a file.
+def select(files: Files, machine: Machine, wish: Wish, disk_free: int | None, *, judge_all: bool = False) -> Selection:
+    """Select what to pull; `wish.forced` is the level, tag or file that the name asks for.
 
-    Raises as `asked` and `Published`.
+    `disk_free` is in bytes. With `judge_all` every published file is judged, even where the name asks for one. Raises
+    as `file_asked_for` and `Published`.
     """
-    variant = asked(files, wish.forced)
-    if variant is not None:
-        # A name that is none of our levels was meant for the file, whatever its tensors say.
-        return Picked(Only(files, variant.files), wish.forced if wish.forced in LEVELS else None)
-    if not has_choice(files):
-        return Picked(files, wish.forced)
-    survey = Published(files, machine).survey(wish, disk_free)
-    choice = survey.advice.choice
-    return Picked(Only(files, survey.taken.files), choice.level if survey.made else None, choice.reason)
+    variant = file_asked_for(files, wish.forced)
+    if is_gguf(files) and len(gather(files)) > 1 and (judge_all or variant is None):
+        published_files = Published(files, machine)
+        tag = variant and published_files.tag_of(variant)
+        survey = published_files.survey(replace(wish, forced=tag or wish.forced), disk_free)
+        choice = survey.advice.choice
+        level = choice.level if survey.quantize else None
+        return Selection(Only(files, survey.variant.files), level, choice.reason, survey)
+    if variant is None:
+        return Selection(files, wish.forced)
+    # A name that is none of our levels was meant for the file, whatever its tensors say.
+    return Selection(Only(files, variant.files), wish.forced if wish.forced in LEVELS else None)
 
 
-def has_choice(files: Files) -> bool:
-    """Whether the model is there as several GGUF files to choose from."""
-    return is_gguf(files) and len(gather(files)) > 1
-
-
-def asked(files: Files, level: str | None) -> Variant | None:
+def file_asked_for(files: Files, level: str | None) -> Variant | None:
     """The published file that a name asks for; None where it names none, or leaves the choice open.
 
     Raises UnknownLevel where there is no such file or there are several, MalformedFile where parts are missing.
@@ -87,9 +96,9 @@ def asked(files: Files, level: str | None) -> Variant | None:
     ours = not is_gguf(files) and (level in LEVELS or is_budget(level))
     found = [] if ours else [each for each in variants if _answers(each, level.lower())]
     if len(found) > 1:
-        raise UnknownLevel(f"`{files.title}` has several files of {level}", f"name one: {_listed(found, named=True)}")
+        raise UnknownLevel(f"`{files.title}` has several files of {level}", f"name one: {_list(found, by_file=True)}")
     if named and not found:
-        there = _listed(variants, named=True) or "no GGUF file"
+        there = _list(variants, by_file=True) or "no GGUF file"
         raise UnknownLevel(f"`{files.title}` has no file `{level}`", f"there is {there}")
     for variant in found:
         check_complete(variant)
@@ -112,14 +121,14 @@ class Published:
         one, header = _read_one(files, complete)
         self.plan = ModelPlan.of(header)
         self._recogniser = Recogniser(self.plan)
-        told = recognise_all(files, complete, one, header, self.plan)
-        doubled = {tag for tag, count in Counter(each.tag for each in told).items() if count > 1}
-        others = [each for each in told if each.stem != one.stem and (not each.types or each.tag in doubled)]
+        variants = recognise_all(files, complete, one, header, self.plan)
+        doubled = {tag for tag, count in Counter(each.tag for each in variants).items() if count > 1}
+        others = [each for each in variants if each.stem != one.stem and (not each.types or each.tag in doubled)]
         if others:
             raise UnsupportedModel(
-                f"`{files.title}` holds several models", f"name one: {_listed([one, *others], named=True)}"
+                f"`{files.title}` holds several models", f"name one: {_list([one, *others], by_file=True)}"
             )
-        renamed = (replace(each, tag=_word(each.files[0])) if each.tag in doubled else each for each in told)
+        renamed = (replace(each, tag=_word(each.files[0])) if each.tag in doubled else each for each in variants)
         self.variants = {each.tag: each for each in renamed}
 
     def tag_of(self, variant: Variant) -> str | None:
@@ -127,35 +136,37 @@ class Published:
         return next((tag for tag, each in self.variants.items() if each.files == variant.files), None)
 
     def survey(self, wish: Wish, disk_free: int | None) -> Survey:
-        """Every file weighed, and the choice, or what is made of whole weights; raises DoesNotFit, UnknownLevel."""
+        """Judge every file, and choose one, or a level to make of whole weights. Raises DoesNotFit, UnknownLevel."""
         chooser = Chooser(self.plan, self._machine)
         source = next((each for each in reversed(self.variants.values()) if each.whole), None)
         if source and all(each.whole for each in self.variants.values()):
-            return Survey(chooser.advise(wish, disk_free), self.plan, self.variants, source, made=True)
+            return Survey(chooser.advise(wish, disk_free), self.plan, self.variants, source, quantize=True)
         if wish.forced and wish.forced not in self.variants:
             if source is None or not (wish.forced in LEVELS or is_budget(wish.forced)):
-                there = _listed(list(self.variants.values()))
+                there = _list(list(self.variants.values()))
                 raise UnknownLevel(f"`{self._files.title}` publishes no {wish.forced}", f"there is {there}")
-            return Survey(chooser.advise(wish, disk_free), self.plan, self.variants, source, made=True)
-        usual = int(_ABOUT * sizes(self.plan, USUAL_LEVEL))
+            return Survey(chooser.advise(wish, disk_free), self.plan, self.variants, source, quantize=True)
+        usual = int(_LEAST_SHARE * sizes(self.plan, USUAL_LEVEL))
         candidates = [self._candidate(each) for each in self.variants.values()]
         if not any(each.worthwhile and each.level not in UNQUANTIZED for each in candidates):  # nothing else is there
             candidates = [replace(each, worthwhile=True) for each in candidates]
         try:
             advice = chooser.among(candidates, replace(wish, usual=_usual(candidates, usual)), disk_free)
         except DoesNotFit:
-            made = self._made(chooser, wish, disk_free, source, None)
-            if made is None:
+            quantized = self._quantized(chooser, wish, disk_free, source, None)
+            if quantized is None:
                 raise
-            return made
-        taken = self.variants[advice.choice.level]
-        made = None if wish.forced or taken.size >= usual else self._made(chooser, wish, disk_free, source, taken)
-        return made or Survey(advice, self.plan, self.variants, taken, made=False)
+            return quantized
+        variant = self.variants[advice.choice.level]
+        quantized = None
+        if not wish.forced and variant.size < usual:
+            quantized = self._quantized(chooser, wish, disk_free, source, variant)
+        return quantized or Survey(advice, self.plan, self.variants, variant, quantize=False)
 
-    def _made(
-        self, chooser: Chooser, wish: Wish, disk_free: int | None, source: Variant | None, taken: Variant | None
+    def _quantized(
+        self, chooser: Chooser, wish: Wish, disk_free: int | None, source: Variant | None, rival: Variant | None
     ) -> Survey | None:
-        """What can be made of whole weights that is better than the published file `taken`."""
+        """The best level to make of the whole weights `source`; None unless it is better than the file `rival`."""
         if source is None:
             return None
         try:
@@ -164,19 +175,19 @@ class Published:
             return None
         level = advice.choice.level
         weights = next(each.candidate.weights_bytes for each in advice.options if each.level == level)
-        if taken and weights * _ABOUT <= taken.size:
+        if rival and weights * _LEAST_SHARE <= rival.size:
             return None
-        best = f"the best published one that fits is {taken.tag}" if taken else "no published one fits"
+        best = f"the best published one that fits is {rival.tag}" if rival else "no published one fits"
         reason = f"{advice.choice.reason}; made of `{source.files[0]}`, because {best}"
         advice = replace(advice, choice=replace(advice.choice, reason=reason))
-        return Survey(advice, self.plan, self.variants, source, made=True)
+        return Survey(advice, self.plan, self.variants, source, quantize=True)
 
     def _candidate(self, variant: Variant) -> Candidate:
         shape, types = ModelSize.of(self.plan.metadata), variant.types or self._recogniser.types(variant.level)
         worth = variant.important or worthwhile(variant.level)
         listed = not any(_beats(other, variant) for other in self.variants.values())
-        made = candidate_of(self.plan, variant.tag, self.plan.at(types), shape, worth, listed)
-        return made if variant.types else replace(made, weights_bytes=variant.size)
+        candidate = candidate_of(self.plan, variant.tag, self.plan.at(types), shape, worth, listed)
+        return candidate if variant.types else replace(candidate, weights_bytes=variant.size)
 
 
 def _read_one(files: Files, variants: list[Variant]) -> tuple[Variant, Header]:
@@ -196,7 +207,7 @@ def _read_one(files: Files, variants: list[Variant]) -> tuple[Variant, Header]:
 
 
 def _usual(candidates: list[Candidate], least: int) -> str:
-    """What takes the place of the usual level where that is not published: the smallest that is about as large."""
+    """The usual level; where it is not published, the smallest published one that has at least `least` bytes."""
     names = [each.level for each in candidates]
     large = [each.level for each in candidates if each.weights_bytes >= least]
     return USUAL_LEVEL if USUAL_LEVEL in names or not large else large[-1]
@@ -225,9 +236,9 @@ def _last(name: str) -> str:
     return name.rpartition("/")[2]
 
 
-def _listed(variants: Sequence[Variant], named: bool = False) -> str:
-    """Tags with sizes; names of files where there are none, or as is wished."""
-    names = [(_last(each.files[0]) if named else each.tag or each.label or _last(each.files[0])) for each in variants]
+def _list(variants: Sequence[Variant], by_file: bool = False) -> str:
+    """Tags with sizes, for a sentence; names of files instead with `by_file`, or where there is no tag."""
+    names = [(_last(each.files[0]) if by_file else each.tag or each.label or _last(each.files[0])) for each in variants]
     shown = [f"`{name}` ({size_text(each.size)})" for name, each in zip(names, variants, strict=True)]
-    more = f" and {len(shown) - _MOST} more" if len(shown) > _MOST else ""
-    return ", ".join(shown[:_MOST]) + more
+    more = f" and {len(shown) - _NAMED_IN_HINT} more" if len(shown) > _NAMED_IN_HINT else ""
+    return ", ".join(shown[:_NAMED_IN_HINT]) + more
