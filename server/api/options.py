@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import Any, TypeVar, cast
@@ -82,34 +82,34 @@ def _plain(kind: Any) -> Any:
     return plain.get(type(kind), dict[str, float])  # JSON's keys are texts
 
 
-def asked_of(body: msgspec.Struct) -> dict[str, Any]:
+def sampling_fields(body: msgspec.Struct) -> dict[str, Any]:
     """The sampling options of a body whose type `with_sampling` made."""
     return {name: getattr(body, name) for name in _TYPES}
 
 
-def sampling(defaults: Mapping[str, Any], asked: Mapping[str, Any]) -> Sampling:
-    """How to draw tokens: by the request's options, else by the model's own (`defaults`), else by Ollama's.
+def sampling(defaults: Mapping[str, Any], overrides: Mapping[str, Any]) -> Sampling:
+    """How to draw tokens: by the request's options (`overrides`), else by the model's (`defaults`), else by Ollama's.
 
     Names that are no sampling options are passed over: clients send many that concern Ollama's own engine.
     Raises BadRequest for a value out of its range.
     """
     values: dict[str, Any] = {}
     for name, allowed in RANGES.items():
-        value = asked.get(name)
+        value = overrides.get(name)
         value = defaults.get(name) if value is None else value
         if value is not None:
             values[name] = allowed.check(name, value)
     if "seed" in values:
         values["seed"] = -1 if values["seed"] < 0 else values["seed"] % 2**32
-    if asked.get("ignore_eos") is not None:
-        values["ignore_eos"] = asked["ignore_eos"] is True
-    return Sampling(**values, logit_bias=_biases(asked.get("logit_bias") or {}))
+    if overrides.get("ignore_eos") is not None:
+        values["ignore_eos"] = overrides["ignore_eos"] is True
+    return Sampling(**values, logit_bias=_biases(overrides.get("logit_bias") or {}))
 
 
-def unknown(asked: Mapping[str, Any]) -> str:
-    """A warning of the names in Ollama's `options` that mean nothing here, each with what it may have meant; or ""."""
+def unknown_warning(names: Iterable[str]) -> str:
+    """A sentence about the names in Ollama's `options` that do not exist, each with the nearest that does; or ""."""
     warnings = []
-    for name in asked:
+    for name in names:
         if name not in _ENGINE and name not in _KNOWN:
             close = get_close_matches(name, _KNOWN, 1)
             warnings.append(f"`{name[:40]}`" + (f" (did you mean `{close[0]}`?)" if close else ""))
@@ -132,11 +132,11 @@ def _biases(given: Any) -> dict[int, float]:
     return found
 
 
-def limits(defaults: Mapping[str, Any], asked: Mapping[str, Any]) -> Limits:
+def limits(defaults: Mapping[str, Any], overrides: Mapping[str, Any]) -> Limits:
     """When to stop, by `num_predict` and `stop`; below zero is as far as the context goes. Raises BadRequest."""
-    count = asked.get("num_predict", defaults.get("num_predict"))
+    count = overrides.get("num_predict", defaults.get("num_predict"))
     count = -1 if count is None else int(_PREDICT.check("num_predict", count))
-    stop = asked.get("stop")
+    stop = overrides.get("stop")
     return Limits(max_tokens=max(count, -1), stop=stops(defaults.get("stop") if stop is None else stop))
 
 
@@ -150,9 +150,9 @@ def stops(value: Any) -> list[str]:
     return [text for text in texts if text]
 
 
-def context(asked: Mapping[str, Any]) -> int | None:
+def context(overrides: Mapping[str, Any]) -> int | None:
     """The context asked for, in tokens, if any. Raises BadRequest."""
-    value = asked.get("num_ctx")
+    value = overrides.get("num_ctx")
     # Ollama's own default is written as 0 by some clients.
     return None if not value else int(_CONTEXT.check("num_ctx", value))
 

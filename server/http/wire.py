@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -98,17 +99,24 @@ def reply(value: Any, status: int = 200, headers: dict[str, str] | None = None) 
 
 @dataclass(frozen=True)
 class StreamForm:
-    """How objects follow each other: the media type, the bytes around each object, the bytes after the last one."""
+    """How objects follow each other: the media type, the bytes of one object, the bytes after the last one."""
 
     media: str
-    before: bytes
-    after: bytes
+    encode: Callable[[Any], bytes]
     closing: bytes = b""
 
 
-NDJSON = StreamForm("application/x-ndjson", b"", b"\n")
+def _line(value: Any) -> bytes:
+    return msgspec.json.encode(value) + b"\n"
+
+
+def _event(value: Any) -> bytes:
+    return b"data: " + msgspec.json.encode(value) + b"\n\n"
+
+
+NDJSON = StreamForm("application/x-ndjson", _line)
 # Server-sent events as OpenAI closes them.
-EVENTS = StreamForm("text/event-stream", b"data: ", b"\n\n", b"data: [DONE]\n\n")
+EVENTS = StreamForm("text/event-stream", _event, b"data: [DONE]\n\n")
 
 
 class Stream:
@@ -129,7 +137,7 @@ class Stream:
 
         Raises ConnectionResetError for a reader that takes nothing for `DRAIN_SECONDS`.
         """
-        await self._write(self._form.before + msgspec.json.encode(value) + self._form.after)
+        await self._write(self._form.encode(value))
 
     async def end(self) -> web.StreamResponse:
         """Finish with the bytes that close the form."""

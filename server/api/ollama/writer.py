@@ -70,7 +70,7 @@ class OllamaWriter(AnswerWriter):
         wanted = self._body.context
         if wanted is not None and wanted > model.worker.context:
             self._figures["num_ctx"] = model.worker.context
-        if warning := options.unknown(self._body.given_options):
+        if warning := options.unknown_warning(self._body.given_options):
             self._figures["warning"] = warning
         return [self.done(self._reason, {"load_duration": model.load_ns} | self._figures)]
 

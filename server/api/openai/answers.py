@@ -57,7 +57,6 @@ async def completions(request: web.Request) -> web.StreamResponse:
 
 def _submit(model: Model, body: CompletionFields, most: int | None) -> Submit:
     require(model, "completion")
-    asked = {"num_predict": most, "stop": body.stop}
     count = 1 if body.n is None else body.n
     if not 1 <= count <= MAX_ANSWERS:
         raise BadRequest(f"`n` is {count}", f"ask for 1 to {MAX_ANSWERS} answers")
@@ -65,8 +64,8 @@ def _submit(model: Model, body: CompletionFields, most: int | None) -> Submit:
         raise BadRequest(f"`max_tokens` is {most}", "send 0 or more, or leave it out")
     return Submit(
         id=0,
-        sampling=options.sampling(model.params, options.asked_of(body)),
-        limits=options.limits(model.params, asked),
+        sampling=options.sampling(model.params, options.sampling_fields(body)),
+        limits=options.limits(model.params, {"num_predict": most, "stop": body.stop}),
         count=count,
     )
 

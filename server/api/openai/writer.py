@@ -45,7 +45,7 @@ class OpenAIWriter(AnswerWriter):
         return self._head(self.chunk_kind) | {"choices": [choice]}
 
     async def last(self, model: InUse, usage: Usage) -> Iterable[Json]:
-        """The usage, in a chunk without choices, where it is asked for."""
+        """The usage, in a chunk without choices, where the request wants it."""
         if not self._wants_usage:
             return []
         return [self._head(self.chunk_kind) | {"choices": [], "usage": usage_object(usage)}]
