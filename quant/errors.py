@@ -1,4 +1,4 @@
-"""What can go wrong between a model's source and its GGUF file.
+"""Errors on the way from a model's source to its GGUF file.
 
 QuantError
 ├── MalformedFile      a GGUF, safetensors or tokenizer file that breaks its format

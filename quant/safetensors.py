@@ -22,14 +22,31 @@ MAX_INDEX = 64 << 20
 MAX_DIMENSIONS = 8
 # Bytes of an element.
 DTYPES = {
-    **{"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1},
-    **{"I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1},
+    "F64": 8,
+    "F32": 4,
+    "F16": 2,
+    "BF16": 2,
+    "F8_E4M3": 1,
+    "F8_E5M2": 1,
+    "F8_E8M0": 1,
+    "I64": 8,
+    "I32": 4,
+    "I16": 2,
+    "I8": 1,
+    "U64": 8,
+    "U32": 4,
+    "U16": 2,
+    "U8": 1,
+    "BOOL": 1,
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One tensor of a file: `offset` from the start of the file, `size` in bytes; `scales` where it has some apart."""
+    """A tensor of a safetensors file: `size` bytes at `offset` from the start of file `shard`, rows first in `shape`.
+
+    Weights that are stored small have the entry of their scales in `scales`.
+    """
 
     name: str
     dtype: str

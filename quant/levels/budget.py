@@ -1,12 +1,14 @@
-"""Budgets: `4GB`, `4.5bpw`: the best mix of types per tensor that stays within so many bytes, or bits per weight.
+"""Budgets, such as `4GB` and `4.5bpw`: the best mix of types within a number of bytes, or of bits per weight.
 
-How much a type distorts a tensor is its squared error on normally distributed weights, relative to their own squares,
-measured with our kernels. What a tensor's distortion does to the model is taken to be proportional to it (Malinovskii
-et al., "Pushing the Limits of Large Language Model Quantization via the Linearity Theorem", 2024), by its size and its
-role: values and down projections count more, as in llama.cpp's own mixes. Types are then raised where that gains most
-for each byte, until nothing more fits: a greedy knapsack on the convex hull of each tensor's choices.
+The distortion of a tensor by a type is the squared error on normally distributed weights, relative to the sum of their
+squares, measured with our kernels. The harm to the model is taken to be proportional to it (Malinovskii et al.,
+"Pushing the Limits of Large Language Model Quantization via the Linearity Theorem", 2024), to the tensor's size, and to
+a factor of its role: values and down projections count more, as in llama.cpp's own mixes.
 
-Not covered: what this model's weights and their importance say; the errors are those of typical weights.
+The mix is a greedy knapsack. Each tensor begins with its smallest type; the convex hull of its other types gives its
+steps, each with the gain for one more byte. The step that gains most is taken again and again, until none fits.
+
+Not covered: this model's own weights and their importance; the errors are measured on typical weights.
 """
 
 from __future__ import annotations
@@ -27,9 +29,9 @@ from quant.types import QuantType as T
 
 _BUDGET = re.compile(r"([0-9]{1,6}(?:\.[0-9]{1,4})?)(KB|MB|GB|TB|KiB|MiB|GiB|TiB|bpw)", re.IGNORECASE)
 _SCALE = {"k": 1, "m": 2, "g": 3, "t": 4}
-# What the header gains beside the plan's own entries: where the model comes from, digests, level, version.
+# Bytes of the header beyond the plan's own entries: source, digests, level, version.
 _ENTRIES = 16 << 10
-# The part of a budget that may be left over.
+# The part of a budget that may stay unused.
 _UNUSED = 0.02
 # Relative squared errors of types worth having in a mix, from the smallest to the best.
 ERRORS = {
@@ -40,29 +42,30 @@ ERRORS = {
     T.Q6_K: 2.72e-4,
     T.Q8_0: 2.87e-5,
     T.F16: 4.3e-8,
-    # Taken only where the source has it already.
+    # Only for weights that the makers published in it.
     T.MXFP4: 0.0,
-    # where a row is not made of whole blocks of 256
+    # For rows that are not made of whole blocks of 256.
     T.Q4_0: 6.6e-3,
     T.Q5_0: 1.61e-3,
     T.Q5_1: 1.11e-3,
 }
 _LADDER = (T.Q2_K, T.Q3_K, T.Q4_K, T.Q5_K, T.Q6_K, T.Q8_0, T.F16)
+# Factor of a role; 1 for all others.
 _ROLES = {"attn_v": 4.0, "attn_kv_b": 4.0, "attn_k": 2.0, "attn_output": 1.5, "ffn_down": 2.0, "output": 2.0}
-# An embedding of which a token reads one row.
+# Factor of an embedding that is looked up only: a token reads one row of it.
 _LOOKED_UP = 0.5
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
-    """A tensor's next better type: what it takes more, and what it gains for each of these bytes."""
+class Upgrade:
+    """A tensor's next better type: `cost` more bytes than the type before it, and the harm avoided for each of them."""
 
     type: T
     cost: int
     gain: float
 
 
-Steps = Mapping[str, list[Step]]
+Upgrades = Mapping[str, list[Upgrade]]
 
 
 def is_budget(level: str) -> bool:
@@ -71,7 +74,7 @@ def is_budget(level: str) -> bool:
 
 
 def limit(plan: ModelPlan, level: str) -> int:
-    """How many bytes the tensors of `plan` may take; of a budget in bytes, the header takes its part."""
+    """Bytes that the tensors of `plan` may take: the budget, less the header when the budget is in bytes."""
     found = _BUDGET.fullmatch(level)
     if found is None:
         raise UnknownLevel(f"`{level}` is no budget", "write `4GB`, or `4.5bpw` for bits per weight")
@@ -86,11 +89,11 @@ def limit(plan: ModelPlan, level: str) -> int:
 def mix(plan: ModelPlan, level: str) -> dict[str, T]:
     """The type of every tensor of `plan` within the budget `level`.
 
-    Raises UnknownLevel when not even the least fits, and when the best does not use 98 % of it.
+    Raises UnknownLevel when not even the smallest types fit, and when the best types use less than 98 % of the budget.
     """
     whole = room = limit(plan, level)
     least: dict[str, T] = {}
-    steps: dict[str, list[Step]] = {}
+    steps: dict[str, list[Upgrade]] = {}
     tied = plan.tied
     for tensor in plan.tensors:
         least[tensor.name], steps[tensor.name] = _choices(tensor, tied)
@@ -109,8 +112,8 @@ def mix(plan: ModelPlan, level: str) -> dict[str, T]:
     return {name: steps[name][count - 1].type if count else least[name] for name, count in taken.items()}
 
 
-def _climb(steps: Steps, taken: dict[str, int], room: int) -> int:
-    """Take the steps that gain most for a byte while one fits; the room that is left."""
+def _climb(steps: Upgrades, taken: dict[str, int], room: int) -> int:
+    """Take the step that gains most for a byte, while one fits, and count it in `taken`; returns the bytes left."""
     heap = [(-ahead[taken[name]].gain, name) for name, ahead in steps.items() if taken[name] < len(ahead)]
     heapq.heapify(heap)
     while heap:
@@ -125,9 +128,12 @@ def _climb(steps: Steps, taken: dict[str, int], room: int) -> int:
     return room
 
 
-def _exchanged(steps: Steps, taken: dict[str, int], room: int, unused: int) -> dict[str, int]:
-    """Where a tensor is so large that its next step does not fit, but much is left over: that step for others that gain
-    least, and again what fits; the first such exchange that leaves no more than `unused`, else `taken`."""
+def _exchanged(steps: Upgrades, taken: dict[str, int], room: int, unused: int) -> dict[str, int]:
+    """A mix that leaves no more than `unused` bytes, when the next step of a large tensor does not fit; else `taken`.
+
+    The large tensor takes its step all the same, and the steps that gain least are undone until it fits. Then all that
+    fits is taken again. Large tensors are tried in turn, by the gain of their step.
+    """
     blocked = [name for name in steps if taken[name] < len(steps[name])]
     for name in sorted(blocked, key=lambda name: -steps[name][taken[name]].gain):
         trial, left = dict(taken), room - steps[name][taken[name]].cost
@@ -151,7 +157,7 @@ def types_of(plan: ModelPlan, level: str) -> dict[str, T]:
 
 
 def entries_of(level: str, types: Mapping[str, T]) -> dict[str, Any]:
-    """The GGUF entries that name the level; of a mix, the level whose base is its commonest type."""
+    """The GGUF entries that name the level. A mix is named by the level whose base is the commonest type in it."""
     if not is_budget(level):
         return describe(level)
     counts: dict[T, int] = {}
@@ -163,12 +169,12 @@ def entries_of(level: str, types: Mapping[str, T]) -> dict[str, Any]:
     return {"general.file_type": levels[0] if levels else 0, "general.quantization_version": 2}
 
 
-def _choices(tensor: TensorPlan, tied: bool) -> tuple[T, list[Step]]:
-    """The least type of a tensor, and the steps up from it, each gaining less for a byte than the one before."""
+def _choices(tensor: TensorPlan, tied: bool) -> tuple[T, list[Upgrade]]:
+    """The smallest type of a tensor, and the steps up from it, each with less gain for a byte than the one before."""
     if not quantizable(tensor):
         return T.F32, []
     types = sorted({kept(tensor, fitting(type, tensor.columns)) for type in _LADDER}, key=_bits)
-    weight = _weight(tensor, tied)
+    weight = sensitivity(tensor, tied)
     points = [(_bytes(tensor, type), weight * ERRORS[type], type) for type in types]
     hull = [points[0]]
     for point in points[1:]:
@@ -176,7 +182,7 @@ def _choices(tensor: TensorPlan, tied: bool) -> tuple[T, list[Step]]:
             hull.pop()
         hull.append(point)
     pairs = pairwise(hull)
-    return hull[0][2], [Step(after[2], after[0] - before[0], _slope(before, after)) for before, after in pairs]
+    return hull[0][2], [Upgrade(after[2], after[0] - before[0], _slope(before, after)) for before, after in pairs]
 
 
 def _bits(type: T) -> float:
@@ -187,7 +193,8 @@ def _slope(before: tuple[int, float, T], after: tuple[int, float, T]) -> float:
     return (before[1] - after[1]) / max(1, after[0] - before[0])
 
 
-def _weight(tensor: TensorPlan, tied: bool) -> float:
+def sensitivity(tensor: TensorPlan, tied: bool) -> float:
+    """How much a tensor's distortion harms the model: its elements times the factor of its role."""
     if tensor.role == "token_embd":
         return tensor.elements * (_ROLES["output"] if tied else _LOOKED_UP)
     return tensor.elements * _ROLES.get(tensor.role, 1.0)

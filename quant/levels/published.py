@@ -1,7 +1,7 @@
-"""What others measured of the levels, until a model has been measured itself: one model's figures, for orientation.
+"""Quality of the levels as measured on one model by others: for orientation, until a model is measured itself.
 
-Source: the table "Llama 3 8B Scoreboard" in llama.cpp's `tools/perplexity/README.md`, without importance data where
-the table has both, else with it. Larger models lose less, smaller ones more.
+Source: the table "Llama 3 8B Scoreboard" in llama.cpp's `tools/perplexity/README.md`: the rows without importance data.
+The table has IQ4_XS, IQ3_M, IQ2_M, IQ2_XS and IQ1_M only with it. Larger models lose less, smaller models more.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ SOURCE = "published for Llama 3 8B by llama.cpp, not measured on this model"
 
 
 class Quality(NamedTuple):
-    """How much perplexity on Wikitext rose above 16 bit, and the mean Kullback-Leibler divergence from it (nats)."""
+    """Rise of the perplexity on Wikitext above 16 bit, and mean Kullback-Leibler divergence from 16 bit in nats."""
 
     perplexity_increase: float
     divergence: float

@@ -22,7 +22,10 @@ T = QuantType
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a tensor stands: the `index`-th of `count` tensors of its role; query heads per key head; experts."""
+    """The place of a tensor, which conditions read: it is number `index` of `count` tensors of its role.
+
+    `sharing` is the number of query heads that share a key head, `experts` the number of experts (0 in a dense model).
+    """
 
     index: int
     count: int
@@ -31,6 +34,7 @@ class Place:
 
 
 def _more_bits(place: Place) -> bool:
+    """`use_more_bits` of llama.cpp: the first and the last eighth of the layers, and every third between them."""
     eighth = place.count // 8
     return place.index < eighth or place.index >= 7 * place.count // 8 or (place.index - eighth) % 3 == 2
 
@@ -65,11 +69,15 @@ Rules = tuple[Rule, ...]
 class Level:
     """A named recipe.
 
-    `file_type` is its number in `general.file_type`, `bits` what a weight takes in a Llama of 8 B. `base` is for all
-    that has no rule; `value`, `key`, `query` and `output` are the rules for the projections of attention, `down` and
-    `wide` (gate and up) for the feed-forward ones. `head` is the type of the output, or of an embedding that serves as
-    one; `embedding` of any other; `flat` of all that is not a stack of experts. A `low` level has no exceptions for
-    large models beside its rules.
+    file_type: its number in `general.file_type`.
+    base: the type of tensors without a rule.
+    bits: bits per weight in a Llama of 8 B.
+    value, key, query, output: rules for the projections of attention.
+    down, wide: rules for the feed-forward projections; `wide` is gate and up.
+    head: the type of the output matrix, also when the embedding is the output matrix.
+    embedding: the type of an embedding that is looked up only, None for `base`.
+    flat: the type of all matrices that are no stack of experts, None where rules decide.
+    low: whether the exceptions for large models do not apply.
     """
 
     name: str
@@ -97,7 +105,7 @@ _EIGHTH_Q5 = (Rule(T.Q5_K, "first eighth"),)
 
 
 def _low(name: str, file_type: int, base: QuantType, bits: float, better: QuantType, output: Rules = ()) -> Level:
-    """A level of about two bits or less: `better` is for the values and for the first of the down projections."""
+    """A level of about two bits or less, with `better` for values and for the first eighth of the down projections."""
     return Level(
         name,
         file_type,
@@ -113,7 +121,7 @@ def _low(name: str, file_type: int, base: QuantType, bits: float, better: QuantT
     )
 
 
-# Largest first, which is best first but for the old formats.
+# From the largest to the smallest, which is from the best to the worst but for the old formats (Q4_0, Q5_1, …).
 _LEVELS = (
     Level("F32", 0, T.F32, 32.0),
     Level("BF16", 32, T.BF16, 16.0),
@@ -198,29 +206,54 @@ _LEVELS = (
     Level("Q1_0", 40, T.Q1_0, 1.48),
 )
 LEVELS: dict[str, Level] = {level.name: level for level in _LEVELS}
-# Those worth choosing by themselves: no other level is both smaller and better than one of them.
+# The levels that the rule chooses among: no other level is both smaller and better than one of them.
 LADDER = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_M", "Q2_K")
-# Where a row is not made of whole blocks; where that does not fit either, F16.
+# The type to use where a row is not made of whole blocks of the wanted one. Where this does not fit either: F16.
 _FALLBACK = {
-    **dict.fromkeys((T.Q2_0, T.Q2_K, T.Q3_K, T.TQ1_0, T.TQ2_0), T.Q4_0),
-    **{T.Q4_K: T.Q5_0, T.Q5_K: T.Q5_1, T.Q6_K: T.Q8_0},
-    **{QuantType[f"IQ{name}"]: T.IQ4_NL for name in ("1_S", "1_M", "2_XXS", "2_XS", "2_S", "3_XXS", "3_S", "4_XS")},
+    T.Q2_0: T.Q4_0,
+    T.Q2_K: T.Q4_0,
+    T.Q3_K: T.Q4_0,
+    T.TQ1_0: T.Q4_0,
+    T.TQ2_0: T.Q4_0,
+    T.Q4_K: T.Q5_0,
+    T.Q5_K: T.Q5_1,
+    T.Q6_K: T.Q8_0,
+    T.IQ1_S: T.IQ4_NL,
+    T.IQ1_M: T.IQ4_NL,
+    T.IQ2_XXS: T.IQ4_NL,
+    T.IQ2_XS: T.IQ4_NL,
+    T.IQ2_S: T.IQ4_NL,
+    T.IQ3_XXS: T.IQ4_NL,
+    T.IQ3_S: T.IQ4_NL,
+    T.IQ4_XS: T.IQ4_NL,
 }
-_KEPT = (
-    *("_norm.weight", "ffn_gate_inp.weight", "position_embd.weight", "token_types.weight"),
-    *("ssm_conv1d.weight", "shortconv.conv.weight"),
+# Endings of the names of matrices that stay F32.
+_NEVER_QUANTIZED = (
+    "_norm.weight",
+    "ffn_gate_inp.weight",
+    "position_embd.weight",
+    "token_types.weight",
+    "ssm_conv1d.weight",
+    "shortconv.conv.weight",
 )
-# The values of attention, alone or with what they are fused with.
+# Roles of the value projection: alone, or fused with queries and keys.
 _VALUES = ("attn_v", "attn_qkv", "attn_kv_b")
+# Role → field of `Level` that has its rules.
 _RULES = {
-    **dict.fromkeys(_VALUES, "value"),
-    **{"attn_k": "key", "attn_q": "query", "attn_output": "output"},
-    **{"ffn_down": "down", "ffn_gate": "wide", "ffn_up": "wide"},
+    "attn_v": "value",
+    "attn_qkv": "value",
+    "attn_kv_b": "value",
+    "attn_k": "key",
+    "attn_q": "query",
+    "attn_output": "output",
+    "ffn_down": "down",
+    "ffn_gate": "wide",
+    "ffn_up": "wide",
 }
 
 
 def level_of(name: str) -> Level:
-    """The level with this name, in any case; UnknownLevel lists those there are."""
+    """The level with this name, in any case; UnknownLevel, which lists all levels, for another name."""
     try:
         return LEVELS[name.upper()]
     except KeyError:
@@ -231,7 +264,7 @@ def level_of(name: str) -> Level:
 
 
 def assign(plan: ModelPlan, level: str) -> dict[str, QuantType]:
-    """The type of every tensor of `plan` at `level`; the same that llama.cpp's quantizer gives without importance."""
+    """The type of every tensor of `plan` at `level`, as llama.cpp's quantizer assigns them without importance data."""
     chosen = level_of(level)
     whole = chosen.base.block == 1
     tied = plan.tied
@@ -249,12 +282,12 @@ def assign(plan: ModelPlan, level: str) -> dict[str, QuantType]:
 
 
 def kept(tensor: TensorPlan, type: QuantType) -> QuantType:
-    """The type, or the one in which the makers published the weights, when `type` would not be smaller."""
+    """The type in which the makers published the weights, when it is no larger than `type`; else `type`."""
     own = tensor.published_type
     return own if own and own.bits_per_weight <= type.bits_per_weight else type
 
 
-def sizes(plan: ModelPlan, level: str) -> int:
+def weights_bytes(plan: ModelPlan, level: str) -> int:
     """Bytes that the tensors of `plan` take in the file at `level`."""
     return sum(tensor.nbytes for tensor in plan.at(assign(plan, level)))
 
@@ -265,12 +298,12 @@ def describe(level: str) -> dict[str, Any]:
 
 
 def quantizable(tensor: TensorPlan) -> bool:
-    """Whether a level says what this tensor is: matrices, but no norms and no expert routers; the rest stays F32."""
-    return len(tensor.shape) >= 2 and tensor.name.endswith("weight") and not tensor.name.endswith(_KEPT)
+    """Whether a level has a type for this tensor: a matrix that is no norm and no expert router. Others stay F32."""
+    return len(tensor.shape) >= 2 and tensor.name.endswith("weight") and not tensor.name.endswith(_NEVER_QUANTIZED)
 
 
 def _order(tensor: TensorPlan) -> tuple[int, str]:
-    """Layer, then name: the order in which llama.cpp counts, which decides who is among the first."""
+    """The order in which llama.cpp counts the tensors of a role: by layer, then by name; conditions depend on it."""
     return (-1 if tensor.layer is None else tensor.layer, tensor.name)
 
 
@@ -291,7 +324,8 @@ def _wanted(tensor: TensorPlan, level: Level, plan: ModelPlan, tied: bool, seen:
 
 
 def _place(plan: ModelPlan, role: str, seen: dict[str, int], layer: int) -> Place:
-    """Count this tensor among those of its role. With experts the feed-forward ones go by their layer instead."""
+    """The tensor's place among all of its role, and count it in `seen`. With experts, a feed-forward tensor has the
+    number of its layer as index."""
 
     def fact(key: str, default: int) -> int:
         value = plan.metadata.get(f"{plan.architecture}.{key}", default)
@@ -311,7 +345,7 @@ def _place(plan: ModelPlan, role: str, seen: dict[str, int], layer: int) -> Plac
 
 
 def _raised(role: str, type: QuantType, place: Place, plan: ModelPlan) -> QuantType:
-    """Two exceptions of llama.cpp: values of a 70 B Llama, and keys and values beside eight experts."""
+    """Two exceptions of llama.cpp: values of a Llama of 70 B, and keys and values in a model of eight experts."""
     if role in (*_VALUES, "attn_k") and place.experts == 8:
         return T.Q8_0
     large = plan.architecture == "llama" and plan.metadata.get("llama.block_count") == 80 and place.sharing > 1
@@ -321,7 +355,7 @@ def _raised(role: str, type: QuantType, place: Place, plan: ModelPlan) -> QuantT
 
 
 def fitting(type: QuantType, columns: int) -> QuantType:
-    """The type, or what stands in for it where rows of so many columns are not made of its blocks."""
+    """The type, or its fallback where a row of `columns` elements is not made of whole blocks."""
     if columns % type.block:
         type = _FALLBACK.get(type, T.F16)
     return T.F16 if columns % type.block else type

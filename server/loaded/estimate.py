@@ -17,7 +17,7 @@ from pathlib import Path
 
 import psutil
 
-from quant.levels.recipes import LADDER, sizes
+from quant.levels.recipes import LADDER, weights_bytes
 from quant.plan import ModelPlan
 from runtime.machine.choosing import SMALL_BYTES, reads
 from runtime.machine.devices import Layers, place
@@ -105,9 +105,8 @@ class Estimator:
 def smaller(plan: ModelPlan, need: Need, room: int) -> str:
     """The best level of this model that would fit into `room` bytes, all else being equal; "" where none would."""
     rest = need.total - need.weights
-    return next(
-        (level for level in LADDER if sizes(plan, level) + rest <= room and sizes(plan, level) < need.weights), ""
-    )
+    levels = ((level, weights_bytes(plan, level)) for level in LADDER)
+    return next((level for level, weights in levels if weights + rest <= room and weights < need.weights), "")
 
 
 def anonymous_bytes(pid: int) -> int | None:

@@ -21,7 +21,7 @@ from quant.gguf.check import check_model
 from quant.gguf.header import Header
 from quant.levels import published
 from quant.levels.budget import is_budget
-from quant.levels.recipes import LEVELS, sizes
+from quant.levels.recipes import LEVELS, weights_bytes
 from quant.plan import Files, ModelPlan
 from registry.names import AUTO
 from runtime.errors import DoesNotFit
@@ -146,7 +146,7 @@ class Published:
                 there = _list(list(self.variants.values()))
                 raise UnknownLevel(f"`{self._files.title}` publishes no {wish.forced}", f"there is {there}")
             return Survey(chooser.advise(wish, disk_free), self.plan, self.variants, source, quantize=True)
-        usual = int(_LEAST_SHARE * sizes(self.plan, USUAL_LEVEL))
+        usual = int(_LEAST_SHARE * weights_bytes(self.plan, USUAL_LEVEL))
         candidates = [self._candidate(each) for each in self.variants.values()]
         if not any(each.worthwhile and each.level not in UNQUANTIZED for each in candidates):  # nothing else is there
             candidates = [replace(each, worthwhile=True) for each in candidates]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+import quant
 from benchmarks import shapes
 from quant.convert.planning import plan_model
 from quant.errors import UnknownLevel
@@ -17,12 +20,36 @@ from quant.stream.pipeline import Conversion
 from quant.types import QuantType
 from registry.sources.local import Folder
 from registry.sources.opening import DEMO
+from tests.converting import write
 from tests.daemon import Daemon
 
 
 @pytest.fixture(scope="module")
 def plan() -> ModelPlan:
     return plan_model(Folder(DEMO, "demo"))
+
+
+Weights = dict[str, np.ndarray]
+
+
+@pytest.fixture(scope="module")
+def weights(plan: ModelPlan, tmp_path_factory: pytest.TempPathFactory) -> Weights:
+    """The matrices of the demo, float32[rows, columns]."""
+    path, folder = tmp_path_factory.mktemp("demo") / "demo.gguf", Folder(DEMO, "demo")
+    write(plan, "F32", lambda shard: [folder.read(shard, 0, folder.size(shard))], path)
+    header, raw = read_file(path), np.memmap(path)
+    found = {}
+    for tensor in header.tensors:
+        if tensor.rows > 1:
+            begin = header.data_offset + tensor.offset
+            found[tensor.name] = raw[begin : begin + tensor.nbytes].view("<f4").reshape(-1, tensor.columns)
+    return found
+
+
+def error(x: np.ndarray, type: QuantType) -> float:
+    """Squared error of the blocks of `x`, relative to the squares of `x`."""
+    there = quant.dequantize(quant.quantize(x, type), type, x.shape[1])
+    return float(((x - there) ** 2).sum() / (x**2).sum())
 
 
 def distortion(plan: ModelPlan, types: dict[str, QuantType]) -> float:
@@ -44,13 +71,14 @@ def test_bytes_are_those_of_the_whole_file(plan: ModelPlan, text: str) -> None:
 
 
 @pytest.mark.parametrize("level", ["Q6_K", "Q5_K_M", "Q4_K_M"])
-def test_a_mix_of_a_levels_size_distorts_no_more(plan: ModelPlan, level: str) -> None:
+def test_a_mix_of_a_levels_size_harms_the_weights_no_more(plan: ModelPlan, weights: Weights, level: str) -> None:
+    """By errors measured on the demo's own weights, not by the table that the mix is made with."""
     named = recipes.assign(plan, level)
-    bits = 8 * recipes.sizes(plan, level) / sum(tensor.elements for tensor in plan.tensors)
-    weights = {tensor.name: budget._weight(tensor, tied=True) for tensor in plan.tensors}
+    bits = 8 * recipes.weights_bytes(plan, level) / sum(tensor.elements for tensor in plan.tensors)
 
     def harm(types: dict[str, QuantType]) -> float:
-        return sum(weights[name] * budget.ERRORS.get(type, 0.0) for name, type in types.items())
+        factors = {tensor.name: budget.sensitivity(tensor, plan.tied) for tensor in plan.tensors}
+        return sum(factors[name] * error(x, types[name]) for name, x in weights.items())
 
     assert harm(budget.mix(plan, f"{bits:.4f}bpw")) <= 1.02 * harm(named)
 
@@ -63,24 +91,24 @@ def test_more_room_never_distorts_more(plan: ModelPlan) -> None:
 @pytest.mark.parametrize("name", shapes.SHAPES)
 def test_every_shape_meets_its_budget_from_below(name: str) -> None:
     plan = shapes.plan_of(shapes.SHAPES[name]())
-    least, most = (sum(budget._bytes(t, types[t.name]) for t in plan.tensors) for types in _ends(plan))
+    least, most = megabytes(plan, "1KB", "least"), megabytes(plan, "99TB", "most")
     for part in (0.02, 0.2, 0.5, 0.8, 0.97):
-        level = f"{(least + part * (most - least)) / 1e9:.3f}GB"
+        level = f"{least + part * (most - least):.1f}MB"
         types, room = budget.mix(plan, level), budget.limit(plan, level)
-        used = sum(types[t.name].row_bytes(t.columns) * (t.elements // t.columns) for t in plan.tensors)
+        used = sum(tensor.nbytes for tensor in plan.at(types))
         assert 0.98 * room <= used <= room, level
     for impossible, why in ((least * 0.9, "is too little: the least is"), (most * 1.1, "is more than this model can")):
         with pytest.raises(UnknownLevel, match=why):
-            budget.mix(plan, f"{impossible / 1e9:.3f}GB")
+            budget.mix(plan, f"{impossible:.1f}MB")
 
 
-def _ends(plan: ModelPlan) -> list[dict[str, QuantType]]:
-    """The least and the best type of every tensor."""
-    choices = {t.name: budget._choices(t, tied=False) for t in plan.tensors}
-    return [
-        {name: first for name, (first, _) in choices.items()},
-        {name: steps[-1].type if steps else first for name, (first, steps) in choices.items()},
-    ]
+def megabytes(plan: ModelPlan, impossible: str, which: str) -> float:
+    """The least or the most that a budget can be for this model, as the refusal of another one says."""
+    with pytest.raises(UnknownLevel) as refused:
+        budget.mix(plan, impossible)
+    found = re.search(rf"the {which} is ([\d,.]+) MB", str(refused.value))
+    assert found
+    return float(found[1].replace(",", ""))
 
 
 def test_too_little_says_the_least(plan: ModelPlan) -> None:

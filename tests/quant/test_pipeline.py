@@ -17,7 +17,7 @@ from quant.convert.planning import plan_model
 from quant.errors import BadValues, MalformedFile
 from quant.gguf.check import check_model
 from quant.gguf.header import read_file
-from quant.levels.recipes import assign, sizes
+from quant.levels.recipes import assign, weights_bytes
 from quant.stream.ahead import ahead
 from tests.converting import write
 from tests.quant.support import DEMO, Folder, bf16, llama_shapes, safetensors
@@ -55,7 +55,7 @@ def test_what_is_written_is_what_was_planned(tmp_path: Path) -> None:
     assert next(iter(header.metadata)) == "general.architecture"
     assert {t.name: t.type for t in header.tensors} == assign(plan, "Q4_K_M")
     assert [t.name for t in header.tensors] == [t.name for t in plan.tensors]
-    assert sum(t.nbytes for t in header.tensors) == sizes(plan, "Q4_K_M")
+    assert sum(t.nbytes for t in header.tensors) == weights_bytes(plan, "Q4_K_M")
     assert len(gguf.GGUFReader(path).tensors) == len(plan.tensors)
 
 

@@ -8,7 +8,7 @@ import re
 import pytest
 
 from quant.errors import UnknownLevel
-from quant.levels.recipes import LADDER, LEVELS, assign, quantizable, sizes
+from quant.levels.recipes import LADDER, LEVELS, assign, quantizable, weights_bytes
 from quant.plan import ModelPlan
 from quant.types import QuantType
 from tests.quant.support import bare_plan
@@ -141,10 +141,10 @@ def test_types_come_in_the_order_of_the_plan() -> None:
 
 def test_sizes_add_up_and_fall_down_the_ladder() -> None:
     plan = bare_plan(shapes(8, 512, 1024, 0, False), block_count=8, attention__head_count=8, attention__head_count_kv=4)
-    assert sizes(plan, "F32") == 4 * plan.parameters
+    assert weights_bytes(plan, "F32") == 4 * plan.parameters
     norms = sum(tensor.elements for tensor in plan.tensors if not quantizable(tensor))
-    assert sizes(plan, "BF16") == 2 * plan.parameters + 2 * norms
-    down = [sizes(plan, level) for level in LADDER]
+    assert weights_bytes(plan, "BF16") == 2 * plan.parameters + 2 * norms
+    down = [weights_bytes(plan, level) for level in LADDER]
     assert down == sorted(down, reverse=True)
 
 
@@ -160,7 +160,7 @@ def test_bits_are_those_of_a_llama_of_8_b_and_sort_the_levels() -> None:
     for level in LEVELS.values():
         # A model without experts has nothing that MXFP4_MOE would make small.
         if level.name != "MXFP4_MOE":
-            assert sizes(plan, level.name) * 8 / plan.parameters == pytest.approx(level.bits, abs=0.006)
+            assert weights_bytes(plan, level.name) * 8 / plan.parameters == pytest.approx(level.bits, abs=0.006)
     bits = [level.bits for level in LEVELS.values()]
     assert bits == sorted(bits, reverse=True)
 

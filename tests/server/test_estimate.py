@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks import shapes
 from quant.gguf.header import read_file
-from quant.levels.recipes import sizes
+from quant.levels.recipes import weights_bytes
 from quant.plan import ModelPlan
 from runtime.machine.fit import Need
 from runtime.machine.hardware import usable_cpus
@@ -60,9 +60,9 @@ def test_llama_cpp_and_the_formulas_agree_on_the_cache(tmp_path: Path, blob: Pat
 def test_what_would_fit(blob: Path) -> None:
     header = read_file(blob)
     plan = ModelPlan.of(header)
-    need = Need(sizes(plan, "Q8_0"), MB, MB)
+    need = Need(weights_bytes(plan, "Q8_0"), MB, MB)
     assert smaller(plan, need, need.total) == "Q6_K"
-    assert smaller(plan, need, sizes(plan, "Q4_K_M") + 2 * MB) == "Q4_K_M"
+    assert smaller(plan, need, weights_bytes(plan, "Q4_K_M") + 2 * MB) == "Q4_K_M"
     assert smaller(plan, need, MB) == ""
 
 

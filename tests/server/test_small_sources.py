@@ -8,7 +8,7 @@ import pytest
 
 from quant.convert.planning import plan_model, sketch_model
 from quant.gguf.header import read_file
-from quant.levels.recipes import LADDER, sizes
+from quant.levels.recipes import LADDER, weights_bytes
 from quant.plan import ModelPlan
 from runtime.machine.choosing import Chooser, this_machine
 from runtime.machine.fit import Need
@@ -26,13 +26,13 @@ def test_what_was_made_of_it_tells_the_same_sizes(level: str, tmp_path: Path) ->
     source, path = folder(), tmp_path / "m.gguf"
     write(plan_model(source), level, source.stream, path)
     made, planned = ModelPlan.of(read_file(path)), sketch_model(source)
-    assert [sizes(made, name) for name in LADDER] == [sizes(planned, name) for name in LADDER]
+    assert [weights_bytes(made, name) for name in LADDER] == [weights_bytes(planned, name) for name in LADDER]
 
 
 def test_the_level_that_would_fit_keeps_the_experts_as_published_too(tmp_path: Path) -> None:
     source, path = folder(), tmp_path / "m.gguf"
     write(plan_model(source), "Q8_0", source.stream, path)
-    room = sizes(sketch_model(source), "Q8_0")  # with experts that stay MXFP4, half as large as Q8_0
+    room = weights_bytes(sketch_model(source), "Q8_0")  # with experts that stay MXFP4, half as large as Q8_0
     assert smaller(Facts.of(read_file(path)).plan, Need(room + 1, 0, 0), room) == "Q8_0"
 
 
