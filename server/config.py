@@ -1,7 +1,8 @@
-"""Every setting: its default, its environment variables, its check. The only place that reads the environment.
+"""Every setting: its default, its environment variables, its check. The only place that reads settings.
 
-Order: flag, then environment, then `config.toml` in the home folder, then the default. The CLI imports this module too,
-so it imports nothing that is slow to import.
+A setting comes from a flag, else from the environment, else from `config.toml` in the home folder, else it has its
+default. The command line imports this module too, so it imports nothing that is slow to import. A child process gets
+its settings in frames: `child_environment` in `runtime/child.py` withholds the variables that are named here.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from registry.net.hub import Hub
 from runtime.defaults import CONTEXT, CONTEXT_RANGE, GAP, SEQUENCES, SEQUENCES_RANGE
 
 VERSION = "0.1.0"
-OLLAMA_VERSION = "0.14.0"  # of the HTTP API that we answer; clients refuse what is older than what they need
+# The version of Ollama whose HTTP API we answer: clients refuse a server that is older than they need.
+OLLAMA_VERSION = "0.14.0"
 FOREVER = -1.0
 
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
@@ -120,8 +122,9 @@ def _path(value: object) -> Path:
 class Config:
     """All settings, checked.
 
-    `keep_alive` is in seconds, `context` in tokens; `max_models` counts loaded models; `gap`: see
-    `runtime/engine/pace.py`.
+    `context` counts the tokens of a model's KV cache, and `sequences` the texts that share it. `queue` counts the
+    requests that may wait for a model, `max_models` the loaded models. `keep_alive` is in seconds, `FOREVER` for no
+    end. `gap` is how many times as long as usual a step may take while prompts are read (`runtime/engine/pace.py`).
     """
 
     home: Path
@@ -165,7 +168,7 @@ class Config:
 
     @property
     def home_mark(self) -> str:
-        """What tells one home from another without saying where it lies."""
+        """A digest that tells one home from another without saying where it lies."""
         return hashlib.sha256(os.fsencode(self.home.resolve())).hexdigest()[:16]
 
     @property
@@ -180,7 +183,7 @@ class Config:
 
     @property
     def cache(self) -> Path:
-        """What can be made again: compiled kernels."""
+        """Folder of files that can be made again: compiled kernels, measured speeds."""
         return self.home / "cache"
 
     @property
@@ -207,23 +210,33 @@ class Config:
 
 @dataclass(frozen=True)
 class Setting:
-    """How one field of `Config` is checked and where the environment has it, first match wins."""
+    """How one field of `Config` is checked, and the environment variables that set it: the first that is set wins.
+
+    `check` returns the value or raises ValueError, `wants` completes the sentence "it wants …".
+    """
 
     check: Callable[[object], Any]
     wants: str
     env: tuple[str, ...] = ()
 
 
+def _number(limits: tuple[int, int], variable: str) -> Setting:
+    low, high = limits
+    return Setting(_count(low, high), f"a number from {low} to {high}", (variable,))
+
+
 SETTINGS: dict[str, Setting] = {
     "home": Setting(_path, "a folder", ("LM_HOME",)),
     "host": Setting(_text, "a host name or address, with or without a port", ("LM_HOST", "OLLAMA_HOST")),
     "port": Setting(_count(0, 65535), "a port from 0 to 65535", ("LM_PORT",)),
-    "context": Setting(_count(*CONTEXT_RANGE), "tokens, 64 or more", ("LM_CONTEXT", "OLLAMA_CONTEXT_LENGTH")),
-    "sequences": Setting(_count(*SEQUENCES_RANGE), "a number from 1 to 64", ("LM_SEQUENCES",)),
-    "queue": Setting(_count(1, 100_000), "a number from 1 to 100000", ("LM_QUEUE",)),
+    "context": Setting(
+        _count(*CONTEXT_RANGE), f"tokens, {CONTEXT_RANGE[0]} or more", ("LM_CONTEXT", "OLLAMA_CONTEXT_LENGTH")
+    ),
+    "sequences": _number(SEQUENCES_RANGE, "LM_SEQUENCES"),
+    "queue": _number((1, 100_000), "LM_QUEUE"),
     "gap": Setting(_times, "a number from 1 to 1000", ("LM_GAP",)),
     "keep_alive": Setting(duration, "a duration such as `5m`, or -1 for ever", ("LM_KEEP_ALIVE", "OLLAMA_KEEP_ALIVE")),
-    "max_models": Setting(_count(1, 1000), "a number from 1 to 1000", ("LM_MAX_MODELS",)),
+    "max_models": _number((1, 1000), "LM_MAX_MODELS"),
     "origins": Setting(
         _list, "origins such as `https://chat.example`, separated by commas", ("LM_ORIGINS", "OLLAMA_ORIGINS")
     ),
@@ -246,13 +259,13 @@ def default_home() -> Path:
 
 def _read_toml(path: Path) -> dict[str, object]:
     try:
-        text = path.read_bytes() if path.is_file() else b""
+        text = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
     except OSError as error:
         hint = "give yourself the right to read it, or set LM_HOME to a folder of your own"
         raise BadSetting(f"`{path}` cannot be read: {error.strerror}", hint) from None
-    if not text:
-        return {}
-    import tomllib
+    import tomllib  # only where there is a file: most homes have none
 
     try:
         table = tomllib.loads(text.decode("utf-8"))

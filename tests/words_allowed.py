@@ -94,15 +94,7 @@ FAULTS: dict[str, int] = {
     "runtime/text/stops.py": 1,
     "runtime/text/tokenizer.py": 8,
     "runtime/worker.py": 1,
-    "server/advice/adviser.py": 2,
-    "server/advice/frames.py": 4,
-    "server/config.py": 3,
     "server/loaded/estimate.py": 4,
-    "server/pulls/frames.py": 1,
-    "server/pulls/jobs.py": 3,
-    "server/pulls/picking.py": 6,
-    "server/pulls/progress.py": 1,
-    "server/pulls/puller.py": 7,
 }
 HOMONYMS: dict[str, int] = {
     "Client": 2,

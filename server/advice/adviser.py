@@ -1,7 +1,7 @@
-"""The process that says what a model would take here: `python -P -m server.advice.adviser`.
+"""The process that says how much memory a model would take here: `python -P -m server.advice.adviser`.
 
-As a pull begins, with the plan of the weights, and nothing after it: headers are read, nothing is downloaded. It gets
-one `AdviceTask` and answers with one `Advised` or `Failure`.
+It does the first part of a pull, the plan of the weights: headers are read, and no weight is downloaded. It gets one
+`AdviceTask` and answers with one `Advised` or `ErrorReport`.
 """
 
 from __future__ import annotations

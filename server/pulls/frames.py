@@ -68,7 +68,7 @@ class Planned(msgspec.Struct, tag="planned"):
 class Progress(msgspec.Struct, tag="progress"):
     """Puller to daemon: `completed` of `total` bytes of the phase `phase` are done, at `rate` bytes/s.
 
-    `total` is 0 where it is not known. `rate` is that of the last seconds.
+    `total` is 0 where it is not known. `rate` is measured over the last seconds.
     """
 
     phase: str

@@ -54,7 +54,7 @@ def note_line(text: str) -> dict[str, Any]:
 
 
 def success_line(name: str, digest: str) -> dict[str, Any]:
-    """The last line of a pull that brought in the model `name`; `digest` is that of its manifest."""
+    """The last line of a pull that brought in the model `name`, whose manifest has this digest."""
     return {"status": "success", "phase": "done", "name": name, "digest": digest}
 
 

@@ -28,7 +28,7 @@ _HOPELESS = frozenset({"bad_values"})
 
 
 class Pull:
-    """One pull, from an empty folder or the one that an earlier pull left to a model in the store."""
+    """One pull: from an empty folder, or from what an earlier pull left in it, to a model in the store."""
 
     def __init__(self, job: Job, config: Config, store: Store, in_use: Callable[[], set[str]]) -> None:
         """`in_use` gives the digests of blobs that must stay although no model may list them any more."""
