@@ -18,7 +18,7 @@ Line = dict[str, Any]
 
 @dataclass
 class Asking:
-    """A model, and how it is asked: `options` are those of Ollama's API; None or empty leaves the daemon's default."""
+    """A model, and the options of each request to it, as in Ollama's API; None or empty leaves the daemon's default."""
 
     client: Client
     model: str
@@ -86,7 +86,7 @@ class Reply:
             console.answer(text, self._wrapping.feed)
 
     def _tell(self, last: Line) -> None:
-        """What was not done as asked: nothing is cut silently."""
+        """Tell where the answer is not as it was asked for: nothing is cut silently."""
         if last.get("truncated"):
             console.note(f"note: the first {last['truncated']} tokens were left out to fit the context", "yellow")
         if "num_ctx" in last:

@@ -33,7 +33,7 @@ _QUOTES = '"""'
 
 
 class Chat:
-    """A conversation at a terminal; `history` is the file of what was typed."""
+    """A conversation at a terminal; `history` is the file that keeps the typed lines."""
 
     def __init__(self, asking: Asking, history: Path) -> None:
         self._asking = asking

@@ -34,9 +34,9 @@ class Client:
         self._url = ""
 
     def hub(self) -> dict[str, str]:
-        """What a body says of the hub and the token of this environment, which a daemon that runs already has not seen.
+        """The hub and the token of this environment, as fields of a body: the daemon may have been started in another.
 
-        Nothing where they are those that every environment has, nor to a daemon that is on another machine.
+        Empty where they are the defaults, and for a daemon on another machine.
         """
         config = self.config
         if not is_loopback(config.host):

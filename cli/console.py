@@ -1,8 +1,8 @@
 """Where words go: data and answers to stdout, everything else to stderr.
 
 No escape code is written unless stderr is a terminal that wants them (not with NO_COLOR or TERM=dumb); `rich`, which
-knows the rules for that and how wide letters are, is imported for nothing else. What a model writes cannot steer the
-terminal.
+knows the rules for that and how wide letters are, is imported for nothing else. Control characters in a model's answer
+never reach the terminal.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def out(text: str = "", end: str = "\n") -> None:
 
 
 def answer(text: str, wrapping: Callable[[str, int], str]) -> None:
-    """A piece of what a model says, at once; on a terminal `wrapping` breaks its lines for so many columns."""
+    """Print a piece of an answer at once; on a terminal `wrapping(text, columns)` breaks its lines."""
     if not sys.stdout.isatty() or fancy() is None:
         out(text, end="")
     else:

@@ -1,7 +1,7 @@
 """Finding the daemon, and starting one where there is none.
 
-Where: the address of the settings; where that is the default (or a free port), the daemon that this home names in
-`daemon.json` comes first, so that `lm serve --port 11435` is found without a word. Two commands at once start one
+Where: at the address of the settings. If that is the default, or a free port, the daemon that this home names in
+`daemon.json` comes first: `lm serve --port 11435` is found without a setting. Two commands at once start one
 daemon: who holds `start.lock` starts it, the other waits for the lock and then finds it. The daemon says on a pipe that
 it is ready, or why it is not.
 """
@@ -46,7 +46,7 @@ def find(config: Config, start: bool) -> str:
 def look(config: Config) -> tuple[str, str] | None:
     """URL and version of the daemon that runs, None where there is none of lm.
 
-    Raises Failure when it will not say, and when it is that of another home than the one that was named.
+    Raises Failure when it will not say, and when it serves another home than LM_HOME.
     """
     for url in _places(config):
         told = _ask_version(url, config)
@@ -130,7 +130,7 @@ def _own_url(config: Config) -> str:
 
 
 def _ask_version(url: str, config: Config) -> dict[str, Any] | None:
-    """What the lm says of itself that answers at `url`, None when nobody or somebody else does."""
+    """The version record of the lm that answers at `url`, None when nobody or another program does."""
     try:
         with request(url, config, "GET", "/api/version", seconds=PROBE_SECONDS) as response:
             answer = json.loads(response.read(4096))
@@ -165,7 +165,7 @@ def _mismatch(url: str, version: str) -> Failure:
 
 
 def _start(config: Config) -> str:
-    """Start a daemon, or find the one that another command has started meanwhile; its URL. Raises Failure."""
+    """Start a daemon, unless another command has started it meanwhile; its URL. Raises Failure."""
     try:
         for folder in (config.home, config.logs):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""What the CLI can fail with: a sentence, what to do about it, and the exit code that scripts see.
+"""Failures of the CLI: a sentence, a hint, and the exit code that scripts see.
 
 0 done   1 failed   2 usage   3 model not found   4 daemon unreachable   5 does not fit   130 Ctrl-C
 """
@@ -22,7 +22,7 @@ _EXIT = {
 
 
 class Failure(Exception):
-    """The command cannot do what it was asked; `code` is that of the daemon's error, or `usage`, `unreachable`."""
+    """The command failed; `code` is the code of the daemon's error, or `usage`, `unreachable`."""
 
     def __init__(self, message: str, hint: str = "", code: str = "failed") -> None:
         super().__init__(message)
@@ -36,5 +36,5 @@ class Failure(Exception):
 
     @property
     def exit_code(self) -> int:
-        """What the process ends with."""
+        """The exit code of the process."""
         return _EXIT.get(self.code, 1)

@@ -16,7 +16,7 @@ from registry.names import LIBRARY, Reference, is_path, parse
 
 
 def reference(text: str, level: str | None = None) -> str:
-    """The name in a form that does not depend on the current folder; `level` is that of `--level`. Raises Failure."""
+    """The name in a form that does not depend on the current folder, with the value of `--level`. Raises Failure."""
     if not text.isprintable():
         raise Failure(f"`{ascii(text)[1:-1]}` is not a name of a model", "see `lm list`", "bad_name")
     try:
@@ -57,7 +57,7 @@ def explaining(text: str) -> Iterator[None]:
 
 
 def complete(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Names for the shell: those of a daemon that runs; none is started for that."""
+    """Names for the shell, from a daemon that runs; none is started."""
     from cli.client import Client
 
     try:

@@ -17,7 +17,7 @@ class Wrapping:
         self._fenced = False
 
     def feed(self, text: str, columns: int) -> str:
-        """What to write to a terminal of so many columns for the next piece of the answer.
+        """The text to write for the next piece of the answer, on a terminal of this many columns.
 
         A word that turns out too long for its line is taken back and written on the next one. The last column stays
         free: a terminal whose cursor stands behind it moves back from there by one too many.

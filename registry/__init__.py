@@ -1,4 +1,4 @@
-"""What is kept on disk and where it comes from: names, blobs, manifests, sources, durable file operations.
+"""Models on disk and the sources they come from: names, blobs, manifests, downloads, durable file operations.
 
 Knows nothing of tensors or of the engine; imports none of the other packages.
 """

@@ -1,4 +1,4 @@
-"""What can go wrong between a name and the bytes it stands for.
+"""Errors on the way from a name to the bytes of its model.
 
 RegistryError
 ├── BadName             a name that is malformed or tries to be a path
@@ -50,7 +50,7 @@ class SourceUnavailable(RegistryError):
 
 
 class DigestMismatch(RegistryError):
-    """Downloaded or stored bytes are not those that were declared."""
+    """Downloaded or stored bytes do not hash to the declared digest."""
 
     code = "digest_mismatch"
 

@@ -1,4 +1,4 @@
-"""Names of models: what a user may type, and what it stands for.
+"""Names of models, as users type them and as the store files them.
 
 A `Reference` says where a model comes from, a `Name` under which four words it lies in the store. Paths in the store
 are built from `Name`s only, and a `Name` cannot be made of words that lead anywhere else, so this module is the guard
@@ -82,9 +82,9 @@ class Reference:
     """Where a model comes from.
 
     `location` is `demo`, an absolute path, `org/repo` (hub), `namespace/model` (Ollama), `host/namespace/model` (OCI)
-    or a URL. `level` is what followed the colon, made canonical: `auto`, a named level (`Q4_K_M`; whether it exists is
-    for the converter to say), a budget (`4GB`, `4.5bpw`) or, on a hub, a file (`x.gguf`); None where nothing was said.
-    For Ollama and OCI what follows the colon is the name's tag. `name.tag` is the level where that is already known.
+    or a URL. `level` is the canonical form of the text behind the colon: `auto`, a named level (`Q4_K_M`), a budget
+    (`4GB`, `4.5bpw`) or, on a hub, a file (`x.gguf`); None without a colon. The converter knows which levels exist. For
+    Ollama and OCI what follows the colon is the name's tag. `name.tag` is the level where that is already known.
     """
 
     kind: Kind
@@ -107,7 +107,7 @@ class Reference:
 
 
 def parse(text: str) -> Reference:
-    """What a user means by `text`; see the table in the README's chapter on names. Raises BadName."""
+    """The reference that a user means by `text`; the README's chapter on names has a table. Raises BadName."""
     if not text or len(text) > _LONGEST or not text.isprintable() or text != text.strip():
         raise _odd(text)
     if is_path(text):
@@ -189,7 +189,7 @@ def _folder(text: str) -> Reference:
     location = os.path.abspath(os.path.expanduser(path))  # noqa: PTH100, PTH111  lexical: the folder need not exist
     cached = _SNAPSHOT.search(location)
     base = cached[2] if cached else _FILE.sub("", os.path.basename(location))  # noqa: PTH119
-    # What is a letter with marks becomes the letter: `ünï` is `uni`.
+    # A letter with marks becomes the bare letter: `ünï` is `uni`.
     latin = re.sub(r"[\u0300-\u036f]", "", unicodedata.normalize("NFKD", base))
     word = re.sub(r"\.{2,}", ".", re.sub(r"[^A-Za-z0-9_.-]+", "-", latin)).strip("-.")[:96]
     if not word:

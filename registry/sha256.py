@@ -1,9 +1,9 @@
 """SHA-256 whose state can be written down and taken up again, which `hashlib` does not offer.
 
-A download that was cut off goes on hashing where it was, so that a shard is read once however often the machine
-stops. The rounds are libcrypto's (the one that Python's own `_hashlib` is linked with, through ctypes: `SHA256_CTX` is
-eight words, a bit count, a partial block); where it cannot be had, the same rounds compiled by Numba, imported on first
-use only, about six times slower. `engine()` says which. Both engines release the GIL and write the same state.
+A download that was cut off goes on hashing where it was, so that a shard is read once however often the machine stops.
+The rounds are libcrypto's, through ctypes: the library that Python's own `_hashlib` is linked with. Its `SHA256_CTX` is
+eight words, a bit count and a partial block. Without it the same rounds are compiled by Numba, which is imported on
+first use and about six times slower. `engine()` says which. Both engines release the GIL and write the same state.
 
 State: one byte version (1), the eight words big-endian, the number of bytes so far (64 bits, big-endian), and the
 bytes of the unfinished block (`length % 64`): 41 to 104 bytes. Algorithm: FIPS 180-4.
@@ -182,7 +182,7 @@ def _native() -> type[_Native] | None:
 
 
 def _candidates() -> list[Callable[[], ctypes.CDLL]]:
-    """Ways to libcrypto: a handle on `_hashlib` finds the symbols of what it is linked with, so no path is guessed."""
+    """Ways to libcrypto: a handle on `_hashlib` also finds the symbols of its libraries, so no path is guessed."""
     import _hashlib
 
     paths = [getattr(_hashlib, "__file__", None), None]

@@ -1,4 +1,4 @@
-"""`lm doctor`: what is well and what is not with this machine and this installation, whether the daemon runs or not."""
+"""`lm doctor`: a check of this machine and this installation, whether the daemon runs or not."""
 
 from __future__ import annotations
 

@@ -117,7 +117,7 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _cards(row: dict[str, Any]) -> str:
-    """What each graphics card would hold, of what it has free."""
+    """The bytes that each graphics card would hold, and its free bytes."""
     held = ("weights_bytes", "cache_bytes", "compute_bytes")
     return ", ".join(
         f"{card['name']} {size_text(sum(card[name] for name in held))} of {size_text(card['free_bytes'])}"

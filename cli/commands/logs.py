@@ -40,7 +40,7 @@ def command(lines: int, follow: bool) -> None:
 
 
 def _next_file(path: Path, file: BufferedReader) -> BufferedReader:
-    """The file itself, or the one that has taken its name since; what the old one still had is printed first."""
+    """The file, or its successor of the same name after a rotation; the rest of the old one is printed first."""
     try:
         changed = path.stat().st_ino != os.fstat(file.fileno()).st_ino
         following = path.open("rb") if changed else file

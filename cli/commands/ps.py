@@ -26,7 +26,7 @@ def command(as_json: bool) -> None:
 
 
 def print_loaded(rows: list[dict[str, Any]]) -> None:
-    """Rows of `/api/ps` for people; what a model holds beside its weights, of what was predicted."""
+    """Rows of `/api/ps` for people; HOLDS is the memory beside the weights, measured and predicted."""
     cells = [
         (
             row["name"],

@@ -43,8 +43,8 @@ def command(  # noqa: PLR0913  click gives each option by its name
     """Ask NAME a question, or chat with it when there is no PROMPT.
 
     NAME is `demo`, `org/repo` on the hub, or a folder that begins with `/`, `./`, `../` or `~`; `:LEVEL` may follow.
-    The words of PROMPT are joined; text piped in follows them. The answer goes to stdout, everything else to stderr.
-    A model that makes vectors prints that of PROMPT as a JSON array.
+    The words of PROMPT are joined; text piped in follows them. The answer goes to stdout, everything else to stderr. An
+    embedding model prints the vector of PROMPT as a JSON array.
     """
     wanted = reference(name, level)
     question = _question(prompt)

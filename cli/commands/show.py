@@ -14,7 +14,7 @@ from cli.naming import complete, explaining, reference
 @click.argument("name", shell_complete=complete)
 @click.option("--json", "as_json", is_flag=True, help="Print all that is known of it as JSON.")
 def command(name: str, as_json: bool) -> None:
-    """Describe a model: what it is, how it was quantized and why, what it can do."""
+    """Describe a model: its sizes, its level and the reason for it, its capabilities."""
     with explaining(name):
         told = Client().ask("POST", "/api/show", {"model": reference(name)})
     if as_json:

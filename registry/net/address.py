@@ -10,7 +10,7 @@ from registry.errors import SourceUnavailable
 _PORTS = {"http": 80, "https": 443}
 
 
-class Address(NamedTuple):
+class HttpAddress(NamedTuple):
     """A URL taken apart: lower-case scheme and host, explicit port, quoted path with its query."""
 
     scheme: str
@@ -19,7 +19,7 @@ class Address(NamedTuple):
     target: str
 
     @classmethod
-    def parse(cls, url: str) -> Address:
+    def parse(cls, url: str) -> HttpAddress:
         """Raises SourceUnavailable for all but `http` and `https` URLs with a host and without user or password."""
         try:
             parts = urlsplit(url)
@@ -35,7 +35,7 @@ class Address(NamedTuple):
 
     @property
     def origin(self) -> tuple[str, str, int]:
-        """What a token is bound to."""
+        """Scheme, host and port: a token stays within them (RFC 6454)."""
         return self[:3]
 
     @property
@@ -44,9 +44,9 @@ class Address(NamedTuple):
         host = f"[{self.host}]" if ":" in self.host else self.host
         return host if self.port == _PORTS[self.scheme] else f"{host}:{self.port}"
 
-    def join(self, location: str) -> Address:
+    def join(self, location: str) -> HttpAddress:
         """Where a Location header leads from here."""
         try:
-            return Address.parse(urljoin(f"{self.scheme}://{self.netloc}{self.target}", location))
+            return HttpAddress.parse(urljoin(f"{self.scheme}://{self.netloc}{self.target}", location))
         except ValueError:
             raise SourceUnavailable("the source names an address that is no URL") from None

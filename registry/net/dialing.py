@@ -13,7 +13,7 @@ from http.client import HTTPConnection, HTTPResponse
 from urllib.parse import unquote, urlsplit
 
 from registry.errors import SourceUnavailable
-from registry.net.address import Address
+from registry.net.address import HttpAddress
 from registry.net.network import Network
 from registry.net.retries import Unreachable
 
@@ -77,7 +77,7 @@ class Sockets:
                     socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
 
-def dial(network: Network, sockets: Sockets, address: Address, public: bool) -> Link:
+def dial(network: Network, sockets: Sockets, address: HttpAddress, public: bool) -> Link:
     """A connection to the origin of `address`; with `public` not to a private address.
 
     Raises Unreachable and other OSErrors for trouble that may pass, SourceUnavailable for what will not.
@@ -131,7 +131,9 @@ def _connect(network: Network, sockets: Sockets, host: str, port: int) -> socket
     raise Unreachable(host, problem) from problem
 
 
-def _through(url: str, network: Network, sockets: Sockets, address: Address) -> tuple[socket.socket, dict[str, str]]:
+def _through(
+    url: str, network: Network, sockets: Sockets, address: HttpAddress
+) -> tuple[socket.socket, dict[str, str]]:
     """A connection by way of the proxy at `url`, and the headers that the proxy wants with each plain request."""
     parts = urlsplit(url if "://" in url else f"http://{url}")
     if parts.scheme != "http" or not parts.hostname:
@@ -154,7 +156,7 @@ def _through(url: str, network: Network, sockets: Sockets, address: Address) -> 
     return sock, headers
 
 
-def _secure(network: Network, sockets: Sockets, sock: socket.socket, address: Address) -> socket.socket:
+def _secure(network: Network, sockets: Sockets, sock: socket.socket, address: HttpAddress) -> socket.socket:
     """The connection over TLS, the certificate checked. Raises OSError, SourceUnavailable."""
     wrapped = network.tls.wrap_socket(sock, server_hostname=address.host, do_handshake_on_connect=False)
     sockets.add(wrapped, instead_of=sock)

@@ -2,9 +2,9 @@
 
 Threads fetch pieces of the file, one range request after the other each, straight into buffers that are made once and
 used again. Pieces are handed out in order and a new one needs a free buffer, so a consumer that stops reading stops the
-transfer after one window. What has arrived of the first piece is delivered before the piece is whole. A range that is
-cut, stalls or is refused for a while goes on where it was, after a pause. The first request goes alone: it finds the
-CDN, and a source that ignores ranges is read by that one thread, front to back.
+transfer after one window. The beginning of the first piece is delivered before the piece is whole. A range that is cut,
+stalls or is refused for a while goes on where it was, after a pause. The first request goes alone: it finds the CDN,
+and a source that ignores ranges is read by that one thread, front to back.
 
     with Download(remote, network, start=position.offset) as chunks:
         for chunk in chunks:  # a memoryview, valid until the next turn
@@ -26,7 +26,7 @@ from registry.net.locate import Locator, Remote, interval
 from registry.net.network import Network
 from registry.net.retries import Passing, again, asked_wait, given_up
 from registry.net.transport import HttpClient, Response
-from registry.net.window import Piece, Window
+from registry.net.window import FilePiece, Window
 
 MIB = 1 << 20
 # A try that brought this much is none of those in a row that failed.
@@ -144,7 +144,7 @@ class Download:
         finally:
             client.close()
 
-    # What follows is called by the workers.
+    # The methods below are called by the workers.
 
     @property
     def alone(self) -> bool:
@@ -190,7 +190,7 @@ class _Worker:
         self._largest = min(_SLICES[1], int(self._limiter.rate / 20) + 1024) if self._limiter else _SLICES[1]
         self._slice = self._smallest = min(_SLICES[0], self._largest)
 
-    def fill(self, piece: Piece) -> None:
+    def fill(self, piece: FilePiece) -> None:
         """Bring the whole of `piece`, whatever happens in between; raises a RegistryError when it cannot be had."""
         failures, network = 0, self._download.network
         while piece.have < piece.end and not self._window.closed.is_set():
@@ -208,7 +208,7 @@ class _Worker:
                     raise self._given_up(problem, failures, wait) from problem
                 self._download.pause(problem, failures, wait)
 
-    def _pour(self, piece: Piece) -> None:
+    def _pour(self, piece: FilePiece) -> None:
         """Open what is missing and read until the piece or the body ends. Raises what `Locator.open` does."""
         body = self._body
         if body is None or body.at > piece.have or body.end <= piece.have:
@@ -225,7 +225,7 @@ class _Worker:
             body.reply.discard()
             self._body = None
 
-    def _open(self, piece: Piece) -> _Body:
+    def _open(self, piece: FilePiece) -> _Body:
         """A range for the rest of the piece; the whole file from a source that has ignored a range before."""
         whole = self._ignored > 0 and self._download.alone
         try:
@@ -235,7 +235,7 @@ class _Worker:
             raise
 
     def _read(self, body: _Body, buffer: memoryview) -> int:
-        """Receive up to so many bytes into `buffer`; then wait as long as the rate limit wants."""
+        """Receive at most `len(buffer)` bytes, then wait as long as the rate limit wants; the number of bytes."""
         started = time.monotonic()
         count = body.reply.readinto(buffer)
         if not count:

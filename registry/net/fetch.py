@@ -31,7 +31,7 @@ class Fetcher:
         self._client.close()
 
     def document(self, url: str, name: str, limit: int, refused: Callable[[int, HTTPMessage], RegistryError]) -> bytes:
-        """What lies at `url`, of unknown size. Raises SourceUnavailable, also beyond `limit` bytes, and `refused`."""
+        """The body at `url`, of unknown size. Raises SourceUnavailable, also beyond `limit` bytes, and `refused`."""
         remote = Remote(url, limit, name, refused)
 
         def read() -> bytes:

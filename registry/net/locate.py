@@ -1,10 +1,10 @@
-"""Where the bytes of a file at a source are, and what its refusals mean.
+"""The place of a file at a source, found by following redirects, and the meaning of refusals.
 
 A hub answers for a large file with a redirect to a CDN, signed and soon to expire. The `Locator` follows redirects by
 hand, remembers where they led, and asks the hub again when the place has expired. The token goes to the origin of the
-file's own URL only (scheme, host and port); a redirect may not go from `https` to `http`, nor from a public
-address into a private one, nor further than five hops. That the file stays the same is checked on every
-answer by `X-Linked-ETag` (the hub's name for the content) and ETag.
+file's own URL only (scheme, host and port). A redirect may not go from `https` to `http`, nor from a public address
+into a private one, nor further than five hops. That the file stays the same is checked on every answer by
+`X-Linked-ETag` (the hub's name for the content) and ETag.
 
 Header names: https://huggingface.co/docs/huggingface_hub/package_reference/file_download (`HfFileMetadata`).
 """
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from http.client import HTTPMessage
 
 from registry.errors import AccessDenied, ModelNotFound, RegistryError, SourceUnavailable
-from registry.net.address import Address
+from registry.net.address import HttpAddress
 from registry.net.network import Network
 from registry.net.retries import Passing, retry_after
 from registry.net.transport import HttpClient, Response
@@ -35,8 +35,9 @@ _RANGE = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/([0-9]{1,19}|\*)")
 class Remote:
     """A file at a source.
 
-    url must name one revision for good; size is in bytes; name is what messages call it. refused: the error that a
-    status of 4xx from the url's own origin means, where the source knows better than `locate.refused`.
+    url: must name one revision for good. size: in bytes. name: for messages.
+    refused: the error that a status of 4xx from the url's own origin means, if the source knows better than
+    `locate.refused`.
     """
 
     url: str
@@ -47,12 +48,12 @@ class Remote:
     @property
     def host(self) -> str:
         """The source's host."""
-        return Address.parse(self.url).host
+        return HttpAddress.parse(self.url).host
 
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    address: Address
+    address: HttpAddress
     etag: str | None
     public: bool
 
@@ -62,7 +63,7 @@ class Locator:
 
     def __init__(self, remote: Remote, network: Network) -> None:
         self._remote, self._network = remote, network
-        self._home = Address.parse(remote.url)
+        self._home = HttpAddress.parse(remote.url)
         self._lock = threading.Lock()
         self._place: _Place | None = None
         self._identity: str | None = None
@@ -93,7 +94,7 @@ class Locator:
             if place is None or place is self._place:
                 self._place = None
 
-    def _ask(self, client: HttpClient, address: Address, headers: Mapping[str, str], public: bool) -> Response:
+    def _ask(self, client: HttpClient, address: HttpAddress, headers: Mapping[str, str], public: bool) -> Response:
         token = self._network.token if address.origin == self._home.origin else None
         if token:
             headers = {**headers, "Authorization": f"Bearer {token}"}
@@ -179,7 +180,7 @@ def _length(reply: Response) -> int | None:
 
 
 def refused(remote: Remote, status: int, with_token: bool) -> RegistryError:
-    """What a 4xx means where the source has no words of its own for it."""
+    """The error that a 4xx means, for sources that have no error codes of their own."""
     name, host = remote.name, remote.host
     if status in (401, 403) and with_token:
         return AccessDenied(f"`{host}` does not let this token have `{name}`", "check the token, and what it may read")

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from registry.errors import AccessDenied
-from registry.net.address import Address
+from registry.net.address import HttpAddress
 from registry.net.hub import Hub
 from registry.net.retries import DOWNLOADS, FETCHES, Retries
 
@@ -75,7 +75,7 @@ class Network:
         """The settings of connections over TLS."""
         return self.context or ssl.create_default_context()
 
-    def proxy(self, address: Address) -> str | None:
+    def proxy(self, address: HttpAddress) -> str | None:
         """The proxy's URL for this address, None to go directly; to this machine itself one always goes directly."""
         if re.fullmatch(r"localhost|127(\.[0-9]{1,3}){3}|::1", address.host):
             return None

@@ -111,7 +111,7 @@ def given_up(name: str, host: str, problem: Exception, failures: int) -> SourceU
 
 
 def trouble(problem: Exception) -> str:
-    """What happened to a request, in a few words."""
+    """The trouble of a request, in a few words."""
     if isinstance(problem, Passing):
         return str(problem)
     if isinstance(problem, TimeoutError):

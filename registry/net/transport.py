@@ -12,7 +12,7 @@ import ssl
 from collections.abc import Mapping
 from http.client import HTTPException, HTTPResponse
 
-from registry.net.address import Address
+from registry.net.address import HttpAddress
 from registry.net.dialing import Link, Sockets, dial
 from registry.net.network import Network
 
@@ -52,7 +52,7 @@ class HttpClient:
     def send(
         self,
         method: str,
-        address: Address,
+        address: HttpAddress,
         headers: Mapping[str, str],
         body: bytes | None = None,
         *,
@@ -62,8 +62,8 @@ class HttpClient:
 
         public: refuse to connect to a private address (a redirect from a public hub must not reach into this network).
         Raises OSError and HTTPException for trouble that may pass, SourceUnavailable for what will not; `close` the
-        client then. What may not be sent twice goes over a new connection: the other side may have closed an old one
-        at this very moment, and nobody could tell whether it had read the request.
+        client then. A request that may not be sent twice goes over a new connection. The other side may be closing an
+        old one at this moment, and nobody could tell whether it had read the request.
         """
         link = self._links.get(address.origin)
         if link and link.connection.sock and method in _IDEMPOTENT:
@@ -92,7 +92,7 @@ class HttpClient:
         self._sockets.close_all()
 
     def _exchange(
-        self, link: Link, method: str, address: Address, headers: Mapping[str, str], body: bytes | None
+        self, link: Link, method: str, address: HttpAddress, headers: Mapping[str, str], body: bytes | None
     ) -> Response:
         common = {"Host": address.netloc, "Accept-Encoding": "identity", "User-Agent": self._network.agent}
         everything = {**common, **link.headers, **headers}

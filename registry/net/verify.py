@@ -2,9 +2,9 @@
 
 The chain that makes a resumed download as good as an uninterrupted one: `offset` and `state()` are a place in the file
 and the state of the hash over exactly the bytes before it. A journal stores them only together with outputs that
-descend from those very bytes and are durable. After a restart the stream begins at the offset with that state, so that
-the digest at the end covers the bytes read before the stop as well, though nobody reads them again; if they were wrong,
-the digest is, and the caller discards all that came of the file. Nothing may be committed before `finish` has returned.
+descend from those very bytes and are durable. After a restart the stream begins at the offset with that state. So the
+digest at the end covers the bytes before the stop as well, though nobody reads them again. If they were wrong, the
+digest is, and the caller discards everything made of the file. Nothing may be committed before `finish` has returned.
 """
 
 from __future__ import annotations

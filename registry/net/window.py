@@ -21,7 +21,7 @@ QUANTUM = MIB
 
 
 @dataclass(slots=True, eq=False)
-class Piece:
+class FilePiece:
     """Bytes start … end of the file; those before `have` have arrived, those before `reach` may be on their way.
 
     buffer holds them from `start` on; `base` is the whole buffer, for the last piece in it only. `restart` ends the
@@ -55,7 +55,7 @@ class Window:
         self._piece, self._buffers = piece, buffers
         self._retries = retries
         self._next = start
-        self._pieces: deque[Piece] = deque()
+        self._pieces: deque[FilePiece] = deque()
         self._spare: list[memoryview] = []
 
     @property
@@ -63,13 +63,13 @@ class Window:
         """Number of pieces that nobody fetches yet."""
         return -(-(self.size - self._next) // self._piece)
 
-    def assign(self, restart: Callable[[], None]) -> Piece | None:
+    def assign(self, restart: Callable[[], None]) -> FilePiece | None:
         """The next piece to fetch, in file order; waits for a buffer. None when there is nothing left to do."""
         with self.changed:
             while not self.closed.is_set() and self.position < self.size:
                 if self._next < self.size and (buffer := self._buffer()) is not None:
                     start, self._next = self._next, min(self._next + self._piece, self.size)
-                    self._pieces.append(Piece(start, self._next, buffer, buffer, restart))
+                    self._pieces.append(FilePiece(start, self._next, buffer, buffer, restart))
                     return self._pieces[-1]
                 slow = next((piece for piece in self._pieces if piece.have < piece.end), None)
                 if slow is not None and (piece := self._share(slow, restart)):
@@ -80,13 +80,13 @@ class Window:
                 self.changed.wait(self._retries.slow / 4 if slow else None)
         return None
 
-    def room(self, piece: Piece, most: int) -> memoryview:
-        """Where the next bytes of `piece` go, at most so many; nobody else writes there. Empty when it is whole."""
+    def room(self, piece: FilePiece, most: int) -> memoryview:
+        """The place for the next bytes of `piece`, at most `most`; empty when it is whole. Nobody else writes there."""
         with self.changed:
             piece.reach = min(piece.have + most, piece.end)
             return piece.buffer[piece.have - piece.start : piece.reach - piece.start]
 
-    def arrived(self, piece: Piece, count: int) -> None:
+    def arrived(self, piece: FilePiece, count: int) -> None:
         """Note that the next `count` bytes lie in `piece`."""
         with self.changed:
             piece.have += count
@@ -125,8 +125,8 @@ class Window:
             self._spare.append(memoryview(bytearray(min(self._piece, self.size - self._next))))
         return self._spare.pop() if self._spare else None
 
-    def _share(self, piece: Piece, restart: Callable[[], None]) -> Piece | None:
-        """The second half of what is missing of `piece`, if that would last too long."""
+    def _share(self, piece: FilePiece, restart: Callable[[], None]) -> FilePiece | None:
+        """A new piece of the second half of the missing bytes of `piece`, if they would take too long."""
         now = time.monotonic()
         if now - piece.moved > self._retries.dead:
             piece.moved = now
@@ -137,7 +137,7 @@ class Window:
         slow = age > most and left * age > most * (piece.have - piece.start)
         if not slow or piece.end - middle < self._retries.smallest:
             return None
-        rest = Piece(middle, piece.end, piece.buffer[middle - piece.start :], piece.base, restart)
+        rest = FilePiece(middle, piece.end, piece.buffer[middle - piece.start :], piece.base, restart)
         piece.end, piece.base = middle, None
         self._pieces.insert(self._pieces.index(piece) + 1, rest)
         return rest

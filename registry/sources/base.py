@@ -1,11 +1,11 @@
-"""What a source of a model offers, whatever it is."""
+"""The interface of every source of models."""
 
 from __future__ import annotations
 
 from typing import Protocol
 
 
-class Reader(Protocol):
+class FileReader(Protocol):
     """A file read once, front to back, by one thread.
 
     All methods raise SourceUnavailable, and DigestMismatch as soon as the bytes cannot be those declared, at the latest
@@ -16,10 +16,10 @@ class Reader(Protocol):
         """Fill `target` (bytes, writable) with what comes next."""
 
     def state(self) -> bytes | None:
-        """What `Source.open` needs to go on from here; None where a reader must begin at the beginning."""
+        """The state from which `Source.open` goes on here; None where a reader must begin at the beginning."""
 
     def finish(self) -> None:
-        """Read what is left, and compare the whole with what was declared."""
+        """Read the rest, and compare the digest of the whole with the declared one."""
 
     def close(self) -> None:
         """Let go of the file."""
@@ -51,7 +51,7 @@ class Source(Protocol):
     def stamp(self, name: str) -> str:
         """A text that is another one when the file is."""
 
-    def open(self, name: str, offset: int = 0, state: bytes = b"") -> Reader:
+    def open(self, name: str, offset: int = 0, state: bytes = b"") -> FileReader:
         """The file from `offset` on, where an earlier reader had that `state`; the beginning has none."""
 
     def close(self) -> None:

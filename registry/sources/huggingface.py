@@ -4,8 +4,8 @@
     GET {endpoint}/{repo}/resolve/{commit}/{file}                 the file, large ones by redirect to another origin
 
 Routes and error codes as huggingface_hub 2.x uses them. Small files are fetched whole and checked before a byte is
-given out; what is read of large ones before they are streamed (headers) is compared with the stream later, so that all
-that a model is made of descends from bytes whose declared digest was checked.
+given out. Headers of large files are read before the files are streamed, and compared with the stream later. So a model
+is only ever made of bytes whose declared digest was checked.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from urllib.parse import quote
 import msgspec
 
 from registry.errors import AccessDenied, DigestMismatch, ModelNotFound, RegistryError, SourceUnavailable
-from registry.net.address import Address
+from registry.net.address import HttpAddress
 from registry.net.download import Download
 from registry.net.fetch import Fetcher
 from registry.net.locate import Remote
@@ -75,7 +75,7 @@ class Repository:
     def __init__(self, name: str, endpoint: str, network: Network, revision: str = "") -> None:
         """Ask for a commit of `name`, by default the newest. Raises ModelNotFound, AccessDenied, SourceUnavailable."""
         self._endpoint = endpoint.rstrip("/")
-        self._host = Address.parse(endpoint).host
+        self._host = HttpAddress.parse(endpoint).host
         self._network = network
         self._fetchers: dict[int, Fetcher] = {}
         self.title = name
@@ -172,7 +172,7 @@ class Repository:
         return self._files[name]
 
     def _refused(self, status: int, headers: HTTPMessage) -> RegistryError:
-        """What a refusal means; the hub tells missing from forbidden by a code in a header."""
+        """The error that a refusal means; the hub tells missing from forbidden by a code in a header."""
         return self._refusal(status, headers.get("X-Error-Code", ""), f"{self._endpoint}/{self.title}")
 
     def _refusal(self, status: int, code: str, page: str) -> RegistryError:
@@ -196,7 +196,7 @@ class Repository:
 
 
 def _compare(name: str, position: int, data: memoryview, peeked: Iterable[tuple[int, bytes]]) -> None:
-    """What was read early must be what the checked stream holds at the same place."""
+    """Compare bytes that were read early with the checked stream. Raises DigestMismatch."""
     for offset, seen in peeked:
         start, end = max(position, offset), min(position + len(data), offset + len(seen))
         if start < end and data[start - position : end - position] != seen[start - offset : end - offset]:

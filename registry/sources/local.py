@@ -151,7 +151,7 @@ def _stamp(status: os.stat_result) -> str:
 
 
 def _pieces(path: Path) -> list[str]:
-    """The file, or all parts of what it is a part of."""
+    """The file, or all parts of the split file that it belongs to."""
     split = _PART.fullmatch(path.name)
     if not split:
         return [path.name]
@@ -161,7 +161,7 @@ def _pieces(path: Path) -> list[str]:
 
 
 def _listed(path: Path) -> list[str]:
-    """The names of what is usable; Raises OSError, whose `filename` may be that of a folder below."""
+    """The names of usable files. Raises OSError, whose `filename` names the folder: this one, or one below."""
     names = []
     with os.scandir(path) as entries:
         for entry in entries:

@@ -1,9 +1,8 @@
 """Reading the store: which models there are, and which one a name means. Changes nothing.
 
-Nothing here is believed because it was true before: each look takes the names from the folders and compares size and
-time stamps of each manifest, so a manifest or a blob that somebody damaged or removed shows at once. What was parsed is
-kept as long as the manifest's file is the same. What cannot be read is never taken for absent: a folder raises
-StoreFailed, a manifest or a blob is its model's `problem`.
+Each look takes the names from the folders and compares size and time stamps of each manifest, so damage shows at once.
+Parsed manifests are kept as long as their files are the same. An unreadable folder is never taken for an empty one: it
+raises StoreFailed. An unreadable manifest or blob is its model's `problem`.
 """
 
 from __future__ import annotations
@@ -55,13 +54,13 @@ class Model:
 
     @property
     def own(self) -> dict[str, Any]:
-        """What lm noted of it when it was brought in; empty for one that others made."""
+        """The notes that lm made when it brought the model in; empty where another program made it."""
         noted = self.config.get("lm")
         return noted if isinstance(noted, dict) else {}
 
 
 class Stamp(NamedTuple):
-    """What tells one state of a file from another."""
+    """Inode, size and times of a file, which change whenever the file does."""
 
     inode: int
     size: int
@@ -105,7 +104,7 @@ class Catalog:
                 yield Name(*parts)
 
     def models(self) -> list[Model]:
-        """All models in the order of their names; those that cannot be used say why. Raises StoreFailed."""
+        """All models in the order of their names; a broken one has a `failure`. Raises StoreFailed."""
         return [model for name in self.names() if (model := self.read(name)) is not None]
 
     def variants(self, name: Name) -> list[Model]:
@@ -175,7 +174,7 @@ class Catalog:
         return None if other else found
 
     def _chosen(self, name: Name) -> str | None:
-        """The variant chosen last; where none was chosen or that one is gone, the one that came in last."""
+        """The variant chosen last; the newest where none was chosen or the chosen one is gone."""
         folder = self.manifest_path(name)
         stamps = {variant: _stamp(folder / variant) for variant in reading.entries(folder)}
         there = {variant: stamp for variant, stamp in stamps.items() if stamp is not None}

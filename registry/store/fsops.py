@@ -1,10 +1,10 @@
 """The only place that changes the disk: every operation that must survive a crash goes through these few functions.
 
 Each is one step: it either happened or it did not. `hook`, set by tests, is called before and after each step with its
-name and path; it may raise, or kill the process, which is how the store is shown to survive both at every step.
-Files are made with mode 0600, folders with 0700. A failed fsync is never tried again: after it the kernel may count the
-pages as clean although they never reached the disk (Rebello et al., "Can applications recover from fsync failures?",
-USENIX ATC 2020), so the caller has to throw the file away.
+name and path. It may raise, or kill the process: so tests show that the store survives both at every step. Files are
+made with mode 0600, folders with 0700. A failed fsync is never tried again, and the caller has to throw the file away.
+The kernel may count the pages as clean although they never reached the disk (Rebello et al., "Can applications recover
+from fsync failures?", USENIX ATC 2020).
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ def remove_tree(path: Path) -> None:
 
 @contextmanager
 def plainly(root: Path) -> Iterator[None]:
-    """What the system refuses becomes DiskFull or StoreFailed, which name `root`."""
+    """Turn OSErrors of the block into DiskFull or StoreFailed, which name `root`."""
     try:
         yield
     except OSError as error:

@@ -22,7 +22,7 @@ class Staged:
 
     @classmethod
     def file(cls, path: Path, media_type: str, sha256: str, size: int) -> Staged:
-        """A file of the ingest. `sha256` (hexadecimal) and `size` are those of the bytes that its writer sent to it."""
+        """A file of the ingest. `sha256` (hexadecimal) and `size` describe the bytes that its writer sent to it."""
         return cls(Layer(media_type, f"sha256:{sha256}", size), path)
 
     @classmethod

@@ -3,17 +3,17 @@
     ingest/id/data       the output so far
     ingest/id/journal    facts of the pull, and two places: where the current source file began, and the latest
 
-A `Place` says how much of the source was consumed (file, offset, state of its hash), how long the output was then, and
-the state of the output's own hash. It is journalled only after the output up to it is on the disk, so after kill -9 or
-a power cut the output is cut back to the place and the source is read on from it: what follows is fetched twice, no
-more. A failed fsync ends the pull; what it may have lost lies after the latest place and is cut off.
+A `Checkpoint` says how much of the source was consumed (file, offset, state of its hash), how long the output was then,
+and the state of the output's own hash. It is journalled only after the output up to it is on the disk. After kill -9 or
+a power cut the output is cut back to the latest checkpoint, and the source is read on from there; only the bytes behind
+it are fetched twice. A failed fsync ends the pull; what it may have lost lies after the latest place and is cut off.
 
-Why every byte in the store descends from checked bytes, though a resumed pull never reads again what it has: the
-source's hash goes on from the state at exactly the place where the output was cut, so when the file ends, its digest
-covers the bytes of all runs, each taken once, and each output byte was made of bytes that are in it. If the digest is
-wrong, the output is cut back to where that file began; all before it was verified in the same way, which is what a mark
-at offset 0 says. The journal belongs to one fingerprint: header, origins of all tensors, level, revision and version;
-with any other the pull starts anew. A commit happens only after the last file was verified.
+Every byte in the store descends from checked bytes, though a resumed pull never reads a byte again. The hash of the
+source file goes on from its state at exactly the place where the output was cut. So at the end of the file its digest
+covers the bytes of all runs, each once, and each output byte was made of bytes that it covers. If the digest is wrong,
+the output is cut back to where that file began; all before it was verified in the same way, which is what a mark at
+offset 0 says. The journal belongs to one fingerprint: header, origins of all tensors, level, revision and version; with
+any other the pull starts anew. A commit happens only after the last file was verified.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from registry.sha256 import Sha256
 from registry.store import fsops, reading
 from registry.store.fsops import plainly
 
-# A place is journalled after so many bytes of source or so many seconds, unless the disk is still busy with the last.
+# A checkpoint is journalled after this many bytes of source, or seconds, unless the disk is still busy with the last.
 EVERY_BYTES = 48 << 20
 EVERY_SECONDS = 2.0
 JOURNAL = "journal"
@@ -38,11 +38,12 @@ DATA = "data"
 _LONGEST = 1 << 20
 
 
-class Facts(msgspec.Struct, frozen=True):
-    """What a pull makes.
+class PullFacts(msgspec.Struct, frozen=True):
+    """The facts of a pull, which its journal keeps.
 
-    `title` is what was asked for, `source` where it comes from, `size` that of the finished file in bytes;
-    `fingerprint` stands for all that decides the file; `pre` is the pre-tokenizer's name where the user gave it.
+    `title` is the reference that the user gave, `source` the place it comes from, `size` the length of the finished
+    file in bytes. `fingerprint` stands for everything that decides the file. `pre` is the pre-tokenizer's name where
+    the user gave it.
     """
 
     title: str
@@ -55,7 +56,7 @@ class Facts(msgspec.Struct, frozen=True):
     pre: str = ""
 
 
-class Mark(Protocol):
+class SourcePosition(Protocol):
     """A place in the source, as the streaming pass tells it; offset 0 begins a file and vouches for all before it."""
 
     @property
@@ -76,10 +77,10 @@ class Mark(Protocol):
 
     @property
     def state(self) -> bytes:
-        """What its reader needs to go on."""
+        """The state from which its reader goes on."""
 
 
-class Place(msgspec.Struct, frozen=True):
+class Checkpoint(msgspec.Struct, frozen=True):
     """A mark, and the output's length and hash there."""
 
     tensor: int
@@ -92,11 +93,11 @@ class Place(msgspec.Struct, frozen=True):
 
 
 class Journal(msgspec.Struct, frozen=True):
-    """What is known of a pull that was begun."""
+    """The record of a pull that was begun."""
 
-    facts: Facts
-    began: Place
-    latest: Place
+    facts: PullFacts
+    began: Checkpoint
+    latest: Checkpoint
 
 
 class Partial:
@@ -109,14 +110,14 @@ class Partial:
         self._path = folder / DATA
         self._file = -1
         self._hash = Sha256()
-        self._facts: Facts | None = None
-        self._began: Place | None = None
+        self._facts: PullFacts | None = None
+        self._began: Checkpoint | None = None
         self._journalled = (0, 0.0)
         self._disk = ThreadPoolExecutor(1, thread_name_prefix="journal")
         self._syncing: Future[None] | None = None
         self.journal = read_journal(folder)
 
-    def begin(self, facts: Facts) -> Place | None:
+    def begin(self, facts: PullFacts) -> Checkpoint | None:
         """Open the output; where to go on, or None when it begins anew. Raises DiskFull, StoreFailed."""
         journal = self.journal
         with plainly(self._folder.parents[1]):
@@ -144,14 +145,16 @@ class Partial:
             while view:
                 view = view[os.write(self._file, view) :]
 
-    def reached(self, mark: Mark) -> None:
+    def reached(self, mark: SourcePosition) -> None:
         """Note that the output ends at this mark; now and then it is journalled, while writing goes on."""
         offset, when = self._journalled
         due = mark.offset - offset >= self._every_bytes or time.monotonic() - when >= self._every_seconds
         if mark.offset and (not due or (self._syncing and not self._syncing.done())):
             return
         self._settle()
-        place = Place(mark.tensor, mark.row, mark.shard, mark.offset, mark.state, self._hash.length, self._hash.state())
+        place = Checkpoint(
+            mark.tensor, mark.row, mark.shard, mark.offset, mark.state, self._hash.length, self._hash.state()
+        )
         if not mark.offset or self._began is None:
             self._began = place
         assert self._facts is not None

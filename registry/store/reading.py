@@ -1,8 +1,8 @@
 """Reading the store's folders and files, so that "not there" is never confused with "cannot be read".
 
-A function here answers "nothing" only for a path that does not exist. Whatever else the system refuses (no permission,
-an I/O error, a link to a disk that is not mounted) raises StoreFailed: whoever took it for nothing would delete the
-blobs of models whose manifests are there and merely cannot be seen.
+A function here answers "nothing" only for a path that does not exist. Any other refusal (no permission, an I/O error, a
+link to a disk that is not mounted) raises StoreFailed. To take it for nothing would delete the blobs of models whose
+manifests are there and merely cannot be seen.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG)
 
 
 def entries(folder: Path) -> list[str]:
-    """Names in a folder in order, without those that begin with a dot (files on their way). Raises StoreFailed."""
+    """Names in a folder in order, but for files on their way, whose names begin with a dot. Raises StoreFailed."""
     try:
         names = os.listdir(folder)  # noqa: PTH208
     except OSError as error:
@@ -31,7 +31,7 @@ def entries(folder: Path) -> list[str]:
 
 
 def status(path: Path) -> os.stat_result | None:
-    """What `lstat` says of a path, None where nothing is there. Raises StoreFailed."""
+    """The answer of `lstat` for a path, None where nothing is there. Raises StoreFailed."""
     try:
         return path.lstat()
     except OSError as error:

@@ -9,9 +9,9 @@
 
 Commit: fsync of the data, rename into `blobs`, fsync of `blobs`, and the manifest last, itself written aside, synced
 and renamed. So a crash leaves a model as it was or as it will be, and at worst a blob that nobody lists, which
-`collect` removes. What a pull has made so far survives as far as its journal vouches for it. Liveness is never judged
-by a clock: what is listed by a manifest, used by a worker or being ingested stays. (The order of steps is that of
-containerd's content store.)
+`collect` removes. An unfinished pull survives as far as its journal vouches for it. Liveness is never judged
+by a clock: what is listed by a manifest, used by a worker or being ingested stays. (containerd's content store has the
+same order of steps.)
 Functions block: call them from a thread.
 """
 
@@ -107,7 +107,7 @@ class Store:
         self.close()
 
     def models(self) -> list[Model]:
-        """All models in the order of their names; those that cannot be used say why in `problem`.
+        """All models in the order of their names; a broken one has a `problem`.
 
         Raises StoreFailed where a folder of manifests cannot be read.
         """
@@ -171,7 +171,7 @@ class Store:
             fsops.remove_tree(ingest.folder)
 
     def partials(self) -> list[Ingest]:
-        """What is on its way or paused, and has got so far that it can be gone on with. Raises StoreFailed."""
+        """The pulls under way or paused that can be gone on with. Raises StoreFailed."""
         folders = [self._ingests / name for name in reading.entries(self._ingests)]
         found = [(folder, read_journal(folder)) for folder in folders if resumable(folder)]
         return [Ingest(journal.facts.title, folder) for folder, journal in found if journal]

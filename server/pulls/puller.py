@@ -31,7 +31,7 @@ from registry.errors import DigestMismatch, ModelNotFound
 from registry.names import AUTO, parse
 from registry.net.network import Limiter, Network
 from registry.sources.opening import Source, open_source
-from registry.store.partial import Facts, Partial, Place
+from registry.store.partial import Checkpoint, Partial, PullFacts
 from runtime.child import Parent
 from runtime.machine.choosing import Chooser, canonical, this_machine
 from runtime.machine.rule import Wish
@@ -177,10 +177,10 @@ class _Attempt:
         choice = chooser.advise(wish, room).choice if plan.level else chooser.choose(wish, room)
         return choice.level, choice.reason
 
-    def _begin(self, conversion: Conversion | FileCopy, level: str, reason: str) -> Place | None:
+    def _begin(self, conversion: Conversion | FileCopy, level: str, reason: str) -> Checkpoint | None:
         """The place in the partial file to go on from, None for its beginning."""
         before = self.partial.journal
-        facts = Facts(
+        facts = PullFacts(
             self.model.source,
             self.source.url,
             self.source.revision,
@@ -195,7 +195,7 @@ class _Attempt:
             self.send(Note("what an earlier pull left is of another source, recipe or version: it begins anew"))
         return place
 
-    def _write(self, conversion: Conversion | FileCopy, place: Place | None) -> None:
+    def _write(self, conversion: Conversion | FileCopy, place: Checkpoint | None) -> None:
         throughput = Throughput()
 
         def progress(completed: int, total: int) -> None:

@@ -23,7 +23,7 @@ from registry.names import parse
 from registry.store import fsops, manifest
 from registry.store.catalog import Model
 from registry.store.layers import Staged
-from registry.store.partial import Facts, Partial, Place
+from registry.store.partial import Checkpoint, Partial, PullFacts
 from registry.store.store import Store
 from tests import storing
 
@@ -39,10 +39,10 @@ def pull(store: Store, data: bytes, commit: bool) -> None:
     """Go on with a pull up to the end of `data`, and journal or commit it."""
     ingest = store.begin(PULLED)
     partial = Partial(ingest.folder)
-    place = partial.begin(Facts(PULLED, "hub", "abc", "Q8_0", "why", "print", len(HALF)))
+    place = partial.begin(PullFacts(PULLED, "hub", "abc", "Q8_0", "why", "print", len(HALF)))
     partial.write(data[place.size if place else 0 :])
     if not commit:
-        partial.reached(Place(0, 0, "model.safetensors", 0, b"", 0, b""))
+        partial.reached(Checkpoint(0, 0, "model.safetensors", 0, b"", 0, b""))
     weights = Staged.file(ingest.data, manifest.MODEL, *partial.finish())
     partial.close()
     if commit:

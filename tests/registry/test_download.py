@@ -20,7 +20,7 @@ import pytest
 
 from registry.errors import AccessDenied, DigestMismatch, ModelNotFound, RegistryError, SourceUnavailable
 from registry.net import transport
-from registry.net.address import Address
+from registry.net.address import HttpAddress
 from registry.net.dialing import Link, Sockets, is_public
 from registry.net.download import Download
 from registry.net.locate import Remote
@@ -268,7 +268,7 @@ def test_a_public_hub_may_not_redirect_into_this_network(monkeypatch: pytest.Mon
     with BadNet(DATA) as net:
         dial = transport.dial
 
-        def pretend(network: Network, sockets: Sockets, address: Address, public: bool) -> Link:
+        def pretend(network: Network, sockets: Sockets, address: HttpAddress, public: bool) -> Link:
             link = dial(network, sockets, address, public)
             link.public = address.netloc in net.url
             return link
@@ -383,8 +383,8 @@ def test_plain_http_through_a_proxy() -> None:
 )
 def test_hosts_without_proxy(no: str, direct: bool) -> None:
     network = Net(proxies={"https": "http://p:1", "no": no})
-    assert (network.proxy(Address.parse("https://hub.corp/x")) is None) == direct
-    assert network.proxy(Address.parse("https://localhost/x")) is None
+    assert (network.proxy(HttpAddress.parse("https://hub.corp/x")) is None) == direct
+    assert network.proxy(HttpAddress.parse("https://localhost/x")) is None
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ import pytest
 from registry.errors import AccessDenied, DigestMismatch, ModelNotFound, RegistryError, SourceUnavailable
 from registry.names import parse
 from registry.net import transport
-from registry.net.address import Address
+from registry.net.address import HttpAddress
 from registry.net.dialing import Link, Sockets
 from registry.net.network import Network
 from registry.net.retries import DOWNLOADS, FETCHES
@@ -98,7 +98,7 @@ def test_connections_are_used_again(hub: Hub, monkeypatch: pytest.MonkeyPatch) -
     connected: list[int] = []
     dial = transport.dial
 
-    def count(network: Network, sockets: Sockets, address: Address, public: bool) -> Link:
+    def count(network: Network, sockets: Sockets, address: HttpAddress, public: bool) -> Link:
         connected.append(address.port)
         return dial(network, sockets, address, public)
 

@@ -12,7 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from registry.errors import SourceUnavailable
-from registry.net.address import Address
+from registry.net.address import HttpAddress
 from registry.net.network import Network
 from registry.net.transport import HttpClient
 
@@ -27,8 +27,8 @@ class Registry:
     requests: list[tuple[str, str, dict[str, str], bytes]] = field(default_factory=list)
     connections: set[tuple[str, int]] = field(default_factory=set)
 
-    def address(self, path: str) -> Address:
-        return Address.parse(self.url + path)
+    def address(self, path: str) -> HttpAddress:
+        return HttpAddress.parse(self.url + path)
 
 
 @contextmanager
@@ -134,7 +134,7 @@ def test_only_what_may_be_sent_twice_is(client: HttpClient, method: str, times: 
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=serve, args=(listener,))
         thread.start()
-        address = Address.parse(f"http://127.0.0.1:{listener.getsockname()[1]}/x")
+        address = HttpAddress.parse(f"http://127.0.0.1:{listener.getsockname()[1]}/x")
         client.send("GET", address, {}).discard()
         assert client.send(method, address, {}, b"").status == 200
         client.close()

@@ -18,13 +18,13 @@ import pytest
 from registry.errors import ModelNotFound, StoreDamaged, StoreFailed
 from registry.names import parse
 from registry.store import partial
-from registry.store.partial import Facts, Partial, Place
+from registry.store.partial import Checkpoint, Partial, PullFacts
 from registry.store.store import Ingest, Store
 from tests.registry.crashing import put
 
 ROOT = Path(__file__).parent.parent.parent
 NOBODY = 65534
-FACTS = Facts("org/pulled:Q8_0", "hub", "abc", "Q8_0", "why", "print", 9)
+FACTS = PullFacts("org/pulled:Q8_0", "hub", "abc", "Q8_0", "why", "print", 9)
 # Opens the store at argv[1] as another user, as the next daemon would, and says what it sees.
 LOOK = """
 import json, logging, os, sys
@@ -208,7 +208,7 @@ def journalled(store: Store) -> Ingest:
     output = Partial(ingest.folder)
     output.begin(FACTS)
     output.write(b"so far")
-    output.reached(Place(0, 0, "model.safetensors", 0, b"", 0, b""))
+    output.reached(Checkpoint(0, 0, "model.safetensors", 0, b"", 0, b""))
     output.finish()
     output.close()
     store.pause(ingest)
