@@ -1,1 +1,1 @@
-"""What this machine holds, how fast it is, and which level it should run; llama.cpp only in a child process."""
+"""This machine: its hardware, its speed, and the level of a model that it should run. llama.cpp runs in a child."""

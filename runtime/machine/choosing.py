@@ -1,4 +1,8 @@
-"""Which level of a model this machine should hold: one way for `lm pull` and `lm fit`, so that they always agree."""
+"""Which level of this model should this machine hold? One way for `lm pull` and `lm fit`, so that they always agree.
+
+The candidates come from the model's plan, their memory from llama.cpp, their speed from a probe; the choice among them
+is made by `runtime/machine/rule.py`.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +31,7 @@ SMALL_BYTES = 200_000_000
 
 @dataclass(frozen=True)
 class Advice:
-    """The choice, and every level that was weighed, from the largest to the smallest."""
+    """The choice, and every level that was judged, from the largest to the smallest."""
 
     choice: Choice
     options: list[Option]
@@ -63,30 +67,30 @@ def this_machine(cache: Path, notice: Callable[[str], None] = lambda text: None)
 
 
 class Chooser:
-    """Weighs levels of one model for a machine."""
+    """Judges the levels of one model for a machine."""
 
     def __init__(self, plan: ModelPlan, machine: Machine) -> None:
         self._plan = plan
         self._machine = machine
 
     def choose(self, wish: Wish, disk_free: int | None = None) -> Choice:
-        """The level by the rule, or the one that was asked for; raises DoesNotFit, UnknownLevel."""
+        """The level by the rule, or the level asked for. Raises DoesNotFit, UnknownLevel."""
         levels = [name for name in _levels(wish) if name in recipes.LADDER or name == wish.forced]
         shape, candidates = self._prepare(levels, wish)
         host = self._machine.host(disk_free, measured=wish.forced is None and _matters(candidates))
-        return self._said(choose(candidates, shape, host, wish))
+        return self._explained(choose(candidates, shape, host, wish))
 
     def advise(self, wish: Wish, disk_free: int | None = None) -> Advice:
-        """As `choose`, and what speaks for and against every level there is; of a quantized file that is its own."""
+        """As `choose`, and the judgement of every level; a quantized file has one level, its own."""
         if self._plan.level:
             return self._as_it_is(wish, disk_free)
         shape, candidates = self._prepare(_levels(wish), wish)
         host = self._machine.host(disk_free, measured=_matters(candidates))
         options = judge(candidates, shape, host, wish)
-        return Advice(self._said(choose(candidates, shape, host, wish)), options, shape)
+        return Advice(self._explained(choose(candidates, shape, host, wish)), options, shape)
 
-    def _said(self, choice: Choice) -> Choice:
-        """The choice with what of the source stays behind, and what it has small already, if anything."""
+    def _explained(self, choice: Choice) -> Choice:
+        """The choice, whose reason also says what is left out of the source, and which tensors stay as published."""
         clauses, left = [choice.reason], self._plan.left_out
         if left:
             kind = "" if left.keys() == {NEXT_TOKEN_LAYERS} else "text only: "
@@ -98,7 +102,7 @@ class Chooser:
         return replace(choice, reason="; ".join(clauses))
 
     def among(self, candidates: Sequence[Candidate], wish: Wish, disk_free: int | None = None) -> Advice:
-        """As `advise`, of files that others have made, from the largest to the smallest."""
+        """As `advise`, but the candidates are files that others have made, from the largest to the smallest."""
         shape = self._reserved(ModelSize.of(self._plan.metadata), wish)
         host = self._machine.host(disk_free, measured=_matters(candidates))
         return Advice(choose(candidates, shape, host, wish), judge(candidates, shape, host, wish), shape)
@@ -112,7 +116,7 @@ class Chooser:
         return Advice(replace(choice, reason=as_it_is(plan.level)), judge(only, shape, host, wish), shape)
 
     def _prepare(self, levels: Iterable[str], wish: Wish) -> tuple[ModelSize, list[Candidate]]:
-        """The model's size as llama.cpp says, and a candidate for each level."""
+        """The model's size with llama.cpp's own answer, and a candidate for each level."""
         shape = ModelSize.of(self._plan.metadata)
         with ThreadPoolExecutor(1) as aside:  # llama.cpp is asked in another process
             reserved = aside.submit(self._reserved, shape, wish)
@@ -138,7 +142,7 @@ def as_it_is(level: str) -> str:
 
 
 def candidate(plan: ModelPlan, level: str, shape: ModelSize, forced: bool = False) -> Candidate:
-    """What `level` would make of the model."""
+    """The model at `level`."""
     listed = forced or level in recipes.LADDER
     tensors = plan.at(budget.types_of(plan, level))
     return candidate_of(plan, level, tensors, shape, worthwhile(level), listed)

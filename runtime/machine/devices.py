@@ -1,10 +1,11 @@
-"""Which layers of a model go to graphics cards, and what each card then holds.
+"""Which layers of a model go to graphics cards? And how many bytes does each card then hold?
 
-llama.cpp puts the last layers on cards, the output matrix as one layer more behind them, and shares them out in
-proportion to what is free on each; the embedding of which rows are looked up stays in main memory (`load_tensors` in
-llama-model.cpp). A layer's part of the cache goes where its weights are, and every card has a graph's buffer of its
-own. So the most layers are taken with which no card holds more than it has free, less what its driver wants; the rest
-stays in main memory. Cards that use main memory (Apple, integrated ones) are counted there, once.
+llama.cpp puts the last layers on cards, and counts the output matrix as one more layer behind them. It shares them out
+in proportion to the free memory of each card (`load_tensors` in llama-model.cpp). The token embedding stays in main
+memory. A layer's part of the cache goes where its weights are, and every card has a graph's buffer of its own.
+
+We take the largest number of layers with which no card holds more than it has free, less the bytes for its driver. The
+other layers stay in main memory. Cards that use main memory (Apple, integrated ones) count there, once.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from quant.types import Tensor
 from runtime.machine.fit import Need, OnCard
 from runtime.machine.hardware import Gpu
 
-# What a driver and its context take of a card beside our buffers.
+# Bytes of a card for the driver and its context, beside our buffers.
 DRIVER_BYTES = 512 << 20
 
 
@@ -55,7 +56,7 @@ def place(need: Need, layers: Layers, cards: Sequence[Gpu]) -> Need:
 
 
 def _held(need: Need, layers: Layers, cards: Sequence[Gpu], count: int) -> list[OnCard]:
-    """What each card holds of the last `count` layers."""
+    """Each card's share of the last `count` layers."""
     free = [card.memory_free for card in cards]
     ends = [end / max(1, sum(free)) for end in accumulate(free)]
     total = len(layers.blocks)

@@ -1,10 +1,12 @@
-"""How much memory a model takes, and how fast it will be, from its header alone.
+"""How much memory does a model take, and how fast is it? By its header alone.
 
-What llama.cpp itself says of a header (`runtime/machine/inspection.py`) goes before the formulas here, which are for
-when it cannot be asked. The cache follows the layout of `llama_kv_cache`: per layer and token, `heads × length` values
-for keys and as many for values, in the cache's type; with latent attention (MLA) the compressed keys alone; states of
-recurrent layers are per sequence. Sliding windows are kept whole, as the engine asks for. Compute buffers follow what
-the graphs keep alive at once for a batch of 512 tokens. Which layers graphics cards hold: `runtime/machine/devices.py`.
+llama.cpp's own answer for a header (`runtime/machine/inspection.py`) goes before the formulas here, which are for a
+machine where it cannot be asked. Which layers graphics cards hold is found by `runtime/machine/devices.py`.
+
+The KV cache follows the layout of `llama_kv_cache`. Each layer keeps for each token `heads × length` values of keys and
+as many of values, in the cache's type; latent attention (MLA) keeps the compressed keys alone. Recurrent layers keep a
+state for each sequence. Sliding windows are kept whole, as the engine asks for. Compute buffers hold everything that a
+graph keeps alive at once for a batch of 512 tokens.
 """
 
 from __future__ import annotations
@@ -22,12 +24,12 @@ from runtime.messages import CacheConfig
 
 BATCH = 512
 CONTEXT_STEP = 256
-# Python, libraries and what they keep in a worker; and for each token the tables of its text, merges and pieces.
+# A worker's process with Python and libraries; and for each token of the vocabulary its text, merges and pieces.
 PROCESS_BYTES = 21_500_000
 TOKEN_BYTES = 373
-# What a core gets of the bandwidth that it reads with when it also has to unpack blocks and multiply.
+# The share of the memory's bandwidth that is left when blocks also have to be unpacked and multiplied.
 EFFICIENCY = 0.75
-# What each step costs whatever the model's size, and each layer of it, where that was not measured (`rates.py`).
+# Costs of a step whatever the model's size, and of each layer where that was not measured (`probe.py`).
 STEP_SECONDS = 3e-4
 LAYER_SECONDS = 15e-6
 _F32 = 4
@@ -35,7 +37,7 @@ _F32 = 4
 
 @dataclass(frozen=True)
 class ModelSize:
-    """What fit needs to know of a model; `cache_values` are keys and values per token, `state_values` per sequence."""
+    """The sizes of a model that decide about memory and speed, in values and not in bytes."""
 
     architecture: str
     layers: int
@@ -45,19 +47,21 @@ class ModelSize:
     vocabulary: int
     trained_context: int
     cache_values: int
+    """Keys and values of all layers for one token."""
     state_values: int = 0
+    """States of all recurrent layers for one sequence."""
     expert_share: float = 1.0
     """The part of the weights that one token reads (mixture of experts)."""
     attention_heads: int = 0
     """Query heads of all layers with attention."""
     row_values: int = 0
-    """Keys of a layer for one token: from one token's to the next a head steps over so many."""
+    """Keys of one layer for one token: the step of a head from one token's key to the next."""
     reserved: Reserved | None = None
-    """What llama.cpp says that this model takes, for one context."""
+    """The bytes that llama.cpp would reserve for this model, with one `CacheConfig`."""
 
     @classmethod
     def of(cls, metadata: Mapping[str, Any]) -> ModelSize:
-        """From GGUF metadata; what is missing counts as what llama.cpp would assume."""
+        """From GGUF metadata; a missing entry counts as llama.cpp's default."""
         architecture = str(metadata.get("general.architecture", ""))
 
         def number(key: str, default: int = 0) -> int:
@@ -92,7 +96,7 @@ class ModelSize:
         )
 
     def with_reserved(self, reserved: Reserved | None) -> ModelSize:
-        """The same, with what llama.cpp said of it."""
+        """The same, with llama.cpp's own answer."""
         return replace(self, reserved=reserved)
 
     def cap_context(self, wanted: CacheConfig) -> CacheConfig:
@@ -102,7 +106,7 @@ class ModelSize:
 
 @dataclass(frozen=True)
 class OnCard:
-    """Bytes that a graphics card holds of a model, and what it has `free`; one that is `shared` uses main memory."""
+    """Bytes of a model on one graphics card, and the bytes `free` there; a `shared` card uses main memory."""
 
     name: str
     weights: int
@@ -111,41 +115,45 @@ class OnCard:
     free: int
     shared: bool = False
     doubled: int = 0
-    """What of the weights main memory keeps as well: an embedding that is the output, too."""
+    """The part of the weights that main memory holds as well: an embedding that is also the output matrix."""
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """Weights, cache and compute buffers."""
         return self.weights + self.cache + self.compute
 
 
 @dataclass(frozen=True)
 class Need:
-    """Bytes; `compute` includes the process itself and `graph`, the buffer of the graph. All but `weights` is anonymous
-    memory, and so is what of them is `repacked` into another layout than the file's. The last `card_layers` layers are
-    on `cards` (the output counts as one more)."""
+    """The bytes that a worker needs for a model, wherever they lie."""
 
     weights: int
+    """The file's tensors, mapped."""
     cache: int
+    """The KV cache, and states of recurrent layers."""
     compute: int
+    """The process itself, and its buffers."""
     repacked: int = 0
+    """Weights that llama.cpp copies into another layout than the file's; the mapped ones are then not touched again."""
     graph: int = 0
+    """The buffer of the compute graph, a part of `compute`."""
     cards: tuple[OnCard, ...] = ()
     card_layers: int = 0
+    """How many of the last layers are on `cards`; the output matrix counts as one more layer."""
 
     @property
     def total(self) -> int:
-        """What main memory must hold."""
+        """Bytes that main memory must hold."""
         return self.weights + self.cache + self.compute - self.on_cards
 
     @property
     def on_cards(self) -> int:
-        """Weights and cache that main memory need not hold, because cards with memory of their own do."""
+        """Weights and cache on cards with memory of their own, which main memory need not hold."""
         return sum(card.weights - card.doubled + card.cache for card in self.cards if not card.shared)
 
     @property
     def anonymous(self) -> int:
-        """What the process holds of its own, beside the file that it has mapped."""
+        """Bytes of the process itself in main memory: everything but the mapped file."""
         return self.cache + self.compute + self.repacked - sum(card.cache for card in self.cards if not card.shared)
 
 
@@ -203,7 +211,7 @@ def _per_layer(value: Any, layers: int) -> list[int]:
 
 
 def _mixers(kv_heads: list[int], wide: Any) -> int:
-    """Layers that do not attend; where widths are given layer by layer, only those that have none (Nemotron H)."""
+    """Recurrent layers: layers without attention, and without a feed-forward width where each has one (Nemotron H)."""
     each = _per_layer(wide, len(kv_heads)) if isinstance(wide, list | tuple) else [0] * len(kv_heads)
     return sum(not heads and not width for heads, width in zip(kv_heads, each, strict=False))
 

@@ -39,7 +39,7 @@ _GPU_LIBRARIES = ("cuda", "hip", "vulkan", "metal", "sycl")
 
 @dataclass(frozen=True)
 class Gpu:
-    """A graphics card; bytes."""
+    """A graphics card, and the bytes of its memory."""
 
     name: str
     memory_total: int
@@ -50,7 +50,10 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Hardware:
-    """Bytes, bytes per second, and processors. `memory_limit` is the least of the machine's and every group's."""
+    """The hardware that we may use: memory in bytes, `bandwidth` in bytes per second, `cpus` in cores.
+
+    `memory_limit` is the machine's memory, or the smallest limit of a control group that we are in.
+    """
 
     memory_total: int
     memory_limit: int
@@ -283,7 +286,7 @@ def nvidia_gpus() -> tuple[Gpu, ...]:
 
 
 def amd_cards(drm: Path = Path("/sys/class/drm"), compute: Path = Path("/dev/kfd")) -> tuple[str, ...]:
-    """AMD's cards that programs can compute on: what the kernel calls them."""
+    """AMD's cards that programs can compute on, by the kernel's names."""
     found = []
     for vendor in sorted(drm.glob("card[0-9]/device/vendor")) if compute.exists() else ():
         with contextlib.suppress(OSError):

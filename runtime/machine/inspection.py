@@ -1,7 +1,8 @@
-"""Asking llama.cpp, in a child process, what cannot be known for certain without it; the answers come from `meter.py`.
+"""How does llama.cpp answer a question about itself, a model or this machine? Asked in a child process.
 
 A child, because an odd header can abort the process that reads it, and because neither the daemon nor a puller loads
-llama.cpp. Whoever asks must have another way: every answer may be None.
+llama.cpp. `runtime/machine/inspector.py` is that process. Whoever asks must have another way: every answer may be
+`Refused`.
 """
 
 from __future__ import annotations
@@ -23,21 +24,22 @@ from runtime.messages import CacheConfig
 log = logging.getLogger("lm.measure")
 RESERVE_SECONDS = 20.0
 PROBE_SECONDS = 60.0
+# The keys of one token in one layer for which attention is timed.
 ROW_BYTES = 2048
 _ALIGNMENT = 32
-# The one entry of a tokenizer by which tensors are shaped.
+# The only entry of a tokenizer that the shape of a tensor depends on.
 _KINDS = "tokenizer.ggml.token_type_count"
 
 
 class Reserve(msgspec.Struct, tag="reserve"):
-    """What would the model take whose header is at `path`, loaded like this?"""
+    """How many bytes would llama.cpp reserve for the model whose header is at `path`, with this KV cache?"""
 
     path: str
     cache_config: CacheConfig
 
 
 class Probe(msgspec.Struct, tag="probe"):
-    """How fast does this machine read weights of these types, with so many threads, or by its graphics card?"""
+    """How fast does this machine read weights of these types, with N threads, or by its graphics card?"""
 
     types: list[str]
     threads: int
@@ -45,7 +47,7 @@ class Probe(msgspec.Struct, tag="probe"):
 
 
 class Examine(msgspec.Struct, tag="examine"):
-    """What is llama.cpp, and what was it built with?"""
+    """Which version of llama.cpp is installed, and for which hardware was it built?"""
 
 
 Question = Reserve | Probe | Examine
@@ -65,21 +67,22 @@ class Reserved(msgspec.Struct, tag="reserved", frozen=True):
 
 
 class Probed(msgspec.Struct, tag="probed"):
-    """Bytes of weights per second by type, seconds that a layer takes beside them, and that each query head of it takes
-    for each token before, where the keys of a token are `ROW_BYTES`; it grows with a power of these.
-
-    What is not `steady` was measured while something else used the processors too.
-    """
+    """The speed of this machine, as the model of time in `runtime/machine/step_time.py` wants it."""
 
     rates: dict[str, float]
+    """Bytes of weights per second, by type."""
     layer_seconds: float
+    """Time of a layer beside reading its weights."""
     head_seconds: float
+    """Time of a query head for each token in the cache, where one layer's keys of a token take `ROW_BYTES`."""
     row_power: float = 0.0
+    """The power of the keys' bytes with which `head_seconds` grows: 0 not at all, 1 in proportion."""
     steady: bool = True
+    """False where something else used the processors during the measurement."""
 
 
 class Device(msgspec.Struct, frozen=True):
-    """What llama.cpp can compute on: `kind` is `cpu`, `gpu`, `igpu` (in the processor), `accel` or `meta`; bytes."""
+    """A device that llama.cpp can compute on: `kind` is `cpu`, `gpu`, `igpu` (in the processor), `accel` or `meta`."""
 
     name: str
     what: str
@@ -129,7 +132,7 @@ def ask_reserved(
     tensors: Iterable[Tensor],
     cache_config: CacheConfig,
 ) -> Reserved | None:
-    """What llama.cpp itself reserves for a model of these metadata and `tensors`; None where it cannot say."""
+    """The bytes that llama.cpp reserves for a model of these metadata and `tensors`; None where it cannot say."""
     with tempfile.TemporaryDirectory(prefix="lm-reserve-") as folder:
         path = Path(folder) / "header.gguf"
         write_skeleton(path, metadata, tensors)

@@ -1,8 +1,8 @@
 """The process that asks llama.cpp: `python -P -m runtime.machine.inspector`, one question, one answer.
 
-What a model takes: its header is loaded with `no_alloc`, and a context made on it as the engine would; llama.cpp then
-reserves its graph without allocating anything, and logs the sizes. They come through the log because the C++ call that
-returns them is not bound. How fast types are: `runtime/machine/probe.py`.
+How many bytes does a model take? Its header is loaded with `no_alloc`, and a context made on it as the engine would.
+llama.cpp then reserves its graph without allocating anything, and logs the sizes. They come through the log because the
+C++ call that returns them is not bound. The speed of types is measured by `runtime/machine/probe.py`.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def answer_to(question: Question) -> Answer:
 
 
 def reserve(question: Reserve) -> Reserved:
-    """What a context as the engine makes it would take."""
+    """The bytes of a context as the engine makes it."""
     from runtime.llama.context import Context, ContextParams, sequences
     from runtime.llama.library import LOG
     from runtime.llama.model import Model

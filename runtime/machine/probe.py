@@ -1,17 +1,16 @@
-"""How fast this machine reads weights of each family of types: a small model of each, run through llama.cpp itself.
+"""How fast does this machine read weights of each type? Measured by small models, run through llama.cpp itself.
 
 Measured are whole steps of one token, as an answer takes them, so that rates hold what threads, repacking and
 instructions do to them. The models are headers over a hole in a file: mapped, a hole becomes pages of zeros that the
-kernels multiply like any other numbers. They are larger than what the processor caches. Besides the rates: what a layer
-costs whatever its size, and what attention costs for each token before.
+kernels multiply like any other numbers. They are larger than the processor's caches. Two more numbers are measured
+besides the rates: the cost of a layer whatever its size, and the cost of attention for each token in the cache.
 
 A processor's speed varies from second to second, more so where it is shared with other virtual machines: all models
 are held at once and visited in turn, round after round, and the median counts. Steps for which other programs took
 processor time from us do not count; where there are no others, what counts is the time that they would have taken with
 all of it. Where that is often so, or the rounds disagree, the result says that it is not steady.
 
-Source of the model of time: a token's step is bound by reading the active weights, then by the barriers between the
-operations of a layer, then by attention over the cache, which works through it once for every query head.
+The model of time that these numbers are for: `runtime/machine/step_time.py`.
 """
 
 from __future__ import annotations
@@ -37,18 +36,18 @@ _HEAD = 64
 _VOCABULARY = 256
 _FILLED = 1024
 _SHARING = 4
-# Rounds go on for so long, and there are no fewer and no more than these; a visit to a model is some steps.
+# Seconds for all rounds, and the least and most number of them. A round visits each model for some steps.
 _SECONDS = 6.0
 _ROUNDS = range(3, 24)
 _VISIT_SECONDS = 0.05
 _STEPS = range(3, 12)
-# The part of the processors' time that a step must have had to count, how many of these are enough, and by how much
-# rounds may differ.
+# A step counts when it had this part of the processors' time; this number of such steps is enough; the slowest round
+# takes at most this many times the fastest, or the machine was busy.
 _SHARE = 0.8
 _ENOUGH = 5
 _DIFFERENCE = 1.3
-# A model has weights of so many times the last cache, within bounds, and all models together no more than this part of
-# the memory that is free.
+# A model's weights are N times as large as the last cache, within bounds; all models together take no more than this
+# part of the free memory.
 _CACHES = 4
 _LEAST_BYTES, _MOST_BYTES = 32 << 20, 256 << 20
 _MEMORY_SHARE = 0.5
@@ -62,13 +61,13 @@ class ProbeSizes(NamedTuple):
     feed_forward: int
 
     def bytes(self, type: QuantType) -> int:
-        """What the matrices of all layers take."""
+        """Bytes of the matrices of all layers."""
         values = self.layers * self.width * (4 * self.width + 3 * self.feed_forward)
         return values * type.block_bytes // type.block
 
 
 class Case(NamedTuple):
-    """A model to run, with `before` tokens in its cache and so many query heads sharing a key head."""
+    """A model to run, with `before` tokens in its cache; `sharing` query heads use the same key head."""
 
     type: QuantType
     sizes: ProbeSizes
@@ -123,7 +122,7 @@ def _attention(empty: float, filled: float, shared: float) -> tuple[float, float
 
 
 def _weights_bytes(models: int) -> int:
-    """What each of so many models must have so that its weights are read from memory."""
+    """Bytes that each of N models must have, so that its weights are read from memory and not from a cache."""
     try:
         cache = os.sysconf("SC_LEVEL3_CACHE_SIZE")
     except (ValueError, OSError):
@@ -152,7 +151,7 @@ def _measure(cases: dict[str, Case], question: Probe) -> tuple[dict[str, list[St
 
 
 def _alone(steps: list[Step], question: Probe) -> list[float]:
-    """Seconds of those that other programs left the processors to."""
+    """Seconds of the steps during which no other program used the processors."""
     return [step.seconds for step in steps if question.card or step.share >= _SHARE * question.threads]
 
 

@@ -1,9 +1,9 @@
-"""Which level of a model this machine should run, and why, in one sentence.
+"""Which of these candidates does the rule choose, and why? A pure function of sizes, the machine and a wish.
 
-The rule (DESIGN §4): the highest level, up to Q8_0, whose weights, cache and compute buffers fit what models may use,
-and which is predicted to write at least 10 tokens per second. If none is that fast: Q4_K_M, or the largest above it
-that is no slower. Below Q4_K_M only when memory or disk force it, and without importance data never below Q3_K_M,
-unless asked.
+The rule (DESIGN §4) takes the highest level, up to Q8_0, that fits and is fast enough. It fits when its weights, cache
+and compute buffers take no more memory than models may use. It is fast enough when it is predicted to write at least 10
+tokens per second. If none is that fast, the rule takes Q4_K_M, or the largest level above it that is no slower. It goes
+below Q4_K_M only when memory or disk force it, and without importance data never below Q3_K_M, unless the user asks.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from runtime.units import size_text
 
 ENOUGH_SPEED = 10.0
 USUAL_LEVEL = "Q4_K_M"
-# What a file's header may take on disk beside the weights; the tokenizer is nearly all of it.
+# Bytes that a file's header may take on disk beside the weights; the tokenizer is nearly all of it.
 HEADER_BYTES = 32 << 20
 # Never chosen without being asked: larger than Q8_0, and no better that anybody could tell.
 UNQUANTIZED = frozenset({"F32", "F16", "BF16"})
@@ -28,30 +28,30 @@ UNQUANTIZED = frozenset({"F32", "F16", "BF16"})
 
 @dataclass(frozen=True)
 class Candidate:
-    """A level, with the bytes that its weights would take, layer by layer, and what of them a token reads.
-
-    One that is not `worthwhile` is too coarse without importance data; one that is not `listed` is shown beside the
-    others but never chosen, because one that is both smaller and better is listed.
-    """
+    """A level of a model, and the bytes of its weights."""
 
     level: str
     weights_bytes: int
     worthwhile: bool = True
+    """Whether it is good enough without importance data."""
     reads: step_time.Reads | None = None
+    """The bytes that one token reads; None where that is not known."""
     listed: bool = True
+    """Whether it may be chosen. A level with a smaller and better one beside it is shown, and never chosen."""
     layers: devices.Layers | None = None
 
 
 @dataclass(frozen=True)
 class Wish:
-    """What a user wants of a model: its KV cache, and maybe a level by name."""
+    """A user's wish: the KV cache, and maybe a level by name."""
 
     cache_config: CacheConfig = field(default_factory=CacheConfig)
     forced: str | None = None
+    """The name of the level asked for; None leaves it to the rule."""
     enough: float = ENOUGH_SPEED
     """Tokens per second below which a level is too slow."""
     usual: str = USUAL_LEVEL
-    """The level below which only memory and disk lead."""
+    """The level that is good enough for most: the rule goes below it only for want of memory or disk."""
     memory: int = 0
     """Bytes that models may use by the user's own word; 0: as many as the machine has to spare."""
 
@@ -75,7 +75,7 @@ class Host:
 
 @dataclass(frozen=True)
 class Option:
-    """A candidate weighed: `speed` of an answer at its beginning, `full_speed` when the context is full."""
+    """A judged candidate: tokens per second at the beginning of an answer (`speed`) and with a full context."""
 
     candidate: Candidate
     need: fit.Need
@@ -88,12 +88,12 @@ class Option:
 
     @property
     def level(self) -> str:
-        """Its name."""
+        """The level's name."""
         return self.candidate.level
 
     @property
     def lost(self) -> str:
-        """Why the rule passes it over, "" where it would take it if nothing better were there."""
+        """Why the rule passes it over; "" where the rule would take it if nothing better were there."""
         if self.fault or self.slow:
             return self.fault or self.slow
         if self.level in UNQUANTIZED:
@@ -135,7 +135,7 @@ def choose(candidates: Sequence[Candidate], shape: fit.ModelSize, host: Host, wi
 
 
 def judge(candidates: Sequence[Candidate], shape: fit.ModelSize, host: Host, wish: Wish) -> list[Option]:
-    """What each candidate takes here, how fast it is, and what speaks against it."""
+    """The memory, the speed and the faults of each candidate on this host."""
     return [_judge(candidate, shape, host, wish) for candidate in candidates]
 
 
@@ -160,8 +160,10 @@ def _judge(candidate: Candidate, shape: fit.ModelSize, host: Host, wish: Wish) -
 
 
 def _speed(candidate: Candidate, shape: fit.ModelSize, host: Host, state: tuple[int, float], kv_type: str) -> float:
-    """Tokens per second with so many tokens in the cache and such a part of the layers on cards: by measured rates,
-    else by the memory's bandwidth."""
+    """Tokens per second by measured rates, else by the memory's bandwidth.
+
+    `state` is the number of tokens in the cache, and the part of the layers on cards (0 to 1).
+    """
     context, on_cards = state
     if host.rates and candidate.reads:
         seconds = step_time.seconds(host.rates, candidate.reads, context)

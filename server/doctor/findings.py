@@ -39,7 +39,7 @@ _WITHOUT_AMX = (
 
 
 class Finding(msgspec.Struct, frozen=True):
-    """One line of the report: the check's name, its outcome, what was found, and what to do ("" where all is well)."""
+    """One line of the report. `hint` says what to do, "" where all is well."""
 
     check: str
     state: State

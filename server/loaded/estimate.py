@@ -1,9 +1,9 @@
-"""What a model will take in memory, corrected by what loads on this machine have taken; and how fast it answers.
+"""How much memory will a model take? Predictions, corrected by earlier loads on this machine.
 
-Predictions are llama.cpp's own word for the model's header, else formulas (`runtime/machine/fit.py`). What a worker
-turns out to hold beyond its prediction is remembered in the cache folder and added to later ones: half of it at once,
-and let go of slowly, because a worker that has not filled its context yet holds less than it will. Answers correct the
-speeds of the probe (`runtime/machine/rates.py`).
+A prediction is llama.cpp's own answer for the model's header, else it comes from formulas (`runtime/machine/fit.py`).
+Some workers turn out to hold more than was predicted. The excess is remembered in the cache folder and added to later
+predictions: half of it at once. It is let go of slowly, because a worker that has not filled its context yet holds less
+than it will. Answers correct the speeds of the probe (`runtime/machine/rates.py`).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _FORGET = 16
 
 
 class Estimator:
-    """Predicts, and learns. `ask` is whether llama.cpp may be asked, in a child process."""
+    """Predicts the memory of models, and learns from workers. With `ask` llama.cpp is asked, in a child process."""
 
     def __init__(self, folder: Path, *, ask: bool) -> None:
         self._folder = folder
@@ -71,7 +71,7 @@ class Estimator:
         return place(need, Layers.of(tensors, plan.tied), cards)
 
     def learn(self, name: str, need: Need, measured: int) -> None:
-        """Take in what a worker holds of its own, once it has answered."""
+        """Compare a prediction with the anonymous bytes that a worker holds (`measured`), once it has answered."""
         error = measured - need.anonymous
         extra = min(MOST_EXTRA, max(0, self.extra + (error // 2 if error > 0 else error // _FORGET)))
         if extra == self.extra:
@@ -90,9 +90,9 @@ class Estimator:
             log.warning("%s cannot be written, so the next daemon learns anew: %s", self._path, error)
 
     def learn_speed(self, name: str, facts: Facts, threads: int, context: int, seconds: float) -> None:
-        """Take in how long a token took with `context` tokens before it; blocks for a moment.
+        """Correct the speeds of the probe by an answer: `seconds` per token, with `context` tokens before it.
 
-        Small models say little of how fast weights are read.
+        Blocks for a moment. Does nothing for a small model, which says little about how fast weights are read.
         """
         read = reads(facts.plan, facts.plan.as_stored(), facts.shape)
         if sum(read.weights.values()) < SMALL_BYTES:
