@@ -8,10 +8,10 @@
 | `echo` | true: the answer is the prompt itself, or the last message, word by word |
 | `delay` | seconds before each token (0) |
 | `prompt_delay` | seconds from admission to `Started` (0) |
-| `prompt_tokens` | the length that every prompt is said to have; else its words are counted |
+| `prompt_tokens` | the length of every prompt in tokens; otherwise its words are counted |
 | `load_delay`, `load_error` | seconds before `Ready`; the sentence of a `load_failed` instead of it |
 | `fail` | `{"code", "message", "hint"}`: every `Submit` fails so |
-| `die_after`, `hang_after`, `exit_after` | after so many tokens in all: SIGKILL to itself; stand still; exit with 1 |
+| `die_after`, `hang_after`, `exit_after` | after N tokens in all: SIGKILL to itself; stand still; exit with 1 |
 | `embedding` | length of the vectors (8) |
 
 Limits hold as in the real engine: `sequences` answers at once, `queue` waiting ones, prompts longer than the context
@@ -37,7 +37,7 @@ TOKENS = ["Once", " upon", " a time"]
 
 
 class ScriptedAnswer:
-    """One answer on its way: what is left of the script, and what was sent."""
+    """One answer on its way: the rest of its tokens, and the text that was sent."""
 
     def __init__(self, submit: m.Submit, index: int, tokens: list[str], prompt_tokens: int) -> None:
         self.id = submit.id
@@ -67,7 +67,7 @@ class ScriptedAnswer:
 
 
 class FakeEngine:
-    """Answers from a script; the same interface as `runtime.engine.loop.Engine`."""
+    """Answers from a script; the same interface as `runtime.engine.loop.LlamaEngine`."""
 
     def __init__(self, load: m.Load, send: Callable[..., None]) -> None:
         self._load = load

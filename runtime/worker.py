@@ -1,8 +1,8 @@
 """The process that holds one model: `python -P -m runtime.worker`, spawned by `runtime.child.Child`.
 
 Its first frame is `Load`; it answers with `Loading` …, then `Ready` or `Failed` with id 0 (and ends). From then on it
-takes `Submit`, `Embed`, `Tokenize`, `Cancel` and `Shutdown` in any order, and sends a `Beat` every second. Whatever
-happens to llama.cpp happens here: when it aborts on a bad file, the daemon sees this process end and nothing else.
+takes `Submit`, `Embed`, `Rank`, `Tokenize`, `Cancel` and `Shutdown` in any order, and sends a `Beat` every second. A
+crash of llama.cpp, which aborts on a bad file, ends this process; the daemon sees that and nothing else.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SWITCH_SECONDS = 0.0005
 
 
 class Engine(Protocol):
-    """What answers: the real one in `runtime.engine.loop`, a scripted one in `runtime.fake`."""
+    """Answers requests: a real engine in `runtime.engine.loop`, a scripted one in `runtime.fake`."""
 
     steps: int
     """Steps so far. One that stands still while the engine is busy means that it hangs."""
@@ -51,7 +51,7 @@ class Engine(Protocol):
 
 
 def main(argv: list[str]) -> int:
-    """Serve one model until told to end; the exit status is 1 when it could not be loaded."""
+    """Serve one model until `Shutdown`; the exit status is 1 when it could not be loaded."""
     parent = Parent.connect(argv, m.ToWorker)
     load = parent.receive()
     if not isinstance(load, m.Load):

@@ -89,7 +89,7 @@ class CellPool:
     def match(self, tokens: array[int]) -> tuple[Sequence | None, int]:
         """The sequence with the longest usable beginning of `tokens`, and that beginning's length.
 
-        Of equally good ones a parked sequence is preferred: it can be continued in place.
+        Among equally good ones a parked sequence is preferred: it can be continued in place.
         """
         best, length = None, 0
         for seq in self.sequences:
@@ -130,9 +130,9 @@ class CellPool:
     def checkpoints(self, tokens: array[int], length: int, stable: int) -> list[int]:
         """Positions at which to make checkpoints while `tokens` are read; the first `length` are in the cache already.
 
-        Up to three: where an earlier prompt parted from this one, because others may part there too; after the first
-        `stable` tokens, with which the conversation's next prompt will begin (`Prompt.stable`); and before the last
-        token, for the same prompt once more. Empty for a model whose cells can be cut.
+        There are up to three. The first is where an earlier prompt parted from this one, because others may part there
+        too. The second is after the `stable` tokens, with which the conversation's next prompt begins. The third is
+        before the last token, for the same prompt once more. A model whose cells can be cut needs none.
         """
         if self.memory == "cells" or not self.spill.limit:
             return []

@@ -4,7 +4,7 @@ Each step looks at every KV cache cell in use, whether its sequence runs or is p
 tokens takes milliseconds; computing them again takes seconds. So the pool hands over the sequences that it has to drop,
 and most of the parked ones.
 
-A recurrent state is that of the last token read: it cannot go back to an earlier position. For recurrent and hybrid
+A recurrent state belongs to the last token read, and cannot go back to an earlier position. For recurrent and hybrid
 models, checkpoints are therefore copied at positions where later prompts may differ from the one being read. A hybrid
 model's checkpoint is its recurrent state alone, some kilobytes per layer, because its attention cells can be cut at any
 position. A recurrent model has nothing but the state, so that each of its copies serves as a checkpoint as well.
@@ -97,7 +97,7 @@ class Spill:
     def usable(self, tokens: array[int], common: int) -> int:
         """How many of the first `common` tokens of a sequence that holds `tokens` another one can begin with.
 
-        Of cells, all. A recurrent state is usable at the end of `tokens` and at the latest checkpoint before `common`.
+        Cells are usable up to any position. A recurrent state is usable at the end of `tokens`, and at checkpoints.
         """
         if common == len(tokens) or self._memory == "cells":
             return common

@@ -2,7 +2,7 @@
 
 An encoder (BERT and its kin) reads a text forwards and backwards, so a text must fit one batch; short ones share it.
 A causal model reads several texts in chunks like prompts, as many rows in a step as the pace allows beside running
-answers. Its vector is that of the last token, or the mean of all tokens, summed up over the chunks.
+answers. Its vector is the last token's, or the mean of all tokens' vectors, summed up over the chunks.
 """
 
 from __future__ import annotations

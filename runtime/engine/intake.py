@@ -1,6 +1,6 @@
 """Turns requests into work for the loop: checks them, renders templates, tokenizes. Called by the socket's thread.
 
-What is refused here has cost the running answers nothing. Only what needs the context is left to the loop.
+A request that is refused here costs the running answers nothing. The loop does only the work that needs the context.
 """
 
 from __future__ import annotations

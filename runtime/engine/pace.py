@@ -5,8 +5,8 @@ keeps answers smooth and lets new requests wait; more lets them in sooner, and s
 answer is running. Where more requests wait for their first token than are answered, a step may take longer in that
 proportion.
 
-Long prompts are read between the steps, in slices of time (`runtime/engine/prefill.py`): a slice takes the time that
-the dial leaves beside a step, so that at a gap of g a prompt takes g / (g - 1) times as long as alone. A few tokens are
+Long prompts are read between the steps, in slices of time (`runtime/engine/prefill.py`). A slice takes the time that
+the dial leaves beside a step. At a gap of g a prompt so takes g / (g - 1) times as long as alone. A few tokens are
 read in the steps themselves. Long prompts are too where slices are not possible; since rows in a step of answers are
 dear, a step may then take `PATIENCE` times as long as the dial says.
 
@@ -122,7 +122,7 @@ class Pace:
         """How long a step of `size` rows will take. `known` are smaller sizes and their seconds, in order.
 
         As measured, but at most in proportion to the largest known size. Without a measurement each further row costs
-        half of what a row cost between the last two known sizes.
+        half as much as a row between the last two known sizes.
         """
         (below_rows, below), (rows, seconds) = known[-2:] if len(known) > 1 else ((0, 0.0), known[-1])
         if size in self._mixed:

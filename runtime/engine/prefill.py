@@ -2,8 +2,8 @@
 
 A few rows of a prompt cost far more in a step of answers than among their like, and many rows make a gap in every
 answer. So a long prompt is read in a second context of the same model, with the same weights, many rows at a time. It
-stands still while a step is computed: llama.cpp asks after every node of a graph whether to abort, and when the slice
-is over, the side thread does not answer before the next slice begins. So only one of the two contexts computes at any
+stands still while a step is computed. llama.cpp asks after every node of a graph whether to abort; when the slice is
+over, the side thread does not answer before the next slice begins. So only one of the two contexts computes at any
 time, with all threads, and the time that answers wait is chosen in seconds, however many rows that is
 (`runtime/engine/pace.py`). The cells are then copied into the model's main cache, chunk by chunk, which takes a
 five-hundredth of the time that computing them took.
@@ -32,7 +32,7 @@ from runtime.llama.library import library
 from runtime.llama.model import Model
 from runtime.units import size_text
 
-# Up to so many pending tokens are read as soon in the steps themselves.
+# A prompt with at most N pending tokens is read as soon in the steps themselves.
 FEW_TOKENS = 16
 # Rows of a chunk, at most and at least. From 128 on a row costs no less; with fewer rows each graph node ends sooner.
 MOST_ROWS, LEAST_ROWS = 128, 32

@@ -21,7 +21,7 @@ from runtime.engine.pace import PATIENCE, Pace
 from runtime.engine.prefill import SidePrefill
 from runtime.engine.session import Session
 
-# A session waits for a running prompt if that will leave so many more tokens of its own in the cache than are there.
+# A session waits for a prompt in prefill that will leave N more of its tokens in the cache than are there now.
 WORTH_WAITING = 32
 # Cells that an answer is granted in advance when its session is admitted.
 RESERVE = 256
@@ -40,7 +40,7 @@ class Stretch(NamedTuple):
 
 
 class Step(NamedTuple):
-    """What to do next: compute `stretches` in one batch, then prefill `side` beside the steps for about `seconds`.
+    """The next things to do: compute `stretches` in one batch, then prefill `side` for about `seconds`.
 
     The sessions in `ending` must end before, because the KV cache is full of them alone.
     """
@@ -75,7 +75,7 @@ class Schedule:
         return sum(session.phase == "decode" for session in self.running)
 
     def admit(self, promised: int = 0) -> list[Session]:
-        """Give sequences to waiting sessions; those that got one. `promised` cells are for texts being embedded."""
+        """Start waiting sessions, and return them. `promised` cells are for texts being embedded."""
         admitted = []
         for session in list(self.waiting):
             if len(self.running) >= self._sequences:
@@ -142,8 +142,8 @@ class Schedule:
             elif session not in ending:
                 stretches.append(Stretch(session, len(session.tokens) - 1, 1, 1))
         rows = answers = len(stretches)
-        # An answer holds prompts back only when it has two tokens or more. Before that its user waits for a first
-        # readable text as those of the prompts do, so that requests which come together start together.
+        # An answer holds prompts back only when it has two tokens or more. Before that its user still waits for text,
+        # like the users of the prompts. So requests that come together start together.
         flowing = bool(prompts) and any(answer.session.answered > 1 for answer in stretches)
         in_steps, side = prompts, None
         if self._side:

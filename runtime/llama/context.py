@@ -3,11 +3,11 @@
 One thread owns a context; `abort` alone may be called from others. A sequence is named by a number below `sequences`.
 In a unified cache, copying a prefix from one sequence to another marks cells and moves no data.
 
-Sliding windows are kept whole (`swa_full`, llama.cpp's default), so that any prefix can be shared and cut. A cache of
-windows would need a checkpoint for every position to go back to, 122 MB each with Gemma 3 4B. It would hold a window
-for each sequence and one batch: 16,896 cells for 16 sequences of Gemma 3 4B, more than the 8,192 cells of a whole
-cache of that size, so that it saves nothing there. With 32,768 tokens it would take 2.7 GB instead of 4.6.
-`runtime/machine/fit.py` counts whole windows too.
+Layers with a sliding window cache all tokens (`swa_full`, llama.cpp's default), so that any prefix can be shared and
+cut. A cache of windows would need a checkpoint for every position to go back to, 122 MB each with Gemma 3 4B. Nor does
+it always save memory, because it has a window for each sequence and room for a batch: 16,896 cells for 16 sequences of
+Gemma 3 4B. That is more than all tokens of a context of 8,192; a context of 32,768 would take 2.7 GB instead of 4.6.
+`runtime/machine/fit.py` counts all tokens too.
 
 The batch is built once over flat arrays and filled through memoryviews: a prompt's chunk is four copies of memory.
 """
@@ -27,7 +27,7 @@ from runtime.llama.model import Model
 
 # `llama_pooling_type`.
 POOLING_NONE, POOLING_MEAN, POOLING_LAST, POOLING_RANK = 0, 1, 3, 4
-# What `decode` returns.
+# Results of `decode`.
 OK, NO_ROOM, ABORTED = 0, 1, 2
 BATCH = 512
 # Sequences beyond the running ones: `PARKED` for prefixes that wait to be continued, and at least `TEXTS` in all for
@@ -62,8 +62,8 @@ def sequences(model: Model, running: int) -> int:
 class Context:
     """A KV cache and its compute graph. Rows are put with `put_token` and `put_prompt`, then `decode` computes them.
 
-    `tokens` is the true number of cells, `batch_size` the rows of a batch, `outputs` the rows of logits that one step
-    may ask for, `pooling` llama.cpp's pooling type, and `buffers` the bytes by kind: `KV`, `RS`, `compute`, `output`.
+    `tokens` is the true number of cells, `batch_size` the rows of a batch, `outputs` the most rows of logits of a step.
+    `pooling` is llama.cpp's pooling type. `buffers` are bytes by kind: `KV`, `RS`, `compute`, `output`.
     """
 
     def __init__(self, model: Model, params: ContextParams) -> None:
@@ -130,7 +130,7 @@ class Context:
         # The batch has bare pointers; this keeps the arrays alive.
         self._arrays: list[Any] = [token, position, count, sequence, logits]
         # A ctypes array assigns item by item. A memoryview copies a slice at once, but only from a buffer of the same
-        # format, and takes a cast to bytes to get rid of ctypes' own ("<i") for the one that `array("i")` has.
+        # format. A cast to bytes and back replaces ctypes' format ("<i") by the format of `array("i")`.
         self._token, self._position = (memoryview(x).cast("B").cast("i") for x in (token, position))
         self._sequence, self._logits = memoryview(sequence).cast("B").cast("Q"), memoryview(logits).cast("B")
         self._numbers = (ctypes.c_int32 * sequences)(*range(sequences))

@@ -114,8 +114,12 @@ def amx_is_broken() -> bool:
     Their tile configuration is built on the stack, and compilers drop most of it. There is no switch for AMX alone, so
     on these processors weights are not repacked at all: slower with prompts, but alive.
 
-    Median milliseconds of a step with AVX-512, 1.1 B parameters at Q4_K_M, repacked and not: 1 row 28 and 34, 4 rows 79
-    and 101, 8 rows 152 both, 16 rows 183 and 157, 512 rows 4,400 and 2,890.
+    Median milliseconds of a step with AVX-512 and 1.1 B parameters at Q4_K_M:
+
+    | rows | 1 | 4 | 8 | 16 | 512 |
+    |---|---|---|---|---|---|
+    | repacked | 28 | 79 | 152 | 183 | 4,400 |
+    | not repacked | 34 | 101 | 152 | 157 | 2,890 |
     """
     if not hasattr(library()._lib, "_Z28ggml_backend_amx_buffer_typev"):
         return False

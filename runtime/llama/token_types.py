@@ -1,7 +1,7 @@
 """BERT's token types: a vector for each of the two texts of a pair, added to the embeddings of all its tokens.
 
-llama.cpp adds the first type's vector to every token. So a pair is handed to it as embeddings instead of token ids,
-with the difference of both types added to those of the second text. The embedding table is read from the model's file.
+llama.cpp adds the first type's vector to every token. So it gets a pair as embeddings instead of token ids, and the
+second text's embeddings contain the difference of the two types. The embedding table is read from the model's file.
 """
 
 from __future__ import annotations

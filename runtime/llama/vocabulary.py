@@ -79,7 +79,7 @@ class Vocabulary:
         return self.frame[0] + ids + self.frame[1] if add else ids
 
     def tokenize_parts(self, parts: Sequence[tuple[str, bool]]) -> array[int]:
-        """The ids of consecutive texts; control tokens are parsed in those whose second value is true."""
+        """The ids of consecutive texts, each with whether control tokens are parsed in it."""
         mixed = len({special for _, special in parts}) > 1
         tokenizer = self._mixed_tokenizer if mixed and not self._tokenizer else self._tokenizer
         if tokenizer and (ids := tokenizer.tokenize(parts)) is not None:

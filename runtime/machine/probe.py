@@ -75,7 +75,7 @@ class Case(NamedTuple):
     sharing: int = 1
 
 
-class Step(NamedTuple):
+class StepTime(NamedTuple):
     """How long a step took, and how many processors it had in the mean."""
 
     seconds: float
@@ -135,9 +135,9 @@ def _reading(type: QuantType, wanted: int) -> Case:
     return Case(type, _BLOCK._replace(layers=-(-wanted // _BLOCK.bytes(type))))
 
 
-def _measure(cases: dict[str, Case], question: Probe) -> tuple[dict[str, list[Step]], list[list[float]]]:
+def _measure(cases: dict[str, Case], question: Probe) -> tuple[dict[str, list[StepTime]], list[list[float]]]:
     """The steps of every case, and by round the median seconds of each."""
-    steps: dict[str, list[Step]] = {name: [] for name in cases}
+    steps: dict[str, list[StepTime]] = {name: [] for name in cases}
     rounds: list[list[float]] = []
     with tempfile.TemporaryDirectory(prefix="lm-probe-") as folder:
         running = {name: _Running(Path(folder) / name, case, question) for name, case in cases.items()}
@@ -150,12 +150,12 @@ def _measure(cases: dict[str, Case], question: Probe) -> tuple[dict[str, list[St
     return steps, rounds
 
 
-def _alone(steps: list[Step], question: Probe) -> list[float]:
+def _alone(steps: list[StepTime], question: Probe) -> list[float]:
     """Seconds of the steps during which no other program used the processors."""
     return [step.seconds for step in steps if question.card or step.share >= _SHARE * question.threads]
 
 
-def _typical(steps: list[Step], question: Probe) -> float:
+def _typical(steps: list[StepTime], question: Probe) -> float:
     """Seconds of a step on an idle machine."""
     alone = _alone(steps, question)
     if len(alone) >= _ENOUGH:
@@ -179,9 +179,9 @@ class _Running:
             self._context.decode(size)
             self._position += size
 
-    def visit(self) -> list[Step]:
+    def visit(self) -> list[StepTime]:
         """Some steps of one token."""
-        steps: list[Step] = []
+        steps: list[StepTime] = []
         begun = time.perf_counter()
         while len(steps) < _STEPS.start or (len(steps) < _STEPS.stop and time.perf_counter() < begun + _VISIT_SECONDS):
             self._context.put_token(0, 0, self._position, 0)
@@ -189,7 +189,7 @@ class _Running:
             self._context.decode(1)
             library().llama_synchronize(self._context.handle)
             seconds = time.perf_counter() - start
-            steps.append(Step(seconds, (time.process_time() - used) / seconds))
+            steps.append(StepTime(seconds, (time.process_time() - used) / seconds))
             self._position += 1
         return steps[1:]  # the first one finds nothing where it will be
 

@@ -121,7 +121,7 @@ class ChatTemplate:
 
 
 def _folded(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The messages without a system's, whose text is put before that of the first user message."""
+    """The messages with the text of the system's put before the first user message's."""
     system = "\n\n".join(str(message.get("content")) for message in messages if message.get("role") == "system")
     rest = [message for message in messages if message.get("role") != "system"]
     if not system:

@@ -4,8 +4,8 @@ GGUF has no field for the rules of added tokens: whether they take the white spa
 must stand alone (`single_word`), or are searched in the normalized text (`normalized`). Nor has it one for the
 normalizer itself (NFC and the like). The converter writes both into the entry `lm.tokenizer` (`quant/notes.py`).
 
-The algorithm is that of `AddedVocabulary` in Hugging Face's `tokenizers`. Added tokens that are not `normalized` are
-cut out of the text as it is. The stretches between them are normalized, and the other added tokens are cut out of
+The algorithm is `AddedVocabulary` of Hugging Face's `tokenizers`. Added tokens that are not `normalized` are cut
+out of the text as it is. The stretches between them are normalized, and the other added tokens are cut out of
 those. The rest goes to llama.cpp, as does the whole text where the file has no note or the text needs none of this.
 """
 
@@ -78,7 +78,7 @@ class Tokenizer:
         return text
 
     def tokenize(self, parts: Sequence[tuple[str, bool]]) -> array[int] | None:
-        """The ids of consecutive texts; control tokens are parsed in those whose second value is true.
+        """The ids of consecutive texts, each with whether control tokens are parsed in it.
 
         None where llama.cpp gives the same.
         """
@@ -120,7 +120,7 @@ class Tokenizer:
 
 
 class _Cutter:
-    """Cuts added tokens out of a text: the leftmost first, the longest of those that begin at the same character."""
+    """Cuts added tokens out of a text: the leftmost first, and the longest where several begin at one character."""
 
     def __init__(self, tokens: Iterable[tuple[str, NotedToken]]) -> None:
         self._tokens = {text: token for text, token in tokens if text}
