@@ -104,7 +104,7 @@ def _open_store(config: Config) -> Store:
     try:
         return Store.open(config.store)
     except StoreLocked as error:
-        with contextlib.suppress(OSError, ValueError, KeyError):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             url = json.loads(config.daemon_file.read_bytes())["url"]
             raise StoreLocked(str(error), f"it answers on {url}; `lm stop --daemon` ends it") from None
         raise

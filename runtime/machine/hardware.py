@@ -24,6 +24,7 @@ from typing import TypeVar
 
 import psutil
 
+from runtime.child import child_environment
 from runtime.machine.inspection import Examine, Examined, Refused, ask
 
 T = TypeVar("T")
@@ -280,7 +281,9 @@ def nvidia_gpus() -> tuple[Gpu, ...]:
     if tool is None:
         return ()
     command = [tool, "--query-gpu=name,memory.total,memory.free", "--format=csv,noheader,nounits"]
-    text = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout
+    text = subprocess.run(
+        command, capture_output=True, text=True, timeout=5, check=True, env=child_environment()
+    ).stdout
     rows = ([part.strip() for part in line.rsplit(",", 2)] for line in text.splitlines())
     return tuple(Gpu(name, int(total) << 20, int(free) << 20) for name, total, free in rows)
 
