@@ -55,11 +55,11 @@ class Client:
         with self._open("POST", path, body) as response:
             ended = False
             while line := _read_line(response):
-                told = json.loads(line)
-                ended = told.get("done") is True or told.get("status") == "success"
-                if "error" in told:
-                    raise Failure.of(told)
-                yield told
+                record = json.loads(line)
+                ended = record.get("done") is True or record.get("status") == "success"
+                if "error" in record:
+                    raise Failure.of(record)
+                yield record
             if not ended:
                 raise _lost()
 

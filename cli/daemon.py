@@ -49,10 +49,10 @@ def look(config: Config) -> tuple[str, str] | None:
     Raises Failure when it will not say, and when it serves another home than LM_HOME.
     """
     for url in _places(config):
-        told = _ask_version(url, config)
-        if told is not None:
-            _check_home(url, told.get("home"), config)
-            return url, told["lm"]
+        answer = _ask_version(url, config)
+        if answer is not None:
+            _check_home(url, answer.get("home"), config)
+            return url, answer["lm"]
     return None
 
 
@@ -146,12 +146,12 @@ def _ask_version(url: str, config: Config) -> dict[str, Any] | None:
     return _of_lm(answer)
 
 
-def _of_lm(told: Any) -> dict[str, Any] | None:
-    if not isinstance(told, dict):
+def _of_lm(answer: Any) -> dict[str, Any] | None:
+    if not isinstance(answer, dict):
         return None
-    if "error" in told and "code" in told:  # lm itself, but not for us: a wrong key
-        raise Failure.of(told)
-    return told if isinstance(told.get("lm"), str) else None
+    if "error" in answer and "code" in answer:  # lm itself, but not for us: a wrong key
+        raise Failure.of(answer)
+    return answer if isinstance(answer.get("lm"), str) else None
 
 
 def _mismatch(url: str, version: str) -> Failure:
@@ -200,32 +200,32 @@ def _spawn(config: Config) -> None:
     finally:
         os.close(sender)
     with os.fdopen(receiver, "rb", buffering=0) as pipe:
-        said = _first_line(pipe.fileno())
-    if said != b"ready":
+        message = _first_line(pipe.fileno())
+    if message != b"ready":
         process.poll()
-        raise _not_started(config, said)
+        raise _not_started(config, message)
 
 
 def _first_line(descriptor: int) -> bytes:
     """The first line from a pipe, or what there was of it at its end; raises Failure when nothing comes."""
-    said = b""
-    while not said.endswith(b"\n"):
+    message = b""
+    while not message.endswith(b"\n"):
         if not select.select([descriptor], [], [], START_SECONDS)[0]:
             raise Failure(f"the daemon is not ready after {START_SECONDS:.0f} s", "`lm logs` may say why", UNREACHABLE)
         part = os.read(descriptor, 65536)
         if not part:
             break
-        said += part
-    return said.strip()
+        message += part
+    return message.strip()
 
 
-def _not_started(config: Config, said: bytes) -> Failure:
-    """Why the daemon did not start: what it said, else the last line of its log."""
+def _not_started(config: Config, message: bytes) -> Failure:
+    """Why the daemon did not start: the message on its pipe, else the last line of its log."""
     try:
-        told = json.loads(said)
-        return Failure(f"the daemon cannot start: {told['error']}", str(told.get("hint") or ""), UNREACHABLE)
+        answer = json.loads(message)
+        return Failure(f"the daemon cannot start: {answer['error']}", str(answer.get("hint") or ""), UNREACHABLE)
     except (ValueError, KeyError, TypeError):
-        lines = config.log_file.read_text(encoding="utf-8", errors="replace").splitlines() or ["it left no word"]
+        lines = config.log_file.read_text(encoding="utf-8", errors="replace").splitlines() or ["it left no message"]
         return Failure(f"the daemon ended before it was ready: {lines[-1]}", "`lm logs` shows more", UNREACHABLE)
 
 

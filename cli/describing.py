@@ -8,9 +8,9 @@ from cli import console
 from runtime.units import size_text
 
 
-def print_model(told: dict[str, Any]) -> None:
+def print_model(description: dict[str, Any]) -> None:
     """An answer of `/api/show` for people."""
-    for title, rows in _sections(told).items():
+    for title, rows in _sections(description).items():
         if rows:
             console.out(f"  {title}")
             width = max(len(key) for key, _ in rows)
@@ -19,9 +19,9 @@ def print_model(told: dict[str, Any]) -> None:
             console.out()
 
 
-def _sections(told: dict[str, Any]) -> dict[str, list[tuple[str, str]]]:
+def _sections(description: dict[str, Any]) -> dict[str, list[tuple[str, str]]]:
     """An answer of `/api/show` as titles and rows of name and value."""
-    details, info, own = told["details"], told["model_info"], told.get("lm") or {}
+    details, info, own = description["details"], description["model_info"], description.get("lm") or {}
     architecture = info.get("general.architecture", "")
     model = {
         "architecture": architecture,
@@ -29,14 +29,14 @@ def _sections(told: dict[str, Any]) -> dict[str, list[tuple[str, str]]]:
         "context length": info.get(f"{architecture}.context_length"),
         "embedding length": info.get(f"{architecture}.embedding_length"),
         "quantization": details["quantization_level"],
-        "size": size_text(told["size"]) if told.get("size") else None,
+        "size": size_text(description["size"]) if description.get("size") else None,
     }
     return {
         "Model": _rows(model),
         "Origin": _rows({key: own.get(key) for key in ("source", "revision", "reason")}),
-        "Capabilities": [(name, "") for name in told["capabilities"]],
-        "Parameters": [_split(line) for line in told["parameters"].splitlines()],
-        "License": [(line, "") for line in told["license"].splitlines()[:2]],
+        "Capabilities": [(name, "") for name in description["capabilities"]],
+        "Parameters": [_split(line) for line in description["parameters"].splitlines()],
+        "License": [(line, "") for line in description["license"].splitlines()[:2]],
     }
 
 

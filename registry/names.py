@@ -17,6 +17,7 @@ from urllib.parse import SplitResult, unquote, urlsplit
 
 from registry.errors import BadName
 
+# `ollama`, `oci` and `url` cannot be brought in yet: they are parsed so that the refusal names the model and a way out.
 Kind = Literal["demo", "folder", "hub", "ollama", "oci", "url"]
 
 HUB = "hf.co"

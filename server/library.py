@@ -15,7 +15,7 @@ from quant.errors import QuantError
 from quant.gguf.check import check_model
 from quant.gguf.header import Header, read_file
 from quant.plan import ModelPlan
-from registry.errors import StoreDamaged
+from registry.errors import StoreDamaged, StoreFailed
 from registry.store.catalog import Model
 from registry.store.store import Store
 from runtime.machine.fit import ModelSize
@@ -91,11 +91,14 @@ def _read_facts(name: str, path: Path) -> Facts:
         header = read_file(path)
         check_model(header)
         return Facts.of(header)
-    except (QuantError, OSError) as error:
+    except (QuantError, FileNotFoundError) as error:
         why = error.strerror if isinstance(error, OSError) else error
         raise StoreDamaged(
             f"the file of `{name}` cannot be used: {why}", f"`lm rm {name}` removes it, `lm pull` brings it in again"
         ) from error
+    except OSError as error:
+        hint = "check the file's rights and its disk"
+        raise StoreFailed(f"the file of `{name}` cannot be read: {error.strerror}", hint) from error
 
 
 def _shortened(value: Any) -> Any:

@@ -26,9 +26,9 @@ def command(as_json: bool) -> int:
     try:
         findings = json.loads(done.stdout)
     except ValueError:
-        said = done.stderr.decode(errors="replace").strip().splitlines()
+        errors = done.stderr.decode(errors="replace").strip().splitlines()
         raise Failure(
-            f"the installation is broken: {said[-1] if said else 'nothing was said'}", "install lm again"
+            f"the installation is broken: {errors[-1] if errors else 'nothing was said'}", "install lm again"
         ) from None
     if as_json:
         console.as_json(findings)

@@ -68,16 +68,16 @@ def command(  # noqa: PLR0913  click gives each option by its name
         **client.hub(),
     }
     with explaining(name), console.status("reading headers, and measuring this machine where that was not done yet"):
-        told = client.ask("POST", "/lm/advise", {key: value for key, value in body.items() if value is not None})
+        advice = client.ask("POST", "/lm/advise", {key: value for key, value in body.items() if value is not None})
     if as_json:
-        console.as_json(told)
+        console.as_json(advice)
     else:
-        print_advice(told, all_levels)
+        print_advice(advice, all_levels)
 
 
-def print_advice(told: dict[str, Any], all_levels: bool) -> None:
+def print_advice(advice: dict[str, Any], all_levels: bool) -> None:
     """An answer of `/lm/advise` for people: the table to stdout, what is to be said about it to stderr."""
-    shown = [row for row in told["levels"] if all_levels or row["listed"] or row["chosen"]]
+    shown = [row for row in advice["levels"] if all_levels or row["listed"] or row["chosen"]]
     heads = ["", "LEVEL", "BITS", "FILE", "MEMORY", "FITS", "TOKENS/S", "QUALITY*"]
     lines = [_cells(row) for row in shown]
     if any(row["cards"] for row in shown):
@@ -85,19 +85,19 @@ def print_advice(told: dict[str, Any], all_levels: bool) -> None:
         lines = [(*line[:5], _cards(row), *line[5:]) for line, row in zip(lines, shown, strict=True)]
     console.table(tuple(heads), lines)
     console.note()
-    if told["unseen"]:
-        console.note(f"only the file that is here was looked at: {told['unseen']}", "yellow")
-    console.note(told["reason"])
+    if advice["unseen"]:
+        console.note(f"only the file that is here was looked at: {advice['unseen']}", "yellow")
+    console.note(advice["reason"])
     published = next((row["file"] for row in shown if row["chosen"] and row["file"]), "")
     if published:
         console.note(f"published as `{published}`; a pull takes it as it is")
-    for row in told["rejected"]:
+    for row in advice["rejected"]:
         console.note(f"  {row['level']} {row['why']}")
-    context = f"{told['context']:,} tokens of context for {told['sequences']} conversations"
-    use = size_text(told["memory"]["models_may_use"])
-    console.note(f"memory: {context}, cache in {told['kv_type']}; models may use {use}")
+    context = f"{advice['context']:,} tokens of context for {advice['sequences']} conversations"
+    use = size_text(advice["memory"]["models_may_use"])
+    console.note(f"memory: {context}, cache in {advice['kv_type']}; models may use {use}")
     console.note("tokens/s: of one answer at its beginning, and when the context is full")
-    console.note(f"* rise of perplexity, {told['quality_source']}")
+    console.note(f"* rise of perplexity, {advice['quality_source']}")
 
 
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:
@@ -118,9 +118,9 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
 
 def _cards(row: dict[str, Any]) -> str:
     """The bytes that each graphics card would hold, and its free bytes."""
-    held = ("weights_bytes", "cache_bytes", "compute_bytes")
+    parts = ("weights_bytes", "cache_bytes", "compute_bytes")
     return ", ".join(
-        f"{card['name']} {size_text(sum(card[name] for name in held))} of {size_text(card['free_bytes'])}"
+        f"{card['name']} {size_text(sum(card[name] for name in parts))} of {size_text(card['free_bytes'])}"
         for card in row["cards"]
     )
 

@@ -16,8 +16,8 @@ from cli.naming import complete, explaining, reference
 def command(name: str, as_json: bool) -> None:
     """Describe a model: its sizes, its level and the reason for it, its capabilities."""
     with explaining(name):
-        told = Client().ask("POST", "/api/show", {"model": reference(name)})
+        answer = Client().ask("POST", "/api/show", {"model": reference(name)})
     if as_json:
-        console.as_json(told)
+        console.as_json(answer)
     else:
-        print_model(told)
+        print_model(answer)

@@ -25,11 +25,11 @@ def command(name: str | None, whole: bool) -> None:
 
 def _unload(name: str) -> None:
     with explaining(name):
-        told = Client(start=False).ask("POST", "/lm/stop", {"model": reference(name)})
-    if told.get("paused"):
-        console.note(f"paused the pull of `{told['model']}`; `lm pull {told['model']}` goes on with it")
+        answer = Client(start=False).ask("POST", "/lm/stop", {"model": reference(name)})
+    if answer.get("paused"):
+        console.note(f"paused the pull of `{answer['model']}`; `lm pull {answer['model']}` goes on with it")
     else:
-        console.note(f"stopped `{told['model']}`" if told["stopped"] else f"`{told['model']}` was not loaded")
+        console.note(f"stopped `{answer['model']}`" if answer["stopped"] else f"`{answer['model']}` was not loaded")
 
 
 def _end_daemon() -> None:

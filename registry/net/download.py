@@ -241,10 +241,10 @@ class _Worker:
         if not count:
             raise ConnectionResetError("the connection was closed early")
         body.at += count
-        taken = time.monotonic() - started
-        if taken < 0.05:
+        seconds = time.monotonic() - started
+        if seconds < 0.05:
             self._slice = min(self._slice * 2, self._largest)
-        elif taken > 0.2:
+        elif seconds > 0.2:
             self._slice = max(self._slice // 2, self._smallest)
         if self._limiter:
             self._window.closed.wait(self._limiter.take(count))

@@ -55,8 +55,8 @@ class Model:
     @property
     def own(self) -> dict[str, Any]:
         """The notes that lm made when it brought the model in; empty where another program made it."""
-        noted = self.config.get("lm")
-        return noted if isinstance(noted, dict) else {}
+        notes = self.config.get("lm")
+        return notes if isinstance(notes, dict) else {}
 
 
 class Stamp(NamedTuple):
@@ -69,7 +69,7 @@ class Stamp(NamedTuple):
 
     @property
     def modified(self) -> datetime:
-        """When it was written."""
+        """The time of the last change of its bytes."""
         return datetime.fromtimestamp(self.modified_ns / 1e9, UTC)
 
 
@@ -83,11 +83,11 @@ class Catalog:
         self._known: dict[Path, tuple[Stamp, Model, Manifest]] = {}
 
     def blob(self, value: str) -> Path:
-        """Where the blob of this digest lies. Raises StoreDamaged for what is no digest."""
+        """The path of the blob with this digest. Raises StoreDamaged for a text that is no digest."""
         return self.blobs / digest.sha256(value).replace(":", "-")
 
     def manifest_path(self, name: Name) -> Path:
-        """Where the manifest of this name lies; a name without a tag gives the folder of its variants."""
+        """The path of the manifest of this name; without a tag, of the folder of all its variants."""
         return self.manifests.joinpath(*name.parts)
 
     def choice_path(self, name: Name) -> Path:
@@ -95,9 +95,9 @@ class Catalog:
         return self.choices.joinpath(*name.tagged(None).parts)
 
     def names(self) -> Iterator[Name]:
-        """All names that have a manifest, broken or not, in order; files that have no name of ours are passed over.
+        """All names that have a manifest, broken or not, in order. Raises StoreFailed.
 
-        Raises StoreFailed.
+        A file whose path is no name, such as one that another program left, is passed over.
         """
         for parts in _files(self.manifests, 4):
             with contextlib.suppress(BadName):
@@ -169,9 +169,10 @@ class Catalog:
         found = None if name.tag is None else self.read(name)
         if found is None:
             return None
+        if reference.kind != "folder" or isinstance(found.failure, StoreFailed):
+            return found
         # Two folders may have the same last word; a path means the model that was made of that very folder.
-        other = reference.kind == "folder" and found.config.get("lm", {}).get("source") != reference.location
-        return None if other else found
+        return found if found.own.get("source") == reference.location else None
 
     def _chosen(self, name: Name) -> str | None:
         """The variant chosen last; the newest where none was chosen or the chosen one is gone."""
@@ -179,9 +180,9 @@ class Catalog:
         stamps = {variant: _stamp(folder / variant) for variant in reading.entries(folder)}
         there = {variant: stamp for variant, stamp in stamps.items() if stamp is not None}
         choice = reading.contents(self.choice_path(name), _LONGEST_CHOICE) or b""
-        noted = choice.decode("ascii", "replace").strip()
-        if noted in there:
-            return noted
+        chosen = choice.decode("ascii", "replace").strip()
+        if chosen in there:
+            return chosen
         if name.host == OLLAMA and LATEST in there:
             return LATEST
         return max(there, key=lambda variant: there[variant].modified_ns, default=None)

@@ -19,11 +19,11 @@ _BLOB = re.compile(r"sha256-[0-9a-f]{64}")
 
 def referenced(catalog: Catalog) -> set[Digest]:
     """All digests that some manifest lists. Raises StoreDamaged, StoreFailed when one manifest is unreadable."""
-    marked: set[Digest] = set()
+    listed: set[Digest] = set()
     for name in catalog.names():
         path = catalog.manifest_path(name)
-        marked |= manifest.parse(manifest.read(path, name.display), name.display).digests
-    return marked
+        listed |= manifest.parse(manifest.read(path, name.display), name.display).digests
+    return listed
 
 
 def collect(catalog: Catalog, in_use: Collection[str]) -> int:
@@ -33,14 +33,14 @@ def collect(catalog: Catalog, in_use: Collection[str]) -> int:
     log says which. Raises OSError. Call with the store's lock held: a manifest may list a blob at any other moment.
     """
     try:
-        marked = referenced(catalog)
+        listed = referenced(catalog)
     except (StoreDamaged, StoreFailed) as error:
         log.warning("no blob is removed, for nobody knows which are in use: %s", error)
         return 0
-    kept = {f"sha256-{value.rpartition(':')[2]}" for value in (*marked, *in_use)}
+    needed = {f"sha256-{value.rpartition(':')[2]}" for value in (*listed, *in_use)}
     freed = 0
     for entry in list(os.scandir(catalog.blobs)):
-        if _BLOB.fullmatch(entry.name) and entry.name not in kept:
+        if _BLOB.fullmatch(entry.name) and entry.name not in needed:
             size = entry.stat(follow_symlinks=False).st_size
             fsops.unlink(catalog.blobs / entry.name)
             freed += size

@@ -192,6 +192,16 @@ def test_a_manifest_that_cannot_be_read_is_not_called_damaged(store: Store, monk
     assert store.resolve("org/repo:Q8_0").name == "hf.co/org/repo:Q8_0"
 
 
+def test_a_model_of_a_folder_that_cannot_be_read_is_not_made_anew(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its manifest would say of which folder it was made; nobody knows, so nobody says that it is not here."""
+    (store.root / "manifests/local/library/tale/Q8_0").touch()
+    refuse_to_open("Q8_0", monkeypatch)
+    with pytest.raises(StoreFailed):
+        store.resolve("/models/tale")
+
+
 def test_a_choice_that_cannot_be_read_is_not_another_choice(store: Store) -> None:
     choice = store.root / "chosen/hf.co/org/repo"
     assert store.resolve("org/repo").name == "hf.co/org/repo:Q8_0"
