@@ -1,4 +1,4 @@
-"""Architectures as data: which ones llama.cpp knows, and what a file of those that we make ourselves must hold."""
+"""Architectures as data: the names that llama.cpp knows, and the tensors that a file of some of them must hold."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _NAMES = """
     qwen3vlmoe qwen4exp refact rnd1 rwkv6 rwkv6qwen2 rwkv7 seed_oss smallthinker smollm3 spark2_5 stablelm starcoder
     starcoder2 step35 t5 t5encoder talkie wavtokenizer-dec xverse
 """
-# What the engine of llama-cpp-python 0.3.36 knows (`LLM_ARCH_NAMES` in llama-arch.cpp).
+# The names in llama-cpp-python 0.3.36 (`LLM_ARCH_NAMES` in llama-arch.cpp).
 KNOWN = frozenset(_NAMES.split())
 # The tensors without which an architecture cannot run; `{}` is the number of a block.
 REQUIRED = {

@@ -65,9 +65,9 @@ def read_file(path: Path) -> Header:
 def read_header(read: Callable[[int, int], bytes], size: int, name: str) -> Header:
     """Parse the header of a GGUF file of `size` bytes; `read(offset, count)` gives its bytes, `name` goes into errors.
 
-    Raises MalformedFile, which names the broken rule. The rules: magic and version are known; counts and lengths fit
-    the bytes that are left; keys and names are unique; types are known, and rows are made of whole blocks; tensors are
-    aligned, and lie end to end inside the file.
+    Raises MalformedFile, which names the broken rule. Magic and version are known. Counts and lengths fit the bytes
+    that are left. Keys and names are unique. Types are known, and rows are made of whole blocks. Tensors are aligned,
+    and lie end to end inside the file.
     """
     cursor = Cursor(read, size, name)
     version, n_tensors, n_entries = _read_start(cursor)

@@ -35,7 +35,7 @@ SCALARS = {
     12: ("f64", "d", 8),
 }
 _NUMBERS = {"str": STRING, **{kind: number for number, (kind, _, _) in SCALARS.items()}}
-# What is read at once: little at first, since a part of a split model has a header of a few kB.
+# Bytes of the first read and of later ones. The first is small, since the header of a part of a split model is.
 _FIRST, _WINDOW = 1 << 16, 1 << 20
 _LENGTH = struct.Struct("<Q")
 
@@ -43,7 +43,7 @@ _LENGTH = struct.Struct("<Q")
 class Cursor:
     """Reads forward through the first bytes of a file, never past its end nor past `MAX_HEADER`.
 
-    `elements` counts those of all arrays so far.
+    `elements` counts the elements of all arrays so far.
     """
 
     def __init__(self, read: Callable[[int, int], bytes], size: int, name: str) -> None:
@@ -63,7 +63,7 @@ class Cursor:
 
     @property
     def left(self) -> int:
-        """Bytes between here and the end of what a header may use."""
+        """Bytes from here to the end of the file, or to `MAX_HEADER` in a longer file."""
         return min(self.size, MAX_HEADER) - self.position
 
     def fail(self, rule: str) -> MalformedFile:
@@ -110,7 +110,7 @@ class Cursor:
             raise self.fail(f"{what} is not UTF-8") from None
 
     def strings(self, count: int, what: str) -> list[str]:
-        """So many strings, as `string` reads them, but without its detours: a tokenizer has half a million."""
+        """The next `count` strings: as `string`, but with fewer calls, since a tokenizer has half a million of them."""
         found: list[str] = []
         buffer, place = self._buffer, self._next
         for _ in range(count):
@@ -118,7 +118,7 @@ class Cursor:
             end = begin + _LENGTH.unpack_from(buffer, place)[0] if begin <= len(buffer) else begin
             if end > len(buffer) or begin > len(buffer):
                 self._next = place
-                found.append(self.string(what))  # fetches what is missing, or says what is wrong
+                found.append(self.string(what))  # fetches more bytes, or raises
                 buffer, place = self._buffer, self._next
                 continue
             try:
@@ -176,9 +176,9 @@ def encode_string(text: str) -> bytes:
 def encode_value(value: Any, kind: str = "") -> bytes:
     """Kind and value as GGUF writes them.
 
-    A Python type has one kind, those that llama.cpp expects: whole numbers are u32 (i32 below zero, u64 above 4 bytes),
-    in a list i32 (u32 where one does not fit); floats are f32; lists are arrays, bytes arrays of u8. With `kind`, as
-    `read_value` gives it, that one.
+    Without `kind` the Python type decides, as llama.cpp expects it. A whole number is u32, i32 below zero, u64 above 4
+    bytes. A list of whole numbers is `arr[i32]`, or `arr[u32]` when one does not fit. A float is f32, `bytes` are
+    `arr[u8]`. Otherwise `kind` decides, in the words of `read_value`: `u32`, `str`, `arr[i32]`, ….
     """
     if kind.startswith("arr[") or isinstance(value, bytes | list | tuple):
         return struct.pack("<I", ARRAY) + _encode_array(value, _NUMBERS.get(kind[4:-1]))

@@ -21,8 +21,8 @@ T = QuantType
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """The place of a tensor, which conditions read: it is number `index` of `count` tensors of its role.
+class Position:
+    """The position of a tensor, which conditions read: it is number `index` of `count` tensors of its role.
 
     `sharing` is the number of query heads that share a key head, `experts` the number of experts (0 in a dense model).
     """
@@ -33,25 +33,25 @@ class Place:
     experts: int
 
 
-def _more_bits(place: Place) -> bool:
+def _more_bits(position: Position) -> bool:
     """`use_more_bits` of llama.cpp: the first and the last eighth of the layers, and every third between them."""
-    eighth = place.count // 8
-    return place.index < eighth or place.index >= 7 * place.count // 8 or (place.index - eighth) % 3 == 2
+    eighth = position.count // 8
+    return position.index < eighth or position.index >= 7 * position.count // 8 or (position.index - eighth) % 3 == 2
 
 
-_CONDITIONS: dict[str, Callable[[Place], bool]] = {
-    "always": lambda place: True,
+_CONDITIONS: dict[str, Callable[[Position], bool]] = {
+    "always": lambda position: True,
     "more bits": _more_bits,
-    "first two": lambda place: place.index < 2,
-    "first four": lambda place: place.index < 4,
-    "first eighth": lambda place: place.index < place.count // 8,
-    "first sixteenth": lambda place: place.index < place.count // 16,
-    "middle": lambda place: place.count // 8 <= place.index < 7 * place.count // 8,
-    "shared by four": lambda place: place.sharing >= 4,
-    "four experts": lambda place: place.experts >= 4,
-    "eight experts": lambda place: place.experts == 8,
-    "other than eight experts": lambda place: place.experts != 8,
-    "more bits, eight experts": lambda place: place.experts == 8 and _more_bits(place),
+    "first two": lambda position: position.index < 2,
+    "first four": lambda position: position.index < 4,
+    "first eighth": lambda position: position.index < position.count // 8,
+    "first sixteenth": lambda position: position.index < position.count // 16,
+    "middle": lambda position: position.count // 8 <= position.index < 7 * position.count // 8,
+    "shared by four": lambda position: position.sharing >= 4,
+    "four experts": lambda position: position.experts >= 4,
+    "eight experts": lambda position: position.experts == 8,
+    "other than eight experts": lambda position: position.experts != 8,
+    "more bits, eight experts": lambda position: position.experts == 8 and _more_bits(position),
 }
 
 
@@ -317,13 +317,13 @@ def _wanted(tensor: TensorPlan, level: Level, plan: ModelPlan, tied: bool, seen:
         return level.embedding or level.base
     if role not in _RULES:
         return level.base
-    place = _place(plan, role, seen, tensor.layer or 0)
+    position = _position(plan, role, seen, tensor.layer or 0)
     rules: Rules = getattr(level, _RULES[role])
-    type = next((rule.type for rule in rules if _CONDITIONS[rule.when](place)), level.base)
-    return type if level.low else _raised(role, type, place, plan)
+    type = next((rule.type for rule in rules if _CONDITIONS[rule.when](position)), level.base)
+    return type if level.low else _raised(role, type, position, plan)
 
 
-def _place(plan: ModelPlan, role: str, seen: dict[str, int], layer: int) -> Place:
+def _position(plan: ModelPlan, role: str, seen: dict[str, int], layer: int) -> Position:
     """The tensor's place among all of its role, and count it in `seen`. With experts, a feed-forward tensor has the
     number of its layer as index."""
 
@@ -340,15 +340,15 @@ def _place(plan: ModelPlan, role: str, seen: dict[str, int], layer: int) -> Plac
         if "values" not in seen:
             names = tuple(f"{name}.weight" for name in _VALUES)
             seen["values"] = sum(tensor.name.endswith(names) for tensor in plan.tensors)
-        return Place(index, seen["values"], sharing, experts)
-    return Place(layer if experts > 1 else index, fact("block_count", 1), sharing, experts)
+        return Position(index, seen["values"], sharing, experts)
+    return Position(layer if experts > 1 else index, fact("block_count", 1), sharing, experts)
 
 
-def _raised(role: str, type: QuantType, place: Place, plan: ModelPlan) -> QuantType:
+def _raised(role: str, type: QuantType, position: Position, plan: ModelPlan) -> QuantType:
     """Two exceptions of llama.cpp: values of a Llama of 70 B, and keys and values in a model of eight experts."""
-    if role in (*_VALUES, "attn_k") and place.experts == 8:
+    if role in (*_VALUES, "attn_k") and position.experts == 8:
         return T.Q8_0
-    large = plan.architecture == "llama" and plan.metadata.get("llama.block_count") == 80 and place.sharing > 1
+    large = plan.architecture == "llama" and plan.metadata.get("llama.block_count") == 80 and position.sharing > 1
     if role in _VALUES and large and type in (T.Q3_K, T.Q4_K):
         return T.Q5_K
     return type

@@ -15,8 +15,8 @@ Item = TypeVar("Item")
 def ahead(items: Iterable[Item], depth: int) -> Generator[Iterator[Item]]:
     """Iterate over `items` in a thread of their own, at most `depth` of them waiting to be taken.
 
-    What `items` raises is raised to the consumer. On leaving the block, early or not, the producer has stopped and a
-    generator among `items` is closed, so what it reads from may be closed too.
+    An exception in `items` is raised to the consumer. When the block is left, early or not, the producer has stopped
+    and, if `items` is a generator, it is closed. So its source may be closed next.
     """
     ready: queue.SimpleQueue[tuple[bool, Item | BaseException | None]] = queue.SimpleQueue()
     slots = threading.Semaphore(depth)

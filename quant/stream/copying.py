@@ -1,7 +1,7 @@
-"""A finished GGUF file is taken over as it is, its parts joined to one file; the same interface as a conversion.
+"""Copies a finished GGUF file, and joins its parts to one file; the interface is the same as a conversion's.
 
-A file in one piece stays what it was to the byte. Parts become what llama.cpp's own `gguf-split --merge` makes of them:
-the entries of the first without those of the split, and the tensors of all, as they are, one after the other.
+A file in one piece is copied byte for byte. Parts become the file that llama.cpp's `gguf-split --merge` makes of them:
+the metadata of the first part without the entries of the split, then the tensors of all parts, one after the other.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ PIECE = 4 << 20
 
 
 class _Range(NamedTuple):
-    """Bytes of a source file that go into the output in one go; `padding` zeros follow."""
+    """`size` bytes at `offset` of a source file that are copied together; `padding` zeros follow them."""
 
     number: int
     shard: str
@@ -31,9 +31,10 @@ class _Range(NamedTuple):
 
 
 class FileCopy:
-    """The file of a plan that has a level already; `size` is that of its only source file, or of all its parts."""
+    """The copy of a plan that has a level already."""
 
     def __init__(self, plan: ModelPlan, size: int) -> None:
+        """`size` is the sum of the bytes of the plan's source files."""
         self.plan = plan
         self.types: dict[str, QuantType] = {}
         if len(plan.shards) == 1:
@@ -45,9 +46,9 @@ class FileCopy:
 
     @property
     def fingerprint(self) -> str:
-        """A digest of what the header says, and of where everything lies."""
-        said = repr((self.size, self._ranges, self.plan.tensors, self.plan.metadata))
-        return hashlib.sha256(self._header + said.encode()).hexdigest()
+        """A digest of the header, and of the place of every tensor."""
+        facts = repr((self.size, self._ranges, self.plan.tensors, self.plan.metadata))
+        return hashlib.sha256(self._header + facts.encode()).hexdigest()
 
     def write(
         self,
@@ -58,9 +59,9 @@ class FileCopy:
         threads: int | None = None,
         progress: Progress | None = None,
     ) -> None:
-        """Read the files into `output`, from `start` on; raises what the two raise. `threads` are not needed.
+        """Read the files into `output`, from `start` on; raises the errors of both. `threads` has no effect here.
 
-        The `tensor` of a mark is the number of a range, its `row` the bytes of it that are written.
+        In a mark, `tensor` is the number of a range, and `row` is the number of bytes of it that are written.
         """
         begun = start or Mark(0, 0, self.plan.shards[0])
         if start is None:
@@ -89,7 +90,7 @@ class FileCopy:
         finish_unread(source, self.plan.shards, {each.shard for each in self._ranges})
 
     def _tell(self, output: Output, mark: Mark | None, whole: bool) -> None:
-        """The place after a piece; after the last piece of a range, that is where the next range of the file begins."""
+        """Tell `output` the mark after a piece; after the last piece of a range, the mark of the next range."""
         if mark is None:
             return
         following = self._ranges[mark.tensor + 1 : mark.tensor + 2] if whole else []

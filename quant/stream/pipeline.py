@@ -1,11 +1,13 @@
 """The streaming pass: weights come in once, front to back, and leave as a finished GGUF file.
 
-A thread reads slabs of whole rows ahead, several transform and quantize a slab each, and the calling one writes them
-in order as soon as they are ready. Each stage waits for the next, so memory is bounded by a few slabs whatever the size
-of the model, and the bytes depend neither on the number of threads nor on how the source cuts its pieces. After each
-slab the output is told the mark from which the pass could go on: the slab's end is an exact place in the source, since
-only whole slabs are read. A stack of experts whose parts the source sends between others is held back in its quantized
-form until it is whole, and weights whose scales come apart wait for them as they are; meanwhile there are no marks.
+One thread reads slabs of whole rows ahead, several threads transform and quantize one slab each, and the calling
+thread writes them in order. Each stage waits for the next, so a few slabs bound the memory for a model of any size. The
+bytes depend neither on the number of threads nor on the pieces in which the source arrives.
+
+After each slab the output is told a mark, from which the pass could go on: only whole slabs are read, so the end of a
+slab is an exact place in the source. Two things are held back, and there are no marks meanwhile. A stack of experts is
+kept in its quantized form until its last part has come, because other tensors may lie between its parts. A part whose
+scales are a tensor of their own waits for them, unchanged.
 """
 
 from __future__ import annotations
@@ -40,11 +42,11 @@ _NOTHING = np.empty((0, 0))
 
 
 class Slab(NamedTuple):
-    """Some whole rows of a tensor, (rows, columns), as the source has them.
+    """Some whole rows of a tensor as the source has them: `rows` is [rows, columns] of the source's dtype.
 
-    `done` bytes of weights are read by now; `mark` is where the slab ends, None where nobody could go on. A slab
-    without rows is there for its mark. `read` says which part it belongs to, `whole` that the tensor ends with it;
-    `scales` are those of the part, where they are kept apart.
+    `done` bytes of weights are read by now. `mark` is the end of the slab, None when the pass could not go on there. A
+    slab without rows only carries its mark. `read` is the part that the rows belong to, `whole` says that the tensor
+    ends with them. `scales` holds the scales of the part when the source has them in another tensor.
     """
 
     tensor: TensorPlan
@@ -62,10 +64,10 @@ class _Encoded(NamedTuple):
 
 
 class Conversion:
-    """The file that a plan becomes at a level: known to the last byte of its header before a weight moves."""
+    """The file that a plan becomes at a level; its header is known to the last byte before a weight is read."""
 
     def __init__(self, plan: ModelPlan, level: str, metadata: Mapping[str, Any] | None = None) -> None:
-        """`metadata` are further GGUF entries: where the model comes from, who made the file. Raises UnknownLevel."""
+        """`metadata` adds GGUF entries, such as the model's source and our version. Raises UnknownLevel."""
         self.plan = plan
         self.types = types_of(plan, level)
         self.tensors = layout(plan.at(self.types))
@@ -80,7 +82,7 @@ class Conversion:
 
     @property
     def fingerprint(self) -> str:
-        """A digest of all that decides the file's bytes, but for the weights themselves: header and origins."""
+        """A digest of the header and of the origin of every tensor: with the weights, they decide the file's bytes."""
         origins = [
             (t.shard, t.offset, t.size, t.dtype, repr(t.transform), t.values, t.parts + t.scales)
             for t in self.plan.tensors
@@ -98,10 +100,12 @@ class Conversion:
     ) -> None:
         """Quantize the weights into `output`; the source is read once, in order, from `start` on.
 
-        `start` is a mark that `output` was told by a conversion of the same fingerprint, and `output` holds what it
-        held then; None begins with the header. `threads` quantize, by default one for each CPU; `progress(read, total)`
-        counts bytes of weights. Raises BadValues naming the tensor that holds NaN or infinity, and whatever `source`
-        and `output` raise; when it returns, every file of the source was read to its end and verified.
+        start: a mark that a conversion of the same fingerprint told to `output`, which still holds the bytes up to it;
+            None begins with the header.
+        threads: how many quantize; by default one for each CPU.
+        progress: called with (bytes of weights read, bytes of weights in all).
+        Raises BadValues, which names the tensor that holds NaN or infinity, and the errors of `source` and `output`.
+        When it returns, every file of the source was read to its end and verified.
         """
         workers = threads or os.cpu_count() or 1
         start = start or _BEGINNING
@@ -142,7 +146,10 @@ class Conversion:
 
 
 def _arrange(entries: dict[str, Any]) -> dict[str, Any]:
-    """The architecture, general facts, the rest, and the long tokenizer last, so that the beginning tells the most."""
+    """Entries in the order in which they are written: architecture, general facts, our own, all others, tokenizer.
+
+    The tokenizer is long, and comes last: so the first bytes of a file describe its model.
+    """
 
     def group(key: str) -> int:
         if key == "general.architecture":
@@ -153,43 +160,43 @@ def _arrange(entries: dict[str, Any]) -> dict[str, Any]:
 
 
 class _Stacks:
-    """Holds back the tensors that come in parts until each is whole."""
+    """Holds back the quantized parts of each stack until the stack is whole."""
 
     def __init__(self) -> None:
-        self._held: dict[str, dict[int, list[memoryview]]] = {}
+        self._waiting: dict[str, dict[int, list[memoryview]]] = {}
 
     def release(self, data: memoryview, slab: Slab) -> Iterator[memoryview]:
-        """What can be written now that `data`, the bytes of `slab`, is there."""
+        """The bytes that can be written once `data`, the quantized bytes of `slab`, is there."""
         if slab.read is None or not slab.tensor.parts:
             return iter((data,) if data else ())
-        parts = self._held.setdefault(slab.tensor.name, {})
+        parts = self._waiting.setdefault(slab.tensor.name, {})
         parts.setdefault(slab.read.number, []).append(data)
         if not slab.whole:
             return iter(())
-        whole = self._held.pop(slab.tensor.name)
+        whole = self._waiting.pop(slab.tensor.name)
         return chain.from_iterable(whole[number] for number in sorted(whole))
 
 
 class _Pairs:
-    """Holds back parts whose scales have not come, and scales whose part has not."""
+    """Holds back a part until its scales have come, and scales until their part has come."""
 
     def __init__(self) -> None:
-        self._held: dict[tuple[int, int], np.ndarray] = {}
+        self._waiting: dict[tuple[int, int], np.ndarray] = {}
 
     def complete(self, tensor: TensorPlan, read: Read, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray | None] | None:
-        """Rows that can be encoded now that these are there, and their scales; None where something is missing."""
+        """The rows to encode and their scales, once both have come; None before that."""
         if not tensor.scales:
             return rows, None
-        other = self._held.pop(read[:2], None)
+        other = self._waiting.pop(read[:2], None)
         if other is None:
-            self._held[read[:2]] = rows
+            self._waiting[read[:2]] = rows
             return None
         elements, scales = (other, rows) if read.scales else (rows, other)
         return scaled.shaped(tensor.dtype, tensor.stored, elements, scales)
 
 
 def _slabs(plan: ModelPlan, source: Open, start: Mark) -> Generator[Slab]:
-    """Cut the source into slabs, beginning at `start`; a file whose slabs are all done is still read to its end."""
+    """Cut the source into slabs, from `start` on; every file is read to its end, also behind its last slab."""
     done = _read_before(plan, start)
     for tensor in plan.tensors[start.tensor :]:
         if not tensor.shard:
@@ -225,7 +232,7 @@ def _slabs(plan: ModelPlan, source: Open, start: Mark) -> Generator[Slab]:
 
 
 class _Order:
-    """How far the tensors have come: the first `complete` are whole, stacks in `begun` have parts to come."""
+    """Progress through the tensors: the first `complete` are whole; `begun` counts the parts to come of each stack."""
 
     def __init__(self, plan: ModelPlan, start: Mark) -> None:
         self._tensors = plan.tensors
@@ -250,7 +257,7 @@ class _Order:
 
 
 def _read_before(plan: ModelPlan, start: Mark) -> int:
-    """Bytes of weights before a mark."""
+    """Bytes of weights that the source has before a mark."""
     whole = sum(tensor.size for tensor in plan.tensors[: start.tensor])
     if not start.row:
         return whole
@@ -259,7 +266,7 @@ def _read_before(plan: ModelPlan, start: Mark) -> int:
 
 
 def _columns(tensor: TensorPlan) -> int:
-    """Values of a row as it is read: a vector is one row to the quantizer, but a transform permutes its elements."""
+    """Values of a row as it is read. A vector is one row, but one with a transform is read as a column of elements."""
     return 1 if len(tensor.shape) == 1 and tensor.transform else tensor.columns
 
 
@@ -268,7 +275,7 @@ def _dtype(tensor: TensorPlan) -> np.dtype[Any]:
 
 
 def _cut(tensor: TensorPlan, read: Read, feed: Feed, first: int) -> Iterator[tuple[int, bool, np.ndarray]]:
-    """Slabs of what is read from row `first` on; each with the row after it, and whether it is the last."""
+    """Cut a read into slabs, from row `first` on: (number of the next row, whether it is the last slab, rows)."""
     dtype, columns, size = _dtype(tensor), _columns(tensor), read.part.size
     if read.scales:
         dtype = np.dtype(scaled.NUMPY[scaled.STORED[tensor.dtype].scale])

@@ -1,10 +1,10 @@
-"""Weights that are published small, with their scales in a tensor apart, and what they become.
+"""Weights that are published in few bits, with their scales in another tensor: to MXFP4 blocks, or to float32.
 
-MXFP4 (OCP Microscaling Formats, v1.0) as gpt-oss has it: bytes of two elements that follow each other, the first in the
-lower half, and a power of two (E8M0) for every 32. GGUF has the same numbers in another order, so they are taken over
-without loss where MXFP4 is what a level wants. FP8 is E4M3: with a number for every square of 128 by 128, as DeepSeek,
-MiniMax and Qwen have it, or with one for a whole matrix, as Mistral has. Sources: `integrations/mxfp4.py` and
-`integrations/finegrained_fp8.py` of transformers.
+MXFP4 (OCP Microscaling Formats, v1.0) in gpt-oss: a byte holds two neighbouring elements, the first in its lower half,
+and every 32 elements share a power of two (E8M0). GGUF has the same numbers in another order, so a level that wants
+MXFP4 gets them without loss. FP8 is E4M3. DeepSeek, MiniMax and Qwen have a scale for every square of 128 by 128,
+Mistral has one scale for a whole matrix. Sources: `integrations/mxfp4.py` and `integrations/finegrained_fp8.py` of
+transformers.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from quant.types import QuantType
 
 
 class Stored(NamedTuple):
-    """How a type lies in the source: elements in a byte, a scale's type, rows and columns that share one (0: all)."""
+    """A type in the source: elements in a byte, type of a scale, rows and columns that share one (0: all of them)."""
 
     per_byte: int
     scale: str
@@ -28,7 +28,7 @@ class Stored(NamedTuple):
 
 
 SQUARE = 128
-# What GGUF holds too has its name there.
+# The types by `TensorPlan.dtype`. A type that GGUF has as well bears GGUF's name, so that it can be copied.
 STORED = {
     QuantType.MXFP4.name: Stored(2, "U8", 1, 32),
     "FP8 in squares": Stored(1, "F32", SQUARE, SQUARE),
@@ -36,13 +36,14 @@ STORED = {
     "FP8": Stored(1, "F32", 0, 0),
     "FP8, BF16": Stored(1, "BF16", 0, 0),
 }
-# Of scales, by their type in safetensors; BF16 as its bits.
+# Numpy dtypes of scales by their safetensors type; BF16 is read as its bits.
 NUMPY = {"U8": "u1", "F32": "<f4", "BF16": "<u2"}
-_NO_NUMBER = 255
+# E8M0 for NaN.
+_NAN = 255
 
 
 def _e4m3() -> np.ndarray:
-    """float32[256]: what each byte stands for: a sign, four bits of exponent, three of mantissa; no infinity."""
+    """float32[256], the value of each byte: one bit of sign, four of exponent, three of mantissa; no infinity."""
     code = np.arange(256)
     exponent, mantissa = code >> 3 & 15, code & 7
     size = np.where(exponent == 0, mantissa * 2.0**-9, (8 + mantissa) * 2.0 ** (exponent - 10.0))
@@ -54,18 +55,21 @@ _E4M3 = _e4m3()
 
 
 def shaped(dtype: str, stored: int, elements: np.ndarray, scales: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Both as matrices, uint8[rows, bytes] and [groups of rows, groups of columns], of rows of `stored` values."""
+    """Elements and scales as matrices: uint8[rows, bytes of a row], and [groups of rows, groups of columns].
+
+    A row has `stored` values.
+    """
     kind = STORED[dtype]
     groups = -(-stored // kind.columns) if kind.columns else 1
     return elements.reshape(-1, stored // kind.per_byte), scales.reshape(-1, groups)
 
 
 def blocks(elements: np.ndarray, scales: np.ndarray) -> np.ndarray:
-    """MXFP4 as GGUF has it, uint8[rows, bytes], of matrices from `shaped`; BadValues for a scale that is no number."""
+    """MXFP4 blocks, uint8[rows, bytes], of matrices from `shaped`; BadValues when a scale is NaN."""
     from quant.kernels import blocks as kernels
     from quant.kernels.formats import Parts
 
-    if (scales == _NO_NUMBER).any():
+    if (scales == _NAN).any():
         raise BadValues("a scale is no number")
     rows = len(elements)
     levels = np.empty((scales.size, 32), np.uint8)
@@ -76,7 +80,7 @@ def blocks(elements: np.ndarray, scales: np.ndarray) -> np.ndarray:
 
 
 def restore(dtype: str, elements: np.ndarray, scales: np.ndarray) -> np.ndarray:
-    """float32[rows, columns]: the numbers that matrices from `shaped` stand for."""
+    """The values of matrices from `shaped`: float32[rows, columns]."""
     if dtype == QuantType.MXFP4.name:
         whole: np.ndarray = quant.dequantize(blocks(elements, scales), QuantType.MXFP4, scales.shape[1] * 32)
         return whole

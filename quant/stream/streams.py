@@ -1,4 +1,4 @@
-"""What the streaming pass reads from and writes to, and the places from which it can be taken up again."""
+"""The source and the output of the streaming pass, and the marks from which a pass can go on."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ _SKIPPED = 2 << 20  # bytes at once
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """A place between two slabs: all output before it descends from source bytes before it, and from nothing else.
+    """A place between two slabs: the output before it depends on the source bytes before it, and on no others.
 
-    `tensor` (an index into the plan) and `row` come next. `offset` bytes of file `shard` are read; `state` is what its
-    reader wants to know to go on from there. A mark at offset 0 says besides that all earlier files were read to their
-    ends and found to be what their source declares.
+    The next row is number `row` of tensor number `tensor` of the plan. `offset` bytes of file `shard` are read, and a
+    new reader of the file needs `state` to go on from there. At offset 0, all files before it were read to their ends
+    and verified.
     """
 
     tensor: int
@@ -33,13 +33,13 @@ class Reader(Protocol):
         """Fill `target` (bytes, writable) with what comes next; raises where the file ends before that."""
 
     def state(self) -> bytes | None:
-        """What another reader needs to go on from here, None where none can."""
+        """The state from which another reader can go on here, None when no reader can."""
 
     def finish(self) -> None:
         """Read what is left; raises unless the whole file is what its source declares."""
 
     def close(self) -> None:
-        """Let go of it."""
+        """Close the file."""
 
 
 # Opens a file at an offset: 0 with no state, or where a mark says.
@@ -53,7 +53,7 @@ class Output(Protocol):
         """Append bytes."""
 
     def reached(self, mark: Mark) -> None:
-        """What has been appended so far ends at this mark."""
+        """The bytes appended so far end at this mark."""
 
 
 class Feed:
@@ -69,17 +69,17 @@ class Feed:
         self.position += len(target)
 
     def skip_to(self, offset: int) -> None:
-        """Drop what lies before byte `offset` of the file."""
+        """Read and drop the bytes before byte `offset` of the file."""
         while self.position < offset:
             self.fill(memoryview(bytearray(min(offset - self.position, _SKIPPED))))
 
     def mark(self, tensor: int, row: int, shard: str) -> Mark | None:
-        """The place before a row of a tensor; None where nobody could go on."""
+        """The mark before a row of a tensor; None when no reader could go on from here."""
         state = self._reader.state()
         return None if state is None else Mark(tensor, row, shard, self.position, state)
 
     def finish(self) -> None:
-        """Read to the end, where a source compares the digest."""
+        """Read to the end, where the source compares the digest."""
         self._reader.finish()
 
     def close(self) -> None:
@@ -88,7 +88,7 @@ class Feed:
 
 
 def finish_unread(source: Open, shards: Iterable[str], read: Collection[str]) -> None:
-    """Have those of `shards` verified of which nothing was `read`: a part of a split model may hold entries only."""
+    """Verify the files among `shards` that are not in `read`: a part of a split model may hold metadata only."""
     for shard in shards:
         if shard not in read:
             with closing(Feed(source(shard, 0, b""), 0)) as feed:
