@@ -16,20 +16,20 @@ from tests.daemon import Daemon, allowed
 from tests.hub import Hub
 
 
-def row(told: Any, level: str) -> Any:
-    return next(row for row in told["levels"] if row["level"] == level)
+def row(advice: Any, level: str) -> Any:
+    return next(row for row in advice["levels"] if row["level"] == level)
 
 
 def test_a_repository_is_judged_by_its_headers(daemon: Daemon, hub: Hub) -> None:
     sent, begun = hub.bytes_sent, time.perf_counter()
-    told = daemon.advice("org/demo")
+    advice = daemon.advice("org/demo")
     assert time.perf_counter() - begun < allowed(5)  # a second on an idle machine: `benchmarks/fit.py`
     assert hub.bytes_sent - sent < 100_000
-    assert [row["level"] for row in told["levels"]] == list(LEVELS)
-    assert told["level"] == "Q8_0"
-    assert told["reason"].startswith("Q8_0: 6.1 MB weights + 6.3 MB cache for 2,048 tokens fit the ")
-    assert told["measured_memory"] is True
-    best = row(told, "Q8_0")
+    assert [row["level"] for row in advice["levels"]] == list(LEVELS)
+    assert advice["level"] == "Q8_0"
+    assert advice["reason"].startswith("Q8_0: 6.1 MB weights + 6.3 MB cache for 2,048 tokens fit the ")
+    assert advice["measured_memory"] is True
+    best = row(advice, "Q8_0")
     assert best["memory_bytes"] == best["weights_bytes"] + best["cache_bytes"] + best["compute_bytes"]
     assert (best["chosen"], best["fits"], best["quality"], best["perplexity_increase"]) == (
         True,
@@ -37,12 +37,12 @@ def test_a_repository_is_judged_by_its_headers(daemon: Daemon, hub: Hub) -> None
         "published",
         0.0027,
     )
-    assert row(told, "BF16")["why_not"] == "is larger than Q8_0, and no better that anybody could tell"
+    assert row(advice, "BF16")["why_not"] == "is larger than Q8_0, and no better that anybody could tell"
 
 
 def test_every_way_to_name_it_gets_the_same_advice(daemon: Daemon) -> None:
-    told = [daemon.advice(name, memory="40MB", context=512, parallel=1) for name in ("demo", str(DEMO), "org/demo")]
-    assert len({(each["level"], each["reason"]) for each in told}) == 1
+    advice = [daemon.advice(name, memory="40MB", context=512, parallel=1) for name in ("demo", str(DEMO), "org/demo")]
+    assert len({(each["level"], each["reason"]) for each in advice}) == 1
 
 
 def test_a_pull_agrees_and_the_installed_model_too(daemon: Daemon) -> None:
@@ -59,20 +59,20 @@ def test_a_quantized_file_is_judged_as_it_is(daemon: Daemon, tmp_path: Path) -> 
     files = [path for path in (daemon.home / "store" / "blobs").iterdir() if path.read_bytes()[:4] == b"GGUF"]
     copy = tmp_path / "copy.gguf"
     copy.write_bytes(min(files, key=lambda path: path.stat().st_size).read_bytes())
-    told = daemon.advice(str(copy))
-    assert (told["level"], [row["level"] for row in told["levels"]]) == ("Q6_K", ["Q6_K"])
+    advice = daemon.advice(str(copy))
+    assert (advice["level"], [row["level"] for row in advice["levels"]]) == ("Q6_K", ["Q6_K"])
     lines = daemon.post("/api/pull", {"model": str(copy)}).lines
-    assert next(line for line in lines if line["phase"] == "planned")["reason"] == told["reason"]
+    assert next(line for line in lines if line["phase"] == "planned")["reason"] == advice["reason"]
 
 
 def test_what_loses_says_why(daemon: Daemon) -> None:
     whole = daemon.advice("demo")
     limit = row(whole, "Q5_K_M")["memory_bytes"] + 1000
-    told = daemon.advice("demo", memory=limit)
-    assert told["level"] == "Q5_K_M"
-    assert [lost["level"] for lost in told["rejected"]] == ["Q8_0", "Q6_K"]
-    assert all(lost["why"].startswith("would need ") for lost in told["rejected"])
-    assert row(told, "Q6_K")["fits"] == "no"
+    advice = daemon.advice("demo", memory=limit)
+    assert advice["level"] == "Q5_K_M"
+    assert [lost["level"] for lost in advice["rejected"]] == ["Q8_0", "Q6_K"]
+    assert all(lost["why"].startswith("would need ") for lost in advice["rejected"])
+    assert row(advice, "Q6_K")["fits"] == "no"
     slow = daemon.advice("demo", min_tps=1_000_000)
     assert slow["reason"].partition("; ")[2].startswith("no level reaches 1e+06 tokens/s here")
     assert slow["level"] == "Q4_K_M"

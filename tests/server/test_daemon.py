@@ -27,12 +27,12 @@ CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "x"}]}
 
 def refused(daemon: Daemon) -> dict[str, Any]:
     assert daemon.ended() == 1
-    told = json.loads(daemon.said)
-    assert told["error"]
-    assert told["hint"]
+    refusal = json.loads(daemon.said)
+    assert refusal["error"]
+    assert refusal["hint"]
     assert "Traceback" not in daemon.errors
-    assert f"Error: {told['error']}\nhint: {told['hint']}" in daemon.errors
-    return dict(told)
+    assert f"Error: {refusal['error']}\nhint: {refusal['hint']}" in daemon.errors
+    return dict(refusal)
 
 
 def test_it_is_ready_soon_and_says_where(tmp_path: Path) -> None:
@@ -68,11 +68,11 @@ def test_in_the_foreground_the_log_goes_to_the_terminal(tmp_path: Path) -> None:
 def test_a_home_has_one_daemon(tmp_path: Path) -> None:
     with Daemon(tmp_path) as first:
         began = time.monotonic()
-        told = refused(Daemon(tmp_path))
+        refusal = refused(Daemon(tmp_path))
         assert time.monotonic() - began < allowed(2)
-        assert told["code"] == "store_locked"
-        assert str(first.pid) in told["error"]
-        assert first.url in told["hint"]
+        assert refusal["code"] == "store_locked"
+        assert str(first.pid) in refusal["error"]
+        assert first.url in refusal["hint"]
         assert first.get("/health").json["pid"] == first.pid
     with Daemon(tmp_path) as again:
         assert again.get("/health").status == 200
@@ -116,11 +116,11 @@ def stranger(answer: bytes | None) -> Iterator[int]:
 )
 def test_a_taken_port_is_told_with_its_owner(tmp_path: Path, answer: bytes | None, whose: str) -> None:
     with stranger(answer) as port:
-        told = refused(Daemon(tmp_path, arguments=("--port", str(port))))
-    assert told["code"] == "start_failed"
-    assert whose in told["error"]
-    assert f"process {os.getpid()}" in told["error"]
-    assert str(port + 1) in told["hint"]
+        refusal = refused(Daemon(tmp_path, arguments=("--port", str(port))))
+    assert refusal["code"] == "start_failed"
+    assert whose in refusal["error"]
+    assert f"process {os.getpid()}" in refusal["error"]
+    assert str(port + 1) in refusal["hint"]
 
 
 @pytest.mark.parametrize(

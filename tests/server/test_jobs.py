@@ -104,10 +104,10 @@ def test_the_source_decides_the_bytes_not_the_way_there(daemon: Daemon) -> None:
 
 
 def test_two_clients_follow_one_job(daemon: Daemon, hub: Hub) -> None:
-    told: list[list[Any]] = []
+    followers: list[list[Any]] = []
 
     def follow() -> None:
-        told.append(daemon.post("/api/pull", {"model": "org/demo:Q6_K"}).lines)
+        followers.append(daemon.post("/api/pull", {"model": "org/demo:Q6_K"}).lines)
 
     hub.bandwidth = 16e6
     before = len(hub.paths("cdn"))
@@ -117,8 +117,8 @@ def test_two_clients_follow_one_job(daemon: Daemon, hub: Hub) -> None:
     for thread in threads:
         thread.join()
     hub.bandwidth = None
-    assert [lines[-1]["status"] for lines in told] == ["success"] * 2
-    assert [lines[0]["phase"] for lines in told] == ["resolving"] * 2
+    assert [lines[-1]["status"] for lines in followers] == ["success"] * 2
+    assert [lines[0]["phase"] for lines in followers] == ["resolving"] * 2
     alone = len(hub.paths("cdn")) - before
     daemon.ask("DELETE", "/api/delete", {"model": "org/demo:Q6_K"})
     daemon.pull("org/demo:Q6_K")

@@ -69,18 +69,18 @@ def digest(path: Path) -> str:
 
 def test_the_rule_picks_among_what_is_published_from_headers(daemon: Daemon, hub: Hub, repo: Path) -> None:
     sent = hub.bytes_sent
-    told = daemon.advice("org/repo")
+    advice = daemon.advice("org/repo")
     assert hub.bytes_sent - sent < 2_000_000
-    assert [(row["level"], row["file"]) for row in told["levels"]] == [
+    assert [(row["level"], row["file"]) for row in advice["levels"]] == [
         (level, f"Demo-6M-{level}.gguf") for level in ("BF16", "Q8_0", "Q4_K_M", "Q2_K")
     ]
-    sizes = {row["level"]: (row["file_bytes"], row["memory_bytes"]) for row in told["levels"]}
+    sizes = {row["level"]: (row["file_bytes"], row["memory_bytes"]) for row in advice["levels"]}
     assert all(size == (repo / f"Demo-6M-{level}.gguf").stat().st_size for level, (size, _) in sizes.items())
-    assert told["level"] == "Q8_0" and told["reason"].startswith("Q8_0: 6.1 MB weights")
+    assert advice["level"] == "Q8_0" and advice["reason"].startswith("Q8_0: 6.1 MB weights")
     smaller = daemon.advice("org/repo", memory=sizes["Q4_K_M"][1] + 1000)
     assert (smaller["level"], [lost["level"] for lost in smaller["rejected"]]) == ("Q4_K_M", ["Q8_0"])
     lines = daemon.post("/api/pull", {"model": "huggingface.co/org/repo"}).lines
-    assert next(line for line in lines if line["phase"] == "planned")["reason"] == told["reason"]
+    assert next(line for line in lines if line["phase"] == "planned")["reason"] == advice["reason"]
     assert lines[-1]["name"] == "hf.co/org/repo:Q8_0" and has(daemon, repo / "Demo-6M-Q8_0.gguf")
 
 
@@ -100,7 +100,7 @@ def test_a_tag_or_a_file_takes_that_one(daemon: Daemon, repo: Path, typed: str, 
 
 
 @pytest.mark.parametrize(
-    ("typed", "said"),
+    ("typed", "sentence"),
     [
         ("org/lying:Q6_K", "publishes no Q6_K"),
         pytest.param("org/lying:Q4_K_M", "`Demo-Q4_K_M.gguf` is quantized already, at Q8_0", marks=SLOW),
@@ -109,9 +109,9 @@ def test_a_tag_or_a_file_takes_that_one(daemon: Daemon, repo: Path, typed: str, 
         ("org/broken:Q8_0", "`Q8_0/Demo-Q8_0-00002-of-00003.gguf` is missing"),
     ],
 )
-def test_what_is_not_published_is_said_with_what_is(daemon: Daemon, typed: str, said: str) -> None:
+def test_what_is_not_published_is_said_with_what_is(daemon: Daemon, typed: str, sentence: str) -> None:
     answer = daemon.post("/api/pull", {"model": typed, "stream": False})
-    assert answer.status == 400 and said in answer.json["error"], answer.json
+    assert answer.status == 400 and sentence in answer.json["error"], answer.json
     assert answer.json["hint"]
 
 
@@ -164,8 +164,8 @@ def test_parts_become_one_file_after_a_kill_too(daemon: Daemon, hub: Hub, repo: 
 def test_what_is_here_is_judged_without_its_hub(daemon: Daemon, hub: Hub) -> None:
     pull(daemon, "org/repo:Q4_K_M")
     asked = len(hub.requests)
-    told = daemon.advice("org/repo:Q4_K_M")
-    assert ([row["level"] for row in told["levels"]], told["level"]) == (["Q4_K_M"], "Q4_K_M")
+    advice = daemon.advice("org/repo:Q4_K_M")
+    assert ([row["level"] for row in advice["levels"]], advice["level"]) == (["Q4_K_M"], "Q4_K_M")
     assert len(hub.requests) == asked
     assert len(daemon.advice("org/repo")["levels"]) == 4
 
@@ -173,9 +173,9 @@ def test_what_is_here_is_judged_without_its_hub(daemon: Daemon, hub: Hub) -> Non
 @SLOW
 def test_what_is_here_is_judged_when_its_hub_is_gone(daemon: Daemon) -> None:
     pull(daemon, "org/repo:Q4_K_M")
-    told = daemon.advice("org/repo", hf_endpoint="http://127.0.0.1:1")
-    assert [row["level"] for row in told["levels"]] == ["Q4_K_M"]
-    assert told["unseen"] == "`127.0.0.1` cannot be reached: connection refused"
+    advice = daemon.advice("org/repo", hf_endpoint="http://127.0.0.1:1")
+    assert [row["level"] for row in advice["levels"]] == ["Q4_K_M"]
+    assert advice["unseen"] == "`127.0.0.1` cannot be reached: connection refused"
     assert daemon.advice("org/repo")["unseen"] == ""
 
 
