@@ -1,13 +1,15 @@
-"""What holds for every test: how examples are made, how long a hanging test is waited for, a hub and a daemon.
+"""What holds for every test: its examples, its place in the run, how long it may hang; a hub and a daemon.
 
 Hypothesis makes the same examples each time, so that a commit is red or green, not both;
 `HYPOTHESIS_PROFILE=search pytest …` looks for new ones.
 """
 
 import os
+import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -16,6 +18,7 @@ from registry.sources.opening import DEMO
 from tests import long
 from tests.daemon import Daemon, put_model
 from tests.hub import Hub
+from tests.quant import matrix
 
 settings.register_profile("steady", derandomize=True, deadline=None)
 settings.register_profile("search", derandomize=False, deadline=None)
@@ -28,10 +31,48 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 LONG = 900
 
 
+# What is quick and fails most comes first; last what has many small parts, so that no process is left with a long one.
+ORDER = ("/test_architecture", "/test_words", "/cli/", "/registry/", "/runtime/", "/server/", "/quant/(?!test_zoo)", "")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Each file in one process, so that its tests share their daemon; of the zoo each architecture by itself."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file, _, test = nodeid.partition("::")
+            return file + test.partition("[")[2].partition("-")[0] if "test_zoo" in file else file
+
+    return ByFile(config, log)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Take over what a process found out about architectures."""
+    for row, cells in getattr(node, "workeroutput", {}).get("matrix", {}).items():
+        for column, cell in cells.items():
+            matrix.note(row, column, cell)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["matrix"] = matrix.found()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if lines := matrix.lines():
+        terminalreporter.section("architectures")
+        for line in lines:
+            terminalreporter.write_line(line)
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Long tests may be ten times slower on a busy machine, and that is no failure."""
     long.sample(items)
+    items.sort(key=lambda item: next(place for place, part in enumerate(ORDER) if re.search(part, item.nodeid)))
     for item in items:
         if any(map(item.get_closest_marker, ("slow", "long"))) and not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(LONG))

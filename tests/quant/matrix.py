@@ -20,6 +20,11 @@ def note(row: str, column: str, cell: str) -> None:
     _found.setdefault(row, {})[column] = cell
 
 
+def found() -> dict[str, dict[str, str]]:
+    """The cells that were filled, by row and column."""
+    return _found
+
+
 def lines() -> list[str]:
     """The table, empty where nothing was tried; a dot is a cell that no test filled."""
     table = _table(_found)
