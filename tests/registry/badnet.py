@@ -62,7 +62,7 @@ class BadNet:
         self.random = random.Random(seed)
         self.lock = threading.Lock()
         self.closing = threading.Event()
-        self._sockets: set[socket.socket] = set()
+        self.sockets: set[socket.socket] = set()
         self._threads: list[threading.Thread] = []
 
     @property
@@ -83,7 +83,7 @@ class BadNet:
     def __exit__(self, *_: object) -> None:
         self.closing.set()
         with self.lock:
-            for sock in (*self._listeners.values(), *self._sockets):
+            for sock in (*self._listeners.values(), *self.sockets):
                 with contextlib.suppress(OSError):
                     socket.socket.shutdown(sock, socket.SHUT_RDWR)
         for thread in self._threads:
@@ -108,7 +108,7 @@ class BadNet:
             if self.tls:
                 sock = self.tls.wrap_socket(sock, server_side=True)
             with self.lock:
-                self._sockets.add(sock)
+                self.sockets.add(sock)
             reader = sock.makefile("rb")
             while not self.closing.is_set() and (line := reader.readline()):
                 fields = {}
@@ -122,7 +122,7 @@ class BadNet:
                     break
             reader.close()
         with self.lock:
-            self._sockets.discard(sock)
+            self.sockets.discard(sock)
         sock.close()
 
     def _answer(self, sock: socket.socket, request: Request) -> bool:

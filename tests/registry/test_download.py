@@ -148,7 +148,7 @@ def test_ranges_always_ignored_and_the_one_stream_cut() -> None:
         net.script = script
         with Download(net.remote, Net(), PIECE + 7, piece=PIECE) as chunks:
             seen = bytes(next(chunks))
-            for sock in list(net._sockets):
+            for sock in list(net.sockets):
                 socket.socket.shutdown(sock, socket.SHUT_RDWR)
             seen += b"".join(bytes(chunk) for chunk in chunks)
         assert seen == DATA[PIECE + 7 :]

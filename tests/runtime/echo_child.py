@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
-import time
 
 import msgspec
 
@@ -26,11 +26,10 @@ def main() -> None:
     if parent.args[:1] == ["sleep"]:
         parent.send(Answer("asleep", os.nice(0), parent.args))
         parent.listen(lambda frame: None)
-        while True:
-            time.sleep(60)
+        signal.pause()
     if parent.args[:1] == ["nonsense"]:
-        parent._socket.sendall(b"\xff\xff\xff\xff rubbish")
-        time.sleep(60)
+        os.write(int(sys.argv[1]), b"\xff\xff\xff\xff rubbish")  # the connection's descriptor
+        signal.pause()
     if parent.args[:1] == ["exit"]:
         os._exit(3)
     while (frame := parent.receive()) is not None:

@@ -38,7 +38,7 @@ class Worker:
             self.ready = await self.child.receive()
             if self.ready is None:
                 return
-        self._reading = asyncio.create_task(self._read())
+        self.reading = asyncio.create_task(self._read())
 
     async def _read(self) -> None:
         while (frame := await self.child.receive()) is not None:
@@ -118,4 +118,4 @@ async def working(load: m.Load) -> AsyncIterator[Worker]:
         child.kill()
         await child.wait()
         if isinstance(worker.ready, m.Ready):
-            await worker._reading
+            await worker.reading
