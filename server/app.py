@@ -92,7 +92,7 @@ ROUTES = [
     Route("POST", "/api/embed", ollama_embeddings.embed, "vectors of texts, of length 1"),
     Route("POST", "/api/embeddings", ollama_embeddings.embed_one, "the vector of one text, for older clients"),
     Route("GET", "/v1/models", openai_models.models, "the models in the store, for OpenAI's clients"),
-    Route("GET", "/v1/models/{id:.+}", openai_models.model, "one of them"),
+    Route("GET", "/v1/models/{id:.+}", openai_models.model, "one of these models"),
     Route(
         "POST",
         "/v1/chat/completions",
@@ -109,7 +109,7 @@ ROUTES = [
         rerank.rerank,
         "how well `documents` answer a `query`, best first (`top_n`), in Jina's and Cohere's form",
     ),
-    Route("POST", "/rerank", rerank.rerank, "the same"),
+    Route("POST", "/rerank", rerank.rerank, "as `/v1/rerank`"),
     Route(
         "POST", "/lm/advise", advise.advise, "which level of a model this machine can hold, and why, from headers only"
     ),
