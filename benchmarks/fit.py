@@ -131,10 +131,10 @@ def memory() -> None:
 def _predict(path: Path, length: int, made: m.CacheConfig = USUAL) -> tuple[fit.Need, fit.Need]:
     """By llama.cpp's own word, and by the formulas alone."""
     header = read_file(path)
-    shape = fit.ModelSize.of(header.metadata)
+    model_size = fit.ModelSize.of(header.metadata)
     reserved = ask_reserved(header.metadata, header.tensors, made)
     copied = fit.repacked(header.tensors, reserved.repacks) if reserved else 0
-    needs = (fit.memory(each, length, made) for each in (shape.with_reserved(reserved), shape))
+    needs = (fit.memory(each, length, made) for each in (model_size.with_reserved(reserved), model_size))
     said, formula = (replace(need, repacked=copied) for need in needs)
     return said, formula
 
@@ -206,8 +206,8 @@ def pairs() -> None:
             machine = Hardware(64 << 30, 64 << 30, 64 << 30, 2, 1e12)
             candidates = [rule.Candidate(level, needs[level].weights) for level in needs]
             wish = rule.Wish(USUAL, memory=limit)
-            shape = fit.ModelSize.of(plan.metadata).with_reserved(_reserved(path))
-            chosen = rule.choose(candidates, shape, rule.Host(machine), wish).level
+            model_size = fit.ModelSize.of(plan.metadata).with_reserved(_reserved(path))
+            chosen = rule.choose(candidates, model_size, rule.Host(machine), wish).level
             ran = []
             for level in (chosen, LADDER[LADDER.index(chosen) - 1]):
                 shapes.write(path, made, level)

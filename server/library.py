@@ -30,7 +30,7 @@ class Facts:
     """The plan of a model's file, whose `metadata` have empty lists in place of long ones; and the model's sizes."""
 
     plan: ModelPlan
-    shape: ModelSize
+    model_size: ModelSize
 
     @classmethod
     def of(cls, header: Header) -> Facts:
@@ -68,9 +68,9 @@ class Library:
             self._facts[model.blob_digest] = facts
         return facts
 
-    async def shape(self, model: Model) -> ModelSize:
+    async def model_size(self, model: Model) -> ModelSize:
         """Its sizes, for the memory model."""
-        return (await self.facts(model)).shape
+        return (await self.facts(model)).model_size
 
     async def delete(self, model: Model, in_use: set[str]) -> None:
         """Forget a model, and its file unless another model or a worker (blob digests `in_use`) has it."""

@@ -35,7 +35,7 @@ class Advice:
 
     choice: Choice
     options: list[Option]
-    shape: ModelSize
+    model_size: ModelSize
 
 
 @dataclass(frozen=True)
@@ -76,18 +76,18 @@ class Chooser:
     def choose(self, wish: Wish, disk_free: int | None = None) -> Choice:
         """The level by the rule, or the level asked for. Raises DoesNotFit, UnknownLevel."""
         levels = [name for name in _levels(wish) if name in recipes.LADDER or name == wish.forced]
-        shape, candidates = self._prepare(levels, wish)
+        model_size, candidates = self._prepare(levels, wish)
         host = self._machine.host(disk_free, measured=wish.forced is None and _matters(candidates))
-        return self._explained(choose(candidates, shape, host, wish))
+        return self._explained(choose(candidates, model_size, host, wish))
 
     def advise(self, wish: Wish, disk_free: int | None = None) -> Advice:
         """As `choose`, and the judgement of every level; a quantized file has one level, its own."""
         if self._plan.level:
             return self._as_it_is(wish, disk_free)
-        shape, candidates = self._prepare(_levels(wish), wish)
+        model_size, candidates = self._prepare(_levels(wish), wish)
         host = self._machine.host(disk_free, measured=_matters(candidates))
-        options = judge(candidates, shape, host, wish)
-        return Advice(self._explained(choose(candidates, shape, host, wish)), options, shape)
+        options = judge(candidates, model_size, host, wish)
+        return Advice(self._explained(choose(candidates, model_size, host, wish)), options, model_size)
 
     def _explained(self, choice: Choice) -> Choice:
         """The choice, whose reason also says what is left out of the source, and which tensors stay as published."""
@@ -103,32 +103,32 @@ class Chooser:
 
     def among(self, candidates: Sequence[Candidate], wish: Wish, disk_free: int | None = None) -> Advice:
         """As `advise`, but the candidates are files that others have made, from the largest to the smallest."""
-        shape = self._reserved(ModelSize.of(self._plan.metadata), wish)
+        model_size = self._reserved(ModelSize.of(self._plan.metadata), wish)
         host = self._machine.host(disk_free, measured=_matters(candidates))
-        return Advice(choose(candidates, shape, host, wish), judge(candidates, shape, host, wish), shape)
+        return Advice(choose(candidates, model_size, host, wish), judge(candidates, model_size, host, wish), model_size)
 
     def _as_it_is(self, wish: Wish, disk_free: int | None) -> Advice:
-        plan, shape = self._plan, ModelSize.of(self._plan.metadata)
-        shape = self._reserved(shape, wish)
-        only = [candidate_of(plan, plan.level, plan.as_stored(), shape, worthwhile=True, listed=True)]
+        plan, model_size = self._plan, ModelSize.of(self._plan.metadata)
+        model_size = self._reserved(model_size, wish)
+        only = [candidate_of(plan, plan.level, plan.as_stored(), model_size, worthwhile=True, listed=True)]
         host = Host(self._machine.hardware, disk_free=disk_free)
-        choice = choose(only, shape, host, replace(wish, forced=plan.level))
-        return Advice(replace(choice, reason=as_it_is(plan.level)), judge(only, shape, host, wish), shape)
+        choice = choose(only, model_size, host, replace(wish, forced=plan.level))
+        return Advice(replace(choice, reason=as_it_is(plan.level)), judge(only, model_size, host, wish), model_size)
 
     def _prepare(self, levels: Iterable[str], wish: Wish) -> tuple[ModelSize, list[Candidate]]:
         """The model's size with llama.cpp's own answer, and a candidate for each level."""
-        shape = ModelSize.of(self._plan.metadata)
+        model_size = ModelSize.of(self._plan.metadata)
         with ThreadPoolExecutor(1) as aside:  # llama.cpp is asked in another process
-            reserved = aside.submit(self._reserved, shape, wish)
-            candidates = [candidate(self._plan, name, shape, forced=name == wish.forced) for name in levels]
+            reserved = aside.submit(self._reserved, model_size, wish)
+            candidates = [candidate(self._plan, name, model_size, forced=name == wish.forced) for name in levels]
             return reserved.result(), candidates
 
-    def _reserved(self, shape: ModelSize, wish: Wish) -> ModelSize:
+    def _reserved(self, model_size: ModelSize, wish: Wish) -> ModelSize:
         tensors = self._plan.at(recipes.assign(self._plan, recipes.LADDER[0]))
-        if not shape.vocabulary:
-            shape = replace(shape, vocabulary=sum(each.rows for each in tensors if each.role == "token_embd"))
-        reserved = ask_reserved(self._plan.metadata, tensors, shape.cap_context(wish.cache_config))
-        return replace(shape, reserved=reserved)
+        if not model_size.vocabulary:
+            model_size = replace(model_size, vocabulary=sum(each.rows for each in tensors if each.role == "token_embd"))
+        reserved = ask_reserved(self._plan.metadata, tensors, model_size.cap_context(wish.cache_config))
+        return replace(model_size, reserved=reserved)
 
 
 def _matters(candidates: Sequence[Candidate]) -> bool:
@@ -141,20 +141,20 @@ def as_it_is(level: str) -> str:
     return f"{level}: the file is quantized already and is taken as it is"
 
 
-def candidate(plan: ModelPlan, level: str, shape: ModelSize, forced: bool = False) -> Candidate:
+def candidate(plan: ModelPlan, level: str, model_size: ModelSize, forced: bool = False) -> Candidate:
     """The model at `level`."""
     listed = forced or level in recipes.LADDER
     tensors = plan.at(budget.types_of(plan, level))
-    return candidate_of(plan, level, tensors, shape, worthwhile(level), listed)
+    return candidate_of(plan, level, tensors, model_size, worthwhile(level), listed)
 
 
 def candidate_of(
-    plan: ModelPlan, name: str, tensors: Sequence[Tensor], shape: ModelSize, worthwhile: bool, listed: bool
+    plan: ModelPlan, name: str, tensors: Sequence[Tensor], model_size: ModelSize, worthwhile: bool, listed: bool
 ) -> Candidate:
     """The model with these tensors, as a candidate of this name."""
     weights = sum(tensor.nbytes for tensor in tensors)
     layers = Layers.of(tensors, plan.tied)
-    return Candidate(name, weights, worthwhile, reads(plan, tensors, shape), listed, layers=layers)
+    return Candidate(name, weights, worthwhile, reads(plan, tensors, model_size), listed, layers=layers)
 
 
 def worthwhile(level: str) -> bool:
@@ -162,7 +162,7 @@ def worthwhile(level: str) -> bool:
     return level not in recipes.LEVELS or recipes.LEVELS[level].bits >= recipes.LEVELS[COARSEST].bits
 
 
-def reads(plan: ModelPlan, tensors: Iterable[Tensor], shape: ModelSize) -> Reads:
+def reads(plan: ModelPlan, tensors: Iterable[Tensor], model_size: ModelSize) -> Reads:
     """The bytes that the step of one token reads, by type: each matrix once, and the part of the experts that answer.
 
     An embedding that is not the output matrix as well counts nothing, since one row of it is read.
@@ -177,7 +177,7 @@ def reads(plan: ModelPlan, tensors: Iterable[Tensor], shape: ModelSize) -> Reads
             continue
         size = round(tensor.nbytes * (share if "_exps." in tensor.name else 1.0))
         weights[tensor.type.name] = weights.get(tensor.type.name, 0) + size
-    return Reads(weights, shape.layers, shape.attention_heads, 2 * shape.row_values)
+    return Reads(weights, model_size.layers, model_size.attention_heads, 2 * model_size.row_values)
 
 
 def canonical(level: str | None) -> str | None:

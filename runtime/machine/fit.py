@@ -157,21 +157,21 @@ class Need:
         return self.cache + self.compute + self.repacked - sum(card.cache for card in self.cards if not card.shared)
 
 
-def memory(shape: ModelSize, weights_bytes: int, cache_config: CacheConfig) -> Need:
+def memory(model_size: ModelSize, weights_bytes: int, cache_config: CacheConfig) -> Need:
     """Bytes that a worker holds with a KV cache of `cache_config`. Raises UnknownLevel for an unknown `kv_type`."""
-    said = shape.reserved
-    process = PROCESS_BYTES + shape.vocabulary * TOKEN_BYTES
+    said = model_size.reserved
+    process = PROCESS_BYTES + model_size.vocabulary * TOKEN_BYTES
     if said and said.cache_config == cache_config:
         return Need(weights_bytes, said.cache, said.compute + said.output + process, graph=said.compute)
     tokens = -(-cache_config.context // CONTEXT_STEP) * CONTEXT_STEP
     cache = QuantType.by_name(cache_config.kv_type)
-    per_token = shape.cache_values * cache.block_bytes // cache.block
-    cache_bytes = tokens * per_token + cache_config.sequences * shape.state_values * _F32
+    per_token = model_size.cache_values * cache.block_bytes // cache.block
+    cache_bytes = tokens * per_token + cache_config.sequences * model_size.state_values * _F32
     batch = min(BATCH, tokens)
-    activations = batch * (2 * shape.embedding + 3 * max(shape.feed_forward, shape.embedding)) * _F32
+    activations = batch * (2 * model_size.embedding + 3 * max(model_size.feed_forward, model_size.embedding)) * _F32
     mask = batch * tokens * (_F32 + 2)
     # Rows in the graph, and the candidates of every sampler.
-    logits = 2 * cache_config.sequences * shape.vocabulary * (_F32 + 12)
+    logits = 2 * cache_config.sequences * model_size.vocabulary * (_F32 + 12)
     graph = activations + mask + logits
     return Need(weights_bytes, cache_bytes, graph + process, graph=graph)
 
@@ -191,11 +191,13 @@ def repacked(tensors: Iterable[Tensor], types: Collection[str]) -> int:
     )
 
 
-def speed(shape: ModelSize, weights_bytes: int, bandwidth: float, context: int = 0, kv_type: str = CACHE_TYPE) -> float:
+def speed(
+    model_size: ModelSize, weights_bytes: int, bandwidth: float, context: int = 0, kv_type: str = CACHE_TYPE
+) -> float:
     """Tokens per second of one answer when `context` tokens are in its cache; `bandwidth` in bytes per second."""
     cache = QuantType.by_name(kv_type)
-    read = weights_bytes * shape.expert_share + context * shape.cache_values * cache.block_bytes / cache.block
-    return 1 / (read / (EFFICIENCY * bandwidth) + STEP_SECONDS + shape.layers * LAYER_SECONDS)
+    read = weights_bytes * model_size.expert_share + context * model_size.cache_values * cache.block_bytes / cache.block
+    return 1 / (read / (EFFICIENCY * bandwidth) + STEP_SECONDS + model_size.layers * LAYER_SECONDS)
 
 
 def _largest(value: Any, default: int) -> int:

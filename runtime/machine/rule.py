@@ -114,14 +114,14 @@ class Choice:
     rejected: tuple[tuple[str, str], ...]
 
 
-def choose(candidates: Sequence[Candidate], shape: fit.ModelSize, host: Host, wish: Wish) -> Choice:
+def choose(candidates: Sequence[Candidate], model_size: fit.ModelSize, host: Host, wish: Wish) -> Choice:
     """Choose among `candidates`, ordered from the best to the smallest.
 
     Raises DoesNotFit when not even the smallest fits, or when the level asked for does not fit on disk; BadRequest when
     the level asked for is not among the candidates.
     """
-    context, budget = shape.cap_context(wish.cache_config).context, wish.budget(host.hardware)
-    options = judge(candidates, shape, host, wish)
+    context, budget = model_size.cap_context(wish.cache_config).context, wish.budget(host.hardware)
+    options = judge(candidates, model_size, host, wish)
     if wish.forced:
         return _forced(options, wish.forced, budget, context)
     options = [option for option in options if option.level not in UNQUANTIZED and option.candidate.listed]
@@ -134,20 +134,21 @@ def choose(candidates: Sequence[Candidate], shape: fit.ModelSize, host: Host, wi
     return Choice(chosen.level, chosen.need, context, reason, rejected)
 
 
-def judge(candidates: Sequence[Candidate], shape: fit.ModelSize, host: Host, wish: Wish) -> list[Option]:
+def judge(candidates: Sequence[Candidate], model_size: fit.ModelSize, host: Host, wish: Wish) -> list[Option]:
     """The memory, the speed and the faults of each candidate on this host."""
-    return [_judge(candidate, shape, host, wish) for candidate in candidates]
+    return [_judge(candidate, model_size, host, wish) for candidate in candidates]
 
 
-def _judge(candidate: Candidate, shape: fit.ModelSize, host: Host, wish: Wish) -> Option:
+def _judge(candidate: Candidate, model_size: fit.ModelSize, host: Host, wish: Wish) -> Option:
     hardware, disk_free = host.hardware, host.disk_free
-    cache_config = shape.cap_context(wish.cache_config)
-    need = fit.memory(shape, candidate.weights_bytes, cache_config)
+    cache_config = model_size.cap_context(wish.cache_config)
+    need = fit.memory(model_size, candidate.weights_bytes, cache_config)
     if hardware.cards and candidate.layers:
         need = devices.place(need, candidate.layers, hardware.cards)
-    on_cards = need.card_layers / (shape.layers + 1)
+    on_cards = need.card_layers / (model_size.layers + 1)
     speed, full = (
-        _speed(candidate, shape, host, (filled, on_cards), cache_config.kv_type) for filled in (0, cache_config.context)
+        _speed(candidate, model_size, host, (filled, on_cards), cache_config.kv_type)
+        for filled in (0, cache_config.context)
     )
     fault = ""
     if need.total > wish.budget(hardware):
@@ -159,7 +160,9 @@ def _judge(candidate: Candidate, shape: fit.ModelSize, host: Host, wish: Wish) -
     return Option(candidate, need, speed, full, fault, slow)
 
 
-def _speed(candidate: Candidate, shape: fit.ModelSize, host: Host, state: tuple[int, float], kv_type: str) -> float:
+def _speed(
+    candidate: Candidate, model_size: fit.ModelSize, host: Host, state: tuple[int, float], kv_type: str
+) -> float:
     """Tokens per second by measured rates, else by the memory's bandwidth.
 
     `state` is the number of tokens in the cache, and the part of the layers on cards (0 to 1).
@@ -170,7 +173,7 @@ def _speed(candidate: Candidate, shape: fit.ModelSize, host: Host, state: tuple[
         if host.card_rates:
             seconds += on_cards * (step_time.seconds(host.card_rates, candidate.reads, context) - seconds)
         return 1 / max(1e-9, seconds)
-    return fit.speed(shape, candidate.weights_bytes, host.hardware.bandwidth, context, kv_type)
+    return fit.speed(model_size, candidate.weights_bytes, host.hardware.bandwidth, context, kv_type)
 
 
 def _by_rule(options: Sequence[Option], usual_level: str) -> Option | None:

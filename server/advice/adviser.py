@@ -77,7 +77,7 @@ def advise(task: AdviceTask) -> dict[str, Any]:
         "rejected": [{"level": level, "why": why} for level, why in choice.rejected],
         "levels": [_row(option, judgement, hardware, task.loaded) for option in advice.options],
         "quality_source": published.SOURCE,
-        "measured_memory": advice.shape.reserved is not None,
+        "measured_memory": advice.model_size.reserved is not None,
         "installed": task.installed,
         "unseen": judgement.unseen,
     }

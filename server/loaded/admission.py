@@ -76,7 +76,7 @@ class Admission:
         It is rounded up, so that slightly longer requests do not load the model anew.
         """
         wanted = max(asked or 0, self._config.context)
-        trained = (await self._library.shape(model)).trained_context
+        trained = (await self._library.model_size(model)).trained_context
         return min(-(-wanted // CONTEXT_BUCKET) * CONTEXT_BUCKET, trained)
 
     async def place(self, model: Model, wanted: int) -> Placement:

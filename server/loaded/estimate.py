@@ -65,7 +65,7 @@ class Estimator:
         if self._ask and key not in self._reserved:
             self._reserved[key] = await asyncio.to_thread(ask_reserved, plan.metadata, tensors, cache_config)
         reserved = self._reserved.get(key)
-        need = memory(facts.shape.with_reserved(reserved), weights, cache_config)
+        need = memory(facts.model_size.with_reserved(reserved), weights, cache_config)
         copied = repacked(tensors, reserved.repacks) if reserved else 0
         need = replace(need, compute=need.compute + self.extra, repacked=copied)
         return place(need, Layers.of(tensors, plan.tied), cards)
@@ -94,7 +94,7 @@ class Estimator:
 
         Blocks for a moment. Does nothing for a small model, which says little about how fast weights are read.
         """
-        read = reads(facts.plan, facts.plan.as_stored(), facts.shape)
+        read = reads(facts.plan, facts.plan.as_stored(), facts.model_size)
         if sum(read.weights.values()) < SMALL_BYTES:
             return
         predicted = Rates(self._folder, threads).learn(read, context, seconds)

@@ -183,10 +183,10 @@ class Published:
         return Survey(advice, self.plan, self.variants, source, quantize=True)
 
     def _candidate(self, variant: Variant) -> Candidate:
-        shape, types = ModelSize.of(self.plan.metadata), variant.types or self._recogniser.types(variant.level)
+        model_size, types = ModelSize.of(self.plan.metadata), variant.types or self._recogniser.types(variant.level)
         worth = variant.important or worthwhile(variant.level)
         listed = not any(_beats(other, variant) for other in self.variants.values())
-        candidate = candidate_of(self.plan, variant.tag, self.plan.at(types), shape, worth, listed)
+        candidate = candidate_of(self.plan, variant.tag, self.plan.at(types), model_size, worth, listed)
         return candidate if variant.types else replace(candidate, weights_bytes=variant.size)
 
 

@@ -34,14 +34,14 @@ def test_the_cache_by_formula_is_llama_cpps(tmp_path: Path, name: str) -> None:
     header = read_file(path)
     said = ask_reserved(header.metadata, header.tensors, CacheConfig(4096, 4, "Q8_0" if name == "grouped" else "F16"))
     assert said is not None
-    shape = fit.ModelSize.of(header.metadata)
-    formula = fit.memory(shape, length, said.cache_config)
+    model_size = fit.ModelSize.of(header.metadata)
+    formula = fit.memory(model_size, length, said.cache_config)
     assert formula.cache == pytest.approx(said.cache, abs=1 << 14)  # it says hundredths of a MiB
-    exact = fit.memory(shape.with_reserved(said), length, said.cache_config)
+    exact = fit.memory(model_size.with_reserved(said), length, said.cache_config)
     assert exact.cache == said.cache
     assert formula.total == pytest.approx(exact.total, rel=0.05)
     longer = msgspec.structs.replace(said.cache_config, context=8192)
-    assert fit.memory(shape.with_reserved(said), length, longer) == fit.memory(shape, length, longer)
+    assert fit.memory(model_size.with_reserved(said), length, longer) == fit.memory(model_size, length, longer)
 
 
 def test_an_encoder_is_measured_by_what_its_source_says(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The rule that chooses a level, each case with its sentence; memory and speed on shapes worked out by hand."""
+"""The rule that chooses a level, each case with its sentence; memory and speed on sizes worked out by hand."""
 
 from __future__ import annotations
 
@@ -95,8 +95,8 @@ def test_a_level_asked_for_is_taken_at_its_word() -> None:
         choose(LEVELS, LLAMA_8B, Host(machine(64)), Wish(forced="Q9"))
 
 
-def test_the_shape_comes_from_metadata() -> None:
-    shape = fit.ModelSize.of(
+def test_the_sizes_come_from_metadata() -> None:
+    model_size = fit.ModelSize.of(
         {
             "general.architecture": "llama",
             "llama.block_count": 2,
@@ -108,9 +108,11 @@ def test_the_shape_comes_from_metadata() -> None:
             "tokenizer.ggml.tokens": ["a"] * 300,
         }
     )
-    assert shape == fit.ModelSize("llama", 2, 256, 768, 4, 300, 2048, 3 * 128, attention_heads=2 * 4, row_values=2 * 64)
-    assert shape.cap_context(CacheConfig()).context == 2048
-    assert shape.cap_context(CacheConfig(100)).context == 100
+    assert model_size == fit.ModelSize(
+        "llama", 2, 256, 768, 4, 300, 2048, 3 * 128, attention_heads=2 * 4, row_values=2 * 64
+    )
+    assert model_size.cap_context(CacheConfig()).context == 2048
+    assert model_size.cap_context(CacheConfig(100)).context == 100
     assert fit.ModelSize.of({}).trained_context == 8192
 
 
@@ -135,9 +137,9 @@ def test_the_cache_is_counted_to_the_byte() -> None:
 def test_only_the_experts_that_answer_cost_time() -> None:
     metadata = {"block_count": 32, "embedding_length": 4096, "attention.head_count": 32, "feed_forward_length": 14336}
     mixture = {f"llama.{k}": v for k, v in {**metadata, "expert_count": 8, "expert_used_count": 2}.items()}
-    shape = fit.ModelSize.of({"general.architecture": "llama", **mixture})
-    assert 0.25 < shape.expert_share < 0.35
-    assert fit.speed(shape, GB, 1e10) > 3 * fit.speed(LLAMA_8B, GB, 1e10)
+    model_size = fit.ModelSize.of({"general.architecture": "llama", **mixture})
+    assert 0.25 < model_size.expert_share < 0.35
+    assert fit.speed(model_size, GB, 1e10) > 3 * fit.speed(LLAMA_8B, GB, 1e10)
 
 
 def test_sizes_for_people() -> None:
