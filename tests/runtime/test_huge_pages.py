@@ -1,4 +1,4 @@
-"""Large pages on the real kernel: memory becomes large pages, what is in it stays, nothing is taken."""
+"""Huge pages on the real kernel: memory becomes huge pages, its contents stay, and the process takes no more of it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def held(kind: str) -> int:
 
 
 @pytest.mark.skipif(not SMAPS.exists(), reason="Linux only")
-def test_memory_in_use_becomes_large_pages() -> None:
+def test_memory_in_use_becomes_huge_pages() -> None:
     pages = HugePages()
     with mmap.mmap(-1, 2 * MEGABYTES << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
         for start in range(0, MEGABYTES << 20, 4096):
@@ -30,7 +30,7 @@ def test_memory_in_use_becomes_large_pages() -> None:
         while pages.collapse_next():
             pass
         if held("AnonHugePages") == large:
-            pytest.skip("this machine has no large pages, or its kernel cannot put pages together")
+            pytest.skip("this machine has no huge pages, or its kernel cannot collapse pages")
         assert held("AnonHugePages") >= min(large + MEGABYTES, resident) - 4
         assert held("Rss") <= resident + 4
         for start in range(0, MEGABYTES << 20, 4096):

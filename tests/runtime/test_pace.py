@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Callable
 
 import pytest
 
-from runtime import messages as m
-from runtime.engine.pace import PATIENCE, Pace
-from runtime.engine.prompt import Prompt
-from runtime.engine.schedule import Schedule
-from runtime.engine.session import Session
-from runtime.text.stops import Stops
-from tests.runtime.test_cell_pool import Cells, plain_pool
+from runtime.engine.pace import Pace
 
 BATCH, GAP = 512, 6.0
 # Milliseconds of a 1.1 B model at Q4_K_M on two processors, as measured: four rows cost almost what each would alone.
@@ -90,27 +83,6 @@ def test_seven_that_come_after_the_first_are_soon_answered(seconds: Callable[[in
         pace.note(answering, prompts, step)
         taken += step
     assert taken < 1.3 * best, taken / best
-
-
-def test_only_answers_whose_text_is_flowing_hold_prompts_back() -> None:
-    pace = Pace(BATCH, GAP)
-    steps(pace, measured, 1, 4000)
-    schedule = Schedule(plain_pool(Cells(16), 8192), pace, 8)
-
-    def rows_of_prompts(said: int) -> int:
-        schedule.running[0].answered = said
-        return sum(stretch.size for stretch in schedule.plan().stretches[1:])
-
-    for first in (0, 100):
-        prompt = Prompt(array("i", range(first, first + 100)))
-        schedule.waiting.append(Session(m.Submit(0, prompt=""), 0, prompt, Stops([])))
-        schedule.admit()
-    running = schedule.running[0]
-    schedule.computed(schedule.plan().stretches[0])
-    running.tokens.append(0)
-    # One token, or none: whoever waits for the second waits as those do who wait for their first.
-    assert rows_of_prompts(0) == rows_of_prompts(1) == 100
-    assert rows_of_prompts(2) == pace.budget(1, patience=PATIENCE) < 100
 
 
 def test_a_machine_that_was_busy_for_a_moment_is_tried_again() -> None:
