@@ -35,7 +35,6 @@ HOMONYMS: dict[str, int] = {
     "Job": 2,
     "Model": 2,
     "Pace": 2,
-    "Step": 2,
     "Template": 2,
     "_How": 2,
 }

@@ -73,7 +73,12 @@ class Speed:
 
 
 class Worker:
-    """One process that holds one model, with `context` tokens: first as they were asked for, once ready as they are."""
+    """One process that holds one model, and needs the memory `need` as it was predicted.
+
+    `context` is the number of tokens asked for, once it is ready the true number. `answered` tells whether any answer
+    came from it, `crashed` whether it ended by itself, `spilled` the bytes of conversations outside its KV cache. Only
+    the worker itself changes these.
+    """
 
     def __init__(self, model: Model, load: Load, child: Child, need: Need) -> None:
         self.model = model
@@ -160,7 +165,7 @@ class Worker:
         submit.id = next(_ids)
         alone = not self._streams and submit.count == 1
         queue = self._open(submit.id)
-        opened = self._opened
+        opened = self._opened  # a later request raises it: then this answer had the worker no longer to itself
         left = submit.count
         try:
             await self._child.send(submit)
@@ -168,7 +173,8 @@ class Worker:
                 frame = await self._next(queue)
                 if isinstance(frame, Finished):
                     left -= 1
-                    self._speed = Speed.of(frame) if alone and opened == self._opened else None
+                    alone = alone and opened == self._opened
+                    self._speed = Speed.of(frame) if alone else None
                 if not isinstance(frame, Answer):
                     raise self._odd(frame)
                 self.answered = self.answered or not isinstance(frame, Started)
