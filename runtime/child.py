@@ -10,7 +10,7 @@ the command that starts it; `server.doctor` runs while the user waits, and print
 imports neither msgspec nor asyncio.
 
 Not covered: restarting, deadlines and heartbeats, the business of whoever spawns (`server/loaded/pool.py`,
-`server/pulls/jobs.py`).
+`server/pulls/pull.py`, `server/advice/asking.py`).
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The models in the store as the daemon sees them, and the facts in the headers of their files.
 
-Only this module and `server/pulls/jobs.py` call the store, always from a thread. A file's header is read and checked
-(`quant/gguf/{header,check}.py`) before any worker sees the file. Its vocabulary, which can be large, is not kept.
+Only this module and `server/pulls/{jobs,pull}.py` change the store, always from a thread. A file's header is read and
+checked (`quant/gguf/{header,check}.py`) before any worker sees the file. Its vocabulary, which can be large, is not
+kept.
 """
 
 from __future__ import annotations

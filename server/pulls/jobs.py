@@ -142,7 +142,15 @@ class Jobs:
             return before
         job = self._jobs[reference.text] = Job(reference, options)
         job.task = asyncio.create_task(self._run(job, before.task if before else None))
+        job.task.add_done_callback(lambda task: self._finish(job, task))
         return job
+
+    def _finish(self, job: Job, task: asyncio.Task[None]) -> None:
+        if task.cancelled():  # before it had begun: `_run` ends well
+            job.add(error_line(_ending(job)))
+        if self._jobs.get(job.reference.text) is job:
+            del self._jobs[job.reference.text]
+        job.end()
 
     async def _run(self, job: Job, before: asyncio.Task[None] | None) -> None:
         name = job.reference.text
@@ -160,10 +168,6 @@ class Jobs:
             else:
                 log.info("pull of %s failed: %s", name, error)
             job.add(error_line(error))
-        finally:
-            if self._jobs.get(name) is job:
-                del self._jobs[name]
-            job.end()
 
 
 async def _ended(jobs: list[Job]) -> None:
