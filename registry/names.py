@@ -108,7 +108,7 @@ class Reference:
 
 
 def parse(text: str) -> Reference:
-    """The reference that a user means by `text`; the README's chapter on names has a table. Raises BadName."""
+    """The reference that a user means by `text`; the README has a table of names. Raises BadName."""
     if not text or len(text) > _LONGEST or not text.isprintable() or text != text.strip():
         raise _odd(text)
     if is_path(text):

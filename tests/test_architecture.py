@@ -16,7 +16,6 @@ from pathlib import Path
 
 import pytest
 
-from server.app import ROUTES
 from server.config import SETTINGS, VERSION
 from tests.floors import FLOORS
 
@@ -167,19 +166,16 @@ def test_every_module_says_what_it_does() -> None:
     assert not silent
 
 
-def test_the_page_of_the_house_is_the_house() -> None:
-    page = ROOT / "docs" / "house.md"
-    assert page.read_text() == runpy.run_path(str(ROOT / "scripts" / "tree"))["page"](page.read_text()), (
-        "./scripts/tree"
-    )
+@pytest.mark.parametrize("page", ["house", "api"])
+def test_the_pages_are_written_from_the_code(page: str) -> None:
+    text = (ROOT / "docs" / f"{page}.md").read_text()
+    assert text == runpy.run_path(str(ROOT / "scripts" / "pages"))[page](text), "run ./scripts/pages"
 
 
-def test_the_docs_have_every_route_and_setting() -> None:
-    routes = [f"{method} {path.replace(':.+', '')}" for method, path, *_ in ROUTES]
+def test_the_docs_have_every_setting() -> None:
+    text = (ROOT / "docs" / "settings.md").read_text()
     settings = [name for setting in SETTINGS for name in (setting, *SETTINGS[setting].env[:1])]
-    for page, words in (("api.md", routes), ("settings.md", settings)):
-        text = (ROOT / "docs" / page).read_text()
-        assert not [word for word in words if f"`{word}`" not in text], page
+    assert not [name for name in settings if f"`{name}`" not in text]
 
 
 def test_the_readme_is_short() -> None:
@@ -194,6 +190,12 @@ def pages() -> list[Path]:
 def test_pages_lead_somewhere() -> None:
     links = [(page, link) for page in pages() for link in re.findall(r"\]\(([^)#:]+)\)", page.read_text())]
     assert not [(page.name, link) for page, link in links if not (page.parent / link).exists()]
+
+
+def test_pages_name_files_that_are_there() -> None:
+    folders = "cli|server|runtime|registry|quant|tests|benchmarks|scripts|docs"
+    named = {path for page in pages() for path in re.findall(rf"`((?:{folders})/[\w/.]*)`", page.read_text())}
+    assert not [path for path in named if not (ROOT / path).exists()]
 
 
 def test_the_version_is_written_once() -> None:

@@ -122,7 +122,7 @@ def _family(name: str) -> Family[Any]:
     if name not in FAMILIES:
         raise UnsupportedModel(
             f"the architecture `{ascii(name)[1:-1][:60]}` cannot be converted yet",
-            hint="the README lists those that can be; a repository with GGUF files of it may work",
+            hint="`docs/models.md` lists those that can be; a repository with GGUF files of it may work",
         )
     return FAMILIES[name]
 
