@@ -24,18 +24,18 @@ _STILL = 1e30
 
 @dataclass(frozen=True, kw_only=True)
 class _Gemma4Sizes(MixtureSizes):
-    """Layers see the whole text (`full`) or a window (`sliding`); heads of the former have sizes of their own.
+    """A layer sees the whole text (`full`) or a window (`sliding`). Heads of full layers have a size of their own.
 
-    From layer number `first` on, layers share the keys and values of earlier ones (`full_sharing`, `sliding_sharing`),
-    and their feed-forward part is `wide`; the layers before have keys of their own. Full layers without values of
-    their own use their keys. Each layer may get `per_layer` values for every token from an embedding of its own
-    (`embedded`: all layers, or none), and may have experts (`routed`: all, or none).
+    - The first layers have keys of their own (`full_own`, `sliding_own`); these are the `narrow_layers`, too.
+    - The other layers share the keys and values of earlier ones (`full_sharing`, `sliding_sharing`). They are the
+      `wide_layers`, in which the feed-forward part may be wider (`wide`).
+    - Full layers that are not `full_valued` use their keys as values.
+    - `embedded`, all layers or none, get `per_layer` values for every token from an embedding of their own.
+    - `routed`, all layers or none, have experts.
     """
 
     full_head: int
     full_key_heads: int
-    full_rotated: int
-    first: int
     wide: int
     per_layer: int
     full: Layers
@@ -116,8 +116,6 @@ def _read_sizes(config: ModelConfig) -> _Gemma4Sizes:
         expert=config.count("moe_intermediate_size") if experts else 0,
         full_head=full_sizes.head,
         full_key_heads=full_sizes.key_heads,
-        full_rotated=full_sizes.rotated,
-        first=first,
         wide=sizes.feed_forward * (2 if config.flag("use_double_wide_mlp") else 1),
         per_layer=per_layer,
         full=full,
@@ -151,14 +149,14 @@ def _describe(config: ModelConfig, sizes: _Gemma4Sizes) -> dict[str, Any]:
         "attention.value_length_swa": sizes.head,
         "attention.sliding_window": config.count("sliding_window", 512),
         "attention.sliding_window_pattern": [not whole for whole in full],
-        "attention.shared_kv_layers": layers - sizes.first,
+        "attention.shared_kv_layers": len(sizes.wide_layers),
         "rope.dimension_count": sizes.full_head,
         "rope.dimension_count_swa": sizes.head,
         "rope.freq_base_swa": rotary.base(config, _SLIDING),
         "embedding_length_per_layer_input": sizes.per_layer,
     }
     if sizes.wide != sizes.feed_forward:
-        wide = [sizes.feed_forward if number < sizes.first else sizes.wide for number in range(layers)]
+        wide = [sizes.wide if number in sizes.wide_layers else sizes.feed_forward for number in range(layers)]
         entries["feed_forward_length"] = wide
     if config.get("final_logit_softcapping") is not None:
         entries["final_logit_softcapping"] = config.number("final_logit_softcapping")
