@@ -64,6 +64,11 @@ def read_decoder(files: Files) -> dict[int, AddedToken]:
     return {token.id: token for id, entry in entries for token in [AddedToken.read(id, entry, decoder.name)]}
 
 
+def ids_by_text(vocab: Mapping[str, int], added: Iterable[AddedToken]) -> dict[str, int]:
+    """The numbers of all tokens, ordinary and added."""
+    return {**vocab, **{token.text: token.id for token in added}}
+
+
 def merge_added(
     added: Sequence[AddedToken], decoder: Mapping[int, AddedToken], vocab: Mapping[str, int], size: int
 ) -> list[AddedToken]:
@@ -71,7 +76,7 @@ def merge_added(
 
     transformers adds these to the others, too. A newer one that contradicts the vocabulary of `size` is left out.
     """
-    ids = {**vocab, **{token.text: token.id for token in added}}
+    ids = ids_by_text(vocab, added)
     taken = set(ids.values())
     newer = {
         id: token

@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from quant.convert.tokenizer.added import AddedToken, merge_added, note, read_step
+from quant.convert.tokenizer.added import AddedToken, ids_by_text, merge_added, note, read_step
 from quant.convert.tokenizer.pretokenizer import check_name, recognise
 from quant.convert.tokenizer.vocabulary import (
     VocabularyPlan,
@@ -58,7 +58,7 @@ def read(tokenizer: dict[str, Any], size: int, decoder: Mapping[int, AddedToken]
         entries = {"model": "gpt2", "pre": name, "tokens": tokens, "token_type": types}
         entries["merges"] = [f"{left} {right}" for left, right in merges]
         preparing, space = preparation(tokenizer.get("normalizer")), ""
-    ids = {**vocab, **{token.text: token.id for token in added}}
+    ids = ids_by_text(vocab, added)
     return VocabularyPlan(ids, entries, first, last, note(added, tokens, types, preparing, space))
 
 

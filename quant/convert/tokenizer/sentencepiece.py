@@ -13,7 +13,7 @@ from typing import Any
 from quant.convert.config import MAX_JSON, ModelConfig, read_whole
 from quant.convert.tokenizer.added import AddedToken, note, read_decoder
 from quant.convert.tokenizer.unigram import is_table
-from quant.convert.tokenizer.vocabulary import STEERING, VocabularyPlan
+from quant.convert.tokenizer.vocabulary import VocabularyPlan, added_type, unused_text
 from quant.errors import MalformedFile, UnsupportedModel
 from quant.gguf.header import TOKEN_BYTE, TOKEN_CONTROL, TOKEN_NORMAL, TOKEN_UNKNOWN, TOKEN_UNUSED, TOKEN_USER
 from quant.plan import Files
@@ -133,15 +133,10 @@ def _placed(
     most = max([len(pieces) - 1, *added])
     if most >= size:
         raise MalformedFile(f"`{FILE}` has token number {most}, and the model only {size} embeddings")
-    taken = {text for text, _, _ in pieces} | {token.text for token in added.values()}
-    placed = [*pieces]
-    for id in range(len(pieces), size):
-        name = f"[PAD{id}]"
-        while name in taken:
-            name += "_"
-        placed.append((name, 0.0, TOKEN_UNUSED))
+    texts = {text for text, _, _ in pieces} | {token.text for token in added.values()}
+    placed = [*pieces, *((unused_text(id, texts), 0.0, TOKEN_UNUSED) for id in range(len(pieces), size))]
     for id, text, special, *_ in added.values():
-        type = TOKEN_CONTROL if special or STEERING.fullmatch(text) else TOKEN_USER
+        type = added_type(text, special)
         if id >= len(pieces) or placed[id][0] != text:
             placed[id] = text, _ADDED_SCORE, type
         elif placed[id][2] == TOKEN_NORMAL:

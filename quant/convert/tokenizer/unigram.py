@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from quant.convert.tokenizer.added import AddedToken, merge_added, note, read_step
+from quant.convert.tokenizer.added import AddedToken, ids_by_text, merge_added, note, read_step
 from quant.convert.tokenizer.pretokenizer import list_in
 from quant.convert.tokenizer.vocabulary import (
     VocabularyPlan,
@@ -55,7 +55,7 @@ def read(tokenizer: dict[str, Any], size: int, decoder: Mapping[int, AddedToken]
         "unknown_token_id": unknown,
         **preparation.entries(),
     }
-    ids = {**vocab, **{token.text: token.id for token in added}}
+    ids = ids_by_text(vocab, added)
     end = (vocab.get("▁", unknown), preparation.ends()) if preparation.collapses and not preparation.cuts else None
     return VocabularyPlan(
         ids, entries, first, last, note(added, tokens, types, preparation.steps, preparation.noted_space(), end)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -58,6 +58,19 @@ def read_added(tokenizer: dict[str, Any]) -> list[AddedToken]:
     return [AddedToken.read(entry.get("id"), entry, FILE) for entry in added]
 
 
+def added_type(text: str, special: bool) -> int:
+    """GGUF's type of an added token."""
+    return TOKEN_CONTROL if special or STEERING.fullmatch(text) else TOKEN_USER
+
+
+def unused_text(id: int, texts_in_use: Container[str]) -> str:
+    """A text for a number that no token has; none of `texts_in_use`."""
+    text = f"[PAD{id}]"
+    while text in texts_in_use:
+        text += "_"
+    return text
+
+
 def place_tokens(vocab: dict[str, int], added: Sequence[AddedToken], size: int) -> tuple[list[str], list[int]]:
     """Texts and types by number. Numbers below the model's size that nothing uses become tokens of the type unused."""
     texts = {id: text for text, id in vocab.items()}
@@ -66,16 +79,13 @@ def place_tokens(vocab: dict[str, int], added: Sequence[AddedToken], size: int) 
         if vocab.get(content, id) != id or texts.get(id, content) != content:
             raise broken(f"the added token {ascii(content)[:60]} and `vocab` disagree about number {id}")
         texts[id] = content
-        types[id] = TOKEN_CONTROL if special or STEERING.fullmatch(content) else TOKEN_USER
+        types[id] = added_type(content, special)
     if max(texts) >= size:
         raise MalformedFile(f"`{FILE}` has token number {max(texts)}, and the model only {size} embeddings")
-    taken = set(texts.values())
+    texts_in_use = set(texts.values())
     for id in range(size):
         if id not in texts:
-            name = f"[PAD{id}]"
-            while name in taken:
-                name += "_"
-            texts[id], types[id] = name, TOKEN_UNUSED
+            texts[id], types[id] = unused_text(id, texts_in_use), TOKEN_UNUSED
     return [texts[id] for id in range(size)], [types[id] for id in range(size)]
 
 

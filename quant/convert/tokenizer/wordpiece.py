@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from quant.convert.tokenizer.added import AddedToken, merge_added, note
+from quant.convert.tokenizer.added import AddedToken, ids_by_text, merge_added, note
 from quant.convert.tokenizer.vocabulary import VocabularyPlan, broken, framing, place_tokens, read_added, read_vocab
 from quant.errors import UnsupportedModel
 from quant.gguf.header import TOKEN_CONTROL, TOKEN_UNKNOWN, TOKEN_USER
@@ -47,7 +47,7 @@ def read(tokenizer: dict[str, Any], size: int, decoder: Mapping[int, AddedToken]
     }
     if "[MASK]" in vocab:
         entries["mask_token_id"] = vocab["[MASK]"]
-    ids = {**vocab, **{token.text: token.id for token in added}}
+    ids = ids_by_text(vocab, added)
     return VocabularyPlan(ids, entries, first, last, noted)
 
 
