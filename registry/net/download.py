@@ -29,14 +29,15 @@ from registry.net.transport import HttpClient, Response
 from registry.net.window import FilePiece, Window
 
 MIB = 1 << 20
-# A try that brought this much is none of those in a row that failed.
+# Bytes. A try that brought at least this much is progress: the failures in a row are counted from one again.
 PROGRESS = 64 * 1024
+# Bytes of the smallest and of the largest read. It adapts to the speed: a read takes between 50 and 200 ms.
 _SLICES = (64 * 1024, MIB)
 
 
 @dataclass(slots=True, eq=False)
 class _Body:
-    """An answer being read: it stands at byte `at` of the file and reaches to `end`, several pieces if `whole`."""
+    """An answer whose next byte is byte `at` of the file and whose last is before `end`; `whole`: of the whole file."""
 
     reply: Response
     at: int
@@ -45,7 +46,7 @@ class _Body:
 
 
 class _RangesIgnored(Passing):
-    """The whole file where a part of it was asked for."""
+    """The source sends the whole file in answer to a request for a part of it."""
 
 
 class Download:
@@ -75,7 +76,7 @@ class Download:
         self._clients: list[HttpClient] = []
         self._threads: list[threading.Thread] = []
         if start < remote.size:
-            self._hire(1)
+            self._start_threads(1)
 
     @property
     def received(self) -> int:
@@ -118,7 +119,7 @@ class Download:
         for client in clients:
             client.abort()
 
-    def _hire(self, count: int) -> None:
+    def _start_threads(self, count: int) -> None:
         """Start `count` more threads."""
         with self.window.changed:
             if self.window.closed.is_set():
@@ -164,11 +165,11 @@ class Download:
         if reply.status == 200 and headers and not whole:
             raise _RangesIgnored("the source ignores ranges")
         if self.alone and reply.status == 206:
-            self._hire(min(self._parallel - 1, self.window.unassigned))
+            self._start_threads(min(self._parallel - 1, self.window.unassigned))
         return _Body(reply, at, stop, reply.status == 200)
 
     def pause(self, problem: Exception, failures: int, wait: float) -> None:
-        """Wait before another try: longer each time; what a source asks of one thread (`wait`) counts for all."""
+        """Wait before another try, longer each time. A pause that a source asks of one thread (`wait`) is for all."""
         now = time.monotonic()
         if failures > 1:
             self._locator.forget()
@@ -196,7 +197,7 @@ class _Worker:
         while piece.have < piece.end and not self._window.closed.is_set():
             before = piece.have
             try:
-                self._pour(piece)
+                self._receive(piece)
             except (Passing, OSError, HTTPException) as problem:
                 self._body = None
                 self._client.close()
@@ -208,7 +209,7 @@ class _Worker:
                     raise self._given_up(problem, failures, wait) from problem
                 self._download.pause(problem, failures, wait)
 
-    def _pour(self, piece: FilePiece) -> None:
+    def _receive(self, piece: FilePiece) -> None:
         """Open what is missing and read until the piece or the body ends. Raises what `Locator.open` does."""
         body = self._body
         if body is None or body.at > piece.have or body.end <= piece.have:

@@ -24,10 +24,10 @@ _AGAIN = "pull again; if it stays so, the copy at the source is damaged"
 class Verified:
     """A file read front to back from `chunks`, hashed as it is taken.
 
-    chunks: the file's bytes from `offset` on, in order, each valid until the next is asked for; closed with this reader
-    if they can be.
-    digest: `sha256:…`, or `git-sha1:…` (a git blob's, which must be read from its beginning).
-    offset, state: where to go on, as an earlier reader told it; 0 and nothing for the beginning.
+    chunks: the file's bytes from `offset` on, in order, each valid until the next is asked for. If they have a method
+    `close`, it is called with this reader's.
+    digest: `sha256:…`, or `git-sha1:…` (the digest of a git blob, which must be read from its beginning).
+    offset, state: where an earlier reader stopped, and its `state()` there; 0 and nothing for the beginning.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Verified:
         self._wanted = match[2] or match[4]
         self._hash: Any = Sha256(state or None) if match[1] else _git_blob(size)
         if offset and (not match[1] or self._hash.length != offset):
-            raise ValueError("the state is not that of the offset")
+            raise ValueError("the hash's state belongs to another offset")
         self._rest = memoryview(b"")
         self.offset = offset
 

@@ -44,7 +44,7 @@ class FilePiece:
 
 
 class Window:
-    """Pieces of the bytes start … size of a file. `changed` guards it all and is notified of all that matters."""
+    """Pieces of the bytes start … size of a file. `changed` guards all fields; waiting threads are notified by it."""
 
     def __init__(self, start: int, size: int, piece: int, buffers: int, retries: Retries) -> None:
         """piece: bytes of a piece, but for the last. retries: when a piece counts as slow, and as dead."""
@@ -76,7 +76,7 @@ class Window:
                     return piece
                 if slow is None and self._next == self.size:
                     return None
-                # Nobody tells us that a piece has become slow.
+                # No notification comes when a piece has become slow: look again after a while.
                 self.changed.wait(self._retries.slow / 4 if slow else None)
         return None
 
@@ -114,7 +114,7 @@ class Window:
         return piece.buffer[first:end]
 
     def close(self) -> None:
-        """Make all who wait leave."""
+        """End every wait, for good."""
         with self.changed:
             self.closed.set()
             self.changed.notify_all()

@@ -1,17 +1,17 @@
 """A file on its way into the store, and the journal from which its making goes on after any accident.
 
     ingest/id/data       the output so far
-    ingest/id/journal    facts of the pull, and two places: where the current source file began, and the latest
+    ingest/id/journal    facts of the pull, and two checkpoints: where the current source file began, and the latest
 
 A `Checkpoint` says how much of the source was consumed (file, offset, state of its hash), how long the output was then,
 and the state of the output's own hash. It is journalled only after the output up to it is on the disk. After kill -9 or
 a power cut the output is cut back to the latest checkpoint, and the source is read on from there; only the bytes behind
-it are fetched twice. A failed fsync ends the pull; what it may have lost lies after the latest place and is cut off.
+it are fetched twice. A failed fsync ends the pull: lost bytes can only lie behind the latest checkpoint.
 
 Every byte in the store descends from checked bytes, though a resumed pull never reads a byte again. The hash of the
 source file goes on from its state at exactly the place where the output was cut. So at the end of the file its digest
 covers the bytes of all runs, each once, and each output byte was made of bytes that it covers. If the digest is wrong,
-the output is cut back to where that file began; all before it was verified in the same way, which is what a mark at
+the output is cut back to where that file began; all before it was verified in the same way, which is what a position at
 offset 0 says. The journal belongs to one fingerprint: header, origins of all tensors, level, revision and version; with
 any other the pull starts anew. A commit happens only after the last file was verified.
 """
@@ -57,7 +57,7 @@ class PullFacts(msgspec.Struct, frozen=True):
 
 
 class SourcePosition(Protocol):
-    """A place in the source, as the streaming pass tells it; offset 0 begins a file and vouches for all before it."""
+    """A position of the streaming pass in the source. Offset 0 begins a file: all files before it were verified."""
 
     @property
     def tensor(self) -> int:
@@ -81,7 +81,7 @@ class SourcePosition(Protocol):
 
 
 class Checkpoint(msgspec.Struct, frozen=True):
-    """A mark, and the output's length and hash there."""
+    """A position, and the output's length and hash there."""
 
     tensor: int
     row: int
@@ -145,21 +145,27 @@ class Partial:
             while view:
                 view = view[os.write(self._file, view) :]
 
-    def reached(self, mark: SourcePosition) -> None:
-        """Note that the output ends at this mark; now and then it is journalled, while writing goes on."""
+    def reached(self, position: SourcePosition) -> None:
+        """Note that the output ends at this position; now and then it is journalled, while writing goes on."""
         offset, when = self._journalled
-        due = mark.offset - offset >= self._every_bytes or time.monotonic() - when >= self._every_seconds
-        if mark.offset and (not due or (self._syncing and not self._syncing.done())):
+        due = position.offset - offset >= self._every_bytes or time.monotonic() - when >= self._every_seconds
+        if position.offset and (not due or (self._syncing and not self._syncing.done())):
             return
         self._settle()
-        place = Checkpoint(
-            mark.tensor, mark.row, mark.shard, mark.offset, mark.state, self._hash.length, self._hash.state()
+        checkpoint = Checkpoint(
+            position.tensor,
+            position.row,
+            position.shard,
+            position.offset,
+            position.state,
+            self._hash.length,
+            self._hash.state(),
         )
-        if not mark.offset or self._began is None:
-            self._began = place
+        if not position.offset or self._began is None:
+            self._began = checkpoint
         assert self._facts is not None
-        self.journal = Journal(self._facts, self._began, place)
-        self._journalled = (mark.offset, time.monotonic())
+        self.journal = Journal(self._facts, self._began, checkpoint)
+        self._journalled = (position.offset, time.monotonic())
         self._syncing = self._disk.submit(self._save, self.journal)
 
     def rewind(self) -> None:

@@ -178,3 +178,11 @@ def test_serve_is_the_daemon_in_the_foreground(lm: Cli, tmp_path: Path) -> None:
     err = process.communicate(timeout=10)[1]
     assert process.returncode == 0
     assert b"is ready" in err and b"Traceback" not in err
+
+
+def test_a_daemon_file_that_cannot_be_read_is_not_taken_for_no_daemon(tmp_path: Path) -> None:
+    (tmp_path / "daemon.json").symlink_to("daemon.json")
+    done = Cli.at(tmp_path)("stop", "--daemon")
+    assert done.code != 0
+    assert "daemon.json" in done.err
+    assert "no daemon is running" not in done.err
