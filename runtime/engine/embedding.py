@@ -121,7 +121,7 @@ class Embedder:
         if len(ids) <= self.limit:
             return ids
         # The last token ([SEP], an end token) closes a shortened text too.
-        closed = isinstance(text, str) and (self._model.encoder or self._vocabulary.adds_eos)
+        closed = isinstance(text, str) and (self._model.encoder or self._vocabulary.added("eos"))
         return ids[: self.limit - 1] + ids[-1:] if closed else ids[: self.limit]
 
     def _checked(self, ids: list[int]) -> array[int]:

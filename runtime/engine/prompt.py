@@ -102,7 +102,7 @@ class Prompter:
         system = [turn for turn in turns if turn.role == "system"]
         keep = self._room(request)
         best: Prompt | None = None
-        kept: list[Turn] = []
+        shortened: list[Turn] = []
         low, high = 0, len(starts)
         while low < high:
             middle = (low + high) // 2
@@ -110,12 +110,12 @@ class Prompter:
             shorter = self.chat(system + rest)
             if len(shorter) <= keep:
                 best, high = Prompt(shorter, len(ids) - len(shorter)), middle
-                kept = system + rest
+                shortened = system + rest
             else:
                 low = middle + 1
         if best is None:
             raise self._too_long(len(ids))
-        return best._replace(stable=self._stable(kept, best.ids))
+        return best._replace(stable=self._stable(shortened, best.ids))
 
     def _stable(self, turns: list[Turn], ids: array[int]) -> int:
         """`Prompt.stable` of `ids`: how many of them come before the template asks for the answer."""

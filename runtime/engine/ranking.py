@@ -11,7 +11,6 @@ from typing import Any
 
 from runtime.errors import BadRequest, PromptTooLong
 from runtime.llama.context import POOLING_RANK
-from runtime.llama.library import library
 from runtime.llama.model import Model
 
 _SLOTS = re.compile(r"(\{query\}|\{document\})")
@@ -56,48 +55,54 @@ class Ranker:
         return TokenTypes.of(self._model)
 
     def _input(self, query: str, document: str) -> array[int]:
-        before, text, after = self._asked(query, document) if self._parts else self._paired(query, document)
+        before, text, after = self._templated(query, document) if self._parts else self._paired(query, document)
         room = self._limit - len(before) - len(after)
         if room < 1:
             raise PromptTooLong(f"the query fills the {self._limit:,} tokens that the model reads", "shorten it")
         return before + text[:room] + after
 
     def _paired(self, query: str, document: str) -> tuple[array[int], array[int], array[int]]:
-        low, vocab = library(), self._vocabulary.handle
-        one, two = (self._vocabulary.tokenize(text, special=False, add=False) for text in (query, document))
-        first = array("i", [low.llama_vocab_bos(vocab)] if low.llama_vocab_get_add_bos(vocab) else [])
-        last = array("i", [low.llama_vocab_eos(vocab)] if low.llama_vocab_get_add_eos(vocab) else [])
-        between = array("i", [low.llama_vocab_sep(vocab)] if low.llama_vocab_get_add_sep(vocab) else [])
-        return first + one + last + between, two, last
+        """Query and document with special tokens around them, as three parts of which the middle one may be cut.
 
-    def _asked(self, query: str, document: str) -> tuple[array[int], array[int], array[int]]:
+        An example is `<s> query </s></s> document </s>` of XLM-RoBERTa.
+        """
+        vocabulary = self._vocabulary
+        first, second = (vocabulary.tokenize(text, special=False, add=False) for text in (query, document))
+        bos, eos, sep = (vocabulary.added(which) for which in ("bos", "eos", "sep"))
+        return bos + first + eos + sep, second, eos
+
+    def _templated(self, query: str, document: str) -> tuple[array[int], array[int], array[int]]:
         """The template around query and document, as three parts of which the middle one may be cut.
 
         A tokenizer may join letters across their borders. So the whole is tokenized at once, and the document alone
         only when it has to be cut.
         """
-        whole = self._read([*self._filled(query, document)])
+        whole = self._read(self._filled(query, document))
         if len(whole) <= self._limit:
             return whole[:-1], whole[-1:], array("i")
         here = self._parts.index("{document}")
-        before = self._read([*self._filled(query, "", self._parts[:here])])
-        after = self._read([*self._filled(query, "", self._parts[here + 1 :])])
+        before = self._read(self._filled(query, "", self._parts[:here]))
+        after = self._read(self._filled(query, "", self._parts[here + 1 :]))
         return before, self._vocabulary.tokenize(document, special=False, add=False), after
 
     def _filled(self, query: str, document: str, parts: list[str] | None = None) -> list[tuple[str, bool]]:
-        """The filled template in parts, and whether control tokens are parsed in each."""
-        given = {"{query}": query, "{document}": document}
-        pieces = [("", True)]
-        for part in self._parts if parts is None else parts:
-            for number, text in enumerate(self._cut(given[part]) if part in given else [part]):
-                if number % 2:
-                    pieces += [(text, False), ("", True)]
-                else:
-                    pieces[-1] = (pieces[-1][0] + text, True)
-        return pieces
+        """The filled template, cut into texts, each with whether control tokens are parsed in it.
 
-    def _cut(self, text: str) -> list[str]:
+        They are parsed everywhere but in control tokens that a user has spelled. All other text stays in one piece with
+        the template's, so that it is tokenized together.
+        """
+        given = {"{query}": query, "{document}": document}
+        texts = [("", True)]
+        for part in self._parts if parts is None else parts:
+            for number, text in enumerate(self._split(given[part]) if part in given else [part]):
+                if number % 2:  # `re.split` with a group gives texts and control tokens in turn
+                    texts += [(text, False), ("", True)]
+                else:
+                    texts[-1] = (texts[-1][0] + text, True)
+        return texts
+
+    def _split(self, text: str) -> list[str]:
         return self._control.split(text) if self._control else [text]
 
-    def _read(self, pieces: list[tuple[str, bool]]) -> array[int]:
-        return self._vocabulary.tokenize_parts([piece for piece in pieces if piece[0]])
+    def _read(self, texts: list[tuple[str, bool]]) -> array[int]:
+        return self._vocabulary.tokenize_parts([text for text in texts if text[0]])

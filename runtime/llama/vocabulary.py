@@ -38,10 +38,12 @@ class Vocabulary:
         token = getattr(library(), f"llama_vocab_{which}")(self.handle)
         return self._text(token) if token >= 0 else ""
 
-    @property
-    def adds_eos(self) -> bool:
-        """Whether the tokenizer ends a text with the end-of-sequence token."""
-        return bool(library().llama_vocab_get_add_eos(self.handle))
+    def added(self, which: str) -> array[int]:
+        """The special token `which` ("bos", "eos", "sep") if the tokenizer adds it to texts; empty otherwise."""
+        low = library()
+        if not getattr(low, f"llama_vocab_get_add_{which}")(self.handle):
+            return array("i")
+        return array("i", [getattr(low, f"llama_vocab_{which}")(self.handle)])
 
     def control_texts(self) -> list[str]:
         """The texts of the control tokens, which only a chat template may write."""
@@ -97,7 +99,7 @@ class Vocabulary:
         """
         bare, framed = self._llama("a"), self._llama("a", add=True)
         starts = (n for n in range(len(framed) + 1) if framed[n : n + len(bare)] == bare)
-        start = next(starts) if bare else int(library().llama_vocab_get_add_bos(self.handle))
+        start = next(starts) if bare else len(self.added("bos"))
         return framed[:start], framed[start + len(bare) :]
 
     def _llama(self, text: str, *, special: bool = False, add: bool = False) -> array[int]:

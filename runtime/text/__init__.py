@@ -1,1 +1,1 @@
-"""Text to tokens and back: templates, tokenizers, stop strings. Imports nothing of llama.cpp."""
+"""Text to tokens and back: templates, tokenizers, stop strings. Imports nothing from llama.cpp."""
