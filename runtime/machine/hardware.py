@@ -25,6 +25,7 @@ from typing import TypeVar
 import psutil
 
 from runtime.child import child_environment
+from runtime.machine.control_groups import ControlGroups
 from runtime.machine.inspection import Examine, Examined, Refused, ask
 
 T = TypeVar("T")
@@ -32,8 +33,6 @@ T = TypeVar("T")
 log = logging.getLogger("lm.memory")
 _PROBE_BYTES = 64 << 20
 _PROBE_PASSES = 3
-# v1 says "no limit" with a number near 2^63, in pages.
-_NO_LIMIT = 1 << 60
 _EXAMINE_SECONDS = 30.0
 _GPU_LIBRARIES = ("cuda", "hip", "vulkan", "metal", "sycl")
 
@@ -86,12 +85,14 @@ def detect(bandwidth: float | None = None) -> Hardware:
     memory = psutil.virtual_memory()
     unknown: list[str] = []
     none: tuple[Gpu, ...] = ()
-    group = _known(memory_group, None, unknown, "the memory limits of control groups cannot be read")
+    groups = ControlGroups()
+    group = groups.memory()
     limit = min(memory.total, group.limit) if group else memory.total
     available = min(memory.available, max(0, group.limit - group.used)) if group else memory.available
     cpus = usable_cpus()
     cards = _known(llama_cards, none, unknown, "llama.cpp does not say which graphics cards it sees")
     gpus = _known(nvidia_gpus, none, unknown, "nvidia-smi does not say which graphics cards there are")
+    unknown += groups.unknown
     for sentence in unknown:
         log.warning("%s", sentence)
     return Hardware(
@@ -116,91 +117,6 @@ def _known(find: Callable[[], T], default: T, unknown: list[str], sentence: str)
         return default
 
 
-# ---- control groups
-
-
-@dataclass(frozen=True)
-class MemoryGroup:
-    """The tightest memory limit of the groups that we are in, and the bytes in use (cached files not counted)."""
-
-    limit: int
-    used: int
-
-
-def memory_group(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> MemoryGroup | None:
-    """The limit that binds, of version 2 or 1, or None where there is none.
-
-    Raises OSError or ValueError when the kernel's files are there and cannot be read: nobody knows the limit then.
-    """
-    found = []
-    for folder, names in _folders(root, own, "memory"):
-        limit = _number(folder / names[0])
-        if limit is None or limit >= _NO_LIMIT:
-            continue
-        cached = _stat(folder / "memory.stat", "inactive_file") + _stat(folder / "memory.stat", "active_file")
-        used = max(0, (_number(folder / names[1]) or 0) - cached)
-        found.append(MemoryGroup(limit, used))
-    return min(found, key=lambda group: group.limit - group.used, default=None)
-
-
-def cpu_quota(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> float | None:
-    """How many processors' worth of time our groups allow, None where they set no limit. Raises as `memory_group`."""
-    quotas = []
-    for folder, _ in _folders(root, own, "cpu"):
-        quota, period = _quota(folder)
-        if quota > 0 and period > 0:
-            quotas.append(quota / period)
-    return min(quotas, default=None)
-
-
-def _quota(folder: Path) -> tuple[int, int]:
-    """Quota and period in microseconds; the quota is 0 where there is none."""
-    if (text := _text(folder / "cpu.max")) is not None:
-        quota, period = text.split()
-        return (0 if quota == "max" else int(quota)), int(period)
-    return _number(folder / "cpu.cfs_quota_us") or 0, _number(folder / "cpu.cfs_period_us") or 0
-
-
-def _folders(root: Path, own: Path, controller: str) -> list[tuple[Path, tuple[str, str]]]:
-    """Our group's folders, from the innermost to the root, with the names of the memory files there.
-
-    In a container the path in `own` is often the host's, and does not exist here: then the root is ours.
-    """
-    folders: list[tuple[Path, tuple[str, str]]] = []
-    for line in (_text(own) or "").splitlines():
-        _, controllers, path = line.split(":", 2)
-        if controllers == "":
-            names = ("memory.max", "memory.current")
-            base = root / "unified" if (root / "unified").is_dir() else root
-        elif controller in controllers.split(","):
-            names = ("memory.limit_in_bytes", "memory.usage_in_bytes")
-            base = root / controllers if (root / controllers).is_dir() else root / controller
-        else:
-            continue
-        inner = Path(path.lstrip("/"))
-        folders += [(base / level, names) for level in (inner, *inner.parents) if (base / level).is_dir()]
-    return folders
-
-
-def _text(path: Path) -> str | None:
-    """The content of a file of the kernel, None only where there is no such file."""
-    try:
-        return path.read_text()
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-
-
-def _number(path: Path) -> int | None:
-    """The number in a file; None where there is no such file, or it says that there is no limit."""
-    text = _text(path)
-    return None if text is None or text.strip() == "max" else int(text)
-
-
-def _stat(path: Path, key: str) -> int:
-    pairs = (line.split() for line in (_text(path) or "").splitlines())
-    return next((int(pair[1]) for pair in pairs if pair[:1] == [key]), 0)
-
-
 # ---- processors
 
 
@@ -213,8 +129,7 @@ def usable_cpus(
     """
     if affinity is None:
         affinity = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
-        with contextlib.suppress(OSError, ValueError):  # without it threads wait for their turn: slow, no more
-            quota = cpu_quota()
+        quota = ControlGroups().cpu_quota()
     cores = {_core(topology, cpu) for cpu in affinity}
     if sys.platform == "darwin":
         cores = set(list(cores)[: psutil.cpu_count(logical=False) or len(cores)])

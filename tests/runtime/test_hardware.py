@@ -7,7 +7,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from runtime.machine.hardware import MemoryGroup, cpu_quota, detect, measure_bandwidth, memory_group, usable_cpus
+from runtime.machine.control_groups import ControlGroups, MemoryGroup
+from runtime.machine.hardware import detect, measure_bandwidth, usable_cpus
 
 GIB = 1 << 30
 
@@ -40,8 +41,8 @@ def test_version_2_the_tightest_level_binds(tmp_path: Path) -> None:
         },
     )
     mine = own(tmp_path, "0::/a/b\n")
-    assert memory_group(root, mine) == MemoryGroup(8 * GIB, GIB)
-    assert cpu_quota(root, mine) == 1.5
+    assert ControlGroups(root, mine).memory() == MemoryGroup(8 * GIB, GIB)
+    assert ControlGroups(root, mine).cpu_quota() == 1.5
 
 
 def test_version_1_by_controller_and_no_limit(tmp_path: Path) -> None:
@@ -57,33 +58,38 @@ def test_version_1_by_controller_and_no_limit(tmp_path: Path) -> None:
         },
     )
     mine = own(tmp_path, "4:memory:/job\n3:cpu,cpuacct:/job\n2:cpuset:/\n")
-    assert memory_group(root, mine) == MemoryGroup(2 * GIB, GIB)
-    assert cpu_quota(root, mine) == 0.5
+    assert ControlGroups(root, mine).memory() == MemoryGroup(2 * GIB, GIB)
+    assert ControlGroups(root, mine).cpu_quota() == 0.5
 
 
 def test_in_a_container_the_root_is_ours(tmp_path: Path) -> None:
     root = lay(tmp_path / "cg", {"memory.max": f"{GIB}\n", "memory.current": "5\n", "cpu.max": "max 100000\n"})
     mine = own(tmp_path, "0::/system.slice/docker-0123.scope\n")
-    assert memory_group(root, mine) == MemoryGroup(GIB, 5)
-    assert cpu_quota(root, mine) is None
+    assert ControlGroups(root, mine).memory() == MemoryGroup(GIB, 5)
+    assert ControlGroups(root, mine).cpu_quota() is None
 
 
 @pytest.mark.parametrize("text", ["", "0::/\n", None])
 def test_no_groups_no_limit(tmp_path: Path, text: str | None) -> None:
     (tmp_path / "cg").mkdir()
     mine = tmp_path / "none" if text is None else own(tmp_path, text)
-    assert memory_group(tmp_path / "cg", mine) is None
-    assert cpu_quota(tmp_path / "cg", mine) is None
+    assert ControlGroups(tmp_path / "cg", mine).memory() is None
+    assert ControlGroups(tmp_path / "cg", mine).cpu_quota() is None
 
 
-def test_a_limit_that_cannot_be_read_is_not_taken_for_none(tmp_path: Path) -> None:
-    root = lay(tmp_path / "cg", {"memory.max": "rubbish\n", "a/memory.max": f"{GIB}\n", "a/memory.current/x": ""})
-    with pytest.raises(ValueError, match="rubbish"):
-        memory_group(root, own(tmp_path, "0::/\n"))
-    with pytest.raises(OSError, match="Is a directory"):
-        memory_group(root, own(tmp_path, "0::/a\n"))
-    with pytest.raises(ValueError, match="unpack"):
-        memory_group(root, own(tmp_path, "rubbish"))
+def test_a_limit_that_cannot_be_read_is_told_and_the_others_count(tmp_path: Path) -> None:
+    files = {"memory.max": "rubbish\n", "a/memory.max": f"{GIB}\n", "a/memory.current/x": "", "a/b/cpu.max": "1\n"}
+    groups = ControlGroups(lay(tmp_path / "cg", files), own(tmp_path, "0::/a/b\n"))
+    assert groups.memory() == MemoryGroup(GIB, 0)
+    assert groups.cpu_quota() is None
+    told = [sentence.removeprefix(f"{tmp_path}/cg/").partition(" ")[0] for sentence in groups.unknown]
+    assert told == ["a/memory.current", "memory.max", "a/b/cpu.max"]
+
+
+def test_a_list_of_groups_that_makes_no_sense_is_told(tmp_path: Path) -> None:
+    groups = ControlGroups(tmp_path, own(tmp_path, "rubbish"))
+    assert groups.memory() is None
+    assert "not a list of groups" in groups.unknown[0]
 
 
 def test_a_machine_says_what_it_could_not_find_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
