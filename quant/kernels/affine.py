@@ -1,15 +1,15 @@
 """Q2_K, Q4_K, Q5_K: super-blocks of 256 in groups of 16 or 32, x ≈ d·scale·level − dmin·minimum.
 
-Levels have 2, 4 or 5 bits, scales and minima 4 (Q2_K) or 6; d and dmin are float16. They are packed by
-`layout_k.py`.
+Levels have 2, 4 or 5 bits, scales and minima 4 (Q2_K) or 6; d and dmin are float16. Layouts: `layouts/k.py`.
 
 The search runs 16 super-blocks at a time, one in each lane:
-1. each group by itself: a row of candidate scales, for each the levels by rounding and then the best real scale and
-   minimum for these levels (weighted least squares);
-2. d and dmin from the largest of them;
-3. now that scales can only be whole multiples of d: for each group the neighbouring multiples, each with its levels and
-   then its best minimum; then the best d and dmin for all groups together; and again;
-4. levels once more for the final d and dmin, which are then enlarged a little (`fitting.stretch`).
+
+1. Each group alone tries a row of candidate scales. A candidate gives levels by rounding, and these levels give the
+   best real scale and minimum (weighted least squares).
+2. The largest scale and minimum of the groups give d and dmin.
+3. A stored scale is a whole multiple of d. Each group tries the multiples next to its scale, each with its levels and
+   then with its best multiple of dmin. Then d and dmin are fitted to all groups together. This step is repeated.
+4. Levels are rounded for the final d and dmin, which are then enlarged a little (`fitting.stretch`).
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _ROUNDS = 2
 
 @part
 def _fit_group(x, w, first, size, top, effort):
-    """The best real scale and minimum of one group, and Σw, Σw·x."""
+    """The best real scale and minimum of the group at element `first`, and Σw, Σw·x."""
     low = splat(0.0)
     high = load(x, first)
     w_sum = splat(0.0)
@@ -112,12 +112,12 @@ def _refine_group(x, w, first, size, top, codes, d, dmin, scale, low, reach, w_s
 
 
 class _Groups(NamedTuple):
-    """What is known of the groups of a tile, each a vector for every group."""
+    """The groups of a tile: each field is a flat float32 array with a vector (16 super-blocks) for every group."""
 
     scale: Floats
     low: Floats
     w: Floats
-    """Σw, and"""
+    """Σw."""
     wx: Floats
     """Σw·x."""
     code: Floats

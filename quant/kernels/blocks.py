@@ -1,8 +1,8 @@
 """Block formats: numbers to blocks and back, by kernels compiled for the CPU at hand.
 
-`quantize` and `dequantize` are the ways in; `pack` and `unpack` serve those who choose scales and levels otherwise.
-A family of formats is imported when a type of it is first asked for; its kernels are compiled when they are first
-called, or ahead of time by `warm`.
+This module is the face of the package: `quantize` and `dequantize` between numbers and blocks, `pack` and `unpack`
+between blocks and their scales and levels, `warm` and `configure` for compilation. The module of a family of formats is
+imported when one of its types is first used. Kernels are compiled on their first call, or ahead of it by `warm`.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ FAMILIES = {
     QuantType.Q1_0: "sign",
     QuantType.Q2_0: "linear",
 }
-# Types of one number each: how it is stored, and the largest.
+# Types whose blocks are single numbers: how a number is stored, and the largest one.
 PLAIN = {
     QuantType.F32: (FLOAT, 3.4028234e38),
     QuantType.F16: (HALF, 65504.0),
@@ -167,7 +167,7 @@ def _cpus() -> int:
 
 
 def _weights(x: NDArray[Any], importance: NDArray[Any] | None) -> Floats | None:
-    """Importance with a mean of 1 and no zeros, or None when it says nothing."""
+    """Importance as float32 weights with a mean of 1 and no zeros; None without importance."""
     if importance is None:
         return None
     columns, experts = x.shape[-1], x.shape[:1] if x.ndim == 3 else ()
@@ -182,7 +182,7 @@ def _weights(x: NDArray[Any], importance: NDArray[Any] | None) -> Floats | None:
 
 
 def _quantize_rows(x: NDArray[Any], type: QuantType, weights: Floats | None, threads: int, out: Bytes) -> None:
-    """Share slabs of rows among the threads; each takes the next when it has done one."""
+    """Quantize slabs of rows, each by the next free thread."""
     slabs = _slabs(len(x), x.shape[1], type.block)
     threads = min(threads, len(slabs))
     if type in PLAIN:
@@ -254,7 +254,7 @@ def _plain_converter(type: QuantType) -> Callable[[NDArray[Any], Bytes], bool]:
 def _block_converter(
     type: QuantType, weights: Floats | None, shape: tuple[int, int]
 ) -> Callable[[NDArray[Any], Bytes], bool]:
-    """What turns up to `shape` rows and columns into blocks."""
+    """A function that quantizes at most `shape` (rows, columns) into `out`; it returns False for NaN or infinity."""
     format = _format(type)
     all_weights = None
     if weights is not None:

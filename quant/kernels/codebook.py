@@ -1,10 +1,11 @@
-"""IQ4_NL and IQ4_XS: a level of four bits names one of sixteen unevenly spaced values, x ≈ scale·value.
+"""IQ4_NL and IQ4_XS: a level of four bits is the index of one of sixteen unevenly spaced values, x ≈ scale·value.
 
-IQ4_NL has blocks of 32 with a float16 scale of their own, IQ4_XS super-blocks of 256 in groups of 32, whose scales are
-six signed bits times a float16.
+IQ4_NL has blocks of 32 with a float16 scale each. IQ4_XS has super-blocks of 256 in groups of 32, and a group's scale
+is a signed number of six bits times a float16. Layouts: `layouts/whole.py`.
 
-The search is that of `symmetric.py`, 16 blocks or super-blocks at a time; only that a level is found in a table by the
-element's place between −127 and 113, in steps of a half, so that the boundaries between levels lie on entries.
+The search is the same as in `symmetric.py`, 16 blocks or super-blocks at a time, but for the rounding. The level of an
+element comes from a table, indexed by element / scale in steps of a half. The values are whole numbers, so the
+boundaries between them are multiples of a half, and lie on entries of the table.
 """
 
 from __future__ import annotations
@@ -38,12 +39,12 @@ from quant.kernels.vectors.simd import (
 from quant.types import QuantType
 
 _SIZE = 32
-_REACH = 256  # of the table, in halves, to either side of 0
+_REACH = 256  # entries of the table on either side of 0, in steps of a half
 _places = np.arange(-_REACH, _REACH + 1) / 2
 _levels = np.abs(_places[:, None] - IQ4_VALUES).argmin(axis=1)
 _TABLE = np.ascontiguousarray(IQ4_VALUES[_levels].astype(np.float32))
 _LEVELS = np.ascontiguousarray(_levels.astype(np.int32))
-# Of a group's scale.
+# Stored scales of a group are −32 … 31.
 _CODES = np.float32(32)
 _LOWEST, _HIGHEST = np.float32(-127), np.float32(113)
 
@@ -76,7 +77,7 @@ def _sums(x, w, first, scale, table):
 
 @part
 def _fit_group(x, w, first, table, steps):
-    """The best real scale of one group. The largest element goes to about −127, or, the other way round, to 113."""
+    """The best real scale of one group: candidates bring the largest element to about −127, or to about 113."""
     peak = load(x, first)
     for i in range(first + 1, first + _SIZE):
         v = load(x, i)
@@ -100,7 +101,7 @@ def _fit_group(x, w, first, table, steps):
 
 @part
 def _fit_single(x, w, table, s):
-    """The best d for the values nearest at s, where there are no scales besides it."""
+    """The best d of a block without group scales, for the values that are nearest at scale `s`."""
     d = from_half(to_half(s))
     wqq, wqx = _sums(x, w, 0, d, table)
     return where(wqq > 0, from_half(to_half(wqx / wqq)), d)
@@ -131,7 +132,7 @@ def _choose_levels(x, w, table, level_of, groups, scale, tile):
     "uint8[::1], uint16[::1], uint8[::1])"
 )
 def _search(source, weights, table, level_of, groups, steps, rounds, share, levels, d_out, scales):
-    """Fill the parts of len(d_out) blocks, a multiple of 16. A single group takes one round, whatever `rounds` says."""
+    """Fill the parts of len(d_out) blocks, a multiple of 16; `rounds` counts only for blocks of several groups."""
     block = groups * _SIZE
     x, w = tiles(block)
     tile = np.empty(block * LANES, np.uint8)

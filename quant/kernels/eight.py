@@ -1,7 +1,7 @@
 """Q8_0: blocks of 32, x ≈ d·level, levels −127 … 127 in a byte each, d float16 (`block_q8_0` in ggml-common.h).
 
-There is nothing to search for: the largest magnitude gets level 127. Apart from the other families so that a first pull
-at Q8_0 waits for no more compilation than it needs.
+There is nothing to search for: the largest magnitude gets level 127. The family has a module of its own, so that a
+first pull at Q8_0 compiles no other family.
 """
 
 from __future__ import annotations

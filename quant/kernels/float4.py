@@ -1,11 +1,12 @@
 """MXFP4 and NVFP4: elements of four bits, a sign and one of 0, 0.5, 1, 1.5, 2, 3, 4, 6, times a scale of eight bits.
 
-MXFP4 (OCP Microscaling Formats, v1.0) has blocks of 32 and scales that are powers of two (E8M0); NVFP4 groups of 16,
-four to a block, with scales of four bits exponent and three mantissa (UE4M3). Values are doubled here, as in llama.cpp,
-and scales halved, so that they are whole numbers: 0, 1, 2, 3, 4, 6, 8, 12.
+MXFP4 (OCP Microscaling Formats, v1.0) has blocks of 32, and scales that are powers of two (E8M0). NVFP4 has groups of
+16, four to a block, and scales with four bits of exponent and three of mantissa (UE4M3). Values are doubled here and
+scales halved, as in llama.cpp, so that values are whole numbers: 0, 1, 2, 3, 4, 6, 8, 12. Source of the layouts:
+`block_mxfp4` and `block_nvfp4` in ggml-common.h.
 
-The search tries, for each group, the scales round about the one that takes the largest element to the largest value,
-and keeps the one with the smallest error: 16 groups at a time, one in each lane.
+The search runs 16 groups at a time, one in each lane. The first candidate for a group's scale brings its largest
+element near the largest value. Its neighbours are tried as well, and the scale with the smallest error is kept.
 """
 
 from __future__ import annotations
@@ -42,13 +43,13 @@ _VALUES = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], np
 
 
 def _e8m0_halves() -> Floats:
-    """Half of 2^(code − 127) for each code; 255, no number, as ggml computes it."""
+    """float32[256]: half of 2^(code − 127) for each code; code 255 (NaN) is treated as ggml treats it."""
     code = np.arange(256, dtype=np.uint32)
     return np.where(code < 2, np.uint32(0x200000) << code, (code - 1) << 23).astype(np.uint32).view(np.float32)
 
 
 def _ue4m3_halves() -> Floats:
-    """Half of the number that each code stands for; the eighth bit counts for nothing, and 0x7F is 0."""
+    """float32[256]: half of the value of each code. The eighth bit has no effect, and code 127 (NaN) is 0."""
     code = np.arange(256)
     exponent, mantissa = code >> 3 & 15, code & 7
     value = np.where(exponent == 0, mantissa * 2.0**-9, (8 + mantissa) * 2.0 ** (exponent - 10.0))
@@ -56,7 +57,7 @@ def _ue4m3_halves() -> Floats:
 
 
 _E8M0, _UE4M3 = _e8m0_halves(), _ue4m3_halves()
-# Below 2 the inverse of a scale would overflow; 255 is no number, and neither is 127 in UE4M3.
+# The least and the largest code that a search uses. Below 2 the inverse of a scale overflows; 255 and 127 are NaN.
 _E8M0_CODES, _UE4M3_CODES = (2, 254), (0, 126)
 
 
@@ -70,13 +71,13 @@ def _nearest(size):
 
 @part
 def _first_power(peak):
-    """The code of the power of two that takes `peak` to 4 … 8 times itself, as the format's own rule has it."""
+    """The code of the scale with 4 ≤ peak / scale < 8: the rule of the format's specification."""
     return (bits(peak) >> 23) - 2
 
 
 @part
 def _first_mini(peak):
-    """The code whose number is next below peak / 6."""
+    """The code with the largest scale that is at most peak / 6."""
     wanted = minimum(peak * np.float32(1 / 6), 448)
     # A number with three bits of mantissa is the top of a float32; below 2⁻⁶ steps are even.
     normal = (bits(wanted) >> 20) - (120 << 3)

@@ -1,4 +1,4 @@
-"""What a family of block formats has to offer, and the register in which it enters itself."""
+"""The interface of a block format, and the register of formats by type."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Floats = NDArray[Any]
 Halves = NDArray[Any]
 
 
-# How source or result store one number: float32, float16, BF16.
+# How a number is stored in a source or a result: float32, float16, BF16.
 FLOAT, HALF, BRAIN = 0, 1, 2
 
 
@@ -26,13 +26,15 @@ def halves(blocks: Bytes, at: int) -> Halves:
 
 
 class Parts(NamedTuple):
-    """What n blocks are made of, in the order of their elements, before packing. Unused fields are empty.
+    """The parts of n blocks before packing, in the order of their elements. Unused fields are empty.
 
-    levels: uint8[n, block], the stored number of each element: never negative, the format's offset included;
-        for formats with a codebook of vectors uint16[n, vectors], the index of each.
-    d, dmin: float16[n], the block's scale and the scale (or value) of its minima.
+    levels: uint8[n, block], the stored number of each element, the format's offset included, so never negative;
+        uint16[n, vectors] in formats with a grid of vectors: the index of each vector.
+    d: float16[n], the block's scale.
+    dmin: float16[n], the scale of the block's minima; in Q4_1 and Q5_1 the minimum itself.
     scales, minima: uint8[n, groups], the small integers that multiply `d` and `dmin` in each group, offset included.
-    signs: uint8[n, block / 8], one bit per element, set where it is negative.
+        In IQ1, `minima` has 1 where the shift is negative.
+    signs: uint8[n, block / 8], one bit per element, lowest bit first; set for a negative element.
     """
 
     levels: NDArray[Any]
@@ -48,25 +50,25 @@ class Parts(NamedTuple):
 
 
 class Format(NamedTuple):
-    """The four things that a type can do. n blocks at a time; `n` is a multiple of 16 in `search`."""
+    """The four functions of a type; each takes n blocks at a time, and `search` takes a multiple of 16."""
 
     search: Callable[[Floats, Floats | None], Parts]
-    """(x float32[n, block], weights float32[n, block] or None) → the parts that keep Σ weight·(x − x̂)² small."""
+    """(x float32[n, block], weights float32[n, block] or None) → parts for which Σ weight·(x − x̂)² is small."""
     pack: Callable[[Parts, Bytes], None]
-    """Write the parts into uint8[n, block_bytes]."""
+    """(parts, out uint8[n, block_bytes]): writes the parts into `out`."""
     unpack: Callable[[Bytes], Parts]
-    """The inverse of `pack`."""
+    """uint8[n, block_bytes] → parts: the inverse of `pack`."""
     restore: Callable[[Parts], Floats]
-    """What the parts stand for: float32[n, block], to the bit as ggml computes it."""
+    """parts → float32[n, block]: the values of the elements, bit for bit as ggml computes them."""
     limit: float
-    """The largest magnitude that an element can have."""
+    """The largest magnitude of an element; larger ones are cut to it."""
 
 
 _formats: dict[str, Format] = {}
 
 
 def register(type: QuantType, format: Format) -> None:
-    """Enter a type; called by the family's module when it is imported."""
+    """Add a type; called by the family's module when it is imported."""
     _formats[type.name] = format
 
 

@@ -1,10 +1,11 @@
 """IQ2_XXS, IQ2_XS, IQ2_S, IQ3_XXS, IQ3_S: magnitudes are vectors of a grid, x ≈ ±d·scale·vector.
 
-The search runs 16 super-blocks at a time, one in each lane; scales are found as in `affine.py`, vectors as in
-`nearest.py`.
+The search runs 16 super-blocks at a time, one in each lane. Scales are found as in `affine.py`, vectors as in
+`search/nearest.py`. Layouts: `layouts/grid.py`.
 
-Where the format stores only seven signs for eight elements and the eighth would be wrong, the element whose sign costs
-least takes the wrong one: its magnitude counts as negative from there on.
+IQ2_XXS, IQ2_XS and IQ3_XXS store seven signs for eight elements; the eighth makes the number of negative elements even.
+When the number is odd, one element must take the wrong sign: the one with the smallest |x|·weight. From there on its
+magnitude counts as negative.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ _HUGE = np.float32(3e38)
 
 @part
 def _take_signs(x, w, signs, even):
-    """Turn x into magnitudes; one byte of signs for each eight elements."""
+    """Turn x into magnitudes, and write one byte of signs for each eight elements; `even` as in `_Traits`."""
     for eight in range(BLOCK // 8):
         byte = splat_int(0)
         count = splat_int(0)
@@ -74,12 +75,14 @@ def _take_signs(x, w, signs, even):
         store(signs, eight, byte)
 
 
-class _How(NamedTuple):
-    """What the nearest vectors are found with."""
+class _GridSearch(NamedTuple):
+    """Arguments of the search for the nearest vectors (`nearest.search`)."""
 
     grid: Grid
     dims: int
+    """Elements of a vector: 8 or 4."""
     tables: tuple[Floats, Floats]
+    """Room for the costs of all first halves and of all second halves of a vector."""
 
 
 @part
@@ -131,13 +134,13 @@ def _search(
 ):  # fmt: skip
     """Fill the parts of len(d_out) super-blocks, a multiple of 16.
 
-    starts: candidates for a group's scale, in shares of the one that takes its largest element to the largest value.
+    starts: candidates for a group's scale, as factors of largest element / largest value of the grid.
     """
     groups, count = BLOCK // size, BLOCK // dims
     half = len(values) ** (dims // 2)
     x, w = tiles(BLOCK)
     tables = np.empty(half * LANES, np.float32), np.empty(half * LANES, np.float32)
-    how = _How(Grid(values, vectors, near, index_of), dims, tables)
+    how = _GridSearch(Grid(values, vectors, near, index_of), dims, tables)
     trial = np.empty(count * LANES, np.uint16)
     chosen = np.empty(count * LANES, np.uint16)
     sign_tile = np.empty(BLOCK // 8 * LANES, np.uint8)
@@ -159,17 +162,17 @@ def _search(
         write_tile(code_tile, t, groups, scales)
 
 
-class _Shape(NamedTuple):
-    """What distinguishes the types."""
+class _Traits(NamedTuple):
+    """The differences between the types."""
 
     size: int
     """Elements of a group."""
     even: bool
-    """Is the number of negative elements in eight always even?"""
+    """Whether the format makes the number of negative elements in eight even, and stores seven signs."""
     unit: float
     """A group's scale is d·unit·(2·code + 1)."""
     starts: int
-    """Candidates for a group's scale."""
+    """Number of candidates for a group's scale."""
 
 
 @cache
@@ -177,18 +180,18 @@ def _tables(type: QuantType) -> Grid:
     return prepare(grid_vectors(type))
 
 
-def _searcher(type: QuantType, shape: _Shape) -> Callable[[Floats, Floats | None], Parts]:
+def _searcher(type: QuantType, traits: _Traits) -> Callable[[Floats, Floats | None], Parts]:
     # The last candidate is for groups whose elements are all of one size: their vectors have the smallest value only.
     largest = grid_vectors(type).max() / grid_vectors(type).min()
 
     def run(x: Floats, weights: Floats | None) -> Parts:
         n, dims = len(x), grid_vectors(type).shape[1]
         levels, d = np.empty((n, BLOCK // dims), np.uint16), np.empty(n, np.uint16)
-        signs, scales = np.empty((n, BLOCK // 8), np.uint8), np.empty((n, BLOCK // shape.size), np.uint8)
-        starts = np.append(np.linspace(0.65, 0.95, shape.starts), largest).astype(np.float32)
+        signs, scales = np.empty((n, BLOCK // 8), np.uint8), np.empty((n, BLOCK // traits.size), np.uint8)
+        starts = np.append(np.linspace(0.65, 0.95, traits.starts), largest).astype(np.float32)
         flat = levels.ravel(), signs.ravel(), d, scales.ravel()
         _search(
-            x.ravel(), flat_weights(weights), shape.size, shape.even, shape.unit, *_tables(type), dims, starts,
+            x.ravel(), flat_weights(weights), traits.size, traits.even, traits.unit, *_tables(type), dims, starts,
             1, _SHARE, *flat,
         )  # fmt: skip
         return Parts(levels, d.view(np.float16), scales=scales, signs=signs)
@@ -196,14 +199,14 @@ def _searcher(type: QuantType, shape: _Shape) -> Callable[[Floats, Floats | None
     return run
 
 
-for _type, _shape in {
-    QuantType.IQ2_XXS: _Shape(32, True, 1 / 8, 4),
-    QuantType.IQ2_XS: _Shape(16, True, 1 / 8, 4),
-    QuantType.IQ2_S: _Shape(16, False, 1 / 8, 4),
-    QuantType.IQ3_XXS: _Shape(32, True, 1 / 4, 5),
-    QuantType.IQ3_S: _Shape(32, False, 1.0, 4),
+for _type, _traits in {
+    QuantType.IQ2_XXS: _Traits(32, True, 1 / 8, 4),
+    QuantType.IQ2_XS: _Traits(16, True, 1 / 8, 4),
+    QuantType.IQ2_S: _Traits(16, False, 1 / 8, 4),
+    QuantType.IQ3_XXS: _Traits(32, True, 1 / 4, 5),
+    QuantType.IQ3_S: _Traits(32, False, 1.0, 4),
 }.items():
-    _limit = 65504.0 * 31 * _shape.unit * float(grid_vectors(_type).max())
-    register(_type, Format(_searcher(_type, _shape), *LAYOUTS[_type], _limit))
+    _limit = 65504.0 * 31 * _traits.unit * float(grid_vectors(_type).max())
+    register(_type, Format(_searcher(_type, _traits), *LAYOUTS[_type], _limit))
 
 KERNELS = (_search,)

@@ -1,8 +1,10 @@
 """Blocks with one scale and evenly spaced levels, x ≈ d·level: Q4_0, Q5_0, Q2_0, TQ1_0, TQ2_0.
 
-The search runs 16 blocks at a time, one in each lane: a row of candidate scales, for each the levels by rounding and
-then the best scale for these levels (weighted least squares); from the best of them a few more rounds of the same two
-steps; levels once more for the scale as float16 rounds it.
+Layouts: `layouts/whole.py` (Q4_0, Q5_0) and `layouts/ternary.py`.
+
+The search runs 16 blocks at a time, one in each lane. It tries a row of candidate scales. A candidate gives levels by
+rounding, and these levels give the best scale (weighted least squares). The best candidate is improved by a few more
+rounds of the same two steps. At the end, levels are rounded for the scale in float16.
 """
 
 from __future__ import annotations
@@ -59,7 +61,7 @@ def _sums(x, w, size, inverse, low, high):
 def _search(source, weights, size, low, high, start, step, steps, polish, share, levels, d_out):
     """Fill the parts of len(d_out) blocks, a multiple of 16. Stored levels begin at 0, for `low`.
 
-    The candidates are those that bring the element of largest magnitude to start, start + step, ….
+    The candidates bring the element of largest magnitude to start, start + step, ….
     """
     x, w = tiles(size)
     tile = np.empty(size * LANES, np.uint8)
@@ -75,7 +77,7 @@ def _search(source, weights, size, low, high, start, step, steps, polish, share,
         for n in range(steps + polish):
             inverse = per_peak * (start + step * np.float32(n)) if n < steps else quotient(best_wll, best_wlx)
             wll, wlx = _sums(x, w, size, inverse, low, high)
-            # What the best scale for these levels takes off the error is wlx² / wll.
+            # The best scale for these levels reduces the error by wlx² / wll.
             better = wlx * wlx * best_wll > best_wlx * best_wlx * wll
             best_wll = where(better, wll, best_wll)
             best_wlx = where(better, wlx, best_wlx)
@@ -95,7 +97,7 @@ def _search(source, weights, size, low, high, start, step, steps, polish, share,
 
 
 class _Effort(NamedTuple):
-    """Candidates, then rounds of the search, and how much d is enlarged (`stretch`)."""
+    """`steps` candidates from `start` on, `step` apart; `polish` further rounds; the `share` of `fitting.stretch`."""
 
     start: float
     step: float

@@ -1,8 +1,9 @@
 """Blocks of 32 with one scale and one minimum, x ≈ d·level + m: Q4_1 and Q5_1; d and m are float16 of any sign.
 
-The search runs 16 blocks at a time, one in each lane: a row of candidate scales, for each the levels by rounding and
-then the best scale and minimum for these levels (weighted least squares); from the best of them a few more rounds of
-the same two steps; levels once more for d and m as float16 rounds them.
+The search runs 16 blocks at a time, one in each lane. It tries a row of candidate scales. A candidate gives levels by
+rounding, and these levels give the best scale and minimum (weighted least squares). The best candidate is improved by a
+few more rounds of the same two steps. At the end, levels are rounded for d and m in float16. Layouts:
+`layouts/whole.py`.
 """
 
 from __future__ import annotations

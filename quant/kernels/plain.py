@@ -1,4 +1,4 @@
-"""F32, F16, BF16: kept as they are or rounded; and `widen`, through which every other family reads its input."""
+"""F32, F16 and BF16: single numbers, copied or rounded; and `widen`, through which every family reads its input."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from quant.kernels.vectors.simd import LANES, any_lane, bits, from_bits, load, m
 def widen(single, short, kind, limit, out):
     """Write the source as float32; False when a value is not finite.
 
-    single, short: the bits of the source, a whole number of vectors, in the array that `kind` speaks of (the other is
-    empty). Values beyond ±limit, the largest that the type can hold, are cut to it.
+    single: uint32[n], the bits of a float32 source; empty for others. n is a multiple of 16.
+    short: uint16[n], the bits of a float16 or BF16 source; empty for float32.
+    limit: the largest magnitude that the type can hold; larger values are cut to it.
     """
     bad = splat_int(0)
     for i in range((single.size if kind == FLOAT else short.size) // LANES):
@@ -33,7 +34,7 @@ def widen(single, short, kind, limit, out):
 
 @kernel("boolean(Array(float32, 1, 'C', readonly=True), int64, float32, uint16[::1])")
 def narrow(x, kind, limit, out):
-    """Round to float16 or bfloat16 bits, cut to ±limit; False when a value is not finite. A whole number of vectors."""
+    """Round float32[n], n a multiple of 16, to float16 or BF16 bits, cut to ±limit; False for NaN or infinity."""
     bad = splat_int(0)
     for i in range(x.size // LANES):
         v = load(x, i)

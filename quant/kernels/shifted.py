@@ -1,13 +1,14 @@
 """IQ1_S and IQ1_M: x ≈ d·scale·(vector ± 1/8), vectors of eight −1, 0, 1 from a grid of 2048.
 
-Scales are odd numbers to 15, one for each 32 (IQ1_S) or 16 (IQ1_M) elements; the sign of the shift belongs to 32 or
-to 8 elements.
+A scale is an odd number up to 15, and belongs to 32 (IQ1_S) or 16 (IQ1_M) elements. The sign of the shift belongs to
+32 or 8 elements. Layouts: `layouts/grid.py`.
 
 The search runs 16 super-blocks at a time, one in each lane:
-1. each group by itself: a row of candidate scales, elements rounded each for itself, with either shift; the best;
-2. with that scale the nearest vectors of the grid (`nearest.py`), with either shift, and the best real scale for them;
-3. d from the largest scale; for each group the two odd multiples of d next to its scale, with either shift; then the
-   best d for all groups together.
+
+1. Each group alone tries a row of candidate scales, with both shifts, and elements rounded one by one. The best counts.
+2. At that scale, the nearest vectors of the grid (`search/nearest.py`) with both shifts give the best real scale.
+3. The largest scale gives d. Each group tries the two odd multiples of d next to its scale, with both shifts. Then d is
+   fitted to all groups together.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ from quant.kernels.vectors.simd import (
 from quant.types import QuantType
 
 _DIMS = 8
-# Marks an index whose shift is the negative one.
+# Set in an index when the shift is negative: grids have 2048 vectors, so bit 11 is free.
 _LOWER_BIT = 11
 _LOWER = 1 << _LOWER_BIT
 _SHARE = 0.85
@@ -92,19 +93,21 @@ def _near_sums(x, w, first, grid, scale, shift, tables):
     return index, wvv_sum, wvx_sum
 
 
-class _How(NamedTuple):
-    """What the nearest vectors are found with; `span` elements have one shift."""
+class _ShiftedSearch(NamedTuple):
+    """Arguments of the search for the nearest vectors (`nearest.search`)."""
 
     grid: Grid
     span: int
+    """Elements that share a shift: 32 or 8."""
     tables: tuple[Floats, Floats]
+    """Room for the costs of all first halves and of all second halves of a vector."""
 
 
 @part
 def _group_sums(x, w, first, size, scale, how, chosen):
     """Σw·v², Σw·v·x of a group whose vectors v are the nearest at this scale, with the better shift.
 
-    Their indices go to `chosen`, plus _LOWER where the shift is the negative one.
+    Their indices go to `chosen`, plus _LOWER when the shift is negative.
     """
     wvv_sum = splat(0.0)
     wvx_sum = splat(0.0)
@@ -180,7 +183,7 @@ def _search(
     groups, runs, eights = BLOCK // size, BLOCK // span, BLOCK // _DIMS
     x, w = tiles(BLOCK)
     tables = np.empty(81 * LANES, np.float32), np.empty(81 * LANES, np.float32)
-    how = _How(Grid(values, vectors, near, index_of), span, tables)
+    how = _ShiftedSearch(Grid(values, vectors, near, index_of), span, tables)
     trial, chosen = np.empty(eights * LANES, np.int32), np.empty(eights * LANES, np.int32)
     scale, odds = np.empty(groups * LANES, np.float32), np.empty(groups * LANES, np.float32)
     level_tile = np.empty(eights * LANES, np.uint16)

@@ -1,6 +1,7 @@
 """Q1_0: blocks of 128 with one bit each, x ≈ ±d; d is float16.
 
-Nothing to search for: the best d for given signs is the weighted mean of the magnitudes.
+There is nothing to search for: the best d for given signs is the weighted mean of the magnitudes. Layout:
+`layouts/ternary.py`.
 """
 
 from __future__ import annotations

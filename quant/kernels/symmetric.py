@@ -1,9 +1,9 @@
 """Q3_K and Q6_K: super-blocks of 256 in sixteen groups of 16, x ≈ d·scale·level, levels and scales signed.
 
-Levels have 3 or 6 bits, scales 6 or 8; d is float16. They are packed by `layout_k.py`.
+Levels have 3 or 6 bits, scales 6 or 8; d is float16. Layouts: `layouts/k.py`.
 
-The search runs 16 super-blocks at a time, one in each lane, in the steps described in `affine.py`; without minima, what
-is best for given levels is one division: Σw·l·x / Σw·l².
+The search runs 16 super-blocks at a time, one in each lane, in the steps described in `affine.py`. Without minima, the
+best scale for given levels is one division: Σw·l·x / Σw·l².
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ def _sums(x, w, first, scale, bound):
 def _fit_group(x, w, first, bound, effort):
     """The best real scale of one group.
 
-    The element of largest magnitude goes to about −bound; where levels are few, with every third candidate to about
-    bound − 1, the other way round.
+    Candidates bring the element of largest magnitude to about −bound. With few levels (Q3_K), every third candidate
+    brings it to about bound − 1 instead.
     """
     peak = load(x, first)
     for i in range(first + 1, first + _SIZE):
@@ -84,7 +84,7 @@ def _fit_group(x, w, first, bound, effort):
         else:
             inverse = per_peak * (1 - bound - effort.start - effort.step * np.float32(n))
         wll, wlx = _sums_at(x, w, first, inverse, bound)
-        # What the best scale for these levels takes off the error is wlx² / wll.
+        # The best scale for these levels reduces the error by wlx² / wll.
         better = wlx * wlx * best_wll > best_wlx * best_wlx * wll
         best_wll = where(better, wll, best_wll)
         best_wlx = where(better, wlx, best_wlx)

@@ -1,4 +1,4 @@
-"""Weighted least squares of a group of elements against its levels: what searches of several families share."""
+"""Weighted least squares of a group of elements against its levels, shared by the searches of several families."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ from quant.kernels.formats import Floats
 from quant.kernels.vectors.compiler import part
 from quant.kernels.vectors.simd import fma, load, maximum, minimum, rint, splat, where
 
-# Added to a number below 2²², leaves float32 no room for a fraction.
+# A number below 2²² plus this has no bits for a fraction in float32, so the sum is rounded to a whole number.
 ROUNDER = np.float32(1.5 * 2**23)
 
 
 class Effort(NamedTuple):
-    """How long a search looks."""
+    """The extent of a search."""
 
     start: float
-    """The first candidate for a group's scale takes its largest element this far above the top level, or below, …"""
+    """Candidate number n for a group's scale brings its largest element to level top + start + n·step."""
     step: float
-    """… every further one to this much more."""
     steps: int
+    """Number of candidates."""
     polish: int
-    """Times that the best candidate's levels and then scale are found anew."""
+    """Rounds in which the levels of the best candidate, and then its scale, are fitted again."""
     rounds: int
-    """Times that the scales of all groups are chosen for d, and then d for them."""
+    """Rounds in which the scales of all groups are chosen for d, and then d for them."""
     reach: int
-    """Whole multiples of d that are tried to either side of a group's scale."""
+    """Number of whole multiples of d that are tried on either side of a group's scale."""
     share: float
     """As in `stretch`."""
 
 
 def flat_weights(weights: Floats | None) -> Floats:
-    """As kernels take them: empty where all are 1."""
+    """Weights as kernels take them: flat float32, empty when all are 1."""
     return np.empty(0, np.float32) if weights is None else weights.ravel()
 
 
@@ -86,11 +86,12 @@ def affine_fit(wl, wll, wlx, w, wx):
 
 @part
 def stretch(d, share, wxx, wxh):
-    """Enlarge d by `share` of what restored values x̂ lack: Σw·x·x̂ is smaller than Σw·x², by the squares of errors.
+    """Enlarge d so that a `share` of the difference between Σw·x² (`wxx`) and Σw·x·x̂ (`wxh`) disappears.
 
-    Least squares makes x̂ small where it is unsure. In a product with inputs that agree, this adds up, where other
-    errors cancel out: with d enlarged, squares of errors grow a little, and what the model says changes less. Measured
-    on `tale`, KL divergence with share 1 by that with 0: IQ1_S 0.67, IQ2_XXS 0.83, Q2_K 0.89, Q3_K 0.97.
+    Least squares shrinks the restored values x̂, the more so the coarser the levels are. In a product with inputs that
+    agree, the shrinkage adds up, where other errors cancel out. With a larger d, the squares of errors grow a little,
+    and the output of the model changes less. KL divergence with share 1 divided by KL divergence with share 0, measured
+    on the model `tale`: IQ1_S 0.67, IQ2_XXS 0.83, Q2_K 0.89, Q3_K 0.97.
     """
     lack = minimum(maximum(divide(wxx, wxh) - 1, 0), np.float32(0.3))
     return fma(d * share, lack, d)

@@ -1,11 +1,11 @@
 """The nearest vector of a grid to each of 16 vectors, one in each lane, by weighted squares of errors.
 
-What a vector costs at a given scale falls apart into the costs of its elements, (scale·v)·(w·scale·v − 2·w·x). So the
-costs of all first halves and of all second halves that a vector can have are tabulated (81 halves of four elements with
-three values, 64 of two with eight), and then a vector is tried, exactly, at the price of one addition.
+The cost of a vector at a given scale is the sum of the costs of its elements, (scale·v)·(w·scale·v − 2·w·x). So two
+tables hold the costs of all possible first halves and of all possible second halves: 81 halves of four elements with
+three values, or 64 halves of two elements with eight values. The exact cost of a vector is then one addition.
 
-Tried are the vectors of the grid that are nearest, unweighted, to the elements rounded each by itself. The true best
-one is hardly ever further away: with every vector tried, the errors of whole tensors are smaller by 0 to 1 per cent.
+Only 16 vectors of the grid are tried: the nearest ones, unweighted, to the elements rounded one by one. When all
+vectors are tried, the errors of whole tensors are smaller by 0 to 1 per cent.
 """
 
 from __future__ import annotations
@@ -21,23 +21,28 @@ from quant.kernels.vectors.simd import LANES, fma, gather, item, lane_numbers, l
 
 _HUGE = np.float32(3e38)
 Indices = NDArray[np.int32]
-
-
+# Vectors of the grid that are tried.
 _NEAR = 16
 
 
 class Grid(NamedTuple):
-    """A grid of vectors. The place of a half is its number among all that there could be."""
+    """A grid of vectors, and tables for the search.
+
+    A half has a number among all possible halves: its elements are the digits, the first one lowest. With the values
+    −1, 0, 1 and four elements to a half, (0, −1, −1, 1) is number 1 + 0·3 + 0·9 + 2·27 = 55.
+    """
 
     values: Floats
-    """The values that elements can have, in order."""
+    """The values of elements, in order."""
     vectors: Floats
-    """The vectors, flat."""
+    """The vectors, flat: element i of vector n is at n·dims + i."""
     near: Indices
-    """For each combination of values, the first half changing fastest, the _NEAR nearest vectors: 16 × the place of the
-    first half, and in the upper 16 bits the same of the second."""
+    """The _NEAR nearest vectors for each combination of two halves, (first + second · halves) · _NEAR + n.
+
+    A vector is 16 × the number of its first half, plus 16 × the number of its second half in the upper 16 bits.
+    """
     index_of: Indices
-    """The index of the vector with given halves, of those that there are."""
+    """The index in the grid of the vector with given halves, at first + second · halves; 0 where the grid has none."""
 
 
 def prepare(vectors: Floats) -> Grid:
@@ -63,9 +68,9 @@ def prepare(vectors: Floats) -> Grid:
 
 @part
 def _tabulate(x, w, first, count, values, scale, shift, table):
-    """The costs of all combinations of `values` in elements first … first + count, the first changing fastest.
+    """Fill `table` with the costs of all combinations of `values` in elements first … first + count, by their number.
 
-    Returns the place of the cheapest.
+    Returns the number of the cheapest.
     """
     store(table, 0, splat(0.0))
     size = 1
@@ -90,7 +95,7 @@ def _tabulate(x, w, first, count, values, scale, shift, table):
 
 @part
 def search(x, w, first, dims, grid, scale, shift, tables):
-    """The index of the grid's vector, plus `shift`, that costs least for elements first … first + dims."""
+    """The index of the vector for which vector + `shift` costs least in elements first … first + dims."""
     table, other = tables
     half = _tabulate(x, w, first, dims // 2, grid.values, scale, shift, table)
     rest = _tabulate(x, w, first + dims // 2, dims // 2, grid.values, scale, shift, other)

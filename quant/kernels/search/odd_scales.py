@@ -1,7 +1,7 @@
-"""Rounding scales to odd multiples of d, x ≈ d·odd·vector: what the searches of IQ1, IQ2 and IQ3 share.
+"""Rounding scales to odd multiples of d, x ≈ d·odd·vector, shared by the searches of IQ1, IQ2 and IQ3.
 
-`sums` is how a family takes the nearest vectors at a scale: (x, w, first, size, scale, how, chosen) → Σw·v², Σw·v·x of
-elements first … first + size; the vectors' indices go to `chosen`, and `how` is all else that it needs.
+A family brings `sums`, a function that finds its nearest vectors v at a scale: (x, w, first, size, scale, how, chosen)
+→ Σw·v², Σw·v·x of elements first … first + size. It writes the vectors' indices to `chosen`; `how` has its arguments.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def round_scales(x, w, size, codes, unit, sums, how, d, scale, odds, trial, chos
 
 @part
 def stored_scale(x, w, unit, d, ax, share):
-    """What is written for d, once it is enlarged (`fitting.stretch`)."""
+    """The float16 bits that are stored for d, once d is enlarged (`fitting.stretch`)."""
     wxx = splat(0.0)
     for i in range(BLOCK):
         v = load(x, i)

@@ -1,8 +1,9 @@
-"""Rounding scales to signed multiples of d, x ≈ d·code·value: what the searches of Q3_K, Q6_K and IQ4_XS share.
+"""Rounding scales to signed multiples of d, x ≈ d·code·value, shared by the searches of Q3_K, Q6_K and IQ4_XS.
 
-A family brings its own two steps, and `how`, what they need besides:
-`fit` (x, w, first, how, effort) → the best real scale of the group that begins at element `first`;
-`sums` (x, w, first, scale, how) → Σw·q², Σw·q·x of the group with its nearest values q at this scale.
+A family brings two functions, and their further argument `how`.
+
+- `fit` (x, w, first, how, effort) → the best real scale of the group that begins at element `first`.
+- `sums` (x, w, first, scale, how) → Σw·q², Σw·q·x of the group, with its nearest values q at this scale.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ _HUGE = np.float32(3e38)
 
 @part
 def fit_groups(x, w, size, groups, fit, how, effort, scale):
-    """The best real scale of every group; the one of largest magnitude."""
+    """Write the best real scale of every group to `scale`; returns the scale of largest magnitude."""
     peak = splat(0.0)
     for g in range(groups):
         s = fit(x, w, g * size, how, effort)

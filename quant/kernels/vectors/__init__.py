@@ -1,1 +1,1 @@
-"""What every kernel is compiled with: vectors, the compiler, its cache."""
+"""The tools of every kernel: vectors of 16 lanes, the compiler, the cache of compiled code."""

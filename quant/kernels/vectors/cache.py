@@ -1,11 +1,11 @@
-"""Where compiled kernels are kept from one process to the next, and for how long.
+"""The folder in which compiled kernels stay from one process to the next.
 
-The folder's name is a hash of all that machine code depends on: the sources of this package (Numba itself looks only at
-the file of the function it compiles), Numba's version, the CPU's name and its features. Cached code is pickled, so the
-folder must be ours alone: mode 0700, no link; where that cannot be had, a temporary folder serves this process.
+Its name is a hash of all that machine code depends on: the sources of `quant.kernels`, Numba's version, the CPU's name
+and features. (Numba alone looks only at the file of the function that it compiles.) Cached code is pickled, so the
+folder must be ours alone: mode 0700, and no link. Where that is impossible, this process uses a temporary folder.
 
-Every change makes a new folder. A process holds a lock in the one that it uses; of those that nobody uses, the few that
-served last are kept (two versions may take turns, and machines may share a home), the others removed.
+Every change makes a new folder. A process holds a lock in its folder. The SPARE folders that were used last stay as
+well, because two versions may take turns and machines may share a home; older ones that nobody uses are removed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import llvmlite.binding
 import numba
 import platformdirs
 
-# Folders of other versions that are kept though nobody uses them.
+# Number of unused folders of other versions that stay.
 SPARE = 3
 _LOCK = ".used"
 _NAME = re.compile(r"[0-9a-f]{16}")
