@@ -123,7 +123,7 @@ def _judge(plan: ModelPlan, source: str, wish: Wish, machine: Machine, task: Adv
 
 
 class _ReadAhead:
-    """A source whose files are read from their beginning a little further than asked: one request for each header."""
+    """A source that reads the first `HEAD_BYTES` of a file at once: one request for each header, not two."""
 
     def __init__(self, files: Files) -> None:
         self._files = files

@@ -1,1 +1,1 @@
-"""The life of a child process of the daemon."""
+"""Child processes of the daemon: both halves of a process with one task, and the log files."""

@@ -1,1 +1,1 @@
-"""Models on their way in: jobs, and the puller process."""
+"""Models on their way in: jobs that clients follow, and the puller process that does their work."""

@@ -109,7 +109,7 @@ class Published:
     """The GGUF files of one source, and the machine that they are for."""
 
     def __init__(self, files: Files, machine: Machine) -> None:
-        """Reads the header of one file whole and the lists of tensors of all.
+        """Read the whole header of one file, and the list of tensors of every file.
 
         Raises MalformedFile where no variant is complete or usable, UnsupportedModel for several models.
         """
@@ -136,7 +136,13 @@ class Published:
         return next((tag for tag, each in self.variants.items() if each.files == variant.files), None)
 
     def survey(self, wish: Wish, disk_free: int | None) -> Survey:
-        """Judge every file, and choose one, or a level to make of whole weights. Raises DoesNotFit, UnknownLevel."""
+        """Judge every file, and choose one, or a level to make of whole weights.
+
+        Where only whole weights are published, they are quantized like any others. Otherwise the best published file
+        that fits is chosen. A level is made of whole weights beside it in three cases: the name asks for a level that
+        is not published, no published file fits, or the best one that fits is smaller than the usual level and lm can
+        make a larger one. Raises DoesNotFit, UnknownLevel.
+        """
         chooser = Chooser(self.plan, self._machine)
         source = next((each for each in reversed(self.variants.values()) if each.whole), None)
         if source and all(each.whole for each in self.variants.values()):
@@ -191,7 +197,11 @@ class Published:
 
 
 def _read_one(files: Files, variants: list[Variant]) -> tuple[Variant, Header]:
-    """The first variant that is a model, those in one piece before others, the smallest first, and its header."""
+    """A variant that is a model, and its whole header; variants that are none are removed from `variants`.
+
+    Files in one piece are tried before split ones, and small ones before large ones. Raises QuantError with the first
+    problem where no variant is a model.
+    """
     ordered = sorted(variants, key=lambda each: (len(each.files), each.size))
     problem: QuantError | None = None
     for variant in ordered:
@@ -228,7 +238,7 @@ def _answers(variant: Variant, level: str) -> bool:
 
 
 def _word(name: str) -> str:
-    """The name of a file as a tag can be."""
+    """The name of a file with only those characters that a tag may have, at most 96 of them."""
     return re.sub(r"[^A-Za-z0-9_.-]+|\.{2,}", "-", _last(name))[-96:].lstrip("-.")
 
 
