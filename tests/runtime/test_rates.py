@@ -1,89 +1,20 @@
-"""What llama.cpp says of eight architectures against our formulas; children that die; rates and their speed."""
+"""The model of a step's time; the rates that are kept of this machine, corrected by answers, and measured again."""
 
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from benchmarks import shapes
-from quant.convert.planning import sketch_model
-from quant.gguf.header import read_file
-from quant.levels.recipes import LEVELS, assign
-from quant.types import QuantType, Tensor
-from runtime.llama.library import PACKAGE_VERSION
+from quant.levels.recipes import LEVELS
 from runtime.machine import fit
-from runtime.machine.inspection import Examine, Examined, Probed, Refused, Reserve, ask, ask_reserved
+from runtime.machine.inspection import Probed
 from runtime.machine.rates import Rates
 from runtime.machine.step_time import FAMILY, Reads, seconds
-from runtime.messages import CacheConfig
-from tests.quant.support import Folder
-from tests.server.test_rerank import write_ranker
 
 PROBED = Probed({"Q8_0": 10e9, "Q4_K": 5e9, "F16": 20e9}, layer_seconds=1e-4, head_seconds=1e-9)
-
-
-@pytest.mark.parametrize("name", shapes.SHAPES)
-def test_the_cache_by_formula_is_llama_cpps(tmp_path: Path, name: str) -> None:
-    path = tmp_path / "model.gguf"
-    length = shapes.write(path, shapes.SHAPES[name]())
-    assert path.stat().st_size == length
-    header = read_file(path)
-    said = ask_reserved(header.metadata, header.tensors, CacheConfig(4096, 4, "Q8_0" if name == "grouped" else "F16"))
-    assert said is not None
-    model_size = fit.ModelSize.of(header.metadata)
-    formula = fit.memory(model_size, length, said.cache_config)
-    assert formula.cache == pytest.approx(said.cache, abs=1 << 14)  # it says hundredths of a MiB
-    exact = fit.memory(model_size.with_reserved(said), length, said.cache_config)
-    assert exact.cache == said.cache
-    assert formula.total == pytest.approx(exact.total, rel=0.05)
-    longer = msgspec.structs.replace(said.cache_config, context=8192)
-    assert fit.memory(model_size.with_reserved(said), length, longer) == fit.memory(model_size, length, longer)
-
-
-def test_an_encoder_is_measured_by_what_its_source_says(tmp_path: Path) -> None:
-    plan = sketch_model(Folder(write_ranker(tmp_path / "ranker")))
-    said = ask_reserved(plan.metadata, plan.at(assign(plan, "Q8_0")), CacheConfig(128, 2))
-    assert said is not None
-    assert said.cache == 0 < said.compute
-
-
-def test_repacked_weights_are_matrices_of_eights_of_rows() -> None:
-    made = [
-        Tensor("token_embd.weight", (256, 64), QuantType.Q4_K),
-        Tensor("output.weight", (256, 64), QuantType.Q4_K),
-        Tensor("blk.0.ffn_up.weight", (256, 63), QuantType.Q4_K),
-        Tensor("blk.0.ffn_gate_exps.weight", (256, 8, 4), QuantType.Q4_K),
-        Tensor("blk.0.ffn_down.weight", (256, 8), QuantType.Q6_K),
-    ]
-    assert fit.repacked(made, ("Q4_K",)) == 64 * 144 + 32 * 144
-    assert fit.repacked(made, ()) == 0
-    need = fit.Need(weights=100, cache=10, compute=5, repacked=60)
-    assert (need.total, need.anonymous) == (115, 75)
-
-
-def test_llama_cpp_describes_itself() -> None:
-    examined = ask(Examine(), 30)
-    assert isinstance(examined, Examined)
-    assert examined.package == PACKAGE_VERSION
-    cpu = next(device for device in examined.devices if device.kind == "cpu")
-    assert 0 < cpu.free <= cpu.total and not cpu.shared
-
-
-def test_what_cannot_be_asked_is_refused_and_not_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "odd.gguf"
-    path.write_bytes(b"GGUF" + bytes(100))
-    assert isinstance(ask(Reserve(str(path), CacheConfig(512, 1)), 30), Refused)
-    assert isinstance(ask(Examine(), 0.001), Refused)
-    assert (
-        ask_reserved({"general.architecture": "alien"}, [Tensor("x", (32, 1), QuantType.F32)], CacheConfig(512, 1))
-        is None
-    )
-    monkeypatch.setattr(sys, "executable", "/nowhere/python")
-    assert ask(Examine(), 5) == Refused("the process that was asked died")
 
 
 def test_every_type_of_every_level_has_a_rate() -> None:
