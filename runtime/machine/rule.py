@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from runtime.errors import BadRequest, DoesNotFit
 from runtime.machine import devices, fit, step_time
@@ -81,8 +82,10 @@ class Option:
     need: fit.Need
     speed: float
     full_speed: float
-    fault: str
+    fault: str = ""
     """Why memory or disk rule it out, "" when they do not."""
+    lacking: Literal["memory", "disk"] | None = None
+    """Which of both rules it out."""
     slow: str = ""
     """Why it is too slow, "" when it is not."""
 
@@ -130,7 +133,7 @@ def choose(candidates: Sequence[Candidate], model_size: fit.ModelSize, host: Hos
         raise _nothing_fits(options, budget)
     better = options[: options.index(chosen)]
     rejected = tuple((option.level, option.lost) for option in better)
-    reason = f"{_fits(chosen, budget, context)}{_ending(chosen, options, rejected, wish)}"
+    reason = f"{chosen.level}: {_fits(chosen, budget, context)}{_ending(chosen, options, rejected, wish)}"
     return Choice(chosen.level, chosen.need, context, reason, rejected)
 
 
@@ -151,13 +154,15 @@ def _judge(candidate: Candidate, model_size: fit.ModelSize, host: Host, wish: Wi
         for filled in (0, cache_config.context)
     )
     fault = ""
+    lacking: Literal["memory", "disk"] | None = None
     if need.total > wish.budget(hardware):
-        fault = f"would need {size_text(need.total)}"
+        fault, lacking = f"would need {size_text(need.total)}", "memory"
     elif disk_free is not None and candidate.weights_bytes + HEADER_BYTES > disk_free:
         needed = size_text(candidate.weights_bytes + HEADER_BYTES)
         fault = f"would need up to {needed} of disk, where {size_text(max(0, disk_free))} are free"
+        lacking = "disk"
     slow = f"would write about {speed:.1f} tokens/s, below {wish.enough:g}" if speed < wish.enough else ""
-    return Option(candidate, need, speed, full, fault, slow)
+    return Option(candidate, need, speed, full, fault, lacking, slow)
 
 
 def _speed(
@@ -193,11 +198,11 @@ def _by_rule(options: Sequence[Option], usual_level: str) -> Option | None:
 def _forced(options: Sequence[Option], level: str, budget: int, context: int) -> Choice:
     for option in options:
         if option.level == level:
-            if "disk" in option.fault:
+            if option.lacking == "disk":
                 smaller = [other.candidate.level for other in options if not other.fault]
                 what = f"{smaller[0]} would fit" if smaller else "no level would fit"
                 raise DoesNotFit(f"{level} {option.fault}", f"make room; {what}")
-            reason = f"{level}: asked for, {_fits(option, budget, context).partition(': ')[2]}"
+            reason = f"{level}: asked for, {_fits(option, budget, context)}"
             if option.fault:
                 need = f"it needs {size_text(option.need.total)}, and models may use {size_text(budget)} here"
                 reason = f"{level}: asked for, although {need}"
@@ -209,15 +214,14 @@ def _forced(options: Sequence[Option], level: str, budget: int, context: int) ->
 def _fits(option: Option, budget: int, context: int) -> str:
     need = option.need
     sizes = f"{size_text(need.weights)} weights + {size_text(need.cache)} cache for {context:,} tokens"
-    what = f"{option.level}: {sizes} fit"
     if not need.cards or not need.on_cards:
-        return f"{what} the {size_text(budget)} that models may use"
+        return f"{sizes} fit the {size_text(budget)} that models may use"
     cards = " and ".join(card.name for card in need.cards)
     layers = len(option.candidate.layers.blocks) + 1 if option.candidate.layers else need.card_layers
     if need.card_layers == layers:
-        return f"{what} on {cards}"
+        return f"{sizes} fit on {cards}"
     rest = f"the rest takes {size_text(need.total)} of the {size_text(budget)} that models may use"
-    return f"{what} with {need.card_layers} of {layers} layers on {cards}; {rest}"
+    return f"{sizes} fit with {need.card_layers} of {layers} layers on {cards}; {rest}"
 
 
 def _ending(chosen: Option, options: Sequence[Option], rejected: tuple[tuple[str, str], ...], wish: Wish) -> str:
@@ -225,8 +229,7 @@ def _ending(chosen: Option, options: Sequence[Option], rejected: tuple[tuple[str
         return ""
     usual = next((option for option in options if option.level == wish.usual), None)
     if usual and chosen.candidate.weights_bytes < usual.candidate.weights_bytes:
-        what = "disk" if "disk" in usual.fault else "memory"
-        return f"; {what} forces a level below {wish.usual}, which {usual.fault}"
+        return f"; {usual.lacking} forces a level below {wish.usual}, which {usual.fault}"
     level, why = rejected[-1]
     if chosen.slow:
         return f"; no level reaches {wish.enough:g} tokens/s here, this one about {chosen.speed:.1f}"
@@ -238,7 +241,7 @@ def _nothing_fits(options: Sequence[Option], budget: int) -> DoesNotFit:
     if not usable:
         return DoesNotFit("this model has no level to choose from", "name one with `--level`")
     least = usable[-1]
-    if "disk" in least.fault:
+    if least.lacking == "disk":
         return DoesNotFit(f"even {least.level} {least.fault}", "make room on the disk of the store")
     smaller = [option for option in options if not option.fault]
     hint = f"`--level {smaller[0].level}` fits, at a loss" if smaller else "take a smaller model or context"
