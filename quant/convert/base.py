@@ -136,7 +136,7 @@ class Known:
 
     `source` is its name without the family's prefix, `shape` its shape there. It becomes one tensor for each of
     `targets`. Several targets without transforms share the rows equally, in this order. Several with transforms each
-    get the whole source, and their transforms take from it what is theirs. A source without a target is left behind,
+    get the whole source, and the transform takes the target's values from it. A source without a target is left behind,
     because no engine reads it.
 
     `layers` names the set of layers that have the tensor, None for all; one without `{}` in its name is there once, if

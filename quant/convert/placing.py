@@ -111,11 +111,11 @@ def _strip(family: Family[Any], entries: Sequence[Entry]) -> dict[str, Entry]:
 
 
 def _place(entry: Entry, row: Known, layer: int, sizes: Sizes) -> Iterator[TensorPlan]:
-    """The tensor of each target.
+    """One tensor for each target.
 
-    The source counts as one matrix, or as many as its first dimension says where their bytes have to be told apart:
-    where several targets share each of them, and where each has scales. A target gets its share of the rows of every
-    matrix, or the whole matrix where a transform will take from it what is the target's.
+    A source of three dimensions is a stack of matrices. Targets without transforms share the rows of every matrix:
+    from [experts, 2 * rows, columns], gate gets the first half of each expert's rows and up the second half. A target
+    with a transform gets the whole of every matrix, and the transform takes the target's values from it.
     """
     shape, targets = sizes.shape(row.shape), row.targets
     if entry.shape != shape:
