@@ -48,7 +48,7 @@ _HUGE = np.float32(3e38)
 
 @part
 def _take_signs(x, w, signs, even):
-    """Turn x into magnitudes, and write one byte of signs for each eight elements; `even` as in `_Traits`."""
+    """Turn x into magnitudes, and write one byte of signs for each eight elements; `even` as in `_GridTraits`."""
     for eight in range(BLOCK // 8):
         byte = splat_int(0)
         count = splat_int(0)
@@ -162,7 +162,7 @@ def _search(
         write_tile(code_tile, t, groups, scales)
 
 
-class _Traits(NamedTuple):
+class _GridTraits(NamedTuple):
     """The differences between the types."""
 
     size: int
@@ -180,7 +180,7 @@ def _tables(type: QuantType) -> Grid:
     return prepare(grid_vectors(type))
 
 
-def _searcher(type: QuantType, traits: _Traits) -> Callable[[Floats, Floats | None], Parts]:
+def _searcher(type: QuantType, traits: _GridTraits) -> Callable[[Floats, Floats | None], Parts]:
     # The last candidate is for groups whose elements are all of one size: their vectors have the smallest value only.
     largest = grid_vectors(type).max() / grid_vectors(type).min()
 
@@ -200,11 +200,11 @@ def _searcher(type: QuantType, traits: _Traits) -> Callable[[Floats, Floats | No
 
 
 for _type, _traits in {
-    QuantType.IQ2_XXS: _Traits(32, True, 1 / 8, 4),
-    QuantType.IQ2_XS: _Traits(16, True, 1 / 8, 4),
-    QuantType.IQ2_S: _Traits(16, False, 1 / 8, 4),
-    QuantType.IQ3_XXS: _Traits(32, True, 1 / 4, 5),
-    QuantType.IQ3_S: _Traits(32, False, 1.0, 4),
+    QuantType.IQ2_XXS: _GridTraits(32, True, 1 / 8, 4),
+    QuantType.IQ2_XS: _GridTraits(16, True, 1 / 8, 4),
+    QuantType.IQ2_S: _GridTraits(16, False, 1 / 8, 4),
+    QuantType.IQ3_XXS: _GridTraits(32, True, 1 / 4, 5),
+    QuantType.IQ3_S: _GridTraits(32, False, 1.0, 4),
 }.items():
     _limit = 65504.0 * 31 * _traits.unit * float(grid_vectors(_type).max())
     register(_type, Format(_searcher(_type, _traits), *LAYOUTS[_type], _limit))
