@@ -139,9 +139,9 @@ class Published:
         """Judge every file, and choose one, or a level to make of whole weights.
 
         Where only whole weights are published, they are quantized like any others. Otherwise the best published file
-        that fits is chosen. A level is made of whole weights beside it in three cases: the name asks for a level that
-        is not published, no published file fits, or the best one that fits is smaller than the usual level and lm can
-        make a larger one. Raises DoesNotFit, UnknownLevel.
+        that fits is chosen. Whole weights beside it are quantized instead where the name asks for a level that is not
+        published, or no published file fits. They are, too, where the best file that fits is smaller than the usual
+        level and lm can make a larger one. Raises DoesNotFit, UnknownLevel.
         """
         chooser = Chooser(self.plan, self._machine)
         source = next((each for each in reversed(self.variants.values()) if each.whole), None)
