@@ -24,6 +24,9 @@ settings.register_profile("steady", derandomize=True, deadline=None)
 settings.register_profile("search", derandomize=False, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "steady"))
 
+# The models are too small to be worth two threads, which spend their time waiting for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # A shell that puts a command into the background has it ignore Ctrl-C, and so would all that the tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

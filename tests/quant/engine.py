@@ -79,7 +79,7 @@ class Engine:
         params.n_ctx = length
         params.type_k = params.type_v = F16 if self.served else F32
         params.flash_attn_type = int(self.served)
-        params.n_threads = params.n_threads_batch = 2
+        params.n_threads = params.n_threads_batch = 1
         if self.gelu:
             params.cb_eval = self.gelu.callback
         return params
@@ -97,7 +97,7 @@ class Engine:
         """float32[count, vocabulary]: the logits behind a prompt and behind each likeliest token, read one by one."""
         params = llama_cpp.llama_context_default_params()
         params.n_ctx = len(ids) + count
-        params.n_threads = params.n_threads_batch = 2
+        params.n_threads = params.n_threads_batch = 1
         context = llama_cpp.llama_init_from_model(self.model, params)
         found = [self._decode(context, ids, 0, len(ids))[-1]]
         answer = list(ids)
