@@ -39,9 +39,9 @@ _SETTINGS = {
 
 
 def read_templates(files: Files, tokenizer_config: ModelConfig) -> dict[str, str]:
-    """Chat templates by name, the main one as `default`; from the newest of the forms that there are.
+    """Chat templates by name, from the newest of the files that may hold them.
 
-    Where none is the main one, the first is, so that a chat does not go without.
+    `default` is the main template, or the first one where the files name no main one.
     """
     text = read_text(files, "chat_template.jinja")
     if text:
@@ -107,7 +107,7 @@ def capabilities(templates: Mapping[str, str], tokens: Container[str]) -> tuple[
 
 
 def read_card(files: Files) -> dict[str, Any]:
-    """Licence and base model from the model card's front matter (a few keys of YAML, nothing more is understood)."""
+    """Licence and base model from the model card's front matter, of which a few keys are read and no other YAML."""
     if "README.md" not in files.names():
         return {}
     head = files.read("README.md", 0, min(files.size("README.md"), 65_536)).decode(errors="replace")

@@ -1,4 +1,4 @@
-"""Checked access to a model's JSON files: what is missing or of the wrong kind becomes one sentence."""
+"""Checked access to a model's JSON files: a missing or wrong value is an error of one sentence."""
 
 from __future__ import annotations
 

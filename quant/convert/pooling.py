@@ -1,7 +1,7 @@
 """How the vectors of a text's tokens become one, by the files that sentence-transformers writes beside a model.
 
-After the pooling there may be two matrices (`Dense`, as EmbeddingGemma has them), whose files lie in folders of their
-own; llama.cpp has places for such ones.
+After the pooling there may be two matrices (`Dense`, as in EmbeddingGemma), whose files lie in folders of their own.
+llama.cpp has places for two.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def capabilities_of(pooling: int | None) -> tuple[str, ...]:
 
 
 def read_dense(files: Files) -> tuple[Entry, ...]:
-    """The matrices after the pooling, by the names in `DENSE`; UnsupportedModel for other than two plain ones."""
+    """The matrices after the pooling, by the names in `DENSE`; UnsupportedModel unless they are two without biases."""
     modules = _read_modules(files) if MODULES in files.names() else []
     folders = [str(module.get("path")) for module in modules if str(module.get("type")).endswith(".Dense")]
     if not folders:
@@ -63,8 +63,8 @@ def read_dense(files: Files) -> tuple[Entry, ...]:
 def read_pooling(files: Files, dense: bool = False) -> int | None:
     """llama.cpp's number of the pooling that the model was trained with; None where no file mentions embeddings.
 
-    Raises UnsupportedModel for models with further layers after the pooling (but `dense` ones, if it has places for
-    them), or with another pooling.
+    Raises UnsupportedModel for other poolings, and for models with more layers after the pooling. `dense`: the
+    family has places for the two matrices of `DENSE`, so that these do not count.
     """
     if MODULES not in files.names():
         return None

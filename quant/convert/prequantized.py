@@ -1,4 +1,4 @@
-"""Weights that their authors publish small, with scales apart: which tensors belong together, and whether we know them.
+"""Weights that are published in few bits with their scales in tensors apart: which belong together, and are known.
 
 MXFP4 has `…_blocks` [experts, rows, groups, 16] and `…_scales` [experts, rows, groups], all of them bytes. FP8 has a
 matrix of E4M3 and beside it `…_scale_inv`: one number for every square of 128 by 128, or a single one. Scales of

@@ -35,13 +35,13 @@ class Transpose:
     columns: int
 
     def apply(self, x: np.ndarray) -> np.ndarray:
-        """Whole matrices, (n * rows, columns), from as many values that lie the other way round."""
+        """(n * rows, columns), n matrices, of as many matrices stored as (columns, rows)."""
         return np.ascontiguousarray(x.reshape(-1, self.columns, self.rows).swapaxes(1, 2)).reshape(-1, self.columns)
 
 
 @dataclass(frozen=True, slots=True)
 class EverySecondRow:
-    """One of two matrices whose rows alternate; `first` is where its own begin, 0 or 1."""
+    """One of two matrices whose rows alternate: the even rows (`first` is 0) or the odd ones (1)."""
 
     first: int
     rows: int = 2
@@ -53,13 +53,13 @@ class EverySecondRow:
 
 @dataclass(frozen=True, slots=True)
 class EverySecondValue:
-    """One of two vectors whose values alternate; `first` is where its own begin, 0 or 1."""
+    """One of two vectors whose values alternate: the even values (`first` is 0) or the odd ones (1)."""
 
     first: int
     rows: int = 2
 
     def apply(self, x: np.ndarray) -> np.ndarray:
-        """(n, columns), of n rows that are twice as long."""
+        """(n, columns) of (2 * n, columns), of which every two rows are one stored row."""
         return np.ascontiguousarray(x.reshape(-1, 2 * x.shape[-1])[:, self.first :: 2])
 
 
@@ -158,14 +158,14 @@ class Scale:
 
 @dataclass(frozen=True, slots=True)
 class ScaleBlocks:
-    """As `Scale`, for a matrix of several blocks of rows: `counts` rows each, and a factor for each."""
+    """A matrix of several blocks of rows, each times a number: block i has `counts[i]` rows and `factors[i]`."""
 
     counts: tuple[int, ...]
     factors: tuple[float, ...]
 
     @property
     def rows(self) -> int:
-        """All of them."""
+        """The rows of all blocks."""
         return sum(self.counts)
 
     def apply(self, x: np.ndarray) -> np.ndarray:

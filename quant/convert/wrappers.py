@@ -111,7 +111,7 @@ _BESIDE = {
 def unwrap(config: ModelConfig) -> tuple[ModelConfig, str, bool]:
     """The settings of the language model, the name of its class, and whether it is a part of something larger.
 
-    Raises UnsupportedModel where the language model does not work alone, or is none that is known.
+    Raises UnsupportedModel where the language model does not work alone, or is not known.
     """
     names: Any = config.get("architectures")
     if not isinstance(names, list) or not names or not isinstance(names[0], str):
@@ -134,7 +134,7 @@ def unwrap(config: ModelConfig) -> tuple[ModelConfig, str, bool]:
 
 
 def take_out(family: Family[S], entries: Iterable[Entry]) -> tuple[Family[S], list[Entry], dict[str, int]]:
-    """The family with the names that its tensors have within a larger model, its entries, and the bytes of the rest."""
+    """The family with the prefix of its names in a larger model, its tensors, and the bytes of the other parts."""
     beside = re.compile(rf"(?:model\.)?({'|'.join(_BESIDE)})(?:\.|$)")
     language: list[Entry] = []
     left_out: dict[str, int] = {}

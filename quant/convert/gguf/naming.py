@@ -1,4 +1,4 @@
-"""Names of GGUF files: which hold a model, and which are parts of one. Upper and lower case count the same.
+"""Names of GGUF files: which files hold a model, and which are parts of a split one, in upper case or lower.
 
 `tools/gguf-split` of llama.cpp names the parts of a split file `MODEL-00001-of-00003.gguf`, numbers from 1.
 """

@@ -1,6 +1,6 @@
-"""A model that is there as GGUF, in one piece or split: of whole weights (F32, F16, BF16) any level is made.
+"""A model that is published as GGUF, whole or split. Any level is made of weights that are F32, F16 or BF16.
 
-A file that is quantized already is taken as it is: what was lost does not come back, and a second rounding loses more.
+A file that is quantized already is copied: its precision does not come back, and a second rounding loses more.
 Which files make up one model, where there are several, is for `variants.py` to say. How models are split:
 `tools/gguf-split` of llama.cpp; every part has its number (from 0), the count, and how many tensors all have together.
 """
@@ -27,7 +27,7 @@ from quant.plan import Files, ModelPlan, TensorPlan
 _DROPPED = re.compile(r"split\..*|general\.(file_type|quantization_version|alignment)")
 _OF_PARTS = re.compile(r"split\..*|general\.alignment")
 _TEMPLATE, _ENDS = "tokenizer.chat_template", ("eos_token_id", "eot_token_id", "eom_token_id")
-# As wide as the model in every layer, so that parts of two models do not pass for one.
+# Tensors as wide as the model: another width tells that two parts belong to two models.
 _WIDE = re.compile(r"blk\.\d+\.(attn_norm|ffn_norm|attn_output_norm|layer_output_norm)\.weight|output_norm\.weight")
 
 
@@ -78,7 +78,7 @@ def read_part(files: Files, name: str) -> Header:
 
 
 def join(headers: Sequence[Header]) -> Header:
-    """The header of the whole model, as the first of its parts tells it; raises MalformedFile naming the wrong part."""
+    """The header of the whole model: the first part's, with all tensors. Raises MalformedFile, which names the part."""
     first, count = headers[0], len(headers)
     tensors = [tensor for header in headers for tensor in header.tensors]
     seen: dict[str, str] = {}
@@ -101,7 +101,7 @@ def _number(header: Header, key: str, default: int) -> int:
 
 
 def _check_kinship(header: Header, first: Header, seen: dict[str, str]) -> None:
-    """Raise unless this part is of the first one's model, and holds nothing that another holds, too."""
+    """Raises MalformedFile where this part belongs to another model than the first, or repeats a tensor."""
     architecture = first.metadata.get("general.architecture")
     width = first.metadata.get(f"{architecture}.embedding_length")
     counts = [each.metadata.get("split.tensors.count") for each in (header, first)]

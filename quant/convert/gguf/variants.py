@@ -1,4 +1,4 @@
-"""The GGUF files that somebody publishes of a model: which belong together, which are no models, what level each has.
+"""The GGUF files that a publisher has of a model: which are parts of one, which hold no model, which level each has.
 
 A repository holds up to thirty such files, each with the whole tokenizer (up to 10 MB) before the list of its tensors.
 One header is read whole. All files of a model have the same tensors, so their list is looked for in the other files
@@ -22,7 +22,7 @@ from quant.gguf.values import encode_string
 from quant.plan import Files, ModelPlan
 from quant.types import QuantType, Tensor
 
-# How much sooner or later than in the header that was read a list of tensors may begin.
+# The list of tensors may begin at most this many bytes before or behind its place in the header that was read.
 SLACK = 8 << 10
 _AT_ONCE = 8
 _IMPORTANCE = b"quantize.imatrix"
@@ -32,7 +32,7 @@ _NUMBERS = {type.id: type for type in QuantType}
 
 @dataclass(frozen=True)
 class Variant:
-    """One of the files, or the parts of a split one.
+    """One published form of a model: a file, or all parts of a split one.
 
     - `files`: in order. `size`: of all files, in bytes. `missing`: the parts that are not there.
     - `label`: the level that the files' names speak of.
@@ -171,7 +171,7 @@ class _Finder:
         return types, _IMPORTANCE in window[:place]
 
     def _read(self, window: bytes, places: Mapping[int, str]) -> dict[str, QuantType]:
-        """The types of the tensors whose descriptions begin at `places`; empty where something is not right."""
+        """The types of the tensors whose descriptions begin at `places`; empty where the descriptions are wrong."""
         types: dict[str, QuantType] = {}
         offset, follows = 0, min(places)
         for place, name in places.items():

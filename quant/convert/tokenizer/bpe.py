@@ -1,8 +1,8 @@
 """Byte-pair vocabularies: on bytes, as GPT-2's, or with bytes as a fallback, as SentencePiece's.
 
-llama.cpp merges the latter by the score of the result where tokenizer.json ranks pairs, so scores are worked out from
-the ranks, and only where both orders are the same. Where they are not, it merges by rank as for Gemma 4, which never
-puts a space in front and merges no line break with anything else.
+With bytes as a fallback, llama.cpp merges by the score of the merged token, while `tokenizer.json` ranks pairs. So
+scores are worked out from the ranks, where some give the same order. Where none do, llama.cpp's routine for Gemma 4
+merges by rank; it never puts a space in front, and merges no line break with anything else.
 """
 
 from __future__ import annotations
@@ -121,8 +121,8 @@ def _scored(
 def _scores(vocab: dict[str, int], merges: list[tuple[str, str]], ordinary: list[str]) -> dict[str, float]:
     """Scores by which merging goes in the order of `merges`.
 
-    That works where every way to put a token together is a merge, and all those ways have ranks next to each other, as
-    in the tokenizers that were made from SentencePiece's; UnsupportedModel elsewhere.
+    There are such scores where every way to put a token together is a merge, and where all ways to the same token have
+    ranks next to each other, as in tokenizers made from SentencePiece's. Raises UnsupportedModel elsewhere.
     """
     scores: dict[str, float] = {}
     previous = ""
@@ -145,10 +145,10 @@ def _no_scores() -> UnsupportedModel:
 
 
 def _prefix_space(tokenizer: dict[str, Any], added: Sequence[AddedToken]) -> tuple[bool, list[list[str]], Space]:
-    """Whether text gets a space in front, and what our runtime has to do of it: steps, and who gets that space.
+    """Whether a text gets a space in front; the steps for our runtime, and the stretches to which it adds the space.
 
-    llama.cpp puts one in front of each stretch of text, whatever it begins with, and does nothing else.
-    Raises UnsupportedModel where spaces do not become `▁`, and for what neither does.
+    llama.cpp puts a space in front of each stretch of text, whatever it begins with, and does no steps. Raises
+    UnsupportedModel where spaces do not become `▁`, and for steps that neither does.
     """
     found: list[list[str]] = []
     prefix = replaced = own = False
@@ -177,5 +177,5 @@ def _prefix_space(tokenizer: dict[str, Any], added: Sequence[AddedToken]) -> tup
 
 
 def _stays_whole(metaspace: dict[str, Any], tokenizer: dict[str, Any]) -> bool:
-    """Whether text is not cut at spaces, or it makes no difference, since no token has one but in front."""
+    """Whether a text is not cut at spaces, or cutting makes no difference, since tokens have spaces only in front."""
     return not metaspace.get("split", True) or not any("▁" in token[1:] for token in tokenizer["model"]["vocab"])

@@ -1,6 +1,6 @@
 """The ways in which llama.cpp cuts text into words before merges apply, by rules as in `tokenizer.json`.
 
-`llm_tokenizer_bpe` in llama-vocab.cpp knows them by names, often several for the same; here each stands once.
+`llm_tokenizer_bpe` in llama-vocab.cpp knows each way by one or several names.
 """
 
 from __future__ import annotations
@@ -68,9 +68,9 @@ _BY_THREES = r"\p{N}{1,3}(?=(?:\p{N}{3})*(?!\p{N}))"
 
 
 class Pre(NamedTuple):
-    """A routine of llama.cpp: its name, the rules it follows, whether words that are in the vocabulary skip merges.
+    """A routine of llama.cpp: its name, its rules, and whether words that are in the vocabulary skip the merges.
 
-    `others` are more names of the same.
+    `others` are more names for the same routine, with spaces between.
     """
 
     name: str

@@ -105,8 +105,8 @@ _HINT = f"if you know which routine of llama.cpp it needs, name it with `--pre` 
 def recognise(tokenizer: dict[str, Any], same_either_way: Callable[[], bool]) -> str:
     """The name of llama.cpp's routine for a byte-level `tokenizer.json`; UnsupportedModel where none is the same.
 
-    `same_either_way` tells whether it makes no difference to this vocabulary if whole words skip the merges; it is
-    asked only when llama.cpp's routine does the other thing than the tokenizer.
+    `same_either_way` tells whether this vocabulary gives the same tokens if whole words skip the merges. It takes long,
+    so it is called only where llama.cpp's routine and the tokenizer differ in that.
     """
     rules = tuple(_flatten(tokenizer.get("pre_tokenizer")))
     fitting = [pre for pre in KNOWN if pre.rules == rules] or _cutting_alike(tokenizer["pre_tokenizer"])
@@ -131,9 +131,9 @@ def _cutting_alike(step: dict[str, Any]) -> list[Pre]:
 
 
 def _encoding_alike(tokenizer: dict[str, Any]) -> str | None:
-    """The first routine by which this vocabulary gives a hard text the ids that it ought to have.
+    """The first routine by which this vocabulary gives a hard text the right ids.
 
-    One that leaves digits together is the same as one that does not where no token has two of them.
+    Its rules may differ from the tokenizer's: where no token has two digits, cutting between digits changes nothing.
     """
     from tokenizers import Tokenizer
 
@@ -189,7 +189,7 @@ def _cuts(step: dict[str, Any]) -> tuple[str, ...]:
 
 
 def check_name(name: str) -> str:
-    """A name given by the user; UnsupportedModel lists those there are."""
+    """The name that a user gave; raises UnsupportedModel, which lists all names, for an unknown one."""
     if name not in NAMES:
         raise UnsupportedModel(
             f"there is no pre-tokenizer `{name}`", hint=f"there are {_NAMED}, and llama.cpp's other names for these"

@@ -65,7 +65,7 @@ def read(files: Files, size: int) -> VocabularyPlan:
 
 
 def dict_of(raw: Field) -> dict[int, list[Field]]:
-    """The fields of a message by their numbers, each with all its values; numbers as they are, the rest as bytes."""
+    """The fields of a message by their numbers, each with all its values: integers, or bytes for any other kind."""
     if isinstance(raw, int):
         raise _broken("a number stands where a message belongs")
     found: dict[int, list[Field]] = {}
@@ -129,7 +129,7 @@ def _added(files: Files) -> dict[int, AddedToken]:
 def _placed(
     pieces: list[tuple[str, float, int]], added: Mapping[int, AddedToken], size: int
 ) -> list[tuple[str, float, int]]:
-    """Every number up to `size` has a piece: its own, one added later, or one that is marked as unused."""
+    """A piece for every number below `size`: the vocabulary's, an added token, or a piece of the type unused."""
     most = max([len(pieces) - 1, *added])
     if most >= size:
         raise MalformedFile(f"`{FILE}` has token number {most}, and the model only {size} embeddings")

@@ -8,7 +8,7 @@ from quant.convert.config import ModelConfig
 from quant.convert.tokenizer.vocabulary import VocabularyPlan
 from quant.errors import MalformedFile
 
-# Tokens that llama.cpp takes for ends of an answer by their text (`llama_vocab::impl::load`).
+# Texts of tokens that end an answer, as llama.cpp knows them (`llama_vocab::impl::load`).
 _ENDINGS = (
     "<|eot_id|>",
     "<|im_end|>",
@@ -64,7 +64,7 @@ def describe(
         raise MalformedFile("no file of the model names the token that ends a text (`eos_token_id`)")
     entries = {"bos_token_id": begin, "eos_token_id": stops[0], "padding_token_id": pad}
     tokens = vocabulary.entries["tokenizer.ggml.tokens"]
-    # llama.cpp knows the usual endings by their text; it can be told of two more.
+    # llama.cpp knows the usual endings by their text; entries can name two more.
     unusual = [id for id in stops[1:] if tokens[id] not in _ENDINGS]
     entries |= dict(zip(("eot_token_id", "eom_token_id"), unusual, strict=False))
     first = tokenizer_config.flag("add_bos_token", vocabulary.first is not None)

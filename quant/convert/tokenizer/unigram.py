@@ -95,9 +95,9 @@ class _Preparation:
         return entries | ({"precompiled_charsmap": self.table} if self.table else {})
 
     def noted_space(self) -> Space:
-        """The stretches to which our runtime adds a space: llama.cpp does so only where it collapses spaces.
+        """The stretches to which our runtime adds a space: none where spaces collapse, for llama.cpp adds it then.
 
-        Elsewhere it would add one to spaces that are there.
+        Without collapsing, llama.cpp would add a space to stretches that begin with one.
         """
         return "" if self.collapses else self.space
 

@@ -14,7 +14,7 @@ from quant.gguf.header import TOKEN_CONTROL, TOKEN_NORMAL, TOKEN_UNUSED, TOKEN_U
 from quant.notes import Space
 
 FILE = "tokenizer.json"
-# Added tokens of this look steer the model even where they are not marked as special, as llama.cpp has it.
+# Added tokens of this form steer the model even where they are not marked as special; llama.cpp treats them so.
 STEERING = re.compile(r"<\|.*\|>|<｜.*｜>|<unused\d+>|<pad>|<mask>", re.DOTALL)
 
 
@@ -90,7 +90,7 @@ def place_tokens(vocab: dict[str, int], added: Sequence[AddedToken], size: int) 
 
 
 def steps(step: Any, inner: str) -> list[dict[str, Any]]:
-    """A step and those inside of it, flat; `inner` is the key under which a sequence has them."""
+    """The steps in a step, which may be a sequence, as one list; `inner` is the key of a sequence's steps."""
     if step is None:
         return []
     if not isinstance(step, dict):
@@ -117,7 +117,7 @@ def unsupported(step: Mapping[str, Any]) -> UnsupportedModel:
 
 
 def prefix_space(step: Mapping[str, Any]) -> Space:
-    """Which stretches of text a `Metaspace` puts a space in front of: `each`, the `first`, or `never`."""
+    """The stretches of text that a `Metaspace` puts a space in front of: `each`, the `first`, or none (`never`)."""
     scheme = step.get("prepend_scheme", "always")
     if scheme not in ("always", "first", "never"):
         raise broken("`prepend_scheme` is none that there is")

@@ -59,7 +59,7 @@ def _marked(token: str, type: int) -> str:
 
 
 def _steps(normalizer: Mapping[str, Any], added: Sequence[AddedToken]) -> list[list[str]]:
-    """The steps after which added tokens are looked for that are not looked for in the text as it is."""
+    """The steps after which `normalized` added tokens are looked for; none where there are no such tokens."""
     if not any(token.normalized for token in added):
         return []
     wanted = {"BertAccents": "normalizer.strip_accents", "Lowercase": "normalizer.lowercase"}
