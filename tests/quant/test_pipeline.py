@@ -68,9 +68,8 @@ def test_values_arrive_in_their_places(tmp_path: Path, dtype: str) -> None:
 
     def source(name: str) -> np.ndarray:
         entry = next(e for e in quant.safetensors.read_model(folder) if e.name == name)
-        raw = np.frombuffer(
-            folder.read(entry.shard, entry.offset, entry.size), {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}[dtype]
-        )
+        numpy = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+        raw = np.frombuffer(folder.read(entry.shard, entry.offset, entry.size), numpy[dtype])
         wide = (raw.astype(np.uint32) << 16).view(np.float32) if dtype == "BF16" else raw.astype(np.float32)
         return wide.reshape(entry.shape)
 
