@@ -18,6 +18,7 @@ from quant.levels import budget, recipes
 from quant.plan import ModelPlan
 from quant.stream.pipeline import Conversion
 from quant.types import QuantType
+from registry.names import canonical_level
 from registry.sources.local import Folder
 from registry.sources.opening import DEMO
 from tests.converting import write
@@ -109,6 +110,15 @@ def megabytes(plan: ModelPlan, impossible: str, which: str) -> float:
     found = re.search(rf"the {which} is ([\d,.]+) MB", str(refused.value))
     assert found
     return float(found[1].replace(",", ""))
+
+
+def test_a_name_and_the_converter_agree_on_budgets() -> None:
+    for text, written in {"4gb": "4GB", "4.5BPW": "4.5bpw", "3500Kb": "3500KB", "2gib": "2GiB", "1TIB": "1TiB"}.items():
+        assert canonical_level(text) == written
+        assert budget.is_budget(text) and budget.is_budget(written)
+    for level in ("4GBS", "1234567GB", "4.12345GB", "4G", "GB"):
+        assert canonical_level(level) == level
+        assert not budget.is_budget(level)
 
 
 def test_too_little_says_the_least(plan: ModelPlan) -> None:
