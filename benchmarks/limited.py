@@ -18,7 +18,7 @@ from functools import cache
 from pathlib import Path
 
 from runtime.llama.context import Context, ContextParams, sequences
-from runtime.llama.model import Model
+from runtime.llama.model import LlamaModel
 from runtime.machine.hardware import usable_cpus
 
 LIMITS = ("memory.max", "memory.limit_in_bytes")
@@ -65,7 +65,7 @@ def main(path: Path, context: int, running: int, limit: int, folder: Path | None
         (folder / "cgroup.procs").write_text(str(os.getpid()))
     elif limit:
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-    model = Model(path, mapped=False)
+    model = LlamaModel(path, mapped=False)
     made = Context(model, ContextParams(context, sequences(model, running), running, usable_cpus()))
     tokens = min(made.batch_size, context - 1)
     made.put_prompt(0, memoryview(bytes(4 * tokens)).cast("i"), 0, 0, 1)

@@ -23,7 +23,7 @@ from runtime import messages as m
 from runtime.child import Parent
 from runtime.engine.loop import LlamaEngine
 from runtime.llama.context import Context, ContextParams
-from runtime.llama.model import Model
+from runtime.llama.model import LlamaModel
 from runtime.llama.sampling import Sampler
 from runtime.options import Limits, Sampling
 from runtime.worker import SWITCH_SECONDS
@@ -44,7 +44,7 @@ def run(kind: str, path: Path, threads: int, streams: int, tokens: int) -> float
 
 def bare(path: str, threads: int, streams: int, tokens: int) -> float:
     """Tokens per second of `tokens` steps of `streams` rows, each sampled in C, after a prompt for every stream."""
-    model = Model(Path(path))
+    model = LlamaModel(Path(path))
     context = Context(model, ContextParams(POOL, 2 * SEQUENCES, SEQUENCES, threads))
     ids = model.vocabulary.tokenize(PROMPT, special=False, add=True)
     samplers = [Sampler(model.vocabulary, SAMPLING, number, POOL) for number in range(streams)]

@@ -18,7 +18,7 @@ from runtime.cache.pool import CellPool, Sequence
 from runtime.engine.ranking import Ranker
 from runtime.errors import BadRequest, EngineError, PromptTooLong, QueueFull
 from runtime.llama.context import ABORTED, NO_ROOM, OK, POOLING_LAST, POOLING_MEAN, POOLING_RANK, Context
-from runtime.llama.model import Model
+from runtime.llama.model import LlamaModel
 
 # Rows that an encoder computes at once. Attention spans the whole batch, so more rows cost more than they save.
 PACK = 512
@@ -65,7 +65,7 @@ class Embedder:
     `limit` is the number of tokens that an input may have.
     """
 
-    def __init__(self, model: Model, context: Context, pool: CellPool, emit: Callable[[Any], None]) -> None:
+    def __init__(self, model: LlamaModel, context: Context, pool: CellPool, emit: Callable[[Any], None]) -> None:
         self._model = model
         self._vocabulary = model.vocabulary
         self._context = context

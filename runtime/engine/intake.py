@@ -10,7 +10,7 @@ from runtime.engine.prompt import Prompter
 from runtime.engine.session import Session
 from runtime.errors import BadRequest
 from runtime.llama.context import POOLING_RANK, Context
-from runtime.llama.model import Model
+from runtime.llama.model import LlamaModel
 from runtime.llama.sampling import check
 from runtime.text.stops import Stops
 
@@ -18,7 +18,7 @@ from runtime.text.stops import Stops
 class Intake:
     """Makes sessions for one model. Safe to call from any thread."""
 
-    def __init__(self, model: Model, context: Context) -> None:
+    def __init__(self, model: LlamaModel, context: Context) -> None:
         """Raises LoadFailed when the model's chat template is broken."""
         self._vocabulary = model.vocabulary
         self._encoder = model.encoder

@@ -29,7 +29,7 @@ from runtime.engine.session import Session
 from runtime.errors import EngineError, QueueFull, Timeout
 from runtime.llama.context import ABORTED, NO_ROOM, OK, Context, ContextParams, sequences
 from runtime.llama.library import usable_threads
-from runtime.llama.model import Model
+from runtime.llama.model import LlamaModel
 from runtime.llama.sampling import Sampler
 
 # Failed steps in a row after which the process ends.
@@ -41,7 +41,7 @@ _NO_STEP = Step([], [], None, 0.0)
 class LlamaEngine:
     """Answers with llama.cpp. `open`, then `run`; `take` from another thread. `steps` counts what was computed."""
 
-    def __init__(self, load: m.Load, send: Callable[..., None], model: Model, params: ContextParams) -> None:
+    def __init__(self, load: m.Load, send: Callable[..., None], model: LlamaModel, params: ContextParams) -> None:
         """Make the context of `params` for `model`; raises LoadFailed, BadRequest."""
         self._load = load
         self._send = send
@@ -81,7 +81,7 @@ class LlamaEngine:
     def open(cls, load: m.Load, send: Callable[..., None]) -> tuple[Self, m.Ready]:
         """Load the model and make the context; raises LoadFailed, BadRequest. `send` gets `Loading` frames."""
         started = time.monotonic_ns()
-        model = Model(Path(load.path), gpu_layers=load.gpu_layers, progress=_Progress(send))
+        model = LlamaModel(Path(load.path), gpu_layers=load.gpu_layers, progress=_Progress(send))
         threads = min(load.threads, usable_threads())
         cache = load.cache_config
         total = sequences(model, cache.sequences)

@@ -29,7 +29,7 @@ from runtime.engine.session import Session
 from runtime.errors import LoadFailed
 from runtime.llama.context import ABORTED, OK, Context, ContextParams
 from runtime.llama.library import library
-from runtime.llama.model import Model
+from runtime.llama.model import LlamaModel
 from runtime.units import size_text
 
 # A prompt with at most N pending tokens is read as soon in the steps themselves.
@@ -120,7 +120,7 @@ class SlicedThread:
 class SidePrefill:
     """A second KV cache that reads one prompt at a time. Owned by the engine's thread, like the main cache."""
 
-    def __init__(self, model: Model, context: Context, pool: CellPool, params: ContextParams) -> None:
+    def __init__(self, model: LlamaModel, context: Context, pool: CellPool, params: ContextParams) -> None:
         """`context` is the main one, made with `params`; the second one is made when it is needed."""
         self._model, self._main, self._pool, self._params = model, context, pool, params
         self._context: Context | None = None
@@ -136,7 +136,7 @@ class SidePrefill:
         """Memory of the second context now."""
 
     @staticmethod
-    def possible(model: Model) -> bool:
+    def possible(model: LlamaModel) -> bool:
         """Whether prompts of `model` can be read like this."""
         # Cells that the window at the end of a chunk does not cover would not be copied.
         plain = model.memory == "cells" and not model.embeds and (not model.window or model.window >= COPY_TOKENS)

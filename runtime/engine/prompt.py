@@ -13,7 +13,7 @@ from runtime import messages as m
 from runtime.cache.spill import common_prefix
 from runtime.conversation import Turn
 from runtime.errors import BadRequest, PromptTooLong
-from runtime.llama.model import Model
+from runtime.llama.model import LlamaModel
 from runtime.text.template import ChatTemplate, PromptPart
 
 
@@ -34,7 +34,7 @@ class Prompt(NamedTuple):
 class Prompter:
     """Makes prompts for one model whose KV cache has `context` tokens."""
 
-    def __init__(self, model: Model, context: int) -> None:
+    def __init__(self, model: LlamaModel, context: int) -> None:
         """Raises LoadFailed when the chat template is broken."""
         self._model = model
         self._vocabulary = model.vocabulary

@@ -11,7 +11,7 @@ from typing import Any
 
 from runtime.errors import BadRequest, PromptTooLong
 from runtime.llama.context import POOLING_RANK
-from runtime.llama.model import Model
+from runtime.llama.model import LlamaModel
 
 _SLOTS = re.compile(r"(\{query\}|\{document\})")
 
@@ -19,7 +19,7 @@ _SLOTS = re.compile(r"(\{query\}|\{document\})")
 class Ranker:
     """Makes the inputs of one model. Safe to call from any thread."""
 
-    def __init__(self, model: Model, pooling: int, limit: int) -> None:
+    def __init__(self, model: LlamaModel, pooling: int, limit: int) -> None:
         """An input has at most `limit` tokens; `pooling` is the context's."""
         self._model = model
         self._vocabulary = model.vocabulary

@@ -23,7 +23,7 @@ from quant.types import QuantType
 from runtime.defaults import CACHE_TYPE, CACHE_TYPES
 from runtime.errors import BadRequest, LoadFailed
 from runtime.llama.library import LOG, library
-from runtime.llama.model import Model
+from runtime.llama.model import LlamaModel
 
 # `llama_pooling_type`.
 POOLING_NONE, POOLING_MEAN, POOLING_LAST, POOLING_RANK = 0, 1, 3, 4
@@ -52,7 +52,7 @@ class ContextParams:
     batch: int = BATCH
 
 
-def sequences(model: Model, running: int) -> int:
+def sequences(model: LlamaModel, running: int) -> int:
     """How many sequences a context of `model` gets, so that `running` answers can be written at once."""
     if model.recurrent:
         return running  # each costs a state
@@ -66,7 +66,7 @@ class Context:
     `pooling` is llama.cpp's pooling type. `buffers` are bytes by kind: `KV`, `RS`, `compute`, `output`.
     """
 
-    def __init__(self, model: Model, params: ContextParams) -> None:
+    def __init__(self, model: LlamaModel, params: ContextParams) -> None:
         """Raises BadRequest for an unknown cache type, LoadFailed when llama.cpp cannot make the context."""
         if params.kv_type not in CACHE_TYPES:
             raise BadRequest(f"there is no cache type `{params.kv_type}`", f"known are {', '.join(CACHE_TYPES)}")

@@ -20,7 +20,7 @@ LOAD_MODE_NONE = 0
 Memory = Literal["cells", "recurrent", "hybrid"]
 
 
-class Model:
+class LlamaModel:
     """A loaded GGUF file. `handle` is llama.cpp's pointer; `buffers` has the bytes of its buffers by kind.
 
     `size` is the bytes of all weights, `n_embd` the width of its embeddings, `n_ctx_train` the context in tokens that

@@ -14,7 +14,7 @@ import numpy as np
 
 from quant.gguf.header import Header, TensorInfo, read_file
 from runtime.llama.library import library
-from runtime.llama.model import Model
+from runtime.llama.model import LlamaModel
 
 
 class _Traits(ctypes.Structure):
@@ -33,7 +33,7 @@ class _Traits(ctypes.Structure):
 class TokenTypes:
     """The embeddings of a model's tokens, for pairs of texts."""
 
-    def __init__(self, model: Model, header: Header, tokens: TensorInfo, types: TensorInfo) -> None:
+    def __init__(self, model: LlamaModel, header: Header, tokens: TensorInfo, types: TensorInfo) -> None:
         self._width = tokens.shape[0]
         self._table = self._map(model, header, tokens)
         self._decode = self._decoder(tokens)
@@ -42,7 +42,7 @@ class TokenTypes:
         self._difference = self._floats(second, decode) - self._floats(first, decode)
 
     @classmethod
-    def of(cls, model: Model) -> TokenTypes | None:
+    def of(cls, model: LlamaModel) -> TokenTypes | None:
         """For a model with two token types or more, None for any other."""
         header = read_file(model.path)
         tensors = {tensor.name: tensor for tensor in header.tensors}
@@ -58,7 +58,7 @@ class TokenTypes:
         return found
 
     @staticmethod
-    def _map(model: Model, header: Header, tensor: TensorInfo) -> np.ndarray:
+    def _map(model: LlamaModel, header: Header, tensor: TensorInfo) -> np.ndarray:
         rows = tensor.shape[1]
         start = header.data_offset + tensor.offset
         return np.memmap(model.path, np.uint8, "r", start, (rows, tensor.nbytes // rows))

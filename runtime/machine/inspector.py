@@ -51,9 +51,9 @@ def reserve(question: Reserve) -> Reserved:
     """The bytes of a context as the engine makes it."""
     from runtime.llama.context import Context, ContextParams, sequences
     from runtime.llama.library import LOG
-    from runtime.llama.model import Model
+    from runtime.llama.model import LlamaModel
 
-    model = Model(Path(question.path), empty=True)
+    model = LlamaModel(Path(question.path), empty=True)
     wanted = question.cache_config
     total = sequences(model, wanted.sequences)
     context = Context(model, ContextParams(wanted.context, total, wanted.sequences, 1, wanted.kv_type))

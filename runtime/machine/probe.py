@@ -28,7 +28,7 @@ import psutil
 from quant.types import QuantType, Tensor
 from runtime.llama.context import Context, ContextParams
 from runtime.llama.library import library
-from runtime.llama.model import Model
+from runtime.llama.model import LlamaModel
 from runtime.machine.fit import LAYER_SECONDS
 from runtime.machine.inspection import Probe, Probed, write_skeleton
 
@@ -169,7 +169,7 @@ class _Running:
 
     def __init__(self, path: Path, case: Case, question: Probe) -> None:
         write_skeleton(path, _metadata(case), _tensors(case))
-        self._model = Model(path, gpu_layers=-1 if question.card else 0)
+        self._model = LlamaModel(path, gpu_layers=-1 if question.card else 0)
         room = case.before + _ROUNDS.stop * _STEPS.stop
         self._context = Context(self._model, ContextParams(room, 1, 1, question.threads))
         self._position = 0

@@ -18,7 +18,7 @@ from runtime.engine.prompt import Prompt
 from runtime.engine.session import Session
 from runtime.llama.context import Context, ContextParams
 from runtime.llama.library import LOG, library
-from runtime.llama.model import Model
+from runtime.llama.model import LlamaModel
 from runtime.text.stops import Stops
 from tests.runtime.test_engine import WARM, precise, submit, with_worker
 from tests.runtime.working import Worker
@@ -31,7 +31,7 @@ PLENTY = 64 << 20
 class Bench:
     """A model with both caches; `tokens` are a long text."""
 
-    def __init__(self, model: Model, spill: int = PLENTY) -> None:
+    def __init__(self, model: LlamaModel, spill: int = PLENTY) -> None:
         self.model = model
         self.context = Context(model, PARAMS)
         self.spill = Spill(self.context, spill)
@@ -71,14 +71,14 @@ class Bench:
 
 
 @pytest.fixture(scope="module")
-def model(exact: Path) -> Model:
+def model(exact: Path) -> LlamaModel:
     # Sizes of buffers are read in llama.cpp's log, which other tests of this process may have turned off.
     library().llama_log_set(LOG.callback, None)
-    return Model(exact)
+    return LlamaModel(exact)
 
 
 @pytest.fixture
-def bench(model: Model) -> Iterator[Bench]:
+def bench(model: LlamaModel) -> Iterator[Bench]:
     bench = Bench(model)
     yield bench
     bench.side.close()
@@ -86,7 +86,7 @@ def bench(model: Model) -> Iterator[Bench]:
 
 
 @pytest.fixture(scope="module")
-def alone(model: Model) -> Iterator[Bench]:
+def alone(model: LlamaModel) -> Iterator[Bench]:
     bench = Bench(model)
     yield bench
     bench.side.close()
@@ -170,7 +170,7 @@ def test_what_a_window_has_left_behind_is_not_kept(bench: Bench) -> None:
         assert spill.match(session.tokens)[1] == kept
 
 
-def test_without_memory_prompts_are_left_to_the_steps(model: Model, capfd: pytest.CaptureFixture[str]) -> None:
+def test_without_memory_prompts_are_left_to_the_steps(model: LlamaModel, capfd: pytest.CaptureFixture[str]) -> None:
     bench = Bench(model, spill=1 << 20)
     prompt = bench.session(bench.tokens[:300])
     assert bench.side.suits(prompt)

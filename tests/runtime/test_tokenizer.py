@@ -24,7 +24,7 @@ from runtime import messages as m
 from runtime.conversation import Turn
 from runtime.engine.prompt import Prompter
 from runtime.errors import LoadFailed
-from runtime.llama.model import Model
+from runtime.llama.model import LlamaModel
 from runtime.text.notes import read_note
 from runtime.text.tokenizer import STEPS
 from runtime.text.tokenizer import Tokenizer as TextReader
@@ -103,7 +103,7 @@ def hold(
     examples: int = 60,
     follows: Callable[[str], bool] = lambda _: True,
     **files: Any,
-) -> Model:
+) -> LlamaModel:
     """The model, after holding it to the ids of `tokenizers`, with control tokens in the text and without."""
     model = load(tokenizer, path, **files)
     whole, plain = (Tokenizer.from_str(json.dumps(tokenizer)) for _ in range(2))

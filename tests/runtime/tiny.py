@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from quant.convert.planning import plan_model
-from runtime.llama.model import Model
+from runtime.llama.model import LlamaModel
 from tests.converting import write
 from tests.quant.support import Folder, llama_shapes, safetensors
 
@@ -30,7 +30,7 @@ def _ids(tokenizer: dict[str, Any]) -> list[int]:
     return [*ids, *(token["id"] for token in tokenizer["added_tokens"])]
 
 
-def load(tokenizer: dict[str, Any], path: Path, **files: dict[str, Any]) -> Model:
+def load(tokenizer: dict[str, Any], path: Path, **files: dict[str, Any]) -> LlamaModel:
     """The model at `path`; `files` are more of its JSON files, without `.json`."""
     size = max(_ids(tokenizer)) + 3
     shapes = llama_shapes(1, 32, 32, 1, 1, size)
@@ -51,4 +51,4 @@ def load(tokenizer: dict[str, Any], path: Path, **files: dict[str, Any]) -> Mode
     contents = {f"{name}.json": json.dumps(content).encode() for name, content in whole.items()}
     source = Folder(contents={**contents, "model.safetensors": safetensors(weights)})
     write(plan_model(source), "F32", source.stream, path, threads=1)
-    return Model(path)
+    return LlamaModel(path)
