@@ -103,9 +103,9 @@ FUSED_GATED = (
 ENDS = (EMBEDDING, *final_norm(), OUTPUT)
 BASE = (*ENDS, *ATTENTION, *GATED)
 """All but the norms of the layers, in which decoders differ most."""
-STANDARD = (*BASE, *NORMS)
 UNGATED = (*ENDS, *NORMS, *ATTENTION)
 """All but the feed-forward part, for mixtures of experts."""
+STANDARD = (*UNGATED, *GATED)
 
 
 def pair(sizes: DecoderSizes) -> Transform:
