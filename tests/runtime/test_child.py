@@ -110,7 +110,7 @@ def test_a_child_that_exits_says_how(tmp_path: Path) -> None:
 
 
 def test_one_question_gets_one_answer_within_its_time() -> None:
-    assert ask(MODULE, Say("hello"), Answer, 30) == Answer("hello", 0, [])
+    assert ask(MODULE, Say("hello"), Answer, 30) == Answer("hello", os.nice(0), [])
     with pytest.raises(EOFError):
         ask("tests.runtime.no_such_module", Say("hello"), Answer, 30)
     with pytest.raises(TimeoutError):
