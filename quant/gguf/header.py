@@ -1,4 +1,4 @@
-"""Reads the header of a GGUF file and trusts none of it.
+"""Reads the header of a GGUF file: which entries and tensors it has. Trusts none of it.
 
 Source of the format: `docs/gguf.md` of ggml. No weight is read, and only the standard library is needed, so the daemon
 can read a file before any other process opens it. `quant/gguf/check.py` judges whether a header describes a model.

@@ -1,4 +1,4 @@
-"""The values of a GGUF header: how they are laid out, read within bounds, and written.
+"""The values of a GGUF header: their layout, the bounds on their sizes, how they are read and written.
 
 Source: `docs/gguf.md` of ggml. Lengths and counts in a file are claims: none is believed before it was compared with
 the bytes that are left, so memory is never taken for more than the file holds. Integers are Python's, so no sum or

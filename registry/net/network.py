@@ -1,4 +1,4 @@
-"""How a process reaches sources: token, proxies, rate, patience; one record for all of its transfers."""
+"""How a process reaches sources: token, proxies and rate, in one record for all of its transfers."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The engine: one loop that admits requests, computes batches, draws tokens and sends text, for all requests together.
+"""The engine: one loop that admits requests, computes batches, draws tokens, sends text, and ends answers.
 
-`runtime/engine/schedule.py` decides what is in a step. Here the step is computed, a token is drawn for every answer in
-it, and all frames go out in one write.
+The loop serves all requests of its model together. `runtime/engine/schedule.py` decides what is in a step. Here the
+step is computed, a token is drawn for every answer in it, and all frames go out in one write.
 
 Threads: `run` owns the context. `take` is called by the thread that reads the socket, and does there what needs no
 context (`runtime/engine/intake.py`). A cancel that comes while its prompt is being computed aborts that step.

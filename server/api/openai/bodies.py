@@ -1,4 +1,4 @@
-"""Bodies of OpenAI's routes about text."""
+"""Bodies of OpenAI's routes for chats and completions."""
 
 from __future__ import annotations
 
