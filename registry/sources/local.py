@@ -17,7 +17,7 @@ from pathlib import Path
 from registry.errors import AccessDenied, ModelNotFound, SourceUnavailable
 
 LONGEST = 1 << 30  # bytes in one system call
-_PART = re.compile(r"(.+)-\d{5}-of-(\d{5})\.gguf")
+_PART = re.compile(r"(.+)-\d{5}-of-(\d{5})\.gguf", re.IGNORECASE)
 # A folder of the file system itself, which nobody but root may read; it holds no part of a model.
 _FOREIGN = ("lost+found",)
 # Weights too: sentence-transformers keeps the layers behind a pooling in folders of their own.
@@ -155,7 +155,7 @@ def _pieces(path: Path) -> list[str]:
     split = _PART.fullmatch(path.name)
     if not split:
         return [path.name]
-    parts = re.compile(re.escape(split[1]) + r"-\d{5}-of-" + split[2] + r"\.gguf")
+    parts = re.compile(re.escape(split[1]) + r"-\d{5}-of-" + split[2] + r"\.gguf", re.IGNORECASE)
     with os.scandir(path.parent) as entries:
         return sorted(entry.name for entry in entries if parts.fullmatch(entry.name) and _is_regular(entry))
 

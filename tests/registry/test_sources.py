@@ -393,6 +393,15 @@ def test_a_folder_reads_in_place(folder: Path) -> None:
     assert whole(source, "model.safetensors") == WEIGHTS
 
 
+@pytest.mark.parametrize("ending", ["gguf", "GGUF"])
+def test_one_part_of_a_split_file_stands_for_all(tmp_path: Path, ending: str) -> None:
+    parts = [f"m-{number:05}-of-00003.{ending}" for number in (1, 2, 3)]
+    for name in (*parts, f"other-00001-of-00003.{ending}", f"m-00001-of-00002.{ending}"):
+        (tmp_path / name).write_bytes(b"GGUF")
+    with closing(open_folder(tmp_path / parts[0])) as source:
+        assert source.names() == parts
+
+
 def test_demo_comes_with_the_package() -> None:
     source = open_source(parse("demo"), "http://127.0.0.1:1", Net())
     assert "config.json" in source.names()
