@@ -41,7 +41,9 @@ def test_a_prompt_alone_fills_the_batch() -> None:
 
 @pytest.mark.parametrize("answering", [1, 3, 8])
 @pytest.mark.parametrize(
-    "seconds", [measured, lambda rows: 0.02 + 0.004 * rows, lambda rows: 0.02 + 0.0001 * rows], ids=str
+    "seconds",
+    [measured, lambda rows: 0.02 + 0.004 * rows, lambda rows: 0.02 + 0.0001 * rows],
+    ids=["measured", "steep", "flat"],
 )
 def test_a_step_takes_about_as_long_as_the_dial_says(seconds: Callable[[int], float], answering: int) -> None:
     pace = Pace(BATCH, GAP)
@@ -62,7 +64,9 @@ def test_many_that_wait_count_for_more_than_one_that_is_answered() -> None:
 
 
 @pytest.mark.parametrize(
-    "seconds", [measured, lambda rows: 0.02 + 0.004 * rows, lambda rows: 0.02 + 0.0001 * rows], ids=str
+    "seconds",
+    [measured, lambda rows: 0.02 + 0.004 * rows, lambda rows: 0.02 + 0.0001 * rows],
+    ids=["measured", "steep", "flat"],
 )
 def test_seven_that_come_after_the_first_are_soon_answered(seconds: Callable[[int], float]) -> None:
     pace = Pace(BATCH, 10.0)
