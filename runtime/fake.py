@@ -49,8 +49,8 @@ class ScriptedAnswer:
         self._left: Iterator[str] = iter(tokens)
         self._text = ""
 
-    def step(self) -> tuple[str, str]:
-        """The next text, and the reason to end ("" for none)."""
+    def step(self) -> tuple[str, m.FinishReason | None]:
+        """The next text, and the reason to end if the answer ends with it."""
         if self.cancelled:
             return "", "cancelled"
         if 0 <= self._limits.max_tokens <= self.sent:
@@ -63,7 +63,7 @@ class ScriptedAnswer:
         for stop in self._limits.stop:
             if stop in self._text:
                 return self._text[len(before) : self._text.index(stop)], "stop"
-        return text, ""
+        return text, None
 
 
 class FakeEngine:

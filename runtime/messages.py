@@ -6,7 +6,7 @@ are nanoseconds. The daemon chooses the `id` of a request, which every frame abo
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
@@ -158,24 +158,32 @@ class TokenLogprob(msgspec.Struct):
     top: list[tuple[str, int, float, bytes]] = []
 
 
+DeltaKind = Literal["text", "prompt"]
+"""What a piece of an answer is: its own text, or the prompt once more, in front of it (`Submit.echo`)."""
+
+FinishReason = Literal["stop", "length", "cancelled"]
+"""Why an answer ended: by its last token or a stop string, by its limit or the context's, or because nobody waits."""
+
+
 class Delta(msgspec.Struct, tag="delta", omit_defaults=True):
-    """More text of answer `index` of request `id`, from N `tokens`; whole characters, and no part of a stop string."""
+    """More of answer `index` of request `id`, from N `tokens`; whole characters, and no part of a stop string."""
 
     id: int
     text: str
     tokens: int
     index: int = 0
     logprobs: list[TokenLogprob] = []
+    kind: DeltaKind = "text"
 
 
 class Finished(msgspec.Struct, tag="finished", omit_defaults=True):
     """Answer `index` of request `id` is complete.
 
-    `reason` is `stop`, `length` or `cancelled`; `stop` is the stop string that ended it. Times do not count the queue.
+    `stop` is the stop string that ended it. Times do not count the queue.
     """
 
     id: int
-    reason: str
+    reason: FinishReason
     prompt_tokens: int
     answer_tokens: int
     cached: int = 0

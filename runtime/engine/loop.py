@@ -214,7 +214,7 @@ class LlamaEngine:
             self._frames.append(m.Started(session.id, session.prompt_tokens, cached, session.truncated))
         if session.request.echo:
             text = b"".join(map(self._vocabulary.piece, session.tokens)).decode(errors="replace")
-            self._frames.append(m.Delta(session.id, text, 0, session.index))
+            self._frames.append(m.Delta(session.id, text, 0, session.index, kind="prompt"))
 
     # ---- one step
 
@@ -327,7 +327,7 @@ class LlamaEngine:
 
     # ---- answers end
 
-    def _finish(self, session: Session, reason: str) -> None:
+    def _finish(self, session: Session, reason: m.FinishReason) -> None:
         if rest := session.rest():
             self._frames.append(rest)
         self._frames.append(session.finished(reason))

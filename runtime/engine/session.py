@@ -88,7 +88,7 @@ class Session:
         self._unsent, self._logprobs = 0, []
         return delta
 
-    def finished(self, reason: str) -> m.Finished:
+    def finished(self, reason: m.FinishReason) -> m.Finished:
         """The last frame."""
         now = time.monotonic_ns()
         start = self.admitted_ns or now

@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import AsyncGenerator, Iterable
 from contextlib import aclosing
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 from aiohttp import web
@@ -165,13 +166,9 @@ def _written(writer: AnswerWriter, index: int, frame: Answer) -> Iterable[Json]:
 
 
 def _merged(frames: list[Answer]) -> list[Answer]:
-    """The frames of one answer with its text in one piece.
-
-    Text before the first token with probabilities, which is an echo of the prompt, stays apart: offsets count from it.
-    """
+    """The frames of one answer, with neighbouring deltas of one kind joined."""
     deltas = [frame for frame in frames if isinstance(frame, Delta)]
-    echo = next((number for number, delta in enumerate(deltas) if delta.logprobs), 0)
-    pieces = [_joined(piece) for piece in (deltas[:echo], deltas[echo:]) if piece]
+    pieces = [_joined(list(piece)) for _, piece in groupby(deltas, key=lambda delta: delta.kind)]
     started = [frame for frame in frames if isinstance(frame, Started)]
     return [*started, *pieces, *(frame for frame in frames if isinstance(frame, Finished))]
 
@@ -179,4 +176,5 @@ def _merged(frames: list[Answer]) -> list[Answer]:
 def _joined(deltas: list[Delta]) -> Delta:
     rows = [row for delta in deltas for row in delta.logprobs]
     text = "".join(delta.text for delta in deltas)
-    return Delta(deltas[0].id, text, sum(delta.tokens for delta in deltas), deltas[0].index, rows)
+    first = deltas[0]
+    return Delta(first.id, text, sum(delta.tokens for delta in deltas), first.index, rows, first.kind)

@@ -140,21 +140,16 @@ class OpenAITextWriter(OpenAIWriter):
 class TokenOffset:
     """Where in an answer's text the next token with probabilities stands, in characters.
 
-    An echo of the prompt comes first and has no probabilities. After the first token that has some, text that stop
-    strings hold back arrives late, so offsets count the tokens' own lengths.
+    The prompt counts where it is repeated in front of the answer. Text of the answer that stop strings hold back
+    arrives late, so offsets count the tokens' own lengths.
     """
 
     at: int = 0
-    begun: bool = False
 
     def advance(self, frame: Delta) -> int:
         """The offset of the first token of `frame`."""
         at = self.at
-        if frame.logprobs:
-            self.at += sum(len(row.token) for row in frame.logprobs)
-            self.begun = True
-        elif not self.begun:
-            self.at += len(frame.text)
+        self.at += len(frame.text) if frame.kind == "prompt" else sum(len(row.token) for row in frame.logprobs)
         return at
 
 
