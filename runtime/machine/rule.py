@@ -1,6 +1,6 @@
 """Which of these candidates does the rule choose, and why? A pure function of sizes, the machine and a wish.
 
-The rule (DESIGN §4) takes the highest level, up to Q8_0, that fits and is fast enough. It fits when its weights, cache
+The rule takes the highest level, up to Q8_0, that fits and is fast enough. It fits when its weights, cache
 and compute buffers take no more memory than models may use. It is fast enough when it is predicted to write at least 10
 tokens per second. If none is that fast, the rule takes Q4_K_M, or the largest level above it that is no slower. It goes
 below Q4_K_M only when memory or disk force it, and without importance data never below Q3_K_M, unless the user asks.
