@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-from runtime.llama.context import Context, ContextParams, sequences
+from runtime.llama.context import Context, ContextParams, sequence_count
 from runtime.llama.model import LlamaModel
 from runtime.machine.hardware import usable_cpus
 
@@ -66,7 +66,7 @@ def main(path: Path, context: int, running: int, limit: int, folder: Path | None
     elif limit:
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     model = LlamaModel(path, mapped=False)
-    made = Context(model, ContextParams(context, sequences(model, running), running, usable_cpus()))
+    made = Context(model, ContextParams(context, sequence_count(model, running), running, usable_cpus()))
     tokens = min(made.batch_size, context - 1)
     made.put_prompt(0, memoryview(bytes(4 * tokens)).cast("i"), 0, 0, 1)
     made.decode(tokens)

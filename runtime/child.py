@@ -169,7 +169,7 @@ class Child:
 
     def kill(self) -> None:
         """End it now, with SIGKILL; harmless when it is gone."""
-        # Not `process.kill`: that collects a status that is waiting, and `wait` would never learn it.
+        # Not `process.kill`: it would collect the exit status of an ended process, and `wait` would never get it.
         if self._process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGKILL)

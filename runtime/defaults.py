@@ -1,4 +1,7 @@
-"""Defaults of settings that processes share. Imports nothing, because the command line reads settings at its start."""
+"""Defaults of settings, and numbers of the KV cache, that processes share.
+
+Imports nothing, because the command line reads settings at its start.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,11 @@ CONTEXT = 8192
 SEQUENCES = 8
 CONTEXT_RANGE = (64, 16 << 20)
 SEQUENCES_RANGE = (1, 64)
+
+# llama.cpp rounds the tokens of a KV cache up to a multiple of this.
+CONTEXT_STEP = 256
+# Rows of a batch at most.
+BATCH = 512
 
 # Element types of the KV cache.
 CACHE_TYPES = ("F16", "Q8_0", "Q4_0", "BF16", "F32")

@@ -132,7 +132,6 @@ class FakeEngine:
                 vector = struct.pack(f"<{size}f", *([1.0] + [0.0] * (size - 1)))
                 count = sum(len(_words(text)) if isinstance(text, str) else len(text) for text in frame.inputs)
                 self._send(m.Vectors(frame.id, [vector] * len(frame.inputs), count))
-
             case m.Rank():
                 scores = [struct.pack("<f", len(_words(text))) for text in frame.documents]
                 self._send(m.Vectors(frame.id, scores, len(scores)))

@@ -36,9 +36,10 @@ class CacheConfig(msgspec.Struct, frozen=True):
 class Load(msgspec.Struct, tag="load"):
     """The first frame: the file of the model to hold, and the KV cache to make for it.
 
-    `gap` is how many times the usual step one may take while prompts come in (`runtime/engine/pace.py`).
-    `spill` is how many bytes of plain memory may hold what is outside of the pool: conversations that left it, a prompt
-    that is read beside answers; -1 is half of the cache's size.
+    `gap` is how many times as long as usual a step may take while prompts are read (`runtime/engine/pace.py`). `queue`
+    requests may wait. `spill` is the bytes of memory beside the KV cache that copies of conversations, and a prompt
+    that is read beside answers, may take; -1 is half of the cache's size. `engine` is `llama`, or `fake` with a
+    `script`.
     """
 
     path: str
@@ -58,6 +59,7 @@ class Submit(msgspec.Struct, tag="submit", omit_defaults=True):
     `parse_special` lets text of a raw prompt spell control tokens. `truncate` drops the oldest turns, or the head of a
     raw prompt, when the prompt does not fit. `shift` lets the context slide when an answer reaches its end.
     `count` answers are drawn from one prompt. `logprobs` is the number of alternatives reported, -1 for none at all.
+    `echo` puts the prompt's text before each answer.
     """
 
     id: int
@@ -111,7 +113,7 @@ ToWorker = Load | Submit | Embed | Rank | Tokenize | Cancel | Shutdown
 
 
 class Numbered(msgspec.Struct):
-    """The id of any frame, to answer one that breaks a range; 0 where it has none."""
+    """The id alone of a frame of any kind, to answer one that breaks a range; 0 for a frame without an id."""
 
     id: int = 0
 

@@ -41,7 +41,7 @@ Stop = Annotated[str, Meta(max_length=MAX_STOP_LENGTH)]
 class Sampling(msgspec.Struct, omit_defaults=True):
     """How the next token is drawn; defaults are Ollama's. `temperature` 0 is greedy, `seed` -1 is random.
 
-    `logit_bias` maps token ids to what is added to their logits.
+    `logit_bias` maps token ids to numbers that are added to their logits.
     """
 
     temperature: Strength = 0.8

@@ -9,7 +9,7 @@ CPUINFO = Path("/proc/cpuinfo")
 
 
 def processor_name(cpuinfo: Path = CPUINFO) -> str:
-    """The name of the processor, `AMD EPYC 7763` say; elsewhere than on Linux Python's own word for it."""
+    """The name of the processor, `AMD EPYC 7763` say; on other systems Python's name for it."""
     names = _values("model name", cpuinfo) or []
     return names[0] if names else platform.processor() or platform.machine()
 

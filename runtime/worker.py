@@ -29,7 +29,7 @@ class Engine(Protocol):
     """Answers requests: a real engine in `runtime.engine.loop`, a scripted one in `runtime.fake`."""
 
     steps: int
-    """Steps so far. One that stands still while the engine is busy means that it hangs."""
+    """Steps so far. A count that stands still while the engine is busy means that the engine hangs."""
 
     @classmethod
     def open(cls, load: m.Load, send: Callable[..., None]) -> tuple[Self, m.Ready]:
@@ -80,7 +80,7 @@ def _engine(name: str) -> type[Engine]:
 
 
 def _refuse(send: Callable[..., None], body: bytes, error: msgspec.ValidationError) -> None:
-    """Answer a frame that breaks a range of `runtime/options.py`; the daemon, which checks them too, sends none."""
+    """Answer a frame that breaks a range of `runtime/options.py`; the daemon checks them too, and sends none."""
     frame = msgspec.msgpack.decode(body, type=m.Numbered)
     send(m.Failed(frame.id, BadRequest.code, str(error)))
 

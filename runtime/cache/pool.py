@@ -10,7 +10,7 @@ When an answer is complete its sequence is parked: it keeps its cells until othe
 begins alike can continue it. The least recently parked sequence gives way first.
 
 Recurrent and hybrid models cannot be cut at any position, only restored at the end of a sequence or at a checkpoint
-(`runtime/cache/spill.py`). `CellPool.checkpoints` decides where checkpoints are made.
+(`runtime/cache/spill.py`). `CellPool.checkpoint_positions` decides where checkpoints are made.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Protocol
 from runtime.cache.spill import WORTH_KEEPING, Copy, Spill, common_prefix
 from runtime.llama.model import Memory
 
-# Parked sequences keep at most this part of the cells: 1 / 8.
+# Parked sequences keep at most 1 / N of the cells.
 PARKED_SHARE = 8
 
 
@@ -56,15 +56,15 @@ class Cache(Protocol):
     def cut(self, sequence: int, start: int, /) -> bool:
         """Drop the positions of `sequence` from `start` on; False, and nothing done, where the model cannot."""
 
-    def shift(self, sequence: int, keep: int, gone: int, /) -> bool:
-        """Drop `gone` positions after the first `keep`, and move up the rest; False where the model cannot."""
+    def shift(self, sequence: int, keep: int, count: int, /) -> bool:
+        """Drop `count` positions after the first `keep`, and move up the rest; False where the model cannot."""
 
 
 class CellPool:
-    """Does to the KV cache what it is asked for, and keeps the books. `cells` is the capacity, `used` the cells in use.
+    """Changes the KV cache, and counts along. `cells` is the capacity, `used` the cells in use.
 
-    Whether the sequences of `memory` can be cut decides much here; `spill` holds copies of sequences that were dropped,
-    and checkpoints.
+    `memory` says whether a sequence can be cut at any position ("cells") or needs a checkpoint to go back. `spill`
+    holds the checkpoints, and copies of sequences that were dropped.
     """
 
     def __init__(self, cache: Cache, cells: int, sequences: int, memory: Memory, spill: Spill) -> None:
@@ -83,7 +83,7 @@ class CellPool:
     @property
     def busy_cells(self) -> int:
         """Cells that at least one busy sequence holds."""
-        # A span that several hold is one object, and counts once.
+        # A span that several sequences own is one object, and counts once.
         return sum({id(span): span.size for seq in self.sequences if seq.busy for span in seq.spans}.values())
 
     def match(self, tokens: array[int]) -> tuple[Sequence | None, int]:
@@ -103,8 +103,9 @@ class CellPool:
     def start(self, source: Sequence | None, length: int) -> Sequence | None:
         """A busy sequence that holds the first `length` tokens of `source`; None when all sequences are busy.
 
-        A parked source that ends there is taken over. Otherwise an empty sequence shares the source's cells; when none
-        is empty, the least recently parked one is emptied for it.
+        A parked source that ends there is continued itself. Otherwise an empty sequence shares the source's cells; when
+        none is empty, the least recently parked one is emptied for it. When the source is the only parked sequence, it
+        is cut to `length` and continued itself.
         """
         if source and not source.busy and length == len(source.tokens):
             source.busy = True
@@ -122,12 +123,12 @@ class CellPool:
             self._put_away(target)
         if source and length:
             self.share(source, target, length)
-            if checkpoint and not self._restored(target, checkpoint):
+            if checkpoint and not self._restore(target, checkpoint):
                 self.clear(target)
         target.busy = True
         return target
 
-    def checkpoints(self, tokens: array[int], length: int, stable: int) -> list[int]:
+    def checkpoint_positions(self, tokens: array[int], length: int, stable: int) -> list[int]:
         """Positions at which to make checkpoints while `tokens` are read; the first `length` are in the cache already.
 
         There are up to three. The first is where an earlier prompt parted from this one, because others may part there
@@ -140,6 +141,8 @@ class CellPool:
         parting = max(parting, self.spill.longest_prefix(tokens))
         positions: list[int] = []
         for position in sorted({parting, stable, len(tokens) - 1}):
+            # A checkpoint close behind another saves little. The one after `stable` is made all the same, because the
+            # conversation's next prompt continues there.
             far = position >= (positions[-1] if positions else length) + WORTH_KEEPING
             if far or position == stable > length:
                 positions.append(position)
@@ -189,13 +192,13 @@ class CellPool:
         del seq.tokens[length:]
         return done
 
-    def shift(self, seq: Sequence, keep: int, gone: int) -> bool:
-        """Drop `gone` tokens of `seq` after the first `keep`; False where it shares cells, or the model cannot."""
-        if any(span.owners > 1 for span in seq.spans) or not self._cache.shift(seq.number, keep, gone):
+    def shift(self, seq: Sequence, keep: int, count: int) -> bool:
+        """Drop `count` tokens of `seq` after the first `keep`; False where it shares cells, or the model cannot."""
+        if any(span.owners > 1 for span in seq.spans) or not self._cache.shift(seq.number, keep, count):
             return False
-        del seq.tokens[keep : keep + gone]
+        del seq.tokens[keep : keep + count]
         seq.spans = [Span(len(seq.tokens))]
-        self.used -= gone
+        self.used -= count
         return True
 
     def clear(self, seq: Sequence) -> None:
@@ -234,8 +237,8 @@ class CellPool:
     def recall(self, tokens: array[int], length: int) -> bool:
         """Restore the copy that has more of `tokens` than the `length` in the cache, if it is worth it.
 
-        False when nothing was changed in the cache. When there is no room the copy may be left out although
-        sequences were evicted for it, and the caller has to `match` again.
+        True where the cache may have changed, so that the caller has to `match` again: sequences may have been evicted
+        even though the copy had no room in the end.
         """
         copy, usable = self.spill.match(tokens)
         if copy is None or usable < length + WORTH_KEEPING:
@@ -258,8 +261,8 @@ class CellPool:
             return None
         return self.spill.latest_checkpoint(seq.tokens, length)
 
-    def _restored(self, seq: Sequence, checkpoint: Copy) -> bool:
-        """Put the checkpoint's state into `seq`, which has the same tokens; False, and it is empty, without room."""
+    def _restore(self, seq: Sequence, checkpoint: Copy) -> bool:
+        """Put the checkpoint's state into `seq`, which begins with its tokens; without room empty it: False."""
         if self.memory == "recurrent":
             self._cache.cut(seq.number, 0)
         return self.spill.restore(checkpoint, seq.number)
@@ -267,7 +270,7 @@ class CellPool:
     def _cut_back(self, seq: Sequence, length: int) -> None:
         """Cut `seq` to `length`, with a checkpoint where that takes one; without one it may end up empty."""
         checkpoint = self._checkpoint(seq, length)
-        lost = checkpoint and not self._restored(seq, checkpoint)
+        lost = checkpoint and not self._restore(seq, checkpoint)
         self.cut(seq, 0 if lost else length)
 
     def vacant(self) -> Sequence | None:

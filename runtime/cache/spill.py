@@ -54,9 +54,9 @@ class Spill:
     def __init__(self, states: States, limit: int, memory: Memory = "cells", window: int = 0) -> None:
         """`window` is the model's sliding window in tokens, 0 for none.
 
-        llama.cpp saves of a sequence longer than the window only those cells that the window still covers. A prompt
-        that parts from it earlier would miss the others, and llama.cpp does not report that. Such sequences are not
-        copied.
+        When a sequence is longer than the window, llama.cpp saves only the cells that the window still covers. A prompt
+        that parts from the copy earlier would miss the other cells, and llama.cpp does not report that. So such a
+        sequence is not copied.
         """
         self._states = states
         self._window = window
@@ -95,7 +95,7 @@ class Spill:
         return best, length
 
     def usable(self, tokens: array[int], common: int) -> int:
-        """How many of the first `common` tokens of a sequence that holds `tokens` another one can begin with.
+        """How many of its first `common` tokens another sequence can take over from one that holds `tokens`.
 
         Cells are usable up to any position. A recurrent state is usable at the end of `tokens`, and at checkpoints.
         """
@@ -105,7 +105,7 @@ class Spill:
         return len(checkpoint.tokens) if checkpoint else 0
 
     def latest_checkpoint(self, tokens: array[int], common: int) -> Copy | None:
-        """The longest checkpoint whose tokens are among the first `common` of `tokens`."""
+        """The longest checkpoint whose tokens are a beginning of the first `common` of `tokens`."""
         fits = [copy for copy in self._checkpoints() if len(copy.tokens) <= common]
         fits = [copy for copy in fits if _begins(tokens, copy.tokens)]
         return max(fits, key=lambda copy: len(copy.tokens), default=None)

@@ -21,9 +21,9 @@ from runtime.llama.context import ABORTED, NO_ROOM, OK, POOLING_LAST, POOLING_ME
 from runtime.llama.model import LlamaModel
 
 # Rows that an encoder computes at once. Attention spans the whole batch, so more rows cost more than they save.
-PACK = 512
+ENCODER_ROWS = 512
 # Answers that may begin while the first request waits for room. After these, no answer begins until it has room.
-PATIENCE = 8
+MAX_OVERTAKING = 8
 
 
 @dataclass(eq=False)
@@ -86,7 +86,7 @@ class Embedder:
     @property
     def patient(self) -> bool:
         """Whether answers may begin before the first request here."""
-        return not self._jobs or self._jobs[0].overtaken < PATIENCE
+        return not self._jobs or self._jobs[0].overtaken < MAX_OVERTAKING
 
     @property
     def pending(self) -> int:
@@ -179,7 +179,7 @@ class Embedder:
         batch: list[array[int]] = []
         for ids in job.inputs[len(job.vectors) :]:
             if batch and (
-                row + len(ids) > min(PACK, self._context.batch_size) or len(batch) == len(self._pool.sequences)
+                row + len(ids) > min(ENCODER_ROWS, self._context.batch_size) or len(batch) == len(self._pool.sequences)
             ):
                 break
             self._context.put_prompt(row, memoryview(ids), 0, len(batch), len(ids))
@@ -193,6 +193,7 @@ class Embedder:
 
     def _begin(self, job: EmbedJob, promised: int) -> bool:
         """Give sequences to the next inputs, as many as there is room for; False where answers have to end first."""
+        # A model that writes keeps most sequences for its answers.
         most = len(self._pool.sequences) if self._model.embeds else 1 + len(self._pool.sequences) // 4
         for ids in job.inputs[len(job.vectors) :][:most]:
             promised += len(ids)
@@ -213,31 +214,31 @@ class Embedder:
         With pooling by the last token, only that token's vector is needed: the others are computed first, like a
         prompt, and the last tokens of all inputs then make one batch. Other pooling needs the vector of every token.
         """
-        last = self._context.pooling in (POOLING_LAST, POOLING_RANK)
-        heads = [(reading, reading.left - 1) for reading in job.readings if reading.left > 1] if last else []
-        wanted = not heads
+        by_last_token = self._context.pooling in (POOLING_LAST, POOLING_RANK)
+        pending = [(reading, reading.left - 1) for reading in job.readings if reading.left > 1] if by_last_token else []
+        wanted = not pending
         if wanted:
-            heads = [(reading, reading.left) for reading in job.readings if reading.left]
-            rows = max(1, min(rows, self._context.outputs)) if not last else len(heads)
+            pending = [(reading, reading.left) for reading in job.readings if reading.left]
+            rows = max(1, min(rows, self._context.outputs)) if not by_last_token else len(pending)
         chunks, row = [], 0
-        for reading, left in heads:
+        for reading, left in pending:
             if count := min(left, rows - row):
                 start = len(reading.seq.tokens)
                 chunk = reading.ids[start : start + count]
                 self._context.put_prompt(row, memoryview(chunk), start, reading.seq.number, count if wanted else 0)
                 chunks.append((reading, chunk))
                 row += count
-        if not self._decoded(job, row, wanted):
+        if not self._decode(job, row, wanted):
             return
         for reading, chunk in chunks:
             if wanted:
-                self._take(reading, len(chunk))
+                self._accumulate(reading, len(chunk))
             self._pool.grow(reading.seq, chunk)
         if not any(reading.left for reading in job.readings):
             job.vectors += [self._result(reading.vector) for reading in job.readings]
             self._put_back(job)
 
-    def _decoded(self, job: EmbedJob, rows: int, wanted: bool) -> bool:
+    def _decode(self, job: EmbedJob, rows: int, wanted: bool) -> bool:
         """Compute `rows` rows; False where they are to be tried again. Raises EngineError."""
         self._context.embed_mode(wanted)
         status = self._context.decode(rows)
@@ -254,14 +255,14 @@ class Embedder:
             _check(status)
         return False
 
-    def _take(self, reading: Reading, rows: int) -> None:
+    def _accumulate(self, reading: Reading, rows: int) -> None:
         """Add llama.cpp's pooled vector of a chunk of `rows` tokens to the input's."""
         vector = self._context.pooled(reading.seq.number)
         if self._context.pooling == POOLING_MEAN:
             part = vector * rows  # the sum, not the mean: only its direction counts in the end
             reading.vector = part if reading.vector is None else reading.vector + part
         elif reading.vector is None or self._context.pooling in (POOLING_LAST, POOLING_RANK):
-            reading.vector = vector.copy()
+            reading.vector = vector.copy()  # CLS pooling keeps the first chunk's
 
     def _result(self, vector: Any) -> bytes:
         """The frame's bytes: a unit vector, or a ranking's score, which is the first number of its vector."""

@@ -11,7 +11,7 @@ from runtime.engine.session import Session
 from runtime.errors import BadRequest
 from runtime.llama.context import POOLING_RANK, Context
 from runtime.llama.model import LlamaModel
-from runtime.llama.sampling import check
+from runtime.llama.sampling import check_biases
 from runtime.text.stops import Stops
 
 
@@ -31,7 +31,7 @@ class Intake:
             raise BadRequest("this model ranks texts and cannot write", "ask it to rank (`/v1/rerank`)")
         if self._encoder:
             raise BadRequest("this model makes embeddings and cannot write", "ask for embeddings")
-        check(request.sampling, self._vocabulary.size)
+        check_biases(request.sampling, self._vocabulary.size)
         if (request.turns is None) == (request.prompt is None):
             raise BadRequest("a request has either turns or a prompt")
         prompt = self._prompter.prompt(request)

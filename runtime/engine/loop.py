@@ -27,7 +27,7 @@ from runtime.engine.prefill import SidePrefill
 from runtime.engine.schedule import Schedule, Step
 from runtime.engine.session import Session
 from runtime.errors import EngineError, QueueFull, Timeout
-from runtime.llama.context import ABORTED, NO_ROOM, OK, Context, ContextParams, sequences
+from runtime.llama.context import ABORTED, NO_ROOM, OK, Context, ContextParams, sequence_count
 from runtime.llama.library import usable_threads
 from runtime.llama.model import LlamaModel
 from runtime.llama.sampling import Sampler
@@ -39,7 +39,7 @@ _NO_STEP = Step([], [], None, 0.0)
 
 
 class LlamaEngine:
-    """Answers with llama.cpp. `open`, then `run`; `take` from another thread. `steps` counts what was computed."""
+    """Answers with llama.cpp. Call `open`, then `run`; another thread calls `take`. `steps` counts computed batches."""
 
     def __init__(self, load: m.Load, send: Callable[..., None], model: LlamaModel, params: ContextParams) -> None:
         """Make the context of `params` for `model`; raises LoadFailed, BadRequest."""
@@ -70,7 +70,7 @@ class LlamaEngine:
         self._computing = _NOTHING
         """Requests whose prompts are being computed, in a step that may be aborted."""
         self._calm = True
-        """Whether the last step was not followed by a slice of a prompt."""
+        """False after a step that a slice of a prompt followed: the slice leaves cold caches for the next step."""
         self._faults = 0
         self._closing = False
         self.steps = 0
@@ -84,7 +84,7 @@ class LlamaEngine:
         model = LlamaModel(Path(load.path), gpu_layers=load.gpu_layers, progress=_Progress(send))
         threads = min(load.threads, usable_threads())
         cache = load.cache_config
-        total = sequences(model, cache.sequences)
+        total = sequence_count(model, cache.sequences)
         engine = cls(load, send, model, ContextParams(cache.context, total, cache.sequences, threads, cache.kv_type))
         # The garbage collector would walk through all modules and the model's vocabulary again and again, in the
         # middle of a step. They live as long as the process, so it is told to leave them out.
@@ -173,7 +173,7 @@ class LlamaEngine:
             pass
         while idle or not self._inbox.empty():
             idle = False
-            item = self._inbox.get()
+            item = self._inbox.get()  # blocks at most once, when idle
             match item:
                 case list():
                     self._queued -= 1
@@ -233,7 +233,8 @@ class LlamaEngine:
                 tokens = memoryview(session.tokens)[start : start + size]
                 context.put_prompt(row, tokens, start, session.seq.number, wanted)
             row += size
-        # An abort costs every session of the step its rows. A recurrent state cannot go back to before the step, so
+        # More rows than stretches: at least one stretch is a prompt's, so the step may take long. An abort costs every
+        # session of the step its rows. A recurrent state cannot go back to before the step, so
         # with such a model only a step of one session may be aborted.
         if row > len(stretches) and (self._model.memory == "cells" or len(stretches) == 1):
             self._computing = frozenset(stretch.session.id for stretch in stretches if stretch.size > 1)
@@ -309,7 +310,8 @@ class LlamaEngine:
         """Deal with a step that was not computed: aborted, without room after all, or failed."""
         for session, start, _, _ in self._step.stretches:
             if session.seq and not self._context.cut(session.seq.number, start):
-                self._pool.clear(session.seq)  # a recurrent state cannot go back: from the last checkpoint on
+                # A recurrent state cannot go back: the session starts again from its last checkpoint.
+                self._pool.clear(session.seq)
                 self._schedule.set_back(session)
         if status == ABORTED:
             return

@@ -1,14 +1,14 @@
 """How many rows of prompts a step takes beside running answers, so that these do not stutter.
 
-The setting `gap` is the dial: how many times as long as usual a step of answers may take while prompts are read. Less
-keeps answers smooth and lets new requests wait; more lets them in sooner, and shows. Prompts are not held back when no
-answer is running. Where more requests wait for their first token than are answered, a step may take longer in that
-proportion.
+The setting `gap` is the dial: how many times as long as usual a step of answers may take while prompts are read. A
+small gap keeps answers smooth and lets new requests wait. A large one lets them in sooner, and answers stutter. Prompts
+are not held back when no answer is running. Where more requests wait for their first token than are answered, a step
+may take longer in that proportion.
 
 Long prompts are read between the steps, in slices of time (`runtime/engine/prefill.py`). A slice takes the time that
 the dial leaves beside a step. At a gap of g a prompt so takes g / (g - 1) times as long as alone. A few tokens are
-read in the steps themselves. Long prompts are too where slices are not possible; since rows in a step of answers are
-dear, a step may then take `PATIENCE` times as long as the dial says.
+read in the steps themselves, as are long prompts where slices are not possible. Rows in a step of answers are
+expensive, so a step may then take `PATIENCE` times as long as the dial says.
 
 Measured on two processors with AVX-512 (1.1 B parameters at Q4_K_M, one row takes 21 to 29 ms). "Step" is the length of
 a step in usual steps; "first" is the time to the first token of a prompt of 900 words, divided by that time alone.
@@ -22,7 +22,7 @@ a step in usual steps; "first" is the time to the first token of a prompt of 900
 | in slices, gap 4 | 4.9 (99th percentile) | 1.5 |
 | at the same time, a thread for each | 1.9 | 2.0 |
 
-From 16 rows on kernels work at full width. The last line has no dial, and cannot be had on one processor.
+From 16 rows on kernels work at full width. The way of the last row has no dial, and needs two processors.
 
 A step's time does not grow evenly with its rows: the first few cost most, and kernels work on rows in fours and
 sixteens. So few sizes are used, and the time of each is learned from the steps themselves, the smallest first.
@@ -109,14 +109,14 @@ class Pace:
         """How long a step of answers alone takes: as measured, else between the sizes next to it."""
         if answering in self._usual:
             return self._usual[answering]
-        seen = {size: seconds * self._scale for size, seconds in self._mixed.items()} | self._usual
-        below = max((size for size in seen if size <= answering), default=0)
-        above = min((size for size in seen if size >= answering), default=0)
+        measured = {size: seconds * self._scale for size, seconds in self._mixed.items()} | self._usual
+        below = max((size for size in measured if size <= answering), default=0)
+        above = min((size for size in measured if size >= answering), default=0)
         if not (below and above):
-            known = below or above
-            return seen[known] * answering / known if known else 0.0
+            nearest = below or above
+            return measured[nearest] * answering / nearest if nearest else 0.0
         share = (answering - below) / (above - below) if above > below else 0.0
-        return seen[below] + share * (seen[above] - seen[below])
+        return measured[below] + share * (measured[above] - measured[below])
 
     def _expected(self, size: int, known: list[tuple[int, float]]) -> float:
         """How long a step of `size` rows will take. `known` are smaller sizes and their seconds, in order.

@@ -1,10 +1,10 @@
 """Reads long prompts beside running answers: in a KV cache of their own, in slices of time between the steps.
 
-A few rows of a prompt cost far more in a step of answers than among their like, and many rows make a gap in every
-answer. So a long prompt is read in a second context of the same model, with the same weights, many rows at a time. It
-stands still while a step is computed. llama.cpp asks after every node of a graph whether to abort; when the slice is
-over, the side thread does not answer before the next slice begins. So only one of the two contexts computes at any
-time, with all threads, and the time that answers wait is chosen in seconds, however many rows that is
+A few rows of a prompt cost far more in a step of answers than in a batch of a prompt alone, and many rows make a gap in
+every answer. So a long prompt is read in a second context of the same model, with the same weights, many rows at a
+time. It stands still while a step is computed. llama.cpp asks after every node of a graph whether to abort; when the
+slice is over, the side thread does not answer before the next slice begins. So only one of the two contexts computes at
+any time, with all threads, and the time that answers wait is chosen in seconds, however many rows that is
 (`runtime/engine/pace.py`). The cells are then copied into the model's main cache, chunk by chunk, which takes a
 five-hundredth of the time that computing them took.
 
@@ -54,7 +54,7 @@ class SlicedThread:
 
     def __init__(self) -> None:
         self.longest = 0.0
-        """The longest time between two questions of the last call that ended, in seconds."""
+        """Seconds between two calls of `pause_or_abort` at most, in the last call that ended."""
         self.result = OK
         self._call: Callable[[], int] | None = None
         self._start, self._stopped = Semaphore(0), Semaphore(0)
@@ -127,8 +127,8 @@ class SidePrefill:
         self._thread = SlicedThread()
         # llama.cpp keeps the bare pointer: this reference keeps the callback alive.
         self._callback = library().ggml_abort_callback(self._thread.pause_or_abort)
-        self._tokens = array("i")  # what the second cache holds
-        self._chunk = array("i")  # what is being computed there
+        self._tokens = array("i")  # the tokens in the second cache
+        self._chunk = array("i")  # the tokens being computed there
         self._session: Session | None = None
         self._rows = MOST_ROWS
         self._not_before = 0.0
@@ -206,10 +206,10 @@ class SidePrefill:
         in_side = min(common_prefix(self._tokens, session.tokens), len(session.tokens) - 1)
         if in_side > in_main:
             return self._hand_over(session, seq, min(in_side, in_main + COPY_TOKENS))
-        context = self._made(len(session.tokens))
+        context = self._context_for(len(session.tokens))
         if context is None:
             return False
-        if len(self._tokens) > in_side:  # of another prompt
+        if len(self._tokens) > in_side:  # the rest belongs to another prompt
             context.cut(PROMPT, in_side)
             del self._tokens[in_side:]
         if in_side < in_main:
@@ -261,7 +261,7 @@ class SidePrefill:
         self._tokens.extend(seq.tokens[start:end])
         return True
 
-    def _made(self, tokens: int) -> Context | None:
+    def _context_for(self, tokens: int) -> Context | None:
         """The second context, with room for `tokens`; None where there is no memory for it. Raises LoadFailed."""
         if self._context and self._context.tokens >= tokens:
             return self._context

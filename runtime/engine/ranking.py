@@ -13,7 +13,7 @@ from runtime.errors import BadRequest, PromptTooLong
 from runtime.llama.context import POOLING_RANK
 from runtime.llama.model import LlamaModel
 
-_SLOTS = re.compile(r"(\{query\}|\{document\})")
+_PLACEHOLDERS = re.compile(r"(\{query\}|\{document\})")
 
 
 class Ranker:
@@ -26,7 +26,7 @@ class Ranker:
         self._ranks = pooling == POOLING_RANK
         self._limit = limit
         template = model.rerank_template if self._ranks else None
-        self._parts = _SLOTS.split(template) if template else []
+        self._parts = _PLACEHOLDERS.split(template) if template else []
         controls = sorted(model.vocabulary.control_texts(), key=len, reverse=True) if self._parts else []
         self._token_types = self._read_token_types() if self._ranks and model.encoder else None
         self._control = re.compile("(" + "|".join(map(re.escape, filter(None, controls))) + ")") if controls else None
@@ -50,7 +50,7 @@ class Ranker:
         return np.concatenate([self._token_types.vectors(ids, second) for ids in inputs])
 
     def _read_token_types(self) -> Any:
-        from runtime.llama.token_types import TokenTypes  # as above
+        from runtime.llama.token_types import TokenTypes  # NumPy, as above
 
         return TokenTypes.of(self._model)
 
@@ -77,12 +77,12 @@ class Ranker:
         A tokenizer may join letters across their borders. So the whole is tokenized at once, and the document alone
         only when it has to be cut.
         """
-        whole = self._read(self._filled(query, document))
+        whole = self._ids(self._filled(query, document))
         if len(whole) <= self._limit:
             return whole[:-1], whole[-1:], array("i")
-        here = self._parts.index("{document}")
-        before = self._read(self._filled(query, "", self._parts[:here]))
-        after = self._read(self._filled(query, "", self._parts[here + 1 :]))
+        middle = self._parts.index("{document}")
+        before = self._ids(self._filled(query, "", self._parts[:middle]))
+        after = self._ids(self._filled(query, "", self._parts[middle + 1 :]))
         return before, self._vocabulary.tokenize(document, special=False, add=False), after
 
     def _filled(self, query: str, document: str, parts: list[str] | None = None) -> list[tuple[str, bool]]:
@@ -91,10 +91,10 @@ class Ranker:
         They are parsed everywhere but in control tokens that a user has spelled. All other text stays in one piece with
         the template's, so that it is tokenized together.
         """
-        given = {"{query}": query, "{document}": document}
+        values = {"{query}": query, "{document}": document}
         texts = [("", True)]
         for part in self._parts if parts is None else parts:
-            for number, text in enumerate(self._split(given[part]) if part in given else [part]):
+            for number, text in enumerate(self._split(values[part]) if part in values else [part]):
                 if number % 2:  # `re.split` with a group gives texts and control tokens in turn
                     texts += [(text, False), ("", True)]
                 else:
@@ -104,5 +104,5 @@ class Ranker:
     def _split(self, text: str) -> list[str]:
         return self._control.split(text) if self._control else [text]
 
-    def _read(self, texts: list[tuple[str, bool]]) -> array[int]:
+    def _ids(self, texts: list[tuple[str, bool]]) -> array[int]:
         return self._vocabulary.tokenize_parts([text for text in texts if text[0]])

@@ -84,17 +84,17 @@ class Schedule:
             # cache, so a seeded session that runs alone begins with an empty cache.
             afresh = session.request.sampling.seed >= 0 and not self.running
             if afresh:
-                self._empty()
+                self._evict_all()
             wanted = session.tokens[:-1]  # the last one is computed in any case: its logits are needed
             source, length = self._pool.match(wanted)
             if self._soon_better(wanted, length):
                 continue
-            taken = self.committed() + promised
-            if (self.running or promised) and taken + self._need(session) - length > self._pool.cells:
+            committed = self.committed() + promised
+            if (self.running or promised) and committed + self._need(session) - length > self._pool.cells:
                 break
             if not afresh and self._pool.recall(wanted, length):
                 source, length = self._pool.match(wanted)
-            checkpoints = self._pool.checkpoints(session.tokens, length, session.stable)
+            checkpoints = self._pool.checkpoint_positions(session.tokens, length, session.stable)
             seq = self._pool.start(source, length)
             if seq is None:
                 break
@@ -108,7 +108,7 @@ class Schedule:
             self._pool.trim()
         return admitted
 
-    def _empty(self) -> None:
+    def _evict_all(self) -> None:
         while self._pool.evict():
             pass
 
@@ -117,7 +117,7 @@ class Schedule:
         for running in self.running:
             if running.phase == "prefill":
                 common = common_prefix(running.tokens, wanted)
-                if self._pool.memory != "cells":  # usable only up to its last checkpoint in there
+                if self._pool.memory != "cells":  # a prefix is usable only up to its last checkpoint
                     common = max((position for position in running.checkpoints if position <= common), default=0)
                 if common >= length + WORTH_WAITING:
                     return True
@@ -148,7 +148,7 @@ class Schedule:
         in_steps, side = prompts, None
         if self._side:
             in_steps, side = self._choose_side(self._side, prompts, flowing)
-        left = self._paced(answers, len(prompts)) if flowing else self._pace.budget(0) - answers
+        left = self._prompt_rows(answers, len(prompts)) if flowing else self._pace.budget(0) - answers
         for session in in_steps:
             size = self._room(rows, min(left, session.until_checkpoint))
             if size > 0:
@@ -170,7 +170,8 @@ class Schedule:
         chosen = self._side_session
         return [session for session in prompts if session not in long and session is not chosen], chosen
 
-    def _paced(self, answering: int, reading: int) -> int:
+    def _prompt_rows(self, answering: int, reading: int) -> int:
+        """Rows of prompts that the pace allows beside answers."""
         patience = 1.0 if self._side and self._side.usable else PATIENCE
         return self._pace.budget(answering, reading, patience)
 
@@ -205,10 +206,10 @@ class Schedule:
             return False
         size = len(session.seq.tokens)
         keep = min(session.prompt_tokens, size // 4)
-        gone = (size - keep) // 2
-        if not self._pool.shift(session.seq, keep, gone):
+        count = (size - keep) // 2
+        if not self._pool.shift(session.seq, keep, count):
             return False
-        del session.tokens[keep : keep + gone]
+        del session.tokens[keep : keep + count]
         return True
 
     def computed(self, stretch: Stretch) -> None:

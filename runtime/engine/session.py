@@ -17,9 +17,10 @@ Phase = Literal["waiting", "prefill", "decode"]
 
 
 class Session:
-    """The state of one answer. `tokens` are its prompt and what was answered; `seq` holds the first of them.
+    """The state of one answer. `tokens` are the prompt's and the answer's.
 
-    `phase` is set by `Schedule` alone. `seq` is None while the session waits.
+    `seq` is the sequence of the KV cache that has the first of them, None while the session waits. `phase` is set by
+    `Schedule` alone.
     """
 
     def __init__(self, request: m.Submit, index: int, prompt: Prompt, stops: Stops) -> None:
@@ -46,9 +47,11 @@ class Session:
         seconds = request.limits.seconds
         self.deadline = time.monotonic() + seconds if seconds > 0 else 0.0
         self.admitted_ns = 0
+        """When it left the queue for the first time, by the monotonic clock."""
         self.first_ns = 0
         """When the first token of the answer was drawn."""
         self._unsent = 0
+        """Tokens that no `Delta` has counted yet: their text is held back."""
         self._logprobs: list[m.TokenLogprob] = []
 
     @property

@@ -4,12 +4,13 @@ One thread owns a context; `abort` alone may be called from others. A sequence i
 In a unified cache, copying a prefix from one sequence to another marks cells and moves no data.
 
 Layers with a sliding window cache all tokens (`swa_full`, llama.cpp's default), so that any prefix can be shared and
-cut. A cache of windows would need a checkpoint for every position to go back to, 122 MB each with Gemma 3 4B. Nor does
-it always save memory, because it has a window for each sequence and room for a batch: 16,896 cells for 16 sequences of
-Gemma 3 4B. That is more than all tokens of a context of 8,192; a context of 32,768 would take 2.7 GB instead of 4.6.
-`runtime/machine/fit.py` counts all tokens too.
+cut. A cache of windows would need a checkpoint for every position to go back to, 122 MB each with Gemma 3 4B. It does
+not always save memory either, because it has a window for each sequence and room for a batch. With 16 sequences of
+Gemma 3 4B these are 16,896 cells, more than all tokens of a context of 8,192. A context of 32,768 would take 2.7 GB
+instead of 4.6. `runtime/machine/fit.py` counts all tokens too.
 
-The batch is built once over flat arrays and filled through memoryviews: a prompt's chunk is four copies of memory.
+The batch is built once over flat arrays and filled through memoryviews: a chunk of a prompt takes four copies of
+memory, and no loop over its tokens.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from quant.types import QuantType
-from runtime.defaults import CACHE_TYPE, CACHE_TYPES
+from runtime.defaults import BATCH, CACHE_TYPE, CACHE_TYPES, CONTEXT_STEP
 from runtime.errors import BadRequest, LoadFailed
 from runtime.llama.library import LOG, library
 from runtime.llama.model import LlamaModel
@@ -29,12 +30,10 @@ from runtime.llama.model import LlamaModel
 POOLING_NONE, POOLING_MEAN, POOLING_LAST, POOLING_RANK = 0, 1, 3, 4
 # Results of `decode`.
 OK, NO_ROOM, ABORTED = 0, 1, 2
-BATCH = 512
-# Sequences beyond the running ones: `PARKED` for prefixes that wait to be continued, and at least `TEXTS` in all for
-# an embedding model, which reads many texts at once.
-PARKED, TEXTS = 8, 64
-# llama.cpp rounds a context up to a multiple of this.
-_CONTEXT_STEP = 256
+# Sequences for prefixes that wait to be continued, beside those of the running answers.
+PARKED_SEQUENCES = 8
+# The least number of sequences of an embedding model, which reads many texts at once.
+TEXT_SEQUENCES = 64
 
 
 @dataclass(frozen=True)
@@ -52,18 +51,19 @@ class ContextParams:
     batch: int = BATCH
 
 
-def sequences(model: LlamaModel, running: int) -> int:
+def sequence_count(model: LlamaModel, running: int) -> int:
     """How many sequences a context of `model` gets, so that `running` answers can be written at once."""
     if model.recurrent:
-        return running  # each costs a state
-    return max(TEXTS, running) if model.embeds else running + PARKED
+        return running  # each further one would take the memory of a state
+    return max(TEXT_SEQUENCES, running) if model.embeds else running + PARKED_SEQUENCES
 
 
 class Context:
     """A KV cache and its compute graph. Rows are put with `put_token` and `put_prompt`, then `decode` computes them.
 
-    `tokens` is the true number of cells, `batch_size` the rows of a batch, `outputs` the most rows of logits of a step.
-    `pooling` is llama.cpp's pooling type. `buffers` are bytes by kind: `KV`, `RS`, `compute`, `output`.
+    `tokens` is the number of cells that llama.cpp made, `batch_size` the rows of a batch, `outputs` the most rows of
+    logits of a step. `pooling` is llama.cpp's pooling type. `buffers` has bytes by kind: `KV`, `RS`, `compute`,
+    `output`.
     """
 
     def __init__(self, model: LlamaModel, params: ContextParams) -> None:
@@ -76,7 +76,7 @@ class Context:
         native = self._native(params)
         self.batch_size: int = native.n_batch
         self.outputs: int = native.n_outputs_max
-        LOG.error = ""
+        LOG.error = ""  # an earlier error must not explain a failure of this call
         self.handle = low.llama_init_from_model(model.handle, native)
         if not self.handle:
             reason = f": {LOG.error}" if LOG.error else ""
@@ -94,7 +94,7 @@ class Context:
         """llama.cpp's `llama_context_params`."""
         low, model = library(), self._model
         native = low.llama_context_default_params()
-        native.n_ctx = -(-params.tokens // _CONTEXT_STEP) * _CONTEXT_STEP
+        native.n_ctx = -(-params.tokens // CONTEXT_STEP) * CONTEXT_STEP
         # An encoder reads a text in one piece, forwards and backwards.
         native.n_batch = native.n_ubatch = native.n_ctx if model.encoder else min(params.batch, native.n_ctx)
         native.n_seq_max = params.sequences
@@ -109,9 +109,9 @@ class Context:
             # The file names no pooling. The last token of a causal model has read the whole text.
             native.pooling_type = POOLING_MEAN if model.encoder else POOLING_LAST
         if model.encoder or pooling not in (None, str(POOLING_NONE), str(POOLING_LAST)):
-            native.n_outputs_max = native.n_batch  # every row counts in a text's vector
-        # The compute threads call this after every graph node, so it must be C. `atoi` is: it reads the flag, "0" or
-        # "1", as the number that says whether to abort.
+            native.n_outputs_max = native.n_batch  # a text's vector is pooled from the vectors of all its rows
+        # The compute threads call this after every graph node. A Python function would make them wait for the
+        # interpreter lock. `atoi` is C, and reads the flag "0" or "1" as the number that says whether to abort.
         native.abort_callback = ctypes.cast(ctypes.CDLL(None).atoi, low.ggml_abort_callback)
         native.abort_callback_data = ctypes.addressof(self._abort_flag)
         return native
@@ -202,16 +202,16 @@ class Context:
         """Drop the positions of `sequence` from `start` on; False (and nothing done) where the model cannot."""
         return self._memory is None or bool(library().llama_memory_seq_rm(self._memory, sequence, start, -1))
 
-    def shift(self, sequence: int, keep: int, gone: int) -> bool:
-        """Drop `gone` positions after the first `keep` and move the rest up; False (and nothing done) where impossible.
+    def shift(self, sequence: int, keep: int, count: int) -> bool:
+        """Drop `count` positions after the first `keep`, and move the rest up; False (nothing done) where impossible.
 
         No other sequence may share these cells.
         """
         low = library()
         if not low.llama_memory_can_shift(self._memory):
             return False
-        low.llama_memory_seq_rm(self._memory, sequence, keep, keep + gone)
-        low.llama_memory_seq_add(self._memory, sequence, keep + gone, -1, -gone)
+        low.llama_memory_seq_rm(self._memory, sequence, keep, keep + count)
+        low.llama_memory_seq_add(self._memory, sequence, keep + count, -1, -count)
         return True
 
     def state_bytes(self, sequence: int, partial: bool = False) -> int:
@@ -229,7 +229,7 @@ class Context:
         """Fill the empty `sequence` from a copy; False (and it is empty) when there is no room.
 
         A `partial` copy replaces the recurrent state of a sequence that holds at least as many positions as the copy
-        had read. The caller cuts the positions beyond those next.
+        had read. The caller then cuts the positions beyond the copy's.
         """
         buffer = (ctypes.c_uint8 * len(state)).from_buffer(state)
         if library().llama_state_seq_set_data_ext(self.handle, buffer, len(state), sequence, int(partial)):

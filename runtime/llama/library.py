@@ -2,8 +2,8 @@
 
 The bindings are the low-level ctypes module of llama-cpp-python, pinned, because both projects change structures every
 few weeks. `library()` therefore compares versions and struct defaults before anything else is called. ctypes releases
-the interpreter lock (GIL) during every call. The tiny functions that are called per token keep it (`quick`), which is
-five times cheaper.
+the interpreter lock (GIL) during every call. The tiny functions that are called per token keep it (`quick_library`),
+which is five times cheaper.
 
 llama.cpp reports through a log callback. `Log` keeps the buffer sizes of a load and the first error, and passes
 warnings to stderr, which the worker's parent has sent to the log. Nothing here prints.
@@ -30,10 +30,16 @@ LLAMA_VERSION = b"0.5.0-dev"
 SETTINGS = {
     # An abort would start a debugger, if one is installed, and wait for it.
     b"GGML_NO_BACKTRACE": b"1",
-    # OpenMP's threads spin while they wait for one another, N times, and sleep then. Spinning starves the thread they
-    # wait for when other programs want the processors too; threads that sleep wake late. Tokens/s with 2 threads on 2
-    # processors, one model and two at once: no bound 33 and 15, 2000 times 31 and 25, 700 times 31 and 29, never 23
-    # and 39.
+    # While OpenMP's threads wait for one another, they spin N times and then sleep. Spinning starves the thread they
+    # wait for when other programs want the processors too; threads that sleep wake late. The value lies between the
+    # two that cost one model little. Tokens/s with 2 threads on 2 processors:
+    #
+    # | spins | one model | two models at once |
+    # |---|---|---|
+    # | no bound | 33 | 15 |
+    # | 2000 | 31 | 25 |
+    # | 700 | 31 | 29 |
+    # | 0 | 23 | 39 |
     b"GOMP_SPINCOUNT": b"1300",
     # OpenMP spins only 100 times when there are more threads than processors, which costs a third. There are, because
     # of the second context (`runtime/engine/prefill.py`), but only one of both computes. "active" makes it 1000 times.
@@ -59,7 +65,8 @@ CONTEXT_DEFAULTS = {
 }
 MODEL_DEFAULTS = {"n_gpu_layers": -1, "split_mode": 1, "load_mode": -1, "main_gpu": 0, "use_extra_bufts": True}
 LOG_WARN, LOG_ERROR, LOG_CONTINUED = 3, 4, 5
-# A buffer, or all that a KV cache or recurrent states take, which is logged even where nothing is allocated.
+# The size of one buffer (`CPU KV buffer size =  256.00 MiB`), or of a whole KV cache or all recurrent states
+# (`llama_kv_cache: size =  256.00 MiB`). The second is logged even where nothing is allocated.
 _SIZE = re.compile(
     r"(?:(KV|RS|output|compute|model|state) buffer|llama_(?:kv_cache|memory_recurrent)\w*:) size = *([\d.]+) MiB"
 )
@@ -73,11 +80,11 @@ def library() -> Any:
     for name, value in SETTINGS.items():
         ctypes.CDLL(None).setenv(name, value, 0)  # the user's own values stay
     low = _low_level()
-    found = importlib.metadata.version("llama-cpp-python")
-    if found != PACKAGE_VERSION or low.llama_version() != LLAMA_VERSION:
+    installed = importlib.metadata.version("llama-cpp-python")
+    if installed != PACKAGE_VERSION or low.llama_version() != LLAMA_VERSION:
         message = f"this needs llama-cpp-python {PACKAGE_VERSION} with llama.cpp {LLAMA_VERSION.decode()}"
         raise LoadFailed(
-            f"{message}, and found {found} with {low.llama_version().decode()}", "install it again with pip"
+            f"{message}, and found {installed} with {low.llama_version().decode()}", "install it again with pip"
         )
     _compare(low.llama_context_default_params(), CONTEXT_DEFAULTS)
     _compare(low.llama_model_default_params(), MODEL_DEFAULTS)
@@ -128,7 +135,7 @@ def amx_is_broken() -> bool:
 
 
 @cache
-def quick() -> ctypes.PyDLL:
+def quick_library() -> ctypes.PyDLL:
     """The same library, for calls so short that releasing the interpreter lock would cost more than they do.
 
     `ctypes.PyDLL` keeps the lock; the bindings' `CDLL` releases it.
@@ -160,20 +167,20 @@ class Log:
     """llama.cpp's log: sizes of buffers by kind, the first error; warnings and errors are passed on to stderr."""
 
     def __init__(self) -> None:
-        self.buffers: dict[str, float] = {}
+        self.buffers: dict[str, float] = {}  # in MiB
         self.cache_bytes = 0  # of all contexts so far
         self.error = ""
         self._passing = False
         # llama.cpp keeps the bare pointer: without this reference it would call freed memory.
-        self.callback = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)(self._take)
+        self.callback = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)(self._on_text)
 
     def take_buffers(self) -> dict[str, int]:
         """Bytes of the buffers logged since the last call, by kind: `model`, `KV`, `RS`, `compute`, `output`."""
-        taken = {kind: int(size * _MIB) for kind, size in self.buffers.items()}
+        sizes = {kind: int(size * _MIB) for kind, size in self.buffers.items()}
         self.buffers.clear()
-        return taken
+        return sizes
 
-    def _take(self, level: int, text: bytes | None, _: Any) -> None:
+    def _on_text(self, level: int, text: bytes | None, _: Any) -> None:
         line = (text or b"").decode(errors="replace")
         if found := _SIZE.search(line):
             kind, size = found[1], float(found[2])

@@ -11,7 +11,7 @@ from runtime.messages import TokenLogprob
 
 
 def token_logprob(vocabulary: Vocabulary, logits: Any, token: int, alternatives: int) -> TokenLogprob:
-    """The natural logarithm of the probability of `token` and of as many of the best as `alternatives` says.
+    """The natural logarithms of the probabilities of `token` and of the N most probable tokens (`alternatives` is N).
 
     `logits` is float32 `(vocabulary,)`.
     """

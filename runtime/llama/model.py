@@ -37,7 +37,10 @@ class LlamaModel:
         mapped: bool = True,
         empty: bool = False,
     ) -> None:
-        """Load `path`. `progress` is called with fractions; `empty` reads the header alone, to measure and not to run.
+        """Load `path`. `progress` is called with the fraction that is loaded.
+
+        Weights are read into memory instead of mapped where `mapped` is False. An `empty` model has its header alone: a
+        context on it shows how much memory would be taken.
 
         Raises LoadFailed, or ends the process where llama.cpp aborts.
         """
@@ -58,7 +61,7 @@ class LlamaModel:
             overrides = (low.llama_model_kv_override * 2)()  # the second, all zeros, ends the list
             overrides[0].tag, overrides[0].key = low.LLAMA_KV_OVERRIDE_TYPE_BOOL, b"tokenizer.ggml.add_space_prefix"
             params.kv_overrides = overrides
-        LOG.error = ""
+        LOG.error = ""  # neither an error nor a buffer of an earlier load may count
         LOG.take_buffers()
         self.handle = low.llama_model_load_from_file(os.fsencode(path), params)
         if not self.handle:

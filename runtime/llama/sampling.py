@@ -1,7 +1,8 @@
 """An answer's sampler: a chain of llama.cpp's samplers, so that one call draws a token and no logits come to Python.
 
 The order is llama-server's: logit bias, penalties, DRY, then top-n-sigma, top-k, typical, top-p, min-p, XTC,
-temperature, and the draw. Samplers that would change nothing are left out; a greedy one needs no draw.
+temperature, and the draw. Samplers that would change nothing are left out. Greedy sampling takes
+the largest logit and draws nothing.
 
 The same seed gives the same text as long as the logits are the same to the bit. On CPUs llama.cpp may round differently
 when a batch has rows of other requests, which can change a text where two tokens are almost equally likely.
@@ -16,7 +17,7 @@ from array import array
 from typing import Any
 
 from runtime.errors import BadRequest
-from runtime.llama.library import library, quick
+from runtime.llama.library import library, quick_library
 from runtime.llama.vocabulary import Vocabulary
 from runtime.options import Sampling
 
@@ -25,13 +26,15 @@ _DRY_BREAKERS = (b"\n", b":", b'"', b"*")
 _RANDOM = 0xFFFFFFFF
 # Stands for minus infinity: below any logit, and a finite number.
 _BELOW_ANY_LOGIT = -1e9
+# From how many tokens mirostat (version 1) estimates the distribution, as in its paper.
+_MIROSTAT_TOKENS = 100
 
 
-def check(sampling: Sampling, vocabulary: int) -> None:
+def check_biases(sampling: Sampling, vocabulary_size: int) -> None:
     """Raises BadRequest for a bias of a token that the vocabulary does not have."""
     for token in sampling.logit_bias:
-        if not 0 <= token < vocabulary:
-            raise BadRequest(f"`logit_bias` names token {token}, and the vocabulary ends at {vocabulary - 1}")
+        if not 0 <= token < vocabulary_size:
+            raise BadRequest(f"`logit_bias` names token {token}, and the vocabulary ends at {vocabulary_size - 1}")
 
 
 class Sampler:
@@ -42,7 +45,7 @@ class Sampler:
         low = library()
         self._vocabulary = vocabulary
         self._low = low
-        self._history = 0
+        self._history = 0  # tokens that the penalties look back at
         self.chain = low.llama_sampler_chain_init(low.llama_sampler_chain_default_params())
         random = int.from_bytes(os.urandom(4), "little")
         self._seed = (sampling.seed + index if sampling.seed >= 0 else random) % _RANDOM
@@ -86,11 +89,11 @@ class Sampler:
             return
         if sampling.mirostat:
             self._add(low.llama_sampler_init_temp(sampling.temperature))
-            pace = (sampling.mirostat_tau, sampling.mirostat_eta)
+            target = (sampling.mirostat_tau, sampling.mirostat_eta)
             if sampling.mirostat == 1:
-                self._add(low.llama_sampler_init_mirostat(self._vocabulary.size, seed, *pace, 100))
+                self._add(low.llama_sampler_init_mirostat(self._vocabulary.size, seed, *target, _MIROSTAT_TOKENS))
             else:
-                self._add(low.llama_sampler_init_mirostat_v2(seed, *pace))
+                self._add(low.llama_sampler_init_mirostat_v2(seed, *target))
             return
         if sampling.top_n_sigma > 0:
             self._add(low.llama_sampler_init_top_n_sigma(sampling.top_n_sigma))
@@ -110,7 +113,7 @@ class Sampler:
     def read(self, prompt: array[int]) -> None:
         """Show the penalties the last tokens of the prompt, as many as they look back at."""
         if self._history:
-            accept = quick().llama_sampler_accept
+            accept = quick_library().llama_sampler_accept
             for token in prompt[-self._history :]:
                 accept(self.chain, token)
 

@@ -53,9 +53,9 @@ class TokenTypes:
 
     def vectors(self, ids: array[int], second: int) -> np.ndarray:
         """float32 `(len(ids), width)`: embeddings of a pair's tokens; its second text begins at index `second`."""
-        found = np.stack([self._floats(self._table[token], self._decode) for token in ids])
-        found[second:] += self._difference
-        return found
+        table = np.stack([self._floats(self._table[token], self._decode) for token in ids])
+        table[second:] += self._difference
+        return table
 
     @staticmethod
     def _map(model: LlamaModel, header: Header, tensor: TensorInfo) -> np.ndarray:

@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from quant.notes import NotedToken, TokenizerNote
-from runtime.llama.library import library, quick
+from runtime.llama.library import library, quick_library
 from runtime.text.notes import Notes
 from runtime.text.tokenizer import Tokenizer
 
@@ -52,19 +52,19 @@ class Vocabulary:
     @cached_property
     def _added(self) -> list[NotedToken]:
         """The added tokens, with the flags that llama.cpp knows of."""
-        attribute, added = quick().llama_vocab_get_attr, ATTR_CONTROL | ATTR_UNKNOWN | ATTR_USER
+        attribute, added = quick_library().llama_vocab_get_attr, ATTR_CONTROL | ATTR_UNKNOWN | ATTR_USER
         letters = {ATTR_LSTRIP: "l", ATTR_RSTRIP: "r"}
-        found = []
+        tokens = []
         for token in range(self.size):
             bits = attribute(self.handle, token)
             if bits & added and (text := self._text(token)):
                 flags = "".join(letter for bit, letter in letters.items() if bits & bit)
-                found.append(NotedToken(token, text, flags if bits & added == ATTR_USER else flags + "s"))
-        return found
+                tokens.append(NotedToken(token, text, flags if bits & added == ATTR_USER else flags + "s"))
+        return tokens
 
     @cached_property
     def _mixed_tokenizer(self) -> Tokenizer:
-        """For prompts of a file without a note that parse control tokens in some parts and not in others.
+        """The tokenizer of prompts that parse control tokens in some parts only, for a file without a note.
 
         llama.cpp parses either all control tokens of a text or none.
         """
@@ -73,7 +73,7 @@ class Vocabulary:
     def _text(self, token: int) -> str:
         if self._tokenizer and token in self._tokenizer.hidden:
             return self._tokenizer.hidden[token]
-        return (quick().llama_vocab_get_text(self.handle, token) or b"").decode(errors="replace")
+        return (quick_library().llama_vocab_get_text(self.handle, token) or b"").decode(errors="replace")
 
     def tokenize(self, text: str, *, special: bool, add: bool) -> array[int]:
         """The ids of `text`; `special` parses control tokens in it, `add` puts the model's first and last tokens."""
@@ -109,7 +109,7 @@ class Vocabulary:
         room = len(data) + 8
         out = (ctypes.c_int32 * room)()
         count = low.llama_tokenize(self.handle, data, len(data), out, room, add, special)
-        if count < 0:  # the room was too small; the number is how much it takes
+        if count < 0:  # the room was too small: there are -count ids
             out = (ctypes.c_int32 * -count)()
             count = low.llama_tokenize(self.handle, data, len(data), out, -count, add, special)
         ids = array("i")
@@ -125,10 +125,10 @@ class Vocabulary:
 
     def _piece(self, token: int) -> bytes:
         buffer = self._buffer
-        size = quick().llama_token_to_piece(self.handle, token, buffer, len(buffer), 0, False)
+        size = quick_library().llama_token_to_piece(self.handle, token, buffer, len(buffer), 0, False)
         if size < 0:
             buffer = ctypes.create_string_buffer(-size)
-            size = quick().llama_token_to_piece(self.handle, token, buffer, len(buffer), 0, False)
+            size = quick_library().llama_token_to_piece(self.handle, token, buffer, len(buffer), 0, False)
         if size and self._tokenizer and token in self._tokenizer.hidden:
             return self._text(token).encode()
         return buffer.raw[:size]
@@ -137,5 +137,5 @@ class Vocabulary:
         """Whether `token` ends a turn: llama.cpp recognises its text, or the converter noted its id."""
         end = self._ends.get(token)
         if end is None:
-            end = self._ends[token] = bool(quick().llama_vocab_is_eog(self.handle, token))
+            end = self._ends[token] = bool(quick_library().llama_vocab_is_eog(self.handle, token))
         return end

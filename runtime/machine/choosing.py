@@ -23,9 +23,10 @@ from runtime.machine.rule import Candidate, Choice, Host, Option, Wish, choose, 
 from runtime.machine.step_time import Reads
 from runtime.units import size_text
 
-# Below this level a model loses too much unless it is known which of its weights matter.
+# Below this level a model loses too much without importance data.
 COARSEST = "Q3_K_M"
-# Models of which a token reads less are fast enough at any level on any machine, so nothing need be measured.
+# Bytes of weights that one token reads. A model below that is fast enough at any level on any machine, so that no
+# speed is measured for it.
 SMALL_BYTES = 200_000_000
 
 
@@ -40,22 +41,22 @@ class Advice:
 
 @dataclass(frozen=True)
 class Machine:
-    """This machine, the folder that keeps its measured speeds, and the function that is told of a measurement."""
+    """This machine. `cache` is the folder of its measured speeds; `notice` gets a sentence before each measurement."""
 
     hardware: Hardware
     cache: Path
     notice: Callable[[str], None] = lambda text: None
 
-    def host(self, disk_free: int | None, *, measured: bool) -> Host:
-        """The machine with its speeds as far as they are known; where they matter (`measured`), measured now."""
-        rates = self._rates("", measured)
-        card_rates = self._rates(self.hardware.cards[0].name, measured) if self.hardware.cards else None
+    def host(self, disk_free: int | None, *, measure: bool) -> Host:
+        """The machine with its speeds. With `measure` speeds that are not known yet are measured, for some seconds."""
+        rates = self._rates("", measure)
+        card_rates = self._rates(self.hardware.cards[0].name, measure) if self.hardware.cards else None
         return Host(self.hardware, rates, card_rates, disk_free)
 
-    def _rates(self, card: str, measured: bool) -> Probed | None:
+    def _rates(self, card: str, measure: bool) -> Probed | None:
         """The rates of a card, or of the processor ("")."""
         rates = Rates(self.cache, self.hardware.cpus, card)
-        if measured and rates.stale():
+        if measure and rates.stale():
             self.notice(f"measuring how fast {card or 'this machine'} reads weights; takes about 10 s, once")
             rates.measure()
         return rates.known()
@@ -77,15 +78,15 @@ class Chooser:
         """The level by the rule, or the level asked for. Raises DoesNotFit, UnknownLevel."""
         levels = [name for name in _levels(wish) if name in recipes.LADDER or name == wish.forced]
         model_size, candidates = self._prepare(levels, wish)
-        host = self._machine.host(disk_free, measured=wish.forced is None and _matters(candidates))
+        host = self._machine.host(disk_free, measure=wish.forced is None and _matters(candidates))
         return self._explained(choose(candidates, model_size, host, wish))
 
     def advise(self, wish: Wish, disk_free: int | None = None) -> Advice:
         """As `choose`, and the judgement of every level; a quantized file has one level, its own."""
         if self._plan.level:
-            return self._as_it_is(wish, disk_free)
+            return self._advise_as_stored(wish, disk_free)
         model_size, candidates = self._prepare(_levels(wish), wish)
-        host = self._machine.host(disk_free, measured=_matters(candidates))
+        host = self._machine.host(disk_free, measure=_matters(candidates))
         options = judge(candidates, model_size, host, wish)
         return Advice(self._explained(choose(candidates, model_size, host, wish)), options, model_size)
 
@@ -97,30 +98,32 @@ class Chooser:
             clauses.append(f"{kind}{' and '.join(left)} ({size_text(sum(left.values()))}) left out")
         published = {tensor.name: tensor.published_type for tensor in self._plan.tensors if tensor.published_type}
         types = budget.types_of(self._plan, choice.level) if published else {}
-        if kept := {types[name].name for name in published} & {type.name for type in published.values()}:
-            clauses.append(f"experts stay {kept.pop()}, as they are published")
+        if stored := {types[name].name for name in published} & {type.name for type in published.values()}:
+            clauses.append(f"experts stay {stored.pop()}, as they are published")
         return replace(choice, reason="; ".join(clauses))
 
     def among(self, candidates: Sequence[Candidate], wish: Wish, disk_free: int | None = None) -> Advice:
         """As `advise`, but the candidates are files that others have made, from the largest to the smallest."""
         model_size = self._reserved(ModelSize.of(self._plan.metadata), wish)
-        host = self._machine.host(disk_free, measured=_matters(candidates))
+        host = self._machine.host(disk_free, measure=_matters(candidates))
         return Advice(choose(candidates, model_size, host, wish), judge(candidates, model_size, host, wish), model_size)
 
-    def _as_it_is(self, wish: Wish, disk_free: int | None) -> Advice:
+    def _advise_as_stored(self, wish: Wish, disk_free: int | None) -> Advice:
         plan, model_size = self._plan, ModelSize.of(self._plan.metadata)
         model_size = self._reserved(model_size, wish)
         only = [candidate_of(plan, plan.level, plan.as_stored(), model_size, worthwhile=True, listed=True)]
         host = Host(self._machine.hardware, disk_free=disk_free)
         choice = choose(only, model_size, host, replace(wish, forced=plan.level))
-        return Advice(replace(choice, reason=as_it_is(plan.level)), judge(only, model_size, host, wish), model_size)
+        return Advice(
+            replace(choice, reason=reason_as_stored(plan.level)), judge(only, model_size, host, wish), model_size
+        )
 
     def _prepare(self, levels: Iterable[str], wish: Wish) -> tuple[ModelSize, list[Candidate]]:
         """The model's size with llama.cpp's own answer, and a candidate for each level."""
         model_size = ModelSize.of(self._plan.metadata)
         with ThreadPoolExecutor(1) as aside:  # llama.cpp is asked in another process
             reserved = aside.submit(self._reserved, model_size, wish)
-            candidates = [candidate(self._plan, name, model_size, forced=name == wish.forced) for name in levels]
+            candidates = [candidate_at(self._plan, name, model_size, forced=name == wish.forced) for name in levels]
             return reserved.result(), candidates
 
     def _reserved(self, model_size: ModelSize, wish: Wish) -> ModelSize:
@@ -128,7 +131,7 @@ class Chooser:
         if not model_size.vocabulary:
             model_size = replace(model_size, vocabulary=sum(each.rows for each in tensors if each.role == "token_embd"))
         reserved = ask_reserved(self._plan.metadata, tensors, model_size.cap_context(wish.cache_config))
-        return replace(model_size, reserved=reserved)
+        return model_size.with_reserved(reserved)
 
 
 def _matters(candidates: Sequence[Candidate]) -> bool:
@@ -136,12 +139,12 @@ def _matters(candidates: Sequence[Candidate]) -> bool:
     return max(sum(each.reads.weights.values()) for each in candidates if each.reads) > SMALL_BYTES
 
 
-def as_it_is(level: str) -> str:
-    """The reason for a level that nobody chose."""
+def reason_as_stored(level: str) -> str:
+    """The reason for the level of a file that is quantized already."""
     return f"{level}: the file is quantized already and is taken as it is"
 
 
-def candidate(plan: ModelPlan, level: str, model_size: ModelSize, forced: bool = False) -> Candidate:
+def candidate_at(plan: ModelPlan, level: str, model_size: ModelSize, forced: bool = False) -> Candidate:
     """The model at `level`."""
     listed = forced or level in recipes.LADDER
     tensors = plan.at(budget.types_of(plan, level))
@@ -189,5 +192,5 @@ def canonical(level: str | None) -> str | None:
 
 def _levels(wish: Wish) -> list[str]:
     """All levels, a budget that is asked for first."""
-    asked = wish.forced if wish.forced and budget.is_budget(wish.forced) else None
-    return [asked, *recipes.LEVELS] if asked else list(recipes.LEVELS)
+    by_budget = wish.forced if wish.forced and budget.is_budget(wish.forced) else None
+    return [by_budget, *recipes.LEVELS] if by_budget else list(recipes.LEVELS)

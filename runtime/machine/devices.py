@@ -49,13 +49,13 @@ def place(need: Need, layers: Layers, cards: Sequence[Gpu]) -> Need:
     """The same need with as many layers on `cards` as they hold; unchanged where there is none, or no room for one."""
     own = [card for card in cards if not card.shared] or list(cards)
     for count in range(len(layers.blocks) + 1, 0, -1) if own else ():
-        placed = _held(need, layers, own, count)
-        if all(each.total <= max(0, card.memory_free - DRIVER_BYTES) for each, card in zip(placed, own, strict=True)):
-            return replace(need, cards=tuple(each for each in placed if each.total), card_layers=count)
+        shares = _shares(need, layers, own, count)
+        if all(each.total <= max(0, card.memory_free - DRIVER_BYTES) for each, card in zip(shares, own, strict=True)):
+            return replace(need, cards=tuple(each for each in shares if each.total), card_layers=count)
     return need
 
 
-def _held(need: Need, layers: Layers, cards: Sequence[Gpu], count: int) -> list[OnCard]:
+def _shares(need: Need, layers: Layers, cards: Sequence[Gpu], count: int) -> list[OnCard]:
     """Each card's share of the last `count` layers."""
     free = [card.memory_free for card in cards]
     ends = [end / max(1, sum(free)) for end in accumulate(free)]

@@ -18,13 +18,11 @@ from typing import Any
 import msgspec
 
 from quant.types import QuantType, Tensor
-from runtime.defaults import CACHE_TYPE, CONTEXT
+from runtime.defaults import BATCH, CACHE_TYPE, CONTEXT, CONTEXT_STEP
 from runtime.machine.inspection import Reserved
 from runtime.messages import CacheConfig
 
-BATCH = 512
-CONTEXT_STEP = 256
-# A worker's process with Python and libraries; and for each token of the vocabulary its text, merges and pieces.
+# Bytes of a worker's process with Python and libraries; bytes of a token of the vocabulary: text, merges and pieces.
 PROCESS_BYTES = 21_500_000
 TOKEN_BYTES = 373
 # The share of the memory's bandwidth that is left when blocks also have to be unpacked and multiplied.
@@ -39,11 +37,9 @@ _F32 = 4
 class ModelSize:
     """The sizes of a model that decide about memory and speed, in values and not in bytes."""
 
-    architecture: str
     layers: int
     embedding: int
     feed_forward: int
-    heads: int
     vocabulary: int
     trained_context: int
     cache_values: int
@@ -72,7 +68,7 @@ class ModelSize:
         kv_heads = _per_layer(metadata.get(f"{architecture}.attention.head_count_kv", heads), layers)
         if not number("attention.head_count"):
             kv_heads = [0] * layers  # nothing but recurrent layers
-        wide = metadata.get(f"{architecture}.feed_forward_length")
+        widths = metadata.get(f"{architecture}.feed_forward_length")
         key = number("attention.key_length", embedding // max(1, heads))
         value = number("attention.value_length", embedding // max(1, heads))
         latent = number("attention.key_length_mla") > 0
@@ -81,15 +77,13 @@ class ModelSize:
         experts, used = number("expert_count"), number("expert_used_count")
         expert_width = number("expert_feed_forward_length", feed_forward)
         return cls(
-            architecture=architecture,
             layers=layers,
             embedding=embedding,
             feed_forward=max(feed_forward, used * expert_width),
-            heads=heads,
             vocabulary=len(tokens) if tokens else number("vocab_size"),
             trained_context=number("context_length", CONTEXT),
             cache_values=sum(kv_heads) * (key if latent else key + value),
-            state_values=(_mixers(kv_heads, wide) if 0 in kv_heads else layers) * _state(number),
+            state_values=(_recurrent_layers(kv_heads, widths) if 0 in kv_heads else layers) * _state(number),
             expert_share=_share(embedding, heads * key, expert_width, experts, used),
             row_values=max(kv_heads, default=0) * key,
             attention_heads=(layers - kv_heads.count(0)) * heads,
@@ -159,10 +153,11 @@ class Need:
 
 def memory(model_size: ModelSize, weights_bytes: int, cache_config: CacheConfig) -> Need:
     """Bytes that a worker holds with a KV cache of `cache_config`. Raises UnknownLevel for an unknown `kv_type`."""
-    said = model_size.reserved
+    reserved = model_size.reserved
     process = PROCESS_BYTES + model_size.vocabulary * TOKEN_BYTES
-    if said and said.cache_config == cache_config:
-        return Need(weights_bytes, said.cache, said.compute + said.output + process, graph=said.compute)
+    if reserved and reserved.cache_config == cache_config:
+        compute = reserved.compute + reserved.output + process
+        return Need(weights_bytes, reserved.cache, compute, graph=reserved.compute)
     tokens = -(-cache_config.context // CONTEXT_STEP) * CONTEXT_STEP
     cache = QuantType.by_name(cache_config.kv_type)
     per_token = model_size.cache_values * cache.block_bytes // cache.block
@@ -170,7 +165,7 @@ def memory(model_size: ModelSize, weights_bytes: int, cache_config: CacheConfig)
     batch = min(BATCH, tokens)
     activations = batch * (2 * model_size.embedding + 3 * max(model_size.feed_forward, model_size.embedding)) * _F32
     mask = batch * tokens * (_F32 + 2)
-    # Rows in the graph, and the candidates of every sampler.
+    # Rows in the graph, and every sampler's candidates (`llama_token_data`: 12 bytes each).
     logits = 2 * cache_config.sequences * model_size.vocabulary * (_F32 + 12)
     graph = activations + mask + logits
     return Need(weights_bytes, cache_bytes, graph + process, graph=graph)
@@ -212,10 +207,13 @@ def _per_layer(value: Any, layers: int) -> list[int]:
     return [int(value)] * layers
 
 
-def _mixers(kv_heads: list[int], wide: Any) -> int:
-    """Recurrent layers: layers without attention, and without a feed-forward width where each has one (Nemotron H)."""
-    each = _per_layer(wide, len(kv_heads)) if isinstance(wide, list | tuple) else [0] * len(kv_heads)
-    return sum(not heads and not width for heads, width in zip(kv_heads, each, strict=False))
+def _recurrent_layers(kv_heads: list[int], widths: Any) -> int:
+    """The number of recurrent layers: those without attention.
+
+    Nemotron H has layers of a feed-forward network alone, and lists the width of each layer: these do not count.
+    """
+    by_layer = _per_layer(widths, len(kv_heads)) if isinstance(widths, list | tuple) else [0] * len(kv_heads)
+    return sum(not heads and not width for heads, width in zip(kv_heads, by_layer, strict=False))
 
 
 def _state(number: Any) -> int:

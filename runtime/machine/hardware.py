@@ -26,14 +26,13 @@ import psutil
 
 from runtime.child import child_environment
 from runtime.machine.control_groups import ControlGroups
-from runtime.machine.inspection import Examine, Examined, Refused, ask
+from runtime.machine.inspection import EXAMINE_SECONDS, Examine, Examined, Refused, ask
 
 T = TypeVar("T")
 
 log = logging.getLogger("lm.memory")
 _PROBE_BYTES = 64 << 20
 _PROBE_PASSES = 3
-_EXAMINE_SECONDS = 30.0
 _GPU_LIBRARIES = ("cuda", "hip", "vulkan", "metal", "sycl")
 
 
@@ -90,8 +89,8 @@ def detect(bandwidth: float | None = None) -> Hardware:
     limit = min(memory.total, group.limit) if group else memory.total
     available = min(memory.available, max(0, group.limit - group.used)) if group else memory.available
     cpus = usable_cpus()
-    cards = _known(llama_cards, none, unknown, "llama.cpp does not say which graphics cards it sees")
-    gpus = _known(nvidia_gpus, none, unknown, "nvidia-smi does not say which graphics cards there are")
+    cards = _or_default(llama_cards, none, unknown, "llama.cpp does not say which graphics cards it sees")
+    gpus = _or_default(nvidia_gpus, none, unknown, "nvidia-smi does not say which graphics cards there are")
     unknown += groups.unknown
     for sentence in unknown:
         log.warning("%s", sentence)
@@ -108,8 +107,8 @@ def detect(bandwidth: float | None = None) -> Hardware:
     )
 
 
-def _known(find: Callable[[], T], default: T, unknown: list[str], sentence: str) -> T:
-    """The answer of `find`, or the default, and then a word to `unknown`."""
+def _or_default(find: Callable[[], T], default: T, unknown: list[str], sentence: str) -> T:
+    """The result of `find`; where it fails, the default, and `sentence` with the error is added to `unknown`."""
     try:
         return find()
     except (OSError, ValueError, subprocess.SubprocessError) as error:
@@ -178,7 +177,7 @@ def llama_cards() -> tuple[Gpu, ...]:
     """
     if not has_gpu_build():
         return ()
-    answer = ask(Examine(), _EXAMINE_SECONDS)
+    answer = ask(Examine(), EXAMINE_SECONDS)
     if not isinstance(answer, Examined):
         raise OSError(answer.reason if isinstance(answer, Refused) else "it answers something else")
     kinds = ("gpu", "igpu")

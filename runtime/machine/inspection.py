@@ -1,8 +1,8 @@
 """How does llama.cpp answer a question about itself, a model or this machine? Asked in a child process.
 
 A child, because an odd header can abort the process that reads it, and because neither the daemon nor a puller loads
-llama.cpp. `runtime/machine/inspector.py` is that process. Whoever asks must have another way: every answer may be
-`Refused`.
+llama.cpp. `runtime/machine/inspector.py` is that process. Every answer may be `Refused`, so a caller must have another
+way.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from runtime.messages import CacheConfig
 log = logging.getLogger("lm.measure")
 RESERVE_SECONDS = 20.0
 PROBE_SECONDS = 60.0
+EXAMINE_SECONDS = 30.0
 # The keys of one token in one layer for which attention is timed.
 ROW_BYTES = 2048
 _ALIGNMENT = 32
@@ -85,7 +86,7 @@ class Device(msgspec.Struct, frozen=True):
     """A device that llama.cpp can compute on: `kind` is `cpu`, `gpu`, `igpu` (in the processor), `accel` or `meta`."""
 
     name: str
-    what: str
+    description: str
     kind: str
     free: int = 0
     total: int = 0

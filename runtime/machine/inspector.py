@@ -49,13 +49,13 @@ def answer_to(question: Question) -> Answer:
 
 def reserve(question: Reserve) -> Reserved:
     """The bytes of a context as the engine makes it."""
-    from runtime.llama.context import Context, ContextParams, sequences
+    from runtime.llama.context import Context, ContextParams, sequence_count
     from runtime.llama.library import LOG
     from runtime.llama.model import LlamaModel
 
     model = LlamaModel(Path(question.path), empty=True)
     wanted = question.cache_config
-    total = sequences(model, wanted.sequences)
+    total = sequence_count(model, wanted.sequences)
     context = Context(model, ContextParams(wanted.context, total, wanted.sequences, 1, wanted.kv_type))
     compute, output = (context.buffers.get(kind, 0) for kind in ("compute", "output"))
     return Reserved(wanted, LOG.cache_bytes, compute, output, _repacks())
@@ -106,16 +106,16 @@ def _devices(low: Any) -> list[Device]:
         device = lib.ggml_backend_dev_get(index)
         free, total = ctypes.c_size_t(), ctypes.c_size_t()
         lib.ggml_backend_dev_memory(device, ctypes.byref(free), ctypes.byref(total))
-        name, what = (
-            (said or b"").decode(errors="replace").strip()
-            for said in (lib.ggml_backend_dev_name(device), lib.ggml_backend_dev_description(device))
+        name, description = (
+            (text or b"").decode(errors="replace").strip()
+            for text in (lib.ggml_backend_dev_name(device), lib.ggml_backend_dev_description(device))
         )
         kind = _KINDS.get(lib.ggml_backend_dev_type(device), "other")
-        devices.append(Device(name, what, kind, free.value, total.value))
+        devices.append(Device(name, description, kind, free.value, total.value))
     return devices
 
 
 if __name__ == "__main__":
     status = main()
     sys.stderr.flush()
-    os._exit(status)  # llama.cpp's own end of a model that was never allocated is nothing to wait for
+    os._exit(status)  # without waiting for llama.cpp to free a model that was never allocated

@@ -1,14 +1,15 @@
 """How fast does this machine read weights of each type? Measured by small models, run through llama.cpp itself.
 
-Measured are whole steps of one token, as an answer takes them, so that rates hold what threads, repacking and
-instructions do to them. The models are headers over a hole in a file: mapped, a hole becomes pages of zeros that the
+It measures whole steps of one token, as an answer takes them, so that the rates contain the effects of threads,
+repacking and instructions. The models are headers over a hole in a file: mapped, a hole becomes pages of zeros that the
 kernels multiply like any other numbers. They are larger than the processor's caches. Two more numbers are measured
 besides the rates: the cost of a layer whatever its size, and the cost of attention for each token in the cache.
 
 A processor's speed varies from second to second, more so where it is shared with other virtual machines: all models
-are held at once and visited in turn, round after round, and the median counts. Steps for which other programs took
-processor time from us do not count; where there are no others, what counts is the time that they would have taken with
-all of it. Where that is often so, or the rounds disagree, the result says that it is not steady.
+are held at once and visited in turn, round after round, and the median counts. A step during which other programs took
+processor time from us does not count. Where too few steps remain, all of them count, each with the time that it would
+have taken with all processors. Where half of the steps were disturbed, or the rounds disagree, the result is marked as
+not steady.
 
 The model of time that these numbers are for: `runtime/machine/step_time.py`.
 """
@@ -41,15 +42,16 @@ _SECONDS = 6.0
 _ROUNDS = range(3, 24)
 _VISIT_SECONDS = 0.05
 _STEPS = range(3, 12)
-# A step counts when it had this part of the processors' time; this number of such steps is enough; the slowest round
-# takes at most this many times the fastest, or the machine was busy.
+# A step counts when it had this part of the processors' time.
 _SHARE = 0.8
+# Where fewer steps than this count, all of them do.
 _ENOUGH = 5
+# The slowest round takes at most N times as long as the fastest, or the machine was busy.
 _DIFFERENCE = 1.3
-# A model's weights are N times as large as the last cache, within bounds; all models together take no more than this
-# part of the free memory.
+# A model's weights are N times as large as the last-level cache, within bounds.
 _CACHES = 4
 _LEAST_BYTES, _MOST_BYTES = 32 << 20, 256 << 20
+# All models together take no more than this part of the free memory.
 _MEMORY_SHARE = 0.5
 
 
@@ -83,8 +85,10 @@ class StepTime(NamedTuple):
 
 
 _BLOCK = ProbeSizes(1, 2048, 8192)
-# Many layers with next to no weights, and a few whose attention is all there is to them.
-_THIN, _DEEP = ProbeSizes(32, 64, 64), ProbeSizes(4, 1024, 64)
+# Many layers with next to no weights: the cost of a layer.
+_THIN = ProbeSizes(32, 64, 64)
+# Few layers that do little but attention.
+_DEEP = ProbeSizes(4, 1024, 64)
 
 
 def probe(question: Probe) -> Probed:
@@ -98,24 +102,29 @@ def probe(question: Probe) -> Probed:
         "shared": Case(QuantType.Q8_0, _DEEP, _FILLED, _SHARING),
     }
     steps, rounds = _measure(cases, question)
-    seconds = {name: _typical(taken, question) for name, taken in steps.items()}
+    seconds = {name: _typical(each, question) for name, each in steps.items()}
     means = [geometric_mean(each) for each in rounds]
-    alone = sum(len(_alone(taken, question)) for taken in steps.values())
+    alone = sum(len(_alone(each, question)) for each in steps.values())
     steady = 2 * alone > sum(map(len, steps.values())) and max(means) < _DIFFERENCE * min(means)
     layer = seconds["thin"] / _THIN.layers
-    if not steady:  # barriers are what suffers most, and least like a real model's
+    if not steady:  # a busy machine slows barriers most, and more than it slows a real model's
         layer = min(layer, LAYER_SECONDS)
     rates = {}
     for name in question.types:
-        case, taken = cases[name], seconds[name]
-        # The layers' own cost is counted apart, so it must not be in the rates as well.
-        rates[name] = case.sizes.bytes(case.type) / max(taken / 2, taken - case.sizes.layers * layer)
+        case, step = cases[name], seconds[name]
+        # The layers' own cost is counted apart, so it must not be in the rates as well. Half of a step is reading at
+        # least.
+        rates[name] = case.sizes.bytes(case.type) / max(step / 2, step - case.sizes.layers * layer)
     head, power = _attention(*(seconds[name] for name in ("empty", "filled", "shared")))
     return Probed(rates, layer, head, power, steady)
 
 
 def _attention(empty: float, filled: float, shared: float) -> tuple[float, float]:
-    """Seconds of a head for a token before, and with which power of the keys' bytes from token to token it grows."""
+    """Seconds of a query head for each token in the cache, and the power with which they grow (`Probed.row_power`).
+
+    The arguments are seconds of a step: with an empty cache, with a filled one, and with a filled one whose keys take
+    1 / `_SHARING` of the bytes because that many query heads share a key head.
+    """
     whole, less = (max(full / 100, full - empty) for full in (filled, shared))
     power = log(whole / less) / log(_SHARING)
     return whole / (_DEEP.layers * _DEEP.width // _HEAD * _FILLED), min(1.0, max(0.0, power))
@@ -191,7 +200,7 @@ class _Running:
             seconds = time.perf_counter() - start
             steps.append(StepTime(seconds, (time.process_time() - used) / seconds))
             self._position += 1
-        return steps[1:]  # the first one finds nothing where it will be
+        return steps[1:]  # the first one finds cold caches
 
 
 def _metadata(case: Case) -> dict[str, object]:

@@ -1,9 +1,9 @@
 """Which speeds of this machine are known already? The results of probes, kept in the cache folder.
 
 There is a file for each processor, build of llama.cpp and number of threads. A probe takes some seconds, so it is only
-asked for where its result decides: a small model is fast enough at any level. A probe that was taken while something
-else used the processors is taken again when it is next needed and some minutes old. Real answers correct it, family by
-family.
+asked for where its result decides: a small model is fast enough at any level. A probe that was taken while
+something else used the processors is repeated the next time it is needed, once it is some minutes old. Real answers
+correct it, family by family.
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ from runtime.small_files import replace_file
 
 log = logging.getLogger("lm.measure")
 UNSTEADY_SECONDS = 600.0
-# How far an answer moves a correction towards its own time, and how far corrections go.
-_PATIENCE = 0.25
-_FURTHEST = 4.0
+# How far one answer moves a correction: 0 not at all, 1 all the way to its own time.
+_LEARNING_RATE = 0.25
+# The largest correction; the smallest is its inverse.
+_MAX_CORRECTION = 4.0
 
 
 class Rates:
@@ -91,17 +92,17 @@ class Rates:
         predicted = seconds(probed, reads, context)
         corrections, ratio = self._corrections(), measured / predicted
         for family, share in seconds_by_family(probed, reads).items():
-            factor = corrections.get(family, 1.0) * ratio ** (_PATIENCE * share / predicted)
-            corrections[family] = min(_FURTHEST, max(1 / _FURTHEST, factor))
+            factor = corrections.get(family, 1.0) * ratio ** (_LEARNING_RATE * share / predicted)
+            corrections[family] = min(_MAX_CORRECTION, max(1 / _MAX_CORRECTION, factor))
         _keep(self.corrections_file, msgspec.json.encode(corrections))
         return predicted
 
     def bandwidth(self) -> float:
         """Bytes per second that the threads read from memory together, measured when first asked for."""
         with contextlib.suppress(OSError, ValueError, TypeError):
-            known = float(json.loads(self.bandwidth_file.read_bytes()))
-            if 1e8 < known < 1e14:
-                return known
+            stored = float(json.loads(self.bandwidth_file.read_bytes()))
+            if 1e8 < stored < 1e14:  # no memory has another bandwidth: the file is damaged
+                return stored
         measured = measure_bandwidth(self._threads)
         _keep(self.bandwidth_file, json.dumps(round(measured)).encode())
         return measured
@@ -116,8 +117,8 @@ class Rates:
     def _corrections(self) -> dict[str, float]:
         """By which factor each family takes longer in answers than in the probe; a card's rates have none."""
         with contextlib.suppress(OSError, msgspec.MsgspecError):
-            known = msgspec.json.decode(self.corrections_file.read_bytes(), type=dict[str, float])
-            return {name: factor for name, factor in known.items() if 1 / _FURTHEST <= factor <= _FURTHEST}
+            stored = msgspec.json.decode(self.corrections_file.read_bytes(), type=dict[str, float])
+            return {name: factor for name, factor in stored.items() if 1 / _MAX_CORRECTION <= factor <= _MAX_CORRECTION}
         return {}
 
 

@@ -95,7 +95,7 @@ class Option:
         return self.candidate.level
 
     @property
-    def lost(self) -> str:
+    def drawback(self) -> str:
         """Why the rule passes it over; "" where the rule would take it if nothing better were there."""
         if self.fault or self.slow:
             return self.fault or self.slow
@@ -132,7 +132,7 @@ def choose(candidates: Sequence[Candidate], model_size: fit.ModelSize, host: Hos
     if chosen is None:
         raise _nothing_fits(options, budget)
     better = options[: options.index(chosen)]
-    rejected = tuple((option.level, option.lost) for option in better)
+    rejected = tuple((option.level, option.drawback) for option in better)
     reason = f"{chosen.level}: {_fits(chosen, budget, context)}{_ending(chosen, options, rejected, wish)}"
     return Choice(chosen.level, chosen.need, context, reason, rejected)
 
@@ -200,8 +200,8 @@ def _forced(options: Sequence[Option], level: str, budget: int, context: int) ->
         if option.level == level:
             if option.lacking == "disk":
                 smaller = [other.candidate.level for other in options if not other.fault]
-                what = f"{smaller[0]} would fit" if smaller else "no level would fit"
-                raise DoesNotFit(f"{level} {option.fault}", f"make room; {what}")
+                rest = f"{smaller[0]} would fit" if smaller else "no level would fit"
+                raise DoesNotFit(f"{level} {option.fault}", f"make room; {rest}")
             reason = f"{level}: asked for, {_fits(option, budget, context)}"
             if option.fault:
                 need = f"it needs {size_text(option.need.total)}, and models may use {size_text(budget)} here"

@@ -38,8 +38,8 @@ _SOME_RATE = 1e9
 class Reads:
     """The work of a token's step: bytes of weights by type, the number of layers, and the attention.
 
-    For each token before it, `heads` query heads (of all layers together) read a key; from one token's key to the next
-    they step over `row` bytes.
+    For each token in the cache, `heads` query heads (of all layers together) read a key. `row` is the bytes of a
+    token's keys in one layer: the distance from one token's key to the next.
     """
 
     weights: Mapping[str, int]

@@ -24,7 +24,7 @@ class Stops:
         at, _, string = min(found)
         return at, string
 
-    def tail(self, text: str) -> int:
+    def tail_length(self, text: str) -> int:
         """How many characters at the end of `text` could be the beginning of a stop string."""
         for start in range(max(0, len(text) - self._longest + 1), len(text)):
             if text[start] in self._first and text[start:] in self._starts:
@@ -38,7 +38,7 @@ class Assembler:
     def __init__(self, stops: Stops) -> None:
         self._stops = stops
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._held = ""
+        self._tail = ""  # text that is not shown yet
         self.stop = ""
 
     def push(self, piece: bytes) -> str:
@@ -50,20 +50,20 @@ class Assembler:
         text = self._decoder.decode(piece)
         if not self._stops.strings:
             return text
-        if self._held:
-            text = self._held + text
+        if self._tail:
+            text = self._tail + text
         at, self.stop = self._stops.find(text)
         if self.stop:
-            self._held = ""
+            self._tail = ""
             return text[:at]
-        held = self._stops.tail(text)
-        self._held = text[len(text) - held :]
-        return text[: len(text) - held]
+        length = self._stops.tail_length(text)
+        self._tail = text[len(text) - length :]
+        return text[: len(text) - length]
 
     def finish(self) -> str:
         """At the end of the answer: the text that was held back, none of it after a stop string."""
         if self.stop:
             return ""
-        text = self._held + self._decoder.decode(b"", final=True)
-        self._held = ""
+        text = self._tail + self._decoder.decode(b"", final=True)
+        self._tail = ""
         return text

@@ -62,7 +62,7 @@ class ChatTemplate:
             self._template = environment().from_string(source)
         except (TemplateError, RecursionError, ValueError) as error:
             raise LoadFailed(f"the model's chat template is broken: {error}", "pull the model again") from None
-        self._system = self._takes_system()
+        self._takes_system = self._probe_system()
 
     def render(
         self, messages: list[dict[str, Any]], extra: Mapping[str, Any] | None = None, *, answering: bool = True
@@ -77,7 +77,7 @@ class ChatTemplate:
         prefill = ""
         if messages and messages[-1].get("role") == "assistant":
             prefill = str(messages.pop().get("content") or "")
-        if not self._system:
+        if not self._takes_system:
             messages = _folded(messages)
         text = self._run(messages, extra or {}, answering) + prefill
         return list(_parts(text))
@@ -100,7 +100,7 @@ class ChatTemplate:
             raise BadRequest("the model's chat template needs too much memory", "use a raw prompt") from None
         return "".join(chunks)
 
-    def _takes_system(self) -> bool:
+    def _probe_system(self) -> bool:
         """Whether a system message reaches the prompt."""
         probe = [{"role": "system", "content": _PROBE_SYSTEM}, {"role": "user", "content": _PROBE_USER}]
         try:

@@ -47,18 +47,20 @@ class Tokenizer:
         """`vocabulary` is the number of tokens. Raises LoadFailed for a note on another vocabulary."""
         ids = [token.id for token in note.added] + ([note.end[0]] if note.end else [])
         if not all(0 <= id < vocabulary for id in ids):
-            raise LoadFailed("what lm has noted of this model's tokenizer is not of this model", "pull the model again")
+            raise LoadFailed(
+                "the note on the tokenizer in the model's file belongs to another model", "pull the model again"
+            )
         self._plain = plain
         self.hidden = {token.id: token.text for token in note.added if "h" in token.flags}
         """The texts of tokens that have another text in the vocabulary, by id."""
         self._steps, self._space, self._end = note.steps, note.space, note.end
         self._forms = [form for form in _FORMS if [form] in note.steps]
         flagged = any(set(token.flags) & set("lrwh") for token in note.added)
-        # Whether every text is tokenized here. Otherwise only texts are that a Unicode form changes, and prompts of
-        # which only some parts have their control tokens parsed.
+        # Whether every text is tokenized here. Otherwise llama.cpp tokenizes all texts but two kinds: those that a
+        # Unicode form changes, and prompts that parse control tokens in some parts only.
         self._always = flagged or bool(note.space or note.end) or len(self._forms) < len(note.steps)
-        # Two cutters each, for the text as it is and for the normalized text: one pair for the tokens that users may
-        # write, one for all.
+        # `_users` cuts out the tokens that users may write, `_all` all tokens. Both are pairs: the first cutter works
+        # on the text as it is, the second on the normalized text.
         self._users, self._all = (
             tuple(
                 _Cutter(
@@ -167,7 +169,7 @@ def _is_word(character: str) -> bool:
 
 
 def _lower(text: str) -> str:
-    # Python makes a final sigma of the last one in a Greek word. Letter by letter it does not, as the original.
+    # Python lowers the last sigma of a Greek word to ς. The original does not, nor does Python letter by letter.
     return "".join(map(str.lower, text)) if "Σ" in text else text.lower()
 
 
@@ -177,8 +179,8 @@ def _without(text: str, kinds: str) -> str:
 
 def _clean(text: str) -> str:
     """Without control characters, white space made spaces, and spaces around Chinese characters."""
-    kept = (c for c in text if c in "\t\n\r" or not (c == "\ufffd" or unicodedata.category(c) in ("Cc", "Cf", "Co")))
-    return _CHINESE.sub(r" \g<0> ", "".join(" " if c in WHITE_SPACE else c for c in kept))
+    letters = (c for c in text if c in "\t\n\r" or not (c == "\ufffd" or unicodedata.category(c) in ("Cc", "Cf", "Co")))
+    return _CHINESE.sub(r" \g<0> ", "".join(" " if c in WHITE_SPACE else c for c in letters))
 
 
 # The steps of `quant/notes.py`.

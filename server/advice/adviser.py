@@ -190,7 +190,7 @@ def _row(
         "quality": "published" if quality else "unknown",
         "listed": option.candidate.listed,
         "chosen": option.level == advice.choice.level,
-        "why_not": "" if option.level == advice.choice.level else option.lost,
+        "why_not": "" if option.level == advice.choice.level else option.drawback,
     }
 
 

@@ -137,7 +137,7 @@ def _graphics(seen: Observations) -> Finding:
     ]
     cards += seen.amd_cards
     used = [
-        f"{device.name} ({device.what}), {size_text(device.free)} of {size_text(device.total)} free"
+        f"{device.name} ({device.description}), {size_text(device.free)} of {size_text(device.total)} free"
         + (", in main memory" if device.shared else "")
         for device in (llama.devices if llama else ())
         if device.kind in ("gpu", "igpu")

@@ -17,13 +17,11 @@ from pathlib import Path
 import psutil
 
 from runtime.machine.hardware import Hardware, amd_cards, detect
-from runtime.machine.inspection import Examine, Examined, Probed, Refused, ask
+from runtime.machine.inspection import EXAMINE_SECONDS, Examine, Examined, Probed, Refused, ask
 from runtime.machine.rates import Rates
 from runtime.processor import instruction_sets, processor_name
 from server.config import Config
 from server.doctor.owner import who_listens
-
-EXAMINE_SECONDS = 30.0
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from runtime.machine.rule import Candidate, Host, Wish, choose, judge
 from runtime.machine.step_time import Reads
 
 GB = 10**9
-LLAMA_8B = fit.ModelSize("llama", 32, 4096, 14336, 32, 128256, 131072, 32 * 8 * 256)
+LLAMA_8B = fit.ModelSize(32, 4096, 14336, 128256, 131072, 32 * 8 * 256)
 MACHINE = Hardware(16 * GB, 16 * GB, 16 * GB, 8, 50 * GB)
 LAYERS = Layers((200_000_000,) * 32, 500_000_000)
 NEED = fit.Need(7 * GB + 400_000_000, 32 * 32_000_000, 300_000_000, graph=200_000_000)

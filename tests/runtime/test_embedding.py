@@ -14,7 +14,7 @@ import pytest
 
 from quant.convert.planning import plan_model
 from runtime import messages as m
-from runtime.engine.embedding import PATIENCE
+from runtime.engine.embedding import MAX_OVERTAKING
 from runtime.options import Sampling
 from tests.converting import write
 from tests.quant.support import DEMO, Folder
@@ -120,4 +120,4 @@ def test_a_text_that_needs_the_room_of_answers_is_not_overtaken_without_end(exac
 
     done, vector = with_worker(load(exact, context=256, sequences=2), talk)
     assert isinstance(vector, m.Vectors)
-    assert done < 60 - 2 * PATIENCE, done
+    assert done < 60 - 2 * MAX_OVERTAKING, done

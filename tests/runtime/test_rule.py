@@ -15,7 +15,7 @@ from runtime.units import size_text
 
 GB = 10**9
 # An 8 B model: 32 layers x 4096, 8 key/value heads of 128.
-LLAMA_8B = fit.ModelSize("llama", 32, 4096, 14336, 32, 128256, 131072, 32 * 8 * 256)
+LLAMA_8B = fit.ModelSize(32, 4096, 14336, 128256, 131072, 32 * 8 * 256)
 LEVELS = [
     Candidate("BF16", 16_000_000_000),
     Candidate("Q8_0", 8_500_000_000),
@@ -108,9 +108,7 @@ def test_the_sizes_come_from_metadata() -> None:
             "tokenizer.ggml.tokens": ["a"] * 300,
         }
     )
-    assert model_size == fit.ModelSize(
-        "llama", 2, 256, 768, 4, 300, 2048, 3 * 128, attention_heads=2 * 4, row_values=2 * 64
-    )
+    assert model_size == fit.ModelSize(2, 256, 768, 300, 2048, 3 * 128, attention_heads=2 * 4, row_values=2 * 64)
     assert model_size.cap_context(CacheConfig()).context == 2048
     assert model_size.cap_context(CacheConfig(100)).context == 100
     assert fit.ModelSize.of({}).trained_context == 8192
