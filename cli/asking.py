@@ -48,8 +48,10 @@ class Asking:
         return vectors[0] if vectors else []
 
     def _body(self, **more: Any) -> Line:
-        given = {"options": self.options, "keep_alive": self.keep_alive}
-        return {"model": self.model, **more} | {key: value for key, value in given.items() if value not in (None, {})}
+        optional = {"options": self.options, "keep_alive": self.keep_alive}
+        return {"model": self.model, **more} | {
+            key: value for key, value in optional.items() if value not in (None, {})
+        }
 
 
 class Reply:
@@ -75,7 +77,7 @@ class Reply:
             finally:
                 if self.text and not self.text.endswith("\n"):
                     console.out()
-        self._tell(last)
+        self._note_cuts(last)
         if self._asking.verbose and self.text:
             console.timings(last)
 
@@ -85,8 +87,8 @@ class Reply:
             self.text += text
             console.answer(text, self._wrapping.feed)
 
-    def _tell(self, last: Line) -> None:
-        """Tell where the answer is not as it was asked for: nothing is cut silently."""
+    def _note_cuts(self, last: Line) -> None:
+        """Say where the prompt, the context or the answer was cut: nothing is cut silently."""
         if last.get("truncated"):
             console.note(f"note: the first {last['truncated']} tokens were left out to fit the context", "yellow")
         if "num_ctx" in last:

@@ -72,24 +72,22 @@ class Chat:
         """One turn; a part of an answer stays in the conversation, a turn without any answer does not."""
         self._messages.append({"role": "user", "content": text})
         reply = self._asking.chat(self._messages)
-        self._answered(reply)
+        self._show_reply(reply)
         if reply.text:
             self._messages.append({"role": "assistant", "content": reply.text})
         else:
             self._messages.pop()
         console.out()
 
-    def _answered(self, reply: Reply) -> bool:
-        """Show a reply; whether it came to its end."""
+    def _show_reply(self, reply: Reply) -> None:
+        """Show a reply until it ends, fails, or the user stops it."""
         try:
             with _unechoed():
                 reply.show()
-            return True
         except KeyboardInterrupt:
-            return False
+            pass  # the part that came stays in the conversation
         except Failure as error:
             console.complain(str(error), error.hint)
-            return False
 
     def _obey(self, text: str) -> None:
         match text.split(None, 3):

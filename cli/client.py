@@ -65,23 +65,23 @@ class Client:
 
     @contextmanager
     def _open(self, method: str, path: str, body: Any) -> Iterator[HTTPResponse]:
-        with ExitStack() as opened:
-            response = self._send(opened, method, path, body)
+        with ExitStack() as stack:
+            response = self._send(stack, method, path, body)
             if response.status >= 400:
                 raise _refusal(response)
             yield response
 
-    def _send(self, opened: ExitStack, method: str, path: str, body: Any) -> HTTPResponse:
-        """The answer, whose connection ends with `opened`."""
-        known = self._url != ""
-        if not known:
+    def _send(self, stack: ExitStack, method: str, path: str, body: Any) -> HTTPResponse:
+        """The answer, whose connection ends with `stack`."""
+        has_url = self._url != ""
+        if not has_url:
             self._url = daemon.find(self.config, self._start)
         try:
-            return opened.enter_context(request(self._url, self.config, method, path, body))
+            return stack.enter_context(request(self._url, self.config, method, path, body))
         except ConnectionRefusedError:
             self._url = ""
-            if known:  # the daemon went away since we last spoke to it
-                return self._send(opened, method, path, body)
+            if has_url:  # the daemon went away since we last spoke to it
+                return self._send(stack, method, path, body)
             raise _lost() from None
         except (OSError, HTTPException):
             raise _lost() from None

@@ -36,7 +36,7 @@ def prepare() -> None:
 
 
 def discard() -> None:
-    """Let what stdout could not take go nowhere, so that Python does not try again at its end."""
+    """Send the text that stdout could not take nowhere, so that Python does not try to write it again at its end."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
     os.close(nowhere)

@@ -1,9 +1,9 @@
 """Finding the daemon, and starting one where there is none.
 
-Where: at the address of the settings. If that is the default, or a free port, the daemon that this home names in
-`daemon.json` comes first: `lm serve --port 11435` is found without a setting. Two commands at once start one
-daemon: who holds `start.lock` starts it, the other waits for the lock and then finds it. The daemon says on a pipe that
-it is ready, or why it is not.
+The daemon is looked for at the address of the settings. If that is the default, or a free port, the daemon that this
+home names in `daemon.json` comes first: `lm serve --port 11435` is found without a setting. Two commands at once start
+one daemon: the command that gets the lock `start.lock` starts it, the other waits for the lock and then finds it. The
+daemon says on a pipe that it is ready, or why it is not.
 """
 
 from __future__ import annotations
@@ -30,25 +30,25 @@ END_SECONDS = 30.0
 
 def find(config: Config, start: bool) -> str:
     """The URL of a daemon of our version, started unless `start` is False. Raises Failure."""
-    running = look(config)
+    running = running_daemon(config)
     if running is not None:
         url, version = running
         if version != VERSION:
             raise _mismatch(url, version)
         return url
     if not start:
-        raise Failure(f"no daemon answers at {_place(config.url)}", "`lm serve` starts one", UNREACHABLE)
+        raise Failure(f"no daemon answers at {_address(config.url)}", "`lm serve` starts one", UNREACHABLE)
     if not (is_loopback(config.host) or config.host in ("0.0.0.0", "::")):
-        raise Failure(f"no lm daemon answers at {_place(config.url)}", "start it there with `lm serve`", UNREACHABLE)
+        raise Failure(f"no lm daemon answers at {_address(config.url)}", "start it there with `lm serve`", UNREACHABLE)
     return _start(config)
 
 
-def look(config: Config) -> tuple[str, str] | None:
+def running_daemon(config: Config) -> tuple[str, str] | None:
     """URL and version of the daemon that runs, None where there is none of lm.
 
-    Raises Failure when it will not say, and when it serves another home than LM_HOME.
+    Raises Failure when the program there does not answer, and when the daemon serves another home than LM_HOME.
     """
-    for url in _places(config):
+    for url in _urls(config):
         answer = _ask_version(url, config)
         if answer is not None:
             _check_home(url, answer.get("home"), config)
@@ -60,7 +60,7 @@ def _check_home(url: str, mark: object, config: Config) -> None:
     if mark in (None, config.home_mark) or not is_loopback(config.host) or config.home == default_home():
         return  # whoever names no home takes what the daemon has
     raise Failure(
-        f"the daemon at {_place(url)} has another home than `{config.home}`",
+        f"the daemon at {_address(url)} has another home than `{config.home}`",
         "set LM_PORT to give this home a daemon of its own, or leave LM_HOME out to use the other",
         UNREACHABLE,
     )
@@ -68,14 +68,14 @@ def _check_home(url: str, mark: object, config: Config) -> None:
 
 def end(config: Config) -> bool:
     """End the daemon, of whatever version, and wait until it is gone; whether there was one. Raises Failure."""
-    running = look(config)
+    running = running_daemon(config)
     if running is None:
         return False
     try:
         with request(running[0], config, "POST", "/lm/shutdown", {}, PROBE_SECONDS) as response:
             answer = json.loads(response.read())
     except (OSError, ValueError, HTTPException):
-        raise Failure(f"the daemon at {_place(running[0])} does not listen", "`lm logs` may say why") from None
+        raise Failure(f"the daemon at {_address(running[0])} does not answer", "`lm logs` may say why") from None
     if "error" in answer:
         raise Failure.of(answer)
     _wait_for_end(int(answer["pid"]))
@@ -109,12 +109,12 @@ def _ended(pid: int, seconds: float) -> bool:
     return True
 
 
-def _places(config: Config) -> list[str]:
-    places = [config.url] if config.port else []
+def _urls(config: Config) -> list[str]:
+    urls = [config.url] if config.port else []
     if config.port == 0 or (config.host, config.port) == (Config.host, Config.port):
         own = _own_url(config)
-        places = [own, *(url for url in places if url != own)] if own else places
-    return places
+        urls = [own, *(url for url in urls if url != own)] if own else urls
+    return urls
 
 
 def _own_url(config: Config) -> str:
@@ -141,12 +141,12 @@ def _ask_version(url: str, config: Config) -> dict[str, Any] | None:
     except OSError as error:
         why = error.strerror or str(error) or type(error).__name__
         raise Failure(
-            f"{_place(url)} does not answer: {why}", "see `LM_HOST`, and what listens there", UNREACHABLE
+            f"{_address(url)} does not answer: {why}", "see `LM_HOST`, and what listens there", UNREACHABLE
         ) from None
-    return _of_lm(answer)
+    return _lm_record(answer)
 
 
-def _of_lm(answer: Any) -> dict[str, Any] | None:
+def _lm_record(answer: Any) -> dict[str, Any] | None:
     if not isinstance(answer, dict):
         return None
     if "error" in answer and "code" in answer:  # lm itself, but not for us: a wrong key
@@ -160,7 +160,7 @@ def _mismatch(url: str, version: str) -> Failure:
     except ValueError:
         older = False
     age = "older" if older else "newer"
-    message = f"the daemon at {_place(url)} is lm {version[:20]}, {age} than this lm {VERSION}"
+    message = f"the daemon at {_address(url)} is lm {version[:20]}, {age} than this lm {VERSION}"
     return Failure(message, "`lm stop --daemon` ends it; the next command starts the right one", UNREACHABLE)
 
 
@@ -171,7 +171,7 @@ def _start(config: Config) -> str:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with (config.home / "start.lock").open("w") as lock, status("starting the daemon"):
             fcntl.flock(lock, fcntl.LOCK_EX)
-            running = look(config)
+            running = running_daemon(config)
             if running is None:
                 _spawn(config)
     except OSError as error:
@@ -229,5 +229,5 @@ def _not_started(config: Config, message: bytes) -> Failure:
         return Failure(f"the daemon ended before it was ready: {lines[-1]}", "`lm logs` shows more", UNREACHABLE)
 
 
-def _place(url: str) -> str:
+def _address(url: str) -> str:
     return url.removeprefix("http://")

@@ -18,8 +18,8 @@ def request(
 ) -> Iterator[HTTPResponse]:
     """The answer of the daemon at `url`, its body still to come; `body` is sent as JSON, with the key of `config`.
 
-    seconds: limit of each wait, None where loading a large model, or a busy one, may take as long as it takes. Raises
-    OSError, HTTPException.
+    `seconds` limits each wait; None sets no limit, because a large model may load for minutes. Raises OSError,
+    HTTPException.
     """
     address = urlsplit(url)
     headers = {"Content-Type": "application/json"}

@@ -34,8 +34,8 @@ def _parse(text: str) -> Reference:
 
 
 def _levelled(found: Reference, level: str) -> Reference:
-    here = found.kind == "ollama" and found.name.namespace == LIBRARY and found.name.tag is None
-    if here:  # what is here already was made of something
+    bare = found.kind == "ollama" and found.name.namespace == LIBRARY and found.name.tag is None
+    if bare:  # the daemon knows which source the model of this name was made of
         return parse(f"{found.text}:{level}")
     if found.kind not in ("demo", "folder", "hub"):
         raise Failure(f"`{found.text}` comes quantized already", "leave `--level` out", "usage")

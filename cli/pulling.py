@@ -21,7 +21,7 @@ Line = dict[str, Any]
 def bring_in(client: Client, body: Line, typed: str) -> Line:
     """Pull a model and show how it goes; the last line of the daemon's answer, with the `name` under which it lies.
 
-    body: as `/api/pull` takes it; typed: the name as the user wrote it. Raises Failure.
+    `body` is the body of `/api/pull`, `typed` the name as the user wrote it. Raises Failure.
     """
     terminal = console.fancy()
     try:
@@ -39,7 +39,7 @@ def bring_in(client: Client, body: Line, typed: str) -> Line:
 
 
 def lines(client: Client, body: Line) -> Generator[Line]:
-    """The daemon's answer while it pulls: to the line of success, or to that with the level where it goes on alone."""
+    """The lines of the daemon's answer, up to the last; with `detach`, up to the line that names the level."""
     with closing(client.stream("/api/pull", body)) as answer:
         for line in answer:
             yield line
@@ -73,8 +73,8 @@ def _show_on(terminal: Console, lines: Iterable[Line]) -> Line:
                 if bar is None:
                     shown.close()
                     bar = shown.enter_context(_bar(terminal))
-                    task = bar.add_task(line["status"], total=line["total"], pace="")
-                bar.update(task, completed=line["completed"], pace=_pace(line))
+                    task = bar.add_task(line["status"], total=line["total"], rate="")
+                bar.update(task, completed=line["completed"], rate=_rate_text(line))
     return line
 
 
@@ -85,13 +85,13 @@ def _bar(terminal: Console) -> Progress:
         progress.TextColumn("{task.description}"),
         progress.BarColumn(),
         progress.DownloadColumn(),
-        progress.TextColumn("{task.fields[pace]}"),
+        progress.TextColumn("{task.fields[rate]}"),
         console=terminal,
     )
 
 
-def _pace(line: Line) -> str:
-    """How fast it goes and how long it still takes, as the daemon tells, which knows what an earlier pull brought."""
+def _rate_text(line: Line) -> str:
+    """The rate and the time left, by the daemon's figures: it alone knows how much an earlier pull brought."""
     rate = f"{size_text(line['rate'])}/s" if line["rate"] else ""
     left = f"{console.span(line['eta'])} left" if line["eta"] else ""
     return "  ".join(filter(None, (rate, left)))

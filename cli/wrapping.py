@@ -40,7 +40,7 @@ class Wrapping:
         return before + letter
 
     def _break(self) -> str:
-        """Begin a line, with the word that is under way unless it fills this one."""
+        """Begin a line. The unfinished word moves to it, unless that word fills the whole present line."""
         width = width_of(self._word)
         if width == self._column:
             self._word, width = "", 0

@@ -75,13 +75,13 @@ def _log_to(path: Path | None) -> None:
 
 
 def _is_ours(record: logging.LogRecord) -> bool:
-    """Leave out what aiohttp says of requests that are no HTTP: a client's fault, and with a traceback."""
+    """False for aiohttp's records about requests that are no HTTP: a client's fault, told with a traceback."""
     return not (record.exc_info and type(record.exc_info[1]).__module__ == "aiohttp.http_exceptions")
 
 
 def _fail(error: Exception, ready_fd: int | None) -> int:
     hint, code = getattr(error, "hint", ""), getattr(error, "code", "internal")
-    if ready_fd is not None:  # on a terminal once is enough
+    if ready_fd is not None:  # the log of a daemon in the foreground is the terminal, where the line below is enough
         logging.getLogger("lm").error("%s (%s)", error, hint)
     print(f"Error: {error}" + (f"\nhint: {hint}" if hint else ""), file=sys.stderr)
     _say(ready_fd, json.dumps({"error": str(error), "hint": hint, "code": code}))

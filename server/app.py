@@ -150,10 +150,10 @@ async def record(request: web.Request, handler: Handler) -> web.StreamResponse:
         return response
     finally:
         seconds = time.perf_counter() - begun
-        what = f"{request.method} {request.path[:100]} {status} {seconds:.3f} s {request[LOG_NOTE][:200]}".rstrip()
+        line = f"{request.method} {request.path[:100]} {status} {seconds:.3f} s {request[LOG_NOTE][:200]}".rstrip()
         # A name or path with a line break in it must not look like a line of its own.
         level = logging.DEBUG if request.path in _PROBES else logging.INFO
-        log.log(level, "%s [%s]", what.encode("unicode_escape").decode(), request_id)
+        log.log(level, "%s [%s]", line.encode("unicode_escape").decode(), request_id)
 
 
 @web.middleware
@@ -162,7 +162,7 @@ async def explain(request: web.Request, handler: Handler) -> web.StreamResponse:
     try:
         return await handler(request)
     except web.HTTPException as error:
-        return _refusal(request, _routing(request, error))
+        return _refusal(request, _routing_problem(request, error))
     except ConnectionError:
         return web.Response(status=GONE)  # for the log: the client has left, and nobody reads this
     except Exception as error:
@@ -213,15 +213,15 @@ def _refusal(request: web.Request, problem: Problem) -> web.StreamResponse:
     return response
 
 
-def _routing(request: web.Request, error: web.HTTPException) -> Problem:
+def _routing_problem(request: web.Request, error: web.HTTPException) -> Problem:
     path = request.path[:100]
     if error.status == 405:
         return Problem.of(
             WrongMethod(f"`{path}` does not take {request.method}", "see the table of routes in docs/api.md")
         )
-    for beginnings, what, instead in _ABSENT if error.status == 404 else ():
+    for beginnings, purpose, instead in _ABSENT if error.status == 404 else ():
         if path.startswith(beginnings):
-            return Problem.of(NotFound(f"`{path}`: {what} is not in this version of lm", instead))
+            return Problem.of(NotFound(f"`{path}`: {purpose} is not in this version of lm", instead))
     if error.status == 404:
         return Problem.of(NotFound(f"there is no `{path}`", "see the table of routes in docs/api.md"))
     return Problem("bad_body" if error.status < 500 else "internal", error.reason.lower(), "correct the request")

@@ -80,7 +80,7 @@ def _count(low: int, high: int) -> Callable[[object], int]:
     return check
 
 
-def _times(value: object) -> float:
+def _factor(value: object) -> float:
     number = float(str(value))
     if not 1 <= number <= 1000:
         raise ValueError(number)
@@ -202,9 +202,14 @@ class Config:
         return self.home / "daemon.json"
 
     @property
+    def client_host(self) -> str:
+        """The host at which clients of this machine ask: loopback where the daemon listens everywhere."""
+        return "127.0.0.1" if self.host in ("0.0.0.0", "") else "::1" if self.host == "::" else self.host
+
+    @property
     def url(self) -> str:
-        """Where clients find the daemon; a daemon that listens everywhere is asked through loopback."""
-        host = "127.0.0.1" if self.host in ("0.0.0.0", "") else "::1" if self.host == "::" else self.host
+        """Where clients find the daemon."""
+        host = self.client_host
         return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
 
 
@@ -234,7 +239,7 @@ SETTINGS: dict[str, Setting] = {
     ),
     "sequences": _number(SEQUENCES_RANGE, "LM_SEQUENCES"),
     "queue": _number((1, 100_000), "LM_QUEUE"),
-    "gap": Setting(_times, "a number from 1 to 1000", ("LM_GAP",)),
+    "gap": Setting(_factor, "a number from 1 to 1000", ("LM_GAP",)),
     "keep_alive": Setting(duration, "a duration such as `5m`, or -1 for ever", ("LM_KEEP_ALIVE", "OLLAMA_KEEP_ALIVE")),
     "max_models": _number((1, 1000), "LM_MAX_MODELS"),
     "origins": Setting(
@@ -296,7 +301,7 @@ def _first(
 
 
 def _split_address(found: dict[str, Any], port: int | None) -> dict[str, Any]:
-    """A host setting may carry a port, which a setting of its own overrides."""
+    """The settings with `host` and `port` apart: a host may carry a port, which the setting `port` overrides."""
     if "host" in found:
         try:
             found["host"], own = address(found["host"])

@@ -113,8 +113,8 @@ def _open_store(config: Config) -> Store:
 def _bind(config: Config) -> socket.socket:
     """A socket on the configured address; raises StartFailed, which says whose the port is."""
     try:
-        found = socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        family, kind, protocol, _, address = found[0]
+        addresses = socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, kind, protocol, _, address = addresses[0]
         listener = socket.socket(family, kind, protocol)
     except OSError as error:
         raise StartFailed(f"`{config.host}` is no address of this machine ({error.strerror})", "see `--host`") from None

@@ -23,6 +23,7 @@ from runtime.machine.fit import ModelSize
 
 # The capabilities that the daemon can serve; a model may have more.
 SERVED = ("completion", "embedding", "rerank")
+# Longer lists of the metadata are not kept.
 _LONG = 64
 
 
@@ -46,7 +47,7 @@ class Library:
     def __init__(self, store: Store) -> None:
         self.store = store
         self._facts: dict[str, Facts] = {}
-        self._deferred: set[str] = set()
+        self._deferred: set[str] = set()  # blobs of deleted models that a worker has open
 
     async def models(self) -> list[Model]:
         """All models, newest first."""
@@ -80,8 +81,8 @@ class Library:
         await asyncio.to_thread(self.store.delete, model)
         await asyncio.to_thread(self.store.collect, in_use)
 
-    async def released(self, digest: str, in_use: set[str]) -> None:
-        """A worker let go of this blob: free its file if its model was deleted meanwhile."""
+    async def release(self, digest: str, in_use: set[str]) -> None:
+        """Remove the file of a blob that a worker has closed, if its model was deleted meanwhile."""
         if digest in self._deferred:
             self._deferred.discard(digest)
             await asyncio.to_thread(self.store.collect, in_use)

@@ -13,6 +13,6 @@ from cli import console
 @click.pass_context
 def command(ctx: click.Context, shell: str) -> None:
     """Print a script that makes a shell complete commands and names: `eval "$(lm completion bash)"`."""
-    made = get_completion_class(shell)
-    assert made is not None
-    console.out(made(ctx.find_root().command, {}, "lm", "_LM_COMPLETE").source())
+    completion = get_completion_class(shell)
+    assert completion is not None
+    console.out(completion(ctx.find_root().command, {}, "lm", "_LM_COMPLETE").source())

@@ -28,7 +28,7 @@ def command(as_json: bool) -> int:
     except ValueError:
         errors = done.stderr.decode(errors="replace").strip().splitlines()
         raise Failure(
-            f"the installation is broken: {errors[-1] if errors else 'nothing was said'}", "install lm again"
+            f"the installation is broken: {errors[-1] if errors else 'it printed nothing'}", "install lm again"
         ) from None
     if as_json:
         console.as_json(findings)

@@ -1,4 +1,4 @@
-"""`lm fit`: what a model would take here, level by level, which one a pull would choose, and why."""
+"""`lm fit`: the memory that each level of a model would take here, the level that a pull would choose, and why."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def command(  # noqa: PLR0913  click gives each option by its name
 
 
 def print_advice(advice: dict[str, Any], all_levels: bool) -> None:
-    """An answer of `/lm/advise` for people: the table to stdout, what is to be said about it to stderr."""
+    """An answer of `/lm/advise` for people: the table to stdout, notes on it to stderr."""
     shown = [row for row in advice["levels"] if all_levels or row["listed"] or row["chosen"]]
     heads = ["", "LEVEL", "BITS", "FILE", "MEMORY", "FITS", "TOKENS/S", "QUALITY*"]
     lines = [_cells(row) for row in shown]

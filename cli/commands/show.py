@@ -1,4 +1,4 @@
-"""`lm show`: what a model is."""
+"""`lm show`: the sizes, the origin and the capabilities of a model."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ class Prompter:
         if not request.truncate:
             raise self._too_long(len(ids))
         keep = self._room(request)
-        # The BOS token stays in front of what is left.
+        # The BOS token stays in front.
         head = 1 if self._bos and ids[:1] == self._vocabulary.tokenize(self._bos, special=True, add=False) else 0
         return Prompt(ids[:head] + ids[len(ids) - keep + head :], len(ids) - keep)
 

@@ -30,7 +30,7 @@ from runtime.llama.model import LlamaModel
 POOLING_NONE, POOLING_MEAN, POOLING_LAST, POOLING_RANK = 0, 1, 3, 4
 # Results of `decode`.
 OK, NO_ROOM, ABORTED = 0, 1, 2
-# Sequences for prefixes that wait to be continued, beside those of the running answers.
+# Sequences for prefixes that wait to be continued, beside the sequences of running answers.
 PARKED_SEQUENCES = 8
 # The least number of sequences of an embedding model, which reads many texts at once.
 TEXT_SEQUENCES = 64

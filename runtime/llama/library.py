@@ -31,15 +31,9 @@ SETTINGS = {
     # An abort would start a debugger, if one is installed, and wait for it.
     b"GGML_NO_BACKTRACE": b"1",
     # While OpenMP's threads wait for one another, they spin N times and then sleep. Spinning starves the thread they
-    # wait for when other programs want the processors too; threads that sleep wake late. The value lies between the
-    # two that cost one model little. Tokens/s with 2 threads on 2 processors:
-    #
-    # | spins | one model | two models at once |
-    # |---|---|---|
-    # | no bound | 33 | 15 |
-    # | 2000 | 31 | 25 |
-    # | 700 | 31 | 29 |
-    # | 0 | 23 | 39 |
+    # wait for when other programs want the processors too; threads that sleep wake late. Tokens/s with 2 threads on 2
+    # processors, of one model and of two models at once: 33 and 15 without a bound. N = 2000 gives 31 and 25, N = 700
+    # gives 31 and 29, N = 0 gives 23 and 39. The value below lies between the two that cost one model little.
     b"GOMP_SPINCOUNT": b"1300",
     # OpenMP spins only 100 times when there are more threads than processors, which costs a third. There are, because
     # of the second context (`runtime/engine/prefill.py`), but only one of both computes. "active" makes it 1000 times.

@@ -122,8 +122,8 @@ def probe(question: Probe) -> Probed:
 def _attention(empty: float, filled: float, shared: float) -> tuple[float, float]:
     """Seconds of a query head for each token in the cache, and the power with which they grow (`Probed.row_power`).
 
-    The arguments are seconds of a step: with an empty cache, with a filled one, and with a filled one whose keys take
-    1 / `_SHARING` of the bytes because that many query heads share a key head.
+    The arguments are seconds of a step with an empty cache, with a filled one, and with one whose heads share keys. The
+    keys of the last take 1 / `_SHARING` of the bytes.
     """
     whole, less = (max(full / 100, full - empty) for full in (filled, shared))
     power = log(whole / less) / log(_SHARING)

@@ -56,7 +56,7 @@ class Tokenizer:
         self._steps, self._space, self._end = note.steps, note.space, note.end
         self._forms = [form for form in _FORMS if [form] in note.steps]
         flagged = any(set(token.flags) & set("lrwh") for token in note.added)
-        # Whether every text is tokenized here. Otherwise llama.cpp tokenizes all texts but two kinds: those that a
+        # Whether every text is tokenized here. Otherwise llama.cpp tokenizes all texts but two kinds: texts that a
         # Unicode form changes, and prompts that parse control tokens in some parts only.
         self._always = flagged or bool(note.space or note.end) or len(self._forms) < len(note.steps)
         # `_users` cuts out the tokens that users may write, `_all` all tokens. Both are pairs: the first cutter works

@@ -34,8 +34,8 @@ class AccessRules:
         self._origins = [_pattern(origin) for origin in (*_PROGRAMS, *config.origins)]
         self._names = {config.host.lower(), socket.gethostname().lower()} - {"0.0.0.0", "::", ""}
         # The host of an allowed origin is a name of the daemon too: a daemon in a network needs one.
-        named = (origin.rstrip("/").lower() for origin in config.origins)
-        self._names |= {found[1] for origin in named if (found := _ORIGIN.fullmatch(origin))}
+        allowed = (origin.rstrip("/").lower() for origin in config.origins)
+        self._names |= {found[1] for origin in allowed if (found := _ORIGIN.fullmatch(origin))}
         self._key = config.api_key.encode()
 
     def admit(self, request: web.Request) -> None:
@@ -73,23 +73,23 @@ class AccessRules:
         return self._wide and (_is_address(name) or _PRIVATE.fullmatch(name) is not None)
 
     def _has_key(self, request: web.Request) -> bool:
-        given = request.headers.get("Authorization", "").removeprefix("Bearer ") or request.headers.get("x-api-key", "")
-        return hmac.compare_digest(given.encode("utf-8", "surrogateescape"), self._key)
+        key = request.headers.get("Authorization", "").removeprefix("Bearer ") or request.headers.get("x-api-key", "")
+        return hmac.compare_digest(key.encode("utf-8", "surrogateescape"), self._key)
 
 
-def require_loopback(request: web.Request, what: str) -> None:
-    """Raise Forbidden unless the client is on this machine; `what` is the subject of the message."""
+def require_loopback(request: web.Request, subject: str) -> None:
+    """Raise Forbidden unless the client is on this machine; `subject` begins the message."""
     peer = request.transport.get_extra_info("peername") if request.transport else None
     if not peer or not ipaddress.ip_address(str(peer[0]).split("%")[0]).is_loopback:
-        raise Forbidden(f"{what} is for clients on this machine", "ask on the machine itself")
+        raise Forbidden(f"{subject} is for clients on this machine", "ask on the machine itself")
 
 
 def _pattern(origin: str) -> re.Pattern[str]:
     """A pattern for an origin in the settings: `*` alone is any origin, `*` within one any part of a name or port."""
     if origin == "*":
         return re.compile(r"[^\s]+")
-    place = re.sub(r"(?<=[^:/])/+$", "", origin.lower())
-    return re.compile(re.escape(place).replace(r"\*", r"[a-z0-9_.:\[\]-]*"))
+    text = re.sub(r"(?<=[^:/])/+$", "", origin.lower())
+    return re.compile(re.escape(text).replace(r"\*", r"[a-z0-9_.:\[\]-]*"))
 
 
 def _is_address(name: str) -> bool:

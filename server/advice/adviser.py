@@ -100,7 +100,7 @@ def _judge_model(task: AdviceTask, wish: Wish, machine: Machine) -> _Judgement:
 
 
 def _judge_source(task: AdviceTask, wish: Wish, machine: Machine, timeout: float = Network.timeout) -> _Judgement:
-    """Advice on the model at its source, of which a silent `timeout` (seconds) is borne. Raises as `select`."""
+    """Advice on the model at its source, given up when that is silent for `timeout` seconds. Raises as `select`."""
     reference = parse(task.model.source)
     wish = replace(wish, forced=wish.forced or reference.level)
     wish = replace(wish, forced=None if wish.forced == AUTO else wish.forced)
@@ -158,7 +158,7 @@ def _row(
     need, quality = option.need, published.PUBLISHED.get(variant.level if variant else option.level)
     plan, advice = judgement.plan, judgement.advice
     elements = sum(tensor.elements for tensor in plan.tensors)
-    evicted = _evicted(need.total, hardware.memory_available, loaded)
+    evicted = _to_evict(need.total, hardware.memory_available, loaded)
     fits = "no" if option.fault else "evict" if evicted else "yes"
     return {
         "level": option.level,
@@ -194,7 +194,7 @@ def _row(
     }
 
 
-def _evicted(need: int, free: int, loaded: Sequence[tuple[str, int]]) -> list[str]:
+def _to_evict(need: int, free: int, loaded: Sequence[tuple[str, int]]) -> list[str]:
     """Which loaded models, least recently used first, would have to go; none where all of them would not help."""
     names = []
     for name, size in loaded:

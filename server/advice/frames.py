@@ -13,10 +13,10 @@ from server.pulls.frames import ModelRequest
 class AdviceTask(msgspec.Struct, tag="advise"):
     """Daemon to adviser, the only frame: judge the levels of a model, and choose one as a pull would.
 
-    Without `path` the model is looked up at `model.source`. With it, that file in the store is judged, whose model is
-    called `installed`; then `published` is its level if it was published at that level, and "" if lm made it. A
-    published model may have a source with other levels to choose from: `model.source` names it, "" if it need not be
-    asked.
+    Without `path` the model is looked up at `model.source`. With `path`, that file in the store is judged, and
+    `installed` is the name of its model. `published` is the level of such a file if it was published at that level, and
+    "" if lm made it. The source of a published file may have other levels to choose from: `model.source` is that
+    source, and "" where it need not be asked.
 
     `level` is the level that the user asks for, None for the best. `memory` counts the bytes that models may use, 0 for
     as many as the machine allows. Levels that write fewer than `enough` tokens/s are too slow. `loaded` lists the names

@@ -117,10 +117,10 @@ def unknown_warning(names: Iterable[str]) -> str:
 
 
 def _biases(given: Any) -> dict[int, float]:
-    """Token ids, as JSON writes keys, to what is added to their logits; raises BadRequest."""
+    """The numbers to add to logits, by token id; JSON has the ids as texts. Raises BadRequest."""
     if isinstance(given, dict) and len(given) > MAX_BIASES:
         raise BadRequest(f"`logit_bias` has {len(given)} entries, and {MAX_BIASES} are allowed")
-    found = {}
+    biases = {}
     for token, value in given.items() if isinstance(given, dict) else [("", None)]:
         named = isinstance(token, str) and token.isascii() and token.isdigit() and len(token) < 11
         if not (named and isinstance(value, int | float) and -MAX_BIAS <= value <= MAX_BIAS):
@@ -128,8 +128,8 @@ def _biases(given: Any) -> dict[int, float]:
                 f"`logit_bias` holds an entry that is no token id with a bias from -{MAX_BIAS} to {MAX_BIAS}",
                 "correct it",
             )
-        found[int(token)] = float(value)
-    return found
+        biases[int(token)] = float(value)
+    return biases
 
 
 def limits(defaults: Mapping[str, Any], overrides: Mapping[str, Any]) -> Limits:

@@ -42,22 +42,22 @@ async def find_source(request: web.Request, services: Services, name: str, doing
     """
     reference = parse(name)
     if reference.kind == "ollama":
-        reference = await _made_of(services, reference)
+        reference = await _folder_of(services, reference)
     elif reference.kind == "folder" and not name.startswith("/"):
         raise BadName(f"`{name[:80]}` is a relative path", "send an absolute one: the daemon has another folder")
     if reference.kind == "folder":
         require_loopback(request, doing)
     elif reference.kind not in ("demo", "hub"):
         close = await asyncio.to_thread(services.library.store.similar, reference)
-        there = "`lm list` shows what there is; Ollama's own models are found at huggingface.co as `org/repo`"
+        hint = "`lm list` shows what there is; Ollama's own models are found at huggingface.co as `org/repo`"
         raise ModelNotFound(
             f"`{name}` is not in the store, and this version pulls from hf.co and folders only",
-            f"did you mean `{'` or `'.join(close)}`?" if close else there,
+            f"did you mean `{'` or `'.join(close)}`?" if close else hint,
         )
     return reference
 
 
-async def _made_of(services: Services, reference: Reference) -> Reference:
+async def _folder_of(services: Services, reference: Reference) -> Reference:
     """The folder from which a model of this bare name was made, or is being made; else `reference` itself.
 
     `lm pull ./mine` makes the model `mine`, and `lm pull mine` then means the same folder.

@@ -73,9 +73,9 @@ def _shortened(model: Model, vectors: list[bytes], dimensions: int) -> list[byte
     if not 1 <= dimensions <= full:
         raise BadRequest(f"`dimensions` is {dimensions}, and `{model.name}` has {full}", f"ask for 1 to {full}")
     shape = f"<{dimensions}f"
-    found = []
+    shortened = []
     for raw in vectors:
         values = struct.unpack_from(shape, raw)
         length = math.hypot(*values) or 1.0
-        found.append(struct.pack(shape, *(value / length for value in values)))
-    return found
+        shortened.append(struct.pack(shape, *(value / length for value in values)))
+    return shortened

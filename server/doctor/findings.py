@@ -47,18 +47,18 @@ class Finding(msgspec.Struct, frozen=True):
     hint: str = ""
 
 
-def examine(config: Config, seen: Observations) -> list[Finding]:
+def examine(config: Config, observations: Observations) -> list[Finding]:
     """Every finding, in the order in which they matter to each other."""
     return [
-        _memory(seen.hardware, seen.swap),
-        _disk(config, seen.disk_free),
-        _home(config, seen.home),
-        _processor(seen),
-        *(Finding("machine", WARN, sentence, "it counts as absent here") for sentence in seen.hardware.unknown),
-        *_llama(seen.llama, seen.instructions),
-        _graphics(seen),
-        _speed(seen.rates),
-        _daemon(config, seen.address),
+        _memory(observations.hardware, observations.swap),
+        _disk(config, observations.disk_free),
+        _home(config, observations.home),
+        _processor(observations),
+        *(Finding("machine", WARN, sentence, "it counts as absent here") for sentence in observations.hardware.unknown),
+        *_llama(observations.llama, observations.instructions),
+        _graphics(observations),
+        _speed(observations.rates),
+        _daemon(config, observations.address),
     ]
 
 
@@ -95,11 +95,11 @@ def _home(config: Config, home: Home) -> Finding:
     return Finding("home", OK, str(config.home))
 
 
-def _processor(seen: Observations) -> Finding:
-    hardware = seen.hardware
+def _processor(observations: Observations) -> Finding:
+    hardware = observations.hardware
     cores = f"{hardware.cpus} core{'s' if hardware.cpus > 1 else ''}"
-    found = f"{seen.processor}: {cores} used of {seen.hardware_threads} processors"
-    if hardware.cpus == 1 and seen.hardware_threads > 1:
+    found = f"{observations.processor}: {cores} used of {observations.hardware_threads} processors"
+    if hardware.cpus == 1 and observations.hardware_threads > 1:
         return Finding("processor", WARN, found, "affinity or a control group holds lm to one core")
     return Finding("processor", OK, f"{found}, memory reads {size_text(int(hardware.bandwidth))}/s")
 
@@ -129,13 +129,13 @@ def _amx(llama: Examined) -> Finding:
     return Finding("AMX", OK, "not in the way")
 
 
-def _graphics(seen: Observations) -> Finding:
+def _graphics(observations: Observations) -> Finding:
     """The cards by the drivers' word against the cards that llama.cpp can use."""
-    hardware, llama = seen.hardware, seen.llama if isinstance(seen.llama, Examined) else None
+    hardware, llama = observations.hardware, observations.llama if isinstance(observations.llama, Examined) else None
     cards = [
         f"{gpu.name} ({size_text(gpu.memory_free)} of {size_text(gpu.memory_total)} free)" for gpu in hardware.gpus
     ]
-    cards += seen.amd_cards
+    cards += observations.amd_cards
     used = [
         f"{device.name} ({device.description}), {size_text(device.free)} of {size_text(device.total)} free"
         + (", in main memory" if device.shared else "")
@@ -155,13 +155,13 @@ def _graphics(seen: Observations) -> Finding:
     return Finding("graphics", WARN, found, f'build it for the card: CMAKE_ARGS="{flag}" {_REBUILD}')
 
 
-def _speed(known: Probed | None) -> Finding:
-    if known is None:
+def _speed(probed: Probed | None) -> Finding:
+    if probed is None:
         return Finding("speed", OK, "not measured yet: the first large model has it measured")
     rates = [
-        f"{name} {size_text(int(known.rates[name]))}/s" for name in ("Q8_0", "Q4_K", "Q2_K") if name in known.rates
+        f"{name} {size_text(int(probed.rates[name]))}/s" for name in ("Q8_0", "Q4_K", "Q2_K") if name in probed.rates
     ]
-    busy = "" if known.steady else "; measured while the machine was busy, to be redone"
+    busy = "" if probed.steady else "; measured while the machine was busy, to be redone"
     return Finding("speed", OK, f"weights are read at {', '.join(rates)}{busy}")
 
 

@@ -106,12 +106,11 @@ def _home(home: Path) -> Home:
 
 def _address(config: Config) -> Address:
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        known = json.loads(config.daemon_file.read_bytes())
-        if psutil.pid_exists(int(known["pid"])):
-            return Address(daemon=f"lm {known['version']} on {known['url']}, process {known['pid']}")
-    host = config.url.removeprefix("http://").rpartition(":")[0].strip("[]")
+        record = json.loads(config.daemon_file.read_bytes())
+        if psutil.pid_exists(int(record["pid"])):
+            return Address(daemon=f"lm {record['version']} on {record['url']}, process {record['pid']}")
     try:
-        socket.create_connection((host, config.port), timeout=1).close()
+        socket.create_connection((config.client_host, config.port), timeout=1).close()
     except OSError:
         return Address()
     return Address(other=who_listens(config))

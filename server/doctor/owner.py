@@ -23,8 +23,7 @@ def who_listens(config: Config) -> str:
 
 
 def _by_asking(config: Config) -> str:
-    host = config.url.removeprefix("http://").rpartition(":")[0].strip("[]")
-    connection = http.client.HTTPConnection(host, config.port, timeout=_SECONDS)
+    connection = http.client.HTTPConnection(config.client_host, config.port, timeout=_SECONDS)
     try:
         connection.request("GET", "/api/version")
         answer = json.loads(connection.getresponse().read(4096))

@@ -26,10 +26,12 @@ from server.loaded.slot import Slot
 from server.loaded.worker import Worker
 
 log = logging.getLogger("lm.pool")
+# Tokens to which a context is halved at most.
 SMALLEST_CONTEXT = 512
-CONTEXT_BUCKET = 1024
-# Bytes beside the KV cache for a worker's copies of conversations, or as much as the cache takes where that is more.
-SPARE = 256 << 20
+# A context is rounded up to a multiple of this, in tokens.
+CONTEXT_STEP = 1024
+# A worker's copies of conversations may take this many bytes, or as many as its KV cache where that is more.
+SPILL_BYTES = 256 << 20
 
 
 @dataclass(frozen=True)
@@ -61,23 +63,23 @@ class Admission:
         self._slots = slots
         self._changed = asyncio.Event()
 
-    def changed(self) -> None:
-        """A worker became ready or idle, or ended: whoever waits for room looks again."""
+    def notify(self) -> None:
+        """Say that a worker became ready or idle, or ended: whoever waits for room looks again."""
         self._changed.set()
 
-    async def change(self) -> None:
-        """Wait until `changed` is called."""
+    async def wait_for_change(self) -> None:
+        """Wait until `notify` is called."""
         self._changed.clear()
         await self._changed.wait()
 
-    async def context(self, model: Model, asked: int | None) -> int:
-        """The context to load a model with when a request asked for `asked` tokens, if there is memory for it.
+    async def context(self, model: Model, tokens: int | None) -> int:
+        """The context to load a model with when a request wants one of `tokens`, if there is memory for it.
 
         It is rounded up, so that slightly longer requests do not load the model anew.
         """
-        wanted = max(asked or 0, self._config.context)
+        wanted = max(tokens or 0, self._config.context)
         trained = (await self._library.model_size(model)).trained_context
-        return min(-(-wanted // CONTEXT_BUCKET) * CONTEXT_BUCKET, trained)
+        return min(-(-wanted // CONTEXT_STEP) * CONTEXT_STEP, trained)
 
     async def place(self, model: Model, wanted: int) -> Placement:
         """Make room for a model with a context of `wanted` tokens, or with the largest that fits.
@@ -102,7 +104,7 @@ class Admission:
             if not movable and not any(worker.loading for _, worker in others):
                 names = ", ".join(f"`{worker.model.name}`" for _, worker in others)
                 raise DoesNotFit(f"`{model.name}` has no place beside {names}, to be kept for ever", "`lm stop` one")
-            await self.change()
+            await self.wait_for_change()
 
     async def _fit(self, model: Model, wanted: int, room: int, hardware: Hardware) -> tuple[int, Need]:
         """The largest context up to `wanted`, by halving, with which the model fits into `room` bytes, and its need."""
@@ -132,4 +134,4 @@ def _spill(free: int, need: Need) -> int:
 
     At most half of the memory that stays free once the model is loaded: the other half is for the next model.
     """
-    return max(0, min(max(need.cache, SPARE), (free - need.total) // 2))
+    return max(0, min(max(need.cache, SPILL_BYTES), (free - need.total) // 2))

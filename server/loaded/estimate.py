@@ -31,7 +31,9 @@ from runtime.units import size_text
 from server.library import Facts
 
 log = logging.getLogger("lm.memory")
+# Bytes that predictions are raised by at most.
 MOST_EXTRA = 1 << 30
+# A prediction that was too high lowers the next ones by 1 / N of the difference.
 _FORGET = 16
 
 
@@ -43,7 +45,7 @@ class Estimator:
         self._path = folder / "memory.json"
         self._ask = ask
         self._reserved: dict[tuple[str, CacheConfig], Reserved | None] = {}
-        self.extra = 0
+        self.extra = 0  # bytes that are added to predictions
         try:
             self.extra = min(MOST_EXTRA, max(0, int(json.loads(self._path.read_bytes())["extra"])))
         except FileNotFoundError:

@@ -87,7 +87,7 @@ class Pool:
     def loaded(self) -> list[tuple[Worker, float | None]]:
         """The workers that are ready, each with the seconds it stays if nobody asks (None: for ever), longest first."""
         now = asyncio.get_running_loop().time()
-        usable = [(slot.usable, slot.stays(now)) for slot in self._slots.values()]
+        usable = [(slot.usable, slot.seconds_left(now)) for slot in self._slots.values()]
         rows = [(worker, stays) for worker, stays in usable if worker is not None and not worker.loading]
         return sorted(rows, key=lambda row: -(row[1] if row[1] is not None else float("inf")))
 
@@ -112,7 +112,7 @@ class Pool:
         while any(worker.users for worker in self._processes()):
             try:
                 async with asyncio.timeout_at(deadline):
-                    await self._admission.change()
+                    await self._admission.wait_for_change()
             except TimeoutError:
                 break
         self._watch.cancel()
@@ -126,7 +126,7 @@ class Pool:
         """A user has left `worker`: learn from it, and start the clock when it was the last one."""
         if worker.answered:
             slot.crashes = 0
-        self._admission.changed()
+        self._admission.notify()
         self._learn(worker)
         if not worker.users and not slot.pinned and slot.worker is worker:
             expires = worker.last_used + slot.keep_alive
@@ -137,9 +137,9 @@ class Pool:
         speed = worker.take_speed()
         if self._runtime.name != "llama":
             return
-        held = None if worker.users or not worker.answered or worker.dead else anonymous_bytes(worker.pid)
-        if held is not None:
-            self._estimator.learn(worker.model.name, worker.need, held - worker.spilled)
+        measured = None if worker.users or not worker.answered or worker.dead else anonymous_bytes(worker.pid)
+        if measured is not None:
+            self._estimator.learn(worker.model.name, worker.need, measured - worker.spilled)
         alone = not any(other.users for other in self._processes())
         if speed is not None and alone and not worker.need.card_layers:
             self._background(self._learn_speed(worker, speed))
@@ -197,14 +197,14 @@ class Pool:
         slot.keep_alive = self._config.keep_alive
         output = log_file(self._config.logs, "worker")
         slot.worker = worker = await Worker.start(model, load, need=placement.need, log_file=output)
-        worker.ready.add_done_callback(lambda _: self._admission.changed())
+        worker.ready.add_done_callback(lambda _: self._admission.notify())
         worker.reader.add_done_callback(lambda _: self._ended(slot, worker))
         return worker
 
     def _ended(self, slot: Slot, worker: Worker) -> None:
         slot.ended(worker, asyncio.get_running_loop().time())
-        self._admission.changed()
-        self._background(self._library.released(worker.model.blob_digest, self.open_blobs()))
+        self._admission.notify()
+        self._background(self._library.release(worker.model.blob_digest, self.open_blobs()))
 
     async def _watch_workers(self) -> None:
         """Kill workers that hang."""

@@ -53,7 +53,7 @@ class Slot:
             return False
         return context > self.largest_context
 
-    def stays(self, now: float) -> float | None:
+    def seconds_left(self, now: float) -> float | None:
         """Seconds until the worker goes if nobody asks; None: it stays for ever."""
         if self.pinned:
             return None

@@ -95,7 +95,8 @@ class Worker:
         self._speed: Speed | None = None
         self._last_used = self._sign_of_life = self._last_step_at = asyncio.get_running_loop().time()
         self._last_step = -1
-        self._patience = 60.0 + model.size / 50e6
+        # A minute, and the time to read the file at 50 MB/s.
+        self._load_seconds = 60.0 + model.size / 50e6
         self._ending = ""
         self._background: set[asyncio.Task[None]] = set()
         self.reader = asyncio.create_task(self._read(load))
@@ -176,7 +177,7 @@ class Worker:
                     alone = alone and opened == self._opened
                     self._speed = Speed.of(frame) if alone else None
                 if not isinstance(frame, Answer):
-                    raise self._odd(frame)
+                    raise self._out_of_place(frame)
                 self.answered = self.answered or not isinstance(frame, Started)
                 yield frame
         except ChildError:
@@ -191,14 +192,14 @@ class Worker:
         """The ids of a text or of rendered messages."""
         frame = await self._ask(request)
         if not isinstance(frame, Tokens):
-            raise self._odd(frame)
+            raise self._out_of_place(frame)
         return frame.ids
 
     async def embed(self, request: Embed | Rank) -> Vectors:
         """One vector for each input, or one score for each text."""
         frame = await self._ask(request)
         if not isinstance(frame, Vectors):
-            raise self._odd(frame)
+            raise self._out_of_place(frame)
         return frame
 
     async def stop(self, why: str = STOPPED) -> None:
@@ -218,7 +219,9 @@ class Worker:
         now = asyncio.get_running_loop().time()
         silent, stalled = now - self._sign_of_life, now - self._last_step_at
         if self.loading:
-            return f"did not load within {self._patience:.0f} s" if now - self._last_used > self._patience else ""
+            return (
+                f"did not load within {self._load_seconds:.0f} s" if now - self._last_used > self._load_seconds else ""
+            )
         if silent > SILENT_SECONDS:
             return f"showed no sign of life for {silent:.0f} s"
         return f"computed nothing for {stalled:.0f} s" if stalled > STALLED_SECONDS else ""
@@ -231,7 +234,7 @@ class Worker:
 
     def _open(self, number: int) -> asyncio.Queue[FromWorker | Death]:
         if self.dead:
-            raise self._obituary()
+            raise self._death()
         self._opened += 1
         self._streams[number] = asyncio.Queue()
         return self._streams[number]
@@ -263,20 +266,20 @@ class Worker:
             raise ChildError(frame.code, frame.message, frame.hint)
         return frame
 
-    def _odd(self, frame: FromWorker) -> Death:
+    def _out_of_place(self, frame: FromWorker) -> Death:
         self.kill(f"sent {type(frame).__name__} out of place")
-        return self._obituary()
+        return self._death()
 
     async def _read(self, load: Load) -> None:
         try:
             await self._child.send(load)
             while (frame := await self._child.receive()) is not None:
-                self._sort(frame)
+                self._dispatch(frame)
         finally:
             await self._child.reap()
-            self._bury()
+            self._end()
 
-    def _sort(self, frame: FromWorker) -> None:
+    def _dispatch(self, frame: FromWorker) -> None:
         self._sign_of_life = asyncio.get_running_loop().time()
         match frame:
             case Beat(step=step, busy=busy):
@@ -286,7 +289,7 @@ class Worker:
             case Loading():
                 pass
             case Ready():
-                self._settle(frame)
+                self._on_ready(frame)
             case Failed(id=0):
                 self._ending = NOT_LOADED
                 if not self.ready.done():
@@ -295,15 +298,15 @@ class Worker:
                 if (queue := self._streams.get(frame.id)) is not None:
                     queue.put_nowait(frame)
 
-    def _settle(self, ready: Ready) -> None:
+    def _on_ready(self, ready: Ready) -> None:
         self.context = ready.context
         self._last_step_at = self._sign_of_life
         if not self.ready.done():
             self.ready.set_result(ready)
         log.info("worker %d is ready with %s after %.2f s", self.pid, self.model.name, ready.load_ns / 1e9)
 
-    def _bury(self) -> None:
-        death = self._obituary()
+    def _end(self) -> None:
+        death = self._death()
         self.crashed = self._ending not in (STOPPED, NOT_LOADED, STOPPING)
         log.info("worker %d of %s ended (%s)", self.pid, self.model.name, self._ending or str(death))
         if not self.ready.done():
@@ -313,7 +316,7 @@ class Worker:
         for queue in self._streams.values():
             queue.put_nowait(death)
 
-    def _obituary(self) -> Death:
+    def _death(self) -> Death:
         name = f"`{self.model.name}`"
         if self._ending == STOPPING:
             return Stopping("the daemon is stopping, and ended this answer", "ask again when it runs")

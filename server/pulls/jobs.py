@@ -91,15 +91,15 @@ class Jobs:
 
     async def pause(self, reference: Reference, installed: bool) -> str:
         """Pause the running pulls that `reference` means, as in `remove`; the name of one, "" without any."""
-        found = [
+        running = [
             job
             for job in self._jobs.values()
             if job.state == "running" and _means(reference, job.reference, "", installed)
         ]
-        for job in found:
+        for job in running:
             job.pause()
-        await _ended(found)
-        return next((job.reference.text for job in found), "")
+        await _ended(running)
+        return next((job.reference.text for job in running), "")
 
     async def stop(self) -> None:
         """Pause every job, and wait until all have ended."""
@@ -128,12 +128,12 @@ class Jobs:
         if wanted.text in paused or wanted.text in under_way or wanted.level == AUTO:
             return wanted
         installed = bool(self._store.variants(wanted.name))
-        found = [
+        candidates = [
             pulled
             for pulled, journal in ((parse(title), journal) for title, journal in paused.items())
             if journal and pulled.location == wanted.location and _means(wanted, pulled, journal.facts.level, installed)
         ]
-        return found[0] if len(found) == 1 else wanted
+        return candidates[0] if len(candidates) == 1 else wanted
 
     def _job(self, reference: Reference, options: PullOptions) -> Job:
         """The running job of this name, or a new one that begins when the old one has ended."""
@@ -182,7 +182,7 @@ def _ending(job: Job) -> Stopping:
 
 
 def _means(wanted: Reference, pulled: Reference, level: str, installed: bool) -> bool:
-    """Whether a name that a user typed means this pull; `level` is known to its journal only, or "" for not known."""
+    """Whether a name that a user typed means this pull; `level` is the level in its journal, "" if not known."""
     name = name_at_level(pulled, level)
     if wanted.text == pulled.text or wanted.name.display.lower() == name.display.lower():
         return True

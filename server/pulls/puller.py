@@ -151,8 +151,8 @@ class _Attempt:
         level = None if level == AUTO else level
         if journal is None or journal.facts.revision != self.source.revision:
             return self._select_at(level)
-        begun = level if level and file_asked_for(self.source, level) else journal.facts.level
-        selection = self._select_at(begun)
+        unfinished = level if level and file_asked_for(self.source, level) else journal.facts.level
+        selection = self._select_at(unfinished)
         return replace(selection, level=selection.level or journal.facts.level, reason=journal.facts.reason)
 
     def _select_at(self, level: str | None) -> Selection:
@@ -213,7 +213,7 @@ class _Attempt:
 
 
 def _in_background(work: Callable[..., None], *arguments: Any) -> threading.Thread:
-    """Start a thread that nobody waits for: an error is told at once, though Numba is still being imported."""
+    """Start a thread that nobody waits for, so that an error is reported while Numba is still being imported."""
     thread = threading.Thread(target=work, args=arguments, daemon=True)
     thread.start()
     return thread

@@ -53,7 +53,7 @@ class Survey:
 
 @dataclass(frozen=True)
 class Selection:
-    """The files to plan from, and what is known by then of the level to make of them.
+    """The files to plan from, and the level to make of them as far as it is settled.
 
     `level` is None where the best is wanted. `reason` says why the level was chosen, "" where it is still to be chosen.
     `survey` is there where the source has several GGUF files, and they were judged.
@@ -92,12 +92,13 @@ def file_asked_for(files: Files, level: str | None) -> Variant | None:
     """
     if level is None or level == AUTO:
         return None
-    named, variants = level.lower().endswith(".gguf"), gather(files)
-    ours = not is_gguf(files) and (level in LEVELS or is_budget(level))
-    found = [] if ours else [each for each in variants if _answers(each, level.lower())]
+    by_file, variants = level.lower().endswith(".gguf"), gather(files)
+    # A level at a source with weights to quantize is made of them, whatever GGUF files lie beside.
+    made_here = not is_gguf(files) and (level in LEVELS or is_budget(level))
+    found = [] if made_here else [each for each in variants if _answers(each, level.lower())]
     if len(found) > 1:
         raise UnknownLevel(f"`{files.title}` has several files of {level}", f"name one: {_list(found, by_file=True)}")
-    if named and not found:
+    if by_file and not found:
         there = _list(variants, by_file=True) or "no GGUF file"
         raise UnknownLevel(f"`{files.title}` has no file `{level}`", f"there is {there}")
     for variant in found:
@@ -128,7 +129,7 @@ class Published:
             raise UnsupportedModel(
                 f"`{files.title}` holds several models", f"name one: {_list([one, *others], by_file=True)}"
             )
-        renamed = (replace(each, tag=_word(each.files[0])) if each.tag in doubled else each for each in variants)
+        renamed = (replace(each, tag=_tag_text(each.files[0])) if each.tag in doubled else each for each in variants)
         self.variants = {each.tag: each for each in renamed}
 
     def tag_of(self, variant: Variant) -> str | None:
@@ -233,22 +234,25 @@ def _beats(one: Variant, other: Variant) -> bool:
 
 def _answers(variant: Variant, level: str) -> bool:
     """Whether a name with this level (or file), in lower case, means the variant."""
-    names = [_word(name).lower() for name in variant.files]
+    names = [_tag_text(name).lower() for name in variant.files]
     return level in names or level.removeprefix("i1-") == variant.label.lower() != ""
 
 
-def _word(name: str) -> str:
+def _tag_text(name: str) -> str:
     """The name of a file with only those characters that a tag may have, at most 96 of them."""
-    return re.sub(r"[^A-Za-z0-9_.-]+|\.{2,}", "-", _last(name))[-96:].lstrip("-.")
+    return re.sub(r"[^A-Za-z0-9_.-]+|\.{2,}", "-", _base_name(name))[-96:].lstrip("-.")
 
 
-def _last(name: str) -> str:
+def _base_name(name: str) -> str:
     return name.rpartition("/")[2]
 
 
 def _list(variants: Sequence[Variant], by_file: bool = False) -> str:
     """Tags with sizes, for a sentence; names of files instead with `by_file`, or where there is no tag."""
-    names = [(_last(each.files[0]) if by_file else each.tag or each.label or _last(each.files[0])) for each in variants]
+    names = [
+        (_base_name(each.files[0]) if by_file else each.tag or each.label or _base_name(each.files[0]))
+        for each in variants
+    ]
     shown = [f"`{name}` ({size_text(each.size)})" for name, each in zip(names, variants, strict=True)]
     more = f" and {len(shown) - _NAMED_IN_HINT} more" if len(shown) > _NAMED_IN_HINT else ""
     return ", ".join(shown[:_NAMED_IN_HINT]) + more

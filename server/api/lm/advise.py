@@ -66,7 +66,9 @@ async def _task(request: web.Request, services: Services, body: AdviseBody) -> A
     source, hub = body.model, callers_hub(request, config, body.hf_endpoint, body.hf_token)
     own = model.own if model else {}
     published = str(own.get("level", "")) if own.get("published") else ""
-    if published:  # a name with a level is judged by the file in the store; only a bare name needs the source's others
+    if (
+        published
+    ):  # a name with a level is judged by the file in the store; only a bare name needs the source's other levels
         source = own["source"] if parse(body.model).level is None else ""
     if model is None:
         source = (await find_source(request, services, body.model, "looking into a folder")).text

@@ -51,7 +51,7 @@ class PullBody(ModelBody):
 
 
 async def alive(request: web.Request) -> web.Response:
-    """`GET /`: many tools take this very sentence for health."""
+    """`GET /`: many tools take this very sentence as a sign of health."""
     return web.Response(text="Ollama is running")
 
 
