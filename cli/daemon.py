@@ -58,7 +58,7 @@ def running_daemon(config: Config) -> tuple[str, str] | None:
 
 def _check_home(url: str, mark: object, config: Config) -> None:
     if mark in (None, config.home_mark) or not is_loopback(config.host) or config.home == default_home():
-        return  # whoever names no home takes what the daemon has
+        return  # a user who names no home takes the daemon's
     raise Failure(
         f"the daemon at {_address(url)} has another home than `{config.home}`",
         "set LM_PORT to give this home a daemon of its own, or leave LM_HOME out to use the other",
@@ -83,7 +83,7 @@ def end(config: Config) -> bool:
 
 
 def _wait_for_end(pid: int) -> None:
-    """Wait until a process has ended, whether or not its parent has asked how."""
+    """Wait until a process has ended, even if its parent has not collected the exit status yet."""
     if not _ended(pid, END_SECONDS):
         raise Failure(f"the daemon (process {pid}) is still finishing", f"`kill -9 {pid}` does not wait")
 

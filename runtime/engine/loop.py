@@ -234,8 +234,8 @@ class LlamaEngine:
                 context.put_prompt(row, tokens, start, session.seq.number, wanted)
             row += size
         # More rows than stretches: at least one stretch is a prompt's, so the step may take long. An abort costs every
-        # session of the step its rows. A recurrent state cannot go back to before the step, so
-        # with such a model only a step of one session may be aborted.
+        # session of the step its rows. A recurrent state cannot go back to before the step, so with such a model only a
+        # step of one session may be aborted.
         if row > len(stretches) and (self._model.memory == "cells" or len(stretches) == 1):
             self._computing = frozenset(stretch.session.id for stretch in stretches if stretch.size > 1)
         return row

@@ -48,7 +48,7 @@ class Machine:
     notice: Callable[[str], None] = lambda text: None
 
     def host(self, disk_free: int | None, *, measure: bool) -> Host:
-        """The machine with its speeds. With `measure` speeds that are not known yet are measured, for some seconds."""
+        """The machine with its speeds. With `measure`, unknown and stale speeds are measured, which takes seconds."""
         rates = self._rates("", measure)
         card_rates = self._rates(self.hardware.cards[0].name, measure) if self.hardware.cards else None
         return Host(self.hardware, rates, card_rates, disk_free)

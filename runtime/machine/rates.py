@@ -1,9 +1,9 @@
 """Which speeds of this machine are known already? The results of probes, kept in the cache folder.
 
 There is a file for each processor, build of llama.cpp and number of threads. A probe takes some seconds, so it is only
-asked for where its result decides: a small model is fast enough at any level. A probe that was taken while
-something else used the processors is repeated the next time it is needed, once it is some minutes old. Real answers
-correct it, family by family.
+asked for where its result decides: a small model is fast enough at any level. A probe that was taken while something
+else used the processors is repeated the next time it is needed, once it is some minutes old. Real answers correct it,
+family by family.
 """
 
 from __future__ import annotations

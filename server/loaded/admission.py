@@ -26,10 +26,10 @@ from server.loaded.slot import Slot
 from server.loaded.worker import Worker
 
 log = logging.getLogger("lm.pool")
-# Tokens to which a context is halved at most.
+# No context is halved to fewer tokens than this.
 SMALLEST_CONTEXT = 512
 # A context is rounded up to a multiple of this, in tokens.
-CONTEXT_STEP = 1024
+CONTEXT_BUCKET = 1024
 # A worker's copies of conversations may take this many bytes, or as many as its KV cache where that is more.
 SPILL_BYTES = 256 << 20
 
@@ -79,7 +79,7 @@ class Admission:
         """
         wanted = max(tokens or 0, self._config.context)
         trained = (await self._library.model_size(model)).trained_context
-        return min(-(-wanted // CONTEXT_STEP) * CONTEXT_STEP, trained)
+        return min(-(-wanted // CONTEXT_BUCKET) * CONTEXT_BUCKET, trained)
 
     async def place(self, model: Model, wanted: int) -> Placement:
         """Make room for a model with a context of `wanted` tokens, or with the largest that fits.

@@ -219,9 +219,8 @@ class Worker:
         now = asyncio.get_running_loop().time()
         silent, stalled = now - self._sign_of_life, now - self._last_step_at
         if self.loading:
-            return (
-                f"did not load within {self._load_seconds:.0f} s" if now - self._last_used > self._load_seconds else ""
-            )
+            late = now - self._last_used > self._load_seconds
+            return f"did not load within {self._load_seconds:.0f} s" if late else ""
         if silent > SILENT_SECONDS:
             return f"showed no sign of life for {silent:.0f} s"
         return f"computed nothing for {stalled:.0f} s" if stalled > STALLED_SECONDS else ""
@@ -267,6 +266,7 @@ class Worker:
         return frame
 
     def _out_of_place(self, frame: FromWorker) -> Death:
+        """Kill a worker that sent another kind of frame than was asked for; the error to raise."""
         self.kill(f"sent {type(frame).__name__} out of place")
         return self._death()
 
@@ -317,6 +317,7 @@ class Worker:
             queue.put_nowait(death)
 
     def _death(self) -> Death:
+        """The error for whoever waits for a frame, by the way the process ended."""
         name = f"`{self.model.name}`"
         if self._ending == STOPPING:
             return Stopping("the daemon is stopping, and ended this answer", "ask again when it runs")
