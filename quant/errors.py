@@ -12,9 +12,9 @@ from __future__ import annotations
 
 
 class QuantError(Exception):
-    """Base of the tree. `code` is stable and public, `hint` says what to do (may be empty).
+    """Base of the tree. `code` is stable and public. `hint` tells the user what to do, and may be empty.
 
-    Messages quote names from strangers' files, so what a terminal might obey is escaped.
+    Messages quote names from strangers' files. So control characters, which a terminal would obey, are escaped.
     """
 
     code = "conversion_failed"

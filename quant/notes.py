@@ -1,7 +1,7 @@
-"""Entries of our own in a GGUF file: written by the converter, read by the runtime before the model is loaded.
+"""GGUF entries of our own, `lm.*`: written by the converter, read by the runtime before the model is loaded.
 
-`lm.stop_token_ids` is the list of all token ids that end an answer; GGUF has room for three. `lm.tokenizer` is a
-`TokenizerNote`, as JSON.
+`lm.stop_token_ids` is the list of all token ids that end an answer, because GGUF's own entries can name only three.
+`lm.tokenizer` is a `TokenizerNote`, as JSON.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from quant.errors import MalformedFile
 
 STOPS = "lm.stop_token_ids"
 TOKENIZER = "lm.tokenizer"
-SAME_STEPS = ("NFC", "NFD", "NFKC", "NFKD", "Nmt", "Lowercase", "StripAccents")
-"""Steps of preparation without arguments, by the names that `tokenizer.json` has for them, too."""
+PLAIN_STEPS = ("NFC", "NFD", "NFKC", "NFKD", "Nmt", "Lowercase", "StripAccents")
+"""The normalizers of `tokenizer.json` that have no arguments; a note names them in the same way."""
 # The number of arguments of each step. `Prepend`, `Replace` and `Strip` are named as in `tokenizer.json`. `BertClean`
 # and `BertAccents` are parts of its `BertNormalizer`; `Collapse` makes one space of several, as SentencePiece does.
 ARGUMENTS = {
-    **dict.fromkeys(SAME_STEPS, 0),
+    **dict.fromkeys(PLAIN_STEPS, 0),
     "Prepend": 1,
     "Replace": 2,
     "Strip": 1,
@@ -28,21 +28,22 @@ ARGUMENTS = {
     "BertAccents": 0,
     "Collapse": 0,
 }
-# Unicode's property White_Space; Python's `isspace` has four separators more.
+# Unicode's property White_Space, as the Rust of `tokenizers` has it. Python's `isspace` also has U+001C to U+001F.
 WHITE_SPACE = (
     "\t\n\x0b\x0c\r \x85\xa0\u1680" + "".join(map(chr, range(0x2000, 0x200B))) + "\u2028\u2029\u202f\u205f\u3000"
 )
 Space = Literal["", "each", "first", "never"]
+"""The stretches of text that get a space in front: each one, only the first, none; "" leaves it to llama.cpp."""
 
 
 class NotedToken(msgspec.Struct, array_like=True, frozen=True):
-    """An added token. Each letter of `flags` says one thing of it.
+    """An added token and its properties, one letter of `flags` for each.
 
-    - `l`, `r`: it takes the white space to its left, to its right.
-    - `w`: it is found only as a word of its own.
-    - `n`: it is looked for in the text after all steps, else in the text as it is.
-    - `s`: it steers the model, so that only templates may write it.
-    - `h`: llama.cpp does not see it, because its text in the vocabulary is another.
+    - `l`, `r`: the token takes the white space to its left, to its right.
+    - `w`: the token counts only where it is a word of its own.
+    - `n`: the token is searched for in the text after all steps; without `n`, in the text before any step.
+    - `s`: the token steers the model, so only templates may write it.
+    - `h`: hidden from llama.cpp: the vocabulary of the GGUF file has another text for the token's id.
     """
 
     id: int
@@ -51,13 +52,16 @@ class NotedToken(msgspec.Struct, array_like=True, frozen=True):
 
 
 class TokenizerNote(msgspec.Struct, omit_defaults=True, frozen=True):
-    """How the original tokenizer reads a text, as far as llama.cpp would read it otherwise.
+    """The rules of the original tokenizer that llama.cpp does not follow; our runtime does.
+
+    A stretch is the text between two added tokens.
 
     - `added`: all added tokens.
-    - `steps`: the preparation of a text, in order; each step is its name and its arguments.
-    - `space`: which stretches of text between added tokens get a space in front where they have none; "" leaves that to
-      llama.cpp.
-    - `end`: the id of the token for a space at the end of a stretch, and the characters that count as a space.
+    - `steps`: the normalization of a text, in order; each step is its name and its arguments.
+    - `space`: the stretches that get a space in front if they begin with none.
+    - `end`: the id of the token for white space at the end of a stretch, and the characters that count as white space.
+
+    Example: `{"added": [[2, "</s>", "s"]], "steps": [["NFKC"], ["Replace", " ", "▁"]], "space": "first"}`.
     """
 
     added: list[NotedToken] = []
@@ -66,16 +70,16 @@ class TokenizerNote(msgspec.Struct, omit_defaults=True, frozen=True):
     end: tuple[int, str] | None = None
 
     def encode(self) -> str:
-        """The note as JSON, without what is empty."""
+        """The note as JSON, without empty fields."""
         return json.dumps(msgspec.to_builtins(self), ensure_ascii=False)
 
     @classmethod
     def decode(cls, text: str | bytes) -> TokenizerNote:
-        """The note in this JSON; raises MalformedFile for an unknown step and for other than a note."""
+        """The note in this JSON. Raises MalformedFile for an unknown step, and for JSON that is no note."""
         try:
             note = msgspec.json.decode(text, type=cls)
         except msgspec.MsgspecError:
             note = None
         if note is None or not all(step and ARGUMENTS.get(step[0]) == len(step) - 1 for step in note.steps):
-            raise MalformedFile(f"`{TOKENIZER}` is no note on a tokenizer")
+            raise MalformedFile(f"the entry `{TOKENIZER}` is not valid")
         return note

@@ -13,18 +13,18 @@ from quant.types import QuantType, Tensor, layer_of, role_of
 if TYPE_CHECKING:
     import numpy as np
 
-# A part of `left_out`: the layers of a model that also predict the tokens after the next one.
+# Name of a part in `ModelPlan.left_out`, as `lm` shows it: the layers that predict tokens beyond the next one.
 NEXT_TOKEN_LAYERS = "guesses at further tokens"
 # `general.file_type` of a file whose experts somebody quantized to MXFP4 (`LLAMA_FTYPE_MOSTLY_MXFP4_MOE` of llama.cpp).
 MXFP4_MOE = 38
 
 
 class Files(Protocol):
-    """A model's source as planning sees it: named files that can be read by range; `title` names it to people."""
+    """The files of a model, read by range; a folder or a repository of a hub (`registry/sources/`) is one."""
 
     @property
     def title(self) -> str:
-        """The folder's path, or the name of the repository."""
+        """The folder's path or the repository's name, for messages."""
 
     def names(self) -> list[str]:
         """Paths of the files, relative to the model's folder."""
@@ -37,19 +37,23 @@ class Files(Protocol):
 
 
 class Transform(Protocol):
-    """A change of a tensor's values that can be made in slabs of whole `rows`."""
+    """A change of a tensor's values, made slab by slab; `quant/convert/transforms.py` has them all.
+
+    `rows` says where a tensor may be cut. With `rows` 1 any row can be changed alone. With 64, such as the rows of one
+    head, every slab has a multiple of 64 rows. With 0 a part of the tensor is never cut.
+    """
 
     @property
     def rows(self) -> int:
-        """Rows that must stay together; 0 where all of a part must."""
+        """The number of rows that must be in the same slab; 0: all rows of a part."""
 
     def apply(self, x: np.ndarray) -> np.ndarray:
-        """The changed slab; `x` is (n * rows, columns) of any dtype, (1, values) of a part that stays together."""
+        """The changed slab. `x` is [n * rows, columns] of the source's dtype, or [1, values] where `rows` is 0."""
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Rows of an output tensor that lie together in the source: `size` bytes at `offset` of file `shard`."""
+    """Bytes of the source with some rows of an output tensor: `size` bytes at `offset` of file `shard`."""
 
     shard: str
     offset: int
@@ -61,7 +65,7 @@ class TensorPlan:
     """One output tensor, and the bytes of the source that it is made of.
 
     `shape` is in the source's order, rows first: (32000, 4096) has 32,000 rows of 4,096; GGUF's order is the reverse.
-    `dtype` is the type in the source: a safetensors type, a name of `scaled.STORED`, or a GGML type in a GGUF file.
+    `dtype` is the type in the source: a safetensors type, a key of `scaled.SCALED`, or a GGML type in a GGUF file.
     The values are `size` bytes at `offset` of file `shard`. A tensor that we compute ourselves has its values in
     `values` (float32, little-endian), and an empty `shard`.
 
@@ -69,11 +73,12 @@ class TensorPlan:
     is their sum. Two tensors may share their parts: a fused gate and up projection is read once, and the `transform` of
     each tensor selects its rows. Their sizes then add up to the bytes of the parts.
 
-    Some weights have their scales in a tensor of their own (MXFP4, FP8: `quant/stream/scaled.py`). For each part,
-    `scales` has the scales of that part, and `stored` is the number of values in a row of the source. `size` includes
-    the scales.
+    Some weights have their scales in a tensor of their own (MXFP4, FP8: `quant/stream/scaled.py`). `scales` then has
+    one entry for each entry of `parts`, `size` includes the scales, and `source_columns` is the number of values in a
+    row of the source. Elsewhere `source_columns` is 0.
 
-    `published` marks a tensor of a GGUF file that has the type in which its makers published the weights.
+    `published` marks a tensor of a GGUF file whose type is the one in which the model's makers published the weights.
+    Such a tensor keeps its type at every level that would not make it smaller.
     """
 
     name: str
@@ -87,26 +92,26 @@ class TensorPlan:
     values: bytes = b""
     parts: tuple[Part, ...] = ()
     scales: tuple[Part, ...] = ()
-    stored: int = 0
+    source_columns: int = 0
     published: bool = False
 
     @property
     def layer(self) -> int | None:
-        """Number of its layer, None outside the layers."""
+        """The number of its layer; None outside the layers."""
         return layer_of(self.name)
 
     @property
     def role(self) -> str:
-        """Its part in the layer, such as `ffn_down`; "" where the name does not say."""
+        """Its role in the layer, such as `ffn_down`; "" where the name has none. See `role_of`."""
         return role_of(self.name)
 
     @property
     def published_type(self) -> QuantType | None:
-        """The GGML type in which the makers published these weights (MXFP4), None for weights in another form."""
+        """The quantized GGML type in which the makers published these weights (MXFP4); None for all other weights."""
         return QuantType.__members__.get(self.dtype) if self.scales or self.published else None
 
     def at(self, type: QuantType) -> Tensor:
-        """The tensor as it is written with this type."""
+        """The tensor of the GGUF file, written with this type."""
         return Tensor(self.name, self.shape[::-1], type)
 
     @property
@@ -124,13 +129,13 @@ class TensorPlan:
 class ModelPlan:
     """A model as it will be written.
 
-    `metadata` holds the GGUF entries that describe it: sizes, tokenizer, chat template, general facts. `tensors` has
-    the order in which the source completes them, `shards` lists the source's files in the order in which they are read.
-    `stops` holds every token id that ends an answer, `defaults` the sampling settings that the model's makers
-    recommend, `capabilities` words of Ollama's API (`completion`, `tools`, `thinking`, `insert`, `embedding`).
-
-    A source that is quantized already has a `level`, is copied instead of converted, and keeps the GGUF kind of each
-    entry in `kinds`. `left_out` maps each part of a larger model that is not converted, in words, to its bytes.
+    - `metadata`: the GGUF entries that describe the model: sizes, tokenizer, chat template, general facts.
+    - `tensors`: in the order in which the source completes them. `shards`: the source's files in reading order.
+    - `stops`: every token id that ends an answer. `defaults`: the sampling settings that the model's makers recommend.
+    - `capabilities`: words of Ollama's API (`completion`, `tools`, `thinking`, `insert`, `embedding`, `rerank`).
+    - `level`, `kinds`: only for a source that is quantized already, and is copied instead of converted. `kinds` has the
+      GGUF kind of each entry of `metadata` (`u32`, `arr[i32]`, …), so that the copy has the same.
+    - `left_out`: the parts of the model that are not converted, such as `vision`, and their bytes.
     """
 
     architecture: str
@@ -146,10 +151,9 @@ class ModelPlan:
 
     @classmethod
     def of(cls, header: Header) -> ModelPlan:
-        """The plan of a GGUF file that is quantized already: its tensors with the types that they have, no sources.
+        """A plan with the tensors of a GGUF file, to ask about sizes and levels; it has no source to convert from.
 
-        MXFP4 counts as published by the makers, and stays at every level, unless the file says that somebody quantized
-        it to that.
+        MXFP4 tensors count as `published`, unless the file's `general.file_type` says that somebody quantized them.
         """
         metadata = header.metadata
         original = metadata.get("general.file_type") != MXFP4_MOE
@@ -166,16 +170,16 @@ class ModelPlan:
         return cls(str(metadata.get("general.architecture", "")), metadata, tensors, ())
 
     def at(self, types: Mapping[str, QuantType]) -> list[Tensor]:
-        """The tensors as they are written with `types`, which has a type for each name."""
+        """The tensors of the GGUF file, written with `types`, which maps the name of every tensor to its type."""
         return [tensor.at(types[tensor.name]) for tensor in self.tensors]
 
     def as_stored(self) -> list[Tensor]:
-        """The tensors of a source that is quantized already; UnknownLevel for a type that GGUF does not have."""
+        """The tensors with the types of the source; UnknownLevel where the source's type is no GGML type."""
         return [tensor.at(QuantType.by_name(tensor.dtype)) for tensor in self.tensors]
 
     @property
     def tied(self) -> bool:
-        """Whether the token embedding is the output matrix as well, because the model has none of its own."""
+        """Whether the model has no output matrix, so that the token embedding serves as one."""
         return all(tensor.name != "output.weight" for tensor in self.tensors)
 
     @property
@@ -185,11 +189,11 @@ class ModelPlan:
 
     @property
     def source_bytes(self) -> int:
-        """Bytes of weights that will be read from the source."""
+        """Bytes of weights and scales that the source has for all tensors."""
         return sum(tensor.size for tensor in self.tensors)
 
     def reads(self, first: int = 0) -> Iterator[Read]:
-        """The reads of the source for the tensors from number `first` on, in the order in which the source has them."""
+        """The parts of all tensors from number `first` on, in the order in which they lie in the source's files."""
         order = {shard: number for number, shard in enumerate(self.shards)}
         found = []
         for index, tensor in enumerate(self.tensors[first:], first):

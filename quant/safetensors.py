@@ -1,7 +1,8 @@
 """Reads the headers of safetensors files and trusts none of them.
 
-Source of the format: the README of huggingface/safetensors: eight bytes of length, that many bytes of JSON, then the
-tensors end to end without holes. Weights are never read here; the streaming pass takes them by the offsets found.
+Source of the format: the README of huggingface/safetensors. A file has eight bytes with the length of the header, the
+header as JSON, then the tensors end to end without holes. Weights are never read here: an `Entry` tells the streaming
+pass where they lie.
 """
 
 from __future__ import annotations
@@ -43,9 +44,9 @@ DTYPES = {
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A tensor of a safetensors file: `size` bytes at `offset` from the start of file `shard`, rows first in `shape`.
+    """A tensor of a safetensors file: `size` bytes at `offset` from the start of file `shard`; `shape` is rows first.
 
-    Weights that are stored small have the entry of their scales in `scales`.
+    `scales` is the tensor with the scales of quantized weights (`quant/convert/prequantized.py`), None for others.
     """
 
     name: str
@@ -58,17 +59,17 @@ class Entry:
 
 
 def read_model(files: Files) -> tuple[Entry, ...]:
-    """All tensors of a model's files, in the order in which they lie: file after file, front to back.
+    """All tensors of a model, in file order: file after file, front to back.
 
-    Raises MalformedFile for a header or an index that breaks the format or names what is not there, UnsupportedModel
-    where the weights are not safetensors at all.
+    Raises MalformedFile for a header or an index that breaks the format or names a missing file or tensor,
+    UnsupportedModel where there are no safetensors files at all.
     """
     names = set(files.names())
     if INDEX in names:
-        where = _read_index(files, names)
-        shards = sorted(set(where.values()))
+        shard_of = _read_index(files, names)
+        shards = sorted(set(shard_of.values()))
     elif SINGLE in names:
-        where, shards = {}, [SINGLE]
+        shard_of, shards = {}, [SINGLE]
     else:
         raise _no_weights(names)
     found: dict[str, Entry] = {}
@@ -77,24 +78,24 @@ def read_model(files: Files) -> tuple[Entry, ...]:
             if entry.name in found:
                 raise MalformedFile(f"tensor `{entry.name}` is in `{found[entry.name].shard}` and in `{shard}`")
             found[entry.name] = entry
-    for name, shard in where.items():
+    for name, shard in shard_of.items():
         if name not in found or found[name].shard != shard:
             raise MalformedFile(f"`{INDEX}` says that `{name}` is in `{shard}`, and it is not")
     return tuple(found.values())
 
 
 def read_header(read: Callable[[int, int], bytes], size: int, name: str) -> tuple[Entry, ...]:
-    """The tensors of one file of `size` bytes, by their place in it; `read(offset, count)` gives its bytes.
+    """The tensors of one file of `size` bytes, front to back; `read(offset, count)` gives its bytes, `name` names it.
 
-    Raises MalformedFile unless the tensors cover the file exactly, without holes or overlap, and each has the size
-    that its shape and type ask for.
+    Raises MalformedFile unless the tensors cover the file exactly, without holes or overlap, and the bytes of each
+    agree with its shape and type.
     """
     if size < 8:
         raise _broken(name, f"it has only {size} bytes")
     length = int.from_bytes(read(0, 8), "little")
     if length > min(MAX_HEADER, size - 8):
         raise _broken(
-            name, f"its header claims {length} bytes, and the file has {size} (a header at most {MAX_HEADER})"
+            name, f"its header claims {length} bytes, and the file has {size} (a header may have {MAX_HEADER})"
         )
     raw = read(8, length)
     if not raw.startswith(b"{"):
@@ -116,7 +117,7 @@ def read_header(read: Callable[[int, int], bytes], size: int, name: str) -> tupl
 
 
 def load_json(raw: bytes, name: str) -> dict[str, Any]:
-    """The JSON object in `raw`; MalformedFile naming file `name` when it is not one, or has a key twice."""
+    """The JSON object in `raw`. Raises MalformedFile, which names file `name`, for other JSON or a repeated key."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         value = dict(pairs)
@@ -127,7 +128,7 @@ def load_json(raw: bytes, name: str) -> dict[str, Any]:
     try:
         value = json.loads(raw.decode(), object_pairs_hook=unique)
         if b"\\u" in raw:
-            # An escape may stand for half a character, which no UTF-8 can hold.
+            # `"\ud800"` is valid JSON and half a character: encoding it raises, here instead of somewhere later.
             json.dumps(value, ensure_ascii=False).encode()
     except UnicodeError:
         raise MalformedFile(f"`{name}` is not valid JSON: it is not UTF-8") from None
@@ -168,22 +169,22 @@ def _read_index(files: Files, names: set[str]) -> dict[str, str]:
     size = files.size(INDEX)
     if size > MAX_INDEX:
         raise MalformedFile(f"`{INDEX}` has {size} bytes, and at most {MAX_INDEX} are allowed")
-    where = load_json(files.read(INDEX, 0, size), INDEX).get("weight_map")
-    if not isinstance(where, dict) or not where or not all(isinstance(shard, str) for shard in where.values()):
+    shard_of = load_json(files.read(INDEX, 0, size), INDEX).get("weight_map")
+    if not isinstance(shard_of, dict) or not shard_of or not all(isinstance(shard, str) for shard in shard_of.values()):
         raise MalformedFile(f"`{INDEX}` has no `weight_map` from tensors to files")
-    for shard in sorted(set(where.values())):
+    for shard in sorted(set(shard_of.values())):
         if "/" in shard or "\\" in shard or "\0" in shard or not shard.endswith(".safetensors"):
             raise MalformedFile(f"`{INDEX}` names `{shard[:80]}`, which cannot be a file of weights")
         if shard not in names:
             raise MalformedFile(f"`{shard}` is missing, and `{INDEX}` names it", hint="download the model again")
-    return where
+    return shard_of
 
 
 def _no_weights(names: set[str]) -> UnsupportedModel:
     pickles = sorted(name for name in names if name.endswith((".bin", ".pt", ".pth", ".ckpt")))
     if pickles:
         return UnsupportedModel(
-            f"its weights are only there as `{pickles[0]}`, a pickle, which can run any code when it is opened",
+            f"it has its weights only in `{pickles[0]}`, a pickle, which can run any code when it is opened",
             hint="use a repository or revision with `model.safetensors`, or convert the weights where you trust them",
         )
     return UnsupportedModel(f"there is neither `{SINGLE}` nor `{INDEX}`", hint="is this the folder of a model?")

@@ -116,23 +116,26 @@ class Tensor:
 
     @property
     def layer(self) -> int | None:
-        """Number of its layer, None outside the layers; see `layer_of`."""
+        """The number of its layer; None outside the layers. See `layer_of`."""
         return layer_of(self.name)
 
     @property
     def role(self) -> str:
-        """Its part in the layer, such as `ffn_down`; see `role_of`."""
+        """Its role in the layer, such as `ffn_down`; see `role_of`."""
         return role_of(self.name)
 
 
 def layer_of(name: str) -> int | None:
-    """The layer that a tensor's name says: 12 for `blk.12.attn_v.weight`, None for `output.weight`."""
+    """The number of the layer in a tensor's name: 12 for `blk.12.attn_v.weight`, None for `output.weight`."""
     found = _LAYER.match(name)
     return int(found[1]) if found else None
 
 
 def role_of(name: str) -> str:
-    """The role of weights, without layer and experts: `ffn_down` for `blk.12.ffn_down_exps.weight`; "" for others."""
+    """The role in a tensor's name: `ffn_down` for `blk.12.ffn_down.weight` and for its experts `…ffn_down_exps.weight`.
+
+    "" for names that do not end in `.weight`, such as biases.
+    """
     found = _ROLE.fullmatch(name)
     return found[1] if found else ""
 

@@ -151,7 +151,7 @@ def _place(entry: Entry, row: Known, layer: int, sizes: Sizes) -> Iterator[Tenso
             transform=target.transform(sizes) if target.transform else None,
             parts=parts if in_parts or row.stacked else (),
             scales=scales,
-            stored=entry.shape[-1] if scales else 0,
+            source_columns=entry.shape[-1] if scales else 0,
         )
 
 

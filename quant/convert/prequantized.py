@@ -14,7 +14,7 @@ from typing import Any
 from quant.convert.config import ModelConfig
 from quant.errors import MalformedFile, UnsupportedModel
 from quant.safetensors import Entry
-from quant.stream.scaled import SQUARE, STORED
+from quant.stream.scaled import SCALED, SQUARE
 
 _BLOCKS, _SCALES, _INVERSE = "_blocks", "_scales", "_scale_inv"
 _GROUP = 16  # bytes of 32 elements
@@ -51,7 +51,7 @@ def _with_scales(entry: Entry, found: dict[str, Entry]) -> Entry:
             raise _unfit(entry, name + _SCALES)
         if scales.shape != entry.shape[:-1]:
             raise _unfit(entry, scales.name)
-        shape = (*entry.shape[:-2], entry.shape[-2] * STORED["MXFP4"].columns)
+        shape = (*entry.shape[:-2], entry.shape[-2] * SCALED["MXFP4"].columns)
         return replace(entry, name=name, dtype="MXFP4", shape=shape, scales=scales)
     scales = found.get(entry.name + _INVERSE)
     if entry.dtype != "F8_E4M3" or scales is None:
@@ -59,7 +59,7 @@ def _with_scales(entry: Entry, found: dict[str, Entry]) -> Entry:
     squares = tuple(-(-size // SQUARE) for size in entry.shape)
     form = "FP8" if scales.shape in ((), (1,)) else "FP8 in squares"
     dtype = form if scales.dtype == "F32" else f"{form}, {scales.dtype}"
-    if len(entry.shape) != 2 or dtype not in STORED or scales.shape not in ((), (1,), squares):
+    if len(entry.shape) != 2 or dtype not in SCALED or scales.shape not in ((), (1,), squares):
         raise _unfit(entry, scales.name)
     return replace(entry, dtype=dtype, scales=scales)
 

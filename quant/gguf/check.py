@@ -1,7 +1,7 @@
-"""Judges whether the header of a GGUF file describes a model that llama.cpp can be given.
+"""Checks that the header of a GGUF file describes a model that is safe to load with llama.cpp.
 
 llama.cpp aborts, or worse, on some headers that are valid GGUF and no model. Like the reader, this needs only the
-standard library. Chat templates are only measured here; they are parsed in the sandbox of the worker.
+standard library. Chat templates are only measured here; the worker parses them in its sandbox.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from quant.gguf.header import TOKEN_BYTE, Header
 
 MAX_BLOCKS = 512
 MAX_TEMPLATE = 1 << 20
-# Largest believable values; a model that needs more is refused rather than multiplied out.
-_SIZES = {
+# The largest value that a model may have for each entry. llama.cpp multiplies these numbers to get sizes in memory.
+_LIMITS = {
     "context_length": 1 << 30,
     "embedding_length": 1 << 20,
     "feed_forward_length": 1 << 22,
@@ -32,10 +32,10 @@ _VOCABULARY = {"tokens": "arr[str]", "scores": "arr[f32]", "token_type": "arr[i3
 
 
 def check_model(header: Header) -> None:
-    """Raise unless the header describes a model that llama.cpp can be given.
+    """Raise unless the header describes a model that is safe to load with llama.cpp.
 
-    MalformedFile for sizes that cannot be, a vocabulary whose parts disagree or tensors that are missing;
-    UnsupportedModel for an architecture that llama.cpp does not know.
+    MalformedFile for impossible sizes, a vocabulary whose parts disagree or missing tensors; UnsupportedModel for an
+    architecture that llama.cpp does not know.
     """
     architecture = header.metadata.get("general.architecture")
     if not isinstance(architecture, str):
@@ -57,7 +57,7 @@ def _check_sizes(header: Header, architecture: str) -> None:
     blocks: Any = header.metadata.get(f"{architecture}.block_count")
     if not _is_count(blocks, MAX_BLOCKS):
         raise _refuse(header, f"`{architecture}.block_count` is {blocks}, not between 1 and {MAX_BLOCKS}")
-    for suffix, limit in _SIZES.items():
+    for suffix, limit in _LIMITS.items():
         key = f"{architecture}.{suffix}"
         value = header.metadata.get(key)
         if value is None and not (suffix in _NEEDED and architecture in REQUIRED):
@@ -105,7 +105,7 @@ def _check_byte_tokens(header: Header, tokens: list[str]) -> None:
         return
     for token, type in zip(tokens, header.metadata.get("tokenizer.ggml.token_type", ()), strict=False):
         if type == TOKEN_BYTE and not re.fullmatch("<0x[0-9A-F]{2}>", token):
-            raise _refuse(header, f"token `{token[:32]}` is no byte, and is marked as one")
+            raise _refuse(header, f"token `{token[:32]}` is no byte, but has the type of one")
 
 
 def _check_tensors(header: Header, architecture: str) -> None:

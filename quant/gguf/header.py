@@ -30,7 +30,7 @@ _SMALLEST_TENSOR = 8 + 1 + 4 + 8 + 4 + 8
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo(Tensor):
-    """A tensor and the `offset` of its first byte from the start of the file's data."""
+    """A tensor and the `offset` of its first byte, counted from `Header.data_offset`."""
 
     offset: int
 
@@ -39,8 +39,8 @@ class TensorInfo(Tensor):
 class Header:
     """The header of the file `name`.
 
-    `kinds` has the GGUF kind of each entry of `metadata`: `u32`, `str`, `arr[i32]`, …. The data of the tensors begins
-    at byte `data_offset`, each tensor at a multiple of `alignment` bytes from there.
+    `kinds` has the GGUF kind of each entry of `metadata`: `u32`, `str`, `arr[i32]`, …. The first tensor begins at byte
+    `data_offset` of the file, every other one a multiple of `alignment` bytes behind it.
     """
 
     name: str
@@ -65,9 +65,13 @@ def read_file(path: Path) -> Header:
 def read_header(read: Callable[[int, int], bytes], size: int, name: str) -> Header:
     """Parse the header of a GGUF file of `size` bytes; `read(offset, count)` gives its bytes, `name` goes into errors.
 
-    Raises MalformedFile, which names the broken rule. Magic and version are known. Counts and lengths fit the bytes
-    that are left. Keys and names are unique. Types are known, and rows are made of whole blocks. Tensors are aligned,
-    and lie end to end inside the file.
+    Raises MalformedFile, which names the broken rule:
+
+    - Magic and version are known.
+    - Counts and lengths fit the bytes that are left.
+    - Keys and names are unique.
+    - Types are known, and rows are made of whole blocks.
+    - Tensors are aligned, and lie end to end inside the file.
     """
     cursor = Cursor(read, size, name)
     version, n_tensors, n_entries = _read_start(cursor)
@@ -92,7 +96,7 @@ def read_header(read: Callable[[int, int], bytes], size: int, name: str) -> Head
 
 
 def align(offset: int, alignment: int) -> int:
-    """The next multiple of `alignment`."""
+    """`offset` itself where it is a multiple of `alignment`, else the next multiple."""
     return -(-offset // alignment) * alignment
 
 

@@ -8,6 +8,7 @@ product can wrap.
 from __future__ import annotations
 
 import struct
+import sys
 from array import array
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -35,7 +36,8 @@ SCALARS = {
     12: ("f64", "d", 8),
 }
 _NUMBERS = {"str": STRING, **{kind: number for number, (kind, _, _) in SCALARS.items()}}
-# Bytes of the first read and of later ones. The first is small, since the header of a part of a split model is.
+# Bytes of the first read, and the most of a later one: each read is four times as long as the one before. The first is
+# small, because the header of a split model's second or third part is.
 _FIRST, _WINDOW = 1 << 16, 1 << 20
 _LENGTH = struct.Struct("<Q")
 
@@ -67,17 +69,17 @@ class Cursor:
         return min(self.size, MAX_HEADER) - self.position
 
     def fail(self, rule: str) -> MalformedFile:
-        """The error that says which rule the file breaks."""
+        """The error for a file that breaks `rule`, a clause such as `its version is 7`; the caller raises it."""
         return MalformedFile(f"`{self.name}` is not a valid GGUF file: {rule}")
 
     def need(self, count: int, what: str) -> None:
-        """Raise MalformedFile unless `count` more bytes are there."""
+        """Raise MalformedFile unless `count` more bytes are there; `what` names them in the message."""
         if count > self.left:
             limit = "the header would be larger than 64 MiB" if self.size > MAX_HEADER else "the file ends too early"
             raise self.fail(f"{limit} ({what} at byte {self.position})")
 
     def take(self, count: int, what: str) -> bytes:
-        """The next `count` bytes."""
+        """The next `count` bytes; MalformedFile where the file ends before, or the header is too long."""
         end = self._next + count
         if end > len(self._buffer):
             self.need(count, what)
@@ -100,7 +102,7 @@ class Cursor:
         return int.from_bytes(self.take(8, what), "little")
 
     def string(self, what: str, limit: int = MAX_STRING) -> str:
-        """A length and that many bytes of UTF-8."""
+        """The next string: a length of 8 bytes, at most `limit`, then that many bytes of UTF-8."""
         length = self.u64(what)
         if length > limit:
             raise self.fail(f"{what} claims {length} bytes, and at most {limit} are allowed")
@@ -168,17 +170,17 @@ def _boolean(cursor: Cursor, key: str, value: int) -> bool:
 
 
 def encode_string(text: str) -> bytes:
-    """Length and UTF-8 bytes."""
+    """A string as GGUF writes it: the length in 8 bytes, then UTF-8."""
     raw = text.encode()
     return struct.pack("<Q", len(raw)) + raw
 
 
 def encode_value(value: Any, kind: str = "") -> bytes:
-    """Kind and value as GGUF writes them.
+    """Kind and value as GGUF writes them; `kind` is a name as `read_value` gives it: `u32`, `str`, `arr[i32]`, ….
 
     Without `kind` the Python type decides, as llama.cpp expects it. A whole number is u32, i32 below zero, u64 above 4
     bytes. A list of whole numbers is `arr[i32]`, or `arr[u32]` when one does not fit. A float is f32, `bytes` are
-    `arr[u8]`. Otherwise `kind` decides, in the words of `read_value`: `u32`, `str`, `arr[i32]`, ….
+    `arr[u8]`.
     """
     if kind.startswith("arr[") or isinstance(value, bytes | list | tuple):
         return struct.pack("<I", ARRAY) + _encode_array(value, _NUMBERS.get(kind[4:-1]))
@@ -214,6 +216,6 @@ def _encode_array(values: Sequence[Any], number: int | None) -> bytes:
     if number == STRING:
         return head + b"".join(map(encode_string, values))
     packed = array("B" if isinstance(values, bytes) else SCALARS[number][1], values)
-    if struct.pack("=H", 1) != struct.pack("<H", 1):
+    if sys.byteorder == "big":  # `array` has the order of this machine, GGUF is little-endian
         packed.byteswap()
     return head + packed.tobytes()

@@ -14,14 +14,17 @@ VERSION = 3
 
 
 class Sink(Protocol):
-    """Where bytes can be appended."""
+    """A file or another output that grows at its end."""
 
     def write(self, data: bytes | memoryview, /) -> object:
-        """Append them all."""
+        """Append all of `data`."""
 
 
 def layout(tensors: Iterable[Tensor]) -> tuple[TensorInfo, ...]:
-    """Place tensors end to end, each from a multiple of 32 bytes on; WrongShape when a row is not made of blocks."""
+    """The tensors with their offsets: end to end, each at a multiple of 32 bytes, as `encode_header` wants them.
+
+    Raises WrongShape when a row is not made of whole blocks.
+    """
     placed = []
     offset = 0
     for tensor in tensors:
@@ -33,7 +36,10 @@ def layout(tensors: Iterable[Tensor]) -> tuple[TensorInfo, ...]:
 def encode_header(
     metadata: Mapping[str, Any], tensors: Sequence[TensorInfo], kinds: Mapping[str, str] | None = None
 ) -> bytes:
-    """The bytes before the first tensor, padded. Metadata keeps its order; `kinds` where `encode_value` has another."""
+    """The bytes of a file before its first tensor, padding included; metadata keeps its order.
+
+    `kinds` has the GGUF kind of entries for which `encode_value` would choose another.
+    """
     parts = [MAGIC, struct.pack("<IQQ", VERSION, len(tensors), len(metadata))]
     known = kinds or {}
     parts += [encode_string(key) + encode_value(value, known.get(key, "")) for key, value in metadata.items()]
@@ -45,17 +51,23 @@ def encode_header(
 
 
 class Writer:
-    """Takes the tensors' bytes in the order of `tensors`, in pieces of any size that end where a tensor ends."""
+    """Writes the bytes of the tensors, in the order of `tensors`, and the padding between them.
+
+    The bytes come in pieces of any size, but no piece has bytes of two tensors.
+    """
 
     def __init__(self, file: Sink, tensors: Sequence[TensorInfo], current: int = 0, filled: int = 0) -> None:
-        """`file` holds the header, and the tensors up to byte `filled` of number `current`."""
+        """`file` holds the header already, tensors 0 to `current` - 1, and `filled` bytes of tensor `current`."""
         self._file = file
         self._tensors = tensors
         self._current = current
         self._filled = filled
 
     def append(self, data: memoryview) -> None:
-        """Write the next bytes of the current tensor, and its padding when they complete it."""
+        """Write the next bytes of the current tensor, and its padding when it is complete.
+
+        Raises ValueError for more bytes than the tensor has.
+        """
         tensor = self._tensors[self._current]
         self._filled += data.nbytes
         if self._filled > tensor.nbytes:
@@ -67,6 +79,6 @@ class Writer:
             self._filled = 0
 
     def finish(self) -> None:
-        """Every tensor must have been written."""
+        """Raise ValueError unless every tensor is complete."""
         if self._current != len(self._tensors):
             raise ValueError(f"`{self._tensors[self._current].name}` is not complete")

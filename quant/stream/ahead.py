@@ -1,4 +1,4 @@
-"""Stages of a pipeline that overlap: bounded in what they hold, in order, and prompt."""
+"""An iterator whose items are made ahead of time in a thread: in order, and no more of them than a given depth."""
 
 from __future__ import annotations
 
@@ -13,10 +13,14 @@ Item = TypeVar("Item")
 
 @contextmanager
 def ahead(items: Iterable[Item], depth: int) -> Generator[Iterator[Item]]:
-    """Iterate over `items` in a thread of their own, at most `depth` of them waiting to be taken.
+    """Iterate over `items` in a thread of its own, which is at most `depth` items ahead of the consumer.
 
-    An exception in `items` is raised to the consumer. When the block is left, early or not, the producer has stopped
-    and, if `items` is a generator, it is closed. So its source may be closed next.
+        with ahead(slabs(), 4) as items:
+            for item in items:
+                …
+
+    An exception in `items` is raised to the consumer, in its place among the items. When the block is left, early or
+    not, the thread has ended and `items`, if it is a generator, is closed. So the caller may close its source next.
     """
     ready: queue.SimpleQueue[tuple[bool, Item | BaseException | None]] = queue.SimpleQueue()
     slots = threading.Semaphore(depth)

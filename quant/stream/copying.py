@@ -1,7 +1,7 @@
-"""Copies a finished GGUF file, and joins its parts to one file; the interface is the same as a conversion's.
+"""Copies a GGUF file that is quantized already; `FileCopy` has the interface of `pipeline.Conversion`.
 
-A file in one piece is copied byte for byte. Parts become the file that llama.cpp's `gguf-split --merge` makes of them:
-the metadata of the first part without the entries of the split, then the tensors of all parts, one after the other.
+A file in one piece is copied byte for byte. The parts of a split file are joined, as llama.cpp's `gguf-split --merge`
+does: the metadata of the first part without the `split.*` entries, then the tensors of all parts, end to end.
 """
 
 from __future__ import annotations
@@ -14,14 +14,17 @@ from typing import NamedTuple
 from quant.gguf.header import DEFAULT_ALIGNMENT, align
 from quant.gguf.writer import encode_header, layout
 from quant.plan import ModelPlan, Progress
-from quant.stream.streams import Feed, Mark, Open, Output, finish_unread
+from quant.stream.streams import Feed, Mark, Open, Output, verify_unread
 from quant.types import QuantType
 
-PIECE = 4 << 20
+PIECE = 4 << 20  # bytes that are read and written at a time
 
 
 class _Range(NamedTuple):
-    """`size` bytes at `offset` of a source file that are copied together; `padding` zeros follow them."""
+    """Bytes to copy: number `number` of the plan's ranges, `size` bytes at `offset` of file `shard`, then zeros.
+
+    The zeros, `padding` of them, align the next tensor.
+    """
 
     number: int
     shard: str
@@ -31,22 +34,22 @@ class _Range(NamedTuple):
 
 
 class FileCopy:
-    """The copy of a plan that has a level already."""
+    """The copy of the source of a plan that has a `level`."""
 
     def __init__(self, plan: ModelPlan, size: int) -> None:
-        """`size` is the sum of the bytes of the plan's source files."""
+        """`size` is the length of the source's only file in bytes; it has no effect for a split file."""
         self.plan = plan
         self.types: dict[str, QuantType] = {}
         if len(plan.shards) == 1:
             self._header, self._ranges = b"", [_Range(0, plan.shards[0], 0, size, 0)]
         else:
-            self._header, self._ranges = _joined(plan)
+            self._header, self._ranges = _join_parts(plan)
         self._total = sum(each.size for each in self._ranges)
         self.size = len(self._header) + sum(each.size + each.padding for each in self._ranges)
 
     @property
     def fingerprint(self) -> str:
-        """A digest of the header, and of the place of every tensor."""
+        """A digest of everything but the weights that decides the output's bytes: header, ranges, tensors."""
         facts = repr((self.size, self._ranges, self.plan.tensors, self.plan.metadata))
         return hashlib.sha256(self._header + facts.encode()).hexdigest()
 
@@ -59,20 +62,21 @@ class FileCopy:
         threads: int | None = None,
         progress: Progress | None = None,
     ) -> None:
-        """Read the files into `output`, from `start` on; raises the errors of both. `threads` has no effect here.
+        """Copy the source's files into `output`, from `start` on; raises the errors of both.
 
-        In a mark, `tensor` is the number of a range, and `row` is the number of bytes of it that are written.
+        A copy has marks of its own kind: `tensor` is the number of a range, `row` the bytes of it that are written.
+        `threads` has no effect; `Conversion.write` has it.
         """
-        begun = start or Mark(0, 0, self.plan.shards[0])
+        begin = start or Mark(0, 0, self.plan.shards[0])
         if start is None:
             output.write(self._header)
-        done = sum(each.size for each in self._ranges[: begun.tensor]) + begun.row
+        bytes_read = sum(each.size for each in self._ranges[: begin.tensor]) + begin.row
         buffer = memoryview(bytearray(PIECE))
-        for shard, ranges in groupby(self._ranges[begun.tensor :], lambda each: each.shard):
-            here = begun if shard == begun.shard else Mark(0, 0, shard)
+        for shard, ranges in groupby(self._ranges[begin.tensor :], lambda each: each.shard):
+            here = begin if shard == begin.shard else Mark(0, 0, shard)
             with closing(Feed(source(shard, here.offset, here.state), here.offset)) as feed:
                 for each in ranges:
-                    at = begun.row if each.number == begun.tensor else 0
+                    at = begin.row if each.number == begin.tensor else 0
                     if not feed.position:
                         output.reached(Mark(each.number, at, shard))
                     feed.skip_to(each.offset + at)
@@ -80,17 +84,20 @@ class FileCopy:
                         piece = buffer[: min(PIECE, each.size - at)]
                         feed.fill(piece)
                         output.write(piece)
-                        at, done = at + len(piece), done + len(piece)
+                        at, bytes_read = at + len(piece), bytes_read + len(piece)
                         if at == each.size:
                             output.write(bytes(each.padding))
-                        self._tell(output, feed.mark(each.number, at, shard), at == each.size)
+                        self._report(output, feed.mark(each.number, at, shard), at == each.size)
                         if progress:
-                            progress(done, self._total)
+                            progress(bytes_read, self._total)
                 feed.finish()
-        finish_unread(source, self.plan.shards, {each.shard for each in self._ranges})
+        verify_unread(source, self.plan.shards, {each.shard for each in self._ranges})
 
-    def _tell(self, output: Output, mark: Mark | None, whole: bool) -> None:
-        """Tell `output` the mark after a piece; after the last piece of a range, the mark of the next range."""
+    def _report(self, output: Output, mark: Mark | None, whole: bool) -> None:
+        """Report the mark after a piece to `output`; after a `whole` range, the mark before the next one.
+
+        After the last range of a file there is no next one to begin at, so the mark stays at the end of this one.
+        """
         if mark is None:
             return
         following = self._ranges[mark.tensor + 1 : mark.tensor + 2] if whole else []
@@ -99,7 +106,8 @@ class FileCopy:
         output.reached(mark)
 
 
-def _joined(plan: ModelPlan) -> tuple[bytes, list[_Range]]:
+def _join_parts(plan: ModelPlan) -> tuple[bytes, list[_Range]]:
+    """The header of the joined file, and the tensors of all parts as ranges."""
     placed = layout(plan.as_stored())
     ranges = [
         _Range(number, tensor.shard, tensor.offset, tensor.size, align(tensor.size, DEFAULT_ALIGNMENT) - tensor.size)

@@ -4,10 +4,10 @@ One thread reads slabs of whole rows ahead, several threads transform and quanti
 thread writes them in order. Each stage waits for the next, so a few slabs bound the memory for a model of any size. The
 bytes depend neither on the number of threads nor on the pieces in which the source arrives.
 
-After each slab the output is told a mark, from which the pass could go on: only whole slabs are read, so the end of a
-slab is an exact place in the source. Two things are held back, and there are no marks meanwhile. A stack of experts is
-kept in its quantized form until its last part has come, because other tensors may lie between its parts. A part whose
-scales are a tensor of their own waits for them, unchanged.
+After each slab the output gets a mark, from which another pass could resume: only whole slabs are read, so the end of
+a slab is an exact place in the source. Two things wait in memory, and there are no marks while they do. The quantized
+parts of a stack of experts wait until its last part has come, because other tensors may lie between the parts in the
+source. A part whose scales are another tensor waits for these scales, unchanged.
 """
 
 from __future__ import annotations
@@ -30,28 +30,30 @@ from quant.levels.budget import entries_of, types_of
 from quant.plan import ModelPlan, Progress, Read, TensorPlan
 from quant.stream import scaled
 from quant.stream.ahead import ahead
-from quant.stream.streams import Feed, Mark, Open, Output, finish_unread
+from quant.stream.streams import Feed, Mark, Open, Output, verify_unread
 from quant.types import QuantType
 
-SLAB = 2 << 20
+SLAB = 2 << 20  # bytes of a slab, unless a transform needs more rows together
 WAITING = 2  # slabs that are read ahead, beside one for each thread
-# BF16 has no numpy type; its bit patterns are the upper halves of float32.
-_NUMPY = {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "F64": "<f8", **dict.fromkeys(scaled.STORED, "u1")}
+# The numpy dtype in which a tensor is read. BF16 has none; its bit patterns are the upper halves of float32.
+_NUMPY = {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "F64": "<f8", **dict.fromkeys(scaled.SCALED, "u1")}
 _BEGINNING = Mark(0, 0, "")
 _NOTHING = np.empty((0, 0))
 
 
 class Slab(NamedTuple):
-    """Some whole rows of a tensor as the source has them: `rows` is [rows, columns] of the source's dtype.
+    """Some whole rows of a tensor as the source has them.
 
-    `done` bytes of weights are read by now. `mark` is the end of the slab, None when the pass could not go on there. A
-    slab without rows only carries its mark. `read` is the part that the rows belong to, `whole` says that the tensor
-    ends with them. `scales` holds the scales of the part when the source has them in another tensor.
+    - `rows`: [rows, columns] of the source's dtype; empty in a slab that only carries its mark.
+    - `bytes_read`: bytes of weights that the pass has read so far, this slab included.
+    - `mark`: the place at the end of the slab, None when no pass could resume there.
+    - `read`: the part of the source that the rows belong to. `whole`: the tensor ends with these rows.
+    - `scales`: the scales of the part, where the source has them in another tensor.
     """
 
     tensor: TensorPlan
     rows: np.ndarray
-    done: int
+    bytes_read: int
     mark: Mark | None = None
     read: Read | None = None
     whole: bool = False
@@ -59,15 +61,23 @@ class Slab(NamedTuple):
 
 
 class _Encoded(NamedTuple):
+    """A slab, and the bytes of the output that were made of it."""
+
     data: memoryview
     slab: Slab
 
 
 class Conversion:
-    """The file that a plan becomes at a level; its header is known to the last byte before a weight is read."""
+    """The GGUF file of a plan at a level: its header at once, its tensors by `write`.
+
+    `types` has the type of each tensor by name, `tensors` their places in the file, `header` the bytes before them.
+    """
 
     def __init__(self, plan: ModelPlan, level: str, metadata: Mapping[str, Any] | None = None) -> None:
-        """`metadata` adds GGUF entries, such as the model's source and our version. Raises UnknownLevel."""
+        """`metadata` adds GGUF entries, such as the model's source and our version.
+
+        Raises UnknownLevel for a level that is neither a name nor a budget, or a budget that does not fit the model.
+        """
         self.plan = plan
         self.types = types_of(plan, level)
         self.tensors = layout(plan.at(self.types))
@@ -82,7 +92,10 @@ class Conversion:
 
     @property
     def fingerprint(self) -> str:
-        """A digest of the header and of the origin of every tensor: with the weights, they decide the file's bytes."""
+        """A digest of everything but the weights that decides the file's bytes: the header, the origin of each tensor.
+
+        A pass resumes from a mark of another one only where both have the same fingerprint.
+        """
         origins = [
             (t.shard, t.offset, t.size, t.dtype, repr(t.transform), t.values, t.parts + t.scales)
             for t in self.plan.tensors
@@ -100,7 +113,7 @@ class Conversion:
     ) -> None:
         """Quantize the weights into `output`; the source is read once, in order, from `start` on.
 
-        start: a mark that a conversion of the same fingerprint told to `output`, which still holds the bytes up to it;
+        start: a mark that a conversion of the same fingerprint gave to `output`, which still holds the bytes up to it;
             None begins with the header.
         threads: how many quantize; by default one for each CPU.
         progress: called with (bytes of weights read, bytes of weights in all).
@@ -121,7 +134,7 @@ class Conversion:
                 if slab.mark:
                     output.reached(slab.mark)
                 if progress:
-                    progress(slab.done, self.plan.source_bytes)
+                    progress(slab.bytes_read, self.plan.source_bytes)
         writer.finish()
 
     def _submit(self, quantizers: Executor, source: Open, start: Mark) -> Iterator[Future[_Encoded]]:
@@ -146,9 +159,9 @@ class Conversion:
 
 
 def _arrange(entries: dict[str, Any]) -> dict[str, Any]:
-    """Entries in the order in which they are written: architecture, general facts, our own, all others, tokenizer.
+    """The entries in the order of the file: architecture, general facts, our own, all others, tokenizer.
 
-    The tokenizer is long, and comes last: so the first bytes of a file describe its model.
+    The tokenizer comes last because it is long: so the first kilobytes of a file describe its model.
     """
 
     def group(key: str) -> int:
@@ -160,13 +173,16 @@ def _arrange(entries: dict[str, Any]) -> dict[str, Any]:
 
 
 class _Stacks:
-    """Holds back the quantized parts of each stack until the stack is whole."""
+    """Keeps the quantized parts of each stack of experts until the stack is whole."""
 
     def __init__(self) -> None:
         self._waiting: dict[str, dict[int, list[memoryview]]] = {}
 
     def release(self, data: memoryview, slab: Slab) -> Iterator[memoryview]:
-        """The bytes that can be written once `data`, the quantized bytes of `slab`, is there."""
+        """The bytes that can be written now that `data`, the quantized bytes of `slab`, has come.
+
+        These are `data` itself for a tensor that is no stack; for a stack nothing, or with its last slab all of it.
+        """
         if slab.read is None or not slab.tensor.parts:
             return iter((data,) if data else ())
         parts = self._waiting.setdefault(slab.tensor.name, {})
@@ -178,13 +194,13 @@ class _Stacks:
 
 
 class _Pairs:
-    """Holds back a part until its scales have come, and scales until their part has come."""
+    """Keeps a part until its scales have come, or the scales until their part has come."""
 
     def __init__(self) -> None:
         self._waiting: dict[tuple[int, int], np.ndarray] = {}
 
     def complete(self, tensor: TensorPlan, read: Read, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray | None] | None:
-        """The rows to encode and their scales, once both have come; None before that."""
+        """The rows to encode and their scales; None where `rows`, a part or its scales, has to wait for the other."""
         if not tensor.scales:
             return rows, None
         other = self._waiting.pop(read[:2], None)
@@ -192,72 +208,75 @@ class _Pairs:
             self._waiting[read[:2]] = rows
             return None
         elements, scales = (other, rows) if read.scales else (rows, other)
-        return scaled.shaped(tensor.dtype, tensor.stored, elements, scales)
+        return scaled.as_matrices(tensor.dtype, tensor.source_columns, elements, scales)
 
 
 def _slabs(plan: ModelPlan, source: Open, start: Mark) -> Generator[Slab]:
     """Cut the source into slabs, from `start` on; every file is read to its end, also behind its last slab."""
-    done = _read_before(plan, start)
+    bytes_read = _bytes_before(plan, start)
     for tensor in plan.tensors[start.tensor :]:
         if not tensor.shard:
             values = np.frombuffer(bytearray(tensor.values), "<f4")
-            yield Slab(tensor, values.reshape(-1, tensor.columns), done)
-    order, pairs = _Order(plan, start), _Pairs()
+            yield Slab(tensor, values.reshape(-1, tensor.columns), bytes_read)
+    cursor, pairs = _TensorCursor(plan, start), _Pairs()
     files = [(shard, list(reads)) for shard, reads in groupby(plan.reads(start.tensor), lambda read: read.part.shard)]
     if start.offset and (not files or files[0][0] != start.shard):
-        files.insert(0, (start.shard, []))
+        files.insert(0, (start.shard, []))  # all its tensors are written, and the rest of the file is to be verified
     for shard, reads in files:
-        here = start if start.offset and shard == start.shard else Mark(order.complete, 0, shard)
+        here = start if start.offset and shard == start.shard else Mark(cursor.next, 0, shard)
         with closing(Feed(source(shard, here.offset, here.state), here.offset)) as feed:
-            if not here.offset and not order.begun:
-                yield Slab(plan.tensors[reads[0].tensor], _NOTHING, done, here)
+            if not here.offset and not cursor.parts_left:
+                yield Slab(plan.tensors[reads[0].tensor], _NOTHING, bytes_read, here)
             for part, shared in groupby(reads, lambda read: read.part):
                 uses = list(shared)
                 tensor = plan.tensors[uses[0].tensor]
                 first = here.row if uses[0].tensor == here.tensor else 0
                 feed.skip_to(part.offset + first * _columns(tensor) * _dtype(tensor).itemsize)
                 for read in uses:
-                    order.begin(read)
+                    cursor.begin(read)
                 for row, last, rows in _cut(tensor, uses[0], feed, first):
-                    done += rows.nbytes
+                    bytes_read += rows.nbytes
                     for read in uses:
                         tensor = plan.tensors[read.tensor]
                         if (complete := pairs.complete(tensor, read, rows)) is None:
                             continue
-                        whole = last and order.end(read)
-                        mark = None if order.begun else feed.mark(order.complete, 0 if whole else row, shard)
-                        yield Slab(tensor, complete[0], done, mark, read, whole, complete[1])
+                        whole = last and cursor.end(read)
+                        mark = None if cursor.parts_left else feed.mark(cursor.next, 0 if whole else row, shard)
+                        yield Slab(tensor, complete[0], bytes_read, mark, read, whole, complete[1])
             feed.finish()
-    finish_unread(source, plan.shards, {read.part.shard for read in plan.reads()})
+    verify_unread(source, plan.shards, {read.part.shard for read in plan.reads()})
 
 
-class _Order:
-    """Progress through the tensors: the first `complete` are whole; `begun` counts the parts to come of each stack."""
+class _TensorCursor:
+    """The pass's place among the plan's tensors: the first `next` are complete.
+
+    `parts_left` has the number of each stack that is begun and not complete, and how many of its parts are to come.
+    """
 
     def __init__(self, plan: ModelPlan, start: Mark) -> None:
         self._tensors = plan.tensors
         computed = next((number for number, tensor in enumerate(plan.tensors) if tensor.shard), 0)
-        self.complete = max(start.tensor, computed)
-        self.begun: dict[int, int] = {}
+        self.next = max(start.tensor, computed)
+        self.parts_left: dict[int, int] = {}
 
     def begin(self, read: Read) -> None:
-        """A part comes next."""
+        """Note that this part comes next."""
         parts = len(self._tensors[read.tensor].parts)
         if parts:
-            self.begun.setdefault(read.tensor, parts)
+            self.parts_left.setdefault(read.tensor, parts)
 
     def end(self, read: Read) -> bool:
-        """A part has come; whether its tensor is whole now."""
-        left = self.begun.pop(read.tensor, 1) - 1
+        """Note that all of this part has come; whether its tensor is complete now."""
+        left = self.parts_left.pop(read.tensor, 1) - 1
         if left:
-            self.begun[read.tensor] = left
+            self.parts_left[read.tensor] = left
             return False
-        self.complete = read.tensor + 1
+        self.next = read.tensor + 1
         return True
 
 
-def _read_before(plan: ModelPlan, start: Mark) -> int:
-    """Bytes of weights that the source has before a mark."""
+def _bytes_before(plan: ModelPlan, start: Mark) -> int:
+    """Bytes of weights that lie before a mark in the source."""
     whole = sum(tensor.size for tensor in plan.tensors[: start.tensor])
     if not start.row:
         return whole
@@ -266,7 +285,10 @@ def _read_before(plan: ModelPlan, start: Mark) -> int:
 
 
 def _columns(tensor: TensorPlan) -> int:
-    """Values of a row as it is read. A vector is one row, but one with a transform is read as a column of elements."""
+    """Values of a row as it is read. A vector is one row, except with a transform: then each value is a row.
+
+    So a transform counts the values of a vector as it counts the rows of a matrix.
+    """
     return 1 if len(tensor.shape) == 1 and tensor.transform else tensor.columns
 
 
@@ -275,10 +297,10 @@ def _dtype(tensor: TensorPlan) -> np.dtype[Any]:
 
 
 def _cut(tensor: TensorPlan, read: Read, feed: Feed, first: int) -> Iterator[tuple[int, bool, np.ndarray]]:
-    """Cut a read into slabs, from row `first` on: (number of the next row, whether it is the last slab, rows)."""
+    """Cut a part into slabs, from row `first` on: (number of the row behind the slab, whether it is the last, rows)."""
     dtype, columns, size = _dtype(tensor), _columns(tensor), read.part.size
     if read.scales:
-        dtype = np.dtype(scaled.NUMPY[scaled.STORED[tensor.dtype].scale])
+        dtype = np.dtype(scaled.NUMPY[scaled.SCALED[tensor.dtype].scale])
     unit = tensor.transform.rows if tensor.transform else 1
     if tensor.scales or not unit:
         unit, columns = 1, size // dtype.itemsize
@@ -292,16 +314,16 @@ def _cut(tensor: TensorPlan, read: Read, feed: Feed, first: int) -> Iterator[tup
 
 
 def _encode(slab: Slab, type: QuantType) -> memoryview:
-    """A slab as the bytes of its type."""
+    """The rows of a slab, transformed and quantized to `type`."""
     tensor, rows, transform = slab.tensor, slab.rows, slab.tensor.transform
     try:
         if slab.scales is not None:
             scales = slab.scales
             if tensor.dtype in QuantType.__members__ and transform:
-                # A transform of these only chooses among the rows.
+                # Every transform of MXFP4 weights only selects rows, so it may be applied to elements and scales alike.
                 rows, scales, transform = transform.apply(rows), transform.apply(scales), None
             if tensor.dtype == type.name:
-                return scaled.blocks(rows, scales).data.cast("B")
+                return scaled.mxfp4_blocks(rows, scales).data.cast("B")
             rows = scaled.restore(tensor.dtype, rows, scales)
         if transform:
             rows = transform.apply(rows)

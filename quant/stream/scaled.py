@@ -1,4 +1,4 @@
-"""Weights that are published in few bits, with their scales in another tensor: to MXFP4 blocks, or to float32.
+"""Quantized weights of a source, whose scales are another tensor: converted to MXFP4 blocks of GGUF, or to float32.
 
 MXFP4 (OCP Microscaling Formats, v1.0) in gpt-oss: a byte holds two neighbouring elements, the first in its lower half,
 and every 32 elements share a power of two (E8M0). GGUF has the same numbers in another order, so a level that wants
@@ -18,8 +18,11 @@ from quant.errors import BadValues
 from quant.types import QuantType
 
 
-class Stored(NamedTuple):
-    """A type in the source: elements in a byte, type of a scale, rows and columns that share one (0: all of them)."""
+class ScaledType(NamedTuple):
+    """A type of weights with scales: `per_byte` elements in a byte, each scale of the safetensors type `scale`.
+
+    A scale belongs to a rectangle of `rows` by `columns` elements; 0 for both: to the whole matrix.
+    """
 
     per_byte: int
     scale: str
@@ -28,22 +31,22 @@ class Stored(NamedTuple):
 
 
 SQUARE = 128
-# The types by `TensorPlan.dtype`. A type that GGUF has as well bears GGUF's name, so that it can be copied.
-STORED = {
-    QuantType.MXFP4.name: Stored(2, "U8", 1, 32),
-    "FP8 in squares": Stored(1, "F32", SQUARE, SQUARE),
-    "FP8 in squares, BF16": Stored(1, "BF16", SQUARE, SQUARE),
-    "FP8": Stored(1, "F32", 0, 0),
-    "FP8, BF16": Stored(1, "BF16", 0, 0),
+# The types by `TensorPlan.dtype`. A type that GGUF has as well bears GGUF's name: so the pass knows what it can copy.
+SCALED = {
+    QuantType.MXFP4.name: ScaledType(2, "U8", 1, 32),
+    "FP8 in squares": ScaledType(1, "F32", SQUARE, SQUARE),
+    "FP8 in squares, BF16": ScaledType(1, "BF16", SQUARE, SQUARE),
+    "FP8": ScaledType(1, "F32", 0, 0),
+    "FP8, BF16": ScaledType(1, "BF16", 0, 0),
 }
-# Numpy dtypes of scales by their safetensors type; BF16 is read as its bits.
+# The numpy dtype in which scales are read, by their safetensors type; BF16 as its bits.
 NUMPY = {"U8": "u1", "F32": "<f4", "BF16": "<u2"}
-# E8M0 for NaN.
+# The E8M0 code of NaN.
 _NAN = 255
 
 
 def _e4m3() -> np.ndarray:
-    """float32[256], the value of each byte: one bit of sign, four of exponent, three of mantissa; no infinity."""
+    """float32[256], the value of each E4M3 code: one bit of sign, four of exponent, three of mantissa; no infinity."""
     code = np.arange(256)
     exponent, mantissa = code >> 3 & 15, code & 7
     size = np.where(exponent == 0, mantissa * 2.0**-9, (8 + mantissa) * 2.0 ** (exponent - 10.0))
@@ -54,18 +57,19 @@ def _e4m3() -> np.ndarray:
 _E4M3 = _e4m3()
 
 
-def shaped(dtype: str, stored: int, elements: np.ndarray, scales: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Elements and scales as matrices: uint8[rows, bytes of a row], and [groups of rows, groups of columns].
+def as_matrices(dtype: str, columns: int, elements: np.ndarray, scales: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The flat `elements` and `scales` of a part whose rows have `columns` values, as matrices.
 
-    A row has `stored` values.
+    Returns uint8[rows, columns / per_byte] and a matrix [rows / `ScaledType.rows`, columns / `ScaledType.columns`],
+    both quotients rounded up; [1, 1] for a type with one scale.
     """
-    kind = STORED[dtype]
-    groups = -(-stored // kind.columns) if kind.columns else 1
-    return elements.reshape(-1, stored // kind.per_byte), scales.reshape(-1, groups)
+    kind = SCALED[dtype]
+    groups = -(-columns // kind.columns) if kind.columns else 1
+    return elements.reshape(-1, columns // kind.per_byte), scales.reshape(-1, groups)
 
 
-def blocks(elements: np.ndarray, scales: np.ndarray) -> np.ndarray:
-    """MXFP4 blocks, uint8[rows, bytes], of matrices from `shaped`; BadValues when a scale is NaN."""
+def mxfp4_blocks(elements: np.ndarray, scales: np.ndarray) -> np.ndarray:
+    """GGUF's blocks, uint8[rows, bytes], of MXFP4 weights from `as_matrices`; BadValues when a scale is NaN."""
     from quant.kernels import blocks as kernels
     from quant.kernels.formats import Parts
 
@@ -80,11 +84,11 @@ def blocks(elements: np.ndarray, scales: np.ndarray) -> np.ndarray:
 
 
 def restore(dtype: str, elements: np.ndarray, scales: np.ndarray) -> np.ndarray:
-    """The values of matrices from `shaped`: float32[rows, columns]."""
+    """The values of weights from `as_matrices`: float32[rows, columns]."""
     if dtype == QuantType.MXFP4.name:
-        whole: np.ndarray = quant.dequantize(blocks(elements, scales), QuantType.MXFP4, scales.shape[1] * 32)
+        whole: np.ndarray = quant.dequantize(mxfp4_blocks(elements, scales), QuantType.MXFP4, scales.shape[1] * 32)
         return whole
-    kind, factors = STORED[dtype], scales
+    kind, factors = SCALED[dtype], scales
     if scales.dtype == np.uint16:
         factors = (scales.astype(np.uint32) << 16).view(np.float32)
     found: np.ndarray = _E4M3[elements]

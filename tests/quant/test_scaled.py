@@ -18,7 +18,7 @@ from quant.levels.budget import mix
 from quant.levels.recipes import LEVELS, assign
 from quant.plan import ModelPlan
 from quant.stream.pipeline import Conversion
-from quant.stream.scaled import STORED, blocks, restore
+from quant.stream.scaled import SCALED, mxfp4_blocks, restore
 from quant.types import QuantType
 from tests.converting import Out, Pieces, write
 from tests.quant.support import DEMO, Folder, bf16, llama_shapes, safetensors
@@ -242,11 +242,11 @@ def test_mxfp4_becomes_what_transformers_says_it_is() -> None:
     elements, scales = RNG.integers(0, 256, (7, 48), np.uint8), RNG.integers(100, 150, (7, 3), np.uint8)
     wanted = theirs(torch.tensor(elements.reshape(1, 7, 3, 16)), torch.tensor(scales[None]), dtype=torch.float32)
     np.testing.assert_array_equal(restore("MXFP4", elements, scales), wanted[0].T.numpy())
-    direct = gguf.quants.dequantize(blocks(elements, scales), gguf.GGMLQuantizationType.MXFP4)
+    direct = gguf.quants.dequantize(mxfp4_blocks(elements, scales), gguf.GGMLQuantizationType.MXFP4)
     np.testing.assert_array_equal(direct, wanted[0].T.numpy())
 
 
 def test_types_are_told_apart_by_their_names() -> None:
     """What is stored as GGUF has it bears GGUF's name; a plan of anything else keeps no type."""
     plan = ModelPlan("llama", {}, sketch_model(folder()).tensors, ())
-    assert {tensor.dtype for tensor in plan.tensors if tensor.scales} == STORED.keys() & QuantType.__members__
+    assert {tensor.dtype for tensor in plan.tensors if tensor.scales} == SCALED.keys() & QuantType.__members__

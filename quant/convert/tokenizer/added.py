@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from quant.convert.config import ModelConfig
 from quant.errors import MalformedFile
 from quant.gguf.header import TOKEN_CONTROL, TOKEN_UNKNOWN, TOKEN_USER
-from quant.notes import SAME_STEPS, TOKENIZER, NotedToken, Space, TokenizerNote
+from quant.notes import PLAIN_STEPS, TOKENIZER, NotedToken, Space, TokenizerNote
 from quant.plan import Files
 
 _CONFIG = "tokenizer_config.json"
@@ -95,7 +95,7 @@ def read_step(step: Mapping[str, Any]) -> list[str] | None:
         pattern = step.get("pattern")
         arguments = [pattern.get("String") if isinstance(pattern, dict) else None, step.get("content")]
     else:
-        arguments = [] if kind in SAME_STEPS else [None]
+        arguments = [] if kind in PLAIN_STEPS else [None]
     if not all(isinstance(value, str) for value in arguments) or arguments[:1] == [""]:
         return None
     return [str(kind), *arguments]
