@@ -26,6 +26,7 @@ from quant.kernels.search.fitting import Effort, affine_error, affine_fit, affin
 from quant.kernels.vectors.compiler import kernel, part
 from quant.kernels.vectors.half import from_half, to_half
 from quant.kernels.vectors.simd import (
+    HUGE,
     LANES,
     fma,
     integers,
@@ -43,13 +44,11 @@ from quant.kernels.vectors.simd import (
 from quant.types import QuantType
 
 _BLOCK = 256
-_HUGE = np.float32(3e38)
-_ROUNDS = 2
 
 
 @part
 def _fit_group(x, w, first, size, top, effort):
-    """The best real scale and minimum of the group at element `first`, and Σw, Σw·x."""
+    """The best real scale and minimum of the group at element `first`, and Σw, Σw·x; `top` is the largest level."""
     low = splat(0.0)
     high = load(x, first)
     w_sum = splat(0.0)
@@ -65,7 +64,7 @@ def _fit_group(x, w, first, size, top, effort):
     per_span = divide(splat(1.0), span)
     best_scale = span / top
     best_low = -low
-    best = splat(_HUGE)
+    best = splat(HUGE)
     for n in range(effort.steps + effort.polish):
         if n < effort.steps:
             inverse = per_span * (top + effort.start + effort.step * np.float32(n))
@@ -85,10 +84,10 @@ def _fit_group(x, w, first, size, top, effort):
 
 @part
 def _refine_group(x, w, first, size, top, codes, d, dmin, scale, low, reach, w_sum, wx_sum):
-    """The best whole multiples of d and dmin near a group's scale and minimum; and their sums."""
+    """The best multiples of d and dmin, 0 … `codes`, near a group's scale and minimum; and Σw·l, Σw·l², Σw·l·x."""
     code = minimum(maximum(rint(divide(scale, d)), 0), codes)
     per_low = divide(splat(1.0), w_sum * dmin)
-    best = splat(_HUGE)
+    best = splat(HUGE)
     best_code = code
     best_low = splat(0.0)
     best_wl = splat(0.0)
@@ -116,12 +115,15 @@ class _Groups(NamedTuple):
 
     scale: Floats
     low: Floats
+    """The minimum, negated."""
     w: Floats
     """Σw."""
     wx: Floats
     """Σw·x."""
     code: Floats
+    """The scale as a multiple of d."""
     low_code: Floats
+    """The minimum as a multiple of dmin."""
 
 
 @part
@@ -202,7 +204,7 @@ def _search(
     source, weights, count, top, codes, start, step, steps, polish, rounds, reach, share,
     levels, d_out, dmin_out, scales, minima,
 ):  # fmt: skip
-    """Fill the parts of len(d_out) super-blocks of `count` groups, a multiple of 16."""
+    """Fill the parts of len(d_out) super-blocks, a multiple of 16, each of `count` groups."""
     size = _BLOCK // count
     effort = Effort(start, step, steps, polish, rounds, reach, share)
     x, w = tiles(_BLOCK)
@@ -250,7 +252,7 @@ for _type, _search_type, _pack, _unpack in (
     (QuantType.Q4_K, _searcher(8, 15, 63, *_Q4), pack_q4, unpack_q4),
     (QuantType.Q5_K, _searcher(8, 31, 63, *_Q5), pack_q5, unpack_q5),
 ):
-    # The largest float16 times the highest code and level.
+    # The largest d, a float16, times the highest code and level.
     _limit = 65504.0 * (15 * 3 if _type is QuantType.Q2_K else 63 * 15)
     register(_type, Format(_search_type, _pack, _unpack, restore_affine, _limit))
 

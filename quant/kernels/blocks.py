@@ -1,6 +1,6 @@
 """Block formats: numbers to blocks and back, by kernels compiled for the CPU at hand.
 
-This module is the face of the package: `quantize` and `dequantize` between numbers and blocks, `pack` and `unpack`
+This module is the package's interface: `quantize` and `dequantize` between numbers and blocks, `pack` and `unpack`
 between blocks and their scales and levels, `warm` and `configure` for compilation. The module of a family of formats is
 imported when one of its types is first used. Kernels are compiled on their first call, or ahead of it by `warm`.
 """
@@ -52,22 +52,22 @@ FAMILIES = {
     QuantType.Q1_0: "sign",
     QuantType.Q2_0: "linear",
 }
-# Types whose blocks are single numbers: how a number is stored, and the largest one.
+# Types whose blocks are single numbers: the kind of number, and the largest one.
 PLAIN = {
     QuantType.F32: (FLOAT, 3.4028234e38),
     QuantType.F16: (HALF, 65504.0),
     QuantType.BF16: (BRAIN, 3.3895314e38),
 }
-# Elements that a thread works on at a time: with weights and levels they fill half of a megabyte, and stay in L2.
+# Elements that a thread works on at a time. With weights and levels they take half of a megabyte, so they stay in L2.
 _SLAB = 1 << 16
-# Weights below this share of their mean count as this share, so that no group is left without any.
+# The least weight, as a share of the mean: a group whose weights are all 0 would have no best scale.
 _LEAST_WEIGHT = 1e-5
 
 configure = cache.configure
 
 
 def warm(types: Iterable[str]) -> None:
-    """Compile what the named types need, or load it from the cache; returns when that is done."""
+    """Compile the kernels of the named types, or load them from the cache; returns when all are ready."""
     for name in types:
         type = QuantType.by_name(name)
         family = None if type in PLAIN else _family(type)
@@ -81,8 +81,8 @@ def quantize(
     """Blocks of `type` for every row of `x`.
 
     x: float32, float16, or uint16 holding BF16 bit patterns; [rows, columns] or [experts, rows, columns].
-    importance: how much the square of an error counts in each column, of any scale: [columns], or [experts, columns].
-    threads: how many share the rows; as many as there are CPUs by default. The bytes do not depend on it.
+    importance: the weight of a squared error in each column, [columns] or [experts, columns]; only ratios matter.
+    threads: the number of threads; by default one for each CPU. The bytes do not depend on it.
     Returns uint8[rows, row_bytes] or uint8[experts, rows, row_bytes].
     Raises WrongShape for columns that are no whole number of blocks, BadValues for NaN or infinity, UnknownLevel.
     """
@@ -122,7 +122,7 @@ def dequantize(blocks: Bytes, type: str | QuantType, columns: int) -> Floats:
 
 
 def pack(type: str | QuantType, parts: Parts) -> Bytes:
-    """Write scales and levels, chosen by whatever means, as blocks: uint8[n, block_bytes]."""
+    """Blocks uint8[n, block_bytes] with these scales and levels, wherever the caller has them from."""
     kind = _type(type)
     out = np.empty((len(parts.levels), kind.block_bytes), np.uint8)
     _format(kind).pack(Parts(*(np.require(part, requirements=["C", "A", "W"]) for part in parts)), out)
@@ -190,13 +190,13 @@ def _quantize_rows(x: NDArray[Any], type: QuantType, weights: Floats | None, thr
     else:
         longest = max(end - start for start, end in slabs) if slabs else 0
         convert = _block_converter(type, weights, (longest, x.shape[1]))
-    todo = iter(slabs)  # taking the next of a list is atomic
+    todo = iter(slabs)  # shared by the threads: `next` of a list's iterator is atomic
 
     def work() -> None:
         for start, end in todo:
             rows = np.require(x[start:end], requirements=["C", "A"])
             if not convert(rows, out[start:end]):
-                raise BadValues(_first_bad(rows, start))
+                raise BadValues(_describe_bad_value(rows, start))
 
     if threads <= 1:
         work()
@@ -207,7 +207,7 @@ def _quantize_rows(x: NDArray[Any], type: QuantType, weights: Floats | None, thr
 
 
 def _slabs(rows: int, columns: int, block: int) -> list[tuple[int, int]]:
-    """Ranges of rows of about _SLAB elements, where possible of a whole number of 16 blocks, which run at a time."""
+    """Ranges of rows, (first, end), of about _SLAB elements; where possible a multiple of 16 blocks, one tile."""
     whole = LANES // math.gcd(LANES, columns // block)
     step = max(1, _SLAB // columns)
     step -= step % whole if step > whole else 0
@@ -216,14 +216,14 @@ def _slabs(rows: int, columns: int, block: int) -> list[tuple[int, int]]:
 
 def _widen(x: NDArray[Any], limit: float, out: Floats) -> bool:
     """Fill flat `out` with x as float32; False when a value is not finite. Sizes are multiples of 16."""
-    kind = _source(x)
+    kind = _kind_of_number(x)
     none = np.empty(0, np.uint16)
     if kind == FLOAT:
         return bool(plain.widen(x.view(np.uint32).ravel(), none, kind, limit, out))
     return bool(plain.widen(none.view(np.uint32), x.view(np.uint16).ravel(), kind, limit, out))
 
 
-def _source(x: NDArray[Any]) -> int:
+def _kind_of_number(x: NDArray[Any]) -> int:
     kinds = {np.dtype(np.float32): FLOAT, np.dtype(np.float16): HALF, np.dtype(np.uint16): BRAIN}
     if x.dtype not in kinds:
         raise BadValues(f"weights of {x.dtype} are neither float32, float16 nor BF16 in uint16")
@@ -231,6 +231,7 @@ def _source(x: NDArray[Any]) -> int:
 
 
 def _plain_converter(type: QuantType) -> Callable[[NDArray[Any], Bytes], bool]:
+    """A function that writes rows as numbers of `type` into `out`; it returns False for NaN or infinity."""
     kind, limit = PLAIN[type]
 
     def convert(x: NDArray[Any], out: Bytes) -> bool:
@@ -254,7 +255,7 @@ def _plain_converter(type: QuantType) -> Callable[[NDArray[Any], Bytes], bool]:
 def _block_converter(
     type: QuantType, weights: Floats | None, shape: tuple[int, int]
 ) -> Callable[[NDArray[Any], Bytes], bool]:
-    """A function that quantizes at most `shape` (rows, columns) into `out`; it returns False for NaN or infinity."""
+    """A function that quantizes at most `shape` (rows, columns) into `out`, and returns False for NaN or infinity."""
     format = _format(type)
     all_weights = None
     if weights is not None:
@@ -275,12 +276,13 @@ def _block_converter(
 
 
 def _pad(flat: NDArray[Any], multiple: int) -> NDArray[Any]:
-    """`flat`, with zeros after it up to a multiple."""
+    """`flat`, with zeros behind it up to a whole number of `multiple`."""
     missing = -flat.size % multiple
     return np.concatenate([flat, np.zeros(missing, flat.dtype)]) if missing else flat
 
 
-def _first_bad(x: NDArray[Any], start: int) -> str:
+def _describe_bad_value(x: NDArray[Any], start: int) -> str:
+    """The message for the first NaN or infinity in `x`, whose first row is number `start` of the tensor."""
     values = x
     if x.dtype == np.uint16:
         values = (x.astype(np.uint32) << 16).view(np.float32)

@@ -42,6 +42,7 @@ _SIZE = 32
 _REACH = 256  # entries of the table on either side of 0, in steps of a half
 _places = np.arange(-_REACH, _REACH + 1) / 2
 _levels = np.abs(_places[:, None] - IQ4_VALUES).argmin(axis=1)
+# By element / scale in steps of a half, from −_REACH on: the nearest value (float32), and its level (int32).
 _TABLE = np.ascontiguousarray(IQ4_VALUES[_levels].astype(np.float32))
 _LEVELS = np.ascontiguousarray(_levels.astype(np.int32))
 # Stored scales of a group are −32 … 31.
@@ -51,7 +52,7 @@ _LOWEST, _HIGHEST = np.float32(-127), np.float32(113)
 
 @part
 def _place(v, twice):
-    """The table's entry for v; `twice` is 2 / scale."""
+    """The index in the table of the value nearest to v; `twice` is 2 / scale."""
     return integers(minimum(maximum(rint(v * twice), -_REACH), _REACH)) + _REACH
 
 
@@ -71,7 +72,7 @@ def _sums_at(x, w, first, twice, table):
 
 @part
 def _sums(x, w, first, scale, table):
-    """The same for a scale."""
+    """The same for a scale; the `sums` of `signed_scales`."""
     return _sums_at(x, w, first, quotient(splat(2.0), scale), table)
 
 
@@ -85,7 +86,7 @@ def _fit_group(x, w, first, table, steps):
     best_scale = splat(0.0)
     best = splat(-1.0)
     for n in range(steps):
-        # −1.12 … −0.84 and 0.86 … 1.12 of the ends, in turn
+        # In turn: 1.14 … 0.87 times the lowest value, 0.86 … 1.13 times the highest.
         along = np.float32(n // 2) / np.float32(steps // 2)
         end = _LOWEST * (np.float32(1.14) - np.float32(0.3) * along)
         if n % 2 == 1:

@@ -19,6 +19,7 @@ from quant.kernels.layouts.whole import nibbles, pack_levels
 from quant.kernels.search.fitting import flat_weights
 from quant.kernels.vectors.compiler import kernel, part
 from quant.kernels.vectors.simd import (
+    HUGE,
     LANES,
     absolute,
     bits,
@@ -63,7 +64,7 @@ _E8M0_CODES, _UE4M3_CODES = (2, 254), (0, 126)
 
 @part
 def _nearest(size):
-    """The nearest of 0, 1, 2, 3, 4, 6, 8, 12 to a number that is not negative."""
+    """`size`, which is not negative, rounded to the nearest of 0, 1, 2, 3, 4, 6, 8, 12."""
     coarse = where(size < 4, splat(1.0), where(size < 8, splat(2.0), splat(4.0)))
     fine = where(size < 4, splat(1.0), where(size < 8, splat(0.5), splat(0.25)))
     return minimum(rint(size * fine) * coarse, 12)
@@ -79,7 +80,7 @@ def _first_power(peak):
 def _first_mini(peak):
     """The code with the largest scale that is at most peak / 6."""
     wanted = minimum(peak * np.float32(1 / 6), 448)
-    # A number with three bits of mantissa is the top of a float32; below 2⁻⁶ steps are even.
+    # The code is the top of the float32's bits, with another bias of the exponent; below 2⁻⁶ codes are equal steps.
     normal = (bits(wanted) >> 20) - (120 << 3)
     return where(wanted < np.float32(2.0**-6), integers(wanted * 512), normal)
 
@@ -94,8 +95,8 @@ def _search(source, weights, halves, size, reach, least, largest, levels, codes)
         peak = splat(0.0)
         for i in range(size):
             peak = maximum(peak, absolute(load(x, i)))
-        first = _first_power(peak) if largest == 254 else _first_mini(peak)
-        best = splat(3e38)
+        first = _first_power(peak) if largest == 254 else _first_mini(peak)  # 254: the scales are E8M0
+        best = splat(HUGE)
         best_code = where(first < least, splat_int(least), first)
         for n in range(-reach, reach + 1):
             code = first + n

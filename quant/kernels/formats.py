@@ -1,4 +1,4 @@
-"""The interface of a block format, and the register of formats by type."""
+"""The interface of a block format (`Parts`, `Format`), and the register of formats by type."""
 
 from __future__ import annotations
 
@@ -10,30 +10,35 @@ from numpy.typing import NDArray
 
 from quant.types import QuantType
 
-# Arrays of uint8, float32 and float16; numpy's type stubs lose the dtype in arithmetic.
+# Arrays of uint8, float32 and float16. They are `Any` because numpy's type stubs lose the dtype in arithmetic.
 Bytes = NDArray[Any]
 Floats = NDArray[Any]
 Halves = NDArray[Any]
 
-
-# How a number is stored in a source or a result: float32, float16, BF16.
+# Numbers for kernels: the 16 or 32 bits of a value are a float32, a float16 or a BF16.
 FLOAT, HALF, BRAIN = 0, 1, 2
 
 
 def halves(blocks: Bytes, at: int) -> Halves:
-    """The float16 that each block holds at byte `at`."""
+    """The float16 that each block holds at byte `at`: uint8[n, block_bytes] → float16[n]."""
     return np.ascontiguousarray(blocks[:, at : at + 2]).view(np.float16)[:, 0]
+
+
+def put_half(out: Bytes, at: int, value: Halves) -> None:
+    """Write float16[n] into the blocks uint8[n, block_bytes], each at byte `at`: the inverse of `halves`."""
+    out[:, at : at + 2] = value.view(np.uint8).reshape(-1, 2)
 
 
 class Parts(NamedTuple):
     """The parts of n blocks before packing, in the order of their elements. Unused fields are empty.
 
-    levels: uint8[n, block], the stored number of each element, the format's offset included, so never negative;
-        uint16[n, vectors] in formats with a grid of vectors: the index of each vector.
+    levels: uint8[n, block], the number of each element as it is stored. Signed levels have the format's offset added:
+        Q4_0 stores −8 … 7 as 0 … 15. Only Q8_0 stores signed bytes, as their bits. In formats with a grid of vectors
+        uint16[n, vectors]: the index of each vector.
     d: float16[n], the block's scale.
     dmin: float16[n], the scale of the block's minima; in Q4_1 and Q5_1 the minimum itself.
-    scales, minima: uint8[n, groups], the small integers that multiply `d` and `dmin` in each group, offset included.
-        In IQ1, `minima` has 1 where the shift is negative.
+    scales, minima: uint8[n, groups], the small integers that multiply `d` and `dmin` in each group, as they are stored,
+        an offset included. In IQ1, `minima` has 1 where the shift is negative.
     signs: uint8[n, block / 8], one bit per element, lowest bit first; set for a negative element.
     """
 
@@ -50,7 +55,7 @@ class Parts(NamedTuple):
 
 
 class Format(NamedTuple):
-    """The four functions of a type; each takes n blocks at a time, and `search` takes a multiple of 16."""
+    """The four functions of a type. Each takes n blocks at a time; for `search` n is a multiple of 16."""
 
     search: Callable[[Floats, Floats | None], Parts]
     """(x float32[n, block], weights float32[n, block] or None) → parts for which Σ weight·(x − x̂)² is small."""
@@ -61,14 +66,14 @@ class Format(NamedTuple):
     restore: Callable[[Parts], Floats]
     """parts → float32[n, block]: the values of the elements, bit for bit as ggml computes them."""
     limit: float
-    """The largest magnitude of an element; larger ones are cut to it."""
+    """The largest magnitude that an element may have: `quantize` cuts larger ones to it before the search."""
 
 
 _formats: dict[str, Format] = {}
 
 
 def register(type: QuantType, format: Format) -> None:
-    """Add a type; called by the family's module when it is imported."""
+    """Add the format of a type; a family's module calls it when it is imported."""
     _formats[type.name] = format
 
 

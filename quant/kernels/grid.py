@@ -21,10 +21,11 @@ from quant.kernels.layouts.grid import LAYOUTS
 from quant.kernels.layouts.grids import grid_vectors
 from quant.kernels.search.fitting import divide, flat_weights
 from quant.kernels.search.nearest import Grid, prepare, search
-from quant.kernels.search.odd_scales import BLOCK, round_scales, stored_scale
+from quant.kernels.search.odd_scales import BLOCK, SHARE, round_scales, stored_scale
 from quant.kernels.vectors.compiler import kernel, part
 from quant.kernels.vectors.half import from_half, to_half
 from quant.kernels.vectors.simd import (
+    HUGE,
     LANES,
     absolute,
     fma,
@@ -42,17 +43,17 @@ from quant.kernels.vectors.simd import (
 )
 from quant.types import QuantType
 
-_SHARE = 0.85
-_HUGE = np.float32(3e38)
-
 
 @part
 def _take_signs(x, w, signs, even):
-    """Turn x into magnitudes, and write one byte of signs for each eight elements; `even` as in `_GridTraits`."""
+    """Replace x by its magnitudes, and write one byte of signs for each eight elements; `even` as in `_GridTraits`.
+
+    Where `even` makes an element take the wrong sign, its magnitude in x becomes negative.
+    """
     for eight in range(BLOCK // 8):
         byte = splat_int(0)
         count = splat_int(0)
-        least = splat(_HUGE)
+        least = splat(HUGE)
         which = splat_int(0)
         for i in range(8):
             v = load(x, eight * 8 + i)
@@ -82,7 +83,7 @@ class _GridSearch(NamedTuple):
     dims: int
     """Elements of a vector: 8 or 4."""
     tables: tuple[Floats, Floats]
-    """Room for the costs of all first halves and of all second halves of a vector."""
+    """Memory for the costs of all first halves and of all second halves of a vector."""
 
 
 @part
@@ -163,7 +164,7 @@ def _search(
 
 
 class _GridTraits(NamedTuple):
-    """The differences between the types."""
+    """The properties by which the types differ."""
 
     size: int
     """Elements of a group."""
@@ -192,7 +193,7 @@ def _searcher(type: QuantType, traits: _GridTraits) -> Callable[[Floats, Floats 
         flat = levels.ravel(), signs.ravel(), d, scales.ravel()
         _search(
             x.ravel(), flat_weights(weights), traits.size, traits.even, traits.unit, *_tables(type), dims, starts,
-            1, _SHARE, *flat,
+            1, SHARE, *flat,
         )  # fmt: skip
         return Parts(levels, d.view(np.float16), scales=scales, signs=signs)
 

@@ -46,7 +46,7 @@ def _sums(x, w, size, inverse, low, high):
     wlx_sum = splat(0.0)
     for i in range(size):
         v = load(x, i)
-        # The sum has no room for a fraction: rounding is part of it.
+        # Rounded by the addition: see ROUNDER.
         level = minimum(maximum(fma(v, inverse, ROUNDER), ROUNDER + low), ROUNDER + high) - ROUNDER
         wl = load(w, i) * level
         wll_sum = fma(wl, level, wll_sum)

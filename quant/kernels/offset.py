@@ -18,6 +18,7 @@ from quant.kernels.search.fitting import affine_error, affine_sums, divide, flat
 from quant.kernels.vectors.compiler import kernel, part
 from quant.kernels.vectors.half import from_half, to_half
 from quant.kernels.vectors.simd import (
+    HUGE,
     LANES,
     fma,
     integers,
@@ -70,7 +71,7 @@ def _search(source, weights, top, start, step, steps, rounds, levels, d_out, m_o
         span = peak - bottom
         best_scale = span / top
         best_low = -bottom
-        best = splat(3e38)
+        best = splat(HUGE)
         for n in range(steps + rounds):
             if n < steps:
                 inverse = divide(splat(top + start + step * np.float32(n)), span)

@@ -24,7 +24,7 @@ from quant.kernels.layouts.grid import LAYOUTS, SHIFT
 from quant.kernels.layouts.grids import grid_vectors
 from quant.kernels.search.fitting import divide, flat_weights
 from quant.kernels.search.nearest import Grid, prepare, search
-from quant.kernels.search.odd_scales import BLOCK, round_scales, stored_scale
+from quant.kernels.search.odd_scales import BLOCK, SHARE, round_scales, stored_scale
 from quant.kernels.vectors.compiler import kernel, part
 from quant.kernels.vectors.half import from_half, to_half
 from quant.kernels.vectors.simd import (
@@ -50,7 +50,6 @@ _DIMS = 8
 # Set in an index when the shift is negative: grids have 2048 vectors, so bit 11 is free.
 _LOWER_BIT = 11
 _LOWER = 1 << _LOWER_BIT
-_SHARE = 0.85
 
 
 @part
@@ -100,7 +99,7 @@ class _ShiftedSearch(NamedTuple):
     span: int
     """Elements that share a shift: 32 or 8."""
     tables: tuple[Floats, Floats]
-    """Room for the costs of all first halves and of all second halves of a vector."""
+    """Memory for the costs of all first halves and of all second halves of a vector."""
 
 
 @part
@@ -119,6 +118,7 @@ def _group_sums(x, w, first, size, scale, how, chosen):
         for eight in range(run, run + how.span, _DIMS):
             index, vv, vx = _near_sums(x, w, eight, how.grid, scale, SHIFT, how.tables)
             other, other_vv, other_vx = _near_sums(x, w, eight, how.grid, scale, -SHIFT, how.tables)
+            # Both indices in one word, until the better shift of the run is known.
             store(chosen, eight // _DIMS, index | other << 16)
             upper_vv = upper_vv + vv
             upper_vx = upper_vx + vx
@@ -217,7 +217,7 @@ def _searcher(size: int, span: int, starts: Floats) -> Callable[[Floats, Floats 
         levels, d = np.empty((n, BLOCK // _DIMS), np.uint16), np.empty(n, np.uint16)
         minima, scales = np.empty((n, BLOCK // span), np.uint8), np.empty((n, BLOCK // size), np.uint8)
         flat = levels.ravel(), minima.ravel(), d, scales.ravel()
-        _search(x.ravel(), flat_weights(weights), size, span, *_tables(), starts, 1, _SHARE, *flat)
+        _search(x.ravel(), flat_weights(weights), size, span, *_tables(), starts, 1, SHARE, *flat)
         return Parts(levels, d.view(np.float16), scales=scales, minima=minima)
 
     return run

@@ -38,7 +38,7 @@ from quant.kernels.vectors.simd import (
 from quant.types import QuantType
 
 _BLOCK, _GROUPS, _SIZE = 256, 16, 16
-_FEW = np.float32(4)
+_FEW = np.float32(4)  # the `bound` of Q3_K, which has few levels
 
 
 @part
@@ -48,7 +48,7 @@ def _sums_at(x, w, first, inverse, bound):
     wlx_sum = splat(0.0)
     for i in range(first, first + _SIZE):
         v = load(x, i)
-        # The sum has no room for a fraction: rounding is part of it.
+        # Rounded by the addition: see ROUNDER.
         level = minimum(maximum(fma(v, inverse, ROUNDER), ROUNDER - bound), ROUNDER + bound - 1) - ROUNDER
         wl = load(w, i) * level
         wll_sum = fma(wl, level, wll_sum)
@@ -58,7 +58,7 @@ def _sums_at(x, w, first, inverse, bound):
 
 @part
 def _sums(x, w, first, scale, bound):
-    """The same for a scale."""
+    """The same for a scale; the `sums` of `signed_scales`."""
     return _sums_at(x, w, first, quotient(splat(1.0), scale), bound)
 
 

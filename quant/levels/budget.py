@@ -1,12 +1,13 @@
 """Budgets, such as `4GB` and `4.5bpw`: the best mix of types within a number of bytes, or of bits per weight.
 
 The distortion of a tensor by a type is the squared error on normally distributed weights, relative to the sum of their
-squares, measured with our kernels. The harm to the model is taken to be proportional to it (Malinovskii et al.,
+squares, measured with our kernels. The harm to the model is assumed to be proportional to it (Malinovskii et al.,
 "Pushing the Limits of Large Language Model Quantization via the Linearity Theorem", 2024), to the tensor's size, and to
 a factor of its role: values and down projections count more, as in llama.cpp's own mixes.
 
-The mix is a greedy knapsack. Each tensor begins with its smallest type; the convex hull of its other types gives its
-steps, each with the gain for one more byte. The step that gains most is taken again and again, until none fits.
+The mix is a greedy knapsack. Each tensor begins with its smallest type. Its larger types that lie on the convex hull
+of (bytes, harm) are its upgrades, in order; the `gain` of an upgrade is the harm avoided for each byte. The upgrade
+with the largest gain is made again and again, until none fits.
 
 Not covered: this model's own weights and their importance; the errors are measured on typical weights.
 """
@@ -23,17 +24,17 @@ from typing import Any
 from quant.errors import UnknownLevel
 from quant.gguf.header import DEFAULT_ALIGNMENT, align
 from quant.gguf.writer import encode_header, layout
-from quant.levels.recipes import LEVELS, assign, describe, fitting, kept, quantizable
+from quant.levels.recipes import LEVELS, assign, describe, or_published, quantizable, type_for_rows
 from quant.plan import ModelPlan, TensorPlan
 from quant.types import QuantType as T
 
 _BUDGET = re.compile(r"([0-9]{1,6}(?:\.[0-9]{1,4})?)(KB|MB|GB|TB|KiB|MiB|GiB|TiB|bpw)", re.IGNORECASE)
-_SCALE = {"k": 1, "m": 2, "g": 3, "t": 4}
-# Bytes of the header beyond the plan's own entries: source, digests, level, version.
+_POWERS = {"k": 1, "m": 2, "g": 3, "t": 4}
+# Bytes reserved for the header's entries that the plan does not have yet: source, digests, level, version.
 _ENTRIES = 16 << 10
 # The part of a budget that may stay unused.
 _UNUSED = 0.02
-# Relative squared errors of types worth having in a mix, from the smallest to the best.
+# Relative squared errors of the types of a mix, in the order of `_LADDER`, then of the types for special cases.
 ERRORS = {
     T.Q2_K: 7.5e-2,
     T.Q3_K: 2.11e-2,
@@ -52,13 +53,13 @@ ERRORS = {
 _LADDER = (T.Q2_K, T.Q3_K, T.Q4_K, T.Q5_K, T.Q6_K, T.Q8_0, T.F16)
 # Factor of a role; 1 for all others.
 _ROLES = {"attn_v": 4.0, "attn_kv_b": 4.0, "attn_k": 2.0, "attn_output": 1.5, "ffn_down": 2.0, "output": 2.0}
-# Factor of an embedding that is looked up only: a token reads one row of it.
+# Factor of an embedding that is not the output matrix as well: a token reads one row of it.
 _LOOKED_UP = 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class Upgrade:
-    """A tensor's next better type: `cost` more bytes than the type before it, and the harm avoided for each of them."""
+    """The next better type of a tensor: `cost` more bytes than the type before; `gain` is the harm avoided per byte."""
 
     type: T
     cost: int
@@ -66,22 +67,27 @@ class Upgrade:
 
 
 Upgrades = Mapping[str, list[Upgrade]]
+"""The upgrades of each tensor, by its name, in the order in which they are made."""
 
 
 def is_budget(level: str) -> bool:
-    """Whether a level is a budget."""
+    """Whether `level` is a budget such as `4GB` or `4.5bpw`, and not a named level."""
     return _BUDGET.fullmatch(level) is not None
 
 
 def limit(plan: ModelPlan, level: str) -> int:
-    """Bytes that the tensors of `plan` may take: the budget, less the header when the budget is in bytes."""
+    """Bytes that the tensors of `plan` may take within the budget `level`.
+
+    A budget in bytes is for the whole file, so the header is subtracted; one in bits per weight is for the weights.
+    Raises UnknownLevel when `level` is no budget.
+    """
     found = _BUDGET.fullmatch(level)
     if found is None:
         raise UnknownLevel(f"`{level}` is no budget", "write `4GB`, or `4.5bpw` for bits per weight")
     amount, unit = float(found[1]), found[2].lower()
     if unit == "bpw":
         return int(amount / 8 * sum(tensor.elements for tensor in plan.tensors))
-    size = amount * (1024 if "i" in unit else 1000) ** _SCALE[unit[0]]
+    size = amount * (1024 if "i" in unit else 1000) ** _POWERS[unit[0]]
     tensors = layout(tensor.at(T.F32) for tensor in plan.tensors)
     return int(size) - len(encode_header(plan.metadata, tensors)) - _ENTRIES
 
@@ -93,62 +99,66 @@ def mix(plan: ModelPlan, level: str) -> dict[str, T]:
     """
     whole = room = limit(plan, level)
     least: dict[str, T] = {}
-    steps: dict[str, list[Upgrade]] = {}
+    upgrades: dict[str, list[Upgrade]] = {}
     tied = plan.tied
     for tensor in plan.tensors:
-        least[tensor.name], steps[tensor.name] = _choices(tensor, tied)
+        least[tensor.name], upgrades[tensor.name] = _choices(tensor, tied)
         room -= _bytes(tensor, least[tensor.name])
     if room < 0:
         raise UnknownLevel(
             f"`{level}` is too little: the least is {(whole - room) / 1e6:,.1f} MB of weights", "give more"
         )
-    taken = dict.fromkeys(steps, 0)
-    room = _climb(steps, taken, room)
+    counts = dict.fromkeys(upgrades, 0)
+    room = _climb(upgrades, counts, room)
     if room > _UNUSED * whole:
-        if all(taken[name] == len(steps[name]) for name in steps):
+        if all(counts[name] == len(upgrades[name]) for name in upgrades):
             most = f"the most is {(whole - room) / 1e6:,.1f} MB of weights"
             raise UnknownLevel(f"`{level}` is more than this model can use: {most}", "give less, or name F16")
-        taken = _exchanged(steps, taken, room, int(_UNUSED * whole))
-    return {name: steps[name][count - 1].type if count else least[name] for name, count in taken.items()}
+        counts = _exchange(upgrades, counts, room, int(_UNUSED * whole))
+    return {name: upgrades[name][count - 1].type if count else least[name] for name, count in counts.items()}
 
 
-def _climb(steps: Upgrades, taken: dict[str, int], room: int) -> int:
-    """Take the step that gains most for a byte, while one fits, and count it in `taken`; returns the bytes left."""
-    heap = [(-ahead[taken[name]].gain, name) for name, ahead in steps.items() if taken[name] < len(ahead)]
+def _climb(upgrades: Upgrades, counts: dict[str, int], room: int) -> int:
+    """Make the upgrade with the largest gain, again and again, while one fits into `room` bytes.
+
+    `counts`, the number of upgrades that each tensor has had, is changed. Returns the bytes left.
+    """
+    heap = [(-ahead[counts[name]].gain, name) for name, ahead in upgrades.items() if counts[name] < len(ahead)]
     heapq.heapify(heap)
     while heap:
         _, name = heapq.heappop(heap)
-        cost = steps[name][taken[name]].cost
+        cost = upgrades[name][counts[name]].cost
         if cost > room:
             continue  # smaller tensors may still have room to gain
         room -= cost
-        taken[name] += 1
-        if taken[name] < len(steps[name]):
-            heapq.heappush(heap, (-steps[name][taken[name]].gain, name))
+        counts[name] += 1
+        if counts[name] < len(upgrades[name]):
+            heapq.heappush(heap, (-upgrades[name][counts[name]].gain, name))
     return room
 
 
-def _exchanged(steps: Upgrades, taken: dict[str, int], room: int, unused: int) -> dict[str, int]:
-    """A mix that leaves no more than `unused` bytes, when the next step of a large tensor does not fit; else `taken`.
+def _exchange(upgrades: Upgrades, counts: dict[str, int], room: int, unused: int) -> dict[str, int]:
+    """The counts of a mix that leaves no more than `unused` bytes; `counts` itself where there is none.
 
-    The large tensor takes its step all the same, and the steps that gain least are undone until it fits. Then all that
-    fits is taken again. Large tensors are tried in turn, by the gain of their step.
+    For a budget of which much stays unused, because the next upgrade of each large tensor does not fit. One of these
+    tensors gets its upgrade all the same, and the upgrades with the least gain are undone until it fits. Then `_climb`
+    uses the bytes that are left. The tensors are tried in turn, the one with the largest gain first.
     """
-    blocked = [name for name in steps if taken[name] < len(steps[name])]
-    for name in sorted(blocked, key=lambda name: -steps[name][taken[name]].gain):
-        trial, left = dict(taken), room - steps[name][taken[name]].cost
+    blocked = [name for name in upgrades if counts[name] < len(upgrades[name])]
+    for name in sorted(blocked, key=lambda name: -upgrades[name][counts[name]].gain):
+        trial, left = dict(counts), room - upgrades[name][counts[name]].cost
         trial[name] += 1
-        others = [(steps[other][count - 1].gain, other) for other, count in taken.items() if count and other != name]
+        others = [(upgrades[each][count - 1].gain, each) for each, count in counts.items() if count and each != name]
         heapq.heapify(others)
         while left < 0 and others:
             _, other = heapq.heappop(others)
             trial[other] -= 1
-            left += steps[other][trial[other]].cost
+            left += upgrades[other][trial[other]].cost
             if trial[other]:
-                heapq.heappush(others, (steps[other][trial[other] - 1].gain, other))
-        if left >= 0 and _climb(steps, trial, left) <= unused:
+                heapq.heappush(others, (upgrades[other][trial[other] - 1].gain, other))
+        if left >= 0 and _climb(upgrades, trial, left) <= unused:
             return trial
-    return taken
+    return counts
 
 
 def types_of(plan: ModelPlan, level: str) -> dict[str, T]:
@@ -157,7 +167,10 @@ def types_of(plan: ModelPlan, level: str) -> dict[str, T]:
 
 
 def entries_of(level: str, types: Mapping[str, T]) -> dict[str, Any]:
-    """The GGUF entries that name the level. A mix is named by the level whose base is the commonest type in it."""
+    """The GGUF entries that name the level. `types` is the mix of a budget.
+
+    GGUF has no number for a mix. The first level whose base is the mix's commonest type lends its number.
+    """
     if not is_budget(level):
         return describe(level)
     counts: dict[T, int] = {}
@@ -165,15 +178,15 @@ def entries_of(level: str, types: Mapping[str, T]) -> dict[str, Any]:
         if type is not T.F32:
             counts[type] = counts.get(type, 0) + 1
     commonest = max(counts, key=lambda type: counts[type], default=T.F32)
-    levels = [level.file_type for level in LEVELS.values() if level.base is commonest]
-    return {"general.file_type": levels[0] if levels else 0, "general.quantization_version": 2}
+    numbers = [each.file_type for each in LEVELS.values() if each.base is commonest]
+    return {"general.file_type": numbers[0] if numbers else 0, "general.quantization_version": 2}
 
 
 def _choices(tensor: TensorPlan, tied: bool) -> tuple[T, list[Upgrade]]:
-    """The smallest type of a tensor, and the steps up from it, each with less gain for a byte than the one before."""
+    """The smallest type of a tensor, and its upgrades, each with less gain than the one before."""
     if not quantizable(tensor):
         return T.F32, []
-    types = sorted({kept(tensor, fitting(type, tensor.columns)) for type in _LADDER}, key=_bits)
+    types = sorted({or_published(type_for_rows(type, tensor.columns), tensor) for type in _LADDER}, key=_bits)
     weight = sensitivity(tensor, tied)
     points = [(_bytes(tensor, type), weight * ERRORS[type], type) for type in types]
     hull = [points[0]]
@@ -190,6 +203,7 @@ def _bits(type: T) -> float:
 
 
 def _slope(before: tuple[int, float, T], after: tuple[int, float, T]) -> float:
+    """The harm that `after` avoids for each byte that it takes more than `before`; both are (bytes, harm, type)."""
     return (before[1] - after[1]) / max(1, after[0] - before[0])
 
 

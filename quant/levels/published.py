@@ -1,7 +1,8 @@
-"""Quality of the levels as measured on one model by others: for orientation, until a model is measured itself.
+"""The quality of levels as llama.cpp's authors measured it on one model: for orientation, nothing is measured here.
 
-Source: the table "Llama 3 8B Scoreboard" in llama.cpp's `tools/perplexity/README.md`: the rows without importance data.
-The table has IQ4_XS, IQ3_M, IQ2_M, IQ2_XS and IQ1_M only with it. Larger models lose less, smaller models more.
+Source: the table "Llama 3 8B Scoreboard" in llama.cpp's `tools/perplexity/README.md`: the rows without importance data,
+but for IQ4_XS, IQ3_M, IQ2_M, IQ2_XS and IQ1_M, which the table has only with such data. Larger models lose less,
+smaller models more.
 """
 
 from __future__ import annotations

@@ -22,9 +22,10 @@ T = QuantType
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """The position of a tensor, which conditions read: it is number `index` of `count` tensors of its role.
+    """The numbers that conditions read: the tensor is number `index` of `count` tensors of its role.
 
-    `sharing` is the number of query heads that share a key head, `experts` the number of experts (0 in a dense model).
+    `sharing` is the number of query heads that share a key head (1 without sharing), `experts` the number of experts
+    in a layer (0 in a dense model).
     """
 
     index: int
@@ -34,7 +35,7 @@ class Position:
 
 
 def _more_bits(position: Position) -> bool:
-    """`use_more_bits` of llama.cpp: the first and the last eighth of the layers, and every third between them."""
+    """`use_more_bits` of llama.cpp: the first and the last eighth of the layers, and every third layer between them."""
     eighth = position.count // 8
     return position.index < eighth or position.index >= 7 * position.count // 8 or (position.index - eighth) % 3 == 2
 
@@ -56,7 +57,7 @@ _CONDITIONS: dict[str, Callable[[Position], bool]] = {
 
 
 class Rule(NamedTuple):
-    """The type `type` where condition `when` holds."""
+    """`type` is for tensors for which the condition `when` holds, a key of `_CONDITIONS`."""
 
     type: QuantType
     when: str = "always"
@@ -67,17 +68,17 @@ Rules = tuple[Rule, ...]
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """A named recipe.
+    """A named level.
 
     file_type: its number in `general.file_type`.
-    base: the type of tensors without a rule.
-    bits: bits per weight in a Llama of 8 B.
+    base: the type of a tensor for which no rule holds.
+    bits: bits per weight in a Llama of 8 B, for orientation.
     value, key, query, output: rules for the projections of attention.
     down, wide: rules for the feed-forward projections; `wide` is gate and up.
     head: the type of the output matrix, also when the embedding is the output matrix.
-    embedding: the type of an embedding that is looked up only, None for `base`.
+    embedding: the type of an embedding that is not the output matrix as well, None for `base`.
     flat: the type of all matrices that are no stack of experts, None where rules decide.
-    low: whether the exceptions for large models do not apply.
+    low: whether llama.cpp leaves out its exceptions for large models (`_with_exceptions`) at this level.
     """
 
     name: str
@@ -105,7 +106,7 @@ _EIGHTH_Q5 = (Rule(T.Q5_K, "first eighth"),)
 
 
 def _low(name: str, file_type: int, base: QuantType, bits: float, better: QuantType, output: Rules = ()) -> Level:
-    """A level of about two bits or less, with `better` for values and for the first eighth of the down projections."""
+    """A level of at most three bits. `better` is for value projections and the first eighth of the down projections."""
     return Level(
         name,
         file_type,
@@ -206,9 +207,9 @@ _LEVELS = (
     Level("Q1_0", 40, T.Q1_0, 1.48),
 )
 LEVELS: dict[str, Level] = {level.name: level for level in _LEVELS}
-# The levels that the rule chooses among: no other level is both smaller and better than one of them.
+# The levels that `lm` chooses among by itself (`runtime/machine/choosing.py`): no other one is both smaller and better.
 LADDER = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_M", "Q2_K")
-# The type to use where a row is not made of whole blocks of the wanted one. Where this does not fit either: F16.
+# The type to use where a row is not made of whole blocks of the wanted type; F16 where the fallback fits no better.
 _FALLBACK = {
     T.Q2_0: T.Q4_0,
     T.Q2_K: T.Q4_0,
@@ -236,7 +237,7 @@ _NEVER_QUANTIZED = (
     "ssm_conv1d.weight",
     "shortconv.conv.weight",
 )
-# Roles of the value projection: alone, or fused with queries and keys.
+# Roles of the value projection: alone, or fused with queries and keys. llama.cpp numbers them together.
 _VALUES = ("attn_v", "attn_qkv", "attn_kv_b")
 # Role → field of `Level` that has its rules.
 _RULES = {
@@ -276,19 +277,19 @@ def assign(plan: ModelPlan, level: str) -> dict[str, QuantType]:
         elif whole:
             types[tensor.name] = chosen.base
         else:
-            types[tensor.name] = fitting(_wanted(tensor, chosen, plan, tied, seen), tensor.columns)
-        types[tensor.name] = kept(tensor, types[tensor.name])
+            types[tensor.name] = type_for_rows(_type_by_rules(tensor, chosen, plan, tied, seen), tensor.columns)
+        types[tensor.name] = or_published(types[tensor.name], tensor)
     return {tensor.name: types[tensor.name] for tensor in plan.tensors}
 
 
-def kept(tensor: TensorPlan, type: QuantType) -> QuantType:
-    """The type in which the makers published the weights, when it is no larger than `type`; else `type`."""
+def or_published(type: QuantType, tensor: TensorPlan) -> QuantType:
+    """`type`, or the type in which the makers published the weights, when that is no larger: it loses nothing."""
     own = tensor.published_type
     return own if own and own.bits_per_weight <= type.bits_per_weight else type
 
 
 def weights_bytes(plan: ModelPlan, level: str) -> int:
-    """Bytes that the tensors of `plan` take in the file at `level`."""
+    """Bytes of the tensors of `plan` in the file at the named `level`, without padding."""
     return sum(tensor.nbytes for tensor in plan.at(assign(plan, level)))
 
 
@@ -298,7 +299,7 @@ def describe(level: str) -> dict[str, Any]:
 
 
 def quantizable(tensor: TensorPlan) -> bool:
-    """Whether a level has a type for this tensor: a matrix that is no norm and no expert router. Others stay F32."""
+    """Whether levels decide about this tensor: a matrix that is no norm and no expert router. Others stay F32."""
     return len(tensor.shape) >= 2 and tensor.name.endswith("weight") and not tensor.name.endswith(_NEVER_QUANTIZED)
 
 
@@ -307,7 +308,8 @@ def _order(tensor: TensorPlan) -> tuple[int, str]:
     return (-1 if tensor.layer is None else tensor.layer, tensor.name)
 
 
-def _wanted(tensor: TensorPlan, level: Level, plan: ModelPlan, tied: bool, seen: dict[str, int]) -> QuantType:
+def _type_by_rules(tensor: TensorPlan, level: Level, plan: ModelPlan, tied: bool, seen: dict[str, int]) -> QuantType:
+    """The type that `level` wants for a tensor, whatever the length of its rows; `seen` counts the tensors by role."""
     role = tensor.role
     if role == "output" or (role == "token_embd" and tied):
         return T.Q8_0 if tensor.columns % level.base.block else level.head
@@ -320,12 +322,14 @@ def _wanted(tensor: TensorPlan, level: Level, plan: ModelPlan, tied: bool, seen:
     position = _position(plan, role, seen, tensor.layer or 0)
     rules: Rules = getattr(level, _RULES[role])
     type = next((rule.type for rule in rules if _CONDITIONS[rule.when](position)), level.base)
-    return type if level.low else _raised(role, type, position, plan)
+    return type if level.low else _with_exceptions(role, type, position, plan)
 
 
 def _position(plan: ModelPlan, role: str, seen: dict[str, int], layer: int) -> Position:
-    """The tensor's place among all of its role, and count it in `seen`. With experts, a feed-forward tensor has the
-    number of its layer as index."""
+    """The position of the next tensor of a role, which is counted in `seen`.
+
+    In a mixture of experts the index of a feed-forward tensor is the number of its layer.
+    """
 
     def fact(key: str, default: int) -> int:
         value = plan.metadata.get(f"{plan.architecture}.{key}", default)
@@ -344,8 +348,11 @@ def _position(plan: ModelPlan, role: str, seen: dict[str, int], layer: int) -> P
     return Position(layer if experts > 1 else index, fact("block_count", 1), sharing, experts)
 
 
-def _raised(role: str, type: QuantType, position: Position, plan: ModelPlan) -> QuantType:
-    """Two exceptions of llama.cpp: values of a Llama of 70 B, and keys and values in a model of eight experts."""
+def _with_exceptions(role: str, type: QuantType, position: Position, plan: ModelPlan) -> QuantType:
+    """`type`, or a larger one by llama.cpp's two exceptions.
+
+    They are for keys and values in a model of eight experts, and for values of a Llama of 70 B (80 layers).
+    """
     if role in (*_VALUES, "attn_k") and position.experts == 8:
         return T.Q8_0
     large = plan.architecture == "llama" and plan.metadata.get("llama.block_count") == 80 and position.sharing > 1
@@ -354,8 +361,8 @@ def _raised(role: str, type: QuantType, position: Position, plan: ModelPlan) -> 
     return type
 
 
-def fitting(type: QuantType, columns: int) -> QuantType:
-    """The type, or its fallback where a row of `columns` elements is not made of whole blocks."""
+def type_for_rows(type: QuantType, columns: int) -> QuantType:
+    """`type`, or its fallback where a row of `columns` elements is not made of whole blocks of it."""
     if columns % type.block:
         type = _FALLBACK.get(type, T.F16)
     return T.F16 if columns % type.block else type

@@ -213,7 +213,7 @@ from quant.kernels import blocks
 from quant.kernels.vectors import cache, compiler
 blocks.configure(pathlib.Path(sys.argv[1]))
 blocks.warm(["F32"])
-print(compiler.compiled(), cache.folder())
+print(compiler.compilations(), cache.folder())
 """
 
 

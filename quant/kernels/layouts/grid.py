@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quant.kernels.formats import Bytes, Floats, Parts, halves
+from quant.kernels.formats import Bytes, Floats, Parts, halves, put_half
 from quant.kernels.layouts.grids import grid_vectors
-from quant.kernels.layouts.whole import Layout, nibbles, put_half
+from quant.kernels.layouts.whole import Layout, nibbles
 from quant.types import QuantType
 
 # Added to every level of a group (IQ1_S) or vector (IQ1_M), or taken off where its bit is set.

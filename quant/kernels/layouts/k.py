@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from quant.kernels.formats import Bytes, Floats, Halves, Parts, halves
+from quant.kernels.formats import Bytes, Floats, Halves, Parts, halves, put_half
 from quant.kernels.vectors.compiler import kernel
 
 
@@ -78,10 +78,6 @@ def _pack_symmetric(levels, scales, out, top):
             to[104 + g] = high | scales[b, g + 8] >> 4 << 4 | scales[b, g + 12] >> 4 << 6
 
 
-def _write_half(out: Bytes, at: int, value: Halves) -> None:
-    out[:, at : at + 2] = value.view(np.uint8).reshape(-1, 2)
-
-
 def _crumbs(packed: Bytes) -> Bytes:
     """64 bytes of four 2-bit numbers each → 256 numbers."""
     rows = packed.reshape(-1, 2, 1, 32) >> np.array([0, 2, 4, 6], np.uint8).reshape(4, 1)
@@ -103,8 +99,8 @@ def _high_bits(packed: Bytes) -> Bytes:
 def pack_q2(parts: Parts, out: Bytes) -> None:
     """84 bytes: 16 × (scale, minimum << 4), 64 × four levels, d, dmin."""
     _pack_affine(parts.levels, parts.scales, parts.minima, out, 3)
-    _write_half(out, 80, parts.d)
-    _write_half(out, 82, parts.dmin)
+    put_half(out, 80, parts.d)
+    put_half(out, 82, parts.dmin)
 
 
 def unpack_q2(blocks: Bytes) -> Parts:
@@ -116,15 +112,15 @@ def unpack_q2(blocks: Bytes) -> Parts:
 def pack_q4(parts: Parts, out: Bytes) -> None:
     """144 bytes: d, dmin, 12 bytes of scales and minima, 128 × two levels."""
     _pack_affine(parts.levels, parts.scales, parts.minima, out, 15)
-    _write_half(out, 0, parts.d)
-    _write_half(out, 2, parts.dmin)
+    put_half(out, 0, parts.d)
+    put_half(out, 2, parts.dmin)
 
 
 def pack_q5(parts: Parts, out: Bytes) -> None:
     """176 bytes: as Q4_K, with 32 bytes of fifth bits before the nibbles."""
     _pack_affine(parts.levels, parts.scales, parts.minima, out, 31)
-    _write_half(out, 0, parts.d)
-    _write_half(out, 2, parts.dmin)
+    put_half(out, 0, parts.d)
+    put_half(out, 2, parts.dmin)
 
 
 def _unpack_scales(packed: Bytes) -> tuple[Bytes, Bytes]:
@@ -159,7 +155,7 @@ def restore_affine(parts: Parts) -> Floats:
 def pack_q3(parts: Parts, out: Bytes) -> None:
     """110 bytes: 32 bytes of third bits, 64 × four levels' low bits, 12 bytes of scales, d. Levels + 4, scales + 32."""
     _pack_symmetric(parts.levels, parts.scales, out, 7)
-    _write_half(out, 108, parts.d)
+    put_half(out, 108, parts.d)
 
 
 def unpack_q3(blocks: Bytes) -> Parts:
@@ -178,7 +174,7 @@ def restore_q3(parts: Parts) -> Floats:
 def pack_q6(parts: Parts, out: Bytes) -> None:
     """210 bytes: 128 × two levels' low bits, 64 × four levels' high bits, 16 signed scales, d. Levels + 32."""
     _pack_symmetric(parts.levels, parts.scales, out, 63)
-    _write_half(out, 208, parts.d)
+    put_half(out, 208, parts.d)
 
 
 def unpack_q6(blocks: Bytes) -> Parts:

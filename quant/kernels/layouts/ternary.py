@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from quant.kernels.formats import Bytes, Floats, Parts, halves
-from quant.kernels.layouts.whole import Layout, put_half
+from quant.kernels.formats import Bytes, Floats, Parts, halves, put_half
+from quant.kernels.layouts.whole import Layout
 from quant.kernels.vectors.compiler import kernel
 
-# TQ1_0: (first element, first byte, bytes, elements of each byte, `bytes` apart)
+# TQ1_0 has three runs of bytes: (first element, first byte, number of bytes, elements in a byte). The elements that
+# share a byte are as far apart as the run has bytes.
 _TRIT_RUNS = ((0, 0, 32, 5), (160, 32, 16, 5), (240, 48, 4, 4))
 _POWERS = np.array([1, 3, 9, 27, 81], np.uint8)
 
@@ -50,9 +51,8 @@ def _pack_tq1(parts: Parts, out: Bytes) -> None:
 def _unpack_tq1(blocks: Bytes) -> Parts:
     runs = []
     for _, start, width, count in _TRIT_RUNS:
-        shifted = (
-            blocks[:, None, start : start + width] * _POWERS[:count, None]
-        )  # the digits before drop out of the byte
+        # A byte is the fraction 0.abcde in base 3. Times 9 it is ab.cde; uint8 drops ab, and the next digit is c.
+        shifted = blocks[:, None, start : start + width] * _POWERS[:count, None]
         runs.append((shifted.astype(np.uint16) * 3 >> 8).astype(np.uint8).reshape(len(blocks), -1))
     return Parts(np.concatenate(runs, axis=1), halves(blocks, 52))
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from quant.kernels.formats import Bytes, Floats, Halves, Parts, halves
+from quant.kernels.formats import Bytes, Floats, Parts, halves, put_half
 from quant.kernels.vectors.compiler import kernel
 from quant.kernels.vectors.simd import LANES, lane_bits, load, store_from
 
@@ -20,7 +20,7 @@ IQ4_VALUES = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 
 
 
 class Layout(NamedTuple):
-    """The three functions of a Format that know its bytes."""
+    """The functions of a `Format` that depend on how a block lies in memory."""
 
     pack: Callable[[Parts, Bytes], None]
     unpack: Callable[[Bytes], Parts]
@@ -29,7 +29,10 @@ class Layout(NamedTuple):
 
 @kernel("void(uint8[::1], uint8[:, ::1], int64, int64)")
 def _pack_levels(levels, out, first, fifths):
-    """Levels of all blocks: low halves from byte `first` on, and fifth bits from byte `fifths` on unless that is 0."""
+    """Write the levels of all blocks: low halves from byte `first` on, fifth bits from byte `fifths` on.
+
+    `fifths` is 0 for levels of four bits.
+    """
     vectors = levels.size // (len(out) * LANES)
     for b in range(len(out)):
         to = out[b]
@@ -44,17 +47,15 @@ def _pack_levels(levels, out, first, fifths):
 
 
 def pack_levels(levels: Bytes, out: Bytes, first: int, fifths: int = 0) -> None:
-    """Two levels to a byte, 16 elements apart, from byte `first` of each block on; fifth bits from byte `fifths` on."""
+    """Write levels uint8[n, block] into blocks: two low halves to a byte, 16 elements apart, from byte `first` on.
+
+    The fifth bits go to the four bytes from `fifths` on; 0 for levels of four bits.
+    """
     _pack_levels(np.ascontiguousarray(levels).ravel(), out, first, fifths)
 
 
-def put_half(out: Bytes, at: int, value: Halves) -> None:
-    """Write a float16 into each block at byte `at`."""
-    out[:, at : at + 2] = value.view(np.uint8).reshape(-1, 2)
-
-
 def nibbles(packed: Bytes, gap: int = 16) -> Bytes:
-    """Levels from bytes that hold two each, `gap` elements apart."""
+    """The levels in bytes that hold two each, `gap` elements apart: uint8[n, bytes] → uint8[n, 2 · bytes]."""
     rows = packed.reshape(len(packed), -1, 1, gap) >> np.array([0, 4], np.uint8).reshape(2, 1)
     return (rows & np.uint8(15)).reshape(len(packed), -1)
 
@@ -64,7 +65,10 @@ def _fifths(packed: Bytes) -> Bytes:
 
 
 def _layout(fifths: bool, offset: int, minimum: bool) -> Layout:
-    """Blocks of 32: d, the minimum if there is one, fifth bits if there are any, nibbles."""
+    """The layout of blocks of 32: d, the minimum if there is one, fifth bits if there are any, nibbles.
+
+    A level l stands for (l − offset)·d, or for l·d + minimum.
+    """
     high = 4 if minimum else 2
     low = high + 4 if fifths else high
 
@@ -87,7 +91,6 @@ def _layout(fifths: bool, offset: int, minimum: bool) -> Layout:
     return Layout(pack, unpack, restore)
 
 
-# (level − 8)·d, (level − 16)·d, level·d + m, level·d + m
 Q4_0 = _layout(fifths=False, offset=8, minimum=False)
 Q5_0 = _layout(fifths=True, offset=16, minimum=False)
 Q4_1 = _layout(fifths=False, offset=0, minimum=True)

@@ -1,4 +1,8 @@
-"""Weighted least squares of a group of elements against its levels, shared by the searches of several families."""
+"""Weighted least squares: the best scale (and minimum) of a group of elements for given levels; for several families.
+
+In all searches x is an element, w its weight, l its level, q or v the value of its level, x̂ the restored element. A
+name such as `wlx` or `wlx_sum` is Σw·l·x over the elements of a group or block.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +14,16 @@ from quant.kernels.formats import Floats
 from quant.kernels.vectors.compiler import part
 from quant.kernels.vectors.simd import fma, load, maximum, minimum, rint, splat, where
 
-# A number below 2²² plus this has no bits for a fraction in float32, so the sum is rounded to a whole number.
+# The float32 numbers between 2²³ and 2²⁴ are whole. So (x + ROUNDER) − ROUNDER is x, |x| < 2²², rounded to the nearest
+# whole number. The addition can be a part of an `fma`.
 ROUNDER = np.float32(1.5 * 2**23)
 
 
 class Effort(NamedTuple):
-    """The extent of a search."""
+    """How much a search tries; a family has one for plain and one for weighted elements."""
 
     start: float
-    """Candidate number n for a group's scale brings its largest element to level top + start + n·step."""
+    """Candidate number n for a group's scale brings its largest element to the level top + start + n·step."""
     step: float
     steps: int
     """Number of candidates."""
@@ -29,7 +34,7 @@ class Effort(NamedTuple):
     reach: int
     """Number of whole multiples of d that are tried on either side of a group's scale."""
     share: float
-    """As in `stretch`."""
+    """The `share` of `stretch`."""
 
 
 def flat_weights(weights: Floats | None) -> Floats:
@@ -55,7 +60,7 @@ def affine_sums(x, w, first, size, inverse, offset, top):
 
 @part
 def divide(a, b):
-    """a / b, or 0 where b is not positive."""
+    """a / b, or 0 where b is 0 or negative; `quotient` takes a negative b."""
     return where(b > 0, a / b, 0)
 
 
@@ -69,13 +74,16 @@ def affine_error(scale, low, wx, w, wl, wll, wlx):
 
 @part
 def quotient(a, b):
-    """a / b, or 0 where b is 0."""
+    """a / b, or 0 where b is 0; `divide` gives 0 for a negative b, too."""
     return where(b != 0, a / b, 0)
 
 
 @part
 def affine_fit(wl, wll, wlx, w, wx):
-    """The best scale and low, x ≈ scale·l − low with low ≥ 0, for given levels; and whether the levels allow a fit."""
+    """The best scale and low, x ≈ scale·l − low with low ≥ 0, for given levels; and whether the levels differ at all.
+
+    Where the unrestricted fit has a negative low, low is 0 and the scale alone is fitted.
+    """
     det = fma(w, wll, -(wl * wl))
     low = fma(wl, wlx, -(wll * wx))
     under = low < 0
@@ -86,7 +94,7 @@ def affine_fit(wl, wll, wlx, w, wx):
 
 @part
 def stretch(d, share, wxx, wxh):
-    """Enlarge d so that a `share` of the difference between Σw·x² (`wxx`) and Σw·x·x̂ (`wxh`) disappears.
+    """d, enlarged so that a `share` of the difference between Σw·x² (`wxx`) and Σw·x·x̂ (`wxh`) disappears.
 
     Least squares shrinks the restored values x̂, the more so the coarser the levels are. In a product with inputs that
     agree, the shrinkage adds up, where other errors cancel out. With a larger d, the squares of errors grow a little,

@@ -17,9 +17,20 @@ from numpy.typing import NDArray
 
 from quant.kernels.formats import Floats
 from quant.kernels.vectors.compiler import part
-from quant.kernels.vectors.simd import LANES, fma, gather, item, lane_numbers, load, splat, splat_int, store, where
+from quant.kernels.vectors.simd import (
+    HUGE,
+    LANES,
+    fma,
+    gather,
+    item,
+    lane_numbers,
+    load,
+    splat,
+    splat_int,
+    store,
+    where,
+)
 
-_HUGE = np.float32(3e38)
 Indices = NDArray[np.int32]
 # Vectors of the grid that are tried.
 _NEAR = 16
@@ -78,7 +89,7 @@ def _tabulate(x, w, first, count, values, scale, shift, table):
     for i in range(first, first + count):
         weight = load(w, i)
         minus = load(x, i) * weight * -2
-        least = splat(_HUGE)
+        least = splat(HUGE)
         which = splat_int(0)
         for k in range(len(values) - 1, -1, -1):
             v = scale * (shift + item(values, k))
@@ -102,7 +113,7 @@ def search(x, w, first, dims, grid, scale, shift, tables):
     size = len(table) // LANES
     at = (half + rest * size) * _NEAR
     lanes = lane_numbers()
-    best = splat(_HUGE)
+    best = splat(HUGE)
     which = splat_int(0)
     for n in range(_NEAR):
         halves = gather(grid.near, at + n)

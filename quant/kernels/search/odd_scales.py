@@ -11,10 +11,10 @@ import numpy as np
 from quant.kernels.search.fitting import divide, stretch
 from quant.kernels.vectors.compiler import part
 from quant.kernels.vectors.half import from_half, to_half
-from quant.kernels.vectors.simd import LANES, floor, fma, load, maximum, minimum, splat, store, where
+from quant.kernels.vectors.simd import HUGE, LANES, floor, fma, load, maximum, minimum, splat, store, where
 
 BLOCK = 256
-_HUGE = np.float32(3e38)
+SHARE = 0.85  # the `share` of `fitting.stretch` for IQ1, IQ2 and IQ3
 
 
 @part
@@ -29,7 +29,7 @@ def round_scales(x, w, size, codes, unit, sums, how, d, scale, odds, trial, chos
     vectors = len(chosen) // LANES // groups
     for g in range(groups):
         below = floor((divide(load(scale, g), d) - 1) * np.float32(0.5))
-        best = splat(_HUGE)
+        best = splat(HUGE)
         best_odd = splat(1.0)
         best_vv = splat(0.0)
         best_vx = splat(0.0)

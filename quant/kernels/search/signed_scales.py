@@ -8,14 +8,10 @@ A family brings two functions, and their further argument `how`.
 
 from __future__ import annotations
 
-import numpy as np
-
 from quant.kernels.search.fitting import quotient
 from quant.kernels.vectors.compiler import part
 from quant.kernels.vectors.half import from_half, to_half
-from quant.kernels.vectors.simd import absolute, fma, load, maximum, minimum, rint, splat, store, where
-
-_HUGE = np.float32(3e38)
+from quant.kernels.vectors.simd import HUGE, absolute, fma, load, maximum, minimum, rint, splat, store, where
 
 
 @part
@@ -33,7 +29,7 @@ def fit_groups(x, w, size, groups, fit, how, effort, scale):
 def _refine_group(x, w, first, sums, how, codes, d, scale, reach):
     """The best whole multiple of d near a group's scale; and its sums."""
     code = minimum(maximum(rint(quotient(scale, d)), -codes), codes - 1)
-    best = splat(_HUGE)
+    best = splat(HUGE)
     best_code = code
     best_qq = splat(0.0)
     best_qx = splat(0.0)

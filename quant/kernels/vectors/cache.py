@@ -25,9 +25,9 @@ import platformdirs
 
 # Number of unused folders of other versions that stay.
 SPARE = 3
-_LOCK = ".used"
+_LOCK_FILE = ".used"
 _NAME = re.compile(r"[0-9a-f]{16}")
-_folder: list[Path] = []
+_folder: list[Path] = []  # empty, or the one folder of this process
 
 
 def configure(cache_dir: Path) -> None:
@@ -45,12 +45,12 @@ def folder() -> Path:
 
 
 def private(folder: Path) -> Path:
-    """`folder`, made if need be and in use from now on, or a temporary one where nobody else could have put code."""
+    """`folder`, made if need be and locked, or a new temporary folder where `folder` cannot be ours alone."""
     with contextlib.suppress(OSError):
         while not folder.is_symlink():
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             folder.chmod(0o700)  # fails unless it is ours
-            if _occupied(folder):
+            if _lock(folder):
                 return folder
     return Path(tempfile.mkdtemp(prefix="lm-kernels-"))
 
@@ -60,15 +60,15 @@ def prune(cache_dir: Path, mine: Path) -> None:
     with contextlib.suppress(OSError):
         others = [path for path in cache_dir.iterdir() if path != mine and path.is_dir() and not path.is_symlink()]
         for gone in (path for path in others if path.suffix == ".gone" and _NAME.fullmatch(path.stem)):
-            shutil.rmtree(gone, ignore_errors=True)  # whoever began it was ended
+            shutil.rmtree(gone, ignore_errors=True)  # by a process that ended in the middle of it
         named = sorted((path for path in others if _NAME.fullmatch(path.name)), key=_last_used, reverse=True)
         for path in named[SPARE:]:
             _remove(path)
 
 
-def _occupied(folder: Path) -> bool:
-    """Hold a lock in `folder` until this process ends; False when the folder was removed meanwhile."""
-    path = folder / _LOCK
+def _lock(folder: Path) -> bool:
+    """Lock `folder` against `_remove` until this process ends; False when it was removed before that was done."""
+    path = folder / _LOCK_FILE
     lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     with contextlib.suppress(OSError):  # not every file system has locks; on those nothing is ever removed
         fcntl.flock(lock, fcntl.LOCK_SH)
@@ -80,17 +80,17 @@ def _occupied(folder: Path) -> bool:
 
 
 def _last_used(folder: Path) -> float:
-    """When a process last began to use it, in seconds; folders of before there were locks by their own time."""
-    path = folder / _LOCK
+    """When a process last began to use the folder, in seconds since 1970; early versions made no lock file."""
+    path = folder / _LOCK_FILE
     return (path if path.exists() else folder).stat().st_mtime
 
 
 def _remove(folder: Path) -> None:
     with contextlib.suppress(OSError):
-        lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        lock = os.open(folder / _LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails while it is in use
-            # Whoever waits for the lock sees a folder or none, never half of one.
+            # Renamed first: a process that looks for the folder finds all of it or nothing.
             gone = folder.rename(folder.with_suffix(".gone"))
             shutil.rmtree(gone, ignore_errors=True)
         finally:

@@ -11,12 +11,12 @@ import numba
 from quant.kernels.vectors import cache
 
 _OPTIONS = {"error_model": "numpy", "nogil": True}
-_done: list[Any] = []
+_ready: list[Any] = []
 _lock = threading.RLock()
 
 
 class Kernel:
-    """A function compiled for one signature, on its first call or ahead of it, or taken from the cache."""
+    """A function that is compiled for one signature, or loaded from the cache, on its first call or by `compile`."""
 
     def __init__(self, function: Callable[..., Any], signature: str) -> None:
         self._function = function
@@ -24,20 +24,20 @@ class Kernel:
         self._compiled: Any = None
 
     def __call__(self, *arguments: Any) -> Any:
-        """Run it."""
+        """Run the compiled function."""
         return (self._compiled or self.compile())(*arguments)
 
     def compile(self) -> Any:
-        """Be ready to be called."""
+        """The compiled function, made now if there is none yet; from any thread."""
         with _lock:
             if self._compiled is None:
-                # Numba reads the setting when a function is decorated, and nobody else may have its folder changed.
+                # Numba reads this setting when a function is decorated. It is for the whole process, so it is put back.
                 before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(cache.folder())
                 try:
                     self._compiled = numba.njit(self._signature, cache=True, **_OPTIONS)(self._function)
                 finally:
                     numba.config.CACHE_DIR = before
-                _done.append(self._compiled)
+                _ready.append(self._compiled)
         return self._compiled
 
 
@@ -46,9 +46,9 @@ def kernel(signature: str) -> Callable[[Callable[..., Any]], Kernel]:
     return lambda function: Kernel(function, signature)
 
 
-def compiled() -> int:
-    """Kernels that this process has compiled itself, instead of taking them from the cache."""
-    return sum(1 for function in _done if function.stats.cache_misses)
+def compilations() -> int:
+    """The number of kernels that this process has compiled itself, instead of loading them from the cache."""
+    return sum(1 for function in _ready if function.stats.cache_misses)
 
 
 def part(function: Callable[..., Any]) -> Callable[..., Any]:

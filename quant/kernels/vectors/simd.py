@@ -26,9 +26,11 @@ from numba.core.typing.templates import AbstractTemplate, infer_global, signatur
 from quant.kernels.vectors.compiler import part
 
 LANES = 16
+# More than any error: where a search for the least error begins.
+HUGE = np.float32(3e38)
 
-_f32, _i32, _i8, _i1 = ir.FloatType(), ir.IntType(32), ir.IntType(8), ir.IntType(1)
-_F, _I, _M, _B = (ir.VectorType(kind, LANES) for kind in (_f32, _i32, _i1, _i8))
+_f32, _i32, _i1 = ir.FloatType(), ir.IntType(32), ir.IntType(1)
+_F, _I, _M = (ir.VectorType(kind, LANES) for kind in (_f32, _i32, _i1))
 
 
 class _VectorType(types.Type):
@@ -165,7 +167,7 @@ def store_from(typingctx: Any, array: Any, index: Any, value: Any) -> Any:
 
 @_intrinsic
 def item(typingctx: Any, array: Any, index: Any) -> Any:
-    """One element of a flat array; spares what Numba does for indices that may be negative."""
+    """Element `index` of a flat array, without Numba's check for a negative index."""
 
     def build(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         data = context.make_array(sig.args[0])(context, builder, args[0]).data
@@ -206,7 +208,7 @@ fma = _function((F32, F32, F32), F32, _llvm("fma"))
 rint = _function((F32,), F32, _llvm("rint"))
 floor = _function((F32,), F32, _llvm("floor"))
 absolute = _function((F32,), F32, _llvm("fabs"))
-# The second operand where either is NaN.
+# The lesser or greater of two; the second one where either is NaN.
 minimum = _function((F32, F32), F32, lambda b, x, y: b.select(b.fcmp_ordered("<", x, y), x, y))
 maximum = _function((F32, F32), F32, lambda b, x, y: b.select(b.fcmp_ordered(">", x, y), x, y))
 # Numbers to numbers: towards zero, and exactly up to 2^24.
@@ -239,7 +241,7 @@ def where(typingctx: Any, mask: Any, yes: Any, no: Any) -> Any:
 
 @_intrinsic
 def any_lane(typingctx: Any, mask: Any) -> Any:
-    """Is the mask set anywhere?"""
+    """Whether the mask is set in any lane, as a boolean for `if`."""
 
     def build(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         word = builder.bitcast(args[0], ir.IntType(LANES))
@@ -321,20 +323,20 @@ def transpose(typingctx: Any, source: Any, start: Any, stride: Any, target: Any,
 
 @part
 def tiles(block):
-    """Room for 16 blocks, and for their weights, which are 1 until they are read."""
+    """Memory for the elements of 16 blocks, and for their weights, which are 1 until `read_tiles` reads them."""
     return np.empty(block * LANES, np.float32), np.ones(block * LANES, np.float32)
 
 
 @part
 def read_tile(source, t, block, tile):
-    """Take blocks 16·t … 16·t + 15 from where they lie one after the other; `block` is a multiple of 16."""
+    """Read blocks 16·t … 16·t + 15 of flat `source` into a tile; `block`, the elements of one, is a multiple of 16."""
     for i in range(0, block, LANES):
         transpose(source, t * LANES * block + i, block, tile, i * LANES, LANES)
 
 
 @part
 def read_tiles(source, weights, t, block, x, w):
-    """The same with their weights, unless there are none."""
+    """As `read_tile` for elements and weights; `w` stays as it is where `weights` is empty."""
     read_tile(source, t, block, x)
     if len(weights) > 0:
         read_tile(weights, t, block, w)
@@ -342,7 +344,7 @@ def read_tiles(source, weights, t, block, x, w):
 
 @part
 def write_tile(tile, t, count, out):
-    """The inverse of `read_tile`, for any count of elements that a block has."""
+    """The inverse of `read_tile`; `count`, the elements of a block, may be any number here."""
     first = t * LANES * count
     whole = count - count % LANES
     for i in range(0, whole, LANES):
