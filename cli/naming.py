@@ -20,8 +20,8 @@ def reference(text: str, level: str | None = None) -> str:
     if not text.isprintable():
         raise Failure(f"`{ascii(text)[1:-1]}` is not a name of a model", "see `lm list`", "bad_name")
     try:
-        found = _parse(text)
-        return found.text if level is None else _levelled(found, level).text
+        target = _parse(text)
+        return target.text if level is None else _levelled(target, level).text
     except BadName as error:
         raise Failure(str(error), error.hint, error.code) from None
 
@@ -33,15 +33,15 @@ def _parse(text: str) -> Reference:
     return parse(text)
 
 
-def _levelled(found: Reference, level: str) -> Reference:
-    bare = found.kind == "ollama" and found.name.namespace == LIBRARY and found.name.tag is None
+def _levelled(target: Reference, level: str) -> Reference:
+    bare = target.kind == "ollama" and target.name.namespace == LIBRARY and target.name.tag is None
     if bare:  # the daemon knows which source the model of this name was made of
-        return parse(f"{found.text}:{level}")
-    if found.kind not in ("demo", "folder", "hub"):
-        raise Failure(f"`{found.text}` comes quantized already", "leave `--level` out", "usage")
-    wanted = parse(f"{found.text}:{level}" if found.level is None else found.text)
-    if found.level is not None and parse(f"demo:{level}").level != found.level:
-        raise Failure(f"the name says `{found.level}` and `--level` says `{level}`", "leave one of them out", "usage")
+        return parse(f"{target.text}:{level}")
+    if target.kind not in ("demo", "folder", "hub"):
+        raise Failure(f"`{target.text}` comes quantized already", "leave `--level` out", "usage")
+    wanted = parse(f"{target.text}:{level}" if target.level is None else target.text)
+    if target.level is not None and parse(f"demo:{level}").level != target.level:
+        raise Failure(f"the name says `{target.level}` and `--level` says `{level}`", "leave one of them out", "usage")
     return wanted
 
 

@@ -138,18 +138,18 @@ def build(config: Config, services: Services, stop: Callable[[], None]) -> web.A
 @web.middleware
 async def record(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Give the request an id and the log a line."""
-    given = request.headers.get("X-Request-Id", "")
-    request_id = given if given.isalnum() and len(given) <= 64 else secrets.token_hex(6)
+    header = request.headers.get("X-Request-Id", "")
+    request_id = header if header.isalnum() and len(header) <= 64 else secrets.token_hex(6)
     request["id"] = request_id
     request[LOG_NOTE] = ""
-    begun = time.perf_counter()
+    start = time.perf_counter()
     status = "gone"
     try:
         response = await handler(request)
         status = "gone" if response.status == GONE else str(response.status)
         return response
     finally:
-        seconds = time.perf_counter() - begun
+        seconds = time.perf_counter() - start
         line = f"{request.method} {request.path[:100]} {status} {seconds:.3f} s {request[LOG_NOTE][:200]}".rstrip()
         # A name or path with a line break in it must not look like a line of its own.
         level = logging.DEBUG if request.path in _PROBES else logging.INFO

@@ -65,10 +65,10 @@ def is_loopback(host: str) -> bool:
 def address(text: str) -> tuple[str, int | None]:
     """Host and port of `host`, `host:port`, `:port`, `[v6]:port` or a URL with one of these. Raises ValueError."""
     rest = re.sub(r"^https?://", "", text.strip()).rstrip("/")
-    found = re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]*)(?::([0-9]{1,5}))?", rest)
-    if not rest or found is None or int(found[2] or 0) > 65535:
+    match = re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]*)(?::([0-9]{1,5}))?", rest)
+    if not rest or match is None or int(match[2] or 0) > 65535:
         raise ValueError("not an address")
-    return found[1].strip("[]") or Config.host, int(found[2]) if found[2] else None
+    return match[1].strip("[]") or Config.host, int(match[2]) if match[2] else None
 
 
 def _count(low: int, high: int) -> Callable[[object], int]:
@@ -153,18 +153,18 @@ class Config:
     ) -> Config:
         """Settings from `flags` (None is absent), `env` (default: the process's) and `file`; raises BadSetting."""
         env = os.environ if env is None else env  # noqa: TID251
-        given = {
+        from_flags = {
             key: (value, f"`--{key.replace('_', '-')}`") for key, value in (flags or {}).items() if value is not None
         }
-        home = _first("home", given, env, {})
+        home = _first("home", from_flags, env, {})
         base = Path(home) if home is not None else default_home()
         path = file or base / "config.toml"
         table = _read_toml(path)
-        found = {"home": base}
+        values = {"home": base}
         for name in SETTINGS:
-            if name not in ("home", "port") and (value := _first(name, given, env, table)) is not None:
-                found[name] = value
-        return cls(**_split_address(found, _first("port", given, env, table)))
+            if name not in ("home", "port") and (value := _first(name, from_flags, env, table)) is not None:
+                values[name] = value
+        return cls(**_split_address(values, _first("port", from_flags, env, table)))
 
     @property
     def home_mark(self) -> str:
@@ -300,12 +300,12 @@ def _first(
         raise BadSetting(f"{origin} is not usable{shown}", f"it wants {setting.wants}") from None
 
 
-def _split_address(found: dict[str, Any], port: int | None) -> dict[str, Any]:
+def _split_address(values: dict[str, Any], port: int | None) -> dict[str, Any]:
     """The settings with `host` and `port` apart: a host may carry a port, which the setting `port` overrides."""
-    if "host" in found:
+    if "host" in values:
         try:
-            found["host"], own = address(found["host"])
+            values["host"], own = address(values["host"])
         except ValueError:
-            raise BadSetting(f"`{found['host']}` is no address", "write `host`, `host:port` or `[v6]:port`") from None
+            raise BadSetting(f"`{values['host']}` is no address", "write `host`, `host:port` or `[v6]:port`") from None
         port = own if port is None else port
-    return found if port is None else found | {"port": port}
+    return values if port is None else values | {"port": port}

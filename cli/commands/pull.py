@@ -50,8 +50,8 @@ def _rate(text: str | None) -> float:
     """Bytes per second. Raises Failure."""
     if text is None:
         return 0.0
-    found = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,3})?)([KMG]?)B?(?:/s)?", text, re.IGNORECASE)
-    rate = float(found[1]) * {"": 1, "K": 1e3, "M": 1e6, "G": 1e9}[found[2].upper()] if found else 0.0
+    match = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,3})?)([KMG]?)B?(?:/s)?", text, re.IGNORECASE)
+    rate = float(match[1]) * {"": 1, "K": 1e3, "M": 1e6, "G": 1e9}[match[2].upper()] if match else 0.0
     if rate < 1000:
         raise Failure(f"`{ascii(text)[1:-1]}` is no rate", "bytes per second, at least 1000: `500K`, `20M`", "usage")
     return rate

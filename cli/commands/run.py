@@ -51,8 +51,8 @@ def command(  # noqa: PLR0913  click gives each option by its name
     if question is None and not sys.stdout.isatty():
         raise Failure("there is no prompt, and no terminal to chat on", "give one, or pipe text in", "usage")
     client = Client()
-    given = {"seed": seed, "temperature": temperature, "num_predict": max_tokens, "num_ctx": ctx}
-    options = {key: value for key, value in given.items() if value is not None}
+    values = {"seed": seed, "temperature": temperature, "num_predict": max_tokens, "num_ctx": ctx}
+    options = {key: value for key, value in values.items() if value is not None}
     model = installed(client, wanted, name, pre)
     asking = Asking(client, model, options, system, keep_alive, verbose)
     if not asking.writes():

@@ -176,8 +176,8 @@ class Log:
 
     def _on_text(self, level: int, text: bytes | None, _: Any) -> None:
         line = (text or b"").decode(errors="replace")
-        if found := _SIZE.search(line):
-            kind, size = found[1], float(found[2])
+        if match := _SIZE.search(line):
+            kind, size = match[1], float(match[2])
             if kind:
                 self.buffers[kind] = self.buffers.get(kind, 0.0) + size
             else:

@@ -34,15 +34,15 @@ class ControlGroups:
 
     def memory(self) -> MemoryGroup | None:
         """The group whose limit leaves the least memory, None where no group has a limit."""
-        found = []
+        groups = []
         for folder, (limit_name, used_name) in self._folders("memory"):
             limit = self._read(folder / limit_name, _number, None)
             if limit is None or limit >= _NO_LIMIT:
                 continue
             cached = self._read(folder / "memory.stat", _cached, 0)
             used = self._read(folder / used_name, int, 0)
-            found.append(MemoryGroup(limit, max(0, used - cached)))
-        return min(found, key=lambda group: group.limit - group.used, default=None)
+            groups.append(MemoryGroup(limit, max(0, used - cached)))
+        return min(groups, key=lambda group: group.limit - group.used, default=None)
 
     def cpu_quota(self) -> float | None:
         """The number of processors whose time our groups allow us, None where no group has a limit."""

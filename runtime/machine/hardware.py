@@ -204,12 +204,12 @@ def nvidia_gpus() -> tuple[Gpu, ...]:
 
 def amd_cards(drm: Path = Path("/sys/class/drm"), compute: Path = Path("/dev/kfd")) -> tuple[str, ...]:
     """AMD's cards that programs can compute on, by the kernel's names."""
-    found = []
+    cards = []
     for vendor in sorted(drm.glob("card[0-9]/device/vendor")) if compute.exists() else ():
         with contextlib.suppress(OSError):
             if vendor.read_text().strip() == "0x1002":
-                found.append(f"AMD graphics card ({vendor.parts[-3]})")
-    return tuple(found)
+                cards.append(f"AMD graphics card ({vendor.parts[-3]})")
+    return tuple(cards)
 
 
 def has_gpu_build() -> bool:

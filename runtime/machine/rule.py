@@ -207,8 +207,8 @@ def _forced(options: Sequence[Option], level: str, budget: int, context: int) ->
                 need = f"it needs {size_text(option.need.total)}, and models may use {size_text(budget)} here"
                 reason = f"{level}: asked for, although {need}"
             return Choice(level, option.need, context, reason, ())
-    known = ", ".join(option.level for option in options)
-    raise BadRequest(f"there is no level `{level}` for this model", f"choose one of {known}")
+    levels = ", ".join(option.level for option in options)
+    raise BadRequest(f"there is no level `{level}` for this model", f"choose one of {levels}")
 
 
 def _fits(option: Option, budget: int, context: int) -> str:

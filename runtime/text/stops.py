@@ -18,10 +18,10 @@ class Stops:
 
     def find(self, text: str) -> tuple[int, str]:
         """The offset of the first stop string in `text`, and that string; -1 and "" when there is none."""
-        found = [(at, -len(string), string) for string in self.strings if (at := text.find(string)) >= 0]
-        if not found:
+        hits = [(at, -len(string), string) for string in self.strings if (at := text.find(string)) >= 0]
+        if not hits:
             return -1, ""
-        at, _, string = min(found)
+        at, _, string = min(hits)
         return at, string
 
     def tail_length(self, text: str) -> int:

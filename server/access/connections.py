@@ -49,9 +49,9 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Stop the timer at the empty line that ends the headers, which two packets may share."""
         if self._in_headers:
-            seen = self._tail + data
-            self._tail = seen[-3:]
-            if b"\r\n\r\n" in seen and self._timer is not None:
+            text = self._tail + data
+            self._tail = text[-3:]
+            if b"\r\n\r\n" in text and self._timer is not None:
                 self._timer.cancel()
                 self._in_headers = False
         self._handler.data_received(data)

@@ -35,7 +35,7 @@ class AccessRules:
         self._names = {config.host.lower(), socket.gethostname().lower()} - {"0.0.0.0", "::", ""}
         # The host of an allowed origin is a name of the daemon too: a daemon in a network needs one.
         allowed = (origin.rstrip("/").lower() for origin in config.origins)
-        self._names |= {found[1] for origin in allowed if (found := _ORIGIN.fullmatch(origin))}
+        self._names |= {match[1] for origin in allowed if (match := _ORIGIN.fullmatch(origin))}
         self._key = config.api_key.encode()
 
     def admit(self, request: web.Request) -> None:
@@ -59,15 +59,15 @@ class AccessRules:
     def allows_origin(self, origin: str) -> bool:
         """Whether a page of this origin may ask: any page of this machine, and the origins in the settings."""
         origin = origin.lower()
-        found = _ORIGIN.fullmatch(origin)
-        local = found is not None and (is_loopback(found[1]) or found[1].endswith(".localhost"))
+        match = _ORIGIN.fullmatch(origin)
+        local = match is not None and (is_loopback(match[1]) or match[1].endswith(".localhost"))
         return local or any(pattern.fullmatch(origin) for pattern in self._origins)
 
     def _is_own_name(self, host: str) -> bool:
-        found = _HOST.fullmatch(host)
-        if found is None:
+        match = _HOST.fullmatch(host)
+        if match is None:
             return False
-        name = found[1].lower().strip("[]").rstrip(".")
+        name = match[1].lower().strip("[]").rstrip(".")
         if is_loopback(name) or name.endswith(".localhost") or name in self._names:
             return True
         return self._wide and (_is_address(name) or _PRIVATE.fullmatch(name) is not None)

@@ -122,8 +122,8 @@ def _biases(given: Any) -> dict[int, float]:
         raise BadRequest(f"`logit_bias` has {len(given)} entries, and {MAX_BIASES} are allowed")
     biases = {}
     for token, value in given.items() if isinstance(given, dict) else [("", None)]:
-        named = isinstance(token, str) and token.isascii() and token.isdigit() and len(token) < 11
-        if not (named and isinstance(value, int | float) and -MAX_BIAS <= value <= MAX_BIAS):
+        is_id = isinstance(token, str) and token.isascii() and token.isdigit() and len(token) < 11
+        if not (is_id and isinstance(value, int | float) and -MAX_BIAS <= value <= MAX_BIAS):
             raise BadRequest(
                 f"`logit_bias` holds an entry that is no token id with a bias from -{MAX_BIAS} to {MAX_BIAS}",
                 "correct it",

@@ -81,9 +81,9 @@ async def in_use(
     None leaves either to the settings. Raises as `Pool.use`.
     """
     clock = asyncio.get_running_loop().time
-    begun = clock()
+    start = clock()
     async with services.pool.use(model, context, keep_alive) as worker:
-        yield InUse(worker, round((clock() - begun) * 1e9))
+        yield InUse(worker, round((clock() - start) * 1e9))
 
 
 def refuse(**fields: Any) -> None:

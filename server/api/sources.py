@@ -75,9 +75,9 @@ async def _folder_of(services: Services, reference: Reference) -> Reference:
     for source in sources:
         if not source.startswith("/"):
             continue
-        found = parse(source)
-        if found.name.tagged(None).same(key):
-            location = Reference("folder", found.location, None, found.name.tagged(None))
+        folder = parse(source)
+        if folder.name.tagged(None).same(key):
+            location = Reference("folder", folder.location, None, folder.name.tagged(None))
             level = "" if wanted.tag is None or wanted.tag.lower() == "latest" else f":{wanted.tag}"
             return parse(f"{location.text}{level}")
     return reference

@@ -76,13 +76,13 @@ class Job:
 
     async def lines(self) -> AsyncGenerator[dict[str, Any]]:
         """Every line from the first on, then each change as it happens, until the job ends."""
-        seen = 0
+        version = 0
         while True:
             changed = self._changed
-            for entry in [entry for entry in self._entries if entry.version > seen]:
-                seen = entry.version
+            for entry in [entry for entry in self._entries if entry.version > version]:
+                version = entry.version
                 yield entry.line
-            if self.state == "ended" and seen == self._version:
+            if self.state == "ended" and version == self._version:
                 return
             await changed.wait()
 

@@ -71,8 +71,8 @@ class Jobs:
         under_way = set(self._jobs)
 
         def rows() -> list[dict[str, Any]]:
-            found = (partial_row(ingest, ingest.title in under_way) for ingest in self._store.partials())
-            return [row for row in found if row is not None]
+            each_row = (partial_row(ingest, ingest.title in under_way) for ingest in self._store.partials())
+            return [row for row in each_row if row is not None]
 
         return await asyncio.to_thread(rows)
 

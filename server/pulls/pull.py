@@ -65,11 +65,11 @@ class Pull:
 
     async def _begin(self) -> Ingest:
         store = self._store
-        begun = asyncio.create_task(asyncio.to_thread(store.begin, self._job.reference.text))
+        beginning = asyncio.create_task(asyncio.to_thread(store.begin, self._job.reference.text))
         try:
-            return await asyncio.shield(begun)
+            return await asyncio.shield(beginning)
         except asyncio.CancelledError:
-            await asyncio.to_thread(store.pause, await begun)
+            await asyncio.to_thread(store.pause, await beginning)
             raise
 
     async def _write(self, ingest: Ingest) -> Done | Model:
@@ -117,8 +117,8 @@ class Pull:
 
 def _known_pre(store: Store, reference: Reference) -> str:
     """The pre-tokenizer that the user named for another variant of the model; "" for none."""
-    named = [str(model.own.get("pre", "")) for model in store.variants(reference.name)]
-    return next(filter(None, named), "")
+    names = [str(model.own.get("pre", "")) for model in store.variants(reference.name)]
+    return next(filter(None, names), "")
 
 
 def _same_model(store: Store, name: Name, made_of: str) -> Model | None:

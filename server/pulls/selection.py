@@ -95,15 +95,15 @@ def file_asked_for(files: Files, level: str | None) -> Variant | None:
     by_file, variants = level.lower().endswith(".gguf"), gather(files)
     # A level at a source with weights to quantize is made of them, whatever GGUF files lie beside.
     made_here = not is_gguf(files) and (level in LEVELS or is_budget(level))
-    found = [] if made_here else [each for each in variants if _answers(each, level.lower())]
-    if len(found) > 1:
-        raise UnknownLevel(f"`{files.title}` has several files of {level}", f"name one: {_list(found, by_file=True)}")
-    if by_file and not found:
+    matches = [] if made_here else [each for each in variants if _answers(each, level.lower())]
+    if len(matches) > 1:
+        raise UnknownLevel(f"`{files.title}` has several files of {level}", f"name one: {_list(matches, by_file=True)}")
+    if by_file and not matches:
         there = _list(variants, by_file=True) or "no GGUF file"
         raise UnknownLevel(f"`{files.title}` has no file `{level}`", f"there is {there}")
-    for variant in found:
+    for variant in matches:
         check_complete(variant)
-    return found[0] if found else None
+    return matches[0] if matches else None
 
 
 class Published:

@@ -100,10 +100,10 @@ def _bytes(value: int | str | None) -> int:
     """Bytes from a number or a text; 0 for None. Raises BadBody."""
     if value is None:
         return 0
-    found = _BYTES.fullmatch(str(value).strip())
-    if found is None or isinstance(value, bool):
+    match = _BYTES.fullmatch(str(value).strip())
+    if match is None or isinstance(value, bool):
         raise BadBody(f"`{str(value)[:40]}` is no amount of memory", "write it as `6GB`, `512MB` or a number of bytes")
-    size = int(float(found[1]) * (1024 if found[3] else 1000) ** _POWER[found[2].lower()])
+    size = int(float(match[1]) * (1024 if match[3] else 1000) ** _POWER[match[2].lower()])
     if not 1 << 20 <= size <= 1 << 50:
         raise BadBody(f"{size:,} bytes of memory hold no model", "write it with a unit: `6GB`, `512MB`")
     return size

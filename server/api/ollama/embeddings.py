@@ -32,7 +32,7 @@ async def embed(request: web.Request) -> web.Response:
     body = await read_body(request, EmbedBody)
     model = await resolve_model(request, body.model_name)
     inputs: Inputs = ([body.input] if body.input else []) if isinstance(body.input, str) else list(body.input or [])
-    begun = asyncio.get_running_loop().time()
+    start = asyncio.get_running_loop().time()
     async with in_use(request.app[SERVICES], model, body.context, body.keep_alive_seconds) as used:
         vectors = await text_vectors(
             used, inputs, truncate=body.truncate is not False, dimensions=body.dimensions or None
@@ -42,7 +42,7 @@ async def embed(request: web.Request) -> web.Response:
         {
             "model": body.model_name,
             "embeddings": vectors.numbers(),
-            "total_duration": round((asyncio.get_running_loop().time() - begun) * 1e9),
+            "total_duration": round((asyncio.get_running_loop().time() - start) * 1e9),
             "load_duration": used.load_ns,
             "prompt_eval_count": vectors.tokens,
         }

@@ -56,8 +56,8 @@ class OpenAIWriter(AnswerWriter):
         for chunk in objects:
             for choice in chunk["choices"]:
                 choices.setdefault(choice["index"], []).append(choice)
-        found = [self.whole_choice(index, choices[index]) for index in sorted(choices)]
-        return self._head(self.whole_kind) | {"choices": found, "usage": usage_object(usage)}
+        joined = [self.whole_choice(index, choices[index]) for index in sorted(choices)]
+        return self._head(self.whole_kind) | {"choices": joined, "usage": usage_object(usage)}
 
     def _head(self, kind: str) -> Json:
         return {"id": self._id, "object": kind} | self._about
