@@ -51,7 +51,7 @@ class Client:
         return json.loads(data) if data else None
 
     def stream(self, path: str, body: Any) -> Generator[dict[str, Any]]:
-        """The lines of an answer as they come; a line that tells an error is raised. Closing it cancels the request."""
+        """The lines of an answer as they come; an error's line is raised as Failure. Closing it cancels the request."""
         with self._open("POST", path, body) as response:
             ended = False
             while line := _read_line(response):

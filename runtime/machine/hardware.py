@@ -180,9 +180,8 @@ def llama_cards() -> tuple[Gpu, ...]:
     answer = ask(Examine(), EXAMINE_SECONDS)
     if not isinstance(answer, Examined):
         raise OSError(answer.reason if isinstance(answer, Refused) else "it answers something else")
-    kinds = ("gpu", "igpu")
     return tuple(
-        Gpu(device.name, device.total, device.free, device.shared) for device in answer.devices if device.kind in kinds
+        Gpu(device.name, device.total, device.free, device.shared) for device in answer.devices if device.graphics
     )
 
 

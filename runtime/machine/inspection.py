@@ -92,6 +92,11 @@ class Device(msgspec.Struct, frozen=True):
     total: int = 0
 
     @property
+    def graphics(self) -> bool:
+        """Whether it is a graphics card, of its own or in the processor."""
+        return self.kind in ("gpu", "igpu")
+
+    @property
     def shared(self) -> bool:
         """Whether its memory is the machine's own."""
         return self.kind == "igpu" or self.name.startswith(("Metal", "MTL"))

@@ -23,7 +23,7 @@ ENOUGH_SPEED = 10.0
 USUAL_LEVEL = "Q4_K_M"
 # Bytes that a file's header may take on disk beside the weights; the tokenizer is nearly all of it.
 HEADER_BYTES = 32 << 20
-# Never chosen without being asked: larger than Q8_0, and no better that anybody could tell.
+# Never chosen without being asked for: larger than Q8_0, and not noticeably better.
 UNQUANTIZED = frozenset({"F32", "F16", "BF16"})
 
 
@@ -100,7 +100,7 @@ class Option:
         if self.fault or self.slow:
             return self.fault or self.slow
         if self.level in UNQUANTIZED:
-            return "is larger than Q8_0, and no better that anybody could tell"
+            return "is larger than Q8_0, and not noticeably better"
         if not self.candidate.listed:
             return "another level is smaller and no worse"
         return "" if self.candidate.worthwhile else "loses too much without importance data"
@@ -244,6 +244,6 @@ def _nothing_fits(options: Sequence[Option], budget: int) -> DoesNotFit:
     if least.lacking == "disk":
         return DoesNotFit(f"even {least.level} {least.fault}", "make room on the disk of the store")
     smaller = [option for option in options if not option.fault]
-    hint = f"`--level {smaller[0].level}` fits, at a loss" if smaller else "take a smaller model or context"
+    hint = f"`--level {smaller[0].level}` fits, at a loss of quality" if smaller else "take a smaller model or context"
     message = f"even {least.level} {least.fault}, and models may use {size_text(budget)} here"
     return DoesNotFit(message, hint)

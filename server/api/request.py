@@ -32,10 +32,14 @@ class ModelBody(msgspec.Struct):
     @property
     def model_name(self) -> str:
         """The name; raises BadBody where there is none."""
-        name = self.model or self.name
-        if not name:
-            raise BadBody("the body names no model", 'send `{"model": "NAME"}`')
-        return name
+        return require_name(self.model or self.name)
+
+
+def require_name(name: str | None) -> str:
+    """The name of a model in a body; raises BadBody where there is none."""
+    if not name:
+        raise BadBody("the body names no model", 'send `{"model": "NAME"}`')
+    return name
 
 
 @dataclass
@@ -57,9 +61,7 @@ async def resolve_model(request: web.Request, name: str | None) -> Model:
 
     Raises BadBody where there is no name, ModelNotFound, BadName.
     """
-    if not name:
-        raise BadBody("the body names no model", 'send `"model": "NAME"`')
-    request[LOG_NOTE] = name
+    request[LOG_NOTE] = name = require_name(name)
     return await request.app[SERVICES].library.resolve(name)
 
 

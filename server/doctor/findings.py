@@ -54,7 +54,10 @@ def examine(config: Config, observations: Observations) -> list[Finding]:
         _disk(config, observations.disk_free),
         _home(config, observations.home),
         _processor(observations),
-        *(Finding("machine", WARN, sentence, "it counts as absent here") for sentence in observations.hardware.unknown),
+        *(
+            Finding("machine", WARN, sentence, "lm goes on as if there were none")
+            for sentence in observations.hardware.unknown
+        ),
         *_llama(observations.llama, observations.instructions),
         _graphics(observations),
         _speed(observations.rates),
@@ -126,7 +129,7 @@ def _amx(llama: Examined) -> Finding:
     if llama.amx_is_broken:
         found = "llama.cpp's AMX kernels crash on this processor, so weights are not repacked: prompts are read slower"
         return Finding("AMX", WARN, found, f"build without them: {_WITHOUT_AMX} {_REBUILD}")
-    return Finding("AMX", OK, "not in the way")
+    return Finding("AMX", OK, "no kernels that crash")
 
 
 def _graphics(observations: Observations) -> Finding:
@@ -140,7 +143,7 @@ def _graphics(observations: Observations) -> Finding:
         f"{device.name} ({device.description}), {size_text(device.free)} of {size_text(device.total)} free"
         + (", in main memory" if device.shared else "")
         for device in (llama.devices if llama else ())
-        if device.kind in ("gpu", "igpu")
+        if device.graphics
     ]
     if used:
         return Finding("graphics", OK, "; ".join(used))

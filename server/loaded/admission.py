@@ -103,7 +103,8 @@ class Admission:
                 continue
             if not movable and not any(worker.loading for _, worker in others):
                 names = ", ".join(f"`{worker.model.name}`" for _, worker in others)
-                raise DoesNotFit(f"`{model.name}` has no place beside {names}, to be kept for ever", "`lm stop` one")
+                message = f"`{model.name}` does not fit beside {names}, loaded for ever"
+                raise DoesNotFit(message, "unload one with `lm stop NAME`")
             await self.wait_for_change()
 
     async def _fit(self, model: Model, wanted: int, room: int, hardware: Hardware) -> tuple[int, Need]:

@@ -71,7 +71,12 @@ def test_when_none_is_fast_a_larger_one_that_is_no_slower_is_taken() -> None:
 @pytest.mark.parametrize(
     ("hardware", "disk", "message", "hint"),
     [
-        (machine(6), None, f"{needed('Q3_K_M')}, and models may use 4.9 GB here", "`--level IQ2_M` fits, at a loss"),
+        (
+            machine(6),
+            None,
+            f"{needed('Q3_K_M')}, and models may use 4.9 GB here",
+            "`--level IQ2_M` fits, at a loss of quality",
+        ),
         (machine(3), None, f"{needed('Q3_K_M')}, and models may use 2.2 GB here", "take a smaller model or context"),
         (machine(64), GB, "up to 4.0 GB of disk, where 1.0 GB are free", "make room on the disk of the store"),
     ],

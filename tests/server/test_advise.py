@@ -37,7 +37,7 @@ def test_a_repository_is_judged_by_its_headers(daemon: Daemon, hub: Hub) -> None
         "published",
         0.0027,
     )
-    assert row(advice, "BF16")["why_not"] == "is larger than Q8_0, and no better that anybody could tell"
+    assert row(advice, "BF16")["why_not"] == "is larger than Q8_0, and not noticeably better"
 
 
 def test_every_way_to_name_it_gets_the_same_advice(daemon: Daemon) -> None:

@@ -16,7 +16,7 @@ from runtime.machine.rule import ENOUGH_SPEED
 from runtime.messages import CacheConfig
 from server.advice.asking import ask_adviser
 from server.advice.frames import AdviceTask
-from server.api.request import LOG_NOTE
+from server.api.request import LOG_NOTE, require_name
 from server.api.sources import callers_hub, find_source
 from server.errors import BadBody
 from server.http.wire import read_body, reply
@@ -44,9 +44,7 @@ class AdviseBody(msgspec.Struct):
 async def advise(request: web.Request) -> web.Response:
     """`POST /lm/advise`: a table of levels with what each takes, the choice, its reason, why each better one lost."""
     body = await read_body(request, AdviseBody)
-    request[LOG_NOTE] = body.model
-    if not body.model:
-        raise BadBody("the body names no model", 'send `{"model": "NAME"}`')
+    request[LOG_NOTE] = require_name(body.model)
     services = request.app[SERVICES]
     return reply(await ask_adviser(await _task(request, services, body), services.config.logs))
 
