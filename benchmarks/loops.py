@@ -81,7 +81,7 @@ def engine(path: str, threads: int, streams: int, tokens: int) -> float:
             flush()
             now = time.perf_counter()
             # Steps with a prompt in them are another matter, and so is the one that ends answers.
-            if len(loop._schedule.running) == streams and all(s.answered > 1 for s in loop._schedule.running):
+            if len(loop._schedule.running) == streams and all(s.answer_tokens > 1 for s in loop._schedule.running):
                 shares.append(now - before[0] - (inside.seconds - before[1]))
             before[:] = now, inside.seconds
 

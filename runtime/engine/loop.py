@@ -146,7 +146,7 @@ class LlamaEngine:
                 self._compute(rows)
             if self._embedder.busy:
                 budget = self._pace.budget(self._schedule.decoding, 1, PATIENCE)
-                self._embedder.step(budget, self._schedule.committed())
+                self._embedder.step(budget, self._schedule.committed_cells())
                 self.steps += 1
             self._flush()
             if self._side:
@@ -262,7 +262,7 @@ class LlamaEngine:
 
     def _answer(self, session: Session, row: int) -> None:
         """Go on with an answer by the token that the logits of `row` give."""
-        if session.answered >= session.max_tokens:
+        if session.answer_tokens >= session.max_tokens:
             self._finish(session, "length")
             return
         token = self._draw(session, row)
@@ -288,9 +288,9 @@ class LlamaEngine:
             logprob = token_logprob(self._vocabulary, self._context.logits(row), token, session.request.logprobs)
         if delta := session.add(token, self._vocabulary.piece(token), logprob):
             self._frames.append(delta)
-        if session.text.stop:
+        if session.assembler.stop:
             self._finish(session, "stop")
-        elif session.answered >= session.max_tokens:
+        elif session.answer_tokens >= session.max_tokens:
             self._finish(session, "length")
 
     def _advance_side(self, side: SidePrefill) -> None:

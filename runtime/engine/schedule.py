@@ -89,7 +89,7 @@ class Schedule:
             source, length = self._pool.match(wanted)
             if self._soon_better(wanted, length):
                 continue
-            committed = self.committed() + promised
+            committed = self.committed_cells() + promised
             if (self.running or promised) and committed + self._need(session) - length > self._pool.cells:
                 break
             if not afresh and self._pool.recall(wanted, length):
@@ -123,7 +123,7 @@ class Schedule:
                     return True
         return False
 
-    def committed(self) -> int:
+    def committed_cells(self) -> int:
         """Cells that running sessions hold or were promised."""
         return self._pool.busy_cells + sum(self._need(session) for session in self.running)
 
@@ -144,7 +144,7 @@ class Schedule:
         rows = answers = len(stretches)
         # An answer holds prompts back only when it has two tokens or more. Before that its user still waits for text,
         # like the users of the prompts. So requests that come together start together.
-        flowing = bool(prompts) and any(answer.session.answered > 1 for answer in stretches)
+        flowing = bool(prompts) and any(answer.session.answer_tokens > 1 for answer in stretches)
         in_steps, side = prompts, None
         if self._side:
             in_steps, side = self._choose_side(self._side, prompts, flowing)

@@ -37,8 +37,8 @@ class Session:
         """Positions in the prompt at which a checkpoint is due, the next one first."""
         self.seq: Sequence | None = None
         self.sampler: Sampler | None = None
-        self.text = Assembler(stops)
-        self.answered = 0
+        self.assembler = Assembler(stops)
+        self.answer_tokens = 0
         """Tokens of the answer so far."""
         self.cached = 0
         """Tokens of the prompt that were in the KV cache already."""
@@ -69,21 +69,21 @@ class Session:
     @property
     def left(self) -> int:
         """How many tokens the answer may still get."""
-        return self.max_tokens - self.answered
+        return self.max_tokens - self.answer_tokens
 
     def add(self, token: int, piece: bytes, logprob: m.TokenLogprob | None) -> m.Delta | None:
         """Append a token to the answer. `piece` is its bytes; the result is the text that can be shown now, if any."""
         self.tokens.append(token)
-        self.answered += 1
+        self.answer_tokens += 1
         self._unsent += 1
         if logprob:
             self._logprobs.append(logprob)
-        text = self.text.push(piece)
+        text = self.assembler.push(piece)
         return self._delta(text) if text else None
 
     def rest(self) -> m.Delta | None:
         """At the end of the answer: the text that was held back, and tokens not reported yet."""
-        text = self.text.finish()
+        text = self.assembler.finish()
         return self._delta(text) if text or self._unsent else None
 
     def _delta(self, text: str) -> m.Delta:
@@ -100,10 +100,10 @@ class Session:
             self.id,
             reason,
             self.prompt_tokens,
-            self.answered,
+            self.answer_tokens,
             self.cached,
             prompt_ns=first - start,
             answer_ns=now - first,
             index=self.index,
-            stop=self.text.stop,
+            stop=self.assembler.stop,
         )

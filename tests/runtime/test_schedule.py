@@ -53,9 +53,9 @@ def test_a_prompt_is_read_in_batches_and_only_its_last_row_gives_logits() -> Non
     assert model.rows() == [(0, 512, 0)]
     assert session.phase == "prefill"
     assert model.rows() == [(512, 488, 1)]
-    assert (session.phase, session.answered) == ("decode", 1)
+    assert (session.phase, session.answer_tokens) == ("decode", 1)
     assert model.rows() == [(1000, 1, 1)]
-    assert (session.phase, session.answered) == ("decode", 2)
+    assert (session.phase, session.answer_tokens) == ("decode", 2)
 
 
 def test_a_prompt_that_is_in_the_cache_needs_one_row() -> None:
@@ -107,7 +107,7 @@ def test_an_answer_that_may_shift_goes_on() -> None:
     session = model.ask(0, 100, shift=True)
     for _ in range(300):
         assert not model.step().ending
-    assert session.answered == 300
+    assert session.answer_tokens == 300
 
 
 def test_only_answers_whose_text_is_flowing_hold_prompts_back() -> None:
@@ -118,8 +118,8 @@ def test_only_answers_whose_text_is_flowing_hold_prompts_back() -> None:
     model.step()
     model.ask(100, 100)
 
-    def rows_of_prompts(answered: int) -> int:
-        answer.answered = answered
+    def rows_of_prompts(answer_tokens: int) -> int:
+        answer.answer_tokens = answer_tokens
         return sum(stretch.size for stretch in model.schedule.plan().stretches[1:])
 
     # One token, or none: whoever waits for the second waits as those do who wait for their first.
