@@ -11,6 +11,8 @@ from pathlib import Path
 PAGE = Path(__file__).parent.parent.parent / "docs" / "models.md"
 COLUMNS = ("logits", "attention", "tokenizer", "tied", "shards", "experts", "transforms", "entries", "levels")
 EMPTY = "·"
+# Where the matrix begins: its first column has no heading.
+_BEGIN = "\n|  |"
 _found: dict[str, dict[str, str]] = {}
 
 
@@ -37,24 +39,28 @@ def _table(rows: dict[str, dict[str, str]]) -> list[tuple[str, ...]]:
     return [("", *COLUMNS), *((row, *(cells.get(column, EMPTY) for column in COLUMNS)) for row, cells in rows.items())]
 
 
-def read() -> dict[str, dict[str, str]]:
-    """The rows of the page."""
-    kept = PAGE.read_text().splitlines() if PAGE.is_file() else []
-    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in kept if line.startswith("|")]
-    found = {row: dict(zip(COLUMNS, filled, strict=True)) for row, *filled in cells[2:]}
+def read(text: str | None = None) -> dict[str, dict[str, str]]:
+    """The rows of the page's last table, the matrix."""
+    matrix = (PAGE.read_text() if text is None else text).partition(_BEGIN)[2]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in matrix.splitlines()[2:]]
+    found = {row: dict(zip(COLUMNS, filled, strict=True)) for row, *filled in cells}
     return {row: {column: cell for column, cell in filled.items() if cell != EMPTY} for row, filled in found.items()}
 
 
-def write(names: list[str]) -> None:
-    """Write the table of the page: what was found now, else what it said before; the text above it stays."""
-    before = read()
-    rows = {
-        name: {**before.get(name, {}), **_found.get(name, {})} for name in [*names, *sorted(_found.keys() - set(names))]
-    }
+def page(text: str, rows: dict[str, dict[str, str]]) -> str:
+    """The page with these rows in its matrix; the text above it stays."""
     head, *body = _table(rows)
     rule = ("---",) * (len(COLUMNS) + 1)
-    text = PAGE.read_text().partition("\n|")[0]
-    PAGE.write_text(f"{text}\n" + "".join(f"| {' | '.join(line)} |\n" for line in (head, rule, *body)))
+    lines = [f"| {' | '.join(line)} |\n" for line in (head, rule, *body)]
+    return f"{text.partition(_BEGIN)[0]}\n{''.join(lines)}"
+
+
+def write(names: list[str]) -> None:
+    """Write into the page what was found now, else what it said before, for the rows in `names` and the new ones."""
+    text = PAGE.read_text()
+    before = read(text)
+    names = [*names, *sorted(_found.keys() - set(names))]
+    PAGE.write_text(page(text, {name: {**before.get(name, {}), **_found.get(name, {})} for name in names}))
 
 
 def main() -> int:

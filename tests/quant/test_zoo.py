@@ -292,3 +292,8 @@ def test_every_family_has_a_row() -> None:
 def test_the_page_of_models_has_every_row() -> None:
     missing = ZOO.keys() - matrix.read().keys()
     assert not missing, "run `python -m tests.quant.matrix`, with `-k` for some rows alone"
+
+
+def test_the_page_of_models_keeps_its_text() -> None:
+    text = matrix.PAGE.read_text()
+    assert matrix.page(text, matrix.read(text)) == text

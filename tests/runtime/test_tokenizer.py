@@ -363,7 +363,7 @@ def test_every_way_to_ask_reads_alike(kind: str, tmp_path: Path) -> None:
     "text", ["", "[]", '{"steps": [["Evil"]]}', '{"steps": [[]]}', '{"added": [[-1, "a", ""]]}', '{"space": 3}']
 )
 def test_a_broken_note_is_told(text: str) -> None:
-    with pytest.raises(LoadFailed, match="noted"):
+    with pytest.raises(LoadFailed, match="note on the tokenizer"):
         TextReader(read_note(text.encode()), 10, lambda _: array("i"))
 
 
