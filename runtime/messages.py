@@ -121,12 +121,6 @@ class Numbered(msgspec.Struct):
 # ---- worker to daemon
 
 
-class Loading(msgspec.Struct, tag="loading"):
-    """How much of the file has been read, 0 to 1."""
-
-    fraction: float
-
-
 class Ready(msgspec.Struct, tag="ready"):
     """The model is loaded. `context` is the true size of the KV cache in tokens; bytes count the worker's buffers."""
 
@@ -230,4 +224,4 @@ class Beat(msgspec.Struct, tag="beat"):
     spilled: int = 0
 
 
-FromWorker = Loading | Ready | Started | Delta | Finished | Failed | Vectors | Tokens | Beat
+FromWorker = Ready | Started | Delta | Finished | Failed | Vectors | Tokens | Beat

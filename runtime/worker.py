@@ -1,6 +1,6 @@
 """The process that holds one model: `python -P -m runtime.worker`, spawned by `runtime.child.Child`.
 
-Its first frame is `Load`; it answers with `Loading` …, then `Ready` or `Failed` with id 0 (and ends). From then on it
+Its first frame is `Load`; it answers with `Ready` or `Failed` with id 0 (and ends). From then on it
 takes `Submit`, `Embed`, `Rank`, `Tokenize`, `Cancel` and `Shutdown` in any order, and sends a `Beat` every second. A
 crash of llama.cpp, which aborts on a bad file, ends this process; the daemon sees that and nothing else.
 """

@@ -39,16 +39,16 @@ _PROBES = frozenset({"/", "/health", "/api/version"})
 # Routes of other servers that this one lacks: how their paths begin, their purpose, and a way around.
 _ABSENT = (
     (
-        ("/api/create", "/api/blobs/"),
+        ("/api/create", "/api/blobs"),
         "making a model by `create`",
         "`lm pull` takes a folder, a GGUF file or `org/repo`",
     ),
     (("/api/copy",), "copying a model", "`lm list` shows the names that there are"),
     (("/api/push",), "pushing a model", "its file lies in the `store` folder of the home"),
-    (("/api/me", "/api/signout", "/api/experimental/"), "an account at ollama.com", "nothing here needs one"),
+    (("/api/me", "/api/signout", "/api/experimental"), "an account at ollama.com", "nothing here needs one"),
     (("/v1/messages",), "Anthropic's API", "use `/v1/chat/completions` or `/api/chat`"),
     (("/v1/responses",), "OpenAI's API of responses", "use `/v1/chat/completions`"),
-    (("/v1/audio/", "/v1/images/"), "anything but text", "use `/v1/chat/completions`"),
+    (("/v1/audio", "/v1/images"), "anything but text", "use `/v1/chat/completions`"),
 )
 _ALLOWED_METHODS = "GET, HEAD, POST, DELETE, OPTIONS"
 
@@ -220,7 +220,7 @@ def _routing_problem(request: web.Request, error: web.HTTPException) -> Problem:
             WrongMethod(f"`{path}` does not take {request.method}", "see the table of routes in docs/api.md")
         )
     for beginnings, purpose, instead in _ABSENT if error.status == 404 else ():
-        if path.startswith(beginnings):
+        if any(path == each or path.startswith(f"{each}/") for each in beginnings):
             return Problem.of(NotFound(f"`{path}`: {purpose} is not in this version of lm", instead))
     if error.status == 404:
         return Problem.of(NotFound(f"there is no `{path}`", "see the table of routes in docs/api.md"))

@@ -79,9 +79,9 @@ class LlamaEngine:
 
     @classmethod
     def open(cls, load: m.Load, send: Callable[..., None]) -> tuple[Self, m.Ready]:
-        """Load the model and make the context; raises LoadFailed, BadRequest. `send` gets `Loading` frames."""
+        """Load the model and make the context; raises LoadFailed, BadRequest. `send` gets the frames of answers."""
         started = time.monotonic_ns()
-        model = LlamaModel(Path(load.path), gpu_layers=load.gpu_layers, progress=_Progress(send))
+        model = LlamaModel(Path(load.path), gpu_layers=load.gpu_layers)
         threads = min(load.threads, usable_threads())
         cache = load.cache_config
         total = sequence_count(model, cache.sequences)
@@ -350,20 +350,6 @@ class LlamaEngine:
         if self._frames:
             self._send(*self._frames)
             self._frames.clear()
-
-
-class _Progress:
-    """Reports a load's progress, but not a hundred times a second."""
-
-    def __init__(self, send: Callable[..., None]) -> None:
-        self._send = send
-        self._last = 0.0
-
-    def __call__(self, fraction: float) -> None:
-        now = time.monotonic()
-        if now - self._last > 0.1:
-            self._last = now
-            self._send(m.Loading(fraction))
 
 
 def _failed(request: int, error: EngineError) -> m.Failed:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -33,11 +32,10 @@ class LlamaModel:
         path: Path,
         *,
         gpu_layers: int = -1,
-        progress: Callable[[float], None] | None = None,
         mapped: bool = True,
         empty: bool = False,
     ) -> None:
-        """Load `path`. `progress` is called with the fraction that is loaded.
+        """Load `path`.
 
         Weights are read into memory instead of mapped where `mapped` is False. An `empty` model has its header alone: a
         context on it shows how much memory would be taken.
@@ -52,9 +50,6 @@ class LlamaModel:
         params.no_alloc = empty
         if empty or not mapped:
             params.load_mode = LOAD_MODE_NONE
-        if progress:
-            # Returning False would cancel the load.
-            params.progress_callback = low.llama_progress_callback(lambda fraction, _: progress(fraction) or True)
         notes = Notes.read(path)
         if notes.tokenizer and notes.tokenizer.space:
             # `runtime/text/tokenizer.py` puts the spaces; llama.cpp must not add another.

@@ -30,7 +30,6 @@ from runtime.messages import (
     Finished,
     FromWorker,
     Load,
-    Loading,
     Rank,
     Ready,
     Shutdown,
@@ -93,7 +92,7 @@ class Worker:
         self._opened = 0
         self._users = 0
         self._speed: Speed | None = None
-        self._last_used = self._sign_of_life = self._last_step_at = asyncio.get_running_loop().time()
+        self._began = self._last_used = self._sign_of_life = self._last_step_at = asyncio.get_running_loop().time()
         self._last_step = -1
         # A minute, and the time to read the file at 50 MB/s.
         self._load_seconds = 60.0 + model.size / 50e6
@@ -219,7 +218,7 @@ class Worker:
         now = asyncio.get_running_loop().time()
         silent, stalled = now - self._sign_of_life, now - self._last_step_at
         if self.loading:
-            late = now - self._last_used > self._load_seconds
+            late = now - self._began > self._load_seconds
             return f"did not load within {self._load_seconds:.0f} s" if late else ""
         if silent > SILENT_SECONDS:
             return f"showed no sign of life for {silent:.0f} s"
@@ -286,8 +285,6 @@ class Worker:
                 self.spilled = frame.spilled
                 if step != self._last_step or not busy:
                     self._last_step, self._last_step_at = step, self._sign_of_life
-            case Loading():
-                pass
             case Ready():
                 self._on_ready(frame)
             case Failed(id=0):

@@ -34,10 +34,9 @@ class Worker:
 
     async def load(self, load: m.Load) -> None:
         await self.child.send(load)
-        while isinstance(self.ready, m.Loading | None):
-            self.ready = await self.child.receive()
-            if self.ready is None:
-                return
+        self.ready = await self.child.receive()
+        if self.ready is None:
+            return
         self.reading = asyncio.create_task(self._read())
 
     async def _read(self) -> None:

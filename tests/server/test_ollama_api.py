@@ -216,11 +216,15 @@ def test_every_answer_has_a_request_id(echo: Daemon) -> None:
     assert "[abc123]" in echo.log
 
 
-@pytest.mark.parametrize("path", ["/api/create", "/api/copy", "/api/push", "/api/blobs/sha256:0", "/api/me", "/api/no"])
+@pytest.mark.parametrize(
+    "path", ["/api/create", "/api/copy", "/api/push", "/api/blobs/sha256:0", "/api/me", "/api/no", "/api/messages"]
+)
 def test_routes_that_are_not_there_yet_are_said(echo: Daemon, path: str) -> None:
     answer = echo.post(path, {"model": "tiny"})
     assert (answer.status, answer.json["code"]) == (404, "no_such_route")
-    assert ("not in this version" in answer.json["error"]) == (path != "/api/no") and answer.json["hint"]
+    assert ("not in this version" in answer.json["error"]) == (
+        path not in ("/api/no", "/api/messages")
+    ) and answer.json["hint"]
 
 
 def test_anthropics_clients_are_told_in_their_own_form(echo: Daemon) -> None:
