@@ -1,4 +1,4 @@
-"""Digests of blobs: how they are written, and which text is one."""
+"""Digests of blobs: `sha256:` and 64 hexadecimal digits."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 
 class RegistryError(Exception):
-    """Base of the tree. `code` is stable and public, `hint` says what to do (may be empty)."""
+    """Base of the tree. `code` is stable and public. `hint` tells the user what to do, and may be empty."""
 
     code = "registry_failed"
 

@@ -1,9 +1,9 @@
 """Names of models, as users type them and as the store files them.
 
-A `Reference` says where a model comes from, a `Name` under which four words it lies in the store. Paths in the store
-are built from `Name`s only, and a `Name` cannot be made of words that lead anywhere else, so this module is the guard
-against names that try to be paths. It looks at no disk (but knows the current folder, for relative paths) and at no
-network.
+A `Reference` says where a model comes from. A `Name` is the model's place in the store: host, namespace, model, tag.
+Paths in the store are built from `Name`s only, and a `Name` refuses words such as `..`. So this module is the guard
+against names that try to be paths. It reads no disk and no network; only for relative paths it asks for the current
+folder.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ _EXAMPLES = "names look like `demo`, `org/repo`, `hf.co/org/repo:Q4_K_M` or `./f
 
 @dataclass(frozen=True, slots=True)
 class Name:
-    """The four words under which a variant of a model lies in the store; `tag` is None where no variant was named.
+    """The place of a model in the store: `hf.co`, `org`, `repo`, `Q4_K_M`. Without a `tag` it means all its variants.
 
-    Raises BadName when a word could not be the name of a file.
+    Raises BadName for a word that is unsafe as the name of a file.
     """
 
     host: str
@@ -70,11 +70,11 @@ class Name:
         return text if self.tag is None else f"{text}:{self.tag}"
 
     def tagged(self, tag: str | None) -> Name:
-        """The same model, another variant."""
+        """The name of another variant of the model, or of the model without a variant (None)."""
         return replace(self, tag=tag)
 
     def same(self, other: Name) -> bool:
-        """Whether the two differ in upper and lower case at most."""
+        """Whether two names are equal, or differ in upper and lower case only."""
         return [part.lower() for part in self.parts] == [part.lower() for part in other.parts]
 
 
@@ -84,8 +84,9 @@ class Reference:
 
     `location` is `demo`, an absolute path, `org/repo` (hub), `namespace/model` (Ollama), `host/namespace/model` (OCI)
     or a URL. `level` is the canonical form of the text behind the colon: `auto`, a named level (`Q4_K_M`), a budget
-    (`4GB`, `4.5bpw`) or, on a hub, a file (`x.gguf`); None without a colon. The converter knows which levels exist. For
-    Ollama and OCI what follows the colon is the name's tag. `name.tag` is the level where that is already known.
+    (`4GB`, `4.5bpw`) or, on a hub, a file (`x.gguf`); None without a colon. Whether a level exists is not checked here.
+    `name.tag` is the level, but None for `auto`, which is resolved later. For Ollama and OCI the text behind the colon
+    is the tag, and `level` is None.
     """
 
     kind: Kind
@@ -129,7 +130,10 @@ def is_path(text: str) -> bool:
 
 
 def canonical_level(text: str) -> str:
-    """`q4_k_m` → `Q4_K_M`, `4gb` → `4GB`, `AUTO` → `auto`; file names as they are. Raises BadName."""
+    """A level in its one spelling: `q4_k_m` → `Q4_K_M`, `4gb` → `4GB`, `AUTO` → `auto`; file names stay as they are.
+
+    Raises BadName.
+    """
     budget = _BUDGET.fullmatch(text)
     if budget:
         return budget[1] + _UNITS[budget[2].lower()]
@@ -219,7 +223,7 @@ def _url(text: str) -> Reference:
 
 
 def _page(host: str, url: SplitResult, text: str) -> Reference:
-    """A pasted address of a model's page, or of a file: what follows the host is a name, `/tree/main` says no more."""
+    """The reference in a pasted address of a model's page, or of a file: the path is the name, without `/tree/main`."""
     words = [unquote(word) for word in url.path.split("/") if word]
     if host == HUB and words[2:4] in (["blob", "main"], ["resolve", "main"]) and words[-1].lower().endswith(".gguf"):
         return parse(f"{HUB}/{words[0]}/{words[1]}:{words[-1]}")

@@ -1,9 +1,9 @@
-"""SHA-256 whose state can be written down and taken up again, which `hashlib` does not offer.
+"""SHA-256 whose state can be saved and restored, which `hashlib` does not offer.
 
-A download that was cut off goes on hashing where it was, so that a shard is read once however often the machine stops.
-The rounds are libcrypto's, through ctypes: the library that Python's own `_hashlib` is linked with. Its `SHA256_CTX` is
-eight words, a bit count and a partial block. Without it the same rounds are compiled by Numba, which is imported on
-first use and about six times slower. `engine()` says which. Both engines release the GIL and write the same state.
+A resumed download goes on hashing from the saved state, so each byte is read once however often the machine stops. The
+rounds are libcrypto's, through ctypes: the library that Python's own `_hashlib` is linked with. Its `SHA256_CTX` is
+eight words, a bit count and a partial block. Without libcrypto, Numba compiles the same rounds; it is imported on first
+use, and about six times slower. `engine()` tells which is in use. Both release the GIL, and write the same state.
 
 State: one byte version (1), the eight words big-endian, the number of bytes so far (64 bits, big-endian), and the
 bytes of the unfinished block (`length % 64`): 41 to 104 bytes. Algorithm: FIPS 180-4.
@@ -73,7 +73,7 @@ class _Native:
 
 
 class _Compiled:
-    """The same on rounds compiled by Numba."""
+    """The interface of `_Native` on rounds compiled by Numba."""
 
     def __init__(self) -> None:
         import numpy as np
@@ -95,7 +95,7 @@ class _Compiled:
                 return
             self._fold(self._words, np.frombuffer(self._tail, np.uint8))
         whole = len(data) - len(data) % BLOCK
-        # A copy where the buffer is read-only would cost more than the second specialisation.
+        # `fold` is compiled once for writable and once for read-only buffers: cheaper than a copy of the latter.
         self._fold(self._words, np.frombuffer(data[:whole], np.uint8))
         self._tail = bytes(data[whole:])
 
@@ -117,7 +117,7 @@ class _Compiled:
 class Sha256:
     """A running SHA-256; not for two threads at once.
 
-    state: what `state()` gave earlier, None for a new one. Raises StoreDamaged where it is nothing of the kind.
+    state: the result of an earlier `state()`, None for a new hash. Raises StoreDamaged for other bytes.
     """
 
     def __init__(self, state: bytes | None = None) -> None:
@@ -143,7 +143,7 @@ class Sha256:
 
 
 def engine() -> str:
-    """Which rounds are in use: `libcrypto` or `numba`."""
+    """The library that computes the hash in this process: `libcrypto` or `numba`."""
     return "libcrypto" if _native() else "numba"
 
 
@@ -175,7 +175,7 @@ def _native() -> type[_Native] | None:
             _declare(library)
         except (OSError, AttributeError):
             continue
-        found = type("_Found", (_Native,), {"library": library})
+        found = type("_Found", (_Native,), {"library": library})  # `_Native` itself has no library
         if _agrees(found):
             return found
     return None

@@ -1,6 +1,6 @@
-"""The makers' words on how to use a model: chat templates, sampling defaults, licence.
+"""The makers' instructions for a model's use: chat templates, sampling defaults, licence.
 
-Templates are taken as text and never run here.
+Templates are copied as text and never run here.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from quant.errors import MalformedFile
 from quant.gguf.check import MAX_TEMPLATE
 from quant.plan import Files
 
-# Beginnings of a hole to fill (`insert`), as llama.cpp finds them.
+# Tokens in front of the text before a hole, by which llama.cpp knows that a model can fill holes (`insert`).
 _HOLES = (
     "<|fim_prefix|>",
     "<fim-prefix>",
@@ -25,8 +25,8 @@ _HOLES = (
     "<|code_prefix|>",
     "<|prefix|>",
 )
-# How a template shows that its model thinks before it answers: a switch, the end of a thought, thoughts of earlier
-# turns, Mistral's and OpenAI's own marks.
+# Texts in a template by which we know that its model thinks before it answers: a switch, the end of a thought, thoughts
+# of earlier turns, the marks of Mistral and of OpenAI.
 _THOUGHT = re.compile(r"enable_thinking|</think>|reasoning_content|\[THINK\]|<\|channel\|>analysis")
 # Generation settings: transformers' name → the name in Ollama's API.
 _SETTINGS = {
@@ -50,7 +50,7 @@ def read_templates(files: Files, tokenizer_config: ModelConfig) -> dict[str, str
         value = ModelConfig.read(files, "chat_template.json").get("chat_template") or tokenizer_config.get(
             "chat_template"
         )
-        templates = _named(value)
+        templates = _by_name(value)
     for name in sorted(files.names()):
         extra = re.fullmatch(r"additional_chat_templates/([A-Za-z0-9_-]{1,64})\.jinja", name)
         if extra:
@@ -61,7 +61,8 @@ def read_templates(files: Files, tokenizer_config: ModelConfig) -> dict[str, str
     return {"default": next(iter(templates.values())), **templates} if templates else {}
 
 
-def _named(value: Any) -> dict[str, str]:
+def _by_name(value: Any) -> dict[str, str]:
+    """The templates in a value of `chat_template`: one text, an object by names, or a list of named templates."""
     if value is None:
         return {}
     if isinstance(value, str):
@@ -94,7 +95,7 @@ def read_defaults(generation: ModelConfig) -> dict[str, float]:
 
 
 def capabilities(templates: Mapping[str, str], tokens: Container[str]) -> tuple[str, ...]:
-    """The model's abilities by Ollama's names, as its templates and the texts of its tokens show them."""
+    """The capabilities of a model in Ollama's words, as its templates and the texts of its tokens show them."""
     text = "\n".join(templates.values())
     found = ["completion"]
     if "tool_use" in templates or re.search(r"\{[%{][^}]*\btools\b", text):
@@ -107,7 +108,7 @@ def capabilities(templates: Mapping[str, str], tokens: Container[str]) -> tuple[
 
 
 def read_card(files: Files) -> dict[str, Any]:
-    """Licence and base model from the model card's front matter, of which a few keys are read and no other YAML."""
+    """GGUF entries with licence and base model, from a few keys of the model card's front matter; no YAML is parsed."""
     if "README.md" not in files.names():
         return {}
     head = files.read("README.md", 0, min(files.size("README.md"), 65_536)).decode(errors="replace")

@@ -28,11 +28,11 @@ class ModelConfig:
         return cls(name, load_json(read_whole(files, name, MAX_JSON), name))
 
     def changed(self, values: Mapping[str, Any]) -> ModelConfig:
-        """The same object with these values in the place of its own."""
+        """The same object, with `values` added; they replace its own."""
         return ModelConfig(self.name, {**self.values, **values})
 
     def filled(self, values: Mapping[str, Any]) -> ModelConfig:
-        """The same object with these values where it has none of its own."""
+        """The same object, with `values` added where it has none of its own."""
         return ModelConfig(self.name, {**values, **self.values})
 
     def get(self, key: str) -> Any:
@@ -72,7 +72,7 @@ class ModelConfig:
         return ModelConfig(f"{self.name}: {key}", value)
 
     def wrong(self, key: str, wanted: str) -> MalformedFile:
-        """The error for a value that cannot be used."""
+        """The error for a value that is missing or cannot be used; `wanted` is a noun, such as `a positive number`."""
         if key not in self.values:
             return MalformedFile(f"`{self.name}` has no `{key}`, which must be {wanted}")
         return MalformedFile(f"`{key}` in `{self.name}` is {ascii(self.values[key])[:60]} and must be {wanted}")

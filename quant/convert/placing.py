@@ -16,7 +16,7 @@ from quant.safetensors import DTYPES, Entry
 
 
 class _Wanted(NamedTuple):
-    """A tensor that a source may have: a row of the table, for one layer and one expert."""
+    """A tensor that a source may have: a row of the family's table, filled in for one layer and one expert."""
 
     row: Known
     layer: int
@@ -58,21 +58,22 @@ def plan_tensors(
     return _stacked(placed, entries)
 
 
-def split_ahead(
+def without_next_token_layers(
     family: Family[Any], config: ModelConfig, sizes: Sizes, entries: Sequence[Entry]
 ) -> tuple[list[Entry], int]:
-    """The tensors without the layers behind the last, and how many bytes these have.
+    """The tensors outside of the next-token prediction layers, and the bytes of the tensors left out.
 
-    Such layers guess at the token after the next (`num_nextn_predict_layers`), and our engine never asks for it.
+    These layers stand behind the model's last one (`num_nextn_predict_layers` in `config.json`). They predict the token
+    after the next, which our engine never asks for.
     """
     layers, more = sizes.layers, config.get("num_nextn_predict_layers") or config.get("num_mtp_layers") or 0
     behind = re.compile(rf"{family.prefix}(mtp_|layers\.(?P<layer>\d{{1,6}})\.)")
 
-    def is_ahead(entry: Entry) -> bool:
+    def is_left_out(entry: Entry) -> bool:
         found = behind.match(entry.name) if type(more) is int and more else None
         return bool(found and (found["layer"] is None or layers <= int(found["layer"]) < layers + more))
 
-    rest = [entry for entry in entries if not is_ahead(entry)]
+    rest = [entry for entry in entries if not is_left_out(entry)]
     return rest, sum(entry.size for entry in entries) - sum(entry.size for entry in rest)
 
 
@@ -82,7 +83,7 @@ def _listed(names: list[str]) -> str:
 
 
 def _expand(family: Family[Any], sizes: Sizes) -> dict[str, _Wanted]:
-    """Every tensor that the family knows, by its name in the source, the numbers of layer and expert filled in."""
+    """Every tensor of the family's table by its name in the source: `{}` and `[]` replaced by layer and expert."""
     wanted = {}
     for row in family.tensors:
         layers = sizes.numbers(row.layers)
@@ -93,7 +94,7 @@ def _expand(family: Family[Any], sizes: Sizes) -> dict[str, _Wanted]:
 
 
 def _strip(family: Family[Any], entries: Sequence[Entry]) -> dict[str, Entry]:
-    """The tensors by their names without the family's prefix, those left out that no engine needs."""
+    """The tensors by their names without the family's prefix; tensors that no engine needs are left out."""
     prefix, unused = re.compile(family.prefix), re.compile(family.unused)
     scales = {entry.scales.name for entry in entries if entry.scales}
     found: dict[str, Entry] = {}
@@ -156,7 +157,10 @@ def _place(entry: Entry, row: Known, layer: int, sizes: Sizes) -> Iterator[Tenso
 
 
 def _cut(entry: Entry, matrices: int, number: int = 0, shares: int = 1) -> tuple[Part, ...]:
-    """Share `number` of the rows of each matrix, of `shares` equal ones."""
+    """The parts of a tensor of `matrices` matrices: from each matrix share number `number` of `shares` equal shares.
+
+    With 8 experts and `shares` 2, number 1 is the second half of each expert's rows: 8 parts.
+    """
     size = entry.size // matrices // shares
     return tuple(
         Part(entry.shard, entry.offset + (matrix * shares + number) * size, size) for matrix in range(matrices)
@@ -173,7 +177,7 @@ def _stacked(placed: list[TensorPlan], entries: Sequence[Entry]) -> tuple[Tensor
     for name, tensor in joined.items():
         plain = tensor.parts and tensor.transform is None and not tensor.scales
         if plain and prod(tensor.shape) * DTYPES[tensor.dtype] != tensor.size:
-            raise MalformedFile(f"the experts of `{name}` are not all there")
+            raise MalformedFile(f"some experts of `{name}` are missing")
 
     def completed(tensor: TensorPlan) -> tuple[int, int]:
         parts = tensor.parts or (Part(tensor.shard, tensor.offset, tensor.size),)
@@ -183,7 +187,7 @@ def _stacked(placed: list[TensorPlan], entries: Sequence[Entry]) -> tuple[Tensor
 
 
 def _join(before: TensorPlan, tensor: TensorPlan) -> TensorPlan:
-    """One tensor of the parts of two, which have one name."""
+    """One tensor with the parts of two that have the same name: experts that the source stores one by one."""
     if before.dtype != tensor.dtype or not before.parts:
         raise UnsupportedModel(f"the experts of `{tensor.name}` are of different types")
     parts, scales = before.parts + tensor.parts, before.scales + tensor.scales

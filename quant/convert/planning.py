@@ -12,7 +12,7 @@ from quant.convert.families import qwen, ranking
 from quant.convert.families.table import FAMILIES
 from quant.convert.gguf.source import plan_gguf
 from quant.convert.gguf.variants import is_gguf
-from quant.convert.placing import plan_tensors, split_ahead
+from quant.convert.placing import plan_tensors, without_next_token_layers
 from quant.convert.pooling import DENSE, MEAN, RANK, capabilities_of, read_dense, read_pooling
 from quant.convert.tokenizer import specials
 from quant.convert.tokenizer.reading import read_vocabulary
@@ -21,15 +21,16 @@ from quant.notes import STOPS
 from quant.plan import NEXT_TOKEN_LAYERS, Files, ModelPlan, TensorPlan
 from quant.safetensors import read_model
 
-# Where models keep the name of the activation.
+# Keys of `config.json` that may have the name of the activation function.
 _ACTIVATIONS = ("hidden_activation", "hidden_act", "activation_function")
 
 
 def plan_model(files: Files, pre: str | None = None) -> ModelPlan:
     """Plan the conversion of the model in `files`; only headers and small files are read.
 
-    `pre` names llama.cpp's pre-tokenizer by hand. Raises MalformedFile where a file breaks its format or contradicts
-    another, UnsupportedModel for what cannot be converted; each is a sentence for the user.
+    `pre` is the name of llama.cpp's pre-tokenizer where the user gives it; else the tokenizer's rules decide. Raises
+    MalformedFile where a file breaks its format or contradicts another, UnsupportedModel for a model that cannot be
+    converted. Their messages are for the user.
     """
     if is_gguf(files):
         return plan_gguf(files, finished=True)
@@ -41,9 +42,9 @@ def plan_model(files: Files, pre: str | None = None) -> ModelPlan:
     pooling = sketch.metadata.get(f"{sketch.architecture}.pooling_type")
     special_entries, stops = specials.describe(config, generation, tokenizer_config, vocabulary, pooling is not None)
     if pooling == RANK:
-        asked = sketch.architecture == ranking.QWEN3.architecture
-        templates = {"rerank": ranking.TEMPLATE} if asked else {}
-        special_entries |= {} if asked else ranking.describe_pair(files, stops[0])
+        has_prompt = sketch.architecture == ranking.QWEN3.architecture
+        templates = {"rerank": ranking.TEMPLATE} if has_prompt else {}
+        special_entries |= {} if has_prompt else ranking.describe_pair(files, stops[0])
     metadata = {
         **{key: value for key, value in sketch.metadata.items() if key.startswith("general.")},
         **chat.read_card(files),
@@ -51,7 +52,7 @@ def plan_model(files: Files, pre: str | None = None) -> ModelPlan:
         **vocabulary.entries,
         **special_entries,
         **chat.describe_templates(templates),
-        # llama.cpp has room for three; its own list goes by the tokens' texts.
+        # GGUF's own entries can name three; llama.cpp finds more by the texts of tokens, which misses unusual ones.
         STOPS: list(stops),
     }
     return replace(
@@ -64,12 +65,12 @@ def plan_model(files: Files, pre: str | None = None) -> ModelPlan:
 
 
 def sketch_model(files: Files) -> ModelPlan:
-    """As `plan_model`, but without the tokenizer and the card: all that the size of a model in memory depends on."""
+    """As `plan_model`, without tokenizer, chat template and model card: enough to tell the model's size in memory."""
     return plan_gguf(files, finished=True) if is_gguf(files) else _sketch(files)[1]
 
 
 def _sketch(files: Files) -> tuple[ModelConfig, ModelPlan, int]:
-    """The configuration, the plan of the weights, and the number of embeddings."""
+    """The configuration of the language model, the plan of its weights, and the number of rows of its embedding."""
     config, name, wrapped = wrappers.unwrap(_read_config(files))
     family = _family(name)
     family = family.instead(config) or family
@@ -89,8 +90,8 @@ def _sketch(files: Files) -> tuple[ModelConfig, ModelPlan, int]:
     sizes = family.read_sizes(config)
     if dense:
         sizes = replace(sizes, dense=dense[0].shape[0])
-    entries, ahead = split_ahead(family, config, sizes, entries)
-    left_out |= {NEXT_TOKEN_LAYERS: ahead} if ahead else {}
+    entries, next_token_bytes = without_next_token_layers(family, config, sizes, entries)
+    left_out |= {NEXT_TOKEN_LAYERS: next_token_bytes} if next_token_bytes else {}
     described = {f"{family.architecture}.{key}": value for key, value in family.describe(config, sizes).items()}
     own = (*family.computed(config, sizes), *family.picked(files, entries, config))
     tensors = (*own, *plan_tensors(family, config, sizes, entries))

@@ -1,7 +1,7 @@
-"""How the vectors of a text's tokens become one, by the files that sentence-transformers writes beside a model.
+"""Pooling: how the vectors of a text's tokens become one vector, by the files of sentence-transformers.
 
-After the pooling there may be two matrices (`Dense`, as in EmbeddingGemma), whose files lie in folders of their own.
-llama.cpp has places for two.
+`modules.json` lists the steps, each with a folder. After the pooling there may be matrices (`Dense`, as in
+EmbeddingGemma), whose weights lie in these folders; llama.cpp has places for two.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from quant.plan import Files
 from quant.safetensors import Entry, read_header
 
 MODULES = "modules.json"
-# llama.cpp's numbers: the mean, which is sentence-transformers' default, and a score in place of a vector.
+# llama.cpp's numbers (`llama_pooling_type`): the mean of all vectors, which is sentence-transformers' default; a score
+# in place of a vector.
 MEAN, RANK = 1, 4
-# sentence-transformers' names, old and new, and llama.cpp's numbers (`llama_pooling_type`).
+# sentence-transformers' names, old and new, and llama.cpp's numbers.
 _MODES = {
     "pooling_mode_mean_tokens": 1,
     "pooling_mode_cls_token": 2,
@@ -36,7 +37,7 @@ DENSE = (
 
 
 def capabilities_of(pooling: int | None) -> tuple[str, ...]:
-    """The abilities of a model with this pooling (llama.cpp's number); none for a model without."""
+    """The capabilities of a model with this pooling, llama.cpp's number; empty for a model without pooling."""
     return () if pooling is None else ("rerank",) if pooling == RANK else ("embedding",)
 
 
@@ -63,8 +64,8 @@ def read_dense(files: Files) -> tuple[Entry, ...]:
 def read_pooling(files: Files, dense: bool = False) -> int | None:
     """llama.cpp's number of the pooling that the model was trained with; None where no file mentions embeddings.
 
-    Raises UnsupportedModel for other poolings, and for models with more layers after the pooling. `dense`: the
-    family has places for the two matrices of `DENSE`, so that these do not count.
+    Raises UnsupportedModel for a pooling that llama.cpp does not have, and for further modules after the pooling.
+    `dense`: the family has the two matrices of `DENSE`, so `Dense` modules are no further ones.
     """
     if MODULES not in files.names():
         return None

@@ -1,7 +1,7 @@
 """Changes that weights need on their way from Hugging Face's layout to GGUF's.
 
-Each is a frozen value object, so that its `repr` tells all that it does. `rows` is how many rows must stay together, 0
-where all rows of a part must.
+Each implements `quant.plan.Transform`, which explains `rows`. Each is a frozen dataclass, because its `repr` is a part
+of a conversion's fingerprint: renaming a field makes paused pulls begin anew.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class PairRotaryHalves:
 
 @dataclass(frozen=True, slots=True)
 class Transpose:
-    """Matrices that are stored as (inputs, outputs), as GPT-2's are; the result has these `rows` and `columns`."""
+    """Transposes matrices that are stored as [inputs, outputs], as GPT-2's are, to [`rows`, `columns`]."""
 
     rows: int
     columns: int
@@ -86,7 +86,7 @@ class TakeTransposed:
 class TakeRows:
     """Rows `first` to `first + count` of every head, in a matrix that has `together` rows of `columns` for each head.
 
-    `turned` transposes the rows of each head. `rows` is 0: a part is the whole matrix.
+    `turned` transposes the selected rows of each head. `rows` is 0: a part is the whole matrix.
     """
 
     columns: int
@@ -123,7 +123,7 @@ class Ungroup:
 
 @dataclass(frozen=True, slots=True)
 class AddOne:
-    """Norms that are stored as their distance from one, as Gemma's are."""
+    """Adds 1, for norm weights that are stored minus 1, as Gemma's are."""
 
     rows: int = 1
 

@@ -16,7 +16,8 @@ from quant.convert.config import ModelConfig
 from quant.errors import UnsupportedModel
 from quant.safetensors import Entry
 
-# Models whose language model works alone, and its `model_type` where `text_config` has none.
+# Models whose language model works alone, by the beginning of the class's name; and the `model_type` of this language
+# model where `text_config` does not say.
 _USUAL = {
     "AyaVision": "cohere2",
     "Cohere2Vision": "cohere2",
@@ -91,7 +92,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
 _REFUSED = {
     "MllamaForConditionalGeneration": "some of its layers attend to nothing but images, and llama.cpp has none such",
 }
-# Prefixes of the language model's names, and of all other parts, which stay behind.
+# The prefix of the tensors of the language model; then the prefixes of other parts, and what `lm` calls these parts.
 _PREFIX = r"(model\.)?((language_model|text_model)\.)?"
 _BESIDE = {
     "vision_tower": "vision",
@@ -109,9 +110,9 @@ _BESIDE = {
 
 
 def unwrap(config: ModelConfig) -> tuple[ModelConfig, str, bool]:
-    """The settings of the language model, the name of its class, and whether it is a part of something larger.
+    """The settings of the language model, the name of its class, and whether it is a part of a larger model.
 
-    Raises UnsupportedModel where the language model does not work alone, or is not known.
+    Raises UnsupportedModel where the language model does not work alone, or where its class is not known.
     """
     names: Any = config.get("architectures")
     if not isinstance(names, list) or not names or not isinstance(names[0], str):
@@ -134,7 +135,10 @@ def unwrap(config: ModelConfig) -> tuple[ModelConfig, str, bool]:
 
 
 def take_out(family: Family[S], entries: Iterable[Entry]) -> tuple[Family[S], list[Entry], dict[str, int]]:
-    """The family with the prefix of its names in a larger model, its tensors, and the bytes of the other parts."""
+    """The language model within a larger one: its family, its tensors, and the bytes of each other part.
+
+    The family has the prefix that the names of tensors have in the larger model.
+    """
     beside = re.compile(rf"(?:model\.)?({'|'.join(_BESIDE)})(?:\.|$)")
     language: list[Entry] = []
     left_out: dict[str, int] = {}

@@ -22,10 +22,10 @@ CONNECT_TIMEOUT = 10.0
 
 @dataclass(eq=False)
 class Link:
-    """A connection. `public`: the other side has a public address, as far as we can see.
+    """A connection to an origin. `public`: its address is public; False behind a proxy, where we do not see it.
 
-    prefix, headers: a plain request to a proxy names the whole URL and may hold a password for the proxy.
-    response: the last answer, which may still be under way.
+    prefix, headers: for a plain request by way of a proxy: it names the whole URL, and may have the proxy's password.
+    response: the last answer; its body may still be to come.
     """
 
     connection: HTTPConnection
@@ -45,7 +45,7 @@ class Sockets:
         self._aborted = False
 
     def add(self, sock: socket.socket, instead_of: socket.socket | None = None) -> None:
-        """Keep a socket. Raises ConnectionAbortedError after `abort`."""
+        """Add a socket, in the place of `instead_of` if there is one. Raises ConnectionAbortedError after `abort`."""
         with self._lock:
             self._open.discard(instead_of or sock)
             self._open.add(sock)

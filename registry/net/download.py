@@ -1,10 +1,10 @@
-"""A file from a source in parallel ranges, delivered in file order from a bounded window of buffers.
+"""A file from a source, fetched in parallel ranges and delivered in file order, from a bounded window of buffers.
 
-Threads fetch pieces of the file, one range request after the other each, straight into buffers that are made once and
-used again. Pieces are handed out in order and a new one needs a free buffer, so a consumer that stops reading stops the
-transfer after one window. The beginning of the first piece is delivered before the piece is whole. A range that is cut,
-stalls or is refused for a while goes on where it was, after a pause. The first request goes alone: it finds the CDN,
-and a source that ignores ranges is read by that one thread, front to back.
+Each thread fetches one piece of the file after the other by range requests, straight into a buffer that is used again.
+Pieces are assigned in file order and each needs a free buffer, so a consumer that stops reading stops the transfer
+after one window. The first bytes of a piece are delivered before the piece is whole. A range that is cut, stalls or is
+refused for a while is resumed where it was, after a pause. The first request is made by one thread alone: it finds the
+CDN; and where the source ignores ranges, this thread reads the file front to back.
 
     with Download(remote, network, start=position.offset) as chunks:
         for chunk in chunks:  # a memoryview, valid until the next turn
@@ -24,20 +24,20 @@ from http.client import HTTPException
 from registry.errors import RegistryError, SourceUnavailable
 from registry.net.locate import Locator, Remote, interval
 from registry.net.network import Network
-from registry.net.retries import Passing, again, asked_wait, given_up
+from registry.net.retries import Passing, again, given_up, requested_wait
 from registry.net.transport import HttpClient, Response
 from registry.net.window import FilePiece, Window
 
 MIB = 1 << 20
-# Bytes. A try that brought at least this much is progress: the failures in a row are counted from one again.
+# Bytes. After a try that brought at least this much, failures in a row are counted from one again.
 PROGRESS = 64 * 1024
-# Bytes of the smallest and of the largest read. It adapts to the speed: a read takes between 50 and 200 ms.
+# Bytes of the smallest and of the largest read. Between them the speed decides: a read takes 50 to 200 ms.
 _SLICES = (64 * 1024, MIB)
 
 
 @dataclass(slots=True, eq=False)
 class _Body:
-    """An answer whose next byte is byte `at` of the file and whose last is before `end`; `whole`: of the whole file."""
+    """An answer with bytes `at` … `end` of the file still to come; `whole`: the answer is the whole file, no range."""
 
     reply: Response
     at: int
@@ -54,8 +54,8 @@ class Download:
 
     A view is valid until the next one is asked for, then its buffer is used again: copy what must stay. The transfer
     begins when this is made; `close` (or leaving the `with` block) ends all of it at once, whatever it waits for.
-    Iteration is for one thread. parallel: connections; piece: bytes per range. Memory: (parallel + 2) × piece, at most
-    `network.window`.
+    Iteration is for one thread. `parallel`: number of connections. `piece`: bytes of a range. Memory: (parallel + 2) ×
+    piece, at most `network.window`.
 
     Iteration raises AccessDenied, ModelNotFound, and SourceUnavailable once a piece has failed too often in a row
     without progress (`network.downloads`); what had arrived before the gap is delivered first.
@@ -149,7 +149,7 @@ class Download:
 
     @property
     def alone(self) -> bool:
-        """Whether the calling worker is the only one (before the first answer, or for good)."""
+        """Whether there is one worker only: before the first answer, and where the source ignores ranges."""
         return len(self._threads) == 1
 
     def open(self, client: HttpClient, start: int, end: int, whole: bool) -> _Body:
@@ -169,11 +169,11 @@ class Download:
         return _Body(reply, at, stop, reply.status == 200)
 
     def pause(self, problem: Exception, failures: int, wait: float) -> None:
-        """Wait before another try, longer each time. A pause that a source asks of one thread (`wait`) is for all."""
+        """Wait before another try, longer each time. Where a source asks for `wait` seconds, all threads wait."""
         now = time.monotonic()
         if failures > 1:
             self._locator.forget()
-            if now >= self._silent_until:  # the other threads meet the same
+            if now >= self._silent_until:  # the other threads meet the same trouble: one notice is enough
                 self._silent_until = now + self._retries.silence
                 self.network.notice(again(self.remote.name, problem))
         self._quiet_until = max(self._quiet_until, now + wait)
@@ -192,7 +192,7 @@ class _Worker:
         self._slice = self._smallest = min(_SLICES[0], self._largest)
 
     def fill(self, piece: FilePiece) -> None:
-        """Bring the whole of `piece`, whatever happens in between; raises a RegistryError when it cannot be had."""
+        """Fetch all of `piece`, trying again after failures; raises a RegistryError after too many in a row."""
         failures, network = 0, self._download.network
         while piece.have < piece.end and not self._window.closed.is_set():
             before = piece.have
@@ -204,7 +204,7 @@ class _Worker:
                 if self._window.closed.is_set():
                     return
                 failures = 1 if piece.have - before >= PROGRESS else failures + 1
-                wait, retries = asked_wait(problem), network.downloads
+                wait, retries = requested_wait(problem), network.downloads
                 if failures >= retries.limit(problem, network.answered.is_set()) or wait > retries.patience:
                     raise self._given_up(problem, failures, wait) from problem
                 self._download.pause(problem, failures, wait)
@@ -217,12 +217,12 @@ class _Worker:
         while piece.have < min(piece.end, body.end):
             skip = piece.have - body.at
             if skip:
-                # The room that is left in the piece may be a byte: what is not wanted goes elsewhere.
+                # Unwanted bytes go elsewhere, because the free memory of the piece may be a single byte.
                 self._read(body, memoryview(bytearray(min(skip, self._slice))))
             else:
                 self._window.arrived(piece, self._read(body, self._window.room(piece, self._slice)))
         if body.at == body.end or not body.whole:
-            # The end of the piece may have been given to another worker.
+            # A body that does not end here is of a piece whose second half another worker took over.
             body.reply.discard()
             self._body = None
 

@@ -1,4 +1,4 @@
-"""Small answers, read whole: what a hub says of a repository, headers, small files. Retried; not verified here."""
+"""Small answers, read whole: a hub's description of a repository, headers, small files. Retried; not verified here."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TypeVar
 from registry.errors import RegistryError, SourceUnavailable
 from registry.net.locate import Locator, Remote, interval
 from registry.net.network import Network
-from registry.net.retries import Passing, again, asked_wait, given_up
+from registry.net.retries import Passing, again, given_up, requested_wait
 from registry.net.transport import HttpClient, Response
 
 _STEP = 1 << 20
@@ -69,7 +69,7 @@ class Fetcher:
             except (Passing, OSError, HTTPException) as problem:
                 self._client.close()
                 failures += 1
-                wait = asked_wait(problem)
+                wait = requested_wait(problem)
                 if failures >= retries.limit(problem, self._network.answered.is_set()) or wait > retries.patience:
                     raise given_up(remote.name, remote.host, problem, failures) from problem
                 self._network.notice(again(remote.name, problem))

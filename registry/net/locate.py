@@ -36,8 +36,8 @@ class Remote:
     """A file at a source.
 
     url: must name one revision for good. size: in bytes. name: for messages.
-    refused: the error that a status of 4xx from the url's own origin means, if the source knows better than
-    `locate.refused`.
+    refused: makes the error for a status of 4xx from the url's own origin; None for `locate.refused`. A hub tells more
+    in headers of its own.
     """
 
     url: str
@@ -59,7 +59,7 @@ class _Place:
 
 
 class Locator:
-    """Opens ranges of one file; shared by the threads that fetch it."""
+    """Opens ranges of one file, and remembers to which place its URL redirects; the threads that fetch it share it."""
 
     def __init__(self, remote: Remote, network: Network) -> None:
         self._remote, self._network = remote, network
@@ -89,7 +89,7 @@ class Locator:
         raise Passing(f"`{self._home.host}` gives addresses that have expired")
 
     def forget(self, place: _Place | None = None) -> None:
-        """Ask the source again next time (a place that has expired, or that gives nothing but trouble)."""
+        """Follow the redirects again at the next `open`: `place`, by default the present one, is of no use any more."""
         with self._lock:
             if place is None or place is self._place:
                 self._place = None
@@ -152,9 +152,10 @@ class Locator:
 
 
 def interval(reply: Response, start: int, end: int, size: int) -> tuple[int, int]:
-    """Which bytes of the file an answer brings: from `start` on, to `end` or less; or all, where it ignores ranges.
+    """The bytes of the file in an answer to a request for bytes start … end, as (first, end).
 
-    Raises Passing where it is anything else, or encoded.
+    `first` is `start`, and `end` may be less than asked for; or it is the whole file, (0, size), where the source
+    ignores ranges. Raises Passing for other bytes, and for a compressed body.
     """
     if reply.headers.get("Content-Encoding", "identity").lower() != "identity":
         raise Passing("the source compresses what was asked for as it is")
@@ -180,7 +181,7 @@ def _length(reply: Response) -> int | None:
 
 
 def refused(remote: Remote, status: int, with_token: bool) -> RegistryError:
-    """The error that a 4xx means, for sources that have no error codes of their own."""
+    """The error for a status of 4xx, for sources without error codes of their own."""
     name, host = remote.name, remote.host
     if status in (401, 403) and with_token:
         return AccessDenied(f"`{host}` does not let this token have `{name}`", "check the token, and what it may read")

@@ -28,7 +28,7 @@ class Limiter:
         self._due = time.monotonic()
 
     def take(self, count: int) -> float:
-        """Note `count` bytes as received; returns the seconds to wait before asking for more."""
+        """Count `count` bytes as received; returns the seconds to wait before receiving more."""
         with self._lock:
             now = time.monotonic()
             self._due = max(self._due, now - 0.05) + count / self.rate
@@ -43,10 +43,10 @@ class Network:
     proxies: URL by scheme (`http`, `https`, `all`) and `no`, a comma-separated list of hosts to reach directly.
     timeout: seconds without a byte after which a transfer counts as stalled.
     context: TLS settings, None for the system's.
-    fetches, downloads: how long trouble with small answers, and with files, is borne with.
-    window: bytes of memory at most for the part of a file that is under way.
-    notice: hears a sentence when something fails and is tried again; from any thread.
-    answered: set once anything was heard of any host.
+    fetches, downloads: how often requests for small answers, and for files, are repeated.
+    window: the greatest number of bytes for the buffers of a download.
+    notice: called with a sentence for the user when a request fails and is repeated; from any thread.
+    answered: set once any host has answered.
     """
 
     token: str | None = field(default=None, repr=False)
@@ -76,7 +76,7 @@ class Network:
         return self.context or ssl.create_default_context()
 
     def proxy(self, address: HttpAddress) -> str | None:
-        """The proxy's URL for this address, None to go directly; to this machine itself one always goes directly."""
+        """The URL of the proxy for this address, None for a direct connection; this machine never has a proxy."""
         if re.fullmatch(r"localhost|127(\.[0-9]{1,3}){3}|::1", address.host):
             return None
         for item in self.proxies.get("no", "").lower().split(","):

@@ -1,4 +1,4 @@
-"""Trouble on the network: which may pass, how often and how long a request is tried again, and how that is told."""
+"""Trouble on the network: which trouble may pass, how often and when a request is repeated, the messages about it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Passing(Exception):
 
 
 class Unreachable(OSError):
-    """There is no connection to `host`, the source's or a proxy's. `offline`: no sign of a network at all."""
+    """No connection to `host`, a source or a proxy, can be made. `offline`: this machine seems to have no network."""
 
     def __init__(self, host: str, problem: OSError) -> None:
         unnamed = isinstance(problem, socket.gaierror)
@@ -39,14 +39,16 @@ class Unreachable(OSError):
 
 @dataclass(frozen=True)
 class Retries:
-    """How long trouble is borne with; all times in seconds.
+    """How often, and after which pauses, a failed request is repeated; all times in seconds.
 
-    tries: how often a request may fail in a row. unheard: the same as long as no host at all has answered this process.
-    shortest, longest: the pause after the first failure, which doubles with each further one, and its limit.
-    patience: the longest pause that a source may ask for. silence: between two notices of the same trouble.
-    slow: a piece that would last this much longer is shared with another connection; not with fewer than `smallest`
-    bytes to share.
-    dead: a connection that brings nothing for this long is made anew.
+    - `tries`: failures in a row after which a request is given up.
+    - `unheard`: the same, while this process has had no answer from any host.
+    - `shortest`: the pause after the first failure. It doubles with each further one, up to `longest`.
+    - `patience`: the longest pause that a source may ask for.
+    - `silence`: the time between two notices of the same trouble.
+    - `slow`: where the rest of a piece will take longer than this, another connection takes over half of it.
+    - `smallest`: bytes; a smaller half is not taken over.
+    - `dead`: a connection that brings nothing for this long is replaced.
     """
 
     tries: int
@@ -60,7 +62,7 @@ class Retries:
     smallest: int = 128 << 10
 
     def limit(self, problem: Exception, heard: bool) -> int:
-        """How often a request may fail in this way; `heard`: whether any host has answered this process before."""
+        """Failures in a row after which `problem` is final; `heard`: some host has answered this process already."""
         return self.tries if heard or not isinstance(problem, Unreachable) else min(self.tries, self.unheard)
 
     def pause(self, failures: int) -> float:
@@ -68,7 +70,7 @@ class Retries:
         return min(self.longest, self.shortest * 2.0 ** (failures - 1)) * random.uniform(0.5, 1.0)
 
 
-# A small answer, for which somebody waits; a file, for which somebody waits in any case.
+# For small answers, for which a user waits at the prompt; for files, which take long in any case.
 FETCHES = Retries(tries=6, shortest=0.5, longest=16.0, patience=30.0)
 DOWNLOADS = Retries(tries=8, shortest=0.25, longest=20.0, patience=300.0, silence=30.0)
 
@@ -85,13 +87,13 @@ def retry_after(headers: Message) -> float:
     return 0.0
 
 
-def asked_wait(problem: Exception) -> float:
-    """Seconds that the other side asks to wait, 0 where it says nothing."""
+def requested_wait(problem: Exception) -> float:
+    """Seconds that the source asks us to wait before the next request, 0 where it does not ask."""
     return problem.wait if isinstance(problem, Passing) else 0.0
 
 
 def again(name: str, problem: Exception) -> str:
-    """The sentence for a user when a request for the file `name` is made again."""
+    """The sentence for a user when a request for the file `name` failed by `problem` and is repeated."""
     if isinstance(problem, Unreachable):
         return f"{problem.strerror}; trying again"
     return f"`{name}` cannot be read now: {trouble(problem)}; trying again"

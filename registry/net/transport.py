@@ -32,7 +32,7 @@ class Response:
         self.readinto = response.readinto
 
     def discard(self) -> None:
-        """Be done with it: the connection is kept if the rest of the body is small, closed otherwise."""
+        """Skip the rest of the body: a small one is read, and the connection stays; else the connection is closed."""
         with contextlib.suppress(OSError, HTTPException):
             if self._response.length is not None and self._response.length <= _LEFTOVER:
                 self._response.read()
@@ -70,7 +70,7 @@ class HttpClient:
             try:
                 return self._exchange(link, method, address, headers, body)
             except (ConnectionError, ssl.SSLError, HTTPException):
-                # A connection that was kept may have been closed by the other side meanwhile: no fault of anybody's.
+                # The other side may close an idle connection at any time. So this is no failure: a new one is made.
                 self._close(link)
         elif link:
             self._close(link)
@@ -86,7 +86,7 @@ class HttpClient:
         self._sockets.interrupt()
 
     def close(self) -> None:
-        """Close all connections, those too that came to nothing; by the owning thread."""
+        """Close all connections, also half-made ones; by the owning thread."""
         for link in list(self._links.values()):
             self._close(link)
         self._sockets.close_all()

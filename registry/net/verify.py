@@ -22,7 +22,7 @@ _AGAIN = "pull again; if it stays so, the copy at the source is damaged"
 
 
 class Verified:
-    """A file read front to back from `chunks`, hashed as it is taken.
+    """A file that is read front to back from `chunks`, and hashed as it is read.
 
     chunks: the file's bytes from `offset` on, in order, each valid until the next is asked for. If they have a method
     `close`, it is called with this reader's.
@@ -52,7 +52,7 @@ class Verified:
         self.offset = offset
 
     def readinto(self, target: memoryview) -> None:
-        """Fill `target` with the next bytes. Raises DigestMismatch when the file ends before, and what chunks raise."""
+        """Fill `target` with the next bytes. Raises DigestMismatch when the file ends before, errors of `chunks`."""
         filled = 0
         while filled < len(target):
             filled += self._take(target[filled:])
@@ -87,7 +87,7 @@ class Verified:
         return count
 
     def _ready(self) -> bool:
-        """Whether there are more bytes."""
+        """Wait for the next chunk if `_rest` is empty; whether there are more bytes."""
         while not self._rest:
             chunk = next(self._iterator, None)
             if chunk is None:

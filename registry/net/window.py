@@ -1,8 +1,8 @@
-"""The part of a file that is under way: pieces in file order, each with a buffer, fetched by many and read by one.
+"""The window of a download: pieces of the file in file order, each with a buffer; many threads fill, one reads.
 
-Buffers are made once and used again; a new piece needs a free one, so the window is bounded. A worker that finds
-neither buffer nor piece left while the first unfinished piece is slow takes over the end of that piece: one bad
-connection out of many does not hold up the file. No networking here.
+Buffers are made once and used again; a new piece needs a free one, so the window is bounded. Where a worker finds no
+free buffer or no piece left, and the first unfinished piece is slow, it takes over the second half of that piece. So
+one bad connection out of many does not hold up the file. No networking here.
 """
 
 from __future__ import annotations
@@ -22,10 +22,13 @@ QUANTUM = MIB
 
 @dataclass(slots=True, eq=False)
 class FilePiece:
-    """Bytes start … end of the file; those before `have` have arrived, those before `reach` may be on their way.
+    """Bytes `start` … `end` of the file, all offsets in the file.
 
-    buffer holds them from `start` on; `base` is the whole buffer, for the last piece in it only. `restart` ends the
-    request that fetches the piece, so that it is made again.
+    - `have`: the bytes before it have arrived. `reach`: the bytes before it are being received, or have arrived.
+    - `buffer`: the memory of the piece, from `start` on.
+    - `base`: the whole buffer, where this piece is the last one in it; it becomes free with this piece. Else None.
+    - `restart`: ends the request that fetches the piece, so that its worker makes it again.
+    - `began`, `moved`: when the piece was assigned, and when bytes arrived last (`time.monotonic`).
     """
 
     start: int
@@ -44,10 +47,13 @@ class FilePiece:
 
 
 class Window:
-    """Pieces of the bytes start … size of a file. `changed` guards all fields; waiting threads are notified by it."""
+    """The pieces of bytes `start` … `size` of a file. `changed` guards all fields, and waiting threads wait for it.
+
+    `position` is the offset of the next byte to deliver, `received` the number of bytes that have arrived.
+    """
 
     def __init__(self, start: int, size: int, piece: int, buffers: int, retries: Retries) -> None:
-        """piece: bytes of a piece, but for the last. retries: when a piece counts as slow, and as dead."""
+        """`piece`: bytes of each piece but the last. `buffers`: their greatest number. `retries`: `slow` and `dead`."""
         self.position, self.size = start, size
         self.received = 0
         self.changed = threading.Condition()
@@ -60,7 +66,7 @@ class Window:
 
     @property
     def unassigned(self) -> int:
-        """Number of pieces that nobody fetches yet."""
+        """The number of pieces that no worker has been assigned yet."""
         return -(-(self.size - self._next) // self._piece)
 
     def assign(self, restart: Callable[[], None]) -> FilePiece | None:
@@ -81,13 +87,13 @@ class Window:
         return None
 
     def room(self, piece: FilePiece, most: int) -> memoryview:
-        """The place for the next bytes of `piece`, at most `most`; empty when it is whole. Nobody else writes there."""
+        """Memory for the next bytes of `piece`, at most `most`, which nobody else writes; empty when it is whole."""
         with self.changed:
             piece.reach = min(piece.have + most, piece.end)
             return piece.buffer[piece.have - piece.start : piece.reach - piece.start]
 
     def arrived(self, piece: FilePiece, count: int) -> None:
-        """Note that the next `count` bytes lie in `piece`."""
+        """Note that the next `count` bytes of `piece` are in its buffer."""
         with self.changed:
             piece.have += count
             self.received += count
@@ -126,7 +132,10 @@ class Window:
         return self._spare.pop() if self._spare else None
 
     def _share(self, piece: FilePiece, restart: Callable[[], None]) -> FilePiece | None:
-        """A new piece of the second half of the missing bytes of `piece`, if they would take too long."""
+        """A new piece with the second half of the missing bytes of `piece`, None where these will come soon enough.
+
+        A dead piece is restarted.
+        """
         now = time.monotonic()
         if now - piece.moved > self._retries.dead:
             piece.moved = now

@@ -13,16 +13,16 @@ class FileReader(Protocol):
     """
 
     def readinto(self, target: memoryview) -> None:
-        """Fill `target` (bytes, writable) with what comes next."""
+        """Fill `target` (writable bytes) with the next bytes."""
 
     def state(self) -> bytes | None:
-        """The state from which `Source.open` goes on here; None where a reader must begin at the beginning."""
+        """The `state` with which `Source.open` goes on from here; None where it can only begin at byte 0."""
 
     def finish(self) -> None:
         """Read the rest, and compare the digest of the whole with the declared one."""
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
 
 
 class Source(Protocol):
@@ -49,10 +49,10 @@ class Source(Protocol):
         """Exactly `size` bytes from `offset`; for headers and small files."""
 
     def stamp(self, name: str) -> str:
-        """A text that is another one when the file is."""
+        """A text that changes whenever the file does: a digest, or inode, length and time."""
 
     def open(self, name: str, offset: int = 0, state: bytes = b"") -> FileReader:
-        """The file from `offset` on, where an earlier reader had that `state`; the beginning has none."""
+        """A reader of the file from `offset` on; `state` is an earlier reader's state there, b"" at the beginning."""
 
     def close(self) -> None:
-        """Let go of connections and files."""
+        """Close connections and files."""

@@ -50,7 +50,7 @@ class _File(msgspec.Struct, rename={"name": "rfilename", "blob_id": "blobId"}):
 
     @property
     def usable(self) -> bool:
-        """Whether its name is one for a file and all that we check it with is there."""
+        """Whether its name is safe, and the hub declares its size and its digest."""
         parts = self.name.split("/")
         whole = self.lfs.sha256 if self.lfs else self.blob_id or ""
         wanted = r"[0-9a-f]{64}" if self.lfs else r"[0-9a-f]{40}"
@@ -131,7 +131,7 @@ class Repository:
 
     @property
     def _fetcher(self) -> Fetcher:
-        """The connections of this thread."""
+        """The fetcher of this thread, with its own connections."""
         thread = threading.get_ident()
         if thread not in self._fetchers:
             self._fetchers[thread] = Fetcher(self._network)
@@ -149,13 +149,13 @@ class Repository:
         return info
 
     def _read_whole(self, file: _File) -> bytes:
-        """A small file, checked before a byte of it is used."""
+        """The bytes of a small file, after its digest was checked."""
         data = self._fetcher.part(self._remote(file), 0, file.length)
         Verified([data], file.name, file.length, file.digest).finish()
         return data
 
     def _chunks(self, file: _File, position: int) -> Iterator[memoryview]:
-        """The file's bytes from `position` on, compared with what was read of them early; fetched when asked for."""
+        """The file's bytes from `position` on, compared with the bytes that `read` gave out; fetched on iteration."""
         with Download(self._remote(file), self._network, position) as download:
             for data in download:
                 _compare(file.name, position, data, self._peeked.get(file.name, ()))
@@ -172,7 +172,7 @@ class Repository:
         return self._files[name]
 
     def _refused(self, status: int, headers: HTTPMessage) -> RegistryError:
-        """The error that a refusal means; the hub tells missing from forbidden by a code in a header."""
+        """The error for a refusal; by a code in a header the hub tells a missing repository from a forbidden one."""
         return self._refusal(status, headers.get("X-Error-Code", ""), f"{self._endpoint}/{self.title}")
 
     def _refusal(self, status: int, code: str, page: str) -> RegistryError:
@@ -196,7 +196,7 @@ class Repository:
 
 
 def _compare(name: str, position: int, data: memoryview, peeked: Iterable[tuple[int, bytes]]) -> None:
-    """Compare bytes that were read early with the checked stream. Raises DigestMismatch."""
+    """Compare `data`, at `position` of the file, with the bytes that `read` gave out. Raises DigestMismatch."""
     for offset, seen in peeked:
         start, end = max(position, offset), min(position + len(data), offset + len(seen))
         if start < end and data[start - position : end - position] != seen[start - offset : end - offset]:

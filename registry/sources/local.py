@@ -2,7 +2,7 @@
 
 The files may be links (a snapshot in the Hugging Face cache is made of them), but what they lead to must be a regular
 file: a pipe would block its reader for ever, a device has no end. A file is opened once; if it changes while it is
-read, that is said instead of using half of each.
+read, that is an error, because the model would be made of two versions.
 """
 
 from __future__ import annotations
@@ -18,16 +18,17 @@ from registry.errors import AccessDenied, ModelNotFound, SourceUnavailable
 
 LONGEST = 1 << 30  # bytes in one system call
 _PART = re.compile(r"(.+)-\d{5}-of-(\d{5})\.gguf", re.IGNORECASE)
-# A folder of the file system itself, which nobody but root may read; it holds no part of a model.
+# Folders that belong to the file system, not to a model; only root may read them.
 _FOREIGN = ("lost+found",)
-# Weights too: sentence-transformers keeps the layers behind a pooling in folders of their own.
+# Files that count in folders below. Weights too: sentence-transformers has the layers behind a pooling there.
 _BELOW = (".json", ".jinja", ".gguf", ".safetensors")
 
 
 class Folder:
     """The regular files inside one folder, and the settings, templates and weights one level below.
 
-    For the path of a GGUF file it is that file, with the other parts where it is split. It declares no digests.
+    The path may also lead to a GGUF file: then the source has this file, and its other parts if it is split. A folder
+    declares no digests.
     """
 
     revision = ""
@@ -40,7 +41,7 @@ class Folder:
         self._opening = threading.Lock()
         try:
             if path.name.lower().endswith(".gguf") and path.is_file():
-                self._path, self._names = path.parent, _pieces(path)
+                self._path, self._names = path.parent, _parts_of(path)
             else:
                 self._names = _listed(path)
         except OSError as error:
@@ -68,9 +69,9 @@ class Folder:
         """Its inode, length and time of change. Raises SourceUnavailable."""
         return _stamp(self._file(name)[1])
 
-    def open(self, name: str, offset: int = 0, state: bytes = b"") -> _Reading:
+    def open(self, name: str, offset: int = 0, state: bytes = b"") -> _FolderFile:
         """The file from `offset` on; there is no state, since nothing is declared. Raises SourceUnavailable."""
-        return _Reading(self, name, offset)
+        return _FolderFile(self, name, offset)
 
     def readinto(self, name: str, offset: int, target: memoryview) -> None:
         """As `read`, into memory that is there."""
@@ -101,10 +102,10 @@ class Folder:
             if name not in self._open:
                 if name not in self._names:
                     raise SourceUnavailable(f"`{self.title}` has no file `{name}`")
-                self._open[name] = self._opened(name)
+                self._open[name] = self._open_file(name)
             return self._open[name]
 
-    def _opened(self, name: str) -> tuple[int, os.stat_result]:
+    def _open_file(self, name: str) -> tuple[int, os.stat_result]:
         try:
             # It was a regular file when the folder was listed; a pipe put in its place must not make us wait.
             descriptor = os.open(self._path / name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -123,7 +124,7 @@ class Folder:
         )
 
 
-class _Reading:
+class _FolderFile:
     """One file of a folder, front to back."""
 
     def __init__(self, folder: Folder, name: str, offset: int) -> None:
@@ -134,7 +135,7 @@ class _Reading:
         self._offset += len(target)
 
     def state(self) -> bytes | None:
-        return b""
+        return b""  # no hash to go on with: any reader may begin at any offset
 
     def finish(self) -> None:
         self._folder.check(self._name)
@@ -150,7 +151,7 @@ def _stamp(status: os.stat_result) -> str:
     return f"{status.st_ino}:{status.st_size}:{status.st_mtime_ns}"
 
 
-def _pieces(path: Path) -> list[str]:
+def _parts_of(path: Path) -> list[str]:
     """The file, or all parts of the split file that it belongs to."""
     split = _PART.fullmatch(path.name)
     if not split:
@@ -174,7 +175,7 @@ def _listed(path: Path) -> list[str]:
 
 
 def _is_regular(entry: os.DirEntry[str]) -> bool:
-    """Whether it is a regular file, or may be one: where the system does not say, whoever opens it hears why."""
+    """Whether it is a regular file with a printable name. Where the system does not tell, opening it shows why."""
     try:
         return entry.is_file() and entry.name.isprintable()
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Where models come from: local folders, a hub; registries and plain URLs are not brought in by this version."""
+"""Opens the source of a reference: a local folder or a hub; this version pulls from no registry and no plain URL."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ DEMO = Path(__file__).parent.parent / "demo"
 
 
 def open_source(reference: Reference, endpoint: str, network: Network, revision: str = "") -> Source:
-    """The source that a reference names, pinned to `revision`, by default its present one.
+    """The source of a reference, pinned to `revision`; "" is the newest.
 
     `endpoint` is the hub's URL; the token of `network` goes there and nowhere else. Connections are opened for a hub
     only. Raises ModelNotFound (also when the revision is gone), AccessDenied, SourceUnavailable.

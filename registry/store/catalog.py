@@ -31,9 +31,11 @@ _LONGEST_CHOICE = 256
 class Model:
     """A variant of a model in the store.
 
-    `name` is as displayed and `key` its words; `digest` is the manifest's SHA-256 in hexadecimal, `size` the bytes of
-    all its blobs, `blob` the file of its weights. `failure` is why it cannot be used, None when it can: StoreDamaged
-    where something is missing or wrong, StoreFailed where something cannot be read.
+    - `key`: its name; `name`: the same as displayed. `digest`: the manifest's SHA-256 in hexadecimal.
+    - `size`: bytes of all blobs. `modified`: the manifest's time. `blob`, `blob_digest`: the weights.
+    - `config`, `params`: the JSON of its config blob and of its parameters blob.
+    - `failure`: the reason why it cannot be used, None when it can. StoreDamaged: something is missing or wrong;
+      StoreFailed: something cannot be read.
     """
 
     name: str
@@ -49,7 +51,7 @@ class Model:
 
     @property
     def problem(self) -> str:
-        """Why it cannot be used, empty when it can."""
+        """The message of `failure`, "" where there is none."""
         return str(self.failure or "")
 
     @property
@@ -74,7 +76,7 @@ class Stamp(NamedTuple):
 
 
 class Catalog:
-    """The models below `root`, the store's folder. May be used by several threads."""
+    """The models below `root`, the store's folder; reads only. May be used by several threads."""
 
     def __init__(self, root: Path) -> None:
         self.blobs = root / "blobs"
@@ -87,7 +89,7 @@ class Catalog:
         return self.blobs / digest.sha256(value).replace(":", "-")
 
     def manifest_path(self, name: Name) -> Path:
-        """The path of the manifest of this name; without a tag, of the folder of all its variants."""
+        """The path of the manifest of this name; for a name without a tag, the folder with all its manifests."""
         return self.manifests.joinpath(*name.parts)
 
     def choice_path(self, name: Name) -> Path:
@@ -119,8 +121,8 @@ class Catalog:
     def read(self, name: Name) -> Model | None:
         """The model of this exact name, with its `failure` if it has one; None when there is no manifest.
 
-        Takes no lock: what looks broken because the manifest is being replaced or removed is looked at again. While a
-        manifest is the same, nobody takes its blobs away. Raises StoreFailed where nobody knows if there is a manifest.
+        Takes no lock. Where the manifest was replaced or removed in the meantime, it is read again; while it is the
+        same, its blobs stay. Raises StoreFailed where it is unknown whether there is a manifest.
         """
         path = self.manifest_path(name)
         while (stamp := _stamp(path)) is not None:
@@ -132,7 +134,7 @@ class Catalog:
         return None
 
     def existing(self, name: Name) -> Name:
-        """The name as it is spelled in the store where it differs in upper and lower case only, else `name` itself.
+        """`name` in the store's spelling, which may differ in upper and lower case; `name` itself if it is not there.
 
         Raises StoreFailed.
         """
@@ -175,7 +177,7 @@ class Catalog:
         return found if found.own.get("source") == reference.location else None
 
     def _chosen(self, name: Name) -> str | None:
-        """The variant chosen last; the newest where none was chosen or the chosen one is gone."""
+        """The tag that a name without a tag means: the one chosen last, else the newest; None without variants."""
         folder = self.manifest_path(name)
         stamps = {variant: _stamp(folder / variant) for variant in reading.entries(folder)}
         there = {variant: stamp for variant, stamp in stamps.items() if stamp is not None}
@@ -261,7 +263,7 @@ class Catalog:
 
 
 def _candidates(reference: Reference) -> list[Name]:
-    """Under which names a reference may lie: a single word is something made here, else something of Ollama's."""
+    """The names that a reference may have in the store: a single word is a model made here, else one of Ollama's."""
     name = reference.name
     if reference.kind == "ollama" and name.namespace == LIBRARY:
         tag = None if (name.tag or "").lower() == LATEST else name.tag

@@ -67,7 +67,7 @@ def seal(path: Path) -> None:
 
 
 def rename(source: Path, target: Path) -> None:
-    """Give a file another name, replacing what had it. Durable once the target's folder is synced. Raises OSError."""
+    """Give a file another name, replacing the file of that name. Durable once its folder is synced. Raises OSError."""
     with _step("rename", target):
         source.rename(target)
 
@@ -79,7 +79,7 @@ def unlink(path: Path) -> None:
 
 
 def rmdir(path: Path) -> bool:
-    """Remove a folder if it is empty; says whether it is gone. Raises OSError."""
+    """Remove a folder if it is empty; returns whether it is gone. Raises OSError."""
     with _step("rmdir", path):
         try:
             path.rmdir()

@@ -1,4 +1,4 @@
-"""Garbage collection: the blobs that no manifest lists are removed, unless nobody can know which those are."""
+"""Garbage collection: removes the blobs that no manifest lists, but nothing while a manifest is unreadable."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Layers of a model on their way among the blobs: files that somebody wrote, or small objects still in memory."""
+"""Layers that a commit will make blobs: files that are written already, or small objects still in memory."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Staged:
         return cls(Layer(media_type, digest.of(data), len(data)), data)
 
     def settle(self, folder: Path) -> Path:
-        """Bring the content onto the disk, below the folder of the ingest; its file. Takes long for a large one.
+        """Write the content to a file below the ingest's folder, unless it is one, and fsync it; returns the file.
 
         Raises DigestMismatch (another size than announced), StoreDamaged, OSError.
         """
@@ -49,7 +49,7 @@ class Staged:
     def _check(self, path: Path) -> None:
         status = path.lstat()
         if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
-            raise StoreDamaged("what is to be committed is no ordinary file", "pull again")
+            raise StoreDamaged("the file to commit is no ordinary file", "pull again")
         if status.st_size != self.layer.size:
             raise DigestMismatch(
                 f"the file made has {status.st_size:,} bytes where {self.layer.size:,} were announced", "pull again"

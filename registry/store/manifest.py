@@ -1,7 +1,7 @@
 """Manifests: the small JSON files that say which blobs make up a model, in the form and media types of Ollama's.
 
-Everything read here is taken as written by somebody else: sizes are capped, the schema is checked, digests are only
-ever of the one form from which paths are built.
+Nothing read here is trusted: sizes are capped, the schema is checked, and a digest must have the form from which a path
+may be built.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _LAYERS = 1024
 
 
 class Layer(msgspec.Struct, frozen=True, rename="camel"):
-    """One blob of a model: what it is, its digest, its length in bytes."""
+    """One blob of a model: its media type, its digest (`sha256:…`), its length in bytes."""
 
     media_type: str
     digest: str
@@ -46,7 +46,7 @@ class Manifest(msgspec.Struct, frozen=True, rename="camel"):
 
     @property
     def blobs(self) -> tuple[Layer, ...]:
-        """All that the model needs to be complete."""
+        """The config and all layers: the blobs of a complete model."""
         return (self.config, *self.layers)
 
     @property

@@ -1,4 +1,4 @@
-"""Taking the store's folder for this process: whose it is, the lock on it, and the version of its layout."""
+"""Locks the store's folder for this process, after checks of its owner and of the version of its layout."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _FOLDERS = ("blobs", "manifests", "chosen", "ingest")
 
 
 def take(root: Path) -> int:
-    """Lock the folder `root`; the lock's file descriptor, which holds it until it is closed.
+    """Lock the folder `root`. Returns a file descriptor; the lock lasts until it is closed.
 
     Raises StoreLocked (with the owner's process id), StoreDamaged (not a store of ours), StoreFailed (the folder of
     another user), OSError.
@@ -27,7 +27,10 @@ def take(root: Path) -> int:
 
 
 def prepare(root: Path) -> None:
-    """Make what a new store needs. Raises StoreDamaged (of a newer version, or damaged), StoreFailed, OSError."""
+    """Create the version file and the folders of a new store; check the version of an old one.
+
+    Raises StoreDamaged (of a newer version, or damaged), StoreFailed, OSError.
+    """
     path = root / _VERSION
     data = reading.contents(path, _LONGEST_VERSION)
     if data is None:

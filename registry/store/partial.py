@@ -93,7 +93,10 @@ class Checkpoint(msgspec.Struct, frozen=True):
 
 
 class Journal(msgspec.Struct, frozen=True):
-    """The record of a pull that was begun."""
+    """The record of an unfinished pull: its facts, and two checkpoints.
+
+    `began` is the one at which the present source file began, `latest` the newest.
+    """
 
     facts: PullFacts
     began: Checkpoint
@@ -104,7 +107,7 @@ class Partial:
     """The output of a pull in its folder. `write` and `reached` are for one thread."""
 
     def __init__(self, folder: Path, every_bytes: int = EVERY_BYTES, every_seconds: float = EVERY_SECONDS) -> None:
-        """every_bytes, every_seconds: how often it is journalled. Raises StoreFailed where no journal can be read."""
+        """`every_bytes` of the source, or `every_seconds`: how often a checkpoint is journalled. Raises StoreFailed."""
         self._every_bytes, self._every_seconds = every_bytes, every_seconds
         self._folder = folder
         self._path = folder / DATA
@@ -118,7 +121,10 @@ class Partial:
         self.journal = read_journal(folder)
 
     def begin(self, facts: PullFacts) -> Checkpoint | None:
-        """Open the output; where to go on, or None when it begins anew. Raises DiskFull, StoreFailed."""
+        """Open the output, and return the checkpoint from which to resume; None where the pull begins anew.
+
+        Raises DiskFull, StoreFailed.
+        """
         journal = self.journal
         with plainly(self._folder.parents[1]):
             self._close_file()
@@ -169,7 +175,10 @@ class Partial:
         self._syncing = self._disk.submit(self._save, self.journal)
 
     def rewind(self) -> None:
-        """Go back to where the source file began that was not what was declared. Raises DiskFull, StoreFailed."""
+        """Journal the checkpoint at which the present source file began, after its digest was wrong.
+
+        Raises DiskFull, StoreFailed.
+        """
         self._settle()
         if self.journal is not None:
             self.journal = Journal(self.journal.facts, self.journal.began, self.journal.began)
@@ -181,7 +190,7 @@ class Partial:
         return self._hash.hexdigest(), self._hash.length
 
     def close(self) -> None:
-        """Let go of the file; what is journalled stays."""
+        """Close the file; output and journal stay on the disk."""
         self._disk.shutdown()
         self._close_file()
 

@@ -1,8 +1,8 @@
 """Reading the store's folders and files, so that "not there" is never confused with "cannot be read".
 
-A function here answers "nothing" only for a path that does not exist. Any other refusal (no permission, an I/O error, a
-link to a disk that is not mounted) raises StoreFailed. To take it for nothing would delete the blobs of models whose
-manifests are there and merely cannot be seen.
+A function here returns None or an empty list only for a path that does not exist. Any other refusal (no permission, an
+I/O error, a link to a disk that is not mounted) raises StoreFailed. If an unreadable folder of manifests counted as
+empty, garbage collection would delete the blobs of all its models.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG)
 
 
 def entries(folder: Path) -> list[str]:
-    """Names in a folder in order, but for files on their way, whose names begin with a dot. Raises StoreFailed."""
+    """The names in a folder, sorted; temporary files, which begin with a dot, are left out. Raises StoreFailed."""
     try:
         names = os.listdir(folder)  # noqa: PTH208
     except OSError as error:

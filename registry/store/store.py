@@ -45,7 +45,7 @@ _LONGEST_DIGEST = 80
 
 @dataclass(frozen=True)
 class Ingest:
-    """A file on its way into the store: whoever makes it writes `data`, then it is committed, paused or abandoned."""
+    """A file on its way into the store: its maker writes `data`, then calls `Store.commit`, `pause` or `abandon`."""
 
     title: str
     folder: Path
@@ -57,7 +57,7 @@ class Ingest:
 
     @property
     def journal(self) -> Journal | None:
-        """How far it is, None where it cannot be gone on with. Raises StoreFailed."""
+        """The journal, None where the file cannot be resumed. Raises StoreFailed."""
         return read_journal(self.folder) if resumable(self.folder) else None
 
 
@@ -139,10 +139,10 @@ class Store:
             return shutil.disk_usage(self.root).free
 
     def begin(self, title: str) -> Ingest:
-        """The place where the file of `title` is made; what was paused there is there again.
+        """The ingest in which the file of `title` is made; one that was paused is resumed.
 
-        Whether the disk has room is asked when the size is known (`runtime/machine/choosing.py`). Raises StoreFailed
-        (also when it is being made already), DiskFull.
+        Does not check that the disk has room, because the size is not known yet; `runtime/machine/choosing.py` does.
+        Raises StoreFailed (also when `title` is being made already), DiskFull.
         """
         ingest = Ingest(title, self._ingests / hashlib.sha256(title.encode()).hexdigest()[:16])
         with self._changing, plainly(self.root):
@@ -157,7 +157,7 @@ class Store:
         return ingest
 
     def pause(self, ingest: Ingest) -> None:
-        """Keep what can be gone on with, and throw away the rest; does nothing after a commit. Raises StoreFailed."""
+        """Keep the ingest if it can be resumed, else remove it; does nothing after a commit. Raises StoreFailed."""
         with self._changing, plainly(self.root):
             self._busy.discard(ingest.folder)
             self._restore(ingest.folder)
@@ -165,13 +165,13 @@ class Store:
                 fsops.remove_tree(ingest.folder)
 
     def abandon(self, ingest: Ingest) -> None:
-        """Throw away what was written so far; does nothing after a commit. Raises StoreFailed."""
+        """Remove the ingest and its file; does nothing after a commit. Raises StoreFailed."""
         with self._changing, plainly(self.root):
             self._busy.discard(ingest.folder)
             fsops.remove_tree(ingest.folder)
 
     def partials(self) -> list[Ingest]:
-        """The pulls under way or paused that can be gone on with. Raises StoreFailed."""
+        """The ingests that can be resumed, running ones included. Raises StoreFailed."""
         folders = [self._ingests / name for name in reading.entries(self._ingests)]
         found = [(folder, read_journal(folder)) for folder in folders if resumable(folder)]
         return [Ingest(journal.facts.title, folder) for folder, journal in found if journal]
@@ -230,7 +230,7 @@ class Store:
     def _publish(self, name: Name, files: list[tuple[Path, Layer]], chosen: bool) -> Model:
         """Move synced files among the blobs, then list them; the last of them is the config."""
         if name.tag is None:
-            raise BadName(f"`{name.display}` does not say which variant is committed", "a tag is wanted")
+            raise BadName(f"`{name.display}` has no tag, so it names no variant to commit", "add a tag")
         name = self._catalog.existing(name)
         for path, layer in files:
             target = self._catalog.blob(layer.digest)
@@ -254,7 +254,7 @@ class Store:
         fsops.replace(path, f"{name.tag}\n".encode())
 
     def _recover(self) -> None:
-        """Clear away what a process that died left: unfinished files, temporary ones, blobs that nobody lists."""
+        """Remove the leftovers of a process that died: ingests without a journal, temporary files, unlisted blobs."""
         for name in reading.entries(self._ingests):
             try:
                 self._restore(self._ingests / name)
@@ -270,7 +270,7 @@ class Store:
         self.collect(())
 
     def _restore(self, folder: Path) -> None:
-        """Bring data back that was among the blobs already when its commit ended before anything listed it.
+        """Undo half a commit: move a blob back to its ingest, where its file was renamed and no manifest lists it.
 
         Raises StoreDamaged, StoreFailed where nobody knows whether a manifest lists it.
         """
@@ -288,7 +288,7 @@ class Store:
 
 
 def _settle(ingest: Ingest, staged: Staged) -> Path:
-    """Bring a layer onto the disk, which takes long, so it is done without the store's lock; its file."""
+    """Settle a layer, and return its file. Takes long for a large one, so it is called without the store's lock."""
     path = staged.settle(ingest.folder)
     if path == ingest.data and ingest.journal:
         fsops.replace(ingest.folder / _COMMITTED, staged.layer.digest.encode())

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 from quant.convert.gguf.level import Recogniser
 from quant.convert.gguf.source import join, read_part
-from quant.convert.gguf.variants import Only, Variant, check_complete, gather, is_gguf, recognise_all
+from quant.convert.gguf.variants import Subset, Variant, check_complete, gather, is_gguf, recognise_all
 from quant.errors import QuantError, UnknownLevel, UnsupportedModel
 from quant.gguf.check import check_model
 from quant.gguf.header import Header
@@ -78,11 +78,11 @@ def select(files: Files, machine: Machine, wish: Wish, disk_free: int | None, *,
         survey = published_files.survey(replace(wish, forced=tag or wish.forced), disk_free)
         choice = survey.advice.choice
         level = choice.level if survey.quantize else None
-        return Selection(Only(files, survey.variant.files), level, choice.reason, survey)
+        return Selection(Subset(files, survey.variant.files), level, choice.reason, survey)
     if variant is None:
         return Selection(files, wish.forced)
     # A name that is none of our levels was meant for the file, whatever its tensors say.
-    return Selection(Only(files, variant.files), wish.forced if wish.forced in LEVELS else None)
+    return Selection(Subset(files, variant.files), wish.forced if wish.forced in LEVELS else None)
 
 
 def file_asked_for(files: Files, level: str | None) -> Variant | None:

@@ -109,18 +109,18 @@ STANDARD = (*UNGATED, *GATED)
 
 
 def pair(sizes: DecoderSizes) -> Transform:
-    """The rows of every head in pairs, as only some of llama.cpp's architectures want them."""
+    """The transform of queries and keys for the architectures of llama.cpp that rotate neighbouring rows."""
     return PairRotaryHalves(sizes.head)
 
 
 def paired(tensors: tuple[Known, ...]) -> tuple[Known, ...]:
-    """The table with the rows of queries and keys in pairs."""
+    """The table with queries and keys transformed by `pair`, for architectures that rotate neighbouring rows."""
     wanted = ("blk.{}.attn_q.", "blk.{}.attn_k.")
     return tuple(known.transformed(pair) if known.target.startswith(wanted) else known for known in tensors)
 
 
 def added_one(tensors: tuple[Known, ...]) -> tuple[Known, ...]:
-    """The table with one added to the weights of its norms, which are stored as their distance from one."""
+    """The table with 1 added to all norm weights, for models that store the weight minus 1, such as Gemma."""
     return tuple(
         known.transformed(lambda sizes: AddOne()) if known.target.endswith("norm.weight") else known
         for known in tensors
@@ -175,7 +175,7 @@ def _describe_norm(config: ModelConfig) -> dict[str, Any]:
 
 
 def bounded_by_window(config: ModelConfig, entries: dict[str, Any]) -> dict[str, Any]:
-    """The entries, the context cut to the sliding window, for architectures in which llama.cpp has none.
+    """`entries` with the context cut to the sliding window, for architectures in which llama.cpp has no window.
 
     Within the length of the window the answers are right whether or not it slides.
     """
@@ -195,9 +195,9 @@ def window_pattern(config: ModelConfig, sizes: Sizes, every: int) -> dict[str, A
 
 
 def describe_experts(count: int, used: int) -> dict[str, Any]:
-    """The entries of a mixture of experts, of which `used` answer for each token."""
+    """The entries of a mixture of `count` experts, of which `used` compute each token."""
     if not 0 < used <= count:
-        raise MalformedFile(f"{used} of {count} experts cannot be asked")
+        raise MalformedFile(f"{used} of {count} experts cannot be used for a token")
     return {"expert_count": count, "expert_used_count": used}
 
 

@@ -20,10 +20,6 @@ _GELU = ("gelu_pytorch_tanh", "gelu")
 _ODD_SCALE = {"gemma2": 46, "gemma3": 62}
 
 
-def _describe(config: ModelConfig, sizes: DecoderSizes) -> dict[str, Any]:
-    return decoder.describe(config, sizes)
-
-
 def _check_scale(config: ModelConfig, sizes: DecoderSizes, architecture: str) -> None:
     """llama.cpp has the scale of attention built in; raises where the model has another."""
     odd = sizes.layers == _ODD_SCALE[architecture]
@@ -44,7 +40,7 @@ def _describe_two(config: ModelConfig, sizes: DecoderSizes) -> dict[str, Any]:
 
 
 def _complete(config: ModelConfig) -> ModelConfig:
-    """Gemma 3's own files leave out what is transformers' default."""
+    """The settings with the defaults of transformers, which Gemma 3's own files leave out."""
     return config.filled(
         {
             "num_attention_heads": 8,
@@ -88,7 +84,7 @@ GEMMA = Family(
     tensors=decoder.added_one(decoder.BASE + decoder.NORMS),
     sizes=DecoderSizes,
     read_sizes=decoder.read_sizes,
-    describe=_describe,
+    describe=decoder.describe,
     activations=_GELU,
     tied=True,
 )
@@ -122,7 +118,7 @@ class _EmbeddingSizes(DecoderSizes):
 
 
 def _describe_embedding(config: ModelConfig, sizes: _EmbeddingSizes) -> dict[str, Any]:
-    """Every token sees those before and behind it, in most layers up to half a window away."""
+    """Attention goes both ways: to earlier and later tokens, in most layers up to half a window away."""
     if config.number("query_pre_attn_scalar", 256) != sizes.head:
         raise UnsupportedModel(f"its `query_pre_attn_scalar` is not {sizes.head}, the only one that llama.cpp knows")
     dense = {

@@ -55,7 +55,4 @@ OLMO2 = Family(
     read_sizes=decoder.read_sizes,
     describe=_describe,
 )
-FAMILIES = (
-    OLMO,
-    OLMO2,
-)
+FAMILIES = (OLMO, OLMO2)

@@ -1,4 +1,4 @@
-"""Families of models: each is a table of its tensors and their transforms, with the sizes and entries that it reads."""
+"""The list of all families, by the classes of their models; a new family is added here."""
 
 from __future__ import annotations
 
@@ -55,4 +55,4 @@ _MODULES = (
 FAMILIES: dict[str, Family[Any]] = {
     name: family for module in _MODULES for family in module.FAMILIES for name in family.classes
 }
-"""By the name that `architectures` of `config.json` has."""
+"""Families by the name of a model's class, as `architectures` in `config.json` has it."""

@@ -1,8 +1,8 @@
-"""A model that is published as GGUF, whole or split. Any level is made of weights that are F32, F16 or BF16.
+"""Plans a model that is published as GGUF, in one file or split. F32, F16 or BF16 weights are converted to any level.
 
-A file that is quantized already is copied: its precision does not come back, and a second rounding loses more.
-Which files make up one model, where there are several, is for `variants.py` to say. How models are split:
-`tools/gguf-split` of llama.cpp; every part has its number (from 0), the count, and how many tensors all have together.
+A file that is quantized already is copied: its precision does not come back, and a second rounding loses more. The
+source must hold one model; `variants.py` tells the files of several apart. Files are split by llama.cpp's
+`tools/gguf-split`: every part has its number (from 0), the count of parts, and the number of tensors in all parts.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from quant.gguf.header import Header, read_header
 from quant.notes import STOPS
 from quant.plan import Files, ModelPlan, TensorPlan
 
-# Entries that are written anew, or that describe a part only.
+# Entries that a conversion writes anew, or that describe a part only; and the latter alone.
 _DROPPED = re.compile(r"split\..*|general\.(file_type|quantization_version|alignment)")
 _OF_PARTS = re.compile(r"split\..*|general\.alignment")
 _TEMPLATE, _ENDS = "tokenizer.chat_template", ("eos_token_id", "eot_token_id", "eom_token_id")
-# Tensors as wide as the model: another width tells that two parts belong to two models.
+# Tensors whose length is the model's width: where two parts differ in it, they belong to two models.
 _WIDE = re.compile(r"blk\.\d+\.(attn_norm|ffn_norm|attn_output_norm|layer_output_norm)\.weight|output_norm\.weight")
 
 
 def plan_gguf(files: Files, finished: bool = False) -> ModelPlan:
-    """Plan a model from its GGUF files; only their headers are read. `finished`: quantized weights will do.
+    """Plan a model from its GGUF files; only their headers are read. `finished`: weights may be quantized already.
 
     Raises MalformedFile, which names the file, for a header that breaks the format and for parts that are missing or
     contradict each other. Raises UnsupportedModel for quantized weights, and where there are several models.
     """
-    variant = _only(files)
+    variant = _only_variant(files)
     headers = [read_part(files, name) for name in variant.files]
     model = join(headers)
     check_model(model)
@@ -63,7 +63,8 @@ def plan_gguf(files: Files, finished: bool = False) -> ModelPlan:
     return plan if whole else replace(plan, level=variant.with_header(Recogniser(plan), model).tag)
 
 
-def _only(files: Files) -> Variant:
+def _only_variant(files: Files) -> Variant:
+    """The one model of the source. Raises UnsupportedModel for several, MalformedFile for missing parts."""
     variants = gather(files)
     if len(variants) != 1:
         shown = ", ".join(f"`{variant.files[0]}`" for variant in variants[:5])
@@ -73,12 +74,15 @@ def _only(files: Files) -> Variant:
 
 
 def read_part(files: Files, name: str) -> Header:
-    """The header of a file, checked by itself."""
+    """The header of one file. Raises MalformedFile where it breaks the format of GGUF."""
     return read_header(lambda offset, count: files.read(name, offset, count), files.size(name), name)
 
 
 def join(headers: Sequence[Header]) -> Header:
-    """The header of the whole model: the first part's, with all tensors. Raises MalformedFile, which names the part."""
+    """The header of a model of several parts: the metadata of the first part, the tensors of all.
+
+    Raises MalformedFile, which names the part, where parts contradict each other or belong to different models.
+    """
     first, count = headers[0], len(headers)
     tensors = [tensor for header in headers for tensor in header.tensors]
     seen: dict[str, str] = {}
@@ -101,7 +105,10 @@ def _number(header: Header, key: str, default: int) -> int:
 
 
 def _check_kinship(header: Header, first: Header, seen: dict[str, str]) -> None:
-    """Raises MalformedFile where this part belongs to another model than the first, or repeats a tensor."""
+    """Raise MalformedFile where a part belongs to another model than the first part, or repeats a tensor.
+
+    `seen` maps tensors to their parts, and is filled.
+    """
     architecture = first.metadata.get("general.architecture")
     width = first.metadata.get(f"{architecture}.embedding_length")
     counts = [each.metadata.get("split.tensors.count") for each in (header, first)]
@@ -123,7 +130,7 @@ def _place(header: Header, number: int) -> TensorPlan:
 
 
 def _value(header: Header, key: str) -> Any:
-    """An entry as it is written again: lists of bytes as bytes."""
+    """An entry as `encode_value` takes it: lists of bytes as `bytes`."""
     value = header.metadata[key]
     return bytes(item & 0xFF for item in value) if header.kinds[key] in ("arr[u8]", "arr[i8]") else value
 

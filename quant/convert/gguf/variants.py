@@ -1,9 +1,9 @@
-"""The GGUF files that a publisher has of a model: which are parts of one, which hold no model, which level each has.
+"""The variants of a model in a repository of GGUF files: which files make up each variant, and at which level it is.
 
 A repository holds up to thirty such files, each with the whole tokenizer (up to 10 MB) before the list of its tensors.
-One header is read whole. All files of a model have the same tensors, so their list is looked for in the other files
-near the place where the first has it. The list counts when name, shape and offset of every tensor are right, and when
-the sizes of all tensors add up to the length of the file.
+Only one header is read whole. The variants of a model have the same tensors, so in the other files their list is
+searched for near the place where the first file has it. A list is accepted when name, shape and offset of every tensor
+are right, and when the sizes of all tensors add up to the length of the file.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from quant.gguf.values import encode_string
 from quant.plan import Files, ModelPlan
 from quant.types import QuantType, Tensor
 
-# The list of tensors may begin at most this many bytes before or behind its place in the header that was read.
+# The list of tensors may begin at most this many bytes before or behind its place in the header that is read whole.
 SLACK = 8 << 10
 _AT_ONCE = 8
 _IMPORTANCE = b"quantize.imatrix"
@@ -34,11 +34,11 @@ _NUMBERS = {type.id: type for type in QuantType}
 class Variant:
     """One published form of a model: a file, or all parts of a split one.
 
-    - `files`: in order. `size`: of all files, in bytes. `missing`: the parts that are not there.
-    - `label`: the level that the files' names speak of.
-    - `level`: our named level that it has or is nearest to. `tag`: the name to ask for it by. Both are empty until the
-      types of its tensors are known.
-    - `types`: the type of each tensor, where its header was read. `important`: it was made with importance data.
+    - `files`: paths, in the order of the parts. `size`: of all files, in bytes. `missing`: paths of missing parts.
+    - `label`: the level in the files' names, ours or the publisher's own.
+    - `level`: the nearest of our named levels. `tag`: the name by which a user asks for the variant. Both are empty
+      until the types of its tensors are known.
+    - `types`: the type of each tensor, empty where no header was read. `important`: made with importance data.
     """
 
     files: tuple[str, ...]
@@ -52,12 +52,12 @@ class Variant:
 
     @property
     def whole(self) -> bool:
-        """Whether its weights are not quantized."""
+        """Whether the weights are unquantized, so that any level can be made of them."""
         return self.level in ("F32", "F16", "BF16")
 
     @property
     def stem(self) -> str:
-        """Its name without level and part: files of one model share it."""
+        """The file's name without label and part number, in lower case; variants of one model share it."""
         found = GgufName.of(self.files[0])
         name = (found.stem if found else self.files[0]).rpartition("/")[2].lower()
         name = name.replace("fp16", "f16").replace("fp32", "f32")
@@ -71,20 +71,20 @@ class Variant:
         return replace(self, level=level, tag=tag, types=types, important=important)
 
 
-class Only:
-    """Some files of a source, as a source."""
+class Subset:
+    """A source that has only some files of another source."""
 
     def __init__(self, files: Files, names: Sequence[str]) -> None:
         self._names = list(names)
         self.title, self.size, self.read = files.title, files.size, files.read
 
     def names(self) -> list[str]:
-        """Those files."""
+        """Paths of the files."""
         return list(self._names)
 
 
 def is_gguf(files: Files) -> bool:
-    """Whether the model's weights are there as GGUF and not as safetensors, which are preferred."""
+    """Whether the source has GGUF files and no safetensors, which are preferred."""
     names = files.names()
     # An index names files that end just so, in lower case (`quant/safetensors.py`).
     others = (name for name in names if name.endswith(".safetensors") and "/" not in name)
@@ -92,7 +92,7 @@ def is_gguf(files: Files) -> bool:
 
 
 def gather(files: Files) -> list[Variant]:
-    """All models that are published, the largest first, by names and sizes alone."""
+    """All variants in a source, the largest first, by the names and sizes of files alone."""
     groups: dict[tuple[str, int], dict[int, str]] = {}
     names = {path: name for path in files.names() if (name := GgufName.of(path))}
     for path, name in names.items():
@@ -141,7 +141,7 @@ def recognise_all(
 
 
 class _Finder:
-    """Finds the list of tensors of `header` in other files, where it may be in another order."""
+    """Finds in other files the list of tensors that `header` has; the tensors may be in another order there."""
 
     def __init__(self, header: Header) -> None:
         self._alignment = header.alignment
@@ -154,7 +154,7 @@ class _Finder:
         self._start = header.data_offset - self._length
 
     def find(self, files: Files, variant: Variant) -> tuple[dict[str, QuantType], bool] | None:
-        """Each tensor's type, and whether the file mentions importance data; None where there is no such list."""
+        """The type of each tensor, and whether the file mentions importance data; None where the list is not found."""
         (name,) = variant.files
         start = max(0, self._start - SLACK)
         end = min(variant.size, self._start + self._length + SLACK)
