@@ -63,7 +63,7 @@ class Pieces:
 
 
 class Out:
-    """A file that is written, and the marks that it was told, each with the file's length."""
+    """An `Output` that writes to a file, and keeps the marks, each with the file's length then."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file = file

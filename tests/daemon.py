@@ -38,7 +38,7 @@ _CLEAN = {"PATH", "HOME", "LANG", "TMPDIR", "PYTHONPATH", "NUMBA_CACHE_DIR", "LD
 
 @dataclass(frozen=True)
 class Answer:
-    """What the daemon said."""
+    """A response of the daemon, read whole."""
 
     status: int
     headers: Mapping[str, str]
@@ -98,10 +98,10 @@ class Daemon:
         )
         os.close(sender)
         with os.fdopen(receiver, "rb") as file:
-            self.said = file.readline().decode()
+            self.ready_line = file.readline().decode()
         self.ready_seconds = time.perf_counter() - began
         self.url = ""
-        if self.said == "ready\n":
+        if self.ready_line == "ready\n":
             self.url = json.loads((home / "daemon.json").read_bytes())["url"]
 
     def __enter__(self) -> Daemon:
@@ -127,11 +127,11 @@ class Daemon:
 
     @property
     def errors(self) -> str:
-        """What it printed: nothing, as long as all is well."""
-        return self.said + (self.home / "stderr").read_text()
+        """The lines that it printed; none as long as all is well, but `ready` on the pipe."""
+        return self.ready_line + (self.home / "stderr").read_text()
 
     def stop(self, seconds: float = 15.0) -> int:
-        """End it as a service manager would; its exit status."""
+        """End it as a service manager would (SIGTERM); returns its exit status."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
             try:
@@ -144,7 +144,7 @@ class Daemon:
         return self.process.returncode
 
     def ended(self, seconds: float = 10.0) -> int:
-        """Wait until it ends by itself; its exit status."""
+        """Wait until it ends by itself; returns its exit status."""
         status = self.process.wait(seconds)
         self._errors.close()
         return status
@@ -194,32 +194,32 @@ class Daemon:
         return dict(last)
 
     def advice(self, model: str, **more: Any) -> Any:
-        """What `/lm/advise` says of a model; it must know it."""
+        """The answer of `/lm/advise` for a model, which must be a success."""
         answer = self.post("/lm/advise", {"model": model} | more)
         assert answer.status == 200, answer.body
         return answer.json
 
 
 def environment() -> dict[str, str]:
-    """Ours, without any setting that could reach the daemon."""
+    """The environment of the tests, without any setting that could reach the daemon."""
     return {name: value for name, value in os.environ.items() if name in _CLEAN}
 
 
 def alive(process: psutil.Process) -> bool:
-    """Whether it still runs; what nobody has reaped yet does not."""
+    """Whether a process still runs; a zombie does not."""
     with contextlib.suppress(psutil.NoSuchProcess):
         return bool(process.status() != psutil.STATUS_ZOMBIE)
     return False
 
 
 def allowed(seconds: float) -> float:
-    """A limit of time for what takes less than `seconds` where nothing else runs: longer on a busy machine."""
+    """The seconds that a test may allow for work of `seconds` on an idle machine: more on a busy one."""
     waiting = os.getloadavg()[0] / len(os.sched_getaffinity(0))
     return seconds * max(1.0, waiting) * 1.25 ** max(0, os.nice(0))  # the kernel's own factor for a step of nice
 
 
 def wait_until(condition: Callable[[], Any], seconds: float, step: float = 0.01) -> float:
-    """Wait for `condition`; the seconds that it took. Fails after `allowed(seconds)`."""
+    """Wait until `condition()` is true; returns the seconds that it took. Fails after `allowed(seconds)`."""
     began = time.monotonic()
     while not condition():
         assert time.monotonic() - began < allowed(seconds), f"not within {seconds} s"

@@ -1,7 +1,7 @@
 """A small hub that answers the Hugging Face Hub's routes for folders given to it: real HTTP, two origins, faults.
 
     with Hub({"org/repo": folder}) as hub:
-        open_source(parse("org/repo"), endpoint=hub.url, token=None)
+        open_source(parse("org/repo"), hub.url, Network())
     assert not any("authorization" in request.headers for request in hub.requests if request.origin == "cdn")
 
 Large files (`*.safetensors`, `*.gguf`, `*.bin`, anything of 10 MB or more) are answered with a redirect to the CDN,
@@ -52,7 +52,7 @@ class File:
 
     @cached_property
     def pointer(self) -> bytes:
-        """What git itself keeps of a large file."""
+        """The small file that git itself has in the place of a large one."""
         return f"version https://git-lfs.github.com/spec/v1\noid sha256:{self.sha256}\nsize {self.size}\n".encode()
 
     @cached_property
@@ -100,13 +100,13 @@ class Request:
 
 @dataclass
 class Faults:
-    """What goes wrong, on both origins unless said otherwise; each counts for bodies of files only.
+    """The faults of both origins; all but `statuses` are faults in the bodies of files.
 
-    cut_after: the connection is closed after so many bytes of a body, the first `cuts` times.
-    flip: this byte of every file is sent with its lowest bit inverted, the first `flips` times.
-    ignore_ranges: 200 and the whole file for a request with a range.
-    statuses: answers to give first, one for each request (503, 429, …), on any route.
-    stall_after: after so many bytes of a body nothing more is sent until the hub closes, the first `stalls` times.
+    cut_after: the connection is closed after N bytes of a body, the first `cuts` times.
+    flip: byte N of every file is sent with its lowest bit inverted, the first `flips` times.
+    ignore_ranges: a request with a range gets 200 and the whole file.
+    statuses: the next answers, one for each request (503, 429, …), on any route; with a header `retry_after`.
+    stall_after: after N bytes of a body nothing more is sent until the hub closes, the first `stalls` times.
     """
 
     cut_after: int | None = None
@@ -133,10 +133,10 @@ class Hub:
         bandwidth: float | None = None,
         latency: float = 0.0,
     ) -> None:
-        """`token`: wanted for every repository; `gated`: repositories that no token opens (licence not accepted).
+        """`token`: required for every repository; `gated`: repositories that no token opens (licence not accepted).
 
         `renamed`: old name → name in `repos`. `bandwidth`: bytes/s, shared by all connections. `latency`: seconds
-        before each answer. `flip_in`, an attribute: the only file that the fault `flip` damages.
+        before each answer. The attribute `flip_in` limits the fault `flip` to files with this text in their names.
         """
         self.token, self.gated, self.renamed = token, set(gated), dict(renamed or {})
         self.bandwidth, self.latency = bandwidth, latency

@@ -1,4 +1,4 @@
-"""GGUF files as people publish them: levels side by side, split ones, with what lies beside them that is no model."""
+"""GGUF files as people publish them: several levels side by side, split files, files made by the `gguf` package."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def make(path: Path, level: str, plan: ModelPlan | None = None) -> Path:
 
 
 def split(path: Path, target: Path, tensors: int, *, small_first: bool = False) -> list[Path]:
-    """Parts of a file with so many tensors each, written by the `gguf` package itself, named after `target`."""
+    """The parts of a file, with at most `tensors` tensors each, written by the `gguf` package, named after `target`."""
     rewrite(path, target, split_max_tensors=tensors, small_first_shard=small_first)
     return sorted(target.parent.glob(f"{target.stem}-*-of-*.gguf"))
 
@@ -43,7 +43,10 @@ def rewrite(
     small_first_shard: bool = False,
     **more: str,
 ) -> None:
-    """A file anew by the `gguf` package, with `more` entries (`__` for a dot), tensors from the last to the first."""
+    """Write a file again with the `gguf` package, with `more` entries of text (`__` in a key stands for a dot).
+
+    `backwards`: the tensors from the last to the first.
+    """
     reader = gguf.GGUFReader(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     architecture = reader.fields["general.architecture"].contents()

@@ -29,10 +29,12 @@ class EngineRefuses(AssertionError):
 
 
 class Engine:
-    """A loaded file; `vocabulary_only` leaves the weights where they are.
+    """A loaded GGUF file.
 
-    `instead` has values for numbers of the metadata that the file has otherwise; `exact` takes out the table of GELU;
-    `served` has the cache and the attention in half precision, as the daemon's workers do.
+    - `vocabulary_only`: load no weights.
+    - `instead`: numbers that replace entries of the file's metadata.
+    - `exact`: compute GELU by its formula and not by llama.cpp's table (`activation.py`).
+    - `served`: KV cache and attention in half precision, as in the daemon's workers; else in float32.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Folders as `Files`, and models made on the spot."""
+"""A folder, on disk or in memory, as a source (`quant.plan.Files`), and the parts of small models."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ class Folder:
     def change(self, name: str, **values: Any) -> Folder:
         """The same folder with entries of a JSON file set; None removes one."""
         merged = {**(self.json(name) if name in self.contents else {}), **values}
-        kept = {key: value for key, value in merged.items() if value is not None}
-        return self.with_file(name, json.dumps(kept).encode())
+        entries = {key: value for key, value in merged.items() if value is not None}
+        return self.with_file(name, json.dumps(entries).encode())
 
     def with_file(self, name: str, data: bytes | None) -> Folder:
         other = Folder(contents=self.contents)

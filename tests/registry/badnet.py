@@ -23,6 +23,11 @@ from typing import Any
 
 from registry.net.locate import Remote
 
+# Cut, reset and stall come after a random part of the body; slow is 100 bytes every 10 ms. In the other answers this is
+# wrong: flip, a bit of the body; ignore, it is the whole file; shifted or total, the numbers in Content-Range; short, a
+# third of the range; longer, a Content-Length 10 bytes too large; noheader, no Content-Range; garbage, no HTTP;
+# unavailable, 503; busy, 429; expired, 403 and a new signature; etag, gzip, chunked, the header; close, the body ends
+# with the connection.
 FAULTS = (
     "reset", "cut", "flip", "ignore", "shifted", "total", "short", "longer", "noheader", "garbage", "unavailable",
     "busy", "expired", "etag", "chunked", "close", "gzip", "stall", "slow",
@@ -178,8 +183,8 @@ class BadNet:
         if fault == "short" and partial:
             end = first + max(1, (end - first) // 3)
         body = self.data[first:end]
-        told, length = f"bytes {first}-{end - 1}/{total}", len(body)
-        fields = {"ETag": '"changed"' if fault == "etag" else f'"{self.linked[:8]}"', "Content-Range": told}
+        content_range, length = f"bytes {first}-{end - 1}/{total}", len(body)
+        fields = {"ETag": '"changed"' if fault == "etag" else f'"{self.linked[:8]}"', "Content-Range": content_range}
         if fault == "flip":
             at = self.random.randrange(len(body))
             body = body[:at] + bytes([body[at] ^ 1]) + body[at + 1 :]

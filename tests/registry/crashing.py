@@ -97,10 +97,10 @@ def check(root: Path, done: set[str]) -> None:
         listed = {model.blob for model in store.models()}
         assert {path for path in (root / "blobs").iterdir() if path.stat().st_size in (11, 10, 22, len(HALF))} == listed
         assert content(store, PULLED) in ([HALF] if "pulled" in done else [None, HALF])
-        kept = [ingest.journal.latest.size for ingest in store.partials() if ingest.journal]
-        assert len(kept) == len(list((root / "ingest").iterdir()))
+        lengths = [ingest.journal.latest.size for ingest in store.partials() if ingest.journal]
+        assert len(lengths) == len(list((root / "ingest").iterdir()))
         if content(store, PULLED) is None:
-            assert kept in ([[len(FIRST)]] if "journalled" in done else [[], [len(FIRST)]])
+            assert lengths in ([[len(FIRST)]] if "journalled" in done else [[], [len(FIRST)]])
         assert not [path for path in root.rglob("*") if path.name.startswith(fsops.TEMPORARY)]
         if content(store, "org/deleted") is None:
             put(store, "org/deleted:Q8_0", OTHER)
@@ -131,10 +131,10 @@ def die_at(root: Path, at: int, when: str) -> set[str] | None:
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
-        told = os.fdopen(writer, "w")
+        report = os.fdopen(writer, "w")
         try:
             fsops.hook = Die(at, when)
-            live(root, lambda deed: print(deed, file=told, flush=True))
+            live(root, lambda deed: print(deed, file=report, flush=True))
         finally:
             os._exit(0 if sys.exc_info()[0] is None else 1)
     os.close(writer)

@@ -2,36 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from quant.convert.planning import plan_model
 from tests.converting import write
-
-DEMO = Path(__file__).parents[2] / "registry" / "demo"
-
-
-class Folder:
-    """A folder as a source of a model."""
-
-    title = "a folder"
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def names(self) -> list[str]:
-        return sorted(file.name for file in self.path.iterdir())
-
-    def size(self, name: str) -> int:
-        return (self.path / name).stat().st_size
-
-    def read(self, name: str, offset: int, size: int) -> bytes:
-        return (self.path / name).read_bytes()[offset : offset + size]
-
-    def stream(self, name: str) -> Iterator[bytes]:
-        yield (self.path / name).read_bytes()
+from tests.quant.support import DEMO, Folder
 
 
 def convert(folder: Path, out: Path, level: str = "BF16") -> Path:

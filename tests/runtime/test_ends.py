@@ -9,7 +9,7 @@ from quant.convert.planning import plan_model
 from runtime import messages as m
 from runtime.options import Limits, Sampling
 from tests.converting import write
-from tests.runtime.conftest import Folder as Stored
+from tests.quant.support import Folder as Stored
 from tests.runtime.test_tokenizer import flagged, qwen
 from tests.runtime.tiny import load, with_added
 from tests.runtime.working import Worker, load_frame, working

@@ -27,7 +27,7 @@ CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "x"}]}
 
 def refused(daemon: Daemon) -> dict[str, Any]:
     assert daemon.ended() == 1
-    refusal = json.loads(daemon.said)
+    refusal = json.loads(daemon.ready_line)
     assert refusal["error"]
     assert refusal["hint"]
     assert "Traceback" not in daemon.errors

@@ -148,7 +148,7 @@ def test_no_secret_gets_into_the_log(guarded: Daemon) -> None:
 def test_listening_to_others_needs_a_key_or_a_word(tmp_path: Path) -> None:
     refused = Daemon(tmp_path, arguments=("--host", "0.0.0.0"))
     assert refused.ended() == 1
-    assert "LM_API_KEY" in refused.said
+    assert "LM_API_KEY" in refused.ready_line
     with Daemon(tmp_path, arguments=("--host", "0.0.0.0", "--no-auth")) as daemon:
         assert daemon.get("/api/tags", Host="192.168.1.5:11434").status == 200
         assert daemon.get("/api/tags", Host="host.docker.internal:11434").status == 200

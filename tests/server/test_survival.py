@@ -20,7 +20,8 @@ from benchmarks import synthetic
 from registry.names import LIBRARY, LOCAL, Name
 from registry.store.store import Store
 from tests.daemon import Answer, Daemon, alive, allowed, wait_until
-from tests.runtime.conftest import DEMO, convert
+from tests.quant.support import DEMO
+from tests.runtime.conftest import convert
 from tests.storing import put
 
 ABORTS = "aborts"

@@ -1,7 +1,7 @@
-"""Added tokens, and the note for our runtime about what GGUF cannot say of them and of the text around them.
+"""Added tokens, and the note for our runtime with their properties for which GGUF has no entries.
 
-The note (`quant/notes.py`) is written only where llama.cpp alone would read a text otherwise than the original
-tokenizer; `runtime/text/tokenizer.py` reads texts by it.
+The note (`quant/notes.py`) is written only where llama.cpp alone would tokenize some text otherwise than the original
+tokenizer. `runtime/text/tokenizer.py` follows it.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from quant.notes import PLAIN_STEPS, TOKENIZER, NotedToken, Space, TokenizerNote
 from quant.plan import Files
 
 _CONFIG = "tokenizer_config.json"
-# In front of the text of a token that llama.cpp is not to find: a noncharacter, which no text has.
+# Put in front of the text of a token that llama.cpp must not find: a noncharacter, which no prompt has.
 _HIDDEN = "\ufdd0"
 
 
 class AddedToken(NamedTuple):
     """An added token, as `tokenizer.json` and the `added_tokens_decoder` of `tokenizer_config.json` describe it.
 
-    It takes the white space to its left or right (`lstrip`, `rstrip`), and may have to be a word of its own
-    (`single_word`). It is looked for in the text as it is, or after the normalizer (`normalized`).
+    `lstrip`, `rstrip`: it takes the white space to its left, to its right. `single_word`: it counts only as a word of
+    its own. `normalized`: it is searched for after the normalizer, else before. `special`: it steers the model.
     """
 
     id: int
@@ -44,7 +44,7 @@ class AddedToken(NamedTuple):
         return cls(id, text, *(bool(entry.get(name)) for name in cls._fields[2:]))
 
     def flags(self, type: int) -> str:
-        """The letters of `NotedToken.flags` that hold for it, as a token of this type; never `h`."""
+        """`NotedToken.flags` for a token of this GGUF type, without `h`, which `note` adds."""
         flags = (self.lstrip, self.rstrip, self.single_word, self.normalized, type in (TOKEN_CONTROL, TOKEN_UNKNOWN))
         return "".join(letter for letter, flag in zip("lrwns", flags, strict=True) if flag)
 
@@ -55,7 +55,7 @@ def is_id(value: Any) -> bool:
 
 
 def read_decoder(files: Files) -> dict[int, AddedToken]:
-    """The added tokens of `tokenizer_config.json` by number; MalformedFile when they are none."""
+    """The added tokens of `tokenizer_config.json` by id. Raises MalformedFile for an entry without id or text."""
     decoder = ModelConfig.read(files, _CONFIG).part("added_tokens_decoder")
     entries = [
         (int(number) if number.isascii() and number.isdecimal() and len(number) < 9 else None, entry)
@@ -74,14 +74,15 @@ def merge_added(
 ) -> list[AddedToken]:
     """The tokens `added` in `tokenizer.json`, changed and completed by the newer ones in `tokenizer_config.json`.
 
-    transformers adds these to the others, too. A newer one that contradicts the vocabulary of `size` is left out.
+    transformers does so, too. A newer one is left out where its text has another id, its id another text, or where its
+    id is not below `size`.
     """
     ids = ids_by_text(vocab, added)
-    taken = set(ids.values())
+    used_ids = set(ids.values())
     newer = {
         id: token
         for id, token in decoder.items()
-        if ids.get(token.text) == id or (token.text not in ids and id not in taken and id < size)
+        if ids.get(token.text) == id or (token.text not in ids and id not in used_ids and id < size)
     }
     return list(({token.id: token for token in added} | newer).values())
 

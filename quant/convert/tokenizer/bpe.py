@@ -1,8 +1,8 @@
-"""Byte-pair vocabularies: on bytes, as GPT-2's, or with bytes as a fallback, as SentencePiece's.
+"""Byte-pair vocabularies: of bytes, as GPT-2's, or of characters with bytes as a fallback, as SentencePiece's.
 
 With bytes as a fallback, llama.cpp merges by the score of the merged token, while `tokenizer.json` ranks pairs. So
-scores are worked out from the ranks, where some give the same order. Where none do, llama.cpp's routine for Gemma 4
-merges by rank; it never puts a space in front, and merges no line break with anything else.
+scores are computed from the ranks, where any scores give the same order. Elsewhere the vocabulary is for llama.cpp's
+routine for Gemma 4, which merges by rank. It never puts a space in front, and merges line breaks with nothing else.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""The ways in which llama.cpp cuts text into words before merges apply, by rules as in `tokenizer.json`.
+"""The pre-tokenizers of llama.cpp, each as the rules by which `tokenizer.json` cuts a text into words in the same way.
 
-`llm_tokenizer_bpe` in llama-vocab.cpp knows each way by one or several names.
+Source: `llm_tokenizer_bpe` in llama-vocab.cpp, which has one or several names for each.
 """
 
 from __future__ import annotations
@@ -27,10 +27,6 @@ _TEKKEN = (
 _GPT4O = (
     rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+{_CONTRACTIONS}?|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*{_CONTRACTIONS}?"
     rf"|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{_SPACES}"
-)
-_DEEPSEEK3 = (
-    r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"
-    rf"| ?[\p{{P}}\p{{S}}]+[\r\n]*|{_SPACES}"
 )
 _WORDS = r" ?[^(\s|.,!?…。，、।۔،)]+"
 _BAILING = r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
@@ -68,9 +64,11 @@ _BY_THREES = r"\p{N}{1,3}(?=(?:\p{N}{3})*(?!\p{N}))"
 
 
 class Pre(NamedTuple):
-    """A routine of llama.cpp: its name, its rules, and whether words that are in the vocabulary skip the merges.
+    """A routine of llama.cpp: its name, and the rules of `tokenizer.json` that cut as it does.
 
-    `others` are more names for the same routine, with spaces between.
+    A rule is a regular expression whose matches are words, or `gpt2` (the expression of `ByteLevel`), or `digit` (every
+    digit by itself). `ignore_merges`: words that are in the vocabulary become one token, whatever the merges. `others`:
+    more names of the same routine, with spaces between.
     """
 
     name: str
@@ -80,7 +78,7 @@ class Pre(NamedTuple):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """All that llama.cpp calls it."""
+        """All its names in llama.cpp."""
         return self.name, *self.others.split()
 
 

@@ -1,8 +1,8 @@
-"""Recognises how a tokenizer cuts text into words before its merges apply.
+"""Recognises the pre-tokenizer of a `tokenizer.json`: how it cuts text into words before its merges apply.
 
-`tokenizer.json` says it by rules, llama.cpp by the name of a routine of its own. A name is given only where the rules
-are the same to the letter, cut a hard text at the same places, or make the same tokens of it. Nothing is guessed, since
-a wrong name costs quality and no error tells.
+`tokenizer.json` has rules, llama.cpp the name of a routine of its own. A routine is accepted where its rules are the
+same to the letter, or cut hard texts at the same places, or make the same tokens of them. Nothing is guessed, because a
+wrong name costs quality without any error.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 from quant.convert.tokenizer.cutting import KNOWN, Pre
 from quant.errors import MalformedFile, UnsupportedModel
 
-# Every kind of character beside every other, in runs of several lengths.
+# Texts of every kind of character, in runs of several lengths.
 PIECES = (
     "a",
     "Zz",
@@ -96,6 +96,7 @@ PIECES = (
     "ㄅ",
     "！",
 )
+# Every piece beside every other: texts on which two ways of cutting can hardly agree by chance.
 HARD = tuple("".join(left + right + end for right in PIECES for end in ("b", " 1", "\n")) for left in PIECES)
 NAMES = tuple(name for pre in KNOWN for name in pre.names)
 _NAMED = ", ".join(pre.name for pre in KNOWN)
@@ -105,8 +106,8 @@ _HINT = f"if you know which routine of llama.cpp it needs, name it with `--pre` 
 def recognise(tokenizer: dict[str, Any], same_either_way: Callable[[], bool]) -> str:
     """The name of llama.cpp's routine for a byte-level `tokenizer.json`; UnsupportedModel where none is the same.
 
-    `same_either_way` tells whether this vocabulary gives the same tokens if whole words skip the merges. It takes long,
-    so it is called only where llama.cpp's routine and the tokenizer differ in that.
+    `same_either_way()` tells whether this vocabulary gives the same tokens with and without `ignore_merges`. It takes
+    long, so it is called only where llama.cpp's routine and the tokenizer differ in that.
     """
     rules = tuple(_flatten(tokenizer.get("pre_tokenizer")))
     fitting = [pre for pre in KNOWN if pre.rules == rules] or _cutting_alike(tokenizer["pre_tokenizer"])
@@ -131,7 +132,7 @@ def _cutting_alike(step: dict[str, Any]) -> list[Pre]:
 
 
 def _encoding_alike(tokenizer: dict[str, Any]) -> str | None:
-    """The first routine by which this vocabulary gives a hard text the right ids.
+    """The name of the first routine by which this vocabulary gives all hard texts the right ids, None without any.
 
     Its rules may differ from the tokenizer's: where no token has two digits, cutting between digits changes nothing.
     """
@@ -169,12 +170,13 @@ def step_of(pre: Pre) -> dict[str, Any]:
 
 
 def _bare(step: str) -> str:
-    """A `tokenizer.json` that does nothing else than `step`."""
+    """A `tokenizer.json` with an empty vocabulary and the pre-tokenizer `step`."""
     return f'{{"version": "1.0", "model": {{"type": "BPE", "vocab": {{}}, "merges": []}}, "pre_tokenizer": {step}}}'
 
 
 @cache
 def _cuts_of(step: str) -> tuple[str, ...]:
+    """The words into which a pre-tokenizer, as JSON, cuts the hard texts; empty where the library refuses it."""
     from tokenizers import Tokenizer
 
     try:
@@ -189,7 +191,7 @@ def _cuts(step: dict[str, Any]) -> tuple[str, ...]:
 
 
 def check_name(name: str) -> str:
-    """The name that a user gave; raises UnsupportedModel, which lists all names, for an unknown one."""
+    """`name` itself, which the user gave. Raises UnsupportedModel, which lists all names, for an unknown one."""
     if name not in NAMES:
         raise UnsupportedModel(
             f"there is no pre-tokenizer `{name}`", hint=f"there are {_NAMED}, and llama.cpp's other names for these"

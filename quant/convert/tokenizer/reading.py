@@ -1,4 +1,4 @@
-"""Turns the files of a tokenizer into the vocabulary of a GGUF file, one module for each kind (`bpe.py`, …)."""
+"""Reads the vocabulary of a model from its tokenizer's files; one module for each kind of model (`bpe.py`, …)."""
 
 from __future__ import annotations
 
@@ -49,6 +49,7 @@ def read_vocabulary(files: Files, size: int, pre: str | None = None) -> Vocabula
 
 
 def _prefixed(vocabulary: VocabularyPlan) -> VocabularyPlan:
+    """The vocabulary with `tokenizer.ggml.` in front of its keys, and the note among its entries."""
     tokens = vocabulary.entries["tokens"]
     if len(set(tokens)) != len(tokens):
         raise broken("two tokens have the same text")

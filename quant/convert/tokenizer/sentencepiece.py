@@ -24,6 +24,7 @@ _UNIGRAM, _BPE = 1, 2
 _TYPES = (TOKEN_NORMAL, TOKEN_UNKNOWN, TOKEN_CONTROL, TOKEN_USER, TOKEN_UNUSED, TOKEN_BYTE)
 _ADDED_SCORE = -1000.0
 Field = int | bytes
+"""A value in a protocol buffer: a number, or the bytes of any other kind."""
 
 
 def read(files: Files, size: int) -> VocabularyPlan:
@@ -32,16 +33,16 @@ def read(files: Files, size: int) -> VocabularyPlan:
     Raises MalformedFile for a file that is no such model or contradicts the embeddings. Raises UnsupportedModel for a
     SentencePiece model that is neither BPE nor Unigram, and for a BPE model with its own table of replacements.
     """
-    message = dict_of(read_whole(files, FILE, MAX_JSON))
+    message = _parse_message(read_whole(files, FILE, MAX_JSON))
     pieces = [_piece(raw) for raw in message.get(1, ())]
     if not pieces:
         raise _broken("it has no pieces")
-    trainer, normalizer = (dict_of(message.get(number, [b""])[-1]) for number in (2, 3))
+    trainer, normalizer = (_parse_message(message.get(number, [b""])[-1]) for number in (2, 3))
     kind = trainer.get(3, [_UNIGRAM])[-1]
     if kind not in (_UNIGRAM, _BPE):
         raise UnsupportedModel(f"`{FILE}` is neither BPE nor Unigram")
     added = _added(files)
-    pieces = _placed(pieces, added, size)
+    pieces = _place_pieces(pieces, added, size)
     ids = {text: id for id, (text, _, _) in enumerate(pieces)}
     tokens, types = [text for text, _, _ in pieces], [type for _, _, type in pieces]
     noted = note(added.values(), tokens, types, _steps(normalizer) if kind == _BPE else ())
@@ -64,7 +65,7 @@ def read(files: Files, size: int) -> VocabularyPlan:
     return VocabularyPlan(ids, entries, first, last, noted)
 
 
-def dict_of(raw: Field) -> dict[int, list[Field]]:
+def _parse_message(raw: Field) -> dict[int, list[Field]]:
     """The fields of a message by their numbers, each with all its values: integers, or bytes for any other kind."""
     if isinstance(raw, int):
         raise _broken("a number stands where a message belongs")
@@ -105,7 +106,7 @@ def _varint(raw: bytes, position: int) -> tuple[int, int]:
 
 def _piece(raw: Field) -> tuple[str, float, int]:
     """Text, score and GGUF's type of a piece."""
-    fields = dict_of(raw)
+    fields = _parse_message(raw)
     text, score, type = (fields.get(number, [default])[-1] for number, default in ((1, b""), (2, bytes(4)), (3, 1)))
     if not isinstance(text, bytes) or not isinstance(score, bytes) or len(score) != 4 or type not in _TYPES:
         raise _broken("a piece has no text, no score or no type")
@@ -126,7 +127,7 @@ def _added(files: Files) -> dict[int, AddedToken]:
     return {**{id: AddedToken.read(id, {"content": text}, name) for text, id in older}, **read_decoder(files)}
 
 
-def _placed(
+def _place_pieces(
     pieces: list[tuple[str, float, int]], added: Mapping[int, AddedToken], size: int
 ) -> list[tuple[str, float, int]]:
     """A piece for every number below `size`: the vocabulary's, an added token, or a piece of the type unused."""

@@ -147,9 +147,9 @@ def _preparation(tokenizer: dict[str, Any]) -> _Preparation:
 
 
 def _replaced(table: bytes, text: bytes) -> bytes | None:
-    """The replacement of just this text in a table, None where it has none.
+    """The replacement of exactly this text in a table, None where it has none.
 
-    The table is a double array, walked as `normalize_prefix` in llama.cpp does.
+    The table is a double array, and is read as `normalize_prefix` in llama.cpp reads it.
     """
     size = int.from_bytes(table[:4], "little")
     nodes = struct.unpack_from(f"<{size // 4}I", table, 4) if table else (0,)
@@ -170,7 +170,7 @@ def _base(node: int) -> int:
 
 
 def _table(text: Any) -> bytes:
-    """A compact double array of replacements, its length first."""
+    """The table of replacements in base64 `text`: a length of four bytes, a double array, the replacements' texts."""
     try:
         table = binascii.a2b_base64(text, strict_mode=True) if isinstance(text, str) else b""
     except ValueError:
@@ -181,7 +181,7 @@ def _table(text: Any) -> bytes:
 
 
 def is_table(table: Any) -> bool:
-    """Whether these bytes can be given to llama.cpp, which believes the length in front."""
+    """Whether these bytes are safe for llama.cpp, which does not check the length at their beginning."""
     if not isinstance(table, bytes) or len(table) < 5:
         return False
     size = int.from_bytes(table[:4], "little")

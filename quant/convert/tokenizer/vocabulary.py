@@ -1,4 +1,4 @@
-"""The parts that vocabularies of every kind share: numbers, added tokens, and the steps around the model."""
+"""The plan of a vocabulary, and the parts of `tokenizer.json` that all kinds share: ids, added tokens, steps."""
 
 from __future__ import annotations
 
@@ -20,10 +20,12 @@ STEERING = re.compile(r"<\|.*\|>|<｜.*｜>|<unused\d+>|<pad>|<mask>", re.DOTALL
 
 @dataclass(frozen=True, slots=True)
 class VocabularyPlan:
-    """Ids by text, and the entries `tokenizer.ggml.*`: tokens by id, padded to the model's size, their types, ….
+    """A vocabulary as GGUF will have it.
 
-    `first` and `last` are the ids that the tokenizer itself puts before and after a text, None for none. `note` is the
-    entry `lm.tokenizer`, empty where the others say all.
+    - `ids`: the ids of all tokens by their texts in the source.
+    - `entries`: the entries `tokenizer.ggml.*`: tokens by id, padded to the model's size, their types, ….
+    - `first`, `last`: the ids that the tokenizer itself puts before and after a text, None for none.
+    - `note`: the entry `lm.tokenizer`, empty where llama.cpp needs none.
     """
 
     ids: Mapping[str, int]
@@ -44,7 +46,7 @@ def read_vocab(model: dict[str, Any]) -> dict[str, int]:
     if not isinstance(vocab, dict) or not vocab:
         raise broken("`vocab` is no object from tokens to numbers")
     if not all(map(is_id, vocab.values())):
-        raise broken("`vocab` has an entry whose number is none")
+        raise broken("`vocab` has an id that is no number")
     if len(set(vocab.values())) != len(vocab):
         raise broken("two tokens of `vocab` have the same number")
     return vocab
@@ -64,7 +66,7 @@ def added_type(text: str, special: bool) -> int:
 
 
 def unused_text(id: int, texts_in_use: Container[str]) -> str:
-    """A text for a number that no token has; none of `texts_in_use`."""
+    """A text for an id that no token has: `[PAD7]` for 7, or longer where `texts_in_use` has it."""
     text = f"[PAD{id}]"
     while text in texts_in_use:
         text += "_"
@@ -72,7 +74,7 @@ def unused_text(id: int, texts_in_use: Container[str]) -> str:
 
 
 def place_tokens(vocab: dict[str, int], added: Sequence[AddedToken], size: int) -> tuple[list[str], list[int]]:
-    """Texts and types by number. Numbers below the model's size that nothing uses become tokens of the type unused."""
+    """The texts and the GGUF types of all tokens by id. Ids below `size` without a token get one of the type unused."""
     texts = {id: text for text, id in vocab.items()}
     types = dict.fromkeys(texts, TOKEN_NORMAL)
     for id, content, special, *_ in added:
@@ -90,7 +92,7 @@ def place_tokens(vocab: dict[str, int], added: Sequence[AddedToken], size: int) 
 
 
 def steps(step: Any, inner: str) -> list[dict[str, Any]]:
-    """The steps in a step, which may be a sequence, as one list; `inner` is the key of a sequence's steps."""
+    """A step of `tokenizer.json` as a flat list: the steps of a `Sequence`, under key `inner`, or the step itself."""
     if step is None:
         return []
     if not isinstance(step, dict):
@@ -120,7 +122,7 @@ def prefix_space(step: Mapping[str, Any]) -> Space:
     """The stretches of text that a `Metaspace` puts a space in front of: `each`, the `first`, or none (`never`)."""
     scheme = step.get("prepend_scheme", "always")
     if scheme not in ("always", "first", "never"):
-        raise broken("`prepend_scheme` is none that there is")
+        raise broken("`prepend_scheme` is neither `always`, `first` nor `never`")
     if not step.get("add_prefix_space", True):
         return "never"
     return "each" if scheme == "always" else "first" if scheme == "first" else "never"

@@ -6,7 +6,6 @@ from tests.quant.zoo.row import Row
 from tests.quant.zoo.settings import GRANITE_SCALES, HALF_ROTATED_ROPE, LLAMA_3_ROPE, YARN_ROPE
 
 QWEN_EXPERTS = {"num_experts": 12, "num_experts_per_tok": 3, "moe_intermediate_size": 64, "decoder_sparse_step": 1}
-# The norm of its compressed keys has this epsilon in transformers, whatever the settings say.
 DEEPSEEK_V2 = {
     "q_lora_rank": None,
     "kv_lora_rank": 32,
@@ -17,6 +16,7 @@ DEEPSEEK_V2 = {
     "n_shared_experts": 2,
     "moe_intermediate_size": 32,
     "first_k_dense_replace": 2,
+    # transformers gives this epsilon to the norm of the compressed keys, whatever the settings say.
     "rms_norm_eps": 1e-6,
     "num_experts_per_tok": 2,
     "num_hidden_layers": 27,
@@ -69,7 +69,8 @@ GPT_OSS = {
     "num_local_experts": 12,
     "num_experts_per_tok": 3,
     "sliding_window": 48,
-    **{"rope_parameters": {"rope_type": "default", "rope_theta": 150000.0}, "intermediate_size": 96},
+    "rope_parameters": {"rope_type": "default", "rope_theta": 150000.0},
+    "intermediate_size": 96,
 }
 MIXTURES: dict[str, Row] = {
     "llama, mixtral": Row("Mixtral", {"num_local_experts": 12, "num_experts_per_tok": 2, "sliding_window": None}),

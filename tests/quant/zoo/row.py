@@ -26,10 +26,10 @@ _NONE_IS_A_VALUE = ("sliding_window", "q_lora_rank")
 class Row(NamedTuple):
     """A model of the architecture that transformers calls `kind`, with `SIZES` and the settings in `config`.
 
-    A setting that is None is left out. A model that also sees has `around` as its configuration, and `config` is the
-    configuration of its language model. Weights of matrices have a standard deviation of `spread` over the root of the
-    inputs. The weights of norms of heads are larger by `heads` than in other rows, for attention that is scaled in
-    another way.
+    - `config`: a setting that is None is left out. `task`: the end of the class's name.
+    - `around`: the configuration of a model that also sees; `config` is then that of its language model.
+    - `spread`: the standard deviation of a matrix's weights, times the root of its inputs.
+    - `heads`: a factor of the weights of the norms of heads, for models that scale attention in another way.
     """
 
     kind: str
