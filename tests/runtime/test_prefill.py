@@ -23,7 +23,7 @@ from runtime.text.stops import Stops
 from tests.runtime.test_engine import WARM, precise, submit, with_worker
 from tests.runtime.working import Worker
 
-TEXT = (Path(__file__).parents[2] / "README.md").read_text()
+TEXT = (Path(__file__).parents[1] / "prose.txt").read_text()
 PARAMS = ContextParams(2048, 6, 4, 1, "F32")
 PLENTY = 64 << 20
 
