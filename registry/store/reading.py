@@ -61,6 +61,9 @@ def contents(path: Path, longest: int) -> bytes | None:
 
 def _unreadable(path: Path, error: OSError) -> StoreFailed:
     if isinstance(error, PermissionError):
+        # A path below a closed folder is refused, too; the right has to be given for the uppermost of these folders.
+        closed = (folder for folder in reversed(path.parents) if not os.access(folder, os.X_OK))
+        path = next(closed, path)
         return StoreFailed(f"`{path}` may not be read by the daemon", "give the daemon's user the right to read it")
     if error.errno in (errno.ENOENT, errno.ENOTDIR):
         return StoreFailed(f"`{path}` is a link that leads to no folder", "mount its disk, or remove the link")

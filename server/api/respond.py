@@ -49,6 +49,8 @@ class Usage:
     prompt: int = 0
     cached: int = 0
     answer: int = 0
+    complete: bool = False
+    """Whether every answer came to its end."""
 
     def count(self, frame: Answer) -> None:
         """Add the tokens that a frame counts."""
@@ -102,7 +104,8 @@ async def respond(request: web.Request, generation: Generation, writer: AnswerWr
             response = await _streamed(request, _objects(writer, model, frames, usage), writer)
         else:
             response = reply(await _whole(writer, model, frames, usage))
-    request[LOG_NOTE] += f" {usage.prompt}+{usage.answer} tokens"
+    if usage.complete:
+        request[LOG_NOTE] += f" {usage.prompt}+{usage.answer} tokens"
     return response
 
 
@@ -153,6 +156,7 @@ async def _frames(model: InUse, submits: list[Submit], usage: Usage) -> Frames:
                         yield index, frame
                 else:
                     yield first + frame.index, frame
+    usage.complete = True
 
 
 def _written(writer: AnswerWriter, index: int, frame: Answer) -> Iterable[Json]:

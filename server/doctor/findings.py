@@ -53,6 +53,7 @@ def examine(config: Config, observations: Observations) -> list[Finding]:
         _memory(observations.hardware, observations.swap),
         _disk(config, observations.disk_free),
         _home(config, observations.home),
+        *([Finding("store", FAIL, str(error), error.hint)] if (error := observations.store_error) else []),
         _processor(observations),
         *(
             Finding("machine", WARN, sentence, "lm goes on as if there were none")

@@ -16,6 +16,9 @@ from pathlib import Path
 
 import psutil
 
+from registry.errors import StoreFailed
+from registry.store.catalog import Catalog
+from registry.store.reading import entries
 from runtime.machine.hardware import Hardware, amd_cards, detect
 from runtime.machine.inspection import EXAMINE_SECONDS, Examine, Examined, Probed, Refused, ask
 from runtime.machine.rates import Rates
@@ -58,6 +61,8 @@ class Observations:
     disk_free: int | None
     """Bytes free for models, None where that cannot be found out."""
     home: Home
+    store_error: StoreFailed | None
+    """The first folder of the store that cannot be read, None where all can."""
     rates: Probed | None
     """Measured speeds; None where there are none yet."""
     address: Address
@@ -77,6 +82,7 @@ def observe(config: Config) -> Observations:
         swap=bool(psutil.swap_memory().total),
         disk_free=_disk_free(config.store),
         home=_home(config.home),
+        store_error=_store_error(config.store),
         rates=Rates(config.cache, hardware.cpus).known(),
         address=_address(config),
     )
@@ -102,6 +108,16 @@ def _home(home: Path) -> Home:
         return Home(folder, writable_by_others=folder == home and bool(home.stat().st_mode & 0o022))
     except OSError as error:
         return Home(folder, error.strerror or str(error))
+
+
+def _store_error(store: Path) -> StoreFailed | None:
+    try:
+        for folder in ("", "blobs", "ingest"):
+            entries(store / folder)
+        list(Catalog(store).names())
+    except StoreFailed as error:
+        return error
+    return None
 
 
 def _address(config: Config) -> Address:

@@ -35,6 +35,7 @@ SOUND = Observations(
     swap=False,
     disk_free=100 * GB,
     home=Home(Path("/home/x/.lm")),
+    store_error=None,
     rates=None,
     address=Address(),
 )
@@ -57,6 +58,14 @@ def test_a_sound_machine_passes(tmp_path: Path) -> None:
     assert findings["llama.cpp"] == findings["daemon"] == ("ok", "")
     assert all(hint for state, hint in findings.values() if state != "ok")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_store_that_cannot_be_read_is_a_failure(tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / "manifests").symlink_to(tmp_path / "unmounted")
+    ended = Cli.at(tmp_path)("doctor", "--json")
+    assert ended.code == 1
+    assert printed(ended.out)["store"] == ("fail", "mount its disk, or remove the link")
 
 
 def test_what_is_broken_fails_with_a_hint(tmp_path: Path) -> None:

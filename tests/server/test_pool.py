@@ -66,6 +66,15 @@ def test_a_killed_worker_is_told_within_a_second_and_replaced(home: Path) -> Non
             assert again.lines[-1]["eval_count"] == 3
 
 
+def test_only_a_whole_answer_has_its_tokens_in_the_log(home: Path) -> None:
+    with Daemon(home, script={"tokens": ["word "] * 4, "die_after": 6}) as daemon:
+        lines = [daemon.post("/api/chat", say()).lines[-1] for _ in range(2)]
+        assert [line.get("done", "error" in line) for line in lines] == [True, True]
+        logged = [line for line in daemon.log.splitlines() if "POST /api/chat" in line]
+        assert ["+4 tokens" in line for line in logged] == [True, False]
+        assert "tokens" not in logged[1]
+
+
 def test_a_killed_worker_is_told_in_openais_way_too(home: Path) -> None:
     with Daemon(home, script=LONG) as daemon:
         body = {"model": "tiny", "messages": [{"role": "user", "content": "x"}], "stream": True}
