@@ -181,7 +181,8 @@ def test_openai_lists_and_raises(standard: openai.OpenAI) -> None:
 def test_a_death_in_mid_answer_reaches_both_clients(
     daemon: Daemon, native: ollama.Client, standard: openai.OpenAI
 ) -> None:
-    options = {"num_predict": 1500, "temperature": 1.0}
+    # An answer that never ends by itself: else it might be over before its worker is killed.
+    options = {"num_predict": 1500, "temperature": 1.0, "ignore_eos": True}
     stream = native.generate("demo", PROMPT, options=options, stream=True)
     next(stream)
     os.kill(daemon.workers()[0], signal.SIGKILL)
@@ -189,7 +190,8 @@ def test_a_death_in_mid_answer_reaches_both_clients(
     with pytest.raises(ollama.ResponseError, match="SIGKILL"):
         list(stream)
     assert time.monotonic() - killed < allowed(1)
-    events = standard.completions.create(model="demo", prompt=PROMPT, max_tokens=1500, stream=True)
+    endless = {"ignore_eos": True}
+    events = standard.completions.create(model="demo", prompt=PROMPT, max_tokens=1500, stream=True, extra_body=endless)
     next(iter(events))
     os.kill(daemon.workers()[0], signal.SIGKILL)
     with pytest.raises(openai.APIError, match="SIGKILL"):
