@@ -70,6 +70,8 @@ def test_only_a_whole_answer_has_its_tokens_in_the_log(home: Path) -> None:
     with Daemon(home, script={"tokens": ["word "] * 4, "die_after": 6}) as daemon:
         lines = [daemon.post("/api/chat", say()).lines[-1] for _ in range(2)]
         assert [line.get("done", "error" in line) for line in lines] == [True, True]
+        # The line is written after the answer's last byte.
+        wait_until(lambda: daemon.log.count("POST /api/chat") == 2, 5)
         logged = [line for line in daemon.log.splitlines() if "POST /api/chat" in line]
         assert ["+4 tokens" in line for line in logged] == [True, False]
         assert "tokens" not in logged[1]
