@@ -8,7 +8,7 @@ from typing import Any
 from quant.convert import chat, prequantized, wrappers
 from quant.convert.base import Family, headless
 from quant.convert.config import ModelConfig
-from quant.convert.families import qwen, ranking
+from quant.convert.families import qwen, ranking, rotary
 from quant.convert.families.table import FAMILIES
 from quant.convert.gguf.source import plan_gguf
 from quant.convert.gguf.variants import is_gguf
@@ -77,6 +77,7 @@ def _sketch(files: Files) -> tuple[ModelConfig, ModelPlan, int]:
     if family is qwen.QWEN3 and ranking.is_reranker(files):
         family = ranking.QWEN3
     _check_activation(family, config)
+    rotary.check(config, family.architecture)
     pooling = RANK if family.ranks else read_pooling(files, dense=DENSE[0] in family.tensors)
     if pooling is None and family.encoder:
         pooling = MEAN

@@ -16,10 +16,11 @@ _BASE = (
 
 
 def _describe(config: ModelConfig, sizes: DecoderSizes) -> dict[str, Any]:
+    entries = decoder.describe(config, sizes)
     return {
-        **decoder.describe(config, sizes),
+        **entries,
         "logit_scale": config.number("logit_scale", 0.0625),
-        "rope.scaling.type": "none",
+        "rope.scaling.type": entries.get("rope.scaling.type", "none"),
     }
 
 

@@ -128,15 +128,18 @@ def _describe_rotation(config: ModelConfig, sizes: _DeepSeekSizes) -> dict[str, 
     """YaRN as DeepSeek has it: attention is sharper by a logarithm of the factor, and rotation leaves lengths alone."""
     key = "rope_parameters" if config.get("rope_parameters") else "rope_scaling"
     scaling = rotary.parameters(config)
-    all_dimensions = scaling.get("mscale_all_dim")
-    if not all_dimensions:
+    kind = rotary.kind_of(scaling)
+    if kind not in ("default", "yarn") and scaling.get("mscale_all_dim"):
+        raise UnsupportedModel("its `mscale_all_dim` sharpens attention, which llama.cpp does for YaRN alone")
+    if kind != "yarn":
         return decoder.describe(config, sizes)
-    if scaling.get("mscale") != all_dimensions:
-        raise UnsupportedModel("its rotary scaling has an `mscale` that is not its `mscale_all_dim`")
+    if not scaling.get("mscale_all_dim"):
+        raise UnsupportedModel("its YaRN has no `mscale_all_dim`, without which llama.cpp sharpens attention twice")
+    multiplier = rotary.shared_scale(scaling)
     bare = {name: value for name, value in scaling.values.items() if not name.startswith("mscale")}
     entries = decoder.describe(config.changed({key: bare}), sizes)
     # llama.cpp expects the 0.1 of the formula in here.
-    return {**entries, "rope.scaling.yarn_log_multiplier": 0.1 * scaling.number("mscale_all_dim")}
+    return {**entries, "rope.scaling.yarn_log_multiplier": 0.1 * multiplier}
 
 
 def _take_keys(sizes: _DeepSeekSizes) -> Transform:

@@ -13,7 +13,7 @@ from typing import Any
 
 from quant.convert.base import Family, Known, Layers, Sizes, Target, Times, count_layers, in_layers, tensor
 from quant.convert.config import ModelConfig
-from quant.convert.families import decoder, llama, moe
+from quant.convert.families import decoder, llama, moe, rotary
 from quant.convert.families.decoder import LAYER, DecoderSizes, layer, linear, norm
 from quant.convert.families.moe import MixtureSizes
 from quant.convert.families.recurrent import describe_states, rates
@@ -224,6 +224,7 @@ _GRANITE_DENSE = Family(
     sizes=DecoderSizes,
     read_sizes=_read_dense_sizes,
     describe=_describe_dense,
+    computed=rotary.tables,
 )
 
 

@@ -84,5 +84,6 @@ INTERNLM2 = Family(
     sizes=DecoderSizes,
     read_sizes=_read_sizes,
     describe=llama.LLAMA.describe,
+    computed=llama.LLAMA.computed,
 )
 FAMILIES = (INTERNLM2,)

@@ -37,13 +37,12 @@ def _describe_ministral(config: ModelConfig, sizes: DecoderSizes) -> dict[str, A
     """YaRN that leaves lengths alone, and attention that is sharper far behind the trained length."""
     key = "rope_parameters" if config.get("rope_parameters") else "rope_scaling"
     scaling = rotary.parameters(config)
-    if scaling.get("mscale") != scaling.get("mscale_all_dim"):
-        raise UnsupportedModel("its rotary scaling has an `mscale` that is not its `mscale_all_dim`")
+    multiplier = rotary.shared_scale(scaling)
     bare = {name: value for name, value in scaling.values.items() if not name.startswith(("mscale", "beta"))}
     return {
         **_describe(config.changed({key: bare}), sizes),
         **rotary.betas(scaling),
-        "rope.scaling.yarn_log_multiplier": scaling.number("mscale_all_dim"),
+        "rope.scaling.yarn_log_multiplier": multiplier,
         "attention.temperature_scale": scaling.number("llama_4_scaling_beta"),
     }
 

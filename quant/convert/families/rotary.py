@@ -29,8 +29,13 @@ def base(config: ModelConfig, kind: str = _GLOBAL, default: float = 10000.0) -> 
 
 
 def local_base(config: ModelConfig) -> float:
-    """The base of the frequencies in layers with a sliding window."""
-    return base(config, _LOCAL, config.number("rope_local_base_freq", 10000.0))
+    """The base of the frequencies in layers with a sliding window, where these have one of their own.
+
+    It stands apart from `rope_theta`, which is about the other layers alone: in `rope_parameters` as transformers 5
+    saves them, in `rope_local_base_freq` in most published files.
+    """
+    default = config.number("rope_local_base_freq", 10000.0)
+    return config.part("rope_parameters").part(_LOCAL).number("rope_theta", default)
 
 
 def share(config: ModelConfig, default: float = 1.0) -> float:
@@ -42,15 +47,62 @@ def share(config: ModelConfig, default: float = 1.0) -> float:
     return default
 
 
+_LONG = ("longrope", "su")
+_READS_LLAMA3 = ("llama", "mistral3", "granite", "granitemoe", "arcee", "exaone4", "llama4")
+_READS_LONG = ("llama", "mistral3", "granite", "granitemoe", "phi3")
+READERS = {"llama3": _READS_LLAMA3, **dict.fromkeys(_LONG, _READS_LONG)}
+"""Scalings that need tables, and the architectures of llama.cpp whose graphs read them."""
+# Scalings that llama.cpp has no place for in an architecture, or of which it applies a part in layers with windows.
+_UNAPPLIED = {
+    "gemma3": ("yarn",),
+    "gemma-embedding": ("yarn",),
+    "gemma4": ("linear", "yarn"),
+    "modern-bert": ("linear", "yarn"),
+    "nomic-bert": ("linear", "yarn"),
+}
+# Layers with windows are never scaled in these; in the others all layers are scaled alike.
+_WINDOWS_UNSCALED = ("gemma3", "gemma-embedding", "gemma4", "modern-bert", "olmo2")
+_WITHOUT_EFFECT = ("default", "dynamic", "mrope")
+# The only one whose models are published with YaRN that does not round; `gpt_oss.py` says how far llama.cpp is off.
+_ROUNDED_ANYWAY = "gpt-oss"
+
+
+def check(config: ModelConfig, architecture: str) -> None:
+    """Raise UnsupportedModel where the model is rotated otherwise than llama.cpp rotates in this architecture."""
+    scaling = parameters(config)
+    kind = kind_of(scaling)
+    if kind in _UNAPPLIED.get(architecture, ()) or architecture not in READERS.get(kind, (architecture,)):
+        raise UnsupportedModel(
+            f"its rotary scaling is `{kind}`, which llama.cpp does not apply in the architecture `{architecture}`"
+        )
+    if kind == "yarn" and scaling.get("truncate") is False and architecture != _ROUNDED_ANYWAY:
+        raise UnsupportedModel("its YaRN has `truncate: false`, and llama.cpp rounds the ends of the ramp")
+    own = config.part("rope_parameters").part(_LOCAL)
+    if not own.values:
+        return
+    unscaled = kind_of(own) in _WITHOUT_EFFECT
+    if not unscaled if architecture in _WINDOWS_UNSCALED else own.values != scaling.values:
+        raise UnsupportedModel("its layers with a window are rotated otherwise than llama.cpp rotates them")
+
+
+def shared_scale(scaling: ModelConfig) -> float:
+    """`mscale_all_dim` of a YaRN that leaves lengths alone, as it does where `mscale` is the same number."""
+    if scaling.get("mscale") != scaling.get("mscale_all_dim"):
+        raise UnsupportedModel("its rotary scaling has an `mscale` that is not its `mscale_all_dim`")
+    if scaling.get("attention_factor") is not None:
+        raise UnsupportedModel("its rotary scaling has an `attention_factor` beside `mscale_all_dim`")
+    return scaling.number("mscale_all_dim")
+
+
 def describe(config: ModelConfig) -> dict[str, Any]:
     """The `rope.*` entries but for the dimension."""
     scaling = parameters(config)
-    kind = _kind(scaling)
+    kind = kind_of(scaling)
     entries: dict[str, Any] = {"rope.freq_base": base(config)}
     # "dynamic" changes nothing within the trained length, "mrope" nothing in a text; llama3 and longrope have tensors.
-    if kind in ("default", "dynamic", "llama3", "mrope"):
+    if kind == "llama3" or kind in _WITHOUT_EFFECT:
         return entries
-    if kind in ("longrope", "su"):
+    if kind in _LONG:
         return entries | _describe_long(config, scaling)
     if kind not in ("linear", "yarn"):
         raise UnsupportedModel(f"rotary scaling of the type `{kind[:40]}` cannot be converted yet")
@@ -59,7 +111,8 @@ def describe(config: ModelConfig) -> dict[str, Any]:
     return entries | (_describe_yarn(config, scaling) if kind == "yarn" else {})
 
 
-def _kind(scaling: ModelConfig) -> str:
+def kind_of(scaling: ModelConfig) -> str:
+    """The name of the scaling, "default" where there is none."""
     return str(scaling.get("rope_type") or scaling.get("type") or "default")
 
 
@@ -115,11 +168,11 @@ class HasRotated(Protocol):
 def tables(config: ModelConfig, sizes: HasRotated) -> tuple[TensorPlan, ...]:
     """The tensors that some kinds of scaling need, float32: divisors of the frequency of each rotated pair."""
     scaling = parameters(config)
-    kind = _kind(scaling)
+    kind = kind_of(scaling)
     pairs = sizes.rotated // 2
     if kind == "llama3":
         return (_table("rope_freqs.weight", _stretched(scaling, base(config), pairs)),)
-    if kind in ("longrope", "su"):
+    if kind in _LONG:
         lengths = ("long", "short")
         return tuple(_table(f"rope_factors_{name}.weight", _factors(scaling, name, pairs)) for name in lengths)
     return ()
