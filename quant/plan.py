@@ -71,7 +71,8 @@ class TensorPlan:
 
     A stack of experts has one of `parts` for each matrix, in the order of its rows: with 8 experts 8 parts, and `size`
     is their sum. Two tensors may share their parts: a fused gate and up projection is read once, and the `transform` of
-    each tensor selects its rows. Their sizes then add up to the bytes of the parts.
+    each tensor selects its rows. Their sizes then add up to the bytes of the parts. An output matrix that is the
+    embedding again has the size 0.
 
     Some weights have their scales in a tensor of their own (MXFP4, FP8: `quant/stream/scaled.py`). `scales` then has
     one entry for each entry of `parts`, `size` includes the scales, and `source_columns` is the number of values in a
@@ -167,7 +168,7 @@ class ModelPlan:
             )
             for tensor in header.tensors
         )
-        return cls(str(metadata.get("general.architecture", "")), metadata, tensors, ())
+        return cls(str(metadata.get("general.architecture", "")), metadata, tensors, (), kinds=header.kinds)
 
     def at(self, types: Mapping[str, QuantType]) -> list[Tensor]:
         """The tensors of the GGUF file, written with `types`, which maps the name of every tensor to its type."""
@@ -184,8 +185,8 @@ class ModelPlan:
 
     @property
     def parameters(self) -> int:
-        """Number of trained values."""
-        return sum(tensor.elements for tensor in self.tensors if tensor.shard)
+        """Number of trained values; an output matrix that is the embedding again adds none."""
+        return sum(tensor.elements for tensor in self.tensors if tensor.shard and tensor.size)
 
     @property
     def source_bytes(self) -> int:

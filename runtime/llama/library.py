@@ -18,8 +18,9 @@ import importlib.util
 import os
 import re
 import sys
+from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import Any, NoReturn
 
 from runtime.errors import LoadFailed
 from runtime.processor import instruction_sets
@@ -65,7 +66,11 @@ _SIZE = re.compile(
     r"(?:(KV|RS|output|compute|model|state) buffer|llama_(?:kv_cache|memory_recurrent)\w*:) size = *([\d.]+) MiB"
 )
 _FUNCTION = re.compile(r"^\w+: ")
+_FOLDER = re.compile(r"^\S*/")
+_ASKED_FOR = re.compile(r"create_tensor: loading tensor (\S+)")
 _MIB = 1 << 20
+# Callbacks whose bare pointers llama.cpp keeps.
+_KEPT: list[Any] = []
 
 
 @cache
@@ -128,6 +133,18 @@ def amx_is_broken() -> bool:
     return instructions is None or "amx_int8" in instructions  # slower is better than a crash where nobody can tell
 
 
+def on_abort(handle: Callable[[str], NoReturn]) -> None:
+    """Call `handle`, which ends the process, with llama.cpp's reason where a check of its own fails (`ggml_abort`)."""
+
+    def aborted(message: bytes) -> None:
+        handle(_FOLDER.sub("", message.decode(errors="replace")))
+
+    _KEPT.append(callback := ctypes.CFUNCTYPE(None, ctypes.c_char_p)(aborted))
+    lib = library()._lib
+    lib.ggml_set_abort_callback.restype = ctypes.c_void_p
+    lib.ggml_set_abort_callback(callback)
+
+
 @cache
 def quick_library() -> ctypes.PyDLL:
     """The same library, for calls so short that releasing the interpreter lock would cost more than they do.
@@ -164,6 +181,7 @@ class Log:
         self.buffers: dict[str, float] = {}  # in MiB
         self.cache_bytes = 0  # of all contexts so far
         self.error = ""
+        self.asked_for: set[str] = set()  # names of the tensors that were looked for
         self._passing = False
         # llama.cpp keeps the bare pointer: without this reference it would call freed memory.
         self.callback = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)(self._on_text)
@@ -182,6 +200,8 @@ class Log:
                 self.buffers[kind] = self.buffers.get(kind, 0.0) + size
             else:
                 self.cache_bytes += round(size * _MIB)
+        elif asked := _ASKED_FOR.search(line):
+            self.asked_for.add(asked[1])
         if level != LOG_CONTINUED:
             self._passing = level in (LOG_WARN, LOG_ERROR)
         if level == LOG_ERROR and not self.error:  # the first is the cause, later ones are consequences

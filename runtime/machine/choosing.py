@@ -11,13 +11,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from quant.errors import UnsupportedModel
 from quant.levels import budget, recipes
 from quant.plan import NEXT_TOKEN_LAYERS, ModelPlan
 from quant.types import Tensor
 from runtime.machine.devices import Layers
 from runtime.machine.fit import ModelSize
 from runtime.machine.hardware import Hardware, detect, usable_cpus
-from runtime.machine.inspection import Probed, ask_reserved
+from runtime.machine.inspection import Probed, Refused, Reserved, ask_model
 from runtime.machine.rates import Rates
 from runtime.machine.rule import Candidate, Choice, Host, Option, Wish, choose, judge
 from runtime.machine.step_time import Reads
@@ -127,11 +128,28 @@ class Chooser:
             return reserved.result(), candidates
 
     def _reserved(self, model_size: ModelSize, wish: Wish) -> ModelSize:
-        tensors = self._plan.at(recipes.assign(self._plan, recipes.LADDER[0]))
+        """The size with llama.cpp's own answer, where it can be asked; UnsupportedModel where it refuses the model."""
+        plan = self._plan
+        tensors = plan.as_stored() if plan.level else plan.at(recipes.assign(plan, recipes.LADDER[0]))
         if not model_size.vocabulary:
             model_size = replace(model_size, vocabulary=sum(each.rows for each in tensors if each.role == "token_embd"))
-        reserved = ask_reserved(self._plan.metadata, tensors, model_size.cap_context(wish.cache_config))
-        return model_size.with_reserved(reserved)
+        answer = ask_model(plan.metadata, tensors, model_size.cap_context(wish.cache_config), plan.kinds)
+        if isinstance(answer, Reserved):
+            return model_size.with_reserved(answer)
+        if answer.unloadable:
+            raise _unloadable(plan, answer)
+        return model_size
+
+
+def _unloadable(plan: ModelPlan, refused: Refused) -> UnsupportedModel:
+    """The refusal of a model, with the names in the source of tensors that llama.cpp has no place for."""
+    hint = "the llama.cpp in this version of lm cannot run such a model; no weights were downloaded"
+    asked_for = set(refused.asked_for)
+    homeless = [each.source or each.name for each in plan.tensors if each.name not in asked_for] if asked_for else []
+    if not homeless:
+        return UnsupportedModel(f"llama.cpp does not load this model: {refused.reason}", hint)
+    more = f" and {len(homeless) - 1} more" if len(homeless) > 1 else ""
+    return UnsupportedModel(f"llama.cpp's `{plan.architecture}` has no place for `{homeless[0][:80]}`{more}", hint)
 
 
 def _matters(candidates: Sequence[Candidate]) -> bool:

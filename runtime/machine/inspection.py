@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -28,6 +29,8 @@ EXAMINE_SECONDS = 30.0
 # The keys of one token in one layer for which attention is timed.
 ROW_BYTES = 2048
 _ALIGNMENT = 32
+# Entries about the files that a header was read from.
+_OF_ITS_FILE = re.compile(r"split\..*|general\.alignment")
 # The only entry of a tokenizer that the shape of a tensor depends on.
 _KINDS = "tokenizer.ggml.token_type_count"
 
@@ -114,9 +117,15 @@ class Examined(msgspec.Struct, tag="examined"):
 
 
 class Refused(msgspec.Struct, tag="refused"):
-    """llama.cpp said no, in its own words."""
+    """No answer, and the reason; llama.cpp's own words where it gave any.
+
+    `unloadable`: llama.cpp has judged the model, and will load it nowhere. Otherwise something else failed, or nobody
+    knows. `asked_for` has the names of all tensors that llama.cpp looked for where the model has more than these.
+    """
 
     reason: str
+    unloadable: bool = False
+    asked_for: list[str] = []
 
 
 Answer = Reserved | Probed | Examined | Refused
@@ -139,25 +148,44 @@ def ask_reserved(
     cache_config: CacheConfig,
 ) -> Reserved | None:
     """The bytes that llama.cpp reserves for a model of these metadata and `tensors`; None where it cannot say."""
+    sizes = {key: value for key, value in metadata.items() if not key.startswith("tokenizer.") or key == _KINDS}
+    answer = ask_model(sizes, tensors, cache_config)
+    return answer if isinstance(answer, Reserved) else None
+
+
+def ask_model(
+    metadata: Mapping[str, Any],
+    tensors: Iterable[Tensor],
+    cache_config: CacheConfig,
+    kinds: Mapping[str, str] | None = None,
+) -> Reserved | Refused:
+    """As `ask_reserved`, about the tokenizer too where `metadata` has one; with the reason where there is no answer.
+
+    `kinds` are GGUF kinds of entries that are not the usual ones of their Python types.
+    """
     with tempfile.TemporaryDirectory(prefix="lm-reserve-") as folder:
         path = Path(folder) / "header.gguf"
-        write_skeleton(path, metadata, tensors)
+        write_skeleton(path, metadata, tensors, kinds)
         answer = ask(Reserve(str(path), cache_config), RESERVE_SECONDS)
     if isinstance(answer, Reserved):
         return answer
-    log.info("llama.cpp cannot say what the model takes: %s", answer)
-    return None
+    refused = answer if isinstance(answer, Refused) else Refused("the process that was asked gave another answer")
+    log.warning("llama.cpp cannot say what the model takes: %s", refused.reason)
+    return refused
 
 
-def write_skeleton(path: Path, metadata: Mapping[str, Any], tensors: Iterable[Tensor]) -> int:
-    """A GGUF file without a tokenizer whose tensors are a hole in the file; its length in bytes."""
+def write_skeleton(
+    path: Path, metadata: Mapping[str, Any], tensors: Iterable[Tensor], kinds: Mapping[str, str] | None = None
+) -> int:
+    """A GGUF file whose tensors are a hole in the file; its length in bytes. It need not have tokens."""
     placed = layout(tensors)
     architecture = metadata.get("general.architecture", "")
     rows = {tensor.name: tensor.shape[-1] for tensor in placed}
-    entries = {key: value for key, value in metadata.items() if not key.startswith("tokenizer.") or key == _KINDS}
-    entries["tokenizer.ggml.model"] = "no_vocab"
+    entries = {key: value for key, value in metadata.items() if not _OF_ITS_FILE.fullmatch(key)}
+    if "tokenizer.ggml.tokens" not in entries:
+        entries["tokenizer.ggml.model"] = "no_vocab"
     entries.setdefault(f"{architecture}.vocab_size", rows.get("token_embd.weight", 1))
-    header = encode_header(entries, placed)
+    header = encode_header(entries, placed, kinds)
     length = len(header) + (placed[-1].offset + placed[-1].nbytes if placed else 0)
     with path.open("wb") as file:
         file.write(header)

@@ -10,14 +10,28 @@ from __future__ import annotations
 import ctypes
 import importlib.metadata
 import os
+import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from runtime.child import Parent
-from runtime.errors import EngineError
+from runtime.errors import EngineError, LoadFailed
 from runtime.machine.inspection import Answer, Device, Examine, Examined, Probe, Question, Refused, Reserve, Reserved
+from runtime.messages import CacheConfig
 
+if TYPE_CHECKING:
+    from runtime.llama.model import LlamaModel
+
+# Reasons of llama.cpp that say nothing about the model.
+_SHORT_OF_MEMORY = re.compile("alloc|insufficient memory|out of memory", re.IGNORECASE)
+# Parts of them that name the step and say nothing of the cause.
+_WHERE = re.compile(r"(error loading model( \w+)?|failed to initialize the context|check_tensor_dims|\w+_tensors): ")
+# Its reason where the file has tensors that it did not look for.
+_TOO_MANY = "wrong number of tensors"
+# A cache that every model can have.
+_PLAIN = CacheConfig(512, 1)
 # `enum ggml_backend_dev_type` of ggml-backend.h.
 _KINDS = dict(enumerate(("cpu", "gpu", "igpu", "accel", "meta")))
 
@@ -27,11 +41,24 @@ def main() -> int:
     parent = Parent.connect(sys.argv[1:], Question)
     question: Any = parent.receive()
     try:
+        if isinstance(question, Reserve):
+            _answer_aborts(parent)
         answer = answer_to(question)
     except EngineError as error:
         answer = Refused(str(error))
     parent.send(answer)
     return 0
+
+
+def _answer_aborts(parent: Parent) -> None:
+    """Send llama.cpp's reason where it aborts, and end the process."""
+    from runtime.llama.library import on_abort
+
+    def aborted(reason: str) -> NoReturn:
+        parent.send(Refused(reason, unloadable=not _SHORT_OF_MEMORY.search(reason)))
+        os._exit(1)
+
+    on_abort(aborted)
 
 
 def answer_to(question: Question) -> Answer:
@@ -47,18 +74,44 @@ def answer_to(question: Question) -> Answer:
             return examine()
 
 
-def reserve(question: Reserve) -> Reserved:
-    """The bytes of a context as the engine makes it."""
-    from runtime.llama.context import Context, ContextParams, sequence_count
+def reserve(question: Reserve) -> Reserved | Refused:
+    """The bytes of a context as the engine makes it; Refused where the model cannot be loaded, or has no such cache."""
     from runtime.llama.library import LOG
     from runtime.llama.model import LlamaModel
 
-    model = LlamaModel(Path(question.path), empty=True)
     wanted = question.cache_config
+    try:
+        model = LlamaModel(Path(question.path), empty=True)
+    except LoadFailed:
+        asked_for = sorted(LOG.asked_for) if _TOO_MANY in LOG.error else []
+        return _refused(LOG.error, asked_for)
+    try:
+        return _context(model, wanted)
+    except LoadFailed:
+        reason = LOG.error
+    try:
+        _context(model, _PLAIN)
+    except LoadFailed:
+        return _refused(reason)
+    return Refused(reason)  # the model will do, and the cache that was asked for will not
+
+
+def _context(model: LlamaModel, wanted: CacheConfig) -> Reserved:
+    """The bytes that a context reserves, in which the graph is built; raises LoadFailed."""
+    from runtime.llama.context import Context, ContextParams, sequence_count
+    from runtime.llama.library import LOG
+
     total = sequence_count(model, wanted.sequences)
     context = Context(model, ContextParams(wanted.context, total, wanted.sequences, 1, wanted.kv_type))
     compute, output = (context.buffers.get(kind, 0) for kind in ("compute", "output"))
     return Reserved(wanted, LOG.cache_bytes, compute, output, _repacks())
+
+
+def _refused(reason: str, asked_for: Sequence[str] = ()) -> Refused:
+    """The model cannot be loaded, unless llama.cpp gave no reason or was short of memory."""
+    reason = _WHERE.sub("", reason)
+    unloadable = bool(reason) and not _SHORT_OF_MEMORY.search(reason)
+    return Refused(reason or "llama.cpp gave no reason", unloadable, list(asked_for))
 
 
 def _repacks() -> tuple[str, ...]:

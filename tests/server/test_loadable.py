@@ -1,0 +1,103 @@
+"""Models that llama.cpp would not load are refused from their headers, by its own reason, before a weight moves."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from quant.convert.planning import plan_model
+from quant.safetensors import read_model
+from runtime.machine.choosing import Chooser, this_machine
+from runtime.machine.rule import Wish
+from runtime.messages import CacheConfig
+from tests import publishing
+from tests.cli.support import Cli
+from tests.daemon import Daemon
+from tests.hub import Hub
+from tests.quant.support import DEMO, Folder, safetensors
+
+BIAS = "model.layers.0.self_attn.o_proj.bias"
+# Fewer than the smallest matrix of the demo's layers has, more than its tokenizer.
+NO_WEIGHTS = 500_000
+
+
+def changed(path: Path, biases: bool = False, **config: Any) -> Path:
+    """The demo with another configuration, and with biases behind its attention."""
+    source = Folder(DEMO)
+    tensors = {
+        entry.name: (entry.dtype, entry.shape, source.read(entry.shard, entry.offset, entry.size))
+        for entry in read_model(source)
+    }
+    if biases:
+        zeros = np.zeros(256, "<f4").tobytes()
+        tensors |= {BIAS.replace("0", str(layer)): ("F32", (256,), zeros) for layer in range(6)}
+    path.mkdir(parents=True)
+    folder = source.change("config.json", **config).with_file("model.safetensors", safetensors(tensors))
+    for name, data in folder.contents.items():
+        (path / name).write_bytes(data)
+    return path
+
+
+def gguf(path: Path, **more: str) -> Path:
+    """The demo as a GGUF file with other entries."""
+    whole = publishing.make(path.parent / "whole" / "m.gguf", "Q4_K_M")
+    publishing.rewrite(whole, path / "m.gguf", **more)
+    return path
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
+    place = tmp_path_factory.mktemp("hub")
+    repos = {
+        "org/biased": changed(place / "biased", biases=True, architectures=["SmolLM3ForCausalLM"], attention_bias=True),
+        "org/rotated": changed(place / "rotated", architectures=["Qwen2ForCausalLM"], partial_rotary_factor=0.5),
+        "org/cut": gguf(place / "cut", tokenizer__ggml__pre="nobody-knows"),
+    }
+    with Hub(repos) as hub:
+        yield hub
+
+
+REASONS = {
+    "org/rotated": "GGML_ASSERT(n_embd_head == n_rot) failed",
+    "org/biased": f"llama.cpp's `smollm3` has no place for `{BIAS}` and 5 more",
+    "org/cut": "unknown pre-tokenizer type: 'nobody-knows'",
+}
+
+
+@pytest.mark.parametrize("name", REASONS)
+def test_what_llama_cpp_refuses_is_refused_before_a_weight_moves(daemon: Daemon, hub: Hub, name: str) -> None:
+    sent = hub.bytes_sent
+    for answer in (
+        daemon.post("/api/pull", {"model": name, "stream": False}),
+        daemon.post("/lm/advise", {"model": name}),
+    ):
+        assert (answer.status, answer.json["code"]) == (400, "unsupported_model"), answer.json
+        assert REASONS[name] in answer.json["error"]
+        assert "llama.cpp" in answer.json["hint"] and "again" not in answer.json["hint"]
+    ended = Cli.at(daemon.home, daemon.url.removeprefix("http://"))("run", name, "Hello")
+    assert ended.code != 0 and REASONS[name] in ended.err
+    assert hub.bytes_sent - sent < 3 * NO_WEIGHTS
+
+
+def test_a_header_that_cannot_be_asked_about_is_not_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    machine = this_machine(tmp_path)
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    advice = Chooser(plan_model(Folder(DEMO)), machine).advise(Wish(CacheConfig(2048, 1)))
+    assert advice.choice.level == "Q8_0"
+    assert advice.model_size.reserved is None
+    assert "cannot say what the model takes: the process that was asked died" in caplog.text
+
+
+@pytest.mark.parametrize("kv_type", ["Q8_0", "F16"])
+def test_a_cache_that_does_not_fit_the_heads_is_no_fault_of_the_model(tmp_path: Path, kv_type: str) -> None:
+    narrow = changed(tmp_path / "narrow", num_attention_heads=16, num_key_value_heads=8, head_dim=16)
+    plan = plan_model(Folder(narrow))
+    advice = Chooser(plan, this_machine(tmp_path)).advise(Wish(CacheConfig(512, 1, kv_type)))
+    assert (advice.model_size.reserved is None) is (kv_type == "Q8_0")
