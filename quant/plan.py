@@ -111,6 +111,11 @@ class TensorPlan:
         """The quantized GGML type in which the makers published these weights (MXFP4); None for all other weights."""
         return QuantType.__members__.get(self.dtype) if self.scales or self.published else None
 
+    @property
+    def again(self) -> bool:
+        """Whether another tensor is made of the same bytes, and counts for both."""
+        return bool(self.parts) and not self.size
+
     def at(self, type: QuantType) -> Tensor:
         """The tensor of the GGUF file, written with this type."""
         return Tensor(self.name, self.shape[::-1], type)
@@ -186,7 +191,7 @@ class ModelPlan:
     @property
     def parameters(self) -> int:
         """Number of trained values; an output matrix that is the embedding again adds none."""
-        return sum(tensor.elements for tensor in self.tensors if tensor.shard and tensor.size)
+        return sum(tensor.elements for tensor in self.tensors if tensor.shard and not tensor.again)
 
     @property
     def source_bytes(self) -> int:

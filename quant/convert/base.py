@@ -68,7 +68,7 @@ from quant.safetensors import Entry
 
 # The types of safetensors that hold weights as they are; others belong to quantized models.
 UNQUANTIZED = ("F32", "F16", "BF16", "F64")
-HEAD = "output.weight"
+EMBEDDING, HEAD = "token_embd.weight", "output.weight"
 
 Layers = frozenset[int]
 """Numbers of layers, from 0 on."""
@@ -140,8 +140,11 @@ class Known:
     because no engine reads it.
 
     `layers` names the set of layers that have the tensor, None for all; one without `{}` in its name is there once, if
-    that set is not empty. One that is not `required` is in all these layers or in none. `stack` names the size that
-    tells how many sources `[]` stands for. `skip` is how many of the first rows stay behind.
+    that set is not empty. One that is not `required` is in all these layers or in none. `switch` names a setting that
+    takes the tensor away where it is false; the engine needs it nevertheless, and gets zeros.
+
+    `stack` names the size that tells how many sources `[]` stands for. `skip` is how many of the first rows stay
+    behind.
     """
 
     source: str
@@ -151,6 +154,7 @@ class Known:
     layers: str | None = None
     stack: str = "experts"
     skip: Length = 0
+    switch: str = ""
 
     @property
     def target(self) -> str:
@@ -193,6 +197,11 @@ def tensor(
 def in_layers(layers: str, *rows: Known) -> tuple[Known, ...]:
     """The rows for one set of layers alone."""
     return tuple(replace(known, layers=layers) for known in rows)
+
+
+def switched(switch: str, *rows: Known) -> tuple[Known, ...]:
+    """The rows, of which the setting `switch` takes the biases away."""
+    return tuple(replace(known, switch=switch) if known.source.endswith(".bias") else known for known in rows)
 
 
 def count_layers(config: ModelConfig, key: str = "num_hidden_layers") -> int:

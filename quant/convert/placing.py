@@ -8,10 +8,12 @@ from dataclasses import replace
 from math import prod
 from typing import Any, NamedTuple
 
-from quant.convert.base import HEAD, UNQUANTIZED, Family, Known, Sizes
+from quant.convert.base import EMBEDDING, HEAD, UNQUANTIZED, Family, Known, Sizes
 from quant.convert.config import ModelConfig
+from quant.convert.peeking import alike
 from quant.errors import MalformedFile, UnsupportedModel
-from quant.plan import Part, TensorPlan
+from quant.gguf.architectures import OUTPUT_NEEDED
+from quant.plan import Files, Part, TensorPlan
 from quant.safetensors import DTYPES, Entry
 
 
@@ -23,21 +25,17 @@ class _Wanted(NamedTuple):
 
 
 def plan_tensors(
-    family: Family[Any], config: ModelConfig, sizes: Sizes, entries: Sequence[Entry]
+    family: Family[Any], config: ModelConfig, sizes: Sizes, entries: Sequence[Entry], files: Files
 ) -> tuple[TensorPlan, ...]:
-    """Every tensor of the GGUF file that has a source, in the order in which the source completes them.
+    """Every tensor of the table, zeros first, the others in the order in which the source completes them.
 
-    Raises UnsupportedModel for a tensor that the family does not know or whose values are quantized, MalformedFile for
-    one that is missing or has another shape.
+    `files` are read where a tied model has an output of its own. Raises UnsupportedModel for a tensor that the family
+    does not know or whose values are quantized, MalformedFile for one that is missing or has another shape.
     """
     wanted = _expand(family, sizes)
     found = _strip(family, entries)
-    if config.flag("tie_word_embeddings", family.tied):
-        # `transformers` shares the embedding then, and never looks at a head that the file may also hold.
-        heads = [name for name, (row, _) in wanted.items() if row.target == HEAD]
-        for name in heads:
-            del wanted[name]
-            found.pop(name, None)
+    again = _tie(family, wanted, found, files) if config.flag("tie_word_embeddings", family.tied) else ()
+    zeros = _take_away(wanted, config, sizes)
     unknown = [entry.name for name, entry in found.items() if name not in wanted]
     if unknown:
         raise UnsupportedModel(
@@ -55,7 +53,45 @@ def plan_tensors(
         if name in found and row.targets
         for tensor in _place(found[name], row, layer, sizes)
     ]
-    return _stacked(placed, entries)
+    for name, row in again:
+        (tensor,) = _place(found[name], row, 0, sizes)
+        parts = tensor.parts or (Part(tensor.shard, tensor.offset, tensor.size),)
+        placed.append(replace(tensor, size=0, parts=parts))
+    return (*zeros, *_stacked(placed, entries))
+
+
+def _take_away(wanted: dict[str, _Wanted], config: ModelConfig, sizes: Sizes) -> list[TensorPlan]:
+    """Zeros for the tensors that the model is set not to have, which are then no longer `wanted`."""
+    off = {name: each for name, each in wanted.items() if each.row.switch and not config.flag(each.row.switch, True)}
+    for name in off:
+        del wanted[name]
+    names = [(row.target.replace("{}", str(layer)), sizes.shape(row.shape)) for row, layer in off.values()]
+    return [TensorPlan(name, shape, "F32", values=bytes(4 * prod(shape))) for name, shape in names]
+
+
+def _tie(
+    family: Family[Any], wanted: dict[str, _Wanted], found: dict[str, Entry], files: Files
+) -> tuple[tuple[str, Known], ...]:
+    """The sources to be placed once more, by a row of another: the embedding, where it is the output as well.
+
+    `wanted` and `found` of a tied model are changed, after `tie_weights` of transformers. An output that differs from
+    the embedding stays. An output alone is the embedding. Otherwise no output is wanted, and only some architectures
+    need the embedding once more in its place.
+    """
+    outputs = [(name, row) for name, (row, _) in wanted.items() if row.target == HEAD]
+    embedding = next((name for name, (row, _) in wanted.items() if row.target == EMBEDDING), "")
+    again: list[tuple[str, Known]] = []
+    for name, row in outputs:
+        output = found.get(name)
+        if output and embedding in found and not alike(files, found[embedding], output):
+            continue
+        del wanted[name]
+        found.pop(name, None)
+        if output and embedding:
+            found.setdefault(embedding, output)
+        if family.architecture in OUTPUT_NEEDED and embedding in found:
+            again.append((embedding, row))
+    return tuple(again)
 
 
 def without_next_token_layers(
@@ -175,7 +211,7 @@ def _stacked(placed: list[TensorPlan], entries: Sequence[Entry]) -> tuple[Tensor
         joined[tensor.name] = tensor if before is None else _join(before, tensor)
     files = {entry.shard: number for number, entry in reversed(list(enumerate(entries)))}
     for name, tensor in joined.items():
-        plain = tensor.parts and tensor.transform is None and not tensor.scales
+        plain = tensor.parts and not tensor.again and tensor.transform is None and not tensor.scales
         if plain and prod(tensor.shape) * DTYPES[tensor.dtype] != tensor.size:
             raise MalformedFile(f"some experts of `{name}` are missing")
 

@@ -95,7 +95,7 @@ def _sketch(files: Files) -> tuple[ModelConfig, ModelPlan, int]:
     left_out |= {NEXT_TOKEN_LAYERS: next_token_bytes} if next_token_bytes else {}
     described = {f"{family.architecture}.{key}": value for key, value in family.describe(config, sizes).items()}
     own = (*family.computed(config, sizes), *family.picked(files, entries, config))
-    tensors = (*own, *plan_tensors(family, config, sizes, entries))
+    tensors = (*own, *plan_tensors(family, config, sizes, entries, files))
     metadata = {
         "general.architecture": family.architecture,
         "general.type": "model",
@@ -138,7 +138,7 @@ def _check_activation(family: Family[Any], config: ModelConfig) -> None:
 
 
 def _size_label(tensors: tuple[TensorPlan, ...]) -> str:
-    parameters = sum(tensor.elements for tensor in tensors if tensor.shard)
+    parameters = sum(tensor.elements for tensor in tensors if tensor.shard and not tensor.again)
     for unit, scale in (("B", 1e9), ("M", 1e6)):
         if parameters >= scale:
             return f"{parameters / scale:.1f}{unit}"

@@ -27,3 +27,10 @@ REQUIRED = {
         *(f"blk.{{}}.{part}.weight" for part in _PARTS.split()),
     ),
 }
+# The architectures that need an output matrix of their own, even where it is the embedding (`models/*.cpp`).
+_WITH_OUTPUT = """
+    apertus arwkv7 baichuan bailingmoe bailingmoe2 codeshell dbrx deepseek4 dots1 exaone-moe glm5-next gpt-oss gptneox
+    hy_v4 internlm2 jais kimi-k3 kimi-linear llada-moe maple mellum mimo2 minimax-m2 muse-glimmer nemotron olmo2 olmoe
+    orion phi2 phimoe plamo qwen qwen2moe rwkv6 rwkv6qwen2 rwkv7 stablelm talkie xverse
+"""
+OUTPUT_NEEDED = frozenset(_WITH_OUTPUT.split())

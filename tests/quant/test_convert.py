@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import numpy as np
 import pytest
 
 from quant.convert.planning import plan_model
@@ -87,13 +88,25 @@ def test_a_sliding_window_bounds_the_context() -> None:
     assert planned("config.json", sliding_window=512).metadata["llama.context_length"] == 512
 
 
-def test_a_tied_model_drops_the_head_that_transformers_never_reads() -> None:
+def test_a_tied_model_has_an_output_where_that_differs_from_the_embedding() -> None:
     whole = {e.name: (e.dtype, e.shape, demo.read(e.shard, e.offset, e.size)) for e in read_model(demo)}
-    whole["lm_head.weight"] = ("BF16", (4096, 256), bytes(4096 * 256 * 2))
-    folder = demo.with_file("model.safetensors", safetensors(whole))
-    assert "output.weight" not in [tensor.name for tensor in plan_model(folder).tensors]
-    untied = folder.change("config.json", tie_word_embeddings=False)
-    assert "output.weight" in [tensor.name for tensor in plan_model(untied).tensors]
+    embedding = whole["model.embed_tokens.weight"]
+    as_f32 = np.frombuffer(embedding[2], "<u2").astype("<u4") << 16
+    other = embedding[2][:-2] + b"\0\x40"
+    for head, kept in (
+        (embedding, False),
+        (("F32", embedding[1], as_f32.tobytes()), False),
+        (("BF16", embedding[1], other), True),
+    ):
+        folder = demo.with_file("model.safetensors", safetensors({**whole, "lm_head.weight": head}))
+        assert ("output.weight" in [tensor.name for tensor in plan_model(folder).tensors]) is kept
+        untied = folder.change("config.json", tie_word_embeddings=False)
+        assert "output.weight" in [tensor.name for tensor in plan_model(untied).tensors]
+    del whole["model.embed_tokens.weight"]
+    alone = demo.with_file("model.safetensors", safetensors({**whole, "lm_head.weight": embedding}))
+    names = {tensor.name: tensor.source for tensor in plan_model(alone).tensors}
+    assert names["token_embd.weight"] == "lm_head.weight"
+    assert "output.weight" not in names
 
 
 TEMPLATE = "{% for message in messages %}{{ message.content }}{% endfor %}"

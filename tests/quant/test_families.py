@@ -16,6 +16,7 @@ from quant.convert.families.table import FAMILIES
 from quant.convert.placing import plan_tensors
 from quant.convert.transforms import AddOne
 from quant.safetensors import DTYPES, Entry
+from tests.quant.support import Folder
 
 
 @pytest.mark.parametrize(
@@ -84,7 +85,7 @@ def test_the_example_plans_a_model() -> None:
         "model.layers.1.mlp.gate_up.weight": (12, 4),
         **{f"model.layers.1.experts.{number}.down.weight": (4, 6) for number in range(3)},
     }
-    planned = plan_tensors(toy, config, sizes, entries(source))
+    planned = plan_tensors(toy, config, sizes, entries(source), Folder())
     assert {each.name: each.shape for each in planned} == {
         "token_embd.weight": (10, 4),
         "output_norm.weight": (4,),

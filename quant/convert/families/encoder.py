@@ -109,7 +109,10 @@ BERT = Family(
 def _read_roberta_sizes(config: ModelConfig) -> EncoderSizes:
     """RoBERTa counts positions from behind the number of the padding token."""
     sizes = _read_sizes(config)
-    skipped = config.count("pad_token_id", 1) + 1
+    first = config.get("pad_token_id") == 0 and config.get("pad_token_id") is not False
+    if first and config.get("bos_token_id") == 0:
+        raise UnsupportedModel("its texts begin with its padding token, whose position llama.cpp does not know")
+    skipped = 1 if first else config.count("pad_token_id", 1) + 1
     return replace(sizes, skipped=skipped, context=sizes.positions - skipped)
 
 

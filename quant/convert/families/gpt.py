@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from quant.convert.base import Family, Known, Length, MakeTransform, Shape, Sizes, Times, count_layers, tensor
+from quant.convert.base import Family, Known, Length, MakeTransform, Shape, Sizes, Times, count_layers, switched, tensor
 from quant.convert.config import ModelConfig
 from quant.convert.families import decoder
 from quant.convert.families.decoder import DecoderSizes, layer, linear, norm
@@ -25,9 +25,12 @@ STARCODER2 = Family(
         *decoder.final_norm(bias=True),
         decoder.OUTPUT,
         *_NORMS,
-        *decoder.ATTENTION,
-        *linear("mlp.c_fc", "ffn_up", "feed_forward", "width", bias=True),
-        *linear("mlp.c_proj", "ffn_down", "width", "feed_forward", bias=True),
+        *switched(
+            "use_bias",
+            *decoder.ATTENTION,
+            *linear("mlp.c_fc", "ffn_up", "feed_forward", "width", bias=True),
+            *linear("mlp.c_proj", "ffn_down", "width", "feed_forward", bias=True),
+        ),
     ),
     sizes=DecoderSizes,
     read_sizes=decoder.read_sizes,
@@ -79,11 +82,14 @@ GPT_NEOX = Family(
         tensor("embed_out.weight", "output.weight", "vocabulary", "width"),
         *decoder.final_norm("final_layer_norm", bias=True),
         *_NORMS,
-        *(
-            known.transformed(_ungroup)
-            for known in linear("attention.query_key_value", "attn_qkv", "attention", "width", bias=True)
+        *switched(
+            "attention_bias",
+            *(
+                known.transformed(_ungroup)
+                for known in linear("attention.query_key_value", "attn_qkv", "attention", "width", bias=True)
+            ),
+            *linear("attention.dense", "attn_output", "width", "queries", bias=True),
         ),
-        *linear("attention.dense", "attn_output", "width", "queries", bias=True),
         *linear("mlp.dense_h_to_4h", "ffn_up", "feed_forward", "width", bias=True),
         *linear("mlp.dense_4h_to_h", "ffn_down", "width", "feed_forward", bias=True),
     ),

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from quant.convert.base import Family, Known, Layers, Sizes, Target, Times, count_layers, in_layers, tensor
+from quant.convert.base import Family, Known, Layers, Sizes, Target, Times, count_layers, in_layers, switched, tensor
 from quant.convert.config import ModelConfig
 from quant.convert.families import decoder, llama, moe, rotary
 from quant.convert.families.decoder import LAYER, DecoderSizes, layer, linear, norm
@@ -49,14 +49,17 @@ class MixerSizes(Sizes):
         return self.inner + self.convolved + self.states
 
 
-def mixer(source: str, normed: bool = True) -> tuple[Known, ...]:
-    """The tensors of a mixer. llama.cpp wants some in another shape, with their values in the same order."""
+def mixer(source: str, normed: bool = True, switch: str = "mamba_conv_bias") -> tuple[Known, ...]:
+    """The tensors of a mixer, whose convolution has a bias unless the setting `switch` is false.
+
+    llama.cpp wants some in another shape, with their values in the same order.
+    """
     return (
         *linear(f"{source}.in_proj", "ssm_in", "projected", "width", bias=False),
         layer(
             f"{source}.conv1d.weight", "ssm_conv1d.weight", "convolved", 1, "kernel", becomes=("convolved", "kernel")
         ),
-        layer(f"{source}.conv1d.bias", "ssm_conv1d.bias", "convolved"),
+        *switched(switch, layer(f"{source}.conv1d.bias", "ssm_conv1d.bias", "convolved")),
         layer(f"{source}.dt_bias", "ssm_dt.bias", "states"),
         layer(f"{source}.A_log", "ssm_a", "states", transform=rates, becomes=("states", 1)),
         layer(f"{source}.D", "ssm_d", "states", becomes=("states", 1)),
@@ -117,7 +120,7 @@ MAMBA2 = Family(
         decoder.OUTPUT,
         *decoder.final_norm("norm_f"),
         *norm("norm", "attn_norm"),
-        *mixer("mixer"),
+        *mixer("mixer", switch="use_conv_bias"),
     ),
     sizes=MixerSizes,
     read_sizes=_read_mamba2_sizes,

@@ -69,6 +69,7 @@ SMOLLM3 = Family(
     sizes=DecoderSizes,
     read_sizes=decoder.read_sizes,
     describe=_describe_smollm3,
+    tied=True,
 )
 
 

@@ -124,7 +124,7 @@ NEMOTRON_H = Family(
         decoder.OUTPUT,
         *decoder.final_norm("norm_f"),
         *norm("norm", "attn_norm"),
-        *in_layers("mixing", *mixer("mixer")),
+        *in_layers("mixing", *mixer("mixer", switch="use_conv_bias")),
         *in_layers(
             "attending",
             *linear("mixer.q_proj", "attn_q", "queries", "width", bias=False),

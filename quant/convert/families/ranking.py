@@ -18,10 +18,10 @@ from quant.convert.config import MAX_JSON, ModelConfig, read_text, read_whole
 from quant.convert.families import decoder, encoder, qwen
 from quant.convert.families.decoder import DecoderSizes
 from quant.convert.families.encoder import EncoderSizes
+from quant.convert.peeking import peek
 from quant.convert.tokenizer.added import is_id
 from quant.convert.tokenizer.pretokenizer import list_in
 from quant.convert.tokenizer.vocabulary import FILE, steps
-from quant.convert.transforms import widen
 from quant.errors import MalformedFile, UnsupportedModel
 from quant.plan import Files, TensorPlan
 from quant.safetensors import Entry, load_json
@@ -35,7 +35,6 @@ TEMPLATE = (
 )
 _NAME = "qwen3-reranker"
 _WORDS = ("yes", "no")
-_NUMPY = {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "F64": "<f8"}
 
 
 def _check_labels(config: ModelConfig) -> None:
@@ -137,9 +136,7 @@ def _find(entries: Iterable[Entry], name: str) -> Entry:
 
 
 def _row(files: Files, entry: Entry, number: int) -> np.ndarray:
-    size = entry.size // entry.shape[0]
-    raw = files.read(entry.shard, entry.offset + number * size, size)
-    return widen(np.frombuffer(raw, _NUMPY[entry.dtype]))
+    return peek(files, entry, number * entry.shape[1], entry.shape[1])
 
 
 def _head(rows: list[np.ndarray]) -> TensorPlan:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from quant.convert.base import Family, Layers, Sizes, Times, count_layers, in_layers, tensor
+from quant.convert.base import Family, Layers, Sizes, Times, count_layers, in_layers, switched, tensor
 from quant.convert.config import ModelConfig
 from quant.convert.families import decoder
 from quant.convert.families.decoder import DecoderSizes, layer, linear, norm
@@ -178,7 +178,7 @@ MAMBA = Family(
         *norm("norm", "attn_norm"),
         *linear("mixer.in_proj", "ssm_in", Times(2, "inner"), "width", bias=False),
         layer("mixer.conv1d.weight", "ssm_conv1d.weight", "inner", 1, "kernel", becomes=("inner", "kernel")),
-        layer("mixer.conv1d.bias", "ssm_conv1d.bias", "inner"),
+        *switched("use_conv_bias", layer("mixer.conv1d.bias", "ssm_conv1d.bias", "inner")),
         *linear("mixer.x_proj", "ssm_x", "selection", "inner", bias=False),
         *linear("mixer.dt_proj", "ssm_dt", "inner", "rank", bias=True),
         layer("mixer.A_log", "ssm_a", "inner", "state", transform=rates),

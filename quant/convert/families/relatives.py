@@ -35,6 +35,7 @@ ERNIE = Family(
     read_sizes=decoder.read_sizes,
     describe=decoder.describe,
     prefix=r"((model|ernie)\.)?",
+    tied=True,
 )
 
 
@@ -142,5 +143,5 @@ def _describe_minicpm(config: ModelConfig, sizes: DecoderSizes) -> dict[str, Any
 
 
 # llama.cpp's architecture for Granite computes the same; its own one for MiniCPM is a copy.
-MINICPM = replace(llama.GRANITE, classes=("MiniCPMForCausalLM",), describe=_describe_minicpm)
+MINICPM = replace(llama.GRANITE, classes=("MiniCPMForCausalLM",), describe=_describe_minicpm, tied=True)
 FAMILIES = (SEED_OSS, ERNIE, HUNYUAN, ARCEE, NEMOTRON, EXAONE4, MINICPM)

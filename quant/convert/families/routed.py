@@ -132,6 +132,7 @@ ERNIE_MOE = Family(
     sizes=_ErnieSizes,
     read_sizes=_read_ernie_sizes,
     describe=_describe_ernie,
+    tied=True,
 )
 
 
