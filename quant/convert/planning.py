@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from quant.convert import chat, prequantized, wrappers
+from quant.convert import chat, keys, prequantized, wrappers
 from quant.convert.base import Family, headless
 from quant.convert.config import ModelConfig
 from quant.convert.families import qwen, ranking, rotary
@@ -73,6 +73,7 @@ def _sketch(files: Files) -> tuple[ModelConfig, ModelPlan, int]:
     """The configuration of the language model, the plan of its weights, and the number of rows of its embedding."""
     config, name, wrapped = wrappers.unwrap(_read_config(files))
     family = _family(name)
+    config = keys.filled(config, name)
     family = family.instead(config) or family
     if family is qwen.QWEN3 and ranking.is_reranker(files):
         family = ranking.QWEN3
