@@ -15,6 +15,7 @@ from typing import Any
 
 from quant.errors import MalformedFile, UnsupportedModel
 from quant.plan import Files
+from quant.pointers import HEAD, check_substance
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -90,6 +91,7 @@ def read_header(read: Callable[[int, int], bytes], size: int, name: str) -> tupl
     Raises MalformedFile unless the tensors cover the file exactly, without holes or overlap, and the bytes of each
     agree with its shape and type.
     """
+    check_substance(read(0, min(size, HEAD)) if size else b"", name)
     if size < 8:
         raise _broken(name, f"it has only {size} bytes")
     length = int.from_bytes(read(0, 8), "little")
@@ -169,7 +171,9 @@ def _read_index(files: Files, names: set[str]) -> dict[str, str]:
     size = files.size(INDEX)
     if size > MAX_INDEX:
         raise MalformedFile(f"`{INDEX}` has {size} bytes, and at most {MAX_INDEX} are allowed")
-    shard_of = load_json(files.read(INDEX, 0, size), INDEX).get("weight_map")
+    raw = files.read(INDEX, 0, size) if size else b""
+    check_substance(raw, INDEX)
+    shard_of = load_json(raw, INDEX).get("weight_map")
     if not isinstance(shard_of, dict) or not shard_of or not all(isinstance(shard, str) for shard in shard_of.values()):
         raise MalformedFile(f"`{INDEX}` has no `weight_map` from tensors to files")
     for shard in sorted(set(shard_of.values())):

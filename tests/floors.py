@@ -7,7 +7,7 @@ as they make no circle.
 FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
     "quant": (
         ("quant.errors",),
-        ("quant.types", "quant.notes"),
+        ("quant.types", "quant.notes", "quant.pointers"),
         ("quant.gguf", "quant.kernels.vectors"),
         ("quant.kernels.formats", "quant.plan"),
         ("quant.safetensors",),

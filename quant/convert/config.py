@@ -7,6 +7,7 @@ from typing import Any
 
 from quant.errors import MalformedFile
 from quant.plan import Files
+from quant.pointers import check_substance
 from quant.safetensors import load_json
 
 MAX_JSON = 128 << 20
@@ -83,7 +84,9 @@ def read_whole(files: Files, name: str, limit: int) -> bytes:
     size = files.size(name)
     if size > limit:
         raise MalformedFile(f"`{name}` has {size} bytes, and at most {limit} are allowed")
-    return files.read(name, 0, size) if size else b""
+    data = files.read(name, 0, size) if size else b""
+    check_substance(data, name)
+    return data
 
 
 def read_text(files: Files, name: str) -> str:

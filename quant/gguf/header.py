@@ -15,6 +15,7 @@ from typing import Any
 
 from quant.errors import UnknownLevel
 from quant.gguf.values import Cursor, read_value
+from quant.pointers import HEAD, check_substance
 from quant.types import QuantType, Tensor
 
 MAGIC = b"GGUF"
@@ -103,6 +104,7 @@ def align(offset: int, alignment: int) -> int:
 def _read_start(cursor: Cursor) -> tuple[int, int, int]:
     magic = cursor.take(4, "the magic number")
     if magic != MAGIC:
+        check_substance(cursor.beginning(HEAD), cursor.name)
         raise cursor.fail(f"it begins with {magic.hex(' ')} instead of the word `GGUF`")
     version = cursor.u32("the version")
     if version not in (2, 3):

@@ -72,6 +72,10 @@ class Cursor:
         """The error for a file that breaks `rule`, a clause such as `its version is 7`; the caller raises it."""
         return MalformedFile(f"`{self.name}` is not a valid GGUF file: {rule}")
 
+    def beginning(self, count: int) -> bytes:
+        """The first bytes of the file, at most `count`."""
+        return self._read(0, min(count, self.size))
+
     def need(self, count: int, what: str) -> None:
         """Raise MalformedFile unless `count` more bytes are there; `what` names them in the message."""
         if count > self.left:
