@@ -21,6 +21,15 @@ from quant.notes import STOPS
 from quant.plan import NEXT_TOKEN_LAYERS, Files, ModelPlan, TensorPlan
 from quant.safetensors import read_model
 
+# Other names of activations that `ACT2FN` of transformers computes by one formula.
+SAME_ACTIVATIONS = {
+    "swish": "silu",
+    "gelu_python": "gelu",
+    "gelu_new": "gelu_pytorch_tanh",
+    "gelu_fast": "gelu_pytorch_tanh",
+    "gelu_accurate": "gelu_pytorch_tanh",
+    "gelu_python_tanh": "gelu_pytorch_tanh",
+}
 # Keys of `config.json` that may have the name of the activation function.
 _ACTIVATIONS = ("hidden_activation", "hidden_act", "activation_function")
 
@@ -132,7 +141,9 @@ def _family(name: str) -> Family[Any]:
 
 def _check_activation(family: Family[Any], config: ModelConfig) -> None:
     found = next((config.get(key) for key in _ACTIVATIONS if config.get(key) is not None), family.activations[0])
-    if found not in family.activations:
+    if not isinstance(found, str) or SAME_ACTIVATIONS.get(found, found) not in {
+        SAME_ACTIVATIONS.get(each, each) for each in family.activations
+    }:
         raise UnsupportedModel(
             f"the activation `{ascii(found)[:40]}` is none that models of the `{family.architecture}` family have"
         )

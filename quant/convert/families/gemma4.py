@@ -5,6 +5,7 @@ Sources: `modeling_gemma4.py` and `configuration_gemma4.py` of transformers, `mo
 
 from __future__ import annotations
 
+import re
 import struct
 from dataclasses import dataclass, replace
 from typing import Any
@@ -84,8 +85,10 @@ def _full_config(config: ModelConfig, full: Layers, sliding: Layers) -> ModelCon
         found["num_key_value_heads"] = config.count("num_global_key_value_heads")
     if config.get("per_layer_config"):
         layers = config.part("per_layer_config")
-        given = [layers.part(str(number)).values for number in sorted(full)]
-        if any(each != given[0] for each in given) or layers.values.keys() & set(map(str, sliding)):
+        # transformers pads the numbers with zeros to one length.
+        names = {int(name): name for name in layers.values if re.fullmatch("[0-9]{1,9}", name)}
+        given = [layers.part(names.get(number, "")).values for number in sorted(full)]
+        if any(each != given[0] for each in given) or names.keys() & sliding or len(names) < len(layers.values):
             raise UnsupportedModel("its layers differ by more than whether they have a window")
         found = dict(given[0])
     return config.changed(found)
