@@ -50,6 +50,8 @@ def plan_model(files: Files, pre: str | None = None) -> ModelPlan:
     templates = chat.read_templates(files, tokenizer_config)
     pooling = sketch.metadata.get(f"{sketch.architecture}.pooling_type")
     special_entries, stops = specials.describe(config, generation, tokenizer_config, vocabulary, pooling is not None)
+    size = len(vocabulary.entries["tokenizer.ggml.tokens"])
+    remarks = (*sketch.remarks, *vocabulary.remarks, *specials.remarks(config, generation, size))
     if pooling == RANK:
         has_prompt = sketch.architecture == ranking.QWEN3.architecture
         templates = {"rerank": ranking.TEMPLATE} if has_prompt else {}
@@ -68,6 +70,7 @@ def plan_model(files: Files, pre: str | None = None) -> ModelPlan:
         sketch,
         metadata=metadata,
         stops=stops,
+        remarks=remarks,
         defaults=chat.read_defaults(generation),
         capabilities=capabilities_of(pooling) or chat.capabilities(templates, vocabulary.ids),
     )
@@ -94,7 +97,7 @@ def _sketch(files: Files) -> tuple[ModelConfig, ModelPlan, int]:
     if pooling is not None:
         family = headless(family)
     dense = read_dense(files) if DENSE[0] in family.tensors else ()
-    entries = [*prequantized.pair(read_model(files)), *dense]
+    entries = [*prequantized.pair(wrappers.plain(read_model(files))), *dense]
     left_out: dict[str, int] = {}
     if wrapped:
         family, entries, left_out = wrappers.take_out(family, entries)

@@ -41,6 +41,30 @@ _USUAL = {
     "Voxtral": "llama",
     "Llama4": "llama4_text",
 }
+# Their own `model_type`.
+_KINDS = {
+    "AyaVision": "aya_vision",
+    "Cohere2Vision": "cohere2_vision",
+    "FastVlm": "fast_vlm",
+    "Gemma3": "gemma3",
+    "Gemma4": "gemma4",
+    "Idefics3": "idefics3",
+    "InternVL": "internvl",
+    "Lfm2Vl": "lfm2_vl",
+    "LightOnOcr": "lighton_ocr",
+    "Llama4": "llama4",
+    "Llava": "llava",
+    "LlavaNext": "llava_next",
+    "LlavaOnevision": "llava_onevision",
+    "Mistral3": "mistral3",
+    "Qwen2_5_VL": "qwen2_5_vl",
+    "Qwen2Audio": "qwen2_audio",
+    "Qwen2VL": "qwen2_vl",
+    "Qwen3VL": "qwen3_vl",
+    "SmolVLM": "smolvlm",
+    "VipLlava": "vipllava",
+    "Voxtral": "voxtral",
+}
 _WRAPPERS = {f"{name}ForConditionalGeneration": kind for name, kind in _USUAL.items()}
 # The classes of language models by `model_type`.
 _TEXTS = {
@@ -65,6 +89,55 @@ _TEXTS = {
     "qwen2_5_vl_text": "Qwen2ForCausalLM",
     "qwen2_vl_text": "Qwen2ForCausalLM",
     "qwen3_vl_text": "Qwen3ForCausalLM",
+}
+# The classes of all models by `model_type`, for files that do not name them (`MODEL_FOR_CAUSAL_LM_MAPPING_NAMES`).
+CLASSES = {
+    **_TEXTS,
+    "arcee": "ArceeForCausalLM",
+    "bert": "BertModel",
+    "deepseek_v2": "DeepseekV2ForCausalLM",
+    "deepseek_v3": "DeepseekV3ForCausalLM",
+    "dots1": "Dots1ForCausalLM",
+    "ernie4_5": "Ernie4_5ForCausalLM",
+    "ernie4_5_moe": "Ernie4_5_MoeForCausalLM",
+    "exaone4": "Exaone4ForCausalLM",
+    "falcon_h1": "FalconH1ForCausalLM",
+    "glm": "GlmForCausalLM",
+    "glm4": "Glm4ForCausalLM",
+    "glm4_moe": "Glm4MoeForCausalLM",
+    "glm4_moe_lite": "Glm4MoeLiteForCausalLM",
+    "gpt2": "GPT2LMHeadModel",
+    "gpt_neox": "GPTNeoXForCausalLM",
+    "gpt_oss": "GptOssForCausalLM",
+    "granitemoe": "GraniteMoeForCausalLM",
+    "granitemoehybrid": "GraniteMoeHybridForCausalLM",
+    "granitemoeshared": "GraniteMoeSharedForCausalLM",
+    "hunyuan_v1_dense": "HunYuanDenseV1ForCausalLM",
+    "hunyuan_v1_moe": "HunYuanMoEV1ForCausalLM",
+    "internlm2": "InternLM2ForCausalLM",
+    "lfm2_moe": "Lfm2MoeForCausalLM",
+    "mamba": "MambaForCausalLM",
+    "mamba2": "Mamba2ForCausalLM",
+    "minicpm": "MiniCPMForCausalLM",
+    "minimax_m2": "MiniMaxM2ForCausalLM",
+    "mixtral": "MixtralForCausalLM",
+    "modernbert": "ModernBertModel",
+    "nemotron": "NemotronForCausalLM",
+    "nemotron_h": "NemotronHForCausalLM",
+    "nomic_bert": "NomicBertModel",
+    "olmo": "OlmoForCausalLM",
+    "olmo2": "Olmo2ForCausalLM",
+    "olmo3": "Olmo3ForCausalLM",
+    "olmoe": "OlmoeForCausalLM",
+    "phi": "PhiForCausalLM",
+    "qwen2_moe": "Qwen2MoeForCausalLM",
+    "qwen3_moe": "Qwen3MoeForCausalLM",
+    "roberta": "RobertaModel",
+    "seed_oss": "SeedOssForCausalLM",
+    "stablelm": "StableLmForCausalLM",
+    "starcoder2": "Starcoder2ForCausalLM",
+    "xlm-roberta": "XLMRobertaModel",
+    **{kind: f"{name}ForConditionalGeneration" for name, kind in _KINDS.items()},
 }
 # Defaults of transformers, which `text_config` may leave out (LLaVA 1.5 and Pixtral do).
 _DEFAULTS: dict[str, dict[str, Any]] = {
@@ -92,6 +165,13 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
 _REFUSED = {
     "MllamaForConditionalGeneration": "some of its layers attend to nothing but images, and llama.cpp has none such",
 }
+# Names that programs for training put within names of tensors, and in front of all names of a file; then beginnings
+# that tell a model within another model.
+_INSIDE = re.compile(r"\b(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+_AROUND = ("module.", "base_model.model.")
+_TWICE = ("model.model.", "model.lm_head.")
+# Buffers that transformers computes anew, whatever a file has.
+_BUFFERS = re.compile(r"(.*\.)?(position_ids|(original_)?inv_freq|cos_cached|sin_cached|masked_bias)")
 # The prefix of the tensors of the language model; then the prefixes of other parts, and what `lm` calls these parts.
 _PREFIX = r"(model\.)?((language_model|text_model)\.)?"
 _BESIDE = {
@@ -109,15 +189,52 @@ _BESIDE = {
 }
 
 
+def plain(entries: Iterable[Entry]) -> list[Entry]:
+    """The tensors by the names that the model gives them, without empty tensors and buffers that are computed anew.
+
+    Programs for training keep a model within others (`module.`, `_orig_mod.`), and save it with their names in front.
+    """
+    found = [
+        replace(entry, name=_INSIDE.sub("", entry.name))
+        for entry in entries
+        if entry.size and not _BUFFERS.fullmatch(entry.name)
+    ]
+    while found and (around := _around([entry.name for entry in found])):
+        found = [replace(entry, name=entry.name.removeprefix(around)) for entry in found]
+    return found
+
+
+def _around(names: list[str]) -> str:
+    """The prefix in front of all names that belongs to none of them, "" where there is none."""
+    for start in _AROUND:
+        if all(name.startswith(start) for name in names):
+            return start
+    twice = any(name.startswith(_TWICE) for name in names) and all(name.startswith("model.") for name in names)
+    return "model." if twice else ""
+
+
+def _class(config: ModelConfig) -> str:
+    """The name of the model's class, by its `model_type` where `architectures` has none."""
+    names: Any = config.get("architectures")
+    if names and (not isinstance(names, list) or not isinstance(names[0], str)):
+        raise config.wrong("architectures", "a list with the name of the model's class")
+    if names:
+        return str(names[0])
+    kind = config.get("model_type")
+    if not isinstance(kind, str) or kind not in CLASSES:
+        given = "no `model_type`" if kind is None else f"a `model_type` that is not known (`{ascii(kind)[:40]}`)"
+        hint = f"give the name of the model's class in `{config.name}`, as `architectures`"
+        raise UnsupportedModel(f"`{config.name}` has no `architectures`, and {given}", hint=hint)
+    return CLASSES[kind]
+
+
 def unwrap(config: ModelConfig) -> tuple[ModelConfig, str, bool]:
     """The settings of the language model, the name of its class, and whether it is a part of a larger model.
 
     Raises UnsupportedModel where the language model does not work alone, or where its class is not known.
     """
-    names: Any = config.get("architectures")
-    if not isinstance(names, list) or not names or not isinstance(names[0], str):
-        raise config.wrong("architectures", "a list with the name of the model's class")
-    name = names[0]
+    name = _class(config)
+    names = [name]
     if name in _REFUSED:
         raise UnsupportedModel(f"its language model cannot be taken out: {_REFUSED[name]}")
     text = config.part("text_config")

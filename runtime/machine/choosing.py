@@ -101,13 +101,17 @@ class Chooser:
         types = budget.types_of(self._plan, choice.level) if published else {}
         if stored := {types[name].name for name in published} & {type.name for type in published.values()}:
             clauses.append(f"experts stay {stored.pop()}, as they are published")
-        return replace(choice, reason="; ".join(clauses))
+        return self._remarked(replace(choice, reason="; ".join(clauses)))
+
+    def _remarked(self, choice: Choice) -> Choice:
+        return replace(choice, reason="; ".join((choice.reason, *self._plan.remarks)))
 
     def among(self, candidates: Sequence[Candidate], wish: Wish, disk_free: int | None = None) -> Advice:
         """As `advise`, but the candidates are files that others have made, from the largest to the smallest."""
         model_size = self._reserved(ModelSize.of(self._plan.metadata), wish)
         host = self._machine.host(disk_free, measure=_matters(candidates))
-        return Advice(choose(candidates, model_size, host, wish), judge(candidates, model_size, host, wish), model_size)
+        choice = self._remarked(choose(candidates, model_size, host, wish))
+        return Advice(choice, judge(candidates, model_size, host, wish), model_size)
 
     def _advise_as_stored(self, wish: Wish, disk_free: int | None) -> Advice:
         plan, model_size = self._plan, ModelSize.of(self._plan.metadata)
@@ -115,9 +119,8 @@ class Chooser:
         only = [candidate_of(plan, plan.level, plan.as_stored(), model_size, worthwhile=True, listed=True)]
         host = Host(self._machine.hardware, disk_free=disk_free)
         choice = choose(only, model_size, host, replace(wish, forced=plan.level))
-        return Advice(
-            replace(choice, reason=reason_as_stored(plan.level)), judge(only, model_size, host, wish), model_size
-        )
+        choice = self._remarked(replace(choice, reason=reason_as_stored(plan.level)))
+        return Advice(choice, judge(only, model_size, host, wish), model_size)
 
     def _prepare(self, levels: Iterable[str], wish: Wish) -> tuple[ModelSize, list[Candidate]]:
         """The model's size with llama.cpp's own answer, and a candidate for each level."""

@@ -274,7 +274,6 @@ BROKEN: dict[str, tuple[dict[str, Any], str]] = {
     "added no list": ({**TOKENIZER, "added_tokens": {"a": 1}}, "added_tokens"),
     "added without number": ({**TOKENIZER, "added_tokens": [{"content": "x"}]}, "added token"),
     "added elsewhere": ({**TOKENIZER, "added_tokens": [{"id": 9, "content": "<|im_end|>"}]}, "disagree"),
-    "added too high": ({**TOKENIZER, "added_tokens": [{"id": 5000, "content": "<x>"}]}, "4096 embeddings"),
     "other normalizer": ({**TOKENIZER, "normalizer": {"type": "ByteLevel"}}, "`ByteLevel`"),
     "no cutting": ({**TOKENIZER, "pre_tokenizer": None}, "no object"),
     "space in front": ({**TOKENIZER, "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True}}, "way that is"),

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 
 import pytest
 
+from quant.convert.families.table import FAMILIES
 from quant.convert.planning import plan_model
-from quant.errors import UnsupportedModel
+from quant.convert.wrappers import CLASSES
+from quant.errors import QuantError, UnsupportedModel
+from quant.safetensors import read_model
 from tests.quant.support import DEMO, Folder, llama_shapes, safetensors
 
 demo = Folder(DEMO)
@@ -75,3 +79,79 @@ def test_llava_leaves_out_settings_that_are_usual() -> None:
     del zeros["language_model.lm_head.weight"]
     plan = plan_model(folder.with_file("model.safetensors", safetensors(zeros)))
     assert "output.weight" not in {tensor.name for tensor in plan.tensors}
+
+
+def renamed(folder: Folder, change: Callable[[str], str], **more: tuple[str, tuple[int, ...], bytes]) -> Folder:
+    """The same weights by other names, with more tensors in front."""
+    raw = folder.contents["model.safetensors"]
+    tensors = {
+        change(entry.name): (entry.dtype, entry.shape, raw[entry.offset : entry.offset + entry.size])
+        for entry in read_model(folder)
+    }
+    return folder.with_file("model.safetensors", safetensors({**more, **tensors}))
+
+
+NAMES: dict[str, Callable[[str], str]] = {
+    "compiled": lambda name: f"_orig_mod.{name}",
+    "compiled layers": lambda name: name.replace("self_attn.", "_orig_mod.self_attn."),
+    "in parallel": lambda name: f"module.{name}",
+    "with adapters merged": lambda name: f"base_model.model.{name}",
+    "all of them": lambda name: f"module._orig_mod.base_model.model.{name}",
+    "twice": lambda name: f"model.{name}",
+    "without a head": lambda name: name.removeprefix("model."),
+}
+
+
+@pytest.mark.parametrize("names", NAMES)
+def test_a_model_within_a_program_for_training_is_that_model(names: str) -> None:
+    found, usual = plan_model(renamed(demo, NAMES[names])), plan_model(demo)
+    assert found.metadata == usual.metadata
+    assert [(t.name, t.shape, t.transform) for t in found.tensors] == [
+        (t.name, t.shape, t.transform) for t in usual.tensors
+    ]
+
+
+def test_empty_tensors_and_buffers_are_passed_over() -> None:
+    more = {
+        "nothing": ("F32", (0, 4), b""),
+        "model.layers.0.self_attn.rotary_emb.inv_freq": ("F32", (2,), bytes(8)),
+        "model.rotary_emb.original_inv_freq": ("F32", (2,), bytes(8)),
+        "model.embeddings.position_ids": ("I64", (1, 2), bytes(16)),
+        "model.layers.0.self_attn.masked_bias": ("F32", (), bytes(4)),
+    }
+    found, usual = plan_model(renamed(demo, str, **more)), plan_model(demo)
+    assert {t.name for t in found.tensors} == {t.name for t in usual.tensors}
+    with pytest.raises(UnsupportedModel, match="no place for `odd`"):
+        plan_model(renamed(demo, str, odd=("F32", (1,), bytes(4))))
+    with pytest.raises(QuantError, match=r"lack .model\.norm|lack .norm"):
+        plan_model(renamed(demo, lambda name: name.replace("model.norm.weight", "rotary_emb.inv_freq")))
+
+
+@pytest.mark.parametrize("given", [None, []])
+def test_a_model_without_the_name_of_its_class_goes_by_its_kind(given: list[str] | None) -> None:
+    kind = demo.json("config.json")["model_type"]
+    assert plan_model(demo.change("config.json", architectures=given)) == plan_model(demo)
+    for other in (None, "unheard_of", 3):
+        with pytest.raises(UnsupportedModel, match="no `architectures`") as caught:
+            plan_model(demo.change("config.json", architectures=given, model_type=other))
+        assert "`architectures`" in caught.value.hint
+    assert kind
+
+
+def test_a_model_that_sees_without_the_name_of_its_class_is_taken_out_too() -> None:
+    usual = gemma_that_sees("model.language_model.", "model.")
+    assert plan_model(usual.change("config.json", architectures=None, model_type="gemma3")) == plan_model(usual)
+
+
+@pytest.mark.oracle
+def test_kinds_have_the_classes_of_transformers() -> None:
+    auto = pytest.importorskip("transformers").models.auto.modeling_auto
+    theirs = {**auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES, **auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES}
+    for kind, name in CLASSES.items():
+        assert name in FAMILIES or kind.startswith("qwen") or "Conditional" in name, kind
+        if (
+            kind in theirs
+            and "Conditional" not in theirs[kind]
+            and not name.endswith(("Model", "ConditionalGeneration"))
+        ):
+            assert theirs[kind] == name, kind

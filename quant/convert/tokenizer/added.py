@@ -64,6 +64,17 @@ def read_decoder(files: Files) -> dict[int, AddedToken]:
     return {token.id: token for id, entry in entries for token in [AddedToken.read(id, entry, decoder.name)]}
 
 
+def within(added: Mapping[int, AddedToken], size: int) -> tuple[dict[int, AddedToken], tuple[str, ...]]:
+    """The added tokens that have one of the `size` embeddings, and a remark on the others."""
+    kept = {id: token for id, token in added.items() if id < size}
+    texts = [f"`{ascii(token.text)[1:-1][:40]}`" for id, token in sorted(added.items()) if id >= size]
+    if not texts:
+        return kept, ()
+    more = f" and {len(texts) - 3} more" if len(texts) > 3 else ""
+    what = "added token" if len(texts) == 1 else "added tokens"
+    return kept, (f"no embedding for the {what} {', '.join(texts[:3])}{more}, left out",)
+
+
 def ids_by_text(vocab: Mapping[str, int], added: Iterable[AddedToken]) -> dict[str, int]:
     """The numbers of all tokens, ordinary and added."""
     return {**vocab, **{token.text: token.id for token in added}}

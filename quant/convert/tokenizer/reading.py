@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from quant.convert.config import MAX_JSON, read_whole
 from quant.convert.tokenizer import bpe, sentencepiece, unigram, wordpiece
-from quant.convert.tokenizer.added import read_decoder
-from quant.convert.tokenizer.vocabulary import FILE, VocabularyPlan, broken
+from quant.convert.tokenizer.added import AddedToken, read_decoder, within
+from quant.convert.tokenizer.vocabulary import FILE, VocabularyPlan, broken, read_added
 from quant.errors import UnsupportedModel
 from quant.plan import Files
 from quant.safetensors import load_json
@@ -35,7 +36,7 @@ def read_vocabulary(files: Files, size: int, pre: str | None = None) -> Vocabula
     model = tokenizer.get("model")
     if not isinstance(model, dict):
         raise broken("it has no `model`")
-    decoder = read_decoder(files)
+    tokenizer, decoder, beyond = _within(tokenizer, read_decoder(files), size)
     kind = model.get("type", "WordPiece" if "max_input_chars_per_word" in model else "BPE")
     if kind == "BPE":
         vocabulary = bpe.read(tokenizer, size, decoder, pre)
@@ -45,7 +46,24 @@ def read_vocabulary(files: Files, size: int, pre: str | None = None) -> Vocabula
         vocabulary = unigram.read(tokenizer, size, decoder)
     else:
         raise UnsupportedModel(f"a tokenizer of the type `{ascii(kind)[:40]}` cannot be converted yet")
-    return _prefixed(vocabulary)
+    first, last = (None if id is None or id >= size else id for id in (vocabulary.first, vocabulary.last))
+    return _prefixed(replace(vocabulary, first=first, last=last, remarks=beyond))
+
+
+def _within(
+    tokenizer: dict[str, Any], decoder: dict[int, AddedToken], size: int
+) -> tuple[dict[str, Any], dict[int, AddedToken], tuple[str, ...]]:
+    """The same files without the added tokens that have no embedding, and a remark on these."""
+    added = {token.id: token for token in read_added(tokenizer)}
+    _, beyond = within({**added, **decoder}, size)
+    if not beyond:
+        return tokenizer, decoder, ()
+    model, vocab = tokenizer["model"], tokenizer["model"].get("vocab")
+    if isinstance(vocab, dict):
+        gone = {token.text for token in added.values() if token.id >= size and vocab.get(token.text) == token.id}
+        model = {**model, "vocab": {text: id for text, id in vocab.items() if text not in gone}}
+    kept = [entry for entry in tokenizer.get("added_tokens") or [] if entry["id"] < size]
+    return {**tokenizer, "model": model, "added_tokens": kept}, within(decoder, size)[0], beyond
 
 
 def _prefixed(vocabulary: VocabularyPlan) -> VocabularyPlan:

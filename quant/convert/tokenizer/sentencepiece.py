@@ -11,9 +11,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from quant.convert.config import MAX_JSON, ModelConfig, read_whole
-from quant.convert.tokenizer.added import AddedToken, note, read_decoder
+from quant.convert.tokenizer.added import AddedToken, note, read_decoder, within
 from quant.convert.tokenizer.unigram import is_table
-from quant.convert.tokenizer.vocabulary import VocabularyPlan, added_type, unused_text
+from quant.convert.tokenizer.vocabulary import VocabularyPlan, added_type, too_many, unused_text
 from quant.errors import MalformedFile, UnsupportedModel
 from quant.gguf.header import TOKEN_BYTE, TOKEN_CONTROL, TOKEN_NORMAL, TOKEN_UNKNOWN, TOKEN_UNUSED, TOKEN_USER
 from quant.plan import Files
@@ -41,7 +41,7 @@ def read(files: Files, size: int) -> VocabularyPlan:
     kind = trainer.get(3, [_UNIGRAM])[-1]
     if kind not in (_UNIGRAM, _BPE):
         raise UnsupportedModel(f"`{FILE}` is neither BPE nor Unigram")
-    added = _added(files)
+    added, beyond = within(_added(files), size)
     pieces = _place_pieces(pieces, added, size)
     ids = {text: id for id, (text, _, _) in enumerate(pieces)}
     tokens, types = [text for text, _, _ in pieces], [type for _, _, type in pieces]
@@ -62,7 +62,7 @@ def read(files: Files, size: int) -> VocabularyPlan:
     config = ModelConfig.read(files, "tokenizer_config.json")
     first = ids.get("<s>", ids.get("<bos>")) if config.flag("add_bos_token", kind == _BPE) else None
     last = ids.get("</s>") if config.flag("add_eos_token", kind == _UNIGRAM) else None
-    return VocabularyPlan(ids, entries, first, last, noted)
+    return VocabularyPlan(ids, entries, first, last, noted, beyond)
 
 
 def _parse_message(raw: Field) -> dict[int, list[Field]]:
@@ -131,9 +131,8 @@ def _place_pieces(
     pieces: list[tuple[str, float, int]], added: Mapping[int, AddedToken], size: int
 ) -> list[tuple[str, float, int]]:
     """A piece for every number below `size`: the vocabulary's, an added token, or a piece of the type unused."""
-    most = max([len(pieces) - 1, *added])
-    if most >= size:
-        raise MalformedFile(f"`{FILE}` has token number {most}, and the model only {size} embeddings")
+    if len(pieces) > size:
+        raise too_many(FILE, len(pieces) - 1, size)
     texts = {text for text, _, _ in pieces} | {token.text for token in added.values()}
     placed = [*pieces, *((unused_text(id, texts), 0.0, TOKEN_UNUSED) for id in range(len(pieces), size))]
     for id, text, special, *_ in added.values():

@@ -45,7 +45,8 @@ def describe(
     """The GGUF entries of the special tokens, and all ids that end an answer.
 
     A model that `embeds` gets the beginning and the end that its tokenizer puts around a text, whatever `config.json`
-    and `generation_config.json` name. Raises MalformedFile where no file names the end of a text.
+    and `generation_config.json` name. Ids that no token has do not count. Raises MalformedFile where no file names the
+    end of a text.
     """
     size = len(vocabulary.entries["tokenizer.ggml.tokens"])
     listed = _ids(generation, "eos_token_id", size) or _ids(config, "eos_token_id", size)
@@ -61,7 +62,8 @@ def describe(
     stops = stops or (() if vocabulary.last is None else (vocabulary.last,))
     begin = vocabulary.first if begin is None and "bos_token" not in tokenizer_config.values else begin
     if not stops:
-        raise MalformedFile("no file of the model names the token that ends a text (`eos_token_id`)")
+        hint = "give its number in `generation_config.json`, as `eos_token_id`"
+        raise MalformedFile("no file of the model names a token that ends a text (`eos_token_id`)", hint=hint)
     entries = {"bos_token_id": begin, "eos_token_id": stops[0], "padding_token_id": pad}
     tokens = vocabulary.entries["tokenizer.ggml.tokens"]
     # llama.cpp knows the usual endings by their text; entries can name two more.
@@ -73,11 +75,27 @@ def describe(
     return {f"tokenizer.ggml.{key}": value for key, value in entries.items() if value is not None}, stops
 
 
+def remarks(config: ModelConfig, generation: ModelConfig, size: int) -> tuple[str, ...]:
+    """Clauses on the ids that none of the `size` tokens has."""
+    found = {
+        (key, id): f"`{key}` {id} in `{each.name}` is none of the {size} tokens, left out"
+        for each in (generation, config)
+        for key in ("bos_token_id", "eos_token_id")
+        for id in _listed(each, key)
+        if not 0 <= id < size
+    }
+    return tuple(found.values())
+
+
 def _ids(config: ModelConfig, key: str, size: int) -> list[int]:
+    return [id for id in _listed(config, key) if 0 <= id < size]
+
+
+def _listed(config: ModelConfig, key: str) -> list[int]:
     value = config.get(key)
     ids = value if isinstance(value, list) else [] if value is None else [value]
-    if not all(type(id) is int and 0 <= id < size for id in ids):
-        raise config.wrong(key, f"one or more of the {size} tokens")
+    if not all(type(id) is int for id in ids):
+        raise config.wrong(key, "the number of a token, or a list of such")
     return ids
 
 

@@ -26,6 +26,7 @@ class VocabularyPlan:
     - `entries`: the entries `tokenizer.ggml.*`: tokens by id, padded to the model's size, their types, ….
     - `first`, `last`: the ids that the tokenizer itself puts before and after a text, None for none.
     - `note`: the entry `lm.tokenizer`, empty where llama.cpp needs none.
+    - `remarks`: what was left out, as `ModelPlan.remarks` says it.
     """
 
     ids: Mapping[str, int]
@@ -33,11 +34,18 @@ class VocabularyPlan:
     first: int | None = None
     last: int | None = None
     note: Mapping[str, str] = field(default_factory=dict)
+    remarks: tuple[str, ...] = ()
 
 
 def broken(rule: str) -> MalformedFile:
     """The error for a `tokenizer.json` that breaks a rule."""
     return MalformedFile(f"`{FILE}` is not a valid tokenizer: {rule}")
+
+
+def too_many(name: str, id: int, size: int) -> MalformedFile:
+    """The error for a file whose ordinary tokens go beyond the `size` embeddings, to number `id`."""
+    hint = "the tokenizer may be another model's; take it from where the weights are from"
+    return MalformedFile(f"`{name}` has token number {id}, and the model only {size} embeddings", hint=hint)
 
 
 def read_vocab(model: dict[str, Any]) -> dict[str, int]:
@@ -83,7 +91,7 @@ def place_tokens(vocab: dict[str, int], added: Sequence[AddedToken], size: int) 
         texts[id] = content
         types[id] = added_type(content, special)
     if max(texts) >= size:
-        raise MalformedFile(f"`{FILE}` has token number {max(texts)}, and the model only {size} embeddings")
+        raise too_many(FILE, max(texts), size)
     texts_in_use = set(texts.values())
     for id in range(size):
         if id not in texts:
