@@ -134,6 +134,11 @@ def unpack(type: str | QuantType, blocks: Bytes) -> Parts:
     return _format(_type(type)).unpack(blocks)
 
 
+def largest(type: QuantType) -> float:
+    """The largest magnitude that a number may have in this type; `quantize` cuts larger ones to it."""
+    return PLAIN[type][1] if type in PLAIN else _format(type).limit
+
+
 def _type(type: str | QuantType) -> QuantType:
     kind = QuantType.by_name(type) if isinstance(type, str) else type
     if kind not in PLAIN and kind not in FAMILIES:

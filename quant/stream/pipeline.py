@@ -26,6 +26,7 @@ import quant
 from quant.errors import BadValues
 from quant.gguf.header import DEFAULT_ALIGNMENT, align
 from quant.gguf.writer import Writer, encode_header, layout
+from quant.kernels import blocks
 from quant.levels.budget import entries_of, types_of
 from quant.plan import ModelPlan, Progress, Read, TensorPlan
 from quant.stream import scaled
@@ -313,6 +314,28 @@ def _cut(tensor: TensorPlan, read: Read, feed: Feed, first: int) -> Iterator[tup
         yield end, end == total, rows
 
 
+def _check_magnitude(tensor: TensorPlan, rows: np.ndarray, type: QuantType) -> None:
+    """Raises BadValues for a number that the type would cut; what only rounds to the largest one passes."""
+    if type in (QuantType.F32, QuantType.BF16):
+        return
+    found, limit = _magnitude(rows), blocks.largest(type)
+    if limit * (1 + 2.0**-12) <= found < np.inf:
+        raise BadValues(
+            f"tensor `{tensor.source}` holds a weight of {found:g}, and {type.name} ends at {limit:g}",
+            hint="take the level BF16, which holds it",
+        )
+
+
+def _magnitude(rows: np.ndarray) -> float:
+    """The largest magnitude, without a copy; uint16 holds the bits of BF16, of which the highest is the sign."""
+    if rows.dtype == np.uint16:
+        bits = max(int(rows.view(np.int16).max()), int(rows.max()) - (1 << 15))
+        return float(np.array(max(0, bits) << 16, np.uint32).view(np.float32))
+    if rows.dtype == np.float16:
+        return 0.0  # every type holds these
+    return max(float(rows.max()), -float(rows.min()))
+
+
 def _encode(slab: Slab, type: QuantType) -> memoryview:
     """The rows of a slab, transformed and quantized to `type`."""
     tensor, rows, transform = slab.tensor, slab.rows, slab.tensor.transform
@@ -331,7 +354,10 @@ def _encode(slab: Slab, type: QuantType) -> memoryview:
             rows = rows.reshape(1, -1)
         if rows.dtype == np.float64:
             rows = rows.astype("<f4")
+        _check_magnitude(tensor, rows, type)
         return quant.quantize(rows, type, threads=1).data.cast("B")
-    except BadValues:
+    except BadValues as error:
+        if error.hint:
+            raise
         hint = "the source is damaged, or its training diverged"
         raise BadValues(f"tensor `{tensor.source}` holds NaN or infinity", hint=hint) from None

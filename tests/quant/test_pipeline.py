@@ -128,13 +128,13 @@ def test_progress_reaches_the_end(tmp_path: Path) -> None:
     assert heard[-1] == (plan.source_bytes, plan.source_bytes)
 
 
-def spoiled(name: str, value: bytes) -> Folder:
+def spoiled(name: str, value: bytes, dtype: str = "BF16") -> Folder:
     """The small model with a value in the middle of a tensor replaced."""
-    folder = small_model()
+    folder = small_model(dtype)
     entry = next(e for e in quant.safetensors.read_model(folder) if e.name == name)
     data = bytearray(folder.contents["model.safetensors"])
     middle = entry.offset + entry.size // 4 * 2
-    data[middle : middle + 2] = value
+    data[middle : middle + len(value)] = value
     return folder.with_file("model.safetensors", bytes(data))
 
 
@@ -225,3 +225,22 @@ def test_ahead_stops_when_left_early() -> None:
     with ahead(forever(), 2) as items:
         next(items)
     assert closed.is_set()
+
+
+@pytest.mark.parametrize("value", [2.0**18, -65536.0])
+@pytest.mark.parametrize("dtype", ["BF16", "F32"])
+def test_a_weight_that_f16_cannot_hold_is_refused_by_name_and_value(tmp_path: Path, dtype: str, value: float) -> None:
+    name = "model.layers.1.mlp.up_proj.weight"
+    raw = bf16(np.array([value])).tobytes() if dtype == "BF16" else np.array([value], "<f4").tobytes()
+    source = spoiled(name, raw, dtype)
+    with pytest.raises(BadValues, match=rf"`{name}` holds a weight of {abs(value):g}, and F16 ends at 65504") as caught:
+        write(plan_model(source), "F16", source.stream, tmp_path / "m.gguf")
+    assert "BF16" in caught.value.hint
+    for level in ("BF16", "F32", "Q8_0"):
+        write(plan_model(source), level, source.stream, tmp_path / "m.gguf")
+
+
+def test_scales_of_blocks_have_an_end_too(tmp_path: Path) -> None:
+    source = spoiled("model.layers.1.mlp.up_proj.weight", bf16(np.array([2.0**100])).tobytes())
+    with pytest.raises(BadValues, match=r"holds a weight of 1\.26765e\+30, and Q8_0 ends at"):
+        write(plan_model(source), "Q8_0", source.stream, tmp_path / "m.gguf")
