@@ -19,6 +19,7 @@ from quant.pointers import HEAD, check_substance
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+_MIXED = "the files may be of different versions of the model; fetch all of one"
 MAX_HEADER = 100 << 20
 MAX_INDEX = 64 << 20
 MAX_DIMENSIONS = 8
@@ -77,11 +78,12 @@ def read_model(files: Files) -> tuple[Entry, ...]:
     for shard in shards:
         for entry in read_header(lambda o, n, s=shard: files.read(s, o, n), files.size(shard), shard):  # type: ignore[misc]
             if entry.name in found:
-                raise MalformedFile(f"tensor `{entry.name}` is in `{found[entry.name].shard}` and in `{shard}`")
+                reason = f"tensor `{entry.name}` is in `{found[entry.name].shard}` and in `{shard}`"
+                raise MalformedFile(reason, _MIXED)
             found[entry.name] = entry
     for name, shard in shard_of.items():
         if name not in found or found[name].shard != shard:
-            raise MalformedFile(f"`{INDEX}` says that `{name}` is in `{shard}`, and it is not")
+            raise MalformedFile(f"`{INDEX}` says that `{name}` is in `{shard}`, and it is not", _MIXED)
     return tuple(found.values())
 
 

@@ -28,6 +28,7 @@ _HOLES = (
 # Texts in a template by which we know that its model thinks before it answers: a switch, the end of a thought, thoughts
 # of earlier turns, the marks of Mistral and of OpenAI.
 _THOUGHT = re.compile(r"enable_thinking|</think>|reasoning_content|\[THINK\]|<\|channel\|>analysis")
+_FORM = "correct it, or remove it: the model works without its template, but does not chat as well"
 # Generation settings: transformers' name → the name in Ollama's API.
 _SETTINGS = {
     "temperature": "temperature",
@@ -57,7 +58,7 @@ def read_templates(files: Files, tokenizer_config: ModelConfig) -> dict[str, str
             templates[extra[1]] = read_text(files, name)
     for name, template in templates.items():
         if len(template.encode(errors="replace")) > MAX_TEMPLATE:
-            raise MalformedFile(f"the chat template `{name}` is longer than 1 MiB")
+            raise MalformedFile(f"the chat template `{name}` is longer than 1 MiB", "shorten it, or remove it")
     return {"default": next(iter(templates.values())), **templates} if templates else {}
 
 
@@ -70,11 +71,11 @@ def _by_name(value: Any) -> dict[str, str]:
     if isinstance(value, dict):
         value = [{"name": name, "template": template} for name, template in value.items()]
     if not isinstance(value, list) or not all(isinstance(entry, dict) for entry in value):
-        raise MalformedFile("`chat_template` is neither text nor a list of named templates")
+        raise MalformedFile("`chat_template` is neither text nor a list of named templates", _FORM)
     templates = [(entry.get("name"), entry.get("template")) for entry in value]
     for name, template in templates:
         if not isinstance(name, str) or not re.fullmatch("[A-Za-z0-9_-]{1,64}", name) or not isinstance(template, str):
-            raise MalformedFile("`chat_template` holds an entry without a plain name and a text")
+            raise MalformedFile("`chat_template` holds an entry without a plain name and a text", _FORM)
     return dict(templates)
 
 

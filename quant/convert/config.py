@@ -75,15 +75,18 @@ class ModelConfig:
     def wrong(self, key: str, wanted: str) -> MalformedFile:
         """The error for a value that is missing or cannot be used; `wanted` is a noun, such as `a positive number`."""
         if key not in self.values:
-            return MalformedFile(f"`{self.name}` has no `{key}`, which must be {wanted}")
-        return MalformedFile(f"`{key}` in `{self.name}` is {ascii(self.values[key])[:60]} and must be {wanted}")
+            hint = f"add it to `{self.name}`, as the makers of the model have it"
+            return MalformedFile(f"`{self.name}` has no `{key}`, which must be {wanted}", hint)
+        hint = f"correct it in `{self.name}`, or take the model from its makers"
+        return MalformedFile(f"`{key}` in `{self.name}` is {ascii(self.values[key])[:60]} and must be {wanted}", hint)
 
 
 def read_whole(files: Files, name: str, limit: int) -> bytes:
     """All of a small file; MalformedFile when it is larger than `limit` bytes."""
     size = files.size(name)
     if size > limit:
-        raise MalformedFile(f"`{name}` has {size} bytes, and at most {limit} are allowed")
+        hint = "no model needs so large a file of this kind; is it another one by this name?"
+        raise MalformedFile(f"`{name}` has {size} bytes, and at most {limit} are allowed", hint)
     data = files.read(name, 0, size) if size else b""
     check_substance(data, name)
     return data
@@ -96,4 +99,4 @@ def read_text(files: Files, name: str) -> str:
     try:
         return read_whole(files, name, MAX_TEXT).decode()
     except UnicodeDecodeError:
-        raise MalformedFile(f"`{name}` is not UTF-8") from None
+        raise MalformedFile(f"`{name}` is not UTF-8", "save it as UTF-8, or fetch it again") from None

@@ -66,4 +66,5 @@ def _with_scales(entry: Entry, found: dict[str, Entry]) -> Entry:
 
 
 def _do_not_fit(entry: Entry, scales: str) -> MalformedFile:
-    return MalformedFile(f"tensor `{entry.name}` and its scales, `{scales}`, do not fit each other")
+    hint = "use the repository with the original weights"
+    return MalformedFile(f"tensor `{entry.name}` and its scales, `{scales}`, do not fit each other", hint)

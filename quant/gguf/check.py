@@ -50,7 +50,8 @@ def check_model(header: Header) -> None:
 
 
 def _refuse(header: Header, rule: str) -> MalformedFile:
-    return MalformedFile(f"`{header.name}` is not a usable model: {rule}")
+    hint = "it may be written by a program with a fault; use another file of the model, or its original weights"
+    return MalformedFile(f"`{header.name}` is not a usable model: {rule}", hint)
 
 
 def _check_sizes(header: Header, architecture: str) -> None:

@@ -40,7 +40,8 @@ class AddedToken(NamedTuple):
         """From its object in a file; MalformedFile when it has no number or no text."""
         text = entry.get("content") if isinstance(entry, dict) else None
         if not is_id(id) or not isinstance(text, str) or not text:
-            raise MalformedFile(f"`{where}` is not valid: an added token has no text or no number")
+            hint = "save the tokenizer anew with transformers, or take it from the makers of the model"
+            raise MalformedFile(f"`{where}` is not valid: an added token has no text or no number", hint)
         return cls(id, text, *(bool(entry.get(name)) for name in cls._fields[2:]))
 
     def flags(self, type: int) -> str:

@@ -39,7 +39,8 @@ class VocabularyPlan:
 
 def broken(rule: str) -> MalformedFile:
     """The error for a `tokenizer.json` that breaks a rule."""
-    return MalformedFile(f"`{FILE}` is not a valid tokenizer: {rule}")
+    hint = "save the tokenizer anew with transformers, or take it from the makers of the model"
+    return MalformedFile(f"`{FILE}` is not a valid tokenizer: {rule}", hint)
 
 
 def too_many(name: str, id: int, size: int) -> MalformedFile:
