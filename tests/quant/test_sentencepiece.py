@@ -103,8 +103,9 @@ def test_added_tokens_come_from_both_files() -> None:
     assert found.entries["tokenizer.ggml.tokens"][size:] == ["<tool>", "<|x|>", f"[PAD{size + 2}]"]
     assert found.entries["tokenizer.ggml.token_type"][size:] == [4, 3, 5]
     assert found.first is None
+    assert read_vocabulary(source, size + 1).remarks == ("no embedding for the added token `<|x|>`, left out",)
     with pytest.raises(MalformedFile, match="embeddings"):
-        read_vocabulary(source, size + 1)
+        read_vocabulary(source, size - 1)
 
 
 def test_other_kinds_and_other_files_are_refused() -> None:
