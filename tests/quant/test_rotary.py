@@ -89,8 +89,6 @@ REFUSED = ("qwen2, llama3", "deepseek2, yarn alone")
 @pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_settings_give_the_logits_of_transformers(name: str, tmp_path: Path) -> None:
-    pytest.importorskip("torch")
-    pytest.importorskip("transformers")
     from tests.quant.test_zoo import IDS, TOLERANCE, compared
     from tests.quant.zoo.reference import reference
 

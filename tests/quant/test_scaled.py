@@ -223,7 +223,8 @@ def llama_in_fp8(dtype: str, squares: bool) -> tuple[Folder, dict[str, tuple[np.
 @pytest.mark.parametrize("squares", [True, False])
 @pytest.mark.parametrize("dtype", ["F32", "BF16"])
 def test_fp8_becomes_what_torch_says_it_is(dtype: str, squares: bool, tmp_path: Path) -> None:
-    torch = pytest.importorskip("torch")
+    import torch
+
     source, small = llama_in_fp8(dtype, squares)
     found = written(source, "F32", tmp_path / "m.gguf")
     names = {"mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down", "self_attn.v_proj": "attn_v"}
@@ -237,8 +238,9 @@ def test_fp8_becomes_what_torch_says_it_is(dtype: str, squares: bool, tmp_path: 
 
 @pytest.mark.oracle
 def test_mxfp4_becomes_what_transformers_says_it_is() -> None:
-    torch = pytest.importorskip("torch")
-    theirs = pytest.importorskip("transformers.integrations.mxfp4").convert_moe_packed_tensors
+    import torch
+    from transformers.integrations.mxfp4 import convert_moe_packed_tensors as theirs
+
     elements, scales = RNG.integers(0, 256, (7, 48), np.uint8), RNG.integers(100, 150, (7, 3), np.uint8)
     wanted = theirs(torch.tensor(elements.reshape(1, 7, 3, 16)), torch.tensor(scales[None]), dtype=torch.float32)
     np.testing.assert_array_equal(restore("MXFP4", elements, scales), wanted[0].T.numpy())

@@ -41,7 +41,6 @@ def distance(folder: Folder, row: Row, path: Path) -> float:
 
 @pytest.mark.oracle
 def test_gemma_4_may_have_the_numbers_of_its_layers_padded(tmp_path: Path) -> None:
-    pytest.importorskip("torch")
     row = Row("Gemma4", MANY_LAYERS, spread=1.05, heads=0.2)
     folder = Folder(make(row, tmp_path / "made"))
     assert folder.json("config.json")["per_layer_config"].keys() == {"05", "11"}
@@ -73,7 +72,6 @@ def test_a_layer_of_gemma_4_that_differs_by_more_is_refused(tmp_path: Path) -> N
     ],
 )
 def test_an_activation_may_have_any_of_its_names(kind: str, key: str, names: list[str], tmp_path: Path) -> None:
-    pytest.importorskip("torch")
     extra: dict[str, Any] = {
         "Phi": {"num_key_value_heads": 4},
         "Gemma2": {"head_dim": 32, "query_pre_attn_scalar": 32},
@@ -88,7 +86,7 @@ def test_an_activation_may_have_any_of_its_names(kind: str, key: str, names: lis
 @pytest.mark.oracle
 def test_names_of_one_activation_are_those_of_transformers() -> None:
     """All names that compute the same, and none that does not."""
-    torch = pytest.importorskip("torch")
+    import torch
     from transformers.activations import ACT2FN
 
     from quant.convert.planning import SAME_ACTIVATIONS

@@ -59,8 +59,6 @@ def row(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="module")
 def model(row: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Folder, np.ndarray]]:
     """The model's files, and the logits that it ought to have."""
-    pytest.importorskip("torch")
-    pytest.importorskip("transformers")
     path = make(ZOO[row], tmp_path_factory.mktemp("model"))
     yield Folder(path), reference(path, ZOO[row], IDS)
 
@@ -264,7 +262,6 @@ def test_every_level_loads_and_answers(row: str, model: tuple[Folder, np.ndarray
 @pytest.mark.long(name="levels", sample=1)
 def test_every_level_of_wide_experts_has_its_own_type(tmp_path: Path) -> None:
     """In blocks of 256 values nothing falls back: every type is written, stacked eight times, and answers."""
-    pytest.importorskip("torch")
     row = ZOO["qwen3moe"]
     wide = {"hidden_size": 256, "moe_intermediate_size": 256, "num_experts": 8, "num_hidden_layers": 1}
     path = make(row._replace(config={**row.config, **wide}), tmp_path / "wide")

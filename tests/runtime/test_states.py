@@ -46,8 +46,6 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def model(kind: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    pytest.importorskip("torch")
-    pytest.importorskip("transformers")
     folder = tmp_path_factory.mktemp("model")
     # With weights as strong as the zoo's, half-precision attention makes another text now and then by rounding alone.
     row = ZOO[kind]._replace(spread=1.0) if kind in WINDOWS else ZOO[kind]

@@ -60,7 +60,6 @@ def publish(row: str, path: Path) -> Any:
 
 @pytest.mark.parametrize("row", KINDS)
 def test_vectors_are_those_of_sentence_transformers(daemon: Daemon, row: str, tmp_path: Path) -> None:
-    pytest.importorskip("sentence_transformers")
     path = tmp_path / row.split(",")[0]
     wanted = publish(row, path).encode(TEXTS)
     daemon.pull(f"{path}:F16")

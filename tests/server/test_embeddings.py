@@ -71,8 +71,9 @@ def test_a_vector_is_that_of_transformers(daemon: Daemon, model: str) -> None:
 @pytest.mark.oracle
 @pytest.mark.filterwarnings("default")
 def test_both_dialects_agree_with_transformers(daemon: Daemon, model: str, standard: openai.OpenAI) -> None:
-    torch = pytest.importorskip("torch")
-    transformers = pytest.importorskip("transformers")
+    import torch
+    import transformers
+
     tokenizer = transformers.AutoTokenizer.from_pretrained(FOLDER)
     network = transformers.AutoModel.from_pretrained(FOLDER).eval()
     with ollama.Client(host=daemon.url) as native:

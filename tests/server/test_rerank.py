@@ -120,7 +120,6 @@ def test_models_of_other_kinds_say_so(daemon: Daemon, model: str) -> None:
     "row", ["bert, ranking", "bert, xlm-roberta ranking", "modern-bert, ranking", "qwen3, ranking"]
 )
 def test_scores_are_those_of_transformers(daemon: Daemon, row: str, tmp_path: Path) -> None:
-    pytest.importorskip("torch")
     from tokenizers import Tokenizer
 
     from quant.convert.families.ranking import TEMPLATE
