@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os.path
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import click
@@ -27,10 +27,43 @@ def reference(text: str, level: str | None = None) -> str:
 
 
 def _parse(text: str) -> Reference:
-    path = Path(text)
-    if is_path(text) and ":" in path.name and path.expanduser().exists():
-        text = f"{text}/"  # the colon belongs to the folder's name
-    return parse(text)
+    path = _written_as_path(text)
+    try:
+        return parse(path)
+    except BadName:
+        if is_path(path) or folder_of(text) is None:
+            raise
+        return parse(_escaped(f"./{text}"))  # it can be nothing else
+
+
+def _written_as_path(text: str) -> str:
+    """The text as `parse` wants a path: a folder that Tab has completed (`tale/`) and `usb/x.gguf` are paths as well.
+
+    `org/repo` stays the name of a repository, whatever folders there are.
+    """
+    if is_path(text):
+        return _escaped(text)
+    body = folder_of(text)
+    if body is not None and (body.endswith("/") or body.lower().endswith(".gguf")):
+        return _escaped(f"./{text}")
+    return text
+
+
+def _escaped(path: str) -> str:
+    """A path whose name has a colon of its own, marked by a slash at its end."""
+    has_colon = ":" in os.path.basename(path.rstrip("/"))  # noqa: PTH119
+    return f"{path}/" if has_colon and _exists(path) else path
+
+
+def folder_of(text: str) -> str | None:
+    """The folder or file that is there under a name as it was typed, with or without a level; None where none is."""
+    body, _, level = text.rpartition(":")
+    candidates = [text] if "/" in level or not body else [text, body]
+    return next((each for each in candidates if _exists(each)), None)
+
+
+def _exists(path: str) -> bool:
+    return os.path.exists(os.path.expanduser(path))  # noqa: PTH110, PTH111  a name that is too long is no error here
 
 
 def _levelled(target: Reference, level: str) -> Reference:
@@ -47,13 +80,21 @@ def _levelled(target: Reference, level: str) -> Reference:
 
 @contextmanager
 def explaining(text: str) -> Iterator[None]:
-    """Give a Failure of the block a better hint where `text` is no model but there is a folder of that name."""
+    """Give a Failure of the block a better hint where `text` was taken for a name and there is a folder called so."""
     try:
         yield
     except Failure as error:
-        if error.code == "model_not_found" and not is_path(text) and Path(text).is_dir():
-            raise Failure(str(error), f"for the folder of that name write `./{text}`", error.code) from None
-        raise
+        hint = mistakable(text) if error.code in ("model_not_found", "access_denied", "source_unavailable") else ""
+        raise Failure(str(error), hint, error.code) if hint else error from None
+
+
+def mistakable(text: str) -> str:
+    """How to name the folder that is called like the name `text`; "" where there is none, or it is meant already."""
+    there = folder_of(text)
+    if there is None or is_path(_written_as_path(text)):
+        return ""
+    kind = "folder" if os.path.isdir(there) else "file"  # noqa: PTH112
+    return f"for the {kind} of that name write `./{text}`"
 
 
 def complete(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:

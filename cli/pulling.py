@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from cli import console
 from cli.client import Client
-from cli.naming import explaining
+from cli.naming import explaining, mistakable
 from runtime.units import size_text
 
 if TYPE_CHECKING:
@@ -24,6 +24,8 @@ def bring_in(client: Client, body: Line, typed: str) -> Line:
     `body` is the body of `/api/pull`, `typed` the name as the user wrote it. Raises Failure.
     """
     terminal = console.fancy()
+    if "/" in typed and (hint := mistakable(typed)):
+        console.note(f"note: `{typed}` is looked for on the hub; {hint}", "yellow")
     try:
         with explaining(typed), closing(lines(client, body)) as answer:
             last = _show_plainly(answer) if terminal is None else _show_on(terminal, answer)

@@ -222,6 +222,8 @@ def test_a_folder_is_not_taken_for_a_name(lm: Cli, tmp_path: Path) -> None:
     done = lm("run", "folder", "hi", cwd=tmp_path)
     assert done.code == 3
     assert "hint: for the folder of that name write `./folder`" in done.err
+    done = lm("run", "folder/", "hi", cwd=tmp_path)
+    assert str(tmp_path / "folder") in done.err and "not a name" not in done.err
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
