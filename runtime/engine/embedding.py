@@ -50,6 +50,9 @@ class EmbedJob:
     """
 
     def __init__(self, request: int, inputs: list[array[int]], query: str = "") -> None:
+        """Raises BadRequest for an input of no tokens, for which llama.cpp computes no vector."""
+        if not all(inputs):
+            raise BadRequest("an input is empty", "send some text")
         self.id = request
         self.query = query
         self.inputs = inputs
@@ -114,8 +117,6 @@ class Embedder:
 
     def _tokens(self, text: str | list[int], truncate: bool) -> array[int]:
         ids = self._vocabulary.tokenize(text, special=False, add=True) if isinstance(text, str) else self._checked(text)
-        if not ids:
-            raise BadRequest("an input is empty", "send some text")
         if len(ids) > self.limit and not truncate:
             raise PromptTooLong(f"an input has {len(ids):,} tokens and the model reads {self.limit:,}", "shorten it")
         if len(ids) <= self.limit:

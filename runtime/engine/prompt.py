@@ -50,7 +50,16 @@ class Prompter:
 
         Raises PromptTooLong when they do not fit and may not be cut, BadRequest when there is nothing to read.
         """
-        limit = self._context - 1
+        prompt = self._prompt(request, self._context - 1)
+        # llama.cpp computes no logits for a prompt of no tokens: a token would be drawn from another answer's, or from
+        # an address that is none.
+        if not prompt.ids:
+            raise BadRequest(
+                "the model's chat template writes nothing for these messages", "add a message of the role `user`"
+            )
+        return prompt
+
+    def _prompt(self, request: m.Submit, limit: int) -> Prompt:
         if request.turns is not None:
             return self._chat(request, request.turns, limit)
         ids = self._raw(request)
