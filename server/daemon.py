@@ -73,7 +73,7 @@ async def _listening(
     library = Library(store)
     # Admission needs memory and processors only: the probe of the bandwidth is left out.
     pool = Pool(config, library, partial(detect, bandwidth=1.0), runtime)
-    services = Services(config, library, pool, Jobs(config, library, pool.open_blobs))
+    services = Services(config, library, pool, Jobs(config, library, pool.open_blobs, pool.retire))
     runner = web.AppRunner(
         app.build(config, services, stop.set),
         access_log=None,

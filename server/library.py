@@ -47,7 +47,6 @@ class Library:
     def __init__(self, store: Store) -> None:
         self.store = store
         self._facts: dict[str, Facts] = {}
-        self._deferred: set[str] = set()  # blobs of deleted models that a worker has open
 
     async def models(self) -> list[Model]:
         """All models, newest first."""
@@ -75,17 +74,13 @@ class Library:
         return (await self.facts(model)).model_size
 
     async def delete(self, model: Model, in_use: set[str]) -> None:
-        """Forget a model, and its file unless another model or a worker (blob digests `in_use`) has it."""
-        if model.blob_digest in in_use:
-            self._deferred.add(model.blob_digest)
+        """Forget a model, and its file unless another model or the pool (blob digests `in_use`) has it."""
         await asyncio.to_thread(self.store.delete, model)
-        await asyncio.to_thread(self.store.collect, in_use)
+        await self.collect(in_use)
 
-    async def release(self, digest: str, in_use: set[str]) -> None:
-        """Remove the file of a blob that a worker has closed, if its model was deleted meanwhile."""
-        if digest in self._deferred:
-            self._deferred.discard(digest)
-            await asyncio.to_thread(self.store.collect, in_use)
+    async def collect(self, in_use: set[str]) -> None:
+        """Remove the files that belong to no model and are not `in_use` (blob digests)."""
+        await asyncio.to_thread(self.store.collect, in_use)
 
 
 def _read_facts(name: str, path: Path) -> Facts:

@@ -86,6 +86,7 @@ class Admission:
 
         Raises DoesNotFit when it has no room beside pinned models, or not even alone.
         """
+        said = False
         while True:
             hardware = await asyncio.to_thread(self._hardware)
             slots = [(slot, slot.process) for slot in self._slots.values()]
@@ -105,6 +106,11 @@ class Admission:
                 names = ", ".join(f"`{worker.model.name}`" for _, worker in others)
                 message = f"`{model.name}` does not fit beside {names}, loaded for ever"
                 raise DoesNotFit(message, "unload one with `lm stop NAME`")
+            if not said:
+                log.info(
+                    "%s waits for room beside %s", model.name, ", ".join(worker.model.name for _, worker in others)
+                )
+                said = True
             await self.wait_for_change()
 
     async def _fit(self, model: Model, wanted: int, room: int, hardware: Hardware) -> tuple[int, Need]:

@@ -13,13 +13,15 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from registry.errors import ModelNotFound, RegistryError
+from registry.names import Name
 from registry.store.catalog import Model
-from runtime.errors import QueueFull
+from runtime.errors import EngineError, QueueFull
 from runtime.machine.hardware import Hardware
 from runtime.messages import CacheConfig, Load
 from server.children.child_log import log_file
 from server.config import Config
-from server.errors import Stopping, Unstable
+from server.errors import ChildError, Stopping, Unstable
 from server.library import Library
 from server.loaded.admission import Admission
 from server.loaded.estimate import Estimator, anonymous_bytes
@@ -81,8 +83,14 @@ class Pool:
                     yield worker
             finally:
                 self._left(slot, worker)
+        except (ChildError, EngineError, RegistryError):
+            if not await asyncio.to_thread(model.blob.exists):
+                message = f"`{model.name}` was removed or replaced while this request waited for it"
+                raise ModelNotFound(message, "ask again, or see `lm list`") from None
+            raise
         finally:
             slot.pending -= 1
+            self._collect(slot, model.blob_digest)
 
     def loaded(self) -> list[tuple[Worker, float | None]]:
         """The workers that are ready, each with the seconds it stays if nobody asks (None: for ever), longest first."""
@@ -92,8 +100,30 @@ class Pool:
         return sorted(rows, key=lambda row: -(row[1] if row[1] is not None else float("inf")))
 
     def open_blobs(self) -> set[str]:
-        """Digests of the blobs that workers have open."""
-        return {digest for digest, slot in self._slots.items() if slot.process}
+        """Digests of the blobs that workers have open, or that requests wait for."""
+        return {digest for digest, slot in self._slots.items() if slot.holds}
+
+    async def retire(self) -> None:
+        """Unload the models that the store no longer has: now where they are idle, else after their last request.
+
+        Call after a model was removed or replaced. Does nothing while a manifest cannot be read, for nobody knows which
+        model it lists.
+        """
+        models = await self._library.models()
+        if any(not model.blob_digest for model in models):
+            return
+        listed = {model.blob_digest for model in models}
+        for digest, slot in list(self._slots.items()):
+            slot.retired = digest not in listed
+            worker = slot.usable
+            if slot.retired and worker is not None and worker.idle:
+                await slot.unload(worker)
+
+    def is_retired(self, name: Name) -> bool:
+        """Whether a model of this name, which the store no longer has, is on its way out."""
+        gone = [slot.usable.model.key for slot in self._slots.values() if slot.retired and slot.usable]
+        shown = {text.lower() for key in gone for text in (key.display, key.tagged(None).display)}
+        return name.display.lower() in shown
 
     async def unload(self, model: Model) -> bool:
         """Unload now if idle, else as soon as the last request ends; False if it is not loaded."""
@@ -129,7 +159,7 @@ class Pool:
         self._admission.notify()
         self._learn(worker)
         if not worker.users and not slot.pinned and slot.worker is worker:
-            expires = worker.last_used + slot.keep_alive
+            expires = worker.last_used + slot.stay
             slot.start_clock(asyncio.get_running_loop().call_at(expires, self._expire, slot, worker))
 
     def _learn(self, worker: Worker) -> None:
@@ -204,7 +234,13 @@ class Pool:
     def _ended(self, slot: Slot, worker: Worker) -> None:
         slot.ended(worker, asyncio.get_running_loop().time())
         self._admission.notify()
-        self._background(self._library.release(worker.model.blob_digest, self.open_blobs()))
+        self._collect(slot, worker.model.blob_digest)
+
+    def _collect(self, slot: Slot, digest: str) -> None:
+        """Remove the file of a retired model that nobody holds any more."""
+        if slot.retired and not slot.holds and self._slots.get(digest) is slot:
+            del self._slots[digest]
+            self._background(self._library.collect(self.open_blobs()))
 
     async def _watch_workers(self) -> None:
         """Kill workers that hang."""

@@ -19,7 +19,9 @@ class Slot:
     """
 
     keep_alive: float
-    """Seconds that the worker stays after its last request; below 0 it stays for ever (it is pinned)."""
+    """Seconds that the worker stays after its last request, as was asked for; below 0 it stays for ever."""
+    retired: bool = False
+    """Whether the store no longer has this model: nobody can ask for it again, so it goes after its last request."""
     worker: Worker | None = None
     pending: int = 0
     """Requests that wait for the worker or are being answered by it."""
@@ -43,9 +45,19 @@ class Slot:
         return None if self.worker is None or self.worker.leaving else self.worker
 
     @property
+    def stay(self) -> float:
+        """Seconds that the worker stays after its last request; below 0 it stays for ever (it is pinned)."""
+        return 0.0 if self.retired else self.keep_alive
+
+    @property
     def pinned(self) -> bool:
         """Whether the worker stays for ever."""
-        return self.keep_alive < 0
+        return self.stay < 0
+
+    @property
+    def holds(self) -> bool:
+        """Whether the file of the model is open in a process, or a request waits that will open it."""
+        return self.pending > 0 or self.process is not None
 
     def outgrown(self, worker: Worker, context: int | None) -> bool:
         """Whether a request wants more tokens than an idle worker holds, and more than any request wanted before."""
@@ -57,7 +69,7 @@ class Slot:
         """Seconds until the worker goes if nobody asks; None: it stays for ever."""
         if self.pinned:
             return None
-        return max(0.0, self.keep_alive if self._expiry is None else self._expiry.when() - now)
+        return max(0.0, self.stay if self._expiry is None else self._expiry.when() - now)
 
     def stop_clock(self) -> None:
         """The worker does not expire by itself any more."""

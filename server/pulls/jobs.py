@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any
 
 from registry.names import AUTO, Reference, parse
@@ -27,11 +27,21 @@ log = logging.getLogger("lm.jobs")
 class Jobs:
     """All pulls of the daemon."""
 
-    def __init__(self, config: Config, library: Library, in_use: Callable[[], set[str]]) -> None:
-        """`in_use` gives the digests of blobs that must stay although no model may list them any more."""
+    def __init__(
+        self,
+        config: Config,
+        library: Library,
+        in_use: Callable[[], set[str]],
+        retire: Callable[[], Awaitable[None]],
+    ) -> None:
+        """`in_use` gives the digests of blobs that must stay although no model may list them any more.
+
+        `retire` is called when a model may have been replaced.
+        """
         self._config = config
         self._store = library.store
         self._in_use = in_use
+        self._retire = retire
         self._jobs: dict[str, Job] = {}
         self._stopping = False
 
@@ -158,6 +168,7 @@ class Jobs:
             if before is not None:
                 await asyncio.wait([before])  # it still holds the folder that this one needs
             model = await Pull(job, self._config, self._store, self._in_use).run()
+            await self._retire()
             job.add(success_line(model.name, model.digest))
         except asyncio.CancelledError:
             log.info("pull of %s was %s", name, "removed" if job.state == "removing" else "paused")

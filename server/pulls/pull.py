@@ -56,12 +56,20 @@ class Pull:
             raise
         job.add(phase_line("committing"))
         name = job.reference.name.tagged(result.tag)
-        commit = asyncio.create_task(asyncio.to_thread(_commit, store, ingest, result, name, self._in_use()))
+        commit = asyncio.create_task(self._commit(ingest, result, name))
         try:
             return await asyncio.shield(commit)
         except asyncio.CancelledError:
             await asyncio.wait([commit])  # a commit that has begun is finished
             raise
+
+    async def _commit(self, ingest: Ingest, done: Done, name: Name) -> Model:
+        layers = [Staged.file(ingest.data, manifest.MODEL, done.sha256, done.size)]
+        layers += [Staged.json(done.params, manifest.PARAMS)] if done.params else []
+        model = await asyncio.to_thread(self._store.commit, ingest, layers, name, done.config)
+        # Blobs of the model that had this name before. A commit takes long, so what is in use is asked only now.
+        await asyncio.to_thread(self._store.collect, self._in_use())
+        return model
 
     async def _begin(self) -> Ingest:
         store = self._store
@@ -128,11 +136,3 @@ def _same_model(store: Store, name: Name, made_of: str) -> Model | None:
             store.choose(model)
             return model
     return None
-
-
-def _commit(store: Store, ingest: Ingest, done: Done, name: Name, in_use: set[str]) -> Model:
-    layers = [Staged.file(ingest.data, manifest.MODEL, done.sha256, done.size)]
-    layers += [Staged.json(done.params, manifest.PARAMS)] if done.params else []
-    model = store.commit(ingest, layers, name, done.config)
-    store.collect(in_use)  # blobs of the model that had this name before
-    return model

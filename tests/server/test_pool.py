@@ -161,6 +161,38 @@ def test_a_deleted_model_answers_to_its_end_and_its_file_goes_then(home: Path) -
         wait_until(lambda: not list((home / "store" / "blobs").iterdir()), 2)
 
 
+def test_a_removed_model_is_unloaded_though_it_was_to_stay_for_ever(home: Path) -> None:
+    with Daemon(home, script={"tokens": ["a"] * 20, "delay": 0.02}) as daemon:
+        asking = Asking(daemon, say(keep_alive=-1))
+        wait_until(daemon.workers, 5)
+        assert daemon.ask("DELETE", "/api/delete", {"model": "tiny"}).status == 200
+        assert daemon.post("/lm/stop", {"model": "tiny"}).json["stopped"]  # it is no model any more, but loaded
+        assert asking.result().lines[-1]["eval_count"] == 20
+        wait_until(lambda: not daemon.children() and not list((home / "store" / "blobs").iterdir()), 2)
+        assert daemon.post("/lm/stop", {"model": "tiny"}).status == 404
+
+
+def test_an_idle_model_that_is_removed_is_unloaded_at_once(home: Path) -> None:
+    with Daemon(home) as daemon:
+        daemon.post("/api/chat", say(keep_alive=-1))
+        assert daemon.ask("DELETE", "/api/delete", {"model": "tiny"}).status == 200
+        wait_until(lambda: not daemon.children() and not list((home / "store" / "blobs").iterdir()), 2)
+
+
+def test_a_request_that_waits_for_room_keeps_the_file_of_its_model(home: Path) -> None:
+    put_model(home, "other")
+    with Daemon(home, script={"tokens": ["a"] * 40, "delay": 0.02}, env={"LM_MAX_MODELS": "1"}) as daemon:
+        busy = Asking(daemon, say("other"))
+        wait_until(daemon.workers, 5)
+        waiting = Asking(daemon, say("tiny", options={"num_predict": 2}))
+        wait_until(lambda: "tiny:F32 waits for room" in daemon.log, 5)
+        assert daemon.ask("DELETE", "/api/delete", {"model": "tiny"}).status == 200
+        assert busy.result().lines[-1]["eval_count"] == 40
+        assert waiting.result().lines[-1]["eval_count"] == 2
+        blobs = home / "store" / "blobs"
+        wait_until(lambda: len([path for path in blobs.iterdir() if path.read_bytes()[:4] == b"GGUF"]) == 1, 3)
+
+
 def test_a_client_that_leaves_stops_its_answer(home: Path) -> None:
     with Daemon(home, script=LONG | {"tokens": ["word "] * 100_000}) as daemon:
         for path, body in (

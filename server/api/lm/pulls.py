@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from aiohttp import web
 
+from registry.errors import ModelNotFound
 from registry.names import parse
 from server.api.request import LOG_NOTE, ModelBody, is_installed
 from server.http.wire import read_body, reply
@@ -20,8 +21,14 @@ async def stop(request: web.Request) -> web.Response:
     body = await read_body(request, ModelBody)
     request[LOG_NOTE] = body.model_name
     services = request.app[SERVICES]
-    paused = await services.jobs.pause(parse(body.model_name), await is_installed(services, body.model_name))
+    reference = parse(body.model_name)
+    paused = await services.jobs.pause(reference, await is_installed(services, body.model_name))
     if paused:
         return reply({"model": paused, "paused": True, "stopped": False})
-    model = await services.library.resolve(body.model_name)
+    try:
+        model = await services.library.resolve(body.model_name)
+    except ModelNotFound:
+        if not services.pool.is_retired(reference.name):
+            raise
+        return reply({"model": body.model_name, "paused": False, "stopped": True})
     return reply({"model": model.name, "paused": False, "stopped": await services.pool.unload(model)})

@@ -81,7 +81,7 @@ async def show(request: web.Request) -> web.Response:
 
 
 async def delete(request: web.Request) -> web.Response:
-    """`DELETE /api/delete`: forget a model, and end its pull; a worker that holds it keeps it until it is unloaded."""
+    """`DELETE /api/delete`: forget a model, and end its pull; it is unloaded, after the answers that are under way."""
     body = await read_body(request, ModelBody)
     request[LOG_NOTE] = body.model_name
     services = request.app[SERVICES]
@@ -90,6 +90,7 @@ async def delete(request: web.Request) -> web.Response:
         return reply({"deleted": removed})
     model = await services.library.find(body.model_name)
     await services.library.delete(model, services.pool.open_blobs())
+    await services.pool.retire()
     return reply({"deleted": model.name})
 
 
