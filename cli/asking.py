@@ -104,7 +104,9 @@ class Reply:
 def installed(client: Client, wanted: str, typed: str, pre: str | None = None) -> str:
     """The name under which a model lies, which is brought in when it is not here. Raises Failure."""
     try:
-        client.ask("POST", "/api/show", {"model": wanted})
+        shown = client.ask("POST", "/api/show", {"model": wanted})
+        if "default" in shown:
+            console.note(f"{shown['default']}; `lm default` changes that")
         return wanted
     except Failure as error:
         if error.code != "model_not_found":

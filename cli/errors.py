@@ -14,6 +14,7 @@ _EXIT = {
     "bad_name": 2,
     "bad_setting": 2,
     "unknown_level": 2,
+    "several_levels": 2,
     "model_not_found": 3,
     UNREACHABLE: 4,
     "does_not_fit": 5,

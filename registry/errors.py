@@ -2,6 +2,7 @@
 
 RegistryError
 ├── BadName             a name that is malformed or tries to be a path
+├── SeveralLevels       a bare name where only the name of one level will do
 ├── ModelNotFound       not in the store, or not at the source
 ├── AccessDenied        the hub wants a token, another token, or an accepted licence
 ├── SourceUnavailable   network, server or file trouble at the source; may pass
@@ -29,6 +30,12 @@ class BadName(RegistryError):
     """A name that cannot be one."""
 
     code = "bad_name"
+
+
+class SeveralLevels(RegistryError):
+    """A bare name of a model that is here at several levels, where only one can be meant."""
+
+    code = "several_levels"
 
 
 class ModelNotFound(RegistryError):

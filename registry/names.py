@@ -95,6 +95,11 @@ class Reference:
     name: Name
 
     @property
+    def automatic(self) -> bool:
+        """Whether the choice of the level is left to us."""
+        return self.level in (None, AUTO)
+
+    @property
     def text(self) -> str:
         """The reference as text that any process reads in the same way, whatever its current folder."""
         if self.kind != "folder":

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from aiohttp import web
 
 from server.access.guard import AccessRules
-from server.api.lm import advise, daemon, pulls, rerank
+from server.api.lm import advise, daemon, default, pulls, rerank
 from server.api.ollama import answers as ollama
 from server.api.ollama import embeddings as ollama_embeddings
 from server.api.ollama import models
@@ -76,7 +76,12 @@ ROUTES = [
         models.pull,
         "bring a model in; progress as NDJSON; `detach`, `limit_rate` (bytes/s), `pre`, `hf_endpoint`, `hf_token`",
     ),
-    Route("DELETE", "/api/delete", models.delete, "remove a model, and end its pull"),
+    Route(
+        "DELETE",
+        "/api/delete",
+        models.delete,
+        "remove a model, and end its pull; a bare name with several levels needs `all`",
+    ),
     Route(
         "POST",
         "/api/generate",
@@ -113,7 +118,8 @@ ROUTES = [
     Route(
         "POST", "/lm/advise", advise.advise, "which level of a model this machine can hold, and why, from headers only"
     ),
-    Route("POST", "/lm/stop", pulls.stop, "pause a pull, or unload a model"),
+    Route("POST", "/lm/stop", pulls.stop, "pause pulls and unload models: of a name, at all levels, or of `all`"),
+    Route("POST", "/lm/default", default.default, "which level a bare name means: pin one, or ask"),
     Route("GET", "/lm/partials", pulls.partials, "pulls that are under way or paused"),
     Route("GET", "/health", daemon.health, "status, versions, loaded models"),
     Route("POST", "/lm/shutdown", daemon.shutdown, "end the daemon, from this machine only"),

@@ -18,6 +18,7 @@ from quant.gguf.header import Header, read_file
 from quant.plan import ModelPlan
 from registry.errors import StoreDamaged, StoreFailed
 from registry.store.catalog import Model
+from registry.store.meaning import Meaning
 from registry.store.store import Store
 from runtime.machine.fit import ModelSize
 
@@ -60,6 +61,18 @@ class Library:
     async def find(self, name: str) -> Model:
         """As `resolve`, but a broken model too, so that it can be removed."""
         return await asyncio.to_thread(self.store.find, name)
+
+    async def meant(self, name: str) -> list[Model]:
+        """The models that a name may mean, broken ones too: all levels for a bare one. Raises BadName, StoreFailed."""
+        return await asyncio.to_thread(self.store.meant, name)
+
+    async def meaning(self, name: str) -> Meaning | None:
+        """The meaning of a bare name, and why; None for a full one and for what is not here. Raises BadName."""
+        return await asyncio.to_thread(self.store.meaning, name)
+
+    async def reasons(self) -> dict[str, str]:
+        """Why a bare name means this level, by the full names of the models that are meant, where others are here."""
+        return {each.name.display: each.reason for each in await asyncio.to_thread(self.store.meanings)}
 
     async def facts(self, model: Model) -> Facts:
         """The facts in a model's file; raises StoreDamaged when the file breaks its format."""

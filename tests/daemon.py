@@ -227,23 +227,26 @@ def wait_until(condition: Callable[[], Any], seconds: float, step: float = 0.01)
     return time.monotonic() - began
 
 
-def put_model(home: Path, name: str = "tiny", context: int = 2048, **claimed: int) -> None:
-    """Commit a GGUF of the right shape, all zeros, to the store of a home; `claimed` are sizes that it lies about."""
+def put_model(home: Path, name: str = "tiny", context: int = 2048, level: str = "F32", **claimed: int) -> None:
+    """Commit a GGUF of the right shape, all zeros, to the store of a home; `claimed` are sizes that it lies about.
+
+    Its weights are F32, whatever `level` the manifest has; F32 counts as chosen automatically.
+    """
     config = {
         "model_format": "gguf",
         "model_family": "llama",
         "model_families": ["llama"],
         "model_type": "1.0K",
-        "file_type": "F32",
+        "file_type": level,
         "capabilities": ["completion"],
         "context_length": context,
         "embedding_length": WIDTH,
-        "lm": {"source": "test", "level": "F32", "reason": "a test wants it"},
+        "lm": {"source": "test", "level": level, "reason": "a test wants it"},
     }
     with Store.open(home / "store") as store:
-        data = _tiny(name, {"context_length": context} | claimed)
+        data = _tiny(name if level == "F32" else f"{name} {level}", {"context_length": context} | claimed)
         params = {"temperature": 0.7, "stop": ["<end>"]}
-        put(store, Name(LOCAL, LIBRARY, name, "F32"), data, config, params)
+        put(store, Name(LOCAL, LIBRARY, name, level), data, config, params, chosen=level == "F32")
 
 
 def _tiny(name: str, claimed: Mapping[str, int]) -> bytes:

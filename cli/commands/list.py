@@ -44,10 +44,17 @@ def print_partials(rows: list[dict[str, Any]]) -> None:
             console.note(f"`lm pull {row['source']}` goes on, `lm rm {row['name']}` removes it")
 
 
+def _cells(row: dict[str, Any]) -> list[str]:
+    size, age = size_text(row["size"]), console.ago(row["modified_at"])
+    return [row["name"], row["digest"][:12], size, age, "yes" if row.get("default") else ""]
+
+
 def print_models(rows: list[dict[str, Any]]) -> None:
     """Rows of `/api/tags` for people."""
-    cells = [(row["name"], row["digest"][:12], size_text(row["size"]), console.ago(row["modified_at"])) for row in rows]
-    console.table(("NAME", "ID", "SIZE", "MODIFIED"), cells)
+    several = any(row.get("default") for row in rows)
+    heads = ["NAME", "ID", "SIZE", "MODIFIED", *(["DEFAULT"] if several else [])]
+    cells = [_cells(row)[: len(heads)] for row in rows]
+    console.table(heads, cells)
     for row in rows:
         if row.get("problem"):
             console.note(f"warning: {row['problem']}", "yellow")

@@ -12,14 +12,19 @@ from cli.naming import complete, reference
 
 @click.command()
 @click.argument("names", nargs=-1, required=True, shell_complete=complete, metavar="NAME...")
-def command(names: tuple[str, ...]) -> int:
-    """Remove models; each one that cannot be removed is named, and the others go."""
+@click.option("--all", "everything", is_flag=True, help="Remove every level of these models.")
+def command(names: tuple[str, ...], everything: bool) -> int:
+    """Remove models; each one that cannot be removed is named, and the others go.
+
+    A model that is here at several levels is removed by the name of a level, or whole with `--all`.
+    """
     client = Client()
     code = 0
     for name in names:
         try:
-            gone = client.ask("DELETE", "/api/delete", {"model": reference(name)})
-            console.note(f"removed `{gone.get('deleted', name)}`")
+            gone = client.ask("DELETE", "/api/delete", {"model": reference(name), "all": everything})
+            for removed in gone["all"]:
+                console.note(f"removed `{removed}`")
         except Failure as error:
             console.complain(str(error), error.hint)
             code = code or error.exit_code

@@ -1,4 +1,4 @@
-"""`lm stop`: pause a pull, unload a model, or end the daemon; starts nothing."""
+"""`lm stop`: pause pulls, unload models, or end the daemon; starts nothing."""
 
 from __future__ import annotations
 
@@ -11,25 +11,47 @@ from cli.naming import complete, explaining, reference
 
 
 @click.command()
-@click.argument("name", required=False, shell_complete=complete)
+@click.argument("names", nargs=-1, shell_complete=complete, metavar="NAME...")
+@click.option("--all", "everything", is_flag=True, help="Pause every pull and unload every model.")
 @click.option("--daemon", "whole", is_flag=True, help="End the daemon, and with it everything that is loaded.")
-def command(name: str | None, whole: bool) -> None:
-    """Pause the pull of a model, or unload a model, after the answers that are under way; or end the daemon."""
-    if (name is None) != whole:
-        raise Failure("say either a model or `--daemon`", "`lm ps` shows what is loaded", "usage")
-    if name is None:
+def command(names: tuple[str, ...], everything: bool, whole: bool) -> int:
+    """Pause the pulls of models, or unload models, after the answers that are under way; or end the daemon.
+
+    NAME without a level means all levels of a model.
+    """
+    if [bool(names), everything, whole].count(True) != 1:
+        raise Failure("say either models, `--all` or `--daemon`", "`lm ps` shows what is loaded", "usage")
+    if whole:
         _end_daemon()
-    else:
-        _unload(name)
+        return 0
+    client = Client(start=False)
+    code = 0
+    for name in names or ("",):
+        try:
+            with explaining(name):
+                body = {"model": reference(name)} if name else {"all": True}
+                answer = client.ask("POST", "/lm/stop", body)
+        except Failure as error:
+            console.complain(str(error), error.hint)
+            code = code or error.exit_code
+        else:
+            _tell(answer["models"])
+    return code
 
 
-def _unload(name: str) -> None:
-    with explaining(name):
-        answer = Client(start=False).ask("POST", "/lm/stop", {"model": reference(name)})
-    if answer.get("paused"):
-        console.note(f"paused the pull of `{answer['model']}`; `lm pull {answer['model']}` goes on with it")
-    else:
-        console.note(f"stopped `{answer['model']}`" if answer["stopped"] else f"`{answer['model']}` was not loaded")
+def _tell(rows: list[dict[str, str]]) -> None:
+    """Rows of the answer of `/lm/stop` for people."""
+    for row in rows:
+        model = row["model"]
+        words = {
+            "paused": f"paused the pull of `{model}`; `lm pull {model}` goes on with it",
+            "stopped": f"stopped `{model}`",
+            "stopping": f"`{model}` still answers; it is unloaded when that has ended",
+            "not loaded": f"`{model}` was not loaded",
+        }
+        console.note(words[row["state"]])
+    if not rows:
+        console.note("nothing is loaded or under way")
 
 
 def _end_daemon() -> None:

@@ -12,7 +12,7 @@ import difflib
 import hashlib
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,9 +20,10 @@ from typing import Any, NamedTuple
 
 from registry import digest
 from registry.errors import BadName, ModelNotFound, StoreDamaged, StoreFailed
-from registry.names import LATEST, LIBRARY, LOCAL, OLLAMA, Name, Reference, parse
+from registry.names import LATEST, LIBRARY, LOCAL, Name, Reference, parse
 from registry.store import manifest, reading
 from registry.store.manifest import Manifest
+from registry.store.meaning import LevelHere, Meaning, decide
 
 _LONGEST_CHOICE = 256
 
@@ -60,6 +61,12 @@ class Model:
         notes = self.config.get("lm")
         return notes if isinstance(notes, dict) else {}
 
+    @property
+    def automatic_bytes(self) -> int:
+        """Bytes of weights at the level that a pull without a level would have made, 0 where that was not noted."""
+        size = self.own.get("automatic_bytes")
+        return size if isinstance(size, int) else 0
+
 
 class Stamp(NamedTuple):
     """Inode, size and times of a file, which change whenever the file does."""
@@ -82,6 +89,7 @@ class Catalog:
         self.blobs = root / "blobs"
         self.manifests = root / "manifests"
         self.choices = root / "chosen"
+        self.pins = root / "pinned"
         self._known: dict[Path, tuple[Stamp, Model, Manifest]] = {}
 
     def blob(self, value: str) -> Path:
@@ -93,8 +101,12 @@ class Catalog:
         return self.manifests.joinpath(*name.parts)
 
     def choice_path(self, name: Name) -> Path:
-        """The file that says which variant of a model was chosen last."""
+        """The file that says which variant of a model the last pull without a level chose."""
         return self.choices.joinpath(*name.tagged(None).parts)
+
+    def pin_path(self, name: Name) -> Path:
+        """The file that says which variant the user wants a bare name to mean."""
+        return self.pins.joinpath(*name.tagged(None).parts)
 
     def names(self) -> Iterator[Name]:
         """All names that have a manifest, broken or not, in order. Raises StoreFailed.
@@ -145,10 +157,6 @@ class Catalog:
             folder = folder / twin
         return Name(*words)
 
-    def is_only_variant(self, name: Name) -> bool:
-        """Whether no other variant of the model has a manifest. Raises StoreFailed."""
-        return not set(reading.entries(self.manifest_path(name.tagged(None)))) - {name.tag}
-
     def resolve(self, text: str, broken: bool = False) -> Model:
         """The model that `text` means; one that cannot be used only where `broken` ones will do.
 
@@ -163,31 +171,57 @@ class Catalog:
                 return found
         raise self._not_found(text, reference)
 
-    def _find(self, name: Name, reference: Reference) -> Model | None:
-        name = self.existing(name)
-        if name.tag is None:
-            tag = self._chosen(name) if reference.level is None else None
-            name = name.tagged(tag)
-        found = None if name.tag is None else self.read(name)
-        if found is None:
-            return None
-        if reference.kind != "folder" or isinstance(found.failure, StoreFailed):
-            return found
-        # Two folders may have the same last word; a path means the model that was made of that very folder.
-        return found if found.own.get("source") == reference.location else None
+    def meant(self, text: str) -> list[Model]:
+        """The models that `text` may mean, broken ones too: all variants for a bare name, at most one for a full name.
 
-    def _chosen(self, name: Name) -> str | None:
-        """The tag that a name without a tag means: the one chosen last, else the newest; None without variants."""
-        folder = self.manifest_path(name)
-        stamps = {variant: _stamp(folder / variant) for variant in reading.entries(folder)}
-        there = {variant: stamp for variant, stamp in stamps.items() if stamp is not None}
-        choice = reading.contents(self.choice_path(name), _LONGEST_CHOICE) or b""
-        chosen = choice.decode("ascii", "replace").strip()
-        if chosen in there:
-            return chosen
-        if name.host == OLLAMA and LATEST in there:
-            return LATEST
-        return max(there, key=lambda variant: there[variant].modified_ns, default=None)
+        Raises BadName, StoreFailed.
+        """
+        reference = parse(text)
+        for candidate in _candidates(reference):
+            if candidate.tag is not None:
+                found = self.read(self.existing(candidate))
+                variants = [] if found is None else [found]
+            else:
+                variants = self.variants(candidate) if reference.level is None else []
+            if variants := [model for model in variants if _made_of(model, reference)]:
+                return variants
+        return []
+
+    def meaning(self, text: str) -> Meaning | None:
+        """The meaning of a bare name; None for a full name or where none is here. Raises BadName, StoreFailed."""
+        reference = parse(text)
+        if reference.level is None:
+            for candidate in _candidates(reference):
+                if candidate.tag is None and (models := [*filter(_of(reference), self.variants(candidate))]):
+                    return self._meaning(models)
+        return None
+
+    def meanings(self) -> list[Meaning]:
+        """The meaning of each bare name of which several variants are here. Raises StoreFailed."""
+        groups: dict[Name, list[Model]] = {}
+        for model in self.models():
+            groups.setdefault(model.key.tagged(None), []).append(model)
+        return [self._meaning(models) for models in groups.values() if len(models) > 1]
+
+    def _meaning(self, models: Sequence[Model]) -> Meaning:
+        """The meaning of the bare name of these variants, at least one."""
+        bare = models[0].key.tagged(None)
+        variants = [LevelHere(str(each.key.tag), each.size, each.modified, each.automatic_bytes) for each in models]
+        if len(models) == 1:
+            return decide(bare, variants, "", "")
+        return decide(bare, variants, self._noted(self.pin_path(bare)), self._noted(self.choice_path(bare)))
+
+    def _noted(self, path: Path) -> str:
+        """The tag in a file of one line, "" without the file. Raises StoreFailed."""
+        return (reading.contents(path, _LONGEST_CHOICE) or b"").decode("utf-8", "replace").strip()
+
+    def _find(self, name: Name, reference: Reference) -> Model | None:
+        """The model that a candidate means, None where it is not here or was made of another folder."""
+        if name.tag is not None:
+            found = self.read(self.existing(name))
+            return found if found and _made_of(found, reference) else None
+        models = [] if reference.level else [*filter(_of(reference), self.variants(name))]
+        return self.read(self._meaning(models).name) if models else None
 
     def _usable(self, name: Name, path: Path, stamp: Stamp) -> Model:
         """The model whose manifest is in this state. Raises StoreDamaged, StoreFailed."""
@@ -260,6 +294,25 @@ class Catalog:
         with contextlib.suppress(StoreFailed):
             found.extend(self.names())
         return found
+
+
+def is_meant(text: str, model: Model) -> bool:
+    """Whether a name may mean this model, be it in the store or not; a bare one means all variants. Raises BadName."""
+    reference = parse(text)
+    key = model.key.tagged(None) if reference.level is None else model.key
+    names = (name for name in _candidates(reference))
+    return any(name.same(key if name.tag is None else model.key) for name in names) and _made_of(model, reference)
+
+
+def _of(reference: Reference) -> Callable[[Model], bool]:
+    return lambda model: _made_of(model, reference)
+
+
+def _made_of(model: Model, reference: Reference) -> bool:
+    """Whether a reference may mean a model: two folders may have the same name, and a path means one of them."""
+    if reference.kind != "folder" or isinstance(model.failure, StoreFailed):
+        return True
+    return model.own.get("source") == reference.location
 
 
 def _candidates(reference: Reference) -> list[Name]:

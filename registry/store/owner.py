@@ -13,7 +13,7 @@ from registry.store import fsops, reading
 FORMAT = 1
 _VERSION = "store.json"
 _LONGEST_VERSION = 1 << 16
-_FOLDERS = ("blobs", "manifests", "chosen", "ingest")
+_FOLDERS = ("blobs", "manifests", "chosen", "pinned", "ingest")
 
 
 def take(root: Path) -> int:

@@ -4,7 +4,8 @@
     store.lock         held by the one process that owns the store, with its id inside
     blobs/sha256-…     complete, hashed, never written again
     manifests/host/namespace/model/tag
-    chosen/host/namespace/model      the tag that a bare name means
+    pinned/host/namespace/model      the tag that the user wants a bare name to mean (`registry/store/meaning.py`)
+    chosen/host/namespace/model      the tag that the last pull without a level chose
     ingest/id/         a file on its way (`registry/store/partial.py`); belongs to the process that holds the lock
 
 Commit: fsync of the data, rename into `blobs`, fsync of `blobs`, and the manifest last, itself written aside, synced
@@ -28,19 +29,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from registry.errors import BadName, ModelNotFound, StoreDamaged, StoreFailed
+from registry.errors import BadName, DiskFull, ModelNotFound, StoreDamaged, StoreFailed
 from registry.names import Name, Reference
 from registry.store import fsops, garbage, manifest, owner, reading
 from registry.store.catalog import Catalog, Model
 from registry.store.fsops import plainly
 from registry.store.layers import Staged
 from registry.store.manifest import Layer
+from registry.store.meaning import Meaning
 from registry.store.partial import DATA, Journal, read_journal, resumable
 
 log = logging.getLogger("lm.store")
 
 _COMMITTED = "committed"  # in an ingest folder: the digest under which its data is about to lie among the blobs
 _LONGEST_DIGEST = 80
+_LONGEST_TAG = 512
 
 
 @dataclass(frozen=True)
@@ -118,7 +121,7 @@ class Store:
         return self._catalog.variants(name)
 
     def resolve(self, text: str) -> Model:
-        """The model that `text` means: a full name, or a bare one for the variant chosen last; case does not matter.
+        """The model that `text` means: a full name, or a bare one by the rule of `meaning.py`; case does not matter.
 
         Raises BadName, ModelNotFound (its hint names what comes close), StoreDamaged (the model is broken), StoreFailed
         (it cannot be read).
@@ -128,6 +131,21 @@ class Store:
     def find(self, text: str) -> Model:
         """As `resolve`, but a broken model is returned too, to be deleted."""
         return self._catalog.resolve(text, broken=True)
+
+    def meant(self, text: str) -> list[Model]:
+        """The models that `text` may mean, broken ones too: all variants for a bare name, at most one for a full name.
+
+        Raises BadName, StoreFailed.
+        """
+        return self._catalog.meant(text)
+
+    def meaning(self, text: str) -> Meaning | None:
+        """The meaning of a bare name; None for a full name or where none is here. Raises BadName, StoreFailed."""
+        return self._catalog.meaning(text)
+
+    def meanings(self) -> list[Meaning]:
+        """The meaning of each bare name of which several variants are here. Raises StoreFailed."""
+        return self._catalog.meanings()
 
     def similar(self, reference: Reference) -> list[str]:
         """Names of models here, and `demo`, that look like this one, the most alike first."""
@@ -181,9 +199,9 @@ class Store:
     ) -> Model:
         """Make blobs of `layers` and of `config`, and list them as the model `name`, replacing what had that name.
 
-        With `chosen` the bare name means this variant from now on. When this returns, a power cut cannot undo it; when
-        it raises, the ingest is paused, and what had the name still has it (or, if the very last step failed, the new
-        model has). Raises DigestMismatch (another size than announced), DiskFull, StoreFailed.
+        `chosen`: the variant was chosen automatically, which is noted. When this returns, a power cut cannot undo it;
+        when it raises, the ingest is paused, and what had the name still has it (or, if the very last step failed, the
+        new model has). Raises DigestMismatch (another size than announced), DiskFull, StoreFailed.
         """
         everything = [*layers, Staged.json(config, manifest.CONFIG)]
         try:
@@ -200,9 +218,19 @@ class Store:
         return model
 
     def choose(self, model: Model) -> None:
-        """Let the bare name mean this variant. Raises StoreFailed, DiskFull."""
-        with self._changing, plainly(self.root):
+        """Note that this variant was chosen automatically. A note that cannot be written costs no more than itself."""
+        with self._changing:
             self._choose(model.key)
+
+    def pin(self, model: Model) -> None:
+        """Let the bare name mean this variant until `unpin`. Raises StoreFailed, DiskFull."""
+        with self._changing, plainly(self.root):
+            self._note(self._catalog.pins, self._catalog.pin_path(model.key), model.key)
+
+    def unpin(self, name: Name) -> None:
+        """Let the bare name mean what it would without `pin`. Raises StoreFailed."""
+        with self._changing, plainly(self.root):
+            self._forget(self._catalog.pins, self._catalog.pin_path(self._catalog.existing(name.tagged(None))))
 
     def delete(self, model: Model) -> None:
         """Forget a model; its blobs go at the next `collect`. Raises ModelNotFound when it is gone, StoreFailed."""
@@ -210,14 +238,17 @@ class Store:
         with self._changing, plainly(self.root):
             if reading.status(path) is None:
                 raise ModelNotFound(f"model `{model.name}` is not here", "`lm list` shows what is")
-            last = self._catalog.is_only_variant(model.key)
             fsops.unlink(path)
             fsops.fsync_dir(path.parent)
-            if last:
-                choice = self._catalog.choice_path(model.key)
-                fsops.unlink(choice)
-                _prune(choice.parent, self._catalog.choices)
-                _prune(path.parent, self._catalog.manifests)
+            _prune(path.parent, self._catalog.manifests)
+            for root, note in (
+                (self._catalog.choices, self._catalog.choice_path(model.key)),
+                (self._catalog.pins, self._catalog.pin_path(model.key)),
+            ):
+                # A model that comes in again under this name later is neither pinned nor chosen.
+                with contextlib.suppress(StoreFailed, OSError):
+                    if (reading.contents(note, _LONGEST_TAG) or b"").strip() == str(model.key.tag).encode():
+                        self._forget(root, note)
 
     def collect(self, in_use: Collection[str]) -> int:
         """Remove the blobs that no manifest lists and that are not `in_use` (digests); the number of bytes freed.
@@ -250,8 +281,24 @@ class Store:
 
     def _choose(self, name: Name) -> None:
         path = self._catalog.choice_path(name)
-        fsops.make_folders(self._catalog.choices, path.parent)
-        fsops.replace(path, f"{name.tag}\n".encode())
+        try:
+            with plainly(self.root):
+                self._note(self._catalog.choices, path, name)
+        except (DiskFull, StoreFailed) as error:
+            log.warning("that `%s` was chosen automatically is not noted: %s", name.display, error)
+
+    def _note(self, root: Path, path: Path, name: Name) -> None:
+        """Write the tag of a name into the file at `path`, below `root`, unless it is there. Raises OSError."""
+        data = f"{name.tag}\n".encode()
+        with contextlib.suppress(StoreFailed):
+            if reading.contents(path, _LONGEST_TAG) == data:
+                return
+        fsops.make_folders(root, path.parent)
+        fsops.replace(path, data)
+
+    def _forget(self, root: Path, path: Path) -> None:
+        fsops.unlink(path)
+        _prune(path.parent, root)
 
     def _recover(self) -> None:
         """Remove the leftovers of a process that died: ingests without a journal, temporary files, unlisted blobs."""
@@ -263,7 +310,7 @@ class Store:
                     fsops.remove_tree(self._ingests / name)
             except (StoreDamaged, StoreFailed) as error:
                 log.warning("what a pull left in `%s` stays as it is: %s", name, error)
-        for folder in (self._catalog.manifests, self._catalog.choices, self._ingests):
+        for folder in (self._catalog.manifests, self._catalog.choices, self._catalog.pins, self._ingests):
             for parent, _, names in os.walk(folder):
                 _remove_temporary(Path(parent), names)
         _remove_temporary(self.root, [path.name for path in self.root.iterdir()])

@@ -15,6 +15,7 @@ from quant.errors import UnsupportedModel
 from quant.levels import budget, recipes
 from quant.plan import NEXT_TOKEN_LAYERS, ModelPlan
 from quant.types import Tensor
+from runtime.errors import DoesNotFit
 from runtime.machine.devices import Layers
 from runtime.machine.fit import ModelSize
 from runtime.machine.hardware import Hardware, detect, usable_cpus
@@ -90,6 +91,16 @@ class Chooser:
         host = self._machine.host(disk_free, measure=_matters(candidates))
         options = judge(candidates, model_size, host, wish)
         return Advice(self._explained(choose(candidates, model_size, host, wish)), options, model_size)
+
+    def automatic_bytes(self, wish: Wish) -> int:
+        """Bytes of weights at the level that the rule takes by known speeds; the smallest where none fits."""
+        model_size = ModelSize.of(self._plan.metadata)
+        candidates = [candidate_at(self._plan, name, model_size) for name in recipes.LADDER]
+        try:
+            choice = choose(candidates, model_size, self._machine.host(None, measure=False), replace(wish, forced=None))
+        except DoesNotFit:
+            return min(each.weights_bytes for each in candidates)
+        return choice.need.weights
 
     def _explained(self, choice: Choice) -> Choice:
         """The choice, whose reason also says what is left out of the source, and which tensors stay as published."""

@@ -8,7 +8,7 @@ from dataclasses import replace
 from aiohttp import web
 
 from registry.errors import BadName, ModelNotFound
-from registry.names import LIBRARY, LOCAL, Name, Reference, parse
+from registry.names import LATEST, LIBRARY, LOCAL, Name, Reference, parse
 from registry.net.hub import Hub
 from server.access.guard import require_loopback
 from server.config import Config, http_url
@@ -60,7 +60,8 @@ async def find_source(request: web.Request, services: Services, name: str, doing
 async def _folder_of(services: Services, reference: Reference) -> Reference:
     """The folder from which a model of this bare name was made, or is being made; else `reference` itself.
 
-    `lm pull ./mine` makes the model `mine`, and `lm pull mine` then means the same folder.
+    `lm pull ./mine` makes the model `mine`, and `lm pull mine` then means the same folder, at the level that the name
+    means: no app that wants to be sure of a model gets another level of it.
     """
     wanted = reference.name
     if wanted.namespace != LIBRARY:
@@ -78,6 +79,8 @@ async def _folder_of(services: Services, reference: Reference) -> Reference:
         folder = parse(source)
         if folder.name.tagged(None).same(key):
             location = Reference("folder", folder.location, None, folder.name.tagged(None))
-            level = "" if wanted.tag is None or wanted.tag.lower() == "latest" else f":{wanted.tag}"
+            meaning = await services.library.meaning(reference.text)
+            tag = wanted.tag if meaning is None else meaning.name.tag
+            level = "" if tag is None or tag.lower() == LATEST else f":{tag}"
             return parse(f"{location.text}{level}")
     return reference

@@ -11,10 +11,9 @@ import logging
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from registry.errors import ModelNotFound, RegistryError
-from registry.names import Name
 from registry.store.catalog import Model
 from runtime.errors import EngineError, QueueFull
 from runtime.machine.hardware import Hardware
@@ -119,21 +118,20 @@ class Pool:
             if slot.retired and worker is not None and worker.idle:
                 await slot.unload(worker)
 
-    def is_retired(self, name: Name) -> bool:
-        """Whether a model of this name, which the store no longer has, is on its way out."""
-        gone = [slot.usable.model.key for slot in self._slots.values() if slot.retired and slot.usable]
-        shown = {text.lower() for key in gone for text in (key.display, key.tagged(None).display)}
-        return name.display.lower() in shown
+    def models(self) -> list[Model]:
+        """The models whose worker runs or is being started."""
+        return [worker.model for worker in self._processes()]
 
-    async def unload(self, model: Model) -> bool:
-        """Unload now if idle, else as soon as the last request ends; False if it is not loaded."""
+    async def unload(self, model: Model) -> Literal["stopped", "stopping", "not loaded"]:
+        """Unload now if idle ("stopped"), else as soon as the last request ends ("stopping")."""
         slot = self._slots.get(model.blob_digest)
         if slot is None or (worker := slot.usable) is None:
-            return False
+            return "not loaded"
         slot.keep_alive = 0.0
-        if not worker.users:
-            await slot.unload(worker)
-        return True
+        if worker.users:
+            return "stopping"
+        await slot.unload(worker)
+        return "stopped"
 
     async def drain(self, seconds: float) -> None:
         """Let running answers end for at most `seconds`, then end every worker. Nothing is admitted any more."""

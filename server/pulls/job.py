@@ -35,8 +35,8 @@ class _Entry(NamedTuple):
 class Job:
     """One pull. `task` does the work; `followers` counts the clients that read its lines.
 
-    `detached` jobs go on when nobody follows. A job that is "pausing" keeps its partial file, one that is "removing"
-    throws it away.
+    `level` is "" until it is known. `detached` jobs go on when nobody follows. A job that is "pausing" keeps its
+    partial file, one that is "removing" throws it away.
     """
 
     def __init__(self, reference: Reference, options: PullOptions) -> None:
@@ -44,6 +44,7 @@ class Job:
         self.options = options
         self.followers = 0
         self.detached = False
+        self.level = ""
         self.state: State = "running"
         self.task: asyncio.Task[None] | None = None
         self._entries: list[_Entry] = []

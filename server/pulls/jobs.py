@@ -86,30 +86,30 @@ class Jobs:
 
         return await asyncio.to_thread(rows)
 
-    async def remove(self, reference: Reference, installed: bool) -> str:
-        """End the pulls that `reference` means, and throw away their files; the name of one, "" without any.
+    async def remove(self, name: str, installed: bool) -> list[str]:
+        """End the pulls that `name` means, and throw away their files; the names of these pulls.
 
-        A bare name means all variants, unless a model of that name is `installed`.
+        A bare name means all levels, unless a model of that name is `installed`.
         """
-        ending = [job for job in self._jobs.values() if _means(reference, job.reference, "", installed)]
+        reference = parse(name)
+        ending = [job for job in self._jobs.values() if _means(reference, job.reference, job.level, installed)]
         for job in ending:
             job.remove()
         await _ended(ending)
 
         abandoned = await asyncio.to_thread(self._abandon, reference, installed)
-        return next(iter([*(job.reference.text for job in ending), *abandoned]), "")
+        return list(dict.fromkeys([*(job.reference.text for job in ending), *abandoned]))
 
-    async def pause(self, reference: Reference, installed: bool) -> str:
-        """Pause the running pulls that `reference` means, as in `remove`; the name of one, "" without any."""
-        running = [
-            job
-            for job in self._jobs.values()
-            if job.state == "running" and _means(reference, job.reference, "", installed)
-        ]
+    async def pause(self, name: str, installed: bool) -> list[str]:
+        """Pause the running pulls that `name` means, as in `remove`, all of them for ""; the names of these pulls."""
+        running = [job for job in self._jobs.values() if job.state == "running"]
+        if name:
+            reference = parse(name)
+            running = [job for job in running if _means(reference, job.reference, job.level, installed)]
         for job in running:
             job.pause()
         await _ended(running)
-        return next((job.reference.text for job in running), "")
+        return [job.reference.text for job in running]
 
     async def stop(self) -> None:
         """Pause every job, and wait until all have ended."""

@@ -41,7 +41,7 @@ def model_digest(source: Source, conversion: Conversion | FileCopy) -> str:
     return hashlib.sha256(f"{fingerprint(source, conversion)} {recommended}".encode()).hexdigest()[:32]
 
 
-def manifest_config(reference: Reference, source: Source, plan: ModelPlan, level: str, own: dict[str, str]) -> Any:
+def manifest_config(reference: Reference, source: Source, plan: ModelPlan, level: str, own: dict[str, Any]) -> Any:
     """The manifest's config: Ollama's fields, and ours under `lm`, to which `own` is added."""
     metadata = plan.metadata
     from_hub = reference.kind == "hub"

@@ -66,7 +66,9 @@ class Pull:
     async def _commit(self, ingest: Ingest, done: Done, name: Name) -> Model:
         layers = [Staged.file(ingest.data, manifest.MODEL, done.sha256, done.size)]
         layers += [Staged.json(done.params, manifest.PARAMS)] if done.params else []
-        model = await asyncio.to_thread(self._store.commit, ingest, layers, name, done.config)
+        model = await asyncio.to_thread(
+            self._store.commit, ingest, layers, name, done.config, self._job.reference.automatic
+        )
         # Blobs of the model that had this name before. A commit takes long, so what is in use is asked only now.
         await asyncio.to_thread(self._store.collect, self._in_use())
         return model
@@ -97,9 +99,12 @@ class Pull:
                     case Done() as done:
                         return done
                     case Planned() as planned:
+                        job.level = planned.level
                         job.add(frame_line(planned))
                         name = name_at_level(job.reference, planned.level)
-                        if same := await asyncio.to_thread(_same_model, self._store, name, planned.made_of):
+                        if same := await asyncio.to_thread(
+                            _same_model, self._store, name, planned.made_of, job.reference.automatic
+                        ):
                             job.add(note_line("nothing has changed since it was brought in"))
                             return same
                     case frame:
@@ -108,6 +113,7 @@ class Pull:
     def _task(self, ingest: Ingest) -> PullTask:
         config, options, reference = self._config, self._job.options, self._job.reference
         journal = ingest.journal
+        self._job.level = journal.facts.level if journal else ""
         partial_bytes = journal.latest.size if journal else 0
         return PullTask(
             model=ModelRequest(
@@ -129,10 +135,11 @@ def _known_pre(store: Store, reference: Reference) -> str:
     return next(filter(None, names), "")
 
 
-def _same_model(store: Store, name: Name, made_of: str) -> Model | None:
-    """The model of that name if a pull would make the same; the bare name means it from now on."""
+def _same_model(store: Store, name: Name, made_of: str, automatic: bool) -> Model | None:
+    """The model of that name if a pull would make the same; where its level is `automatic`, that is noted."""
     for model in store.variants(name):
         if model.key.same(name) and not model.problem and model.own.get("made_of") == made_of:
-            store.choose(model)
+            if automatic:
+                store.choose(model)
             return model
     return None

@@ -119,7 +119,9 @@ class _Attempt:
             self.send(Planned(level, reason, self.source.title, plan.source_bytes, conversion.size, resumed, made_of))
             self._write(conversion, place)
             sha256, size = self.partial.finish()
-            own = {"reason": reason, "made_of": made_of} | ({"pre": self.task.pre} if self.task.pre else {})
+            own: dict[str, Any] = {"reason": reason, "made_of": made_of}
+            own |= {"automatic_bytes": Chooser(plan, self.machine).automatic_bytes(self._wish(None))}
+            own |= {"pre": self.task.pre} if self.task.pre else {}
             config = manifest_config(self.reference, self.source, plan, level, own)
             return Done(sha256, size, self.reference.name.tag or level, config, dict(plan.defaults))
         finally:

@@ -106,15 +106,45 @@ def test_hub_models_by_any_spelling(store: Store, text: str) -> None:
     assert store.resolve(text).name == "hf.co/Org/Repo:Q4_K_M"
 
 
-def test_a_bare_name_is_the_variant_chosen_last(store: Store) -> None:
-    four, eight = put(store, "demo:Q4_K_M", b"4"), put(store, "demo:Q8_0", b"8")
+def test_a_bare_name_is_the_variant_chosen_automatically(store: Store) -> None:
+    four, eight = put(store, "demo:Q4_K_M", b"4"), put(store, "demo:Q8_0", b"8", chosen=False)
+    assert store.resolve("demo") == four
+    store.choose(eight)
     assert store.resolve("demo") == eight
-    store.choose(four)
-    assert store.resolve("demo") == four
     put(store, "demo:BF16", b"16", chosen=False)
-    assert store.resolve("demo") == four
-    store.delete(four)
-    assert store.resolve("demo").name in ("demo:Q8_0", "demo:BF16")
+    assert store.resolve("demo") == eight
+    store.delete(eight)
+    assert store.resolve("demo").name == "demo:Q4_K_M"
+
+
+def test_a_bare_name_is_the_variant_that_the_user_pinned(store: Store) -> None:
+    four, eight = put(store, "demo:Q4_K_M", b"4"), put(store, "demo:Q8_0", b"8", chosen=False)
+    store.pin(eight)
+    put(store, "demo:Q4_K_M", b"newer")
+    assert store.resolve("demo") == eight
+    store.unpin(eight.key)
+    assert store.resolve("demo").key == four.key
+    store.pin(eight)
+    store.delete(eight)
+    put(store, "demo:Q8_0", b"8", chosen=False)
+    assert store.resolve("demo").key == four.key, "a level that was removed is not pinned any more when it comes back"
+
+
+def test_trying_one_more_level_never_changes_what_a_bare_name_means(store: Store) -> None:
+    """No pull chose a level: a size that a pull noted decides, else the level that came first."""
+    for level, size in (("Q5_K_M", 57_000), ("IQ1_S", 15_000), ("Q8_0", 80_000)):
+        put(store, f"org/plain:{level}", bytes(size), chosen=False)
+        noted = {"lm": {"source": "", "automatic_bytes": 50_000}}
+        storing.put(store, f"org/noted:{level}", bytes(size), noted, chosen=False)
+        assert store.resolve("org/plain").name == "hf.co/org/plain:Q5_K_M"
+    assert store.resolve("org/noted").name == "hf.co/org/noted:Q5_K_M"
+    store.delete(store.resolve("org/noted:Q5_K_M"))
+    assert store.resolve("org/noted").name == "hf.co/org/noted:Q8_0"
+
+
+def test_a_choice_that_cannot_be_noted_fails_no_pull(store: Store) -> None:
+    (store.root / "chosen/local").write_text("in the way")
+    assert put(store, "demo:Q8_0") == store.resolve("demo")
 
 
 def test_a_path_means_the_model_made_of_that_folder(store: Store) -> None:

@@ -85,8 +85,8 @@ def test_pulling_again_what_has_not_changed_moves_no_weight(daemon: Daemon, name
 
 def test_a_level_of_ones_own_choosing_is_another_variant(daemon: Daemon) -> None:
     assert daemon.pull("demo:q4_k_m")["name"] == "demo:Q4_K_M"
-    assert daemon.post("/api/show", {"model": "demo"}).json["details"]["quantization_level"] == "Q4_K_M"
-    assert daemon.post("/api/show", {"model": "demo:Q8_0"}).status == 200
+    for name, level in (("demo:Q4_K_M", "Q4_K_M"), ("demo:Q8_0", "Q8_0"), ("demo", "Q8_0")):
+        assert daemon.post("/api/show", {"model": name}).json["details"]["quantization_level"] == level
 
 
 @pytest.mark.parametrize("key", ["model", "name"])
@@ -186,6 +186,27 @@ def test_removing_ends_a_pull_and_what_it_made(daemon: Daemon, hub: Hub) -> None
     assert "removed" in last["error"] and last["hint"]
     assert not partials(daemon) and not leftovers(daemon) and not daemon.children()
     assert daemon.ask("DELETE", "/api/delete", {"model": "org/demo:Q3_K_L"}).status == 404
+
+
+@pytest.mark.parametrize("way", ["stop", "rm"])
+def test_a_pull_without_a_level_is_known_by_the_name_that_partial_shows(daemon: Daemon, hub: Hub, way: str) -> None:
+    hub.push("org/shown", DEMO)
+    with slow(hub), daemon.opened("POST", "/api/pull", {"model": "org/shown"}) as response:
+        wait_until(lambda: "hf.co/org/shown:Q8_0" in partials(daemon), 20)
+        if way == "stop":
+            assert daemon.post("/lm/stop", {"model": "hf.co/org/shown:Q8_0"}).json["paused"]
+            assert not partials(daemon)["hf.co/org/shown:Q8_0"]["active"]
+        assert daemon.ask("DELETE", "/api/delete", {"model": "hf.co/org/shown:Q8_0"}).status == 200
+        assert json.loads(response.read().splitlines()[-1])["code"] == "stopping"
+    assert "hf.co/org/shown:Q8_0" not in partials(daemon)
+
+
+def test_a_bare_name_over_the_api_brings_in_no_other_level(daemon: Daemon, tmp_path: Path) -> None:
+    shutil.copytree(DEMO, tmp_path / "ours")
+    daemon.pull(f"{tmp_path}/ours:Q4_0")
+    for name in ("ours", "ours:latest"):
+        assert daemon.post("/api/pull", {"model": name}).lines[-1]["name"] == "ours:Q4_0"
+    assert {name for name in stored(daemon) if name.startswith("ours:")} == {"ours:Q4_0"}
 
 
 def test_removing_a_model_that_is_pulled_again_removes_both(daemon: Daemon, hub: Hub, tmp_path: Path) -> None:

@@ -199,7 +199,12 @@ def test_a_model_can_be_deleted_once(echo: Daemon) -> None:
 
 def test_stop_says_whether_there_was_something_to_stop(echo: Daemon) -> None:
     echo.post("/api/chat", {"model": "tiny"})
-    assert echo.post("/lm/stop", {"model": "tiny"}).json == {"model": "tiny:F32", "stopped": True, "paused": False}
+    assert echo.post("/lm/stop", {"model": "tiny"}).json == {
+        "model": "tiny:F32",
+        "stopped": True,
+        "paused": False,
+        "models": [{"model": "tiny:F32", "state": "stopped"}],
+    }
     assert not echo.post("/lm/stop", {"model": "tiny"}).json["stopped"]
 
 

@@ -1,12 +1,11 @@
-"""lm's routes about pulls: list the unfinished ones, and stop one or the model that it made."""
+"""lm's routes about pulls: list the unfinished ones, and stop them or the models that they made."""
 
 from __future__ import annotations
 
 from aiohttp import web
 
-from registry.errors import ModelNotFound
-from registry.names import parse
-from server.api.request import LOG_NOTE, ModelBody, is_installed
+from registry.store.catalog import is_meant
+from server.api.request import LOG_NOTE, ModelBody
 from server.http.wire import read_body, reply
 from server.services import SERVICES
 
@@ -16,19 +15,29 @@ async def partials(request: web.Request) -> web.Response:
     return reply({"partials": await request.app[SERVICES].jobs.partials()})
 
 
+class StopBody(ModelBody):
+    """The body of `/lm/stop`: a model, at all its levels unless the name has one; or `all`."""
+
+    all: bool = False
+
+
 async def stop(request: web.Request) -> web.Response:
-    """`POST /lm/stop`: pause a pull that is under way; else unload a model, after the answers that are under way."""
-    body = await read_body(request, ModelBody)
-    request[LOG_NOTE] = body.model_name
+    """`POST /lm/stop`: pause pulls that are under way, and unload models, after the answers that are under way.
+
+    Each of `models` has a `state`: `paused`, `stopped`, `stopping` (it still answers), or `not loaded`.
+    """
+    body = await read_body(request, StopBody)
+    request[LOG_NOTE] = name = "" if body.all else body.model_name
     services = request.app[SERVICES]
-    reference = parse(body.model_name)
-    paused = await services.jobs.pause(reference, await is_installed(services, body.model_name))
-    if paused:
-        return reply({"model": paused, "paused": True, "stopped": False})
-    try:
-        model = await services.library.resolve(body.model_name)
-    except ModelNotFound:
-        if not services.pool.is_retired(reference.name):
-            raise
-        return reply({"model": body.model_name, "paused": False, "stopped": True})
-    return reply({"model": model.name, "paused": False, "stopped": await services.pool.unload(model)})
+    here = await services.library.meant(name) if name else []
+    states = dict.fromkeys(await services.jobs.pause(name, installed=bool(here)), "paused")
+    blobs = {model.blob_digest for model in here}  # a file that is here under two names is loaded once
+    for model in services.pool.models():
+        if not name or model.blob_digest in blobs or is_meant(name, model):
+            states[model.name] = await services.pool.unload(model)
+    if name and not states:
+        here = here or [await services.library.find(name)]  # raises ModelNotFound, with what comes close
+        states = {model.name: "not loaded" for model in here}
+    rows = [{"model": each, "state": state} for each, state in states.items()]
+    answer = {"paused": "paused" in states.values(), "stopped": bool({"stopped", "stopping"} & {*states.values()})}
+    return reply({"model": next(iter(states), ""), **answer, "models": rows})

@@ -12,9 +12,10 @@ from typing import Any
 
 from aiohttp import web
 
-from registry.names import parse
+from registry.errors import SeveralLevels
+from registry.store.catalog import Model
 from server.api.ollama.shapes import description, details, row
-from server.api.request import LOG_NOTE, ModelBody, is_installed
+from server.api.request import LOG_NOTE, ModelBody
 from server.api.sources import callers_hub, find_source
 from server.config import OLLAMA_VERSION, VERSION
 from server.errors import BadBody
@@ -32,6 +33,12 @@ class ShowBody(ModelBody):
     """The body of `/api/show`; `verbose` keeps lists of the metadata."""
 
     verbose: bool | None = None
+
+
+class DeleteBody(ModelBody):
+    """The body of `/api/delete`; with `all` a bare name means every level that is here."""
+
+    all: bool = False
 
 
 class PullBody(ModelBody):
@@ -62,8 +69,9 @@ async def version(request: web.Request) -> web.Response:
 
 async def tags(request: web.Request) -> web.Response:
     """`GET /api/tags`: all models."""
-    models = await request.app[SERVICES].library.models()
-    return reply({"models": [row(model) for model in models]})
+    library = request.app[SERVICES].library
+    models, reasons = await library.models(), await library.reasons()
+    return reply({"models": [row(model, reasons.get(model.name, "")) for model in models]})
 
 
 async def ps(request: web.Request) -> web.Response:
@@ -77,21 +85,37 @@ async def show(request: web.Request) -> web.Response:
     request[LOG_NOTE] = body.model_name
     library = request.app[SERVICES].library
     model = await library.resolve(body.model_name)
-    return reply(description(model, await library.facts(model), bool(body.verbose)))
+    meaning = await library.meaning(body.model_name)
+    more = {"default": meaning.sentence} if meaning and meaning.others else {}
+    return reply(description(model, await library.facts(model), bool(body.verbose)) | more)
 
 
 async def delete(request: web.Request) -> web.Response:
-    """`DELETE /api/delete`: forget a model, and end its pull; it is unloaded, after the answers that are under way."""
-    body = await read_body(request, ModelBody)
-    request[LOG_NOTE] = body.model_name
+    """`DELETE /api/delete`: forget a model, and end its pull; it is unloaded, after the answers that are under way.
+
+    A bare name of which several levels are here names none of them: it is refused without `all`.
+    """
+    body = await read_body(request, DeleteBody)
+    request[LOG_NOTE] = name = body.model_name
     services = request.app[SERVICES]
-    removed = await services.jobs.remove(parse(body.model_name), await is_installed(services, body.model_name))
-    if removed and not await is_installed(services, body.model_name):
-        return reply({"deleted": removed})
-    model = await services.library.find(body.model_name)
-    await services.library.delete(model, services.pool.open_blobs())
+    here = _those_to_delete(name, await services.library.meant(name), body.all)
+    gone = await services.jobs.remove(name, installed=bool(here) and not body.all)
+    here = _those_to_delete(name, await services.library.meant(name), body.all)  # a pull may have ended meanwhile
+    if not (here or gone):
+        here = [await services.library.find(name)]  # raises ModelNotFound, with what comes close
+    for model in here:
+        await services.library.delete(model, services.pool.open_blobs())
     await services.pool.retire()
-    return reply({"deleted": model.name})
+    gone += [model.name for model in here if model.name not in gone]
+    return reply({"deleted": gone[-1], "all": gone})
+
+
+def _those_to_delete(name: str, here: list[Model], everything: bool) -> list[Model]:
+    """The models to delete; raises SeveralLevels where a bare name does not say which."""
+    if len(here) > 1 and not everything:
+        levels = ", ".join(f"`{model.name}`" for model in here)
+        raise SeveralLevels(f"`{name}` is here at {len(here)} levels", f"name one: {levels}; `--all` removes all")
+    return here
 
 
 async def pull(request: web.Request) -> web.StreamResponse:

@@ -27,8 +27,8 @@ def details(model: Model) -> dict[str, Any]:
     }
 
 
-def row(model: Model) -> dict[str, Any]:
-    """A model as `/api/tags` lists it."""
+def row(model: Model, default: str = "") -> dict[str, Any]:
+    """A model as `/api/tags` lists it; `default`: why a bare name means this level of several, "" if it does not."""
     own = model.own
     return {
         "name": model.name,
@@ -41,6 +41,7 @@ def row(model: Model) -> dict[str, Any]:
         "level": own.get("level", ""),
         "reason": own.get("reason", ""),
         "source": own.get("source", ""),
+        "default": default,
         "problem": model.problem,
     }
 

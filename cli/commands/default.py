@@ -1,0 +1,21 @@
+"""`lm default`: which level the bare name of a model means."""
+
+from __future__ import annotations
+
+import click
+
+from cli import console
+from cli.client import Client
+from cli.naming import complete, explaining, reference
+
+
+@click.command()
+@click.argument("name", shell_complete=complete)
+def command(name: str) -> None:
+    """Let the bare name of a model mean one of its levels: `lm default tale:Q5_K_M`; `tale:auto` ends that.
+
+    Without a level, say what the name means and why. `lm list` marks it where several levels are here.
+    """
+    with explaining(name):
+        answer = Client().ask("POST", "/lm/default", {"model": reference(name)})
+    console.note(f"`{answer['model']}` means `{answer['default']}`: {answer['reason']}")

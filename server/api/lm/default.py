@@ -1,0 +1,37 @@
+"""`POST /lm/default`: which level the bare name of a model means."""
+
+from __future__ import annotations
+
+import asyncio
+
+from aiohttp import web
+
+from registry.names import AUTO, parse
+from server.api.request import LOG_NOTE, ModelBody
+from server.http.wire import read_body, reply
+from server.services import SERVICES
+
+
+async def default(request: web.Request) -> web.Response:
+    """`POST /lm/default`: a name with a level pins that level, `NAME:auto` ends this, a bare name only asks."""
+    body = await read_body(request, ModelBody)
+    request[LOG_NOTE] = name = body.model_name
+    library = request.app[SERVICES].library
+    reference = parse(name)
+    automatic = AUTO in (reference.level, (reference.name.tag or "").lower())
+    bare = name[: -len(AUTO) - 1] if automatic else name
+    model = await library.resolve(bare)
+    if automatic:
+        await asyncio.to_thread(library.store.unpin, model.key)
+    elif await library.meaning(name) is None:
+        await asyncio.to_thread(library.store.pin, model)
+    meaning = await library.meaning(model.key.tagged(None).display)
+    assert meaning is not None
+    return reply(
+        {
+            "model": meaning.bare.display,
+            "default": meaning.name.display,
+            "reason": meaning.reason,
+            "others": meaning.others,
+        }
+    )
