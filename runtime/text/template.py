@@ -6,13 +6,17 @@ Templates are written for Hugging Face's `apply_chat_template` (`runtime/text/sa
 - Control tokens: where a message spells one (`<|im_end|>`), it is put between two marker characters before rendering.
   The rendered text is cut at the markers, so that the tokenizer parses control tokens only where the template wrote
   them.
-- Roles: a system message that the template would refuse or drop is put before the first user message.
+- Shapes: a conversation that the template would refuse, or lose a message of, is changed into one that it takes
+  (`runtime/text/shapes.py`). Words of ours in place of the texts show which shape that is. Where there is none, the
+  request is refused: no message is ever lost silently.
 """
 
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterable, Iterator, Mapping
+from datetime import datetime
 from typing import Any, NamedTuple
 
 from jinja2 import TemplateError
@@ -20,12 +24,14 @@ from jinja2.exceptions import SecurityError
 
 from runtime.errors import BadRequest, LoadFailed
 from runtime.text.sandbox import Overdue, deadline, environment
+from runtime.text.shapes import Content, Message, Shape, shapes
 from runtime.text.tokenizer import CLOSE, MARKERS, OPEN
 
 RENDER_SECONDS = 2.0
 # Characters of a rendered prompt.
 OUTPUT_LIMIT = 4 << 20
-_PROBE_SYSTEM, _PROBE_USER = "lm-probe-system", "lm-probe-user"
+# Conversations whose shapes are remembered, by their roles.
+_SHAPES = 64
 # For models whose file has no template: ChatML where the vocabulary has its tokens, else plain labels.
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
@@ -62,28 +68,33 @@ class ChatTemplate:
             self._template = environment().from_string(source)
         except (TemplateError, RecursionError, ValueError) as error:
             raise LoadFailed(f"the model's chat template is broken: {error}", "pull the model again") from None
-        self._takes_system = self._probe_system()
+        self._shapes: dict[tuple[str, ...], Shape] = {}
+        self._bare = True  # whether the template takes the absence of tools as None, as transformers gives it
+        self._contents: tuple[Content, ...] = ("text",)
+        self._probe()
 
     def render(
-        self, messages: list[dict[str, Any]], extra: Mapping[str, Any] | None = None, *, answering: bool = True
+        self, messages: list[Message], extra: Mapping[str, Any] | None = None, *, answering: bool = True
     ) -> list[PromptPart]:
         """The prompt for the next turn; a last message of the assistant is continued, not answered.
 
         Without `answering` it is the conversation alone, with which a later prompt will begin. `extra` are further
-        variables (tools and the like). Raises BadRequest when the template refuses the messages, or needs more than 2
-        seconds or 4 MiB.
+        variables (tools and the like). Raises BadRequest when the template refuses the messages or loses one, or needs
+        more than 2 seconds or 4 MiB.
         """
         messages = [self._marked(message) for message in messages]
         prefill = ""
         if messages and messages[-1].get("role") == "assistant":
             prefill = str(messages.pop().get("content") or "")
-        if not self._takes_system:
-            messages = _folded(messages)
-        text = self._run(messages, extra or {}, answering) + prefill
+        shape = self._shape(tuple(str(message.get("role")) for message in messages))
+        text = self._run(shape.of(messages), extra or {}, answering) + prefill
         return list(_parts(text))
 
-    def _run(self, messages: list[dict[str, Any]], extra: Mapping[str, Any], answering: bool = True) -> str:
-        variables = {"tools": None, "documents": None, **extra, **self._tokens}
+    def _run(self, messages: list[Message], extra: Mapping[str, Any], answering: bool = True) -> str:
+        bare: dict[str, Any] = {"tools": None, "documents": None}
+        if not self._bare:
+            bare = {"tools": [], "documents": [], "functions": "[]", "datetime": f"{datetime.now():%Y-%m-%d}"}
+        variables = {**bare, **extra, **self._tokens}
         chunks, size = [], 0
         try:
             with deadline(RENDER_SECONDS):
@@ -95,18 +106,57 @@ class ChatTemplate:
         except Overdue:
             raise BadRequest("the model's chat template takes too long", "use a raw prompt") from None
         except (TemplateError, TypeError, ValueError, KeyError, IndexError, AttributeError, ArithmeticError) as error:
-            raise BadRequest(f"the model's chat template refuses these messages: {_sentence(error)}") from None
+            raise BadRequest(
+                f"the model's chat template refuses these messages: {_sentence(error)}",
+                "change their roles or order, or use a raw prompt",
+            ) from None
         except (RecursionError, MemoryError):
             raise BadRequest("the model's chat template needs too much memory", "use a raw prompt") from None
         return "".join(chunks)
 
-    def _probe_system(self) -> bool:
-        """Whether a system message reaches the prompt."""
-        probe = [{"role": "system", "content": _PROBE_SYSTEM}, {"role": "user", "content": _PROBE_USER}]
+    def _probe(self) -> None:
+        """Find out how the template wants a content, and the absence of tools; as it is where it takes none of it."""
+        for self._bare in (True, False):
+            for self._contents in (("text",), ("parts", "user's parts")):
+                if not self._loss(Shape(self._contents[0]), ("user",)):
+                    return
+        self._bare, self._contents = True, ("text",)
+
+    def _shape(self, roles: tuple[str, ...]) -> Shape:
+        """The shape in which the template loses none of the messages of these roles. Raises BadRequest without one."""
+        if (known := self._shapes.pop(roles, None)) is None:
+            began = time.monotonic()
+            first: BadRequest | None = None
+            for shape in shapes(self._contents):
+                loss = self._loss(shape, roles)
+                if loss is None:
+                    known = shape
+                    break
+                first = first or loss
+                if time.monotonic() - began > RENDER_SECONDS:
+                    break
+            if known is None:
+                raise first or AssertionError
+        self._shapes[roles] = known  # at the end: the first one is the one used longest ago
+        if len(self._shapes) > _SHAPES:
+            del self._shapes[next(iter(self._shapes))]
+        return known
+
+    def _loss(self, shape: Shape, roles: tuple[str, ...]) -> BadRequest | None:
+        """Why messages of these roles in this shape cannot be rendered; None where all of them reach the prompt."""
+        words = [f"lm{number}probe" for number in range(len(roles))]
+        probe: list[Message] = [{"role": role, "content": word} for role, word in zip(roles, words, strict=True)]
         try:
-            return _PROBE_SYSTEM in self._run(probe, {})
-        except BadRequest:
-            return False
+            text = self._run(shape.of(probe), {})
+        except BadRequest as error:
+            return error
+        lost = next((i for i, word in enumerate(words) if word not in text), -1)
+        if lost >= 0:
+            return BadRequest(
+                f"the model's chat template loses message {lost + 1}, whose role is `{roles[lost][:40]}`",
+                "leave it out, or say it in a message of the user",
+            )
+        return None if text.strip() else BadRequest("the model's chat template writes nothing", "use a raw prompt")
 
     def _marked(self, value: Any) -> Any:
         """`value` with markers around every control token that it spells."""
@@ -118,19 +168,6 @@ class ChatTemplate:
         if isinstance(value, dict):
             return {self._marked(key): self._marked(item) for key, item in value.items()}
         return value
-
-
-def _folded(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The messages with the text of the system's put before the first user message's."""
-    system = "\n\n".join(str(message.get("content")) for message in messages if message.get("role") == "system")
-    rest = [message for message in messages if message.get("role") != "system"]
-    if not system:
-        return rest
-    for i, message in enumerate(rest):
-        if message.get("role") == "user" and isinstance(message.get("content"), str):
-            rest[i] = {**message, "content": f"{system}\n\n{message['content']}"}
-            return rest
-    return [{"role": "user", "content": system}, *rest]
 
 
 def _parts(text: str) -> Iterator[PromptPart]:

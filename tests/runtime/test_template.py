@@ -49,26 +49,24 @@ def test_formats() -> None:
 
 def test_blocks_are_trimmed_and_extensions_known() -> None:
     source = (
-        "{%- for m in messages %}\n    {%- if loop.index > 2 %}{% break %}{% endif %}\n"
-        "    {% generation %}{{ m.content }}{% endgeneration %}\n{% endfor %}"
+        "{%- for m in messages %}\n    {% generation %}{{ m.content }}{% endgeneration %}\n"
+        "    {%- if loop.last %}{% break %}{% endif %}\n{% endfor %}"
         "{{ tools | tojson }}{{ strftime_now('%Y') }}"
     )
-    assert text(ChatTemplate(source), USER * 3, tools=[{"a": "é<b>"}]) == f'HiHi[{{"a": "é<b>"}}]{datetime.now():%Y}'
-    assert text(ChatTemplate("{{ tools | tojson(indent=2) }}"), USER, tools={"b": 1}) == '{\n  "b": 1\n}'
-    assert (
-        text(ChatTemplate("{{ 'a\nb' | indent(2) }}{{ '%s-%d' | format('x', 3) }}{{ 'n%d' % 5 }}"), USER)
-        == "a\n  bx-3n5"
-    )
-    assert (
-        text(ChatTemplate("{% set ns = namespace(x=1) %}{% set ns.x = ns.x + 1 %}{{ ns.x }}{{ 'é'.upper() }}"), USER)
-        == "2É"
-    )
+    assert text(ChatTemplate(source), USER * 3, tools=[{"a": "é<b>"}]) == f'HiHiHi[{{"a": "é<b>"}}]{datetime.now():%Y}'
+
+    def written(source: str, **extra: Any) -> str:
+        return text(ChatTemplate(f"{{{{ messages[0].content }}}}: {source}"), USER, **extra).removeprefix("Hi: ")
+
+    assert written("{{ tools | tojson(indent=2) }}", tools={"b": 1}) == '{\n  "b": 1\n}'
+    assert written("{{ 'a\nb' | indent(2) }}{{ '%s-%d' | format('x', 3) }}{{ 'n%d' % 5 }}") == "a\n  bx-3n5"
+    assert written("{% set ns = namespace(x=1) %}{% set ns.x = ns.x + 1 %}{{ ns.x }}{{ 'é'.upper() }}") == "2É"
 
 
 def test_what_a_template_refuses_is_the_users_to_hear() -> None:
     strict = ChatTemplate(STRICT, bos="<s>", eos="</s>")
     with pytest.raises(BadRequest, match="refuses these messages: Conversation roles must alternate") as caught:
-        strict.render(USER * 2)
+        strict.render([*USER, *USER, {"role": "tool", "content": "x"}])
     assert "..." not in str(caught.value)
     with pytest.raises(BadRequest, match="refuses these messages: TypeError"):
         ChatTemplate(CHATML).render([{"role": "user", "content": None}])
