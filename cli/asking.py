@@ -95,6 +95,8 @@ class Reply:
             console.note(
                 f"note: a context of {last['num_ctx']} tokens is the most that the model and memory allow", "yellow"
             )
+        if "context_reason" in last:
+            console.note(f"note: {last['context_reason']}", "yellow")
         if "warning" in last:
             console.note(f"note: {last['warning']}", "yellow")
         if last.get("done_reason") == "length" and "num_predict" not in self._asking.options:

@@ -23,10 +23,12 @@ def _sections(description: dict[str, Any]) -> dict[str, list[tuple[str, str]]]:
     """An answer of `/api/show` as titles and rows of name and value."""
     details, info, own = description["details"], description["model_info"], description.get("lm") or {}
     architecture = info.get("general.architecture", "")
+    reason = description.get("context_reason")
     model = {
         "architecture": architecture,
         "parameters": details["parameter_size"],
         "context length": info.get(f"{architecture}.context_length"),
+        "loaded with": f"{description['default_context']} tokens: {reason}" if reason else None,
         "embedding length": info.get(f"{architecture}.embedding_length"),
         "quantization": details["quantization_level"],
         "size": size_text(description["size"]) if description.get("size") else None,

@@ -6,7 +6,7 @@ are nanoseconds. The daemon chooses the `id` of a request, which every frame abo
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import msgspec
 from msgspec import Meta
@@ -22,12 +22,19 @@ class CacheConfig(msgspec.Struct, frozen=True):
     """The KV cache that a model is loaded with, or judged by: part of every frame that speaks of a model in memory.
 
     `context` counts the tokens that the cache holds, `sequences` how many texts may share it at once, `kv_type` (one of
-    `CACHE_TYPES` in `runtime/defaults.py`) is the type of keys and values.
+    `CACHE_TYPES` in `runtime/defaults.py`) is the type of keys and values. With `automatic` nobody asked for this
+    context, and a model that answers better with less of it gets less (`ModelSize.cap_context`).
     """
 
     context: int = CONTEXT
     sequences: int = SEQUENCES
     kv_type: str = CACHE_TYPE
+    automatic: bool = False
+
+    @classmethod
+    def wanted(cls, context: int | None, sequences: int, kv_type: str = CACHE_TYPE) -> Self:
+        """A cache of the context that somebody asked for, or of the usual one."""
+        return cls(context or CONTEXT, sequences, kv_type, automatic=context is None)
 
 
 # ---- daemon to worker
@@ -38,7 +45,8 @@ class Load(msgspec.Struct, tag="load"):
 
     `gap` is how many times as long as usual a step may take while prompts are read (`runtime/engine/pace.py`). `queue`
     requests may wait. `spill` is the bytes of memory beside the KV cache that copies of conversations, and a prompt
-    that is read beside answers, may take; -1 is half of the cache's size. `engine` is `llama`, or `fake` with a
+    that is read beside answers, may take; -1 is half of the cache's size. `short_context` is the number of that name in
+    `runtime/machine/fit.py`. `engine` is `llama`, or `fake` with a
     `script`.
     """
 
@@ -49,6 +57,7 @@ class Load(msgspec.Struct, tag="load"):
     engine: str = "llama"
     gpu_layers: int = -1
     spill: int = -1
+    short_context: int = 0
     gap: float = GAP
     script: dict[str, Any] = {}
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from registry.net.hub import Hub
-from runtime.defaults import CONTEXT, CONTEXT_RANGE, GAP, SEQUENCES, SEQUENCES_RANGE
+from runtime.defaults import CONTEXT_RANGE, GAP, SEQUENCES, SEQUENCES_RANGE
 
 VERSION = "0.1.0"
 # The version of Ollama whose HTTP API we answer: clients refuse a server that is older than they need.
@@ -122,7 +122,8 @@ def _path(value: object) -> Path:
 class Config:
     """All settings, checked.
 
-    `context` counts the tokens of a model's KV cache, and `sequences` the texts that share it. `queue` counts the
+    `context` counts the tokens of a model's KV cache, and `sequences` the texts that share it. `context` is None where
+    nobody chose it; then it is the usual one, or a smaller one that suits the model better. `queue` counts the
     requests that may wait for a model, `max_models` the loaded models. `keep_alive` is in seconds, `FOREVER` for no
     end. `gap` is how many times as long as usual a step may take while prompts are read (`runtime/engine/pace.py`).
     """
@@ -130,7 +131,7 @@ class Config:
     home: Path
     host: str = "127.0.0.1"
     port: int = 11434
-    context: int = CONTEXT
+    context: int | None = None
     sequences: int = SEQUENCES
     queue: int = 64
     gap: float = GAP

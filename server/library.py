@@ -38,8 +38,9 @@ class Facts:
     @classmethod
     def of(cls, header: Header) -> Facts:
         """From a checked header."""
+        plan = ModelPlan.of(header)
         short = {key: _shortened(value) for key, value in header.metadata.items()}
-        return cls(replace(ModelPlan.of(header), metadata=short), ModelSize.of(header.metadata))
+        return cls(replace(plan, metadata=short), ModelSize.of_plan(plan))
 
 
 class Library:

@@ -227,10 +227,18 @@ def wait_until(condition: Callable[[], Any], seconds: float, step: float = 0.01)
     return time.monotonic() - began
 
 
-def put_model(home: Path, name: str = "tiny", context: int = 2048, level: str = "F32", **claimed: int) -> None:
+def put_model(
+    home: Path,
+    name: str = "tiny",
+    context: int = 2048,
+    level: str = "F32",
+    more: Mapping[str, tuple[int, ...]] | None = None,
+    **claimed: int,
+) -> None:
     """Commit a GGUF of the right shape, all zeros, to the store of a home; `claimed` are sizes that it lies about.
 
-    Its weights are F32, whatever `level` the manifest has; F32 counts as chosen automatically.
+    Its weights are F32, whatever `level` the manifest has; F32 counts as chosen automatically. `more` are further
+    tensors, by name.
     """
     config = {
         "model_format": "gguf",
@@ -244,12 +252,13 @@ def put_model(home: Path, name: str = "tiny", context: int = 2048, level: str = 
         "lm": {"source": "test", "level": level, "reason": "a test wants it"},
     }
     with Store.open(home / "store") as store:
-        data = _tiny(name if level == "F32" else f"{name} {level}", {"context_length": context} | claimed)
+        title = name if level == "F32" else f"{name} {level}"
+        data = _tiny(title, {"context_length": context} | claimed, more or {})
         params = {"temperature": 0.7, "stop": ["<end>"]}
         put(store, Name(LOCAL, LIBRARY, name, level), data, config, params, chosen=level == "F32")
 
 
-def _tiny(name: str, claimed: Mapping[str, int]) -> bytes:
+def _tiny(name: str, claimed: Mapping[str, int], more: Mapping[str, tuple[int, ...]]) -> bytes:
     sizes = {
         "block_count": 1,
         "embedding_length": WIDTH,
@@ -263,6 +272,7 @@ def _tiny(name: str, claimed: Mapping[str, int]) -> bytes:
     shapes = {"token_embd.weight": (WIDTH, 8), "output_norm.weight": (WIDTH,)}
     shapes |= {f"blk.0.{part}.weight": (WIDTH, WIDTH) for part in parts}
     shapes |= {f"blk.0.{part}.weight": (WIDTH,) for part in ("attn_norm", "ffn_norm")}
+    shapes |= more
     tensors = layout(Tensor(tensor, shape, QuantType.F32) for tensor, shape in shapes.items())
     zeros = b"".join(bytes(align(tensor.nbytes, DEFAULT_ALIGNMENT)) for tensor in tensors)
     return encode_header(metadata, tensors) + zeros

@@ -96,6 +96,8 @@ def print_advice(advice: dict[str, Any], all_levels: bool) -> None:
     context = f"{advice['context']:,} tokens of context for {advice['sequences']} conversations"
     use = size_text(advice["memory"]["models_may_use"])
     console.note(f"memory: {context}, cache in {advice['kv_type']}; models may use {use}")
+    if advice["context_reason"]:
+        console.note(f"context: {advice['context_reason']}")
     console.note("tokens/s: of one answer at its beginning, and when the context is full")
     console.note(f"* rise of perplexity, {advice['quality_source']}")
 

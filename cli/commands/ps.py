@@ -43,6 +43,9 @@ def print_loaded(rows: list[dict[str, Any]]) -> None:
     console.table(
         ("NAME", "ID", "SIZE", "PROCESSOR", "CONTEXT", "WEIGHTS", "CACHE", "COMPUTE", "HOLDS", "UNTIL"), cells
     )
+    for row in rows:
+        if row["context_reason"]:
+            console.note(f"{row['name']}: {row['context_reason']}")
 
 
 def _processor(row: dict[str, Any]) -> str:

@@ -57,7 +57,8 @@ class LlamaEngine:
             Spill(self._context, spill, model.memory, model.window),
         )
         self._pace = Pace(self._context.batch_size, load.gap)
-        self._side = SidePrefill(model, self._context, self._pool, params) if SidePrefill.possible(model) else None
+        side = (model, self._context, self._pool, params, load.short_context)
+        self._side = SidePrefill(*side) if SidePrefill.possible(model) else None
         self._schedule = Schedule(self._pool, self._pace, load.cache_config.sequences, self._side)
         self._intake = Intake(model, self._context)
         self._frames: list[Any] = []

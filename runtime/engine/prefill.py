@@ -120,9 +120,16 @@ class SlicedThread:
 class SidePrefill:
     """A second KV cache that reads one prompt at a time. Owned by the engine's thread, like the main cache."""
 
-    def __init__(self, model: LlamaModel, context: Context, pool: CellPool, params: ContextParams) -> None:
-        """`context` is the main one, made with `params`; the second one is made when it is needed."""
+    def __init__(
+        self, model: LlamaModel, context: Context, pool: CellPool, params: ContextParams, short_context: int = 0
+    ) -> None:
+        """`context` is the main one, made with `params`; the second one is made when it is needed.
+
+        Where the main one is larger than `short_context`, the second one is so too: by the size of a context llama.cpp
+        chooses between two sets of rotary factors.
+        """
         self._model, self._main, self._pool, self._params = model, context, pool, params
+        self._least = short_context + 1 if short_context < context.tokens else 1
         self._context: Context | None = None
         self._thread = SlicedThread()
         # llama.cpp keeps the bare pointer: this reference keeps the callback alive.
@@ -266,7 +273,7 @@ class SidePrefill:
         if self._context and self._context.tokens >= tokens:
             return self._context
         self.free()
-        size = min(-(-tokens // _TOKENS_STEP) * _TOKENS_STEP, self._main.tokens)
+        size = min(-(-max(tokens, self._least) // _TOKENS_STEP) * _TOKENS_STEP, self._main.tokens)
         cache, compute = (self._main.buffers.get(kind, 0) for kind in ("KV", "compute"))
         need = cache * size // self._main.tokens + compute * MOST_ROWS // self._main.batch_size
         spill = self._pool.spill

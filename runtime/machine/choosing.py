@@ -119,13 +119,13 @@ class Chooser:
 
     def among(self, candidates: Sequence[Candidate], wish: Wish, disk_free: int | None = None) -> Advice:
         """As `advise`, but the candidates are files that others have made, from the largest to the smallest."""
-        model_size = self._reserved(ModelSize.of(self._plan.metadata), wish)
+        model_size = self._reserved(ModelSize.of_plan(self._plan), wish)
         host = self._machine.host(disk_free, measure=_matters(candidates))
         choice = self._remarked(choose(candidates, model_size, host, wish))
         return Advice(choice, judge(candidates, model_size, host, wish), model_size)
 
     def _advise_as_stored(self, wish: Wish, disk_free: int | None) -> Advice:
-        plan, model_size = self._plan, ModelSize.of(self._plan.metadata)
+        plan, model_size = self._plan, ModelSize.of_plan(self._plan)
         model_size = self._reserved(model_size, wish)
         only = [candidate_of(plan, plan.level, plan.as_stored(), model_size, worthwhile=True, listed=True)]
         host = Host(self._machine.hardware, disk_free=disk_free)
@@ -135,7 +135,7 @@ class Chooser:
 
     def _prepare(self, levels: Iterable[str], wish: Wish) -> tuple[ModelSize, list[Candidate]]:
         """The model's size with llama.cpp's own answer, and a candidate for each level."""
-        model_size = ModelSize.of(self._plan.metadata)
+        model_size = ModelSize.of_plan(self._plan)
         with ThreadPoolExecutor(1) as aside:  # llama.cpp is asked in another process
             reserved = aside.submit(self._reserved, model_size, wish)
             candidates = [candidate_at(self._plan, name, model_size, forced=name == wish.forced) for name in levels]

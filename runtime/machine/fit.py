@@ -17,6 +17,7 @@ from typing import Any
 
 import msgspec
 
+from quant.plan import ModelPlan
 from quant.types import QuantType, Tensor
 from runtime.defaults import BATCH, CACHE_TYPE, CONTEXT, CONTEXT_STEP
 from runtime.machine.inspection import Reserved
@@ -31,6 +32,8 @@ EFFICIENCY = 0.75
 STEP_SECONDS = 3e-4
 LAYER_SECONDS = 15e-6
 _F32 = 4
+# The tensor with the divisors of the frequencies in long texts; `rope_factors_short.weight` stands beside it.
+_LONG_FACTORS = "rope_factors_long.weight"
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,8 @@ class ModelSize:
     """Query heads of all layers with attention."""
     row_values: int = 0
     """Keys of one layer for one token: the step of a head from one token's key to the next."""
+    short_context: int = 0
+    """The largest context in which a model with two sets of rotary factors uses those for short texts; else 0."""
     reserved: Reserved | None = None
     """The bytes that llama.cpp would reserve for this model, with one `CacheConfig`."""
 
@@ -89,13 +94,45 @@ class ModelSize:
             attention_heads=(layers - kv_heads.count(0)) * heads,
         )
 
+    @classmethod
+    def of_plan(cls, plan: ModelPlan) -> ModelSize:
+        """From GGUF metadata and the names of tensors, which tell whether there are factors for long texts (longrope).
+
+        llama.cpp takes these factors where the context is larger than the length that the model was trained for at
+        first, the authors of the model where a text is longer (`llama_model::get_rope_factors`,
+        `modeling_rope_utils.py`).
+        """
+        size = cls.of(plan.metadata)
+        if all(tensor.name != _LONG_FACTORS for tensor in plan.tensors):
+            return size
+        original = plan.metadata.get(f"{plan.architecture}.rope.scaling.original_context_length")
+        # A context is made of whole steps, so that one of a few tokens more would have the factors for long texts.
+        return replace(size, short_context=_largest(original, size.trained_context) // CONTEXT_STEP * CONTEXT_STEP)
+
     def with_reserved(self, reserved: Reserved | None) -> ModelSize:
         """The same, with llama.cpp's own answer."""
         return replace(self, reserved=reserved)
 
     def cap_context(self, wanted: CacheConfig) -> CacheConfig:
-        """`wanted` with a context no longer than the model was trained for."""
-        return msgspec.structs.replace(wanted, context=min(wanted.context, self.trained_context))
+        """`wanted` with a context no longer than the model was trained for, or is best with where nobody chose it."""
+        short = self.short_context if wanted.automatic else 0
+        most = min(self.trained_context, short or self.trained_context)
+        return msgspec.structs.replace(wanted, context=min(wanted.context, most), automatic=False)
+
+    def context_reason(self, context: int) -> str:
+        """The rotary factors in use with a context of `context` tokens; "" for a model with one set of them."""
+        short = self.short_context
+        if not short or short >= self.trained_context:
+            return ""
+        if context > short:
+            return (
+                f"rotary factors for long texts are in use, as the context is larger than {short:,} tokens; "
+                "shorter texts get other answers than from the original model"
+            )
+        return (
+            f"rotary factors for texts of up to {short:,} tokens are in use; "
+            "a larger `num_ctx` or `LM_CONTEXT` takes those for long texts, for short ones too"
+        )
 
 
 @dataclass(frozen=True)

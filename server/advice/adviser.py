@@ -68,6 +68,7 @@ def advise(task: AdviceTask) -> dict[str, Any]:
         "source": judgement.source,
         "parameters": plan.parameters or sum(tensor.elements for tensor in plan.tensors),
         "context": choice.context,
+        "context_reason": advice.model_size.context_reason(choice.context),
         "sequences": wish.cache_config.sequences,
         "kv_type": wish.cache_config.kv_type,
         "enough_tokens_per_second": wish.enough,

@@ -44,10 +44,14 @@ def require_name(name: str | None) -> str:
 
 @dataclass
 class InUse:
-    """A loaded model while a request uses it, and how long this request waited for the load, in ns."""
+    """A loaded model while a request uses it, and how long this request waited for the load, in ns.
+
+    `context_reason` is what the model's context means for its answers, where this request loaded it.
+    """
 
     worker: Worker
     load_ns: int
+    context_reason: str = ""
 
     @asynccontextmanager
     async def frames(self, submit: Submit) -> AsyncIterator[AsyncIterator[Answer]]:
@@ -83,9 +87,11 @@ async def in_use(
     None leaves either to the settings. Raises as `Pool.use`.
     """
     clock = asyncio.get_running_loop().time
-    start = clock()
+    start, before = clock(), [worker for worker, _ in services.pool.loaded()]
     async with services.pool.use(model, context, keep_alive) as worker:
-        yield InUse(worker, round((clock() - start) * 1e9))
+        size = await services.library.model_size(model)
+        reason = "" if worker in before else size.context_reason(worker.context)
+        yield InUse(worker, round((clock() - start) * 1e9), reason)
 
 
 def refuse(**fields: Any) -> None:

@@ -77,9 +77,11 @@ class Admission:
 
         It is rounded up, so that slightly longer requests do not load the model anew.
         """
-        wanted = max(tokens or 0, self._config.context)
-        trained = (await self._library.model_size(model)).trained_context
-        return min(-(-wanted // CONTEXT_BUCKET) * CONTEXT_BUCKET, trained)
+        size = await self._library.model_size(model)
+        usual = CacheConfig.wanted(self._config.context, self._config.sequences)
+        wanted = max(tokens or 0, size.cap_context(usual).context)
+        most = size.short_context if wanted <= size.short_context else size.trained_context
+        return min(-(-wanted // CONTEXT_BUCKET) * CONTEXT_BUCKET, most, size.trained_context)
 
     async def place(self, model: Model, wanted: int) -> Placement:
         """Make room for a model with a context of `wanted` tokens, or with the largest that fits.

@@ -211,6 +211,9 @@ class Pool:
                 retry_after=slot.rests_until - now,
             )
         placement = await self._admission.place(model, wanted)
+        model_size = await self._library.model_size(model)
+        if reason := model_size.context_reason(placement.context):
+            log.info("%s gets a context of %d: %s", model.name, placement.context, reason)
         load = Load(
             path=str(model.blob),
             cache_config=CacheConfig(placement.context, self._config.sequences),
@@ -220,6 +223,7 @@ class Pool:
             gap=self._config.gap,
             gpu_layers=placement.need.card_layers,
             spill=placement.spill,
+            short_context=model_size.short_context,
             script=self._runtime.script,
         )
         slot.keep_alive = self._config.keep_alive

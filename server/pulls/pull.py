@@ -121,7 +121,7 @@ class Pull:
                 hub=options.hub,
                 cache_folder=str(config.cache),
                 disk_free=self._store.free_bytes() + partial_bytes,
-                cache_config=CacheConfig(config.context, config.sequences),
+                cache_config=CacheConfig.wanted(config.context, config.sequences),
             ),
             folder=str(ingest.folder),
             limit_rate=options.limit_rate,

@@ -190,7 +190,7 @@ class Published:
         return Survey(advice, self.plan, self.variants, source, quantize=True)
 
     def _candidate(self, variant: Variant) -> Candidate:
-        model_size, types = ModelSize.of(self.plan.metadata), variant.types or self._recogniser.types(variant.level)
+        model_size, types = ModelSize.of_plan(self.plan), variant.types or self._recogniser.types(variant.level)
         worth = variant.important or worthwhile(variant.level)
         listed = not any(_beats(other, variant) for other in self.variants.values())
         candidate = candidate_of(self.plan, variant.tag, self.plan.at(types), model_size, worth, listed)

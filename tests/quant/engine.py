@@ -86,9 +86,9 @@ class Engine:
             params.cb_eval = self.gelu.callback
         return params
 
-    def logits(self, ids: Sequence[int], batch: int = 512) -> np.ndarray:
-        """float32[len(ids), vocabulary], as exact as can be; `batch` at a time."""
-        params = self._exact(len(ids))
+    def logits(self, ids: Sequence[int], batch: int = 512, context: int = 0) -> np.ndarray:
+        """float32[len(ids), vocabulary], as exact as can be; `batch` at a time, in a context of `context`."""
+        params = self._exact(context or len(ids))
         params.n_batch = params.n_ubatch = min(batch, len(ids))
         context = llama_cpp.llama_init_from_model(self.model, params)
         parts = [self._decode(context, ids, start, batch) for start in range(0, len(ids), batch)]

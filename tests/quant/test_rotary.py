@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from quant.convert.config import ModelConfig
 from quant.convert.families import rotary
+from quant.convert.gguf.source import plan_gguf
 from quant.convert.planning import FAMILIES, plan_model
 from quant.errors import UnsupportedModel
+from runtime.machine.fit import ModelSize
+from runtime.messages import CacheConfig
 from tests.converting import write
 from tests.quant.support import Folder
 from tests.quant.zoo import ZOO
@@ -60,6 +65,45 @@ def test_a_base_for_windows_is_read_in_every_form() -> None:
         config = ModelConfig("config.json", form)
         assert (rotary.base(config), rotary.local_base(config)) == (1e6, 3e3)
     assert rotary.local_base(ModelConfig("config.json", {"rope_theta": 1e6})) == 1e4
+
+
+@pytest.mark.oracle
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("architecture", ["phi3", "llama"])
+def test_short_texts_are_rotated_as_in_transformers_unless_a_larger_context_is_asked_for(
+    architecture: str, tmp_path: Path
+) -> None:
+    from tests.quant.engine import Engine
+    from tests.quant.test_zoo import IDS, TOLERANCE
+    from tests.quant.zoo.reference import reference
+
+    row = ZOO["phi3, long rope"]
+    sizes = {"original_max_position_embeddings": 256, "max_position_embeddings": 4096}
+    row = row._replace(config={**row.config, **sizes}, kind=architecture.capitalize())
+    path = make(row, tmp_path / "model")
+    folder = Folder(path)
+    plan, wanted = plan_model(folder), reference(path, row, IDS)
+    size = ModelSize.of_plan(plan)
+    write(plan, "F32", folder.stream, tmp_path / "m.gguf")
+    assert ModelSize.of_plan(plan_gguf(Folder(contents={"m.gguf": (tmp_path / "m.gguf").read_bytes()}))) == size
+
+    def difference(asked: int | None) -> float:
+        context = size.cap_context(CacheConfig.wanted(asked, 1)).context
+        with Engine(tmp_path / "m.gguf") as engine:
+            return float(np.abs(engine.logits(IDS, context=context) - wanted).max() / wanted.std())
+
+    assert difference(None) <= TOLERANCE
+    assert difference(512) > 100 * TOLERANCE
+
+
+def test_a_context_that_nobody_chose_has_the_factors_for_short_texts() -> None:
+    size = replace(ModelSize.of({"general.architecture": "phi3", "phi3.context_length": 131_072}), short_context=4096)
+    assert size.cap_context(CacheConfig.wanted(None, 8)) == CacheConfig(4096, 8)
+    assert size.cap_context(CacheConfig.wanted(8192, 8)) == CacheConfig(8192, 8)
+    assert size.cap_context(CacheConfig.wanted(1 << 20, 8)) == CacheConfig(131_072, 8)
+    one_set = replace(size, short_context=0)
+    assert one_set.cap_context(CacheConfig.wanted(None, 8)) == CacheConfig(8192, 8)
+    assert (one_set.context_reason(8192), replace(size, trained_context=4096).context_reason(4096)) == ("", "")
 
 
 def test_whatever_reads_tables_gets_them() -> None:

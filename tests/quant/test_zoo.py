@@ -195,7 +195,8 @@ def wrong(name: str, value: Any, plan: ModelPlan) -> Any:
         head = plan.metadata.get(f"{plan.architecture}.attention.key_length", 0)
         return value - 4 if value < head and plan.architecture != "deepseek2" else None
     if name == "rope.scaling.type":
-        return None if value == "none" else "none"
+        # Phi 3 reads its tables whatever the type.
+        return None if value == "none" or plan.architecture == "phi3" else "none"
     if isinstance(value, bool):
         return not value
     if isinstance(value, float):

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from quant.convert.planning import plan_model
 from runtime import messages as m
 from runtime.cache.pool import CellPool
 from runtime.cache.spill import Spill
@@ -20,6 +21,8 @@ from runtime.llama.context import Context, ContextParams
 from runtime.llama.library import LOG, library
 from runtime.llama.model import LlamaModel
 from runtime.text.stops import Stops
+from tests.converting import write
+from tests.quant.support import DEMO, Folder
 from tests.runtime.test_engine import WARM, precise, submit, with_worker
 from tests.runtime.working import Worker
 
@@ -31,12 +34,12 @@ PLENTY = 64 << 20
 class Bench:
     """A model with both caches; `tokens` are a long text."""
 
-    def __init__(self, model: LlamaModel, spill: int = PLENTY) -> None:
+    def __init__(self, model: LlamaModel, spill: int = PLENTY, short_context: int = 0) -> None:
         self.model = model
         self.context = Context(model, PARAMS)
         self.spill = Spill(self.context, spill)
         self.pool = CellPool(self.context, self.context.tokens, PARAMS.sequences, "cells", self.spill)
-        self.side = SidePrefill(model, self.context, self.pool, PARAMS)
+        self.side = SidePrefill(model, self.context, self.pool, PARAMS, short_context)
         self.tokens = model.vocabulary.tokenize(TEXT, special=False, add=True)
 
     def session(self, tokens: array[int]) -> Session:
@@ -118,6 +121,18 @@ def test_a_prompt_read_beside_steps_is_read_as_alone(bench: Bench, alone: Bench)
     while answer.pending > 1:
         bench.read(answer, 1)
     assert bench.next(answer) == expected(alone, answer.tokens)
+
+
+def test_a_second_cache_rotates_by_the_factors_of_the_first(tmp_path: Path) -> None:
+    factors = {"rope_type": "longrope", "long_factor": [8.0] * 32, "short_factor": [1.0] * 32}
+    folder = Folder(DEMO).change("config.json", rope_scaling={**factors, "original_max_position_embeddings": 1024})
+    write(plan_model(folder), "F32", folder.stream, tmp_path / "long.gguf", threads=1)
+    model = LlamaModel(tmp_path / "long.gguf")
+    bench, alone = Bench(model, short_context=1024), Bench(model)
+    prompt = bench.session(bench.tokens[:300])
+    assert bench.finish(prompt) == 1
+    assert bench.next(prompt) == expected(alone, prompt.tokens)
+    bench.side.close()
 
 
 def test_it_goes_on_from_what_the_first_cache_holds(bench: Bench, alone: Bench) -> None:

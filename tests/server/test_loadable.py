@@ -101,3 +101,15 @@ def test_a_cache_that_does_not_fit_the_heads_is_no_fault_of_the_model(tmp_path: 
     plan = plan_model(Folder(narrow))
     advice = Chooser(plan, this_machine(tmp_path)).advise(Wish(CacheConfig(512, 1, kv_type)))
     assert (advice.model_size.reserved is None) is (kv_type == "Q8_0")
+
+
+def test_a_context_that_nobody_chose_is_judged_as_it_will_be_loaded(tmp_path: Path) -> None:
+    factors = {"rope_type": "longrope", "long_factor": [8.0] * 32, "short_factor": [1.0] * 32}
+    plan = plan_model(
+        Folder(DEMO).change("config.json", rope_scaling={**factors, "original_max_position_embeddings": 1024})
+    )
+    for asked, context in ((None, 1024), (2048, 2048)):
+        advice = Chooser(plan, this_machine(tmp_path)).advise(Wish(CacheConfig.wanted(asked, 1)))
+        assert advice.choice.context == context
+        assert advice.model_size.reserved is not None
+        assert f"{context:,} tokens fit" in advice.choice.reason

@@ -286,6 +286,27 @@ def test_a_larger_context_reloads_an_idle_model_once(home: Path) -> None:
         assert daemon.workers() == [row["pid"]]
 
 
+def test_rotary_factors_for_short_texts_stay_until_a_larger_context_is_asked_for(home: Path) -> None:
+    factors = {f"rope_factors_{length}.weight": (16,) for length in ("long", "short")}
+    put_model(home, "long", 131_072, more=factors, **{"rope.scaling.original_context_length": 4096})
+    with Daemon(home) as daemon:
+        shown = daemon.post("/api/show", {"model": "long"}).json
+        assert (shown["default_context"], "up to 4,096" in shown["context_reason"]) == (4096, True)
+        last = daemon.post("/api/chat", say("long")).lines[-1]
+        (row,) = daemon.get("/api/ps").json["models"]
+        assert row["context_length"] == 4096
+        assert "up to 4,096 tokens" in last["context_reason"] == row["context_reason"] == shown["context_reason"]
+        assert "context_reason" not in daemon.post("/api/chat", say("long")).lines[-1]
+        assert "a context of 4096: rotary factors" in daemon.log
+        last = daemon.post("/api/chat", say("long", options={"num_ctx": 5000})).lines[-1]
+        (row,) = daemon.get("/api/ps").json["models"]
+        assert row["context_length"] == 5120
+        assert "long texts are in use" in last["context_reason"] == row["context_reason"]
+    with Daemon(home, env={"LM_CONTEXT": "8192"}) as daemon:
+        assert daemon.post("/api/show", {"model": "long"}).json["default_context"] == 8192
+        assert "long texts are in use" in daemon.post("/api/chat", say("long")).lines[-1]["context_reason"]
+
+
 def test_a_larger_context_does_not_disturb_a_busy_model(home: Path) -> None:
     put_model(home, "wide", context=32_768)
     with Daemon(home, script={"tokens": ["a"] * 30, "delay": 0.02}) as daemon:

@@ -152,6 +152,8 @@ def _describe_long(config: ModelConfig, scaling: ModelConfig) -> dict[str, Any]:
     stretch = scaling.number("factor", _trained(config) / original)
     sharper = math.sqrt(1 + math.log(stretch) / math.log(original)) if stretch > 1 and original > 1 else 1.0
     return {
+        # Without it llama.cpp looks for the tensors in Phi 3 alone.
+        "rope.scaling.type": "longrope",
         "rope.scaling.original_context_length": original,
         "rope.scaling.attn_factor": scaling.number("attention_factor", sharper),
     }

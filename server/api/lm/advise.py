@@ -73,7 +73,9 @@ async def _task(request: web.Request, services: Services, body: AdviseBody) -> A
     loaded = sorted(
         (worker for worker, _ in services.pool.loaded() if worker.idle), key=lambda worker: worker.last_used
     )
-    cache_config = CacheConfig(body.context or config.context, body.parallel or config.sequences, body.kv_type.upper())
+    cache_config = CacheConfig.wanted(
+        body.context or config.context, body.parallel or config.sequences, body.kv_type.upper()
+    )
     disk_free = await asyncio.to_thread(services.library.store.free_bytes)
     return AdviceTask(
         model=ModelRequest(source, hub, str(config.cache), disk_free, cache_config),

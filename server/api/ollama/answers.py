@@ -82,4 +82,5 @@ async def _load_only(request: web.Request, model: Model, body: AnswerBody, write
         await services.pool.unload(model)
         return reply(writer.done("unload", {}))
     async with in_use(services, model, body.context, body.keep_alive_seconds) as used:
-        return reply(writer.done("load", {"load_duration": used.load_ns}))
+        reason = {"context_reason": used.context_reason} if used.context_reason else {}
+        return reply(writer.done("load", {"load_duration": used.load_ns} | reason))

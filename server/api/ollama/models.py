@@ -14,6 +14,8 @@ from aiohttp import web
 
 from registry.errors import SeveralLevels
 from registry.store.catalog import Model
+from runtime.machine.fit import ModelSize
+from runtime.messages import CacheConfig
 from server.api.ollama.shapes import description, details, row
 from server.api.request import LOG_NOTE, ModelBody
 from server.api.sources import callers_hub, find_source
@@ -76,18 +78,22 @@ async def tags(request: web.Request) -> web.Response:
 
 async def ps(request: web.Request) -> web.Response:
     """`GET /api/ps`: what is loaded, with its true context."""
-    return reply({"models": [_running(worker, stays) for worker, stays in request.app[SERVICES].pool.loaded()]})
+    library, loaded = request.app[SERVICES].library, request.app[SERVICES].pool.loaded()
+    return reply({"models": [_running(*each, await library.model_size(each[0].model)) for each in loaded]})
 
 
 async def show(request: web.Request) -> web.Response:
     """`POST /api/show`: everything about one model."""
     body = await read_body(request, ShowBody)
     request[LOG_NOTE] = body.model_name
-    library = request.app[SERVICES].library
+    services = request.app[SERVICES]
+    library, config = services.library, services.config
     model = await library.resolve(body.model_name)
-    meaning = await library.meaning(body.model_name)
-    more = {"default": meaning.sentence} if meaning and meaning.others else {}
-    return reply(description(model, await library.facts(model), bool(body.verbose)) | more)
+    meaning, facts = await library.meaning(body.model_name), await library.facts(model)
+    usual = facts.model_size.cap_context(CacheConfig.wanted(config.context, config.sequences)).context
+    more = {"default_context": usual, "context_reason": facts.model_size.context_reason(usual)}
+    more |= {"default": meaning.sentence} if meaning and meaning.others else {}
+    return reply(description(model, facts, bool(body.verbose)) | more)
 
 
 async def delete(request: web.Request) -> web.Response:
@@ -142,7 +148,7 @@ async def pull(request: web.Request) -> web.StreamResponse:
         return await stream.end()
 
 
-def _running(worker: Worker, stays: float | None) -> dict[str, Any]:
+def _running(worker: Worker, stays: float | None, size: ModelSize) -> dict[str, Any]:
     ready, need = worker.ready.result(), worker.need
     left = _FOREVER if stays is None else timedelta(seconds=stays)
     return {
@@ -154,6 +160,7 @@ def _running(worker: Worker, stays: float | None) -> dict[str, Any]:
         "expires_at": (datetime.now(UTC) + left).isoformat(timespec="microseconds"),
         "size_vram": sum(card.total for card in need.cards),
         "context_length": ready.context,
+        "context_reason": size.context_reason(ready.context),
         "sequences": ready.sequences,
         "weights_bytes": ready.weights_bytes,
         "cache_bytes": ready.cache_bytes,

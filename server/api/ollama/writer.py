@@ -1,8 +1,9 @@
 """Ollama's answers: lines of JSON, of which the last has `done: true`.
 
 Durations are nanoseconds. Beside Ollama's keys, `truncated` counts the prompt tokens that were dropped to fit, out of
-`prompt_total`. `num_ctx` is there when the context is smaller than the one asked for, and `warning` names the options
-that do not exist.
+`prompt_total`. `num_ctx` is there when the context is smaller than the one asked for. `context_reason` says what the
+context means for answers, where that matters and the request loaded the model. `warning` names the options that do not
+exist.
 """
 
 from __future__ import annotations
@@ -70,6 +71,8 @@ class OllamaWriter(AnswerWriter):
         wanted = self._body.context
         if wanted is not None and wanted > model.worker.context:
             self._figures["num_ctx"] = model.worker.context
+        if model.context_reason:
+            self._figures["context_reason"] = model.context_reason
         if warning := options.unknown_warning(self._body.given_options):
             self._figures["warning"] = warning
         return [self.done(self._reason, {"load_duration": model.load_ns} | self._figures)]
