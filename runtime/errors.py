@@ -14,13 +14,17 @@ from __future__ import annotations
 
 
 class EngineError(Exception):
-    """Base of the tree. `code` is stable and public, `hint` says what to do (may be empty)."""
+    """Base of the tree. `code` is stable and public, `hint` says what to do (may be empty).
+
+    `field` is the field of the request that is at fault, "" where none is.
+    """
 
     code = "engine_failed"
 
-    def __init__(self, message: str, hint: str = "") -> None:
+    def __init__(self, message: str, hint: str = "", field: str = "") -> None:
         super().__init__(message)
         self.hint = hint
+        self.field = field
 
 
 class DoesNotFit(EngineError):

@@ -17,7 +17,7 @@ MAX_STOP_LENGTH = 256
 """Characters of one stop string."""
 MAX_LOGPROBS = 20
 """Alternatives reported for each token."""
-MAX_ANSWERS = 8
+MAX_ANSWERS = 128
 """Answers to one prompt."""
 MAX_INPUTS = 2048
 """Texts of one request for vectors or scores."""

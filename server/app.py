@@ -22,10 +22,10 @@ from server.api.ollama import models
 from server.api.openai import answers as openai
 from server.api.openai import embeddings as openai_embeddings
 from server.api.openai import models as openai_models
-from server.api.request import LOG_NOTE
+from server.api.request import LOG_NOTE, warning_of
 from server.config import Config
 from server.errors import NotFound, WrongMethod
-from server.http import wire
+from server.http import bodies, wire
 from server.http.problems import Dialect, Problem
 from server.services import SERVICES, Services
 
@@ -114,7 +114,10 @@ ROUTES = [
         rerank.rerank,
         "how well `documents` answer a `query`, best first (`top_n`), in Jina's and Cohere's form",
     ),
-    Route("POST", "/rerank", rerank.rerank, "as `/v1/rerank`"),
+    Route("POST", "/v2/rerank", rerank.rerank, "as `/v1/rerank`"),
+    Route(
+        "POST", "/rerank", rerank.rerank, "as `/v1/rerank`, and with `texts` in the form of Text Embeddings Inference"
+    ),
     Route(
         "POST", "/lm/advise", advise.advise, "which level of a model this machine can hold, and why, from headers only"
     ),
@@ -128,7 +131,7 @@ ROUTES = [
 
 def build(config: Config, services: Services, stop: Callable[[], None]) -> web.Application:
     """The application; `stop` begins the daemon's end."""
-    app = web.Application(middlewares=[record, explain, admit], client_max_size=wire.MAX_BODY)
+    app = web.Application(middlewares=[record, explain, admit], client_max_size=bodies.MAX_BODY)
     app[SERVICES] = services
     app[ACCESS_RULES] = AccessRules(config)
     app[daemon.STOP] = stop
@@ -181,6 +184,8 @@ async def explain(request: web.Request, handler: Handler) -> web.StreamResponse:
 async def _label(request: web.Request, response: web.StreamResponse) -> None:
     """Add headers to every answer, streams included: the request's id, and that an allowed page may read it."""
     response.headers["X-Request-Id"] = request["id"]
+    if warning := warning_of(request):
+        response.headers["X-LM-Warning"] = warning.encode("unicode_escape").decode()
     origin = request.headers.get("Origin")
     if origin is not None and request.app[ACCESS_RULES].allows_origin(origin):
         response.headers["Access-Control-Allow-Origin"] = origin
@@ -208,7 +213,7 @@ def dialect(path: str) -> Dialect:
     """The dialect in which errors of this path are written."""
     if path.startswith("/v1/messages"):
         return "anthropic"
-    return "openai" if path.startswith(("/v1/", "/rerank")) else "ollama"
+    return "openai" if path.startswith(("/v1/", "/v2/", "/rerank")) else "ollama"
 
 
 def _refusal(request: web.Request, problem: Problem) -> web.StreamResponse:

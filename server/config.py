@@ -23,9 +23,11 @@ VERSION = "0.1.0"
 OLLAMA_VERSION = "0.14.0"
 FOREVER = -1.0
 
-_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
-_DURATION = re.compile(r"(?:[0-9]{1,9}(?:\.[0-9]{1,9})?(?:ms|s|m|h))+")
-_PART = re.compile(r"([0-9.]+)(ms|s|m|h)")
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_DURATION = re.compile(r"(?:[0-9]{1,9}(?:\.[0-9]{1,9})?(?:ms|s|m|h|d))+")
+_PART = re.compile(r"([0-9.]+)(ms|s|m|h|d)")
+_LONGEST_DURATION = 80  # characters
+_AGES = 1e9
 _LOOPBACK = re.compile(r"localhost|127(?:\.[0-9]{1,3}){3}|::1")
 
 
@@ -40,12 +42,18 @@ class BadSetting(ValueError):
 
 
 def duration(value: object) -> float:
-    """Seconds from a number, or a text such as `5m`, `1h30m`, `300`; below zero is for ever. Raises ValueError."""
+    """Seconds from a number, or a text such as `5m`, `1h30m`, `1d`, `300`; below zero is for ever.
+
+    Thirty years and more are for ever too. Raises ValueError.
+    """
     if isinstance(value, bool):
         raise ValueError("not a duration")
     if isinstance(value, int | float):
-        return float(value) if 0 <= value < 1e9 else FOREVER
-    text = str(value).strip()
+        return float(value) if 0 <= value < _AGES else FOREVER
+    text = str(value)
+    if len(text) > _LONGEST_DURATION:
+        raise ValueError("not a duration")
+    text = text.strip()
     negative = text.startswith("-")
     text = text.removeprefix("-")
     if re.fullmatch(r"[0-9]{1,9}(?:\.[0-9]{1,9})?", text):
@@ -54,7 +62,7 @@ def duration(value: object) -> float:
         seconds = sum(float(number) * _UNITS[unit] for number, unit in _PART.findall(text))
     else:
         raise ValueError("not a duration")
-    return FOREVER if negative else seconds
+    return FOREVER if negative or seconds >= _AGES else seconds
 
 
 def is_loopback(host: str) -> bool:

@@ -78,6 +78,7 @@ async def _listening(
         app.build(config, services, stop.set),
         access_log=None,
         handler_cancellation=True,
+        auto_decompress=False,  # `server/http/bodies.py` unpacks bodies, within a bound
         keepalive_timeout=KEEPALIVE_SECONDS,
         shutdown_timeout=CLEANUP_SECONDS,
     )

@@ -2,7 +2,8 @@
 
 ServerError
 ├── BadBody          a body that does not match the route
-├── BodyTooLarge     more bytes than the daemon reads
+├── BodyTooLarge     more bytes, or more values, than the daemon reads
+├── UnknownEncoding  a body packed in a way that the daemon cannot unpack
 ├── Forbidden        a Host, Origin or peer that may not ask this
 ├── Unauthorized     the API key is missing or wrong
 ├── NotFound         no such route, or no such method on it
@@ -23,13 +24,17 @@ from server.config import BadSetting
 
 
 class ServerError(Exception):
-    """Base of the tree. `code` is stable and public, `hint` says what to do (may be empty)."""
+    """Base of the tree. `code` is stable and public, `hint` says what to do (may be empty).
+
+    `field` is the field of the body that is at fault, "" where none is.
+    """
 
     code = "server_failed"
 
-    def __init__(self, message: str, hint: str = "") -> None:
+    def __init__(self, message: str, hint: str = "", field: str = "") -> None:
         super().__init__(message)
         self.hint = hint
+        self.field = field
 
 
 class BadBody(ServerError):
@@ -39,9 +44,15 @@ class BadBody(ServerError):
 
 
 class BodyTooLarge(ServerError):
-    """The body has more bytes than the daemon reads."""
+    """The body has more bytes, or more values, than the daemon reads."""
 
     code = "body_too_large"
+
+
+class UnknownEncoding(ServerError):
+    """The body is packed in a way that the daemon cannot unpack."""
+
+    code = "unknown_encoding"
 
 
 class Forbidden(ServerError):
@@ -103,6 +114,7 @@ class ChildError(Exception):
         super().__init__(message)
         self.code = code
         self.hint = hint
+        self.field = ""
 
 
 # Code, message and hint for every other exception, which is a fault of the program: the log has its traceback.

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from typing import Any, TypeVar, cast
 
 import msgspec
@@ -13,7 +12,10 @@ from msgspec.inspect import BoolType, FloatType, IntType
 
 from runtime.errors import BadRequest
 from runtime.options import MAX_BIAS, MAX_BIASES, MAX_INT, MAX_LOGPROBS, MAX_STOP_LENGTH, MAX_STOPS, Limits, Sampling
+from server.api.fields import GRAMMARS, refuse_field, unknown
 
+Whole = int | float
+"""A whole number in a body, which clients also write as 5.0; `Range.check` tells."""
 Body = TypeVar("Body", bound=msgspec.Struct)
 
 
@@ -30,9 +32,10 @@ class Range:
         kind = "whole number" if self.whole else "number"
         fits = isinstance(value, int) or (isinstance(value, float) and (not self.whole or value.is_integer()))
         if isinstance(value, bool) or not fits or not self.low <= value <= self.high:
-            shown = json.dumps(value)[:40]
             raise BadRequest(
-                f"`{name}` is not a {kind} from {self.low:,} to {self.high:,}: {shown}", "correct it or leave it out"
+                f"`{name}` is not a {kind} from {self.low:,} to {self.high:,}: {_shown(value)}",
+                "correct it or leave it out",
+                name,
             )
         return int(value) if self.whole else float(value)
 
@@ -46,28 +49,18 @@ RANGES = {
 # Clients send any 64-bit number as a seed; `sampling` makes 32 bits of it.
 RANGES["seed"] = replace(RANGES["seed"], low=-(2**63), high=2**64 - 1)
 # Options of Ollama's engine that ours decides for itself: to pass them over changes no answer.
-_ENGINE = frozenset(
-    {
-        "num_batch",
-        "num_gpu",
-        "main_gpu",
-        "low_vram",
-        "f16_kv",
-        "vocab_only",
-        "use_mmap",
-        "use_mlock",
-        "num_thread",
-        "numa",
-        "logits_all",
-        "embedding_only",
-        "num_keep",
-        "num_gqa",
-        "draft_num_predict",
-    }
+_ENGINE_NUMBERS = frozenset(("num_batch", "num_gpu", "main_gpu", "num_thread", "num_gqa", "draft_num_predict"))
+_ENGINE_FLAGS = frozenset(
+    ("low_vram", "f16_kv", "vocab_only", "use_mmap", "use_mlock", "numa", "logits_all", "embedding_only")
 )
+# Options that Ollama or llama.cpp has and we have not, with the value that asks for nothing.
+_NOTED = {"num_keep": 0, "penalize_newline": True, "tfs_z": 1.0, "samplers": None, "dry_sequence_breakers": None}
 _KNOWN = sorted({*_TYPES, "num_ctx", "num_predict", "stop"})
+_ANY_NUMBER = Range(-MAX_INT - 1, MAX_INT)
 _CONTEXT = Range(1, MAX_INT, whole=True)
-_PREDICT = Range(-2, MAX_INT, whole=True)
+_PREDICT = Range(-MAX_INT - 1, MAX_INT, whole=True)
+_MOST_TOKENS = Range(-1, MAX_INT, whole=True)
+_ALTERNATIVES = Range(0, MAX_LOGPROBS, whole=True)
 
 
 def with_sampling(shape: type[Body]) -> type[Body]:
@@ -78,7 +71,7 @@ def with_sampling(shape: type[Body]) -> type[Body]:
 
 def _plain(kind: Any) -> Any:
     """An option's type without its range, which `sampling` checks with a better message."""
-    plain = {IntType: int, FloatType: float, BoolType: bool}
+    plain = {IntType: Whole, FloatType: float, BoolType: bool}
     return plain.get(type(kind), dict[str, float])  # JSON's keys are texts
 
 
@@ -90,14 +83,14 @@ def sampling_fields(body: msgspec.Struct) -> dict[str, Any]:
 def sampling(defaults: Mapping[str, Any], overrides: Mapping[str, Any]) -> Sampling:
     """How to draw tokens: by the request's options (`overrides`), else by the model's (`defaults`), else by Ollama's.
 
-    Names that are no sampling options are passed over: clients send many that concern Ollama's own engine.
-    Raises BadRequest for a value out of its range.
+    Names that are no sampling options are left to `check_options`. Raises BadRequest for a value out of its range.
     """
     values: dict[str, Any] = {}
     for name, allowed in RANGES.items():
         value = overrides.get(name)
         value = defaults.get(name) if value is None else value
-        if value is not None:
+        # A penalty of 0 would divide by it; clients mean that there is none.
+        if value is not None and not (name == "repeat_penalty" and value == 0):
             values[name] = allowed.check(name, value)
     if "seed" in values:
         values["seed"] = -1 if values["seed"] < 0 else values["seed"] % 2**32
@@ -106,20 +99,40 @@ def sampling(defaults: Mapping[str, Any], overrides: Mapping[str, Any]) -> Sampl
     return Sampling(**values, logit_bias=_biases(overrides.get("logit_bias") or {}))
 
 
-def unknown_warning(names: Iterable[str]) -> str:
-    """A sentence about the names in Ollama's `options` that do not exist, each with the nearest that does; or ""."""
-    warnings = []
-    for name in names:
-        if name not in _ENGINE and name not in _KNOWN:
-            close = get_close_matches(name, _KNOWN, 1)
-            warnings.append(f"`{name[:40]}`" + (f" (did you mean `{close[0]}`?)" if close else ""))
-    return f"there is no option {', '.join(warnings[:8])}: passed over" if warnings else ""
+def check_options(given: Mapping[str, Any]) -> list[str]:
+    """The names in Ollama's `options` that are passed over, each as a warning names it.
+
+    Raises Unsupported for an option that bounds what the text may be, BadRequest for one of the wrong type.
+    """
+    shown: list[str] = []
+    for name, value in given.items():
+        if value is None or name in _KNOWN:
+            continue
+        if name in GRAMMARS and value:
+            refuse_field(name)
+        if name in _ENGINE_NUMBERS or name == "num_keep":
+            _ANY_NUMBER.check(name, value)
+        elif name in _ENGINE_FLAGS and not isinstance(value, bool):
+            raise BadRequest(f"`{name}` is neither true nor false: {_shown(value)}", "correct it or leave it out", name)
+        if name in _NOTED:
+            shown += [f"`{name}`"] if value != _NOTED[name] else []
+        elif name not in _ENGINE_NUMBERS | _ENGINE_FLAGS | GRAMMARS.keys():
+            shown.append(unknown(name, _KNOWN) if len(shown) < 8 else "")
+    return shown
+
+
+def _shown(value: Any) -> str:
+    """A value of any size, cut to a few letters."""
+    if isinstance(value, str):
+        return json.dumps(value[:40])
+    return json.dumps(value)[:40] if isinstance(value, bool | int | float | None) else f"a {type(value).__name__}"
 
 
 def _biases(given: Any) -> dict[int, float]:
     """The numbers to add to logits, by token id; JSON has the ids as texts. Raises BadRequest."""
     if isinstance(given, dict) and len(given) > MAX_BIASES:
-        raise BadRequest(f"`logit_bias` has {len(given)} entries, and {MAX_BIASES} are allowed")
+        message = f"`logit_bias` has {len(given)} entries, and {MAX_BIASES} are allowed"
+        raise BadRequest(message, "send fewer", "logit_bias")
     biases = {}
     for token, value in given.items() if isinstance(given, dict) else [("", None)]:
         is_id = isinstance(token, str) and token.isascii() and token.isdigit() and len(token) < 11
@@ -127,6 +140,7 @@ def _biases(given: Any) -> dict[int, float]:
             raise BadRequest(
                 f"`logit_bias` holds an entry that is no token id with a bias from -{MAX_BIAS} to {MAX_BIAS}",
                 "correct it",
+                "logit_bias",
             )
         biases[int(token)] = float(value)
     return biases
@@ -143,10 +157,12 @@ def limits(defaults: Mapping[str, Any], overrides: Mapping[str, Any]) -> Limits:
 def stops(value: Any) -> list[str]:
     """Stop strings from a text, a list of texts or nothing; empty ones are left out. Raises BadRequest."""
     texts = [value] if isinstance(value, str) else [] if value is None else value
+    if isinstance(texts, list) and len(texts) > MAX_STOPS:
+        raise BadRequest(f"`stop` has more than {MAX_STOPS} texts", "send fewer", "stop")
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-        raise BadRequest("`stop` is neither a text nor a list of texts", "send a list of texts")
-    if len(texts) > MAX_STOPS or any(len(text) > MAX_STOP_LENGTH for text in texts):
-        raise BadRequest(f"`stop` has more than {MAX_STOPS} texts or one above {MAX_STOP_LENGTH} letters", "send less")
+        raise BadRequest("`stop` is neither a text nor a list of texts", "send a list of texts", "stop")
+    if any(len(text) > MAX_STOP_LENGTH for text in texts):
+        raise BadRequest(f"`stop` has a text above {MAX_STOP_LENGTH} letters", "send a shorter one", "stop")
     return [text for text in texts if text]
 
 
@@ -157,8 +173,12 @@ def context(overrides: Mapping[str, Any]) -> int | None:
     return None if not value else int(_CONTEXT.check("num_ctx", value))
 
 
-def alternatives(wanted: bool, top: int | None) -> int:
+def most_tokens(name: str, value: Whole | None) -> int | None:
+    """The tokens that an answer of OpenAI's routes may have; None and -1 set no limit. Raises BadRequest."""
+    return None if value is None else int(_MOST_TOKENS.check(name, value))
+
+
+def alternatives(wanted: bool, top: Whole | None, name: str = "top_logprobs") -> int:
     """How many alternatives to report for each token, -1 for no probabilities at all. Raises BadRequest."""
-    if top is not None and not 0 <= top <= MAX_LOGPROBS:
-        raise BadRequest(f"`top_logprobs` must be between 0 and {MAX_LOGPROBS}", "ask for fewer")
-    return (top or 0) if wanted else -1
+    count = 0 if top is None else int(_ALTERNATIVES.check(name, top))
+    return count if wanted else -1

@@ -3,24 +3,35 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from aiohttp import web
 
 from registry.errors import ModelNotFound
 from registry.store.catalog import Model
+from runtime.conversation import Turn
+from runtime.errors import BadRequest, PromptTooLong
 from runtime.messages import Submit
-from server.errors import BadBody, Unsupported
+from server.api.fields import KnownFields, passed_over, refuse_field, warning
+from server.errors import BadBody, ChildError, Unsupported
+from server.http.bodies import read_body
+from server.http.wire import reply
 from server.library import capabilities
 from server.loaded.worker import Answer, Worker
 from server.services import SERVICES, Services
 
 # Words for the request's line in the log, after its route and status.
 LOG_NOTE = web.RequestKey("note", str)
+# Fields and options of the body that were passed over, as the warning names them.
+PASSED_OVER = web.RequestKey("passed_over", list[str])
+
+_ROLES = frozenset({"system", "user", "assistant", "tool"})
+_LONGEST_ROLE = 40
+Shape = TypeVar("Shape", bound=msgspec.Struct)
 
 
 class ModelBody(msgspec.Struct):
@@ -35,10 +46,37 @@ class ModelBody(msgspec.Struct):
         return require_name(self.model or self.name)
 
 
+async def read(request: web.Request, shape: type[Shape], known: KnownFields) -> Shape:
+    """The request's body as `shape`. Fields that it has not are refused, or noted for the warning, by `known`.
+
+    Raises Unsupported, and as `read_body`.
+    """
+    body = await read_body(request, shape)
+    pass_over(request, passed_over(body.given, shape, known))
+    value: Shape = body.value
+    return value
+
+
+def pass_over(request: web.Request, shown: list[str]) -> None:
+    """Note names for the warning of this request's answer."""
+    request[PASSED_OVER] = [*request.get(PASSED_OVER, []), *shown]
+
+
+def warning_of(request: web.Request) -> str:
+    """The sentence about what was passed over, for the answer's `warning` and the header; "" for nothing."""
+    return warning(request.get(PASSED_OVER, []))
+
+
+def answer(request: web.Request, value: dict[str, Any], status: int = 200) -> web.Response:
+    """One JSON answer, with the `warning` of its request if it has one."""
+    text = warning_of(request)
+    return reply(value | {"warning": text} if text else value, status)
+
+
 def require_name(name: str | None) -> str:
     """The name of a model in a body; raises BadBody where there is none."""
     if not name:
-        raise BadBody("the body names no model", 'send `{"model": "NAME"}`')
+        raise BadBody("the body names no model", 'send `{"model": "NAME"}`', "model")
     return name
 
 
@@ -94,11 +132,36 @@ async def in_use(
         yield InUse(worker, round((clock() - start) * 1e9), reason)
 
 
+async def require_roles(request: web.Request, model: Model, turns: Iterable[Turn]) -> None:
+    """Raise BadRequest for a turn whose role neither the dialects nor the model's template know."""
+    others = {turn.role for turn in turns} - _ROLES
+    if not others:
+        return
+    facts = await request.app[SERVICES].library.facts(model)
+    template = str(facts.plan.metadata.get("tokenizer.chat_template", ""))
+    for role in others:
+        named = len(role) <= _LONGEST_ROLE and (f"'{role}'" in template or f'"{role}"' in template)
+        if not named:
+            known = ", ".join(sorted(_ROLES))
+            raise BadRequest(f"there is no role `{role[:_LONGEST_ROLE]}`", f"roles are {known}", "messages")
+
+
+@contextmanager
+def prompt_from(field: str) -> Iterator[None]:
+    """Say of a prompt that is too long for the model by which field it came."""
+    try:
+        yield
+    except (ChildError, PromptTooLong) as error:
+        if error.code == PromptTooLong.code:
+            error.field = field
+        raise
+
+
 def refuse(**fields: Any) -> None:
     """Raise Unsupported for the first of `fields` that is not empty; the keywords are the names in the message."""
     for name, value in fields.items():
         if value:
-            raise Unsupported(f"`{name}` is not in this version of lm", f"leave `{name}` out")
+            refuse_field(name)
 
 
 def require(model: Model, capability: str) -> None:

@@ -18,7 +18,7 @@ from aiohttp import web
 
 from registry.store.catalog import Model
 from runtime.messages import Delta, Finished, Started, Submit
-from server.api.request import LOG_NOTE, InUse, in_use
+from server.api.request import LOG_NOTE, InUse, in_use, prompt_from
 from server.http.problems import Dialect, Problem
 from server.http.wire import Stream, StreamForm, reply
 from server.loaded.worker import Answer
@@ -66,6 +66,8 @@ class AnswerWriter(ABC):
 
     dialect: Dialect
     form: StreamForm
+    prompt_field = "prompt"
+    """The field of the body that holds the prompt."""
 
     async def begin(self, model: InUse) -> None:  # noqa: B027 - most writers have nothing to do here
         """The model is loaded, and no prompt is submitted yet."""
@@ -96,6 +98,11 @@ class AnswerWriter(ABC):
 
 async def respond(request: web.Request, generation: Generation, writer: AnswerWriter) -> web.StreamResponse:
     """Load the model, generate the answers, and send them. Raises as `in_use` and `Worker.answer`."""
+    with prompt_from(writer.prompt_field):
+        return await _respond(request, generation, writer)
+
+
+async def _respond(request: web.Request, generation: Generation, writer: AnswerWriter) -> web.StreamResponse:
     usage = Usage()
     async with in_use(request.app[SERVICES], generation.model, generation.context, generation.keep_alive) as model:
         await writer.begin(model)

@@ -8,20 +8,27 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sized
 from dataclasses import dataclass
+
+import msgspec
 
 from registry.store.catalog import Model
 from runtime.errors import BadRequest
-from runtime.messages import Embed
-from runtime.options import MAX_INPUT_LENGTH, MAX_INPUTS
-from server.api.request import InUse
+from runtime.messages import Embed, Tokenize
+from runtime.options import MAX_INPUT_LENGTH, MAX_INPUTS, MAX_INT
+from server.api.options import Range, Whole
+from server.api.request import InUse, prompt_from
+from server.http.bodies import apart
 
 # The bounds of one frame to the worker, which reads other requests between two frames.
 _INPUTS_PER_FRAME = 128
 _LETTERS_PER_FRAME = 1 << 20
+_DIMENSIONS = Range(-MAX_INT, MAX_INT, whole=True)
 Inputs = list[str | list[int]]
 """Texts, or their token ids."""
+Mixed = str | list[int | str]
+"""A text, or its token ids with texts between them."""
 
 
 @dataclass(frozen=True)
@@ -31,25 +38,56 @@ class TextVectors:
     raw: list[bytes]
     tokens: int
 
-    def numbers(self) -> list[tuple[float, ...]]:
-        """The vectors as numbers."""
-        return [struct.unpack(f"<{len(raw) // 4}f", raw) for raw in self.raw]
+    async def numbers(self) -> list[msgspec.Raw]:
+        """The vectors as JSON's lists of numbers, written apart from the event loop: there may be millions."""
+        return await apart(_as_json, self.raw)
 
 
-async def text_vectors(model: InUse, inputs: Inputs, *, truncate: bool, dimensions: int | None) -> TextVectors:
+async def text_vectors(model: InUse, inputs: Inputs, *, truncate: bool, dimensions: Whole | None) -> TextVectors:
     """One vector for each input. With `truncate`, an input too long for the model is cut instead of refused.
 
     Raises BadRequest for too many inputs, for one too long to send, and for more dimensions than the model has.
     """
-    if len(inputs) > MAX_INPUTS:
-        raise BadRequest(f"{len(inputs)} inputs are too many, {MAX_INPUTS} are possible", "send them in parts")
+    check_count(inputs)
     raw: list[bytes] = []
     tokens = 0
     for batch in _batches(inputs):
-        answer = await model.worker.embed(Embed(0, batch, truncate=truncate))
+        with prompt_from("input"):
+            answer = await model.worker.embed(Embed(0, batch, truncate=truncate))
         raw += answer.vectors
         tokens += answer.tokens
-    return TextVectors(raw if dimensions is None else _shortened(model.worker.model, raw, dimensions), tokens)
+    if dimensions is not None:
+        raw = await apart(_shortened, model.worker.model, raw, dimensions)
+    return TextVectors(raw, tokens)
+
+
+def check_count(inputs: Sized) -> None:
+    """Raise BadRequest for more inputs than one request may have."""
+    if len(inputs) > MAX_INPUTS:
+        message = f"{len(inputs)} inputs are too many, {MAX_INPUTS} are possible"
+        raise BadRequest(message, "send them in parts", "input")
+
+
+async def whole_ids(model: InUse, given: list[Mixed]) -> Inputs:
+    """The inputs with token ids in the place of texts that stand between token ids."""
+    check_count(given)
+    inputs: Inputs = []
+    for entry in given:
+        if isinstance(entry, str):
+            inputs.append(entry)
+            continue
+        texts = [part for part in entry if isinstance(part, str)]
+        check_count(texts)
+        found = {text: await model.worker.tokenize(Tokenize(0, text=text)) for text in texts}
+        ids: list[int] = []
+        for part in entry:
+            ids += found[part] if isinstance(part, str) else [part]
+        inputs.append(ids)
+    return inputs
+
+
+def _as_json(vectors: list[bytes]) -> list[msgspec.Raw]:
+    return [msgspec.Raw(msgspec.json.encode(struct.unpack(f"<{len(raw) // 4}f", raw))) for raw in vectors]
 
 
 def _batches(inputs: Inputs) -> Iterator[Inputs]:
@@ -58,7 +96,7 @@ def _batches(inputs: Inputs) -> Iterator[Inputs]:
     for text in inputs:
         if len(text) > MAX_INPUT_LENGTH:
             message = f"an input has {len(text):,} letters, {MAX_INPUT_LENGTH:,} are possible"
-            raise BadRequest(message, "send it in parts")
+            raise BadRequest(message, "send it in parts", "input")
         if batch and (len(batch) == _INPUTS_PER_FRAME or letters + len(text) > _LETTERS_PER_FRAME):
             yield batch
             batch, letters = [], 0
@@ -68,10 +106,12 @@ def _batches(inputs: Inputs) -> Iterator[Inputs]:
         yield batch
 
 
-def _shortened(model: Model, vectors: list[bytes], dimensions: int) -> list[bytes]:
+def _shortened(model: Model, vectors: list[bytes], wanted: Whole) -> list[bytes]:
+    dimensions = int(_DIMENSIONS.check("dimensions", wanted))
     full = len(vectors[0]) // 4 if vectors else dimensions
     if not 1 <= dimensions <= full:
-        raise BadRequest(f"`dimensions` is {dimensions}, and `{model.name}` has {full}", f"ask for 1 to {full}")
+        message = f"`dimensions` is {dimensions}, and `{model.name}` has {full}"
+        raise BadRequest(message, f"ask for 1 to {full}", "dimensions")
     shape = f"<{dimensions}f"
     shortened = []
     for raw in vectors:

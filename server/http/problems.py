@@ -7,6 +7,7 @@ which arrives by its code. Any other exception becomes `internal`: the log gets 
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -24,6 +25,7 @@ _STATUS_OF: dict[type[_Coded], int] = {
     server.ServerError: 500,
     server.BadBody: 400,
     server.BodyTooLarge: 413,
+    server.UnknownEncoding: 415,
     server.Forbidden: 403,
     server.Unauthorized: 401,
     server.NotFound: 404,
@@ -62,17 +64,24 @@ _STATUS_OF: dict[type[_Coded], int] = {
 # By code, because an error of a child process has no class here.
 STATUS = {error.code: status for error, status in _STATUS_OF.items()} | {INTERNAL[0]: 500}
 RETRY_SECONDS = {runtime.QueueFull.code: 2.0, server.Stopping.code: 5.0}
+# The code of a prompt that is too long, and the sentence with both numbers, by which OpenAI's clients know to trim it.
+_CONTEXT_EXCEEDED = "context_length_exceeded"
+_BOTH_NUMBERS = re.compile(r"([0-9][0-9,]*) tokens\b.*?([0-9][0-9,]*)")
 _OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 
 
 @dataclass(frozen=True)
 class Problem:
-    """An error as every client sees it. `retry_after` in seconds, 0 where another try is of no use."""
+    """An error as every client sees it. `retry_after` in seconds, 0 where another try is of no use.
+
+    `field` is the field of the body that is at fault, "" where none is.
+    """
 
     code: str
     message: str
     hint: str = ""
     retry_after: float = 0.0
+    field: str = ""
 
     @classmethod
     def of(cls, error: BaseException) -> Problem:
@@ -81,7 +90,7 @@ class Problem:
             return cls(*INTERNAL)
         code = error.code if error.code in STATUS else INTERNAL[0]
         retry_after = getattr(error, "retry_after", RETRY_SECONDS.get(code, 0.0))
-        return cls(code, str(error), error.hint, retry_after)
+        return cls(code, str(error), error.hint, retry_after, getattr(error, "field", ""))
 
     def status(self, dialect: Dialect) -> int:
         """HTTP status; OpenAI's and Anthropic's clients know a full queue as 429."""
@@ -95,9 +104,24 @@ class Problem:
         """The JSON object of the dialect, the same before and in the middle of a stream."""
         if dialect == "ollama":
             return {"error": self.message, "hint": self.hint, "code": self.code}
-        text = f"{self.message} ({self.hint})" if self.hint else self.message
+        text, code = self.message, self.code
+        if code == runtime.PromptTooLong.code:
+            text, code = _as_openai_says(text), _CONTEXT_EXCEEDED
+        text = f"{text} ({self.hint})" if self.hint else text
         status = self.status(dialect)
         kind = _OPENAI_TYPES.get(status, "invalid_request_error" if status < 500 else "api_error")
         if dialect == "anthropic":
             return {"type": "error", "error": {"type": kind, "message": text}}
-        return {"error": {"message": text, "type": kind, "param": None, "code": self.code}}
+        return {"error": {"message": text, "type": kind, "param": self.field or None, "code": code}}
+
+
+def _as_openai_says(message: str) -> str:
+    """A message about a prompt that is too long, behind the words in which OpenAI says it and clients look for it."""
+    match = _BOTH_NUMBERS.search(message)
+    if match is None:
+        return f"This model's maximum context length is exceeded: {message}"
+    length, most = (number.replace(",", "") for number in match.groups())
+    return (
+        f"This model's maximum context length is {most} tokens. However, your messages resulted in {length} tokens: "
+        f"{message}"
+    )

@@ -1,94 +1,16 @@
-"""Bodies as HTTP carries them: bounded, checked JSON from a client, whole or streamed JSON to it.
-
-A hostile body costs little. Bytes are counted while they arrive. Nesting is measured before anything is decoded, by
-removing innermost brackets, one pass per level. Large bodies are decoded in a thread.
-"""
+"""Answers as HTTP carries them: JSON to a client, whole or streamed."""
 
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 from aiohttp import web
 
-from server.errors import BadBody, BodyTooLarge
-
-MAX_BODY = 32 << 20
-MAX_DEPTH = 64
-IDLE_SECONDS = 30.0
 DRAIN_SECONDS = 60.0
-_LARGE = 1 << 20
-
-T = TypeVar("T")
-
-# Possessive quantifiers, and a closing quote that may be missing: no input makes the pattern backtrack.
-_STRING = re.compile(rb'"[^"\\]*+(?:\\.?[^"\\]*+)*+"?', re.DOTALL)
-_NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
-_AS_SQUARE = bytes.maketrans(b"{}", b"[]")
-
-
-async def read_body(request: web.Request, shape: type[T]) -> T:
-    """The request's JSON body as `shape`; raises BadBody and BodyTooLarge."""
-    raw = await _read_bytes(request)
-    if not raw:
-        raise BadBody("the request has no body", "send a JSON object")
-    if len(raw) < _LARGE:
-        return decode(raw, shape)
-    return await asyncio.to_thread(decode, raw, shape)
-
-
-def decode(raw: bytes, shape: type[T]) -> T:
-    """JSON text as `shape`; raises BadBody that names the place where it does not match."""
-    if too_deep(raw):
-        raise BadBody(f"the body is nested more than {MAX_DEPTH} levels deep, or is not JSON", "send a flatter object")
-    try:
-        return msgspec.json.decode(raw, type=shape)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        kind = "does not match" if isinstance(error, msgspec.ValidationError) else "is not JSON"
-        raise BadBody(f"the body {kind}: {_sentence(error)}", "see the API's documentation for the fields") from None
-
-
-def too_deep(raw: bytes) -> bool:
-    """Whether brackets outside strings nest deeper than MAX_DEPTH, or are so unbalanced that it is not JSON."""
-    if raw.count(b"[") + raw.count(b"{") <= MAX_DEPTH:
-        return False
-    brackets = _STRING.sub(b"", raw).translate(None, _NOT_BRACKETS).translate(_AS_SQUARE)
-    for _ in range(MAX_DEPTH):
-        inner = brackets.replace(b"[]", b"")
-        if len(inner) == len(brackets):
-            break
-        brackets = inner
-    return len(brackets) > MAX_DEPTH or (len(brackets) > 0 and b"[]" in brackets)
-
-
-def _sentence(error: Exception) -> str:
-    text = str(error).removeprefix("JSON is malformed: ").rstrip(".")
-    return text[:1].lower() + text[1:300]
-
-
-async def _read_bytes(request: web.Request) -> bytes:
-    if request.headers.get("Content-Encoding", "identity") != "identity":
-        raise BadBody("the body is compressed", "send it without Content-Encoding")
-    declared = request.content_length
-    parts: list[bytes] = []
-    size = 0
-    while declared is None or declared <= MAX_BODY:
-        try:
-            async with asyncio.timeout(IDLE_SECONDS):
-                part = await request.content.readany()
-        except TimeoutError:
-            raise BadBody(f"the body stopped arriving for {IDLE_SECONDS:.0f} s", "send it whole") from None
-        if not part:
-            return b"".join(parts)
-        size += len(part)
-        if size > MAX_BODY:
-            break
-        parts.append(part)
-    raise BodyTooLarge(f"the body is larger than {MAX_BODY >> 20} MiB", "send less at once")
 
 
 def reply(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:

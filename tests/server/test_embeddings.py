@@ -139,7 +139,7 @@ def test_what_is_too_long_is_cut_or_refused(daemon: Daemon, model: str) -> None:
         ({"input": ""}, "`input` is empty"),
         ({"input": []}, "`input` is empty"),
         ({"input": ["a", ""]}, "`input` is empty"),
-        ({"input": ["a", 1]}, "mixes its forms"),
+        ({"input": [1, [2]]}, "mixes its forms"),
         ({"input": [10**6]}, "an input has token 1000000"),
         ({"input": ["a"] * 2049}, "2049 inputs are too many"),
         ({"input": "a", "dimensions": 385}, "`dimensions` is 385"),

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import socket
+import threading
 import time
+import zlib
 from pathlib import Path
 
 import pytest
@@ -167,6 +170,7 @@ def test_listening_to_others_needs_a_key_or_a_word(tmp_path: Path) -> None:
         (b'{"model": 5}', 400),
         (b'{"model": "tiny", "messages": ' + b"[" * 100_000, 400),
         (b'{"a":' * 100_000 + b"1" + b"}" * 100_000, 400),
+        (b'{"a":' * 200_000 + b"1" + b"}" * 200_000, 413),
         (b'{"model": "tiny", "options": {"seed": ' + b"9" * 5000 + b"}}", 400),
         (b'{"model": "tiny", "keep_alive": 1e999}', 400),
         (b'{"model": "\\ud800"}', 400),
@@ -211,8 +215,23 @@ def test_an_endless_body_is_cut_off(echo: Daemon) -> None:
         assert connection.recv(100).startswith(b"HTTP/1.1 413")
 
 
-def test_a_compressed_body_is_refused(echo: Daemon) -> None:
-    assert echo.ask("POST", "/api/chat", b"\x1f\x8b", {"Content-Encoding": "gzip"}).status == 400
+@pytest.mark.parametrize(
+    ("encoding", "body", "status"),
+    [
+        ("gzip", gzip.compress(b'{"model": "tiny", "input": "a"}'), 200),
+        ("deflate", zlib.compress(b'{"model": "tiny", "input": "a"}'), 200),
+        ("gzip", b"\x1f\x8b", 400),
+        ("gzip", gzip.compress(b'{"model": "tiny", "input": "a"}')[:-9], 400),
+        ("gzip", b'{"model": "tiny"}', 400),
+        ("gzip", gzip.compress(b" " * (33 * MIB)), 413),
+        ("zstd", b"\x28\xb5\x2f\xfd", 415),
+        ("br", b"x", 415),
+    ],
+)
+def test_a_packed_body_is_unpacked_within_the_bound(echo: Daemon, encoding: str, body: bytes, status: int) -> None:
+    answer = echo.ask("POST", "/v1/embeddings", body, {"Content-Encoding": encoding})
+    assert answer.status == status, answer.body
+    assert status == 200 or answer.json["error"]["message"]
 
 
 @pytest.mark.parametrize(
@@ -238,3 +257,38 @@ def test_headers_that_do_not_come_cost_ten_seconds(echo: Daemon) -> None:
         with contextlib.suppress(ConnectionError):
             assert connection.recv(100) == b""
     assert 9 < time.monotonic() - began < allowed(12)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"[" * (31 * MIB),
+        b'{"model": "' + b"\\n" * (15 * MIB) + b'"}',
+        b'{"model": "tiny", "messages": [' + b"{}," * (10 * MIB) + b"]}",
+        b'{"model": "tiny", "options": {' + b",".join(b'"o%d":1' % number for number in range(120_000)) + b"}}",
+        b'{"model": "tiny", "logit_bias": {' + b",".join(b'"%d":1' % number for number in range(MIB)) + b"}}",
+        b'{"model": "tiny", "prompt": [' + b"1," * (MIB - 100) + b"1]}",
+        b'{"model": "tiny", "keep_alive": "' + b"1m" * (15 * MIB) + b'"}',
+    ],
+    ids=["brackets", "escapes", "objects", "options", "biases", "ids", "duration"],
+)
+def test_no_body_silences_the_daemon(echo: Daemon, body: bytes) -> None:
+    done = threading.Event()
+
+    def send() -> None:
+        for path in ("/api/chat", "/v1/completions"):
+            assert echo.ask("POST", path, body).status in (200, 400, 404, 413)
+        done.set()
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    longest = 0.0
+    while not done.is_set():
+        began = time.monotonic()
+        assert echo.get("/health").status == 200
+        longest = max(longest, time.monotonic() - began)
+        done.wait(0.01)
+        assert sender.is_alive() or done.is_set()
+    sender.join()
+    print("longest", longest)
+    assert longest < allowed(0.2)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+import time
 from datetime import datetime
 from typing import Any
 
 import pytest
 
-from tests.daemon import Daemon
+from tests.daemon import Daemon, allowed
 
 
 def say(text: str, **more: Any) -> dict[str, Any]:
@@ -155,6 +156,12 @@ def test_a_larger_context_than_trained_is_clamped_and_told(echo: Daemon) -> None
         ("/api/embed", {"input": 5}),
         ("/api/embed", {"input": "x", "dimensions": 9}),
         ("/api/show", {"model": ""}),
+        ("/api/chat", {"messages": [{"role": "critic", "content": "x"}]}),
+        ("/api/chat", {"options": {"grammar": "x"}}),
+        ("/api/chat", {"options": {"num_gpu": "all"}}),
+        ("/api/chat", {"options": {"use_mmap": 5}}),
+        ("/api/chat", {"num_predict": 5}),
+        ("/api/generate", {"prompt": "x", "json_schema": {"type": "object"}}),
     ],
 )
 def test_what_cannot_be_honoured_is_a_400_that_says_so(echo: Daemon, path: str, extra: dict[str, Any]) -> None:
@@ -240,11 +247,39 @@ def test_anthropics_clients_are_told_in_their_own_form(echo: Daemon) -> None:
 
 def test_options_that_do_not_exist_are_passed_over_with_a_warning(echo: Daemon) -> None:
     def warned(path: str, **options: Any) -> str:
-        body = say("one two") | {"prompt": "one two", "stream": False, "options": options}
+        asked = {"model": "tiny", "prompt": "one two"} if path == "/api/generate" else say("one two")
+        body = asked | {"stream": False, "options": options}
         answer = echo.post(path, body)
         assert answer.status == 200 and answer.json["done"]
         return str(answer.json.get("warning", ""))
 
     assert warned("/api/chat", temperature=0, num_gpu=1, num_thread=4, num_ctx=64, stop=["x"]) == ""
     assert "`temperture` (did you mean `temperature`?)" in warned("/api/chat", temperture=0)
-    assert "`grammar`" in warned("/api/generate", grammar="x", seed=1)
+    assert "`num_keep`" in warned("/api/generate", num_keep=5)
+    assert "and 1992 more" in warned("/api/generate", **{f"o{number}": 1 for number in range(2000)})
+
+
+def test_fields_that_are_passed_over_are_named(echo: Daemon) -> None:
+    told = echo.post("/api/chat", say("x", verbose=True, sytem="x", stream=False)).json
+    assert told["warning"] == "passed over: `verbose`, `sytem` (did you mean `stream`?)"
+    assert echo.post("/api/chat", say("x", insecure=False, verbose=None)).lines[-1].get("warning") is None
+    loaded = echo.post("/api/generate", {"model": "tiny", "insecure": True, "options": {"nope": 1}}).json
+    assert loaded["warning"] == "passed over: `insecure`, `nope` (unknown)"
+
+
+def test_one_slip_among_many_names_costs_nothing(echo: Daemon) -> None:
+    options = {f"unheard_of_option_number_{number}": 1 for number in range(20_000)} | {"x" * 1_000_000: 1}
+    began = time.monotonic()
+    assert echo.post("/api/chat", say("x", options=options, stream=False)).json["warning"]
+    assert time.monotonic() - began < allowed(1)
+
+
+def test_numbers_and_durations_as_clients_write_them(echo: Daemon) -> None:
+    assert echo.post("/api/chat", say("a b", options={"num_predict": -3, "repeat_penalty": 0})).status == 200
+    for keep_alive in ("", "1d", "99999999h"):
+        assert echo.post("/api/chat", say("a", keep_alive=keep_alive)).status == 200
+        assert echo.get("/api/ps").status == 200
+    assert (
+        echo.ask("POST", "/api/chat", b'{"model": "tiny", "messages": [{"role": "user", "content": "\\ud83d"}]}').status
+        == 200
+    )

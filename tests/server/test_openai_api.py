@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from server.api.openai.bodies import CHAT_BODY, TEXT_BODY
 from tests.daemon import Daemon
 
 CHAT = "/v1/chat/completions"
@@ -85,11 +86,26 @@ def test_content_may_come_in_parts(echo: Daemon) -> None:
         {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:"}}]}]},
         {"messages": []},
         {"n": 0},
-        {"n": 9},
+        {"n": 129},
+        {"n": 1.5},
         {"temperature": -1},
         {"top_p": 2},
         {"stop": ["x"] * 17},
-        {"max_tokens": -1},
+        {"max_tokens": -2},
+        {"max_tokens": 5.5},
+        {"messages": [{"role": "critic", "content": "x"}]},
+        {"messages": [{"role": "tool", "content": "x"}]},
+        {"messages": [{"role": "user"}]},
+        {"messages": [{"role": "user", "content": []}]},
+        {"messages": [{"role": "user", "content": [{"type": "text"}]}]},
+        {"tool_choice": "auto"},
+        {"top_logprobs": 3},
+        {"grammar": 'root ::= "x"'},
+        {"json_schema": {"type": "object"}},
+        {"guided_choice": ["a", "b"]},
+        {"min_tokens": 5},
+        {"stop_token_ids": [5]},
+        {"num_predict": 5},
         {"logit_bias": {"many": 1}},
         {"logprobs": True, "top_logprobs": 21},
         {"modalities": ["audio"]},
@@ -114,11 +130,104 @@ def test_what_asks_for_nothing_is_fine(echo: Daemon) -> None:
 
 def test_a_long_prompt_is_refused_with_both_numbers(echo: Daemon) -> None:
     answer = echo.post(CHAT, say("word " * 5000))
-    assert (answer.status, answer.json["error"]["code"]) == (400, "prompt_too_long")
-    assert "5001" in answer.json["error"]["message"]
-    assert "2048" in answer.json["error"]["message"]
+    assert (answer.status, answer.json["error"]["code"]) == (400, "context_length_exceeded")
+    assert answer.json["error"]["param"] == "messages"
+    message = answer.json["error"]["message"]
+    assert "This model's maximum context length is 2048 tokens." in message  # as LiteLLM looks for it
+    assert "resulted in 5001 tokens" in message
+    text = echo.post(TEXT, {"model": "tiny", "prompt": "word " * 5000}).json["error"]
+    assert (text["code"], text["param"]) == ("context_length_exceeded", "prompt")
 
 
 def test_routes_that_are_not_there_are_told_in_the_same_dialect(echo: Daemon) -> None:
     assert echo.get("/v1/nope").json["error"]["type"] == "not_found_error"
     assert echo.get(CHAT).status == 405
+
+
+@pytest.mark.parametrize(
+    ("extra", "named"),
+    [
+        ({"chat_template_kwargs": {"enable_thinking": False}}, "`chat_template_kwargs`"),
+        ({"reasoning_effort": "low"}, "`reasoning_effort`"),
+        ({"repetition_penalty": 1.3}, "`repetition_penalty`"),
+        ({"num_ctx": 4096}, "`num_ctx`"),
+        ({"keep_alive": "5m"}, "`keep_alive`"),
+        ({"prompt_logprobs": 1}, "`prompt_logprobs`"),
+        ({"continue_final_message": True}, "`continue_final_message`"),
+        ({"parallel_tool_calls": False}, "`parallel_tool_calls`"),
+        ({"temprature": 0}, "`temprature` (did you mean `temperature`?)"),
+        ({"käse\r\nX: 1": True}, "(unknown)"),
+        ({"messages": [{"role": "user", "content": "x", "name": "Bo"}]}, "`messages[].name`"),
+    ],
+)
+def test_what_is_not_honoured_is_named(echo: Daemon, extra: dict[str, Any], named: str) -> None:
+    whole = echo.post(CHAT, say("x") | extra)
+    assert whole.status == 200
+    assert named in whole.json["warning"]
+    if whole.json["warning"].isascii():
+        assert whole.headers["X-LM-Warning"] == whole.json["warning"]
+    streamed = echo.post(CHAT, say("x", stream=True) | extra)
+    assert [event["warning"] for event in streamed.events if "warning" in event] == [whole.json["warning"]]
+    assert streamed.headers["X-LM-Warning"]
+
+
+def test_embeddings_name_what_they_pass_over(echo: Daemon) -> None:
+    extra = {"input_type": "query", "prompt_name": "q", "truncate_prompt_tokens": 5, "user": "me"}
+    answer = echo.post("/v1/embeddings", {"model": "tiny", "input": "x"} | extra)
+    assert answer.json["warning"] == "passed over: `input_type`, `prompt_name`, `truncate_prompt_tokens`"
+
+
+def test_a_clean_request_has_no_warning(echo: Daemon) -> None:
+    harmless = {"user": "me", "store": False, "metadata": {"a": "b"}, "parallel_tool_calls": True, "min_tokens": 0}
+    answer = echo.post(CHAT, say("x") | harmless)
+    assert "warning" not in answer.json and "X-LM-Warning" not in answer.headers
+
+
+def test_every_optional_field_may_be_null(echo: Daemon) -> None:
+    fields = [*CHAT_BODY.__struct_encode_fields__, "made_up", "user", "grammar"]
+    nulls = dict.fromkeys(set(fields) - {"model", "messages"})
+    assert echo.post(CHAT, say("x") | nulls).status == 200
+    text = dict.fromkeys(set(TEXT_BODY.__struct_encode_fields__) - {"model", "prompt"})
+    assert echo.post(TEXT, {"model": "tiny", "prompt": "x"} | text).status == 200
+    embedding = {"encoding_format": None, "dimensions": None, "user": None}
+    assert echo.post("/v1/embeddings", {"model": "tiny", "input": "x"} | embedding).status == 200
+    assert echo.post("/rerank", {"model": "tiny", "query": "x", "documents": ["x"], "return_documents": None})
+
+
+@pytest.mark.parametrize("extra", [{"max_tokens": -1}, {"max_tokens": 5.0}, {"n": 1.0}, {"repeat_penalty": 0}])
+def test_numbers_as_clients_write_them(echo: Daemon, extra: dict[str, Any]) -> None:
+    answer = echo.post(CHAT, say("a b c") | extra)
+    assert answer.status == 200, answer.body
+    assert answer.json["choices"][0]["message"]["content"] == "a b c"
+
+
+def test_many_answers_take_one_place_in_the_queue(echo: Daemon) -> None:
+    answer = echo.post(CHAT, say("a b", n=128)).json
+    assert [choice["index"] for choice in answer["choices"]] == list(range(128))
+
+
+def test_inputs_have_every_form_that_llama_server_takes(echo: Daemon) -> None:
+    def count(given: Any) -> int:
+        answer = echo.post("/v1/embeddings", {"model": "tiny", "input": given})
+        assert answer.status == 200, answer.body
+        return len(answer.json["data"])
+
+    parts = [{"type": "text", "text": "a "}, {"type": "text", "text": "b"}]
+    assert count([12, 34, "string", 56]) == count([5]) == count({"content": parts}) == 1
+    assert count(["a", [1, 2]]) == count([[1, "b", 2], "a"]) == count([{"content": "a"}, "b"]) == 2
+    for empty in ("", [], ["a", ""], [[]], {"content": []}):
+        assert echo.post("/v1/embeddings", {"model": "tiny", "input": empty}).status == 400
+
+
+def test_a_ranking_in_the_forms_of_three_services(echo: Daemon) -> None:
+    body = {"model": "tiny", "query": "q"}
+    cohere = echo.post("/v2/rerank", body | {"documents": ["a", "a b"], "max_tokens_per_doc": 4096}).json
+    assert [row["index"] for row in cohere["results"]] == [1, 0]
+    assert cohere["id"] and cohere["meta"]["api_version"]["version"] == "2" and "max_tokens" in cohere["warning"]
+    tei = echo.post("/rerank", body | {"texts": ["a", "a b"], "return_text": True}).json
+    assert [(row["index"], row["text"]) for row in tei] == [(1, "a b"), (0, "a")]
+    assert tei[0]["score"] > tei[1]["score"]
+
+
+def test_the_list_says_how_long_a_context_may_be(echo: Daemon) -> None:
+    assert echo.get("/v1/models").json["data"][0]["context_length"] == 2048

@@ -4,12 +4,14 @@ import json
 import time
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.errors import BadBody
-from server.http.wire import MAX_DEPTH, decode, too_deep
+from server.errors import BadBody, BodyTooLarge
+from server.http.bodies import decode
+from server.http.outline import MAX_DEPTH, MAX_OBJECTS, MAX_VALUES, check_outline
 from tests.daemon import allowed
 
 
@@ -29,7 +31,20 @@ values = st.recursive(leaves, lambda inner: st.lists(inner) | st.dictionaries(st
 def test_depth_is_measured_as_a_parser_would(value: Any, wrapping: int) -> None:
     for _ in range(wrapping):
         value = [value]
-    assert too_deep(json.dumps(value).encode()) == (depth(value) > MAX_DEPTH)
+    assert refused(json.dumps(value).encode()) == (depth(value) > MAX_DEPTH)
+
+
+def refused(body: bytes) -> bool:
+    try:
+        check_outline(body)
+    except (BadBody, BodyTooLarge):
+        return True
+    return False
+
+
+class Shape(msgspec.Struct):
+    a: str | int | None = None
+    many: Any = None
 
 
 @pytest.mark.parametrize(
@@ -42,7 +57,6 @@ def test_depth_is_measured_as_a_parser_would(value: Any, wrapping: int) -> None:
         b'"' + b"\\" * 1_000_001,
         b"[]" * 500_000,
         b"9" * 5_000,
-        b'{"a": "\\ud800"}',
         b'"\xed\xa0\x80"',
         b"\xff\xfe",
         b"NaN",
@@ -53,11 +67,59 @@ def test_depth_is_measured_as_a_parser_would(value: Any, wrapping: int) -> None:
 )
 def test_hostile_bodies_are_refused_quickly(body: bytes) -> None:
     began = time.perf_counter()
-    with pytest.raises(BadBody):
-        decode(body, dict)
+    with pytest.raises((BadBody, BodyTooLarge)):
+        decode(body, Shape)
     assert time.perf_counter() - began < allowed(1)
 
 
 def test_the_place_of_a_mistake_is_named() -> None:
-    with pytest.raises(BadBody, match=r"expected `int`, got `str` - at `\$\[\.\.\.\]`"):
-        decode(b'{"a": "b"}', dict[str, int])
+    with pytest.raises(BadBody, match=r"expected `int \| str \| null`, got `array` - at `\$.a`"):
+        decode(b'{"a": []}', Shape)
+
+
+def test_null_means_not_given() -> None:
+    class Strict(msgspec.Struct):
+        name: str = "x"
+        count: int = 5
+
+    body = decode(b'{"name": null, "count" : null , "other": null, "more": 1}', Strict)
+    assert (body.value, set(body.given)) == (Strict(), {"more"})
+
+
+def test_half_a_pair_of_surrogates_is_read_as_ollama_reads_it() -> None:
+    assert decode(b'{"a": "x\\ud83dy"}', Shape).value.a == "x\ufffdy"
+    assert decode(b'{"a": "\\ude00\\ud83d\\ude00 \\\\ud83d"}', Shape).value.a == "\ufffd\U0001f600 \\ud83d"
+
+
+PIECE = 1 << 17
+
+
+@pytest.mark.parametrize("text", ["[" * 200, "\\[" * 200, '"[{' * 200, '\\"[' * 200, "\\"])
+@pytest.mark.parametrize("before", range(PIECE - 12, PIECE + 2, 3))
+def test_strings_across_pieces_are_passed_over(text: str, before: int) -> None:
+    lists = [[0] * 2] * (MAX_DEPTH + 1)
+    body = json.dumps({"a": "x" * before + text, "b": "]", "many": lists}).encode()
+    assert not refused(body)
+    assert refused(body[:-1] + b"]" * 70)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"[" * (30 << 20),
+        b"[]," * (10 << 20),
+        b'{"a":' * (6 << 20),
+        b'"",' * (10 << 20),
+        b'{"many": [' + b"1," * (MAX_VALUES + 1) + b"1]}",
+        b'{"many": [' + b"{}," * (MAX_OBJECTS + 1) + b"1]}",
+    ],
+)
+def test_what_would_be_long_to_decode_is_refused_before(body: bytes) -> None:
+    began = time.thread_time()
+    with pytest.raises((BadBody, BodyTooLarge)):
+        decode(body, Shape)
+    assert time.thread_time() - began < allowed(1)
+
+
+def test_a_large_body_of_text_is_not_counted_as_values() -> None:
+    assert decode(b'{"a": "' + b"[{:," * (4 << 20) + b'"}', Shape).value.a

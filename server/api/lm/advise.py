@@ -16,10 +16,10 @@ from runtime.machine.rule import ENOUGH_SPEED
 from runtime.messages import CacheConfig
 from server.advice.asking import ask_adviser
 from server.advice.frames import AdviceTask
-from server.api.request import LOG_NOTE, require_name
+from server.api.fields import KnownFields
+from server.api.request import LOG_NOTE, answer, read, require_name
 from server.api.sources import callers_hub, find_source
 from server.errors import BadBody
-from server.http.wire import read_body, reply
 from server.pulls.frames import ModelRequest
 from server.services import SERVICES, Services
 
@@ -43,10 +43,10 @@ class AdviseBody(msgspec.Struct):
 
 async def advise(request: web.Request) -> web.Response:
     """`POST /lm/advise`: a table of levels with what each takes, the choice, its reason, why each better one lost."""
-    body = await read_body(request, AdviseBody)
+    body = await read(request, AdviseBody, KnownFields())
     request[LOG_NOTE] = require_name(body.model)
     services = request.app[SERVICES]
-    return reply(await ask_adviser(await _task(request, services, body), services.config.logs))
+    return answer(request, await ask_adviser(await _task(request, services, body), services.config.logs))
 
 
 async def _task(request: web.Request, services: Services, body: AdviseBody) -> AdviceTask:

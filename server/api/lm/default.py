@@ -7,14 +7,14 @@ import asyncio
 from aiohttp import web
 
 from registry.names import AUTO, parse
-from server.api.request import LOG_NOTE, ModelBody
-from server.http.wire import read_body, reply
+from server.api.fields import KnownFields
+from server.api.request import LOG_NOTE, ModelBody, answer, read
 from server.services import SERVICES
 
 
 async def default(request: web.Request) -> web.Response:
     """`POST /lm/default`: a name with a level pins that level, `NAME:auto` ends this, a bare name only asks."""
-    body = await read_body(request, ModelBody)
+    body = await read(request, ModelBody, KnownFields())
     request[LOG_NOTE] = name = body.model_name
     library = request.app[SERVICES].library
     reference = parse(name)
@@ -27,11 +27,12 @@ async def default(request: web.Request) -> web.Response:
         await asyncio.to_thread(library.store.pin, model)
     meaning = await library.meaning(model.key.tagged(None).display)
     assert meaning is not None
-    return reply(
+    return answer(
+        request,
         {
             "model": meaning.bare.display,
             "default": meaning.name.display,
             "reason": meaning.reason,
             "others": meaning.others,
-        }
+        },
     )

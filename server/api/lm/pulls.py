@@ -5,8 +5,9 @@ from __future__ import annotations
 from aiohttp import web
 
 from registry.store.catalog import is_meant
-from server.api.request import LOG_NOTE, ModelBody
-from server.http.wire import read_body, reply
+from server.api.fields import KnownFields
+from server.api.request import LOG_NOTE, ModelBody, answer, read
+from server.http.wire import reply
 from server.services import SERVICES
 
 
@@ -26,7 +27,7 @@ async def stop(request: web.Request) -> web.Response:
 
     Each of `models` has a `state`: `paused`, `stopped`, `stopping` (it still answers), or `not loaded`.
     """
-    body = await read_body(request, StopBody)
+    body = await read(request, StopBody, KnownFields())
     request[LOG_NOTE] = name = "" if body.all else body.model_name
     services = request.app[SERVICES]
     here = await services.library.meant(name) if name else []
@@ -39,5 +40,5 @@ async def stop(request: web.Request) -> web.Response:
         here = here or [await services.library.find(name)]  # raises ModelNotFound, with what comes close
         states = {model.name: "not loaded" for model in here}
     rows = [{"model": each, "state": state} for each, state in states.items()]
-    answer = {"paused": "paused" in states.values(), "stopped": bool({"stopped", "stopping"} & {*states.values()})}
-    return reply({"model": next(iter(states), ""), **answer, "models": rows})
+    ends = {"paused": "paused" in states.values(), "stopped": bool({"stopped", "stopping"} & {*states.values()})}
+    return answer(request, {"model": next(iter(states), ""), **ends, "models": rows})

@@ -1,6 +1,6 @@
 """Ollama's `/api/generate` and `/api/chat`, as its `docs/api.md` describes them.
 
-A field that cannot be honoured is refused. Only unknown options are passed over, as Ollama does it, with a `warning`.
+A field that bounds what the text may be is honoured or refused. Others that are not honoured are named in `warning`.
 """
 
 from __future__ import annotations
@@ -14,22 +14,32 @@ from runtime.messages import Submit
 from runtime.options import MAX_MESSAGES
 from server.api import options
 from server.api.ollama.bodies import AnswerBody, GenerateBody, OllamaChatBody
+from server.api.ollama.fields import OLLAMA
 from server.api.ollama.writer import GenerateWriter, OllamaChatWriter, OllamaWriter
-from server.api.request import in_use, refuse, require, resolve_model
+from server.api.request import (
+    answer,
+    in_use,
+    pass_over,
+    read,
+    refuse,
+    require,
+    require_roles,
+    resolve_model,
+    warning_of,
+)
 from server.api.respond import Generation, respond
-from server.http.wire import read_body, reply
 from server.services import SERVICES
 
 
 async def generate(request: web.Request) -> web.StreamResponse:
     """`POST /api/generate`: an answer to one prompt; without a prompt, load or unload the model."""
-    body = await read_body(request, GenerateBody)
+    body = await read(request, GenerateBody, OLLAMA)
     model = await resolve_model(request, body.model_name)
     refuse(suffix=body.suffix, template=body.template, images=body.images)
     if body.raw and (body.system or body.earlier):
         raise BadRequest("raw mode does not support system or context", "leave them out, or `raw`")
-    submit = _submit(model, body)
-    writer = GenerateWriter(body, submit)
+    submit = _submit(request, model, body)
+    writer = GenerateWriter(body, warning_of(request), submit)
     if not body.prompt:
         return await _load_only(request, model, body, writer)
     require(model, "completion")
@@ -43,24 +53,29 @@ async def generate(request: web.Request) -> web.StreamResponse:
 
 async def chat(request: web.Request) -> web.StreamResponse:
     """`POST /api/chat`: the next turn of a conversation; without messages, load or unload the model."""
-    body = await read_body(request, OllamaChatBody)
+    body = await read(request, OllamaChatBody, OLLAMA)
     model = await resolve_model(request, body.model_name)
     refuse(tools=body.tools)
     if len(body.messages) > MAX_MESSAGES:
         raise BadRequest(f"more than {MAX_MESSAGES} messages", "send fewer")
-    submit = _submit(model, body)
-    writer = OllamaChatWriter(body)
+    submit = _submit(request, model, body)
+    pass_over(request, sorted(set().union(*(message.passed_over for message in body.messages))))
+    writer = OllamaChatWriter(body, warning_of(request))
     if not body.messages:
         return await _load_only(request, model, body, writer)
     require(model, "completion")
     submit.turns = [message.turn() for message in body.messages]
+    await require_roles(request, model, submit.turns)
     return await respond(request, _generation(model, body, submit), writer)
 
 
-def _submit(model: Model, body: AnswerBody) -> Submit:
+def _submit(request: web.Request, model: Model, body: AnswerBody) -> Submit:
     refuse(format=body.format)
     if body.think:
         require(model, "thinking")
+    pass_over(request, options.check_options(body.given_options))
+    if body.think is False and "thinking" in (model.config.get("capabilities") or ["thinking"]):
+        pass_over(request, ["`think`"])
     return Submit(
         id=0,
         sampling=options.sampling(model.params, body.given_options),
@@ -80,7 +95,7 @@ async def _load_only(request: web.Request, model: Model, body: AnswerBody, write
     services = request.app[SERVICES]
     if body.keep_alive_seconds == 0:
         await services.pool.unload(model)
-        return reply(writer.done("unload", {}))
+        return answer(request, writer.done("unload", {}))
     async with in_use(services, model, body.context, body.keep_alive_seconds) as used:
         reason = {"context_reason": used.context_reason} if used.context_reason else {}
-        return reply(writer.done("load", {"load_duration": used.load_ns} | reason))
+        return answer(request, writer.done("load", {"load_duration": used.load_ns} | reason))

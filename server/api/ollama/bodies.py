@@ -32,15 +32,14 @@ class LoadBody(ModelBody):
     @property
     def keep_alive_seconds(self) -> float | None:
         """Seconds to stay loaded; None for the settings' own. Raises BadRequest."""
-        if self.keep_alive is None:
+        if self.keep_alive in (None, ""):
             return None
         try:
             return duration(self.keep_alive)
         except ValueError:
             shown = str(self.keep_alive)[:40]
-            raise BadRequest(
-                f"`keep_alive` is no duration: `{shown}`", 'send seconds, or a text such as "5m"'
-            ) from None
+            hint = 'send seconds, or a text such as "5m"'
+            raise BadRequest(f"`keep_alive` is no duration: `{shown}`", hint, "keep_alive") from None
 
 
 class AnswerBody(LoadBody):
@@ -52,7 +51,7 @@ class AnswerBody(LoadBody):
     truncate: bool | None = None
     shift: bool | None = None
     logprobs: bool | None = None
-    top_logprobs: int | None = None
+    top_logprobs: options.Whole | None = None
 
 
 class GenerateBody(AnswerBody):
@@ -72,13 +71,23 @@ class OllamaMessage(msgspec.Struct):
 
     role: str
     content: str | None = None
+    thinking: str | None = None
     images: list[Any] | None = None
     tool_calls: list[Any] | None = None
+    tool_name: str | None = None
+    tool_call_id: str | None = None
 
     def turn(self) -> Turn:
         """The turn; raises Unsupported unless it is text alone."""
         refuse(images=self.images, tool_calls=self.tool_calls)
-        return Turn.of(self.role.lower(), self.content or "")
+        role = self.role.lower()
+        return Turn.of("system" if role == "developer" else role, self.content or "")
+
+    @property
+    def passed_over(self) -> set[str]:
+        """The fields given that change nothing here."""
+        found = {"thinking": self.thinking, "tool_name": self.tool_name, "tool_call_id": self.tool_call_id}
+        return {f"`messages[].{name}`" for name, value in found.items() if value}
 
 
 class OllamaChatBody(AnswerBody):

@@ -7,9 +7,10 @@ import asyncio
 from aiohttp import web
 
 from server.api.ollama.bodies import LoadBody
-from server.api.request import LOG_NOTE, in_use, resolve_model
+from server.api.ollama.fields import OLLAMA
+from server.api.options import Whole, check_options
+from server.api.request import LOG_NOTE, answer, in_use, pass_over, read, resolve_model
 from server.api.vectors import Inputs, text_vectors
-from server.http.wire import read_body, reply
 from server.services import SERVICES
 
 
@@ -18,7 +19,7 @@ class EmbedBody(LoadBody):
 
     input: str | Inputs | None = None
     truncate: bool | None = None
-    dimensions: int | None = None
+    dimensions: Whole | None = None
 
 
 class OldEmbedBody(LoadBody):
@@ -29,8 +30,9 @@ class OldEmbedBody(LoadBody):
 
 async def embed(request: web.Request) -> web.Response:
     """`POST /api/embed`: one vector for each input; without any, load the model."""
-    body = await read_body(request, EmbedBody)
+    body = await read(request, EmbedBody, OLLAMA)
     model = await resolve_model(request, body.model_name)
+    pass_over(request, check_options(body.given_options))
     inputs: Inputs = ([body.input] if body.input else []) if isinstance(body.input, str) else list(body.input or [])
     start = asyncio.get_running_loop().time()
     async with in_use(request.app[SERVICES], model, body.context, body.keep_alive_seconds) as used:
@@ -38,21 +40,23 @@ async def embed(request: web.Request) -> web.Response:
             used, inputs, truncate=body.truncate is not False, dimensions=body.dimensions or None
         )
     request[LOG_NOTE] += f" {vectors.tokens} tokens"
-    return reply(
+    return answer(
+        request,
         {
             "model": body.model_name,
-            "embeddings": vectors.numbers(),
+            "embeddings": await vectors.numbers(),
             "total_duration": round((asyncio.get_running_loop().time() - start) * 1e9),
             "load_duration": used.load_ns,
             "prompt_eval_count": vectors.tokens,
-        }
+        },
     )
 
 
 async def embed_one(request: web.Request) -> web.Response:
     """`POST /api/embeddings`: the vector of one text, as older clients ask for it; without a text, load the model."""
-    body = await read_body(request, OldEmbedBody)
+    body = await read(request, OldEmbedBody, OLLAMA)
     model = await resolve_model(request, body.model_name)
+    pass_over(request, check_options(body.given_options))
     async with in_use(request.app[SERVICES], model, body.context, body.keep_alive_seconds) as used:
         vectors = await text_vectors(used, [body.prompt] if body.prompt else [], truncate=True, dimensions=None)
-    return reply({"embedding": vectors.numbers()[0] if vectors.raw else []})
+    return answer(request, {"embedding": (await vectors.numbers())[0] if vectors.raw else []})

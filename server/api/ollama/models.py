@@ -16,16 +16,18 @@ from registry.errors import SeveralLevels
 from registry.store.catalog import Model
 from runtime.machine.fit import ModelSize
 from runtime.messages import CacheConfig
+from server.api.ollama.fields import OLLAMA
 from server.api.ollama.shapes import description, details, row
-from server.api.request import LOG_NOTE, ModelBody
+from server.api.request import LOG_NOTE, ModelBody, answer, read, warning_of
 from server.api.sources import callers_hub, find_source
 from server.config import OLLAMA_VERSION, VERSION
 from server.errors import BadBody
 from server.http.problems import STATUS
-from server.http.wire import NDJSON, Stream, read_body, reply
+from server.http.wire import NDJSON, Stream, reply
 from server.loaded.estimate import anonymous_bytes
 from server.loaded.worker import Worker
 from server.pulls.job import PullOptions
+from server.pulls.lines import note_line
 from server.services import SERVICES
 
 _FOREVER = timedelta(days=365 * 100)
@@ -84,7 +86,7 @@ async def ps(request: web.Request) -> web.Response:
 
 async def show(request: web.Request) -> web.Response:
     """`POST /api/show`: everything about one model."""
-    body = await read_body(request, ShowBody)
+    body = await read(request, ShowBody, OLLAMA)
     request[LOG_NOTE] = body.model_name
     services = request.app[SERVICES]
     library, config = services.library, services.config
@@ -93,7 +95,7 @@ async def show(request: web.Request) -> web.Response:
     usual = facts.model_size.cap_context(CacheConfig.wanted(config.context, config.sequences)).context
     more = {"default_context": usual, "context_reason": facts.model_size.context_reason(usual)}
     more |= {"default": meaning.sentence} if meaning and meaning.others else {}
-    return reply(description(model, facts, bool(body.verbose)) | more)
+    return answer(request, description(model, facts, bool(body.verbose)) | more)
 
 
 async def delete(request: web.Request) -> web.Response:
@@ -101,7 +103,7 @@ async def delete(request: web.Request) -> web.Response:
 
     A bare name of which several levels are here names none of them: it is refused without `all`.
     """
-    body = await read_body(request, DeleteBody)
+    body = await read(request, DeleteBody, OLLAMA)
     request[LOG_NOTE] = name = body.model_name
     services = request.app[SERVICES]
     here = _those_to_delete(name, await services.library.meant(name), body.all)
@@ -113,7 +115,7 @@ async def delete(request: web.Request) -> web.Response:
         await services.library.delete(model, services.pool.open_blobs())
     await services.pool.retire()
     gone += [model.name for model in here if model.name not in gone]
-    return reply({"deleted": gone[-1], "all": gone})
+    return answer(request, {"deleted": gone[-1], "all": gone})
 
 
 def _those_to_delete(name: str, here: list[Model], everything: bool) -> list[Model]:
@@ -126,7 +128,7 @@ def _those_to_delete(name: str, here: list[Model], everything: bool) -> list[Mod
 
 async def pull(request: web.Request) -> web.StreamResponse:
     """`POST /api/pull`: bring a model in; joins a pull of the same name that is under way."""
-    body = await read_body(request, PullBody)
+    body = await read(request, PullBody, OLLAMA)
     request[LOG_NOTE] = body.model_name
     services = request.app[SERVICES]
     reference = await find_source(request, services, body.model_name, "pulling a folder")
@@ -141,8 +143,10 @@ async def pull(request: web.Request) -> web.StreamResponse:
             last: dict[str, Any] = {}
             async for frame in frames:
                 last = frame
-            return reply(last, STATUS[last["code"]] if "error" in last else 200)
+            return answer(request, last, STATUS[last["code"]] if "error" in last else 200)
         stream = Stream(request, NDJSON)
+        if warning := warning_of(request):
+            await stream.send(note_line(warning) | {"warning": warning})
         async for frame in frames:
             await stream.send(frame)
         return await stream.end()

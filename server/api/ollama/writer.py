@@ -2,8 +2,8 @@
 
 Durations are nanoseconds. Beside Ollama's keys, `truncated` counts the prompt tokens that were dropped to fit, out of
 `prompt_total`. `num_ctx` is there when the context is smaller than the one asked for. `context_reason` says what the
-context means for answers, where that matters and the request loaded the model. `warning` names the options that do not
-exist.
+context means for answers, where that matters and the request loaded the model. `warning` names the fields and options
+that were passed over.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 
 from runtime.messages import Delta, Finished, Started, Submit, Tokenize
-from server.api import options
 from server.api.logprobs import logprob_rows
 from server.api.ollama.bodies import AnswerBody, GenerateBody
 from server.api.request import InUse
@@ -29,8 +28,9 @@ class OllamaWriter(AnswerWriter):
     dialect: Dialect = "ollama"
     form: StreamForm = NDJSON
 
-    def __init__(self, body: AnswerBody) -> None:
+    def __init__(self, body: AnswerBody, warning: str) -> None:
         self._body = body
+        self._warning = warning
         self._begun = asyncio.get_running_loop().time()
         self._figures: Json = {}
         self._reason = ""
@@ -73,8 +73,8 @@ class OllamaWriter(AnswerWriter):
             self._figures["num_ctx"] = model.worker.context
         if model.context_reason:
             self._figures["context_reason"] = model.context_reason
-        if warning := options.unknown_warning(self._body.given_options):
-            self._figures["warning"] = warning
+        if self._warning:
+            self._figures["warning"] = self._warning
         return [self.done(self._reason, {"load_duration": model.load_ns} | self._figures)]
 
     def whole(self, objects: list[Json], usage: Usage) -> Json:
@@ -109,8 +109,8 @@ class OllamaChatWriter(OllamaWriter):
 class GenerateWriter(OllamaWriter):
     """Lines of `/api/generate`; the last has `context`: the token ids of the conversation so far."""
 
-    def __init__(self, body: GenerateBody, submit: Submit) -> None:
-        super().__init__(body)
+    def __init__(self, body: GenerateBody, warning: str, submit: Submit) -> None:
+        super().__init__(body, warning)
         self._earlier = body.earlier or []
         self._submit = submit
         self._prompt: list[int] | None = None

@@ -14,54 +14,67 @@ from runtime.errors import BadRequest
 from runtime.messages import Submit
 from runtime.options import MAX_ANSWERS, MAX_INT, MAX_MESSAGES
 from server.api import options
-from server.api.openai.bodies import CHAT_BODY, TEXT_BODY, CompletionFields
+from server.api.openai.bodies import CHAT_BODY, TEXT_BODY, ChatFields, CompletionFields
+from server.api.openai.fields import OPENAI
 from server.api.openai.writer import OpenAIChatWriter, OpenAITextWriter
-from server.api.request import refuse, require, resolve_model
+from server.api.request import pass_over, read, refuse, require, require_roles, resolve_model, warning_of
 from server.api.respond import Generation, respond
-from server.http.wire import read_body
 
 MAX_PROMPTS = 64
+_COUNT = options.Range(1, MAX_ANSWERS, whole=True)
 # OpenAI's own default on this route.
 TEXT_TOKENS = 16
 
 
 async def chat_completions(request: web.Request) -> web.StreamResponse:
     """`POST /v1/chat/completions`: the next turn of a conversation."""
-    body = await read_body(request, CHAT_BODY)
+    body = await read(request, CHAT_BODY, OPENAI)
     model = await resolve_model(request, body.model)
-    kind = (body.response_format or {}).get("type", "text")
-    refuse(tools=body.tools, functions=body.functions, response_format=kind != "text")
-    refuse(modalities=[kind for kind in body.modalities or [] if kind != "text"])
-    if not 0 < len(body.messages) <= MAX_MESSAGES:
-        raise BadRequest(f"`messages` has {len(body.messages)} entries", f"send 1 to {MAX_MESSAGES}")
-    most = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
+    _check_chat(body)
+    most = options.most_tokens("max_completion_tokens", body.max_completion_tokens)
+    if body.max_completion_tokens is None:
+        most = options.most_tokens("max_tokens", body.max_tokens)
     submit = _submit(model, body, most)
     submit.turns = [message.turn() for message in body.messages]
     submit.logprobs = options.alternatives(bool(body.logprobs), body.top_logprobs)
-    return await respond(request, Generation(model, [submit], bool(body.stream)), OpenAIChatWriter(body, model))
+    await require_roles(request, model, submit.turns)
+    pass_over(request, sorted(set().union(*(message.passed_over for message in body.messages))))
+    writer = OpenAIChatWriter(body, model, warning_of(request))
+    return await respond(request, Generation(model, [submit], bool(body.stream)), writer)
 
 
 async def completions(request: web.Request) -> web.StreamResponse:
     """`POST /v1/completions`: each prompt goes on as it is, without a template."""
-    body = await read_body(request, TEXT_BODY)
+    body = await read(request, TEXT_BODY, OPENAI)
     model = await resolve_model(request, body.model)
     refuse(suffix=body.suffix, best_of=(body.best_of or 1) > (body.n or 1))
+    most = TEXT_TOKENS if body.max_tokens is None else options.most_tokens("max_tokens", body.max_tokens)
     submits = []
     for prompt in _prompts(body.prompt):
-        submit = _submit(model, body, TEXT_TOKENS if body.max_tokens is None else body.max_tokens)
+        submit = _submit(model, body, most)
         submit.prompt, submit.parse_special, submit.echo = prompt, True, bool(body.echo)
-        submit.logprobs = options.alternatives(body.logprobs is not None, body.logprobs)
+        submit.logprobs = options.alternatives(body.logprobs is not None, body.logprobs, "logprobs")
         submits.append(submit)
-    return await respond(request, Generation(model, submits, bool(body.stream)), OpenAITextWriter(body, model))
+    writer = OpenAITextWriter(body, model, warning_of(request))
+    return await respond(request, Generation(model, submits, bool(body.stream)), writer)
+
+
+def _check_chat(body: ChatFields) -> None:
+    """Raise Unsupported or BadRequest for fields that cannot be honoured, or that need another field."""
+    kind = (body.response_format or {}).get("type", "text")
+    refuse(tools=body.tools, response_format=kind != "text")
+    refuse(modalities=[kind for kind in body.modalities or [] if kind != "text"])
+    if body.tool_choice is not None:
+        raise BadRequest("`tool_choice` is given without `tools`", "leave it out", "tool_choice")
+    if body.top_logprobs and not body.logprobs:
+        raise BadRequest("`top_logprobs` is given without `logprobs`", "send `logprobs: true` too", "top_logprobs")
+    if not 0 < len(body.messages) <= MAX_MESSAGES:
+        raise BadRequest(f"`messages` has {len(body.messages)} entries", f"send 1 to {MAX_MESSAGES}", "messages")
 
 
 def _submit(model: Model, body: CompletionFields, most: int | None) -> Submit:
     require(model, "completion")
-    count = 1 if body.n is None else body.n
-    if not 1 <= count <= MAX_ANSWERS:
-        raise BadRequest(f"`n` is {count}", f"ask for 1 to {MAX_ANSWERS} answers")
-    if most is not None and most < 0:
-        raise BadRequest(f"`max_tokens` is {most}", "send 0 or more, or leave it out")
+    count = 1 if body.n is None else int(_COUNT.check("n", body.n))
     return Submit(
         id=0,
         sampling=options.sampling(model.params, options.sampling_fields(body)),
@@ -73,12 +86,15 @@ def _submit(model: Model, body: CompletionFields, most: int | None) -> Submit:
 def _prompts(given: str | list[str | int | list[int]] | None) -> list[str | list[int]]:
     """The prompts one by one: a text, token ids, or a list of either; raises BadRequest."""
     if given is None:
-        raise BadRequest("`prompt` is missing", "send a text or token ids")
-    found: list[Any] = [given] if isinstance(given, str) or all(isinstance(entry, int) for entry in given) else given
-    if not 0 < len(found) <= MAX_PROMPTS or found == [[]]:
-        raise BadRequest("`prompt` is empty or has too many entries", f"send 1 to {MAX_PROMPTS} prompts")
+        raise BadRequest("`prompt` is missing", "send a text or token ids", "prompt")
+    single = isinstance(given, str) or not given or isinstance(given[0], int)
+    found: list[Any] = [given] if single else list(given)
+    if len(found) > MAX_PROMPTS or found == [[]]:
+        hint = f"send 1 to {MAX_PROMPTS} prompts"
+        raise BadRequest("`prompt` is empty or has too many entries", hint, "prompt")
     for prompt in found:
         ids = prompt if isinstance(prompt, list) else []
-        if isinstance(prompt, int) or not all(0 <= token <= MAX_INT for token in ids):
-            raise BadRequest("`prompt` mixes its forms, or holds a number that is no token id", "send one form")
+        if isinstance(prompt, int) or not all(isinstance(token, int) and 0 <= token <= MAX_INT for token in ids):
+            message = "`prompt` mixes its forms, or holds a number that is no token id"
+            raise BadRequest(message, "send one form", "prompt")
     return found

@@ -7,7 +7,8 @@ from typing import Any
 import msgspec
 
 from runtime.conversation import Text, Turn
-from server.api.options import with_sampling
+from runtime.errors import BadRequest
+from server.api.options import Whole, with_sampling
 from server.api.request import refuse
 
 
@@ -24,8 +25,8 @@ class CompletionFields(msgspec.Struct, kw_only=True):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     stop: str | list[str] | None = None
-    n: int | None = None
-    max_tokens: int | None = None
+    n: Whole | None = None
+    max_tokens: Whole | None = None
 
     @property
     def wants_usage(self) -> bool:
@@ -40,34 +41,58 @@ class ContentPart(msgspec.Struct):
     text: str | None = None
 
 
+def content_texts(content: str | list[ContentPart] | None, field: str) -> list[str]:
+    """The texts of a content, one for each part; raises BadRequest without any, Unsupported for another kind of part.
+
+    `field` is the field of the body that holds it.
+    """
+    if content is None or content == []:
+        raise BadRequest(f"an entry of `{field}` has no `content`", "send a text", field)
+    parts = content if isinstance(content, list) else [ContentPart("text", content)]
+    for part in parts:
+        if part.type != "text":
+            refuse(**{part.type[:40]: True})
+        if part.text is None:
+            raise BadRequest(f"a part of type `text` in `{field}` has no `text`", "send its text", field)
+    return [part.text or "" for part in parts]
+
+
 class OpenAIMessage(msgspec.Struct):
     """One turn of a conversation."""
 
     role: str
     content: str | list[ContentPart] | None = None
+    name: str | None = None
+    reasoning_content: str | None = None
+    prefix: bool | None = None
     tool_calls: list[Any] | None = None
+    tool_call_id: str | None = None
 
     def turn(self) -> Turn:
-        """The turn; raises Unsupported unless it is text alone."""
+        """The turn; raises Unsupported unless it is text alone, BadRequest where it lacks something."""
         refuse(tool_calls=self.tool_calls)
-        parts = self.content if isinstance(self.content, list) else [ContentPart("text", self.content or "")]
-        for part in parts:
-            if part.type != "text":
-                refuse(**{part.type: True})
+        if self.role == "tool" and not self.tool_call_id:
+            raise BadRequest("a message of a tool has no `tool_call_id`", "send the id of the call", "messages")
         role = "system" if self.role == "developer" else self.role
-        return Turn(role, [Text(part.text or "") for part in parts])
+        return Turn(role, [Text(text) for text in content_texts(self.content, "messages")])
+
+    @property
+    def passed_over(self) -> set[str]:
+        """The fields given that change nothing here."""
+        found = {"name": self.name, "reasoning_content": self.reasoning_content, "prefix": self.prefix}
+        return {f"`messages[].{name}`" for name, value in found.items() if value}
 
 
 class ChatFields(CompletionFields, kw_only=True):
     """The fields of `/v1/chat/completions`."""
 
     messages: list[OpenAIMessage]
-    max_completion_tokens: int | None = None
+    max_completion_tokens: Whole | None = None
     logprobs: bool | None = None
-    top_logprobs: int | None = None
+    top_logprobs: Whole | None = None
     response_format: dict[str, Any] | None = None
     tools: list[Any] | None = None
-    functions: list[Any] | None = None
+    tool_choice: Any = None
     modalities: list[str] | None = None
 
 
@@ -77,8 +102,8 @@ class TextFields(CompletionFields, kw_only=True):
     prompt: str | list[str | int | list[int]] | None = None
     suffix: str | None = None
     echo: bool | None = None
-    best_of: int | None = None
-    logprobs: int | None = None
+    best_of: Whole | None = None
+    logprobs: Whole | None = None
 
 
 CHAT_BODY = with_sampling(ChatFields)

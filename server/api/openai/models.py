@@ -26,4 +26,7 @@ async def model(request: web.Request) -> web.Response:
 
 def _entry(model: Model) -> dict[str, Any]:
     owner = model.key.namespace if "/" in model.name else "library"
-    return {"id": model.name, "object": "model", "created": int(model.modified.timestamp()), "owned_by": owner}
+    context = int(model.config.get("context_length") or 0)
+    entry = {"id": model.name, "object": "model", "created": int(model.modified.timestamp()), "owned_by": owner}
+    # By the names of vLLM and of OpenRouter, which clients read: the context that the model was trained for.
+    return entry | ({"max_model_len": context, "context_length": context} if context else {})

@@ -27,7 +27,9 @@ class OpenAIWriter(AnswerWriter):
     chunk_kind: str
     whole_kind: str
 
-    def __init__(self, body: CompletionFields, model: Model) -> None:
+    def __init__(self, body: CompletionFields, model: Model, warning: str) -> None:
+        self._warning = {"warning": warning} if warning else {}
+        self._told = False
         self._wants_usage = body.wants_usage
         self._id = f"{self.prefix}-{secrets.token_hex(12)}"
         self._about = {
@@ -41,8 +43,11 @@ class OpenAIWriter(AnswerWriter):
         """One choice, joined from the choices of its chunks."""
 
     def chunk(self, choice: Json) -> Json:
-        """One event of a stream."""
-        return self._head(self.chunk_kind) | {"choices": [choice]}
+        """One event of a stream; the first one has the `warning` too."""
+        event = self._head(self.chunk_kind) | {"choices": [choice]}
+        event |= {} if self._told else self._warning
+        self._told = True
+        return event
 
     async def last(self, model: InUse, usage: Usage) -> Iterable[Json]:
         """The usage, in a chunk without choices, where the request wants it."""
@@ -57,7 +62,7 @@ class OpenAIWriter(AnswerWriter):
             for choice in chunk["choices"]:
                 choices.setdefault(choice["index"], []).append(choice)
         joined = [self.whole_choice(index, choices[index]) for index in sorted(choices)]
-        return self._head(self.whole_kind) | {"choices": joined, "usage": usage_object(usage)}
+        return self._head(self.whole_kind) | {"choices": joined, "usage": usage_object(usage)} | self._warning
 
     def _head(self, kind: str) -> Json:
         return {"id": self._id, "object": kind} | self._about
@@ -67,6 +72,7 @@ class OpenAIChatWriter(OpenAIWriter):
     """Chunks and completions of `/v1/chat/completions`."""
 
     prefix = "chatcmpl"
+    prompt_field = "messages"
     chunk_kind = "chat.completion.chunk"
     whole_kind = "chat.completion"
 
@@ -106,8 +112,8 @@ class OpenAITextWriter(OpenAIWriter):
     prefix = "cmpl"
     chunk_kind = whole_kind = "text_completion"
 
-    def __init__(self, body: CompletionFields, model: Model) -> None:
-        super().__init__(body, model)
+    def __init__(self, body: CompletionFields, model: Model, warning: str) -> None:
+        super().__init__(body, model, warning)
         self._offsets: dict[int, TokenOffset] = {}
 
     def first(self, index: int, frame: Started) -> Iterable[Json]:
