@@ -290,5 +290,4 @@ def test_no_body_silences_the_daemon(echo: Daemon, body: bytes) -> None:
         done.wait(0.01)
         assert sender.is_alive() or done.is_set()
     sender.join()
-    print("longest", longest)
     assert longest < allowed(0.2)
