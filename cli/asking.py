@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from cli import console
@@ -26,6 +26,16 @@ class Asking:
     system: str = ""
     keep_alive: str | None = None
     verbose: bool = False
+    format: str | None = None
+    think: bool | None = None
+    wraps: bool = True
+    """Whether lines are broken between words, on a terminal."""
+    told: set[str] = field(default_factory=set)
+    """Notes that need no repetition."""
+
+    def on(self, model: str) -> Asking:
+        """The same, of another model."""
+        return replace(self, model=model)
 
     def generate(self, prompt: str) -> Reply:
         """The answer to one question; an empty one only loads the model."""
@@ -38,6 +48,20 @@ class Asking:
         system = [{"role": "system", "content": self.system}] if self.system else []
         return Reply(self, self.client.stream("/api/chat", self._body(messages=[*system, *messages])))
 
+    def check(self, **changed: Any) -> Line:
+        """Have the daemon check fields of a request, and load the model for them; its answer. Raises Failure."""
+        with console.status("checking"):
+            answer: Line = self.client.ask("POST", "/api/generate", self._body(prompt="", stream=False) | changed)
+        return answer
+
+    def note_context(self, last: Line) -> None:
+        """Say once that the context is smaller than the one asked for, by an answer's last line."""
+        if "num_ctx" in last:
+            text = f"note: a context of {last['num_ctx']} tokens is the most that the model and memory allow"
+            if text not in self.told:
+                console.note(text, "yellow")
+            self.told.add(text)
+
     def writes(self) -> bool:
         """Whether the model writes text; others make vectors."""
         return "completion" in self.client.ask("POST", "/api/show", {"model": self.model})["capabilities"]
@@ -48,7 +72,12 @@ class Asking:
         return vectors[0] if vectors else []
 
     def _body(self, **more: Any) -> Line:
-        optional = {"options": self.options, "keep_alive": self.keep_alive}
+        optional = {
+            "options": self.options,
+            "keep_alive": self.keep_alive,
+            "format": self.format,
+            "think": self.think,
+        }
         return {"model": self.model, **more} | {
             key: value for key, value in optional.items() if value not in (None, {})
         }
@@ -85,16 +114,13 @@ class Reply:
         text = line["message"]["content"] if "message" in line else line.get("response", "")
         if text:
             self.text += text
-            console.answer(text, self._wrapping.feed)
+            console.answer(text, self._wrapping.feed if self._asking.wraps else None)
 
     def _note_cuts(self, last: Line) -> None:
         """Say where the prompt, the context or the answer was cut: nothing is cut silently."""
         if last.get("truncated"):
             console.note(f"note: the first {last['truncated']} tokens were left out to fit the context", "yellow")
-        if "num_ctx" in last:
-            console.note(
-                f"note: a context of {last['num_ctx']} tokens is the most that the model and memory allow", "yellow"
-            )
+        self._asking.note_context(last)
         if "context_reason" in last:
             console.note(f"note: {last['context_reason']}", "yellow")
         if "warning" in last:

@@ -2,48 +2,55 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import termios
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 from prompt_toolkit import PromptSession
+from prompt_toolkit.completion import WordCompleter
 from prompt_toolkit.formatted_text import FormattedText
 from prompt_toolkit.history import FileHistory
+from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 
 from cli import console
 from cli.asking import Asking, Reply
-from cli.describing import print_model
 from cli.errors import Failure
+from cli.obeying import COMMANDS, SYSTEM, is_command, obey
 
-HELP = """\
-  /set system TEXT             what the model is told before anything else
-  /set parameter NAME VALUE    such as `temperature 0.5`, `seed 7`, `num_ctx 4096`
-  /set verbose, /set quiet     timings after each answer, or not
-  /show                        the model; also `/show system`, `/show parameters`
-  /clear                       forget the conversation
-  /bye                         leave; so does Ctrl-D
-  \"\"\"                          begin and end a message of several lines
-  Ctrl-C                       stop the answer"""
 _PLACEHOLDER = FormattedText([("fg:ansibrightblack", "Send a message (/? for help)")])
 _QUOTES = '"""'
 
 
 class Chat:
-    """A conversation at a terminal; `history` is the file that keeps the typed lines."""
+    """A conversation at a terminal; `home` is the folder that keeps the typed lines, and chats."""
 
-    def __init__(self, asking: Asking, history: Path) -> None:
-        self._asking = asking
-        self._messages: list[dict[str, str]] = []
-        self._session: PromptSession[str] = PromptSession(history=FileHistory(str(history)))
+    def __init__(self, asking: Asking, home: Path) -> None:
+        self.asking = asking
+        self.messages: list[dict[str, str]] = []
+        self._chats = home / "chats"
+        self._history = _History(str(home / "history"))
+        self._session: PromptSession[str] = PromptSession(
+            history=self._history,
+            completer=WordCompleter(COMMANDS, sentence=True),
+            complete_while_typing=False,
+            key_bindings=_keys(),
+        )
+
+    @property
+    def keeps_history(self) -> bool:
+        """Whether what is typed goes to the file of the history."""
+        return self._history.keeps
+
+    @keeps_history.setter
+    def keeps_history(self, wanted: bool) -> None:
+        self._history.keeps = wanted
 
     def loop(self) -> None:
         """Load the model, then read and answer until the user leaves."""
         with _unechoed():
-            self._asking.generate("").show()
+            self.asking.generate("").show()
         while True:
             try:
                 text = self._read()
@@ -54,29 +61,33 @@ class Chat:
                 return
             if text in ("/bye", "/exit"):
                 return
-            if text.startswith("/"):
+            if is_command(text):
                 self._obey(text)
             elif text:
                 self._say(text)
 
     def _read(self) -> str:
-        line = self._session.prompt(">>> ", placeholder=_PLACEHOLDER).strip()
-        if not line.startswith(_QUOTES):
-            return line
-        text = line.removeprefix(_QUOTES)
-        while not text.endswith(_QUOTES):
+        """A message or a command: a line, or several between two `\"\"\"`."""
+        text = self._session.prompt(">>> ", placeholder=_PLACEHOLDER).strip()
+        command = SYSTEM.match(text)
+        begin = command.group() if command else ""
+        if not text.startswith(begin + _QUOTES):
+            return text
+        text = text.removeprefix(begin + _QUOTES)
+        while not text.rstrip().endswith(_QUOTES):
             text += "\n" + self._session.prompt("... ")
-        return text.removesuffix(_QUOTES).strip()
+        body = text.rstrip().removesuffix(_QUOTES).strip()
+        return f"{begin}{_QUOTES}{body}{_QUOTES}" if command else body
 
     def _say(self, text: str) -> None:
         """One turn; a part of an answer stays in the conversation, a turn without any answer does not."""
-        self._messages.append({"role": "user", "content": text})
-        reply = self._asking.chat(self._messages)
+        self.messages.append({"role": "user", "content": text})
+        reply = self.asking.chat(self.messages)
         self._show_reply(reply)
         if reply.text:
-            self._messages.append({"role": "assistant", "content": reply.text})
+            self.messages.append({"role": "assistant", "content": reply.text})
         else:
-            self._messages.pop()
+            self.messages.pop()
         console.out()
 
     def _show_reply(self, reply: Reply) -> None:
@@ -90,34 +101,42 @@ class Chat:
             console.complain(str(error), error.hint)
 
     def _obey(self, text: str) -> None:
-        match text.split(None, 3):
-            case ["/?"] | ["/help", *_]:
-                console.note(HELP)
-            case ["/clear"]:
-                self._messages.clear()
-                console.note("the conversation is forgotten")
-            case ["/set", "verbose" | "quiet" as wanted]:
-                self._asking.verbose = wanted == "verbose"
-            case ["/set", "system", *_]:
-                self._asking.system = text.split(None, 2)[2].strip('"') if len(text.split(None, 2)) > 2 else ""
-                if not self._asking.system:
-                    self._show("system")
-            case ["/set", "parameter", name, value]:
-                self._asking.options[name] = _value(name, value)
-            case ["/show", *what]:
-                self._show(what[0] if what else "")
-            case _:
-                console.complain(f"there is no `{text[:60]}`", "/? shows what there is")
-
-    def _show(self, what: str) -> None:
-        if what == "system":
-            return console.note(self._asking.system or "no system message is set")
-        if what == "parameters":
-            return console.note(json.dumps(self._asking.options) if self._asking.options else "no parameter is set")
         try:
-            print_model(self._asking.client.ask("POST", "/api/show", {"model": self._asking.model}))
+            with _unechoed():
+                obey(self, text, self._chats)
+        except KeyboardInterrupt:
+            console.note()
         except Failure as error:
             console.complain(str(error), error.hint)
+
+
+class _History(FileHistory):
+    """The typed lines, in a file where that can be read and written: a chat does not end for want of it."""
+
+    keeps = True
+
+    def load_history_strings(self) -> Iterable[str]:
+        """The lines of earlier chats, newest first."""
+        try:
+            return list(super().load_history_strings())
+        except OSError:
+            return []
+
+    def store_string(self, string: str) -> None:
+        """Add a line."""
+        if self.keeps:
+            with suppress(OSError):
+                super().store_string(string)
+
+
+def _keys() -> KeyBindings:
+    keys = KeyBindings()
+
+    @keys.add("c-g")
+    def _edit(event: KeyPressEvent) -> None:
+        event.current_buffer.open_in_editor()
+
+    return keys
 
 
 @contextmanager
@@ -131,12 +150,3 @@ def _unechoed() -> Iterator[None]:
         yield
     finally:
         termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
-
-
-def _value(name: str, text: str) -> Any:
-    """A number where it is one; stop strings are a list."""
-    try:
-        value = json.loads(text)
-    except ValueError:
-        value = text
-    return [str(value)] if name == "stop" else value

@@ -17,12 +17,13 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_QUOTED = re.compile(r"`[^`]*`")
 _UNITS = ((86400.0, "day"), (3600.0, "hour"), (60.0, "minute"), (1.0, "second"))
 
 
@@ -59,23 +60,28 @@ def out(text: str = "", end: str = "\n") -> None:
     sys.stdout.flush()
 
 
-def answer(text: str, wrapping: Callable[[str, int], str]) -> None:
-    """Print a piece of an answer at once; on a terminal `wrapping(text, columns)` breaks its lines."""
-    if not sys.stdout.isatty() or fancy() is None:
+def line(text: str, indent: int) -> None:
+    """A line of data; on a terminal that is too narrow for it, broken between words and going on behind `indent`."""
+    out(wrapped(text, columns(sys.stdout), " " * indent))
+
+
+def answer(text: str, wrapping: Callable[[str, int], str] | None) -> None:
+    """Print a piece of an answer at once; on a terminal `wrapping(text, columns)` breaks its lines, if given."""
+    if wrapping is None or not sys.stdout.isatty() or fancy() is None:
         out(text, end="")
     else:
-        columns = os.get_terminal_size(sys.stdout.fileno()).columns
-        sys.stdout.write(wrapping(_CONTROL.sub("", text), columns))
+        sys.stdout.write(wrapping(_CONTROL.sub("", text), columns(sys.stdout)))
         sys.stdout.flush()
 
 
 def note(text: str = "", style: str = "") -> None:
     """A line that is no data; `style` as rich names it."""
     console = fancy() if style else None
+    text = wrapped(_CONTROL.sub("", text), columns(sys.stderr))
     if console is None:
-        print(_CONTROL.sub("", text), file=sys.stderr, flush=True)
+        print(text, file=sys.stderr, flush=True)
     else:
-        console.print(_CONTROL.sub("", text), style=style, markup=False, soft_wrap=True)
+        console.print(text, style=style, markup=False, soft_wrap=True)
 
 
 def complain(message: str, hint: str = "") -> None:
@@ -88,21 +94,48 @@ def complain(message: str, hint: str = "") -> None:
             note(f"{word}: {text}")
         else:
             colour = "bold red" if word == "Error" else "cyan"
-            console.print(f"[{colour}]{word}:[/] ", end="")
-            console.print(_CONTROL.sub("", text), markup=False, soft_wrap=True)
+            lines = wrapped(_CONTROL.sub("", f"{word}: {text}"), columns(sys.stderr))
+            console.print(f"[{colour}]{word}:[/]", end="")
+            console.print(lines.removeprefix(f"{word}:"), markup=False, soft_wrap=True)
+
+
+def columns(stream: TextIO) -> int:
+    """The width of the terminal that a stream goes to, 0 where it goes to none or the width is not known."""
+    try:
+        return os.get_terminal_size(stream.fileno()).columns if stream.isatty() else 0
+    except (OSError, ValueError):
+        return 0
+
+
+def wrapped(text: str, most: int, indent: str | None = None) -> str:
+    """The lines of a text, broken between words at `most` columns, 0 for no limit; text between backticks stays whole.
+
+    A broken line goes on below its own beginning, or behind `indent`.
+    """
+    if not most or len(text) < most:
+        return text
+    import textwrap
+
+    lines = []
+    for line in text.split("\n"):
+        own = line[: len(line) - len(line.lstrip())] if indent is None else indent
+        kept = _QUOTED.sub(lambda found: found.group().replace(" ", "\0"), line)
+        parts = textwrap.wrap(kept, most - 1, subsequent_indent=own, break_long_words=False, break_on_hyphens=False)
+        lines.append("\n".join(parts).replace("\0", " "))
+    return "\n".join(lines)
 
 
 @contextmanager
 def status(text: str) -> Iterator[None]:
-    """Show what is being waited for, on a terminal, until the block ends."""
-    shown = sys.stderr.isatty()
+    """Show what is being waited for, on one line of a terminal, until the block ends."""
+    shown = f"{text[: max(0, columns(sys.stderr) - 2)]}…" if sys.stderr.isatty() else ""
     if shown:
-        print(f"{text}…", end="\r", file=sys.stderr, flush=True)
+        print(shown, end="\r", file=sys.stderr, flush=True)
     try:
         yield
     finally:
         if shown:
-            print(" " * (len(text) + 1), end="\r", file=sys.stderr, flush=True)
+            print(" " * len(shown), end="\r", file=sys.stderr, flush=True)
 
 
 def as_json(value: Any) -> None:
@@ -111,11 +144,18 @@ def as_json(value: Any) -> None:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print columns as wide as their widest cell."""
+    """Print columns as wide as their widest cell. On a narrow terminal a long first cell gets a line of its own."""
     widths = [max(map(width, column)) for column in zip(header, *rows, strict=True)]
+    room = columns(sys.stdout) or sys.maxsize
+    gap = 4 if sum(widths) + 4 * (len(widths) - 1) < room else 2
+    widths[0] = max(width(header[0]), min(widths[0], room - 1 - sum(widths[1:]) - gap * (len(widths) - 1)))
     for row in (header, *rows):
-        cells = [cell + " " * (most - width(cell)) for cell, most in zip(row, widths, strict=True)]
-        out("    ".join(cells).rstrip())
+        first = row[0]
+        if width(first) > widths[0]:
+            out(first)
+            first = ""
+        cells = [cell + " " * (most - width(cell)) for cell, most in zip((first, *row[1:]), widths, strict=True)]
+        out((" " * gap).join(cells).rstrip())
 
 
 def width(text: str) -> int:

@@ -15,7 +15,7 @@ def print_model(description: dict[str, Any]) -> None:
             console.out(f"  {title}")
             width = max(len(key) for key, _ in rows)
             for key, value in rows:
-                console.out(f"    {key:<{width}}    {value}".rstrip())
+                console.line(f"    {key:<{width}}    {value}".rstrip(), width + 8)
             console.out()
 
 

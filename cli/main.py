@@ -14,6 +14,7 @@ import click
 from click.exceptions import NoArgsIsHelpError, NoSuchCommand
 
 from cli import console
+from cli.completing import complete_commands, register
 from cli.errors import INTERRUPTED, Failure
 
 COMMANDS = {
@@ -94,7 +95,7 @@ def group(debug: bool) -> None:
 
 
 @click.command("help")
-@click.argument("command", required=False)
+@click.argument("command", required=False, shell_complete=complete_commands)
 def _help(command: str | None) -> None:
     """Show what `--help` shows, of lm or of a command."""
     group.main([command, "--help"] if command else ["--help"], "lm", standalone_mode=False)
@@ -109,6 +110,7 @@ def main() -> None:
 def run(arguments: list[str]) -> int:
     """Run a command; its exit code. Errors are shown, not raised, unless `--debug` comes first."""
     debug = arguments[:1] == ["--debug"]
+    register()
     try:
         code = group.main(arguments, "lm", standalone_mode=False)
         return code if isinstance(code, int) else 0

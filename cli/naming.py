@@ -5,10 +5,6 @@ from __future__ import annotations
 import os.path
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
-
-import click
-from click.shell_completion import CompletionItem
 
 from cli.errors import Failure
 from registry.errors import BadName
@@ -95,14 +91,3 @@ def mistakable(text: str) -> str:
         return ""
     kind = "folder" if os.path.isdir(there) else "file"  # noqa: PTH112
     return f"for the {kind} of that name write `./{text}`"
-
-
-def complete(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Names for the shell, from a daemon that runs; none is started."""
-    from cli.client import Client
-
-    try:
-        rows: list[dict[str, Any]] = Client(start=False).ask("GET", "/api/tags")["models"]
-    except Failure:
-        return []
-    return [CompletionItem(row["name"]) for row in rows if row["name"].startswith(incomplete)]

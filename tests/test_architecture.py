@@ -26,7 +26,14 @@ MAY_IMPORT = {
     "registry": set(),
     "runtime": {"quant"},
     "server": {"runtime", "registry", "quant"},
-    "cli": {"server.config", "runtime.defaults", "runtime.units", "registry.names", "registry.errors"},
+    "cli": {
+        "server.config",
+        "runtime.defaults",
+        "runtime.units",
+        "registry.names",
+        "registry.errors",
+        "quant.levels.recipes",
+    },
 }
 FILE_LINES = 400
 FUNCTION_LINES = 50

@@ -6,11 +6,12 @@ import click
 
 from cli import console
 from cli.client import Client
-from cli.naming import complete, explaining, reference
+from cli.completing import complete_names
+from cli.naming import explaining, reference
 
 
 @click.command()
-@click.argument("name", shell_complete=complete)
+@click.argument("name", shell_complete=complete_names)
 def command(name: str) -> None:
     """Let the bare name of a model mean one of its levels: `lm default tale:Q5_K_M`; `tale:auto` ends that.
 

@@ -35,7 +35,7 @@ def command(as_json: bool) -> int:
         return done.returncode
     width = max(len(finding["check"]) for finding in findings)
     for finding in findings:
-        console.out(f"{_MARKS[finding['state']]}  {finding['check']:<{width}}  {finding['found']}")
+        console.line(f"{_MARKS[finding['state']]}  {finding['check']:<{width}}  {finding['found']}", width + 8)
         if finding["hint"]:
             console.out(f"{'':<{width + 6}}  {finding['hint']}")
     return done.returncode

@@ -8,14 +8,17 @@ import click
 
 from cli import console
 from cli.client import Client
-from cli.naming import complete, explaining, reference
+from cli.completing import complete_levels, complete_sources
+from cli.naming import explaining, reference
 from runtime.defaults import CACHE_TYPE, CACHE_TYPES, CONTEXT_RANGE, SEQUENCES_RANGE
 from runtime.units import size_text
 
 
 @click.command()
-@click.argument("name", shell_complete=complete)
-@click.option("--level", metavar="LEVEL", help="Judge this level instead of choosing one.")
+@click.argument("name", shell_complete=complete_sources)
+@click.option(
+    "--level", metavar="LEVEL", shell_complete=complete_levels, help="Judge this level instead of choosing one."
+)
 @click.option(
     "--ctx",
     "context",

@@ -11,38 +11,41 @@ from cli import console
 from cli.client import Client
 from runtime.units import size_text
 
+_NARROW = ("NAME", "SIZE", "PROCESSOR", "CONTEXT", "UNTIL")
 _FOREVER_SECONDS = 86400.0 * 365
 
 
 @click.command()
+@click.option(
+    "--wide", is_flag=True, help="Show the parts of the memory too: weights, cache, buffers, and what is held."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print all that is known of them as JSON.")
-def command(as_json: bool) -> None:
+def command(wide: bool, as_json: bool) -> None:
     """List the models that are loaded, with the memory they hold and their true context."""
     rows = Client().ask("GET", "/api/ps")["models"]
     if as_json:
         console.as_json(rows)
     else:
-        print_loaded(rows)
+        print_loaded(rows, wide)
 
 
-def print_loaded(rows: list[dict[str, Any]]) -> None:
+def print_loaded(rows: list[dict[str, Any]], wide: bool) -> None:
     """Rows of `/api/ps` for people; HOLDS is the memory beside the weights, measured and predicted."""
-    cells = [
-        (
-            row["name"],
-            row["digest"][:12],
-            size_text(row["size"]),
-            _processor(row),
-            str(row["context_length"]),
-            *(size_text(row[f"{part}_bytes"]) for part in ("weights", "cache", "compute")),
-            f"{size_text(row['measured_anonymous_bytes'])} of {size_text(row['predicted_anonymous_bytes'])}",
-            _until(row),
-        )
-        for row in rows
-    ]
-    console.table(
-        ("NAME", "ID", "SIZE", "PROCESSOR", "CONTEXT", "WEIGHTS", "CACHE", "COMPUTE", "HOLDS", "UNTIL"), cells
-    )
+    columns = {
+        "NAME": [row["name"] for row in rows],
+        "ID": [row["digest"][:12] for row in rows],
+        "SIZE": [size_text(row["size"]) for row in rows],
+        "PROCESSOR": [_processor(row) for row in rows],
+        "CONTEXT": [str(row["context_length"]) for row in rows],
+        **{part.upper(): [size_text(row[f"{part}_bytes"]) for row in rows] for part in ("weights", "cache", "compute")},
+        "HOLDS": [
+            f"{size_text(row['measured_anonymous_bytes'])} of {size_text(row['predicted_anonymous_bytes'])}"
+            for row in rows
+        ],
+        "UNTIL": [_until(row) for row in rows],
+    }
+    shown = [name for name in columns if wide or name in _NARROW]
+    console.table(shown, list(zip(*(columns[name] for name in shown), strict=True)))
     for row in rows:
         if row["context_reason"]:
             console.note(f"{row['name']}: {row['context_reason']}")

@@ -9,14 +9,20 @@ import click
 
 from cli import console
 from cli.client import Client
+from cli.completing import complete_levels, complete_sources
 from cli.errors import Failure
-from cli.naming import complete, reference
+from cli.naming import reference
 from cli.pulling import bring_in, lines
 
 
 @click.command()
-@click.argument("name", shell_complete=complete)
-@click.option("--level", metavar="LEVEL", help="A level of your own choosing, such as Q4_K_M; otherwise the best one.")
+@click.argument("name", shell_complete=complete_sources)
+@click.option(
+    "--level",
+    metavar="LEVEL",
+    shell_complete=complete_levels,
+    help="A level of your own choosing, such as Q4_K_M; otherwise the best one.",
+)
 @click.option("--detach", is_flag=True, help="Leave once the level is known; the daemon brings the model in.")
 @click.option(
     "--limit-rate",

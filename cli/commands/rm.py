@@ -6,12 +6,13 @@ import click
 
 from cli import console
 from cli.client import Client
+from cli.completing import complete_names
 from cli.errors import Failure
-from cli.naming import complete, reference
+from cli.naming import reference
 
 
 @click.command()
-@click.argument("names", nargs=-1, required=True, shell_complete=complete, metavar="NAME...")
+@click.argument("names", nargs=-1, required=True, shell_complete=complete_names, metavar="NAME...")
 @click.option("--all", "everything", is_flag=True, help="Remove every level of these models.")
 def command(names: tuple[str, ...], everything: bool) -> int:
     """Remove models; each one that cannot be removed is named, and the others go.

@@ -10,14 +10,20 @@ import click
 from cli import console
 from cli.asking import Asking, installed
 from cli.client import Client
+from cli.completing import complete_levels, complete_sources
 from cli.errors import Failure
-from cli.naming import complete, reference
+from cli.naming import reference
 
 
 @click.command()
-@click.argument("name", shell_complete=complete)
+@click.argument("name", shell_complete=complete_sources)
 @click.argument("prompt", nargs=-1)
-@click.option("--level", metavar="LEVEL", help="A level of your own choosing, such as Q4_K_M; otherwise the best one.")
+@click.option(
+    "--level",
+    metavar="LEVEL",
+    shell_complete=complete_levels,
+    help="A level of your own choosing, such as Q4_K_M; otherwise the best one.",
+)
 @click.option("--pre", metavar="NAME", help="The pre-tokenizer, where bringing it in asks for it.")
 @click.option("--system", metavar="TEXT", default="", help="What the model is told before anything else.")
 @click.option("--seed", type=int, help="The same seed gives the same answer.")
@@ -60,7 +66,7 @@ def command(  # noqa: PLR0913  click gives each option by its name
     elif question is None:
         from cli.chat import Chat
 
-        Chat(asking, client.config.home / "history").loop()
+        Chat(asking, client.config.home).loop()
     else:
         asking.generate(question).show()
         if not question:

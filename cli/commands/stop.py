@@ -6,12 +6,13 @@ import click
 
 from cli import console, daemon
 from cli.client import Client, settings
+from cli.completing import complete_names
 from cli.errors import Failure
-from cli.naming import complete, explaining, reference
+from cli.naming import explaining, reference
 
 
 @click.command()
-@click.argument("names", nargs=-1, shell_complete=complete, metavar="NAME...")
+@click.argument("names", nargs=-1, shell_complete=complete_names, metavar="NAME...")
 @click.option("--all", "everything", is_flag=True, help="Pause every pull and unload every model.")
 @click.option("--daemon", "whole", is_flag=True, help="End the daemon, and with it everything that is loaded.")
 def command(names: tuple[str, ...], everything: bool, whole: bool) -> int:

@@ -2,8 +2,8 @@
 
 A prediction is llama.cpp's own answer for the model's header, else it comes from formulas (`runtime/machine/fit.py`).
 Some workers turn out to hold more than was predicted. The excess is remembered in the cache folder and added to later
-predictions: half of it at once. It is let go of slowly, because a worker that has not filled its context yet holds less
-than it will. Answers correct the speeds of the probe (`runtime/machine/rates.py`).
+predictions of the same model: half of it at once. It is let go of slowly, because a worker that has not filled its
+context yet holds less than it will. Answers correct the speeds of the probe (`runtime/machine/rates.py`).
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ log = logging.getLogger("lm.memory")
 MOST_EXTRA = 1 << 30
 # A prediction that was too high lowers the next ones by 1 / N of the difference.
 _FORGET = 16
+# The number of models that are remembered: the last ones that answered.
+_MODELS = 64
 
 
 class Estimator:
@@ -45,12 +47,13 @@ class Estimator:
         self._path = folder / "memory.json"
         self._ask = ask
         self._reserved: dict[tuple[str, CacheConfig], Reserved | None] = {}
-        self.extra = 0  # bytes that are added to predictions
+        self.extra: dict[str, int] = {}  # bytes that are added to predictions, by the digest of the model's blob
         try:
-            self.extra = min(MOST_EXTRA, max(0, int(json.loads(self._path.read_bytes())["extra"])))
+            kept = json.loads(self._path.read_bytes())["models"]
+            self.extra = {str(digest): min(MOST_EXTRA, max(0, int(extra))) for digest, extra in kept.items()}
         except FileNotFoundError:
             pass
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             log.warning("%s cannot be read, so predictions start to learn anew: %s", self._path, error)
 
     async def need(
@@ -69,15 +72,22 @@ class Estimator:
         reserved = self._reserved.get(key)
         need = memory(facts.model_size.with_reserved(reserved), weights, cache_config)
         copied = repacked(tensors, reserved.repacks) if reserved else 0
-        need = replace(need, compute=need.compute + self.extra, repacked=copied)
+        need = replace(need, compute=need.compute + self.extra.get(digest, 0), repacked=copied)
         return place(need, Layers.of(tensors, plan.tied), cards)
 
-    def learn(self, name: str, need: Need, measured: int) -> None:
-        """Compare a prediction with the anonymous bytes that a worker holds (`measured`), once it has answered."""
-        error = measured - need.anonymous
-        extra = min(MOST_EXTRA, max(0, self.extra + (error // 2 if error > 0 else error // _FORGET)))
-        if extra == self.extra:
+    def learn(self, digest: str, name: str, need: Need, measured: int) -> None:
+        """Compare a prediction with the anonymous bytes that a worker holds (`measured`), once it has answered.
+
+        `digest` names the blob of the worker's model; `name` is the model's name for the log.
+        """
+        error, before = measured - need.anonymous, self.extra.pop(digest, 0)
+        extra = min(MOST_EXTRA, max(0, before + (error // 2 if error > 0 else error // _FORGET)))
+        if extra:
+            self.extra[digest] = extra
+        if extra == before:
             return
+        while len(self.extra) > _MODELS:
+            del self.extra[next(iter(self.extra))]
         log.info(
             "%s: %s of its own predicted, %s measured (%+.1f %%)",
             name,
@@ -85,9 +95,8 @@ class Estimator:
             size_text(measured),
             100 * error / max(1, need.anonymous),
         )
-        self.extra = extra
         try:
-            replace_file(self._path, json.dumps({"extra": extra}).encode())
+            replace_file(self._path, json.dumps({"models": self.extra}).encode())
         except OSError as error:
             log.warning("%s cannot be written, so the next daemon learns anew: %s", self._path, error)
 

@@ -167,7 +167,7 @@ class Pool:
             return
         measured = None if worker.users or not worker.answered or worker.dead else anonymous_bytes(worker.pid)
         if measured is not None:
-            self._estimator.learn(worker.model.name, worker.need, measured - worker.spilled)
+            self._estimator.learn(worker.model.blob_digest, worker.model.name, worker.need, measured - worker.spilled)
         alone = not any(other.users for other in self._processes())
         if speed is not None and alone and not worker.need.card_layers:
             self._background(self._learn_speed(worker, speed))

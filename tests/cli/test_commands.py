@@ -171,8 +171,11 @@ def test_lists(lm: Cli) -> None:
     assert lm("ls").out.splitlines()[0] == header
     assert "tiny:F32" in [row["name"] for row in json.loads(lm("list", "--json").out)]
     header, row = lm("ps").out.splitlines()
-    assert " ".join(header.split()) == "NAME ID SIZE PROCESSOR CONTEXT WEIGHTS CACHE COMPUTE HOLDS UNTIL"
+    assert header.split() == ["NAME", "SIZE", "PROCESSOR", "CONTEXT", "UNTIL"]
     assert row.startswith("tiny:F32 ") and "100% CPU" in row and row.endswith(" from now")
+    assert max(len(line) for line in (header, row)) < 80
+    header = lm("ps", "--wide").out.splitlines()[0]
+    assert " ".join(header.split()) == "NAME ID SIZE PROCESSOR CONTEXT WEIGHTS CACHE COMPUTE HOLDS UNTIL"
     assert json.loads(lm("ps", "--json").out)[0]["context_length"]
 
 
@@ -224,16 +227,6 @@ def test_a_folder_is_not_taken_for_a_name(lm: Cli, tmp_path: Path) -> None:
     assert "hint: for the folder of that name write `./folder`" in done.err
     done = lm("run", "folder/", "hi", cwd=tmp_path)
     assert str(tmp_path / "folder") in done.err and "not a name" not in done.err
-
-
-@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_completion_script(lm: Cli, shell: str) -> None:
-    assert "_LM_COMPLETE" in lm("completion", shell).out
-
-
-def test_names_are_completed(daemon: Daemon) -> None:
-    more = {"_LM_COMPLETE": "bash_complete", "COMP_WORDS": "lm show ti", "COMP_CWORD": "2"}
-    assert "tiny:F32" in Cli.at(daemon.home, f"127.0.0.1:{daemon.port}", **more)().out
 
 
 def test_a_reader_that_leaves_ends_it_silently(tmp_path: Path) -> None:
@@ -310,3 +303,30 @@ def test_columns_stand_below_each_other_whatever_their_letters(capsys: pytest.Ca
     console.table(["NAME", "SIZE"], [["模型", "1 B"], ["cafe\u0301", "2 B"], ["plain", "3 B"]])
     lines = capsys.readouterr().out.splitlines()
     assert lines == ["NAME     SIZE", "模型     1 B", "cafe\u0301     2 B", "plain    3 B"]
+
+
+@pytest.mark.parametrize("columns", [40, 60, 80])
+def test_a_table_fits_a_narrow_terminal(
+    columns: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(console, "columns", lambda stream: columns)
+    name = "hf.co/some-organisation/A-Model-With-A-Long-Name-GGUF:Q4_K_M"
+    console.table(["NAME", "SIZE", "UNTIL"], [[name, "4.2 GB", "4 minutes from now"], ["tiny", "1 B", "forever"]])
+    header, *lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split()[0] == name
+    rows = [line for line in [header, *lines] if line != name]
+    assert max(len(line) for line in rows) < columns
+    assert len({line.rindex("  ") for line in rows}) == 1 or columns == 80  # the columns stand below each other
+
+
+TEXT = "the quick brown fox runs `lm pull org/repo --level Q4_K_M` and jumps over the lazy dog\n  twice, and then some"
+
+
+@pytest.mark.parametrize("columns", range(20, 100, 7))
+def test_notes_are_broken_between_words(columns: int) -> None:
+    lines = console.wrapped(TEXT, columns).splitlines()
+    assert " ".join(" ".join(lines).split()) == " ".join(TEXT.split())
+    assert all(len(line) < columns or line.strip(" `and").startswith("lm pull") for line in lines)
+    assert any("`lm pull org/repo --level Q4_K_M`" in line for line in lines)  # as it can be copied
+    assert lines[-1].startswith("  ")
+    assert console.wrapped(TEXT, 0) == TEXT

@@ -42,32 +42,101 @@ def test_a_chat(home: Path) -> None:
     assert "hello there" in (home / "history").read_text()
 
 
+def obeyed(terminal: Terminal, steps: list[tuple[str, str]]) -> None:
+    """Type each line at the prompt, and wait for what it must show."""
+    for typed, shown in steps:
+        terminal.wait_for(PROMPT)
+        terminal.type(f"{typed}\r")
+        terminal.wait_for(f"{typed}\n")
+        terminal.wait_for(shown)
+
+
 def test_commands_of_a_chat(home: Path) -> None:
     with Daemon(home), Terminal(Cli.at(home), "run", "tiny") as terminal:
-        for typed, shown in {
-            "/?": "/set parameter NAME VALUE",
-            "/set system Be brief": "",
-            "/show system": "Be brief\n",
-            "/set parameter temperature 0.5": "",
-            "/show parameters": '{"temperature": 0.5}',
-            "/show": "architecture",
-            "/clear": "the conversation is forgotten",
-            "/set verbose": "",
-            "hi": "eval rate:",
-            "/set parameter temperture 1": "",
-            "hello": "note: there is no option `temperture` (did you mean `temperature`?)",
-            "/nonsense": "Error: there is no `/nonsense`",
-        }.items():
-            terminal.wait_for(PROMPT)
-            terminal.type(f"{typed}\r")
-            terminal.wait_for(f"{typed}\n")
-            terminal.wait_for(shown)
+        obeyed(
+            terminal,
+            [
+                ("/?", "/set NAME"),
+                ("/? set", "/set parameter NAME VALUE"),
+                ("/? shortcuts", "Ctrl-G"),
+                ("/set system Be brief", "the system message is set\n"),
+                ("/show system", "Be brief\n"),
+                ("/show", "architecture"),
+                ("/show parameters", "temperature"),
+                ("/show modelfile", "FROM tiny"),
+                ("/show license", "says nothing about its license"),
+                ("/clear", "the conversation is forgotten"),
+                ("/set verbose", "timings are shown"),
+                ("hi", "eval rate:"),
+                ("/set nowordwrap", "by the terminal"),
+                ("/set nohistory", "not kept"),
+                ("/list", "tiny:F32"),
+                ("/nonsense", "Error: there is no `/nonsense`"),
+                ("/sow info", "hint: did you mean `/show info`?"),
+                ("/usr/bin/lm fails", "Once upon a time"),
+            ],
+        )
         terminal.wait_for(PROMPT)
         terminal.type("\x03")
         terminal.wait_for("Ctrl-D or /bye leaves")
         terminal.wait_for(PROMPT)
         terminal.type("\x04")
         assert terminal.end() == 0
+    assert "/nonsense" not in (home / "history").read_text()
+
+
+def test_parameters_of_a_chat_are_checked_confirmed_and_taken_back(home: Path) -> None:
+    with Daemon(home), Terminal(Cli.at(home), "run", "tiny") as terminal:
+        obeyed(
+            terminal,
+            [
+                ("/set parameter temperature 0.5", "`temperature` is 0.5\n"),
+                ("/set parameter temperature warm", "Error: `temperature` is not a number"),
+                ("/set parameter top_k 1.5", "Error: `top_k` is not a whole number"),
+                ("/set parameter temperture 1", "Error: there is no option `temperture` (did you mean `temperature`?)"),
+                ("/show parameters", 'in this chat: {"temperature": 0.5}\n'),
+                ('/set parameter stop "###" User: "\\n\\n"', '`stop` is ["###", "User:", "\\n\\n"]\n'),
+                ("/set parameter num_ctx 1000000", "is the most that the model and memory allow"),
+                ("/set parameter num_ctx", "`num_ctx` is the model's own again"),
+                ("/set parameter seed", "`seed` was not set"),
+                ("hello", "Once upon a time"),
+            ],
+        )
+        terminal.wait_for(PROMPT)
+        assert "passed over" not in terminal.text
+
+
+def test_a_system_message_of_several_lines(home: Path) -> None:
+    with Daemon(home), Terminal(Cli.at(home), "run", "tiny") as terminal:
+        terminal.wait_for(PROMPT)
+        terminal.type('/set system """Be brief.\r')
+        terminal.wait_for("... ")
+        terminal.type('Be kind."""\r')
+        obeyed(terminal, [("/show system", "Be brief.\nBe kind.\n"), ('/set system ""', "no system message is set")])
+        terminal.wait_for(PROMPT)
+
+
+def test_a_chat_is_kept_and_taken_up_again(home: Path) -> None:
+    with Daemon(home, script={"echo": True}):
+        with Terminal(Cli.at(home), "run", "tiny") as terminal:
+            steps = [("/set system Be brief", "is set"), ("first words", "first words"), ("/save mine", "`/load mine`")]
+            obeyed(terminal, [*steps, ("/save ../up", "Error: `../up` is no name for a chat")])
+            terminal.wait_for(PROMPT)
+        with Terminal(Cli.at(home), "run", "tiny") as terminal:
+            obeyed(
+                terminal,
+                [
+                    ("/load nothing", "Error: model `nothing` is not here"),
+                    ("/load mine", "`mine` goes on with `tiny`, 2 messages"),
+                    ("/show system", "Be brief"),
+                    ("/load tiny", "`tiny` is loaded; the conversation begins anew"),
+                ],
+            )
+            terminal.wait_for(PROMPT)
+            (home / "chats" / "mine.json").write_text("{}")
+            terminal.type("/load mine\r")
+            terminal.wait_for("cannot be read")
+            terminal.wait_for(PROMPT)
 
 
 def test_ctrl_c_stops_the_answer_and_the_chat_goes_on(home: Path) -> None:

@@ -36,16 +36,32 @@ def blob(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_what_was_too_little_is_added_and_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     first = Estimator(tmp_path, ask=False)
-    first.learn("x", Need(100 * MB, 10 * MB, 20 * MB), 50 * MB)
-    assert first.extra == 10 * MB
+    first.learn("d", "x", Need(100 * MB, 10 * MB, 20 * MB), 50 * MB)
+    assert first.extra == {"d": 10 * MB}
     again = Estimator(tmp_path, ask=False)
-    assert again.extra == 10 * MB
-    again.learn("x", Need(100 * MB, 10 * MB, 30 * MB), 24 * MB)
-    assert again.extra == 9 * MB
+    assert again.extra == {"d": 10 * MB}
+    again.learn("d", "x", Need(100 * MB, 10 * MB, 30 * MB), 24 * MB)
+    assert again.extra == {"d": 9 * MB}
     assert not caplog.text
     (tmp_path / "memory.json").write_text("[]")
-    assert Estimator(tmp_path, ask=False).extra == 0
+    assert Estimator(tmp_path, ask=False).extra == {}
     assert "memory.json cannot be read" in caplog.text
+
+
+def test_what_one_model_held_is_not_expected_of_another(tmp_path: Path, blob: Path) -> None:
+    facts = Facts.of(read_file(blob))
+
+    def predicted(estimator: Estimator, digest: str) -> int:
+        return asyncio.run(estimator.need(digest, facts, 6 * MB, CacheConfig(1024))).compute
+
+    estimator = Estimator(tmp_path, ask=False)
+    before = predicted(estimator, "other")
+    estimator.learn("read a long prompt", "x", Need(6 * MB, 1 * MB, 20 * MB), 400 * MB)
+    assert predicted(estimator, "other") == before
+    assert predicted(estimator, "read a long prompt") > before + 100 * MB
+    for number in range(1000):
+        estimator.learn(str(number), "x", Need(6 * MB, 1 * MB, 20 * MB), 22 * MB)
+    assert len(estimator.extra) < 100 and (tmp_path / "memory.json").stat().st_size < 10_000
 
 
 def test_llama_cpp_and_the_formulas_agree_on_the_cache(tmp_path: Path, blob: Path) -> None:

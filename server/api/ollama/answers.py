@@ -97,5 +97,4 @@ async def _load_only(request: web.Request, model: Model, body: AnswerBody, write
         await services.pool.unload(model)
         return answer(request, writer.done("unload", {}))
     async with in_use(services, model, body.context, body.keep_alive_seconds) as used:
-        reason = {"context_reason": used.context_reason} if used.context_reason else {}
-        return answer(request, writer.done("load", {"load_duration": used.load_ns} | reason))
+        return answer(request, writer.loaded(used))

@@ -68,14 +68,23 @@ class OllamaWriter(AnswerWriter):
 
     async def last(self, model: InUse, usage: Usage) -> Iterable[Json]:
         """The last line."""
+        return [self.done(self._reason, {"load_duration": model.load_ns} | self._figures | self.remarks(model))]
+
+    def loaded(self, model: InUse) -> Json:
+        """The only line, where the model was loaded and there is nothing to answer."""
+        return self.done("load", {"load_duration": model.load_ns} | self.remarks(model))
+
+    def remarks(self, model: InUse) -> Json:
+        """Whatever of the request's options is not as the client wanted it."""
+        remarks: Json = {}
         wanted = self._body.context
         if wanted is not None and wanted > model.worker.context:
-            self._figures["num_ctx"] = model.worker.context
+            remarks["num_ctx"] = model.worker.context
         if model.context_reason:
-            self._figures["context_reason"] = model.context_reason
+            remarks["context_reason"] = model.context_reason
         if self._warning:
-            self._figures["warning"] = self._warning
-        return [self.done(self._reason, {"load_duration": model.load_ns} | self._figures)]
+            remarks["warning"] = self._warning
+        return remarks
 
     def whole(self, objects: list[Json], usage: Usage) -> Json:
         """The last line with the text and the probabilities of the lines before it."""
