@@ -23,17 +23,18 @@ _EXIT = {
 
 
 class Failure(Exception):
-    """The command failed; `code` is the code of the daemon's error, or `usage`, `unreachable`."""
+    """The command failed; `code` is the code of the daemon's error, or `usage`, `unreachable`; `body` is its answer."""
 
-    def __init__(self, message: str, hint: str = "", code: str = "failed") -> None:
+    def __init__(self, message: str, hint: str = "", code: str = "failed", body: dict[str, Any] | None = None) -> None:
         super().__init__(message)
         self.hint = hint
         self.code = code
+        self.body = body or {}
 
     @classmethod
     def of(cls, body: dict[str, Any]) -> Failure:
         """The failure that an error body of the daemon tells."""
-        return cls(str(body["error"]), str(body.get("hint") or ""), str(body.get("code") or "failed"))
+        return cls(str(body["error"]), str(body.get("hint") or ""), str(body.get("code") or "failed"), body)
 
     @property
     def exit_code(self) -> int:

@@ -81,7 +81,7 @@ def explaining(text: str) -> Iterator[None]:
         yield
     except Failure as error:
         hint = mistakable(text) if error.code in ("model_not_found", "access_denied", "source_unavailable") else ""
-        raise Failure(str(error), hint, error.code) if hint else error from None
+        raise Failure(str(error), hint, error.code, error.body) if hint else error from None
 
 
 def mistakable(text: str) -> str:

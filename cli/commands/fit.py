@@ -9,6 +9,7 @@ import click
 from cli import console
 from cli.client import Client
 from cli.completing import complete_levels, complete_sources
+from cli.errors import Failure
 from cli.naming import explaining, reference
 from runtime.defaults import CACHE_TYPE, CACHE_TYPES, CONTEXT_RANGE, SEQUENCES_RANGE
 from runtime.units import size_text
@@ -70,12 +71,25 @@ def command(  # noqa: PLR0913  click gives each option by its name
         "min_tps": min_tps,
         **client.hub(),
     }
-    with explaining(name), console.status("reading headers, and measuring this machine where that was not done yet"):
-        advice = client.ask("POST", "/lm/advise", {key: value for key, value in body.items() if value is not None})
+    if level is not None:
+        reference(name, level)  # refuses two levels that differ
+    refusal = None
+    try:
+        with (
+            explaining(name),
+            console.status("reading headers, and measuring this machine where that was not done yet"),
+        ):
+            advice = client.ask("POST", "/lm/advise", {key: value for key, value in body.items() if value is not None})
+    except Failure as error:
+        if "levels" not in error.body:
+            raise
+        refusal, advice = error, error.body
     if as_json:
         console.as_json(advice)
     else:
         print_advice(advice, all_levels)
+    if refusal:
+        raise refusal
 
 
 def print_advice(advice: dict[str, Any], all_levels: bool) -> None:
@@ -90,7 +104,8 @@ def print_advice(advice: dict[str, Any], all_levels: bool) -> None:
     console.note()
     if advice["unseen"]:
         console.note(f"only the file that is here was looked at: {advice['unseen']}", "yellow")
-    console.note(advice["reason"])
+    if advice["level"]:
+        console.note(advice["reason"])
     published = next((row["file"] for row in shown if row["chosen"] and row["file"]), "")
     if published:
         console.note(f"published as `{published}`; a pull takes it as it is")

@@ -104,6 +104,8 @@ class Chooser:
 
     def _explained(self, choice: Choice) -> Choice:
         """The choice, whose reason also says what is left out of the source, and which tensors stay as published."""
+        if not choice.level:
+            return choice
         clauses, left = [choice.reason], self._plan.left_out
         if left:
             kind = "" if left.keys() == {NEXT_TOKEN_LAYERS} else "text only: "
@@ -130,7 +132,8 @@ class Chooser:
         only = [candidate_of(plan, plan.level, plan.as_stored(), model_size, worthwhile=True, listed=True)]
         host = Host(self._machine.hardware, disk_free=disk_free)
         choice = choose(only, model_size, host, replace(wish, forced=plan.level))
-        choice = self._remarked(replace(choice, reason=reason_as_stored(plan.level)))
+        if choice.level:
+            choice = self._remarked(replace(choice, reason=reason_as_stored(plan.level)))
         return Advice(choice, judge(only, model_size, host, wish), model_size)
 
     def _prepare(self, levels: Iterable[str], wish: Wish) -> tuple[ModelSize, list[Candidate]]:

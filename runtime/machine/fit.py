@@ -109,6 +109,10 @@ class ModelSize:
         # A context is made of whole steps, so that one of a few tokens more would have the factors for long texts.
         return replace(size, short_context=_largest(original, size.trained_context) // CONTEXT_STEP * CONTEXT_STEP)
 
+    def state_bytes(self, sequences: int) -> int:
+        """Bytes of the states of recurrent layers, whatever the context."""
+        return sequences * self.state_values * _F32
+
     def with_reserved(self, reserved: Reserved | None) -> ModelSize:
         """The same, with llama.cpp's own answer."""
         return replace(self, reserved=reserved)
@@ -198,7 +202,7 @@ def memory(model_size: ModelSize, weights_bytes: int, cache_config: CacheConfig)
     tokens = -(-cache_config.context // CONTEXT_STEP) * CONTEXT_STEP
     cache = QuantType.by_name(cache_config.kv_type)
     per_token = model_size.cache_values * cache.block_bytes // cache.block
-    cache_bytes = tokens * per_token + cache_config.sequences * model_size.state_values * _F32
+    cache_bytes = tokens * per_token + model_size.state_bytes(cache_config.sequences)
     batch = min(BATCH, tokens)
     activations = batch * (2 * model_size.embedding + 3 * max(model_size.feed_forward, model_size.embedding)) * _F32
     mask = batch * tokens * (_F32 + 2)

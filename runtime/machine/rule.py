@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from runtime.defaults import CONTEXT_STEP
 from runtime.errors import BadRequest, DoesNotFit
 from runtime.machine import devices, fit, step_time
 from runtime.machine.hardware import Hardware
@@ -55,6 +56,8 @@ class Wish:
     """The level that is good enough for most: the rule goes below it only for want of memory or disk."""
     memory: int = 0
     """Bytes that models may use by the user's own word; 0: as many as the machine has to spare."""
+    judge_only: bool = False
+    """Nothing is to be pulled: where nothing fits, the choice is no level, and says why."""
 
     def budget(self, hardware: Hardware) -> int:
         """Bytes that models may use."""
@@ -108,29 +111,39 @@ class Option:
 
 @dataclass(frozen=True)
 class Choice:
-    """The level, its memory with a pool of `context` tokens, the reason, and why each better level lost."""
+    """The level, its memory with a pool of `context` tokens, the reason, and why each better level lost.
+
+    Where nothing fits, `level` is "", `reason` says so, and `hint` what would fit.
+    """
 
     level: str
     need: fit.Need
     context: int
     reason: str
     rejected: tuple[tuple[str, str], ...]
+    hint: str = ""
 
 
 def choose(candidates: Sequence[Candidate], model_size: fit.ModelSize, host: Host, wish: Wish) -> Choice:
     """Choose among `candidates`, ordered from the best to the smallest.
 
-    Raises DoesNotFit when not even the smallest fits, or when the level asked for does not fit on disk; BadRequest when
-    the level asked for is not among the candidates.
+    Raises DoesNotFit when not even the smallest fits, or when the level asked for does not fit on disk, but not with
+    `wish.judge_only`; BadRequest when the level asked for is not among the candidates.
     """
     context, budget = model_size.cap_context(wish.cache_config).context, wish.budget(host.hardware)
     options = judge(candidates, model_size, host, wish)
-    if wish.forced:
-        return _forced(options, wish.forced, budget, context)
-    options = [option for option in options if option.level not in UNQUANTIZED and option.candidate.listed]
-    chosen = _by_rule([option for option in options if option.candidate.worthwhile], wish.usual)
-    if chosen is None:
-        raise _nothing_fits(options, budget)
+    try:
+        if wish.forced:
+            return _forced(options, wish.forced, budget, context)
+        options = [option for option in options if option.level not in UNQUANTIZED and option.candidate.listed]
+        chosen = _by_rule([option for option in options if option.candidate.worthwhile], wish.usual)
+        if chosen is None:
+            states = model_size.state_bytes(wish.cache_config.sequences)
+            raise _nothing_fits(options, budget, context, states)
+    except DoesNotFit as error:
+        if not (wish.judge_only and options):
+            raise
+        return Choice("", options[-1].need, context, str(error), (), error.hint)
     better = options[: options.index(chosen)]
     rejected = tuple((option.level, option.drawback) for option in better)
     reason = f"{chosen.level}: {_fits(chosen, budget, context)}{_ending(chosen, options, rejected, wish)}"
@@ -204,7 +217,8 @@ def _forced(options: Sequence[Option], level: str, budget: int, context: int) ->
                 raise DoesNotFit(f"{level} {option.fault}", f"make room; {rest}")
             reason = f"{level}: asked for, {_fits(option, budget, context)}"
             if option.fault:
-                need = f"it needs {size_text(option.need.total)}, and models may use {size_text(budget)} here"
+                total = size_text(option.need.total)
+                need = f"{_sum(option.need, context)} need {total}, and models may use {size_text(budget)} here"
                 reason = f"{level}: asked for, although {need}"
             return Choice(level, option.need, context, reason, ())
     levels = ", ".join(option.level for option in options)
@@ -213,15 +227,24 @@ def _forced(options: Sequence[Option], level: str, budget: int, context: int) ->
 
 def _fits(option: Option, budget: int, context: int) -> str:
     need = option.need
-    sizes = f"{size_text(need.weights)} weights + {size_text(need.cache)} cache for {context:,} tokens"
     if not need.cards or not need.on_cards:
-        return f"{sizes} fit the {size_text(budget)} that models may use"
+        return f"{_sum(need, context)} fit the {size_text(budget)} that models may use"
+    sizes = _large_parts(need, context)
     cards = " and ".join(card.name for card in need.cards)
     layers = len(option.candidate.layers.blocks) + 1 if option.candidate.layers else need.card_layers
     if need.card_layers == layers:
         return f"{sizes} fit on {cards}"
     rest = f"the rest takes {size_text(need.total)} of the {size_text(budget)} that models may use"
     return f"{sizes} fit with {need.card_layers} of {layers} layers on {cards}; {rest}"
+
+
+def _sum(need: fit.Need, context: int) -> str:
+    """The parts of a need, which add up to its total."""
+    return f"{_large_parts(need, context)} + {size_text(need.compute)} buffers"
+
+
+def _large_parts(need: fit.Need, context: int) -> str:
+    return f"{size_text(need.weights)} weights + {size_text(need.cache)} cache for {context:,} tokens"
 
 
 def _ending(chosen: Option, options: Sequence[Option], rejected: tuple[tuple[str, str], ...], wish: Wish) -> str:
@@ -236,14 +259,29 @@ def _ending(chosen: Option, options: Sequence[Option], rejected: tuple[tuple[str
     return f"; {level} {why}"
 
 
-def _nothing_fits(options: Sequence[Option], budget: int) -> DoesNotFit:
+def _nothing_fits(options: Sequence[Option], budget: int, context: int, states: int) -> DoesNotFit:
+    """The refusal with what would fit: a lower level, or a shorter context; `states` bytes of caches never shrink."""
     usable = [option for option in options if option.candidate.worthwhile] or list(options)
     if not usable:
         return DoesNotFit("this model has no level to choose from", "name one with `--level`")
     least = usable[-1]
     if least.lacking == "disk":
         return DoesNotFit(f"even {least.level} {least.fault}", "make room on the disk of the store")
-    smaller = [option for option in options if not option.fault]
-    hint = f"`--level {smaller[0].level}` fits, at a loss of quality" if smaller else "take a smaller model or context"
-    message = f"even {least.level} {least.fault}, and models may use {size_text(budget)} here"
-    return DoesNotFit(message, hint)
+    lower = next((option for option in options if not option.fault), None)
+    hints = [f"`--level {lower.level}` fits, at a loss of quality"] if lower else []
+    for option in (least, *([] if lower else options[-1:])):
+        room = _room(option.need, budget, context, states)
+        if room and len(hints) < 2:
+            hints.append(f"{option.level} fits with a context of {room:,} tokens (`lm fit --ctx {room}`, LM_CONTEXT)")
+            break
+    parts = _sum(least.need, context)
+    message = f"even {least.level} {least.fault} ({parts}), and models may use {size_text(budget)} here"
+    return DoesNotFit(message, "; ".join(hints) or "take a smaller model")
+
+
+def _room(need: fit.Need, budget: int, context: int, states: int) -> int:
+    """Tokens of context with which a need of `context` tokens is met by the budget; 0 where no context does it."""
+    rest = budget - need.weights - need.compute - states
+    per_token = max(1, -(-(need.cache - states) // max(1, context)))
+    tokens = max(0, rest) // per_token // CONTEXT_STEP * CONTEXT_STEP
+    return min(tokens, context)

@@ -22,6 +22,7 @@ from registry.errors import RegistryError
 from registry.names import AUTO, canonical_level, parse
 from registry.net.network import Network
 from registry.sources.opening import open_source
+from runtime.errors import DoesNotFit
 from runtime.machine.choosing import Advice, Chooser, Machine, canonical, this_machine
 from runtime.machine.hardware import Hardware
 from runtime.machine.rule import Option, Wish
@@ -55,15 +56,16 @@ class _Judgement:
 
 
 def advise(task: AdviceTask) -> dict[str, Any]:
-    """The answer of `POST /lm/advise`; raises what planning and choosing raise."""
+    """The answer of `POST /lm/advise`, with the keys of an error too where nothing fits; raises as planning does."""
     machine = this_machine(Path(task.model.cache_folder))
     hardware = machine.hardware
     level = task.level and canonical_level(task.level)
-    wish = Wish(task.model.cache_config, level, task.enough, memory=task.memory)
+    wish = Wish(task.model.cache_config, level, task.enough, memory=task.memory, judge_only=True)
     judgement = _judge_model(task, wish, machine)
     advice, plan = judgement.advice, judgement.plan
     choice = advice.choice
-    return {
+    refusal = {} if choice.level else {"error": choice.reason, "hint": choice.hint, "code": DoesNotFit.code}
+    return refusal | {
         "model": task.model.source or task.installed,
         "source": judgement.source,
         "parameters": plan.parameters or sum(tensor.elements for tensor in plan.tensors),

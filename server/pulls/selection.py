@@ -164,6 +164,10 @@ class Published:
             if quantized is None:
                 raise
             return quantized
+        if not advice.choice.level:
+            smallest = list(self.variants.values())[-1]
+            quantized = self._quantized(chooser, wish, disk_free, source, None)
+            return quantized or Survey(advice, self.plan, self.variants, smallest, quantize=False)
         variant = self.variants[advice.choice.level]
         quantized = None
         if not wish.forced and variant.size < usual:
@@ -181,6 +185,8 @@ class Published:
         except DoesNotFit:
             return None
         level = advice.choice.level
+        if not level:
+            return None
         weights = next(each.candidate.weights_bytes for each in advice.options if each.level == level)
         if rival and weights * _LEAST_SHARE <= rival.size:
             return None

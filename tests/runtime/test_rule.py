@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -38,6 +39,13 @@ def needed(level: str) -> str:
     return size_text(fit.memory(LLAMA_8B, weights, CacheConfig()).total)
 
 
+def parts(level: str) -> str:
+    """What a level's memory consists of, in words."""
+    weights = next(candidate.weights_bytes for candidate in LEVELS if candidate.level == level)
+    need = fit.memory(LLAMA_8B, weights, CacheConfig())
+    return f"{size_text(weights)} weights + 1.1 GB cache for 8,192 tokens + {size_text(need.compute)} buffers"
+
+
 FORCED = "forces a level below Q4_K_M, which would need"
 
 
@@ -57,7 +65,8 @@ def test_the_rule_and_its_sentence(
     hardware: Hardware, disk: float | None, level: str, weights: float, budget: float, ending: str
 ) -> None:
     choice = choose(LEVELS, LLAMA_8B, Host(hardware, disk_free=disk and int(disk * GB)), Wish())
-    start = f"{level}: {weights} GB weights + 1.1 GB cache for 8,192 tokens fit the {budget} GB that models may use"
+    assert parts(level).startswith(f"{weights} GB weights")
+    start = f"{level}: {parts(level)} fit the {budget} GB that models may use"
     assert (choice.level, choice.reason) == (level, start + ending)
     names = [candidate.level for candidate in LEVELS[1:]]
     assert [name for name, _ in choice.rejected] == names[: names.index(level)]
@@ -74,10 +83,22 @@ def test_when_none_is_fast_a_larger_one_that_is_no_slower_is_taken() -> None:
         (
             machine(6),
             None,
-            f"{needed('Q3_K_M')}, and models may use 4.9 GB here",
-            "`--level IQ2_M` fits, at a loss of quality",
+            f"{needed('Q3_K_M')} ({parts('Q3_K_M')}), and models may use 4.9 GB here",
+            "`--level IQ2_M` fits, at a loss of quality; "
+            "Q3_K_M fits with a context of 5,120 tokens (`lm fit --ctx 5120`, LM_CONTEXT)",
         ),
-        (machine(3), None, f"{needed('Q3_K_M')}, and models may use 2.2 GB here", "take a smaller model or context"),
+        (
+            machine(5),
+            None,
+            f"{needed('Q3_K_M')} ({parts('Q3_K_M')}), and models may use 3.9 GB here",
+            "IQ2_M fits with a context of 5,888 tokens (`lm fit --ctx 5888`, LM_CONTEXT)",
+        ),
+        (
+            machine(3),
+            None,
+            f"{needed('Q3_K_M')} ({parts('Q3_K_M')}), and models may use 2.2 GB here",
+            "take a smaller model",
+        ),
         (machine(64), GB, "up to 4.0 GB of disk, where 1.0 GB are free", "make room on the disk of the store"),
     ],
 )
@@ -89,11 +110,31 @@ def test_what_fits_nowhere_is_refused_with_both_numbers(
     assert (str(caught.value), caught.value.hint) == (f"even Q3_K_M would need {message}", hint)
 
 
+@pytest.mark.parametrize("memory", [4.5, 5, 5.5, 6])
+def test_the_context_of_the_hint_does_fit_and_a_longer_one_does_not(memory: float) -> None:
+    host = Host(machine(memory))
+    with pytest.raises(DoesNotFit) as caught:
+        choose(LEVELS, LLAMA_8B, host, Wish())
+    found = re.search(r"(\S+) fits with a context of [\d,]+ tokens \(`lm fit --ctx (\d+)`", caught.value.hint)
+    assert found, caught.value.hint
+    level, context = found[1], int(found[2])
+    assert choose(LEVELS, LLAMA_8B, host, Wish(CacheConfig(context), forced=level)).reason.count("although") == 0
+    longer = choose(LEVELS, LLAMA_8B, host, Wish(CacheConfig(context + 1024), forced=level))
+    assert longer.reason.count("although") == 1
+
+
+def test_with_judgement_alone_nothing_is_refused() -> None:
+    choice = choose(LEVELS, LLAMA_8B, Host(machine(5)), Wish(judge_only=True))
+    assert (choice.level, choice.rejected) == ("", ()) and choice.reason.startswith("even Q3_K_M would need ")
+    assert choice.hint.startswith("IQ2_M fits with ")
+
+
 def test_a_level_asked_for_is_taken_at_its_word() -> None:
     fits = choose(LEVELS, LLAMA_8B, Host(machine(64)), Wish(forced="BF16"))
-    assert fits.reason.startswith("BF16: asked for, 16.0 GB weights + 1.1 GB cache for 8,192 tokens fit the 57.6 GB")
+    assert fits.reason.startswith(f"BF16: asked for, {parts('BF16')} fit the 57.6 GB")
     large = choose(LEVELS, LLAMA_8B, Host(machine(8)), Wish(forced="Q8_0"))
-    assert large.reason == f"Q8_0: asked for, although it needs {needed('Q8_0')}, and models may use 6.9 GB here"
+    sizes = f"{parts('Q8_0')} need {needed('Q8_0')}"
+    assert large.reason == f"Q8_0: asked for, although {sizes}, and models may use 6.9 GB here"
     with pytest.raises(DoesNotFit, match=r"Q8_0 would need up to 8.5 GB of disk"):
         choose(LEVELS, LLAMA_8B, Host(machine(64), disk_free=GB), Wish(forced="Q8_0"))
     with pytest.raises(BadRequest, match="no level `Q9`"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from pathlib import Path
@@ -27,7 +28,7 @@ def test_a_repository_is_judged_by_its_headers(daemon: Daemon, hub: Hub) -> None
     assert hub.bytes_sent - sent < 100_000
     assert [row["level"] for row in advice["levels"]] == list(LEVELS)
     assert advice["level"] == "Q8_0"
-    assert advice["reason"].startswith("Q8_0: 6.1 MB weights + 6.3 MB cache for 2,048 tokens fit the ")
+    assert advice["reason"].startswith("Q8_0: 6.1 MB weights + 6.3 MB cache for 2,048 tokens + ")
     assert advice["measured_memory"] is True
     best = row(advice, "Q8_0")
     assert best["memory_bytes"] == best["weights_bytes"] + best["cache_bytes"] + best["compute_bytes"]
@@ -113,8 +114,45 @@ def test_the_command_shows_table_and_reason(daemon: Daemon) -> None:
     assert lines[0].split() == ["LEVEL", "BITS", "FILE", "MEMORY", "FITS", "TOKENS/S", "QUALITY*"]
     assert lines[1].startswith("→") and " Q8_0 " in lines[1]
     assert [line.split()[0] for line in lines[2:]] == ["Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_M", "Q2_K"]
-    assert "Q8_0: 6.1 MB weights + 3.1 MB cache for 1,024 tokens fit" in ended.err
-    assert lm("fit", "demo", "--memory", "2MB").code == 5
+    assert "Q8_0: 6.1 MB weights + 3.1 MB cache for 1,024 tokens + " in ended.err
+    assert lm("fit", "demo", "--level", "Q4_K_M", "--memory", "1GB").out.count("→") == 1
+    assert lm("fit", "demo:Q8_0", "--level", "Q4_K_M").code == 2
+
+
+def _megabytes(text: str) -> float:
+    number, unit = text.split()
+    return float(number) * {"kB": 1e-3, "MB": 1, "GB": 1e3}[unit]
+
+
+def test_the_parts_of_a_reason_add_up_to_the_memory_of_the_table(daemon: Daemon) -> None:
+    advice = daemon.advice("demo")
+    parts = re.findall(r"(\S+ .B) (?:weights|cache|buffers)", advice["reason"].replace("for 2,048 tokens ", ""))
+    total = row(advice, advice["level"])["memory_bytes"] / 1e6
+    assert len(parts) == 3 and sum(map(_megabytes, parts)) == pytest.approx(total, abs=0.2)
+
+
+def test_where_nothing_fits_the_table_is_shown_and_what_would_fit(daemon: Daemon) -> None:
+    lm = Cli.at(daemon.home, f"127.0.0.1:{daemon.port}")
+    least = row(daemon.advice("demo"), "Q3_K_M")
+    limit = least["memory_bytes"] - least["cache_bytes"] // 2
+    ended = lm("fit", "demo", "--memory", str(limit))
+    assert ended.code == 5 and " Q3_K_M " in ended.out and "→" not in ended.out
+    found = re.search(r"Q3_K_M fits with a context of [\d,]+ tokens \(`lm fit --ctx (\d+)`", ended.err)
+    assert found, ended.err
+    tried = lm("fit", "demo", "--memory", str(limit), "--ctx", found[1])
+    assert tried.code == 0 and "→" in tried.out, tried.err
+    told = lm("fit", "demo", "--memory", "2MB", "--json")
+    advice = json.loads(told.out)
+    assert told.code == 5 and advice["code"] == "does_not_fit" and advice["level"] == ""
+    assert [each["fits"] for each in advice["levels"]] == ["no"] * len(LEVELS)
+    assert advice["hint"] == "take a smaller model"
+
+
+def test_a_level_in_the_name_is_judged_whether_it_is_here_or_not(daemon: Daemon) -> None:
+    assert daemon.advice("demo:Q4_0")["level"] == "Q4_0"
+    daemon.pull("demo:Q4_0")
+    assert daemon.advice("demo:Q4_0")["level"] == "Q4_0"
+    assert daemon.advice("demo:q4_0")["reason"].startswith("Q4_0: asked for, ")
 
 
 def test_the_table_and_the_reason_print_the_same_sizes(daemon: Daemon) -> None:

@@ -9,7 +9,7 @@ import msgspec
 from aiohttp import web
 
 from registry.errors import BadName, ModelNotFound
-from registry.names import parse
+from registry.names import LATEST, parse
 from registry.store.catalog import Model
 from runtime.defaults import CACHE_TYPE, CACHE_TYPES, CONTEXT_RANGE, SEQUENCES_RANGE
 from runtime.machine.rule import ENOUGH_SPEED
@@ -20,6 +20,7 @@ from server.api.fields import KnownFields
 from server.api.request import LOG_NOTE, answer, read, require_name
 from server.api.sources import callers_hub, find_source
 from server.errors import BadBody
+from server.http.problems import STATUS
 from server.pulls.frames import ModelRequest
 from server.services import SERVICES, Services
 
@@ -46,7 +47,8 @@ async def advise(request: web.Request) -> web.Response:
     body = await read(request, AdviseBody, KnownFields())
     request[LOG_NOTE] = require_name(body.model)
     services = request.app[SERVICES]
-    return answer(request, await ask_adviser(await _task(request, services, body), services.config.logs))
+    advice = await ask_adviser(await _task(request, services, body), services.config.logs)
+    return answer(request, advice, STATUS[advice["code"]] if "error" in advice else 200)
 
 
 async def _task(request: web.Request, services: Services, body: AdviseBody) -> AdviceTask:
@@ -70,6 +72,8 @@ async def _task(request: web.Request, services: Services, body: AdviseBody) -> A
         source = own["source"] if parse(body.model).level is None else ""
     if model is None:
         source = (await find_source(request, services, body.model, "looking into a folder")).text
+    reference = parse(body.model)
+    named = reference.name.tag if reference.kind == "ollama" else reference.level
     loaded = sorted(
         (worker for worker, _ in services.pool.loaded() if worker.idle), key=lambda worker: worker.last_used
     )
@@ -82,7 +86,7 @@ async def _task(request: web.Request, services: Services, body: AdviseBody) -> A
         path=str(model.blob) if model else "",
         published=published,
         installed=model.name if model else "",
-        level=body.level,
+        level=body.level or (named if model and named and named.lower() != LATEST else None),
         memory=_bytes(body.memory),
         enough=body.min_tps,
         loaded=[(worker.model.name, worker.need.total) for worker in loaded],
