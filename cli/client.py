@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from http.client import HTTPException, HTTPResponse, responses
 from typing import Any
 
-from cli import daemon
+from cli import console, daemon
 from cli.errors import UNREACHABLE, Failure
 from cli.http import request
 from server.config import BadSetting, Config, is_loopback
@@ -43,6 +43,17 @@ class Client:
             return {}
         own = {"hf_token": config.hf_token, "hf_endpoint": config.hf_endpoint}
         return {key: value for key, value in own.items() if value and value != getattr(Config, key)}
+
+    def note_settings(self) -> None:
+        """Say which settings of this environment the daemon was started without. Raises Failure."""
+        if not self._url:
+            self._url = daemon.find(self.config, self._start)
+        for place, wanted, has in daemon.unheard(self.config, self._url):
+            console.note(
+                f"note: {place} says {wanted}, and the daemon runs with {has}; after `lm stop --daemon` the next "
+                "command starts one that has it",
+                "yellow",
+            )
 
     def ask(self, method: str, path: str, body: Any = None) -> Any:
         """One answer, decoded; None where the daemon sends nothing."""

@@ -129,6 +129,15 @@ def _own_url(config: Config) -> str:
         raise Failure(why, "set LM_HOME to a folder of your own") from None
 
 
+def unheard(config: Config, url: str) -> list[tuple[str, str, str]]:
+    """Settings that the running daemon at `url` has otherwise, if it is the one of this home; see `Config.unheard`."""
+    try:
+        told = json.loads(config.daemon_file.read_bytes())
+        return config.unheard(told["settings"]) if told["url"] == url else []
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+
+
 def _ask_version(url: str, config: Config) -> dict[str, Any] | None:
     """The version record of the lm that answers at `url`, None when nobody or another program does."""
     try:

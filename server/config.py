@@ -176,6 +176,27 @@ class Config:
         return cls(**_split_address(values, _first("port", from_flags, env, table)))
 
     @property
+    def lasting(self) -> dict[str, Any]:
+        """The settings that hold for as long as the daemon runs, as JSON has them."""
+        values = {name: getattr(self, name) for name in LASTING}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+    def unheard(self, running: Mapping[str, Any], env: Mapping[str, str] | None = None) -> list[tuple[str, str, str]]:
+        """Settings of the environment (default: the process's) and of `config.toml` that a running daemon has not.
+
+        `running` are the daemon's settings, by `lasting`. Each row says where the setting stands, its value here, and
+        the daemon's.
+        """
+        env = os.environ if env is None else env  # noqa: TID251
+        table = _read_toml(self.home / "config.toml")
+        rows = []
+        for name, value in self.lasting.items():
+            place = _place(name, {}, env, table)
+            if place is not None and name in running and running[name] != value:
+                rows.append((place[1], _shown(value), _shown(running[name])))
+        return rows
+
+    @property
     def home_mark(self) -> str:
         """A digest that tells one home from another without saying where it lies."""
         return hashlib.sha256(os.fsencode(self.home.resolve())).hexdigest()[:16]
@@ -264,11 +285,41 @@ SETTINGS: dict[str, Setting] = {
 assert set(SETTINGS) == {field.name for field in fields(Config)}
 
 
+# Settings that hold for as long as a daemon runs; others travel with requests, or are the daemon's address.
+LASTING = (
+    "context",
+    "sequences",
+    "queue",
+    "gap",
+    "keep_alive",
+    "max_models",
+    "origins",
+    "no_auth",
+    "proxy",
+    "no_proxy",
+)
+
+
 def default_home() -> Path:
     """The folder that is used where none is given."""
     import platformdirs  # only where no home is given: 5 ms that most commands save
 
     return platformdirs.user_data_path("lm", appauthor=False)
+
+
+def _shown(value: object) -> str:
+    """A setting's value in words, for a sentence."""
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "nothing"
+    return (
+        "nothing"
+        if value == ""
+        else "for ever"
+        if value == FOREVER
+        else f"{value:g}"
+        if isinstance(value, float)
+        else str(value)
+    )
 
 
 def _read_toml(path: Path) -> dict[str, object]:
@@ -296,17 +347,25 @@ def _first(
 ) -> Any:
     """The checked value of the first place that has `name`, None if none has."""
     setting = SETTINGS[name]
-    places = [flags[name]] if name in flags else []
-    places += [(env[key], f"`{key}`") for key in setting.env if env.get(key)]
-    places += [(table[name], f"`{name}` in `config.toml`")] if name in table else []
-    if not places:
+    place = _place(name, flags, env, table)
+    if place is None:
         return None
-    value, origin = places[0]
+    value, origin = place
     try:
         return setting.check(value)
     except (ValueError, OverflowError):
         shown = "" if name in ("api_key", "hf_token", "proxy") else f": {str(value)[:80]!r}"
         raise BadSetting(f"{origin} is not usable{shown}", f"it wants {setting.wants}") from None
+
+
+def _place(
+    name: str, flags: Mapping[str, tuple[object, str]], env: Mapping[str, str], table: Mapping[str, object]
+) -> tuple[object, str] | None:
+    """The first place that has `name`: its value, and words for the place."""
+    places = [flags[name]] if name in flags else []
+    places += [(env[key], f"`{key}`") for key in SETTINGS[name].env if env.get(key)]
+    places += [(table[name], f"`{name}` in `config.toml`")] if name in table else []
+    return places[0] if places else None
 
 
 def _split_address(values: dict[str, Any], port: int | None) -> dict[str, Any]:

@@ -114,18 +114,25 @@ def _open_store(config: Config) -> Store:
 def _bind(config: Config) -> socket.socket:
     """A socket on the configured address; raises StartFailed, which says whose the port is."""
     try:
-        addresses = socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        family, kind, protocol, _, address = addresses[0]
-        listener = socket.socket(family, kind, protocol)
-    except OSError as error:
+        return _listener(config)
+    except socket.gaierror as error:
         raise StartFailed(f"`{config.host}` is no address of this machine ({error.strerror})", "see `--host`") from None
+    except OSError as error:
+        raise _refused(config, error) from None
+
+
+def _listener(config: Config) -> socket.socket:
+    """A socket on the configured address; raises OSError."""
+    addresses = socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    family, kind, protocol, _, address = addresses[0]
+    listener = socket.socket(family, kind, protocol)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
-        return listener
-    except OSError as error:
+    except OSError:
         listener.close()
-        raise _refused(config, error) from None
+        raise
+    return listener
 
 
 def _refused(config: Config, error: OSError) -> StartFailed:
@@ -134,12 +141,23 @@ def _refused(config: Config, error: OSError) -> StartFailed:
         return StartFailed(f"cannot listen on {place} ({error.strerror})", "choose another with `--host` and `--port`")
     from server.doctor.owner import who_listens
 
-    return StartFailed(f"{place} is taken by {who_listens(config)}", f"lm serve --port {config.port % 65535 + 1}")
+    free = _free_port(config)
+    way = f"port {free} is free: set LM_PORT={free} for all commands, or run `lm serve --port {free}`"
+    return StartFailed(f"{place} is taken by {who_listens(config)[0]}", way if free else "set LM_PORT to another port")
+
+
+def _free_port(config: Config) -> int:
+    """The next port above the configured one that can be listened on, 0 where none near it can."""
+    for port in range(config.port + 1, min(config.port + 100, 65536)):
+        with contextlib.suppress(OSError):
+            _listener(replace(config, port=port)).close()
+            return port
+    return 0
 
 
 def _write_daemon_file(config: Config) -> None:
-    text = json.dumps({"pid": os.getpid(), "url": config.url, "version": VERSION}) + "\n"
-    replace_file(config.daemon_file, text.encode())
+    record = {"pid": os.getpid(), "url": config.url, "version": VERSION, "settings": config.lasting}
+    replace_file(config.daemon_file, (json.dumps(record) + "\n").encode())
 
 
 @contextmanager

@@ -61,6 +61,7 @@ def command(  # noqa: PLR0913  click gives each option by its name
     NAME is a model that is here, `demo`, `org/repo` on the hub, or a folder.
     """
     client = Client()
+    client.note_settings()
     body = {
         "model": reference(name),
         "level": level,

@@ -39,6 +39,7 @@ def command(name: str, level: str | None, detach: bool, limit_rate: str | None, 
     Ctrl-C pauses: the next `lm pull` of that name goes on, `lm rm` removes what is there.
     """
     client = Client()
+    client.note_settings()
     body = {"model": reference(name, level), "detach": detach, "limit_rate": _rate(limit_rate), "pre": pre or ""}
     body |= client.hub()
     if as_json:

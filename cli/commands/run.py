@@ -57,6 +57,7 @@ def command(  # noqa: PLR0913  click gives each option by its name
     if question is None and not sys.stdout.isatty():
         raise Failure("there is no prompt, and no terminal to chat on", "give one, or pipe text in", "usage")
     client = Client()
+    client.note_settings()
     values = {"seed": seed, "temperature": temperature, "num_predict": max_tokens, "num_ctx": ctx}
     options = {key: value for key, value in values.items() if value is not None}
     model = installed(client, wanted, name, pre)

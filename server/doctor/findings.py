@@ -172,6 +172,9 @@ def _speed(probed: Probed | None) -> Finding:
 def _daemon(config: Config, address: Address) -> Finding:
     if address.daemon:
         return Finding("daemon", OK, address.daemon)
+    if address.silent:
+        found = f"{config.url} does not answer: {address.silent}"
+        return Finding("daemon", WARN, found, "start it there with `lm serve`, or change LM_HOST")
     if not address.other:
         return Finding("daemon", OK, "does not run; any command starts it")
     found = f"{config.url} is taken by {address.other}"

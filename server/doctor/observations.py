@@ -23,7 +23,7 @@ from runtime.machine.hardware import Hardware, amd_cards, detect
 from runtime.machine.inspection import EXAMINE_SECONDS, Examine, Examined, Probed, Refused, ask
 from runtime.machine.rates import Rates
 from runtime.processor import instruction_sets, processor_name
-from server.config import Config
+from server.config import Config, default_home, is_loopback
 from server.doctor.owner import who_listens
 
 
@@ -39,10 +39,14 @@ class Home:
 
 @dataclass(frozen=True)
 class Address:
-    """The daemon's address: `daemon` describes a daemon of this home, `other` whoever else listens there."""
+    """The daemon's address: `daemon` describes a daemon of this home, `other` whoever else listens there.
+
+    `silent` says why a machine that the settings name does not answer.
+    """
 
     daemon: str = ""
     other: str = ""
+    silent: str = ""
 
 
 @dataclass(frozen=True)
@@ -121,12 +125,20 @@ def _store_error(store: Path) -> StoreFailed | None:
 
 
 def _address(config: Config) -> Address:
+    """As a command would find the daemon: at the address of the settings, or where this home's own says that it is."""
+    default = (config.host, config.port) == (Config.host, Config.port)
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         record = json.loads(config.daemon_file.read_bytes())
-        if psutil.pid_exists(int(record["pid"])):
+        named = config.port == 0 or default or record["url"] == config.url
+        if named and psutil.pid_exists(int(record["pid"])):
             return Address(daemon=f"lm {record['version']} on {record['url']}, process {record['pid']}")
+    if config.port == 0:
+        return Address()
     try:
         socket.create_connection((config.client_host, config.port), timeout=1).close()
-    except OSError:
-        return Address()
-    return Address(other=who_listens(config))
+    except OSError as error:
+        elsewhere = not (is_loopback(config.host) or config.host in ("0.0.0.0", "::", ""))
+        return Address(silent=error.strerror or str(error) or "no answer") if elsewhere else Address()
+    who, mark = who_listens(config)
+    ours = mark == config.home_mark or (mark and config.home == default_home()) or not is_loopback(config.host)
+    return Address(daemon=f"{who} on {config.url}") if mark and ours else Address(other=who)

@@ -7,22 +7,25 @@ import http.client
 import json
 from typing import Any
 
-from server.config import VERSION, Config
+from server.config import VERSION, Config, is_loopback
 
 _SECONDS = 1.0
 
 
-def who_listens(config: Config) -> str:
-    """A few words on who holds the address: `lm 0.0.9 (older than this 0.1.0), process 1234`, `Ollama 0.14.0`, ….
+def who_listens(config: Config) -> tuple[str, str]:
+    """Who holds the address: `lm 0.0.9 (older than this 0.1.0), process 1234`, `Ollama 0.14.0`, …, and lm's home.
 
-    Asks `GET /api/version` there and the system for the process; says what it could find out, and never raises.
+    The home is the mark of an lm's home (`Config.home_mark`), "" for other programs. Asks `GET /api/version` there and
+    the system for the process; says what it could find out, and never raises.
     """
-    who = _by_asking(config) or "another program"
-    process = _process(config.port)
-    return f"{who}, process {process}" if process else who
+    answer = _by_asking(config)
+    who = _described(answer) or "another program"
+    process = _process(config.port) if is_loopback(config.client_host) else ""
+    mark = answer.get("home") if isinstance(answer, dict) and "lm" in answer else ""
+    return f"{who}, process {process}" if process else who, mark if isinstance(mark, str) else ""
 
 
-def _by_asking(config: Config) -> str:
+def _by_asking(config: Config) -> Any:
     connection = http.client.HTTPConnection(config.client_host, config.port, timeout=_SECONDS)
     try:
         connection.request("GET", "/api/version")
@@ -31,7 +34,7 @@ def _by_asking(config: Config) -> str:
         return ""
     finally:
         connection.close()
-    return _described(answer)
+    return answer
 
 
 def _described(answer: Any) -> str:

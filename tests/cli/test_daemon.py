@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +15,7 @@ import psutil
 import pytest
 
 from tests.cli.support import Cli
-from tests.daemon import Daemon, wait_until
+from tests.daemon import Daemon, put_model, wait_until
 
 
 @contextmanager
@@ -118,7 +120,10 @@ def test_a_port_of_somebody_else_is_named(tmp_path: Path) -> None:
     with peer({"version": "0.15.2"}) as address:
         done = Cli.at(tmp_path, address)("list")
         assert done.code == 4
-        assert f"{address} is taken by Ollama 0.15.2" in done.err and "hint: " in done.err
+        assert f"{address} is taken by Ollama 0.15.2" in done.err
+        found = re.search(r"hint: port (\d+) is free: set LM_PORT=\1 for all commands", done.err)
+        assert found, done.err
+        socket.create_server(("127.0.0.1", int(found[1]))).close()
         ended = Cli.at(tmp_path, address)("stop", "--daemon")
         assert (ended.code, ended.err) == (0, "no daemon is running\n")
 
@@ -186,3 +191,30 @@ def test_a_daemon_file_that_cannot_be_read_is_not_taken_for_no_daemon(tmp_path: 
     assert done.code != 0
     assert "daemon.json" in done.err
     assert "no daemon is running" not in done.err
+
+
+def test_a_setting_that_the_running_daemon_does_not_have_is_said(tmp_path: Path) -> None:
+    put_model(tmp_path)
+    with Daemon(tmp_path, env={"LM_CONTEXT": "4096"}):
+        for setting in ({}, {"LM_CONTEXT": "4096"}, {"LM_KEEP_ALIVE": "300"}):
+            assert Cli.at(tmp_path, **setting)("run", "tiny", "hi").err == ""
+        done = Cli.at(tmp_path, LM_CONTEXT="2048", OLLAMA_KEEP_ALIVE="-1")("run", "tiny", "hi")
+        context, stay = done.err.splitlines()
+        assert context.startswith(
+            "note: `LM_CONTEXT` says 2048, and the daemon runs with 4096; after `lm stop --daemon`"
+        )
+        assert stay.startswith("note: `OLLAMA_KEEP_ALIVE` says for ever, and the daemon runs with 300;")
+        (tmp_path / "config.toml").write_text("max_models = 2")
+        assert "`max_models` in `config.toml` says 2, and the daemon runs with 4" in Cli.at(tmp_path)("fit", "demo").err
+
+
+def test_the_doctor_looks_where_the_commands_look(tmp_path: Path) -> None:
+    def finding(lm: Cli) -> tuple[str, str]:
+        found = {each["check"]: each for each in json.loads(lm("doctor", "--json").out)}["daemon"]
+        return found["state"], found["found"]
+
+    with Daemon(tmp_path / "home") as daemon:
+        assert finding(Cli.at(tmp_path / "home"))[1].startswith(f"lm 0.1.0 on {daemon.url}")
+        assert finding(Cli.at(tmp_path / "home", "127.0.0.1:1")) == ("ok", "does not run; any command starts it")
+        state, found = finding(Cli.at(tmp_path / "other", f"127.0.0.1:{daemon.port}"))
+        assert state == "fail" and f"{daemon.url} is taken by lm 0.1.0, process {daemon.pid}" in found

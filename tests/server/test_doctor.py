@@ -136,6 +136,12 @@ def test_a_build_without_the_processors_instructions() -> None:
     assert "cannot be found out" in found("instructions", instructions=None).found
 
 
+def test_another_machine_that_does_not_answer_is_told() -> None:
+    daemon = found("daemon", address=Address(silent="No route to host"))
+    assert (daemon.state, daemon.found) == ("warn", "http://127.0.0.1:11434 does not answer: No route to host")
+    assert "LM_HOST" in daemon.hint
+
+
 def test_broken_amx_and_a_build_that_does_not_load() -> None:
     assert found("AMX").state == "ok"
     assert found("AMX", llama=msgspec.structs.replace(LLAMA, amx_is_broken=True)).state == "warn"
