@@ -10,6 +10,7 @@ import logging
 import secrets
 import time
 from collections.abc import Awaitable, Callable
+from difflib import get_close_matches
 from typing import NamedTuple
 
 from aiohttp import web
@@ -226,13 +227,15 @@ def _refusal(request: web.Request, problem: Problem) -> web.StreamResponse:
 
 def _routing_problem(request: web.Request, error: web.HTTPException) -> Problem:
     path = request.path[:100]
-    if error.status == 405:
-        return Problem.of(
-            WrongMethod(f"`{path}` does not take {request.method}", "see the table of routes in docs/api.md")
-        )
+    if isinstance(error, web.HTTPMethodNotAllowed):
+        taken = " or ".join(sorted(error.allowed_methods - {"OPTIONS"}))
+        return Problem.of(WrongMethod(f"`{path}` does not take {request.method[:20]}", f"send {taken}"))
     for beginnings, purpose, instead in _ABSENT if error.status == 404 else ():
         if any(path == each or path.startswith(f"{each}/") for each in beginnings):
             return Problem.of(NotFound(f"`{path}`: {purpose} is not in this version of lm", instead))
     if error.status == 404:
-        return Problem.of(NotFound(f"there is no `{path}`", "see the table of routes in docs/api.md"))
+        routes = {resource.canonical for resource in request.app.router.resources()}
+        close = get_close_matches(path, routes, 1, 0.75)
+        others = "routes begin with /api/ (Ollama's), /v1/ (OpenAI's) or /lm/"
+        return Problem.of(NotFound(f"there is no `{path}`", f"did you mean `{close[0]}`?" if close else others))
     return Problem("bad_body" if error.status < 500 else "internal", error.reason.lower(), "correct the request")

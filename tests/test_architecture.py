@@ -199,6 +199,16 @@ def test_pages_lead_somewhere() -> None:
     assert not [(page.name, link) for page, link in links if not (page.parent / link).exists()]
 
 
+def test_no_message_names_a_page_that_a_wheel_lacks() -> None:
+    named = []
+    for path in sources(*PACKAGES):
+        nodes = list(ast.walk(ast.parse(path.read_text())))
+        prose = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}
+        texts = [node.value for node in nodes if isinstance(node, ast.Constant) and id(node) not in prose]
+        named += [f"{path}: {text}" for text in texts if isinstance(text, str) and re.search(r"docs/\w+\.md", text)]
+    assert not named
+
+
 def test_pages_name_files_that_are_there() -> None:
     folders = "cli|server|runtime|registry|quant|tests|benchmarks|scripts|docs"
     named = {path for page in pages() for path in re.findall(rf"`((?:{folders})/[\w/.]*)`", page.read_text())}

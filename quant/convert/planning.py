@@ -137,7 +137,7 @@ def _family(name: str) -> Family[Any]:
     if name not in FAMILIES:
         raise UnsupportedModel(
             f"the architecture `{ascii(name)[1:-1][:60]}` cannot be converted yet",
-            hint="`docs/models.md` lists those that can be; a repository with GGUF files of it may work",
+            hint="a repository with GGUF files of it may work: search the hub for its name and `GGUF`",
         )
     return FAMILIES[name]
 

@@ -283,3 +283,19 @@ def test_numbers_and_durations_as_clients_write_them(echo: Daemon) -> None:
         echo.ask("POST", "/api/chat", b'{"model": "tiny", "messages": [{"role": "user", "content": "\\ud83d"}]}').status
         == 200
     )
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "hint"),
+    [
+        ("GET", "/api/tag", "did you mean `/api/tags`?"),
+        ("POST", "/api/chats", "did you mean `/api/chat`?"),
+        ("GET", "/somewhere/else", "routes begin with /api/ (Ollama's), /v1/ (OpenAI's) or /lm/"),
+        ("GET", "/" + "a" * 7000, "routes begin with /api/ (Ollama's), /v1/ (OpenAI's) or /lm/"),
+        ("GET", "/api/chat", "send POST"),
+        ("POST", "/api/tags", "send GET or HEAD"),
+    ],
+)
+def test_a_route_that_is_not_there_points_to_one_that_is(daemon: Daemon, method: str, path: str, hint: str) -> None:
+    answer = daemon.ask(method, path, {} if method == "POST" else None)
+    assert answer.status in (404, 405) and answer.json["hint"] == hint
