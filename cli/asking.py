@@ -30,6 +30,8 @@ class Asking:
     think: bool | None = None
     wraps: bool = True
     """Whether lines are broken between words, on a terminal."""
+    larger: str = "`--ctx`"
+    """What makes the context larger, for a hint."""
     told: set[str] = field(default_factory=set)
     """Notes that need no repetition."""
 
@@ -61,6 +63,20 @@ class Asking:
             if text not in self.told:
                 console.note(text, "yellow")
             self.told.add(text)
+
+    def way_to_more(self) -> str:
+        """How to get a larger context, as the end of a sentence; "" where that is not known."""
+        try:
+            rows = self.client.ask("GET", "/api/ps")["models"]
+        except Failure:
+            return ""
+        row = next((row for row in rows if row["name"].lower().startswith(self.model.lower())), None)
+        if row is None:
+            return ""
+        context, trained = row["context_length"], row["details"]["context_length"]
+        if trained and context >= trained:
+            return f": the model was trained for {trained:,} tokens, and no more"
+        return f"; {self.larger} makes it larger than {context:,} tokens"
 
     def writes(self) -> bool:
         """Whether the model writes text; others make vectors."""
@@ -126,7 +142,7 @@ class Reply:
         if "warning" in last:
             console.note(f"note: {last['warning']}", "yellow")
         if last.get("done_reason") == "length" and "num_predict" not in self._asking.options:
-            console.note("note: the answer ends where the context is full; `--ctx` makes it larger", "yellow")
+            console.note(f"note: the answer ends where the context is full{self._asking.way_to_more()}", "yellow")
 
 
 def installed(client: Client, wanted: str, typed: str, pre: str | None = None) -> str:

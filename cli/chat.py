@@ -28,6 +28,7 @@ class Chat:
 
     def __init__(self, asking: Asking, home: Path) -> None:
         self.asking = asking
+        asking.larger = "`/set parameter num_ctx`"
         self.messages: list[dict[str, str]] = []
         self._chats = home / "chats"
         self._history = _History(str(home / "history"))

@@ -148,7 +148,9 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     widths = [max(map(width, column)) for column in zip(header, *rows, strict=True)]
     room = columns(sys.stdout) or sys.maxsize
     gap = 4 if sum(widths) + 4 * (len(widths) - 1) < room else 2
-    widths[0] = max(width(header[0]), min(widths[0], room - 1 - sum(widths[1:]) - gap * (len(widths) - 1)))
+    left = room - 1 - sum(widths[1:]) - gap * (len(widths) - 1)
+    if left >= width(header[0]):  # narrower still, and the terminal has to break lines anyway
+        widths[0] = min(widths[0], left)
     for row in (header, *rows):
         first = row[0]
         if width(first) > widths[0]:
