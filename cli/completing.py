@@ -9,9 +9,6 @@ from typing import Any
 import click
 from click.shell_completion import BashComplete, CompletionItem, add_completion_class
 
-from cli.errors import Failure
-from registry.names import AUTO, is_path
-
 # Bash's own words are joined again where the line has no space between them. What stands before the last colon is in
 # the line already where bash takes words apart there. Folders end in a slash, so that Tab goes on into them.
 _BASH = r"""
@@ -73,6 +70,8 @@ def complete_names(ctx: click.Context, parameter: click.Parameter, incomplete: s
 
 def complete_sources(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem[str]]:
     """Names of models, folders and GGUF files; behind a colon, levels."""
+    from registry.names import is_path
+
     name, colon, level = incomplete.rpartition(":")
     if colon and "/" not in level:
         here = [each for each in _here() if each.startswith(incomplete)]
@@ -103,6 +102,7 @@ def complete_folders(ctx: click.Context, parameter: click.Parameter, incomplete:
 
 def _here() -> list[str]:
     from cli.client import Client
+    from cli.errors import Failure
 
     try:
         rows: list[dict[str, Any]] = Client(start=False).ask("GET", "/api/tags")["models"]
@@ -114,5 +114,6 @@ def _here() -> list[str]:
 def _levels(begun: str) -> list[str]:
     """The levels that lm makes, and `auto`, as far as they begin with a text in upper case or lower."""
     from quant.levels.recipes import LEVELS
+    from registry.names import AUTO
 
     return [level for level in (*LEVELS, AUTO) if level.lower().startswith(begun.lower())]

@@ -102,7 +102,7 @@ def _help(command: str | None) -> None:
 
 
 def main() -> None:
-    """The entry point: runs a command, and ends the process with its exit code."""
+    """Run a command, and end the process with its exit code."""
     console.prepare()
     sys.exit(run(sys.argv[1:]))
 

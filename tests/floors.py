@@ -62,5 +62,6 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("cli",),
         ("cli.commands",),
         ("cli.main",),
+        ("cli.start",),
     ),
 }

@@ -54,7 +54,7 @@ def command(  # noqa: PLR0913  click gives each option by its name
     """
     wanted = reference(name, level)
     question = _question(prompt)
-    if question is None and not sys.stdout.isatty():
+    if question is None and (sys.stdin is None or not sys.stdout.isatty()):
         raise Failure("there is no prompt, and no terminal to chat on", "give one, or pipe text in", "usage")
     client = Client()
     client.note_settings()

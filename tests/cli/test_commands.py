@@ -147,6 +147,14 @@ def test_empty_standard_input_only_loads(lm: Cli) -> None:
     assert "`tiny` is loaded" in done.err
 
 
+def test_without_any_input_there_is_nothing_to_do(lm: Cli) -> None:
+    done = subprocess.run(
+        ["sh", "-c", f"exec {lm.program} run tiny <&-"], env=dict(lm.env), capture_output=True, timeout=60, check=False
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith(b"Error: there is no prompt, and no terminal to chat on")
+
+
 def test_piped_bytes_that_are_no_text_are_refused(lm: Cli) -> None:
     done = lm("run", "tiny", stdin=b"\xff\xfe")
     assert done.code == 2
@@ -245,6 +253,17 @@ def test_a_full_disk_is_told(lm: Cli) -> None:
         process = lm.popen("list", stdout=full, stdin=subprocess.DEVNULL)
         assert process.communicate()[1] == b"Error: the system refused: no space left on device\n"
     assert process.returncode == 1
+
+
+def test_ctrl_c_while_modules_are_imported_shows_no_traceback(tmp_path: Path) -> None:
+    (tmp_path / "click.py").write_text("import time; print('importing', flush=True); time.sleep(60)")
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from cli.start import main; main()"
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"importing\n"
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=20) == (b"", b"")
+    assert process.returncode == -signal.SIGINT
 
 
 def test_ctrl_c_ends_the_answer_here_and_there(tmp_path: Path) -> None:
