@@ -9,8 +9,8 @@ from typing import Any
 import click
 from click.shell_completion import BashComplete, CompletionItem, add_completion_class
 
-# Bash's own words are joined again where the line has no space between them. What stands before the last colon is in
-# the line already where bash takes words apart there. Folders end in a slash, so that Tab goes on into them.
+# Bash cuts words at colons: its words are joined again where the line has no space between them, and a completion is
+# given from the last colon on. Folders end in a slash, so that Tab goes on into them.
 _BASH = r"""
 %(complete_func)s() {
     local IFS=$'\n' rest=$COMP_LINE trimmed word words=() cword=0 current head type value path item

@@ -130,7 +130,7 @@ def _own_url(config: Config) -> str:
 
 
 def unheard(config: Config, url: str) -> list[tuple[str, str, str]]:
-    """Settings that the running daemon at `url` has otherwise, if it is the one of this home; see `Config.unheard`."""
+    """The rows of `Config.unheard` for the daemon at `url`; none where it is not the daemon of this home."""
     try:
         told = json.loads(config.daemon_file.read_bytes())
         return config.unheard(told["settings"]) if told["url"] == url else []

@@ -67,7 +67,7 @@ _QUOTES = '"""'
 
 
 class State(Protocol):
-    """What the commands of a chat change."""
+    """The parts of a chat that its commands change."""
 
     asking: Asking
     messages: list[dict[str, str]]

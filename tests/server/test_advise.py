@@ -128,7 +128,7 @@ def test_the_parts_of_a_reason_add_up_to_the_memory_of_the_table(daemon: Daemon)
     advice = daemon.advice("demo")
     parts = re.findall(r"(\S+ .B) (?:weights|cache|buffers)", advice["reason"].replace("for 2,048 tokens ", ""))
     total = row(advice, advice["level"])["memory_bytes"] / 1e6
-    assert len(parts) == 3 and sum(map(_megabytes, parts)) == pytest.approx(total, abs=0.2)
+    assert len(parts) == 3 and sum(map(_megabytes, parts)) == pytest.approx(total, abs=0.7)  # as they are rounded
 
 
 def test_where_nothing_fits_the_table_is_shown_and_what_would_fit(daemon: Daemon) -> None:
