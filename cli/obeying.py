@@ -151,8 +151,10 @@ def _set_parameter(asking: Asking, name: str, text: str = "") -> None:
         return
     value = _values(text) if name == "stop" else _value(text)
     told = asking.check(options={name: value})
-    if "warning" in told:
-        raise Failure(told["warning"].removesuffix(": passed over"), "`/show parameters` shows what is set")
+    warning = told.get("warning", "")
+    if f"`{name[:40]}`" in warning:
+        passed_over = warning.removeprefix("passed over: ")
+        raise Failure(f"there is no option {passed_over}", "`/show parameters` shows what is set")
     asking.options[name] = value
     console.note(f"`{name}` is {json.dumps(value, ensure_ascii=False)}")
     asking.note_context(told)
