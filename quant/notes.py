@@ -1,7 +1,8 @@
 """GGUF entries of our own, `lm.*`: written by the converter, read by the runtime before the model is loaded.
 
 `lm.stop_token_ids` is the list of all token ids that end an answer, because GGUF's own entries can name only three.
-`lm.tokenizer` is a `TokenizerNote`, as JSON.
+`lm.tokenizer` is a `TokenizerNote`, as JSON. `lm.ignored_keys` are the keys of `config.json` that nobody knows, which a
+user has accepted to go without.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import msgspec
 from quant.errors import MalformedFile
 
 STOPS = "lm.stop_token_ids"
+IGNORED = "lm.ignored_keys"
 TOKENIZER = "lm.tokenizer"
 PLAIN_STEPS = ("NFC", "NFD", "NFKC", "NFKD", "Nmt", "Lowercase", "StripAccents")
 """The normalizers of `tokenizer.json` that have no arguments; a note names them in the same way."""

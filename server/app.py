@@ -75,7 +75,8 @@ ROUTES = [
         "POST",
         "/api/pull",
         models.pull,
-        "bring a model in; progress as NDJSON; `detach`, `limit_rate` (bytes/s), `pre`, `hf_endpoint`, `hf_token`",
+        "bring a model in; progress as NDJSON; `detach`, `limit_rate` (bytes/s), `pre`, `accept_unknown_keys`, "
+        "`hf_endpoint`, `hf_token`",
     ),
     Route(
         "DELETE",

@@ -30,8 +30,17 @@ from cli.pulling import bring_in, lines
     help="Bytes per second at most that this pull takes from the network, such as `20M`.",
 )
 @click.option("--pre", metavar="NAME", help="The pre-tokenizer, where a pull could not recognise it and asks for it.")
+@click.option("--accept-unknown-keys", is_flag=True, help="Go on where nobody knows a key of the model's settings.")
 @click.option("--json", "as_json", is_flag=True, help="Print progress as lines of JSON.")
-def command(name: str, level: str | None, detach: bool, limit_rate: str | None, pre: str | None, as_json: bool) -> None:
+def command(
+    name: str,
+    level: str | None,
+    detach: bool,
+    limit_rate: str | None,
+    pre: str | None,
+    accept_unknown_keys: bool,
+    as_json: bool,
+) -> None:
     """Bring a model in, quantized while it is read to the best level that this machine can hold.
 
     NAME is `demo`, `org/repo` on the hub, or a folder that begins with `/`, `./`, `../` or `~`; `:LEVEL` may follow, or
@@ -41,7 +50,7 @@ def command(name: str, level: str | None, detach: bool, limit_rate: str | None, 
     client = Client()
     client.note_settings()
     body = {"model": reference(name, level), "detach": detach, "limit_rate": _rate(limit_rate), "pre": pre or ""}
-    body |= client.hub()
+    body |= client.hub() | ({"accept_unknown_keys": True} if accept_unknown_keys else {})
     if as_json:
         try:
             for line in lines(client, body):

@@ -15,11 +15,16 @@ MAX_TEXT = 1 << 20
 
 
 class ModelConfig:
-    """A JSON object and the name of the file that it is from."""
+    """A JSON object and the name of the file that it is from.
 
-    def __init__(self, name: str, values: Mapping[str, Any]) -> None:
+    `looked_at` has every key that was asked for, here or in an object made of this one by `changed` or `filled`. Code
+    that only passes values on takes them from `values`, which leaves no trace.
+    """
+
+    def __init__(self, name: str, values: Mapping[str, Any], looked_at: set[str] | None = None) -> None:
         self.name = name
         self.values = values
+        self.looked_at: set[str] = set() if looked_at is None else looked_at
 
     @classmethod
     def read(cls, files: Files, name: str) -> ModelConfig:
@@ -30,19 +35,24 @@ class ModelConfig:
 
     def changed(self, values: Mapping[str, Any]) -> ModelConfig:
         """The same object, with `values` added; they replace its own."""
-        return ModelConfig(self.name, {**self.values, **values})
+        return ModelConfig(self.name, {**self.values, **values}, self.looked_at)
 
     def filled(self, values: Mapping[str, Any]) -> ModelConfig:
         """The same object, with `values` added where it has none of its own."""
-        return ModelConfig(self.name, {**values, **self.values})
+        return ModelConfig(self.name, {**values, **self.values}, self.looked_at)
 
-    def get(self, key: str) -> Any:
-        """The raw value, None when absent."""
-        return self.values.get(key)
+    def get(self, key: str, default: Any = None) -> Any:
+        """The raw value, `default` when absent."""
+        self.looked_at.add(key)
+        return self.values.get(key, default)
+
+    def without_effect(self, *keys: str) -> None:
+        """Count keys as looked at: with the other settings that this model has, they change nothing."""
+        self.looked_at.update(keys)
 
     def count(self, key: str, default: int | None = None) -> int:
         """A positive whole number below 2^31."""
-        value = self.values.get(key)
+        value = self.get(key)
         if value is None and default is not None:
             return default
         if type(value) is not int or not 0 < value < 1 << 31:
@@ -51,7 +61,7 @@ class ModelConfig:
 
     def number(self, key: str, default: float | None = None) -> float:
         """A finite number."""
-        value = self.values.get(key)
+        value = self.get(key)
         if value is None and default is not None:
             return default
         if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) < 1e38:
@@ -60,12 +70,12 @@ class ModelConfig:
 
     def flag(self, key: str, default: bool = False) -> bool:
         """True or false; anything else counts as absent, as `transformers` has it."""
-        value = self.values.get(key)
+        value = self.get(key)
         return value if isinstance(value, bool) else default
 
     def part(self, key: str) -> ModelConfig:
         """The object under `key`, empty when absent."""
-        value = self.values.get(key)
+        value = self.get(key)
         if value is None:
             value = {}
         if not isinstance(value, dict):

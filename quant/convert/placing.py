@@ -12,9 +12,12 @@ from quant.convert.base import EMBEDDING, HEAD, UNQUANTIZED, Family, Known, Size
 from quant.convert.config import ModelConfig
 from quant.convert.peeking import alike
 from quant.errors import MalformedFile, UnsupportedModel
-from quant.gguf.architectures import OUTPUT_NEEDED
+from quant.gguf.architectures import BIASED, OUTPUT_NEEDED, WITHOUT_OUTPUT
 from quant.plan import Files, Part, TensorPlan
 from quant.safetensors import DTYPES, Entry
+
+# Settings that give matrices biases.
+_BIASES = ("attention_bias", "attention_out_bias", "mlp_bias", "use_bias")
 
 
 class _Wanted(NamedTuple):
@@ -34,12 +37,17 @@ def plan_tensors(
     """
     wanted = _expand(family, sizes)
     found = _strip(family, entries)
-    again = _tie(family, wanted, found, files) if config.flag("tie_word_embeddings", family.tied) else ()
+    tied = config.flag("tie_word_embeddings", family.tied)
+    again = _tie(family, wanted, found, files) if tied else ()
+    if not tied and family.architecture in WITHOUT_OUTPUT and any(row.target == HEAD for row, _ in wanted.values()):
+        raise _no_output(family)
     zeros = _take_away(wanted, config, sizes)
     unknown = [entry.name for name, entry in found.items() if name not in wanted]
     if unknown:
+        key = next((key for key in _BIASES if config.get(key) is True), "")
+        because = f" (`{key}` in `{config.name}`)" if key and all(name.endswith(".bias") for name in unknown) else ""
         raise UnsupportedModel(
-            f"the `{family.architecture}` family has no place for {_listed(unknown)}",
+            f"the `{family.architecture}` family has no place for {_listed(unknown)}{because}",
             hint="this is a variant of the architecture that cannot be converted yet",
         )
     present = {row for name, (row, _) in wanted.items() if name in found}
@@ -58,6 +66,12 @@ def plan_tensors(
         parts = tensor.parts or (Part(tensor.shard, tensor.offset, tensor.size),)
         placed.append(replace(tensor, size=0, parts=parts))
     return (*zeros, *_stacked(placed, entries))
+
+
+def _no_output(family: Family[Any]) -> UnsupportedModel:
+    return UnsupportedModel(
+        f"its output is not its embedding (`tie_word_embeddings`), and llama.cpp's `{family.architecture}` has no other"
+    )
 
 
 def _take_away(wanted: dict[str, _Wanted], config: ModelConfig, sizes: Sizes) -> list[TensorPlan]:
@@ -84,6 +98,8 @@ def _tie(
     for name, row in outputs:
         output = found.get(name)
         if output and embedding in found and not alike(files, found[embedding], output):
+            if family.architecture in WITHOUT_OUTPUT:
+                raise _no_output(family)
             continue
         del wanted[name]
         found.pop(name, None)
@@ -122,6 +138,10 @@ def _expand(family: Family[Any], sizes: Sizes) -> dict[str, _Wanted]:
     """Every tensor of the family's table by its name in the source: `{}` and `[]` replaced by layer and expert."""
     wanted = {}
     for row in family.tensors:
+        if row.target.endswith(".bias") and family.architecture not in BIASED.get(
+            row.target.split(".")[-2], (family.architecture,)
+        ):
+            continue
         layers = sizes.numbers(row.layers)
         for layer in layers if "{}" in row.source else layers[:1]:
             for expert in range(sizes.length(row.stack)) if row.stacked else (0,):

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from quant.convert import chat, keys, prequantized, wrappers
-from quant.convert.base import Family, headless
+from quant.convert.base import Family, Sizes, headless
 from quant.convert.config import ModelConfig
 from quant.convert.families import qwen, ranking, rotary
 from quant.convert.families.table import FAMILIES
@@ -17,7 +17,8 @@ from quant.convert.pooling import DENSE, MEAN, RANK, capabilities_of, read_dense
 from quant.convert.tokenizer import specials
 from quant.convert.tokenizer.reading import read_vocabulary
 from quant.errors import MalformedFile, UnsupportedModel
-from quant.notes import STOPS
+from quant.gguf.architectures import HEADS_AS_WIDE
+from quant.notes import IGNORED, STOPS
 from quant.plan import NEXT_TOKEN_LAYERS, Files, ModelPlan, TensorPlan
 from quant.safetensors import read_model
 
@@ -34,16 +35,18 @@ SAME_ACTIVATIONS = {
 _ACTIVATIONS = ("hidden_activation", "hidden_act", "activation_function")
 
 
-def plan_model(files: Files, pre: str | None = None) -> ModelPlan:
+def plan_model(files: Files, pre: str | None = None, accept_unknown_keys: bool = False) -> ModelPlan:
     """Plan the conversion of the model in `files`; only headers and small files are read.
 
-    `pre` is the name of llama.cpp's pre-tokenizer where the user gives it; else the tokenizer's rules decide. Raises
-    MalformedFile where a file breaks its format or contradicts another, UnsupportedModel for a model that cannot be
-    converted. Their messages are for the user.
+    `pre` is the name of llama.cpp's pre-tokenizer where the user gives it; else the tokenizer's rules decide.
+    `accept_unknown_keys`: where transformers does not know the model's class, keys of its configuration that this
+    program does not know either are left out, and noted in the file. Raises MalformedFile where a file breaks its
+    format or contradicts another, UnsupportedModel for a model that cannot be converted. Their messages are for the
+    user.
     """
     if is_gguf(files):
         return plan_gguf(files, finished=True)
-    config, sketch, size = _sketch(files)
+    config, sketch, size = _sketch(files, accept_unknown_keys)
     vocabulary = read_vocabulary(files, size, pre)
     tokenizer_config = ModelConfig.read(files, "tokenizer_config.json")
     generation = ModelConfig.read(files, "generation_config.json")
@@ -78,14 +81,14 @@ def plan_model(files: Files, pre: str | None = None) -> ModelPlan:
 
 def sketch_model(files: Files) -> ModelPlan:
     """As `plan_model`, without tokenizer, chat template and model card: enough to tell the model's size in memory."""
-    return plan_gguf(files, finished=True) if is_gguf(files) else _sketch(files)[1]
+    return plan_gguf(files, finished=True) if is_gguf(files) else _sketch(files, accept_unknown_keys=True)[1]
 
 
-def _sketch(files: Files) -> tuple[ModelConfig, ModelPlan, int]:
+def _sketch(files: Files, accept_unknown_keys: bool) -> tuple[ModelConfig, ModelPlan, int]:
     """The configuration of the language model, the plan of its weights, and the number of rows of its embedding."""
     config, name, wrapped = wrappers.unwrap(_read_config(files))
     family = _family(name)
-    config = keys.filled(config, name)
+    given, config = config, keys.filled(config, name)
     family = family.instead(config) or family
     if family is qwen.QWEN3 and ranking.is_reranker(files):
         family = ranking.QWEN3
@@ -106,6 +109,7 @@ def _sketch(files: Files) -> tuple[ModelConfig, ModelPlan, int]:
         sizes = replace(sizes, dense=dense[0].shape[0])
     entries, next_token_bytes = without_next_token_layers(family, config, sizes, entries)
     left_out |= {NEXT_TOKEN_LAYERS: next_token_bytes} if next_token_bytes else {}
+    _check_width(family, config, sizes)
     described = {f"{family.architecture}.{key}": value for key, value in family.describe(config, sizes).items()}
     own = (*family.computed(config, sizes), *family.picked(files, entries, config))
     tensors = (*own, *plan_tensors(family, config, sizes, entries, files))
@@ -117,10 +121,13 @@ def _sketch(files: Files) -> tuple[ModelConfig, ModelPlan, int]:
         **({} if pooling is None else {f"{family.architecture}.pooling_type": pooling}),
         **({"tokenizer.ggml.token_type_count": sizes.token_types} if sizes.token_types else {}),
     }
+    ignored = keys.check(given, name, accept_unknown_keys)
+    metadata |= {IGNORED: list(ignored)} if ignored else {}
+    remarks = tuple(f"`{key}` in `{config.name}` is not known, left out" for key in ignored)
     used = {part.shard for tensor in tensors for part in (*tensor.parts, *tensor.scales)}
     used |= {tensor.shard for tensor in tensors}
     shards = tuple(dict.fromkeys(entry.shard for entry in entries if entry.shard in used))
-    plan = ModelPlan(family.architecture, metadata, tensors, shards, left_out=left_out)
+    plan = ModelPlan(family.architecture, metadata, tensors, shards, left_out=left_out, remarks=remarks)
     return config, plan, sizes.vocabulary
 
 
@@ -149,6 +156,16 @@ def _check_activation(family: Family[Any], config: ModelConfig) -> None:
     }:
         raise UnsupportedModel(
             f"the activation `{ascii(found)[:40]}` is none that models of the `{family.architecture}` family have"
+        )
+
+
+def _check_width(family: Family[Any], config: ModelConfig, sizes: Sizes) -> None:
+    queries = getattr(sizes, "queries", sizes.width)
+    if family.architecture in HEADS_AS_WIDE and queries != sizes.width:
+        key = "head_dim" if config.values.get("head_dim") is not None else "num_attention_heads"
+        raise UnsupportedModel(
+            f"its heads make up {queries} values and it is {sizes.width} wide (`{key}`), which llama.cpp's "
+            f"`{family.architecture}` does not know"
         )
 
 

@@ -34,3 +34,24 @@ _WITH_OUTPUT = """
     orion phi2 phimoe plamo qwen qwen2moe rwkv6 rwkv6qwen2 rwkv7 stablelm talkie xverse
 """
 OUTPUT_NEEDED = frozenset(_WITH_OUTPUT.split())
+# The architectures whose output is always the embedding.
+WITHOUT_OUTPUT = frozenset(["cohere2", "command-r", "gemma", "gemma2"])
+# The architectures whose heads must make up the width of the model.
+_AS_WIDE = """
+    bert chatglm cohere2 command-r exaone4 gpt2 gptneox lfm2 lfm2moe modern-bert nemotron nomic-bert olmo olmo2 olmoe
+    phi2 phi3 qwen2 qwen2moe stablelm starcoder2
+"""
+HEADS_AS_WIDE = frozenset(_AS_WIDE.split())
+# The architectures with a place for the bias of a matrix (`load_arch_tensors` in `models/*.cpp`), by the matrix. Biases
+# of queries, keys and values have one everywhere.
+_WITH_GATE_BIAS = frozenset(["falcon-h1", "granite", "granitehybrid", "granitemoe", "llama", "mistral3"])
+_WITH_BIASES = _WITH_GATE_BIAS | frozenset(
+    ["bert", "gpt2", "gptneox", "nemotron", "nemotron_h", "nomic-bert", "phi2", "starcoder2"]
+)
+BIASED = {
+    "attn_output": _WITH_BIASES | {"ernie4_5", "gpt-oss"},
+    "ffn_gate": _WITH_GATE_BIAS,
+    "ffn_up": _WITH_BIASES,
+    "ffn_down": _WITH_BIASES,
+}
+"""The architectures that take a bias of these matrices, by the role of the matrix."""

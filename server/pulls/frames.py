@@ -34,12 +34,14 @@ class PullTask(msgspec.Struct, tag="pull"):
     """Daemon to puller, the first frame: the model to bring, and the folder in the store where its file is made.
 
     `limit_rate` is in bytes/s, 0 for no limit. `pre` names the pre-tokenizer, "" unless the user had to.
+    `accept_unknown_keys`: go on where nobody knows a key of the model's configuration.
     """
 
     model: ModelRequest
     folder: str
     limit_rate: float = 0.0
     pre: str = ""
+    accept_unknown_keys: bool = False
 
 
 class Note(msgspec.Struct, tag="note"):

@@ -17,12 +17,14 @@ State = Literal["running", "pausing", "removing", "ended"]
 class PullOptions:
     """How a model is to be pulled: from which hub, at which rate (bytes/s, 0 for any).
 
-    `pre` is the name of the pre-tokenizer, "" unless the user gave it.
+    `pre` is the name of the pre-tokenizer, "" unless the user gave it. `accept_unknown_keys`: go on where nobody knows
+    a key of the model's configuration.
     """
 
     hub: Hub
     limit_rate: float = 0.0
     pre: str = ""
+    accept_unknown_keys: bool = False
 
 
 class _Entry(NamedTuple):

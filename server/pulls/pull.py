@@ -126,6 +126,7 @@ class Pull:
             folder=str(ingest.folder),
             limit_rate=options.limit_rate,
             pre=options.pre or (journal.facts.pre if journal else "") or _known_pre(self._store, reference),
+            accept_unknown_keys=options.accept_unknown_keys,
         )
 
 

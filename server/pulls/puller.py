@@ -110,7 +110,7 @@ class _Attempt:
         try:
             self.send(Progress("planning"))
             selection = self._select()
-            plan = plan_model(selection.files, self.task.pre or None)
+            plan = plan_model(selection.files, self.task.pre or None, self.task.accept_unknown_keys)
             level, reason = self._level(plan, selection)
             conversion = self._conversion(plan, level)
             _in_background(_warm, loading, {type.name for type in conversion.types.values()})

@@ -6,7 +6,8 @@ configuration class, and the keyword arguments that the configuration class take
 field declares and no code reads is not listed: it cannot change a logit.
 
 An entry has `defaults` (keys with the defaults of their fields), `others` (keys without a field, which are read where
-they are given), `aliases` (another name of a key), and `rope` (the rotary settings of a configuration without any).
+they are given, with what the code takes instead), `aliases` (another name of a key), and `rope` (the rotary settings of
+a configuration without any).
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from typing import Any
 
 TABLE = Path(__file__).parents[2] / "quant" / "convert" / "keys.json"
 # Modules of transformers that compute with a configuration for every class: their functions count where they are used.
-SHARED = ("modeling_rope_utils", "masking_utils", "modeling_layers", "cache_utils", "activations", "integrations.moe")
+# (A cache that forgets what is behind a window is no part of them: what a text means does not depend on a cache.)
+SHARED = ("modeling_rope_utils", "masking_utils", "modeling_layers", "activations", "integrations.moe")
 # Read by shared code for how a model is run, saved or trained; none of them changes a logit.
 _RUNNING = {
     "_attn_implementation", "_experts_implementation", "output_attentions", "output_hidden_states", "use_cache",
@@ -79,11 +81,11 @@ def _counts(home: str) -> bool:
     return (".modeling_" in home and rest.startswith("models.")) or rest in SHARED
 
 
-def read_keys(node: ast.AST, owners: set[str]) -> Iterator[str]:
-    """Attributes and items read of something that is called a configuration."""
+def read_keys(node: ast.AST, owners: set[str]) -> Iterator[tuple[str, Any]]:
+    """Attributes read of something that is called a configuration, each with what is taken where it has none."""
     for child in ast.walk(node):
         if isinstance(child, ast.Attribute) and _is_config(child.value, owners):
-            yield child.attr
+            yield child.attr, None
         elif (
             (
                 isinstance(child, ast.Call)
@@ -94,7 +96,8 @@ def read_keys(node: ast.AST, owners: set[str]) -> Iterator[str]:
             and _is_config(child.args[0], owners)
             and isinstance(child.args[1], ast.Constant)
         ):
-            yield str(child.args[1].value)
+            instead = child.args[2] if len(child.args) > 2 else None
+            yield str(child.args[1].value), instead.value if isinstance(instead, ast.Constant) else None
 
 
 def _is_config(node: ast.AST, owners: set[str]) -> bool:
@@ -147,7 +150,8 @@ def describe(name: str) -> dict[str, Any] | None:
     seen: dict[tuple[str, str], ast.AST] = {}
     reached(sys.modules[cls.__module__], name, seen)
     owners = {"config", "text_config", "effective_config", "layer_config"}
-    keys = {key for node in seen.values() for key in read_keys(node, owners)}
+    instead = dict(sorted((each for node in seen.values() for each in read_keys(node, owners)), key=_said))
+    keys = set(instead)
     own, legacy = config_keys(cls.config_class)
     config_class = cls.config_class
     mapped = dict(getattr(config_class, "attribute_map", {}))
@@ -163,9 +167,23 @@ def describe(name: str) -> dict[str, Any] | None:
         "aliases": {old: new for old, new in sorted(mapped.items()) if new in read},
         "config": config_class.__name__,
         "defaults": {key: fields[key] for key in sorted(read & fields.keys()) if key != "rope_parameters"},
-        "others": sorted(((read - fields.keys()) | legacy) - _RUNNING - fields.keys()),
+        "others": {
+            key: instead.get(key) for key in sorted(((read - fields.keys()) | legacy) - _RUNNING - fields.keys())
+        },
+        "partial": _rotates_parts(cls.__module__, seen),
         "rope": getattr(config_class(), "rope_parameters", None),
     }
+
+
+def _said(each: tuple[str, Any]) -> bool:
+    """Reads that say what is taken instead come last, and so count."""
+    return each[1] is not None
+
+
+def _rotates_parts(module: str, seen: dict[tuple[str, str], ast.AST]) -> bool:
+    """Whether the class's own code reads what part of a head is rotated."""
+    own = (child for (home, _), node in seen.items() if home == module for child in ast.walk(node))
+    return any(isinstance(child, ast.Constant) and child.value == "partial_rotary_factor" for child in own)
 
 
 def raw_defaults(config_class: type) -> dict[str, Any]:
@@ -206,7 +224,9 @@ def written(found: dict[str, Any]) -> str:
     last = list(found["classes"])[-1]
     for name, entry in found["classes"].items():
         lines.append(f'"{name}": {{')
-        lines += [f' "{part}": {json.dumps(entry[part])},' for part in ("config", "aliases", "others", "rope")]
+        lines += [
+            f' "{part}": {json.dumps(entry[part])},' for part in ("config", "aliases", "others", "partial", "rope")
+        ]
         defaults = [f'  "{key}": {json.dumps(value)}' for key, value in entry["defaults"].items()]
         lines += [' "defaults": {', ",\n".join(defaults), " }", "}" if name == last else "},"]
     return "\n".join([*lines, "}}"]) + "\n"

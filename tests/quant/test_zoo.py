@@ -78,11 +78,11 @@ def compared(
         return worst if np.isfinite(worst) else np.inf, engine.gelu.seen if engine.gelu else 0
 
 
-def answer(engine: Engine, plan: ModelPlan) -> np.ndarray:
-    """What the engine computes of `IDS`."""
+def answer(engine: Engine, plan: ModelPlan, ids: list[int] = IDS) -> np.ndarray:
+    """What the engine computes of a text."""
     if "rerank" in plan.capabilities:
-        return np.array([engine.vectors(text, RANK)[0, 0] for text in texts(IDS)])
-    return engine.vectors(IDS) if "embedding" in plan.capabilities else engine.logits(IDS, BATCH)
+        return np.array([engine.vectors(text, RANK)[0, 0] for text in texts(ids)])
+    return engine.vectors(ids) if "embedding" in plan.capabilities else engine.logits(ids, BATCH)
 
 
 def test_logits_are_those_of_transformers(row: str, model: tuple[Folder, np.ndarray], tmp_path: Path) -> None:

@@ -8,7 +8,9 @@ from quant.convert.base import Family
 from quant.convert.config import ModelConfig
 from quant.convert.families import decoder
 from quant.convert.families.decoder import DecoderSizes, layer, norm
+from quant.errors import UnsupportedModel
 
+_LAYERS_WITH_NORMS = 64
 _BASE = (
     *decoder.BASE,
     *norm("input_layernorm", "attn_norm"),
@@ -28,8 +30,16 @@ def _describe_windows(config: ModelConfig, sizes: DecoderSizes) -> dict[str, Any
     return {
         **_describe(config, sizes),
         "attention.sliding_window": config.count("sliding_window", 4096),
-        **decoder.window_pattern(config, sizes, every=config.count("sliding_window_pattern", 4)),
+        **decoder.window_pattern(config.filled({"sliding_window_pattern": 4}), sizes),
     }
+
+
+def _read_sizes(config: ModelConfig) -> DecoderSizes:
+    """llama.cpp tells by the number of layers whether queries and keys have norms (`command-r.cpp`)."""
+    sizes = decoder.read_sizes(config)
+    if config.flag("use_qk_norm") and sizes.layers < _LAYERS_WITH_NORMS:
+        raise UnsupportedModel(f"it has `use_qk_norm`, which llama.cpp takes for models of {_LAYERS_WITH_NORMS} layers")
+    return sizes
 
 
 COMMAND_R = Family(
@@ -41,7 +51,7 @@ COMMAND_R = Family(
         layer("self_attn.k_norm.weight", "attn_k_norm.weight", "key_heads", "head", required=False),
     ),
     sizes=DecoderSizes,
-    read_sizes=decoder.read_sizes,
+    read_sizes=_read_sizes,
     describe=_describe,
     tied=True,
 )

@@ -177,20 +177,31 @@ def _describe_norm(config: ModelConfig) -> dict[str, Any]:
 def bounded_by_window(config: ModelConfig, entries: dict[str, Any]) -> dict[str, Any]:
     """`entries` with the context cut to the sliding window, for architectures in which llama.cpp has no window.
 
-    Within the length of the window the answers are right whether or not it slides.
+    Within the length of the window the answers are right whether or not it slides, and in whichever layers it does.
     """
+    config.without_effect("layer_types", "max_window_layers", "use_sliding_window")
+    window = config.get("sliding_window")
+    if type(window) is int and window <= 0:
+        return entries
     window = config.count("sliding_window", entries["context_length"])
     return entries | {"context_length": min(entries["context_length"], window)}
 
 
-def window_pattern(config: ModelConfig, sizes: Sizes, every: int) -> dict[str, Any]:
-    """The entry with the layers that have a sliding window: by `layer_types`, else all but each `every`-th."""
+def window_pattern(config: ModelConfig, sizes: Sizes, every: int | None = None) -> dict[str, Any]:
+    """The entry with the layers that have a sliding window: by `layer_types`, else all but each `every`-th.
+
+    `every` is `sliding_window_pattern` where it is None. llama.cpp needs a layer with a window where one has a length.
+    """
     types = config.get("layer_types")
     if types is None:
+        every = config.count("sliding_window_pattern") if every is None else every
         types = ["sliding_attention" if (n + 1) % every else "full_attention" for n in range(sizes.layers)]
     known = ("sliding_attention", "full_attention")
     if not isinstance(types, list) or len(types) != sizes.layers or any(kind not in known for kind in types):
         raise config.wrong("layer_types", f"a list that says of {sizes.layers} layers which attention they have")
+    config.without_effect("sliding_window_pattern")
+    if "sliding_attention" not in types:
+        raise UnsupportedModel("none of its layers has a window (`layer_types`), and llama.cpp wants one in this kind")
     return {"attention.sliding_window_pattern": [kind == "sliding_attention" for kind in types]}
 
 

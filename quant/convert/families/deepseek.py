@@ -68,6 +68,8 @@ def _read_sizes(config: ModelConfig) -> _DeepSeekSizes:
         )
     if not config.flag("rope_interleave", True):
         raise UnsupportedModel("it rotates halves of its heads, and llama.cpp pairs")
+    # Keys are made anew for every head, so heads never share them.
+    config.without_effect("head_dim", "num_key_value_heads")
     plain, rotated = config.count("qk_nope_head_dim"), config.count("qk_rope_head_dim")
     value, rank = config.count("v_head_dim"), config.count("kv_lora_rank")
     decoder_sizes = DecoderSizes(
@@ -107,7 +109,7 @@ def _describe_v3(config: ModelConfig, sizes: _DeepSeekSizes) -> dict[str, Any]:
 
 
 def _check(config: ModelConfig, expected: dict[str, Any]) -> None:
-    other = [key for key, value in expected.items() if config.values.get(key, value) not in (value, None)]
+    other = [key for key, value in expected.items() if config.get(key, value) not in (value, None)]
     if other:
         raise UnsupportedModel(f"it chooses its experts otherwise than llama.cpp does (`{other[0]}`)")
 

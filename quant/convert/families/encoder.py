@@ -133,6 +133,7 @@ ROBERTA = Family(
 def _describe_modern(config: ModelConfig, sizes: EncoderSizes) -> dict[str, Any]:
     local = rotary.parameters(config, "sliding_attention").number("rope_theta", config.number("local_rope_theta", 1e4))
     every = config.count("global_attn_every_n_layers", 3)
+    config.without_effect("classifier_activation", "classifier_bias", "classifier_pooling")
     types = config.get("layer_types")
     if types is not None and types != [_attention(n, every) for n in range(sizes.layers)]:
         raise UnsupportedModel("its windows are in other layers than those that llama.cpp knows for ModernBERT")
@@ -191,10 +192,12 @@ def _nomic(config: ModelConfig) -> ModelConfig:
 
 def _read_nomic_sizes(config: ModelConfig) -> EncoderSizes:
     odd = {"prenorm": False, "rotary_emb_interleaved": False, "rotary_emb_fraction": 1.0, "causal": False}
-    other = [key for key, value in odd.items() if config.values.get(key, value) != value]
+    other = [key for key, value in odd.items() if config.get(key, value) != value]
     if other or config.get("moe_every_n_layers"):
         raise UnsupportedModel(f"it is a variant of Nomic BERT that cannot be converted yet ({(*other, 'experts')[0]})")
     sizes = _read_sizes(_nomic(config))
+    if config.count("head_dim", sizes.width // sizes.heads) * sizes.heads != sizes.width:
+        raise UnsupportedModel("its heads do not make up its width (`head_dim`), which llama.cpp needs")
     return replace(sizes, context=min(sizes.positions, config.count("max_trained_positions", 2048)))
 
 

@@ -15,6 +15,7 @@ from quant.convert.families.decoder import DecoderSizes, norm
 from quant.convert.pooling import DENSE
 from quant.errors import UnsupportedModel
 
+_NO_CAP = 1e9
 _GELU = ("gelu_pytorch_tanh", "gelu")
 # llama.cpp tells Gemma's 27 B, which scales attention in its own way, by the number of layers.
 _ODD_SCALE = {"gemma2": 46, "gemma3": 62}
@@ -28,12 +29,18 @@ def _check_scale(config: ModelConfig, sizes: DecoderSizes, architecture: str) ->
         raise UnsupportedModel(f"its `query_pre_attn_scalar` is not {built_in}, the only one that llama.cpp knows")
 
 
+def cap(config: ModelConfig, key: str, default: float | None) -> float:
+    """The cap of logits under `key`; llama.cpp takes numbers alone, so None becomes one that no logit comes near."""
+    value = config.get(key, default)
+    return _NO_CAP if value is None else config.number(key, default)
+
+
 def _describe_two(config: ModelConfig, sizes: DecoderSizes) -> dict[str, Any]:
     _check_scale(config, sizes, "gemma2")
     return {
         **decoder.describe(config, sizes),
-        "attn_logit_softcapping": config.number("attn_logit_softcapping", 50.0),
-        "final_logit_softcapping": config.number("final_logit_softcapping", 30.0),
+        "attn_logit_softcapping": cap(config, "attn_logit_softcapping", 50.0),
+        "final_logit_softcapping": cap(config, "final_logit_softcapping", 30.0),
         "attention.sliding_window": config.count("sliding_window", 4096),
         **decoder.window_pattern(config, sizes, every=2),
     }
@@ -61,13 +68,11 @@ def _describe_three(config: ModelConfig, sizes: DecoderSizes) -> dict[str, Any]:
     cap = config.get("final_logit_softcapping")
     if cap is not None:
         entries["final_logit_softcapping"] = config.number("final_logit_softcapping")
-    if config.get("attn_logit_softcapping") is not None:
-        raise UnsupportedModel("it caps attention, which llama.cpp leaves out for Gemma 3")
-    every = config.count("sliding_window_pattern", 6)
+    config.without_effect("attn_logit_softcapping")
     return {
         **entries,
         "attention.sliding_window": config.count("sliding_window", 4096),
-        **decoder.window_pattern(config, sizes, every),
+        **decoder.window_pattern(config.filled({"sliding_window_pattern": 6}), sizes),
         "rope.freq_base_swa": rotary.local_base(config),
     }
 
@@ -131,7 +136,7 @@ def _describe_embedding(config: ModelConfig, sizes: _EmbeddingSizes) -> dict[str
         **decoder.describe(config, sizes),
         "attention.causal": False,
         "attention.sliding_window": config.count("sliding_window", 512),
-        **decoder.window_pattern(config, sizes, config.count("sliding_window_pattern", 6)),
+        **decoder.window_pattern(config.filled({"sliding_window_pattern": 6}), sizes),
         "rope.freq_base": rotary.base(config, default=1e6),
         "rope.freq_base_swa": rotary.local_base(config),
         **(dense if sizes.dense else {}),

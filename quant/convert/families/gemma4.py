@@ -12,7 +12,7 @@ from typing import Any
 
 from quant.convert.base import Family, Known, Layers, Target, Times, in_layers, tensor
 from quant.convert.config import ModelConfig
-from quant.convert.families import decoder, rotary
+from quant.convert.families import decoder, gemma, rotary
 from quant.convert.families.decoder import LAYER, layer, linear, norm
 from quant.convert.families.moe import MixtureSizes
 from quant.errors import MalformedFile, UnsupportedModel
@@ -72,9 +72,11 @@ def _full_layers(config: ModelConfig, layers: int) -> Layers:
     kinds = config.get("layer_types")
     if kinds is None:
         kinds = [_SLIDING if (number + 1) % 6 else _FULL for number in range(layers)]
+    if isinstance(kinds, list) and kinds:
+        kinds = [*kinds[:-1], _FULL]  # whatever the file says, as transformers has it
     fine = isinstance(kinds, list) and len(kinds) == layers and all(kind in (_SLIDING, _FULL) for kind in kinds)
-    if not fine or kinds[-1] != _FULL:
-        raise config.wrong("layer_types", f"a list of what {layers} layers are, the last one with full attention")
+    if not fine:
+        raise config.wrong("layer_types", f"a list of what {layers} layers are")
     return frozenset(number for number, kind in enumerate(kinds) if kind == _FULL)
 
 
@@ -161,8 +163,7 @@ def _describe(config: ModelConfig, sizes: _Gemma4Sizes) -> dict[str, Any]:
     if sizes.wide != sizes.feed_forward:
         wide = [sizes.wide if number in sizes.wide_layers else sizes.feed_forward for number in range(layers)]
         entries["feed_forward_length"] = wide
-    if config.get("final_logit_softcapping") is not None:
-        entries["final_logit_softcapping"] = config.number("final_logit_softcapping")
+    entries["final_logit_softcapping"] = gemma.cap(config, "final_logit_softcapping", None)
     if sizes.experts:
         entries |= decoder.describe_experts(sizes.experts, config.count("top_k_experts"))
         entries["expert_feed_forward_length"] = sizes.expert
@@ -252,7 +253,7 @@ GEMMA4 = Family(
     read_sizes=_read_sizes,
     describe=_describe,
     computed=_tables,
-    activations=("gelu_pytorch_tanh",),
+    activations=("gelu_pytorch_tanh", "gelu"),
     tied=True,
 )
 FAMILIES = (GEMMA4,)

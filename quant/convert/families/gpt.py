@@ -35,7 +35,7 @@ STARCODER2 = Family(
     sizes=DecoderSizes,
     read_sizes=decoder.read_sizes,
     describe=lambda config, sizes: decoder.bounded_by_window(config, decoder.describe(config, sizes)),
-    activations=("gelu_pytorch_tanh",),
+    activations=("gelu_pytorch_tanh", "gelu"),
     tied=True,
 )
 

@@ -74,6 +74,9 @@ def read_mixer_sizes(config: ModelConfig, sizes: Sizes, inner: int, states: int,
     groups, state, kernel = (config.count(prefix + name) for name in names)
     if inner % states or inner % groups:
         raise MalformedFile(f"an inner width of {inner} cannot be shared by {states} states in {groups} groups")
+    lengths = [config.get(name) for name in ("mamba_d_head",) if prefix]
+    if any(type(each) is int and each * states != inner for each in lengths):
+        raise MalformedFile(f"{states} states of {lengths[0]} values do not make up an inner width of {inner}")
     # transformers writes infinity as an object since its version 5.
     limits = (None, [0.0, float("inf")], [0.0, {"__float__": "Infinity"}])
     if config.get("time_step_limit") not in limits:
@@ -105,6 +108,7 @@ def _read_mamba2_sizes(config: ModelConfig) -> MixerSizes:
     width, layers = config.count("hidden_size"), count_layers(config)
     sizes = Sizes(vocabulary=config.count("vocab_size"), width=width, layers=layers)
     inner = width * config.count("expand", 2)
+    config.without_effect("head_dim")
     return read_mixer_sizes(config, sizes, inner, config.count("num_heads"), prefix="")
 
 
@@ -187,6 +191,7 @@ def _describe_granite(config: ModelConfig, sizes: _GraniteSizes) -> dict[str, An
     if sizes.experts:
         experts = decoder.describe_experts(sizes.experts, config.count("num_experts_per_tok"))
         experts["expert_shared_feed_forward_length"] = sizes.shared_expert
+    config.without_effect("num_experts_per_tok")
     return {
         **llama.describe_granite(config, sizes),
         **describe_mixer(sizes),
@@ -231,11 +236,18 @@ _GRANITE_DENSE = Family(
 )
 
 
+_OF_MIXERS = (
+    *("mamba_conv_bias", "mamba_d_conv", "mamba_d_head", "mamba_d_state", "mamba_expand", "mamba_n_groups"),
+    *("mamba_n_heads", "mamba_proj_bias", "time_step_limit"),
+)
+
+
 def _without_mixers(config: ModelConfig) -> Family[Any] | None:
     """Some of Granite 4's small models have nothing but attention, which llama.cpp's hybrids cannot be."""
     layers = count_layers(config)
     if len(_attending(config, layers)) < layers:
         return None
+    config.without_effect(*_OF_MIXERS)
     return moe.GRANITE_MOE if config.get("num_local_experts") else _GRANITE_DENSE
 
 

@@ -59,6 +59,7 @@ def _describe_smollm3(config: ModelConfig, sizes: DecoderSizes) -> dict[str, Any
         raise UnsupportedModel("it leaves out rotary embedding in other layers than every fourth")
     if config.flag("use_sliding_window"):
         return _describe(config, sizes)
+    config.without_effect("layer_types")
     return decoder.describe(config, sizes)
 
 
@@ -75,6 +76,9 @@ SMOLLM3 = Family(
 
 def describe_granite(config: ModelConfig, sizes: DecoderSizes) -> dict[str, Any]:
     """Granite scales the embedding, what each layer adds, attention and the logits."""
+    for key in ("embedding_multiplier", "residual_multiplier", "attention_multiplier", "logits_scaling"):
+        if config.get(key) == 0:
+            raise UnsupportedModel(f"its `{key}` is 0, by which llama.cpp means that there is none")
     return {
         **decoder.describe(config, sizes),
         "embedding_scale": config.number("embedding_multiplier", 1.0),

@@ -52,10 +52,15 @@ def _read_sizes(config: ModelConfig) -> _Llama4Sizes:
 
 
 def _describe(config: ModelConfig, sizes: _Llama4Sizes) -> dict[str, Any]:
-    other = [key for key, value in _FIXED.items() if config.values.get(key, value) != value]
+    other = [key for key, value in _FIXED.items() if config.get(key, value) != value]
     layers = config.get("no_rope_layers")
     if layers and layers != [int((number + 1) % 4 != 0) for number in range(sizes.layers)]:
         other.append("no_rope_layers")
+    kinds = config.get("layer_types")
+    if kinds and kinds != [
+        "full_attention" if number % 4 == 3 else "chunked_attention" for number in range(sizes.layers)
+    ]:
+        other.append("layer_types")
     if config.flag("use_qk_norm", True) is (sizes.experts == _WITHOUT_NORMS):
         other.append("use_qk_norm")
     if other or not config.flag("attn_temperature_tuning", True):

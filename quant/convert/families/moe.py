@@ -10,7 +10,7 @@ from typing import Any
 
 from quant.convert.base import Family, Known, Layers, Target, Times, in_layers
 from quant.convert.config import ModelConfig
-from quant.convert.families import decoder, llama, rotary
+from quant.convert.families import decoder, llama, qwen, rotary
 from quant.convert.families.decoder import LAYER, DecoderSizes, layer, linear, router, stacked
 from quant.errors import MalformedFile, UnsupportedModel
 
@@ -139,7 +139,7 @@ def _read_qwen_sizes(config: ModelConfig) -> MixtureSizes:
 
 def _describe_qwen(config: ModelConfig, sizes: MixtureSizes) -> dict[str, Any]:
     return {
-        **decoder.describe(config, sizes),
+        **qwen.describe(config, sizes),
         **decoder.describe_experts(sizes.experts, config.count("num_experts_per_tok")),
         "expert_feed_forward_length": sizes.expert,
     }

@@ -27,13 +27,18 @@ _RENAMED = {
     "time_step_limit": "mamba_dt_limit",
     "state_size": "ssm_state_size",
 }
+_OF_EXPERTS = (
+    *("moe_intermediate_size", "moe_shared_expert_intermediate_size", "n_group", "n_routed_experts"),
+    *("n_shared_experts", "norm_topk_prob", "num_experts_per_tok", "routed_scaling_factor", "topk_group"),
+)
 
 
 def _kinds(config: ModelConfig) -> list[str]:
     """The kind of each layer, which files give as a list of names or as a text of signs."""
     kinds = config.get("layer_types") or config.get("layers_block_type")
+    config.without_effect("layers_block_type", "hybrid_override_pattern", "num_hidden_layers")
     if kinds is None and isinstance(config.get("hybrid_override_pattern"), str):
-        kinds = [_SIGNS.get(sign) for sign in config.values["hybrid_override_pattern"]]
+        kinds = [_SIGNS.get(sign) for sign in config.get("hybrid_override_pattern")]
     if not isinstance(kinds, list) or not 0 < len(kinds) <= MAX_BLOCKS:
         raise config.wrong("layers_block_type", f"a list of what up to {MAX_BLOCKS} layers are")
     named = [_OLD_NAMES.get(kind, kind) if isinstance(kind, str) else None for kind in kinds]
@@ -67,6 +72,7 @@ def _read_sizes(config: ModelConfig) -> _NemotronSizes:
     mixers = read_mixer_sizes(config, sizes, states * config.count("mamba_head_dim"), states, prefix="")
     layers = {kind: frozenset(n for n, each in enumerate(kinds) if each == kind) for kind in _SIGNS.values()}
     routed = bool(layers[_EXPERTS])
+    config.without_effect(*_RENAMED.values(), *(() if routed else _OF_EXPERTS))
     return _NemotronSizes(
         **(vars(sizes) | vars(mixers)),
         experts=config.count("n_routed_experts") if routed else 0,

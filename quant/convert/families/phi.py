@@ -48,6 +48,6 @@ PHI2 = Family(
     sizes=DecoderSizes,
     read_sizes=decoder.read_sizes,
     describe=decoder.describe,
-    activations=("gelu_new",),
+    activations=("gelu_new", "gelu"),
 )
 FAMILIES = (PHI2, PHI3)

@@ -11,9 +11,13 @@ from quant.convert.families import decoder
 from quant.convert.families.decoder import DecoderSizes
 
 
-def _describe(config: ModelConfig, sizes: DecoderSizes) -> dict[str, Any]:
+def describe(config: ModelConfig, sizes: DecoderSizes) -> dict[str, Any]:
+    """The entries of a decoder whose window is told by `sliding_window` where `use_sliding_window` is set."""
     entries = decoder.describe(config, sizes)
-    return decoder.bounded_by_window(config, entries) if config.flag("use_sliding_window") else entries
+    if config.flag("use_sliding_window"):
+        return decoder.bounded_by_window(config, entries)
+    config.without_effect("layer_types")
+    return entries
 
 
 QWEN2 = Family(
@@ -22,7 +26,7 @@ QWEN2 = Family(
     tensors=decoder.STANDARD,
     sizes=DecoderSizes,
     read_sizes=decoder.read_sizes,
-    describe=_describe,
+    describe=describe,
 )
 QWEN3 = Family(
     classes=("Qwen3ForCausalLM",),
@@ -30,7 +34,7 @@ QWEN3 = Family(
     tensors=decoder.STANDARD + decoder.HEAD_NORMS,
     sizes=DecoderSizes,
     read_sizes=decoder.read_sizes,
-    describe=_describe,
+    describe=describe,
 )
 # Published for embeddings without the output.
 BARE = tuple(

@@ -33,6 +33,7 @@ def _read_lfm2_sizes(config: ModelConfig) -> Lfm2Sizes:
     if config.flag("block_auto_adjust_ff_dim", True):
         step = config.count("block_multiple_of", 256)
         wide = -(-int(config.number("block_ffn_dim_multiplier", 1.0) * int(2 * wide / 3)) // step) * step
+    config.without_effect("block_ffn_dim_multiplier", "block_multiple_of")
     sizes = decoder.read_sizes(config.changed({"intermediate_size": wide}))
     attending = _attending(config, sizes.layers)
     return Lfm2Sizes(

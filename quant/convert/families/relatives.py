@@ -108,10 +108,11 @@ def _describe_exaone(config: ModelConfig, sizes: DecoderSizes) -> dict[str, Any]
     """Only layers with a window are rotated, and all are in models that have none."""
     entries = decoder.describe(config, sizes)
     if config.get("sliding_window") is None:
+        config.without_effect("layer_types", "sliding_window_pattern")
         return entries
     if sizes.layers != _EXAONE_WINDOWS:
         raise UnsupportedModel(f"it has windows, which llama.cpp knows for EXAONE 4 of {_EXAONE_WINDOWS} layers only")
-    pattern = decoder.window_pattern(config, sizes, every=4)
+    pattern = decoder.window_pattern(config, sizes)
     return {**entries, "attention.sliding_window": config.count("sliding_window"), **pattern}
 
 

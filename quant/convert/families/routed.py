@@ -31,8 +31,9 @@ def _describe_glm(config: ModelConfig, sizes: RoutedSizes) -> dict[str, Any]:
 def _describe_dots(config: ModelConfig, sizes: RoutedSizes) -> dict[str, Any]:
     if sizes.key_heads != sizes.heads:
         raise UnsupportedModel("its heads share keys, and those of llama.cpp's `dots1` do not")
-    types = config.get("layer_types")
-    if types and set(types) != {"full_attention"}:
+    types, first = config.get("layer_types"), config.get("max_window_layers")
+    windows = config.get("sliding_window") is not None and type(first) is int and first < sizes.layers
+    if set(types) != {"full_attention"} if types else windows:
         raise UnsupportedModel("it has layers with a sliding window, and llama.cpp's `dots1` has none")
     return _describe_glm(config, sizes)
 
@@ -186,7 +187,7 @@ def _read_minimax_sizes(config: ModelConfig) -> MixtureSizes:
 
 
 def _describe_minimax(config: ModelConfig, sizes: MixtureSizes) -> dict[str, Any]:
-    if config.values.get("scoring_func", "sigmoid") != "sigmoid":
+    if config.get("scoring_func", "sigmoid") != "sigmoid":
         raise UnsupportedModel("it chooses its experts otherwise than llama.cpp does (`scoring_func`)")
     return {
         **decoder.describe(config, sizes),
@@ -259,7 +260,7 @@ def _read_lfm2_sizes(config: ModelConfig) -> _Lfm2MixtureSizes:
 
 def _describe_lfm2(config: ModelConfig, sizes: _Lfm2MixtureSizes) -> dict[str, Any]:
     expected = {"use_expert_bias": True, "norm_topk_prob": True, "routed_scaling_factor": 1.0}
-    odd = [key for key, value in expected.items() if config.values.get(key, value) != value]
+    odd = [key for key, value in expected.items() if config.get(key, value) != value]
     if odd:
         raise UnsupportedModel(f"it chooses its experts otherwise than llama.cpp does (`{odd[0]}`)")
     return {

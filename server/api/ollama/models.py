@@ -49,14 +49,15 @@ class PullBody(ModelBody):
     """The body of `/api/pull`. With `detach` the pull goes on when nobody follows it any more.
 
     `limit_rate` is in bytes/s, 0 for no limit. `pre` names llama.cpp's pre-tokenizer, for a model whose own is not
-    recognised. `hf_endpoint` and `hf_token` are the hub and the token of the caller's environment, where they are not
-    the daemon's.
+    recognised. `accept_unknown_keys` goes on where nobody knows a key of its configuration. `hf_endpoint` and
+    `hf_token` are the hub and the token of the caller's environment, where they are not the daemon's.
     """
 
     stream: bool | None = None
     detach: bool = False
     limit_rate: float = 0.0
     pre: str = ""
+    accept_unknown_keys: bool = False
     hf_endpoint: str = ""
     hf_token: str = ""
 
@@ -135,7 +136,10 @@ async def pull(request: web.Request) -> web.StreamResponse:
     if body.limit_rate and not 1000 <= body.limit_rate <= 1e12:
         raise BadBody(f"`limit_rate` is {body.limit_rate:g} bytes/s", "send 1000 or more, or leave it out")
     options = PullOptions(
-        callers_hub(request, services.config, body.hf_endpoint, body.hf_token), body.limit_rate, body.pre
+        callers_hub(request, services.config, body.hf_endpoint, body.hf_token),
+        body.limit_rate,
+        body.pre,
+        body.accept_unknown_keys,
     )
     frames = services.jobs.follow(reference, options, detach=body.detach)
     async with aclosing(frames):
