@@ -172,7 +172,7 @@ def filled(config: ModelConfig, name: str) -> ModelConfig:
 
 
 def _original(config: ModelConfig, entry: dict[str, Any]) -> ModelConfig:
-    """The config whose rotary scaling has the trained length of the class's own field, where the class has this field."""
+    """The config whose rotary scaling has the trained length in the class's own field, where there is one."""
     key = "original_max_position_embeddings"
     if key not in entry["defaults"]:
         return config
