@@ -110,7 +110,8 @@ class Trial:
 
     def run(self, change: Change) -> Result:
         """Make a change and ask both sides."""
-        return Result(self.name, change.name, change.keys, *self.verdict(self.changed(change)))
+        name = f"{change.name} (4)" if change.old else change.name
+        return Result(self.name, name, change.keys, *self.verdict(self.changed(change)))
 
     def verdict(self, config: dict[str, Any]) -> tuple[str, str]:
         """What comes of a config, and a detail."""

@@ -220,6 +220,19 @@ def pairs(changes: list[Change], count: int, seed: str) -> Iterator[Change]:
             yield Change(both, (*first.keys, *second.keys), {**first.values, **second.values})
 
 
+def sampled(changes: list[Change], seen: frozenset[str]) -> list[Change]:
+    """Of the changes of a row: none, the older form, a scaling, and one of each key that is not among the `seen`."""
+    draw = random.Random(changes[0].name + changes[-1].name)
+    scalings = [each for each in changes if any(key.startswith("scaling: ") for key in each.keys)]
+    by_key: dict[str, list[Change]] = {}
+    for change in changes:
+        if len(change.keys) == 1 and not change.old:
+            by_key.setdefault(change.keys[0], []).append(change)
+    new = [draw.choice(found) for key, found in by_key.items() if key not in seen]
+    whole = [each for each in changes if not each.keys or each.keys == ("transformers_version",)]
+    return [*whole, *draw.sample(scalings, min(len(scalings), 1)), *new]
+
+
 def planned(config: Mapping[str, Any], entry: Mapping[str, Any], name: str, count: int = 5) -> list[Change]:
     """All trials of the row `name`: singles, pairs, and in the form of transformers 4 one change of each key."""
     alone = list(singles(config, entry))
