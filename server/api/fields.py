@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from server.errors import Unsupported
+from server.errors import BadBody, Unsupported
 from server.http.bodies import Given
 
 _SHOWN = 8
@@ -22,12 +22,14 @@ class KnownFields(NamedTuple):
 
     `binding` ones bound what the text may be, or carry a part of the question: they are refused, each with a hint.
     `noted` ones are named in the answer's `warning`; a field that has the value beside its name asks for nothing, as
-    does one that is false, 0 or empty where that value is None. `idle` ones change no answer.
+    does one that is false, 0 or empty where that value is None. `idle` ones change no answer. `misplaced` ones carry
+    the question on another route, and would be lost here: they are refused, each with the place where it belongs.
     """
 
     binding: Mapping[str, str] = {}
     noted: Mapping[str, Any] = {}
     idle: frozenset[str] = frozenset()
+    misplaced: Mapping[str, str] = {}
 
 
 # Fields of llama-server, vLLM and their kin that bound what a text may be, in the body of any dialect.
@@ -63,6 +65,8 @@ def passed_over(given: Given, shape: type[msgspec.Struct], known: KnownFields) -
     for name, raw in given.items():
         if name in honoured or name in known.idle:
             continue
+        if name in known.misplaced and not _is_nothing(raw, None):
+            raise BadBody(f"`{name}` is not a field of this route", known.misplaced[name], name)
         if name in known.binding:
             if not _is_nothing(raw, None):
                 refuse_field(name, known.binding[name])

@@ -299,3 +299,20 @@ def test_numbers_and_durations_as_clients_write_them(echo: Daemon) -> None:
 def test_a_route_that_is_not_there_points_to_one_that_is(daemon: Daemon, method: str, path: str, hint: str) -> None:
     answer = daemon.ask(method, path, {} if method == "POST" else None)
     assert answer.status in (404, 405) and answer.json["hint"] == hint
+
+
+@pytest.mark.parametrize(
+    ("path", "field", "value", "hint"),
+    [
+        ("/api/embed", "prompt", "hello", "`input`"),
+        ("/api/embeddings", "input", "hello", "`prompt`"),
+        ("/api/generate", "messages", [{"role": "user", "content": "hello"}], "/api/chat"),
+        ("/api/chat", "prompt", "hello", "/api/generate"),
+    ],
+)
+def test_a_question_in_the_field_of_another_route_is_not_lost(
+    echo: Daemon, path: str, field: str, value: Any, hint: str
+) -> None:
+    answer = echo.post(path, {"model": "tiny", field: value})
+    assert answer.status == 400 and f"`{field}`" in answer.json["error"] and hint in answer.json["hint"]
+    assert echo.post(path, {"model": "tiny", field: value[:0]}).status == 200

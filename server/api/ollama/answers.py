@@ -30,10 +30,17 @@ from server.api.request import (
 from server.api.respond import Generation, respond
 from server.services import SERVICES
 
+_GENERATE = OLLAMA._replace(
+    misplaced={"messages": "send `prompt`, or use /api/chat", "input": "send the question as `prompt`"}
+)
+_CHAT = OLLAMA._replace(
+    misplaced={"prompt": "send `messages`, or use /api/generate", "input": "send the question as `messages`"}
+)
+
 
 async def generate(request: web.Request) -> web.StreamResponse:
     """`POST /api/generate`: an answer to one prompt; without a prompt, load or unload the model."""
-    body = await read(request, GenerateBody, OLLAMA)
+    body = await read(request, GenerateBody, _GENERATE)
     model = await resolve_model(request, body.model_name)
     refuse(suffix=body.suffix, template=body.template, images=body.images)
     if body.raw and (body.system or body.earlier):
@@ -53,7 +60,7 @@ async def generate(request: web.Request) -> web.StreamResponse:
 
 async def chat(request: web.Request) -> web.StreamResponse:
     """`POST /api/chat`: the next turn of a conversation; without messages, load or unload the model."""
-    body = await read(request, OllamaChatBody, OLLAMA)
+    body = await read(request, OllamaChatBody, _CHAT)
     model = await resolve_model(request, body.model_name)
     refuse(tools=body.tools)
     if len(body.messages) > MAX_MESSAGES:

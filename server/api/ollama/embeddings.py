@@ -13,6 +13,9 @@ from server.api.request import LOG_NOTE, answer, in_use, pass_over, read, resolv
 from server.api.vectors import Inputs, text_vectors
 from server.services import SERVICES
 
+_EMBED = OLLAMA._replace(misplaced={"prompt": "send the texts as `input`, or use /api/embeddings"})
+_OLD_EMBED = OLLAMA._replace(misplaced={"input": "send the text as `prompt`, or use /api/embed"})
+
 
 class EmbedBody(LoadBody):
     """The body of `/api/embed`."""
@@ -30,7 +33,7 @@ class OldEmbedBody(LoadBody):
 
 async def embed(request: web.Request) -> web.Response:
     """`POST /api/embed`: one vector for each input; without any, load the model."""
-    body = await read(request, EmbedBody, OLLAMA)
+    body = await read(request, EmbedBody, _EMBED)
     model = await resolve_model(request, body.model_name)
     pass_over(request, check_options(body.given_options))
     inputs: Inputs = ([body.input] if body.input else []) if isinstance(body.input, str) else list(body.input or [])
@@ -54,7 +57,7 @@ async def embed(request: web.Request) -> web.Response:
 
 async def embed_one(request: web.Request) -> web.Response:
     """`POST /api/embeddings`: the vector of one text, as older clients ask for it; without a text, load the model."""
-    body = await read(request, OldEmbedBody, OLLAMA)
+    body = await read(request, OldEmbedBody, _OLD_EMBED)
     model = await resolve_model(request, body.model_name)
     pass_over(request, check_options(body.given_options))
     async with in_use(request.app[SERVICES], model, body.context, body.keep_alive_seconds) as used:
