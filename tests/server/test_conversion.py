@@ -41,6 +41,23 @@ def test_a_pretokenizer_that_is_not_recognised_can_be_named(daemon: Daemon, tmp_
     assert daemon.post("/api/show", {"model": again["name"]}).json["lm"]["pre"] == "smollm"
 
 
+def test_a_key_that_nobody_knows_can_be_accepted(daemon: Daemon, tmp_path: Path) -> None:
+    folder = tmp_path / "own"
+    shutil.copytree(DEMO, folder)
+    config = json.loads((folder / "config.json").read_text())
+    own = {"architectures": ["InternLM3ForCausalLM"], "sparse_config": {"block": 64}}
+    (folder / "config.json").write_text(json.dumps(config | own))
+    refused = daemon.post("/api/pull", {"model": str(folder), "stream": False})
+    assert (refused.status, refused.json["code"]) == (400, "unsupported_model")
+    assert "`sparse_config`" in refused.json["error"]
+    assert "`lm pull --accept-unknown-keys`" in refused.json["hint"]
+    last = daemon.post("/api/pull", {"model": str(folder), "stream": False, "accept_unknown_keys": True}).json
+    assert last["status"] == "success", last
+    shown = daemon.post("/api/show", {"model": last["name"], "verbose": True}).json
+    assert shown["model_info"]["lm.ignored_keys"] == ["sparse_config"]
+    assert "`sparse_config` in `config.json` is not known, left out" in shown["lm"]["reason"]
+
+
 def test_a_gguf_file_becomes_a_level_or_is_taken_as_it_is(daemon: Daemon, tmp_path: Path) -> None:
     whole, small = tmp_path / "whole.gguf", tmp_path / "small.gguf"
     write(plan_model(Folder(DEMO)), "BF16", Folder(DEMO).stream, whole)
