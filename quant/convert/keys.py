@@ -196,7 +196,8 @@ def _by_kind(config: ModelConfig, entry: dict[str, Any]) -> ModelConfig:
     """The config with rotary settings for each kind of layers, where the class has them apart from each other."""
     usual, given = entry["rope"] or {}, config.values.get("rope_parameters")
     if "full_attention" not in usual:
-        return config
+        # transformers then forgets the base in `rope_parameters`, too.
+        return config.changed({"rope_parameters": None}) if given and config.values.get("rope_scaling") else config
     if given and isinstance(given, dict) and not given.keys() & usual.keys():
         hint = "give it for `full_attention` and for `sliding_attention`, as transformers saves it"
         raise UnsupportedModel(f"`rope_parameters` in `{config.name}` are not told by kinds of layers", hint)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from tests.quant.changes import report
-from tests.quant.changes.trial import Result
+from tests.quant.changes.trial import Result, Trial
 from tests.quant.changes.values import ABSENT, Change, sampled, values
 from tests.quant.support import ROOT
 
@@ -30,6 +31,42 @@ def test_the_page_names_scalings_and_refused_keys() -> None:
         Result("llama", "attention_bias = true", ("attention_bias",), "right", ""),
     ]
     assert report.table(found).endswith("| llama | linear | - | 3 | is_causal |\n")
+
+
+FOUND = {
+    "gemma2": {"attn_logit_softcapping": None},
+    "starcoder2": {"partial_rotary_factor": 0.5},
+    "chatglm": {"num_key_value_heads": ABSENT},
+    "gpt2": {"num_attention_heads": 2},
+    "gemma4": {"rope_theta": 1000.0, "rope_parameters": ABSENT},
+    "gemma3": {"rope_theta": 1000.0, "rope_scaling": {"type": "linear", "factor": 4.0}, "rope_parameters": ABSENT},
+    "qwen2": {"rope_scaling": {"type": "linear", "factor": 4.0}},
+}
+REFUSED = {
+    "granite": ({"residual_multiplier": 0.0}, "residual_multiplier"),
+    "cohere2": ({"attention_bias": True}, "attention_bias"),
+    "command-r": ({"use_qk_norm": True}, "use_qk_norm"),
+    "gemma": ({"tie_word_embeddings": False}, "tie_word_embeddings"),
+    "nemotron": ({"head_dim": 64}, "head_dim"),
+    "smollm3": ({"is_causal": False}, "is_causal"),
+    "olmo2, windows": ({"layer_types": ["full_attention"] * 4}, "layer_types"),
+}
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("row", FOUND)
+def test_a_config_that_was_once_converted_wrong_is_right(row: str, tmp_path: Path) -> None:
+    result = Trial(row, tmp_path).run(Change("found", ("found",), FOUND[row]))
+    assert result.kind == "right", result
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("row", REFUSED)
+def test_a_config_that_llama_cpp_cannot_follow_is_refused_with_the_key(row: str, tmp_path: Path) -> None:
+    change, key = REFUSED[row]
+    result = Trial(row, tmp_path).run(Change("found", ("found",), change))
+    assert result.kind == "refused", result
+    assert f"`{key}`" in result.detail
 
 
 @pytest.mark.slow

@@ -128,7 +128,7 @@ class Trial:
         try:
             plan = plan_model(files)
         except QuantError as error:
-            return ("refused" if changed else "too strict"), f"{error}"[:200]
+            return ("refused" if changed else "too strict"), f"{error}"[:400]
         return self.compared(plan, files, wanted, model, changed)
 
     def saved(self, model: Any, config: dict[str, Any]) -> tuple[Folder, bool]:

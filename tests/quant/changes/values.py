@@ -151,6 +151,8 @@ def _rotary(config: Mapping[str, Any]) -> Iterator[Change]:
         yield Change(f"rope_parameters: rope_theta {value}", ("rope_parameters",), {**none, "rope_parameters": bare})
     yield Change("no rope_theta", ("rope_theta",), {**none, **kept})
     yield Change("rope_parameters = null", ("rope_parameters",), {**none, **kept, "rope_parameters": None})
+    beside = {"rope_scaling": {"type": "linear", "factor": 4.0}}
+    yield Change("rope_scaling beside rope_parameters", ("rope_scaling",), beside)
     local = {**none, **kept, "rope_local_base_freq": 100.0, "rope_theta": theta}
     yield Change("rope_local_base_freq = 100", ("rope_local_base_freq",), local)
 
