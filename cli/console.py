@@ -144,13 +144,18 @@ def as_json(value: Any) -> None:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print columns as wide as their widest cell. On a narrow terminal a long first cell gets a line of its own."""
+    """Print columns as wide as their widest cell.
+
+    On a narrow terminal a long first cell gets a line of its own; on a narrower one each cell does, behind its heading.
+    """
     widths = [max(map(width, column)) for column in zip(header, *rows, strict=True)]
     room = columns(sys.stdout) or sys.maxsize
     gap = 4 if sum(widths) + 4 * (len(widths) - 1) < room else 2
     left = room - 1 - sum(widths[1:]) - gap * (len(widths) - 1)
-    if left >= width(header[0]):  # narrower still, and the terminal has to break lines anyway
-        widths[0] = min(widths[0], left)
+    if left < min(widths[0], max(1, width(header[0]))):
+        _records(header, rows)
+        return
+    widths[0] = min(widths[0], left)
     for row in (header, *rows):
         first = row[0]
         if width(first) > widths[0]:
@@ -158,6 +163,15 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
             first = ""
         cells = [cell + " " * (most - width(cell)) for cell, most in zip((first, *row[1:]), widths, strict=True)]
         out((" " * gap).join(cells).rstrip())
+
+
+def _records(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    room = max(map(width, header))
+    for row in rows:
+        for name, cell in zip(header, row, strict=True):
+            if cell:
+                line(f"{name:<{room}}  {cell}", room + 2)
+        out()
 
 
 def width(text: str) -> int:

@@ -338,6 +338,22 @@ def test_a_table_fits_a_narrow_terminal(
     assert len({line.rindex("  ") for line in rows}) == 1 or columns == 80  # the columns stand below each other
 
 
+def test_on_the_narrowest_terminal_each_cell_has_its_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(console, "columns", lambda stream: 30)
+    header = ["NAME", "SIZE", "PROCESSOR", "UNTIL"]
+    console.table(header, [["tiny", "1 B", "100% CPU", "4 minutes from now"], ["other", "2 B", "", "forever"]])
+    first, second, rest = capsys.readouterr().out.split("\n\n")
+    assert first.splitlines() == [
+        "NAME       tiny",
+        "SIZE       1 B",
+        "PROCESSOR  100% CPU",
+        "UNTIL      4 minutes from now",
+    ]
+    assert second.splitlines() == ["NAME       other", "SIZE       2 B", "UNTIL      forever"] and rest == ""
+
+
 TEXT = "the quick brown fox runs `lm pull org/repo --level Q4_K_M` and jumps over the lazy dog\n  twice, and then some"
 
 
