@@ -99,6 +99,8 @@ def obey(chat: State, text: str, chats: Path) -> None:
             _load(chat, name, chats)
         case ["/save", name]:
             _save(chat, name, chats)
+        case ["/load" | "/save" as command]:
+            raise Failure(f"`{command}` wants a name", f"`{command} NAME`")
         case ["/list"]:
             for row in chat.asking.client.ask("GET", "/api/tags")["models"]:
                 console.out(row["name"])

@@ -67,7 +67,8 @@ def test_neither_name_nor_path_is_refused_in_words(typed: str) -> None:
 def test_who_meant_the_folder_is_told_how_to_name_it(typed: str, code: str) -> None:
     with pytest.raises(Failure) as caught, explaining(typed):
         raise Failure("not there", "look elsewhere", code)
-    assert caught.value.hint == f"for the folder of that name write `./{typed}`"
+    hint = f"for the folder of that name write `./{typed}`"
+    assert caught.value.hint == (f"look elsewhere; {hint}" if code == "source_unavailable" else hint)
 
 
 def test_a_hint_stays_where_no_folder_is_meant() -> None:

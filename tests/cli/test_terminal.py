@@ -72,6 +72,7 @@ def test_commands_of_a_chat(home: Path) -> None:
                 ("/set nohistory", "not kept"),
                 ("/list", "tiny:F32"),
                 ("/nonsense", "Error: there is no `/nonsense`"),
+                ("/load", "hint: `/load NAME`"),
                 ("/sow info", "hint: did you mean `/show info`?"),
                 ("/usr/bin/lm fails", "Once upon a time"),
             ],
