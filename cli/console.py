@@ -1,6 +1,6 @@
 """Where words go: data and answers to stdout, everything else to stderr.
 
-No escape code is written unless stderr is a terminal that wants them (not with NO_COLOR or TERM=dumb); `rich`, which
+No escape code is written but to a terminal that wants them (not with NO_COLOR or TERM=dumb); `rich`, which
 knows the rules for that and how wide letters are, is imported for nothing else. Control characters in a model's answer
 never reach the terminal.
 """
@@ -44,13 +44,13 @@ def discard() -> None:
 
 
 @cache
-def fancy() -> Console | None:
-    """rich's console on stderr, or None where plain lines are wanted."""
-    if not sys.stderr.isatty():
+def fancy(stderr: bool = True) -> Console | None:
+    """rich's console on stderr or stdout, or None where plain lines are wanted."""
+    if not (sys.stderr if stderr else sys.stdout).isatty():
         return None
     from rich.console import Console
 
-    console = Console(stderr=True, highlight=False)
+    console = Console(stderr=stderr, highlight=False)
     return None if console.no_color or console.is_dumb_terminal else console
 
 
@@ -67,7 +67,7 @@ def line(text: str, indent: int) -> None:
 
 def answer(text: str, wrapping: Callable[[str, int], str] | None) -> None:
     """Print a piece of an answer at once; on a terminal `wrapping(text, columns)` breaks its lines, if given."""
-    if wrapping is None or not sys.stdout.isatty() or fancy() is None:
+    if wrapping is None or fancy(stderr=False) is None:
         out(text, end="")
     else:
         sys.stdout.write(wrapping(_CONTROL.sub("", text), columns(sys.stdout)))

@@ -8,6 +8,7 @@ import re
 import select
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -68,8 +69,9 @@ class Cli:
 class Terminal:
     """`lm` on a pseudo-terminal; `with Terminal(cli, "run", "demo") as terminal`."""
 
-    def __init__(self, cli: Cli, *arguments: str) -> None:
+    def __init__(self, cli: Cli, *arguments: str, columns: int = 0) -> None:
         self._master, slave = pty.openpty()
+        termios.tcsetwinsize(slave, (30, columns))
         self.raw = b""
         self._seen = 0
         self.process = subprocess.Popen(

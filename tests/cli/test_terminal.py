@@ -11,7 +11,7 @@ from textwrap import wrap
 import pytest
 
 from cli.wrapping import Wrapping
-from tests.cli.support import Cli, Terminal
+from tests.cli.support import LM, Cli, Terminal
 from tests.daemon import Daemon, wait_until
 
 PROMPT = "Send a message (/? for help)"  # shown while nothing is typed
@@ -257,6 +257,15 @@ def test_an_answer_is_broken_between_words(columns: int, piece: int) -> None:
     if columns > 32:  # the long word fits into a line
         assert lines == wrap(PROSE, columns - 1)
     assert max(map(len, lines)) < columns and "".join(lines).replace(" ", "") == PROSE.replace(" ", "")
+
+
+def test_an_answer_is_broken_between_words_wherever_the_notes_go(home: Path) -> None:
+    with Daemon(home, script={"tokens": [f"{word} " for word in PROSE.split()]}):
+        shell = Cli(Cli.at(home).env, "/bin/sh")
+        with Terminal(shell, "-c", f"exec {LM} run tiny hi 2>/dev/null", columns=50) as terminal:
+            assert terminal.end() == 0
+    lines = terminal.text.splitlines()
+    assert len(lines) > 5 and max(map(len, lines)) < 50 and b"D\x1b[K" in terminal.raw  # a word was taken back
 
 
 def test_code_is_not_broken() -> None:
