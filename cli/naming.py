@@ -40,6 +40,8 @@ def _written_as_path(text: str) -> str:
     if is_path(text):
         return _escaped(text)
     body = folder_of(text)
+    if body is None and text.endswith("/"):
+        raise Failure(f"there is no folder `{text[:80]}` here", "see `ls`, or give the whole path", "model_not_found")
     if body is not None and (body.endswith("/") or body.lower().endswith(".gguf")):
         return _escaped(f"./{text}")
     return text

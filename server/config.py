@@ -309,17 +309,13 @@ def default_home() -> Path:
 
 def _shown(value: object) -> str:
     """A setting's value in words, for a sentence."""
+    if value is None:
+        return "the default"
     if isinstance(value, list):
         return ", ".join(map(str, value)) or "nothing"
-    return (
-        "nothing"
-        if value == ""
-        else "for ever"
-        if value == FOREVER
-        else f"{value:g}"
-        if isinstance(value, float)
-        else str(value)
-    )
+    if isinstance(value, float):
+        return "for ever" if value == FOREVER else f"{value:g}"
+    return str(value) or "nothing"
 
 
 def _read_toml(path: Path) -> dict[str, object]:

@@ -56,10 +56,15 @@ def test_a_name_stays_a_name_whatever_folders_there_are(typed: str, name: str) -
     assert reference(typed) == name
 
 
-@pytest.mark.parametrize("typed", ["absent/", "a b", "a" * 5000, "a" * 300 + ":Q4_K_M/x", "tale:", "../x:"])
+@pytest.mark.parametrize("typed", ["a b", "a" * 5000, "a" * 300 + ":Q4_K_M/x", "tale:", "../x:"])
 def test_neither_name_nor_path_is_refused_in_words(typed: str) -> None:
     with pytest.raises(Failure, match="is not a name of a model"):
         reference(typed)
+
+
+def test_a_folder_that_is_not_there_is_called_one() -> None:
+    with pytest.raises(Failure, match="there is no folder `absent/` here"):
+        reference("absent/")
 
 
 @pytest.mark.parametrize("typed", ["tale", "tale:Q4_K_M", "org/repo", "org/repo:Q4_K_M"])

@@ -105,3 +105,21 @@ def test_it_imports_the_standard_library_only() -> None:
     root = Path(__file__).parents[2]
     loaded = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True, cwd=root)
     assert loaded.stdout == "[]\n", loaded.stderr
+
+
+def test_settings_that_a_running_daemon_does_not_have_are_told_in_words(tmp_path: Path) -> None:
+    running = Config(tmp_path, keep_alive=FOREVER).lasting
+    env = {
+        "LM_CONTEXT": "1024",
+        "LM_KEEP_ALIVE": "90s",
+        "LM_ORIGINS": "https://a.example",
+        "LM_PORT": "1",
+        "HF_TOKEN": "x",
+    }
+    rows = Config.load({"home": tmp_path}, env).unheard(running, env)
+    assert rows == [
+        ("`LM_CONTEXT`", "1024", "the default"),
+        ("`LM_KEEP_ALIVE`", "90", "for ever"),
+        ("`LM_ORIGINS`", "https://a.example", "nothing"),
+    ]
+    assert Config.load({"home": tmp_path}, env).unheard({}, env) == []
