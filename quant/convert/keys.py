@@ -71,6 +71,7 @@ WITHOUT_EFFECT = frozenset(
             "chunk_size",
             "chunk_size_feed_forward",
             "deterministic_flash_attn",
+            "embedding_size",
             "is_encoder_decoder",
         ),
         *("mamba_chunk_size", "num_logits_to_keep", "output_attentions", "output_hidden_states", "pruned_heads"),
@@ -197,7 +198,10 @@ def _by_kind(config: ModelConfig, entry: dict[str, Any]) -> ModelConfig:
     usual, given = entry["rope"] or {}, config.values.get("rope_parameters")
     if "full_attention" not in usual:
         # transformers then forgets the base in `rope_parameters`, too.
-        return config.changed({"rope_parameters": None}) if given and config.values.get("rope_scaling") else config
+        if config.values.get("rope_scaling"):
+            return config.changed({"rope_parameters": None}) if given else config
+        scaled = usual.get("rope_type", "default") != "default" and not given
+        return config.changed({"rope_parameters": usual}) if scaled else config
     if given and isinstance(given, dict) and not given.keys() & usual.keys():
         hint = "give it for `full_attention` and for `sliding_attention`, as transformers saves it"
         raise UnsupportedModel(f"`rope_parameters` in `{config.name}` are not told by kinds of layers", hint)
@@ -208,7 +212,8 @@ def _by_kind(config: ModelConfig, entry: dict[str, Any]) -> ModelConfig:
     made = {kind: dict((given or {}).get(kind) or {"rope_type": "default"}) for kind in usual}
     for kind in usual if "local_rope_theta" in entry["others"] else ("full_attention",):
         made[kind] |= scaling  # the older name `type` has no effect beside `rope_type`
-    for kind, names in (("full_attention", ("global_rope_theta", "rope_theta")), ("sliding_attention", _LOCAL_BASES)):
+    everywhere = ("global_rope_theta" if "global_rope_theta" in entry["others"] else "rope_theta",)
+    for kind, names in (("full_attention", everywhere), ("sliding_attention", _LOCAL_BASES)):
         base = next((values[name] for name in names if name in entry["others"] and values.get(name) is not None), None)
         made[kind].setdefault("rope_theta", usual[kind]["rope_theta"] if base is None else base)
     return config.changed({"rope_parameters": made, "rope_scaling": None})

@@ -121,7 +121,7 @@ class _MambaSizes(Sizes):
 
 def _read_mamba_sizes(config: ModelConfig) -> _MambaSizes:
     width = config.count("hidden_size")
-    inner = config.count("intermediate_size", 2 * width)
+    inner = config.count("intermediate_size", config.count("expand", 2) * width)
     if inner != 2 * width:
         raise UnsupportedModel("its inner size is not twice its width, as llama.cpp needs it")
     rank = config.get("time_step_rank")

@@ -68,6 +68,10 @@ DOTS1 = Family(
 )
 
 
+# No sum of probabilities of the likeliest experts is as small.
+_NOT_NOTICED = 1e-6
+
+
 @dataclass(frozen=True, kw_only=True)
 class _ErnieSizes(MixtureSizes):
     """`sharing` are the routed layers that also have an expert that answers always: all of them, or none."""
@@ -80,7 +84,9 @@ class _ErnieSizes(MixtureSizes):
 def _read_ernie_sizes(config: ModelConfig) -> _ErnieSizes:
     sizes = decoder.read_sizes(config)
     last = config.get("moe_layer_end_index")
-    whole = last is None or last in (-1, sizes.layers - 1, sizes.layers)
+    whole = last is None or last == -1 or (type(last) is int and last >= sizes.layers - 1)
+    if config.number("moe_norm_min", 0.0) > _NOT_NOTICED:
+        raise UnsupportedModel("it divides the weights of its experts by no less than `moe_norm_min`")
     if not whole or config.count("moe_layer_interval", 1) != 1:
         raise UnsupportedModel("it has layers without experts between the others, which llama.cpp does not know")
     first, expert = config.get("moe_layer_start_index"), config.count("moe_intermediate_size")

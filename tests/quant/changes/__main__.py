@@ -8,6 +8,7 @@ What comes out:
 - `refused`: the converter refuses, and the logits of transformers did change;
 - `too strict`: the converter refuses a value that changes no logit;
 - `wrong`: converted, and the logits differ: the fault that this script looks for;
+- `said`: converted, the logits differ, and a remark of the plan says so;
 - `unloadable`: converted, and llama.cpp refuses the file or ends the process;
 - `impossible`: transformers itself does not take the value.
 
@@ -63,7 +64,7 @@ def main(argv: list[str]) -> int:
                 counts[result.kind] += 1
                 (set() if seen is None else seen).update(result.keys)
                 print(json.dumps(result._asdict()), file=out, flush=True)
-                if result.kind not in ("right", "refused", "impossible"):
+                if result.kind not in ("right", "refused", "said", "impossible"):
                     print(f"{result.kind:10} {result.row}: {result.change}  {result.detail}", flush=True)
     print(", ".join(f"{count} {kind}" for kind, count in counts.most_common()))
     return 1 if any(counts[kind] for kind in FAULTS) else 0

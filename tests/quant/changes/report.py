@@ -14,7 +14,7 @@ _TEXT = """
 Written by `python -m tests.quant.changes --page`, from its own results: {rows} rows, {singles} changes of one key and
 {pairs} of two. Each was converted with the logits of `transformers`, or refused before a weight moves; the configs of
 {old} trials were in the form of transformers 4. A setting that is not named as refused was right with each value that
-was tried and that `transformers` takes.
+was tried and that `transformers` takes. (The settings in which GPT-OSS differs are told above.)
 
 | row | scalings that are right | scalings that are refused | settings tried | of them refused with some value |
 |---|---|---|---|---|

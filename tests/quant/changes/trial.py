@@ -23,6 +23,9 @@ from tests.quant.zoo import ZOO
 TOLERANCE = 1e-3
 # A difference that counts as one, in standard deviations of the logits.
 _NOTICED = 1e-5
+# In a mixture, rounding decides between two experts for a token now and then, and tokens behind it attend to that. A
+# setting that is wrong shows in nearly all tokens.
+_ON_THE_EDGE = 0.25
 # By what share weights are changed to see how much a model makes of rounding.
 _ROUNDING = 1e-6
 IDS: list[int] = np.random.default_rng(1).integers(3, 4096, 144).tolist()
@@ -89,7 +92,8 @@ class Trial:
 
         from tests.quant.zoo.making import _TRAINED_BUFFERS, weight
 
-        made = self.made_by.config_class.from_dict(copy.deepcopy(config))
+        kind = self.made_by.config_class
+        made = kind.from_dict(kind._decode_special_floats(copy.deepcopy(config)))
         with no_init_weights():
             model = self.made_by._from_config(made, attn_implementation="eager", dtype=torch.float32)
         model.tie_weights()
@@ -165,10 +169,16 @@ class Trial:
                 found = answer(engine, plan, ids)
         except (EngineRefuses, ValueError) as error:
             return "unloadable", f"{type(error).__name__}: {error}"[:160]
-        worst = float(np.abs(found - wanted).max() / wanted.std()) if found.shape == wanted.shape else np.inf
+        if found.shape != wanted.shape:
+            return "wrong", f"{found.shape} values, not {wanted.shape}"
+        apart = np.abs(found - wanted).max(-1) / wanted.std()
+        worst = float(apart.max())
         if worst <= TOLERANCE or worst <= self.noise(model, wanted):
             return "right", f"{worst:.0e}{note}"
-        return "wrong", f"{worst:.1e}{note}"
+        others = float((apart > TOLERANCE).mean())
+        if f"{plan.architecture}.expert_count" in plan.metadata and others <= _ON_THE_EDGE:
+            return "right", f"{others:.0%} of the tokens have other experts{note}"
+        return ("said" if any("differ" in each for each in plan.remarks) else "wrong"), f"{worst:.1e}{note}"
 
     def noise(self, model: Any, wanted: np.ndarray) -> float:
         """The difference that rounding makes: weights are changed by some millionths."""
