@@ -25,14 +25,17 @@ import os
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tests.quant.changes import report
 from tests.quant.changes.trial import Result
 from tests.quant.changes.values import sampled
 
-FAULTS = ("wrong", "unloadable")
+FAULTS = ("wrong", "unloadable", "failed")
+FINE = ("right", "refused", "said", "impossible")
+Wanted = Callable[[str], bool]
+"""Whether a change is to be tried, by its name."""
 
 
 def main(argv: list[str]) -> int:
@@ -40,6 +43,7 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--row", default="", help="rows with this word alone")
     parser.add_argument("--only", default="", help="changes with this word alone")
+    parser.add_argument("--again", type=Path, nargs="+", help="files of results: what was neither right nor refused")
     parser.add_argument("--sample", action="store_true", help="one value of each key, in one row")
     parser.add_argument("--page", type=Path, nargs="+", help="files of results, to be written into docs/models.md")
     parser.add_argument("--part", default="1/1", help="such as 2/4: the second quarter of the rows")
@@ -55,16 +59,22 @@ def main(argv: list[str]) -> int:
     names = [name for name in ZOO if options.row in name][number - 1 :: parts]
     counts: Counter[str] = Counter()
     seen: set[str] | None = set() if options.sample else None
+    again = {(each.row, each.change) for path in options.again or () for each in read(path) if each.kind not in FINE}
+    names = [name for name in names if not again or name in {row for row, _ in again}]
+
+    def wanted(row: str, change: str) -> bool:
+        return options.only in change and (not again or (row, change) in again or (row, "") in again)
+
     done = _finished(options.out)
     with Path(options.out or os.devnull).open("w") as out:
         for each in done:
             print(json.dumps(each._asdict()), file=out)
         for name in [name for name in names if name not in {each.row for each in done}]:
-            for result in watched(name, options.only, seen):
+            for result in watched(name, lambda change, row=name: wanted(row, change), seen):
                 counts[result.kind] += 1
                 (set() if seen is None else seen).update(result.keys)
                 print(json.dumps(result._asdict()), file=out, flush=True)
-                if result.kind not in ("right", "refused", "said", "impossible"):
+                if result.kind not in FINE:
                     print(f"{result.kind:10} {result.row}: {result.change}  {result.detail}", flush=True)
     print(", ".join(f"{count} {kind}" for kind, count in counts.most_common()))
     return 1 if any(counts[kind] for kind in FAULTS) else 0
@@ -98,7 +108,7 @@ def _warm_up() -> None:
     assert pipeline and engine and test_zoo and trial
 
 
-def watched(name: str, only: str = "", seen: set[str] | None = None) -> Iterator[Result]:
+def watched(name: str, wanted: Wanted, seen: set[str] | None = None) -> Iterator[Result]:
     """The results of a row, whose process is started again behind each trial that ends it.
 
     `seen`: for a sample, the keys that other rows have tried.
@@ -110,7 +120,7 @@ def watched(name: str, only: str = "", seen: set[str] | None = None) -> Iterator
         child = os.fork()
         if not child:
             os.close(read)
-            _run(name, only, before, skip, written)
+            _run(name, wanted, before, skip, written)
         os.close(written)
         begun: dict[str, str] | None = None
         more = False
@@ -132,7 +142,7 @@ def watched(name: str, only: str = "", seen: set[str] | None = None) -> Iterator
             yield Result(name, "", (), "failed", f"the process ended with status {status}")
 
 
-def _run(name: str, only: str, seen: frozenset[str] | None, skip: int, out: int) -> None:
+def _run(name: str, wanted: Wanted, seen: frozenset[str] | None, skip: int, out: int) -> None:
     """In the child: try all changes of a row after the first `skip`, a line of JSON before and after each."""
     from tests.quant.changes.trial import Trial
 
@@ -141,7 +151,7 @@ def _run(name: str, only: str, seen: frozenset[str] | None, skip: int, out: int)
     try:
         with tempfile.TemporaryDirectory() as place, os.fdopen(out, "w") as said:
             trial = Trial(name, Path(place))
-            changes = [each for each in trial.changes() if only in each.name]
+            changes = [each for each in trial.changes() if wanted(f"{each.name} (4)" if each.old else each.name)]
             for change in (changes if seen is None else sampled(changes, seen))[skip:]:
                 print(json.dumps({"name": change.name, "keys": change.keys}), file=said, flush=True)
                 print(json.dumps(trial.run(change)._asdict()), file=said, flush=True)

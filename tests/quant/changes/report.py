@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -12,9 +13,10 @@ _BEGIN, _END = "## Settings that were tried\n", "\n## Every architecture"
 _SCALING = "scaling: "
 _TEXT = """
 Written by `python -m tests.quant.changes --page`, from its own results: {rows} rows, {singles} changes of one key and
-{pairs} of two. Each was converted with the logits of `transformers`, or refused before a weight moves; the configs of
-{old} trials were in the form of transformers 4. A setting that is not named as refused was right with each value that
-was tried and that `transformers` takes. (The settings in which GPT-OSS differs are told above.)
+{pairs} of two, some of them in configs as transformers 4 saved them. {right} gave the logits of `transformers`,
+{refused} were refused with the setting's name before a weight moves ({strict} of them though no logit changes), and
+{open} are open: in these llama.cpp refuses the header, which a pull asks before it downloads, or GPT-OSS differs as
+told above. A setting that is not named as refused was right with each value that was tried and that `transformers` takes.
 
 | row | scalings that are right | scalings that are refused | settings tried | of them refused with some value |
 |---|---|---|---|---|
@@ -22,7 +24,8 @@ was tried and that `transformers` takes. (The settings in which GPT-OSS differs 
 
 
 def write(results: list[Result]) -> None:
-    """Write the table into the page, in place of the one that it has."""
+    """Write the table into the page, in place of the one that it has; a later result of a change counts."""
+    results = list({(each.row, each.change): each for each in results}.values())
     text = PAGE.read_text()
     head, _, rest = text.partition(_BEGIN)
     if not rest:
@@ -35,12 +38,16 @@ def table(results: list[Result]) -> str:
     """The section's text, with a line for each row of the zoo."""
     tried = [each for each in results if each.kind != "impossible"]
     pairs = sum(";" in each.change for each in tried)
+    kinds = Counter(each.kind for each in tried)
     rows = list(dict.fromkeys(each.row for each in tried))
     counts = {
         "rows": len(rows),
         "singles": f"{len(tried) - pairs:,}",
         "pairs": f"{pairs:,}",
-        "old": f"{sum(each.change.endswith(' (4)') for each in tried):,}",
+        "right": f"{kinds['right']:,}",
+        "refused": f"{kinds['refused'] + kinds['too strict']:,}",
+        "strict": kinds["too strict"],
+        "open": len(tried) - kinds["right"] - kinds["refused"] - kinds["too strict"],
     }
     lines = [_line(row, [each for each in tried if each.row == row and ";" not in each.change]) for row in rows]
     return _TEXT.format(**counts) + "".join(lines)
