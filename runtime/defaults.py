@@ -19,6 +19,9 @@ CONTEXT_STEP = 256
 # Rows of a batch at most.
 BATCH = 512
 
+# Bytes of a request's body at most.
+MAX_BODY = 32 << 20
+
 # Element types of the KV cache.
 CACHE_TYPES = ("F16", "Q8_0", "Q4_0", "BF16", "F32")
 CACHE_TYPE = "F16"

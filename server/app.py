@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from aiohttp import web
 
+from runtime.defaults import MAX_BODY
 from server.access.guard import AccessRules
 from server.api.lm import advise, daemon, default, pulls, rerank
 from server.api.ollama import answers as ollama
@@ -26,7 +27,7 @@ from server.api.openai import models as openai_models
 from server.api.request import LOG_NOTE, warning_of
 from server.config import Config
 from server.errors import NotFound, WrongMethod
-from server.http import bodies, wire
+from server.http import wire
 from server.http.problems import Dialect, Problem
 from server.services import SERVICES, Services
 
@@ -133,7 +134,7 @@ ROUTES = [
 
 def build(config: Config, services: Services, stop: Callable[[], None]) -> web.Application:
     """The application; `stop` begins the daemon's end."""
-    app = web.Application(middlewares=[record, explain, admit], client_max_size=bodies.MAX_BODY)
+    app = web.Application(middlewares=[record, explain, admit], client_max_size=MAX_BODY)
     app[SERVICES] = services
     app[ACCESS_RULES] = AccessRules(config)
     app[daemon.STOP] = stop

@@ -13,6 +13,7 @@ from cli.client import Client
 from cli.completing import complete_levels, complete_sources
 from cli.errors import Failure
 from cli.naming import reference
+from runtime.defaults import MAX_BODY
 
 
 @click.command()
@@ -85,15 +86,21 @@ def _embed(asking: Asking, text: str | None) -> None:
 def _question(words: tuple[str, ...]) -> str | None:
     """The prompt and what was piped in, None when there is neither; empty when an empty text was piped in."""
     prompt = " ".join(words)
-    if sys.stdin is None or sys.stdin.isatty():
-        piped = None
-    else:
-        try:
-            piped = sys.stdin.buffer.read().decode().rstrip("\r\n")
-        except UnicodeDecodeError:
-            raise Failure("what was piped in is no text (UTF-8)", "convert it first", "usage") from None
+    piped = None if sys.stdin is None or sys.stdin.isatty() else _piped()
     if any(0xD800 <= ord(letter) < 0xE000 for letter in prompt):
         raise Failure("the prompt is no text (UTF-8)", "convert it first", "usage")
     if piped is None:
         return prompt or None
     return "\n\n".join(part for part in (prompt, piped) if part)
+
+
+def _piped() -> str:
+    """The text on standard input, which may have no end. Raises Failure."""
+    data = sys.stdin.buffer.read(MAX_BODY + 1)
+    if len(data) > MAX_BODY:
+        hint = "pipe less in: no context holds so much text"
+        raise Failure(f"what was piped in is larger than {MAX_BODY >> 20} MiB", hint, "usage")
+    try:
+        return data.decode().rstrip("\r\n")
+    except UnicodeDecodeError:
+        raise Failure("what was piped in is no text (UTF-8)", "convert it first", "usage") from None

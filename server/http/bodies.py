@@ -17,10 +17,10 @@ from typing import Any, NamedTuple, TypeVar
 import msgspec
 from aiohttp import web
 
+from runtime.defaults import MAX_BODY
 from server.errors import BadBody, BodyTooLarge, UnknownEncoding
 from server.http.outline import check_outline
 
-MAX_BODY = 32 << 20
 IDLE_SECONDS = 30.0
 # Bytes per second that a body keeps to, on average over all but its first IDLE_SECONDS.
 SLOWEST = 1024

@@ -147,6 +147,13 @@ def test_empty_standard_input_only_loads(lm: Cli) -> None:
     assert "`tiny` is loaded" in done.err
 
 
+def test_piped_bytes_without_an_end_are_refused(lm: Cli) -> None:
+    with Path("/dev/zero").open("rb") as endless:
+        process = lm.popen("run", "tiny", stdin=endless)
+        assert process.communicate(timeout=60)[1].startswith(b"Error: what was piped in is larger than 32 MiB\nhint: ")
+    assert process.returncode == 2
+
+
 def test_without_any_input_there_is_nothing_to_do(lm: Cli) -> None:
     done = subprocess.run(
         ["sh", "-c", f"exec {lm.program} run tiny <&-"], env=dict(lm.env), capture_output=True, timeout=60, check=False
