@@ -46,8 +46,16 @@ class ScriptedAnswer:
         self.sent = 0
         self.cancelled = False
         self._limits = submit.limits
+        self._earlier = submit.earlier
+        self._gives_ids = submit.give_ids
         self._left: Iterator[str] = iter(tokens)
         self._text = ""
+
+    @property
+    def ids(self) -> list[int]:
+        """Token ids of prompt and answer, counted from 0 each, where the request wants them."""
+        words = self.prompt_tokens - len(self._earlier)
+        return [*self._earlier, *range(words), *range(self.sent)] if self._gives_ids else []
 
     def step(self) -> tuple[str, m.FinishReason | None]:
         """The next text, and the reason to end if the answer ends with it."""
@@ -126,7 +134,7 @@ class FakeEngine:
             case m.Cancel():
                 self._cancel(frame.id)
             case m.Tokenize():
-                self._send(m.Tokens(frame.id, list(range(len(_words(_prompt(frame.turns, frame.text)))))))
+                self._send(m.Tokens(frame.id, list(range(len(_words(frame.text))))))
             case m.Embed():
                 size = self._script.get("embedding", 8)
                 vector = struct.pack(f"<{size}f", *([1.0] + [0.0] * (size - 1)))
@@ -152,7 +160,8 @@ class FakeEngine:
     def _prompt_tokens(self, submit: m.Submit) -> int:
         if isinstance(submit.prompt, list):
             return len(submit.prompt)
-        return int(self._script.get("prompt_tokens", len(_words(_prompt(submit.turns, submit.prompt)))))
+        words = len(_words(_prompt(submit.turns, submit.prompt)))
+        return len(submit.earlier) + int(self._script.get("prompt_tokens", words))
 
     def _cancel(self, request: int) -> None:
         for submit in [submit for submit in self._waiting if submit.id == request]:
@@ -184,6 +193,7 @@ class FakeEngine:
             if reason:
                 self._answers.remove(answer)
                 end = m.Finished(answer.id, reason, answer.prompt_tokens, answer.sent, 0, 1, 1, answer.index)
+                end.ids = answer.ids
                 self._send(end)
         self.steps += 1
 

@@ -68,7 +68,8 @@ class Submit(msgspec.Struct, tag="submit", omit_defaults=True):
     `parse_special` lets text of a raw prompt spell control tokens. `truncate` drops the oldest turns, or the head of a
     raw prompt, when the prompt does not fit. `shift` lets the context slide when an answer reaches its end.
     `count` answers are drawn from one prompt. `logprobs` is the number of alternatives reported, -1 for none at all.
-    `echo` puts the prompt's text before each answer.
+    `echo` puts the prompt's text before each answer. `earlier` are the tokens of a conversation that `turns` continue.
+    With `give_ids` the last frame has the tokens of prompt and answer.
     """
 
     id: int
@@ -82,6 +83,8 @@ class Submit(msgspec.Struct, tag="submit", omit_defaults=True):
     count: Annotated[int, Meta(ge=1, le=MAX_ANSWERS)] = 1
     logprobs: Annotated[int, Meta(ge=-1, le=MAX_LOGPROBS)] = -1
     echo: bool = False
+    earlier: list[int] = []
+    give_ids: bool = False
 
 
 class Embed(msgspec.Struct, tag="embed"):
@@ -101,11 +104,10 @@ class Rank(msgspec.Struct, tag="rank"):
 
 
 class Tokenize(msgspec.Struct, tag="tokenize"):
-    """Find the token ids of a text, or of turns as the template renders them."""
+    """Find the token ids of a text, without the tokens that the model puts before and after it."""
 
     id: int
-    text: str | None = None
-    turns: Turns | None = None
+    text: str
 
 
 class Cancel(msgspec.Struct, tag="cancel"):
@@ -184,7 +186,8 @@ class Delta(msgspec.Struct, tag="delta", omit_defaults=True):
 class Finished(msgspec.Struct, tag="finished", omit_defaults=True):
     """Answer `index` of request `id` is complete.
 
-    `stop` is the stop string that ended it. Times do not count the queue.
+    `stop` is the stop string that ended it. `ids` are the tokens of prompt and answer as they were computed, and the
+    token that ended the answer. Times do not count the queue.
     """
 
     id: int
@@ -196,6 +199,7 @@ class Finished(msgspec.Struct, tag="finished", omit_defaults=True):
     answer_ns: int = 0
     index: int = 0
     stop: str = ""
+    ids: list[int] = []
 
 
 class Failed(msgspec.Struct, tag="failed"):

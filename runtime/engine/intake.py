@@ -8,11 +8,14 @@ from __future__ import annotations
 from runtime import messages as m
 from runtime.engine.prompt import Prompter
 from runtime.engine.session import Session
-from runtime.errors import BadRequest
+from runtime.errors import BadRequest, PromptTooLong
 from runtime.llama.context import POOLING_RANK, Context
 from runtime.llama.model import LlamaModel
 from runtime.llama.sampling import check_biases
 from runtime.text.stops import Stops
+
+# Token ids in one frame to the daemon, whose size has a limit.
+_MOST_IDS = 1 << 20
 
 
 class Intake:
@@ -40,7 +43,8 @@ class Intake:
         return [Session(request, index, prompt, stops) for index in range(request.count)]
 
     def tokens(self, request: m.Tokenize) -> m.Tokens:
-        """The token ids of a text or a conversation; raises BadRequest."""
-        prompter = self._prompter
-        ids = prompter.text(request.text or "") if request.turns is None else prompter.chat(request.turns)
+        """The token ids of a text, in which control tokens are not parsed; raises PromptTooLong for very many."""
+        ids = self._vocabulary.tokenize(request.text, special=False, add=False)
+        if len(ids) > _MOST_IDS:
+            raise PromptTooLong(f"a text has {len(ids):,} tokens and {_MOST_IDS:,} are possible", "send it in parts")
         return m.Tokens(request.id, ids.tolist())

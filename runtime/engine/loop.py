@@ -268,7 +268,7 @@ class LlamaEngine:
             return
         token = self._draw(session, row)
         if self._vocabulary.ends(token):
-            self._finish(session, "stop")
+            self._finish(session, "stop", token)
         else:
             self._show(session, token, row)
 
@@ -330,10 +330,10 @@ class LlamaEngine:
 
     # ---- answers end
 
-    def _finish(self, session: Session, reason: m.FinishReason) -> None:
+    def _finish(self, session: Session, reason: m.FinishReason, end: int | None = None) -> None:
         if rest := session.rest():
             self._frames.append(rest)
-        self._frames.append(session.finished(reason))
+        self._frames.append(session.finished(reason, end))
         self._release(session)
 
     def _fail(self, session: Session, error: EngineError) -> None:

@@ -68,13 +68,8 @@ class Prompter:
         if not request.truncate:
             raise self._too_long(len(ids))
         keep = self._room(request)
-        # The BOS token stays in front.
-        head = 1 if self._bos and ids[:1] == self._vocabulary.tokenize(self._bos, special=True, add=False) else 0
-        return Prompt(ids[:head] + ids[len(ids) - keep + head :], len(ids) - keep)
-
-    def text(self, text: str) -> array[int]:
-        """The tokens of a text alone; control tokens that it spells are not parsed."""
-        return self._vocabulary.tokenize(text, special=False, add=False)
+        head, rest = self._without_bos(ids)
+        return Prompt(head + rest[len(ids) - keep :], len(ids) - keep)
 
     def chat(self, turns: Sequence[Turn]) -> array[int]:
         """The tokens of a conversation as the chat template renders it, however many; BadRequest for no turns."""
@@ -103,6 +98,8 @@ class Prompter:
 
     def _chat(self, request: m.Submit, turns: list[Turn], limit: int) -> Prompt:
         ids = self.chat(turns)
+        if request.earlier:
+            return self._continued(request, self._checked(request.earlier), ids, limit)
         if len(ids) <= limit:
             return Prompt(ids, stable=self._stable(turns, ids))
         if not request.truncate:
@@ -127,6 +124,29 @@ class Prompter:
             raise self._too_long(len(ids))
         return best._replace(stable=self._stable(shortened, best.ids))
 
+    def _continued(self, request: m.Submit, earlier: array[int], ids: array[int], limit: int) -> Prompt:
+        """The tokens of an `earlier` conversation with `ids` behind them; BOS stands in front only.
+
+        Where they do not fit, the oldest of `earlier` are left out, and never one of `ids`.
+        """
+        (bos, rest), (first, past) = self._without_bos(ids), self._without_bos(earlier)
+        head = first or bos
+        whole = len(head) + len(past) + len(rest)
+        if whole > limit and (not request.truncate or len(head) + len(rest) > limit):
+            raise self._too_long(whole)
+        dropped = min(len(past), whole - self._room(request)) if whole > limit else 0
+        return Prompt(head + past[dropped:] + rest, dropped)
+
+    def _without_bos(self, ids: array[int]) -> tuple[array[int], array[int]]:
+        """The start of `ids` up to a BOS token with nothing but white space before it, and the rest."""
+        bos = self._vocabulary.tokenize(self._bos, special=True, add=False) if self._bos else array("i")
+        for size, token in enumerate(ids, 1):
+            if bos and token == bos[0]:
+                return ids[:size], ids[size:]
+            if self._vocabulary.piece(token).strip():
+                break
+        return ids[:0], ids
+
     def _stable(self, turns: list[Turn], ids: array[int]) -> int:
         """`Prompt.stable` of `ids`: how many of them come before the template asks for the answer."""
         if not self._model.recurrent or turns[-1].role == "assistant":
@@ -140,13 +160,22 @@ class Prompter:
 
     def _ids(self, parts: list[PromptPart]) -> array[int]:
         ids = self._vocabulary.tokenize_parts(parts)
-        has_bos = bool(self._bos) and parts and parts[0].special and parts[0].text.startswith(self._bos)
+        # Some templates write white space before the BOS token, which is tokenized with them as in transformers.
+        start = parts[0].text.lstrip() if parts and parts[0].special else ""
+        has_bos = bool(self._bos) and start.startswith(self._bos)
         return ids if has_bos else self._vocabulary.frame[0] + ids  # no end token: the answer follows
 
     def _too_long(self, length: int) -> PromptTooLong:
         message = f"the prompt has {length:,} tokens and the context holds {self._context:,}"
-        hint = "shorten it; the context (`num_ctx`, `LM_CONTEXT`) can be as large as the model was trained for"
-        return PromptTooLong(message, hint)
+        return PromptTooLong(message, f"shorten it; {self.growth}")
+
+    @property
+    def growth(self) -> str:
+        """A clause on a larger context: whether it is possible, and how to ask for it."""
+        trained = self._model.n_ctx_train
+        if self._context >= trained:
+            return f"the model was trained for no more than {trained:,} tokens"
+        return f"a larger context (`num_ctx`, `LM_CONTEXT`) may have up to {trained:,} tokens, where memory allows"
 
 
 def _messages(turns: Sequence[Turn]) -> list[dict[str, Any]]:

@@ -91,8 +91,8 @@ class Session:
         self._unsent, self._logprobs = 0, []
         return delta
 
-    def finished(self, reason: m.FinishReason) -> m.Finished:
-        """The last frame."""
+    def finished(self, reason: m.FinishReason, end: int | None = None) -> m.Finished:
+        """The last frame; `end` is the token that ended the answer, if one did."""
         now = time.monotonic_ns()
         start = self.admitted_ns or now
         first = self.first_ns or now
@@ -106,4 +106,5 @@ class Session:
             answer_ns=now - first,
             index=self.index,
             stop=self.assembler.stop,
+            ids=[*self.tokens, *([] if end is None else [end])] if self.request.give_ids else [],
         )

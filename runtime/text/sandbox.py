@@ -2,30 +2,27 @@
 
 It follows Hugging Face's documentation of `apply_chat_template`: trimmed blocks, `tojson` that leaves characters alone,
 `raise_exception`, `strftime_now`, loop controls, and `{% generation %}` as a block without effect. Jinja's own sandbox
-keeps a template from reaching Python objects. It does not limit time or memory; the bounds here do.
+keeps a template from reaching Python objects. It does not limit time or memory: `deadline` bounds the time, and
+`runtime/text/bounds.py` the memory.
 """
 
 from __future__ import annotations
 
 import ctypes
-import json
-import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
 
 from jinja2 import TemplateError, nodes
+from jinja2.compiler import CodeGenerator, Frame
 from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, LoopControlExtension
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-# The largest integer that a template may pass to a function, as in `range(N)`.
-NUMBER_LIMIT = 100_000
-# Characters (or list items) that `*` may produce.
-STRING_LIMIT = 1 << 20
+from runtime.text import bounds
 
 
 class Overdue(BaseException):
@@ -42,29 +39,51 @@ class _Generation(Extension):
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
-class _Sandbox(ImmutableSandboxedEnvironment):
-    """Jinja's sandbox with bounds on operators, calls and filters that multiply strings."""
+class _Code(CodeGenerator):
+    """Writes `~`, which Jinja's sandbox does not intercept, as a call of the environment."""
 
-    intercepted_binops = frozenset({"*", "**", "%"})
+    def visit_Concat(self, node: nodes.Concat, frame: Frame) -> None:
+        self.write("environment.join_texts((")
+        for value in node.nodes:
+            self.visit(value, frame)
+            self.write(", ")
+        self.write("))")
+
+
+class _Sandbox(ImmutableSandboxedEnvironment):
+    """Jinja's sandbox with bounds on whatever makes a text or a list."""
+
+    code_generator_class = _Code
+    intercepted_binops = frozenset({"+", "*", "**", "%"})
+    join_texts = staticmethod(bounds.join_texts)
+
+    @staticmethod
+    def concat(texts: Sequence[str]) -> str:
+        """The text of a block (`{% set x %}…{% endset %}`) or a macro."""
+        return bounds.join_texts(list(texts))
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         if operator == "**" and not (_small(left, 1000) and _small(right, 100)):
             raise SecurityError("a power too large")
-        if operator == "*" and any(isinstance(side, str | list | tuple) for side in (left, right)):
-            length, count = (len(left), right) if isinstance(left, str | list | tuple) else (len(right), left)
-            if not isinstance(count, int) or length * count > STRING_LIMIT:
-                raise SecurityError("a string repeated too often")
+        if operator == "*":
+            bounds.product(left, right)
+        if operator == "+":
+            bounds.total(left, right)
         if operator == "%" and isinstance(left, str):
-            return _format(left, *(right if isinstance(right, tuple) else (right,)))
-        return super().call_binop(context, operator, left, right)
+            values = right if isinstance(right, tuple) else (right,)
+            bounds.formatted(left, values)
+            return bounds.spend(left % values)
+        return bounds.spend(super().call_binop(context, operator, left, right))
 
     def call(self, context: Any, function: Any, /, *args: Any, **kwargs: Any) -> Any:
-        for value in (*args, *kwargs.values()):
-            if isinstance(value, int) and abs(value) > NUMBER_LIMIT:
-                raise SecurityError(f"a call with the number {value}")
-        if getattr(function, "__name__", "") in ("format", "format_map") and isinstance(_owner(function), str):
-            _check_widths(_owner(function))
-        return super().call(context, function, *args, **kwargs)
+        arguments = (*args, *kwargs.values())
+        bounds.check_numbers(arguments)
+        owner, name = _owner(function), getattr(function, "__name__", "")
+        if isinstance(owner, str):
+            bounds.check_method(owner, name, arguments)
+        elif isinstance(owner, bytes | int | float) and name:
+            raise SecurityError(f"the method `{name[:40]}`, which no prompt needs")
+        return bounds.spend(super().call(context, function, *args, **kwargs))
 
 
 def _owner(function: Any) -> Any:
@@ -76,40 +95,17 @@ def _small(value: Any, bound: int) -> bool:
     return isinstance(value, int | float) and abs(value) <= bound
 
 
-def _check_widths(text: str) -> None:
-    """Raises SecurityError for a format such as `%99999d`, or `%*d`, whose width is an argument."""
-    if re.search(r"\d{5}|\*", text):
-        raise SecurityError("a format wider than a prompt")
-
-
-def _format(text: str, *values: Any) -> str:
-    _check_widths(text)
-    return text % values
-
-
-def _indent(text: str, width: int | str = 4, first: bool = False, blank: bool = False) -> str:
-    space = " " * min(width, 100) if isinstance(width, int) else width[:100]
-    lines = text.split("\n")
-    return "\n".join(
-        line if (i == 0 and not first) or not (line or blank) else space + line for i, line in enumerate(lines)
-    )
-
-
-def _tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None, **options: Any) -> str:
-    separators, sort_keys = options.get("separators"), bool(options.get("sort_keys"))
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-
 def _raise_exception(message: str) -> None:
     raise TemplateError(message)
 
 
 def environment() -> ImmutableSandboxedEnvironment:
     """A fresh environment, without the filters and globals that no chat template needs."""
-    env = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, LoopControlExtension])
-    for name in ("center", "wordwrap", "urlize", "xmlattr", "filesizeformat", "random", "pprint"):
-        del env.filters[name]
-    env.filters["format"], env.filters["indent"], env.filters["tojson"] = _format, _indent, _tojson
+    env = _Sandbox(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, LoopControlExtension], finalize=bounds.shown
+    )
+    env.filters.clear()
+    env.filters.update(bounds.filters())
     env.globals.clear()
     # The sandboxed variants: plain `range`, for one, has no bound.
     sandbox = ImmutableSandboxedEnvironment()
@@ -138,6 +134,7 @@ def deadline(seconds: float) -> Iterator[None]:
     timer = threading.Timer(seconds, strike)
     timer.daemon = True
     timer.start()
+    bounds.begin()
     try:
         yield
     finally:

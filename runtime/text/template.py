@@ -13,6 +13,7 @@ Templates are written for Hugging Face's `apply_chat_template` (`runtime/text/sa
 
 from __future__ import annotations
 
+import gc
 import re
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -28,8 +29,8 @@ from runtime.text.shapes import Content, Message, Shape, shapes
 from runtime.text.tokenizer import CLOSE, MARKERS, OPEN
 
 RENDER_SECONDS = 2.0
-# Characters of a rendered prompt.
-OUTPUT_LIMIT = 4 << 20
+# Characters of a rendered prompt: more than any frame can bring (`runtime/child.py`), with the template's own.
+OUTPUT_LIMIT = 20 << 20
 # Conversations whose shapes are remembered, by their roles.
 _SHAPES = 64
 # For models whose file has no template: ChatML where the vocabulary has its tokens, else plain labels.
@@ -80,7 +81,7 @@ class ChatTemplate:
 
         Without `answering` it is the conversation alone, with which a later prompt will begin. `extra` are further
         variables (tools and the like). Raises BadRequest when the template refuses the messages or loses one, or needs
-        more than 2 seconds or 4 MiB.
+        more than 2 seconds or 512 MiB.
         """
         messages = [self._marked(message) for message in messages]
         prefill = ""
@@ -95,23 +96,28 @@ class ChatTemplate:
         if not self._bare:
             bare = {"tools": [], "documents": [], "functions": "[]", "datetime": f"{datetime.now():%Y-%m-%d}"}
         variables = {**bare, **extra, **self._tokens}
-        chunks, size = [], 0
         try:
             with deadline(RENDER_SECONDS):
-                for chunk in self._template.generate(messages=messages, add_generation_prompt=answering, **variables):
-                    size += len(chunk)
-                    if size > OUTPUT_LIMIT:
-                        raise SecurityError("more text than a prompt may have")
-                    chunks.append(chunk)
+                return self._text(messages=messages, add_generation_prompt=answering, **variables)
         except Overdue:
-            raise BadRequest("the model's chat template takes too long", "use a raw prompt") from None
+            refusal = BadRequest("the model's chat template takes too long", "use a raw prompt")
+        except (RecursionError, MemoryError):
+            refusal = BadRequest("the model's chat template needs too much memory", "use a raw prompt")
         except (TemplateError, TypeError, ValueError, KeyError, IndexError, AttributeError, ArithmeticError) as error:
-            raise BadRequest(
+            refusal = BadRequest(
                 f"the model's chat template refuses these messages: {_sentence(error)}",
                 "change their roles or order, or use a raw prompt",
-            ) from None
-        except (RecursionError, MemoryError):
-            raise BadRequest("the model's chat template needs too much memory", "use a raw prompt") from None
+            )
+        gc.collect()  # Jinja's contexts refer to themselves, and keep all that the template has made
+        raise refusal
+
+    def _text(self, **variables: Any) -> str:
+        chunks, size = [], 0
+        for chunk in self._template.generate(**variables):
+            size += len(chunk)
+            if size > OUTPUT_LIMIT:
+                raise SecurityError(f"it makes more than {OUTPUT_LIMIT:,} characters of them")
+            chunks.append(chunk)
         return "".join(chunks)
 
     def _probe(self) -> None:

@@ -69,9 +69,6 @@ class AnswerWriter(ABC):
     prompt_field = "prompt"
     """The field of the body that holds the prompt."""
 
-    async def begin(self, model: InUse) -> None:  # noqa: B027 - most writers have nothing to do here
-        """The model is loaded, and no prompt is submitted yet."""
-
     @abstractmethod
     def first(self, index: int, frame: Started) -> Iterable[Json]:
         """Objects for an answer whose prompt left the queue."""
@@ -105,7 +102,6 @@ async def respond(request: web.Request, generation: Generation, writer: AnswerWr
 async def _respond(request: web.Request, generation: Generation, writer: AnswerWriter) -> web.StreamResponse:
     usage = Usage()
     async with in_use(request.app[SERVICES], generation.model, generation.context, generation.keep_alive) as model:
-        await writer.begin(model)
         frames = _frames(model, generation.submits, usage)
         if generation.stream:
             response = await _streamed(request, _objects(writer, model, frames, usage), writer)

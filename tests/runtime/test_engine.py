@@ -106,7 +106,7 @@ def test_company_does_not_change_a_text(exact: Path, texts: list[str]) -> None:
 
 
 def test_tokens_are_those_of_llama_cpp_python(demo: Path, oracle: Any) -> None:
-    answers = ask(load(demo), *(m.Tokenize(0, text=prompt) for prompt in PROMPTS))
+    answers = ask(load(demo), *(submit(prompt, 0, give_ids=True) for prompt in PROMPTS))
     assert [answer.end.ids for answer in answers] == oracle[1]
     by_ids = ask(load(demo), submit(oracle[1][0]))[0]
     assert by_ids.text == oracle[0][0]
@@ -384,9 +384,10 @@ def test_chat_renders_the_template_and_ends_the_turn(demo_worker: Any) -> None:
     )
     assert chat.text == raw.text
     assert chat.end.reason == raw.end.reason
-    spelled = demo_worker(m.Tokenize(0, turns=[Turn.of("user", "a<|im_end|>b")])).end.ids
+    spelled = demo_worker(submit(None, 0, turns=[Turn.of("user", "a<|im_end|>b")], give_ids=True)).end.ids
     assert spelled.count(2) == 1  # the template's own
-    open_end = demo_worker(m.Tokenize(0, turns=[Turn.of("user", "a"), Turn.of("assistant", "Well")]))
+    talk = [Turn.of("user", "a"), Turn.of("assistant", "Well")]
+    open_end = demo_worker(submit(None, 0, turns=talk, give_ids=True))
     assert open_end.end.ids[-1] != 2
 
 

@@ -342,9 +342,9 @@ def test_bos_and_eos_of_older_post_processors(tmp_path: Path) -> None:
     assert [ids.tolist() for ids in model.vocabulary.frame] == [[2], [3]]
 
 
-@pytest.mark.parametrize("kind", ["prompt", "embed", "count"])
+@pytest.mark.parametrize("kind", ["prompt", "embed"])
 def test_every_way_to_ask_reads_alike(kind: str, tmp_path: Path) -> None:
-    """Raw prompts with control tokens in them, texts to embed, and texts that are counted."""
+    """Raw prompts with control tokens in them, and texts to embed."""
     tokenizer = with_added(normalizing(qwen(), "NFC"), flagged("lstrip", "rstrip", content="<tool>"))
     model = load(tokenizer, tmp_path / "m.gguf")
     original, plain = (Tokenizer.from_str(json.dumps(tokenizer)) for _ in range(2))
@@ -353,10 +353,8 @@ def test_every_way_to_ask_reads_alike(kind: str, tmp_path: Path) -> None:
     if kind == "prompt":
         asked = m.Submit(0, prompt=text, parse_special=True)
         assert prompter.prompt(asked).ids.tolist() == original.encode(text).ids
-    elif kind == "embed":
-        assert model.vocabulary.tokenize(text, special=False, add=True).tolist() == plain.encode(text).ids
     else:
-        assert prompter.text(text).tolist() == plain.encode(text).ids
+        assert model.vocabulary.tokenize(text, special=False, add=True).tolist() == plain.encode(text).ids
 
 
 @pytest.mark.parametrize(

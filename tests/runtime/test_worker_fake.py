@@ -63,8 +63,10 @@ def test_who_finds_the_queue_full_is_told() -> None:
 
 
 def test_tokens_vectors_and_scripted_failures() -> None:
-    _, answers = ask(load(embedding=4), m.Tokenize(0, text="a b c"), m.Embed(0, inputs=["a b", [1, 2, 3]]))
-    assert answers[0].end.ids == [0, 1, 2]
+    _, answers = ask(
+        load(embedding=4), m.Submit(0, prompt="a b c", give_ids=True), m.Embed(0, inputs=["a b", [1, 2, 3]])
+    )
+    assert answers[0].end.ids == [0, 1, 2, 0, 1, 2]  # three words, three tokens
     assert [len(vector) for vector in answers[1].end.vectors] == [16, 16]
     assert answers[1].end.tokens == 5
     _, (failed,) = ask(load(fail={"code": "bad_request", "message": "no", "hint": "do"}), submit())

@@ -46,7 +46,7 @@ async def generate(request: web.Request) -> web.StreamResponse:
     if body.raw and (body.system or body.earlier):
         raise BadRequest("raw mode does not support system or context", "leave them out, or `raw`")
     submit = _submit(request, model, body)
-    writer = GenerateWriter(body, warning_of(request), submit)
+    writer = GenerateWriter(body, warning_of(request))
     if not body.prompt:
         return await _load_only(request, model, body, writer)
     require(model, "completion")
@@ -55,6 +55,7 @@ async def generate(request: web.Request) -> web.StreamResponse:
     else:
         system = [Turn.of("system", body.system)] if body.system else []
         submit.turns = [*system, Turn.of("user", body.prompt)]
+        submit.earlier, submit.give_ids = body.earlier or [], True
     return await respond(request, _generation(model, body, submit), writer)
 
 

@@ -13,9 +13,9 @@ from abc import abstractmethod
 from collections.abc import Iterable
 from datetime import UTC, datetime
 
-from runtime.messages import Delta, Finished, Started, Submit, Tokenize
+from runtime.messages import Delta, Finished, Started
 from server.api.logprobs import logprob_rows
-from server.api.ollama.bodies import AnswerBody, GenerateBody
+from server.api.ollama.bodies import AnswerBody
 from server.api.request import InUse
 from server.api.respond import AnswerWriter, Json, Usage
 from server.http.problems import Dialect
@@ -116,14 +116,7 @@ class OllamaChatWriter(OllamaWriter):
 
 
 class GenerateWriter(OllamaWriter):
-    """Lines of `/api/generate`; the last has `context`: the token ids of the conversation so far."""
-
-    def __init__(self, body: GenerateBody, warning: str, submit: Submit) -> None:
-        super().__init__(body, warning)
-        self._earlier = body.earlier or []
-        self._submit = submit
-        self._prompt: list[int] | None = None
-        self._text: list[str] = []
+    """Lines of `/api/generate`; the last has `context`: the token ids of the conversation, as they were computed."""
 
     def content(self, text: str) -> Json:
         """The bare text."""
@@ -133,21 +126,8 @@ class GenerateWriter(OllamaWriter):
         """The bare text."""
         return str(line["response"])
 
-    async def begin(self, model: InUse) -> None:
-        """Have the turns rendered, and submit their token ids after the earlier ones; a raw prompt stays text."""
-        if self._submit.turns is not None:
-            ids = await model.worker.tokenize(Tokenize(0, turns=self._submit.turns))
-            self._prompt = [*self._earlier, *ids]
-            self._submit.turns, self._submit.prompt = None, [*self._prompt]
-
-    def delta(self, index: int, frame: Delta) -> Iterable[Json]:
-        """One line."""
-        self._text.append(frame.text)
-        return super().delta(index, frame)
-
-    async def last(self, model: InUse, usage: Usage) -> Iterable[Json]:
-        """The last line."""
-        if self._prompt is not None:
-            answer = await model.worker.tokenize(Tokenize(0, text="".join(self._text)))
-            self._figures["context"] = self._prompt + answer
-        return await super().last(model, usage)
+    def end(self, index: int, frame: Finished) -> Iterable[Json]:
+        """Nothing: the last line has the figures."""
+        if frame.ids:
+            self._figures["context"] = frame.ids
+        return super().end(index, frame)
