@@ -167,15 +167,11 @@ class Prompter:
 
     def _too_long(self, length: int) -> PromptTooLong:
         message = f"the prompt has {length:,} tokens and the context holds {self._context:,}"
-        return PromptTooLong(message, f"shorten it; {self.growth}")
-
-    @property
-    def growth(self) -> str:
-        """A clause on a larger context: whether it is possible, and how to ask for it."""
         trained = self._model.n_ctx_train
-        if self._context >= trained:
-            return f"the model was trained for no more than {trained:,} tokens"
-        return f"a larger context (`num_ctx`, `LM_CONTEXT`) may have up to {trained:,} tokens, where memory allows"
+        more = f"the model was trained for no more than {trained:,} tokens"
+        if self._context < trained:
+            more = f"a larger context (`num_ctx`, `LM_CONTEXT`) may have up to {trained:,} tokens, where memory allows"
+        return PromptTooLong(message, f"shorten it; {more}")
 
 
 def _messages(turns: Sequence[Turn]) -> list[dict[str, Any]]:

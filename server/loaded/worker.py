@@ -194,7 +194,7 @@ class Worker:
             raise self._out_of_place(frame)
         return frame.ids
 
-    async def embed(self, request: Tokenize | Embed | Rank) -> Vectors:
+    async def embed(self, request: Embed | Rank) -> Vectors:
         """One vector for each input, or one score for each text."""
         frame = await self._ask(request)
         if not isinstance(frame, Vectors):
@@ -237,7 +237,7 @@ class Worker:
         self._streams[number] = asyncio.Queue()
         return self._streams[number]
 
-    async def _ask(self, request: Embed | Rank) -> FromWorker:
+    async def _ask(self, request: Tokenize | Embed | Rank) -> FromWorker:
         request.id = next(_ids)
         queue = self._open(request.id)
         try:
