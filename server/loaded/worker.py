@@ -18,8 +18,8 @@ from pathlib import Path
 import msgspec
 
 from registry.store.catalog import Model
-from runtime.child import Child
-from runtime.errors import EngineError, LoadFailed, WorkerDied
+from runtime.child import FRAME_LIMIT, Child
+from runtime.errors import BadRequest, EngineError, LoadFailed, WorkerDied
 from runtime.machine.fit import Need
 from runtime.messages import (
     Beat,
@@ -39,7 +39,7 @@ from runtime.messages import (
     Tokens,
     Vectors,
 )
-from server.errors import ChildError, Stopping
+from server.errors import BodyTooLarge, ChildError, Stopping
 
 log = logging.getLogger("lm.worker")
 SILENT_SECONDS = 10.0
@@ -160,7 +160,7 @@ class Worker:
     async def answer(self, submit: Submit) -> AsyncGenerator[Answer]:
         """The frames of one request, until all its answers have finished; leaving early cancels it.
 
-        Raises ChildError with the worker's own error, WorkerDied when the process goes.
+        Raises ChildError with the worker's own error, WorkerDied when the process goes, and as `_send`.
         """
         submit.id = next(_ids)
         alone = not self._streams and submit.count == 1
@@ -168,7 +168,7 @@ class Worker:
         opened = self._opened  # a later request raises it: then this answer had the worker no longer to itself
         left = submit.count
         try:
-            await self._child.send(submit)
+            await self._send(submit)
             while left:
                 frame = await self._next(queue)
                 if isinstance(frame, Finished):
@@ -241,7 +241,7 @@ class Worker:
         request.id = next(_ids)
         queue = self._open(request.id)
         try:
-            await self._child.send(request)
+            await self._send(request)
             return await self._next(queue)
         except asyncio.CancelledError:
             if not self.dead:
@@ -249,6 +249,16 @@ class Worker:
             raise
         finally:
             del self._streams[request.id]
+
+    async def _send(self, frame: Submit | Tokenize | Embed | Rank) -> None:
+        """Send a request. Raises BodyTooLarge for one above the size of a frame, BadRequest for an endless number."""
+        try:
+            await self._child.send(frame)
+        except ValueError:
+            message = f"the request has more than {FRAME_LIMIT >> 20} MiB of text or token ids"
+            raise BodyTooLarge(message, "send less at once") from None
+        except OverflowError:
+            raise BadRequest("the request has a number of more than 64 bits", "correct it") from None
 
     def _later(self, frame: msgspec.Struct) -> None:
         """Send from where nothing may be awaited: a handler that is being cancelled."""
