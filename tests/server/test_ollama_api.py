@@ -302,7 +302,6 @@ def test_a_route_that_is_not_there_points_to_one_that_is(daemon: Daemon, method:
 
 
 @pytest.mark.parametrize(
-<<<<<<< HEAD
     ("path", "field", "value", "hint"),
     [
         ("/api/embed", "prompt", "hello", "`input`"),
@@ -317,7 +316,9 @@ def test_a_question_in_the_field_of_another_route_is_not_lost(
     answer = echo.post(path, {"model": "tiny", field: value})
     assert answer.status == 400 and f"`{field}`" in answer.json["error"] and hint in answer.json["hint"]
     assert echo.post(path, {"model": "tiny", field: value[:0]}).status == 200
-=======
+
+
+@pytest.mark.parametrize(
     ("path", "body"),
     [
         ("/api/chat", lambda text: say(text)),
@@ -333,4 +334,3 @@ def test_more_text_than_a_worker_takes_is_a_413_with_the_limit(echo: Daemon, pat
 def test_an_endless_number_is_refused(echo: Daemon) -> None:
     answer = echo.post("/api/generate", {"model": "tiny", "prompt": "a", "context": [10**30]})
     assert (answer.status, "64 bits" in answer.json["error"]) == (400, True)
->>>>>>> 6b6b559 (A request above the size of a frame is a 413 with the limit, a number above 64 bits a 400)
