@@ -68,7 +68,7 @@ class Submit(msgspec.Struct, tag="submit", omit_defaults=True):
     `parse_special` lets text of a raw prompt spell control tokens. `truncate` drops the oldest turns, or the head of a
     raw prompt, when the prompt does not fit. `shift` lets the context slide when an answer reaches its end.
     `count` answers are drawn from one prompt. `logprobs` is the number of alternatives reported, -1 for none at all.
-    `echo` puts the prompt's text before each answer. `earlier` are the tokens of a conversation that `turns` continue.
+    `echo` puts the prompt's text before each answer, with the probabilities of its tokens where `logprobs` asks for any. `earlier` are the tokens of a conversation that `turns` continue.
     With `give_ids` the last frame has the tokens of prompt and answer.
     """
 
@@ -156,11 +156,14 @@ class Started(msgspec.Struct, tag="started"):
 
 
 class TokenLogprob(msgspec.Struct):
-    """One token's text, natural logarithm of its probability, and the best alternatives."""
+    """One token's text, natural logarithm of its probability, and the best alternatives.
+
+    The first token of a prompt has no probability. The text of a control token is its name, and `raw` is empty.
+    """
 
     token: str
     id: int
-    logprob: float
+    logprob: float | None
     raw: bytes
     top: list[tuple[str, int, float, bytes]] = []
 

@@ -24,7 +24,7 @@ from runtime.engine.huge_pages import HugePages
 from runtime.engine.intake import Intake
 from runtime.engine.pace import PATIENCE, Pace
 from runtime.engine.prefill import SidePrefill
-from runtime.engine.schedule import Schedule, Step
+from runtime.engine.schedule import Schedule, Step, Stretch
 from runtime.engine.session import Session
 from runtime.errors import EngineError, QueueFull, Timeout
 from runtime.llama.context import ABORTED, NO_ROOM, OK, Context, ContextParams, sequence_count
@@ -59,7 +59,9 @@ class LlamaEngine:
         self._pace = Pace(self._context.batch_size, load.gap)
         side = (model, self._context, self._pool, params, load.short_context)
         self._side = SidePrefill(*side) if SidePrefill.possible(model) else None
-        self._schedule = Schedule(self._pool, self._pace, load.cache_config.sequences, self._side)
+        self._schedule = Schedule(
+            self._pool, self._pace, load.cache_config.sequences, self._side, outputs=self._context.outputs
+        )
         self._intake = Intake(model, self._context)
         self._frames: list[Any] = []
         self._embedder = Embedder(model, self._context, self._pool, self._frames.append)
@@ -213,7 +215,11 @@ class LlamaEngine:
         session.admitted_ns = time.monotonic_ns()
         if session.index == 0:
             self._frames.append(m.Started(session.id, session.prompt_tokens, cached, session.truncated))
-        if session.request.echo:
+        if session.prompt_rows:
+            from runtime.llama.logprobs import first_logprob  # NumPy: a worker starts faster without
+
+            self._frames.append(session.report([first_logprob(self._vocabulary, session.tokens[0])]))
+        elif session.request.echo:
             text = b"".join(map(self._vocabulary.piece, session.tokens)).decode(errors="replace")
             self._frames.append(m.Delta(session.id, text, 0, session.index, kind="prompt"))
 
@@ -256,10 +262,30 @@ class LlamaEngine:
         self._pace.note(rows - prompts, prompts, seconds, calm=self._calm)
         row = 0
         for stretch in stretches:
+            if stretch.session.reads_all:
+                self._report(stretch, row)
             self._schedule.computed(stretch)
             row += stretch.size
-            if stretch.wanted:
+            if stretch.wanted and not stretch.session.pending:
                 self._answer(stretch.session, row - 1)
+
+    def _report(self, stretch: Stretch, row: int) -> None:
+        """Send the tokens of a prompt whose probabilities a stretch has told; its logits begin at `row`."""
+        from runtime.llama.logprobs import token_logprob  # NumPy, as above
+
+        session, start, size, _ = stretch
+        told = range(max(start + 1, session.reported), min(start + size + 1, session.prompt_tokens))
+        rows = [
+            token_logprob(
+                self._vocabulary,
+                self._context.logits(row + position - start - 1),
+                session.tokens[position],
+                session.request.logprobs,
+            )
+            for position in told
+        ]
+        if rows:
+            self._frames.append(session.report(rows))
 
     def _answer(self, session: Session, row: int) -> None:
         """Go on with an answer by the token that the logits of `row` give."""

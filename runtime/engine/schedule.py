@@ -30,7 +30,8 @@ RESERVE = 256
 class Stretch(NamedTuple):
     """Tokens `start` to `start + size` of a session, to be computed in one step.
 
-    The logits of the last `wanted` rows are needed: of 1 row when the stretch ends at the session's last token.
+    The logits of the last `wanted` rows are needed: of 1 row when the stretch ends at the session's last token, of all
+    rows where the probabilities of the prompt's tokens are asked for.
     """
 
     session: Session
@@ -54,8 +55,14 @@ class Step(NamedTuple):
 class Schedule:
     """The queue and the running sessions of one model."""
 
-    def __init__(self, pool: CellPool, pace: Pace, sequences: int, side: SidePrefill | None = None) -> None:
-        """At most `sequences` sessions run at once; `side` reads long prompts, where the model allows it."""
+    def __init__(
+        self, pool: CellPool, pace: Pace, sequences: int, side: SidePrefill | None = None, *, outputs: int = 1 << 20
+    ) -> None:
+        """At most `sequences` sessions run at once; `side` reads long prompts, where the model allows it.
+
+        A step gives logits of at most `outputs` rows.
+        """
+        self._outputs = outputs
         self.waiting: deque[Session] = deque()
         self.running: list[Session] = []
         self._pool = pool
@@ -86,13 +93,13 @@ class Schedule:
             if afresh:
                 self._evict_all()
             wanted = session.tokens[:-1]  # the last one is computed in any case: its logits are needed
-            source, length = self._pool.match(wanted)
-            if self._soon_better(wanted, length):
+            source, length = (None, 0) if session.reads_all else self._pool.match(wanted)
+            if not session.reads_all and self._soon_better(wanted, length):
                 continue
             committed = self.committed_cells() + promised
             if (self.running or promised) and committed + self._need(session) - length > self._pool.cells:
                 break
-            if not afresh and self._pool.recall(wanted, length):
+            if not (afresh or session.reads_all) and self._pool.recall(wanted, length):
                 source, length = self._pool.match(wanted)
             checkpoints = self._pool.checkpoint_positions(session.tokens, length, session.stable)
             seq = self._pool.start(source, length)
@@ -149,13 +156,19 @@ class Schedule:
         if self._side:
             in_steps, side = self._choose_side(self._side, prompts, flowing)
         left = self._prompt_rows(answers, len(prompts)) if flowing else self._pace.budget(0) - answers
+        outputs = self._outputs - answers - sum(not session.reads_all for session in in_steps)
         for session in in_steps:
-            size = self._room(rows, min(left, session.until_checkpoint))
+            most = min(left, session.until_checkpoint)
+            if session.reads_all:
+                most = min(most, outputs)
+            size = self._room(rows, most)
             if size > 0:
                 pending = session.pending
-                stretches.append(Stretch(session, len(session.tokens) - pending, size, int(size == pending)))
+                wanted = size if session.reads_all else int(size == pending)
+                stretches.append(Stretch(session, len(session.tokens) - pending, size, wanted))
                 rows += size
                 left -= size
+                outputs -= size if session.reads_all else 0
         if not stretches and not ending and self.running and not side:
             self.set_back(self.running[-1])  # prompts alone fill the cache: the oldest go first
         return Step(stretches, ending, side, self._pace.side_seconds(answers, len(prompts)) if side else 0.0)
@@ -164,7 +177,7 @@ class Schedule:
         self, side: SidePrefill, prompts: list[Session], flowing: bool
     ) -> tuple[list[Session], Session | None]:
         """The `prompts` for the step itself, and the one to read beside the steps."""
-        long = [session for session in prompts if flowing and side.suits(session)]
+        long = [session for session in prompts if flowing and not session.reads_all and side.suits(session)]
         if not (side.busy and self._side_session in prompts):  # a chunk that has begun is read to its end
             self._side_session = next(iter(long), None)
         chosen = self._side_session

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import time
 from array import array
 from typing import Literal
@@ -38,6 +39,11 @@ class Session:
         self.seq: Sequence | None = None
         self.sampler: Sampler | None = None
         self.assembler = Assembler(stops)
+        self.prompt_rows = request.echo and request.logprobs >= 0
+        """Whether the tokens of the prompt are sent with their probabilities."""
+        self.reported = 0
+        """Tokens of the prompt that were sent with their probabilities."""
+        self._prompt_text = codecs.getincrementaldecoder("utf-8")("replace")
         self.answer_tokens = 0
         """Tokens of the answer so far."""
         self.cached = 0
@@ -70,6 +76,17 @@ class Session:
     def left(self) -> int:
         """How many tokens the answer may still get."""
         return self.max_tokens - self.answer_tokens
+
+    @property
+    def reads_all(self) -> bool:
+        """Whether logits of all rows of the prompt are needed, so that none of it may come from the cache."""
+        return self.prompt_rows and self.reported < self.prompt_tokens
+
+    def report(self, rows: list[m.TokenLogprob]) -> m.Delta:
+        """The next tokens of the prompt, with their probabilities."""
+        self.reported += len(rows)
+        text = self._prompt_text.decode(b"".join(row.raw for row in rows), final=self.reported == self.prompt_tokens)
+        return m.Delta(self.id, text, 0, self.index, rows, kind="prompt")
 
     def add(self, token: int, piece: bytes, logprob: m.TokenLogprob | None) -> m.Delta | None:
         """Append a token to the answer. `piece` is its bytes; the result is the text that can be shown now, if any."""

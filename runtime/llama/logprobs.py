@@ -25,5 +25,10 @@ def token_logprob(vocabulary: Vocabulary, logits: Any, token: int, alternatives:
     return TokenLogprob(_text(vocabulary, token), token, float(logits[token]) - total, vocabulary.piece(token), top)
 
 
+def first_logprob(vocabulary: Vocabulary, token: int) -> TokenLogprob:
+    """The row of a prompt's first token, before which there is nothing to tell its probability from."""
+    return TokenLogprob(_text(vocabulary, token), token, None, vocabulary.piece(token))
+
+
 def _text(vocabulary: Vocabulary, token: int) -> str:
-    return vocabulary.piece(token).decode(errors="replace")
+    return vocabulary.piece(token).decode(errors="replace") or vocabulary.text(token)

@@ -36,7 +36,7 @@ class Vocabulary:
     def special_text(self, which: str) -> str:
         """The text of the special token `which` ("bos", "eos"); empty when the model has none."""
         token = getattr(library(), f"llama_vocab_{which}")(self.handle)
-        return self._text(token) if token >= 0 else ""
+        return self.text(token) if token >= 0 else ""
 
     def added(self, which: str) -> array[int]:
         """The special token `which` ("bos", "eos", "sep") if the tokenizer adds it to texts; empty otherwise."""
@@ -57,7 +57,7 @@ class Vocabulary:
         tokens = []
         for token in range(self.size):
             bits = attribute(self.handle, token)
-            if bits & added and (text := self._text(token)):
+            if bits & added and (text := self.text(token)):
                 flags = "".join(letter for bit, letter in letters.items() if bits & bit)
                 tokens.append(NotedToken(token, text, flags if bits & added == ATTR_USER else flags + "s"))
         return tokens
@@ -70,7 +70,8 @@ class Vocabulary:
         """
         return Tokenizer(TokenizerNote(added=self._added), self.size, self._llama)
 
-    def _text(self, token: int) -> str:
+    def text(self, token: int) -> str:
+        """The text of `token` in the vocabulary, of a control token too."""
         if self._tokenizer and token in self._tokenizer.hidden:
             return self._tokenizer.hidden[token]
         return (quick_library().llama_vocab_get_text(self.handle, token) or b"").decode(errors="replace")
@@ -130,7 +131,7 @@ class Vocabulary:
             buffer = ctypes.create_string_buffer(-size)
             size = quick_library().llama_token_to_piece(self.handle, token, buffer, len(buffer), 0, False)
         if size and self._tokenizer and token in self._tokenizer.hidden:
-            return self._text(token).encode()
+            return self.text(token).encode()
         return buffer.raw[:size]
 
     def ends(self, token: int) -> bool:

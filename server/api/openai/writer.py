@@ -155,7 +155,7 @@ class TokenOffset:
     def advance(self, frame: Delta) -> int:
         """The offset of the first token of `frame`."""
         at = self.at
-        self.at += len(frame.text) if frame.kind == "prompt" else sum(len(row.token) for row in frame.logprobs)
+        self.at += len(frame.text) if frame.kind == "prompt" else sum(map(_letters, frame.logprobs))
         return at
 
 
@@ -173,10 +173,32 @@ def text_logprobs(rows: list[TokenLogprob], start: int) -> Json:
     """The `logprobs` object of a text choice; the first token stands at `start` of the text."""
     offsets = [start]
     for row in rows:
-        offsets.append(offsets[-1] + len(row.token))
+        offsets.append(offsets[-1] + _letters(row))
     return {
-        "tokens": [row.token for row in rows],
+        "tokens": [_label(row.token, row.raw) for row in rows],
         "token_logprobs": [row.logprob for row in rows],
-        "top_logprobs": [{token: value for token, _, value, _ in row.top} for row in rows],
+        "top_logprobs": [_best(row) if row.logprob is not None else None for row in rows],
         "text_offset": offsets[:-1],
     }
+
+
+def _best(row: TokenLogprob) -> dict[str, float]:
+    """The alternatives by their texts. Where two have the same text, it stands for the more probable one."""
+    best: dict[str, float] = {}
+    for token, _, value, raw in row.top:  # the most probable first
+        best.setdefault(_label(token, raw), value)
+    return best
+
+
+def _label(token: str, raw: bytes) -> str:
+    """A token's text; of a part of a character the bytes, as OpenAI wrote them: `bytes:\\xe2\\x80`."""
+    try:
+        raw.decode()
+    except UnicodeDecodeError:
+        return f"bytes:{repr(raw)[2:-1]}"
+    return token
+
+
+def _letters(row: TokenLogprob) -> int:
+    """Characters that a token adds to the text; a control token adds none."""
+    return len(row.raw.decode(errors="replace"))
