@@ -96,6 +96,13 @@ class Embedder:
         """Cells that the inputs being read will still take."""
         return sum(reading.left for job in self._jobs for reading in job.readings)
 
+    def give_way(self) -> bool:
+        """Free the cells of inputs that are being read, which are read anew later; False where there are none."""
+        holding = [job for job in self._jobs if any(reading.seq.tokens for reading in job.readings)]
+        for job in holding:
+            self._put_back(job)
+        return bool(holding)
+
     def overtake(self) -> None:
         """Count an answer that has begun while the first request waits."""
         if self._jobs and not self._jobs[0].readings:

@@ -59,12 +59,17 @@ class LlamaEngine:
         self._pace = Pace(self._context.batch_size, load.gap)
         side = (model, self._context, self._pool, params, load.short_context)
         self._side = SidePrefill(*side) if SidePrefill.possible(model) else None
-        self._schedule = Schedule(
-            self._pool, self._pace, load.cache_config.sequences, self._side, outputs=self._context.outputs
-        )
-        self._intake = Intake(model, self._context)
         self._frames: list[Any] = []
         self._embedder = Embedder(model, self._context, self._pool, self._frames.append)
+        self._schedule = Schedule(
+            self._pool,
+            self._pace,
+            load.cache_config.sequences,
+            self._side,
+            outputs=self._context.outputs,
+            give_way=self._embedder.give_way,
+        )
+        self._intake = Intake(model, self._context)
         self._huge_pages = HugePages()
         self._inbox: SimpleQueue[Any] = SimpleQueue()
         self._queued = 0
@@ -75,6 +80,8 @@ class LlamaEngine:
         self._calm = True
         """False after a step that a slice of a prompt followed: the slice leaves cold caches for the next step."""
         self._faults = 0
+        self._set_back = 0
+        """Steps in a row that found no room although nothing else could give way."""
         self._closing = False
         self.steps = 0
 
@@ -216,7 +223,7 @@ class LlamaEngine:
         if session.index == 0:
             self._frames.append(m.Started(session.id, session.prompt_tokens, cached, session.truncated))
         if session.prompt_rows:
-            from runtime.llama.logprobs import first_logprob  # NumPy: a worker starts faster without
+            from runtime.llama.logprobs import first_logprob  # NumPy, as below
 
             self._frames.append(session.report([first_logprob(self._vocabulary, session.tokens[0])]))
         elif session.request.echo:
@@ -256,7 +263,7 @@ class LlamaEngine:
         if status != OK:
             self._recover(status)
             return
-        self._faults = 0
+        self._faults = self._set_back = 0
         stretches = self._step.stretches
         prompts = sum(stretch.size for stretch in stretches if stretch.size > 1) if rows > len(stretches) else 0
         self._pace.note(rows - prompts, prompts, seconds, calm=self._calm)
@@ -271,21 +278,17 @@ class LlamaEngine:
 
     def _report(self, stretch: Stretch, row: int) -> None:
         """Send the tokens of a prompt whose probabilities a stretch has told; its logits begin at `row`."""
-        from runtime.llama.logprobs import token_logprob  # NumPy, as above
-
         session, start, size, _ = stretch
         told = range(max(start + 1, session.reported), min(start + size + 1, session.prompt_tokens))
-        rows = [
-            token_logprob(
-                self._vocabulary,
-                self._context.logits(row + position - start - 1),
-                session.tokens[position],
-                session.request.logprobs,
-            )
-            for position in told
-        ]
+        rows = [self._logprob(session, session.tokens[at], row + at - start - 1) for at in told]
         if rows:
             self._frames.append(session.report(rows))
+
+    def _logprob(self, session: Session, token: int, row: int) -> m.TokenLogprob:
+        """The probability of a token by the logits of `row`, with the alternatives that the request asks for."""
+        from runtime.llama.logprobs import token_logprob  # NumPy: a worker starts faster without
+
+        return token_logprob(self._vocabulary, self._context.logits(row), token, session.request.logprobs)
 
     def _answer(self, session: Session, row: int) -> None:
         """Go on with an answer by the token that the logits of `row` give."""
@@ -308,11 +311,7 @@ class LlamaEngine:
 
     def _show(self, session: Session, token: int, row: int) -> None:
         """Append a token to the answer, send the text that is complete, and end the answer where that says so."""
-        logprob = None
-        if session.request.logprobs >= 0:
-            from runtime.llama.logprobs import token_logprob  # NumPy: a worker starts faster without
-
-            logprob = token_logprob(self._vocabulary, self._context.logits(row), token, session.request.logprobs)
+        logprob = self._logprob(session, token, row) if session.request.logprobs >= 0 else None
         if delta := session.add(token, self._vocabulary.piece(token), logprob):
             self._frames.append(delta)
         if session.assembler.stop:
@@ -342,10 +341,7 @@ class LlamaEngine:
                 self._schedule.set_back(session)
         if status == ABORTED:
             return
-        running = self._schedule.running
-        if status == NO_ROOM and (self._pool.evict() or len(running) > 1):
-            if not self._pool.free:
-                self._schedule.set_back(running[-1])
+        if status == NO_ROOM and self._free_room():
             return
         self._faults += 1
         for stretch in self._step.stretches:
@@ -353,6 +349,20 @@ class LlamaEngine:
             self._fail(stretch.session, error)
         if self._faults >= _FAULTS:
             raise RuntimeError(f"{_FAULTS} steps in a row failed with status {status}")
+
+    def _free_room(self) -> bool:
+        """Free cells after a step that found too few, even where the pool counts enough; False where that is no use.
+
+        A session that is set back is soon admitted again, so it is no use the third time in a row.
+        """
+        if self._pool.evict() or self._embedder.give_way():
+            return True
+        self._set_back += 1
+        running = self._schedule.running
+        if len(running) < 2 or self._set_back == _FAULTS:
+            return False
+        self._schedule.set_back(running[-1])
+        return True
 
     # ---- answers end
 

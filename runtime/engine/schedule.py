@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from array import array
 from collections import deque
+from collections.abc import Callable
 from typing import NamedTuple
 
 from runtime.cache.pool import CellPool
@@ -56,13 +57,22 @@ class Schedule:
     """The queue and the running sessions of one model."""
 
     def __init__(
-        self, pool: CellPool, pace: Pace, sequences: int, side: SidePrefill | None = None, *, outputs: int = 1 << 20
+        self,
+        pool: CellPool,
+        pace: Pace,
+        sequences: int,
+        side: SidePrefill | None = None,
+        *,
+        outputs: int = 1 << 20,
+        give_way: Callable[[], bool] = lambda: False,
     ) -> None:
         """At most `sequences` sessions run at once; `side` reads long prompts, where the model allows it.
 
-        A step gives logits of at most `outputs` rows.
+        A step gives logits of at most `outputs` rows. `give_way` frees the cells of texts being embedded; False where
+        there are none.
         """
         self._outputs = outputs
+        self._give_way = give_way
         self.waiting: deque[Session] = deque()
         self.running: list[Session] = []
         self._pool = pool
@@ -203,7 +213,7 @@ class Schedule:
             youngest = prompts[-1] if prompts else decoding[-1]
             if len(self.running) > 1:
                 self.set_back(youngest)
-            elif not self._shift(youngest):
+            elif not (self._give_way() or self._shift(youngest)):
                 return [youngest]
         return []
 

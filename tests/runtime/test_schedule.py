@@ -5,6 +5,7 @@ from __future__ import annotations
 from array import array
 
 from runtime import messages as m
+from runtime.cache.pool import Sequence
 from runtime.engine.pace import PATIENCE, Pace
 from runtime.engine.prompt import Prompt
 from runtime.engine.schedule import Schedule, Step
@@ -21,7 +22,26 @@ class Model:
     def __init__(self, cells: int) -> None:
         self.cache = Cells(16)
         self.pace = Pace(BATCH, 6.0)
-        self.schedule = Schedule(plain_pool(self.cache, cells), self.pace, 8)
+        self.pool = plain_pool(self.cache, cells)
+        self.gave_way = 0
+        self.schedule = Schedule(self.pool, self.pace, 8, outputs=16, give_way=self.give_way)
+        self.held: Sequence | None = None
+
+    def give_way(self) -> bool:
+        """What the embedder does: empty its sequence."""
+        if self.held:
+            self.pool.clear(self.held)
+            self.held = None
+            self.gave_way += 1
+            return True
+        return False
+
+    def hold(self, cells: int) -> None:
+        """A text that is being embedded."""
+        self.held = self.pool.start(None, 0)
+        assert self.held
+        self.cache.add(self.held.number, cells)
+        self.pool.grow(self.held, array("i", range(9000, 9000 + cells)))
 
     def ask(self, first: int, tokens: int, **options: bool) -> Session:
         prompt = Prompt(array("i", range(first, first + tokens)))
@@ -125,3 +145,23 @@ def test_only_answers_whose_text_is_flowing_hold_prompts_back() -> None:
     # One token, or none: whoever waits for the second waits as those do who wait for their first.
     assert rows_of_prompts(0) == rows_of_prompts(1) == 100
     assert rows_of_prompts(2) == model.pace.budget(1, patience=PATIENCE) < 100
+
+
+def test_a_text_being_embedded_gives_way_to_an_answer_that_would_end() -> None:
+    model = Model(64)
+    session = model.ask(0, 20)
+    model.hold(30)
+    for _ in range(30):
+        assert not model.step().ending
+    assert (session.answer_tokens, model.gave_way) == (30, 1)
+
+
+def test_every_row_of_a_prompt_gives_logits_where_its_probabilities_are_asked_for() -> None:
+    model = Model(8192)
+    model.ask(0, 40)
+    model.step()
+    model.ask(0, 40, echo=True, logprobs=0)  # nothing of it comes from the cache
+    assert model.rows() == [(40, 1, 1), (0, 15, 15)]
+    others = [model.ask(5000 * n, 40, echo=True, logprobs=0) for n in range(2, 8)]
+    assert sum(wanted for _, _, wanted in model.rows()) <= 16
+    assert all(session.phase == "prefill" for session in others)
