@@ -13,6 +13,7 @@
 | `fail` | `{"code", "message", "hint"}`: every `Submit` fails so |
 | `die_after`, `hang_after`, `exit_after` | after N tokens in all: SIGKILL to itself; stand still; exit with 1 |
 | `embedding` | length of the vectors (8) |
+| `obstacle` | why long prompts are not read beside answers ("") |
 
 Limits hold as in the real engine: `sequences` answers at once, `queue` waiting ones, prompts longer than the context
 are refused, stop strings and `max_tokens` end an answer, `Cancel` too. Seeds change nothing.
@@ -106,6 +107,11 @@ class FakeEngine:
     def spilled(self) -> int:
         """Nothing is."""
         return 0
+
+    @property
+    def obstacle(self) -> str:
+        """What the script says."""
+        return str(self._script.get("obstacle", ""))
 
     def take(self, frame: Any) -> None:
         """Accept a frame, from any thread."""

@@ -65,11 +65,12 @@ class Load(msgspec.Struct, tag="load"):
 class Submit(msgspec.Struct, tag="submit", omit_defaults=True):
     """One request: either `turns` (the template renders them), or `prompt` (text, or token ids), never both.
 
-    `parse_special` lets text of a raw prompt spell control tokens. `truncate` drops the oldest turns, or the head of a
-    raw prompt, when the prompt does not fit. `shift` lets the context slide when an answer reaches its end.
-    `count` answers are drawn from one prompt. `logprobs` is the number of alternatives reported, -1 for none at all.
-    `echo` puts the prompt's text before each answer, with the probabilities of its tokens where `logprobs` asks for any. `earlier` are the tokens of a conversation that `turns` continue.
-    With `give_ids` the last frame has the tokens of prompt and answer.
+    `parse_special` lets text of a raw prompt spell control tokens. `earlier` are the tokens of a conversation that
+    `turns` continue. `truncate` drops the oldest turns, the oldest of `earlier`, or the head of a raw prompt, when the
+    prompt does not fit. `shift` lets the context slide when an answer reaches its end. `count` answers are drawn from
+    one prompt. `logprobs` is the number of alternatives reported, -1 for none at all. `echo` puts the prompt's text
+    before each answer, with the probabilities of its tokens where `logprobs` asks for any. With `give_ids` the last
+    frame has the tokens of prompt and answer.
     """
 
     id: int
@@ -233,11 +234,13 @@ class Beat(msgspec.Struct, tag="beat"):
     """Once a second: the loop's step counter and whether it has work, so that a hung loop is seen.
 
     `spilled` bytes are copies of sequences and a second context, which the prediction of a model's memory leaves out.
+    `obstacle` says why long prompts are not read beside answers; "" where they are.
     """
 
     step: int
     busy: bool
     spilled: int = 0
+    obstacle: str = ""
 
 
 FromWorker = Ready | Started | Delta | Finished | Failed | Vectors | Tokens | Beat

@@ -43,6 +43,10 @@ class Engine(Protocol):
     def spilled(self) -> int:
         """Bytes of copies of sequences, and of the second context for long prompts."""
 
+    @property
+    def obstacle(self) -> str:
+        """Why long prompts are not read beside answers; "" where they are."""
+
     def take(self, frame: Any) -> None:
         """Accept a frame; called from the thread that reads the socket."""
 
@@ -87,7 +91,7 @@ def _refuse(send: Callable[..., None], body: bytes, error: msgspec.ValidationErr
 
 def _beat(engine: Engine, send: Callable[..., None]) -> None:
     while True:
-        send(m.Beat(engine.steps, engine.busy, engine.spilled))
+        send(m.Beat(engine.steps, engine.busy, engine.spilled, engine.obstacle))
         time.sleep(BEAT_SECONDS)
 
 

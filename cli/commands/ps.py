@@ -49,6 +49,8 @@ def print_loaded(rows: list[dict[str, Any]], wide: bool) -> None:
     for row in rows:
         if row["context_reason"]:
             console.note(f"{row['name']}: {row['context_reason']}")
+        if row["prompts_in_steps"]:
+            console.note(f"{row['name']}: long prompts slow running answers: {row['prompts_in_steps']}")
 
 
 def _processor(row: dict[str, Any]) -> str:

@@ -58,7 +58,7 @@ class LlamaEngine:
         )
         self._pace = Pace(self._context.batch_size, load.gap)
         side = (model, self._context, self._pool, params, load.short_context)
-        self._side = SidePrefill(*side) if SidePrefill.possible(model) else None
+        self._side = SidePrefill(*side) if not SidePrefill.hindrance(model) else None
         self._frames: list[Any] = []
         self._embedder = Embedder(model, self._context, self._pool, self._frames.append)
         self._schedule = Schedule(
@@ -123,6 +123,13 @@ class LlamaEngine:
     def spilled(self) -> int:
         """Bytes of copies of sequences, and of the second context for long prompts."""
         return self._pool.spill.used + (self._side.bytes if self._side else 0)
+
+    @property
+    def obstacle(self) -> str:
+        """Why long prompts are not read beside answers; "" where they are."""
+        if self._model.embeds:
+            return ""
+        return self._side.obstacle if self._side else SidePrefill.hindrance(self._model)
 
     def take(self, frame: Any) -> None:
         """Accept a frame: refuse it at once, or hand it to the loop ready to run."""

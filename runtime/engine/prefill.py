@@ -139,15 +139,28 @@ class SidePrefill:
         self._session: Session | None = None
         self._rows = MOST_ROWS
         self._not_before = 0.0
+        self._reason = ""
         self.bytes = 0
         """Memory of the second context now."""
 
     @staticmethod
-    def possible(model: LlamaModel) -> bool:
-        """Whether prompts of `model` can be read like this."""
-        # Cells that the window at the end of a chunk does not cover would not be copied.
-        plain = model.memory == "cells" and not model.embeds and (not model.window or model.window >= COPY_TOKENS)
-        return plain and not library().llama_supports_gpu_offload()
+    def hindrance(model: LlamaModel) -> str:
+        """Why prompts of `model` can never be read like this; "" where they can."""
+        if model.memory != "cells":
+            return "a recurrent state cannot be copied in parts"
+        if model.embeds:
+            return "the model makes embeddings"
+        if 0 < model.window < COPY_TOKENS:
+            # Cells that the window at the end of a chunk does not cover would not be copied.
+            return f"its window of {model.window} tokens is too small to copy them in parts"
+        return "llama.cpp is built for a graphics card" if library().llama_supports_gpu_offload() else ""
+
+    @property
+    def obstacle(self) -> str:
+        """Why prompts are not read like this now; "" where they are, as far as is known."""
+        if not self.usable:
+            return self._reason
+        return "" if self._context else self._shortage(self._need(_TOKENS_STEP))
 
     @property
     def usable(self) -> bool:
@@ -274,12 +287,11 @@ class SidePrefill:
             return self._context
         self.free()
         size = min(-(-max(tokens, self._least) // _TOKENS_STEP) * _TOKENS_STEP, self._main.tokens)
-        cache, compute = (self._main.buffers.get(kind, 0) for kind in ("KV", "compute"))
-        need = cache * size // self._main.tokens + compute * MOST_ROWS // self._main.batch_size
-        spill = self._pool.spill
-        if not spill.lend(need):
-            self._give_up(f"{size_text(need)} are needed and {size_text(spill.limit)} may be used")
+        need, spill = self._need(size), self._pool.spill
+        if shortage := self._shortage(need):
+            self._give_up(shortage)
             return None
+        spill.lend(need)
         self.bytes = need
         params = replace(self._params, tokens=size, sequences=2, outputs=1, batch=MOST_ROWS)
         self._context = Context(self._model, params)
@@ -288,8 +300,18 @@ class SidePrefill:
         spill.take_back(need - self.bytes)
         return self._context
 
+    def _need(self, size: int) -> int:
+        """Bytes that a second context with room for `size` tokens takes."""
+        cache, compute = (self._main.buffers.get(kind, 0) for kind in ("KV", "compute"))
+        return cache * size // self._main.tokens + compute * MOST_ROWS // self._main.batch_size
+
+    def _shortage(self, need: int) -> str:
+        limit = self._pool.spill.limit
+        return f"{size_text(need)} are needed and {size_text(limit)} may be used" if need > limit else ""
+
     def _give_up(self, reason: str) -> None:
         """Leave prompts to the steps for a while."""
+        self._reason = reason
         sys.stderr.write(f"long prompts are not read beside answers: {reason}\n")
         self.free()
         self._not_before = time.monotonic() + _PAUSE

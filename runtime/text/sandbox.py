@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
@@ -58,7 +58,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
     join_texts = staticmethod(bounds.join_texts)
 
     @staticmethod
-    def concat(texts: Sequence[str]) -> str:
+    def concat(texts: Iterable[str]) -> str:
         """The text of a block (`{% set x %}…{% endset %}`) or a macro."""
         return bounds.join_texts(list(texts))
 

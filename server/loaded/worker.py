@@ -75,8 +75,8 @@ class Worker:
     """One process that holds one model, and needs the memory `need` as it was predicted.
 
     `context` is the number of tokens asked for, once it is ready the true number. `answered` tells whether any answer
-    came from it, `crashed` whether it ended by itself, `spilled` the bytes of conversations outside its KV cache. Only
-    the worker itself changes these.
+    came from it, `crashed` whether it ended by itself, `spilled` the bytes of conversations outside its KV cache.
+    `obstacle` says why long prompts slow running answers, "" where they do not. Only the worker itself changes these.
     """
 
     def __init__(self, model: Model, load: Load, child: Child, need: Need) -> None:
@@ -85,7 +85,7 @@ class Worker:
         self.need = need
         self.answered = self.crashed = False
         self.threads = load.threads
-        self.spilled = 0
+        self.spilled, self.obstacle = 0, ""
         self.ready: asyncio.Future[Ready] = asyncio.get_running_loop().create_future()
         self._child = child
         self._streams: dict[int, asyncio.Queue[FromWorker | Death]] = {}
@@ -292,7 +292,7 @@ class Worker:
         self._sign_of_life = asyncio.get_running_loop().time()
         match frame:
             case Beat(step=step, busy=busy):
-                self.spilled = frame.spilled
+                self.spilled, self.obstacle = frame.spilled, frame.obstacle
                 if step != self._last_step or not busy:
                     self._last_step, self._last_step_at = step, self._sign_of_life
             case Ready():

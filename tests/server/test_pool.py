@@ -339,6 +339,12 @@ def test_a_pinned_model_stays_and_the_other_is_refused(home: Path) -> None:
         assert daemon.post("/api/chat", say("other")).status == 200
 
 
+def test_loaded_models_say_why_long_prompts_slow_running_answers(home: Path) -> None:
+    with Daemon(home, script={"obstacle": "there is no memory"}) as daemon:
+        daemon.post("/api/chat", say())
+        wait_until(lambda: daemon.get("/api/ps").json["models"][0]["prompts_in_steps"] == "there is no memory", 3)
+
+
 def test_loaded_models_say_what_was_predicted_and_what_they_hold(home: Path) -> None:
     with Daemon(home) as daemon:
         daemon.post("/api/chat", say())
