@@ -22,6 +22,7 @@ from quant.errors import BadValues, UnknownLevel, WrongShape
 from quant.kernels import plain
 from quant.kernels.formats import BRAIN, FLOAT, HALF, Bytes, Floats, Format, Parts, registered
 from quant.kernels.vectors import cache
+from quant.kernels.vectors.compiler import Kernel
 from quant.kernels.vectors.simd import LANES
 from quant.types import QuantType
 
@@ -69,10 +70,18 @@ configure = cache.configure
 def warm(types: Iterable[str]) -> None:
     """Compile the kernels of the named types, or load them from the cache; returns when all are ready."""
     for name in types:
-        type = QuantType.by_name(name)
-        family = None if type in PLAIN else _family(type)
-        for kernel in (*plain.KERNELS, *(family.KERNELS if family else ())):
+        for kernel in _kernels(name):
             kernel.compile()
+
+
+def cold(types: Iterable[str]) -> list[str]:
+    """Those of the named types whose kernels `warm` would have to compile, because the cache does not have them."""
+    return sorted(name for name in types if not all(kernel.is_compiled for kernel in _kernels(name)))
+
+
+def _kernels(name: str) -> tuple[Kernel, ...]:
+    type = QuantType.by_name(name)
+    return (*plain.KERNELS, *(() if type in PLAIN else _family(type).KERNELS))
 
 
 def quantize(

@@ -113,7 +113,7 @@ class _Attempt:
             plan = plan_model(selection.files, self.task.pre or None, self.task.accept_unknown_keys)
             level, reason = self._level(plan, selection)
             conversion = self._conversion(plan, level)
-            _in_background(_warm, loading, {type.name for type in conversion.types.values()})
+            _in_background(_warm, loading, {type.name for type in conversion.types.values()}, self.send)
             place = self._begin(conversion, level, reason)
             resumed, made_of = place.size if place else 0, model_digest(self.source, conversion)
             self.send(Planned(level, reason, self.source.title, plan.source_bytes, conversion.size, resumed, made_of))
@@ -227,10 +227,13 @@ def _load_kernels(cache: Path) -> None:
     kernels.configure(cache / "kernels")
 
 
-def _warm(loading: threading.Thread, types: set[str]) -> None:
+def _warm(loading: threading.Thread, types: set[str], send: Send) -> None:
     from quant.kernels import blocks as kernels
 
     loading.join()
+    if cold := kernels.cold(types):
+        names = ", ".join(cold)
+        send(Note(f"compiling for this CPU, once and for some seconds: the quantization to {names}"))
     kernels.warm(types)
 
 

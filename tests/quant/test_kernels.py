@@ -16,9 +16,11 @@ import pytest
 import quant
 from benchmarks import ggml
 from quant.errors import BadValues, UnknownLevel, WrongShape
+from quant.kernels import blocks, eight
 from quant.kernels.blocks import FAMILIES, PLAIN, pack, unpack
 from quant.kernels.layouts.grids import grid_vectors
 from quant.kernels.vectors import cache
+from quant.kernels.vectors.compiler import Kernel
 from quant.types import QuantType
 
 ALL = [*PLAIN, *FAMILIES]
@@ -269,6 +271,16 @@ def test_folders_of_other_versions_go_unless_they_are_in_use(tmp_path: Path) -> 
         holder.communicate()
     cache.prune(tmp_path, mine)
     assert set(tmp_path.iterdir()) == {mine, *folders[: cache.SPARE], *strange}
+
+
+def test_kernels_that_have_to_be_compiled_are_known_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    blocks.warm(["Q8_0"])
+    assert blocks.cold(["F32", "Q8_0"]) == []
+    fresh = Kernel(eight._search._function, eight._search._signature)
+    assert fresh.is_compiled  # by the file in the cache, as another process finds it
+    monkeypatch.setattr(eight, "KERNELS", (fresh,))
+    monkeypatch.setattr(cache, "_folder", [tmp_path])
+    assert blocks.cold(["F32", "Q8_0"]) == ["Q8_0"]
 
 
 EVERYTHING = """

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import glob
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numba
@@ -26,6 +28,13 @@ class Kernel:
     def __call__(self, *arguments: Any) -> Any:
         """Run the compiled function."""
         return (self._compiled or self.compile())(*arguments)
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether it is compiled already, here or in the cache, by the name that Numba gives the file."""
+        code = self._function.__code__
+        name = f"{Path(code.co_filename).stem}.{self._function.__qualname__}-{code.co_firstlineno}."
+        return self._compiled is not None or any(cache.folder().rglob(f"{glob.escape(name)}*.nbi"))
 
     def compile(self) -> Any:
         """The compiled function, made now if there is none yet; from any thread."""
