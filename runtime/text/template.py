@@ -96,6 +96,7 @@ class ChatTemplate:
         if not self._bare:
             bare = {"tools": [], "documents": [], "functions": "[]", "datetime": f"{datetime.now():%Y-%m-%d}"}
         variables = {**bare, **extra, **self._tokens}
+        large = True
         try:
             with deadline(RENDER_SECONDS):
                 return self._text(messages=messages, add_generation_prompt=answering, **variables)
@@ -108,7 +109,9 @@ class ChatTemplate:
                 f"the model's chat template refuses these messages: {_sentence(error)}",
                 "change their roles or order, or use a raw prompt",
             )
-        gc.collect()  # Jinja's contexts refer to themselves, and keep all that the template has made
+            large = isinstance(error, SecurityError)
+        if large:
+            gc.collect()  # Jinja's contexts refer to themselves, and keep all that the template has made
         raise refusal
 
     def _text(self, **variables: Any) -> str:
@@ -131,7 +134,7 @@ class ChatTemplate:
     def _shape(self, roles: tuple[str, ...]) -> Shape:
         """The shape in which the template loses none of the messages of these roles. Raises BadRequest without one."""
         if (known := self._shapes.pop(roles, None)) is None:
-            began = time.monotonic()
+            began = time.thread_time()
             first: BadRequest | None = None
             for shape in shapes(self._contents):
                 loss = self._loss(shape, roles)
@@ -139,7 +142,7 @@ class ChatTemplate:
                     known = shape
                     break
                 first = first or loss
-                if time.monotonic() - began > RENDER_SECONDS:
+                if time.thread_time() - began > RENDER_SECONDS:
                     break
             if known is None:
                 raise first or AssertionError

@@ -318,7 +318,7 @@ def test_vectors_are_unit_length_and_tell_texts_apart(demo: Path) -> None:
         (submit(sampling=Sampling(top_p=float("nan"))), "bad_request", "$.sampling.top_p"),
         (submit(sampling=Sampling(logit_bias={9999: 1.0})), "bad_request", "token 9999"),
         (submit(stop=["x" * 300]), "bad_request", "$.limits.stop"),
-        (submit(count=99), "bad_request", "$.count"),
+        (submit(count=999), "bad_request", "$.count"),
         (submit(logprobs=99), "bad_request", "$.logprobs"),
         (m.Submit(0, turns=[]), "bad_request", "`messages` is empty"),
         (m.Submit(0), "bad_request", "either turns or a prompt"),
