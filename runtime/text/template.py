@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import gc
 import re
-import time
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -44,6 +43,10 @@ PLAIN = (
     "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
 )
 PLAIN_STOPS = ("\nUser:", "\nAssistant:", "\nSystem:")
+
+
+class _Exhausted(BadRequest):
+    """The template went beyond a bound; another shape of the conversation would not help."""
 
 
 class PromptPart(NamedTuple):
@@ -96,21 +99,20 @@ class ChatTemplate:
         if not self._bare:
             bare = {"tools": [], "documents": [], "functions": "[]", "datetime": f"{datetime.now():%Y-%m-%d}"}
         variables = {**bare, **extra, **self._tokens}
-        large = True
         try:
             with deadline(RENDER_SECONDS):
                 return self._text(messages=messages, add_generation_prompt=answering, **variables)
         except Overdue:
-            refusal = BadRequest("the model's chat template takes too long", "use a raw prompt")
+            refusal: BadRequest = _Exhausted("the model's chat template takes too long", "use a raw prompt")
         except (RecursionError, MemoryError):
-            refusal = BadRequest("the model's chat template needs too much memory", "use a raw prompt")
+            refusal = _Exhausted("the model's chat template needs too much memory", "use a raw prompt")
         except (TemplateError, TypeError, ValueError, KeyError, IndexError, AttributeError, ArithmeticError) as error:
-            refusal = BadRequest(
+            kind = _Exhausted if isinstance(error, SecurityError) else BadRequest
+            refusal = kind(
                 f"the model's chat template refuses these messages: {_sentence(error)}",
                 "change their roles or order, or use a raw prompt",
             )
-            large = isinstance(error, SecurityError)
-        if large:
+        if isinstance(refusal, _Exhausted):
             gc.collect()  # Jinja's contexts refer to themselves, and keep all that the template has made
         raise refusal
 
@@ -127,14 +129,14 @@ class ChatTemplate:
         """Find out how the template wants a content, and the absence of tools; as it is where it takes none of it."""
         for self._bare in (True, False):
             for self._contents in (("text",), ("parts", "user's parts")):
-                if not self._loss(Shape(self._contents[0]), ("user",)):
+                loss = self._loss(Shape(self._contents[0]), ("user",))
+                if loss is None or isinstance(loss, _Exhausted):
                     return
         self._bare, self._contents = True, ("text",)
 
     def _shape(self, roles: tuple[str, ...]) -> Shape:
         """The shape in which the template loses none of the messages of these roles. Raises BadRequest without one."""
         if (known := self._shapes.pop(roles, None)) is None:
-            began = time.thread_time()
             first: BadRequest | None = None
             for shape in shapes(self._contents):
                 loss = self._loss(shape, roles)
@@ -142,7 +144,7 @@ class ChatTemplate:
                     known = shape
                     break
                 first = first or loss
-                if time.thread_time() - began > RENDER_SECONDS:
+                if isinstance(loss, _Exhausted):
                     break
             if known is None:
                 raise first or AssertionError
