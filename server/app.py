@@ -122,7 +122,10 @@ ROUTES = [
         "POST", "/rerank", rerank.rerank, "as `/v1/rerank`, and with `texts` in the form of Text Embeddings Inference"
     ),
     Route(
-        "POST", "/lm/advise", advise.advise, "which level of a model this machine can hold, and why, from headers only"
+        "POST",
+        "/lm/advise",
+        advise.advise,
+        "which level of a model this machine can hold, and why, from headers only; 507 with the table where none fits",
     ),
     Route("POST", "/lm/stop", pulls.stop, "pause pulls and unload models: of a name, at all levels, or of `all`"),
     Route("POST", "/lm/default", default.default, "which level a bare name means: pin one, or ask"),
