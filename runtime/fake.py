@@ -110,7 +110,7 @@ class FakeEngine:
 
     @property
     def obstacle(self) -> str:
-        """What the script says."""
+        """The reason in the script, if it has one."""
         return str(self._script.get("obstacle", ""))
 
     def take(self, frame: Any) -> None:

@@ -75,7 +75,7 @@ def warm(types: Iterable[str]) -> None:
 
 
 def cold(types: Iterable[str]) -> list[str]:
-    """Those of the named types whose kernels `warm` would have to compile, because the cache does not have them."""
+    """The named types whose kernels `warm` would have to compile, because the cache does not have them."""
     return sorted(name for name in types if not all(kernel.is_compiled for kernel in _kernels(name)))
 
 
