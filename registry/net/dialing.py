@@ -8,7 +8,9 @@ import ipaddress
 import socket
 import ssl
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from http.client import HTTPConnection, HTTPResponse
 from urllib.parse import unquote, urlsplit
 
@@ -84,11 +86,9 @@ def dial(network: Network, sockets: Sockets, address: HttpAddress, public: bool)
     """
     url = network.proxy(address)
     if url is None:
-        sock = _connect(network, sockets, address.host, address.port)
+        sock = _connect(network, sockets, address.host, address.port, partial(_check_place, address.host, public))
         extra: dict[str, str] = {}
         reached_public = is_public(sock.getpeername()[0])
-        if public and not reached_public:
-            raise SourceUnavailable(f"`{address.host}` was reached by a redirect and has a private address")
     else:
         sock, extra = _through(url, network, sockets, address)
         reached_public = False
@@ -106,8 +106,28 @@ def is_public(address: str) -> bool:
     return (getattr(found, "ipv4_mapped", None) or found).is_global
 
 
-def _connect(network: Network, sockets: Sockets, host: str, port: int) -> socket.socket:
-    """A TCP connection to the first address of `host` that answers. Raises Unreachable, SourceUnavailable."""
+def _check_place(host: str, public: bool, address: str) -> None:
+    """Raise SourceUnavailable for an address of `host` that may not be asked, before anything is sent to it.
+
+    Link-local ones are for neighbours on the cable: clouds answer there with the machine's secrets.
+    """
+    found = ipaddress.ip_address(address.partition("%")[0])
+    if (getattr(found, "ipv4_mapped", None) or found).is_link_local:
+        raise SourceUnavailable(f"`{host}` has a link-local address", "no models are fetched from there")
+    if public and not is_public(address):
+        raise SourceUnavailable(
+            f"`{host}` was reached by a redirect and has a private address",
+            "a private host is asked only where it is the hub's own (`HF_ENDPOINT`)",
+        )
+
+
+def _connect(
+    network: Network, sockets: Sockets, host: str, port: int, check: Callable[[str], None] = lambda address: None
+) -> socket.socket:
+    """A TCP connection to the first address of `host` that answers; `check` raises for one that may not be asked.
+
+    Raises Unreachable, SourceUnavailable.
+    """
     problem = OSError("it has no address")
     try:
         places = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
@@ -116,6 +136,7 @@ def _connect(network: Network, sockets: Sockets, host: str, port: int) -> socket
     except UnicodeError:
         raise SourceUnavailable(f"`{host[:80]}` is no name of a host", "check `HF_ENDPOINT`") from None
     for family, kind, protocol, _, place in places:
+        check(str(place[0]))
         sock = socket.socket(family, kind, protocol)
         sockets.add(sock)
         try:

@@ -2,9 +2,9 @@
 
 A hub answers for a large file with a redirect to a CDN, signed and soon to expire. The `Locator` follows redirects by
 hand, remembers where they led, and asks the hub again when the place has expired. The token goes to the origin of the
-file's own URL only (scheme, host and port). A redirect may not go from `https` to `http`, nor from a public address
-into a private one, nor further than five hops. That the file stays the same is checked on every answer by
-`X-Linked-ETag` (the hub's name for the content) and ETag.
+file's own URL only (scheme, host and port). A redirect may not go from `https` to `http`, nor further than five hops,
+nor to a private address unless its host is the hub's own and private already. Link-local addresses are never asked.
+That the file stays the same is checked on every answer by `X-Linked-ETag` (the hub's name for the content) and ETag.
 
 Header names: https://huggingface.co/docs/huggingface_hub/package_reference/file_download (`HfFileMetadata`).
 """
@@ -95,6 +95,8 @@ class Locator:
                 self._place = None
 
     def _ask(self, client: HttpClient, address: HttpAddress, headers: Mapping[str, str], public: bool) -> Response:
+        # A private host is asked only where the user configured it; behind a public hub not even then.
+        public = public or address.host != self._home.host
         token = self._network.token if address.origin == self._home.origin else None
         if token:
             headers = {**headers, "Authorization": f"Bearer {token}"}

@@ -15,11 +15,12 @@ from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from registry.errors import AccessDenied, DigestMismatch, ModelNotFound, RegistryError, SourceUnavailable
-from registry.net import transport
+from registry.net import dialing, transport
 from registry.net.address import HttpAddress
 from registry.net.dialing import Link, Sockets, is_public
 from registry.net.download import Download
@@ -277,6 +278,55 @@ def test_a_public_hub_may_not_redirect_into_this_network(monkeypatch: pytest.Mon
         with pytest.raises(SourceUnavailable, match="private address"):
             fetch(net)
         assert not net.of("cdn")
+
+
+def resolver(monkeypatch: pytest.MonkeyPatch, addresses: dict[str, str]) -> list[str]:
+    """Resolve names by a table; the list has the addresses that were connected to, which may be loopback only."""
+    connected: list[str] = []
+
+    def find(host: str, port: int, **_: object) -> list[Any]:
+        return [(socket.AF_INET, socket.SOCK_STREAM, 0, "", (addresses.get(host, host), port))]
+
+    class Watched(socket.socket):
+        def connect(self, place: Any) -> None:
+            connected.append(place[0])
+            assert place[0] == "127.0.0.1"
+            super().connect(place)
+
+    monkeypatch.setattr(dialing.socket, "getaddrinfo", find)
+    monkeypatch.setattr(dialing.socket, "socket", Watched)
+    return connected
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("169.254.169.254", "link-local"),
+        ("::ffff:169.254.169.254", "link-local"),
+        ("fe80::1%2", "link-local"),
+        ("10.0.0.8", "private address"),
+        ("127.0.0.1", "private address"),
+        ("0.0.0.0", "private address"),
+    ],
+)
+def test_a_redirect_to_another_private_host_is_not_followed(
+    address: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hub itself is private, as its user wants it; the host that it names is not the user's choice."""
+    with BadNet(DATA) as net:
+        asked = resolver(monkeypatch, {"cdn.example": address})
+        net.locations = [f"http://cdn.example:{net.cdn.rpartition(':')[2]}/blob"] * 20
+        with pytest.raises(SourceUnavailable, match=said):
+            fetch(net)
+        assert not net.of("cdn") and set(asked) == {"127.0.0.1"}
+
+
+def test_not_even_the_hub_may_be_link_local(monkeypatch: pytest.MonkeyPatch) -> None:
+    with BadNet(DATA) as net:
+        asked = resolver(monkeypatch, {"127.0.0.1": "169.254.169.254"})
+        with pytest.raises(SourceUnavailable, match="link-local"):
+            fetch(net)
+        assert not asked
 
 
 def test_the_whole_is_bounded_when_nobody_reads() -> None:
