@@ -16,8 +16,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from registry.errors import StoreLocked
 from server.children.child_log import LOG_BYTES
 from server.config import BadSetting, Config
+from server.locked import check_home
 
 if TYPE_CHECKING:
     from server.loaded.pool import Runtime
@@ -35,6 +37,10 @@ def main(argv: list[str]) -> int:
     except BadSetting as error:
         return _fail(error, arguments.ready_fd)
     _log_to(config.log_file if arguments.ready_fd is not None else None)
+    try:
+        check_home(config)
+    except StoreLocked as error:
+        return _fail(error, arguments.ready_fd)
     from server.daemon import serve  # aiohttp takes longer to import than everything above to run
     from server.errors import PUBLIC_ERRORS
 

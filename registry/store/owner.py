@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -11,6 +12,7 @@ from registry.errors import StoreDamaged, StoreFailed, StoreLocked
 from registry.store import fsops, reading
 
 FORMAT = 1
+_LOCK = "store.lock"
 _VERSION = "store.json"
 _LONGEST_VERSION = 1 << 16
 _FOLDERS = ("blobs", "manifests", "chosen", "pinned", "ingest")
@@ -23,7 +25,19 @@ def take(root: Path) -> int:
     another user), OSError.
     """
     _check_owner(root)
-    return _lock(root / "store.lock")
+    return _lock(root / _LOCK)
+
+
+def check_free(root: Path) -> None:
+    """Raise StoreLocked, with the owner's process id, if a process has the folder `root`. Takes and changes nothing."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(root / _LOCK, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise _locked(root, descriptor) from None
+        finally:
+            os.close(descriptor)
 
 
 def prepare(root: Path) -> None:
@@ -63,12 +77,17 @@ def _lock(path: Path) -> int:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        owner = os.pread(descriptor, 20, 0).decode(errors="replace").strip()
+        error = _locked(path.parent, descriptor)
         os.close(descriptor)
-        raise StoreLocked(
-            f"the store at `{path.parent}` belongs to process {owner or 'unknown'}",
-            "one daemon owns a store: stop that one with `lm stop --daemon`, or set `LM_HOME` to another folder",
-        ) from None
+        raise error from None
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
     return descriptor
+
+
+def _locked(root: Path, descriptor: int) -> StoreLocked:
+    owner = os.pread(descriptor, 20, 0).decode(errors="replace").strip()
+    return StoreLocked(
+        f"the store at `{root}` belongs to process {owner or 'unknown'}",
+        "one daemon owns a store: stop that one with `lm stop --daemon`, or set `LM_HOME` to another folder",
+    )

@@ -69,7 +69,7 @@ def test_a_home_has_one_daemon(tmp_path: Path) -> None:
     with Daemon(tmp_path) as first:
         began = time.monotonic()
         refusal = refused(Daemon(tmp_path))
-        assert time.monotonic() - began < allowed(2)
+        assert time.monotonic() - began < allowed(1)
         assert refusal["code"] == "store_locked"
         assert str(first.pid) in refusal["error"]
         assert first.url in refusal["hint"]
