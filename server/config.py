@@ -7,6 +7,7 @@ its settings in frames: `child_environment` in `runtime/child.py` withholds the 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
@@ -71,8 +72,11 @@ def is_loopback(host: str) -> bool:
 
 
 def address(text: str) -> tuple[str, int | None]:
-    """Host and port of `host`, `host:port`, `:port`, `[v6]:port` or a URL with one of these. Raises ValueError."""
-    rest = re.sub(r"^https?://", "", text.strip()).rstrip("/")
+    """Host and port of `host`, `host:port`, `:port`, `[v6]:port` or an `http://` URL with one of these.
+
+    Raises ValueError, also for `https://`, which the daemon does not speak.
+    """
+    rest = re.sub(r"^http://", "", text.strip(), flags=re.IGNORECASE).rstrip("/")
     match = re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]*)(?::([0-9]{1,5}))?", rest)
     if not rest or match is None or int(match[2] or 0) > 65535:
         raise ValueError("not an address")
@@ -107,6 +111,13 @@ def http_url(value: object) -> str:
     text = _text(value).rstrip("/")
     if not re.fullmatch(r"https?://[^\s/@]+(?:/[^\s@]*)?", text):
         raise ValueError("not an http(s) URL")
+    return text
+
+
+def _host(value: object) -> str:
+    """An address; quotes around it, which some profiles and unit files leave there, do not count."""
+    text = _text(value).strip("\"'").strip()
+    address(text)
     return text
 
 
@@ -262,7 +273,9 @@ def _number(limits: tuple[int, int], variable: str) -> Setting:
 
 SETTINGS: dict[str, Setting] = {
     "home": Setting(_path, "a folder", ("LM_HOME",)),
-    "host": Setting(_text, "a host name or address, with or without a port", ("LM_HOST", "OLLAMA_HOST")),
+    "host": Setting(
+        _host, "`host`, `host:port` or `[v6]:port`; `https://` is not spoken here", ("LM_HOST", "OLLAMA_HOST")
+    ),
     "port": Setting(_count(0, 65535), "a port from 0 to 65535", ("LM_PORT",)),
     "context": Setting(
         _count(*CONTEXT_RANGE), f"tokens, {CONTEXT_RANGE[0]} or more", ("LM_CONTEXT", "OLLAMA_CONTEXT_LENGTH")
@@ -298,6 +311,15 @@ LASTING = (
     "proxy",
     "no_proxy",
 )
+
+
+def host_variable(host: str, env: Mapping[str, str] | None = None) -> str:
+    """The environment variable that names this host, "" where it comes from elsewhere."""
+    env = os.environ if env is None else env  # noqa: TID251
+    name = next((name for name in SETTINGS["host"].env if env.get(name)), "")
+    with contextlib.suppress(ValueError):
+        return name if name and address(_host(env[name]))[0] == host else ""
+    return ""
 
 
 def default_home() -> Path:
@@ -367,9 +389,6 @@ def _place(
 def _split_address(values: dict[str, Any], port: int | None) -> dict[str, Any]:
     """The settings with `host` and `port` apart: a host may carry a port, which the setting `port` overrides."""
     if "host" in values:
-        try:
-            values["host"], own = address(values["host"])
-        except ValueError:
-            raise BadSetting(f"`{values['host']}` is no address", "write `host`, `host:port` or `[v6]:port`") from None
+        values["host"], own = address(values["host"])
         port = own if port is None else port
     return values if port is None else values | {"port": port}

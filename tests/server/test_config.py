@@ -123,3 +123,25 @@ def test_settings_that_a_running_daemon_does_not_have_are_told_in_words(tmp_path
         ("`LM_ORIGINS`", "https://a.example", "nothing"),
     ]
     assert Config.load({"home": tmp_path}, env).unheard({}, env) == []
+
+
+@pytest.mark.parametrize("quoted", ['"0.0.0.0:11500"', "'http://0.0.0.0:11500'", "HTTP://0.0.0.0:11500/"])
+def test_a_host_may_stand_in_quotes(quoted: str) -> None:
+    config = Config.load({}, {"LM_HOME": "/x", "OLLAMA_HOST": quoted})
+    assert (config.host, config.port) == ("0.0.0.0", 11500)
+
+
+@pytest.mark.parametrize("text", ["https://models.example", "not a host", "a:b:c"])
+def test_a_host_that_is_none_is_named_with_its_variable(text: str) -> None:
+    with pytest.raises(BadSetting, match="`OLLAMA_HOST` is not usable"):
+        Config.load({}, {"LM_HOME": "/x", "OLLAMA_HOST": text})
+
+
+@pytest.mark.parametrize("text", ["1d", "36h", "99999999h", "1" * 100])
+def test_long_durations(text: str) -> None:
+    expected = {"1d": 86_400.0, "36h": 129_600.0, "99999999h": FOREVER}
+    if text in expected:
+        assert duration(text) == expected[text]
+    else:
+        with pytest.raises(ValueError, match="duration"):
+            duration(text)
