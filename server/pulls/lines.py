@@ -55,7 +55,7 @@ def note_line(text: str) -> dict[str, Any]:
 
 def success_line(name: str, digest: str) -> dict[str, Any]:
     """The last line of a pull that brought in the model `name`, whose manifest has this digest."""
-    return {"status": "success", "phase": "done", "name": name, "digest": digest}
+    return {"status": "success", "phase": "done", "name": name, "manifest_digest": digest}
 
 
 def error_line(error: BaseException) -> dict[str, Any]:

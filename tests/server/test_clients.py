@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import ollama
@@ -28,9 +29,32 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
 @pytest.fixture(scope="module")
 def native(daemon: Daemon) -> Iterator[ollama.Client]:
     with ollama.Client(host=daemon.url) as client:
-        statuses = [part.status for part in client.pull("demo", stream=True)]
-        assert statuses[-1] == "success"
+        printed, bars = followed(client.pull("demo", stream=True))
+        assert printed[-1] == "success"
+        assert bars and all(bar.at == bar.total > 0 for bar in bars.values())
         yield client
+
+
+@dataclass
+class Bar:
+    total: int
+    at: int = 0
+
+
+def followed(pull: Iterator[ollama.ProgressResponse]) -> tuple[list[str | None], dict[str, Bar]]:
+    """The lines and bars that ollama-python's example `pull.py` prints of a pull."""
+    printed: list[str | None] = []
+    bars: dict[str, Bar] = {}
+    for progress in pull:
+        digest = progress.get("digest", "")
+        if not digest:
+            printed.append(progress.get("status"))
+            continue
+        if digest not in bars and (total := progress.get("total")):
+            bars[digest] = Bar(total)
+        if completed := progress.get("completed"):
+            bars[digest].at = completed
+    return printed, bars
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +64,7 @@ def standard(daemon: Daemon, native: ollama.Client) -> Iterator[openai.OpenAI]:
 
 
 def test_ollama_lists_and_shows(native: ollama.Client) -> None:
-    assert [model.model for model in native.list().models] == ["demo:Q8_0"]
+    assert [model.model for model in native.list().models] == ["demo:Q8_0", "demo:latest"]
     shown = native.show("demo")
     assert shown.details is not None
     assert shown.details.quantization_level == "Q8_0"
@@ -249,7 +273,8 @@ def test_both_dialects_sample_alike_and_every_option_counts(daemon: Daemon, nati
 def test_text_that_spells_a_control_token_stays_text(daemon: Daemon, native: ollama.Client) -> None:
     def tokens(path: str, content: str) -> int:
         body = {"model": "demo", "messages": [{"role": "user", "content": content}], "stream": False}
-        answer = daemon.post(path, body | {"options": {"num_predict": 1}, "max_tokens": 1}).json
+        limit = {"options": {"num_predict": 1}} if path == "/api/chat" else {"max_tokens": 1}
+        answer = daemon.post(path, body | limit).json
         return int(answer["prompt_eval_count"] if path == "/api/chat" else answer["usage"]["prompt_tokens"])
 
     for path in ("/api/chat", "/v1/chat/completions"):
