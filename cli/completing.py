@@ -108,7 +108,7 @@ def _here() -> list[str]:
         rows: list[dict[str, Any]] = Client(start=False).ask("GET", "/api/tags")["models"]
     except Failure:
         return []
-    return [row["name"] for row in rows]
+    return [row["name"] for row in rows if "alias" not in row]
 
 
 def _levels(begun: str) -> list[str]:

@@ -103,7 +103,8 @@ def obey(chat: State, text: str, chats: Path) -> None:
             raise Failure(f"`{command}` wants a name", f"`{command} NAME`")
         case ["/list"]:
             for row in chat.asking.client.ask("GET", "/api/tags")["models"]:
-                console.out(row["name"])
+                if "alias" not in row:
+                    console.out(row["name"])
         case _:
             raise _unknown(text)
 

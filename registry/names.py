@@ -164,6 +164,8 @@ def _plain(words: list[str], suffix: str | None, text: str) -> Reference:
         if len(words) != 3:
             raise _odd(text, "a model of Ollama's registry is named `model:tag` or `ollama.com/namespace/model:tag`")
         return _ollama(words[1], words[2], suffix)
+    if len(words) == 2 and host == LIBRARY:
+        return _ollama(LIBRARY, words[1], suffix)  # as Ollama itself calls `model` in full
     if len(words) == 2 and ":" not in words[0]:
         return _hub(words[0], words[1], suffix)
     if host == LOCAL and len(words) == 3:

@@ -10,6 +10,7 @@ import logging
 import secrets
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from difflib import get_close_matches
 from typing import NamedTuple
 
@@ -24,9 +25,9 @@ from server.api.ollama import models
 from server.api.openai import answers as openai
 from server.api.openai import embeddings as openai_embeddings
 from server.api.openai import models as openai_models
-from server.api.request import LOG_NOTE, warning_of
+from server.api.request import FAILED, LOG_NOTE, warning_of
 from server.config import Config
-from server.errors import NotFound, WrongMethod
+from server.errors import NotFound, Unauthorized, WrongMethod
 from server.http import wire
 from server.http.problems import Dialect, Problem
 from server.services import SERVICES, Services
@@ -62,6 +63,8 @@ class Route(NamedTuple):
     path: str
     handler: Handler
     doc: str
+    changes: bool = False
+    """Whether it changes what is here: pages of other origins may not call it."""
 
 
 ROUTES = [
@@ -78,12 +81,14 @@ ROUTES = [
         models.pull,
         "bring a model in; progress as NDJSON; `detach`, `limit_rate` (bytes/s), `pre`, `accept_unknown_keys`, "
         "`hf_endpoint`, `hf_token`",
+        changes=True,
     ),
     Route(
         "DELETE",
         "/api/delete",
         models.delete,
         "remove a model, and end its pull; a bare name with several levels needs `all`",
+        changes=True,
     ),
     Route(
         "POST",
@@ -126,13 +131,22 @@ ROUTES = [
         "/lm/advise",
         advise.advise,
         "which level of a model this machine can hold, and why, from headers only; 507 with the table where none fits",
+        changes=True,
     ),
-    Route("POST", "/lm/stop", pulls.stop, "pause pulls and unload models: of a name, at all levels, or of `all`"),
-    Route("POST", "/lm/default", default.default, "which level a bare name means: pin one, or ask"),
+    Route(
+        "POST",
+        "/lm/stop",
+        pulls.stop,
+        "pause pulls and unload models: of a name, at all levels, or of `all`",
+        changes=True,
+    ),
+    Route("POST", "/lm/default", default.default, "which level a bare name means: pin one, or ask", changes=True),
     Route("GET", "/lm/partials", pulls.partials, "pulls that are under way or paused"),
     Route("GET", "/health", daemon.health, "status, versions, loaded models"),
-    Route("POST", "/lm/shutdown", daemon.shutdown, "end the daemon, from this machine only"),
+    Route("POST", "/lm/shutdown", daemon.shutdown, "end the daemon, from this machine only", changes=True),
 ]
+# Routes that tell whether the daemon lives, for watchdogs that have no key.
+_OPEN = frozenset({"/", "/health"})
 
 
 def build(config: Config, services: Services, stop: Callable[[], None]) -> web.Application:
@@ -143,11 +157,55 @@ def build(config: Config, services: Services, stop: Callable[[], None]) -> web.A
     app[daemon.STOP] = stop
     app.on_response_prepare.append(_label)
     for route in ROUTES:
-        if route.method == "GET":
-            app.router.add_get(route.path, route.handler)  # HEAD too
-        else:
-            app.router.add_route(route.method, route.path, route.handler)
+        for method in ("GET", "HEAD") if route.method == "GET" else (route.method,):
+            app.router.add_route(method, route.path, route.handler, expect_handler=_expect)
+    app.router.add_route("*", "/{path:.*}", _elsewhere, expect_handler=_expect)
     return app
+
+
+def plain_path(path: str) -> str:
+    """The path with single slashes and none at its end: `//api/chat/` is what a base URL with a slash makes."""
+    return "/" + "/".join(part for part in path.split("/") if part)
+
+
+def _route(method: str, path: str) -> Route | None:
+    """The route for a method and a plain path. Raises HTTPMethodNotAllowed where only the method is wrong."""
+    fitting = [route for route in ROUTES if _fits(route, path)]
+    for route in fitting:
+        if method == route.method or (method == "HEAD" and route.method == "GET"):
+            return route
+    if fitting:
+        raise web.HTTPMethodNotAllowed(method, [route.method for route in fitting])
+    return None
+
+
+def _fits(route: Route, path: str) -> bool:
+    beginning, _, variable = route.path.partition("{")
+    return (path.startswith(beginning) and len(path) > len(beginning)) if variable else path == route.path
+
+
+async def _elsewhere(request: web.Request) -> web.StreamResponse:
+    """A path that is no route as it stands: with slashes too many it may mean one."""
+    path = plain_path(request.path)
+    route = _route(request.method, path)
+    if route is None:
+        raise web.HTTPNotFound
+    beginning, _, variable = route.path.partition("{")
+    if variable:
+        request.match_info[variable.partition(":")[0]] = path.removeprefix(beginning)
+    return await route.handler(request)
+
+
+async def _expect(request: web.Request) -> web.StreamResponse | None:
+    """Answer the header `Expect`: `100-continue` asks for the body, and nothing else is known (RFC 9110 §10.1.1)."""
+    if request.headers.get("Expect", "").lower() == "100-continue":
+        assert request.transport is not None
+        request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        return None
+    problem = Problem("bad_body", "the header `Expect` asks for what no server here does", "leave it out")
+    response = wire.reply(problem.body(dialect(request.path)), 417)
+    response.force_close()
+    return response
 
 
 @web.middleware
@@ -161,7 +219,7 @@ async def record(request: web.Request, handler: Handler) -> web.StreamResponse:
     status = "gone"
     try:
         response = await handler(request)
-        status = "gone" if response.status == GONE else str(response.status)
+        status = "gone" if response.status == GONE else request.get(FAILED, str(response.status))
         return response
     finally:
         seconds = time.perf_counter() - start
@@ -189,7 +247,7 @@ async def explain(request: web.Request, handler: Handler) -> web.StreamResponse:
 
 async def _label(request: web.Request, response: web.StreamResponse) -> None:
     """Add headers to every answer, streams included: the request's id, and that an allowed page may read it."""
-    response.headers["X-Request-Id"] = request["id"]
+    response.headers["X-Request-Id"] = request.get("id", "")
     if warning := warning_of(request):
         response.headers["X-LM-Warning"] = warning.encode("unicode_escape").decode()
     origin = request.headers.get("Origin")
@@ -201,7 +259,13 @@ async def _label(request: web.Request, response: web.StreamResponse) -> None:
 @web.middleware
 async def admit(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Refuse requests that break the access rules, and answer the preflight requests of browsers."""
-    request.app[ACCESS_RULES].admit(request)
+    path = plain_path(request.path)
+    rules = request.app[ACCESS_RULES]
+    try:
+        rules.admit(request, changes=_changes(request, path), free=path in _OPEN)
+    except Unauthorized:
+        await rules.hold(request)
+        raise
     if request.method == "OPTIONS":
         allowed = {
             "Access-Control-Allow-Methods": _ALLOWED_METHODS,
@@ -215,8 +279,18 @@ async def admit(request: web.Request, handler: Handler) -> web.StreamResponse:
     return await handler(request)
 
 
+def _changes(request: web.Request, path: str) -> bool:
+    """Whether this request, or the request that a preflight announces, would change what is here."""
+    method = request.headers.get("Access-Control-Request-Method", "") if request.method == "OPTIONS" else request.method
+    with suppress(web.HTTPMethodNotAllowed):
+        route = _route(method, path)
+        return route is not None and route.changes
+    return False
+
+
 def dialect(path: str) -> Dialect:
     """The dialect in which errors of this path are written."""
+    path = plain_path(path)
     if path.startswith("/v1/messages"):
         return "anthropic"
     return "openai" if path.startswith(("/v1/", "/v2/", "/rerank")) else "ollama"
@@ -231,7 +305,7 @@ def _refusal(request: web.Request, problem: Problem) -> web.StreamResponse:
 
 
 def _routing_problem(request: web.Request, error: web.HTTPException) -> Problem:
-    path = request.path[:100]
+    path = plain_path(request.path)[:100]
     if isinstance(error, web.HTTPMethodNotAllowed):
         taken = " or ".join(sorted(error.allowed_methods - {"OPTIONS"}))
         return Problem.of(WrongMethod(f"`{path}` does not take {request.method[:20]}", f"send {taken}"))
@@ -239,7 +313,7 @@ def _routing_problem(request: web.Request, error: web.HTTPException) -> Problem:
         if any(path == each or path.startswith(f"{each}/") for each in beginnings):
             return Problem.of(NotFound(f"`{path}`: {purpose} is not in this version of lm", instead))
     if error.status == 404:
-        routes = {resource.canonical for resource in request.app.router.resources()}
+        routes = {route.path for route in ROUTES}
         close = get_close_matches(path, routes, 1, 0.75)
         others = "routes begin with /api/ (Ollama's), /v1/ (OpenAI's) or /lm/"
         return Problem.of(NotFound(f"there is no `{path}`", f"did you mean `{close[0]}`?" if close else others))

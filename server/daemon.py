@@ -24,10 +24,11 @@ from runtime.machine.hardware import detect
 from runtime.small_files import replace_file
 from server import app
 from server.access.connections import Connections
-from server.config import VERSION, Config, is_loopback
+from server.config import VERSION, Config, host_variable, is_loopback
 from server.errors import StartFailed
 from server.library import Library
 from server.loaded.pool import Pool, Runtime
+from server.locked import with_address
 from server.pulls.jobs import Jobs
 from server.services import Services
 
@@ -95,9 +96,12 @@ async def _listening(
 
 def _check_exposure(config: Config) -> None:
     if not is_loopback(config.host) and not config.api_key and not config.no_auth:
+        variable = host_variable(config.host)
+        source = f" (`{variable}` in the environment)" if variable else ""
+        less = f", or `LM_HOST=127.0.0.1` for this machine alone, which goes before `{variable}`" if variable else ""
         raise StartFailed(
-            f"listening on `{config.host}` lets other machines in, and there is no key",
-            "set LM_API_KEY, or LM_NO_AUTH=1 (`lm serve --no-auth`) if that is meant",
+            f"listening on `{config.host}`{source} lets other machines in, and there is no key",
+            f"set LM_API_KEY, or LM_NO_AUTH=1 (`lm serve --no-auth`) if that is meant{less}",
         )
 
 
@@ -105,10 +109,7 @@ def _open_store(config: Config) -> Store:
     try:
         return Store.open(config.store)
     except StoreLocked as error:
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            url = json.loads(config.daemon_file.read_bytes())["url"]
-            raise StoreLocked(str(error), f"it answers on {url}; `lm stop --daemon` ends it") from None
-        raise
+        raise with_address(config, error) from None
 
 
 def _bind(config: Config) -> socket.socket:

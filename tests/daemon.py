@@ -187,6 +187,10 @@ class Daemon:
         finally:
             connection.close()
 
+    def listed(self) -> list[Any]:
+        """The rows of `/api/tags`, without the rows `NAME:latest` that repeat others."""
+        return [row for row in self.get("/api/tags").json["models"] if "alias" not in row]
+
     def pull(self, name: str) -> dict[str, Any]:
         """Bring a model in; its last line must be success."""
         last = self.post("/api/pull", {"model": name}).lines[-1]

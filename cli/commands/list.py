@@ -18,6 +18,7 @@ def command(partial: bool, as_json: bool) -> None:
     """List the models that are here, newest first."""
     client = Client()
     rows = client.ask("GET", "/lm/partials")["partials"] if partial else client.ask("GET", "/api/tags")["models"]
+    rows = [row for row in rows if "alias" not in row]
     if as_json:
         console.as_json(rows)
     elif partial:

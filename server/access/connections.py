@@ -1,64 +1,109 @@
-"""Limits of connections: how many are open at once, and how long the first headers may take."""
+"""Limits of connections: how many are open at once, in all and from one machine, and how long headers may take."""
 
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable
 from typing import cast
 
+from aiohttp.web_protocol import RequestHandler
+
 HEADER_SECONDS = 10.0
 MAX_CONNECTIONS = 1024
+# So that one machine cannot take all of them.
+MAX_FROM_ONE = 512
 
 
 class Connections:
     """The open connections of one daemon: a protocol factory, as `loop.create_server` takes it."""
 
-    def __init__(self, server: Callable[[], asyncio.Protocol]) -> None:
+    def __init__(self, server: Callable[[], RequestHandler]) -> None:
         self._server = server
-        self.open = 0
+        self._open: dict[Connection, None] = {}  # the longest idle first
+        self._from: Counter[str] = Counter()
 
     def __call__(self) -> Connection:
         """The protocol of one new connection."""
         return Connection(self, self._server())
 
+    def enter(self, connection: Connection) -> bool:
+        """Count a new connection; where there are too many, the longest idle one is closed for it. False if none is."""
+        peer = connection.peer
+        if len(self._open) >= MAX_CONNECTIONS or self._from[peer] >= MAX_FROM_ONE:
+            crowd = self._from[peer] >= MAX_FROM_ONE
+            idle = (each for each in self._open if each.idle and (not crowd or each.peer == peer))
+            if (oldest := next(idle, None)) is None:
+                return False
+            oldest.close()
+            self.leave(oldest)
+        self._open[connection] = None
+        self._from[peer] += 1
+        return True
+
+    def heard(self, connection: Connection) -> None:
+        """Move a connection that sent something behind all others."""
+        if connection in self._open:
+            del self._open[connection]
+            self._open[connection] = None
+
+    def leave(self, connection: Connection) -> None:
+        """Count one connection less, if it is counted."""
+        if connection in self._open:
+            del self._open[connection]
+            self._from[connection.peer] -= 1
+            if not self._from[connection.peer]:
+                del self._from[connection.peer]
+
 
 class Connection(asyncio.Protocol):
-    """Passes everything on to aiohttp's handler, but closes connections above the limit, and after slow first headers.
+    """Passes everything on to aiohttp's handler, but closes connections above the limits, and after slow headers.
 
-    aiohttp's own keep-alive timer covers the later requests of a connection.
+    aiohttp's own keep-alive timer covers a connection between two requests, on which nothing comes.
     """
 
-    def __init__(self, connections: Connections, handler: asyncio.Protocol) -> None:
+    def __init__(self, connections: Connections, handler: RequestHandler) -> None:
+        self.peer = ""
         self._connections = connections
         self._handler = handler
+        self._transport: asyncio.Transport | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._tail = b""
-        self._in_headers = True
-        self._refused = connections.open >= MAX_CONNECTIONS
+        self._refused = False
+
+    @property
+    def idle(self) -> bool:
+        """Whether no request is answered, and none waits: headers may still be incomplete."""
+        return self._handler._current_request is None and not self._handler._messages
+
+    def close(self) -> None:
+        """End it at once."""
+        if self._transport is not None:
+            self._transport.abort()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Start the timer of the first headers."""
-        transport = cast(asyncio.Transport, transport)
+        self._transport = transport = cast(asyncio.Transport, transport)
+        place = transport.get_extra_info("peername")
+        self.peer = str(place[0]) if place else ""
+        self._refused = not self._connections.enter(self)
         if self._refused:
             transport.abort()
             return
-        self._connections.open += 1
-        self._timer = asyncio.get_running_loop().call_later(HEADER_SECONDS, transport.abort)
         self._handler.connection_made(transport)
+        self._await_headers()
 
     def data_received(self, data: bytes) -> None:
-        """Stop the timer at the empty line that ends the headers, which two packets may share."""
-        if self._in_headers:
-            text = self._tail + data
-            self._tail = text[-3:]
-            if b"\r\n\r\n" in text and self._timer is not None:
-                self._timer.cancel()
-                self._in_headers = False
+        """Give the headers of a request that has begun some seconds to be complete."""
+        self._connections.heard(self)
         self._handler.data_received(data)
+        if not self.idle:
+            self._stop_timer()
+        elif self._timer is None:
+            self._await_headers()
 
-    def eof_received(self) -> bool | None:
+    def eof_received(self) -> None:
         """Pass on."""
-        return self._handler.eof_received()
+        self._handler.eof_received()
 
     def pause_writing(self) -> None:
         """Pass on."""
@@ -70,9 +115,20 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Count one connection less."""
-        if self._refused:
-            return
-        self._connections.open -= 1
+        self._stop_timer()
+        self._connections.leave(self)
+        if not self._refused:
+            self._handler.connection_lost(exc)
+
+    def _await_headers(self) -> None:
+        self._timer = asyncio.get_running_loop().call_later(HEADER_SECONDS, self._late)
+
+    def _late(self) -> None:
+        self._timer = None
+        if self.idle:
+            self.close()
+
+    def _stop_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._handler.connection_lost(exc)
+            self._timer = None

@@ -26,6 +26,8 @@ from server.services import SERVICES, Services
 
 # Words for the request's line in the log, after its route and status.
 LOG_NOTE = web.RequestKey("note", str)
+# The status of an error that came when the status line of a stream was out already.
+FAILED = web.RequestKey("failed", str)
 # Fields and options of the body that were passed over, as the warning names them.
 PASSED_OVER = web.RequestKey("passed_over", list[str])
 

@@ -6,6 +6,8 @@ An error before the first byte is raised; a later one is the last object of the 
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Iterable
@@ -18,12 +20,14 @@ from aiohttp import web
 
 from registry.store.catalog import Model
 from runtime.messages import Delta, Finished, Started, Submit
-from server.api.request import LOG_NOTE, InUse, in_use, prompt_from
+from server.api.request import FAILED, LOG_NOTE, InUse, in_use, prompt_from
+from server.errors import INTERNAL
 from server.http.problems import Dialect, Problem
 from server.http.wire import Stream, StreamForm, reply
 from server.loaded.worker import Answer
 from server.services import SERVICES
 
+log = logging.getLogger("lm.requests")
 Json = dict[str, Any]
 Frames = AsyncGenerator[tuple[int, Answer]]
 
@@ -122,7 +126,12 @@ async def _streamed(request: web.Request, objects: AsyncGenerator[Json], writer:
         except Exception as error:
             if not stream.started or isinstance(error, ConnectionError):
                 raise
-            return await stream.fail(Problem.of(error).body(writer.dialect))
+            problem = Problem.of(error)
+            request[FAILED] = str(problem.status(writer.dialect))
+            request[LOG_NOTE] += f" {problem.code}"
+            if problem.code == INTERNAL[0]:
+                log.exception("the stream of request %s failed", request["id"])
+            return await stream.fail(problem.body(writer.dialect))
 
 
 async def _objects(writer: AnswerWriter, model: InUse, frames: Frames, usage: Usage) -> AsyncGenerator[Json]:
@@ -142,6 +151,7 @@ async def _whole(writer: AnswerWriter, model: InUse, frames: Frames, usage: Usag
             answers[index].append(frame)
     objects: list[Json] = []
     for index in sorted(answers):
+        await asyncio.sleep(0)  # a hundred answers are a while's work: others have their turn in between
         for frame in _merged(answers[index]):
             objects += _written(writer, index, frame)
     return writer.whole([*objects, *await writer.last(model, usage)], usage)

@@ -22,8 +22,8 @@ from server.errors import BadBody, BodyTooLarge, UnknownEncoding
 from server.http.outline import check_outline
 
 IDLE_SECONDS = 30.0
-# Bytes per second that a body keeps to, on average over all but its first IDLE_SECONDS.
-SLOWEST = 1024
+# Bytes that come at least within IDLE_SECONDS, unless they are the last.
+STEADY = 32 << 10
 _LARGE = 1 << 17
 _UNPACKED_AT_ONCE = 1 << 20
 # The two forms of HTTP as numbers of `zlib`; the second one stands for zlib or gzip, whichever the first bytes are.
@@ -111,11 +111,11 @@ async def _read_bytes(request: web.Request) -> bytes:
     parts: list[bytes] = []
     size = 0
     clock = asyncio.get_running_loop().time
-    began = clock()
+    began, steady = clock(), 0
+    until = began + IDLE_SECONDS
     while declared is None or declared <= MAX_BODY:
-        patience = min(IDLE_SECONDS, began + IDLE_SECONDS + size / SLOWEST - clock())
         try:
-            async with asyncio.timeout(patience):
+            async with asyncio.timeout_at(until):
                 part = await request.content.readany()
         except TimeoutError:
             raise BadBody(
@@ -129,6 +129,8 @@ async def _read_bytes(request: web.Request) -> bytes:
         if size > MAX_BODY:
             break
         parts.append(part)
+        if size - steady >= STEADY:
+            until, steady = clock() + IDLE_SECONDS, size
     raise _too_large()
 
 

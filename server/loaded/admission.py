@@ -75,13 +75,15 @@ class Admission:
     async def context(self, model: Model, tokens: int | None) -> int:
         """The context to load a model with when a request wants one of `tokens`, if there is memory for it.
 
-        It is rounded up, so that slightly longer requests do not load the model anew.
+        More than the setting is rounded up, so that slightly longer requests do not load the model anew.
         """
         size = await self._library.model_size(model)
-        usual = CacheConfig.wanted(self._config.context, self._config.sequences)
-        wanted = max(tokens or 0, size.cap_context(usual).context)
+        usual = size.cap_context(CacheConfig.wanted(self._config.context, self._config.sequences)).context
+        wanted = max(tokens or 0, usual)
         most = size.short_context if wanted <= size.short_context else size.trained_context
-        return min(-(-wanted // CONTEXT_BUCKET) * CONTEXT_BUCKET, most, size.trained_context)
+        if wanted > usual:
+            wanted = -(-wanted // CONTEXT_BUCKET) * CONTEXT_BUCKET
+        return min(wanted, most, size.trained_context)
 
     async def place(self, model: Model, wanted: int) -> Placement:
         """Make room for a model with a context of `wanted` tokens, or with the largest that fits.

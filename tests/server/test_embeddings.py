@@ -45,7 +45,7 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
 
 @pytest.fixture(scope="module")
 def model(daemon: Daemon) -> str:
-    (row,) = daemon.get("/api/tags").json["models"]
+    (row,) = daemon.listed()
     assert row["capabilities"] == ["embedding"]
     return str(row["name"])
 

@@ -8,11 +8,13 @@ import socket
 import threading
 import time
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from server.access.guard import AccessRules
+from server.access.connections import MAX_FROM_ONE
+from server.access.guard import WRONG_KEY_SECONDS, AccessRules
 from server.config import Config
 from tests.daemon import Daemon, allowed
 
@@ -90,6 +92,10 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> object:
         ({"Authorization": "Bearer sesame2"}, 401),
         ({"Authorization": "Bearer "}, 401),
         ({"Authorization": "Bearer sesame"}, 200),
+        ({"Authorization": "bearer  sesame"}, 200),
+        ({"Authorization": "BEARER sesame", "Host": "other.example"}, 200),
+        ({"Authorization": "Basic sesame"}, 401),
+        ({"Host": "other.example"}, 403),
         ({"x-api-key": "sesame"}, 200),
     ],
 )
@@ -97,13 +103,67 @@ def test_the_key_is_wanted_where_there_is_one(guarded: Daemon, headers: dict[str
     assert guarded.get("/api/tags", **headers).status == status
     told = guarded.get("/v1/models", **headers)
     assert told.status == status
-    assert status == 200 or told.json["error"]["type"] == "authentication_error"
+    assert status != 401 or told.json["error"]["type"] == "authentication_error"
+
+
+def test_watchdogs_need_no_key(guarded: Daemon) -> None:
+    assert guarded.get("/").body == b"Ollama is running"
+    assert guarded.get("/health").json == {"status": "ok"}
+    assert guarded.get("/health", Authorization="Bearer sesame").json["pid"] == guarded.pid
+    assert guarded.get("/health", Host="other.example").status == 403
+
+
+def test_wrong_keys_are_slow(guarded: Daemon) -> None:
+    began = time.monotonic()
+    with ThreadPoolExecutor(5) as threads:
+        answers = list(threads.map(lambda key: guarded.get("/api/tags", Authorization=f"Bearer {key}"), range(5)))
+    assert [answer.status for answer in answers] == [401] * 5
+    assert time.monotonic() - began > 5 * WRONG_KEY_SECONDS - 0.1
+    assert guarded.get("/api/tags", Authorization="Bearer sesame").status == 200
+
+
+@pytest.mark.parametrize(
+    ("origin", "status"),
+    [
+        (None, 404),
+        ("own", 404),
+        ("https://chat.example", 404),
+        ("tauri://localhost", 404),
+        ("http://localhost:3000", 403),
+    ],
+)
+def test_pages_of_others_change_nothing(guarded: Daemon, origin: str | None, status: int) -> None:
+    own = f"http://127.0.0.1:{guarded.port}"
+    headers = {"Authorization": "Bearer sesame"}
+    if origin:
+        headers["Origin"] = own if origin == "own" else origin
+    assert guarded.ask("DELETE", "/api/delete", {"model": "none"}, headers).status == status
+    assert guarded.ask("POST", "/lm/stop/", {"model": "none"}, headers).status == status
+    if origin:
+        for path, method in (("/lm/shutdown", "POST"), ("/api/pull", "POST"), ("//api/delete", "DELETE")):
+            asked = {"Access-Control-Request-Method": method, "Origin": headers["Origin"]}
+            assert guarded.ask("OPTIONS", path, headers=asked).status == (403 if status == 403 else 204)
+
+
+@pytest.mark.parametrize(
+    ("allowed", "host", "known"),
+    [
+        ("http://*.lan.example", "a.lan.example:11434", True),
+        ("http://lan.example:*", "lan.example:11434", True),
+        ("https://lan.example:8443", "lan.example", True),
+        ("http://*.lan.example", "lan.example.evil", False),
+        ("*", "evil.example", False),
+        ("chrome-extension://*", "evil.example", False),
+    ],
+)
+def test_an_allowed_pages_host_is_the_daemons_name(allowed: str, host: str, known: bool, tmp_path: Path) -> None:
+    rules = AccessRules(Config.load(env={"LM_ORIGINS": allowed, "LM_HOME": str(tmp_path)}))
+    assert rules._is_own_name(host) == known
 
 
 def test_the_host_of_a_trusted_origin_is_a_name_of_the_daemon(guarded: Daemon) -> None:
-    key = {"Authorization": "Bearer sesame"}
-    assert guarded.get("/api/tags", Host="chat.example:11434", **key).status == 200
-    assert guarded.get("/api/tags", Host="other.example", **key).status == 403
+    assert guarded.get("/", Host="chat.example:11434").status == 200
+    assert guarded.get("/", Host="other.example").status == 403
 
 
 def test_a_page_may_ask_beforehand(guarded: Daemon) -> None:
@@ -152,6 +212,9 @@ def test_listening_to_others_needs_a_key_or_a_word(tmp_path: Path) -> None:
     refused = Daemon(tmp_path, arguments=("--host", "0.0.0.0"))
     assert refused.ended() == 1
     assert "LM_API_KEY" in refused.ready_line
+    profile = Daemon(tmp_path, env={"OLLAMA_HOST": "'0.0.0.0'"})
+    assert profile.ended() == 1
+    assert "`OLLAMA_HOST`" in profile.ready_line and "LM_HOST=127.0.0.1" in profile.ready_line
     with Daemon(tmp_path, arguments=("--host", "0.0.0.0", "--no-auth")) as daemon:
         assert daemon.get("/api/tags", Host="192.168.1.5:11434").status == 200
         assert daemon.get("/api/tags", Host="host.docker.internal:11434").status == 200
@@ -291,3 +354,17 @@ def test_no_body_silences_the_daemon(echo: Daemon, body: bytes) -> None:
         assert sender.is_alive() or done.is_set()
     sender.join()
     assert longest < allowed(0.2)
+
+
+def test_an_expectation_that_nobody_meets_gets_an_answer(echo: Daemon) -> None:
+    for path in ("/api/chat", "/nowhere"):
+        answer = echo.ask("POST", path, b"{}", {"Expect": "foo"})
+        assert (answer.status, answer.json["code"]) == (417, "bad_body")
+    assert echo.ask("POST", "/api/embed", {"model": "tiny"}, {"Expect": "100-Continue"}).status == 200
+
+
+def test_idle_connections_do_not_shut_others_out(echo: Daemon) -> None:
+    with contextlib.ExitStack() as stack:
+        for _ in range(MAX_FROM_ONE + 20):
+            stack.enter_context(socket.create_connection(("127.0.0.1", echo.port), timeout=allowed(5)))
+        assert echo.get("/health").status == 200

@@ -31,7 +31,7 @@ def slow(hub: Hub) -> Iterator[None]:
 
 
 def stored(daemon: Daemon) -> set[str]:
-    return {row["name"] for row in daemon.get("/api/tags").json["models"]}
+    return {row["name"] for row in daemon.listed()}
 
 
 def leftovers(daemon: Daemon) -> list[Path]:
@@ -62,7 +62,7 @@ def test_the_demo_comes_in_quantized_with_its_reason(daemon: Daemon) -> None:
     assert planned["reason"].startswith("Q8_0: ")
     assert lines[-1]["status"] == "success"
     assert lines[-1]["name"] == "demo:Q8_0"
-    (row,) = [row for row in daemon.get("/api/tags").json["models"] if row["name"] == "demo:Q8_0"]
+    (row,) = [row for row in daemon.listed() if row["name"] == "demo:Q8_0"]
     assert row["reason"] == planned["reason"]
     assert row["details"]["parameter_size"] == "5.8M"
     shown = daemon.post("/api/show", {"model": "demo"}).json

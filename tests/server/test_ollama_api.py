@@ -30,7 +30,7 @@ def test_the_version_is_three_numbers_that_clients_accept(echo: Daemon) -> None:
 
 
 def test_tags_have_every_field_of_the_right_type(echo: Daemon) -> None:
-    (row,) = echo.get("/api/tags").json["models"]
+    (row,) = echo.listed()
     assert row["name"] == row["model"] == "tiny:F32"
     assert re.fullmatch("[0-9a-f]{64}", row["digest"])
     assert isinstance(row["size"], int)
@@ -39,6 +39,23 @@ def test_tags_have_every_field_of_the_right_type(echo: Daemon) -> None:
         assert isinstance(row["details"][key], str)
     assert row["capabilities"] == ["completion"]
     assert row["reason"] == "a test wants it"
+
+
+def test_a_bare_name_is_in_the_list_as_clients_look_for_it(echo: Daemon) -> None:
+    """`llm -m tiny` takes the names of the list, and those that end in `:latest` without it."""
+    rows = {row["name"]: row for row in echo.get("/api/tags").json["models"]}
+    assert set(rows) == {"tiny:F32", "tiny:latest"}
+    assert rows["tiny:latest"]["digest"] == rows["tiny:F32"]["digest"]
+    for name in ("tiny:latest", "library/tiny", "library/tiny:F32"):
+        assert echo.post("/api/show", {"model": name}).status == 200
+
+
+@pytest.mark.parametrize("path", ["//api/chat", "/api/chat/", "/api//chat", "//v1//chat/completions/"])
+def test_slashes_too_many_change_nothing(echo: Daemon, path: str) -> None:
+    assert echo.post(path, say("x")).status == 200
+    assert echo.get(path).status == 405
+    assert echo.get("//v1/models/tiny/").json["id"] == "tiny"
+    assert echo.ask("HEAD", "/api/tags/").status == 200
 
 
 @pytest.mark.parametrize("key", ["model", "name"])

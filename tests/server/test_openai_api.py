@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import openai
 import pytest
 
 from server.api.openai.bodies import CHAT_BODY, TEXT_BODY
@@ -137,6 +138,16 @@ def test_a_long_prompt_is_refused_with_both_numbers(echo: Daemon) -> None:
     assert "resulted in 5001 tokens" in message
     text = echo.post(TEXT, {"model": "tiny", "prompt": "word " * 5000}).json["error"]
     assert (text["code"], text["param"]) == ("context_length_exceeded", "prompt")
+
+
+def test_openais_client_tells_an_overlong_prompt_from_other_errors(echo: Daemon) -> None:
+    """LangChain looks for the code in the error's text, LiteLLM for the code or the words."""
+    client = openai.OpenAI(base_url=f"{echo.url}/v1", api_key="none", max_retries=0)
+    with client, pytest.raises(openai.BadRequestError) as caught:
+        client.chat.completions.create(model="tiny", messages=[{"role": "user", "content": "word " * 5000}])
+    assert (caught.value.code, caught.value.param) == ("context_length_exceeded", "messages")
+    assert "context_length_exceeded" in str(caught.value)
+    assert "this model's maximum context length is" in str(caught.value).lower()
 
 
 def test_routes_that_are_not_there_are_told_in_the_same_dialect(echo: Daemon) -> None:

@@ -60,7 +60,7 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
 @pytest.fixture(scope="module")
 def model(daemon: Daemon, tmp_path_factory: pytest.TempPathFactory) -> str:
     daemon.pull(f"{write_ranker(tmp_path_factory.mktemp('folder') / 'ranker')}:F32")
-    (row,) = daemon.get("/api/tags").json["models"]
+    (row,) = daemon.listed()
     assert row["capabilities"] == ["rerank"]
     return str(row["name"])
 

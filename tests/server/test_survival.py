@@ -115,7 +115,7 @@ def test_a_client_that_leaves_a_long_prompt_makes_way_at_once(tmp_path: Path) ->
     synthetic.make(tmp_path / "wide", synthetic.parser().parse_args([str(tmp_path / "wide"), *shape]))
     with Daemon(tmp_path / "home", runtime="llama") as daemon:
         daemon.pull(str(tmp_path / "wide"))
-        (row,) = daemon.get("/api/tags").json["models"]
+        (row,) = daemon.listed()
         model = row["name"]
         whole = ask(daemon, model, 1, "word " * 1900).json["prompt_eval_duration"] / 1e9
         worker = psutil.Process(pid_of(daemon, model))

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from aiohttp import web
 
-from server.access.guard import require_loopback
+from server.access.guard import KNOWN, require_loopback
 from server.config import OLLAMA_VERSION, VERSION
 from server.http.wire import reply
 from server.services import SERVICES
@@ -17,7 +17,9 @@ STOP = web.AppKey("stop", Callable[[], None])  # type: ignore[var-annotated,arg-
 
 
 async def health(request: web.Request) -> web.Response:
-    """`GET /health`: that the daemon lives, and who it is."""
+    """`GET /health`: that the daemon lives, and who it is; without the key only that it lives."""
+    if not request[KNOWN]:
+        return reply({"status": "ok"})
     loaded = [worker.model.name for worker, _ in request.app[SERVICES].pool.loaded()]
     return reply({"status": "ok", "version": VERSION, "api": OLLAMA_VERSION, "pid": os.getpid(), "loaded": loaded})
 

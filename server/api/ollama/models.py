@@ -6,24 +6,27 @@ of a model, `hint` and `code` of an error.
 
 from __future__ import annotations
 
-from contextlib import aclosing
+import hashlib
+from contextlib import aclosing, suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from aiohttp import web
 
-from registry.errors import SeveralLevels
+from registry.errors import RegistryError, SeveralLevels
+from registry.names import LATEST
 from registry.store.catalog import Model
 from runtime.machine.fit import ModelSize
 from runtime.messages import CacheConfig
 from server.api.ollama.fields import OLLAMA
 from server.api.ollama.shapes import description, details, row
-from server.api.request import LOG_NOTE, ModelBody, answer, read, warning_of
+from server.api.request import FAILED, LOG_NOTE, ModelBody, answer, read, warning_of
 from server.api.sources import callers_hub, find_source
 from server.config import OLLAMA_VERSION, VERSION
 from server.errors import BadBody
 from server.http.problems import STATUS
 from server.http.wire import NDJSON, Stream, reply
+from server.library import Library
 from server.loaded.estimate import anonymous_bytes
 from server.loaded.worker import Worker
 from server.pulls.job import PullOptions
@@ -76,7 +79,24 @@ async def tags(request: web.Request) -> web.Response:
     """`GET /api/tags`: all models."""
     library = request.app[SERVICES].library
     models, reasons = await library.models(), await library.reasons()
-    return reply({"models": [row(model, reasons.get(model.name, "")) for model in models]})
+    rows = [row(model, reasons.get(model.name, "")) for model in models]
+    return reply({"models": rows + await _latest(library, models, rows)})
+
+
+async def _latest(library: Library, models: list[Model], rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A row `NAME:latest` for each bare name, because clients find in the list what they call `NAME`: `llm -m NAME`."""
+    names = {model.name for model in models}
+    bare = {model.key.tagged(None).display for model in models}
+    found = []
+    for name in sorted(name for name in bare if f"{name}:{LATEST}" not in names):
+        with suppress(RegistryError):
+            meant = (await library.resolve(name)).name
+            found += [
+                each | {"name": f"{name}:{LATEST}", "model": f"{name}:{LATEST}", "alias": meant}
+                for each in rows
+                if each["name"] == meant
+            ]
+    return found
 
 
 async def ps(request: web.Request) -> web.Response:
@@ -152,8 +172,21 @@ async def pull(request: web.Request) -> web.StreamResponse:
         if warning := warning_of(request):
             await stream.send(note_line(warning) | {"warning": warning})
         async for frame in frames:
-            await stream.send(frame)
+            await stream.send(_with_digest(body.model_name, frame))
+            if "error" in frame:
+                request[FAILED] = str(STATUS[frame["code"]])
         return await stream.end()
+
+
+def _with_digest(name: str, line: dict[str, Any]) -> dict[str, Any]:
+    """A line of a pull as Ollama's clients tell progress from steps: with figures it has a `digest`, without none.
+
+    Clients keep one bar for each digest. The file's own is known at its end only, so this one stands for the phase.
+    """
+    if "completed" not in line:
+        return line
+    mark = hashlib.sha256(f"{name} {line['phase']} {line['total']}".encode()).hexdigest()
+    return line | {"digest": f"sha256:{mark}"}
 
 
 def _running(worker: Worker, stays: float | None, size: ModelSize) -> dict[str, Any]:
