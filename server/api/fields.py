@@ -60,7 +60,7 @@ GRAMMARS = dict.fromkeys(
 
 def passed_over(given: Given, shape: type[msgspec.Struct], known: KnownFields) -> list[str]:
     """The given fields that are neither honoured nor idle, each as a warning names it. Raises Unsupported."""
-    honoured = shape.__struct_encode_fields__
+    honoured = dict.fromkeys(shape.__struct_encode_fields__)
     shown: list[str] = []
     for name, raw in given.items():
         if name in honoured or name in known.idle:
@@ -71,7 +71,7 @@ def passed_over(given: Given, shape: type[msgspec.Struct], known: KnownFields) -
             if not _is_nothing(raw, None):
                 refuse_field(name, known.binding[name])
         elif name not in known.noted:
-            shown.append(unknown(name, honoured) if len(shown) < _SHOWN else "")
+            shown.append(unknown(name, [*honoured]) if len(shown) < _SHOWN else "")
         elif not _is_nothing(raw, known.noted[name]):
             shown.append(f"`{name}`")
     return shown

@@ -55,7 +55,8 @@ _ENGINE_FLAGS = frozenset(
 )
 # Options that Ollama or llama.cpp has and we have not, with the value that asks for nothing.
 _NOTED = {"num_keep": 0, "penalize_newline": True, "tfs_z": 1.0, "samplers": None, "dry_sequence_breakers": None}
-_KNOWN = sorted({*_TYPES, "num_ctx", "num_predict", "stop"})
+_KNOWN = frozenset({*_TYPES, "num_ctx", "num_predict", "stop"})
+_OTHERS = _ENGINE_NUMBERS | _ENGINE_FLAGS | GRAMMARS.keys() | _NOTED.keys()
 _ANY_NUMBER = Range(-MAX_INT - 1, MAX_INT)
 _CONTEXT = Range(1, MAX_INT, whole=True)
 _PREDICT = Range(-MAX_INT - 1, MAX_INT, whole=True)
@@ -108,16 +109,17 @@ def check_options(given: Mapping[str, Any]) -> list[str]:
     for name, value in given.items():
         if value is None or name in _KNOWN:
             continue
+        if name not in _OTHERS:
+            shown.append(unknown(name, sorted(_KNOWN)) if len(shown) < 8 else "")
+            continue
         if name in GRAMMARS and value:
             refuse_field(name)
         if name in _ENGINE_NUMBERS or name == "num_keep":
             _ANY_NUMBER.check(name, value)
         elif name in _ENGINE_FLAGS and not isinstance(value, bool):
             raise BadRequest(f"`{name}` is neither true nor false: {_shown(value)}", "correct it or leave it out", name)
-        if name in _NOTED:
-            shown += [f"`{name}`"] if value != _NOTED[name] else []
-        elif name not in _ENGINE_NUMBERS | _ENGINE_FLAGS | GRAMMARS.keys():
-            shown.append(unknown(name, _KNOWN) if len(shown) < 8 else "")
+        if name in _NOTED and value != _NOTED[name]:
+            shown.append(f"`{name}`")
     return shown
 
 
