@@ -274,7 +274,9 @@ def _number(limits: tuple[int, int], variable: str) -> Setting:
 SETTINGS: dict[str, Setting] = {
     "home": Setting(_path, "a folder", ("LM_HOME",)),
     "host": Setting(
-        _host, "`host`, `host:port` or `[v6]:port`; `https://` is not spoken here", ("LM_HOST", "OLLAMA_HOST")
+        _host,
+        "`host`, `host:port` or `[v6]:port`; `https://` is not spoken here, and LM_HOST goes before OLLAMA_HOST",
+        ("LM_HOST", "OLLAMA_HOST"),
     ),
     "port": Setting(_count(0, 65535), "a port from 0 to 65535", ("LM_PORT",)),
     "context": Setting(

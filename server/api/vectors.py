@@ -10,6 +10,7 @@ import math
 import struct
 from collections.abc import Iterator, Sized
 from dataclasses import dataclass
+from typing import cast
 
 import msgspec
 
@@ -73,10 +74,10 @@ async def whole_ids(model: InUse, given: list[Mixed]) -> Inputs:
     check_count(given)
     inputs: Inputs = []
     for entry in given:
-        if isinstance(entry, str):
-            inputs.append(entry)
+        texts = {part for part in entry if isinstance(part, str)} if isinstance(entry, list) else set()
+        if not texts:
+            inputs.append(cast(str | list[int], entry))
             continue
-        texts = [part for part in entry if isinstance(part, str)]
         check_count(texts)
         found = {text: await model.worker.tokenize(Tokenize(0, text=text)) for text in texts}
         ids: list[int] = []
