@@ -102,11 +102,15 @@ def obey(chat: State, text: str, chats: Path) -> None:
         case ["/load" | "/save" as command]:
             raise Failure(f"`{command}` wants a name", f"`{command} NAME`")
         case ["/list"]:
-            for row in chat.asking.client.ask("GET", "/api/tags")["models"]:
-                if "alias" not in row:
-                    console.out(row["name"])
+            _list(chat)
         case _:
             raise _unknown(text)
+
+
+def _list(chat: State) -> None:
+    for row in chat.asking.client.ask("GET", "/api/tags")["models"]:
+        if "alias" not in row:
+            console.out(row["name"])
 
 
 def _unknown(text: str) -> Failure:

@@ -7,8 +7,15 @@ import time
 from datetime import datetime
 from typing import Any
 
+import msgspec
 import pytest
 
+from server.api.lm.advise import AdviseBody
+from server.api.lm.pulls import StopBody
+from server.api.ollama.bodies import GenerateBody, OllamaChatBody
+from server.api.ollama.embeddings import EmbedBody, OldEmbedBody
+from server.api.ollama.models import PullBody, ShowBody
+from server.api.request import ModelBody
 from tests.daemon import Daemon, allowed
 
 
@@ -351,3 +358,25 @@ def test_more_text_than_a_worker_takes_is_a_413_with_the_limit(echo: Daemon, pat
 def test_an_endless_number_is_refused(echo: Daemon) -> None:
     answer = echo.post("/api/generate", {"model": "tiny", "prompt": "a", "context": [10**30]})
     assert (answer.status, "64 bits" in answer.json["error"]) == (400, True)
+
+
+@pytest.mark.parametrize(
+    ("path", "shape"),
+    [
+        ("/api/chat", OllamaChatBody),
+        ("/api/generate", GenerateBody),
+        ("/api/embed", EmbedBody),
+        ("/api/embeddings", OldEmbedBody),
+        ("/api/show", ShowBody),
+        ("/lm/stop", StopBody),
+        ("/lm/default", ModelBody),
+        ("/api/pull", PullBody),
+        ("/lm/advise", AdviseBody),
+    ],
+)
+def test_every_optional_field_may_be_null(echo: Daemon, path: str, shape: type[msgspec.Struct]) -> None:
+    nulls = dict.fromkeys([*shape.__struct_encode_fields__, "made_up"])
+    model = "nowhere" if path in ("/api/pull", "/lm/advise") else "tiny"
+    answer = echo.post(path, nulls | {"model": model})
+    assert answer.status == (404 if model == "nowhere" else 200), answer.body
+    assert b"warning" not in answer.body
