@@ -175,7 +175,8 @@ def _route(method: str, path: str) -> Route | None:
         if method == route.method or (method == "HEAD" and route.method == "GET"):
             return route
     if fitting:
-        raise web.HTTPMethodNotAllowed(method, [route.method for route in fitting])
+        allowed = {route.method for route in fitting}
+        raise web.HTTPMethodNotAllowed(method, allowed | ({"HEAD"} if "GET" in allowed else set()))
     return None
 
 

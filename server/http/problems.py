@@ -119,9 +119,9 @@ def _as_openai_says(message: str) -> str:
     """A message about a prompt that is too long, behind the words in which OpenAI says it and clients look for it."""
     match = _BOTH_NUMBERS.search(message)
     if match is None:
-        return f"This model's maximum context length is exceeded: {message}"
+        return f"This model's maximum context length is exceeded; the prompt is too long: {message}"
     length, most = (number.replace(",", "") for number in match.groups())
     return (
-        f"This model's maximum context length is {most} tokens. However, your messages resulted in {length} tokens: "
-        f"{message}"
+        f"This model's maximum context length is {most} tokens. However, your messages resulted in {length} tokens; "
+        f"the prompt is too long: {message}"
     )

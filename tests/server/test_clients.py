@@ -199,7 +199,7 @@ def test_openai_lists_and_raises(standard: openai.OpenAI) -> None:
         standard.models.retrieve("nosuch")
     with pytest.raises(openai.BadRequestError, match="2,048") as caught:
         standard.completions.create(model="demo", prompt="word " * 3000)
-    assert caught.value.code == "prompt_too_long"
+    assert caught.value.code == "context_length_exceeded"
 
 
 def test_a_death_in_mid_answer_reaches_both_clients(
