@@ -135,7 +135,10 @@ class Embedder:
     def _checked(self, ids: list[int]) -> array[int]:
         for token in ids:
             if not 0 <= token < self._vocabulary.size:
-                raise BadRequest(f"an input has token {token}, and the vocabulary ends at {self._vocabulary.size - 1}")
+                raise BadRequest(
+                    f"an input has token {token}, and the vocabulary ends at {self._vocabulary.size - 1}",
+                    "send token ids of this model, not of another one",
+                )
         return array("i", ids)
 
     def add(self, job: EmbedJob) -> None:

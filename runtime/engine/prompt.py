@@ -92,7 +92,8 @@ class Prompter:
         for token in ids:
             if not 0 <= token < self._vocabulary.size:
                 raise BadRequest(
-                    f"the prompt has token {token}, and the vocabulary ends at {self._vocabulary.size - 1}"
+                    f"the prompt has token {token}, and the vocabulary ends at {self._vocabulary.size - 1}",
+                    "send token ids of this model, not of another one",
                 )
         return array("i", ids)
 

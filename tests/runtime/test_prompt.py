@@ -45,8 +45,9 @@ def test_the_oldest_of_an_earlier_conversation_go_first_and_the_question_stays(m
     assert len(prompt.ids) < 256
     with pytest.raises(PromptTooLong):
         Prompter(model, 256).prompt(asked("And what then?", earlier=[BOS, *range(40, 340)]))
-    with pytest.raises(BadRequest, match="token 99999"):
+    with pytest.raises(BadRequest, match="token 99999") as caught:
         Prompter(model, 256).prompt(asked("x", earlier=[99999]))
+    assert "of this model" in caught.value.hint
 
 
 def test_a_question_that_is_too_long_is_refused_whole(model: LlamaModel) -> None:
