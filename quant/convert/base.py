@@ -68,6 +68,8 @@ from quant.safetensors import Entry
 
 # The types of safetensors that hold weights as they are; others belong to quantized models.
 UNQUANTIZED = ("F32", "F16", "BF16", "F64")
+# Said of models whose YaRN does not round (GPT-OSS), while llama.cpp's does, as the method's own code.
+ROUNDED = "llama.cpp rounds the ends of its YaRN's ramp, which its makers do not, so that answers differ a little"
 EMBEDDING, HEAD = "token_embd.weight", "output.weight"
 
 Layers = frozenset[int]

@@ -123,7 +123,8 @@ def _sketch(files: Files, accept_unknown_keys: bool) -> tuple[ModelConfig, Model
     }
     ignored = keys.check(given, name, accept_unknown_keys)
     metadata |= {IGNORED: list(ignored)} if ignored else {}
-    remarks = tuple(f"`{key}` in `{config.name}` is not known, left out" for key in ignored)
+    unknown = (f"`{key}` in `{config.name}` is not known, left out" for key in ignored)
+    remarks = (*rotary.remarks(config), *unknown)
     used = {part.shard for tensor in tensors for part in (*tensor.parts, *tensor.scales)}
     used |= {tensor.shard for tensor in tensors}
     shards = tuple(dict.fromkeys(entry.shard for entry in entries if entry.shard in used))

@@ -10,11 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from quant.convert import keys
+from quant.convert.base import ROUNDED
 from quant.convert.config import ModelConfig
 from quant.convert.families import rotary
 from quant.convert.gguf.source import plan_gguf
 from quant.convert.planning import FAMILIES, plan_model
 from quant.errors import UnsupportedModel
+from quant.gguf.writer import encode_header, layout
+from quant.types import QuantType, Tensor
 from runtime.machine.fit import ModelSize
 from runtime.messages import CacheConfig
 from tests.converting import write
@@ -62,9 +66,36 @@ def test_a_base_for_windows_is_read_in_every_form() -> None:
         {"rope_parameters": {"sliding_attention": {"rope_theta": 3e3}, "full_attention": {"rope_theta": 1e6}}},
     ]
     for form in forms:
-        config = ModelConfig("config.json", form)
+        config = keys.filled(ModelConfig("config.json", form), "Gemma3ForCausalLM")
         assert (rotary.base(config), rotary.local_base(config)) == (1e6, 3e3)
-    assert rotary.local_base(ModelConfig("config.json", {"rope_theta": 1e6})) == 1e4
+    alone = keys.filled(ModelConfig("config.json", {"rope_theta": 2e6}), "Gemma3ForCausalLM")
+    assert (rotary.base(alone), rotary.local_base(alone)) == (2e6, 1e4)
+    # In windows of Olmo 3 the base is the class's, whatever `rope_theta` is.
+    olmo = keys.filled(ModelConfig("config.json", {"rope_theta": 7.0, "rope_scaling": YARN_ROPE}), "Olmo3ForCausalLM")
+    assert (rotary.base(olmo), rotary.local_base(olmo)) == (7.0, 5e5)
+
+
+@pytest.mark.parametrize(
+    "scaling", [{**LINEAR, "factor": 1.0}, {**YARN_ROPE, "factor": 1}, {**LLAMA_3_ROPE, "factor": 1.0}]
+)
+def test_a_scaling_by_one_is_none(scaling: dict[str, Any]) -> None:
+    config = ModelConfig("config.json", {"rope_theta": 1e6, "rope_scaling": scaling})
+    for architecture in ("modern-bert", "gemma4", "qwen2"):
+        rotary.check(config, architecture)
+    assert rotary.describe(config) == {"rope.freq_base": 1e6}
+
+
+def test_the_rounded_ramp_of_gpt_oss_is_said(tmp_path: Path) -> None:
+    scaling = {**YARN_ROPE, "truncate": False}
+    config = ModelConfig("config.json", {"rope_scaling": scaling})
+    rotary.check(config, "gpt-oss")
+    assert rotary.remarks(config) == (ROUNDED,)
+    path = tmp_path / "m.gguf"
+    for kind, said in (("yarn", (ROUNDED,)), ("linear", ())):
+        metadata = {"general.architecture": "gpt-oss", "gpt-oss.block_count": 1, "gpt-oss.rope.scaling.type": kind}
+        tensors = layout([Tensor("token_embd.weight", (32, 8), QuantType.F32)])
+        path.write_bytes(encode_header(metadata, tensors) + bytes(tensors[0].nbytes))
+        assert plan_gguf(Folder(contents={"m.gguf": path.read_bytes()})).remarks == said
 
 
 @pytest.mark.oracle
@@ -123,10 +154,14 @@ PUBLISHED: dict[str, tuple[str, dict[str, Any]]] = {
     "cohere2, linear": ("cohere2", {"rope_theta": 1e4, "rope_scaling": LINEAR}),
     "qwen2, llama3": ("qwen2", {"rope_theta": 1e4, "rope_scaling": LLAMA_3_ROPE}),
     "deepseek2, yarn alone": ("deepseek2, v3", {"rope_theta": 1e4, "rope_scaling": YARN_ROPE}),
+    "olmo3, yarn": ("olmo2, windows", {"rope_theta": 5e5, "rope_scaling": YARN_ROPE}),
+    "olmo3, another base": ("olmo2, windows", {"rope_theta": 1e4, "rope_scaling": None}),
+    "gemma3, flat": ("gemma3", {"rope_theta": 1e6, "rope_parameters": {**YARN_ROPE, "rope_theta": 1e4}}),
+    "modern-bert, published": ("modern-bert", {"global_rope_theta": 1e5, "local_rope_theta": 1e3}),
     "granite 4, llama3": ("granitehybrid, attention alone", {"rope_theta": 1e4, "rope_scaling": LLAMA_3_ROPE}),
     "exaone4, llama3": ("exaone4", {"rope_theta": 1e4, "rope_scaling": LLAMA_3_ROPE}),
 }
-REFUSED = ("qwen2, llama3", "deepseek2, yarn alone")
+REFUSED = ("qwen2, llama3", "deepseek2, yarn alone", "olmo3, another base", "gemma3, flat")
 
 
 @pytest.mark.oracle
@@ -143,7 +178,7 @@ def test_published_settings_give_the_logits_of_transformers(name: str, tmp_path:
     (path / "config.json").write_text(json.dumps(config | settings))
     folder = Folder(path)
     if name in REFUSED:
-        with pytest.raises(UnsupportedModel, match=r"llama3|YaRN"):
+        with pytest.raises(UnsupportedModel, match=r"llama3|YaRN|another base|kinds of layers"):
             plan_model(folder)
         return
     plan = plan_model(folder)

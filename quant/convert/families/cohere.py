@@ -27,11 +27,11 @@ def _describe(config: ModelConfig, sizes: DecoderSizes) -> dict[str, Any]:
 
 
 def _describe_windows(config: ModelConfig, sizes: DecoderSizes) -> dict[str, Any]:
-    return {
-        **_describe(config, sizes),
-        "attention.sliding_window": config.count("sliding_window", 4096),
-        **decoder.window_pattern(config.filled({"sliding_window_pattern": 4}), sizes),
-    }
+    if config.get("sliding_window", 4096) is None:
+        raise UnsupportedModel(
+            "its `sliding_window` is null: it rotates nothing then, and llama.cpp three of four layers"
+        )
+    return {**_describe(config, sizes), **decoder.windows(config.filled({"sliding_window_pattern": 4}), sizes)}
 
 
 def _read_sizes(config: ModelConfig) -> DecoderSizes:

@@ -174,17 +174,39 @@ def _describe_norm(config: ModelConfig) -> dict[str, Any]:
     return {"attention.layer_norm_rms_epsilon": config.number("rms_norm_eps", 1e-6)}
 
 
+def window(config: ModelConfig, key: str = "sliding_window") -> int | None:
+    """The length of the sliding window; None where there is none: files say so by null, 0 and negative numbers."""
+    value = config.get(key)
+    return None if value is None or (type(value) is int and value <= 0) else config.count(key)
+
+
+def every_fourth_unrotated(config: ModelConfig, layers: int) -> bool:
+    """Whether rotation is left out in every fourth layer, by the list `no_rope_layers` (1: rotated), else a number."""
+    given, every = config.get("no_rope_layers"), config.count("no_rope_layer_interval", 4)
+    rotated = given if isinstance(given, list) and given else [(number + 1) % every for number in range(layers)]
+    return [bool(each) for each in rotated[:layers]] == [(number + 1) % 4 != 0 for number in range(layers)]
+
+
 def bounded_by_window(config: ModelConfig, entries: dict[str, Any]) -> dict[str, Any]:
     """`entries` with the context cut to the sliding window, for architectures in which llama.cpp has no window.
 
     Within the length of the window the answers are right whether or not it slides, and in whichever layers it does.
     """
     config.without_effect("layer_types", "max_window_layers", "use_sliding_window")
-    window = config.get("sliding_window")
-    if type(window) is int and window <= 0:
-        return entries
-    window = config.count("sliding_window", entries["context_length"])
-    return entries | {"context_length": min(entries["context_length"], window)}
+    most = entries["context_length"]
+    return entries | {"context_length": min(most, window(config) or most)}
+
+
+def windows(config: ModelConfig, sizes: Sizes, every: int | None = None, optional: bool = False) -> dict[str, Any]:
+    """The entries of windows in some layers; where these have no length, they see as far as the model was trained for.
+
+    With `optional` the architecture may have no such layers, and no entries then.
+    """
+    if optional and config.get("layer_types") == ["full_attention"] * sizes.layers:
+        config.without_effect("sliding_window", "sliding_window_pattern")
+        return {}
+    length = window(config) or config.count("max_position_embeddings", 2048)
+    return {"attention.sliding_window": length, **window_pattern(config, sizes, every)}
 
 
 def window_pattern(config: ModelConfig, sizes: Sizes, every: int | None = None) -> dict[str, Any]:

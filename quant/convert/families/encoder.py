@@ -10,7 +10,7 @@ from typing import Any
 
 from quant.convert.base import Family, Known, Layers, Length, Sizes, Times, count_layers, tensor
 from quant.convert.config import ModelConfig
-from quant.convert.families import rotary
+from quant.convert.families import decoder, rotary
 from quant.errors import UnsupportedModel
 
 _GELU = ("gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh")
@@ -110,9 +110,10 @@ def _read_roberta_sizes(config: ModelConfig) -> EncoderSizes:
     """RoBERTa counts positions from behind the number of the padding token."""
     sizes = _read_sizes(config)
     first = config.get("pad_token_id") == 0 and config.get("pad_token_id") is not False
-    if first and config.get("bos_token_id") == 0:
+    padding = 0 if first else config.count("pad_token_id", 1)
+    if config.get("bos_token_id", 0) == padding:
         raise UnsupportedModel("its texts begin with its padding token, whose position llama.cpp does not know")
-    skipped = 1 if first else config.count("pad_token_id", 1) + 1
+    skipped = padding + 1
     return replace(sizes, skipped=skipped, context=sizes.positions - skipped)
 
 
@@ -134,14 +135,13 @@ def _describe_modern(config: ModelConfig, sizes: EncoderSizes) -> dict[str, Any]
     local = rotary.parameters(config, "sliding_attention").number("rope_theta", config.number("local_rope_theta", 1e4))
     every = config.count("global_attn_every_n_layers", 3)
     config.without_effect("classifier_activation", "classifier_bias", "classifier_pooling")
-    types = config.get("layer_types")
-    if types is not None and types != [_attention(n, every) for n in range(sizes.layers)]:
-        raise UnsupportedModel("its windows are in other layers than those that llama.cpp knows for ModernBERT")
+    types = config.get("layer_types") or [_attention(number, every) for number in range(sizes.layers)]
     return {
         **_describe(config, sizes),
         "attention.layer_norm_epsilon": config.number("norm_eps", 1e-5),
-        "attention.sliding_window": config.count("local_attention", 128),
-        "attention.sliding_window_pattern": every,
+        # Half of it in each direction.
+        "attention.sliding_window": decoder.window(config, "local_attention") or 2 * sizes.context,
+        **decoder.window_pattern(config.changed({"layer_types": types}), sizes),
         "rope.freq_base": rotary.base(config, default=config.number("global_rope_theta", 160_000.0)),
         "rope.freq_base_swa": local,
         "rope.scaling.type": "none",

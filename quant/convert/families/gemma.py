@@ -41,8 +41,7 @@ def _describe_two(config: ModelConfig, sizes: DecoderSizes) -> dict[str, Any]:
         **decoder.describe(config, sizes),
         "attn_logit_softcapping": cap(config, "attn_logit_softcapping", 50.0),
         "final_logit_softcapping": cap(config, "final_logit_softcapping", 30.0),
-        "attention.sliding_window": config.count("sliding_window", 4096),
-        **decoder.window_pattern(config, sizes, every=2),
+        **decoder.windows(config, sizes, every=2),
     }
 
 
@@ -71,8 +70,7 @@ def _describe_three(config: ModelConfig, sizes: DecoderSizes) -> dict[str, Any]:
     config.without_effect("attn_logit_softcapping")
     return {
         **entries,
-        "attention.sliding_window": config.count("sliding_window", 4096),
-        **decoder.window_pattern(config.filled({"sliding_window_pattern": 6}), sizes),
+        **decoder.windows(config.filled({"sliding_window_pattern": 6}), sizes, optional=True),
         "rope.freq_base_swa": rotary.local_base(config),
     }
 
@@ -135,7 +133,7 @@ def _describe_embedding(config: ModelConfig, sizes: _EmbeddingSizes) -> dict[str
     return {
         **decoder.describe(config, sizes),
         "attention.causal": False,
-        "attention.sliding_window": config.count("sliding_window", 512),
+        "attention.sliding_window": decoder.window(config) or 2 * config.count("max_position_embeddings", 2048),
         **decoder.window_pattern(config.filled({"sliding_window_pattern": 6}), sizes),
         "rope.freq_base": rotary.base(config, default=1e6),
         "rope.freq_base_swa": rotary.local_base(config),

@@ -152,7 +152,7 @@ def _describe(config: ModelConfig, sizes: _Gemma4Sizes) -> dict[str, Any]:
         "attention.value_length": sizes.full_head,
         "attention.key_length_swa": sizes.head,
         "attention.value_length_swa": sizes.head,
-        "attention.sliding_window": config.count("sliding_window", 512),
+        "attention.sliding_window": decoder.window(config) or config.count("max_position_embeddings", 2048),
         "attention.sliding_window_pattern": [not whole for whole in full],
         "attention.shared_kv_layers": len(sizes.wide_layers),
         "rope.dimension_count": sizes.full_head,

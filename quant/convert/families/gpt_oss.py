@@ -2,8 +2,6 @@
 
 Published with its experts in MXFP4 (`prequantized.py`), which GGUF holds as they are; `transformers` also saves them
 whole, and then turned. Sources: `modeling_gpt_oss.py` of transformers, `openai-moe.cpp` of llama.cpp.
-
-llama.cpp rounds the ends of YaRN's ramp, as the method's own code does and GPT-OSS (`truncate: false`) does not.
 """
 
 from __future__ import annotations
@@ -56,8 +54,7 @@ def _describe(config: ModelConfig, sizes: _GptOssSizes) -> dict[str, Any]:
         **decoder.describe(config, sizes),
         **decoder.describe_experts(sizes.experts, config.count("num_experts_per_tok")),
         "expert_feed_forward_length": sizes.expert,
-        "attention.sliding_window": config.count("sliding_window"),
-        **decoder.window_pattern(config, sizes, 2),
+        **decoder.windows(config, sizes, every=2),
     }
 
 

@@ -52,10 +52,7 @@ MINISTRAL3 = replace(LLAMA, classes=("Ministral3ForCausalLM",), architecture="mi
 
 def _describe_smollm3(config: ModelConfig, sizes: DecoderSizes) -> dict[str, Any]:
     """llama.cpp leaves out rotation in every fourth layer, whatever the file says."""
-    layers = config.get("no_rope_layers")
-    rotated = [int((number + 1) % 4 != 0) for number in range(sizes.layers)]
-    interval = config.count("no_rope_layer_interval", 4)
-    if (layers is not None and layers != rotated) or (layers is None and interval != 4):
+    if not decoder.every_fourth_unrotated(config, sizes.layers):
         raise UnsupportedModel("it leaves out rotary embedding in other layers than every fourth")
     if config.flag("use_sliding_window"):
         return _describe(config, sizes)

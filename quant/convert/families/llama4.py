@@ -20,7 +20,7 @@ from quant.errors import UnsupportedModel
 from quant.plan import Transform
 
 # llama.cpp has these built in, and leaves out the norms of queries and keys in models with this number of experts.
-_FIXED = {"attention_chunk_size": 8192, "floor_scale": 8192, "attn_scale": 0.1, "no_rope_layer_interval": 4}
+_FIXED = {"attention_chunk_size": 8192, "floor_scale": 8192, "attn_scale": 0.1}
 _WITHOUT_NORMS = 128
 
 
@@ -53,8 +53,7 @@ def _read_sizes(config: ModelConfig) -> _Llama4Sizes:
 
 def _describe(config: ModelConfig, sizes: _Llama4Sizes) -> dict[str, Any]:
     other = [key for key, value in _FIXED.items() if config.get(key, value) != value]
-    layers = config.get("no_rope_layers")
-    if layers and layers != [int((number + 1) % 4 != 0) for number in range(sizes.layers)]:
+    if not decoder.every_fourth_unrotated(config, sizes.layers):
         other.append("no_rope_layers")
     kinds = config.get("layer_types")
     if kinds and kinds != [

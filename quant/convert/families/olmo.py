@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from quant.convert.base import Family
@@ -11,17 +12,11 @@ from quant.convert.families.decoder import DecoderSizes, norm
 from quant.errors import UnsupportedModel
 
 
-def _describe(config: ModelConfig, sizes: DecoderSizes) -> dict[str, Any]:
+def _describe_three(config: ModelConfig, sizes: DecoderSizes) -> dict[str, Any]:
     entries = decoder.describe(config, sizes)
-    if config.get("sliding_window") is None:
-        return entries
     if rotary.base(config, "sliding_attention", entries["rope.freq_base"]) != entries["rope.freq_base"]:
         raise UnsupportedModel("it rotates by another base where it has a window, which llama.cpp does not know")
-    return {
-        **entries,
-        "attention.sliding_window": config.count("sliding_window"),
-        **decoder.window_pattern(config, sizes, every=4),
-    }
+    return {**entries, **decoder.windows(config, sizes, every=4, optional=True)}
 
 
 def _describe_one(config: ModelConfig, sizes: DecoderSizes) -> dict[str, Any]:
@@ -42,7 +37,7 @@ OLMO = Family(
     describe=_describe_one,
 )
 OLMO2 = Family(
-    classes=("Olmo2ForCausalLM", "Olmo3ForCausalLM"),
+    classes=("Olmo2ForCausalLM",),
     architecture="olmo2",
     tensors=(
         *decoder.BASE,
@@ -53,6 +48,7 @@ OLMO2 = Family(
     ),
     sizes=DecoderSizes,
     read_sizes=decoder.read_sizes,
-    describe=_describe,
+    describe=decoder.describe,
 )
-FAMILIES = (OLMO, OLMO2)
+OLMO3 = replace(OLMO2, classes=("Olmo3ForCausalLM",), describe=_describe_three)
+FAMILIES = (OLMO, OLMO2, OLMO3)

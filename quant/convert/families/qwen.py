@@ -20,13 +20,25 @@ def describe(config: ModelConfig, sizes: DecoderSizes) -> dict[str, Any]:
     return entries
 
 
+def _describe(config: ModelConfig, sizes: DecoderSizes) -> dict[str, Any]:
+    return describe(config if _has_windows(config, sizes) else config.changed({"use_sliding_window": False}), sizes)
+
+
+def _has_windows(config: ModelConfig, sizes: DecoderSizes) -> bool:
+    """Whether any layer has a window: layers that `layer_types` names, else all from `max_window_layers` on."""
+    types, first = config.get("layer_types"), config.get("max_window_layers")
+    if isinstance(types, list):
+        return "sliding_attention" in types
+    return (first if type(first) is int else 28) < sizes.layers
+
+
 QWEN2 = Family(
     classes=("Qwen2ForCausalLM",),
     architecture="qwen2",
     tensors=decoder.STANDARD,
     sizes=DecoderSizes,
     read_sizes=decoder.read_sizes,
-    describe=describe,
+    describe=_describe,
 )
 QWEN3 = Family(
     classes=("Qwen3ForCausalLM",),
@@ -34,7 +46,7 @@ QWEN3 = Family(
     tensors=decoder.STANDARD + decoder.HEAD_NORMS,
     sizes=DecoderSizes,
     read_sizes=decoder.read_sizes,
-    describe=describe,
+    describe=_describe,
 )
 # Published for embeddings without the output.
 BARE = tuple(

@@ -108,9 +108,10 @@ def _describe_qwen(config: ModelConfig, sizes: DecoderSizes) -> dict[str, Any]:
 
 
 def _read_words(files: Files, entries: Iterable[Entry], config: ModelConfig) -> tuple[TensorPlan, ...]:
-    """The rows of the output that make "yes" and "no"."""
-    tied = config.flag("tie_word_embeddings")
-    head = _find(entries, "embed_tokens.weight" if tied else "lm_head.weight")
+    """The rows of the output that make "yes" and "no"; an output that is there counts, whether or not it is tied."""
+    entries = list(entries)
+    apart = any(entry.name == "lm_head.weight" for entry in entries) or not config.flag("tie_word_embeddings")
+    head = _find(entries, "lm_head.weight" if apart else "embed_tokens.weight")
     vocab = (
         load_json(read_whole(files, FILE, MAX_JSON), FILE).get("model", {}).get("vocab") if FILE in files.names() else 0
     )

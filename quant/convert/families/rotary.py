@@ -9,6 +9,7 @@ import math
 import struct
 from typing import Any, Protocol
 
+from quant.convert.base import ROUNDED
 from quant.convert.config import ModelConfig
 from quant.errors import MalformedFile, UnsupportedModel
 from quant.plan import TensorPlan
@@ -63,8 +64,10 @@ _UNAPPLIED = {
 }
 # Layers with windows are never scaled in these; in the others all layers are scaled alike.
 _WINDOWS_UNSCALED = ("gemma3", "gemma-embedding", "gemma4", "modern-bert", "olmo2")
+# Settings of YaRN that have an effect on lengths whatever its factor is.
+_LENGTHS = ("attention_factor", "mscale", "mscale_all_dim")
 _WITHOUT_EFFECT = ("default", "dynamic", "mrope")
-# The only one whose models are published with YaRN that does not round; `gpt_oss.py` says how far llama.cpp is off.
+# The only one whose models are published with YaRN that does not round.
 _ROUNDED_ANYWAY = "gpt-oss"
 
 
@@ -84,6 +87,12 @@ def check(config: ModelConfig, architecture: str) -> None:
     unscaled = kind_of(own) in _WITHOUT_EFFECT
     if not unscaled if architecture in _WINDOWS_UNSCALED else own.values != scaling.values:
         raise UnsupportedModel("its layers with a window are rotated otherwise than llama.cpp rotates them")
+
+
+def remarks(config: ModelConfig) -> tuple[str, ...]:
+    """Clauses on whatever is rotated otherwise than by `transformers`."""
+    scaling = parameters(config)
+    return (ROUNDED,) if kind_of(scaling) == "yarn" and scaling.get("truncate") is False else ()
 
 
 def shared_scale(scaling: ModelConfig) -> float:
@@ -113,8 +122,10 @@ def describe(config: ModelConfig) -> dict[str, Any]:
 
 
 def kind_of(scaling: ModelConfig) -> str:
-    """The name of the scaling, "default" where there is none."""
-    return str(scaling.get("rope_type") or scaling.get("type") or "default")
+    """The name of the scaling; "default" where there is none, or one by a factor of 1, which has no effect."""
+    kind = str(scaling.get("rope_type") or scaling.get("type") or "default")
+    without = kind in ("linear", "llama3") or (kind == "yarn" and not set(_LENGTHS) & scaling.values.keys())
+    return "default" if without and scaling.get("factor") == 1 else kind
 
 
 def _trained(config: ModelConfig) -> int:

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from quant.convert.base import UNQUANTIZED
+from quant.convert.base import ROUNDED, UNQUANTIZED
 from quant.convert.chat import capabilities
 from quant.convert.gguf.level import Recogniser
 from quant.convert.gguf.variants import Variant, check_complete, gather
@@ -58,6 +58,7 @@ def plan_gguf(files: Files, finished: bool = False) -> ModelPlan:
         shards=variant.files,
         stops=tuple(dict.fromkeys(stops)),
         capabilities=_capabilities(metadata),
+        remarks=(ROUNDED,) if metadata.get("gpt-oss.rope.scaling.type") == "yarn" else (),
         kinds={} if whole else {key: model.kinds[key] for key in metadata},
     )
     return plan if whole else replace(plan, level=variant.with_header(Recogniser(plan), model).tag)

@@ -32,7 +32,7 @@ ENCODERS: dict[str, Row] = {
     "bert": Row("Bert", {**TWO_LAYERS, "num_key_value_heads": None}, "Model"),
     "bert, xlm-roberta": Row(
         "XLMRoberta",
-        {**TWO_LAYERS, "num_key_value_heads": None, "type_vocab_size": 1, "pad_token_id": 1},
+        {**TWO_LAYERS, "num_key_value_heads": None, "type_vocab_size": 1, "pad_token_id": 1, "bos_token_id": 0},
         "Model",
     ),
     "bert, ranking": Row(
@@ -40,7 +40,14 @@ ENCODERS: dict[str, Row] = {
     ),
     "bert, xlm-roberta ranking": Row(
         "XLMRoberta",
-        {**TWO_LAYERS, "num_key_value_heads": None, "type_vocab_size": 1, "pad_token_id": 1, "num_labels": 1},
+        {
+            **TWO_LAYERS,
+            "num_key_value_heads": None,
+            "type_vocab_size": 1,
+            "pad_token_id": 1,
+            "bos_token_id": 0,
+            "num_labels": 1,
+        },
         "ForSequenceClassification",
     ),
     "nomic-bert": Row("NomicBert", {"num_key_value_heads": None}, "Model"),
