@@ -21,7 +21,10 @@ def describe(config: ModelConfig, sizes: DecoderSizes) -> dict[str, Any]:
 
 
 def _describe(config: ModelConfig, sizes: DecoderSizes) -> dict[str, Any]:
-    return describe(config if _has_windows(config, sizes) else config.changed({"use_sliding_window": False}), sizes)
+    if _has_windows(config, sizes):
+        return describe(config, sizes)
+    config.without_effect("sliding_window", "use_sliding_window")
+    return decoder.describe(config, sizes)
 
 
 def _has_windows(config: ModelConfig, sizes: DecoderSizes) -> bool:
