@@ -49,7 +49,7 @@ REFUSED = {
     "gemma": ({"tie_word_embeddings": False}, "tie_word_embeddings"),
     "nemotron": ({"head_dim": 64}, "head_dim"),
     "smollm3": ({"is_causal": False}, "is_causal"),
-    "olmo2, windows": ({"layer_types": ["full_attention"] * 4}, "layer_types"),
+    "gemma2": ({"layer_types": ["full_attention"] * 2}, "layer_types"),
 }
 
 

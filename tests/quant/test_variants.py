@@ -82,7 +82,6 @@ def test_the_engine_needs_an_output_where_the_table_says_so(name: str, tmp_path:
 # Settings that transformers makes models with, and llama.cpp has no graph for.
 ABORTS: dict[str, dict[str, Any]] = {
     "deepseek2, v3": {"n_group": 2, "topk_group": 2},
-    "qwen2": {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}},
 }
 
 
