@@ -39,7 +39,7 @@ def test_it_is_ready_soon_and_says_where(tmp_path: Path) -> None:
     with Daemon(tmp_path) as daemon:
         assert daemon.ready_seconds < allowed(1)  # 0.25 s on an idle machine
         file = json.loads((tmp_path / "daemon.json").read_bytes())
-        assert file == {"pid": daemon.pid, "url": daemon.url, "version": VERSION}
+        assert file.items() >= {"pid": daemon.pid, "url": daemon.url, "version": VERSION}.items()
         assert daemon.get("/health").json["pid"] == daemon.pid
         assert oct((tmp_path / "daemon.json").stat().st_mode & 0o777) == "0o600"
     assert daemon.process.returncode == 0
