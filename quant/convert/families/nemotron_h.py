@@ -28,7 +28,7 @@ _RENAMED = {
     "state_size": "ssm_state_size",
 }
 _OF_EXPERTS = (
-    *("moe_intermediate_size", "moe_shared_expert_intermediate_size", "n_group", "n_routed_experts"),
+    *("moe_intermediate_size", "moe_latent_size", "moe_shared_expert_intermediate_size", "n_group", "n_routed_experts"),
     *("n_shared_experts", "norm_topk_prob", "num_experts_per_tok", "routed_scaling_factor", "topk_group"),
 )
 
@@ -60,7 +60,8 @@ class _NemotronSizes(MixtureSizes, MixerSizes):
 def _read_sizes(config: ModelConfig) -> _NemotronSizes:
     kinds = _kinds(config)
     odd = [key for key in ("mlp_bias", "attention_bias", "mamba_proj_bias", "use_bias") if config.flag(key)]
-    odd += [key for key in ("moe_latent_size", "num_nextn_predict_layers") if config.get(key)]
+    latent = ("moe_latent_size",) if _EXPERTS in kinds else ()
+    odd += [key for key in (*latent, "num_nextn_predict_layers") if config.get(key)]
     if odd or config.get("mlp_hidden_act") not in (None, "relu2"):
         raise UnsupportedModel(f"it is built otherwise than can be converted yet (`{(*odd, 'mlp_hidden_act')[0]}`)")
     if {_DENSE, _EXPERTS} <= set(kinds):

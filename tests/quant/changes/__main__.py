@@ -8,7 +8,7 @@ What comes out:
 - `refused`: the converter refuses, and the logits of transformers did change;
 - `too strict`: the converter refuses a value that changes no logit;
 - `wrong`: converted, and the logits differ: the fault that this script looks for;
-- `said`: converted, the logits differ, and a remark of the plan says so;
+- `said`: converted, and the logits differ in the way that `docs/models.md` tells of the architecture;
 - `unloadable`: converted, and llama.cpp refuses the file or ends the process;
 - `impossible`: transformers itself does not take the value.
 
