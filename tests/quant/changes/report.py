@@ -14,9 +14,9 @@ _SCALING = "scaling: "
 _TEXT = """
 Written by `python -m tests.quant.changes --page`, from its own results: {rows} rows, {singles} changes of one key and
 {pairs} of two, some of them in configs as transformers 4 saved them. {right} gave the logits of `transformers`,
-{refused} were refused with the setting's name before a weight moves ({strict} of them though no logit changes), and
-{open} are open: in these llama.cpp refuses the header, which a pull asks before it downloads, or GPT-OSS differs as
-told above. A setting that is not named as refused was right with each value that was tried.
+{refused} were refused with the setting's name before a weight moves ({strict} of them though no logit of a short text
+changes), and {open} differ in the way that is told above of GPT-OSS. A setting that is not named as refused was right
+with each value that was tried.
 
 | row | scalings that are right | scalings that are refused | settings tried | of them refused with some value |
 |---|---|---|---|---|
