@@ -121,5 +121,5 @@ def test_a_pull_says_that_the_machine_is_measured_which_is_once(tmp_path: Path) 
             with daemon.opened("POST", "/api/pull", {"model": f"{path}:{level}"}) as response:
                 told = list(takewhile(lambda line: line["phase"] != "planned", map(json.loads, response)))
             notes.append([line["status"] for line in told if line["phase"] == "note"])
-    said = [[text.partition(";")[0] for text in told] for told in notes]
+    said = [[text.partition(";")[0] for text in told if not text.startswith("compiling")] for told in notes]
     assert said == [[], ["measuring how fast this machine reads weights"], []]

@@ -48,7 +48,7 @@ def licensed(folder: Path) -> Path:
 
 def test_the_demo_comes_in_quantized_with_its_reason(daemon: Daemon) -> None:
     lines = daemon.post("/api/pull", {"model": "demo"}).lines
-    phases = [line["phase"] for line in lines]
+    phases = [line["phase"] for line in lines if line["phase"] != "note"]  # one says where kernels are compiled
     assert phases[0] == "resolving"
     assert sorted(set(phases), key=phases.index) == [
         "resolving",

@@ -88,7 +88,9 @@ class Listener:
 
     @property
     def notes(self) -> list[str]:
-        return [frame.text for frame in self.frames if isinstance(frame, Note)]
+        """Notes about the pull itself; another one says where kernels have to be compiled."""
+        notes = [frame.text for frame in self.frames if isinstance(frame, Note)]
+        return [text for text in notes if not text.startswith("compiling")]
 
     @property
     def planned(self) -> Planned:
