@@ -14,6 +14,8 @@ import msgspec
 
 from quant.errors import MalformedFile
 
+# Bytes of the longest chat template that is converted or run.
+MAX_TEMPLATE = 1 << 20
 STOPS = "lm.stop_token_ids"
 IGNORED = "lm.ignored_keys"
 TOKENIZER = "lm.tokenizer"

@@ -42,6 +42,8 @@ LINGER_SECONDS = 0.5
 _LENGTH = struct.Struct("<I")
 _PR_SET_PDEATHSIG = 1
 _RECEIVE_BYTES = 1 << 18
+# The signals of a process that broke on what it was given; any other may come from outside, as SIGKILL does.
+_CRASHES = {-number: number.name for number in (signal.SIGSEGV, signal.SIGABRT, signal.SIGFPE)}
 # Settings of lm, Ollama and the hub (children get theirs in frames), proxies (a URL may hold a password), secrets.
 _WITHHELD = re.compile(
     r"^(lm|ollama|hf)_|_proxy$|token|secret|passw|credential|(api|access|private)_?key", re.IGNORECASE
@@ -194,6 +196,12 @@ class Child:
             await self.wait()
 
     @property
+    def crash(self) -> str:
+        """The name of the signal by which it broke on what it was given, such as `SIGSEGV`; "" for any other end."""
+        status = self._process.returncode
+        return _CRASHES.get(status, "") if status is not None else ""
+
+    @property
     def ending(self) -> str:
         """How it ended, in words that complete a sentence: "was killed by SIGSEGV", "exited with status 3"."""
         status = self._process.returncode
@@ -206,11 +214,20 @@ class Child:
         return f"was killed by signal {-status}"
 
 
+class Crashed(EOFError):
+    """A process ended without an answer by a fault of its own; `signal` is the name, such as `SIGSEGV`."""
+
+    def __init__(self, signal: str) -> None:
+        super().__init__(f"killed by {signal}")
+        self.signal = signal
+
+
 def ask(module: str, question: msgspec.Struct, answers: Any, seconds: float) -> Any:
     """The answer of `python -P -m module` to one question: one frame each way. Blocks, for at most `seconds`.
 
     `answers` is the union of structs that may come; the child's output is thrown away. Raises OSError when it cannot
-    start, TimeoutError, EOFError when it ended without an answer, msgspec.MsgspecError for an answer of no such struct.
+    start, TimeoutError, Crashed or another EOFError when it ended without an answer, msgspec.MsgspecError for an answer
+    of no such struct.
     """
     deadline = time.monotonic() + seconds
     ours, theirs = socket.socketpair()
@@ -232,10 +249,14 @@ def ask(module: str, question: msgspec.Struct, answers: Any, seconds: float) -> 
                 ours.settimeout(max(0.001, deadline - time.monotonic()))
                 data = ours.recv(_RECEIVE_BYTES)
                 if not data:
-                    raise EOFError(f"{module} ended without an answer")
+                    raise EOFError
                 received.add(data)
             return msgspec.msgpack.decode(body, type=answers)
-        except ConnectionError as error:
+        except (EOFError, ConnectionError) as error:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                status = process.wait(LINGER_SECONDS)
+                if status in _CRASHES:
+                    raise Crashed(_CRASHES[status]) from error
             raise EOFError(f"{module} ended without an answer") from error
         finally:
             process.kill()

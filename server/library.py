@@ -15,6 +15,7 @@ from typing import Any
 from quant.errors import QuantError
 from quant.gguf.check import check_model
 from quant.gguf.header import Header, read_file
+from quant.gguf.values import readable
 from quant.plan import ModelPlan
 from registry.errors import StoreDamaged, StoreFailed
 from registry.store.catalog import Model
@@ -113,7 +114,9 @@ def _read_facts(name: str, path: Path) -> Facts:
 
 
 def _shortened(value: Any) -> Any:
-    return [] if isinstance(value, list | tuple) and len(value) > _LONG else value
+    if isinstance(value, list | tuple):
+        return [] if len(value) > _LONG else [_shortened(each) for each in value]
+    return readable(value) if isinstance(value, str) else value
 
 
 def capabilities(model: Model) -> list[str]:

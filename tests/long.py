@@ -26,6 +26,7 @@ RUNS = {
     "vocabularies": Run(6, "published vocabularies and every pre-tokenizer come back to the same tokens"),
     "kills": Run(4, "a hundred workers killed in mid answer, by both engines: told in a second, no process left"),
     "clients": Run(2, "200 clients that leave give their sequences back, and disturb nobody"),
+    "mutants": Run(6, "400 damaged GGUF files: refused, or loaded by a process that does not crash"),
     "pulls": Run(8, "a hundred pulls and downloads killed or from a bad network: the same bytes or an error"),
 }
 

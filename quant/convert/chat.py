@@ -11,7 +11,7 @@ from typing import Any
 
 from quant.convert.config import ModelConfig, read_text
 from quant.errors import MalformedFile
-from quant.gguf.check import MAX_TEMPLATE
+from quant.notes import MAX_TEMPLATE
 from quant.plan import Files
 
 # Tokens in front of the text before a hole, by which llama.cpp knows that a model can fill holes (`insert`).

@@ -55,3 +55,5 @@ BIASED = {
     "ffn_down": _WITH_BIASES,
 }
 """The architectures that take a bias of these matrices, by the role of the matrix."""
+# The architectures that always turn heads by sections (`llama_model_rope_type`: MROPE, IMROPE).
+SECTIONED = frozenset({"paddleocr", "qwen2vl", "qwen3vl", "qwen3vlmoe", "qwen35", "qwen35moe", "qwen3tts", "qwen4exp"})

@@ -1,20 +1,21 @@
 """Checks that the header of a GGUF file describes a model that is safe to load with llama.cpp.
 
 llama.cpp aborts, or worse, on some headers that are valid GGUF and no model. Like the reader, this needs only the
-standard library. Chat templates are only measured here; the worker parses them in its sandbox.
+standard library. What llama.cpp takes is let pass, however odd; chat templates are the worker's business.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any
 
 from quant.errors import MalformedFile, UnsupportedModel
-from quant.gguf.architectures import KNOWN, REQUIRED
+from quant.gguf.architectures import KNOWN, REQUIRED, SECTIONED
 from quant.gguf.header import TOKEN_BYTE, Header
+from quant.types import QuantType, Tensor
 
 MAX_BLOCKS = 512
-MAX_TEMPLATE = 1 << 20
 # The largest value that a model may have for each entry. llama.cpp multiplies these numbers to get sizes in memory.
 _LIMITS = {
     "context_length": 1 << 30,
@@ -27,8 +28,19 @@ _LIMITS = {
     "rope.dimension_count": 1 << 14,
     "vocab_size": 1 << 24,
 }
+# The largest number of a pooling (`LLAMA_POOLING_TYPE_RANK`).
+_POOLING = 4
 _NEEDED = ("context_length", "embedding_length", "feed_forward_length", "attention.head_count")
-_VOCABULARY = {"tokens": "arr[str]", "scores": "arr[f32]", "token_type": "arr[i32]", "merges": "arr[str]"}
+_VOCABULARY = {
+    "tokens": ("arr[str]",),
+    "scores": ("arr[f32]", "arr[i32]"),
+    "token_type": ("arr[i32]",),
+    "merges": ("arr[str]",),
+}
+# Types of which llama.cpp computes no product: they are for activations alone, or hold whole or double numbers.
+_NO_WEIGHTS = {QuantType[name] for name in ("Q8_1", "Q8_K", "I8", "I16", "I32", "I64", "F64")}
+# Tables of whole numbers: the experts of each token in DeepSeek 4, tokens of a draft as tokens of its model.
+_TABLES = ("ffn_gate_tid2eid", "d2t")
 
 
 def check_model(header: Header) -> None:
@@ -45,6 +57,7 @@ def check_model(header: Header) -> None:
     if not header.tensors:
         raise _refuse(header, "it has no tensors")
     _check_sizes(header, architecture)
+    _check_positions(header, architecture)
     _check_vocabulary(header)
     _check_tensors(header, architecture)
 
@@ -61,6 +74,8 @@ def _check_sizes(header: Header, architecture: str) -> None:
     for suffix, limit in _LIMITS.items():
         key = f"{architecture}.{suffix}"
         value = header.metadata.get(key)
+        if suffix == "vocab_size" and "tokenizer.ggml.tokens" in header.metadata:
+            continue  # counts only where there are no tokens
         if value is None and not (suffix in _NEEDED and architecture in REQUIRED):
             continue
         values = value if isinstance(value, list) else [value]
@@ -69,6 +84,20 @@ def _check_sizes(header: Header, architecture: str) -> None:
         least = 1 if architecture in REQUIRED else 0
         if not all(_is_count(entry, limit, least) for entry in values):
             raise _refuse(header, f"`{key}` is not between {least} and {limit}")
+    for key, value in header.metadata.items():
+        if key.endswith("epsilon") and isinstance(value, float) and not 0 <= value < math.inf:
+            raise _refuse(header, f"`{key}` is {value}")
+    pooling = header.metadata.get(f"{architecture}.pooling_type", 0)
+    if not _is_count(pooling, _POOLING, 0):
+        raise _refuse(header, f"`{architecture}.pooling_type` is {pooling}, not between 0 and {_POOLING}")
+
+
+def _check_positions(header: Header, architecture: str) -> None:
+    """llama.cpp aborts where a rotation by sections has none, once a text is read."""
+    sections = header.metadata.get(f"{architecture}.rope.dimension_sections")
+    counts = sections if isinstance(sections, list) else [sections]
+    if architecture in SECTIONED and not any(isinstance(count, int) and count > 0 for count in counts[:3]):
+        raise _refuse(header, f"`{architecture}.rope.dimension_sections` is {sections}, and names no section")
 
 
 def _is_count(value: Any, limit: int, least: int = 1) -> bool:
@@ -77,35 +106,31 @@ def _is_count(value: Any, limit: int, least: int = 1) -> bool:
 
 def _check_vocabulary(header: Header) -> None:
     tokens = header.metadata.get("tokenizer.ggml.tokens")
-    if tokens is None:
-        if header.metadata.get("tokenizer.ggml.model") in (None, "none", "no_vocab"):
-            return
+    if tokens is None or header.metadata.get("tokenizer.ggml.model") in ("none", "no_vocab"):
         raise _refuse(header, "its vocabulary is missing")
-    for suffix, kind in _VOCABULARY.items():
+    for suffix, kinds in _VOCABULARY.items():
         key = f"tokenizer.ggml.{suffix}"
-        if header.kinds.get(key, kind) != kind:
-            raise _refuse(header, f"`{key}` is {header.kinds[key]} and must be {kind}")
-        if suffix != "merges" and len(header.metadata.get(key, tokens)) != len(tokens):
+        if header.kinds.get(key, kinds[0]) not in kinds:
+            raise _refuse(header, f"`{key}` is {header.kinds[key]} and must be {kinds[0]}")
+        if suffix != "merges" and len(header.metadata.get(key, tokens)) < len(tokens):
             raise _refuse(header, f"`{key}` has {len(header.metadata[key])} entries for {len(tokens)} tokens")
-    if not tokens or len(set(tokens)) != len(tokens):
-        raise _refuse(header, "its tokens are not all different" if tokens else "its vocabulary is empty")
-    for key, value in header.metadata.items():
-        if key.startswith("tokenizer.ggml.") and key.endswith("_token_id"):
-            # Some converters write -1, or the same in 32 bits, for "none".
-            if isinstance(value, int) and (0 <= value < len(tokens) or value in (-1, 0xFFFFFFFF)):
-                continue
-            raise _refuse(header, f"`{key}` is {value}, outside the {len(tokens)} tokens")
+    if not tokens:
+        raise _refuse(header, "its vocabulary is empty")
+    if len({_text(token, number) for number, token in enumerate(tokens)}) != len(tokens):
+        raise _refuse(header, "its tokens are not all different")
     _check_byte_tokens(header, tokens)
-    for key, value in header.metadata.items():
-        if key.startswith("tokenizer.chat_template") and isinstance(value, str) and len(value) > MAX_TEMPLATE:
-            raise _refuse(header, f"`{key}` is longer than 1 MiB")
+
+
+def _text(token: str, number: int) -> str:
+    """A token as llama.cpp stores it: up to a zero byte, and numbered where nothing is left."""
+    return token.partition("\0")[0] or f"[EMPTY_{number}]"
 
 
 def _check_byte_tokens(header: Header, tokens: list[str]) -> None:
     if header.metadata.get("tokenizer.ggml.model") not in ("llama", "plamo2"):
         return
     for token, type in zip(tokens, header.metadata.get("tokenizer.ggml.token_type", ()), strict=False):
-        if type == TOKEN_BYTE and not re.fullmatch("<0x[0-9A-F]{2}>", token):
+        if type == TOKEN_BYTE and not re.fullmatch("<0x[0-9A-Fa-f]{2}>", token):
             raise _refuse(header, f"token `{token[:32]}` is no byte, but has the type of one")
 
 
@@ -123,3 +148,19 @@ def _check_tensors(header: Header, architecture: str) -> None:
     width = header.metadata.get(f"{architecture}.embedding_length")
     if embedding and tokens and embedding != (width, len(tokens)):
         raise _refuse(header, f"`token_embd.weight` is {list(embedding)} for {len(tokens)} tokens of width {width}")
+
+
+def check_types(header: Header) -> None:
+    """Raise MalformedFile for a tensor of a type with which llama.cpp cannot compute, where the weights stay as they
+    are: it would abort when the first text is read."""
+    for tensor in header.tensors:
+        if (tensor.type in _NO_WEIGHTS and tensor.role not in ("", *_TABLES)) or (
+            tensor.type is not QuantType.F32 and _added(tensor)
+        ):
+            raise _refuse(header, f"`{tensor.name}` is {tensor.type.name}, which llama.cpp cannot compute with")
+
+
+def _added(tensor: Tensor) -> bool:
+    """Whether a tensor is multiplied with, or added to, each row of values: norms and biases."""
+    kind, _, part = tensor.name.rpartition(".")
+    return tensor.rows == 1 and (part == "bias" or kind.endswith("norm"))

@@ -131,8 +131,8 @@ def _read_metadata(cursor: Cursor, count: int) -> tuple[dict[str, Any], dict[str
 
 def _alignment(cursor: Cursor, metadata: dict[str, Any], kinds: dict[str, str]) -> int:
     value = metadata.get("general.alignment", DEFAULT_ALIGNMENT)
-    if kinds.get("general.alignment", "u32") != "u32" or not 8 <= value <= 65_536 or value & (value - 1):
-        raise cursor.fail(f"the alignment {value} is not a power of two between 8 and 65536")
+    if kinds.get("general.alignment", "u32") != "u32" or not 1 <= value <= 65_536 or value & (value - 1):
+        raise cursor.fail(f"the alignment {value} is not a power of two between 1 and 65536")
     return int(value)
 
 

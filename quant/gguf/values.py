@@ -16,10 +16,9 @@ from typing import Any
 from quant.errors import MalformedFile
 
 # Several times what the largest vocabularies need (about 16 MB, 1.3 million elements), and little enough that no header
-# can take more than a few hundred MB once its values are Python objects.
+# can take more than a few hundred MB once its values are Python objects. One text may fill it.
 MAX_HEADER = 64 << 20
 MAX_ELEMENTS = 4 << 20
-MAX_STRING = 16 << 20
 STRING, ARRAY = 8, 9
 # GGUF's number of a kind → (name, format of `struct` and `array`, bytes)
 SCALARS = {
@@ -39,6 +38,8 @@ _NUMBERS = {"str": STRING, **{kind: number for number, (kind, _, _) in SCALARS.i
 # Bytes of the first read, and the most of a later one: each read is four times as long as the one before. The first is
 # small, because the header of a split model's second or third part is.
 _FIRST, _WINDOW = 1 << 16, 1 << 20
+# How bytes that are not UTF-8 become characters, and these the same bytes again.
+_BYTES = "surrogateescape"
 _LENGTH = struct.Struct("<Q")
 
 
@@ -105,15 +106,12 @@ class Cursor:
         """An unsigned number of 8 bytes."""
         return int.from_bytes(self.take(8, what), "little")
 
-    def string(self, what: str, limit: int = MAX_STRING) -> str:
-        """The next string: a length of 8 bytes, at most `limit`, then that many bytes of UTF-8."""
+    def string(self, what: str, limit: int = MAX_HEADER) -> str:
+        """The next string: a length of 8 bytes, at most `limit`, then that many bytes (see `decode`)."""
         length = self.u64(what)
         if length > limit:
             raise self.fail(f"{what} claims {length} bytes, and at most {limit} are allowed")
-        try:
-            return self.take(length, what).decode()
-        except UnicodeDecodeError:
-            raise self.fail(f"{what} is not UTF-8") from None
+        return decode(self.take(length, what))
 
     def strings(self, count: int, what: str) -> list[str]:
         """The next `count` strings: as `string`, but with fewer calls, since a tokenizer has half a million of them."""
@@ -127,13 +125,20 @@ class Cursor:
                 found.append(self.string(what))  # fetches more bytes, or raises
                 buffer, place = self._buffer, self._next
                 continue
-            try:
-                found.append(buffer[begin:end].decode())
-            except UnicodeDecodeError:
-                raise self.fail(f"{what} is not UTF-8") from None
+            found.append(decode(buffer[begin:end]))
             place = end
         self._next = place
         return found
+
+
+def decode(raw: bytes) -> str:
+    """The text of a string. Bytes that are not UTF-8, which llama.cpp takes, stay as Python's lone surrogates."""
+    return raw.decode(errors=_BYTES)
+
+
+def readable(text: str) -> str:
+    """A text for people and for JSON: bytes that are not UTF-8 are shown as �."""
+    return text if text.isprintable() else text.encode(errors=_BYTES).decode(errors="replace")
 
 
 def read_value(cursor: Cursor, key: str) -> tuple[str, Any]:
@@ -147,7 +152,7 @@ def read_value(cursor: Cursor, key: str) -> tuple[str, Any]:
         raise cursor.fail(f"`{key}` has the unknown kind {number}")
     kind, form, size = SCALARS[number]
     value = struct.unpack("<" + form, cursor.take(size, f"the value of `{key}`"))[0]
-    return kind, (_boolean(cursor, key, value) if kind == "bool" else value)
+    return kind, (bool(value) if kind == "bool" else value)
 
 
 def _read_array(cursor: Cursor, key: str) -> tuple[str, list[Any]]:
@@ -164,18 +169,12 @@ def _read_array(cursor: Cursor, key: str) -> tuple[str, list[Any]]:
         return "arr[str]", cursor.strings(count, f"an element of `{key}`")
     kind, form, size = SCALARS[number]
     values = struct.unpack(f"<{count}{form}", cursor.take(count * size, f"the elements of `{key}`"))
-    return f"arr[{kind}]", [_boolean(cursor, key, value) for value in values] if kind == "bool" else list(values)
-
-
-def _boolean(cursor: Cursor, key: str, value: int) -> bool:
-    if value > 1:
-        raise cursor.fail(f"`{key}` is neither true nor false but {value}")
-    return bool(value)
+    return f"arr[{kind}]", list(map(bool, values)) if kind == "bool" else list(values)
 
 
 def encode_string(text: str) -> bytes:
-    """A string as GGUF writes it: the length in 8 bytes, then UTF-8."""
-    raw = text.encode()
+    """A string as GGUF writes it: the length in 8 bytes, then UTF-8, or the bytes that `decode` kept."""
+    raw = text.encode(errors=_BYTES)
     return struct.pack("<Q", len(raw)) + raw
 
 

@@ -22,7 +22,7 @@ class Intake:
     """Makes sessions for one model. Safe to call from any thread."""
 
     def __init__(self, model: LlamaModel, context: Context) -> None:
-        """Raises LoadFailed when the model's chat template is broken."""
+        """Requests are for `model`, and computed in `context`."""
         self._vocabulary = model.vocabulary
         self._encoder = model.encoder
         self._ranks = context.pooling == POOLING_RANK

@@ -5,6 +5,7 @@ Safe to call from any thread: it touches the vocabulary alone.
 
 from __future__ import annotations
 
+import sys
 from array import array
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -35,7 +36,7 @@ class Prompter:
     """Makes prompts for one model whose KV cache has `context` tokens."""
 
     def __init__(self, model: LlamaModel, context: int) -> None:
-        """Raises LoadFailed when the chat template is broken."""
+        """A chat template that is broken is said in the log, and another one stands in."""
         self._model = model
         self._vocabulary = model.vocabulary
         self._context = context
@@ -44,6 +45,9 @@ class Prompter:
         self.template = ChatTemplate(
             model.chat_template, bos=self._bos, eos=eos, control=model.vocabulary.control_texts()
         )
+        if self.template.fault:
+            sys.stderr.write(f"{model.path.name}: {self.template.remark}\n")
+            sys.stderr.flush()
 
     def prompt(self, request: m.Submit) -> Prompt:
         """The tokens of a request.

@@ -62,8 +62,8 @@ class Context:
     """A KV cache and its compute graph. Rows are put with `put_token` and `put_prompt`, then `decode` computes them.
 
     `tokens` is the number of cells that llama.cpp made, `batch_size` the rows of a batch, `outputs` the most rows of
-    logits of a step. `pooling` is llama.cpp's pooling type. `buffers` has bytes by kind: `KV`, `RS`, `compute`,
-    `output`.
+    logits of a step. It `remembers` what it has read, unless its model reads every text whole. `pooling` is llama.cpp's
+    pooling type. `buffers` has bytes by kind: `KV`, `RS`, `compute`, `output`.
     """
 
     def __init__(self, model: LlamaModel, params: ContextParams) -> None:
@@ -86,6 +86,7 @@ class Context:
         self.buffers = LOG.take_buffers()
         self.tokens: int = low.llama_n_ctx(self.handle)
         self._memory = low.llama_get_memory(self.handle)
+        self.remembers: bool = self._memory is not None
         self.pooling: int = low.llama_pooling_type(self.handle)
         self._decode = low.llama_decode
         self._make_batch(native.n_batch, params.sequences)

@@ -33,6 +33,11 @@ class Vocabulary:
         self._tokenizer = Tokenizer(notes.tokenizer, self.size, self._llama) if notes.tokenizer else None
         self._buffer = ctypes.create_string_buffer(1024)
 
+    def check(self) -> None:
+        """Tokenize a letter, at which llama.cpp aborts where a token is missing that it puts before or after texts."""
+        if library().llama_vocab_type(self.handle):
+            self._llama("a", add=True)
+
     def special_text(self, which: str) -> str:
         """The text of the special token `which` ("bos", "eos"); empty when the model has none."""
         token = getattr(library(), f"llama_vocab_{which}")(self.handle)

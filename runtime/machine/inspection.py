@@ -23,6 +23,7 @@ from runtime import child
 from runtime.messages import CacheConfig
 
 log = logging.getLogger("lm.measure")
+INSPECTOR = "runtime.machine.inspector"
 RESERVE_SECONDS = 20.0
 PROBE_SECONDS = 60.0
 EXAMINE_SECONDS = 30.0
@@ -54,7 +55,15 @@ class Examine(msgspec.Struct, tag="examine"):
     """Which version of llama.cpp is installed, and for which hardware was it built?"""
 
 
-Question = Reserve | Probe | Examine
+class Try(msgspec.Struct, tag="try"):
+    """Does the model at `path` load, and does it compute a short text, where `memory` bytes are free?"""
+
+    path: str
+    threads: int
+    memory: int
+
+
+Question = Reserve | Probe | Examine | Try
 
 
 class Reserved(msgspec.Struct, tag="reserved", frozen=True):
@@ -116,28 +125,47 @@ class Examined(msgspec.Struct, tag="examined"):
     amx_is_broken: bool
 
 
+class Tried(msgspec.Struct, tag="tried"):
+    """The model has read a short text; `fault` is what was wrong with its answer, a clause, "" for nothing.
+
+    `remark` is a sentence on what else the user should know.
+    """
+
+    fault: str
+    remark: str = ""
+
+
 class Refused(msgspec.Struct, tag="refused"):
     """No answer, and the reason; llama.cpp's own words where it gave any.
 
     `unloadable`: llama.cpp has judged the model, and will load it nowhere. Otherwise something else failed, or nobody
     knows. `asked_for` has the names of all tensors that llama.cpp looked for where the model has more than these.
+    `crashed`: the process ended by it, as a worker's would.
     """
 
     reason: str
     unloadable: bool = False
     asked_for: list[str] = []
+    crashed: bool = False
+
+    @classmethod
+    def crash(cls, signal: str) -> Refused:
+        """The answer about a file at which the process was ended by this signal, such as `SIGSEGV`."""
+        return cls(f"it crashes on this file ({signal})", unloadable=True, crashed=True)
 
 
-Answer = Reserved | Probed | Examined | Refused
+Answer = Reserved | Probed | Examined | Tried | Refused
 
 
 def ask(question: Question, seconds: float) -> Answer:
     """The answer, Refused where the child died, hung or said nothing that makes sense."""
     try:
-        answer: Answer = child.ask("runtime.machine.inspector", question, Answer, seconds)
+        answer: Answer = child.ask(INSPECTOR, question, Answer, seconds)
         return answer
     except TimeoutError:
         return Refused(f"no answer within {seconds:.0f} s")
+    except child.Crashed as crash:
+        return Refused.crash(crash.signal) if isinstance(question, Reserve | Try) else Refused(str(crash))
     except (OSError, EOFError, msgspec.MsgspecError, UnicodeDecodeError):
         return Refused("the process that was asked died")
 

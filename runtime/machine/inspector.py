@@ -18,7 +18,18 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from runtime.child import Parent
 from runtime.errors import EngineError, LoadFailed
-from runtime.machine.inspection import Answer, Device, Examine, Examined, Probe, Question, Refused, Reserve, Reserved
+from runtime.machine.inspection import (
+    Answer,
+    Device,
+    Examine,
+    Examined,
+    Probe,
+    Question,
+    Refused,
+    Reserve,
+    Reserved,
+    Try,
+)
 from runtime.messages import CacheConfig
 
 if TYPE_CHECKING:
@@ -41,7 +52,7 @@ def main() -> int:
     parent = Parent.connect(sys.argv[1:], Question)
     question: Any = parent.receive()
     try:
-        if isinstance(question, Reserve):
+        if isinstance(question, Reserve | Try):
             _answer_aborts(parent)
         answer = answer_to(question)
     except EngineError as error:
@@ -55,7 +66,7 @@ def _answer_aborts(parent: Parent) -> None:
     from runtime.llama.library import on_abort
 
     def aborted(reason: str) -> NoReturn:
-        parent.send(Refused(reason, unloadable=not _SHORT_OF_MEMORY.search(reason)))
+        parent.send(Refused(reason, unloadable=not _SHORT_OF_MEMORY.search(reason), crashed=True))
         os._exit(1)
 
     on_abort(aborted)
@@ -72,6 +83,10 @@ def answer_to(question: Question) -> Answer:
             return probe(question)
         case Examine():
             return examine()
+        case Try():
+            from runtime.machine.trial import trial
+
+            return trial(question)
 
 
 def reserve(question: Reserve) -> Reserved | Refused:
@@ -85,6 +100,7 @@ def reserve(question: Reserve) -> Reserved | Refused:
     except LoadFailed:
         asked_for = sorted(LOG.asked_for) if _TOO_MANY in LOG.error else []
         return _refused(LOG.error, asked_for)
+    model.vocabulary.check()
     try:
         return _context(model, wanted)
     except LoadFailed:
@@ -96,13 +112,18 @@ def reserve(question: Reserve) -> Reserved | Refused:
     return Refused(reason)  # the model will do, and the cache that was asked for will not
 
 
-def _context(model: LlamaModel, wanted: CacheConfig) -> Reserved:
-    """The bytes that a context reserves, in which the graph is built; raises LoadFailed."""
+def _context(model: LlamaModel, wanted: CacheConfig) -> Reserved | Refused:
+    """The bytes that a context reserves, in which the graph is built; raises LoadFailed.
+
+    Refused for a model that writes by diffusion: it reads the whole text anew, forwards and backwards.
+    """
     from runtime.llama.context import Context, ContextParams, sequence_count
     from runtime.llama.library import LOG
 
     total = sequence_count(model, wanted.sequences)
     context = Context(model, ContextParams(wanted.context, total, wanted.sequences, 1, wanted.kv_type))
+    if not (context.remembers or model.encoder):
+        return Refused("it does not write from left to right", unloadable=True)
     compute, output = (context.buffers.get(kind, 0) for kind in ("compute", "output"))
     return Reserved(wanted, LOG.cache_bytes, compute, output, _repacks())
 

@@ -22,7 +22,8 @@ from typing import Any, NamedTuple
 from jinja2 import TemplateError
 from jinja2.exceptions import SecurityError
 
-from runtime.errors import BadRequest, LoadFailed
+from quant.notes import MAX_TEMPLATE
+from runtime.errors import BadRequest
 from runtime.text.sandbox import Overdue, deadline, environment
 from runtime.text.shapes import Content, Message, Shape, shapes
 from runtime.text.tokenizer import CLOSE, MARKERS, OPEN
@@ -56,26 +57,44 @@ class PromptPart(NamedTuple):
     special: bool
 
 
+def fault_of(source: str) -> str:
+    """Why a template cannot be run, a clause; "" where it can be parsed. Many files hold one in Ollama's language."""
+    if len(source.encode(errors="replace")) > MAX_TEMPLATE:
+        return "it is longer than 1 MiB"
+    try:
+        environment().from_string(source)
+    except (TemplateError, RecursionError, ValueError) as error:
+        return _sentence(error)
+    return ""
+
+
 class ChatTemplate:
     """One model's chat template. `stops` are strings that end a turn where no control token does."""
 
     def __init__(self, source: str | None, *, bos: str = "", eos: str = "", control: Iterable[str] = ()) -> None:
-        """`control` are the texts of control tokens. Raises LoadFailed for a `source` that is no Jinja template."""
+        """`control` are the texts of control tokens. A `source` that is no Jinja template counts as none, and
+        `fault` says why."""
         texts = sorted(set(control), key=len, reverse=True)
         self._control = re.compile("|".join(map(re.escape, texts))) if texts else None
         self._tokens = {"bos_token": bos, "eos_token": eos}
         self.stops: tuple[str, ...] = ()
-        if source is None:
+        self.fault = fault_of(source) if source is not None else ""
+        if source is None or self.fault:
             source = CHATML if "<|im_start|>" in texts else PLAIN
             self.stops = PLAIN_STOPS if source is PLAIN else ()
-        try:
-            self._template = environment().from_string(source)
-        except (TemplateError, RecursionError, ValueError) as error:
-            raise LoadFailed(f"the model's chat template is broken: {error}", "pull the model again") from None
+        self._template = environment().from_string(source)
         self._shapes: dict[tuple[str, ...], Shape] = {}
         self._bare = True  # whether the template takes the absence of tools as None, as transformers gives it
         self._contents: tuple[Content, ...] = ("text",)
         self._probe()
+
+    @property
+    def remark(self) -> str:
+        """A sentence for the user on a broken template; "" where it is sound."""
+        if not self.fault:
+            return ""
+        stand_in = "plain labels" if self.stops else "ChatML"
+        return f"the model's chat template is broken ({self.fault}), so chats are written in {stand_in}"
 
     def render(
         self, messages: list[Message], extra: Mapping[str, Any] | None = None, *, answering: bool = True

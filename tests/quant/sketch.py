@@ -30,7 +30,7 @@ class Sketch:
         return self
 
     def string(self, text: str | bytes, length: int | None = None) -> Sketch:
-        raw = text.encode() if isinstance(text, str) else text
+        raw = text.encode(errors="surrogateescape") if isinstance(text, str) else text
         return self.u64(len(raw) if length is None else length).raw(raw)
 
     def start(self, tensors: int, entries: int, version: int = 3, magic: bytes = b"GGUF") -> Sketch:

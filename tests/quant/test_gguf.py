@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import gguf
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from quant.errors import MalformedFile, QuantError, UnsupportedModel
 from quant.gguf.architectures import KNOWN
-from quant.gguf.check import check_model
+from quant.gguf.check import check_model, check_types
 from quant.gguf.header import (
     DEFAULT_ALIGNMENT,
     MAGIC,
@@ -86,8 +87,6 @@ REFUSED = {
     ),
     "KV_STRINGS_TOO_MANY": with_entry(Sketch().string("key").u32(9, 8).u64(1 << 20)),
     "KV_STRING_TOO_LONG": with_entry(Sketch().string("key").u32(8).string("x", 1 << 30)),
-    "KV_NOT_UTF8": with_entry(Sketch().string("key").u32(8).string(b"\xff\xfe")),
-    "KV_BOOL_OF_2": with_entry(Sketch().string("key").u32(7).raw(b"\2")),
     "KV_DUPLICATE_KEY": with_entry(Sketch().number("key", 1).number("key", 2), entries=2),
     "KV_BAD_ALIGN_0": with_entry(Sketch().number("general.alignment", 0)),
     "KV_BAD_ALIGN_13": with_entry(Sketch().number("general.alignment", 13)),
@@ -96,7 +95,6 @@ REFUSED = {
     "KV_ALIGN_AS_TEXT": with_entry(Sketch().text("general.alignment", "32")),
     "TENSORS_BAD_NAME_SIZE": Sketch().start(1, 0).tensor("x" * 64, (8,)).body(4096),
     "TENSORS_EMPTY_NAME": Sketch().start(1, 0).tensor("", (8,)).body(4096),
-    "TENSORS_NAME_NOT_UTF8": Sketch().start(1, 0).tensor(b"\xff", (8,)).body(4096),
     "TENSORS_BAD_N_DIMS_5": one_tensor((1, 1, 1, 1, 1)),
     "TENSORS_BAD_N_DIMS_0": one_tensor(()),
     "TENSORS_BAD_SHAPE": one_tensor((8, HUGE)),
@@ -140,6 +138,11 @@ ACCEPTED = {
     "HEADER_EMPTY": Sketch().start(0, 0).body(0),
     "VERSION_2": Sketch().start(0, 1, version=2).number("key", 1).body(0),
     "KV_SUCCESS": with_entry(Sketch().number("key", 1)),
+    "KV_NOT_UTF8": with_entry(Sketch().string("key").u32(8).string(b"\xff\xfe")),
+    "KV_BOOL_OF_2": with_entry(Sketch().string("key").u32(7).raw(b"\2")),
+    "KV_LONG_STRING": with_entry(Sketch().text("key", "x" * (20 << 20))),
+    "TENSORS_NAME_NOT_UTF8": Sketch().start(1, 0).tensor(b"\xff", (8,)).body(4096),
+    "TENSORS_ALIGN_1": Sketch().start(1, 1).number("general.alignment", 1).tensor("a", (8,)).body(32, alignment=1),
     "EMPTY_STRING": with_entry(Sketch().text("key", "")),
     "EMPTY_ARRAY": with_entry(Sketch().texts("key", [])),
     "TENSORS_CUSTOM_ALIGN": Sketch()
@@ -275,6 +278,8 @@ def model_header(**changes: object) -> Header:
             sketch.text(key, value)
         elif isinstance(value, int):
             sketch.number(key, value)
+        elif isinstance(value, float):
+            sketch.string(key).u32(6).raw(struct.pack("<f", value))
         elif value and isinstance(value[0], str):
             sketch.texts(key, value)
         elif value and isinstance(value[0], float):
@@ -293,6 +298,23 @@ def test_a_complete_model_passes() -> None:
 
 
 @pytest.mark.parametrize(
+    "changes",
+    [
+        {"tokenizer.ggml.eos_token_id": 4},
+        {"tokenizer.ggml.eos_token_id": (1 << 32) - 1},
+        {"tokenizer.ggml.scores": [0, 0, 0, 0]},
+        {"tokenizer.ggml.token_type": [2, 6, 1, 1, 1]},
+        {"tokenizer.ggml.tokens": ["", "<0x0a>", "a", "\0"]},
+        {"tokenizer.ggml.tokens": ["<unk>", "<0x0A>", "\udcff", "\udcfe"]},
+        {"llama.vocab_size": (1 << 32) - 1},
+        {"tokenizer.chat_template": "x" * ((1 << 20) + 1)},
+    ],
+)
+def test_what_llama_cpp_takes_passes(changes: dict[str, object]) -> None:
+    check_model(model_header(**{key.replace(".", "__"): value for key, value in changes.items()}))
+
+
+@pytest.mark.parametrize(
     ("changes", "reason"),
     [
         ({"general.architecture": None}, "general.architecture"),
@@ -307,20 +329,55 @@ def test_a_complete_model_passes() -> None:
         ({"llama.attention.head_count": []}, "head_count"),
         ({"llama.attention.head_count": [0]}, "head_count"),
         ({"llama.attention.head_count_kv": 1 << 20}, "head_count_kv"),
+        ({"llama.attention.layer_norm_rms_epsilon": float("nan")}, "epsilon` is nan"),
+        ({"llama.attention.layer_norm_rms_epsilon": -1e-5}, "epsilon` is -"),
+        ({"llama.pooling_type": 5}, "pooling_type"),
+        ({"llama.pooling_type": (1 << 32) - 1}, "pooling_type"),
         ({"tokenizer.ggml.tokens": None}, "vocabulary"),
         ({"tokenizer.ggml.tokens": ["a", "a", "b", "c"]}, "different"),
-        ({"tokenizer.ggml.tokens": ["a", "b", "c"]}, "scores|token_type"),
+        ({"tokenizer.ggml.tokens": ["a", "b", "c", "d", "e"]}, "scores|token_type"),
         ({"tokenizer.ggml.tokens": [1, 2, 3, 4]}, r"arr\[i32\] and must be arr\[str\]"),
-        ({"tokenizer.ggml.scores": [0, 0, 0, 0]}, r"arr\[f32\]"),
+        ({"tokenizer.ggml.tokens": ["a", "a\0b", "b", "c"]}, "different"),
+        ({"tokenizer.ggml.model": "no_vocab"}, "vocabulary is missing"),
+        ({"tokenizer.ggml.scores": ["", "", "", ""]}, r"arr\[f32\]"),
         ({"tokenizer.ggml.token_type": [1, 1, 1]}, "token_type"),
         ({"tokenizer.ggml.token_type": [2, 6, 6, 1]}, "no byte"),
-        ({"tokenizer.ggml.eos_token_id": 4}, "eos_token_id"),
-        ({"tokenizer.chat_template": "x" * ((1 << 20) + 1)}, "1 MiB"),
     ],
 )
 def test_impossible_models_are_refused(changes: dict[str, object], reason: str) -> None:
     with pytest.raises(MalformedFile, match=reason):
         check_model(model_header(**{key.replace(".", "__"): value for key, value in changes.items()}))
+
+
+@pytest.mark.parametrize("type", ["Q8_1", "Q8_K", "I16", "I32", "I64", "F64", "Q4_K", "F16"])
+def test_types_that_llama_cpp_cannot_compute_with_are_refused(type: str) -> None:
+    def model(name: str) -> Header:
+        shape = (256, 1) if name.startswith("blk.0.attn_q") else (256,)
+        return parse(Sketch().start(1, 0).tensor(name, shape, type=QuantType[type].id).body(4096))
+
+    for name in ("output_norm.weight", "blk.0.attn_q_norm.weight", "blk.0.attn_q.bias"):
+        with pytest.raises(MalformedFile, match=f"`{name}` is {type}, which llama.cpp cannot compute with"):
+            check_types(model(name))
+    if type in ("Q4_K", "F16"):
+        check_types(model("blk.0.attn_q.weight"))
+    else:
+        with pytest.raises(MalformedFile, match="cannot compute"):
+            check_types(model("blk.0.attn_q.weight"))
+        check_types(model("d2t"))
+        check_types(model("blk.0.ffn_gate_tid2eid.weight"))
+
+
+def test_an_architecture_that_turns_by_sections_has_some() -> None:
+    header = model_header()
+    facts = {key.replace("llama.", "qwen2vl."): value for key, value in header.metadata.items()}
+    for sections, fine in (([16, 24, 24, 0], True), ([0, 0, 0, 8], False), (None, False)):
+        more = {"general.architecture": "qwen2vl", "qwen2vl.rope.dimension_sections": sections}
+        changed = replace(header, metadata=facts | more)
+        if fine:
+            check_model(changed)
+            continue
+        with pytest.raises(MalformedFile, match="dimension_sections"):
+            check_model(changed)
 
 
 def test_an_unknown_architecture_is_named() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from runtime.errors import BadRequest, LoadFailed
+from runtime.errors import BadRequest
 from runtime.text.template import CHATML, PLAIN_STOPS, ChatTemplate, PromptPart
 from tests.daemon import allowed
 
@@ -119,12 +119,26 @@ def test_plain_text_stays_in_one_piece() -> None:
     assert len(ChatTemplate(CHATML, control=IM).render(USER)) == 1
 
 
-@pytest.mark.parametrize(
-    "source", ["{% if %}", "{{ ", "{% for x in y %}", "{% include 'x' %}{% endif %}", "{{ x | nosuch }}"]
-)
-def test_a_broken_template_fails_the_load(source: str) -> None:
-    with pytest.raises(LoadFailed, match="chat template is broken"):
-        ChatTemplate(source)
+BROKEN = {
+    "open": "{% if %}",
+    "cut": "{{ ",
+    "loop": "{% for x in y %}",
+    "end": "{% include 'x' %}{% endif %}",
+    "filter": "{{ x | nosuch }}",
+    "go": "{{ if .System }}<|im_start|>system\n{{ .System }}<|im_end|>\n{{ end }}",
+    "long": "x" * (1 << 20) + "x",
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_template_is_said_and_chats_are_chatml(name: str) -> None:
+    template, chatml = ChatTemplate(BROKEN[name], control=IM), ChatTemplate(CHATML, control=IM)
+    assert template.remark.startswith("the model's chat template is broken (")
+    assert template.remark.endswith("), so chats are written in ChatML")
+    assert template.render(SYSTEM) == chatml.render(SYSTEM)
+    assert (chatml.remark, template.stops) == ("", ())
+    labels = ChatTemplate(BROKEN[name])
+    assert labels.remark.endswith("plain labels") and labels.stops == PLAIN_STOPS
 
 
 @pytest.mark.parametrize(
@@ -149,9 +163,10 @@ def test_a_broken_template_fails_the_load(source: str) -> None:
 )
 def test_hostile_templates_are_refused(source: str) -> None:
     started = time.monotonic()
+    template = ChatTemplate(source)
     try:
-        shown = text(ChatTemplate(source), USER)
-    except (BadRequest, LoadFailed):
+        shown = "" if template.fault else text(template, USER)
+    except BadRequest:
         shown = ""
     assert shown in ("", "Undefined")
     assert time.monotonic() - started < allowed(2)

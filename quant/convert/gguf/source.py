@@ -18,7 +18,7 @@ from quant.convert.gguf.level import Recogniser
 from quant.convert.gguf.variants import Variant, check_complete, gather
 from quant.convert.pooling import capabilities_of
 from quant.errors import MalformedFile, UnsupportedModel
-from quant.gguf.check import check_model
+from quant.gguf.check import check_model, check_types
 from quant.gguf.header import Header, read_header
 from quant.notes import STOPS
 from quant.plan import Files, ModelPlan, TensorPlan
@@ -27,6 +27,7 @@ from quant.plan import Files, ModelPlan, TensorPlan
 _DROPPED = re.compile(r"split\..*|general\.(file_type|quantization_version|alignment)")
 _OF_PARTS = re.compile(r"split\..*|general\.alignment")
 _TEMPLATE, _ENDS = "tokenizer.chat_template", ("eos_token_id", "eot_token_id", "eom_token_id")
+_SPECIAL = re.compile(r"tokenizer\.ggml\.\w+_token_id")
 # Tensors whose length is the model's width: where two parts differ in it, they belong to two models.
 _WIDE = re.compile(r"blk\.\d+\.(attn_norm|ffn_norm|attn_output_norm|layer_output_norm)\.weight|output_norm\.weight")
 
@@ -47,9 +48,13 @@ def plan_gguf(files: Files, finished: bool = False) -> ModelPlan:
             f"`{model.name}` is already quantized, and nothing else can be made of it",
             hint="use a file of F16, BF16 or F32 in its place, or the folder with the original weights",
         )
+    if not whole:
+        check_types(model)
     dropped = _DROPPED if whole else _OF_PARTS
-    metadata = {key: _value(model, key) for key in model.metadata if not dropped.fullmatch(key)}
-    ids = (metadata.get(f"tokenizer.ggml.{key}") for key in _ENDS)
+    strays = _strays(model)
+    kept = [key for key in model.metadata if not (dropped.fullmatch(key) or (whole and key in strays))]
+    metadata = {key: _value(model, key) for key in kept}
+    ids = (metadata[key] for end in _ENDS if (key := f"tokenizer.ggml.{end}") in metadata.keys() - strays.keys())
     stops = metadata.get(STOPS) or [id for id in ids if isinstance(id, int)]
     plan = ModelPlan(
         architecture=model.metadata["general.architecture"],
@@ -60,8 +65,22 @@ def plan_gguf(files: Files, finished: bool = False) -> ModelPlan:
         capabilities=_capabilities(metadata),
         remarks=(ROUNDED,) if metadata.get("gpt-oss.rope.scaling.type") == "yarn" else (),
         kinds={} if whole else {key: model.kinds[key] for key in metadata},
+        remarks=tuple(filter(None, strays.values())),
     )
     return plan if whole else replace(plan, level=variant.with_header(Recogniser(plan), model).tag)
+
+
+def _strays(model: Header) -> dict[str, str]:
+    """Entries with the id of a token that there is not, which llama.cpp passes over; and the remark on each.
+
+    Some converters write -1, or the same in 32 bits, for "none": these have no remark.
+    """
+    tokens, strays = len(model.metadata["tokenizer.ggml.tokens"]), {}
+    for key, value in model.metadata.items():
+        if _SPECIAL.fullmatch(key) and isinstance(value, int) and not 0 <= value < tokens:
+            short = key.removeprefix("tokenizer.ggml.")
+            strays[key] = "" if value in (-1, 0xFFFFFFFF) else f"`{short}` {value} is none of the {tokens} tokens"
+    return strays
 
 
 def _only_variant(files: Files) -> Variant:
