@@ -74,7 +74,8 @@ async def _listening(
     library = Library(store)
     # Admission needs memory and processors only: the probe of the bandwidth is left out.
     pool = Pool(config, library, partial(detect, bandwidth=1.0), runtime)
-    services = Services(config, library, pool, Jobs(config, library, pool.open_blobs, pool.retire))
+    jobs = Jobs(config, library, pool.open_blobs, pool.retire, check=runtime.name == "llama")
+    services = Services(config, library, pool, jobs)
     runner = web.AppRunner(
         app.build(config, services, stop.set),
         access_log=None,

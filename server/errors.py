@@ -7,6 +7,7 @@ ServerError
 ├── Forbidden        a Host, Origin or peer that may not ask this
 ├── Unauthorized     the API key is missing or wrong
 ├── NotFound         no such route, or no such method on it
+├── CheckFailed      a model that was brought in, and does not load or does not compute
 ├── Unsupported      a field or a kind of model that this version, or this model, does not support
 ├── Unstable         a model whose worker crashed several times in a row; it is not started for a while
 ├── Stopping         the daemon is on its way out
@@ -53,6 +54,12 @@ class UnknownEncoding(ServerError):
     """The body is packed in a way that the daemon cannot unpack."""
 
     code = "unknown_encoding"
+
+
+class CheckFailed(ServerError):
+    """A model was brought in whole, and does not load, or computes nonsense; nothing of it is kept."""
+
+    code = "check_failed"
 
 
 class Forbidden(ServerError):

@@ -26,6 +26,7 @@ _STATUS_OF: dict[type[_Coded], int] = {
     server.BadBody: 400,
     server.BodyTooLarge: 413,
     server.UnknownEncoding: 415,
+    server.CheckFailed: 400,
     server.Forbidden: 403,
     server.Unauthorized: 401,
     server.NotFound: 404,

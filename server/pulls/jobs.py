@@ -33,15 +33,19 @@ class Jobs:
         library: Library,
         in_use: Callable[[], set[str]],
         retire: Callable[[], Awaitable[None]],
+        *,
+        check: bool = True,
     ) -> None:
         """`in_use` gives the digests of blobs that must stay although no model may list them any more.
 
-        `retire` is called when a model may have been replaced.
+        `retire` is called when a model may have been replaced. With `check`, llama.cpp tries what a pull has brought
+        in.
         """
         self._config = config
         self._store = library.store
         self._in_use = in_use
         self._retire = retire
+        self._check = check
         self._jobs: dict[str, Job] = {}
         self._stopping = False
 
@@ -167,7 +171,7 @@ class Jobs:
         try:
             if before is not None:
                 await asyncio.wait([before])  # it still holds the folder that this one needs
-            model = await Pull(job, self._config, self._store, self._in_use).run()
+            model = await Pull(job, self._config, self._store, self._in_use, check=self._check).run()
             await self._retire()
             job.add(success_line(model.name, model.digest))
         except asyncio.CancelledError:

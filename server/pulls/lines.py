@@ -15,6 +15,7 @@ _STATUS = {
     "planning": "planning",
     "writing": "quantizing",
     "copying": "copying",
+    "checking": "checking that it works",
     "committing": "writing manifest",
 }
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+from quant.errors import BadValues
 from registry.names import Name, Reference
 from registry.store import manifest
 from registry.store.catalog import Model
@@ -18,27 +19,35 @@ from runtime.messages import CacheConfig
 from server.children.child_log import log_file
 from server.children.daemon_side import task_process
 from server.config import Config
+from server.errors import CheckFailed
+from server.pulls.checking import check_file
 from server.pulls.frames import Done, FromPuller, ModelRequest, Planned, PullTask
 from server.pulls.job import Job
 from server.pulls.lines import frame_line, name_at_level, note_line, phase_line
 
 NICE = 10
 # After an error with one of these codes the partial file is of no use to another pull.
-_HOPELESS = frozenset({"bad_values"})
+_HOPELESS = frozenset({BadValues.code, CheckFailed.code})
 
 
 class Pull:
     """One pull: from an empty folder, or from what an earlier pull left in it, to a model in the store."""
 
-    def __init__(self, job: Job, config: Config, store: Store, in_use: Callable[[], set[str]]) -> None:
-        """`in_use` gives the digests of blobs that must stay although no model may list them any more."""
+    def __init__(
+        self, job: Job, config: Config, store: Store, in_use: Callable[[], set[str]], *, check: bool = True
+    ) -> None:
+        """`in_use` gives the digests of blobs that must stay although no model may list them any more.
+
+        With `check`, llama.cpp tries the finished file before it is committed.
+        """
         self._job = job
         self._config = config
         self._store = store
         self._in_use = in_use
+        self._check_wanted = check
 
     async def run(self) -> Model:
-        """Bring the model in. Raises as `TaskProcess.receive` and `Store.commit`.
+        """Bring the model in. Raises as `TaskProcess.receive`, `check_file` and `Store.commit`.
 
         Cancelled, it leaves a partial file for the next pull, or nothing if the job is to be removed.
         """
@@ -50,6 +59,9 @@ class Pull:
             if isinstance(result, Model):
                 await asyncio.shield(asyncio.to_thread(store.abandon, ingest))
                 return result
+            if self._check_wanted:
+                job.add(phase_line("checking"))
+                await self._check(ingest, result)
         except BaseException as error:
             hopeless = job.state == "removing" or getattr(error, "code", "") in _HOPELESS
             await asyncio.shield(asyncio.to_thread(store.abandon if hopeless else store.pause, ingest))
@@ -109,6 +121,11 @@ class Pull:
                             return same
                     case frame:
                         job.add(frame_line(frame))
+
+    async def _check(self, ingest: Ingest, done: Done) -> None:
+        """Raise CheckFailed where the finished file does not load, or computes nonsense."""
+        log, job = log_file(self._config.logs, "inspector"), self._job
+        await check_file(ingest.data, str(done.config["file_type"]), log, lambda text: job.add(note_line(text)))
 
     def _task(self, ingest: Ingest) -> PullTask:
         config, options, reference = self._config, self._job.options, self._job.reference
