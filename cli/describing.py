@@ -7,6 +7,9 @@ from typing import Any
 from cli import console
 from runtime.units import size_text
 
+# The title of a row, and the field of the answer's `lm`.
+_ORIGIN = {"source": "source", "made from": "origin", "revision": "revision", "reason": "reason"}
+
 
 def print_model(description: dict[str, Any]) -> None:
     """An answer of `/api/show` for people."""
@@ -35,7 +38,7 @@ def _sections(description: dict[str, Any]) -> dict[str, list[tuple[str, str]]]:
     }
     return {
         "Model": _rows(model),
-        "Origin": _rows({key: own.get(key) for key in ("source", "revision", "reason")}),
+        "Origin": _rows({title: own.get(key) for title, key in _ORIGIN.items()}),
         "Capabilities": [(name, "") for name in description["capabilities"]],
         "Parameters": [_split(line) for line in description["parameters"].splitlines()],
         "License": [(line, "") for line in description["license"].splitlines()[:2]],

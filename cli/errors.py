@@ -12,6 +12,8 @@ INTERRUPTED = 130
 _EXIT = {
     "usage": 2,
     "bad_name": 2,
+    "bad_body": 2,
+    "bad_request": 2,
     "bad_setting": 2,
     "unknown_level": 2,
     "several_levels": 2,

@@ -30,6 +30,7 @@ COMMANDS = {
     "serve": "Run the daemon in the foreground",
     "logs": "Show the daemon's log",
     "doctor": "Check this machine and this installation",
+    "verify": "Compare a model with its original, as transformers runs it",
     "completion": "Print a script that completes commands and names in a shell",
 }
 ALIASES = {"ls": "list", "start": "serve"}

@@ -1,5 +1,8 @@
 """GGUF entries of our own, `lm.*`: written by the converter, read by the runtime before the model is loaded.
 
+`lm.version`, `lm.level`, `lm.source` and `lm.source_revision` say how the file was made, so that it keeps its level
+and its origin wherever it is carried.
+
 `lm.stop_token_ids` is the list of all token ids that end an answer, because GGUF's own entries can name only three.
 `lm.tokenizer` is a `TokenizerNote`, as JSON. `lm.ignored_keys` are the keys of `config.json` that nobody knows, which a
 user has accepted to go without.
@@ -14,6 +17,7 @@ import msgspec
 
 from quant.errors import MalformedFile
 
+VERSION, LEVEL, SOURCE, REVISION = "lm.version", "lm.level", "lm.source", "lm.source_revision"
 # Bytes of the longest chat template that is converted or run.
 MAX_TEMPLATE = 1 << 20
 STOPS = "lm.stop_token_ids"

@@ -36,6 +36,7 @@ _SNAPSHOT = re.compile(r"models--([^/]+?)--([^/]+)/snapshots/[0-9a-f]{40}")
 _FILE = re.compile(r"(?<=.)(-\d{5}-of-\d{5})?\.gguf$", re.IGNORECASE)
 _LONGEST = 4096
 _EXAMPLES = "names look like `demo`, `org/repo`, `hf.co/org/repo:Q4_K_M` or `./folder`"
+_LEVELS = "levels look like `Q4_K_M`, `4GB` or `4.5bpw`; `lm fit NAME --all` lists those with names"
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,15 +136,18 @@ def is_path(text: str) -> bool:
 
 
 def canonical_level(text: str) -> str:
-    """A level in its one spelling: `q4_k_m` → `Q4_K_M`, `4gb` → `4GB`, `AUTO` → `auto`; file names stay as they are.
+    """A level in its one spelling: `q4_k_m` → `Q4_K_M`, `4gb` → `4GB`, `4.0bpw` → `4bpw`, `AUTO` → `auto`.
+
+    File names stay as they are.
 
     Raises BadName.
     """
     budget = _BUDGET.fullmatch(text)
     if budget:
-        return budget[1] + _UNITS[budget[2].lower()]
+        whole, point, part = budget[1].partition(".")
+        return (whole.lstrip("0") or "0") + (point + part).rstrip("0").rstrip(".") + _UNITS[budget[2].lower()]
     if not _WORD.fullmatch(text) or ".." in text:
-        raise _odd(text)
+        raise _odd(text, _LEVELS, "a level")
     if text.lower() == AUTO:
         return AUTO
     return text if text.lower().endswith(".gguf") else text.upper()
@@ -241,7 +245,7 @@ def _page(host: str, url: SplitResult, text: str) -> Reference:
     return parse("/".join([host, *words]))
 
 
-def _odd(text: str, hint: str = _EXAMPLES) -> BadName:
+def _odd(text: str, hint: str = _EXAMPLES, kind: str = "a name of a model") -> BadName:
     shown = text if len(text) <= 80 else f"{text[:79]}…"
     plain = shown if shown.isprintable() else shown.encode("unicode_escape").decode()
-    return BadName(f"`{plain}` is not a name of a model", hint)
+    return BadName(f"`{plain}` is not {kind}", hint)

@@ -5,9 +5,9 @@ process has answered one question; `Parent` is the child's end of both (blocking
 little-endian length and that many bytes of MessagePack (a tagged msgspec struct), never above `FRAME_LIMIT`. The
 child's stdin is empty and its output goes to a log or nowhere: the socket alone carries messages.
 
-Every Python process that lm starts is started here, but for two that the command line starts. `server` has to outlive
-the command that starts it; `server.doctor` runs while the user waits, and prints to a pipe because the command line
-imports neither msgspec nor asyncio.
+Every Python process that lm starts is started here, but for three that the command line starts. `server` has to outlive
+the command that starts it; `server.doctor` and `server.verify` run while the user waits, and print to a pipe because
+the command line imports neither msgspec nor asyncio.
 
 Not covered: restarting, deadlines and heartbeats, the business of whoever spawns (`server/loaded/pool.py`,
 `server/pulls/pull.py`, `server/advice/asking.py`).
@@ -46,13 +46,21 @@ _RECEIVE_BYTES = 1 << 18
 _CRASHES = {-number: number.name for number in (signal.SIGSEGV, signal.SIGABRT, signal.SIGFPE)}
 # Settings of lm, Ollama and the hub (children get theirs in frames), proxies (a URL may hold a password), secrets.
 _WITHHELD = re.compile(
-    r"^(lm|ollama|hf)_|_proxy$|token|secret|passw|credential|(api|access|private)_?key", re.IGNORECASE
+    r"^(lm|ollama|hf)_|_proxy$|token|secret|passw|credential|(^|_|api|access|private)key(_|$)|_(auth|pat|dsn|sas)$"
+    r"|cookie|bearer|connection_string",
+    re.IGNORECASE,
 )
+# A URL with a password in it, whatever its variable is called.
+_WITH_PASSWORD = re.compile(r"://[^/\s:@]*:[^/\s@]+@")
 
 
 def child_environment() -> dict[str, str]:
     """The environment of every child process: ours without settings, proxies and secrets."""
-    return {name: value for name, value in os.environ.items() if not _WITHHELD.search(name)}  # noqa: TID251
+    return {
+        name: value
+        for name, value in os.environ.items()  # noqa: TID251
+        if not (_WITHHELD.search(name) or _WITH_PASSWORD.search(value))
+    }
 
 
 def encode(encoder: msgspec.msgpack.Encoder, frames: Sequence[msgspec.Struct]) -> bytes:

@@ -28,14 +28,15 @@ LOG_FILES = 3
 
 
 def main(argv: list[str]) -> int:
-    """Run the daemon; the exit status is 1 when it could not start."""
+    """Run the daemon; the exit status is 1 when it could not start, 2 where a setting is wrong."""
     arguments = _parser().parse_args(argv)
     os.umask(0o077)
     try:
         flags = {name: getattr(arguments, name) for name in ("host", "port", "home", "no_auth")}
         config = Config.load(flags)
     except BadSetting as error:
-        return _fail(error, arguments.ready_fd)
+        _fail(error, arguments.ready_fd)
+        return 2
     _log_to(config.log_file if arguments.ready_fd is not None else None)
     try:
         check_home(config)

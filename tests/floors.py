@@ -49,7 +49,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("server.config",),
         ("server.errors",),
         ("server.http", "server.children", "server.library"),
-        ("server.access", "server.loaded", "server.doctor"),
+        ("server.access", "server.loaded", "server.doctor", "server.verify"),
         ("server.pulls",),
         ("server.advice",),
         ("server.services",),

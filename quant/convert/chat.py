@@ -37,6 +37,15 @@ _SETTINGS = {
     "min_p": "min_p",
     "repetition_penalty": "repeat_penalty",
 }
+# Ollama's name of a setting → the name in GGUF's entry `general.sampling.…`.
+_ENTRIES = {
+    "temperature": "temp",
+    "top_k": "top_k",
+    "top_p": "top_p",
+    "min_p": "min_p",
+    "repeat_penalty": "penalty_repeat",
+    "repeat_last_n": "penalty_last_n",
+}
 
 
 def read_templates(files: Files, tokenizer_config: ModelConfig) -> dict[str, str]:
@@ -93,6 +102,18 @@ def read_defaults(generation: ModelConfig) -> dict[str, float]:
         return {}
     found = {ours: generation.get(theirs) for theirs, ours in _SETTINGS.items()}
     return {name: value for name, value in found.items() if isinstance(value, int | float) and value is not True}
+
+
+def sampling_entries(defaults: Mapping[str, float]) -> dict[str, float]:
+    """GGUF entries with recommended sampling settings, which are given by Ollama's names."""
+    return {f"general.sampling.{theirs}": defaults[ours] for ours, theirs in _ENTRIES.items() if ours in defaults}
+
+
+def read_sampling(metadata: Mapping[str, Any]) -> dict[str, float]:
+    """The sampling settings in GGUF entries, by Ollama's names; 0.6 in 4 bytes is 0.6 again."""
+    found = {ours: metadata.get(f"general.sampling.{theirs}") for ours, theirs in _ENTRIES.items()}
+    numbers = {name: value for name, value in found.items() if isinstance(value, int | float) and value is not True}
+    return {name: float(f"{value:.6g}") if isinstance(value, float) else value for name, value in numbers.items()}
 
 
 def capabilities(templates: Mapping[str, str], tokens: Container[str]) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """Checks that the header of a GGUF file describes a model that is safe to load with llama.cpp.
 
 llama.cpp aborts, or worse, on some headers that are valid GGUF and no model. Like the reader, this needs only the
-standard library. What llama.cpp takes is let pass, however odd; chat templates are the worker's business.
+standard library. Oddities that llama.cpp takes are let pass; chat templates are the worker's business.
 """
 
 from __future__ import annotations
@@ -37,6 +37,8 @@ _VOCABULARY = {
     "token_type": ("arr[i32]",),
     "merges": ("arr[str]",),
 }
+# Values of `tokenizer.ggml.model` for a model that gets numbers of tokens alone.
+_NO_VOCABULARY = (None, "none", "no_vocab")
 # Types of which llama.cpp computes no product: they are for activations alone, or hold whole or double numbers.
 _NO_WEIGHTS = {QuantType[name] for name in ("Q8_1", "Q8_K", "I8", "I16", "I32", "I64", "F64")}
 # Tables of whole numbers: the experts of each token in DeepSeek 4, tokens of a draft as tokens of its model.
@@ -106,7 +108,9 @@ def _is_count(value: Any, limit: int, least: int = 1) -> bool:
 
 def _check_vocabulary(header: Header) -> None:
     tokens = header.metadata.get("tokenizer.ggml.tokens")
-    if tokens is None or header.metadata.get("tokenizer.ggml.model") in ("none", "no_vocab"):
+    if tokens is None:
+        if header.metadata.get("tokenizer.ggml.model") in _NO_VOCABULARY:
+            return
         raise _refuse(header, "its vocabulary is missing")
     for suffix, kinds in _VOCABULARY.items():
         key = f"tokenizer.ggml.{suffix}"
@@ -148,6 +152,12 @@ def _check_tensors(header: Header, architecture: str) -> None:
     width = header.metadata.get(f"{architecture}.embedding_length")
     if embedding and tokens and embedding != (width, len(tokens)):
         raise _refuse(header, f"`token_embd.weight` is {list(embedding)} for {len(tokens)} tokens of width {width}")
+
+
+def check_reads(header: Header) -> None:
+    """Raise MalformedFile for a model without a vocabulary, to which no text can be given."""
+    if header.metadata.get("tokenizer.ggml.model") in _NO_VOCABULARY:
+        raise _refuse(header, "its vocabulary is missing")
 
 
 def check_types(header: Header) -> None:

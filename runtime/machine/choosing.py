@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from quant.errors import UnsupportedModel
+from quant.errors import UnknownLevel, UnsupportedModel
 from quant.levels import budget, recipes
 from quant.plan import NEXT_TOKEN_LAYERS, ModelPlan
 from quant.types import Tensor
@@ -25,6 +25,8 @@ from runtime.machine.rule import Candidate, Choice, Host, Option, Wish, choose, 
 from runtime.machine.step_time import Reads
 from runtime.units import size_text
 
+# The level that quantizes experts alone.
+_OF_EXPERTS = "MXFP4_MOE"
 # Below this level a model loses too much without importance data.
 COARSEST = "Q3_K_M"
 # Bytes of weights that one token reads. A model below that is fast enough at any level on any machine, so that no
@@ -78,7 +80,7 @@ class Chooser:
 
     def choose(self, wish: Wish, disk_free: int | None = None) -> Choice:
         """The level by the rule, or the level asked for. Raises DoesNotFit, UnknownLevel."""
-        levels = [name for name in _levels(wish) if name in recipes.LADDER or name == wish.forced]
+        levels = [name for name in self._levels(wish) if name in recipes.LADDER or name == wish.forced]
         model_size, candidates = self._prepare(levels, wish)
         host = self._machine.host(disk_free, measure=wish.forced is None and _matters(candidates))
         return self._explained(choose(candidates, model_size, host, wish))
@@ -87,10 +89,22 @@ class Chooser:
         """As `choose`, and the judgement of every level; a quantized file has one level, its own."""
         if self._plan.level:
             return self._advise_as_stored(wish, disk_free)
-        model_size, candidates = self._prepare(_levels(wish), wish)
+        model_size, candidates = self._prepare(self._levels(wish), wish)
         host = self._machine.host(disk_free, measure=_matters(candidates))
         options = judge(candidates, model_size, host, wish)
         return Advice(self._explained(choose(candidates, model_size, host, wish)), options, model_size)
+
+    def _levels(self, wish: Wish) -> list[str]:
+        """All levels of this model, a budget that is asked for first. Raises UnknownLevel for one that it cannot have.
+
+        MXFP4_MOE is a level of experts: without any, its file would be Q8_0 under another name.
+        """
+        dense = not any("_exps." in tensor.name for tensor in self._plan.tensors)
+        if dense and wish.forced == _OF_EXPERTS:
+            message = f"{_OF_EXPERTS} is a level for models with experts, and this one has none"
+            raise UnknownLevel(message, "take Q8_0, which is what it would become, or Q4_K_M, which is as small")
+        by_budget = [wish.forced] if wish.forced and budget.is_budget(wish.forced) else []
+        return by_budget + [name for name in recipes.LEVELS if not dense or name != _OF_EXPERTS]
 
     def automatic_bytes(self, wish: Wish) -> int:
         """Bytes of weights at the level that the rule takes by known speeds; the smallest where none fits."""
@@ -223,9 +237,3 @@ def canonical(level: str | None) -> str | None:
     if level is None:
         return None
     return level if budget.is_budget(level) else recipes.level_of(level).name
-
-
-def _levels(wish: Wish) -> list[str]:
-    """All levels, a budget that is asked for first."""
-    by_budget = wish.forced if wish.forced and budget.is_budget(wish.forced) else None
-    return [by_budget, *recipes.LEVELS] if by_budget else list(recipes.LEVELS)

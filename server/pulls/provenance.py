@@ -4,26 +4,51 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+import msgspec
+
+from quant import notes
+from quant.convert.chat import sampling_entries
+from quant.gguf.values import readable
 from quant.plan import ModelPlan
 from quant.stream.copying import FileCopy
 from quant.stream.pipeline import Conversion
 from registry.names import Reference
 from registry.sources.opening import Source
+from runtime.options import Sampling
 from server.config import VERSION
+
+# Characters of an origin that are kept.
+_LONGEST = 500
 
 
 def gguf_entries(source: Source, plan: ModelPlan, level: str) -> dict[str, Any]:
-    """Metadata for the GGUF file: its source, the digests of the source's files, the level, our version."""
-    entries: dict[str, Any] = {"lm.version": VERSION, "lm.level": level, "lm.source": source.url}
+    """Metadata for the GGUF file: its source, the digests of the source's files, level, sampling, our version."""
+    entries: dict[str, Any] = {notes.VERSION: VERSION, notes.LEVEL: level, notes.SOURCE: source.url}
+    entries |= sampling_entries(recommended(plan))
     if source.revision:
         owner = source.title.partition("/")[0]
         entries |= {"general.author": owner, "general.organization": owner}
-        entries |= {"lm.source_revision": source.revision, "general.source.repo_url": source.url}
+        entries |= {notes.REVISION: source.revision, "general.source.repo_url": source.url}
         entries["lm.source_digests"] = [f"{shard} {source.digest(shard)}" for shard in plan.shards]
     return entries
+
+
+def recommended(plan: ModelPlan) -> dict[str, float]:
+    """The makers' sampling settings, as far as their values are in the ranges of requests."""
+    return {name: value for name, value in plan.defaults.items() if _may_be(name, value)}
+
+
+def _may_be(name: str, value: float) -> bool:
+    try:
+        msgspec.convert({name: value}, Sampling)
+    except msgspec.ValidationError:
+        return False
+    return math.isfinite(value)
 
 
 def fingerprint(source: Source, conversion: Conversion | FileCopy) -> str:
@@ -37,8 +62,8 @@ def fingerprint(source: Source, conversion: Conversion | FileCopy) -> str:
 
 def model_digest(source: Source, conversion: Conversion | FileCopy) -> str:
     """A digest of everything that decides the model: the file, and the sampling options that its makers recommend."""
-    recommended = json.dumps(dict(conversion.plan.defaults), sort_keys=True)
-    return hashlib.sha256(f"{fingerprint(source, conversion)} {recommended}".encode()).hexdigest()[:32]
+    settings = json.dumps(recommended(conversion.plan), sort_keys=True)
+    return hashlib.sha256(f"{fingerprint(source, conversion)} {settings}".encode()).hexdigest()[:32]
 
 
 def manifest_config(reference: Reference, source: Source, plan: ModelPlan, level: str, own: dict[str, Any]) -> Any:
@@ -55,6 +80,7 @@ def manifest_config(reference: Reference, source: Source, plan: ModelPlan, level
     }
     if plan.level:
         lm["published"] = plan.shards[0]
+        lm["origin"] = _origin(metadata)
     return {
         "model_format": "gguf",
         "model_family": plan.architecture,
@@ -68,6 +94,14 @@ def manifest_config(reference: Reference, source: Source, plan: ModelPlan, level
         "embedding_length": metadata.get(f"{plan.architecture}.embedding_length", 0),
         "lm": lm | own,
     }
+
+
+def _origin(metadata: Mapping[str, Any]) -> str:
+    """The source that lm made a file from before it was carried here, as the file says; "" for any other file."""
+    source, revision = metadata.get(notes.SOURCE), metadata.get(notes.REVISION)
+    if not isinstance(source, str):
+        return ""
+    return readable(f"{source} at {revision}" if isinstance(revision, str) else source)[:_LONGEST]
 
 
 def count_text(count: int) -> str:

@@ -37,7 +37,7 @@ from runtime.machine.choosing import Chooser, canonical, this_machine
 from runtime.machine.rule import Wish
 from server.children.child_side import exit_now, run_task
 from server.pulls.frames import Done, Note, Planned, Progress, PullTask
-from server.pulls.provenance import fingerprint, gguf_entries, manifest_config, model_digest
+from server.pulls.provenance import fingerprint, gguf_entries, manifest_config, model_digest, recommended
 from server.pulls.selection import Selection, file_asked_for, select
 from server.pulls.throughput import Throughput
 
@@ -123,7 +123,7 @@ class _Attempt:
             own |= {"automatic_bytes": Chooser(plan, self.machine).automatic_bytes(self._wish(None))}
             own |= {"pre": self.task.pre} if self.task.pre else {}
             config = manifest_config(self.reference, self.source, plan, level, own)
-            return Done(sha256, size, self.reference.name.tag or level, config, dict(plan.defaults))
+            return Done(sha256, size, self.reference.name.tag or level, config, recommended(plan))
         finally:
             self.source.close()
 

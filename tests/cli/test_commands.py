@@ -174,7 +174,7 @@ def test_options_reach_the_engine(lm: Cli) -> None:
         lm("run", "tiny", "hi", "--seed", "7", "--temperature", "0", "--system", "Be brief", "--ctx", "512").code == 0
     )
     done = lm("run", "tiny", "hi", "--keep-alive", "soon")
-    assert done.code == 1
+    assert done.code == 2
     assert "keep_alive" in done.err
 
 
@@ -372,3 +372,27 @@ def test_notes_are_broken_between_words(columns: int) -> None:
     assert any("`lm pull org/repo --level Q4_K_M`" in line for line in lines)  # as it can be copied
     assert lines[-1].startswith("  ")
     assert console.wrapped(TEXT, 0) == TEXT
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("pull", "demo", "--level", "Q9"),
+        ("pull", "demo", "--level", "4,5bpw"),
+        ("pull", "demo:MXFP4_MOE"),
+        ("pull", "demo", "--limit-rate", "fast"),
+        ("run", "tiny", "Hello", "--temperature", "warm"),
+        ("run", "tiny", "Hello", "--temperature", "999"),
+        ("run", "tiny", "Hello", "--keep-alive", "soon"),
+        ("run", "tiny", "Hello", "--seed", str(1 << 70)),
+        ("fit", "demo", "--memory", "much"),
+        ("logs", "--lines", "many"),
+        ("serve", "--port", "http"),
+        ("completion", "tcsh"),
+        ("nosuch",),
+    ],
+)
+def test_what_the_user_typed_wrong_ends_with_2(lm: Cli, arguments: tuple[str, ...]) -> None:
+    ended = lm(*arguments)
+    assert ended.code == 2, ended.err
+    assert ended.err.strip() and "Traceback" not in ended.err

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from quant.errors import MalformedFile, QuantError, UnsupportedModel
 from quant.gguf.architectures import KNOWN
-from quant.gguf.check import check_model, check_types
+from quant.gguf.check import check_model, check_reads, check_types
 from quant.gguf.header import (
     DEFAULT_ALIGNMENT,
     MAGIC,
@@ -338,7 +338,6 @@ def test_what_llama_cpp_takes_passes(changes: dict[str, object]) -> None:
         ({"tokenizer.ggml.tokens": ["a", "b", "c", "d", "e"]}, "scores|token_type"),
         ({"tokenizer.ggml.tokens": [1, 2, 3, 4]}, r"arr\[i32\] and must be arr\[str\]"),
         ({"tokenizer.ggml.tokens": ["a", "a\0b", "b", "c"]}, "different"),
-        ({"tokenizer.ggml.model": "no_vocab"}, "vocabulary is missing"),
         ({"tokenizer.ggml.scores": ["", "", "", ""]}, r"arr\[f32\]"),
         ({"tokenizer.ggml.token_type": [1, 1, 1]}, "token_type"),
         ({"tokenizer.ggml.token_type": [2, 6, 6, 1]}, "no byte"),
@@ -347,6 +346,12 @@ def test_what_llama_cpp_takes_passes(changes: dict[str, object]) -> None:
 def test_impossible_models_are_refused(changes: dict[str, object], reason: str) -> None:
     with pytest.raises(MalformedFile, match=reason):
         check_model(model_header(**{key.replace(".", "__"): value for key, value in changes.items()}))
+
+
+@pytest.mark.parametrize("model", [None, "none", "no_vocab"])
+def test_a_model_that_reads_no_text_is_refused(model: str | None) -> None:
+    with pytest.raises(MalformedFile, match="vocabulary is missing"):
+        check_reads(model_header(tokenizer__ggml__model=model))
 
 
 @pytest.mark.parametrize("type", ["Q8_1", "Q8_K", "I16", "I32", "I64", "F64", "Q4_K", "F16"])

@@ -20,6 +20,12 @@ READINGS = [
     ("org/repo:q4_k_m", "hub", "org/repo", "Q4_K_M", "hf.co/org/repo:Q4_K_M"),
     ("org/repo:4gb", "hub", "org/repo", "4GB", "hf.co/org/repo:4GB"),
     ("org/repo:4.5BPW", "hub", "org/repo", "4.5bpw", "hf.co/org/repo:4.5bpw"),
+    *(
+        (f"org/repo:{text}", "hub", "org/repo", "4bpw", "hf.co/org/repo:4bpw")
+        for text in ("4bpw", "4.0bpw", "04.00BPW")
+    ),
+    ("org/repo:0.50GiB", "hub", "org/repo", "0.5GiB", "hf.co/org/repo:0.5GiB"),
+    ("org/repo:100gb", "hub", "org/repo", "100GB", "hf.co/org/repo:100GB"),
     ("org/repo:Model-q4_0.gguf", "hub", "org/repo", "Model-q4_0.gguf", "hf.co/org/repo:Model-q4_0.gguf"),
     ("hf.co/01-ai/Yi-1.5-6B", "hub", "01-ai/Yi-1.5-6B", None, "hf.co/01-ai/Yi-1.5-6B"),
     ("HF.co/org/repo", "hub", "org/repo", None, "hf.co/org/repo"),
@@ -69,6 +75,13 @@ def test_reads_what_users_type(text: str, kind: str, location: str | None, level
     assert (reference.kind, reference.level, reference.name.display) == (kind, level, display)
     assert location is None or reference.location == location
     assert parse(reference.text) == reference
+
+
+@pytest.mark.parametrize("text", ["demo:4 GB", "./folder:4,5bpw", "org/repo:Q4 K", "demo:.."])
+def test_a_bad_level_is_called_a_level(text: str) -> None:
+    with pytest.raises(BadName, match=r"is not a level$") as caught:
+        parse(text)
+    assert "`4.5bpw`" in caught.value.hint
 
 
 @pytest.mark.parametrize("text", ODD)

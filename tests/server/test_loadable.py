@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from quant.convert.planning import plan_model
+from quant.errors import UnknownLevel
 from quant.safetensors import read_model
 from runtime.machine.choosing import Chooser, this_machine
 from runtime.machine.rule import Wish
@@ -113,3 +114,12 @@ def test_a_context_that_nobody_chose_is_judged_as_it_will_be_loaded(tmp_path: Pa
         assert advice.choice.context == context
         assert advice.model_size.reserved is not None
         assert f"{context:,} tokens fit" in advice.choice.reason
+
+
+def test_a_level_of_experts_is_refused_where_there_are_none(tmp_path: Path) -> None:
+    chooser = Chooser(plan_model(Folder(DEMO)), this_machine(tmp_path))
+    for ask in (chooser.choose, chooser.advise):
+        with pytest.raises(UnknownLevel, match="MXFP4_MOE is a level for models with experts") as caught:
+            ask(Wish(CacheConfig(2048, 1), "MXFP4_MOE"))
+        assert "Q8_0" in caught.value.hint
+    assert "MXFP4_MOE" not in [option.level for option in chooser.advise(Wish(CacheConfig(2048, 1))).options]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+from quant.levels.budget import is_budget
 from quant.levels.recipes import LEVELS, assign, quantizable
 from quant.plan import ModelPlan
 from quant.types import QuantType
@@ -57,6 +58,10 @@ class Recogniser:
             return label, label
         level = stated if stated and not label and self._agrees(types, stated) else self._nearest(types)
         return level, label if label and label not in LEVELS and self._agrees(types, label) else level
+
+    def made_here(self, types: Types, level: str) -> bool:
+        """Whether `level`, the file's own entry for it, can be how these `types` were chosen: a recipe, or a budget."""
+        return is_budget(level) or (level in LEVELS and dict(types) == self.types(level))
 
     def guess(self, size: int, label: str) -> str:
         """The level of a file whose header was not read, by its size in bytes and the label in its name."""

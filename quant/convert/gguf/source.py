@@ -13,12 +13,12 @@ from dataclasses import replace
 from typing import Any
 
 from quant.convert.base import ROUNDED, UNQUANTIZED
-from quant.convert.chat import capabilities
+from quant.convert.chat import capabilities, read_sampling
 from quant.convert.gguf.level import Recogniser
 from quant.convert.gguf.variants import Variant, check_complete, gather
 from quant.convert.pooling import capabilities_of
 from quant.errors import MalformedFile, UnsupportedModel
-from quant.gguf.check import check_model, check_types
+from quant.gguf.check import check_model, check_reads, check_types
 from quant.gguf.header import Header, read_header
 from quant.notes import STOPS
 from quant.plan import Files, ModelPlan, TensorPlan
@@ -42,8 +42,9 @@ def plan_gguf(files: Files, finished: bool = False) -> ModelPlan:
     headers = [read_part(files, name) for name in variant.files]
     model = join(headers)
     check_model(model)
+    check_reads(model)
     whole = all(tensor.type.name in UNQUANTIZED for tensor in model.tensors)
-    if not whole and not finished:
+    if not (whole or finished):
         raise UnsupportedModel(
             f"`{model.name}` is already quantized, and nothing else can be made of it",
             hint="use a file of F16, BF16 or F32 in its place, or the folder with the original weights",
@@ -62,6 +63,7 @@ def plan_gguf(files: Files, finished: bool = False) -> ModelPlan:
         tensors=tuple(_place(header, number) for header in headers for number in range(len(header.tensors))),
         shards=variant.files,
         stops=tuple(dict.fromkeys(stops)),
+        defaults=read_sampling(metadata),
         capabilities=_capabilities(metadata),
         remarks=(ROUNDED,) if metadata.get("gpt-oss.rope.scaling.type") == "yarn" else (),
         kinds={} if whole else {key: model.kinds[key] for key in metadata},

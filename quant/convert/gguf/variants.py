@@ -19,6 +19,7 @@ from quant.convert.gguf.naming import GgufName
 from quant.errors import MalformedFile
 from quant.gguf.header import Header, align
 from quant.gguf.values import encode_string
+from quant.notes import LEVEL
 from quant.plan import Files, ModelPlan
 from quant.types import QuantType, Tensor
 
@@ -67,6 +68,9 @@ class Variant:
         """The same variant with level and types as its header has them."""
         types = {tensor.name: tensor.type for tensor in header.tensors}
         level, tag = recogniser.recognise(types, self.label, header.metadata.get("general.file_type"))
+        own = header.metadata.get(LEVEL)
+        if isinstance(own, str) and recogniser.made_here(types, own):
+            level = tag = own
         important = any(key.startswith(_IMPORTANCE.decode()) for key in header.metadata)
         return replace(self, level=level, tag=tag, types=types, important=important)
 

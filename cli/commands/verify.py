@@ -1,0 +1,50 @@
+"""`lm verify`: a model against its original weights, as transformers runs them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+import click
+
+from cli import console
+from cli.completing import complete_names
+from cli.errors import Failure
+from cli.naming import reference
+
+
+@click.command()
+@click.option(
+    "--oracle", "folder", metavar="FOLDER", required=True, help="The original: a folder of Hugging Face files."
+)
+@click.argument("name", required=False, shell_complete=complete_names)
+@click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
+def command(folder: str, name: str | None, as_json: bool) -> int:
+    """Compare a model that is here with the original weights in FOLDER, run by transformers (the extra `oracle`).
+
+    Without NAME it is the model that was made of FOLDER last. The exit code is 1 where they are not the same model.
+    """
+    arguments = [folder, *([reference(name)] if name else [])]
+    with console.status("running both"):
+        done = subprocess.run(
+            [sys.executable, "-P", "-m", "server.verify", *arguments], capture_output=True, check=False
+        )
+    try:
+        report: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    except (ValueError, IndexError):
+        errors = done.stderr.decode(errors="replace").strip().splitlines()
+        raise Failure(f"the comparison ended: {errors[-1] if errors else 'it printed nothing'}", "try again") from None
+    if "error" in report:
+        raise Failure.of(report)
+    if as_json:
+        console.as_json(report)
+        return done.returncode
+    console.out(f"{report['model']} against {report['folder']}, {report['positions']} positions")
+    console.out(f"  largest difference   {report['largest']:.4f} standard deviations")
+    console.out(f"  KL divergence        {report['divergence']:.2e} on average, {report['worst']:.2e} at most")
+    console.out(f"  same likeliest token {report['agreement']:.1%}")
+    sign = "≤" if report["right"] else ">"
+    console.out(f"  verdict              {report['verdict']} ({report['divergence']:.2e} {sign} {report['limit']:.2e})")
+    return done.returncode
