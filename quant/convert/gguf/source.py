@@ -57,6 +57,7 @@ def plan_gguf(files: Files, finished: bool = False) -> ModelPlan:
     metadata = {key: _value(model, key) for key in kept}
     ids = (metadata[key] for end in _ENDS if (key := f"tokenizer.ggml.{end}") in metadata.keys() - strays.keys())
     stops = metadata.get(STOPS) or [id for id in ids if isinstance(id, int)]
+    rounded = (ROUNDED,) if metadata.get("gpt-oss.rope.scaling.type") == "yarn" else ()
     plan = ModelPlan(
         architecture=model.metadata["general.architecture"],
         metadata=metadata,
@@ -65,9 +66,8 @@ def plan_gguf(files: Files, finished: bool = False) -> ModelPlan:
         stops=tuple(dict.fromkeys(stops)),
         defaults=read_sampling(metadata),
         capabilities=_capabilities(metadata),
-        remarks=(ROUNDED,) if metadata.get("gpt-oss.rope.scaling.type") == "yarn" else (),
         kinds={} if whole else {key: model.kinds[key] for key in metadata},
-        remarks=tuple(filter(None, strays.values())),
+        remarks=(*rounded, *filter(None, strays.values())),
     )
     return plan if whole else replace(plan, level=variant.with_header(Recogniser(plan), model).tag)
 
