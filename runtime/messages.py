@@ -13,7 +13,8 @@ from msgspec import Meta
 
 from runtime.conversation import Turn
 from runtime.defaults import CACHE_TYPE, CONTEXT, GAP, SEQUENCES
-from runtime.options import MAX_ANSWERS, MAX_INPUTS, MAX_LOGPROBS, MAX_MESSAGES, Limits, Sampling
+from runtime.errors import EngineError
+from runtime.options import MAX_ANSWERS, MAX_GRAMMAR, MAX_INPUTS, MAX_LOGPROBS, MAX_MESSAGES, Limits, Sampling
 
 Turns = Annotated[list[Turn], Meta(max_length=MAX_MESSAGES)]
 
@@ -62,6 +63,17 @@ class Load(msgspec.Struct, tag="load"):
     script: dict[str, Any] = {}
 
 
+class Grammar(msgspec.Struct, frozen=True):
+    """What an answer may look like.
+
+    `text` is a JSON schema, or a grammar in GBNF or in llguidance's dialect of Lark, or a regular expression. For
+    `json`, any JSON object, there is none.
+    """
+
+    kind: Literal["json", "schema", "gbnf", "lark", "regex"]
+    text: Annotated[str, Meta(max_length=MAX_GRAMMAR)] = ""
+
+
 class Submit(msgspec.Struct, tag="submit", omit_defaults=True):
     """One request: either `turns` (the template renders them), or `prompt` (text, or token ids), never both.
 
@@ -70,7 +82,7 @@ class Submit(msgspec.Struct, tag="submit", omit_defaults=True):
     prompt does not fit. `shift` lets the context slide when an answer reaches its end. `count` answers are drawn from
     one prompt. `logprobs` is the number of alternatives reported, -1 for none at all. `echo` puts the prompt's text
     before each answer, with the probabilities of its tokens where `logprobs` asks for any. With `give_ids` the last
-    frame has the tokens of prompt and answer.
+    frame has the tokens of prompt and answer. `grammar` is what each answer is held to.
     """
 
     id: int
@@ -86,6 +98,7 @@ class Submit(msgspec.Struct, tag="submit", omit_defaults=True):
     echo: bool = False
     earlier: list[int] = []
     give_ids: bool = False
+    grammar: Grammar | None = None
 
 
 class Embed(msgspec.Struct, tag="embed"):
@@ -213,6 +226,11 @@ class Failed(msgspec.Struct, tag="failed"):
     code: str
     message: str
     hint: str = ""
+
+    @classmethod
+    def of(cls, request: int, error: EngineError) -> Self:
+        """The frame about an error."""
+        return cls(request, error.code, str(error), error.hint)
 
 
 class Vectors(msgspec.Struct, tag="vectors"):

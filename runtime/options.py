@@ -23,6 +23,8 @@ MAX_INPUTS = 2048
 """Texts of one request for vectors or scores."""
 MAX_INPUT_LENGTH = 4 << 20
 """Characters, or token ids, of one such text."""
+MAX_GRAMMAR = 1 << 20
+"""Characters of a grammar or a schema."""
 MAX_BIASES = 4096
 MAX_BIAS = 100
 MAX_LAST = 1 << 16

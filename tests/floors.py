@@ -41,7 +41,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("runtime.messages", "runtime.child"),
         ("runtime.text",),
         ("runtime.llama",),
-        ("runtime.machine", "runtime.cache"),
+        ("runtime.machine", "runtime.cache", "runtime.grammar"),
         ("runtime.engine",),
         ("runtime",),
     ),

@@ -1,9 +1,12 @@
-"""Turns requests into work for the loop: checks them, renders templates, tokenizes. Called by the socket's thread.
+"""Turns requests into work for the loop: checks them, renders templates, tokenizes, compiles grammars.
 
 A request that is refused here costs the running answers nothing. The loop does only the work that needs the context.
 """
 
 from __future__ import annotations
+
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 from runtime import messages as m
 from runtime.engine.prompt import Prompter
@@ -13,6 +16,9 @@ from runtime.llama.context import POOLING_RANK, Context
 from runtime.llama.model import LlamaModel
 from runtime.llama.sampling import check_biases
 from runtime.text.stops import Stops
+
+if TYPE_CHECKING:
+    from runtime.grammar.compiler import Compiler
 
 # Token ids in one frame to the daemon, whose size has a limit.
 _MOST_IDS = 1 << 20
@@ -35,12 +41,20 @@ class Intake:
         if self._encoder:
             raise BadRequest("this model makes embeddings and cannot write", "ask for embeddings")
         check_biases(request.sampling, self._vocabulary.size)
+        grammar = self._compiler.compile(request.grammar) if request.grammar else None
         if (request.turns is None) == (request.prompt is None):
             raise BadRequest("a request has either turns or a prompt")
         prompt = self._prompter.prompt(request)
         more_stops = self._prompter.template.stops if request.turns is not None else ()
         stops = Stops([*request.limits.stop, *more_stops])
-        return [Session(request, index, prompt, stops) for index in range(request.count)]
+        grammars = [grammar and grammar.copy() for _ in range(request.count)]
+        return [Session(request, index, prompt, stops, each) for index, each in enumerate(grammars)]
+
+    @cached_property
+    def _compiler(self) -> Compiler:
+        from runtime.grammar.compiler import Compiler  # a worker starts faster without llguidance
+
+        return Compiler(self._vocabulary)
 
     def tokens(self, request: m.Tokenize) -> m.Tokens:
         """The token ids of a text, in which control tokens are not parsed; raises PromptTooLong for very many."""

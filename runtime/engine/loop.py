@@ -12,25 +12,28 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
+from threading import Lock
 from typing import Any, Self
 
 from runtime import messages as m
 from runtime.cache.pool import CellPool
 from runtime.cache.spill import Spill
+from runtime.engine.answering import Answering
+from runtime.engine.compiling import Compiling
 from runtime.engine.embedding import Embedder
 from runtime.engine.huge_pages import HugePages
 from runtime.engine.intake import Intake
 from runtime.engine.pace import PATIENCE, Pace
 from runtime.engine.prefill import SidePrefill
-from runtime.engine.schedule import Schedule, Step, Stretch
+from runtime.engine.schedule import Schedule, Step
 from runtime.engine.session import Session
 from runtime.errors import EngineError, QueueFull, Timeout
 from runtime.llama.context import ABORTED, NO_ROOM, OK, Context, ContextParams, sequence_count
 from runtime.llama.library import usable_threads
 from runtime.llama.model import LlamaModel
-from runtime.llama.sampling import Sampler
 
 # Failed steps in a row after which the process ends.
 _FAULTS = 3
@@ -46,7 +49,6 @@ class LlamaEngine:
         self._load = load
         self._send = send
         self._model = model
-        self._vocabulary = model.vocabulary
         self._context = Context(model, params)
         spill = load.spill if load.spill >= 0 else self.cache_bytes // 2
         self._pool = CellPool(
@@ -60,6 +62,7 @@ class LlamaEngine:
         side = (model, self._context, self._pool, params, load.short_context)
         self._side = SidePrefill(*side) if not SidePrefill.hindrance(model) else None
         self._frames: list[Any] = []
+        self._answering = Answering(model.vocabulary, self._context, self._frames.append)
         self._embedder = Embedder(model, self._context, self._pool, self._frames.append)
         self._schedule = Schedule(
             self._pool,
@@ -70,10 +73,12 @@ class LlamaEngine:
             give_way=self._embedder.give_way,
         )
         self._intake = Intake(model, self._context)
+        self._compiling = Compiling(self._intake.sessions, self._enqueue, send)
         self._huge_pages = HugePages()
         self._inbox: SimpleQueue[Any] = SimpleQueue()
         self._queued = 0
-        """Requests in the inbox."""
+        """Requests in the inbox; two threads put some in, and the loop takes them out."""
+        self._counting = Lock()
         self._step = _NO_STEP
         self._computing = _NOTHING
         """Requests whose prompts are being computed, in a step that may be aborted."""
@@ -136,7 +141,11 @@ class LlamaEngine:
         try:
             match frame:
                 case m.Submit():
-                    self._queue(frame)
+                    self._check_queue()
+                    if frame.grammar:
+                        self._compiling.add(frame)
+                    else:
+                        self._enqueue(self._intake.sessions(frame))
                 case m.Embed():
                     self._inbox.put(self._embedder.prepare(frame))
                 case m.Rank():
@@ -144,13 +153,15 @@ class LlamaEngine:
                 case m.Tokenize():
                     self._send(self._intake.tokens(frame))
                 case m.Cancel():
+                    if self._compiling.cancel(frame.id):
+                        return
                     self._inbox.put(frame)
                     if frame.id in self._computing or frame.id == self._embedder.computing:
                         self._context.abort()
                 case _:
                     self._inbox.put(frame)
         except EngineError as error:
-            self._send(_failed(frame.id, error))
+            self._send(m.Failed.of(frame.id, error))
 
     def run(self) -> None:
         """Serve until `Shutdown`."""
@@ -173,11 +184,14 @@ class LlamaEngine:
 
     # ---- requests come in
 
-    def _queue(self, request: m.Submit) -> None:
-        if self._queued + len(self._schedule.waiting) >= self._load.queue:
+    def _check_queue(self) -> None:
+        if self._queued + len(self._compiling) + len(self._schedule.waiting) >= self._load.queue:
             raise QueueFull(f"{self._load.queue} requests wait for this model already", "try again later")
-        sessions = self._intake.sessions(request)
-        self._queued += 1
+
+    def _enqueue(self, sessions: list[Session]) -> None:
+        """Hand the sessions of a request to the loop."""
+        with self._counting:
+            self._queued += 1
         self._inbox.put(sessions)
 
     def _drain(self) -> None:
@@ -193,7 +207,8 @@ class LlamaEngine:
             item = self._inbox.get()  # blocks at most once, when idle
             match item:
                 case list():
-                    self._queued -= 1
+                    with self._counting:
+                        self._queued -= 1
                     self._schedule.waiting.extend(item)
                 case m.Cancel():
                     self._cancel(item.id)
@@ -220,22 +235,9 @@ class LlamaEngine:
                 self._embedder.overtake()
 
     def _begin(self, session: Session) -> None:
-        if session.sampler:  # it ran before, and was set back
-            return
-        cached = len(session.seq.tokens) if session.seq else 0
-        session.sampler = Sampler(self._vocabulary, session.request.sampling, session.index, self._context.tokens)
-        session.sampler.read(session.tokens)
-        session.cached = cached
-        session.admitted_ns = time.monotonic_ns()
-        if session.index == 0:
-            self._frames.append(m.Started(session.id, session.prompt_tokens, cached, session.truncated))
-        if session.prompt_rows:
-            from runtime.llama.logprobs import first_logprob  # NumPy, as below
-
-            self._frames.append(session.report([first_logprob(self._vocabulary, session.tokens[0])]))
-        elif session.request.echo:
-            text = b"".join(map(self._vocabulary.piece, session.tokens)).decode(errors="replace")
-            self._frames.append(m.Delta(session.id, text, 0, session.index, kind="prompt"))
+        # One with a sampler ran before, and was set back; one without a sequence failed with another of its request.
+        if session.seq and not session.sampler:
+            self._go_on(session, self._answering.begin)
 
     # ---- one step
 
@@ -248,17 +250,17 @@ class LlamaEngine:
         row, stretches = 0, self._step.stretches
         for session, start, size, wanted in stretches:
             assert session.seq
-            if session.phase == "decode":
+            if size == wanted == 1:
                 context.put_token(row, session.tokens[start], start, session.seq.number)
             else:
                 tokens = memoryview(session.tokens)[start : start + size]
                 context.put_prompt(row, tokens, start, session.seq.number, wanted)
             row += size
-        # More rows than stretches: at least one stretch is a prompt's, so the step may take long. An abort costs every
-        # session of the step its rows. A recurrent state cannot go back to before the step, so with such a model only a
-        # step of one session may be aborted.
-        if row > len(stretches) and (self._model.memory == "cells" or len(stretches) == 1):
-            self._computing = frozenset(stretch.session.id for stretch in stretches if stretch.size > 1)
+        # A step with a prompt may take long. An abort costs every session of the step its rows. A recurrent state
+        # cannot go back to before the step, so with such a model only a step of one session may be aborted.
+        if self._model.memory == "cells" or len(stretches) == 1:
+            prompts = (each for each in stretches if each.size > 1 and each.session.phase == "prefill")
+            self._computing = frozenset(stretch.session.id for stretch in prompts)
         return row
 
     def _compute(self, rows: int) -> None:
@@ -276,55 +278,24 @@ class LlamaEngine:
         self._pace.note(rows - prompts, prompts, seconds, calm=self._calm)
         row = 0
         for stretch in stretches:
-            if stretch.session.reads_all:
-                self._report(stretch, row)
-            self._schedule.computed(stretch)
             row += stretch.size
+            if stretch.session.seq is None:  # it failed with another answer of its request
+                continue
+            if stretch.session.reads_all:
+                self._answering.report(stretch.session, stretch.start, stretch.size, row - stretch.size)
+            self._schedule.computed(stretch)
             if stretch.wanted and not stretch.session.pending:
-                self._answer(stretch.session, row - 1)
+                self._go_on(stretch.session, partial(self._answering.go_on, row=row - 1))
 
-    def _report(self, stretch: Stretch, row: int) -> None:
-        """Send the tokens of a prompt whose probabilities a stretch has told; its logits begin at `row`."""
-        session, start, size, _ = stretch
-        told = range(max(start + 1, session.reported), min(start + size + 1, session.prompt_tokens))
-        rows = [self._logprob(session, session.tokens[at], row + at - start - 1) for at in told]
-        if rows:
-            self._frames.append(session.report(rows))
-
-    def _logprob(self, session: Session, token: int, row: int) -> m.TokenLogprob:
-        """The probability of a token by the logits of `row`, with the alternatives that the request asks for."""
-        from runtime.llama.logprobs import token_logprob  # NumPy: a worker starts faster without
-
-        return token_logprob(self._vocabulary, self._context.logits(row), token, session.request.logprobs)
-
-    def _answer(self, session: Session, row: int) -> None:
-        """Go on with an answer by the token that the logits of `row` give."""
-        if session.answer_tokens >= session.max_tokens:
-            self._finish(session, "length")
-            return
-        token = self._draw(session, row)
-        if self._vocabulary.ends(token):
-            self._finish(session, "stop", token)
+    def _go_on(self, session: Session, step: Callable[[Session], m.FinishReason | None]) -> None:
+        """Take a step of an answer, and end it where that says so or fails."""
+        try:
+            reason = step(session)
+        except EngineError as error:
+            self._fail(session, error)
         else:
-            self._show(session, token, row)
-
-    def _draw(self, session: Session, row: int) -> int:
-        """The answer's next token."""
-        assert session.sampler
-        token = session.sampler.sample(self._context.handle, row)
-        if not session.first_ns:
-            session.first_ns = time.monotonic_ns()
-        return token
-
-    def _show(self, session: Session, token: int, row: int) -> None:
-        """Append a token to the answer, send the text that is complete, and end the answer where that says so."""
-        logprob = self._logprob(session, token, row) if session.request.logprobs >= 0 else None
-        if delta := session.add(token, self._vocabulary.piece(token), logprob):
-            self._frames.append(delta)
-        if session.assembler.stop:
-            self._finish(session, "stop")
-        elif session.answer_tokens >= session.max_tokens:
-            self._finish(session, "length")
+            if reason:
+                self._finish(session, reason)
 
     def _advance_side(self, side: SidePrefill) -> None:
         """Between two steps: go on with a long prompt."""
@@ -373,15 +344,15 @@ class LlamaEngine:
 
     # ---- answers end
 
-    def _finish(self, session: Session, reason: m.FinishReason, end: int | None = None) -> None:
+    def _finish(self, session: Session, reason: m.FinishReason) -> None:
         if rest := session.rest():
             self._frames.append(rest)
-        self._frames.append(session.finished(reason, end))
+        self._frames.append(session.finished(reason))
         self._release(session)
 
     def _fail(self, session: Session, error: EngineError) -> None:
         """End a request with an error, all of its answers."""
-        self._frames.append(_failed(session.id, error))
+        self._frames.append(m.Failed.of(session.id, error))
         for other in [other for other in self._schedule.sessions if other.id == session.id]:
             self._release(other)
 
@@ -394,7 +365,3 @@ class LlamaEngine:
         if self._frames:
             self._send(*self._frames)
             self._frames.clear()
-
-
-def _failed(request: int, error: EngineError) -> m.Failed:
-    return m.Failed(request, error.code, str(error), error.hint)

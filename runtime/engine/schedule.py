@@ -3,10 +3,10 @@
 Sessions are admitted in their order, when a sequence is free and the KV cache has room for the prompt and a reserve.
 A session whose prompt shares its beginning with one that is in prefill waits for it, and lets others pass.
 
-A step has one token of every session in decode, then prompts, the oldest first, as many rows as the pace allows. Beside
-running answers, long prompts are read between the steps instead, one at a time (`runtime/engine/prefill.py`). When the
-KV cache is full, parked sequences give way first, then the youngest session: it goes back to the head of the queue, and
-loses nothing but time.
+A step has the new tokens of every session in decode: one, or more where a grammar forces them. Prompts follow, the
+oldest first, as many rows as the pace allows. Beside running answers, long prompts are read between the steps instead,
+one at a time (`runtime/engine/prefill.py`). When the KV cache is full, parked sequences give way first, then the
+youngest session: it goes back to the head of the queue, and loses nothing but time.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ from runtime.engine.session import Session
 WORTH_WAITING = 32
 # Cells that an answer is granted in advance when its session is admitted.
 RESERVE = 256
+# Tokens of one answer in a step, at most: one that was drawn, and those that its grammar forces after it.
+MOST_FORCED = 64
 
 
 class Stretch(NamedTuple):
@@ -80,6 +82,8 @@ class Schedule:
         self._sequences = sequences
         self._side = side
         self._side_session: Session | None = None
+        # All sessions in decode fit into one step.
+        self._answer_rows = max(1, min(MOST_FORCED, self._pace.budget(0) // sequences))
 
     @property
     def sessions(self) -> list[Session]:
@@ -157,15 +161,18 @@ class Schedule:
             if session.phase == "prefill":
                 prompts.append(session)
             elif session not in ending:
-                stretches.append(Stretch(session, len(session.tokens) - 1, 1, 1))
-        rows = answers = len(stretches)
+                pending, size = session.pending, self._rows(session)
+                stretches.append(Stretch(session, len(session.tokens) - pending, size, int(size == pending)))
+        answers, rows = len(stretches), sum(stretch.size for stretch in stretches)
         # An answer holds prompts back only when it has two tokens or more. Before that its user still waits for text,
         # like the users of the prompts. So requests that come together start together.
         flowing = bool(prompts) and any(answer.session.answer_tokens > 1 for answer in stretches)
         in_steps, side = prompts, None
         if self._side:
             in_steps, side = self._choose_side(self._side, prompts, flowing)
-        left = self._prompt_rows(answers, len(prompts)) if flowing else self._pace.budget(0) - answers
+        left = self._pace.budget(0) - rows
+        if flowing:
+            left = min(left, self._prompt_rows(answers, len(prompts)))
         outputs = self._outputs - answers - sum(not session.reads_all for session in in_steps)
         for session in in_steps:
             most = min(left, session.until_checkpoint)
@@ -199,13 +206,13 @@ class Schedule:
         return self._pace.budget(answering, reading, patience)
 
     def _make_room(self) -> list[Session]:
-        """Make a cell free for the next token of every session in decode.
+        """Make cells free for the next tokens of every session in decode.
 
         A session that runs alone and finds none is returned: it has to end.
         """
-        while self._pool.free < len(self.running):
+        while self._pool.free < sum(map(self._rows, self.running)):
             decoding = [session for session in self.running if session.phase == "decode"]
-            if self._pool.free >= len(decoding):
+            if self._pool.free >= sum(map(self._rows, decoding)):
                 break
             if self._pool.evict():
                 continue
@@ -216,6 +223,10 @@ class Schedule:
             elif not (self._give_way() or self._shift(youngest)):
                 return [youngest]
         return []
+
+    def _rows(self, session: Session) -> int:
+        """Rows of a session in decode in the next step; 1 for a prompt, which may take more where there is room."""
+        return min(session.pending, self._answer_rows) if session.phase == "decode" else 1
 
     def _room(self, rows: int, wanted: int) -> int:
         """How many of `wanted` cells are free beside those for `rows`; parked sequences give way."""

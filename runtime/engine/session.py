@@ -5,13 +5,18 @@ from __future__ import annotations
 import codecs
 import time
 from array import array
-from typing import Literal
+from collections import deque
+from typing import TYPE_CHECKING, Literal
 
 from runtime import messages as m
 from runtime.cache.pool import Sequence
 from runtime.engine.prompt import Prompt
 from runtime.llama.sampling import Sampler
 from runtime.text.stops import Assembler, Stops
+
+if TYPE_CHECKING:  # a worker starts faster without NumPy and llguidance
+    from runtime.grammar.matcher import Matcher
+    from runtime.llama.masking import MaskedSampler
 
 # In the queue; reading the prompt, many tokens a step; writing the answer, one token a step.
 Phase = Literal["waiting", "prefill", "decode"]
@@ -24,8 +29,10 @@ class Session:
     `Schedule` alone.
     """
 
-    def __init__(self, request: m.Submit, index: int, prompt: Prompt, stops: Stops) -> None:
-        """`index` is the number of this answer among those to the same prompt."""
+    def __init__(
+        self, request: m.Submit, index: int, prompt: Prompt, stops: Stops, grammar: Matcher | None = None
+    ) -> None:
+        """`index` is the number of this answer among those to the same prompt, `grammar` what it is held to."""
         self.id = request.id
         self.index = index
         self.request = request
@@ -38,6 +45,11 @@ class Session:
         """Positions in the prompt at which a checkpoint is due, the next one first."""
         self.seq: Sequence | None = None
         self.sampler: Sampler | None = None
+        self.grammar = grammar
+        self.masked: MaskedSampler | None = None
+        """Draws the tokens of an answer that is held to a grammar."""
+        self.forced: deque[int] = deque()
+        """Tokens that come next without being drawn, where probabilities are reported: each waits for its logits."""
         self.assembler = Assembler(stops)
         self.prompt_rows = request.echo and request.logprobs >= 0
         """Whether the tokens of the prompt are sent with their probabilities."""
@@ -46,6 +58,8 @@ class Session:
         self._prompt_text = codecs.getincrementaldecoder("utf-8")("replace")
         self.answer_tokens = 0
         """Tokens of the answer so far."""
+        self.end: int | None = None
+        """The token that ended the answer, if one did."""
         self.cached = 0
         """Tokens of the prompt that were in the KV cache already."""
         limit = request.limits.max_tokens
@@ -88,6 +102,11 @@ class Session:
         text = self._prompt_text.decode(b"".join(row.raw for row in rows), final=self.reported == self.prompt_tokens)
         return m.Delta(self.id, text, 0, self.index, rows, kind="prompt")
 
+    @property
+    def written(self) -> bool:
+        """Whether the answer's grammar lets nothing follow but the end."""
+        return bool(self.grammar and self.grammar.complete and not self.forced)
+
     def add(self, token: int, piece: bytes, logprob: m.TokenLogprob | None) -> m.Delta | None:
         """Append a token to the answer. `piece` is its bytes; the result is the text that can be shown now, if any."""
         self.tokens.append(token)
@@ -108,8 +127,8 @@ class Session:
         self._unsent, self._logprobs = 0, []
         return delta
 
-    def finished(self, reason: m.FinishReason, end: int | None = None) -> m.Finished:
-        """The last frame; `end` is the token that ended the answer, if one did."""
+    def finished(self, reason: m.FinishReason) -> m.Finished:
+        """The last frame."""
         now = time.monotonic_ns()
         start = self.admitted_ns or now
         first = self.first_ns or now
@@ -123,5 +142,5 @@ class Session:
             answer_ns=now - first,
             index=self.index,
             stop=self.assembler.stop,
-            ids=[*self.tokens, *([] if end is None else [end])] if self.request.give_ids else [],
+            ids=[*self.tokens, *([] if self.end is None else [self.end])] if self.request.give_ids else [],
         )

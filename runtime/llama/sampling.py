@@ -38,7 +38,10 @@ def check_biases(sampling: Sampling, vocabulary_size: int) -> None:
 
 
 class Sampler:
-    """Draws tokens for one answer; `free` it when the answer ends."""
+    """Draws tokens for one answer; `free` it when the answer ends.
+
+    `seed` starts its random numbers; a `greedy` one has none.
+    """
 
     def __init__(self, vocabulary: Vocabulary, sampling: Sampling, index: int, context: int) -> None:
         """`index` is the answer's number among those to one prompt; `context` is used for a `last_n` of -1."""
@@ -48,7 +51,8 @@ class Sampler:
         self._history = 0  # tokens that the penalties look back at
         self.chain = low.llama_sampler_chain_init(low.llama_sampler_chain_default_params())
         random = int.from_bytes(os.urandom(4), "little")
-        self._seed = (sampling.seed + index if sampling.seed >= 0 else random) % _RANDOM
+        self.seed = (sampling.seed + index if sampling.seed >= 0 else random) % _RANDOM
+        self.greedy = sampling.temperature <= 0
         self._add_biases(sampling)
         self._add_penalties(sampling, context)
         self._add_choice(sampling)
@@ -83,8 +87,8 @@ class Sampler:
             self._add(low.llama_sampler_init_dry(self._vocabulary.handle, *strength, breakers, len(_DRY_BREAKERS)))
 
     def _add_choice(self, sampling: Sampling) -> None:
-        low, seed = self._low, self._seed
-        if sampling.temperature <= 0:
+        low, seed = self._low, self.seed
+        if self.greedy:
             self._add(low.llama_sampler_init_greedy())
             return
         if sampling.mirostat:
@@ -121,6 +125,20 @@ class Sampler:
         """Draw the next token from the logits of `row`; the penalties take note of it."""
         token: int = self._sample(self.chain, context, row)
         return token
+
+    @property
+    def remembers(self) -> bool:
+        """Whether penalties look back at tokens, so that one that is drawn and not taken must not be noted."""
+        return self._history > 0
+
+    def accept(self, token: int) -> None:
+        """Have the penalties take note of a token that `apply` chose, or that was not drawn at all."""
+        if self._history:
+            quick_library().llama_sampler_accept(self.chain, token)
+
+    def apply(self, candidates: Any) -> None:
+        """Let the chain choose among `candidates` (`llama_token_data_array`); nothing is noted."""
+        self._low.llama_sampler_apply(self.chain, ctypes.byref(candidates))
 
     def free(self) -> None:
         """Free the chain."""
