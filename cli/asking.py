@@ -26,7 +26,8 @@ class Asking:
     system: str = ""
     keep_alive: str | None = None
     verbose: bool = False
-    format: str | None = None
+    format: str | Line | None = None
+    """Either "json" or the JSON schema that answers are held to."""
     think: bool | None = None
     wraps: bool = True
     """Whether lines are broken between words, on a terminal."""

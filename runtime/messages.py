@@ -64,7 +64,7 @@ class Load(msgspec.Struct, tag="load"):
 
 
 class Grammar(msgspec.Struct, frozen=True):
-    """What an answer may look like.
+    """The form that an answer is held to.
 
     `text` is a JSON schema, or a grammar in GBNF or in llguidance's dialect of Lark, or a regular expression. For
     `json`, any JSON object, there is none.

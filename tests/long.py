@@ -27,6 +27,9 @@ RUNS = {
     "kills": Run(4, "a hundred workers killed in mid answer, by both engines: told in a second, no process left"),
     "clients": Run(2, "200 clients that leave give their sequences back, and disturb nobody"),
     "mutants": Run(6, "400 damaged GGUF files: refused, or loaded by a process that does not crash"),
+    "schemas": Run(
+        15, "a thousand random schemas: every answer that ends by itself is valid, the others are refused or say length"
+    ),
     "pulls": Run(8, "a hundred pulls and downloads killed or from a bad network: the same bytes or an error"),
 }
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
+from typing import Any
 
 import click
 
@@ -32,6 +34,7 @@ from runtime.defaults import MAX_BODY
 @click.option("--max-tokens", type=click.IntRange(min=1), help="The longest answer.")
 @click.option("--ctx", type=click.IntRange(min=1), metavar="TOKENS", help="How much the model is to keep in view.")
 @click.option("--keep-alive", metavar="TIME", help="How long it stays loaded afterwards: `10m`, `0`, `-1` for ever.")
+@click.option("--format", "form", metavar="json|FILE", help="The answer is JSON, or what the JSON schema in FILE says.")
 @click.option("--verbose", is_flag=True, help="Show timings on stderr.")
 def command(  # noqa: PLR0913  click gives each option by its name
     name: str,
@@ -45,6 +48,7 @@ def command(  # noqa: PLR0913  click gives each option by its name
     max_tokens: int | None,
     ctx: int | None,
     keep_alive: str | None,
+    form: str | None,
     verbose: bool,
 ) -> None:
     """Ask NAME a question, or chat with it when there is no PROMPT.
@@ -57,12 +61,13 @@ def command(  # noqa: PLR0913  click gives each option by its name
     question = _question(prompt)
     if question is None and (sys.stdin is None or not sys.stdout.isatty()):
         raise Failure("there is no prompt, and no terminal to chat on", "give one, or pipe text in", "usage")
+    held_to = _format(form) if form else None
     client = Client()
     client.note_settings()
     values = {"seed": seed, "temperature": temperature, "num_predict": max_tokens, "num_ctx": ctx}
     options = {key: value for key, value in values.items() if value is not None}
     model = installed(client, wanted, name, pre)
-    asking = Asking(client, model, options, system, keep_alive, verbose)
+    asking = Asking(client, model, options, system, keep_alive, verbose, format=held_to)
     if not asking.writes():
         _embed(asking, question)
     elif question is None:
@@ -81,6 +86,22 @@ def _embed(asking: Asking, text: str | None) -> None:
         hint = f'give it a text: `lm run {asking.model} "some words"`'
         raise Failure(f"`{asking.model}` makes vectors of texts and cannot chat", hint, "usage")
     console.out(json.dumps(asking.embed(text)))
+
+
+def _format(wanted: str) -> str | dict[str, Any]:
+    """The form of the answers: "json", or the JSON schema in a file."""
+    if wanted == "json":
+        return wanted
+    try:
+        schema = json.loads(Path(wanted).read_text())
+    except OSError as error:
+        hint = "`--format` is `json`, or a file with a JSON schema"
+        raise Failure(f"`{wanted}` cannot be read: {error.strerror}", hint, "usage") from None
+    except ValueError as error:
+        raise Failure(f"`{wanted}` is not JSON: {error}", "correct it", "usage") from None
+    if not isinstance(schema, dict):
+        raise Failure(f"`{wanted}` holds no JSON schema", 'it is an object such as `{"type": "object"}`', "usage")
+    return schema
 
 
 def _question(words: tuple[str, ...]) -> str | None:

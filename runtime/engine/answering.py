@@ -48,7 +48,7 @@ class Answering:
         return self._force(session)
 
     def go_on(self, session: Session, row: int) -> m.FinishReason | None:
-        """Append the token that the logits of `row` give, and those that must follow.
+        """Append the token that the logits of `row` give, and the tokens that must follow.
 
         The result is why the answer ends, None where it goes on. Raises EngineError.
         """

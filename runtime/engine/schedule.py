@@ -26,7 +26,7 @@ from runtime.engine.session import Session
 WORTH_WAITING = 32
 # Cells that an answer is granted in advance when its session is admitted.
 RESERVE = 256
-# Tokens of one answer in a step, at most: one that was drawn, and those that its grammar forces after it.
+# Tokens of one answer in a step, at most: one that was drawn, and the tokens that its grammar forces after it.
 MOST_FORCED = 64
 
 

@@ -1,1 +1,1 @@
-"""What an answer may look like: grammars and JSON schemas, kept token by token with llguidance."""
+"""Grammars and JSON schemas that answers are held to, token by token, with llguidance."""

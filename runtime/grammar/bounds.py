@@ -44,7 +44,7 @@ def check_repeats(text: str, what: str) -> None:
 
 
 class _Group:
-    """What stands between two brackets: its `parts`, those of its `last` part, and whether there are `repeats`."""
+    """The content of two brackets: its size in `parts`, the size of its `last` part, and whether it `repeats`."""
 
     def __init__(self) -> None:
         self.parts = self.last = 0

@@ -1,4 +1,4 @@
-"""A grammar and how far one answer has come in it: the tokens that may come next, and those that must."""
+"""A grammar and how far one answer has come in it: the tokens that may come next, and the tokens that must."""
 
 from __future__ import annotations
 

@@ -1,8 +1,10 @@
-"""A JSON schema made ready for llguidance: what cannot be kept is refused by its name, what says nothing is left out.
+"""A JSON schema made ready for llguidance: keywords that cannot be kept are refused by name, idle ones are left out.
 
-Drafts 7 and 2020-12. llguidance refuses most of what it cannot keep; here the place in the schema is named too, and
-what it would keep only in part is refused: it does not see that two added properties of one object have the same name,
-so it cannot count properties.
+Drafts 7 and 2020-12. llguidance refuses most of the keywords that it cannot keep; here the place in the schema is named
+too. It does not see that two added properties of one object have the same name, so it cannot count properties.
+
+An object gets no properties that its schema does not name, unless `additionalProperties` asks for them. The schema
+would allow them. But a model that may add properties goes on adding them, and llama.cpp closes objects too.
 """
 
 from __future__ import annotations
@@ -56,6 +58,7 @@ _OTHER_FORMATS = frozenset(
     }
 )
 """The other formats of the specification. A name that it does not have, such as `int32` or `password`, is a remark."""
+_FEW = {"const", "enum"}
 _DRAFTS = re.compile(r"https?://json-schema\.org/(draft-0[467]|draft/20(19-09|20-12))/schema#?")
 
 
@@ -69,12 +72,67 @@ def prepare(text: str) -> dict[str, Any]:
         schema = {}
     if not isinstance(schema, dict):
         raise BadRequest("the schema is not an object", 'send one such as `{"type": "object"}`')
-    pending = [(schema, "#")]
-    while pending:
-        node, place = pending.pop()
+    nodes = [(schema, "#")]
+    for node, place in nodes:
         _clean(node, place)
-        pending.extend(_inner(node, place))
+        _choose(node, schema)
+        nodes.extend(_inner(node, place))
+    if not any(_joins(node) for node, _ in nodes):
+        for node, _ in nodes:
+            _close(node)
     return schema
+
+
+def _joins(node: dict[str, Any]) -> bool:
+    """Whether one object has to keep several schemas at once, or exactly one, so that none of them may be closed."""
+    several = any(key in node for key in ("anyOf", "$ref"))
+    return "allOf" in node or "oneOf" in node or (several and ("properties" in node or "required" in node))
+
+
+def _choose(node: dict[str, Any], schema: dict[str, Any]) -> None:
+    """Make `oneOf` an `anyOf` where a property tells its schemas apart, as in the tagged unions of Pydantic."""
+    options = node.get("oneOf")
+    if not isinstance(options, list) or "anyOf" in node:
+        return
+    tags = [_tags(_resolved(option, schema)) for option in options]
+    for name in set.intersection(*(set(each) for each in tags)) if tags else ():
+        values = [value for each in tags for value in each[name]]
+        if len(values) == len(set(values)):
+            node["anyOf"] = node.pop("oneOf")
+            return
+
+
+def _resolved(node: Any, schema: dict[str, Any]) -> Any:
+    """The schema that `node` refers to where it does nothing else, one step far."""
+    reference = node.get("$ref") if isinstance(node, dict) else None
+    if isinstance(reference, str) and reference.startswith("#/"):
+        found: Any = schema
+        for name in reference[2:].split("/"):
+            found = found.get(name) if isinstance(found, dict) else None
+        return found
+    return node
+
+
+def _tags(node: Any) -> dict[str, list[str]]:
+    """The values that each property of an object may have, where there must be one of few texts."""
+    properties = node.get("properties") if isinstance(node, dict) and node.get("type") == "object" else None
+    required = node.get("required") if properties else None
+    found: dict[str, list[str]] = {}
+    for name in required if isinstance(required, list) and isinstance(properties, dict) else ():
+        value = properties.get(name) if isinstance(name, str) else None
+        values = (value.get("enum") or [value["const"]]) if isinstance(value, dict) and value.keys() & _FEW else []
+        if isinstance(values, list) and values and all(isinstance(each, str) for each in values):
+            found[name] = values
+    return found
+
+
+def _close(node: dict[str, Any]) -> None:
+    """Allow no properties beside the named ones, where the schema says nothing about others."""
+    properties, required = node.get("properties"), node.get("required", [])
+    open_on_purpose = any(key in node for key in ("additionalProperties", "patternProperties", "minProperties"))
+    named = isinstance(properties, dict) and properties and isinstance(required, list)
+    if named and not open_on_purpose and all(name in properties for name in required):
+        node["additionalProperties"] = False
 
 
 def _inner(node: dict[str, Any], place: str) -> Iterator[tuple[dict[str, Any], str]]:
@@ -93,7 +151,7 @@ def _inner(node: dict[str, Any], place: str) -> Iterator[tuple[dict[str, Any], s
 
 
 def _clean(node: dict[str, Any], place: str) -> None:
-    """Check the keywords of one schema, and take out those that say nothing."""
+    """Check the keywords of one schema, and take out the idle ones."""
     for key in [key for key in node if key in _IDLE]:
         del node[key]
     for key in [key for key in node if key in _REFUSED]:

@@ -15,7 +15,7 @@ _GUARDS = ("", "\n", "a")
 
 
 class Words:
-    """What llguidance's wrapper asks of a tokenizer."""
+    """The attributes that llguidance's wrapper asks of a tokenizer."""
 
     bos_token_id = None
 

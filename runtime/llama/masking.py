@@ -1,11 +1,11 @@
 """Drawing tokens for an answer that is held to a grammar.
 
-The sampler draws first, from all tokens, and what it draws is allowed most of the time. Where it is not, a second draw
-is made among those tokens that the chain has left over and the grammar allows, by their probabilities. Together both
-draws have the distribution of the chain, without the tokens that are not allowed, renormalized: a token of probability
-q is drawn first with q, or second with (1 - a) q / a, where a is the sum of q over the allowed tokens: q / a in all.
-A second run of the whole chain over masked logits would not have it, because top-k and top-p would cut elsewhere.
+The sampler draws first, from all tokens, and the token is allowed most of the time. Where it is not, a second draw is
+made among the tokens that the chain has left over and the grammar allows, by their probabilities. So the distribution
+is the chain's own, restricted to the allowed tokens and renormalized. With q for a token's probability, and a for the
+sum of q over the allowed tokens, it is drawn first with q, or second with (1 - a) q / a. That is q / a in all.
 
+A second run of the whole chain over masked logits would not give it, because top-k and top-p would cut elsewhere.
 Where the chain leaves over no token that is allowed, it is run over the allowed tokens alone.
 """
 
@@ -24,8 +24,8 @@ _TOKEN = np.dtype([("id", "<i4"), ("logit", "<f4"), ("p", "<f4")])
 """`llama_token_data`."""
 
 
-class Grammar(Protocol):
-    """What is asked of a grammar."""
+class Rules(Protocol):
+    """A grammar, as far as it is asked here."""
 
     def take(self, token: int) -> bool:
         """Whether `token` may come next; if so, it has come."""
@@ -41,7 +41,7 @@ class MaskedSampler:
         self._sampler = sampler
         self._random = random.Random(sampler.seed)
 
-    def draw(self, context: Any, row: int, logits: Any, grammar: Grammar) -> int:
+    def draw(self, context: Any, row: int, logits: Any, grammar: Rules) -> int:
         """The next token, by the logits of `row` of llama.cpp's `context`: float32 `(vocabulary,)`."""
         sampler = self._sampler
         if not sampler.remembers:
@@ -65,7 +65,7 @@ class MaskedSampler:
         return chosen
 
     def _run(self, ids: Any, logits: Any) -> tuple[int, Any]:
-        """Run the chain over some tokens: the one it chooses, and those that it leaves over."""
+        """Run the chain over some tokens: the one it chooses, and the tokens that it leaves over."""
         candidates = np.empty(len(ids), _TOKEN)
         candidates["id"], candidates["logit"], candidates["p"] = ids, logits, 0
         low = library()

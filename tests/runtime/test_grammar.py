@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import pytest
 
 from runtime import messages as m
 from runtime.options import Limits, Sampling
-from tests.runtime.working import Answer, Worker, load_frame, working
+from tests.runtime.working import Answer, load_frame, working
 
 PERSON = {
     "type": "object",
@@ -22,7 +21,10 @@ PERSON = {
         "age": {"type": "integer", "minimum": 0, "maximum": 120},
         "address": {
             "type": "object",
-            "properties": {"street": {"type": "string", "maxLength": 20}, "zip": {"type": "string", "pattern": "^[0-9]{5}$"}},
+            "properties": {
+                "street": {"type": "string", "maxLength": 20},
+                "zip": {"type": "string", "pattern": "^[0-9]{5}$"},
+            },
             "required": ["street", "zip"],
             "additionalProperties": False,
         },
@@ -61,7 +63,12 @@ def test_an_answer_has_the_form_of_its_schema_whatever_the_seed(demo: Path) -> N
 
 def test_eight_streams_keep_eight_schemas(demo: Path) -> None:
     schemas = [
-        {"type": "object", "properties": {f"key_{n}": {"type": "integer"}}, "required": [f"key_{n}"], "maxProperties": 1}
+        {
+            "type": "object",
+            "properties": {f"key_{n}": {"type": "integer"}},
+            "required": [f"key_{n}"],
+            "maxProperties": 1,
+        }
         for n in range(8)
     ]
     answers = ask(demo, *(asked(schema(each)) for each in schemas))

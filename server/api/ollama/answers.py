@@ -78,7 +78,6 @@ async def chat(request: web.Request) -> web.StreamResponse:
 
 
 def _submit(request: web.Request, model: Model, body: AnswerBody) -> Submit:
-    refuse(format=body.format)
     if body.think:
         require(model, "thinking")
     pass_over(request, options.check_options(body.given_options))
@@ -91,6 +90,7 @@ def _submit(request: web.Request, model: Model, body: AnswerBody) -> Submit:
         truncate=body.truncate is not False,
         shift=body.shift is True,
         logprobs=options.alternatives(bool(body.logprobs), body.top_logprobs),
+        grammar=body.held_to,
     )
 
 

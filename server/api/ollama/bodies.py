@@ -8,7 +8,9 @@ import msgspec
 
 from runtime.conversation import Turn
 from runtime.errors import BadRequest
-from server.api import options
+from runtime.messages import Grammar
+from server.api import grammars, options
+from server.api.grammars import GrammarField
 from server.api.request import ModelBody, refuse
 from server.config import duration
 
@@ -46,12 +48,27 @@ class AnswerBody(LoadBody):
     """The fields that `/api/generate` and `/api/chat` share."""
 
     stream: bool | None = None
-    format: Any = None
+    format: msgspec.Raw = msgspec.Raw()
+    grammar: str | GrammarField | None = None
     think: bool | str | None = None
     truncate: bool | None = None
     shift: bool | None = None
     logprobs: bool | None = None
     top_logprobs: options.Whole | None = None
+
+    @property
+    def held_to(self) -> Grammar | None:
+        """The grammar that `format` or `grammar` asks for. Raises BadRequest."""
+        return grammars.only(format=self._format(), grammar=grammars.of_field(self.grammar))
+
+    def _format(self) -> Grammar | None:
+        """The `format`: "json" or a JSON schema; clients send null and an empty text for none."""
+        match bytes(self.format):
+            case b"" | b"null" | b'""':
+                return None
+            case b'"json"':
+                return Grammar("json")
+        return grammars.of_schema(self.format, "format")
 
 
 class GenerateBody(AnswerBody):

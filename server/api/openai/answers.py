@@ -61,8 +61,7 @@ async def completions(request: web.Request) -> web.StreamResponse:
 
 def _check_chat(body: ChatFields) -> None:
     """Raise Unsupported or BadRequest for fields that cannot be honoured, or that need another field."""
-    kind = (body.response_format or {}).get("type", "text")
-    refuse(tools=body.tools, response_format=kind != "text")
+    refuse(tools=body.tools)
     refuse(modalities=[kind for kind in body.modalities or [] if kind != "text"])
     if body.tool_choice is not None:
         raise BadRequest("`tool_choice` is given without `tools`", "leave it out", "tool_choice")
@@ -80,6 +79,7 @@ def _submit(model: Model, body: CompletionFields, most: int | None) -> Submit:
         sampling=options.sampling(model.params, options.sampling_fields(body)),
         limits=options.limits(model.params, {"num_predict": most, "stop": body.stop}),
         count=count,
+        grammar=body.held_to,
     )
 
 

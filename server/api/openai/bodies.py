@@ -8,6 +8,9 @@ import msgspec
 
 from runtime.conversation import Text, Turn
 from runtime.errors import BadRequest
+from runtime.messages import Grammar
+from server.api import grammars
+from server.api.grammars import GrammarField
 from server.api.options import Whole, with_sampling
 from server.api.request import refuse
 
@@ -27,11 +30,49 @@ class CompletionFields(msgspec.Struct, kw_only=True):
     stop: str | list[str] | None = None
     n: Whole | None = None
     max_tokens: Whole | None = None
+    grammar: str | GrammarField | None = None
+
+    @property
+    def held_to(self) -> Grammar | None:
+        """The grammar of the answers. Raises BadRequest."""
+        return grammars.of_field(self.grammar)
 
     @property
     def wants_usage(self) -> bool:
         """Whether a stream ends with the usage."""
         return bool(self.stream_options and self.stream_options.include_usage)
+
+
+class JsonSchema(msgspec.Struct):
+    """A schema as OpenAI's clients send it. It is kept whether it is `strict` or not."""
+
+    schema: msgspec.Raw = msgspec.Raw()
+
+
+class ResponseFormat(msgspec.Struct):
+    """The form of an answer: text, any JSON object, or one by a schema, which llama-server's clients put here."""
+
+    type: str = "text"
+    json_schema: JsonSchema | None = None
+    schema: msgspec.Raw = msgspec.Raw()
+
+    @property
+    def grammar(self) -> Grammar | None:
+        """The grammar that answers are held to. Raises BadRequest."""
+        if self.type == "text":
+            return None
+        if self.type not in ("json_object", "json_schema"):
+            known = "text, json_object and json_schema"
+            message = f"there is no `response_format` of type `{self.type[:40]}`"
+            raise BadRequest(message, f"known are {known}", "response_format")
+        schema = self.json_schema.schema if self.json_schema and self.type == "json_schema" else self.schema
+        if bytes(schema) in (b"", b"null"):
+            if self.type == "json_schema":
+                raise BadRequest(
+                    "`response_format` has no schema", "send it in `json_schema.schema`", "response_format"
+                )
+            return Grammar("json")
+        return grammars.of_schema(schema, "response_format")
 
 
 class ContentPart(msgspec.Struct):
@@ -90,10 +131,16 @@ class ChatFields(CompletionFields, kw_only=True):
     max_completion_tokens: Whole | None = None
     logprobs: bool | None = None
     top_logprobs: Whole | None = None
-    response_format: dict[str, Any] | None = None
+    response_format: ResponseFormat | None = None
     tools: list[Any] | None = None
     tool_choice: Any = None
     modalities: list[str] | None = None
+
+    @property
+    def held_to(self) -> Grammar | None:
+        """The grammar of the answers. Raises BadRequest."""
+        form = self.response_format.grammar if self.response_format else None
+        return grammars.only(response_format=form, grammar=grammars.of_field(self.grammar))
 
 
 class TextFields(CompletionFields, kw_only=True):

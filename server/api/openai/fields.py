@@ -11,7 +11,7 @@ OPENAI = KnownFields(
     | {
         "functions": "",
         "function_call": "",
-        "format": "",
+        "format": "use `response_format`",
         "audio": "",
         "n_predict": _LENGTH,
         "num_predict": _LENGTH,
