@@ -7,6 +7,7 @@ first request, because its stack is large.
 from __future__ import annotations
 
 import threading
+import traceback
 from collections.abc import Callable
 from queue import SimpleQueue
 
@@ -62,8 +63,11 @@ class Compiling:
     def _compile(self, request: m.Submit) -> None:
         try:
             sessions = self._make(request) if request.id in self._pending else []
-        except EngineError as error:
+        except BaseException as error:  # a panic of llguidance is no Exception
             self._pending.discard(request.id)
+            if not isinstance(error, EngineError):
+                traceback.print_exc()
+                error = EngineError("the grammar could not be compiled", "make it simpler")
             self._send(m.Failed.of(request.id, error))
             return
         with self._lock:

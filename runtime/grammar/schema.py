@@ -58,7 +58,6 @@ _OTHER_FORMATS = frozenset(
     }
 )
 """The other formats of the specification. A name that it does not have, such as `int32` or `password`, is a remark."""
-_FEW = {"const", "enum"}
 _DRAFTS = re.compile(r"https?://json-schema\.org/(draft-0[467]|draft/20(19-09|20-12))/schema#?")
 
 
@@ -115,23 +114,28 @@ def _resolved(node: Any, schema: dict[str, Any]) -> Any:
 
 def _tags(node: Any) -> dict[str, list[str]]:
     """The values that each property of an object may have, where there must be one of few texts."""
-    properties = node.get("properties") if isinstance(node, dict) and node.get("type") == "object" else None
-    required = node.get("required") if properties else None
+    properties, required = _object(node)
     found: dict[str, list[str]] = {}
-    for name in required if isinstance(required, list) and isinstance(properties, dict) else ():
-        value = properties.get(name) if isinstance(name, str) else None
-        values = (value.get("enum") or [value["const"]]) if isinstance(value, dict) and value.keys() & _FEW else []
+    for name in required if isinstance(node, dict) and node.get("type") == "object" else ():
+        value = properties.get(name)
+        values = value.get("enum", [value.get("const")]) if isinstance(value, dict) else None
         if isinstance(values, list) and values and all(isinstance(each, str) for each in values):
             found[name] = values
     return found
 
 
+def _object(node: Any) -> tuple[dict[str, Any], list[str]]:
+    """The properties that a schema names, and the names that it requires; empty where it is malformed."""
+    properties, required = (node.get(key) for key in ("properties", "required")) if isinstance(node, dict) else (0, 0)
+    names = [name for name in required if isinstance(name, str)] if isinstance(required, list) else []
+    return properties if isinstance(properties, dict) else {}, names
+
+
 def _close(node: dict[str, Any]) -> None:
     """Allow no properties beside the named ones, where the schema says nothing about others."""
-    properties, required = node.get("properties"), node.get("required", [])
+    properties, required = _object(node)
     open_on_purpose = any(key in node for key in ("additionalProperties", "patternProperties", "minProperties"))
-    named = isinstance(properties, dict) and properties and isinstance(required, list)
-    if named and not open_on_purpose and all(name in properties for name in required):
+    if properties and not open_on_purpose and all(name in properties for name in required):
         node["additionalProperties"] = False
 
 
@@ -162,9 +166,10 @@ def _clean(node: dict[str, Any], place: str) -> None:
     if "$schema" in node and not _DRAFTS.fullmatch(str(node["$schema"])):
         del node["$schema"]
     if "format" in node:
-        if node["format"] in _OTHER_FORMATS:
-            raise cannot_keep("format", place, f"`{node['format']}`")
-        if node["format"] not in _FORMATS:
+        name = str(node["format"])
+        if name in _OTHER_FORMATS:
+            raise cannot_keep("format", place, f"`{name}`")
+        if name not in _FORMATS:
             del node["format"]
     for pattern in [node.get("pattern"), *_names(node.get("patternProperties"))]:
         if isinstance(pattern, str):
