@@ -21,7 +21,7 @@ def _describe(config: ModelConfig, sizes: DecoderSizes) -> dict[str, Any]:
     entries = decoder.describe(config, sizes)
     return {
         **entries,
-        "logit_scale": config.number("logit_scale", 0.0625),
+        "logit_scale": decoder.scale(config, "logit_scale", 0.0625),
         "rope.scaling.type": entries.get("rope.scaling.type", "none"),
     }
 

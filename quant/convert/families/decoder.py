@@ -227,6 +227,13 @@ def window_pattern(config: ModelConfig, sizes: Sizes, every: int | None = None) 
     return {"attention.sliding_window_pattern": [kind == "sliding_attention" for kind in types]}
 
 
+def scale(config: ModelConfig, key: str, default: float) -> float:
+    """A factor of numbers in the model; 0 is refused, by which llama.cpp means that there is none."""
+    if config.get(key) == 0:
+        raise UnsupportedModel(f"its `{key}` is 0, by which llama.cpp means that there is none")
+    return config.number(key, default)
+
+
 def describe_experts(count: int, used: int) -> dict[str, Any]:
     """The entries of a mixture of `count` experts, of which `used` compute each token."""
     if not 0 < used <= count:

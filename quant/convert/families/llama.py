@@ -73,15 +73,12 @@ SMOLLM3 = Family(
 
 def describe_granite(config: ModelConfig, sizes: DecoderSizes) -> dict[str, Any]:
     """Granite scales the embedding, what each layer adds, attention and the logits."""
-    for key in ("embedding_multiplier", "residual_multiplier", "attention_multiplier", "logits_scaling"):
-        if config.get(key) == 0:
-            raise UnsupportedModel(f"its `{key}` is 0, by which llama.cpp means that there is none")
     return {
         **decoder.describe(config, sizes),
-        "embedding_scale": config.number("embedding_multiplier", 1.0),
-        "residual_scale": config.number("residual_multiplier", 1.0),
-        "attention.scale": config.number("attention_multiplier", 1.0),
-        "logit_scale": config.number("logits_scaling", 1.0),
+        "embedding_scale": decoder.scale(config, "embedding_multiplier", 1.0),
+        "residual_scale": decoder.scale(config, "residual_multiplier", 1.0),
+        "attention.scale": decoder.scale(config, "attention_multiplier", 1.0),
+        "logit_scale": decoder.scale(config, "logits_scaling", 1.0),
     }
 
 

@@ -118,7 +118,7 @@ def describe_routed(config: ModelConfig, sizes: RoutedSizes, gating: str) -> dic
         **decoder.describe_experts(sizes.experts, config.count("num_experts_per_tok")),
         "expert_feed_forward_length": sizes.expert,
         "expert_shared_count": sizes.shared_experts,
-        "expert_weights_scale": config.number("routed_scaling_factor", 1.0),
+        "expert_weights_scale": decoder.scale(config, "routed_scaling_factor", 1.0),
         "expert_weights_norm": config.flag("norm_topk_prob"),
         "expert_gating_func": _GATING[gating],
         **grouped,

@@ -115,7 +115,7 @@ def _describe_experts(config: ModelConfig, sizes: _NemotronSizes) -> dict[str, A
         "expert_shared_feed_forward_length": sizes.shared_expert,
         "expert_shared_count": 1,
         "expert_weights_norm": config.flag("norm_topk_prob", True),
-        "expert_weights_scale": config.number("routed_scaling_factor", 1.0),
+        "expert_weights_scale": decoder.scale(config, "routed_scaling_factor", 1.0),
     }
 
 
