@@ -45,6 +45,7 @@ FOUND = {
 REFUSED = {
     "granite": ({"residual_multiplier": 0.0}, "residual_multiplier"),
     "deepseek2": ({"routed_scaling_factor": 0.0}, "routed_scaling_factor"),
+    "modern-bert": ({"local_attention": 0}, "local_attention"),
     "cohere2": ({"attention_bias": True}, "attention_bias"),
     "command-r": ({"use_qk_norm": True}, "use_qk_norm"),
     "gemma": ({"tie_word_embeddings": False}, "tie_word_embeddings"),

@@ -132,6 +132,8 @@ ROBERTA = Family(
 
 
 def _describe_modern(config: ModelConfig, sizes: EncoderSizes) -> dict[str, Any]:
+    if config.get("local_attention") == 0:
+        raise UnsupportedModel("its `local_attention` is 0: tokens see themselves alone, and in llama.cpp all others")
     local = rotary.parameters(config, "sliding_attention").number("rope_theta", config.number("local_rope_theta", 1e4))
     every = config.count("global_attn_every_n_layers", 3)
     config.without_effect("classifier_activation", "classifier_bias", "classifier_pooling")
