@@ -1,6 +1,7 @@
 """A file from a source, fetched in parallel ranges and delivered in file order, from a bounded window of buffers.
 
 Each thread fetches one piece of the file after the other by range requests, straight into a buffer that is used again.
+Pieces grow and shrink with the speed: so a cut on a slow link loses little.
 Pieces are assigned in file order and each needs a free buffer, so a consumer that stops reading stops the transfer
 after one window. The first bytes of a piece are delivered before the piece is whole. A range that is cut, stalls or is
 refused for a while is resumed where it was, after a pause. The first request is made by one thread alone: it finds the

@@ -18,6 +18,11 @@ from registry.net.retries import Retries
 MIB = 1 << 20
 # A chunk is delivered when it has this size, or ends its piece: the consumer's cost per chunk stays small.
 QUANTUM = MIB
+# A piece is so large that a connection fetches it in about this time (seconds): what a cut makes useless, because the
+# bytes before it have not come, is no more than that. The first pieces have `_FIRST` bytes, no piece has fewer than
+# `_LEAST`.
+_PIECE_SECONDS = (0.5, 2.0)
+_FIRST, _LEAST = 256 * 1024, 64 * 1024
 
 
 @dataclass(slots=True, eq=False)
@@ -59,6 +64,7 @@ class Window:
         self.changed = threading.Condition()
         self.closed = threading.Event()
         self._piece, self._buffers = piece, buffers
+        self._present = min(piece, _FIRST)
         self._retries = retries
         self._next = start
         self._pieces: deque[FilePiece] = deque()
@@ -67,14 +73,14 @@ class Window:
     @property
     def unassigned(self) -> int:
         """The number of pieces that no worker has been assigned yet."""
-        return -(-(self.size - self._next) // self._piece)
+        return -(-(self.size - self._next) // self._present)
 
     def assign(self, restart: Callable[[], None]) -> FilePiece | None:
         """The next piece to fetch, in file order; waits for a buffer. None when there is nothing left to do."""
         with self.changed:
             while not self.closed.is_set() and self.position < self.size:
                 if self._next < self.size and (buffer := self._buffer()) is not None:
-                    start, self._next = self._next, min(self._next + self._piece, self.size)
+                    start, self._next = self._next, min(self._next + self._present, self.size)
                     self._pieces.append(FilePiece(start, self._next, buffer, buffer, restart))
                     return self._pieces[-1]
                 slow = next((piece for piece in self._pieces if piece.have < piece.end), None)
@@ -98,6 +104,8 @@ class Window:
             piece.have += count
             self.received += count
             piece.moved = time.monotonic()
+            if piece.have == piece.end:
+                self._adapt(piece)
             if self._pieces[0] is piece or piece.have == piece.end:
                 self.changed.notify_all()
 
@@ -124,6 +132,15 @@ class Window:
         with self.changed:
             self.closed.set()
             self.changed.notify_all()
+
+    def _adapt(self, piece: FilePiece) -> None:
+        """Make the next pieces larger after one that came fast, smaller after one that came slowly."""
+        shortest, longest = _PIECE_SECONDS
+        seconds, size = piece.moved - piece.began, piece.end - piece.start
+        if seconds < shortest and size >= self._present:
+            self._present = min(2 * self._present, self._piece)
+        elif seconds > longest and size <= self._present:
+            self._present = max(self._present // 2, min(_LEAST, self._piece))
 
     def _buffer(self) -> memoryview | None:
         if not self._spare and self._buffers:

@@ -21,6 +21,7 @@ import pytest
 
 from registry.errors import AccessDenied, DigestMismatch, ModelNotFound, RegistryError, SourceUnavailable
 from registry.net import dialing, transport
+from registry.net import fetch as small
 from registry.net.address import HttpAddress
 from registry.net.dialing import Link, Sockets, is_public
 from registry.net.download import Download
@@ -361,6 +362,20 @@ def test_closing_ends_everything_at_once(when: str) -> None:
             next(chunks)
 
 
+def test_a_cut_on_a_slow_link_keeps_what_came() -> None:
+    """Eight connections share 1 MB/s; a reader gets nearly all that came before the cut, in order."""
+    data = random.Random(3).randbytes(32 << 20)
+    network = Network(timeout=5, limiter=Limiter(1e6))
+    with BadNet(data) as net, Download(net.remote, network) as download:
+        delivered = 0
+        for chunk in download:
+            delivered += len(chunk)
+            if download.received > 3_000_000:
+                break
+        lost = download.received - delivered
+    assert lost < 1_500_000, f"{lost:,} bytes of {download.received:,} came and are of no use"
+
+
 def test_the_rate_is_limited_for_all_together() -> None:
     with BadNet(DATA) as net:
         started = time.monotonic()
@@ -565,3 +580,20 @@ def test_from_a_hub(tmp_path: Path) -> None:
                 reader.finish()
             assert len(hub.paths("cdn")) > 5 or data is small  # each cut costs a request
         assert not any("authorization" in request.headers for request in hub.requests if request.origin == "cdn")
+
+
+def test_a_hub_that_takes_requests_and_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sign of life after a while (5 s), the end after two tries of `timeout` (30 s)."""
+    monkeypatch.setattr(small, "LONG_SECONDS", 0.05)
+    notices: list[str] = []
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        closing(small.Fetcher(Network(timeout=0.2, notice=notices.append))) as fetcher,
+    ):
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/api/models/org/repo"
+        began = time.monotonic()
+        with pytest.raises(SourceUnavailable, match="2 times in a row"):
+            fetcher.document(url, "org/repo", 1000, lambda status, headers: SourceUnavailable(""))
+        assert time.monotonic() - began < allowed(2)
+    assert "`127.0.0.1` has not answered yet: waiting for `org/repo`" in notices
+    assert 2 * Network().timeout == 60
