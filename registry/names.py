@@ -8,6 +8,7 @@ folder.
 
 from __future__ import annotations
 
+import hashlib
 import os.path
 import re
 import unicodedata
@@ -28,7 +29,9 @@ AUTO = "auto"
 LATEST = "latest"
 
 _ALIASES = {"huggingface.co": HUB, "www.huggingface.co": HUB, "ollama.com": OLLAMA}
-_WORD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,95}")
+_ENGLISH = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,95}")
+# Letters, and bytes in UTF-8: a file system allows 255 bytes, of which a temporary file takes some.
+_LONGEST_WORD, _LONGEST_FILE = 96, 240
 _HOST = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]{0,252}(?::[0-9]{1,5})?")
 _BUDGET = re.compile(r"([0-9]{1,6}(?:\.[0-9]{1,4})?)(KB|MB|GB|TB|KiB|MiB|GiB|TiB|bpw)", re.IGNORECASE)
 _UNITS = {unit.lower(): unit for unit in ("KB", "MB", "GB", "TB", "KiB", "MiB", "GiB", "TiB", "bpw")}
@@ -55,7 +58,7 @@ class Name:
         if not _HOST.fullmatch(self.host) or ".." in self.host:
             raise _odd(self.host)
         for word in (self.namespace, self.model, *([] if self.tag is None else [self.tag])):
-            if not _WORD.fullmatch(word) or ".." in word:
+            if not _is_word(word):
                 raise _odd(word)
 
     @property
@@ -96,6 +99,16 @@ class Reference:
     name: Name
 
     @property
+    def names(self) -> tuple[Name, ...]:
+        """The names under which the store may have it: a folder whose name is taken is called by its parent as well."""
+        if self.kind != "folder":
+            return (self.name,)
+        model, parent = _folder_word(self.location), word_of(os.path.basename(os.path.dirname(self.location)))  # noqa: PTH119, PTH120
+        mark = hashlib.sha256(self.location.encode(errors="surrogateescape")).hexdigest()[:6]
+        words = [model, *([_short(f"{parent}-{model}")] if parent else []), f"{_short(model, 80)}-{mark}"]
+        return tuple(replace(self.name, model=word) for word in words)
+
+    @property
     def automatic(self) -> bool:
         """Whether the choice of the level is left to us."""
         return self.level in (None, AUTO)
@@ -120,6 +133,7 @@ def parse(text: str) -> Reference:
         raise _odd(text)
     if is_path(text):
         return _folder(text)
+    text = unicodedata.normalize("NFC", text)
     if "://" in text:
         return _url(text)
     body, colon, suffix = text.rpartition(":")
@@ -127,7 +141,7 @@ def parse(text: str) -> Reference:
         body, suffix = text, ""
     if colon and not suffix and body != text:
         raise _odd(text)
-    return _plain(body.split("/"), suffix or None, text)
+    return _named(body.split("/"), suffix or None, text)
 
 
 def is_path(text: str) -> bool:
@@ -146,16 +160,61 @@ def canonical_level(text: str) -> str:
     if budget:
         whole, point, part = budget[1].partition(".")
         return (whole.lstrip("0") or "0") + (point + part).rstrip("0").rstrip(".") + _UNITS[budget[2].lower()]
-    if not _WORD.fullmatch(text) or ".." in text:
+    if text.lower().endswith(".gguf") and _is_word(text):
+        return text
+    if not _ENGLISH.fullmatch(text) or ".." in text:
         raise _odd(text, _LEVELS, "a level")
-    if text.lower() == AUTO:
-        return AUTO
-    return text if text.lower().endswith(".gguf") else text.upper()
+    return AUTO if text.lower() == AUTO else text.upper()
 
 
-def _plain(words: list[str], suffix: str | None, text: str) -> Reference:
+def word_of(text: str) -> str:
+    """A text as a word of a name: letters and digits of any script and `_.-` stay; "" where there are none.
+
+    A Latin letter with marks becomes the bare letter (`ünï` is `uni`), anything else a hyphen. The word may be longer
+    than a name allows.
+    """
+    letters = "".join(map(_plain, unicodedata.normalize("NFKC", text)))
+    word = re.sub(r"\.{2,}", ".", re.sub(r"\0+", "-", letters)).strip("-.")
+    while word and unicodedata.category(word[0]).startswith("M"):
+        word = word[1:].lstrip("-.")
+    return unicodedata.normalize("NFC", word)
+
+
+def _plain(letter: str) -> str:
+    """The letter as names have it; a NUL for one that they have not, nothing for a mark on a Latin letter."""
+    if "\u0300" <= letter <= "\u036f":
+        return ""
+    base = unicodedata.normalize("NFD", letter)[0]
+    letter = base if base.isascii() and base.isalpha() else letter
+    return letter if _may_be_in_word(letter) else "\0"
+
+
+def _may_be_in_word(letter: str) -> bool:
+    return letter in "_.-" or letter.isalnum() or unicodedata.category(letter).startswith("M")
+
+
+def _is_word(text: str) -> bool:
+    """Whether a text is safe as the name of a file, and reads in one way only."""
+    if not 0 < len(text) <= _LONGEST_WORD or ".." in text or len(text.encode(errors="replace")) > _LONGEST_FILE:
+        return False
+    good = all(map(_may_be_in_word, text)) and (text[0] == "_" or text[0].isalnum())
+    return good and unicodedata.is_normalized("NFC", text)
+
+
+def _short(word: str, longest: int = _LONGEST_WORD) -> str:
+    """The beginning of a word, as much of it as a name may have."""
+    word = word[:longest]
+    while len(word.encode()) > _LONGEST_FILE - _LONGEST_WORD + longest:
+        word = word[:-1]
+    return word.rstrip("-.")
+
+
+def _named(words: list[str], suffix: str | None, text: str) -> Reference:
     host = words[0].lower()
     host = _ALIASES.get(host, host)
+    repository = 3 if host == HUB else 2 if re.fullmatch(r"[^.:]+", host) and host != "localhost" else len(words)
+    if suffix is None and len(words) > repository and words[-1].lower().endswith(".gguf"):
+        words, suffix = words[:repository], words[-1]  # `org/repo/x.gguf`: a file of a repository
     if host == HUB and len(words) > 1:
         if len(words) != 3:
             raise _odd(text, f"a model on the hub is named `{HUB}/org/repo`")
@@ -181,6 +240,8 @@ def _plain(words: list[str], suffix: str | None, text: str) -> Reference:
 
 
 def _hub(organisation: str, repository: str, suffix: str | None) -> Reference:
+    if not (organisation.isascii() and repository.isascii()):
+        raise _odd(f"{organisation}/{repository}")
     name = Name(HUB, organisation, repository)
     return Reference("hub", f"{organisation}/{repository}", *_levelled(name, suffix))
 
@@ -203,14 +264,16 @@ def _folder(text: str) -> Reference:
     elif not level:
         raise _odd(text)
     location = os.path.abspath(os.path.expanduser(path))  # noqa: PTH100, PTH111  lexical: the folder need not exist
-    cached = _SNAPSHOT.search(location)
-    base = cached[2] if cached else _FILE.sub("", os.path.basename(location))  # noqa: PTH119
-    # A letter with marks becomes the bare letter: `ünï` is `uni`.
-    latin = re.sub(r"[\u0300-\u036f]", "", unicodedata.normalize("NFKD", base))
-    word = re.sub(r"\.{2,}", ".", re.sub(r"[^A-Za-z0-9_.-]+", "-", latin)).strip("-.")[:96]
+    word = _folder_word(location)
     if not word:
-        raise _odd(text, "give the folder a name with Latin letters or digits in it")
+        raise _odd(text, "give the folder a name with letters or digits in it")
     return Reference("folder", location, *_levelled(Name(LOCAL, LIBRARY, word), level or None))
+
+
+def _folder_word(location: str) -> str:
+    """The word in the name of a folder or a file, "" where no letter or digit is in it."""
+    cached = _SNAPSHOT.search(location)
+    return _short(word_of(cached[2] if cached else _FILE.sub("", os.path.basename(location))))  # noqa: PTH119
 
 
 def _url(text: str) -> Reference:

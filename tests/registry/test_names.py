@@ -51,7 +51,16 @@ READINGS = [
     ("/models/tale/", "folder", "/models/tale", None, "tale"),
     ("/models/tale:q6_k", "folder", "/models/tale", "Q6_K", "tale:Q6_K"),
     ("/models/a:b/", "folder", "/models/a:b", None, "a-b"),
-    ("/models/ünï 漢", "folder", "/models/ünï 漢", None, "uni"),
+    ("/models/ünï 漢", "folder", "/models/ünï 漢", None, "uni-漢"),
+    ("/models/模型", "folder", "/models/模型", None, "模型"),
+    ("/models/模型.gguf:q8_0", "folder", "/models/模型.gguf", "Q8_0", "模型:Q8_0"),
+    ("/models/Модель-й", "folder", "/models/Модель-й", None, "Модель-й"),
+    ("/models/हिन्दी", "folder", "/models/हिन्दी", None, "हिन्दी"),
+    ("/models/모델 2", "folder", "/models/모델 2", None, "모델-2"),
+    ("模型:Q8_0", "ollama", "library/模型", None, "模型:Q8_0"),
+    ("org/two:模型.gguf", "hub", "org/two", "模型.gguf", "hf.co/org/two:模型.gguf"),
+    ("org/two/X-q4_0.gguf", "hub", "org/two", "X-q4_0.gguf", "hf.co/org/two:X-q4_0.gguf"),
+    ("hf.co/org/two/Q4/X.gguf", "hub", "org/two", "X.gguf", "hf.co/org/two:X.gguf"),
     ("/models/Mein Modell (neu)", "folder", "/models/Mein Modell (neu)", None, "Mein-Modell-neu"),
     ("/hub/models--org--repo/snapshots/" + "a" * 40, "folder", None, None, "repo"),
 ]
@@ -124,7 +133,8 @@ def test_name_refuses_words_that_are_no_file_names(word: str, place: int) -> Non
         name = Name(*words)
     except BadName:
         return
-    assert all(part.isascii() and part not in (".", "..") and "/" not in part for part in name.parts)
+    assert all(part not in (".", "..") and "/" not in part and part.isprintable() for part in name.parts)
+    assert all(len(part.encode()) <= 245 for part in name.parts)
 
 
 @given(st.text(max_size=60))
@@ -145,3 +155,10 @@ def test_display_reads_back() -> None:
 def test_case_is_kept_and_ignored() -> None:
     assert parse("Org/Repo:q8_0").name.same(parse("org/repo:Q8_0").name)
     assert not parse("org/repo").name.same(parse("org/repo:Q8_0").name)
+
+
+@pytest.mark.parametrize("letter", ["x", "模", "\U00020000"])
+def test_a_folder_with_a_long_name_has_names(letter: str) -> None:
+    names = parse(f"/models/{letter * 80}/{letter * 80}").names
+    assert names[0] != names[-1]
+    assert all(parse(name.display).name.model == name.model for name in names)

@@ -9,7 +9,8 @@ import re
 from typing import NamedTuple
 
 _NAME = re.compile(r"(.+?)(?:-(\d{5})-of-(\d{5}))?(\.gguf)", re.IGNORECASE)
-_NO_MODEL = re.compile(r"(?:.*[._/-])?(?:mmproj|imatrix|ggml-vocab)(?:[._-].*)?", re.IGNORECASE)
+# A file `mtp-…` holds the layers that guess further tokens, for speculation beside the model of that name.
+_NO_MODEL = re.compile(r"(?:.*[._/-])?(?:mmproj|imatrix|ggml-vocab)(?:[._-].*)?|(?:.*/)?mtp-.*", re.IGNORECASE)
 
 
 class GgufName(NamedTuple):
