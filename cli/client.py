@@ -6,6 +6,7 @@ import json
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack, contextmanager
 from http.client import HTTPException, HTTPResponse, responses
+from pathlib import Path
 from typing import Any
 
 from cli import console, daemon
@@ -14,10 +15,10 @@ from cli.http import request
 from server.config import BadSetting, Config, is_loopback
 
 
-def settings() -> Config:
-    """The settings of this environment; raises Failure."""
+def settings(file: Path | None = None) -> Config:
+    """The settings of this environment and of `file`, by default the home's `config.toml`; raises Failure."""
     try:
-        return Config.load()
+        return Config.load(file=file)
     except BadSetting as error:
         raise Failure(str(error), error.hint, error.code) from None
 

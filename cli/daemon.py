@@ -8,14 +8,18 @@ daemon says on a pipe that it is ready, or why it is not.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
 import select
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from http.client import HTTPException
-from typing import Any
+from pathlib import Path
+from typing import IO, Any
 from urllib.parse import urlsplit
 
 from cli.console import status
@@ -176,9 +180,8 @@ def _mismatch(url: str, version: str) -> Failure:
 def _start(config: Config) -> str:
     """Start a daemon, unless another command has started it meanwhile; its URL. Raises Failure."""
     try:
-        for folder in (config.home, config.logs):
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with (config.home / "start.lock").open("w") as lock, status("starting the daemon"):
+        config.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with _lock_file(config.home) as lock, status("starting the daemon"):
             fcntl.flock(lock, fcntl.LOCK_EX)
             running = running_daemon(config)
             if running is None:
@@ -190,13 +193,37 @@ def _start(config: Config) -> str:
     return running[0] if running else _own_url(config) or config.url
 
 
+@contextmanager
+def _lock_file(home: Path) -> Iterator[int]:
+    """A descriptor to lock: of a file, or of the home itself where the disk is full or read-only. Raises OSError."""
+    try:
+        descriptor = os.open(home / "start.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            raise
+        descriptor = os.open(home, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _log(config: Config) -> IO[bytes]:
+    """The daemon's log for what it prints before it writes the log itself; nothing where no file can be made."""
+    try:
+        config.logs.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return config.log_file.open("ab")
+    except OSError:
+        return Path(os.devnull).open("ab")
+
+
 def _spawn(config: Config) -> None:
     """A daemon in a session of its own; returns when it is ready. Raises Failure."""
     receiver, sender = os.pipe()
     # The home is given as a path that does not depend on the current folder, which the daemon leaves.
     command = [sys.executable, "-P", "-m", "server", "--home", str(config.home), "--ready-fd", str(sender)]
     try:
-        with config.log_file.open("ab") as log:
+        with _log(config) as log:
             process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
@@ -234,7 +261,9 @@ def _not_started(config: Config, message: bytes) -> Failure:
         answer = json.loads(message)
         return Failure(f"the daemon cannot start: {answer['error']}", str(answer.get("hint") or ""), UNREACHABLE)
     except (ValueError, KeyError, TypeError):
-        lines = config.log_file.read_text(encoding="utf-8", errors="replace").splitlines() or ["it left no message"]
+        lines = ["it left no message"]
+        with suppress(OSError):
+            lines = config.log_file.read_text(encoding="utf-8", errors="replace").splitlines() or lines
         return Failure(f"the daemon ended before it was ready: {lines[-1]}", "`lm logs` shows more", UNREACHABLE)
 
 

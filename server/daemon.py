@@ -17,7 +17,7 @@ from functools import partial
 
 from aiohttp import web
 
-from registry.errors import StoreLocked
+from registry.errors import DiskFull, StoreFailed, StoreLocked
 from registry.store.fsops import plainly
 from registry.store.store import Store
 from runtime.machine.hardware import detect
@@ -54,12 +54,12 @@ async def serve(config: Config, runtime: Runtime, ready: Callable[[Config], None
         stop = asyncio.Event()
         with _signals(stop):
             async with _listening(config, store, runtime, listener, stop):
-                with plainly(config.home):
-                    _write_daemon_file(config)
+                _write_daemon_file(config)
                 log.info("lm %s is ready on %s, home %s, process %d", VERSION, config.url, config.home, os.getpid())
                 ready(config)
                 await stop.wait()
-                config.daemon_file.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    config.daemon_file.unlink(missing_ok=True)
                 log.info("stopping")
     finally:
         store.close()
@@ -87,10 +87,12 @@ async def _listening(
     await runner.setup()
     assert runner.server is not None
     server = await asyncio.get_running_loop().create_server(Connections(runner.server), sock=listener, backlog=BACKLOG)
+    resuming = asyncio.create_task(services.jobs.resume())
     try:
         yield
     finally:
         server.close()
+        await asyncio.wait([resuming])
         await asyncio.gather(services.jobs.stop(), services.pool.drain(DRAIN_SECONDS))
         await runner.cleanup()
 
@@ -159,7 +161,11 @@ def _free_port(config: Config) -> int:
 
 def _write_daemon_file(config: Config) -> None:
     record = {"pid": os.getpid(), "url": config.url, "version": VERSION, "settings": config.lasting}
-    replace_file(config.daemon_file, (json.dumps(record) + "\n").encode())
+    try:
+        with plainly(config.home):
+            replace_file(config.daemon_file, (json.dumps(record) + "\n").encode())
+    except (DiskFull, StoreFailed) as error:  # a full disk is the moment when `lm rm` is needed
+        log.warning("commands find this daemon by LM_HOST and LM_PORT only: %s", error)
 
 
 @contextmanager

@@ -56,6 +56,13 @@ class Library:
         models = await asyncio.to_thread(self.store.models)
         return sorted(models, key=lambda model: model.modified, reverse=True)
 
+    async def listing(self) -> tuple[list[Model], list[str]]:
+        """All models of the folders that can be read, newest first, and sentences about the other folders."""
+        unreadable: list[StoreFailed] = []
+        models = await asyncio.to_thread(self.store.models, unreadable)
+        problems = [f"{failure}; {failure.hint}" for failure in unreadable]
+        return sorted(models, key=lambda model: model.modified, reverse=True), problems
+
     async def resolve(self, name: str) -> Model:
         """The model of this name; raises ModelNotFound, BadName."""
         return await asyncio.to_thread(self.store.resolve, name)

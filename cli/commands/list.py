@@ -17,7 +17,8 @@ from runtime.units import size_text
 def command(partial: bool, as_json: bool) -> None:
     """List the models that are here, newest first."""
     client = Client()
-    rows = client.ask("GET", "/lm/partials")["partials"] if partial else client.ask("GET", "/api/tags")["models"]
+    answer = client.ask("GET", "/lm/partials" if partial else "/api/tags")
+    rows = answer["partials" if partial else "models"]
     rows = [row for row in rows if "alias" not in row]
     if as_json:
         console.as_json(rows)
@@ -25,6 +26,8 @@ def command(partial: bool, as_json: bool) -> None:
         print_partials(rows)
     else:
         print_models(rows)
+    for problem in answer.get("problems", ()):
+        console.note(f"warning: {problem}", "yellow")
 
 
 def print_partials(rows: list[dict[str, Any]]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from typing import Any
 
 import click
 
@@ -16,7 +17,7 @@ from cli.pulling import bring_in, lines
 
 
 @click.command()
-@click.argument("name", shell_complete=complete_sources)
+@click.argument("names", nargs=-1, required=True, shell_complete=complete_sources, metavar="NAME...")
 @click.option(
     "--level",
     metavar="LEVEL",
@@ -33,15 +34,15 @@ from cli.pulling import bring_in, lines
 @click.option("--accept-unknown-keys", is_flag=True, help="Go on where nobody knows a key of the model's settings.")
 @click.option("--json", "as_json", is_flag=True, help="Print progress as lines of JSON.")
 def command(
-    name: str,
+    names: tuple[str, ...],
     level: str | None,
     detach: bool,
     limit_rate: str | None,
     pre: str | None,
     accept_unknown_keys: bool,
     as_json: bool,
-) -> None:
-    """Bring a model in, quantized while it is read to the best level that this machine can hold.
+) -> int:
+    """Bring models in, each quantized while it is read to the best level that this machine can hold.
 
     NAME is `demo`, `org/repo` on the hub, or a folder that begins with `/`, `./`, `../` or `~`; `:LEVEL` may follow, or
     `:FILE.gguf` where such files are published.
@@ -49,8 +50,22 @@ def command(
     """
     client = Client()
     client.note_settings()
-    body = {"model": reference(name, level), "detach": detach, "limit_rate": _rate(limit_rate), "pre": pre or ""}
-    body |= client.hub() | ({"accept_unknown_keys": True} if accept_unknown_keys else {})
+    options = {"detach": detach, "limit_rate": _rate(limit_rate), "pre": pre or ""}
+    options |= client.hub() | ({"accept_unknown_keys": True} if accept_unknown_keys else {})
+    code = 0
+    for name in names:
+        try:
+            _pull(client, {"model": reference(name, level)} | options, name, as_json)
+        except Failure as error:
+            if len(names) == 1:
+                raise
+            console.complain(str(error), error.hint)
+            code = code or error.exit_code
+    return code
+
+
+def _pull(client: Client, body: dict[str, Any], name: str, as_json: bool) -> None:
+    """Bring one model in. Raises Failure."""
     if as_json:
         try:
             for line in lines(client, body):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import click
 
 from cli import console, daemon
@@ -56,7 +59,10 @@ def _tell(rows: list[dict[str, str]]) -> None:
 
 
 def _end_daemon() -> None:
-    config = settings()
+    try:
+        config = settings()
+    except Failure:
+        config = settings(Path(os.devnull))  # a daemon that runs can be ended whatever `config.toml` says by now
     if daemon.end(config):
         console.note("the daemon has ended")
     else:

@@ -108,18 +108,19 @@ class Catalog:
         """The file that says which variant the user wants a bare name to mean."""
         return self.pins.joinpath(*name.tagged(None).parts)
 
-    def names(self) -> Iterator[Name]:
-        """All names that have a manifest, broken or not, in order. Raises StoreFailed.
+    def names(self, unreadable: list[StoreFailed] | None = None) -> Iterator[Name]:
+        """All names that have a manifest, broken or not, in order.
 
-        A file whose path is no name, such as one that another program left, is passed over.
+        A file whose path is no name, such as one that another program left, is passed over. A folder that cannot be
+        read goes to `unreadable` where that is given. Raises StoreFailed without it, and for the folder of all.
         """
-        for parts in _files(self.manifests, 4):
+        for parts in _files(self.manifests, 4, unreadable):
             with contextlib.suppress(BadName):
                 yield Name(*parts)
 
-    def models(self) -> list[Model]:
-        """All models in the order of their names; a broken one has a `failure`. Raises StoreFailed."""
-        return [model for name in self.names() if (model := self.read(name)) is not None]
+    def models(self, unreadable: list[StoreFailed] | None = None) -> list[Model]:
+        """All models in the order of their names; a broken one has a `failure`. Raises as `names`."""
+        return [model for name in self.names(unreadable) if (model := self.read(name)) is not None]
 
     def variants(self, name: Name) -> list[Model]:
         """All models that differ from `name` in their tags only, in order. Raises StoreFailed."""
@@ -196,10 +197,24 @@ class Catalog:
                     return self._meaning(models)
         return None
 
+    def placed(self, reference: Reference) -> Reference:
+        """The reference with the name under which its model belongs: two folders of one name get different ones.
+
+        Raises StoreFailed where it is unknown of which folder a model was made.
+        """
+        for name in reference.names:
+            variants = self.variants(name.tagged(None))
+            for failure in (each.failure for each in variants):
+                if reference.kind == "folder" and isinstance(failure, StoreFailed):
+                    raise failure
+            if all(_made_of(each, reference) or (each.failure and not each.own) for each in variants):
+                break
+        return replace(reference, name=name)
+
     def meanings(self) -> list[Meaning]:
-        """The meaning of each bare name of which several variants are here. Raises StoreFailed."""
+        """The meaning of each bare name of which several variants are here, as far as folders can be read."""
         groups: dict[Name, list[Model]] = {}
-        for model in self.models():
+        for model in self.models([]):
             groups.setdefault(model.key.tagged(None), []).append(model)
         return [self._meaning(models) for models in groups.values() if len(models) > 1]
 
@@ -321,7 +336,7 @@ def _candidates(reference: Reference) -> list[Name]:
     if reference.kind == "ollama" and name.namespace == LIBRARY:
         tag = None if (name.tag or "").lower() == LATEST else name.tag
         return [Name(LOCAL, LIBRARY, name.model, tag), name]
-    return [name]
+    return list(reference.names)
 
 
 def _stamp(path: Path) -> Stamp | None:
@@ -334,10 +349,18 @@ def _twin(folder: Path, word: str) -> str:
     return next((entry for entry in reading.entries(folder) if entry.lower() == word.lower()), word)
 
 
-def _files(folder: Path, depth: int) -> Iterator[tuple[str, ...]]:
-    """The paths, in parts, of everything but folders that lies exactly `depth` levels below a folder."""
+def _files(folder: Path, depth: int, unreadable: list[StoreFailed] | None) -> Iterator[tuple[str, ...]]:
+    """The paths, in parts, of everything but folders that lies exactly `depth` levels below a folder.
+
+    Folders below that cannot be read go to `unreadable`, None to raise StoreFailed.
+    """
     for entry in reading.entries(folder):
         if depth > 1:
-            yield from ((entry, *rest) for rest in _files(folder / entry, depth - 1))
+            try:
+                yield from ((entry, *rest) for rest in _files(folder / entry, depth - 1, unreadable))
+            except StoreFailed as failure:
+                if unreadable is None:
+                    raise
+                unreadable.append(failure)
         elif not os.path.isdir(folder / entry):  # noqa: PTH112  what cannot be looked at is no known folder: it counts
             yield (entry,)

@@ -20,6 +20,9 @@ from typing import Literal
 from registry.errors import DiskFull, StoreFailed
 
 TEMPORARY = ".tmp-"
+FULL = (errno.ENOSPC, errno.EDQUOT)
+# A disk with these errors can be read.
+UNWRITABLE = (*FULL, errno.EROFS)
 
 Hook = Callable[[Literal["before", "after"], str, Path], None]
 hook: Hook | None = None
@@ -133,7 +136,7 @@ def plainly(root: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in FULL:
             raise DiskFull(
                 f"the disk of `{root}` is full", "make room, or set `LM_HOME` to a folder elsewhere"
             ) from None

@@ -10,12 +10,13 @@ from pathlib import Path
 
 from registry.errors import StoreDamaged, StoreFailed, StoreLocked
 from registry.store import fsops, reading
+from registry.store.fsops import UNWRITABLE
 
 FORMAT = 1
 _LOCK = "store.lock"
 _VERSION = "store.json"
 _LONGEST_VERSION = 1 << 16
-_FOLDERS = ("blobs", "manifests", "chosen", "pinned", "ingest")
+_FOLDERS = ("blobs", "manifests", "ingest")
 
 
 def take(root: Path) -> int:
@@ -64,6 +65,8 @@ def prepare(root: Path) -> None:
 
 def _check_owner(root: Path) -> None:
     status = root.stat()
+    if not os.access(root, os.W_OK):
+        return  # nobody of ours can write there: the models of a read-only disk may belong to whoever made it
     if status.st_uid != os.geteuid():
         raise StoreFailed(f"the store at `{root}` belongs to another user", "set `LM_HOME` to a folder of your own")
     if status.st_mode & 0o077:
@@ -73,20 +76,27 @@ def _check_owner(root: Path) -> None:
 
 
 def _lock(path: Path) -> int:
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
+        descriptor = os.open(path.parent, os.O_RDONLY | os.O_CLOEXEC)  # without a file to lock, the folder is locked
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        error = _locked(path.parent, descriptor)
+        locked = _locked(path.parent, descriptor)
         os.close(descriptor)
-        raise error from None
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        raise locked from None
+    with contextlib.suppress(OSError):  # for messages only; a full disk still has the place of an earlier id
+        os.pwrite(descriptor, f"{os.getpid():<19}\n".encode(), 0)
     return descriptor
 
 
 def _locked(root: Path, descriptor: int) -> StoreLocked:
-    owner = os.pread(descriptor, 20, 0).decode(errors="replace").strip()
+    owner = ""
+    with contextlib.suppress(IsADirectoryError):  # of a read-only store the folder itself is locked
+        owner = os.pread(descriptor, 20, 0).decode(errors="replace").strip()
     return StoreLocked(
         f"the store at `{root}` belongs to process {owner or 'unknown'}",
         "one daemon owns a store: stop that one with `lm stop --daemon`, or set `LM_HOME` to another folder",

@@ -31,7 +31,7 @@ from typing import Any
 
 from registry.errors import BadName, DiskFull, ModelNotFound, StoreDamaged, StoreFailed
 from registry.names import Name, Reference
-from registry.store import fsops, garbage, manifest, owner, reading
+from registry.store import fsops, garbage, manifest, notes, owner, reading
 from registry.store.catalog import Catalog, Model
 from registry.store.fsops import plainly
 from registry.store.layers import Staged
@@ -42,8 +42,9 @@ from registry.store.partial import DATA, Journal, read_journal, resumable
 log = logging.getLogger("lm.store")
 
 _COMMITTED = "committed"  # in an ingest folder: the digest under which its data is about to lie among the blobs
+_DETACHED = "detached"  # in an ingest folder: the wishes of a pull that goes on whoever looks on
 _LONGEST_DIGEST = 80
-_LONGEST_TAG = 512
+_LONGEST_NOTE = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,11 @@ class Ingest:
     def data(self) -> Path:
         """The file to write."""
         return self.folder / DATA
+
+    @property
+    def detached(self) -> bytes | None:
+        """The note of `Store.detach`, None without one. Raises StoreFailed."""
+        return reading.contents(self.folder / _DETACHED, _LONGEST_NOTE)
 
     @property
     def journal(self) -> Journal | None:
@@ -109,12 +115,13 @@ class Store:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def models(self) -> list[Model]:
+    def models(self, unreadable: list[StoreFailed] | None = None) -> list[Model]:
         """All models in the order of their names; a broken one has a `problem`.
 
-        Raises StoreFailed where a folder of manifests cannot be read.
+        A folder of manifests that cannot be read goes to `unreadable`; without that, and for the folder of all, it
+        raises StoreFailed.
         """
-        return self._catalog.models()
+        return self._catalog.models(unreadable)
 
     def variants(self, name: Name) -> list[Model]:
         """The models that differ from `name` in their tags, or in upper and lower case, only. Raises StoreFailed."""
@@ -143,8 +150,15 @@ class Store:
         """The meaning of a bare name; None for a full name or where none is here. Raises BadName, StoreFailed."""
         return self._catalog.meaning(text)
 
+    def placed(self, reference: Reference) -> Reference:
+        """The reference with the name under which its model belongs: two folders of one name get different ones.
+
+        Raises StoreFailed where it is unknown of which folder a model was made.
+        """
+        return self._catalog.placed(reference)
+
     def meanings(self) -> list[Meaning]:
-        """The meaning of each bare name of which several variants are here. Raises StoreFailed."""
+        """The meaning of each bare name of which several variants are here, as far as folders can be read."""
         return self._catalog.meanings()
 
     def similar(self, reference: Reference) -> list[str]:
@@ -162,7 +176,7 @@ class Store:
         Does not check that the disk has room, because the size is not known yet; `runtime/machine/choosing.py` does.
         Raises StoreFailed (also when `title` is being made already), DiskFull.
         """
-        ingest = Ingest(title, self._ingests / hashlib.sha256(title.encode()).hexdigest()[:16])
+        ingest = Ingest(title, self._folder(title))
         with self._changing, plainly(self.root):
             if ingest.folder in self._busy:
                 raise StoreFailed(f"`{title}` is being made already", "wait until that has ended")
@@ -182,6 +196,18 @@ class Store:
             if not ingest.journal:
                 fsops.remove_tree(ingest.folder)
 
+    def detach(self, title: str, note: bytes | None) -> None:
+        """Keep a note in the ingest of `title`: whoever opens the store next goes on with it. None takes it away.
+
+        Does nothing where there is no ingest. A note that cannot be written costs no more than itself.
+        """
+        path = self._folder(title) / _DETACHED
+        with contextlib.suppress(OSError), self._changing:
+            if note is None:
+                fsops.unlink(path)
+            elif path.parent.is_dir():
+                fsops.replace(path, note)
+
     def abandon(self, ingest: Ingest) -> None:
         """Remove the ingest and its file; does nothing after a commit. Raises StoreFailed."""
         with self._changing, plainly(self.root):
@@ -195,19 +221,26 @@ class Store:
         return [Ingest(journal.facts.title, folder) for folder, journal in found if journal]
 
     def commit(
-        self, ingest: Ingest, layers: Sequence[Staged], name: Name, config: dict[str, Any], chosen: bool = True
+        self,
+        ingest: Ingest,
+        layers: Sequence[Staged],
+        name: Name | Reference,
+        config: dict[str, Any],
+        chosen: bool = True,
     ) -> Model:
         """Make blobs of `layers` and of `config`, and list them as the model `name`, replacing what had that name.
 
-        `chosen`: the variant was chosen automatically, which is noted. When this returns, a power cut cannot undo it;
-        when it raises, the ingest is paused, and what had the name still has it (or, if the very last step failed, the
-        new model has). Raises DigestMismatch (another size than announced), DiskFull, StoreFailed.
+        A reference has the name where `placed` puts it. `chosen`: the variant was chosen automatically, which is noted.
+        When this returns, a power cut cannot undo it; when it raises, the ingest is paused, and what had the name still
+        has it (or, if the very last step failed, the new model has). Raises DigestMismatch (another size than
+        announced), DiskFull, StoreFailed.
         """
         everything = [*layers, Staged.json(config, manifest.CONFIG)]
         try:
             with plainly(self.root):
                 files = [(_settle(ingest, staged), staged.layer) for staged in everything]
                 with self._changing:
+                    name = self.placed(name).name if isinstance(name, Reference) else name
                     model = self._publish(name, files, chosen)
         except BaseException:
             with contextlib.suppress(StoreFailed, StoreDamaged):
@@ -225,12 +258,12 @@ class Store:
     def pin(self, model: Model) -> None:
         """Let the bare name mean this variant until `unpin`. Raises StoreFailed, DiskFull."""
         with self._changing, plainly(self.root):
-            self._note(self._catalog.pins, self._catalog.pin_path(model.key), model.key)
+            notes.write(self.root, self._catalog.pin_path(model.key), model.key)
 
     def unpin(self, name: Name) -> None:
         """Let the bare name mean what it would without `pin`. Raises StoreFailed."""
         with self._changing, plainly(self.root):
-            self._forget(self._catalog.pins, self._catalog.pin_path(self._catalog.existing(name.tagged(None))))
+            notes.remove(self._catalog.pins, self._catalog.pin_path(self._catalog.existing(name.tagged(None))))
 
     def delete(self, model: Model) -> None:
         """Forget a model; its blobs go at the next `collect`. Raises ModelNotFound when it is gone, StoreFailed."""
@@ -240,15 +273,10 @@ class Store:
                 raise ModelNotFound(f"model `{model.name}` is not here", "`lm list` shows what is")
             fsops.unlink(path)
             fsops.fsync_dir(path.parent)
-            _prune(path.parent, self._catalog.manifests)
-            for root, note in (
-                (self._catalog.choices, self._catalog.choice_path(model.key)),
-                (self._catalog.pins, self._catalog.pin_path(model.key)),
-            ):
-                # A model that comes in again under this name later is neither pinned nor chosen.
-                with contextlib.suppress(StoreFailed, OSError):
-                    if (reading.contents(note, _LONGEST_TAG) or b"").strip() == str(model.key.tag).encode():
-                        self._forget(root, note)
+            notes.prune(path.parent, self._catalog.manifests)
+            # A model that comes in again under this name later is neither pinned nor chosen.
+            notes.remove_tag(self._catalog.choices, self._catalog.choice_path(model.key), model.key)
+            notes.remove_tag(self._catalog.pins, self._catalog.pin_path(model.key), model.key)
 
     def collect(self, in_use: Collection[str]) -> int:
         """Remove the blobs that no manifest lists and that are not `in_use` (digests); the number of bytes freed.
@@ -257,6 +285,9 @@ class Store:
         """
         with self._changing, plainly(self.root):
             return garbage.collect(self._catalog, in_use)
+
+    def _folder(self, title: str) -> Path:
+        return self._ingests / hashlib.sha256(title.encode()).hexdigest()[:16]
 
     def _publish(self, name: Name, files: list[tuple[Path, Layer]], chosen: bool) -> Model:
         """Move synced files among the blobs, then list them; the last of them is the config."""
@@ -283,25 +314,22 @@ class Store:
         path = self._catalog.choice_path(name)
         try:
             with plainly(self.root):
-                self._note(self._catalog.choices, path, name)
+                notes.write(self.root, path, name)
         except (DiskFull, StoreFailed) as error:
             log.warning("that `%s` was chosen automatically is not noted: %s", name.display, error)
 
-    def _note(self, root: Path, path: Path, name: Name) -> None:
-        """Write the tag of a name into the file at `path`, below `root`, unless it is there. Raises OSError."""
-        data = f"{name.tag}\n".encode()
-        with contextlib.suppress(StoreFailed):
-            if reading.contents(path, _LONGEST_TAG) == data:
-                return
-        fsops.make_folders(root, path.parent)
-        fsops.replace(path, data)
-
-    def _forget(self, root: Path, path: Path) -> None:
-        fsops.unlink(path)
-        _prune(path.parent, root)
-
     def _recover(self) -> None:
-        """Remove the leftovers of a process that died: ingests without a journal, temporary files, unlisted blobs."""
+        """Remove the leftovers of a process that died: ingests without a journal, temporary files, unlisted blobs.
+
+        Leftovers that cannot be removed stay: the models of a disk that is read-only, or broken in one place, are used.
+        """
+        try:
+            self._clear_away()
+        except OSError as error:
+            log.warning("what earlier processes left is not cleared away: %s", error)
+
+    def _clear_away(self) -> None:
+        """Raises OSError."""
         for name in reading.entries(self._ingests):
             try:
                 self._restore(self._ingests / name)
@@ -346,9 +374,3 @@ def _remove_temporary(folder: Path, names: Iterable[str]) -> None:
     for name in names:
         if name.startswith(fsops.TEMPORARY):
             fsops.unlink(folder / name)
-
-
-def _prune(folder: Path, root: Path) -> None:
-    """Remove folders that became empty, upwards, `root` itself excepted."""
-    while folder != root and fsops.rmdir(folder):
-        folder = folder.parent

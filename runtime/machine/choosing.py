@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from quant.errors import UnknownLevel, UnsupportedModel
+from quant.gguf.writer import encode_header, layout
 from quant.levels import budget, recipes
 from quant.plan import NEXT_TOKEN_LAYERS, ModelPlan
 from quant.types import Tensor
@@ -108,7 +109,7 @@ class Chooser:
 
     def automatic_bytes(self, wish: Wish) -> int:
         """Bytes of weights at the level that the rule takes by known speeds; the smallest where none fits."""
-        model_size = ModelSize.of(self._plan.metadata)
+        model_size = ModelSize.of_plan(self._plan)
         candidates = [candidate_at(self._plan, name, model_size) for name in recipes.LADDER]
         try:
             choice = choose(candidates, model_size, self._machine.host(None, measure=False), replace(wish, forced=None))
@@ -136,6 +137,7 @@ class Chooser:
     def among(self, candidates: Sequence[Candidate], wish: Wish, disk_free: int | None = None) -> Advice:
         """As `advise`, but the candidates are files that others have made, from the largest to the smallest."""
         model_size = self._reserved(ModelSize.of_plan(self._plan), wish)
+        candidates = self._sized(candidates)
         host = self._machine.host(disk_free, measure=_matters(candidates))
         choice = self._remarked(choose(candidates, model_size, host, wish))
         return Advice(choice, judge(candidates, model_size, host, wish), model_size)
@@ -145,6 +147,7 @@ class Chooser:
         model_size = self._reserved(model_size, wish)
         only = [candidate_of(plan, plan.level, plan.as_stored(), model_size, worthwhile=True, listed=True)]
         host = Host(self._machine.hardware, disk_free=disk_free)
+        only = self._sized(only)
         choice = choose(only, model_size, host, replace(wish, forced=plan.level))
         if choice.level:
             choice = self._remarked(replace(choice, reason=reason_as_stored(plan.level)))
@@ -156,12 +159,21 @@ class Chooser:
         with ThreadPoolExecutor(1) as aside:  # llama.cpp is asked in another process
             reserved = aside.submit(self._reserved, model_size, wish)
             candidates = [candidate_at(self._plan, name, model_size, forced=name == wish.forced) for name in levels]
-            return reserved.result(), candidates
+            return reserved.result(), self._sized(candidates)
+
+    def _sized(self, candidates: Sequence[Candidate]) -> list[Candidate]:
+        """The candidates with the size of the header, which is nearly the same at all levels."""
+        header_bytes = len(encode_header(self._plan.metadata, layout(self._tensors()), self._plan.kinds))
+        return [replace(each, header_bytes=header_bytes) for each in candidates]
+
+    def _tensors(self) -> list[Tensor]:
+        """The tensors as published, or at the best level."""
+        plan = self._plan
+        return plan.as_stored() if plan.level else plan.at(recipes.assign(plan, recipes.LADDER[0]))
 
     def _reserved(self, model_size: ModelSize, wish: Wish) -> ModelSize:
         """The size with llama.cpp's own answer, where it can be asked; UnsupportedModel where it refuses the model."""
-        plan = self._plan
-        tensors = plan.as_stored() if plan.level else plan.at(recipes.assign(plan, recipes.LADDER[0]))
+        plan, tensors = self._plan, self._tensors()
         if not model_size.vocabulary:
             model_size = replace(model_size, vocabulary=sum(each.rows for each in tensors if each.role == "token_embd"))
         answer = ask_model(plan.metadata, tensors, model_size.cap_context(wish.cache_config), plan.kinds)

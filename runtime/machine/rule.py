@@ -22,8 +22,8 @@ from runtime.units import size_text
 
 ENOUGH_SPEED = 10.0
 USUAL_LEVEL = "Q4_K_M"
-# Bytes that a file's header may take on disk beside the weights; the tokenizer is nearly all of it.
-HEADER_BYTES = 32 << 20
+# Bytes on disk beside a model's file: its journal, its manifest, the entries that a pull adds to its header.
+DISK_MARGIN = 1 << 20
 # Never chosen without being asked for: larger than Q8_0, and not noticeably better.
 UNQUANTIZED = frozenset({"F32", "F16", "BF16"})
 
@@ -41,6 +41,13 @@ class Candidate:
     listed: bool = True
     """Whether it may be chosen. A level with a smaller and better one beside it is shown, and never chosen."""
     layers: devices.Layers | None = None
+    header_bytes: int = 0
+    """Bytes of the file beside the weights; the tokenizer is nearly all of it."""
+
+    @property
+    def disk_bytes(self) -> int:
+        """Bytes of disk that a pull needs."""
+        return self.weights_bytes + self.header_bytes + DISK_MARGIN
 
 
 @dataclass(frozen=True)
@@ -170,9 +177,10 @@ def _judge(candidate: Candidate, model_size: fit.ModelSize, host: Host, wish: Wi
     lacking: Literal["memory", "disk"] | None = None
     if need.total > wish.budget(hardware):
         fault, lacking = f"would need {size_text(need.total)}", "memory"
-    elif disk_free is not None and candidate.weights_bytes + HEADER_BYTES > disk_free:
-        needed = size_text(candidate.weights_bytes + HEADER_BYTES)
-        fault = f"would need up to {needed} of disk, where {size_text(max(0, disk_free))} are free"
+    elif disk_free is not None and candidate.disk_bytes > disk_free:
+        fault = (
+            f"would need up to {size_text(candidate.disk_bytes)} of disk, where {size_text(max(0, disk_free))} are free"
+        )
         lacking = "disk"
     slow = f"would write about {speed:.1f} tokens/s, below {wish.enough:g}" if speed < wish.enough else ""
     return Option(candidate, need, speed, full, fault, lacking, slow)

@@ -67,17 +67,11 @@ async def _folder_of(services: Services, reference: Reference) -> Reference:
     if wanted.namespace != LIBRARY:
         return reference
     key = Name(LOCAL, LIBRARY, wanted.model)
-    sources = [
-        str(model.own.get("source") or "")
-        for model in await services.library.models()
-        if model.key.tagged(None).same(key)
-    ]
-    sources += [row["source"] for row in await services.jobs.partials()]
-    for source in sources:
-        if not source.startswith("/"):
-            continue
-        folder = parse(source)
-        if folder.name.tagged(None).same(key):
+    sources = [(model.key, str(model.own.get("source") or "")) for model in await services.library.models()]
+    sources += [(parse(row["name"]).name, row["source"]) for row in await services.jobs.partials()]
+    for name, source in sources:
+        if source.startswith("/") and name.model.lower() == key.model.lower() and name.namespace == LIBRARY:
+            folder = parse(source)
             location = Reference("folder", folder.location, None, folder.name.tagged(None))
             meaning = await services.library.meaning(reference.text)
             tag = wanted.tag if meaning is None else meaning.name.tag

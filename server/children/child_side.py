@@ -6,6 +6,7 @@ Such a process receives one frame, the task, and sends N frames while it works. 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import traceback
@@ -14,6 +15,8 @@ from typing import NoReturn, TypeVar
 
 import msgspec
 
+from registry.errors import DiskFull
+from registry.store.fsops import FULL
 from runtime.child import Parent
 from server.children.frames import ErrorReport
 from server.errors import INTERNAL, PUBLIC_ERRORS
@@ -36,8 +39,12 @@ def run_task(argv: list[str], task_type: type[Task], work: Callable[[Task, Paren
     except PUBLIC_ERRORS as error:
         parent.send(ErrorReport(error.code, str(error), error.hint))
         return 1
-    except Exception:
-        traceback.print_exc()
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in FULL:
+            parent.send(ErrorReport(DiskFull.code, f"a disk is full: {error}", "make room, then try again"))
+            return 1
+        with contextlib.suppress(OSError):  # the log may lie on a disk that is full
+            traceback.print_exc()
         parent.send(ErrorReport(*INTERNAL))
         return 1
     return 0
@@ -45,5 +52,6 @@ def run_task(argv: list[str], task_type: type[Task], work: Callable[[Task, Paren
 
 def exit_now(status: int) -> NoReturn:
     """End without waiting for threads, which may still be compiling."""
-    sys.stderr.flush()
+    with contextlib.suppress(OSError):
+        sys.stderr.flush()
     os._exit(status)

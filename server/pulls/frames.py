@@ -33,7 +33,8 @@ class ModelRequest(msgspec.Struct, frozen=True):
 class PullTask(msgspec.Struct, tag="pull"):
     """Daemon to puller, the first frame: the model to bring, and the folder in the store where its file is made.
 
-    `limit_rate` is in bytes/s, 0 for no limit. `pre` names the pre-tokenizer, "" unless the user had to.
+    `limit_rate` is in bytes/s, 0 for no limit. `pre` names the pre-tokenizer, "" unless the user had to. `here` has the
+    digests (`Planned.made_of`) of the variants that the store has already.
     `accept_unknown_keys`: go on where nobody knows a key of the model's configuration.
     """
 
@@ -42,6 +43,7 @@ class PullTask(msgspec.Struct, tag="pull"):
     limit_rate: float = 0.0
     pre: str = ""
     accept_unknown_keys: bool = False
+    here: list[str] = []
 
 
 class Note(msgspec.Struct, tag="note"):

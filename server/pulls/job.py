@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
+
+import msgspec
 
 from registry.names import Reference
 from registry.net.hub import Hub
@@ -22,6 +24,27 @@ class PullOptions:
     """
 
     hub: Hub
+    limit_rate: float = 0.0
+    pre: str = ""
+    accept_unknown_keys: bool = False
+
+    def note(self) -> bytes:
+        """The options as a daemon finds them that goes on with the pull later; a token is never written down."""
+        fields = {key: getattr(self, key) for key in ("limit_rate", "pre", "accept_unknown_keys")}
+        return msgspec.json.encode(_Wishes(self.hub.endpoint, **fields))
+
+    @classmethod
+    def of(cls, note: bytes, own: Hub) -> PullOptions:
+        """The options in a note; the token of `own`, the daemon's hub, goes there only. Raises MsgspecError."""
+        wishes = msgspec.json.decode(note, type=_Wishes)
+        hub = own if wishes.endpoint == own.endpoint else replace(own, endpoint=wishes.endpoint, token="")
+        return cls(hub, wishes.limit_rate, wishes.pre, wishes.accept_unknown_keys)
+
+
+class _Wishes(msgspec.Struct):
+    """The note of a detached pull."""
+
+    endpoint: str
     limit_rate: float = 0.0
     pre: str = ""
     accept_unknown_keys: bool = False

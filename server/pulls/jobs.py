@@ -8,10 +8,14 @@ that the journal vouches for stays: the next pull of the same name goes on with 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any
 
+import msgspec
+
+from registry.errors import RegistryError
 from registry.names import AUTO, Reference, parse
 from server.config import Config
 from server.errors import Stopping
@@ -66,7 +70,9 @@ class Jobs:
             yield note_line(f"going on with `{reference.text}`, which was paused{anew}")
         job = self._job(reference, options)
         detached_before = job.detached and not detach
-        job.detached |= detach
+        if detach and not job.detached:
+            job.detached = True
+            await asyncio.to_thread(self._store.detach, reference.text, job.options.note())
         job.followers += 1
         try:
             if detached_before:
@@ -85,7 +91,9 @@ class Jobs:
         under_way = set(self._jobs)
 
         def rows() -> list[dict[str, Any]]:
-            each_row = (partial_row(ingest, ingest.title in under_way) for ingest in self._store.partials())
+            each_row = (
+                partial_row(self._store, ingest, ingest.title in under_way) for ingest in self._store.partials()
+            )
             return [row for row in each_row if row is not None]
 
         return await asyncio.to_thread(rows)
@@ -95,8 +103,7 @@ class Jobs:
 
         A bare name means all levels, unless a model of that name is `installed`.
         """
-        reference = parse(name)
-        ending = [job for job in self._jobs.values() if _means(reference, job.reference, job.level, installed)]
+        reference, ending = parse(name), await self._meant(name, installed)
         for job in ending:
             job.remove()
         await _ended(ending)
@@ -106,14 +113,27 @@ class Jobs:
 
     async def pause(self, name: str, installed: bool) -> list[str]:
         """Pause the running pulls that `name` means, as in `remove`, all of them for ""; the names of these pulls."""
-        running = [job for job in self._jobs.values() if job.state == "running"]
-        if name:
-            reference = parse(name)
-            running = [job for job in running if _means(reference, job.reference, job.level, installed)]
+        meant = await self._meant(name, installed) if name else list(self._jobs.values())
+        running = [job for job in meant if job.state == "running"]
         for job in running:
             job.pause()
+            await asyncio.to_thread(self._store.detach, job.reference.text, None)
         await _ended(running)
         return [job.reference.text for job in running]
+
+    async def resume(self) -> None:
+        """Go on with the detached pulls that an earlier daemon left."""
+        try:
+            notes = await asyncio.to_thread(lambda: [(each.title, each.detached) for each in self._store.partials()])
+        except RegistryError as error:
+            log.warning("what an earlier daemon pulled stays paused: %s", error)
+            return
+        for title, note in notes:
+            with contextlib.suppress(msgspec.MsgspecError, RegistryError):
+                if note and not self._stopping:
+                    job = self._job(parse(title), PullOptions.of(note, self._config.hub))
+                    job.detached = True
+                    log.info("going on with the pull of %s", title)
 
     async def stop(self) -> None:
         """Pause every job, and wait until all have ended."""
@@ -123,12 +143,24 @@ class Jobs:
             job.pause()
         await _ended(jobs)
 
+    async def _meant(self, name: str, installed: bool) -> list[Job]:
+        """The jobs that a name means. Reads files."""
+        jobs = list(self._jobs.values())
+        placed = self._store.placed
+
+        def meant() -> list[Job]:
+            wanted = placed(parse(name))
+            return [job for job in jobs if _means(wanted, placed(job.reference), job.level, installed)]
+
+        return await asyncio.to_thread(meant)
+
     def _abandon(self, wanted: Reference, installed: bool) -> list[str]:
         """Throw away the files of the paused pulls that `wanted` means; their names. Reads and removes files."""
-        names = []
+        names, placed = [], self._store.placed
+        wanted = placed(wanted)
         for ingest in self._store.partials():
             journal = ingest.journal
-            if journal and _means(wanted, parse(ingest.title), journal.facts.level, installed):
+            if journal and _means(wanted, placed(parse(ingest.title)), journal.facts.level, installed):
                 self._store.abandon(ingest)
                 names.append(ingest.title)
         return names
@@ -141,11 +173,12 @@ class Jobs:
         paused = {ingest.title: ingest.journal for ingest in self._store.partials() if ingest.title not in under_way}
         if wanted.text in paused or wanted.text in under_way or wanted.level == AUTO:
             return wanted
-        installed = bool(self._store.variants(wanted.name))
+        placed = self._store.placed(wanted)
+        installed = bool(self._store.variants(placed.name))
         candidates = [
             pulled
-            for pulled, journal in ((parse(title), journal) for title, journal in paused.items())
-            if journal and pulled.location == wanted.location and _means(wanted, pulled, journal.facts.level, installed)
+            for pulled, journal in ((self._store.placed(parse(title)), journal) for title, journal in paused.items())
+            if journal and pulled.location == wanted.location and _means(placed, pulled, journal.facts.level, installed)
         ]
         return candidates[0] if len(candidates) == 1 else wanted
 

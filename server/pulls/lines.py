@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from registry.names import Name, Reference, parse
-from registry.store.store import Ingest
+from registry.store.store import Ingest, Store
 from server.http.problems import Problem
 from server.pulls.frames import Note, Planned, Progress
 
@@ -69,7 +69,7 @@ def name_at_level(pulled: Reference, level: str) -> Name:
     return pulled.name if pulled.name.tag or not level else pulled.name.tagged(level)
 
 
-def partial_row(ingest: Ingest, active: bool) -> dict[str, Any] | None:
+def partial_row(store: Store, ingest: Ingest, active: bool) -> dict[str, Any] | None:
     """A row of `/lm/partials`: a pull that is under way (`active`) or paused; sizes in bytes.
 
     None where it has ended meanwhile. Reads files.
@@ -83,7 +83,7 @@ def partial_row(ingest: Ingest, active: bool) -> dict[str, Any] | None:
         return None
     facts = journal.facts
     return {
-        "name": name_at_level(parse(ingest.title), facts.level).display,
+        "name": name_at_level(store.placed(parse(ingest.title)), facts.level).display,
         "source": ingest.title,
         "revision": facts.revision,
         "level": facts.level,

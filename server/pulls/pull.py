@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 
 from quant.errors import BadValues
-from registry.names import Name, Reference
+from registry.names import Name
 from registry.store import manifest
 from registry.store.catalog import Model
 from registry.store.layers import Staged
@@ -55,6 +56,8 @@ class Pull:
         job.add(phase_line("resolving"))
         ingest = await self._begin()
         try:
+            if job.detached:
+                await asyncio.to_thread(store.detach, job.reference.text, job.options.note())
             result = await self._write(ingest)
             if isinstance(result, Model):
                 await asyncio.shield(asyncio.to_thread(store.abandon, ingest))
@@ -67,20 +70,19 @@ class Pull:
             await asyncio.shield(asyncio.to_thread(store.abandon if hopeless else store.pause, ingest))
             raise
         job.add(phase_line("committing"))
-        name = job.reference.name.tagged(result.tag)
-        commit = asyncio.create_task(self._commit(ingest, result, name))
+        commit = asyncio.create_task(self._commit(ingest, result))
         try:
             return await asyncio.shield(commit)
         except asyncio.CancelledError:
             await asyncio.wait([commit])  # a commit that has begun is finished
             raise
 
-    async def _commit(self, ingest: Ingest, done: Done, name: Name) -> Model:
+    async def _commit(self, ingest: Ingest, done: Done) -> Model:
+        reference = self._job.reference
+        reference = replace(reference, name=reference.name.tagged(done.tag))
         layers = [Staged.file(ingest.data, manifest.MODEL, done.sha256, done.size)]
         layers += [Staged.json(done.params, manifest.PARAMS)] if done.params else []
-        model = await asyncio.to_thread(
-            self._store.commit, ingest, layers, name, done.config, self._job.reference.automatic
-        )
+        model = await asyncio.to_thread(self._store.commit, ingest, layers, reference, done.config, reference.automatic)
         # Blobs of the model that had this name before. A commit takes long, so what is in use is asked only now.
         await asyncio.to_thread(self._store.collect, self._in_use())
         return model
@@ -113,7 +115,15 @@ class Pull:
                     case Planned() as planned:
                         job.level = planned.level
                         job.add(frame_line(planned))
-                        name = name_at_level(job.reference, planned.level)
+                        placed = await asyncio.to_thread(self._store.placed, job.reference)
+                        name = name_at_level(placed, planned.level)
+                        if placed.name != job.reference.name:
+                            job.add(
+                                note_line(
+                                    f"`{job.reference.name.display}` is made of another folder: "
+                                    f"this model is called `{name.display}`"
+                                )
+                            )
                         if same := await asyncio.to_thread(
                             _same_model, self._store, name, planned.made_of, job.reference.automatic
                         ):
@@ -132,6 +142,7 @@ class Pull:
         journal = ingest.journal
         self._job.level = journal.facts.level if journal else ""
         partial_bytes = journal.latest.size if journal else 0
+        variants = self._store.variants(self._store.placed(reference).name)
         return PullTask(
             model=ModelRequest(
                 source=reference.text,
@@ -142,15 +153,15 @@ class Pull:
             ),
             folder=str(ingest.folder),
             limit_rate=options.limit_rate,
-            pre=options.pre or (journal.facts.pre if journal else "") or _known_pre(self._store, reference),
+            pre=options.pre or (journal.facts.pre if journal else "") or _known_pre(variants),
+            here=[str(model.own.get("made_of", "")) for model in variants if not model.problem],
             accept_unknown_keys=options.accept_unknown_keys,
         )
 
 
-def _known_pre(store: Store, reference: Reference) -> str:
+def _known_pre(variants: list[Model]) -> str:
     """The pre-tokenizer that the user named for another variant of the model; "" for none."""
-    names = [str(model.own.get("pre", "")) for model in store.variants(reference.name)]
-    return next(filter(None, names), "")
+    return next(filter(None, (str(model.own.get("pre", "")) for model in variants)), "")
 
 
 def _same_model(store: Store, name: Name, made_of: str, automatic: bool) -> Model | None:

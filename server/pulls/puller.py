@@ -17,7 +17,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -34,7 +34,7 @@ from registry.sources.opening import Source, open_source
 from registry.store.partial import Checkpoint, Partial, PullFacts
 from runtime.child import Parent
 from runtime.machine.choosing import Chooser, canonical, this_machine
-from runtime.machine.rule import Wish
+from runtime.machine.rule import DISK_MARGIN, Wish
 from server.children.child_side import exit_now, run_task
 from server.pulls.frames import Done, Note, Planned, Progress, PullTask
 from server.pulls.provenance import fingerprint, gguf_entries, manifest_config, model_digest, recommended
@@ -96,6 +96,15 @@ def pull(task: PullTask, send: Send, network: Network = NETWORK) -> Done:
         partial.close()
 
 
+class _Decision(NamedTuple):
+    """The work of a pull: the plan, the level, the reason for it, the conversion."""
+
+    plan: ModelPlan
+    level: str
+    reason: str
+    conversion: Conversion | FileCopy
+
+
 class _Attempt:
     """One attempt, from the plan to the last byte."""
 
@@ -109,10 +118,7 @@ class _Attempt:
         """Plan, check that the model fits, and write it."""
         try:
             self.send(Progress("planning"))
-            selection = self._select()
-            plan = plan_model(selection.files, self.task.pre or None, self.task.accept_unknown_keys)
-            level, reason = self._level(plan, selection)
-            conversion = self._conversion(plan, level)
+            plan, level, reason, conversion = self._decide()
             _in_background(_warm, loading, {type.name for type in conversion.types.values()}, self.send)
             place = self._begin(conversion, level, reason)
             resumed, made_of = place.size if place else 0, model_digest(self.source, conversion)
@@ -139,12 +145,31 @@ class _Attempt:
                 return source
         return open_source(self.reference, endpoint, network)
 
+    def _decide(self) -> _Decision:
+        """The level and its conversion: the best one where the disk holds it or the store has it already.
+
+        Else the best one that the disk holds. Raises DoesNotFit, UnknownLevel, UnsupportedModel, MalformedFile.
+        """
+        best = self._best(None)
+        if best.conversion.size + DISK_MARGIN <= self.model.disk_free:
+            return best
+        return (
+            best if model_digest(self.source, best.conversion) in self.task.here else self._best(self.model.disk_free)
+        )
+
+    def _best(self, room: int | None) -> _Decision:
+        """The best level with `room` bytes of disk, None for any number."""
+        selection = self._select(room)
+        plan = plan_model(selection.files, self.task.pre or None, self.task.accept_unknown_keys)
+        level, reason = self._level(plan, selection, room)
+        return _Decision(plan, level, reason, self._conversion(plan, level))
+
     def _conversion(self, plan: ModelPlan, level: str) -> Conversion | FileCopy:
         if plan.level:
             return FileCopy(plan, sum(map(self.source.size, plan.shards)))
         return Conversion(plan, level, gguf_entries(self.source, plan, level))
 
-    def _select(self) -> Selection:
+    def _select(self, room: int | None) -> Selection:
         """The files, with the level where it is settled: by the journal, by the name, by the published files.
 
         Raises UnknownLevel, DoesNotFit, UnsupportedModel, MalformedFile.
@@ -152,18 +177,18 @@ class _Attempt:
         journal, level = self.partial.journal, self.reference.level
         level = None if level == AUTO else level
         if journal is None or journal.facts.revision != self.source.revision:
-            return self._select_at(level)
+            return self._select_at(level, room)
         unfinished = level if level and file_asked_for(self.source, level) else journal.facts.level
-        selection = self._select_at(unfinished)
+        selection = self._select_at(unfinished, room)
         return replace(selection, level=selection.level or journal.facts.level, reason=journal.facts.reason)
 
-    def _select_at(self, level: str | None) -> Selection:
-        return select(self.source, self.machine, self._wish(level), self.model.disk_free)
+    def _select_at(self, level: str | None, room: int | None) -> Selection:
+        return select(self.source, self.machine, self._wish(level), room)
 
     def _wish(self, level: str | None) -> Wish:
         return Wish(self.model.cache_config, forced=level)
 
-    def _level(self, plan: ModelPlan, selection: Selection) -> tuple[str, str]:
+    def _level(self, plan: ModelPlan, selection: Selection, room: int | None) -> tuple[str, str]:
         """The level and the reason for it: from the journal, from the name, or the best that this machine holds.
 
         Raises DoesNotFit, UnknownLevel, UnsupportedModel.
@@ -175,7 +200,7 @@ class _Attempt:
         if selection.reason:
             return plan.level or str(wanted), selection.reason
         chooser = Chooser(plan, self.machine)
-        wish, room = self._wish(wanted), self.model.disk_free
+        wish = self._wish(wanted)
         choice = chooser.advise(wish, room).choice if plan.level else chooser.choose(wish, room)
         return choice.level, choice.reason
 

@@ -8,7 +8,6 @@ F32) beside GGUF files serve the levels that are not published, and machines tha
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -23,7 +22,7 @@ from quant.levels import published
 from quant.levels.budget import is_budget
 from quant.levels.recipes import LEVELS, weights_bytes
 from quant.plan import Files, ModelPlan
-from registry.names import AUTO
+from registry.names import AUTO, word_of
 from runtime.errors import DoesNotFit
 from runtime.machine.choosing import Advice, Chooser, Machine, candidate_of, worthwhile
 from runtime.machine.fit import ModelSize
@@ -97,9 +96,9 @@ def file_asked_for(files: Files, level: str | None) -> Variant | None:
     made_here = not is_gguf(files) and (level in LEVELS or is_budget(level))
     matches = [] if made_here else [each for each in variants if _answers(each, level.lower())]
     if len(matches) > 1:
-        raise UnknownLevel(f"`{files.title}` has several files of {level}", f"name one: {_list(matches, by_file=True)}")
+        raise UnknownLevel(f"`{files.title}` has several files of {level}", f"name one: {_list(matches, files.title)}")
     if by_file and not matches:
-        there = _list(variants, by_file=True) or "no GGUF file"
+        there = _list(variants, files.title) or "no GGUF file"
         raise UnknownLevel(f"`{files.title}` has no file `{level}`", f"there is {there}")
     for variant in matches:
         check_complete(variant)
@@ -127,7 +126,7 @@ class Published:
         others = [each for each in variants if each.stem != one.stem and (not each.types or each.tag in doubled)]
         if others:
             raise UnsupportedModel(
-                f"`{files.title}` holds several models", f"name one: {_list([one, *others], by_file=True)}"
+                f"`{files.title}` holds several models", f"name one: {_list([one, *others], files.title)}"
             )
         renamed = (replace(each, tag=_tag_text(each.files[0])) if each.tag in doubled else each for each in variants)
         self.variants = {each.tag: each for each in renamed}
@@ -246,17 +245,17 @@ def _answers(variant: Variant, level: str) -> bool:
 
 def _tag_text(name: str) -> str:
     """The name of a file with only those characters that a tag may have, at most 96 of them."""
-    return re.sub(r"[^A-Za-z0-9_.-]+|\.{2,}", "-", _base_name(name))[-96:].lstrip("-.")
+    return word_of(_base_name(name))[-96:].lstrip("-.")
 
 
 def _base_name(name: str) -> str:
     return name.rpartition("/")[2]
 
 
-def _list(variants: Sequence[Variant], by_file: bool = False) -> str:
-    """Tags with sizes, for a sentence; names of files instead with `by_file`, or where there is no tag."""
+def _list(variants: Sequence[Variant], title: str = "") -> str:
+    """Tags with sizes, for a sentence; with the `title` of the source, the names by which each file can be pulled."""
     names = [
-        (_base_name(each.files[0]) if by_file else each.tag or each.label or _base_name(each.files[0]))
+        f"{title}:{_tag_text(each.files[0])}" if title else each.tag or each.label or _base_name(each.files[0])
         for each in variants
     ]
     shown = [f"`{name}` ({size_text(each.size)})" for name, each in zip(names, variants, strict=True)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -99,3 +100,19 @@ def test_stop_in_the_middle_of_an_answer_says_that_the_answer_goes_on(lm: Cli, d
         assert "`held:F32` still answers" in lm("stop", "held").err
         assert "held:F32" in loaded(daemon)
     wait_until(lambda: "held:F32" not in loaded(daemon), 5)
+
+
+def test_several_names_are_pulled_one_after_the_other(lm: Cli) -> None:
+    pulled = lm("pull", "/nowhere/one", "/nowhere/two")
+    assert pulled.code == 3
+    assert "/nowhere/one" in pulled.err and "/nowhere/two" in pulled.err
+
+
+def test_a_broken_config_keeps_nobody_from_ending_the_daemon(tmp_path: Path) -> None:
+    with Daemon(tmp_path, script={}) as daemon:
+        (tmp_path / "config.toml").write_text("port = [")
+        lm = Cli({name: value for name, value in Cli.at(tmp_path).env.items() if name != "LM_HOST"})
+        assert lm("list").code == 2
+        ended = lm("stop", "--daemon")
+        assert ended.code == 0 and "the daemon has ended" in ended.err
+        daemon.process.wait(20)

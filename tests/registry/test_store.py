@@ -143,8 +143,23 @@ def test_trying_one_more_level_never_changes_what_a_bare_name_means(store: Store
 
 
 def test_a_choice_that_cannot_be_noted_fails_no_pull(store: Store) -> None:
-    (store.root / "chosen/local").write_text("in the way")
+    (store.root / "chosen").write_text("in the way")
     assert put(store, "demo:Q8_0") == store.resolve("demo")
+
+
+def test_two_folders_of_one_name_are_two_models(store: Store) -> None:
+    paths = ("/a/tale", "/b/tale", "/c/b/tale", "/models/demo")
+    for path in paths:
+        for _ in range(2):  # a folder that comes again keeps its name
+            ingest = store.begin(path)
+            ingest.data.write_bytes(path.encode())
+            layers = [weights(ingest, path.encode())]
+            store.commit(ingest, layers, parse(f"{path}:Q8_0"), {"lm": {"source": path}})
+    names = {path: store.resolve(path).name for path in paths}
+    assert [names[path] for path in paths[:2]] == ["tale:Q8_0", "b-tale:Q8_0"]
+    assert len(set(names.values())) == len(store.models()) == 4
+    for path, name in names.items():
+        assert store.resolve(name).blob.read_bytes() == path.encode()
 
 
 def test_a_path_means_the_model_made_of_that_folder(store: Store) -> None:

@@ -202,6 +202,17 @@ def test_a_model_of_a_folder_that_cannot_be_read_is_not_made_anew(
         store.resolve("/models/tale")
 
 
+def test_one_folder_that_cannot_be_read_hides_no_other_model(store: Store) -> None:
+    names = {model.name for model in store.models()}
+    folder = store.root / "manifests/hf.co/closed"
+    folder.symlink_to("nowhere")
+    unreadable: list[StoreFailed] = []
+    assert {model.name for model in store.models(unreadable)} == names
+    assert [str(failure) for failure in unreadable] == [f"`{folder}` is a link that leads to no folder"]
+    with pytest.raises(StoreFailed):
+        store.models()
+
+
 def test_a_choice_that_cannot_be_read_is_not_another_choice(store: Store) -> None:
     choice = store.root / "chosen/hf.co/org/repo"
     assert store.resolve("org/repo").name == "hf.co/org/repo:Q8_0"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 from collections.abc import Iterator
@@ -27,6 +28,7 @@ def repo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = publish(tmp_path_factory.mktemp("repo"), "BF16", "Q8_0", "Q4_K_M", "Q2_K")
     for name in ("mmproj-F16.gguf", "Demo-6M.imatrix.gguf", "imatrix_unsloth.gguf"):
         (folder / name).write_bytes(b"GGUF")
+    shutil.copy(folder / "Demo-6M-Q2_K.gguf", folder / "mtp-Demo-6M-Q2_K.gguf")
     (folder / "config.json").write_text("{}")
     return folder
 
@@ -191,5 +193,6 @@ def test_several_models_must_be_named(daemon: Daemon, hub: Hub, repo: Path, tmp_
     make(tmp_path / "other.gguf", "Q2_K")
     answer = daemon.post("/api/pull", {"model": str(tmp_path), "stream": False})
     assert answer.status == 400 and "several models" in answer.json["error"]
-    assert "`one.gguf`" in answer.json["hint"] and "`other.gguf`" in answer.json["hint"]
-    assert pull(daemon, f"{tmp_path}:one.gguf")
+    named = re.findall(r"`([^`]+[.]gguf)`", answer.json["hint"])
+    assert sorted(named) == [f"{tmp_path}:one.gguf", f"{tmp_path}:other.gguf"]
+    assert pull(daemon, named[0])

@@ -78,9 +78,10 @@ async def version(request: web.Request) -> web.Response:
 async def tags(request: web.Request) -> web.Response:
     """`GET /api/tags`: all models."""
     library = request.app[SERVICES].library
-    models, reasons = await library.models(), await library.reasons()
+    (models, problems), reasons = await library.listing(), await library.reasons()
     rows = [row(model, reasons.get(model.name, "")) for model in models]
-    return reply({"models": rows + await _latest(library, models, rows)})
+    rows += await _latest(library, models, rows)
+    return reply({"models": rows} | ({"problems": problems} if problems else {}))
 
 
 async def _latest(library: Library, models: list[Model], rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

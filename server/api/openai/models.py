@@ -13,7 +13,7 @@ from server.services import SERVICES
 
 async def models(request: web.Request) -> web.Response:
     """`GET /v1/models`: all models."""
-    found = await request.app[SERVICES].library.models()
+    found, _ = await request.app[SERVICES].library.listing()
     return reply({"object": "list", "data": [_entry(model) for model in found if not model.problem]})
 
 
