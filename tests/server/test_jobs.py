@@ -50,7 +50,7 @@ def test_the_demo_comes_in_quantized_with_its_reason(daemon: Daemon) -> None:
     lines = daemon.post("/api/pull", {"model": "demo"}).lines
     phases = [line["phase"] for line in lines if line["phase"] != "note"]  # one says where kernels are compiled
     assert phases[0] == "resolving"
-    assert sorted(set(phases), key=phases.index) == [
+    assert [phase for phase in dict.fromkeys(phases) if phase != "compiling"] == [
         "resolving",
         "planning",
         "planned",

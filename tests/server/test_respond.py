@@ -42,7 +42,7 @@ def test_a_stream_says_the_whole_answer(echo: Daemon, route: str) -> None:
 def test_an_error_before_the_first_byte_has_a_status(echo: Daemon, route: str, stream: bool) -> None:
     """The prompt is refused by the worker, which is asked only after the model is loaded."""
     long = "word " * 5000
-    body = {"model": "tiny", "messages": [{"role": "user", "content": long}], "prompt": long, "stream": stream}
-    answer = echo.post(route, body)
+    question = {"messages": [{"role": "user", "content": long}]} if "chat" in route else {"prompt": long}
+    answer = echo.post(route, {"model": "tiny", "stream": stream} | question)
     assert answer.status == 400
     assert ("prompt_too_long" if route in OLLAMA else "context_length_exceeded") in answer.body.decode()
