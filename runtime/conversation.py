@@ -18,11 +18,27 @@ class Text(msgspec.Struct, tag="text"):
 Part = Text
 
 
-class Turn(msgspec.Struct):
-    """One message: `role` is `system`, `user`, `assistant` or whatever else the model's template knows."""
+class ToolCall(msgspec.Struct):
+    """A call that the assistant made of a tool. `arguments` is the text of a JSON object."""
+
+    name: str
+    arguments: str = "{}"
+    id: str = ""
+
+
+class Turn(msgspec.Struct, omit_defaults=True):
+    """One message: `role` is `system`, `user`, `assistant`, `tool` or whatever else the model's template knows.
+
+    The assistant's may have `calls`, and the `thinking` before its text. A tool's has its result as text, with the id
+    of the call (`call_id`) or the name of the `tool`.
+    """
 
     role: str
     parts: list[Part]
+    calls: list[ToolCall] = []
+    thinking: str = ""
+    call_id: str = ""
+    tool: str = ""
 
     @classmethod
     def of(cls, role: str, text: str) -> Turn:

@@ -15,6 +15,9 @@
 | `embedding` | length of the vectors (8) |
 | `obstacle` | why long prompts are not read beside answers ("") |
 
+An answer is told apart as if the model thought between `<think>` and `</think>`. Where the request has tools, it
+calls them by JSON between `<tool_call>` and `</tool_call>`.
+
 Limits hold as in the real engine: `sequences` answers at once, `queue` waiting ones, prompts longer than the context
 are refused, stop strings and `max_tokens` end an answer, `Cancel` too. Seeds change nothing.
 """
@@ -31,9 +34,15 @@ from collections.abc import Callable, Iterator
 from typing import Any, Self
 
 from runtime import messages as m
+from runtime.answers.forms import CallForm, JsonCall
+from runtime.answers.parser import AnswerForm, AnswerParser, Marks
 from runtime.conversation import Turn
+from runtime.engine.prompt import FORCED
+from runtime.engine.telling import frame_of
 from runtime.errors import LoadFailed
 
+THINKING = Marks("<think>", "</think>")
+CALLS = (CallForm(JsonCall("name", "arguments"), before=("<tool_call>",), after="</tool_call>"),)
 TOKENS = ["Once", " upon", " a time"]
 
 
@@ -51,6 +60,8 @@ class ScriptedAnswer:
         self._gives_ids = submit.give_ids
         self._left: Iterator[str] = iter(tokens)
         self._text = ""
+        form = AnswerForm(THINKING, calls=CALLS if submit.tools else ())
+        self.parser = AnswerParser(FORCED if submit.forced else form)
 
     @property
     def ids(self) -> list[int]:
@@ -193,9 +204,13 @@ class FakeEngine:
             time.sleep(self._script.get("delay", 0))
         for answer in list(self._answers):
             text, reason = answer.step()
+            pieces = answer.parser.feed(text)
             if text:
                 self._misbehave()
-                self._send(m.Delta(answer.id, text, 1, answer.index))
+            if reason:
+                pieces += answer.parser.finish()
+            for piece in pieces:
+                self._send(frame_of(piece, m.Delta(answer.id, "", 1, answer.index)))
             if reason:
                 self._answers.remove(answer)
                 end = m.Finished(answer.id, reason, answer.prompt_tokens, answer.sent, 0, 1, 1, answer.index)

@@ -82,7 +82,9 @@ class Submit(msgspec.Struct, tag="submit", omit_defaults=True):
     prompt does not fit. `shift` lets the context slide when an answer reaches its end. `count` answers are drawn from
     one prompt. `logprobs` is the number of alternatives reported, -1 for none at all. `echo` puts the prompt's text
     before each answer, with the probabilities of its tokens where `logprobs` asks for any. With `give_ids` the last
-    frame has the tokens of prompt and answer. `grammar` is what each answer is held to.
+    frame has the tokens of prompt and answer. `grammar` is what each answer is held to. The model may call `tools`,
+    each described as in OpenAI's API. With `forced` it has to, and `grammar` describes such a call as JSON. The
+    template gets `variables`, and others that switch thinking on, off, or to an effort, as `think` says.
     """
 
     id: int
@@ -99,6 +101,10 @@ class Submit(msgspec.Struct, tag="submit", omit_defaults=True):
     earlier: list[int] = []
     give_ids: bool = False
     grammar: Grammar | None = None
+    tools: list[dict[str, Any]] = []
+    forced: bool = False
+    think: bool | str | None = None
+    variables: dict[str, Any] = {}
 
 
 class Embed(msgspec.Struct, tag="embed"):
@@ -182,8 +188,8 @@ class TokenLogprob(msgspec.Struct):
     top: list[tuple[str, int, float, bytes]] = []
 
 
-DeltaKind = Literal["text", "prompt"]
-"""What a piece of an answer is: its own text, or the prompt once more, in front of it (`Submit.echo`)."""
+DeltaKind = Literal["text", "thinking", "prompt"]
+"""The kind of a piece of an answer: its own text, its thinking, or the prompt once more (`Submit.echo`)."""
 
 FinishReason = Literal["stop", "length", "cancelled"]
 """Why an answer ended: by its last token or a stop string, by its limit or the context's, or because nobody waits."""
@@ -198,6 +204,24 @@ class Delta(msgspec.Struct, tag="delta", omit_defaults=True):
     index: int = 0
     logprobs: list[TokenLogprob] = []
     kind: DeltaKind = "text"
+
+
+class CallDelta(msgspec.Struct, tag="call", omit_defaults=True):
+    """More of call number `call` in answer `index` of request `id`.
+
+    The first frame of a call has its `name`, and the id that the model gave it (`call_id`), if any. `arguments` is more
+    of the text of a JSON object. With `ended` that is complete. `broken` is the text of a call that has begun and then
+    breaks its form: all that the model wrote of it.
+    """
+
+    id: int
+    call: int
+    index: int = 0
+    name: str = ""
+    call_id: str = ""
+    arguments: str = ""
+    ended: bool = False
+    broken: str = ""
 
 
 class Finished(msgspec.Struct, tag="finished", omit_defaults=True):
@@ -261,4 +285,4 @@ class Beat(msgspec.Struct, tag="beat"):
     obstacle: str = ""
 
 
-FromWorker = Ready | Started | Delta | Finished | Failed | Vectors | Tokens | Beat
+FromWorker = Ready | Started | Delta | CallDelta | Finished | Failed | Vectors | Tokens | Beat

@@ -24,7 +24,7 @@ from registry.store.store import Store
 from runtime.machine.fit import ModelSize
 
 # The capabilities that the daemon can serve; a model may have more.
-SERVED = ("completion", "embedding", "rerank")
+SERVED = ("completion", "tools", "thinking", "embedding", "rerank")
 # Longer lists of the metadata are not kept.
 _LONG = 64
 

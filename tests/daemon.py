@@ -237,6 +237,7 @@ def put_model(
     context: int = 2048,
     level: str = "F32",
     more: Mapping[str, tuple[int, ...]] | None = None,
+    capabilities: tuple[str, ...] = ("completion",),
     **claimed: int,
 ) -> None:
     """Commit a GGUF of the right shape, all zeros, to the store of a home; `claimed` are sizes that it lies about.
@@ -250,7 +251,7 @@ def put_model(
         "model_families": ["llama"],
         "model_type": "1.0K",
         "file_type": level,
-        "capabilities": ["completion"],
+        "capabilities": list(capabilities),
         "context_length": context,
         "embedding_length": WIDTH,
         "lm": {"source": "test", "level": level, "reason": "a test wants it"},

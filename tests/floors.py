@@ -39,6 +39,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
             "runtime.small_files",
         ),
         ("runtime.messages", "runtime.child"),
+        ("runtime.answers",),
         ("runtime.text",),
         ("runtime.llama",),
         ("runtime.machine", "runtime.cache", "runtime.grammar"),

@@ -109,8 +109,10 @@ class Answering:
         logprob = None
         if session.request.logprobs >= 0 and row is not None:
             logprob = self._logprob(session, token, row)
-        if delta := session.add(token, self._vocabulary.piece(token), logprob):
-            self._send(delta)
+        # The marks between the parts of an answer are control tokens in many models.
+        piece = self._vocabulary.piece(token) if session.parser is None else self._vocabulary.marked_piece(token)
+        for frame in session.add(token, piece, logprob):
+            self._send(frame)
         if session.assembler.stop or session.written:
             return "stop"
         return "length" if session.left <= 0 else None

@@ -345,8 +345,7 @@ class LlamaEngine:
     # ---- answers end
 
     def _finish(self, session: Session, reason: m.FinishReason) -> None:
-        if rest := session.rest():
-            self._frames.append(rest)
+        self._frames += session.rest()
         self._frames.append(session.finished(reason))
         self._release(session)
 

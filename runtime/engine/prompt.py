@@ -7,14 +7,18 @@ from __future__ import annotations
 
 import sys
 from array import array
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from runtime import messages as m
+from runtime.answers.forms import CallForm, JsonCall
+from runtime.answers.parser import AnswerForm
 from runtime.cache.spill import common_prefix
 from runtime.conversation import Turn
 from runtime.errors import BadRequest, PromptTooLong
 from runtime.llama.model import LlamaModel
+from runtime.text.talk import messages_of, thinking_variables, tool_variables, with_told_tools
 from runtime.text.template import ChatTemplate, PromptPart
 
 
@@ -24,12 +28,17 @@ class Prompt(NamedTuple):
     The conversation's next prompt will begin with the first `stable` tokens of this one, whatever the answer is. An
     example in ChatML: all tokens before the last `<|im_start|>assistant`, because a template may render a finished
     answer otherwise than the one being written. 0 where that is not known, or not needed, because the model's cells
-    can be cut at any position.
+    can be cut at any position. `form` is the form by which the answer is told apart, None where it is text alone.
     """
 
     ids: array[int]
     dropped: int = 0
     stable: int = 0
+    form: AnswerForm | None = None
+
+
+# A call that a request demands, of any model: a JSON object that a grammar holds it to.
+FORCED = AnswerForm(calls=(CallForm(JsonCall("name", "arguments")),))
 
 
 class Prompter:
@@ -41,13 +50,22 @@ class Prompter:
         self._vocabulary = model.vocabulary
         self._context = context
         self._bos = model.vocabulary.special_text("bos")
-        eos = model.vocabulary.special_text("eos")
-        self.template = ChatTemplate(
-            model.chat_template, bos=self._bos, eos=eos, control=model.vocabulary.control_texts()
-        )
+        self.template = self._made(model.chat_template)
         if self.template.fault:
             sys.stderr.write(f"{model.path.name}: {self.template.remark}\n")
             sys.stderr.flush()
+
+    def _made(self, source: str | None) -> ChatTemplate:
+        vocabulary = self._vocabulary
+        return ChatTemplate(
+            source, bos=self._bos, eos=vocabulary.special_text("eos"), control=vocabulary.control_texts()
+        )
+
+    @cached_property
+    def _tool_template(self) -> ChatTemplate:
+        """The template for requests with tools, of which some models have one of their own."""
+        source = self._model.tool_template
+        return self._made(source) if source else self.template
 
     def prompt(self, request: m.Submit) -> Prompt:
         """The tokens of a request.
@@ -75,11 +93,19 @@ class Prompter:
         head, rest = self._without_bos(ids)
         return Prompt(head + rest[len(ids) - keep :], len(ids) - keep)
 
-    def chat(self, turns: Sequence[Turn]) -> array[int]:
+    def chat(self, turns: Sequence[Turn], variables: Mapping[str, Any] | None = None) -> array[int]:
         """The tokens of a conversation as the chat template renders it, however many; BadRequest for no turns."""
+        return self._ids(self._parts(turns, variables))
+
+    def _parts(
+        self, turns: Sequence[Turn], variables: Mapping[str, Any] | None, *, answering: bool = True
+    ) -> list[PromptPart]:
         if not turns:
             raise BadRequest("`messages` is empty", "send at least one message")
-        return self._ids(self.template.render(_messages(turns)))
+        template = self._tool_template if "tools" in (variables or {}) else self.template
+        called = any(turn.calls or turn.role == "tool" for turn in turns)
+        messages = messages_of(turns, template.answers if called else None)
+        return template.render(messages, variables, answering=answering)
 
     def _raw(self, request: m.Submit) -> array[int]:
         prompt = request.prompt
@@ -102,11 +128,23 @@ class Prompter:
         return array("i", ids)
 
     def _chat(self, request: m.Submit, turns: list[Turn], limit: int) -> Prompt:
-        ids = self.chat(turns)
+        # An answer that is held to a grammar from its first token on has no place for thinking.
+        think = False if request.grammar else request.think
+        variables = {**thinking_variables(think), **tool_variables(request.tools), **request.variables}
+        if request.forced:
+            form: AnswerForm | None = FORCED
+            if self._tool_template.answers.form.calls == ():
+                turns, variables = with_told_tools(turns, request.tools), dict(request.variables)
+            parts = self._parts(turns, variables)
+        else:
+            template = self._checked_template(request)
+            parts = self._parts(turns, variables)
+            form = None if request.grammar else template.form(parts, tools=bool(request.tools))
+        ids = self._ids(parts)
         if request.earlier:
-            return self._continued(request, self._checked(request.earlier), ids, limit)
+            return self._continued(request, self._checked(request.earlier), ids, limit)._replace(form=form)
         if len(ids) <= limit:
-            return Prompt(ids, stable=self._stable(turns, ids))
+            return Prompt(ids, stable=self._stable(turns, ids, variables), form=form)
         if not request.truncate:
             raise self._too_long(len(ids))
         # A shortened conversation may begin at any turn of the user. A binary search finds the earliest that fits.
@@ -119,15 +157,15 @@ class Prompter:
         while low < high:
             middle = (low + high) // 2
             rest = [turn for turn in turns[starts[middle] :] if turn.role != "system"]
-            shorter = self.chat(system + rest)
+            shorter = self.chat(system + rest, variables)
             if len(shorter) <= keep:
-                best, high = Prompt(shorter, len(ids) - len(shorter)), middle
+                best, high = Prompt(shorter, len(ids) - len(shorter), form=form), middle
                 shortened = system + rest
             else:
                 low = middle + 1
         if best is None:
             raise self._too_long(len(ids))
-        return best._replace(stable=self._stable(shortened, best.ids))
+        return best._replace(stable=self._stable(shortened, best.ids, variables))
 
     def _continued(self, request: m.Submit, earlier: array[int], ids: array[int], limit: int) -> Prompt:
         """The tokens of an `earlier` conversation with `ids` behind them; BOS stands in front only.
@@ -152,11 +190,20 @@ class Prompter:
                 break
         return ids[:0], ids
 
-    def _stable(self, turns: list[Turn], ids: array[int]) -> int:
+    def _checked_template(self, request: m.Submit) -> ChatTemplate:
+        """The template of a request; raises BadRequest for tools, or thinking, that it does not know."""
+        template = self._tool_template if request.tools else self.template
+        if request.tools and not template.answers.form.calls:
+            raise BadRequest("this model's chat template does not support tools", "choose a model that does")
+        if request.think and template.answers.form.thinking is None:
+            raise BadRequest("this model's chat template does not support thinking", "leave out `think`")
+        return template
+
+    def _stable(self, turns: list[Turn], ids: array[int], variables: Mapping[str, Any]) -> int:
         """`Prompt.stable` of `ids`: how many of them come before the template asks for the answer."""
         if not self._model.recurrent or turns[-1].role == "assistant":
             return 0
-        return common_prefix(self._ids(self.template.render(_messages(turns), answering=False)), ids)
+        return common_prefix(self._ids(self._parts(turns, variables, answering=False)), ids)
 
     def _room(self, request: m.Submit) -> int:
         """Tokens that a prompt may have after it was cut: an eighth of the context or less is left for the answer."""
@@ -177,8 +224,3 @@ class Prompter:
         if self._context < trained:
             more = f"a larger context (`num_ctx`, `LM_CONTEXT`) may have up to {trained:,} tokens, where memory allows"
         return PromptTooLong(message, f"shorten it; {more}")
-
-
-def _messages(turns: Sequence[Turn]) -> list[dict[str, Any]]:
-    """The turns in the form that chat templates are written for."""
-    return [{"role": turn.role, "content": turn.text} for turn in turns]

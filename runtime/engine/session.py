@@ -9,8 +9,11 @@ from collections import deque
 from typing import TYPE_CHECKING, Literal
 
 from runtime import messages as m
+from runtime.answers.parser import AnswerParser
+from runtime.answers.pieces import AnswerText, Piece
 from runtime.cache.pool import Sequence
 from runtime.engine.prompt import Prompt
+from runtime.engine.telling import frame_of
 from runtime.llama.sampling import Sampler
 from runtime.text.stops import Assembler, Stops
 
@@ -56,6 +59,8 @@ class Session:
         self.reported = 0
         """Tokens of the prompt that were sent with their probabilities."""
         self._prompt_text = codecs.getincrementaldecoder("utf-8")("replace")
+        schemas = {str(tool["function"]["name"]): tool["function"].get("parameters") for tool in request.tools}
+        self.parser = AnswerParser(prompt.form, schemas) if prompt.form else None
         self.answer_tokens = 0
         """Tokens of the answer so far."""
         self.end: int | None = None
@@ -107,25 +112,32 @@ class Session:
         """Whether the answer's grammar lets nothing follow but the end."""
         return bool(self.grammar and self.grammar.complete and not self.forced)
 
-    def add(self, token: int, piece: bytes, logprob: m.TokenLogprob | None) -> m.Delta | None:
-        """Append a token to the answer. `piece` is its bytes; the result is the text that can be shown now, if any."""
+    def add(self, token: int, piece: bytes, logprob: m.TokenLogprob | None) -> list[m.Delta | m.CallDelta]:
+        """Append a token to the answer. `piece` is its bytes; the result is the part of it that can be shown now."""
         self.tokens.append(token)
         self.answer_tokens += 1
         self._unsent += 1
         if logprob:
             self._logprobs.append(logprob)
         text = self.assembler.push(piece)
-        return self._delta(text) if text else None
+        return self._frames([AnswerText(text)] if self.parser is None else self.parser.feed(text)) if text else []
 
-    def rest(self) -> m.Delta | None:
+    def rest(self) -> list[m.Delta | m.CallDelta]:
         """At the end of the answer: the text that was held back, and tokens not reported yet."""
         text = self.assembler.finish()
-        return self._delta(text) if text or self._unsent else None
+        pieces: list[Piece] = [AnswerText(text)] if text else []
+        if self.parser is not None:
+            pieces = [*self.parser.feed(text), *self.parser.finish()]
+        frames = self._frames(pieces)
+        return self._frames([AnswerText("")]) if self._unsent and not frames else frames
 
-    def _delta(self, text: str) -> m.Delta:
-        delta = m.Delta(self.id, text, self._unsent, self.index, self._logprobs)
-        self._unsent, self._logprobs = 0, []
-        return delta
+    def _frames(self, pieces: list[Piece]) -> list[m.Delta | m.CallDelta]:
+        frames = []
+        for piece in pieces:
+            frames.append(frame_of(piece, m.Delta(self.id, "", self._unsent, self.index, self._logprobs)))
+            if isinstance(frames[-1], m.Delta):
+                self._unsent, self._logprobs = 0, []
+        return frames
 
     def finished(self, reason: m.FinishReason) -> m.Finished:
         """The last frame."""

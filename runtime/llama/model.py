@@ -96,6 +96,11 @@ class LlamaModel:
         return self._template(None)
 
     @property
+    def tool_template(self) -> str | None:
+        """The template for conversations with tools; None when the file has none of its own."""
+        return self._template(b"tool_use")
+
+    @property
     def rerank_template(self) -> str | None:
         """The prompt of a ranking model, with `{query}` and `{document}` in it; None when the file has none."""
         return self._template(b"rerank")

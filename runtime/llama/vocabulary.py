@@ -139,6 +139,10 @@ class Vocabulary:
             return self.text(token).encode()
         return buffer.raw[:size]
 
+    def marked_piece(self, token: int) -> bytes:
+        """The bytes of `token` in a text that control tokens cut into parts: these have their names there."""
+        return self.piece(token) or self.text(token).encode()
+
     def ends(self, token: int) -> bool:
         """Whether `token` ends a turn: llama.cpp recognises its text, or the converter noted its id."""
         end = self._ends.get(token)

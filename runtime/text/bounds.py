@@ -14,6 +14,7 @@ import sys
 import threading
 from collections.abc import Callable, ItemsView, Iterable, KeysView, Mapping, Sequence, ValuesView
 from functools import wraps
+from types import GeneratorType
 from typing import Any
 
 from jinja2.exceptions import SecurityError
@@ -198,6 +199,7 @@ def _indent(text: Any, width: int | str = 4, first: bool = False, blank: bool = 
 
 
 def _tojson(value: Any, ensure_ascii: bool = False, indent: int | str | None = None, **options: Any) -> str:
+    value = list(value) if isinstance(value, GeneratorType) else value
     if indent is None:
         check(weigh(value))
     elif len(" " * indent if isinstance(indent, int) else indent) > 100:

@@ -62,6 +62,10 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         """The text of a block (`{% set x %}…{% endset %}`) or a macro."""
         return bounds.join_texts(list(texts))
 
+    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+        """Templates may add to lists, of which each rendering has its own."""
+        return (isinstance(obj, list) and attr == "append") or super().is_safe_attribute(obj, attr, value)
+
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         if operator == "**" and not (_small(left, 1000) and _small(right, 100)):
             raise SecurityError("a power too large")
@@ -83,6 +87,8 @@ class _Sandbox(ImmutableSandboxedEnvironment):
             bounds.check_method(owner, name, arguments)
         elif isinstance(owner, bytes | int | float) and name:
             raise SecurityError(f"the method `{name[:40]}`, which no prompt needs")
+        elif isinstance(owner, list):
+            bounds.spend(list(args))  # `append`, which gives nothing back
         return bounds.spend(super().call(context, function, *args, **kwargs))
 
 

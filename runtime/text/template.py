@@ -15,17 +15,23 @@ from __future__ import annotations
 
 import gc
 import re
+import time
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from datetime import datetime
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from jinja2 import TemplateError
 from jinja2.exceptions import SecurityError
 
 from quant.notes import MAX_TEMPLATE
+from runtime.answers.learning import Learned, learn
+from runtime.answers.parser import AnswerForm
 from runtime.errors import BadRequest
 from runtime.text.sandbox import Overdue, deadline, environment
 from runtime.text.shapes import Content, Message, Shape, shapes
+from runtime.text.talk import tool_variables
 from runtime.text.tokenizer import CLOSE, MARKERS, OPEN
 
 RENDER_SECONDS = 2.0
@@ -82,6 +88,7 @@ class ChatTemplate:
         if source is None or self.fault:
             source = CHATML if "<|im_start|>" in texts else PLAIN
             self.stops = PLAIN_STOPS if source is PLAIN else ()
+        self._source = source
         self._template = environment().from_string(source)
         self._shapes: dict[tuple[str, ...], Shape] = {}
         self._bare = True  # whether the template takes the absence of tools as None, as transformers gives it
@@ -109,9 +116,35 @@ class ChatTemplate:
         prefill = ""
         if messages and messages[-1].get("role") == "assistant":
             prefill = str(messages.pop().get("content") or "")
-        shape = self._shape(tuple(str(message.get("role")) for message in messages))
+        shape = self._shape_with_calls(messages, extra or {}) if _has_calls(messages) else self._shape(_roles(messages))
         text = self._run(shape.of(messages), extra or {}, answering) + prefill
         return list(_parts(text))
+
+    @cached_property
+    def answers(self) -> Learned:
+        """How the model writes its answers; found out when it is first asked for, in at most 2 seconds."""
+        end = time.monotonic() + RENDER_SECONDS
+        shape = Shape(self._contents[0])
+
+        def render(messages: list[Message], *, tools: list[dict[str, Any]] | None, answering: bool) -> str | None:
+            if time.monotonic() > end:
+                return None
+            try:
+                return self._run(shape.of(messages), tool_variables(tools or []), answering)
+            except BadRequest:
+                return None
+
+        return learn(render, self._source)
+
+    def form(self, parts: list[PromptPart], *, tools: bool) -> AnswerForm | None:
+        """The form of the answer to a prompt; None where it is text alone. Calls are told apart with `tools` only."""
+        form = self.answers.form
+        if not tools:
+            form = replace(form, calls=())
+        if not form.calls and form.thinking is None:
+            return None
+        end = "".join(part.text for part in parts[-8:] if part.special).rstrip()
+        return replace(form, opened=form.thinking is not None and end.endswith(form.thinking.open))
 
     def _run(self, messages: list[Message], extra: Mapping[str, Any], answering: bool = True) -> str:
         bare: dict[str, Any] = {"tools": None, "documents": None}
@@ -172,6 +205,23 @@ class ChatTemplate:
             del self._shapes[next(iter(self._shapes))]
         return known
 
+    def _shape_with_calls(self, messages: list[Message], extra: Mapping[str, Any]) -> Shape:
+        """The shape of a conversation in which tools are called. Raises BadRequest where a text would be lost.
+
+        Calls and results stand between the messages whose order templates mind.
+        """
+        shape = self._shape(
+            _roles([each for each in messages if each.get("role") != "tool" and not _has_calls([each])])
+        )
+        words = [f"lm{number}probe" for number in range(len(messages))]
+        probe = [{**message, "content": word} for message, word in zip(messages, words, strict=True)]
+        text = self._run(shape.of(probe), extra)
+        for number, message in enumerate(messages):
+            # Beside a call many templates leave out the assistant's text, which the model wrote to itself.
+            if words[number] not in text and not _has_calls([message]):
+                raise _lost(number, str(message.get("role")))
+        return shape
+
     def _loss(self, shape: Shape, roles: tuple[str, ...]) -> BadRequest | None:
         """Why messages of these roles in this shape cannot be rendered; None where all of them reach the prompt."""
         words = [f"lm{number}probe" for number in range(len(roles))]
@@ -182,10 +232,7 @@ class ChatTemplate:
             return error
         lost = next((i for i, word in enumerate(words) if word not in text), -1)
         if lost >= 0:
-            return BadRequest(
-                f"the model's chat template loses message {lost + 1}, whose role is `{roles[lost][:40]}`",
-                "leave it out, or say it in a message of the user",
-            )
+            return _lost(lost, roles[lost])
         return None if text.strip() else BadRequest("the model's chat template writes nothing", "use a raw prompt")
 
     def _marked(self, value: Any) -> Any:
@@ -198,6 +245,21 @@ class ChatTemplate:
         if isinstance(value, dict):
             return {self._marked(key): self._marked(item) for key, item in value.items()}
         return value
+
+
+def _has_calls(messages: list[Message]) -> bool:
+    return any(message.get("tool_calls") for message in messages)
+
+
+def _roles(messages: list[Message]) -> tuple[str, ...]:
+    return tuple(str(message.get("role")) for message in messages)
+
+
+def _lost(number: int, role: str) -> BadRequest:
+    return BadRequest(
+        f"the model's chat template loses message {number + 1}, whose role is `{role[:40]}`",
+        "leave it out, or say it in a message of the user",
+    )
 
 
 def _parts(text: str) -> Iterator[PromptPart]:

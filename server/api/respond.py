@@ -19,7 +19,7 @@ from typing import Any
 from aiohttp import web
 
 from registry.store.catalog import Model
-from runtime.messages import Delta, Finished, Started, Submit
+from runtime.messages import CallDelta, Delta, Finished, Started, Submit
 from server.api.request import FAILED, LOG_NOTE, InUse, in_use, prompt_from
 from server.errors import INTERNAL
 from server.http.problems import Dialect, Problem
@@ -48,11 +48,12 @@ class Generation:
 
 @dataclass
 class Usage:
-    """Tokens over all prompts and answers of a request: read, found in the cache, written."""
+    """Tokens over all prompts and answers of a request: read, found in the cache, written, written of thinking."""
 
     prompt: int = 0
     cached: int = 0
     answer: int = 0
+    thinking: int = 0
     complete: bool = False
     """Whether every answer came to its end."""
 
@@ -61,6 +62,8 @@ class Usage:
         if isinstance(frame, Started):
             self.prompt += frame.prompt_tokens
             self.cached += frame.cached
+        elif isinstance(frame, Delta) and frame.kind == "thinking":
+            self.thinking += frame.tokens
         elif isinstance(frame, Finished):
             self.answer += frame.answer_tokens
 
@@ -80,6 +83,10 @@ class AnswerWriter(ABC):
     @abstractmethod
     def delta(self, index: int, frame: Delta) -> Iterable[Json]:
         """Objects for more text of an answer."""
+
+    def call(self, index: int, frame: CallDelta) -> Iterable[Json]:
+        """Objects for more of a call of a tool; requests without tools have none."""
+        return []
 
     @abstractmethod
     def end(self, index: int, frame: Finished) -> Iterable[Json]:
@@ -178,16 +185,19 @@ def _written(writer: AnswerWriter, index: int, frame: Answer) -> Iterable[Json]:
             return writer.first(index, frame)
         case Delta():
             return writer.delta(index, frame)
+        case CallDelta():
+            return writer.call(index, frame)
         case Finished():
             return writer.end(index, frame)
 
 
 def _merged(frames: list[Answer]) -> list[Answer]:
     """The frames of one answer, with neighbouring deltas of one kind joined."""
-    deltas = [frame for frame in frames if isinstance(frame, Delta)]
-    pieces = [_joined(list(piece)) for _, piece in groupby(deltas, key=lambda delta: delta.kind)]
-    started = [frame for frame in frames if isinstance(frame, Started)]
-    return [*started, *pieces, *(frame for frame in frames if isinstance(frame, Finished))]
+    merged: list[Answer] = []
+    for kind, group in groupby(frames, key=lambda frame: frame.kind if isinstance(frame, Delta) else None):
+        alike = list(group)
+        merged += alike if kind is None else [_joined([frame for frame in alike if isinstance(frame, Delta)])]
+    return merged
 
 
 def _joined(deltas: list[Delta]) -> Delta:

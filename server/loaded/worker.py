@@ -23,6 +23,7 @@ from runtime.errors import BadRequest, EngineError, LoadFailed, WorkerDied
 from runtime.machine.fit import Need
 from runtime.messages import (
     Beat,
+    CallDelta,
     Cancel,
     Delta,
     Embed,
@@ -51,7 +52,7 @@ SPEED_TOKENS = 24
 STOPPED, NOT_LOADED, STOPPING = "was stopped", "could not load", "ends with the daemon"
 _ids = itertools.count(1)
 
-Answer = Started | Delta | Finished
+Answer = Started | Delta | CallDelta | Finished
 Death = EngineError | Stopping
 
 

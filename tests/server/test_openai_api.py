@@ -161,7 +161,6 @@ def test_routes_that_are_not_there_are_told_in_the_same_dialect(echo: Daemon) ->
 @pytest.mark.parametrize(
     ("extra", "named"),
     [
-        ({"chat_template_kwargs": {"enable_thinking": False}}, "`chat_template_kwargs`"),
         ({"reasoning_effort": "low"}, "`reasoning_effort`"),
         ({"repetition_penalty": 1.3}, "`repetition_penalty`"),
         ({"num_ctx": 4096}, "`num_ctx`"),

@@ -13,6 +13,7 @@ from runtime.errors import BadRequest
 from runtime.messages import Submit
 from runtime.options import MAX_MESSAGES
 from server.api import options
+from server.api.calls import checked_tools, effort, template_variables
 from server.api.ollama.bodies import AnswerBody, GenerateBody, OllamaChatBody
 from server.api.ollama.fields import OLLAMA
 from server.api.ollama.writer import GenerateWriter, OllamaChatWriter, OllamaWriter
@@ -28,6 +29,7 @@ from server.api.request import (
     warning_of,
 )
 from server.api.respond import Generation, respond
+from server.library import capabilities
 from server.services import SERVICES
 
 _GENERATE = OLLAMA._replace(
@@ -63,11 +65,12 @@ async def chat(request: web.Request) -> web.StreamResponse:
     """`POST /api/chat`: the next turn of a conversation; without messages, load or unload the model."""
     body = await read(request, OllamaChatBody, _CHAT)
     model = await resolve_model(request, body.model_name)
-    refuse(tools=body.tools)
     if len(body.messages) > MAX_MESSAGES:
         raise BadRequest(f"more than {MAX_MESSAGES} messages", "send fewer")
     submit = _submit(request, model, body)
-    pass_over(request, sorted(set().union(*(message.passed_over for message in body.messages))))
+    submit.tools = checked_tools(body.tools)
+    if submit.tools:
+        require(model, "tools")
     writer = OllamaChatWriter(body, warning_of(request))
     if not body.messages:
         return await _load_only(request, model, body, writer)
@@ -78,11 +81,10 @@ async def chat(request: web.Request) -> web.StreamResponse:
 
 
 def _submit(request: web.Request, model: Model, body: AnswerBody) -> Submit:
-    if body.think:
+    think = effort(body.think, "think")
+    if think:
         require(model, "thinking")
     pass_over(request, options.check_options(body.given_options))
-    if body.think is False and "thinking" in (model.config.get("capabilities") or ["thinking"]):
-        pass_over(request, ["`think`"])
     return Submit(
         id=0,
         sampling=options.sampling(model.params, body.given_options),
@@ -91,6 +93,8 @@ def _submit(request: web.Request, model: Model, body: AnswerBody) -> Submit:
         shift=body.shift is True,
         logprobs=options.alternatives(bool(body.logprobs), body.top_logprobs),
         grammar=body.held_to,
+        think=think if "thinking" in capabilities(model) else None,
+        variables=template_variables(body.chat_template_kwargs),
     )
 
 

@@ -6,10 +6,11 @@ from typing import Any
 
 import msgspec
 
-from runtime.conversation import Turn
+from runtime.conversation import Text, Turn
 from runtime.errors import BadRequest
 from runtime.messages import Grammar
 from server.api import grammars, options
+from server.api.calls import Called
 from server.api.grammars import GrammarField
 from server.api.request import ModelBody, refuse
 from server.config import duration
@@ -51,6 +52,7 @@ class AnswerBody(LoadBody):
     format: msgspec.Raw = msgspec.Raw()
     grammar: str | GrammarField | None = None
     think: bool | str | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
     truncate: bool | None = None
     shift: bool | None = None
     logprobs: bool | None = None
@@ -90,21 +92,18 @@ class OllamaMessage(msgspec.Struct):
     content: str | None = None
     thinking: str | None = None
     images: list[Any] | None = None
-    tool_calls: list[Any] | None = None
+    tool_calls: list[Called] | None = None
     tool_name: str | None = None
     tool_call_id: str | None = None
 
     def turn(self) -> Turn:
-        """The turn; raises Unsupported unless it is text alone."""
-        refuse(images=self.images, tool_calls=self.tool_calls)
+        """The turn; raises Unsupported for images, BadRequest for calls that are none."""
+        refuse(images=self.images)
         role = self.role.lower()
-        return Turn.of("system" if role == "developer" else role, self.content or "")
-
-    @property
-    def passed_over(self) -> set[str]:
-        """The fields given that change nothing here."""
-        found = {"thinking": self.thinking, "tool_name": self.tool_name, "tool_call_id": self.tool_call_id}
-        return {f"`messages[].{name}`" for name, value in found.items() if value}
+        role = "system" if role == "developer" else role
+        parts = [Text(self.content)] if self.content else []
+        calls = [called.call() for called in self.tool_calls or []]
+        return Turn(role, parts, calls, self.thinking or "", self.tool_call_id or "", self.tool_name or "")
 
 
 class OllamaChatBody(AnswerBody):

@@ -14,7 +14,6 @@ OLLAMA = KnownFields(
     | dict.fromkeys(("format", "images", "response_format", "suffix", "template", "tools", "tool_choice"), ""),
     noted=dict.fromkeys(
         (
-            "chat_template_kwargs",
             "context",
             "dimensions",
             "input",

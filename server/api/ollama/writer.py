@@ -9,11 +9,15 @@ that were passed over.
 from __future__ import annotations
 
 import asyncio
+import json
 from abc import abstractmethod
+from collections import defaultdict
 from collections.abc import Iterable
 from datetime import UTC, datetime
+from typing import Any
 
-from runtime.messages import Delta, Finished, Started
+from runtime.messages import CallDelta, Delta, Finished, Started
+from server.api.calls import call_id
 from server.api.logprobs import logprob_rows
 from server.api.ollama.bodies import AnswerBody
 from server.api.request import InUse
@@ -34,18 +38,34 @@ class OllamaWriter(AnswerWriter):
         self._begun = asyncio.get_running_loop().time()
         self._figures: Json = {}
         self._reason = ""
+        # Calls that are not complete yet: the first frame, and the text of the arguments.
+        self._calls: defaultdict[int, list[CallDelta]] = defaultdict(list)
 
     @abstractmethod
-    def content(self, text: str) -> Json:
-        """The keys that carry an answer's text."""
+    def content(self, text: str, **more: Any) -> Json:
+        """The keys that carry an answer's text, and what else is given of its message."""
 
     @abstractmethod
-    def text_of(self, line: Json) -> str:
-        """The text that `content` put into a line."""
+    def message_of(self, line: Json) -> Json:
+        """The part of a line that `content` made."""
 
     def delta(self, index: int, frame: Delta) -> Iterable[Json]:
         """One line."""
-        return [self._line(frame.text, {"logprobs": logprob_rows(frame.logprobs)} if frame.logprobs else {})]
+        rows = {"logprobs": logprob_rows(frame.logprobs)} if frame.logprobs else {}
+        return [self._line("", rows, thinking=frame.text) if frame.kind == "thinking" else self._line(frame.text, rows)]
+
+    def call(self, index: int, frame: CallDelta) -> Iterable[Json]:
+        """One line for a call that is complete; the text of one that breaks is content."""
+        if frame.broken:
+            del self._calls[frame.call]
+            return [self._line(frame.broken, {})]
+        parts = self._calls[frame.call]
+        parts.append(frame)
+        if not frame.ended:
+            return []
+        arguments = json.loads("".join(part.arguments for part in parts))
+        function = {"index": frame.call, "name": parts[0].name, "arguments": arguments}
+        return [self._line("", {}, tool_calls=[{"id": parts[0].call_id or call_id(), "function": function}])]
 
     def first(self, index: int, frame: Started) -> Iterable[Json]:
         """Nothing: the last line tells how much of the prompt was dropped."""
@@ -88,7 +108,12 @@ class OllamaWriter(AnswerWriter):
 
     def whole(self, objects: list[Json], usage: Usage) -> Json:
         """The last line with the text and the probabilities of the lines before it."""
-        last = objects[-1] | self.content("".join(self.text_of(line) for line in objects))
+        messages = [self.message_of(line) for line in objects]
+        thinking = "".join(message.get("thinking", "") for message in messages)
+        calls = [call for message in messages for call in message.get("tool_calls", [])]
+        more = ({"thinking": thinking} if thinking else {}) | ({"tool_calls": calls} if calls else {})
+        text = "".join(str(message.get("content", message.get("response"))) for message in messages)
+        last = objects[-1] | self.content(text, **more)
         rows = [row for line in objects for row in line.get("logprobs", [])]
         return last | {"logprobs": rows} if rows else last
 
@@ -97,34 +122,34 @@ class OllamaWriter(AnswerWriter):
         elapsed = round((asyncio.get_running_loop().time() - self._begun) * 1e9)
         return self._line("", {"done": True, "done_reason": reason, "total_duration": elapsed} | figures)
 
-    def _line(self, text: str, more: Json) -> Json:
+    def _line(self, text: str, more: Json, **message: Any) -> Json:
         now = datetime.now(UTC).isoformat(timespec="microseconds")
-        line = {"model": self._body.model_name, "created_at": now} | self.content(text)
+        line = {"model": self._body.model_name, "created_at": now} | self.content(text, **message)
         return line | {"done": False} | more
 
 
 class OllamaChatWriter(OllamaWriter):
     """Lines of `/api/chat`."""
 
-    def content(self, text: str) -> Json:
+    def content(self, text: str, **more: Any) -> Json:
         """A message of the assistant."""
-        return {"message": {"role": "assistant", "content": text}}
+        return {"message": {"role": "assistant", "content": text} | more}
 
-    def text_of(self, line: Json) -> str:
-        """The message's content."""
-        return str(line["message"]["content"])
+    def message_of(self, line: Json) -> Json:
+        """The message."""
+        return dict(line["message"])
 
 
 class GenerateWriter(OllamaWriter):
     """Lines of `/api/generate`; the last has `context`: the token ids of the conversation, as they were computed."""
 
-    def content(self, text: str) -> Json:
-        """The bare text."""
-        return {"response": text}
+    def content(self, text: str, **more: Any) -> Json:
+        """The bare text, with the rest beside it."""
+        return {"response": text} | more
 
-    def text_of(self, line: Json) -> str:
-        """The bare text."""
-        return str(line["response"])
+    def message_of(self, line: Json) -> Json:
+        """The line itself."""
+        return line
 
     def end(self, index: int, frame: Finished) -> Iterable[Json]:
         """Nothing: the last line has the figures."""

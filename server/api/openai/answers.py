@@ -14,11 +14,13 @@ from runtime.errors import BadRequest
 from runtime.messages import Submit
 from runtime.options import MAX_ANSWERS, MAX_INT, MAX_MESSAGES
 from server.api import options
+from server.api.calls import checked_tools, forced_tools, grammar_of, template_variables
 from server.api.openai.bodies import CHAT_BODY, TEXT_BODY, ChatFields, CompletionFields
 from server.api.openai.fields import OPENAI
 from server.api.openai.writer import OpenAIChatWriter, OpenAITextWriter
 from server.api.request import pass_over, read, refuse, require, require_roles, resolve_model, warning_of
 from server.api.respond import Generation, respond
+from server.library import capabilities
 
 MAX_PROMPTS = 64
 _COUNT = options.Range(1, MAX_ANSWERS, whole=True)
@@ -37,6 +39,7 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
     submit = _submit(model, body, most)
     submit.turns = [message.turn() for message in body.messages]
     submit.logprobs = options.alternatives(bool(body.logprobs), body.top_logprobs)
+    _add_tools(request, model, body, submit)
     await require_roles(request, model, submit.turns)
     pass_over(request, sorted(set().union(*(message.passed_over for message in body.messages))))
     writer = OpenAIChatWriter(body, model, warning_of(request))
@@ -61,14 +64,33 @@ async def completions(request: web.Request) -> web.StreamResponse:
 
 def _check_chat(body: ChatFields) -> None:
     """Raise Unsupported or BadRequest for fields that cannot be honoured, or that need another field."""
-    refuse(tools=body.tools)
     refuse(modalities=[kind for kind in body.modalities or [] if kind != "text"])
-    if body.tool_choice is not None:
+    if body.tool_choice is not None and not body.tools:
         raise BadRequest("`tool_choice` is given without `tools`", "leave it out", "tool_choice")
     if body.top_logprobs and not body.logprobs:
         raise BadRequest("`top_logprobs` is given without `logprobs`", "send `logprobs: true` too", "top_logprobs")
     if not 0 < len(body.messages) <= MAX_MESSAGES:
         raise BadRequest(f"`messages` has {len(body.messages)} entries", f"send 1 to {MAX_MESSAGES}", "messages")
+
+
+def _add_tools(request: web.Request, model: Model, body: ChatFields, submit: Submit) -> None:
+    """Take over the tools, the wish to think and the template's variables. Raises BadRequest, Unsupported."""
+    tools = checked_tools(body.tools)
+    if demanded := forced_tools(body.tool_choice, tools):
+        if submit.grammar:
+            raise BadRequest(
+                "`tool_choice` and a form of the answer exclude each other", "leave one out", "tool_choice"
+            )
+        submit.tools, submit.forced, submit.grammar = demanded, True, grammar_of(demanded)
+    elif tools and body.tool_choice != "none":
+        require(model, "tools")
+        submit.tools = tools
+    field, submit.think = body.thinks
+    if field and "thinking" not in capabilities(model):
+        # Apps send an effort to every model.
+        submit.think = None
+        pass_over(request, [f"`{field}`"])
+    submit.variables = template_variables(body.chat_template_kwargs)
 
 
 def _submit(model: Model, body: CompletionFields, most: int | None) -> Submit:

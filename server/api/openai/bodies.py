@@ -10,6 +10,7 @@ from runtime.conversation import Text, Turn
 from runtime.errors import BadRequest
 from runtime.messages import Grammar
 from server.api import grammars
+from server.api.calls import Called, effort
 from server.api.grammars import GrammarField
 from server.api.options import Whole, with_sampling
 from server.api.request import refuse
@@ -105,23 +106,34 @@ class OpenAIMessage(msgspec.Struct):
     content: str | list[ContentPart] | None = None
     name: str | None = None
     reasoning_content: str | None = None
+    reasoning: str | None = None
     prefix: bool | None = None
-    tool_calls: list[Any] | None = None
+    tool_calls: list[Called] | None = None
     tool_call_id: str | None = None
 
     def turn(self) -> Turn:
-        """The turn; raises Unsupported unless it is text alone, BadRequest where it lacks something."""
-        refuse(tool_calls=self.tool_calls)
+        """The turn; raises Unsupported for parts other than text, BadRequest where it lacks something."""
         if self.role == "tool" and not self.tool_call_id:
             raise BadRequest("a message of a tool has no `tool_call_id`", "send the id of the call", "messages")
         role = "system" if self.role == "developer" else self.role
-        return Turn(role, [Text(text) for text in content_texts(self.content, "messages")])
+        calls = [called.call() for called in self.tool_calls or []]
+        texts = [] if calls and not self.content else content_texts(self.content, "messages")
+        thinking = self.reasoning_content or self.reasoning or ""
+        tool = (self.name or "") if role == "tool" else ""
+        return Turn(role, [Text(text) for text in texts], calls, thinking, self.tool_call_id or "", tool)
 
     @property
     def passed_over(self) -> set[str]:
         """The fields given that change nothing here."""
-        found = {"name": self.name, "reasoning_content": self.reasoning_content, "prefix": self.prefix}
+        found = {"name": self.role != "tool" and self.name, "prefix": self.prefix}
         return {f"`messages[].{name}`" for name, value in found.items() if value}
+
+
+class Reasoning(msgspec.Struct):
+    """The wish to think as OpenAI's newer routes, and OpenRouter's, spell it."""
+
+    effort: str | None = None
+    enabled: bool | None = None
 
 
 class ChatFields(CompletionFields, kw_only=True):
@@ -134,6 +146,11 @@ class ChatFields(CompletionFields, kw_only=True):
     response_format: ResponseFormat | None = None
     tools: list[Any] | None = None
     tool_choice: Any = None
+    reasoning_effort: str | None = None
+    reasoning: Reasoning | None = None
+    think: bool | str | None = None
+    enable_thinking: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
     modalities: list[str] | None = None
 
     @property
@@ -141,6 +158,19 @@ class ChatFields(CompletionFields, kw_only=True):
         """The grammar of the answers. Raises BadRequest."""
         form = self.response_format.grammar if self.response_format else None
         return grammars.only(response_format=form, grammar=grammars.of_field(self.grammar))
+
+    @property
+    def thinks(self) -> tuple[str, bool | str | None]:
+        """The wish to think and the field that it came by, the first of its spellings. Raises BadRequest."""
+        nested = self.reasoning or Reasoning()
+        spellings = {
+            "reasoning_effort": self.reasoning_effort,
+            "reasoning": nested.enabled if nested.effort is None else nested.effort,
+            "think": self.think,
+            "enable_thinking": self.enable_thinking,
+        }
+        wishes = ((field, effort(value, field)) for field, value in spellings.items())
+        return next((wish for wish in wishes if wish[1] is not None), ("", None))
 
 
 class TextFields(CompletionFields, kw_only=True):

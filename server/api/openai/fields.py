@@ -24,15 +24,10 @@ OPENAI = KnownFields(
         # Templates and thinking.
         "add_generation_prompt": True,
         "chat_template": None,
-        "chat_template_kwargs": None,
         "continue_final_message": None,
         "documents": None,
-        "enable_thinking": True,
         "include_reasoning": True,
-        "reasoning": None,
-        "reasoning_effort": None,
         "reasoning_format": "none",
-        "think": True,
         "thinking": None,
         "verbosity": "medium",
         # Sampling by other names, or that llama.cpp has not.

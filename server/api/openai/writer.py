@@ -9,7 +9,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from registry.store.catalog import Model
-from runtime.messages import Delta, Finished, Started, TokenLogprob
+from runtime.messages import CallDelta, Delta, Finished, Started, TokenLogprob
+from server.api.calls import call_id
 from server.api.logprobs import logprob_rows
 from server.api.openai.bodies import CompletionFields
 from server.api.request import InUse
@@ -76,28 +77,67 @@ class OpenAIChatWriter(OpenAIWriter):
     chunk_kind = "chat.completion.chunk"
     whole_kind = "chat.completion"
 
+    def __init__(self, body: CompletionFields, model: Model, warning: str) -> None:
+        super().__init__(body, model, warning)
+        # Answers with a call that is complete, and calls that broke, by their answers.
+        self._called: set[int] = set()
+        self._broken: set[tuple[int, int]] = set()
+
     def first(self, index: int, frame: Started) -> Iterable[Json]:
         """A chunk with the role."""
         return [self._piece(index, {"role": "assistant", "content": ""})]
 
     def delta(self, index: int, frame: Delta) -> Iterable[Json]:
-        """A chunk with text."""
-        return [self._piece(index, {"content": frame.text}, frame.logprobs)]
+        """A chunk with text; thinking has the two names that clients know."""
+        key = {"reasoning_content": frame.text, "reasoning": frame.text}
+        return [self._piece(index, key if frame.kind == "thinking" else {"content": frame.text}, frame.logprobs)]
+
+    def call(self, index: int, frame: CallDelta) -> Iterable[Json]:
+        """A chunk with more of a call; the text of one that breaks is content."""
+        if frame.broken:
+            self._broken.add((index, frame.call))
+            return [self._piece(index, {"content": frame.broken})]
+        if frame.ended:
+            self._called.add(index)
+            return []
+        function: Json = {"arguments": frame.arguments}
+        call: Json = {"index": frame.call, "function": function}
+        if frame.name:
+            function["name"] = frame.name
+            call |= {"id": frame.call_id or call_id(), "type": "function"}
+        return [self._piece(index, {"tool_calls": [call]})]
 
     def end(self, index: int, frame: Finished) -> Iterable[Json]:
         """A chunk with the reason to end."""
-        return [self._piece(index, {}, reason=frame.reason)]
+        called = index in self._called and frame.reason == "stop"
+        return [self._piece(index, {}, reason="tool_calls" if called else frame.reason)]
 
     def whole_choice(self, index: int, choices: list[Json]) -> Json:
         """A choice with a message."""
-        text = "".join(choice["delta"].get("content", "") for choice in choices)
+        deltas = [choice["delta"] for choice in choices]
+        text = "".join(delta.get("content", "") for delta in deltas)
         rows = [row for choice in choices if choice["logprobs"] for row in choice["logprobs"]["content"]]
+        message: Json = {"role": "assistant", "content": text, "refusal": None}
+        if thinking := "".join(delta.get("reasoning", "") for delta in deltas):
+            message |= {"reasoning_content": thinking, "reasoning": thinking}
+        if calls := self._whole_calls(index, deltas):
+            message |= {"tool_calls": calls, "content": text or None}
         return {
             "index": index,
-            "message": {"role": "assistant", "content": text, "refusal": None},
+            "message": message,
             "logprobs": {"content": rows, "refusal": None} if rows else None,
             "finish_reason": choices[-1]["finish_reason"],
         }
+
+    def _whole_calls(self, index: int, deltas: list[Json]) -> list[Json]:
+        """The complete calls of an answer; the broken ones are in its text."""
+        calls: dict[int, Json] = {}
+        for part in (part for delta in deltas for part in delta.get("tool_calls", [])):
+            if part["index"] not in calls:
+                calls[part["index"]] = {"id": part["id"], "type": "function", "function": {"arguments": ""}}
+                calls[part["index"]]["function"] |= {"name": part["function"]["name"]}
+            calls[part["index"]]["function"]["arguments"] += part["function"]["arguments"]
+        return [call for number, call in calls.items() if (index, number) not in self._broken]
 
     def _piece(
         self, index: int, delta: Json, rows: list[TokenLogprob] | None = None, reason: str | None = None
@@ -161,7 +201,8 @@ class TokenOffset:
 
 def usage_object(usage: Usage) -> Json:
     """The `usage` object."""
-    return {
+    details = {"completion_tokens_details": {"reasoning_tokens": usage.thinking}} if usage.thinking else {}
+    return details | {
         "prompt_tokens": usage.prompt,
         "completion_tokens": usage.answer,
         "total_tokens": usage.prompt + usage.answer,
