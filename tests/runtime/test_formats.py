@@ -35,11 +35,10 @@ TALKS: dict[str, Messages] = {
     "answer first": [HELLO, HI],
     "a stranger": [HI, turn("narrator", "Night falls."), WHY],
 }
-STRICT = {
-    "two users": {"mistral", "gemma", "command-r"},
-    "answer first": {"mistral", "gemma", "command-r"},
-    "a stranger": {"llama-3", "qwen-3", "mistral", "gpt-oss"},
-}
+# Templates that refuse these roles as they are.
+SHAPED = {"two users": {"mistral", "gemma", "command-r"}, "answer first": {"mistral", "gemma", "command-r"}}
+# Templates that refuse a role that they do not know, or lose its message.
+REFUSING = ("llama-3", "qwen-3", "mistral", "gpt-oss", "phi-3", "command-r", "deepseek")
 
 
 def render(name: str, messages: Messages, **extra: Any) -> str:
@@ -53,10 +52,19 @@ def test_a_prompt_is_as_published(name: str) -> None:
     assert render(name, TURNS) == FORMATS[name].prompt.format(date=datetime.now())
 
 
-@pytest.mark.parametrize(("talk", "name"), [(talk, name) for talk, names in STRICT.items() for name in sorted(names)])
-def test_wrong_roles_are_refused_with_the_templates_words(talk: str, name: str) -> None:
-    with pytest.raises(BadRequest, match=r"refuses these messages: .*[Rr]ole"):
-        render(name, TALKS[talk])
+@pytest.mark.parametrize("name", REFUSING)
+def test_a_role_that_a_template_does_not_know_is_refused(name: str) -> None:
+    with pytest.raises(
+        BadRequest, match=r"refuses these messages: .*[Rr]ole|loses message 2, whose role is `narrator`"
+    ):
+        render(name, TALKS["a stranger"])
+
+
+@pytest.mark.parametrize(("talk", "name"), [(talk, name) for talk, names in SHAPED.items() for name in sorted(names)])
+def test_turns_come_to_a_strict_template_in_a_shape_that_it_takes(talk: str, name: str) -> None:
+    prompt = render(name, TALKS[talk])
+    places = [prompt.index(message["content"]) for message in TALKS[talk]]
+    assert places == sorted(places)
 
 
 def test_variables_reach_a_template() -> None:
@@ -87,7 +95,9 @@ def test_a_prompt_is_that_of_transformers(name: str, talk: str) -> None:
             eos_token=format_.eos,
         )
     except jinja2.TemplateError:
-        with pytest.raises(BadRequest):
-            render(name, messages)
-        return
-    assert render(name, messages) == expected
+        expected = None
+    if expected is None or (talk == "a stranger" and messages[1]["content"] not in expected):
+        # Tests above say what becomes of these.
+        assert name in (*REFUSING, *SHAPED.get(talk, ()))
+    else:
+        assert render(name, messages) == expected
