@@ -26,9 +26,11 @@ _SAME = {
 _LEFT_OUT = ("tie_word_embeddings",)
 # Other names for the part of a head that is rotated.
 _SHARES = ("partial_rotary_factor", "rotary_pct", "rope_pct", "rotary_dim")
+# Where the rotary settings are, an object each.
+_OBJECTS = ("rope_parameters", "rope_scaling")
 # Read in all their forms by `families/rotary.py`, or without effect where nothing is rotated.
 _ROTARY = (
-    *("original_max_position_embeddings", "rope_parameters", "rope_scaling", "rope_theta", *_SHARES),
+    *("original_max_position_embeddings", *_OBJECTS, "rope_theta", *_SHARES),
     *("global_rope_theta", "local_rope_theta", "rope_local_base_freq"),
 )
 # They only say which tensors a model has, and the tensors say so too.
@@ -177,8 +179,8 @@ def _original(config: ModelConfig, entry: dict[str, Any]) -> ModelConfig:
     key = "original_max_position_embeddings"
     if key not in entry["defaults"]:
         return config
-    names = [name for name in ("rope_parameters", "rope_scaling") if isinstance(config.values.get(name), dict)]
-    return config.changed({name: {**config.values[name], key: config.values[key]} for name in names})
+    names = [name for name in _OBJECTS if config.values.get(name) is not None]
+    return config.changed({name: {**config.part(name).values, key: config.values[key]} for name in names})
 
 
 def _whole_heads(config: ModelConfig, entry: dict[str, Any]) -> ModelConfig:
@@ -186,30 +188,30 @@ def _whole_heads(config: ModelConfig, entry: dict[str, Any]) -> ModelConfig:
     if entry["partial"]:
         return config
     parts = {
-        name: {key: value for key, value in config.values[name].items() if key != "partial_rotary_factor"}
-        for name in ("rope_parameters", "rope_scaling")
-        if isinstance(config.values.get(name), dict)
+        name: {key: value for key, value in config.part(name).values.items() if key != "partial_rotary_factor"}
+        for name in _OBJECTS
+        if config.values.get(name) is not None
     }
     return config.changed({**dict.fromkeys(key for key in _SHARES if key in config.values), **parts})
 
 
 def _by_kind(config: ModelConfig, entry: dict[str, Any]) -> ModelConfig:
     """The config with rotary settings for each kind of layers, where the class has them apart from each other."""
-    usual, given = entry["rope"] or {}, config.values.get("rope_parameters")
+    usual, rope, scaling = entry["rope"] or {}, config.part("rope_parameters"), config.part("rope_scaling").values
+    given = rope.values
     if "full_attention" not in usual:
         # transformers then forgets the base in `rope_parameters`, too.
-        if config.values.get("rope_scaling"):
+        if scaling:
             return config.changed({"rope_parameters": None}) if given else config
         scaled = usual.get("rope_type", "default") != "default" and not given
         return config.changed({"rope_parameters": usual}) if scaled else config
-    if given and isinstance(given, dict) and not given.keys() & usual.keys():
+    if given and not given.keys() & usual.keys():
         hint = "give it for `full_attention` and for `sliding_attention`, as transformers saves it"
         raise UnsupportedModel(f"`rope_parameters` in `{config.name}` are not told by kinds of layers", hint)
     if entry["config"].startswith("Gemma4"):
         return config if given else config.changed({"rope_parameters": usual})
-    scaling = config.values.get("rope_scaling") or {}
     values = config.values
-    made = {kind: dict((given or {}).get(kind) or {"rope_type": "default"}) for kind in usual}
+    made = {kind: dict(rope.part(kind).values or {"rope_type": "default"}) for kind in usual}
     for kind in usual if "local_rope_theta" in entry["others"] else ("full_attention",):
         made[kind] |= scaling  # the older name `type` has no effect beside `rope_type`
     everywhere = ("global_rope_theta" if "global_rope_theta" in entry["others"] else "rope_theta",)

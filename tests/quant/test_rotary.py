@@ -16,7 +16,7 @@ from quant.convert.config import ModelConfig
 from quant.convert.families import rotary
 from quant.convert.gguf.source import plan_gguf
 from quant.convert.planning import FAMILIES, plan_model
-from quant.errors import UnsupportedModel
+from quant.errors import MalformedFile, UnsupportedModel
 from quant.gguf.writer import encode_header, layout
 from quant.types import QuantType, Tensor
 from runtime.machine.fit import ModelSize
@@ -83,6 +83,19 @@ def test_a_scaling_by_one_is_none(scaling: dict[str, Any]) -> None:
     for architecture in ("modern-bert", "gemma4", "qwen2"):
         rotary.check(config, architecture)
     assert rotary.describe(config) == {"rope.freq_base": 1e6}
+
+
+@pytest.mark.parametrize("value", [True, 3, 1e-30, "x", ["x"], [["a", "b"]], 0, "", []])
+def test_settings_that_are_no_object_are_an_error_that_helps(value: Any) -> None:
+    for name, family in FAMILIES.items():
+        for given in (
+            *({"rope_scaling": value}, {"rope_parameters": value}),
+            *({"rope_parameters": {kind: value}} for kind in PER_LAYER),
+            *({"rope_parameters": {**PER_LAYER, kind: value}} for kind in PER_LAYER),
+        ):
+            with pytest.raises((MalformedFile, UnsupportedModel)) as caught:
+                rotary.check(keys.filled(ModelConfig("config.json", given), name), family.architecture)
+            assert caught.value.hint, (name, given)
 
 
 def test_the_rounded_ramp_of_gpt_oss_is_said(tmp_path: Path) -> None:
