@@ -32,7 +32,7 @@ class Machine:
         self.pool: Pool | None = None
 
     def __call__(self) -> Hardware:
-        taken = self.each * len(self.pool.open_blobs()) if self.pool else 0
+        taken = self.each * len(self.pool.models()) if self.pool else 0
         return Hardware(64 * GB, 64 * GB, self.free - taken, 1, 1e9)
 
 
