@@ -105,7 +105,11 @@ def test_the_rounded_ramp_of_gpt_oss_is_said(tmp_path: Path) -> None:
     assert rotary.remarks(config) == (ROUNDED,)
     path = tmp_path / "m.gguf"
     for kind, said in (("yarn", (ROUNDED,)), ("linear", ())):
-        metadata = {"general.architecture": "gpt-oss", "gpt-oss.block_count": 1, "gpt-oss.rope.scaling.type": kind}
+        metadata = {
+            **{"general.architecture": "gpt-oss", "gpt-oss.block_count": 1, "gpt-oss.embedding_length": 32},
+            **{"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.tokens": list("abcdefgh")},
+            "gpt-oss.rope.scaling.type": kind,
+        }
         tensors = layout([Tensor("token_embd.weight", (32, 8), QuantType.F32)])
         path.write_bytes(encode_header(metadata, tensors) + bytes(tensors[0].nbytes))
         assert plan_gguf(Folder(contents={"m.gguf": path.read_bytes()})).remarks == said
