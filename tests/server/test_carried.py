@@ -30,20 +30,20 @@ def parameters(shown: dict[str, Any]) -> dict[str, float]:
     return {name: float(value) for name, value in (line.split() for line in shown["parameters"].splitlines())}
 
 
-@pytest.mark.parametrize("level", ["Q4_K_M", "5.5bpw", "F16"])
-def test_a_carried_file_keeps_level_settings_and_origin(daemon: Daemon, tmp_path: Path, level: str) -> None:
+@pytest.mark.parametrize(("level", "name"), [("Q4_K_M", "one"), ("5.5bpw", "another"), ("F16", "third")])
+def test_a_carried_file_keeps_level_settings_and_origin(daemon: Daemon, tmp_path: Path, level: str, name: str) -> None:
     folder = tmp_path / "tuned"
     shutil.copytree(DEMO, folder)
     (folder / "generation_config.json").write_text(json.dumps(SETTINGS | {"eos_token_id": 0}))
     first = pulled(daemon, f"{folder}:{level}")
     assert parameters(first) == OURS
     path = daemon.home / "store" / "blobs" / pulled_blob(daemon, first["name"])
-    carried = tmp_path / f"elsewhere-{level}" / "nameless.gguf"
+    carried = tmp_path / "elsewhere" / f"{name}.gguf"
     carried.parent.mkdir()
     shutil.copy(path, carried)
     assert gguf.GGUFReader(carried).fields["general.sampling.top_k"].contents() == 20
     again = pulled(daemon, f"{carried}:F16" if level == "F16" else str(carried))
-    assert again["name"] == f"nameless:{level}"
+    assert again["name"] == f"{name}:{level}"
     assert (again["details"]["quantization_level"], parameters(again)) == (level, OURS)
     if level != "F16":  # whole weights are converted anew, from the file
         assert again["lm"]["origin"].startswith(str(folder))
