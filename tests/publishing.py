@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import gguf
@@ -26,6 +27,12 @@ def make(path: Path, level: str, plan: ModelPlan | None = None) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     write(plan or plan_model(Folder(DEMO)), level, Folder(DEMO).stream, path)
     return path
+
+
+def half_rotated() -> ModelPlan:
+    """The demo as a Qwen 2 that rotates half of each head: its header is sound, and llama.cpp aborts on it."""
+    plan = plan_model(Folder(DEMO).change("config.json", architectures=["Qwen2ForCausalLM"]))
+    return replace(plan, metadata={**plan.metadata, "qwen2.rope.dimension_count": 32})
 
 
 def split(path: Path, target: Path, tensors: int, *, small_first: bool = False) -> list[Path]:

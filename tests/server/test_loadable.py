@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from quant.convert.planning import plan_model
 from quant.errors import UnknownLevel
-from quant.safetensors import read_model
+from quant.plan import TensorPlan
 from runtime.machine.choosing import Chooser, this_machine
 from runtime.machine.rule import Wish
 from runtime.messages import CacheConfig
@@ -20,26 +20,17 @@ from tests import publishing
 from tests.cli.support import Cli
 from tests.daemon import Daemon
 from tests.hub import Hub
-from tests.quant.support import DEMO, Folder, safetensors
+from tests.quant.support import DEMO, Folder
 
-BIAS = "model.layers.0.self_attn.o_proj.bias"
+BIAS = "blk.{}.attn_output.bias"
 # Fewer than the smallest matrix of the demo's layers has, more than its tokenizer.
 NO_WEIGHTS = 500_000
 
 
-def changed(path: Path, biases: bool = False, **config: Any) -> Path:
-    """The demo with another configuration, and with biases behind its attention."""
-    source = Folder(DEMO)
-    tensors = {
-        entry.name: (entry.dtype, entry.shape, source.read(entry.shard, entry.offset, entry.size))
-        for entry in read_model(source)
-    }
-    if biases:
-        zeros = np.zeros(256, "<f4").tobytes()
-        tensors |= {BIAS.replace("0", str(layer)): ("F32", (256,), zeros) for layer in range(6)}
+def changed(path: Path, **config: Any) -> Path:
+    """The demo with another configuration."""
     path.mkdir(parents=True)
-    folder = source.change("config.json", **config).with_file("model.safetensors", safetensors(tensors))
-    for name, data in folder.contents.items():
+    for name, data in Folder(DEMO).change("config.json", **config).contents.items():
         (path / name).write_bytes(data)
     return path
 
@@ -51,12 +42,20 @@ def gguf(path: Path, **more: str) -> Path:
     return path
 
 
+def biased(path: Path) -> Path:
+    """The demo as a GGUF file with biases behind its attention, for which its architecture has no place."""
+    plan = plan_model(Folder(DEMO).change("config.json", architectures=["SmolLM3ForCausalLM"]))
+    biases = (TensorPlan(BIAS.format(layer), (256,), "F32", values=bytes(4 * 256)) for layer in range(6))
+    publishing.make(path / "m.gguf", "Q4_K_M", replace(plan, tensors=(*biases, *plan.tensors)))
+    return path
+
+
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
     place = tmp_path_factory.mktemp("hub")
     repos = {
-        "org/biased": changed(place / "biased", biases=True, architectures=["SmolLM3ForCausalLM"], attention_bias=True),
-        "org/rotated": changed(place / "rotated", architectures=["Qwen2ForCausalLM"], partial_rotary_factor=0.5),
+        "org/biased": biased(place / "biased"),
+        "org/rotated": publishing.make(place / "rotated" / "m.gguf", "Q4_K_M", publishing.half_rotated()).parent,
         "org/cut": gguf(place / "cut", tokenizer__ggml__pre="nobody-knows"),
     }
     with Hub(repos) as hub:
@@ -65,7 +64,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
 
 REASONS = {
     "org/rotated": "GGML_ASSERT(n_embd_head == n_rot) failed",
-    "org/biased": f"llama.cpp's `smollm3` has no place for `{BIAS}` and 5 more",
+    "org/biased": f"llama.cpp's `smollm3` has no place for `{BIAS.format(0)}` and 5 more",
     "org/cut": "unknown pre-tokenizer type: 'nobody-knows'",
 }
 
@@ -113,7 +112,7 @@ def test_a_context_that_nobody_chose_is_judged_as_it_will_be_loaded(tmp_path: Pa
         advice = Chooser(plan, this_machine(tmp_path)).advise(Wish(CacheConfig.wanted(asked, 1)))
         assert advice.choice.context == context
         assert advice.model_size.reserved is not None
-        assert f"{context:,} tokens fit" in advice.choice.reason
+        assert f"cache for {context:,} tokens" in advice.choice.reason
 
 
 def test_a_level_of_experts_is_refused_where_there_are_none(tmp_path: Path) -> None:
