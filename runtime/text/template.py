@@ -52,8 +52,11 @@ PLAIN = (
 PLAIN_STOPS = ("\nUser:", "\nAssistant:", "\nSystem:")
 
 
-class _Exhausted(BadRequest):
-    """The template went beyond a bound; another shape of the conversation would not help."""
+class _Refusal(NamedTuple):
+    """Why messages cannot be rendered. `final`: no other shape of the conversation would help: a bound was passed."""
+
+    error: BadRequest
+    final: bool = False
 
 
 class PromptPart(NamedTuple):
@@ -147,6 +150,13 @@ class ChatTemplate:
         return replace(form, opened=form.thinking is not None and end.endswith(form.thinking.open))
 
     def _run(self, messages: list[Message], extra: Mapping[str, Any], answering: bool = True) -> str:
+        """The text of the conversation. Raises BadRequest where the template refuses it."""
+        text = self._try(messages, extra, answering)
+        if isinstance(text, _Refusal):
+            raise text.error
+        return text
+
+    def _try(self, messages: list[Message], extra: Mapping[str, Any], answering: bool = True) -> str | _Refusal:
         bare: dict[str, Any] = {"tools": None, "documents": None}
         if not self._bare:
             bare = {"tools": [], "documents": [], "functions": "[]", "datetime": f"{datetime.now():%Y-%m-%d}"}
@@ -155,18 +165,17 @@ class ChatTemplate:
             with deadline(RENDER_SECONDS):
                 return self._text(messages=messages, add_generation_prompt=answering, **variables)
         except Overdue:
-            refusal: BadRequest = _Exhausted("the model's chat template takes too long", "use a raw prompt")
+            refusal = _Refusal(BadRequest("the model's chat template takes too long", "use a raw prompt"), final=True)
         except (RecursionError, MemoryError):
-            refusal = _Exhausted("the model's chat template needs too much memory", "use a raw prompt")
+            why = "the model's chat template needs too much memory"
+            refusal = _Refusal(BadRequest(why, "use a raw prompt"), final=True)
         except (TemplateError, TypeError, ValueError, KeyError, IndexError, AttributeError, ArithmeticError) as error:
-            kind = _Exhausted if isinstance(error, SecurityError) else BadRequest
-            refusal = kind(
-                f"the model's chat template refuses these messages: {_sentence(error)}",
-                "change their roles or order, or use a raw prompt",
-            )
-        if isinstance(refusal, _Exhausted):
+            why = f"the model's chat template refuses these messages: {_sentence(error)}"
+            told = BadRequest(why, "change their roles or order, or use a raw prompt")
+            refusal = _Refusal(told, final=isinstance(error, SecurityError))
+        if refusal.final:
             gc.collect()  # Jinja's contexts refer to themselves, and keep all that the template has made
-        raise refusal
+        return refusal
 
     def _text(self, **variables: Any) -> str:
         chunks, size = [], 0
@@ -182,24 +191,24 @@ class ChatTemplate:
         for self._bare in (True, False):
             for self._contents in (("text",), ("parts", "user's parts")):
                 loss = self._loss(Shape(self._contents[0]), ("user",))
-                if loss is None or isinstance(loss, _Exhausted):
+                if loss is None or loss.final:
                     return
         self._bare, self._contents = True, ("text",)
 
     def _shape(self, roles: tuple[str, ...]) -> Shape:
         """The shape in which the template loses none of the messages of these roles. Raises BadRequest without one."""
         if (known := self._shapes.pop(roles, None)) is None:
-            first: BadRequest | None = None
+            first: _Refusal | None = None
             for shape in shapes(self._contents):
                 loss = self._loss(shape, roles)
                 if loss is None:
                     known = shape
                     break
                 first = first or loss
-                if isinstance(loss, _Exhausted):
+                if loss.final:
                     break
             if known is None:
-                raise first or AssertionError
+                raise first.error if first else AssertionError
         self._shapes[roles] = known  # at the end: the first one is the one used longest ago
         if len(self._shapes) > _SHAPES:
             del self._shapes[next(iter(self._shapes))]
@@ -222,18 +231,18 @@ class ChatTemplate:
                 raise _lost(number, str(message.get("role")))
         return shape
 
-    def _loss(self, shape: Shape, roles: tuple[str, ...]) -> BadRequest | None:
+    def _loss(self, shape: Shape, roles: tuple[str, ...]) -> _Refusal | None:
         """Why messages of these roles in this shape cannot be rendered; None where all of them reach the prompt."""
         words = [f"lm{number}probe" for number in range(len(roles))]
         probe: list[Message] = [{"role": role, "content": word} for role, word in zip(roles, words, strict=True)]
-        try:
-            text = self._run(shape.of(probe), {})
-        except BadRequest as error:
-            return error
+        text = self._try(shape.of(probe), {})
+        if isinstance(text, _Refusal):
+            return text
         lost = next((i for i, word in enumerate(words) if word not in text), -1)
         if lost >= 0:
-            return _lost(lost, roles[lost])
-        return None if text.strip() else BadRequest("the model's chat template writes nothing", "use a raw prompt")
+            return _Refusal(_lost(lost, roles[lost]))
+        nothing = BadRequest("the model's chat template writes nothing", "use a raw prompt")
+        return None if text.strip() else _Refusal(nothing)
 
     def _marked(self, value: Any) -> Any:
         """`value` with markers around every control token that it spells."""
