@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.client
 import json
-import math
 import resource
 import struct
 import threading
@@ -17,6 +16,7 @@ import psutil
 import pytest
 
 from benchmarks import synthetic
+from quant.types import QuantType
 from registry.names import LIBRARY, LOCAL, Name
 from registry.store.store import Store
 from tests.daemon import Answer, Daemon, alive, allowed, wait_until
@@ -25,7 +25,8 @@ from tests.runtime.conftest import convert
 from tests.storing import put
 
 ABORTS = "aborts"
-EPSILON = b"llama.attention.layer_norm_rms_epsilon"
+# A norm of whole numbers, which llama.cpp loads and cannot multiply with.
+NORM = b"output_norm.weight"
 CONFIG = {
     "model_format": "gguf",
     "model_family": "llama",
@@ -44,8 +45,8 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     """Two models that answer, and one on which llama.cpp aborts."""
     home = tmp_path_factory.mktemp("survival")
     data = convert(DEMO, home / "model.gguf", "F32").read_bytes()
-    at = data.index(EPSILON) + len(EPSILON) + 4
-    lie = data[:at] + struct.pack("<f", math.nan) + data[at + 4 :]
+    at = data.index(NORM) + len(NORM) + 4 + 8  # behind the count of dimensions and the only one
+    lie = data[:at] + struct.pack("<I", QuantType.I32.id) + data[at + 4 :]
     with Store.open(home / "store") as store:
         for name, content in (("one", data), ("two", data + bytes(32)), (ABORTS, lie)):
             put(store, Name(LOCAL, LIBRARY, name, "F32"), content, CONFIG)
@@ -84,7 +85,7 @@ def test_a_file_on_which_llama_cpp_aborts(daemon: Daemon) -> None:
     with beside(daemon, "two"):
         for _ in range(2):
             answer = ask(daemon, ABORTS)
-            assert (answer.status, answer.json["code"]) == (500, "worker_died")
+            assert (answer.status, answer.json["code"]) == (500, "worker_died"), answer.json
             assert "SIGABRT" in answer.json["error"]
 
 
