@@ -14,7 +14,7 @@ from quant.convert.config import ModelConfig
 from quant.convert.families import decoder, ranking
 from quant.convert.families.table import FAMILIES
 from quant.convert.planning import plan_model
-from quant.errors import UnsupportedModel
+from quant.errors import MalformedFile, UnsupportedModel
 from quant.safetensors import read_model
 from tests.converting import write
 from tests.quant.support import Folder, safetensors
@@ -77,6 +77,16 @@ def test_layers_without_windows_alone_do_not_end_the_process() -> None:
     with pytest.raises(UnsupportedModel, match="none of its layers has a window"):
         entries("Gemma2ForCausalLM", layer_types=[FULL] * 4, query_pre_attn_scalar=32)
     assert "attention.sliding_window" not in entries("Olmo3ForCausalLM", layer_types=[FULL] * 4)
+
+
+@pytest.mark.parametrize("types", [3, 1e-30, True, "x", {"a": 1}, [[]], [None]])
+def test_kinds_of_layers_that_are_none_are_an_error_that_helps(types: Any) -> None:
+    sizes = ("moe_intermediate_size", "n_shared_experts", "n_routed_experts", "num_experts_per_tok")
+    more = {"num_key_value_heads": 4, "first_k_dense_replace": 0, **dict.fromkeys(sizes, 2)}
+    assert entries("Dots1ForCausalLM", layer_types=[FULL] * 4, **more)["expert_count"] == 2
+    with pytest.raises((MalformedFile, UnsupportedModel), match=r"layer_types|sliding window") as caught:
+        entries("Dots1ForCausalLM", layer_types=types, **more)
+    assert caught.value.hint
 
 
 def test_rotation_is_left_out_by_a_list_or_by_a_number() -> None:

@@ -32,8 +32,10 @@ def _describe_dots(config: ModelConfig, sizes: RoutedSizes) -> dict[str, Any]:
     if sizes.key_heads != sizes.heads:
         raise UnsupportedModel("its heads share keys, and those of llama.cpp's `dots1` do not")
     types, first = config.get("layer_types"), config.get("max_window_layers")
+    if types and not isinstance(types, list):
+        raise config.wrong("layer_types", f"a list of what {sizes.layers} layers are")
     windows = config.get("sliding_window") is not None and type(first) is int and first < sizes.layers
-    if set(types) != {"full_attention"} if types else windows:
+    if any(kind != "full_attention" for kind in types) if types else windows:
         raise UnsupportedModel("it has layers with a sliding window, and llama.cpp's `dots1` has none")
     return _describe_glm(config, sizes)
 
