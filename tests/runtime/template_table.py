@@ -1,6 +1,6 @@
 """The table in docs/tools.md: how the answers of llama.cpp's own templates are told apart.
 
-`LM_TEMPLATES=…/vendor/llama.cpp/models/templates python -m tests.runtime.template_table` writes it.
+`LLAMA_CPP=…/vendor/llama.cpp python -m tests.runtime.template_table` writes it.
 """
 
 from __future__ import annotations

@@ -22,8 +22,8 @@ from runtime.text.sandbox import environment
 from runtime.text.talk import messages_of, tool_variables
 from runtime.text.template import ChatTemplate
 
-# The folder `vendor/llama.cpp/models/templates` of llama-cpp-python's source package.
-FOLDER = Path(os.environ.get("LM_TEMPLATES", "templates-that-are-not-here"))
+# The folder `vendor/llama.cpp` of llama-cpp-python's source package.
+FOLDER = Path(os.environ.get("LLAMA_CPP", "none")) / "models" / "templates"
 TEMPLATES = sorted(path.stem for path in FOLDER.glob("*.jinja"))
 # Templates without calls, and the reasons.
 WITHOUT = {
@@ -158,7 +158,7 @@ def answer(name: str, calls: int, thought: str, content: str) -> tuple[AnswerFor
     return replace(learned.form, opened=opened), whole[start:]
 
 
-needs_templates = pytest.mark.skipif(not TEMPLATES, reason="LM_TEMPLATES is not the folder of llama.cpp's templates")
+needs_templates = pytest.mark.skipif(not TEMPLATES, reason="LLAMA_CPP does not name llama.cpp's source")
 
 
 @needs_templates
