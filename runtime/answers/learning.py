@@ -53,7 +53,7 @@ def _learn_calls(probes: Probes, as_text: bool) -> Learned:
     one, two = probes.calls(1, as_text), probes.calls(2, as_text)
     call = None
     if one is not None:
-        call = _json_form(one.text, two and two.text) or _named_form(one.text, two and two.text)
+        call = _json_form(one, two) or _named_form(one, two)
     calls = () if call is None else (_unpacked(call, probes.atoms),)
     form = AnswerForm(probes.thinking, content=_shown(probes), calls=calls, noise=probes.header())
     return Learned(form, as_text, two is not None, COMPARED) if calls else Learned(form)

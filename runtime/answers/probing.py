@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 from runtime.answers.parser import Marks
 
@@ -56,13 +56,6 @@ class Atoms:
         return chr(_FIRST_ATOM + self._tags.index(tag))
 
 
-class Region(NamedTuple):
-    """An answer without the frame of its turn, as a template renders it; `end` is the text that ends the turn."""
-
-    text: str
-    end: str
-
-
 class Probes:
     """The conversations of one template. Texts that it gives are packed (`Atoms`)."""
 
@@ -81,7 +74,7 @@ class Probes:
             closing = self.thinking.close.removesuffix(self.atoms.unpack(self.content.open.strip()))
             self.thinking = self.thinking._replace(close=closing) if closing.strip() else self.thinking
 
-    def calls(self, count: int, as_text: bool) -> Region | None:
+    def calls(self, count: int, as_text: bool) -> str | None:
         """An answer with `count` calls; None where the template does not write them."""
         given = [json.dumps(arguments) if as_text else arguments for arguments in ARGUMENTS]
         calls = [
@@ -105,7 +98,8 @@ class Probes:
         text = self._render([user, *messages], **{"tools": self._tools, "answering": answering, **variables})
         return None if text is None else self.atoms.pack(text[text.rfind(USER) + len(USER) :])
 
-    def _region(self, found: str) -> Region:
+    def _region(self, found: str) -> str:
+        """The part of an answer's turn that the model writes, without the end of the turn."""
         start = self._start(found)
         end = min(common_end(found, self.plain), len(found) - start)
         text = found[start : len(found) - end]
@@ -116,7 +110,7 @@ class Probes:
             empty = re.escape(self.content.open.strip()) + r"\s*" + re.escape(closing)
             text = re.sub(r"^\s*" + empty, "", text) if closing else text
             self.content = Marks(self.content.open, closing)
-        return Region(text, found[len(found) - end :])
+        return text
 
     def _start(self, found: str) -> int:
         """Where in an answer's turn that begins which the model writes after its thinking."""
