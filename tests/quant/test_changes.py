@@ -45,6 +45,9 @@ FOUND = {
 REFUSED = {
     "granite": ({"residual_multiplier": 0.0}, "residual_multiplier"),
     "deepseek2": ({"routed_scaling_factor": 0.0}, "routed_scaling_factor"),
+    "deepseek2, yarn": ({"rms_norm_eps": 1.0}, "rms_norm_eps"),
+    "nemotron_h": ({"time_step_min": 0.01}, "time_step_min"),
+    "nemotron_h_moe": ({"layers_block_type": ["full_attention"] * 5}, "layers_block_type"),
     "modern-bert": ({"local_attention": 0}, "local_attention"),
     "cohere2": ({"attention_bias": True}, "attention_bias"),
     "command-r": ({"use_qk_norm": True}, "use_qk_norm"),

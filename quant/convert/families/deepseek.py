@@ -59,6 +59,10 @@ class _DeepSeekSizes(RoutedSizes):
         return self.heads * (self.plain + self.value)
 
 
+# The class adds 1e-6 in the norms of its latents, llama.cpp what the other norms add: up to here no logit shows it.
+_LARGEST_EPSILON = 0.01
+
+
 def _read_sizes(config: ModelConfig) -> _DeepSeekSizes:
     layers, heads = count_layers(config), config.count("num_attention_heads")
     ranked = config.get("q_lora_rank") is not None
@@ -70,6 +74,8 @@ def _read_sizes(config: ModelConfig) -> _DeepSeekSizes:
         raise UnsupportedModel("it rotates halves of its heads, and llama.cpp pairs")
     # Keys are made anew for every head, so heads never share them.
     config.without_effect("head_dim", "num_key_value_heads")
+    if config.number("rms_norm_eps", 1e-6) > _LARGEST_EPSILON:
+        raise UnsupportedModel("its norms add `rms_norm_eps`, which llama.cpp adds in the latent norms as well")
     plain, rotated = config.count("qk_nope_head_dim"), config.count("qk_rope_head_dim")
     value, rank = config.count("v_head_dim"), config.count("kv_lora_rank")
     decoder_sizes = DecoderSizes(

@@ -27,6 +27,8 @@ _RENAMED = {
     "time_step_limit": "mamba_dt_limit",
     "state_size": "ssm_state_size",
 }
+# The shortest time step of the class, and of published models: no trained step comes near it.
+_LEAST_STEP = 0.001
 _OF_EXPERTS = (
     *("moe_intermediate_size", "moe_latent_size", "moe_shared_expert_intermediate_size", "n_group", "n_routed_experts"),
     *("n_shared_experts", "norm_topk_prob", "num_experts_per_tok", "routed_scaling_factor", "topk_group"),
@@ -44,6 +46,8 @@ def _kinds(config: ModelConfig) -> list[str]:
     named = [_OLD_NAMES.get(kind, kind) if isinstance(kind, str) else None for kind in kinds]
     if any(kind not in _SIGNS.values() for kind in named):
         raise config.wrong("layers_block_type", f"a list of {', '.join(_SIGNS.values())}")
+    if _MIXER not in named:
+        raise UnsupportedModel("`layers_block_type` has no layer of Mamba, and llama.cpp needs one in such a model")
     return [str(kind) for kind in named]
 
 
@@ -64,6 +68,8 @@ def _read_sizes(config: ModelConfig) -> _NemotronSizes:
     odd += [key for key in (*latent, "num_nextn_predict_layers") if config.get(key)]
     if odd or config.get("mlp_hidden_act") not in (None, "relu2"):
         raise UnsupportedModel(f"it is built otherwise than can be converted yet (`{(*odd, 'mlp_hidden_act')[0]}`)")
+    if config.number("time_step_min", _LEAST_STEP) > _LEAST_STEP:
+        raise UnsupportedModel("it keeps its time steps above `time_step_min`, and llama.cpp does not")
     if {_DENSE, _EXPERTS} <= set(kinds):
         raise UnsupportedModel("it has feed-forward layers beside experts, and llama.cpp knows one of the two")
     named = {new: config.get(old) for new, old in _RENAMED.items() if config.get(new) is None and config.get(old)}
