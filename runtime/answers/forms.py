@@ -131,11 +131,8 @@ class JsonCall:
                 yield from JsonArguments().read(source, calls, found.name, found.id)
             else:
                 self._note(found, key, (yield from read_json(source)))
-            yield from source.blanks()
-            if (yield from source.take()) == "}":
+            if not (yield from _another(source, "}")):
                 break
-            source.at -= 1
-            yield from _token(source, ",")
         if not found.told:
             arguments = _object(found.arguments)
             calls.begin(found.name, found.id)
@@ -262,10 +259,8 @@ class CallForm:
             yield from source.blanks()
             if not (yield from source.has(1)):
                 return
-            if (yield from source.take()) == "]":
+            if not (yield from _another(source, "]")):
                 break
-            source.at -= 1
-            yield from _token(source, ",")
         yield from source.follows(self.close, may_end=True)
 
     def _read_call(self, source: Incoming, calls: Calls) -> Reading[None]:
@@ -312,6 +307,15 @@ def _token(source: Incoming, wanted: str) -> Reading[None]:
     yield from source.blanks()
     if (yield from source.take()) != wanted:
         raise Malformed
+
+
+def _another(source: Incoming, close: str) -> Reading[bool]:
+    """Whether a comma follows, and so another element; else `close` has to. Either is passed over."""
+    yield from source.blanks()
+    letter = yield from source.take()
+    if letter not in (",", close):
+        raise Malformed
+    return letter == ","
 
 
 def _blank(source: Incoming, after: str) -> Reading[None]:

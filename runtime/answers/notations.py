@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from runtime.answers.forms import CallForm, Calls, Hole, JsonArguments, JsonCall
+from runtime.answers.forms import NAME_LENGTH, CallForm, Calls, Hole, JsonArguments, JsonCall
 from runtime.answers.incoming import Incoming, Malformed, Reading
 from runtime.answers.parser import AnswerForm, Marks
 from runtime.answers.values import DEPTH
@@ -139,7 +139,7 @@ class PythonCall:
     def read(self, source: Incoming, calls: Calls, name: str, id_: str) -> Reading[None]:
         """Tell the call when it is complete."""
         yield from source.blanks()
-        found = (yield from source.until("(", 256)).strip()
+        found = (yield from source.until("(", NAME_LENGTH)).strip()
         if not found.replace(".", "").replace("-", "").isidentifier():
             raise Malformed
         start = source.at

@@ -15,7 +15,6 @@ from quant.convert.config import ModelConfig
 from quant.convert.planning import plan_model
 from quant.errors import UnsupportedModel
 from quant.notes import IGNORED
-from tests.converting import write
 from tests.quant.support import DEMO, Folder, llama_shapes, safetensors
 from tests.quant.zoo import ZOO
 from tests.quant.zoo.making import make
@@ -118,18 +117,14 @@ def test_rotary_settings_that_the_class_has_by_kinds_of_layers_are_read_so() -> 
 @pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize("row", LEFT_OUT)
 def test_keys_that_are_left_out_are_what_transformers_takes(row: str, tmp_path: Path) -> None:
-    from tests.quant.test_zoo import IDS, TOLERANCE, compared
-    from tests.quant.zoo.reference import reference
+    from tests.quant.test_zoo import check_logits
 
     path = make(ZOO[row], tmp_path / "model")
     config = json.loads((path / "config.json").read_text())
     for key in LEFT_OUT[row]:
         del config[key]
     (path / "config.json").write_text(json.dumps(config))
-    folder = Folder(path)
-    plan = plan_model(folder)
-    write(plan, "F32", folder.stream, tmp_path / "m.gguf")
-    assert compared(tmp_path / "m.gguf", plan, reference(path, ZOO[row], IDS))[0] <= TOLERANCE
+    check_logits(path, ZOO[row], tmp_path / "m.gguf")
 
 
 @pytest.mark.oracle

@@ -185,19 +185,15 @@ REFUSED = ("qwen2, llama3", "deepseek2, yarn alone", "olmo3, another base", "gem
 @pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_settings_give_the_logits_of_transformers(name: str, tmp_path: Path) -> None:
-    from tests.quant.test_zoo import IDS, TOLERANCE, compared
-    from tests.quant.zoo.reference import reference
+    from tests.quant.test_zoo import check_logits
 
     row, settings = PUBLISHED[name]
     path = make(ZOO[row], tmp_path / "model")
     config = json.loads((path / "config.json").read_text())
     del config["rope_parameters"]
     (path / "config.json").write_text(json.dumps(config | settings))
-    folder = Folder(path)
     if name in REFUSED:
         with pytest.raises(UnsupportedModel, match=r"llama3|YaRN|another base|kinds of layers"):
-            plan_model(folder)
+            plan_model(Folder(path))
         return
-    plan = plan_model(folder)
-    write(plan, "F32", folder.stream, tmp_path / "m.gguf")
-    assert compared(tmp_path / "m.gguf", plan, reference(path, ZOO[row], IDS))[0] <= TOLERANCE
+    check_logits(path, ZOO[row], tmp_path / "m.gguf")

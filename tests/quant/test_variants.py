@@ -19,10 +19,9 @@ from runtime.machine.inspection import Refused, Reserved, ask_model
 from runtime.machine.rule import Wish
 from runtime.messages import CacheConfig
 from tests.quant.support import Folder
-from tests.quant.test_zoo import IDS, TOLERANCE, difference
+from tests.quant.test_zoo import check_logits
 from tests.quant.zoo import ZOO
 from tests.quant.zoo.making import make
-from tests.quant.zoo.reference import reference
 from tests.quant.zoo.row import Row
 
 pytestmark = [pytest.mark.oracle, pytest.mark.filterwarnings("default")]
@@ -42,23 +41,17 @@ def changed(name: str, **settings: Any) -> Row:
     return ZOO[name]._replace(config={**ZOO[name].config, **settings})
 
 
-def check(path: Path, row: Row, file: Path) -> None:
-    folder = Folder(path)
-    wanted = reference(path, row, IDS)
-    assert difference(plan_model(folder), folder, wanted, file) <= TOLERANCE
-
-
 @pytest.mark.parametrize("name", SETTINGS)
 def test_what_a_setting_takes_away_is_no_damage(name: str, tmp_path: Path) -> None:
     row = changed(name, **SETTINGS[name])
-    check(make(row, tmp_path / "model"), row, tmp_path / "m.gguf")
+    check_logits(make(row, tmp_path / "model"), row, tmp_path / "m.gguf")
 
 
 @pytest.mark.parametrize("name", sorted(name for name in ZOO if name in OUTPUT_NEEDED))
 def test_an_output_that_is_the_embedding_is_written_again(name: str, tmp_path: Path) -> None:
     row = changed(name, **TIED)
     path = make(row, tmp_path / "model")
-    check(path, row, tmp_path / "m.gguf")
+    check_logits(path, row, tmp_path / "m.gguf")
     tied, sizes = plan_model(Folder(path)), {}
     for tensor in tied.tensors:
         sizes[tensor.name] = tensor.size
@@ -97,7 +90,7 @@ def test_an_output_of_its_own_counts_whatever_the_settings_say(name: str, tmp_pa
     path = make(ZOO[name], tmp_path / "model")
     config = json.loads((path / "config.json").read_text())
     (path / "config.json").write_text(json.dumps(config | TIED))
-    check(path, ZOO[name], tmp_path / "m.gguf")
+    check_logits(path, ZOO[name], tmp_path / "m.gguf")
 
 
 @pytest.mark.parametrize("name", ["llama, tied", "qwen2, tied"])
@@ -110,7 +103,7 @@ def test_an_output_alone_is_the_embedding(name: str, tmp_path: Path) -> None:
         shard.unlink()
     weights["lm_head.weight"] = weights.pop("model.embed_tokens.weight")
     save_file(weights, path / "model.safetensors", {"format": "pt"})
-    check(path, ZOO[name], tmp_path / "m.gguf")
+    check_logits(path, ZOO[name], tmp_path / "m.gguf")
 
 
 @pytest.mark.parametrize("name", ["smollm3", "ernie4_5", "ernie4_5-moe"])
@@ -120,4 +113,4 @@ def test_settings_that_transformers_4_left_out_are_those_of_the_class(name: str,
     config = json.loads((path / "config.json").read_text())
     config.pop("tie_word_embeddings", None)
     (path / "config.json").write_text(json.dumps(config))
-    check(path, row, tmp_path / "m.gguf")
+    check_logits(path, row, tmp_path / "m.gguf")

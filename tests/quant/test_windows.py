@@ -13,10 +13,8 @@ from quant.convert import keys
 from quant.convert.config import ModelConfig
 from quant.convert.families import decoder, ranking
 from quant.convert.families.table import FAMILIES
-from quant.convert.planning import plan_model
 from quant.errors import MalformedFile, UnsupportedModel
 from quant.safetensors import read_model
-from tests.converting import write
 from tests.quant.support import Folder, safetensors
 
 FULL, SLIDING = "full_attention", "sliding_attention"
@@ -118,19 +116,15 @@ AGREED: dict[str, tuple[str, dict[str, Any]]] = {
 @pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize("name", AGREED)
 def test_layers_with_windows_are_those_of_transformers(name: str, tmp_path: Path) -> None:
-    from tests.quant.test_zoo import IDS, TOLERANCE, compared
+    from tests.quant.test_zoo import check_logits
     from tests.quant.zoo import ZOO
     from tests.quant.zoo.making import make
-    from tests.quant.zoo.reference import reference
 
     row, settings = AGREED[name]
     path = make(ZOO[row], tmp_path / "model")
     config = json.loads((path / "config.json").read_text()) | settings
     (path / "config.json").write_text(json.dumps(config))
-    folder = Folder(path)
-    plan = plan_model(folder)
-    write(plan, "F32", folder.stream, tmp_path / "m.gguf")
-    assert compared(tmp_path / "m.gguf", plan, reference(path, ZOO[row], IDS))[0] <= TOLERANCE
+    check_logits(path, ZOO[row], tmp_path / "m.gguf")
 
 
 def test_texts_that_begin_with_their_padding_are_refused() -> None:

@@ -25,6 +25,7 @@ from tests.quant.test_broken import check_configs
 from tests.quant.zoo import ZOO
 from tests.quant.zoo.making import make
 from tests.quant.zoo.reference import attention, reference, texts
+from tests.quant.zoo.row import Row
 
 pytestmark = [pytest.mark.oracle, pytest.mark.filterwarnings("default")]
 IDS = np.random.default_rng(1).integers(3, 4096, 200).tolist()
@@ -67,6 +68,12 @@ def difference(plan: ModelPlan, folder: Folder, wanted: np.ndarray, path: Path) 
     """The largest difference to the wanted logits, in their standard deviations."""
     write(plan, "F32", folder.stream, path)
     return compared(path, plan, wanted)[0]
+
+
+def check_logits(path: Path, row: Row, file: Path) -> None:
+    """Convert the folder `path` to `file`, which must have the logits that transformers computes of the folder."""
+    folder = Folder(path)
+    assert difference(plan_model(folder), folder, reference(path, row, IDS), file) <= TOLERANCE
 
 
 def compared(

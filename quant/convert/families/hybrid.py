@@ -237,8 +237,15 @@ _GRANITE_DENSE = Family(
 
 
 _OF_MIXERS = (
-    *("mamba_conv_bias", "mamba_d_conv", "mamba_d_head", "mamba_d_state", "mamba_expand", "mamba_n_groups"),
-    *("mamba_n_heads", "mamba_proj_bias", "time_step_limit"),
+    "mamba_conv_bias",
+    "mamba_d_conv",
+    "mamba_d_head",
+    "mamba_d_state",
+    "mamba_expand",
+    "mamba_n_groups",
+    "mamba_n_heads",
+    "mamba_proj_bias",
+    "time_step_limit",
 )
 
 

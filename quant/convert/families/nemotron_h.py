@@ -30,8 +30,16 @@ _RENAMED = {
 # The shortest time step of the class, and of published models: no trained step comes near it.
 _LEAST_STEP = 0.001
 _OF_EXPERTS = (
-    *("moe_intermediate_size", "moe_latent_size", "moe_shared_expert_intermediate_size", "n_group", "n_routed_experts"),
-    *("n_shared_experts", "norm_topk_prob", "num_experts_per_tok", "routed_scaling_factor", "topk_group"),
+    "moe_intermediate_size",
+    "moe_latent_size",
+    "moe_shared_expert_intermediate_size",
+    "n_group",
+    "n_routed_experts",
+    "n_shared_experts",
+    "norm_topk_prob",
+    "num_experts_per_tok",
+    "routed_scaling_factor",
+    "topk_group",
 )
 
 
