@@ -217,9 +217,9 @@ def alive(process: psutil.Process) -> bool:
 
 
 def allowed(seconds: float) -> float:
-    """The seconds that a test may allow for work of `seconds` on an idle machine: more on a busy one."""
-    waiting = os.getloadavg()[0] / len(os.sched_getaffinity(0))
-    return seconds * max(1.0, waiting) * 1.25 ** max(0, os.nice(0))  # the kernel's own factor for a step of nice
+    """The seconds that a test may allow for work of `seconds` on an idle machine: more on a busy or a slow one."""
+    waiting = os.getloadavg()[0] / len(os.sched_getaffinity(0))  # the mean of a minute: a burst is not in it yet
+    return seconds * max(3.0, 2 * waiting) * 1.25 ** max(0, os.nice(0))  # the kernel's own factor for a step of nice
 
 
 def wait_until(condition: Callable[[], Any], seconds: float, step: float = 0.01) -> float:

@@ -353,7 +353,7 @@ def test_no_body_silences_the_daemon(echo: Daemon, body: bytes) -> None:
         done.wait(0.01)
         assert sender.is_alive() or done.is_set()
     sender.join()
-    assert longest < allowed(0.2)
+    assert longest < allowed(0.5)  # it was silent for 5 to 27 s
 
 
 def test_an_expectation_that_nobody_meets_gets_an_answer(echo: Daemon) -> None:
