@@ -1,4 +1,4 @@
-"""The web application: the table of routes, and the middlewares around them.
+"""The web application: the middlewares around the table of routes (`server/routes.py`).
 
 Outermost first: request id and log line, errors in the dialect of the path, access rules, the route. A handler is
 cancelled when its client leaves (`handler_cancellation`), so that an abandoned answer costs nothing more.
@@ -9,31 +9,25 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import suppress
 from difflib import get_close_matches
-from typing import NamedTuple
+from functools import partial
 
 from aiohttp import web
 
 from runtime.defaults import MAX_BODY
 from server.access.guard import AccessRules
-from server.api.lm import advise, daemon, default, pulls, rerank
-from server.api.ollama import answers as ollama
-from server.api.ollama import embeddings as ollama_embeddings
-from server.api.ollama import models
-from server.api.openai import answers as openai
-from server.api.openai import embeddings as openai_embeddings
-from server.api.openai import models as openai_models
+from server.api.lm import daemon
 from server.api.request import FAILED, LOG_NOTE, warning_of
 from server.config import Config
 from server.errors import NotFound, Unauthorized, WrongMethod
 from server.http import wire
 from server.http.problems import Dialect, Problem
+from server.routes import ROUTES, Handler, Route, check, find, plain_path
 from server.services import SERVICES, Services
 
 log = logging.getLogger("lm.requests")
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 ACCESS_RULES = web.AppKey("access_rules", AccessRules)
 # Status in the log for a client that left: its handler is cancelled, or a write fails, whichever comes first.
 GONE = 499
@@ -56,99 +50,6 @@ _ABSENT = (
 _ALLOWED_METHODS = "GET, HEAD, POST, DELETE, OPTIONS"
 
 
-class Route(NamedTuple):
-    """One route: `doc` is the line about it in the table of routes (`docs/api.md`)."""
-
-    method: str
-    path: str
-    handler: Handler
-    doc: str
-    changes: bool = False
-    """Whether it changes what is here: pages of other origins may not call it."""
-
-
-ROUTES = [
-    Route("GET", "/", models.alive, "`Ollama is running`: what many clients probe"),
-    Route(
-        "GET", "/api/version", models.version, "the version of Ollama's API that is spoken here, and our own in `lm`"
-    ),
-    Route("GET", "/api/tags", models.tags, "the models in the store"),
-    Route("GET", "/api/ps", models.ps, "the loaded models: memory, context, when they expire"),
-    Route("POST", "/api/show", models.show, "everything about one model, with the reason for its level"),
-    Route(
-        "POST",
-        "/api/pull",
-        models.pull,
-        "bring a model in; progress as NDJSON; `detach`, `limit_rate` (bytes/s), `pre`, `accept_unknown_keys`, "
-        "`hf_endpoint`, `hf_token`",
-        changes=True,
-    ),
-    Route(
-        "DELETE",
-        "/api/delete",
-        models.delete,
-        "remove a model, and end its pull; a bare name with several levels needs `all`",
-        changes=True,
-    ),
-    Route(
-        "POST",
-        "/api/generate",
-        ollama.generate,
-        "an answer to one prompt, as NDJSON or whole; without a prompt, load or unload",
-    ),
-    Route(
-        "POST",
-        "/api/chat",
-        ollama.chat,
-        "the next turn of a conversation, as NDJSON or whole; without messages, load or unload",
-    ),
-    Route("POST", "/api/embed", ollama_embeddings.embed, "vectors of texts, of length 1"),
-    Route("POST", "/api/embeddings", ollama_embeddings.embed_one, "the vector of one text, for older clients"),
-    Route("GET", "/v1/models", openai_models.models, "the models in the store, for OpenAI's clients"),
-    Route("GET", "/v1/models/{id:.+}", openai_models.model, "one of these models"),
-    Route(
-        "POST",
-        "/v1/chat/completions",
-        openai.chat_completions,
-        "the next turn of a conversation, as server-sent events or whole",
-    ),
-    Route(
-        "POST", "/v1/completions", openai.completions, "the continuation of raw prompts, as server-sent events or whole"
-    ),
-    Route("POST", "/v1/embeddings", openai_embeddings.embeddings, "vectors of texts, as numbers or base64"),
-    Route(
-        "POST",
-        "/v1/rerank",
-        rerank.rerank,
-        "how well `documents` answer a `query`, best first (`top_n`), in Jina's and Cohere's form",
-    ),
-    Route("POST", "/v2/rerank", rerank.rerank, "as `/v1/rerank`"),
-    Route(
-        "POST", "/rerank", rerank.rerank, "as `/v1/rerank`, and with `texts` in the form of Text Embeddings Inference"
-    ),
-    Route(
-        "POST",
-        "/lm/advise",
-        advise.advise,
-        "which level of a model this machine can hold, and why, from headers only; 507 with the table where none fits",
-        changes=True,
-    ),
-    Route(
-        "POST",
-        "/lm/stop",
-        pulls.stop,
-        "pause pulls and unload models: of a name, at all levels, or of `all`",
-        changes=True,
-    ),
-    Route("POST", "/lm/default", default.default, "which level a bare name means: pin one, or ask", changes=True),
-    Route("GET", "/lm/partials", pulls.partials, "pulls that are under way or paused"),
-    Route("GET", "/health", daemon.health, "status, versions, loaded models"),
-    Route("POST", "/lm/shutdown", daemon.shutdown, "end the daemon, from this machine only", changes=True),
-]
-# Routes that tell whether the daemon lives, for watchdogs that have no key.
-_OPEN = frozenset({"/", "/health"})
-
-
 def build(config: Config, services: Services, stop: Callable[[], None]) -> web.Application:
     """The application; `stop` begins the daemon's end."""
     app = web.Application(middlewares=[record, explain, admit], client_max_size=MAX_BODY)
@@ -156,45 +57,29 @@ def build(config: Config, services: Services, stop: Callable[[], None]) -> web.A
     app[ACCESS_RULES] = AccessRules(config)
     app[daemon.STOP] = stop
     app.on_response_prepare.append(_label)
+    check(ROUTES)
     for route in ROUTES:
         for method in ("GET", "HEAD") if route.method == "GET" else (route.method,):
-            app.router.add_route(method, route.path, route.handler, expect_handler=_expect)
+            app.router.add_route(method, route.path, partial(_enter, route), expect_handler=_expect)
     app.router.add_route("*", "/{path:.*}", _elsewhere, expect_handler=_expect)
     return app
 
 
-def plain_path(path: str) -> str:
-    """The path with single slashes and none at its end: `//api/chat/` is what a base URL with a slash makes."""
-    return "/" + "/".join(part for part in path.split("/") if part)
-
-
-def _route(method: str, path: str) -> Route | None:
-    """The route for a method and a plain path. Raises HTTPMethodNotAllowed where only the method is wrong."""
-    fitting = [route for route in ROUTES if _fits(route, path)]
-    for route in fitting:
-        if method == route.method or (method == "HEAD" and route.method == "GET"):
-            return route
-    if fitting:
-        allowed = {route.method for route in fitting}
-        raise web.HTTPMethodNotAllowed(method, allowed | ({"HEAD"} if "GET" in allowed else set()))
-    return None
-
-
-def _fits(route: Route, path: str) -> bool:
-    beginning, _, variable = route.path.partition("{")
-    return (path.startswith(beginning) and len(path) > len(beginning)) if variable else path == route.path
+async def _enter(route: Route, request: web.Request) -> web.StreamResponse:
+    """Call the handler of a route for a caller who may use it."""
+    return await route.handler(request)
 
 
 async def _elsewhere(request: web.Request) -> web.StreamResponse:
     """A path that is no route as it stands: with slashes too many it may mean one."""
     path = plain_path(request.path)
-    route = _route(request.method, path)
+    route = find(request.method, path)
     if route is None:
         raise web.HTTPNotFound
     beginning, _, variable = route.path.partition("{")
     if variable:
         request.match_info[variable.partition(":")[0]] = path.removeprefix(beginning)
-    return await route.handler(request)
+    return await _enter(route, request)
 
 
 async def _expect(request: web.Request) -> web.StreamResponse | None:
@@ -263,7 +148,10 @@ async def admit(request: web.Request, handler: Handler) -> web.StreamResponse:
     path = plain_path(request.path)
     rules = request.app[ACCESS_RULES]
     try:
-        rules.admit(request, changes=_changes(request, path), free=path in _OPEN)
+        route = _asked_for(request, path)
+        rules.admit(
+            request, changes=route is not None and route.changes, free=route is not None and route.role == "open"
+        )
     except Unauthorized:
         await rules.hold(request)
         raise
@@ -280,13 +168,12 @@ async def admit(request: web.Request, handler: Handler) -> web.StreamResponse:
     return await handler(request)
 
 
-def _changes(request: web.Request, path: str) -> bool:
-    """Whether this request, or the request that a preflight announces, would change what is here."""
+def _asked_for(request: web.Request, path: str) -> Route | None:
+    """The route of this request, or of the request that a preflight announces."""
     method = request.headers.get("Access-Control-Request-Method", "") if request.method == "OPTIONS" else request.method
     with suppress(web.HTTPMethodNotAllowed):
-        route = _route(method, path)
-        return route is not None and route.changes
-    return False
+        return find(method, path)
+    return None
 
 
 def dialect(path: str) -> Dialect:

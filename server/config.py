@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from registry.net.hub import Hub
 from runtime.defaults import CONTEXT_RANGE, GAP, SEQUENCES, SEQUENCES_RANGE
@@ -23,6 +23,8 @@ VERSION = "0.1.0"
 # The version of Ollama whose HTTP API we answer: clients refuse a server that is older than they need.
 OLLAMA_VERSION = "0.14.0"
 FOREVER = -1.0
+# Who may do what: ask models; bring them in and remove them too; everything.
+Role = Literal["infer", "operator", "admin"]
 
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _DURATION = re.compile(r"(?:[0-9]{1,9}(?:\.[0-9]{1,9})?(?:ms|s|m|h|d))+")

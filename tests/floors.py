@@ -56,6 +56,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("server.services",),
         ("server.api",),
         ("server.api.ollama", "server.api.openai", "server.api.lm"),
+        ("server.routes",),
         ("server.app",),
         ("server",),
     ),
