@@ -146,7 +146,7 @@ class Known:
     takes the tensor away where it is false; the engine needs it nevertheless, and gets zeros.
 
     `stack` names the size that tells how many sources `[]` stands for. `skip` is how many of the first rows stay
-    behind.
+    behind. `choice` names one of several ways in which the same values are stored, of which a model has one.
     """
 
     source: str
@@ -157,6 +157,7 @@ class Known:
     stack: str = "experts"
     skip: Length = 0
     switch: str = ""
+    choice: str = ""
 
     @property
     def target(self) -> str:
@@ -199,6 +200,11 @@ def tensor(
 def in_layers(layers: str, *rows: Known) -> tuple[Known, ...]:
     """The rows for one set of layers alone."""
     return tuple(replace(known, layers=layers) for known in rows)
+
+
+def choices(**ways: tuple[Known, ...]) -> tuple[Known, ...]:
+    """The rows of several ways of storing the same values, each by its name; a model has one of them."""
+    return tuple(replace(known, choice=name) for name, rows in ways.items() for known in rows)
 
 
 def switched(switch: str, *rows: Known) -> tuple[Known, ...]:

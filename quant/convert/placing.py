@@ -42,6 +42,7 @@ def plan_tensors(
     if not tied and family.architecture in WITHOUT_OUTPUT and any(row.target == HEAD for row, _ in wanted.values()):
         raise _no_output(family)
     zeros = _take_away(wanted, config, sizes)
+    _choose(wanted, found)
     unknown = [entry.name for name, entry in found.items() if name not in wanted]
     if unknown:
         key = next((key for key in _BIASES if config.get(key) is True), "")
@@ -72,6 +73,14 @@ def _no_output(family: Family[Any]) -> UnsupportedModel:
     return UnsupportedModel(
         f"its output is not its embedding (`tie_word_embeddings`), and llama.cpp's `{family.architecture}` has no other"
     )
+
+
+def _choose(wanted: dict[str, _Wanted], found: dict[str, Entry]) -> None:
+    """Leave the rows `wanted` that store values as this model does; the first way where it has none of them."""
+    ways = [row.choice for row, _ in wanted.values() if row.choice]
+    kept = [row.choice for name, (row, _) in wanted.items() if row.choice and name in found] or ways
+    for name in [name for name, (row, _) in wanted.items() if row.choice and row.choice != kept[0]]:
+        del wanted[name]
 
 
 def _take_away(wanted: dict[str, _Wanted], config: ModelConfig, sizes: Sizes) -> list[TensorPlan]:
@@ -116,13 +125,16 @@ def without_next_token_layers(
     """The tensors outside of the next-token prediction layers, and the bytes of the tensors left out.
 
     These layers stand behind the model's last one (`num_nextn_predict_layers` in `config.json`). They predict the token
-    after the next, which our engine never asks for.
+    after the next, which our engine never asks for. In Qwen 3.5 and Qwen3-Next their names begin with `mtp.`.
     """
     layers, more = sizes.layers, config.get("num_nextn_predict_layers") or config.get("num_mtp_layers") or 0
     behind = re.compile(rf"{family.prefix}(mtp_|layers\.(?P<layer>\d{{1,6}})\.)")
+    named = re.compile(rf"{family.prefix}mtp\.")
 
     def is_left_out(entry: Entry) -> bool:
         found = behind.match(entry.name) if type(more) is int and more else None
+        if named.match(entry.name):
+            return True
         return bool(found and (found["layer"] is None or layers <= int(found["layer"]) < layers + more))
 
     rest = [entry for entry in entries if not is_left_out(entry)]

@@ -36,6 +36,8 @@ _USUAL = {
     "Qwen2VL": "qwen2_vl_text",
     "Qwen2_5_VL": "qwen2_5_vl_text",
     "Qwen3VL": "qwen3_vl_text",
+    "Qwen3_5": "qwen3_5_text",
+    "Qwen3_5Moe": "qwen3_5_moe_text",
     "SmolVLM": "llama",
     "VipLlava": "llama",
     "Voxtral": "llama",
@@ -61,6 +63,8 @@ _KINDS = {
     "Qwen2Audio": "qwen2_audio",
     "Qwen2VL": "qwen2_vl",
     "Qwen3VL": "qwen3_vl",
+    "Qwen3_5": "qwen3_5",
+    "Qwen3_5Moe": "qwen3_5_moe",
     "SmolVLM": "smolvlm",
     "VipLlava": "vipllava",
     "Voxtral": "voxtral",
@@ -89,6 +93,8 @@ _TEXTS = {
     "qwen2_5_vl_text": "Qwen2ForCausalLM",
     "qwen2_vl_text": "Qwen2ForCausalLM",
     "qwen3_vl_text": "Qwen3ForCausalLM",
+    "qwen3_5_text": "Qwen3_5ForCausalLM",
+    "qwen3_5_moe_text": "Qwen3_5MoeForCausalLM",
 }
 # The classes of all models by `model_type`, for files that do not name them (`MODEL_FOR_CAUSAL_LM_MAPPING_NAMES`).
 CLASSES = {
@@ -132,6 +138,7 @@ CLASSES = {
     "phi": "PhiForCausalLM",
     "qwen2_moe": "Qwen2MoeForCausalLM",
     "qwen3_moe": "Qwen3MoeForCausalLM",
+    "qwen3_next": "Qwen3NextForCausalLM",
     "roberta": "RobertaModel",
     "seed_oss": "SeedOssForCausalLM",
     "stablelm": "StableLmForCausalLM",

@@ -73,6 +73,9 @@ class ModelSize:
         kv_heads = _per_layer(metadata.get(f"{architecture}.attention.head_count_kv", heads), layers)
         if not number("attention.head_count"):
             kv_heads = [0] * layers  # nothing but recurrent layers
+        remembering = metadata.get(f"{architecture}.attention.recurrent_layers")
+        if isinstance(remembering, list | tuple):  # a state has no cells, whatever its heads are
+            kv_heads = [0 if each else heads for each, heads in zip(remembering, kv_heads, strict=False)]
         widths = metadata.get(f"{architecture}.feed_forward_length")
         key = number("attention.key_length", embedding // max(1, heads))
         value = number("attention.value_length", embedding // max(1, heads))

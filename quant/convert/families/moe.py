@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from quant.convert.base import Family, Known, Layers, Target, Times, in_layers
+from quant.convert.base import Family, Known, Layers, Target, Times, choices, in_layers
 from quant.convert.config import ModelConfig
 from quant.convert.families import decoder, llama, qwen, rotary
 from quant.convert.families.decoder import LAYER, DecoderSizes, layer, linear, router, stacked
@@ -67,6 +67,21 @@ EXPERT_MATRICES = (
     stacked("mlp.experts.[].up_proj", "ffn_up", "expert", "width"),
 )
 EXPERTS = (router("mlp.gate"), *EXPERT_MATRICES)
+EITHER_EXPERTS = (
+    router("mlp.gate"),
+    *choices(
+        single=EXPERT_MATRICES,
+        together=(
+            Known(
+                LAYER + "mlp.experts.gate_up_proj",
+                (Target("blk.{}.ffn_gate_exps.weight"), Target("blk.{}.ffn_up_exps.weight")),
+                ("experts", Times(2, "expert"), "width"),
+            ),
+            layer("mlp.experts.down_proj", "ffn_down_exps.weight", "experts", "width", "expert"),
+        ),
+    ),
+)
+"""The experts of a layer one by one, or all in one tensor."""
 
 
 def shared(source: str) -> tuple[Known, ...]:

@@ -23,6 +23,7 @@ from quant.convert.families import (
     olmo,
     phi,
     qwen,
+    qwen_linear,
     ranking,
     recurrent,
     relatives,
@@ -32,6 +33,7 @@ from quant.convert.families import (
 _MODULES = (
     llama,
     qwen,
+    qwen_linear,
     gemma,
     gemma4,
     phi,

@@ -22,7 +22,7 @@ FIRST_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 _EPSILON = 1e-2
 _NAMES_OF_EPSILON = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_epsilon", "norm_eps")
 # Kinds whose configuration alone is that of a larger model.
-_WITH_TEXT_CONFIG = ("Gemma3", "Gemma3n", "Gemma4", "Llama4")
+_WITH_TEXT_CONFIG = ("Gemma3", "Gemma3n", "Gemma4", "Llama4", "Qwen3_5", "Qwen3_5Moe")
 # Buffers that are trained, as parameters are.
 _TRAINED_BUFFERS = ("correction_bias", "expert_bias", "layer_scalar")
 _HEAD_NORM = re.compile(r"(q|k|query|key)_(layer)?norm\.")

@@ -38,7 +38,27 @@ FALCON_H1 = {
     "ssm_out_multiplier": 0.5,
     "ssm_multipliers": [0.5, 0.75, 0.125, 0.25, 0.75],
 }
+QWEN_LINEAR = {
+    "layer_types": ["linear_attention", "linear_attention", "full_attention", "linear_attention"],
+    "num_hidden_layers": 4,
+    "head_dim": 64,
+    "linear_key_head_dim": 32,
+    "linear_value_head_dim": 32,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 6,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 30000.0, "partial_rotary_factor": 0.25},
+}
+QWEN_LINEAR_EXPERTS = {
+    **QWEN_LINEAR,
+    "num_experts": 12,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 64,
+    "shared_expert_intermediate_size": 96,
+}
 RECURRENT: dict[str, Row] = {
+    "qwen35": Row("Qwen3_5", QWEN_LINEAR),
+    "qwen35moe": Row("Qwen3_5Moe", QWEN_LINEAR_EXPERTS),
+    "qwen3next": Row("Qwen3Next", QWEN_LINEAR_EXPERTS),
     "lfm2moe": Row(
         "Lfm2Moe",
         {

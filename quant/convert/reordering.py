@@ -1,0 +1,83 @@
+"""Reorderings of heads for linear attention (gated delta nets), as llama.cpp computes it.
+
+Each implements `quant.plan.Transform`, as those in `transforms.py` do. Source: `conversion/qwen.py` of llama.cpp.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from quant.convert.transforms import NegativeExponential
+
+
+@dataclass(frozen=True, slots=True)
+class TileRows:
+    """Sorts the rows of value heads, which come key head by key head: the first head of each, then the second of each, ….
+
+    Behind `before` rows that stay, each of `groups` key heads has `each` value heads of `head` rows.
+    """
+
+    groups: int
+    each: int
+    head: int
+    before: int = 0
+
+    @property
+    def rows(self) -> int:
+        """All of them."""
+        return self.before + self.groups * self.each * self.head
+
+    def apply(self, x: np.ndarray) -> np.ndarray:
+        """(rows, columns) of any dtype, reordered."""
+        values = x[self.before :].reshape(self.groups, self.each, self.head, x.shape[-1])
+        return np.concatenate((x[: self.before], values.swapaxes(0, 1).reshape(-1, x.shape[-1])))
+
+
+@dataclass(frozen=True, slots=True)
+class TileColumns:
+    """The same for the columns of a matrix, or for a vector with a value for each head (`head` is 1)."""
+
+    groups: int
+    each: int
+    head: int = 1
+    rows: int = 1
+
+    def apply(self, x: np.ndarray) -> np.ndarray:
+        """(n, columns) of any dtype, reordered."""
+        values = x.reshape(-1, self.groups, self.each, self.head)
+        return np.ascontiguousarray(values.swapaxes(1, 2)).reshape(x.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class TileRates:
+    """Decay rates, which are stored as logarithms, a value for each value head."""
+
+    groups: int
+    each: int
+    rows: int = 1
+
+    def apply(self, x: np.ndarray) -> np.ndarray:
+        """(n, heads), float32, from any type (uint16 holds the bits of BF16)."""
+        return NegativeExponential().apply(TileColumns(self.groups, self.each).apply(x))
+
+
+@dataclass(frozen=True, slots=True)
+class TakeBlocks:
+    """Blocks of rows from every head, block by block: the first of every head, the second of every head, ….
+
+    A head has `together` rows of `columns`; a block is its first row and its number of rows. `rows` is 0: a part is
+    the whole matrix.
+    """
+
+    columns: int
+    together: int
+    blocks: tuple[tuple[int, int], ...]
+    rows: int = 0
+
+    def apply(self, x: np.ndarray) -> np.ndarray:
+        """(heads * rows of the blocks, columns)."""
+        heads = x.reshape(-1, self.together, self.columns)
+        taken = [heads[:, first : first + count].reshape(-1, self.columns) for first, count in self.blocks]
+        return np.concatenate(taken)

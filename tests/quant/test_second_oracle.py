@@ -1,0 +1,151 @@
+"""Every row of the zoo against llama.cpp's own converter: the same entries and tensors, or a known difference.
+
+`LLAMA_CPP` names the folder of llama.cpp's source; without it these tests are skipped (`llama_converter.py`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from quant.convert.planning import plan_model
+from tests.converting import write
+from tests.quant.llama_converter import FOLDER, UNKNOWN, Converter, Difference, File, differences
+from tests.quant.support import Folder
+from tests.quant.zoo import ZOO
+from tests.quant.zoo.making import make
+
+pytestmark = [
+    pytest.mark.oracle,
+    pytest.mark.filterwarnings("default"),
+    pytest.mark.skipif(not (FOLDER / "conversion").is_dir(), reason="LLAMA_CPP does not name llama.cpp's source"),
+]
+
+
+class Known(NamedTuple):
+    """A difference that is right: `who` has the entry (`ours`, `theirs`, or `both` with other values), where, why."""
+
+    who: str
+    name: str
+    rows: str
+    why: str
+
+
+# Names without the architecture in front. "As the logits show" means those of transformers, in `test_zoo.py`.
+KNOWN = (
+    Known("ours", r"lm\..*", ".*", "an entry of lm's own"),
+    Known("ours", r"vocab_size", ".*", "for programs that do not count the tokens"),
+    Known("ours", r"tokenizer\.ggml\.(add_eos_token|token_type_count)", ".*", "said rather than left to a default"),
+    Known("theirs", r"tokenizer\.ggml\.(bos|padding|seperator)_token_id", ".*", "numbers no token of the tokenizer"),
+    Known("both", r"tokenizer\.ggml\.seperator_token_id", "modern-bert.*", "they take the default of the class"),
+    Known("both", r"tokenizer\.ggml\.bos_token_id", ".*, ranking.*", "the token that the tokenizer puts in front"),
+    Known("ours", r"tokenizer\.ggml\.seperator_token_id", "bert, ranking", "between the two texts"),
+    Known("both", r"tokenizer\.ggml\.(tokens|token_type)", "bert, ranking", "they write a pad where no token is"),
+    Known("ours", r"attention\.(key|value)_length", ".*", "what llama.cpp computes where it is missing"),
+    Known("ours", r"rope\.dimension_count", ".*", "what llama.cpp computes where it is missing"),
+    Known("ours", r"rope\.scaling\.yarn_beta_(fast|slow)", ".*", "what llama.cpp takes where they are missing"),
+    Known("ours", r"expert_gating_func", ".*", "what llama.cpp takes for the architecture where it is missing"),
+    Known("ours", r"expert_weights_norm", "deepseek2.*", "false, which is llama.cpp's default"),
+    Known("ours", r"attention\.causal", ".*", "said rather than left to the architecture"),
+    Known("ours", r"pooling_type", ".*", "said rather than left to who asks for a vector"),
+    Known("ours", r"attention\.sliding_window_pattern", ".*", "they know it of the published sizes alone"),
+    Known("ours", r"rope\.freq_base", "gemma.*|phi2|stablelm.*", "they leave it out, and llama.cpp takes 10,000"),
+    Known("ours", r"rope\.scaling\.type", "phi3, long rope", "they leave it to the name of the architecture"),
+    Known("theirs", r"expert_group_(used_)?count", ".*", "one group is none"),
+    Known("theirs", r"expert_shared_count", "ernie4_5-moe", "not read: the width of all together is"),
+    Known("theirs", r"rope\.freq_base(_swa)?", "(bert|olmo2).*", "not read, or the same as without"),
+    Known("theirs", r"rope\.(dimension_count|freq_base|scaling\.finetuned)", "nemotron_h_moe", "nothing is rotated"),
+    Known("both", r"rope\.scaling\.finetuned", "granitehybrid.*", "this is how the graph knows that it rotates"),
+    Known("theirs", r"rope\.scaling\.(type|yarn_attn_factor)", "nemotron|olmo2, windows", "the same as without"),
+    Known("theirs", r"rope\.scaling\.original_context_length", "phi3.*", "there is no scaling"),
+    Known("theirs", r"attention\.layer_norm_rms_epsilon", "nemotron|modern-bert.*", "the norms are others"),
+    Known("ours", r"attention\.layer_norm_epsilon", "modern-bert.*", "the norms that it has"),
+    Known("theirs", r"attention\.sliding_window", "phi3.*", "the context ends with the window, in which all is right"),
+    Known("both", r"context_length", "phi3", "the context ends with the window, in which all is right"),
+    Known("both", r"context_length", "chatglm|granitehybrid.*|nemotron_h_moe", "they do not read the model's"),
+    Known("both", r"attention\.layer_norm_rms_epsilon", "chatglm|olmoe", "they do not read the model's"),
+    Known("both", r"rope\.freq_base", "chatglm", "they do not read the model's"),
+    Known("both", r"feed_forward_length", "phi2", "they take four times the width, whatever the model has"),
+    Known("both", r"leading_dense_block_count", "deepseek2, glm.*", "they do not read `mlp_layer_types`"),
+    Known("theirs", r"use_parallel_residual", "stablelm.*", "not read: the tensors say so"),
+    Known("theirs", r"hidden_activation", "modern-bert.*", "not read in this version"),
+    Known("theirs", r"classifier\.(output_labels|pooling_type)", ".*", "a score has no labels, and a model no head"),
+    Known("both", r"token_embd\.weight", "gemma.*", "they cut rows for which the demo's tokenizer has no tokens"),
+    Known("ours", r"blk\.\d+\.ffn_(gate|up)_exps\.weight", "gemma4, experts", "llama.cpp takes either form"),
+    Known("theirs", r"blk\.\d+\.ffn_gate_up_exps\.weight", "gemma4, experts", "llama.cpp takes either form"),
+    Known("both", r"blk\.\d+\.(ffn_gate_inp_shexp\.weight|exp_probs_b\.bias)", ".*", "one row is a vector"),
+    Known("ours", r"cls\.(weight|bias)", "bert, ranking", "they leave out the layer before the score"),
+    Known("theirs", r"expert_.*", "granitehybrid, no.*", "without experts, the part that all share is the only one"),
+    Known("both", r"feed_forward_length", "granitehybrid, no.*", "the width of this part"),
+    Known("both", r"general\.architecture", "qwen., .*vl", "a text needs none of the sections for pictures"),
+    Known("theirs", r"rope\.dimension_sections|n_deepstack_layers", "qwen., .*vl", "a text needs none of them"),
+    Known("both", r"attention\.head_count_kv", "granitehybrid.*", "they do not know its layers as they are named now"),
+    Known("both", r"blk\.\d+\.attn_(q|k)\.weight", "granitehybrid.*|nemotron_h_moe", "as the logits show"),
+)
+# Rows that are another architecture here, with the reason.
+ELSEWHERE = {
+    "granitehybrid, attention alone": "without states it is no hybrid, and llama.cpp's fails to make a cache of none",
+    "nemotron_h": "without experts it is no mixture; theirs takes the experts that the class has by default",
+}
+# Rows that their converter fails on, with what it says.
+REFUSED = {
+    "mistral3": "pre-tokenizer",
+    "mistral3, sees": "pre-tokenizer",
+    "cohere2": "rotary_pct",
+    "gpt2": "n_ctx",
+    "gptneox": "rotary_pct",
+    "gptneox, serial": "rotary_pct",
+    "hunyuan-dense": "assumptions",
+    "stablelm, head norms": "norms",
+    "hunyuan-moe": "moe_intermediate_size",
+    "bert, xlm-roberta ranking": "Sequence",
+    "nomic-bert": "tokenizer",
+}
+# What the plain run of tests asks for; the others are `slow`.
+_SAMPLE = ("llama, biases", "qwen35moe", "deepseek2, v3")
+
+
+@pytest.fixture(scope="module")
+def converter() -> Iterator[Converter]:
+    with Converter() as converter:
+        yield converter
+
+
+def unexplained(row: str, found: Difference, architecture: str) -> bool:
+    who = "theirs" if found.ours is ... else "ours" if found.theirs is ... else "both"
+    name = found.name.removeprefix(f"{architecture}.")
+    return not any(
+        known.who == who and re.fullmatch(known.name, name) and re.fullmatch(known.rows, row) for known in KNOWN
+    )
+
+
+def check(row: str, source: Path, converter: Converter, folder: Path) -> None:
+    """Convert the model in `source` by both, and compare."""
+    said = converter.convert(source, folder / "theirs.gguf")
+    if said == UNKNOWN:
+        pytest.skip("llama.cpp's converter does not know the class")
+    if row in REFUSED:
+        assert REFUSED[row] in said
+        pytest.skip(f"llama.cpp's converter fails: {said[:100]}")
+    assert not said
+    model = Folder(source)
+    write(plan_model(model), "F32", model.stream, folder / "ours.gguf")
+    ours, theirs = (File.read(folder / f"{whose}.gguf") for whose in ("ours", "theirs"))
+    names = (str(ours.entries["general.architecture"]), str(theirs.entries["general.architecture"]))
+    if row in ELSEWHERE:
+        assert names[0] != names[1]
+        pytest.skip(ELSEWHERE[row])
+    renamed = {re.sub(f"^{names[1]}\\.", f"{names[0]}.", name): value for name, value in theirs.entries.items()}
+    theirs = theirs._replace(entries=renamed)
+    assert [str(each) for each in differences(ours, theirs) if unexplained(row, each, names[0])] == []
+
+
+@pytest.mark.parametrize(
+    "row", [pytest.param(row, marks=() if row in _SAMPLE else pytest.mark.slow, id=row) for row in ZOO]
+)
+def test_the_file_is_that_of_llama_cpps_converter(row: str, converter: Converter, tmp_path: Path) -> None:
+    check(row, make(ZOO[row], tmp_path / "model"), converter, tmp_path)
