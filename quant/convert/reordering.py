@@ -14,7 +14,7 @@ from quant.convert.transforms import NegativeExponential
 
 @dataclass(frozen=True, slots=True)
 class TileRows:
-    """Sorts the rows of value heads, which come key head by key head: the first head of each, then the second of each, ….
+    """Sorts the rows of value heads, which come key head by key head: the first of each, then the second, ….
 
     Behind `before` rows that stay, each of `groups` key heads has `each` value heads of `head` rows.
     """
