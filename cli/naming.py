@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from cli.errors import Failure
 from registry.errors import BadName
-from registry.names import LIBRARY, Reference, is_path, parse
+from registry.names import Reference, is_path, parse
 
 
 def reference(text: str, level: str | None = None) -> str:
@@ -65,10 +65,9 @@ def _exists(path: str) -> bool:
 
 
 def _levelled(target: Reference, level: str) -> Reference:
-    bare = target.kind == "ollama" and target.name.namespace == LIBRARY and target.name.tag is None
-    if bare:  # the daemon knows which source the model of this name was made of
+    if target.kind == "bare" and target.name.tag is None:  # the daemon knows which source the model of this name was made of
         return parse(f"{target.text}:{level}")
-    if target.kind not in ("demo", "folder", "hub"):
+    if target.kind in ("ollama", "oci", "bare"):
         raise Failure(f"`{target.text}` comes quantized already", "leave `--level` out", "usage")
     wanted = parse(f"{target.text}:{level}" if target.level is None else target.text)
     if target.level is not None and parse(f"demo:{level}").level != target.level:

@@ -18,8 +18,8 @@ from urllib.parse import SplitResult, unquote, urlsplit
 
 from registry.errors import BadName
 
-# `ollama`, `oci` and `url` cannot be brought in yet: they are parsed so that the refusal names the model and a way out.
-Kind = Literal["demo", "folder", "hub", "ollama", "oci", "url"]
+# `bare` is a single word: whoever knows this machine decides of which of the others it is (`server/api/sources.py`).
+Kind = Literal["bare", "demo", "folder", "hub", "oci", "ollama", "package", "url"]
 
 HUB = "hf.co"
 OLLAMA = "registry.ollama.ai"
@@ -29,6 +29,8 @@ AUTO = "auto"
 LATEST = "latest"
 
 _ALIASES = {"huggingface.co": HUB, "www.huggingface.co": HUB, "ollama.com": OLLAMA}
+_PAGES = {OLLAMA: "ollama.com"}  # what people call a registry by
+_PACKAGE = re.compile(r"package://([a-z0-9]+(?:-[a-z0-9]+)*)(?:/([^/:]+))?(?::([^/:]+))?")
 _ENGLISH = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,95}")
 # Letters, and bytes in UTF-8: a file system allows 255 bytes, of which a temporary file takes some.
 _LONGEST_WORD, _LONGEST_FILE = 96, 240
@@ -70,7 +72,8 @@ class Name:
     def display(self) -> str:
         """The shortest form that `parse` and the store understand: `tale:Q4_K_M`, `hf.co/org/repo:Q4_K_M`."""
         short = {(LOCAL, LIBRARY): self.model, (OLLAMA, LIBRARY): self.model}
-        text = short.get((self.host, self.namespace), f"{self.host}/{self.namespace}/{self.model}")
+        host = _PAGES.get(self.host, self.host)
+        text = short.get((self.host, self.namespace), f"{host}/{self.namespace}/{self.model}")
         return text if self.tag is None else f"{text}:{self.tag}"
 
     def tagged(self, tag: str | None) -> Name:
@@ -86,11 +89,11 @@ class Name:
 class Reference:
     """Where a model comes from.
 
-    `location` is `demo`, an absolute path, `org/repo` (hub), `namespace/model` (Ollama), `host/namespace/model` (OCI)
-    or a URL. `level` is the canonical form of the text behind the colon: `auto`, a named level (`Q4_K_M`), a budget
+    `location` is `demo`, an absolute path, `org/repo` (hub), `namespace/model` (Ollama), `host/namespace/model` (OCI),
+    a URL, the name of an installed package with or without a folder of it, or a bare word. `level` is the canonical form of the text behind the colon: `auto`, a named level (`Q4_K_M`), a budget
     (`4GB`, `4.5bpw`) or, on a hub, a file (`x.gguf`); None without a colon. Whether a level exists is not checked here.
-    `name.tag` is the level, but None for `auto`, which is resolved later. For Ollama and OCI the text behind the colon
-    is the tag, and `level` is None.
+    `name.tag` is the level, but None for `auto`, which is resolved later. For Ollama, OCI and bare words the text behind
+    the colon is the tag, and `level` is None.
     """
 
     kind: Kind
@@ -100,31 +103,48 @@ class Reference:
 
     @property
     def names(self) -> tuple[Name, ...]:
-        """The names under which the store may have it: a folder whose name is taken is called by its parent as well."""
-        if self.kind != "folder":
+        """The names under which the store may have it.
+
+        A folder whose name is taken is called by its parent as well, the model of a package by the whole package.
+        """
+        if self.kind not in ("folder", "package"):
             return (self.name,)
-        model, parent = _folder_word(self.location), word_of(os.path.basename(os.path.dirname(self.location)))  # noqa: PTH119, PTH120
+        model, parent = self.name.model, word_of(os.path.basename(os.path.dirname(self.location)))  # noqa: PTH119, PTH120
+        longer = f"{parent}-{model}" if parent else self.location if self.kind == "package" else model
         mark = hashlib.sha256(self.location.encode(errors="surrogateescape")).hexdigest()[:6]
-        words = [model, *([_short(f"{parent}-{model}")] if parent else []), f"{_short(model, 80)}-{mark}"]
-        return tuple(replace(self.name, model=word) for word in words)
+        words = [model, _short(longer), f"{_short(model, 80)}-{mark}"]
+        return tuple(replace(self.name, model=word) for word in dict.fromkeys(words))
 
     @property
     def automatic(self) -> bool:
-        """Whether the choice of the level is left to us."""
-        return self.level in (None, AUTO)
+        """Whether the choice of the level, or of the tag, is left to us."""
+        return self.level in (None, AUTO) and (self.kind not in _TAGGED or self.name.tag in (None, LATEST))
+
+    @property
+    def local(self) -> bool:
+        """Whether its name in the store is only a word, which models of other origins may have as well."""
+        return self.kind in ("folder", "package")
+
+    @property
+    def origin(self) -> str:
+        """Where the model comes from, as text that `parse` reads: without the level, but with a registry's tag."""
+        return self.text if self.kind in _TAGGED else replace(self, level=None).text.removesuffix("/")
 
     @property
     def text(self) -> str:
         """The reference as text that any process reads in the same way, whatever its current folder."""
         if self.kind != "folder":
-            base = {"hub": f"{HUB}/{self.location}"}.get(self.kind, self.location)
-            suffix = self.name.tag if self.kind in ("ollama", "oci") else self.level
-            base = self.name.tagged(None).display if self.kind == "ollama" else base
-            return base if suffix is None else f"{base}:{suffix}"
+            prefix = {"hub": f"{HUB}/", "ollama": f"{_PAGES[OLLAMA]}/", "package": "package://"}.get(self.kind, "")
+            suffix = self.name.tag if self.kind in _TAGGED else self.level
+            return f"{prefix}{self.location}" if suffix is None else f"{prefix}{self.location}:{suffix}"
         if self.level is not None:
             return f"{self.location}:{self.level}"
         # A slash at the end says that a colon before it belongs to the folder's name.
         return f"{self.location}/" if ":" in os.path.basename(self.location) else self.location  # noqa: PTH119
+
+
+# Kinds whose text behind the colon is a registry's tag.
+_TAGGED = ("bare", "oci", "ollama")
 
 
 def parse(text: str) -> Reference:
@@ -134,6 +154,8 @@ def parse(text: str) -> Reference:
     if is_path(text):
         return _folder(text)
     text = unicodedata.normalize("NFC", text)
+    if text.startswith("package://"):
+        return _package(text)
     if "://" in text:
         return _url(text)
     body, colon, suffix = text.rpartition(":")
@@ -222,7 +244,7 @@ def _named(words: list[str], suffix: str | None, text: str) -> Reference:
     if len(words) == 1:
         if words[0].lower() == "demo":
             return Reference("demo", "demo", *_levelled(Name(LOCAL, LIBRARY, "demo"), suffix))
-        return _ollama(LIBRARY, words[0], suffix)
+        return Reference("bare", words[0], None, Name(OLLAMA, LIBRARY, words[0], suffix))
     if host == OLLAMA:
         if len(words) != 3:
             raise _odd(text, "a model of Ollama's registry is named `model:tag` or `ollama.com/namespace/model:tag`")
@@ -274,6 +296,22 @@ def _folder_word(location: str) -> str:
     """The word in the name of a folder or a file, "" where no letter or digit is in it."""
     cached = _SNAPSHOT.search(location)
     return _short(word_of(cached[2] if cached else _FILE.sub("", os.path.basename(location))))  # noqa: PTH119
+
+
+def package_word(distribution: str) -> str:
+    """The bare word for the model of a package: plugins of `llm` are called `llm-MODEL`."""
+    return distribution.removeprefix("llm-") or distribution
+
+
+def _package(text: str) -> Reference:
+    match = _PACKAGE.fullmatch(text)
+    if match is None:
+        raise _odd(text, "the model of an installed package is named `package://NAME`, or by its bare name")
+    distribution, folder, level = match.groups()
+    location = distribution if folder is None else f"{distribution}/{folder}"
+    return Reference(
+        "package", location, *_levelled(Name(LOCAL, LIBRARY, folder or package_word(distribution)), level)
+    )
 
 
 def _url(text: str) -> Reference:

@@ -48,6 +48,10 @@ check_compilers() {
 }
 
 install() { # what pip is to install: `.` or `.[test]`
+    try_install "$1" || fail "the installation failed" "pip said why above"
+}
+
+try_install() {
     # Nothing to do while the same checkout, with the same pyproject.toml, is installed already.
     stamp=$(cksum <"$root/pyproject.toml")" $root $1"
     noted=$bin/../.lm-installed
@@ -57,7 +61,6 @@ install() { # what pip is to install: `.` or `.[test]`
     check_compilers
     "$bin/python" -m pip --version >/dev/null 2>&1 || "$bin/python" -m ensurepip >/dev/null
     echo "installing lm into ${bin%/bin} (llama.cpp is compiled once, which takes about three minutes)" >&2
-    (cd "$root" && "$bin/python" -m pip install --quiet --disable-pip-version-check --editable "$1") ||
-        fail "the installation failed" "pip said why above"
+    (cd "$root" && "$bin/python" -m pip install --quiet --disable-pip-version-check --editable "$1") || return
     echo "$stamp" >>"$noted"
 }

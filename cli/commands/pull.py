@@ -44,8 +44,8 @@ def command(
 ) -> int:
     """Bring models in, each quantized while it is read to the best level that this machine can hold.
 
-    NAME is `demo`, `org/repo` on the hub, or a folder that begins with `/`, `./`, `../` or `~`; `:LEVEL` may follow, or
-    `:FILE.gguf` where such files are published.
+    NAME is `demo`, the model of an installed package, `org/repo` on the hub, or a folder that begins with `/`, `./`,
+    `../` or `~`; `:LEVEL` may follow, or `:FILE.gguf` where such files are published.
     Ctrl-C pauses: the next `lm pull` of that name goes on, `lm rm` removes what is there.
     """
     client = Client()

@@ -53,7 +53,8 @@ def command(  # noqa: PLR0913  click gives each option by its name
 ) -> None:
     """Ask NAME a question, or chat with it when there is no PROMPT.
 
-    NAME is `demo`, `org/repo` on the hub, or a folder that begins with `/`, `./`, `../` or `~`; `:LEVEL` may follow.
+    NAME is `demo`, the model of an installed package, `org/repo` on the hub, or a folder that begins with `/`, `./`,
+    `../` or `~`; `:LEVEL` may follow.
     The words of PROMPT are joined; text piped in follows them. The answer goes to stdout, everything else to stderr. An
     embedding model prints the vector of PROMPT as a JSON array.
     """

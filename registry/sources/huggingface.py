@@ -85,7 +85,7 @@ class Repository:
             self.close()
             raise
         self.title, self.revision = info.id, info.sha
-        self.url = f"{self._endpoint}/{self.title}"
+        self.url, self.owner = f"{self._endpoint}/{self.title}", self.title.partition("/")[0]
         self._files = {file.name: file for file in info.siblings if file.usable}
         self._whole: dict[str, bytes] = {}
         self._peeked: dict[str, list[tuple[int, bytes]]] = {}

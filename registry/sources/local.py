@@ -15,6 +15,7 @@ import threading
 from pathlib import Path
 
 from registry.errors import AccessDenied, ModelNotFound, SourceUnavailable
+from registry.sources.base import FileReader
 
 LONGEST = 1 << 30  # bytes in one system call
 _PART = re.compile(r"(.+)-\d{5}-of-(\d{5})\.gguf", re.IGNORECASE)
@@ -31,7 +32,7 @@ class Folder:
     declares no digests.
     """
 
-    revision = ""
+    revision = owner = ""
 
     def __init__(self, path: Path, title: str) -> None:
         """`title` is also the `url`. Raises ModelNotFound, AccessDenied, SourceUnavailable."""
@@ -69,7 +70,7 @@ class Folder:
         """Its inode, length and time of change. Raises SourceUnavailable."""
         return _stamp(self._file(name)[1])
 
-    def open(self, name: str, offset: int = 0, state: bytes = b"") -> _FolderFile:
+    def open(self, name: str, offset: int = 0, state: bytes = b"") -> FileReader:
         """The file from `offset` on; there is no state, since nothing is declared. Raises SourceUnavailable."""
         return _FolderFile(self, name, offset)
 

@@ -1,4 +1,4 @@
-"""Opens the source of a reference: a local folder or a hub; this version pulls from no registry and no plain URL."""
+"""Opens the source of a reference: a folder, an installed package, or a hub."""
 
 from __future__ import annotations
 
@@ -25,6 +25,10 @@ def open_source(reference: Reference, endpoint: str, network: Network, revision:
 
         demo = reference.kind == "demo"
         return Folder(DEMO if demo else Path(reference.location), "demo" if demo else reference.location)
+    if reference.kind == "package":
+        from registry.sources.packages import open_package
+
+        return open_package(reference.location, revision)
     if reference.kind == "hub":
         from registry.sources.huggingface import Repository
 

@@ -205,7 +205,7 @@ class Catalog:
         for name in reference.names:
             variants = self.variants(name.tagged(None))
             for failure in (each.failure for each in variants):
-                if reference.kind == "folder" and isinstance(failure, StoreFailed):
+                if reference.local and isinstance(failure, StoreFailed):
                     raise failure
             if all(_made_of(each, reference) or (each.failure and not each.own) for each in variants):
                 break
@@ -295,8 +295,7 @@ class Catalog:
         names = self._legible_names()
         candidates = [candidate.tagged(None) for candidate in _candidates(reference)]
         variants = [name.display for name in names if any(name.tagged(None).same(other) for other in candidates)]
-        single = reference.kind == "ollama"  # a single word that is not here cannot be brought in by this version
-        pull = "`lm list` shows what is here" if single else f"`lm pull {reference.text}` brings it in"
+        pull = f"`lm pull {reference.text}` brings it in"
         if variants and reference.kind != "folder":
             return ModelNotFound(f"there is no such variant as `{text}`", f"there is `{'`, `'.join(variants)}`; {pull}")
         close = self.similar(reference)
@@ -325,15 +324,15 @@ def _of(reference: Reference) -> Callable[[Model], bool]:
 
 def _made_of(model: Model, reference: Reference) -> bool:
     """Whether a reference may mean a model: two folders may have the same name, and a path means one of them."""
-    if reference.kind != "folder" or isinstance(model.failure, StoreFailed):
+    if not reference.local or isinstance(model.failure, StoreFailed):
         return True
-    return model.own.get("source") == reference.location
+    return model.own.get("source") == reference.origin
 
 
 def _candidates(reference: Reference) -> list[Name]:
     """The names that a reference may have in the store: a single word is a model made here, else one of Ollama's."""
     name = reference.name
-    if reference.kind == "ollama" and name.namespace == LIBRARY:
+    if reference.kind == "bare":
         tag = None if (name.tag or "").lower() == LATEST else name.tag
         return [Name(LOCAL, LIBRARY, name.model, tag), name]
     return list(reference.names)

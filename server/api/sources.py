@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from dataclasses import replace
+from typing import NamedTuple
 
 from aiohttp import web
 
 from registry.errors import BadName, ModelNotFound
 from registry.names import LATEST, LIBRARY, LOCAL, Name, Reference, parse
 from registry.net.hub import Hub
+from registry.sources import packages
 from server.access.guard import require_loopback
 from server.config import Config, http_url
 from server.errors import BadBody
@@ -34,47 +37,72 @@ def callers_hub(request: web.Request, config: Config, endpoint: str, token: str)
     return replace(config.hub, endpoint=endpoint, token=token or own)
 
 
-async def find_source(request: web.Request, services: Services, name: str, doing: str) -> Reference:
-    """The source of the model of this name: a folder, a hub's repository, or the folder that a model here was made of.
+class Found(NamedTuple):
+    """The source that a request means, and a sentence on what a bare name was taken for; "" for a full name."""
+
+    reference: Reference
+    note: str = ""
+
+
+async def find_source(request: web.Request, services: Services, name: str, doing: str) -> Found:
+    """The source of the model of this name; a bare one means, in this order: what is here, `demo`, a package's model.
 
     `doing` is the subject of the message when a client on another machine names a folder. Raises BadName,
     ModelNotFound, Forbidden.
     """
     reference = parse(name)
-    if reference.kind == "ollama":
-        reference = await _folder_of(services, reference)
+    if reference.kind == "bare":
+        found = await _of_bare_name(services, reference)
     elif reference.kind == "folder" and not name.startswith("/"):
         raise BadName(f"`{name[:80]}` is a relative path", "send an absolute one: the daemon has another folder")
-    if reference.kind == "folder":
+    else:
+        found = Found(reference)
+    if found.reference.kind == "folder":
         require_loopback(request, doing)
-    elif reference.kind not in ("demo", "hub"):
-        close = await asyncio.to_thread(services.library.store.similar, reference)
+    elif found.reference.kind not in ("demo", "hub", "package"):
+        close = await asyncio.to_thread(services.library.store.similar, found.reference)
         hint = "`lm list` shows what there is; Ollama's own models are found at huggingface.co as `org/repo`"
         raise ModelNotFound(
             f"`{name}` is not in the store, and this version pulls from hf.co and folders only",
             f"did you mean `{'` or `'.join(close)}`?" if close else hint,
         )
-    return reference
+    return found
 
 
-async def _folder_of(services: Services, reference: Reference) -> Reference:
-    """The folder from which a model of this bare name was made, or is being made; else `reference` itself.
+async def _of_bare_name(services: Services, reference: Reference) -> Found:
+    """The source that a bare name means, and a sentence that says so. Raises BadName, StoreFailed."""
+    if here := await _made_here(services, reference):
+        return here
+    if model := await asyncio.to_thread(packages.meant_by, reference.location):
+        level = reference.name.tag
+        found = parse(f"package://{model.location}" if level is None else f"package://{model.location}:{level}")
+        return Found(found, f"`{reference.location}` is {model.sentence}")
+    return Found(reference)
+
+
+async def _made_here(services: Services, reference: Reference) -> Found | None:
+    """The source from which a model of this bare name was made here, or is being made.
 
     `lm pull ./mine` makes the model `mine`, and `lm pull mine` then means the same folder, at the level that the name
     means: no app that wants to be sure of a model gets another level of it.
     """
     wanted = reference.name
-    if wanted.namespace != LIBRARY:
-        return reference
     key = Name(LOCAL, LIBRARY, wanted.model)
     sources = [(model.key, str(model.own.get("source") or "")) for model in await services.library.models()]
     sources += [(parse(row["name"]).name, row["source"]) for row in await services.jobs.partials()]
-    for name, source in sources:
-        if source.startswith("/") and name.model.lower() == key.model.lower() and name.namespace == LIBRARY:
-            folder = parse(source)
-            location = Reference("folder", folder.location, None, folder.name.tagged(None))
+    for name, text in sources:
+        if name.model.lower() == key.model.lower() and name.namespace == LIBRARY and (source := _again(text)):
             meaning = await services.library.meaning(reference.text)
             tag = wanted.tag if meaning is None else meaning.name.tag
             level = "" if tag is None or tag.lower() == LATEST else f":{tag}"
-            return parse(f"{location.text}{level}")
-    return reference
+            return Found(parse(f"{source.text}{level}"), f"`{wanted.model}` is the model here made of `{source.text}`")
+    return None
+
+
+def _again(text: str) -> Reference | None:
+    """The source of a model that can be made again, without a level; None where it was not made here."""
+    with suppress(BadName):
+        source = parse(text)
+        if source.local:
+            return replace(source, level=None, name=source.name.tagged(None))
+    return None

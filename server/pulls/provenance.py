@@ -31,8 +31,7 @@ def gguf_entries(source: Source, plan: ModelPlan, level: str) -> dict[str, Any]:
     entries: dict[str, Any] = {notes.VERSION: VERSION, notes.LEVEL: level, notes.SOURCE: source.url}
     entries |= sampling_entries(recommended(plan))
     if source.revision:
-        owner = source.title.partition("/")[0]
-        entries |= {"general.author": owner, "general.organization": owner}
+        entries |= {"general.author": source.owner, "general.organization": source.owner} if source.owner else {}
         entries |= {notes.REVISION: source.revision, "general.source.repo_url": source.url}
         entries["lm.source_digests"] = [f"{shard} {source.digest(shard)}" for shard in plan.shards]
     return entries
@@ -69,9 +68,8 @@ def model_digest(source: Source, conversion: Conversion | FileCopy) -> str:
 def manifest_config(reference: Reference, source: Source, plan: ModelPlan, level: str, own: dict[str, Any]) -> Any:
     """The manifest's config: Ollama's fields, and ours under `lm`, to which `own` is added."""
     metadata = plan.metadata
-    from_hub = reference.kind == "hub"
     lm: dict[str, Any] = {
-        "source": f"hf.co/{reference.location}" if from_hub else reference.location,
+        "source": reference.origin,
         "revision": source.revision or "",
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "version": VERSION,

@@ -71,9 +71,9 @@ async def _task(request: web.Request, services: Services, body: AdviseBody) -> A
     ):  # a name with a level is judged by the file in the store; only a bare name needs the source's other levels
         source = own["source"] if parse(body.model).level is None else ""
     if model is None:
-        source = (await find_source(request, services, body.model, "looking into a folder")).text
+        source = (await find_source(request, services, body.model, "looking into a folder")).reference.text
     reference = parse(body.model)
-    named = reference.name.tag if reference.kind == "ollama" else reference.level
+    named = reference.level or reference.name.tag
     loaded = sorted(
         (worker for worker, _ in services.pool.loaded() if worker.idle), key=lambda worker: worker.last_used
     )

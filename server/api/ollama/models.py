@@ -153,7 +153,7 @@ async def pull(request: web.Request) -> web.StreamResponse:
     body = await read(request, PullBody, OLLAMA)
     request[LOG_NOTE] = body.model_name
     services = request.app[SERVICES]
-    reference = await find_source(request, services, body.model_name, "pulling a folder")
+    found = await find_source(request, services, body.model_name, "pulling a folder")
     if body.limit_rate and not 1000 <= body.limit_rate <= 1e12:
         raise BadBody(f"`limit_rate` is {body.limit_rate:g} bytes/s", "send 1000 or more, or leave it out")
     options = PullOptions(
@@ -162,7 +162,7 @@ async def pull(request: web.Request) -> web.StreamResponse:
         body.pre,
         body.accept_unknown_keys,
     )
-    frames = services.jobs.follow(reference, options, detach=body.detach)
+    frames = services.jobs.follow(found.reference, options, detach=body.detach)
     async with aclosing(frames):
         if body.stream is False:
             last: dict[str, Any] = {}
@@ -172,6 +172,8 @@ async def pull(request: web.Request) -> web.StreamResponse:
         stream = Stream(request, NDJSON)
         if warning := warning_of(request):
             await stream.send(note_line(warning) | {"warning": warning})
+        if found.note:
+            await stream.send(note_line(found.note))
         async for frame in frames:
             await stream.send(_with_digest(body.model_name, frame))
             if "error" in frame:
