@@ -65,7 +65,7 @@ def _exists(path: str) -> bool:
 
 
 def _levelled(target: Reference, level: str) -> Reference:
-    if target.kind == "bare" and target.name.tag is None:  # the daemon knows which source the model of this name was made of
+    if target.kind == "bare" and target.name.tag is None:  # the daemon knows what it was made of
         return parse(f"{target.text}:{level}")
     if target.kind in ("ollama", "oci", "bare"):
         raise Failure(f"`{target.text}` comes quantized already", "leave `--level` out", "usage")

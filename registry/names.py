@@ -39,6 +39,8 @@ _BUDGET = re.compile(r"([0-9]{1,6}(?:\.[0-9]{1,4})?)(KB|MB|GB|TB|KiB|MiB|GiB|TiB
 _UNITS = {unit.lower(): unit for unit in ("KB", "MB", "GB", "TB", "KiB", "MiB", "GiB", "TiB", "bpw")}
 _SNAPSHOT = re.compile(r"models--([^/]+?)--([^/]+)/snapshots/[0-9a-f]{40}")
 _FILE = re.compile(r"(?<=.)(-\d{5}-of-\d{5})?\.gguf$", re.IGNORECASE)
+# A level behind a URL's file, and the digest of the file: `https://x.example/a.gguf:Q4_K_M#sha256=…`.
+_LEVELLED, _FRAGMENT = re.compile(r"\.gguf:[^/:]+$", re.IGNORECASE), re.compile(r"(sha256[=:][0-9a-f]{64})?")
 _LONGEST = 4096
 _EXAMPLES = "names look like `demo`, `org/repo`, `hf.co/org/repo:Q4_K_M` or `./folder`"
 _LEVELS = "levels look like `Q4_K_M`, `4GB` or `4.5bpw`; `lm fit NAME --all` lists those with names"
@@ -90,10 +92,11 @@ class Reference:
     """Where a model comes from.
 
     `location` is `demo`, an absolute path, `org/repo` (hub), `namespace/model` (Ollama), `host/namespace/model` (OCI),
-    a URL, the name of an installed package with or without a folder of it, or a bare word. `level` is the canonical form of the text behind the colon: `auto`, a named level (`Q4_K_M`), a budget
-    (`4GB`, `4.5bpw`) or, on a hub, a file (`x.gguf`); None without a colon. Whether a level exists is not checked here.
-    `name.tag` is the level, but None for `auto`, which is resolved later. For Ollama, OCI and bare words the text behind
-    the colon is the tag, and `level` is None.
+    a URL, the name of an installed package with or without a folder of it, or a bare word. `level` is the canonical
+    form of the text behind the colon: `auto`, a named level (`Q4_K_M`), a budget (`4GB`, `4.5bpw`) or, on a hub, a file
+    (`x.gguf`); None without a colon. Whether a level exists is not checked here. `name.tag` is the level, but None for
+    `auto`, which is resolved later. For Ollama, OCI and bare words the text behind the colon is the tag, and `level` is
+    None.
     """
 
     kind: Kind
@@ -105,13 +108,15 @@ class Reference:
     def names(self) -> tuple[Name, ...]:
         """The names under which the store may have it.
 
-        A folder whose name is taken is called by its parent as well, the model of a package by the whole package.
+        A folder whose name is taken is called by its parent as well, the model of a package by the whole package, a
+        file at a URL by its host.
         """
-        if self.kind not in ("folder", "package"):
+        if not self.local:
             return (self.name,)
         model, parent = self.name.model, word_of(os.path.basename(os.path.dirname(self.location)))  # noqa: PTH119, PTH120
+        parent = word_of(urlsplit(self.location).hostname or "") if self.kind == "url" else parent
         longer = f"{parent}-{model}" if parent else self.location if self.kind == "package" else model
-        mark = hashlib.sha256(self.location.encode(errors="surrogateescape")).hexdigest()[:6]
+        mark = hashlib.sha256(self.origin.encode(errors="surrogateescape")).hexdigest()[:6]
         words = [model, _short(longer), f"{_short(model, 80)}-{mark}"]
         return tuple(replace(self.name, model=word) for word in dict.fromkeys(words))
 
@@ -123,16 +128,24 @@ class Reference:
     @property
     def local(self) -> bool:
         """Whether its name in the store is only a word, which models of other origins may have as well."""
-        return self.kind in ("folder", "package")
+        return self.kind in ("folder", "package", "url")
 
     @property
     def origin(self) -> str:
-        """Where the model comes from, as text that `parse` reads: without the level, but with a registry's tag."""
+        """Where the model comes from, as text that `parse` reads: without the level, but with a registry's tag.
+
+        A URL is without its query, which may be signed and secret, and without the digest of the file.
+        """
+        if self.kind == "url":
+            return urlsplit(self.location)._replace(query="", fragment="").geturl()
         return self.text if self.kind in _TAGGED else replace(self, level=None).text.removesuffix("/")
 
     @property
     def text(self) -> str:
         """The reference as text that any process reads in the same way, whatever its current folder."""
+        if self.kind == "url" and self.level is not None:
+            url = urlsplit(self.location)
+            return url._replace(path=f"{url.path}:{self.level}").geturl()
         if self.kind != "folder":
             prefix = {"hub": f"{HUB}/", "ollama": f"{_PAGES[OLLAMA]}/", "package": "package://"}.get(self.kind, "")
             suffix = self.name.tag if self.kind in _TAGGED else self.level
@@ -309,9 +322,7 @@ def _package(text: str) -> Reference:
         raise _odd(text, "the model of an installed package is named `package://NAME`, or by its bare name")
     distribution, folder, level = match.groups()
     location = distribution if folder is None else f"{distribution}/{folder}"
-    return Reference(
-        "package", location, *_levelled(Name(LOCAL, LIBRARY, folder or package_word(distribution)), level)
-    )
+    return Reference("package", location, *_levelled(Name(LOCAL, LIBRARY, folder or package_word(distribution)), level))
 
 
 def _url(text: str) -> Reference:
@@ -323,15 +334,17 @@ def _url(text: str) -> Reference:
     alias = _ALIASES.get(host, host)
     if url.scheme in ("http", "https") and alias in (HUB, OLLAMA):
         return _page(alias, url, text)
-    if url.scheme != "https" or "@" in url.netloc or not host:
+    if url.scheme not in ("http", "https") or "@" in url.netloc or not host:
         raise _odd(text, "a URL begins with `https://` and holds no user name")
-    file = unquote(url.path).rpartition("/")[2]
-    if not file.lower().endswith(".gguf") or url.fragment:
+    path, _, level = url.path.rpartition(":") if _LEVELLED.search(url.path) else (url.path, "", "")
+    file = unquote(path).rpartition("/")[2]
+    if not file.lower().endswith(".gguf") or not file.isprintable() or not _FRAGMENT.fullmatch(url.fragment):
         raise _odd(
             text, "a URL leads to a `.gguf` file; models of other registries are named `host/namespace/model:tag`"
         )
-    word = re.sub(r"[^A-Za-z0-9_.-]+|\.{2,}", "-", file[: -len(".gguf")]).strip("-.")[:96]
-    return Reference("url", text, None, Name(LOCAL, LIBRARY, word))
+    word = _short(re.sub(r"[^A-Za-z0-9_.-]+|\.{2,}", "-", file[: -len(".gguf")]).strip("-."))
+    location = url._replace(path=path).geturl()
+    return Reference("url", location, *_levelled(Name(LOCAL, LIBRARY, word), level or None))
 
 
 def _page(host: str, url: SplitResult, text: str) -> Reference:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from registry.net.hub import Hub
+from registry.net.hub import OLLAMA_URL, Hub
 from runtime.defaults import CONTEXT_RANGE, GAP, SEQUENCES, SEQUENCES_RANGE
 
 VERSION = "0.1.0"
@@ -128,6 +128,14 @@ def _list(value: object) -> tuple[str, ...]:
     return tuple(_text(part) for part in parts if _text(part))
 
 
+def _hosts(value: object) -> tuple[str, ...]:
+    """Hosts of registries, each with `http://` before it where it is asked without TLS. Raises ValueError."""
+    hosts = _list(value)
+    if not all(re.fullmatch(r"(?:http://)?[A-Za-z0-9][A-Za-z0-9.-]*(?::[0-9]{1,5})?", host) for host in hosts):
+        raise ValueError("not hosts")
+    return hosts
+
+
 def _flag(value: object) -> bool:
     text = str(value).lower()
     if text not in ("1", "true", "yes", "0", "false", "no"):
@@ -165,6 +173,8 @@ class Config:
     hf_token: str = ""
     proxy: str = ""
     no_proxy: tuple[str, ...] = ()
+    ollama_registry: str = OLLAMA_URL
+    registries: tuple[str, ...] = ()
 
     @classmethod
     def load(
@@ -217,7 +227,7 @@ class Config:
     @property
     def hub(self) -> Hub:
         """The hub that models come from, and the way there."""
-        return Hub(self.hf_endpoint, self.hf_token, self.proxy, self.no_proxy)
+        return Hub(self.hf_endpoint, self.hf_token, self.proxy, self.no_proxy, self.ollama_registry, self.registries)
 
     @property
     def store(self) -> Path:
@@ -298,6 +308,10 @@ SETTINGS: dict[str, Setting] = {
     "hf_token": Setting(_text, "a text", ("HF_TOKEN",)),
     "proxy": Setting(http_url, "an http(s) URL", ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")),
     "no_proxy": Setting(_list, "hosts, separated by commas", ("NO_PROXY", "no_proxy")),
+    "ollama_registry": Setting(http_url, "an http(s) URL", ("LM_OLLAMA_REGISTRY",)),
+    "registries": Setting(
+        _hosts, "hosts such as `registry.lan:5000` or `http://box:5000`, separated by commas", ("LM_REGISTRIES",)
+    ),
 }
 assert set(SETTINGS) == {field.name for field in fields(Config)}
 
@@ -314,6 +328,8 @@ LASTING = (
     "no_auth",
     "proxy",
     "no_proxy",
+    "ollama_registry",
+    "registries",
 )
 
 

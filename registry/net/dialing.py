@@ -116,8 +116,8 @@ def _check_place(host: str, public: bool, address: str) -> None:
         raise SourceUnavailable(f"`{host}` has a link-local address", "no models are fetched from there")
     if public and not is_public(address):
         raise SourceUnavailable(
-            f"`{host}` was reached by a redirect and has a private address",
-            "a private host is asked only where it is the hub's own (`HF_ENDPOINT`)",
+            f"`{host}` has a private address, where models are not looked for",
+            "a private host is asked only where it is the hub's own (`HF_ENDPOINT`), or `LM_REGISTRIES` names it",
         )
 
 

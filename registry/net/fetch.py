@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.client import HTTPException, HTTPMessage
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from registry.errors import RegistryError, SourceUnavailable
-from registry.net.locate import Locator, Remote, interval
+from registry.net.locate import Locator, Remote, interval, strong
 from registry.net.network import Network
 from registry.net.retries import Passing, again, given_up, requested_wait
 from registry.net.transport import HttpClient, Response
@@ -18,6 +19,14 @@ from registry.net.transport import HttpClient, Response
 _STEP = 1 << 20
 # After this time a user wants to know what is being waited for.
 LONG_SECONDS = 5.0
+
+
+class Probe(NamedTuple):
+    """The length of a file in bytes, and a text that changes with its content ("" where the server gives none)."""
+
+    size: int
+    mark: str
+
 
 Result = TypeVar("Result")
 
@@ -43,6 +52,23 @@ class Fetcher:
             if len(data) > limit:
                 raise SourceUnavailable(f"the source's answer for {name} is longer than it may be")
             return data
+
+        return self._persist(read, remote)
+
+    def probe(self, remote: Remote) -> Probe:
+        """The length of a file that no list of the source tells, and the mark of its content.
+
+        Raises AccessDenied, ModelNotFound, SourceUnavailable.
+        """
+
+        def read() -> Probe:
+            reply = Locator(remote, self._network).open(self._client, {"Range": "bytes=0-0"})
+            whole = reply.headers.get("Content-Length" if reply.status == 200 else "Content-Range", "")
+            length, headers = whole.rpartition("/")[2].strip(), reply.headers
+            reply.discard()
+            if not re.fullmatch(r"[0-9]{1,19}", length):
+                raise SourceUnavailable(f"`{remote.host}` does not say how long `{remote.name}` is")
+            return Probe(int(length), strong(headers.get("ETag")) or headers.get("Last-Modified") or "")
 
         return self._persist(read, remote)
 

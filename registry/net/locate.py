@@ -35,7 +35,7 @@ _RANGE = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/([0-9]{1,19}|\*)")
 class Remote:
     """A file at a source.
 
-    url: must name one revision for good. size: in bytes. name: for messages.
+    url: must name one revision for good. size: in bytes, -1 where it is not known. name: for messages.
     refused: makes the error for a status of 4xx from the url's own origin; None for `locate.refused`. A hub tells more
     in headers of its own.
     """
@@ -96,7 +96,7 @@ class Locator:
 
     def _ask(self, client: HttpClient, address: HttpAddress, headers: Mapping[str, str], public: bool) -> Response:
         # A private host is asked only where the user configured it; behind a public hub not even then.
-        public = public or address.host != self._home.host
+        public = public or not self._network.may_be_private(address, self._home)
         token = self._network.token if address.origin == self._home.origin else None
         if token:
             headers = {**headers, "Authorization": f"Bearer {token}"}
@@ -113,8 +113,8 @@ class Locator:
             if reply.status not in _REDIRECTS:
                 etag = reply.headers.get("ETag")
                 reply = self._accept(reply, _Place(address, None, public))
-                self._identify(linked or _strong(etag))
-                self._place = _Place(address, _strong(etag), public)
+                self._identify(linked or strong(etag))
+                self._place = _Place(address, strong(etag), public)
                 return reply
             reply.discard()
             following = address.join(reply.headers.get("Location") or "")
@@ -125,7 +125,7 @@ class Locator:
 
     def _check_size(self, headers: HTTPMessage) -> None:
         size = headers.get("X-Linked-Size")
-        if size is not None and size.strip() != str(self._remote.size):
+        if size is not None and self._remote.size >= 0 and size.strip() != str(self._remote.size):
             raise Passing(f"the source says {size[:20]} bytes now and said {self._remote.size} before")
 
     def _identify(self, identity: str | None) -> None:
@@ -138,7 +138,7 @@ class Locator:
 
     def _accept(self, reply: Response, place: _Place) -> Response:
         status = reply.status
-        etag = _strong(reply.headers.get("ETag"))
+        etag = strong(reply.headers.get("ETag"))
         if status in (200, 206) and (place.etag is None or etag is None or etag == place.etag):
             return reply
         host = place.address.host
@@ -194,6 +194,6 @@ def refused(remote: Remote, status: int, with_token: bool) -> RegistryError:
     return SourceUnavailable(f"`{host}` answers {status} for `{name}`", "check the address of the source")
 
 
-def _strong(etag: str | None) -> str | None:
+def strong(etag: str | None) -> str | None:
     """An ETag that promises equal bytes; weak ones do not."""
     return None if etag is None or etag.startswith("W/") else etag

@@ -12,7 +12,7 @@ from functools import cached_property
 
 from registry.errors import AccessDenied
 from registry.net.address import HttpAddress
-from registry.net.hub import Hub
+from registry.net.hub import OLLAMA_URL, Hub
 from registry.net.retries import DOWNLOADS, FETCHES, Retries
 
 WINDOW = 256 << 20
@@ -41,6 +41,8 @@ class Network:
 
     token: sent as a bearer to the origin of the URL that was asked for, to no other.
     proxies: URL by scheme (`http`, `https`, `all`) and `no`, a comma-separated list of hosts to reach directly.
+    private: hosts (`name` or `name:port`) that may have private addresses; None: the host that is asked first may.
+    registries: hosts that the user named (`registry/net/reaching.py`). ollama: the URL of Ollama's registry.
     timeout: seconds without a byte after which a transfer counts as stalled.
     context: TLS settings, None for the system's.
     fetches, downloads: how often requests for small answers, and for files, are repeated.
@@ -51,6 +53,9 @@ class Network:
 
     token: str | None = field(default=None, repr=False)
     proxies: Mapping[str, str] = field(default_factory=dict, repr=False)
+    private: frozenset[str] | None = None
+    registries: tuple[str, ...] = ()
+    ollama: str = OLLAMA_URL
     limiter: Limiter | None = None
     timeout: float = 30.0
     context: ssl.SSLContext | None = None
@@ -66,9 +71,15 @@ class Network:
             raise AccessDenied("the token contains characters that no token has", "set `HF_TOKEN` to the token alone")
 
     def with_hub(self, hub: Hub) -> Network:
-        """The same way to sources, with the token and the proxy of `hub`."""
+        """The same way to sources, with the token, the proxy and the registries of `hub`."""
         proxies = {"all": hub.proxy, "no": ",".join(hub.no_proxy)} if hub.proxy else {}
-        return replace(self, token=hub.token or None, proxies=proxies)
+        return replace(self, token=hub.token or None, proxies=proxies, registries=hub.registries, ollama=hub.ollama)
+
+    def may_be_private(self, address: HttpAddress, home: HttpAddress) -> bool:
+        """Whether a host may have a private address; `home` is the one that was asked first, for the same file."""
+        if self.private is None:
+            return address.host == home.host
+        return bool(self.private & {address.host, f"{address.host}:{address.port}"})
 
     @cached_property
     def tls(self) -> ssl.SSLContext:

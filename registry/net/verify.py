@@ -26,7 +26,8 @@ class Verified:
 
     chunks: the file's bytes from `offset` on, in order, each valid until the next is asked for. If they have a method
     `close`, it is called with this reader's.
-    digest: `sha256:…`, or `git-sha1:…` (the digest of a git blob, which must be read from its beginning).
+    digest: `sha256:…`, or `git-sha1:…` (the digest of a git blob, which must be read from its beginning), or None: then
+    nothing but the length is checked, and a reader may begin anywhere.
     offset, state: where an earlier reader stopped, and its `state()` there; 0 and nothing for the beginning.
     """
 
@@ -35,18 +36,20 @@ class Verified:
         chunks: Iterable[memoryview | bytes],
         name: str,
         size: int,
-        digest: str,
+        digest: str | None,
         offset: int = 0,
         state: bytes = b"",
     ) -> None:
-        match = _DIGEST.fullmatch(digest)
-        if match is None:
+        match = None if digest is None else _DIGEST.fullmatch(digest)
+        if digest is not None and match is None:
             raise SourceUnavailable(f"the source declares a digest for `{name}` of a kind that is not known")
         self._chunks, self._iterator = chunks, iter(chunks)
         self._name, self._size = name, size
-        self._wanted = match[2] or match[4]
-        self._hash: Any = Sha256(state or None) if match[1] else _git_blob(size)
-        if offset and (not match[1] or self._hash.length != offset):
+        self._wanted = (match[2] or match[4]) if match else None
+        self._hash: Any = _Nothing()
+        if match:
+            self._hash = Sha256(state or None) if match[1] else _git_blob(size)
+        if offset and match and (not match[1] or self._hash.length != offset):
             raise ValueError("the hash's state belongs to another offset")
         self._rest = memoryview(b"")
         self.offset = offset
@@ -60,7 +63,7 @@ class Verified:
 
     def state(self) -> bytes | None:
         """The hash's state after `offset` bytes; None for git's digests, which cannot be taken up again."""
-        return self._hash.state() if isinstance(self._hash, Sha256) else None
+        return self._hash.state() if isinstance(self._hash, Sha256 | _Nothing) else None
 
     def finish(self) -> None:
         """Read what is left. Raises DigestMismatch unless the whole file has the size and the digest declared."""
@@ -103,6 +106,19 @@ class Verified:
 
     def _short(self) -> DigestMismatch:
         return DigestMismatch(f"`{self._name}` ends after {self.offset:,} of {self._size:,} bytes", _AGAIN)
+
+
+class _Nothing:
+    """The hash of a file of which nothing is declared."""
+
+    def update(self, data: memoryview) -> None:
+        pass
+
+    def state(self) -> bytes:
+        return b""
+
+    def hexdigest(self) -> None:
+        return None
 
 
 def _git_blob(size: int) -> Any:

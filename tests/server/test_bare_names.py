@@ -1,4 +1,4 @@
-"""What a bare name means: what is here, `demo`, the model of an installed package, Ollama's registry; and it is said."""
+"""What a bare name means: what is here, `demo`, an installed package's model, Ollama's registry; and it is said."""
 
 from __future__ import annotations
 

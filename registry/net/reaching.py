@@ -1,0 +1,48 @@
+"""Which hosts are asked, and how: over TLS and at public addresses, but for this machine and hosts that the user named.
+
+`LM_REGISTRIES` names hosts of one's own network: `registry.lan:5000` may have a private address, `http://box:5000` is
+asked without TLS too. The hub's token goes to none of them.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+from registry.errors import AccessDenied
+from registry.net.address import HttpAddress
+from registry.net.network import Network
+
+_LOOPBACK = re.compile(r"localhost|127(\.[0-9]{1,3}){3}|::1")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host, without a port, is this machine."""
+    return _LOOPBACK.fullmatch(host.strip("[]").lower()) is not None
+
+
+def base_url(network: Network, host: str) -> str:
+    """The URL of a registry's host (`name` or `name:port`): plain HTTP for this machine and where the user said so."""
+    plain = is_loopback(re.sub(r":[0-9]+$", "", host)) or f"http://{host.lower()}" in _named(network)
+    return f"{'http' if plain else 'https'}://{host}"
+
+
+def toward(network: Network, url: str) -> Network:
+    """The way to the host of a URL that a user typed, without the hub's token.
+
+    Raises AccessDenied for plain HTTP to another machine that the user has not named so, SourceUnavailable for no URL.
+    """
+    address = HttpAddress.parse(url)
+    named = {name.removeprefix("http://") for name in _named(network)}
+    if is_loopback(address.host):
+        named |= {address.host}
+    elif address.scheme == "http" and not {f"http://{address.host}", f"http://{address.netloc}"} & _named(network):
+        raise AccessDenied(
+            f"`http://{address.netloc}` would send the model over the network unprotected",
+            f"use `https://`, or allow it: `LM_REGISTRIES=http://{address.netloc}`",
+        )
+    return replace(network, token=None, private=frozenset(named))
+
+
+def _named(network: Network) -> set[str]:
+    return {name.lower().rstrip("/") for name in network.registries}
