@@ -12,7 +12,8 @@ from typing import Any
 from cli import console, daemon
 from cli.errors import UNREACHABLE, Failure
 from cli.http import request
-from server.config import BadSetting, Config, is_loopback
+from server.config import BadSetting, Config
+from server.values import is_loopback
 
 
 def settings(file: Path | None = None) -> Config:

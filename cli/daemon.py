@@ -25,7 +25,8 @@ from urllib.parse import urlsplit
 from cli.console import status
 from cli.errors import UNREACHABLE, Failure
 from cli.http import request
-from server.config import VERSION, Config, default_home, is_loopback
+from server.config import VERSION, Config, default_home
+from server.values import is_loopback
 
 PROBE_SECONDS = 5.0
 START_SECONDS = 60.0

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -18,20 +17,27 @@ from typing import Any, Literal
 
 from registry.net.hub import OLLAMA_URL, Hub
 from runtime.defaults import CONTEXT_RANGE, GAP, SEQUENCES, SEQUENCES_RANGE
+from server.values import (
+    DEFAULT_HOST,
+    FOREVER,
+    address,
+    duration,
+    factor,
+    file_path,
+    flag,
+    hosts,
+    http_url,
+    listed,
+    listening,
+    plain_text,
+    whole_number,
+)
 
 VERSION = "0.1.0"
 # The version of Ollama whose HTTP API we answer: clients refuse a server that is older than they need.
 OLLAMA_VERSION = "0.14.0"
-FOREVER = -1.0
 # Who may do what: ask models; bring them in and remove them too; everything.
 Role = Literal["infer", "operator", "admin"]
-
-_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_DURATION = re.compile(r"(?:[0-9]{1,9}(?:\.[0-9]{1,9})?(?:ms|s|m|h|d))+")
-_PART = re.compile(r"([0-9.]+)(ms|s|m|h|d)")
-_LONGEST_DURATION = 80  # characters
-_AGES = 1e9
-_LOOPBACK = re.compile(r"localhost|127(?:\.[0-9]{1,3}){3}|::1")
 
 
 class BadSetting(ValueError):
@@ -42,109 +48,6 @@ class BadSetting(ValueError):
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message)
         self.hint = hint
-
-
-def duration(value: object) -> float:
-    """Seconds from a number, or a text such as `5m`, `1h30m`, `1d`, `300`; below zero is for ever.
-
-    Thirty years and more are for ever too. Raises ValueError.
-    """
-    if isinstance(value, bool):
-        raise ValueError("not a duration")
-    if isinstance(value, int | float):
-        return float(value) if 0 <= value < _AGES else FOREVER
-    text = str(value)
-    if len(text) > _LONGEST_DURATION:
-        raise ValueError("not a duration")
-    text = text.strip()
-    negative = text.startswith("-")
-    text = text.removeprefix("-")
-    if re.fullmatch(r"[0-9]{1,9}(?:\.[0-9]{1,9})?", text):
-        seconds = float(text)
-    elif _DURATION.fullmatch(text):
-        seconds = sum(float(number) * _UNITS[unit] for number, unit in _PART.findall(text))
-    else:
-        raise ValueError("not a duration")
-    return FOREVER if negative or seconds >= _AGES else seconds
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach an address."""
-    return _LOOPBACK.fullmatch(host.strip("[]")) is not None
-
-
-def address(text: str) -> tuple[str, int | None]:
-    """Host and port of `host`, `host:port`, `:port`, `[v6]:port` or an `http://` URL with one of these.
-
-    Raises ValueError, also for `https://`, which the daemon does not speak.
-    """
-    rest = re.sub(r"^http://", "", text.strip(), flags=re.IGNORECASE).rstrip("/")
-    match = re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]*)(?::([0-9]{1,5}))?", rest)
-    if not rest or match is None or int(match[2] or 0) > 65535:
-        raise ValueError("not an address")
-    return match[1].strip("[]") or Config.host, int(match[2]) if match[2] else None
-
-
-def _count(low: int, high: int) -> Callable[[object], int]:
-    def check(value: object) -> int:
-        if isinstance(value, bool) or not re.fullmatch(r"[0-9]{1,9}", str(value)) or not low <= int(str(value)) <= high:
-            raise ValueError(f"not a whole number from {low} to {high}")
-        return int(str(value))
-
-    return check
-
-
-def _factor(value: object) -> float:
-    number = float(str(value))
-    if not 1 <= number <= 1000:
-        raise ValueError(number)
-    return number
-
-
-def _text(value: object) -> str:
-    text = str(value).strip()
-    if any(ord(letter) < 32 for letter in text):
-        raise ValueError("control characters")
-    return text
-
-
-def http_url(value: object) -> str:
-    """An http(s) URL without a slash at its end. Raises ValueError, also for one with a user or a password."""
-    text = _text(value).rstrip("/")
-    if not re.fullmatch(r"https?://[^\s/@]+(?:/[^\s@]*)?", text):
-        raise ValueError("not an http(s) URL")
-    return text
-
-
-def _host(value: object) -> str:
-    """An address; quotes around it, which some profiles and unit files leave there, do not count."""
-    text = _text(value).strip("\"'").strip()
-    address(text)
-    return text
-
-
-def _list(value: object) -> tuple[str, ...]:
-    parts = value if isinstance(value, list | tuple) else str(value).split(",")
-    return tuple(_text(part) for part in parts if _text(part))
-
-
-def _hosts(value: object) -> tuple[str, ...]:
-    """Hosts of registries, each with `http://` before it where it is asked without TLS. Raises ValueError."""
-    hosts = _list(value)
-    if not all(re.fullmatch(r"(?:http://)?[A-Za-z0-9][A-Za-z0-9.-]*(?::[0-9]{1,5})?", host) for host in hosts):
-        raise ValueError("not hosts")
-    return hosts
-
-
-def _flag(value: object) -> bool:
-    text = str(value).lower()
-    if text not in ("1", "true", "yes", "0", "false", "no"):
-        raise ValueError("not true or false")
-    return text in ("1", "true", "yes")
-
-
-def _path(value: object) -> Path:
-    return Path(_text(value)).expanduser().absolute()
 
 
 @dataclass(frozen=True)
@@ -158,7 +61,7 @@ class Config:
     """
 
     home: Path
-    host: str = "127.0.0.1"
+    host: str = DEFAULT_HOST
     port: int = 11434
     context: int | None = None
     sequences: int = SEQUENCES
@@ -280,37 +183,37 @@ class Setting:
 
 def _number(limits: tuple[int, int], variable: str) -> Setting:
     low, high = limits
-    return Setting(_count(low, high), f"a number from {low} to {high}", (variable,))
+    return Setting(whole_number(low, high), f"a number from {low} to {high}", (variable,))
 
 
 SETTINGS: dict[str, Setting] = {
-    "home": Setting(_path, "a folder", ("LM_HOME",)),
+    "home": Setting(file_path, "a folder", ("LM_HOME",)),
     "host": Setting(
-        _host,
+        listening,
         "`host`, `host:port` or `[v6]:port`; `https://` is not spoken here, and LM_HOST goes before OLLAMA_HOST",
         ("LM_HOST", "OLLAMA_HOST"),
     ),
-    "port": Setting(_count(0, 65535), "a port from 0 to 65535", ("LM_PORT",)),
+    "port": Setting(whole_number(0, 65535), "a port from 0 to 65535", ("LM_PORT",)),
     "context": Setting(
-        _count(*CONTEXT_RANGE), f"tokens, {CONTEXT_RANGE[0]} or more", ("LM_CONTEXT", "OLLAMA_CONTEXT_LENGTH")
+        whole_number(*CONTEXT_RANGE), f"tokens, {CONTEXT_RANGE[0]} or more", ("LM_CONTEXT", "OLLAMA_CONTEXT_LENGTH")
     ),
     "sequences": _number(SEQUENCES_RANGE, "LM_SEQUENCES"),
     "queue": _number((1, 100_000), "LM_QUEUE"),
-    "gap": Setting(_factor, "a number from 1 to 1000", ("LM_GAP",)),
+    "gap": Setting(factor, "a number from 1 to 1000", ("LM_GAP",)),
     "keep_alive": Setting(duration, "a duration such as `5m`, or -1 for ever", ("LM_KEEP_ALIVE", "OLLAMA_KEEP_ALIVE")),
     "max_models": _number((1, 1000), "LM_MAX_MODELS"),
     "origins": Setting(
-        _list, "origins such as `https://chat.example`, separated by commas", ("LM_ORIGINS", "OLLAMA_ORIGINS")
+        listed, "origins such as `https://chat.example`, separated by commas", ("LM_ORIGINS", "OLLAMA_ORIGINS")
     ),
-    "api_key": Setting(_text, "a text", ("LM_API_KEY",)),
-    "no_auth": Setting(_flag, "true or false", ("LM_NO_AUTH",)),
+    "api_key": Setting(plain_text, "a text", ("LM_API_KEY",)),
+    "no_auth": Setting(flag, "true or false", ("LM_NO_AUTH",)),
     "hf_endpoint": Setting(http_url, "an http(s) URL", ("HF_ENDPOINT",)),
-    "hf_token": Setting(_text, "a text", ("HF_TOKEN",)),
+    "hf_token": Setting(plain_text, "a text", ("HF_TOKEN",)),
     "proxy": Setting(http_url, "an http(s) URL", ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")),
-    "no_proxy": Setting(_list, "hosts, separated by commas", ("NO_PROXY", "no_proxy")),
+    "no_proxy": Setting(listed, "hosts, separated by commas", ("NO_PROXY", "no_proxy")),
     "ollama_registry": Setting(http_url, "an http(s) URL", ("LM_OLLAMA_REGISTRY",)),
     "registries": Setting(
-        _hosts, "hosts such as `registry.lan:5000` or `http://box:5000`, separated by commas", ("LM_REGISTRIES",)
+        hosts, "hosts such as `registry.lan:5000` or `http://box:5000`, separated by commas", ("LM_REGISTRIES",)
     ),
 }
 assert set(SETTINGS) == {field.name for field in fields(Config)}
@@ -338,7 +241,7 @@ def host_variable(host: str, env: Mapping[str, str] | None = None) -> str:
     env = os.environ if env is None else env  # noqa: TID251
     name = next((name for name in SETTINGS["host"].env if env.get(name)), "")
     with contextlib.suppress(ValueError):
-        return name if name and address(_host(env[name]))[0] == host else ""
+        return name if name and address(listening(env[name]))[0] == host else ""
     return ""
 
 

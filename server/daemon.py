@@ -24,13 +24,14 @@ from runtime.machine.hardware import detect
 from runtime.small_files import replace_file
 from server import app
 from server.access.connections import Connections
-from server.config import VERSION, Config, host_variable, is_loopback
+from server.config import VERSION, Config, host_variable
 from server.errors import StartFailed
 from server.library import Library
 from server.loaded.pool import Pool, Runtime
 from server.locked import with_address
 from server.pulls.jobs import Jobs
 from server.services import Services
+from server.values import is_loopback
 
 log = logging.getLogger("lm")
 DRAIN_SECONDS = 10.0

@@ -47,6 +47,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("runtime",),
     ),
     "server": (
+        ("server.values",),
         ("server.config",),
         ("server.errors",),
         ("server.http", "server.children", "server.library"),

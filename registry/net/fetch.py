@@ -21,7 +21,7 @@ _STEP = 1 << 20
 LONG_SECONDS = 5.0
 
 
-class Probe(NamedTuple):
+class Measured(NamedTuple):
     """The length of a file in bytes, and a text that changes with its content ("" where the server gives none)."""
 
     size: int
@@ -55,20 +55,20 @@ class Fetcher:
 
         return self._persist(read, remote)
 
-    def probe(self, remote: Remote) -> Probe:
+    def measure(self, remote: Remote) -> Measured:
         """The length of a file that no list of the source tells, and the mark of its content.
 
         Raises AccessDenied, ModelNotFound, SourceUnavailable.
         """
 
-        def read() -> Probe:
+        def read() -> Measured:
             reply = Locator(remote, self._network).open(self._client, {"Range": "bytes=0-0"})
             whole = reply.headers.get("Content-Length" if reply.status == 200 else "Content-Range", "")
             length, headers = whole.rpartition("/")[2].strip(), reply.headers
             reply.discard()
             if not re.fullmatch(r"[0-9]{1,19}", length):
                 raise SourceUnavailable(f"`{remote.host}` does not say how long `{remote.name}` is")
-            return Probe(int(length), strong(headers.get("ETag")) or headers.get("Last-Modified") or "")
+            return Measured(int(length), strong(headers.get("ETag")) or headers.get("Last-Modified") or "")
 
         return self._persist(read, remote)
 

@@ -76,7 +76,7 @@ class Network:
         return replace(self, token=hub.token or None, proxies=proxies, registries=hub.registries, ollama=hub.ollama)
 
     def may_be_private(self, address: HttpAddress, home: HttpAddress) -> bool:
-        """Whether a host may have a private address; `home` is the one that was asked first, for the same file."""
+        """Whether the host of `address` may have a private address; the file's own URL leads to `home`."""
         if self.private is None:
             return address.host == home.host
         return bool(self.private & {address.host, f"{address.host}:{address.port}"})

@@ -2,7 +2,7 @@
 
 Small files are fetched whole and checked before a byte is given out. Headers of large files are read before the files
 are streamed, and compared with the stream later. So a model is only ever made of bytes whose declared digest was
-checked, or, where nothing is declared, of bytes that were the same both times.
+checked. Where nothing is declared, only the header is compared.
 """
 
 from __future__ import annotations

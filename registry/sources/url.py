@@ -1,7 +1,7 @@
 """One GGUF file at a URL, `https://…/x.gguf`, with the digest that the user may have added: `#sha256=…`.
 
 The server's length, and its ETag or Last-Modified where it sends one, pin the content; a pull that goes on later begins
-anew where they changed. Without a digest the bytes are those that the server sent, twice the same for the header.
+anew where they changed. Without a digest only the header is compared: it is read twice.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class FileAtUrl(RemoteFiles):
         self._name = unquote(urlsplit(url).path).rpartition("/")[2]
         self._place = Remote(url, -1, self._name)
         try:
-            self._size, mark = self._fetcher.probe(self._place)
+            self._size, mark = self._fetcher.measure(self._place)
         except BaseException:
             self.close()
             raise

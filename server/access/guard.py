@@ -16,8 +16,9 @@ import socket
 
 from aiohttp import web
 
-from server.config import Config, is_loopback
+from server.config import Config
 from server.errors import Forbidden, Unauthorized
+from server.values import is_loopback
 
 # Whether a request has the key, or none is wanted.
 KNOWN = web.RequestKey("known", bool)

@@ -16,9 +16,10 @@ from registry.net.hub import Hub
 from registry.net.reaching import is_loopback
 from registry.sources import packages
 from server.access.guard import require_loopback
-from server.config import Config, http_url
+from server.config import Config
 from server.errors import BadBody
 from server.services import Services
+from server.values import http_url
 
 
 def callers_hub(request: web.Request, config: Config, endpoint: str, token: str) -> Hub:

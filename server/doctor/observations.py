@@ -23,8 +23,9 @@ from runtime.machine.hardware import Hardware, amd_cards, detect
 from runtime.machine.inspection import EXAMINE_SECONDS, Examine, Examined, Probed, Refused, ask
 from runtime.machine.rates import Rates
 from runtime.processor import instruction_sets, processor_name
-from server.config import Config, default_home, is_loopback
+from server.config import Config, default_home
 from server.doctor.owner import who_listens
+from server.values import is_loopback
 
 
 @dataclass(frozen=True)

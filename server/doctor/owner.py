@@ -7,7 +7,8 @@ import http.client
 import json
 from typing import Any
 
-from server.config import VERSION, Config, is_loopback
+from server.config import VERSION, Config
+from server.values import is_loopback
 
 _SECONDS = 1.0
 

@@ -377,7 +377,7 @@ def test_a_proxy_is_used_for_other_machines_only(hub: Hub, scheme: str) -> None:
 
 
 def test_other_kinds_are_not_brought_in_yet() -> None:
-    for name in ("llama3.2:3b", "ghcr.io/a/b:v1", "https://x.example/m.gguf"):
+    for name in ("llama3.2:3b", "ghcr.io/a/b:v1"):
         with pytest.raises(ModelNotFound) as caught:
             open_source(parse(name), "http://127.0.0.1:1", Net())
         assert "org/repo" in caught.value.hint

@@ -1,10 +1,11 @@
-"""A GGUF file at a URL: pinned by what the server says of it, checked by the digest that the user gave, private to no one."""
+"""A GGUF file at a URL: pinned by what the server says of it, checked by the digest that the user gave."""
 
 from __future__ import annotations
 
 import hashlib
 import socket
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -35,16 +36,18 @@ def hub(tmp_path: Path) -> Iterator[Hub]:
         yield running
 
 
-def opened(hub: Hub, suffix: str = "", network: Network | None = None, revision: str = "") -> Source:
+def opened(hub: Hub, suffix: str = "", revision: str = "") -> Source:
     url = f"{hub.url}/org/repo/resolve/main/x.gguf"
-    return open_source(parse(url + suffix), "http://127.0.0.1:1", network or Net(token="secret"), revision)
+    return open_source(parse(url + suffix), "http://127.0.0.1:1", Net(token="secret"), revision)
 
 
 def content(source: Source) -> bytes:
-    reader, data = source.open("x.gguf"), bytearray(source.size("x.gguf"))
-    reader.readinto(memoryview(data))
-    reader.finish()
-    return bytes(data)
+    """The whole file; the source is closed."""
+    with closing(source), closing(source.open("x.gguf")) as reader:
+        data = bytearray(source.size("x.gguf"))
+        reader.readinto(memoryview(data))
+        reader.finish()
+        return bytes(data)
 
 
 @pytest.mark.parametrize("suffix", ["", f"#sha256={SHA256}", "?signature=s", ":Q8_0"])
@@ -56,7 +59,6 @@ def test_the_file_comes_whole_and_the_hubs_token_stays_here(hub: Hub, suffix: st
     assert content(source) == DATA
     assert "signature" not in source.url + source.title
     assert not any("authorization" in request.headers for request in hub.requests)
-    source.close()
 
 
 def test_another_digest_than_the_users_is_refused(hub: Hub) -> None:
@@ -77,12 +79,12 @@ def test_a_header_that_was_not_the_files_is_noticed_without_a_digest(hub: Hub) -
 
 
 def test_a_pull_that_goes_on_does_so_with_the_same_file_only(hub: Hub) -> None:
-    before = opened(hub)
-    assert before.revision
-    again = opened(hub, revision=before.revision)
-    assert again.stamp("x.gguf") == before.stamp("x.gguf")
+    with closing(opened(hub)) as before:
+        assert before.revision
     rest = bytearray(len(DATA) - 1000)
-    again.open("x.gguf", 1000).readinto(memoryview(rest))
+    with closing(opened(hub, revision=before.revision)) as again, closing(again.open("x.gguf", 1000)) as reader:
+        assert again.stamp("x.gguf") == before.stamp("x.gguf")
+        reader.readinto(memoryview(rest))
     assert rest == DATA[1000:]
     with pytest.raises(ModelNotFound, match="has changed"):
         opened(hub, revision="other")

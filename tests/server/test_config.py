@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from server.config import FOREVER, BadSetting, Config, address, duration, is_loopback
+from server.config import BadSetting, Config
+from server.values import FOREVER, address, duration, is_loopback
 
 
 def test_a_default_is_overruled_by_file_environment_flag_in_this_order(tmp_path: Path) -> None:

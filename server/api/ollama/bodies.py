@@ -13,7 +13,7 @@ from server.api import grammars, options
 from server.api.calls import Called
 from server.api.grammars import GrammarField
 from server.api.request import ModelBody, refuse
-from server.config import duration
+from server.values import duration
 
 
 class LoadBody(ModelBody):

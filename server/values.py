@@ -1,0 +1,127 @@
+"""Values of settings and of fields, checked: durations, addresses, URLs, lists. Each raises ValueError."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+DEFAULT_HOST = "127.0.0.1"
+FOREVER = -1.0
+
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_DURATION = re.compile(r"(?:[0-9]{1,9}(?:\.[0-9]{1,9})?(?:ms|s|m|h|d))+")
+_PART = re.compile(r"([0-9.]+)(ms|s|m|h|d)")
+_LONGEST_DURATION = 80  # characters
+_AGES = 1e9
+_LOOPBACK = re.compile(r"localhost|127(?:\.[0-9]{1,3}){3}|::1")
+
+
+def duration(value: object) -> float:
+    """Seconds from a number, or a text such as `5m`, `1h30m`, `1d`, `300`; below zero is for ever.
+
+    Thirty years and more are for ever too. Raises ValueError.
+    """
+    if isinstance(value, bool):
+        raise ValueError("not a duration")
+    if isinstance(value, int | float):
+        return float(value) if 0 <= value < _AGES else FOREVER
+    text = str(value)
+    if len(text) > _LONGEST_DURATION:
+        raise ValueError("not a duration")
+    text = text.strip()
+    negative = text.startswith("-")
+    text = text.removeprefix("-")
+    if re.fullmatch(r"[0-9]{1,9}(?:\.[0-9]{1,9})?", text):
+        seconds = float(text)
+    elif _DURATION.fullmatch(text):
+        seconds = sum(float(number) * _UNITS[unit] for number, unit in _PART.findall(text))
+    else:
+        raise ValueError("not a duration")
+    return FOREVER if negative or seconds >= _AGES else seconds
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach an address."""
+    return _LOOPBACK.fullmatch(host.strip("[]")) is not None
+
+
+def address(text: str) -> tuple[str, int | None]:
+    """Host and port of `host`, `host:port`, `:port`, `[v6]:port` or an `http://` URL with one of these.
+
+    Raises ValueError, also for `https://`, which the daemon does not speak.
+    """
+    rest = re.sub(r"^http://", "", text.strip(), flags=re.IGNORECASE).rstrip("/")
+    match = re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]*)(?::([0-9]{1,5}))?", rest)
+    if not rest or match is None or int(match[2] or 0) > 65535:
+        raise ValueError("not an address")
+    return match[1].strip("[]") or DEFAULT_HOST, int(match[2]) if match[2] else None
+
+
+def whole_number(low: int, high: int) -> Callable[[object], int]:
+    """A check for a whole number within these bounds."""
+
+    def check(value: object) -> int:
+        if isinstance(value, bool) or not re.fullmatch(r"[0-9]{1,9}", str(value)) or not low <= int(str(value)) <= high:
+            raise ValueError(f"not a whole number from {low} to {high}")
+        return int(str(value))
+
+    return check
+
+
+def factor(value: object) -> float:
+    """A number from 1 to 1000."""
+    number = float(str(value))
+    if not 1 <= number <= 1000:
+        raise ValueError(number)
+    return number
+
+
+def plain_text(value: object) -> str:
+    """A text without control characters."""
+    text = str(value).strip()
+    if any(ord(letter) < 32 for letter in text):
+        raise ValueError("control characters")
+    return text
+
+
+def http_url(value: object) -> str:
+    """An http(s) URL without a slash at its end. Raises ValueError, also for one with a user or a password."""
+    text = plain_text(value).rstrip("/")
+    if not re.fullmatch(r"https?://[^\s/@]+(?:/[^\s@]*)?", text):
+        raise ValueError("not an http(s) URL")
+    return text
+
+
+def listening(value: object) -> str:
+    """An address; quotes around it, which some profiles and unit files leave there, do not count."""
+    text = plain_text(value).strip("\"'").strip()
+    address(text)
+    return text
+
+
+def listed(value: object) -> tuple[str, ...]:
+    """The parts of a list, or of a text with commas."""
+    parts = value if isinstance(value, list | tuple) else str(value).split(",")
+    return tuple(plain_text(part) for part in parts if plain_text(part))
+
+
+def hosts(value: object) -> tuple[str, ...]:
+    """Hosts of registries, each with `http://` before it where it is asked without TLS. Raises ValueError."""
+    found = listed(value)
+    if not all(re.fullmatch(r"(?:http://)?[A-Za-z0-9][A-Za-z0-9.-]*(?::[0-9]{1,5})?", host) for host in found):
+        raise ValueError("not hosts")
+    return found
+
+
+def flag(value: object) -> bool:
+    """True or false, in several words."""
+    text = str(value).lower()
+    if text not in ("1", "true", "yes", "0", "false", "no"):
+        raise ValueError("not true or false")
+    return text in ("1", "true", "yes")
+
+
+def file_path(value: object) -> Path:
+    """An absolute path, `~` for the home folder."""
+    return Path(plain_text(value)).expanduser().absolute()
