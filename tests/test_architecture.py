@@ -28,6 +28,7 @@ MAY_IMPORT = {
     "server": {"runtime", "registry", "quant"},
     "cli": {
         "server.config",
+        "server.values",
         "runtime.defaults",
         "runtime.units",
         "registry.names",

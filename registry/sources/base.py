@@ -29,7 +29,7 @@ class Source(Protocol):
     """The files of one model at one moment, readable by range. Used by one thread at a time, but for `read`.
 
     `title` names it to people, `url` is where it can be found again, `revision` pins its content (empty for a folder,
-    which has none), `owner` is who published it, as far as the name of the model says so. All methods raise
+    which has none). `owner` is who published it, "" where the model's name does not say so. All methods raise
     SourceUnavailable when the source fails or has no such file.
     """
 

@@ -41,7 +41,7 @@ class PackagedModel:
 
     @property
     def sentence(self) -> str:
-        """What it is, for people."""
+        """Its place, for people."""
         package, _, folder = self.location.partition("/")
         return f"`{folder}` in the installed package {package} {self.version}" if folder else self._whole
 
@@ -79,7 +79,7 @@ def meant_by(word: str) -> PackagedModel | None:
 
 
 def open_package(location: str, version: str = "") -> PackageFolder:
-    """The model at a location; `version` is the one that an earlier pull saw, "" for whichever is installed.
+    """The model at a location, in the `version` of an earlier pull, "" for any version.
 
     Raises ModelNotFound, AccessDenied, SourceUnavailable.
     """
@@ -132,7 +132,7 @@ def _models(package: str, distribution: Distribution) -> list[PackagedModel]:
         if len(path.parts) > 1 and not (path.is_absolute() or ".." in path.parts):
             folders.setdefault(path.parent.as_posix(), []).append(path)
     with_models = sorted(name for name, paths in folders.items() if _holds_model([path.name for path in paths]))
-    # What lies below a model belongs to it, as the layers behind a pooling do.
+    # Folders below a model belong to it, as the layers behind a pooling do.
     roots = [name for name in with_models if not any(name.startswith(f"{other}/") for other in with_models)]
     found = []
     for root in roots:

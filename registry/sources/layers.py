@@ -1,0 +1,163 @@
+"""The layers of a model in a registry, by their media types: which are files of the model, and which are its settings.
+
+Ollama's own (`application/vnd.ollama.image.…`), Docker's (`application/vnd.docker.ai.…`), CNCF ModelPack's
+(`application/vnd.cncf.model.…`) and KitOps' (`application/vnd.kitops.modelkit.…`). A kind that would change what the
+model says, and that is not read here, is refused by name; a part that only adds to it is left out, and that is said.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import msgspec
+
+from registry.errors import SourceUnavailable
+
+_OLLAMA, _DOCKER = "application/vnd.ollama.image.", "application/vnd.docker.ai."
+_MODELPACK, _KITOPS = "application/vnd.cncf.model.", "application/vnd.kitops.modelkit."
+_PATH = "org.cncf.model.filepath"
+_PATHS = (_PATH, "org.opencontainers.image.title")
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+_MEDIA_TYPE = re.compile(r"[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}/[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}")
+MOST_LAYERS = 1024
+LARGEST = 1 << 46  # bytes of a layer; the largest published model has less than a hundredth of it
+
+Kind = Literal["model", "file", "projector", "params", "system", "template", "license", "other"]
+
+
+class Descriptor(msgspec.Struct, frozen=True, rename="camel"):
+    """A blob as a manifest lists it."""
+
+    media_type: str = ""
+    digest: str = ""
+    size: int = -1
+    annotations: dict[str, str] | None = None
+
+
+@dataclass
+class Sorted:
+    """The layers of a model. `files` maps names to layers of weights and what belongs to them.
+
+    `settings` are layers by kind, `left_out` names the parts that are not fetched, with their bytes.
+    """
+
+    files: dict[str, Descriptor] = field(default_factory=dict)
+    settings: dict[Kind, list[Descriptor]] = field(default_factory=dict)
+    left_out: list[tuple[str, int]] = field(default_factory=list)
+
+
+def check(descriptor: Descriptor, title: str) -> Descriptor:
+    """The descriptor, if it is one that may be fetched. Raises SourceUnavailable."""
+    if not _DIGEST.fullmatch(descriptor.digest):
+        shown = ascii(descriptor.digest[:80])[1:-1]
+        raise SourceUnavailable(f"`{title}` lists `{shown}`, which is no digest by SHA-256", "no other kind is read")
+    if not 0 <= descriptor.size <= LARGEST:
+        raise SourceUnavailable(f"`{title}` lists a layer of {descriptor.size:,} bytes")
+    if not _MEDIA_TYPE.fullmatch(descriptor.media_type):
+        raise SourceUnavailable(f"`{title}` lists a layer of no media type")
+    return descriptor
+
+
+def sort(layers: Sequence[Descriptor], title: str) -> Sorted:
+    """The layers by what they are. Raises SourceUnavailable for what cannot be a model, or is none that is read."""
+    if len(layers) > MOST_LAYERS:
+        raise SourceUnavailable(f"`{title}` lists {len(layers):,} layers, more than {MOST_LAYERS:,}")
+    found, sizes = Sorted(), dict[str, int]()
+    for layer in layers:
+        check(layer, title)
+        if sizes.setdefault(layer.digest, layer.size) != layer.size:
+            raise SourceUnavailable(f"`{title}` lists `{layer.digest[:19]}` with two different sizes")
+        _place(layer, found, title)
+    if not any(name.lower().endswith((".gguf", ".safetensors")) for name in found.files):
+        kinds = ", ".join(sorted({layer.media_type for layer in layers})[:5]) or "no layer"
+        raise SourceUnavailable(f"`{title}` holds no weights that can be read, but {kinds}", "it may be no model")
+    return found
+
+
+def _place(layer: Descriptor, found: Sorted, title: str) -> None:
+    kind, suffix = _kind(layer, title)
+    if kind in ("model", "file"):
+        name = _name(layer, title) or _free(f"model{suffix}", found.files)
+        if not name.lower().endswith(suffix):
+            name += suffix
+        if found.files.setdefault(name, layer).digest != layer.digest:
+            raise SourceUnavailable(f"`{title}` lists two files `{name}`")
+    elif kind in ("projector", "other"):
+        found.left_out.append(("a projector" if kind == "projector" else layer.media_type, layer.size))
+    else:
+        found.settings.setdefault(kind, []).append(layer)
+
+
+def _kind(layer: Descriptor, title: str) -> tuple[Kind, str]:
+    """What a layer is, and the ending of its file. Raises SourceUnavailable for what must not be left out."""
+    media = layer.media_type
+    if media.endswith((".tar", "+gzip", "+zstd", ".tar+gzip")) and not media.startswith(_DOCKER):
+        if ".weight." in media or ".model." in media:
+            hint = "packed weights are not read; a registry that serves them raw, or a hub, has them too"
+            raise SourceUnavailable(f"`{title}` has its weights in an archive (`{media}`)", hint)
+        return "other", ""
+    if media.startswith(_OLLAMA):
+        return _ollama_kind(media.removeprefix(_OLLAMA), title)
+    if media.startswith(_DOCKER):
+        return _docker_kind(media.removeprefix(_DOCKER))
+    if media.startswith(_MODELPACK):
+        return _modelpack_kind(media.removeprefix(_MODELPACK), layer)
+    if media.startswith(_KITOPS) and media.endswith(".raw"):
+        return "file", ""
+    return "other", ""
+
+
+def _ollama_kind(kind: str, title: str) -> tuple[Kind, str]:
+    kinds: dict[str, Kind] = {"params": "params", "system": "system", "template": "template", "license": "license"}
+    if kind == "model":
+        return "model", ".gguf"
+    if kind in ("adapter", "tensor", "json"):
+        what = "an adapter" if kind == "adapter" else "weights in Ollama's form for MLX"
+        raise SourceUnavailable(
+            f"`{title}` holds {what}, which is not read from a registry yet", "see `lm pull --help`"
+        )
+    return ("projector" if kind == "projector" else kinds.get(kind, "other")), ""
+
+
+def _docker_kind(kind: str) -> tuple[Kind, str]:
+    if kind.startswith("gguf."):
+        return "model", ".gguf"
+    if kind == "safetensors":
+        return "model", ".safetensors"
+    kinds: dict[str, Kind] = {"license": "license", "mmproj": "projector", "model.file": "file"}
+    return ("file", ".jinja") if kind == "chat.template.jinja" else (kinds.get(kind, "other"), "")
+
+
+def _modelpack_kind(kind: str, layer: Descriptor) -> tuple[Kind, str]:
+    part, _, form = kind.partition(".v1.")
+    if part == "weight":
+        ending = form.removeprefix("raw")  # `.gguf` and `.safetensors` are an older extension of Docker's
+        return "model", ending if ending in (".gguf", ".safetensors") else _ending(layer)
+    return ("file" if part == "weight.config" else "other"), ""
+
+
+def _ending(layer: Descriptor) -> str:
+    """`.safetensors` where the layer's path says so, else `.gguf`."""
+    return "" if _path(layer).lower().endswith((".safetensors", ".gguf")) else ".gguf"
+
+
+def _path(layer: Descriptor) -> str:
+    return next((path for key in _PATHS if (path := (layer.annotations or {}).get(key, ""))), "")
+
+
+def _name(layer: Descriptor, title: str) -> str:
+    """The path of a layer's file, as its annotations have it; "" where they have none. Raises SourceUnavailable."""
+    path = _path(layer)
+    parts = path.split("/")
+    if path and (not path.isprintable() or "\\" in path or {"", ".", ".."} & set(parts) or len(path) > 240):
+        raise SourceUnavailable(f"`{title}` calls a file `{ascii(path[:80])[1:-1]}`, which is no name of one")
+    return path
+
+
+def _free(name: str, taken: dict[str, Descriptor]) -> str:
+    stem, dot, ending = name.rpartition(".")
+    names = (name, *(f"{stem}-{number}{dot}{ending}" for number in range(2, MOST_LAYERS + 2)))
+    return next(each for each in names if each not in taken)

@@ -1,0 +1,189 @@
+"""A model in an OCI registry, or in Ollama's, which answers the same routes: a manifest, and blobs by their digests.
+
+    GET {base}/v2/{namespace}/{model}/manifests/{tag or digest}
+    GET {base}/v2/{namespace}/{model}/blobs/{digest}                         large ones by redirect to another origin
+
+The digest of the manifest pins the model. All of its blobs are checked by their digests. Source: the OCI distribution
+specification, https://github.com/opencontainers/distribution-spec/blob/main/spec.md.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import cached_property
+from http.client import HTTPMessage
+from typing import Any
+
+import msgspec
+
+from registry import digest
+from registry.errors import AccessDenied, DigestMismatch, ModelNotFound, RegistryError, SourceUnavailable
+from registry.names import OLLAMA, Reference
+from registry.net.authorize import Authorizer
+from registry.net.locate import Remote
+from registry.net.network import Network
+from registry.net.reaching import base_url, toward
+from registry.sources.base import Companions
+from registry.sources.layers import Descriptor, Kind, check, sort
+from registry.sources.remote import RemoteFiles
+
+_MANIFESTS = (
+    "application/vnd.oci.image.manifest.v1+json",
+    "application/vnd.docker.distribution.manifest.v2+json",
+)
+_INDEXES = (
+    "application/vnd.oci.image.index.v1+json",
+    "application/vnd.docker.distribution.manifest.list.v2+json",
+)
+_ACCEPT = ", ".join((*_MANIFESTS, *_INDEXES))
+_LONGEST_MANIFEST = 4 << 20  # what a registry must take, by the specification
+_LONGEST_SETTING = 1 << 20
+# Manifests that are read on the way through indexes to one that is a model.
+_MOST_DOCUMENTS = 8
+_PINNED = re.compile(r"sha256-([0-9a-f]{64})")
+# Registries whose API has another host than their names.
+_HOSTS = {"docker.io": "registry-1.docker.io", "index.docker.io": "registry-1.docker.io"}
+
+
+class _Document(msgspec.Struct, rename="camel"):
+    """A manifest or an index."""
+
+    schema_version: int = 0
+    media_type: str = ""
+    layers: list[Descriptor] | None = None
+    manifests: list[Descriptor] | None = None
+
+
+class OciModel(RemoteFiles):
+    """The files of one model in a registry. `revision` is the digest of its manifest."""
+
+    owner = ""
+
+    def __init__(self, reference: Reference, network: Network, revision: str = "") -> None:
+        """Read the manifest. Raises AccessDenied, ModelNotFound (also where `revision` is gone), SourceUnavailable."""
+        name = reference.name
+        self._host = _HOSTS.get(name.host, name.host)
+        self._base = network.ollama if name.host == OLLAMA else base_url(network, self._host)
+        network = toward(network, self._base)
+        self._repository = f"{name.namespace}/{name.model}"
+        self._login = Authorizer(network, self._base, f"repository:{self._repository}:pull", network.logins)
+        super().__init__(network.with_authorizer(self._login))
+        self.title, self.url = name.display, reference.origin
+        tag = str(name.tag)
+        pinned = _PINNED.fullmatch(tag)
+        try:
+            wanted = revision or (f"sha256:{pinned[1]}" if pinned else tag)
+            self.revision, layers = self._find(wanted)
+            self._sorted = sort(layers, self.title)
+        except BaseException:
+            self.close()
+            raise
+
+    def names(self) -> list[str]:
+        """Names of the files, below the folder that all of them lie in."""
+        return list(self._files)
+
+    def size(self, name: str) -> int:
+        """Length in bytes as declared. Raises SourceUnavailable."""
+        return self._blob(name).size
+
+    def digest(self, name: str) -> str:
+        """`sha256:…`. Raises SourceUnavailable."""
+        return self._blob(name).digest
+
+    def stamp(self, name: str) -> str:
+        """The digest. Raises SourceUnavailable."""
+        return self._blob(name).digest
+
+    @cached_property
+    def companions(self) -> Companions:
+        """What the registry keeps beside the weights. Raises as `read`."""
+        return Companions(
+            params=self._object("params"),
+            system="\n".join(self._texts("system")),
+            template="\n".join(self._texts("template")),
+            licenses=tuple(self._texts("license")),
+            left_out=tuple(self._sorted.left_out),
+            as_published=True,
+        )
+
+    @cached_property
+    def _files(self) -> dict[str, Descriptor]:
+        files = self._sorted.files
+        folders = {name.rpartition("/")[0] for name in files}
+        common = min(folders, key=len)
+        inside = bool(common) and all(f"{folder}/".startswith(f"{common}/") for folder in folders)
+        return {name.removeprefix(f"{common}/") if inside else name: layer for name, layer in files.items()}
+
+    def _blob(self, name: str) -> Descriptor:
+        if name in self._files:
+            return self._files[name]
+        kind, _, number = name.rpartition("-")
+        settings: list[Descriptor] = self._sorted.settings.get(kind, [])  # type: ignore[call-overload]
+        if number.isdigit() and int(number) < len(settings):
+            return settings[int(number)]
+        raise SourceUnavailable(f"`{self.title}` has no file `{name}`")
+
+    def _remote(self, name: str) -> Remote:
+        blob = self._blob(name)
+        url = f"{self._base}/v2/{self._repository}/blobs/{blob.digest}"
+        return Remote(url, blob.size, name, self._refused)
+
+    def _texts(self, kind: Kind) -> list[str]:
+        """The layers of a kind as texts. Raises SourceUnavailable."""
+        texts = []
+        for number, layer in enumerate(self._sorted.settings.get(kind, [])):
+            if layer.size > _LONGEST_SETTING:
+                raise SourceUnavailable(f"the {kind} of `{self.title}` has {layer.size:,} bytes")
+            texts.append(self.read(f"{kind}-{number}", 0, layer.size).decode("utf-8", "replace"))
+        return texts
+
+    def _object(self, kind: Kind) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for text in self._texts(kind):
+            try:
+                found |= msgspec.json.decode(text, type=dict[str, Any])
+            except (msgspec.MsgspecError, RecursionError):
+                raise SourceUnavailable(f"the {kind} of `{self.title}` are not readable") from None
+        return found
+
+    def _find(self, wanted: str) -> tuple[str, list[Descriptor]]:
+        """The digest of the manifest of a model, and its layers; through indexes, the first model that they list."""
+        waiting = [wanted]
+        for _ in range(_MOST_DOCUMENTS):
+            if not waiting:
+                break
+            found, document = self._read_manifest(waiting.pop(0))
+            if document.layers is not None:
+                return found, document.layers
+            nested = [check(each, self.title).digest for each in (document.manifests or [])[:_MOST_DOCUMENTS]]
+            waiting = nested + waiting
+        raise SourceUnavailable(f"`{self.title}` is a list of manifests, none of which is a model")
+
+    def _read_manifest(self, wanted: str) -> tuple[str, _Document]:
+        """A manifest by its tag or digest, and its digest. Raises as `__init__`, and DigestMismatch."""
+        url = f"{self._base}/v2/{self._repository}/manifests/{wanted}"
+        data = self._fetcher.document(url, f"the manifest of `{self.title}`", _LONGEST_MANIFEST, self._refused, _ACCEPT)
+        found = digest.of(data)
+        if wanted.startswith("sha256:") and found != wanted:
+            raise DigestMismatch(f"the manifest of `{self.title}` does not hash to `{wanted[:19]}`", "pull again")
+        try:
+            document = msgspec.json.decode(data, type=_Document)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            document = _Document()
+        if document.schema_version != 2 or (document.layers is None) == (document.manifests is None):
+            raise SourceUnavailable(
+                f"`{self._host}` does not answer as a registry does", f"is there a registry at {self._base}?"
+            )
+        return found, document
+
+    def _refused(self, status: int, headers: HTTPMessage) -> RegistryError:
+        if status in (404, 410):
+            hint = "check its spelling" if self._base.endswith(OLLAMA) else "check its spelling and its tag"
+            return ModelNotFound(f"`{self._host}` has no model `{self.title}`", hint)
+        if status in (401, 403):
+            if self._login.logged_in:
+                return AccessDenied(f"`{self._host}` does not let this login read `{self.title}`", "see its settings")
+            hint = f"it may be private, or not there: `lm login {self._host}`"
+            return AccessDenied(f"`{self._host}` does not let everybody read `{self.title}`", hint)
+        return SourceUnavailable(f"`{self._host}` answers {status} for `{self.title}`", "try again later")
