@@ -35,6 +35,8 @@ _ENGLISH = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,95}")
 # Letters, and bytes in UTF-8: a file system allows 255 bytes, of which a temporary file takes some.
 _LONGEST_WORD, _LONGEST_FILE = 96, 240
 _HOST = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]{0,252}(?::[0-9]{1,5})?")
+# A model pinned by the digest of its manifest; a tag before the digest does not count. The store has it as a tag.
+_PINNED = re.compile(r"([^@]+?)(?::[^:/@]+)?@sha256:([0-9a-f]{64})")
 _BUDGET = re.compile(r"([0-9]{1,6}(?:\.[0-9]{1,4})?)(KB|MB|GB|TB|KiB|MiB|GiB|TiB|bpw)", re.IGNORECASE)
 _UNITS = {unit.lower(): unit for unit in ("KB", "MB", "GB", "TB", "KiB", "MiB", "GiB", "TiB", "bpw")}
 _SNAPSHOT = re.compile(r"models--([^/]+?)--([^/]+)/snapshots/[0-9a-f]{40}")
@@ -171,12 +173,18 @@ def parse(text: str) -> Reference:
         return _package(text)
     if "://" in text:
         return _url(text)
+    pinned = _PINNED.fullmatch(text)
+    if pinned:
+        text = f"{pinned[1]}:sha256-{pinned[2]}"
     body, colon, suffix = text.rpartition(":")
     if not colon or "/" in suffix:
         body, suffix = text, ""
     if colon and not suffix and body != text:
         raise _odd(text)
-    return _named(body.split("/"), suffix or None, text)
+    found = _named(body.split("/"), suffix or None, text)
+    if pinned and found.kind not in ("oci", "ollama"):
+        raise _odd(text, "a digest pins a model of a registry, `host/namespace/model@sha256:…`")
+    return found
 
 
 def is_path(text: str) -> bool:
@@ -269,7 +277,7 @@ def _named(words: list[str], suffix: str | None, text: str) -> Reference:
     if host == LOCAL and len(words) == 3:
         raise _odd(text, f"name it `{words[2]}`")
     if len(words) == 3 and ("." in host or ":" in host or host == "localhost"):
-        name = Name(host, words[1], words[2], suffix)
+        name = Name(host, words[1], words[2], suffix or LATEST)
         return Reference("oci", "/".join(name.parts[:3]), None, name)
     raise _odd(text)
 
@@ -282,7 +290,7 @@ def _hub(organisation: str, repository: str, suffix: str | None) -> Reference:
 
 
 def _ollama(namespace: str, model: str, tag: str | None) -> Reference:
-    return Reference("ollama", f"{namespace}/{model}", None, Name(OLLAMA, namespace, model, tag))
+    return Reference("ollama", f"{namespace}/{model}", None, Name(OLLAMA, namespace, model, tag or LATEST))
 
 
 def _levelled(name: Name, suffix: str | None) -> tuple[str | None, Name]:

@@ -43,12 +43,22 @@ class Fetcher:
         """Close the connections."""
         self._client.close()
 
-    def document(self, url: str, name: str, limit: int, refused: Callable[[int, HTTPMessage], RegistryError]) -> bytes:
-        """The body at `url`, of unknown size. Raises SourceUnavailable, also beyond `limit` bytes, and `refused`."""
-        remote = Remote(url, limit, name, refused)
+    def document(
+        self,
+        url: str,
+        name: str,
+        limit: int,
+        refused: Callable[[int, HTTPMessage], RegistryError],
+        accept: str = "*/*",
+    ) -> bytes:
+        """The body at `url`, of unknown size; `accept` lists media types.
+
+        Raises SourceUnavailable, also beyond `limit` bytes, and `refused`.
+        """
+        remote = Remote(url, -1, name, refused)
 
         def read() -> bytes:
-            data = _read(Locator(remote, self._network).open(self._client, {}), limit + 1)
+            data = _read(Locator(remote, self._network).open(self._client, {"Accept": accept}), limit + 1)
             if len(data) > limit:
                 raise SourceUnavailable(f"the source's answer for {name} is longer than it may be")
             return data

@@ -12,6 +12,7 @@ class Hub:
     """A hub (`endpoint`, an http(s) URL), the bearer token for it ("" for none), and the way there.
 
     `ollama` is the URL of Ollama's registry or of a mirror, `registries` are hosts that may have private addresses.
+    `logins` are pairs of a registry's host and `USER:PASSWORD`.
     `proxy` is the URL of a proxy for all hosts but the ones in `no_proxy`, "" to reach every host directly. Token and
     proxy are kept in memory only: the URL of a proxy may hold a password.
     """
@@ -22,3 +23,4 @@ class Hub:
     no_proxy: tuple[str, ...] = ()
     ollama: str = OLLAMA_URL
     registries: tuple[str, ...] = ()
+    logins: tuple[tuple[str, str], ...] = field(default=(), repr=False)

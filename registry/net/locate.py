@@ -97,10 +97,15 @@ class Locator:
     def _ask(self, client: HttpClient, address: HttpAddress, headers: Mapping[str, str], public: bool) -> Response:
         # A private host is asked only where the user configured it; behind a public hub not even then.
         public = public or not self._network.may_be_private(address, self._home)
-        token = self._network.token if address.origin == self._home.origin else None
-        if token:
-            headers = {**headers, "Authorization": f"Bearer {token}"}
-        return client.send("GET", address, headers, public=public)
+        if address.origin != self._home.origin:
+            return client.send("GET", address, headers, public=public)
+        sent = self._network.authorization
+        reply = client.send("GET", address, {**headers, **_authorized(sent)}, public=public)
+        challenge, authorizer = reply.headers.get("WWW-Authenticate") or "", self._network.authorizer
+        if reply.status == 401 and authorizer and challenge and authorizer.renew(sent, challenge):
+            reply.discard()
+            return client.send("GET", address, {**headers, **_authorized(authorizer.header)}, public=public)
+        return reply
 
     def _walk(self, client: HttpClient, headers: Mapping[str, str]) -> Response:
         """Follow the redirects from the file's own URL, and remember where they end."""
@@ -150,7 +155,7 @@ class Locator:
             raise Passing(f"`{host}` answers {status} to an address that the source just gave")
         if self._remote.refused is not None:
             raise self._remote.refused(status, reply.headers)
-        raise refused(self._remote, status, self._network.token is not None)
+        raise refused(self._remote, status, bool(self._network.authorization))
 
 
 def interval(reply: Response, start: int, end: int, size: int) -> tuple[int, int]:
@@ -192,6 +197,10 @@ def refused(remote: Remote, status: int, with_token: bool) -> RegistryError:
     if status in (404, 410):
         return ModelNotFound(f"`{host}` has no `{name}`", "check the name and the revision")
     return SourceUnavailable(f"`{host}` answers {status} for `{name}`", "check the address of the source")
+
+
+def _authorized(value: str) -> dict[str, str]:
+    return {"Authorization": value} if value else {}
 
 
 def strong(etag: str | None) -> str | None:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Protocol
 
 from registry.errors import AccessDenied
 from registry.net.address import HttpAddress
@@ -35,14 +36,27 @@ class Limiter:
             return self._due - now
 
 
+class Authorization(Protocol):
+    """The header `Authorization` for one registry, "" for none (`registry/net/authorize.py`)."""
+
+    @property
+    def header(self) -> str:
+        """The value to send, "" for none."""
+
+    def renew(self, refused: str, challenge: str) -> bool:
+        """Get another value than `refused`, by the `WWW-Authenticate` of a refusal; whether there is one."""
+
+
 @dataclass(frozen=True)
 class Network:
     """How this process reaches sources; one for all of its transfers.
 
     token: sent as a bearer to the origin of the URL that was asked for, to no other.
+    authorizer: the header `Authorization` for the origin of the URL that was asked for, in the place of a token.
     proxies: URL by scheme (`http`, `https`, `all`) and `no`, a comma-separated list of hosts to reach directly.
     private: hosts (`name` or `name:port`) that may have private addresses; None: the host that is asked first may.
     registries: hosts that the user named (`registry/net/reaching.py`). ollama: the URL of Ollama's registry.
+    logins: `USER:PASSWORD` by the host of a registry.
     timeout: seconds without a byte after which a transfer counts as stalled.
     context: TLS settings, None for the system's.
     fetches, downloads: how often requests for small answers, and for files, are repeated.
@@ -53,9 +67,11 @@ class Network:
 
     token: str | None = field(default=None, repr=False)
     proxies: Mapping[str, str] = field(default_factory=dict, repr=False)
+    authorizer: Authorization | None = field(default=None, repr=False)
     private: frozenset[str] | None = None
     registries: tuple[str, ...] = ()
     ollama: str = OLLAMA_URL
+    logins: Mapping[str, str] = field(default_factory=dict, repr=False)
     limiter: Limiter | None = None
     timeout: float = 30.0
     context: ssl.SSLContext | None = None
@@ -73,13 +89,31 @@ class Network:
     def with_hub(self, hub: Hub) -> Network:
         """The same way to sources, with the token, the proxy and the registries of `hub`."""
         proxies = {"all": hub.proxy, "no": ",".join(hub.no_proxy)} if hub.proxy else {}
-        return replace(self, token=hub.token or None, proxies=proxies, registries=hub.registries, ollama=hub.ollama)
+        return replace(
+            self,
+            token=hub.token or None,
+            proxies=proxies,
+            registries=hub.registries,
+            ollama=hub.ollama,
+            logins=dict(hub.logins),
+        )
+
+    def with_authorizer(self, authorizer: Authorization) -> Network:
+        """The same way, with a header `Authorization` by `authorizer`."""
+        return replace(self, authorizer=authorizer)
 
     def may_be_private(self, address: HttpAddress, home: HttpAddress) -> bool:
         """Whether the host of `address` may have a private address; the file's own URL leads to `home`."""
         if self.private is None:
             return address.host == home.host
         return bool(self.private & {address.host, f"{address.host}:{address.port}"})
+
+    @property
+    def authorization(self) -> str:
+        """The header `Authorization` for the origin of the URL that is asked for, "" for none."""
+        if self.authorizer is not None:
+            return self.authorizer.header
+        return f"Bearer {self.token}" if self.token else ""
 
     @cached_property
     def tls(self) -> ssl.SSLContext:

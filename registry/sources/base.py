@@ -2,7 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+
+@dataclass(frozen=True)
+class Companions:
+    """Things that a registry keeps beside a model's weights: its settings in the form of Ollama's `params`, and texts.
+
+    `template` is a Go template. `left_out` names parts that are not fetched, with their bytes. `as_published`: the
+    registry has one file for each tag, so no level is chosen: it is taken as it is.
+    """
+
+    params: Mapping[str, Any] = field(default_factory=dict)
+    system: str = ""
+    template: str = ""
+    licenses: tuple[str, ...] = ()
+    left_out: tuple[tuple[str, int], ...] = ()
+    as_published: bool = False
 
 
 class FileReader(Protocol):
@@ -37,6 +55,10 @@ class Source(Protocol):
     revision: str
     url: str
     owner: str
+
+    @property
+    def companions(self) -> Companions:
+        """The things beside the weights; fetched when they are asked for."""
 
     def names(self) -> list[str]:
         """Paths of all files, relative to the model's folder, with `/` between their parts."""

@@ -18,6 +18,7 @@ from registry.errors import AccessDenied, ModelNotFound, RegistryError, SourceUn
 from registry.net.address import HttpAddress
 from registry.net.locate import Remote
 from registry.net.network import Network
+from registry.sources.base import Companions
 from registry.sources.remote import RemoteFiles
 
 _LONGEST_INFO = 16 << 20
@@ -63,6 +64,8 @@ class _Info(msgspec.Struct):
 
 class Repository(RemoteFiles):
     """The files of one commit. `revision` is the commit, `title` the repository's present name."""
+
+    companions = Companions()
 
     def __init__(self, name: str, endpoint: str, network: Network, revision: str = "") -> None:
         """Ask for a commit of `name`, by default the newest. Raises ModelNotFound, AccessDenied, SourceUnavailable."""

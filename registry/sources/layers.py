@@ -92,7 +92,7 @@ def _place(layer: Descriptor, found: Sorted, title: str) -> None:
 
 
 def _kind(layer: Descriptor, title: str) -> tuple[Kind, str]:
-    """What a layer is, and the ending of its file. Raises SourceUnavailable for what must not be left out."""
+    """The kind of a layer, and the ending of its file. Raises SourceUnavailable for what must not be left out."""
     media = layer.media_type
     if media.endswith((".tar", "+gzip", "+zstd", ".tar+gzip")) and not media.startswith(_DOCKER):
         if ".weight." in media or ".model." in media:

@@ -15,7 +15,7 @@ import threading
 from pathlib import Path
 
 from registry.errors import AccessDenied, ModelNotFound, SourceUnavailable
-from registry.sources.base import FileReader
+from registry.sources.base import Companions, FileReader
 
 LONGEST = 1 << 30  # bytes in one system call
 _PART = re.compile(r"(.+)-\d{5}-of-(\d{5})\.gguf", re.IGNORECASE)
@@ -33,6 +33,7 @@ class Folder:
     """
 
     revision = owner = ""
+    companions = Companions()
 
     def __init__(self, path: Path, title: str) -> None:
         """`title` is also the `url`. Raises ModelNotFound, AccessDenied, SourceUnavailable."""

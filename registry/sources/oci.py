@@ -97,7 +97,7 @@ class OciModel(RemoteFiles):
 
     @cached_property
     def companions(self) -> Companions:
-        """What the registry keeps beside the weights. Raises as `read`."""
+        """The things that the registry keeps beside the weights. Raises as `read`."""
         return Companions(
             params=self._object("params"),
             system="\n".join(self._texts("system")),

@@ -1,4 +1,4 @@
-"""Opens the source of a reference: a folder, an installed package, a hub, a file at a URL."""
+"""Opens the source of a reference: a folder, an installed package, a hub, a registry, a file at a URL."""
 
 from __future__ import annotations
 
@@ -37,7 +37,11 @@ def open_source(reference: Reference, endpoint: str, network: Network, revision:
         from registry.sources.url import FileAtUrl
 
         return FileAtUrl(reference.location, network, revision)
+    if reference.kind in ("oci", "ollama"):
+        from registry.sources.oci import OciModel
+
+        return OciModel(reference, network, revision)
     raise ModelNotFound(
-        f"model `{reference.name.display}` is not here, and cannot be brought in by that name",
+        f"model `{reference.name.display}` is not here, and a bare name says no place",
         "name a model of the hub as `org/repo`, a folder as `./folder`; `demo` comes with lm",
     )

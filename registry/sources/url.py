@@ -13,6 +13,7 @@ from registry.errors import ModelNotFound, SourceUnavailable
 from registry.net.locate import Remote
 from registry.net.network import Network
 from registry.net.reaching import toward
+from registry.sources.base import Companions
 from registry.sources.remote import RemoteFiles
 
 
@@ -20,6 +21,7 @@ class FileAtUrl(RemoteFiles):
     """The file. `title` and `url` are without a query, which may hold a signature."""
 
     owner = ""
+    companions = Companions()
 
     def __init__(self, url: str, network: Network, revision: str = "") -> None:
         """Ask how long it is. Raises ModelNotFound (also for another `revision`), AccessDenied, SourceUnavailable."""

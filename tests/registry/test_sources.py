@@ -376,11 +376,10 @@ def test_a_proxy_is_used_for_other_machines_only(hub: Hub, scheme: str) -> None:
     assert (b"hf_x" in asked[0]) == (scheme == "http")
 
 
-def test_other_kinds_are_not_brought_in_yet() -> None:
-    for name in ("llama3.2:3b", "ghcr.io/a/b:v1"):
-        with pytest.raises(ModelNotFound) as caught:
-            open_source(parse(name), "http://127.0.0.1:1", Net())
-        assert "org/repo" in caught.value.hint
+def test_a_bare_word_says_no_place() -> None:
+    with pytest.raises(ModelNotFound) as caught:
+        open_source(parse("llama3.2:3b"), "http://127.0.0.1:1", Net())
+    assert "org/repo" in caught.value.hint
 
 
 # Folders
