@@ -147,24 +147,31 @@ def measure(type: QuantType, data: dict[str, list[Weight]]) -> Iterator[dict[str
 COMPILE = """
 import sys, time, pathlib
 from quant.kernels import blocks
-from quant.kernels.vectors import compiler
+from server.pulls.compiling import warm
 blocks.configure(pathlib.Path(sys.argv[1]))
-start = time.perf_counter()
-blocks.warm(sys.argv[2].split(","))
-print(time.perf_counter() - start, compiler.compiled())
+start, counts = time.perf_counter(), [0]
+warm(sys.argv[2].split(","), int(sys.argv[3]), lambda done, total: counts.append(total))
+print(time.perf_counter() - start, counts[-1])
 """
 
 
 def compilation() -> list[dict[str, Any]]:
-    """Seconds and kernels compiled by processes that find an empty cache, and that find it full."""
+    """Seconds and kernels compiled by a puller with one process and with three, and where the cache has them."""
     rows = []
-    names = (("Q8_0", ("Q8_0",)), ("Q4_K and Q6_K", ("Q4_K", "Q6_K")), ("all", TYPES))
-    for label, types in names:
-        with tempfile.TemporaryDirectory() as folder:
-            for cache in ("empty", "full"):
-                command = [sys.executable, "-c", COMPILE, folder, ",".join(types)]
-                seconds, count = subprocess.run(command, capture_output=True, check=True, text=True).stdout.split()
-                rows.append({"kernels": label, "cache": cache, "seconds": float(seconds), "compiled": int(count)})
+    levels = {
+        "Q8_0": ("Q8_0",),
+        "Q4_K_M": ("Q4_K", "Q6_K"),
+        "IQ3_M": ("IQ3_S", "Q4_K", "Q6_K"),
+        "IQ1_S": ("IQ1_S", "IQ2_XXS", "Q5_K"),
+    }
+    for label, types in levels.items():
+        for processes in (1, 3):
+            with tempfile.TemporaryDirectory() as folder:
+                for cache in ("empty", "full"):
+                    command = [sys.executable, "-c", COMPILE, folder, ",".join(types), str(processes)]
+                    seconds, count = subprocess.run(command, capture_output=True, check=True, text=True).stdout.split()
+                    row = {"kernels": label, "processes": processes, "cache": cache}
+                    rows.append(row | {"seconds": float(seconds), "compiled": int(count)})
     return rows
 
 
@@ -197,7 +204,7 @@ def main() -> None:
     write: Callable[[str], object] = (lambda line: None) if given.json else (lambda line: print(line, flush=True))
     costs = [] if given.quick else compilation()
     for cost in costs:
-        label = f"compile {cost['kernels']:<14} cache {cost['cache']:<6}"
+        label = f"compile {cost['kernels']:<8} {cost['processes']} processes, cache {cost['cache']:<6}"
         write(f"{label} {cost['seconds']:6.2f} s, {cost['compiled']} kernels")
     data = sets(16 if given.quick else 1)
     types = [QuantType.by_name(name) for name in given.types.split(",")]

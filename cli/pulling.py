@@ -64,19 +64,19 @@ def _show_on(terminal: Console, lines: Iterable[Line]) -> Line:
     phase, line, bar = "", {}, None
     with ExitStack() as shown:
         for line in lines:
-            if line["phase"] != phase:
+            if line["phase"] in ("planned", "note"):  # notes follow each other
+                terminal.print(line["status"], style="dim", markup=False)
+            elif line["phase"] != phase and not (bar and "total" in line):
                 phase, bar = line["phase"], None
                 shown.close()
-                if phase in ("planned", "note"):
-                    terminal.print(line["status"], style="dim", markup=False)
-                elif phase != "done" and "total" not in line:
+                if phase != "done" and "total" not in line:
                     shown.enter_context(terminal.status(line["status"]))
             if "total" in line:
                 if bar is None:
                     shown.close()
                     bar = shown.enter_context(_bar(terminal))
                     task = bar.add_task(line["status"], total=line["total"], rate="")
-                bar.update(task, completed=line["completed"], rate=_rate_text(line))
+                bar.update(task, description=line["status"], completed=line["completed"], rate=_rate_text(line))
     return line
 
 

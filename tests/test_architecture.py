@@ -126,6 +126,7 @@ def test_no_imports_go_in_a_circle(package: str) -> None:
         ("cli.main", {"aiohttp", "numpy", "numba", "llama_cpp", "msgspec", "rich", "prompt_toolkit", "gguf", "jinja2"}),
         ("server.__main__", {"numba", "llama_cpp", "gguf", "jinja2", "tokenizers"}),
         ("server.pulls.puller", {"llama_cpp"}),
+        ("server.pulls.compiling", {"llama_cpp", "aiohttp"}),
         ("server.advice.adviser", {"llama_cpp", "numba", "gguf", "tokenizers"}),
         ("server.doctor.__main__", {"llama_cpp", "numba", "aiohttp"}),
         ("runtime.worker", {"numba"}),

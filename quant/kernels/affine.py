@@ -254,6 +254,4 @@ for _type, _search_type, _pack, _unpack in (
 ):
     # The largest d, a float16, times the highest code and level.
     _limit = 65504.0 * (15 * 3 if _type is QuantType.Q2_K else 63 * 15)
-    register(_type, Format(_search_type, _pack, _unpack, restore_affine, _limit))
-
-KERNELS = (_search, *layout_k.KERNELS)
+    register(_type, Format(_search_type, _pack, _unpack, restore_affine, _limit), _search, *layout_k.AFFINE)

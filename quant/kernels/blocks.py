@@ -1,8 +1,8 @@
 """Block formats: numbers to blocks and back, by kernels compiled for the CPU at hand.
 
 This module is the package's interface: `quantize` and `dequantize` between numbers and blocks, `pack` and `unpack`
-between blocks and their scales and levels, `warm` and `configure` for compilation. The module of a family of formats is
-imported when one of its types is first used. Kernels are compiled on their first call, or ahead of it by `warm`.
+between blocks and their scales and levels, `needed`, `warm` and `configure` for compilation. The module of a family of
+formats is imported when one of its types is first used. Kernels are compiled on their first call, or ahead of it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from quant.errors import BadValues, UnknownLevel, WrongShape
 from quant.kernels import plain
-from quant.kernels.formats import BRAIN, FLOAT, HALF, Bytes, Floats, Format, Parts, registered
+from quant.kernels.formats import BRAIN, FLOAT, HALF, Bytes, Floats, Format, Parts, kernels_of, registered
 from quant.kernels.vectors import cache
 from quant.kernels.vectors.compiler import Kernel
 from quant.kernels.vectors.simd import LANES
@@ -69,19 +69,27 @@ configure = cache.configure
 
 def warm(types: Iterable[str]) -> None:
     """Compile the kernels of the named types, or load them from the cache; returns when all are ready."""
-    for name in types:
-        for kernel in _kernels(name):
-            kernel.compile()
+    for kernel in needed(types):
+        kernel.compile()
 
 
 def cold(types: Iterable[str]) -> list[str]:
     """The named types whose kernels `warm` would have to compile, because the cache does not have them."""
-    return sorted(name for name in types if not all(kernel.is_compiled for kernel in _kernels(name)))
+    return sorted(name for name in types if not all(kernel.is_compiled for kernel in needed((name,))))
 
 
-def _kernels(name: str) -> tuple[Kernel, ...]:
-    type = QuantType.by_name(name)
-    return (*plain.KERNELS, *(() if type in PLAIN else _family(type).KERNELS))
+def needed(types: Iterable[str]) -> list[Kernel]:
+    """The kernels by which numbers become the named types, each once."""
+    kernels: dict[str, Kernel] = {}
+    for name in types:
+        type = QuantType.by_name(name)
+        if type in PLAIN:
+            own: tuple[Kernel, ...] = () if type is QuantType.F32 else (plain.narrow,)
+        else:
+            _family(type)
+            own = kernels_of(type)
+        kernels |= {kernel.name: kernel for kernel in (plain.widen, *own)}
+    return list(kernels.values())
 
 
 def quantize(

@@ -177,7 +177,5 @@ def _search_xs(x: Floats, weights: Floats | None) -> Parts:
     return _run(x, weights, 2)
 
 
-register(QuantType.IQ4_NL, Format(_search_nl, *IQ4_NL, 65504.0 * 113))
-register(QuantType.IQ4_XS, Format(_search_xs, *IQ4_XS, 65504.0 * 31 * 113))
-
-KERNELS = (_search, *layout_whole.KERNELS)
+register(QuantType.IQ4_NL, Format(_search_nl, *IQ4_NL, 65504.0 * 113), _search, *layout_whole.KERNELS)
+register(QuantType.IQ4_XS, Format(_search_xs, *IQ4_XS, 65504.0 * 31 * 113), _search, *layout_whole.KERNELS)

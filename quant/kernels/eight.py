@@ -71,6 +71,4 @@ def restore(parts: Parts) -> Floats:
     return parts.d.astype(np.float32)[:, None] * parts.levels.view(np.int8)
 
 
-register(QuantType.Q8_0, Format(search, pack, unpack, restore, 65504.0 * 127))
-
-KERNELS = (_search,)
+register(QuantType.Q8_0, Format(search, pack, unpack, restore, 65504.0 * 127), _search)

@@ -171,7 +171,8 @@ def _restore_nv(parts: Parts) -> Floats:
     return values.reshape(-1, 64)
 
 
-register(QuantType.MXFP4, Format(_search_mx, _pack_mx, _unpack_mx, _restore_mx, 3.4e38))
-register(QuantType.NVFP4, Format(_search_nv, _pack_nv, _unpack_nv, _restore_nv, 448.0 * 6))
-
-KERNELS = (_search, *layout_whole.KERNELS)
+_KERNELS = (_search, *layout_whole.KERNELS)
+register(QuantType.MXFP4, Format(_search_mx, _pack_mx, _unpack_mx, _restore_mx, 3.4e38), *_KERNELS)
+register(
+    QuantType.NVFP4, Format(_search_nv, _pack_nv, _unpack_nv, _restore_nv, 448.0 * 6), _search, *layout_whole.KERNELS
+)

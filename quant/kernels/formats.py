@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from quant.kernels.vectors.compiler import Kernel
 from quant.types import QuantType
 
 # Arrays of uint8, float32 and float16. They are `Any` because numpy's type stubs lose the dtype in arithmetic.
@@ -69,14 +70,26 @@ class Format(NamedTuple):
     """The largest magnitude that an element may have: `quantize` cuts larger ones to it before the search."""
 
 
-_formats: dict[str, Format] = {}
+class _Registered(NamedTuple):
+    """A format, and the kernels that its `search` and `pack` call."""
+
+    format: Format
+    kernels: tuple[Kernel, ...]
 
 
-def register(type: QuantType, format: Format) -> None:
-    """Add the format of a type; a family's module calls it when it is imported."""
-    _formats[type.name] = format
+_formats: dict[str, _Registered] = {}
+
+
+def register(type: QuantType, format: Format, *kernels: Kernel) -> None:
+    """Add the format of a type, whose `search` and `pack` call these kernels; its family's module does so."""
+    _formats[type.name] = _Registered(format, kernels)
 
 
 def registered(type: QuantType) -> Format:
     """The format of a type whose family is imported."""
-    return _formats[type.name]
+    return _formats[type.name].format
+
+
+def kernels_of(type: QuantType) -> tuple[Kernel, ...]:
+    """The kernels of a type whose family is imported."""
+    return _formats[type.name].kernels

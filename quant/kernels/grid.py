@@ -208,6 +208,4 @@ for _type, _traits in {
     QuantType.IQ3_S: _GridTraits(32, False, 1.0, 4),
 }.items():
     _limit = 65504.0 * 31 * _traits.unit * float(grid_vectors(_type).max())
-    register(_type, Format(_searcher(_type, _traits), *LAYOUTS[_type], _limit))
-
-KERNELS = (_search,)
+    register(_type, Format(_searcher(_type, _traits), *LAYOUTS[_type], _limit), _search)

@@ -128,13 +128,11 @@ _Q4 = _Effort(-7.0, -0.25, 9, 1, 1.0), _Effort(-7.0, -0.25, 9, 1, 1.0)
 _Q5 = _Effort(-14.0, -0.3, 9, 1, 1.0), _Effort(-14.0, -0.3, 9, 1, 1.0)
 _Q2 = _Effort(1.3, 0.2, 9, 1, 1.0), _Effort(1.3, 0.2, 9, 1, 1.0)
 _TQ = _Effort(0.8, 0.3, 9, 1, 1.0), _Effort(0.8, 0.3, 9, 1, 1.0)
-for _type, _searches, _layout, _largest in (
-    (QuantType.Q4_0, _searcher(-8, 7, *_Q4), layout_whole.Q4_0, 8),
-    (QuantType.Q5_0, _searcher(-16, 15, *_Q5), layout_whole.Q5_0, 16),
-    (QuantType.Q2_0, _searcher(-1, 2, *_Q2), layout_ternary.Q2_0, 2),
-    (QuantType.TQ1_0, _searcher(-1, 1, *_TQ), layout_ternary.TQ1_0, 1),
-    (QuantType.TQ2_0, _searcher(-1, 1, *_TQ), layout_ternary.TQ2_0, 1),
+for _type, _searches, _layout, _largest, _packers in (
+    (QuantType.Q4_0, _searcher(-8, 7, *_Q4), layout_whole.Q4_0, 8, layout_whole.KERNELS),
+    (QuantType.Q5_0, _searcher(-16, 15, *_Q5), layout_whole.Q5_0, 16, layout_whole.KERNELS),
+    (QuantType.Q2_0, _searcher(-1, 2, *_Q2), layout_ternary.Q2_0, 2, layout_ternary.CRUMBS),
+    (QuantType.TQ1_0, _searcher(-1, 1, *_TQ), layout_ternary.TQ1_0, 1, layout_ternary.TRITS),
+    (QuantType.TQ2_0, _searcher(-1, 1, *_TQ), layout_ternary.TQ2_0, 1, layout_ternary.CRUMBS),
 ):
-    register(_type, Format(_searches, *_layout, 65504.0 * _largest))
-
-KERNELS = (_search, *layout_whole.KERNELS, *layout_ternary.KERNELS)
+    register(_type, Format(_searches, *_layout, 65504.0 * _largest), _search, *_packers)

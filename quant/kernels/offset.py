@@ -105,8 +105,11 @@ def _searcher(top: int, start: float, step: float, steps: int) -> Callable[[Floa
     return search
 
 
+_KERNELS = (_search, *layout_whole.KERNELS)
 # A block's span, and its minimum, must fit float16 by themselves.
-register(QuantType.Q4_1, Format(_searcher(15, -2.0, 0.25, 16), *layout_whole.Q4_1, 65504.0))
-register(QuantType.Q5_1, Format(_searcher(31, -4.0, 0.4, 20), *layout_whole.Q5_1, 65504.0))
-
-KERNELS = (_search, *layout_whole.KERNELS)
+register(
+    QuantType.Q4_1, Format(_searcher(15, -2.0, 0.25, 16), *layout_whole.Q4_1, 65504.0), _search, *layout_whole.KERNELS
+)
+register(
+    QuantType.Q5_1, Format(_searcher(31, -4.0, 0.4, 20), *layout_whole.Q5_1, 65504.0), _search, *layout_whole.KERNELS
+)

@@ -44,6 +44,3 @@ def narrow(x, kind, limit, out):
         else:
             store(out, i, to_brain(minimum(maximum(v, -limit), limit)))
     return not any_lane(bad != 0)
-
-
-KERNELS = (widen, narrow)

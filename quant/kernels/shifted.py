@@ -224,7 +224,5 @@ def _searcher(size: int, span: int, starts: Floats) -> Callable[[Floats, Floats 
 
 
 _STARTS = np.linspace(0.4, 0.9, 5, dtype=np.float32)
-register(QuantType.IQ1_S, Format(_searcher(32, 32, _STARTS), *LAYOUTS[QuantType.IQ1_S], 65504.0 * 15))
-register(QuantType.IQ1_M, Format(_searcher(16, 8, _STARTS), *LAYOUTS[QuantType.IQ1_M], 65504.0 * 15))
-
-KERNELS = (_search,)
+register(QuantType.IQ1_S, Format(_searcher(32, 32, _STARTS), *LAYOUTS[QuantType.IQ1_S], 65504.0 * 15), _search)
+register(QuantType.IQ1_M, Format(_searcher(16, 8, _STARTS), *LAYOUTS[QuantType.IQ1_M], 65504.0 * 15), _search)

@@ -10,7 +10,6 @@ import numpy as np
 
 from quant.kernels.formats import Floats, Format, Parts, register
 from quant.kernels.layouts.ternary import Q1_0
-from quant.kernels.vectors.compiler import Kernel
 from quant.types import QuantType
 
 
@@ -21,5 +20,3 @@ def _search(x: Floats, weights: Floats | None) -> Parts:
 
 
 register(QuantType.Q1_0, Format(_search, *Q1_0, 65504.0))
-
-KERNELS: tuple[Kernel, ...] = ()

@@ -152,7 +152,5 @@ def _searcher(bound: int, codes: int, plain: Effort, weighted: Effort) -> Callab
 
 _Q3 = _searcher(4, 32, Effort(-0.7, 0.2, 8, 0, 1, 1, 1.0), Effort(-1.2, 0.2, 15, 0, 1, 1, 0.4))
 _Q6 = _searcher(32, 128, Effort(-6.0, 0.6, 20, 1, 2, 1, 1.0), Effort(-8.0, 0.8, 20, 1, 2, 1, 1.0))
-register(QuantType.Q3_K, Format(_Q3, pack_q3, unpack_q3, restore_q3, 65504.0 * 31 * 3))
-register(QuantType.Q6_K, Format(_Q6, pack_q6, unpack_q6, restore_q6, 65504.0 * 127 * 31))
-
-KERNELS = (_search, *layout_k.KERNELS)
+register(QuantType.Q3_K, Format(_Q3, pack_q3, unpack_q3, restore_q3, 65504.0 * 31 * 3), _search, *layout_k.SYMMETRIC)
+register(QuantType.Q6_K, Format(_Q6, pack_q6, unpack_q6, restore_q6, 65504.0 * 127 * 31), _search, *layout_k.SYMMETRIC)

@@ -214,7 +214,7 @@ class _Pairs:
 
 def _slabs(plan: ModelPlan, source: Open, start: Mark) -> Generator[Slab]:
     """Cut the source into slabs, from `start` on; every file is read to its end, also behind its last slab."""
-    bytes_read = _bytes_before(plan, start)
+    bytes_read = bytes_before(plan, start)
     for tensor in plan.tensors[start.tensor :]:
         if not tensor.shard:
             values = np.frombuffer(bytearray(tensor.values), "<f4")
@@ -276,8 +276,10 @@ class _TensorCursor:
         return True
 
 
-def _bytes_before(plan: ModelPlan, start: Mark) -> int:
+def bytes_before(plan: ModelPlan, start: Mark | None) -> int:
     """Bytes of weights that lie before a mark in the source."""
+    if start is None:
+        return 0
     whole = sum(tensor.size for tensor in plan.tensors[: start.tensor])
     if not start.row:
         return whole

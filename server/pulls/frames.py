@@ -72,13 +72,15 @@ class Planned(msgspec.Struct, tag="planned"):
 class Progress(msgspec.Struct, tag="progress"):
     """Puller to daemon: `completed` of `total` bytes of the phase `phase` are done, at `rate` bytes/s.
 
-    `total` is 0 where it is not known. `rate` is measured over the last seconds.
+    `total` is 0 where it is not known. `rate` is measured over the last seconds. `doing` is for people, "" where the
+    phase says enough.
     """
 
     phase: str
     completed: int = 0
     total: int = 0
     rate: float = 0.0
+    doing: str = ""
 
 
 class Done(msgspec.Struct, tag="done"):

@@ -42,7 +42,7 @@ def frame_line(frame: Note | Planned | Progress) -> dict[str, Any]:
                 "resumed": frame.resumed,
             }
         case Progress():
-            line = phase_line(frame.phase)
+            line = phase_line(frame.phase) | ({"status": frame.doing} if frame.doing else {})
             if frame.total:
                 line |= {"completed": frame.completed, "total": frame.total, "rate": round(frame.rate)}
                 line["eta"] = round((frame.total - frame.completed) / frame.rate, 1) if frame.rate else None

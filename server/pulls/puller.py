@@ -25,7 +25,7 @@ from quant.convert.planning import plan_model
 from quant.errors import UnsupportedModel
 from quant.plan import ModelPlan
 from quant.stream.copying import FileCopy
-from quant.stream.pipeline import Conversion
+from quant.stream.pipeline import Conversion, bytes_before
 from quant.stream.streams import Mark
 from registry.errors import DigestMismatch, ModelNotFound
 from registry.names import AUTO, parse
@@ -36,6 +36,7 @@ from runtime.child import Parent
 from runtime.machine.choosing import Chooser, canonical, this_machine
 from runtime.machine.rule import DISK_MARGIN, Wish
 from server.children.child_side import exit_now, run_task
+from server.pulls.compiling import warm
 from server.pulls.frames import Done, Note, Planned, Progress, PullTask
 from server.pulls.provenance import fingerprint, gguf_entries, manifest_config, model_digest, recommended
 from server.pulls.selection import Selection, file_asked_for, select
@@ -113,13 +114,16 @@ class _Attempt:
         self.reference = parse(self.model.source)
         self.machine = this_machine(Path(self.model.cache_folder), lambda text: send(Note(text)))
         self.source = self._open(network)
+        self.progress = Progress("writing")  # the latest
+        self.compiling = ""  # what is compiled, while it is
 
     def run(self, loading: threading.Thread) -> Done:
         """Plan, check that the model fits, and write it."""
         try:
             self.send(Progress("planning"))
             plan, level, reason, conversion = self._decide()
-            _in_background(_warm, loading, {type.name for type in conversion.types.values()}, self.send)
+            loading.join()
+            _in_background(self._warm, sorted({type.name for type in conversion.types.values()}))
             place = self._begin(conversion, level, reason)
             resumed, made_of = place.size if place else 0, model_digest(self.source, conversion)
             self.send(Planned(level, reason, self.source.title, plan.source_bytes, conversion.size, resumed, made_of))
@@ -228,15 +232,41 @@ class _Attempt:
         def progress(completed: int, total: int) -> None:
             rate = throughput.rate(completed, completed == total)
             if rate is not None:
-                self.send(Progress("copying" if conversion.plan.level else "writing", completed, total, rate))
+                self._progress(Progress("copying" if conversion.plan.level else "writing", completed, total, rate))
 
+        start = Mark(place.tensor, place.row, place.shard, place.offset, place.state) if place else None
+        if isinstance(conversion, Conversion):
+            self._progress(Progress("writing", bytes_before(conversion.plan, start), conversion.plan.source_bytes))
         conversion.write(
             self.source.open,
             self.partial,
-            start=Mark(place.tensor, place.row, place.shard, place.offset, place.state) if place else None,
+            start=start,
             threads=self.machine.hardware.cpus,
             progress=progress,
         )
+
+    def _progress(self, progress: Progress) -> None:
+        self.progress = progress
+        if self.compiling:
+            progress = msgspec.structs.replace(progress, phase="compiling", doing=self.compiling)
+        self.send(progress)
+
+    def _warm(self, types: list[str]) -> None:
+        """Compile the kernels of these types where the cache lacks them, and say so beside the figures of the pull."""
+        from quant.kernels import blocks as kernels
+
+        names = ", ".join(kernels.cold(types))
+
+        def told(done: int, total: int) -> None:
+            if not done:
+                self.send(Note(f"compiling for this CPU, once and for some seconds: the quantization to {names}"))
+            doing = f"compiling kernels for {names} ({done} of {total})" if done < total else ""
+            if doing != self.compiling:
+                self.compiling = doing
+                if self.progress.total:
+                    self._progress(self.progress)
+
+        warm(types, self.machine.hardware.cpus, told)
 
 
 def _in_background(work: Callable[..., None], *arguments: Any) -> threading.Thread:
@@ -250,16 +280,6 @@ def _load_kernels(cache: Path) -> None:
     from quant.kernels import blocks as kernels
 
     kernels.configure(cache / "kernels")
-
-
-def _warm(loading: threading.Thread, types: set[str], send: Send) -> None:
-    from quant.kernels import blocks as kernels
-
-    loading.join()
-    if cold := kernels.cold(types):
-        names = ", ".join(cold)
-        send(Note(f"compiling for this CPU, once and for some seconds: the quantization to {names}"))
-    kernels.warm(types)
 
 
 if __name__ == "__main__":

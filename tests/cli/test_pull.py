@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import signal
@@ -9,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
+from cli.pulling import _show_on
 from registry.sources.opening import DEMO
 from tests.cli.support import Cli
 from tests.daemon import Daemon, wait_until
@@ -146,3 +149,23 @@ def test_a_rate_that_is_none_is_said(lm: Cli, rate: str) -> None:
 def test_a_rate_is_kept(lm: Cli, tmp_path: Path) -> None:
     done = lm("pull", "org/demo:F16", "--limit-rate", "50M", "--json")
     assert json.loads(done.out.splitlines()[-1])["status"] == "success"
+
+
+def test_a_terminal_shows_every_note_and_one_bar_for_compiling_and_quantizing() -> None:
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=True, width=120)
+    figures = {"completed": 0, "total": 100, "rate": 0, "eta": None}
+    _show_on(
+        console,
+        [
+            {"phase": "note", "status": "the first note"},
+            {"phase": "note", "status": "the second note"},
+            {"phase": "compiling", "status": "compiling kernels for Q4_K (3 of 5)", **figures},
+            {"phase": "writing", "status": "quantizing", **figures, "completed": 100},
+            {"phase": "done", "status": "success"},
+        ],
+    )
+    shown = screen.getvalue()
+    assert "the first note" in shown and "the second note" in shown
+    assert "compiling kernels for Q4_K (3 of 5)" in shown
+    assert "quantizing" in shown.replace("\r", "\n").splitlines()[-2] and "compiling" not in shown.splitlines()[-2]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
 import stat
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import pytest
 import quant
 from benchmarks import ggml
 from quant.errors import BadValues, UnknownLevel, WrongShape
-from quant.kernels import blocks, eight
+from quant.kernels import blocks, eight, formats
 from quant.kernels.blocks import FAMILIES, PLAIN, pack, unpack
 from quant.kernels.layouts.grids import grid_vectors
 from quant.kernels.vectors import cache
@@ -232,6 +233,33 @@ def test_the_second_process_compiles_nothing(tmp_path: Path) -> None:
     assert run(COUNT, str(tmp_path / "cache")).split() == ["0", folder]
 
 
+def test_compiled_code_outlives_a_new_installation_unless_the_kernel_itself_has_changed(tmp_path: Path) -> None:
+    installed = tmp_path / "elsewhere"
+    shutil.copytree(Path(quant.__file__).parent, installed / "quant")
+    here = {"PYTHONPATH": str(installed), "PYTHONSAFEPATH": "1"}
+    first, folder = run(COUNT, str(tmp_path / "cache")).split()
+    with (installed / "quant" / "kernels" / "shifted.py").open("a") as other:  # a kernel of other types
+        other.write("# changed")
+    assert int(first) > 0
+    assert run(COUNT, str(tmp_path / "cache"), **here).split() == ["0", folder]
+    with (installed / "quant" / "kernels" / "vectors" / "half.py").open("a") as part:
+        part.write("# changed")
+    assert run(COUNT, str(tmp_path / "cache"), **here).split() == [first, folder]
+
+
+def test_the_code_of_a_few_older_versions_of_a_kernel_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "_folder", [tmp_path])
+    function = eight._search._function
+    names = [f"eight._search-{cache.stamp(Path(eight.__file__))}", *(f"eight._search-{n:016x}" for n in range(6))]
+    for age, name in enumerate(names):
+        for end in ("nbi", "1.nbc"):
+            (tmp_path / f"{name}.py311.{end}").touch()
+        os.utime(tmp_path / f"{name}.py311.nbi", (1e9 - age, 1e9 - age))
+    cache.tidy(function)
+    left = {path.name.split(".py")[0] for path in tmp_path.iterdir()}
+    assert left == set(names[: 1 + cache.SPARE])
+
+
 def test_a_folder_that_cannot_be_trusted_is_not_used(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     assert cache.private(tmp_path / "file" / "cache").name.startswith("lm-kernels-")
@@ -278,7 +306,7 @@ def test_kernels_that_have_to_be_compiled_are_known_before(tmp_path: Path, monke
     assert blocks.cold(["F32", "Q8_0"]) == []
     fresh = Kernel(eight._search._function, eight._search._signature)
     assert fresh.is_compiled  # by the file in the cache, as another process finds it
-    monkeypatch.setattr(eight, "KERNELS", (fresh,))
+    monkeypatch.setitem(formats._formats, "Q8_0", formats._formats["Q8_0"]._replace(kernels=(fresh,)))
     monkeypatch.setattr(cache, "_folder", [tmp_path])
     assert blocks.cold(["F32", "Q8_0"]) == ["Q8_0"]
 

@@ -195,4 +195,4 @@ def _symmetric(d: Halves, scales: NDArray[np.int8], levels: NDArray[np.int8]) ->
     return values.reshape(-1, 256)
 
 
-KERNELS = (_pack_affine, _pack_symmetric)
+AFFINE, SYMMETRIC = (_pack_affine,), (_pack_symmetric,)

@@ -108,4 +108,4 @@ TQ2_0 = Layout(_pack_tq2, _unpack_tq2, _restore)
 Q2_0 = Layout(_pack_q2, _unpack_q2, _restore)
 Q1_0 = Layout(_pack_q1, _unpack_q1, _restore_q1)
 
-KERNELS = (_pack_trits, _pack_crumbs)
+TRITS, CRUMBS = (_pack_trits,), (_pack_crumbs,)
