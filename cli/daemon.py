@@ -71,6 +71,18 @@ def _check_home(url: str, mark: object, config: Config) -> None:
     )
 
 
+def other_home(config: Config) -> str:
+    """The URL of a daemon of another home that commands of this environment would find; "" where there is none."""
+    for url in _urls(config):
+        try:
+            answer = _ask_version(url, config)
+        except Failure:
+            return url  # it wants a key that this home has not
+        if answer is not None:
+            return url if answer.get("home") not in (None, config.home_mark) else ""
+    return ""
+
+
 def end(config: Config) -> bool:
     """End the daemon, of whatever version, and wait until it is gone; whether there was one. Raises Failure."""
     running = running_daemon(config)

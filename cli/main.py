@@ -27,6 +27,7 @@ COMMANDS = {
     "default": "Say which level the bare name of a model means",
     "rm": "Remove models",
     "stop": "Pause pulls, unload models, or end the daemon",
+    "key": "Make, list and revoke keys: who may do what with this daemon",
     "serve": "Run the daemon in the foreground",
     "logs": "Show the daemon's log",
     "doctor": "Check this machine and this installation",

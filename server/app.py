@@ -17,18 +17,17 @@ from functools import partial
 from aiohttp import web
 
 from runtime.defaults import MAX_BODY
-from server.access.guard import AccessRules
+from server.access.gate import GATE, Gate
 from server.api.lm import daemon
 from server.api.request import FAILED, LOG_NOTE, warning_of
-from server.config import Config
-from server.errors import NotFound, Unauthorized, WrongMethod
+from server.errors import NotFound, WrongMethod
 from server.http import wire
 from server.http.problems import Dialect, Problem
+from server.http.wire import STREAM
 from server.routes import ROUTES, Handler, Route, check, find, plain_path
 from server.services import SERVICES, Services
 
 log = logging.getLogger("lm.requests")
-ACCESS_RULES = web.AppKey("access_rules", AccessRules)
 # Status in the log for a client that left: its handler is cancelled, or a write fails, whichever comes first.
 GONE = 499
 # Routes that watchdogs poll and that `lm` asks before every command: not worth a line in the log.
@@ -50,11 +49,11 @@ _ABSENT = (
 _ALLOWED_METHODS = "GET, HEAD, POST, DELETE, OPTIONS"
 
 
-def build(config: Config, services: Services, stop: Callable[[], None]) -> web.Application:
+def build(services: Services, gate: Gate, stop: Callable[[], None]) -> web.Application:
     """The application; `stop` begins the daemon's end."""
     app = web.Application(middlewares=[record, explain, admit], client_max_size=MAX_BODY)
     app[SERVICES] = services
-    app[ACCESS_RULES] = AccessRules(config)
+    app[GATE] = gate
     app[daemon.STOP] = stop
     app.on_response_prepare.append(_label)
     check(ROUTES)
@@ -67,14 +66,19 @@ def build(config: Config, services: Services, stop: Callable[[], None]) -> web.A
 
 async def _enter(route: Route, request: web.Request) -> web.StreamResponse:
     """Call the handler of a route for a caller who may use it."""
-    return await route.handler(request)
+    return await request.app[GATE].enter(request, route.role, route.handler)
 
 
 async def _elsewhere(request: web.Request) -> web.StreamResponse:
     """A path that is no route as it stands: with slashes too many it may mean one."""
     path = plain_path(request.path)
-    route = find(request.method, path)
+    try:
+        route = find(request.method, path)
+    except web.HTTPMethodNotAllowed:
+        await request.app[GATE].refuse_strangers(request)
+        raise
     if route is None:
+        await request.app[GATE].refuse_strangers(request)
         raise web.HTTPNotFound
     beginning, _, variable = route.path.partition("{")
     if variable:
@@ -128,7 +132,17 @@ async def explain(request: web.Request, handler: Handler) -> web.StreamResponse:
         problem = Problem.of(error)
         if problem.code == "internal":
             log.exception("request %s failed", request["id"])
-        return _refusal(request, problem)
+        stream = request.get(STREAM)
+        if stream is None or not stream.started:
+            return _refusal(request, problem)
+        form = dialect(request.path)
+        request[FAILED] = str(problem.status(form))
+        request[LOG_NOTE] += f" {problem.code}"
+        try:
+            response: web.StreamResponse = await stream.fail(problem.body(form))
+        except ConnectionError:
+            return web.Response(status=GONE)
+        return response
 
 
 async def _label(request: web.Request, response: web.StreamResponse) -> None:
@@ -136,8 +150,10 @@ async def _label(request: web.Request, response: web.StreamResponse) -> None:
     response.headers["X-Request-Id"] = request.get("id", "")
     if warning := warning_of(request):
         response.headers["X-LM-Warning"] = warning.encode("unicode_escape").decode()
+    gate = request.app[GATE]
+    response.headers.update(gate.headers(request, dialect(request.path)))
     origin = request.headers.get("Origin")
-    if origin is not None and request.app[ACCESS_RULES].allows_origin(origin):
+    if origin is not None and gate.rules.allows_origin(origin):
         response.headers["Access-Control-Allow-Origin"] = origin
         response.headers["Vary"] = "Origin"
 
@@ -145,16 +161,8 @@ async def _label(request: web.Request, response: web.StreamResponse) -> None:
 @web.middleware
 async def admit(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Refuse requests that break the access rules, and answer the preflight requests of browsers."""
-    path = plain_path(request.path)
-    rules = request.app[ACCESS_RULES]
-    try:
-        route = _asked_for(request, path)
-        rules.admit(
-            request, changes=route is not None and route.changes, free=route is not None and route.role == "open"
-        )
-    except Unauthorized:
-        await rules.hold(request)
-        raise
+    route = _asked_for(request)
+    request.app[GATE].identify(request, changes=route is not None and route.changes)
     if request.method == "OPTIONS":
         allowed = {
             "Access-Control-Allow-Methods": _ALLOWED_METHODS,
@@ -168,11 +176,11 @@ async def admit(request: web.Request, handler: Handler) -> web.StreamResponse:
     return await handler(request)
 
 
-def _asked_for(request: web.Request, path: str) -> Route | None:
+def _asked_for(request: web.Request) -> Route | None:
     """The route of this request, or of the request that a preflight announces."""
     method = request.headers.get("Access-Control-Request-Method", "") if request.method == "OPTIONS" else request.method
     with suppress(web.HTTPMethodNotAllowed):
-        return find(method, path)
+        return find(method, plain_path(request.path))
     return None
 
 

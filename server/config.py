@@ -13,13 +13,14 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from registry.net.hub import OLLAMA_URL, Hub
 from runtime.defaults import CONTEXT_RANGE, GAP, SEQUENCES, SEQUENCES_RANGE
 from server.values import (
     DEFAULT_HOST,
     FOREVER,
+    Role,
     address,
     duration,
     factor,
@@ -30,14 +31,13 @@ from server.values import (
     listed,
     listening,
     plain_text,
+    role_name,
     whole_number,
 )
 
 VERSION = "0.1.0"
 # The version of Ollama whose HTTP API we answer: clients refuse a server that is older than they need.
 OLLAMA_VERSION = "0.14.0"
-# Who may do what: ask models; bring them in and remove them too; everything.
-Role = Literal["infer", "operator", "admin"]
 
 
 class BadSetting(ValueError):
@@ -70,6 +70,8 @@ class Config:
     keep_alive: float = 300.0
     max_models: int = 4
     origins: tuple[str, ...] = ()
+    socket_group: str = ""
+    socket_role: Role = "infer"
     api_key: str = ""
     no_auth: bool = False
     hf_endpoint: str = "https://huggingface.co"
@@ -205,6 +207,8 @@ SETTINGS: dict[str, Setting] = {
     "origins": Setting(
         listed, "origins such as `https://chat.example`, separated by commas", ("LM_ORIGINS", "OLLAMA_ORIGINS")
     ),
+    "socket_group": Setting(plain_text, "a group of this machine", ("LM_SOCKET_GROUP",)),
+    "socket_role": Setting(role_name, "`infer`, `operator` or `admin`", ("LM_SOCKET_ROLE",)),
     "api_key": Setting(plain_text, "a text", ("LM_API_KEY",)),
     "no_auth": Setting(flag, "true or false", ("LM_NO_AUTH",)),
     "hf_endpoint": Setting(http_url, "an http(s) URL", ("HF_ENDPOINT",)),
@@ -228,6 +232,8 @@ LASTING = (
     "keep_alive",
     "max_models",
     "origins",
+    "socket_group",
+    "socket_role",
     "no_auth",
     "proxy",
     "no_proxy",

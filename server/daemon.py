@@ -24,6 +24,7 @@ from runtime.machine.hardware import detect
 from runtime.small_files import replace_file
 from server import app
 from server.access.connections import Connections
+from server.access.gate import Gate
 from server.config import VERSION, Config, host_variable
 from server.errors import StartFailed
 from server.library import Library
@@ -45,7 +46,8 @@ async def serve(config: Config, runtime: Runtime, ready: Callable[[Config], None
 
     Raises StartFailed, StoreLocked, StoreDamaged and others of the registry when it cannot start.
     """
-    _check_exposure(config)
+    gate = Gate(config)
+    _check_exposure(config, gate)
     with plainly(config.home):
         config.home.mkdir(mode=0o700, parents=True, exist_ok=True)
     store = _open_store(config)
@@ -54,8 +56,8 @@ async def serve(config: Config, runtime: Runtime, ready: Callable[[Config], None
         config = replace(config, port=listener.getsockname()[1])
         stop = asyncio.Event()
         with _signals(stop):
-            async with _listening(config, store, runtime, listener, stop):
-                _write_daemon_file(config)
+            async with _listening(config, store, runtime, gate, listener, stop):
+                _write_daemon_file(config, gate.keys.token)
                 log.info("lm %s is ready on %s, home %s, process %d", VERSION, config.url, config.home, os.getpid())
                 ready(config)
                 await stop.wait()
@@ -69,7 +71,7 @@ async def serve(config: Config, runtime: Runtime, ready: Callable[[Config], None
 
 @asynccontextmanager
 async def _listening(
-    config: Config, store: Store, runtime: Runtime, listener: socket.socket, stop: asyncio.Event
+    config: Config, store: Store, runtime: Runtime, gate: Gate, listener: socket.socket, stop: asyncio.Event
 ) -> AsyncGenerator[None]:
     """All parts of the daemon, taken down in the order that lets running answers end."""
     library = Library(store)
@@ -78,7 +80,7 @@ async def _listening(
     jobs = Jobs(config, library, pool.open_blobs, pool.retire, check=runtime.name == "llama")
     services = Services(config, library, pool, jobs)
     runner = web.AppRunner(
-        app.build(config, services, stop.set),
+        app.build(services, gate, stop.set),
         access_log=None,
         handler_cancellation=True,
         auto_decompress=False,  # `server/http/bodies.py` unpacks bodies, within a bound
@@ -89,6 +91,7 @@ async def _listening(
     assert runner.server is not None
     server = await asyncio.get_running_loop().create_server(Connections(runner.server), sock=listener, backlog=BACKLOG)
     resuming = asyncio.create_task(services.jobs.resume())
+    watching = asyncio.create_task(gate.watch())
     try:
         yield
     finally:
@@ -96,16 +99,20 @@ async def _listening(
         await asyncio.wait([resuming])
         await asyncio.gather(services.jobs.stop(), services.pool.drain(DRAIN_SECONDS))
         await runner.cleanup()
+        watching.cancel()
+        await asyncio.wait([watching])
+        await gate.save()
 
 
-def _check_exposure(config: Config) -> None:
-    if not is_loopback(config.host) and not config.api_key and not config.no_auth:
+def _check_exposure(config: Config, gate: Gate) -> None:
+    if not is_loopback(config.host) and not gate.keys.can_open and not config.no_auth:
         variable = host_variable(config.host)
         source = f" (`{variable}` in the environment)" if variable else ""
         less = f", or `LM_HOST=127.0.0.1` for this machine alone, which goes before `{variable}`" if variable else ""
         raise StartFailed(
             f"listening on `{config.host}`{source} lets other machines in, and there is no key",
-            f"set LM_API_KEY, or LM_NO_AUTH=1 (`lm serve --no-auth`) if that is meant{less}",
+            "make one with `lm key create`, set LM_API_KEY, or LM_NO_AUTH=1 (`lm serve --no-auth`) if that is "
+            f"meant{less}",
         )
 
 
@@ -160,8 +167,9 @@ def _free_port(config: Config) -> int:
     return 0
 
 
-def _write_daemon_file(config: Config) -> None:
-    record = {"pid": os.getpid(), "url": config.url, "version": VERSION, "settings": config.lasting}
+def _write_daemon_file(config: Config, token: str) -> None:
+    """Tell commands of the same user about this daemon, with the token by which it knows them."""
+    record = {"pid": os.getpid(), "url": config.url, "version": VERSION, "settings": config.lasting, "token": token}
     try:
         with plainly(config.home):
             replace_file(config.daemon_file, (json.dumps(record) + "\n").encode())

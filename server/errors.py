@@ -5,7 +5,10 @@ ServerError
 ├── BodyTooLarge     more bytes, or more values, than the daemon reads
 ├── UnknownEncoding  a body packed in a way that the daemon cannot unpack
 ├── Forbidden        a Host, Origin or peer that may not ask this
-├── Unauthorized     the API key is missing or wrong
+├── Unauthorized     the API key is missing, wrong or at its end
+├── KeysUnreadable   the daemon's keys cannot be read for now
+├── RateLimited      more requests than a key may send, or wrong keys from one machine
+│   └── QuotaUsed    more tokens than a key may use
 ├── NotFound         no such route, or no such method on it
 ├── CheckFailed      a model that was brought in, and does not load or does not compute
 ├── Unsupported      a field or a kind of model that this version, or this model, does not support
@@ -69,9 +72,31 @@ class Forbidden(ServerError):
 
 
 class Unauthorized(ServerError):
-    """The daemon has an API key and the request does not carry it."""
+    """The daemon wants a key, and the request carries none that is valid."""
 
     code = "unauthorized"
+
+
+class KeysUnreadable(ServerError):
+    """The file of keys cannot be used for now: whoever comes with a key may try again."""
+
+    code = "keys_unreadable"
+
+
+class RateLimited(ServerError):
+    """Too many requests; `retry_after` is in seconds."""
+
+    code = "rate_limited"
+
+    def __init__(self, message: str, hint: str = "", retry_after: float = 0.0) -> None:
+        super().__init__(message, hint)
+        self.retry_after = retry_after
+
+
+class QuotaUsed(RateLimited):
+    """The tokens of a key are used; `retry_after` is in seconds."""
+
+    code = "quota_used"
 
 
 class NotFound(ServerError):

@@ -5,9 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal, get_args
 
 DEFAULT_HOST = "127.0.0.1"
 FOREVER = -1.0
+# Who may do what: ask models; bring them in and remove them too; everything.
+Role = Literal["infer", "operator", "admin"]
 
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _DURATION = re.compile(r"(?:[0-9]{1,9}(?:\.[0-9]{1,9})?(?:ms|s|m|h|d))+")
@@ -125,3 +128,12 @@ def flag(value: object) -> bool:
 def file_path(value: object) -> Path:
     """An absolute path, `~` for the home folder."""
     return Path(plain_text(value)).expanduser().absolute()
+
+
+def role_name(value: object) -> Role:
+    """A role, by its name."""
+    roles: tuple[Role, ...] = get_args(Role)
+    for role in roles:
+        if value == role:
+            return role
+    raise ValueError("not a role")

@@ -49,7 +49,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
     "server": (
         ("server.values",),
         ("server.config",),
-        ("server.errors",),
+        ("server.errors", "server.keys"),
         ("server.http", "server.children", "server.library"),
         ("server.access", "server.loaded", "server.doctor", "server.verify"),
         ("server.pulls",),

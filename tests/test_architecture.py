@@ -28,6 +28,7 @@ MAY_IMPORT = {
     "server": {"runtime", "registry", "quant"},
     "cli": {
         "server.config",
+        "server.keys",
         "server.values",
         "runtime.defaults",
         "runtime.units",

@@ -43,6 +43,7 @@ log = logging.getLogger("lm.store")
 
 _COMMITTED = "committed"  # in an ingest folder: the digest under which its data is about to lie among the blobs
 _DETACHED = "detached"  # in an ingest folder: the wishes of a pull that goes on whoever looks on
+_OWNERS = "owners"  # in an ingest folder: the owners of the keys that asked for the pull
 _LONGEST_DIGEST = 80
 _LONGEST_NOTE = 1 << 16
 
@@ -63,6 +64,16 @@ class Ingest:
     def detached(self) -> bytes | None:
         """The note of `Store.detach`, None without one. Raises StoreFailed."""
         return reading.contents(self.folder / _DETACHED, _LONGEST_NOTE)
+
+    @property
+    def owners(self) -> set[str]:
+        """The owners that `Store.note_owners` noted; where there are none, the daemon's own user, "".
+
+        Raises StoreFailed.
+        """
+        return set(
+            (reading.contents(self.folder / _OWNERS, _LONGEST_NOTE) or b"").decode("ascii", "replace").split("\n")
+        )
 
     @property
     def journal(self) -> Journal | None:
@@ -201,7 +212,13 @@ class Store:
 
         Does nothing where there is no ingest. A note that cannot be written costs no more than itself.
         """
-        path = self._folder(title) / _DETACHED
+        self._note(self._folder(title) / _DETACHED, note)
+
+    def note_owners(self, title: str, owners: set[str]) -> None:
+        """Note in the ingest of `title` whose it is, as `detach` does it."""
+        self._note(self._folder(title) / _OWNERS, "\n".join(sorted(owners)).encode())
+
+    def _note(self, path: Path, note: bytes | None) -> None:
         with contextlib.suppress(OSError), self._changing:
             if note is None:
                 fsops.unlink(path)

@@ -1,4 +1,4 @@
-"""Which requests the daemon takes: the names it answers to, the pages and machines that may ask, the API key.
+"""Which requests the daemon takes: the names it answers to, and the pages that may ask.
 
 A browser carries requests for pages of other origins. A name that an attacker's DNS points at loopback even makes such
 a page "same origin" (facts/reliability.md C6). So the Host must be one of the daemon's names, a known Origin is
@@ -8,8 +8,6 @@ neither Origin nor Sec-Fetch-Site, and are not affected.
 
 from __future__ import annotations
 
-import asyncio
-import hmac
 import ipaddress
 import re
 import socket
@@ -17,14 +15,9 @@ import socket
 from aiohttp import web
 
 from server.config import Config
-from server.errors import Forbidden, Unauthorized
+from server.errors import Forbidden
 from server.values import is_loopback
 
-# Whether a request has the key, or none is wanted.
-KNOWN = web.RequestKey("known", bool)
-# Each wrong key from a machine is answered one step later than the one before it, but never later than the limit.
-WRONG_KEY_SECONDS = 0.5
-LONGEST_HOLD = 10.0
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]+)(?::[0-9]{1,5})?")
 _ORIGIN = re.compile(r"https?://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]+)(?::[0-9]{1,5})?")
 # Origins of desktop programs that show pages; no website can have one.
@@ -44,19 +37,16 @@ class AccessRules:
         allowed = (origin.rstrip("/").lower() for origin in config.origins)
         self._names |= {match[1] for origin in allowed if (match := _ORIGIN.fullmatch(origin))}
         self._trusted = [_pattern(origin) for origin in (*_PROGRAMS, *config.origins) if origin != "*"]
-        self._key = config.api_key.encode()
-        self._wrong_keys: dict[str, float] = {}
 
-    def admit(self, request: web.Request, *, changes: bool = False, free: bool = False) -> None:
-        """Check Host, Origin, Sec-Fetch-Site and API key, in this order; raises Forbidden or Unauthorized.
+    def admit(self, request: web.Request, *, known: bool, changes: bool) -> None:
+        """Check Host, Origin and Sec-Fetch-Site, in this order; raises Forbidden.
 
-        `changes`: the request would change what is here, which pages of other origins may not do unless a setting names
-        theirs. `free`: no key is wanted. A request with the right key is none that a page was tricked into, so it may
-        name any host.
+        `known`: the caller has shown who it is. A page cannot have tricked anybody into such a request, so it may name
+        any host. `changes`: the request would change what is here, which pages of other origins may not do unless a
+        setting names theirs.
         """
         hosts = request.headers.getall("Host", [])
-        request[KNOWN] = known = self._has_key(request)
-        if len(hosts) != 1 or not ((known and self._key) or self._is_own_name(hosts[0])):
+        if len(hosts) != 1 or not (known or self._is_own_name(hosts[0])):
             raise Forbidden(
                 f"the daemon does not answer to the host `{', '.join(hosts)[:100]}`",
                 "ask it as `localhost`, or start it with the name in LM_ORIGINS, such as `http://NAME`",
@@ -73,21 +63,6 @@ class AccessRules:
             )
         if origin is None and request.headers.get("Sec-Fetch-Site") == "cross-site" and not self.allows_origin("null"):
             raise Forbidden("another site's page may not use this daemon", "it has to send its Origin")
-        if self._key and request.method != "OPTIONS" and not (known or free):
-            raise Unauthorized("this daemon wants its API key", "send `Authorization: Bearer KEY` (LM_API_KEY)")
-
-    async def hold(self, request: web.Request) -> None:
-        """Let a client wait that sent a wrong key: each one from the same machine a little longer, up to a limit."""
-        if self._sent_key(request) == "":
-            return
-        peer = _peer(request)
-        now = asyncio.get_running_loop().time()
-        for other in [other for other, until in self._wrong_keys.items() if until < now]:
-            del self._wrong_keys[other]
-        # When the next wrong key of this machine is answered; it stands in the future while they come fast.
-        due = max(now, self._wrong_keys.get(peer, 0.0)) + WRONG_KEY_SECONDS
-        self._wrong_keys[peer] = min(due, now + LONGEST_HOLD)
-        await asyncio.sleep(self._wrong_keys[peer] - now)
 
     def _may_change(self, origin: str, host: str) -> bool:
         """Whether a page of this origin may change something: the daemon's own, or one that a setting names."""
@@ -114,28 +89,15 @@ class AccessRules:
             return True
         return self._wide and (_is_address(name) or _PRIVATE.fullmatch(name) is not None)
 
-    def _has_key(self, request: web.Request) -> bool:
-        return not self._key or hmac.compare_digest(
-            self._sent_key(request).encode("utf-8", "surrogateescape"), self._key
-        )
 
-    def _sent_key(self, request: web.Request) -> str:
-        scheme, _, key = request.headers.get("Authorization", "").strip().partition(" ")
-        bearer = key.strip() if scheme.lower() == "bearer" else ""
-        return bearer or request.headers.get("x-api-key", "")
-
-
-def require_loopback(request: web.Request, subject: str) -> None:
-    """Raise Forbidden unless the client is on this machine; `subject` begins the message."""
-    peer = _peer(request)
-    if not peer or not ipaddress.ip_address(peer.split("%")[0]).is_loopback:
-        raise Forbidden(f"{subject} is for clients on this machine", "ask on the machine itself")
-
-
-def _peer(request: web.Request) -> str:
-    """The address of the client, "" where it has gone."""
-    place = request.transport.get_extra_info("peername") if request.transport else None
-    return str(place[0]) if place else ""
+def sent_key(request: web.Request) -> str:
+    """The key that a request carries, "" where it has none: `Authorization: Bearer`, or Anthropic's `x-api-key`."""
+    authorization = request.headers.get("Authorization")
+    if authorization:
+        scheme, _, key = authorization.strip().partition(" ")
+        if scheme.lower() == "bearer" and key.strip():
+            return key.strip()
+    return request.headers.get("x-api-key", "")
 
 
 def _pattern(origin: str) -> re.Pattern[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
-from server.config import Role
+from server.values import Role
 
 # The least that a route takes: `open` takes callers without a key, any other word a key of this role or a higher one.
 Access = Literal["open", "infer", "operator", "admin"]

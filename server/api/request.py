@@ -16,6 +16,8 @@ from registry.store.catalog import Model
 from runtime.conversation import Turn
 from runtime.errors import BadRequest, PromptTooLong
 from runtime.messages import Submit
+from server.access.callers import caller_of
+from server.access.gate import GATE
 from server.api.fields import KnownFields, passed_over, refuse_field, warning
 from server.errors import BadBody, ChildError, Unsupported
 from server.http.bodies import read_body
@@ -106,7 +108,28 @@ async def resolve_model(request: web.Request, name: str | None) -> Model:
     Raises BadBody where there is no name, ModelNotFound, BadName.
     """
     request[LOG_NOTE] = name = require_name(name)
-    return await request.app[SERVICES].library.resolve(name)
+    return await visible_model(request, name)
+
+
+async def visible_model(request: web.Request, name: str) -> Model:
+    """The model of this name, if it exists for the caller's key. Raises ModelNotFound, BadName."""
+    caller = caller_of(request)
+    try:
+        model = await request.app[SERVICES].library.resolve(name)
+    except ModelNotFound:
+        if caller.limited:
+            raise caller.not_found(name) from None  # the error itself names what comes close
+        raise
+    if not caller.sees(model):
+        raise caller.not_found(name)
+    return model
+
+
+def spend(request: web.Request, tokens: int) -> None:
+    """Count tokens, read or written, against the quota of the caller's key."""
+    key = caller_of(request).key
+    if key is not None:
+        request.app[GATE].limits.spend(key, tokens)
 
 
 async def is_installed(services: Services, name: str) -> bool:

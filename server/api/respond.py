@@ -20,7 +20,7 @@ from aiohttp import web
 
 from registry.store.catalog import Model
 from runtime.messages import CallDelta, Delta, Finished, Started, Submit
-from server.api.request import FAILED, LOG_NOTE, InUse, in_use, prompt_from
+from server.api.request import FAILED, LOG_NOTE, InUse, in_use, prompt_from, spend
 from server.errors import INTERNAL
 from server.http.problems import Dialect, Problem
 from server.http.wire import Stream, StreamForm, reply
@@ -56,14 +56,22 @@ class Usage:
     thinking: int = 0
     complete: bool = False
     """Whether every answer came to its end."""
+    told: int = 0
+    """Tokens of answers that have not ended, as their frames count them."""
+
+    @property
+    def spent(self) -> int:
+        """All tokens so far, for the quota of a key: those of answers count as they come."""
+        return self.prompt + max(self.answer, self.told)
 
     def count(self, frame: Answer) -> None:
         """Add the tokens that a frame counts."""
         if isinstance(frame, Started):
             self.prompt += frame.prompt_tokens
             self.cached += frame.cached
-        elif isinstance(frame, Delta) and frame.kind == "thinking":
-            self.thinking += frame.tokens
+        elif isinstance(frame, Delta):
+            self.told += frame.tokens
+            self.thinking += frame.tokens if frame.kind == "thinking" else 0
         elif isinstance(frame, Finished):
             self.answer += frame.answer_tokens
 
@@ -113,7 +121,7 @@ async def respond(request: web.Request, generation: Generation, writer: AnswerWr
 async def _respond(request: web.Request, generation: Generation, writer: AnswerWriter) -> web.StreamResponse:
     usage = Usage()
     async with in_use(request.app[SERVICES], generation.model, generation.context, generation.keep_alive) as model:
-        frames = _frames(model, generation.submits, usage)
+        frames = _spending(request, _frames(model, generation.submits, usage), usage)
         if generation.stream:
             response = await _streamed(request, _objects(writer, model, frames, usage), writer)
         else:
@@ -177,6 +185,16 @@ async def _frames(model: InUse, submits: list[Submit], usage: Usage) -> Frames:
                 else:
                     yield first + frame.index, frame
     usage.complete = True
+
+
+async def _spending(request: web.Request, frames: Frames, usage: Usage) -> Frames:
+    """The frames, whose tokens count against the quota of the caller's key at once: an answer may never end."""
+    before = 0
+    async with aclosing(frames):
+        async for index, frame in frames:
+            spend(request, usage.spent - before)
+            before = usage.spent
+            yield index, frame
 
 
 def _written(writer: AnswerWriter, index: int, frame: Answer) -> Iterable[Json]:

@@ -15,7 +15,7 @@ from registry.names import LATEST, LIBRARY, LOCAL, Name, Reference, parse
 from registry.net.hub import Hub
 from registry.net.reaching import is_loopback
 from registry.sources import packages
-from server.access.guard import require_loopback
+from server.access.peers import require_loopback
 from server.config import Config
 from server.errors import BadBody
 from server.services import Services

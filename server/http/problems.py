@@ -17,6 +17,7 @@ from runtime import errors as runtime
 from server import errors as server
 from server.config import BadSetting
 from server.errors import INTERNAL, PUBLIC_ERRORS
+from server.keys.file import BadKeyFile
 
 Dialect = Literal["ollama", "openai", "anthropic"]
 
@@ -29,6 +30,9 @@ _STATUS_OF: dict[type[_Coded], int] = {
     server.CheckFailed: 400,
     server.Forbidden: 403,
     server.Unauthorized: 401,
+    server.KeysUnreadable: 503,
+    server.RateLimited: 429,
+    server.QuotaUsed: 429,
     server.NotFound: 404,
     server.WrongMethod: 405,
     server.Unsupported: 400,
@@ -36,6 +40,7 @@ _STATUS_OF: dict[type[_Coded], int] = {
     server.Stopping: 503,
     server.StartFailed: 500,
     BadSetting: 500,
+    BadKeyFile: 500,
     runtime.EngineError: 500,
     runtime.DoesNotFit: 507,
     runtime.BadRequest: 400,
@@ -64,7 +69,7 @@ _STATUS_OF: dict[type[_Coded], int] = {
 }
 # By code, because an error of a child process has no class here.
 STATUS = {error.code: status for error, status in _STATUS_OF.items()} | {INTERNAL[0]: 500}
-RETRY_SECONDS = {runtime.QueueFull.code: 2.0, server.Stopping.code: 5.0}
+RETRY_SECONDS = {runtime.QueueFull.code: 2.0, server.Stopping.code: 5.0, server.KeysUnreadable.code: 5.0}
 # The code of a prompt that is too long, and the sentence with both numbers, by which OpenAI's clients know to trim it.
 _CONTEXT_EXCEEDED = "context_length_exceeded"
 _BOTH_NUMBERS = re.compile(r"([0-9][0-9,]*) tokens\b.*?([0-9][0-9,]*)")

@@ -48,6 +48,7 @@ class Stream:
         self._request = request
         self._form = form
         self._response = web.StreamResponse(headers={"Content-Type": form.media, "Cache-Control": "no-cache"})
+        request[STREAM] = self
 
     @property
     def started(self) -> bool:
@@ -82,3 +83,7 @@ class Stream:
                 await self._response.write(data)
         except TimeoutError:
             raise ConnectionResetError("the reader took nothing for a minute") from None
+
+
+# The stream of a request, for an error that comes when its status line is out already.
+STREAM = web.RequestKey("stream", Stream)

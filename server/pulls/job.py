@@ -60,12 +60,14 @@ class _Entry(NamedTuple):
 class Job:
     """One pull. `task` does the work; `followers` counts the clients that read its lines.
 
-    `level` is "" until it is known. `detached` jobs go on when nobody follows. A job that is "pausing" keeps its
+    `level` is "" until it is known. `owners` are the owners of the keys that asked for it, "" for the daemon's own
+    user. `detached` jobs go on when nobody follows. A job that is "pausing" keeps its
     partial file, one that is "removing" throws it away.
     """
 
     def __init__(self, reference: Reference, options: PullOptions) -> None:
         self.reference = reference
+        self.owners: set[str] = set()
         self.options = options
         self.followers = 0
         self.detached = False

@@ -26,6 +26,12 @@ from server.pulls.lines import error_line, name_at_level, note_line, partial_row
 from server.pulls.pull import Pull
 
 log = logging.getLogger("lm.jobs")
+# Whether an object of this owner exists for whoever asks.
+MayTouch = Callable[[str], bool]
+
+
+def _everyone(owner: str) -> bool:
+    return True
 
 
 class Jobs:
@@ -54,9 +60,11 @@ class Jobs:
         self._stopping = False
 
     async def follow(
-        self, reference: Reference, options: PullOptions, *, detach: bool = False
+        self, reference: Reference, options: PullOptions, *, detach: bool = False, owner: str = ""
     ) -> AsyncGenerator[dict[str, Any]]:
         """The lines of the pull of `reference`, started unless it is under way; the last one is success or error.
+
+        It belongs to `owner` from now on, beside its earlier owners.
 
         With `detach` it goes on to its end, whoever leaves. A pull that is under way keeps its own options. A pull that
         was begun under another name, with a level or without one, goes on under that name.
@@ -75,6 +83,7 @@ class Jobs:
             await asyncio.to_thread(self._store.detach, reference.text, job.options.note())
         job.followers += 1
         try:
+            await self._own(job, owner)
             if detached_before:
                 yield note_line(
                     f"the daemon brings this in whether or not anybody looks on; `lm stop {reference.text}` pauses it"
@@ -86,34 +95,43 @@ class Jobs:
             if not job.followers and not job.detached:
                 job.pause()
 
-    async def partials(self) -> list[dict[str, Any]]:
-        """Rows of `/lm/partials`: the pulls that are under way or paused; sizes in bytes."""
+    async def _own(self, job: Job, owner: str) -> None:
+        """Let a pull belong to an owner too, also after a restart."""
+        if owner not in job.owners:
+            job.owners.add(owner)
+            await asyncio.to_thread(self._store.note_owners, job.reference.text, job.owners)
+
+    async def partials(self, may_touch: MayTouch = _everyone) -> list[dict[str, Any]]:
+        """Rows of `/lm/partials`: the pulls that are under way or paused, of owners that pass; sizes in bytes."""
         under_way = set(self._jobs)
 
         def rows() -> list[dict[str, Any]]:
-            each_row = (
-                partial_row(self._store, ingest, ingest.title in under_way) for ingest in self._store.partials()
-            )
+            mine = (ingest for ingest in self._store.partials() if _touches(may_touch, ingest.owners))
+            each_row = (partial_row(self._store, ingest, ingest.title in under_way) for ingest in mine)
             return [row for row in each_row if row is not None]
 
         return await asyncio.to_thread(rows)
 
-    async def remove(self, name: str, installed: bool) -> list[str]:
+    async def remove(self, name: str, installed: bool, may_touch: MayTouch = _everyone) -> list[str]:
         """End the pulls that `name` means, and throw away their files; the names of these pulls.
 
-        A bare name means all levels, unless a model of that name is `installed`.
+        A bare name means all levels, unless a model of that name is `installed`. Pulls of owners that do not pass
+        `may_touch` are none.
         """
-        reference, ending = parse(name), await self._meant(name, installed)
+        reference, ending = parse(name), await self._meant(name, installed, may_touch)
         for job in ending:
             job.remove()
         await _ended(ending)
 
-        abandoned = await asyncio.to_thread(self._abandon, reference, installed)
+        abandoned = await asyncio.to_thread(self._abandon, reference, installed, may_touch)
         return list(dict.fromkeys([*(job.reference.text for job in ending), *abandoned]))
 
-    async def pause(self, name: str, installed: bool) -> list[str]:
+    async def pause(self, name: str, installed: bool, may_touch: MayTouch = _everyone) -> list[str]:
         """Pause the running pulls that `name` means, as in `remove`, all of them for ""; the names of these pulls."""
-        meant = await self._meant(name, installed) if name else list(self._jobs.values())
+        if name:
+            meant = await self._meant(name, installed, may_touch)
+        else:
+            meant = [job for job in self._jobs.values() if _touches(may_touch, job.owners)]
         running = [job for job in meant if job.state == "running"]
         for job in running:
             job.pause()
@@ -124,14 +142,17 @@ class Jobs:
     async def resume(self) -> None:
         """Go on with the detached pulls that an earlier daemon left."""
         try:
-            notes = await asyncio.to_thread(lambda: [(each.title, each.detached) for each in self._store.partials()])
+            notes = await asyncio.to_thread(
+                lambda: [(each.title, each.detached, each.owners) for each in self._store.partials()]
+            )
         except RegistryError as error:
             log.warning("what an earlier daemon pulled stays paused: %s", error)
             return
-        for title, note in notes:
+        for title, note, owners in notes:
             with contextlib.suppress(msgspec.MsgspecError, RegistryError):
                 if note and not self._stopping:
                     job = self._job(parse(title), PullOptions.of(note, self._config.hub))
+                    job.owners |= owners
                     job.detached = True
                     log.info("going on with the pull of %s", title)
 
@@ -143,9 +164,9 @@ class Jobs:
             job.pause()
         await _ended(jobs)
 
-    async def _meant(self, name: str, installed: bool) -> list[Job]:
+    async def _meant(self, name: str, installed: bool, may_touch: MayTouch) -> list[Job]:
         """The jobs that a name means. Reads files."""
-        jobs = list(self._jobs.values())
+        jobs = [job for job in self._jobs.values() if _touches(may_touch, job.owners)]
         placed = self._store.placed
 
         def meant() -> list[Job]:
@@ -154,13 +175,14 @@ class Jobs:
 
         return await asyncio.to_thread(meant)
 
-    def _abandon(self, wanted: Reference, installed: bool) -> list[str]:
+    def _abandon(self, wanted: Reference, installed: bool, may_touch: MayTouch) -> list[str]:
         """Throw away the files of the paused pulls that `wanted` means; their names. Reads and removes files."""
         names, placed = [], self._store.placed
         wanted = placed(wanted)
         for ingest in self._store.partials():
             journal = ingest.journal
-            if journal and _means(wanted, placed(parse(ingest.title)), journal.facts.level, installed):
+            meant = journal and _means(wanted, placed(parse(ingest.title)), journal.facts.level, installed)
+            if meant and _touches(may_touch, ingest.owners):
                 self._store.abandon(ingest)
                 names.append(ingest.title)
         return names
@@ -216,6 +238,10 @@ class Jobs:
             else:
                 log.info("pull of %s failed: %s", name, error)
             job.add(error_line(error))
+
+
+def _touches(may_touch: MayTouch, owners: set[str]) -> bool:
+    return any(may_touch(owner) for owner in owners)
 
 
 async def _ended(jobs: list[Job]) -> None:

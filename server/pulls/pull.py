@@ -56,6 +56,7 @@ class Pull:
         job.add(phase_line("resolving"))
         ingest = await self._begin()
         try:
+            await asyncio.to_thread(self._note_owners, ingest)
             if job.detached:
                 await asyncio.to_thread(store.detach, job.reference.text, job.options.note())
             result = await self._write(ingest)
@@ -95,6 +96,11 @@ class Pull:
         except asyncio.CancelledError:
             await asyncio.to_thread(store.pause, await beginning)
             raise
+
+    def _note_owners(self, ingest: Ingest) -> None:
+        """Write down the owners of the pull: the new ones, and where it goes on the earlier ones."""
+        self._job.owners |= ingest.owners if ingest.journal else set()
+        self._store.note_owners(self._job.reference.text, set(self._job.owners))
 
     async def _write(self, ingest: Ingest) -> Done | Model:
         """Let a puller write the model's file, unless the store has the same model already: then that model."""

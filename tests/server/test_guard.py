@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from server.access.connections import MAX_FROM_ONE
-from server.access.guard import WRONG_KEY_SECONDS, AccessRules
+from server.access.guard import AccessRules
+from server.access.wrong import WRONG_KEY_SECONDS
 from server.config import Config
 from tests.daemon import Daemon, allowed
 

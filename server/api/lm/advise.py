@@ -14,6 +14,7 @@ from registry.store.catalog import Model
 from runtime.defaults import CACHE_TYPE, CACHE_TYPES, CONTEXT_RANGE, SEQUENCES_RANGE
 from runtime.machine.rule import ENOUGH_SPEED
 from runtime.messages import CacheConfig
+from server.access.callers import Caller, caller_of
 from server.advice.asking import ask_adviser
 from server.advice.frames import AdviceTask
 from server.api.fields import KnownFields
@@ -63,6 +64,8 @@ async def _task(request: web.Request, services: Services, body: AdviseBody) -> A
         if value is not None and not least <= value <= most:
             raise BadBody(f"`{name}` is {value:,}", f"give a number from {least} to {most:,}")
     model = await _installed_model(services, body.model)
+    caller = caller_of(request)
+    caller.require_listed(body.model, [model] if model else [])
     source, hub = body.model, callers_hub(request, config, body.hf_endpoint, body.hf_token)
     own = model.own if model else {}
     published = str(own.get("level", "")) if own.get("published") else ""
@@ -89,8 +92,13 @@ async def _task(request: web.Request, services: Services, body: AdviseBody) -> A
         level=body.level or (named if model and named and named.lower() != LATEST else None),
         memory=_bytes(body.memory),
         enough=body.min_tps,
-        loaded=[(worker.model.name, worker.need.total) for worker in loaded],
+        loaded=[(_seen_name(caller, worker.model), worker.need.total) for worker in loaded],
     )
+
+
+def _seen_name(caller: Caller, model: Model) -> str:
+    """The name of a loaded model for the advice, which may tell to unload it."""
+    return model.name if caller.sees(model) else "another model"
 
 
 async def _installed_model(services: Services, name: str) -> Model | None:

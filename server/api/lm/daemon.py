@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 from aiohttp import web
 
-from server.access.guard import KNOWN, require_loopback
+from server.access.callers import CALLER, caller_of
+from server.access.peers import require_loopback
 from server.config import OLLAMA_VERSION, VERSION
 from server.http.wire import reply
 from server.services import SERVICES
@@ -18,10 +19,11 @@ STOP = web.AppKey("stop", Callable[[], None])  # type: ignore[var-annotated,arg-
 
 async def health(request: web.Request) -> web.Response:
     """`GET /health`: that the daemon lives, and who it is; without the key only that it lives."""
-    if not request[KNOWN]:
+    if request.get(CALLER) is None:
         return reply({"status": "ok"})
-    loaded = [worker.model.name for worker, _ in request.app[SERVICES].pool.loaded()]
-    return reply({"status": "ok", "version": VERSION, "api": OLLAMA_VERSION, "pid": os.getpid(), "loaded": loaded})
+    sees, loaded = caller_of(request).sees, request.app[SERVICES].pool.loaded()
+    names = [worker.model.name for worker, _ in loaded if sees(worker.model)]
+    return reply({"status": "ok", "version": VERSION, "api": OLLAMA_VERSION, "pid": os.getpid(), "loaded": names})
 
 
 async def shutdown(request: web.Request) -> web.Response:

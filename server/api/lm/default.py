@@ -7,8 +7,9 @@ import asyncio
 from aiohttp import web
 
 from registry.names import AUTO, parse
+from server.access.callers import caller_of
 from server.api.fields import KnownFields
-from server.api.request import LOG_NOTE, ModelBody, answer, read
+from server.api.request import LOG_NOTE, ModelBody, answer, read, visible_model
 from server.services import SERVICES
 
 
@@ -20,7 +21,8 @@ async def default(request: web.Request) -> web.Response:
     reference = parse(name)
     automatic = AUTO in (reference.level, (reference.name.tag or "").lower())
     bare = name[: -len(AUTO) - 1] if automatic else name
-    model = await library.resolve(bare)
+    caller = caller_of(request)
+    model = await visible_model(request, bare)
     if automatic:
         await asyncio.to_thread(library.store.unpin, model.key)
     elif await library.meaning(name) is None:
@@ -33,6 +35,6 @@ async def default(request: web.Request) -> web.Response:
             "model": meaning.bare.display,
             "default": meaning.name.display,
             "reason": meaning.reason,
-            "others": meaning.others,
+            "others": [] if caller.limited else meaning.others,
         },
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from aiohttp import web
 
 from registry.store.catalog import is_meant
+from server.access.callers import caller_of
 from server.api.fields import KnownFields
 from server.api.request import LOG_NOTE, ModelBody, answer, read
 from server.http.wire import reply
@@ -13,7 +14,8 @@ from server.services import SERVICES
 
 async def partials(request: web.Request) -> web.Response:
     """`GET /lm/partials`: pulls that are under way or paused, and how far they are."""
-    return reply({"partials": await request.app[SERVICES].jobs.partials()})
+    caller = caller_of(request)
+    return reply({"partials": await request.app[SERVICES].jobs.partials(caller.may_touch)})
 
 
 class StopBody(ModelBody):
@@ -30,11 +32,15 @@ async def stop(request: web.Request) -> web.Response:
     body = await read(request, StopBody, KnownFields())
     request[LOG_NOTE] = name = "" if body.all else body.model_name
     services = request.app[SERVICES]
-    here = await services.library.meant(name) if name else []
-    states = dict.fromkeys(await services.jobs.pause(name, installed=bool(here)), "paused")
+    here, caller = await services.library.meant(name) if name else [], caller_of(request)
+    if name:
+        caller.require_listed(name, here)
+    paused = await services.jobs.pause(name, installed=bool(here), may_touch=caller.may_touch)
+    states = dict.fromkeys(paused, "paused")
     blobs = {model.blob_digest for model in here}  # a file that is here under two names is loaded once
     for model in services.pool.models():
-        if not name or model.blob_digest in blobs or is_meant(name, model):
+        meant = not name or model.blob_digest in blobs or is_meant(name, model)
+        if meant and caller.sees(model):
             states[model.name] = await services.pool.unload(model)
     if name and not states:
         here = here or [await services.library.find(name)]  # raises ModelNotFound, with what comes close

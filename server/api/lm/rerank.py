@@ -19,7 +19,7 @@ from runtime.messages import Rank
 from runtime.options import MAX_INPUT_LENGTH, MAX_INPUTS, MAX_INT
 from server.api.fields import KnownFields
 from server.api.options import Range, Whole
-from server.api.request import LOG_NOTE, answer, in_use, prompt_from, read, resolve_model
+from server.api.request import LOG_NOTE, answer, in_use, prompt_from, read, resolve_model, spend
 from server.http.wire import reply
 from server.services import SERVICES
 
@@ -73,6 +73,7 @@ async def rerank(request: web.Request) -> web.Response:
                 vectors = await used.worker.embed(Rank(0, body.query, texts[start : start + _TEXTS_PER_FRAME]))
             scores += [struct.unpack("<f", raw)[0] for raw in vectors.vectors]
             tokens += vectors.tokens
+    spend(request, tokens)
     request[LOG_NOTE] += f" {tokens} tokens"
     order = sorted(range(len(texts)), key=lambda index: -scores[index])[:most]
     if body.texts is not None:

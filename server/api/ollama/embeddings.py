@@ -9,7 +9,7 @@ from aiohttp import web
 from server.api.ollama.bodies import LoadBody
 from server.api.ollama.fields import OLLAMA
 from server.api.options import Whole, check_options
-from server.api.request import LOG_NOTE, answer, in_use, pass_over, read, resolve_model
+from server.api.request import LOG_NOTE, answer, in_use, pass_over, read, resolve_model, spend
 from server.api.vectors import Inputs, text_vectors
 from server.services import SERVICES
 
@@ -42,6 +42,7 @@ async def embed(request: web.Request) -> web.Response:
         vectors = await text_vectors(
             used, inputs, truncate=body.truncate is not False, dimensions=body.dimensions or None
         )
+    spend(request, vectors.tokens)
     request[LOG_NOTE] += f" {vectors.tokens} tokens"
     return answer(
         request,
@@ -62,4 +63,5 @@ async def embed_one(request: web.Request) -> web.Response:
     pass_over(request, check_options(body.given_options))
     async with in_use(request.app[SERVICES], model, body.context, body.keep_alive_seconds) as used:
         vectors = await text_vectors(used, [body.prompt] if body.prompt else [], truncate=True, dimensions=None)
+    spend(request, vectors.tokens)
     return answer(request, {"embedding": (await vectors.numbers())[0] if vectors.raw else []})

@@ -18,9 +18,10 @@ from registry.names import LATEST
 from registry.store.catalog import Model
 from runtime.machine.fit import ModelSize
 from runtime.messages import CacheConfig
+from server.access.callers import caller_of
 from server.api.ollama.fields import OLLAMA
 from server.api.ollama.shapes import description, details, row
-from server.api.request import FAILED, LOG_NOTE, ModelBody, answer, read, warning_of
+from server.api.request import FAILED, LOG_NOTE, ModelBody, answer, read, visible_model, warning_of
 from server.api.sources import callers_hub, find_source
 from server.config import OLLAMA_VERSION, VERSION
 from server.errors import BadBody
@@ -77,8 +78,9 @@ async def version(request: web.Request) -> web.Response:
 
 async def tags(request: web.Request) -> web.Response:
     """`GET /api/tags`: all models."""
-    library = request.app[SERVICES].library
+    library, caller = request.app[SERVICES].library, caller_of(request)
     (models, problems), reasons = await library.listing(), await library.reasons()
+    models, problems = [model for model in models if caller.sees(model)], [] if caller.limited else problems
     rows = [row(model, reasons.get(model.name, "")) for model in models]
     rows += await _latest(library, models, rows)
     return reply({"models": rows} | ({"problems": problems} if problems else {}))
@@ -102,7 +104,8 @@ async def _latest(library: Library, models: list[Model], rows: list[dict[str, An
 
 async def ps(request: web.Request) -> web.Response:
     """`GET /api/ps`: what is loaded, with its true context."""
-    library, loaded = request.app[SERVICES].library, request.app[SERVICES].pool.loaded()
+    library, sees = request.app[SERVICES].library, caller_of(request).sees
+    loaded = [each for each in request.app[SERVICES].pool.loaded() if sees(each[0].model)]
     return reply({"models": [_running(*each, await library.model_size(each[0].model)) for each in loaded]})
 
 
@@ -112,11 +115,12 @@ async def show(request: web.Request) -> web.Response:
     request[LOG_NOTE] = body.model_name
     services = request.app[SERVICES]
     library, config = services.library, services.config
-    model = await library.resolve(body.model_name)
+    model = await visible_model(request, body.model_name)
     meaning, facts = await library.meaning(body.model_name), await library.facts(model)
     usual = facts.model_size.cap_context(CacheConfig.wanted(config.context, config.sequences)).context
     more = {"default_context": usual, "context_reason": facts.model_size.context_reason(usual)}
-    more |= {"default": meaning.sentence} if meaning and meaning.others else {}
+    others = meaning is not None and meaning.others and not caller_of(request).limited
+    more |= {"default": meaning.sentence} if meaning and others else {}
     return answer(request, description(model, facts, bool(body.verbose)) | more)
 
 
@@ -128,8 +132,10 @@ async def delete(request: web.Request) -> web.Response:
     body = await read(request, DeleteBody, OLLAMA)
     request[LOG_NOTE] = name = body.model_name
     services = request.app[SERVICES]
+    caller = caller_of(request)
+    caller.require_listed(name, await services.library.meant(name))
     here = _those_to_delete(name, await services.library.meant(name), body.all)
-    gone = await services.jobs.remove(name, installed=bool(here) and not body.all)
+    gone = await services.jobs.remove(name, installed=bool(here) and not body.all, may_touch=caller.may_touch)
     here = _those_to_delete(name, await services.library.meant(name), body.all)  # a pull may have ended meanwhile
     if not (here or gone):
         here = [await services.library.find(name)]  # raises ModelNotFound, with what comes close
@@ -153,6 +159,7 @@ async def pull(request: web.Request) -> web.StreamResponse:
     body = await read(request, PullBody, OLLAMA)
     request[LOG_NOTE] = body.model_name
     services = request.app[SERVICES]
+    caller_of(request).require_listed(body.model_name, await services.library.meant(body.model_name))
     found = await find_source(request, services, body.model_name, "pulling a folder")
     if body.limit_rate and not 1000 <= body.limit_rate <= 1e12:
         raise BadBody(f"`limit_rate` is {body.limit_rate:g} bytes/s", "send 1000 or more, or leave it out")
@@ -162,7 +169,7 @@ async def pull(request: web.Request) -> web.StreamResponse:
         body.pre,
         body.accept_unknown_keys,
     )
-    frames = services.jobs.follow(found.reference, options, detach=body.detach)
+    frames = services.jobs.follow(found.reference, options, detach=body.detach, owner=caller_of(request).owner)
     async with aclosing(frames):
         if body.stream is False:
             last: dict[str, Any] = {}

@@ -12,7 +12,7 @@ from runtime.errors import BadRequest
 from server.api.openai.bodies import ContentPart, content_texts
 from server.api.openai.fields import OPENAI
 from server.api.options import Whole
-from server.api.request import LOG_NOTE, answer, in_use, read, resolve_model
+from server.api.request import LOG_NOTE, answer, in_use, read, resolve_model, spend
 from server.api.vectors import Mixed, TextVectors, text_vectors, whole_ids
 from server.http.bodies import apart
 from server.services import SERVICES
@@ -41,6 +41,7 @@ async def embeddings(request: web.Request) -> web.Response:
     async with in_use(request.app[SERVICES], model) as used:
         ids = await whole_ids(used, inputs)
         vectors = await text_vectors(used, ids, truncate=False, dimensions=body.dimensions)
+    spend(request, vectors.tokens)
     request[LOG_NOTE] += f" {vectors.tokens} tokens"
     shown: list[Any] = await _base64(vectors) if body.encoding_format == "base64" else await vectors.numbers()
     data = [{"object": "embedding", "index": index, "embedding": vector} for index, vector in enumerate(shown)]

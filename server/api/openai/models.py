@@ -7,6 +7,8 @@ from typing import Any
 from aiohttp import web
 
 from registry.store.catalog import Model
+from server.access.callers import caller_of
+from server.api.request import visible_model
 from server.http.wire import reply
 from server.services import SERVICES
 
@@ -14,13 +16,14 @@ from server.services import SERVICES
 async def models(request: web.Request) -> web.Response:
     """`GET /v1/models`: all models."""
     found, _ = await request.app[SERVICES].library.listing()
-    return reply({"object": "list", "data": [_entry(model) for model in found if not model.problem]})
+    sees = caller_of(request).sees
+    return reply({"object": "list", "data": [_entry(model) for model in found if not model.problem and sees(model)]})
 
 
 async def model(request: web.Request) -> web.Response:
     """`GET /v1/models/{id}`: one model."""
     name = request.match_info["id"]
-    found = await request.app[SERVICES].library.resolve(name)
+    found = await visible_model(request, name)
     return reply(_entry(found) | {"id": name})
 
 

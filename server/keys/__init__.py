@@ -1,0 +1,1 @@
+"""Keys: the file of them, which the daemon reads, and which `lm key` writes whether the daemon runs or not."""
