@@ -1,4 +1,4 @@
-"""The keys that the running daemon knows: those of its file, read anew when it changes, and `LM_API_KEY`."""
+"""The keys that the running daemon knows: `LM_API_KEY`, and the keys of the file, read anew when it changes."""
 
 from __future__ import annotations
 

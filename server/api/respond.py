@@ -61,7 +61,7 @@ class Usage:
 
     @property
     def spent(self) -> int:
-        """All tokens so far, for the quota of a key: those of answers count as they come."""
+        """All tokens so far, for the quota of a key: tokens of answers count as they come."""
         return self.prompt + max(self.answer, self.told)
 
     def count(self, frame: Answer) -> None:
