@@ -31,6 +31,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any, Self
 
 from runtime import messages as m
@@ -61,7 +62,7 @@ class ScriptedAnswer:
         self._left: Iterator[str] = iter(tokens)
         self._text = ""
         form = AnswerForm(THINKING, calls=CALLS if submit.tools else ())
-        self.parser = AnswerParser(FORCED if submit.forced else form)
+        self.parser = AnswerParser(replace(form, calls=FORCED) if submit.forced else form)
 
     @property
     def ids(self) -> list[int]:

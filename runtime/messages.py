@@ -14,7 +14,7 @@ from msgspec import Meta
 from runtime.conversation import Turn
 from runtime.defaults import CACHE_TYPE, CONTEXT, GAP, SEQUENCES
 from runtime.errors import EngineError
-from runtime.options import MAX_ANSWERS, MAX_GRAMMAR, MAX_INPUTS, MAX_LOGPROBS, MAX_MESSAGES, Limits, Sampling
+from runtime.options import MAX_ANSWERS, MAX_GRAMMAR, MAX_INPUTS, MAX_INT, MAX_LOGPROBS, MAX_MESSAGES, Limits, Sampling
 
 Turns = Annotated[list[Turn], Meta(max_length=MAX_MESSAGES)]
 
@@ -67,10 +67,10 @@ class Grammar(msgspec.Struct, frozen=True):
     """The form that an answer is held to.
 
     `text` is a JSON schema, or a grammar in GBNF or in llguidance's dialect of Lark, or a regular expression. For
-    `json`, any JSON object, there is none.
+    `json`, any JSON object, there is none. `calls` are in Lark too, made by the worker from the schemas of tools.
     """
 
-    kind: Literal["json", "schema", "gbnf", "lark", "regex"]
+    kind: Literal["json", "schema", "gbnf", "lark", "regex", "calls"]
     text: Annotated[str, Meta(max_length=MAX_GRAMMAR)] = ""
 
 
@@ -82,9 +82,10 @@ class Submit(msgspec.Struct, tag="submit", omit_defaults=True):
     prompt does not fit. `shift` lets the context slide when an answer reaches its end. `count` answers are drawn from
     one prompt. `logprobs` is the number of alternatives reported, -1 for none at all. `echo` puts the prompt's text
     before each answer, with the probabilities of its tokens where `logprobs` asks for any. With `give_ids` the last
-    frame has the tokens of prompt and answer. `grammar` is what each answer is held to. The model may call `tools`,
-    each described as in OpenAI's API. With `forced` it has to, and `grammar` describes such a call as JSON. The
-    template gets `variables`, and others that switch thinking on, off, or to an effort, as `think` says.
+    frame has the tokens of prompt and answer. `grammar` is what each answer is held to, after its thinking. The model
+    may call `tools`, each described as in OpenAI's API; with `forced` it has to. Calls keep the schemas of tools that
+    are forced or `strict`. With `single` an answer ends after its first call. The template gets `variables`, and others
+    that switch thinking on, off, or to an effort, as `think` says. Thinking ends after `think_tokens`, -1 for no limit.
     """
 
     id: int
@@ -103,8 +104,20 @@ class Submit(msgspec.Struct, tag="submit", omit_defaults=True):
     grammar: Grammar | None = None
     tools: list[dict[str, Any]] = []
     forced: bool = False
+    single: bool = False
     think: bool | str | None = None
+    think_tokens: Annotated[int, Meta(ge=-1, le=MAX_INT)] = -1
     variables: dict[str, Any] = {}
+
+    @property
+    def compiles(self) -> bool:
+        """Whether its answers, or their calls, are held to a grammar, which has to be compiled."""
+        return bool(self.grammar or self.forced or self.strict)
+
+    @property
+    def strict(self) -> bool:
+        """Whether calls of one of its tools have to keep the tool's schema."""
+        return any(tool["function"].get("strict") is True for tool in self.tools)
 
 
 class Embed(msgspec.Struct, tag="embed"):

@@ -235,6 +235,16 @@ class CallForm:
         first = self.before[0] if self.before and isinstance(self.before[0], str) else ""
         return (self.open.strip() or first.strip()).split("\n")[0]
 
+    @property
+    def bare(self) -> bool:
+        """Whether any text could be taken for a section's beginning, so that one counts at the answer's start alone."""
+        return len(self.trigger) < 3
+
+    @property
+    def plain(self) -> bool:
+        """Whether its arguments are JSON, or tags around JSON and texts, so that a grammar can be made of schemas."""
+        return isinstance(self.body, JsonCall | JsonArguments | Tags)
+
     def read(self, source: Incoming, calls: Calls) -> Reading[None]:
         """One section. Calls that are complete stand, whatever follows them."""
         yield from source.literal(self.open)

@@ -56,6 +56,7 @@ def channels(learned: AnswerForm, source: str) -> AnswerForm | None:
         content=Marks("<|channel|>final<|message|>", "<|return|>"),
         calls=calls,
         noise=("<|start|>assistant", "<|channel|>commentary<|message|>", "<|end|>"),
+        turn="<|start|>assistant",
     )
 
 

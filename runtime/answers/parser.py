@@ -23,7 +23,8 @@ class Marks(NamedTuple):
 class AnswerForm:
     """How a model writes its answers; `opened` when the prompt ends within the thinking.
 
-    `content` are the marks around the answer's own text. `noise` are texts that end a turn, or begin another one of the
+    `content` are the marks around the answer's own text. `turn` begins another part of the answer after its thinking,
+    in forms that have such parts. `noise` are texts that end a turn, or begin another one of the
     assistant, and are no part of an answer.
     """
 
@@ -32,6 +33,7 @@ class AnswerForm:
     content: Marks | None = None
     calls: tuple[CallForm, ...] = ()
     noise: tuple[str, ...] = ()
+    turn: str = ""
 
 
 class AnswerParser:
@@ -182,10 +184,10 @@ class _Marks:
         self.dropped = {text.strip() for text in form.noise}
         if form.content and form.content.close.strip():
             self.dropped.add(form.content.close.strip())
-        self.bare = [call for call in form.calls if _is_bare(call)]
+        self.bare = [call for call in form.calls if call.bare]
         self.calls: dict[str, list[CallForm]] = {}
         for call in form.calls:
-            if not _is_bare(call):
+            if not call.bare:
                 self.calls.setdefault(call.trigger, []).append(call)
             elif call.between and call.between.strip():
                 # After text a call begins as a second one does.
@@ -196,11 +198,6 @@ class _Marks:
     def overlap(self, text: str) -> int:
         """How many characters at the end of `text` may begin a mark."""
         return max((_overlap(text, mark) for mark in self.all), default=0)
-
-
-def _is_bare(form: CallForm) -> bool:
-    """Whether any text could be taken for the beginning of such a section, so that it counts at the start alone."""
-    return len(form.trigger) < 3
 
 
 def _overlap(text: str, mark: str) -> int:

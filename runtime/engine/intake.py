@@ -9,7 +9,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from runtime import messages as m
-from runtime.engine.prompt import Prompter
+from runtime.answers.parser import AnswerForm
+from runtime.engine.prompt import Prompt, Prompter
 from runtime.engine.session import Session
 from runtime.errors import BadRequest, PromptTooLong
 from runtime.llama.context import POOLING_RANK, Context
@@ -19,6 +20,7 @@ from runtime.text.stops import Stops
 
 if TYPE_CHECKING:
     from runtime.grammar.compiler import Compiler
+    from runtime.llama.masking import Rules
 
 # Token ids in one frame to the daemon, whose size has a limit.
 _MOST_IDS = 1 << 20
@@ -41,14 +43,37 @@ class Intake:
         if self._encoder:
             raise BadRequest("this model makes embeddings and cannot write", "ask for embeddings")
         check_biases(request.sampling, self._vocabulary.size)
-        grammar = self._compiler.compile(request.grammar) if request.grammar else None
         if (request.turns is None) == (request.prompt is None):
             raise BadRequest("a request has either turns or a prompt")
         prompt = self._prompter.prompt(request)
         more_stops = self._prompter.template.stops if request.turns is not None else ()
         stops = Stops([*request.limits.stop, *more_stops])
-        grammars = [grammar and grammar.copy() for _ in range(request.count)]
-        return [Session(request, index, prompt, stops, each) for index, each in enumerate(grammars)]
+        return [
+            Session(request, index, prompt, stops, held)
+            for index, held in enumerate(self._held(request, prompt) for _ in range(request.count))
+        ]
+
+    def _held(self, request: m.Submit, prompt: Prompt) -> Rules | None:
+        """The rules of an answer, or of parts of it; None for an answer that is free. Raises BadRequest."""
+        grammar = section = None
+        calls = prompt.form.calls[0] if prompt.form and prompt.form.calls else None
+        if request.grammar:
+            grammar = self._compiler.compile(request.grammar).copy()
+        elif request.forced and calls:
+            grammar = self._compiler.section(calls, request.tools, several=prompt.several)
+            grammar = grammar and grammar.copy()
+        elif request.strict and calls:
+            section = self._compiler.section(calls, request.tools, several=prompt.several, loose=True)
+        form, budget = prompt.form or AnswerForm(), request.think_tokens
+        if form.opened and request.think is False:
+            budget = 0
+        lead = "" if request.forced else prompt.lead
+        if not (section or (form.thinking and (grammar or budget >= 0)) or (grammar and lead)):
+            return grammar
+        from runtime.grammar.course import Course  # NumPy: a worker starts faster without
+
+        thinks = request.think is not False
+        return Course(self._vocabulary, form, thinks=thinks, budget=budget, grammar=grammar, section=section, lead=lead)
 
     @cached_property
     def _compiler(self) -> Compiler:

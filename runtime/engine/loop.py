@@ -142,7 +142,7 @@ class LlamaEngine:
             match frame:
                 case m.Submit():
                     self._check_queue()
-                    if frame.grammar:
+                    if frame.compiles:
                         self._compiling.add(frame)
                     else:
                         self._enqueue(self._intake.sessions(frame))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from array import array
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ from runtime.cache.spill import common_prefix
 from runtime.conversation import Turn
 from runtime.errors import BadRequest, PromptTooLong
 from runtime.llama.model import LlamaModel
-from runtime.text.talk import messages_of, thinking_variables, tool_variables, with_told_tools
+from runtime.text.talk import messages_of, thinking_variables, tool_variables, with_told_tools, without_tools
 from runtime.text.template import ChatTemplate, PromptPart
 
 
@@ -29,16 +30,21 @@ class Prompt(NamedTuple):
     example in ChatML: all tokens before the last `<|im_start|>assistant`, because a template may render a finished
     answer otherwise than the one being written. 0 where that is not known, or not needed, because the model's cells
     can be cut at any position. `form` is the form by which the answer is told apart, None where it is text alone.
+    `lead` is what the model writes before the answer's own text, beside its thinking. `several` tells that an answer
+    may have more than one call, and `schemas` has the parameters' schemas by the tools' names.
     """
 
     ids: array[int]
     dropped: int = 0
     stable: int = 0
     form: AnswerForm | None = None
+    lead: str = ""
+    several: bool = False
+    schemas: Mapping[str, Any] = {}
 
 
 # A call that a request demands, of any model: a JSON object that a grammar holds it to.
-FORCED = AnswerForm(calls=(CallForm(JsonCall("name", "arguments")),))
+FORCED = (CallForm(JsonCall("name", "arguments")),)
 
 
 class Prompter:
@@ -128,25 +134,40 @@ class Prompter:
         return array("i", ids)
 
     def _chat(self, request: m.Submit, turns: list[Turn], limit: int) -> Prompt:
-        # An answer that is held to a grammar from its first token on has no place for thinking.
-        think = False if request.grammar else request.think
-        variables = {**thinking_variables(think), **tool_variables(request.tools), **request.variables}
-        if request.forced:
-            form: AnswerForm | None = FORCED
-            if self._tool_template.answers.form.calls == ():
-                turns, variables = with_told_tools(turns, request.tools), dict(request.variables)
-            parts = self._parts(turns, variables)
-        else:
-            template = self._checked_template(request)
-            parts = self._parts(turns, variables)
-            form = None if request.grammar else template.form(parts, tools=bool(request.tools))
+        variables = {**thinking_variables(request.think), **tool_variables(request.tools), **request.variables}
+        template = self._checked_template(request)
+        own = template.answers.form.calls if request.tools else ()
+        if request.forced and not own:
+            turns, variables = with_told_tools(turns, request.tools), without_tools(variables)
+        parts = self._parts(turns, variables)
+        prompt = self._formed(request, template, parts)
         ids = self._ids(parts)
         if request.earlier:
-            return self._continued(request, self._checked(request.earlier), ids, limit)._replace(form=form)
+            continued = self._continued(request, self._checked(request.earlier), ids, limit)
+            return prompt._replace(ids=continued.ids, dropped=continued.dropped)
         if len(ids) <= limit:
-            return Prompt(ids, stable=self._stable(turns, ids, variables), form=form)
+            return prompt._replace(ids=ids, stable=self._stable(turns, ids, variables))
         if not request.truncate:
             raise self._too_long(len(ids))
+        return self._shortened(request, prompt, turns, variables, len(ids))
+
+    def _formed(self, request: m.Submit, template: ChatTemplate, parts: list[PromptPart]) -> Prompt:
+        """The form of the answer, in a prompt without its tokens."""
+        called = bool(request.tools) and not request.grammar
+        form = template.form(parts, tools=called)
+        if request.forced and not (form and form.calls and form.calls[0].plain):
+            form = replace(form or AnswerForm(), calls=FORCED)
+        lead = form.content.open.strip() if form and form.content else ""
+        end = "".join(part.text for part in parts[-8:] if part.special).rstrip()
+        several = called and not request.single and template.answers.parallel
+        schemas = {str(tool["function"]["name"]): tool["function"].get("parameters") for tool in request.tools}
+        lead = "" if end.endswith(lead) else lead
+        return Prompt(array("i"), form=form, lead=lead, several=several, schemas=schemas)
+
+    def _shortened(
+        self, request: m.Submit, prompt: Prompt, turns: list[Turn], variables: Mapping[str, Any], length: int
+    ) -> Prompt:
+        """The prompt of a conversation whose first turns are left out; its whole has `length` tokens."""
         # A shortened conversation may begin at any turn of the user. A binary search finds the earliest that fits.
         starts = [i for i, turn in enumerate(turns) if turn.role == "user"][1:]
         system = [turn for turn in turns if turn.role == "system"]
@@ -159,12 +180,12 @@ class Prompter:
             rest = [turn for turn in turns[starts[middle] :] if turn.role != "system"]
             shorter = self.chat(system + rest, variables)
             if len(shorter) <= keep:
-                best, high = Prompt(shorter, len(ids) - len(shorter), form=form), middle
+                best, high = prompt._replace(ids=shorter, dropped=length - len(shorter)), middle
                 shortened = system + rest
             else:
                 low = middle + 1
         if best is None:
-            raise self._too_long(len(ids))
+            raise self._too_long(length)
         return best._replace(stable=self._stable(shortened, best.ids, variables))
 
     def _continued(self, request: m.Submit, earlier: array[int], ids: array[int], limit: int) -> Prompt:
@@ -193,7 +214,7 @@ class Prompter:
     def _checked_template(self, request: m.Submit) -> ChatTemplate:
         """The template of a request; raises BadRequest for tools, or thinking, that it does not know."""
         template = self._tool_template if request.tools else self.template
-        if request.tools and not template.answers.form.calls:
+        if request.tools and not request.forced and not template.answers.form.calls:
             raise BadRequest("this model's chat template does not support tools", "choose a model that does")
         if request.think and template.answers.form.thinking is None:
             raise BadRequest("this model's chat template does not support thinking", "leave out `think`")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from runtime import messages as m
 from runtime.answers.parser import AnswerParser
-from runtime.answers.pieces import AnswerText, Piece
+from runtime.answers.pieces import AnswerText, CallEnded, Piece
 from runtime.cache.pool import Sequence
 from runtime.engine.prompt import Prompt
 from runtime.engine.telling import frame_of
@@ -18,8 +18,7 @@ from runtime.llama.sampling import Sampler
 from runtime.text.stops import Assembler, Stops
 
 if TYPE_CHECKING:  # a worker starts faster without NumPy and llguidance
-    from runtime.grammar.matcher import Matcher
-    from runtime.llama.masking import MaskedSampler
+    from runtime.llama.masking import MaskedSampler, Rules
 
 # In the queue; reading the prompt, many tokens a step; writing the answer, one token a step.
 Phase = Literal["waiting", "prefill", "decode"]
@@ -33,7 +32,7 @@ class Session:
     """
 
     def __init__(
-        self, request: m.Submit, index: int, prompt: Prompt, stops: Stops, grammar: Matcher | None = None
+        self, request: m.Submit, index: int, prompt: Prompt, stops: Stops, grammar: Rules | None = None
     ) -> None:
         """`index` is the number of this answer among those to the same prompt, `grammar` what it is held to."""
         self.id = request.id
@@ -59,8 +58,9 @@ class Session:
         self.reported = 0
         """Tokens of the prompt that were sent with their probabilities."""
         self._prompt_text = codecs.getincrementaldecoder("utf-8")("replace")
-        schemas = {str(tool["function"]["name"]): tool["function"].get("parameters") for tool in request.tools}
-        self.parser = AnswerParser(prompt.form, schemas) if prompt.form else None
+        self.parser = AnswerParser(prompt.form, prompt.schemas) if prompt.form else None
+        self._called = False
+        """Whether a call is complete, where the request wants no more than one."""
         self.answer_tokens = 0
         """Tokens of the answer so far."""
         self.end: int | None = None
@@ -109,8 +109,8 @@ class Session:
 
     @property
     def written(self) -> bool:
-        """Whether the answer's grammar lets nothing follow but the end."""
-        return bool(self.grammar and self.grammar.complete and not self.forced)
+        """Whether nothing may follow but the answer's end: by its grammar, or after the one call it may have."""
+        return self._called or bool(self.grammar and self.grammar.complete and not self.forced)
 
     def add(self, token: int, piece: bytes, logprob: m.TokenLogprob | None) -> list[m.Delta | m.CallDelta]:
         """Append a token to the answer. `piece` is its bytes; the result is the part of it that can be shown now."""
@@ -129,15 +129,25 @@ class Session:
         if self.parser is not None:
             pieces = [*self.parser.feed(text), *self.parser.finish()]
         frames = self._frames(pieces)
-        return self._frames([AnswerText("")]) if self._unsent and not frames else frames
+        # Calls carry no probabilities, so the last ones come with an empty text.
+        if self._unsent and (self._logprobs or not frames):
+            frames.append(self._frame(AnswerText("")))
+        return frames
 
     def _frames(self, pieces: list[Piece]) -> list[m.Delta | m.CallDelta]:
-        frames = []
+        frames: list[m.Delta | m.CallDelta] = []
         for piece in pieces:
-            frames.append(frame_of(piece, m.Delta(self.id, "", self._unsent, self.index, self._logprobs)))
-            if isinstance(frames[-1], m.Delta):
-                self._unsent, self._logprobs = 0, []
+            if self._called:
+                break  # it has come with the end of the one call that is wanted
+            self._called = self.request.single and isinstance(piece, CallEnded)
+            frames.append(self._frame(piece))
         return frames
+
+    def _frame(self, piece: Piece) -> m.Delta | m.CallDelta:
+        frame = frame_of(piece, m.Delta(self.id, "", self._unsent, self.index, self._logprobs))
+        if isinstance(frame, m.Delta):
+            self._unsent, self._logprobs = 0, []
+        return frame
 
     def finished(self, reason: m.FinishReason) -> m.Finished:
         """The last frame."""

@@ -10,30 +10,26 @@ from __future__ import annotations
 import json
 import re
 import time
+from collections import OrderedDict
 from functools import cached_property
 from typing import Any
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, grammar_from
 
+from runtime.answers.forms import CallForm
 from runtime.errors import BadRequest
 from runtime.grammar.bounds import check_repeats, check_rules
 from runtime.grammar.matcher import Matcher
 from runtime.grammar.schema import prepare
+from runtime.grammar.sections import LAYOUT, section_of
 from runtime.grammar.words import Words
 from runtime.llama.vocabulary import Vocabulary
 from runtime.messages import Grammar
 
+# Grammars that are kept: an app sends the same ones again and again.
+_KEPT = 16
 # Seconds of processor time that a grammar may take before its first token.
 _PATIENCE = 2.0
-# JSON is written in one line, as Python's `json.dumps` does. So no answer is lost in white space, and all that stands
-# between a property's name and its value is forced.
-_LAYOUT: Any = {
-    "whitespace_flexible": False,
-    "item_separator": ", ",
-    "key_separator": ": ",
-    "lenient": False,
-    "coerce_one_of": False,
-}
 # Words of llguidance's errors that tell which keyword it could not keep, where they do not name it.
 _BLAMED = {
     r"regex|lookaround": "pattern",
@@ -49,6 +45,7 @@ class Compiler:
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self._vocabulary = vocabulary
+        self._kept: OrderedDict[Grammar, Matcher] = OrderedDict()
 
     @cached_property
     def _tokenizer(self) -> LLTokenizer:
@@ -66,10 +63,47 @@ class Compiler:
         )
 
     def compile(self, grammar: Grammar) -> Matcher:
-        """The matcher at its beginning. Raises BadRequest.
+        """The matcher at its beginning, to be copied for each answer. Raises BadRequest.
 
         Needs a thread with a large stack (`runtime/engine/compiling.py`).
         """
+        made = self._kept.pop(grammar, None) or self._compiled(grammar)
+        self._kept[grammar] = made  # at the end: the first one is the one used longest ago
+        if len(self._kept) > _KEPT:
+            self._kept.popitem(last=False)
+        return made
+
+    def section(
+        self, form: CallForm, tools: list[dict[str, Any]], *, several: bool = False, loose: bool = False
+    ) -> Matcher | None:
+        """The matcher of a section of calls by `section_of`; None where it cannot be written. Raises BadRequest."""
+        text = section_of(form, tools, self._spelled, several=several, loose=loose)
+        return None if text is None else self.compile(Grammar("calls", text))
+
+    def _spelled(self, text: str) -> str:
+        """A text of a template as an expression of Lark: control tokens by their ids, up to one that ends the turn."""
+        parts = []
+        for part in self._control.split(text) if self._control else [text]:
+            ids = self._control_ids.get(part)
+            if ids is not None and self._vocabulary.ends(ids):
+                break
+            if part:
+                parts.append(json.dumps(part, ensure_ascii=False) if ids is None else f"<[{ids}]>")
+        return " ".join(parts)
+
+    @cached_property
+    def _control_ids(self) -> dict[str, int]:
+        """The control tokens by their texts."""
+        vocabulary = self._vocabulary
+        ids = {text: vocabulary.tokenize(text, special=True, add=False) for text in vocabulary.control_texts()}
+        return {text: found[0] for text, found in ids.items() if len(found) == 1}
+
+    @cached_property
+    def _control(self) -> re.Pattern[str] | None:
+        texts = sorted(self._control_ids, key=len, reverse=True)
+        return re.compile("(" + "|".join(map(re.escape, texts)) + ")") if texts else None
+
+    def _compiled(self, grammar: Grammar) -> Matcher:
         started = time.thread_time()
         try:
             source = self._source(grammar)
@@ -92,22 +126,24 @@ class Compiler:
         text = grammar.text
         match grammar.kind:
             case "json":
-                return str(LLMatcher.grammar_from_json_schema({"type": "object"}, overrides=_LAYOUT))
+                return str(LLMatcher.grammar_from_json_schema({"type": "object"}, overrides=LAYOUT))
             case "schema":
-                return str(LLMatcher.grammar_from_json_schema(json.dumps(prepare(text)), overrides=_LAYOUT))
+                return str(LLMatcher.grammar_from_json_schema(json.dumps(prepare(text)), overrides=LAYOUT))
             case "regex":
                 check_repeats(text, "regex")
                 return str(LLMatcher.grammar_from_regex(text))
             case "gbnf" | "lark":
                 check_rules(text)
                 return str(grammar_from(grammar.kind, text))
+            case "calls":
+                return str(grammar_from("lark", text))
 
 
 def _refusal(grammar: Grammar, reason: str) -> BadRequest:
     """The error about a grammar, from llguidance's words."""
     lines = [line.strip() for line in reason.splitlines() if line.strip()]
     shown = (lines[-1] if lines and "regex parse error" in reason else lines[0] if lines else "it is empty")[:300]
-    if grammar.kind not in ("json", "schema"):
+    if grammar.kind not in ("json", "schema", "calls"):
         return BadRequest(f"`grammar` is refused: {shown}", "correct it")
     named = [keyword for words, keyword in _BLAMED.items() if re.search(words, reason)]
     keyword = f"`{named[0]}`" if named else "the schema"

@@ -25,7 +25,14 @@ _TOKEN = np.dtype([("id", "<i4"), ("logit", "<f4"), ("p", "<f4")])
 
 
 class Rules(Protocol):
-    """A grammar, as far as it is asked here."""
+    """A grammar that an answer is held to, and how far it has come in it."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing may follow but the answer's end."""
+
+    def forced(self) -> list[int]:
+        """The tokens that must come next. They have come then."""
 
     def take(self, token: int) -> bool:
         """Whether `token` may come next; if so, it has come."""

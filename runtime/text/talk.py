@@ -7,7 +7,7 @@ all known ones are given; a template looks at its own.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from runtime.answers.learning import Learned
@@ -30,6 +30,11 @@ def messages_of(turns: Sequence[Turn], learned: Learned | None = None) -> list[M
 def tool_variables(tools: list[dict[str, Any]]) -> dict[str, Any]:
     """The variables by which templates know `tools`; none without tools."""
     return {"tools": tools, "functions": json.dumps(tools, ensure_ascii=False, indent=4)} if tools else {}
+
+
+def without_tools(variables: Mapping[str, Any]) -> dict[str, Any]:
+    """The variables, but for the tools in them."""
+    return {name: value for name, value in variables.items() if name not in ("tools", "functions")}
 
 
 def thinking_variables(think: bool | str | None) -> dict[str, Any]:

@@ -49,6 +49,8 @@ PLAIN = (
     "{{ message['role'] | capitalize + ': ' + message['content'] + '\n' }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
 )
+# No template without one of these has thinking, of earlier answers or of the next (`runtime/answers/probing.py`).
+_THINKS = re.compile("think|reason|analysis", re.IGNORECASE)
 PLAIN_STOPS = ("\nUser:", "\nAssistant:", "\nSystem:")
 
 
@@ -141,6 +143,8 @@ class ChatTemplate:
 
     def form(self, parts: list[PromptPart], *, tools: bool) -> AnswerForm | None:
         """The form of the answer to a prompt; None where it is text alone. Calls are told apart with `tools` only."""
+        if not (tools or _THINKS.search(self._source)):
+            return None
         form = self.answers.form
         if not tools:
             form = replace(form, calls=())

@@ -1,4 +1,4 @@
-"""Tools, their calls, and the wish to think, in the words that Ollama's and OpenAI's dialects share."""
+"""Tools and their calls, in the words that Ollama's and OpenAI's dialects share."""
 
 from __future__ import annotations
 
@@ -12,23 +12,12 @@ import msgspec
 
 from runtime.conversation import ToolCall
 from runtime.errors import BadRequest
-from runtime.messages import Grammar
 
 MAX_TOOLS = 512
 _LETTERS = string.ascii_letters + string.digits
 _NAME = re.compile(r"[\w./-]{1,128}")
 # Variables of templates that a request may not set: they come from its other fields, or from the model.
 _TAKEN = frozenset({"messages", "tools", "functions", "add_generation_prompt", "bos_token", "eos_token"})
-# OpenAI's efforts, and the nearest that models know.
-_EFFORTS: dict[str, bool | str] = {
-    "none": False,
-    "minimal": "low",
-    "low": "low",
-    "medium": "medium",
-    "high": "high",
-    "xhigh": "high",
-    "max": "high",
-}
 
 
 class CalledFunction(msgspec.Struct):
@@ -106,45 +95,6 @@ def forced_tools(choice: Any, tools: list[dict[str, Any]]) -> list[dict[str, Any
         hint = 'send "auto", "none", "required", or `{"type": "function", "function": {"name": …}}` of one of the tools'
         raise BadRequest(f"`tool_choice` is {str(choice)[:60]}", hint, "tool_choice")
     return named
-
-
-def grammar_of(tools: list[dict[str, Any]]) -> Grammar:
-    """The grammar of a call of one of `tools`, as a JSON object with the name and the arguments."""
-    schemas = []
-    for number, tool in enumerate(tools):
-        place = f"#/anyOf/{number}/properties/arguments"
-        arguments = _moved(tool["function"]["parameters"], place)
-        schemas.append(
-            {
-                "type": "object",
-                "properties": {"name": {"const": tool["function"]["name"]}, "arguments": arguments},
-                "required": ["name", "arguments"],
-                "additionalProperties": False,
-            }
-        )
-    return Grammar("schema", json.dumps({"anyOf": schemas}))
-
-
-def _moved(schema: Any, place: str) -> Any:
-    """A schema whose own references begin at `place`, where it stands now."""
-    if isinstance(schema, list):
-        return [_moved(each, place) for each in schema]
-    if not isinstance(schema, dict):
-        return schema
-    moved = {key: _moved(value, place) for key, value in schema.items()}
-    reference = schema.get("$ref")
-    if isinstance(reference, str) and reference.startswith("#"):
-        moved["$ref"] = place + reference[1:]
-    return moved
-
-
-def effort(value: Any, field: str) -> bool | str | None:
-    """A wish to think, from a switch or the name of an effort; None for no wish. Raises BadRequest."""
-    if value is None or isinstance(value, bool):
-        return value
-    if isinstance(value, str) and value in _EFFORTS:
-        return _EFFORTS[value]
-    raise BadRequest(f"`{field}` is `{str(value)[:40]}`", f"known are true, false, {', '.join(_EFFORTS)}", field)
 
 
 def template_variables(given: dict[str, Any] | None) -> dict[str, Any]:

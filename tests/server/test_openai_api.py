@@ -167,7 +167,6 @@ def test_routes_that_are_not_there_are_told_in_the_same_dialect(echo: Daemon) ->
         ({"keep_alive": "5m"}, "`keep_alive`"),
         ({"prompt_logprobs": 1}, "`prompt_logprobs`"),
         ({"continue_final_message": True}, "`continue_final_message`"),
-        ({"parallel_tool_calls": False}, "`parallel_tool_calls`"),
         ({"temprature": 0}, "`temprature` (did you mean `temperature`?)"),
         ({"käse\r\nX: 1": True}, "(unknown)"),
         ({"messages": [{"role": "user", "content": "x", "name": "Bo"}]}, "`messages[].name`"),

@@ -13,8 +13,8 @@ from runtime.errors import BadRequest
 from runtime.messages import Submit
 from runtime.options import MAX_MESSAGES
 from server.api import options
-from server.api.calls import checked_tools, effort, template_variables
-from server.api.ollama.bodies import AnswerBody, GenerateBody, OllamaChatBody
+from server.api.calls import checked_tools, template_variables
+from server.api.ollama.bodies import CHAT_BODY, GENERATE_BODY, AnswerBody
 from server.api.ollama.fields import OLLAMA
 from server.api.ollama.writer import GenerateWriter, OllamaChatWriter, OllamaWriter
 from server.api.request import (
@@ -29,7 +29,7 @@ from server.api.request import (
     warning_of,
 )
 from server.api.respond import Generation, respond
-from server.library import capabilities
+from server.api.thinking import add_thinking, budgets_of, effort
 from server.services import SERVICES
 
 _GENERATE = OLLAMA._replace(
@@ -42,12 +42,12 @@ _CHAT = OLLAMA._replace(
 
 async def generate(request: web.Request) -> web.StreamResponse:
     """`POST /api/generate`: an answer to one prompt; without a prompt, load or unload the model."""
-    body = await read(request, GenerateBody, _GENERATE)
+    body = await read(request, GENERATE_BODY, _GENERATE)
     model = await resolve_model(request, body.model_name)
     refuse(suffix=body.suffix, template=body.template, images=body.images)
     if body.raw and (body.system or body.earlier):
         raise BadRequest("raw mode does not support system or context", "leave them out, or `raw`")
-    submit = _submit(request, model, body)
+    submit = await _submit(request, model, body)
     writer = GenerateWriter(body, warning_of(request))
     if not body.prompt:
         return await _load_only(request, model, body, writer)
@@ -63,11 +63,11 @@ async def generate(request: web.Request) -> web.StreamResponse:
 
 async def chat(request: web.Request) -> web.StreamResponse:
     """`POST /api/chat`: the next turn of a conversation; without messages, load or unload the model."""
-    body = await read(request, OllamaChatBody, _CHAT)
+    body = await read(request, CHAT_BODY, _CHAT)
     model = await resolve_model(request, body.model_name)
     if len(body.messages) > MAX_MESSAGES:
         raise BadRequest(f"more than {MAX_MESSAGES} messages", "send fewer")
-    submit = _submit(request, model, body)
+    submit = await _submit(request, model, body)
     submit.tools = checked_tools(body.tools)
     if submit.tools:
         require(model, "tools")
@@ -80,12 +80,12 @@ async def chat(request: web.Request) -> web.StreamResponse:
     return await respond(request, _generation(model, body, submit), writer)
 
 
-def _submit(request: web.Request, model: Model, body: AnswerBody) -> Submit:
+async def _submit(request: web.Request, model: Model, body: AnswerBody) -> Submit:
     think = effort(body.think, "think")
     if think:
         require(model, "thinking")
     pass_over(request, options.check_options(body.given_options))
-    return Submit(
+    submit = Submit(
         id=0,
         sampling=options.sampling(model.params, body.given_options),
         limits=options.limits(model.params, body.given_options),
@@ -93,9 +93,12 @@ def _submit(request: web.Request, model: Model, body: AnswerBody) -> Submit:
         shift=body.shift is True,
         logprobs=options.alternatives(bool(body.logprobs), body.top_logprobs),
         grammar=body.held_to,
-        think=think if "thinking" in capabilities(model) else None,
         variables=template_variables(body.chat_template_kwargs),
     )
+    # A false one asks for nothing of a model that does not think.
+    field = "think" if think else ""
+    await add_thinking(request, model, submit, (field, think), budgets_of(body))
+    return submit
 
 
 def _generation(model: Model, body: AnswerBody, submit: Submit) -> Generation:

@@ -13,6 +13,7 @@ from server.api import grammars, options
 from server.api.calls import Called
 from server.api.grammars import GrammarField
 from server.api.request import ModelBody, refuse
+from server.api.thinking import with_budgets
 from server.values import duration
 
 
@@ -111,3 +112,7 @@ class OllamaChatBody(AnswerBody):
 
     messages: list[OllamaMessage] = msgspec.field(default_factory=list)
     tools: list[Any] | None = None
+
+
+GENERATE_BODY = with_budgets(GenerateBody)
+CHAT_BODY = with_budgets(OllamaChatBody)

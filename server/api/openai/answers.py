@@ -14,13 +14,13 @@ from runtime.errors import BadRequest
 from runtime.messages import Submit
 from runtime.options import MAX_ANSWERS, MAX_INT, MAX_MESSAGES
 from server.api import options
-from server.api.calls import checked_tools, forced_tools, grammar_of, template_variables
+from server.api.calls import checked_tools, forced_tools, template_variables
 from server.api.openai.bodies import CHAT_BODY, TEXT_BODY, ChatFields, CompletionFields
 from server.api.openai.fields import OPENAI
 from server.api.openai.writer import OpenAIChatWriter, OpenAITextWriter
 from server.api.request import pass_over, read, refuse, require, require_roles, resolve_model, warning_of
 from server.api.respond import Generation, respond
-from server.library import capabilities
+from server.api.thinking import add_thinking
 
 MAX_PROMPTS = 64
 _COUNT = options.Range(1, MAX_ANSWERS, whole=True)
@@ -39,7 +39,8 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
     submit = _submit(model, body, most)
     submit.turns = [message.turn() for message in body.messages]
     submit.logprobs = options.alternatives(bool(body.logprobs), body.top_logprobs)
-    _add_tools(request, model, body, submit)
+    _add_tools(model, body, submit)
+    await add_thinking(request, model, submit, body.thinks, body.all_budgets)
     await require_roles(request, model, submit.turns)
     pass_over(request, sorted(set().union(*(message.passed_over for message in body.messages))))
     writer = OpenAIChatWriter(body, model, warning_of(request))
@@ -73,23 +74,19 @@ def _check_chat(body: ChatFields) -> None:
         raise BadRequest(f"`messages` has {len(body.messages)} entries", f"send 1 to {MAX_MESSAGES}", "messages")
 
 
-def _add_tools(request: web.Request, model: Model, body: ChatFields, submit: Submit) -> None:
-    """Take over the tools, the wish to think and the template's variables. Raises BadRequest, Unsupported."""
+def _add_tools(model: Model, body: ChatFields, submit: Submit) -> None:
+    """Take over the tools and the template's variables. Raises BadRequest, Unsupported."""
     tools = checked_tools(body.tools)
     if demanded := forced_tools(body.tool_choice, tools):
         if submit.grammar:
             raise BadRequest(
                 "`tool_choice` and a form of the answer exclude each other", "leave one out", "tool_choice"
             )
-        submit.tools, submit.forced, submit.grammar = demanded, True, grammar_of(demanded)
+        submit.tools, submit.forced = demanded, True
     elif tools and body.tool_choice != "none":
         require(model, "tools")
         submit.tools = tools
-    field, submit.think = body.thinks
-    if field and "thinking" not in capabilities(model):
-        # Apps send an effort to every model.
-        submit.think = None
-        pass_over(request, [f"`{field}`"])
+    submit.single = body.parallel_tool_calls is False
     submit.variables = template_variables(body.chat_template_kwargs)
 
 

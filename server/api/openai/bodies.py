@@ -10,10 +10,11 @@ from runtime.conversation import Text, Turn
 from runtime.errors import BadRequest
 from runtime.messages import Grammar
 from server.api import grammars
-from server.api.calls import Called, effort
+from server.api.calls import Called
 from server.api.grammars import GrammarField
 from server.api.options import Whole, with_sampling
 from server.api.request import refuse
+from server.api.thinking import budgets_of, effort, with_budgets
 
 
 class StreamOptions(msgspec.Struct):
@@ -134,6 +135,19 @@ class Reasoning(msgspec.Struct):
 
     effort: str | None = None
     enabled: bool | None = None
+    max_tokens: Whole | None = None
+
+
+class Thinking(msgspec.Struct):
+    """The wish to think as clients of Anthropic, GLM and DeepSeek spell it."""
+
+    type: str | None = None
+    budget_tokens: Whole | None = None
+
+    @property
+    def wish(self) -> bool | None:
+        """Whether to think; None for as the model likes."""
+        return {"enabled": True, "disabled": False}.get(self.type or "")
 
 
 class ChatFields(CompletionFields, kw_only=True):
@@ -146,9 +160,11 @@ class ChatFields(CompletionFields, kw_only=True):
     response_format: ResponseFormat | None = None
     tools: list[Any] | None = None
     tool_choice: Any = None
+    parallel_tool_calls: bool | None = None
     reasoning_effort: str | None = None
     reasoning: Reasoning | None = None
     think: bool | str | None = None
+    thinking: Thinking | bool | None = None
     enable_thinking: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     modalities: list[str] | None = None
@@ -167,10 +183,18 @@ class ChatFields(CompletionFields, kw_only=True):
             "reasoning_effort": self.reasoning_effort,
             "reasoning": nested.enabled if nested.effort is None else nested.effort,
             "think": self.think,
+            "thinking": self.thinking.wish if isinstance(self.thinking, Thinking) else self.thinking,
             "enable_thinking": self.enable_thinking,
         }
         wishes = ((field, effort(value, field)) for field, value in spellings.items())
         return next((wish for wish in wishes if wish[1] is not None), ("", None))
+
+    @property
+    def all_budgets(self) -> dict[str, Any]:
+        """The most tokens of thinking, by the names of the fields."""
+        nested = self.thinking.budget_tokens if isinstance(self.thinking, Thinking) else None
+        reasoning = self.reasoning.max_tokens if self.reasoning else None
+        return {**budgets_of(self), "reasoning": reasoning, "thinking": nested}
 
 
 class TextFields(CompletionFields, kw_only=True):
@@ -183,5 +207,5 @@ class TextFields(CompletionFields, kw_only=True):
     logprobs: Whole | None = None
 
 
-CHAT_BODY = with_sampling(ChatFields)
+CHAT_BODY = with_sampling(with_budgets(ChatFields))
 TEXT_BODY = with_sampling(TextFields)

@@ -28,7 +28,6 @@ OPENAI = KnownFields(
         "documents": None,
         "include_reasoning": True,
         "reasoning_format": "none",
-        "thinking": None,
         "verbosity": "medium",
         # Sampling by other names, or that llama.cpp has not.
         "best_of": 1,
@@ -52,7 +51,6 @@ OPENAI = KnownFields(
         "keep_alive": None,
         "num_ctx": None,
         "options": None,
-        "parallel_tool_calls": True,
         "store": None,
         "web_search_options": None,
         # Embeddings and rankings.

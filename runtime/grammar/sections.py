@@ -1,0 +1,178 @@
+"""A section of calls as a grammar: the form in which a model writes calls, around the schemas of its tools.
+
+The grammar is in llguidance's dialect of Lark. A section begins with the first word of its form, so that the same
+grammar holds an answer that has to call, and one that has just begun a call by itself.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from typing import Any
+
+from runtime.answers.forms import CallForm, Hole, JsonCall, Tags
+from runtime.errors import BadRequest
+from runtime.grammar.schema import prepare
+
+Spell = Callable[[str], str]
+"""A text of a template as an expression of Lark, with its control tokens."""
+
+# JSON is written in one line, as Python's `json.dumps` does. So no answer is lost in white space, and all that stands
+# between a property's name and its value is forced.
+LAYOUT: Any = {
+    "whitespace_flexible": False,
+    "item_separator": ", ",
+    "key_separator": ": ",
+    "lenient": False,
+    "coerce_one_of": False,
+}
+_ID = "/[A-Za-z0-9]{9}/"
+_NUMBER = "/[0-9]+/"
+_ANY: dict[str, Any] = {"type": "object"}
+# The other word of an attribute that tells texts from other values.
+_OTHER_KIND = {"true": "false", "false": "true"}
+
+
+def section_of(form: CallForm, tools: list[dict[str, Any]], spell: Spell, *, several: bool, loose: bool) -> str | None:
+    """The grammar of a section with a call of one of `tools`, or with `several`; None for a form that it cannot write.
+
+    With `loose` the schemas of tools that are not `strict` are not kept. Raises BadRequest for a schema that cannot be.
+    """
+    return _Writer(form, spell, loose).section(tools, several) if form.plain else None
+
+
+class _Writer:
+    """Writes the rules of one grammar."""
+
+    def __init__(self, form: CallForm, spell: Spell, loose: bool) -> None:
+        self._form, self._loose = form, loose
+        self._spell = spell
+        self._rules: list[str] = []
+
+    def section(self, tools: list[dict[str, Any]], several: bool) -> str:
+        form = self._form
+        calls = [self._rule("call", self._call(tool)) for tool in tools]
+        call = self._rule("any", " | ".join(calls))
+        opening, close = form.open.lstrip(), form.close
+        if form.listed:
+            opening, between, close = f"{opening}[", ", ", f"]{close}"
+        else:
+            between = form.between if form.between is not None else "\n"
+        more = f" ({self._text(between)} {call})*" if several else ""
+        parts = (self._text(opening), call + more, self._text(close.rstrip()))
+        return "\n".join([f"start: {' '.join(part for part in parts if part)}", *self._rules]) + "\n"
+
+    def _rule(self, name: str, body: str) -> str:
+        name = f"{name}_{len(self._rules)}"
+        self._rules.append(f"{name}: {body}")
+        return name
+
+    def _text(self, text: str) -> str:
+        return self._spell(text) if text else ""
+
+    def _call(self, tool: dict[str, Any]) -> str:
+        """A call of one tool, from the text before it to the text after."""
+        form, name = self._form, tool["function"]["name"]
+        begun = bool(form.open.strip() or form.listed)
+        parts = []
+        for number, part in enumerate(form.before):
+            match part:
+                case str():
+                    parts.append(self._text(part if number or begun else part.lstrip()))
+                case Hole.NAME | Hole.SAME_NAME:
+                    parts.append(_quoted(name))
+                case Hole.NAMING_ID:
+                    parts += [_quoted(f"functions.{name}:"), _NUMBER]
+                case Hole.ID:
+                    parts.append(_ID)
+                case Hole.INDEX:
+                    parts.append(_NUMBER)
+                case Hole.REST:
+                    pass
+        after = form.after if form.close.strip() or form.listed else form.after.rstrip()
+        return " ".join(part for part in (*parts, self._body(tool), self._text(after)) if part)
+
+    def _body(self, tool: dict[str, Any]) -> str:
+        name, schema = tool["function"]["name"], self._schema(tool)
+        match self._form.body:
+            case JsonCall(name="", arguments=""):
+                return f"{_quoted('{' + json.dumps(name) + ': ')} {self._json(schema)} {_quoted('}')}"
+            case JsonCall(name_key, arguments_key, id_key):
+                return self._object(name_key, arguments_key, id_key, name, schema)
+            case Tags() as tags:
+                return self._tags(tags, schema)
+        return self._json(schema)
+
+    def _object(self, name_key: str, arguments_key: str, id_key: str, name: str, schema: dict[str, Any]) -> str:
+        told = f"{json.dumps(name_key)}: {json.dumps(name)}, {json.dumps(arguments_key)}: "
+        arguments = self._json(schema)
+        plain = f"{_quoted('{' + told)} {arguments} {_quoted('}')}"
+        if not id_key:
+            return plain
+        id_ = f"{_quoted(f'{json.dumps(id_key)}: ')} ({_quoted(chr(34))} {_ID} {_quoted(chr(34))} | {_NUMBER})"
+        first = f"{_quoted('{')} {id_} {_quoted(', ' + told)} {arguments} {_quoted('}')}"
+        last = f"{_quoted('{' + told)} {arguments} {_quoted(', ')} {id_} {_quoted('}')}"
+        return f"({plain} | {first} | {last})"
+
+    def _schema(self, tool: dict[str, Any]) -> dict[str, Any]:
+        """The schema of a tool's arguments. Raises BadRequest."""
+        function = tool["function"]
+        if self._loose and function.get("strict") is not True:
+            return _ANY
+        try:
+            return prepare(json.dumps(function["parameters"]))
+        except BadRequest as error:
+            raise BadRequest(f"the parameters of the tool `{function['name']}`: {error}", error.hint) from None
+
+    def _json(self, schema: dict[str, Any]) -> str:
+        return self._rule("json", f"%json {json.dumps({'x-guidance': LAYOUT, **schema})}")
+
+    def _tags(self, tags: Tags, schema: dict[str, Any]) -> str:
+        """The arguments one by one, in the order of the schema; optional ones may be left out."""
+        shared: dict[str, Any] = {key: schema[key] for key in ("$defs", "definitions") if key in schema}
+        required = schema.get("required", [])
+        parts: list[str] = []
+        for key, value in (schema.get("properties") or {}).items():
+            closing = tags.after_value.replace("{key}", key)
+            text = _is_text(value)
+            kind = ""
+            if tags.kind is not None:
+                other = _OTHER_KIND.get(tags.text_kind, str(value.get("type", "")) if isinstance(value, dict) else "")
+                kind = tags.kind[0] + (tags.text_kind if text else other) + tags.kind[1]
+            head = self._text(tags.before_key + key + (kind or tags.after_key))
+            body = self._raw(value, closing) if text else self._json({**shared, **(value if value is not True else {})})
+            tail = self._text(closing if self._form.after.strip() or parts else closing.rstrip())
+            one = self._rule("argument", f"{head} {body} {tail}")
+            parts.append(one if key in required else f"{one}?")
+        return " ".join(parts)
+
+    def _raw(self, schema: dict[str, Any], closing: str) -> str:
+        """A text without quotes, up to the tag that closes it."""
+        values = schema.get("enum", [schema["const"]] if "const" in schema else None)
+        if values:
+            return "(" + " | ".join(_quoted(str(value)) for value in values) + ")"
+        mark = re.sub(r"([.^$*+?{}\[\]\\|()/])", r"\\\1", closing.strip()).replace("\n", r"\n")
+        low, high = schema.get("minLength", 0), schema.get("maxLength", "")
+        body = rf"/(?s:.){{{low},{high}}}/ & ~/(?s:.)*{mark}(?s:.)*/"
+        pattern = schema.get("pattern")
+        if isinstance(pattern, str):
+            start, end = ("" if pattern.startswith("^") else "(?s:.)*", "" if pattern.endswith("$") else "(?s:.)*")
+            inner = pattern.removeprefix("^").removesuffix("$").replace("/", r"\/")
+            body += f" & /{start}({inner}){end}/"
+        name = f"RAW_{len(self._rules)}"
+        self._rules.append(f"{name}: {body}")
+        return name
+
+
+def _is_text(schema: Any) -> bool:
+    """Whether a value is written as it is, without quotes."""
+    if not isinstance(schema, dict):
+        return False
+    values = schema.get("enum", [schema["const"]] if "const" in schema else [])
+    return schema.get("type") == "string" or ("type" not in schema and any(isinstance(each, str) for each in values))
+
+
+def _quoted(text: str) -> str:
+    """A text as a string of Lark, which are JSON's."""
+    return json.dumps(text, ensure_ascii=False)

@@ -1,0 +1,227 @@
+"""What holds an answer at each token: nothing while it thinks, a grammar after that, or from a call's beginning on."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from array import array
+from typing import Any
+
+import jsonschema
+import pytest
+
+from runtime import messages as m
+from runtime.answers.forms import CallForm, Hole, JsonArguments, JsonCall, Tags
+from runtime.answers.parser import AnswerForm, AnswerParser, Marks
+from runtime.answers.pieces import Arguments, CallBegun, CallEnded
+from runtime.grammar.compiler import Compiler
+from runtime.grammar.course import Course
+
+WORDS = ("<end>", "<think>", "</think>", "ink>{", "</th", "\n\n", '<tool_call>\n{"na', "[CALL]", "ab")
+MARKS = ("<end>", "<think>", "</think>", "[CALL]")
+THINKING = AnswerForm(Marks("<think>", "</think>"))
+CALLS = CallForm(JsonCall("name", "arguments"), before=("<tool_call>\n",), after="\n</tool_call>")
+ADD = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"], "additionalProperties": False}
+END = 256
+
+
+class Letters:
+    """A vocabulary of all bytes and a few longer tokens; the first one ends a turn, `[CALL]` is a control token."""
+
+    size = 256 + len(WORDS)
+
+    def piece(self, token: int) -> bytes:
+        if token in (END, END + WORDS.index("[CALL]")):
+            return b""
+        return bytes([token]) if token < 256 else WORDS[token - 256].encode()
+
+    def marked_piece(self, token: int) -> bytes:
+        return self.piece(token) or WORDS[token - 256].encode()
+
+    def ends(self, token: int) -> bool:
+        return token == END
+
+    def control_texts(self) -> list[str]:
+        return ["<end>", "[CALL]"]
+
+    def tokenize(self, text: str, *, special: bool, add: bool) -> array[int]:
+        parts = re.split("(" + "|".join(map(re.escape, MARKS)) + ")", text)
+        return array("i", [t for part in parts for t in ([word(part)] if part in MARKS else part.encode())])
+
+
+LETTERS: Any = Letters()
+COMPILER = Compiler(LETTERS)
+
+
+def tool(name: str, schema: Any, **more: Any) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name, "parameters": schema, **more}}
+
+
+def word(text: str) -> int:
+    return END + WORDS.index(text)
+
+
+def yes() -> Any:
+    return COMPILER.compile(m.Grammar("gbnf", 'root ::= "yes" | "{}"')).copy()
+
+
+def takes(course: Course, *tokens: int | str) -> list[int | str]:
+    """The tokens, or letters of texts, that are taken before the first that is not."""
+    taken: list[int | str] = []
+    for each in tokens:
+        for token in each.encode() if isinstance(each, str) else [each]:
+            if not course.take(token):
+                return taken
+        taken.append(each)
+    return taken
+
+
+def test_the_grammar_begins_where_the_thinking_ends() -> None:
+    course = Course(LETTERS, THINKING, thinks=True, grammar=yes())
+    thought = [word("<think>"), "nothing holds <b>this</b>, é", word("</think>"), word("\n\n")]
+    assert takes(course, *thought) == thought
+    assert not course.complete
+    assert not course.take(ord("n"))
+    assert list(course.allowed().nonzero()[0]) == [ord("y"), ord("{")]
+    assert takes(course, "yes") == ["yes"]
+    assert course.complete
+
+
+def test_an_answer_may_come_without_thinking_and_then_holds_from_its_first_token() -> None:
+    course = Course(LETTERS, THINKING, thinks=True, grammar=yes())
+    assert takes(course, "\n", "n") == ["\n"]
+    assert takes(course, "yes") == ["yes"]
+    unwilling = Course(LETTERS, THINKING, grammar=yes())
+    assert not unwilling.take(word("<think>"))
+
+
+def test_a_prompt_that_opens_the_thinking_and_marks_in_pieces() -> None:
+    opened = AnswerForm(THINKING.thinking, opened=True)
+    course = Course(LETTERS, opened, grammar=yes())
+    assert takes(course, "so", word("</th"), "ink>", "\n", "yes") == ["so", word("</th"), "ink>", "\n", "yes"]
+    assert course.complete
+
+
+def test_a_token_of_the_mark_and_of_what_may_not_follow_is_written_as_the_mark_alone() -> None:
+    course = Course(LETTERS, AnswerForm(THINKING.thinking, opened=True), grammar=yes())
+    assert takes(course, "so", word("</th"), word("ink>{")) == ["so", word("</th")]
+    (first,) = course.allowed().nonzero()[0]
+    assert course.take(int(first))
+    assert bytes([int(first), *course.forced()]) == b"ink>"
+    assert takes(course, "{}") == ["{}"]
+
+
+def test_the_end_of_the_turn_within_thinking_ends_the_thinking() -> None:
+    course = Course(LETTERS, AnswerForm(THINKING.thinking, opened=True), grammar=yes())
+    assert takes(course, "so", END) == ["so"]
+    assert list(course.allowed().nonzero()[0]) == [word("</think>")]
+    assert takes(course, word("</think>"), "yes") == [word("</think>"), "yes"]
+
+
+@pytest.mark.parametrize("held", [True, False], ids=["grammar", "free"])
+def test_a_budget_ends_the_thinking_with_the_models_own_mark(held: bool) -> None:
+    course = Course(LETTERS, THINKING, thinks=True, budget=3, grammar=yes() if held else None)
+    assert takes(course, word("<think>"), "a", "b") == [word("<think>"), "a", "b"]
+    assert course.forced() == []
+    assert takes(course, "c") == ["c"]
+    assert course.forced()[:1] == [word("</think>")]
+    assert takes(course, "\n", "no")[1:] == ([] if held else ["no"])
+
+
+def test_a_budget_waits_for_the_end_of_a_letter_and_may_be_nothing() -> None:
+    opened = AnswerForm(THINKING.thinking, opened=True)
+    course = Course(LETTERS, opened, budget=1)
+    assert course.take("é".encode()[0])
+    assert course.forced() == []
+    assert course.take("é".encode()[1])
+    assert course.forced() == [word("</think>")]
+    assert Course(LETTERS, opened, budget=0).forced() == [word("</think>")]
+
+
+def test_the_marks_of_the_answer_follow_the_thinking() -> None:
+    form = AnswerForm(Marks("<think>", "</think>"), opened=True, content=Marks("[CALL]", ""), turn="ab")
+    course = Course(LETTERS, form, grammar=yes(), lead="[CALL]")
+    assert takes(course, "x", word("</think>")) == ["x", word("</think>")]
+    assert course.forced()[:3] == [*b"ab", word("[CALL]")]
+
+
+def test_free_text_is_held_from_a_calls_beginning_to_its_end() -> None:
+    section = COMPILER.section(CALLS, [tool("add", ADD, strict=True)], several=False, loose=True)
+    course = Course(LETTERS, AnswerForm(calls=(CALLS,)), section=section)
+    assert takes(course, "I <b>add</b>: <tool") == ["I <b>add</b>: <tool"]
+    assert takes(course, "_call>\n", '{"name": "add", "arguments": {"a": ', "x") == [
+        "_call>\n",
+        '{"name": "add", "arguments": {"a": ',
+    ]
+    assert takes(course, "12}", "}\n</tool_call>", " and more", END) == ["12}", "}\n</tool_call>", " and more", END]
+    assert takes(course, word('<tool_call>\n{"na'), 'me": "sub') == [word('<tool_call>\n{"na')]
+
+
+def test_a_token_that_breaks_a_call_as_it_begins_is_refused() -> None:
+    section = COMPILER.section(CallForm(JsonArguments(), before=("<tool_call>\n", Hole.NAME)), [tool("x", ADD)])
+    form = AnswerForm(calls=(CallForm(JsonArguments(), before=("<tool_call>\n", Hole.NAME)),))
+    course = Course(LETTERS, form, section=section)
+    assert not course.take(word('<tool_call>\n{"na'))
+    assert list(course.allowed().nonzero()[0]) == [ord("<")]
+    assert takes(course, "<tool_call>\nx", '{"a": 1}') == ["<tool_call>\nx", '{"a": 1}']
+
+
+NUMBERED = ("<c>", Hole.NAME, ":", Hole.INDEX, "\n")
+PARTS = Tags("<p=", ">\n", "\n</p>\n")
+KINDS = Tags('<p name="', ">", "</p>", ('" string="', '">'), "true")
+FORMS = {
+    "JSON": CALLS,
+    "JSON in a list": CallForm(JsonCall("tool", "args", "id"), open="[CALL]", close="<end>", listed=True),
+    "bare JSON": CallForm(JsonCall("name", "parameters")),
+    "name first": CallForm(JsonArguments(), "<calls>", NUMBERED, "</c>", "", "</calls>"),
+    "id that names": CallForm(JsonArguments(), "[CALL]", (Hole.NAMING_ID, "<a>"), between="ab", close="!"),
+    "tags": CallForm(PARTS, "<tool_call>\n", ("<f=", Hole.NAME, ">\n"), "</f>", close="</tool_call>"),
+    "tags with kinds": CallForm(KINDS, before=("<f=", Hole.NAME, ">"), after="</f>"),
+}
+BOTH = [
+    tool("add", ADD),
+    tool(
+        "say",
+        {
+            "type": "object",
+            "properties": {"text": {"type": "string", "maxLength": 4}, "how": {"enum": ["loud", "low"]}},
+            "required": ["text", "how"],
+            "additionalProperties": False,
+        },
+    ),
+]
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_any_answer_by_the_grammar_of_a_section_is_read_as_calls_that_keep_the_schemas(name: str) -> None:
+    """Drawn at random from what is allowed, until the section is complete."""
+    form = FORMS[name]
+    schemas = {each["function"]["name"]: each["function"]["parameters"] for each in BOTH}
+    for seed in range(6):
+        section = COMPILER.section(form, BOTH, several=bool(seed % 2) and form.between is not None)
+        assert section
+        matcher, random_, text = section.copy(), random.Random(seed), b""
+        for _ in range(400):
+            forced = matcher.forced()
+            text += b"".join(map(LETTERS.marked_piece, forced))
+            if matcher.complete:
+                break
+            allowed = [int(token) for token in matcher.allowed().nonzero()[0]]
+            token = END if END in allowed else random_.choice(_sober(allowed))
+            if token == END:
+                break
+            assert matcher.take(token)
+            text += LETTERS.marked_piece(token)
+        parser = AnswerParser(AnswerForm(calls=(form,)), schemas)
+        pieces = [*parser.feed(text.decode()), *parser.finish()]
+        called = [piece.name for piece in pieces if isinstance(piece, CallBegun)]
+        given = "".join(piece.text for piece in pieces if isinstance(piece, Arguments))
+        assert len(called) == sum(isinstance(piece, CallEnded) for piece in pieces) >= 1, (text, pieces)
+        if len(called) == 1:
+            jsonschema.validate(json.loads(given), schemas[called[0]])
+
+
+def _sober(tokens: list[int]) -> list[int]:
+    """Letters that end texts and numbers soon, where there are any."""
+    return [token for token in tokens if chr(token if token < 256 else 0) in '"}]<\n, 7x'] or tokens
