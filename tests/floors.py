@@ -20,6 +20,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("quant.convert.tokenizer",),
         ("quant.convert.families", "quant.convert.gguf"),
         ("quant.convert.planning",),
+        ("quant.convert.adapters",),
     ),
     "registry": (
         ("registry.errors",),

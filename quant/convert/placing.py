@@ -20,7 +20,7 @@ from quant.safetensors import DTYPES, Entry
 _BIASES = ("attention_bias", "attention_out_bias", "mlp_bias", "use_bias")
 
 
-class _Wanted(NamedTuple):
+class Wanted(NamedTuple):
     """A tensor that a source may have: a row of the family's table, filled in for one layer and one expert."""
 
     row: Known
@@ -35,7 +35,7 @@ def plan_tensors(
     `files` are read where a tied model has an output of its own. Raises UnsupportedModel for a tensor that the family
     does not know or whose values are quantized, MalformedFile for one that is missing or has another shape.
     """
-    wanted = _expand(family, sizes)
+    wanted = expand(family, sizes)
     found = _strip(family, entries)
     tied = config.flag("tie_word_embeddings", family.tied)
     again = _tie(family, wanted, found, files) if tied else ()
@@ -75,7 +75,7 @@ def _no_output(family: Family[Any]) -> UnsupportedModel:
     )
 
 
-def _choose(wanted: dict[str, _Wanted], found: dict[str, Entry]) -> None:
+def _choose(wanted: dict[str, Wanted], found: dict[str, Entry]) -> None:
     """Leave the rows `wanted` that store values as this model does; the first way where it has none of them."""
     ways = [row.choice for row, _ in wanted.values() if row.choice]
     kept = [row.choice for name, (row, _) in wanted.items() if row.choice and name in found] or ways
@@ -83,7 +83,7 @@ def _choose(wanted: dict[str, _Wanted], found: dict[str, Entry]) -> None:
         del wanted[name]
 
 
-def _take_away(wanted: dict[str, _Wanted], config: ModelConfig, sizes: Sizes) -> list[TensorPlan]:
+def _take_away(wanted: dict[str, Wanted], config: ModelConfig, sizes: Sizes) -> list[TensorPlan]:
     """Zeros for the tensors that the model is set not to have, which are then no longer `wanted`."""
     off = {name: each for name, each in wanted.items() if each.row.switch and not config.flag(each.row.switch, True)}
     for name in off:
@@ -93,7 +93,7 @@ def _take_away(wanted: dict[str, _Wanted], config: ModelConfig, sizes: Sizes) ->
 
 
 def _tie(
-    family: Family[Any], wanted: dict[str, _Wanted], found: dict[str, Entry], files: Files
+    family: Family[Any], wanted: dict[str, Wanted], found: dict[str, Entry], files: Files
 ) -> tuple[tuple[str, Known], ...]:
     """The sources to be placed once more, by a row of another: the embedding, where it is the output as well.
 
@@ -146,7 +146,7 @@ def _listed(names: list[str]) -> str:
     return ", ".join(f"`{name[:80]}`" for name in names[:5]) + more
 
 
-def _expand(family: Family[Any], sizes: Sizes) -> dict[str, _Wanted]:
+def expand(family: Family[Any], sizes: Sizes) -> dict[str, Wanted]:
     """Every tensor of the family's table by its name in the source: `{}` and `[]` replaced by layer and expert."""
     wanted = {}
     for row in family.tensors:
@@ -157,7 +157,7 @@ def _expand(family: Family[Any], sizes: Sizes) -> dict[str, _Wanted]:
         layers = sizes.numbers(row.layers)
         for layer in layers if "{}" in row.source else layers[:1]:
             for expert in range(sizes.length(row.stack)) if row.stacked else (0,):
-                wanted[row.source.format(layer).replace("[]", str(expert))] = _Wanted(row, layer)
+                wanted[row.source.format(layer).replace("[]", str(expert))] = Wanted(row, layer)
     return wanted
 
 

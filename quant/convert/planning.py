@@ -84,14 +84,34 @@ def sketch_model(files: Files) -> ModelPlan:
     return plan_gguf(files, finished=True) if is_gguf(files) else _sketch(files, accept_unknown_keys=True)[1]
 
 
-def _sketch(files: Files, accept_unknown_keys: bool) -> tuple[ModelConfig, ModelPlan, int]:
-    """The configuration of the language model, the plan of its weights, and the number of rows of its embedding."""
+def read_shape(files: Files) -> tuple[ModelConfig, Family[Any], Sizes]:
+    """The configuration of the language model, its family and its sizes, by small files alone.
+
+    The weights may be quantized in any way. Raises as `plan_model`.
+    """
     config, name, wrapped = wrappers.unwrap(_read_config(files))
+    config, family = _choose_family(files, config, name)
+    if wrapped:
+        family = replace(family, prefix=wrappers.PREFIX + family.prefix)
+    return config, family, family.read_sizes(config)
+
+
+def _choose_family(files: Files, given: ModelConfig, name: str) -> tuple[ModelConfig, Family[Any]]:
+    """The settings with what their class adds, and the family."""
     family = _family(name)
-    given, config = config, keys.filled(config, name)
+    config = keys.filled(given, name)
     family = family.instead(config) or family
     if family is qwen.QWEN3 and ranking.is_reranker(files):
         family = ranking.QWEN3
+    return config, family
+
+
+def _sketch(files: Files, accept_unknown_keys: bool) -> tuple[ModelConfig, ModelPlan, int]:
+    """The configuration of the language model, the plan of its weights, and the number of rows of its embedding."""
+    config = _read_config(files)
+    prequantized.check_method(config)
+    given, name, wrapped = wrappers.unwrap(config)
+    config, family = _choose_family(files, given, name)
     _check_activation(family, config)
     rotary.check(config, family.architecture)
     pooling = RANK if family.ranks else read_pooling(files, dense=DENSE[0] in family.tensors)
@@ -136,9 +156,7 @@ def _read_config(files: Files) -> ModelConfig:
     if "config.json" not in files.names():
         hint = "is this a model in Hugging Face's layout, or a part of one?"
         raise MalformedFile(f"there is no `config.json` in `{files.title}`, and no GGUF file", hint)
-    config = ModelConfig.read(files, "config.json")
-    prequantized.check_method(config)
-    return config
+    return ModelConfig.read(files, "config.json")
 
 
 def _family(name: str) -> Family[Any]:

@@ -180,8 +180,8 @@ _TWICE = ("model.model.", "model.lm_head.")
 # Buffers that transformers computes anew, whatever a file has.
 _BUFFERS = re.compile(r"(.*\.)?(position_ids|(original_)?inv_freq|cos_cached|sin_cached|masked_bias)")
 # The prefix of the tensors of the language model; then the prefixes of other parts, and what `lm` calls these parts.
-_PREFIX = r"(model\.)?((language_model|text_model)\.)?"
-_BESIDE = {
+PREFIX = r"(model\.)?((language_model|text_model)\.)?"
+BESIDE = {
     "vision_tower": "vision",
     "vision_model": "vision",
     "visual": "vision",
@@ -263,16 +263,16 @@ def take_out(family: Family[S], entries: Iterable[Entry]) -> tuple[Family[S], li
 
     The family has the prefix that the names of tensors have in the larger model.
     """
-    beside = re.compile(rf"(?:model\.)?({'|'.join(_BESIDE)})(?:\.|$)")
+    beside = re.compile(rf"(?:model\.)?({'|'.join(BESIDE)})(?:\.|$)")
     language: list[Entry] = []
     left_out: dict[str, int] = {}
     for entry in entries:
         found = beside.match(entry.name)
         if found:
-            kind = _BESIDE[found[1]]
+            kind = BESIDE[found[1]]
             left_out[kind] = left_out.get(kind, 0) + entry.size
         else:
             language.append(entry)
     # A file without an output shares the embedding, where the settings say nothing of it.
     tied = not any(entry.name.endswith("lm_head.weight") for entry in language)
-    return replace(family, prefix=_PREFIX + family.prefix, tied=tied), language, left_out
+    return replace(family, prefix=PREFIX + family.prefix, tied=tied), language, left_out

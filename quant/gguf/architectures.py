@@ -57,3 +57,12 @@ BIASED = {
 """The architectures that take a bias of these matrices, by the role of the matrix."""
 # The architectures that always turn heads by sections (`llama_model_rope_type`: MROPE, IMROPE).
 SECTIONED = frozenset({"paddleocr", "qwen2vl", "qwen3vl", "qwen3vlmoe", "qwen35", "qwen35moe", "qwen3tts", "qwen4exp"})
+# Matrices with which the graph of an architecture multiplies by itself, and not by `build_lora_mm`: an adapter's change
+# of them would be passed over without a word (`ggml_mul_mat` in `models/*.cpp`). By the roles of their tensors.
+_LATENT = frozenset({"attn_q", "attn_q_a", "attn_q_b", "attn_kv_a_mqa", "attn_kv_b", "attn_k_b", "attn_v_b"})
+UNADAPTED: dict[str, frozenset[str]] = {
+    **dict.fromkeys(("deepseek2", "deepseek32", "glm-dsa", "hy_v4", "dots3note"), _LATENT | {"output"}),
+    **dict.fromkeys(("minicpm3", "plm"), _LATENT),
+    "gemma4": frozenset({"per_layer_model_proj"}),
+    **dict.fromkeys(("nemotron_h", "nemotron_h_moe"), frozenset({"ffn_latent_down", "ffn_latent_up"})),
+}

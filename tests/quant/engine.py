@@ -58,6 +58,24 @@ class Engine:
         if not self.model:
             raise EngineRefuses(f"llama.cpp refuses {path.name}")
         self.vocabulary = llama_cpp.llama_model_get_vocab(self.model)
+        self._adapters: list[tuple[Any, float]] = []
+
+    def adapt(self, *adapters: tuple[Path, float]) -> None:
+        """Let what is computed from now on be changed by these adapters, each with its scale."""
+        self._adapters = []
+        for path, scale in adapters:
+            handle = llama_cpp.llama_adapter_lora_init(self.model, str(path).encode())
+            if not handle:
+                raise EngineRefuses(f"llama.cpp refuses {path.name}")
+            self._adapters.append((handle, scale))
+
+    def _context(self, params: Any) -> Any:
+        context = llama_cpp.llama_init_from_model(self.model, params)
+        count = len(self._adapters)
+        handles = (llama_cpp.llama_adapter_lora_p_ctypes * count)(*(handle for handle, _ in self._adapters))
+        scales = (ctypes.c_float * count)(*(scale for _, scale in self._adapters))
+        llama_cpp.llama_set_adapters_lora(context, handles, count, scales)
+        return context
 
     def __enter__(self) -> Engine:
         return self
@@ -90,7 +108,7 @@ class Engine:
         """float32[len(ids), vocabulary], as exact as can be; `batch` at a time, in a context of `context`."""
         params = self._exact(context or len(ids))
         params.n_batch = params.n_ubatch = min(batch, len(ids))
-        context = llama_cpp.llama_init_from_model(self.model, params)
+        context = self._context(params)
         parts = [self._decode(context, ids, start, batch) for start in range(0, len(ids), batch)]
         llama_cpp.llama_free(context)
         return np.concatenate(parts)

@@ -19,7 +19,7 @@ from quant.plan import Transform
 
 
 @dataclass(frozen=True, slots=True)
-class _TakePaired:
+class TakePaired:
     """Rows as `TakeRows` takes them, in the order of Llama's heads."""
 
     take: TakeRows
@@ -27,6 +27,7 @@ class _TakePaired:
     rows: int = 0
 
     def apply(self, x: np.ndarray) -> np.ndarray:
+        """(heads * count, columns), paired within each head."""
         return PairRotaryHalves(self.head).apply(self.take.apply(x))
 
 
@@ -41,11 +42,11 @@ def _queries(sizes: DecoderSizes) -> int:
 
 
 def _take_queries(sizes: DecoderSizes) -> Transform:
-    return _TakePaired(_take(sizes, 0, _queries(sizes)), sizes.head)
+    return TakePaired(_take(sizes, 0, _queries(sizes)), sizes.head)
 
 
 def _take_keys(sizes: DecoderSizes) -> Transform:
-    return _TakePaired(_take(sizes, _queries(sizes), sizes.head), sizes.head)
+    return TakePaired(_take(sizes, _queries(sizes), sizes.head), sizes.head)
 
 
 def _take_values(sizes: DecoderSizes) -> Transform:
