@@ -14,7 +14,18 @@ from msgspec import Meta
 from runtime.conversation import Turn
 from runtime.defaults import CACHE_TYPE, CONTEXT, GAP, SEQUENCES
 from runtime.errors import EngineError
-from runtime.options import MAX_ANSWERS, MAX_GRAMMAR, MAX_INPUTS, MAX_INT, MAX_LOGPROBS, MAX_MESSAGES, Limits, Sampling
+from runtime.options import (
+    MAX_ADAPTERS,
+    MAX_ANSWERS,
+    MAX_GRAMMAR,
+    MAX_INPUTS,
+    MAX_INT,
+    MAX_LOGPROBS,
+    MAX_MESSAGES,
+    AdapterScale,
+    Limits,
+    Sampling,
+)
 
 Turns = Annotated[list[Turn], Meta(max_length=MAX_MESSAGES)]
 
@@ -74,6 +85,22 @@ class Grammar(msgspec.Struct, frozen=True):
     text: Annotated[str, Meta(max_length=MAX_GRAMMAR)] = ""
 
 
+class Adapter(msgspec.Struct, frozen=True, order=True):
+    """An adapter as a request wants it: the file `path` of `size` bytes, and the scale of its change.
+
+    `name` is for messages. A path names one content for ever: it is a blob's of the store.
+    """
+
+    path: str
+    scale: AdapterScale = 1.0
+    size: int = 0
+    name: str = ""
+
+
+AdapterSet = tuple[Adapter, ...]
+"""The adapters that change an answer, in the order of their paths, none with the scale 0; without any: the model."""
+
+
 class Submit(msgspec.Struct, tag="submit", omit_defaults=True):
     """One request: either `turns` (the template renders them), or `prompt` (text, or token ids), never both.
 
@@ -86,6 +113,7 @@ class Submit(msgspec.Struct, tag="submit", omit_defaults=True):
     may call `tools`, each described as in OpenAI's API; with `forced` it has to. Calls keep the schemas of tools that
     are forced or `strict`. With `single` an answer ends after its first call. The template gets `variables`, and others
     that switch thinking on, off, or to an effort, as `think` says. Thinking ends after `think_tokens`, -1 for no limit.
+    The weights are changed by `adapters`.
     """
 
     id: int
@@ -108,6 +136,16 @@ class Submit(msgspec.Struct, tag="submit", omit_defaults=True):
     think: bool | str | None = None
     think_tokens: Annotated[int, Meta(ge=-1, le=MAX_INT)] = -1
     variables: dict[str, Any] = {}
+    adapters: Annotated[list[Adapter], Meta(max_length=MAX_ADAPTERS)] = []
+
+    @property
+    def adapter_set(self) -> AdapterSet:
+        """The adapters that have an effect; the scales of one that is named twice are added up."""
+        merged: dict[str, Adapter] = {}
+        for each in self.adapters:
+            before = merged.get(each.path)
+            merged[each.path] = msgspec.structs.replace(each, scale=each.scale + (before.scale if before else 0.0))
+        return tuple(sorted(each for each in merged.values() if each.scale))
 
     @property
     def compiles(self) -> bool:

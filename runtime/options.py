@@ -25,6 +25,9 @@ MAX_INPUT_LENGTH = 4 << 20
 """Characters, or token ids, of one such text."""
 MAX_GRAMMAR = 1 << 20
 """Characters of a grammar or a schema."""
+MAX_ADAPTERS = 16
+"""Adapters of one request."""
+MAX_ADAPTER_SCALE = 100
 MAX_BIASES = 4096
 MAX_BIAS = 100
 MAX_LAST = 1 << 16
@@ -36,6 +39,7 @@ Strength = Annotated[float, Meta(ge=0, le=100)]
 Penalty = Annotated[float, Meta(ge=-100, le=100)]
 LastTokens = Annotated[int, Meta(ge=-1, le=MAX_LAST)]
 """How many of the last tokens are looked at; -1 is the whole context."""
+AdapterScale = Annotated[float, Meta(ge=-MAX_ADAPTER_SCALE, le=MAX_ADAPTER_SCALE)]
 Bias = Annotated[float, Meta(ge=-MAX_BIAS, le=MAX_BIAS)]
 Stop = Annotated[str, Meta(max_length=MAX_STOP_LENGTH)]
 

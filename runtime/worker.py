@@ -41,7 +41,7 @@ class Engine(Protocol):
 
     @property
     def spilled(self) -> int:
-        """Bytes of copies of sequences, and of the second context for long prompts."""
+        """Bytes of copies of sequences, of adapters, and of the second context for long prompts."""
 
     @property
     def obstacle(self) -> str:

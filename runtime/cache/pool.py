@@ -16,7 +16,7 @@ Recurrent and hybrid models cannot be cut at any position, only restored at the 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -45,6 +45,8 @@ class Sequence:
     busy: bool = False
     parked_at: int = 0
     """The engine's step at which it was parked."""
+    key: Hashable = ()
+    """What changes the weights that computed its cells: only texts computed with the same may share them."""
 
 
 class Cache(Protocol):
@@ -86,26 +88,29 @@ class CellPool:
         # A span that several sequences own is one object, and counts once.
         return sum({id(span): span.size for seq in self.sequences if seq.busy for span in seq.spans}.values())
 
-    def match(self, tokens: array[int]) -> tuple[Sequence | None, int]:
-        """The sequence with the longest usable beginning of `tokens`, and that beginning's length.
+    def match(self, tokens: array[int], key: Hashable = ()) -> tuple[Sequence | None, int]:
+        """The sequence of this key with the longest usable beginning of `tokens`, and that beginning's length.
 
         Among equally good ones a parked sequence is preferred: it can be continued in place.
         """
         best, length = None, 0
-        for seq in self.sequences:
+        for seq in self._of(key):
             common = common_prefix(seq.tokens, tokens)
             if self.memory != "cells" and common < len(seq.tokens):
-                common = self.spill.usable(seq.tokens, common)
+                common = self.spill.usable(seq.tokens, common, key)
             if common > length or (best and common == length > 0 and best.busy and not seq.busy):
                 best, length = seq, common
         return best, length
 
-    def start(self, source: Sequence | None, length: int) -> Sequence | None:
+    def _of(self, key: Hashable) -> Iterator[Sequence]:
+        return (seq for seq in self.sequences if seq.key == key)
+
+    def start(self, source: Sequence | None, length: int, key: Hashable = ()) -> Sequence | None:
         """A busy sequence that holds the first `length` tokens of `source`; None when all sequences are busy.
 
-        A parked source that ends there is continued itself. Otherwise an empty sequence shares the source's cells; when
-        none is empty, the least recently parked one is emptied for it. When the source is the only parked sequence, it
-        is cut to `length` and continued itself.
+        The source is of the same key. A parked one that ends there is continued itself. Otherwise an empty sequence
+        shares the source's cells; when none is empty, the least recently parked one is emptied for it. When the source
+        is the only parked sequence, it is cut to `length` and continued itself.
         """
         if source and not source.busy and length == len(source.tokens):
             source.busy = True
@@ -121,6 +126,7 @@ class CellPool:
         checkpoint = source and self._checkpoint(source, length)
         if target.tokens:
             self._put_away(target)
+        target.key = key
         if source and length:
             self.share(source, target, length)
             if checkpoint and not self._restore(target, checkpoint):
@@ -128,7 +134,7 @@ class CellPool:
         target.busy = True
         return target
 
-    def checkpoint_positions(self, tokens: array[int], length: int, stable: int) -> list[int]:
+    def checkpoint_positions(self, tokens: array[int], length: int, stable: int, key: Hashable = ()) -> list[int]:
         """Positions at which to make checkpoints while `tokens` are read; the first `length` are in the cache already.
 
         There are up to three. The first is where an earlier prompt parted from this one, because others may part there
@@ -137,8 +143,8 @@ class CellPool:
         """
         if self.memory == "cells" or not self.spill.limit:
             return []
-        parting = max(common_prefix(seq.tokens, tokens) for seq in self.sequences)
-        parting = max(parting, self.spill.longest_prefix(tokens))
+        parting = max((common_prefix(seq.tokens, tokens) for seq in self._of(key)), default=0)
+        parting = max(parting, self.spill.longest_prefix(tokens, key))
         positions: list[int] = []
         for position in sorted({parting, stable, len(tokens) - 1}):
             # A checkpoint close behind another saves little. The one after `stable` is made all the same, because the
@@ -159,7 +165,7 @@ class CellPool:
             size += span.size
             span.owners += 1
             target.spans.append(span)
-        target.tokens = source.tokens[:length]
+        target.tokens, target.key = source.tokens[:length], source.key
 
     def grow(self, seq: Sequence, tokens: array[int] | memoryview[int]) -> None:
         """Record that `tokens` were computed at the end of `seq`."""
@@ -210,7 +216,7 @@ class CellPool:
         seq.busy = False
         seq.parked_at = step
         for other in self.sequences:
-            if other is seq or other.busy or not other.tokens:
+            if other is seq or other.busy or not other.tokens or other.key != seq.key:
                 continue
             if seq.tokens[: len(other.tokens)] == other.tokens:
                 self.clear(other)
@@ -234,32 +240,33 @@ class CellPool:
             while self.used - self.busy_cells > self.cells // PARKED_SHARE and self.evict():
                 pass
 
-    def recall(self, tokens: array[int], length: int) -> bool:
+    def recall(self, tokens: array[int], length: int, key: Hashable = ()) -> bool:
         """Restore the copy that has more of `tokens` than the `length` in the cache, if it is worth it.
 
         True where the cache may have changed, so that the caller has to `match` again: sequences may have been evicted
         even though the copy had no room in the end.
         """
-        copy, usable = self.spill.match(tokens)
+        copy, usable = self.spill.match(tokens, key)
         if copy is None or usable < length + WORTH_KEEPING:
             return False
         target = self.vacant()
         while target and self.free < len(copy.tokens) and self.evict():
             pass
         if target and self.free >= len(copy.tokens) and self.spill.restore(copy, target.number):
+            target.key = key
             self.grow(target, copy.tokens)
             self._cut_back(target, usable)
         return True
 
     def make_checkpoint(self, seq: Sequence) -> None:
         """Copy the state of `seq` as it is now."""
-        self.spill.add_checkpoint(seq.number, seq.tokens)
+        self.spill.add_checkpoint(seq.number, seq.tokens, seq.key)
 
     def _checkpoint(self, seq: Sequence, length: int) -> Copy | None:
         """The checkpoint needed to go back to `length` in `seq`; None where the cache can do that alone."""
         if self.memory == "cells" or length >= len(seq.tokens):
             return None
-        return self.spill.latest_checkpoint(seq.tokens, length)
+        return self.spill.latest_checkpoint(seq.tokens, length, seq.key)
 
     def _restore(self, seq: Sequence, checkpoint: Copy) -> bool:
         """Put the checkpoint's state into `seq`, which begins with its tokens; without room empty it: False."""
@@ -284,7 +291,7 @@ class CellPool:
 
     def _put_away(self, seq: Sequence) -> None:
         """Empty `seq`; a copy goes to the spill."""
-        self.spill.add(seq.number, seq.tokens)
+        self.spill.add(seq.number, seq.tokens, seq.key)
         self.clear(seq)
 
     def _parked(self) -> Iterator[Sequence]:

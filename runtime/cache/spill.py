@@ -16,7 +16,7 @@ so a copy never leaves this process.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from typing import NamedTuple, Protocol
 
 from runtime.llama.model import Memory
@@ -41,11 +41,15 @@ class States(Protocol):
 
 
 class Copy(NamedTuple):
-    """A copy of a sequence: the tokens it had read, and its state (`partial`: the recurrent state alone)."""
+    """A copy of a sequence: the tokens it had read, and its state (`partial`: the recurrent state alone).
+
+    `key` is the sequence's (`runtime/cache/pool.py`): a copy serves only texts of the same key.
+    """
 
     tokens: array[int]
     state: bytearray
     partial: bool = False
+    key: Hashable = ()
 
 
 class Spill:
@@ -65,54 +69,54 @@ class Spill:
         self._copies: list[Copy] = []  # the least recently used first
         self.used = 0
 
-    def add(self, sequence: int, tokens: array[int]) -> None:
+    def add(self, sequence: int, tokens: array[int], key: Hashable = ()) -> None:
         """Copy a sequence that holds `tokens`, if it is worth it and fits.
 
         Copies of its beginnings are dropped: this one serves for them. Nothing is done where a copy serves already.
         """
-        if not self._worth_it(tokens) or any(self._serves(copy.tokens, tokens) for copy in self._whole()):
+        if not self._worth_it(tokens) or any(self._serves(copy.tokens, tokens) for copy in self._whole(key)):
             return
-        for copy in [copy for copy in self._whole() if self._serves(tokens, copy.tokens)]:
+        for copy in [copy for copy in self._whole(key) if self._serves(tokens, copy.tokens)]:
             self._drop(copy)
-        self._save(sequence, tokens, partial=False)
+        self._save(sequence, tokens, key, partial=False)
 
-    def add_checkpoint(self, sequence: int, tokens: array[int]) -> None:
+    def add_checkpoint(self, sequence: int, tokens: array[int], key: Hashable = ()) -> None:
         """Make a checkpoint of a sequence that has read `tokens` and nothing more."""
-        chain = [copy for copy in self._checkpoints() if _begins(tokens, copy.tokens)]
+        chain = [copy for copy in self._checkpoints(key) if _begins(tokens, copy.tokens)]
         if not self._worth_it(tokens) or any(len(copy.tokens) == len(tokens) for copy in chain):
             return
         if len(chain) >= CHECKPOINTS:
             self._drop(chain[0])
-        self._save(sequence, tokens, partial=self._memory == "hybrid")
+        self._save(sequence, tokens, key, partial=self._memory == "hybrid")
 
-    def match(self, tokens: array[int]) -> tuple[Copy | None, int]:
+    def match(self, tokens: array[int], key: Hashable = ()) -> tuple[Copy | None, int]:
         """The copy with the longest usable beginning of `tokens`, and that beginning's length."""
         best, length = None, 0
-        for copy in self._whole():
+        for copy in self._whole(key):
             common = common_prefix(copy.tokens, tokens)
-            if common > length and (usable := self.usable(copy.tokens, common)) > length:
+            if common > length and (usable := self.usable(copy.tokens, common, key)) > length:
                 best, length = copy, usable
         return best, length
 
-    def usable(self, tokens: array[int], common: int) -> int:
+    def usable(self, tokens: array[int], common: int, key: Hashable = ()) -> int:
         """How many of its first `common` tokens another sequence can take over from one that holds `tokens`.
 
         Cells are usable up to any position. A recurrent state is usable at the end of `tokens`, and at checkpoints.
         """
         if common == len(tokens) or self._memory == "cells":
             return common
-        checkpoint = self.latest_checkpoint(tokens, common)
+        checkpoint = self.latest_checkpoint(tokens, common, key)
         return len(checkpoint.tokens) if checkpoint else 0
 
-    def latest_checkpoint(self, tokens: array[int], common: int) -> Copy | None:
+    def latest_checkpoint(self, tokens: array[int], common: int, key: Hashable = ()) -> Copy | None:
         """The longest checkpoint whose tokens are a beginning of the first `common` of `tokens`."""
-        fits = [copy for copy in self._checkpoints() if len(copy.tokens) <= common]
+        fits = [copy for copy in self._checkpoints(key) if len(copy.tokens) <= common]
         fits = [copy for copy in fits if _begins(tokens, copy.tokens)]
         return max(fits, key=lambda copy: len(copy.tokens), default=None)
 
-    def longest_prefix(self, tokens: array[int]) -> int:
+    def longest_prefix(self, tokens: array[int], key: Hashable = ()) -> int:
         """The longest beginning of `tokens` that any copy has read, usable or not."""
-        return max((common_prefix(copy.tokens, tokens) for copy in self._copies), default=0)
+        return max((common_prefix(copy.tokens, tokens) for copy in self._copies if copy.key == key), default=0)
 
     def restore(self, copy: Copy, sequence: int) -> bool:
         """Restore `sequence` (an empty one, if the copy is whole); False when there is no room.
@@ -142,23 +146,24 @@ class Spill:
         """Whether a sequence is long enough for a copy, and no cell of it lies behind the window."""
         return self.limit > 0 and len(tokens) >= WORTH_KEEPING and not 0 < self._window < len(tokens)
 
-    def _whole(self) -> Iterable[Copy]:
-        return (copy for copy in self._copies if not copy.partial)
+    def _whole(self, key: Hashable) -> Iterable[Copy]:
+        return (copy for copy in self._copies if copy.key == key and not copy.partial)
 
-    def _checkpoints(self) -> Iterable[Copy]:
-        return (copy for copy in self._copies if copy.partial or self._memory == "recurrent")
+    def _checkpoints(self, key: Hashable) -> Iterable[Copy]:
+        copies = (copy for copy in self._copies if copy.key == key)
+        return (copy for copy in copies if copy.partial or self._memory == "recurrent")
 
     def _serves(self, whole: array[int], beginning: array[int]) -> bool:
         """Whether a copy that holds `whole` makes one of `beginning` unnecessary."""
         return whole == beginning if self._memory == "recurrent" else _begins(whole, beginning)
 
-    def _save(self, sequence: int, tokens: array[int], *, partial: bool) -> None:
+    def _save(self, sequence: int, tokens: array[int], key: Hashable, *, partial: bool) -> None:
         size = self._states.state_bytes(sequence, partial)
         if size > self.limit:
             return
         while self.used + size > self.limit:
             self._drop(self._copies[0])
-        copy = Copy(tokens[:], self._states.save(sequence, partial), partial)
+        copy = Copy(tokens[:], self._states.save(sequence, partial), partial, key)
         self._copies.append(copy)
         self.used += len(copy.state)
 

@@ -31,6 +31,7 @@ from runtime.engine.prefill import SidePrefill
 from runtime.engine.schedule import Schedule, Step
 from runtime.engine.session import Session
 from runtime.errors import EngineError, QueueFull, Timeout
+from runtime.llama.adapters import Adapters
 from runtime.llama.context import ABORTED, NO_ROOM, OK, Context, ContextParams, sequence_count
 from runtime.llama.library import usable_threads
 from runtime.llama.model import LlamaModel
@@ -58,8 +59,9 @@ class LlamaEngine:
             model.memory,
             Spill(self._context, spill, model.memory, model.window),
         )
+        self._adapters = Adapters(model, self._pool.spill.lend, self._pool.spill.take_back)
         self._pace = Pace(self._context.batch_size, load.gap)
-        side = (model, self._context, self._pool, params, load.short_context)
+        side = (model, self._context, self._pool, params, self._adapters, load.short_context)
         self._side = SidePrefill(*side) if not SidePrefill.hindrance(model) else None
         self._frames: list[Any] = []
         self._answering = Answering(model.vocabulary, self._context, self._frames.append)
@@ -126,8 +128,8 @@ class LlamaEngine:
 
     @property
     def spilled(self) -> int:
-        """Bytes of copies of sequences, and of the second context for long prompts."""
-        return self._pool.spill.used + (self._side.bytes if self._side else 0)
+        """Bytes of copies of sequences, of adapters, and of the second context for long prompts."""
+        return self._pool.spill.used + self._adapters.bytes + (self._side.bytes if self._side else 0)
 
     @property
     def obstacle(self) -> str:
@@ -174,6 +176,7 @@ class LlamaEngine:
                 self._compute(rows)
             if self._embedder.busy:
                 budget = self._pace.budget(self._schedule.decoding, 1, PATIENCE)
+                self._adapters.use(self._context, ())
                 self._embedder.step(budget, self._schedule.committed_cells())
                 self.steps += 1
             self._flush()
@@ -209,13 +212,25 @@ class LlamaEngine:
                 case list():
                     with self._counting:
                         self._queued -= 1
-                    self._schedule.waiting.extend(item)
+                    self._welcome(item)
                 case m.Cancel():
                     self._cancel(item.id)
                 case m.Shutdown():
                     self._closing = True
                 case _:
                     self._embedder.add(item)
+
+    def _welcome(self, sessions: list[Session]) -> None:
+        """Let the sessions of a request wait, once the adapters that they want are loaded."""
+        if sessions and sessions[0].adapters:
+            try:
+                if self._side:
+                    self._side.drop()  # what it computes may use an adapter that goes
+                self._adapters.load(sessions[0].adapters, (each.adapters for each in self._schedule.sessions))
+            except EngineError as error:
+                self._frames.append(m.Failed.of(sessions[0].id, error))
+                return
+        self._schedule.waiting.extend(sessions)
 
     def _cancel(self, request: int) -> None:
         for session in [session for session in self._schedule.sessions if session.id == request]:
@@ -265,6 +280,7 @@ class LlamaEngine:
 
     def _compute(self, rows: int) -> None:
         started = time.perf_counter()
+        changed = self._adapters.use(self._context, self._step.adapters)
         status = self._context.decode(rows)
         seconds = time.perf_counter() - started
         self.steps += 1
@@ -275,7 +291,8 @@ class LlamaEngine:
         self._faults = self._set_back = 0
         stretches = self._step.stretches
         prompts = sum(stretch.size for stretch in stretches if stretch.size > 1) if rows > len(stretches) else 0
-        self._pace.note(rows - prompts, prompts, seconds, calm=self._calm)
+        self._pace.note(rows - prompts, prompts, seconds, calm=self._calm and not changed)
+        self._schedule.turns.note(rows, seconds)
         row = 0
         for stretch in stretches:
             row += stretch.size

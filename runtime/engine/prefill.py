@@ -27,9 +27,11 @@ from runtime.cache.pool import CellPool, Sequence
 from runtime.cache.spill import common_prefix
 from runtime.engine.session import Session
 from runtime.errors import LoadFailed
+from runtime.llama.adapters import Adapters
 from runtime.llama.context import ABORTED, OK, Context, ContextParams
 from runtime.llama.library import library
 from runtime.llama.model import LlamaModel
+from runtime.messages import AdapterSet
 from runtime.units import size_text
 
 # A prompt with at most N pending tokens is read as soon in the steps themselves.
@@ -121,7 +123,13 @@ class SidePrefill:
     """A second KV cache that reads one prompt at a time. Owned by the engine's thread, like the main cache."""
 
     def __init__(
-        self, model: LlamaModel, context: Context, pool: CellPool, params: ContextParams, short_context: int = 0
+        self,
+        model: LlamaModel,
+        context: Context,
+        pool: CellPool,
+        params: ContextParams,
+        adapters: Adapters,
+        short_context: int = 0,
     ) -> None:
         """`context` is the main one, made with `params`; the second one is made when it is needed.
 
@@ -137,6 +145,9 @@ class SidePrefill:
         self._tokens = array("i")  # the tokens in the second cache
         self._chunk = array("i")  # the tokens being computed there
         self._session: Session | None = None
+        self._adapters = adapters
+        self._key: AdapterSet = ()
+        """The adapters with which the tokens in the second cache were computed."""
         self._rows = MOST_ROWS
         self._not_before = 0.0
         self._reason = ""
@@ -176,7 +187,8 @@ class SidePrefill:
         """Whether the prompt of a running session is better read here than in the steps of answers."""
         if session.pending <= FEW_TOKENS or session.seq is None or not self.usable:
             return False
-        missing = len(session.seq.tokens) - common_prefix(self._tokens, session.seq.tokens)
+        here = self._tokens if session.adapters == self._key else array("i")
+        missing = len(session.seq.tokens) - common_prefix(here, session.seq.tokens)
         return missing <= COPY_RATIO * session.pending
 
     def advance(self, session: Session, seconds: float) -> None:
@@ -185,6 +197,7 @@ class SidePrefill:
         if self._session is not session:
             self.drop()
             self._session = session
+            self._change_adapters(session.adapters)
         try:
             while self.usable and session.seq and session.pending > 1:
                 if not self.busy and not self._prepare(session, session.seq):
@@ -205,10 +218,19 @@ class SidePrefill:
             self._context.cut(PROMPT, len(self._tokens))
         self._chunk = array("i")
 
+    def _change_adapters(self, wanted: AdapterSet) -> None:
+        """Empty the second cache where its tokens were computed with other adapters."""
+        if wanted != self._key:
+            self._key = wanted
+            del self._tokens[:]
+            if self._context:
+                self._context.cut(PROMPT, 0)
+
     def free(self) -> None:
         """Free the second context."""
         self.drop()
         if self._context:
+            self._adapters.forget(self._context)
             self._context.free()
             self._context = None
         del self._tokens[:]
@@ -236,6 +258,7 @@ class SidePrefill:
             return self._fetch(context, seq, min(in_main, in_side + COPY_TOKENS))
         self._chunk = session.tokens[in_main : min(in_main + self._rows, len(session.tokens) - 1)]
         rows = len(self._chunk)
+        self._adapters.use(context, self._key)
         context.put_prompt(0, memoryview(self._chunk), in_main, PROMPT, 0)
         self._thread.begin(lambda: context.decode(rows))
         return True

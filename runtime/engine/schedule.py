@@ -3,10 +3,11 @@
 Sessions are admitted in their order, when a sequence is free and the KV cache has room for the prompt and a reserve.
 A session whose prompt shares its beginning with one that is in prefill waits for it, and lets others pass.
 
-A step has the new tokens of every session in decode: one, or more where a grammar forces them. Prompts follow, the
-oldest first, as many rows as the pace allows. Beside running answers, long prompts are read between the steps instead,
-one at a time (`runtime/engine/prefill.py`). When the KV cache is full, parked sequences give way first, then the
-youngest session: it goes back to the head of the queue, and loses nothing but time.
+A step has the new tokens of every session in decode whose adapters have their turn (`runtime/engine/turns.py`): one,
+or more where a grammar forces them. Prompts follow, the oldest first, as many rows as the pace allows. Beside running
+answers, long prompts are read between the steps instead, one at a time (`runtime/engine/prefill.py`). When the KV cache
+is full, parked sequences give way first, then the youngest session: it goes back to the head of the queue, and loses
+nothing but time.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from runtime.cache.spill import common_prefix
 from runtime.engine.pace import PATIENCE, Pace
 from runtime.engine.prefill import SidePrefill
 from runtime.engine.session import Session
+from runtime.engine.turns import Turns
+from runtime.messages import AdapterSet
 
 # A session waits for a prompt in prefill that will leave N more of its tokens in the cache than are there now.
 WORTH_WAITING = 32
@@ -46,13 +49,15 @@ class Stretch(NamedTuple):
 class Step(NamedTuple):
     """The next things to do: compute `stretches` in one batch, then prefill `side` for about `seconds`.
 
-    The sessions in `ending` must end before, because the KV cache is full of them alone.
+    The sessions in `ending` must end before, because the KV cache is full of them alone. The batch is computed with
+    `adapters`.
     """
 
     stretches: list[Stretch]
     ending: list[Session]
     side: Session | None
     seconds: float
+    adapters: AdapterSet = ()
 
 
 class Schedule:
@@ -77,6 +82,7 @@ class Schedule:
         self._give_way = give_way
         self.waiting: deque[Session] = deque()
         self.running: list[Session] = []
+        self.turns = Turns()
         self._pool = pool
         self._pace = pace
         self._sequences = sequences
@@ -107,16 +113,16 @@ class Schedule:
             if afresh:
                 self._evict_all()
             wanted = session.tokens[:-1]  # the last one is computed in any case: its logits are needed
-            source, length = (None, 0) if session.reads_all else self._pool.match(wanted)
-            if not session.reads_all and self._soon_better(wanted, length):
+            source, length = (None, 0) if session.reads_all else self._pool.match(wanted, session.adapters)
+            if not session.reads_all and self._soon_better(session, wanted, length):
                 continue
             committed = self.committed_cells() + promised
             if (self.running or promised) and committed + self._need(session) - length > self._pool.cells:
                 break
-            if not (afresh or session.reads_all) and self._pool.recall(wanted, length):
-                source, length = self._pool.match(wanted)
-            checkpoints = self._pool.checkpoint_positions(session.tokens, length, session.stable)
-            seq = self._pool.start(source, length)
+            if not (afresh or session.reads_all) and self._pool.recall(wanted, length, session.adapters):
+                source, length = self._pool.match(wanted, session.adapters)
+            checkpoints = self._pool.checkpoint_positions(session.tokens, length, session.stable, session.adapters)
+            seq = self._pool.start(source, length, session.adapters)
             if seq is None:
                 break
             session.checkpoints = checkpoints
@@ -133,10 +139,10 @@ class Schedule:
         while self._pool.evict():
             pass
 
-    def _soon_better(self, wanted: array[int], length: int) -> bool:
+    def _soon_better(self, session: Session, wanted: array[int], length: int) -> bool:
         """Whether a prompt in prefill will leave clearly more of `wanted` in the cache than the `length` there now."""
         for running in self.running:
-            if running.phase == "prefill":
+            if running.phase == "prefill" and running.adapters == session.adapters:
                 common = common_prefix(running.tokens, wanted)
                 if self._pool.memory != "cells":  # a prefix is usable only up to its last checkpoint
                     common = max((position for position in running.checkpoints if position <= common), default=0)
@@ -155,25 +161,23 @@ class Schedule:
     def plan(self) -> Step:
         """The next step."""
         ending = self._make_room()
-        stretches: list[Stretch] = []
-        prompts: list[Session] = []
-        for session in self.running:
-            if session.phase == "prefill":
-                prompts.append(session)
-            elif session not in ending:
-                pending, size = session.pending, self._rows(session)
-                stretches.append(Stretch(session, len(session.tokens) - pending, size, int(size == pending)))
-        answers, rows = len(stretches), sum(stretch.size for stretch in stretches)
+        prompts = [session for session in self.running if session.phase == "prefill"]
+        decoding = [session for session in self.running if session.phase == "decode" and session not in ending]
         # An answer holds prompts back only when it has two tokens or more. Before that its user still waits for text,
         # like the users of the prompts. So requests that come together start together.
-        flowing = bool(prompts) and any(answer.session.answer_tokens > 1 for answer in stretches)
+        flowing = bool(prompts) and any(session.answer_tokens > 1 for session in decoding)
         in_steps, side = prompts, None
         if self._side:
             in_steps, side = self._choose_side(self._side, prompts, flowing)
+        if decoding or in_steps:
+            self.turns.choose(session.adapters for session in (*decoding, *in_steps))
+        in_steps = [session for session in in_steps if session.adapters == self.turns.now]
+        stretches = [self._answer(session) for session in decoding if session.adapters == self.turns.now]
+        rows = sum(stretch.size for stretch in stretches)
         left = self._pace.budget(0) - rows
         if flowing:
-            left = min(left, self._prompt_rows(answers, len(prompts)))
-        outputs = self._outputs - answers - sum(not session.reads_all for session in in_steps)
+            left = min(left, self._prompt_rows(len(decoding), len(prompts)))
+        outputs = self._outputs - len(stretches) - sum(not session.reads_all for session in in_steps)
         for session in in_steps:
             most = min(left, session.until_checkpoint)
             if session.reads_all:
@@ -188,7 +192,13 @@ class Schedule:
                 outputs -= size if session.reads_all else 0
         if not stretches and not ending and self.running and not side:
             self.set_back(self.running[-1])  # prompts alone fill the cache: the oldest go first
-        return Step(stretches, ending, side, self._pace.side_seconds(answers, len(prompts)) if side else 0.0)
+        seconds = self._pace.side_seconds(len(decoding), len(prompts)) if side else 0.0
+        return Step(stretches, ending, side, seconds, self.turns.now)
+
+    def _answer(self, session: Session) -> Stretch:
+        """The new tokens of a session in decode."""
+        pending, size = session.pending, self._rows(session)
+        return Stretch(session, len(session.tokens) - pending, size, int(size == pending))
 
     def _choose_side(
         self, side: SidePrefill, prompts: list[Session], flowing: bool

@@ -38,6 +38,7 @@ class Session:
         self.id = request.id
         self.index = index
         self.request = request
+        self.adapters = request.adapter_set
         self.phase: Phase = "waiting"
         self.tokens = array("i", prompt.ids)
         self.prompt_tokens = len(prompt.ids)

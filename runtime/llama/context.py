@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import ctypes
 from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -194,6 +195,13 @@ class Context:
     def free(self) -> None:
         """Free the context's memory; nothing else may be called after this."""
         library().llama_free(self.handle)
+
+    def adapt(self, adapters: Sequence[tuple[Any, float]]) -> None:
+        """Let these adapters, each with its scale, change what is computed from now on; none of them is the model."""
+        low, count = library(), len(adapters)
+        handles = (low.llama_adapter_lora_p_ctypes * count)(*(handle for handle, _ in adapters))
+        scales = (ctypes.c_float * count)(*(scale for _, scale in adapters))
+        low.llama_set_adapters_lora(self.handle, handles, count, scales)
 
     def copy(self, source: int, target: int, end: int, start: int = 0) -> None:
         """Let `target` hold the positions `start` to `end` of `source` too."""

@@ -17,6 +17,7 @@ from runtime.cache.spill import Spill
 from runtime.engine.prefill import FEW_TOKENS, MOST_ROWS, SidePrefill
 from runtime.engine.prompt import Prompt
 from runtime.engine.session import Session
+from runtime.llama.adapters import Adapters
 from runtime.llama.context import Context, ContextParams
 from runtime.llama.library import LOG, library
 from runtime.llama.model import LlamaModel
@@ -39,7 +40,8 @@ class Bench:
         self.context = Context(model, PARAMS)
         self.spill = Spill(self.context, spill)
         self.pool = CellPool(self.context, self.context.tokens, PARAMS.sequences, "cells", self.spill)
-        self.side = SidePrefill(model, self.context, self.pool, PARAMS, short_context)
+        adapters = Adapters(model, self.spill.lend, self.spill.take_back)
+        self.side = SidePrefill(model, self.context, self.pool, PARAMS, adapters, short_context)
         self.tokens = model.vocabulary.tokenize(TEXT, special=False, add=True)
 
     def session(self, tokens: array[int]) -> Session:

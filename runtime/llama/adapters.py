@@ -1,0 +1,90 @@
+"""The adapters of a model in memory: loaded when an answer wants them, freed when room is needed for others.
+
+llama.cpp sets adapters for a whole context, so that answers with different ones take turns (`runtime/engine/turns.py`).
+Their memory is lent by the spill (`runtime/cache/spill.py`), which was set aside when the model was loaded.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from runtime.errors import DoesNotFit, LoadFailed
+from runtime.llama.context import Context
+from runtime.llama.library import LOG, library
+from runtime.llama.model import LlamaModel
+from runtime.messages import Adapter, AdapterSet
+from runtime.units import size_text
+
+
+class Adapters:
+    """The loaded adapters of one model. Owned by the engine's thread. `bytes` is the memory that they take."""
+
+    def __init__(self, model: LlamaModel, lend: Callable[[int], bool], take_back: Callable[[int], None]) -> None:
+        """`lend` sets a number of bytes aside, False where there are not so many; `take_back` gives them back."""
+        self._model = model
+        self._lend, self._take_back = lend, take_back
+        self._handles: dict[str, Any] = {}  # by path, the least recently wanted first
+        self._sizes: dict[str, int] = {}
+        self._set: dict[Context, AdapterSet] = {}
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of memory that the adapters take."""
+        return sum(self._sizes.values())
+
+    def load(self, wanted: AdapterSet, in_use: Iterable[AdapterSet]) -> None:
+        """Bring adapters in; those that are in no set of `in_use` may go for them.
+
+        Raises DoesNotFit where there is no room, LoadFailed for a file that llama.cpp refuses.
+        """
+        needed = {each.path for used in (wanted, *in_use) for each in used}
+        for each in wanted:
+            if each.path in self._handles:
+                self._handles[each.path] = self._handles.pop(each.path)
+                continue
+            while not self._lend(each.size):
+                idle = next((path for path in self._handles if path not in needed), None)
+                if idle is None:
+                    raise DoesNotFit(
+                        f"the adapter `{each.name}` needs {size_text(each.size)}, and its model leaves no room for it",
+                        "unload the model with `lm stop`, or close other programs, and ask again",
+                    )
+                self._free(idle)
+            self._sizes[each.path] = each.size
+            try:
+                self._handles[each.path] = self._open(each)
+            except LoadFailed:
+                self._take_back(self._sizes.pop(each.path))
+                raise
+
+    def use(self, context: Context, wanted: AdapterSet) -> bool:
+        """Compute in `context` with these adapters from now on, which are loaded; whether that is a change."""
+        if self._set.get(context, ()) == wanted:
+            return False
+        context.adapt([(self._handles[each.path], each.scale) for each in wanted])
+        self._set[context] = wanted
+        return True
+
+    def forget(self, context: Context) -> None:
+        """Note that a context is gone."""
+        self._set.pop(context, None)
+
+    def _open(self, adapter: Adapter) -> Any:
+        LOG.error = ""
+        handle = library().llama_adapter_lora_init(self._model.handle, os.fsencode(adapter.path))
+        LOG.take_buffers()
+        if not handle:
+            reason = f": {LOG.error}" if LOG.error else ""
+            raise LoadFailed(f"llama.cpp cannot load the adapter `{adapter.name}`{reason}", "pull it again")
+        return handle
+
+    def _free(self, path: str) -> None:
+        """Free an adapter that no answer uses. A context may still be set to it, though it computes nothing with it."""
+        for context, used in self._set.items():
+            if any(each.path == path for each in used):
+                context.adapt([])
+                self._set[context] = ()
+        library().llama_adapter_lora_free(self._handles.pop(path))
+        self._take_back(self._sizes.pop(path))
