@@ -29,6 +29,8 @@ class Asking:
     format: str | Line | None = None
     """Either "json" or the JSON schema that answers are held to."""
     think: bool | None = None
+    adapters: list[Line] = field(default_factory=list)
+    """Adapters that change the model's answers, each with its scale."""
     wraps: bool = True
     """Whether lines are broken between words, on a terminal."""
     larger: str = "`--ctx`"
@@ -94,9 +96,10 @@ class Asking:
             "keep_alive": self.keep_alive,
             "format": self.format,
             "think": self.think,
+            "adapters": self.adapters,
         }
         return {"model": self.model, **more} | {
-            key: value for key, value in optional.items() if value not in (None, {})
+            key: value for key, value in optional.items() if value not in (None, {}, [])
         }
 
 

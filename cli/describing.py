@@ -36,8 +36,17 @@ def _sections(description: dict[str, Any]) -> dict[str, list[tuple[str, str]]]:
         "quantization": details["quantization_level"],
         "size": size_text(description["size"]) if description.get("size") else None,
     }
+    adapter = own.get("adapter") or {}
     return {
         "Model": _rows(model),
+        "Adapter": _rows(
+            {
+                "base": adapter.get("base") or (adapter and "not said"),
+                "rank": ", ".join(map(str, adapter.get("ranks", []))),
+                "alpha": f"{adapter['alpha']:g}" if adapter else None,
+                "changes": ", ".join(adapter.get("changes", [])),
+            }
+        ),
         "Origin": _rows({title: own.get(key) for title, key in _ORIGIN.items()}),
         "Capabilities": [(name, "") for name in description["capabilities"]],
         "Parameters": [_split(line) for line in description["parameters"].splitlines()],

@@ -8,23 +8,28 @@ kept.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from quant.errors import QuantError
+from quant.gguf.adapter import AdapterHeader, check_adapter, check_base
 from quant.gguf.check import check_model
 from quant.gguf.header import Header, read_file
 from quant.gguf.values import readable
 from quant.plan import ModelPlan
-from registry.errors import StoreDamaged, StoreFailed
-from registry.store.catalog import Model
+from registry.errors import ModelNotFound, StoreDamaged, StoreFailed
+from registry.store.catalog import AdapterBlob, Model, is_meant
 from registry.store.meaning import Meaning
 from registry.store.store import Store
+from runtime.errors import BadRequest
 from runtime.machine.fit import ModelSize
+from server.errors import Unsupported
 
 # The capabilities that the daemon can serve; a model may have more.
 SERVED = ("completion", "tools", "thinking", "embedding", "rerank")
+T = TypeVar("T")
 # Longer lists of the metadata are not kept.
 _LONG = 64
 
@@ -50,6 +55,9 @@ class Library:
     def __init__(self, store: Store) -> None:
         self.store = store
         self._facts: dict[str, Facts] = {}
+        self._adapters: dict[str, AdapterHeader] = {}
+        self._fitting: set[tuple[str, str]] = set()
+        """Digests of adapters and of models that they are known to fit."""
 
     async def models(self) -> list[Model]:
         """All models, newest first."""
@@ -84,12 +92,57 @@ class Library:
         return {each.name.display: each.reason for each in await asyncio.to_thread(self.store.meanings)}
 
     async def facts(self, model: Model) -> Facts:
-        """The facts in a model's file; raises StoreDamaged when the file breaks its format."""
+        """The facts in a model's file; raises StoreDamaged when it breaks its format, Unsupported for an adapter."""
+        if model.is_adapter:
+            raise Unsupported(f"`{model.name}` is an adapter, and no model", f"it is for {shown_base(model)}")
         facts = self._facts.get(model.blob_digest)
         if facts is None:
-            facts = await asyncio.to_thread(_read_facts, model.name, model.blob)
+            facts = await asyncio.to_thread(_read, model.name, model.blob, _facts)
             self._facts[model.blob_digest] = facts
         return facts
+
+    async def adapter(self, blob: AdapterBlob, name: str) -> AdapterHeader:
+        """The checked header of an adapter's file, which messages call `name`. Raises StoreDamaged."""
+        found = self._adapters.get(blob.digest)
+        if found is None:
+            found = await asyncio.to_thread(_read, name, blob.path, check_adapter)
+            self._adapters[blob.digest] = found
+        return found
+
+    async def check_fit(self, blob: AdapterBlob, name: str, model: Model) -> None:
+        """Raise BadRequest unless the adapter in `blob`, which messages call `name`, is for `model`."""
+        pair = blob.digest, model.blob_digest
+        if pair in self._fitting:
+            return
+        plan, header = (await self.facts(model)).plan, await self.adapter(blob, name)
+        shapes = {tensor.name: tensor.shape[::-1] for tensor in plan.tensors}
+        try:
+            check_base(header, plan.architecture, shapes, model.name)
+        except QuantError as error:
+            raise BadRequest(f"`{name}` does not fit `{model.name}`: {error}", error.hint, "adapters") from None
+        self._fitting.add(pair)
+
+    async def base(self, adapter: Model) -> Model:
+        """The model that an adapter is for. Raises ModelNotFound where it is not here, or nobody knows which it is."""
+        if not adapter.base:
+            raise ModelNotFound(
+                f"`{adapter.name}` is an adapter, and does not say for which model", "ask a model, with it as adapter"
+            )
+        try:
+            found = await self.resolve(adapter.base)
+        except ModelNotFound:
+            raise ModelNotFound(
+                f"`{adapter.name}` is an adapter for `{adapter.base}`, which is not here",
+                f"`lm pull {adapter.base}` brings it in; another model of its kind can be asked with this adapter",
+            ) from None
+        if found.is_adapter:
+            raise ModelNotFound(f"`{adapter.name}` is an adapter for `{found.name}`, which is one itself")
+        return found
+
+    async def adapters_of(self, model: Model) -> list[Model]:
+        """The adapters here that are for this model. Raises StoreFailed."""
+        others = [each for each in await self.models() if each.is_adapter and each.base]
+        return [each for each in others if is_meant(each.base, model)]
 
     async def model_size(self, model: Model) -> ModelSize:
         """Its sizes, for the memory model."""
@@ -105,11 +158,20 @@ class Library:
         await asyncio.to_thread(self.store.collect, in_use)
 
 
-def _read_facts(name: str, path: Path) -> Facts:
+def shown_base(adapter: Model) -> str:
+    """The model that an adapter is for, in a sentence."""
+    return f"`{adapter.base}`" if adapter.base else "a model that it does not name"
+
+
+def _facts(header: Header) -> Facts:
+    check_model(header)
+    return Facts.of(header)
+
+
+def _read(name: str, path: Path, judge: Callable[[Header], T]) -> T:
+    """What `judge` makes of a file's header. Raises StoreDamaged, StoreFailed."""
     try:
-        header = read_file(path)
-        check_model(header)
-        return Facts.of(header)
+        return judge(read_file(path))
     except (QuantError, FileNotFoundError) as error:
         why = error.strerror if isinstance(error, OSError) else error
         raise StoreDamaged(

@@ -49,7 +49,7 @@ ROUTES = [
         "/api/pull",
         "operator",
         models.pull,
-        "bring a model in; progress as NDJSON; `detach`, `limit_rate` (bytes/s), `pre`, `accept_unknown_keys`, "
+        "bring a model in; progress as NDJSON; `detach`, `limit_rate` (bytes/s), `pre`, `accept_unknown_keys`, `base`, "
         "`hf_endpoint`, `hf_token`",
         changes=True,
     ),

@@ -32,26 +32,30 @@ from cli.pulling import bring_in, lines
 )
 @click.option("--pre", metavar="NAME", help="The pre-tokenizer, where a pull could not recognise it and asks for it.")
 @click.option("--accept-unknown-keys", is_flag=True, help="Go on where nobody knows a key of the model's settings.")
+@click.option("--base", metavar="NAME", help="The model that an adapter is for, where the adapter does not say it.")
 @click.option("--json", "as_json", is_flag=True, help="Print progress as lines of JSON.")
-def command(
+def command(  # noqa: PLR0913  click gives each option by its name
     names: tuple[str, ...],
     level: str | None,
     detach: bool,
     limit_rate: str | None,
     pre: str | None,
     accept_unknown_keys: bool,
+    base: str | None,
     as_json: bool,
 ) -> int:
     """Bring models in, each quantized while it is read to the best level that this machine can hold.
 
     NAME is `demo`, the model of an installed package, `org/repo` on the hub, or a folder that begins with `/`, `./`,
-    `../` or `~`; `:LEVEL` may follow, or `:FILE.gguf` where such files are published.
+    `../` or `~`; `:LEVEL` may follow, or `:FILE.gguf` where such files are published. LoRA adapters (PEFT's layout, or
+    GGUF) are brought in likewise.
     Ctrl-C pauses: the next `lm pull` of that name goes on, `lm rm` removes what is there.
     """
     client = Client()
     client.note_settings()
     options = {"detach": detach, "limit_rate": _rate(limit_rate), "pre": pre or ""}
     options |= client.hub() | ({"accept_unknown_keys": True} if accept_unknown_keys else {})
+    options |= {"base": reference(base)} if base else {}
     code = 0
     for name in names:
         try:

@@ -26,6 +26,8 @@ def command(names: tuple[str, ...], everything: bool) -> int:
             gone = client.ask("DELETE", "/api/delete", {"model": reference(name), "all": everything})
             for removed in gone["all"]:
                 console.note(f"removed `{removed}`")
+            for note in gone.get("notes", ()):
+                console.note(f"note: {note}", "yellow")
         except Failure as error:
             console.complain(str(error), error.hint)
             code = code or error.exit_code

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import click
 from cli import console
 from cli.asking import Asking, installed
 from cli.client import Client
-from cli.completing import complete_levels, complete_sources
+from cli.completing import complete_levels, complete_names, complete_sources
 from cli.errors import Failure
 from cli.naming import reference
 from runtime.defaults import MAX_BODY
@@ -35,6 +36,14 @@ from runtime.defaults import MAX_BODY
 @click.option("--ctx", type=click.IntRange(min=1), metavar="TOKENS", help="How much the model is to keep in view.")
 @click.option("--keep-alive", metavar="TIME", help="How long it stays loaded afterwards: `10m`, `0`, `-1` for ever.")
 @click.option("--format", "form", metavar="json|FILE", help="The answer is JSON, or what the JSON schema in FILE says.")
+@click.option(
+    "--adapter",
+    "adapters",
+    metavar="NAME[:SCALE]",
+    multiple=True,
+    shell_complete=complete_names,
+    help="A LoRA adapter that changes the answers; may be given several times.",
+)
 @click.option("--verbose", is_flag=True, help="Show timings on stderr.")
 def command(  # noqa: PLR0913  click gives each option by its name
     name: str,
@@ -49,6 +58,7 @@ def command(  # noqa: PLR0913  click gives each option by its name
     ctx: int | None,
     keep_alive: str | None,
     form: str | None,
+    adapters: tuple[str, ...],
     verbose: bool,
 ) -> None:
     """Ask NAME a question, or chat with it when there is no PROMPT.
@@ -63,12 +73,15 @@ def command(  # noqa: PLR0913  click gives each option by its name
     if question is None and (sys.stdin is None or not sys.stdout.isatty()):
         raise Failure("there is no prompt, and no terminal to chat on", "give one, or pipe text in", "usage")
     held_to = _format(form) if form else None
+    changing = [_adapter(each) for each in adapters]
     client = Client()
     client.note_settings()
     values = {"seed": seed, "temperature": temperature, "num_predict": max_tokens, "num_ctx": ctx}
     options = {key: value for key, value in values.items() if value is not None}
     model = installed(client, wanted, name, pre)
-    asking = Asking(client, model, options, system, keep_alive, verbose, format=held_to)
+    for each in changing:
+        each["name"] = installed(client, each["name"], each["name"])
+    asking = Asking(client, model, options, system, keep_alive, verbose, format=held_to, adapters=changing)
     if not asking.writes():
         _embed(asking, question)
     elif question is None:
@@ -79,6 +92,18 @@ def command(  # noqa: PLR0913  click gives each option by its name
         asking.generate(question).show()
         if not question:
             console.note(f"`{model}` is loaded")
+
+
+def _adapter(text: str) -> dict[str, Any]:
+    """An adapter's name, and its scale where the last part of the text is a number."""
+    name, _, last = text.rpartition(":")
+    try:
+        scale = float(last)
+    except ValueError:
+        return {"name": reference(text)}
+    if not math.isfinite(scale) or not name:
+        raise Failure(f"`{text}` names no adapter with a scale", "write `NAME:0.5`; 1 is as it was trained", "usage")
+    return {"name": reference(name), "scale": scale}
 
 
 def _embed(asking: Asking, text: str | None) -> None:

@@ -6,17 +6,20 @@ Source of the layout: `src/llama-adapter.cpp` of llama.cpp. Like `check.py`, thi
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from quant.errors import MalformedFile, UnsupportedModel
 from quant.gguf.architectures import KNOWN, UNADAPTED
-from quant.gguf.header import Header
+from quant.gguf.header import MAGIC, Header
 from quant.types import QuantType, Tensor, role_of
 
 TYPE, LORA = "adapter", "lora"
 KIND, ALPHA, INVOCATION = "adapter.type", "adapter.lora.alpha", "adapter.alora.invocation_tokens"
 DOWN, UP = ".lora_a", ".lora_b"
 EMBEDDING = "token_embd.weight"
+# The number of the type "string" in GGUF.
+_STRING = 8
 _FLOATS = (QuantType.F32, QuantType.F16, QuantType.BF16)
 _HINT = "use another file of the adapter, or its PEFT folder"
 
@@ -62,6 +65,12 @@ class AdapterHeader:
 def is_adapter(header: Header) -> bool:
     """Whether a GGUF file is an adapter."""
     return header.metadata.get("general.type") == TYPE
+
+
+def begins_as_adapter(beginning: bytes) -> bool:
+    """Whether the first kilobytes of a file are those of an adapter, so that no long header must be read to know."""
+    text = len(TYPE).to_bytes(8, "little") + TYPE.encode()
+    return beginning.startswith(MAGIC) and b"general.type" + _STRING.to_bytes(4, "little") + text in beginning
 
 
 def check_adapter(header: Header) -> AdapterHeader:
@@ -119,27 +128,28 @@ def _pair(name: str, base: str, found: dict[str, Tensor]) -> AdapterPair:
     return AdapterPair(base, down, up)
 
 
-def check_base(adapter: AdapterHeader, base: Header, shown: str) -> None:
-    """Raise MalformedFile unless the adapter is for a model of this header, which messages call `shown`."""
-    architecture = base.metadata.get("general.architecture")
+def check_base(adapter: AdapterHeader, architecture: str, shapes: Mapping[str, tuple[int, ...]], shown: str) -> None:
+    """Raise MalformedFile unless the adapter is for a model of this architecture, whose tensors have these shapes.
+
+    Shapes are in GGUF's order, columns first. Messages call the model `shown`.
+    """
     hint = "name the model that it was trained on"
     if architecture != adapter.architecture:
         raise MalformedFile(
             f"the adapter is for a model of `{adapter.architecture}`, and `{shown}` is one of `{architecture}`", hint
         )
-    tensors = {tensor.name: tensor.shape for tensor in base.tensors}
     for name, pair in adapter.pairs.items():
-        if name not in tensors:
-            raise MalformedFile(f"the adapter changes `{name}`, which `{shown}` does not have", hint)
-        if name == EMBEDDING and "output.weight" not in tensors:
+        if name not in shapes:
+            raise MalformedFile(f"the adapter changes `{name[:80]}`, which `{shown}` does not have", hint)
+        if name == EMBEDDING and "output.weight" not in shapes:
             raise MalformedFile(
                 f"the adapter changes the embedding, which in `{shown}` is the output as well", "merge it into the base"
             )
-        inputs, outputs, *stack = (*tensors[name], 1)[: max(2, len(tensors[name]))]
-        changed = [*pair.down.shape[:1], *pair.up.shape[1:]]
+        wanted = (*shapes[name], 1) if len(shapes[name]) == 1 else shapes[name]
+        changed = (pair.down.shape[0], *pair.up.shape[1:])
         if name == EMBEDDING:
-            changed = [pair.up.shape[1], pair.down.shape[1]]
-        if changed != [inputs, outputs, *stack]:
+            changed = (pair.up.shape[1], pair.down.shape[1])
+        if changed != wanted:
             raise MalformedFile(
-                f"the adapter changes `{name}` as {changed}, and in `{shown}` it is {[inputs, outputs, *stack]}", hint
+                f"the adapter changes `{name[:80]}` as {list(changed)}, and in `{shown}` it is {list(wanted)}", hint
             )

@@ -28,6 +28,14 @@ from registry.store.meaning import LevelHere, Meaning, decide
 _LONGEST_CHOICE = 256
 
 
+class AdapterBlob(NamedTuple):
+    """An adapter's file: its path in the store, its digest and its length in bytes."""
+
+    path: Path
+    digest: str
+    size: int
+
+
 @dataclass(frozen=True)
 class Model:
     """A variant of a model in the store.
@@ -35,6 +43,8 @@ class Model:
     - `key`: its name; `name`: the same as displayed. `digest`: the manifest's SHA-256 in hexadecimal.
     - `size`: bytes of all blobs. `modified`: the manifest's time. `blob`, `blob_digest`: the weights.
     - `config`, `params`: the JSON of its config blob and of its parameters blob.
+    - `adapters`: adapters that change its weights. One that `is_adapter` has no weights of its own: `blob` is then its
+      adapter's file, and `own["adapter"]` says for which model it is.
     - `failure`: the reason why it cannot be used, None when it can. StoreDamaged: something is missing or wrong;
       StoreFailed: something cannot be read.
     """
@@ -48,6 +58,8 @@ class Model:
     params: dict[str, Any]
     blob: Path
     blob_digest: str
+    adapters: tuple[AdapterBlob, ...] = ()
+    is_adapter: bool = False
     failure: StoreDamaged | StoreFailed | None = None
 
     @property
@@ -60,6 +72,12 @@ class Model:
         """The notes that lm made when it brought the model in; empty where another program made it."""
         notes = self.config.get("lm")
         return notes if isinstance(notes, dict) else {}
+
+    @property
+    def base(self) -> str:
+        """The name of the model that an adapter is for, "" for a model, and where nobody knows."""
+        notes = self.own.get("adapter")
+        return str(notes.get("base", "")) if isinstance(notes, dict) else ""
 
     @property
     def automatic_bytes(self) -> int:
@@ -255,12 +273,14 @@ class Catalog:
         known = self._known.get(path)
         if known is not None and known[0] == stamp:
             return replace(known[1], failure=failure)
-        return Model(name.display, name, "", 0, stamp.modified, {}, {}, path, "", failure)
+        return Model(name.display, name, "", 0, stamp.modified, {}, {}, path, "", failure=failure)
 
     def _model(self, name: Name, data: bytes, contents: Manifest, modified: datetime) -> Model:
         shown = name.display
         weights, params = contents.layer(manifest.MODEL), contents.layer(manifest.PARAMS)
-        if weights is None:
+        adapters = [layer for layer in contents.layers if layer.media_type == manifest.ADAPTER]
+        main = weights or next(iter(adapters), None)
+        if main is None:
             raise manifest.damaged(shown, "its manifest lists no weights")
         return Model(
             name=shown,
@@ -270,8 +290,10 @@ class Catalog:
             modified=modified,
             config=manifest.read_object(self.blob(contents.config.digest), shown),
             params=manifest.read_object(self.blob(params.digest), shown) if params else {},
-            blob=self.blob(weights.digest),
-            blob_digest=weights.digest,
+            blob=self.blob(main.digest),
+            blob_digest=main.digest,
+            adapters=tuple(AdapterBlob(self.blob(layer.digest), layer.digest, layer.size) for layer in adapters),
+            is_adapter=weights is None,
         )
 
     def _check_blobs(self, name: Name, contents: Manifest) -> None:

@@ -20,6 +20,7 @@ MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 CONFIG = "application/vnd.docker.container.image.v1+json"
 MODEL = "application/vnd.ollama.image.model"
 PARAMS = "application/vnd.ollama.image.params"
+ADAPTER = "application/vnd.ollama.image.adapter"
 OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 
 # A registry must expect manifests of 4 MB (OCI distribution specification); a config blob of ours is some kilobytes.

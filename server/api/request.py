@@ -102,8 +102,8 @@ class InUse:
             yield frames
 
 
-async def resolve_model(request: web.Request, name: str | None) -> Model:
-    """The model of this name, which the log gets too.
+async def find_model(request: web.Request, name: str | None) -> Model:
+    """The model or adapter of this name, which the log gets too.
 
     Raises BadBody where there is no name, ModelNotFound, BadName.
     """
@@ -132,6 +132,16 @@ def spend(request: web.Request, tokens: int) -> None:
         request.app[GATE].limits.spend(key, tokens)
 
 
+async def resolve_model(request: web.Request, name: str | None) -> Model:
+    """As `find_model`, for a route that no adapter changes. Raises Unsupported for an adapter, too."""
+    model = await find_model(request, name)
+    if model.adapters:
+        raise Unsupported(
+            f"`{model.name}` has an adapter, and adapters change answers alone", "ask its base, or for an answer"
+        )
+    return model
+
+
 async def is_installed(services: Services, name: str) -> bool:
     """Whether the store has a model of this name, even a broken one. Raises BadName."""
     try:
@@ -143,15 +153,15 @@ async def is_installed(services: Services, name: str) -> bool:
 
 @asynccontextmanager
 async def in_use(
-    services: Services, model: Model, context: int | None = None, keep_alive: float | None = None
+    services: Services, model: Model, context: int | None = None, keep_alive: float | None = None, beside: int = 0
 ) -> AsyncIterator[InUse]:
     """Keep `model` loaded while the block runs, with room for `context` tokens, and `keep_alive` seconds longer.
 
-    None leaves either to the settings. Raises as `Pool.use`.
+    None leaves either to the settings. `beside` bytes are for its adapters. Raises as `Pool.use`.
     """
     clock = asyncio.get_running_loop().time
     start, before = clock(), [worker for worker, _ in services.pool.loaded()]
-    async with services.pool.use(model, context, keep_alive) as worker:
+    async with services.pool.use(model, context, keep_alive, beside) as worker:
         size = await services.library.model_size(model)
         reason = "" if worker in before else size.context_reason(worker.context)
         yield InUse(worker, round((clock() - start) * 1e9), reason)

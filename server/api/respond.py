@@ -120,7 +120,9 @@ async def respond(request: web.Request, generation: Generation, writer: AnswerWr
 
 async def _respond(request: web.Request, generation: Generation, writer: AnswerWriter) -> web.StreamResponse:
     usage = Usage()
-    async with in_use(request.app[SERVICES], generation.model, generation.context, generation.keep_alive) as model:
+    adapters = {each.path: each.size for submit in generation.submits for each in submit.adapters}
+    use = (generation.model, generation.context, generation.keep_alive, sum(adapters.values()))
+    async with in_use(request.app[SERVICES], *use) as model:
         frames = _spending(request, _frames(model, generation.submits, usage), usage)
         if generation.stream:
             response = await _streamed(request, _objects(writer, model, frames, usage), writer)

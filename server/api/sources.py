@@ -75,6 +75,21 @@ async def find_source(request: web.Request, services: Services, name: str, doing
     return found
 
 
+async def base_of(request: web.Request, services: Services, name: str) -> str:
+    """The source of the model that an adapter is for, by the name of the source or of a model here; "" for "".
+
+    Raises as `find_source`.
+    """
+    if not name:
+        return ""
+    with suppress(ModelNotFound):
+        model = await services.library.resolve(name)
+        if source := str(model.own.get("source", "")):
+            return source
+    reference = (await find_source(request, services, name, "naming a folder")).reference
+    return replace(reference, level=None, name=reference.name.tagged(None)).text
+
+
 async def _of_bare_name(services: Services, reference: Reference) -> Found:
     """The source that a bare name means, and a sentence that says so. Raises BadName, StoreFailed."""
     if here := await _made_here(services, reference):

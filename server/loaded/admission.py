@@ -85,8 +85,8 @@ class Admission:
             wanted = -(-wanted // CONTEXT_BUCKET) * CONTEXT_BUCKET
         return min(wanted, most, size.trained_context)
 
-    async def place(self, model: Model, wanted: int) -> Placement:
-        """Make room for a model with a context of `wanted` tokens, or with the largest that fits.
+    async def place(self, model: Model, wanted: int, beside: int = 0) -> Placement:
+        """Make room for a model with a context of `wanted` tokens, or with the largest that fits, and `beside` bytes.
 
         Raises DoesNotFit when it has no room beside pinned models, or not even alone.
         """
@@ -96,11 +96,11 @@ class Admission:
             slots = [(slot, slot.process) for slot in self._slots.values()]
             others = [(slot, worker) for slot, worker in slots if worker is not None]
             movable = [(slot, worker) for slot, worker in others if not slot.pinned]
-            free = hardware.memory_available - _loading([worker for _, worker in others])
+            free = hardware.memory_available - beside - _loading([worker for _, worker in others])
             ours = sum(worker.need.total for _, worker in movable if not worker.loading)
             context, need = await self._fit(model, wanted, free + ours, hardware)
             if need.total <= free and len(others) < self._config.max_models:
-                return Placement(context, hardware.cpus, need, _spill(free, need))
+                return Placement(context, hardware.cpus, need, beside + _spill(free, need))
             if idle := [(slot, worker) for slot, worker in movable if worker.idle]:
                 slot, worker = min(idle, key=lambda pair: pair[1].last_used)
                 log.info("%s makes room for %s", worker.model.name, model.name)

@@ -58,9 +58,11 @@ class Pool:
 
     @asynccontextmanager
     async def use(
-        self, model: Model, context: int | None = None, keep_alive: float | None = None
+        self, model: Model, context: int | None = None, keep_alive: float | None = None, beside: int = 0
     ) -> AsyncIterator[Worker]:
         """A worker that holds `model`, loaded if need be, with room for `context` tokens if there is memory for them.
+
+        One that is started gets `beside` bytes for adapters.
 
         The worker stays `keep_alive` seconds after its last user has left; below 0 it stays for ever. Raises QueueFull,
         DoesNotFit, Unstable, Stopping, and what loading raises.
@@ -72,7 +74,7 @@ class Pool:
             raise QueueFull(f"{slot.pending} requests wait for `{model.name}` already", "try again in a moment")
         slot.pending += 1
         try:
-            worker = await self._find(slot, model, context)
+            worker = await self._find(slot, model, context, beside)
             if keep_alive is not None:
                 slot.keep_alive = keep_alive
             slot.stop_clock()
@@ -185,7 +187,7 @@ class Pool:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _find(self, slot: Slot, model: Model, context: int | None) -> Worker:
+    async def _find(self, slot: Slot, model: Model, context: int | None, beside: int) -> Worker:
         """The model's worker, started or exchanged for a larger one where that is needed and possible."""
         if (worker := slot.usable) and not slot.outgrown(worker, context):
             return worker
@@ -200,9 +202,9 @@ class Pool:
                     return worker
                 log.info("%s is loaded anew for a context of %d instead of %d", model.name, wanted, worker.context)
                 await slot.unload(worker)
-            return await self._start(slot, model, wanted)
+            return await self._start(slot, model, wanted, beside)
 
-    async def _start(self, slot: Slot, model: Model, wanted: int) -> Worker:
+    async def _start(self, slot: Slot, model: Model, wanted: int, beside: int) -> Worker:
         now = asyncio.get_running_loop().time()
         if now < slot.rests_until:
             raise Unstable(
@@ -210,7 +212,7 @@ class Pool:
                 "see `lm logs`; a smaller level or context may help",
                 retry_after=slot.rests_until - now,
             )
-        placement = await self._admission.place(model, wanted)
+        placement = await self._admission.place(model, wanted, beside)
         model_size = await self._library.model_size(model)
         if reason := model_size.context_reason(placement.context):
             log.info("%s gets a context of %d: %s", model.name, placement.context, reason)

@@ -35,7 +35,8 @@ class PullTask(msgspec.Struct, tag="pull"):
 
     `limit_rate` is in bytes/s, 0 for no limit. `pre` names the pre-tokenizer, "" unless the user had to. `here` has the
     digests (`Planned.made_of`) of the variants that the store has already.
-    `accept_unknown_keys`: go on where nobody knows a key of the model's configuration.
+    `accept_unknown_keys`: go on where nobody knows a key of the model's configuration. `base` is the model that an
+    adapter is for, "" unless the user named it.
     """
 
     model: ModelRequest
@@ -44,6 +45,7 @@ class PullTask(msgspec.Struct, tag="pull"):
     pre: str = ""
     accept_unknown_keys: bool = False
     here: list[str] = []
+    base: str = ""
 
 
 class Note(msgspec.Struct, tag="note"):
@@ -86,7 +88,8 @@ class Progress(msgspec.Struct, tag="progress"):
 class Done(msgspec.Struct, tag="done"):
     """Puller to daemon, the last frame: the file of `size` bytes is written and synced.
 
-    The daemon commits it under `tag`. `config` and `params` go into the manifest.
+    The daemon commits it under `tag`. `config` and `params` go into the manifest. The file is a model's, or an
+    `adapter`'s.
     """
 
     sha256: str
@@ -94,6 +97,7 @@ class Done(msgspec.Struct, tag="done"):
     tag: str
     config: dict[str, Any]
     params: dict[str, Any]
+    adapter: bool = False
 
 
 FromPuller = Note | Planned | Progress | Done | ErrorReport

@@ -20,17 +20,18 @@ class PullOptions:
     """How a model is to be pulled: from which hub, at which rate (bytes/s, 0 for any).
 
     `pre` is the name of the pre-tokenizer, "" unless the user gave it. `accept_unknown_keys`: go on where nobody knows
-    a key of the model's configuration.
+    a key of the model's configuration. `base` names the model that an adapter is for, "" unless the user did.
     """
 
     hub: Hub
     limit_rate: float = 0.0
     pre: str = ""
     accept_unknown_keys: bool = False
+    base: str = ""
 
     def note(self) -> bytes:
         """The options as a daemon finds them that goes on with the pull later; a token is never written down."""
-        fields = {key: getattr(self, key) for key in ("limit_rate", "pre", "accept_unknown_keys")}
+        fields = {key: getattr(self, key) for key in ("limit_rate", "pre", "accept_unknown_keys", "base")}
         return msgspec.json.encode(_Wishes(self.hub.endpoint, **fields))
 
     @classmethod
@@ -38,7 +39,7 @@ class PullOptions:
         """The options in a note; the token of `own`, the daemon's hub, goes there only. Raises MsgspecError."""
         wishes = msgspec.json.decode(note, type=_Wishes)
         hub = own if wishes.endpoint == own.endpoint else replace(own, endpoint=wishes.endpoint, token="")
-        return cls(hub, wishes.limit_rate, wishes.pre, wishes.accept_unknown_keys)
+        return cls(hub, wishes.limit_rate, wishes.pre, wishes.accept_unknown_keys, wishes.base)
 
 
 class _Wishes(msgspec.Struct):
@@ -48,6 +49,7 @@ class _Wishes(msgspec.Struct):
     limit_rate: float = 0.0
     pre: str = ""
     accept_unknown_keys: bool = False
+    base: str = ""
 
 
 class _Entry(NamedTuple):

@@ -21,7 +21,7 @@ from server.children.child_log import log_file
 from server.children.daemon_side import task_process
 from server.config import Config
 from server.errors import CheckFailed
-from server.pulls.checking import check_file
+from server.pulls.checking import check_adapter_values, check_file
 from server.pulls.frames import Done, FromPuller, ModelRequest, Planned, PullTask
 from server.pulls.job import Job
 from server.pulls.lines import frame_line, name_at_level, note_line, phase_line
@@ -81,7 +81,8 @@ class Pull:
     async def _commit(self, ingest: Ingest, done: Done) -> Model:
         reference = self._job.reference
         reference = replace(reference, name=reference.name.tagged(done.tag))
-        layers = [Staged.file(ingest.data, manifest.MODEL, done.sha256, done.size)]
+        kind = manifest.ADAPTER if done.adapter else manifest.MODEL
+        layers = [Staged.file(ingest.data, kind, done.sha256, done.size)]
         layers += [Staged.json(done.params, manifest.PARAMS)] if done.params else []
         model = await asyncio.to_thread(self._store.commit, ingest, layers, reference, done.config, reference.automatic)
         # Blobs of the model that had this name before. A commit takes long, so what is in use is asked only now.
@@ -140,6 +141,9 @@ class Pull:
 
     async def _check(self, ingest: Ingest, done: Done) -> None:
         """Raise CheckFailed where the finished file does not load, or computes nonsense."""
+        if done.adapter:
+            await asyncio.to_thread(check_adapter_values, ingest.data)
+            return
         log, job = log_file(self._config.logs, "inspector"), self._job
         await check_file(ingest.data, str(done.config["file_type"]), log, lambda text: job.add(note_line(text)))
 
@@ -162,6 +166,7 @@ class Pull:
             pre=options.pre or (journal.facts.pre if journal else "") or _known_pre(variants),
             here=[str(model.own.get("made_of", "")) for model in variants if not model.problem],
             accept_unknown_keys=options.accept_unknown_keys,
+            base=options.base,
         )
 
 

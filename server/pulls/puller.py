@@ -31,11 +31,12 @@ from registry.errors import DigestMismatch, ModelNotFound
 from registry.names import AUTO, parse
 from registry.net.network import Limiter, Network
 from registry.sources.opening import Source, open_source
-from registry.store.partial import Checkpoint, Partial, PullFacts
+from registry.store.partial import DATA, Checkpoint, Partial, PullFacts
 from runtime.child import Parent
 from runtime.machine.choosing import Chooser, canonical, this_machine
 from runtime.machine.rule import DISK_MARGIN, Wish
 from server.children.child_side import exit_now, run_task
+from server.pulls.adapting import TAG, AdapterPull, adapter_config, adapter_of
 from server.pulls.compiling import warm
 from server.pulls.frames import Done, Note, Planned, Progress, PullTask
 from server.pulls.provenance import fingerprint, gguf_entries, manifest_config, model_digest, recommended
@@ -113,6 +114,7 @@ class _Attempt:
         self.task, self.model, self.partial, self.send = task, task.model, partial, send
         self.reference = parse(self.model.source)
         self.machine = this_machine(Path(self.model.cache_folder), lambda text: send(Note(text)))
+        self.network = network
         self.source = self._open(network)
         self.progress = Progress("writing")  # the latest
         self.compiling = ""  # what is compiled, while it is
@@ -121,6 +123,8 @@ class _Attempt:
         """Plan, check that the model fits, and write it."""
         try:
             self.send(Progress("planning"))
+            if adapter := self._adapter():
+                return self._run_adapter(adapter)
             plan, level, reason, conversion = self._decide()
             loading.join()
             _in_background(self._warm, sorted({type.name for type in conversion.types.values()}))
@@ -136,6 +140,20 @@ class _Attempt:
             return Done(sha256, size, self.reference.name.tag or level, config, recommended(plan))
         finally:
             self.source.close()
+
+    def _adapter(self) -> AdapterPull | None:
+        return adapter_of(self.source, self.reference, self.task.base, self.model.hub.endpoint, self.network)
+
+    def _run_adapter(self, pulled: AdapterPull) -> Done:
+        """Write the file of an adapter, which has no levels."""
+        conversion = pulled.conversion
+        place, made_of = self._begin(conversion, TAG, pulled.reason), model_digest(self.source, conversion)
+        resumed, total = place.size if place else 0, conversion.plan.source_bytes
+        self.send(Planned(TAG, pulled.reason, self.source.title, total, conversion.size, resumed, made_of))
+        self._write(conversion, place)
+        sha256, size = self.partial.finish()
+        config = adapter_config(self.reference, self.source, pulled, Path(self.task.folder) / DATA, made_of)
+        return Done(sha256, size, TAG, config, {}, adapter=True)
 
     def _open(self, network: Network) -> Source:
         """The source at the revision in the journal, or at its present one where that revision is gone."""

@@ -21,7 +21,7 @@ PROMPTS = ("It was a dark night", "The old man said", "The sea", "My dear Watson
 @pytest.fixture(scope="module")
 def files(exact: Path, tmp_path_factory: pytest.TempPathFactory) -> list[m.Adapter]:
     folder = tmp_path_factory.mktemp("adapters")
-    made = [write_adapter(exact, folder / f"{seed}.gguf", seed) for seed in (1, 2)]
+    made = [write_adapter(exact, folder / f"{seed}.gguf", seed, strength=1.0) for seed in (1, 2)]
     return [m.Adapter(str(path), 1.0, path.stat().st_size, path.stem) for path in made]
 
 
@@ -58,13 +58,13 @@ def test_a_scale_of_zero_is_the_model_itself(exact: Path, files: list[m.Adapter]
 
 
 def test_the_cache_is_kept_apart_by_adapter_and_scale(exact: Path, files: list[m.Adapter]) -> None:
-    prompt = " ".join(PROMPTS * 12)
+    prompt = " ".join(PROMPTS * 6)
 
     async def talk(worker: Worker) -> list[Answer]:
         sets = [(), (), (files[0],), (files[0],), (scaled(files[0], 0.5),), (files[0],), ()]
         return [await worker.ask(asked(prompt, *each, sampling=WARM, tokens=4)) for each in sets]
 
-    answers = with_worker(precise(exact), talk)
+    answers = with_worker(precise(exact, spill=64 << 20), talk)
     found = [answer.started.cached > 0 for answer in answers if answer.started]
     assert found == [False, True, False, True, False, True, True]
     assert answers[2].text == answers[3].text == answers[5].text

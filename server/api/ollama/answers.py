@@ -13,6 +13,7 @@ from runtime.errors import BadRequest
 from runtime.messages import Submit
 from runtime.options import MAX_MESSAGES
 from server.api import options
+from server.api.adapters import resolve_adapted
 from server.api.calls import checked_tools, template_variables
 from server.api.ollama.bodies import CHAT_BODY, GENERATE_BODY, AnswerBody
 from server.api.ollama.fields import OLLAMA
@@ -25,7 +26,6 @@ from server.api.request import (
     refuse,
     require,
     require_roles,
-    resolve_model,
     warning_of,
 )
 from server.api.respond import Generation, respond
@@ -43,11 +43,12 @@ _CHAT = OLLAMA._replace(
 async def generate(request: web.Request) -> web.StreamResponse:
     """`POST /api/generate`: an answer to one prompt; without a prompt, load or unload the model."""
     body = await read(request, GENERATE_BODY, _GENERATE)
-    model = await resolve_model(request, body.model_name)
+    model, adapters = await resolve_adapted(request, body.model_name, body.adapters)
     refuse(suffix=body.suffix, template=body.template, images=body.images)
     if body.raw and (body.system or body.earlier):
         raise BadRequest("raw mode does not support system or context", "leave them out, or `raw`")
     submit = await _submit(request, model, body)
+    submit.adapters = adapters
     writer = GenerateWriter(body, warning_of(request))
     if not body.prompt:
         return await _load_only(request, model, body, writer)
@@ -64,10 +65,11 @@ async def generate(request: web.Request) -> web.StreamResponse:
 async def chat(request: web.Request) -> web.StreamResponse:
     """`POST /api/chat`: the next turn of a conversation; without messages, load or unload the model."""
     body = await read(request, CHAT_BODY, _CHAT)
-    model = await resolve_model(request, body.model_name)
+    model, adapters = await resolve_adapted(request, body.model_name, body.adapters)
     if len(body.messages) > MAX_MESSAGES:
         raise BadRequest(f"more than {MAX_MESSAGES} messages", "send fewer")
     submit = await _submit(request, model, body)
+    submit.adapters = adapters
     submit.tools = checked_tools(body.tools)
     if submit.tools:
         require(model, "tools")

@@ -10,6 +10,7 @@ from runtime.conversation import Text, Turn
 from runtime.errors import BadRequest
 from runtime.messages import Grammar
 from server.api import grammars, options
+from server.api.adapters import AdapterFields
 from server.api.calls import Called
 from server.api.grammars import GrammarField
 from server.api.request import ModelBody, refuse
@@ -58,6 +59,7 @@ class AnswerBody(LoadBody):
     shift: bool | None = None
     logprobs: bool | None = None
     top_logprobs: options.Whole | None = None
+    adapters: AdapterFields = None
 
     @property
     def held_to(self) -> Grammar | None:

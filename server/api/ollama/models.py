@@ -13,21 +13,21 @@ from typing import Any
 
 from aiohttp import web
 
-from registry.errors import RegistryError, SeveralLevels
+from registry.errors import ModelNotFound, RegistryError, SeveralLevels
 from registry.names import LATEST
 from registry.store.catalog import Model
 from runtime.machine.fit import ModelSize
 from runtime.messages import CacheConfig
 from server.access.callers import caller_of
 from server.api.ollama.fields import OLLAMA
-from server.api.ollama.shapes import description, details, row
+from server.api.ollama.shapes import adapter_description, description, details, row
 from server.api.request import FAILED, LOG_NOTE, ModelBody, answer, read, visible_model, warning_of
-from server.api.sources import callers_hub, find_source
+from server.api.sources import base_of, callers_hub, find_source
 from server.config import OLLAMA_VERSION, VERSION
 from server.errors import BadBody
 from server.http.problems import STATUS
 from server.http.wire import NDJSON, Stream, reply
-from server.library import Library
+from server.library import Library, capabilities
 from server.loaded.estimate import anonymous_bytes
 from server.loaded.worker import Worker
 from server.pulls.job import PullOptions
@@ -53,7 +53,8 @@ class PullBody(ModelBody):
     """The body of `/api/pull`. With `detach` the pull goes on when nobody follows it any more.
 
     `limit_rate` is in bytes/s, 0 for no limit. `pre` names llama.cpp's pre-tokenizer, for a model whose own is not
-    recognised. `accept_unknown_keys` goes on where nobody knows a key of its configuration. `hf_endpoint` and
+    recognised. `accept_unknown_keys` goes on where nobody knows a key of its configuration. `base` names the model
+    that an adapter is for, where the adapter does not say it well. `hf_endpoint` and
     `hf_token` are the hub and the token of the caller's environment, where they are not the daemon's.
     """
 
@@ -62,6 +63,7 @@ class PullBody(ModelBody):
     limit_rate: float = 0.0
     pre: str = ""
     accept_unknown_keys: bool = False
+    base: str = ""
     hf_endpoint: str = ""
     hf_token: str = ""
 
@@ -116,12 +118,22 @@ async def show(request: web.Request) -> web.Response:
     services = request.app[SERVICES]
     library, config = services.library, services.config
     model = await visible_model(request, body.model_name)
+    if model.is_adapter:
+        return answer(request, await _show_adapter(library, model))
     meaning, facts = await library.meaning(body.model_name), await library.facts(model)
     usual = facts.model_size.cap_context(CacheConfig.wanted(config.context, config.sequences)).context
     more = {"default_context": usual, "context_reason": facts.model_size.context_reason(usual)}
     others = meaning is not None and meaning.others and not caller_of(request).limited
     more |= {"default": meaning.sentence} if meaning and others else {}
     return answer(request, description(model, facts, bool(body.verbose)) | more)
+
+
+async def _show_adapter(library: Library, model: Model) -> dict[str, Any]:
+    """An adapter as `/api/show` describes it; it can do what its base can, where that is here."""
+    header, able = await library.adapter(model.adapters[0], model.name), []
+    with suppress(ModelNotFound):
+        able = capabilities(await library.base(model))
+    return adapter_description(model, header, able)
 
 
 async def delete(request: web.Request) -> web.Response:
@@ -139,11 +151,18 @@ async def delete(request: web.Request) -> web.Response:
     here = _those_to_delete(name, await services.library.meant(name), body.all)  # a pull may have ended meanwhile
     if not (here or gone):
         here = [await services.library.find(name)]  # raises ModelNotFound, with what comes close
+    needed: list[Model] = []
     for model in here:
+        needed += await services.library.adapters_of(model)
         await services.library.delete(model, services.pool.open_blobs())
     await services.pool.retire()
     gone += [model.name for model in here if model.name not in gone]
-    return answer(request, {"deleted": gone[-1], "all": gone})
+    notes = [
+        f"the adapter `{each.name}` is for a model that was removed: `lm pull {each.base}` brings it in again"
+        for each in needed
+        if each.name not in gone
+    ]
+    return answer(request, {"deleted": gone[-1], "all": gone} | ({"notes": notes} if notes else {}))
 
 
 def _those_to_delete(name: str, here: list[Model], everything: bool) -> list[Model]:
@@ -168,6 +187,7 @@ async def pull(request: web.Request) -> web.StreamResponse:
         body.limit_rate,
         body.pre,
         body.accept_unknown_keys,
+        await base_of(request, services, body.base),
     )
     frames = services.jobs.follow(found.reference, options, detach=body.detach, owner=caller_of(request).owner)
     async with aclosing(frames):

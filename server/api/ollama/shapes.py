@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from quant.gguf.adapter import AdapterHeader
 from registry.store.catalog import Model
 from server.library import Facts, capabilities
 
@@ -42,6 +43,7 @@ def row(model: Model, default: str = "") -> dict[str, Any]:
         "reason": own.get("reason", ""),
         "source": own.get("source", ""),
         "default": default,
+        "base": model.base,
         "problem": model.problem,
     }
 
@@ -65,6 +67,29 @@ def description(model: Model, facts: Facts, verbose: bool) -> dict[str, Any]:
             for tensor in facts.plan.as_stored()
         ],
         "capabilities": capabilities(model),
+        "modified_at": model.modified.isoformat(),
+        "digest": model.digest,
+        "size": model.size,
+        "lm": model.own,
+    }
+
+
+def adapter_description(model: Model, header: AdapterHeader, able: list[str]) -> dict[str, Any]:
+    """An adapter as `/api/show` describes it; `able` are the capabilities of its base, as far as it is here."""
+    base = model.base
+    return {
+        "modelfile": f"# made by lm\nFROM {base or 'its base'}\nADAPTER {model.name}\n",
+        "parameters": "",
+        "template": "",
+        "license": "",
+        "details": details(model) | {"parent_model": base},
+        "model_info": {"general.architecture": header.architecture, "adapter.lora.alpha": header.alpha},
+        "tensors": [
+            {"name": tensor.name, "type": tensor.type.name, "shape": list(tensor.shape)}
+            for pair in header.pairs.values()
+            for tensor in (pair.down, pair.up)
+        ],
+        "capabilities": able,
         "modified_at": model.modified.isoformat(),
         "digest": model.digest,
         "size": model.size,

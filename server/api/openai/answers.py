@@ -14,11 +14,12 @@ from runtime.errors import BadRequest
 from runtime.messages import Submit
 from runtime.options import MAX_ANSWERS, MAX_INT, MAX_MESSAGES
 from server.api import options
+from server.api.adapters import resolve_adapted
 from server.api.calls import checked_tools, forced_tools, template_variables
 from server.api.openai.bodies import CHAT_BODY, TEXT_BODY, ChatFields, CompletionFields
 from server.api.openai.fields import OPENAI
 from server.api.openai.writer import OpenAIChatWriter, OpenAITextWriter
-from server.api.request import pass_over, read, refuse, require, require_roles, resolve_model, warning_of
+from server.api.request import pass_over, read, refuse, require, require_roles, warning_of
 from server.api.respond import Generation, respond
 from server.api.thinking import add_thinking
 
@@ -31,12 +32,13 @@ TEXT_TOKENS = 16
 async def chat_completions(request: web.Request) -> web.StreamResponse:
     """`POST /v1/chat/completions`: the next turn of a conversation."""
     body = await read(request, CHAT_BODY, OPENAI)
-    model = await resolve_model(request, body.model)
+    model, adapters = await resolve_adapted(request, body.model, body.adapters)
     _check_chat(body)
     most = options.most_tokens("max_completion_tokens", body.max_completion_tokens)
     if body.max_completion_tokens is None:
         most = options.most_tokens("max_tokens", body.max_tokens)
     submit = _submit(model, body, most)
+    submit.adapters = adapters
     submit.turns = [message.turn() for message in body.messages]
     submit.logprobs = options.alternatives(bool(body.logprobs), body.top_logprobs)
     _add_tools(model, body, submit)
@@ -50,12 +52,13 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
 async def completions(request: web.Request) -> web.StreamResponse:
     """`POST /v1/completions`: each prompt goes on as it is, without a template."""
     body = await read(request, TEXT_BODY, OPENAI)
-    model = await resolve_model(request, body.model)
+    model, adapters = await resolve_adapted(request, body.model, body.adapters)
     refuse(suffix=body.suffix, best_of=(body.best_of or 1) > (body.n or 1))
     most = TEXT_TOKENS if body.max_tokens is None else options.most_tokens("max_tokens", body.max_tokens)
     submits = []
     for prompt in _prompts(body.prompt):
         submit = _submit(model, body, most)
+        submit.adapters = adapters
         submit.prompt, submit.parse_special, submit.echo = prompt, True, bool(body.echo)
         submit.logprobs = options.alternatives(body.logprobs is not None, body.logprobs, "logprobs")
         submits.append(submit)

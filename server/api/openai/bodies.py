@@ -10,6 +10,7 @@ from runtime.conversation import Text, Turn
 from runtime.errors import BadRequest
 from runtime.messages import Grammar
 from server.api import grammars
+from server.api.adapters import AdapterFields
 from server.api.calls import Called
 from server.api.grammars import GrammarField
 from server.api.options import Whole, with_sampling
@@ -33,6 +34,7 @@ class CompletionFields(msgspec.Struct, kw_only=True):
     n: Whole | None = None
     max_tokens: Whole | None = None
     grammar: str | GrammarField | None = None
+    adapters: AdapterFields = None
 
     @property
     def held_to(self) -> Grammar | None:

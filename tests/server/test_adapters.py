@@ -1,0 +1,157 @@
+"""Adapters as a user meets them: pulled like models, named in requests, served by their own name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from registry.sources.opening import DEMO
+from tests.daemon import Daemon
+from tests.hub import Hub
+from tests.loras import write_adapter
+from tests.quant.test_adapters import WIDTH as WIDE
+from tests.quant.test_adapters import Q, folder, pair
+from tests.runtime.conftest import convert
+
+GREEDY = {"temperature": 0, "num_predict": 12, "seed": 1}
+
+
+def write(path: Path, contents: dict[str, bytes]) -> Path:
+    path.mkdir()
+    for name, data in contents.items():
+        (path / name).write_bytes(data)
+    return path
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
+    at = tmp_path_factory.mktemp("hub")
+    base = {"base_model_name_or_path": "org/demo"}
+    strong = {name: 8 * value for name, value in pair(Q, WIDE, WIDE).items()}
+    nan = {name: value * float("nan") for name, value in strong.items()}
+    pickle = folder(**base).with_file("adapter_model.safetensors", None).with_file("adapter_model.bin", b"\x80\x02.")
+    adapters = {
+        "good": folder(strong, **base),
+        "dora": folder(use_dora=True, **base),
+        "pickle": pickle,
+        "nan": folder(nan, **base),
+        "lost": folder(base_model_name_or_path="/home/me/model"),
+        "gone": folder(base_model_name_or_path="org/nothing"),
+        "wide": folder(pair(Q, 512, 512), **base),
+    }
+    folders = {f"org/{name}": write(at / name, each.contents) for name, each in adapters.items()}
+    plain = convert(DEMO, at / "demo.gguf")
+    for name, more in (
+        ("gguf", {}),
+        ("silent", {"adapter__lora__alpha": None}),
+        ("qwen", {"general__architecture": "qwen2"}),
+    ):
+        (at / name).mkdir()
+        write_adapter(plain, at / name / "adapter.gguf", 1, strength=1.0, **more)
+        folders[f"org/{name}"] = at / name
+    with Hub({"org/demo": DEMO, **folders}) as hub:
+        yield hub
+
+
+@pytest.fixture(scope="module")
+def here(daemon: Daemon) -> Daemon:
+    """The daemon with the model and two adapters."""
+    for name in ("org/demo:BF16", "org/good", "org/gguf"):
+        assert daemon.pull(name)["status"] == "success"
+    return daemon
+
+
+def text(daemon: Daemon, **body: Any) -> str:
+    answer = daemon.post("/api/generate", {"prompt": "The sea", "stream": False, "options": GREEDY, **body})
+    assert answer.status == 200, answer.json
+    return str(answer.json["response"])
+
+
+def test_an_adapter_is_listed_and_tells_its_base(here: Daemon) -> None:
+    rows = {row["name"]: row for row in here.get("/api/tags").json["models"]}
+    assert rows["hf.co/org/good:LORA"]["base"] == "hf.co/org/demo"
+    shown = here.post("/api/show", {"model": "org/good"}).json
+    assert shown["lm"]["adapter"] == {"base": "hf.co/org/demo", "alpha": 8.0, "ranks": [4], "changes": ["attn_q"]}
+    assert shown["capabilities"] == here.post("/api/show", {"model": "org/demo"}).json["capabilities"]
+
+
+def test_a_field_and_the_adapters_own_name_give_the_same_answer_in_both_dialects(here: Daemon) -> None:
+    plain = text(here, model="org/demo")
+    changed = text(here, model="org/demo", adapters=["org/good"])
+    assert changed != plain
+    assert changed == text(here, model="org/good") == text(here, model="org/good:latest")
+    assert plain == text(here, model="org/demo", adapters=[{"name": "org/good", "scale": 0}])
+    assert changed == text(here, model="org/demo", adapters=[{"name": "org/good", "scale": 0.5}] * 2)
+    body = {"prompt": "The sea", "temperature": 0, "seed": 1, "max_tokens": 12}
+    chosen = [here.post("/v1/completions", body | more).json["choices"][0]["text"] for more in (
+        {"model": "org/good"}, {"model": "org/demo", "adapters": ["org/good"]}, {"model": "org/demo"},
+    )]  # fmt: skip
+    assert chosen[0] == chosen[1] != chosen[2]
+    both = text(here, model="org/demo", adapters=["org/good", "org/gguf"])
+    assert both not in (plain, changed)
+    assert len(here.get("/api/ps").json["models"]) == 1
+
+
+BAD: list[tuple[dict[str, Any], int, str]] = [
+    ({"adapters": ["org/none"]}, 404, "is not here"),
+    ({"adapters": ["org/demo"]}, 400, "is a model, and no adapter"),
+    ({"adapters": [{"name": "org/good", "scale": 1e9}]}, 400, "scale of `org/good`"),
+    ({"adapters": ["org/good"] * 17}, 400, "17 entries"),
+    ({"adapters": "org/good"}, 400, "adapters"),
+    ({"adapters": [{"scale": 1}]}, 400, "name"),
+]
+
+
+@pytest.mark.parametrize("more,status,named", BAD, ids=[named for *_, named in BAD])
+def test_a_wrong_field_is_one_sentence(here: Daemon, more: dict[str, Any], status: int, named: str) -> None:
+    for path in ("/api/generate", "/v1/completions"):
+        answer = here.post(path, {"model": "org/demo", "prompt": "The sea", "stream": False, **more})
+        assert answer.status == status
+        assert named in json.dumps(answer.json)
+
+
+def test_an_adapter_of_another_model_is_refused_before_anything_runs(here: Daemon) -> None:
+    assert here.pull("org/qwen")["status"] == "success"
+    answer = here.post("/api/generate", {"model": "org/demo", "prompt": "x", "adapters": ["org/qwen"]})
+    assert answer.status == 400
+    assert "is for a model of `qwen2`" in answer.json["error"]
+    alone = here.post("/api/generate", {"model": "org/qwen", "prompt": "x"})
+    assert alone.status == 404
+    assert "does not say for which model" in alone.json["error"]
+    assert here.post("/api/embed", {"model": "org/good", "input": "x"}).status == 400
+
+
+REFUSED = {
+    "dora": "use_dora",
+    "pickle": "a pickle, which can run any code",
+    "nan": "q_proj",
+    "lost": "cannot be converted without its base",
+    "gone": "org/nothing",
+    "wide": "is for another base",
+    "silent": "`adapter.lora.alpha` is missing",
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_run_is_refused_when_it_is_pulled(daemon: Daemon, name: str) -> None:
+    last = daemon.post("/api/pull", {"model": f"org/{name}", "stream": False}).json
+    assert REFUSED[name] in last["error"]
+    assert f"hf.co/org/{name}" not in " ".join(row["name"] for row in daemon.get("/api/tags").json["models"])
+
+
+def test_the_users_own_word_for_the_base_counts(here: Daemon) -> None:
+    last = here.post("/api/pull", {"model": "org/lost", "stream": False, "base": "org/demo"}).json
+    assert last["status"] == "success"
+    assert text(here, model="org/lost") != ""
+
+
+def test_removing_a_base_says_which_adapters_need_it(here: Daemon) -> None:
+    gone = here.ask("DELETE", "/api/delete", {"model": "org/demo"}).json
+    assert any("`hf.co/org/good:LORA` is for a model that was removed" in note for note in gone["notes"])
+    answer = here.post("/api/generate", {"model": "org/good", "prompt": "x", "stream": False})
+    assert answer.status == 404
+    assert "is an adapter for `hf.co/org/demo`, which is not here" in answer.json["error"]
