@@ -169,7 +169,7 @@ def _facts(header: Header) -> Facts:
 
 
 def _read(name: str, path: Path, judge: Callable[[Header], T]) -> T:
-    """What `judge` makes of a file's header. Raises StoreDamaged, StoreFailed."""
+    """The judgement of a file's header by `judge`. Raises StoreDamaged, StoreFailed."""
     try:
         return judge(read_file(path))
     except (QuantError, FileNotFoundError) as error:

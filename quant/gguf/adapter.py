@@ -68,7 +68,7 @@ def is_adapter(header: Header) -> bool:
 
 
 def begins_as_adapter(beginning: bytes) -> bool:
-    """Whether the first kilobytes of a file are those of an adapter, so that no long header must be read to know."""
+    """Whether a file is an adapter, by its first kilobytes, so that no long header must be read."""
     text = len(TYPE).to_bytes(8, "little") + TYPE.encode()
     return beginning.startswith(MAGIC) and b"general.type" + _STRING.to_bytes(4, "little") + text in beginning
 

@@ -22,7 +22,7 @@ class Adapters:
     """The loaded adapters of one model. Owned by the engine's thread. `bytes` is the memory that they take."""
 
     def __init__(self, model: LlamaModel, lend: Callable[[int], bool], take_back: Callable[[int], None]) -> None:
-        """`lend` sets a number of bytes aside, False where there are not so many; `take_back` gives them back."""
+        """`lend` sets N bytes aside, False where there is less; `take_back` gives them back."""
         self._model = model
         self._lend, self._take_back = lend, take_back
         self._handles: dict[str, Any] = {}  # by path, the least recently wanted first
@@ -35,7 +35,7 @@ class Adapters:
         return sum(self._sizes.values())
 
     def load(self, wanted: AdapterSet, in_use: Iterable[AdapterSet]) -> None:
-        """Bring adapters in; those that are in no set of `in_use` may go for them.
+        """Bring adapters in; others may go for them, but none of a set of `in_use`.
 
         Raises DoesNotFit where there is no room, LoadFailed for a file that llama.cpp refuses.
         """

@@ -27,7 +27,7 @@ AdapterFields = list[str | AdapterField] | None
 
 
 async def resolve_adapted(request: web.Request, name: str | None, fields: AdapterFields) -> tuple[Model, list[Adapter]]:
-    """The model that is to answer, and the adapters that change it: its own, and those of the field.
+    """The model to be asked, and the adapters that change it: its own, then the field's.
 
     The name of an adapter means the model that it is for, changed by it. Raises BadBody where there is no name,
     BadRequest for a scale out of range and for adapters of another model, ModelNotFound, BadName, StoreDamaged.

@@ -152,5 +152,5 @@ def adapter_config(reference: Reference, source: Source, pulled: AdapterPull, fi
 
 
 def facts(header: AdapterHeader, base: str) -> dict[str, Any]:
-    """What `lm show` tells of an adapter."""
+    """The facts that `lm show` tells of an adapter."""
     return {"base": base, "alpha": header.alpha, "ranks": header.ranks, "changes": header.roles}

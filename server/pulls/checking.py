@@ -22,7 +22,7 @@ from server.errors import CheckFailed
 
 # A model larger than memory is read from disk: at some speed of a disk, and a minute for the rest.
 _SECONDS, _BYTES_PER_SECOND = 60.0, 200e6
-# How numbers of these types are read; those of others are blocks with finite scales, or a loader's business.
+# The types whose numbers are looked at, as NumPy reads them; other types are blocks.
 _NUMPY = {QuantType.F32: "<f4", QuantType.F16: "<f2", QuantType.BF16: "<u2"}
 
 

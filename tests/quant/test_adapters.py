@@ -204,7 +204,19 @@ def test_a_base_in_four_bits_still_tells_its_shape() -> None:
 
 
 # The families whose converters do different things to their weights.
-ROWS = ("llama", "llama, biases", "qwen2", "phi3", "gpt2", "gptneox", "gemma2", "starcoder2", "granitemoe", "lfm2")
+ROWS = (
+    "llama",
+    "llama, biases",
+    "qwen2",
+    "phi3",
+    "gpt2",
+    "gptneox",
+    "gemma2",
+    "starcoder2",
+    "granitemoe",
+    "qwen3moe",
+    "lfm2",
+)
 
 
 @pytest.mark.oracle
@@ -220,7 +232,7 @@ def test_the_logits_are_those_of_peft(tmp_path: Path, name: str) -> None:
     row = ZOO[name]
     base = make(row, tmp_path / "base")
     write(plan_model(Folder(base)), "F32", Folder(base).stream, tmp_path / "base.gguf")
-    settings: list[dict[str, Any]] = [{}, {"r": 8, "use_rslora": True, "rank_pattern": {"0": 2}}]
+    settings: list[dict[str, Any]] = [{}, {"r": 8, "use_rslora": True, "rank_pattern": {r".*\.0\..*": 2}}]
     files = []
     for number, each in enumerate(settings):
         made = make_adapter(base, row, tmp_path / f"adapter{number}", **each)

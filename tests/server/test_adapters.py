@@ -58,6 +58,13 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
 
 
 @pytest.fixture(scope="module")
+def daemon(tmp_path_factory: pytest.TempPathFactory, hub: Hub) -> Iterator[Daemon]:
+    """One that answers with llama.cpp, because adapters change what a model says."""
+    with Daemon(tmp_path_factory.mktemp("daemon"), runtime="llama", env={"HF_ENDPOINT": hub.url}) as daemon:
+        yield daemon
+
+
+@pytest.fixture(scope="module")
 def here(daemon: Daemon) -> Daemon:
     """The daemon with the model and two adapters."""
     for name in ("org/demo:BF16", "org/good", "org/gguf"):

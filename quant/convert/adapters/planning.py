@@ -1,8 +1,8 @@
 """PEFT adapters to GGUF: planned from headers, by the table of tensors and the transforms of the base's family.
 
 The file has two tensors for each tensor of the base that changes: `NAME.lora_a`, (rank, inputs), and `NAME.lora_b`,
-(outputs, rank); a stack of experts has a stack of each. llama.cpp adds scale · B·A·x to what the weight makes of x; the
-scale is `adapter.lora.alpha` / rank, and where a module's own scale differs from that, B is multiplied. The rows of an
+(outputs, rank). A stack of experts has a stack of each. llama.cpp adds scale · B·A·x to the product of the weight and x.
+The scale is `adapter.lora.alpha` / rank; where a module's own scale differs from that, B is multiplied. Rows of an
 embedding are looked up: its A is stored as (tokens, rank). Source: `src/llama-adapter.cpp`, `build_lora_mm` and
 `build_inp_embd` in `src/llama-graph.cpp` of llama.cpp.
 """
@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from math import isfinite
 from typing import Any, NamedTuple
 
+from quant.convert.adapters.experts import FusedExperts, fused_experts
 from quant.convert.adapters.pairs import Pair, read_pairs
 from quant.convert.adapters.settings import CONFIG, WEIGHTS, AdapterSettings, read_settings, require_weights
 from quant.convert.adapters.turning import of_rows, scaled
@@ -43,7 +44,7 @@ class _Member(NamedTuple):
 
 @dataclass(frozen=True)
 class BaseShape:
-    """What `config.json` alone tells of a base: its family, its sizes, whether its output is its embedding."""
+    """A base as `config.json` alone tells it: its family, its sizes, whether its output is its embedding."""
 
     family: Family[Any]
     sizes: Sizes
@@ -66,9 +67,14 @@ def plan_adapter(files: Files, shape: BaseShape, settings: AdapterSettings | Non
     require_weights(files)
     entries = read_header(lambda at, count: files.read(WEIGHTS, at, count), files.size(WEIGHTS), WEIGHTS)
     pairs, beside = _of_language(read_pairs(entries), entries)
-    placed = _place(pairs, shape, settings)
-    alpha = _common_alpha(placed)
+    wanted = expand(shape.family, shape.sizes)
+    fused = [each for pair in pairs if (each := fused_experts(pair, wanted, shape.sizes))]
+    taken = {each.pair.module for each in fused}
+    placed = _place([pair for pair in pairs if pair.module not in taken], wanted, shape, settings)
+    scales = [(settings.scale(each.parameter, each.rank), each) for each in fused]
+    alpha = _common_alpha(placed, [scale * each.rank for scale, each in scales])
     tensors = [tensor for name, members in placed.items() for tensor in _tensors(name, members, shape.sizes, alpha)]
+    tensors += [tensor for scale, each in scales for tensor in _of_experts(each, scale * each.rank / alpha)]
     metadata = {
         "general.architecture": shape.family.architecture,
         "general.type": TYPE,
@@ -94,9 +100,21 @@ def _of_language(pairs: list[Pair], entries: Sequence[Entry]) -> tuple[list[Pair
     return language, dict(left_out)
 
 
-def _place(pairs: Iterable[Pair], shape: BaseShape, settings: AdapterSettings) -> dict[str, list[_Member]]:
+def _of_experts(fused: FusedExperts, factor: float) -> Iterable[TensorPlan]:
+    """The tensors of an adapter for the experts of a layer, two for each stack."""
+    down, up, count = fused.pair.down, fused.pair.up, len(fused.targets)
+    for number, (name, turn) in enumerate(fused.ups()):
+        stack = (fused.experts, fused.rank, down.shape[1])
+        yield _tensor(f"{name}.lora_a", stack, [down], None, number, count)
+        yield _tensor(
+            f"{name}.lora_b", (fused.experts, turn.count, fused.rank), [up], scaled(turn, factor), number, count
+        )
+
+
+def _place(
+    pairs: Iterable[Pair], wanted: dict[str, Wanted], shape: BaseShape, settings: AdapterSettings
+) -> dict[str, list[_Member]]:
     """The pairs by the tensors of the base that they change; a source with several targets changes each."""
-    wanted = expand(shape.family, shape.sizes)
     prefix = re.compile(shape.family.prefix)
     placed: dict[str, list[_Member]] = defaultdict(list)
     for pair in pairs:
@@ -176,9 +194,10 @@ def _check_stack(name: str, members: list[_Member], sizes: Sizes) -> None:
         raise UnsupportedModel(f"the adapter changes the experts of `{name}` with several ranks or scales")
 
 
-def _common_alpha(placed: dict[str, list[_Member]]) -> float:
+def _common_alpha(placed: dict[str, list[_Member]], more: list[float]) -> float:
     """The alpha of the file: the commonest of scale · rank, so that few matrices must be multiplied."""
     counts = Counter(each.scale * each.pair.rank for members in placed.values() for each in members)
+    counts.update(more)
     return max(counts, key=lambda alpha: counts[alpha])
 
 

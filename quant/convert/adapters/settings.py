@@ -1,4 +1,4 @@
-"""`adapter_config.json` of PEFT: what it says of an adapter, and what it asks for that no GGUF adapter can hold.
+"""PEFT's `adapter_config.json`: the settings of an adapter; settings that no GGUF adapter can hold are refused.
 
 Source: `LoraConfig` in `tuners/lora/config.py` of PEFT 0.19. A key that is not known and asks for something is refused:
 nobody can say what the adapter would be without it.
@@ -23,7 +23,6 @@ _REFUSED = {
     "lora_bias": "its matrices have biases of their own, for which a GGUF adapter has no place",
     "modules_to_save": "it brings whole modules with it, for which a GGUF adapter has no place",
     "trainable_token_indices": "it replaces single rows of the embedding, for which a GGUF adapter has no place",
-    "target_parameters": "it changes parameters of fused experts, which cannot be converted yet",
     "layer_replication": "it repeats layers of its base",
     "alora_invocation_tokens": "it works from a certain token on (aLoRA), and not for a whole text",
     "use_qalora": "QALoRA pools the inputs, which llama.cpp does not compute",
@@ -34,7 +33,7 @@ _REFUSED = {
     "kasa_config": "KaSA changes the weights of its base",
     "megatron_config": "it belongs to a model split by Megatron",
 }
-# Settings of training, of names, and those that the tensors themselves show.
+# Settings that concern training and names alone, or that the tensors show by themselves.
 _SILENT = frozenset(
     {
         "auto_mapping",
@@ -61,6 +60,7 @@ _SILENT = frozenset(
         "revision",
         "runtime_config",
         "target_modules",
+        "target_parameters",
         "task_type",
         "alpha_pattern",
         "use_rslora",
@@ -78,7 +78,7 @@ _LONGEST = 80
 
 @dataclass(frozen=True)
 class AdapterSettings:
-    """What a PEFT folder says of an adapter.
+    """The settings of an adapter in a PEFT folder.
 
     - `base`: the base's name or path, as whoever trained the adapter called it, and its `revision`; "" where unknown.
     - `alpha`: the numerator of its scale, and `alphas` its exceptions: patterns of modules' names with their own.
