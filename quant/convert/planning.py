@@ -154,6 +154,8 @@ def _sketch(files: Files, accept_unknown_keys: bool) -> tuple[ModelConfig, Model
 
 def _read_config(files: Files) -> ModelConfig:
     if "config.json" not in files.names():
+        if "adapter_config.json" in files.names():
+            raise UnsupportedModel(f"`{files.title}` is an adapter, and no model", "`lm pull` brings it in as one")
         hint = "is this a model in Hugging Face's layout, or a part of one?"
         raise MalformedFile(f"there is no `config.json` in `{files.title}`, and no GGUF file", hint)
     return ModelConfig.read(files, "config.json")

@@ -224,9 +224,8 @@ class LlamaEngine:
         """Let the sessions of a request wait, once the adapters that they want are loaded."""
         if sessions and sessions[0].adapters:
             try:
-                if self._side:
-                    self._side.drop()  # what it computes may use an adapter that goes
-                self._adapters.load(sessions[0].adapters, (each.adapters for each in self._schedule.sessions))
+                in_use = (each.adapters for each in self._schedule.sessions)
+                self._adapters.load(sessions[0].adapters, in_use, self._side.drop if self._side else lambda: None)
             except EngineError as error:
                 self._frames.append(m.Failed.of(sessions[0].id, error))
                 return

@@ -34,10 +34,11 @@ class Adapters:
         """Bytes of memory that the adapters take."""
         return sum(self._sizes.values())
 
-    def load(self, wanted: AdapterSet, in_use: Iterable[AdapterSet]) -> None:
+    def load(self, wanted: AdapterSet, in_use: Iterable[AdapterSet], before_free: Callable[[], None]) -> None:
         """Bring adapters in; others may go for them, but none of a set of `in_use`.
 
-        Raises DoesNotFit where there is no room, LoadFailed for a file that llama.cpp refuses.
+        `before_free` ends whatever a context computes. Raises DoesNotFit where there is no room, LoadFailed for a file
+        that llama.cpp refuses.
         """
         needed = {each.path for used in (wanted, *in_use) for each in used}
         for each in wanted:
@@ -51,6 +52,7 @@ class Adapters:
                         f"the adapter `{each.name}` needs {size_text(each.size)}, and its model leaves no room for it",
                         "unload the model with `lm stop`, or close other programs, and ask again",
                     )
+                before_free()
                 self._free(idle)
             self._sizes[each.path] = each.size
             try:

@@ -49,13 +49,13 @@ async def resolve_adapted(request: web.Request, name: str | None, fields: Adapte
         for blob in adapter.adapters:
             await library.check_fit(blob, adapter.name, model)
             found.append(Adapter(str(blob.path), scale, blob.size, adapter.name))
+    if len(found) > MAX_ADAPTERS:
+        raise BadRequest(f"{len(found)} adapters would change `{model.name}`", f"send {MAX_ADAPTERS} at most")
     return model, found
 
 
 def _wanted(fields: AdapterFields) -> Sequence[AdapterField]:
     wanted = [AdapterField(field) if isinstance(field, str) else field for field in fields or []]
-    if len(wanted) > MAX_ADAPTERS:
-        raise BadRequest(f"`adapters` has {len(wanted)} entries", f"send at most {MAX_ADAPTERS}", "adapters")
     for each in wanted:
         if not -MAX_ADAPTER_SCALE <= each.scale <= MAX_ADAPTER_SCALE:
             hint = f"it is a number from -{MAX_ADAPTER_SCALE} to {MAX_ADAPTER_SCALE}; 1 is as it was trained"

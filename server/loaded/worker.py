@@ -164,8 +164,8 @@ class Worker:
         Raises ChildError with the worker's own error, WorkerDied when the process goes, and as `_send`.
         """
         submit.id = next(_ids)
-        # Tokens that a grammar forces take no step, so they say nothing of the model's speed.
-        alone = not self._streams and submit.count == 1 and submit.grammar is None
+        # Tokens that a grammar forces take no step, so they say nothing of the model's speed; nor do adapters' steps.
+        alone = not self._streams and submit.count == 1 and submit.grammar is None and not submit.adapters
         queue = self._open(submit.id)
         opened = self._opened  # a later request raises it: then this answer had the worker no longer to itself
         left = submit.count

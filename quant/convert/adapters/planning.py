@@ -1,10 +1,10 @@
 """PEFT adapters to GGUF: planned from headers, by the table of tensors and the transforms of the base's family.
 
 The file has two tensors for each tensor of the base that changes: `NAME.lora_a`, (rank, inputs), and `NAME.lora_b`,
-(outputs, rank). A stack of experts has a stack of each. llama.cpp adds scale · B·A·x to the product of the weight and x.
-The scale is `adapter.lora.alpha` / rank; where a module's own scale differs from that, B is multiplied. Rows of an
-embedding are looked up: its A is stored as (tokens, rank). Source: `src/llama-adapter.cpp`, `build_lora_mm` and
-`build_inp_embd` in `src/llama-graph.cpp` of llama.cpp.
+(outputs, rank). A stack of experts has a stack of each. llama.cpp adds scale · B·A·x to the product of the weight and
+the input x. The scale is `adapter.lora.alpha` / rank; where a module's own scale differs from that, B is multiplied.
+Rows of an embedding are looked up: its A is stored as (tokens, rank). Source: `src/llama-adapter.cpp`, `build_lora_mm`
+and `build_inp_embd` in `src/llama-graph.cpp` of llama.cpp.
 """
 
 from __future__ import annotations

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from aiohttp import web
 
+from registry.errors import ModelNotFound
 from registry.store.catalog import is_meant
 from server.access.callers import caller_of
 from server.api.fields import KnownFields
@@ -38,6 +41,9 @@ async def stop(request: web.Request) -> web.Response:
     paused = await services.jobs.pause(name, installed=bool(here), may_touch=caller.may_touch)
     states = dict.fromkeys(paused, "paused")
     blobs = {model.blob_digest for model in here}  # a file that is here under two names is loaded once
+    for adapter in (model for model in here if model.is_adapter):
+        with suppress(ModelNotFound):
+            blobs.add((await services.library.base(adapter)).blob_digest)  # an adapter is loaded with its base
     for model in services.pool.models():
         meant = not name or model.blob_digest in blobs or is_meant(name, model)
         if meant and caller.sees(model):
