@@ -7,17 +7,21 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from quant.convert.adapters.planning import BaseShape, plan_adapter
 from quant.convert.adapters.settings import is_peft, read_settings
 from quant.convert.gguf.naming import GgufName
 from quant.convert.gguf.source import read_part
-from quant.errors import MalformedFile, QuantError, UnsupportedModel
+from quant.convert.transforms import widen
+from quant.errors import BadValues, MalformedFile, QuantError, UnsupportedModel
 from quant.gguf.adapter import AdapterHeader, begins_as_adapter, check_adapter
 from quant.gguf.header import read_file
 from quant.notes import SOURCE
 from quant.plan import ModelPlan, TensorPlan
 from quant.stream.copying import FileCopy
 from quant.stream.pipeline import Conversion
+from quant.types import QuantType
 from registry.errors import BadName, RegistryError
 from registry.names import AUTO, Reference, parse
 from registry.net.network import Network
@@ -27,6 +31,8 @@ from server.config import VERSION
 # The tag of every adapter, which has no levels.
 TAG = "LORA"
 _NAMED_IN_HINT = 8
+# How the numbers of these types are read; other types are blocks.
+_NUMPY = {QuantType.F32: "<f4", QuantType.F16: "<f2", QuantType.BF16: "<u2"}
 # Bytes of a GGUF file in which an adapter says what it is; a model's vocabulary, which may be long, comes later.
 _BEGINNING = 1 << 16
 
@@ -149,6 +155,19 @@ def adapter_config(reference: Reference, source: Source, pulled: AdapterPull, fi
             "adapter": facts(header, pulled.base),
         },
     }
+
+
+def check_values(file: Path) -> None:
+    """Raise BadValues where an adapter's file holds a number that is none, as a training that diverged leaves."""
+    header = read_file(file)
+    for tensor in (each for each in header.tensors if each.type in _NUMPY):
+        values = np.memmap(
+            file, _NUMPY[tensor.type], "r", header.data_offset + tensor.offset, (tensor.rows * tensor.columns,)
+        )
+        if not np.isfinite(widen(values)).all():
+            raise BadValues(
+                f"the adapter holds NaN or infinity in `{tensor.name}`", "nothing of it was kept; its training failed"
+            )
 
 
 def facts(header: AdapterHeader, base: str) -> dict[str, Any]:

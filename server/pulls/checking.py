@@ -11,10 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from quant.gguf.header import read_file
-from quant.types import QuantType
 from runtime.child import Child
 from runtime.machine.hardware import detect
 from runtime.machine.inspection import INSPECTOR, Answer, Refused, Tried, Try
@@ -22,8 +18,6 @@ from server.errors import CheckFailed
 
 # A model larger than memory is read from disk: at some speed of a disk, and a minute for the rest.
 _SECONDS, _BYTES_PER_SECOND = 60.0, 200e6
-# The types whose numbers are looked at, as NumPy reads them; other types are blocks.
-_NUMPY = {QuantType.F32: "<f4", QuantType.F16: "<f2", QuantType.BF16: "<u2"}
 
 
 async def check_file(path: Path, level: str, log: Path, note: Callable[[str], None]) -> None:
@@ -42,24 +36,6 @@ async def check_file(path: Path, level: str, log: Path, note: Callable[[str], No
             raise CheckFailed(f"the finished model does not load in llama.cpp: {answer.reason}", _hint(level))
         case _:
             note(f"the finished model is not checked: {answer.reason}")
-
-
-def check_adapter_values(path: Path) -> None:
-    """Raise CheckFailed where an adapter's file holds a number that is none, as a training that diverged leaves."""
-    header = read_file(path)
-    for tensor in header.tensors:
-        kind = _NUMPY.get(tensor.type)
-        if kind is None:
-            continue
-        values = np.memmap(path, kind, "r", header.data_offset + tensor.offset, (tensor.rows * tensor.columns,))
-        if tensor.type is QuantType.BF16:
-            finite = bool(((values & 0x7F80) != 0x7F80).all())
-        else:
-            finite = bool(np.isfinite(values).all())
-        if not finite:
-            raise CheckFailed(
-                f"the adapter holds NaN or infinity in `{tensor.name}`", "nothing of it was kept; its training failed"
-            )
 
 
 def _hint(level: str) -> str:

@@ -21,7 +21,7 @@ from server.children.child_log import log_file
 from server.children.daemon_side import task_process
 from server.config import Config
 from server.errors import CheckFailed
-from server.pulls.checking import check_adapter_values, check_file
+from server.pulls.checking import check_file
 from server.pulls.frames import Done, FromPuller, ModelRequest, Planned, PullTask
 from server.pulls.job import Job
 from server.pulls.lines import frame_line, name_at_level, note_line, phase_line
@@ -63,7 +63,7 @@ class Pull:
             if isinstance(result, Model):
                 await asyncio.shield(asyncio.to_thread(store.abandon, ingest))
                 return result
-            if self._check_wanted:
+            if self._check_wanted and not result.adapter:
                 job.add(phase_line("checking"))
                 await self._check(ingest, result)
         except BaseException as error:
@@ -141,9 +141,6 @@ class Pull:
 
     async def _check(self, ingest: Ingest, done: Done) -> None:
         """Raise CheckFailed where the finished file does not load, or computes nonsense."""
-        if done.adapter:
-            await asyncio.to_thread(check_adapter_values, ingest.data)
-            return
         log, job = log_file(self._config.logs, "inspector"), self._job
         await check_file(ingest.data, str(done.config["file_type"]), log, lambda text: job.add(note_line(text)))
 

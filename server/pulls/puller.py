@@ -36,7 +36,7 @@ from runtime.child import Parent
 from runtime.machine.choosing import Chooser, canonical, this_machine
 from runtime.machine.rule import DISK_MARGIN, Wish
 from server.children.child_side import exit_now, run_task
-from server.pulls.adapting import TAG, AdapterPull, adapter_config, adapter_of
+from server.pulls.adapting import TAG, AdapterPull, adapter_config, adapter_of, check_values
 from server.pulls.compiling import warm
 from server.pulls.frames import Done, Note, Planned, Progress, PullTask
 from server.pulls.provenance import fingerprint, gguf_entries, manifest_config, model_digest, recommended
@@ -152,7 +152,9 @@ class _Attempt:
         self.send(Planned(TAG, pulled.reason, self.source.title, total, conversion.size, resumed, made_of))
         self._write(conversion, place)
         sha256, size = self.partial.finish()
-        config = adapter_config(self.reference, self.source, pulled, Path(self.task.folder) / DATA, made_of)
+        file = Path(self.task.folder) / DATA
+        check_values(file)
+        config = adapter_config(self.reference, self.source, pulled, file, made_of)
         return Done(sha256, size, TAG, config, {}, adapter=True)
 
     def _open(self, network: Network) -> Source:

@@ -45,6 +45,9 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
     }
     folders = {f"org/{name}": write(at / name, each.contents) for name, each in adapters.items()}
     plain = convert(DEMO, at / "demo.gguf")
+    (at / "nan-gguf").mkdir()
+    write_adapter(plain, at / "nan-gguf" / "adapter.gguf", 1, strength=float("nan"))
+    folders["org/nan-gguf"] = at / "nan-gguf"
     for name, more in (
         ("gguf", {}),
         ("silent", {"adapter__lora__alpha": None}),
@@ -136,6 +139,7 @@ REFUSED = {
     "dora": "use_dora",
     "pickle": "a pickle, which can run any code",
     "nan": "q_proj",
+    "nan-gguf": "NaN or infinity in `blk.0.",
     "lost": "cannot be converted without its base",
     "gone": "org/nothing",
     "wide": "is for another base",
