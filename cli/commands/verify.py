@@ -24,6 +24,9 @@ from cli.naming import reference
 def command(folder: str, name: str | None, as_json: bool) -> int:
     """Compare a model that is here with the original weights in FOLDER, run by transformers (the extra `oracle`).
 
+    The probabilities of tokens are compared, and what each layer computes. Its own error is that behind the original's
+    input, and may be as large as the rounding of its types explains; the drift has the errors of earlier layers in it.
+
     Without NAME it is the model that was made of FOLDER last. The exit code is 1 where they are not the same model.
     """
     arguments = [folder, *([reference(name)] if name else [])]
@@ -45,6 +48,18 @@ def command(folder: str, name: str | None, as_json: bool) -> int:
     console.out(f"  largest difference   {report['largest']:.4f} standard deviations")
     console.out(f"  KL divergence        {report['divergence']:.2e} on average, {report['worst']:.2e} at most")
     console.out(f"  same likeliest token {report['agreement']:.1%}")
-    sign = "≤" if report["right"] else ">"
+    for stage in report["stages"]:
+        console.out(_line(stage))
+    sign = "≤" if report["divergence"] <= report["limit"] else ">"
     console.out(f"  verdict              {report['verdict']} ({report['divergence']:.2e} {sign} {report['limit']:.2e})")
     return done.returncode
+
+
+def _line(stage: dict[str, Any]) -> str:
+    """A layer's own error with its bound, and the drift up to here."""
+    name, own, drift = stage["name"], stage["own"], stage["drift"]
+    if own is None:
+        return f"  {name:20} nothing to compare it with"
+    sign = "≤" if own <= stage["bound"] else ">"
+    further = "" if drift is None else f", drift {drift:.1e}"
+    return f"  {name:20} own error {own:.1e} {sign} {stage['bound']:.1e}{further}"

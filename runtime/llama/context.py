@@ -41,7 +41,7 @@ TEXT_SEQUENCES = 64
 class ContextParams:
     """The size of a context: `tokens` of KV cache, at most `sequences`, `outputs` rows of logits, `batch` rows a step.
 
-    `kv_type` is one of `CACHE_TYPES`.
+    `kv_type` is one of `CACHE_TYPES`. `watch` is the callback of a `Watch` (`runtime/llama/watching.py`).
     """
 
     tokens: int
@@ -50,6 +50,7 @@ class ContextParams:
     threads: int
     kv_type: str = CACHE_TYPE
     batch: int = BATCH
+    watch: Any = None
 
 
 def sequence_count(model: LlamaModel, running: int) -> int:
@@ -116,6 +117,9 @@ class Context:
         # interpreter lock. `atoi` is C, and reads the flag "0" or "1" as the number that says whether to abort.
         native.abort_callback = ctypes.cast(ctypes.CDLL(None).atoi, low.ggml_abort_callback)
         native.abort_callback_data = ctypes.addressof(self._abort_flag)
+        if params.watch is not None:
+            native.cb_eval = params.watch
+            native.flash_attn_type = 0  # it rounds queries to half precision
         return native
 
     def _make_batch(self, size: int, sequences: int) -> None:

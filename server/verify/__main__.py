@@ -48,18 +48,17 @@ def verify(folder: Path, name: str) -> dict[str, Any]:
     if "completion" not in (model.config.get("capabilities") or ["completion"]):
         raise Unsupported(f"`{model.name}` does not write text, and only such models are compared", "")
     from server.verify.comparing import compare
-    from server.verify.running import TEXT, original_logits, our_logits
+    from server.verify.running import run
 
-    ids, ours = our_logits(model.blob, TEXT)
     try:
-        theirs = original_logits(folder, ids)
+        theirs, ours, stages = run(model.blob, folder)
     except (OSError, ValueError, KeyError, ImportError) as error:
         words = str(error).strip().splitlines() or [type(error).__name__]
         raise UnsupportedModel(
             f"transformers does not run `{folder}`: {words[0]}", "give the original's folder"
         ) from None
     level = str(model.config.get("file_type", ""))
-    return {"model": model.name, "level": level, "folder": str(folder)} | compare(theirs, ours, level)
+    return {"model": model.name, "level": level, "folder": str(folder)} | compare(theirs, ours, level, stages)
 
 
 def _model(catalog: Catalog, folder: Path, name: str) -> Model:

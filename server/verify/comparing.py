@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from quant.levels.published import PUBLISHED
+from server.verify.layers import Stage
 
 Logits = NDArray[np.float32]
 # Mean KL divergence in nats that weights as they are may show, and how many times the published figure a level may.
@@ -16,20 +18,24 @@ _EXACT, _TIMES = 2e-3, 5.0
 _MOST = 1.0
 
 
-def compare(theirs: Logits, ours: Logits, level: str) -> dict[str, Any]:
-    """The report on `(tokens, vocabulary)` logits; where one vocabulary is padded, the common part counts.
+def compare(theirs: Logits, ours: Logits, level: str, stages: Sequence[Stage] = ()) -> dict[str, Any]:
+    """The report on `(tokens, vocabulary)` logits and all stages; where one vocabulary is padded, its rest is left out.
 
     - `largest`: the largest difference, in standard deviations of the original's logits.
     - `divergence`, `worst`: KL divergence from the original's distribution in nats, its mean and its largest value.
     - `agreement`: the share of positions whose likeliest token is the same; `positions` their number.
-    - `limit`, `right`, `verdict`: the mean divergence that is allowed at this level, and what follows.
+    - `limit`: the mean divergence that is allowed at this level.
+    - `stages`: the errors of each layer, as in `server/verify/layers.py`. `first` names the first layer that is too far
+      off, `unseen` the layers without a counterpart.
+    - `right`, `verdict`: what follows.
     """
     width = min(theirs.shape[1], ours.shape[1])
     theirs, ours = theirs[:, :width], ours[:, :width]
     largest = float(np.abs(theirs - ours).max() / (theirs.std() or 1.0))
     divergences = _divergences(theirs, ours)
     mean, limit = float(divergences.mean()), _limit(level)
-    right = bool(np.isfinite(ours).all()) and mean <= limit
+    first = next((each.name for each in stages if not each.right), None)
+    right = bool(np.isfinite(ours).all()) and mean <= limit and not first
     return {
         "positions": len(ours),
         "largest": largest,
@@ -37,9 +43,18 @@ def compare(theirs: Logits, ours: Logits, level: str) -> dict[str, Any]:
         "worst": float(divergences.max()),
         "agreement": float((theirs.argmax(axis=1) == ours.argmax(axis=1)).mean()),
         "limit": limit,
+        "stages": [each._asdict() for each in stages],
+        "first": first,
+        "unseen": [each.name for each in stages if each.own is None],
         "right": right,
-        "verdict": "as close as this level can be" if right else "not the original's model: report it",
+        "verdict": _verdict(right, first),
     }
+
+
+def _verdict(right: bool, first: str | None) -> str:
+    if first:
+        return f"not the original's model from {first} on: report it"
+    return "as close as this level can be" if right else "not the original's model: report it"
 
 
 def _divergences(theirs: Logits, ours: Logits) -> NDArray[np.float64]:

@@ -1,10 +1,19 @@
-"""The logits of one text: by our file in llama.cpp, and by the original weights in transformers."""
+"""One text, read by our file in llama.cpp and by the original weights in transformers."""
 
 from __future__ import annotations
 
 from array import array
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from quant.gguf.header import read_file
+from runtime.errors import LoadFailed
+from server.verify.layers import Comparison, Original, Stage, Values, stage_of, watch_original
+
+if TYPE_CHECKING:
+    from runtime.llama.model import LlamaModel
+    from runtime.llama.watching import Watcher
 
 # Prose, a list, code and numbers: about 120 tokens.
 TEXT = (
@@ -14,32 +23,58 @@ TEXT = (
 )
 
 
-def our_logits(path: Path, text: str) -> tuple[list[int], Any]:
-    """The tokens of `text`, and float32 `(tokens, vocabulary)`. Raises LoadFailed."""
-    import numpy as np
+def run(path: Path, folder: Path, text: str = TEXT) -> tuple[Values, Values, list[Stage]]:
+    """The logits `(tokens, vocabulary)` of the original in `folder` and of the file at `path`, and all stages compared.
 
-    from runtime.errors import LoadFailed
-    from runtime.llama.context import OK, Context, ContextParams
-    from runtime.llama.library import usable_threads
+    Raises LoadFailed where llama.cpp does not read the file, and what transformers raises.
+    """
     from runtime.llama.model import LlamaModel
 
-    model = LlamaModel(path, gpu_layers=0)
+    model = LlamaModel(path, gpu_layers=0, empty=True)
+    layers = int(model.metadata("block_count") or 0)
     ids: array[int] = model.vocabulary.tokenize(text, special=False, add=True)
     ids = ids[: max(2, model.n_ctx_train - 1)]
-    context = Context(model, ContextParams(len(ids) + 1, 1, len(ids), usable_threads(), "F32"))
-    context.put_prompt(0, memoryview(ids), 0, 0, len(ids))
-    if (status := context.decode(len(ids))) != OK:
-        raise LoadFailed(f"llama.cpp cannot read a text with this model (status {status})", "pull the model again")
-    return ids.tolist(), np.stack([context.logits(row).copy() for row in range(len(ids))])
+    with TemporaryDirectory() as place:
+        original = Original(Path(place))
+        theirs = _original(folder, ids, layers, original)
+        comparison = Comparison(original)
+        model = LlamaModel(path, gpu_layers=0)
+        ours = _ours(model, ids, comparison.free)
+        comparison.head(theirs, _ours(model, ids, comparison.led))
+    return theirs, ours, comparison.stages(layers, read_file(path).tensors)
 
 
-def original_logits(folder: Path, ids: list[int]) -> Any:
-    """float32 `(tokens, vocabulary)` of the weights in `folder`; no code of the folder is run, nothing is fetched."""
+def _ours(model: LlamaModel, ids: array[int], watcher: Watcher) -> Values:
+    import numpy as np
+
+    from runtime.llama.context import OK, Context, ContextParams
+    from runtime.llama.library import usable_threads
+    from runtime.llama.watching import Watch
+
+    watch = Watch(lambda name: stage_of(name) is not None, watcher)
+    size = len(ids)
+    context = Context(model, ContextParams(size + 1, 1, size, usable_threads(), "F32", watch=watch.callback))
+    try:
+        context.put_prompt(0, memoryview(ids), 0, 0, size)
+        status = context.decode(size)
+        if watch.error:
+            raise watch.error
+        if status != OK:
+            raise LoadFailed(f"llama.cpp cannot read a text with this model (status {status})", "pull the model again")
+        return np.stack([context.logits(row).copy() for row in range(size)])
+    finally:
+        context.free()
+
+
+def _original(folder: Path, ids: array[int], layers: int, original: Original) -> Values:
+    """The logits of the weights in `folder`; no code of the folder is run, nothing is fetched."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(
+    model: Any = AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, attn_implementation="eager", local_files_only=True, trust_remote_code=False
     )
+    watch_original(model, layers, original.keep)
     with torch.no_grad():
-        return model(torch.tensor([ids])).logits[0].float().numpy()
+        logits: Values = model(torch.tensor([ids.tolist()]), use_cache=False).logits[0].float().numpy()
+    return logits

@@ -45,7 +45,7 @@ _VALUES: dict[str, list[Any]] = {
     "query_pre_attn_scalar": [16, 32, 256],
     "logit_scale": [0.0625, 1.0],
     "clip_qkv": [None, 2.0],
-    "max_position_embeddings": [128, 4096, 131072],
+    "max_position_embeddings": [256, 4096, 131072],
     "pad_token_id": [None, 0, 5, -1],
     "bos_token_id": [None, 3, -1],
     "eos_token_id": [3, [2, 3]],
@@ -235,7 +235,7 @@ def sampled(changes: list[Change], seen: frozenset[str]) -> list[Change]:
     return [*whole, *draw.sample(scalings, min(len(scalings), 1)), *new]
 
 
-def planned(config: Mapping[str, Any], entry: Mapping[str, Any], name: str, count: int = 5) -> list[Change]:
+def planned(config: Mapping[str, Any], entry: Mapping[str, Any], name: str, count: int = 6) -> list[Change]:
     """All trials of the row `name`: singles, pairs, and in the form of transformers 4 one change of each key."""
     alone = list(singles(config, entry))
     draw = random.Random(name)

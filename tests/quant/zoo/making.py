@@ -36,6 +36,10 @@ def weight(name: str, shape: tuple[int, ...], spread: float, heads: float = 1.0)
         # Heads that are normalized attend to one token more than to others by these weights alone.
         middle = 2.0 * heads if _HEAD_NORM.search(name) else middle
         return (middle + 0.3 * random).astype(np.float32)
+    if "moe_statics" in name:
+        # With a preference larger than probabilities, experts would be chosen that have next to none, and llama.cpp
+        # divides by no sum below 6e-5.
+        spread *= 0.1
     if name.startswith("classifier") and shape[0] == 1:
         spread *= 4
     return (random * spread / shape[-1] ** 0.5).astype(np.float32)
