@@ -48,17 +48,20 @@ def print_partials(rows: list[dict[str, Any]]) -> None:
             console.note(f"`lm pull {row['source']}` goes on, `lm rm {row['name']}` removes it")
 
 
-def _cells(row: dict[str, Any]) -> list[str]:
-    size, age = size_text(row["size"]), console.ago(row["modified_at"])
-    return [row["name"], row["digest"][:12], size, age, "yes" if row.get("default") else ""]
-
-
 def print_models(rows: list[dict[str, Any]]) -> None:
     """Rows of `/api/tags` for people."""
-    several = any(row.get("default") for row in rows)
-    heads = ["NAME", "ID", "SIZE", "MODIFIED", *(["DEFAULT"] if several else [])]
-    cells = [_cells(row)[: len(heads)] for row in rows]
-    console.table(heads, cells)
+    columns = {
+        "NAME": [row["name"] for row in rows],
+        "ID": [row["digest"][:12] for row in rows],
+        "SIZE": [size_text(row["size"]) for row in rows],
+        "MODIFIED": [console.ago(row["modified_at"]) for row in rows],
+    }
+    some = {
+        "DEFAULT": ["yes" if row.get("default") else "" for row in rows],
+        "ADAPTER FOR": [row.get("base", "") for row in rows],
+    }
+    columns |= {head: cells for head, cells in some.items() if any(cells)}
+    console.table(list(columns), list(zip(*columns.values(), strict=True)))
     for row in rows:
         if row.get("problem"):
             console.note(f"warning: {row['problem']}", "yellow")

@@ -147,7 +147,8 @@ class _Attempt:
     def _run_adapter(self, pulled: AdapterPull) -> Done:
         """Write the file of an adapter, which has no levels."""
         conversion = pulled.conversion
-        place, made_of = self._begin(conversion, TAG, pulled.reason), model_digest(self.source, conversion)
+        place = self._begin(conversion, TAG, pulled.reason)
+        made_of = f"{model_digest(self.source, conversion)} {pulled.base}"  # another base is worth another pull
         resumed, total = place.size if place else 0, conversion.plan.source_bytes
         self.send(Planned(TAG, pulled.reason, self.source.title, total, conversion.size, resumed, made_of))
         self._write(conversion, place)

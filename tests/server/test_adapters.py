@@ -155,6 +155,11 @@ def test_what_cannot_be_run_is_refused_when_it_is_pulled(daemon: Daemon, name: s
 
 
 def test_the_users_own_word_for_the_base_counts(here: Daemon) -> None:
+    assert here.post("/api/show", {"model": "org/gguf"}).json["lm"]["adapter"]["base"] == ""
+    assert (
+        here.post("/api/pull", {"model": "org/gguf", "stream": False, "base": "org/demo"}).json["status"] == "success"
+    )
+    assert here.post("/api/show", {"model": "org/gguf"}).json["lm"]["adapter"]["base"] == "hf.co/org/demo"
     last = here.post("/api/pull", {"model": "org/lost", "stream": False, "base": "org/demo"}).json
     assert last["status"] == "success"
     assert text(here, model="org/lost") != ""

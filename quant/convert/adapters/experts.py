@@ -61,6 +61,11 @@ class FusedExperts:
             yield target, ExpertsUp(outputs, self.rank, self.experts, number * count, count)
 
 
+def is_experts(module: str) -> bool:
+    """Whether a module is one of fused experts."""
+    return bool(_EXPERTS.fullmatch(module))
+
+
 def fused_experts(pair: Pair, wanted: dict[str, Wanted], sizes: Sizes) -> FusedExperts | None:
     """The parameter that a pair changes; None where it changes no experts that GGUF has stacked one by one."""
     found = _EXPERTS.fullmatch(pair.module)

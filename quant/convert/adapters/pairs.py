@@ -14,6 +14,8 @@ _NAME = re.compile(
     r"(?:base_model\.model\.)?(?P<module>.+?)\.lora_(?:(?P<linear>[AB])(?:\.\w+)?\.weight|embedding_(?P<row>[AB])(?:\.\w+)?)"
 )
 _LONGEST = 80
+# Weights of the base that PEFT saves beside a change of its embedding.
+_OF_BASE = (".base_layer.weight", ".base_layer.bias")
 # Types of numbers that are converted.
 _FLOATS = ("F32", "F16", "BF16", "F64")
 
@@ -41,6 +43,8 @@ def read_pairs(entries: Iterable[Entry]) -> list[Pair]:
     halves: dict[tuple[str, bool], dict[str, Entry]] = {}
     for entry in entries:
         found = _NAME.fullmatch(entry.name)
+        if found is None and entry.name.endswith(_OF_BASE):
+            continue
         if found is None:
             raise _stray(entry)
         half, embedding = found["linear"] or found["row"], found["row"] is not None

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from math import isfinite
 from typing import Any, NamedTuple
 
-from quant.convert.adapters.experts import FusedExperts, fused_experts
+from quant.convert.adapters.experts import FusedExperts, fused_experts, is_experts
 from quant.convert.adapters.pairs import Pair, read_pairs
 from quant.convert.adapters.settings import CONFIG, WEIGHTS, AdapterSettings, read_settings, require_weights
-from quant.convert.adapters.turning import of_rows, scaled
+from quant.convert.adapters.turning import of_columns, of_rows, scaled
 from quant.convert.base import EMBEDDING, HEAD, Family, Known, Sizes, Target
 from quant.convert.placing import Wanted, expand
 from quant.convert.planning import read_shape
@@ -28,9 +28,12 @@ from quant.convert.wrappers import BESIDE
 from quant.errors import MalformedFile, UnsupportedModel
 from quant.gguf.adapter import ALPHA, KIND, LORA, TYPE
 from quant.gguf.architectures import OUTPUT_NEEDED, UNADAPTED
-from quant.plan import Files, ModelPlan, Part, TensorPlan
+from quant.plan import Files, ModelPlan, Part, TensorPlan, Transform
 from quant.safetensors import Entry, read_header
 from quant.types import role_of
+
+# A part of names in transformers 5, and the same in the files of models.
+_RENAMED = (".mlp.", ".block_sparse_moe.")
 
 
 class _Member(NamedTuple):
@@ -120,12 +123,9 @@ def _place(
     for pair in pairs:
         found = prefix.match(pair.module)
         name = (pair.module[found.end() :] if found else pair.module) + ".weight"
+        name = name if name in wanted else name.replace(*_RENAMED)
         if name not in wanted:
-            raise UnsupportedModel(
-                f"the adapter changes `{ascii(pair.module)[1:-1][:80]}`, which a model of "
-                f"`{shape.family.architecture}` with {shape.sizes.layers} layers does not have",
-                "is it for another model? name its base with `--base`",
-            )
+            raise _unknown(pair.module, shape)
         row, layer = wanted[name]
         _check(pair, row, shape)
         scale = settings.scale(pair.module, pair.rank)
@@ -143,6 +143,20 @@ def _place(
     for name, members in placed.items():
         _check_stack(name, members, shape.sizes)
     return placed
+
+
+def _unknown(module: str, shape: BaseShape) -> UnsupportedModel:
+    """The error for a change of what the base does not have under this name."""
+    shown, architecture = ascii(module)[1:-1][:80], shape.family.architecture
+    if is_experts(module):
+        return UnsupportedModel(
+            f"the adapter changes `{shown}`, all experts of `{architecture}` at once, which cannot be converted yet",
+            "merge the adapter into its base instead",
+        )
+    return UnsupportedModel(
+        f"the adapter changes `{shown}`, which a `{architecture}` of {shape.sizes.layers} layers does not have",
+        "is it for another model? name its base with `--base`",
+    )
 
 
 def _expert(wanted: dict[str, Wanted], name: str, row: Known, layer: int) -> int:
@@ -171,7 +185,7 @@ def _check(pair: Pair, row: Known, shape: BaseShape) -> None:
     if target is None or len(length) != 2 or sizes.length(row.skip):
         raise UnsupportedModel(f"the adapter changes {module}, which is no matrix that llama.cpp multiplies with")
     outputs, inputs = length
-    if isinstance(target.transform and target.transform(sizes), Transpose) or pair.embedding:
+    if isinstance(_transform(target, sizes), Transpose) or pair.embedding:
         outputs, inputs = inputs, outputs
     if (pair.up.shape[0], pair.down.shape[1]) != (outputs, inputs):
         raise MalformedFile(
@@ -214,16 +228,20 @@ def _tensors(name: str, members: list[_Member], sizes: Sizes, alpha: float) -> I
     stack = (len(members),) if row.stacked else ()
     if pair.embedding:
         tokens = pair.down.shape[1]
-        turn = Transpose(tokens, rank)
-        yield _tensor(f"{name}.lora_a", (tokens, rank), downs, turn, number, len(targets))
+        yield _tensor(f"{name}.lora_a", (tokens, rank), downs, Transpose(tokens, rank), number, len(targets))
     else:
-        yield _tensor(f"{name}.lora_a", (*stack, rank, pair.down.shape[1]), downs, None, number, len(targets))
+        turn = of_columns(_transform(targets[number], sizes))
+        yield _tensor(f"{name}.lora_a", (*stack, rank, pair.down.shape[1]), downs, turn, number, len(targets))
     yield _tensor(f"{name}.lora_b", (*stack, outputs, rank), ups, up, number, len(targets), shared=shared)
+
+
+def _transform(target: Target, sizes: Sizes) -> Transform | None:
+    return target.transform(sizes) if target.transform else None
 
 
 def _turned(name: str, target: Target, sizes: Sizes, rank: int) -> Any:
     try:
-        return of_rows(target.transform(sizes) if target.transform else None, rank)
+        return of_rows(_transform(target, sizes), rank)
     except LookupError:
         raise UnsupportedModel(
             f"the adapter changes what becomes `{name}`, whose rows and columns are rearranged in GGUF",

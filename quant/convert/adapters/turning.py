@@ -1,7 +1,8 @@
 """The transforms of a base's weights, applied to the matrices of an adapter: A and B of a change B·A.
 
-A transform that reorders, selects or scales rows of the weight does the same to the rows of B, and leaves A alone. The
-transpose of a weight that is stored as (inputs, outputs) has nothing to do: PEFT stores A and B by inputs and outputs.
+A transform that reorders, selects or scales rows of the weight does the same to the rows of B, and leaves A alone. One
+that reorders columns does so to the columns of A. The transpose of a weight that is stored as (inputs, outputs) has
+nothing to do: PEFT stores A and B by inputs and outputs.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from quant.convert import transforms
+from quant.convert import reordering, transforms
 from quant.convert.families.internlm import TakePaired
 from quant.plan import Transform
 
@@ -21,6 +22,7 @@ _OF_ROWS = (
     transforms.Ungroup,
     transforms.Scale,
     transforms.ScaleBlocks,
+    reordering.TileRows,
 )
 
 
@@ -49,15 +51,20 @@ def of_rows(transform: Transform | None, rank: int) -> Transform | None:
     Raises LookupError for one that no product of two matrices can follow.
     """
     match transform:
-        case None | transforms.Transpose():
+        case None | transforms.Transpose() | reordering.TileColumns():
             return None
-        case transforms.TakeRows(turned=False):
+        case transforms.TakeRows(turned=False) | reordering.TakeBlocks():
             return replace(transform, columns=rank)
         case TakePaired(take=take):
             return replace(transform, take=replace(take, columns=rank))
     if isinstance(transform, _OF_ROWS):
         return transform
     raise LookupError(type(transform).__name__)
+
+
+def of_columns(transform: Transform | None) -> Transform | None:
+    """The transform of A that does to B·A what `transform` does to the columns of the weight; None for nothing."""
+    return transform if isinstance(transform, reordering.TileColumns) else None
 
 
 def scaled(transform: Transform | None, factor: float) -> Transform | None:

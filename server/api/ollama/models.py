@@ -129,8 +129,8 @@ async def show(request: web.Request) -> web.Response:
 
 
 async def _show_adapter(library: Library, model: Model) -> dict[str, Any]:
-    """An adapter as `/api/show` describes it; it can do what its base can, where that is here."""
-    header, able = await library.adapter(model.adapters[0], model.name), []
+    """An adapter as `/api/show` describes it; it can do what its base can, and write where that is not here."""
+    header, able = await library.adapter(model.adapters[0], model.name), ["completion"]
     with suppress(ModelNotFound):
         able = capabilities(await library.base(model))
     return adapter_description(model, header, able)

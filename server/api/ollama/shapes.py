@@ -75,7 +75,7 @@ def description(model: Model, facts: Facts, verbose: bool) -> dict[str, Any]:
 
 
 def adapter_description(model: Model, header: AdapterHeader, able: list[str]) -> dict[str, Any]:
-    """An adapter as `/api/show` describes it; `able` are the capabilities of its base, as far as it is here."""
+    """An adapter as `/api/show` describes it; `able` are the capabilities of its base."""
     base = model.base
     return {
         "modelfile": f"# made by lm\nFROM {base or 'its base'}\nADAPTER {model.name}\n",
