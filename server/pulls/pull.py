@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from quant.errors import BadValues
+from registry.errors import RegistryError
 from registry.names import Name
 from registry.store import manifest
 from registry.store.catalog import Model
@@ -85,6 +86,8 @@ class Pull:
         layers = [Staged.file(ingest.data, kind, done.sha256, done.size)]
         layers += [Staged.json(done.params, manifest.PARAMS)] if done.params else []
         model = await asyncio.to_thread(self._store.commit, ingest, layers, reference, done.config, reference.automatic)
+        if done.adapter and (lack := await asyncio.to_thread(_lack, self._store, model)):
+            self._job.add(note_line(lack))
         # Blobs of the model that had this name before. A commit takes long, so what is in use is asked only now.
         await asyncio.to_thread(self._store.collect, self._in_use())
         return model
@@ -165,6 +168,17 @@ class Pull:
             accept_unknown_keys=options.accept_unknown_keys,
             base=options.base,
         )
+
+
+def _lack(store: Store, adapter: Model) -> str:
+    """A sentence where the model that an adapter is for is not here, or not known; "" where it is here."""
+    if not adapter.base:
+        return "it does not say for which model it is: `--base NAME` does, or name it beside a model"
+    try:
+        store.resolve(adapter.base)
+    except RegistryError:
+        return f"it is for `{adapter.base}`, which is not here: `lm pull {adapter.base}` brings it in"
+    return ""
 
 
 def _known_pre(variants: list[Model]) -> str:

@@ -12,7 +12,7 @@ from runtime import messages as m
 from runtime.engine.turns import Turns
 from runtime.options import Limits
 from tests.loras import write_adapter
-from tests.runtime.test_engine import GREEDY, WARM, ask, precise, with_worker
+from tests.runtime.test_engine import GREEDY, WARM, ask, one_by_one, precise, with_worker
 from tests.runtime.working import Answer, Worker
 
 PROMPTS = ("It was a dark night", "The old man said", "The sea", "My dear Watson,")
@@ -41,7 +41,7 @@ def test_adapters_in_one_batch_give_each_answer_as_alone(exact: Path, files: lis
     def requests() -> list[m.Submit]:
         return [asked(PROMPTS[number % 2], *each, sampling=WARM) for number, each in enumerate(sets)]
 
-    alone = [ask(precise(exact), request)[0].text for request in requests()]
+    alone = [answer.text for answer in one_by_one(precise(exact), *requests())]
     assert len(set(alone)) == len(sets)
     together = ask(precise(exact), *requests())
     assert [answer.text for answer in together] == alone
@@ -118,12 +118,13 @@ def test_turns_are_long_where_a_change_is_dear_and_short_where_it_is_cheap() -> 
         turns, order, before = Turns(), [], ()
         for _ in range(400):
             now = turns.choose([one, two])
-            turns.note(1, 1.0 + change * (now != before))
+            noise = 5.0 * (len(order) % 3 == 0)  # a busy machine
+            turns.note(1, 1.0 + change * (now != before) + noise)
             before = now
             order.append(now)
         return turns.steps, order
 
-    assert steps_of(0.01)[0] == 1
+    assert steps_of(0.01)[0] == 2
     dear, order = steps_of(0.3)
     assert 5 <= dear <= 7
     assert abs(order.count(one) - order.count(two)) <= 2 * dear

@@ -41,6 +41,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
         "nan": folder(nan, **base),
         "lost": folder(base_model_name_or_path="/home/me/model"),
         "gone": folder(base_model_name_or_path="org/nothing"),
+        "elsewhere": folder(base_model_name_or_path="org/second"),
         "wide": folder(pair(Q, 512, 512), **base),
     }
     folders = {f"org/{name}": write(at / name, each.contents) for name, each in adapters.items()}
@@ -56,7 +57,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
         (at / name).mkdir()
         write_adapter(plain, at / name / "adapter.gguf", 1, strength=1.0, **more)
         folders[f"org/{name}"] = at / name
-    with Hub({"org/demo": DEMO, **folders}) as hub:
+    with Hub({"org/demo": DEMO, "org/second": DEMO, **folders}) as hub:
         yield hub
 
 
@@ -152,6 +153,12 @@ def test_what_cannot_be_run_is_refused_when_it_is_pulled(daemon: Daemon, name: s
     last = daemon.post("/api/pull", {"model": f"org/{name}", "stream": False}).json
     assert REFUSED[name] in last["error"]
     assert f"hf.co/org/{name}" not in " ".join(row["name"] for row in daemon.get("/api/tags").json["models"])
+
+
+def test_a_pull_says_for_which_model_an_adapter_is(here: Daemon) -> None:
+    lines = " ".join(str(line["status"]) for line in here.post("/api/pull", {"model": "org/elsewhere"}).lines)
+    assert "it is an adapter for `hf.co/org/second` (PEFT)" in lines
+    assert "`lm pull hf.co/org/second` brings it in" in lines
 
 
 def test_the_users_own_word_for_the_base_counts(here: Daemon) -> None:

@@ -146,7 +146,7 @@ def _place(
 
 
 def _unknown(module: str, shape: BaseShape) -> UnsupportedModel:
-    """The error for a change of what the base does not have under this name."""
+    """The error for a module that the base does not have by this name."""
     shown, architecture = ascii(module)[1:-1][:80], shape.family.architecture
     if is_experts(module):
         return UnsupportedModel(
@@ -224,7 +224,9 @@ def _tensors(name: str, members: list[_Member], sizes: Sizes, alpha: float) -> I
     shared = len(targets) > 1 and not any(each.transform for each in targets)
     up = scaled(_turned(name, targets[number], sizes, rank), scale * rank / alpha)
     downs, ups = [each.pair.down for each in members], [each.pair.up for each in members]
-    outputs = _outputs(targets[number], row, sizes) if not shared else pair.up.shape[0] // len(targets)
+    outputs = _outputs(targets[number], row, sizes)
+    if shared or pair.embedding:
+        outputs = pair.up.shape[0] // len(targets)
     stack = (len(members),) if row.stacked else ()
     if pair.embedding:
         tokens = pair.down.shape[1]
