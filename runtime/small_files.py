@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import tempfile
 from pathlib import Path
 
@@ -17,7 +18,8 @@ def replace_file(path: Path, data: bytes) -> None:
     found out again. `registry/store/fsops.py` has the functions for data that must last.
     """
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(prefix=f".{path.name}.", dir=path.parent, delete=False) as file:
+    _remove_leftovers(path)
+    with tempfile.NamedTemporaryFile(prefix=f".{path.name}.{os.getpid()}.", dir=path.parent, delete=False) as file:
         aside = Path(file.name)
         try:
             file.write(data)
@@ -27,3 +29,23 @@ def replace_file(path: Path, data: bytes) -> None:
             with contextlib.suppress(OSError):
                 aside.unlink()
             raise
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Remove what processes left that were killed while they replaced this file."""
+    prefix = f".{path.name}."
+    for left in [each for each in path.parent.iterdir() if each.name.startswith(prefix)]:
+        number = left.name.removeprefix(prefix).partition(".")[0]
+        if not (number.isdecimal() and _runs(int(number))):
+            with contextlib.suppress(OSError):
+                left.unlink()
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:
+        return True
+    return True

@@ -52,12 +52,12 @@ async def serve(config: Config, runtime: Runtime, ready: Callable[[Config], None
         config.home.mkdir(mode=0o700, parents=True, exist_ok=True)
     store = _open_store(config)
     try:
-        listener = _bind(config)
+        listener, chosen = _bind(config), config.port
         config = replace(config, port=listener.getsockname()[1])
         stop = asyncio.Event()
         with _signals(stop):
             async with _listening(config, store, runtime, gate, listener, stop):
-                _write_daemon_file(config, gate.keys.token)
+                _write_daemon_file(config, gate.keys.token, findable=bool(chosen))
                 log.info("lm %s is ready on %s, home %s, process %d", VERSION, config.url, config.home, os.getpid())
                 ready(config)
                 await stop.wait()
@@ -167,13 +167,19 @@ def _free_port(config: Config) -> int:
     return 0
 
 
-def _write_daemon_file(config: Config, token: str) -> None:
-    """Tell commands of the same user about this daemon, with the token by which it knows them."""
+def _write_daemon_file(config: Config, token: str, findable: bool) -> None:
+    """Tell commands of the same user about this daemon, with the token by which it knows them.
+
+    Where the file cannot be written, raise StartFailed unless the daemon is `findable` by the configured port.
+    """
     record = {"pid": os.getpid(), "url": config.url, "version": VERSION, "settings": config.lasting, "token": token}
     try:
         with plainly(config.home):
             replace_file(config.daemon_file, (json.dumps(record) + "\n").encode())
     except (DiskFull, StoreFailed) as error:  # a full disk is the moment when `lm rm` is needed
+        if not findable:
+            why = f"nobody would find a daemon on any free port: {error}"
+            raise StartFailed(why, "set LM_PORT to the number of a port, then `lm rm` works and makes room") from None
         log.warning("commands find this daemon by LM_HOST and LM_PORT only: %s", error)
 
 

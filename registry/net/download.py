@@ -16,6 +16,7 @@ Nothing here checks content: wrap it in `registry.net.verify.Verified`.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Iterator
@@ -24,7 +25,7 @@ from http.client import HTTPException
 
 from registry.errors import RegistryError, SourceUnavailable
 from registry.net.locate import Locator, Remote, interval
-from registry.net.network import Network
+from registry.net.network import LONG_SECONDS, Network
 from registry.net.retries import Passing, again, given_up, requested_wait
 from registry.net.transport import HttpClient, Response
 from registry.net.window import FilePiece, Window
@@ -73,6 +74,7 @@ class Download:
         self._retries = network.downloads
         self._quiet_until = 0.0
         self._silent_until = 0.0
+        self._seen, self._since = 0, time.monotonic()
         self._problem: BaseException | None = None
         self._clients: list[HttpClient] = []
         self._threads: list[threading.Thread] = []
@@ -99,7 +101,19 @@ class Download:
                     raise StopIteration
                 if self._problem is not None:
                     raise self._problem
-                window.changed.wait()
+                self._wait()
+
+    def _wait(self) -> None:
+        """Wait for bytes, and tell the user once where none have come for a long time. `changed` is held."""
+        window, now = self.window, time.monotonic()
+        if window.received != self._seen:
+            self._seen, self._since = window.received, now
+        elif now - self._since >= LONG_SECONDS:
+            self._since = math.inf
+            host, name = self.remote.host, self.remote.name
+            silent = "has sent nothing for some time" if window.received else "has not answered yet"
+            self.network.notice(f"`{host}` {silent}: waiting for `{name}`")
+        window.changed.wait(LONG_SECONDS)
 
     def __enter__(self) -> Download:
         return self
@@ -206,7 +220,8 @@ class _Worker:
                     return
                 failures = 1 if piece.have - before >= PROGRESS else failures + 1
                 wait, retries = requested_wait(problem), network.downloads
-                if failures >= retries.limit(problem, network.answered.is_set()) or wait > retries.patience:
+                begun = self._window.received > 0
+                if failures >= retries.limit(problem, network.answered.is_set(), begun) or wait > retries.patience:
                     raise self._given_up(problem, failures, wait) from problem
                 self._download.pause(problem, failures, wait)
 

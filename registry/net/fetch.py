@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import re
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from http.client import HTTPException, HTTPMessage
 from typing import NamedTuple, TypeVar
 
@@ -17,8 +15,6 @@ from registry.net.retries import Passing, again, given_up, requested_wait
 from registry.net.transport import HttpClient, Response
 
 _STEP = 1 << 20
-# After this time a user wants to know what is being waited for.
-LONG_SECONDS = 5.0
 
 
 class Measured(NamedTuple):
@@ -105,7 +101,7 @@ class Fetcher:
         retries, failures = self._network.fetches, 0
         while True:
             try:
-                with self._sign_of_life(remote):
+                with self._network.sign_of_life(remote.name, remote.host):
                     return read()
             except (Passing, OSError, HTTPException) as problem:
                 self._client.close()
@@ -118,18 +114,6 @@ class Fetcher:
             except RegistryError:
                 self._client.close()
                 raise
-
-    @contextmanager
-    def _sign_of_life(self, remote: Remote) -> Iterator[None]:
-        """Tell the user that a request is being waited for, once it has taken `LONG_SECONDS`."""
-        text = f"`{remote.host}` has not answered yet: waiting for `{remote.name}`"
-        timer = threading.Timer(LONG_SECONDS, self._network.notice, (text,))
-        timer.daemon = True
-        timer.start()
-        try:
-            yield
-        finally:
-            timer.cancel()
 
 
 def _read(reply: Response, most: int) -> bytes:

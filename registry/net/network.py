@@ -6,7 +6,8 @@ import re
 import ssl
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Protocol
@@ -17,6 +18,8 @@ from registry.net.hub import OLLAMA_URL, Hub
 from registry.net.retries import DOWNLOADS, FETCHES, Retries
 
 WINDOW = 256 << 20
+# After this time (seconds) a user wants to know what is being waited for.
+LONG_SECONDS = 5.0
 _TOKEN = re.compile(r"[\x21-\x7e]{1,4096}")
 
 
@@ -114,6 +117,18 @@ class Network:
         if self.authorizer is not None:
             return self.authorizer.header
         return f"Bearer {self.token}" if self.token else ""
+
+    @contextmanager
+    def sign_of_life(self, name: str, host: str) -> Iterator[None]:
+        """Tell the user that a request for the file `name` is being waited for, once that takes `LONG_SECONDS`."""
+        text = f"`{host}` has not answered yet: waiting for `{name}`"
+        timer = threading.Timer(LONG_SECONDS, self.notice, (text,))
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
 
     @cached_property
     def tls(self) -> ssl.SSLContext:

@@ -43,7 +43,7 @@ class Retries:
 
     - `tries`: failures in a row after which a request is given up.
     - `unheard`: the same, while this process has had no answer from any host. `silent`: the same, for a host that takes
-      the request and sends nothing.
+      the request for a file and has sent nothing of it.
     - `shortest`: the pause after the first failure. It doubles with each further one, up to `longest`.
     - `patience`: the longest pause that a source may ask for.
     - `silence`: the time between two notices of the same trouble.
@@ -57,15 +57,18 @@ class Retries:
     longest: float
     patience: float
     unheard: int = 2
-    silent: int = 8
+    silent: int = 2
     silence: float = 0.0
     slow: float = 1.0
     dead: float = 5.0
     smallest: int = 128 << 10
 
-    def limit(self, problem: Exception, heard: bool) -> int:
-        """Failures in a row after which `problem` is final; `heard`: some host has answered this process already."""
-        if isinstance(problem, TimeoutError):
+    def limit(self, problem: Exception, heard: bool, begun: bool = False) -> int:
+        """Failures in a row after which `problem` is final.
+
+        `heard`: some host has answered this process already; `begun`: some of this file has come.
+        """
+        if isinstance(problem, TimeoutError) and not begun:
             return min(self.tries, self.silent)
         return self.tries if heard or not isinstance(problem, Unreachable) else min(self.tries, self.unheard)
 
@@ -75,7 +78,7 @@ class Retries:
 
 
 # For small answers, for which a user waits at the prompt; for files, which take long in any case.
-FETCHES = Retries(tries=6, shortest=0.5, longest=16.0, patience=30.0, silent=2)
+FETCHES = Retries(tries=6, shortest=0.5, longest=16.0, patience=30.0)
 DOWNLOADS = Retries(tries=8, shortest=0.25, longest=20.0, patience=300.0, silence=30.0)
 
 

@@ -21,7 +21,9 @@ import pytest
 
 from registry.errors import AccessDenied, DigestMismatch, ModelNotFound, RegistryError, SourceUnavailable
 from registry.net import dialing, transport
+from registry.net import download as transfers
 from registry.net import fetch as small
+from registry.net import network as ways
 from registry.net.address import HttpAddress
 from registry.net.dialing import Link, Sockets, is_public
 from registry.net.download import Download
@@ -584,7 +586,7 @@ def test_from_a_hub(tmp_path: Path) -> None:
 
 def test_a_hub_that_takes_requests_and_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """A sign of life after a while (5 s), the end after two tries of `timeout` (30 s)."""
-    monkeypatch.setattr(small, "LONG_SECONDS", 0.05)
+    monkeypatch.setattr(ways, "LONG_SECONDS", 0.05)
     notices: list[str] = []
     with (
         socket.create_server(("127.0.0.1", 0)) as server,
@@ -597,3 +599,25 @@ def test_a_hub_that_takes_requests_and_never_answers_is_given_up(monkeypatch: py
         assert time.monotonic() - began < allowed(2)
     assert "`127.0.0.1` has not answered yet: waiting for `org/repo`" in notices
     assert 2 * Network().timeout == 60
+
+
+def test_a_hub_that_takes_the_request_for_weights_and_never_answers_is_given_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(transfers, "LONG_SECONDS", 0.05)
+    notices: list[str] = []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        remote = Remote(f"http://127.0.0.1:{server.getsockname()[1]}/weights", len(DATA), "weights")
+        chunks = Download(remote, Net(timeout=0.2, notice=notices.append), piece=PIECE)
+        with chunks, pytest.raises(SourceUnavailable, match="2 times in a row"):
+            next(chunks)
+    assert "`127.0.0.1` has not answered yet: waiting for `weights`" in notices
+
+
+def test_a_transfer_that_stalls_says_so_once_and_is_tried_more_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transfers, "LONG_SECONDS", 0.02)
+    notices: list[str] = []
+    with BadNet(DATA) as net:
+        net.script = lambda request: "stall" if request.origin == "cdn" and 1 <= request.index < 5 else None
+        assert fetch(net, Net(timeout=0.2, notice=notices.append), parallel=1) == DATA
+    assert len([text for text in notices if text.endswith("waiting for `model.safetensors`")]) >= 1

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -33,3 +36,15 @@ def test_a_failure_leaves_the_old_content_and_nothing_beside_it(
         replace_file(path, b"new")
     assert path.read_bytes() == b"old"
     assert [entry.name for entry in tmp_path.iterdir()] == ["file.json"]
+
+
+def test_what_a_killed_process_left_goes_and_what_a_running_one_writes_stays(tmp_path: Path) -> None:
+    path = tmp_path / "file.json"
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    left, earlier, written = (tmp_path / f".file.json.{part}" for part in (f"{ended.pid}.x", "abc", f"{os.getpid()}.y"))
+    other = tmp_path / ".file.jsonl"
+    for each in (left, earlier, written, other):
+        each.touch()
+    replace_file(path, b"new")
+    assert set(tmp_path.iterdir()) == {path, written, other}
