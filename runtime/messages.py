@@ -157,6 +157,13 @@ class Submit(msgspec.Struct, tag="submit", omit_defaults=True):
         """Whether calls of one of its tools have to keep the tool's schema."""
         return any(tool["function"].get("strict") is True for tool in self.tools)
 
+    @property
+    def letters(self) -> int:
+        """The length of all texts, in letters; ids of tokens are not counted."""
+        if isinstance(self.prompt, str):
+            return len(self.prompt)
+        return sum(len(part.text) for turn in self.turns or [] for part in turn.parts)
+
 
 class Embed(msgspec.Struct, tag="embed"):
     """Make one vector for each text, or list of token ids; `truncate` cuts long inputs instead of refusing them."""

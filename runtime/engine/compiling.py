@@ -1,4 +1,4 @@
-"""Requests whose grammars are being compiled: one after the other, in a thread of their own.
+"""Requests that take long to prepare, by a grammar or a long text: one after the other, in a thread of their own.
 
 The engine's thread goes on with its steps, and the socket's thread takes other requests. The thread begins with the
 first request, because its stack is large.
@@ -27,9 +27,11 @@ class Compiling:
         make: Callable[[m.Submit], list[Session]],
         hand_on: Callable[[list[Session]], None],
         send: Callable[..., None],
+        name: str = "compiling",
     ) -> None:
         """`make` compiles, and raises EngineError; `hand_on` gets its result, `send` the frames of others."""
         self._make, self._hand_on, self._send = make, hand_on, send
+        self._name = name
         self._requests: SimpleQueue[m.Submit] = SimpleQueue()
         self._pending: set[int] = set()
         """The ids of requests that are here and not cancelled."""
@@ -40,12 +42,12 @@ class Compiling:
         return len(self._pending)
 
     def add(self, request: m.Submit) -> None:
-        """Compile the request's grammar when its turn comes."""
+        """Prepare the request when its turn comes."""
         self._pending.add(request.id)
         self._requests.put(request)
         if self._thread is None:
             before = threading.stack_size(STACK_BYTES)
-            self._thread = threading.Thread(target=self._run, name="compiling", daemon=True)
+            self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
             self._thread.start()
             threading.stack_size(before)
 
@@ -67,7 +69,8 @@ class Compiling:
             self._pending.discard(request.id)
             if not isinstance(error, EngineError):
                 traceback.print_exc()
-                error = EngineError("the grammar could not be compiled", "make it simpler")
+                what = "grammar could not be compiled" if request.compiles else "prompt could not be read"
+                error = EngineError(f"the {what}", "make it simpler")
             self._send(m.Failed.of(request.id, error))
             return
         with self._lock:

@@ -39,6 +39,8 @@ from runtime.llama.model import LlamaModel
 # Failed steps in a row after which the process ends.
 _FAULTS = 3
 _NOTHING: frozenset[int] = frozenset()
+# Texts of more letters take longer than 50 ms to turn into tokens, some 1.2 million a second.
+_LONG_TEXT = 1 << 16
 _NO_STEP = Step([], [], None, 0.0)
 
 
@@ -76,6 +78,7 @@ class LlamaEngine:
         )
         self._intake = Intake(model, self._context)
         self._compiling = Compiling(self._intake.sessions, self._enqueue, send)
+        self._reading = Compiling(self._intake.sessions, self._enqueue, send, "reading")
         self._huge_pages = HugePages()
         self._inbox: SimpleQueue[Any] = SimpleQueue()
         self._queued = 0
@@ -144,7 +147,9 @@ class LlamaEngine:
             match frame:
                 case m.Submit():
                     self._check_queue()
-                    if frame.compiles:
+                    if frame.letters > _LONG_TEXT:
+                        self._reading.add(frame)
+                    elif frame.compiles:
                         self._compiling.add(frame)
                     else:
                         self._enqueue(self._intake.sessions(frame))
@@ -155,7 +160,7 @@ class LlamaEngine:
                 case m.Tokenize():
                     self._send(self._intake.tokens(frame))
                 case m.Cancel():
-                    if self._compiling.cancel(frame.id):
+                    if self._compiling.cancel(frame.id) or self._reading.cancel(frame.id):
                         return
                     self._inbox.put(frame)
                     if frame.id in self._computing or frame.id == self._embedder.computing:
@@ -188,7 +193,8 @@ class LlamaEngine:
     # ---- requests come in
 
     def _check_queue(self) -> None:
-        if self._queued + len(self._compiling) + len(self._schedule.waiting) >= self._load.queue:
+        waiting = self._queued + len(self._compiling) + len(self._reading) + self._schedule.waiting_requests
+        if waiting >= self._load.queue:
             raise QueueFull(f"{self._load.queue} requests wait for this model already", "try again later")
 
     def _enqueue(self, sessions: list[Session]) -> None:

@@ -97,6 +97,11 @@ class Schedule:
         return [*self.running, *self.waiting]
 
     @property
+    def waiting_requests(self) -> int:
+        """The number of requests with an answer in the queue, however many each; from any thread."""
+        return len({session.id for session in self.waiting.copy()})
+
+    @property
     def decoding(self) -> int:
         """How many sessions are in decode."""
         return sum(session.phase == "decode" for session in self.running)

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import cast
 
-from aiohttp.web_protocol import RequestHandler
+from aiohttp.web_protocol import RequestHandler, RequestPayloadError, _ErrInfo
 
 HEADER_SECONDS = 10.0
 MAX_CONNECTIONS = 1024
@@ -96,6 +96,7 @@ class Connection(asyncio.Protocol):
         """Give the headers of a request that has begun some seconds to be complete."""
         self._connections.heard(self)
         self._handler.data_received(data)
+        self._end_broken_body()
         if not self.idle:
             self._stop_timer()
         elif self._timer is None:
@@ -119,6 +120,13 @@ class Connection(asyncio.Protocol):
         self._connections.leave(self)
         if not self._refused:
             self._handler.connection_lost(exc)
+
+    def _end_broken_body(self) -> None:
+        """End the wait for the rest of a body whose chunks are broken; aiohttp keeps that error for its next turn."""
+        request, messages = self._handler._current_request, self._handler._messages
+        broken = bool(messages) and isinstance(messages[-1][0], _ErrInfo)
+        if broken and request is not None and not request.content.is_eof():
+            request.content.set_exception(RequestPayloadError("the framing of the body is broken"))
 
     def _await_headers(self) -> None:
         self._timer = asyncio.get_running_loop().call_later(HEADER_SECONDS, self._late)

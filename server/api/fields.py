@@ -22,8 +22,9 @@ class KnownFields(NamedTuple):
 
     `binding` ones bound what the text may be, or carry a part of the question: they are refused, each with a hint.
     `noted` ones are named in the answer's `warning`; a field that has the value beside its name asks for nothing, as
-    does one that is false, 0 or empty where that value is None. `idle` ones change no answer. `misplaced` ones carry
-    the question on another route, and would be lost here: they are refused, each with the place where it belongs.
+    does one that is false, 0 or empty where that value is None. `idle` ones change no answer, ones within fields
+    among them, such as `messages[].tool_calls[].index`. `misplaced` ones carry the question on another route, and would
+    be lost here: they are refused, each with the place where it belongs.
     """
 
     binding: Mapping[str, str] = {}
@@ -75,6 +76,12 @@ def passed_over(given: Given, shape: type[msgspec.Struct], known: KnownFields) -
         elif not _is_nothing(raw, known.noted[name]):
             shown.append(f"`{name}`")
     return shown
+
+
+def passed_within(names: Sequence[str], known: KnownFields) -> list[str]:
+    """The unknown fields within fields that are not idle, such as `messages[].weight`, each as a warning names it."""
+    parted = (name.rpartition(".") for name in names if name not in known.idle)
+    return [f"`{path}.{field[:_LONGEST_NAME]}`" for path, _, field in parted]
 
 
 def refuse_field(name: str, hint: str = "") -> None:

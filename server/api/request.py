@@ -18,7 +18,7 @@ from runtime.errors import BadRequest, PromptTooLong
 from runtime.messages import Submit
 from server.access.callers import caller_of
 from server.access.gate import GATE
-from server.api.fields import KnownFields, passed_over, refuse_field, warning
+from server.api.fields import KnownFields, passed_over, passed_within, refuse_field, warning
 from server.errors import BadBody, ChildError, Unsupported
 from server.http.bodies import read_body
 from server.http.wire import reply
@@ -56,7 +56,7 @@ async def read(request: web.Request, shape: type[Shape], known: KnownFields) -> 
     Raises Unsupported, and as `read_body`.
     """
     body = await read_body(request, shape)
-    pass_over(request, passed_over(body.given, shape, known))
+    pass_over(request, [*passed_over(body.given, shape, known), *passed_within(body.unknown, known)])
     value: Shape = body.value
     return value
 

@@ -19,12 +19,15 @@ from aiohttp import web
 
 from runtime.defaults import MAX_BODY
 from server.errors import BadBody, BodyTooLarge, UnknownEncoding
+from server.http.nested import unknown_within
 from server.http.outline import check_outline
 
 IDLE_SECONDS = 30.0
 # Bytes that come at least within IDLE_SECONDS, unless they are the last.
 STEADY = 32 << 10
 _LARGE = 1 << 17
+# Unknown fields within fields that are looked for; a warning names fewer.
+MOST_NAMED = 32
 _UNPACKED_AT_ONCE = 1 << 20
 # The two forms of HTTP as numbers of `zlib`; the second one stands for zlib or gzip, whichever the first bytes are.
 _WINDOWS = {"gzip": 31, "x-gzip": 31, "deflate": 47}
@@ -38,10 +41,11 @@ Given = dict[str, msgspec.Raw]
 
 
 class Body(NamedTuple):
-    """A body that was read: the value of the route's shape, and the fields that were given."""
+    """A body that was read: the value of the route's shape, the fields that were given, and unknown ones in them."""
 
     value: Any
     given: Given
+    unknown: list[str]
 
 
 _decoder: ThreadPoolExecutor | None = None
@@ -80,7 +84,8 @@ def decode(raw: bytes, shape: type[msgspec.Struct]) -> Body:
     nulls = [name for name, value in given.items() if bytes(value) == b"null"]
     for name in nulls:
         del given[name]
-    return Body(_decode(msgspec.json.encode(given) if nulls else raw, shape), given)
+    value = _decode(msgspec.json.encode(given) if nulls else raw, shape)
+    return Body(value, given, unknown_within(given, shape, MOST_NAMED))
 
 
 def _decode(raw: bytes, shape: Any) -> Any:

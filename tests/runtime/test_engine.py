@@ -421,3 +421,17 @@ def test_a_file_that_is_no_model_fails_the_load_and_nothing_else(demo: Path, tmp
     ready, ending = asyncio.run(run())
     assert ready is None or (ready.id == 0 and ready.code == "load_failed")
     assert ending == "exited with status 1" or "was killed" in ending
+
+
+def test_a_long_text_keeps_nobody_waiting_while_it_is_read(demo: Path) -> None:
+    async def run() -> tuple[Answer, Answer]:
+        async with working(load(demo)) as worker:
+            reading = asyncio.create_task(worker.ask(m.Submit(0, prompt="The old man said. " * 200_000)))
+            await asyncio.sleep(0)  # it is sent first
+            short = await worker.ask(m.Submit(0, prompt="Once", sampling=GREEDY, limits=Limits(max_tokens=2)))
+            assert not reading.done()
+            return short, await reading
+
+    short, long = asyncio.run(run())
+    assert isinstance(short.end, m.Finished)
+    assert isinstance(long.end, m.Failed) and long.end.code == "prompt_too_long"

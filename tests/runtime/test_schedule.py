@@ -165,3 +165,12 @@ def test_every_row_of_a_prompt_gives_logits_where_its_probabilities_are_asked_fo
     others = [model.ask(5000 * n, 40, echo=True, logprobs=0) for n in range(2, 8)]
     assert sum(wanted for _, _, wanted in model.rows()) <= 16
     assert all(session.phase == "prefill" for session in others)
+
+
+def test_a_request_for_many_answers_waits_as_one() -> None:
+    model = Model(4096)
+    prompt = Prompt(array("i", range(8)))
+    for request in (1, 2):
+        submit = m.Submit(request, prompt="", count=100)
+        model.schedule.waiting.extend(Session(submit, index, prompt, Stops([])) for index in range(100))
+    assert model.schedule.waiting_requests == 2

@@ -17,7 +17,7 @@ from server.access.connections import MAX_FROM_ONE
 from server.access.guard import AccessRules
 from server.access.wrong import WRONG_KEY_SECONDS
 from server.config import Config
-from tests.daemon import Daemon, allowed
+from tests.daemon import Daemon, allowed, wait_until
 
 MIB = 1 << 20
 
@@ -369,3 +369,14 @@ def test_idle_connections_do_not_shut_others_out(echo: Daemon) -> None:
         for _ in range(MAX_FROM_ONE + 20):
             stack.enter_context(socket.create_connection(("127.0.0.1", echo.port), timeout=allowed(5)))
         assert echo.get("/health").status == 200
+
+
+@pytest.mark.parametrize("broken", [b"zz\r\n{}\r\n", b"2\r\n{}xx\r\n", b"-1\r\n"])
+def test_broken_chunks_of_a_body_are_refused_at_once(echo: Daemon, broken: bytes) -> None:
+    with socket.create_connection(("127.0.0.1", echo.port), timeout=allowed(5)) as connection:
+        connection.sendall(b"POST /api/chat HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n")
+        connection.sendall(b"1\r\n{\r\n")
+        wait_until(lambda: echo.get("/health").status == 200, 5)  # the daemon reads the body by now
+        connection.sendall(broken)
+        answer = connection.recv(65536)
+    assert answer.startswith(b"HTTP/1.1 400") and b"not in chunks as it says" in answer

@@ -293,6 +293,9 @@ def test_fields_that_are_passed_over_are_named(echo: Daemon) -> None:
     assert echo.post("/api/chat", say("x", insecure=False, verbose=None)).lines[-1].get("warning") is None
     loaded = echo.post("/api/generate", {"model": "tiny", "insecure": True, "options": {"nope": 1}}).json
     assert loaded["warning"] == "passed over: `insecure`, `nope` (unknown)"
+    turn = {"role": "user", "content": "x", "priority": 2}
+    said = echo.post("/api/chat", {"model": "tiny", "stream": False, "messages": [turn]}).json
+    assert said["warning"] == "passed over: `messages[].priority`"
 
 
 def test_one_slip_among_many_names_costs_nothing(echo: Daemon) -> None:

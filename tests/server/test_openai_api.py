@@ -170,6 +170,12 @@ def test_routes_that_are_not_there_are_told_in_the_same_dialect(echo: Daemon) ->
         ({"temprature": 0}, "`temprature` (did you mean `temperature`?)"),
         ({"käse\r\nX: 1": True}, "(unknown)"),
         ({"messages": [{"role": "user", "content": "x", "name": "Bo"}]}, "`messages[].name`"),
+        ({"messages": [{"role": "user", "content": "x", "weight": 1}]}, "`messages[].weight`"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": "x", "cache_control": {"a": 1}}]}]},
+            "`messages[].content[].cache_control`",
+        ),
+        ({"stream_options": {"include_usage": False, "chunk_tokens": 3}}, "`stream_options.chunk_tokens`"),
     ],
 )
 def test_what_is_not_honoured_is_named(echo: Daemon, extra: dict[str, Any], named: str) -> None:
@@ -191,7 +197,10 @@ def test_embeddings_name_what_they_pass_over(echo: Daemon) -> None:
 
 def test_a_clean_request_has_no_warning(echo: Daemon) -> None:
     harmless = {"user": "me", "store": False, "metadata": {"a": "b"}, "parallel_tool_calls": True, "min_tokens": 0}
-    answer = echo.post(CHAT, say("x") | harmless)
+    call = {"id": "1", "index": 0, "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    back = {"role": "assistant", "content": None, "refusal": None, "annotations": [], "tool_calls": [call]}
+    turns = [{"role": "user", "content": "x"}, back, {"role": "tool", "tool_call_id": "1", "content": "2"}]
+    answer = echo.post(CHAT, {"model": "tiny", "messages": turns} | harmless)
     assert "warning" not in answer.json and "X-LM-Warning" not in answer.headers
 
 

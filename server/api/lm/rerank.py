@@ -7,6 +7,7 @@ model to model, so only their order can be compared.
 
 from __future__ import annotations
 
+import math
 import secrets
 import struct
 from typing import Any
@@ -19,7 +20,7 @@ from runtime.messages import Rank
 from runtime.options import MAX_INPUT_LENGTH, MAX_INPUTS, MAX_INT
 from server.api.fields import KnownFields
 from server.api.options import Range, Whole
-from server.api.request import LOG_NOTE, answer, in_use, prompt_from, read, resolve_model, spend
+from server.api.request import LOG_NOTE, answer, in_use, pass_over, prompt_from, read, resolve_model, spend
 from server.http.wire import reply
 from server.services import SERVICES
 
@@ -46,7 +47,7 @@ class Document(msgspec.Struct):
 
 
 class RerankBody(msgspec.Struct):
-    """The body. `raw_scores` and `truncate` true are what is done in any case."""
+    """The body. Without `raw_scores`, each score is put between 0 and 1; long texts are cut, whatever `truncate` is."""
 
     query: str
     documents: list[str | Document] | None = None
@@ -62,6 +63,7 @@ class RerankBody(msgspec.Struct):
 async def rerank(request: web.Request) -> web.Response:
     """The indices and scores of the documents, the best first, at most `top_n` of them."""
     body = await read(request, RerankBody, _KNOWN)
+    pass_over(request, [] if body.truncate else ["`truncate`"])
     model = await resolve_model(request, body.model)
     texts = _checked(body)
     most = None if body.top_n is None else int(_RESULTS.check("top_n", body.top_n))
@@ -75,6 +77,8 @@ async def rerank(request: web.Request) -> web.Response:
             tokens += vectors.tokens
     spend(request, tokens)
     request[LOG_NOTE] += f" {tokens} tokens"
+    if not body.raw_scores:
+        scores = [0.5 + 0.5 * math.tanh(score / 2) for score in scores]  # the logistic curve
     order = sorted(range(len(texts)), key=lambda index: -scores[index])[:most]
     if body.texts is not None:
         return reply(

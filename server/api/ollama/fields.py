@@ -37,4 +37,5 @@ OLLAMA = KnownFields(
             "_debug_render_only",
         )
     ),
+    idle=frozenset({"messages[].tool_calls[].type", "messages[].tool_calls[].function.index"}),
 )

@@ -82,6 +82,9 @@ OPENAI = KnownFields(
             "safety_identifier",
             "service_tier",
             "user",
+            # An answer as clients send it back.
+            "messages[].tool_calls[].index",
+            "messages[].tool_calls[].type",
         }
     ),
 )
