@@ -37,13 +37,15 @@ def print_partials(rows: list[dict[str, Any]]) -> None:
             row["name"],
             f"{size_text(row['completed'])} of {size_text(row['total'])}",
             f"{100 * row['completed'] // (row['total'] or 1)}%",
-            "under way" if row["active"] else "paused",
+            "under way" if row["active"] else "failed" if row["failed"] else "paused",
             console.ago(row["modified_at"]),
         )
         for row in rows
     ]
     console.table(("NAME", "WRITTEN", "DONE", "STATE", "MODIFIED"), cells)
     for row in rows:
+        if row["failed"]:
+            console.note(f"{row['name']}: {row['failed']}", "yellow")
         if not row["active"]:
             console.note(f"`lm pull {row['source']}` goes on, `lm rm {row['name']}` removes it")
 

@@ -20,7 +20,9 @@ from server.values import is_loopback
 
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]+)(?::[0-9]{1,5})?")
 _ORIGIN = re.compile(r"https?://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]+)(?::[0-9]{1,5})?")
-# Origins of desktop programs that show pages; no website can have one.
+# Origins of desktop programs that show pages; no website can have one. They may ask, as pages of this machine may, and
+# change nothing: a program shows pages of others too, such as the outputs of a notebook in VS Code. (Ollama lets them
+# change models, and pages of `file://` as well, which any HTML file is that was downloaded.)
 _PROGRAMS = ("app://*", "tauri://*", "vscode-webview://*", "vscode-file://*")
 # Names that no public name server resolves, so that an attacker cannot point one at this machine.
 _PRIVATE = re.compile(r"[a-z0-9_-]+|.+\.(?:local|internal|home\.arpa)")
@@ -36,7 +38,7 @@ class AccessRules:
         # The host of an allowed origin is a name of the daemon too: a daemon in a network needs one.
         allowed = (origin.rstrip("/").lower() for origin in config.origins)
         self._names |= {match[1] for origin in allowed if (match := _ORIGIN.fullmatch(origin))}
-        self._trusted = [_pattern(origin) for origin in (*_PROGRAMS, *config.origins) if origin != "*"]
+        self._trusted = [_pattern(origin) for origin in config.origins if origin != "*"]
 
     def admit(self, request: web.Request, *, known: bool, changes: bool) -> None:
         """Check Host, Origin and Sec-Fetch-Site, in this order; raises Forbidden.

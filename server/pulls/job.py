@@ -29,10 +29,13 @@ class PullOptions:
     accept_unknown_keys: bool = False
     base: str = ""
 
-    def note(self) -> bytes:
-        """The options as a daemon finds them that goes on with the pull later; a token is never written down."""
+    def note(self, failed: str = "") -> bytes:
+        """The options as a daemon finds them that goes on with the pull later; a token is never written down.
+
+        `failed` says why no daemon is to go on by itself.
+        """
         fields = {key: getattr(self, key) for key in ("limit_rate", "pre", "accept_unknown_keys", "base")}
-        return msgspec.json.encode(_Wishes(self.hub.endpoint, **fields))
+        return msgspec.json.encode(_Wishes(self.hub.endpoint, **fields, failed=failed))
 
     @classmethod
     def of(cls, note: bytes, own: Hub) -> PullOptions:
@@ -40,6 +43,14 @@ class PullOptions:
         wishes = msgspec.json.decode(note, type=_Wishes)
         hub = own if wishes.endpoint == own.endpoint else replace(own, endpoint=wishes.endpoint, token="")
         return cls(hub, wishes.limit_rate, wishes.pre, wishes.accept_unknown_keys, wishes.base)
+
+
+def failure(note: bytes | None) -> str:
+    """Why the pull with this note failed for good; "" where it did not, or nothing can be read there."""
+    try:
+        return msgspec.json.decode(note or b"{}", type=_Wishes).failed
+    except msgspec.MsgspecError:
+        return ""
 
 
 class _Wishes(msgspec.Struct):
@@ -50,6 +61,7 @@ class _Wishes(msgspec.Struct):
     pre: str = ""
     accept_unknown_keys: bool = False
     base: str = ""
+    failed: str = ""
 
 
 class _Entry(NamedTuple):

@@ -17,13 +17,15 @@ import msgspec
 
 from registry.errors import RegistryError
 from registry.names import AUTO, Reference, parse
+from registry.store.catalog import Model
 from server.config import Config
 from server.errors import Stopping
 from server.http.problems import Problem
 from server.library import Library
-from server.pulls.job import Job, PullOptions
+from server.pulls.job import Job, PullOptions, failure
 from server.pulls.lines import error_line, name_at_level, note_line, partial_row, success_line
 from server.pulls.pull import Pull
+from server.pulls.trying import pause_after
 
 log = logging.getLogger("lm.jobs")
 # Whether an object of this owner exists for whoever asks.
@@ -76,6 +78,8 @@ class Jobs:
         if reference.text != wanted.text:
             anew = "" if wanted.level else f"; `{wanted.text}:{AUTO}` chooses anew"
             yield note_line(f"going on with `{reference.text}`, which was paused{anew}")
+        if failed := await asyncio.to_thread(self._failure, reference.text):
+            yield note_line(f"the last try ended with: {failed}")
         job = self._job(reference, options)
         detached_before = job.detached and not detach
         if detach and not job.detached:
@@ -150,7 +154,7 @@ class Jobs:
             return
         for title, note, owners in notes:
             with contextlib.suppress(msgspec.MsgspecError, RegistryError):
-                if note and not self._stopping:
+                if note and not failure(note) and not self._stopping:
                     job = self._job(parse(title), PullOptions.of(note, self._config.hub))
                     job.owners |= owners
                     job.detached = True
@@ -187,6 +191,10 @@ class Jobs:
                 names.append(ingest.title)
         return names
 
+    def _failure(self, title: str) -> str:
+        """Why the paused pull of this name failed for good, "" for no reason. Reads files."""
+        return next((failure(each.detached) for each in self._store.partials() if each.title == title), "")
+
     def _paused_as(self, wanted: Reference, under_way: set[str]) -> Reference:
         """The name of the only paused pull that `wanted` may mean; `wanted` itself where there is none, or several.
 
@@ -221,12 +229,33 @@ class Jobs:
             del self._jobs[job.reference.text]
         job.end()
 
+    async def _persist(self, job: Job) -> Model:
+        """The model that a pull brings in; one that nobody waits for is tried again after trouble that may pass.
+
+        What ends such a pull is noted with it, and no later daemon goes on by itself.
+        """
+        tries, name = 0, job.reference.text
+        while True:
+            try:
+                return await Pull(job, self._config, self._store, self._in_use, check=self._check).run()
+            except Exception as error:
+                if not job.detached:
+                    raise
+                pause = None if job.followers else pause_after(error, tries)
+                if pause is None:
+                    await asyncio.to_thread(self._store.detach, name, job.options.note(str(error)))
+                    raise
+                tries += 1
+                log.info("pull of %s failed, and is tried again in %d s: %s", name, pause, error)
+                job.add(note_line(f"{error}; trying again in {pause / 60:.0f} min"))
+                await asyncio.sleep(pause)
+
     async def _run(self, job: Job, before: asyncio.Task[None] | None) -> None:
         name = job.reference.text
         try:
             if before is not None:
                 await asyncio.wait([before])  # it still holds the folder that this one needs
-            model = await Pull(job, self._config, self._store, self._in_use, check=self._check).run()
+            model = await self._persist(job)
             await self._retire()
             job.add(success_line(model.name, model.digest))
         except asyncio.CancelledError:

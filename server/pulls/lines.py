@@ -9,6 +9,7 @@ from registry.names import Name, Reference, parse
 from registry.store.store import Ingest, Store
 from server.http.problems import Problem
 from server.pulls.frames import Note, Planned, Progress
+from server.pulls.job import failure
 
 _STATUS = {
     "resolving": "pulling manifest",
@@ -91,4 +92,5 @@ def partial_row(store: Store, ingest: Ingest, active: bool) -> dict[str, Any] | 
         "total": facts.size,
         "modified_at": datetime.fromtimestamp(modified, UTC).isoformat(),
         "active": active,
+        "failed": "" if active else failure(ingest.detached),
     }

@@ -15,7 +15,9 @@ from typing import Any
 
 import pytest
 
+from registry.errors import ModelNotFound, SourceUnavailable
 from registry.sources.opening import DEMO
+from server.pulls.trying import PAUSES, pause_after
 from tests.daemon import Daemon, alive, wait_until
 from tests.hub import Hub
 
@@ -221,6 +223,34 @@ def test_a_detached_pull_goes_on_when_the_daemon_starts_again(hub: Hub, tmp_path
     with Daemon(tmp_path, env=env) as second:
         wait_until(lambda: "hf.co/org/away:Q8_0" in stored(second), 20)
         assert not partials(second)["hf.co/org/away:Q4_0"]["active"], "a pull that the user paused stays paused"
+
+
+def test_a_detached_pull_that_cannot_succeed_is_kept_with_its_reason_and_not_tried_at_each_start(
+    hub: Hub, tmp_path: Path
+) -> None:
+    hub.push("org/leaving", DEMO)
+    env, name = {"HF_ENDPOINT": hub.url}, "hf.co/org/leaving:Q8_0"
+    with slow(hub), Daemon(tmp_path, env=env) as first:
+        with first.opened("POST", "/api/pull", {"model": name, "detach": True}):
+            wait_until(lambda: name in partials(first), 20)
+        first.kill()
+    del hub.repos["org/leaving"]
+    with Daemon(tmp_path, env=env) as second:
+        wait_until(lambda: partials(second)[name]["failed"], 20)
+        assert "org/leaving" in partials(second)[name]["failed"]
+    asked = len(hub.requests)
+    with Daemon(tmp_path, env=env) as third:
+        row = partials(third)[name]
+        assert (row["active"], bool(row["failed"]), len(hub.requests)) == (False, True, asked)
+        lines = third.post("/api/pull", {"model": name}).lines
+        assert any(line["status"].startswith("the last try ended with: ") for line in lines)
+
+
+def test_only_trouble_that_may_pass_is_met_with_another_try() -> None:
+    waits = [pause_after(SourceUnavailable("x", ""), tries) for tries in range(len(PAUSES) + 1)]
+    assert waits == [*PAUSES, None] and sum(PAUSES) < 24 * 3600
+    assert pause_after(ModelNotFound("x", ""), 0) is None
+    assert pause_after(ValueError("x"), 0) is None
 
 
 def test_two_folders_of_one_name_do_not_replace_each_other(daemon: Daemon, tmp_path: Path) -> None:
