@@ -302,17 +302,21 @@ class Finished(msgspec.Struct, tag="finished", omit_defaults=True):
 
 
 class Failed(msgspec.Struct, tag="failed"):
-    """Request `id`, or the load where `id` is 0, ended in an error; `code` is the code of a class in `errors.py`."""
+    """Request `id`, or the load where `id` is 0, ended in an error; `code` is the code of a class in `errors.py`.
+
+    `field` is the field of the request's body that is at fault, "" where none is.
+    """
 
     id: int
     code: str
     message: str
     hint: str = ""
+    field: str = ""
 
     @classmethod
     def of(cls, request: int, error: EngineError) -> Self:
         """The frame about an error."""
-        return cls(request, error.code, str(error), error.hint)
+        return cls(request, error.code, str(error), error.hint, error.field)
 
 
 class Vectors(msgspec.Struct, tag="vectors"):

@@ -142,11 +142,11 @@ class StartFailed(ServerError):
 class ChildError(Exception):
     """An error that a child process met and sent by its code; raised where the process's answer was awaited."""
 
-    def __init__(self, code: str, message: str, hint: str = "") -> None:
+    def __init__(self, code: str, message: str, hint: str = "", field: str = "") -> None:
         super().__init__(message)
         self.code = code
         self.hint = hint
-        self.field = ""
+        self.field = field
 
 
 # Code, message and hint for every other exception, which is a fault of the program: the log has its traceback.

@@ -34,7 +34,8 @@ def check_biases(sampling: Sampling, vocabulary_size: int) -> None:
     """Raises BadRequest for a bias of a token that the vocabulary does not have."""
     for token in sampling.logit_bias:
         if not 0 <= token < vocabulary_size:
-            raise BadRequest(f"`logit_bias` names token {token}, and the vocabulary ends at {vocabulary_size - 1}")
+            message = f"`logit_bias` names token {token}, and the vocabulary ends at {vocabulary_size - 1}"
+            raise BadRequest(message, "leave that token out", "logit_bias")
 
 
 class Sampler:

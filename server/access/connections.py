@@ -127,6 +127,8 @@ class Connection(asyncio.Protocol):
         broken = bool(messages) and isinstance(messages[-1][0], _ErrInfo)
         if broken and request is not None and not request.content.is_eof():
             request.content.set_exception(RequestPayloadError("the framing of the body is broken"))
+            request.content.feed_eof()  # so that nobody waits for the rest after the answer
+            self._handler.close()
 
     def _await_headers(self) -> None:
         self._timer = asyncio.get_running_loop().call_later(HEADER_SECONDS, self._late)

@@ -34,6 +34,8 @@ _WINDOWS = {"gzip": 31, "x-gzip": 31, "deflate": 47}
 # A half of a pair of surrogates alone, which JSON's escapes can spell and no text can hold. A pair passes unchanged.
 _LONE = re.compile(rb"\\u(?:d[89ab][0-9a-f]{2}\\ud[c-f][0-9a-f]{2}|d[89a-f][0-9a-f]{2})|\\\\", re.IGNORECASE)
 _PAIR = 12  # bytes
+# The first part of the place that msgspec names, or the name of a field that is missing at the top.
+_PLACE = re.compile(r" - at `\$\.(\w+)|missing required field `(\w+)`$")
 
 T = TypeVar("T")
 Given = dict[str, msgspec.Raw]
@@ -103,7 +105,9 @@ def _decode(raw: bytes, shape: Any) -> Any:
 def _bad(kind: str, error: Exception) -> BadBody:
     text = str(error).removeprefix("JSON is malformed: ").rstrip(".")
     sentence = text[:1].lower() + text[1:300]
-    return BadBody(f"the body {kind}: {sentence}", "see the API's documentation for the fields")
+    place = _PLACE.search(text)
+    field = next(filter(None, place.groups())) if place else ""
+    return BadBody(f"the body {kind}: {sentence}", "see the API's documentation for the fields", field)
 
 
 def _without_lone_surrogates(raw: bytes) -> bytes:

@@ -1,4 +1,4 @@
-"""The fields within fields of a body, such as those of a message, that its shape does not have."""
+"""Fields within the fields of a body, such as the fields of a message, that its shape does not have."""
 
 from __future__ import annotations
 

@@ -273,7 +273,7 @@ class Worker:
         if isinstance(frame, Death):
             raise frame
         if isinstance(frame, Failed):
-            raise ChildError(frame.code, frame.message, frame.hint)
+            raise ChildError(frame.code, frame.message, frame.hint, frame.field)
         return frame
 
     def _out_of_place(self, frame: FromWorker) -> Death:

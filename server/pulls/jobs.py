@@ -232,7 +232,7 @@ class Jobs:
     async def _persist(self, job: Job) -> Model:
         """The model that a pull brings in; one that nobody waits for is tried again after trouble that may pass.
 
-        What ends such a pull is noted with it, and no later daemon goes on by itself.
+        The last error of such a pull is noted with it, and no later daemon goes on by itself.
         """
         tries, name = 0, job.reference.text
         while True:

@@ -189,6 +189,20 @@ def test_what_is_not_honoured_is_named(echo: Daemon, extra: dict[str, Any], name
     assert streamed.headers["X-LM-Warning"]
 
 
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({"model": "tiny", "messages": {"messages": []}}, "messages"),
+        ({"model": "tiny", "messages": [{"role": 1, "content": "x"}]}, "messages"),
+        ({"model": "tiny", "message": [{"role": "user", "content": "x"}]}, "messages"),
+        (say("x", temperature="hot"), "temperature"),
+    ],
+)
+def test_a_body_that_does_not_match_names_its_field(echo: Daemon, body: dict[str, Any], field: str) -> None:
+    answer = echo.post(CHAT, body)
+    assert (answer.status, answer.json["error"]["param"]) == (400, field)
+
+
 def test_embeddings_name_what_they_pass_over(echo: Daemon) -> None:
     extra = {"input_type": "query", "prompt_name": "q", "truncate_prompt_tokens": 5, "user": "me"}
     answer = echo.post("/v1/embeddings", {"model": "tiny", "input": "x"} | extra)
