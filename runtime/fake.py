@@ -194,7 +194,7 @@ class FakeEngine:
             time.sleep(self._script.get("prompt_delay", 0))
             tokens = self._script.get("tokens", TOKENS)
             if self._script.get("echo"):
-                tokens = _words(_prompt(submit.turns, submit.prompt))
+                tokens = _words(_prompt(submit.turns, submit.prompt) + _rest(submit))
             length = self._prompt_tokens(submit)
             self._answers += [ScriptedAnswer(submit, index, tokens, length) for index in range(submit.count)]
             self._send(m.Started(submit.id, length))
@@ -233,6 +233,14 @@ def _prompt(turns: list[Turn] | None, prompt: str | list[int] | None) -> str:
     if turns:
         return turns[-1].text
     return prompt if isinstance(prompt, str) else ""
+
+
+def _rest(submit: m.Submit) -> str:
+    """All that a request for filling in says beside its prompt."""
+    infill = submit.infill
+    if infill is None:
+        return ""
+    return "".join(f" {text}" for text in (infill.begun, infill.suffix, *(each.name for each in infill.files or [])))
 
 
 def _words(text: str) -> list[str]:

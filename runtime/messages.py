@@ -101,25 +101,46 @@ AdapterSet = tuple[Adapter, ...]
 """The adapters that change an answer, in the order of their paths, none with the scale 0; without any: the model."""
 
 
+class File(msgspec.Struct):
+    """Another file of the project, for `Infill`."""
+
+    name: str
+    text: str
+
+
+class Infill(msgspec.Struct, omit_defaults=True):
+    """The rest of a prompt that asks for the text between two others.
+
+    The answer comes before `suffix` and begins with `begun`. `files` are others of the project; with None nothing is
+    said of a project, and a prompt that is too long is cut at its ends only where the request lets it (`truncate`).
+    """
+
+    suffix: str
+    begun: str = ""
+    files: Annotated[list[File], Meta(max_length=MAX_MESSAGES)] | None = None
+
+
 class Submit(msgspec.Struct, tag="submit", omit_defaults=True):
     """One request: either `turns` (the template renders them), or `prompt` (text, or token ids), never both.
 
-    `parse_special` lets text of a raw prompt spell control tokens. `earlier` are the tokens of a conversation that
-    `turns` continue. `truncate` drops the oldest turns, the oldest of `earlier`, or the head of a raw prompt, when the
-    prompt does not fit. `shift` lets the context slide when an answer reaches its end. `count` answers are drawn from
-    one prompt. `logprobs` is the number of alternatives reported, -1 for none at all. `echo` puts the prompt's text
-    before each answer, with the probabilities of its tokens where `logprobs` asks for any. With `give_ids` the last
-    frame has the tokens of prompt and answer. `grammar` is what each answer is held to, after its thinking. The model
-    may call `tools`, each described as in OpenAI's API; with `forced` it has to. Calls keep the schemas of tools that
-    are forced or `strict`. With `single` an answer ends after its first call. The template gets `variables`, and others
-    that switch thinking on, off, or to an effort, as `think` says. Thinking ends after `think_tokens`, -1 for no limit.
-    The weights are changed by `adapters`.
+    `parse_special` lets text of a raw prompt spell control tokens. With `infill` the prompt is the text before a hole.
+    `earlier` are the tokens of a conversation that `turns` continue. `truncate` drops the oldest turns, the oldest of
+    `earlier`, or the head of a raw prompt, when the prompt does not fit. `shift` lets the context slide when an answer
+    reaches its end. `count` answers are drawn from one prompt. `logprobs` is the number of alternatives reported, -1
+    for none at all. `echo` puts the prompt's text before each answer, with the probabilities of its tokens where
+    `logprobs` asks for any. With `give_ids` the last frame has the tokens of prompt and answer. `grammar` is what each
+    answer is held to, after its thinking. The model may call `tools`, each described as in OpenAI's API; with `forced`
+    it has to. Calls keep the schemas of tools that are forced or `strict`. With `single` an answer ends after its
+    first call. The template gets `variables`, and others that switch thinking on, off, or to an effort, as `think`
+    says. Thinking ends after `think_tokens`, -1 for no limit. The weights are
+    changed by `adapters`.
     """
 
     id: int
     turns: Turns | None = None
     prompt: str | list[int] | None = None
     parse_special: bool = False
+    infill: Infill | None = None
     sampling: Sampling = msgspec.field(default_factory=Sampling)
     limits: Limits = msgspec.field(default_factory=Limits)
     truncate: bool = False

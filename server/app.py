@@ -189,7 +189,7 @@ def dialect(path: str) -> Dialect:
     path = plain_path(path)
     if path.startswith("/v1/messages"):
         return "anthropic"
-    return "openai" if path.startswith(("/v1/", "/v2/", "/rerank")) else "ollama"
+    return "openai" if path.startswith(("/v1/", "/v2/", "/rerank", "/infill")) else "ollama"
 
 
 def _refusal(request: web.Request, problem: Problem) -> web.StreamResponse:

@@ -28,7 +28,7 @@ from runtime.machine.fit import ModelSize
 from server.errors import Unsupported
 
 # The capabilities that the daemon can serve; a model may have more.
-SERVED = ("completion", "tools", "thinking", "embedding", "rerank")
+SERVED = ("completion", "tools", "thinking", "insert", "embedding", "rerank")
 T = TypeVar("T")
 # Longer lists of the metadata are not kept.
 _LONG = 64

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from aiohttp import web
 
 from server.access.roles import ACCESSES, Access
-from server.api.lm import advise, daemon, default, pulls, rerank
+from server.api.lm import advise, daemon, default, infill, pulls, rerank
 from server.api.ollama import answers as ollama
 from server.api.ollama import embeddings as ollama_embeddings
 from server.api.ollama import models
@@ -77,6 +77,13 @@ ROUTES = [
     ),
     Route("POST", "/api/embed", "infer", ollama_embeddings.embed, "vectors of texts, of length 1"),
     Route("POST", "/api/embeddings", "infer", ollama_embeddings.embed_one, "the vector of one text, for older clients"),
+    Route(
+        "POST",
+        "/infill",
+        "infer",
+        infill.infill,
+        "the text between two others, for llama-server's clients in editors",
+    ),
     Route("GET", "/v1/models", "infer", openai_models.models, "the models in the store, for OpenAI's clients"),
     Route("GET", "/v1/models/{id:.+}", "infer", openai_models.model, "one of these models"),
     Route(

@@ -17,6 +17,7 @@ from runtime.answers.forms import CallForm, JsonCall
 from runtime.answers.parser import AnswerForm
 from runtime.cache.spill import common_prefix
 from runtime.conversation import Turn
+from runtime.engine.infill import WINDOW, fill_in
 from runtime.errors import BadRequest, PromptTooLong
 from runtime.llama.model import LlamaModel
 from runtime.text.talk import messages_of, thinking_variables, tool_variables, with_told_tools, without_tools
@@ -90,6 +91,8 @@ class Prompter:
     def _prompt(self, request: m.Submit, limit: int) -> Prompt:
         if request.turns is not None:
             return self._chat(request, request.turns, limit)
+        if request.infill is not None:
+            return self._filled(request, request.infill, limit)
         ids = self._raw(request)
         if len(ids) <= limit:
             return Prompt(ids)
@@ -112,6 +115,21 @@ class Prompter:
         called = any(turn.calls or turn.role == "tool" for turn in turns)
         messages = messages_of(turns, template.answers if called else None)
         return template.render(messages, variables, answering=answering)
+
+    def _filled(self, request: m.Submit, infill: m.Infill, limit: int) -> Prompt:
+        if not isinstance(request.prompt, str):
+            raise BadRequest("a text with a hole is no token ids", "send texts")
+        whole, room = limit << 2, 0
+        if infill.files is not None:
+            wanted = max(0, request.limits.max_tokens)
+            # Beside the window there are the token for the middle and BOS, which llama-server leaves out of the sum.
+            whole, room = min(WINDOW, self._room(request)), limit - WINDOW - 2 - 2 * wanted
+        filled = fill_in(self._vocabulary, request.prompt, infill, whole, room)
+        if len(filled.ids) > limit and request.truncate:
+            filled = fill_in(self._vocabulary, request.prompt, infill, self._room(request), 0)
+        if len(filled.ids) > limit:
+            raise self._too_long(len(filled.ids))
+        return Prompt(filled.ids, filled.dropped)
 
     def _raw(self, request: m.Submit) -> array[int]:
         prompt = request.prompt

@@ -50,6 +50,11 @@ class Vocabulary:
             return array("i")
         return array("i", [getattr(low, f"llama_vocab_{which}")(self.handle)])
 
+    def infill(self, which: str) -> int | None:
+        """The fill-in token `which` ("pre", "suf", "mid", "rep", "sep"); None where the vocabulary has none."""
+        token: int = getattr(library(), f"llama_vocab_fim_{which}")(self.handle)
+        return token if token >= 0 else None
+
     def control_texts(self) -> list[str]:
         """The texts of the control tokens, which only a chat template may write."""
         return [token.text for token in self._added if "s" in token.flags]

@@ -10,7 +10,7 @@ from aiohttp import web
 from registry.store.catalog import Model
 from runtime.conversation import Turn
 from runtime.errors import BadRequest
-from runtime.messages import Submit
+from runtime.messages import Infill, Submit
 from runtime.options import MAX_MESSAGES
 from server.api import options
 from server.api.adapters import resolve_adapted
@@ -44,20 +44,23 @@ async def generate(request: web.Request) -> web.StreamResponse:
     """`POST /api/generate`: an answer to one prompt; without a prompt, load or unload the model."""
     body = await read(request, GENERATE_BODY, _GENERATE)
     model, adapters = await resolve_adapted(request, body.model_name, body.adapters)
-    refuse(suffix=body.suffix, template=body.template, images=body.images)
+    refuse(template=body.template, images=body.images)
     if body.raw and (body.system or body.earlier):
         raise BadRequest("raw mode does not support system or context", "leave them out, or `raw`")
     submit = await _submit(request, model, body)
     submit.adapters = adapters
     writer = GenerateWriter(body, warning_of(request))
-    if not body.prompt:
+    if not body.prompt and not body.suffix:
         return await _load_only(request, model, body, writer)
     require(model, "completion")
-    if body.raw:
+    if body.suffix:
+        require(model, "insert")
+        submit.prompt, submit.infill = body.prompt or "", Infill(body.suffix)
+    elif body.raw:
         submit.prompt, submit.parse_special = body.prompt, True
     else:
         system = [Turn.of("system", body.system)] if body.system else []
-        submit.turns = [*system, Turn.of("user", body.prompt)]
+        submit.turns = [*system, Turn.of("user", body.prompt or "")]
         submit.earlier, submit.give_ids = body.earlier or [], True
     return await respond(request, _generation(model, body, submit), writer)
 

@@ -58,7 +58,7 @@ def description(model: Model, facts: Facts, verbose: bool) -> dict[str, Any]:
     return {
         "modelfile": f"# made by lm\nFROM {model.name}\n",
         "parameters": _parameters(model.params),
-        "template": _template(metadata),
+        "template": _template(metadata, capabilities(model)),
         "license": str(metadata.get("general.license", "")),
         "details": details(model),
         "model_info": info,
@@ -107,12 +107,14 @@ def _parameters(params: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _template(metadata: Mapping[str, Any]) -> str:
+def _template(metadata: Mapping[str, Any], offered: list[str]) -> str:
     """A template in Ollama's language that tells the truth to clients which search it for what a model can do.
 
     They look for `.Tools`, `.Suffix` and the word tools; the real template, in Jinja, is `tokenizer.chat_template` of
     `model_info`.
     """
+    suffix = "{{- if .Suffix }}{{ .Prompt }}{{ .Suffix }}{{ end }}" if "insert" in offered else ""
+    tools = "{{- if .Tools }}{{ .Tools }}{{ end }}" if "tools" in offered else ""
     if "tokenizer.chat_template" in metadata:
-        return "{{- range .Messages }}{{ .Role }}: {{ .Content }}\n{{ end }}"
-    return "{{ .Prompt }}"
+        return suffix + tools + "{{- range .Messages }}{{ .Role }}: {{ .Content }}\n{{ end }}"
+    return suffix + "{{ .Prompt }}"

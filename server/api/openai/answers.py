@@ -11,7 +11,7 @@ from aiohttp import web
 
 from registry.store.catalog import Model
 from runtime.errors import BadRequest
-from runtime.messages import Submit
+from runtime.messages import Infill, Submit
 from runtime.options import MAX_ANSWERS, MAX_INT, MAX_MESSAGES
 from server.api import options
 from server.api.adapters import resolve_adapted
@@ -53,12 +53,15 @@ async def completions(request: web.Request) -> web.StreamResponse:
     """`POST /v1/completions`: each prompt goes on as it is, without a template."""
     body = await read(request, TEXT_BODY, OPENAI)
     model, adapters = await resolve_adapted(request, body.model, body.adapters)
-    refuse(suffix=body.suffix, best_of=(body.best_of or 1) > (body.n or 1))
+    refuse(best_of=(body.best_of or 1) > (body.n or 1))
     most = TEXT_TOKENS if body.max_tokens is None else options.most_tokens("max_tokens", body.max_tokens)
     submits = []
     for prompt in _prompts(body.prompt):
         submit = _submit(model, body, most)
         submit.adapters = adapters
+        if body.suffix:
+            require(model, "insert")
+            submit.infill = Infill(body.suffix)
         submit.prompt, submit.parse_special, submit.echo = prompt, True, bool(body.echo)
         submit.logprobs = options.alternatives(body.logprobs is not None, body.logprobs, "logprobs")
         submits.append(submit)
