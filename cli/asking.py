@@ -28,7 +28,8 @@ class Asking:
     verbose: bool = False
     format: str | Line | None = None
     """Either "json" or the JSON schema that answers are held to."""
-    think: bool | None = None
+    think: bool | str | None = None
+    hides_thinking: bool = False
     adapters: list[Line] = field(default_factory=list)
     """Adapters that change the model's answers, each with its scale."""
     wraps: bool = True
@@ -41,6 +42,11 @@ class Asking:
     def on(self, model: str) -> Asking:
         """The same, of another model."""
         return replace(self, model=model)
+
+    @property
+    def shows_thinking(self) -> bool:
+        """Whether thinking is printed: at a terminal unless it is hidden, elsewhere only on demand."""
+        return not self.hides_thinking and (console.at_terminal() or bool(self.think))
 
     def generate(self, prompt: str) -> Reply:
         """The answer to one question; an empty one only loads the model."""
@@ -103,14 +109,40 @@ class Asking:
         }
 
 
+class ShownThinking:
+    """The thinking before an answer: printed apart from it and faint, or not at all where it is not `shown`."""
+
+    def __init__(self, *, shown: bool) -> None:
+        self._shown = shown
+        self._begun = False
+        self._wrapping = Wrapping()
+
+    def say(self, text: str, *, wraps: bool) -> None:
+        """Print more of it."""
+        if not self._shown:
+            return
+        if not self._begun:
+            console.faint("Thinking...\n")
+        self._begun = True
+        console.faint(text, self._wrapping.feed if wraps else None)
+
+    def end(self) -> None:
+        """Print a line that ends it, where it has begun."""
+        if self._begun:
+            console.faint("\n...done thinking.\n\n")
+        self._begun = False
+
+
 class Reply:
-    """An answer on its way. `text` is what came so far, also when it was broken off."""
+    """An answer on its way. `text` and `thinking` are all that came so far, also when it was broken off."""
 
     def __init__(self, asking: Asking, lines: Generator[Line], waiting: str = "thinking") -> None:
         self._asking = asking
         self._lines = lines
         self._waiting = waiting
         self.text = ""
+        self.thinking = ""
+        self._thought = ShownThinking(shown=asking.shows_thinking)
         self._wrapping = Wrapping()
 
     def show(self) -> None:
@@ -124,6 +156,7 @@ class Reply:
                     self._print(line)
                     last, line = line, next(self._lines, None)
             finally:
+                self._thought.end()
                 if self.text and not self.text.endswith("\n"):
                     console.out()
         self._note_cuts(last)
@@ -131,8 +164,12 @@ class Reply:
             console.timings(last)
 
     def _print(self, line: Line) -> None:
-        text = line["message"]["content"] if "message" in line else line.get("response", "")
-        if text:
+        message = line.get("message", line)
+        if thought := message.get("thinking"):
+            self.thinking += thought
+            self._thought.say(thought, wraps=self._asking.wraps)
+        if text := message.get("content", message.get("response")):
+            self._thought.end()
             self.text += text
             console.answer(text, self._wrapping.feed if self._asking.wraps else None)
 

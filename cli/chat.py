@@ -86,7 +86,8 @@ class Chat:
         reply = self.asking.chat(self.messages)
         self._show_reply(reply)
         if reply.text:
-            self.messages.append({"role": "assistant", "content": reply.text})
+            thinking = {"thinking": reply.thinking} if reply.thinking else {}
+            self.messages.append({"role": "assistant", "content": reply.text, **thinking})
         else:
             self.messages.pop()
         console.out()

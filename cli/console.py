@@ -74,6 +74,21 @@ def answer(text: str, wrapping: Callable[[str, int], str] | None) -> None:
         sys.stdout.flush()
 
 
+def faint(text: str, wrapping: Callable[[str, int], str] | None = None) -> None:
+    """As `answer`, in faint letters on a terminal."""
+    if fancy(stderr=False) is None:
+        out(text, end="")
+        return
+    clean = _CONTROL.sub("", text)
+    sys.stdout.write(f"\x1b[2m{wrapping(clean, columns(sys.stdout)) if wrapping else clean}\x1b[22m")
+    sys.stdout.flush()
+
+
+def at_terminal() -> bool:
+    """Whether answers go to a terminal."""
+    return sys.stdout.isatty()
+
+
 def note(text: str = "", style: str = "") -> None:
     """A line that is no data; `style` as rich names it."""
     console = fancy() if style else None

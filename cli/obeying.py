@@ -29,7 +29,7 @@ _SET = """\
   /set parameter NAME          the model's own value again
   /set system TEXT             what the model is told before anything else; `""` takes it away
   /set format json             answers in JSON; `/set noformat` as the model likes
-  /set think, /set nothink     let the model think first, or not
+  /set think [LEVEL], nothink  let the model think first, or not; LEVEL is low, medium, high or max
   /set verbose, /set quiet     timings after each answer, or not
   /set wordwrap, nowordwrap    break lines between words, or leave them to the terminal
   /set history, nohistory      keep what is typed for the next chat, or not"""
@@ -143,10 +143,11 @@ def _set(chat: State, name: str, value: str) -> None:
             asking.check(format=value or None)
             asking.format = value or None
             console.note("answers are JSON" if value else "answers are as the model likes")
-        case "think" | "nothink", "":
-            asking.check(think=name == "think")
-            asking.think = name == "think"
-            console.note("the model thinks first" if asking.think else "the model answers at once")
+        case ("think", "" | "low" | "medium" | "high" | "max") | ("nothink", ""):
+            wish = value or name == "think"
+            told = asking.check(think=wish)
+            asking.think = wish
+            console.note(told.get("warning") or ("the model thinks first" if wish else "the model answers at once"))
         case _:
             raise _unknown(f"/set {name} {value}".rstrip())
 
@@ -230,7 +231,8 @@ def _load(chat: State, name: str, chats: Path) -> None:
 def _read(path: Path) -> dict[str, Any]:
     try:
         kept = json.loads(path.read_text("utf-8"))
-        turns = [{"role": str(turn["role"]), "content": str(turn["content"])} for turn in kept["messages"]]
+        keys = ("role", "content", "thinking")
+        turns = [{key: str(turn[key]) for key in keys if key != "thinking" or key in turn} for turn in kept["messages"]]
         return {
             "model": str(kept["model"]),
             "system": str(kept["system"]),

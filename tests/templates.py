@@ -22,6 +22,8 @@ TOOLS = _SYSTEM + _TURNS.replace(
     "{% if message.reasoning_content %}{{ '<think>\n' + message.reasoning_content + '\n</think>\n\n' }}{% endif %}", ""
 )
 TOOLS += _ANSWER + "{% endif %}"
+_LOOP = "{% if tools %}{% for a in range(9999) %}{% for b in range(9999) %}{% endfor %}{% endfor %}{% endif %}"
+LOOPING = _LOOP + _TURNS + _ANSWER + "{% endif %}"
 OPEN = (
     _SYSTEM
     + _TURNS

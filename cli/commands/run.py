@@ -19,7 +19,18 @@ from cli.naming import reference
 from runtime.defaults import MAX_BODY
 
 
-@click.command()
+class _Run(click.Command):
+    """A command whose `--think` may stand alone: the word after it belongs to the prompt."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """The arguments, `--think` with a value."""
+        end = args.index("--") if "--" in args else len(args)
+        return super().parse_args(
+            ctx, ["--think=true" if arg == "--think" and at < end else arg for at, arg in enumerate(args)]
+        )
+
+
+@click.command(cls=_Run)
 @click.argument("name", shell_complete=complete_sources)
 @click.argument("prompt", nargs=-1)
 @click.option(
@@ -44,6 +55,12 @@ from runtime.defaults import MAX_BODY
     shell_complete=complete_names,
     help="A LoRA adapter that changes the answers; may be given several times.",
 )
+@click.option(
+    "--think",
+    type=click.Choice(("true", "false", "low", "medium", "high", "max")),
+    help="Whether, or how hard, the model thinks first; alone: true. A pipe gets the thinking only with this.",
+)
+@click.option("--hidethinking", is_flag=True, help="Do not show the thinking.")
 @click.option("--verbose", is_flag=True, help="Show timings on stderr.")
 def command(  # noqa: PLR0913  click gives each option by its name
     name: str,
@@ -59,6 +76,8 @@ def command(  # noqa: PLR0913  click gives each option by its name
     keep_alive: str | None,
     form: str | None,
     adapters: tuple[str, ...],
+    think: str | None,
+    hidethinking: bool,
     verbose: bool,
 ) -> None:
     """Ask NAME a question, or chat with it when there is no PROMPT.
@@ -82,16 +101,23 @@ def command(  # noqa: PLR0913  click gives each option by its name
     for each in changing:
         each["name"] = installed(client, each["name"], each["name"])
     asking = Asking(client, model, options, system, keep_alive, verbose, format=held_to, adapters=changing)
+    asking.think = {"true": True, "false": False}.get(think, think) if think else None
+    asking.hides_thinking = hidethinking
+    _ask(asking, question)
+
+
+def _ask(asking: Asking, question: str | None) -> None:
+    """Answer one question, or chat where there is none."""
     if not asking.writes():
         _embed(asking, question)
     elif question is None:
         from cli.chat import Chat
 
-        Chat(asking, client.config.home).loop()
+        Chat(asking, asking.client.config.home).loop()
     else:
         asking.generate(question).show()
         if not question:
-            console.note(f"`{model}` is loaded")
+            console.note(f"`{asking.model}` is loaded")
 
 
 def _adapter(text: str) -> dict[str, Any]:

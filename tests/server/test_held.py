@@ -40,7 +40,11 @@ def with_template(folder: Path, template: str) -> Path:
 def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     home = tmp_path_factory.mktemp("held")
     with Daemon(home, runtime="llama") as daemon:
-        for name, template in (("thinker", templates.OPEN), ("caller", templates.TOOLS)):
+        for name, template in (
+            ("thinker", templates.OPEN),
+            ("caller", templates.TOOLS),
+            ("looping", templates.LOOPING),
+        ):
             folder = with_template(home / name, template)
             assert daemon.post("/api/pull", {"model": str(folder)}).lines[-1]["status"] == "success"
         yield daemon
@@ -137,3 +141,55 @@ def test_n_probabilities_and_stop_strings_work_with_calls(daemon: Daemon) -> Non
     assert "tool_calls" not in stopped["message"]
     thought = ask(daemon, "thinker", stop=[" "]).json["choices"][0]
     assert (thought["finish_reason"], thought["message"]["content"]) == ("stop", "")
+
+
+def bad(parameters: Any, **more: Any) -> dict[str, Any]:
+    return {"tools": [{"type": "function", "function": {"name": "f", "parameters": parameters, **more}}]}
+
+
+def called(arguments: str) -> dict[str, Any]:
+    call = {"id": "a1", "function": {"name": "f", "arguments": arguments}}
+    return {"role": "assistant", "content": "", "tool_calls": [call]}
+
+
+QUESTION = {"role": "user", "content": "x"}
+BAD: dict[str, tuple[dict[str, Any], str]] = {
+    "strict, a keyword": (bad({"type": "object", "uniqueItems": True}, strict=True), "`uniqueItems`"),
+    "strict, a remote reference": (
+        bad({"type": "object", "properties": {"a": {"$ref": "http://127.0.0.1:9/a"}}}, strict=True),
+        "$ref",
+    ),
+    "forced, a pattern": (
+        bad({"type": "object", "properties": {"a": {"type": "string", "pattern": "(a{1000}){1000}"}}})
+        | {"tool_choice": "required"},
+        "`pattern`",
+    ),
+    "a result without a call": (
+        bad({}) | {"messages": [QUESTION, {"role": "tool", "tool_call_id": "a1", "content": "3"}]},
+        "answers no call",
+    ),
+    "an id that answers nothing": (
+        bad({}) | {"messages": [QUESTION, called("{}"), {"role": "tool", "tool_call_id": "zz", "content": "3"}]},
+        "answers no call",
+    ),
+    "arguments that are no JSON": (
+        bad({}) | {"messages": [QUESTION, called("{oops"), {"role": "tool", "tool_call_id": "a1", "content": "3"}]},
+        "no JSON object",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_a_400_and_the_worker_lives(daemon: Daemon, case: str) -> None:
+    ask(daemon, "caller", max_tokens=1)
+    before = daemon.workers()
+    fields, words = BAD[case]
+    told = ask(daemon, "caller", **fields)
+    assert (told.status, words in told.json["error"]["message"]) == (400, True), told.body
+    assert daemon.workers() == before
+
+
+def test_a_template_that_loops_for_ever_on_tools_is_a_400(daemon: Daemon) -> None:
+    told = ask(daemon, "looping", tools=TOOLS)
+    assert told.status == 400, told.body
+    assert ask(daemon, "looping", max_tokens=2).status == 200
