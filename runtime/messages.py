@@ -130,10 +130,10 @@ class Submit(msgspec.Struct, tag="submit", omit_defaults=True):
     for none at all. `echo` puts the prompt's text before each answer, with the probabilities of its tokens where
     `logprobs` asks for any. With `give_ids` the last frame has the tokens of prompt and answer. `grammar` is what each
     answer is held to, after its thinking. The model may call `tools`, each described as in OpenAI's API; with `forced`
-    it has to. Calls keep the schemas of tools that are forced or `strict`. With `single` an answer ends after its
-    first call. The template gets `variables`, and others that switch thinking on, off, or to an effort, as `think`
-    says. Thinking ends after `think_tokens`, -1 for no limit. The weights are
-    changed by `adapters`.
+    it has to call one of these names. Calls keep the schemas of tools that are forced or `strict`. With `single` an
+    answer ends after its first call. The template gets `variables`, and others that switch thinking on, off, or to an
+    effort, as `think` says. Thinking ends after `think_tokens`, -1 for no limit. The weights are changed by
+    `adapters`.
     """
 
     id: int
@@ -152,7 +152,7 @@ class Submit(msgspec.Struct, tag="submit", omit_defaults=True):
     give_ids: bool = False
     grammar: Grammar | None = None
     tools: list[dict[str, Any]] = []
-    forced: bool = False
+    forced: list[str] = []
     single: bool = False
     think: bool | str | None = None
     think_tokens: Annotated[int, Meta(ge=-1, le=MAX_INT)] = -1

@@ -9,7 +9,8 @@ _SYSTEM = (
 )
 _CALLS = (
     "{% for call in message.tool_calls or [] %}"
-    '{{ \'\n<tool_call>\n{"name": "\' + call.function.name + \'", "arguments": \' }}'
+    "{% if message.content or not loop.first %}{{ '\n' }}{% endif %}"
+    '{{ \'<tool_call>\n{"name": "\' + call.function.name + \'", "arguments": \' }}'
     "{{ call.function.arguments | tojson }}{{ '}\n</tool_call>' }}{% endfor %}"
 )
 _TURNS = (

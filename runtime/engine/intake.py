@@ -60,7 +60,8 @@ class Intake:
         if request.grammar:
             grammar = self._compiler.compile(request.grammar).copy()
         elif request.forced and calls:
-            grammar = self._compiler.section(calls, request.tools, several=prompt.several)
+            demanded = [tool for tool in request.tools if tool["function"]["name"] in request.forced]
+            grammar = self._compiler.section(calls, demanded, several=prompt.several)
             grammar = grammar and grammar.copy()
         elif request.strict and calls:
             section = self._compiler.section(calls, request.tools, several=prompt.several, loose=True)

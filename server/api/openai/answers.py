@@ -88,7 +88,8 @@ def _add_tools(model: Model, body: ChatFields, submit: Submit) -> None:
             raise BadRequest(
                 "`tool_choice` and a form of the answer exclude each other", "leave one out", "tool_choice"
             )
-        submit.tools, submit.forced = demanded, True
+        # The prompt names all tools, whichever is demanded, so that the next turn finds it in the cache.
+        submit.tools, submit.forced = tools, [tool["function"]["name"] for tool in demanded]
     elif tools and body.tool_choice != "none":
         require(model, "tools")
         submit.tools = tools
