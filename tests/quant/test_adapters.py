@@ -160,6 +160,21 @@ def test_settings_that_cannot_be_held_are_refused_by_name(settings: dict[str, An
         plan_adapter(folder(**settings), BaseShape.of(Folder(DEMO)))
 
 
+DEEPSEEK = {
+    "architectures": ["DeepseekV2ForCausalLM"],
+    "model_type": "deepseek_v2",
+    "num_hidden_layers": 27,
+    "q_lora_rank": None,
+    "kv_lora_rank": 32,
+    "qk_nope_head_dim": 64,
+    "qk_rope_head_dim": 32,
+    "v_head_dim": 64,
+    "n_routed_experts": 4,
+    "n_shared_experts": 1,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 64,
+    "first_k_dense_replace": 1,
+}
 AT = f"base_model.model.{Q}."
 ODD: list[tuple[dict[str, np.ndarray], str]] = [
     ({AT + "lora_A.weight": matrix(4, WIDTH)}, "no matrix B"),
@@ -232,6 +247,61 @@ ROWS = (
     "qwen35",
     "lfm2",
 )
+# Others of the zoo with which PEFT's `all-linear` works.
+MORE = (
+    "arcee",
+    "chatglm",
+    "cohere2",
+    "command-r",
+    "dots1",
+    "ernie4_5",
+    "ernie4_5-moe",
+    "exaone4",
+    "exaone4, windows",
+    "gemma",
+    "gemma3",
+    "gemma4",
+    "gemma4, experts",
+    "glm4",
+    "glm4moe",
+    "gpt-oss",
+    "gpt-oss, yarn",
+    "gptneox, serial",
+    "granite",
+    "granitehybrid",
+    "granitehybrid, attention alone",
+    "granitehybrid, no rotation",
+    "granitemoe, shared",
+    "hunyuan-dense",
+    "hunyuan-moe",
+    "lfm2moe",
+    "llama, 3.1",
+    "llama, linear",
+    "llama, mistral",
+    "llama, tied",
+    "llama, wide rotation",
+    "llama, yarn",
+    "llama4",
+    "llama4, maverick",
+    "mistral3",
+    "nemotron",
+    "olmo",
+    "olmo2",
+    "olmo2, windows",
+    "olmoe",
+    "phi2",
+    "phi3, partial rotation",
+    "qwen2, tied",
+    "qwen2moe",
+    "qwen3",
+    "qwen35moe",
+    "qwen3next",
+    "seed_oss",
+    "smollm3",
+    "stablelm",
+    "stablelm, head norms",
+    "stablelm, parallel",
+)
 
 
 def test_an_embedding_that_is_the_output_as_well_cannot_be_changed_alone() -> None:
@@ -247,9 +317,17 @@ def test_an_embedding_that_is_the_output_as_well_cannot_be_changed_alone() -> No
     assert (up.name, up.shape) == ("token_embd.weight.lora_b", (WIDTH, 4))
 
 
+def test_a_change_that_llama_cpp_would_pass_over_is_refused() -> None:
+    config = {**CONFIG, **DEEPSEEK}
+    base = Folder(contents={"config.json": json.dumps(config).encode()})
+    query = pair("model.layers.0.self_attn.q_proj", 4 * 96, WIDTH)
+    with pytest.raises(QuantError, match="passes over changes of it"):
+        plan_adapter(folder(query), BaseShape.of(base))
+
+
 @pytest.mark.oracle
 @pytest.mark.filterwarnings("default")
-@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("name", [*ROWS, *(pytest.param(name, marks=pytest.mark.slow) for name in MORE)])
 def test_the_logits_are_those_of_peft(tmp_path: Path, name: str) -> None:
     pytest.importorskip("peft")
     from tests.quant.adapting import adapted, make_adapter
