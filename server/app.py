@@ -24,6 +24,7 @@ from server.errors import NotFound, WrongMethod
 from server.http import wire
 from server.http.problems import Dialect, Problem
 from server.http.wire import STREAM
+from server.keys.record import redacted
 from server.routes import ROUTES, Handler, Route, check, find, plain_path
 from server.services import SERVICES, Services
 
@@ -113,7 +114,8 @@ async def record(request: web.Request, handler: Handler) -> web.StreamResponse:
         return response
     finally:
         seconds = time.perf_counter() - start
-        line = f"{request.method} {request.path[:100]} {status} {seconds:.3f} s {request[LOG_NOTE][:200]}".rstrip()
+        place, note = redacted(request.path)[:100], redacted(request[LOG_NOTE])[:200]
+        line = f"{request.method} {place} {status} {seconds:.3f} s {note}".rstrip()
         # A name or path with a line break in it must not look like a line of its own.
         level = logging.DEBUG if request.path in _PROBES else logging.INFO
         log.log(level, "%s [%s]", line.encode("unicode_escape").decode(), request_id)
@@ -201,7 +203,7 @@ def _refusal(request: web.Request, problem: Problem) -> web.StreamResponse:
 
 
 def _routing_problem(request: web.Request, error: web.HTTPException) -> Problem:
-    path = plain_path(request.path)[:100]
+    path = redacted(plain_path(request.path))[:100]
     if isinstance(error, web.HTTPMethodNotAllowed):
         taken = " or ".join(sorted(error.allowed_methods - {"OPTIONS"}))
         return Problem.of(WrongMethod(f"`{path}` does not take {request.method[:20]}", f"send {taken}"))

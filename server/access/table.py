@@ -36,6 +36,7 @@ class KeyTable:
         self._own = {hash_of(api_key): ADMIN} if api_key else {}
         self._keys = read_keys(path)
         self._callers = _callers(self._keys or [])
+        self._forget_own()
 
     @property
     def wanted(self) -> bool:
@@ -98,9 +99,14 @@ class KeyTable:
             # Keys stay wanted when the file goes away, so that nobody gets in by its loss.
             self._keys = keys if keys is not None or self._keys is None else []
             self._callers, self._problem = callers, ""
+            self._forget_own()
             log.info("read %d keys", len(callers))
         self._stamp = stamp
         return True
+
+    def _forget_own(self) -> None:
+        """Where LM_API_KEY is a key of the file too, the file says what it may, even after it is gone from there."""
+        self._own = {digest: caller for digest, caller in self._own.items() if digest not in self._callers}
 
     def _stamped(self) -> tuple[int, ...]:
         try:

@@ -39,12 +39,14 @@ def read_keys(path: Path) -> list[ApiKey] | None:
         return None
     except OSError as error:
         raise _bad(path, f"cannot be read: {error.strerror}", "it must be a file of your own") from None
-    with os.fdopen(descriptor, "rb") as file:
+    try:
         _check_rights(path, os.fstat(descriptor))
-        try:
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
             data = file.read(_LONGEST + 1)
-        except OSError as error:
-            raise _bad(path, f"cannot be read: {error.strerror}", "check the file and its disk") from None
+    except OSError as error:
+        raise _bad(path, f"cannot be read: {error.strerror}", "check the file and its disk") from None
+    finally:
+        os.close(descriptor)
     return _decoded(path, data)
 
 

@@ -134,6 +134,11 @@ def is_secret(text: str) -> bool:
     return _SECRET.fullmatch(text) is not None
 
 
+def redacted(text: str) -> str:
+    """The text without keys that `new_secret` makes: a client may have put its key in a wrong place."""
+    return _SECRET.sub(f"{PREFIX}…", text) if PREFIX in text else text
+
+
 def new_secret() -> str:
     """A new key: `lm_` and 256 random bits in base 62."""
     return PREFIX + _base62(int.from_bytes(secrets.token_bytes(SECRET_BYTES)), _SECRET_LENGTH)
