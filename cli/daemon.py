@@ -13,6 +13,7 @@ import fcntl
 import json
 import os
 import select
+import ssl
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -26,7 +27,7 @@ from cli.console import status
 from cli.errors import UNREACHABLE, Failure
 from cli.http import request
 from server.config import VERSION, Config, default_home
-from server.values import is_loopback
+from server.values import is_loopback, socket_path
 
 PROBE_SECONDS = 5.0
 START_SECONDS = 60.0
@@ -138,7 +139,7 @@ def _own_url(config: Config) -> str:
     """Where the daemon of this home says that it is, empty where none says so. Raises Failure."""
     try:
         url = json.loads(config.daemon_file.read_bytes())["url"]
-        return url if isinstance(url, str) and urlsplit(url).port else ""
+        return url if isinstance(url, str) and (socket_path(url) or urlsplit(url).port) else ""
     except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
         return ""
     except OSError as error:
@@ -160,8 +161,14 @@ def _ask_version(url: str, config: Config) -> dict[str, Any] | None:
     try:
         with request(url, config, "GET", "/api/version", seconds=PROBE_SECONDS) as response:
             answer = json.loads(response.read(4096))
-    except ConnectionRefusedError:
+    except (ConnectionRefusedError, FileNotFoundError):
         return None
+    except ssl.SSLError as error:
+        raise Failure(
+            f"{_address(url)} is not trusted: {error.reason or error}",
+            "set LM_TLS_CA to the file of its certificate, or of the authority behind it",
+            UNREACHABLE,
+        ) from None
     except (ValueError, HTTPException, ConnectionResetError):
         return None  # somebody else's; the daemon that cannot start there will say whose
     except OSError as error:
@@ -281,4 +288,4 @@ def _not_started(config: Config, message: bytes) -> Failure:
 
 
 def _address(url: str) -> str:
-    return url.removeprefix("http://")
+    return url.removeprefix("http://").removeprefix("https://")

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import socket
+import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.client import HTTPConnection, HTTPResponse
+from http.client import HTTPConnection, HTTPResponse, HTTPSConnection
 from typing import Any
 from urllib.parse import urlsplit
 
 from server.config import Config
+from server.values import is_loopback, socket_path
 
 
 @contextmanager
@@ -23,11 +26,10 @@ def request(
     `seconds` limits each wait; None sets no limit, because a large model may load for minutes. Raises OSError,
     HTTPException.
     """
-    address = urlsplit(url)
     headers = {"Content-Type": "application/json"}
-    if key := config.api_key or _own_token(url, config):
+    if key := config.api_key or _of_own(url, config, "token"):
         headers["Authorization"] = f"Bearer {key}"
-    connection = HTTPConnection(address.hostname or "", address.port, timeout=seconds)
+    connection = _connection(url, config, seconds)
     try:
         connection.request(method, path, None if body is None else json.dumps(body), headers)
         yield connection.getresponse()
@@ -35,10 +37,46 @@ def request(
         connection.close()
 
 
-def _own_token(url: str, config: Config) -> str:
-    """The token that the daemon of this home wrote for its own user; "" for every other daemon."""
+class UnixConnection(HTTPConnection):
+    """A connection over a Unix socket."""
+
+    def __init__(self, path: str, seconds: float | None) -> None:
+        super().__init__("localhost", timeout=seconds)
+        self._path = path
+
+    def connect(self) -> None:
+        """Connect. Raises OSError."""
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self._path)
+
+
+def _connection(url: str, config: Config, seconds: float | None) -> HTTPConnection:
+    if path := socket_path(url):
+        return UnixConnection(path, seconds)
+    place = urlsplit(url)
+    host = place.hostname or ""
+    if place.scheme != "https":
+        return HTTPConnection(host, place.port, timeout=seconds)
+    return HTTPSConnection(host, place.port, timeout=seconds, context=_trust(url, host, config))
+
+
+def _trust(url: str, host: str, config: Config) -> ssl.SSLContext:
+    """Whom to trust: the certificates of `tls_ca`, or the system's. Raises OSError for a file that cannot be used.
+
+    On this machine the daemon's own certificate is enough, whatever name is in it: only who has its key can show it.
+    """
+    own = (config.tls_cert or _of_own(url, config, "tls_cert")) if is_loopback(host) else ""
+    context = ssl.create_default_context(cafile=own or config.tls_ca)
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    context.check_hostname = not own
+    return context
+
+
+def _of_own(url: str, config: Config, name: str) -> str:
+    """A note that the daemon of this home left for its own user, "" where it has none; "" for every other daemon."""
     try:
         record = json.loads(config.daemon_file.read_bytes())
-        return str(record["token"]) if record["url"] == url else ""
+        return str(record[name]) if record["url"] == url else ""
     except (OSError, ValueError, KeyError, TypeError):
         return ""

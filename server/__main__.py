@@ -33,7 +33,7 @@ def main(argv: list[str]) -> int:
     arguments = _parser().parse_args(argv)
     os.umask(0o077)
     try:
-        flags = {name: getattr(arguments, name) for name in ("host", "port", "home", "no_auth")}
+        flags = {name: getattr(arguments, name) for name in ("host", "port", "home", "no_auth", "tls_cert", "tls_key")}
         config = Config.load(flags)
     except BadSetting as error:
         _fail(error, arguments.ready_fd)
@@ -59,6 +59,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--port", help="port to listen on, 0 for a free one")
     parser.add_argument("--home", help="folder of models, logs and settings")
     parser.add_argument("--no-auth", action="store_const", const=True, help="let other machines in without a key")
+    parser.add_argument("--tls-cert", help="file of certificates in PEM: the daemon speaks TLS")
+    parser.add_argument("--tls-key", help="file of its private key in PEM")
     parser.add_argument("--ready-fd", type=int, help="descriptor to say `ready` on; the log goes to a file then")
     parser.add_argument("--runtime", default="llama", help="`llama`, `fake`, or `fake:SCRIPT.json` (for tests)")
     return parser

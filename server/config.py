@@ -20,6 +20,7 @@ from runtime.defaults import CONTEXT_RANGE, GAP, SEQUENCES, SEQUENCES_RANGE
 from server.values import (
     DEFAULT_HOST,
     FOREVER,
+    HTTPS,
     Role,
     address,
     duration,
@@ -32,6 +33,7 @@ from server.values import (
     listening,
     plain_text,
     role_name,
+    socket_path,
     whole_number,
 )
 
@@ -70,6 +72,10 @@ class Config:
     keep_alive: float = 300.0
     max_models: int = 4
     origins: tuple[str, ...] = ()
+    tls: bool = False
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    tls_ca: Path | None = None
     socket_group: str = ""
     socket_role: Role = "infer"
     api_key: str = ""
@@ -167,8 +173,10 @@ class Config:
     @property
     def url(self) -> str:
         """Where clients find the daemon."""
-        host = self.client_host
-        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+        if socket_path(self.host):
+            return self.host
+        host, scheme = self.client_host, "https" if self.tls or self.tls_cert else "http"
+        return f"{scheme}://[{host}]:{self.port}" if ":" in host else f"{scheme}://{host}:{self.port}"
 
 
 @dataclass(frozen=True)
@@ -192,7 +200,7 @@ SETTINGS: dict[str, Setting] = {
     "home": Setting(file_path, "a folder", ("LM_HOME",)),
     "host": Setting(
         listening,
-        "`host`, `host:port` or `[v6]:port`; `https://` is not spoken here, and LM_HOST goes before OLLAMA_HOST",
+        "`host`, `host:port`, `[v6]:port` or `unix:/path`; LM_HOST goes before OLLAMA_HOST",
         ("LM_HOST", "OLLAMA_HOST"),
     ),
     "port": Setting(whole_number(0, 65535), "a port from 0 to 65535", ("LM_PORT",)),
@@ -207,6 +215,10 @@ SETTINGS: dict[str, Setting] = {
     "origins": Setting(
         listed, "origins such as `https://chat.example`, separated by commas", ("LM_ORIGINS", "OLLAMA_ORIGINS")
     ),
+    "tls": Setting(flag, "true or false", ("LM_TLS",)),
+    "tls_cert": Setting(file_path, "a file of certificates in PEM", ("LM_TLS_CERT",)),
+    "tls_key": Setting(file_path, "a file with a private key in PEM", ("LM_TLS_KEY",)),
+    "tls_ca": Setting(file_path, "a file of certificates in PEM", ("LM_TLS_CA",)),
     "socket_group": Setting(plain_text, "a group of this machine", ("LM_SOCKET_GROUP",)),
     "socket_role": Setting(role_name, "`infer`, `operator` or `admin`", ("LM_SOCKET_ROLE",)),
     "api_key": Setting(plain_text, "a text", ("LM_API_KEY",)),
@@ -318,6 +330,8 @@ def _place(
 def _split_address(values: dict[str, Any], port: int | None) -> dict[str, Any]:
     """The settings with `host` and `port` apart: a host may carry a port, which the setting `port` overrides."""
     if "host" in values:
+        secure = str(values["host"]).lower().startswith(HTTPS)
+        values = values | ({"tls": True} if secure else {})
         values["host"], own = address(values["host"])
         port = own if port is None else port
     return values if port is None else values | {"port": port}

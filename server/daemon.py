@@ -10,7 +10,8 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import AsyncGenerator, Callable, Generator
+import ssl
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -23,7 +24,7 @@ from registry.store.store import Store
 from runtime.machine.hardware import detect
 from runtime.small_files import replace_file
 from server import app
-from server.access.connections import Connections
+from server.access.connections import HEADER_SECONDS, Connections
 from server.access.gate import Gate
 from server.config import VERSION, Config, host_variable
 from server.errors import StartFailed
@@ -32,13 +33,15 @@ from server.loaded.pool import Pool, Runtime
 from server.locked import with_address
 from server.pulls.jobs import Jobs
 from server.services import Services
-from server.values import is_loopback
+from server.sockets import closing_socket, reloading, tls_context, unix_listener
+from server.values import is_loopback, socket_path
 
 log = logging.getLogger("lm")
 DRAIN_SECONDS = 10.0
 CLEANUP_SECONDS = 2.0
 KEEPALIVE_SECONDS = 75.0
 BACKLOG = 256
+Start = Callable[[Connections], Awaitable[asyncio.Server]]
 
 
 async def serve(config: Config, runtime: Runtime, ready: Callable[[Config], None]) -> None:
@@ -52,11 +55,13 @@ async def serve(config: Config, runtime: Runtime, ready: Callable[[Config], None
         config.home.mkdir(mode=0o700, parents=True, exist_ok=True)
     store = _open_store(config)
     try:
+        context = tls_context(config)
         listener, chosen = _bind(config), config.port
-        config = replace(config, port=listener.getsockname()[1])
+        if listener.family != socket.AF_UNIX:
+            config = replace(config, port=listener.getsockname()[1])
         stop = asyncio.Event()
-        with _signals(stop):
-            async with _listening(config, store, runtime, gate, listener, stop):
+        with _signals(stop), reloading(config, context), closing_socket(config, listener):
+            async with _listening(config, store, runtime, gate, partial(_start, listener, context), stop):
                 _write_daemon_file(config, gate.keys.token, findable=bool(chosen))
                 log.info("lm %s is ready on %s, home %s, process %d", VERSION, config.url, config.home, os.getpid())
                 ready(config)
@@ -71,7 +76,7 @@ async def serve(config: Config, runtime: Runtime, ready: Callable[[Config], None
 
 @asynccontextmanager
 async def _listening(
-    config: Config, store: Store, runtime: Runtime, gate: Gate, listener: socket.socket, stop: asyncio.Event
+    config: Config, store: Store, runtime: Runtime, gate: Gate, start: Start, stop: asyncio.Event
 ) -> AsyncGenerator[None]:
     """All parts of the daemon, taken down in the order that lets running answers end."""
     library = Library(store)
@@ -89,7 +94,7 @@ async def _listening(
     )
     await runner.setup()
     assert runner.server is not None
-    server = await asyncio.get_running_loop().create_server(Connections(runner.server), sock=listener, backlog=BACKLOG)
+    server = await start(Connections(runner.server))
     resuming = asyncio.create_task(services.jobs.resume())
     watching = asyncio.create_task(gate.watch())
     try:
@@ -123,8 +128,21 @@ def _open_store(config: Config) -> Store:
         raise with_address(config, error) from None
 
 
+async def _start(listener: socket.socket, context: ssl.SSLContext | None, connections: Connections) -> asyncio.Server:
+    """Answer on a socket that is bound."""
+    loop = asyncio.get_running_loop()
+    if listener.family == socket.AF_UNIX:
+        return await loop.create_unix_server(connections, sock=listener, backlog=BACKLOG)
+    seconds = HEADER_SECONDS if context else None
+    return await loop.create_server(
+        connections, sock=listener, backlog=BACKLOG, ssl=context, ssl_handshake_timeout=seconds
+    )
+
+
 def _bind(config: Config) -> socket.socket:
     """A socket on the configured address; raises StartFailed, which says whose the port is."""
+    if socket_path(config.host):
+        return unix_listener(config)
     try:
         return _listener(config)
     except socket.gaierror as error:
@@ -173,6 +191,7 @@ def _write_daemon_file(config: Config, token: str, findable: bool) -> None:
     Where the file cannot be written, raise StartFailed unless the daemon is `findable` by the configured port.
     """
     record = {"pid": os.getpid(), "url": config.url, "version": VERSION, "settings": config.lasting, "token": token}
+    record |= {"tls_cert": str(config.tls_cert)} if config.tls_cert else {}
     try:
         with plainly(config.home):
             replace_file(config.daemon_file, (json.dumps(record) + "\n").encode())

@@ -9,6 +9,11 @@ from typing import Literal, get_args
 
 DEFAULT_HOST = "127.0.0.1"
 FOREVER = -1.0
+# Before the path of a Unix socket, where a host may stand.
+UNIX = "unix:"
+HTTPS = "https://"
+# sun_path of unix(7) has 108 bytes, of which the last one is a zero; other systems have a few less.
+_LONGEST_SOCKET = 100
 # Who may do what: ask models; bring them in and remove them too; everything.
 Role = Literal["infer", "operator", "admin"]
 
@@ -46,15 +51,24 @@ def duration(value: object) -> float:
 
 def is_loopback(host: str) -> bool:
     """Whether only this machine can reach an address."""
-    return _LOOPBACK.fullmatch(host.strip("[]")) is not None
+    return _LOOPBACK.fullmatch(host.strip("[]")) is not None or socket_path(host) != ""
+
+
+def socket_path(host: str) -> str:
+    """The path of a Unix socket, "" for a host of another kind."""
+    return host.removeprefix(UNIX) if host.startswith(UNIX) else ""
 
 
 def address(text: str) -> tuple[str, int | None]:
-    """Host and port of `host`, `host:port`, `:port`, `[v6]:port` or an `http://` URL with one of these.
+    """Host and port of `host`, `host:port`, `:port`, `[v6]:port`, or a URL with one of these; or `unix:/path` itself.
 
-    Raises ValueError, also for `https://`, which the daemon does not speak.
+    Raises ValueError.
     """
-    rest = re.sub(r"^http://", "", text.strip(), flags=re.IGNORECASE).rstrip("/")
+    if path := socket_path(text.strip()):
+        if not path.startswith("/") or len(path.encode()) > _LONGEST_SOCKET:
+            raise ValueError("not the absolute path of a socket")
+        return text.strip(), None
+    rest = re.sub(r"^https?://", "", text.strip(), flags=re.IGNORECASE).rstrip("/")
     match = re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]*)(?::([0-9]{1,5}))?", rest)
     if not rest or match is None or int(match[2] or 0) > 65535:
         raise ValueError("not an address")

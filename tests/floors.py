@@ -59,7 +59,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("server.api",),
         ("server.api.ollama", "server.api.openai", "server.api.lm"),
         ("server.routes",),
-        ("server.app",),
+        ("server.app", "server.sockets"),
         ("server",),
     ),
     "cli": (

@@ -9,6 +9,8 @@ from typing import cast
 
 from aiohttp.web_protocol import RequestHandler, RequestPayloadError, _ErrInfo
 
+from server.access.peers import peer_at
+
 HEADER_SECONDS = 10.0
 MAX_CONNECTIONS = 1024
 # So that one machine cannot take all of them.
@@ -83,8 +85,7 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Start the timer of the first headers."""
         self._transport = transport = cast(asyncio.Transport, transport)
-        place = transport.get_extra_info("peername")
-        self.peer = str(place[0]) if place else ""
+        self.peer = peer_at(transport).name
         self._refused = not self._connections.enter(self)
         if self._refused:
             transport.abort()

@@ -10,6 +10,7 @@ import sys
 import msgspec
 
 from server.config import BadSetting, Config
+from server.doctor.exposure import exposure
 from server.doctor.findings import FAIL, Finding, examine
 from server.doctor.observations import observe
 
@@ -21,7 +22,7 @@ def main() -> int:
     except BadSetting as error:
         findings = [Finding("settings", FAIL, str(error), error.hint)]
     else:
-        findings = examine(config, observe(config))
+        findings = [*examine(config, observe(config)), *exposure(config)]
     print(msgspec.json.encode(findings).decode())
     return int(any(finding.state == FAIL for finding in findings))
 

@@ -25,7 +25,7 @@ from runtime.machine.rates import Rates
 from runtime.processor import instruction_sets, processor_name
 from server.config import Config, default_home
 from server.doctor.owner import who_listens
-from server.values import is_loopback
+from server.values import is_loopback, socket_path
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ def _address(config: Config) -> Address:
         named = config.port == 0 or default or record["url"] == config.url
         if named and psutil.pid_exists(int(record["pid"])):
             return Address(daemon=f"lm {record['version']} on {record['url']}, process {record['pid']}")
-    if config.port == 0:
+    if config.port == 0 or socket_path(config.host):
         return Address()
     try:
         socket.create_connection((config.client_host, config.port), timeout=1).close()

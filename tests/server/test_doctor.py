@@ -16,6 +16,7 @@ from runtime.llama.library import PACKAGE_VERSION
 from runtime.machine.hardware import Gpu, Hardware, amd_cards
 from runtime.machine.inspection import Device, Examined, Refused
 from server.config import Config
+from server.doctor.exposure import exposure
 from server.doctor.findings import Finding, examine
 from server.doctor.observations import Address, Home, Observations
 from tests.cli.support import Cli
@@ -161,3 +162,31 @@ def test_amd_cards_by_vendor(tmp_path: Path) -> None:
         (tmp_path / card / "device" / "vendor").write_text(vendor + "\n")
     assert amd_cards(tmp_path, tmp_path) == ("AMD graphics card (card0)",)
     assert amd_cards(tmp_path, tmp_path / "none") == ()
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({}, []),
+        ({"host": "0.0.0.0", "no_auth": True}, ["every machine", "unencrypted"]),
+        ({"host": "0.0.0.0", "api_key": "short"}, ["unencrypted", "5 letters"]),
+        ({"origins": ("*",)}, ["every origin"]),
+        ({"tls_key": "key", "tls_cert": "cert", "host": "0.0.0.0", "api_key": "x" * 30}, ["private key"]),
+        ({"keys": "nonsense"}, ["keys.json"]),
+    ],
+    ids=range(6),
+)
+def test_whatever_weakens_access_is_named(tmp_path: Path, settings: dict[str, Any], words: list[str]) -> None:
+    if text := settings.pop("keys", None):
+        (tmp_path / "keys.json").write_text(text)
+        (tmp_path / "keys.json").chmod(0o600)
+    for name in ("tls_key", "tls_cert"):
+        if name in settings:
+            settings[name] = tmp_path / settings[name]
+            settings[name].write_text("")
+            settings[name].chmod(0o644)
+    found = exposure(Config(tmp_path, **settings))
+    weak = [finding for finding in found if finding.state != "ok"]
+    assert len(weak) == len(words) and all(finding.hint for finding in weak)
+    assert all(word in finding.found for word, finding in zip(words, weak, strict=True))
+    assert weak or [finding.check for finding in found] == ["access"]
