@@ -11,12 +11,14 @@ import secrets
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from difflib import get_close_matches
 from functools import partial
 
 from aiohttp import web
 
 from runtime.defaults import MAX_BODY
+from server.access.callers import CALLER
 from server.access.gate import GATE, Gate
 from server.api.lm import daemon
 from server.api.request import FAILED, LOG_NOTE, warning_of
@@ -73,18 +75,23 @@ async def _enter(route: Route, request: web.Request) -> web.StreamResponse:
 async def _elsewhere(request: web.Request) -> web.StreamResponse:
     """A path that is no route as it stands: with slashes too many it may mean one."""
     path = plain_path(request.path)
+    refusal: web.HTTPException = web.HTTPNotFound()
+    route = None
     try:
         route = find(request.method, path)
-    except web.HTTPMethodNotAllowed:
-        await request.app[GATE].refuse_strangers(request)
-        raise
+    except web.HTTPMethodNotAllowed as error:
+        refusal = error
     if route is None:
-        await request.app[GATE].refuse_strangers(request)
-        raise web.HTTPNotFound
+        return await request.app[GATE].enter(request, "infer", partial(_nowhere, refusal))
     beginning, _, variable = route.path.partition("{")
     if variable:
         request.match_info[variable.partition(":")[0]] = path.removeprefix(beginning)
     return await _enter(route, request)
+
+
+async def _nowhere(refusal: web.HTTPException, request: web.Request) -> web.StreamResponse:
+    """Refuse a path that is none of ours: to those alone who may ask at all."""
+    raise refusal
 
 
 async def _expect(request: web.Request) -> web.StreamResponse | None:
@@ -131,7 +138,7 @@ async def explain(request: web.Request, handler: Handler) -> web.StreamResponse:
     except ConnectionError:
         return web.Response(status=GONE)  # for the log: the client has left, and nobody reads this
     except Exception as error:
-        problem = Problem.of(error)
+        problem = _for_caller(request, Problem.of(error))
         if problem.code == "internal":
             log.exception("request %s failed", request["id"])
         stream = request.get(STREAM)
@@ -145,6 +152,18 @@ async def explain(request: web.Request, handler: Handler) -> web.StreamResponse:
         except ConnectionError:
             return web.Response(status=GONE)
         return response
+
+
+def _for_caller(request: web.Request, problem: Problem) -> Problem:
+    """The problem without the names of loaded models that do not exist for the caller's key."""
+    caller = request.get(CALLER)
+    if caller is None or not caller.limited:
+        return problem
+    message, hint = problem.message, problem.hint
+    for model in request.app[SERVICES].pool.models():
+        if not caller.sees(model):
+            message, hint = (text.replace(f"`{model.name}`", "another model") for text in (message, hint))
+    return replace(problem, message=message, hint=hint)
 
 
 async def _label(request: web.Request, response: web.StreamResponse) -> None:

@@ -83,11 +83,6 @@ class Gate:
         self.limits.admit(caller.key)
         return await self._while_valid(caller.key, handler(request))
 
-    async def refuse_strangers(self, request: web.Request) -> None:
-        """Raise Unauthorized for a caller who has not shown who it is, whatever the path."""
-        if request.get(CALLER) is None:
-            await self._refuse(request)
-
     def headers(self, request: web.Request, dialect: Dialect) -> dict[str, str]:
         """The headers about the limits of the caller's key, none where it has none."""
         caller: Caller | None = request.get(CALLER)

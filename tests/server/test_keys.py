@@ -329,3 +329,16 @@ def test_no_key_is_anywhere_but_with_its_client(tmp_path: Path) -> None:
     told += [path.read_bytes() for path in files]
     hits = [secret for secret in planted for text in told if secret.encode() in text]
     assert len(planted) == 20 and not hits
+
+
+def test_an_error_names_no_model_that_does_not_exist_for_the_key(tmp_path: Path) -> None:
+    for name in ("tiny", "second"):
+        put_model(tmp_path, name)
+    keys = Keys(tmp_path)
+    admin, limited = keys.add("admin")[0], keys.add("infer", models=("second",))[0]
+    with Daemon(tmp_path, env={"LM_MAX_MODELS": "1"}) as daemon:
+        daemon.post("/api/generate", {"model": "tiny", "keep_alive": -1}, **bearer(admin))
+        for secret, seen in ((admin, True), (limited, False)):
+            refused = daemon.post("/api/generate", {"model": "second"}, **bearer(secret))
+            assert (refused.status, refused.json["code"]) == (507, "does_not_fit")
+            assert ("tiny" in refused.json["error"]) == seen
