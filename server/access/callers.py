@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from aiohttp import web
 
 from registry.errors import BadName, ModelNotFound
+from registry.names import parse
 from registry.store.catalog import Model, is_meant
 from server.access.roles import Access, suffices
 from server.errors import Forbidden
@@ -56,7 +57,7 @@ class Caller:
 
         A name that is not in the store has to be on the key's list itself.
         """
-        listed = all(self.sees(model) for model in models) if models else name in self._listed
+        listed = all(self.sees(model) for model in models) if models else self._lists(name)
         if self.limited and not listed:
             raise self.not_found(name)
 
@@ -64,6 +65,14 @@ class Caller:
         """The error about a model that does not exist for the caller: the same, whether others have it or not."""
         listed = ", ".join(f"`{each}`" for each in self._listed)
         return ModelNotFound(f"there is no model `{name[:100]}` for this key", f"it has {listed}")
+
+    def _lists(self, text: str) -> bool:
+        """Whether a name that a user typed is on the list, itself or without its level."""
+        try:
+            name = parse(text).name
+        except BadName:
+            return False
+        return name.display in self._listed or name.tagged(None).display in self._listed
 
     @property
     def _listed(self) -> tuple[str, ...]:

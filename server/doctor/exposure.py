@@ -1,4 +1,4 @@
-"""What weakens the access to the daemon, as `lm doctor` tells it: keys, the address, TLS, pages of other origins."""
+"""Access to the daemon as `lm doctor` judges it: keys, the address, TLS, pages of other origins."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ def test_keys_are_made_listed_rotated_and_revoked_without_a_daemon(tmp_path: Pat
     assert made.code == 0 and is_secret(secret) and secret not in made.err
     row = json.loads(lm("key", "list", "--json").out)[0]
     assert (row["name"], row["role"], row["state"]) == ("ci", "infer", "valid")
-    assert (row["rate"], row["tokens"], row["models"]) == ("60/m", "1000000/d", ["tiny", "org/repo:Q4_K_M"])
+    assert (row["rate"], row["tokens"], row["models"]) == ("60/m", "1000000/d", ["tiny", "hf.co/org/repo:Q4_K_M"])
     assert "hash" not in row and secret not in lm("key", "list").out
     rotated = lm("key", "rotate", "ci", "--grace", "1h", "--json")
     new = json.loads(rotated.out)

@@ -132,7 +132,7 @@ def test_a_host_may_stand_in_quotes(quoted: str) -> None:
     assert (config.host, config.port) == ("0.0.0.0", 11500)
 
 
-@pytest.mark.parametrize("text", ["https://models.example", "not a host", "a:b:c"])
+@pytest.mark.parametrize("text", ["ftp://models.example", "not a host", "a:b:c"])
 def test_a_host_that_is_none_is_named_with_its_variable(text: str) -> None:
     with pytest.raises(BadSetting, match="`OLLAMA_HOST` is not usable"):
         Config.load({}, {"LM_HOME": "/x", "OLLAMA_HOST": text})

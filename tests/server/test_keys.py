@@ -342,3 +342,15 @@ def test_an_error_names_no_model_that_does_not_exist_for_the_key(tmp_path: Path)
             refused = daemon.post("/api/generate", {"model": "second"}, **bearer(secret))
             assert (refused.status, refused.json["code"]) == (507, "does_not_fit")
             assert ("tiny" in refused.json["error"]) == seen
+
+
+def test_a_valid_key_lets_the_daemon_listen_wide(tmp_path: Path) -> None:
+    keys, wide = Keys(tmp_path), ("--host", "0.0.0.0")
+    keys.add(revoked=time.time())
+    refused = Daemon(tmp_path, arguments=wide)
+    assert refused.ended() == 1 and "lm key create" in refused.ready_line
+    secret, _ = keys.add()
+    with Daemon(tmp_path, arguments=wide) as daemon:
+        assert daemon.get("/api/tags", Host="any.example", **bearer(secret)).status == 200
+        assert daemon.get("/health", Host="any.example").status == 403
+        assert daemon.get("/health").json == {"status": "ok"}
