@@ -83,15 +83,25 @@ DOWNLOADS = Retries(tries=8, shortest=0.25, longest=20.0, patience=300.0, silenc
 
 
 def retry_after(headers: Message) -> float:
-    """Seconds that a Retry-After header asks for, 0 without one (RFC 9110 §10.2.3: a number or a date)."""
-    from email.utils import parsedate_to_datetime
+    """Seconds that a Retry-After header asks for, 0 without one (RFC 9110 §10.2.3: a number or a date).
 
+    A date is compared with the answer's own `Date`, because the clock of this machine may be wrong.
+    """
     value = (headers.get("Retry-After") or "").strip()
     if re.fullmatch(r"[0-9]{1,9}", value):
         return float(value)
+    until = _moment(value)
+    now = _moment(headers.get("Date") or "")
+    return max(0.0, until - (time.time() if now is None else now)) if until is not None else 0.0
+
+
+def _moment(date: str) -> float | None:
+    """Seconds since 1970 of a date in a header, None where it is none."""
+    from email.utils import parsedate_to_datetime
+
     with contextlib.suppress(ValueError, OverflowError):
-        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
-    return 0.0
+        return parsedate_to_datetime(date).timestamp()
+    return None
 
 
 def requested_wait(problem: Exception) -> float:

@@ -310,8 +310,9 @@ class Catalog:
 
     def similar(self, reference: Reference) -> list[str]:
         """Names of models here, and `demo`, that look like this one, the most alike first."""
-        bare = {"demo", *(name.tagged(None).display for name in self._legible_names())}
-        return difflib.get_close_matches(reference.name.tagged(None).display, sorted(bare), n=3, cutoff=0.7)
+        own = reference.name.tagged(None).display
+        bare = {"demo", *(name.tagged(None).display for name in self._legible_names())} - {own}
+        return difflib.get_close_matches(own, sorted(bare), n=3, cutoff=0.7)
 
     def _not_found(self, text: str, reference: Reference) -> ModelNotFound:
         names = self._legible_names()
@@ -352,12 +353,16 @@ def _made_of(model: Model, reference: Reference) -> bool:
 
 
 def _candidates(reference: Reference) -> list[Name]:
-    """The names that a reference may have in the store: a single word is a model made here, else one of Ollama's."""
+    """The names that a reference may have in the store: a single word is a model made here, else one of Ollama's.
+
+    `library/WORD` is what Ollama's clients call such a word: one of Ollama's, else a model made here.
+    """
     name = reference.name
+    tag = None if (name.tag or "").lower() == LATEST else name.tag
+    own = Name(LOCAL, LIBRARY, name.model, tag)
     if reference.kind == "bare":
-        tag = None if (name.tag or "").lower() == LATEST else name.tag
-        return [Name(LOCAL, LIBRARY, name.model, tag), name]
-    return list(reference.names)
+        return [own, name]
+    return [*reference.names, *([own] if reference.kind == "ollama" and name.namespace == LIBRARY else [])]
 
 
 def _stamp(path: Path) -> Stamp | None:

@@ -183,6 +183,9 @@ def test_not_found_says_what_comes_close(store: Store) -> None:
             store.resolve(text)
         assert f"`{text}`" in str(caught.value)
         assert helpful in caught.value.hint
+    with pytest.raises(ModelNotFound) as caught:
+        store.resolve("demo")
+    assert "did you mean" not in caught.value.hint  # itself
 
 
 def test_replacing_a_variant_frees_the_old_one(store: Store) -> None:

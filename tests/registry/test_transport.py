@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -14,6 +15,7 @@ import pytest
 from registry.errors import SourceUnavailable
 from registry.net.address import HttpAddress
 from registry.net.network import Network
+from registry.net.retries import retry_after
 from registry.net.transport import HttpClient
 
 MANIFEST = b'{"schemaVersion": 2}'
@@ -140,3 +142,12 @@ def test_only_what_may_be_sent_twice_is(client: HttpClient, method: str, times: 
         client.close()
         thread.join()
     assert [request.split()[0].decode() for request in heard[1:]] == [method] * times
+
+
+def test_a_date_to_wait_for_is_read_by_the_clock_of_the_source() -> None:
+    headers = Message()
+    headers["Date"] = "Fri, 01 Jan 1999 00:00:00 GMT"
+    headers["Retry-After"] = "Fri, 01 Jan 1999 00:00:07 GMT"
+    assert retry_after(headers) == 7
+    headers.replace_header("Retry-After", "nonsense")
+    assert retry_after(headers) == 0
