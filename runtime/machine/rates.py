@@ -62,7 +62,7 @@ class Rates:
         if probed is None or probed.steady:
             return probed is None
         try:
-            return time.time() - self.speed_file.stat().st_mtime > UNSTEADY_SECONDS
+            return abs(time.time() - self.speed_file.stat().st_mtime) > UNSTEADY_SECONDS  # the clock may be set back
         except OSError:
             return True
 

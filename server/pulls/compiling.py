@@ -75,7 +75,7 @@ def warm(types: Iterable[str], processes: int, told: Callable[[int, int], None])
             _compile_elsewhere([CompileTask(str(cache.folder()), types, names) for names in shares], missing, told)
         for done, kernel in enumerate(missing, 1):  # what a process could not do is compiled here
             kernel.compile()
-            if len(shares) == 1:
+            if len(shares) == 1 or done == len(missing):
                 told(done, len(missing))
         for kernel in kernels:
             kernel.compile()
