@@ -59,7 +59,7 @@ def main(argv: Sequence[str]) -> int:
 def warm(types: Iterable[str], processes: int, told: Callable[[int, int], None]) -> None:
     """Compile the kernels of the named types, or load them from the cache; whoever calls one meanwhile waits for it.
 
-    `told(done, total)` is called with numbers of kernels, first with 0, where any has to be compiled.
+    `told(done, total)` is called with numbers of kernels where any has to be compiled: with 0, then at each change.
     """
     from quant.kernels import blocks
     from quant.kernels.vectors import cache, compiler
@@ -92,14 +92,18 @@ def share(names: Sequence[str], processes: int) -> list[list[str]]:
 
 
 def _compile_elsewhere(tasks: list[CompileTask], missing: list[Kernel], told: Callable[[int, int], None]) -> None:
-    """Run a process for each task, and tell how many of the missing kernels have come into the cache."""
+    """Run a process for each task, and tell whenever more of the missing kernels have come into the cache."""
     threads = [threading.Thread(target=_ask, args=(task,), daemon=True) for task in tasks]
     for thread in threads:
         thread.start()
+    before = 0
     for thread in threads:
         while thread.is_alive():
             thread.join(_POLL_SECONDS)
-            told(sum(kernel.is_compiled for kernel in missing), len(missing))
+            done = sum(kernel.is_compiled for kernel in missing)
+            if done != before:
+                told(done, len(missing))
+            before = done
 
 
 def _ask(task: CompileTask) -> None:

@@ -276,7 +276,8 @@ class _Attempt:
         """Compile the kernels of these types where the cache lacks them, and say so beside the figures of the pull."""
         from quant.kernels import blocks as kernels
 
-        names = ", ".join(kernels.cold(types))
+        shown = [name for name in types if name != "F32"] or types  # its kernel is one of each type's
+        names = ", ".join(kernels.cold(shown))
 
         def told(done: int, total: int) -> None:
             if not done:
