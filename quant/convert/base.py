@@ -119,8 +119,8 @@ class Sizes:
 
 
 S = TypeVar("S", bound=Sizes)
-MakeTransform = Callable[[Any], Transform]
-"""Makes a change of values for a model, from the sizes of its family."""
+MakeTransform = Callable[[Any], Transform | None]
+"""Makes a change of values for a model, from the sizes of its family; None where these values stay as they are."""
 
 
 @dataclass(frozen=True)
@@ -230,6 +230,7 @@ class Family(Generic[S]):
     - `sizes`, `read_sizes`: the class of the sizes that the table names, and how they are read.
     - `describe`: the GGUF entries of the model, without the architecture in front.
     - `computed`: tensors that have no source, as tables of rotary frequencies.
+    - `measured`: GGUF entries, by their whole names, that stand in tensors of single values.
     - `picked`: tensors of so few values of the source that they are read while planning.
     - `prefix`: matches what the source's names may have in front of those in `tensors`.
     - `unused`: matches names, without the prefix, of tensors that no engine needs.
@@ -248,6 +249,7 @@ class Family(Generic[S]):
     read_sizes: Callable[[ModelConfig], S]
     describe: Callable[[ModelConfig, S], dict[str, Any]]
     computed: Callable[[ModelConfig, S], tuple[TensorPlan, ...]] = lambda config, sizes: ()
+    measured: Callable[[Files, Iterable[Entry], S], dict[str, Any]] = lambda files, entries, sizes: {}
     picked: Callable[[Files, Iterable[Entry], ModelConfig], tuple[TensorPlan, ...]] = lambda files, entries, config: ()
     prefix: str = r"(model\.)?"
     unused: str = r"(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq"

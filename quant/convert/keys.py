@@ -19,6 +19,9 @@ _SIZES = ("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden
 # Other names of classes, as first versions of models have them.
 _SAME = {
     "LLaMAForCausalLM": "LlamaForCausalLM",
+    "ExaoneMoEForCausalLM": "ExaoneMoeForCausalLM",
+    "MPTForCausalLM": "MptForCausalLM",
+    "RWForCausalLM": "FalconForCausalLM",
     "StableLMEpochForCausalLM": "StableLmForCausalLM",
     "Ernie4_5_ForCausalLM": "Ernie4_5ForCausalLM",
 }

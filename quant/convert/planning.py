@@ -131,6 +131,7 @@ def _sketch(files: Files, accept_unknown_keys: bool) -> tuple[ModelConfig, Model
     left_out |= {NEXT_TOKEN_LAYERS: next_token_bytes} if next_token_bytes else {}
     _check_width(family, config, sizes)
     described = {f"{family.architecture}.{key}": value for key, value in family.describe(config, sizes).items()}
+    described |= family.measured(files, entries, sizes)
     own = (*family.computed(config, sizes), *family.picked(files, entries, config))
     tensors = (*own, *plan_tensors(family, config, sizes, entries, files))
     metadata = {

@@ -1,4 +1,4 @@
-"""Reorderings of heads for linear attention (gated delta nets), as llama.cpp computes it.
+"""Reorderings of the rows and columns of heads: linear attention (gated delta nets), matrices that hold several.
 
 Each implements `quant.plan.Transform`, as those in `transforms.py` do. Source: `conversion/qwen.py` of llama.cpp.
 """
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from quant.convert.transforms import NegativeExponential
+from quant.convert.transforms import NegativeExponential, PairRotaryHalves, TakeRows
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,3 +81,16 @@ class TakeBlocks:
         heads = x.reshape(-1, self.together, self.columns)
         taken = [heads[:, first : first + count].reshape(-1, self.columns) for first, count in self.blocks]
         return np.concatenate(taken)
+
+
+@dataclass(frozen=True, slots=True)
+class TakePaired:
+    """Rows as `TakeRows` takes them, in the order of Llama's heads of `head` rows."""
+
+    take: TakeRows
+    head: int
+    rows: int = 0
+
+    def apply(self, x: np.ndarray) -> np.ndarray:
+        """(rows, columns) of any dtype."""
+        return PairRotaryHalves(self.head).apply(self.take.apply(x))

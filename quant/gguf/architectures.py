@@ -38,18 +38,30 @@ OUTPUT_NEEDED = frozenset(_WITH_OUTPUT.split())
 WITHOUT_OUTPUT = frozenset(["cohere2", "command-r", "gemma", "gemma2"])
 # The architectures whose heads must make up the width of the model.
 _AS_WIDE = """
-    bert chatglm cohere2 command-r exaone4 gpt2 gptneox lfm2 lfm2moe modern-bert nemotron nomic-bert olmo olmo2 olmoe
-    phi2 phi3 qwen2 qwen2moe stablelm starcoder2
+    bert bloom chatglm cohere2 command-r deepseek exaone4 falcon gpt2 gptneox lfm2 lfm2moe modern-bert mpt nemotron
+    nomic-bert olmo olmo2 olmoe orion phi2 phi3 qwen qwen2 qwen2moe stablelm starcoder starcoder2 xverse
 """
 HEADS_AS_WIDE = frozenset(_AS_WIDE.split())
 # The architectures with a place for the bias of a matrix (`load_arch_tensors` in `models/*.cpp`), by the matrix. Biases
 # of queries, keys and values have one everywhere.
 _WITH_GATE_BIAS = frozenset(["falcon-h1", "granite", "granitehybrid", "granitemoe", "llama", "mistral3"])
 _WITH_BIASES = _WITH_GATE_BIAS | frozenset(
-    ["bert", "gpt2", "gptneox", "nemotron", "nemotron_h", "nomic-bert", "phi2", "starcoder2"]
+    [
+        "bert",
+        "bloom",
+        "gpt2",
+        "gptneox",
+        "jais2",
+        "nemotron",
+        "nemotron_h",
+        "nomic-bert",
+        "phi2",
+        "starcoder",
+        "starcoder2",
+    ]
 )
 BIASED = {
-    "attn_output": _WITH_BIASES | {"ernie4_5", "gpt-oss"},
+    "attn_output": _WITH_BIASES | {"ernie4_5", "gpt-oss", "pangu-embedded"},
     "ffn_gate": _WITH_GATE_BIAS,
     "ffn_up": _WITH_BIASES,
     "ffn_down": _WITH_BIASES,

@@ -12,9 +12,8 @@ import pytest
 
 from quant.convert.adapters.planning import BaseShape, plan_adapter
 from quant.convert.adapters.turning import of_columns, of_rows, scaled
-from quant.convert.families.internlm import TakePaired
 from quant.convert.planning import plan_model
-from quant.convert.reordering import TakeBlocks, TileColumns, TileRows
+from quant.convert.reordering import TakeBlocks, TakePaired, TileColumns, TileRows
 from quant.convert.transforms import EverySecondRow, PairRotaryHalves, Scale, ScaleBlocks, TakeRows, Transpose, Ungroup
 from quant.errors import BadValues, QuantError
 from quant.gguf.adapter import check_adapter, check_base

@@ -6,17 +6,22 @@
 from __future__ import annotations
 
 import re
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 
 from quant.convert.planning import plan_model
 from tests.converting import write
+from tests.quant.engine import Engine
 from tests.quant.llama_converter import FOLDER, UNKNOWN, Converter, Difference, File, differences
 from tests.quant.support import Folder
-from tests.quant.zoo import ZOO
+from tests.quant.test_broken import check_configs
+from tests.quant.test_zoo import answer
+from tests.quant.zoo import ZOO, sketched
 from tests.quant.zoo.making import make
 
 pytestmark = [
@@ -56,11 +61,17 @@ KNOWN = (
     Known("ours", r"rope\.freq_base", "gemma.*|phi2|stablelm.*", "they leave it out, and llama.cpp takes 10,000"),
     Known("ours", r"rope\.scaling\.type", "phi3, long rope", "they leave it to the name of the architecture"),
     Known("theirs", r"expert_group_(used_)?count", ".*", "one group is none"),
+    Known("theirs", r"nextn_predict_layers", "exaone-moe", "there are none, or they stay behind"),
+    Known("ours", r"expert_shared_count|leading_dense_block_count", ".*", "said, where the tensors say it as well"),
+    Known("ours", r"expert_weights_norm", "afmoe", "they look for it under another name than the class has"),
+    Known("both", r"rope\.dimension_count", "glm4moe, solar", "they turn half of a head, as GLM does"),
     Known("theirs", r"expert_shared_count", "ernie4_5-moe", "not read: the width of all together is"),
     Known("theirs", r"rope\.freq_base(_swa)?", "(bert|olmo2).*", "not read, or the same as without"),
     Known("theirs", r"rope\.(dimension_count|freq_base|scaling\.finetuned)", "nemotron_h_moe", "nothing is rotated"),
     Known("both", r"rope\.scaling\.finetuned", "granitehybrid.*", "this is how the graph knows that it rotates"),
-    Known("theirs", r"rope\.scaling\.(type|yarn_attn_factor)", "nemotron|olmo2, windows", "the same as without"),
+    Known(
+        "theirs", r"rope\.scaling\.(type|yarn_attn_factor)", "nemotron|olmo2, windows|exaone-moe", "the same as without"
+    ),
     Known("theirs", r"rope\.scaling\.original_context_length", "phi3.*", "there is no scaling"),
     Known("theirs", r"attention\.layer_norm_rms_epsilon", "nemotron|modern-bert.*", "the norms are others"),
     Known("ours", r"attention\.layer_norm_epsilon", "modern-bert.*", "the norms that it has"),
@@ -83,6 +94,16 @@ KNOWN = (
     Known("both", r"feed_forward_length", "granitehybrid, no.*", "the width of this part"),
     Known("both", r"general\.architecture", "qwen., .*vl", "a text needs none of the sections for pictures"),
     Known("theirs", r"rope\.dimension_sections|n_deepstack_layers", "qwen., .*vl", "a text needs none of them"),
+    Known("both", r"context_length|position_embd\.weight", "bert, camembert", "places count from behind the padding"),
+    Known("theirs", r"tensor_data_layout", ".*", "not read"),
+    Known("ours", r"rope\.freq_base", "falcon.*|orion", "they leave it out, and llama.cpp takes 10,000"),
+    Known("both", r"context_length", "falcon.*|bloom", "they do not read the model's"),
+    Known("both", r"feed_forward_length", "starcoder", "they take four times the width, whatever the model has"),
+    Known("theirs", r"attention\.layer_norm_epsilon", "exaone|qwen", "llama.cpp reads it by the other name"),
+    Known("ours", r"attention\.layer_norm_rms_epsilon", "exaone|qwen", "the name by which llama.cpp reads it"),
+    Known("ours", r"attention\.head_count_kv", "qwen|mpt|bloom", "as many as heads, which is llama.cpp's default"),
+    Known("ours", r"expert_weights_norm", "deepseek", "false, which is llama.cpp's default"),
+    Known("theirs", r"rope\.scaling\.type", "deepseek", "the same as without"),
     Known("both", r"attention\.head_count_kv", "granitehybrid.*", "they do not know its layers as they are named now"),
     Known("both", r"blk\.\d+\.attn_(q|k)\.weight", "granitehybrid.*|nemotron_h_moe", "as the logits show"),
 )
@@ -103,6 +124,8 @@ REFUSED = {
     "stablelm, head norms": "norms",
     "hunyuan-moe": "moe_intermediate_size",
     "bert, xlm-roberta ranking": "Sequence",
+    "falcon": "invalid for input",
+    "eurobert": "classifier_pooling",
     "nomic-bert": "tokenizer",
 }
 # What the plain run of tests asks for; the others are `slow`.
@@ -149,3 +172,15 @@ def check(row: str, source: Path, converter: Converter, folder: Path) -> None:
 )
 def test_the_file_is_that_of_llama_cpps_converter(row: str, converter: Converter, tmp_path: Path) -> None:
     check(row, make(ZOO[row], tmp_path / "model"), converter, tmp_path)
+
+
+@pytest.mark.parametrize("row", sketched.SKETCHES)
+def test_a_class_that_transformers_lacks_converts_as_by_llama_cpps_converter_and_answers(
+    row: str, converter: Converter, tmp_path: Path
+) -> None:
+    path = sketched.make(sketched.SKETCHES[row], tmp_path / "model")
+    check(row, path, converter, tmp_path)
+    with Engine(tmp_path / "ours.gguf") as engine:
+        found = answer(engine, plan_model(Folder(path)), list(range(3, 60)))
+    assert np.isfinite(found).all() and found.std() > 0.5
+    check_configs(Folder(path), zlib.crc32(row.encode()), 20)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from quant.convert import reordering, transforms
-from quant.convert.families.internlm import TakePaired
+from quant.convert.reordering import TakePaired
 from quant.plan import Transform
 
 # Transforms of rows, whatever the number of columns.

@@ -51,6 +51,13 @@ class DecoderSizes(Sizes):
         return self.queries + 2 * self.keys
 
 
+@dataclass(frozen=True, kw_only=True)
+class PlacedSizes(DecoderSizes):
+    """The sizes of a decoder with a vector for each of `positions` places."""
+
+    positions: int
+
+
 def layer(
     source: str,
     target: str,
@@ -147,6 +154,11 @@ def read_sizes(config: ModelConfig) -> DecoderSizes:
         key_heads=key_heads,
         rotated=rotated,
     )
+
+
+def placed(config: ModelConfig) -> PlacedSizes:
+    """The sizes of a decoder with a vector for each place."""
+    return PlacedSizes(**vars(read_sizes(config)), positions=config.count("max_position_embeddings"))
 
 
 def describe(config: ModelConfig, sizes: DecoderSizes) -> dict[str, Any]:

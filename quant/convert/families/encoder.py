@@ -1,4 +1,4 @@
-"""Encoders for embeddings: BERT, XLM-RoBERTa (BGE-M3), Nomic BERT, ModernBERT.
+"""Encoders for embeddings: BERT, XLM-RoBERTa (BGE-M3), DistilBERT, Nomic BERT, ModernBERT, EuroBERT.
 
 Sources: `modeling_bert.py` and its relatives of transformers, `models/*bert.cpp` of llama.cpp.
 """
@@ -8,9 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from quant.convert.base import Family, Known, Layers, Length, Sizes, Times, count_layers, tensor
+from quant.convert.base import HEAD, Family, Known, Layers, Length, Sizes, Times, count_layers, tensor
 from quant.convert.config import ModelConfig
 from quant.convert.families import decoder, rotary
+from quant.convert.families.decoder import DecoderSizes
 from quant.errors import UnsupportedModel
 
 _GELU = ("gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh")
@@ -91,6 +92,20 @@ _BERT_TENSORS = (
     *both(_LAYER + "output.dense", _BLOCK + "ffn_down", "width", "feed_forward"),
     *both(_LAYER + "output.LayerNorm", _BLOCK + "layer_output_norm", "width"),
 )
+_DISTILLED = "transformer.layer.{}."
+_DISTILBERT_TENSORS = (
+    tensor("embeddings.word_embeddings.weight", "token_embd.weight", "vocabulary", "width"),
+    tensor("embeddings.position_embeddings.weight", "position_embd.weight", "positions", "width"),
+    *both("embeddings.LayerNorm", "token_embd_norm", "width"),
+    *both(_DISTILLED + "attention.q_lin", _BLOCK + "attn_q", "width", "width"),
+    *both(_DISTILLED + "attention.k_lin", _BLOCK + "attn_k", "width", "width"),
+    *both(_DISTILLED + "attention.v_lin", _BLOCK + "attn_v", "width", "width"),
+    *both(_DISTILLED + "attention.out_lin", _BLOCK + "attn_output", "width", "width"),
+    *both(_DISTILLED + "sa_layer_norm", _BLOCK + "attn_output_norm", "width"),
+    *both(_DISTILLED + "ffn.lin1", _BLOCK + "ffn_up", "feed_forward", "width"),
+    *both(_DISTILLED + "ffn.lin2", _BLOCK + "ffn_down", "width", "feed_forward"),
+    *both(_DISTILLED + "output_layer_norm", _BLOCK + "layer_output_norm", "width"),
+)
 _BERT_UNUSED = r"embeddings\.position_ids|pooler\.dense\.(weight|bias)|(cls|lm_head)\..*"
 BERT = Family(
     classes=("BertModel", "BertForMaskedLM"),
@@ -118,7 +133,7 @@ def _read_roberta_sizes(config: ModelConfig) -> EncoderSizes:
 
 
 ROBERTA = Family(
-    classes=("XLMRobertaModel", "XLMRobertaForMaskedLM", "RobertaModel", "RobertaForMaskedLM"),
+    classes=("XLMRobertaModel", "XLMRobertaForMaskedLM", "RobertaModel", "RobertaForMaskedLM", "CamembertModel"),
     architecture="bert",
     tensors=_BERT_TENSORS,
     sizes=EncoderSizes,
@@ -127,6 +142,45 @@ ROBERTA = Family(
     prefix=r"(roberta\.)?",
     unused=_BERT_UNUSED,
     activations=_GELU,
+    encoder=True,
+)
+
+
+def _distilled(config: ModelConfig) -> ModelConfig:
+    """DistilBERT's settings by the usual names; it has one kind of tokens, and an epsilon that no setting changes."""
+    names = {"hidden_size": "dim", "num_attention_heads": "n_heads", "num_hidden_layers": "n_layers"}
+    found = {usual: config.get(name) for usual, name in {**names, "intermediate_size": "hidden_dim"}.items()}
+    config.without_effect("sinusoidal_pos_embds")
+    return config.changed({usual: value for usual, value in found.items() if value is not None})
+
+
+def _check_distilled(config: ModelConfig, sizes: EncoderSizes) -> dict[str, Any]:
+    activation = config.get("activation", "gelu")
+    if activation not in _GELU:
+        raise UnsupportedModel(f"the activation `{ascii(activation)[:40]}` is none that models of this kind have")
+    return {**_describe(config.changed({"layer_norm_eps": 1e-12}), sizes)}
+
+
+DISTILBERT = replace(
+    BERT,
+    classes=("DistilBertModel", "DistilBertForMaskedLM"),
+    tensors=_DISTILBERT_TENSORS,
+    read_sizes=lambda config: replace(_read_sizes(_distilled(config)), token_types=1),
+    describe=_check_distilled,
+    prefix=r"(distilbert\.)?",
+    unused=r"vocab_(transform|layer_norm|projector)\..*",
+)
+EUROBERT = Family(
+    classes=("EuroBertModel",),
+    architecture="eurobert",
+    tensors=tuple(known for known in decoder.STANDARD if known.target != HEAD),
+    sizes=DecoderSizes,
+    read_sizes=decoder.read_sizes,
+    describe=lambda config, sizes: {
+        **decoder.describe(config, sizes),
+        "rope.scaling.type": "none",
+        "attention.causal": False,
+    },
     encoder=True,
 )
 
@@ -231,4 +285,4 @@ NOMIC_BERT = Family(
     activations=("silu", "swiglu"),
     encoder=True,
 )
-FAMILIES = (BERT, ROBERTA, MODERN_BERT, NOMIC_BERT)
+FAMILIES = (BERT, ROBERTA, MODERN_BERT, NOMIC_BERT, DISTILBERT, EUROBERT)

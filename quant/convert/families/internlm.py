@@ -5,30 +5,14 @@ Source: `modeling_internlm2.py` of its authors, whose program is not run. llama.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-import numpy as np
-
 from quant.convert.base import Family, Known, Target, tensor
 from quant.convert.config import ModelConfig
 from quant.convert.families import decoder, llama
 from quant.convert.families.decoder import LAYER, DecoderSizes, linear, norm
-from quant.convert.transforms import PairRotaryHalves, TakeRows
+from quant.convert.reordering import TakePaired
+from quant.convert.transforms import TakeRows
 from quant.errors import UnsupportedModel
 from quant.plan import Transform
-
-
-@dataclass(frozen=True, slots=True)
-class TakePaired:
-    """Rows as `TakeRows` takes them, in the order of Llama's heads."""
-
-    take: TakeRows
-    head: int
-    rows: int = 0
-
-    def apply(self, x: np.ndarray) -> np.ndarray:
-        """(heads * count, columns), paired within each head."""
-        return PairRotaryHalves(self.head).apply(self.take.apply(x))
 
 
 def _take(sizes: DecoderSizes, first: int, count: int) -> TakeRows:

@@ -93,4 +93,11 @@ GRANITE = Family(
 )
 # Published for embeddings without the output.
 BARE = replace(headless(LLAMA), classes=("LlamaModel", "MistralModel"), encoder=True)
-FAMILIES = (LLAMA, BARE, MINISTRAL3, SMOLLM3, GRANITE)
+# Published for embeddings by tokens that see each other in both directions.
+BIDIRECTIONAL = replace(
+    BARE,
+    classes=("LlamaBidirectionalModel",),
+    architecture="llama-embed",
+    describe=lambda config, sizes: {**_describe(config, sizes), "attention.causal": False},
+)
+FAMILIES = (LLAMA, BARE, BIDIRECTIONAL, MINISTRAL3, SMOLLM3, GRANITE)

@@ -5,7 +5,7 @@ Sources: `modeling_lfm2.py` and `modeling_mamba.py` of transformers, `models/lfm
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from quant.convert.base import Family, Layers, Sizes, Times, count_layers, in_layers, switched, tensor
@@ -192,4 +192,17 @@ MAMBA = Family(
     prefix=r"(backbone\.)?",
     tied=True,
 )
-FAMILIES = (LFM2, MAMBA)
+# Two epsilons of norms may differ by this much before a logit does.
+_NOT_NOTICED = 1e-5
+
+
+def _describe_falcon(config: ModelConfig, sizes: _MambaSizes) -> dict[str, Any]:
+    """Falcon Mamba norms what each token sets by itself, with an epsilon of its own that llama.cpp does not know."""
+    own, outer = config.number("mixer_rms_eps", 1e-6), config.number("layer_norm_epsilon", 1e-5)
+    if abs(own - outer) > _NOT_NOTICED:
+        raise UnsupportedModel("its mixers norm with another epsilon than its layers (`mixer_rms_eps`)")
+    return {**_describe_mamba(config, sizes), "ssm.dt_b_c_rms": True}
+
+
+FALCON_MAMBA = replace(MAMBA, classes=("FalconMambaForCausalLM",), describe=_describe_falcon)
+FAMILIES = (LFM2, MAMBA, FALCON_MAMBA)

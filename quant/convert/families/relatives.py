@@ -1,18 +1,23 @@
-"""Llama's relatives with other norms, turns, scales: Seed OSS, ERNIE 4.5, Hunyuan, Arcee, Nemotron, EXAONE 4, MiniCPM.
+"""Relatives of Llama: Seed OSS, ERNIE 4.5, Hunyuan, Arcee, Nemotron, EXAONE 4, MiniCPM, Apertus.
 
 Sources: `modeling_*.py` of transformers, `models/*.cpp` of llama.cpp.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
+from math import prod
 from typing import Any
 
-from quant.convert.base import Family
+from quant.convert.base import UNQUANTIZED, Family, Known
 from quant.convert.config import ModelConfig
 from quant.convert.families import decoder, llama, rotary
 from quant.convert.families.decoder import DecoderSizes, norm
-from quant.errors import UnsupportedModel
+from quant.convert.peeking import peek
+from quant.errors import MalformedFile, UnsupportedModel
+from quant.plan import Files
+from quant.safetensors import Entry
 
 SEED_OSS = Family(
     classes=("SeedOssForCausalLM",),
@@ -145,4 +150,43 @@ def _describe_minicpm(config: ModelConfig, sizes: DecoderSizes) -> dict[str, Any
 
 # llama.cpp's architecture for Granite computes the same; its own one for MiniCPM is a copy.
 MINICPM = replace(llama.GRANITE, classes=("MiniCPMForCausalLM",), describe=_describe_minicpm, tied=True)
-FAMILIES = (SEED_OSS, ERNIE, HUNYUAN, ARCEE, NEMOTRON, EXAONE4, MINICPM)
+_XIELU = ("alpha_n", "alpha_p", "beta", "eps")
+
+
+def _measure_xielu(files: Files, entries: Iterable[Entry], sizes: DecoderSizes) -> dict[str, Any]:
+    """The four numbers of each layer's activation, which llama.cpp wants among the entries."""
+    found: dict[str, float] = {}
+    for entry in entries:
+        _, cut, number = entry.name.partition(".act_fn.")
+        if cut and entry.dtype in UNQUANTIZED and prod(entry.shape) == 1:
+            layer = entry.name.split("layers.")[-1].split(".")[0]
+            found[f"{number} {layer}"] = float(peek(files, entry, 0, 1)[0])
+    try:
+        return {f"xielu.{name}": [found[f"{name} {layer}"] for layer in range(sizes.layers)] for name in _XIELU}
+    except KeyError as missing:
+        raise MalformedFile(f"the weights lack a number of an activation ({missing})") from None
+
+
+APERTUS = Family(
+    classes=("ApertusForCausalLM",),
+    architecture="apertus",
+    tensors=(
+        *decoder.ENDS,
+        *decoder.ATTENTION,
+        *decoder.HEAD_NORMS,
+        *_NO_GATE,
+        *norm("attention_layernorm", "attn_norm"),
+        *norm("feedforward_layernorm", "ffn_norm"),
+        Known(f"{decoder.LAYER}mlp.act_fn.alpha_n", (), (1,)),
+        Known(f"{decoder.LAYER}mlp.act_fn.alpha_p", (), (1,)),
+        Known(f"{decoder.LAYER}mlp.act_fn.beta", (), ()),
+        Known(f"{decoder.LAYER}mlp.act_fn.eps", (), ()),
+    ),
+    sizes=DecoderSizes,
+    read_sizes=decoder.read_sizes,
+    describe=decoder.describe,
+    computed=rotary.tables,
+    measured=_measure_xielu,
+    activations=("xielu",),
+)
+FAMILIES = (APERTUS, SEED_OSS, ERNIE, HUNYUAN, ARCEE, NEMOTRON, EXAONE4, MINICPM)

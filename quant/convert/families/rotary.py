@@ -49,8 +49,11 @@ def share(config: ModelConfig, default: float = 1.0) -> float:
 
 
 _LONG = ("longrope", "su")
-_READS_LLAMA3 = ("llama", "mistral3", "granite", "granitemoe", "arcee", "exaone4", "llama4")
-_READS_LONG = ("llama", "mistral3", "granite", "granitemoe", "phi3")
+_READS_LLAMA3 = (
+    *("llama", "mistral3", "granite", "granitemoe", "arcee", "exaone", "exaone-moe", "exaone4", "llama4"),
+    *("apertus", "llama-embed"),
+)
+_READS_LONG = ("llama", "mistral3", "granite", "granitemoe", "phi3", "apertus", "llama-embed")
 READERS = {"llama3": _READS_LLAMA3, **dict.fromkeys(_LONG, _READS_LONG)}
 """Scalings that need tables, and the architectures of llama.cpp whose graphs read them."""
 # Scalings that llama.cpp has no place for in an architecture, or of which it applies a part in layers with windows.

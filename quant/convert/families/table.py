@@ -6,6 +6,7 @@ from typing import Any
 
 from quant.convert.base import Family
 from quant.convert.families import (
+    classic,
     cohere,
     deepseek,
     encoder,
@@ -28,6 +29,8 @@ from quant.convert.families import (
     recurrent,
     relatives,
     routed,
+    sparse,
+    unrotated,
 )
 
 _MODULES = (
@@ -45,11 +48,14 @@ _MODULES = (
     moe,
     deepseek,
     routed,
+    sparse,
     relatives,
     recurrent,
     hybrid,
     nemotron_h,
     internlm,
+    unrotated,
+    classic,
     llama4,
     encoder,
     ranking,

@@ -33,7 +33,21 @@ GEMMA_4 = {
     "vocab_size_per_layer_input": VOCABULARY,
     "final_logit_softcapping": 10.0,
 }
+FALCON = {"num_key_value_heads": None, "intermediate_size": None}
 DECODERS: dict[str, Row] = {
+    "apertus": Row("Apertus", {"rope_scaling": LLAMA_3_ROPE}),
+    "falcon": Row("Falcon", FALCON),
+    "falcon, two norms": Row("Falcon", {**FALCON, "new_decoder_architecture": True, "num_kv_heads": 2}),
+    "bloom": Row("Bloom", {"num_key_value_heads": None, "intermediate_size": None, "rope_theta": None}),
+    "mpt": Row(
+        "Mpt",
+        {**WITHOUT_USUAL_SIZES, "d_model": 128, "n_layers": 3, "n_heads": 4, "attn_config": {"clip_qkv": 6.0}},
+    ),
+    "starcoder": Row(
+        "GPTBigCode",
+        {**WITHOUT_USUAL_SIZES, "n_embd": 128, "n_layer": 2, "n_head": 4, "n_positions": 512, "n_inner": 256},
+    ),
+    "jais2": Row("Jais2"),
     "llama": Row("Llama"),
     "llama, biases": Row("Llama", {"attention_bias": True, "mlp_bias": True}),
     "llama, tied": Row("Llama", {"tie_word_embeddings": True, "num_key_value_heads": 1}),

@@ -50,6 +50,24 @@ ENCODERS: dict[str, Row] = {
         },
         "ForSequenceClassification",
     ),
+    "bert, camembert": Row(
+        "Camembert",
+        {**TWO_LAYERS, "num_key_value_heads": None, "type_vocab_size": 1, "pad_token_id": 1, "bos_token_id": 0},
+        "Model",
+    ),
+    "bert, distilled": Row(
+        "DistilBert",
+        {
+            **dict.fromkeys(("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads")),
+            "num_hidden_layers": None,
+            "dim": 128,
+            "hidden_dim": 256,
+            "n_heads": 4,
+            "n_layers": 2,
+        },
+        "Model",
+    ),
+    "eurobert": Row("EuroBert", {}, "Model"),
     "nomic-bert": Row("NomicBert", {"num_key_value_heads": None}, "Model"),
     "modern-bert": Row(
         "ModernBert",

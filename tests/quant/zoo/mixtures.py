@@ -72,7 +72,39 @@ GPT_OSS = {
     "rope_parameters": {"rope_type": "default", "rope_theta": 150000.0},
     "intermediate_size": 96,
 }
+AFMOE = {
+    "head_dim": 32,
+    "num_dense_layers": 1,
+    "num_experts": 12,
+    "num_experts_per_tok": 3,
+    "num_shared_experts": 2,
+    "moe_intermediate_size": 64,
+    "route_scale": 2.5,
+    "mup_enabled": True,
+    "sliding_window": 48,
+    "num_hidden_layers": 4,
+}
+EXAONE_MOE = {
+    "head_dim": 32,
+    "num_experts": 12,
+    "num_experts_per_tok": 3,
+    "num_shared_experts": 2,
+    "moe_intermediate_size": 64,
+    "sliding_window": 48,
+    "num_hidden_layers": 4,
+}
+HUNYUAN_V3 = {
+    "head_dim": 32,
+    "num_experts": 12,
+    "num_experts_per_tok": 3,
+    "num_shared_experts": 2,
+    "moe_intermediate_size": 64,
+}
 MIXTURES: dict[str, Row] = {
+    "glm4moe, solar": Row("SolarOpen", {**ROUTED_EXPERTS, "first_k_dense_replace": None}),
+    "afmoe": Row("Afmoe", AFMOE),
+    "exaone-moe": Row("ExaoneMoe", EXAONE_MOE),
+    "hy_v3": Row("HYV3", HUNYUAN_V3),
     "llama, mixtral": Row("Mixtral", {"num_local_experts": 12, "num_experts_per_tok": 2, "sliding_window": None}),
     "qwen2moe": Row("Qwen2Moe", {**QWEN_EXPERTS, "shared_expert_intermediate_size": 96, "norm_topk_prob": False}),
     "qwen3moe": Row("Qwen3Moe", {**QWEN_EXPERTS, "head_dim": 64, "norm_topk_prob": True}),

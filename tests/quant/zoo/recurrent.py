@@ -91,6 +91,19 @@ RECURRENT: dict[str, Row] = {
         },
         spread=1.5,
     ),
+    "mamba, falcon": Row(
+        "FalconMamba",
+        {
+            "state_size": 8,
+            "conv_kernel": 3,
+            "time_step_rank": 6,
+            "intermediate_size": None,
+            "num_attention_heads": None,
+            "num_key_value_heads": None,
+            "mixer_rms_eps": 1e-2,
+        },
+        spread=1.5,
+    ),
     "mamba2": Row(
         "Mamba2",
         {

@@ -1,0 +1,126 @@
+"""Models that transformers does not know: made by the table of their family, to be compared with llama.cpp's converter.
+
+The tables name every tensor of the source, so that a sketch needs nothing but a configuration. Whether the names are
+right is what llama.cpp's converter tells, which has a table of its own, and its loader, which wants every tensor.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from quant.convert import keys
+from quant.convert.config import ModelConfig
+from quant.convert.families.table import FAMILIES
+from quant.convert.placing import expand
+from tests.quant.support import DEMO, safetensors
+from tests.quant.zoo.making import weight
+from tests.quant.zoo.row import SIZES
+
+
+class Sketch(NamedTuple):
+    """A model of the class `name`, with `SIZES` and the settings in `config`; a setting that is None is left out.
+
+    `prefix` stands in front of the names of all tensors but those in `bare`.
+    """
+
+    name: str
+    config: Mapping[str, Any] = {}
+    prefix: str = "model."
+    bare: tuple[str, ...] = ("lm_head.weight",)
+    spread: float = 1.0
+
+    def settings(self) -> dict[str, Any]:
+        """The model's `config.json`."""
+        own = {"architectures": [self.name], "rms_norm_eps": 1e-2, **SIZES, **self.config}
+        return {key: value for key, value in own.items() if value is not None}
+
+
+ROUTED = {
+    "num_experts": 12,
+    "num_experts_per_tok": 3,
+    "num_shared_experts": 2,
+    "moe_intermediate_size": 64,
+    "first_k_dense_replace": 1,
+    "norm_topk_prob": True,
+    "head_dim": 32,
+}
+SKETCHES = {
+    "llama-embed": Sketch("LlamaBidirectionalModel", prefix=""),
+    "orion": Sketch("OrionForCausalLM"),
+    "xverse": Sketch("XverseForCausalLM"),
+    "pangu-embedded": Sketch("PanguEmbeddedForCausalLM", {"bias": True}),
+    "maincoder": Sketch("MaincoderForCausalLM", {"head_dim": 32}),
+    "exaone": Sketch(
+        "ExaoneForCausalLM",
+        {
+            "num_layers": 3,
+            "num_hidden_layers": None,
+            "layer_norm_epsilon": 1e-2,
+            "rms_norm_eps": None,
+            "activation_function": "silu",
+        },
+        prefix="transformer.",
+    ),
+    "qwen": Sketch(
+        "QWenLMHeadModel",
+        {
+            "num_key_value_heads": None,
+            "rms_norm_eps": None,
+            "layer_norm_epsilon": 1e-2,
+            "seq_length": 512,
+            "max_position_embeddings": 512,
+            "rotary_emb_base": 30000.0,
+            "intermediate_size": 512,
+        },
+        prefix="transformer.",
+    ),
+    "bailingmoe": Sketch("BailingMoeForCausalLM", {**ROUTED, "first_k_dense_replace": 0}),
+    "bailingmoe2": Sketch(
+        "BailingMoeV2ForCausalLM",
+        {
+            **ROUTED,
+            "num_shared_experts": 1,
+            "n_group": 4,
+            "topk_group": 2,
+            "routed_scaling_factor": 2.5,
+            "partial_rotary_factor": 0.5,
+        },
+    ),
+    "deepseek": Sketch(
+        "DeepseekForCausalLM",
+        {
+            **ROUTED,
+            "num_experts": None,
+            "n_routed_experts": 12,
+            "num_shared_experts": None,
+            "n_shared_experts": 2,
+            "norm_topk_prob": False,
+        },
+    ),
+}
+
+
+def make(sketch: Sketch, path: Path) -> Path:
+    """The model in a folder, in one shard, with the demo's tokenizer."""
+    path.mkdir()
+    family = FAMILIES[sketch.name]
+    config = keys.filled(ModelConfig("config.json", sketch.settings()), sketch.name)
+    family = family.instead(config) or family
+    sizes = family.read_sizes(config)
+    rows = expand(family, sizes)
+    first = next((row.choice for row, _ in rows.values() if row.choice), "")
+    tensors = {}
+    for name, (row, _) in sorted(rows.items()):
+        if row.choice not in ("", first) or (name.endswith(".bias") and not row.required):
+            continue
+        shape = sizes.shape(row.shape)
+        data = weight(name, shape, sketch.spread).tobytes()
+        tensors[name if name in sketch.bare else sketch.prefix + name] = ("F32", shape, data)
+    (path / "model.safetensors").write_bytes(safetensors(tensors))
+    (path / "config.json").write_text(json.dumps(sketch.settings()))
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (path / name).write_bytes((DEMO / name).read_bytes())
+    return path
