@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from quant.convert import reordering, transforms
-from quant.convert.reordering import TakePaired
 from quant.plan import Transform
 
 # Transforms of rows, whatever the number of columns.
@@ -55,7 +54,7 @@ def of_rows(transform: Transform | None, rank: int) -> Transform | None:
             return None
         case transforms.TakeRows(turned=False) | reordering.TakeBlocks():
             return replace(transform, columns=rank)
-        case TakePaired(take=take):
+        case reordering.TakePaired(take=take):
             return replace(transform, take=replace(take, columns=rank))
     if isinstance(transform, _OF_ROWS):
         return transform
