@@ -49,12 +49,11 @@ class KeyTable:
         now = time.time()
         return bool(self._own) or any(not key.ended(now) for key in self._keys or [])
 
-    def find(self, sent: str, *, guessable: bool = True) -> Caller | None:
+    def find(self, sent: str) -> Caller | None:
         """The caller with this key, None where there is none, or where it has ended.
 
-        Where `guessable` is False, LM_API_KEY, which a person may have chosen, is not looked at. The time of a look-up
-        tells nothing of a key: hashes are compared, in constant time at last. Raises KeysUnreadable while the file
-        cannot be read, because a key that it limits may be LM_API_KEY too.
+        The time of a look-up tells nothing of a key: hashes are compared, in constant time at last. Raises
+        KeysUnreadable while the file cannot be read, because a key that it limits may be LM_API_KEY too.
         """
         if len(sent) > LONGEST_KEY:
             return None
@@ -66,7 +65,7 @@ class KeyTable:
             raise KeysUnreadable("the daemon cannot read its keys", "`lm doctor` on its machine says why")
         caller = self._callers.get(digest)
         if caller is None:
-            return self._own.get(digest) if guessable else None
+            return self._own.get(digest)
         assert caller.key is not None
         known = hmac.compare_digest(caller.key.hash, digest)
         return caller if known and not caller.key.ended(time.time()) else None
