@@ -228,10 +228,12 @@ class LlamaEngine:
 
     def _welcome(self, sessions: list[Session]) -> None:
         """Let the sessions of a request wait, once the adapters that they want are loaded."""
+        stop_side = self._side.drop if self._side else lambda: None
+        self._adapters.free_unused((each.adapters for each in self._schedule.sessions), stop_side)
         if sessions and sessions[0].adapters:
             try:
                 in_use = (each.adapters for each in self._schedule.sessions)
-                self._adapters.load(sessions[0].adapters, in_use, self._side.drop if self._side else lambda: None)
+                self._adapters.load(sessions[0].adapters, in_use, stop_side)
             except EngineError as error:
                 self._frames.append(m.Failed.of(sessions[0].id, error))
                 return

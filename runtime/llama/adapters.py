@@ -1,4 +1,4 @@
-"""The adapters of a model in memory: loaded when an answer wants them, freed when room is needed for others.
+"""The adapters of a model in memory: loaded when an answer wants them, freed when nobody has for a while.
 
 llama.cpp sets adapters for a whole context, so that answers with different ones take turns (`runtime/engine/turns.py`).
 Their memory is lent by the spill (`runtime/cache/spill.py`), which was set aside when the model was loaded.
@@ -7,6 +7,7 @@ Their memory is lent by the spill (`runtime/cache/spill.py`), which was set asid
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -16,6 +17,9 @@ from runtime.llama.library import LOG, library
 from runtime.llama.model import LlamaModel
 from runtime.messages import Adapter, AdapterSet
 from runtime.units import size_text
+
+# Seconds after which an adapter goes that no answer has wanted; sooner where others need its room.
+UNUSED_SECONDS = 300.0
 
 
 class Adapters:
@@ -27,6 +31,8 @@ class Adapters:
         self._lend, self._take_back = lend, take_back
         self._handles: dict[str, Any] = {}  # by path, the least recently wanted first
         self._sizes: dict[str, int] = {}
+        self._wanted: dict[str, float] = {}
+        """When an answer wanted each adapter last, by the monotonic clock."""
         self._set: dict[Context, AdapterSet] = {}
 
     @property
@@ -44,22 +50,38 @@ class Adapters:
         for each in wanted:
             if each.path in self._handles:
                 self._handles[each.path] = self._handles.pop(each.path)
-                continue
-            while not self._lend(each.size):
-                idle = next((path for path in self._handles if path not in needed), None)
-                if idle is None:
-                    raise DoesNotFit(
-                        f"the adapter `{each.name}` needs {size_text(each.size)}, and its model leaves no room for it",
-                        "unload the model with `lm stop`, or close other programs, and ask again",
-                    )
-                before_free()
-                self._free(idle)
-            self._sizes[each.path] = each.size
-            try:
-                self._handles[each.path] = self._open(each)
-            except LoadFailed:
-                self._take_back(self._sizes.pop(each.path))
-                raise
+            else:
+                self._bring(each, needed, before_free)
+            self._wanted[each.path] = time.monotonic()
+
+    def _bring(self, adapter: Adapter, needed: set[str], before_free: Callable[[], None]) -> None:
+        """Load an adapter into room that others of no path in `needed` may have to leave."""
+        while not self._lend(adapter.size):
+            idle = next((path for path in self._handles if path not in needed), None)
+            if idle is None:
+                raise DoesNotFit(
+                    f"the adapter `{adapter.name}` needs {size_text(adapter.size)}, and its model leaves no room",
+                    "unload the model with `lm stop`, or close other programs, and ask again",
+                )
+            before_free()
+            self._free(idle)
+        self._sizes[adapter.path] = adapter.size
+        try:
+            self._handles[adapter.path] = self._open(adapter)
+        except LoadFailed:
+            self._take_back(self._sizes.pop(adapter.path))
+            raise
+
+    def free_unused(self, in_use: Iterable[AdapterSet], before_free: Callable[[], None]) -> None:
+        """Free the adapters that no answer has wanted for a while, and that are in no set of `in_use`."""
+        since = time.monotonic() - UNUSED_SECONDS
+        old = [path for path in self._handles if self._wanted[path] <= since]
+        if old:
+            needed = {each.path for used in in_use for each in used}
+            before_free()
+            for path in old:
+                if path not in needed:
+                    self._free(path)
 
     def use(self, context: Context, wanted: AdapterSet) -> bool:
         """Compute in `context` with these adapters from now on, which are loaded; whether that is a change."""
@@ -89,4 +111,5 @@ class Adapters:
                 context.adapt([])
                 self._set[context] = ()
         library().llama_adapter_lora_free(self._handles.pop(path))
+        del self._wanted[path]
         self._take_back(self._sizes.pop(path))

@@ -10,6 +10,10 @@ import pytest
 
 from runtime import messages as m
 from runtime.engine.turns import Turns
+from runtime.llama import adapters as loaded
+from runtime.llama.adapters import Adapters
+from runtime.llama.context import Context, ContextParams
+from runtime.llama.model import LlamaModel
 from runtime.options import Limits
 from tests.loras import write_adapter
 from tests.runtime.test_engine import GREEDY, WARM, ask, one_by_one, precise, with_worker
@@ -109,6 +113,33 @@ def test_adapters_that_nobody_uses_go_when_others_need_their_room(exact: Path, f
     answers = with_worker(precise(exact, spill=room), talk)
     assert all(isinstance(answer.end, m.Finished) for answer in answers)
     assert answers[0].text == answers[2].text
+
+
+def test_an_adapter_goes_that_nobody_has_wanted_for_a_while(
+    exact: Path, files: list[m.Adapter], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = LlamaModel(exact)
+    context, room = Context(model, ContextParams(512, 2, 2, 1)), [1 << 30]
+
+    def lend(size: int) -> bool:
+        room[0] -= size
+        return True
+
+    def take_back(size: int) -> None:
+        room[0] += size
+
+    adapters = Adapters(model, lend, take_back)
+    adapters.load((files[0], files[1]), [], lambda: None)
+    adapters.use(context, (files[0],))
+    adapters.free_unused([], lambda: None)
+    assert adapters.bytes == files[0].size + files[1].size
+    monkeypatch.setattr(loaded, "UNUSED_SECONDS", 0.0)
+    adapters.free_unused([(files[1],)], lambda: None)
+    assert adapters.bytes == files[1].size
+    assert room == [(1 << 30) - files[1].size]
+    context.put_token(0, 5, 0, 0)
+    assert context.decode(1) == 0  # the context is no longer set to the adapter that is gone
+    context.free()
 
 
 def test_turns_are_long_where_a_change_is_dear_and_short_where_it_is_cheap() -> None:
