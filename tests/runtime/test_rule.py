@@ -170,6 +170,17 @@ def test_layers_that_neither_attend_nor_mix_keep_no_state() -> None:
         assert fit.ModelSize.of({"general.architecture": "hybrid", **named}).state_values == layers * each
 
 
+def test_layers_that_a_list_calls_recurrent_have_a_state_and_no_cells() -> None:
+    """As in Qwen 3.5, whose file gives heads of keys to all layers; llama.cpp makes a cache for the others alone."""
+    mixers = {"conv_kernel": 4, "inner_size": 192, "state_size": 32, "group_count": 2}
+    facts: dict[str, Any] = {"block_count": 4, "embedding_length": 128, "attention.head_count": 4}
+    facts |= {"attention.head_count_kv": 2, "attention.key_length": 64, "attention.value_length": 64}
+    facts |= {"attention.recurrent_layers": [True, True, False, True], **{f"ssm.{k}": v for k, v in mixers.items()}}
+    size = fit.ModelSize.of({"general.architecture": "qwen35", **{f"qwen35.{key}": facts[key] for key in facts}})
+    assert size.cache_values == 2 * (64 + 64)
+    assert size.state_values == 3 * (192 * 32 + 3 * (192 + 2 * 2 * 32))
+
+
 def test_the_cache_is_counted_to_the_byte() -> None:
     need = fit.memory(LLAMA_8B, 5 * GB, CacheConfig())
     assert need.cache == 8192 * 32 * 2 * 8 * 128 * 2 == 1 << 30

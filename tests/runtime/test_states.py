@@ -22,7 +22,7 @@ from tests.runtime.test_engine import GREEDY, WARM, ask, load, one_by_one, submi
 from tests.runtime.working import Answer, Worker
 
 pytestmark = [pytest.mark.oracle, pytest.mark.filterwarnings("default")]
-WHOLE = ("mamba", "lfm2", "granitehybrid", "falcon-h1")
+WHOLE = ("mamba", "lfm2", "granitehybrid", "falcon-h1", "qwen35", "qwen35moe", "qwen3next")
 WINDOWS = ("gemma2", "gemma3")
 RANDOM = np.random.default_rng(3)
 # Windows are 48 tokens wide.
@@ -48,7 +48,7 @@ def kind(request: pytest.FixtureRequest) -> str:
 def model(kind: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model")
     # With weights as strong as the zoo's, half-precision attention makes another text now and then by rounding alone.
-    row = ZOO[kind]._replace(spread=1.0) if kind in WINDOWS else ZOO[kind]
+    row = ZOO[kind]._replace(spread=1.0) if kind in (*WINDOWS, "qwen3next") else ZOO[kind]
     return convert(make(row, folder / "source"), folder / "model.gguf", "F32")
 
 
