@@ -19,6 +19,9 @@ CONTEXT_STEP = 256
 # Rows of a batch at most.
 BATCH = 512
 
+# Rows of drafted tokens in a step at most.
+DRAFT_ROWS = 32
+
 # Bytes of a request's body at most.
 MAX_BODY = 32 << 20
 

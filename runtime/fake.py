@@ -14,6 +14,7 @@
 | `die_after`, `hang_after`, `exit_after` | after N tokens in all: SIGKILL to itself; stand still; exit with 1 |
 | `embedding` | length of the vectors (8) |
 | `obstacle` | why long prompts are not read beside answers ("") |
+| `drafts` | tokens drafted and accepted so far, and a reason; the numbers are each answer's too |
 
 An answer is told apart as if the model thought between `<think>` and `</think>`. Where the request has tools, it
 calls them by JSON between `<tool_call>` and `</tool_call>`.
@@ -125,6 +126,11 @@ class FakeEngine:
         """The reason in the script, if it has one."""
         return str(self._script.get("obstacle", ""))
 
+    @property
+    def drafts(self) -> m.Drafts:
+        """The numbers in the script, if it has some."""
+        return m.Drafts(*self._script.get("drafts", ()))
+
     def take(self, frame: Any) -> None:
         """Accept a frame, from any thread."""
         with self._wake:
@@ -216,6 +222,7 @@ class FakeEngine:
                 self._answers.remove(answer)
                 end = m.Finished(answer.id, reason, answer.prompt_tokens, answer.sent, 0, 1, 1, answer.index)
                 end.ids = answer.ids
+                end.drafted, end.accepted = self._script.get("drafts", (0, 0))[:2]
                 self._send(end)
         self.steps += 1
 

@@ -58,8 +58,8 @@ class Load(msgspec.Struct, tag="load"):
     `gap` is how many times as long as usual a step may take while prompts are read (`runtime/engine/pace.py`). `queue`
     requests may wait. `spill` is the bytes of memory beside the KV cache that copies of conversations, and a prompt
     that is read beside answers, may take; -1 is half of the cache's size. `short_context` is the number of that name in
-    `runtime/machine/fit.py`. `engine` is `llama`, or `fake` with a
-    `script`.
+    `runtime/machine/fit.py`. With `speculation` answers have drafts (`runtime/engine/speculation.py`). `engine` is
+    `llama`, or `fake` with a `script`.
     """
 
     path: str
@@ -71,6 +71,7 @@ class Load(msgspec.Struct, tag="load"):
     spill: int = -1
     short_context: int = 0
     gap: float = GAP
+    speculation: bool = True
     script: dict[str, Any] = {}
 
 
@@ -134,6 +135,8 @@ class Submit(msgspec.Struct, tag="submit", omit_defaults=True):
     answer ends after its first call. The template gets `variables`, and others that switch thinking on, off, or to an
     effort, as `think` says. Thinking ends after `think_tokens`, -1 for no limit. The weights are changed by
     `adapters`.
+    A draft has at most `drafts` tokens, none where that is 0; -1 leaves it to the engine. The answer is expected to
+    resemble `prediction`.
     """
 
     id: int
@@ -157,6 +160,8 @@ class Submit(msgspec.Struct, tag="submit", omit_defaults=True):
     think: bool | str | None = None
     think_tokens: Annotated[int, Meta(ge=-1, le=MAX_INT)] = -1
     variables: dict[str, Any] = {}
+    drafts: Annotated[int, Meta(ge=-1, le=MAX_INT)] = -1
+    prediction: str = ""
     adapters: Annotated[list[Adapter], Meta(max_length=MAX_ADAPTERS)] = []
 
     @property
@@ -307,7 +312,8 @@ class Finished(msgspec.Struct, tag="finished", omit_defaults=True):
     """Answer `index` of request `id` is complete.
 
     `stop` is the stop string that ended it. `ids` are the tokens of prompt and answer as they were computed, and the
-    token that ended the answer. Times do not count the queue.
+    token that ended the answer. `drafted` tokens were computed before they were drawn, and `accepted` of them were
+    drawn then. Times do not count the queue.
     """
 
     id: int
@@ -320,6 +326,8 @@ class Finished(msgspec.Struct, tag="finished", omit_defaults=True):
     index: int = 0
     stop: str = ""
     ids: list[int] = []
+    drafted: int = 0
+    accepted: int = 0
 
 
 class Failed(msgspec.Struct, tag="failed"):
@@ -355,6 +363,17 @@ class Tokens(msgspec.Struct, tag="tokens"):
     ids: list[int]
 
 
+class Drafts(msgspec.Struct, frozen=True):
+    """Tokens of drafts since the model was loaded, and those of them that were accepted.
+
+    `reason` says why there are none, or how they pay; "" before anything is known.
+    """
+
+    drafted: int = 0
+    accepted: int = 0
+    reason: str = ""
+
+
 class Beat(msgspec.Struct, tag="beat"):
     """Once a second: the loop's step counter and whether it has work, so that a hung loop is seen.
 
@@ -366,6 +385,7 @@ class Beat(msgspec.Struct, tag="beat"):
     busy: bool
     spilled: int = 0
     obstacle: str = ""
+    drafts: Drafts = Drafts()
 
 
 FromWorker = Ready | Started | Delta | CallDelta | Finished | Failed | Vectors | Tokens | Beat

@@ -47,6 +47,10 @@ class Engine(Protocol):
     def obstacle(self) -> str:
         """Why long prompts are not read beside answers; "" where they are."""
 
+    @property
+    def drafts(self) -> m.Drafts:
+        """Tokens of drafts so far."""
+
     def take(self, frame: Any) -> None:
         """Accept a frame; called from the thread that reads the socket."""
 
@@ -91,7 +95,7 @@ def _refuse(send: Callable[..., None], body: bytes, error: msgspec.ValidationErr
 
 def _beat(engine: Engine, send: Callable[..., None]) -> None:
     while True:
-        send(m.Beat(engine.steps, engine.busy, engine.spilled, engine.obstacle))
+        send(m.Beat(engine.steps, engine.busy, engine.spilled, engine.obstacle, engine.drafts))
         time.sleep(BEAT_SECONDS)
 
 

@@ -60,6 +60,7 @@ class Config:
     nobody chose it; then it is the usual one, or a smaller one that suits the model better. `queue` counts the
     requests that may wait for a model, `max_models` the loaded models. `keep_alive` is in seconds, `FOREVER` for no
     end. `gap` is how many times as long as usual a step may take while prompts are read (`runtime/engine/pace.py`).
+    With `speculation` tokens are drafted where that pays (`runtime/engine/speculation.py`).
     """
 
     home: Path
@@ -69,6 +70,7 @@ class Config:
     sequences: int = SEQUENCES
     queue: int = 64
     gap: float = GAP
+    speculation: bool = True
     keep_alive: float = 300.0
     max_models: int = 4
     origins: tuple[str, ...] = ()
@@ -210,6 +212,7 @@ SETTINGS: dict[str, Setting] = {
     "sequences": _number(SEQUENCES_RANGE, "LM_SEQUENCES"),
     "queue": _number((1, 100_000), "LM_QUEUE"),
     "gap": Setting(factor, "a number from 1 to 1000", ("LM_GAP",)),
+    "speculation": Setting(flag, "true or false", ("LM_SPECULATION",)),
     "keep_alive": Setting(duration, "a duration such as `5m`, or -1 for ever", ("LM_KEEP_ALIVE", "OLLAMA_KEEP_ALIVE")),
     "max_models": _number((1, 1000), "LM_MAX_MODELS"),
     "origins": Setting(
@@ -241,6 +244,7 @@ LASTING = (
     "sequences",
     "queue",
     "gap",
+    "speculation",
     "keep_alive",
     "max_models",
     "origins",

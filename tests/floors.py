@@ -43,7 +43,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("runtime.answers",),
         ("runtime.text",),
         ("runtime.llama",),
-        ("runtime.machine", "runtime.cache", "runtime.grammar"),
+        ("runtime.machine", "runtime.cache", "runtime.grammar", "runtime.drafts"),
         ("runtime.engine",),
         ("runtime",),
     ),

@@ -12,6 +12,7 @@ from runtime import messages as m
 from runtime.answers.parser import AnswerForm
 from runtime.engine.prompt import Prompt, Prompter
 from runtime.engine.session import Session
+from runtime.engine.speculation import Speculation
 from runtime.errors import BadRequest, PromptTooLong
 from runtime.llama.context import POOLING_RANK, Context
 from runtime.llama.model import LlamaModel
@@ -29,8 +30,9 @@ _MOST_IDS = 1 << 20
 class Intake:
     """Makes sessions for one model. Safe to call from any thread."""
 
-    def __init__(self, model: LlamaModel, context: Context) -> None:
+    def __init__(self, model: LlamaModel, context: Context, speculation: Speculation) -> None:
         """Requests are for `model`, and computed in `context`."""
+        self._speculation = speculation
         self._vocabulary = model.vocabulary
         self._encoder = model.encoder
         self._ranks = context.pooling == POOLING_RANK
@@ -48,10 +50,13 @@ class Intake:
         prompt = self._prompter.prompt(request)
         more_stops = self._prompter.template.stops if request.turns is not None else ()
         stops = Stops([*request.limits.stop, *more_stops])
-        return [
+        sessions = [
             Session(request, index, prompt, stops, held)
             for index, held in enumerate(self._held(request, prompt) for _ in range(request.count))
         ]
+        prediction = self._vocabulary.tokenize(request.prediction, special=False, add=False)
+        self._speculation.begin(sessions, prediction)
+        return sessions
 
     def _held(self, request: m.Submit, prompt: Prompt) -> Rules | None:
         """The rules of an answer, or of parts of it; None for an answer that is free. Raises BadRequest."""

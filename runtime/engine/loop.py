@@ -30,9 +30,10 @@ from runtime.engine.pace import PATIENCE, Pace
 from runtime.engine.prefill import SidePrefill
 from runtime.engine.schedule import Schedule, Step
 from runtime.engine.session import Session
+from runtime.engine.speculation import Speculation
 from runtime.errors import EngineError, QueueFull, Timeout
 from runtime.llama.adapters import Adapters
-from runtime.llama.context import ABORTED, NO_ROOM, OK, Context, ContextParams, sequence_count
+from runtime.llama.context import ABORTED, NO_ROOM, OK, Context, ContextParams, output_rows, sequence_count
 from runtime.llama.library import usable_threads
 from runtime.llama.model import LlamaModel
 
@@ -76,7 +77,9 @@ class LlamaEngine:
             outputs=self._context.outputs,
             give_way=self._embedder.give_way,
         )
-        self._intake = Intake(model, self._context)
+        hindrance = Speculation.hindrance(model, load.speculation)
+        self._speculation = Speculation(self._pool, self._pace, self._context, self._answering, hindrance)
+        self._intake = Intake(model, self._context, self._speculation)
         self._compiling = Compiling(self._intake.sessions, self._enqueue, send)
         self._reading = Compiling(self._intake.sessions, self._enqueue, send, "reading")
         self._huge_pages = HugePages()
@@ -105,7 +108,8 @@ class LlamaEngine:
         threads = min(load.threads, usable_threads())
         cache = load.cache_config
         total = sequence_count(model, cache.sequences)
-        engine = cls(load, send, model, ContextParams(cache.context, total, cache.sequences, threads, cache.kv_type))
+        outputs = output_rows(model, cache.sequences, drafts=load.speculation)
+        engine = cls(load, send, model, ContextParams(cache.context, total, outputs, threads, cache.kv_type))
         # The garbage collector would walk through all modules and the model's vocabulary again and again, in the
         # middle of a step. They live as long as the process, so it is told to leave them out.
         gc.freeze()
@@ -140,6 +144,11 @@ class LlamaEngine:
         if self._model.embeds:
             return ""
         return self._side.obstacle if self._side else SidePrefill.hindrance(self._model)
+
+    @property
+    def drafts(self) -> m.Drafts:
+        """Tokens of drafts so far, and what speaks for or against them."""
+        return self._speculation.drafts
 
     def take(self, frame: Any) -> None:
         """Accept a frame: refuse it at once, or hand it to the loop ready to run."""
@@ -269,15 +278,16 @@ class LlamaEngine:
         self._step = self._schedule.plan()
         for session in self._step.ending:
             self._finish(session, "length")
-        row, stretches = 0, self._step.stretches
-        for session, start, size, wanted in stretches:
+        row, stretches = 0, self._speculation.extended(self._step.stretches)
+        self._step = self._step._replace(stretches=stretches)
+        for session, start, size, wanted, draft in stretches:
             assert session.seq
-            if size == wanted == 1:
+            if size == wanted == 1 and not draft:
                 context.put_token(row, session.tokens[start], start, session.seq.number)
             else:
-                tokens = memoryview(session.tokens)[start : start + size]
-                context.put_prompt(row, tokens, start, session.seq.number, wanted)
-            row += size
+                tokens = session.tokens[start : start + size] + draft
+                context.put_prompt(row, memoryview(tokens), start, session.seq.number, wanted + len(draft))
+            row += size + len(draft)
         # A step with a prompt may take long. An abort costs every session of the step its rows. A recurrent state
         # cannot go back to before the step, so with such a model only a step of one session may be aborted.
         if self._model.memory == "cells" or len(stretches) == 1:
@@ -301,15 +311,19 @@ class LlamaEngine:
         self._pace.note(rows - prompts, prompts, seconds, calm=self._calm and not changed)
         self._schedule.turns.note(rows, seconds)
         row = 0
-        for stretch in stretches:
-            row += stretch.size
-            if stretch.session.seq is None:  # it failed with another answer of its request
+        for stretch, seq in [(stretch, stretch.session.seq) for stretch in stretches]:
+            first, row = row, row + stretch.size + len(stretch.draft)
+            session = stretch.session
+            assert seq
+            if session.seq is None:  # it failed with another answer of its request, and what was computed is not kept
+                if not self._context.cut(seq.number, len(seq.tokens)):
+                    self._pool.clear(seq)
                 continue
-            if stretch.session.reads_all:
-                self._answering.report(stretch.session, stretch.start, stretch.size, row - stretch.size)
+            if session.reads_all:
+                self._answering.report(session, stretch.start, stretch.size, first)
             self._schedule.computed(stretch)
-            if stretch.wanted and not stretch.session.pending:
-                self._go_on(stretch.session, partial(self._answering.go_on, row=row - 1))
+            if stretch.wanted and not session.pending:
+                self._go_on(session, partial(self._speculation.draw, stretch=stretch, row=first + stretch.size - 1))
 
     def _go_on(self, session: Session, step: Callable[[Session], m.FinishReason | None]) -> None:
         """Take a step of an answer, and end it where that says so or fails."""
@@ -336,7 +350,7 @@ class LlamaEngine:
 
     def _recover(self, status: int) -> None:
         """Deal with a step that was not computed: aborted, without room after all, or failed."""
-        for session, start, _, _ in self._step.stretches:
+        for session, start, *_ in self._step.stretches:
             if session.seq and not self._context.cut(session.seq.number, start):
                 # A recurrent state cannot go back: the session starts again from its last checkpoint.
                 self._pool.clear(session.seq)

@@ -41,6 +41,8 @@ _LEAST_STEPS, _ALONE_SECONDS = 0.5, 0.1
 # After each step the times of larger sizes are taken to be shorter by this factor, so that a size that was too slow
 # once is tried again.
 _FORGIVING = 0.997
+# The same for steps of answers and their drafts, by the steps since the size was measured, but not below this factor.
+_MOST_FORGIVEN = 0.5
 
 
 class Pace:
@@ -49,9 +51,12 @@ class Pace:
     def __init__(self, batch: int, gap: float) -> None:
         """At most `batch` rows fit into a step; `gap` is the dial."""
         self._batch = batch
-        self._gap = gap
+        self.gap = gap
         self._usual: dict[int, float] = {}
         """Seconds of steps without prompts, by size."""
+        self._noted: dict[int, int] = {}
+        """The step that was noted last, by size of steps without prompts."""
+        self._steps = 0
         self._mixed: dict[int, float] = {}
         """Seconds of steps with prompts, by size, to be multiplied by `_scale`."""
         # When the machine becomes slower or faster, all sizes do: one factor changes them together.
@@ -61,7 +66,7 @@ class Pace:
         """Seconds that `answering` answers may wait between two steps while `reading` prompts are to be read."""
         if not answering:
             return _ALONE_SECONDS
-        return max(_LEAST_STEPS, self._gap * max(1.0, reading / answering) - 1) * self._usual_seconds(answering)
+        return max(_LEAST_STEPS, self.gap * max(1.0, reading / answering) - 1) * self._usual_seconds(answering)
 
     def budget(self, answering: int, reading: int = 1, patience: float = 1.0) -> int:
         """Rows of prompts for a step with `answering` running answers, while `reading` prompts are to be read.
@@ -72,7 +77,7 @@ class Pace:
         if not answering or room <= 0:
             return room
         usual = self._usual_seconds(answering)
-        limit = self._gap * patience * usual * max(1.0, reading / answering)
+        limit = self.gap * patience * usual * max(1.0, reading / answering)
         known, best = [(answering, usual)], 0
         for size in SIZES:
             if size < answering + SIZES[0] - 1:
@@ -86,6 +91,26 @@ class Pace:
                 known.append((size, self._mixed[size] * self._scale))
         return min(best - answering, room) if best else room
 
+    def answer_seconds(self, rows: int) -> float:
+        """Seconds of a step of `rows` without prompts: answers' tokens, and drafts. 0.0 where nothing is known.
+
+        As measured, else between the sizes next to it. Beyond the largest size each further row costs half as much as
+        before, so that larger sizes are tried.
+        """
+        if rows in self._usual:
+            forgiven = _FORGIVING ** (self._steps - self._noted[rows]) if rows > 1 else 1.0
+            return self._usual[rows] * max(_MOST_FORGIVEN, forgiven)
+        below = max((size for size in self._usual if size < rows), default=0)
+        above = min((size for size in self._usual if size > rows), default=0)
+        if not below:
+            return self._usual[above] if above else 0.0
+        seconds = self._usual[below]
+        if above:
+            return seconds + (rows - below) / (above - below) * (self._usual[above] - seconds)
+        before = max((size for size in self._usual if size < below), default=0)
+        slope = (seconds - self._usual.get(before, 0.0)) / (below - before)
+        return seconds + max(0.0, slope) / 2 * (rows - below)
+
     def note(self, answering: int, prompt_rows: int, seconds: float, *, calm: bool = True) -> None:
         """Learn that a step took `seconds`.
 
@@ -95,6 +120,8 @@ class Pace:
         if not prompt_rows and not calm and answering in self._usual:
             return
         if not prompt_rows:
+            self._steps += 1
+            self._noted[answering] = self._steps
             before = self._usual.get(answering, seconds)
             self._usual[answering] = before + _WEIGHT * (seconds - before)
             self._scale *= self._usual[answering] / before

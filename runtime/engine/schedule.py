@@ -37,13 +37,15 @@ class Stretch(NamedTuple):
     """Tokens `start` to `start + size` of a session, to be computed in one step.
 
     The logits of the last `wanted` rows are needed: of 1 row when the stretch ends at the session's last token, of all
-    rows where the probabilities of the prompt's tokens are asked for.
+    rows where the probabilities of the prompt's tokens are asked for. A `draft` follows with logits of all its rows
+    (`runtime/engine/speculation.py`).
     """
 
     session: Session
     start: int
     size: int
     wanted: int
+    draft: array[int] = array("i")
 
 
 class Step(NamedTuple):
@@ -263,7 +265,7 @@ class Schedule:
 
     def computed(self, stretch: Stretch) -> None:
         """Record that `stretch` is in the KV cache now, and make the checkpoint that is due at its end."""
-        session, start, size, _ = stretch
+        session, start, size, *_ = stretch
         assert session.seq
         self._pool.grow(session.seq, session.tokens[start : start + size])
         if session.phase == "prefill":

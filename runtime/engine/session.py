@@ -18,6 +18,7 @@ from runtime.llama.sampling import Sampler
 from runtime.text.stops import Assembler, Stops
 
 if TYPE_CHECKING:  # a worker starts faster without NumPy and llguidance
+    from runtime.drafts.drafting import Drafting
     from runtime.llama.masking import MaskedSampler, Rules
 
 # In the queue; reading the prompt, many tokens a step; writing the answer, one token a step.
@@ -49,6 +50,7 @@ class Session:
         self.seq: Sequence | None = None
         self.sampler: Sampler | None = None
         self.grammar = grammar
+        self.drafting: Drafting | None = None
         self.masked: MaskedSampler | None = None
         """Draws the tokens of an answer that is held to a grammar."""
         self.forced: deque[int] = deque()
@@ -116,6 +118,8 @@ class Session:
     def add(self, token: int, piece: bytes, logprob: m.TokenLogprob | None) -> list[m.Delta | m.CallDelta]:
         """Append a token to the answer. `piece` is its bytes; the result is the part of it that can be shown now."""
         self.tokens.append(token)
+        if self.drafting:
+            self.drafting.lookup.feed(token)
         self.answer_tokens += 1
         self._unsent += 1
         if logprob:
@@ -166,4 +170,6 @@ class Session:
             index=self.index,
             stop=self.assembler.stop,
             ids=[*self.tokens, *([] if self.end is None else [self.end])] if self.request.give_ids else [],
+            drafted=self.drafting.drafted if self.drafting else 0,
+            accepted=self.drafting.accepted if self.drafting else 0,
         )

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from quant.types import QuantType
-from runtime.defaults import BATCH, CACHE_TYPE, CACHE_TYPES, CONTEXT_STEP
+from runtime.defaults import BATCH, CACHE_TYPE, CACHE_TYPES, CONTEXT_STEP, DRAFT_ROWS
 from runtime.errors import BadRequest, LoadFailed
 from runtime.llama.library import LOG, library
 from runtime.llama.model import LlamaModel
@@ -58,6 +58,11 @@ def sequence_count(model: LlamaModel, running: int) -> int:
     if model.recurrent:
         return running  # each further one would take the memory of a state
     return max(TEXT_SEQUENCES, running) if model.embeds else running + PARKED_SEQUENCES
+
+
+def output_rows(model: LlamaModel, running: int, *, drafts: bool = True) -> int:
+    """How many rows of logits a step of `model` may give: one for each answer, and one for each drafted token."""
+    return running + DRAFT_ROWS if drafts and model.memory == "cells" and not model.embeds else running
 
 
 class Context:

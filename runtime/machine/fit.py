@@ -19,7 +19,7 @@ import msgspec
 
 from quant.plan import ModelPlan
 from quant.types import QuantType, Tensor
-from runtime.defaults import BATCH, CACHE_TYPE, CONTEXT, CONTEXT_STEP
+from runtime.defaults import BATCH, CACHE_TYPE, CONTEXT, CONTEXT_STEP, DRAFT_ROWS
 from runtime.machine.inspection import Reserved
 from runtime.messages import CacheConfig
 
@@ -209,8 +209,9 @@ def memory(model_size: ModelSize, weights_bytes: int, cache_config: CacheConfig)
     batch = min(BATCH, tokens)
     activations = batch * (2 * model_size.embedding + 3 * max(model_size.feed_forward, model_size.embedding)) * _F32
     mask = batch * tokens * (_F32 + 2)
-    # Rows in the graph, and every sampler's candidates (`llama_token_data`: 12 bytes each).
-    logits = 2 * cache_config.sequences * model_size.vocabulary * (_F32 + 12)
+    # Rows in the graph and in the output, and every sampler's candidates (`llama_token_data`: 12 bytes each).
+    drafts = 0 if model_size.state_values else DRAFT_ROWS
+    logits = 2 * model_size.vocabulary * (cache_config.sequences * (_F32 + 12) + drafts * _F32)
     graph = activations + mask + logits
     return Need(weights_bytes, cache_bytes, graph + process, graph=graph)
 

@@ -117,11 +117,12 @@ def _context(model: LlamaModel, wanted: CacheConfig) -> Reserved | Refused:
 
     Refused for a model that writes by diffusion: it reads the whole text anew, forwards and backwards.
     """
-    from runtime.llama.context import Context, ContextParams, sequence_count
+    from runtime.llama.context import Context, ContextParams, output_rows, sequence_count
     from runtime.llama.library import LOG
 
     total = sequence_count(model, wanted.sequences)
-    context = Context(model, ContextParams(wanted.context, total, wanted.sequences, 1, wanted.kv_type))
+    outputs = output_rows(model, wanted.sequences)
+    context = Context(model, ContextParams(wanted.context, total, outputs, 1, wanted.kv_type))
     if not (context.remembers or model.encoder):
         return Refused("it does not write from left to right", unloadable=True)
     compute, output = (context.buffers.get(kind, 0) for kind in ("compute", "output"))

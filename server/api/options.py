@@ -49,17 +49,18 @@ RANGES = {
 # Clients send any 64-bit number as a seed; `sampling` makes 32 bits of it.
 RANGES["seed"] = replace(RANGES["seed"], low=-(2**63), high=2**64 - 1)
 # Options of Ollama's engine that ours decides for itself: to pass them over changes no answer.
-_ENGINE_NUMBERS = frozenset(("num_batch", "num_gpu", "main_gpu", "num_thread", "num_gqa", "draft_num_predict"))
+_ENGINE_NUMBERS = frozenset(("num_batch", "num_gpu", "main_gpu", "num_thread", "num_gqa"))
 _ENGINE_FLAGS = frozenset(
     ("low_vram", "f16_kv", "vocab_only", "use_mmap", "use_mlock", "numa", "logits_all", "embedding_only")
 )
 # Options that Ollama or llama.cpp has and we have not, with the value that asks for nothing.
 _NOTED = {"num_keep": 0, "penalize_newline": True, "tfs_z": 1.0, "samplers": None, "dry_sequence_breakers": None}
-_KNOWN = frozenset({*_TYPES, "num_ctx", "num_predict", "stop"})
+_KNOWN = frozenset({*_TYPES, "num_ctx", "num_predict", "stop", "draft_num_predict"})
 _OTHERS = _ENGINE_NUMBERS | _ENGINE_FLAGS | GRAMMARS.keys() | _NOTED.keys()
 _ANY_NUMBER = Range(-MAX_INT - 1, MAX_INT)
 _CONTEXT = Range(1, MAX_INT, whole=True)
 _PREDICT = Range(-MAX_INT - 1, MAX_INT, whole=True)
+_DRAFTS = Range(0, MAX_INT, whole=True)
 _MOST_TOKENS = Range(-1, MAX_INT, whole=True)
 _ALTERNATIVES = Range(0, MAX_LOGPROBS, whole=True)
 
@@ -173,6 +174,13 @@ def context(overrides: Mapping[str, Any]) -> int | None:
     value = overrides.get("num_ctx")
     # Ollama's own default is written as 0 by some clients.
     return None if not value else int(_CONTEXT.check("num_ctx", value))
+
+
+def drafts(defaults: Mapping[str, Any], overrides: Mapping[str, Any]) -> int:
+    """How many tokens a draft may have, by `draft_num_predict`; -1 leaves it to the engine. Raises BadRequest."""
+    value = overrides.get("draft_num_predict")
+    value = defaults.get("draft_num_predict") if value is None else value
+    return -1 if value is None else int(_DRAFTS.check("draft_num_predict", value))
 
 
 def most_tokens(name: str, value: Whole | None) -> int | None:

@@ -48,12 +48,17 @@ class Generation:
 
 @dataclass
 class Usage:
-    """Tokens over all prompts and answers of a request: read, found in the cache, written, written of thinking."""
+    """Tokens over all prompts and answers of a request: read, found in the cache, written, written of thinking.
+
+    `drafted` ones were computed before they were drawn, and `accepted` of them are in the answers.
+    """
 
     prompt: int = 0
     cached: int = 0
     answer: int = 0
     thinking: int = 0
+    drafted: int = 0
+    accepted: int = 0
     complete: bool = False
     """Whether every answer came to its end."""
     told: int = 0
@@ -74,6 +79,8 @@ class Usage:
             self.thinking += frame.tokens if frame.kind == "thinking" else 0
         elif isinstance(frame, Finished):
             self.answer += frame.answer_tokens
+            self.drafted += frame.drafted
+            self.accepted += frame.accepted
 
 
 class AnswerWriter(ABC):

@@ -223,6 +223,7 @@ class Pool:
             queue=self._bound,
             engine=self._runtime.name,
             gap=self._config.gap,
+            speculation=self._config.speculation,
             gpu_layers=placement.need.card_layers,
             spill=placement.spill,
             short_context=model_size.short_context,

@@ -26,6 +26,7 @@ from runtime.messages import (
     CallDelta,
     Cancel,
     Delta,
+    Drafts,
     Embed,
     Failed,
     Finished,
@@ -65,9 +66,12 @@ class Speed:
 
     @classmethod
     def of(cls, finished: Finished) -> Speed | None:
-        """None for an answer too short to tell. Its first token comes with the prompt, so it does not count."""
+        """None for an answer too short to tell, or with drafts: its steps were of several sizes.
+
+        The first token comes with the prompt, so it does not count.
+        """
         steps = finished.answer_tokens - 1
-        if steps < SPEED_TOKENS or finished.answer_ns <= 0:
+        if steps < SPEED_TOKENS or finished.answer_ns <= 0 or finished.drafted:
             return None
         return cls(finished.prompt_tokens + steps // 2, finished.answer_ns / 1e9 / steps)
 
@@ -77,7 +81,8 @@ class Worker:
 
     `context` is the number of tokens asked for, once it is ready the true number. `answered` tells whether any answer
     came from it, `crashed` whether it ended by itself, `spilled` the bytes of conversations outside its KV cache.
-    `obstacle` says why long prompts slow running answers, "" where they do not. Only the worker itself changes these.
+    `obstacle` says why long prompts slow running answers, "" where they do not. `drafts` counts drafted tokens. Only
+    the worker itself changes these.
     """
 
     def __init__(self, model: Model, load: Load, child: Child, need: Need) -> None:
@@ -86,7 +91,7 @@ class Worker:
         self.need = need
         self.answered = self.crashed = False
         self.threads = load.threads
-        self.spilled, self.obstacle = 0, ""
+        self.spilled, self.obstacle, self.drafts = 0, "", Drafts()
         self.ready: asyncio.Future[Ready] = asyncio.get_running_loop().create_future()
         self._child = child
         self._streams: dict[int, asyncio.Queue[FromWorker | Death]] = {}
@@ -294,7 +299,7 @@ class Worker:
         self._sign_of_life = asyncio.get_running_loop().time()
         match frame:
             case Beat(step=step, busy=busy):
-                self.spilled, self.obstacle = frame.spilled, frame.obstacle
+                self.spilled, self.obstacle, self.drafts = frame.spilled, frame.obstacle, frame.drafts
                 if step != self._last_step or not busy:
                     self._last_step, self._last_step_at = step, self._sign_of_life
             case Ready():

@@ -63,7 +63,7 @@ class Model:
 
     def rows(self) -> list[tuple[int, int, int]]:
         """Start, size and wanted rows of each stretch of the next step."""
-        return [stretch[1:] for stretch in self.step().stretches]
+        return [stretch[1:4] for stretch in self.step().stretches]
 
 
 def test_a_prompt_is_read_in_batches_and_only_its_last_row_gives_logits() -> None:

@@ -98,6 +98,7 @@ async def _submit(request: web.Request, model: Model, body: AnswerBody) -> Submi
         shift=body.shift is True,
         logprobs=options.alternatives(bool(body.logprobs), body.top_logprobs),
         grammar=body.held_to,
+        drafts=options.drafts(model.params, body.given_options),
         variables=template_variables(body.chat_template_kwargs),
     )
     # A false one asks for nothing of a model that does not think.

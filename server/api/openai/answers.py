@@ -41,6 +41,7 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
     submit.adapters = adapters
     submit.turns = [message.turn() for message in body.messages]
     submit.logprobs = options.alternatives(bool(body.logprobs), body.top_logprobs)
+    submit.prediction = body.prediction.text if body.prediction else ""
     _add_tools(model, body, submit)
     await add_thinking(request, model, submit, body.thinks, body.all_budgets)
     await require_roles(request, model, submit.turns)
@@ -106,6 +107,7 @@ def _submit(model: Model, body: CompletionFields, most: int | None) -> Submit:
         limits=options.limits(model.params, {"num_predict": most, "stop": body.stop}),
         count=count,
         grammar=body.held_to,
+        drafts=options.drafts(model.params, {"draft_num_predict": body.draft_num_predict}),
     )
 
 

@@ -35,6 +35,7 @@ class CompletionFields(msgspec.Struct, kw_only=True):
     max_tokens: Whole | None = None
     grammar: str | GrammarField | None = None
     adapters: AdapterFields = None
+    draft_num_predict: Whole | None = None
 
     @property
     def held_to(self) -> Grammar | None:
@@ -132,6 +133,20 @@ class OpenAIMessage(msgspec.Struct):
         return {f"`messages[].{name}`" for name, value in found.items() if value}
 
 
+class Prediction(msgspec.Struct):
+    """A text that the answer is expected to resemble."""
+
+    type: str = "content"
+    content: str | list[ContentPart] | None = None
+
+    @property
+    def text(self) -> str:
+        """The text. Raises BadRequest, Unsupported."""
+        if self.type != "content":
+            raise BadRequest(f"there is no `prediction` of type `{self.type[:40]}`", "send `content`", "prediction")
+        return "".join(content_texts(self.content, "prediction"))
+
+
 class Reasoning(msgspec.Struct):
     """The wish to think as OpenAI's newer routes, and OpenRouter's, spell it."""
 
@@ -170,6 +185,7 @@ class ChatFields(CompletionFields, kw_only=True):
     enable_thinking: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     modalities: list[str] | None = None
+    prediction: Prediction | None = None
 
     @property
     def held_to(self) -> Grammar | None:

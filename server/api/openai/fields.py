@@ -75,7 +75,6 @@ OPENAI = KnownFields(
             "cache_prompt",
             "id_slot",
             "metadata",
-            "prediction",
             "prompt_cache_key",
             "prompt_cache_retention",
             "request_id",

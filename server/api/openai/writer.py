@@ -201,8 +201,11 @@ class TokenOffset:
 
 def usage_object(usage: Usage) -> Json:
     """The `usage` object."""
-    details = {"completion_tokens_details": {"reasoning_tokens": usage.thinking}} if usage.thinking else {}
-    return details | {
+    details: Json = {"reasoning_tokens": usage.thinking} if usage.thinking else {}
+    if usage.drafted:
+        rejected = usage.drafted - usage.accepted
+        details |= {"accepted_prediction_tokens": usage.accepted, "rejected_prediction_tokens": rejected}
+    return ({"completion_tokens_details": details} if details else {}) | {
         "prompt_tokens": usage.prompt,
         "completion_tokens": usage.answer,
         "total_tokens": usage.prompt + usage.answer,

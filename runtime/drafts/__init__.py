@@ -1,0 +1,1 @@
+"""Drafts: tokens that may come next, guessed from text that is known, and whether it pays to compute them."""

@@ -1,0 +1,112 @@
+"""Whether drafts pay, and how long they should be: by how many come true, and by what steps of each size cost here.
+
+A draft of k tokens adds k rows to a step, which takes longer, and gives up to k tokens more. A token of it is taken
+when all before it were. How often a token comes true depends most on how long the answer has followed the source
+already: the rates are measured by that length, for each answer, and begin with what was measured for others.
+
+The rows of all answers share a step. They are taken in the order of their chances, as many as give the most tokens per
+second. Nothing is certain, so each answer has a credit too: what a draft costs when none of it comes true must be in
+it, by the chance that this happens. An answer begins with little, earns what its drafts save, and a small share of
+every step without one. So drafts that fail cost that share of its time and no more, and are tried again now and then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import accumulate
+from operator import mul
+
+# Chances with which a process begins, by the bits of the number of tokens that agree with the source already.
+_FIRST_GUESS = (0.35, 0.4, 0.5, 0.65, 0.75, 0.85, 0.9)
+# What a rate of other answers counts for, in tokens; and the share of an old token that each new one leaves over.
+_WEIGHT, _FADING = 6.0, 0.96
+# Of the shared rates, which fade more slowly.
+_SHARED_WEIGHT, _SHARED_FADING = 12.0, 0.99
+# Credits, in usual steps: at first, for each step without a draft, and at most.
+_FIRST_CREDIT, _INCOME, _MOST_CREDIT = 1.5, 0.012, 16.0
+# A draft must give this many times the tokens per second to be tried.
+_WORTH = 1.03
+
+
+class Rates:
+    """How often a drafted token comes true, by how many tokens before it agree with its source."""
+
+    def __init__(self, shared: Rates | None = None) -> None:
+        """`shared` rates are where an answer begins; they learn from it."""
+        self._shared = shared
+        self._tries = [0.0] * len(_FIRST_GUESS)
+        self._hits = [0.0] * len(_FIRST_GUESS)
+
+    def chance(self, agreeing: int) -> float:
+        """The chance of the next token where `agreeing` tokens before it agree."""
+        place = min(agreeing.bit_length(), len(_FIRST_GUESS) - 1)
+        if self._shared is None:
+            before, weight = _FIRST_GUESS[place], _SHARED_WEIGHT
+        else:
+            before, weight = self._shared.chance(agreeing), _WEIGHT
+        return (self._hits[place] + weight * before) / (self._tries[place] + weight)
+
+    def chances(self, agreeing: int, length: int) -> list[float]:
+        """For each token of a draft the chance that it and all before it come true."""
+        return list(accumulate((self.chance(agreeing + i) for i in range(length)), mul))
+
+    def note(self, agreeing: int, accepted: int, length: int) -> None:
+        """Learn that `accepted` tokens of a draft of `length` came true."""
+        for i in range(min(accepted + 1, length)):
+            place = min((agreeing + i).bit_length(), len(_FIRST_GUESS) - 1)
+            fading = _SHARED_FADING if self._shared is None else _FADING
+            self._tries[place] = self._tries[place] * fading + 1
+            self._hits[place] = self._hits[place] * fading + (i < accepted)
+        if self._shared is not None:
+            self._shared.note(agreeing, accepted, length)
+
+
+class Credit:
+    """What drafts of one answer may cost, in usual steps."""
+
+    def __init__(self) -> None:
+        self.steps = _FIRST_CREDIT
+
+    def wait(self) -> None:
+        """A step without a draft."""
+        self.steps = min(_MOST_CREDIT, self.steps + _INCOME)
+
+    def settle(self, accepted: int, extra: float) -> None:
+        """A step with one, which took `extra` usual steps more, and gave `accepted` tokens more."""
+        self.steps = min(_MOST_CREDIT, self.steps + accepted - extra)
+
+    def affordable(self, length: int, extra: float, failing: float) -> int:
+        """How many tokens of a draft of `length` may be tried; each costs `extra` usual steps.
+
+        `failing` is the chance that none of them comes true.
+        """
+        cost = extra * failing
+        return length if length * cost <= self.steps else max(0, int(self.steps / cost))
+
+
+def best_lengths(
+    chances: Sequence[Sequence[float]], plain: int, room: int, seconds: Callable[[int], float], longest: float = 0.0
+) -> list[int]:
+    """How many tokens of each draft to compute, `room` in all at most, so that tokens come fastest.
+
+    `chances` are those of `Rates.chances` for each draft, `plain` the rows of the step without them. `seconds` says how
+    long a step of so many rows takes, 0 where nothing is known. The step may take `longest` seconds, if that is not 0.
+    """
+    usual = seconds(plain)
+    nothing = [0] * len(chances)
+    if not usual:
+        return nothing
+    rows = sorted(((chance, number) for number, each in enumerate(chances) for chance in each), reverse=True)
+    del rows[max(0, room) :]
+    best, count, tokens = _WORTH * plain / usual, 0, float(plain)
+    for extra, (chance, _) in enumerate(rows, 1):
+        tokens += chance
+        # Kernels take rows in fours. Between two such sizes the larger one is worth as much, or the last one is best.
+        if (plain + extra) % 4 and extra < len(rows):
+            continue
+        taken = seconds(plain + extra)
+        if tokens / taken > best and (taken <= longest or not longest):
+            best, count = tokens / taken, extra
+    for _, number in rows[:count]:
+        nothing[number] += 1
+    return nothing

@@ -1,0 +1,161 @@
+"""Drafts in steps: tokens that are computed before they are drawn, and taken where the sampler draws the same.
+
+A step computes an answer's last token and the tokens of a draft behind it. Then the answer's own sampler draws from one
+row after the other, as it would in steps of one token: penalties and grammars see what was drawn and nothing else, and
+random numbers come in the same order. Where it draws another token than the draft has, the rest of the draft is cut
+from the KV cache. So the distribution is the model's own, whatever the draft.
+
+Kernels round differently in steps of different sizes, which can change a text where two tokens are almost equally
+likely. Therefore an answer with a seed, which is to be the same again, has drafts only where its request asks for them.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+
+from runtime import messages as m
+from runtime.cache.pool import CellPool
+from runtime.cache.spill import common_prefix
+from runtime.defaults import DRAFT_ROWS
+from runtime.drafts.drafting import Drafting
+from runtime.drafts.lookup import Lookup
+from runtime.drafts.payoff import Rates, best_lengths
+from runtime.engine.answering import Answering
+from runtime.engine.pace import Pace
+from runtime.engine.schedule import Stretch
+from runtime.engine.session import Session
+from runtime.llama.context import Context
+from runtime.llama.model import LlamaModel
+
+
+class Speculation:
+    """Adds drafts to steps while they pay. It belongs to the engine's thread, but for `begin`."""
+
+    def __init__(self, pool: CellPool, pace: Pace, context: Context, answering: Answering, obstacle: str) -> None:
+        """`obstacle` says why there are no drafts, "" where there are."""
+        self._pool, self._pace, self._context, self._answering = pool, pace, context, answering
+        self.obstacle = obstacle
+        self._rates = Rates()
+        self.drafted = self.accepted = 0
+        self._last_choice = ""
+        """Why the last step that could have had drafts has some, or none."""
+        self._plain = self._extra = 0
+        """Rows of the step without drafts, and of its drafts."""
+
+    @staticmethod
+    def hindrance(model: LlamaModel, wanted: bool) -> str:
+        """Why answers of `model` never have drafts; "" where they may."""
+        if not wanted:
+            return "switched off by the setting `speculation`"
+        if model.memory != "cells":
+            return "a recurrent state cannot go back behind tokens that were drafted in vain"
+        return ""
+
+    @property
+    def drafts(self) -> m.Drafts:
+        """Tokens of drafts so far, and what speaks for or against them."""
+        reason = self.obstacle
+        if self.drafted:
+            reason = f"{self.accepted:,} of {self.drafted:,} drafted tokens were accepted; {self._last_choice}"
+        return m.Drafts(self.drafted, self.accepted, reason)
+
+    def begin(self, sessions: list[Session], prediction: Sequence[int]) -> None:
+        """Let the answers to one prompt have drafts, where the request does not speak against it."""
+        request = sessions[0].request
+        most = request.drafts
+        if most < 0:
+            most = DRAFT_ROWS if request.sampling.seed < 0 else 0
+        if self.obstacle or not most:
+            return
+        lookup = Lookup(sessions[0].tokens, prediction)
+        for session in sessions:
+            session.drafting = Drafting(lookup if session is sessions[0] else lookup.copy(), self._rates, most)
+
+    def extended(self, stretches: list[Stretch]) -> list[Stretch]:
+        """The stretches of a step with drafts behind answers, where these pay."""
+        self._plain, self._extra = sum(stretch.size for stretch in stretches), 0
+        # A prompt's rows have their own measure of how long a step may take.
+        if any(stretch.session.phase == "prefill" for stretch in stretches):
+            return stretches
+        room = min(DRAFT_ROWS, self._context.outputs - len(stretches), self._pool.free - self._plain)
+        drafts = [self._draft(stretch, room) for stretch in stretches]
+        lengths = self._lengths(stretches, drafts, room) if any(drafts) else [0] * len(drafts)
+        self._extra = sum(lengths)
+        for stretch, length in zip(stretches, lengths, strict=True):
+            if stretch.session.drafting and not length:
+                stretch.session.drafting.credit.wait()
+        return [
+            stretch._replace(draft=draft[:length]) if length else stretch
+            for stretch, draft, length in zip(stretches, drafts, lengths, strict=True)
+        ]
+
+    def _draft(self, stretch: Stretch, room: int) -> array[int]:
+        session = stretch.session
+        if session.drafting is None or not stretch.wanted:
+            return array("i")
+        return session.drafting.propose(min(room, session.left - 1))
+
+    def _lengths(self, stretches: list[Stretch], drafts: list[array[int]], room: int) -> list[int]:
+        """How many tokens of each draft to compute, `room` in all at most."""
+        chances = [
+            stretch.session.drafting.chances(len(draft)) if draft and stretch.session.drafting else []
+            for stretch, draft in zip(stretches, drafts, strict=True)
+        ]
+        pace, plain = self._pace, self._plain
+        # Answers without a draft must not wait for the drafts of others longer than for a prompt.
+        longest = 0.0 if all(drafts) else pace.gap * pace.answer_seconds(plain)
+        lengths = best_lengths(chances, plain, room, pace.answer_seconds, longest)
+        extra = self._extra_steps(sum(lengths))
+        self._last_choice = self._choice(sum(lengths), extra)
+        for number, stretch in enumerate(stretches):
+            drafting = stretch.session.drafting
+            if drafting and lengths[number]:
+                lengths[number] = drafting.credit.affordable(lengths[number], extra, 1 - chances[number][0])
+        return lengths
+
+    def _choice(self, rows: int, extra: float) -> str:
+        """The choice of a step's drafts in words."""
+        if rows:
+            return f"{rows} in the last step, which takes {1 + rows * extra:.1f} times as long with them"
+        known = self._pace.answer_seconds(self._plain)
+        return "none in the last step, as they take longer than they save" if known else "steps are not measured yet"
+
+    def _extra_steps(self, rows: int) -> float:
+        """What each of `rows` drafted rows adds to a step, in usual steps."""
+        usual = self._pace.answer_seconds(self._plain)
+        if not (rows and usual):
+            return 0.0
+        return max(0.0, self._pace.answer_seconds(self._plain + rows) / usual - 1) / rows
+
+    def draw(self, session: Session, stretch: Stretch, row: int) -> m.FinishReason | None:
+        """Draw a token from the logits of `row`, and go on from the rows of the draft as long as it comes true.
+
+        The result is why the answer ends, None where it goes on. Raises EngineError.
+        """
+        if not stretch.draft:
+            return self._answering.go_on(session, row)
+        seq, accepted, reason = session.seq, 0, None
+        assert seq
+        try:
+            while reason is None:
+                reason = self._answering.go_on(session, row + accepted)
+                new = session.tokens[len(seq.tokens) :]
+                same = common_prefix(new, stretch.draft[accepted:])
+                self._pool.grow(seq, new[:same])
+                accepted += same
+                if same < len(new):
+                    break
+        finally:
+            if accepted < len(stretch.draft):
+                self._context.cut(seq.number, len(seq.tokens))
+            self._settle(stretch, accepted, reason is not None)
+        return reason
+
+    def _settle(self, stretch: Stretch, accepted: int, ended: bool) -> None:
+        """Learn that the first `accepted` tokens of the draft in `stretch` were drawn, and whether the answer ended."""
+        drafting, length = stretch.session.drafting, len(stretch.draft)
+        assert drafting
+        drafting.settle(accepted, length, length * self._extra_steps(self._extra), ended)
+        self.drafted += length
+        self.accepted += accepted

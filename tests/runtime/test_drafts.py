@@ -1,0 +1,146 @@
+"""Drafts without a model: what is looked up in known text, and when it pays to compute it."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+import pytest
+
+from runtime.drafts.drafting import Drafting
+from runtime.drafts.lookup import Lookup
+from runtime.drafts.payoff import Credit, Rates, best_lengths
+
+
+def written(lookup: Lookup, answer: list[int], most: int = 16) -> int:
+    """Steps in which `answer` is written with drafts."""
+    at = steps = 0
+    while at < len(answer):
+        draft, steps = lookup.propose(most), steps + 1
+        for place in range(len(draft) + 1):
+            if at == len(answer):
+                break
+            lookup.feed(answer[at])
+            at += 1
+            if place == len(draft) or draft[place] != answer[at - 1]:
+                break
+    return steps
+
+
+def edited(text: list[int], kind: str, chance: random.Random) -> list[int]:
+    """`text` with a tenth of its tokens replaced, left out, or preceded by a new one."""
+    answer: list[int] = []
+    for token in text:
+        new = chance.randrange(50_000, 60_000)
+        touched = chance.random() < 0.1
+        answer += {"replaced": [new], "left out": [], "inserted": [new, token]}[kind] if touched else [token]
+    return answer
+
+
+@pytest.mark.parametrize("source", ["prompt", "prediction"])
+@pytest.mark.parametrize(("kind", "limit"), [("replaced", 1.3), ("left out", 2.3), ("inserted", 2.2)])
+def test_an_edited_text_takes_few_steps_more_than_it_has_edits(source: str, kind: str, limit: float) -> None:
+    chance = random.Random(7)
+    text = [chance.randrange(50_000) for _ in range(1000)]
+    answer = edited(text, kind, chance)
+    lookup = Lookup(text) if source == "prompt" else Lookup([1, 2, 3], text)
+    assert written(lookup, answer) < limit * (100 + len(answer) / 17)
+
+
+def test_text_that_repeats_nothing_has_no_draft() -> None:
+    lookup = Lookup(range(100))
+    for token in range(100, 200):
+        lookup.feed(token)
+        assert not lookup.propose(8)
+
+
+def test_an_answer_that_repeats_itself_is_drafted_beyond_its_end() -> None:
+    assert list(Lookup([7, 8, 9, 7, 8, 9]).propose(7)) == [7, 8, 9, 7, 8, 9, 7]
+
+
+def test_a_draft_comes_from_the_place_that_agrees_longest() -> None:
+    assert list(Lookup([1, 2, 3, 4, 5, 9, 2, 3, 4, 6, 1, 2, 3, 4]).propose(1)) == [5]
+
+
+def test_a_prediction_is_drafted_from_its_beginning_and_not_beyond_its_end() -> None:
+    lookup = Lookup([1, 2, 3], [10, 11, 12])
+    assert list(lookup.propose(8)) == [10, 11, 12]
+    for token in (10, 11, 12):
+        lookup.feed(token)
+    assert not lookup.propose(8)
+
+
+def test_a_copy_grows_alone() -> None:
+    lookup = Lookup([1, 2, 3, 4, 1, 2])
+    twin = lookup.copy()
+    twin.feed(3)
+    assert list(twin.propose(1)) == [4]
+    lookup.feed(9)
+    assert not lookup.propose(1)
+
+
+def flat(rows: int) -> float:
+    return 1.0
+
+
+def steep(rows: int) -> float:
+    return float(rows)
+
+
+def test_long_drafts_are_chosen_where_rows_cost_nothing_and_none_where_each_costs_a_step() -> None:
+    sure = [[0.95**i for i in range(1, 33)]]
+    assert best_lengths(sure, 1, 32, flat) == [32]
+    assert best_lengths([*sure, *sure], 2, 20, flat) == [10, 10]
+    assert best_lengths(sure, 1, 32, steep) == [0]
+    assert best_lengths(sure, 1, 32, lambda rows: 0.0) == [0]  # nothing is known yet
+    assert best_lengths(sure, 1, 32, lambda rows: 1 + 0.1 * rows) == [15]
+
+
+def test_the_rows_of_a_step_go_to_the_drafts_that_are_likely() -> None:
+    chances = [[0.9**i for i in range(1, 17)], [0.3**i for i in range(1, 17)], []]
+    lengths = best_lengths(chances, 3, 32, lambda rows: 1 + 0.15 * max(0, rows - 3))
+    assert lengths[0] > 3 > lengths[1] and lengths[2] == 0
+
+
+def test_a_step_is_no_longer_than_answers_without_drafts_may_wait() -> None:
+    sure = [[0.99**i for i in range(1, 33)], []]
+    assert best_lengths(sure, 2, 32, lambda rows: 1 + 0.1 * rows, longest=2.0) == [6, 0]
+
+
+def test_rates_follow_what_happens_and_others_begin_with_them() -> None:
+    shared = Rates()
+    answer = Rates(shared)
+    for _ in range(60):
+        answer.note(20, 0, 8)
+    assert answer.chance(20) < 0.1 and shared.chance(20) < 0.4
+    assert answer.chance(0) == Rates().chance(0)
+    assert Rates(shared).chance(20) < 0.4
+
+
+@pytest.mark.parametrize("seconds", [flat, steep, lambda rows: 0.5 + 0.5 * rows], ids=["flat", "steep", "half"])
+def test_drafts_that_always_fail_cost_three_hundredths_at_most(seconds: Callable[[int], float]) -> None:
+    drafting = Drafting(Lookup([]), Rates(), 32)
+    drafting.lookup.propose = lambda most: [5] * most  # type: ignore[assignment, method-assign, return-value]
+    drafting.lookup.matched = 40
+    taken, tokens = 0.0, 400
+    for _ in range(tokens):
+        draft = drafting.propose(16)
+        (length,) = best_lengths([drafting.chances(len(draft))], 1, 32, seconds)
+        extra = seconds(1 + length) / seconds(1) - 1
+        if length:
+            length = drafting.credit.affordable(length, extra / length, 1 - drafting.chances(1)[0])
+        taken += seconds(1 + length)
+        if length:
+            drafting.settle(0, length, seconds(1 + length) / seconds(1) - 1, ended=False)
+        else:
+            drafting.credit.wait()
+    assert taken <= tokens * seconds(1) / 0.97
+
+
+def test_drafts_are_tried_again_after_a_while() -> None:
+    credit = Credit()
+    credit.settle(0, 5.0)
+    assert not credit.affordable(3, 0.5, 0.8)
+    for _ in range(500):
+        credit.wait()
+    assert credit.affordable(3, 0.5, 0.8) == 3
