@@ -5,19 +5,19 @@ from __future__ import annotations
 from array import array
 
 from runtime.drafts.lookup import Lookup
-from runtime.drafts.payoff import Credit, Rates
+from runtime.drafts.payoff import Credit, DraftRates
 
 
 class Drafting:
     """`drafted` counts the tokens of drafts that were computed, `accepted` those of them that were drawn then."""
 
-    def __init__(self, lookup: Lookup, shared: Rates, most: int) -> None:
+    def __init__(self, lookup: Lookup, shared: DraftRates, most: int) -> None:
         """`shared` are the rates of all answers; a draft has at most `most` tokens."""
         self.lookup = lookup
         self._most = most
         self.credit = Credit()
         self.drafted = self.accepted = 0
-        self._rates = Rates(shared)
+        self._rates = DraftRates(shared)
         self._agreeing = 0
         """Tokens before the last draft that agree with its source."""
 

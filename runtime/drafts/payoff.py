@@ -18,7 +18,7 @@ from operator import mul
 
 # Chances with which a process begins, by the bits of the number of tokens that agree with the source already.
 _FIRST_GUESS = (0.35, 0.4, 0.5, 0.65, 0.75, 0.85, 0.9)
-# What a rate of other answers counts for, in tokens; and the share of an old token that each new one leaves over.
+# The weight of a rate of other answers, in tokens; and the share of an old token that each new one leaves over.
 _WEIGHT, _FADING = 6.0, 0.96
 # Of the shared rates, which fade more slowly.
 _SHARED_WEIGHT, _SHARED_FADING = 12.0, 0.99
@@ -28,10 +28,10 @@ _FIRST_CREDIT, _INCOME, _MOST_CREDIT = 1.5, 0.012, 16.0
 _WORTH = 1.03
 
 
-class Rates:
+class DraftRates:
     """How often a drafted token comes true, by how many tokens before it agree with its source."""
 
-    def __init__(self, shared: Rates | None = None) -> None:
+    def __init__(self, shared: DraftRates | None = None) -> None:
         """`shared` rates are where an answer begins; they learn from it."""
         self._shared = shared
         self._tries = [0.0] * len(_FIRST_GUESS)
@@ -62,7 +62,7 @@ class Rates:
 
 
 class Credit:
-    """What drafts of one answer may cost, in usual steps."""
+    """The cost that drafts of one answer may have, in usual steps."""
 
     def __init__(self) -> None:
         self.steps = _FIRST_CREDIT
@@ -89,8 +89,8 @@ def best_lengths(
 ) -> list[int]:
     """How many tokens of each draft to compute, `room` in all at most, so that tokens come fastest.
 
-    `chances` are those of `Rates.chances` for each draft, `plain` the rows of the step without them. `seconds` says how
-    long a step of so many rows takes, 0 where nothing is known. The step may take `longest` seconds, if that is not 0.
+    `chances` are those of `DraftRates.chances` for each draft, `plain` the rows of the step without them. `seconds`
+    gives the length of a step by its rows, 0 where nothing is known. The step may take `longest` seconds, if not 0.
     """
     usual = seconds(plain)
     nothing = [0] * len(chances)

@@ -20,7 +20,7 @@ from runtime.cache.spill import common_prefix
 from runtime.defaults import DRAFT_ROWS
 from runtime.drafts.drafting import Drafting
 from runtime.drafts.lookup import Lookup
-from runtime.drafts.payoff import Rates, best_lengths
+from runtime.drafts.payoff import DraftRates, best_lengths
 from runtime.engine.answering import Answering
 from runtime.engine.pace import Pace
 from runtime.engine.schedule import Stretch
@@ -36,7 +36,7 @@ class Speculation:
         """`obstacle` says why there are no drafts, "" where there are."""
         self._pool, self._pace, self._context, self._answering = pool, pace, context, answering
         self.obstacle = obstacle
-        self._rates = Rates()
+        self._rates = DraftRates()
         self.drafted = self.accepted = 0
         self._last_choice = ""
         """Why the last step that could have had drafts has some, or none."""
@@ -122,7 +122,7 @@ class Speculation:
         return "none in the last step, as they take longer than they save" if known else "steps are not measured yet"
 
     def _extra_steps(self, rows: int) -> float:
-        """What each of `rows` drafted rows adds to a step, in usual steps."""
+        """The time that each of `rows` drafted rows adds to a step, in usual steps."""
         usual = self._pace.answer_seconds(self._plain)
         if not (rows and usual):
             return 0.0

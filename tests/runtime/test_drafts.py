@@ -9,7 +9,7 @@ import pytest
 
 from runtime.drafts.drafting import Drafting
 from runtime.drafts.lookup import Lookup
-from runtime.drafts.payoff import Credit, Rates, best_lengths
+from runtime.drafts.payoff import Credit, DraftRates, best_lengths
 
 
 def written(lookup: Lookup, answer: list[int], most: int = 16) -> int:
@@ -108,18 +108,18 @@ def test_a_step_is_no_longer_than_answers_without_drafts_may_wait() -> None:
 
 
 def test_rates_follow_what_happens_and_others_begin_with_them() -> None:
-    shared = Rates()
-    answer = Rates(shared)
+    shared = DraftRates()
+    answer = DraftRates(shared)
     for _ in range(60):
         answer.note(20, 0, 8)
     assert answer.chance(20) < 0.1 and shared.chance(20) < 0.4
-    assert answer.chance(0) == Rates().chance(0)
-    assert Rates(shared).chance(20) < 0.4
+    assert answer.chance(0) == DraftRates().chance(0)
+    assert DraftRates(shared).chance(20) < 0.4
 
 
 @pytest.mark.parametrize("seconds", [flat, steep, lambda rows: 0.5 + 0.5 * rows], ids=["flat", "steep", "half"])
 def test_drafts_that_always_fail_cost_three_hundredths_at_most(seconds: Callable[[int], float]) -> None:
-    drafting = Drafting(Lookup([]), Rates(), 32)
+    drafting = Drafting(Lookup([]), DraftRates(), 32)
     drafting.lookup.propose = lambda most: [5] * most  # type: ignore[assignment, method-assign, return-value]
     drafting.lookup.matched = 40
     taken, tokens = 0.0, 400

@@ -3,8 +3,8 @@
 Durations are nanoseconds. Beside Ollama's keys, `truncated` counts the prompt tokens that were dropped to fit, out of
 `prompt_total`. `num_ctx` is there when the context is smaller than the one asked for. `context_reason` says what the
 context means for answers, where that matters and the request loaded the model. `warning` names the fields and options
-that were passed over. `draft_n` and `draft_n_accepted`, llama-server's names, count the tokens that were drafted and
-those of them that are in the answer.
+that were passed over. `draft_n` counts the tokens that were drafted, and `draft_n_accepted` the drafted tokens that the
+answer has; the names are llama-server's.
 """
 
 from __future__ import annotations
