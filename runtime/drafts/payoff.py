@@ -17,13 +17,13 @@ from itertools import accumulate
 from operator import mul
 
 # Chances with which a process begins, by the bits of the number of tokens that agree with the source already.
-_FIRST_GUESS = (0.35, 0.4, 0.5, 0.65, 0.75, 0.85, 0.9)
+_FIRST_GUESS = (0.5, 0.55, 0.65, 0.75, 0.82, 0.88, 0.92)
 # The weight of a rate of other answers, in tokens; and the share of an old token that each new one leaves over.
 _WEIGHT, _FADING = 6.0, 0.96
 # Of the shared rates, which fade more slowly.
 _SHARED_WEIGHT, _SHARED_FADING = 12.0, 0.99
 # Credits, in usual steps: at first, for each step without a draft, and at most.
-_FIRST_CREDIT, _INCOME, _MOST_CREDIT = 1.5, 0.012, 16.0
+_FIRST_CREDIT, _INCOME, _MOST_CREDIT = 3.0, 0.012, 16.0
 # A draft must give this many times the tokens per second to be tried.
 _WORTH = 1.03
 
@@ -81,7 +81,7 @@ class Credit:
         `failing` is the chance that none of them comes true.
         """
         cost = extra * failing
-        return length if length * cost <= self.steps else max(0, int(self.steps / cost))
+        return length if cost <= 0 or length * cost <= self.steps else max(0, int(self.steps / cost))
 
 
 def best_lengths(

@@ -137,6 +137,12 @@ def test_drafts_that_always_fail_cost_three_hundredths_at_most(seconds: Callable
     assert taken <= tokens * seconds(1) / 0.97
 
 
+def test_a_draft_that_costs_nothing_is_affordable_without_credit() -> None:
+    credit = Credit()
+    credit.settle(0, 9.0)
+    assert credit.affordable(5, 0.0, 0.5) == 5
+
+
 def test_drafts_are_tried_again_after_a_while() -> None:
     credit = Credit()
     credit.settle(0, 5.0)
