@@ -78,7 +78,9 @@ class Speculation:
         # A prompt's rows have their own measure of how long a step may take.
         if any(stretch.session.phase == "prefill" for stretch in stretches):
             return stretches
-        room = min(DRAFT_ROWS, self._context.outputs - len(stretches), self._pool.free - self._plain)
+        context = self._context
+        cells = min(context.batch_size, self._pool.free) - self._plain
+        room = min(DRAFT_ROWS, context.outputs - len(stretches), cells)
         drafts = [self._draft(stretch, room) for stretch in stretches]
         lengths = self._lengths(stretches, drafts, room) if any(drafts) else [0] * len(drafts)
         self._extra = sum(lengths)
