@@ -207,6 +207,11 @@ class CellPool:
         self.used -= count
         return True
 
+    def drop_rest(self, seq: Sequence) -> None:
+        """Drop cells of `seq` that were computed and not recorded; all of its cells, where that is not possible."""
+        if not self._cache.cut(seq.number, len(seq.tokens)):
+            self.clear(seq)
+
     def clear(self, seq: Sequence) -> None:
         """Drop all tokens of `seq`."""
         self.cut(seq, 0)

@@ -275,11 +275,10 @@ class LlamaEngine:
     def _fill(self) -> int:
         """Plan the next step and put its rows into the batch; the number of rows."""
         context = self._context
-        self._step = self._schedule.plan()
+        self._step = self._speculation.extended(self._schedule.plan())
         for session in self._step.ending:
             self._finish(session, "length")
-        row, stretches = 0, self._speculation.extended(self._step.stretches)
-        self._step = self._step._replace(stretches=stretches)
+        row, stretches = 0, self._step.stretches
         for session, start, size, wanted, draft in stretches:
             assert session.seq
             if size == wanted == 1 and not draft:
@@ -316,8 +315,7 @@ class LlamaEngine:
             session = stretch.session
             assert seq
             if session.seq is None:  # it failed with another answer of its request, and what was computed is not kept
-                if not self._context.cut(seq.number, len(seq.tokens)):
-                    self._pool.clear(seq)
+                self._pool.drop_rest(seq)
                 continue
             if session.reads_all:
                 self._answering.report(session, stretch.start, stretch.size, first)

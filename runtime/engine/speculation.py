@@ -23,7 +23,7 @@ from runtime.drafts.lookup import Lookup
 from runtime.drafts.payoff import DraftRates, best_lengths
 from runtime.engine.answering import Answering
 from runtime.engine.pace import Pace
-from runtime.engine.schedule import Stretch
+from runtime.engine.schedule import Step, Stretch
 from runtime.engine.session import Session
 from runtime.llama.context import Context
 from runtime.llama.model import LlamaModel
@@ -72,12 +72,13 @@ class Speculation:
         for session in sessions:
             session.drafting = Drafting(lookup if session is sessions[0] else lookup.copy(), self._rates, most)
 
-    def extended(self, stretches: list[Stretch]) -> list[Stretch]:
-        """The stretches of a step with drafts behind answers, where these pay."""
+    def extended(self, step: Step) -> Step:
+        """The step with drafts behind its answers, where these pay."""
+        stretches = step.stretches
         self._plain, self._extra = sum(stretch.size for stretch in stretches), 0
         # A prompt's rows have their own measure of how long a step may take.
         if any(stretch.session.phase == "prefill" for stretch in stretches):
-            return stretches
+            return step
         context = self._context
         cells = min(context.batch_size, self._pool.free) - self._plain
         room = min(DRAFT_ROWS, context.outputs - len(stretches), cells)
@@ -87,10 +88,13 @@ class Speculation:
         for stretch, length in zip(stretches, lengths, strict=True):
             if stretch.session.drafting and not length:
                 stretch.session.drafting.credit.wait()
-        return [
+        if not self._extra:
+            return step
+        drafted = [
             stretch._replace(draft=draft[:length]) if length else stretch
             for stretch, draft, length in zip(stretches, drafts, lengths, strict=True)
         ]
+        return step._replace(stretches=drafted)
 
     def _draft(self, stretch: Stretch, room: int) -> array[int]:
         session = stretch.session
@@ -150,7 +154,7 @@ class Speculation:
                     break
         finally:
             if accepted < len(stretch.draft):
-                self._context.cut(seq.number, len(seq.tokens))
+                self._pool.drop_rest(seq)
             self._settle(stretch, accepted, reason is not None)
         return reason
 
