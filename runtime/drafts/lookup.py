@@ -1,7 +1,7 @@
 """Prompt lookup: the next tokens of an answer, guessed from its prompt, its own text, and a text that was predicted.
 
-Answers that edit, quote or call again repeat long pieces of what they have read. The last tokens of the answer are
-looked for in the known text, and what followed them there is the draft. The idea is that of "prompt lookup decoding"
+Answers that edit, quote or call again repeat long pieces of the text before. The last tokens of the answer are
+looked for in the known text, and what followed them there is the draft. The idea is "prompt lookup decoding"
 (Saxena, 2023). Two things are added for edited text. A draft that comes true is followed through its source without
 another search. Where the answer parts from the source, the next draft goes on behind the token that was replaced, or
 behind the answer's last token where that stands close by.

@@ -20,7 +20,7 @@ from operator import mul
 _FIRST_GUESS = (0.5, 0.55, 0.65, 0.75, 0.82, 0.88, 0.92)
 # The weight of a rate of other answers, in tokens; and the share of an old token that each new one leaves over.
 _WEIGHT, _FADING = 6.0, 0.96
-# Of the shared rates, which fade more slowly.
+# The same for the shared rates, which fade more slowly.
 _SHARED_WEIGHT, _SHARED_FADING = 12.0, 0.99
 # Credits, in usual steps: at first, for each step without a draft, and at most.
 _FIRST_CREDIT, _INCOME, _MOST_CREDIT = 3.0, 0.012, 16.0
@@ -89,8 +89,9 @@ def best_lengths(
 ) -> list[int]:
     """How many tokens of each draft to compute, `room` in all at most, so that tokens come fastest.
 
-    `chances` are those of `DraftRates.chances` for each draft, `plain` the rows of the step without them. `seconds`
-    gives the length of a step by its rows, 0 where nothing is known. The step may take `longest` seconds, if not 0.
+    `chances` has the result of `DraftRates.chances` for each draft, `plain` the rows of the step without drafts.
+    `seconds` gives the length of a step by its rows, 0 where nothing is known. The step may take `longest` seconds, if
+    that is not 0.
     """
     usual = seconds(plain)
     nothing = [0] * len(chances)

@@ -1,9 +1,9 @@
 """Drafts in steps: tokens that are computed before they are drawn, and taken where the sampler draws the same.
 
 A step computes an answer's last token and the tokens of a draft behind it. Then the answer's own sampler draws from one
-row after the other, as it would in steps of one token: penalties and grammars see what was drawn and nothing else, and
-random numbers come in the same order. Where it draws another token than the draft has, the rest of the draft is cut
-from the KV cache. So the distribution is the model's own, whatever the draft.
+row after the other, as it would in steps of one token. Penalties and grammars see the tokens that were drawn and
+nothing else, and random numbers come in the same order. Where it draws another token than the draft has, the rest of
+the draft is cut from the KV cache. So the distribution is the model's own, whatever the draft.
 
 Kernels round differently in steps of different sizes, which can change a text where two tokens are almost equally
 likely. Therefore an answer with a seed, which is to be the same again, has drafts only where its request asks for them.
