@@ -9,8 +9,9 @@ from server.values import Role
 # The least that a route takes: `open` takes callers without a key, any other word a key of this role or a higher one.
 Access = Literal["open", "infer", "operator", "admin"]
 ACCESSES: tuple[Access, ...] = get_args(Access)
+_RANKS: dict[Access, int] = {access: rank for rank, access in enumerate(ACCESSES)}
 
 
 def suffices(role: Role, needed: Access) -> bool:
     """Whether a caller of this role may use a route that takes `needed`."""
-    return ACCESSES.index(role) >= ACCESSES.index(needed)
+    return _RANKS[role] >= _RANKS[needed]

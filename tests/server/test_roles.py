@@ -29,6 +29,7 @@ BODIES: dict[str, dict[str, Any]] = {
     "/generate": {"prompt": "one two", "stream": False},
     "/embed": {"input": "one"},
     "/v1/embeddings": {"input": "one"},
+    "/infill": {"input_prefix": "one", "input_suffix": "two"},
     "rerank": {"query": "one", "documents": ["two"]},
 }
 # What these routes do to a model is done to one that is not there.

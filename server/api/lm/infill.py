@@ -14,6 +14,7 @@ from aiohttp import web
 from registry.store.catalog import Model
 from runtime.errors import BadRequest
 from runtime.messages import Delta, File, Finished, Infill, Started, Submit
+from server.access.callers import caller_of
 from server.api import options
 from server.api.adapters import AdapterFields, resolve_adapted
 from server.api.fields import GRAMMARS, KnownFields
@@ -81,9 +82,9 @@ async def infill(request: web.Request) -> web.StreamResponse:
 
 async def _only_one(request: web.Request) -> str:
     """The name of the one model that is meant. Raises BadRequest where there are none or several."""
-    services = request.app[SERVICES]
+    services, sees = request.app[SERVICES], caller_of(request).sees
     loaded = {worker.model.digest for worker, _ in services.pool.loaded()}
-    able = [model for model in await services.library.models() if "insert" in capabilities(model)]
+    able = [each for each in await services.library.models() if "insert" in capabilities(each) and sees(each)]
     found = [model for model in able if model.digest in loaded] or able
     if len(found) != 1:
         count = "several models" if found else "no model"
