@@ -310,10 +310,8 @@ class LlamaEngine:
         self._pace.note(rows - prompts, prompts, seconds, calm=self._calm and not changed)
         self._schedule.turns.note(rows, seconds)
         row = 0
-        for stretch, seq in [(stretch, stretch.session.seq) for stretch in stretches]:
+        for stretch, session, seq in [(each, each.session, each.session.seq) for each in stretches if each.session.seq]:
             first, row = row, row + stretch.size + len(stretch.draft)
-            session = stretch.session
-            assert seq
             if session.seq is None:  # it failed with another answer of its request, and what was computed is not kept
                 self._pool.drop_rest(seq)
                 continue
