@@ -50,6 +50,7 @@ def _sections(description: dict[str, Any]) -> dict[str, list[tuple[str, str]]]:
         "Origin": _rows({title: own.get(key) for title, key in _ORIGIN.items()}),
         "Capabilities": [(name, "") for name in description["capabilities"]],
         "Parameters": [_split(line) for line in description["parameters"].splitlines()],
+        "System": [(line, "") for line in description.get("system", "").splitlines()],
         "License": [(line, "") for line in description["license"].splitlines()[:2]],
     }
 

@@ -32,6 +32,8 @@ COMMANDS = {
     "logs": "Show the daemon's log",
     "doctor": "Check this machine and this installation",
     "verify": "Compare a model with its original, as transformers runs it",
+    "login": "Log in at a registry of models",
+    "logout": "Forget a login at a registry",
     "completion": "Print a script that completes commands and names in a shell",
 }
 ALIASES = {"ls": "list", "start": "serve"}
@@ -40,7 +42,7 @@ ABSENT = {
     "create": "`lm pull` takes a folder or a GGUF file, `--level` says what to make of it",
     "cp": "`lm list` shows the names that there are",
     "push": "models stay on this machine",
-    "signin": "nothing here needs an account; HF_TOKEN is for private models",
+    "signin": "nothing here needs an account; HF_TOKEN and `lm login HOST` are for private models",
     "launch": "programs that speak to Ollama or OpenAI find lm at the same address",
 }
 EXIT_CODES = (

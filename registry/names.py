@@ -133,6 +133,18 @@ class Reference:
         return self.kind in ("folder", "package", "url")
 
     @property
+    def registry(self) -> bool:
+        """Whether it comes from a registry, which has one model for each tag."""
+        return self.kind in ("oci", "ollama")
+
+    @property
+    def host(self) -> str:
+        """The host that it comes from, without a port; "" for this machine's files, and for the hub."""
+        if self.kind == "url":
+            return urlsplit(self.location).hostname or ""
+        return self.name.host.partition(":")[0] if self.registry else ""
+
+    @property
     def origin(self) -> str:
         """Where the model comes from, as text that `parse` reads: without the level, but with a registry's tag.
 

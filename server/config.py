@@ -88,6 +88,7 @@ class Config:
     no_proxy: tuple[str, ...] = ()
     ollama_registry: str = OLLAMA_URL
     registries: tuple[str, ...] = ()
+    docker_config: Path = Path("~/.docker")
 
     @classmethod
     def load(
@@ -231,6 +232,7 @@ SETTINGS: dict[str, Setting] = {
     "proxy": Setting(http_url, "an http(s) URL", ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")),
     "no_proxy": Setting(listed, "hosts, separated by commas", ("NO_PROXY", "no_proxy")),
     "ollama_registry": Setting(http_url, "an http(s) URL", ("LM_OLLAMA_REGISTRY",)),
+    "docker_config": Setting(file_path, "a folder", ("DOCKER_CONFIG",)),
     "registries": Setting(
         hosts, "hosts such as `registry.lan:5000` or `http://box:5000`, separated by commas", ("LM_REGISTRIES",)
     ),

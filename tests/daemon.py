@@ -205,8 +205,9 @@ class Daemon:
 
 
 def environment() -> dict[str, str]:
-    """The environment of the tests, without any setting that could reach the daemon."""
-    return {name: value for name, value in os.environ.items() if name in _CLEAN}
+    """The environment of the tests, without any setting that could reach the daemon; Ollama's registry is nowhere."""
+    clean = {name: value for name, value in os.environ.items() if name in _CLEAN}
+    return clean | {"LM_OLLAMA_REGISTRY": "http://127.0.0.1:1"}
 
 
 def alive(process: psutil.Process) -> bool:

@@ -51,7 +51,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("server.values",),
         ("server.config",),
         ("server.errors", "server.keys"),
-        ("server.http", "server.children", "server.library"),
+        ("server.http", "server.children", "server.library", "server.logins"),
         ("server.access", "server.loaded", "server.doctor", "server.verify"),
         ("server.pulls",),
         ("server.advice",),

@@ -46,9 +46,10 @@ def command(  # noqa: PLR0913  click gives each option by its name
 ) -> int:
     """Bring models in, each quantized while it is read to the best level that this machine can hold.
 
-    NAME is `demo`, the model of an installed package, `org/repo` on the hub, or a folder that begins with `/`, `./`,
-    `../` or `~`; `:LEVEL` may follow, or `:FILE.gguf` where such files are published. LoRA adapters (PEFT's layout, or
-    GGUF) are brought in likewise.
+    NAME is `demo`, the model of an installed package, `llama3.2` of Ollama's registry, `org/repo` on the hub,
+    `host/namespace/model:tag` of a registry, `https://…/x.gguf`, or a folder or file that begins with `/`, `./`, `../`
+    or `~`. `:LEVEL` may follow, except for a model of a registry; `:FILE.gguf` where such files are published.
+    LoRA adapters (PEFT's layout, or GGUF) are brought in likewise.
     Ctrl-C pauses: the next `lm pull` of that name goes on, `lm rm` removes what is there.
     """
     client = Client()

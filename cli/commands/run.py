@@ -82,8 +82,9 @@ def command(  # noqa: PLR0913  click gives each option by its name
 ) -> None:
     """Ask NAME a question, or chat with it when there is no PROMPT.
 
-    NAME is `demo`, the model of an installed package, `org/repo` on the hub, or a folder that begins with `/`, `./`,
-    `../` or `~`; `:LEVEL` may follow.
+    NAME is `demo`, the model of an installed package, `llama3.2` of Ollama's registry, `org/repo` on the hub,
+    `host/namespace/model:tag` of a registry, `https://…/x.gguf`, or a folder or file that begins with `/`, `./`, `../`
+    or `~`. `:LEVEL` may follow, except for a model of a registry.
     The words of PROMPT are joined; text piped in follows them. The answer goes to stdout, everything else to stderr. An
     embedding model prints the vector of PROMPT as a JSON array.
     """

@@ -19,6 +19,7 @@ import msgspec
 from registry import digest
 from registry.errors import AccessDenied, DigestMismatch, ModelNotFound, RegistryError, SourceUnavailable
 from registry.names import OLLAMA, Reference
+from registry.net.address import HttpAddress
 from registry.net.authorize import Authorizer
 from registry.net.locate import Remote
 from registry.net.network import Network
@@ -64,6 +65,7 @@ class OciModel(RemoteFiles):
         name = reference.name
         self._host = _HOSTS.get(name.host, name.host)
         self._base = network.ollama if name.host == OLLAMA else base_url(network, self._host)
+        self._host = HttpAddress.parse(self._base).netloc
         network = toward(network, self._base)
         self._repository = f"{name.namespace}/{name.model}"
         self._login = Authorizer(network, self._base, f"repository:{self._repository}:pull", network.logins)

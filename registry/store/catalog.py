@@ -45,6 +45,7 @@ class Model:
     - `config`, `params`: the JSON of its config blob and of its parameters blob.
     - `adapters`: adapters that change its weights. One that `is_adapter` has no weights of its own: `blob` is then its
       adapter's file, and `own["adapter"]` says for which model it is.
+    - `system`: instructions that a conversation begins with where it has none of its own. `licenses`: their texts.
     - `failure`: the reason why it cannot be used, None when it can. StoreDamaged: something is missing or wrong;
       StoreFailed: something cannot be read.
     """
@@ -60,6 +61,8 @@ class Model:
     blob_digest: str
     adapters: tuple[AdapterBlob, ...] = ()
     is_adapter: bool = False
+    system: str = ""
+    licenses: tuple[str, ...] = ()
     failure: StoreDamaged | StoreFailed | None = None
 
     @property
@@ -294,7 +297,16 @@ class Catalog:
             blob_digest=main.digest,
             adapters=tuple(AdapterBlob(self.blob(layer.digest), layer.digest, layer.size) for layer in adapters),
             is_adapter=weights is None,
+            blob=self.blob(weights.digest),
+            blob_digest=weights.digest,
+            system="\n".join(self._texts(contents, manifest.SYSTEM, shown)),
+            licenses=tuple(self._texts(contents, manifest.LICENSE, shown)),
         )
+
+    def _texts(self, contents: Manifest, media_type: str, name: str) -> list[str]:
+        """The texts in a manifest's layers of one type. Raises StoreDamaged, StoreFailed."""
+        layers = [layer for layer in contents.layers if layer.media_type == media_type]
+        return [manifest.read_text(self.blob(layer.digest), name) for layer in layers]
 
     def _check_blobs(self, name: Name, contents: Manifest) -> None:
         """Compare the sizes of a manifest's blobs with what it says. Raises StoreDamaged, StoreFailed."""

@@ -31,6 +31,12 @@ class Staged:
         data = manifest.encode(fields)
         return cls(Layer(media_type, digest.of(data), len(data)), data)
 
+    @classmethod
+    def text(cls, text: str, media_type: str) -> Staged:
+        """A text: instructions, a licence."""
+        data = text.encode()
+        return cls(Layer(media_type, digest.of(data), len(data)), data)
+
     def settle(self, folder: Path) -> Path:
         """Write the content to a file below the ingest's folder, unless it is one, and fsync it; returns the file.
 

@@ -21,6 +21,9 @@ CONFIG = "application/vnd.docker.container.image.v1+json"
 MODEL = "application/vnd.ollama.image.model"
 PARAMS = "application/vnd.ollama.image.params"
 ADAPTER = "application/vnd.ollama.image.adapter"
+SYSTEM = "application/vnd.ollama.image.system"
+TEMPLATE = "application/vnd.ollama.image.template"
+LICENSE = "application/vnd.ollama.image.license"
 OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 
 # A registry must expect manifests of 4 MB (OCI distribution specification); a config blob of ours is some kilobytes.
@@ -101,6 +104,11 @@ def read_object(path: Path, name: str) -> dict[str, Any]:
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise damaged(name, f"its blob `{path.name[:19]}` is not readable ({error})") from None
     return found
+
+
+def read_text(path: Path, name: str) -> str:
+    """The text in a small blob (instructions, licence). Raises StoreDamaged, StoreFailed."""
+    return _read(path, LONGEST_CONFIG, name).decode("utf-8", "replace")
 
 
 def encode(fields: dict[str, Any]) -> bytes:

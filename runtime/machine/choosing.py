@@ -22,7 +22,7 @@ from runtime.machine.fit import ModelSize
 from runtime.machine.hardware import Hardware, detect, usable_cpus
 from runtime.machine.inspection import Probed, Refused, Reserved, ask_model
 from runtime.machine.rates import Rates
-from runtime.machine.rule import Candidate, Choice, Host, Option, Wish, choose, judge
+from runtime.machine.rule import UNQUANTIZED, Candidate, Choice, Host, Option, Wish, choose, judge
 from runtime.machine.step_time import Reads
 from runtime.units import size_text
 
@@ -202,6 +202,8 @@ def _matters(candidates: Sequence[Candidate]) -> bool:
 
 def reason_as_stored(level: str) -> str:
     """The reason for the level of a file that is quantized already."""
+    if level in UNQUANTIZED:
+        return f"{level}: the tag names this file, which is taken as it is"
     return f"{level}: the file is quantized already and is taken as it is"
 
 

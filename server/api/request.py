@@ -157,14 +157,29 @@ async def in_use(
 ) -> AsyncIterator[InUse]:
     """Keep `model` loaded while the block runs, with room for `context` tokens, and `keep_alive` seconds longer.
 
-    None leaves either to the settings. `beside` bytes are for its adapters. Raises as `Pool.use`.
+    None leaves either to the model's own settings, or to the daemon's. `beside` bytes are for its adapters. Raises as
+    `Pool.use`.
     """
+    context = context or _own_context(model)
     clock = asyncio.get_running_loop().time
     start, before = clock(), [worker for worker, _ in services.pool.loaded()]
     async with services.pool.use(model, context, keep_alive, beside) as worker:
         size = await services.library.model_size(model)
         reason = "" if worker in before else size.context_reason(worker.context)
         yield InUse(worker, round((clock() - start) * 1e9), reason)
+
+
+def _own_context(model: Model) -> int | None:
+    """The context that the model's own settings ask for (`num_ctx`), in tokens; None where they do not."""
+    tokens = model.params.get("num_ctx")
+    return int(tokens) if isinstance(tokens, int | float) and tokens >= 1 else None
+
+
+def with_instructions(model: Model, turns: list[Turn]) -> list[Turn]:
+    """The turns, after the model's own instructions where they begin with none."""
+    if not model.system or any(turn.role in ("system", "developer") for turn in turns):
+        return turns
+    return [Turn.of("system", model.system), *turns]
 
 
 async def require_roles(request: web.Request, model: Model, turns: Iterable[Turn]) -> None:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 from contextlib import suppress
 from dataclasses import replace
-from typing import NamedTuple
-from urllib.parse import urlsplit
+from typing import Any, NamedTuple
 
 from aiohttp import web
 
-from registry.errors import BadName, ModelNotFound
-from registry.names import LATEST, LIBRARY, LOCAL, Name, Reference, parse
+from registry.errors import BadName, ModelNotFound, SourceUnavailable
+from registry.names import LATEST, LIBRARY, LOCAL, OLLAMA, Name, Reference, parse
 from registry.net.hub import Hub
 from registry.net.reaching import is_loopback
 from registry.sources import packages
@@ -41,14 +40,26 @@ def callers_hub(request: web.Request, config: Config, endpoint: str, token: str)
 
 
 class Found(NamedTuple):
-    """The source that a request means, and a sentence on what a bare name was taken for; "" for a full name."""
+    """The source that a request means, and a sentence on what a bare name was taken for; "" for a full name.
+
+    `word` is a bare name that nothing here has, "" for any other; `near` asks for names that look like it.
+    """
 
     reference: Reference
     note: str = ""
+    word: str = ""
+    near: str = ""
+
+    def explained(self, line: dict[str, Any]) -> dict[str, Any]:
+        """The last line of a pull: an error says that the word was nothing here, and which names are like it."""
+        if not self.word or line.get("code") not in (ModelNotFound.code, SourceUnavailable.code):
+            return line
+        hint = f"{self.near} {line.get('hint', '')}".strip()
+        return line | {"error": f"`{self.word}` is not here, and {line['error']}", "hint": hint}
 
 
 async def find_source(request: web.Request, services: Services, name: str, doing: str) -> Found:
-    """The source of the model of this name; a bare one means, in this order: what is here, `demo`, a package's model.
+    """The source of the model of this name; a bare one means what is here, else an installed package's, else Ollama's.
 
     `doing` is the subject of the message when a client on another machine names a folder. Raises BadName,
     ModelNotFound, Forbidden.
@@ -62,16 +73,8 @@ async def find_source(request: web.Request, services: Services, name: str, doing
         found = Found(reference)
     if found.reference.kind == "folder":
         require_loopback(request, doing)
-    elif found.reference.kind == "url":
-        if is_loopback(urlsplit(found.reference.location).hostname or ""):
-            require_loopback(request, "pulling from the daemon's own machine")
-    elif found.reference.kind not in ("demo", "hub", "package"):
-        close = await asyncio.to_thread(services.library.store.similar, found.reference)
-        hint = "`lm list` shows what there is; Ollama's own models are found at huggingface.co as `org/repo`"
-        raise ModelNotFound(
-            f"`{name}` is not in the store, and this version pulls from hf.co and folders only",
-            f"did you mean `{'` or `'.join(close)}`?" if close else hint,
-        )
+    elif is_loopback(found.reference.host):
+        require_loopback(request, "pulling from the daemon's own machine")
     return found
 
 
@@ -98,7 +101,11 @@ async def _of_bare_name(services: Services, reference: Reference) -> Found:
         level = reference.name.tag
         found = parse(f"package://{model.location}" if level is None else f"package://{model.location}:{level}")
         return Found(found, f"`{reference.location}` is {model.sentence}")
-    return Found(reference)
+    close = await asyncio.to_thread(services.library.store.similar, reference)
+    near = f"did you mean `{'` or `'.join(close)}`?" if close else ""
+    word = reference.location
+    found = parse(f"{OLLAMA}/{LIBRARY}/{word}:{reference.name.tag or LATEST}")
+    return Found(found, f"`{word}` is looked for in Ollama's registry", word, near)
 
 
 async def _made_here(services: Services, reference: Reference) -> Found | None:

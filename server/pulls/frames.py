@@ -88,8 +88,8 @@ class Progress(msgspec.Struct, tag="progress"):
 class Done(msgspec.Struct, tag="done"):
     """Puller to daemon, the last frame: the file of `size` bytes is written and synced.
 
-    The daemon commits it under `tag`. `config` and `params` go into the manifest. The file is a model's, or an
-    `adapter`'s.
+    The daemon commits it under `tag`. `config`, `params` and the texts go into the manifest: instructions (`system`), a
+    Go template, licences. The file is a model's, or an `adapter`'s.
     """
 
     sha256: str
@@ -98,6 +98,9 @@ class Done(msgspec.Struct, tag="done"):
     config: dict[str, Any]
     params: dict[str, Any]
     adapter: bool = False
+    system: str = ""
+    template: str = ""
+    licenses: list[str] = []
 
 
 FromPuller = Note | Planned | Progress | Done | ErrorReport

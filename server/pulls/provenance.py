@@ -18,10 +18,15 @@ from quant.plan import ModelPlan
 from quant.stream.copying import FileCopy
 from quant.stream.pipeline import Conversion
 from registry.names import Reference
+from registry.sources.base import Companions
 from registry.sources.opening import Source
-from runtime.options import Sampling
+from runtime.options import MAX_STOP_LENGTH, MAX_STOPS, Sampling
 from server.config import VERSION
 
+# Names in Ollama's `params` besides the sampling options, and names of its engine's, which lm decides by itself.
+_NUMBERS = ("num_ctx", "num_predict")
+_ENGINE = ("num_keep", "num_batch", "num_gpu", "main_gpu", "num_thread", "use_mmap", "use_mlock", "low_vram", "numa")
+_SAMPLING = frozenset(field.name for field in msgspec.structs.fields(Sampling))
 # Characters of an origin that are kept.
 _LONGEST = 500
 
@@ -37,7 +42,7 @@ def gguf_entries(source: Source, plan: ModelPlan, level: str) -> dict[str, Any]:
     return entries
 
 
-def recommended(plan: ModelPlan) -> dict[str, float]:
+def recommended(plan: ModelPlan) -> dict[str, Any]:
     """The makers' sampling settings, as far as their values are in the ranges of requests."""
     return {name: value for name, value in plan.defaults.items() if _may_be(name, value)}
 
@@ -48,6 +53,29 @@ def _may_be(name: str, value: float) -> bool:
     except msgspec.ValidationError:
         return False
     return math.isfinite(value)
+
+
+def settings(source: Source, plan: ModelPlan) -> tuple[dict[str, Any], list[str]]:
+    """The model's own settings: the makers' sampling, then the registry's `params`; and the names that are no use here.
+
+    An unknown name, or a value out of its range, would fail every request: it is passed over, and said.
+    """
+    given = source.companions.params
+    kept = {name: value for name, value in given.items() if _counts(name, value)}
+    dropped = [readable(name)[:40] for name in given if name not in kept and name not in _ENGINE]
+    return recommended(plan) | kept, dropped
+
+
+def _counts(name: str, value: Any) -> bool:
+    """Whether an entry of `params` is one that requests know, with a value that they take."""
+    if name == "stop":
+        texts = value if isinstance(value, list) else [value]
+        fits = all(isinstance(text, str) and len(text) <= MAX_STOP_LENGTH for text in texts)
+        return fits and len(texts) <= MAX_STOPS
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if name in _NUMBERS:
+        return number and float(value).is_integer() and abs(value) < 2**31
+    return number and name in _SAMPLING and _may_be(name, value)
 
 
 def fingerprint(source: Source, conversion: Conversion | FileCopy) -> str:
@@ -61,8 +89,13 @@ def fingerprint(source: Source, conversion: Conversion | FileCopy) -> str:
 
 def model_digest(source: Source, conversion: Conversion | FileCopy) -> str:
     """A digest of everything that decides the model: the file, and the sampling options that its makers recommend."""
-    settings = json.dumps(recommended(conversion.plan), sort_keys=True)
-    return hashlib.sha256(f"{fingerprint(source, conversion)} {settings}".encode()).hexdigest()[:32]
+    recommendation = json.dumps(recommended(conversion.plan), sort_keys=True)
+    beside = source.companions
+    texts = (
+        repr((dict(beside.params), beside.system, beside.template, beside.licenses)) if beside != Companions() else ""
+    )
+    text = f"{fingerprint(source, conversion)} {recommendation}{texts}"
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def manifest_config(reference: Reference, source: Source, plan: ModelPlan, level: str, own: dict[str, Any]) -> Any:

@@ -22,6 +22,7 @@ from server.children.child_log import log_file
 from server.children.daemon_side import task_process
 from server.config import Config
 from server.errors import CheckFailed
+from server.logins import read_logins
 from server.pulls.checking import check_file
 from server.pulls.frames import Done, FromPuller, ModelRequest, Planned, PullTask
 from server.pulls.job import Job
@@ -85,6 +86,9 @@ class Pull:
         kind = manifest.ADAPTER if done.adapter else manifest.MODEL
         layers = [Staged.file(ingest.data, kind, done.sha256, done.size)]
         layers += [Staged.json(done.params, manifest.PARAMS)] if done.params else []
+        texts = [(done.system, manifest.SYSTEM), (done.template, manifest.TEMPLATE)]
+        texts += [(text, manifest.LICENSE) for text in dict.fromkeys(done.licenses)]
+        layers += [Staged.text(text, media_type) for text, media_type in texts if text]
         model = await asyncio.to_thread(self._store.commit, ingest, layers, reference, done.config, reference.automatic)
         if done.adapter and (lack := await asyncio.to_thread(_lack, self._store, model)):
             self._job.add(note_line(lack))
@@ -156,7 +160,7 @@ class Pull:
         return PullTask(
             model=ModelRequest(
                 source=reference.text,
-                hub=options.hub,
+                hub=replace(options.hub, logins=read_logins(config)) if reference.registry else options.hub,
                 cache_folder=str(config.cache),
                 disk_free=self._store.free_bytes() + partial_bytes,
                 cache_config=CacheConfig.wanted(config.context, config.sequences),

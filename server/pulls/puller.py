@@ -14,6 +14,7 @@ import contextlib
 import os
 import sys
 import threading
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,7 @@ import msgspec
 
 from quant.convert.planning import plan_model
 from quant.errors import UnsupportedModel
+from quant.gguf.values import readable
 from quant.plan import ModelPlan
 from quant.stream.copying import FileCopy
 from quant.stream.pipeline import Conversion, bytes_before
@@ -35,11 +37,12 @@ from registry.store.partial import DATA, Checkpoint, Partial, PullFacts
 from runtime.child import Parent
 from runtime.machine.choosing import Chooser, canonical, this_machine
 from runtime.machine.rule import DISK_MARGIN, Wish
+from runtime.units import size_text
 from server.children.child_side import exit_now, run_task
 from server.pulls.adapting import TAG, AdapterPull, adapter_config, adapter_of, check_values
 from server.pulls.compiling import warm
 from server.pulls.frames import Done, Note, Planned, Progress, PullTask
-from server.pulls.provenance import fingerprint, gguf_entries, manifest_config, model_digest, recommended
+from server.pulls.provenance import fingerprint, gguf_entries, manifest_config, model_digest, settings
 from server.pulls.selection import Selection, file_asked_for, select
 from server.pulls.throughput import Throughput
 
@@ -131,13 +134,16 @@ class _Attempt:
             place = self._begin(conversion, level, reason)
             resumed, made_of = place.size if place else 0, model_digest(self.source, conversion)
             self.send(Planned(level, reason, self.source.title, plan.source_bytes, conversion.size, resumed, made_of))
+            self._say_what_lies_beside(plan)
             self._write(conversion, place)
             sha256, size = self.partial.finish()
             own: dict[str, Any] = {"reason": reason, "made_of": made_of}
             own |= {"automatic_bytes": Chooser(plan, self.machine).automatic_bytes(self._wish(None))}
             own |= {"pre": self.task.pre} if self.task.pre else {}
             config = manifest_config(self.reference, self.source, plan, level, own)
-            return Done(sha256, size, self.reference.name.tag or level, config, recommended(plan))
+            beside, tag = self.source.companions, self.reference.name.tag or level
+            params, _ = settings(self.source, plan)
+            return Done(sha256, size, tag, config, params, beside.system, beside.template, list(beside.licenses))
         finally:
             self.source.close()
 
@@ -157,6 +163,20 @@ class _Attempt:
         check_values(file)
         config = adapter_config(self.reference, self.source, pulled, file, made_of)
         return Done(sha256, size, TAG, config, {}, adapter=True)
+
+    def _say_what_lies_beside(self, plan: ModelPlan) -> None:
+        """Say which parts of a registry's model are left out, under which licence it is, and what has no effect."""
+        beside, dropped = self.source.companions, settings(self.source, plan)[1]
+        if beside.left_out:
+            parts = ", ".join(f"{name} ({size_text(size)})" for name, size in beside.left_out)
+            self.send(Note(f"text only: left out is {parts}"))
+        for text in beside.licenses:
+            title = next((line.strip() for line in text.splitlines() if line.strip()), "")
+            self.send(Note(f"licence: {readable(title)[:100]}; `lm show` has its text"))
+        if dropped:
+            self.send(Note(f"settings of the registry that have no effect here: {', '.join(dropped)}"))
+        if beside.template and "tokenizer.chat_template" not in plan.metadata:
+            self.send(Note("its chat template is one of Go's, which is not rendered yet: a chat has no template"))
 
     def _open(self, network: Network) -> Source:
         """The source at the revision in the journal, or at its present one where that revision is gone."""
@@ -186,8 +206,17 @@ class _Attempt:
         """The best level with `room` bytes of disk, None for any number."""
         selection = self._select(room)
         plan = plan_model(selection.files, self.task.pre or None, self.task.accept_unknown_keys)
+        plan = self._as_published(plan)
         level, reason = self._level(plan, selection, room)
         return _Decision(plan, level, reason, self._conversion(plan, level))
+
+    def _as_published(self, plan: ModelPlan) -> ModelPlan:
+        """The plan; with a level where its whole weights are to be taken as they are, because the tag names them."""
+        only_file = not plan.level and len(plan.shards) == 1 and plan.shards[0].lower().endswith(".gguf")
+        if not (only_file and self.source.companions.as_published):
+            return plan
+        types = Counter(tensor.dtype for tensor in plan.tensors for _ in range(tensor.layer is not None))
+        return replace(plan, level=max(types, key=lambda name: (types[name], name), default="F32"))
 
     def _conversion(self, plan: ModelPlan, level: str) -> Conversion | FileCopy:
         if plan.level:

@@ -99,7 +99,7 @@ def test_what_loses_says_why(daemon: Daemon) -> None:
         ({"model": "demo", "level": "Q9"}, 400, "unknown_level"),
         ({"model": "org/none"}, 404, "model_not_found"),
         ({"model": "./relative"}, 400, "bad_name"),
-        ({"model": "llama3"}, 404, "model_not_found"),
+        ({"model": "llama3"}, 502, "source_unavailable"),
         ({}, 400, "bad_body"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.daemon import Daemon, environment
+from tests.oci import OLLAMA, Registry, digest
 from tests.publishing import make
 from tests.registry.test_packages import package
 
@@ -21,9 +23,16 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def daemon(site: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+def registry() -> Iterator[Registry]:
+    with Registry() as registry:
+        yield registry
+
+
+@pytest.fixture(scope="module")
+def daemon(site: Path, registry: Registry, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     path = ":".join(filter(None, (environment().get("PYTHONPATH"), str(site))))
-    with Daemon(tmp_path_factory.mktemp("home"), script={"echo": True}, env={"PYTHONPATH": path}) as daemon:
+    env = {"PYTHONPATH": path, "LM_OLLAMA_REGISTRY": registry.url, "LM_CONTEXT": "256"}
+    with Daemon(tmp_path_factory.mktemp("home"), script={"echo": True}, env=env) as daemon:
         yield daemon
 
 
@@ -49,3 +58,55 @@ def test_a_package_is_found_by_its_bare_name_and_stays_what_that_name_means(daem
     last = daemon.pull(str(twin))
     assert last["name"] == "b-tale:Q8_0"
     assert sorted(row["name"] for row in daemon.listed()) == ["b-tale:Q8_0", "tale:Q4_K_M"]
+
+
+def test_another_word_is_a_model_of_ollamas_registry_with_its_settings(
+    daemon: Daemon, registry: Registry, site: Path
+) -> None:
+    weights = (site / "made.gguf").read_bytes()
+    params = {"stop": ["<end>"], "temperature": 0.25, "num_ctx": 512, "num_gpu": 1, "mirostat_x": 3, "top_p": "much"}
+    layers = [
+        (OLLAMA + "model", weights),
+        (OLLAMA + "params", json.dumps(params).encode()),
+        (OLLAMA + "system", b"You tell tales."),
+        (OLLAMA + "license", b"Free licence\nof tales"),
+        (OLLAMA + "projector", bytes(2000)),
+    ]
+    registry.add("library/saga", "latest", layers)
+    assert notes(daemon, "saga") == [
+        "`saga` is looked for in Ollama's registry",
+        "text only: left out is a projector (2 kB)",
+        "licence: Free licence; `lm show` has its text",
+        "settings of the registry that have no effect here: mirostat_x, top_p",
+    ]
+    shown = daemon.post("/api/show", {"model": "saga"}).json
+    assert (shown["system"], shown["license"]) == ("You tell tales.", "Free licence\nof tales")
+    assert "temperature" in shown["parameters"] and "num_ctx" in shown["parameters"]
+    assert "projector" not in json.dumps(shown["lm"])
+    rows = {row["name"]: row for row in daemon.listed()}
+    assert rows["saga:latest"]["level"] == "Q4_K_M"
+    assert (daemon.home / "store" / "blobs" / digest(weights).replace(":", "-")).is_file()
+    daemon.post("/api/chat", {"model": "saga", "messages": [{"role": "user", "content": "x"}], "stream": False})
+    assert [row["context_length"] for row in daemon.get("/api/ps").json["models"] if row["name"] == "saga:latest"] == [
+        512
+    ]
+    # A new manifest under the tag replaces the model, the same one does not.
+    assert "nothing has changed" in notes(daemon, "saga:latest")[-1]
+    registry.add("library/saga", "latest", layers[:2])
+    notes(daemon, "saga")
+    assert daemon.post("/api/show", {"model": "saga"}).json["system"] == ""
+
+
+def test_a_word_that_is_nowhere_is_said_so_with_what_comes_close(daemon: Daemon, registry: Registry) -> None:
+    lines = daemon.post("/api/pull", {"model": "tala"}).lines
+    assert lines[-1]["code"] == "model_not_found" and lines[-1]["hint"].startswith("did you mean `tale`?")
+    assert lines[-1]["error"] == f"`tala` is not here, and `{registry.host}` has no model `tala:latest`"
+
+
+def test_whole_weights_of_a_tag_are_taken_as_they_are(daemon: Daemon, registry: Registry, site: Path) -> None:
+    weights = make(site / "half.gguf", "F16").read_bytes()
+    registry.add("library/saga", "fp16", [(OLLAMA + "model", weights)])
+    lines = daemon.post("/api/pull", {"model": "saga:fp16"}).lines
+    planned = next(line for line in lines if line["phase"] == "planned")
+    assert planned["reason"] == "F16: the tag names this file, which is taken as it is"
+    assert (daemon.home / "store" / "blobs" / digest(weights).replace(":", "-")).is_file()

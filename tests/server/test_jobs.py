@@ -364,8 +364,11 @@ def test_a_disk_too_small_is_told_before_a_weight_moves(daemon: Daemon, hub: Hub
     ("name", "status", "code"),
     [
         ("org/none", 404, "model_not_found"),
-        ("llama3", 404, "model_not_found"),
-        ("ghcr.io/org/model:tag", 404, "model_not_found"),
+        ("llama3", 502, "source_unavailable"),
+        ("127.0.0.1:1/org/model:tag", 502, "source_unavailable"),
+        ("http://127.0.0.1:1/m.gguf", 502, "source_unavailable"),
+        ("http://box.example/m.gguf", 403, "access_denied"),
+        ("package://nothing", 404, "model_not_found"),
         ("/nowhere/at/all", 404, "model_not_found"),
         ("demo:Q9_X", 400, "unknown_level"),
         ("./relative", 400, "bad_name"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from dataclasses import replace
 
 import msgspec
 from aiohttp import web
@@ -22,6 +23,7 @@ from server.api.request import LOG_NOTE, answer, read, require_name
 from server.api.sources import callers_hub, find_source
 from server.errors import BadBody
 from server.http.problems import STATUS
+from server.logins import read_logins
 from server.pulls.frames import ModelRequest
 from server.services import SERVICES, Services
 
@@ -72,9 +74,13 @@ async def _task(request: web.Request, services: Services, body: AdviseBody) -> A
     if (
         published
     ):  # a name with a level is judged by the file in the store; only a bare name needs the source's other levels
-        source = own["source"] if parse(body.model).level is None else ""
+        wanted = parse(body.model)
+        source = own["source"] if wanted.level is None and not parse(str(own["source"])).registry else ""
     if model is None:
-        source = (await find_source(request, services, body.model, "looking into a folder")).reference.text
+        found = (await find_source(request, services, body.model, "looking into a folder")).reference
+        source = found.text
+        if found.registry:
+            hub = replace(hub, logins=await asyncio.to_thread(read_logins, config))
     reference = parse(body.model)
     named = reference.level or reference.name.tag
     loaded = sorted(

@@ -27,6 +27,7 @@ from server.api.request import (
     require,
     require_roles,
     warning_of,
+    with_instructions,
 )
 from server.api.respond import Generation, respond
 from server.api.thinking import add_thinking, budgets_of, effort
@@ -60,7 +61,7 @@ async def generate(request: web.Request) -> web.StreamResponse:
         submit.prompt, submit.parse_special = body.prompt, True
     else:
         system = [Turn.of("system", body.system)] if body.system else []
-        submit.turns = [*system, Turn.of("user", body.prompt or "")]
+        submit.turns = with_instructions(model, [*system, Turn.of("user", body.prompt or "")])
         submit.earlier, submit.give_ids = body.earlier or [], True
     return await respond(request, _generation(model, body, submit), writer)
 
@@ -80,7 +81,7 @@ async def chat(request: web.Request) -> web.StreamResponse:
     if not body.messages:
         return await _load_only(request, model, body, writer)
     require(model, "completion")
-    submit.turns = [message.turn() for message in body.messages]
+    submit.turns = with_instructions(model, [message.turn() for message in body.messages])
     await require_roles(request, model, submit.turns)
     return await respond(request, _generation(model, body, submit), writer)
 

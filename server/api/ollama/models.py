@@ -194,7 +194,7 @@ async def pull(request: web.Request) -> web.StreamResponse:
         if body.stream is False:
             last: dict[str, Any] = {}
             async for frame in frames:
-                last = frame
+                last = found.explained(frame)
             return answer(request, last, STATUS[last["code"]] if "error" in last else 200)
         stream = Stream(request, NDJSON)
         if warning := warning_of(request):
@@ -202,7 +202,7 @@ async def pull(request: web.Request) -> web.StreamResponse:
         if found.note:
             await stream.send(note_line(found.note))
         async for frame in frames:
-            await stream.send(_with_digest(body.model_name, frame))
+            await stream.send(_with_digest(body.model_name, found.explained(frame)))
             if "error" in frame:
                 request[FAILED] = str(STATUS[frame["code"]])
         return await stream.end()

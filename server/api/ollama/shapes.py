@@ -59,7 +59,8 @@ def description(model: Model, facts: Facts, verbose: bool) -> dict[str, Any]:
         "modelfile": f"# made by lm\nFROM {model.name}\n",
         "parameters": _parameters(model.params),
         "template": _template(metadata, capabilities(model)),
-        "license": str(metadata.get("general.license", "")),
+        "license": "\n\n".join(model.licenses) or str(metadata.get("general.license", "")),
+        "system": model.system,
         "details": details(model),
         "model_info": info,
         "tensors": [

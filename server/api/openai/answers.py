@@ -19,7 +19,15 @@ from server.api.calls import checked_tools, forced_tools, template_variables
 from server.api.openai.bodies import CHAT_BODY, TEXT_BODY, ChatFields, CompletionFields
 from server.api.openai.fields import OPENAI
 from server.api.openai.writer import OpenAIChatWriter, OpenAITextWriter
-from server.api.request import pass_over, read, refuse, require, require_roles, warning_of
+from server.api.request import (
+    pass_over,
+    read,
+    refuse,
+    require,
+    require_roles,
+    warning_of,
+    with_instructions,
+)
 from server.api.respond import Generation, respond
 from server.api.thinking import add_thinking
 
@@ -39,7 +47,7 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
         most = options.most_tokens("max_tokens", body.max_tokens)
     submit = _submit(model, body, most)
     submit.adapters = adapters
-    submit.turns = [message.turn() for message in body.messages]
+    submit.turns = with_instructions(model, [message.turn() for message in body.messages])
     submit.logprobs = options.alternatives(bool(body.logprobs), body.top_logprobs)
     submit.prediction = body.prediction.text if body.prediction else ""
     _add_tools(model, body, submit)
