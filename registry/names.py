@@ -12,6 +12,7 @@ import hashlib
 import os.path
 import re
 import unicodedata
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Literal
 from urllib.parse import SplitResult, unquote, urlsplit
@@ -19,7 +20,7 @@ from urllib.parse import SplitResult, unquote, urlsplit
 from registry.errors import BadName
 
 # `bare` is a single word: whoever knows this machine decides of which of the others it is (`server/api/sources.py`).
-Kind = Literal["bare", "demo", "folder", "hub", "oci", "ollama", "package", "url"]
+Kind = Literal["bare", "demo", "folder", "hub", "oci", "ollama", "package", "store", "url"]
 
 HUB = "hf.co"
 OLLAMA = "registry.ollama.ai"
@@ -40,6 +41,8 @@ _PINNED = re.compile(r"([^@]+?)(?::[^:/@]+)?@sha256:([0-9a-f]{64})")
 _BUDGET = re.compile(r"([0-9]{1,6}(?:\.[0-9]{1,4})?)(KB|MB|GB|TB|KiB|MiB|GiB|TiB|bpw)", re.IGNORECASE)
 _UNITS = {unit.lower(): unit for unit in ("KB", "MB", "GB", "TB", "KiB", "MiB", "GiB", "TiB", "bpw")}
 _SNAPSHOT = re.compile(r"models--([^/]+?)--([^/]+)/snapshots/[0-9a-f]{40}")
+# A manifest in the store of Ollama, or of lm: its path says the name.
+_MANIFEST = re.compile(r".*/manifests/([^/]+)/([^/]+)/([^/]+)/([^/:]+)")
 _FILE = re.compile(r"(?<=.)(-\d{5}-of-\d{5})?\.gguf$", re.IGNORECASE)
 # A level behind a URL's file, and the digest of the file: `https://x.example/a.gguf:Q4_K_M#sha256=…`.
 _LEVELLED, _FRAGMENT = re.compile(r"\.gguf:[^/:]+$", re.IGNORECASE), re.compile(r"(sha256[=:][0-9a-f]{64})?")
@@ -138,6 +141,11 @@ class Reference:
         return self.kind in ("oci", "ollama")
 
     @property
+    def on_disk(self) -> bool:
+        """Whether its location is a path of this machine."""
+        return self.kind in ("folder", "store")
+
+    @property
     def host(self) -> str:
         """The host that it comes from, without a port; "" for this machine's files, and for the hub."""
         if self.kind == "url":
@@ -152,6 +160,8 @@ class Reference:
         """
         if self.kind == "url":
             return urlsplit(self.location)._replace(query="", fragment="").geturl()
+        if self.kind == "store":
+            return f"{_PAGES.get(self.name.host, self.name.host)}/{'/'.join(self.name.parts[1:3])}:{self.name.tag}"
         return self.text if self.kind in _TAGGED else replace(self, level=None).text.removesuffix("/")
 
     @property
@@ -160,6 +170,8 @@ class Reference:
         if self.kind == "url" and self.level is not None:
             url = urlsplit(self.location)
             return url._replace(path=f"{url.path}:{self.level}").geturl()
+        if self.kind == "store":
+            return self.location
         if self.kind != "folder":
             prefix = {"hub": f"{HUB}/", "ollama": f"{_PAGES[OLLAMA]}/", "package": "package://"}.get(self.kind, "")
             suffix = self.name.tag if self.kind in _TAGGED else self.level
@@ -171,7 +183,7 @@ class Reference:
 
 
 # Kinds whose text behind the colon is a registry's tag.
-_TAGGED = ("bare", "oci", "ollama")
+_TAGGED = ("bare", "oci", "ollama", "store")
 
 
 def parse(text: str) -> Reference:
@@ -319,6 +331,9 @@ def _folder(text: str) -> Reference:
     elif not level:
         raise _odd(text)
     location = os.path.abspath(os.path.expanduser(path))  # noqa: PTH100, PTH111  lexical: the folder need not exist
+    if (manifest := _MANIFEST.fullmatch(location)) and not level:
+        with suppress(BadName):
+            return Reference("store", location, None, Name(*manifest.groups()))
     word = _folder_word(location)
     if not word:
         raise _odd(text, "give the folder a name with letters or digits in it")

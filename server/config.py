@@ -89,6 +89,9 @@ class Config:
     ollama_registry: str = OLLAMA_URL
     registries: tuple[str, ...] = ()
     docker_config: Path = Path("~/.docker")
+    ollama_models: Path = Path("~/.ollama/models")
+    hf_home: Path = Path("~/.cache/huggingface")
+    lm_studio: Path = Path("~/.lmstudio/models")
 
     @classmethod
     def load(
@@ -147,6 +150,12 @@ class Config:
     def store(self) -> Path:
         """Blobs and manifests."""
         return self.home / "store"
+
+    @property
+    def model_stores(self) -> tuple[Path, Path, Path]:
+        """Folders in which other programs keep models: Ollama's store, Hugging Face's cache, LM Studio's folder."""
+        found = (self.ollama_models, self.hf_home / "hub", self.lm_studio)
+        return (found[0].expanduser(), found[1].expanduser(), found[2].expanduser())
 
     @property
     def cache(self) -> Path:
@@ -232,6 +241,9 @@ SETTINGS: dict[str, Setting] = {
     "proxy": Setting(http_url, "an http(s) URL", ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")),
     "no_proxy": Setting(listed, "hosts, separated by commas", ("NO_PROXY", "no_proxy")),
     "ollama_registry": Setting(http_url, "an http(s) URL", ("LM_OLLAMA_REGISTRY",)),
+    "ollama_models": Setting(file_path, "a folder", ("OLLAMA_MODELS",)),
+    "hf_home": Setting(file_path, "a folder", ("HF_HOME",)),
+    "lm_studio": Setting(file_path, "a folder", ("LM_STUDIO_MODELS",)),
     "docker_config": Setting(file_path, "a folder", ("DOCKER_CONFIG",)),
     "registries": Setting(
         hosts, "hosts such as `registry.lan:5000` or `http://box:5000`, separated by commas", ("LM_REGISTRIES",)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from aiohttp import web
 
 from server.access.roles import ACCESSES, Access
-from server.api.lm import advise, daemon, default, infill, login, pulls, rerank
+from server.api.lm import advise, daemon, default, found, infill, login, pulls, rerank
 from server.api.ollama import answers as ollama
 from server.api.ollama import embeddings as ollama_embeddings
 from server.api.ollama import models
@@ -142,6 +142,7 @@ ROUTES = [
     ),
     Route("POST", "/lm/login", "admin", login.login, "keep a login at a registry, once it has taken it", changes=True),
     Route("POST", "/lm/logout", "admin", login.logout, "forget a login at a registry", changes=True),
+    Route("GET", "/lm/found", "operator", found.found, "models of other programs on this machine"),
     Route("GET", "/lm/partials", "operator", pulls.partials, "pulls that are under way or paused"),
     Route("GET", "/health", "open", daemon.health, "status, versions, loaded models"),
     Route("POST", "/lm/shutdown", "admin", daemon.shutdown, "end the daemon, from this machine only", changes=True),

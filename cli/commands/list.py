@@ -13,10 +13,15 @@ from runtime.units import size_text
 
 @click.command()
 @click.option("--partial", is_flag=True, help="List the pulls that are under way or paused instead.")
+@click.option("--found", is_flag=True, help="List the models of other programs on this machine instead.")
 @click.option("--json", "as_json", is_flag=True, help="Print all that is known of them as JSON.")
-def command(partial: bool, as_json: bool) -> None:
+def command(partial: bool, found: bool, as_json: bool) -> None:
     """List the models that are here, newest first."""
     client = Client()
+    if found:
+        rows = client.ask("GET", "/lm/found")["models"]
+        console.as_json(rows) if as_json else print_found(rows)
+        return
     answer = client.ask("GET", "/lm/partials" if partial else "/api/tags")
     rows = answer["partials" if partial else "models"]
     rows = [row for row in rows if "alias" not in row]
@@ -28,6 +33,18 @@ def command(partial: bool, as_json: bool) -> None:
         print_models(rows)
     for problem in answer.get("problems", ()):
         console.note(f"warning: {problem}", "yellow")
+
+
+def print_found(rows: list[dict[str, Any]]) -> None:
+    """Rows of `/lm/found` for people."""
+    cells = [(row["title"], size_text(row["size"]), row["program"], row["name"]) for row in rows]
+    console.table(("MODEL", "SIZE", "PROGRAM", "NAME"), cells)
+    if rows:
+        console.note(
+            "`lm pull NAME` takes one over: shared with its program where the disk allows, copied with `--copy`"
+        )
+    else:
+        console.note("no other program has models here; docs/settings.md says where they are looked for")
 
 
 def print_partials(rows: list[dict[str, Any]]) -> None:

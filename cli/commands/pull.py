@@ -33,6 +33,7 @@ from cli.pulling import bring_in, lines
 @click.option("--pre", metavar="NAME", help="The pre-tokenizer, where a pull could not recognise it and asks for it.")
 @click.option("--accept-unknown-keys", is_flag=True, help="Go on where nobody knows a key of the model's settings.")
 @click.option("--base", metavar="NAME", help="The model that an adapter is for, where the adapter does not say it.")
+@click.option("--copy", is_flag=True, help="Copy a GGUF file of this machine, where it could be shared with its owner.")
 @click.option("--json", "as_json", is_flag=True, help="Print progress as lines of JSON.")
 def command(  # noqa: PLR0913  click gives each option by its name
     names: tuple[str, ...],
@@ -42,6 +43,7 @@ def command(  # noqa: PLR0913  click gives each option by its name
     pre: str | None,
     accept_unknown_keys: bool,
     base: str | None,
+    copy: bool,
     as_json: bool,
 ) -> int:
     """Bring models in, each quantized while it is read to the best level that this machine can hold.
@@ -57,6 +59,7 @@ def command(  # noqa: PLR0913  click gives each option by its name
     options = {"detach": detach, "limit_rate": _rate(limit_rate), "pre": pre or ""}
     options |= client.hub() | ({"accept_unknown_keys": True} if accept_unknown_keys else {})
     options |= {"base": reference(base)} if base else {}
+    options |= {"copy": True} if copy else {}
     code = 0
     for name in names:
         try:

@@ -8,13 +8,14 @@ model says, and that is not read here, is refused by name; a part that only adds
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
 from registry.errors import SourceUnavailable
+from registry.sources.base import Companions
 
 _OLLAMA, _DOCKER = "application/vnd.ollama.image.", "application/vnd.docker.ai."
 _MODELPACK, _KITOPS = "application/vnd.cncf.model.", "application/vnd.kitops.modelkit."
@@ -23,6 +24,7 @@ _PATHS = (_PATH, "org.opencontainers.image.title")
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _MEDIA_TYPE = re.compile(r"[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}/[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}")
 MOST_LAYERS = 1024
+_LONGEST_SETTING = 1 << 20
 LARGEST = 1 << 46  # bytes of a layer; the largest published model has less than a hundredth of it
 
 Kind = Literal["model", "file", "projector", "params", "system", "template", "license", "other"]
@@ -47,6 +49,31 @@ class Sorted:
     files: dict[str, Descriptor] = field(default_factory=dict)
     settings: dict[Kind, list[Descriptor]] = field(default_factory=dict)
     left_out: list[tuple[str, int]] = field(default_factory=list)
+
+
+def companions(found: Sorted, read: Callable[[Descriptor], bytes], title: str) -> Companions:
+    """The things beside the weights, from their layers, which `read` reads and checks. Raises SourceUnavailable."""
+
+    def texts(kind: Kind) -> list[str]:
+        layers = found.settings.get(kind, [])
+        if any(layer.size > _LONGEST_SETTING for layer in layers):
+            raise SourceUnavailable(f"the {kind} of `{title}` is longer than {_LONGEST_SETTING:,} bytes")
+        return [read(layer).decode("utf-8", "replace") for layer in layers]
+
+    params: dict[str, Any] = {}
+    try:
+        for text in texts("params"):
+            params |= msgspec.json.decode(text, type=dict[str, Any])
+    except (msgspec.MsgspecError, RecursionError):
+        raise SourceUnavailable(f"the params of `{title}` are not readable") from None
+    return Companions(
+        params=params,
+        system="\n".join(texts("system")),
+        template="\n".join(texts("template")),
+        licenses=tuple(texts("license")),
+        left_out=tuple(found.left_out),
+        as_published=True,
+    )
 
 
 def check(descriptor: Descriptor, title: str) -> Descriptor:

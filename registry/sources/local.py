@@ -12,12 +12,15 @@ import os
 import re
 import stat
 import threading
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from registry.errors import AccessDenied, ModelNotFound, SourceUnavailable
+from registry.net.verify import Verified
 from registry.sources.base import Companions, FileReader
 
 LONGEST = 1 << 30  # bytes in one system call
+_PIECE = 4 << 20
 _PART = re.compile(r"(.+)-\d{5}-of-(\d{5})\.gguf", re.IGNORECASE)
 # Folders that belong to the file system, not to a model; only root may read them.
 _FOREIGN = ("lost+found",)
@@ -87,6 +90,10 @@ class Folder:
                 raise SourceUnavailable(f"`{name}` of `{self.title}` ends at byte {offset:,}", _CHANGED)
             target, offset = target[count:], offset + count
 
+    def descriptor(self, name: str) -> int:
+        """The open file. Raises SourceUnavailable."""
+        return self._file(name)[0]
+
     def check(self, name: str) -> None:
         """Raises SourceUnavailable when the file changed since it was opened."""
         descriptor, before = self._file(name)
@@ -110,7 +117,7 @@ class Folder:
     def _open_file(self, name: str) -> tuple[int, os.stat_result]:
         try:
             # It was a regular file when the folder was listed; a pipe put in its place must not make us wait.
-            descriptor = os.open(self._path / name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            descriptor = os.open(self._place(name), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError as error:
             raise self._unread(name, error) from None
         status = os.fstat(descriptor)
@@ -119,11 +126,43 @@ class Folder:
             raise SourceUnavailable(f"`{name}` of `{self.title}` is no regular file")
         return descriptor, status
 
+    def _place(self, name: str) -> Path:
+        """The path of a file."""
+        return self._path / name
+
     def _unread(self, name: str, error: OSError) -> SourceUnavailable:
         why = f"`{name}` of `{self.title}` cannot be read: {error.strerror}"
         return SourceUnavailable(
             why, "check the file, its rights and its disk; the daemon's user must be able to read it"
         )
+
+
+class DeclaredFolder(Folder):
+    """A folder whose files have digests that somebody declared."""
+
+    def __init__(self, path: Path, title: str, digests: Mapping[str, str]) -> None:
+        """`digests` maps names to `sha256:…`. Raises as `Folder`."""
+        super().__init__(path, title)
+        self._digests = digests
+
+    def digest(self, name: str) -> str | None:
+        """`sha256:…` as somebody declares it, None where nobody does."""
+        return self._digests.get(name)
+
+    def open(self, name: str, offset: int = 0, state: bytes = b"") -> FileReader:
+        """The file from `offset` on, compared with the digest where there is one. Raises SourceUnavailable."""
+        declared = self.digest(name)
+        if declared is None:
+            return super().open(name, offset, state)
+        return Verified(self._pieces(name, offset), name, self.size(name), declared, offset, state)
+
+    def _pieces(self, name: str, position: int) -> Iterator[memoryview]:
+        buffer = memoryview(bytearray(_PIECE))
+        while position < self.size(name):
+            piece = buffer[: min(_PIECE, self.size(name) - position)]
+            self.readinto(name, position, piece)
+            yield piece
+            position += len(piece)
 
 
 class _FolderFile:

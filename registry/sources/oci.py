@@ -12,7 +12,6 @@ from __future__ import annotations
 import re
 from functools import cached_property
 from http.client import HTTPMessage
-from typing import Any
 
 import msgspec
 
@@ -25,7 +24,7 @@ from registry.net.locate import Remote
 from registry.net.network import Network
 from registry.net.reaching import base_url, toward
 from registry.sources.base import Companions
-from registry.sources.layers import Descriptor, Kind, check, sort
+from registry.sources.layers import Descriptor, check, companions, sort
 from registry.sources.remote import RemoteFiles
 
 _MANIFESTS = (
@@ -38,7 +37,6 @@ _INDEXES = (
 )
 _ACCEPT = ", ".join((*_MANIFESTS, *_INDEXES))
 _LONGEST_MANIFEST = 4 << 20  # what a registry must take, by the specification
-_LONGEST_SETTING = 1 << 20
 # Manifests that are read on the way through indexes to one that is a model.
 _MOST_DOCUMENTS = 8
 _PINNED = re.compile(r"sha256-([0-9a-f]{64})")
@@ -100,14 +98,7 @@ class OciModel(RemoteFiles):
     @cached_property
     def companions(self) -> Companions:
         """The things that the registry keeps beside the weights. Raises as `read`."""
-        return Companions(
-            params=self._object("params"),
-            system="\n".join(self._texts("system")),
-            template="\n".join(self._texts("template")),
-            licenses=tuple(self._texts("license")),
-            left_out=tuple(self._sorted.left_out),
-            as_published=True,
-        )
+        return companions(self._sorted, lambda layer: self.read(layer.digest, 0, layer.size), self.title)
 
     @cached_property
     def _files(self) -> dict[str, Descriptor]:
@@ -120,34 +111,15 @@ class OciModel(RemoteFiles):
     def _blob(self, name: str) -> Descriptor:
         if name in self._files:
             return self._files[name]
-        kind, _, number = name.rpartition("-")
-        settings: list[Descriptor] = self._sorted.settings.get(kind, [])  # type: ignore[call-overload]
-        if number.isdigit() and int(number) < len(settings):
-            return settings[int(number)]
+        for layer in (layer for layers in self._sorted.settings.values() for layer in layers):
+            if layer.digest == name:
+                return layer
         raise SourceUnavailable(f"`{self.title}` has no file `{name}`")
 
     def _remote(self, name: str) -> Remote:
         blob = self._blob(name)
         url = f"{self._base}/v2/{self._repository}/blobs/{blob.digest}"
         return Remote(url, blob.size, name, self._refused)
-
-    def _texts(self, kind: Kind) -> list[str]:
-        """The layers of a kind as texts. Raises SourceUnavailable."""
-        texts = []
-        for number, layer in enumerate(self._sorted.settings.get(kind, [])):
-            if layer.size > _LONGEST_SETTING:
-                raise SourceUnavailable(f"the {kind} of `{self.title}` has {layer.size:,} bytes")
-            texts.append(self.read(f"{kind}-{number}", 0, layer.size).decode("utf-8", "replace"))
-        return texts
-
-    def _object(self, kind: Kind) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        for text in self._texts(kind):
-            try:
-                found |= msgspec.json.decode(text, type=dict[str, Any])
-            except (msgspec.MsgspecError, RecursionError):
-                raise SourceUnavailable(f"the {kind} of `{self.title}` are not readable") from None
-        return found
 
     def _find(self, wanted: str) -> tuple[str, list[Descriptor]]:
         """The digest of the manifest of a model, and its layers; through indexes, the first model that they list."""

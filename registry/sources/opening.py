@@ -1,4 +1,4 @@
-"""Opens the source of a reference: a folder, an installed package, a hub, a registry, a file at a URL."""
+"""Opens the source of a reference: a folder, a package, another program's store, a hub, a registry, a URL."""
 
 from __future__ import annotations
 
@@ -33,6 +33,10 @@ def open_source(reference: Reference, endpoint: str, network: Network, revision:
         from registry.sources.huggingface import Repository
 
         return Repository(reference.location, endpoint, network, revision)
+    if reference.kind == "store":
+        from registry.sources.stored import StoredModel
+
+        return StoredModel(reference, revision)
     if reference.kind == "url":
         from registry.sources.url import FileAtUrl
 

@@ -10,20 +10,16 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib.metadata import Distribution, PackagePath, distributions
 from pathlib import Path
 
 from registry.errors import ModelNotFound
 from registry.names import package_word, word_of
-from registry.net.verify import Verified
-from registry.sources.base import FileReader
-from registry.sources.local import Folder
+from registry.sources.local import DeclaredFolder
 
 # The list of a package's files is searched for these before it is taken apart: most packages carry no model.
 _SIGNS = re.compile(r"\.gguf,|\.safetensors,", re.IGNORECASE)
-_PIECE = 4 << 20
 
 
 @dataclass(frozen=True)
@@ -94,33 +90,13 @@ def open_package(location: str, version: str = "") -> PackageFolder:
     return PackageFolder(model)
 
 
-class PackageFolder(Folder):
+class PackageFolder(DeclaredFolder):
     """The folder of a packaged model. The package's version is its `revision`."""
 
     def __init__(self, model: PackagedModel) -> None:
         """Raises AccessDenied, ModelNotFound, SourceUnavailable."""
-        super().__init__(model.folder, f"package://{model.location}")
+        super().__init__(model.folder, f"package://{model.location}", model.digests)
         self.revision = model.version
-        self._digests = model.digests
-
-    def digest(self, name: str) -> str | None:
-        """`sha256:…` as the package declares it, None where it declares nothing."""
-        return self._digests.get(name)
-
-    def open(self, name: str, offset: int = 0, state: bytes = b"") -> FileReader:
-        """The file from `offset` on, compared with the digest where there is one. Raises SourceUnavailable."""
-        declared = self.digest(name)
-        if declared is None:
-            return super().open(name, offset, state)
-        return Verified(self._pieces(name, offset), name, self.size(name), declared, offset, state)
-
-    def _pieces(self, name: str, position: int) -> Iterator[memoryview]:
-        buffer = memoryview(bytearray(_PIECE))
-        while position < self.size(name):
-            piece = buffer[: min(_PIECE, self.size(name) - position)]
-            self.readinto(name, position, piece)
-            yield piece
-            position += len(piece)
 
 
 def _models(package: str, distribution: Distribution) -> list[PackagedModel]:

@@ -1,4 +1,4 @@
-"""Reading the store: which models there are, and which one a name means. Changes nothing.
+"""Reading the store: which models there are, and which one a name means. Changes nothing but notes on shared files.
 
 Each look takes the names from the folders and compares size and time stamps of each manifest, so damage shows at once.
 Parsed manifests are kept as long as their files are the same. An unreadable folder is never taken for an empty one: it
@@ -24,6 +24,7 @@ from registry.names import LATEST, LIBRARY, LOCAL, Name, Reference, parse
 from registry.store import manifest, reading
 from registry.store.manifest import Manifest
 from registry.store.meaning import LevelHere, Meaning, decide
+from registry.store.sharing import Shared
 
 _LONGEST_CHOICE = 256
 
@@ -111,6 +112,7 @@ class Catalog:
         self.manifests = root / "manifests"
         self.choices = root / "chosen"
         self.pins = root / "pinned"
+        self.shared = Shared(root)
         self._known: dict[Path, tuple[Stamp, Model, Manifest]] = {}
 
     def blob(self, value: str) -> Path:
@@ -319,6 +321,8 @@ class Catalog:
                 raise manifest.damaged(name.display, f"{blob} is no regular file")
             if status.st_size != layer.size:
                 raise manifest.damaged(name.display, f"{blob} has {status.st_size:,} bytes instead of {layer.size:,}")
+            if not self.shared.is_as_noted(layer.digest, self.blob(layer.digest), status):
+                raise manifest.damaged(name.display, f"{blob} is shared with another program, which changed it")
 
     def similar(self, reference: Reference) -> list[str]:
         """Names of models here, and `demo`, that look like this one, the most alike first."""

@@ -75,6 +75,12 @@ def rename(source: Path, target: Path) -> None:
         source.rename(target)
 
 
+def link(source: Path, target: Path) -> None:
+    """Give a file a further name; a symbolic link stands for its file. Raises OSError."""
+    with _step("link", target):
+        os.link(source, target, follow_symlinks=True)
+
+
 def unlink(path: Path) -> None:
     """Remove a file, which may be gone already. Raises OSError."""
     with _step("unlink", path):

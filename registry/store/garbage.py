@@ -43,6 +43,7 @@ def collect(catalog: Catalog, in_use: Collection[str]) -> int:
         if _BLOB.fullmatch(entry.name) and entry.name not in needed:
             size = entry.stat(follow_symlinks=False).st_size
             fsops.unlink(catalog.blobs / entry.name)
+            catalog.shared.forget(entry.name.replace("-", ":"))
             freed += size
     # Not synced: a blob that a power cut brings back is still listed by nobody, and goes at the next start.
     return freed

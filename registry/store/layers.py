@@ -15,15 +15,19 @@ from registry.store.manifest import Layer
 
 @dataclass(frozen=True)
 class Staged:
-    """A layer that a commit makes a blob. `content` is its file, in the folder of the ingest, or its bytes."""
+    """A layer that a commit makes a blob. `content` is its file, in the folder of the ingest, or its bytes.
+
+    `shared`: the file is another program's too, by a hard link.
+    """
 
     layer: Layer
     content: Path | bytes
+    shared: bool = False
 
     @classmethod
-    def file(cls, path: Path, media_type: str, sha256: str, size: int) -> Staged:
+    def file(cls, path: Path, media_type: str, sha256: str, size: int, shared: bool = False) -> Staged:
         """A file of the ingest. `sha256` (hexadecimal) and `size` describe the bytes that its writer sent to it."""
-        return cls(Layer(media_type, f"sha256:{sha256}", size), path)
+        return cls(Layer(media_type, f"sha256:{sha256}", size), path, shared)
 
     @classmethod
     def json(cls, fields: dict[str, Any], media_type: str) -> Staged:
@@ -54,7 +58,7 @@ class Staged:
 
     def _check(self, path: Path) -> None:
         status = path.lstat()
-        if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
+        if not stat.S_ISREG(status.st_mode) or (status.st_nlink != 1 and not self.shared):
             raise StoreDamaged("the file to commit is no ordinary file", "pull again")
         if status.st_size != self.layer.size:
             raise DigestMismatch(

@@ -22,12 +22,12 @@ import os
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import msgspec
 
 from registry.sha256 import Sha256
-from registry.store import fsops, reading
+from registry.store import fsops, reading, sharing
 from registry.store.fsops import plainly
 
 # A checkpoint is journalled after this many bytes of source, or seconds, unless the disk is still busy with the last.
@@ -36,6 +36,9 @@ EVERY_SECONDS = 2.0
 JOURNAL = "journal"
 DATA = "data"
 _LONGEST = 1 << 20
+
+# How a file was taken over without a copy; "" where it was not.
+Adopted = Literal["", "reflink", "link"]
 
 
 class PullFacts(msgspec.Struct, frozen=True):
@@ -113,6 +116,7 @@ class Partial:
         self._path = folder / DATA
         self._file = -1
         self._hash = Sha256()
+        self._adopted: Adopted = ""
         self._facts: PullFacts | None = None
         self._began: Checkpoint | None = None
         self._journalled = (0, 0.0)
@@ -125,9 +129,11 @@ class Partial:
 
         Raises DiskFull, StoreFailed.
         """
-        journal = self.journal
+        journal, self._adopted = self.journal, ""
         with plainly(self._folder.parents[1]):
             self._close_file()
+            if (found := reading.status(self._path)) and found.st_nlink > 1:
+                fsops.unlink(self._path)  # another program's file, which an earlier attempt linked: never written to
             flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
             self._file = os.open(self._path, flags, 0o600)
             fits = journal is not None and journal.facts.fingerprint == facts.fingerprint
@@ -143,16 +149,42 @@ class Partial:
         self._journalled = (latest.offset if latest else 0, time.monotonic())
         return latest
 
+    def adopt(self, source: int, *, link: bool) -> Adopted:
+        """Make the open file `source` the whole output, without a copy: by a reflink, or with `link` by a hard link.
+
+        Its bytes must be written afterwards all the same: they are hashed only. No position is journalled. To be called
+        after `begin`, before anything is written. Raises DiskFull, StoreFailed.
+        """
+        with plainly(self._folder.parents[1]):
+            self._adopted = "reflink" if sharing.reflink(source, self._file) else ""
+            if link and not self._adopted:
+                self._adopted = "link" if self._linked(source) else ""
+        return self._adopted
+
+    def _linked(self, source: int) -> bool:
+        """Replace the empty output by a hard link to `source`; where that cannot be, it stays empty. Raises OSError."""
+        beside = self._path.with_name(f"{fsops.TEMPORARY}{DATA}")
+        fsops.unlink(beside)
+        if not sharing.link(source, beside):
+            return False
+        fsops.rename(beside, self._path)
+        self._close_file()
+        return True
+
     def write(self, data: bytes | memoryview) -> None:
         """Append bytes. Raises DiskFull, StoreFailed."""
         view = memoryview(data).cast("B")
         self._hash.update(view)
+        if self._adopted:
+            return
         with plainly(self._folder.parents[1]):
             while view:
                 view = view[os.write(self._file, view) :]
 
     def reached(self, position: SourcePosition) -> None:
         """Note that the output ends at this position; now and then it is journalled, while writing goes on."""
+        if self._adopted:
+            return
         offset, when = self._journalled
         due = position.offset - offset >= self._every_bytes or time.monotonic() - when >= self._every_seconds
         if position.offset and (not due or (self._syncing and not self._syncing.done())):

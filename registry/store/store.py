@@ -4,6 +4,7 @@
     store.lock         held by the one process that owns the store, with its id inside
     blobs/sha256-…     complete, hashed, never written again
     manifests/host/namespace/model/tag
+    shared/sha256-…    the state of a blob that another program has too (`registry/store/sharing.py`)
     pinned/host/namespace/model      the tag that the user wants a bare name to mean (`registry/store/meaning.py`)
     chosen/host/namespace/model      the tag that the last pull without a level chose
     ingest/id/         a file on its way (`registry/store/partial.py`); belongs to the process that holds the lock
@@ -35,7 +36,6 @@ from registry.store import fsops, garbage, manifest, notes, owner, reading
 from registry.store.catalog import Catalog, Model
 from registry.store.fsops import plainly
 from registry.store.layers import Staged
-from registry.store.manifest import Layer
 from registry.store.meaning import Meaning
 from registry.store.partial import DATA, Journal, read_journal, resumable
 
@@ -255,7 +255,7 @@ class Store:
         everything = [*layers, Staged.json(config, manifest.CONFIG)]
         try:
             with plainly(self.root):
-                files = [(_settle(ingest, staged), staged.layer) for staged in everything]
+                files = [(_settle(ingest, staged), staged) for staged in everything]
                 with self._changing:
                     name = self.placed(name).name if isinstance(name, Reference) else name
                     model = self._publish(name, files, chosen)
@@ -306,17 +306,21 @@ class Store:
     def _folder(self, title: str) -> Path:
         return self._ingests / hashlib.sha256(title.encode()).hexdigest()[:16]
 
-    def _publish(self, name: Name, files: list[tuple[Path, Layer]], chosen: bool) -> Model:
+    def _publish(self, name: Name, files: list[tuple[Path, Staged]], chosen: bool) -> Model:
         """Move synced files among the blobs, then list them; the last of them is the config."""
         if name.tag is None:
             raise BadName(f"`{name.display}` has no tag, so it names no variant to commit", "add a tag")
         name = self._catalog.existing(name)
-        for path, layer in files:
-            target = self._catalog.blob(layer.digest)
-            fsops.seal(path)
-            fsops.rename(path, target)
+        for path, staged in files:
+            if staged.shared:  # its mode is its owner's
+                self._catalog.shared.announce(staged.layer.digest)
+            else:
+                fsops.seal(path)
+            fsops.rename(path, self._catalog.blob(staged.layer.digest))
         fsops.fsync_dir(self._catalog.blobs)
-        *layers, config = (layer for _, layer in files)
+        for staged in (staged for _, staged in files if staged.shared):
+            self._catalog.shared.note(staged.layer.digest, self._catalog.blob(staged.layer.digest))
+        *layers, config = (staged.layer for _, staged in files)
         path = self._catalog.manifest_path(name)
         fsops.make_folders(self._catalog.manifests, path.parent)
         fsops.replace(path, manifest.build(config, layers))

@@ -67,11 +67,11 @@ async def find_source(request: web.Request, services: Services, name: str, doing
     reference = parse(name)
     if reference.kind == "bare":
         found = await _of_bare_name(services, reference)
-    elif reference.kind == "folder" and not name.startswith("/"):
+    elif reference.on_disk and not name.startswith("/"):
         raise BadName(f"`{name[:80]}` is a relative path", "send an absolute one: the daemon has another folder")
     else:
         found = Found(reference)
-    if found.reference.kind == "folder":
+    if found.reference.on_disk:
         require_loopback(request, doing)
     elif is_loopback(found.reference.host):
         require_loopback(request, "pulling from the daemon's own machine")

@@ -6,7 +6,7 @@ As with a worker's frames: msgspec structs, tagged by type, sent as length-prefi
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -36,7 +36,8 @@ class PullTask(msgspec.Struct, tag="pull"):
     `limit_rate` is in bytes/s, 0 for no limit. `pre` names the pre-tokenizer, "" unless the user had to. `here` has the
     digests (`Planned.made_of`) of the variants that the store has already.
     `accept_unknown_keys`: go on where nobody knows a key of the model's configuration. `base` is the model that an
-    adapter is for, "" unless the user named it.
+    adapter is for, "" unless the user named it. `sharing` says how a finished file of this machine may be taken over:
+    by a hard link, a reflink, or a copy alone.
     """
 
     model: ModelRequest
@@ -46,6 +47,7 @@ class PullTask(msgspec.Struct, tag="pull"):
     accept_unknown_keys: bool = False
     here: list[str] = []
     base: str = ""
+    sharing: Literal["link", "reflink", "copy"] = "reflink"
 
 
 class Note(msgspec.Struct, tag="note"):
@@ -89,7 +91,7 @@ class Done(msgspec.Struct, tag="done"):
     """Puller to daemon, the last frame: the file of `size` bytes is written and synced.
 
     The daemon commits it under `tag`. `config`, `params` and the texts go into the manifest: instructions (`system`), a
-    Go template, licences. The file is a model's, or an `adapter`'s.
+    Go template, licences. The file is a model's, or an `adapter`'s. `shared`: it is its owner's too, by a hard link.
     """
 
     sha256: str
@@ -101,6 +103,7 @@ class Done(msgspec.Struct, tag="done"):
     system: str = ""
     template: str = ""
     licenses: list[str] = []
+    shared: bool = False
 
 
 FromPuller = Note | Planned | Progress | Done | ErrorReport

@@ -20,7 +20,8 @@ class PullOptions:
     """How a model is to be pulled: from which hub, at which rate (bytes/s, 0 for any).
 
     `pre` is the name of the pre-tokenizer, "" unless the user gave it. `accept_unknown_keys`: go on where nobody knows
-    a key of the model's configuration. `base` names the model that an adapter is for, "" unless the user did.
+    a key of the model's configuration. `base` names the model that an adapter is for, "" unless the user did. `copy`: a
+    file of this machine is copied where it could be shared.
     """
 
     hub: Hub
@@ -28,13 +29,15 @@ class PullOptions:
     pre: str = ""
     accept_unknown_keys: bool = False
     base: str = ""
+    copy: bool = False
 
     def note(self, failed: str = "") -> bytes:
         """The options as a daemon finds them that goes on with the pull later; a token is never written down.
 
         `failed` says why no daemon is to go on by itself.
         """
-        fields = {key: getattr(self, key) for key in ("limit_rate", "pre", "accept_unknown_keys", "base")}
+        names = ("limit_rate", "pre", "accept_unknown_keys", "base", "copy")
+        fields = {key: getattr(self, key) for key in names}
         return msgspec.json.encode(_Wishes(self.hub.endpoint, **fields, failed=failed))
 
     @classmethod
@@ -42,7 +45,7 @@ class PullOptions:
         """The options in a note; the token of `own`, the daemon's hub, goes there only. Raises MsgspecError."""
         wishes = msgspec.json.decode(note, type=_Wishes)
         hub = own if wishes.endpoint == own.endpoint else replace(own, endpoint=wishes.endpoint, token="")
-        return cls(hub, wishes.limit_rate, wishes.pre, wishes.accept_unknown_keys, wishes.base)
+        return cls(hub, wishes.limit_rate, wishes.pre, wishes.accept_unknown_keys, wishes.base, wishes.copy)
 
 
 def failure(note: bytes | None) -> str:
@@ -62,6 +65,7 @@ class _Wishes(msgspec.Struct):
     accept_unknown_keys: bool = False
     base: str = ""
     failed: str = ""
+    copy: bool = False
 
 
 class _Entry(NamedTuple):

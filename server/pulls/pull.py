@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 from quant.errors import BadValues
 from registry.errors import RegistryError
-from registry.names import Name
+from registry.names import Name, Reference
 from registry.store import manifest
 from registry.store.catalog import Model
 from registry.store.layers import Staged
@@ -84,7 +85,7 @@ class Pull:
         reference = self._job.reference
         reference = replace(reference, name=reference.name.tagged(done.tag))
         kind = manifest.ADAPTER if done.adapter else manifest.MODEL
-        layers = [Staged.file(ingest.data, kind, done.sha256, done.size)]
+        layers = [Staged.file(ingest.data, kind, done.sha256, done.size, done.shared)]
         layers += [Staged.json(done.params, manifest.PARAMS)] if done.params else []
         texts = [(done.system, manifest.SYSTEM), (done.template, manifest.TEMPLATE)]
         texts += [(text, manifest.LICENSE) for text in dict.fromkeys(done.licenses)]
@@ -171,6 +172,7 @@ class Pull:
             here=[str(model.own.get("made_of", "")) for model in variants if not model.problem],
             accept_unknown_keys=options.accept_unknown_keys,
             base=options.base,
+            sharing="copy" if options.copy else "link" if is_in_store(config, reference) else "reflink",
         )
 
 
@@ -183,6 +185,13 @@ def _lack(store: Store, adapter: Model) -> str:
     except RegistryError:
         return f"it is for `{adapter.base}`, which is not here: `lm pull {adapter.base}` brings it in"
     return ""
+
+
+def is_in_store(config: Config, reference: Reference) -> bool:
+    """Whether a reference names a file of another program's store, whose files are replaced but never written again."""
+    if reference.kind == "folder":
+        return any(Path(reference.location).is_relative_to(place) for place in config.model_stores)
+    return reference.kind in ("package", "store")
 
 
 def _known_pre(variants: list[Model]) -> str:

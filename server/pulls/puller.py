@@ -32,8 +32,9 @@ from quant.stream.streams import Mark
 from registry.errors import DigestMismatch, ModelNotFound
 from registry.names import AUTO, parse
 from registry.net.network import Limiter, Network
+from registry.sources.local import Folder
 from registry.sources.opening import Source, open_source
-from registry.store.partial import DATA, Checkpoint, Partial, PullFacts
+from registry.store.partial import DATA, Adopted, Checkpoint, Partial, PullFacts
 from runtime.child import Parent
 from runtime.machine.choosing import Chooser, canonical, this_machine
 from runtime.machine.rule import DISK_MARGIN, Wish
@@ -135,6 +136,7 @@ class _Attempt:
             resumed, made_of = place.size if place else 0, model_digest(self.source, conversion)
             self.send(Planned(level, reason, self.source.title, plan.source_bytes, conversion.size, resumed, made_of))
             self._say_what_lies_beside(plan)
+            adopted = "" if place else self._adopt(conversion)
             self._write(conversion, place)
             sha256, size = self.partial.finish()
             own: dict[str, Any] = {"reason": reason, "made_of": made_of}
@@ -143,7 +145,8 @@ class _Attempt:
             config = manifest_config(self.reference, self.source, plan, level, own)
             beside, tag = self.source.companions, self.reference.name.tag or level
             params, _ = settings(self.source, plan)
-            return Done(sha256, size, tag, config, params, beside.system, beside.template, list(beside.licenses))
+            texts = (beside.system, beside.template, list(beside.licenses))
+            return Done(sha256, size, tag, config, params, *texts, shared=adopted == "link")
         finally:
             self.source.close()
 
@@ -275,6 +278,18 @@ class _Attempt:
         if before is not None and place is None:
             self.send(Note("what an earlier pull left is of another source, recipe or version: it begins anew"))
         return place
+
+    def _adopt(self, conversion: Conversion | FileCopy) -> Adopted:
+        """Share a finished file with its owner, where it lies on the store's own disk, in the place of copying it."""
+        shards = conversion.plan.shards
+        whole = isinstance(conversion, FileCopy) and len(shards) == 1 and isinstance(self.source, Folder)
+        if not whole or self.task.sharing == "copy":
+            return ""
+        assert isinstance(self.source, Folder)
+        adopted = self.partial.adopt(self.source.descriptor(shards[0]), link=self.task.sharing == "link")
+        if adopted == "link":
+            self.send(Note("the file is not copied: it is shared with its owner (`--copy` makes one of lm's own)"))
+        return adopted
 
     def _write(self, conversion: Conversion | FileCopy, place: Checkpoint | None) -> None:
         throughput = Throughput()

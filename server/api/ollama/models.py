@@ -54,7 +54,8 @@ class PullBody(ModelBody):
 
     `limit_rate` is in bytes/s, 0 for no limit. `pre` names llama.cpp's pre-tokenizer, for a model whose own is not
     recognised. `accept_unknown_keys` goes on where nobody knows a key of its configuration. `base` names the model
-    that an adapter is for, where the adapter does not say it well. `hf_endpoint` and
+    that an adapter is for, where the adapter does not say it well. `copy` copies a file of this machine that could be
+    shared with its owner. `hf_endpoint` and
     `hf_token` are the hub and the token of the caller's environment, where they are not the daemon's.
     """
 
@@ -64,6 +65,7 @@ class PullBody(ModelBody):
     pre: str = ""
     accept_unknown_keys: bool = False
     base: str = ""
+    copy: bool = False
     hf_endpoint: str = ""
     hf_token: str = ""
 
@@ -188,6 +190,7 @@ async def pull(request: web.Request) -> web.StreamResponse:
         body.pre,
         body.accept_unknown_keys,
         await base_of(request, services, body.base),
+        body.copy,
     )
     frames = services.jobs.follow(found.reference, options, detach=body.detach, owner=caller_of(request).owner)
     async with aclosing(frames):
