@@ -64,7 +64,7 @@ def test_another_word_is_a_model_of_ollamas_registry_with_its_settings(
     daemon: Daemon, registry: Registry, site: Path
 ) -> None:
     weights = (site / "made.gguf").read_bytes()
-    params = {"stop": ["<end>"], "temperature": 0.25, "num_ctx": 512, "num_gpu": 1, "mirostat_x": 3, "top_p": "much"}
+    params = {"stop": ["<end>"], "temperature": 0.25, "num_ctx": 2000, "num_gpu": 1, "mirostat_x": 3, "top_p": "much"}
     layers = [
         (OLLAMA + "model", weights),
         (OLLAMA + "params", json.dumps(params).encode()),

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from aiohttp import web
 
 from registry.sources.found import find_models
-from server.access.guard import require_loopback
+from server.access.peers import require_loopback
 from server.http.wire import reply
 from server.services import SERVICES
 

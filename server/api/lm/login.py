@@ -13,7 +13,7 @@ from registry.net.authorize import Authorizer
 from registry.net.fetch import Fetcher
 from registry.net.network import Network
 from registry.net.reaching import base_url, toward
-from server.access.guard import require_loopback
+from server.access.peers import require_loopback
 from server.api.fields import KnownFields
 from server.api.request import answer, read
 from server.config import Config
