@@ -124,9 +124,9 @@ def listed(value: object) -> tuple[str, ...]:
 
 
 def hosts(value: object) -> tuple[str, ...]:
-    """Hosts of registries, each with `http://` before it where it is asked without TLS. Raises ValueError."""
+    """Hosts of registries; `http://` before a host allows no TLS, `https://` demands it. Raises ValueError."""
     found = listed(value)
-    if not all(re.fullmatch(r"(?:http://)?[A-Za-z0-9][A-Za-z0-9.-]*(?::[0-9]{1,5})?", host) for host in found):
+    if not all(re.fullmatch(r"(?:https?://)?[A-Za-z0-9][A-Za-z0-9.-]*(?::[0-9]{1,5})?", host) for host in found):
         raise ValueError("not hosts")
     return found
 

@@ -44,7 +44,7 @@ def print_found(rows: list[dict[str, Any]]) -> None:
             "`lm pull NAME` takes one over: shared with its program where the disk allows, copied with `--copy`"
         )
     else:
-        console.note("no other program has models here; docs/settings.md says where they are looked for")
+        console.note("no other program has models in the usual places; OLLAMA_MODELS and HF_HOME name others")
 
 
 def print_partials(rows: list[dict[str, Any]]) -> None:

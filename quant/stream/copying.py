@@ -1,7 +1,8 @@
 """Copies a GGUF file that is quantized already; `FileCopy` has the interface of `pipeline.Conversion`.
 
-A file in one piece is copied byte for byte. The parts of a split file are joined, as llama.cpp's `gguf-split --merge`
-does: the metadata of the first part without the `split.*` entries, then the tensors of all parts, end to end.
+A file in one piece is copied byte for byte, unless names in its header are translated. The parts of a split file are
+joined, as llama.cpp's `gguf-split --merge` does: the metadata of the first part without the `split.*` entries, then the
+tensors of all parts, end to end.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class FileCopy:
         """`size` is the length of the source's only file in bytes; it has no effect for a split file."""
         self.plan = plan
         self.types: dict[str, QuantType] = {}
-        if len(plan.shards) == 1:
+        if len(plan.shards) == 1 and not plan.translated:
             self._header, self._ranges = b"", [_Range(0, plan.shards[0], 0, size, 0)]
         else:
             self._header, self._ranges = _join_parts(plan)

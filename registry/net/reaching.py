@@ -1,7 +1,7 @@
 """Which hosts are asked, and how: over TLS and at public addresses, but for this machine and hosts that the user named.
 
 `LM_REGISTRIES` names hosts of one's own network: `registry.lan:5000` may have a private address, `http://box:5000` is
-asked without TLS too. The hub's token goes to none of them.
+asked without TLS too, `https://localhost:5000` over TLS. The hub's token goes to none of them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ def is_loopback(host: str) -> bool:
 
 def base_url(network: Network, host: str) -> str:
     """The URL of a registry's host (`name` or `name:port`): plain HTTP for this machine and where the user said so."""
-    plain = is_loopback(re.sub(r":[0-9]+$", "", host)) or f"http://{host.lower()}" in _named(network)
+    named, here = _named(network), is_loopback(re.sub(r":[0-9]+$", "", host))
+    plain = f"http://{host.lower()}" in named or (here and f"https://{host.lower()}" not in named)
     return f"{'http' if plain else 'https'}://{host}"
 
 
@@ -33,7 +34,7 @@ def toward(network: Network, url: str) -> Network:
     Raises AccessDenied for plain HTTP to another machine that the user has not named so, SourceUnavailable for no URL.
     """
     address = HttpAddress.parse(url)
-    named = {name.removeprefix("http://") for name in _named(network)}
+    named = {re.sub(r"^https?://", "", name) for name in _named(network)}
     if is_loopback(address.host):
         named |= {address.host}
     elif address.scheme == "http" and not {f"http://{address.host}", f"http://{address.netloc}"} & _named(network):

@@ -75,10 +75,15 @@ def rename(source: Path, target: Path) -> None:
         source.rename(target)
 
 
-def link(source: Path, target: Path) -> None:
-    """Give a file a further name; a symbolic link stands for its file. Raises OSError."""
+def link(source: int, target: Path) -> None:
+    """Give an open file the further name `target`; Linux only. Raises OSError."""
     with _step("link", target):
-        os.link(source, target, follow_symlinks=True)
+        # A name below an open folder makes Python use linkat(2), which alone follows the link in /proc.
+        folder = os.open("/proc/self/fd", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.link(str(source), target, src_dir_fd=folder, follow_symlinks=True)
+        finally:
+            os.close(folder)
 
 
 def unlink(path: Path) -> None:

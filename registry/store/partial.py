@@ -163,13 +163,12 @@ class Partial:
 
     def _linked(self, source: int) -> bool:
         """Replace the empty output by a hard link to `source`; where that cannot be, it stays empty. Raises OSError."""
-        beside = self._path.with_name(f"{fsops.TEMPORARY}{DATA}")
-        fsops.unlink(beside)
-        if not sharing.link(source, beside):
-            return False
-        fsops.rename(beside, self._path)
+        fsops.unlink(self._path)
         self._close_file()
-        return True
+        if sharing.link(source, self._path):
+            return True
+        self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        return False
 
     def write(self, data: bytes | memoryview) -> None:
         """Append bytes. Raises DiskFull, StoreFailed."""

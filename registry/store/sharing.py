@@ -40,7 +40,7 @@ def link(source: int, target: Path) -> bool:
     if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid() or sys.platform != "linux":
         return False
     try:
-        fsops.link(Path(f"/proc/self/fd/{source}"), target)
+        fsops.link(source, target)
     except OSError:
         return False
     return True

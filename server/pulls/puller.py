@@ -282,8 +282,8 @@ class _Attempt:
     def _adopt(self, conversion: Conversion | FileCopy) -> Adopted:
         """Share a finished file with its owner, where it lies on the store's own disk, in the place of copying it."""
         shards = conversion.plan.shards
-        whole = isinstance(conversion, FileCopy) and len(shards) == 1 and isinstance(self.source, Folder)
-        if not whole or self.task.sharing == "copy":
+        whole = isinstance(conversion, FileCopy) and len(shards) == 1 and not conversion.plan.translated
+        if not (whole and isinstance(self.source, Folder)) or self.task.sharing == "copy":
             return ""
         assert isinstance(self.source, Folder)
         adopted = self.partial.adopt(self.source.descriptor(shards[0]), link=self.task.sharing == "link")

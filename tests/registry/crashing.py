@@ -17,10 +17,11 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 from registry.errors import ModelNotFound, RegistryError
 from registry.names import parse
-from registry.store import fsops, manifest
+from registry.store import fsops, manifest, sharing
 from registry.store.catalog import Model
 from registry.store.layers import Staged
 from registry.store.partial import Checkpoint, Partial, PullFacts
@@ -28,6 +29,7 @@ from registry.store.store import Store
 from tests import storing
 
 OLD, NEW, OTHER = b"old weights", b"new weights", b"of another"
+LINKED, SHARED = "org/shared:Q8_0", b"what is shared with its owner"
 PULLED, FIRST, HALF = "org/pulled:Q8_0", b"half of what", b"half of what is pulled"
 
 
@@ -49,6 +51,19 @@ def pull(store: Store, data: bytes, commit: bool) -> None:
         store.commit(ingest, [weights], parse(PULLED).name, {"model_format": "gguf"})
     else:
         store.pause(ingest)
+
+
+def share(store: Store, path: Path) -> None:
+    """Take over another program's file by a hard link."""
+    ingest = store.begin(LINKED)
+    partial = Partial(ingest.folder)
+    partial.begin(PullFacts(LINKED, "folder", "", "Q8_0", "why", "print", len(SHARED)))
+    with path.open("rb") as file, mock.patch.object(sharing, "reflink", return_value=False):
+        assert partial.adopt(file.fileno(), link=True) == "link"
+        partial.write(file.read())
+    weights = Staged.file(ingest.data, manifest.MODEL, *partial.finish(), shared=True)
+    partial.close()
+    store.commit(ingest, [weights], parse(LINKED).name, {"model_format": "gguf"})
 
 
 def prepare(root: Path) -> None:
@@ -74,6 +89,17 @@ def live(root: Path, report: Callable[[str], None]) -> None:
         report("deleted")
         store.collect(())
         report("collected")
+        share(store, theirs(root))
+        report("shared")
+
+
+def theirs(root: Path) -> Path:
+    """The file of another program, beside the store."""
+    path = root.with_name(f"{root.name}.theirs")
+    if not path.exists():
+        path.write_bytes(SHARED)
+        path.chmod(0o640)
+    return path
 
 
 def content(store: Store, name: str) -> bytes | None:
@@ -95,7 +121,11 @@ def check(root: Path, done: set[str]) -> None:
         assert content(store, "org/replaced") in ([NEW + NEW] if "added" in done else [OLD, NEW, NEW + NEW])
         assert content(store, "org/deleted") in ([None] if "deleted" in done else [None, OTHER])
         listed = {model.blob for model in store.models()}
-        assert {path for path in (root / "blobs").iterdir() if path.stat().st_size in (11, 10, 22, len(HALF))} == listed
+        assert {
+            path for path in (root / "blobs").iterdir() if path.stat().st_size in (11, 10, 22, len(HALF), len(SHARED))
+        } == listed
+        assert content(store, LINKED) in ([SHARED] if "shared" in done else [None, SHARED])
+        assert theirs(root).read_bytes() == SHARED and theirs(root).stat().st_mode & 0o777 == 0o640
         assert content(store, PULLED) in ([HALF] if "pulled" in done else [None, HALF])
         lengths = [ingest.journal.latest.size for ingest in store.partials() if ingest.journal]
         assert len(lengths) == len(list((root / "ingest").iterdir()))
@@ -108,6 +138,7 @@ def check(root: Path, done: set[str]) -> None:
     with Store.open(root) as store:
         assert [model.name for model in store.models()] == [
             "hf.co/org/kept:Q8_0", "hf.co/org/pulled:Q8_0", "hf.co/org/replaced:BF16", "hf.co/org/replaced:Q8_0",
+            "hf.co/org/shared:Q8_0",
         ]  # fmt: skip
         assert not store.partials()
 

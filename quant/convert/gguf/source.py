@@ -14,6 +14,8 @@ from typing import Any
 
 from quant.convert.base import ROUNDED, UNQUANTIZED
 from quant.convert.chat import capabilities, read_sampling
+from quant.convert.gguf import dialect
+from quant.convert.gguf.dialect import translate
 from quant.convert.gguf.level import Recogniser
 from quant.convert.gguf.variants import Variant, check_complete, gather
 from quant.convert.pooling import capabilities_of
@@ -40,7 +42,7 @@ def plan_gguf(files: Files, finished: bool = False) -> ModelPlan:
     """
     variant = _only_variant(files)
     headers = [read_part(files, name) for name in variant.files]
-    model = join(headers)
+    model, names = translate(join(headers))
     check_model(model)
     check_reads(model)
     whole = all(tensor.type.name in UNQUANTIZED for tensor in model.tensors)
@@ -61,13 +63,14 @@ def plan_gguf(files: Files, finished: bool = False) -> ModelPlan:
     plan = ModelPlan(
         architecture=model.metadata["general.architecture"],
         metadata=metadata,
-        tensors=tuple(_place(header, number) for header in headers for number in range(len(header.tensors))),
+        tensors=tuple(_place(header, number, names) for header in headers for number in range(len(header.tensors))),
         shards=variant.files,
         stops=tuple(dict.fromkeys(stops)),
         defaults=read_sampling(metadata),
         capabilities=_capabilities(metadata),
         kinds={} if whole else {key: model.kinds[key] for key in metadata},
-        remarks=(*rounded, *filter(None, strays.values())),
+        remarks=(*([dialect.REMARK] if names else []), *rounded, *filter(None, strays.values())),
+        translated=bool(names),
     )
     return plan if whole else replace(plan, level=variant.with_header(Recogniser(plan), model).tag)
 
@@ -144,11 +147,12 @@ def _check_kinship(header: Header, first: Header, seen: dict[str, str]) -> None:
         raise MalformedFile(f"`{header.name}` is a part of another model than `{first.name}`", "fetch the parts again")
 
 
-def _place(header: Header, number: int) -> TensorPlan:
+def _place(header: Header, number: int, names: Mapping[str, str]) -> TensorPlan:
     tensor = header.tensors[number]
     offset = header.data_offset + tensor.offset
     shape = tensor.shape[::-1]
-    return TensorPlan(tensor.name, shape, tensor.type.name, tensor.name, header.name, offset, tensor.nbytes)
+    name = names.get(tensor.name, tensor.name)
+    return TensorPlan(name, shape, tensor.type.name, tensor.name, header.name, offset, tensor.nbytes)
 
 
 def _value(header: Header, key: str) -> Any:
