@@ -281,8 +281,7 @@ class Catalog:
         return Model(name.display, name, "", 0, stamp.modified, {}, {}, path, "", failure=failure)
 
     def _model(self, name: Name, data: bytes, contents: Manifest, modified: datetime) -> Model:
-        shown = name.display
-        weights, params = contents.layer(manifest.MODEL), contents.layer(manifest.PARAMS)
+        shown, weights, params = name.display, contents.layer(manifest.MODEL), contents.layer(manifest.PARAMS)
         adapters = [layer for layer in contents.layers if layer.media_type == manifest.ADAPTER]
         main = weights or next(iter(adapters), None)
         if main is None:
@@ -299,16 +298,14 @@ class Catalog:
             blob_digest=main.digest,
             adapters=tuple(AdapterBlob(self.blob(layer.digest), layer.digest, layer.size) for layer in adapters),
             is_adapter=weights is None,
-            blob=self.blob(weights.digest),
-            blob_digest=weights.digest,
             system="\n".join(self._texts(contents, manifest.SYSTEM, shown)),
             licenses=tuple(self._texts(contents, manifest.LICENSE, shown)),
         )
 
-    def _texts(self, contents: Manifest, media_type: str, name: str) -> list[str]:
+    def _texts(self, contents: Manifest, kind: str, name: str) -> list[str]:
         """The texts in a manifest's layers of one type. Raises StoreDamaged, StoreFailed."""
-        layers = [layer for layer in contents.layers if layer.media_type == media_type]
-        return [manifest.read_text(self.blob(layer.digest), name) for layer in layers]
+        found = [layer.digest for layer in contents.layers if layer.media_type == kind]
+        return [manifest.read_text(self.blob(each), name) for each in found]
 
     def _check_blobs(self, name: Name, contents: Manifest) -> None:
         """Compare the sizes of a manifest's blobs with what it says. Raises StoreDamaged, StoreFailed."""

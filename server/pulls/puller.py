@@ -145,8 +145,13 @@ class _Attempt:
             config = manifest_config(self.reference, self.source, plan, level, own)
             beside, tag = self.source.companions, self.reference.name.tag or level
             params, _ = settings(self.source, plan)
-            texts = (beside.system, beside.template, list(beside.licenses))
-            return Done(sha256, size, tag, config, params, *texts, shared=adopted == "link")
+            return Done(
+                *(sha256, size, tag, config, params),
+                system=beside.system,
+                template=beside.template,
+                licenses=list(beside.licenses),
+                shared=adopted == "link",
+            )
         finally:
             self.source.close()
 
