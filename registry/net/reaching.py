@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from registry.errors import AccessDenied
 from registry.net.address import HttpAddress
+from registry.net.hub import OLLAMA_URL
 from registry.net.network import Network
 
 _LOOPBACK = re.compile(r"localhost|127(\.[0-9]{1,3}){3}|::1")
@@ -46,4 +47,6 @@ def toward(network: Network, url: str) -> Network:
 
 
 def _named(network: Network) -> set[str]:
-    return {name.lower().rstrip("/") for name in network.registries}
+    """The hosts that the user named; a mirror of Ollama's registry is one of them."""
+    mirror = () if network.ollama == OLLAMA_URL else (re.sub(r"^(https?://[^/]+).*", r"\1", network.ollama),)
+    return {name.lower().rstrip("/") for name in (*network.registries, *mirror)}

@@ -50,13 +50,9 @@ class Shared:
     """The notes on shared blobs of one store. May be used by several threads."""
 
     def __init__(self, root: Path) -> None:
-        self._folder = root / "shared"
+        self.folder = root / "shared"
         self._lock = threading.Lock()
         self._noted: dict[str, str] | None = None
-
-    def announce(self, digest: str) -> None:
-        """Note that a blob is about to be shared, before it is one: its state is not known. Raises OSError."""
-        self._write(digest, "")
 
     def note(self, digest: str, path: Path) -> None:
         """Note that the blob's bytes have the digest in the state that it is in now. Raises OSError."""
@@ -88,18 +84,18 @@ class Shared:
 
     def _notes(self) -> dict[str, str]:
         if self._noted is None:
-            names = reading.entries(self._folder)
-            texts = {name: reading.contents(self._folder / name, _LONGEST_NOTE) or b"" for name in names}
+            names = reading.entries(self.folder)
+            texts = {name: reading.contents(self.folder / name, _LONGEST_NOTE) or b"" for name in names}
             self._noted = {name.replace("-", ":", 1): text.decode("utf-8", "replace") for name, text in texts.items()}
         return self._noted
 
     def _write(self, digest: str, state: str) -> None:
         self._notes()[digest] = state
-        fsops.make_folders(self._folder.parent, self._folder)
+        fsops.make_folders(self.folder.parent, self.folder)
         fsops.replace(self._path(digest), state.encode())
 
     def _path(self, digest: str) -> Path:
-        return self._folder / digest.replace(":", "-", 1)
+        return self.folder / digest.replace(":", "-", 1)
 
 
 def _state(status: os.stat_result) -> str:

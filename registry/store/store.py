@@ -311,15 +311,16 @@ class Store:
         if name.tag is None:
             raise BadName(f"`{name.display}` has no tag, so it names no variant to commit", "add a tag")
         name = self._catalog.existing(name)
+        shared = self._catalog.shared
         for path, staged in files:
-            if staged.shared:  # its mode is its owner's
-                self._catalog.shared.announce(staged.layer.digest)
-            else:
+            target, value = self._catalog.blob(staged.layer.digest), staged.layer.digest
+            if not staged.shared:
                 fsops.seal(path)
-            fsops.rename(path, self._catalog.blob(staged.layer.digest))
+                fsops.rename(path, target)
+            elif not ((there := reading.status(target)) and shared.is_as_noted(value, target, there)):
+                fsops.rename(path, target)  # its mode is its owner's
+                shared.note(value, target)
         fsops.fsync_dir(self._catalog.blobs)
-        for staged in (staged for _, staged in files if staged.shared):
-            self._catalog.shared.note(staged.layer.digest, self._catalog.blob(staged.layer.digest))
         *layers, config = (staged.layer for _, staged in files)
         path = self._catalog.manifest_path(name)
         fsops.make_folders(self._catalog.manifests, path.parent)
@@ -359,7 +360,8 @@ class Store:
                     fsops.remove_tree(self._ingests / name)
             except (StoreDamaged, StoreFailed) as error:
                 log.warning("what a pull left in `%s` stays as it is: %s", name, error)
-        for folder in (self._catalog.manifests, self._catalog.choices, self._catalog.pins, self._ingests):
+        catalog = self._catalog
+        for folder in (catalog.manifests, catalog.choices, catalog.pins, catalog.shared.folder, self._ingests):
             for parent, _, names in os.walk(folder):
                 _remove_temporary(Path(parent), names)
         _remove_temporary(self.root, [path.name for path in self.root.iterdir()])

@@ -116,7 +116,7 @@ class Durability:
     def __call__(self, when: str, operation: str, path: Path) -> None:
         if when == "before":
             if operation == "rename" and "manifests" in path.parts:
-                self.settled(f"{path.name} is published", {"blobs", "manifests"})
+                self.settled(f"{path.name} is published", {"blobs", "manifests", "shared"})
             if operation == "unlink" and "manifests" in path.parts and path.exists():
                 self.loose.add(path.parent)
         elif operation == "fsync":
@@ -158,7 +158,12 @@ def watched(root: Path, skip: int) -> tuple[list[str], bool]:
         for name in ("fsync", "fsync_dir"):
             patch.setattr(fsops, name, forgiving(getattr(fsops, name)))
         fsops.hook = watch
-        live(root, lambda deed: watch.settled(f"{deed} is reported", {"blobs", "manifests", "chosen", "ingest", "."}))
+        live(
+            root,
+            lambda deed: watch.settled(
+                f"{deed} is reported", {"blobs", "manifests", "chosen", "shared", "ingest", "."}
+            ),
+        )
         fsops.hook = None
     assert fsops._fsync is real
     return watch.wrong, seen >= skip

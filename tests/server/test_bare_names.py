@@ -45,7 +45,7 @@ def notes(daemon: Daemon, name: str) -> list[str]:
 
 def test_a_package_is_found_by_its_bare_name_and_stays_what_that_name_means(daemon: Daemon, tmp_path: Path) -> None:
     assert "model" in daemon.advice("tale")
-    assert notes(daemon, "tale") == ["`tale` is the model in the installed package llm-tale 1.0"]
+    assert notes(daemon, "tale")[0] == "`tale` is the model in the installed package llm-tale 1.0"
     shown = daemon.post("/api/show", {"model": "tale"}).json
     assert shown["details"]["quantization_level"] == "Q4_K_M"
     assert notes(daemon, "tale") == [

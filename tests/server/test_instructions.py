@@ -13,7 +13,7 @@ from registry.store.catalog import Model
 from runtime.conversation import Turn
 from server.api.request import with_instructions
 
-MODEL = Model("x", parse("demo").name, "", 0, datetime.now(UTC), {}, {}, Path(), "", "Be brief.")
+MODEL = Model("x", parse("demo").name, "", 0, datetime.now(UTC), {}, {}, Path(), "", system="Be brief.")
 
 
 @pytest.mark.parametrize(
