@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import difflib
 import hashlib
-import os
 import stat
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -137,7 +136,7 @@ class Catalog:
         A file whose path is no name, such as one that another program left, is passed over. A folder that cannot be
         read goes to `unreadable` where that is given. Raises StoreFailed without it, and for the folder of all.
         """
-        for parts in _files(self.manifests, 4, unreadable):
+        for parts in reading.files_at_depth(self.manifests, 4, unreadable):
             with contextlib.suppress(BadName):
                 yield Name(*parts)
 
@@ -176,7 +175,7 @@ class Catalog:
         """
         folder, words = self.manifests, []
         for word in name.parts:
-            twin = word if reading.status(folder / word) else _twin(folder, word)
+            twin = word if reading.status(folder / word) else reading.twin(folder, word)
             words.append(twin)
             folder = folder / twin
         return Name(*words)
@@ -381,25 +380,3 @@ def _candidates(reference: Reference) -> list[Name]:
 def _stamp(path: Path) -> Stamp | None:
     status = reading.status(path)
     return None if status is None else Stamp(status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-
-
-def _twin(folder: Path, word: str) -> str:
-    """The entry of a folder that differs from `word` in case only, else `word`."""
-    return next((entry for entry in reading.entries(folder) if entry.lower() == word.lower()), word)
-
-
-def _files(folder: Path, depth: int, unreadable: list[StoreFailed] | None) -> Iterator[tuple[str, ...]]:
-    """The paths, in parts, of everything but folders that lies exactly `depth` levels below a folder.
-
-    Folders below that cannot be read go to `unreadable`, None to raise StoreFailed.
-    """
-    for entry in reading.entries(folder):
-        if depth > 1:
-            try:
-                yield from ((entry, *rest) for rest in _files(folder / entry, depth - 1, unreadable))
-            except StoreFailed as failure:
-                if unreadable is None:
-                    raise
-                unreadable.append(failure)
-        elif not os.path.isdir(folder / entry):  # noqa: PTH112  what cannot be looked at is no known folder: it counts
-            yield (entry,)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 from registry.errors import StoreFailed
@@ -57,6 +58,28 @@ def contents(path: Path, longest: int) -> bytes | None:
         if error.errno in _ABSENT:
             return None
         raise _unreadable(path, error) from None
+
+
+def twin(folder: Path, word: str) -> str:
+    """The entry of a folder that differs from `word` in case only, else `word`."""
+    return next((entry for entry in entries(folder) if entry.lower() == word.lower()), word)
+
+
+def files_at_depth(folder: Path, depth: int, unreadable: list[StoreFailed] | None) -> Iterator[tuple[str, ...]]:
+    """The paths, in parts, of everything but folders that lies exactly `depth` levels below a folder.
+
+    Folders below that cannot be read go to `unreadable`, None to raise StoreFailed.
+    """
+    for entry in entries(folder):
+        if depth > 1:
+            try:
+                yield from ((entry, *rest) for rest in files_at_depth(folder / entry, depth - 1, unreadable))
+            except StoreFailed as failure:
+                if unreadable is None:
+                    raise
+                unreadable.append(failure)
+        elif not os.path.isdir(folder / entry):  # noqa: PTH112  what cannot be looked at is no known folder: it counts
+            yield (entry,)
 
 
 def _unreadable(path: Path, error: OSError) -> StoreFailed:
