@@ -179,8 +179,8 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
         "sliding_window": 4096,
         "vocab_size": 32000,
     },
-    "qwen2_vl_text": {"rope_theta": 1e6},
-    "qwen2_5_vl_text": {"rope_theta": 1e6},
+    "qwen2_vl_text": {"rope_theta": 1e6, "rms_norm_eps": 1e-5},
+    "qwen2_5_vl_text": {"rope_theta": 1e6, "rms_norm_eps": 1e-5},
     "qwen3_vl_text": {"rope_theta": 5e5},
 }
 _REFUSED = {

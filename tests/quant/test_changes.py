@@ -41,6 +41,9 @@ FOUND = {
     "gemma4": {"rope_theta": 1000.0, "rope_parameters": ABSENT},
     "gemma3": {"rope_theta": 1000.0, "rope_scaling": {"type": "linear", "factor": 4.0}, "rope_parameters": ABSENT},
     "qwen2": {"rope_scaling": {"type": "linear", "factor": 4.0}},
+    "qwen2, vl": {"rms_norm_eps": ABSENT},
+    "deepseek2, v3": {"topk_group": 4},
+    "minimax-m2": {"rotary_dim": 32, "partial_rotary_factor": 0.5, "rope_theta": 1000.0, "rope_parameters": ABSENT},
 }
 REFUSED = {
     "granite": ({"residual_multiplier": 0.0}, "residual_multiplier"),
@@ -55,6 +58,11 @@ REFUSED = {
     "nemotron": ({"head_dim": 64}, "head_dim"),
     "smollm3": ({"is_causal": False}, "is_causal"),
     "gemma2": ({"layer_types": ["full_attention"] * 2}, "layer_types"),
+    "gemma-embedding": ({"sliding_window": 0}, "sliding_window"),
+    "modern-bert, ranking": ({"layer_types": ["sliding_attention"] * 4}, "layer_types"),
+    "gpt-oss": ({"attention_bias": False}, "attention_bias"),
+    "olmoe": ({"num_key_value_heads": 2}, "num_key_value_heads"),
+    "lfm2moe": ({"conv_L_cache": 1}, "conv_L_cache"),
 }
 
 

@@ -239,6 +239,18 @@ def window_pattern(config: ModelConfig, sizes: Sizes, every: int | None = None) 
     return {"attention.sliding_window_pattern": [kind == "sliding_attention" for kind in types]}
 
 
+def check_encoder_windows(config: ModelConfig, entries: dict[str, Any], key: str) -> dict[str, Any]:
+    """`entries` of an encoder's layers, whose window has the length `key`.
+
+    Raises UnsupportedModel where llama.cpp would end the process, or let tokens see more than themselves alone.
+    """
+    if config.get(key) == 0:
+        raise UnsupportedModel(f"its `{key}` is 0: tokens see themselves alone, and in llama.cpp all others")
+    if all(entries["attention.sliding_window_pattern"]):
+        raise UnsupportedModel("all of its layers have a window (`layer_types`), and llama.cpp wants one without")
+    return entries
+
+
 def scale(config: ModelConfig, key: str, default: float) -> float:
     """A factor of numbers in the model; 0 is refused, by which llama.cpp means that there is none."""
     if config.get(key) == 0:

@@ -186,18 +186,17 @@ EUROBERT = Family(
 
 
 def _describe_modern(config: ModelConfig, sizes: EncoderSizes) -> dict[str, Any]:
-    if config.get("local_attention") == 0:
-        raise UnsupportedModel("its `local_attention` is 0: tokens see themselves alone, and in llama.cpp all others")
     local = rotary.parameters(config, "sliding_attention").number("rope_theta", config.number("local_rope_theta", 1e4))
     every = config.count("global_attn_every_n_layers", 3)
     config.without_effect("classifier_activation", "classifier_bias", "classifier_pooling")
     types = config.get("layer_types") or [_attention(number, every) for number in range(sizes.layers)]
+    pattern = decoder.window_pattern(config.changed({"layer_types": types}), sizes)
     return {
         **_describe(config, sizes),
         "attention.layer_norm_epsilon": config.number("norm_eps", 1e-5),
         # Half of it in each direction.
         "attention.sliding_window": decoder.window(config, "local_attention") or 2 * sizes.context,
-        **decoder.window_pattern(config.changed({"layer_types": types}), sizes),
+        **decoder.check_encoder_windows(config, pattern, "local_attention"),
         "rope.freq_base": rotary.base(config, default=config.number("global_rope_theta", 160_000.0)),
         "rope.freq_base_swa": local,
         "rope.scaling.type": "none",

@@ -130,11 +130,12 @@ def _describe_embedding(config: ModelConfig, sizes: _EmbeddingSizes) -> dict[str
         "dense_3_feat_in": sizes.dense,
         "dense_3_feat_out": sizes.width,
     }
+    pattern = decoder.window_pattern(config.filled({"sliding_window_pattern": 6}), sizes)
     return {
         **decoder.describe(config, sizes),
         "attention.causal": False,
         "attention.sliding_window": decoder.window(config) or 2 * config.count("max_position_embeddings", 2048),
-        **decoder.window_pattern(config.filled({"sliding_window_pattern": 6}), sizes),
+        **decoder.check_encoder_windows(config, pattern, "sliding_window"),
         "rope.freq_base": rotary.base(config, default=1e6),
         "rope.freq_base_swa": rotary.local_base(config),
         **(dense if sizes.dense else {}),

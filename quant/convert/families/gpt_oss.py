@@ -50,6 +50,10 @@ def _describe(config: ModelConfig, sizes: _GptOssSizes) -> dict[str, Any]:
     odd = [key for key, value in _ACTIVATION.items() if config.number(key, value) != value]
     if odd:
         raise UnsupportedModel(f"its experts have another activation (`{odd[0]}`) than llama.cpp's for the family")
+    if not config.flag("attention_bias", True):
+        raise UnsupportedModel(
+            "its attention has no biases (`attention_bias`), and llama.cpp needs them in this family"
+        )
     return {
         **decoder.describe(config, sizes),
         **decoder.describe_experts(sizes.experts, config.count("num_experts_per_tok")),

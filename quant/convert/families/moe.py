@@ -125,7 +125,8 @@ def read_routed_sizes(config: ModelConfig, sizes: DecoderSizes) -> RoutedSizes:
 def describe_routed(config: ModelConfig, sizes: RoutedSizes, gating: str) -> dict[str, Any]:
     """The entries of such a mixture; `gating` makes probabilities: `softmax` or `sigmoid`."""
     groups, used = config.count("n_group", 1), config.count("topk_group", 1)
-    grouped = {"expert_group_count": groups, "expert_group_used_count": used} if groups > 1 else {}
+    # Where all groups are used they change nothing, and llama.cpp ends the process.
+    grouped = {"expert_group_count": groups, "expert_group_used_count": used} if used < groups else {}
     if sizes.experts % groups or used > groups:
         raise MalformedFile(f"{sizes.experts} experts cannot be chosen from {used} of {groups} groups")
     return {

@@ -35,10 +35,14 @@ def _read_lfm2_sizes(config: ModelConfig) -> Lfm2Sizes:
         wide = -(-int(config.number("block_ffn_dim_multiplier", 1.0) * int(2 * wide / 3)) // step) * step
     config.without_effect("block_ffn_dim_multiplier", "block_multiple_of")
     sizes = decoder.read_sizes(config.changed({"intermediate_size": wide}))
-    attending = _attending(config, sizes.layers)
+    attending, kernel = _attending(config, sizes.layers), config.count("conv_L_cache", 3)
+    if kernel == 1 or len(attending) == sizes.layers:
+        raise UnsupportedModel(
+            "it remembers nothing beside attention (`layer_types`, `conv_L_cache`): llama.cpp needs it"
+        )
     return Lfm2Sizes(
         **vars(sizes),
-        kernel=config.count("conv_L_cache", 3),
+        kernel=kernel,
         attending=attending,
         convolving=frozenset(range(sizes.layers)) - attending,
     )

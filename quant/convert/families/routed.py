@@ -188,8 +188,9 @@ HUNYUAN_MOE = Family(
 
 
 def _read_minimax_sizes(config: ModelConfig) -> MixtureSizes:
-    head, rotated = config.count("head_dim"), config.get("rotary_dim")
-    share = config.count("rotary_dim") / head if rotated else config.get("partial_rotary_factor")
+    share = config.get("partial_rotary_factor")
+    if share is None and config.get("rotary_dim"):
+        share = config.count("rotary_dim") / config.count("head_dim")
     sizes = decoder.read_sizes(config.changed({"partial_rotary_factor": share}))
     return MixtureSizes(**vars(sizes), experts=config.count("num_local_experts"), expert=sizes.feed_forward)
 
@@ -230,6 +231,8 @@ def _describe_olmoe(config: ModelConfig, sizes: MixtureSizes) -> dict[str, Any]:
         raise UnsupportedModel("it clips queries or weighs its experts otherwise than llama.cpp does")
     if sizes.queries != sizes.width:
         raise MalformedFile(f"its heads make up {sizes.queries} values and the model is {sizes.width} wide")
+    if sizes.key_heads != sizes.heads:
+        raise UnsupportedModel("its heads share keys (`num_key_value_heads`), and those of llama.cpp's `olmoe` do not")
     return {
         **decoder.describe(config, sizes),
         **decoder.describe_experts(sizes.experts, config.count("num_experts_per_tok")),

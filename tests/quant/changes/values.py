@@ -45,6 +45,7 @@ _VALUES: dict[str, list[Any]] = {
     "query_pre_attn_scalar": [16, 32, 256],
     "logit_scale": [0.0625, 1.0],
     "clip_qkv": [None, 2.0],
+    "is_causal": [True, False, None],
     "max_position_embeddings": [256, 4096, 131072],
     "pad_token_id": [None, 0, 5, -1],
     "bos_token_id": [None, 3, -1],
