@@ -269,6 +269,11 @@ def unwrap(config: ModelConfig) -> tuple[ModelConfig, str, bool]:
     tied = {"tie_word_embeddings": any(tie is True for tie in ties)} if any(type(tie) is bool for tie in ties) else {}
     defaults = {key: value for key, value in _DEFAULTS.get(kind, {}).items() if text.values or key not in config.values}
     values = {**config.values, **defaults, **text.values, **tied}
+    if name == "Gemma3ForConditionalGeneration":
+        window = text.get("sliding_window")
+        if type(window) is int and window <= 0:
+            raise UnsupportedModel(f"its `sliding_window` is {window}, which is no window")
+        values["final_logit_softcapping"] = None  # the larger model's class does not read it
     return ModelConfig(config.name, values), _TEXTS[kind], True
 
 

@@ -41,6 +41,8 @@ FOUND = {
     "gemma4": {"rope_theta": 1000.0, "rope_parameters": ABSENT},
     "gemma3": {"rope_theta": 1000.0, "rope_scaling": {"type": "linear", "factor": 4.0}, "rope_parameters": ABSENT},
     "qwen2": {"rope_scaling": {"type": "linear", "factor": 4.0}},
+    "gemma3, sees": {"final_logit_softcapping": 15.0},
+    "llama, 3.1": {"sliding_window": 48},
     "qwen2, vl": {"rms_norm_eps": ABSENT},
     "deepseek2, v3": {"topk_group": 4},
     "minimax-m2": {"rotary_dim": 32, "partial_rotary_factor": 0.5, "rope_theta": 1000.0, "rope_parameters": ABSENT},

@@ -45,6 +45,10 @@ def test_a_window_of_nothing_is_none(name: str, value: int | None) -> None:
         assert entries(name, sliding_window=48)["context_length"] == 48
 
 
+def test_a_stray_window_of_a_llama_does_not_cut_its_context() -> None:
+    assert entries("LlamaForCausalLM", sliding_window=48)["context_length"] == 512
+
+
 @pytest.mark.parametrize("value", [None, 0, -1])
 @pytest.mark.parametrize("name", ["Gemma2ForCausalLM", "Gemma3ForCausalLM", "GptOssForCausalLM", "Olmo3ForCausalLM"])
 def test_a_window_of_nothing_reaches_as_far_as_the_model(name: str, value: int | None) -> None:

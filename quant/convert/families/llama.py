@@ -23,14 +23,16 @@ def _describe(config: ModelConfig, sizes: DecoderSizes) -> dict[str, Any]:
 
 
 LLAMA = Family(
-    classes=("LlamaForCausalLM", "LLaMAForCausalLM", "MistralForCausalLM", "InternLM3ForCausalLM"),
+    classes=("LlamaForCausalLM", "LLaMAForCausalLM", "InternLM3ForCausalLM"),
     architecture="llama",
     tensors=_TENSORS,
     sizes=DecoderSizes,
     read_sizes=decoder.read_sizes,
-    describe=_describe,
+    describe=decoder.describe,
     computed=rotary.tables,
 )
+# Llama reads no `sliding_window`, whatever a file says.
+MISTRAL = replace(LLAMA, classes=("MistralForCausalLM",), describe=_describe)
 
 
 def _describe_ministral(config: ModelConfig, sizes: DecoderSizes) -> dict[str, Any]:
@@ -92,7 +94,8 @@ GRANITE = Family(
     computed=rotary.tables,
 )
 # Published for embeddings without the output.
-BARE = replace(headless(LLAMA), classes=("LlamaModel", "MistralModel"), encoder=True)
+BARE = replace(headless(LLAMA), classes=("LlamaModel",), encoder=True)
+BARE_MISTRAL = replace(headless(MISTRAL), classes=("MistralModel",), encoder=True)
 # Published for embeddings by tokens that see each other in both directions.
 BIDIRECTIONAL = replace(
     BARE,
@@ -100,4 +103,4 @@ BIDIRECTIONAL = replace(
     architecture="llama-embed",
     describe=lambda config, sizes: {**_describe(config, sizes), "attention.causal": False},
 )
-FAMILIES = (LLAMA, BARE, BIDIRECTIONAL, MINISTRAL3, SMOLLM3, GRANITE)
+FAMILIES = (LLAMA, MISTRAL, BARE, BARE_MISTRAL, BIDIRECTIONAL, MINISTRAL3, SMOLLM3, GRANITE)
