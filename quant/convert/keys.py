@@ -332,14 +332,16 @@ def check(config: ModelConfig, name: str, accept: bool = False) -> tuple[str, ..
 
 def _counts(config: ModelConfig, key: str, value: Any, entry: dict[str, Any] | None) -> bool:
     """Whether a key that was not looked at may change what the model computes."""
-    if key in config.looked_at or key in WITHOUT_EFFECT or value is None:
+    if key in config.looked_at or key in WITHOUT_EFFECT:
         return False
     if entry is None:
-        return True
+        return value is not None
     name = entry["aliases"].get(key, key)
     usual = {**entry["others"], **entry["defaults"]}
     if name not in usual or {name, *(old for old, new in entry["aliases"].items() if new == name)} & config.looked_at:
         return False
+    if value is None:
+        return usual[name] is True  # a switch that is null is off
     switch = _SWITCHED.get(name, "")
     if switch in usual and not config.values.get(switch, usual[switch]):
         return False

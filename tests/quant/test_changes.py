@@ -59,6 +59,7 @@ REFUSED = {
     "gemma": ({"tie_word_embeddings": False}, "tie_word_embeddings"),
     "nemotron": ({"head_dim": 64}, "head_dim"),
     "smollm3": ({"is_causal": False}, "is_causal"),
+    "llama, tied": ({"is_causal": None}, "is_causal"),
     "gemma2": ({"layer_types": ["full_attention"] * 2}, "layer_types"),
     "gemma-embedding": ({"sliding_window": 0}, "sliding_window"),
     "modern-bert, ranking": ({"layer_types": ["sliding_attention"] * 4}, "layer_types"),
