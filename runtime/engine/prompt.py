@@ -148,6 +148,7 @@ class Prompter:
                 raise BadRequest(
                     f"the prompt has token {token}, and the vocabulary ends at {self._vocabulary.size - 1}",
                     "send token ids of this model, not of another one",
+                    "prompt",
                 )
         return array("i", ids)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from datetime import UTC, datetime
 from typing import Any
 
@@ -48,6 +49,18 @@ def frame_line(frame: Note | Planned | Progress) -> dict[str, Any]:
                 line |= {"completed": frame.completed, "total": frame.total, "rate": round(frame.rate)}
                 line["eta"] = round((frame.total - frame.completed) / frame.rate, 1) if frame.rate else None
             return line
+
+
+def with_digest(name: str, line: dict[str, Any]) -> dict[str, Any]:
+    """A line of the pull of `name` as Ollama's clients tell progress from steps: with figures it has a `digest`.
+
+    Clients keep one bar for each digest, and a pull has one bar, whatever its phases are. The file's own digest is
+    known at its end only.
+    """
+    if "completed" not in line:
+        return line
+    mark = hashlib.sha256(f"{name} {line['total']}".encode()).hexdigest()
+    return line | {"digest": f"sha256:{mark}"}
 
 
 def note_line(text: str) -> dict[str, Any]:

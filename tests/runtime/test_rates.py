@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 import msgspec
@@ -81,6 +82,12 @@ def test_a_probe_of_a_busy_machine_is_taken_again(tmp_path: Path) -> None:
     os.utime(rates.speed_file, (rates.speed_file.stat().st_mtime - 3600,) * 2)
     assert rates.stale()
     assert rates.known() is not None
+    # A clock that was set back by a day must not keep the rates of a busy machine for a day.
+    os.utime(rates.speed_file, (time.time() + 86_400,) * 2)
+    assert rates.stale()
+    rates.keep(PROBED)
+    os.utime(rates.speed_file, (time.time() + 86_400,) * 2)
+    assert not rates.stale()
     assert Rates(tmp_path, 2, "a card").known() is None
 
 

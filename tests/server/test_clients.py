@@ -206,6 +206,23 @@ def test_openai_lists_and_raises(standard: openai.OpenAI) -> None:
     assert caught.value.code == "context_length_exceeded"
 
 
+@pytest.mark.parametrize(
+    ("extra", "field"),
+    [
+        ({"logit_bias": {"191222": 1}}, "logit_bias"),
+        ({"prompt": [191222]}, "prompt"),
+        ({"prompt": ["word " * 3000]}, "prompt"),
+        ({"grammar": "root ::= nothing"}, "grammar"),
+    ],
+    ids=["bias", "token", "length", "grammar"],
+)
+def test_what_the_worker_refuses_names_its_field(standard: openai.OpenAI, extra: dict[str, Any], field: str) -> None:
+    """The daemon alone cannot find these faults: it knows neither the vocabulary nor the compiler of grammars."""
+    with pytest.raises(openai.BadRequestError) as caught:
+        standard.completions.create(model="demo", prompt=PROMPT, max_tokens=1, extra_body=extra)
+    assert caught.value.param == field
+
+
 def test_a_death_in_mid_answer_reaches_both_clients(
     daemon: Daemon, native: ollama.Client, standard: openai.OpenAI
 ) -> None:

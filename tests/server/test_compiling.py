@@ -10,7 +10,7 @@ import pytest
 
 from server.pulls.compiling import share
 from server.pulls.frames import Progress
-from server.pulls.lines import frame_line
+from server.pulls.lines import frame_line, phase_line, with_digest
 
 WARM = """
 import sys, pathlib
@@ -36,6 +36,14 @@ def test_shares_take_about_the_same_time() -> None:
 def test_the_line_of_a_pull_names_what_is_compiled() -> None:
     line = frame_line(Progress("compiling", 0, 100, doing="compiling kernels for Q4_K (3 of 5)"))
     assert (line["status"], line["phase"], line["total"]) == ("compiling kernels for Q4_K (3 of 5)", "compiling", 100)
+
+
+def test_compiling_and_quantizing_are_one_bar_of_ollamas_clients() -> None:
+    """A second bar would stand at 0 for ever, for the last figures of compiling are those of a file not begun."""
+    phases = [Progress("compiling", 0, 100, doing="compiling kernels for Q4_K (3 of 5)"), Progress("writing", 100, 100)]
+    bars = [with_digest("demo", frame_line(frame))["digest"] for frame in phases]
+    assert bars[0] == bars[1]
+    assert "digest" not in with_digest("demo", phase_line("committing"))
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import openai
@@ -262,6 +263,24 @@ def test_a_ranking_in_the_forms_of_three_services(echo: Daemon) -> None:
     tei = echo.post("/rerank", body | {"texts": ["a", "a b"], "return_text": True}).json
     assert [(row["index"], row["text"]) for row in tei] == [(1, "a b"), (0, "a")]
     assert tei[0]["score"] > tei[1]["score"]
+
+
+def test_scores_between_0_and_1_keep_their_order(echo: Daemon) -> None:
+    body = {"model": "tiny", "query": "q", "texts": ["a", "a b", "a b c"]}
+    raw = echo.post("/rerank", body).json
+    between = echo.post("/rerank", body | {"raw_scores": False}).json
+    assert [row["index"] for row in between] == [row["index"] for row in raw]
+    assert [row["score"] for row in between] == pytest.approx([1 / (1 + math.exp(-row["score"])) for row in raw])
+    assert echo.post("/rerank", body | {"raw_scores": True}).json == raw
+
+
+def test_a_ranking_that_must_not_cut_texts_says_that_it_does(echo: Daemon) -> None:
+    body = {"model": "tiny", "query": "q", "documents": ["a", "a b"]}
+    assert echo.post("/rerank", body | {"truncate": False}).json["warning"] == "passed over: `truncate`"
+    assert "warning" not in echo.post("/rerank", body | {"truncate": True}).json
+    texts = echo.post("/rerank", {"model": "tiny", "query": "q", "texts": ["a"], "truncate": False})
+    assert texts.headers["X-LM-Warning"] == "passed over: `truncate`"
+    assert "X-LM-Warning" not in echo.post("/rerank", {"model": "tiny", "query": "q", "texts": ["a"]}).headers
 
 
 def test_the_list_says_how_long_a_context_may_be(echo: Daemon) -> None:

@@ -6,7 +6,6 @@ of a model, `hint` and `code` of an error.
 
 from __future__ import annotations
 
-import hashlib
 from contextlib import aclosing, suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -31,7 +30,7 @@ from server.library import Library, capabilities
 from server.loaded.estimate import anonymous_bytes
 from server.loaded.worker import Worker
 from server.pulls.job import PullOptions
-from server.pulls.lines import note_line
+from server.pulls.lines import note_line, with_digest
 from server.services import SERVICES
 
 _FOREVER = timedelta(days=365 * 100)
@@ -205,21 +204,10 @@ async def pull(request: web.Request) -> web.StreamResponse:
         if found.note:
             await stream.send(note_line(found.note))
         async for frame in frames:
-            await stream.send(_with_digest(body.model_name, found.explained(frame)))
+            await stream.send(with_digest(body.model_name, found.explained(frame)))
             if "error" in frame:
                 request[FAILED] = str(STATUS[frame["code"]])
         return await stream.end()
-
-
-def _with_digest(name: str, line: dict[str, Any]) -> dict[str, Any]:
-    """A line of a pull as Ollama's clients tell progress from steps: with figures it has a `digest`, without none.
-
-    Clients keep one bar for each digest. The file's own is known at its end only, so this one stands for the phase.
-    """
-    if "completed" not in line:
-        return line
-    mark = hashlib.sha256(f"{name} {line['phase']} {line['total']}".encode()).hexdigest()
-    return line | {"digest": f"sha256:{mark}"}
 
 
 def _running(worker: Worker, stays: float | None, size: ModelSize) -> dict[str, Any]:
