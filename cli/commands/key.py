@@ -42,14 +42,21 @@ class Parsed(click.ParamType):  # type: ignore[type-arg]
             self.fail(f"{value[:60]!r} is not {self._wants}", param, ctx)
 
 
+def _positive(text: str) -> float:
+    """A duration; below zero, which is for ever elsewhere, is a slip here. Raises ValueError."""
+    if text.strip().startswith("-"):
+        raise ValueError("below zero")
+    return duration(text)
+
+
 def _lasting(text: str) -> float:
-    seconds = duration(text)
+    seconds = _positive(text)
     if seconds != FOREVER and seconds < 1:
         raise ValueError("no time at all")
     return seconds
 
 
-DURATION = Parsed(duration, "a duration such as `12h` or `30d`")
+DURATION = Parsed(_positive, "a duration such as `12h` or `30d`")
 LIFE = Parsed(_lasting, "a duration such as `12h` or `30d`")
 ALLOWANCE = Parsed(Allowance.parse, "an amount within a time such as `60/m` or `1M/day`")
 
@@ -71,16 +78,18 @@ def command() -> None:
     help="infer: ask models. operator: bring them in and remove them too. admin: everything.",
 )
 @click.option("--name", default="", metavar="TEXT", help="A name to know it by.")
-@click.option("--models", default="", metavar="NAME,…", help="Only these models exist for it.")
+@click.option("--models", metavar="NAME,…", help="Only these models exist for it.")
 @click.option("--expires", type=LIFE, metavar="TIME", help="It ends after this time, such as 30d.")
 @click.option("--rate", type=ALLOWANCE, metavar="N/TIME", help="Requests, such as 60/m.")
 @click.option("--tokens", type=ALLOWANCE, metavar="N/TIME", help="Tokens read and written, such as 1M/day.")
 @click.option("--json", "as_json", is_flag=True, help="Print the key and all about it as JSON.")
-def create(role: Role, name: str, models: str, expires: float | None, as_json: bool, **limits: Any) -> None:
+def create(role: Role, name: str, models: str | None, expires: float | None, as_json: bool, **limits: Any) -> None:
     """Make a key and print it, for the only time."""
     if not is_name(name):
         raise Failure("the name has control characters, or is too long", f"use up to {LONGEST_NAME} letters", "usage")
-    names = tuple(_model(part.strip()) for part in models.split(",") if part.strip())
+    names = tuple(_model(part.strip()) for part in (models or "").split(",") if part.strip())
+    if models is not None and not names:
+        raise Failure("`--models` names no model", "leave it out, and all models exist for the key", "usage")
     secret, key = new_key(role, name=name, models=names, **limits)
     if expires not in (None, FOREVER):
         key = replace(key, expires=key.created + (expires or 0.0))

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
+import csv
 import re
 from dataclasses import dataclass, field
 from importlib.metadata import Distribution, PackagePath, distributions
@@ -57,14 +59,19 @@ class PackagedModel:
 
 
 def installed() -> list[PackagedModel]:
-    """Every model in a package of this environment; of two packages with one name the first on the path counts."""
+    """Every model in a package of this environment; of two packages with one name the first on the path counts.
+
+    A package whose metadata cannot be read has none.
+    """
     seen: set[str] = set()
     found = []
     for distribution in distributions():
-        name = _normal(str(distribution.metadata["Name"] or ""))
-        if name and name not in seen:
-            seen.add(name)
-            found += _models(name, distribution)
+        # An interrupted installation leaves no metadata, or torn lists, and the library raises any of these then.
+        with contextlib.suppress(OSError, ValueError, TypeError, KeyError, csv.Error):
+            name = _normal(str(distribution.metadata["Name"] or ""))
+            if name and distribution.version and name not in seen:
+                seen.add(name)
+                found += _models(name, distribution)
     return found
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import re
 import secrets
 import string
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from decimal import Decimal
 from typing import Any, get_args
 
 from server.values import Role
@@ -33,6 +33,8 @@ _WORDS = {
     **{word: "d" for word in ("d", "day")},
 }
 _MOST = 10**15
+# The beginning of the year 9999, in seconds since 1970: a later moment has no date.
+_LATEST = 253_370_764_800
 
 
 @dataclass(frozen=True)
@@ -48,10 +50,10 @@ class Allowance:
         match = _ALLOWANCE.fullmatch(text.strip())
         if match is None or match[3] not in _WORDS:
             raise ValueError("not an amount within a time")
-        count = int(float(match[1]) * _MULTIPLES[match[2].lower()])
-        if not 1 <= count <= _MOST:
+        count = Decimal(match[1]) * _MULTIPLES[match[2].lower()]
+        if not 1 <= count <= _MOST or count % 1:
             raise ValueError("not an amount within a time")
-        return cls(count, _UNITS[_WORDS[match[3]]])
+        return cls(int(count), _UNITS[_WORDS[match[3]]])
 
     def __str__(self) -> str:
         """As `parse` reads it."""
@@ -101,15 +103,19 @@ class ApiKey:
         for name in ("rate", "tokens"):
             if name in values:
                 values[name] = _allowance(values[name])
-        values["models"] = tuple(values.get("models", ()))
+        if "models" in values:
+            # An empty list would mean every model, and a text its letters.
+            if not isinstance(values["models"], list) or not values["models"]:
+                raise ValueError("no list of models")
+            values["models"] = tuple(values["models"])
         key = cls(**values)
-        numbers = (key.created, key.expires or 0.0, key.revoked or 0.0)
+        moments = (key.created, *(moment for moment in (key.expires, key.revoked) if moment is not None))
         if not (
             _ID.fullmatch(key.id)
             and _ID.fullmatch(key.owner)
             and _HASH.fullmatch(key.hash)
             and key.role in get_args(Role)
-            and all(type(number) in (int, float) and math.isfinite(number) for number in numbers)
+            and all(type(moment) in (int, float) and 0 <= moment <= _LATEST for moment in moments)
             and is_name(key.name)
             and all(is_name(model, longest=400) and model for model in key.models)
         ):

