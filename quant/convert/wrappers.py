@@ -159,6 +159,9 @@ CLASSES = {
     "starcoder2": "Starcoder2ForCausalLM",
     "xlm-roberta": "XLMRobertaModel",
     **{kind: f"{name}ForConditionalGeneration" for name, kind in _KINDS.items()},
+    # Known by their names alone, and refused.
+    "phi4_multimodal": "Phi4MultimodalForCausalLM",
+    "phi4mm": "Phi4MMForCausalLM",
 }
 # Defaults of transformers, which `text_config` may leave out (LLaVA 1.5 and Pixtral do).
 _DEFAULTS: dict[str, dict[str, Any]] = {
@@ -183,8 +186,10 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "qwen2_5_vl_text": {"rope_theta": 1e6, "rms_norm_eps": 1e-5},
     "qwen3_vl_text": {"rope_theta": 5e5},
 }
+_PHI_4 = "adapters for images and speech stand around its matrices; Phi 4 mini is its language model by itself"
 _REFUSED = {
     "MllamaForConditionalGeneration": "some of its layers attend to nothing but images, and llama.cpp has none such",
+    **dict.fromkeys(("Phi4MMForCausalLM", "Phi4MultimodalForCausalLM"), _PHI_4),
 }
 # Names that programs for training put within names of tensors, and in front of all names of a file; then beginnings
 # that tell a model within another model.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import struct
 from pathlib import Path
 from typing import Any
@@ -11,17 +12,31 @@ import pytest
 
 from quant.convert.chat import read_defaults
 from quant.convert.config import ModelConfig
+from quant.convert.families.table import FAMILIES
 from quant.convert.planning import plan_model, sketch_model
+from quant.errors import UnsupportedModel
 from quant.plan import ModelPlan
 from tests.converting import write
-from tests.quant.published import PUBLISHED, row_of, small
+from tests.quant.published import PUBLISHED, row_of, small, usual
 from tests.quant.support import Folder
+from tests.quant.zoo.sketched import Sketch, shapes
 
 pytestmark = [pytest.mark.oracle, pytest.mark.slow, pytest.mark.filterwarnings("default")]
 # Clauses on whatever differs from transformers.
 SAID = {"gpt-oss-20b": "rounds the ends"}
-# The class keeps all experts of a layer in one tensor, and saves them under other names.
-_STACKED = ("num_experts", "num_local_experts", "n_routed_experts")
+# Clauses of refusals.
+REFUSED = {"phi-4-multimodal-instruct": "adapters for images and speech"}
+# Models with code of their own, by what their scales are beside Llama's.
+OWN_CODE: dict[str, dict[str, float]] = {
+    "internlm2_5-7b-chat": {},
+    "minicpm-2b-sft-bf16": {
+        "embedding_scale": 12.0,
+        "residual_scale": 1.4 / 40**0.5,
+        "attention.scale": 64**-0.5,
+        "logit_scale": 9.0,
+    },
+}
+CONVERTED = [name for name in PUBLISHED if name not in REFUSED]
 
 
 class Header(Folder):
@@ -35,21 +50,31 @@ class Header(Folder):
         return len(data) + max(entry["data_offsets"][1] for entry in header.values())
 
 
-def header(config: dict[str, Any]) -> Header:
-    """The names and shapes that the model's class has, BF16."""
+def saved(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """The names and shapes of the tensors that the model's class saves; of no class, those of the family's table."""
     import torch
     import transformers
+    from transformers.core_model_loading import revert_weight_conversion
 
-    settings = {key: value for key, value in config.items() if key not in ("architectures", "model_type")}
+    name = config["architectures"][0]
+    if not hasattr(transformers, name):
+        found = shapes(Sketch(name, config))
+        return {key: shape for key, shape in found.items() if key != "lm_head.weight" or not FAMILIES[name].tied}
+    settings = {key: value for key, value in usual(config).items() if key not in ("architectures", "model_type")}
     with torch.device("meta"):
-        made = getattr(transformers, config["architectures"][0])
-        state = made(made.config_class(**settings)).state_dict()
+        made = getattr(transformers, name)
+        made = made(made.config_class(**settings))
+        state = revert_weight_conversion(made, made.state_dict())
+    tied = made.config.tie_word_embeddings
+    return {key: tuple(value.shape) for key, value in state.items() if not tied or key != "lm_head.weight"}
+
+
+def header(config: dict[str, Any], found: dict[str, tuple[int, ...]]) -> Header:
+    """A folder with these settings, and with tensors of these names and shapes, BF16."""
     entries, offset = {}, 0
-    for name, value in state.items():
-        if name == "lm_head.weight" and made.config_class(**settings).tie_word_embeddings:
-            continue
-        size = 2 * value.numel()
-        entries[name] = {"dtype": "BF16", "shape": list(value.shape), "data_offsets": [offset, offset + size]}
+    for name, shape in found.items():
+        size = 2 * math.prod(shape)
+        entries[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [offset, offset + size]}
         offset += size
     raw = json.dumps(entries).encode()
     return Header(
@@ -60,19 +85,32 @@ def header(config: dict[str, Any]) -> Header:
     )
 
 
-@pytest.mark.parametrize(
-    "name", [name for name, facts in PUBLISHED.items() if not facts["config"].keys() & set(_STACKED)]
-)
+@pytest.mark.parametrize("name", CONVERTED)
 def test_a_published_config_is_planned(name: str) -> None:
     config = PUBLISHED[name]["config"]
-    plan = sketch_model(header(config))
-    assert plan.metadata[f"{plan.architecture}.block_count"] == config["num_hidden_layers"]
-    assert {tensor.layer for tensor in plan.tensors} >= set(range(config["num_hidden_layers"]))
+    found = saved(config)
+    plan = sketch_model(header(config, found))
+    layers = usual(config)["num_hidden_layers"]
+    assert plan.metadata[f"{plan.architecture}.block_count"] == layers
+    assert {tensor.layer for tensor in plan.tensors} >= set(range(layers))
+    if config["architectures"][0].endswith("ForCausalLM"):
+        # Each weight is placed once; an encoder leaves its head behind.
+        placed = sum(tensor.elements for tensor in plan.tensors if tensor.shard and not tensor.again)
+        assert placed == sum(map(math.prod, found.values()))
+    for key, value in OWN_CODE.get(name, {}).items():
+        assert plan.metadata[f"{plan.architecture}.{key}"] == pytest.approx(value)
     said = SAID.get(name, "")
     assert bool(plan.remarks) is bool(said) and said in "".join(plan.remarks)
 
 
-@pytest.fixture(scope="module", params=PUBLISHED)
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_published_config_is_refused_by_its_reason(name: str) -> None:
+    for config in (PUBLISHED[name]["config"], {**PUBLISHED[name]["config"], "architectures": None}):
+        with pytest.raises(UnsupportedModel, match=REFUSED[name]):
+            sketch_model(header(config, {}))
+
+
+@pytest.fixture(scope="module", params=[name for name in CONVERTED if name not in OWN_CODE])
 def name(request: pytest.FixtureRequest) -> str:
     chosen: str = request.param
     return chosen
@@ -84,14 +122,16 @@ def test_a_small_model_of_published_settings_is_that_of_transformers(name: str, 
     from tests.quant.zoo.reference import reference
 
     facts, path = PUBLISHED[name], tmp_path / "model"
-    settings = small(facts["config"])
+    settings = small(usual(facts["config"]))
     kept = {key: value for key, value in settings.items() if key not in ("architectures", "model_type")}
     row = row_of(facts["config"])
     made = row._replace(config={**dict.fromkeys(row.settings()), **kept})
     make(made, path)
     newest = plan_model(Folder(path)) if name not in SAID else None
-    (path / "config.json").write_text(json.dumps(settings))
+    (path / "config.json").write_text(json.dumps(usual(settings, back=True)))
     folder = Folder(path)
+    # The class itself knows its own names alone.
+    (path / "config.json").write_text(json.dumps(settings))
     plan = plan_model(folder)
     assert newest is None or comparable(newest) == comparable(plan)
     if name in SAID:
@@ -108,6 +148,7 @@ def comparable(plan: ModelPlan) -> dict[str, Any]:
     return {key: value for key, value in plan.metadata.items() if not key.startswith("general.")} | tables
 
 
+@pytest.mark.parametrize("name", CONVERTED)
 def test_settings_for_sampling_are_those_of_the_makers(name: str) -> None:
     found = read_defaults(ModelConfig("generation_config.json", PUBLISHED[name]["generation"]))
     wanted = {

@@ -27,7 +27,28 @@ _SIZES = {
     *("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "first_k_dense_replace", "n_shared_experts"),
     *("bos_token_id", "eos_token_id", "pad_token_id", "query_pre_attn_scalar", "full_attn_idxs", "block_dim"),
     *("block_ff_dim", "block_auto_adjust_ff_dim", "initial_context_length", "type_vocab_size", "num_labels"),
+    *("num_heads", "state_size", "n_groups", "chunk_size", "mamba_d_ssm", "mamba_d_head", "mamba_d_state"),
+    *("mamba_n_heads", "mamba_n_groups", "mamba_chunk_size"),
 }
+# The names that a class of transformers has for settings which its models were published with by other names.
+_USUAL_NAMES = {
+    "NomicBertModel": {
+        "n_embd": "hidden_size",
+        "n_head": "num_attention_heads",
+        "n_inner": "intermediate_size",
+        "n_layer": "num_hidden_layers",
+        "n_positions": "max_position_embeddings",
+        "layer_norm_epsilon": "layer_norm_eps",
+        "rotary_emb_base": "rope_theta",
+    }
+}
+
+
+def usual(config: dict[str, Any], back: bool = False) -> dict[str, Any]:
+    """The settings by the names that transformers has for them; with `back` by the published ones again."""
+    names = _USUAL_NAMES.get(config["architectures"][0], {})
+    names = {new: old for old, new in names.items()} if back else names
+    return {names.get(key, key): value for key, value in config.items()}
 
 
 def row_of(config: dict[str, Any]) -> Row:
@@ -44,7 +65,7 @@ def small(config: dict[str, Any]) -> dict[str, Any]:
     row = row_of(config)
     sizes = {key: value for key, value in row.settings().items() if key in _SIZES}
     made = {key: value for key, value in config.items() if key not in _SIZES} | sizes
-    if config.get("num_key_value_heads") == config["num_attention_heads"]:
+    if config.get("num_key_value_heads", 0) == config.get("num_attention_heads"):
         made["num_key_value_heads"] = made["num_attention_heads"]
     pattern = config.get("_sliding_window_pattern", config.get("sliding_window_pattern")) or 0
     layers = max(made["num_hidden_layers"], pattern, 5 if "no_rope_layers" in config else 0)

@@ -103,22 +103,28 @@ SKETCHES = {
 }
 
 
-def make(sketch: Sketch, path: Path) -> Path:
-    """The model in a folder, in one shard, with the demo's tokenizer."""
-    path.mkdir()
+def shapes(sketch: Sketch) -> dict[str, tuple[int, ...]]:
+    """The names and shapes of the model's tensors."""
     family = FAMILIES[sketch.name]
     config = keys.filled(ModelConfig("config.json", sketch.settings()), sketch.name)
     family = family.instead(config) or family
     sizes = family.read_sizes(config)
     rows = expand(family, sizes)
     first = next((row.choice for row, _ in rows.values() if row.choice), "")
+    return {
+        name if name in sketch.bare else sketch.prefix + name: sizes.shape(row.shape)
+        for name, (row, _) in sorted(rows.items())
+        if row.choice in ("", first) and (row.required or not name.endswith(".bias"))
+    }
+
+
+def make(sketch: Sketch, path: Path) -> Path:
+    """The model in a folder, in one shard, with the demo's tokenizer."""
+    path.mkdir()
     tensors = {}
-    for name, (row, _) in sorted(rows.items()):
-        if row.choice not in ("", first) or (name.endswith(".bias") and not row.required):
-            continue
-        shape = sizes.shape(row.shape)
-        data = weight(name, shape, sketch.spread).tobytes()
-        tensors[name if name in sketch.bare else sketch.prefix + name] = ("F32", shape, data)
+    for name, shape in shapes(sketch).items():
+        bare = name.removeprefix(sketch.prefix)
+        tensors[name] = ("F32", shape, weight(bare, shape, sketch.spread).tobytes())
     (path / "model.safetensors").write_bytes(safetensors(tensors))
     (path / "config.json").write_text(json.dumps(sketch.settings()))
     for name in ("tokenizer.json", "tokenizer_config.json"):
