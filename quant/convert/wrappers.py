@@ -160,6 +160,7 @@ CLASSES = {
     "xlm-roberta": "XLMRobertaModel",
     **{kind: f"{name}ForConditionalGeneration" for name, kind in _KINDS.items()},
     # Known by their names alone, and refused.
+    "mllama": "MllamaForConditionalGeneration",
     "phi4_multimodal": "Phi4MultimodalForCausalLM",
     "phi4mm": "Phi4MMForCausalLM",
 }
@@ -187,7 +188,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "qwen3_vl_text": {"rope_theta": 5e5},
 }
 _PHI_4 = "adapters for images and speech stand around its matrices; Phi 4 mini is its language model by itself"
-_REFUSED = {
+REFUSED = {
     "MllamaForConditionalGeneration": "some of its layers attend to nothing but images, and llama.cpp has none such",
     **dict.fromkeys(("Phi4MMForCausalLM", "Phi4MultimodalForCausalLM"), _PHI_4),
 }
@@ -261,8 +262,8 @@ def unwrap(config: ModelConfig) -> tuple[ModelConfig, str, bool]:
     """
     name = _class(config)
     names = [name]
-    if name in _REFUSED:
-        raise UnsupportedModel(f"its language model cannot be taken out: {_REFUSED[name]}")
+    if name in REFUSED:
+        raise UnsupportedModel(f"its language model cannot be taken out: {REFUSED[name]}")
     text = config.part("text_config")
     if name not in _WRAPPERS:
         return config.changed({**text.values, "architectures": names}), name, False

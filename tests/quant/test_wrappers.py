@@ -10,7 +10,7 @@ import pytest
 
 from quant.convert.families.table import FAMILIES
 from quant.convert.planning import plan_model
-from quant.convert.wrappers import CLASSES
+from quant.convert.wrappers import CLASSES, REFUSED
 from quant.errors import QuantError, UnsupportedModel
 from quant.safetensors import read_model
 from tests.quant.support import DEMO, Folder, llama_shapes, safetensors
@@ -59,6 +59,8 @@ def test_gemma_3_that_also_sees_leaves_out_what_is_usual(inner: str, outer: str)
 def test_a_language_model_that_cannot_be_taken_out_is_refused_by_its_reason() -> None:
     with pytest.raises(UnsupportedModel, match="attend to nothing but images"):
         plan_model(demo.change("config.json", architectures=["MllamaForConditionalGeneration"]))
+    with pytest.raises(UnsupportedModel, match="attend to nothing but images"):
+        plan_model(demo.change("config.json", architectures=None, model_type="mllama"))
     for kind in ("t5", 5):
         settings = {"architectures": ["LlavaForConditionalGeneration"], "text_config": {"model_type": kind}}
         with pytest.raises(UnsupportedModel, match="its language model"):
@@ -149,7 +151,7 @@ def test_kinds_have_the_classes_of_transformers() -> None:
 
     theirs = {**auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES, **auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES}
     for kind, name in CLASSES.items():
-        assert name in FAMILIES or kind.startswith("qwen") or "Conditional" in name, kind
+        assert name in {*FAMILIES, *REFUSED} or kind.startswith("qwen") or "Conditional" in name, kind
         if (
             kind in theirs
             and "Conditional" not in theirs[kind]
