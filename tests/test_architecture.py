@@ -37,6 +37,31 @@ MAY_IMPORT = {
         "quant.levels.recipes",
     },
 }
+# Files that read the clock on the wall, which may be set at any moment: to show a moment, or for one that is a date. No
+# length of time is measured by it, except where a machine or a file outlives the clocks that nobody sets.
+MAY_READ_THE_WALL = {
+    "cli/commands/key.py": "keys end at a date",
+    "cli/commands/ps.py": "a date of the daemon's, shown",
+    "cli/console.py": "a date of the daemon's, shown",
+    "quant/kernels/vectors/cache.py": "which folder was used last",
+    "registry/net/retries.py": "a date that a source names, where it does not say its own",
+    "runtime/machine/rates.py": "the age of a file, either way",
+    "runtime/text/sandbox.py": "the date, for a model",
+    "runtime/text/template.py": "the date, for a model",
+    "server/access/limits.py": "how long the machine was off, never less than nothing; a date for clients",
+    "server/access/table.py": "keys end at a date",
+    "server/api/ollama/models.py": "a date for clients",
+    "server/api/ollama/writer.py": "a date for clients",
+    "server/api/openai/writer.py": "a date for clients",
+    "server/doctor/exposure.py": "keys end at a date",
+    "server/keys/record.py": "when a key was made",
+    "server/pulls/adapting.py": "a date in a file",
+    "server/pulls/lines.py": "a date for clients",
+    "server/pulls/provenance.py": "a date in a file",
+}
+_WALL = re.compile(
+    r"\btime\.(time|time_ns|localtime|gmtime)\b|\bCLOCK_REALTIME\b|\bst_[amc]time\b|date(time)?\.(utc)?(now|today)\b"
+)
 FILE_LINES = 400
 FUNCTION_LINES = 50
 # May only shrink.
@@ -223,3 +248,8 @@ def test_pages_name_files_that_are_there() -> None:
 def test_the_version_is_written_once() -> None:
     assert tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dynamic"] == ["version"]
     assert importlib.metadata.version("lm") == VERSION
+
+
+def test_only_these_files_read_the_clock_on_the_wall() -> None:
+    found = {str(path.relative_to(ROOT)) for path in sources(*PACKAGES) if _WALL.search(path.read_text())}
+    assert found == set(MAY_READ_THE_WALL)

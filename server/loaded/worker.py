@@ -339,6 +339,7 @@ class Worker:
             return WorkerDied(f"{name} was unloaded in mid-answer", "ask again: it is loaded anew")
         how = self._ending or self._child.problem or self._child.ending
         if self.loading:
-            return LoadFailed(f"the worker of {name} {how} while it loaded", "see `lm logs`; the file may be damaged")
+            hint = "ask again; if that recurs, memory is short or the file damaged: see `lm logs`"
+            return LoadFailed(f"the worker of {name} {how} while it loaded", hint)
         hint = "ask again: it is started anew; if that recurs, memory may be short: choose a smaller level"
         return WorkerDied(f"the worker of {name} {how}", hint)
