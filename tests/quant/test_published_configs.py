@@ -10,8 +10,6 @@ from typing import Any
 
 import pytest
 
-from quant.convert.chat import read_defaults
-from quant.convert.config import ModelConfig
 from quant.convert.families.table import FAMILIES
 from quant.convert.planning import plan_model, sketch_model
 from quant.errors import UnsupportedModel
@@ -146,13 +144,3 @@ def comparable(plan: ModelPlan) -> dict[str, Any]:
     """The entries of the model, and the values of tensors that are computed."""
     tables = {tensor.name: tensor.values for tensor in plan.tensors if tensor.values}
     return {key: value for key, value in plan.metadata.items() if not key.startswith("general.")} | tables
-
-
-@pytest.mark.parametrize("name", CONVERTED)
-def test_settings_for_sampling_are_those_of_the_makers(name: str) -> None:
-    found = read_defaults(ModelConfig("generation_config.json", PUBLISHED[name]["generation"]))
-    wanted = {
-        {"repetition_penalty": "repeat_penalty"}.get(key, key): value
-        for key, value in PUBLISHED[name]["generation"].items()
-    }
-    assert found == wanted

@@ -2,7 +2,8 @@
 
 Each JSON file beside this one has the name of a model, the keys and values of its `config.json` that count for its
 numbers, and of its `generation_config.json` the sampling settings. Long lists of rotary factors are ramps between their
-ends.
+ends. `endings` of a chat model are the tokens that `tokenizer_config.json` calls the first and the last one, the texts
+of tokens by their numbers, and the numbers that `config.json` and `generation_config.json` name as ends of a text.
 """
 
 from __future__ import annotations
