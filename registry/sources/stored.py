@@ -9,6 +9,8 @@ The bytes are checked by the digests, since nobody knows what became of another 
 from __future__ import annotations
 
 import hashlib
+import os
+import stat
 from functools import cached_property
 from pathlib import Path
 
@@ -74,7 +76,11 @@ def layers_of(manifest: bytes, place: Path) -> list[Descriptor]:
 
 def _read(path: Path) -> bytes:
     try:
-        with path.open("rb") as file:
+        # A pipe in its place must not make us wait.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with os.fdopen(descriptor, "rb") as file:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise SourceUnavailable(f"`{path}` is no regular file")
             data = file.read(_LONGEST_MANIFEST + 1)
     except (FileNotFoundError, NotADirectoryError):
         raise ModelNotFound(f"there is no `{path}`", "`lm list --found` shows what other programs have") from None

@@ -14,7 +14,9 @@ from registry.names import LATEST, LIBRARY, LOCAL, OLLAMA, Name, Reference, pars
 from registry.net.hub import Hub
 from registry.net.reaching import is_loopback
 from registry.sources import packages
+from server.access.callers import caller_of
 from server.access.peers import require_loopback
+from server.api.request import visible_model
 from server.config import Config
 from server.errors import BadBody
 from server.services import Services
@@ -66,7 +68,7 @@ async def find_source(request: web.Request, services: Services, name: str, doing
     """
     reference = parse(name)
     if reference.kind == "bare":
-        found = await _of_bare_name(services, reference)
+        found = await _of_bare_name(services, reference, suggest=not caller_of(request).limited)
     elif reference.on_disk and not name.startswith("/"):
         raise BadName(f"`{name[:80]}` is a relative path", "send an absolute one: the daemon has another folder")
     else:
@@ -86,22 +88,25 @@ async def base_of(request: web.Request, services: Services, name: str) -> str:
     if not name:
         return ""
     with suppress(ModelNotFound):
-        model = await services.library.resolve(name)
+        model = await visible_model(request, name)
         if source := str(model.own.get("source", "")):
             return source
     reference = (await find_source(request, services, name, "naming a folder")).reference
     return replace(reference, level=None, name=reference.name.tagged(None)).text
 
 
-async def _of_bare_name(services: Services, reference: Reference) -> Found:
-    """The source that a bare name means, and a sentence that says so. Raises BadName, StoreFailed."""
+async def _of_bare_name(services: Services, reference: Reference, *, suggest: bool) -> Found:
+    """The source that a bare name means, and a sentence that says so; `suggest` names like it that are here.
+
+    Raises BadName, StoreFailed.
+    """
     if here := await _made_here(services, reference):
         return here
     if model := await asyncio.to_thread(packages.meant_by, reference.location):
         level = reference.name.tag
         found = parse(f"package://{model.location}" if level is None else f"package://{model.location}:{level}")
         return Found(found, f"`{reference.location}` is {model.sentence}")
-    close = await asyncio.to_thread(services.library.store.similar, reference)
+    close = await asyncio.to_thread(services.library.store.similar, reference) if suggest else []
     near = f"did you mean `{'` or `'.join(close)}`?" if close else ""
     word = reference.location
     found = parse(f"{OLLAMA}/{LIBRARY}/{word}:{reference.name.tag or LATEST}")

@@ -44,6 +44,8 @@ def verify(folder: Path, name: str) -> dict[str, Any]:
     if missing:
         hint = "install it beside lm: `pip install 'lm[oracle]'`, or `pip install -e '.[oracle]'` in a checkout"
         raise Unsupported(f"the extra `oracle` is missing: no {' and no '.join(missing)}", hint)
+    if not (folder / "config.json").is_file():
+        raise ModelNotFound(f"there is no `config.json` in `{folder}`", "give the folder of the original")
     model = _model(Catalog(Config.load().store), folder, name)
     if "completion" not in (model.config.get("capabilities") or ["completion"]):
         raise Unsupported(f"`{model.name}` does not write text, and only such models are compared", "")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from registry.errors import DigestMismatch, ModelNotFound, RegistryError, StoreDamaged
+from registry.errors import DigestMismatch, ModelNotFound, RegistryError, SourceUnavailable, StoreDamaged
 from registry.names import Name, parse
 from registry.net.network import Network
 from registry.sources.found import find_models
@@ -59,6 +59,14 @@ def test_everything_that_is_there_is_found(tmp_path: Path) -> None:
     ]
     nowhere = find_models(tmp_path / "no", path, tmp_path / "nor")
     assert [each for each in nowhere if each.program != "package"] == []
+
+
+def test_a_pipe_in_the_place_of_a_manifest_is_not_waited_for(tmp_path: Path) -> None:
+    path = ollama_store(tmp_path)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(SourceUnavailable, match="no regular file"):
+        open_source(parse(str(path)), "", Network())
 
 
 def test_a_model_of_ollamas_store_is_read_with_its_settings(tmp_path: Path) -> None:

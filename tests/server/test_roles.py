@@ -64,6 +64,7 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
         "expired": new_key("admin", expires=time.time() - 1),
         "revoked": new_key("admin", revoked=time.time() - 1),
         "other": new_key("operator", models=("another",)),
+        "close": new_key("operator", models=("tinx",)),
         "owner": new_key("operator"),
     }
     change_keys(home / "keys.json", lambda _: [key for _, key in keys.values()])
@@ -134,6 +135,14 @@ def test_a_model_that_is_not_on_a_keys_list_does_not_exist(house: House, route: 
         missing = house.ask("other", route, "missing")
         same = answer.body.replace(b"tiny", b"missing")
         assert (missing.status, missing.body) == (404, same)
+
+
+@pytest.mark.parametrize("route", ["POST /api/pull", "DELETE /api/delete", "POST /api/show"])
+def test_no_hint_names_a_model_that_is_not_on_a_keys_list(house: House, route: str) -> None:
+    found = next(each for each in ROUTES if f"{each.method} {each.path}" == route)
+    assert b"tiny" in house.ask("admin", found, "tinx").body
+    answer = house.ask("close", found, "tinx").body
+    assert b"tinx" in answer and b"tiny" not in answer
 
 
 def test_a_pull_exists_for_the_key_that_made_it(house: House) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from registry.errors import ModelNotFound
 from registry.sources.opening import DEMO
 from server.verify import __main__ as verifying
 from server.verify.comparing import compare
@@ -45,6 +46,12 @@ def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     assert verifying.main([str(DEMO)]) == 1
     said = json.loads(capsys.readouterr().out)
     assert said["error"] == "the extra `oracle` is missing: no nosuchpackage" and "lm[oracle]" in said["hint"]
+
+
+def test_a_folder_without_a_model_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(verifying, "PACKAGES", ())
+    with pytest.raises(ModelNotFound, match=r"no `config\.json` in"):
+        verifying.verify(tmp_path / "nowhere", "demo")
 
 
 @pytest.mark.oracle

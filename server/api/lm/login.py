@@ -76,6 +76,6 @@ def _try(config: Config, host: str, pair: str) -> None:
     authorizer = Authorizer(network, base, "", {host: pair})
     fetcher = Fetcher(network.with_authorizer(authorizer))
     try:
-        fetcher.document(f"{base}/v2/", "its first page", _LONGEST_ANSWER, refused)
+        fetcher.document(f"{base}/v2/", "the answer to the login", _LONGEST_ANSWER, refused)
     finally:
         fetcher.close()

@@ -151,10 +151,12 @@ async def delete(request: web.Request) -> web.Response:
     gone = await services.jobs.remove(name, installed=bool(here) and not body.all, may_touch=caller.may_touch)
     here = _those_to_delete(name, await services.library.meant(name), body.all)  # a pull may have ended meanwhile
     if not (here or gone):
+        if caller.limited:
+            raise caller.not_found(name)  # the error itself names what comes close
         here = [await services.library.find(name)]  # raises ModelNotFound, with what comes close
     needed: list[Model] = []
     for model in here:
-        needed += await services.library.adapters_of(model)
+        needed += filter(caller.sees, await services.library.adapters_of(model))
         await services.library.delete(model, services.pool.open_blobs())
     await services.pool.retire()
     gone += [model.name for model in here if model.name not in gone]
