@@ -79,7 +79,8 @@ class Asking:
             rows = self.client.ask("GET", "/api/ps")["models"]
         except Failure:
             return ""
-        row = next((row for row in rows if row["name"].lower().startswith(self.model.lower())), None)
+        name = self.model.lower()
+        row = next((row for row in rows if f"{row['name'].lower()}:".startswith(f"{name}:")), None)
         if row is None:
             return ""
         context, trained = row["context_length"], row["details"]["context_length"]

@@ -138,6 +138,7 @@ class Embedder:
                 raise BadRequest(
                     f"an input has token {token}, and the vocabulary ends at {self._vocabulary.size - 1}",
                     "send token ids of this model, not of another one",
+                    "input",
                 )
         return array("i", ids)
 

@@ -8,10 +8,12 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cli import console
+from cli.asking import Asking
 from tests.cli.support import Cli
 from tests.daemon import Daemon, put_model, wait_until
 
@@ -394,3 +396,34 @@ def test_what_the_user_typed_wrong_ends_with_2(lm: Cli, arguments: tuple[str, ..
     ended = lm(*arguments)
     assert ended.code == 2, ended.err
     assert ended.err.strip() and "Traceback" not in ended.err
+
+
+class Loaded:
+    """A daemon that has models loaded: names, contexts, and the contexts that they were trained for."""
+
+    def __init__(self, *rows: tuple[str, int, int]) -> None:
+        self._rows = rows
+
+    def ask(self, _method: str, _path: str) -> Any:
+        return {
+            "models": [{"name": n, "context_length": c, "details": {"context_length": t}} for n, c, t in self._rows]
+        }
+
+
+@pytest.mark.parametrize(
+    ("rows", "hint"),
+    [
+        ([("tale:Q8_0", 2048, 4096)], "; `--ctx` makes it larger than 2,048 tokens"),
+        ([("tale:Q8_0", 4096, 4096)], ": the model was trained for 4,096 tokens, and no more"),
+        (
+            [("tale-two:Q8_0", 2048, 8192), ("Tale:Q8_0", 4096, 4096)],
+            ": the model was trained for 4,096 tokens, and no more",
+        ),
+        ([("tale-two:Q8_0", 2048, 8192)], ""),
+        ([], ""),
+    ],
+    ids=["room", "most", "another of the same beginning", "another alone", "none"],
+)
+def test_a_larger_context_is_offered_where_there_is_one(rows: list[tuple[str, int, int]], hint: str) -> None:
+    client: Any = Loaded(*rows)
+    assert Asking(client, "tale").way_to_more() == hint

@@ -57,3 +57,4 @@ def test_a_question_that_is_too_long_is_refused_whole(model: LlamaModel) -> None
     with pytest.raises(PromptTooLong) as caught:
         Prompter(model, 4096).prompt(asked("a b " * 5000, truncate=True))
     assert "no more than 4,096 tokens" in caught.value.hint
+    assert "larger" not in caught.value.hint

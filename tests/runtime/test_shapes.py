@@ -77,6 +77,38 @@ def test_no_text_is_lost(source: str) -> None:
         messages = [{"role": role, "content": text} for role, text in zip(roles, texts, strict=True)]
         prompt = "".join(part.text for part in template.render(messages))
         assert [text for text in texts if text not in prompt] == [], name
+        assert "'type'" not in prompt, name  # a list of parts that the template wrote as Python would
+
+
+@pytest.mark.parametrize(
+    ("template", "talk", "wanted"),
+    [
+        ("parts", "usual", "System: AUser: BAssistant: CUser: D"),
+        ("parts", "user, user", "User: AUser: B"),
+        ("parts of the user", "usual", "system: Auser: Bassistant: Cuser: D"),
+        ("only the first system message", "system, system, user", "<system>A\n\nB<user>C<assistant>"),
+        (
+            "only the first system message",
+            "system in the middle",
+            "<system>A<user>B<assistant>C<user>D\n\nE<assistant>",
+        ),
+        ("the last system message", "system, system, user", "A\n\nB<user>C"),
+        ("the last system message", "system in the middle", "A<user>B<assistant>C<user>D\n\nE"),
+        ("no system message", "system, system, user", "<user>A\n\nB\n\nC<model>"),
+        ("no system message", "system at the end", "<user>A<assistant>B<user>C<model>"),
+        ("by turns", "user, user", "<user>A\n\nB<model>"),
+        ("by turns", "assistant first", "<user>A<assistant>B<user>C<model>"),
+        ("by turns", "assistant, assistant", "<user>A<assistant>B\n\nC<user>D<model>"),
+        ("by turns", "assistant", "<model>A"),
+        ("only the first system message", "assistant first", "<system>A<assistant>B<user>C<assistant>"),
+    ],
+)
+def test_a_shape_that_a_template_does_not_take_is_the_nearest_that_it_takes(
+    template: str, talk: str, wanted: str
+) -> None:
+    messages = [{"role": role, "content": text} for role, text in zip(TALKS[talk], "ABCDEFGH", strict=False)]
+    prompt = "".join(part.text for part in ChatTemplate(TEMPLATES[template]).render(messages))
+    assert prompt == wanted
 
 
 def test_what_a_template_takes_stays_as_it_is() -> None:

@@ -223,6 +223,12 @@ def test_what_the_worker_refuses_names_its_field(standard: openai.OpenAI, extra:
     assert caught.value.param == field
 
 
+def test_a_token_that_an_embedding_cannot_have_names_its_field(standard: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError, match="vocabulary ends at 4095") as caught:
+        standard.embeddings.create(model="demo", input=[191222])
+    assert caught.value.param == "input"
+
+
 def test_a_death_in_mid_answer_reaches_both_clients(
     daemon: Daemon, native: ollama.Client, standard: openai.OpenAI
 ) -> None:
@@ -251,6 +257,21 @@ def test_leaving_early_frees_the_model(daemon: Daemon, native: ollama.Client) ->
             assert json.loads(response.readline())
     wait_until(lambda: not daemon.get("/api/ps").json["models"][0]["active"], 2)
     assert native.generate("demo", PROMPT, options=GREEDY).eval_count == 12
+
+
+@pytest.mark.slow
+def test_an_answer_goes_on_past_a_full_context_only_where_the_request_says_shift(
+    daemon: Daemon, native: ollama.Client
+) -> None:
+    options = {"num_predict": 2100, "ignore_eos": True, "temperature": 0}
+    body = {"model": "demo", "prompt": PROMPT, "raw": True, "stream": False, "options": options}
+    for more in ({}, {"shift": False}, {"shift": None}):
+        full = daemon.post("/api/generate", body | more).json
+        assert full["done_reason"] == "length"
+        assert full["prompt_eval_count"] + full["eval_count"] == 2049  # the last token is not computed
+    shifted = daemon.post("/api/generate", body | {"shift": True}).json
+    assert (shifted["eval_count"], shifted["done_reason"]) == (2100, "length")
+    assert shifted["response"].startswith(full["response"][:500])
 
 
 SAMPLING: tuple[dict[str, Any], ...] = (
