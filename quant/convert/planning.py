@@ -103,6 +103,8 @@ def _choose_family(files: Files, given: ModelConfig, name: str) -> tuple[ModelCo
     family = family.instead(config) or family
     if family is qwen.QWEN3 and ranking.is_reranker(files):
         family = ranking.QWEN3
+    if not rotary.rotates(config, family.architecture):
+        config = rotary.unscaled(config)
     return config, family
 
 

@@ -53,6 +53,24 @@ def test_a_scaling_that_is_not_applied_is_refused(architecture: str, scaling: di
                 rotary.check(ModelConfig("config.json", {key: given}), architecture)
 
 
+@pytest.mark.oracle
+@pytest.mark.parametrize("row", ["granitehybrid, no rotation", "gpt2", "bloom", "mamba2", "nemotron_h", "bert"])
+def test_a_scaling_is_passed_over_where_nothing_is_rotated(row: str, tmp_path: Path) -> None:
+    folder = Folder(make(ZOO[row], tmp_path / "model"))
+    wanted = plan_model(folder)
+    for scaling in (LLAMA_3_ROPE, LONG, {**YARN_ROPE, "truncate": False}, {"rope_type": "unheard-of"}):
+        assert plan_model(folder.change("config.json", rope_scaling=scaling, rope_parameters=None)) == wanted
+
+
+@pytest.mark.parametrize("kind", [None, "nope"])
+@pytest.mark.parametrize("experts", [0, 4])
+def test_granite_4_of_attention_alone_has_positions_or_is_refused(kind: str | None, experts: int) -> None:
+    settings = {"architectures": ["GraniteMoeHybridForCausalLM"], "num_hidden_layers": 2, "num_local_experts": experts}
+    settings |= {"layer_types": ["attention"] * 2, "position_embedding_type": kind}
+    with pytest.raises(UnsupportedModel, match="none has positions"):
+        plan_model(Folder(contents={"config.json": json.dumps(settings).encode()}))
+
+
 @pytest.mark.parametrize("architecture", ["gemma3", "gemma2", "olmo2", "cohere2"])
 def test_windows_that_rotate_in_another_way_are_refused(architecture: str) -> None:
     with pytest.raises(UnsupportedModel, match="window"):

@@ -45,8 +45,10 @@ def test_a_window_of_nothing_is_none(name: str, value: int | None) -> None:
         assert entries(name, sliding_window=48)["context_length"] == 48
 
 
-def test_a_stray_window_of_a_llama_does_not_cut_its_context() -> None:
-    assert entries("LlamaForCausalLM", sliding_window=48)["context_length"] == 512
+@pytest.mark.parametrize("name", ["LlamaForCausalLM", "LlamaModel", "LlamaBidirectionalModel", "InternLM3ForCausalLM"])
+def test_a_stray_window_of_a_llama_does_not_cut_its_context(name: str) -> None:
+    assert entries(name, sliding_window=48)["context_length"] == 512
+    assert entries(name, sliding_window=48, use_sliding_window=True, layer_types=[SLIDING] * 4)["context_length"] == 512
 
 
 @pytest.mark.parametrize("value", [None, 0, -1])

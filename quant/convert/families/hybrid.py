@@ -218,12 +218,6 @@ def _read_dense_sizes(config: ModelConfig) -> DecoderSizes:
     return decoder.read_sizes(config.changed({"intermediate_size": wide}))
 
 
-def _describe_dense(config: ModelConfig, sizes: DecoderSizes) -> dict[str, Any]:
-    if config.get("position_embedding_type") != "rope":
-        raise UnsupportedModel("all its layers attend, and none has positions")
-    return llama.describe_granite(config, sizes)
-
-
 # Without mixers and experts, llama.cpp's `granite` (Granite 3) computes the same.
 _GRANITE_DENSE = Family(
     classes=(),
@@ -231,7 +225,7 @@ _GRANITE_DENSE = Family(
     tensors=(*_BASE, *decoder.paired(decoder.ATTENTION), *_ONE_EXPERT),
     sizes=DecoderSizes,
     read_sizes=_read_dense_sizes,
-    describe=_describe_dense,
+    describe=llama.describe_granite,
     computed=rotary.tables,
 )
 
@@ -254,6 +248,8 @@ def _without_mixers(config: ModelConfig) -> Family[Any] | None:
     layers = count_layers(config)
     if len(_attending(config, layers)) < layers:
         return None
+    if config.get("position_embedding_type") != "rope":
+        raise UnsupportedModel("all its layers attend, and none has positions")
     config.without_effect(*_OF_MIXERS)
     return moe.GRANITE_MOE if config.get("num_local_experts") else _GRANITE_DENSE
 

@@ -96,11 +96,19 @@ GRANITE = Family(
 # Published for embeddings without the output.
 BARE = replace(headless(LLAMA), classes=("LlamaModel",), encoder=True)
 BARE_MISTRAL = replace(headless(MISTRAL), classes=("MistralModel",), encoder=True)
+
+
+def _describe_bidirectional(config: ModelConfig, sizes: DecoderSizes) -> dict[str, Any]:
+    """Its own program is Llama's but for the mask, and reads no windows either."""
+    config.without_effect("layer_types", "max_window_layers", "sliding_window", "use_sliding_window")
+    return {**decoder.describe(config, sizes), "attention.causal": False}
+
+
 # Published for embeddings by tokens that see each other in both directions.
 BIDIRECTIONAL = replace(
     BARE,
     classes=("LlamaBidirectionalModel",),
     architecture="llama-embed",
-    describe=lambda config, sizes: {**_describe(config, sizes), "attention.causal": False},
+    describe=_describe_bidirectional,
 )
 FAMILIES = (LLAMA, MISTRAL, BARE, BARE_MISTRAL, BIDIRECTIONAL, MINISTRAL3, SMOLLM3, GRANITE)

@@ -67,6 +67,8 @@ _UNAPPLIED = {
 }
 # Layers with windows are never scaled in these; in the others all layers are scaled alike.
 _WINDOWS_UNSCALED = ("gemma3", "gemma-embedding", "gemma4", "modern-bert", "olmo2")
+# These tell positions in other ways.
+_UNROTATED = ("bert", "bloom", "gpt2", "mamba", "mamba2", "mpt", "nemotron_h", "nemotron_h_moe", "starcoder")
 # Settings of YaRN that have an effect on lengths whatever its factor is.
 _LENGTHS = ("attention_factor", "mscale", "mscale_all_dim")
 _WITHOUT_EFFECT = ("default", "dynamic", "mrope")
@@ -90,6 +92,18 @@ def check(config: ModelConfig, architecture: str) -> None:
     unscaled = kind_of(own) in _WITHOUT_EFFECT
     if not unscaled if architecture in _WINDOWS_UNSCALED else own.values != scaling.values:
         raise UnsupportedModel("its layers with a window are rotated otherwise than llama.cpp rotates them")
+
+
+def rotates(config: ModelConfig, architecture: str) -> bool:
+    """Whether a model of this architecture rotates queries and keys at all; in Granite 4 its settings say so."""
+    if architecture == "granitehybrid":
+        return bool(config.get("position_embedding_type") == "rope")
+    return architecture not in _UNROTATED
+
+
+def unscaled(config: ModelConfig) -> ModelConfig:
+    """The settings of a model that rotates nothing, without a scaling of the rotation, which it does not read."""
+    return config.changed(dict.fromkeys(key for key in ("rope_scaling", "rope_parameters") if config.get(key)))
 
 
 def remarks(config: ModelConfig) -> tuple[str, ...]:
