@@ -84,7 +84,9 @@ class Prompter:
         # an address that is none.
         if not prompt.ids:
             raise BadRequest(
-                "the model's chat template writes nothing for these messages", "add a message of the role `user`"
+                "the model's chat template writes nothing for these messages",
+                "add a message of the role `user`",
+                "messages",
             )
         return prompt
 
@@ -110,11 +112,15 @@ class Prompter:
         self, turns: Sequence[Turn], variables: Mapping[str, Any] | None, *, answering: bool = True
     ) -> list[PromptPart]:
         if not turns:
-            raise BadRequest("`messages` is empty", "send at least one message")
+            raise BadRequest("`messages` is empty", "send at least one message", "messages")
         template = self._tool_template if "tools" in (variables or {}) else self.template
         called = any(turn.calls or turn.role == "tool" for turn in turns)
-        messages = messages_of(turns, template.answers if called else None)
-        return template.render(messages, variables, answering=answering)
+        try:
+            messages = messages_of(turns, template.answers if called else None)
+            return template.render(messages, variables, answering=answering)
+        except BadRequest as error:
+            error.field = "messages"
+            raise
 
     def _filled(self, request: m.Submit, infill: m.Infill, limit: int) -> Prompt:
         if not isinstance(request.prompt, str):
@@ -139,7 +145,7 @@ class Prompter:
         else:
             ids = self._checked(prompt or [])
         if not ids:
-            raise BadRequest("the prompt is empty", "send some text")
+            raise BadRequest("the prompt is empty", "send some text", "prompt")
         return ids
 
     def _checked(self, ids: Sequence[int]) -> array[int]:
@@ -234,7 +240,7 @@ class Prompter:
         """The template of a request; raises BadRequest for tools, or thinking, that it does not know."""
         template = self._tool_template if request.tools else self.template
         if request.tools and not request.forced and not template.answers.form.calls:
-            raise BadRequest("this model's chat template does not support tools", "choose a model that does")
+            raise BadRequest("this model's chat template does not support tools", "choose a model that does", "tools")
         if request.think and template.answers.form.thinking is None:
             raise BadRequest("this model's chat template does not support thinking", "leave out `think`")
         return template

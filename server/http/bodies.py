@@ -96,10 +96,20 @@ def _decode(raw: bytes, shape: Any) -> Any:
     except msgspec.ValidationError as error:
         raise _bad("does not match", error) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        if not _is_text(raw):
+            raise BadBody("the body is not text in UTF-8", "send it in this encoding, as JSON is sent") from None
         whole = _without_lone_surrogates(raw)
         if whole != raw:
             return _decode(whole, shape)
         raise _bad("is not JSON", error) from None
+
+
+def _is_text(raw: bytes) -> bool:
+    try:
+        raw.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _bad(kind: str, error: Exception) -> BadBody:

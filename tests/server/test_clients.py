@@ -223,6 +223,20 @@ def test_what_the_worker_refuses_names_its_field(standard: openai.OpenAI, extra:
     assert caught.value.param == field
 
 
+def test_messages_that_the_template_cannot_hold_are_named_as_the_fault(standard: openai.OpenAI) -> None:
+    function = {"name": "add", "arguments": '{"a": '}  # as a stream leaves it that was cut
+    call = {"role": "assistant", "tool_calls": [{"id": "c", "type": "function", "function": function}]}
+    result = {"role": "tool", "tool_call_id": "c", "content": "3"}
+    ask = {"role": "user", "content": "x"}
+    for talk, part in (([ask, call, result], "no JSON object"), ([ask, result], "answers no call")):
+        with pytest.raises(openai.BadRequestError, match=part) as caught:
+            standard.chat.completions.create(model="demo", messages=talk)  # type: ignore[call-overload]
+        assert caught.value.param == "messages"
+    with pytest.raises(openai.BadRequestError, match="is empty") as caught:
+        standard.completions.create(model="demo", prompt="")
+    assert caught.value.param == "prompt"
+
+
 def test_a_token_that_an_embedding_cannot_have_names_its_field(standard: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError, match="vocabulary ends at 4095") as caught:
         standard.embeddings.create(model="demo", input=[191222])

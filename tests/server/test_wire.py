@@ -77,6 +77,13 @@ def test_the_place_of_a_mistake_is_named() -> None:
         decode(b'{"a": []}', Shape)
 
 
+@pytest.mark.parametrize("encoding", ["latin-1", "gbk", "utf-16"])
+def test_a_body_in_another_encoding_is_told_in_plain_words(encoding: str) -> None:
+    with pytest.raises(BadBody) as caught:
+        decode('{"a": "é中"}'.replace("中" if encoding == "latin-1" else "é", "").encode(encoding), Shape)
+    assert str(caught.value) == "the body is not text in UTF-8"
+
+
 def test_null_means_not_given() -> None:
     class Strict(msgspec.Struct):
         name: str = "x"
