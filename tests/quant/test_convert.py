@@ -85,7 +85,10 @@ def test_llama_3_scaling_becomes_a_tensor_before_the_others() -> None:
 
 
 def test_a_sliding_window_bounds_the_context() -> None:
-    assert planned("config.json", sliding_window=512).metadata["llama.context_length"] == 512
+    """In a Mistral; a Llama reads no such key."""
+    settings = {"architectures": ["MistralForCausalLM"], "sliding_window": 512}
+    assert planned("config.json", **settings).metadata["llama.context_length"] == 512
+    assert planned("config.json", sliding_window=512).metadata["llama.context_length"] == 2048
 
 
 def test_a_tied_model_has_an_output_where_that_differs_from_the_embedding() -> None:

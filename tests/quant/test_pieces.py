@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import copy
+import itertools
 import json
 import struct
 import unicodedata
@@ -17,6 +18,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 
 from quant.convert.tokenizer.reading import read_vocabulary
+from quant.convert.tokenizer.unigram import ROUNDED
 from quant.errors import QuantError
 from tests.quant.engine import Engine
 from tests.quant.test_tokenizer import folder
@@ -87,6 +89,36 @@ def test_word_pieces_are_those_of_tokenizers(tmp_path: Path, lowercase: bool) ->
 def test_unigram_pieces_are_those_of_tokenizers(tmp_path: Path) -> None:
     # Of a text of nothing but spaces llama.cpp leaves nothing, the original one space.
     compare(unigram(), [text for text in TEXTS if text.strip() or not text], tmp_path / "v.gguf", (0, 2))
+
+
+def tied(*scores: float) -> dict[str, Any]:
+    """A Unigram tokenizer of all texts of one to three times "a" or "b", with these scores in turn."""
+    texts = ["".join(letters) for length in (1, 2, 3) for letters in itertools.product("ab", repeat=length)]
+    pieces = [[text, scores[number % len(scores)]] for number, text in enumerate(["▁", *texts])]
+    vocab = [["<s>", 0.0], ["<pad>", 0.0], ["</s>", 0.0], ["<unk>", 0.0], *pieces]
+    return changed(unigram(), vocab=vocab, unk_id=3)
+
+
+WORDS = ["".join(letters) for length in range(1, 9) for letters in itertools.product("ab", repeat=length)]
+
+
+@pytest.mark.parametrize(
+    "scores", [(-1.0,), (-1.0, -2.0, -3.0), (-0.25, -0.5), (-2.0, -2.0, -4.0, -6.0, -8.0)], ids=str
+)
+def test_of_equally_likely_pieces_the_same_are_taken(scores: tuple[float, ...], tmp_path: Path) -> None:
+    tokenizer = tied(*scores)
+    compare(tokenizer, WORDS, tmp_path / "v.gguf", (0, 2))
+    assert read_vocabulary(folder(tokenizer), len(tokenizer["model"]["vocab"])).remarks == ()
+
+
+def test_scores_that_are_rounded_are_said(tmp_path: Path) -> None:
+    """0.1 + 0.2 is more than 0.3 in eight bytes, and not in four: which of two equal ways is taken turns round."""
+    tokenizer = tied(-0.1, -0.2, -0.3)
+    assert read_vocabulary(folder(tokenizer), len(tokenizer["model"]["vocab"])).remarks == (ROUNDED,)
+    original = Tokenizer.from_str(json.dumps(tokenizer))
+    with Engine(vocabulary_file(tmp_path / "v.gguf", framed(tokenizer, (0, 2))), vocabulary_only=True) as engine:
+        found = {text: engine.tokenize(text, first=True) for text in WORDS}
+    assert any(ids != original.encode(text).ids for text, ids in found.items())
 
 
 def new_to_bert(character: str) -> bool:

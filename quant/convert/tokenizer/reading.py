@@ -47,7 +47,7 @@ def read_vocabulary(files: Files, size: int, pre: str | None = None) -> Vocabula
     else:
         raise UnsupportedModel(f"a tokenizer of the type `{ascii(kind)[:40]}` cannot be converted yet")
     first, last = (None if id is None or id >= size else id for id in (vocabulary.first, vocabulary.last))
-    return _prefixed(replace(vocabulary, first=first, last=last, remarks=beyond))
+    return _prefixed(replace(vocabulary, first=first, last=last, remarks=(*beyond, *vocabulary.remarks)))
 
 
 def _within(

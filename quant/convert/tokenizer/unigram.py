@@ -5,6 +5,7 @@ from __future__ import annotations
 import binascii
 import math
 import struct
+from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,6 +25,9 @@ from quant.convert.tokenizer.vocabulary import (
 from quant.errors import UnsupportedModel
 from quant.gguf.header import TOKEN_UNKNOWN
 from quant.notes import WHITE_SPACE, Space
+
+ROUNDED = "its tokenizer's scores are rounded to four bytes, which decides otherwise between equally likely pieces"
+"""The remark where two ways to cut a text have one score by GGUF's numbers, and two by those of `tokenizers`."""
 
 
 def read(tokenizer: dict[str, Any], size: int, decoder: Mapping[int, AddedToken]) -> VocabularyPlan:
@@ -57,9 +61,10 @@ def read(tokenizer: dict[str, Any], size: int, decoder: Mapping[int, AddedToken]
     }
     ids = ids_by_text(vocab, added)
     end = (vocab.get("▁", unknown), preparation.ends()) if preparation.collapses and not preparation.cuts else None
-    return VocabularyPlan(
-        ids, entries, first, last, note(added, tokens, types, preparation.steps, preparation.noted_space(), end)
-    )
+    noted = note(added, tokens, types, preparation.steps, preparation.noted_space(), end)
+    # SentencePiece keeps scores in four bytes each, a training by `tokenizers` itself in eight.
+    rounded = array("f", scores).tolist() != scores
+    return VocabularyPlan(ids, entries, first, last, noted, (ROUNDED,) if rounded else ())
 
 
 def _is_piece(entry: Any) -> bool:
