@@ -89,16 +89,31 @@ def _joins(node: dict[str, Any]) -> bool:
 
 
 def _choose(node: dict[str, Any], schema: dict[str, Any]) -> None:
-    """Make `oneOf` an `anyOf` where a property tells its schemas apart, as in the tagged unions of Pydantic."""
+    """Make `oneOf` an `anyOf` where its schemas exclude each other, which llguidance does not see behind `$ref`.
+
+    They do by their types, or by a property that tells them apart, as in the tagged unions of Pydantic.
+    """
     options = node.get("oneOf")
-    if not isinstance(options, list) or "anyOf" in node:
+    if not isinstance(options, list) or not options or "anyOf" in node:
         return
-    tags = [_tags(_resolved(option, schema)) for option in options]
-    for name in set.intersection(*(set(each) for each in tags)) if tags else ():
-        values = [value for each in tags for value in each[name]]
-        if len(values) == len(set(values)):
-            node["anyOf"] = node.pop("oneOf")
-            return
+    resolved = [_resolved(option, schema) for option in options]
+    tags = [_tags(option) for option in resolved]
+    apart = [[each[name] for each in tags] for name in set.intersection(*(set(each) for each in tags))]
+    types = [_types(option) for option in resolved]
+    if any(_disjoint(each) for each in [*apart, *([types] if all(types) else [])]):
+        node["anyOf"] = node.pop("oneOf")
+
+
+def _disjoint(groups: list[list[str]]) -> bool:
+    """Whether no text is in two of the groups."""
+    return sum(len(set(group)) for group in groups) == len({text for group in groups for text in group})
+
+
+def _types(node: Any) -> list[str]:
+    """The types of JSON that a schema allows, integers as numbers; empty where it names none."""
+    named = node.get("type", []) if isinstance(node, dict) else []
+    names = named if isinstance(named, list) else [named]
+    return ["number" if name == "integer" else name for name in names if isinstance(name, str)]
 
 
 def _resolved(node: Any, schema: dict[str, Any]) -> Any:

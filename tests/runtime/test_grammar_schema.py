@@ -61,6 +61,27 @@ def test_an_object_is_closed_only_where_that_keeps_its_schema() -> None:
         assert 'additionalProperties": false' not in json.dumps(prepare(json.dumps(open_one)))
 
 
+POINT: dict[str, Any] = {"type": "array", "items": {"type": "integer"}, "minItems": 2, "maxItems": 2}
+
+
+@pytest.mark.parametrize(
+    ("options", "exclude"),
+    [
+        ([{"type": "integer"}, {"$ref": "#/$defs/point"}], True),
+        ([{"type": "string"}, {"type": ["boolean", "null"]}, {"type": "object"}], True),
+        ([{"type": "integer"}, {"type": "number"}], False),
+        ([{"type": "array"}, {"$ref": "#/$defs/point"}], False),
+        ([{"type": "integer"}, {"minItems": 2}], False),
+        ([{"type": "integer"}, {"$ref": "#/$defs/none"}], False),
+        ([], False),
+    ],
+    ids=["reference", "types", "numbers", "lists", "untyped", "nowhere", "empty"],
+)
+def test_one_of_schemas_that_exclude_each_other_is_any_of_them(options: list[Any], exclude: bool) -> None:
+    schema = {"properties": {"p": {"oneOf": options}}, "$defs": {"point": POINT}}
+    assert ("anyOf" in prepare(json.dumps(schema))["properties"]["p"]) is exclude
+
+
 @pytest.mark.parametrize("text", ["(a{1000}){1000}", "((a|b){0,5000}c){0,5000}", "a{999999999}", "[a-z]{200000}"])
 def test_repetitions_that_blow_up_are_refused(text: str) -> None:
     with pytest.raises(BadRequest, match="`pattern` repeats too much"):
