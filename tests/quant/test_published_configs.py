@@ -13,7 +13,10 @@ import pytest
 from quant.convert.families.table import FAMILIES
 from quant.convert.planning import plan_model, sketch_model
 from quant.errors import UnsupportedModel
+from quant.levels.recipes import assign
 from quant.plan import ModelPlan
+from runtime.machine.inspection import Reserved, ask_model
+from runtime.messages import CacheConfig
 from tests.converting import write
 from tests.quant.published import PUBLISHED, row_of, small, usual
 from tests.quant.support import Folder
@@ -35,6 +38,8 @@ OWN_CODE: dict[str, dict[str, float]] = {
     },
 }
 CONVERTED = [name for name in PUBLISHED if name not in REFUSED]
+# One of each class, which llama.cpp is asked about.
+ASKED = {PUBLISHED[name]["config"]["architectures"][0]: name for name in CONVERTED}.values()
 
 
 class Header(Folder):
@@ -97,6 +102,9 @@ def test_a_published_config_is_planned(name: str) -> None:
         assert placed == sum(map(math.prod, found.values()))
     for key, value in OWN_CODE.get(name, {}).items():
         assert plan.metadata[f"{plan.architecture}.{key}"] == pytest.approx(value)
+    if name in ASKED:
+        answer = ask_model(plan.metadata, plan.at(assign(plan, "Q8_0")), CacheConfig(512, 1))
+        assert isinstance(answer, Reserved), answer
     said = SAID.get(name, "")
     assert bool(plan.remarks) is bool(said) and said in "".join(plan.remarks)
 
