@@ -44,9 +44,10 @@ _PR_SET_PDEATHSIG = 1
 _RECEIVE_BYTES = 1 << 18
 # The signals of a process that broke on what it was given; any other may come from outside, as SIGKILL does.
 _CRASHES = {-number: number.name for number in (signal.SIGSEGV, signal.SIGABRT, signal.SIGFPE)}
-# Settings of lm, Ollama and the hub (children get theirs in frames), proxies (a URL may hold a password), secrets.
+# Settings of lm, Ollama, Docker and the hub (children get theirs in frames), proxies (a URL may hold a password), and
+# secrets.
 _WITHHELD = re.compile(
-    r"^(lm|ollama|hf)_|_proxy$|token|secret|passw|credential|(^|_|api|access|private)key(_|$)|_(auth|pat|dsn|sas)$"
+    r"^(lm|ollama|docker|hf)_|_proxy$|token|secret|passw|credential|(^|_|api|access|private)key(_|$)|_(auth|pat|dsn|sas)$"
     r"|cookie|bearer|connection_string",
     re.IGNORECASE,
 )

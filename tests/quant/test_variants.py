@@ -11,12 +11,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from quant.convert.planning import plan_model, sketch_model
-from quant.errors import UnsupportedModel
 from quant.gguf.architectures import OUTPUT_NEEDED
 from quant.levels.recipes import assign
-from runtime.machine.choosing import Chooser, this_machine
 from runtime.machine.inspection import Refused, Reserved, ask_model
-from runtime.machine.rule import Wish
 from runtime.messages import CacheConfig
 from tests.quant.support import Folder
 from tests.quant.test_zoo import check_logits
@@ -70,19 +67,6 @@ def test_the_engine_needs_an_output_where_the_table_says_so(name: str, tmp_path:
         assert answer == Refused("tensor 'output.weight' not found", unloadable=True)
     else:
         assert isinstance(answer, Reserved), answer
-
-
-# Settings that transformers makes models with, and llama.cpp has no graph for.
-ABORTS: dict[str, dict[str, Any]] = {
-    "deepseek2, v3": {"n_group": 2, "topk_group": 2},
-}
-
-
-@pytest.mark.parametrize("name", ABORTS)
-def test_a_model_that_would_end_the_worker_is_refused(name: str, tmp_path: Path) -> None:
-    folder = Folder(make(changed(name, **ABORTS[name]), tmp_path / "model"))
-    with pytest.raises(UnsupportedModel):
-        Chooser(plan_model(folder), this_machine(tmp_path)).choose(Wish(CacheConfig(512, 1)))
 
 
 @pytest.mark.parametrize("name", ["llama", "phi2"])

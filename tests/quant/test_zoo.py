@@ -26,6 +26,7 @@ from tests.quant.zoo import ZOO
 from tests.quant.zoo.making import make
 from tests.quant.zoo.reference import attention, reference, texts
 from tests.quant.zoo.row import Row
+from tests.quant.zoo.sketched import SKETCHES
 
 pytestmark = [pytest.mark.oracle, pytest.mark.filterwarnings("default")]
 IDS = np.random.default_rng(1).integers(3, 4096, 200).tolist()
@@ -293,7 +294,7 @@ def test_every_level_of_wide_experts_has_its_own_type(tmp_path: Path) -> None:
 
 def test_every_family_has_a_row() -> None:
     architectures = {family.architecture for family in FAMILIES.values()}
-    assert architectures <= {name.split(",")[0] for name in ZOO}
+    assert architectures <= {name.split(",")[0] for name in ZOO.keys() | SKETCHES.keys()}
 
 
 def test_the_page_of_models_has_every_row() -> None:

@@ -85,13 +85,13 @@ def test_when_none_is_fast_a_larger_one_that_is_no_slower_is_taken() -> None:
             None,
             f"{needed('Q3_K_M')} ({parts('Q3_K_M')}), and models may use 4.9 GB here",
             "`--level IQ2_M` fits, at a loss of quality; "
-            "Q3_K_M fits with a context of 5,120 tokens (`lm fit --ctx 5120`, LM_CONTEXT)",
+            "Q3_K_M fits with a context of 4,864 tokens (`lm fit --ctx 4864`, LM_CONTEXT)",
         ),
         (
             machine(5),
             None,
             f"{needed('Q3_K_M')} ({parts('Q3_K_M')}), and models may use 3.9 GB here",
-            "IQ2_M fits with a context of 5,888 tokens (`lm fit --ctx 5888`, LM_CONTEXT)",
+            "IQ2_M fits with a context of 5,632 tokens (`lm fit --ctx 5632`, LM_CONTEXT)",
         ),
         (
             machine(3),

@@ -12,6 +12,7 @@ import ssl
 import stat
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -99,20 +100,18 @@ def test_a_file_in_the_place_of_the_socket_stays(tmp_path: Path) -> None:
         (12345, "infer", ["PermissionError"] * 3),
     ],
 )
-def test_the_group_of_a_socket_has_a_role(
-    tmp_path_factory: pytest.TempPathFactory, group: int, role: str, expected: list[str]
-) -> None:
+def test_the_group_of_a_socket_has_a_role(tmp_path: Path, group: int, role: str, expected: list[str]) -> None:
     import grp
 
-    tmp_path = tmp_path_factory.mktemp("socket")
-    for folder in (tmp_path, *tmp_path.parents[:2]):
-        folder.chmod(0o755)
     put_model(tmp_path / "home")
-    path = str(tmp_path / "lm.sock")
+    folder = Path(tempfile.mkdtemp())  # pytest's own folders are closed to other users
+    folder.chmod(0o755)
+    path = str(folder / "lm.sock")
     env = {"LM_SOCKET_GROUP": grp.getgrgid(NOBODY).gr_name, "LM_SOCKET_ROLE": role}
     with Daemon(tmp_path / "home", arguments=("--host", f"unix:{path}"), env=env):
         done = subprocess.run([sys.executable, "-c", AS_ANOTHER, path, str(group)], capture_output=True, check=False)
         assert done.stdout.decode().split() == expected, done.stderr
+    folder.rmdir()
 
 
 def test_the_role_of_a_peer(tmp_path: Path) -> None:
