@@ -22,5 +22,6 @@ def with_address(config: Config, error: StoreLocked) -> StoreLocked:
     """The error with the address of the daemon that has the home, where it is known."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         url = json.loads(config.daemon_file.read_bytes())["url"]
-        return StoreLocked(str(error), f"it answers on {url}; `lm stop --daemon` ends it")
+        # With its address: the settings may lead elsewhere.
+        return StoreLocked(str(error), f"it answers on {url}; `LM_HOST={url} lm stop --daemon` ends it")
     return error

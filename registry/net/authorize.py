@@ -46,6 +46,8 @@ class Authorizer:
         self._logins = {host.lower(): pair for host, pair in logins.items()}
         self._lock = threading.Lock()
         self._header = ""
+        self.elsewhere = ""
+        """The host of a token server that got no credentials although there are some for the registry."""
 
     @property
     def header(self) -> str:
@@ -54,8 +56,8 @@ class Authorizer:
 
     @property
     def logged_in(self) -> bool:
-        """Whether there are credentials for the registry."""
-        return self._login(self._home) is not None
+        """Whether there are credentials for the registry, and they were not withheld."""
+        return self._login(self._home) is not None and not self.elsewhere
 
     def renew(self, refused: str, challenge: str) -> bool:
         """Get another value than `refused`, by the registry's `challenge`; whether there is one.
@@ -84,6 +86,7 @@ class Authorizer:
         query = {key: values[key] for key in ("service",) if values.get(key)}
         query["scope"] = values.get("scope") or self._scope
         login = self._login(self._home if realm.origin == self._home.origin else realm)
+        self.elsewhere = realm.netloc if login is None and self._login(self._home) else ""
         url = f"{realm.scheme}://{realm.netloc}{realm.target}{'&' if '?' in realm.target else '?'}{urlencode(query)}"
         try:
             data = self._ask(url, _basic(login) if login else "")

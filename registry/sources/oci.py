@@ -159,5 +159,7 @@ class OciModel(RemoteFiles):
             if self._login.logged_in:
                 return AccessDenied(f"`{self._host}` does not let this login read `{self.title}`", "see its settings")
             hint = f"it may be private, or not there: `lm login {self._host}`"
+            if self._login.elsewhere:
+                hint = f"it may be private; lm sends no login to `{self._login.elsewhere}`, which checks them"
             return AccessDenied(f"`{self._host}` does not let everybody read `{self.title}`", hint)
         return SourceUnavailable(f"`{self._host}` answers {status} for `{self.title}`", "try again later")

@@ -21,6 +21,8 @@ _DIGITS = string.digits + string.ascii_uppercase + string.ascii_lowercase
 # Digits of base 62 that hold any number of `SECRET_BYTES` bytes.
 _SECRET_LENGTH = 43
 _SECRET = re.compile(PREFIX + r"[0-9A-Za-z]{43}")
+# Scheme, name and password, host and path, and the query, which may hold a signature.
+_URL = re.compile(r"(https?://)([^\s/?#`]*@)?([^\s?#`]*)(\?[^\s#`]*)?")
 _ID = re.compile(r"[0-9A-Za-z]{8}")
 _HASH = re.compile(r"[0-9a-f]{64}")
 _ALLOWANCE = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,3})?)([kKmMgG]?)/([a-z]+)")
@@ -141,8 +143,17 @@ def is_secret(text: str) -> bool:
 
 
 def redacted(text: str) -> str:
-    """The text without keys that `new_secret` makes: a client may have put its key in a wrong place."""
+    """The text for a log, without what is secret in it.
+
+    That are keys that `new_secret` makes, which a client may have put in a wrong place, and the queries, names and
+    passwords of URLs.
+    """
+    text = _URL.sub(_without_secrets, text)
     return _SECRET.sub(f"{PREFIX}…", text) if PREFIX in text else text
+
+
+def _without_secrets(url: re.Match[str]) -> str:
+    return url[1] + ("…@" if url[2] else "") + url[3] + ("?…" if url[4] else "")
 
 
 def new_secret() -> str:

@@ -107,10 +107,9 @@ class Admission:
                 await slot.unload(worker)
                 continue
             if not movable and not any(worker.loading for _, worker in others):
-                # Without their names: the caller's key may not be for them.
-                count = "the model" if len(others) == 1 else f"the {len(others)} models"
-                message = f"`{model.name}` does not fit beside {count} loaded for ever"
-                raise DoesNotFit(message, "`lm ps` shows what is loaded, `lm stop NAME` unloads it")
+                names = ", ".join(f"`{worker.model.name}`" for _, worker in others)
+                message = f"`{model.name}` does not fit beside {names}, loaded for ever"
+                raise DoesNotFit(message, "unload one with `lm stop NAME`")
             if not said:
                 log.info(
                     "%s waits for room beside %s", model.name, ", ".join(worker.model.name for _, worker in others)

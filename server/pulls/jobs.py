@@ -21,6 +21,7 @@ from registry.store.catalog import Model
 from server.config import Config
 from server.errors import Stopping
 from server.http.problems import Problem
+from server.keys.record import redacted
 from server.library import Library
 from server.pulls.job import Job, PullOptions, failure
 from server.pulls.lines import error_line, name_at_level, note_line, partial_row, success_line
@@ -158,7 +159,7 @@ class Jobs:
                     job = self._job(parse(title), PullOptions.of(note, self._config.hub))
                     job.owners |= owners
                     job.detached = True
-                    log.info("going on with the pull of %s", title)
+                    log.info("going on with the pull of %s", redacted(title))
 
     async def stop(self) -> None:
         """Pause every job, and wait until all have ended."""
@@ -246,12 +247,12 @@ class Jobs:
                     await asyncio.to_thread(self._store.detach, name, job.options.note(str(error)))
                     raise
                 tries += 1
-                log.info("pull of %s failed, and is tried again in %d s: %s", name, pause, error)
+                log.info("pull of %s failed, and is tried again in %d s: %s", redacted(name), pause, error)
                 job.add(note_line(f"{error}; trying again in {pause / 60:.0f} min"))
                 await asyncio.sleep(pause)
 
     async def _run(self, job: Job, before: asyncio.Task[None] | None) -> None:
-        name = job.reference.text
+        name = redacted(job.reference.text)
         try:
             if before is not None:
                 await asyncio.wait([before])  # it still holds the folder that this one needs

@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from server.keys.file import BadKeyFile, change_keys, read_keys
-from server.keys.record import Allowance, ApiKey, is_secret, new_key
+from server.keys.record import Allowance, ApiKey, is_secret, new_key, redacted
 from tests.daemon import Daemon, allowed, put_model, wait_until
 
 TURNS = [{"role": "user", "content": "one two three"}]
@@ -129,6 +129,12 @@ def test_a_broken_file_is_refused_by_name(tmp_path: Path, data: bytes) -> None:
     with pytest.raises(BadKeyFile):
         change_keys(path, lambda keys: keys)
     assert path.read_bytes() == data
+
+
+def test_what_a_log_must_not_have_is_taken_out() -> None:
+    secret, _ = new_key("infer")
+    text = f"pull of https://me:pw@h/x.gguf?sig=abc#sha256=00 and `http://h/y?z`: is {secret} a key? yes"
+    assert redacted(text) == "pull of https://…@h/x.gguf?…#sha256=00 and `http://h/y?…`: is lm_… a key? yes"
 
 
 @pytest.mark.parametrize("kind", ["open", "link", "pipe", "folder"])

@@ -9,6 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from registry.errors import AccessDenied
+from registry.net.authorize import Authorizer
+from registry.net.network import Network
+from server.api.lm import login
 from server.config import Config
 from server.logins import host_of, read_logins, save_login
 from tests.daemon import Daemon
@@ -41,6 +45,18 @@ def test_a_login_is_tried_kept_and_used(registry: Registry, tmp_path: Path) -> N
         assert daemon.post("/lm/logout", {"registry": registry.host}).json["forgotten"] is False
         for bad in ({"registry": "../x"}, {"username": "a:b", "password": "c", "registry": "x"}, {"registry": "x"}):
             assert daemon.post("/lm/login", bad).json["code"] == "bad_body"
+
+
+def test_a_login_that_another_host_would_check_is_not_said_to_be_right(
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As Docker Hub does: whoever sends no login gets a token for what everybody may read.
+    registry.tokens, registry.realm = True, "https://auth.example/token"
+    monkeypatch.setattr(Authorizer, "_ask", lambda *_: b'{"token": "secret-token"}')
+    with pytest.raises(AccessDenied, match=r"checked by `auth\.example`"):
+        login.check(Config(tmp_path), registry.host, "me:wrong")
+    both = Authorizer(Network(), registry.url, "", {registry.host: "me:secret", "auth.example": "me:other"})
+    assert both.renew("", f'Bearer realm="{registry.realm}"') and both.logged_in
 
 
 def test_dockers_own_logins_count_after_ours_and_no_helper_is_run(tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ async def login(request: web.Request) -> web.Response:
     if not body.username or not body.password or ":" in body.username or not pair.isprintable():
         raise BadBody("a login is a name without a colon, and a password", "send `username` and `password`")
     config, host = request.app[SERVICES].config, body.host
-    await asyncio.to_thread(_try, config, host, pair)
+    await asyncio.to_thread(check, config, host, pair)
     await asyncio.to_thread(save_login, config, host, pair)
     return answer(request, {"registry": host})
 
@@ -62,8 +62,11 @@ async def logout(request: web.Request) -> web.Response:
     return answer(request, {"registry": host, "forgotten": there})
 
 
-def _try(config: Config, host: str, pair: str) -> None:
-    """Ask a registry for its first route, as every client does. Raises AccessDenied, SourceUnavailable."""
+def check(config: Config, host: str, pair: str) -> None:
+    """Ask a registry for its first route, as every client does, with a login, `USER:PASSWORD`.
+
+    Raises AccessDenied, also where the registry lets another host check logins; SourceUnavailable.
+    """
 
     def refused(status: int, headers: HTTPMessage) -> RegistryError:
         if status in (401, 403):
@@ -79,3 +82,8 @@ def _try(config: Config, host: str, pair: str) -> None:
         fetcher.document(f"{base}/v2/", "the answer to the login", _LONGEST_ANSWER, refused)
     finally:
         fetcher.close()
+    if authorizer.elsewhere:
+        raise AccessDenied(
+            f"`{host}` has its logins checked by `{authorizer.elsewhere}`, to which lm sends none",
+            "what everybody may read there needs no login",
+        )
