@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Generator, Iterable
 from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING, Any
@@ -30,7 +31,7 @@ def bring_in(client: Client, body: Line, typed: str) -> Line:
         with explaining(typed), closing(lines(client, body)) as answer:
             last = _show_plainly(answer) if terminal is None else _show_on(terminal, answer)
     except KeyboardInterrupt:
-        name = body["model"]
+        name = shlex.quote(body["model"])  # the query of a URL may hold `&`
         console.note(f"`lm pull {name}` goes on with it, `lm rm {name}` removes what is there")
         raise
     if last["phase"] == "done":

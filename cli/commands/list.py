@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Any
 
 import click
@@ -64,7 +65,7 @@ def print_partials(rows: list[dict[str, Any]]) -> None:
         if row["failed"]:
             console.note(f"{row['name']}: {row['failed']}", "yellow")
         if not row["active"]:
-            console.note(f"`lm pull {row['source']}` goes on, `lm rm {row['name']}` removes it")
+            console.note(f"`lm pull {shlex.quote(row['source'])}` goes on, `lm rm {row['name']}` removes it")
 
 
 def print_models(rows: list[dict[str, Any]]) -> None:

@@ -6,12 +6,15 @@ import io
 import json
 import shutil
 import signal
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from rich.console import Console
 
+from cli import pulling
+from cli.client import Client
 from cli.pulling import _show_on
 from registry.sources.opening import DEMO
 from tests.cli.support import Cli
@@ -45,6 +48,21 @@ def test_ctrl_c_pauses_and_the_next_pull_goes_on(lm: Cli, hub: Hub) -> None:
     assert lines[-1]["status"] == "success"
     assert [line["resumed"] > 0 for line in lines if line["phase"] == "planned"] == [True]
     assert not partials(lm)
+
+
+def test_the_hint_to_go_on_can_be_typed_into_a_shell(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(client: object, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        raise KeyboardInterrupt
+        yield body
+
+    monkeypatch.setattr(pulling, "lines", interrupted)
+    url = "https://h/x.gguf?a=1&b=2"
+    with pytest.raises(KeyboardInterrupt):
+        pulling.bring_in(cast(Client, None), {"model": url}, url)
+    said = capsys.readouterr().err.replace("\n", " ")
+    assert f"`lm pull '{url}'` goes on" in said
 
 
 @pytest.mark.slow
