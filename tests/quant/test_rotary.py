@@ -59,7 +59,8 @@ def test_a_scaling_is_passed_over_where_nothing_is_rotated(row: str, tmp_path: P
     folder = Folder(make(ZOO[row], tmp_path / "model"))
     wanted = plan_model(folder)
     for scaling in (LLAMA_3_ROPE, LONG, {**YARN_ROPE, "truncate": False}, {"rope_type": "unheard-of"}):
-        assert plan_model(folder.change("config.json", rope_scaling=scaling, rope_parameters=None)) == wanted
+        given = folder.json("config.json").get("rope_parameters") or {}
+        assert plan_model(folder.change("config.json", rope_parameters={**given, **scaling})) == wanted
 
 
 @pytest.mark.parametrize("kind", [None, "nope"])

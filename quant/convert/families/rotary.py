@@ -103,7 +103,8 @@ def rotates(config: ModelConfig, architecture: str) -> bool:
 
 def unscaled(config: ModelConfig) -> ModelConfig:
     """The settings of a model that rotates nothing, without a scaling of the rotation, which it does not read."""
-    return config.changed(dict.fromkeys(key for key in ("rope_scaling", "rope_parameters") if config.get(key)))
+    found = [key for key in ("rope_scaling", "rope_parameters") if config.get(key)]
+    return config.changed({"rope_theta": base(config), **dict.fromkeys(found)}) if found else config
 
 
 def remarks(config: ModelConfig) -> tuple[str, ...]:
