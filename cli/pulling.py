@@ -32,7 +32,7 @@ def bring_in(client: Client, body: Line, typed: str) -> Line:
             last = _show_plainly(answer) if terminal is None else _show_on(terminal, answer)
     except KeyboardInterrupt:
         name = shlex.quote(body["model"])  # the query of a URL may hold `&`
-        console.note(f"`lm pull {name}` goes on with it, `lm rm {name}` removes what is there")
+        console.note(f"`lm pull {name}` goes on with it, `lm rm --partial {name}` removes what is there")
         raise
     if last["phase"] == "done":
         console.note(f"`{last['name']}` is here")

@@ -58,7 +58,7 @@ ROUTES = [
         "/api/delete",
         "operator",
         models.delete,
-        "remove a model, and end its pull; a bare name with several levels needs `all`",
+        "remove a model, and end its pull; a bare name with several levels needs `all`; `partial` leaves the model",
         changes=True,
     ),
     Route(

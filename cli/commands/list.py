@@ -65,7 +65,7 @@ def print_partials(rows: list[dict[str, Any]]) -> None:
         if row["failed"]:
             console.note(f"{row['name']}: {row['failed']}", "yellow")
         if not row["active"]:
-            console.note(f"`lm pull {shlex.quote(row['source'])}` goes on, `lm rm {row['name']}` removes it")
+            console.note(f"`lm pull {shlex.quote(row['source'])}` goes on, `lm rm --partial {row['name']}` removes it")
 
 
 def print_models(rows: list[dict[str, Any]]) -> None:

@@ -52,7 +52,7 @@ def command(  # noqa: PLR0913  click gives each option by its name
     `host/namespace/model:tag` of a registry, `https://…/x.gguf`, or a folder or file that begins with `/`, `./`, `../`
     or `~`. `:LEVEL` may follow, except for a model of a registry; `:FILE.gguf` where such files are published.
     LoRA adapters (PEFT's layout, or GGUF) are brought in likewise.
-    Ctrl-C pauses: the next `lm pull` of that name goes on, `lm rm` removes what is there.
+    Ctrl-C pauses: the next `lm pull` of that name goes on, `lm rm --partial` removes what is there.
     """
     client = Client()
     client.note_settings()

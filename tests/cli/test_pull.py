@@ -38,7 +38,7 @@ def test_ctrl_c_pauses_and_the_next_pull_goes_on(lm: Cli, hub: Hub) -> None:
         process.send_signal(signal.SIGINT)
         said = process.communicate()[1].decode()
     assert process.returncode == 130
-    assert "`lm pull hf.co/org/demo:Q8_0` goes on" in said and "`lm rm hf.co/org/demo:Q8_0`" in said
+    assert "`lm pull hf.co/org/demo:Q8_0` goes on" in said and "`lm rm --partial hf.co/org/demo:Q8_0`" in said
     wait_until(lambda: not partials(lm)[0]["active"], 10)
     listed = lm("list", "--partial")
     assert "hf.co/org/demo:Q8_0" in listed.out and "paused" in listed.out

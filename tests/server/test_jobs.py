@@ -297,6 +297,21 @@ def test_a_loaded_model_is_pulled_again_and_answers_meanwhile(daemon: Daemon, hu
     wait_until(lambda: not {path.name for path in blobs.iterdir()} & (during - before), 5)
 
 
+def test_a_paused_pull_is_removed_without_the_model_that_is_here(daemon: Daemon, hub: Hub, tmp_path: Path) -> None:
+    name = "hf.co/org/newer:Q8_0"
+    hub.push("org/newer", DEMO)
+    daemon.pull(name)
+    hub.push("org/newer", licensed(tmp_path))
+    with slow(hub), daemon.opened("POST", "/api/pull", {"model": name}) as response:
+        wait_until(lambda: partials(daemon) and pullers(daemon), 20)
+        os.kill(pullers(daemon)[0], signal.SIGKILL)
+        response.read()
+    removal = {"model": name, "partial": True}
+    assert daemon.ask("DELETE", "/api/delete", removal).json["all"] == [name]
+    assert not leftovers(daemon) and name in stored(daemon)
+    assert daemon.ask("DELETE", "/api/delete", removal).status == 404
+
+
 def test_a_killed_puller_is_a_clear_error_and_its_work_is_kept(daemon: Daemon, hub: Hub) -> None:
     with slow(hub), daemon.opened("POST", "/api/pull", {"model": "org/demo:Q3_K_M"}) as response:
         wait_until(lambda: partials(daemon) and pullers(daemon), 20)

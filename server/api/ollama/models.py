@@ -43,9 +43,10 @@ class ShowBody(ModelBody):
 
 
 class DeleteBody(ModelBody):
-    """The body of `/api/delete`; with `all` a bare name means every level that is here."""
+    """The body of `/api/delete`; with `all` a bare name means every level, with `partial` pulls and no model."""
 
     all: bool = False
+    partial: bool = False
 
 
 class PullBody(ModelBody):
@@ -147,6 +148,11 @@ async def delete(request: web.Request) -> web.Response:
     services = request.app[SERVICES]
     caller = caller_of(request)
     caller.require_listed(name, await services.library.meant(name))
+    if body.partial:
+        gone = await services.jobs.remove(name, installed=False, may_touch=caller.may_touch)
+        if not gone:
+            raise ModelNotFound(f"there is no pull of `{name}`", "`lm list --partial` shows the pulls")
+        return answer(request, {"deleted": gone[-1], "all": gone})
     here = _those_to_delete(name, await services.library.meant(name), body.all)
     gone = await services.jobs.remove(name, installed=bool(here) and not body.all, may_touch=caller.may_touch)
     here = _those_to_delete(name, await services.library.meant(name), body.all)  # a pull may have ended meanwhile
