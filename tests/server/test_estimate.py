@@ -114,7 +114,7 @@ def test_answers_correct_the_predicted_speed(tmp_path: Path) -> None:
     with Daemon(tmp_path / "home", runtime="fake") as daemon:  # which does not check that the model works
         name = daemon.pull(str(path))["name"]
     with Daemon(tmp_path / "home", runtime="llama") as daemon:
-        ask = {"model": name, "prompt": [7, 8], "max_tokens": 40, "temperature": 0}
+        ask = {"model": name, "prompt": [7, 8], "max_tokens": 40, "temperature": 0, "draft_num_predict": 0}
         for _ in range(2):
             assert daemon.post("/v1/completions", ask).json["usage"]["completion_tokens"] == 40
         wait_until(lambda: daemon.log.count("tokens/s predicted") == 2, 10)
