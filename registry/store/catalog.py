@@ -330,7 +330,8 @@ class Catalog:
         names = self._legible_names()
         candidates = [candidate.tagged(None) for candidate in _candidates(reference)]
         variants = [name.display for name in names if any(name.tagged(None).same(other) for other in candidates)]
-        pull = f"`lm pull {reference.text}` brings it in"
+        # A relative path stays as it came: where the daemon's folder lies is nobody's concern.
+        pull = f"`lm pull {text if reference.kind == 'folder' else reference.text}` brings it in"
         if variants and reference.kind != "folder":
             return ModelNotFound(f"there is no such variant as `{text}`", f"there is `{'`, `'.join(variants)}`; {pull}")
         close = self.similar(reference)

@@ -15,7 +15,7 @@ from server.api.request import find_model, visible_model
 from server.services import SERVICES
 
 
-class AdapterField(msgspec.Struct):
+class AdapterField(msgspec.Struct, forbid_unknown_fields=True):
     """An adapter in `adapters`: its name in the store, and the scale of its change (1 is as it was trained)."""
 
     name: str
@@ -30,7 +30,8 @@ async def resolve_adapted(request: web.Request, name: str | None, fields: Adapte
     """The model to be asked, and the adapters that change it: its own, then the field's.
 
     The name of an adapter means the model that it is for, changed by it. Raises BadBody where there is no name,
-    BadRequest for a scale out of range and for adapters of another model, ModelNotFound, BadName, StoreDamaged.
+    BadRequest for a scale out of range, an adapter named twice and adapters of another model, ModelNotFound, BadName,
+    StoreDamaged.
     """
     library = request.app[SERVICES].library
     model = await find_model(request, name)
@@ -51,6 +52,9 @@ async def resolve_adapted(request: web.Request, name: str | None, fields: Adapte
             found.append(Adapter(str(blob.path), scale, blob.size, adapter.name))
     if len(found) > MAX_ADAPTERS:
         raise BadRequest(f"{len(found)} adapters would change `{model.name}`", f"send {MAX_ADAPTERS} at most")
+    names = [adapter.name for adapter, _ in changing]
+    if len(set(names)) < len(names):  # two scales could take each other back
+        raise BadRequest("an adapter changes this answer twice", "name each once, with one scale", "adapters")
     return model, found
 
 

@@ -362,6 +362,12 @@ def test_more_text_than_a_worker_takes_is_a_413_with_the_limit(echo: Daemon, pat
     assert (answer.status, b"16 MiB" in answer.body) == (413, True)
 
 
+def test_a_relative_path_does_not_tell_where_the_daemon_is(echo: Daemon) -> None:
+    answer = echo.post("/api/generate", {"model": "../elsewhere", "prompt": "a"})
+    assert answer.status == 404
+    assert answer.json["hint"].endswith("`lm pull ../elsewhere` brings it in")
+
+
 def test_an_endless_number_is_refused(echo: Daemon) -> None:
     answer = echo.post("/api/generate", {"model": "tiny", "prompt": "a", "context": [10**30]})
     assert (answer.status, "64 bits" in answer.json["error"]) == (400, True)
