@@ -145,7 +145,7 @@ def _refusal(grammar: Grammar, reason: str) -> BadRequest:
     shown = (lines[-1] if lines and "regex parse error" in reason else lines[0] if lines else "it is empty")[:300]
     if grammar.kind not in ("json", "schema", "calls"):
         return BadRequest(f"`grammar` is refused: {shown}", "correct it", "grammar")
-    if "coerce_one_of" in reason:
+    if "Enable 'coerce_one_of'" in reason:  # the grammar of a call, which it may quote, has this option too
         return BadRequest("`oneOf` cannot be kept: its schemas may hold at once", "use `anyOf`")
     named = [keyword for words, keyword in _BLAMED.items() if re.search(words, reason)]
     keyword = f"`{named[0]}`" if named else "the schema"

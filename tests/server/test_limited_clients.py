@@ -46,15 +46,15 @@ def test_openai_knows_the_limit_and_tries_again(limited: tuple[Daemon, str]) -> 
 def test_ollama_tells_the_limit(limited: tuple[Daemon, str]) -> None:
     ollama = pytest.importorskip("ollama")
     daemon, secret = limited
-    client = ollama.Client(host=daemon.url, headers={"Authorization": f"Bearer {secret}"})
-    assert client.chat("tiny", TURNS).message.content == "one two"
-    with pytest.raises(ollama.ResponseError) as refused:
-        while True:
-            client.list()
+    with ollama.Client(host=daemon.url, headers={"Authorization": f"Bearer {secret}"}) as client:
+        assert client.chat("tiny", TURNS).message.content == "one two"
+        with pytest.raises(ollama.ResponseError) as refused:
+            while True:
+                client.list()
     assert refused.value.status_code == 429
     assert "1 requests within a second" in refused.value.error
-    with pytest.raises(ollama.ResponseError) as denied:
-        ollama.Client(host=daemon.url).list()
+    with ollama.Client(host=daemon.url) as stranger, pytest.raises(ollama.ResponseError) as denied:
+        stranger.list()
     assert denied.value.status_code == 401
 
 
