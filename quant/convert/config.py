@@ -63,7 +63,7 @@ class ModelConfig:
         """A finite number."""
         value = self.get(key)
         if value is None and default is not None:
-            return default
+            return float(default)  # a whole number would be an entry of another type
         if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) < 1e38:
             raise self.wrong(key, "a number")
         return float(value)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 import zlib
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,9 @@ def make(row: Row, path: Path) -> Path:
     import transformers
 
     text = "Text" if row.kind in _WITH_TEXT_CONFIG and not row.around else ""
-    made = getattr(transformers, f"{row.kind}{text}Config")(**row.settings())
+    made = getattr(transformers, f"{row.kind}{text}Config")(
+        **deepcopy(row.settings())
+    )  # it writes into rotary settings
     own = made.get_text_config()
     for key in _NAMES_OF_EPSILON:
         if hasattr(own, key) and key not in row.config:
