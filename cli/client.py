@@ -12,7 +12,8 @@ from typing import Any
 from cli import console, daemon
 from cli.errors import UNREACHABLE, Failure
 from cli.http import request
-from server.config import BadSetting, Config
+from server.config import Config
+from server.settings import BadSetting
 from server.values import is_loopback
 
 

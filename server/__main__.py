@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING
 
 from registry.errors import StoreLocked
 from server.children.child_log import LOG_BYTES
-from server.config import BadSetting, Config
+from server.config import Config
 from server.locked import check_home
+from server.settings import BadSetting
 
 if TYPE_CHECKING:
     from server.loaded.pool import Runtime

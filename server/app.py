@@ -1,4 +1,4 @@
-"""The web application: the middlewares around the table of routes (`server/routes.py`).
+"""The web application: the middlewares around the table of routes (`server/routes/`).
 
 Outermost first: request id and log line, errors in the dialect of the path, access rules, the route. A handler is
 cancelled when its client leaves (`handler_cancellation`), so that an abandoned answer costs nothing more.
@@ -27,7 +27,8 @@ from server.http import wire
 from server.http.problems import Dialect, Problem
 from server.http.wire import STREAM
 from server.keys.record import redacted
-from server.routes import ROUTES, Handler, Route, check, find, plain_path
+from server.routes.route import Handler, Route
+from server.routes.table import ROUTES, check, find, plain_path
 from server.services import SERVICES, Services
 
 log = logging.getLogger("lm.requests")

@@ -24,21 +24,23 @@ from __future__ import annotations
 from quant.errors import QuantError
 from registry.errors import RegistryError
 from runtime.errors import EngineError
-from server.config import BadSetting
+from server.settings import BadSetting
 
 
 class ServerError(Exception):
     """Base of the tree. `code` is stable and public, `hint` says what to do (may be empty).
 
-    `field` is the field of the body that is at fault, "" where none is.
+    `field` is the field of the body that is at fault, "" where none is. `retry_after` is in seconds, None where the
+    code says how long (`server/http/problems.py`).
     """
 
     code = "server_failed"
 
-    def __init__(self, message: str, hint: str = "", field: str = "") -> None:
+    def __init__(self, message: str, hint: str = "", field: str = "", retry_after: float | None = None) -> None:
         super().__init__(message)
         self.hint = hint
         self.field = field
+        self.retry_after = retry_after
 
 
 class BadBody(ServerError):
@@ -88,10 +90,6 @@ class RateLimited(ServerError):
 
     code = "rate_limited"
 
-    def __init__(self, message: str, hint: str = "", retry_after: float = 0.0) -> None:
-        super().__init__(message, hint)
-        self.retry_after = retry_after
-
 
 class QuotaUsed(RateLimited):
     """The tokens of a key are used; `retry_after` is in seconds."""
@@ -121,10 +119,6 @@ class Unstable(ServerError):
     """The model's worker crashed several times in a row; `retry_after` is in seconds."""
 
     code = "worker_unstable"
-
-    def __init__(self, message: str, hint: str = "", retry_after: float = 0.0) -> None:
-        super().__init__(message, hint)
-        self.retry_after = retry_after
 
 
 class Stopping(ServerError):

@@ -49,6 +49,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
     ),
     "server": (
         ("server.values",),
+        ("server.settings",),
         ("server.config",),
         ("server.errors", "server.keys"),
         ("server.http", "server.children", "server.library", "server.logins"),
@@ -57,7 +58,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("server.advice",),
         ("server.services",),
         ("server.api",),
-        ("server.api.ollama", "server.api.openai", "server.api.lm"),
+        ("server.api.ollama", "server.api.openai", "server.api.anthropic", "server.api.llama", "server.api.lm"),
         ("server.routes",),
         ("server.app", "server.sockets"),
         ("server",),

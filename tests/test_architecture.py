@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from server.config import SETTINGS, VERSION
+from server.config import VERSION
+from server.settings import SETTINGS
 from tests.floors import FLOORS
 
 ROOT = Path(__file__).parent.parent
@@ -28,6 +29,7 @@ MAY_IMPORT = {
     "server": {"runtime", "registry", "quant"},
     "cli": {
         "server.config",
+        "server.settings",
         "server.keys",
         "server.values",
         "runtime.defaults",

@@ -17,9 +17,9 @@ from cli.daemon import other_home
 from cli.errors import Failure
 from registry.errors import BadName
 from registry.names import LATEST, parse
-from server.config import BadSetting
 from server.keys.file import change_keys, key_file, read_keys
 from server.keys.record import LONGEST_NAME, PREFIX, Allowance, ApiKey, is_name, new_key
+from server.settings import BadSetting
 from server.values import FOREVER, Role, duration
 
 Value = TypeVar("Value")

@@ -138,7 +138,7 @@ class Gate:
             name = peer_of(request).name
             if wait := self._wrong.blocked(name):
                 message = f"{wrong.MOST_WRONG} wrong keys came from this address within a minute"
-                raise RateLimited(message, "send the right one, later", wait)
+                raise RateLimited(message, "send the right one, later", retry_after=wait)
             await asyncio.sleep(self._wrong.note(name))
             raise Unauthorized("this API key is not valid", "compare it with the key that was made")
         if fault:

@@ -95,14 +95,14 @@ class KeyLimits:
                 raise QuotaUsed(
                     f"this key has used its {key.tokens.count:,} tokens of {_within(key.tokens)}",
                     "wait, or ask for a larger quota",
-                    wait,
+                    retry_after=wait,
                 )
         if key.rate is not None:
             bucket = self._bucket(key, key.rate)
             if bucket.left < 1:
                 wait = (1 - bucket.left) * key.rate.seconds / key.rate.count
                 message = f"this key may send {key.rate.count:,} requests within {_within(key.rate)}"
-                raise RateLimited(message, "send fewer, or wait", wait)
+                raise RateLimited(message, "send fewer, or wait", retry_after=wait)
             bucket.left -= 1
 
     def spend(self, key: ApiKey, tokens: int) -> None:

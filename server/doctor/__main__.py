@@ -9,10 +9,11 @@ import sys
 
 import msgspec
 
-from server.config import BadSetting, Config
+from server.config import Config
 from server.doctor.exposure import exposure
 from server.doctor.findings import FAIL, Finding, examine
 from server.doctor.observations import observe
+from server.settings import BadSetting
 
 
 def main() -> int:

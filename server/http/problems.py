@@ -15,9 +15,9 @@ from quant import errors as quant
 from registry import errors as registry
 from runtime import errors as runtime
 from server import errors as server
-from server.config import BadSetting
 from server.errors import INTERNAL, PUBLIC_ERRORS
 from server.keys.file import BadKeyFile
+from server.settings import BadSetting
 
 Dialect = Literal["ollama", "openai", "anthropic"]
 
@@ -95,7 +95,8 @@ class Problem:
         if not isinstance(error, PUBLIC_ERRORS):
             return cls(*INTERNAL)
         code = error.code if error.code in STATUS else INTERNAL[0]
-        retry_after = getattr(error, "retry_after", RETRY_SECONDS.get(code, 0.0))
+        own = error.retry_after if isinstance(error, server.ServerError) else None
+        retry_after = RETRY_SECONDS.get(code, 0.0) if own is None else own
         return cls(code, str(error), error.hint, retry_after, getattr(error, "field", ""))
 
     def status(self, dialect: Dialect) -> int:

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from registry.store.fsops import replace
-from server.config import BadSetting, Config
+from server.config import Config
 from server.keys.record import ApiKey
+from server.settings import BadSetting
 
 VERSION = 1
 MAX_KEYS = 100_000

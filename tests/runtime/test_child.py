@@ -15,7 +15,7 @@ import pytest
 
 from runtime.child import FRAME_LIMIT, Child, ask
 from runtime.machine import inspection
-from server.config import SETTINGS
+from server.settings import SETTINGS
 from tests.daemon import alive, wait_until
 from tests.runtime.echo_child import Answer, Say
 

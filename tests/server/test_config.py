@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from server.config import BadSetting, Config
+from server.config import Config
+from server.settings import BadSetting
 from server.values import FOREVER, address, duration, is_loopback
 
 

@@ -8,9 +8,9 @@ import quant.errors
 import registry.errors
 import runtime.errors
 import server.errors
-from server.config import BadSetting
 from server.errors import ChildError
 from server.http.problems import STATUS, Problem
+from server.settings import BadSetting
 
 TREES = (quant.errors.QuantError, registry.errors.RegistryError, runtime.errors.EngineError, server.errors.ServerError)
 

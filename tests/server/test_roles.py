@@ -16,7 +16,8 @@ from server.access.roles import ACCESSES
 from server.errors import StartFailed
 from server.keys.file import change_keys
 from server.keys.record import ApiKey, new_key
-from server.routes import ROUTES, Route, check
+from server.routes.route import Route
+from server.routes.table import ROUTES, check
 from tests.daemon import Answer, Daemon, put_model
 
 PULLED = "org/pulled:Q8_0"

@@ -20,9 +20,10 @@ import pytest
 
 from cli.http import UnixConnection
 from server.access.peers import Credentials, peers_role
-from server.config import BadSetting, Config
+from server.config import Config
 from server.keys.file import change_keys
 from server.keys.record import new_key
+from server.settings import BadSetting
 from tests.cli.support import Cli
 from tests.daemon import Daemon, put_model, wait_until
 

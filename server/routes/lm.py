@@ -1,0 +1,39 @@
+"""The routes of our own: what no other dialect has."""
+
+from __future__ import annotations
+
+from server.api.lm import advise, daemon, default, found, login, pulls
+from server.routes.route import Route
+
+ROUTES = [
+    Route(
+        "POST",
+        "/lm/advise",
+        "operator",
+        advise.advise,
+        "which level of a model this machine can hold, and why, from headers only; 507 with the table where none fits",
+        changes=True,
+    ),
+    Route(
+        "POST",
+        "/lm/stop",
+        "operator",
+        pulls.stop,
+        "pause pulls and unload models: of a name, at all levels, or of `all`",
+        changes=True,
+    ),
+    Route(
+        "POST",
+        "/lm/default",
+        "operator",
+        default.default,
+        "which level a bare name means: pin one, or ask",
+        changes=True,
+    ),
+    Route("POST", "/lm/login", "admin", login.login, "keep a login at a registry, once it has taken it", changes=True),
+    Route("POST", "/lm/logout", "admin", login.logout, "forget a login at a registry", changes=True),
+    Route("GET", "/lm/found", "operator", found.found, "models of other programs on this machine"),
+    Route("GET", "/lm/partials", "operator", pulls.partials, "pulls that are under way or paused"),
+    Route("GET", "/health", "open", daemon.health, "status, versions, loaded models"),
+    Route("POST", "/lm/shutdown", "admin", daemon.shutdown, "end the daemon, from this machine only", changes=True),
+]

@@ -1,0 +1,53 @@
+"""The routes of Ollama's dialect."""
+
+from __future__ import annotations
+
+from server.api.ollama import answers, embeddings, models
+from server.routes.route import Route
+
+ROUTES = [
+    Route("GET", "/", "open", models.alive, "`Ollama is running`: what many clients probe"),
+    Route(
+        "GET",
+        "/api/version",
+        "infer",
+        models.version,
+        "the version of Ollama's API that is spoken here, and our own in `lm`",
+    ),
+    Route("GET", "/api/tags", "infer", models.tags, "the models in the store"),
+    Route("GET", "/api/ps", "infer", models.ps, "the loaded models: memory, context, when they expire"),
+    Route("POST", "/api/show", "infer", models.show, "everything about one model, with the reason for its level"),
+    Route(
+        "POST",
+        "/api/pull",
+        "operator",
+        models.pull,
+        "bring a model in; progress as NDJSON; `detach`, `limit_rate` (bytes/s), `pre`, `accept_unknown_keys`, `base`, "
+        "`hf_endpoint`, `hf_token`",
+        changes=True,
+    ),
+    Route(
+        "DELETE",
+        "/api/delete",
+        "operator",
+        models.delete,
+        "remove a model, and end its pull; a bare name with several levels needs `all`; `partial` leaves the model",
+        changes=True,
+    ),
+    Route(
+        "POST",
+        "/api/generate",
+        "infer",
+        answers.generate,
+        "an answer to one prompt, as NDJSON or whole; without a prompt, load or unload",
+    ),
+    Route(
+        "POST",
+        "/api/chat",
+        "infer",
+        answers.chat,
+        "the next turn of a conversation, as NDJSON or whole; without messages, load or unload",
+    ),
+    Route("POST", "/api/embed", "infer", embeddings.embed, "vectors of texts, of length 1"),
+    Route("POST", "/api/embeddings", "infer", embeddings.embed_one, "the vector of one text, for older clients"),
+]

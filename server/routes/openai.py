@@ -1,0 +1,26 @@
+"""The routes of OpenAI's dialect."""
+
+from __future__ import annotations
+
+from server.api.openai import answers, embeddings, models
+from server.routes.route import Route
+
+ROUTES = [
+    Route("GET", "/v1/models", "infer", models.models, "the models in the store, for OpenAI's clients"),
+    Route("GET", "/v1/models/{id:.+}", "infer", models.model, "one of these models"),
+    Route(
+        "POST",
+        "/v1/chat/completions",
+        "infer",
+        answers.chat_completions,
+        "the next turn of a conversation, as server-sent events or whole",
+    ),
+    Route(
+        "POST",
+        "/v1/completions",
+        "infer",
+        answers.completions,
+        "the continuation of raw prompts, as server-sent events or whole",
+    ),
+    Route("POST", "/v1/embeddings", "infer", embeddings.embeddings, "vectors of texts, as numbers or base64"),
+]

@@ -1,0 +1,24 @@
+"""One route: method, path, role and handler, with the line about it in `docs/api.md`."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import NamedTuple
+
+from aiohttp import web
+
+from server.access.roles import Access
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class Route(NamedTuple):
+    """One route: the role that it takes, and the line about it in the table of routes (`docs/api.md`)."""
+
+    method: str
+    path: str
+    role: Access
+    handler: Handler
+    doc: str
+    changes: bool = False
+    """Whether it changes what is here: pages of other origins may not call it."""
