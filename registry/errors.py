@@ -2,6 +2,7 @@
 
 RegistryError
 ├── BadName             a name that is malformed or tries to be a path
+├── BadModelfile        a text that is no Modelfile
 ├── SeveralLevels       a bare name where only the name of one level will do
 ├── ModelNotFound       not in the store, or not at the source
 ├── AccessDenied        the hub wants a token, another token, or an accepted licence
@@ -30,6 +31,12 @@ class BadName(RegistryError):
     """A name that cannot be one."""
 
     code = "bad_name"
+
+
+class BadModelfile(RegistryError):
+    """A text that is no Modelfile, or an instruction that cannot be carried out."""
+
+    code = "bad_modelfile"
 
 
 class SeveralLevels(RegistryError):

@@ -35,6 +35,7 @@ MAY_IMPORT = {
         "runtime.defaults",
         "runtime.units",
         "registry.names",
+        "registry.modelfile",
         "registry.errors",
         "quant.levels.recipes",
     },

@@ -51,6 +51,7 @@ _STATUS_OF: dict[type[_Coded], int] = {
     runtime.Timeout: 504,
     registry.RegistryError: 500,
     registry.BadName: 400,
+    registry.BadModelfile: 400,
     registry.SeveralLevels: 409,
     registry.ModelNotFound: 404,
     registry.AccessDenied: 403,
