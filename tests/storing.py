@@ -9,8 +9,9 @@ from typing import Any
 from registry.names import Name, parse
 from registry.store import manifest
 from registry.store.catalog import Model
+from registry.store.ingest import Ingest
 from registry.store.layers import Staged
-from registry.store.store import Ingest, Store
+from registry.store.store import Store
 
 
 def weights(ingest: Ingest, data: bytes) -> Staged:

@@ -25,60 +25,23 @@ import logging
 import os
 import shutil
 import threading
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from registry.errors import BadName, DiskFull, ModelNotFound, StoreDamaged, StoreFailed
 from registry.names import Name, Reference
-from registry.store import fsops, garbage, manifest, notes, owner, reading
+from registry.store import fsops, garbage, manifest, notes, owner, reading, recovery
 from registry.store.catalog import Catalog, Model
 from registry.store.fsops import plainly
+from registry.store.ingest import DETACHED, OWNERS, Ingest, settle
 from registry.store.layers import Staged
+from registry.store.manifest import Manifest
 from registry.store.meaning import Meaning
-from registry.store.partial import DATA, Journal, read_journal, resumable
+from registry.store.partial import read_journal, resumable
 
 log = logging.getLogger("lm.store")
-
-_COMMITTED = "committed"  # in an ingest folder: the digest under which its data is about to lie among the blobs
-_DETACHED = "detached"  # in an ingest folder: the wishes of a pull that goes on whoever looks on
-_OWNERS = "owners"  # in an ingest folder: the owners of the keys that asked for the pull
-_LONGEST_DIGEST = 80
-_LONGEST_NOTE = 1 << 16
-
-
-@dataclass(frozen=True)
-class Ingest:
-    """A file on its way into the store: its maker writes `data`, then calls `Store.commit`, `pause` or `abandon`."""
-
-    title: str
-    folder: Path
-
-    @property
-    def data(self) -> Path:
-        """The file to write."""
-        return self.folder / DATA
-
-    @property
-    def detached(self) -> bytes | None:
-        """The note of `Store.detach`, None without one. Raises StoreFailed."""
-        return reading.contents(self.folder / _DETACHED, _LONGEST_NOTE)
-
-    @property
-    def owners(self) -> set[str]:
-        """The owners that `Store.note_owners` noted; where there are none, the daemon's own user, "".
-
-        Raises StoreFailed.
-        """
-        return set(
-            (reading.contents(self.folder / _OWNERS, _LONGEST_NOTE) or b"").decode("ascii", "replace").split("\n")
-        )
-
-    @property
-    def journal(self) -> Journal | None:
-        """The journal, None where the file cannot be resumed. Raises StoreFailed."""
-        return read_journal(self.folder) if resumable(self.folder) else None
 
 
 class Store:
@@ -92,6 +55,7 @@ class Store:
         self._ingests = root / "ingest"
         self._changing = threading.RLock()
         self._busy: set[Path] = set()
+        self._held: Counter[str] = Counter()
 
     @classmethod
     def open(cls, root: Path) -> Store:
@@ -191,7 +155,7 @@ class Store:
         with self._changing, plainly(self.root):
             if ingest.folder in self._busy:
                 raise StoreFailed(f"`{title}` is being made already", "wait until that has ended")
-            self._restore(ingest.folder)
+            recovery.restore(self._catalog, ingest.folder)
             if not ingest.journal:
                 fsops.remove_tree(ingest.folder)
                 fsops.mkdir(ingest.folder)
@@ -203,7 +167,7 @@ class Store:
         """Keep the ingest if it can be resumed, else remove it; does nothing after a commit. Raises StoreFailed."""
         with self._changing, plainly(self.root):
             self._busy.discard(ingest.folder)
-            self._restore(ingest.folder)
+            recovery.restore(self._catalog, ingest.folder)
             if not ingest.journal:
                 fsops.remove_tree(ingest.folder)
 
@@ -212,11 +176,11 @@ class Store:
 
         Does nothing where there is no ingest. A note that cannot be written costs no more than itself.
         """
-        self._note(self._folder(title) / _DETACHED, note)
+        self._note(self._folder(title) / DETACHED, note)
 
     def note_owners(self, title: str, owners: set[str]) -> None:
         """Note in the ingest of `title` whose it is, as `detach` does it."""
-        self._note(self._folder(title) / _OWNERS, "\n".join(sorted(owners)).encode())
+        self._note(self._folder(title) / OWNERS, "\n".join(sorted(owners)).encode())
 
     def _note(self, path: Path, note: bytes | None) -> None:
         with contextlib.suppress(OSError), self._changing:
@@ -255,10 +219,11 @@ class Store:
         everything = [*layers, Staged.json(config, manifest.CONFIG)]
         try:
             with plainly(self.root):
-                files = [(_settle(ingest, staged), staged) for staged in everything]
+                files = [(settle(ingest, staged), staged) for staged in everything]
                 with self._changing:
                     name = self.placed(name).name if isinstance(name, Reference) else name
-                    model = self._publish(name, files, chosen)
+                    data = manifest.build(files[-1][1].layer, [staged.layer for _, staged in files[:-1]])
+                    model = self._publish(name, files, data, chosen)
         except BaseException:
             with contextlib.suppress(StoreFailed, StoreDamaged):
                 self.pause(ingest)
@@ -266,6 +231,41 @@ class Store:
         with contextlib.suppress(StoreFailed):
             self.abandon(ingest)
         return model
+
+    def adopt(self, ingest: Ingest, data: bytes, layers: Sequence[Staged], name: Name) -> Model:
+        """List the model of the manifest `data` as `name`, byte for byte; its blobs are `layers`, or here already.
+
+        Holds and raises as `commit`; StoreDamaged also where a blob is neither here nor among `layers`.
+        """
+        wanted = manifest.parse(data, name.display)
+        try:
+            with plainly(self.root):
+                files = [(settle(ingest, staged), staged) for staged in layers]
+                with self._changing:
+                    self._require(wanted, {staged.layer.digest for staged in layers}, name)
+                    return self._publish(name, files, data, chosen=False)
+        finally:
+            with contextlib.suppress(StoreFailed):
+                self.abandon(ingest)
+
+    def _require(self, wanted: Manifest, coming: Collection[str], name: Name) -> None:
+        """Raise StoreDamaged unless each blob of a manifest is here, or coming."""
+        for layer in wanted.blobs:
+            there = None if layer.digest in coming else reading.status(self._catalog.blob(layer.digest))
+            if layer.digest not in coming and (there is None or there.st_size != layer.size):
+                raise StoreDamaged(f"`{name.display}` lists `{layer.digest[:19]}`, which did not come", "try again")
+
+    @contextlib.contextmanager
+    def hold(self, digests: Iterable[str]) -> Iterator[None]:
+        """Keep blobs from `collect` while the block runs, whether a model lists them or not."""
+        held = Counter(set(digests))
+        with self._changing:
+            self._held += held
+        try:
+            yield
+        finally:
+            with self._changing:
+                self._held -= held
 
     def choose(self, model: Model) -> None:
         """Note that this variant was chosen automatically. A note that cannot be written costs no more than itself."""
@@ -301,13 +301,13 @@ class Store:
         Removes nothing while a manifest or a folder of manifests is unreadable. Raises StoreFailed.
         """
         with self._changing, plainly(self.root):
-            return garbage.collect(self._catalog, in_use)
+            return garbage.collect(self._catalog, {*in_use, *self._held})
 
     def _folder(self, title: str) -> Path:
         return self._ingests / hashlib.sha256(title.encode()).hexdigest()[:16]
 
-    def _publish(self, name: Name, files: list[tuple[Path, Staged]], chosen: bool) -> Model:
-        """Move synced files among the blobs, then list them; the last of them is the config."""
+    def _publish(self, name: Name, files: list[tuple[Path, Staged]], data: bytes, chosen: bool) -> Model:
+        """Move synced files among the blobs, then write the manifest `data`, which lists them."""
         if name.tag is None:
             raise BadName(f"`{name.display}` has no tag, so it names no variant to commit", "add a tag")
         name = self._catalog.existing(name)
@@ -321,10 +321,9 @@ class Store:
                 fsops.rename(path, target)  # its mode is its owner's
                 shared.note(value, target)
         fsops.fsync_dir(self._catalog.blobs)
-        *layers, config = (staged.layer for _, staged in files)
         path = self._catalog.manifest_path(name)
         fsops.make_folders(self._catalog.manifests, path.parent)
-        fsops.replace(path, manifest.build(config, layers))
+        fsops.replace(path, data)
         if chosen:
             self._choose(name)
         model = self._catalog.read(name)
@@ -346,54 +345,7 @@ class Store:
         Leftovers that cannot be removed stay: the models of a disk that is read-only, or broken in one place, are used.
         """
         try:
-            self._clear_away()
+            recovery.clear_away(self._catalog, self.root, self._ingests)
+            self.collect(())
         except OSError as error:
             log.warning("what earlier processes left is not cleared away: %s", error)
-
-    def _clear_away(self) -> None:
-        """Raises OSError."""
-        for name in reading.entries(self._ingests):
-            try:
-                self._restore(self._ingests / name)
-                if not resumable(self._ingests / name):
-                    log.info("what a pull left before it was journalled is removed")
-                    fsops.remove_tree(self._ingests / name)
-            except (StoreDamaged, StoreFailed) as error:
-                log.warning("what a pull left in `%s` stays as it is: %s", name, error)
-        catalog = self._catalog
-        for folder in (catalog.manifests, catalog.choices, catalog.pins, catalog.shared.folder, self._ingests):
-            for parent, _, names in os.walk(folder):
-                _remove_temporary(Path(parent), names)
-        _remove_temporary(self.root, [path.name for path in self.root.iterdir()])
-        self.collect(())
-
-    def _restore(self, folder: Path) -> None:
-        """Undo half a commit: move a blob back to its ingest, where its file was renamed and no manifest lists it.
-
-        Raises StoreDamaged, StoreFailed where nobody knows whether a manifest lists it.
-        """
-        note = reading.contents(folder / _COMMITTED, _LONGEST_DIGEST)
-        if not note:
-            return
-        try:
-            blob = self._catalog.blob(note.decode())
-        except (StoreDamaged, UnicodeDecodeError):
-            return
-        if reading.status(blob) and blob.name.replace("-", ":") not in garbage.referenced(self._catalog):
-            blob.chmod(0o600)
-            fsops.rename(blob, folder / DATA)
-            fsops.fsync_dir(folder)
-
-
-def _settle(ingest: Ingest, staged: Staged) -> Path:
-    """Settle a layer, and return its file. Takes long for a large one, so it is called without the store's lock."""
-    path = staged.settle(ingest.folder)
-    if path == ingest.data and ingest.journal:
-        fsops.replace(ingest.folder / _COMMITTED, staged.layer.digest.encode())
-    return path
-
-
-def _remove_temporary(folder: Path, names: Iterable[str]) -> None:
-    for name in names:
-        if name.startswith(fsops.TEMPORARY):
-            fsops.unlink(folder / name)

@@ -7,7 +7,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from registry.names import Name, Reference, parse
-from registry.store.store import Ingest, Store
+from registry.store.ingest import Ingest
+from registry.store.store import Store
 from server.http.problems import Problem
 from server.pulls.frames import Note, Planned, Progress
 from server.pulls.job import failure

@@ -16,8 +16,9 @@ from registry.errors import RegistryError
 from registry.names import Name, Reference
 from registry.store import manifest
 from registry.store.catalog import Model
+from registry.store.ingest import Ingest
 from registry.store.layers import Staged
-from registry.store.store import Ingest, Store
+from registry.store.store import Store
 from runtime.messages import CacheConfig
 from server.children.child_log import log_file
 from server.children.daemon_side import task_process

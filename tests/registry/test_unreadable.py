@@ -18,8 +18,9 @@ import pytest
 from registry.errors import ModelNotFound, StoreDamaged, StoreFailed
 from registry.names import parse
 from registry.store import partial
+from registry.store.ingest import Ingest
 from registry.store.partial import Checkpoint, Partial, PullFacts
-from registry.store.store import Ingest, Store
+from registry.store.store import Store
 from tests.registry.crashing import put
 
 ROOT = Path(__file__).parent.parent.parent

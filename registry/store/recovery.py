@@ -1,0 +1,57 @@
+"""Recovery of the store: half a commit is undone, unfinished files without a journal and temporary ones are removed."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from registry.errors import StoreDamaged, StoreFailed
+from registry.store import fsops, garbage, reading
+from registry.store.catalog import Catalog
+from registry.store.ingest import COMMITTED
+from registry.store.partial import DATA, resumable
+
+log = logging.getLogger("lm.store")
+_LONGEST_DIGEST = 80
+
+
+def clear_away(catalog: Catalog, root: Path, ingests: Path) -> None:
+    """Undo half commits, remove ingests that nobody can go on with, and temporary files. Raises OSError."""
+    for name in reading.entries(ingests):
+        try:
+            restore(catalog, ingests / name)
+            if not resumable(ingests / name):
+                log.info("what a pull left before it was journalled is removed")
+                fsops.remove_tree(ingests / name)
+        except (StoreDamaged, StoreFailed) as error:
+            log.warning("what a pull left in `%s` stays as it is: %s", name, error)
+    for folder in (catalog.manifests, catalog.choices, catalog.pins, catalog.shared.folder, ingests):
+        for parent, _, names in os.walk(folder):
+            _remove_temporary(Path(parent), names)
+    _remove_temporary(root, [path.name for path in root.iterdir()])
+
+
+def restore(catalog: Catalog, folder: Path) -> None:
+    """Undo half a commit: move a blob back to its ingest, where its file was renamed and no manifest lists it.
+
+    Raises StoreDamaged, StoreFailed where nobody knows whether a manifest lists it.
+    """
+    note = reading.contents(folder / COMMITTED, _LONGEST_DIGEST)
+    if not note:
+        return
+    try:
+        blob = catalog.blob(note.decode())
+    except (StoreDamaged, UnicodeDecodeError):
+        return
+    if reading.status(blob) and blob.name.replace("-", ":") not in garbage.referenced(catalog):
+        blob.chmod(0o600)
+        fsops.rename(blob, folder / DATA)
+        fsops.fsync_dir(folder)
+
+
+def _remove_temporary(folder: Path, names: Iterable[str]) -> None:
+    for name in names:
+        if name.startswith(fsops.TEMPORARY):
+            fsops.unlink(folder / name)
