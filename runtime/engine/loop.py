@@ -14,17 +14,15 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from queue import SimpleQueue
-from threading import Lock
 from typing import Any, Self
 
 from runtime import messages as m
 from runtime.cache.pool import CellPool
 from runtime.cache.spill import Spill
 from runtime.engine.answering import Answering
-from runtime.engine.compiling import Compiling
 from runtime.engine.embedding import Embedder
 from runtime.engine.huge_pages import HugePages
+from runtime.engine.inbox import Inbox
 from runtime.engine.intake import Intake
 from runtime.engine.pace import PATIENCE, Pace
 from runtime.engine.prefill import SidePrefill
@@ -40,8 +38,6 @@ from runtime.llama.model import LlamaModel
 # Failed steps in a row after which the process ends.
 _FAULTS = 3
 _NOTHING: frozenset[int] = frozenset()
-# Texts of more letters take longer than 50 ms to turn into tokens, some 1.2 million a second.
-_LONG_TEXT = 1 << 16
 _NO_STEP = Step([], [], None, 0.0)
 
 
@@ -80,13 +76,8 @@ class LlamaEngine:
         hindrance = Speculation.hindrance(model, load.speculation)
         self._speculation = Speculation(self._pool, self._pace, self._context, self._answering, hindrance)
         self._intake = Intake(model, self._context, self._speculation)
-        self._compiling = Compiling(self._intake.sessions, self._enqueue, send)
-        self._reading = Compiling(self._intake.sessions, self._enqueue, send, "reading")
+        self._inbox = Inbox(self._intake, send)
         self._huge_pages = HugePages()
-        self._inbox: SimpleQueue[Any] = SimpleQueue()
-        self._queued = 0
-        """Requests in the inbox; two threads put some in, and the loop takes them out."""
-        self._counting = Lock()
         self._step = _NO_STEP
         self._computing = _NOTHING
         """Requests whose prompts are being computed, in a step that may be aborted."""
@@ -131,7 +122,7 @@ class LlamaEngine:
     @property
     def busy(self) -> bool:
         """Whether a request waits or runs."""
-        return bool(self._queued or self._schedule.sessions or self._embedder.busy)
+        return bool(self._inbox.requests or self._schedule.sessions or self._embedder.busy)
 
     @property
     def spilled(self) -> int:
@@ -156,12 +147,7 @@ class LlamaEngine:
             match frame:
                 case m.Submit():
                     self._check_queue()
-                    if frame.letters > _LONG_TEXT:
-                        self._reading.add(frame)
-                    elif frame.compiles:
-                        self._compiling.add(frame)
-                    else:
-                        self._enqueue(self._intake.sessions(frame))
+                    self._inbox.submit(frame)
                 case m.Embed():
                     self._inbox.put(self._embedder.prepare(frame))
                 case m.Rank():
@@ -169,7 +155,7 @@ class LlamaEngine:
                 case m.Tokenize():
                     self._send(self._intake.tokens(frame))
                 case m.Cancel():
-                    if self._compiling.cancel(frame.id) or self._reading.cancel(frame.id):
+                    if self._inbox.cancel(frame.id):
                         return
                     self._inbox.put(frame)
                     if frame.id in self._computing or frame.id == self._embedder.computing:
@@ -202,15 +188,8 @@ class LlamaEngine:
     # ---- requests come in
 
     def _check_queue(self) -> None:
-        waiting = self._queued + len(self._compiling) + len(self._reading) + self._schedule.waiting_requests
-        if waiting >= self._load.queue:
+        if self._inbox.waiting + self._schedule.waiting_requests >= self._load.queue:
             raise QueueFull(f"{self._load.queue} requests wait for this model already", "try again later")
-
-    def _enqueue(self, sessions: list[Session]) -> None:
-        """Hand the sessions of a request to the loop."""
-        with self._counting:
-            self._queued += 1
-        self._inbox.put(sessions)
 
     def _drain(self) -> None:
         """Empty the inbox; wait for a frame when there is nothing else to do."""
@@ -218,15 +197,13 @@ class LlamaEngine:
         self._context.clear_abort()
         if idle and self._side:
             self._side.free()
-        while idle and self._inbox.empty() and self._huge_pages.collapse_next():
+        while idle and self._inbox.empty and self._huge_pages.collapse_next():
             pass
-        while idle or not self._inbox.empty():
+        while idle or not self._inbox.empty:
             idle = False
             item = self._inbox.get()  # blocks at most once, when idle
             match item:
                 case list():
-                    with self._counting:
-                        self._queued -= 1
                     self._welcome(item)
                 case m.Cancel():
                     self._cancel(item.id)
