@@ -10,6 +10,7 @@ ServerError
 ├── RateLimited      more requests than a key may send, or wrong keys from one machine
 │   └── QuotaUsed    more tokens than a key may use
 ├── NotFound         no such route, or no such method on it
+├── NoSuchObject     no response, file or batch of this id for the caller's key
 ├── CheckFailed      a model that was brought in, and does not load or does not compute
 ├── Unsupported      a field or a kind of model that this version, or this model, does not support
 ├── Unstable         a model whose worker crashed several times in a row; it is not started for a while
@@ -101,6 +102,12 @@ class NotFound(ServerError):
     """No such route."""
 
     code = "no_such_route"
+
+
+class NoSuchObject(ServerError):
+    """The caller's key has no response, file or batch of this id."""
+
+    code = "no_such_object"
 
 
 class WrongMethod(NotFound):

@@ -11,7 +11,7 @@ import logging
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Iterable
-from contextlib import aclosing
+from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -111,6 +111,10 @@ class AnswerWriter(ABC):
     async def last(self, model: InUse, usage: Usage) -> Iterable[Json]:
         """Objects at the end of the stream."""
 
+    def failed(self, problem: Problem) -> list[Json]:
+        """Objects about an error that came when the stream had begun."""
+        return [problem.body(self.dialect)]
+
     @abstractmethod
     def whole(self, objects: list[Json], usage: Usage) -> Json:
         """The one object of a request that does not stream, joined from the objects of the stream.
@@ -125,11 +129,26 @@ async def respond(request: web.Request, generation: Generation, writer: AnswerWr
         return await _respond(request, generation, writer)
 
 
+async def unattended(request: web.Request, generation: Generation, writer: AnswerWriter) -> AsyncGenerator[Json]:
+    """The objects of a stream that goes on without the connection of its request. Raises as `respond`."""
+    usage = Usage()
+    with prompt_from(writer.prompt_field):
+        async with _in_use(request, generation) as model:
+            frames = _spending(request, _frames(model, generation.submits, usage), usage)
+            async with aclosing(_objects(writer, model, frames, usage)) as objects:
+                async for each in objects:
+                    yield each
+
+
+def _in_use(request: web.Request, generation: Generation) -> AbstractAsyncContextManager[InUse]:
+    adapters = {each.path: each.size for submit in generation.submits for each in submit.adapters}
+    beside = sum(adapters.values())
+    return in_use(request.app[SERVICES], generation.model, generation.context, generation.keep_alive, beside)
+
+
 async def _respond(request: web.Request, generation: Generation, writer: AnswerWriter) -> web.StreamResponse:
     usage = Usage()
-    adapters = {each.path: each.size for submit in generation.submits for each in submit.adapters}
-    use = (generation.model, generation.context, generation.keep_alive, sum(adapters.values()))
-    async with in_use(request.app[SERVICES], *use) as model:
+    async with _in_use(request, generation) as model:
         frames = _spending(request, _frames(model, generation.submits, usage), usage)
         if generation.stream:
             response = await _streamed(request, _objects(writer, model, frames, usage), writer)
@@ -155,7 +174,10 @@ async def _streamed(request: web.Request, objects: AsyncGenerator[Json], writer:
             request[LOG_NOTE] += f" {problem.code}"
             if problem.code == INTERNAL[0]:
                 log.exception("the stream of request %s failed", request["id"])
-            return await stream.fail(problem.body(writer.dialect))
+            *before, last = writer.failed(problem)
+            for each in before:
+                await stream.send(each)
+            return await stream.fail(last)
 
 
 async def _objects(writer: AnswerWriter, model: InUse, frames: Frames, usage: Usage) -> AsyncGenerator[Json]:

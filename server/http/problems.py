@@ -34,6 +34,7 @@ _STATUS_OF: dict[type[_Coded], int] = {
     server.RateLimited: 429,
     server.QuotaUsed: 429,
     server.NotFound: 404,
+    server.NoSuchObject: 404,
     server.WrongMethod: 405,
     server.Unsupported: 400,
     server.Unstable: 503,

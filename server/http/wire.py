@@ -36,9 +36,15 @@ def _event(value: Any) -> bytes:
     return b"data: " + msgspec.json.encode(value) + b"\n\n"
 
 
+def _named_event(value: Any) -> bytes:
+    return b"event: " + str(value.get("type", "error")).encode() + b"\n" + _event(value)
+
+
 NDJSON = StreamForm("application/x-ndjson", _line)
 # Server-sent events as OpenAI closes them.
 EVENTS = StreamForm("text/event-stream", _event, b"data: [DONE]\n\n")
+# Server-sent events that have the object's `type` for a name, by which clients tell them apart.
+NAMED_EVENTS = StreamForm("text/event-stream", _named_event)
 
 
 class Stream:
