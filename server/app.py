@@ -28,7 +28,7 @@ from server.http.problems import Dialect, Problem
 from server.http.wire import STREAM
 from server.keys.record import redacted
 from server.routes.route import Handler, Route
-from server.routes.table import ROUTES, check, find, plain_path
+from server.routes.table import ROUTES, check, find, plain_path, variables
 from server.services import SERVICES, Services
 
 log = logging.getLogger("lm.requests")
@@ -84,9 +84,7 @@ async def _elsewhere(request: web.Request) -> web.StreamResponse:
         refusal = error
     if route is None:
         return await request.app[GATE].enter(request, "infer", partial(_nowhere, refusal))
-    beginning, _, variable = route.path.partition("{")
-    if variable:
-        request.match_info[variable.partition(":")[0]] = path.removeprefix(beginning)
+    request.match_info.update(variables(route, path) or {})
     return await _enter(route, request)
 
 

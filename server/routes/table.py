@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from functools import cache
 
 from aiohttp import web
 
@@ -28,7 +30,7 @@ def plain_path(path: str) -> str:
 
 def find(method: str, path: str) -> Route | None:
     """The route for a method and a plain path. Raises HTTPMethodNotAllowed where only the method is wrong."""
-    fitting = [route for route in ROUTES if _fits(route, path)]
+    fitting = [route for route in ROUTES if variables(route, path) is not None]
     for route in fitting:
         if method == route.method or (method == "HEAD" and route.method == "GET"):
             return route
@@ -38,6 +40,17 @@ def find(method: str, path: str) -> Route | None:
     return None
 
 
-def _fits(route: Route, path: str) -> bool:
-    beginning, _, variable = route.path.partition("{")
-    return (path.startswith(beginning) and len(path) > len(beginning)) if variable else path == route.path
+def variables(route: Route, path: str) -> dict[str, str] | None:
+    """The variables in a plain path of this route, None where it is another route's."""
+    fits = _pattern(route.path).fullmatch(path)
+    return None if fits is None else fits.groupdict()
+
+
+@cache
+def _pattern(path: str) -> re.Pattern[str]:
+    """The paths of a route whose variables stand as `{name:pattern}`, as in aiohttp's router."""
+    fixed, *parts = re.split(r"\{(\w+):([^{}]+)\}", path)
+    pattern = re.escape(fixed)
+    for name, form, after in zip(parts[::3], parts[1::3], parts[2::3], strict=True):
+        pattern += f"(?P<{name}>{form}){re.escape(after)}"
+    return re.compile(pattern)
