@@ -60,6 +60,7 @@ class ScriptedAnswer:
         self._limits = submit.limits
         self._earlier = submit.earlier
         self._gives_ids = submit.give_ids
+        self.stop = ""
         self._left: Iterator[str] = iter(tokens)
         self._text = ""
         form = AnswerForm(THINKING, calls=CALLS if submit.tools else ())
@@ -84,6 +85,7 @@ class ScriptedAnswer:
         before, self._text = self._text, self._text + text
         for stop in self._limits.stop:
             if stop in self._text:
+                self.stop = stop
                 return self._text[len(before) : self._text.index(stop)], "stop"
         return text, None
 
@@ -158,7 +160,8 @@ class FakeEngine:
             case m.Cancel():
                 self._cancel(frame.id)
             case m.Tokenize():
-                self._send(m.Tokens(frame.id, list(range(len(_words(frame.text))))))
+                count = self._prompt_tokens(frame.submit) if frame.submit else len(_words(frame.text))
+                self._send(m.Tokens(frame.id, list(range(count))))
             case m.Embed():
                 size = self._script.get("embedding", 8)
                 vector = struct.pack(f"<{size}f", *([1.0] + [0.0] * (size - 1)))
@@ -221,7 +224,7 @@ class FakeEngine:
             if reason:
                 self._answers.remove(answer)
                 end = m.Finished(answer.id, reason, answer.prompt_tokens, answer.sent, 0, 1, 1, answer.index)
-                end.ids = answer.ids
+                end.ids, end.stop = answer.ids, answer.stop
                 end.drafted, end.accepted = self._script.get("drafts", (0, 0))[:2]
                 self._send(end)
         self.steps += 1

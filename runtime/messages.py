@@ -208,10 +208,11 @@ class Rank(msgspec.Struct, tag="rank"):
 
 
 class Tokenize(msgspec.Struct, tag="tokenize"):
-    """Find the token ids of a text, without the tokens that the model puts before and after it."""
+    """Find the token ids of a text, without the tokens before and after it; or of a request's prompt, however long."""
 
     id: int
-    text: str
+    text: str = ""
+    submit: Submit | None = None
 
 
 class Cancel(msgspec.Struct, tag="cancel"):

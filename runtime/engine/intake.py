@@ -88,8 +88,14 @@ class Intake:
         return Compiler(self._vocabulary)
 
     def tokens(self, request: m.Tokenize) -> m.Tokens:
-        """The token ids of a text, in which control tokens are not parsed; raises PromptTooLong for very many."""
-        ids = self._vocabulary.tokenize(request.text, special=False, add=False)
+        """The token ids of a prompt, or of a text, in which control tokens are not parsed.
+
+        Raises PromptTooLong for very many, BadRequest where the template refuses the turns.
+        """
+        if request.submit is not None:
+            ids = self._prompter.prompt(request.submit, _MOST_IDS).ids
+        else:
+            ids = self._vocabulary.tokenize(request.text, special=False, add=False)
         if len(ids) > _MOST_IDS:
             raise PromptTooLong(f"a text has {len(ids):,} tokens and {_MOST_IDS:,} are possible", "send it in parts")
         return m.Tokens(request.id, ids.tolist())

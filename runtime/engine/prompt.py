@@ -74,12 +74,12 @@ class Prompter:
         source = self._model.tool_template
         return self._made(source) if source else self.template
 
-    def prompt(self, request: m.Submit) -> Prompt:
-        """The tokens of a request.
+    def prompt(self, request: m.Submit, limit: int | None = None) -> Prompt:
+        """The tokens of a request, at most `limit`: by default the context without one cell for the answer.
 
         Raises PromptTooLong when they do not fit and may not be cut, BadRequest when there is nothing to read.
         """
-        prompt = self._prompt(request, self._context - 1)
+        prompt = self._prompt(request, self._context - 1 if limit is None else limit)
         # llama.cpp computes no logits for a prompt of no tokens: a token would be drawn from another answer's, or from
         # an address that is none.
         if not prompt.ids:

@@ -28,6 +28,8 @@ from server.loaded.worker import Answer
 from server.services import SERVICES
 
 log = logging.getLogger("lm.requests")
+# A stream that has begun is silent for so long at most, in seconds, where its dialect has a sign of life.
+SILENT_SECONDS = 10.0
 Json = dict[str, Any]
 Frames = AsyncGenerator[tuple[int, Answer]]
 
@@ -90,6 +92,8 @@ class AnswerWriter(ABC):
     form: StreamForm
     prompt_field = "prompt"
     """The field of the body that holds the prompt."""
+    sign: Json | None = None
+    """An object that says nothing but that the stream lives, for clients that give up on a silent one."""
 
     @abstractmethod
     def first(self, index: int, frame: Started) -> Iterable[Json]:
@@ -163,7 +167,7 @@ async def _streamed(request: web.Request, objects: AsyncGenerator[Json], writer:
     stream = Stream(request, writer.form)
     async with aclosing(objects):
         try:
-            async for each in objects:
+            async for each in _with_signs(objects, stream, writer.sign):
                 await stream.send(each)
             return await stream.end()
         except Exception as error:
@@ -178,6 +182,31 @@ async def _streamed(request: web.Request, objects: AsyncGenerator[Json], writer:
             for each in before:
                 await stream.send(each)
             return await stream.fail(last)
+
+
+async def _with_signs(objects: AsyncGenerator[Json], stream: Stream, sign: Json | None) -> AsyncGenerator[Json]:
+    """The objects, with a sign of life between them wherever none came for `SILENT_SECONDS`."""
+    if sign is None:
+        async for each in objects:
+            yield each
+        return
+    coming: asyncio.Task[Json] | None = None
+    try:
+        while True:
+            coming = coming or asyncio.ensure_future(anext(objects))
+            await asyncio.wait([coming], timeout=SILENT_SECONDS)
+            if coming.done():
+                arrived, coming = coming, None
+                try:
+                    yield arrived.result()
+                except StopAsyncIteration:
+                    return
+            elif stream.started:
+                yield sign
+    finally:
+        if coming is not None:
+            coming.cancel()
+            await asyncio.wait([coming])
 
 
 async def _objects(writer: AnswerWriter, model: InUse, frames: Frames, usage: Usage) -> AsyncGenerator[Json]:

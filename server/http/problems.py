@@ -76,6 +76,7 @@ RETRY_SECONDS = {runtime.QueueFull.code: 2.0, server.Stopping.code: 5.0, server.
 _CONTEXT_EXCEEDED = "context_length_exceeded"
 _BOTH_NUMBERS = re.compile(r"([0-9][0-9,]*) tokens\b.*?([0-9][0-9,]*)")
 _OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
+_ANTHROPIC_TYPES = _OPENAI_TYPES | {413: "request_too_large", 504: "timeout_error", 529: "overloaded_error"}
 
 
 @dataclass(frozen=True)
@@ -102,26 +103,43 @@ class Problem:
         return cls(code, str(error), error.hint, retry_after, getattr(error, "field", ""))
 
     def status(self, dialect: Dialect) -> int:
-        """HTTP status; OpenAI's and Anthropic's clients know a full queue as 429."""
-        return 429 if dialect != "ollama" and self.code == runtime.QueueFull.code else STATUS[self.code]
+        """HTTP status. A full queue is 429 to OpenAI's clients, and Anthropic's know 529 where others know 503."""
+        status = STATUS[self.code]
+        if dialect == "anthropic":
+            return 529 if status == 503 else status
+        return 429 if dialect == "openai" and self.code == runtime.QueueFull.code else status
 
     def headers(self) -> dict[str, str]:
         """`Retry-After` where it helps."""
         return {"Retry-After": str(math.ceil(self.retry_after))} if self.retry_after else {}
 
-    def body(self, dialect: Dialect) -> dict[str, Any]:
-        """The JSON object of the dialect, the same before and in the middle of a stream."""
+    def body(self, dialect: Dialect, request_id: str = "") -> dict[str, Any]:
+        """The JSON object of the dialect, the same before and in the middle of a stream.
+
+        `request_id` is for the dialect that has it in the object.
+        """
         if dialect == "ollama":
             return {"error": self.message, "hint": self.hint, "code": self.code}
-        text, code = self.message, self.code
+        text, code, types = self.message, self.code, _OPENAI_TYPES
+        if dialect == "anthropic":
+            types = _ANTHROPIC_TYPES
         if code == runtime.PromptTooLong.code:
-            text, code = _as_openai_says(text), _CONTEXT_EXCEEDED
+            text, code = (_as_anthropic_says if dialect == "anthropic" else _as_openai_says)(text), _CONTEXT_EXCEEDED
         text = f"{text} ({self.hint})" if self.hint else text
         status = self.status(dialect)
-        kind = _OPENAI_TYPES.get(status, "invalid_request_error" if status < 500 else "api_error")
+        kind = types.get(status, "invalid_request_error" if status < 500 else "api_error")
         if dialect == "anthropic":
-            return {"type": "error", "error": {"type": kind, "message": text}}
+            return {"type": "error", "error": {"type": kind, "message": text}, "request_id": request_id or None}
         return {"error": {"message": text, "type": kind, "param": self.field or None, "code": code}}
+
+
+def _as_anthropic_says(message: str) -> str:
+    """The same in Anthropic's words, by which coding agents know to make a summary of what was said so far."""
+    match = _BOTH_NUMBERS.search(message)
+    if match is None:
+        return f"prompt is too long: {message}"
+    length, most = (number.replace(",", "") for number in match.groups())
+    return f"prompt is too long: {length} tokens > {most} maximum: {message}"
 
 
 def _as_openai_says(message: str) -> str:
