@@ -20,6 +20,7 @@ from aiohttp import web
 from runtime.defaults import MAX_BODY
 from server.access.callers import CALLER
 from server.access.gate import GATE, Gate
+from server.api.anthropic.models import VERSION_HEADER
 from server.api.lm import daemon
 from server.api.request import FAILED, LOG_NOTE, warning_of
 from server.errors import NotFound, WrongMethod
@@ -46,7 +47,7 @@ _ABSENT = (
     (("/api/copy",), "copying a model", "`lm list` shows the names that there are"),
     (("/api/push",), "pushing a model", "its file lies in the `store` folder of the home"),
     (("/api/me", "/api/signout", "/api/experimental"), "an account at ollama.com", "nothing here needs one"),
-    (("/v1/messages",), "Anthropic's API", "use `/v1/chat/completions` or `/api/chat`"),
+    (("/v1/messages/batches",), "a batch of messages", "send them one by one, several at once"),
     (("/v1/responses",), "OpenAI's API of responses", "use `/v1/chat/completions`"),
     (("/v1/audio", "/v1/images"), "anything but text", "use `/v1/chat/completions`"),
 )
@@ -100,7 +101,7 @@ async def _expect(request: web.Request) -> web.StreamResponse | None:
         request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         return None
     problem = Problem("bad_body", "the header `Expect` asks for what no server here does", "leave it out")
-    response = wire.reply(problem.body(dialect(request.path)), 417)
+    response = wire.reply(problem.body(dialect(request), request.get("id", "")), 417)
     response.force_close()
     return response
 
@@ -143,11 +144,11 @@ async def explain(request: web.Request, handler: Handler) -> web.StreamResponse:
         stream = request.get(STREAM)
         if stream is None or not stream.started:
             return _refusal(request, problem)
-        form = dialect(request.path)
+        form = dialect(request)
         request[FAILED] = str(problem.status(form))
         request[LOG_NOTE] += f" {problem.code}"
         try:
-            response: web.StreamResponse = await stream.fail(problem.body(form))
+            response: web.StreamResponse = await stream.fail(problem.body(form, request["id"]))
         except ConnectionError:
             return web.Response(status=GONE)
         return response
@@ -167,11 +168,14 @@ def _for_caller(request: web.Request, problem: Problem) -> Problem:
 
 async def _label(request: web.Request, response: web.StreamResponse) -> None:
     """Add headers to every answer, streams included: the request's id, and that an allowed page may read it."""
+    form = dialect(request)
     response.headers["X-Request-Id"] = request.get("id", "")
+    if form == "anthropic":
+        response.headers["request-id"] = request.get("id", "")
     if warning := warning_of(request):
         response.headers["X-LM-Warning"] = warning.encode("unicode_escape").decode()
     gate = request.app[GATE]
-    response.headers.update(gate.headers(request, dialect(request.path)))
+    response.headers.update(gate.headers(request, form))
     origin = request.headers.get("Origin")
     if origin is not None and gate.rules.allows_origin(origin):
         response.headers["Access-Control-Allow-Origin"] = origin
@@ -204,17 +208,17 @@ def _asked_for(request: web.Request) -> Route | None:
     return None
 
 
-def dialect(path: str) -> Dialect:
-    """The dialect in which errors of this path are written."""
-    path = plain_path(path)
-    if path.startswith("/v1/messages"):
+def dialect(request: web.Request) -> Dialect:
+    """The dialect in which the errors of a request are written: Anthropic's clients tell themselves by a header."""
+    path = plain_path(request.path)
+    if path.startswith("/v1/messages") or (path.startswith("/v1/") and VERSION_HEADER in request.headers):
         return "anthropic"
     return "openai" if path.startswith(("/v1/", "/v2/", "/rerank", "/infill")) else "ollama"
 
 
 def _refusal(request: web.Request, problem: Problem) -> web.StreamResponse:
-    form = dialect(request.path)
-    response = wire.reply(problem.body(form), problem.status(form), problem.headers())
+    form = dialect(request)
+    response = wire.reply(problem.body(form, request.get("id", "")), problem.status(form), problem.headers())
     if not request.content.is_eof():
         response.force_close()  # do not read the rest of a body that was refused
     return response

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from server.api.openai import answers, embeddings, models
+from server.routes import anthropic
 from server.routes.route import Route
 
 ROUTES = [
-    Route("GET", "/v1/models", "infer", models.models, "the models in the store, for OpenAI's clients"),
-    Route("GET", "/v1/models/{id:.+}", "infer", models.model, "one of these models"),
+    Route(
+        "GET",
+        "/v1/models",
+        "infer",
+        anthropic.models(models.models),
+        "the models in the store, for OpenAI's clients, or Anthropic's",
+    ),
+    Route("GET", "/v1/models/{id:.+}", "infer", anthropic.model(models.model), "one of these models"),
     Route(
         "POST",
         "/v1/chat/completions",

@@ -10,10 +10,10 @@ from aiohttp import web
 
 from server.access.roles import ACCESSES
 from server.errors import StartFailed
-from server.routes import llama, lm, ollama, openai
+from server.routes import anthropic, llama, lm, ollama, openai
 from server.routes.route import Route
 
-ROUTES = [*ollama.ROUTES, *openai.ROUTES, *llama.ROUTES, *lm.ROUTES]
+ROUTES = [*ollama.ROUTES, *openai.ROUTES, *anthropic.ROUTES, *llama.ROUTES, *lm.ROUTES]
 
 
 def check(routes: Sequence[Route]) -> None:

@@ -68,16 +68,10 @@ def test_anthropic_knows_the_limit_and_tries_again(limited: tuple[Daemon, str]) 
     with anthropic.Anthropic(base_url=daemon.url, api_key=secret, max_retries=0) as client:
         with pytest.raises(anthropic.RateLimitError) as refused:
             while True:
-                try:
-                    ask(client)
-                except anthropic.NotFoundError as missing:  # the route is not in every version
-                    assert missing.response.headers["anthropic-ratelimit-requests-limit"] == "1"
+                ask(client)
         assert refused.value.body["error"]["type"] == "rate_limit_error"
         assert refused.value.response.headers["retry-after"] == "1"
-        try:
-            ask(client.with_options(max_retries=5))  # its own waits are enough
-        except anthropic.NotFoundError as missing:
-            assert missing.status_code == 404
+        ask(client.with_options(max_retries=5))  # its own waits are enough
     stranger = anthropic.Anthropic(base_url=daemon.url, api_key="lm_wrong", max_retries=0)
     with stranger, pytest.raises(anthropic.AuthenticationError):
         ask(stranger)

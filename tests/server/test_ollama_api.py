@@ -268,9 +268,11 @@ def test_routes_that_are_not_there_yet_are_said(echo: Daemon, path: str) -> None
 
 
 def test_anthropics_clients_are_told_in_their_own_form(echo: Daemon) -> None:
-    answer = echo.post("/v1/messages", {"model": "tiny", "max_tokens": 1, "messages": []})
+    answer = echo.post("/v1/messages/batches", {"requests": []})
     assert (answer.status, answer.json["type"]) == (404, "error")
-    assert answer.json["error"]["type"] == "not_found_error" and "Anthropic's API" in answer.json["error"]["message"]
+    assert (
+        answer.json["error"]["type"] == "not_found_error" and "not in this version" in answer.json["error"]["message"]
+    )
 
 
 def test_options_that_do_not_exist_are_passed_over_with_a_warning(echo: Daemon) -> None:

@@ -41,7 +41,9 @@ def test_every_error_is_told_in_all_dialects(error: type[Exception]) -> None:
     assert told["message"].endswith("it broke (mend it)")
     renamed = {runtime.errors.PromptTooLong.code: "context_length_exceeded"}
     assert (told["code"], told["param"]) == (renamed.get(problem.code, problem.code), None)
-    assert problem.body("anthropic") == {"type": "error", "error": {"type": told["type"], "message": told["message"]}}
+    other = problem.body("anthropic", "r1")
+    assert (other["type"], other["request_id"]) == ("error", "r1")
+    assert other["error"]["message"].endswith("it broke (mend it)")
     assert 400 <= problem.status("ollama") < 600
 
 
@@ -53,6 +55,23 @@ def test_the_type_follows_the_status() -> None:
     assert kind(runtime.errors.BadRequest("")) == "invalid_request_error"
     assert kind(runtime.errors.QueueFull("")) == "rate_limit_error"
     assert kind(runtime.errors.WorkerDied("")) == "api_error"
+
+
+def test_anthropics_types_follow_its_own_statuses() -> None:
+    def told(error: Exception) -> tuple[int, str]:
+        problem = Problem.of(error)
+        return problem.status("anthropic"), str(problem.body("anthropic")["error"]["type"])
+
+    assert told(runtime.errors.BadRequest("")) == (400, "invalid_request_error")
+    assert told(server.errors.Unauthorized("")) == (401, "authentication_error")
+    assert told(server.errors.Forbidden("")) == (403, "permission_error")
+    assert told(registry.errors.ModelNotFound("")) == (404, "not_found_error")
+    assert told(server.errors.BodyTooLarge("")) == (413, "request_too_large")
+    assert told(server.errors.RateLimited("")) == (429, "rate_limit_error")
+    assert told(runtime.errors.WorkerDied("")) == (500, "api_error")
+    assert told(runtime.errors.Timeout("")) == (504, "timeout_error")
+    for busy in (runtime.errors.QueueFull, server.errors.Stopping, server.errors.Unstable, registry.errors.StoreLocked):
+        assert told(busy("")) == (529, "overloaded_error")
 
 
 def test_a_full_queue_says_when_to_come_back() -> None:

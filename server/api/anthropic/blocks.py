@@ -21,7 +21,7 @@ _LONGEST_BILLING = 300
 _CARRIED = "lm-thinking:"
 _ROLES = ("user", "assistant", "system")
 # Blocks of tools that the hosted service ran: the answers to them are in the text that follows.
-_HOSTED = ("server_tool_use", "_tool_result", "mcp_tool_use", "container_upload", "compaction", "advisor")
+_HOSTED = ("server_tool_use", "mcp_tool_use", "container_upload", "compaction")
 
 
 class BlockSource(msgspec.Struct):
@@ -161,7 +161,9 @@ def _thinking(block: ContentBlock) -> str:
 
 def _call(block: ContentBlock) -> ToolCall:
     if not block.name or not isinstance(block.input, dict | None):
-        raise BadRequest("a `tool_use` has no `name`, or an `input` that is no object", "send back the call", "messages")
+        raise BadRequest(
+            "a `tool_use` has no `name`, or an `input` that is no object", "send back the call", "messages"
+        )
     return ToolCall(block.name, json.dumps(block.input or {}, ensure_ascii=False), block.id or "")
 
 

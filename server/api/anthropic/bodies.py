@@ -55,7 +55,9 @@ class ThinkingConfig(msgspec.Struct):
                 return True
             case "enabled":
                 if self.budget_tokens is None:
-                    raise BadRequest("`thinking` has no `budget_tokens`", "send the most tokens of thinking", "thinking")
+                    raise BadRequest(
+                        "`thinking` has no `budget_tokens`", "send the most tokens of thinking", "thinking"
+                    )
                 return True
         raise BadRequest(
             f"there is no `thinking` of type `{self.type[:40]}`", "known are enabled, adaptive, disabled", "thinking"

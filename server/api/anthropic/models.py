@@ -25,17 +25,12 @@ async def models(request: web.Request) -> web.Response:
     sees = caller_of(request).sees
     rows = [_entry(model) for model in found if not model.problem and sees(model)]
     limit = _limit(request.query.get("limit", ""))
-    start, end = 0, len(rows)
-    if after := request.query.get("after_id"):
-        start = _place(rows, after) + 1
-        page = rows[start : start + limit]
-    elif before := request.query.get("before_id"):
+    if before := request.query.get("before_id"):
         end = _place(rows, before)
-        page = rows[max(0, end - limit) : end]
-        return _page(page, more=end > limit)
-    else:
-        page = rows[:limit]
-    return _page(page, more=start + limit < len(rows))
+        return _page(rows[max(0, end - limit) : end], more=end > limit)
+    after = request.query.get("after_id")
+    start = _place(rows, after) + 1 if after else 0
+    return _page(rows[start : start + limit], more=start + limit < len(rows))
 
 
 async def model(request: web.Request) -> web.Response:

@@ -90,7 +90,7 @@ def toolbox(given: Sequence[AnthropicTool] | None, choice: AnthropicChoice | Non
                 raise BadRequest("`tool_choice` is `any`, and there is no tool to call", "send `tools`", "tool_choice")
             return Toolbox(usable, names, single, left_out)
         case "tool":
-            if choice.name in names:
+            if choice.name is not None and choice.name in names:
                 return Toolbox(usable, [choice.name], single, left_out)
             if any(tool.name == choice.name for tool in tools):
                 message = f"`tool_choice` names `{choice.name}`, and nothing here runs this tool"

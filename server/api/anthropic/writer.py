@@ -24,17 +24,21 @@ from server.http.problems import Dialect
 from server.http.wire import NAMED_EVENTS, StreamForm
 
 
+_PING: Json = {"type": "ping"}
+
+
 class AnthropicWriter(AnswerWriter):
     """Events and messages of `/v1/messages`."""
 
     dialect: Dialect = "anthropic"
     form: StreamForm = NAMED_EVENTS
     prompt_field = "messages"
-    sign: Json = {"type": "ping"}
 
     def __init__(self, body: MessagesFields, most: int, eager: Collection[str], warning: str) -> None:
         """The answer has at most `most` tokens; tools of the names `eager` get their input as it is written."""
+        self.sign = _PING
         self._body = body
+        self._marked = body.wants_cache
         self._most = most
         self._eager = eager
         self._warning = {"warning": warning} if warning else {}
@@ -59,7 +63,7 @@ class AnthropicWriter(AnswerWriter):
             "stop_details": None,
             "usage": self._usage(frame.prompt_tokens, frame.cached) | {"output_tokens": 0},
         }
-        return [{"type": "message_start", "message": message | self._warning}, self.sign]
+        return [{"type": "message_start", "message": message | self._warning}, _PING]
 
     def delta(self, index: int, frame: Delta) -> Iterable[Json]:
         """More of a text or of a thinking."""
@@ -156,7 +160,10 @@ class AnthropicWriter(AnswerWriter):
             return []
         closed = self._close()
         self._open = kind
-        return [*closed, {"type": "content_block_start", "index": self._blocks, "content_block": {"type": kind} | block}]
+        return [
+            *closed,
+            {"type": "content_block_start", "index": self._blocks, "content_block": {"type": kind} | block},
+        ]
 
     def _delta(self, delta: Json) -> Json:
         return {"type": "content_block_delta", "index": self._blocks, "delta": delta}
@@ -183,7 +190,7 @@ class AnthropicWriter(AnswerWriter):
     def _usage(self, prompt: int, cached: int) -> Json:
         """The counts of the prompt's tokens."""
         fresh = prompt - cached
-        written = fresh if self._body.wants_cache else 0
+        written = fresh if self._marked else 0
         return {
             "input_tokens": fresh - written,
             "cache_creation_input_tokens": written,
