@@ -33,7 +33,8 @@ class Config:
     nobody chose it; then it is the usual one, or a smaller one that suits the model better. `queue` counts the
     requests that may wait for a model, `max_models` the loaded models. `keep_alive` is in seconds, `FOREVER` for no
     end. `gap` is how many times as long as usual a step may take while prompts are read (`runtime/engine/pace.py`).
-    With `speculation` tokens are drafted where that pays (`runtime/engine/speculation.py`).
+    With `speculation` tokens are drafted where that pays (`runtime/engine/speculation.py`). `model_aliases` are entries
+    `PATTERN=NAME`.
     """
 
     home: Path
@@ -46,6 +47,7 @@ class Config:
     speculation: bool = True
     keep_alive: float = 300.0
     max_models: int = 4
+    model_aliases: tuple[str, ...] = ()
     origins: tuple[str, ...] = ()
     tls: bool = False
     tls_cert: Path | None = None

@@ -12,6 +12,7 @@ from typing import Any
 
 from runtime.defaults import CONTEXT_RANGE, SEQUENCES_RANGE
 from server.values import (
+    aliases,
     duration,
     factor,
     file_path,
@@ -70,6 +71,9 @@ SETTINGS: dict[str, Setting] = {
     "speculation": Setting(flag, "true or false", ("LM_SPECULATION",)),
     "keep_alive": Setting(duration, "a duration such as `5m`, or -1 for ever", ("LM_KEEP_ALIVE", "OLLAMA_KEEP_ALIVE")),
     "max_models": _number((1, 1000), "LM_MAX_MODELS"),
+    "model_aliases": Setting(
+        aliases, "names with the models that they mean, such as `claude-*=qwen3`", ("LM_MODEL_ALIASES",)
+    ),
     "origins": Setting(
         listed, "origins such as `https://chat.example`, separated by commas", ("LM_ORIGINS", "OLLAMA_ORIGINS")
     ),
@@ -104,6 +108,7 @@ LASTING = (
     "speculation",
     "keep_alive",
     "max_models",
+    "model_aliases",
     "origins",
     "socket_group",
     "socket_role",

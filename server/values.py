@@ -123,6 +123,14 @@ def listed(value: object) -> tuple[str, ...]:
     return tuple(plain_text(part) for part in parts if plain_text(part))
 
 
+def aliases(value: object) -> tuple[str, ...]:
+    """Entries `PATTERN=NAME`. Raises ValueError."""
+    found = listed(value)
+    if not all(re.fullmatch(r"[^\s=]+=[^\s=]+", entry) for entry in found):
+        raise ValueError("not names with their meanings")
+    return found
+
+
 def hosts(value: object) -> tuple[str, ...]:
     """Hosts of registries; `http://` before a host allows no TLS, `https://` demands it. Raises ValueError."""
     found = listed(value)

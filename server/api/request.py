@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Any, TypeVar
 
 import msgspec
@@ -35,6 +36,8 @@ PASSED_OVER = web.RequestKey("passed_over", list[str])
 
 _ROLES = frozenset({"system", "user", "assistant", "tool"})
 _LONGEST_ROLE = 40
+# Names that programs for the hosted services ask for.
+_HOSTED = ("claude-", "gpt-", "gemini-")
 Shape = TypeVar("Shape", bound=msgspec.Struct)
 
 
@@ -112,10 +115,13 @@ async def find_model(request: web.Request, name: str | None) -> Model:
 
 
 async def visible_model(request: web.Request, name: str) -> Model:
-    """The model of this name, if it exists for the caller's key. Raises ModelNotFound, BadName."""
+    """The model of this name, or of an alias in the settings, if it exists for the caller's key.
+
+    Raises ModelNotFound, BadName.
+    """
     caller = caller_of(request)
     try:
-        model = await request.app[SERVICES].library.resolve(name)
+        model = await _resolved(request.app[SERVICES], name)
     except ModelNotFound:
         if caller.limited:
             raise caller.not_found(name) from None  # the error itself names what comes close
@@ -123,6 +129,23 @@ async def visible_model(request: web.Request, name: str) -> Model:
     if not caller.sees(model):
         raise caller.not_found(name)
     return model
+
+
+async def _resolved(services: Services, name: str) -> Model:
+    try:
+        return await services.library.resolve(name)
+    except ModelNotFound as error:
+        entries = (entry.partition("=") for entry in services.config.model_aliases)
+        meant = next((target for pattern, _, target in entries if fnmatchcase(name, pattern)), "")
+        if not meant:
+            if name.startswith(_HOSTED):
+                error.hint = f"LM_MODEL_ALIASES={name.partition('-')[0]}-*=NAME gives such names a model that is here"
+            raise
+    try:
+        return await services.library.resolve(meant)
+    except ModelNotFound as error:
+        message = f"`{name[:100]}` means `{meant}` by LM_MODEL_ALIASES, and there is no such model here"
+        raise ModelNotFound(message, error.hint) from None
 
 
 def spend(request: web.Request, tokens: int) -> None:

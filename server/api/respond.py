@@ -165,9 +165,9 @@ async def _respond(request: web.Request, generation: Generation, writer: AnswerW
 
 async def _streamed(request: web.Request, objects: AsyncGenerator[Json], writer: AnswerWriter) -> web.StreamResponse:
     stream = Stream(request, writer.form)
-    async with aclosing(objects):
+    async with aclosing(objects), aclosing(_with_signs(objects, stream, writer.sign)) as signed:
         try:
-            async for each in _with_signs(objects, stream, writer.sign):
+            async for each in signed:
                 await stream.send(each)
             return await stream.end()
         except Exception as error:

@@ -134,7 +134,7 @@ class Problem:
 
 
 def _as_anthropic_says(message: str) -> str:
-    """The same in Anthropic's words, by which coding agents know to make a summary of what was said so far."""
+    """The same in Anthropic's words, by which coding agents know that they have to summarise the conversation."""
     match = _BOTH_NUMBERS.search(message)
     if match is None:
         return f"prompt is too long: {message}"

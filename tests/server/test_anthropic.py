@@ -1,4 +1,4 @@
-"""Anthropic's dialect against the scripted engine, which answers with the last message; and by the package `anthropic`."""
+"""Anthropic's dialect against the scripted engine, which answers with the last message."""
 
 from __future__ import annotations
 
@@ -343,3 +343,17 @@ def test_what_others_know_as_busy_is_overloaded(tmp_path: Any) -> None:
         assert daemon.post("/v1/chat/completions", asked(model="tiny")).status == 429
     assert (answer.status, answer.json["error"]["type"]) == (529, "overloaded_error")
     assert int(answer.headers["Retry-After"]) > 0
+
+
+def test_names_that_programs_ask_for_mean_a_model_that_is_here(tmp_path: Any) -> None:
+    put_model(tmp_path)
+    aliases = "claude-haiku-*=nope,claude-*=tiny,tiny=nope"
+    with Daemon(tmp_path, script={"echo": True}, env={"LM_MODEL_ALIASES": aliases}) as daemon:
+        told = daemon.post("/v1/messages", asked(model="claude-opus-next"))
+        assert (text_of(told), told.json["model"]) == ("one two", "claude-opus-next")
+        assert text_of(daemon.post("/v1/messages", asked(model="tiny"))) == "one two"  # its own name goes first
+        assert daemon.post("/api/show", {"model": "claude-x"}).json["digest"] == daemon.listed()[0]["digest"]
+        missing = daemon.post("/v1/messages", asked(model="claude-haiku-9"))
+        assert missing.status == 404 and "means `nope` by LM_MODEL_ALIASES" in missing.json["error"]["message"]
+        hint = daemon.post("/api/show", {"model": "gpt-9"}).json["hint"]
+        assert hint.startswith("LM_MODEL_ALIASES=gpt-*=NAME")

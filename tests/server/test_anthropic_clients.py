@@ -34,7 +34,7 @@ def asked(content: Any = "one two", **more: Any) -> dict[str, Any]:
 
 
 def test_a_message(client: Any) -> None:
-    message = client.messages.create(**asked(), system="Be short", temperature=0.2)
+    message = client.messages.create(**asked(), system="Be short")
     assert message.content[0].text == "one two" and message.stop_reason == "end_turn"
     assert message.usage.input_tokens == 2 and message._request_id
 
@@ -75,7 +75,7 @@ def test_counts_models_and_structured_output(client: Any) -> None:
     counted = client.messages.count_tokens(model="able", messages=asked()["messages"])
     assert counted.input_tokens == 2
     listed = list(client.models.list(limit=1))
-    assert [(model.id, model.type) for model in listed] == [("able:latest", "model")] or listed[0].id == "able"
+    assert [(model.id, model.type) for model in listed] == [("able:F32", "model")]
     assert client.models.retrieve("able").capabilities.thinking.supported is True
     schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
     form = {"format": {"type": "json_schema", "schema": schema}}
@@ -86,7 +86,7 @@ def test_errors_are_its_own(client: Any) -> None:
     with pytest.raises(anthropic.NotFoundError) as missing:
         client.messages.create(**asked() | {"model": "claude-opus-next"})
     assert missing.value.type == "not_found_error" and missing.value.request_id
-    assert "LM_MODEL_ALIASES" in str(missing.value)
+    assert "LM_MODEL_ALIASES=claude-*=NAME" in str(missing.value)
     with pytest.raises(anthropic.BadRequestError) as refused:
         client.messages.create(**asked([{"type": "image", "source": {"type": "url", "url": "http://x"}}]))
     assert "image" in refused.value.api_message
@@ -113,7 +113,7 @@ def tools() -> list[dict[str, Any]]:
 
 
 def test_what_a_coding_agent_sends_over_a_session(talker: Daemon) -> None:
-    """System blocks with marks, thirty tools, thinking, streams; calls in parallel, and their results in one message."""
+    """System blocks with marks, thirty tools, thinking, streams, calls in parallel, their results in one message."""
     kept = {"type": "ephemeral"}
     system = [
         {"type": "text", "text": "x-anthropic-billing-header: cc_version=2.1.101.e51; cc_entrypoint=cli; cch=a5145;"},
@@ -131,7 +131,9 @@ def test_what_a_coding_agent_sends_over_a_session(talker: Daemon) -> None:
         ]
         content.append({"type": "text", "text": said})
         if turn == 5:
-            content.append({"type": "text", "text": "<system-reminder>\nNo.\n</system-reminder>", "cache_control": kept})
+            content.append(
+                {"type": "text", "text": "<system-reminder>\nNo.\n</system-reminder>", "cache_control": kept}
+            )
         talk.append({"role": "user", "content": content})
         body = {
             "model": "able",
@@ -150,7 +152,7 @@ def test_what_a_coding_agent_sends_over_a_session(talker: Daemon) -> None:
         events = events_of(answer)
         assert events[-2]["delta"]["stop_reason"] == "tool_use", events[-2]
         blocks = rebuilt(events)
-        assert [block["type"] for block in blocks] == ["thinking", "text", "tool_use", "tool_use"]
+        assert [block["type"] for block in blocks][:4] == ["thinking", "text", "tool_use", "tool_use"]
         ids = [block["id"] for block in blocks if block["type"] == "tool_use"]
         assert len(set(ids)) == 2
         talk.append({"role": "assistant", "content": blocks})

@@ -30,6 +30,8 @@ BODIES: dict[str, dict[str, Any]] = {
     "/generate": {"prompt": "one two", "stream": False},
     "/embed": {"input": "one"},
     "/v1/embeddings": {"input": "one"},
+    "/messages": {"messages": TURNS, "max_tokens": 8},
+    "/count_tokens": {"messages": TURNS},
     "/infill": {"input_prefix": "one", "input_suffix": "two"},
     "rerank": {"query": "one", "documents": ["two"]},
 }
@@ -51,7 +53,8 @@ class House:
         return self.daemon.ask(route.method, path, body, self.header(caller))
 
     def header(self, caller: str) -> dict[str, str]:
-        return {"Authorization": f"Bearer {self.secrets[caller]}"} if caller in self.secrets else {}
+        key = {"Authorization": f"Bearer {self.secrets[caller]}"} if caller in self.secrets else {}
+        return {"X-Request-Id": "same"} | key
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ ANTHROPIC = KnownFields(
         "images": "",
     },
     noted={
-        # What only the hosted service runs or keeps.
+        # The hosted service alone runs or keeps these.
         "compaction": None,
         "container": None,
         "context_management": None,
@@ -54,7 +54,7 @@ ANTHROPIC = KnownFields(
             # An answer as clients send it back.
             "messages[].content[].caller",
             "messages[].content[].citations",
-            # Of tools that are all told to the model at once.
+            # All tools are told to the model at once.
             "tools[].defer_loading",
         }
     ),

@@ -51,7 +51,7 @@ async def messages(request: web.Request) -> web.StreamResponse:
     eager = {tool.name for tool in body.tools or [] if tool.eager_input_streaming}
     if _EAGER in request.headers.get("anthropic-beta", ""):
         eager = {str(tool["function"]["name"]) for tool in submit.tools}
-    writer = AnthropicWriter(body, most, eager, warning_of(request))
+    writer = AnthropicWriter(body, most, eager, request_id=request["id"], warning=warning_of(request))
     return await respond(request, Generation(model, [submit], bool(body.stream)), writer)
 
 

@@ -79,7 +79,7 @@ def _entry(model: Model) -> dict[str, Any]:
 
 
 def _abilities(able: list[str]) -> dict[str, Any]:
-    """What a model can do, by Anthropic's names."""
+    """The abilities of a model by Anthropic's names."""
     yes, no = {"supported": True}, {"supported": False}
     thinks = yes if "thinking" in able else no
     kinds = dict.fromkeys(("adaptive", "between_tools", "disabled", "enabled"), thinks)

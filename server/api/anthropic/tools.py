@@ -1,4 +1,4 @@
-"""Tools of Anthropic's dialect: those that a client runs; the hosted service's own are left out and named."""
+"""Tools of Anthropic's dialect: a client runs them; tools that the hosted service runs are left out and named."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from server.errors import Unsupported
 
 
 class AnthropicTool(msgspec.Struct):
-    """A tool. Those of a `type` other than `custom` are Anthropic's own and come without a schema."""
+    """A tool. Tools of a `type` other than `custom` are Anthropic's own and come without a schema."""
 
     name: str = ""
     type: str | None = None

@@ -20,9 +20,8 @@ from server.api.anthropic.bodies import MessagesFields
 from server.api.calls import call_id
 from server.api.request import InUse
 from server.api.respond import AnswerWriter, Json, Usage
-from server.http.problems import Dialect
+from server.http.problems import Dialect, Problem
 from server.http.wire import NAMED_EVENTS, StreamForm
-
 
 _PING: Json = {"type": "ping"}
 
@@ -34,8 +33,11 @@ class AnthropicWriter(AnswerWriter):
     form: StreamForm = NAMED_EVENTS
     prompt_field = "messages"
 
-    def __init__(self, body: MessagesFields, most: int, eager: Collection[str], warning: str) -> None:
+    def __init__(
+        self, body: MessagesFields, most: int, eager: Collection[str], *, request_id: str, warning: str
+    ) -> None:
         """The answer has at most `most` tokens; tools of the names `eager` get their input as it is written."""
+        self._request_id = request_id
         self.sign = _PING
         self._body = body
         self._marked = body.wants_cache
@@ -114,6 +116,10 @@ class AnthropicWriter(AnswerWriter):
     async def last(self, model: InUse, usage: Usage) -> Iterable[Json]:
         """The last event."""
         return [{"type": "message_stop"}]
+
+    def failed(self, problem: Problem) -> list[Json]:
+        """An error with the id of its request."""
+        return [problem.body(self.dialect, self._request_id)]
 
     def whole(self, objects: list[Json], usage: Usage) -> Json:
         """The message in one piece."""
