@@ -22,6 +22,7 @@ from server.access.callers import CALLER
 from server.access.gate import GATE, Gate
 from server.api.anthropic.models import VERSION_HEADER
 from server.api.lm import daemon
+from server.api.openai.responses.store import RESPONSES, ResponseStore
 from server.api.request import FAILED, LOG_NOTE, warning_of
 from server.errors import NotFound, WrongMethod
 from server.http import wire
@@ -48,7 +49,6 @@ _ABSENT = (
     (("/api/push",), "pushing a model", "its file lies in the `store` folder of the home"),
     (("/api/me", "/api/signout", "/api/experimental"), "an account at ollama.com", "nothing here needs one"),
     (("/v1/messages/batches",), "a batch of messages", "send them one by one, several at once"),
-    (("/v1/responses",), "OpenAI's API of responses", "use `/v1/chat/completions`"),
     (("/v1/audio", "/v1/images"), "anything but text", "use `/v1/chat/completions`"),
 )
 _ALLOWED_METHODS = "GET, HEAD, POST, DELETE, OPTIONS"
@@ -60,6 +60,8 @@ def build(services: Services, gate: Gate, stop: Callable[[], None]) -> web.Appli
     app[SERVICES] = services
     app[GATE] = gate
     app[daemon.STOP] = stop
+    app[RESPONSES] = ResponseStore()
+    app.on_cleanup.append(_forget_responses)
     app.on_response_prepare.append(_label)
     check(ROUTES)
     for route in ROUTES:
@@ -67,6 +69,10 @@ def build(services: Services, gate: Gate, stop: Callable[[], None]) -> web.Appli
             app.router.add_route(method, route.path, partial(_enter, route), expect_handler=_expect)
     app.router.add_route("*", "/{path:.*}", _elsewhere, expect_handler=_expect)
     return app
+
+
+async def _forget_responses(app: web.Application) -> None:
+    await app[RESPONSES].close()
 
 
 async def _enter(route: Route, request: web.Request) -> web.StreamResponse:

@@ -55,7 +55,7 @@ MAY_READ_THE_WALL = {
     "server/access/table.py": "keys end at a date",
     "server/api/ollama/models.py": "a date for clients",
     "server/api/ollama/writer.py": "a date for clients",
-    "server/api/openai/writer.py": "a date for clients",
+    "server/api/openai/moments.py": "a date for clients",
     "server/doctor/exposure.py": "keys end at a date",
     "server/keys/record.py": "when a key was made",
     "server/pulls/adapting.py": "a date in a file",

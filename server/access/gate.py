@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from aiohttp import web
 
@@ -42,8 +42,8 @@ class Gate:
         self.keys = KeyTable(key_file(config), config.api_key)
         self.limits = KeyLimits()
         self._wrong = WrongKeys(clock)
-        self._running: dict[asyncio.Task[object], ApiKey] = {}
-        self._ended: set[asyncio.Task[object]] = set()
+        self._running: dict[asyncio.Task[Any], ApiKey] = {}
+        self._ended: set[asyncio.Task[Any]] = set()
         self._usage = config.home / _USAGE
         self._config = config
         self._saves = True
@@ -165,6 +165,15 @@ class Gate:
         finally:
             del self._running[task]
             self._ended.discard(task)
+
+    def end_with(self, key: ApiKey, task: asyncio.Task[None]) -> None:
+        """Cancel a task, which goes on without its request, when the key ends."""
+        self._running[task] = key
+        task.add_done_callback(self._forget)
+
+    def _forget(self, task: asyncio.Task[None]) -> None:
+        del self._running[task]
+        self._ended.discard(task)
 
     def _end_invalid(self) -> None:
         for task, key in list(self._running.items()):

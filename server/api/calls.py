@@ -82,21 +82,6 @@ def _is_schema(schema: Any) -> bool:
     return isinstance(properties, dict) and all(isinstance(each, dict | bool) for each in properties.values())
 
 
-def forced_tools(choice: Any, tools: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The tools of which a request demands a call; empty where the model may choose. Raises BadRequest."""
-    if choice in (None, "auto", "none"):
-        return []
-    if choice == "required":
-        return tools
-    function = choice.get("function") if isinstance(choice, dict) and choice.get("type") == "function" else None
-    name = function.get("name") if isinstance(function, dict) else None
-    named = [tool for tool in tools if tool["function"]["name"] == name]
-    if not isinstance(name, str) or not named:
-        hint = 'send "auto", "none", "required", or `{"type": "function", "function": {"name": …}}` of one of the tools'
-        raise BadRequest(f"`tool_choice` is {str(choice)[:60]}", hint, "tool_choice")
-    return named
-
-
 def template_variables(given: dict[str, Any] | None) -> dict[str, Any]:
     """A request's variables for the model's template; raises BadRequest for reserved names."""
     if taken := sorted(_TAKEN & set(given or {})):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from server.api.openai import answers, embeddings, models
+from server.api.openai.responses import answers as responses
+from server.api.openai.responses import stored
 from server.routes import anthropic
 from server.routes.route import Route
 
@@ -30,4 +32,21 @@ ROUTES = [
         "the continuation of raw prompts, as server-sent events or whole",
     ),
     Route("POST", "/v1/embeddings", "infer", embeddings.embeddings, "vectors of texts, as numbers or base64"),
+    Route(
+        "POST",
+        "/v1/responses",
+        "infer",
+        responses.responses,
+        "the next turn of a conversation as typed items; stored, unless `store` is false, for `previous_response_id`",
+    ),
+    Route("GET", "/v1/responses/{id:[^/]+}", "infer", stored.response, "a stored response, or its events as they come"),
+    Route("DELETE", "/v1/responses/{id:[^/]+}", "infer", stored.delete, "forget a stored response at once"),
+    Route(
+        "POST",
+        "/v1/responses/{id:[^/]+}/cancel",
+        "infer",
+        stored.cancel,
+        "end a response in the background",
+    ),
+    Route("GET", "/v1/responses/{id:[^/]+}/input_items", "infer", stored.input_items, "the input of a stored response"),
 ]

@@ -165,6 +165,13 @@ def test_routes_that_are_not_there_are_told_in_the_same_dialect(echo: Daemon) ->
         ({"reasoning_effort": "low"}, "`reasoning_effort`"),
         ({"repetition_penalty": 1.3}, "`repetition_penalty`"),
         ({"num_ctx": 4096}, "`num_ctx`"),
+        ({"user": "me"}, "`user`"),
+        ({"metadata": {"a": "b"}}, "`metadata`"),
+        ({"store": True}, "`store`"),
+        ({"service_tier": "priority"}, "`service_tier`"),
+        ({"safety_identifier": "me"}, "`safety_identifier`"),
+        ({"prompt_cache_retention": "24h"}, "`prompt_cache_retention`"),
+        ({"tools": [{"type": "web_search"}]}, "the tool `web_search`"),
         ({"keep_alive": "5m"}, "`keep_alive`"),
         ({"prompt_logprobs": 1}, "`prompt_logprobs`"),
         ({"continue_final_message": True}, "`continue_final_message`"),
@@ -207,11 +214,12 @@ def test_a_body_that_does_not_match_names_its_field(echo: Daemon, body: dict[str
 def test_embeddings_name_what_they_pass_over(echo: Daemon) -> None:
     extra = {"input_type": "query", "prompt_name": "q", "truncate_prompt_tokens": 5, "user": "me"}
     answer = echo.post("/v1/embeddings", {"model": "tiny", "input": "x"} | extra)
-    assert answer.json["warning"] == "passed over: `input_type`, `prompt_name`, `truncate_prompt_tokens`"
+    assert answer.json["warning"] == "passed over: `input_type`, `prompt_name`, `truncate_prompt_tokens`, `user`"
 
 
 def test_a_clean_request_has_no_warning(echo: Daemon) -> None:
-    harmless = {"user": "me", "store": False, "metadata": {"a": "b"}, "parallel_tool_calls": True, "min_tokens": 0}
+    harmless = {"store": False, "service_tier": "auto", "prompt_cache_key": "a", "parallel_tool_calls": True}
+    harmless |= {"min_tokens": 0, "metadata": {}}
     call = {"id": "1", "index": 0, "type": "function", "function": {"name": "f", "arguments": "{}"}}
     back = {"role": "assistant", "content": None, "refusal": None, "annotations": [], "tool_calls": [call]}
     turns = [{"role": "user", "content": "x"}, back, {"role": "tool", "tool_call_id": "1", "content": "2"}]

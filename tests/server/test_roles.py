@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ BODIES: dict[str, dict[str, Any]] = {
     "/infill": {"input_prefix": "one", "input_suffix": "two"},
     "rerank": {"query": "one", "documents": ["two"]},
 }
+OBJECT = "{id:[^/]+}"
 # What these routes do to a model is done to one that is not there.
 CHANGING = {route.path for route in ROUTES if route.role != "infer" and route.method != "GET"}
 
@@ -47,7 +49,7 @@ class House:
     secrets: dict[str, str]
 
     def ask(self, caller: str, route: Route, model: str = "tiny") -> Answer:
-        path = route.path.replace("{id:.+}", model)
+        path = re.sub(r"\{[^{}]*\}", model, route.path)
         more = next((body for end, body in BODIES.items() if path.endswith(end)), {})
         body = {"model": model} | more if route.method != "GET" else None
         return self.daemon.ask(route.method, path, body, self.header(caller))
@@ -121,7 +123,8 @@ def test_every_route_lets_in_whom_the_table_says(house: House, route: Route) -> 
         told = str(answer.status) if answer.status in (401, 403, 429) else "in"
         assert told == expected(route, caller), (caller, answer.body)
         if told == "in" and caller == "admin" and route.path not in CHANGING:
-            assert answer.status in (200, 400), answer.body
+            # Responses, files and batches have ids that nobody can guess.
+            assert answer.status in ((404,) if OBJECT in route.path else (200, 400)), answer.body
         if told == "403":
             assert f"`{route.role}`" in answer.body.decode()
 

@@ -15,9 +15,10 @@ from runtime.messages import Infill, Submit
 from runtime.options import MAX_ANSWERS, MAX_INT, MAX_MESSAGES
 from server.api import options
 from server.api.adapters import resolve_adapted
-from server.api.calls import checked_tools, forced_tools, template_variables
+from server.api.calls import template_variables
 from server.api.openai.bodies import CHAT_BODY, TEXT_BODY, ChatFields, CompletionFields
 from server.api.openai.fields import OPENAI
+from server.api.openai.tools import ToolSet, choose, read_tools
 from server.api.openai.writer import OpenAIChatWriter, OpenAITextWriter
 from server.api.request import (
     pass_over,
@@ -50,11 +51,12 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
     submit.turns = with_instructions(model, [message.turn() for message in body.messages])
     submit.logprobs = options.alternatives(bool(body.logprobs), body.top_logprobs)
     submit.prediction = body.prediction.text if body.prediction else ""
-    _add_tools(model, body, submit)
+    tools = _add_tools(model, body, submit)
     await add_thinking(request, model, submit, body.thinks, body.all_budgets)
     await require_roles(request, model, submit.turns)
     pass_over(request, sorted(set().union(*(message.passed_over for message in body.messages))))
-    writer = OpenAIChatWriter(body, model, warning_of(request))
+    pass_over(request, [*tools.passed_over, *body.passed_over])
+    writer = OpenAIChatWriter(body, model, warning_of(request), tools)
     return await respond(request, Generation(model, [submit], bool(body.stream)), writer)
 
 
@@ -74,6 +76,7 @@ async def completions(request: web.Request) -> web.StreamResponse:
         submit.prompt, submit.parse_special, submit.echo = prompt, True, bool(body.echo)
         submit.logprobs = options.alternatives(body.logprobs is not None, body.logprobs, "logprobs")
         submits.append(submit)
+    pass_over(request, body.passed_over)
     writer = OpenAITextWriter(body, model, warning_of(request))
     return await respond(request, Generation(model, submits, bool(body.stream)), writer)
 
@@ -89,21 +92,18 @@ def _check_chat(body: ChatFields) -> None:
         raise BadRequest(f"`messages` has {len(body.messages)} entries", f"send 1 to {MAX_MESSAGES}", "messages")
 
 
-def _add_tools(model: Model, body: ChatFields, submit: Submit) -> None:
+def _add_tools(model: Model, body: ChatFields, submit: Submit) -> ToolSet:
     """Take over the tools and the template's variables. Raises BadRequest, Unsupported."""
-    tools = checked_tools(body.tools)
-    if demanded := forced_tools(body.tool_choice, tools):
-        if submit.grammar:
-            raise BadRequest(
-                "`tool_choice` and a form of the answer exclude each other", "leave one out", "tool_choice"
-            )
-        # The prompt names all tools, whichever is demanded, so that the next turn finds it in the cache.
-        submit.tools, submit.forced = tools, [tool["function"]["name"] for tool in demanded]
-    elif tools and body.tool_choice != "none":
+    tools = read_tools(body.tools)
+    # The prompt names all tools, whichever is demanded, so that the next turn finds it in the cache.
+    submit.tools, submit.forced = choose(body.tool_choice, tools)
+    if submit.forced and submit.grammar:
+        raise BadRequest("`tool_choice` and a form of the answer exclude each other", "leave one out", "tool_choice")
+    if submit.tools and not submit.forced:
         require(model, "tools")
-        submit.tools = tools
     submit.single = body.parallel_tool_calls is False
     submit.variables = template_variables(body.chat_template_kwargs)
+    return tools
 
 
 def _submit(model: Model, body: CompletionFields, most: int | None) -> Submit:

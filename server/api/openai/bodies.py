@@ -6,13 +6,14 @@ from typing import Any
 
 import msgspec
 
-from runtime.conversation import Text, Turn
+from runtime.conversation import Text, ToolCall, Turn
 from runtime.errors import BadRequest
 from runtime.messages import Grammar
 from server.api import grammars
 from server.api.adapters import AdapterFields
-from server.api.calls import Called
+from server.api.calls import Called, CalledFunction
 from server.api.grammars import GrammarField
+from server.api.openai.tools import text_arguments
 from server.api.options import Whole, with_sampling
 from server.api.request import refuse
 from server.api.thinking import budgets_of, effort, with_budgets
@@ -36,6 +37,12 @@ class CompletionFields(msgspec.Struct, kw_only=True):
     grammar: str | GrammarField | None = None
     adapters: AdapterFields = None
     draft_num_predict: Whole | None = None
+    service_tier: str | None = None
+
+    @property
+    def passed_over(self) -> list[str]:
+        """Values that change nothing here, as the warning names them: every request is served alike."""
+        return [] if self.service_tier in (None, "auto", "default") else ["`service_tier`"]
 
     @property
     def held_to(self) -> Grammar | None:
@@ -103,6 +110,29 @@ def content_texts(content: str | list[ContentPart] | None, field: str) -> list[s
     return [part.text or "" for part in parts]
 
 
+class CalledCustom(msgspec.Struct):
+    """The custom tool of a call, with the text that it got."""
+
+    name: str
+    input: str
+
+
+class OpenAICalled(msgspec.Struct):
+    """A call in a message of the assistant, of a function or of a custom tool."""
+
+    function: CalledFunction | None = None
+    custom: CalledCustom | None = None
+    id: str | None = None
+
+    def call(self) -> ToolCall:
+        """The call. Raises BadRequest."""
+        if self.custom is not None:
+            return ToolCall(self.custom.name, text_arguments(self.custom.input), self.id or "")
+        if self.function is None:
+            raise BadRequest("a call has neither `function` nor `custom`", "send what was called", "messages")
+        return Called(self.function, self.id).call()
+
+
 class OpenAIMessage(msgspec.Struct):
     """One turn of a conversation."""
 
@@ -112,7 +142,7 @@ class OpenAIMessage(msgspec.Struct):
     reasoning_content: str | None = None
     reasoning: str | None = None
     prefix: bool | None = None
-    tool_calls: list[Called] | None = None
+    tool_calls: list[OpenAICalled] | None = None
     tool_call_id: str | None = None
 
     def turn(self) -> Turn:

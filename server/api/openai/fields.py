@@ -28,7 +28,6 @@ OPENAI = KnownFields(
         "documents": None,
         "include_reasoning": True,
         "reasoning_format": "none",
-        "verbosity": "medium",
         # Sampling by other names, or that llama.cpp has not.
         "best_of": 1,
         "early_stopping": None,
@@ -51,7 +50,14 @@ OPENAI = KnownFields(
         "keep_alive": None,
         "num_ctx": None,
         "options": None,
+        "metadata": None,
+        "moderation": None,
+        "prompt_cache_options": None,
+        "prompt_cache_retention": "in_memory",
+        "safety_identifier": None,
         "store": None,
+        "user": None,
+        "verbosity": "medium",
         "web_search_options": None,
         # Embeddings and rankings.
         "embedding_types": ["float"],
@@ -69,18 +75,13 @@ OPENAI = KnownFields(
         "truncate": None,
         "truncate_prompt_tokens": None,
     },
-    # Whom a request is for, and how a service is to keep or hurry it.
+    # How a server keeps prompts: here every one is looked up in the cache, whatever its key.
     idle=frozenset(
         {
             "cache_prompt",
             "id_slot",
-            "metadata",
             "prompt_cache_key",
-            "prompt_cache_retention",
             "request_id",
-            "safety_identifier",
-            "service_tier",
-            "user",
             # An answer as clients send it back.
             "messages[].tool_calls[].index",
             "messages[].tool_calls[].type",

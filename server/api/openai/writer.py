@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-import time
 from abc import abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -13,6 +12,8 @@ from runtime.messages import CallDelta, Delta, Finished, Started, TokenLogprob
 from server.api.calls import call_id
 from server.api.logprobs import logprob_rows
 from server.api.openai.bodies import CompletionFields
+from server.api.openai.moments import now
+from server.api.openai.tools import Kind, ToolSet, full_name, text_input
 from server.api.request import InUse
 from server.api.respond import AnswerWriter, Json, Usage
 from server.http.problems import Dialect
@@ -34,7 +35,7 @@ class OpenAIWriter(AnswerWriter):
         self._wants_usage = body.wants_usage
         self._id = f"{self.prefix}-{secrets.token_hex(12)}"
         self._about = {
-            "created": int(time.time()),
+            "created": now(),
             "model": body.model,
             "system_fingerprint": f"lm-{model.digest[:12]}",
         }
@@ -77,8 +78,12 @@ class OpenAIChatWriter(OpenAIWriter):
     chunk_kind = "chat.completion.chunk"
     whole_kind = "chat.completion"
 
-    def __init__(self, body: CompletionFields, model: Model, warning: str) -> None:
+    def __init__(self, body: CompletionFields, model: Model, warning: str, tools: ToolSet) -> None:
         super().__init__(body, model, warning)
+        self._about["service_tier"] = "default"
+        self._tools = tools
+        # The arguments so far of calls of custom tools, whose text comes whole.
+        self._custom: dict[tuple[int, int], str] = {}
         # Answers with a call that is complete, and calls that broke, by their answers.
         self._called: set[int] = set()
         self._broken: set[tuple[int, int]] = set()
@@ -94,18 +99,30 @@ class OpenAIChatWriter(OpenAIWriter):
 
     def call(self, index: int, frame: CallDelta) -> Iterable[Json]:
         """A chunk with more of a call; the text of one that breaks is content."""
+        place = (index, frame.call)
         if frame.broken:
-            self._broken.add((index, frame.call))
+            self._broken.add(place)
             return [self._piece(index, {"content": frame.broken})]
+        if frame.name and self._tools.client_name(frame.name).kind == "custom":
+            self._custom[place] = ""
+        if place in self._custom:
+            self._custom[place] += frame.arguments
         if frame.ended:
             self._called.add(index)
-            return []
-        function: Json = {"arguments": frame.arguments}
-        call: Json = {"index": frame.call, "function": function}
+            text = text_input(self._custom[place]) if place in self._custom else ""
+            return [self._call(index, frame, "custom", {"input": text})] if text else []
+        if place in self._custom:
+            return [self._call(index, frame, "custom", {"input": ""})] if frame.name else []
+        return [self._call(index, frame, "function", {"arguments": frame.arguments})]
+
+    def _call(self, index: int, frame: CallDelta, kind: Kind, inner: Json) -> Json:
+        """A chunk with a part of a call; the first one has the id and the name."""
+        call: Json = {"index": frame.call}
         if frame.name:
-            function["name"] = frame.name
-            call |= {"id": frame.call_id or call_id(), "type": "function"}
-        return [self._piece(index, {"tool_calls": [call]})]
+            tool = self._tools.client_name(frame.name)
+            inner["name"] = full_name(tool.name, tool.namespace)
+            call |= {"id": frame.call_id or call_id(), "type": kind}
+        return self._piece(index, {"tool_calls": [call | {kind: inner}]})
 
     def end(self, index: int, frame: Finished) -> Iterable[Json]:
         """A chunk with the reason to end."""
@@ -133,10 +150,12 @@ class OpenAIChatWriter(OpenAIWriter):
         """The complete calls of an answer; the broken ones are in its text."""
         calls: dict[int, Json] = {}
         for part in (part for delta in deltas for part in delta.get("tool_calls", [])):
+            kind: Kind = "custom" if "custom" in part else "function"
+            field = "input" if kind == "custom" else "arguments"
             if part["index"] not in calls:
-                calls[part["index"]] = {"id": part["id"], "type": "function", "function": {"arguments": ""}}
-                calls[part["index"]]["function"] |= {"name": part["function"]["name"]}
-            calls[part["index"]]["function"]["arguments"] += part["function"]["arguments"]
+                inner = {"name": part[kind]["name"], field: ""}
+                calls[part["index"]] = {"id": part["id"], "type": kind, kind: inner}
+            calls[part["index"]][kind][field] += part[kind][field]
         return [call for number, call in calls.items() if (index, number) not in self._broken]
 
     def _piece(

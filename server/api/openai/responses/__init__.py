@@ -1,0 +1,1 @@
+"""OpenAI's API of responses: bodies, items, events, and the store of responses."""
