@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from server.api.openai import answers, embeddings, models
 from server.api.openai.responses import answers as responses
-from server.api.openai.responses import stored
+from server.api.openai.responses import counting, stored
 from server.routes import anthropic
 from server.routes.route import Route
 
@@ -38,6 +38,13 @@ ROUTES = [
         "infer",
         responses.responses,
         "the next turn of a conversation as typed items; stored, unless `store` is false, for `previous_response_id`",
+    ),
+    Route(
+        "POST",
+        "/v1/responses/input_tokens",
+        "infer",
+        counting.input_tokens,
+        "how many tokens the prompt of such a request has",
     ),
     Route("GET", "/v1/responses/{id:[^/]+}", "infer", stored.response, "a stored response, or its events as they come"),
     Route("DELETE", "/v1/responses/{id:[^/]+}", "infer", stored.delete, "forget a stored response at once"),

@@ -204,6 +204,11 @@ def test_words_of_a_response_are_not_logged(talker: Daemon) -> None:
     assert "xylophone" not in talker.log and "zeppelin" not in talker.log
 
 
+def test_tokens_of_the_input_are_counted(client: openai.OpenAI) -> None:
+    counted = client.responses.input_tokens.count(model="able", input="one two three", instructions="Be brief.")
+    assert (counted.object, counted.input_tokens) == ("response.input_tokens", 3)  # the scripted engine reads the last
+
+
 def test_a_response_in_the_background_is_polled_or_followed(client: openai.OpenAI) -> None:
     begun = client.responses.create(model="able", input="one two", background=True)
     assert begun.status in ("queued", "in_progress", "completed")

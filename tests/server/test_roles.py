@@ -33,6 +33,8 @@ BODIES: dict[str, dict[str, Any]] = {
     "/v1/embeddings": {"input": "one"},
     "/messages": {"messages": TURNS, "max_tokens": 8},
     "/count_tokens": {"messages": TURNS},
+    "/v1/responses": {"input": "one two"},
+    "/input_tokens": {"input": "one two"},
     "/infill": {"input_prefix": "one", "input_suffix": "two"},
     "rerank": {"query": "one", "documents": ["two"]},
 }
