@@ -31,7 +31,10 @@ COMMANDS = {
     "serve": "Run the daemon in the foreground",
     "logs": "Show the daemon's log",
     "doctor": "Check this machine and this installation",
-    "verify": "Compare a model with its original, as transformers runs it",
+    "verify": "Check the blobs of models, or compare a model with its original",
+    "du": "Show what the models take of the disk",
+    "prune": "Remove what nothing needs",
+    "push": "Send a model to a registry",
     "login": "Log in at a registry of models",
     "logout": "Forget a login at a registry",
     "completion": "Print a script that completes commands and names in a shell",
@@ -41,7 +44,6 @@ ALIASES = {"ls": "list", "start": "serve"}
 ABSENT = {
     "create": "`lm pull` takes a folder or a GGUF file, `--level` says what to make of it",
     "cp": "`lm list` shows the names that there are",
-    "push": "models stay on this machine",
     "signin": "nothing here needs an account; HF_TOKEN and `lm login HOST` are for private models",
     "launch": "programs that speak to Ollama or OpenAI find lm at the same address",
 }

@@ -1,7 +1,7 @@
 """GGUF entries of our own, `lm.*`: written by the converter, read by the runtime before the model is loaded.
 
 `lm.version`, `lm.level`, `lm.source` and `lm.source_revision` say how the file was made, so that it keeps its level
-and its origin wherever it is carried.
+and its origin wherever it is carried. `lm.source_digests` lists the source's files of weights with their digests.
 
 `lm.stop_token_ids` is the list of all token ids that end an answer, because GGUF's own entries can name only three.
 `lm.tokenizer` is a `TokenizerNote`, as JSON. `lm.ignored_keys` are the keys of `config.json` that nobody knows, which a
@@ -18,6 +18,7 @@ import msgspec
 from quant.errors import MalformedFile
 
 VERSION, LEVEL, SOURCE, REVISION = "lm.version", "lm.level", "lm.source", "lm.source_revision"
+SOURCE_DIGESTS = "lm.source_digests"
 # Bytes of the longest chat template that is converted or run.
 MAX_TEMPLATE = 1 << 20
 STOPS = "lm.stop_token_ids"

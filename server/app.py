@@ -46,7 +46,6 @@ _ABSENT = (
         "`lm pull` takes a folder, a GGUF file or `org/repo`",
     ),
     (("/api/copy",), "copying a model", "`lm list` shows the names that there are"),
-    (("/api/push",), "pushing a model", "its file lies in the `store` folder of the home"),
     (("/api/me", "/api/signout", "/api/experimental"), "an account at ollama.com", "nothing here needs one"),
     (("/v1/messages/batches",), "a batch of messages", "send them one by one, several at once"),
     (("/v1/audio", "/v1/images"), "anything but text", "use `/v1/chat/completions`"),

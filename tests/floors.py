@@ -27,6 +27,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("registry.names", "registry.digest", "registry.sha256", "registry.modelfile"),
         ("registry.store", "registry.net"),
         ("registry.sources",),
+        ("registry.targets",),
         ("registry",),
     ),
     "runtime": (
@@ -55,7 +56,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("server.http", "server.children", "server.library", "server.logins"),
         ("server.access", "server.loaded", "server.doctor", "server.verify"),
         ("server.pulls",),
-        ("server.advice",),
+        ("server.advice", "server.carrying"),
         ("server.services",),
         ("server.api",),
         ("server.api.ollama", "server.api.openai", "server.api.anthropic", "server.api.llama", "server.api.lm"),

@@ -1,4 +1,4 @@
-"""`lm verify`: a model against its original weights, as transformers runs them."""
+"""`lm verify`: blobs against their digests, or a model against its original weights, as transformers runs them."""
 
 from __future__ import annotations
 
@@ -10,25 +10,46 @@ from typing import Any
 import click
 
 from cli import console
+from cli.carrying import show
+from cli.client import Client
 from cli.completing import complete_names
 from cli.errors import Failure
 from cli.naming import reference
+from runtime.units import size_text
 
 
 @click.command()
-@click.option(
-    "--oracle", "folder", metavar="FOLDER", required=True, help="The original: a folder of Hugging Face files."
-)
 @click.argument("name", required=False, shell_complete=complete_names)
-@click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
-def command(folder: str, name: str | None, as_json: bool) -> int:
-    """Compare a model that is here with the original weights in FOLDER, run by transformers (the extra `oracle`).
+@click.option(
+    "--oracle", "folder", metavar="FOLDER", help="Compare with the original in FOLDER, as transformers runs it."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+def command(name: str | None, folder: str | None, as_json: bool) -> int:
+    """Check that the blobs of a model, or of all models, still hash to their names; exit code 1 where one is hurt.
 
-    The probabilities of tokens are compared, and what each layer computes. Its own error is that behind the original's
-    input, and may be as large as the rounding of its types explains; the drift has the errors of earlier layers in it.
-
-    Without NAME it is the model that was made of FOLDER last. The exit code is 1 where they are not the same model.
+    With --oracle the probabilities of tokens are compared, and what each layer computes. Its own error is that behind
+    the original's input, and may be as large as the rounding of its types explains; the drift has the errors of earlier
+    layers in it. Without NAME it is the model that was made of FOLDER last. The exit code is 1 where they are not the
+    same model.
     """
+    if folder is not None:
+        return _compare(folder, name, as_json)
+    last = show(Client().stream("/lm/verify", {"model": reference(name) if name else ""}), quiet=as_json)
+    if as_json:
+        console.as_json({key: last[key] for key in ("models", "hurt", "blobs", "bytes")})
+        return 1 if last["hurt"] else 0
+    for row in last["models"]:
+        if row["problem"]:
+            console.complain(row["problem"], f"`lm rm {row['name']}` removes it, `lm pull` brings it in again")
+    good = len(last["models"]) - len(last["hurt"])
+    console.note(
+        f"{size_text(last['bytes'])} in {last['blobs']} blobs: {good} models are whole, {len(last['hurt'])} hurt"
+    )
+    return 1 if last["hurt"] else 0
+
+
+def _compare(folder: str, name: str | None, as_json: bool) -> int:
+    """Compare with the original weights; the exit code."""
     arguments = [folder, *([reference(name)] if name else [])]
     with console.status("running both"):
         done = subprocess.run(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ssl
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from http.client import HTTPException, HTTPResponse
 
 from registry.net.address import HttpAddress
@@ -54,7 +54,7 @@ class HttpClient:
         method: str,
         address: HttpAddress,
         headers: Mapping[str, str],
-        body: bytes | None = None,
+        body: bytes | Iterable[bytes | memoryview] | None = None,
         *,
         public: bool = False,
     ) -> Response:
@@ -62,11 +62,12 @@ class HttpClient:
 
         public: refuse to connect to a private address (a redirect from a public hub must not reach into this network).
         Raises OSError and HTTPException for trouble that may pass, SourceUnavailable for what will not; `close` the
-        client then. A request that may not be sent twice goes over a new connection. The other side may be closing an
-        old one at this moment, and nobody could tell whether it had read the request.
+        client then. A request that may not be sent twice, as one whose body comes in parts (then `headers` say its
+        length), goes over a new connection. The other side may be closing an old one at this moment, and nobody could
+        tell whether it had read the request.
         """
         link = self._links.get(address.origin)
-        if link and link.connection.sock and method in _IDEMPOTENT:
+        if link and link.connection.sock and method in _IDEMPOTENT and (body is None or isinstance(body, bytes)):
             try:
                 return self._exchange(link, method, address, headers, body)
             except (ConnectionError, ssl.SSLError, HTTPException):
@@ -92,11 +93,21 @@ class HttpClient:
         self._sockets.close_all()
 
     def _exchange(
-        self, link: Link, method: str, address: HttpAddress, headers: Mapping[str, str], body: bytes | None
+        self,
+        link: Link,
+        method: str,
+        address: HttpAddress,
+        headers: Mapping[str, str],
+        body: bytes | Iterable[bytes | memoryview] | None,
     ) -> Response:
         common = {"Host": address.netloc, "Accept-Encoding": "identity", "User-Agent": self._network.agent}
         everything = {**common, **link.headers, **headers}
-        link.connection.request(method, link.prefix + address.target, body, everything)
+        try:
+            link.connection.request(method, link.prefix + address.target, body, everything)
+        except (BrokenPipeError, ConnectionResetError):
+            if not body:
+                raise
+            # Whoever refuses a body before it is whole has answered already, and the answer says why.
         link.response = link.connection.getresponse()
         self._network.answered.set()
         return Response(link.response, link)

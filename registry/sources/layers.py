@@ -21,6 +21,8 @@ _OLLAMA, _DOCKER = "application/vnd.ollama.image.", "application/vnd.docker.ai."
 _MODELPACK, _KITOPS = "application/vnd.cncf.model.", "application/vnd.kitops.modelkit."
 _PATH = "org.cncf.model.filepath"
 _PATHS = (_PATH, "org.opencontainers.image.title")
+# Which part of a model a layer is, in a ModelPack of lm's own (`registry/targets/forms.py`).
+PART = "io.lm.part"
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _MEDIA_TYPE = re.compile(r"[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}/[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}")
 MOST_LAYERS = 1024
@@ -159,6 +161,9 @@ def _docker_kind(kind: str) -> tuple[Kind, str]:
 
 
 def _modelpack_kind(kind: str, layer: Descriptor) -> tuple[Kind, str]:
+    own: dict[str, Kind] = {each: each for each in ("params", "system", "template", "license")}
+    if (layer.annotations or {}).get(PART) in own:
+        return own[(layer.annotations or {})[PART]], ""
     part, _, form = kind.partition(".v1.")
     if part == "weight":
         ending = form.removeprefix("raw")  # `.gguf` and `.safetensors` are an older extension of Docker's

@@ -1,4 +1,4 @@
-"""Garbage collection: removes the blobs that no manifest lists, but nothing while a manifest is unreadable."""
+"""Garbage collection: removes blobs that no manifest lists, but nothing while a manifest is unreadable."""
 
 from __future__ import annotations
 
@@ -26,24 +26,30 @@ def referenced(catalog: Catalog) -> set[Digest]:
     return listed
 
 
-def collect(catalog: Catalog, in_use: Collection[str]) -> int:
-    """Remove the blobs that no manifest lists and that are not `in_use` (digests); the number of bytes freed.
+def unlisted(catalog: Catalog, in_use: Collection[str]) -> dict[str, int]:
+    """The blobs that no manifest lists and that are not `in_use` (digests), with their bytes.
 
-    Removes nothing while a manifest or a folder of manifests is unreadable, for nobody knows what is listed there; the
-    log says which. Raises OSError. Call with the store's lock held: a manifest may list a blob at any other moment.
+    Raises StoreDamaged, StoreFailed while a manifest or a folder of manifests is unreadable, for nobody knows what is
+    listed there; OSError.
+    """
+    needed = {f"sha256-{value.rpartition(':')[2]}" for value in (*referenced(catalog), *in_use)}
+    found = (entry for entry in os.scandir(catalog.blobs) if _BLOB.fullmatch(entry.name) and entry.name not in needed)
+    return {entry.name.replace("-", ":"): entry.stat(follow_symlinks=False).st_size for entry in found}
+
+
+def collect(catalog: Catalog, in_use: Collection[str]) -> int:
+    """Remove the blobs that `unlisted` names; the number of bytes freed.
+
+    Removes nothing while nobody knows what is listed; the log says why. Raises OSError. Call with the store's lock
+    held: a manifest may list a blob at any other moment.
     """
     try:
-        listed = referenced(catalog)
+        found = unlisted(catalog, in_use)
     except (StoreDamaged, StoreFailed) as error:
         log.warning("no blob is removed, for nobody knows which are in use: %s", error)
         return 0
-    needed = {f"sha256-{value.rpartition(':')[2]}" for value in (*listed, *in_use)}
-    freed = 0
-    for entry in list(os.scandir(catalog.blobs)):
-        if _BLOB.fullmatch(entry.name) and entry.name not in needed:
-            size = entry.stat(follow_symlinks=False).st_size
-            fsops.unlink(catalog.blobs / entry.name)
-            catalog.shared.forget(entry.name.replace("-", ":"))
-            freed += size
+    for value in found:
+        fsops.unlink(catalog.blob(value))
+        catalog.shared.forget(value)
     # Not synced: a blob that a power cut brings back is still listed by nobody, and goes at the next start.
-    return freed
+    return sum(found.values())

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from registry.errors import StoreDamaged, StoreFailed
-from registry.store import fsops, garbage, reading
+from registry.store import fsops, garbage, reading, uploads
 from registry.store.catalog import Catalog
 from registry.store.ingest import COMMITTED
 from registry.store.partial import DATA, resumable
@@ -27,7 +27,8 @@ def clear_away(catalog: Catalog, root: Path, ingests: Path) -> None:
                 fsops.remove_tree(ingests / name)
         except (StoreDamaged, StoreFailed) as error:
             log.warning("what a pull left in `%s` stays as it is: %s", name, error)
-    for folder in (catalog.manifests, catalog.choices, catalog.pins, catalog.shared.folder, ingests):
+    notes = (catalog.choices, catalog.pins, catalog.shared.folder, root / uploads.FOLDER)
+    for folder in (catalog.manifests, *notes, ingests):
         for parent, _, names in os.walk(folder):
             _remove_temporary(Path(parent), names)
     _remove_temporary(root, [path.name for path in root.iterdir()])

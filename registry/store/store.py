@@ -140,6 +140,15 @@ class Store:
         """Names of models here, and `demo`, that look like this one, the most alike first."""
         return self._catalog.similar(reference)
 
+    def manifest(self, model: Model) -> tuple[bytes, Manifest]:
+        """The manifest of a model, as bytes and read. Raises StoreDamaged, StoreFailed."""
+        data = manifest.read(self._catalog.manifest_path(model.key), model.name)
+        return data, manifest.parse(data, model.name)
+
+    def blob_path(self, digest: str) -> Path:
+        """The place of the blob with this digest. Raises StoreDamaged for a text that is no digest."""
+        return self._catalog.blob(digest)
+
     def free_bytes(self) -> int:
         """Bytes that the store's disk has left for us."""
         with plainly(self.root):
@@ -302,6 +311,11 @@ class Store:
         """
         with self._changing, plainly(self.root):
             return garbage.collect(self._catalog, {*in_use, *self._held})
+
+    def unlisted(self, in_use: Collection[str]) -> dict[str, int]:
+        """The blobs that `collect` would remove, with their bytes. Raises StoreDamaged, StoreFailed."""
+        with self._changing, plainly(self.root):
+            return garbage.unlisted(self._catalog, {*in_use, *self._held})
 
     def _folder(self, title: str) -> Path:
         return self._ingests / hashlib.sha256(title.encode()).hexdigest()[:16]

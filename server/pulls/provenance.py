@@ -38,7 +38,7 @@ def gguf_entries(source: Source, plan: ModelPlan, level: str) -> dict[str, Any]:
     if source.revision:
         entries |= {"general.author": source.owner, "general.organization": source.owner} if source.owner else {}
         entries |= {notes.REVISION: source.revision, "general.source.repo_url": source.url}
-        entries["lm.source_digests"] = [f"{shard} {source.digest(shard)}" for shard in plan.shards]
+        entries[notes.SOURCE_DIGESTS] = [f"{shard} {source.digest(shard)}" for shard in plan.shards]
     return entries
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from server.api.lm import advise, daemon, default, found, login, pulls
+from server.api.lm import advise, care, daemon, default, found, login, pulls
 from server.routes.route import Route
 
 ROUTES = [
@@ -34,6 +34,22 @@ ROUTES = [
     Route("POST", "/lm/logout", "admin", login.logout, "forget a login at a registry", changes=True),
     Route("GET", "/lm/found", "operator", found.found, "models of other programs on this machine"),
     Route("GET", "/lm/partials", "operator", pulls.partials, "pulls that are under way or paused"),
+    Route(
+        "POST",
+        "/lm/verify",
+        "operator",
+        care.verify,
+        "hash the blobs of a model, or of all, again; progress as NDJSON, at the end the models that are hurt",
+    ),
+    Route("GET", "/lm/du", "operator", care.usage, "what the models take of the disk, alone and together"),
+    Route(
+        "POST",
+        "/lm/prune",
+        "operator",
+        care.prune,
+        "remove what nothing needs; with `dry_run` say what that is, with `paused` take paused pulls along",
+        changes=True,
+    ),
     Route("GET", "/health", "open", daemon.health, "status, versions, loaded models"),
     Route("POST", "/lm/shutdown", "admin", daemon.shutdown, "end the daemon, from this machine only", changes=True),
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from server.api.ollama import answers, embeddings, models
+from server.api.ollama import answers, embeddings, models, pushing
 from server.routes.route import Route
 
 ROUTES = [
@@ -24,6 +24,14 @@ ROUTES = [
         models.pull,
         "bring a model in; progress as NDJSON; `detach`, `limit_rate` (bytes/s), `pre`, `accept_unknown_keys`, `base`, "
         "`hf_endpoint`, `hf_token`",
+        changes=True,
+    ),
+    Route(
+        "POST",
+        "/api/push",
+        "operator",
+        pushing.pushed,
+        "send a model to a registry, `to` a name there; progress as NDJSON; `format` is `ollama` or `modelpack`",
         changes=True,
     ),
     Route(

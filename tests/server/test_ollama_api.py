@@ -257,7 +257,7 @@ def test_every_answer_has_a_request_id(echo: Daemon) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["/api/create", "/api/copy", "/api/push", "/api/blobs/sha256:0", "/api/me", "/api/no", "/api/messages"]
+    "path", ["/api/create", "/api/copy", "/api/blobs/sha256:0", "/api/me", "/api/no", "/api/messages"]
 )
 def test_routes_that_are_not_there_yet_are_said(echo: Daemon, path: str) -> None:
     answer = echo.post(path, {"model": "tiny"})

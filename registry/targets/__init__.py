@@ -1,0 +1,1 @@
+"""Where models go: registries that take them."""

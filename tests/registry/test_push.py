@@ -1,0 +1,304 @@
+"""Models pushed to registries: a real one where it is installed, and one that makes trouble."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from registry.errors import AccessDenied, RegistryError, SourceUnavailable
+from registry.names import Name, parse
+from registry.net.network import Network
+from registry.net.retries import DOWNLOADS
+from registry.store import manifest
+from registry.store.catalog import Model
+from registry.store.layers import Staged
+from registry.store.store import Store
+from registry.targets import upload
+from registry.targets.forms import as_modelpack, as_stored
+from registry.targets.pushing import Push
+from tests.debian import PROGRAM, Running, certificate
+from tests.storing import weights
+from tests.taking import Taking, digest
+
+real = pytest.mark.skipif(PROGRAM is None, reason="docker-registry is not installed")
+DATA = b"GGUF" + bytes(range(256)) * 20_000
+PIECE = 1 << 20
+FAST = replace(DOWNLOADS, shortest=0.001, longest=0.01, patience=2.0)
+LICENSE = "Apache License 2.0\nwith all its words"
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    with Store.open(tmp_path / "store") as opened:
+        yield opened
+
+
+@pytest.fixture(autouse=True)
+def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upload, "PIECE", PIECE)
+
+
+def put(store: Store, name: str = "org/tale:Q8_0", data: bytes = DATA) -> Model:
+    ingest = store.begin(name)
+    ingest.data.write_bytes(data)
+    layers = [weights(ingest, data), Staged.json({"stop": ["x"]}, manifest.PARAMS)]
+    layers += [Staged.text(LICENSE, manifest.LICENSE), Staged.text("Be brief.", manifest.SYSTEM)]
+    own = {"source": "hf.co/org/tale", "revision": "abc", "level": "Q8_0", "reason": "it fits"}
+    return store.commit(ingest, layers, parse(name).name, {"model_format": "gguf", "lm": own})
+
+
+def push(
+    store: Store, model: Model, host: str, text: str, network: Network | None = None, pack: bool = False
+) -> list[dict[str, Any]]:
+    """The lines of a push; the last one has the digest of the manifest."""
+    data, contents = store.manifest(model)
+    notes = {"io.lm.source-digests": '["a sha256:b"]'}
+    outgoing = as_modelpack(model, contents, notes) if pack else as_stored(data, contents)
+    lines: list[dict[str, Any]] = []
+    target = parse(f"{host}/{text}").name
+    found = Push(store, outgoing, target, network or Network(downloads=FAST)).run(lines.append)
+    return [*lines, {"digest": found}]
+
+
+def outcomes(lines: list[dict[str, Any]]) -> set[str]:
+    return {line["outcome"] for line in lines if "outcome" in line}
+
+
+@pytest.fixture(scope="module")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    with closing(Running(tmp_path_factory.mktemp("r") / "plain")) as running:
+        yield running
+
+
+@real
+def test_a_model_comes_back_from_a_real_registry_with_the_same_bytes(store: Store, registry: Running) -> None:
+    model, host = put(store), f"localhost:{registry.port}"
+    lines = push(store, model, host, "ns/tale:v1", registry.network())
+    assert lines[-1]["digest"] == f"sha256:{model.digest}" and outcomes(lines) == {"sent"}
+    for text in ("ns/tale:v1", f"ns/tale@sha256:{model.digest}"):
+        source = registry.open(text)
+        assert (source.names(), source.companions.system) == (["model.gguf"], "Be brief.")
+        assert source.companions.licenses == (LICENSE,)
+        assert content_of(source, "model.gguf") == DATA
+    assert outcomes(push(store, model, host, "ns/tale:v2", registry.network())) == {"there"}
+    assert outcomes(push(store, model, host, "ns/other:v1", registry.network())) == {"mounted"}
+
+
+@real
+def test_a_modelpack_has_its_making_as_annotations_and_is_read_again(store: Store, registry: Running) -> None:
+    model, host = put(store), f"localhost:{registry.port}"
+    found = push(store, model, host, "pack/tale:v1", registry.network(), pack=True)[-1]["digest"]
+    source = registry.open(f"pack/tale@{found}")
+    assert content_of(source, "tale-Q8_0.gguf") == DATA
+    with closing(registry.open("pack/tale:v1")) as opened:
+        beside = opened.companions
+    assert (dict(beside.params), beside.system, beside.licenses) == ({"stop": ["x"]}, "Be brief.", (LICENSE,))
+    document = json.loads(fetched(registry, "pack/tale", "v1"))
+    notes = document["annotations"]
+    assert document["artifactType"] == "application/vnd.cncf.model.manifest.v1+json"
+    assert notes["org.opencontainers.image.licenses"] == "Apache License 2.0"
+    assert notes["org.opencontainers.image.source"] == "hf.co/org/tale"
+    assert notes["io.lm.recipe"] == "Q8_0: it fits" and "sha256:b" in notes["io.lm.source-digests"]
+
+
+@real
+def test_what_the_registry_deleted_is_sent_again(store: Store, registry: Running) -> None:
+    model, host = put(store), f"localhost:{registry.port}"
+    push(store, model, host, "gone/tale:v1", registry.network())
+    for layer in store.manifest(model)[1].blobs:
+        assert registry.send("DELETE", f"/v2/gone/tale/blobs/{layer.digest}").status == 202
+    assert registry.send("DELETE", f"/v2/gone/tale/manifests/sha256:{model.digest}").status == 202
+    push(store, model, host, "gone/tale:v1", registry.network())
+    source = registry.open("gone/tale:v1")
+    assert content_of(source, "model.gguf") == DATA
+
+
+@real
+@pytest.mark.parametrize("secure", [False, True], ids=["plain", "tls"])
+def test_a_login_is_needed_where_the_registry_wants_one(store: Store, tmp_path: Path, secure: bool) -> None:
+    pair = certificate(tmp_path) if secure else None
+    if secure and pair is None:
+        pytest.skip("openssl is not installed")
+    with closing(Running(tmp_path / "closed", login=True, tls=pair)) as closed:
+        model, host = put(store), f"localhost:{closed.port}"
+        push(store, model, host, "ns/tale:v1", closed.network("me:secret"))
+        source = closed.open("ns/tale:v1", "me:secret")
+        assert content_of(source, "model.gguf") == DATA
+        for login in ("", "me:wrong"):
+            with pytest.raises(AccessDenied, match="does not let"):
+                push(store, model, host, "ns/tale:v2", closed.network(login))
+
+
+def skopeo(*arguments: str) -> bytes:
+    done = subprocess.run(["skopeo", "--insecure-policy", *arguments], capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@real
+@pytest.mark.skipif(shutil.which("skopeo") is None, reason="skopeo is not installed")
+def test_skopeo_reads_what_was_pushed_and_its_copy_is_pulled(store: Store, registry: Running) -> None:
+    model, host = put(store), f"localhost:{registry.port}"
+    push(store, model, host, "skopeo/plain:v1", registry.network())
+    # It copies no image whose layers have Ollama's types, but reads it.
+    raw = skopeo("inspect", "--tls-verify=false", "--raw", f"docker://{host}/skopeo/plain:v1")
+    assert raw == store.manifest(model)[0]
+    wanted = push(store, model, host, "skopeo/pack:v1", registry.network(), pack=True)[-1]["digest"]
+    flags = ["--src-tls-verify=false", "--dest-tls-verify=false"]
+    skopeo("copy", *flags, f"docker://{host}/skopeo/pack:v1", f"docker://{host}/copied/pack:v1")
+    copied = registry.open("copied/pack:v1")
+    assert copied.revision == wanted
+    assert content_of(copied, "tale-Q8_0.gguf") == DATA
+
+
+def content_of(source: Any, name: str) -> bytes:
+    with closing(source), closing(source.open(name)) as reader:
+        data = bytearray(source.size(name))
+        reader.readinto(memoryview(data))
+        reader.finish()
+        return bytes(data)
+
+
+def fetched(registry: Running, name: str, tag: str) -> bytes:
+    import urllib.request
+
+    accept = {"Accept": "application/vnd.oci.image.manifest.v1+json"}
+    request = urllib.request.Request(f"http://localhost:{registry.port}/v2/{name}/manifests/{tag}", headers=accept)
+    with urllib.request.urlopen(request) as reply:
+        return bytes(reply.read())
+
+
+def arrived(registry: Taking, model: Model, store: Store) -> bool:
+    """Whether the registry has all of the model, with the right bytes."""
+    data, contents = store.manifest(model)
+    kept = registry.kept["ns/tale"]
+    right = all(digest(kept[layer.digest]) == layer.digest for layer in contents.blobs)
+    return right and registry.manifests["ns/tale", "v1"] == data
+
+
+FAULTS = {
+    "reset": lambda ask: "reset" if ask.method == "PATCH" and ask.index in (0, 2) else None,
+    "cut": lambda ask: "cut" if ask.method == "PATCH" and ask.index in (1, 2) else None,
+    "forget": lambda ask: "forget" if ask.method == "PATCH" and ask.index == 3 else None,
+    "busy": lambda ask: (429, {"Retry-After": "1"}) if ask.method == "PATCH" and ask.index == 1 else None,
+    "broken": lambda ask: (503, {}) if ask.method in ("POST", "PUT") and ask.index == 0 else None,
+    "slow": lambda ask: "slow" if ask.method == "HEAD" and ask.index == 0 else None,
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_trouble_that_passes_costs_no_more_than_time(store: Store, fault: str) -> None:
+    model = put(store)
+    with Taking() as registry:
+        registry.script = FAULTS[fault]
+        push(store, model, registry.host, "ns/tale:v1")
+        assert arrived(registry, model, store)
+
+
+def test_a_registry_that_takes_no_pieces_or_only_small_ones_gets_it_all_the_same(store: Store) -> None:
+    model = put(store)
+    with Taking(pieces=False) as registry:
+        push(store, model, registry.host, "ns/tale:v1")
+        assert arrived(registry, model, store)
+
+
+def test_pieces_become_smaller_where_bodies_are_bounded(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upload, "PIECE", 4 << 20)
+    model = put(store)
+    with Taking(most=2 << 20) as registry:
+        push(store, model, registry.host, "ns/tale:v1")
+        assert arrived(registry, model, store)
+
+
+REFUSALS = {
+    "forgets always": ("forget", "PATCH PUT"),
+    "resets always": ("reset", "PATCH"),
+    "takes nothing": ((403, {}), "POST"),
+    "sends html": ("html", "POST"),
+    "is always busy": ((429, {"Retry-After": "9000"}), "POST"),
+    "redirects elsewhere": ((307, {"Location": "http://169.254.169.254/"}), "POST"),
+    "begins nowhere": ((202, {}), "POST"),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSALS)
+def test_a_registry_that_will_not_take_it_is_given_up_with_a_reason(store: Store, kind: str) -> None:
+    model = put(store)
+    answer, method = REFUSALS[kind]
+    with Taking() as registry:
+        registry.script = lambda ask: answer if ask.method in method else None
+        with pytest.raises((AccessDenied, SourceUnavailable)) as caught:
+            push(store, model, registry.host, "ns/tale:v1")
+        assert str(caught.value) and not registry.manifests
+        assert len(registry.asked) < 60
+
+
+def test_a_push_that_was_cut_off_goes_on_where_it_was_with_another_store_of_the_same_folder(tmp_path: Path) -> None:
+    with Taking() as registry:
+        registry.script = lambda ask: (403, {}) if ask.method == "PATCH" and ask.index == 3 else None
+        with Store.open(tmp_path / "store") as store:
+            model = put(store)
+            with pytest.raises(AccessDenied):
+                push(store, model, registry.host, "ns/tale:v1")
+        registry.script = lambda ask: None
+        before = len(registry.asked)
+        with Store.open(tmp_path / "store") as store:
+            push(store, model, registry.host, "ns/tale:v1")
+            assert arrived(registry, model, store)
+        sent = sum(ask.length for ask in registry.asked[before:] if ask.method == "PATCH")
+        assert sent == len(DATA) - 3 * PIECE
+        assert not list((tmp_path / "store/uploads").glob(".tmp-*"))
+
+
+def test_a_login_never_leaves_its_registry(store: Store) -> None:
+    model = put(store)
+    with Taking() as registry, Taking() as other:
+
+        def elsewhere(ask: Any) -> Any:
+            return (307, {"Location": f"http://{other.host}{ask.path}"}) if ask.method == "POST" else None
+
+        registry.script = elsewhere
+        login = {registry.host: "me:secret"}
+        network = Network(downloads=FAST, logins=login)
+        with pytest.raises(RegistryError):  # the upload began elsewhere, and its registry has no such blob
+            push(store, model, registry.host, "ns/tale:v1", network)
+        assert all(not ask.authorization for ask in other.asked)
+
+
+def test_ollamas_own_registry_is_refused_before_anything_is_sent(store: Store) -> None:
+    model = put(store)
+    data, contents = store.manifest(model)
+    with pytest.raises(AccessDenied, match="Ollama's registry"):
+        Push(store, as_stored(data, contents), Name("registry.ollama.ai", "me", "tale", "v1"), Network())
+
+
+@pytest.mark.slow
+def test_a_hundred_pushes_through_a_bad_network_are_right_or_refused(store: Store) -> None:
+    chance, right, refused = random.Random(5), 0, 0
+    model = put(store)
+    faults = ["reset", "cut", "forget", (429, {"Retry-After": "0"}), (503, {}), (500, {}), (404, {})]
+    for _ in range(100):
+        with Taking() as registry:
+            rate = chance.choice([0.02, 0.1, 0.4])
+            registry.script = lambda ask, rate=rate: chance.choice(faults) if chance.random() < rate else None
+            try:
+                push(store, model, registry.host, "ns/tale:v1")
+            except RegistryError as error:
+                assert str(error)
+                refused += 1
+            else:
+                assert arrived(registry, model, store)
+                right += 1
+            for blob, data in registry.kept.get("ns/tale", {}).items():
+                assert digest(data) == blob
+    print(f"\n100 pushes through a bad network: {right} right, {refused} refused, 0 wrong")
+    assert right > 50
