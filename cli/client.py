@@ -36,6 +36,13 @@ class Client:
         self._start = start
         self._url = ""
 
+    @property
+    def url(self) -> str:
+        """Where the daemon is, which is started if need be. Raises Failure."""
+        if not self._url:
+            self._url = daemon.find(self.config, self._start)
+        return self._url
+
     def hub(self) -> dict[str, str]:
         """The hub and the token of this environment, as fields of a body: the daemon may have been started in another.
 
@@ -49,9 +56,7 @@ class Client:
 
     def note_settings(self) -> None:
         """Say which settings of this environment the daemon was started without. Raises Failure."""
-        if not self._url:
-            self._url = daemon.find(self.config, self._start)
-        for place, wanted, has in daemon.unheard(self.config, self._url):
+        for place, wanted, has in daemon.unheard(self.config, self.url):
             console.note(
                 f"note: {place} says {wanted}, and the daemon runs with {has}; after `lm stop --daemon` the next "
                 "command starts one that has it",

@@ -27,6 +27,7 @@ COMMANDS = {
     "default": "Say which level the bare name of a model means",
     "rm": "Remove models",
     "stop": "Pause pulls, unload models, or end the daemon",
+    "launch": "Start a coding agent (claude, codex, opencode) with a model that is here",
     "key": "Make, list and revoke keys: who may do what with this daemon",
     "serve": "Run the daemon in the foreground",
     "logs": "Show the daemon's log",
@@ -45,7 +46,6 @@ ABSENT = {
     "create": "`lm pull` takes a folder or a GGUF file, `--level` says what to make of it",
     "cp": "`lm list` shows the names that there are",
     "signin": "nothing here needs an account; HF_TOKEN and `lm login HOST` are for private models",
-    "launch": "programs that speak to Ollama or OpenAI find lm at the same address",
 }
 EXIT_CODES = (
     "Exit codes: 0 done, 1 failed, 2 usage, 3 model not found, 4 daemon unreachable, 5 does not fit, 130 Ctrl-C."
