@@ -59,7 +59,7 @@ class ScriptedAnswer:
         self.cancelled = False
         self._limits = submit.limits
         self._earlier = submit.earlier
-        self._gives_ids = submit.give_ids
+        self.gives_ids = submit.give_ids
         self.stop = ""
         self._left: Iterator[str] = iter(tokens)
         self._text = ""
@@ -70,7 +70,7 @@ class ScriptedAnswer:
     def ids(self) -> list[int]:
         """Token ids of prompt and answer, counted from 0 each, where the request wants them."""
         words = self.prompt_tokens - len(self._earlier)
-        return [*self._earlier, *range(words), *range(self.sent)] if self._gives_ids else []
+        return [*self._earlier, *range(words), *range(self.sent)] if self.gives_ids else []
 
     def step(self) -> tuple[str, m.FinishReason | None]:
         """The next text, and the reason to end if the answer ends with it."""
@@ -160,8 +160,8 @@ class FakeEngine:
             case m.Cancel():
                 self._cancel(frame.id)
             case m.Tokenize():
-                count = self._prompt_tokens(frame.submit) if frame.submit else len(_words(frame.text))
-                self._send(m.Tokens(frame.id, list(range(count))))
+                count = self._prompt_tokens(frame.submit) if frame.submit else 0
+                self._send(_tokens(frame, count))
             case m.Embed():
                 size = self._script.get("embedding", 8)
                 vector = struct.pack(f"<{size}f", *([1.0] + [0.0] * (size - 1)))
@@ -220,7 +220,8 @@ class FakeEngine:
             if reason:
                 pieces += answer.parser.finish()
             for piece in pieces:
-                self._send(frame_of(piece, m.Delta(answer.id, "", 1, answer.index)))
+                ids = [answer.sent - 1] if answer.gives_ids else []
+                self._send(frame_of(piece, m.Delta(answer.id, "", 1, answer.index, ids=ids)))
             if reason:
                 self._answers.remove(answer)
                 end = m.Finished(answer.id, reason, answer.prompt_tokens, answer.sent, 0, 1, 1, answer.index)
@@ -239,10 +240,21 @@ class FakeEngine:
             threading.Event().wait()
 
 
-def _prompt(turns: list[Turn] | None, prompt: str | list[int] | None) -> str:
+def _prompt(turns: list[Turn] | None, prompt: str | list[int | str] | None) -> str:
     if turns:
         return turns[-1].text
-    return prompt if isinstance(prompt, str) else ""
+    return "".join(m.texts_of(prompt or ""))
+
+
+def _tokens(frame: m.Tokenize, prompt_tokens: int) -> m.Tokens:
+    """Ids count words from 0, and given ids stay. The bytes of an id are the word of that number, or its digits."""
+    if frame.submit:
+        return m.Tokens(frame.id, list(range(prompt_tokens)), text=_prompt(frame.submit.turns, frame.submit.prompt))
+    words = _words("".join(m.texts_of(frame.text)))
+    ids = [part for part in frame.text if isinstance(part, int)] if isinstance(frame.text, list) else []
+    ids += range(len(words))
+    spelled = [words[id] if id < len(words) else str(id) for id in ids]
+    return m.Tokens(frame.id, ids, [each.encode() for each in spelled] if frame.pieces else [])
 
 
 def _rest(submit: m.Submit) -> str:

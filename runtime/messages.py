@@ -14,6 +14,7 @@ from msgspec import Meta
 from runtime.conversation import Turn
 from runtime.defaults import CACHE_TYPE, CONTEXT, GAP, SEQUENCES
 from runtime.errors import EngineError
+from runtime.infilling import Infill
 from runtime.options import (
     MAX_ADAPTERS,
     MAX_ANSWERS,
@@ -47,6 +48,11 @@ class CacheConfig(msgspec.Struct, frozen=True):
     def wanted(cls, context: int | None, sequences: int, kv_type: str = CACHE_TYPE) -> Self:
         """A cache of the context that somebody asked for, or of the usual one."""
         return cls(context or CONTEXT, sequences, kv_type, automatic=context is None)
+
+
+def texts_of(prompt: str | list[int | str]) -> list[str]:
+    """The texts of a prompt: all of it, or those between its token ids."""
+    return [prompt] if isinstance(prompt, str) else [part for part in prompt if isinstance(part, str)]
 
 
 # ---- daemon to worker
@@ -102,46 +108,29 @@ AdapterSet = tuple[Adapter, ...]
 """The adapters that change an answer, in the order of their paths, none with the scale 0; without any: the model."""
 
 
-class File(msgspec.Struct):
-    """Another file of the project, for `Infill`."""
-
-    name: str
-    text: str
-
-
-class Infill(msgspec.Struct, omit_defaults=True):
-    """The rest of a prompt that asks for the text between two others.
-
-    The answer comes before `suffix` and begins with `begun`. `files` are others of the project; with None nothing is
-    said of a project, and a prompt that is too long is cut at its ends only where the request lets it (`truncate`).
-    """
-
-    suffix: str
-    begun: str = ""
-    files: Annotated[list[File], Meta(max_length=MAX_MESSAGES)] | None = None
-
-
 class Submit(msgspec.Struct, tag="submit", omit_defaults=True):
-    """One request: either `turns` (the template renders them), or `prompt` (text, or token ids), never both.
+    """One request: either `turns` (the template renders them), or `prompt`, never both.
+
+    A prompt is a text, or token ids that may have texts between them.
 
     `parse_special` lets text of a raw prompt spell control tokens. With `infill` the prompt is the text before a hole.
     `earlier` are the tokens of a conversation that `turns` continue. `truncate` drops the oldest turns, the oldest of
     `earlier`, or the head of a raw prompt, when the prompt does not fit. `shift` lets the context slide when an answer
     reaches its end. `count` answers are drawn from one prompt. `logprobs` is the number of alternatives reported, -1
     for none at all. `echo` puts the prompt's text before each answer, with the probabilities of its tokens where
-    `logprobs` asks for any. With `give_ids` the last frame has the tokens of prompt and answer. `grammar` is what each
-    answer is held to, after its thinking. The model may call `tools`, each described as in OpenAI's API; with `forced`
-    it has to call one of these names. Calls keep the schemas of tools that are forced or `strict`. With `single` an
-    answer ends after its first call. The template gets `variables`, and others that switch thinking on, off, or to an
-    effort, as `think` says. Thinking ends after `think_tokens`, -1 for no limit. The weights are changed by
-    `adapters`.
+    `logprobs` asks for any. With `give_ids` each text comes with its tokens, and the last frame has the tokens of
+    prompt and answer. `grammar` is what each answer is held to, after its thinking. The model may call `tools`, each
+    described as in OpenAI's API; with `forced` it has to call one of these names. Calls keep the schemas of tools that
+    are forced or `strict`. With `single` an answer ends after its first call. The template gets `variables`, and others
+    that switch thinking on, off, or to an effort, as `think` says. Thinking ends after `think_tokens`, -1 for no limit.
+    The weights are changed by `adapters`.
     A draft has at most `drafts` tokens, none where that is 0; -1 leaves it to the engine. The answer is expected to
     resemble `prediction`.
     """
 
     id: int
     turns: Turns | None = None
-    prompt: str | list[int] | None = None
+    prompt: str | list[int | str] | None = None
     parse_special: bool = False
     infill: Infill | None = None
     sampling: Sampling = msgspec.field(default_factory=Sampling)
@@ -186,8 +175,8 @@ class Submit(msgspec.Struct, tag="submit", omit_defaults=True):
     @property
     def letters(self) -> int:
         """The length of all texts, in letters; ids of tokens are not counted."""
-        if isinstance(self.prompt, str):
-            return len(self.prompt)
+        if self.prompt is not None:
+            return sum(len(part) for part in texts_of(self.prompt))
         return sum(len(part.text) for turn in self.turns or [] for part in turn.parts)
 
 
@@ -207,11 +196,18 @@ class Rank(msgspec.Struct, tag="rank"):
     documents: list[str]
 
 
-class Tokenize(msgspec.Struct, tag="tokenize"):
-    """Find the token ids of a text, without the tokens before and after it; or of a request's prompt, however long."""
+class Tokenize(msgspec.Struct, tag="tokenize", omit_defaults=True):
+    """Find the token ids of a text, or of token ids with texts between them; or of the prompt of a request.
+
+    `special` parses control tokens in the texts. `add` puts the tokens that the model puts before and after a text.
+    With `pieces` each token comes with its bytes.
+    """
 
     id: int
-    text: str = ""
+    text: str | list[int | str] = ""
+    special: bool = False
+    add: bool = False
+    pieces: bool = False
     submit: Submit | None = None
 
 
@@ -281,7 +277,10 @@ FinishReason = Literal["stop", "length", "cancelled"]
 
 
 class Delta(msgspec.Struct, tag="delta", omit_defaults=True):
-    """More of answer `index` of request `id`, from N `tokens`; whole characters, and no part of a stop string."""
+    """More of answer `index` of request `id`, from N `tokens`; whole characters, and no part of a stop string.
+
+    `ids` are these tokens, where the request wants them.
+    """
 
     id: int
     text: str
@@ -289,6 +288,7 @@ class Delta(msgspec.Struct, tag="delta", omit_defaults=True):
     index: int = 0
     logprobs: list[TokenLogprob] = []
     kind: DeltaKind = "text"
+    ids: list[int] = []
 
 
 class CallDelta(msgspec.Struct, tag="call", omit_defaults=True):
@@ -357,11 +357,16 @@ class Vectors(msgspec.Struct, tag="vectors"):
     tokens: int
 
 
-class Tokens(msgspec.Struct, tag="tokens"):
-    """The result of `Tokenize`."""
+class Tokens(msgspec.Struct, tag="tokens", omit_defaults=True):
+    """The result of `Tokenize`: token ids, the bytes of each where they are wanted, and the text of a request's prompt.
+
+    A control token has its name for bytes.
+    """
 
     id: int
     ids: list[int]
+    pieces: list[bytes] = []
+    text: str = ""
 
 
 class Drafts(msgspec.Struct, frozen=True):

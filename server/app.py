@@ -30,7 +30,7 @@ from server.http.problems import Dialect, Problem
 from server.http.wire import STREAM
 from server.keys.record import redacted
 from server.routes.route import Handler, Route
-from server.routes.table import ROUTES, check, find, plain_path, variables
+from server.routes.table import ROUTES, check, dialect_of, find, plain_path, variables
 from server.services import SERVICES, Services
 
 log = logging.getLogger("lm.requests")
@@ -215,10 +215,8 @@ def _asked_for(request: web.Request) -> Route | None:
 
 def dialect(request: web.Request) -> Dialect:
     """The dialect in which the errors of a request are written: Anthropic's clients tell themselves by a header."""
-    path = plain_path(request.path)
-    if path.startswith("/v1/messages") or (path.startswith("/v1/") and VERSION_HEADER in request.headers):
-        return "anthropic"
-    return "openai" if path.startswith(("/v1/", "/v2/", "/rerank", "/infill")) else "ollama"
+    form = dialect_of(request.path)
+    return "anthropic" if form == "openai" and VERSION_HEADER in request.headers else form
 
 
 def _refusal(request: web.Request, problem: Problem) -> web.StreamResponse:

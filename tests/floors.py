@@ -40,6 +40,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
             "runtime.processor",
             "runtime.small_files",
         ),
+        ("runtime.infilling",),
         ("runtime.messages", "runtime.child"),
         ("runtime.answers",),
         ("runtime.text",),

@@ -10,8 +10,8 @@ from array import array
 from typing import NamedTuple
 
 from runtime.errors import BadRequest
+from runtime.infilling import Infill
 from runtime.llama.vocabulary import Vocabulary
-from runtime.messages import Infill
 
 # Tokens of the texts around the hole, at most, where other files are told: llama-server's batch.
 WINDOW = 2048

@@ -88,14 +88,15 @@ class Intake:
         return Compiler(self._vocabulary)
 
     def tokens(self, request: m.Tokenize) -> m.Tokens:
-        """The token ids of a prompt, or of a text, in which control tokens are not parsed.
-
-        Raises PromptTooLong for very many, BadRequest where the template refuses the turns.
-        """
-        if request.submit is not None:
-            ids = self._prompter.prompt(request.submit, _MOST_IDS).ids
+        """The token ids of a text, or of a request's prompt; raises BadRequest, PromptTooLong for very many."""
+        if request.submit:
+            ids, text = self._prompter.preview(request.submit, _MOST_IDS)
         else:
-            ids = self._vocabulary.tokenize(request.text, special=False, add=False)
+            ids, text = self._prompter.mixed(request.text, special=request.special), ""
+            if request.add and (not isinstance(request.text, list) or isinstance(request.text[0], str)):
+                before, after = self._vocabulary.frame
+                ids = before + ids + after
         if len(ids) > _MOST_IDS:
             raise PromptTooLong(f"a text has {len(ids):,} tokens and {_MOST_IDS:,} are possible", "send it in parts")
-        return m.Tokens(request.id, ids.tolist())
+        pieces = list(map(self._vocabulary.marked_piece, ids)) if request.pieces else []
+        return m.Tokens(request.id, ids.tolist(), pieces, text)

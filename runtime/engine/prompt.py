@@ -10,6 +10,7 @@ from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
+from itertools import groupby
 from typing import Any, NamedTuple
 
 from runtime import messages as m
@@ -19,6 +20,7 @@ from runtime.cache.spill import common_prefix
 from runtime.conversation import Turn
 from runtime.engine.infill import WINDOW, fill_in
 from runtime.errors import BadRequest, PromptTooLong
+from runtime.infilling import Infill
 from runtime.llama.model import LlamaModel
 from runtime.text.talk import messages_of, thinking_variables, tool_variables, with_told_tools, without_tools
 from runtime.text.template import ChatTemplate, PromptPart
@@ -122,7 +124,7 @@ class Prompter:
             error.field = "messages"
             raise
 
-    def _filled(self, request: m.Submit, infill: m.Infill, limit: int) -> Prompt:
+    def _filled(self, request: m.Submit, infill: Infill, limit: int) -> Prompt:
         if not isinstance(request.prompt, str):
             raise BadRequest("a text with a hole is no token ids", "send texts")
         whole, room = limit << 2, 0
@@ -143,10 +145,48 @@ class Prompter:
             parts = [PromptPart(prompt, request.parse_special)]
             ids = self._ids(parts) if prompt else self._vocabulary.tokenize("", special=False, add=True)
         else:
-            ids = self._checked(prompt or [])
+            ids = self.mixed(prompt or [], special=request.parse_special)
+            if prompt and isinstance(prompt[0], str):
+                ids = self._vocabulary.frame[0] + ids
         if not ids:
             raise BadRequest("the prompt is empty", "send some text", "prompt")
         return ids
+
+    def mixed(self, prompt: str | Sequence[int | str], *, special: bool) -> array[int]:
+        """The ids of a text, or of token ids with texts between them. Raises BadRequest for an id that is none."""
+        if isinstance(prompt, str):
+            return self._vocabulary.tokenize(prompt, special=special, add=False)
+        ids = array("i")
+        for kind, parts in groupby(prompt, type):
+            if kind is int:
+                ids.extend(self._checked([part for part in parts if isinstance(part, int)]))
+            else:
+                for text in parts:
+                    ids.extend(self._vocabulary.tokenize(str(text), special=special, add=False))
+        return ids
+
+    def preview(self, request: m.Submit, limit: int) -> tuple[array[int], str]:
+        """The tokens of a request's prompt, and its text, for turns as the chat template writes it.
+
+        Raises BadRequest, PromptTooLong for more than `limit` tokens.
+        """
+        if request.turns is None or request.earlier:
+            ids = self.prompt(request, limit).ids
+            return ids, b"".join(map(self._vocabulary.marked_piece, ids)).decode(errors="replace")
+        parts = self._parts(*self._told(request, request.turns))
+        return self._ids(parts), "".join(part.text for part in parts)
+
+    def _told(self, request: m.Submit, turns: list[Turn]) -> tuple[list[Turn], dict[str, Any]]:
+        """The turns and the variables for the template; a model without a form for calls is told of its tools.
+
+        Raises BadRequest.
+        """
+        variables = {**thinking_variables(request.think), **tool_variables(request.tools), **request.variables}
+        template = self._checked_template(request)
+        own = template.answers.form.calls if request.tools else ()
+        if request.forced and not own:
+            return with_told_tools(turns, request.tools), without_tools(variables)
+        return turns, variables
 
     def _checked(self, ids: Sequence[int]) -> array[int]:
         for token in ids:
@@ -159,13 +199,9 @@ class Prompter:
         return array("i", ids)
 
     def _chat(self, request: m.Submit, turns: list[Turn], limit: int) -> Prompt:
-        variables = {**thinking_variables(request.think), **tool_variables(request.tools), **request.variables}
-        template = self._checked_template(request)
-        own = template.answers.form.calls if request.tools else ()
-        if request.forced and not own:
-            turns, variables = with_told_tools(turns, request.tools), without_tools(variables)
+        turns, variables = self._told(request, turns)
         parts = self._parts(turns, variables)
-        prompt = self._formed(request, template, parts)
+        prompt = self._formed(request, parts)
         ids = self._ids(parts)
         if request.earlier:
             continued = self._continued(request, self._checked(request.earlier), ids, limit)
@@ -176,8 +212,9 @@ class Prompter:
             raise self._too_long(len(ids))
         return self._shortened(request, prompt, turns, variables, len(ids))
 
-    def _formed(self, request: m.Submit, template: ChatTemplate, parts: list[PromptPart]) -> Prompt:
+    def _formed(self, request: m.Submit, parts: list[PromptPart]) -> Prompt:
         """The form of the answer, in a prompt without its tokens."""
+        template = self._template_of(request)
         called = bool(request.tools) and not request.grammar
         form = template.form(parts, tools=called)
         if request.forced and not (form and form.calls and form.calls[0].plain):
@@ -236,9 +273,12 @@ class Prompter:
                 break
         return ids[:0], ids
 
+    def _template_of(self, request: m.Submit) -> ChatTemplate:
+        return self._tool_template if request.tools else self.template
+
     def _checked_template(self, request: m.Submit) -> ChatTemplate:
         """The template of a request; raises BadRequest for tools, or thinking, that it does not know."""
-        template = self._tool_template if request.tools else self.template
+        template = self._template_of(request)
         if request.tools and not request.forced and not template.answers.form.calls:
             raise BadRequest("this model's chat template does not support tools", "choose a model that does", "tools")
         if request.think and template.answers.form.thinking is None:

@@ -149,7 +149,8 @@ class Session:
         return frames
 
     def _frame(self, piece: Piece) -> m.Delta | m.CallDelta:
-        frame = frame_of(piece, m.Delta(self.id, "", self._unsent, self.index, self._logprobs))
+        ids = self.tokens[len(self.tokens) - self._unsent :].tolist() if self.request.give_ids else []
+        frame = frame_of(piece, m.Delta(self.id, "", self._unsent, self.index, self._logprobs, ids=ids))
         if isinstance(frame, m.Delta):
             self._unsent, self._logprobs = 0, []
         return frame

@@ -26,15 +26,17 @@ AdapterFields = list[str | AdapterField] | None
 """The field `adapters` of both dialects: names, or objects of name and scale."""
 
 
-async def resolve_adapted(request: web.Request, name: str | None, fields: AdapterFields) -> tuple[Model, list[Adapter]]:
+async def resolve_adapted(
+    request: web.Request, name: str | None, fields: AdapterFields, able: str = "completion"
+) -> tuple[Model, list[Adapter]]:
     """The model to be asked, and the adapters that change it: its own, then the field's.
 
-    The name of an adapter means the model that it is for, changed by it. Raises BadBody where there is no name,
-    BadRequest for a scale out of range, an adapter named twice and adapters of another model, ModelNotFound, BadName,
-    StoreDamaged.
+    The name of an adapter means the model that it is for, changed by it. Without a name it is the only model that
+    may be meant: one that is `able` where there are several. Raises BadBody where several may be meant, BadRequest for
+    a scale out of range, an adapter named twice and adapters of another model, ModelNotFound, BadName, StoreDamaged.
     """
     library = request.app[SERVICES].library
-    model = await find_model(request, name)
+    model = await find_model(request, name, able)
     wanted = _wanted(fields)
     changing = [(model, 1.0)] if model.adapters else []
     if model.is_adapter:

@@ -38,6 +38,8 @@ _ROLES = frozenset({"system", "user", "assistant", "tool"})
 _LONGEST_ROLE = 40
 # Names that programs for the hosted services ask for.
 _HOSTED = ("claude-", "gpt-", "gemini-")
+# Names of models that an error lists.
+_SHOWN = 10
 Shape = TypeVar("Shape", bound=msgspec.Struct)
 
 
@@ -48,9 +50,14 @@ class ModelBody(msgspec.Struct):
     name: str | None = None
 
     @property
+    def given_name(self) -> str | None:
+        """The name, if there is one."""
+        return self.model or self.name
+
+    @property
     def model_name(self) -> str:
         """The name; raises BadBody where there is none."""
-        return require_name(self.model or self.name)
+        return require_name(self.given_name)
 
 
 async def read(request: web.Request, shape: type[Shape], known: KnownFields) -> Shape:
@@ -105,13 +112,36 @@ class InUse:
             yield frames
 
 
-async def find_model(request: web.Request, name: str | None) -> Model:
-    """The model or adapter of this name, which the log gets too.
+async def find_model(request: web.Request, name: str | None, able: str = "") -> Model:
+    """The model or adapter of this name, which the log gets too. Without a name it is the only one that may be meant.
 
-    Raises BadBody where there is no name, ModelNotFound, BadName.
+    Raises BadBody where none or several may be meant, ModelNotFound, BadName.
     """
-    request[LOG_NOTE] = name = require_name(name)
+    if not name:
+        model = await only_model(request, able)
+        request[LOG_NOTE] = model.name
+        return model
+    request[LOG_NOTE] = name
     return await visible_model(request, name)
+
+
+async def only_model(request: web.Request, able: str) -> Model:
+    """The one model that is loaded, or else the only one here; of those with the capability `able`, if there are any.
+
+    Raises BadBody where there are none or several.
+    """
+    services, sees = request.app[SERVICES], caller_of(request).sees
+    here = [each for each in await services.library.models() if not each.is_adapter and sees(each)]
+    loaded = {model.blob_digest for model in services.pool.models()}
+    sound = [each for each in here if not each.problem]
+    fitting = [each for each in sound if able in capabilities(each)] or sound
+    found = [each for each in fitting if each.blob_digest in loaded] or fitting
+    if len({each.blob_digest for each in found}) == 1:
+        return found[0]
+    if not found:
+        raise BadBody("the body names no model, and there is none here", "`lm pull NAME` brings one in", "model")
+    names = ", ".join(f"`{each.name}`" for each in found[:_SHOWN]) + (", …" if len(found) > _SHOWN else "")
+    raise BadBody(f"the body names no model, and several are here: {names}", 'send `{"model": "NAME"}`', "model")
 
 
 async def visible_model(request: web.Request, name: str) -> Model:
@@ -155,9 +185,9 @@ def spend(request: web.Request, tokens: int) -> None:
         request.app[GATE].limits.spend(key, tokens)
 
 
-async def resolve_model(request: web.Request, name: str | None) -> Model:
+async def resolve_model(request: web.Request, name: str | None, able: str = "") -> Model:
     """As `find_model`, for a route that no adapter changes. Raises Unsupported for an adapter, too."""
-    model = await find_model(request, name)
+    model = await find_model(request, name, able)
     if model.adapters:
         raise Unsupported(
             f"`{model.name}` has an adapter, and adapters change answers alone", "ask its base, or for an answer"

@@ -120,8 +120,8 @@ class AnswerWriter(ABC):
         return [problem.body(self.dialect)]
 
     @abstractmethod
-    def whole(self, objects: list[Json], usage: Usage) -> Json:
-        """The one object of a request that does not stream, joined from the objects of the stream.
+    def whole(self, objects: list[Json], usage: Usage) -> Json | list[Json]:
+        """The answer to a request that does not stream, joined from the objects of the stream.
 
         These come answer by answer, with the text of an answer in one or two deltas.
         """
@@ -219,7 +219,7 @@ async def _objects(writer: AnswerWriter, model: InUse, frames: Frames, usage: Us
         yield each
 
 
-async def _whole(writer: AnswerWriter, model: InUse, frames: Frames, usage: Usage) -> Json:
+async def _whole(writer: AnswerWriter, model: InUse, frames: Frames, usage: Usage) -> Json | list[Json]:
     answers: defaultdict[int, list[Answer]] = defaultdict(list)
     async with aclosing(frames):
         async for index, frame in frames:
@@ -281,5 +281,6 @@ def _merged(frames: list[Answer]) -> list[Answer]:
 def _joined(deltas: list[Delta]) -> Delta:
     rows = [row for delta in deltas for row in delta.logprobs]
     text = "".join(delta.text for delta in deltas)
+    ids = [id for delta in deltas for id in delta.ids]
     first = deltas[0]
-    return Delta(first.id, text, sum(delta.tokens for delta in deltas), first.index, rows, first.kind)
+    return Delta(first.id, text, sum(delta.tokens for delta in deltas), first.index, rows, first.kind, ids)

@@ -79,7 +79,7 @@ async def whole_ids(model: InUse, given: list[Mixed]) -> Inputs:
             inputs.append(cast(str | list[int], entry))
             continue
         check_count(texts)
-        found = {text: await model.worker.tokenize(Tokenize(0, text=text)) for text in texts}
+        found = {text: (await model.worker.tokenize(Tokenize(0, text=text))).ids for text in texts}
         ids: list[int] = []
         for part in entry:
             ids += found[part] if isinstance(part, str) else [part]

@@ -19,7 +19,7 @@ from server.errors import INTERNAL, PUBLIC_ERRORS
 from server.keys.file import BadKeyFile
 from server.settings import BadSetting
 
-Dialect = Literal["ollama", "openai", "anthropic"]
+Dialect = Literal["ollama", "openai", "anthropic", "llama"]
 
 _Coded = server.ServerError | runtime.EngineError | registry.RegistryError | quant.QuantError | BadSetting
 _STATUS_OF: dict[type[_Coded], int] = {
@@ -75,6 +75,12 @@ RETRY_SECONDS = {runtime.QueueFull.code: 2.0, server.Stopping.code: 5.0, server.
 # The code of a prompt that is too long, and the sentence with both numbers, by which OpenAI's clients know to trim it.
 _CONTEXT_EXCEEDED = "context_length_exceeded"
 _BOTH_NUMBERS = re.compile(r"([0-9][0-9,]*) tokens\b.*?([0-9][0-9,]*)")
+_LLAMA_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    503: "unavailable_error",
+}
 _OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 _ANTHROPIC_TYPES = _OPENAI_TYPES | {413: "request_too_large", 504: "timeout_error", 529: "overloaded_error"}
 
@@ -120,6 +126,8 @@ class Problem:
         """
         if dialect == "ollama":
             return {"error": self.message, "hint": self.hint, "code": self.code}
+        if dialect == "llama":
+            return {"error": self._as_llama_server()}
         text, code, types = self.message, self.code, _OPENAI_TYPES
         if dialect == "anthropic":
             types = _ANTHROPIC_TYPES
@@ -131,6 +139,20 @@ class Problem:
         if dialect == "anthropic":
             return {"type": "error", "error": {"type": kind, "message": text}, "request_id": request_id or None}
         return {"error": {"message": text, "type": kind, "param": self.field or None, "code": code}}
+
+    def _as_llama_server(self) -> dict[str, Any]:
+        """The error object of llama-server, whose `code` is the status."""
+        status = self.status("llama")
+        kind = _LLAMA_TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
+        text = f"{self.message} ({self.hint})" if self.hint else self.message
+        if self.code == server.Unsupported.code:
+            kind = "not_supported_error"
+        if self.code != runtime.PromptTooLong.code or (match := _BOTH_NUMBERS.search(self.message)) is None:
+            return {"code": status, "message": text, "type": kind}
+        length, most = (int(number.replace(",", "")) for number in match.groups())
+        text = f"the request ({length} tokens) exceeds the available context size ({most} tokens): {text}"
+        sizes = {"n_prompt_tokens": length, "n_ctx": most}
+        return {"code": status, "message": text, "type": "exceed_context_size_error"} | sizes
 
 
 def _as_anthropic_says(message: str) -> str:

@@ -194,12 +194,12 @@ class Worker:
             if left and not self.dead:
                 self._later(Cancel(submit.id))
 
-    async def tokenize(self, request: Tokenize) -> list[int]:
-        """The token ids of a text."""
+    async def tokenize(self, request: Tokenize) -> Tokens:
+        """The token ids of a text, or of a request's prompt."""
         frame = await self._ask(request)
         if not isinstance(frame, Tokens):
             raise self._out_of_place(frame)
-        return frame.ids
+        return frame
 
     async def embed(self, request: Embed | Rank) -> Vectors:
         """One vector for each input, or one score for each text."""

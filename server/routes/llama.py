@@ -1,11 +1,20 @@
-"""The routes of llama-server and of the rerankers that its clients know."""
+"""The routes of llama-server's own dialect."""
 
 from __future__ import annotations
 
-from server.api.lm import infill, rerank
+from server.api.llama import completion, embeddings, infill, state, tokens
+from server.api.openai import prompts
 from server.routes.route import Route
 
 ROUTES = [
+    Route(
+        "POST",
+        "/completion",
+        "infer",
+        completion.completion,
+        "the continuation of raw prompts in llama-server's form, as server-sent events or whole",
+    ),
+    Route("POST", "/completions", "infer", completion.completion, "as `/completion`"),
     Route(
         "POST",
         "/infill",
@@ -15,17 +24,19 @@ ROUTES = [
     ),
     Route(
         "POST",
-        "/v1/rerank",
+        "/tokenize",
         "infer",
-        rerank.rerank,
-        "how well `documents` answer a `query`, best first (`top_n`), in Jina's and Cohere's form",
+        tokens.tokenize,
+        "the token ids of `content`; `add_special`, `parse_special`, `with_pieces`",
     ),
-    Route("POST", "/v2/rerank", "infer", rerank.rerank, "as `/v1/rerank`"),
-    Route(
-        "POST",
-        "/rerank",
-        "infer",
-        rerank.rerank,
-        "as `/v1/rerank`, and with `texts` in the form of Text Embeddings Inference",
-    ),
+    Route("POST", "/detokenize", "infer", tokens.detokenize, "the text of `tokens`"),
+    Route("POST", "/apply-template", "infer", prompts.apply_template, "the prompt that a chat's messages become"),
+    Route("POST", "/embedding", "infer", embeddings.rows, "vectors of texts as llama-server lists them"),
+    Route("POST", "/embeddings", "infer", embeddings.rows, "as `/embedding`"),
+    Route("GET", "/props", "infer", state.props, "a model's settings, context and chat template; `?model=NAME`"),
+    Route("POST", "/props", "infer", state.change_props, "refused: settings do not change while models run"),
+    Route("GET", "/slots", "infer", state.slots, "the slots of the loaded models, and which are busy"),
+    Route("POST", "/slots/{slot:[^/]+}", "infer", state.change_slot, "refused: the prompt cache needs no orders"),
+    Route("GET", "/lora-adapters", "infer", state.adapters, "the adapters here for a model; `?model=NAME`"),
+    Route("POST", "/lora-adapters", "infer", state.change_adapters, "refused: scales belong to a request, `adapters`"),
 ]

@@ -51,5 +51,6 @@ ROUTES = [
         changes=True,
     ),
     Route("GET", "/health", "open", daemon.health, "status, versions, loaded models"),
+    Route("GET", "/v1/health", "open", daemon.health, "as `/health`"),
     Route("POST", "/lm/shutdown", "admin", daemon.shutdown, "end the daemon, from this machine only", changes=True),
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from server.api.openai import answers, embeddings, models
+from server.api.openai import answers, embeddings, models, prompts
 from server.api.openai.responses import answers as responses
 from server.api.openai.responses import counting, stored
 from server.routes import anthropic
@@ -16,6 +16,7 @@ ROUTES = [
         anthropic.models(models.models),
         "the models in the store, for OpenAI's clients, or Anthropic's",
     ),
+    Route("GET", "/models", "infer", models.models, "as `/v1/models`"),
     Route("GET", "/v1/models/{id:.+}", "infer", anthropic.model(models.model), "one of these models"),
     Route(
         "POST",
@@ -24,6 +25,14 @@ ROUTES = [
         answers.chat_completions,
         "the next turn of a conversation, as server-sent events or whole",
     ),
+    Route(
+        "POST",
+        "/v1/chat/completions/input_tokens",
+        "infer",
+        prompts.input_tokens,
+        "how many tokens the prompt of a chat has",
+    ),
+    Route("POST", "/chat/completions", "infer", answers.chat_completions, "as `/v1/chat/completions`"),
     Route(
         "POST",
         "/v1/completions",

@@ -10,10 +10,14 @@ from aiohttp import web
 
 from server.access.roles import ACCESSES
 from server.errors import StartFailed
-from server.routes import anthropic, llama, lm, ollama, openai
+from server.http.problems import Dialect
+from server.routes import anthropic, llama, lm, ollama, openai, ranking
 from server.routes.route import Route
 
-ROUTES = [*ollama.ROUTES, *openai.ROUTES, *anthropic.ROUTES, *llama.ROUTES, *lm.ROUTES]
+ROUTES = [*ollama.ROUTES, *openai.ROUTES, *anthropic.ROUTES, *llama.ROUTES, *ranking.ROUTES, *lm.ROUTES]
+# Where the path alone does not tell the dialect of its errors.
+_BARE: dict[str, Dialect] = {route.path: "openai" for route in (*openai.ROUTES, *ranking.ROUTES)}
+_BARE |= {route.path: "llama" for route in llama.ROUTES}
 
 
 def check(routes: Sequence[Route]) -> None:
@@ -26,6 +30,16 @@ def check(routes: Sequence[Route]) -> None:
 def plain_path(path: str) -> str:
     """The path with single slashes and none at its end: `//api/chat/` is what a base URL with a slash makes."""
     return "/" + "/".join(part for part in path.split("/") if part)
+
+
+def dialect_of(path: str) -> Dialect:
+    """The dialect in which errors of this path are written."""
+    path = plain_path(path)
+    if path.startswith("/v1/messages"):
+        return "anthropic"
+    if path.startswith(("/v1/", "/v2/")):
+        return "openai"
+    return "llama" if path.startswith("/slots/") else _BARE.get(path, "ollama")
 
 
 def find(method: str, path: str) -> Route | None:

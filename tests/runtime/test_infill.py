@@ -11,6 +11,7 @@ import pytest
 from runtime import messages as m
 from runtime.engine.prompt import Prompter
 from runtime.errors import BadRequest, PromptTooLong
+from runtime.infilling import File, Infill
 from runtime.llama.model import LlamaModel
 from tests.runtime.test_tokenizer import phi_3, qwen
 from tests.runtime.tiny import PLAIN, load, with_added
@@ -39,19 +40,19 @@ def marks(model: LlamaModel, names: str) -> list[int]:
     return [token for token in found if token is not None]
 
 
-def asked(prefix: str, infill: m.Infill, **more: Any) -> m.Submit:
+def asked(prefix: str, infill: Infill, **more: Any) -> m.Submit:
     return m.Submit(0, prompt=prefix, infill=infill, **more)
 
 
 def test_the_middle_is_asked_for_after_both_sides(able: LlamaModel) -> None:
     pre, suf, mid = marks(able, "pre suf mid")
-    ids = Prompter(able, 512).prompt(asked("def f(", m.Infill("):\n  pass"))).ids.tolist()
+    ids = Prompter(able, 512).prompt(asked("def f(", Infill("):\n  pass"))).ids.tolist()
     assert ids == [pre, *spelled(able, "def f("), suf, *spelled(able, "):\n  pass"), mid]
 
 
 def test_other_files_stand_before_it_as_in_llama_server(able: LlamaModel) -> None:
-    files = [m.File("a.py", "A = 1"), m.File("b.py", "B = 2")]
-    ids = Prompter(able, 4096).prompt(asked("x", m.Infill("y", "begun", files))).ids.tolist()
+    files = [File("a.py", "A = 1"), File("b.py", "B = 2")]
+    ids = Prompter(able, 4096).prompt(asked("x", Infill("y", "begun", files))).ids.tolist()
     pre, suf, mid, rep, sep = marks(able, "pre suf mid rep sep")
 
     def say(text: str) -> list[int]:
@@ -65,7 +66,7 @@ def test_what_is_too_long_loses_what_llama_server_leaves_out(able: LlamaModel) -
     """Three quarters of 2,048 for the end of the text before, a quarter for the beginning of the one after."""
     before, after = (" ".join(f"{side}{n}" for n in range(3000)) for side in "pq")
     begun = spelled(able, "so")
-    prompt = Prompter(able, 4000).prompt(asked(before, m.Infill(after, "so", [m.File("f", "old " * 4000)])))
+    prompt = Prompter(able, 4000).prompt(asked(before, Infill(after, "so", [File("f", "old " * 4000)])))
     pre, suf, mid = marks(able, "pre suf mid")
     hole = [*spelled(able, before)[-1536:], *begun, suf, *spelled(able, after)[: 512 - 2 - len(begun)], mid]
     ids = prompt.ids.tolist()
@@ -78,8 +79,8 @@ def test_a_suffix_alone_is_kept_whole_or_cut_only_where_the_request_lets_it(able
     long = " ".join(f"p{n}" for n in range(400))
     prompter = Prompter(able, 256)
     with pytest.raises(PromptTooLong):
-        prompter.prompt(asked(long, m.Infill("end")))
-    cut = prompter.prompt(asked(long, m.Infill("end"), truncate=True))
+        prompter.prompt(asked(long, Infill("end")))
+    cut = prompter.prompt(asked(long, Infill("end"), truncate=True))
     assert len(cut.ids) < 256
     assert cut.dropped
     suf, mid = marks(able, "suf mid")
@@ -90,7 +91,7 @@ def test_a_vocabulary_without_tokens_for_files_and_one_with_a_bos_token(tmp_path
     texts = ("<PRE>", "<SUF>", "<MID>")
     config = {"add_bos_token": True, "bos_token": "<s>"}
     model = made(tmp_path, phi_3(), texts, tokenizer_config=config)
-    ids = Prompter(model, 4096).prompt(asked("x", m.Infill("y", "", [m.File("a", "A")]))).ids.tolist()
+    ids = Prompter(model, 4096).prompt(asked("x", Infill("y", "", [File("a", "A")]))).ids.tolist()
     pre, suf, mid = marks(model, "pre suf mid")
     snip = spelled(model, "\n\n--- snip ---\n\n")
     bos = model.vocabulary.added("bos").tolist()
@@ -100,4 +101,4 @@ def test_a_vocabulary_without_tokens_for_files_and_one_with_a_bos_token(tmp_path
 @pytest.mark.parametrize("tokenizer", [qwen, phi_3])
 def test_a_model_without_the_tokens_says_so(tmp_path: Path, tokenizer: Callable[[], dict[str, Any]]) -> None:
     with pytest.raises(BadRequest, match="no tokens for filling in"):
-        Prompter(made(tmp_path, tokenizer(), ()), 512).prompt(asked("x", m.Infill("y")))
+        Prompter(made(tmp_path, tokenizer(), ()), 512).prompt(asked("x", Infill("y")))

@@ -114,7 +114,6 @@ def test_content_may_come_in_parts(echo: Daemon) -> None:
         {"logit_bias": {"many": 1}},
         {"logprobs": True, "top_logprobs": 21},
         {"modalities": ["audio"]},
-        {"model": None},
         {"messages": None},
     ],
 )

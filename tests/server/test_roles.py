@@ -27,18 +27,27 @@ TURNS = [{"role": "user", "content": "one two"}]
 BODIES: dict[str, dict[str, Any]] = {
     "/chat": {"messages": TURNS, "stream": False},
     "/chat/completions": {"messages": TURNS},
+    "/completions/input_tokens": {"messages": TURNS},
+    "/apply-template": {"messages": TURNS},
     "/completions": {"prompt": "one two"},
+    "/completion": {"prompt": "one two"},
     "/generate": {"prompt": "one two", "stream": False},
     "/embed": {"input": "one"},
-    "/v1/embeddings": {"input": "one"},
     "/messages": {"messages": TURNS, "max_tokens": 8},
     "/count_tokens": {"messages": TURNS},
     "/v1/responses": {"input": "one two"},
     "/input_tokens": {"input": "one two"},
+    "/api/embeddings": {"prompt": "one"},
+    "/embeddings": {"input": "one"},
+    "/embedding": {"input": "one"},
     "/infill": {"input_prefix": "one", "input_suffix": "two"},
     "rerank": {"query": "one", "documents": ["two"]},
+    "reranking": {"query": "one", "documents": ["two"]},
 }
 OBJECT = "{id:[^/]+}"
+# Routes that are refused whatever they name, and routes that take the model in their query.
+REFUSED = {("POST", path) for path in ("/props", "/slots/{slot:[^/]+}", "/lora-adapters")}
+ASKED = {("GET", path) for path in ("/props", "/lora-adapters")}
 # What these routes do to a model is done to one that is not there.
 CHANGING = {route.path for route in ROUTES if route.role != "infer" and route.method != "GET"}
 
@@ -52,6 +61,7 @@ class House:
 
     def ask(self, caller: str, route: Route, model: str = "tiny") -> Answer:
         path = re.sub(r"\{[^{}]*\}", model, route.path)
+        path += f"?model={model}" if route[:2] in ASKED else ""
         more = next((body for end, body in BODIES.items() if path.endswith(end)), {})
         body = {"model": model} | more if route.method != "GET" else None
         return self.daemon.ask(route.method, path, body, self.header(caller))
@@ -136,7 +146,9 @@ def test_a_model_that_is_not_on_a_keys_list_does_not_exist(house: House, route: 
     answer = house.ask("other", route)
     if expected(route, "other") == "403":
         assert answer.status == 403
-    elif route.method == "GET" and "{" not in route.path:
+    elif route[:2] in REFUSED:
+        assert (answer.status, b"tiny" in answer.body) == (400, False)
+    elif route.method == "GET" and "{" not in route.path and route[:2] not in ASKED:
         assert answer.status == 200
         assert b"tiny" not in answer.body
     else:

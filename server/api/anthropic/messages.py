@@ -61,7 +61,7 @@ async def count_tokens(request: web.Request) -> web.Response:
     model, submit = await _prepared(request, body)
     async with in_use(request.app[SERVICES], model) as used:
         with prompt_from("messages"):
-            count = len(await used.worker.tokenize(Tokenize(0, submit=submit)))
+            count = len((await used.worker.tokenize(Tokenize(0, submit=submit))).ids)
     request[LOG_NOTE] += f" {count} tokens"
     return answer(request, {"input_tokens": count})
 

@@ -10,7 +10,8 @@ from aiohttp import web
 from registry.store.catalog import Model
 from runtime.conversation import Turn
 from runtime.errors import BadRequest
-from runtime.messages import Infill, Submit
+from runtime.infilling import Infill
+from runtime.messages import Submit
 from runtime.options import MAX_MESSAGES
 from server.api import options
 from server.api.adapters import resolve_adapted
@@ -44,7 +45,9 @@ _CHAT = OLLAMA._replace(
 async def generate(request: web.Request) -> web.StreamResponse:
     """`POST /api/generate`: an answer to one prompt; without a prompt, load or unload the model."""
     body = await read(request, GENERATE_BODY, _GENERATE)
-    model, adapters = await resolve_adapted(request, body.model_name, body.adapters)
+    name = body.given_name if body.prompt or body.suffix else body.model_name
+    model, adapters = await resolve_adapted(request, name, body.adapters)
+    body.model = body.given_name or model.name
     refuse(template=body.template, images=body.images)
     if body.raw and (body.system or body.earlier):
         raise BadRequest("raw mode does not support system or context", "leave them out, or `raw`")
@@ -69,7 +72,9 @@ async def generate(request: web.Request) -> web.StreamResponse:
 async def chat(request: web.Request) -> web.StreamResponse:
     """`POST /api/chat`: the next turn of a conversation; without messages, load or unload the model."""
     body = await read(request, CHAT_BODY, _CHAT)
-    model, adapters = await resolve_adapted(request, body.model_name, body.adapters)
+    name = body.given_name if body.messages else body.model_name
+    model, adapters = await resolve_adapted(request, name, body.adapters)
+    body.model = body.given_name or model.name
     if len(body.messages) > MAX_MESSAGES:
         raise BadRequest(f"more than {MAX_MESSAGES} messages", "send fewer")
     submit = await _submit(request, model, body)

@@ -34,7 +34,7 @@ class OldEmbedBody(LoadBody):
 async def embed(request: web.Request) -> web.Response:
     """`POST /api/embed`: one vector for each input; without any, load the model."""
     body = await read(request, EmbedBody, _EMBED)
-    model = await resolve_model(request, body.model_name)
+    model = await resolve_model(request, body.given_name, "embedding")
     pass_over(request, check_options(body.given_options))
     inputs: Inputs = ([body.input] if body.input else []) if isinstance(body.input, str) else list(body.input or [])
     start = asyncio.get_running_loop().time()
@@ -47,7 +47,7 @@ async def embed(request: web.Request) -> web.Response:
     return answer(
         request,
         {
-            "model": body.model_name,
+            "model": body.given_name or model.name,
             "embeddings": await vectors.numbers(),
             "total_duration": round((asyncio.get_running_loop().time() - start) * 1e9),
             "load_duration": used.load_ns,
@@ -59,7 +59,7 @@ async def embed(request: web.Request) -> web.Response:
 async def embed_one(request: web.Request) -> web.Response:
     """`POST /api/embeddings`: the vector of one text, as older clients ask for it; without a text, load the model."""
     body = await read(request, OldEmbedBody, _OLD_EMBED)
-    model = await resolve_model(request, body.model_name)
+    model = await resolve_model(request, body.given_name, "embedding")
     pass_over(request, check_options(body.given_options))
     async with in_use(request.app[SERVICES], model, body.context, body.keep_alive_seconds) as used:
         vectors = await text_vectors(used, [body.prompt] if body.prompt else [], truncate=True, dimensions=None)

@@ -11,8 +11,9 @@ from aiohttp import web
 
 from registry.store.catalog import Model
 from runtime.errors import BadRequest
-from runtime.messages import Infill, Submit
-from runtime.options import MAX_ANSWERS, MAX_INT, MAX_MESSAGES
+from runtime.infilling import Infill
+from runtime.messages import Submit
+from runtime.options import MAX_ANSWERS, MAX_MESSAGES
 from server.api import options
 from server.api.adapters import resolve_adapted
 from server.api.calls import template_variables
@@ -20,6 +21,7 @@ from server.api.openai.bodies import CHAT_BODY, TEXT_BODY, ChatFields, Completio
 from server.api.openai.fields import OPENAI
 from server.api.openai.tools import ToolSet, choose, read_tools
 from server.api.openai.writer import OpenAIChatWriter, OpenAITextWriter
+from server.api.prompts import prompts_of
 from server.api.request import (
     pass_over,
     read,
@@ -32,7 +34,6 @@ from server.api.request import (
 from server.api.respond import Generation, respond
 from server.api.thinking import add_thinking
 
-MAX_PROMPTS = 64
 _COUNT = options.Range(1, MAX_ANSWERS, whole=True)
 # OpenAI's own default on this route.
 TEXT_TOKENS = 16
@@ -41,7 +42,18 @@ TEXT_TOKENS = 16
 async def chat_completions(request: web.Request) -> web.StreamResponse:
     """`POST /v1/chat/completions`: the next turn of a conversation."""
     body = await read(request, CHAT_BODY, OPENAI)
+    model, submit, tools = await chat_submit(request, body)
+    writer = OpenAIChatWriter(body, model, warning_of(request), tools)
+    return await respond(request, Generation(model, [submit], bool(body.stream)), writer)
+
+
+async def chat_submit(request: web.Request, body: Any) -> tuple[Model, Submit, ToolSet]:
+    """The model, the request and the tools of a chat's body (`CHAT_BODY`), which gets the model's name.
+
+    Raises BadRequest, Unsupported, and as `resolve_adapted`.
+    """
     model, adapters = await resolve_adapted(request, body.model, body.adapters)
+    body.model = body.model or model.name
     _check_chat(body)
     most = options.most_tokens("max_completion_tokens", body.max_completion_tokens)
     if body.max_completion_tokens is None:
@@ -56,18 +68,20 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
     await require_roles(request, model, submit.turns)
     pass_over(request, sorted(set().union(*(message.passed_over for message in body.messages))))
     pass_over(request, [*tools.passed_over, *body.passed_over])
-    writer = OpenAIChatWriter(body, model, warning_of(request), tools)
-    return await respond(request, Generation(model, [submit], bool(body.stream)), writer)
+    return model, submit, tools
 
 
 async def completions(request: web.Request) -> web.StreamResponse:
     """`POST /v1/completions`: each prompt goes on as it is, without a template."""
     body = await read(request, TEXT_BODY, OPENAI)
     model, adapters = await resolve_adapted(request, body.model, body.adapters)
+    body.model = body.model or model.name
     refuse(best_of=(body.best_of or 1) > (body.n or 1))
     most = TEXT_TOKENS if body.max_tokens is None else options.most_tokens("max_tokens", body.max_tokens)
     submits = []
-    for prompt in _prompts(body.prompt):
+    if body.prompt is None:
+        raise BadRequest("`prompt` is missing", "send a text or token ids", "prompt")
+    for prompt in prompts_of(body.prompt):
         submit = _submit(model, body, most)
         submit.adapters = adapters
         if body.suffix:
@@ -117,20 +131,3 @@ def _submit(model: Model, body: CompletionFields, most: int | None) -> Submit:
         grammar=body.held_to,
         drafts=options.drafts(model.params, {"draft_num_predict": body.draft_num_predict}),
     )
-
-
-def _prompts(given: str | list[str | int | list[int]] | None) -> list[str | list[int]]:
-    """The prompts one by one: a text, token ids, or a list of either; raises BadRequest."""
-    if given is None:
-        raise BadRequest("`prompt` is missing", "send a text or token ids", "prompt")
-    single = isinstance(given, str) or not given or isinstance(given[0], int)
-    found: list[Any] = [given] if single else list(given)
-    if len(found) > MAX_PROMPTS or found == [[]]:
-        hint = f"send 1 to {MAX_PROMPTS} prompts"
-        raise BadRequest("`prompt` is empty or has too many entries", hint, "prompt")
-    for prompt in found:
-        ids = prompt if isinstance(prompt, list) else []
-        if isinstance(prompt, int) or not all(isinstance(token, int) and 0 <= token <= MAX_INT for token in ids):
-            message = "`prompt` mixes its forms, or holds a number that is no token id"
-            raise BadRequest(message, "send one form", "prompt")
-    return found

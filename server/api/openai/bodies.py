@@ -15,6 +15,7 @@ from server.api.calls import Called, CalledFunction
 from server.api.grammars import GrammarField
 from server.api.openai.tools import text_arguments
 from server.api.options import Whole, with_sampling
+from server.api.prompts import Prompts
 from server.api.request import refuse
 from server.api.thinking import budgets_of, effort, with_budgets
 
@@ -248,7 +249,7 @@ class ChatFields(CompletionFields, kw_only=True):
 class TextFields(CompletionFields, kw_only=True):
     """The fields of `/v1/completions`."""
 
-    prompt: str | list[str | int | list[int]] | None = None
+    prompt: Prompts | None = None
     suffix: str | None = None
     echo: bool | None = None
     best_of: Whole | None = None

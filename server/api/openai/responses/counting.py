@@ -17,6 +17,6 @@ async def input_tokens(request: web.Request) -> web.Response:
     model, _, submit, _ = await asked(request, body)
     async with in_use(request.app[SERVICES], model) as used:
         with prompt_from("input"):
-            count = len(await used.worker.tokenize(Tokenize(0, submit=submit)))
+            count = len((await used.worker.tokenize(Tokenize(0, submit=submit))).ids)
     request[LOG_NOTE] += f" {count} tokens"
     return answer(request, {"object": "response.input_tokens", "input_tokens": count})

@@ -64,7 +64,7 @@ async def rerank(request: web.Request) -> web.Response:
     """The indices and scores of the documents, the best first, at most `top_n` of them."""
     body = await read(request, RerankBody, _KNOWN)
     pass_over(request, [] if body.truncate else ["`truncate`"])
-    model = await resolve_model(request, body.model)
+    model = await resolve_model(request, body.model, "rerank")
     texts = _checked(body)
     most = None if body.top_n is None else int(_RESULTS.check("top_n", body.top_n))
     scores: list[float] = []
@@ -90,7 +90,7 @@ async def rerank(request: web.Request) -> web.Response:
     results: list[dict[str, Any]] = [{"index": index, "relevance_score": scores[index]} for index in order]
     if body.return_documents:
         results = [{**result, "document": {"text": texts[result["index"]]}} for result in results]
-    about = {"id": f"rerank-{secrets.token_hex(12)}", "object": "list", "model": body.model}
+    about = {"id": f"rerank-{secrets.token_hex(12)}", "object": "list", "model": body.model or model.name}
     usage = {"prompt_tokens": tokens, "total_tokens": tokens}
     meta = {"api_version": {"version": "2"}, "tokens": {"input_tokens": tokens}}
     return answer(request, about | {"results": results, "usage": usage, "meta": meta})
