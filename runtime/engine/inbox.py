@@ -21,7 +21,7 @@ _LONG_TEXT = 1 << 16
 
 
 class Inbox:
-    """What the loop has not seen yet. The loop alone calls `get`; any thread may call the others."""
+    """The frames that the loop has not seen yet. The loop alone calls `get`; any thread may call the others."""
 
     def __init__(self, intake: Intake, send: Callable[..., None]) -> None:
         """`send` gets the frames of requests that fail or are cancelled before the loop sees them."""
@@ -40,7 +40,7 @@ class Inbox:
 
     @property
     def waiting(self) -> int:
-        """Requests that are ready, and those that are being prepared."""
+        """Requests that are ready, and requests that are being prepared."""
         return self._queued + len(self._compiling) + len(self._reading)
 
     @property
