@@ -22,6 +22,8 @@ from server.access.callers import CALLER
 from server.access.gate import GATE, Gate
 from server.api.anthropic.models import VERSION_HEADER
 from server.api.lm import daemon
+from server.api.openai.batches.store import BATCHES, BatchStore
+from server.api.openai.files.store import FILES, FileStore
 from server.api.openai.responses.store import RESPONSES, ResponseStore
 from server.api.request import FAILED, LOG_NOTE, warning_of
 from server.errors import NotFound, WrongMethod
@@ -60,6 +62,8 @@ def build(services: Services, gate: Gate, stop: Callable[[], None]) -> web.Appli
     app[GATE] = gate
     app[daemon.STOP] = stop
     app[RESPONSES] = ResponseStore()
+    app[FILES] = FileStore(services.config.home)
+    app[BATCHES] = BatchStore(services.config.home)
     app.on_cleanup.append(_forget_responses)
     app.on_response_prepare.append(_label)
     check(ROUTES)

@@ -26,8 +26,12 @@ from runtime.small_files import replace_file
 from server import app
 from server.access.connections import HEADER_SECONDS, Connections
 from server.access.gate import Gate
+from server.api.openai.batches.runner import BatchRunner
+from server.api.openai.batches.store import BATCHES
+from server.api.openai.files.store import FILES
 from server.config import VERSION, Config, host_variable
 from server.errors import StartFailed
+from server.inward import Inward
 from server.library import Library
 from server.loaded.pool import Pool, Runtime
 from server.locked import with_address
@@ -84,8 +88,9 @@ async def _listening(
     pool = Pool(config, library, partial(detect, bandwidth=1.0), runtime)
     jobs = Jobs(config, library, pool.open_blobs, pool.retire, check=runtime.name == "llama")
     services = Services(config, library, pool, jobs)
+    application = app.build(services, gate, stop.set)
     runner = web.AppRunner(
-        app.build(services, gate, stop.set),
+        application,
         access_log=None,
         handler_cancellation=True,
         auto_decompress=False,  # `server/http/bodies.py` unpacks bodies, within a bound
@@ -95,13 +100,17 @@ async def _listening(
     await runner.setup()
     assert runner.server is not None
     server = await start(Connections(runner.server))
+    inward = Inward(runner.server, gate)
+    batches = BatchRunner(application[BATCHES], application[FILES], inward.ask, lambda: pool.pending, config.sequences)
+    working = asyncio.create_task(batches.run())
     resuming = asyncio.create_task(services.jobs.resume())
     watching = asyncio.create_task(gate.watch())
     try:
         yield
     finally:
         server.close()
-        await asyncio.wait([resuming])
+        working.cancel()
+        await asyncio.wait([resuming, working])
         await asyncio.gather(services.jobs.stop(), services.pool.drain(DRAIN_SECONDS))
         await runner.cleanup()
         watching.cancel()

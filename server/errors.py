@@ -11,6 +11,8 @@ ServerError
 │   └── QuotaUsed    more tokens than a key may use
 ├── NotFound         no such route, or no such method on it
 ├── NoSuchObject     no response, file or batch of this id for the caller's key
+├── Conflict         an object is not in a state in which this can be done to it
+├── SpaceUsed        the files of a key take as much of the disk as they may
 ├── CheckFailed      a model that was brought in, and does not load or does not compute
 ├── Unsupported      a field or a kind of model that this version, or this model, does not support
 ├── Unstable         a model whose worker crashed several times in a row; it is not started for a while
@@ -108,6 +110,18 @@ class NoSuchObject(ServerError):
     """The caller's key has no response, file or batch of this id."""
 
     code = "no_such_object"
+
+
+class Conflict(ServerError):
+    """An object is not in a state in which this can be done to it."""
+
+    code = "conflict"
+
+
+class SpaceUsed(ServerError):
+    """The files of a key take as many bytes of the disk as they may."""
+
+    code = "space_used"
 
 
 class WrongMethod(NotFound):

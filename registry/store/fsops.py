@@ -51,6 +51,20 @@ def write(path: Path, data: bytes) -> None:
             file.write(data)
 
 
+def append(path: Path, data: bytes) -> None:
+    """Put bytes behind the end of a file, which is made where there is none. Raises OSError."""
+    with _step("append", path):
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+        with os.fdopen(os.open(path, flags, 0o600), "ab") as file:
+            file.write(data)
+
+
+def cut(path: Path, size: int) -> None:
+    """Take away a file's bytes from `size` on. Raises OSError."""
+    with _step("cut", path):
+        os.truncate(path, size)
+
+
 def fsync(path: Path) -> None:
     """Wait until a file's bytes are on the disk. Raises OSError."""
     with _step("fsync", path):

@@ -34,6 +34,9 @@ class KeyTable:
         self.token = secrets.token_urlsafe(32)
         self._fixed = {hash_of(self.token): OWNER}
         self._own = {hash_of(api_key): ADMIN} if api_key else {}
+        # Tokens for work that goes on in the name of a key, which nobody but the daemon has: by hashes, and by owners.
+        self._lent: dict[str, str] = {}
+        self._tokens: dict[str, str] = {}
         self._keys = read_keys(path)
         self._callers = _callers(self._keys or [])
         self._forget_own()
@@ -63,12 +66,34 @@ class KeyTable:
             return fixed
         if self._problem:
             raise KeysUnreadable("the daemon cannot read its keys", "`lm doctor` on its machine says why")
+        if digest in self._lent:
+            return self._acting(self._lent[digest])
         caller = self._callers.get(digest)
         if caller is None:
             return self._own.get(digest)
         assert caller.key is not None
         known = hmac.compare_digest(caller.key.hash, digest)
         return caller if known and not caller.key.ended(time.time()) else None
+
+    def lend(self, owner: str) -> str | None:
+        """A token by which the daemon itself asks in the name of an owner, "" for its own user.
+
+        None where no key of this owner is valid any more.
+        """
+        if not owner:
+            return self.token
+        if self._acting(owner) is None:
+            return None
+        token = self._tokens.setdefault(owner, secrets.token_urlsafe(32))
+        self._lent[hash_of(token)] = owner
+        return token
+
+    def _acting(self, owner: str) -> Caller | None:
+        """The caller with the newest valid key of an owner."""
+        now = time.time()
+        valid = [key for caller in self._callers.values() if (key := caller.key) and not key.ended(now)]
+        newest = max((key for key in valid if key.owner == owner), key=lambda key: key.created, default=None)
+        return self._callers[newest.hash] if newest else None
 
     def ending(self, sent: str) -> str:
         """How a key has ended that was valid once: `revoked` or `expired`; "" for one that never was."""

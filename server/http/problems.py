@@ -35,6 +35,8 @@ _STATUS_OF: dict[type[_Coded], int] = {
     server.QuotaUsed: 429,
     server.NotFound: 404,
     server.NoSuchObject: 404,
+    server.Conflict: 409,
+    server.SpaceUsed: 507,
     server.WrongMethod: 405,
     server.Unsupported: 400,
     server.Unstable: 503,

@@ -120,6 +120,11 @@ class Pool:
             if slot.retired and worker is not None and worker.idle:
                 await slot.unload(worker)
 
+    @property
+    def pending(self) -> int:
+        """Requests that wait for a model or are being answered by one."""
+        return sum(slot.pending for slot in self._slots.values())
+
     def models(self) -> list[Model]:
         """The models whose worker runs or is being started."""
         return [worker.model for worker in self._processes()]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from server.api.openai import answers, embeddings, models, prompts
+from server.api.openai.batches import routes as batches
+from server.api.openai.files import routes as files
 from server.api.openai.responses import answers as responses
 from server.api.openai.responses import counting, stored
 from server.routes import anthropic
@@ -65,4 +67,13 @@ ROUTES = [
         "end a response in the background",
     ),
     Route("GET", "/v1/responses/{id:[^/]+}/input_items", "infer", stored.input_items, "the input of a stored response"),
+    Route("POST", "/v1/files", "infer", files.upload, "keep a file for a batch, of 200 MiB at most, as a form"),
+    Route("GET", "/v1/files", "infer", files.files, "the files of this key"),
+    Route("GET", "/v1/files/{id:[^/]+}", "infer", files.file, "one of these files"),
+    Route("GET", "/v1/files/{id:[^/]+}/content", "infer", files.content, "its bytes"),
+    Route("DELETE", "/v1/files/{id:[^/]+}", "infer", files.delete, "remove it at once"),
+    Route("POST", "/v1/batches", "infer", batches.create, "answer the requests in a file while nobody else asks"),
+    Route("GET", "/v1/batches", "infer", batches.batches, "the batches of this key"),
+    Route("GET", "/v1/batches/{id:[^/]+}", "infer", batches.batch, "one of these batches: status, counts, results"),
+    Route("POST", "/v1/batches/{id:[^/]+}/cancel", "infer", batches.cancel, "end it; its results so far stay"),
 ]

@@ -144,7 +144,9 @@ def test_every_route_lets_in_whom_the_table_says(house: House, route: Route) -> 
 @pytest.mark.parametrize("route", ROUTES, ids=lambda route: f"{route.method}{route.path.split('{')[0]}")
 def test_a_model_that_is_not_on_a_keys_list_does_not_exist(house: House, route: Route) -> None:
     answer = house.ask("other", route)
-    if expected(route, "other") == "403":
+    if route.method == "POST" and route.path in ("/v1/files", "/v1/batches"):
+        assert answer.status == 400  # their requests name models, not they
+    elif expected(route, "other") == "403":
         assert answer.status == 403
     elif route[:2] in REFUSED:
         assert (answer.status, b"tiny" in answer.body) == (400, False)

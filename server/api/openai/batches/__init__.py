@@ -1,0 +1,1 @@
+"""OpenAI's batches: files of requests, worked off while nobody else asks."""

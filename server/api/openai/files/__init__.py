@@ -1,0 +1,1 @@
+"""OpenAI's files: what clients upload for batches, and the results of these."""
