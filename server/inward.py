@@ -9,7 +9,7 @@ import socket
 from aiohttp import web
 
 from server.access.gate import Gate
-from server.api.openai.batches.runner import Answered
+from server.api.openai.batches.runner import OwnAnswer
 
 
 class Inward:
@@ -19,7 +19,7 @@ class Inward:
         self._server = server
         self._gate = gate
 
-    async def ask(self, owner: str, path: str, body: bytes) -> Answered | None:
+    async def ask(self, owner: str, path: str, body: bytes) -> OwnAnswer | None:
         """The whole answer to a POST in the name of an owner; None where no key of the owner is valid any more.
 
         Cancelling closes the connection, which ends the work on the answer.
@@ -49,7 +49,7 @@ class Inward:
                 await writer.wait_closed()
 
 
-def _parsed(answer: bytes) -> Answered:
+def _parsed(answer: bytes) -> OwnAnswer:
     """An answer of known length: the daemon has no other where nothing is streamed. Raises ConnectionError."""
     head, separator, body = answer.partition(b"\r\n\r\n")
     status, *rows = head.decode("latin-1").split("\r\n")
@@ -57,4 +57,4 @@ def _parsed(answer: bytes) -> Answered:
     if not separator or len(parts) < 2 or not parts[1].isdigit():
         raise ConnectionError("the daemon closed the connection before it answered")
     pairs = (row.partition(":") for row in rows)
-    return Answered(int(parts[1]), {name.strip().lower(): value.strip() for name, _, value in pairs}, body)
+    return OwnAnswer(int(parts[1]), {name.strip().lower(): value.strip() for name, _, value in pairs}, body)

@@ -34,7 +34,7 @@ TRIES = 3
 BUSY = (429, 503)
 
 
-class Answered(NamedTuple):
+class OwnAnswer(NamedTuple):
     """An answer of the daemon to itself."""
 
     status: int
@@ -42,7 +42,7 @@ class Answered(NamedTuple):
     body: bytes
 
 
-Ask = Callable[[str, str, bytes], Awaitable[Answered | None]]
+Ask = Callable[[str, str, bytes], Awaitable[OwnAnswer | None]]
 """Asks in the name of an owner, at a path, with a body; None where no key of the owner is valid any more."""
 
 
