@@ -25,6 +25,7 @@ from server.library import Library
 from server.loaded.admission import Admission
 from server.loaded.estimate import Estimator, anonymous_bytes
 from server.loaded.slot import CRASHES_IN_A_ROW, Slot
+from server.loaded.tally import Tally
 from server.loaded.worker import STOPPING, Speed, Worker
 
 log = logging.getLogger("lm.pool")
@@ -54,6 +55,7 @@ class Pool:
         self._one_load_at_a_time = asyncio.Lock()
         self._stopping = False
         self._tasks: set[asyncio.Task[None]] = set()
+        self._tallies: dict[str, Tally] = {}  # by the model's name
         self._watch = asyncio.create_task(self._watch_workers())
 
     @asynccontextmanager
@@ -114,6 +116,8 @@ class Pool:
         if any(not model.blob_digest for model in models):
             return
         listed = {model.blob_digest for model in models}
+        names = {model.name for model in models} | {model.name for model in self.models()}
+        self._tallies = {name: tally for name, tally in self._tallies.items() if name in names}
         for digest, slot in list(self._slots.items()):
             slot.retired = digest not in listed
             worker = slot.usable
@@ -124,6 +128,10 @@ class Pool:
     def pending(self) -> int:
         """Requests that wait for a model or are being answered by one."""
         return sum(slot.pending for slot in self._slots.values())
+
+    def tallies(self) -> list[Tally]:
+        """The counters of each model that was loaded since the daemon started."""
+        return list(self._tallies.values())
 
     def models(self) -> list[Model]:
         """The models whose worker runs or is being started."""
@@ -236,7 +244,8 @@ class Pool:
         )
         slot.keep_alive = self._config.keep_alive
         output = log_file(self._config.logs, "worker")
-        slot.worker = worker = await Worker.start(model, load, need=placement.need, log_file=output)
+        tally = self._tallies.setdefault(model.name, Tally(model))
+        slot.worker = worker = await Worker.start(model, load, need=placement.need, log_file=output, tally=tally)
         worker.ready.add_done_callback(lambda _: self._admission.notify())
         worker.reader.add_done_callback(lambda _: self._ended(slot, worker))
         return worker

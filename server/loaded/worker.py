@@ -42,6 +42,7 @@ from runtime.messages import (
     Vectors,
 )
 from server.errors import BodyTooLarge, ChildError, Stopping
+from server.loaded.tally import Tally
 
 log = logging.getLogger("lm.worker")
 SILENT_SECONDS = 10.0
@@ -85,8 +86,9 @@ class Worker:
     the worker itself changes these.
     """
 
-    def __init__(self, model: Model, load: Load, child: Child, need: Need) -> None:
+    def __init__(self, model: Model, load: Load, child: Child, need: Need, tally: Tally) -> None:
         self.model = model
+        self.tally = tally
         self.context = load.cache_config.context
         self.need = need
         self.answered = self.crashed = False
@@ -107,11 +109,15 @@ class Worker:
         self.reader = asyncio.create_task(self._read(load))
 
     @classmethod
-    async def start(cls, model: Model, load: Load, *, need: Need, log_file: Path) -> Worker:
-        """Spawn the process, which then loads the model; `need` is the memory that it is predicted to take."""
+    async def start(cls, model: Model, load: Load, *, need: Need, log_file: Path, tally: Tally | None = None) -> Worker:
+        """Spawn the process, which then loads the model; `need` is the memory that it is predicted to take.
+
+        Its requests are counted in `tally`.
+        """
         child = await Child.spawn("runtime.worker", frames=FromWorker, log=log_file)
         log.info("worker %d starts for %s, context %d", child.pid, model.name, load.cache_config.context)
-        return cls(model, load, child, need)  # nothing is awaited in between: nobody can lose the process
+        # Nothing is awaited in between: nobody can lose the process.
+        return cls(model, load, child, need, tally or Tally(model))
 
     @property
     def pid(self) -> int:
@@ -174,25 +180,27 @@ class Worker:
         queue = self._open(submit.id)
         opened = self._opened  # a later request raises it: then this answer had the worker no longer to itself
         left = submit.count
-        try:
-            await self._send(submit)
-            while left:
-                frame = await self._next(queue)
-                if isinstance(frame, Finished):
-                    left -= 1
-                    alone = alone and opened == self._opened
-                    self._speed = Speed.of(frame) if alone else None
-                if not isinstance(frame, Answer):
-                    raise self._out_of_place(frame)
-                self.answered = self.answered or not isinstance(frame, Started)
-                yield frame
-        except ChildError:
-            left = 0
-            raise
-        finally:
-            del self._streams[submit.id]
-            if left and not self.dead:
-                self._later(Cancel(submit.id))
+        with self.tally.request() as counting:
+            try:
+                await self._send(submit)
+                while left:
+                    frame = await self._next(queue)
+                    counting.count(frame)
+                    if isinstance(frame, Finished):
+                        left -= 1
+                        alone = alone and opened == self._opened
+                        self._speed = Speed.of(frame) if alone else None
+                    if not isinstance(frame, Answer):
+                        raise self._out_of_place(frame)
+                    self.answered = self.answered or not isinstance(frame, Started)
+                    yield frame
+            except ChildError:
+                left = 0
+                raise
+            finally:
+                del self._streams[submit.id]
+                if left and not self.dead:
+                    self._later(Cancel(submit.id))
 
     async def tokenize(self, request: Tokenize) -> Tokens:
         """The token ids of a text, or of a request's prompt."""
@@ -206,6 +214,7 @@ class Worker:
         frame = await self._ask(request)
         if not isinstance(frame, Vectors):
             raise self._out_of_place(frame)
+        self.tally.read(frame.tokens)
         return frame
 
     async def stop(self, why: str = STOPPED) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from server.api.lm import advise, care, daemon, default, found, login, pulls
+from server.api.lm import advise, care, daemon, default, found, login, metrics, pulls
 from server.routes.route import Route
 
 ROUTES = [
@@ -51,6 +51,13 @@ ROUTES = [
         changes=True,
     ),
     Route("GET", "/health", "open", daemon.health, "status, versions, loaded models"),
+    Route(
+        "GET",
+        "/metrics",
+        "infer",
+        metrics.metrics,
+        "counters of each model for Prometheus: `lm_*`, and the same numbers as `vllm:*` and `llamacpp:*`",
+    ),
     Route("GET", "/v1/health", "open", daemon.health, "as `/health`"),
     Route("POST", "/lm/shutdown", "admin", daemon.shutdown, "end the daemon, from this machine only", changes=True),
 ]
