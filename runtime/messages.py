@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Self
 import msgspec
 from msgspec import Meta
 
+from quant.notes import MAX_TEMPLATE
 from runtime.conversation import Turn
 from runtime.defaults import CACHE_TYPE, CONTEXT, GAP, SEQUENCES
 from runtime.errors import EngineError
@@ -123,7 +124,7 @@ class Submit(msgspec.Struct, tag="submit", omit_defaults=True):
     described as in OpenAI's API; with `forced` it has to call one of these names. Calls keep the schemas of tools that
     are forced or `strict`. With `single` an answer ends after its first call. The template gets `variables`, and others
     that switch thinking on, off, or to an effort, as `think` says. Thinking ends after `think_tokens`, -1 for no limit.
-    The weights are changed by `adapters`.
+    The weights are changed by `adapters`. With `template`, one in Go's language, turns are rendered by that.
     A draft has at most `drafts` tokens, none where that is 0; -1 leaves it to the engine. The answer is expected to
     resemble `prediction`.
     """
@@ -149,6 +150,7 @@ class Submit(msgspec.Struct, tag="submit", omit_defaults=True):
     think: bool | str | None = None
     think_tokens: Annotated[int, Meta(ge=-1, le=MAX_INT)] = -1
     variables: dict[str, Any] = {}
+    template: Annotated[str, Meta(max_length=MAX_TEMPLATE)] = ""
     drafts: Annotated[int, Meta(ge=-1, le=MAX_INT)] = -1
     prediction: str = ""
     adapters: Annotated[list[Adapter], Meta(max_length=MAX_ADAPTERS)] = []

@@ -42,12 +42,6 @@ GONE = 499
 _PROBES = frozenset({"/", "/health", "/api/version"})
 # Routes of other servers that this one lacks: how their paths begin, their purpose, and a way around.
 _ABSENT = (
-    (
-        ("/api/create", "/api/blobs"),
-        "making a model by `create`",
-        "`lm pull` takes a folder, a GGUF file or `org/repo`",
-    ),
-    (("/api/copy",), "copying a model", "`lm list` shows the names that there are"),
     (("/api/me", "/api/signout", "/api/experimental"), "an account at ollama.com", "nothing here needs one"),
     (("/v1/messages/batches",), "a batch of messages", "send them one by one, several at once"),
     (("/v1/audio", "/v1/images"), "anything but text", "use `/v1/chat/completions`"),

@@ -30,6 +30,7 @@ from server.api.openai.batches.runner import BatchRunner
 from server.api.openai.batches.store import BATCHES
 from server.api.openai.files.store import FILES
 from server.config import VERSION, Config, host_variable
+from server.creates.create import Creates
 from server.errors import StartFailed
 from server.inward import Inward
 from server.library import Library
@@ -87,7 +88,8 @@ async def _listening(
     # Admission needs memory and processors only: the probe of the bandwidth is left out.
     pool = Pool(config, library, partial(detect, bandwidth=1.0), runtime)
     jobs = Jobs(config, library, pool.open_blobs, pool.retire, check=runtime.name == "llama")
-    services = Services(config, library, pool, jobs)
+    creates = Creates(config, library, pool.open_blobs, pool.retire, check=runtime.name == "llama")
+    services = Services(config, library, pool, jobs, creates)
     application = app.build(services, gate, stop.set)
     runner = web.AppRunner(
         application,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from aiohttp import web
 
 from server.config import Config
+from server.creates.create import Creates
 from server.library import Library
 from server.loaded.pool import Pool
 from server.pulls.jobs import Jobs
@@ -14,12 +15,13 @@ from server.pulls.jobs import Jobs
 
 @dataclass(frozen=True)
 class Services:
-    """Settings, models in the store, models in memory, and pulls."""
+    """Settings, models in the store, models in memory, pulls, and models that are made here."""
 
     config: Config
     library: Library
     pool: Pool
     jobs: Jobs
+    creates: Creates
 
 
 SERVICES = web.AppKey("services", Services)

@@ -57,7 +57,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("server.http", "server.children", "server.library", "server.logins"),
         ("server.access", "server.loaded", "server.doctor", "server.verify"),
         ("server.pulls",),
-        ("server.advice", "server.carrying"),
+        ("server.advice", "server.carrying", "server.creates"),
         ("server.services",),
         ("server.api",),
         ("server.api.ollama", "server.api.openai", "server.api.anthropic", "server.api.llama", "server.api.lm"),

@@ -46,6 +46,7 @@ class Model:
     - `adapters`: adapters that change its weights. One that `is_adapter` has no weights of its own: `blob` is then its
       adapter's file, and `own["adapter"]` says for which model it is.
     - `system`: instructions that a conversation begins with where it has none of its own. `licenses`: their texts.
+    - `template`: a chat template in Go's language, "" without one. `messages`: turns with which its chats begin.
     - `failure`: the reason why it cannot be used, None when it can. StoreDamaged: something is missing or wrong;
       StoreFailed: something cannot be read.
     """
@@ -63,6 +64,8 @@ class Model:
     is_adapter: bool = False
     system: str = ""
     licenses: tuple[str, ...] = ()
+    template: str = ""
+    messages: tuple[dict[str, str], ...] = ()
     failure: StoreDamaged | StoreFailed | None = None
 
     @property
@@ -75,6 +78,14 @@ class Model:
         """The notes that lm made when it brought the model in; empty where another program made it."""
         notes = self.config.get("lm")
         return notes if isinstance(notes, dict) else {}
+
+    @property
+    def own_template(self) -> str:
+        """The template, in Go's language, that comes before the one in its file; "" where that counts.
+
+        Its maker wrote it (`lm create`), or the file has none.
+        """
+        return self.template if self.own.get("template") in ("own", "only") else ""
 
     @property
     def base(self) -> str:
@@ -282,7 +293,7 @@ class Catalog:
     def _model(self, name: Name, data: bytes, contents: Manifest, modified: datetime) -> Model:
         shown, weights, params = name.display, contents.layer(manifest.MODEL), contents.layer(manifest.PARAMS)
         adapters = [layer for layer in contents.layers if layer.media_type == manifest.ADAPTER]
-        main = weights or next(iter(adapters), None)
+        main, turns = weights or next(iter(adapters), None), contents.layer(manifest.MESSAGES)
         if main is None:
             raise manifest.damaged(shown, "its manifest lists no weights")
         return Model(
@@ -299,6 +310,8 @@ class Catalog:
             is_adapter=weights is None,
             system="\n".join(self._texts(contents, manifest.SYSTEM, shown)),
             licenses=tuple(self._texts(contents, manifest.LICENSE, shown)),
+            template="\n".join(self._texts(contents, manifest.TEMPLATE, shown)),
+            messages=manifest.read_messages(self.blob(turns.digest), shown) if turns else (),
         )
 
     def _texts(self, contents: Manifest, kind: str, name: str) -> list[str]:

@@ -100,6 +100,12 @@ def link(source: int, target: Path) -> None:
             os.close(folder)
 
 
+def link_path(path: Path, target: Path) -> None:
+    """Give the file at `path` the further name `target`. Raises OSError."""
+    with _step("link", target):
+        os.link(path, target, follow_symlinks=False)
+
+
 def unlink(path: Path) -> None:
     """Remove a file, which may be gone already. Raises OSError."""
     with _step("unlink", path):

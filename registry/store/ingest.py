@@ -12,6 +12,8 @@ from registry.store.partial import DATA, Journal, read_journal, resumable
 COMMITTED = "committed"  # in an ingest folder: the digest under which its data is about to lie among the blobs
 DETACHED = "detached"  # in an ingest folder: the wishes of a pull that goes on whoever looks on
 OWNERS = "owners"  # in an ingest folder: the owners of the keys that asked for the pull
+# The beginning of a folder's name whose file nobody goes on with: it goes when the store is opened the next time.
+NEW = "new-"
 _LONGEST = 1 << 16
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import stat
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from registry import digest
 from registry.errors import DigestMismatch, StoreDamaged
@@ -39,6 +42,12 @@ class Staged:
     def text(cls, text: str, media_type: str) -> Staged:
         """A text: instructions, a licence."""
         data = text.encode()
+        return cls(Layer(media_type, digest.of(data), len(data)), data)
+
+    @classmethod
+    def messages(cls, messages: Sequence[Mapping[str, str]], media_type: str) -> Staged:
+        """A list of messages as JSON."""
+        data = msgspec.json.encode(messages)
         return cls(Layer(media_type, digest.of(data), len(data)), data)
 
     def settle(self, folder: Path) -> Path:

@@ -24,6 +24,7 @@ ADAPTER = "application/vnd.ollama.image.adapter"
 SYSTEM = "application/vnd.ollama.image.system"
 TEMPLATE = "application/vnd.ollama.image.template"
 LICENSE = "application/vnd.ollama.image.license"
+MESSAGES = "application/vnd.ollama.image.messages"
 OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 
 # A registry must expect manifests of 4 MB (OCI distribution specification); a config blob of ours is some kilobytes.
@@ -38,6 +39,13 @@ class Layer(msgspec.Struct, frozen=True, rename="camel"):
     media_type: str
     digest: str
     size: int
+
+
+class _Message(msgspec.Struct):
+    """A turn with which the chats of a model begin."""
+
+    role: str
+    content: str = ""
 
 
 class Manifest(msgspec.Struct, frozen=True, rename="camel"):
@@ -104,6 +112,15 @@ def read_object(path: Path, name: str) -> dict[str, Any]:
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise damaged(name, f"its blob `{path.name[:19]}` is not readable ({error})") from None
     return found
+
+
+def read_messages(path: Path, name: str) -> tuple[dict[str, str], ...]:
+    """The messages in a small blob: objects with `role` and `content`. Raises StoreDamaged, StoreFailed."""
+    try:
+        found = msgspec.json.decode(_read(path, LONGEST_CONFIG, name), type=list[_Message])
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise damaged(name, f"its blob `{path.name[:19]}` is not readable ({error})") from None
+    return tuple({"role": each.role, "content": each.content} for each in found)
 
 
 def read_text(path: Path, name: str) -> str:

@@ -1,8 +1,9 @@
 """The meaning of a bare name where several variants of a model are here: one rule, and a sentence that says why.
 
-The variant that the user pinned (`lm default`) comes first, then the variant that the last pull without a level chose.
-Without these it is the tag `latest`, for models of Ollama's; else the variant nearest in size to the automatic level,
-as far as a pull noted that size; else the variant that came first. So trying one more level never changes the meaning.
+The variant that the user pinned (`lm default`) comes first, then the tag `latest`, as models of registries and models
+that are made here have it. The variant that the last pull without a level chose is next. Without these it is the
+variant nearest in size to the automatic level, as far as a pull noted that size; else the variant that came first. So
+trying one more level never changes the meaning.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import NamedTuple
 
-from registry.names import LATEST, OLLAMA, Name
+from registry.names import LATEST, Name
 
 
 class LevelHere(NamedTuple):
@@ -44,20 +45,20 @@ class Meaning:
 
 def decide(bare: Name, variants: Sequence[LevelHere], pinned: str, chosen: str) -> Meaning:
     """The meaning of `bare` among `variants`, at least one; `pinned` and `chosen` are tags, "" for none."""
-    tag, reason = _decide(bare.host, {each.tag: each for each in variants}, pinned, chosen)
+    tag, reason = _decide({each.tag: each for each in variants}, pinned, chosen)
     others = tuple(bare.tagged(each.tag).display for each in variants if each.tag != tag)
     return Meaning(bare, bare.tagged(tag), reason, others)
 
 
-def _decide(host: str, variants: dict[str, LevelHere], pinned: str, chosen: str) -> tuple[str, str]:
+def _decide(variants: dict[str, LevelHere], pinned: str, chosen: str) -> tuple[str, str]:
     if len(variants) == 1:
         return next(iter(variants)), "it is the only level here"
     if pinned in variants:
         return pinned, "`lm default` says so"
+    if LATEST in variants:
+        return LATEST, "it is tagged `latest`"
     if chosen in variants:
         return chosen, "it is the level that was chosen automatically"
-    if host == OLLAMA and LATEST in variants:
-        return LATEST, "it is tagged `latest`"
     by_age = sorted(variants.values(), key=lambda each: (each.modified, each.tag))
     aims = [each.automatic_bytes for each in by_age if each.automatic_bytes > 0]
     if aims:

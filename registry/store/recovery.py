@@ -10,7 +10,7 @@ from pathlib import Path
 from registry.errors import StoreDamaged, StoreFailed
 from registry.store import fsops, garbage, reading, uploads
 from registry.store.catalog import Catalog
-from registry.store.ingest import COMMITTED
+from registry.store.ingest import COMMITTED, NEW
 from registry.store.partial import DATA, resumable
 
 log = logging.getLogger("lm.store")
@@ -22,7 +22,7 @@ def clear_away(catalog: Catalog, root: Path, ingests: Path) -> None:
     for name in reading.entries(ingests):
         try:
             restore(catalog, ingests / name)
-            if not resumable(ingests / name):
+            if name.startswith(NEW) or not resumable(ingests / name):
                 log.info("what a pull left before it was journalled is removed")
                 fsops.remove_tree(ingests / name)
         except (StoreDamaged, StoreFailed) as error:

@@ -35,8 +35,9 @@ from registry.names import Name, Reference
 from registry.store import fsops, garbage, manifest, notes, owner, reading, recovery
 from registry.store.catalog import Catalog, Model
 from registry.store.fsops import plainly
-from registry.store.ingest import DETACHED, OWNERS, Ingest, settle
+from registry.store.ingest import DETACHED, NEW, OWNERS, Ingest, settle
 from registry.store.layers import Staged
+from registry.store.leases import Leases
 from registry.store.manifest import Manifest
 from registry.store.meaning import Meaning
 from registry.store.partial import read_journal, resumable
@@ -56,6 +57,7 @@ class Store:
         self._changing = threading.RLock()
         self._busy: set[Path] = set()
         self._held: Counter[str] = Counter()
+        self.leases = Leases()
 
     @classmethod
     def open(cls, root: Path) -> Store:
@@ -154,18 +156,18 @@ class Store:
         with plainly(self.root):
             return shutil.disk_usage(self.root).free
 
-    def begin(self, title: str) -> Ingest:
-        """The ingest in which the file of `title` is made; one that was paused is resumed.
+    def begin(self, title: str, *, new: bool = False) -> Ingest:
+        """The ingest in which the file of `title` is made; one that was paused is resumed, unless it is `new`.
 
         Does not check that the disk has room, because the size is not known yet; `runtime/machine/choosing.py` does.
         Raises StoreFailed (also when `title` is being made already), DiskFull.
         """
-        ingest = Ingest(title, self._folder(title))
+        ingest = Ingest(title, self._folder(title, NEW if new else ""))
         with self._changing, plainly(self.root):
             if ingest.folder in self._busy:
                 raise StoreFailed(f"`{title}` is being made already", "wait until that has ended")
             recovery.restore(self._catalog, ingest.folder)
-            if not ingest.journal:
+            if new or not ingest.journal:
                 fsops.remove_tree(ingest.folder)
                 fsops.mkdir(ingest.folder)
                 fsops.fsync_dir(self._ingests)
@@ -206,7 +208,7 @@ class Store:
 
     def partials(self) -> list[Ingest]:
         """The ingests that can be resumed, running ones included. Raises StoreFailed."""
-        folders = [self._ingests / name for name in reading.entries(self._ingests)]
+        folders = [self._ingests / name for name in reading.entries(self._ingests) if not name.startswith(NEW)]
         found = [(folder, read_journal(folder)) for folder in folders if resumable(folder)]
         return [Ingest(journal.facts.title, folder) for folder, journal in found if journal]
 
@@ -276,6 +278,38 @@ class Store:
             with self._changing:
                 self._held -= held
 
+    def contents(self, model: Model) -> Manifest:
+        """The layers of a model. Raises StoreDamaged, StoreFailed."""
+        return manifest.parse(self._manifest(model), model.name)
+
+    def copy(self, model: Model, name: Name) -> Model:
+        """Give a model a further name, replacing what had that name; its blobs are shared. Raises as `adopt`."""
+        with self._changing:
+            return self.adopt(self.begin(f"copy {name.display}", new=True), self._manifest(model), [], name)
+
+    def _manifest(self, model: Model) -> bytes:
+        return manifest.read(self._catalog.manifest_path(model.key), model.name)
+
+    def blob(self, digest: str) -> Path | None:
+        """The path of the blob of this digest, which then stays for an hour; None where it is not here.
+
+        Raises StoreDamaged for a text that is no digest, StoreFailed.
+        """
+        with self._changing:
+            if reading.status(path := self._catalog.blob(digest)) is None:
+                return None
+            self.leases.take(digest)
+            return path
+
+    def keep(self, path: Path, digest: str) -> None:
+        """Make a blob of a synced file below `ingest` with this digest; a lease keeps it. Raises DiskFull,
+        StoreFailed."""
+        with self._changing, plainly(self.root):
+            self.leases.take(digest)
+            fsops.seal(path)
+            fsops.rename(path, self._catalog.blob(digest))
+            fsops.fsync_dir(self._catalog.blobs)
+
     def choose(self, model: Model) -> None:
         """Note that this variant was chosen automatically. A note that cannot be written costs no more than itself."""
         with self._changing:
@@ -310,15 +344,15 @@ class Store:
         Removes nothing while a manifest or a folder of manifests is unreadable. Raises StoreFailed.
         """
         with self._changing, plainly(self.root):
-            return garbage.collect(self._catalog, {*in_use, *self._held})
+            return garbage.collect(self._catalog, {*in_use, *self._held, *self.leases.held()})
 
     def unlisted(self, in_use: Collection[str]) -> dict[str, int]:
         """The blobs that `collect` would remove, with their bytes. Raises StoreDamaged, StoreFailed."""
         with self._changing, plainly(self.root):
-            return garbage.unlisted(self._catalog, {*in_use, *self._held})
+            return garbage.unlisted(self._catalog, {*in_use, *self._held, *self.leases.held()})
 
-    def _folder(self, title: str) -> Path:
-        return self._ingests / hashlib.sha256(title.encode()).hexdigest()[:16]
+    def _folder(self, title: str, kind: str = "") -> Path:
+        return self._ingests / f"{kind}{hashlib.sha256(title.encode()).hexdigest()[:16]}"
 
     def _publish(self, name: Name, files: list[tuple[Path, Staged]], data: bytes, chosen: bool) -> Model:
         """Move synced files among the blobs, then write the manifest `data`, which lists them."""

@@ -48,8 +48,7 @@ class Intake:
         if (request.turns is None) == (request.prompt is None):
             raise BadRequest("a request has either turns or a prompt")
         prompt = self._prompter.prompt(request)
-        more_stops = self._prompter.template.stops if request.turns is not None else ()
-        stops = Stops([*request.limits.stop, *more_stops])
+        stops = Stops([*request.limits.stop, *self._prompter.stops(request)])
         sessions = [
             Session(request, index, prompt, stops, held)
             for index, held in enumerate(self._held(request, prompt) for _ in range(request.count))

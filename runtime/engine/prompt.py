@@ -46,6 +46,8 @@ class Prompt(NamedTuple):
     schemas: Mapping[str, Any] = {}
 
 
+# Templates of requests that are kept.
+_WRITTEN = 8
 # A call that a request demands, of any model: a JSON object that a grammar holds it to.
 FORCED = (CallForm(JsonCall("name", "arguments")),)
 
@@ -60,15 +62,18 @@ class Prompter:
         self._context = context
         self._bos = model.vocabulary.special_text("bos")
         self.template = self._made(model.chat_template)
+        self._written: dict[str, ChatTemplate] = {}
         if self.template.fault:
             sys.stderr.write(f"{model.path.name}: {self.template.remark}\n")
             sys.stderr.flush()
 
-    def _made(self, source: str | None) -> ChatTemplate:
-        vocabulary = self._vocabulary
-        return ChatTemplate(
-            source, bos=self._bos, eos=vocabulary.special_text("eos"), control=vocabulary.control_texts()
-        )
+    def _made(self, source: str | None, *, go: bool = False) -> ChatTemplate:
+        eos, control = self._vocabulary.special_text("eos"), self._vocabulary.control_texts()
+        return ChatTemplate(source, bos=self._bos, eos=eos, control=control, go=go)
+
+    def stops(self, request: m.Submit) -> tuple[str, ...]:
+        """Strings that end a turn where no control token does; none for a prompt that is no conversation."""
+        return () if request.turns is None else self._template_of(request).stops
 
     @cached_property
     def _tool_template(self) -> ChatTemplate:
@@ -108,14 +113,19 @@ class Prompter:
 
     def chat(self, turns: Sequence[Turn], variables: Mapping[str, Any] | None = None) -> array[int]:
         """The tokens of a conversation as the chat template renders it, however many; BadRequest for no turns."""
-        return self._ids(self._parts(turns, variables))
+        return self._ids(self._parts(m.Submit(0), turns, variables))
 
     def _parts(
-        self, turns: Sequence[Turn], variables: Mapping[str, Any] | None, *, answering: bool = True
+        self,
+        request: m.Submit,
+        turns: Sequence[Turn],
+        variables: Mapping[str, Any] | None,
+        *,
+        answering: bool = True,
     ) -> list[PromptPart]:
         if not turns:
             raise BadRequest("`messages` is empty", "send at least one message", "messages")
-        template = self._tool_template if "tools" in (variables or {}) else self.template
+        template = self._template_of(request, tools="tools" in (variables or {}))
         called = any(turn.calls or turn.role == "tool" for turn in turns)
         try:
             messages = messages_of(turns, template.answers if called else None)
@@ -127,6 +137,11 @@ class Prompter:
     def _filled(self, request: m.Submit, infill: Infill, limit: int) -> Prompt:
         if not isinstance(request.prompt, str):
             raise BadRequest("a text with a hole is no token ids", "send texts")
+        if request.template and (template := self._template_of(request)).fills:
+            ids = self._ids(template.fill(request.prompt, infill.suffix))
+            if len(ids) > limit:
+                raise self._too_long(len(ids))
+            return Prompt(ids)
         whole, room = limit << 2, 0
         if infill.files is not None:
             wanted = max(0, request.limits.max_tokens)
@@ -173,7 +188,7 @@ class Prompter:
         if request.turns is None or request.earlier:
             ids = self.prompt(request, limit).ids
             return ids, b"".join(map(self._vocabulary.marked_piece, ids)).decode(errors="replace")
-        parts = self._parts(*self._told(request, request.turns))
+        parts = self._parts(request, *self._told(request, request.turns))
         return self._ids(parts), "".join(part.text for part in parts)
 
     def _told(self, request: m.Submit, turns: list[Turn]) -> tuple[list[Turn], dict[str, Any]]:
@@ -200,14 +215,14 @@ class Prompter:
 
     def _chat(self, request: m.Submit, turns: list[Turn], limit: int) -> Prompt:
         turns, variables = self._told(request, turns)
-        parts = self._parts(turns, variables)
+        parts = self._parts(request, turns, variables)
         prompt = self._formed(request, parts)
         ids = self._ids(parts)
         if request.earlier:
             continued = self._continued(request, self._checked(request.earlier), ids, limit)
             return prompt._replace(ids=continued.ids, dropped=continued.dropped)
         if len(ids) <= limit:
-            return prompt._replace(ids=ids, stable=self._stable(turns, ids, variables))
+            return prompt._replace(ids=ids, stable=self._stable(request, turns, ids, variables))
         if not request.truncate:
             raise self._too_long(len(ids))
         return self._shortened(request, prompt, turns, variables, len(ids))
@@ -240,7 +255,7 @@ class Prompter:
         while low < high:
             middle = (low + high) // 2
             rest = [turn for turn in turns[starts[middle] :] if turn.role != "system"]
-            shorter = self.chat(system + rest, variables)
+            shorter = self._ids(self._parts(request, system + rest, variables))
             if len(shorter) <= keep:
                 best, high = prompt._replace(ids=shorter, dropped=length - len(shorter)), middle
                 shortened = system + rest
@@ -248,7 +263,7 @@ class Prompter:
                 low = middle + 1
         if best is None:
             raise self._too_long(length)
-        return best._replace(stable=self._stable(shortened, best.ids, variables))
+        return best._replace(stable=self._stable(request, shortened, best.ids, variables))
 
     def _continued(self, request: m.Submit, earlier: array[int], ids: array[int], limit: int) -> Prompt:
         """The tokens of an `earlier` conversation with `ids` behind them; BOS stands in front only.
@@ -273,8 +288,21 @@ class Prompter:
                 break
         return ids[:0], ids
 
-    def _template_of(self, request: m.Submit) -> ChatTemplate:
-        return self._tool_template if request.tools else self.template
+    def _template_of(self, request: m.Submit, *, tools: bool | None = None) -> ChatTemplate:
+        """The template of a request: its own, or the model's, of which some have one for `tools`.
+
+        None for `tools` goes by the request. Raises BadRequest for a template that cannot be read.
+        """
+        if not request.template:
+            return self._tool_template if (request.tools if tools is None else tools) else self.template
+        template = self._written.pop(request.template, None) or self._made(request.template, go=True)
+        if template.fault:
+            message = f"the chat template cannot be read: {template.fault}"
+            raise BadRequest(message, "correct it, or leave it out", "template")
+        self._written[request.template] = template  # at the end: the first one was used longest ago
+        while len(self._written) > _WRITTEN:
+            self._written.pop(next(iter(self._written), ""), None)
+        return template
 
     def _checked_template(self, request: m.Submit) -> ChatTemplate:
         """The template of a request; raises BadRequest for tools, or thinking, that it does not know."""
@@ -285,11 +313,11 @@ class Prompter:
             raise BadRequest("this model's chat template does not support thinking", "leave out `think`")
         return template
 
-    def _stable(self, turns: list[Turn], ids: array[int], variables: Mapping[str, Any]) -> int:
+    def _stable(self, request: m.Submit, turns: list[Turn], ids: array[int], variables: Mapping[str, Any]) -> int:
         """`Prompt.stable` of `ids`: how many of them come before the template asks for the answer."""
         if not self._model.recurrent or turns[-1].role == "assistant":
             return 0
-        return common_prefix(self._ids(self._parts(turns, variables, answering=False)), ids)
+        return common_prefix(self._ids(self._parts(request, turns, variables, answering=False)), ids)
 
     def _room(self, request: m.Submit) -> int:
         """Tokens that a prompt may have after it was cut: an eighth of the context or less is left for the answer."""

@@ -1,6 +1,7 @@
 """A model's own chat template, rendered in a sandbox, with the user's text told apart from the template's.
 
-Templates are written for Hugging Face's `apply_chat_template` (`runtime/text/sandbox.py`). Three things are added:
+Templates are written for Hugging Face's `apply_chat_template` (`runtime/text/sandbox.py`), or in Go's language as
+Modelfiles have them (`runtime/text/gotemplate/`). Three things are added:
 
 - Resources: a deadline and a limit on the output.
 - Control tokens: where a message spells one (`<|im_end|>`), it is put between two marker characters before rendering.
@@ -29,6 +30,9 @@ from quant.notes import MAX_TEMPLATE
 from runtime.answers.learning import Learned, learn
 from runtime.answers.parser import AnswerForm
 from runtime.errors import BadRequest
+from runtime.text.gotemplate import chat as gotemplate
+from runtime.text.gotemplate.chat import GoTemplate
+from runtime.text.gotemplate.nodes import GoTemplateError
 from runtime.text.sandbox import Overdue, deadline, environment
 from runtime.text.shapes import Content, Message, Shape, shapes
 from runtime.text.talk import tool_variables
@@ -51,6 +55,7 @@ PLAIN = (
 )
 # No template without one of these has thinking, of earlier answers or of the next (`runtime/answers/probing.py`).
 _THINKS = re.compile("think|reason|analysis", re.IGNORECASE)
+_FAILURES = (TemplateError, GoTemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
 PLAIN_STOPS = ("\nUser:", "\nAssistant:", "\nSystem:")
 
 
@@ -79,22 +84,38 @@ def fault_of(source: str) -> str:
     return ""
 
 
+def _in_go(source: str, *, sure: bool) -> GoTemplate | None:
+    """The template in Go's language, None where it is none, or not for conversations and nobody is `sure`."""
+    try:
+        found = GoTemplate(source)
+    except GoTemplateError:
+        return None
+    return found if sure or {"messages", "prompt", "system"} & found.fields else None
+
+
 class ChatTemplate:
     """One model's chat template. `stops` are strings that end a turn where no control token does."""
 
-    def __init__(self, source: str | None, *, bos: str = "", eos: str = "", control: Iterable[str] = ()) -> None:
-        """`control` are the texts of control tokens. A `source` that is no Jinja template counts as none, and
-        `fault` says why."""
+    def __init__(
+        self, source: str | None, *, bos: str = "", eos: str = "", control: Iterable[str] = (), go: bool = False
+    ) -> None:
+        """`control` are the texts of control tokens. A `source` that is no template counts as none, and `fault` says
+        why. It is Jinja, or one of Go's with `go`, or where only that can be read."""
         texts = sorted(set(control), key=len, reverse=True)
         self._control = re.compile("|".join(map(re.escape, texts))) if texts else None
         self._tokens = {"bos_token": bos, "eos_token": eos}
         self.stops: tuple[str, ...] = ()
-        self.fault = fault_of(source) if source is not None else ""
-        if source is None or self.fault:
+        self.fault = fault_of(source) if source is not None and not go else ""
+        written = _in_go(source, sure=go) if source is not None and (go or self.fault) else None
+        if written is not None:
+            self.fault = ""
+        elif source is None or self.fault or go:
+            self.fault = self.fault or (gotemplate.fault_of(source or "") if go else "")
             source = CHATML if "<|im_start|>" in texts else PLAIN
             self.stops = PLAIN_STOPS if source is PLAIN else ()
+        assert source is not None
         self._source = source
-        self._template = environment().from_string(source)
+        self._template = written or environment().from_string(source)
         self._shapes: dict[tuple[str, ...], Shape] = {}
         self._bare = True  # whether the template takes the absence of tools as None, as transformers gives it
         self._contents: tuple[Content, ...] = ("text",)
@@ -124,6 +145,19 @@ class ChatTemplate:
         shape = self._shape_with_calls(messages, extra or {}) if _has_calls(messages) else self._shape(_roles(messages))
         text = self._run(shape.of(messages), extra or {}, answering) + prefill
         return list(_parts(text))
+
+    @property
+    def fills(self) -> bool:
+        """Whether it writes the prompt for the text between two others."""
+        return isinstance(self._template, GoTemplate) and "suffix" in self._template.fields
+
+    def fill(self, before: str, after: str) -> list[PromptPart]:
+        """The prompt for the text between two others, of a template that `fills`. Raises BadRequest."""
+        assert isinstance(self._template, GoTemplate)
+        try:
+            return list(_parts(self._template.fill(self._marked(before), self._marked(after))))
+        except GoTemplateError as error:
+            raise BadRequest(f"the chat template refuses this: {error}", "correct the template") from None
 
     @cached_property
     def answers(self) -> Learned:
@@ -173,7 +207,7 @@ class ChatTemplate:
         except (RecursionError, MemoryError):
             why = "the model's chat template needs too much memory"
             refusal = _Refusal(BadRequest(why, "use a raw prompt"), final=True)
-        except (TemplateError, TypeError, ValueError, KeyError, IndexError, AttributeError, ArithmeticError) as error:
+        except _FAILURES as error:
             why = f"the model's chat template refuses these messages: {_sentence(error)}"
             told = BadRequest(why, "change their roles or order, or use a raw prompt")
             refusal = _Refusal(told, final=isinstance(error, SecurityError))
@@ -286,4 +320,6 @@ def _parts(text: str) -> Iterator[PromptPart]:
 def _sentence(error: Exception) -> str:
     if isinstance(error, TemplateError):
         return (error.message or type(error).__name__).strip().rstrip(".").splitlines()[0]
+    if isinstance(error, GoTemplateError):
+        return str(error)
     return f"{type(error).__name__}: {error}".rstrip(".").splitlines()[0]

@@ -55,8 +55,9 @@ _ENGINE_FLAGS = frozenset(
 )
 # Options that Ollama or llama.cpp has and we have not, with the value that asks for nothing.
 _NOTED = {"num_keep": 0, "penalize_newline": True, "tfs_z": 1.0, "samplers": None, "dry_sequence_breakers": None}
-_KNOWN = frozenset({*_TYPES, "num_ctx", "num_predict", "stop", "draft_num_predict"})
-_OTHERS = _ENGINE_NUMBERS | _ENGINE_FLAGS | GRAMMARS.keys() | _NOTED.keys()
+ENGINE = _ENGINE_NUMBERS | _ENGINE_FLAGS
+KNOWN = frozenset({*_TYPES, "num_ctx", "num_predict", "stop", "draft_num_predict"})
+_OTHERS = ENGINE | GRAMMARS.keys() | _NOTED.keys()
 _ANY_NUMBER = Range(-MAX_INT - 1, MAX_INT)
 _CONTEXT = Range(1, MAX_INT, whole=True)
 _PREDICT = Range(-MAX_INT - 1, MAX_INT, whole=True)
@@ -108,10 +109,10 @@ def check_options(given: Mapping[str, Any]) -> list[str]:
     """
     shown: list[str] = []
     for name, value in given.items():
-        if value is None or name in _KNOWN:
+        if value is None or name in KNOWN:
             continue
         if name not in _OTHERS:
-            shown.append(unknown(name, sorted(_KNOWN)) if len(shown) < 8 else "")
+            shown.append(unknown(name, sorted(KNOWN)) if len(shown) < 8 else "")
             continue
         if name in GRAMMARS and value:
             refuse_field(name)

@@ -229,10 +229,11 @@ def _own_context(model: Model) -> int | None:
 
 
 def with_instructions(model: Model, turns: list[Turn]) -> list[Turn]:
-    """The turns, after the model's own instructions where they begin with none."""
-    if not model.system or any(turn.role in ("system", "developer") for turn in turns):
-        return turns
-    return [Turn.of("system", model.system), *turns]
+    """The turns, after the model's own instructions where they have none, and its own first turns."""
+    first = [Turn.of(each["role"], each["content"]) for each in model.messages]
+    if any(turn.role in ("system", "developer") for turn in turns):
+        return [*turns[:1], *first, *turns[1:]] if turns[0].role in ("system", "developer") else [*first, *turns]
+    return [*([Turn.of("system", model.system)] if model.system else []), *first, *turns]
 
 
 async def require_roles(request: web.Request, model: Model, turns: Iterable[Turn]) -> None:

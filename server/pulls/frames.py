@@ -37,7 +37,7 @@ class PullTask(msgspec.Struct, tag="pull"):
     digests (`Planned.made_of`) of the variants that the store has already.
     `accept_unknown_keys`: go on where nobody knows a key of the model's configuration. `base` is the model that an
     adapter is for, "" unless the user named it. `sharing` says how a finished file of this machine may be taken over:
-    by a hard link, a reflink, or a copy alone.
+    by a hard link, a reflink, or a copy alone. `as_it_is`: whole weights in one GGUF file are not quantized.
     """
 
     model: ModelRequest
@@ -48,6 +48,7 @@ class PullTask(msgspec.Struct, tag="pull"):
     here: list[str] = []
     base: str = ""
     sharing: Literal["link", "reflink", "copy"] = "reflink"
+    as_it_is: bool = False
 
 
 class Note(msgspec.Struct, tag="note"):

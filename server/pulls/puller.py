@@ -38,6 +38,7 @@ from registry.store.partial import DATA, Adopted, Checkpoint, Partial, PullFacts
 from runtime.child import Parent
 from runtime.machine.choosing import Chooser, canonical, this_machine
 from runtime.machine.rule import DISK_MARGIN, Wish
+from runtime.text.gotemplate.chat import GoTemplate, fault_of
 from runtime.units import size_text
 from server.children.child_side import exit_now, run_task
 from server.pulls.adapting import TAG, AdapterPull, adapter_config, adapter_of, check_values
@@ -144,6 +145,7 @@ class _Attempt:
             own |= {"pre": self.task.pre} if self.task.pre else {}
             config = manifest_config(self.reference, self.source, plan, level, own)
             beside, tag = self.source.companions, self.reference.name.tag or level
+            self._take_template(config, plan)
             params, _ = settings(self.source, plan)
             return Done(
                 *(sha256, size, tag, config, params),
@@ -183,8 +185,18 @@ class _Attempt:
             self.send(Note(f"licence: {readable(title)[:100]}; `lm show` has its text"))
         if dropped:
             self.send(Note(f"settings of the registry that have no effect here: {', '.join(dropped)}"))
-        if beside.template and "tokenizer.chat_template" not in plan.metadata:
-            self.send(Note("its chat template is one of Go's, which is not rendered yet: a chat has no template"))
+
+    def _take_template(self, config: dict[str, Any], plan: ModelPlan) -> None:
+        """Note a registry's template in Go's language where the file has none of its own, and say so."""
+        source = self.source.companions.template
+        if not source or "tokenizer.chat_template" in plan.metadata:
+            return
+        if fault := fault_of(source):
+            self.send(Note(f"the registry's chat template is not rendered: {fault}"))
+            return
+        config["lm"]["template"] = "only"
+        more = [each for each in GoTemplate(source).capabilities if each not in config["capabilities"]]
+        config["capabilities"] = [*config["capabilities"], *more]
 
     def _open(self, network: Network) -> Source:
         """The source at the revision in the journal, or at its present one where that revision is gone."""
@@ -221,7 +233,7 @@ class _Attempt:
     def _as_published(self, plan: ModelPlan) -> ModelPlan:
         """The plan; with a level where its whole weights are to be taken as they are, because the tag names them."""
         only_file = not plan.level and len(plan.shards) == 1 and plan.shards[0].lower().endswith(".gguf")
-        if not (only_file and self.source.companions.as_published):
+        if not (only_file and (self.source.companions.as_published or self.task.as_it_is)):
             return plan
         types = Counter(tensor.dtype for tensor in plan.tensors for _ in range(tensor.layer is not None))
         return replace(plan, level=max(types, key=lambda name: (types[name], name), default="F32"))

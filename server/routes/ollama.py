@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from server.api.ollama import answers, embeddings, models, pushing
+from server.api.ollama import answers, blobs, creates, embeddings, models, pushing
 from server.routes.route import Route
 
 ROUTES = [
@@ -40,6 +40,32 @@ ROUTES = [
         "operator",
         models.delete,
         "remove a model, and end its pull; a bare name with several levels needs `all`; `partial` leaves the model",
+        changes=True,
+    ),
+    Route(
+        "POST",
+        "/api/create",
+        "operator",
+        creates.create,
+        "make a model of another one (`from`), of uploaded `files` or of a Modelfile's text (`modelfile`), with "
+        "`adapters`, `template`, `system`, `parameters`, `messages`, `license`, and at another level (`quantize`)",
+        changes=True,
+    ),
+    Route("POST", "/api/copy", "operator", creates.copy, "give a model a further name", changes=True),
+    Route(
+        "HEAD",
+        "/api/blobs/{digest:[^/]+}",
+        "operator",
+        blobs.has_blob,
+        "whether a file is here already, by its SHA-256",
+        changes=True,
+    ),
+    Route(
+        "POST",
+        "/api/blobs/{digest:[^/]+}",
+        "operator",
+        blobs.upload,
+        "send a file from which a model will be made; it stays for an hour",
         changes=True,
     ),
     Route(

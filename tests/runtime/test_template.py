@@ -125,7 +125,7 @@ BROKEN = {
     "loop": "{% for x in y %}",
     "end": "{% include 'x' %}{% endif %}",
     "filter": "{{ x | nosuch }}",
-    "go": "{{ if .System }}<|im_start|>system\n{{ .System }}<|im_end|>\n{{ end }}",
+    "go": "{{ if .System }}<|im_start|>system\n{{ .System }}<|im_end|>\n{{ fin }}",
     "long": "x" * (1 << 20) + "x",
 }
 

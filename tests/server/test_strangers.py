@@ -66,11 +66,16 @@ def test_an_id_of_no_token_is_said_and_does_no_harm(daemon: Daemon, original: Pa
     assert none[-1]["status"] == "success" and not any("none of the" in line["status"] for line in none)
 
 
-def test_a_template_in_another_language_costs_the_chat_alone(daemon: Daemon, original: Path, tmp_path: Path) -> None:
-    lines = pull(daemon, changed(original, tmp_path / "go", tokenizer__chat_template=GO))
+@pytest.mark.parametrize("broken", [False, True])
+def test_a_template_in_another_language_is_rendered_or_costs_the_chat_alone(
+    daemon: Daemon, original: Path, tmp_path: Path, broken: bool
+) -> None:
+    template = GO.replace("{{ end }}", "{{ fin }}") if broken else GO
+    lines = pull(daemon, changed(original, tmp_path / f"go-{broken}", tokenizer__chat_template=template))
     name = lines[-1]["name"]
     said = [line["status"] for line in lines if "chat template is broken" in line["status"]]
-    assert len(said) == 1 and said[0].endswith(("written in ChatML", "written in plain labels"))
+    assert len(said) == broken
+    assert all(each.endswith(("written in ChatML", "written in plain labels")) for each in said)
     for route, body in (
         ("/api/generate", {"prompt": "Once", "raw": True, "stream": False}),
         ("/v1/completions", {"prompt": "Once"}),

@@ -73,6 +73,7 @@ async def _prepared(request: web.Request, body: MessagesFields) -> tuple[Model, 
     submit = Submit(
         id=0,
         turns=_turns(model, body),
+        template=model.own_template,
         sampling=options.sampling(model.params, options.sampling_fields(body)),
         grammar=body.held_to,
         drafts=options.drafts(model.params, {"draft_num_predict": body.draft_num_predict}),

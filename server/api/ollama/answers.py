@@ -48,9 +48,9 @@ async def generate(request: web.Request) -> web.StreamResponse:
     name = body.given_name if body.prompt or body.suffix else body.model_name
     model, adapters = await resolve_adapted(request, name, body.adapters)
     body.model = body.given_name or model.name
-    refuse(template=body.template, images=body.images)
-    if body.raw and (body.system or body.earlier):
-        raise BadRequest("raw mode does not support system or context", "leave them out, or `raw`")
+    refuse(images=body.images)
+    if body.raw and (body.system or body.earlier or body.template):
+        raise BadRequest("raw mode does not support template, system, or context", "leave them out, or `raw`")
     submit = await _submit(request, model, body)
     submit.adapters = adapters
     writer = GenerateWriter(body, warning_of(request))
@@ -60,11 +60,13 @@ async def generate(request: web.Request) -> web.StreamResponse:
     if body.suffix:
         require(model, "insert")
         submit.prompt, submit.infill = body.prompt or "", Infill(body.suffix)
+        submit.template = body.template or model.own_template
     elif body.raw:
         submit.prompt, submit.parse_special = body.prompt, True
     else:
         system = [Turn.of("system", body.system)] if body.system else []
         submit.turns = with_instructions(model, [*system, Turn.of("user", body.prompt or "")])
+        submit.template = body.template or model.own_template
         submit.earlier, submit.give_ids = body.earlier or [], True
     return await respond(request, _generation(model, body, submit), writer)
 
@@ -87,6 +89,7 @@ async def chat(request: web.Request) -> web.StreamResponse:
         return await _load_only(request, model, body, writer)
     require(model, "completion")
     submit.turns = with_instructions(model, [message.turn() for message in body.messages])
+    submit.template = model.own_template
     await require_roles(request, model, submit.turns)
     return await respond(request, _generation(model, body, submit), writer)
 

@@ -30,7 +30,7 @@ from server.library import Library, capabilities
 from server.loaded.estimate import anonymous_bytes
 from server.loaded.worker import Worker
 from server.pulls.job import PullOptions
-from server.pulls.lines import note_line, with_digest
+from server.pulls.lines import note_line, success_line, with_digest
 from server.services import SERVICES
 
 _FOREVER = timedelta(days=365 * 100)
@@ -187,7 +187,10 @@ async def pull(request: web.Request) -> web.StreamResponse:
     body = await read(request, PullBody, OLLAMA)
     request[LOG_NOTE] = body.model_name
     services = request.app[SERVICES]
-    caller_of(request).require_listed(body.model_name, await services.library.meant(body.model_name))
+    here = await services.library.meant(body.model_name)
+    caller_of(request).require_listed(body.model_name, here)
+    if made := next((model for model in here if "parent" in model.own and not model.problem), None):
+        return await _made_here(request, made, body.stream is not False)
     found = await find_source(request, services, body.model_name, "pulling a folder")
     if body.limit_rate and not 1000 <= body.limit_rate <= 1e12:
         raise BadBody(f"`limit_rate` is {body.limit_rate:g} bytes/s", "send 1000 or more, or leave it out")
@@ -216,6 +219,17 @@ async def pull(request: web.Request) -> web.StreamResponse:
             if "error" in frame:
                 request[FAILED] = str(STATUS[frame["code"]])
         return await stream.end()
+
+
+async def _made_here(request: web.Request, model: Model, streams: bool) -> web.StreamResponse:
+    """The answer to a pull of a model that was made here: apps pull what they are about to use, to be sure of it."""
+    last = success_line(model.name, model.digest)
+    if not streams:
+        return answer(request, last)
+    stream = Stream(request, NDJSON)
+    await stream.send(note_line(f"`{model.name}` was made here; there is nothing to bring in"))
+    await stream.send(last)
+    return await stream.end()
 
 
 def _running(worker: Worker, stays: float | None, size: ModelSize) -> dict[str, Any]:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from quant.gguf.adapter import AdapterHeader
+from registry.modelfile import Command, written_as_far_as_possible
 from registry.store.catalog import Model
 from server.library import Facts, capabilities
 
 _PARAMETER_WIDTH = 30
+# Entries of a config that a Modelfile may set.
+_MARKS: tuple[Literal["renderer"], Literal["parser"], Literal["requires"]] = ("renderer", "parser", "requires")
 
 
 def details(model: Model) -> dict[str, Any]:
@@ -17,7 +20,7 @@ def details(model: Model) -> dict[str, Any]:
     config = model.config
     family = str(config.get("model_family") or "")
     return {
-        "parent_model": "",
+        "parent_model": str(model.own.get("parent") or ""),
         "format": str(config.get("model_format") or "gguf"),
         "family": family,
         "families": list(config.get("model_families") or [family]),
@@ -56,9 +59,9 @@ def description(model: Model, facts: Facts, verbose: bool) -> dict[str, Any]:
     if not verbose:
         info = {key: None if isinstance(value, list) else value for key, value in info.items()}
     return {
-        "modelfile": f"# made by lm\nFROM {model.name}\n",
+        "modelfile": _modelfile(model),
         "parameters": _parameters(model.params),
-        "template": _template(metadata, capabilities(model)),
+        "template": model.template or _template(metadata, capabilities(model)),
         "license": "\n\n".join(model.licenses) or str(metadata.get("general.license", "")),
         "system": model.system,
         "details": details(model),
@@ -72,7 +75,23 @@ def description(model: Model, facts: Facts, verbose: bool) -> dict[str, Any]:
         "digest": model.digest,
         "size": model.size,
         "lm": model.own,
+        **({"messages": list(model.messages)} if model.messages else {}),
+        **{key: value for key in _MARKS if (value := model.config.get(key))},
     }
+
+
+def _modelfile(model: Model) -> str:
+    """A Modelfile that makes the same model of this one. A licence needs no line: it comes with the model."""
+    commands = [Command("from", model.name)]
+    commands += [Command("template", model.own_template)] if model.own_template else []
+    commands += [Command("system", model.system)] if model.system else []
+    for name, values in model.params.items():
+        for value in values if isinstance(values, list) else [values]:
+            text = str(value).lower() if isinstance(value, bool) else str(value)
+            commands.append(Command("parameter", text, name))
+    commands += [Command("message", each["content"], each["role"]) for each in model.messages]
+    commands += [Command(key, str(value)) for key in _MARKS if (value := model.config.get(key))]
+    return f"# made by lm; `lm create NAME -f` this file makes the same model\n{written_as_far_as_possible(commands)}"
 
 
 def adapter_description(model: Model, header: AdapterHeader, able: list[str]) -> dict[str, Any]:

@@ -61,6 +61,7 @@ async def chat_submit(request: web.Request, body: Any) -> tuple[Model, Submit, T
     submit = _submit(model, body, most)
     submit.adapters = adapters
     submit.turns = with_instructions(model, [message.turn() for message in body.messages])
+    submit.template = model.own_template
     submit.logprobs = options.alternatives(bool(body.logprobs), body.top_logprobs)
     submit.prediction = body.prediction.text if body.prediction else ""
     tools = _add_tools(model, body, submit)

@@ -91,6 +91,7 @@ async def asked(request: web.Request, body: CountedFields) -> tuple[Model, Input
     choice = choose(body.tool_choice, tools)
     submit = Submit(id=0, turns=with_instructions(model, turns), truncate=body.cuts, adapters=adapters)
     submit.tools, submit.forced = choice
+    submit.template = model.own_template
     if submit.tools and not submit.forced:
         require(model, "tools")
     submit.single = body.parallel_tool_calls is False

@@ -1,0 +1,1 @@
+"""Templates in Go's language (`text/template`), as Modelfiles write them: read, and rendered within bounds."""

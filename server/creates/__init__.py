@@ -1,0 +1,1 @@
+"""Models made here: of a model, of uploaded files or of a folder, with settings and texts of their own."""

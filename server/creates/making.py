@@ -1,0 +1,118 @@
+"""A file of a new model, made by a puller of files that are here: taken as it is, converted, quantized, or an adapter.
+
+The puller reads a folder of this machine. Uploaded files are blobs of the store; they get names in such a folder, by
+hard links.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Mapping
+from pathlib import Path
+from typing import Any
+
+from quant.convert.gguf.naming import GgufName
+from registry.errors import BadName, ModelNotFound
+from registry.names import parse, word_of
+from registry.store import fsops
+from registry.store.fsops import plainly
+from registry.store.ingest import Ingest
+from registry.store.store import Store
+from runtime.messages import CacheConfig
+from server.children.child_log import log_file
+from server.children.daemon_side import task_process
+from server.config import Config
+from server.pulls.checking import check_file
+from server.pulls.frames import Done, FromPuller, ModelRequest, Planned, PullTask
+from server.pulls.lines import frame_line, note_line, phase_line
+from server.pulls.pull import NICE
+
+MOST_FILES = 2000
+_LONGEST_NAME = 200
+_FOLDER = "files"
+
+
+class Making:
+    """One file in the making. `lines`, then `done` and `ingest`; whoever calls it abandons the ingest."""
+
+    def __init__(self, config: Config, store: Store, title: str, *, check: bool) -> None:
+        """`title` is unique among what is made at a time. With `check`, llama.cpp tries the finished model."""
+        self._config, self._store, self._title, self._check = config, store, title, check
+        self.ingest: Ingest | None = None
+        self.done: Done | None = None
+
+    async def lines(
+        self, source: str | Mapping[str, str], level: str | None, *, base: str = ""
+    ) -> AsyncGenerator[dict[str, Any]]:
+        """Make the file of `source`: a path, or names and digests of blobs. Lines for the client as it goes on.
+
+        Without a `level` weights in a GGUF file stay as they are. `base` is the source of the model for which an
+        adapter is. Raises as the puller, BadName, ModelNotFound, DiskFull, StoreFailed.
+        """
+        self.ingest = ingest = await asyncio.to_thread(self._store.begin, self._title, new=True)
+        if not isinstance(source, str):
+            path, sharing = await asyncio.to_thread(self._named, ingest, source), True
+        else:
+            path, sharing = source, False
+        reference = parse(path if level is None else f"{path}:{level}")
+        task = PullTask(
+            model=ModelRequest(
+                source=reference.text,
+                hub=self._config.hub,
+                cache_folder=str(self._config.cache),
+                disk_free=await asyncio.to_thread(self._store.free_bytes),
+                cache_config=CacheConfig.wanted(self._config.context, self._config.sequences),
+            ),
+            folder=str(ingest.folder),
+            base=base,
+            sharing="link" if sharing else "reflink",
+            as_it_is=level is None,
+        )
+        purpose, log = f"made `{self._title}`", log_file(self._config.logs, "puller")
+        process = task_process("server.pulls.puller", task, frames=FromPuller, log=log, purpose=purpose, nice=NICE)
+        async with process as puller:
+            while self.done is None:
+                match await puller.receive():
+                    case Done() as done:
+                        self.done = done
+                    case Planned() as planned:
+                        yield frame_line(planned) | {"status": planned.reason or "planned"}
+                    case frame:
+                        yield frame_line(frame)
+        if self._check and not self.done.adapter:
+            yield phase_line("checking")
+            remarks: list[str] = []
+            inspector = log_file(self._config.logs, "inspector")
+            await check_file(ingest.data, str(self.done.config["file_type"]), inspector, remarks.append)
+            for remark in remarks:
+                yield note_line(remark)
+
+    def _named(self, ingest: Ingest, files: Mapping[str, str]) -> str:
+        """The path of a folder with these files, or of the only GGUF file in it. Links files."""
+        if len(files) > MOST_FILES:
+            raise BadName(f"{len(files):,} files, and {MOST_FILES:,} are allowed", "name those of one model")
+        folder = ingest.folder / _FOLDER
+        with plainly(self._store.root):
+            fsops.mkdir(folder)
+            for name, digest in files.items():
+                place = folder / _safe(name)
+                blob = self._store.blob(digest)
+                if blob is None:
+                    raise ModelNotFound(f"the file `{name}` was not uploaded", f"send it: POST /api/blobs/{digest}")
+                fsops.make_folders(folder, place.parent)
+                fsops.link_path(blob, place)
+        only = _safe(next(iter(files))) if len(files) == 1 else Path()
+        return str(folder / only)
+
+
+def _safe(name: str) -> Path:
+    """The path of an uploaded file below the folder: at most one folder deep, of plain words. Raises BadName."""
+    *folders, last = name.replace("\\", "/").split("/")
+    words = [word_of(word) for word in (*folders[-1:], last)]
+    if not all(words) or len(folders) > 1 or len(name) > _LONGEST_NAME or not name.isprintable():
+        raise BadName(
+            f"`{ascii(name[:80])[1:-1]}` is no name of a model's file", "send it as `NAME.gguf`, or as the hub has it"
+        )
+    if last.lower().endswith(".gguf") and GgufName.of(words[-1]) is None:
+        raise BadName(f"`{ascii(name[:80])[1:-1]}` is no name of a GGUF file", "send it as `NAME.gguf`")
+    return Path(*words)

@@ -1,0 +1,40 @@
+"""The wish for a model: the weights that it is made of, and settings and texts of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from registry.names import Name
+from registry.store.catalog import Model
+
+
+@dataclass(frozen=True)
+class CreateWish:
+    """A model to be made, `name`: of `model`, which is here, or of `path` on this machine, or of uploaded `files`.
+
+    `files` and `adapters` map names of files to digests of blobs in the store. `level` is the level to make, None for
+    the weights as they are. `template`, `system`: None leaves them to the model that it is made of, "" takes them away.
+    `parameters` are checked. `base_source` is the source of the model for which adapters are converted, "" unknown.
+    `marks` are entries of the config that change nothing here: renderer, parser, requires.
+    """
+
+    name: Name
+    model: Model | None = None
+    path: str = ""
+    files: Mapping[str, str] = field(default_factory=dict)
+    adapters: Mapping[str, str] = field(default_factory=dict)
+    level: str | None = None
+    template: str | None = None
+    system: str | None = None
+    licenses: Sequence[str] = ()
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    messages: Sequence[Mapping[str, str]] = ()
+    base_source: str = ""
+    marks: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def uploads(self) -> list[str]:
+        """The digests of all uploaded files."""
+        return [*self.files.values(), *self.adapters.values()]
