@@ -17,9 +17,9 @@ _LONGEST_SOCKET = 100
 # Who may do what: ask models; bring them in and remove them too; everything.
 Role = Literal["infer", "operator", "admin"]
 
-_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_DURATION = re.compile(r"(?:[0-9]{1,9}(?:\.[0-9]{1,9})?(?:ms|s|m|h|d))+")
-_PART = re.compile(r"([0-9.]+)(ms|s|m|h|d)")
+_UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_DURATION = re.compile(r"(?:[0-9]{1,9}(?:\.[0-9]{1,9})?(?:ns|us|µs|ms|s|m|h|d))+")
+_PART = re.compile(r"([0-9.]+)(ns|us|µs|ms|s|m|h|d)")
 _LONGEST_DURATION = 80  # characters
 _AGES = 1e9
 _LOOPBACK = re.compile(r"localhost|127(?:\.[0-9]{1,3}){3}|::1")

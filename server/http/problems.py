@@ -83,6 +83,7 @@ _LLAMA_TYPES = {
     404: "not_found_error",
     503: "unavailable_error",
 }
+_MISSING = re.compile(r"model `(.+)` is not here")
 _OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 _ANTHROPIC_TYPES = _OPENAI_TYPES | {413: "request_too_large", 504: "timeout_error", 529: "overloaded_error"}
 
@@ -127,7 +128,7 @@ class Problem:
         `request_id` is for the dialect that has it in the object.
         """
         if dialect == "ollama":
-            return {"error": self.message, "hint": self.hint, "code": self.code}
+            return {"error": self._as_ollama_says(), "hint": self.hint, "code": self.code}
         if dialect == "llama":
             return {"error": self._as_llama_server()}
         text, code, types = self.message, self.code, _OPENAI_TYPES
@@ -155,6 +156,14 @@ class Problem:
         text = f"the request ({length} tokens) exceeds the available context size ({most} tokens): {text}"
         sizes = {"n_prompt_tokens": length, "n_ctx": most}
         return {"code": status, "message": text, "type": "exceed_context_size_error"} | sizes
+
+    def _as_ollama_says(self) -> str:
+        """The message in the words that Ollama's clients look for: about a missing model, and a text without room."""
+        if self.code == runtime.PromptTooLong.code and self.field == "input":
+            return f"the input length exceeds the context length: {self.message}"
+        if self.code == registry.ModelNotFound.code and (match := _MISSING.fullmatch(self.message)):
+            return f'model "{match[1]}" not found, try pulling it first'
+        return self.message
 
 
 def _as_anthropic_says(message: str) -> str:

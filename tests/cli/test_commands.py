@@ -77,9 +77,9 @@ def test_every_command_has_help(lm: Cli) -> None:
         (["pull", "demo", "--level", "../x"], 2, "not a name"),
         (["stop"], 2, "--daemon"),
         (["stop", "tiny", "--daemon"], 2, "--daemon"),
-        (["show", "nothing"], 3, "`nothing`"),
-        (["rm", "nothing"], 3, "`nothing`"),
-        (["stop", "nothing"], 3, "`nothing`"),
+        (["show", "nothing"], 3, "nothing"),
+        (["rm", "nothing"], 3, "nothing"),
+        (["stop", "nothing"], 3, "nothing"),
         (["run", "./no/such/folder", "hi"], 3, "no/such/folder"),
     ],
 )
@@ -211,7 +211,7 @@ def test_stop_unloads(lm: Cli) -> None:
 def test_rm_removes_what_it_can(lm: Cli) -> None:
     done = lm("rm", "one", "nothing", "two")
     assert done.code == 3
-    assert "removed `one:F32`" in done.err and "removed `two:F32`" in done.err and "`nothing`" in done.err
+    assert "removed `one:F32`" in done.err and "removed `two:F32`" in done.err and '"nothing"' in done.err
     assert not {"one:F32", "two:F32"} & {row["name"] for row in json.loads(lm("list", "--json").out)}
 
 

@@ -102,7 +102,7 @@ def test_what_is_missing_is_said(daemon: Daemon, tmp_path: Path) -> None:
     assert ended.code == 1 and "Claude Code is not installed: there is no `claude` on PATH" in ended.err
     assert "https://code.claude.com/docs" in ended.err
     ended = launch(daemon, tmp_path, "codex", "--model", "nope", install="codex")
-    assert ended.code == 3 and "`nope` is not here" in ended.err
+    assert ended.code == 3 and 'model "nope" not found' in ended.err
     ended = launch(daemon, tmp_path, "codex", "--model", "plain", install="codex")
     assert ended.code == 1 and "`plain` knows no tools" in ended.err and f"`{NAME}` knows tools" in ended.err
     ended = launch(daemon, tmp_path, "emacs")

@@ -84,7 +84,7 @@ def test_stop_unloads_all_levels_of_a_name_and_several_names(lm: Cli, daemon: Da
     stopped = lm("stop", "tale", "other:F32", "nothing")
     assert stopped.code == 3
     assert "stopped `tale:F32`" in stopped.err and "stopped `tale:Q8_0`" in stopped.err
-    assert "`other:F32` was not loaded" in stopped.err and "`nothing` is not here" in stopped.err
+    assert "`other:F32` was not loaded" in stopped.err and 'model "nothing" not found' in stopped.err
     assert loaded(daemon) == {"other:Q4_0"}
     daemon.post("/api/generate", {"model": "tale:F32"})
     everything = lm("stop", "--all")

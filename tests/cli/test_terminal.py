@@ -127,7 +127,7 @@ def test_a_chat_is_kept_and_taken_up_again(home: Path) -> None:
             obeyed(
                 terminal,
                 [
-                    ("/load nothing", "Error: model `nothing` is not here"),
+                    ("/load nothing", 'Error: model "nothing" not found, try pulling it first'),
                     ("/load mine", "`mine` goes on with `tiny`, 2 messages"),
                     ("/show system", "Be brief"),
                     ("/load tiny", "`tiny` is loaded; the conversation begins anew"),
@@ -240,7 +240,7 @@ def test_a_folder_with_a_colon_in_its_name(puller: Cli, tmp_path: Path) -> None:
 def test_an_error_on_a_terminal_is_coloured(home: Path) -> None:
     with Daemon(home), Terminal(Cli.at(home), "show", "nothing") as terminal:
         assert terminal.end() == 3
-    assert "Error: model `nothing` is not here\nhint: " in terminal.text
+    assert 'Error: model "nothing" not found, try pulling it first\nhint: ' in terminal.text
     assert b"\x1b[1;31mError" in terminal.raw
 
 

@@ -107,7 +107,7 @@ def test_a_field_and_the_adapters_own_name_give_the_same_answer_in_both_dialects
 
 
 BAD: list[tuple[dict[str, Any], int, str]] = [
-    ({"adapters": ["org/none"]}, 404, "is not here"),
+    ({"adapters": ["org/none"]}, 404, "org/none"),
     ({"adapters": ["org/demo"]}, 400, "is a model, and no adapter"),
     ({"adapters": [{"name": "org/good", "scale": 1e9}]}, 400, "scale of `org/good`"),
     ({"adapters": ["org/good"] * 17}, 400, "17 adapters would change"),

@@ -74,6 +74,15 @@ def test_anthropics_types_follow_its_own_statuses() -> None:
         assert told(busy("")) == (529, "overloaded_error")
 
 
+def test_ollamas_clients_find_the_words_that_they_look_for() -> None:
+    missing = Problem.of(
+        registry.errors.ModelNotFound("model `qwen3:8b` is not here", "`lm pull qwen3:8b` brings it in")
+    )
+    assert missing.body("ollama")["error"] == 'model "qwen3:8b" not found, try pulling it first'
+    long = Problem.of(runtime.errors.PromptTooLong("9 tokens, 8 fit", "", "input"))
+    assert "input length exceeds the context length" in long.body("ollama")["error"]
+
+
 def test_a_full_queue_says_when_to_come_back() -> None:
     problem = Problem.of(runtime.errors.QueueFull("full"))
     assert (problem.status("ollama"), problem.status("openai")) == (503, 429)

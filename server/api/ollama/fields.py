@@ -16,6 +16,7 @@ OLLAMA = KnownFields(
         (
             "context",
             "dimensions",
+            "height",
             "input",
             "insecure",
             "logprobs",
@@ -27,6 +28,7 @@ OLLAMA = KnownFields(
             "raw",
             "reasoning_effort",
             "shift",
+            "steps",
             "stream",
             "system",
             "think",
@@ -34,6 +36,7 @@ OLLAMA = KnownFields(
             "truncate",
             "username",
             "verbose",
+            "width",
             "_debug_render_only",
         )
     ),
