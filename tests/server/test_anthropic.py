@@ -357,3 +357,10 @@ def test_names_that_programs_ask_for_mean_a_model_that_is_here(tmp_path: Any) ->
         assert missing.status == 404 and "means `nope` by LM_MODEL_ALIASES" in missing.json["error"]["message"]
         hint = daemon.post("/api/show", {"model": "gpt-9"}).json["hint"]
         assert hint.startswith("LM_MODEL_ALIASES=gpt-*=NAME")
+
+
+def test_a_body_without_a_model_means_the_only_one(tmp_path: Any) -> None:
+    put_model(tmp_path)
+    with Daemon(tmp_path, script={"echo": True}) as daemon:
+        told = daemon.post("/v1/messages", asked(model=None))
+        assert (text_of(told), told.json["model"]) == ("one two", "tiny:F32")

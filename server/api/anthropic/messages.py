@@ -69,6 +69,7 @@ async def count_tokens(request: web.Request) -> web.Response:
 async def _prepared(request: web.Request, body: MessagesFields) -> tuple[Model, Submit]:
     """The model and its prompt, without the limits of the answer. Raises as `resolve_adapted`, BadRequest."""
     model, adapters = await resolve_adapted(request, body.model, body.adapters)
+    body.model = body.model or model.name
     require(model, "completion")
     submit = Submit(
         id=0,
