@@ -7,7 +7,7 @@ from collections.abc import Generator, Iterator
 from contextlib import ExitStack, contextmanager
 from http.client import HTTPException, HTTPResponse, responses
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from cli import console, daemon
 from cli.errors import UNREACHABLE, Failure
@@ -82,25 +82,35 @@ class Client:
             if not ended:
                 raise _lost()
 
-    @contextmanager
-    def _open(self, method: str, path: str, body: Any) -> Iterator[HTTPResponse]:
+    def has(self, path: str) -> bool:
+        """Whether the daemon has what a path names, asked by HEAD."""
         with ExitStack() as stack:
-            response = self._send(stack, method, path, body)
+            return self._send(stack, "HEAD", path, None).status == 200
+
+    def send_file(self, path: str, file: BinaryIO, size: int) -> None:
+        """Send a file of `size` bytes."""
+        with self._open("POST", path, file, size) as response:
+            _read(response)
+
+    @contextmanager
+    def _open(self, method: str, path: str, body: Any, size: int = -1) -> Iterator[HTTPResponse]:
+        with ExitStack() as stack:
+            response = self._send(stack, method, path, body, size)
             if response.status >= 400:
                 raise _refusal(response)
             yield response
 
-    def _send(self, stack: ExitStack, method: str, path: str, body: Any) -> HTTPResponse:
+    def _send(self, stack: ExitStack, method: str, path: str, body: Any, size: int = -1) -> HTTPResponse:
         """The answer, whose connection ends with `stack`."""
         has_url = self._url != ""
         if not has_url:
             self._url = daemon.find(self.config, self._start)
         try:
-            return stack.enter_context(request(self._url, self.config, method, path, body))
+            return stack.enter_context(request(self._url, self.config, method, path, body, size=size))
         except ConnectionRefusedError:
             self._url = ""
             if has_url:  # the daemon went away since we last spoke to it
-                return self._send(stack, method, path, body)
+                return self._send(stack, method, path, body, size)
             raise _lost() from None
         except (OSError, HTTPException):
             raise _lost() from None

@@ -6,7 +6,7 @@ import json
 import socket
 import ssl
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.client import HTTPConnection, HTTPResponse, HTTPSConnection
 from typing import Any
 from urllib.parse import urlsplit
@@ -17,9 +17,9 @@ from server.values import is_loopback, socket_path
 
 @contextmanager
 def request(
-    url: str, config: Config, method: str, path: str, body: Any = None, seconds: float | None = None
+    url: str, config: Config, method: str, path: str, body: Any = None, seconds: float | None = None, size: int = -1
 ) -> Iterator[HTTPResponse]:
-    """The answer of the daemon at `url`, its body still to come; `body` is sent as JSON.
+    """The answer of the daemon at `url`, its body still to come; `body` is sent as JSON, a file of `size` as it is.
 
     It carries the key of `config`, or the token by which a daemon knows the user who runs it.
 
@@ -31,7 +31,12 @@ def request(
         headers["Authorization"] = f"Bearer {key}"
     connection = _connection(url, config, seconds)
     try:
-        connection.request(method, path, None if body is None else json.dumps(body), headers)
+        if size >= 0:
+            headers |= {"Content-Type": "application/octet-stream", "Content-Length": str(size)}
+            with suppress(BrokenPipeError, ConnectionResetError):  # refused before it was sent: the answer says why
+                connection.request(method, path, body, headers)
+        else:
+            connection.request(method, path, None if body is None else json.dumps(body), headers)
         yield connection.getresponse()
     finally:
         connection.close()

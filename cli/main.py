@@ -25,6 +25,8 @@ COMMANDS = {
     "ps": "List the models that are loaded",
     "show": "Describe a model",
     "default": "Say which level the bare name of a model means",
+    "create": "Make a model of another one, by a Modelfile",
+    "cp": "Give a model a further name",
     "rm": "Remove models",
     "stop": "Pause pulls, unload models, or end the daemon",
     "launch": "Start a coding agent (claude, codex, opencode) with a model that is here",
@@ -43,8 +45,6 @@ COMMANDS = {
 ALIASES = {"ls": "list", "start": "serve"}
 # Commands of Ollama that this version has not, and what does their work.
 ABSENT = {
-    "create": "`lm pull` takes a folder or a GGUF file, `--level` says what to make of it",
-    "cp": "`lm list` shows the names that there are",
     "signin": "nothing here needs an account; HF_TOKEN and `lm login HOST` are for private models",
 }
 EXIT_CODES = (

@@ -24,12 +24,11 @@ def bring_in(client: Client, body: Line, typed: str) -> Line:
 
     `body` is the body of `/api/pull`, `typed` the name as the user wrote it. Raises Failure.
     """
-    terminal = console.fancy()
     if "/" in typed and (hint := mistakable(typed)):
         console.note(f"note: `{typed}` is looked for on the hub; {hint}", "yellow")
     try:
         with explaining(typed), closing(lines(client, body)) as answer:
-            last = _show_plainly(answer) if terminal is None else _show_on(terminal, answer)
+            last = show_lines(answer)
     except KeyboardInterrupt:
         name = shlex.quote(body["model"])  # the query of a URL may hold `&`
         console.note(f"`lm pull {name}` goes on with it, `lm rm --partial {name}` removes what is there")
@@ -39,6 +38,12 @@ def bring_in(client: Client, body: Line, typed: str) -> Line:
     else:
         console.note("the daemon goes on; `lm list --partial` shows how far it is")
     return last
+
+
+def show_lines(lines: Iterable[Line]) -> Line:
+    """Show the lines of a model on its way; the last one that came. Raises Failure."""
+    terminal = console.fancy()
+    return _show_plainly(lines) if terminal is None else _show_on(terminal, lines)
 
 
 def lines(client: Client, body: Line) -> Generator[Line]:

@@ -98,8 +98,6 @@ def test_bad_input_is_told_in_a_sentence(lm: Cli, arguments: list[str], code: in
         (["pull", "dmeo"], 1, "did you mean `demo`?"),
         (["pull", "llama3.2"], 1, "check the network"),
         (["pull", "demo:q4"], 2, "did you mean `Q4_K_M`?"),
-        (["cp", "tiny", "other"], 2, "`lm list`"),
-        (["create", "mine"], 2, "`lm pull`"),
     ],
 )
 def test_who_comes_from_ollama_is_shown_the_way(lm: Cli, typed: list[str], code: int, hint: str) -> None:
