@@ -18,9 +18,13 @@ from __future__ import annotations
 
 
 class RegistryError(Exception):
-    """Base of the tree. `code` is stable and public. `hint` tells the user what to do, and may be empty."""
+    """Base of the tree. `code` is stable and public. `hint` tells the user what to do, and may be empty.
+
+    `field` is the field of a request that is at fault, "" where none is.
+    """
 
     code = "registry_failed"
+    field = ""
 
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message)

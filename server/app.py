@@ -44,7 +44,27 @@ _PROBES = frozenset({"/", "/health", "/api/version"})
 _ABSENT = (
     (("/api/me", "/api/signout", "/api/experimental"), "an account at ollama.com", "nothing here needs one"),
     (("/v1/messages/batches",), "a batch of messages", "send them one by one, several at once"),
-    (("/v1/audio", "/v1/images"), "anything but text", "use `/v1/chat/completions`"),
+    (("/v1/audio", "/v1/images", "/v1/videos"), "anything but text", "use `/v1/chat/completions`"),
+    (("/v1/realtime",), "talking by voice", "stream `/v1/chat/completions`"),
+    (("/v1/moderations",), "moderation", "ask a model that judges texts, by `/v1/chat/completions`"),
+    (
+        ("/v1/fine_tuning", "/v1/evals"),
+        "training and judging models",
+        "`lm pull` takes adapters that were trained elsewhere",
+    ),
+    (
+        ("/v1/assistants", "/v1/threads", "/v1/conversations"),
+        "a conversation kept here",
+        "`/v1/responses` keeps it for an hour",
+    ),
+    (
+        ("/v1/vector_stores", "/v1/containers", "/v1/skills"),
+        "search in files and running code",
+        "give the model a tool for it",
+    ),
+    (("/v1/uploads",), "an upload in parts", "`/v1/files` takes 200 MiB at once"),
+    (("/v1/organization", "/v1/projects"), "an organization", "`lm key` makes keys with roles and limits"),
+    (("/v1/responses/compact",), "compaction", "send `truncation: auto`"),
 )
 _ALLOWED_METHODS = "GET, HEAD, POST, DELETE, OPTIONS"
 

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import msgspec
 from aiohttp import web
 
-from registry.errors import ModelNotFound
+from registry.errors import BadName, ModelNotFound
 from registry.store.catalog import Model
 from runtime.conversation import Turn
 from runtime.errors import BadRequest, PromptTooLong
@@ -122,7 +122,11 @@ async def find_model(request: web.Request, name: str | None, able: str = "") -> 
         request[LOG_NOTE] = model.name
         return model
     request[LOG_NOTE] = name
-    return await visible_model(request, name)
+    try:
+        return await visible_model(request, name)
+    except (ModelNotFound, BadName) as error:
+        error.field = "model"
+        raise
 
 
 async def only_model(request: web.Request, able: str) -> Model:

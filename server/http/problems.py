@@ -84,6 +84,12 @@ _LLAMA_TYPES = {
     503: "unavailable_error",
 }
 _MISSING = re.compile(r"model `(.+)` is not here")
+# Codes that OpenAI's clients know by other words.
+_OPENAI_CODES = {
+    server.Unauthorized.code: "invalid_api_key",
+    server.RateLimited.code: "rate_limit_exceeded",
+    server.QuotaUsed.code: "insufficient_quota",
+}
 _OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 _ANTHROPIC_TYPES = _OPENAI_TYPES | {413: "request_too_large", 504: "timeout_error", 529: "overloaded_error"}
 
@@ -136,6 +142,7 @@ class Problem:
             types = _ANTHROPIC_TYPES
         if code == runtime.PromptTooLong.code:
             text, code = (_as_anthropic_says if dialect == "anthropic" else _as_openai_says)(text), _CONTEXT_EXCEEDED
+        code = _OPENAI_CODES.get(code, code)
         text = f"{text} ({self.hint})" if self.hint else text
         status = self.status(dialect)
         kind = types.get(status, "invalid_request_error" if status < 500 else "api_error")

@@ -243,7 +243,7 @@ def test_an_answer_in_one_piece_ends_with_its_key(keyed: tuple[Daemon, Keys, str
     timer.start()
     answer = daemon.post("/v1/chat/completions", {"model": "tiny", "messages": TURNS}, **bearer(secret))
     timer.join()
-    assert (answer.status, answer.json["error"]["code"]) == (401, "unauthorized")
+    assert (answer.status, answer.json["error"]["code"]) == (401, "invalid_api_key")
 
 
 @pytest.mark.parametrize("route", SPENDING)
@@ -259,7 +259,9 @@ def test_every_route_counts_its_tokens(keyed: tuple[Daemon, Keys, str], route: s
     refused = daemon.post(route, body, **bearer(secret))
     assert refused.status == 429
     told = refused.json["error"]
-    assert (told["type"], told["code"]) == ("rate_limit_error", "quota_used") if isinstance(told, dict) else True
+    assert (
+        (told["type"], told["code"]) == ("rate_limit_error", "insufficient_quota") if isinstance(told, dict) else True
+    )
     assert "3 tokens" in (told["message"] if isinstance(told, dict) else told)
     assert 80_000 < int(refused.headers["Retry-After"]) <= 86400
     assert refused.headers["x-ratelimit-remaining-tokens"] == "0"

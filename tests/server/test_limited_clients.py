@@ -34,7 +34,7 @@ def test_openai_knows_the_limit_and_tries_again(limited: tuple[Daemon, str]) -> 
         with pytest.raises(openai.RateLimitError) as refused:
             while True:  # a slow machine may take longer than the bucket
                 client.models.list()
-        assert refused.value.code == "rate_limited"
+        assert refused.value.code == "rate_limit_exceeded"
         assert int(refused.value.response.headers["retry-after"]) == 1
         patient = client.with_options(max_retries=5)
         assert patient.chat.completions.create(model="tiny", messages=TURNS).choices[0].message.content == "one two"

@@ -39,7 +39,12 @@ def test_every_error_is_told_in_all_dialects(error: type[Exception]) -> None:
     assert problem.body("ollama") == {"error": "it broke", "hint": "mend it", "code": problem.code}
     told = problem.body("openai")["error"]
     assert told["message"].endswith("it broke (mend it)")
-    renamed = {runtime.errors.PromptTooLong.code: "context_length_exceeded"}
+    renamed = {
+        runtime.errors.PromptTooLong.code: "context_length_exceeded",
+        server.errors.Unauthorized.code: "invalid_api_key",
+        server.errors.RateLimited.code: "rate_limit_exceeded",
+        server.errors.QuotaUsed.code: "insufficient_quota",
+    }
     assert (told["code"], told["param"]) == (renamed.get(problem.code, problem.code), None)
     other = problem.body("anthropic", "r1")
     assert (other["type"], other["request_id"]) == ("error", "r1")

@@ -12,7 +12,7 @@ from typing import Any
 
 from aiohttp import web
 
-from registry.errors import ModelNotFound, RegistryError, SeveralLevels
+from registry.errors import ModelNotFound, RegistryError
 from registry.names import LATEST
 from registry.store.catalog import Model
 from runtime.machine.fit import ModelSize
@@ -20,6 +20,7 @@ from runtime.messages import CacheConfig
 from server.access.callers import caller_of
 from server.api.ollama.fields import OLLAMA
 from server.api.ollama.shapes import adapter_description, description, details, row
+from server.api.removing import remove
 from server.api.request import FAILED, LOG_NOTE, ModelBody, answer, read, visible_model, warning_of
 from server.api.sources import base_of, callers_hub, find_source
 from server.config import OLLAMA_VERSION, VERSION
@@ -145,41 +146,15 @@ async def delete(request: web.Request) -> web.Response:
     """
     body = await read(request, DeleteBody, OLLAMA)
     request[LOG_NOTE] = name = body.model_name
-    services = request.app[SERVICES]
-    caller = caller_of(request)
-    caller.require_listed(name, await services.library.meant(name))
+    services, caller = request.app[SERVICES], caller_of(request)
     if body.partial:
+        caller.require_listed(name, await services.library.meant(name))
         gone = await services.jobs.remove(name, installed=False, may_touch=caller.may_touch)
         if not gone:
             raise ModelNotFound(f"there is no pull of `{name}`", "`lm list --partial` shows the pulls")
         return answer(request, {"deleted": gone[-1], "all": gone})
-    here = _those_to_delete(name, await services.library.meant(name), body.all)
-    gone = await services.jobs.remove(name, installed=bool(here) and not body.all, may_touch=caller.may_touch)
-    here = _those_to_delete(name, await services.library.meant(name), body.all)  # a pull may have ended meanwhile
-    if not (here or gone):
-        if caller.limited:
-            raise caller.not_found(name)  # the error itself names what comes close
-        here = [await services.library.find(name)]  # raises ModelNotFound, with what comes close
-    needed: list[Model] = []
-    for model in here:
-        needed += filter(caller.sees, await services.library.adapters_of(model))
-        await services.library.delete(model, services.pool.open_blobs())
-    await services.pool.retire()
-    gone += [model.name for model in here if model.name not in gone]
-    notes = [
-        f"the adapter `{each.name}` is for a model that was removed: `lm pull {each.base}` brings it in again"
-        for each in needed
-        if each.name not in gone
-    ]
-    return answer(request, {"deleted": gone[-1], "all": gone} | ({"notes": notes} if notes else {}))
-
-
-def _those_to_delete(name: str, here: list[Model], everything: bool) -> list[Model]:
-    """The models to delete; raises SeveralLevels where a bare name does not say which."""
-    if len(here) > 1 and not everything:
-        levels = ", ".join(f"`{model.name}`" for model in here)
-        raise SeveralLevels(f"`{name}` is here at {len(here)} levels", f"name one: {levels}; `--all` removes all")
-    return here
+    names, notes = await remove(request, name, everything=bool(body.all))
+    return answer(request, {"deleted": names[-1], "all": names} | ({"notes": notes} if notes else {}))
 
 
 async def pull(request: web.Request) -> web.StreamResponse:

@@ -8,6 +8,7 @@ from aiohttp import web
 
 from registry.store.catalog import Model
 from server.access.callers import caller_of
+from server.api.removing import remove
 from server.api.request import visible_model
 from server.http.wire import reply
 from server.services import SERVICES
@@ -25,6 +26,14 @@ async def model(request: web.Request) -> web.Response:
     name = request.match_info["id"]
     found = await visible_model(request, name)
     return reply(_entry(found) | {"id": name})
+
+
+async def delete(request: web.Request) -> web.Response:
+    """`DELETE /v1/models/{id}`: remove a model; it is unloaded, after the answers that are under way."""
+    name = request.match_info["id"]
+    removed = await remove(request, name)
+    notes = {"warning": "; ".join(removed.notes)} if removed.notes else {}
+    return reply({"id": name, "object": "model", "deleted": True} | notes)
 
 
 def _entry(model: Model) -> dict[str, Any]:

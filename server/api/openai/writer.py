@@ -46,7 +46,7 @@ class OpenAIWriter(AnswerWriter):
 
     def chunk(self, choice: Json) -> Json:
         """One event of a stream; the first one has the `warning` too."""
-        event = self._head(self.chunk_kind) | {"choices": [choice]}
+        event = self._head(self.chunk_kind) | {"choices": [choice]} | ({"usage": None} if self._wants_usage else {})
         event |= {} if self._told else self._warning
         self._told = True
         return event
@@ -134,7 +134,7 @@ class OpenAIChatWriter(OpenAIWriter):
         deltas = [choice["delta"] for choice in choices]
         text = "".join(delta.get("content", "") for delta in deltas)
         rows = [row for choice in choices if choice["logprobs"] for row in choice["logprobs"]["content"]]
-        message: Json = {"role": "assistant", "content": text, "refusal": None}
+        message: Json = {"role": "assistant", "content": text, "refusal": None, "annotations": []}
         if thinking := "".join(delta.get("reasoning", "") for delta in deltas):
             message |= {"reasoning_content": thinking, "reasoning": thinking}
         if calls := self._whole_calls(index, deltas):
@@ -220,15 +220,17 @@ class TokenOffset:
 
 def usage_object(usage: Usage) -> Json:
     """The `usage` object."""
-    details: Json = {"reasoning_tokens": usage.thinking} if usage.thinking else {}
-    if usage.drafted:
-        rejected = usage.drafted - usage.accepted
-        details |= {"accepted_prediction_tokens": usage.accepted, "rejected_prediction_tokens": rejected}
-    return ({"completion_tokens_details": details} if details else {}) | {
+    return {
         "prompt_tokens": usage.prompt,
         "completion_tokens": usage.answer,
         "total_tokens": usage.prompt + usage.answer,
-        "prompt_tokens_details": {"cached_tokens": usage.cached},
+        "prompt_tokens_details": {"cached_tokens": usage.cached, "audio_tokens": 0},
+        "completion_tokens_details": {
+            "reasoning_tokens": usage.thinking,
+            "audio_tokens": 0,
+            "accepted_prediction_tokens": usage.accepted,
+            "rejected_prediction_tokens": usage.drafted - usage.accepted,
+        },
     }
 
 
