@@ -61,6 +61,29 @@ def test_a_stream_of_thinking_text_and_a_call(client: Any) -> None:
     assert client.messages.create(**asked() | {"messages": [*back, turn], "tools": [ADD]}).content[0].text == "3"
 
 
+def test_events_and_messages_are_of_the_packages_types(talker: Daemon) -> None:
+    pydantic = pytest.importorskip("pydantic")
+    event = pydantic.TypeAdapter(anthropic.types.RawMessageStreamEvent)
+    body = asked(ANSWER, tools=[ADD], thinking={"type": "adaptive"}, cache_control={"type": "ephemeral"})
+    for each in events_of(talker.post("/v1/messages", body | {"stream": True}, **HEADERS)):
+        if each["type"] != "ping":
+            assert not unknown(event.validate_python(each)), each
+    message = anthropic.types.Message.model_validate(talker.post("/v1/messages", body, **HEADERS).json)
+    assert not unknown(message)
+    for row in talker.get("/v1/models", **HEADERS).json["data"]:
+        assert not unknown(anthropic.types.ModelInfo.model_validate(row))
+
+
+def unknown(value: Any) -> list[str]:
+    """Keys that the package's type of an object does not have, in it and within."""
+    if isinstance(value, list):
+        return [name for each in value for name in unknown(each)]
+    if not hasattr(value, "model_fields_set"):
+        return []
+    inner = [name for field in type(value).model_fields for name in unknown(getattr(value, field))]
+    return [*(value.model_extra or {}), *inner]
+
+
 def test_the_tool_runner_of_the_package_runs_a_whole_turn(client: Any) -> None:
     @anthropic.beta_tool
     def add(a: int, b: list[int]) -> str:

@@ -47,7 +47,7 @@ ANSWERS = {
     "top_logprobs": honoured(2, 99),
     "truncate": honoured(True, "x"),
     "shift": honoured(True, "x"),
-    "_debug_render_only": named(True),
+    "_debug_render_only": honoured(True, "x"),
     "dimensions": named(5),
     "insecure": named(True),
     "tool_choice": refused("required"),
@@ -61,6 +61,7 @@ ROUTES: dict[str, dict[str, Field]] = {
         "prompt": honoured("one two", 5),
         "suffix": honoured("end", 5),
         "system": honoured("Be short", 5),
+        "template": honoured("{{ .System }} {{ .Prompt }}", 5),
         "context": honoured([1, 2], "x"),
         "raw": honoured(True, "x"),
         "images": refused(["aGk="]),
@@ -214,7 +215,7 @@ def test_the_table_has_every_field_of_the_package() -> None:
     types = pytest.importorskip("ollama._types")
     requests = {"generate": "Generate", "chat": "Chat", "embed": "Embed", "embeddings": "Embeddings", "show": "Show"}
     for route, kind in requests.items():
-        known = set(getattr(types, f"{kind}Request").model_fields) - {"template"}
+        known = set(getattr(types, f"{kind}Request").model_fields)
         assert known <= set(ROUTES[f"/api/{route}"]), route
     assert set(types.Options.model_fields) <= set(OPTIONS)
     assert set(types.Message.model_fields) <= set(MESSAGE)
@@ -244,3 +245,9 @@ def test_why_an_answer_is_done(daemon: Daemon, path: str) -> None:
     assert reason(**nothing) == "load"
     assert reason(**nothing, keep_alive=0) == "unload"
     assert daemon.get("/api/ps").json["models"] == []
+
+
+def test_the_prompt_alone_can_be_asked_for(daemon: Daemon) -> None:
+    for path, key in (("/api/generate", "response"), ("/api/chat", "message")):
+        told = daemon.post(path, BODIES[path] | {"_debug_render_only": True, "stream": None}).json
+        assert told["_debug_info"] == {"rendered_template": "one two"} and key in told and not told["done"]

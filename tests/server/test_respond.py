@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+import asyncio
+from collections.abc import AsyncGenerator
+from typing import Any, cast
 
 import pytest
 
+from server.api import respond
 from tests.daemon import Daemon
 
 TURNS = [{"role": "user", "content": "one two three"}]
@@ -46,3 +49,46 @@ def test_an_error_before_the_first_byte_has_a_status(echo: Daemon, route: str, s
     answer = echo.post(route, {"model": "tiny", "stream": stream} | question)
     assert answer.status == 400
     assert ("prompt_too_long" if route in OLLAMA else "context_length_exceeded") in answer.body.decode()
+
+
+class Told:
+    """A stream that has begun."""
+
+    started = True
+
+
+def test_a_silent_stream_gives_signs_of_life_and_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(respond, "SILENT_SECONDS", 0.001)
+    asyncio.run(_silent())
+
+
+async def _silent() -> None:
+    release, closed = asyncio.Event(), asyncio.Event()
+
+    async def objects() -> AsyncGenerator[respond.Json]:
+        try:
+            yield {"n": 1}
+            await release.wait()
+            yield {"n": 2}
+            await asyncio.Event().wait()
+        finally:
+            closed.set()
+
+    source = objects()
+    signed = respond._with_signs(source, cast(Any, Told()), {"type": "ping"})
+    assert await anext(signed) == {"n": 1}
+    assert await anext(signed) == {"type": "ping"}
+    release.set()
+    rest = [each async for each in _until(signed, {"n": 2})]
+    assert rest[-1] == {"n": 2} and all(each == {"type": "ping"} for each in rest[:-1])
+    assert await anext(signed) == {"type": "ping"}
+    await signed.aclose()  # while the next object is awaited
+    await source.aclose()
+    assert closed.is_set()
+
+
+async def _until(signed: AsyncGenerator[respond.Json], last: respond.Json) -> AsyncGenerator[respond.Json]:
+    async for each in signed:
+        yield each
+        if each == last:
+            return

@@ -54,6 +54,8 @@ class AnthropicWriter(AnswerWriter):
 
     def first(self, index: int, frame: Started) -> Iterable[Json]:
         """The message without content, and a sign of life as the service sends it."""
+        usage = self._usage(frame.prompt_tokens, frame.cached)
+        written = {"ephemeral_5m_input_tokens": usage["cache_creation_input_tokens"], "ephemeral_1h_input_tokens": 0}
         message: Json = {
             "id": f"msg_{secrets.token_hex(12)}",
             "type": "message",
@@ -63,7 +65,7 @@ class AnthropicWriter(AnswerWriter):
             "stop_reason": None,
             "stop_sequence": None,
             "stop_details": None,
-            "usage": self._usage(frame.prompt_tokens, frame.cached) | {"output_tokens": 0},
+            "usage": usage | {"cache_creation": written, "output_tokens": 0, "service_tier": "standard"},
         }
         return [{"type": "message_start", "message": message | self._warning}, _PING]
 
@@ -201,6 +203,4 @@ class AnthropicWriter(AnswerWriter):
             "input_tokens": fresh - written,
             "cache_creation_input_tokens": written,
             "cache_read_input_tokens": cached,
-            "cache_creation": {"ephemeral_5m_input_tokens": written, "ephemeral_1h_input_tokens": 0},
-            "service_tier": "standard",
         }

@@ -11,7 +11,7 @@ from registry.store.catalog import Model
 from runtime.conversation import Turn
 from runtime.errors import BadRequest
 from runtime.infilling import Infill
-from runtime.messages import Submit
+from runtime.messages import Submit, Tokenize
 from runtime.options import MAX_MESSAGES
 from server.api import options
 from server.api.adapters import resolve_adapted
@@ -23,6 +23,7 @@ from server.api.request import (
     answer,
     in_use,
     pass_over,
+    prompt_from,
     read,
     refuse,
     require,
@@ -68,7 +69,7 @@ async def generate(request: web.Request) -> web.StreamResponse:
         submit.turns = with_instructions(model, [*system, Turn.of("user", body.prompt or "")])
         submit.template = body.template or model.own_template
         submit.earlier, submit.give_ids = body.earlier or [], True
-    return await respond(request, _generation(model, body, submit), writer)
+    return await _answered(request, model, body, submit, writer)
 
 
 async def chat(request: web.Request) -> web.StreamResponse:
@@ -91,7 +92,7 @@ async def chat(request: web.Request) -> web.StreamResponse:
     submit.turns = with_instructions(model, [message.turn() for message in body.messages])
     submit.template = model.own_template
     await require_roles(request, model, submit.turns)
-    return await respond(request, _generation(model, body, submit), writer)
+    return await _answered(request, model, body, submit, writer)
 
 
 async def _submit(request: web.Request, model: Model, body: AnswerBody) -> Submit:
@@ -116,8 +117,17 @@ async def _submit(request: web.Request, model: Model, body: AnswerBody) -> Submi
     return submit
 
 
-def _generation(model: Model, body: AnswerBody, submit: Submit) -> Generation:
-    return Generation(model, [submit], body.stream is not False, body.context, body.keep_alive_seconds)
+async def _answered(
+    request: web.Request, model: Model, body: AnswerBody, submit: Submit, writer: OllamaWriter
+) -> web.StreamResponse:
+    """The answer, or the prompt as the model would read it, where that alone is asked for."""
+    if not body.render_only:
+        generation = Generation(model, [submit], body.stream is not False, body.context, body.keep_alive_seconds)
+        return await respond(request, generation, writer)
+    async with in_use(request.app[SERVICES], model, body.context, body.keep_alive_seconds) as used:
+        with prompt_from(writer.prompt_field):
+            prompt = await used.worker.tokenize(Tokenize(0, submit=submit))
+    return answer(request, writer.rendered(prompt.text))
 
 
 async def _load_only(request: web.Request, model: Model, body: AnswerBody, writer: OllamaWriter) -> web.Response:

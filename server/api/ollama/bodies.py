@@ -60,6 +60,7 @@ class AnswerBody(LoadBody):
     logprobs: bool | None = None
     top_logprobs: options.Whole | None = None
     adapters: AdapterFields = None
+    render_only: bool | None = msgspec.field(default=None, name="_debug_render_only")
 
     @property
     def held_to(self) -> Grammar | None:

@@ -37,7 +37,6 @@ OLLAMA = KnownFields(
             "username",
             "verbose",
             "width",
-            "_debug_render_only",
         )
     ),
     idle=frozenset({"messages[].tool_calls[].type", "messages[].tool_calls[].function.index"}),

@@ -97,6 +97,10 @@ class OllamaWriter(AnswerWriter):
         """The only line, where the model was loaded and there is nothing to answer."""
         return self.done("load", {"load_duration": model.load_ns} | self.remarks(model))
 
+    def rendered(self, text: str) -> Json:
+        """The only line, where the prompt is asked for, and no answer."""
+        return self._line("", {"_debug_info": {"rendered_template": text}} | self._warned())
+
     def remarks(self, model: InUse) -> Json:
         """Whatever of the request's options is not as the client wanted it."""
         remarks: Json = {}
@@ -105,9 +109,7 @@ class OllamaWriter(AnswerWriter):
             remarks["num_ctx"] = model.worker.context
         if model.context_reason:
             remarks["context_reason"] = model.context_reason
-        if self._warning:
-            remarks["warning"] = self._warning
-        return remarks
+        return remarks | self._warned()
 
     def whole(self, objects: list[Json], usage: Usage) -> Json:
         """The last line with the text and the probabilities of the lines before it."""
@@ -124,6 +126,9 @@ class OllamaWriter(AnswerWriter):
         """A last line; also the only one, where there is nothing to answer."""
         elapsed = round((asyncio.get_running_loop().time() - self._begun) * 1e9)
         return self._line("", {"done": True, "done_reason": reason, "total_duration": elapsed} | figures)
+
+    def _warned(self) -> Json:
+        return {"warning": self._warning} if self._warning else {}
 
     def _line(self, text: str, more: Json, **message: Any) -> Json:
         now = datetime.now(UTC).isoformat(timespec="microseconds")
