@@ -5,7 +5,9 @@ when all before it were. How often a token comes true depends most on how long t
 already: the rates are measured by that length, for each answer, and begin with what was measured for others.
 
 The rows of all answers share a step. They are taken in the order of their chances, as many as give the most tokens per
-second. Nothing is certain, so each answer has a credit too: what a draft costs when none of it comes true must be in
+second. A draft model's tokens cost steps of its own, which are counted before each of them is guessed.
+
+Nothing is certain, so each answer has a credit too: what a draft costs when none of it comes true must be in
 it, by the chance that this happens. An answer begins with little, earns what its drafts save, and a small share of
 every step without one. So drafts that fail cost that share of its time and no more, and are tried again now and then.
 """
@@ -13,15 +15,22 @@ every step without one. So drafts that fail cost that share of its time and no m
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 from operator import mul
+from typing import NamedTuple
 
-# Chances with which a process begins, by the bits of the number of tokens that agree with the source already.
-_FIRST_GUESS = (0.5, 0.55, 0.65, 0.75, 0.82, 0.88, 0.92)
+# Chances with which a process begins. Tokens looked up: by the bits of the number of tokens that agree with the source
+# already. Tokens of a draft model: by eighths of the probability that it gives them; and any token of it.
+FIRST_LOOKED_UP = (0.5, 0.55, 0.65, 0.75, 0.82, 0.88, 0.92)
+FIRST_GUESSED = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.9)
+FIRST_ANY = (0.7,)
 # The weight of a rate of other answers, in tokens; and the share of an old token that each new one leaves over.
 _WEIGHT, _FADING = 6.0, 0.96
 # The same for the shared rates, which fade more slowly.
 _SHARED_WEIGHT, _SHARED_FADING = 12.0, 0.99
+# The share of a rate that is left after a step in which nothing was tried.
+_GROWING_OLD = 0.998
 # Credits, in usual steps: at first, for each step without a draft, and at most.
 _FIRST_CREDIT, _INCOME, _MOST_CREDIT = 3.0, 0.012, 16.0
 # A draft must give this many times the tokens per second to be tried.
@@ -29,36 +38,41 @@ _WORTH = 1.03
 
 
 class DraftRates:
-    """How often a drafted token comes true, by how many tokens before it agree with its source."""
+    """How often a drafted token comes true, by its place in a table of first guesses."""
 
-    def __init__(self, shared: DraftRates | None = None) -> None:
-        """`shared` rates are where an answer begins; they learn from it."""
-        self._shared = shared
-        self._tries = [0.0] * len(_FIRST_GUESS)
-        self._hits = [0.0] * len(_FIRST_GUESS)
+    def __init__(self, first: Sequence[float], shared: DraftRates | None = None) -> None:
+        """`first` are the chances before anything is known. `shared` rates are where an answer begins; they learn."""
+        self._first, self._shared = first, shared
+        self._tries = [0.0] * len(first)
+        self._hits = [0.0] * len(first)
 
-    def chance(self, agreeing: int) -> float:
-        """The chance of the next token where `agreeing` tokens before it agree."""
-        place = min(agreeing.bit_length(), len(_FIRST_GUESS) - 1)
+    def chance(self, place: int) -> float:
+        """The chance of a token."""
         if self._shared is None:
-            before, weight = _FIRST_GUESS[place], _SHARED_WEIGHT
+            before, weight = self._first[place], _SHARED_WEIGHT
         else:
-            before, weight = self._shared.chance(agreeing), _WEIGHT
+            before, weight = self._shared.chance(place), _WEIGHT
         return (self._hits[place] + weight * before) / (self._tries[place] + weight)
 
-    def chances(self, agreeing: int, length: int) -> list[float]:
+    def chances(self, places: Sequence[int]) -> list[float]:
         """For each token of a draft the chance that it and all before it come true."""
-        return list(accumulate((self.chance(agreeing + i) for i in range(length)), mul))
+        return list(accumulate(map(self.chance, places), mul))
 
-    def note(self, agreeing: int, accepted: int, length: int) -> None:
-        """Learn that `accepted` tokens of a draft of `length` came true."""
-        for i in range(min(accepted + 1, length)):
-            place = min((agreeing + i).bit_length(), len(_FIRST_GUESS) - 1)
-            fading = _SHARED_FADING if self._shared is None else _FADING
+    def note(self, places: Sequence[int], accepted: int) -> None:
+        """Learn that `accepted` tokens of a draft came true, and the next one did not."""
+        fading = _SHARED_FADING if self._shared is None else _FADING
+        for i, place in enumerate(places[: accepted + 1]):
             self._tries[place] = self._tries[place] * fading + 1
             self._hits[place] = self._hits[place] * fading + (i < accepted)
         if self._shared is not None:
-            self._shared.note(agreeing, accepted, length)
+            self._shared.note(places, accepted)
+
+    def forget(self) -> None:
+        """A step without a try: what is known grows old, so that a source that failed is tried again."""
+        for rates in (self, self._shared):
+            if rates is not None:
+                rates._tries = [_GROWING_OLD * tries for tries in rates._tries]
+                rates._hits = [_GROWING_OLD * hits for hits in rates._hits]
 
 
 class Credit:
@@ -111,3 +125,50 @@ def best_lengths(
     for _, number in rows[:count]:
         nothing[number] += 1
     return nothing
+
+
+@dataclass(frozen=True)
+class Prospect:
+    """What a draft model promises: to guess `count` tokens more for each draft, to write `gain` times as fast."""
+
+    count: int
+    gain: float
+
+
+class Costs(NamedTuple):
+    """Seconds of a step by its rows: of the model's own steps, and of the draft model's. 0 where nothing is known."""
+
+    step: Callable[[int], float]
+    guess: Callable[[int], float]
+
+
+def prospect(
+    drafts: Sequence[tuple[float, float]],
+    tokens: float,
+    rows: int,
+    room: int,
+    costs: Costs,
+    spent: float = 0.0,
+    longest: float = 0.0,
+) -> Prospect:
+    """How many tokens a draft model should guess for each of `drafts`, `room` in all at most.
+
+    A draft is the chance that all its tokens come true so far, and the chance of any further one. The step would give
+    `tokens` from `rows` without further ones. Guesses took `spent` seconds already. All of it may take `longest`
+    seconds, if that is not 0.
+    """
+    usual, guess = costs.step(rows), costs.guess(len(drafts))
+    if not (usual and drafts):
+        return Prospect(0, 1.0)
+    plain = tokens / (spent + usual)
+    best, count = plain * (1 if spent else _WORTH), 0
+    chances = [chance for chance, _ in drafts]
+    for more in range(1, room // len(drafts) + 1):
+        chances = [chance * rate for chance, (_, rate) in zip(chances, drafts, strict=True)]
+        tokens += sum(chances)
+        seconds = spent + costs.step(rows + more * len(drafts)) + more * guess
+        if longest and seconds > longest:
+            break
+        if tokens / seconds > best:
+            best, count = tokens / seconds, more
+    return Prospect(count, best / plain if count else 1.0)

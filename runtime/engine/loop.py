@@ -12,6 +12,7 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
@@ -20,7 +21,9 @@ from runtime import messages as m
 from runtime.cache.pool import CellPool
 from runtime.cache.spill import Spill
 from runtime.engine.answering import Answering
+from runtime.engine.draft_model import DraftModel
 from runtime.engine.embedding import Embedder
+from runtime.engine.guessing import Guessing
 from runtime.engine.huge_pages import HugePages
 from runtime.engine.inbox import Inbox
 from runtime.engine.intake import Intake
@@ -44,8 +47,15 @@ _NO_STEP = Step([], [], None, 0.0)
 class LlamaEngine:
     """Answers with llama.cpp. Call `open`, then `run`; another thread calls `take`. `steps` counts computed batches."""
 
-    def __init__(self, load: m.Load, send: Callable[..., None], model: LlamaModel, params: ContextParams) -> None:
-        """Make the context of `params` for `model`; raises LoadFailed, BadRequest."""
+    def __init__(
+        self,
+        load: m.Load,
+        send: Callable[..., None],
+        model: LlamaModel,
+        params: ContextParams,
+        draft: LlamaModel | None = None,
+    ) -> None:
+        """Make the context of `params` for `model`, and of its `draft`; raises LoadFailed, BadRequest."""
         self._load = load
         self._send = send
         self._model = model
@@ -74,7 +84,12 @@ class LlamaEngine:
             give_way=self._embedder.give_way,
         )
         hindrance = Speculation.hindrance(model, load.speculation)
-        self._speculation = Speculation(self._pool, self._pace, self._context, self._answering, hindrance)
+        self._draft, guessing = None, None
+        if draft and not hindrance:
+            shape = replace(params, outputs=load.cache_config.sequences)
+            self._draft = DraftModel(draft, shape, load.draft_name, model.vocabulary.size, load.gap)
+            guessing = Guessing(self._draft, self._pace)
+        self._speculation = Speculation(self._pool, self._pace, self._context, self._answering, hindrance, guessing)
         self._intake = Intake(model, self._context, self._speculation)
         self._inbox = Inbox(self._intake, send)
         self._huge_pages = HugePages()
@@ -96,22 +111,23 @@ class LlamaEngine:
         """Load the model and make the context; raises LoadFailed, BadRequest. `send` gets the frames of answers."""
         started = time.monotonic_ns()
         model = LlamaModel(Path(load.path), gpu_layers=load.gpu_layers)
+        draft = LlamaModel(Path(load.draft), gpu_layers=0) if load.draft else None
         threads = min(load.threads, usable_threads())
         cache = load.cache_config
         total = sequence_count(model, cache.sequences)
         outputs = output_rows(model, cache.sequences, drafts=load.speculation)
-        engine = cls(load, send, model, ContextParams(cache.context, total, outputs, threads, cache.kv_type))
+        engine = cls(load, send, model, ContextParams(cache.context, total, outputs, threads, cache.kv_type), draft)
         # The garbage collector would walk through all modules and the model's vocabulary again and again, in the
         # middle of a step. They live as long as the process, so it is told to leave them out.
         gc.freeze()
-        buffers = engine._context.buffers
+        buffers, drafting = engine._context.buffers, engine._draft.buffers if engine._draft else {}
         return engine, m.Ready(
             context=engine._context.tokens,
             sequences=cache.sequences,
             load_ns=time.monotonic_ns() - started,
-            weights_bytes=model.buffers.get("model", model.size),
-            cache_bytes=engine.cache_bytes,
-            compute_bytes=buffers.get("compute", 0) + buffers.get("output", 0),
+            weights_bytes=model.buffers.get("model", model.size) + drafting.get("model", 0),
+            cache_bytes=engine.cache_bytes + drafting.get("KV", 0),
+            compute_bytes=sum(each.get(kind, 0) for each in (buffers, drafting) for kind in ("compute", "output")),
         )
 
     @property
@@ -369,6 +385,7 @@ class LlamaEngine:
     def _release(self, session: Session) -> None:
         if session.sampler:
             session.sampler.free()
+        self._speculation.leave(session)
         self._schedule.leave(session, self.steps)
 
     def _flush(self) -> None:

@@ -5,6 +5,9 @@ row after the other, as it would in steps of one token. Penalties and grammars s
 nothing else, and random numbers come in the same order. Where it draws another token than the draft has, the rest of
 the draft is cut from the KV cache. So the distribution is the model's own, whatever the draft.
 
+Drafts come from known text (`runtime/drafts/lookup.py`) or from a draft model (`runtime/engine/guessing.py`), whichever
+is likelier.
+
 Kernels round differently in steps of different sizes, which can change a text where two tokens are almost equally
 likely. Therefore an answer with a seed, which is to be the same again, has drafts only where its request asks for them.
 """
@@ -18,10 +21,11 @@ from runtime import messages as m
 from runtime.cache.pool import CellPool
 from runtime.cache.spill import common_prefix
 from runtime.defaults import DRAFT_ROWS
-from runtime.drafts.drafting import Drafting
+from runtime.drafts.drafting import Drafting, SharedRates
 from runtime.drafts.lookup import Lookup
-from runtime.drafts.payoff import DraftRates, best_lengths
+from runtime.drafts.payoff import best_lengths
 from runtime.engine.answering import Answering
+from runtime.engine.guessing import Guessing
 from runtime.engine.pace import Pace
 from runtime.engine.schedule import Step, Stretch
 from runtime.engine.session import Session
@@ -32,11 +36,20 @@ from runtime.llama.model import LlamaModel
 class Speculation:
     """Adds drafts to steps while they pay. It belongs to the engine's thread, but for `begin`."""
 
-    def __init__(self, pool: CellPool, pace: Pace, context: Context, answering: Answering, obstacle: str) -> None:
-        """`obstacle` says why there are no drafts, "" where there are."""
+    def __init__(
+        self,
+        pool: CellPool,
+        pace: Pace,
+        context: Context,
+        answering: Answering,
+        obstacle: str,
+        guessing: Guessing | None = None,
+    ) -> None:
+        """`obstacle` says why there are no drafts, "" where there are. A draft model guesses where there is one."""
         self._pool, self._pace, self._context, self._answering = pool, pace, context, answering
         self.obstacle = obstacle
-        self._rates = DraftRates()
+        self._guessing = guessing
+        self._rates = SharedRates()
         self.drafted = self.accepted = 0
         self._last_choice = ""
         """Why the last step that could have had drafts has some, or none."""
@@ -58,6 +71,8 @@ class Speculation:
         reason = self.obstacle
         if self.drafted:
             reason = f"{self.accepted:,} of {self.drafted:,} drafted tokens were accepted; {self._last_choice}"
+        if self._guessing and not self.obstacle:
+            reason += f"{'; ' if reason else ''}{self._guessing.report}"
         return m.Drafts(self.drafted, self.accepted, reason)
 
     def begin(self, sessions: list[Session], prediction: Sequence[int]) -> None:
@@ -72,6 +87,11 @@ class Speculation:
         for session in sessions:
             session.drafting = Drafting(lookup if session is sessions[0] else lookup.copy(), self._rates, most)
 
+    def leave(self, session: Session) -> None:
+        """Take note that an answer has ended."""
+        if self._guessing:
+            self._guessing.leave(session)
+
     def extended(self, step: Step) -> Step:
         """The step with drafts behind its answers, where these pay."""
         stretches = step.stretches
@@ -83,11 +103,13 @@ class Speculation:
         cells = min(context.batch_size, self._pool.free) - self._plain
         room = min(DRAFT_ROWS, context.outputs - len(stretches), cells)
         drafts = [self._draft(stretch, room) for stretch in stretches]
+        if self._guessing and room > 0:
+            self._guessing.replace(stretches, drafts, room)
         lengths = self._lengths(stretches, drafts, room) if any(drafts) else [0] * len(drafts)
         self._extra = sum(lengths)
         for stretch, length in zip(stretches, lengths, strict=True):
             if stretch.session.drafting and not length:
-                stretch.session.drafting.credit.wait()
+                stretch.session.drafting.rest()
         if not self._extra:
             return step
         drafted = [
@@ -111,6 +133,8 @@ class Speculation:
         pace, plain = self._pace, self._plain
         # Answers without a draft must not wait for the drafts of others longer than for a prompt.
         longest = 0.0 if all(drafts) else pace.gap * pace.answer_seconds(plain)
+        if longest and self._guessing:
+            longest = max(pace.answer_seconds(plain), longest - self._guessing.spent)
         lengths = best_lengths(chances, plain, room, pace.answer_seconds, longest)
         extra = self._extra_steps(sum(lengths))
         self._last_choice = self._choice(sum(lengths), extra)
@@ -162,6 +186,8 @@ class Speculation:
         """Learn that the first `accepted` tokens of the draft in `stretch` were drawn, and whether the answer ended."""
         drafting, length = stretch.session.drafting, len(stretch.draft)
         assert drafting
+        if self._guessing and drafting.guessed:
+            self._guessing.note(accepted, length)
         drafting.settle(accepted, length, length * self._extra_steps(self._extra), ended)
         self.drafted += length
         self.accepted += accepted

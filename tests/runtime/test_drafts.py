@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 import pytest
 
-from runtime.drafts.drafting import Drafting
+from runtime.drafts.drafting import Drafting, SharedRates
 from runtime.drafts.lookup import Lookup
-from runtime.drafts.payoff import Credit, DraftRates, best_lengths
+from runtime.drafts.payoff import FIRST_LOOKED_UP, Costs, Credit, DraftRates, best_lengths, prospect
 
 
 def written(lookup: Lookup, answer: list[int], most: int = 16) -> int:
@@ -108,18 +108,28 @@ def test_a_step_is_no_longer_than_answers_without_drafts_may_wait() -> None:
 
 
 def test_rates_follow_what_happens_and_others_begin_with_them() -> None:
-    shared = DraftRates()
-    answer = DraftRates(shared)
+    shared = DraftRates(FIRST_LOOKED_UP)
+    answer = DraftRates(FIRST_LOOKED_UP, shared)
     for _ in range(60):
-        answer.note(20, 0, 8)
-    assert answer.chance(20) < 0.1 and shared.chance(20) < 0.4
-    assert answer.chance(0) == DraftRates().chance(0)
-    assert DraftRates(shared).chance(20) < 0.4
+        answer.note([5] * 8, 0)
+    assert answer.chance(5) < 0.1 and shared.chance(5) < 0.4
+    assert answer.chance(0) == FIRST_LOOKED_UP[0]
+    assert DraftRates(FIRST_LOOKED_UP, shared).chance(5) < 0.4
+
+
+def test_a_source_that_failed_is_tried_again_when_that_is_long_ago() -> None:
+    rates = DraftRates([0.7], DraftRates([0.7]))
+    for _ in range(40):
+        rates.note([0], 0)
+    failed = rates.chance(0)
+    for _ in range(3000):
+        rates.forget()
+    assert failed < 0.15 and rates.chance(0) > 0.65
 
 
 @pytest.mark.parametrize("seconds", [flat, steep, lambda rows: 0.5 + 0.5 * rows], ids=["flat", "steep", "half"])
 def test_drafts_that_always_fail_cost_three_hundredths_at_most(seconds: Callable[[int], float]) -> None:
-    drafting = Drafting(Lookup([]), DraftRates(), 32)
+    drafting = Drafting(Lookup([]), SharedRates(), 32)
     drafting.lookup.propose = lambda most: [5] * most  # type: ignore[assignment, method-assign, return-value]
     drafting.lookup.matched = 40
     taken, tokens = 0.0, 400
@@ -133,7 +143,7 @@ def test_drafts_that_always_fail_cost_three_hundredths_at_most(seconds: Callable
         if length:
             drafting.settle(0, length, seconds(1 + length) / seconds(1) - 1, ended=False)
         else:
-            drafting.credit.wait()
+            drafting.rest()
     assert taken <= tokens * seconds(1) / 0.97
 
 
@@ -150,3 +160,63 @@ def test_drafts_are_tried_again_after_a_while() -> None:
     for _ in range(500):
         credit.wait()
     assert credit.affordable(3, 0.5, 0.8) == 3
+
+
+def cheap(share: float) -> Costs:
+    """A step takes a second and a fortieth for each further row; a guess a share of a step."""
+    return Costs(lambda rows: 1 + (rows - 1) / 40, lambda rows: share)
+
+
+@pytest.mark.parametrize(
+    ("rate", "share", "least", "most"),
+    [(0.9, 0.1, 6, 12), (0.9, 0.5, 0, 3), (0.5, 0.1, 1, 3), (0.9, 1.0, 0, 0), (0.1, 0.2, 0, 0), (0.99, 0.02, 25, 32)],
+)
+def test_as_many_tokens_are_guessed_as_pay(rate: float, share: float, least: int, most: int) -> None:
+    found = prospect([(1.0, rate)], 1, 1, 32, cheap(share))
+    assert least <= found.count <= most
+    assert (found.gain > 1) == (found.count > 0)
+
+
+def test_guesses_of_several_answers_share_the_draft_models_steps() -> None:
+    shared = Costs(lambda rows: 1.0, lambda rows: 0.4)
+    alone = prospect([(1.0, 0.8)], 1, 1, 8, shared)
+    together = prospect([(1.0, 0.8)] * 4, 4, 4, 32, shared)
+    assert together.gain == pytest.approx(alone.gain) and together.count == alone.count > 0
+
+
+def test_nothing_is_guessed_before_steps_are_measured_nor_beyond_the_time_that_others_wait() -> None:
+    assert prospect([(1.0, 0.9)], 1, 1, 32, Costs(lambda rows: 0.0, lambda rows: 0.0)).count == 0
+    free = prospect([(1.0, 0.95)], 2, 2, 32, cheap(0.2)).count
+    held = prospect([(1.0, 0.95)], 2, 2, 32, cheap(0.2), longest=1.5).count
+    assert 0 < held < free
+
+
+def test_guessing_ends_where_the_draft_model_becomes_unsure() -> None:
+    sure = prospect([(0.8, 0.8)], 1.8, 2, 31, cheap(0.15), spent=0.15)
+    unsure = prospect([(0.1, 0.8)], 1.1, 2, 31, cheap(0.15), spent=0.15)
+    assert sure.count and not unsure.count
+
+
+@pytest.mark.parametrize("share", [0.05, 0.3, 0.8])
+def test_guesses_that_always_fail_cost_four_hundredths_at_most(share: float) -> None:
+    shared, costs, taken, tokens = SharedRates(), cheap(share), 0.0, 0
+    for _ in range(4):  # answers of 250 tokens, one after the other
+        drafting = Drafting(Lookup([]), shared, 32)
+        for _ in range(250):
+            tokens += 1
+            drafting.propose(0)
+            wanted = drafting.credit.steps > 0
+            count = prospect([(1.0, drafting.guess_rate)], 1, 1, 32, costs).count if wanted else 0
+            if count:
+                drafting.offer([0.95] * count)
+                drafting.spent = count * share
+                (length,) = best_lengths([drafting.chances(count)], 1, 32, costs.step)
+                taken += count * share + costs.step(1 + length)
+                extra = costs.step(1 + length) - 1
+                drafting.settle(0, length, extra, ended=False) if length else drafting.rest()
+            else:
+                if wanted:
+                    drafting.pass_over()
+                drafting.rest()
+                taken += 1
+    assert taken < 1.04 * tokens

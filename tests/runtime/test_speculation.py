@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import random
-import threading
 from array import array
 from collections.abc import Iterator
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -20,7 +18,6 @@ from runtime.cache.spill import Spill
 from runtime.defaults import DRAFT_ROWS
 from runtime.engine import speculation
 from runtime.engine.answering import Answering
-from runtime.engine.loop import LlamaEngine
 from runtime.engine.pace import Pace
 from runtime.engine.prompt import Prompt
 from runtime.engine.schedule import Stretch
@@ -30,50 +27,7 @@ from runtime.llama.context import Context, ContextParams
 from runtime.llama.model import LlamaModel
 from runtime.options import Limits, Sampling
 from runtime.text.stops import Stops
-
-GREEDY = Sampling(temperature=0.0, seed=1)
-PROMPTS = ["It was a dark night", "The old man said", "CHAPTER I.\n\n", "My dear Watson,", "Once", "The sea"]
-
-
-class Engine:
-    """An engine in this process."""
-
-    def __init__(self, path: Path, **options: Any) -> None:
-        self._frames: SimpleQueue[Any] = SimpleQueue()
-        load = m.Load(str(path), m.CacheConfig(1024, 8, "F32"), threads=1, queue=64, **options)
-        self.engine, _ = LlamaEngine.open(load, lambda *frames: [self._frames.put(frame) for frame in frames])
-        self._thread = threading.Thread(target=self.engine.run, daemon=True)
-        self._thread.start()
-        self._last = 0
-        self.rows: list[m.TokenLogprob] = []
-        """Probabilities of the tokens of the last answers."""
-
-    def ask(self, *requests: m.Submit, cancel_first: bool = False) -> list[tuple[str, Any]]:
-        """The text and the last frame of each answer; `cancel_first` cancels the first one when its text begins."""
-        texts: dict[tuple[int, int], str] = {}
-        ends: dict[tuple[int, int], Any] = {}
-        first = self._last + 1
-        self.rows.clear()
-        for request in requests:
-            self._last += 1
-            request.id = self._last
-            self.engine.take(request)
-        while len(ends) < sum(request.count for request in requests):
-            frame = self._frames.get(timeout=120)
-            assert not isinstance(frame, m.Failed), frame
-            if isinstance(frame, m.Delta):
-                key = frame.id, frame.index
-                texts[key] = texts.get(key, "") + frame.text
-                self.rows += frame.logprobs
-                if cancel_first and frame.id == first:
-                    self.engine.take(m.Cancel(first))
-            elif isinstance(frame, m.Finished):
-                ends[frame.id, frame.index] = frame
-        return [(texts.get(key, ""), ends[key]) for key in sorted(ends)]
-
-    def close(self) -> None:
-        self.engine.take(m.Shutdown())
-        self._thread.join(60)
+from tests.runtime.speculating import PROMPTS, Engine, as_dict, assert_same, plain, submit
 
 
 @pytest.fixture(scope="module")
@@ -94,42 +48,10 @@ def eager(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("runtime.drafts.payoff.Credit.affordable", lambda credit, length, *_: length)
 
 
-def submit(prompt: str, tokens: int = 60, drafts: int = DRAFT_ROWS, **options: Any) -> m.Submit:
-    limits = Limits(max_tokens=tokens, stop=options.pop("stop", []))
-    return m.Submit(0, prompt=prompt, drafts=drafts, **{"sampling": GREEDY, "limits": limits, **options})
-
-
-def plain(engine: Engine, *requests: m.Submit) -> list[tuple[str, Any]]:
-    """The answers one by one and without drafts."""
-    return [engine.ask(m.Submit(**{**as_dict(request), "drafts": 0}))[0] for request in requests]
-
-
-def as_dict(request: m.Submit) -> dict[str, Any]:
-    return {name: getattr(request, name) for name in request.__struct_fields__}
-
-
 def mutated(text: str, number: int) -> str:
     """`text` with every eighth word or so replaced."""
     chance = random.Random(number)
     return " ".join("otherwise" if chance.random() < 0.12 else word for word in text.split(" "))
-
-
-def assert_same(engine: Engine, prompt: str, text: str, drafted: str) -> None:
-    """Greedy texts agree up to a token that is likelier than another by less than rounding changes.
-
-    llama.cpp rounds differently in steps of different sizes: logits of this model change by 0.001.
-    """
-    if drafted == text:
-        return
-    engine.ask(submit(prompt, 60, 0, logprobs=2))
-    at = next(i for i, (a, b) in enumerate(zip(text, drafted, strict=False)) if a != b)
-    length = 0
-    for row in engine.rows:
-        length += len(row.token)
-        if length > at:
-            first, second = sorted((each[2] for each in row.top), reverse=True)
-            assert first - second < 0.02
-            return
 
 
 @pytest.mark.usefixtures("eager")

@@ -1,0 +1,122 @@
+"""Drafts by a draft model, only while they pay: it guesses as many tokens as make the text come fastest.
+
+A guess costs a step of the draft model. Before each, what it promises is weighed: the tokens that come true, by how
+many have so far and by the probability that the draft model gives to each, against the time of its steps and of the
+longer step that checks them. Before its first guess the draft model has to read the text, in pieces between steps; it
+does where the rest of the answer earns that back. An answer that text before it suggests is not guessed.
+"""
+
+from __future__ import annotations
+
+import time
+from array import array
+from collections.abc import Iterable, Sequence
+
+from runtime.drafts.payoff import Costs, Prospect, prospect
+from runtime.engine.draft_model import AT_ONCE, DraftModel, Guess
+from runtime.engine.pace import Pace
+from runtime.engine.schedule import Stretch
+from runtime.engine.session import Session
+
+# Reading a text for the draft model has to be earned back twice within this many tokens.
+_EARNING = 256
+# What is left of the trust in measured costs after a step that did not use them, and at least.
+_AGING, _LEAST_TRUST = 0.997, 0.5
+
+
+class Guessing:
+    """`spent` is the seconds that guesses for the present step took."""
+
+    def __init__(self, model: DraftModel, pace: Pace) -> None:
+        """`pace` knows the steps of the large model."""
+        self._model, self._pace = model, pace
+        self._costs = Costs(pace.answer_seconds, self._seconds)
+        self.spent = 0.0
+        self._drafted = self._accepted = 0
+        self._trust = 1.0
+        """Costs that were measured long ago are taken to be lower by this factor, so that they are measured again."""
+
+    @property
+    def report(self) -> str:
+        """What the draft model has done, in words."""
+        model = self._model
+        if model.problem:
+            return model.problem
+        usual, guess = self._pace.answer_seconds(1), model.seconds(1)
+        cost = f", and a guess takes {guess / usual:.2f} of a step" if usual and guess else ""
+        return f"`{model.name}` guessed {self._drafted:,} of them, {self._accepted:,} accepted{cost}"
+
+    def note(self, accepted: int, length: int) -> None:
+        """Count a draft of `length` tokens that were guessed, of which `accepted` were drawn."""
+        self._drafted += length
+        self._accepted += accepted
+
+    def leave(self, session: Session) -> None:
+        """Take note that an answer has ended."""
+        self._model.leave(session)
+
+    def replace(self, stretches: Sequence[Stretch], drafts: list[array[int]], room: int) -> None:
+        """Replace `drafts` of known text by guesses where these are likelier to come true, and pay."""
+        self.spent = 0.0
+        plain = sum(stretch.size for stretch in stretches)
+        usual = self._pace.answer_seconds(plain)
+        chosen = self._wanted(stretches, drafts, room) if usual else {}
+        if not chosen:
+            return
+        # Answers without a draft must not wait for the drafts of others longer than for a prompt.
+        longest = 0.0 if len(chosen) == len(stretches) else self._pace.gap * usual
+        promise = prospect(_rates(chosen.values()), plain, plain, room, self._costs, longest=longest)
+        if not promise.count:
+            self._trust = max(_LEAST_TRUST, self._trust * _AGING)
+            for guess in chosen.values():
+                guess.drafting.pass_over()
+            return
+        began = time.perf_counter()
+        ready = {number: guess for number, guess in chosen.items() if guess.behind <= AT_ONCE}
+        if len(ready) < len(chosen):
+            late = next(guess for guess in chosen.values() if guess.behind > AT_ONCE)
+            self._read(late, promise, plain)
+
+        def go_on(open_: Sequence[Guess]) -> bool:
+            done = [guess.drafting.guess_chances(guess.confidences) for guess in ready.values()]
+            rows, tokens = sum(map(len, done)), sum(map(sum, done))
+            spent = time.perf_counter() - began
+            rates = _rates(open_)
+            return bool(prospect(rates, plain + tokens, plain + rows, room - rows, self._costs, spent, longest).count)
+
+        if ready:
+            self._trust = 1.0
+        self._model.guess(ready.values(), go_on)
+        self.spent = time.perf_counter() - began
+        for number, guess in ready.items():
+            drafts[number] = guess.tokens
+            guess.drafting.offer(guess.confidences)
+            guess.drafting.spent = self.spent / usual / len(ready)
+
+    def _wanted(self, stretches: Sequence[Stretch], drafts: list[array[int]], room: int) -> dict[int, Guess]:
+        """The answers that may be guessed, by their number in `stretches`."""
+        chosen = {}
+        for number, stretch in enumerate(stretches):
+            session, drafting = stretch.session, stretch.session.drafting
+            if drafting is None or not stretch.wanted or drafting.credit.steps <= 0 or session.left < 2:
+                continue
+            looked_up = drafting.chances(1)[0] if drafts[number] else 0.0
+            if looked_up < drafting.guess_rate and (behind := self._model.behind(session)):
+                chosen[number] = Guess(session, drafting, min(drafting.most, session.left - 1, room), behind)
+        return chosen
+
+    def _read(self, guess: Guess, promise: Prospect, plain: int) -> None:
+        """Read a piece of a text, if the rest of the answer is likely to earn that back."""
+        saved = (1 - 1 / promise.gain) * self._pace.answer_seconds(plain) * min(guess.session.left, _EARNING)
+        if 2 * self._trust * self._model.read_seconds(guess.behind) < saved:
+            self._model.read(guess.session, self._pace.side_seconds(plain))
+        else:
+            self._trust = max(_LEAST_TRUST, self._trust * _AGING)
+
+    def _seconds(self, rows: int) -> float:
+        return self._trust * self._model.seconds(rows)
+
+
+def _rates(guesses: Iterable[Guess]) -> list[tuple[float, float]]:
+    """For each answer the chance that its guesses so far come true, and the chance of a further one."""
+    return [(guess.chance, guess.drafting.guess_rate) for guess in guesses]
