@@ -32,6 +32,8 @@ class Asking:
     hides_thinking: bool = False
     adapters: list[Line] = field(default_factory=list)
     """Adapters that change the model's answers, each with its scale."""
+    draft: str | None = None
+    """The model that guesses the next words."""
     wraps: bool = True
     """Whether lines are broken between words, on a terminal."""
     larger: str = "`--ctx`"
@@ -104,6 +106,7 @@ class Asking:
             "format": self.format,
             "think": self.think,
             "adapters": self.adapters,
+            "draft": self.draft,
         }
         return {"model": self.model, **more} | {
             key: value for key, value in optional.items() if value not in (None, {}, [])

@@ -35,6 +35,7 @@ def _sections(description: dict[str, Any]) -> dict[str, list[tuple[str, str]]]:
         "embedding length": info.get(f"{architecture}.embedding_length"),
         "quantization": details["quantization_level"],
         "size": size_text(description["size"]) if description.get("size") else None,
+        "draft": own.get("draft"),
     }
     adapter = own.get("adapter") or {}
     return {

@@ -240,7 +240,7 @@ class Numbered(msgspec.Struct):
 class Ready(msgspec.Struct, tag="ready"):
     """The model is loaded. `context` is the true size of the KV cache in tokens.
 
-    Bytes count the worker's buffers, those of a draft model too.
+    Bytes count the worker's buffers, with a draft model's.
     """
 
     context: int

@@ -8,6 +8,7 @@ kept.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,17 +17,19 @@ from typing import Any, TypeVar
 from quant.errors import QuantError
 from quant.gguf.adapter import AdapterHeader, check_adapter, check_base
 from quant.gguf.check import check_model
+from quant.gguf.drafts import check_draft
 from quant.gguf.header import Header, read_file
 from quant.gguf.values import readable
 from quant.plan import ModelPlan
-from registry.errors import ModelNotFound, StoreDamaged, StoreFailed
+from registry.errors import ModelNotFound, RegistryError, StoreDamaged, StoreFailed
 from registry.store.catalog import AdapterBlob, Model, is_meant
 from registry.store.meaning import Meaning
 from registry.store.store import Store
-from runtime.errors import BadRequest
+from runtime.errors import BadRequest, EngineError
 from runtime.machine.fit import ModelSize
 from server.errors import Unsupported
 
+log = logging.getLogger("lm.library")
 # The capabilities that the daemon can serve; a model may have more.
 SERVED = ("completion", "tools", "thinking", "insert", "embedding", "rerank")
 T = TypeVar("T")
@@ -58,6 +61,8 @@ class Library:
         self._adapters: dict[str, AdapterHeader] = {}
         self._fitting: set[tuple[str, str]] = set()
         """Digests of adapters and of models that they are known to fit."""
+        self._drafting: set[tuple[str, str]] = set()
+        """Digests of models and of models that they are known to draft for."""
 
     async def models(self) -> list[Model]:
         """All models, newest first."""
@@ -122,6 +127,42 @@ class Library:
             raise BadRequest(f"`{name}` does not fit `{model.name}`: {error}", error.hint, "adapters") from None
         self._fitting.add(pair)
 
+    async def check_draft(self, draft: Model, model: Model) -> None:
+        """Raise BadRequest unless `draft` can draft for `model`."""
+        pair = draft.blob_digest, model.blob_digest
+        if pair in self._drafting:
+            return
+        hint = "name a smaller model of the same family, with the same vocabulary"
+        if pair[0] == pair[1]:
+            raise BadRequest(f"`{draft.name}` cannot draft for itself", hint, "draft")
+        if "completion" not in capabilities(draft):
+            raise BadRequest(f"`{draft.name}` writes no text, so it cannot draft", hint, "draft")
+        for each in (draft, model):
+            if (await self.model_size(each)).state_values:
+                raise BadRequest(
+                    f"`{each.name}` remembers by a state, which cannot go back behind tokens that were drafted in vain",
+                    "ask without a draft" if each is model else hint,
+                    "draft",
+                )
+        header, base = [await asyncio.to_thread(_read, each.name, each.blob, _whole) for each in (draft, model)]
+        try:
+            check_draft(header, base, draft.name, model.name)
+        except QuantError as error:
+            raise BadRequest(str(error), error.hint, "draft") from None
+        self._drafting.add(pair)
+
+    async def own_draft(self, model: Model) -> Model | None:
+        """The model that drafts for this one by its own settings; None where none does, or it is not here or unfit."""
+        if not model.draft or model.is_adapter:
+            return None
+        try:
+            draft = await self.resolve(model.draft)
+            await self.check_draft(draft, model)
+        except (RegistryError, EngineError) as error:
+            log.warning("%s is answered without its draft: %s", model.name, error)
+            return None
+        return draft
+
     async def base(self, adapter: Model) -> Model:
         """The model that an adapter is for. Raises ModelNotFound where it is not here, or nobody knows which it is."""
         if not adapter.base:
@@ -166,6 +207,10 @@ def shown_base(adapter: Model) -> str:
 def _facts(header: Header) -> Facts:
     check_model(header)
     return Facts.of(header)
+
+
+def _whole(header: Header) -> Header:
+    return header
 
 
 def _read(name: str, path: Path, judge: Callable[[Header], T]) -> T:

@@ -51,6 +51,8 @@ def print_loaded(rows: list[dict[str, Any]], wide: bool) -> None:
             console.note(f"{row['name']}: {row['context_reason']}")
         if row["prompts_in_steps"]:
             console.note(f"{row['name']}: long prompts slow running answers: {row['prompts_in_steps']}")
+        if row["draft"]:
+            console.note(f"{row['name']}: `{row['draft']}` drafts for it, and is in these sizes")
         if row["drafts"]:
             console.note(f"{row['name']}: drafts: {row['drafts']}")
 

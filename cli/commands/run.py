@@ -56,6 +56,12 @@ class _Run(click.Command):
     help="A LoRA adapter that changes the answers; may be given several times.",
 )
 @click.option(
+    "--draft",
+    metavar="NAME",
+    shell_complete=complete_names,
+    help="A small model of the same vocabulary that guesses the next words; the answers stay NAME's own.",
+)
+@click.option(
     "--think",
     type=click.Choice(("true", "false", "low", "medium", "high", "max")),
     help="Whether, or how hard, the model thinks first; alone: true. A pipe gets the thinking only with this.",
@@ -76,6 +82,7 @@ def command(  # noqa: PLR0913  click gives each option by its name
     keep_alive: str | None,
     form: str | None,
     adapters: tuple[str, ...],
+    draft: str | None,
     think: str | None,
     hidethinking: bool,
     verbose: bool,
@@ -102,6 +109,7 @@ def command(  # noqa: PLR0913  click gives each option by its name
     for each in changing:
         each["name"] = installed(client, each["name"], each["name"])
     asking = Asking(client, model, options, system, keep_alive, verbose, format=held_to, adapters=changing)
+    asking.draft = installed(client, reference(draft), draft) if draft else None
     asking.think = {"true": True, "false": False}.get(think, think) if think else None
     asking.hides_thinking = hidethinking
     _ask(asking, question)

@@ -10,7 +10,7 @@ from runtime.drafts.payoff import FIRST_ANY, FIRST_GUESSED, FIRST_LOOKED_UP, Cre
 
 
 class SharedRates:
-    """What drafts of all answers have shown: of tokens that were looked up, and of tokens that a model guessed."""
+    """How often drafts of all answers came true: tokens that were looked up, and tokens that a model guessed."""
 
     def __init__(self) -> None:
         self.looked_up = DraftRates(FIRST_LOOKED_UP)

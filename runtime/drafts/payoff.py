@@ -129,7 +129,7 @@ def best_lengths(
 
 @dataclass(frozen=True)
 class Prospect:
-    """What a draft model promises: to guess `count` tokens more for each draft, to write `gain` times as fast."""
+    """The promise of a draft model: to guess `count` tokens more for each draft, to write `gain` times as fast."""
 
     count: int
     gain: float

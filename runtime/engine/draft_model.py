@@ -140,7 +140,7 @@ class DraftModel:
             self._row_seconds = (self._row_seconds + taken) / 2
 
     def guess(self, guesses: Iterable[Guess], go_on: Callable[[Sequence[Guess]], bool]) -> None:
-        """Guess the next tokens of several answers, as long as `go_on` says of those that are not complete."""
+        """Guess the next tokens of several answers, as long as `go_on` agrees, which gets the drafts that may grow."""
         open_ = [guess for guess in guesses if guess.most > 0 and guess.session in self._held]
         added = [guess.session.tokens[len(self._held[guess.session].tokens) :] for guess in open_]
         while open_:

@@ -1,8 +1,8 @@
 """Drafts by a draft model, only while they pay: it guesses as many tokens as make the text come fastest.
 
-A guess costs a step of the draft model. Before each, what it promises is weighed: the tokens that come true, by how
-many have so far and by the probability that the draft model gives to each, against the time of its steps and of the
-longer step that checks them. Before its first guess the draft model has to read the text, in pieces between steps; it
+A guess costs a step of the draft model, and a row of the step that checks it. Before each, this time is weighed
+against the tokens that are likely to come true: by how many have so far, and by the probability that the draft model
+gives to each. Before its first guess the draft model has to read the text, in pieces between steps; it
 does where the rest of the answer earns that back. An answer that text before it suggests is not guessed.
 """
 
@@ -11,16 +11,21 @@ from __future__ import annotations
 import time
 from array import array
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Self
 
 from runtime.drafts.payoff import Costs, Prospect, prospect
 from runtime.engine.draft_model import AT_ONCE, DraftModel, Guess
 from runtime.engine.pace import Pace
 from runtime.engine.schedule import Stretch
 from runtime.engine.session import Session
+from runtime.llama.context import Context, ContextParams
+from runtime.llama.model import LlamaModel
+from runtime.messages import Load
 
 # Reading a text for the draft model has to be earned back twice within this many tokens.
 _EARNING = 256
-# What is left of the trust in measured costs after a step that did not use them, and at least.
+# The share of the trust in measured costs that is left after a step without them, and the least trust.
 _AGING, _LEAST_TRUST = 0.997, 0.5
 
 
@@ -36,9 +41,21 @@ class Guessing:
         self._trust = 1.0
         """Costs that were measured long ago are taken to be lower by this factor, so that they are measured again."""
 
+    @classmethod
+    def beside(cls, large: Context, params: ContextParams, draft: LlamaModel, load: Load, pace: Pace) -> Self:
+        """With the model `draft` beside the context of a large one, which has `params`. Raises LoadFailed."""
+        tokens = min(large.tokens, draft.n_ctx_train)
+        shape = replace(params, tokens=tokens, outputs=load.cache_config.sequences)
+        return cls(DraftModel(draft, shape, load.draft_name, large.vocabulary_size, load.gap), pace)
+
+    @property
+    def buffers(self) -> dict[str, int]:
+        """Bytes of the draft model by kind."""
+        return self._model.buffers
+
     @property
     def report(self) -> str:
-        """What the draft model has done, in words."""
+        """The draft model's tokens so far and its cost, in words."""
         model = self._model
         if model.problem:
             return model.problem

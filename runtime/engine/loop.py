@@ -12,7 +12,6 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
@@ -21,7 +20,6 @@ from runtime import messages as m
 from runtime.cache.pool import CellPool
 from runtime.cache.spill import Spill
 from runtime.engine.answering import Answering
-from runtime.engine.draft_model import DraftModel
 from runtime.engine.embedding import Embedder
 from runtime.engine.guessing import Guessing
 from runtime.engine.huge_pages import HugePages
@@ -71,7 +69,7 @@ class LlamaEngine:
         self._adapters = Adapters(model, self._pool.spill.lend, self._pool.spill.take_back)
         self._pace = Pace(self._context.batch_size, load.gap)
         side = (model, self._context, self._pool, params, self._adapters, load.short_context)
-        self._side = SidePrefill(*side) if not SidePrefill.hindrance(model) else None
+        self._side = None if SidePrefill.hindrance(model) else SidePrefill(*side)
         self._frames: list[Any] = []
         self._answering = Answering(model.vocabulary, self._context, self._frames.append)
         self._embedder = Embedder(model, self._context, self._pool, self._frames.append)
@@ -83,13 +81,7 @@ class LlamaEngine:
             outputs=self._context.outputs,
             give_way=self._embedder.give_way,
         )
-        hindrance = Speculation.hindrance(model, load.speculation)
-        self._draft, guessing = None, None
-        if draft and not hindrance:
-            shape = replace(params, outputs=load.cache_config.sequences)
-            self._draft = DraftModel(draft, shape, load.draft_name, model.vocabulary.size, load.gap)
-            guessing = Guessing(self._draft, self._pace)
-        self._speculation = Speculation(self._pool, self._pace, self._context, self._answering, hindrance, guessing)
+        self._speculation = self._make_speculation(draft, params)
         self._intake = Intake(model, self._context, self._speculation)
         self._inbox = Inbox(self._intake, send)
         self._huge_pages = HugePages()
@@ -103,6 +95,13 @@ class LlamaEngine:
         """Steps in a row that found no room although nothing else could give way."""
         self._closing = False
         self.steps = 0
+
+    def _make_speculation(self, draft: LlamaModel | None, params: ContextParams) -> Speculation:
+        hindrance = Speculation.hindrance(self._model, self._load.speculation)
+        parts = (self._pool, self._pace, self._context, self._answering, hindrance)
+        if draft is None or hindrance:
+            return Speculation(*parts)
+        return Speculation(*parts, Guessing.beside(self._context, params, draft, self._load, self._pace))
 
     # ---- what the worker calls
 
@@ -120,7 +119,7 @@ class LlamaEngine:
         # The garbage collector would walk through all modules and the model's vocabulary again and again, in the
         # middle of a step. They live as long as the process, so it is told to leave them out.
         gc.freeze()
-        buffers, drafting = engine._context.buffers, engine._draft.buffers if engine._draft else {}
+        buffers, drafting = engine._context.buffers, engine._speculation.buffers
         return engine, m.Ready(
             context=engine._context.tokens,
             sequences=cache.sequences,

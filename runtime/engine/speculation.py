@@ -66,6 +66,11 @@ class Speculation:
         return ""
 
     @property
+    def buffers(self) -> dict[str, int]:
+        """Bytes of the draft model by kind; empty where there is none."""
+        return self._guessing.buffers if self._guessing else {}
+
+    @property
     def drafts(self) -> m.Drafts:
         """Tokens of drafts so far, and what speaks for or against them."""
         reason = self.obstacle

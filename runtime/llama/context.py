@@ -255,6 +255,11 @@ class Context:
         self.cut(sequence, 0)
         return False
 
+    @property
+    def vocabulary_size(self) -> int:
+        """The number of tokens that its model knows."""
+        return self._model.vocabulary.size
+
     def logits(self, row: int) -> Any:
         """The raw logits of a row, float32 `(vocabulary,)`, valid until the next `decode`."""
         return self._view(library().llama_get_logits_ith(self.handle, row), self._model.vocabulary.size)

@@ -179,6 +179,16 @@ class Need:
     card_layers: int = 0
     """How many of the last layers are on `cards`; the output matrix counts as one more layer."""
 
+    def with_draft(self, draft: Need) -> Need:
+        """The same with a draft model in the same process, in main memory."""
+        return replace(
+            self,
+            weights=self.weights + draft.weights,
+            cache=self.cache + draft.cache,
+            compute=self.compute + draft.compute - PROCESS_BYTES,
+            repacked=self.repacked + draft.repacked,
+        )
+
     @property
     def total(self) -> int:
         """Bytes that main memory must hold."""

@@ -210,17 +210,24 @@ async def is_installed(services: Services, name: str) -> bool:
 
 @asynccontextmanager
 async def in_use(
-    services: Services, model: Model, context: int | None = None, keep_alive: float | None = None, beside: int = 0
+    services: Services,
+    model: Model,
+    context: int | None = None,
+    keep_alive: float | None = None,
+    beside: int = 0,
+    draft: Model | None = None,
 ) -> AsyncIterator[InUse]:
     """Keep `model` loaded while the block runs, with room for `context` tokens, and `keep_alive` seconds longer.
 
-    None leaves either to the model's own settings, or to the daemon's. `beside` bytes are for its adapters. Raises as
-    `Pool.use`.
+    None leaves either to the model's own settings, or to the daemon's. `beside` bytes are for its adapters. `draft` is
+    the model that drafts for it; None leaves that to the model's own settings. Raises as `Pool.use`.
     """
     context = context or _own_context(model)
     clock = asyncio.get_running_loop().time
     start, before = clock(), [worker for worker, _ in services.pool.loaded()]
-    async with services.pool.use(model, context, keep_alive, beside) as worker:
+    if draft is None and services.config.speculation:
+        draft = await services.library.own_draft(model)
+    async with services.pool.use(model, context, keep_alive, beside, draft) as worker:
         size = await services.library.model_size(model)
         reason = "" if worker in before else size.context_reason(worker.context)
         yield InUse(worker, round((clock() - start) * 1e9), reason)

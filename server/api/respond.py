@@ -38,7 +38,7 @@ Frames = AsyncGenerator[tuple[int, Answer]]
 class Generation:
     """The answers that one request asks for: each of `submits` is a prompt with one or more answers.
 
-    `context` (tokens) and `keep_alive` (seconds) concern the loaded model; None leaves them to the settings.
+    `context` (tokens), `keep_alive` (seconds) and `draft` concern the loaded model; None leaves them to the settings.
     """
 
     model: Model
@@ -46,6 +46,7 @@ class Generation:
     stream: bool
     context: int | None = None
     keep_alive: float | None = None
+    draft: Model | None = None
 
 
 @dataclass
@@ -147,7 +148,8 @@ async def unattended(request: web.Request, generation: Generation, writer: Answe
 def _in_use(request: web.Request, generation: Generation) -> AbstractAsyncContextManager[InUse]:
     adapters = {each.path: each.size for submit in generation.submits for each in submit.adapters}
     beside = sum(adapters.values())
-    return in_use(request.app[SERVICES], generation.model, generation.context, generation.keep_alive, beside)
+    wanted = (generation.model, generation.context, generation.keep_alive, beside, generation.draft)
+    return in_use(request.app[SERVICES], *wanted)
 
 
 async def _respond(request: web.Request, generation: Generation, writer: AnswerWriter) -> web.StreamResponse:

@@ -85,8 +85,10 @@ class Admission:
             wanted = -(-wanted // CONTEXT_BUCKET) * CONTEXT_BUCKET
         return min(wanted, most, size.trained_context)
 
-    async def place(self, model: Model, wanted: int, beside: int = 0) -> Placement:
+    async def place(self, model: Model, wanted: int, beside: int = 0, draft: Model | None = None) -> Placement:
         """Make room for a model with a context of `wanted` tokens, or with the largest that fits, and `beside` bytes.
+
+        A `draft` model in the same process needs room too.
 
         Raises DoesNotFit when it has no room beside pinned models, or not even alone.
         """
@@ -98,7 +100,7 @@ class Admission:
             movable = [(slot, worker) for slot, worker in others if not slot.pinned]
             free = hardware.memory_available - beside - _loading([worker for _, worker in others])
             ours = sum(worker.need.total for _, worker in movable if not worker.loading)
-            context, need = await self._fit(model, wanted, free + ours, hardware)
+            context, need = await self._fit(model, wanted, free + ours, hardware, draft)
             if need.total <= free and len(others) < self._config.max_models:
                 return Placement(context, hardware.cpus, need, beside + _spill(free, need))
             if idle := [(slot, worker) for slot, worker in movable if worker.idle]:
@@ -117,22 +119,38 @@ class Admission:
                 said = True
             await self.wait_for_change()
 
-    async def _fit(self, model: Model, wanted: int, room: int, hardware: Hardware) -> tuple[int, Need]:
+    async def _fit(
+        self, model: Model, wanted: int, room: int, hardware: Hardware, draft: Model | None
+    ) -> tuple[int, Need]:
         """The largest context up to `wanted`, by halving, with which the model fits into `room` bytes, and its need."""
         facts, context = await self._library.facts(model), wanted
         while True:
             cache_config = CacheConfig(context, self._config.sequences)
             need = await self._estimator.need(model.blob_digest, facts, model.size, cache_config, hardware.cards)
+            if draft:
+                need = need.with_draft(await self._draft_need(draft, cache_config))
             if need.total <= room:
                 return context, need
             if context <= SMALLEST_CONTEXT:
                 level = smaller(facts.plan, need, room)
+                if draft:
+                    raise DoesNotFit(
+                        f"`{model.name}` with its draft `{draft.name}` needs {size_text(need.total)}, "
+                        f"and {size_text(max(room, 0))} are free",
+                        "ask without the draft, or close other programs",
+                    )
                 raise DoesNotFit(
                     f"`{model.name}` needs {size_text(need.total)} with a context of {context} tokens, "
                     f"and {size_text(max(room, 0))} are free",
                     f"{level} of it would fit: pull it with `--level {level}`" if level else "close other programs",
                 )
             context = max(context // 2, min(SMALLEST_CONTEXT, wanted))
+
+    async def _draft_need(self, draft: Model, cache_config: CacheConfig) -> Need:
+        """The memory of a draft model beside a large one with this cache."""
+        facts = await self._library.facts(draft)
+        capped = facts.model_size.cap_context(cache_config)
+        return await self._estimator.need(draft.blob_digest, facts, draft.size, capped)
 
 
 def _loading(workers: list[Worker]) -> int:

@@ -60,11 +60,17 @@ class Pool:
 
     @asynccontextmanager
     async def use(
-        self, model: Model, context: int | None = None, keep_alive: float | None = None, beside: int = 0
+        self,
+        model: Model,
+        context: int | None = None,
+        keep_alive: float | None = None,
+        beside: int = 0,
+        draft: Model | None = None,
     ) -> AsyncIterator[Worker]:
         """A worker that holds `model`, loaded if need be, with room for `context` tokens if there is memory for them.
 
-        One that is started gets `beside` bytes for adapters.
+        One that is started gets `beside` bytes for adapters, and the model `draft` to draft with. An idle one with
+        another draft is exchanged for it; a busy one answers as it is.
 
         The worker stays `keep_alive` seconds after its last user has left; below 0 it stays for ever. Raises QueueFull,
         DoesNotFit, Unstable, Stopping, and what loading raises.
@@ -76,7 +82,7 @@ class Pool:
             raise QueueFull(f"{slot.pending} requests wait for `{model.name}` already", "try again in a moment")
         slot.pending += 1
         try:
-            worker = await self._find(slot, model, context, beside)
+            worker = await self._find(slot, model, context, beside, draft)
             if keep_alive is not None:
                 slot.keep_alive = keep_alive
             slot.stop_clock()
@@ -104,7 +110,8 @@ class Pool:
 
     def open_blobs(self) -> set[str]:
         """Digests of the blobs that workers have open, or that requests wait for."""
-        return {digest for digest, slot in self._slots.items() if slot.holds}
+        drafts = {worker.draft.blob_digest for worker in self._processes() if worker.draft}
+        return drafts | {digest for digest, slot in self._slots.items() if slot.holds}
 
     async def retire(self) -> None:
         """Unload the models that the store no longer has: now where they are idle, else after their last request.
@@ -178,7 +185,7 @@ class Pool:
     def _learn(self, worker: Worker) -> None:
         """Correct predictions of memory by an idle worker, predictions of speed by an answer that ran alone."""
         speed = worker.take_speed()
-        if self._runtime.name != "llama":
+        if self._runtime.name != "llama" or worker.draft:  # a draft model's share of either is not known
             return
         measured = None if worker.users or not worker.answered or worker.dead else anonymous_bytes(worker.pid)
         if measured is not None:
@@ -200,24 +207,28 @@ class Pool:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _find(self, slot: Slot, model: Model, context: int | None, beside: int) -> Worker:
+    async def _find(self, slot: Slot, model: Model, context: int | None, beside: int, draft: Model | None) -> Worker:
         """The model's worker, started or exchanged for a larger one where that is needed and possible."""
-        if (worker := slot.usable) and not slot.outgrown(worker, context):
+        if (worker := slot.usable) and not (slot.outgrown(worker, context) or worker.lacks(draft)):
             return worker
         async with self._one_load_at_a_time:
             worker = slot.usable  # somebody else may have started it while we waited
-            if worker and not slot.outgrown(worker, context):
+            if worker and not (slot.outgrown(worker, context) or worker.lacks(draft)):
                 return worker
             wanted = await self._admission.context(model, context)
             slot.largest_context = max(slot.largest_context, context or 0)
             if worker is not None:
-                if wanted <= worker.context:
+                if worker.lacks(draft):
+                    log.info("%s is loaded anew with the draft %s", model.name, draft and draft.name)
+                elif wanted <= worker.context:
                     return worker
-                log.info("%s is loaded anew for a context of %d instead of %d", model.name, wanted, worker.context)
+                else:
+                    log.info("%s is loaded anew for a context of %d instead of %d", model.name, wanted, worker.context)
+                wanted, draft = max(wanted, worker.context), draft or worker.draft
                 await slot.unload(worker)
-            return await self._start(slot, model, wanted, beside)
+            return await self._start(slot, model, wanted, beside, draft)
 
-    async def _start(self, slot: Slot, model: Model, wanted: int, beside: int) -> Worker:
+    async def _start(self, slot: Slot, model: Model, wanted: int, beside: int, draft: Model | None) -> Worker:
         now = asyncio.get_running_loop().time()
         if now < slot.rests_until:
             raise Unstable(
@@ -225,7 +236,7 @@ class Pool:
                 "see `lm logs`; a smaller level or context may help",
                 retry_after=slot.rests_until - now,
             )
-        placement = await self._admission.place(model, wanted, beside)
+        placement = await self._admission.place(model, wanted, beside, draft)
         model_size = await self._library.model_size(model)
         if reason := model_size.context_reason(placement.context):
             log.info("%s gets a context of %d: %s", model.name, placement.context, reason)
@@ -240,12 +251,20 @@ class Pool:
             gpu_layers=placement.need.card_layers,
             spill=placement.spill,
             short_context=model_size.short_context,
+            draft=str(draft.blob) if draft else "",
+            draft_name=draft.name if draft else "",
             script=self._runtime.script,
         )
         slot.keep_alive = self._config.keep_alive
-        output = log_file(self._config.logs, "worker")
-        tally = self._tallies.setdefault(model.name, Tally(model))
-        slot.worker = worker = await Worker.start(model, load, need=placement.need, log_file=output, tally=tally)
+        started = Worker.start(
+            model,
+            load,
+            need=placement.need,
+            log_file=log_file(self._config.logs, "worker"),
+            tally=self._tallies.setdefault(model.name, Tally(model)),
+            draft=draft,
+        )
+        slot.worker = worker = await started
         worker.ready.add_done_callback(lambda _: self._admission.notify())
         worker.reader.add_done_callback(lambda _: self._ended(slot, worker))
         return worker
@@ -254,6 +273,8 @@ class Pool:
         slot.ended(worker, asyncio.get_running_loop().time())
         self._admission.notify()
         self._collect(slot, worker.model.blob_digest)
+        if worker.draft:  # it may have been removed while it was in use
+            self._background(self._library.collect(self.open_blobs()))
 
     def _collect(self, slot: Slot, digest: str) -> None:
         """Remove the file of a retired model that nobody holds any more."""

@@ -80,14 +80,17 @@ class Speed:
 class Worker:
     """One process that holds one model, and needs the memory `need` as it was predicted.
 
-    `context` is the number of tokens asked for, once it is ready the true number. `answered` tells whether any answer
-    came from it, `crashed` whether it ended by itself, `spilled` the bytes of conversations outside its KV cache.
-    `obstacle` says why long prompts slow running answers, "" where they do not. `drafts` counts drafted tokens. Only
-    the worker itself changes these.
+    `draft` is the model beside it that drafts for it, None where none does. `context` is the number of tokens asked
+    for, once it is ready the true number. `answered` tells whether any answer came from it, `crashed` whether it ended
+    by itself, `spilled` the bytes of conversations outside its KV cache. `obstacle` says why long prompts slow running
+    answers, "" where they do not. `drafts` counts drafted tokens. Only the worker itself changes these.
     """
 
-    def __init__(self, model: Model, load: Load, child: Child, need: Need, tally: Tally) -> None:
+    def __init__(
+        self, model: Model, load: Load, child: Child, need: Need, tally: Tally, draft: Model | None = None
+    ) -> None:
         self.model = model
+        self.draft = draft
         self.tally = tally
         self.context = load.cache_config.context
         self.need = need
@@ -103,21 +106,30 @@ class Worker:
         self._began = self._last_used = self._sign_of_life = self._last_step_at = asyncio.get_running_loop().time()
         self._last_step = -1
         # A minute, and the time to read the file at 50 MB/s.
-        self._load_seconds = 60.0 + model.size / 50e6
+        self._load_seconds = 60.0 + (model.size + (draft.size if draft else 0)) / 50e6
         self._ending = ""
         self._background: set[asyncio.Task[None]] = set()
         self.reader = asyncio.create_task(self._read(load))
 
     @classmethod
-    async def start(cls, model: Model, load: Load, *, need: Need, log_file: Path, tally: Tally | None = None) -> Worker:
-        """Spawn the process, which then loads the model; `need` is the memory that it is predicted to take.
+    async def start(
+        cls,
+        model: Model,
+        load: Load,
+        *,
+        need: Need,
+        log_file: Path,
+        tally: Tally | None = None,
+        draft: Model | None = None,
+    ) -> Worker:
+        """Spawn the process, which then loads the model and its draft.
 
-        Its requests are counted in `tally`.
+        `need` is the memory that it is predicted to take. Its requests are counted in `tally`.
         """
         child = await Child.spawn("runtime.worker", frames=FromWorker, log=log_file)
         log.info("worker %d starts for %s, context %d", child.pid, model.name, load.cache_config.context)
         # Nothing is awaited in between: nobody can lose the process.
-        return cls(model, load, child, need, tally or Tally(model))
+        return cls(model, load, child, need, tally or Tally(model), draft)
 
     @property
     def pid(self) -> int:
@@ -143,6 +155,11 @@ class Worker:
     def idle(self) -> bool:
         """Whether nobody uses it, and its model is loaded."""
         return not self._users and not self.loading
+
+    def lacks(self, draft: Model | None) -> bool:
+        """Whether it holds another draft model than a request wants, or none, and nobody is in its way to change."""
+        held = self.draft.blob_digest if self.draft else ""
+        return draft is not None and draft.blob_digest != held and self.idle
 
     @property
     def users(self) -> int:

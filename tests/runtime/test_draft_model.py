@@ -53,6 +53,12 @@ def eager(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("runtime.drafts.payoff.Credit.settle", lambda *_: None)
 
 
+def draft_model(engine: Engine) -> DraftModel:
+    guessing = engine.engine._speculation._guessing
+    assert guessing
+    return guessing._model
+
+
 @pytest.mark.usefixtures("eager")
 def test_greedy_text_is_the_same_alone_and_in_company(engine: Engine) -> None:
     texts = [text for text, _ in plain(engine, *map(submit, PROMPTS))]
@@ -92,14 +98,11 @@ def test_long_prompts_are_read_in_pieces_and_several_answers_share_them(engine: 
     answers = engine.ask(request)
     assert sum(end.accepted for _, end in answers) > 0
     assert len({text for text, _ in answers}) == 1
-    model = engine.engine._draft
-    assert model and model._pool.used < model.context.tokens
+    assert draft_model(engine)._pool.used < draft_model(engine).context.tokens
 
 
 @pytest.mark.usefixtures("eager")
 def test_a_conversation_goes_on_where_the_draft_model_has_read(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = engine.engine._draft
-    assert model
     read: list[int] = []
     real = DraftModel.behind
     monkeypatch.setattr(DraftModel, "behind", lambda self, session: read.append(real(self, session)) or read[-1])
@@ -121,15 +124,13 @@ def test_an_answer_that_is_cancelled_disturbs_no_other_and_leaves_no_sequence_be
     assert answers[0][1].reason == "cancelled"
     for prompt, text, (found, _) in zip(PROMPTS[1:3], texts[1:], answers[1:], strict=True):
         assert_same(engine, prompt, text, found)
-    assert engine.engine._draft and not engine.engine._draft._held
+    assert not draft_model(engine)._held
 
 
 @pytest.mark.usefixtures("eager")
 def test_a_draft_model_whose_steps_fail_is_left_out_and_answers_go_on(exact: Path, rough: Path) -> None:
     made = Engine(exact, draft=str(rough), draft_name="rough")
-    model = made.engine._draft
-    assert model
-    model.context.decode = lambda rows, vectors=None: -3  # type: ignore[method-assign]
+    draft_model(made).context.decode = lambda rows, vectors=None: -3  # type: ignore[method-assign]
     assert made.ask(submit(PROMPTS[0], 30))[0][1].answer_tokens == 30
     assert "could not compute steps of `rough`" in made.engine.drafts.reason
     made.close()

@@ -16,6 +16,7 @@ from runtime.options import MAX_MESSAGES
 from server.api import options
 from server.api.adapters import resolve_adapted
 from server.api.calls import checked_tools, template_variables
+from server.api.drafts import add_draft
 from server.api.ollama.bodies import CHAT_BODY, GENERATE_BODY, AnswerBody
 from server.api.ollama.fields import OLLAMA
 from server.api.ollama.writer import GenerateWriter, OllamaChatWriter, OllamaWriter
@@ -56,7 +57,7 @@ async def generate(request: web.Request) -> web.StreamResponse:
     submit.adapters = adapters
     writer = GenerateWriter(body, warning_of(request))
     if not body.prompt and not body.suffix:
-        return await _load_only(request, model, body, writer)
+        return await _load_only(request, model, body, submit, writer)
     require(model, "completion")
     if body.suffix:
         require(model, "insert")
@@ -87,7 +88,7 @@ async def chat(request: web.Request) -> web.StreamResponse:
         require(model, "tools")
     writer = OllamaChatWriter(body, warning_of(request))
     if not body.messages:
-        return await _load_only(request, model, body, writer)
+        return await _load_only(request, model, body, submit, writer)
     require(model, "completion")
     submit.turns = with_instructions(model, [message.turn() for message in body.messages])
     submit.template = model.own_template
@@ -122,19 +123,22 @@ async def _answered(
 ) -> web.StreamResponse:
     """The answer, or the prompt as the model would read it, where that alone is asked for."""
     if not body.render_only:
-        generation = Generation(model, [submit], body.stream is not False, body.context, body.keep_alive_seconds)
-        return await respond(request, generation, writer)
+        use = (body.context, body.keep_alive_seconds, await add_draft(request, model, body.draft, submit))
+        return await respond(request, Generation(model, [submit], body.stream is not False, *use), writer)
     async with in_use(request.app[SERVICES], model, body.context, body.keep_alive_seconds) as used:
         with prompt_from(writer.prompt_field):
             prompt = await used.worker.tokenize(Tokenize(0, submit=submit))
     return answer(request, writer.rendered(prompt.text))
 
 
-async def _load_only(request: web.Request, model: Model, body: AnswerBody, writer: OllamaWriter) -> web.Response:
+async def _load_only(
+    request: web.Request, model: Model, body: AnswerBody, submit: Submit, writer: OllamaWriter
+) -> web.Response:
     """Answer a request without a prompt: load the model, or unload it where `keep_alive` is 0."""
     services = request.app[SERVICES]
     if body.keep_alive_seconds == 0:
         await services.pool.unload(model)
         return answer(request, writer.done("unload", {}))
-    async with in_use(services, model, body.context, body.keep_alive_seconds) as used:
+    draft = await add_draft(request, model, body.draft, submit)
+    async with in_use(services, model, body.context, body.keep_alive_seconds, draft=draft) as used:
         return answer(request, writer.loaded(used))

@@ -61,6 +61,7 @@ class AnswerBody(LoadBody):
     top_logprobs: options.Whole | None = None
     adapters: AdapterFields = None
     render_only: bool | None = msgspec.field(default=None, name="_debug_render_only")
+    draft: str | None = None
 
     @property
     def held_to(self) -> Grammar | None:

@@ -17,6 +17,7 @@ from runtime.options import MAX_ANSWERS, MAX_MESSAGES
 from server.api import options
 from server.api.adapters import resolve_adapted
 from server.api.calls import template_variables
+from server.api.drafts import add_draft
 from server.api.openai.bodies import CHAT_BODY, TEXT_BODY, ChatFields, CompletionFields
 from server.api.openai.fields import OPENAI
 from server.api.openai.tools import ToolSet, choose, read_tools
@@ -43,8 +44,9 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
     """`POST /v1/chat/completions`: the next turn of a conversation."""
     body = await read(request, CHAT_BODY, OPENAI)
     model, submit, tools = await chat_submit(request, body)
+    draft = await add_draft(request, model, body.draft, submit)
     writer = OpenAIChatWriter(body, model, warning_of(request), tools)
-    return await respond(request, Generation(model, [submit], bool(body.stream)), writer)
+    return await respond(request, Generation(model, [submit], bool(body.stream), draft=draft), writer)
 
 
 async def chat_submit(request: web.Request, body: Any) -> tuple[Model, Submit, ToolSet]:
@@ -79,7 +81,7 @@ async def completions(request: web.Request) -> web.StreamResponse:
     body.model = body.model or model.name
     refuse(best_of=(body.best_of or 1) > (body.n or 1))
     most = TEXT_TOKENS if body.max_tokens is None else options.most_tokens("max_tokens", body.max_tokens)
-    submits = []
+    submits, draft = [], None
     if body.prompt is None:
         raise BadRequest("`prompt` is missing", "send a text or token ids", "prompt")
     for prompt in prompts_of(body.prompt):
@@ -90,10 +92,11 @@ async def completions(request: web.Request) -> web.StreamResponse:
             submit.infill = Infill(body.suffix)
         submit.prompt, submit.parse_special, submit.echo = prompt, True, bool(body.echo)
         submit.logprobs = options.alternatives(body.logprobs is not None, body.logprobs, "logprobs")
+        draft = await add_draft(request, model, body.draft, submit)
         submits.append(submit)
     pass_over(request, body.passed_over)
     writer = OpenAITextWriter(body, model, warning_of(request))
-    return await respond(request, Generation(model, submits, bool(body.stream)), writer)
+    return await respond(request, Generation(model, submits, bool(body.stream), draft=draft), writer)
 
 
 def _check_chat(body: ChatFields) -> None:

@@ -37,6 +37,7 @@ class CompletionFields(msgspec.Struct, kw_only=True):
     max_tokens: Whole | None = None
     grammar: str | GrammarField | None = None
     adapters: AdapterFields = None
+    draft: str | None = None
     draft_num_predict: Whole | None = None
     service_tier: str | None = None
 

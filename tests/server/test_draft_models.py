@@ -1,0 +1,121 @@
+"""A draft model as a user meets it: named in a request or kept with a model, checked, loaded beside, counted, freed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from registry.store.store import Store
+from tests.daemon import Daemon, put_model
+from tests.quant.support import DEMO
+from tests.runtime.conftest import convert
+from tests.storing import put
+
+OPTIONS = {"temperature": 0, "num_predict": 40, "seed": 1}
+BASE, DRAFT = "demo:BF16", "demo:Q4_0"
+
+
+@pytest.fixture(scope="module")
+def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    """Beside base and draft: models that keep a draft, as `DRAFT` of a Modelfile will write it."""
+    home = tmp_path_factory.mktemp("drafts")
+    put_model(home, "strange")
+    weights = convert(DEMO, home / "demo.gguf").read_bytes()
+    with Store.open(home / "store") as store:
+        for name, draft in (("kept", DRAFT), ("lost", "nobody")):
+            config = {"model_format": "gguf", "capabilities": ["completion"], "lm": {"draft": draft}}
+            put(store, f"{name}:latest", weights, config)
+    with Daemon(home, runtime="llama") as daemon:
+        for name in (BASE, DRAFT):
+            assert daemon.pull(name)["status"] == "success"
+        yield daemon
+
+
+def ask(daemon: Daemon, **body: Any) -> Any:
+    prompt = {"model": BASE, "prompt": "It was a dark night", "raw": True, "stream": False, "options": OPTIONS}
+    return daemon.post("/api/generate", prompt | body)
+
+
+def loaded(daemon: Daemon) -> dict[str, Any]:
+    (row,) = daemon.get("/api/ps").json["models"]
+    return dict(row)
+
+
+def unload(daemon: Daemon) -> None:
+    daemon.post("/api/generate", {"model": BASE, "keep_alive": 0})
+
+
+def test_the_text_is_that_without_a_draft_and_ps_counts_both(daemon: Daemon) -> None:
+    unload(daemon)
+    plain = ask(daemon).json
+    alone = loaded(daemon)
+    drafted = ask(daemon, draft=DRAFT).json
+    both = loaded(daemon)
+    assert drafted["response"] == plain["response"]
+    assert (alone["draft"], both["draft"]) == ("", DRAFT)
+    for part in ("size", "weights_bytes", "cache_bytes", "predicted_bytes"):
+        assert both[part] > alone[part]
+    assert f"`{DRAFT}` guessed" in both["drafts"]
+    (worker,) = daemon.workers()
+    # A request that names none uses the model as it is loaded.
+    assert ask(daemon).json["response"] == plain["response"]
+    assert daemon.workers() == [worker] and loaded(daemon)["draft"] == DRAFT
+    unload(daemon)
+    assert not daemon.workers() and not daemon.get("/api/ps").json["models"]
+
+
+def test_a_draft_is_named_in_openais_dialect_and_by_a_load_alone(daemon: Daemon) -> None:
+    unload(daemon)
+    body = {"model": BASE, "prompt": "It was a dark night", "temperature": 0, "seed": 1, "max_tokens": 12}
+    assert daemon.post("/v1/completions", body | {"draft": DRAFT}).status == 200
+    assert loaded(daemon)["draft"] == DRAFT
+    unload(daemon)
+    assert daemon.post("/api/generate", {"model": BASE, "draft": DRAFT}).status == 200
+    assert loaded(daemon)["draft"] == DRAFT
+
+
+@pytest.mark.parametrize(
+    ("draft", "status", "words"),
+    [
+        (BASE, 400, "cannot draft for itself"),
+        ("strange", 400, "`strange:F32` cannot draft for `demo:BF16`: "),
+        ("nobody", 404, "nobody"),
+        ("a b c", 400, "a b c"),
+        (7, 400, "draft"),
+    ],
+    ids=["itself", "another vocabulary", "not here", "no name", "a number"],
+)
+def test_another_draft_is_refused_at_once(daemon: Daemon, draft: Any, status: int, words: str) -> None:
+    ask(daemon)
+    before = daemon.workers()
+    refused = ask(daemon, draft=draft)
+    assert refused.status == status and words in refused.json["error"]
+    assert daemon.workers() == before
+
+
+def test_a_model_may_keep_its_draft_and_show_names_it(daemon: Daemon) -> None:
+    unload(daemon)
+    assert daemon.post("/api/show", {"model": "kept"}).json["lm"]["draft"] == DRAFT
+    plain = ask(daemon).json["response"]
+    unload(daemon)
+    assert ask(daemon, model="kept").json["response"] == plain
+    assert loaded(daemon)["draft"] == DRAFT
+    daemon.post("/api/generate", {"model": "kept", "keep_alive": 0})
+
+
+def test_a_model_whose_draft_is_not_here_answers_without_it(daemon: Daemon) -> None:
+    unload(daemon)
+    assert ask(daemon, model="lost").status == 200
+    assert loaded(daemon)["draft"] == ""
+    assert "lost:latest is answered without its draft" in daemon.log
+    daemon.post("/api/generate", {"model": "lost", "keep_alive": 0})
+
+
+def test_drafts_that_are_switched_off_are_said_to_be(tmp_path: Any) -> None:
+    put_model(tmp_path, "one")
+    put_model(tmp_path, "two")
+    with Daemon(tmp_path, env={"LM_SPECULATION": "false"}) as daemon:
+        answer = daemon.post("/api/generate", {"model": "one", "prompt": "a", "draft": "two"})
+        assert answer.status == 400 and "switched off by the setting `speculation`" in answer.json["error"]
