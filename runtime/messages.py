@@ -238,10 +238,7 @@ class Numbered(msgspec.Struct):
 
 
 class Ready(msgspec.Struct, tag="ready"):
-    """The model is loaded. `context` is the true size of the KV cache in tokens.
-
-    Bytes count the worker's buffers, with a draft model's.
-    """
+    """The model is loaded. `context` is the true size of the KV cache in tokens; bytes count the worker's buffers."""
 
     context: int
     sequences: int
