@@ -65,8 +65,8 @@ class Load(msgspec.Struct, tag="load"):
     `gap` is how many times as long as usual a step may take while prompts are read (`runtime/engine/pace.py`). `queue`
     requests may wait. `spill` is the bytes of memory beside the KV cache that copies of conversations, and a prompt
     that is read beside answers, may take; -1 is half of the cache's size. `short_context` is the number of that name in
-    `runtime/machine/fit.py`. With `speculation` answers have drafts (`runtime/engine/speculation.py`). The model in the
-    file `draft`, which messages call `draft_name`, guesses them too. `engine` is `llama`, or `fake` with a `script`.
+    `runtime/machine/fit.py`. With `speculation` answers have drafts (`runtime/engine/speculation.py`). The model of
+    the path and name `draft` guesses them too. `engine` is `llama`, or `fake` with a `script`.
     """
 
     path: str
@@ -79,8 +79,7 @@ class Load(msgspec.Struct, tag="load"):
     short_context: int = 0
     gap: float = GAP
     speculation: bool = True
-    draft: str = ""
-    draft_name: str = ""
+    draft: tuple[str, str] = ("", "")
     script: dict[str, Any] = {}
 
 

@@ -153,10 +153,11 @@ class Library:
 
     async def own_draft(self, model: Model) -> Model | None:
         """The model that drafts for this one by its own settings; None where none does, or it is not here or unfit."""
-        if not model.draft or model.is_adapter:
+        name = model.own.get("draft")  # `DRAFT` of a Modelfile
+        if not isinstance(name, str) or not name or model.is_adapter:
             return None
         try:
-            draft = await self.resolve(model.draft)
+            draft = await self.resolve(name)
             await self.check_draft(draft, model)
         except (RegistryError, EngineError) as error:
             log.warning("%s is answered without its draft: %s", model.name, error)

@@ -94,11 +94,6 @@ class Model:
         return str(notes.get("base", "")) if isinstance(notes, dict) else ""
 
     @property
-    def draft(self) -> str:
-        """The name of the model that drafts for this one (`DRAFT` of a Modelfile), "" where none does."""
-        return str(self.own.get("draft") or "")
-
-    @property
     def automatic_bytes(self) -> int:
         """Bytes of weights at the level that a pull without a level would have made, 0 where that was not noted."""
         size = self.own.get("automatic_bytes")

@@ -46,7 +46,7 @@ class Guessing:
         """With the model `draft` beside the context of a large one, which has `params`. Raises LoadFailed."""
         tokens = min(large.tokens, draft.n_ctx_train)
         shape = replace(params, tokens=tokens, outputs=load.cache_config.sequences)
-        return cls(DraftModel(draft, shape, load.draft_name, large.vocabulary_size, load.gap), pace)
+        return cls(DraftModel(draft, shape, load.draft[1], large.vocabulary_size, load.gap), pace)
 
     @property
     def buffers(self) -> dict[str, int]:

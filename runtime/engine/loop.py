@@ -110,7 +110,7 @@ class LlamaEngine:
         """Load the model and make the context; raises LoadFailed, BadRequest. `send` gets the frames of answers."""
         started = time.monotonic_ns()
         model = LlamaModel(Path(load.path), gpu_layers=load.gpu_layers)
-        draft = LlamaModel(Path(load.draft), gpu_layers=0) if load.draft else None
+        draft = LlamaModel(Path(load.draft[0]), gpu_layers=0) if load.draft[0] else None
         threads = min(load.threads, usable_threads())
         cache = load.cache_config
         total = sequence_count(model, cache.sequences)

@@ -251,8 +251,7 @@ class Pool:
             gpu_layers=placement.need.card_layers,
             spill=placement.spill,
             short_context=model_size.short_context,
-            draft=str(draft.blob) if draft else "",
-            draft_name=draft.name if draft else "",
+            draft=(str(draft.blob), draft.name) if draft else ("", ""),
             script=self._runtime.script,
         )
         slot.keep_alive = self._config.keep_alive

@@ -30,7 +30,7 @@ def rough(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def engine(exact: Path, rough: Path) -> Iterator[Engine]:
-    made = Engine(exact, draft=str(rough), draft_name="rough")
+    made = Engine(exact, draft=(str(rough), "rough"))
     yield made
     made.close()
 
@@ -129,7 +129,7 @@ def test_an_answer_that_is_cancelled_disturbs_no_other_and_leaves_no_sequence_be
 
 @pytest.mark.usefixtures("eager")
 def test_a_draft_model_whose_steps_fail_is_left_out_and_answers_go_on(exact: Path, rough: Path) -> None:
-    made = Engine(exact, draft=str(rough), draft_name="rough")
+    made = Engine(exact, draft=(str(rough), "rough"))
     draft_model(made).context.decode = lambda rows, vectors=None: -3  # type: ignore[method-assign]
     assert made.ask(submit(PROMPTS[0], 30))[0][1].answer_tokens == 30
     assert "could not compute steps of `rough`" in made.engine.drafts.reason
@@ -137,7 +137,7 @@ def test_a_draft_model_whose_steps_fail_is_left_out_and_answers_go_on(exact: Pat
 
 
 def test_a_draft_that_costs_as_much_as_the_model_is_hardly_used(exact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = Engine(exact, draft=str(exact), draft_name="itself")
+    made = Engine(exact, draft=(str(exact), "itself"))
     monkeypatch.setattr(Lookup, "propose", lambda *_: array("i"))
     ((_, end),) = made.ask(submit(PROMPTS[0], 200, sampling=Sampling(temperature=0.0, seed=1, ignore_eos=True)))
     made.close()
