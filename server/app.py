@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from difflib import get_close_matches
-from functools import partial
+from functools import cache, partial
 
 from aiohttp import web
 
@@ -21,7 +21,7 @@ from runtime.defaults import MAX_BODY
 from server.access.callers import CALLER
 from server.access.gate import GATE, Gate
 from server.api.anthropic.models import VERSION_HEADER
-from server.api.lm import daemon
+from server.api.lm import daemon, openapi
 from server.api.openai.batches.store import BATCHES, BatchStore
 from server.api.openai.files.store import FILES, FileStore
 from server.api.openai.responses.store import RESPONSES, ResponseStore
@@ -31,6 +31,7 @@ from server.http import wire
 from server.http.problems import Dialect, Problem
 from server.http.wire import STREAM
 from server.keys.record import redacted
+from server.routes.document import document
 from server.routes.route import Handler, Route
 from server.routes.table import ROUTES, check, dialect_of, find, plain_path, variables
 from server.services import SERVICES, Services
@@ -75,6 +76,7 @@ def build(services: Services, gate: Gate, stop: Callable[[], None]) -> web.Appli
     app[SERVICES] = services
     app[GATE] = gate
     app[daemon.STOP] = stop
+    app[openapi.DOCUMENT] = cache(partial(document, ROUTES))
     app[RESPONSES] = ResponseStore()
     app[FILES] = FileStore(services.config.home)
     app[BATCHES] = BatchStore(services.config.home)

@@ -30,6 +30,9 @@ RUNS = {
     "schemas": Run(
         15, "a thousand random schemas: every answer that ends by itself is valid, the others are refused or say length"
     ),
+    "requests": Run(
+        8, "five thousand random requests by the schemas of all routes: no failure, answers as they are told"
+    ),
     "pulls": Run(8, "a hundred pulls and downloads killed or from a bad network: the same bytes or an error"),
 }
 

@@ -6,8 +6,9 @@ from aiohttp import web
 
 from server.api.anthropic import messages
 from server.api.anthropic import models as anthropic_models
+from server.api.anthropic.bodies import MESSAGES_BODY
 from server.api.anthropic.models import VERSION_HEADER
-from server.routes.route import Handler, Route
+from server.routes.route import EVENTS, Handler, Route
 
 ROUTES = [
     Route(
@@ -16,6 +17,8 @@ ROUTES = [
         "infer",
         messages.messages,
         "the next turn of a conversation, for Anthropic's clients, as server-sent events or whole",
+        body=MESSAGES_BODY,
+        media=EVENTS,
     ),
     Route(
         "POST",
@@ -23,6 +26,7 @@ ROUTES = [
         "infer",
         messages.count_tokens,
         "how many tokens these messages are to the model",
+        body=MESSAGES_BODY,
     ),
 ]
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from server.api.lm import advise, care, daemon, default, found, login, metrics, pulls
-from server.routes.route import Route
+from server.api.lm import advise, care, daemon, default, found, login, metrics, openapi, pulls
+from server.api.request import ModelBody
+from server.routes.route import LINES, Route
 
 ROUTES = [
     Route(
@@ -13,6 +14,7 @@ ROUTES = [
         advise.advise,
         "which level of a model this machine can hold, and why, from headers only; 507 with the table where none fits",
         changes=True,
+        body=advise.AdviseBody,
     ),
     Route(
         "POST",
@@ -21,6 +23,7 @@ ROUTES = [
         pulls.stop,
         "pause pulls and unload models: of a name, at all levels, or of `all`",
         changes=True,
+        body=pulls.StopBody,
     ),
     Route(
         "POST",
@@ -29,9 +32,20 @@ ROUTES = [
         default.default,
         "which level a bare name means: pin one, or ask",
         changes=True,
+        body=ModelBody,
     ),
-    Route("POST", "/lm/login", "admin", login.login, "keep a login at a registry, once it has taken it", changes=True),
-    Route("POST", "/lm/logout", "admin", login.logout, "forget a login at a registry", changes=True),
+    Route(
+        "POST",
+        "/lm/login",
+        "admin",
+        login.login,
+        "keep a login at a registry, once it has taken it",
+        changes=True,
+        body=login.LoginBody,
+    ),
+    Route(
+        "POST", "/lm/logout", "admin", login.logout, "forget a login at a registry", changes=True, body=login.LoginBody
+    ),
     Route("GET", "/lm/found", "operator", found.found, "models of other programs on this machine"),
     Route("GET", "/lm/partials", "operator", pulls.partials, "pulls that are under way or paused"),
     Route(
@@ -40,6 +54,8 @@ ROUTES = [
         "operator",
         care.verify,
         "hash the blobs of a model, or of all, again; progress as NDJSON, at the end the models that are hurt",
+        body=care.VerifyBody,
+        media=LINES,
     ),
     Route("GET", "/lm/du", "operator", care.usage, "what the models take of the disk, alone and together"),
     Route(
@@ -49,6 +65,7 @@ ROUTES = [
         care.prune,
         "remove what nothing needs; with `dry_run` say what that is, with `paused` take paused pulls along",
         changes=True,
+        body=care.PruneBody,
     ),
     Route("GET", "/health", "open", daemon.health, "status, versions, loaded models"),
     Route(
@@ -57,7 +74,9 @@ ROUTES = [
         "infer",
         metrics.metrics,
         "counters of each model for Prometheus: `lm_*`, and the same numbers as `vllm:*` and `llamacpp:*`",
+        media=("text/plain", "application/openmetrics-text"),
     ),
+    Route("GET", "/openapi.json", "infer", openapi.openapi, "this table with all bodies, as OpenAPI 3.1"),
     Route("GET", "/v1/health", "open", daemon.health, "as `/health`"),
     Route("POST", "/lm/shutdown", "admin", daemon.shutdown, "end the daemon, from this machine only", changes=True),
 ]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from server.api.ollama import answers, blobs, creates, embeddings, models, pushing
-from server.routes.route import Route
+from server.api.ollama.bodies import CHAT_BODY, GENERATE_BODY
+from server.routes.route import BYTES, LINES, Route
 
 ROUTES = [
-    Route("GET", "/", "open", models.alive, "`Ollama is running`: what many clients probe"),
+    Route("GET", "/", "open", models.alive, "`Ollama is running`: what many clients probe", media=("text/plain",)),
     Route(
         "GET",
         "/api/version",
@@ -16,7 +17,14 @@ ROUTES = [
     ),
     Route("GET", "/api/tags", "infer", models.tags, "the models in the store"),
     Route("GET", "/api/ps", "infer", models.ps, "the loaded models: memory, context, when they expire"),
-    Route("POST", "/api/show", "infer", models.show, "everything about one model, with the reason for its level"),
+    Route(
+        "POST",
+        "/api/show",
+        "infer",
+        models.show,
+        "everything about one model, with the reason for its level",
+        body=models.ShowBody,
+    ),
     Route(
         "POST",
         "/api/pull",
@@ -25,6 +33,8 @@ ROUTES = [
         "bring a model in; progress as NDJSON; `detach`, `limit_rate` (bytes/s), `pre`, `accept_unknown_keys`, `base`, "
         "`hf_endpoint`, `hf_token`",
         changes=True,
+        body=models.PullBody,
+        media=LINES,
     ),
     Route(
         "POST",
@@ -33,6 +43,8 @@ ROUTES = [
         pushing.pushed,
         "send a model to a registry, `to` a name there; progress as NDJSON; `format` is `ollama` or `modelpack`",
         changes=True,
+        body=pushing.PushBody,
+        media=LINES,
     ),
     Route(
         "DELETE",
@@ -41,6 +53,7 @@ ROUTES = [
         models.delete,
         "remove a model, and end its pull; a bare name with several levels needs `all`; `partial` leaves the model",
         changes=True,
+        body=models.DeleteBody,
     ),
     Route(
         "POST",
@@ -50,8 +63,18 @@ ROUTES = [
         "make a model of another one (`from`), of uploaded `files` or of a Modelfile's text (`modelfile`), with "
         "`adapters`, `template`, `system`, `parameters`, `messages`, `license`, and at another level (`quantize`)",
         changes=True,
+        body=creates.CreateBody,
+        media=LINES,
     ),
-    Route("POST", "/api/copy", "operator", creates.copy, "give a model a further name", changes=True),
+    Route(
+        "POST",
+        "/api/copy",
+        "operator",
+        creates.copy,
+        "give a model a further name",
+        changes=True,
+        body=creates.CopyBody,
+    ),
     Route(
         "HEAD",
         "/api/blobs/{digest:[^/]+}",
@@ -67,6 +90,7 @@ ROUTES = [
         blobs.upload,
         "send a file from which a model will be made; it stays for an hour",
         changes=True,
+        body=BYTES,
     ),
     Route(
         "POST",
@@ -74,6 +98,8 @@ ROUTES = [
         "infer",
         answers.generate,
         "an answer to one prompt, as NDJSON or whole; without a prompt, load or unload",
+        body=GENERATE_BODY,
+        media=LINES,
     ),
     Route(
         "POST",
@@ -81,7 +107,16 @@ ROUTES = [
         "infer",
         answers.chat,
         "the next turn of a conversation, as NDJSON or whole; without messages, load or unload",
+        body=CHAT_BODY,
+        media=LINES,
     ),
-    Route("POST", "/api/embed", "infer", embeddings.embed, "vectors of texts, of length 1"),
-    Route("POST", "/api/embeddings", "infer", embeddings.embed_one, "the vector of one text, for older clients"),
+    Route("POST", "/api/embed", "infer", embeddings.embed, "vectors of texts, of length 1", body=embeddings.EmbedBody),
+    Route(
+        "POST",
+        "/api/embeddings",
+        "infer",
+        embeddings.embed_one,
+        "the vector of one text, for older clients",
+        body=embeddings.OldEmbedBody,
+    ),
 ]

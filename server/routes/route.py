@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import NamedTuple
 
+import msgspec
 from aiohttp import web
 
 from server.access.roles import Access
 
+BYTES, FORM = "application/octet-stream", "multipart/form-data"
+LINES = ("application/json", "application/x-ndjson")
+EVENTS = ("application/json", "text/event-stream")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -22,3 +26,7 @@ class Route(NamedTuple):
     doc: str
     changes: bool = False
     """Whether it changes what is here: pages of other origins may not call it."""
+    body: type[msgspec.Struct] | str | None = None
+    """The fields of its JSON body, or the media type of another one; None where it takes none."""
+    media: tuple[str, ...] = ("application/json",)
+    """The media types of its answers."""

@@ -21,7 +21,7 @@ class OutputFormat(msgspec.Struct):
     """The form of an answer: JSON by a schema."""
 
     type: str
-    schema: msgspec.Raw = msgspec.Raw()
+    schema: msgspec.Raw = msgspec.field(default_factory=msgspec.Raw)
 
     @property
     def grammar(self) -> Grammar:

@@ -35,7 +35,7 @@ class NativeFields(msgspec.Struct, kw_only=True):
     return_tokens: bool | None = None
     response_fields: list[str] | None = None
     grammar: str | GrammarField | None = None
-    json_schema: msgspec.Raw = msgspec.Raw()
+    json_schema: msgspec.Raw = msgspec.field(default_factory=msgspec.Raw)
     adapters: AdapterFields = None
 
     @property
@@ -47,14 +47,14 @@ class NativeFields(msgspec.Struct, kw_only=True):
 
 _SAMPLED = with_sampling(NativeFields)
 # llama-server's forms of `logit_bias` are more than an object.
-_FIELDS: Any = msgspec.defstruct(
+COMPLETION_BODY: type[Any] = msgspec.defstruct(
     "NativeBody", [("logit_bias", dict[str, Any] | list[Any] | None, None)], bases=(_SAMPLED,), kw_only=True
 )
 
 
 async def completion(request: web.Request) -> web.StreamResponse:
     """`POST /completion` and `/completions`."""
-    body = await read(request, _FIELDS, COMPLETION)
+    body = await read(request, COMPLETION_BODY, COMPLETION)
     prompts = prompts_of(body.prompt)
     model, adapters = await resolve_adapted(request, body.model, body.adapters, able="completion")
     require(model, "completion")

@@ -51,7 +51,7 @@ class AnswerBody(LoadBody):
     """The fields that `/api/generate` and `/api/chat` share."""
 
     stream: bool | None = None
-    format: msgspec.Raw = msgspec.Raw()
+    format: msgspec.Raw = msgspec.field(default_factory=msgspec.Raw)
     grammar: str | GrammarField | None = None
     think: bool | str | None = None
     chat_template_kwargs: dict[str, Any] | None = None

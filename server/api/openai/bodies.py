@@ -60,7 +60,7 @@ class CompletionFields(msgspec.Struct, kw_only=True):
 class JsonSchema(msgspec.Struct):
     """A schema as OpenAI's clients send it. It is kept whether it is `strict` or not."""
 
-    schema: msgspec.Raw = msgspec.Raw()
+    schema: msgspec.Raw = msgspec.field(default_factory=msgspec.Raw)
 
 
 class ResponseFormat(msgspec.Struct):
@@ -68,7 +68,7 @@ class ResponseFormat(msgspec.Struct):
 
     type: str = "text"
     json_schema: JsonSchema | None = None
-    schema: msgspec.Raw = msgspec.Raw()
+    schema: msgspec.Raw = msgspec.field(default_factory=msgspec.Raw)
 
     @property
     def grammar(self) -> Grammar | None:

@@ -37,7 +37,7 @@ class _AnswerForm(msgspec.Struct):
 
 class _DoneLine(msgspec.Struct):
     custom_id: str
-    response: msgspec.Raw = msgspec.Raw()
+    response: msgspec.Raw = msgspec.field(default_factory=msgspec.Raw)
 
 
 def requests(path: Path) -> Iterator[tuple[int, bytes]]:

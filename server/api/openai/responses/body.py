@@ -62,7 +62,7 @@ class TextFormat(msgspec.Struct):
     """`text.format`: plain text, any JSON object, or JSON by a schema."""
 
     type: str = "text"
-    schema: msgspec.Raw = msgspec.Raw()
+    schema: msgspec.Raw = msgspec.field(default_factory=msgspec.Raw)
     name: str = "answer"
 
 
