@@ -111,10 +111,9 @@ AdapterSet = tuple[Adapter, ...]
 
 
 class Submit(msgspec.Struct, tag="submit", omit_defaults=True):
-    """One request: either `turns` (the template renders them), or `prompt`, never both.
+    """One request: `turns`, which the template renders, or `prompt`: a text, or token ids and texts between them.
 
-    A prompt is a text, or token ids that may have texts between them.
-
+    With both, the answer to `turns` goes on from the text `prompt`.
     `parse_special` lets text of a raw prompt spell control tokens. With `infill` the prompt is the text before a hole.
     `earlier` are the tokens of a conversation that `turns` continue. `truncate` drops the oldest turns, the oldest of
     `earlier`, or the head of a raw prompt, when the prompt does not fit. `shift` lets the context slide when an answer
@@ -178,9 +177,8 @@ class Submit(msgspec.Struct, tag="submit", omit_defaults=True):
     @property
     def letters(self) -> int:
         """The length of all texts, in letters; ids of tokens are not counted."""
-        if self.prompt is not None:
-            return sum(len(part) for part in texts_of(self.prompt))
-        return sum(len(part.text) for turn in self.turns or [] for part in turn.parts)
+        said = sum(len(part.text) for turn in self.turns or [] for part in turn.parts)
+        return said + sum(len(part) for part in texts_of(self.prompt or ""))
 
 
 class Embed(msgspec.Struct, tag="embed"):

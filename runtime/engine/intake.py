@@ -45,8 +45,8 @@ class Intake:
         if self._encoder:
             raise BadRequest("this model makes embeddings and cannot write", "ask for embeddings")
         check_biases(request.sampling, self._vocabulary.size)
-        if (request.turns is None) == (request.prompt is None):
-            raise BadRequest("a request has either turns or a prompt")
+        if request.turns is None and request.prompt is None:
+            raise BadRequest("a request has turns or a prompt")
         prompt = self._prompter.prompt(request)
         stops = Stops([*request.limits.stop, *self._prompter.stops(request)])
         sessions = [

@@ -129,10 +129,23 @@ class Prompter:
         called = any(turn.calls or turn.role == "tool" for turn in turns)
         try:
             messages = messages_of(turns, template.answers if called else None)
-            return template.render(messages, variables, answering=answering)
+            parts = template.render(messages, variables, answering=answering)
+            return self._begun(template, parts, request.prompt) if answering and request.prompt else parts
         except BadRequest as error:
             error.field = "messages"
             raise
+
+    @staticmethod
+    def _begun(template: ChatTemplate, parts: list[PromptPart], begun: str | list[int | str]) -> list[PromptPart]:
+        """The prompt with the beginning of the answer's own text, after the thinking that it opens. Raises BadRequest.
+
+        Formats with marks around the answer's text are refused: the marks are the model's to write.
+        """
+        form = template.form(parts, tools=False)
+        if not isinstance(begun, str) or (form and form.content):
+            raise BadRequest("this model's answers cannot be continued", "end with a message of the user")
+        closing = [PromptPart(f"{form.thinking.close}\n\n", True)] if form and form.opened and form.thinking else []
+        return [*parts, *closing, PromptPart(begun, False)]
 
     def _filled(self, request: m.Submit, infill: Infill, limit: int) -> Prompt:
         if not isinstance(request.prompt, str):
@@ -234,6 +247,8 @@ class Prompter:
         form = template.form(parts, tools=called)
         if request.forced and not (form and form.calls and form.calls[0].plain):
             form = replace(form or AnswerForm(), calls=FORCED)
+        if request.prompt:  # the thinking is over, and the text has begun
+            form = AnswerForm(calls=form.calls) if form and form.calls else None
         lead = form.content.open.strip() if form and form.content else ""
         end = "".join(part.text for part in parts[-8:] if part.special).rstrip()
         several = called and not request.single and template.answers.parallel

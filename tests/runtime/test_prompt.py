@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from runtime import messages as m
@@ -9,6 +11,7 @@ from runtime.conversation import Turn
 from runtime.engine.prompt import Prompter
 from runtime.errors import BadRequest, PromptTooLong
 from runtime.llama.model import LlamaModel
+from tests import templates
 from tests.runtime.test_tokenizer import phi_3
 from tests.runtime.tiny import load
 
@@ -58,3 +61,20 @@ def test_a_question_that_is_too_long_is_refused_whole(model: LlamaModel) -> None
         Prompter(model, 4096).prompt(asked("a b " * 5000, truncate=True))
     assert "no more than 4,096 tokens" in caught.value.hint
     assert "larger" not in caught.value.hint
+
+
+def test_an_answer_goes_on_from_its_beginning(model: LlamaModel) -> None:
+    prompter = Prompter(model, 512)
+    whole, begun = prompter.prompt(asked("Hi")), prompter.prompt(asked("Hi", prompt="<s>It is ("))
+    assert begun.ids.tolist()[: len(whole.ids)] == whole.ids.tolist()
+    assert begun.ids.tolist().count(BOS) == 1  # the beginning spells no control token
+    assert begun.form is None and len(begun.ids) > len(whole.ids)
+    assert prompter.preview(asked("Hi", prompt="It is ("), 512)[1].endswith("<|assistant|>It is (")
+
+
+def test_the_beginning_of_an_answer_stands_behind_its_thinking(tmp_path: Path) -> None:
+    model = load(phi_3(), tmp_path / "m.gguf", tokenizer_config={"chat_template": templates.OPEN})
+    prompter = Prompter(model, 512)
+    _, text = prompter.preview(asked("Hi", prompt="It is"), 512)
+    assert text.endswith("<think>\n</think>\n\nIt is")
+    assert prompter.prompt(asked("Hi", prompt="It is")).form is None

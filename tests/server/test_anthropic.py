@@ -13,6 +13,7 @@ from tests.daemon import Answer, Daemon, put_model
 CALL = '<tool_call>{"name": "add", "arguments": {"a": 1, "b": [2]}}</tool_call>'
 ANSWER = f"<think>Let me see.</think>I add them.\n{CALL}"
 ADD = {"name": "add", "description": "Add", "input_schema": {"type": "object", "properties": {"a": {}}}}
+BEGUN = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]
 HEADERS = {"anthropic-version": "2023-06-01"}
 
 
@@ -279,7 +280,8 @@ def test_models_in_the_form_of_whoever_asks(talker: Daemon) -> None:
         ({"max_tokens": -1}, "`max_tokens` is not"),
         ({"messages": []}, "`messages` has 0 entries"),
         ({"messages": [{"role": "robot", "content": "x"}]}, "no role `robot`"),
-        ({"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]}, "not continued"),
+        ({"messages": [{"role": "assistant", "content": "y"}]}, "no message of the user"),
+        ({"messages": BEGUN, "output_format": {"type": "json_schema", "schema": {}}}, "an answer that is begun"),
         ({"content": [{"type": "image", "source": {"type": "url", "url": "http://x"}}]}, "`image` is not in this"),
         ({"content": [{"type": "document", "source": {"type": "url", "url": "x"}}]}, "`document` is not in this"),
         ({"content": [{"type": "smell"}]}, "no block of type `smell`"),
@@ -364,3 +366,7 @@ def test_a_body_without_a_model_means_the_only_one(tmp_path: Any) -> None:
     with Daemon(tmp_path, script={"echo": True}) as daemon:
         told = daemon.post("/v1/messages", asked(model=None))
         assert (text_of(told), told.json["model"]) == ("one two", "tiny:F32")
+
+
+def test_an_answer_that_is_begun_goes_on(talker: Daemon) -> None:
+    assert text_of(ask(talker, messages=[*BEGUN[:1], {"role": "assistant", "content": "It is ("}])) == "x"

@@ -71,9 +71,11 @@ async def _prepared(request: web.Request, body: MessagesFields) -> tuple[Model, 
     model, adapters = await resolve_adapted(request, body.model, body.adapters)
     body.model = body.model or model.name
     require(model, "completion")
+    turns, begun = _turns(model, body)
     submit = Submit(
         id=0,
-        turns=_turns(model, body),
+        turns=turns,
+        prompt=begun,
         template=model.own_template,
         sampling=options.sampling(model.params, options.sampling_fields(body)),
         grammar=body.held_to,
@@ -91,15 +93,19 @@ async def _prepared(request: web.Request, body: MessagesFields) -> tuple[Model, 
     return model, submit
 
 
-def _turns(model: Model, body: MessagesFields) -> list[Turn]:
+def _turns(model: Model, body: MessagesFields) -> tuple[list[Turn], str | None]:
+    """The turns, and the beginning of the answer where the last one is the assistant's. Raises BadRequest."""
     if not 0 < len(body.messages) <= MAX_MESSAGES:
         raise BadRequest(f"`messages` has {len(body.messages)} entries", f"send 1 to {MAX_MESSAGES}", "messages")
     system = system_text(body.system)
     turns = [*([Turn.of("system", system)] if system else []), *turns_of(body.messages)]
-    if not turns or turns[-1].role == "assistant":
-        message = "the conversation ends with a message of the assistant, and answers are not continued here"
-        raise BadRequest(message, "end it with a message of the user", "messages")
-    return with_instructions(model, turns)
+    begun = turns.pop() if turns and turns[-1].role == "assistant" else None
+    if not turns:
+        raise BadRequest("`messages` has no message of the user", "begin with one", "messages")
+    if begun and (begun.calls or body.tool_choice or body.held_to):
+        message = "an answer that is begun in `messages` can have no calls before it, no `tool_choice` and no form"
+        raise BadRequest(message, "end with a message of the user", "messages")
+    return with_instructions(model, turns), begun.text if begun else None
 
 
 def _add_tools(request: web.Request, model: Model, body: MessagesFields, submit: Submit) -> None:
