@@ -92,7 +92,7 @@ class Intake:
             ids, text = self._prompter.preview(request.submit, _MOST_IDS)
         else:
             ids, text = self._prompter.mixed(request.text, special=request.special), ""
-            if request.add and (not isinstance(request.text, list) or isinstance(request.text[0], str)):
+            if request.add and not (isinstance(request.text, list) and isinstance(next(iter(request.text), 0), int)):
                 before, after = self._vocabulary.frame
                 ids = before + ids + after
         if len(ids) > _MOST_IDS:
