@@ -161,7 +161,7 @@ def unsealed(content: str) -> str | None:
     if not content.startswith(_SEAL):
         return None
     try:
-        return base64.urlsafe_b64decode(content.removeprefix(_SEAL)).decode()
+        return base64.b64decode(content.removeprefix(_SEAL), altchars=b"-_", validate=True).decode()
     except (binascii.Error, ValueError):
         return None
 
