@@ -149,6 +149,7 @@ class Hub:
         self.lock = threading.Lock()
         self.closing = threading.Event()
         self._due = 0.0
+        self.folders = dict(repos)
         for name, folder in repos.items():
             self.push(name, folder)
 

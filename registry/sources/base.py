@@ -11,14 +11,16 @@ from typing import Any, Protocol
 class Companions:
     """Things that a registry keeps beside a model's weights: its settings in the form of Ollama's `params`, and texts.
 
-    `template` is a Go template. `left_out` names parts that are not fetched, with their bytes. `as_published`: the
-    registry has one file for each tag, so no level is chosen: it is taken as it is.
+    `template` is a Go template, `messages` are turns (`role`, `content`) with which every chat begins. `left_out` names
+    parts that are not fetched, with their bytes. `as_published`: the registry has one file for each tag, so no level is
+    chosen: it is taken as it is.
     """
 
     params: Mapping[str, Any] = field(default_factory=dict)
     system: str = ""
     template: str = ""
     licenses: tuple[str, ...] = ()
+    messages: tuple[Mapping[str, str], ...] = ()
     left_out: tuple[tuple[str, int], ...] = ()
     as_published: bool = False
 

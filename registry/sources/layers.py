@@ -29,7 +29,17 @@ MOST_LAYERS = 1024
 _LONGEST_SETTING = 1 << 20
 LARGEST = 1 << 46  # bytes of a layer; the largest published model has less than a hundredth of it
 
-Kind = Literal["model", "file", "projector", "params", "system", "template", "license", "other"]
+Kind = Literal["model", "file", "projector", "params", "system", "template", "license", "messages", "other"]
+
+
+_SETTINGS: tuple[Kind, ...] = ("params", "system", "template", "license", "messages")
+
+
+class _Turn(msgspec.Struct):
+    """A turn with which the chats of a model begin."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str = ""
 
 
 class Descriptor(msgspec.Struct, frozen=True, rename="camel"):
@@ -68,7 +78,12 @@ def companions(found: Sorted, read: Callable[[Descriptor], bytes], title: str) -
             params |= msgspec.json.decode(text, type=dict[str, Any])
     except (msgspec.MsgspecError, RecursionError):
         raise SourceUnavailable(f"the params of `{title}` are not readable") from None
+    try:
+        messages = [each for text in texts("messages") for each in msgspec.json.decode(text, type=list[_Turn])]
+    except (msgspec.MsgspecError, RecursionError):
+        raise SourceUnavailable(f"the messages of `{title}` are not readable") from None
     return Companions(
+        messages=tuple({"role": each.role, "content": each.content} for each in messages),
         params=params,
         system="\n".join(texts("system")),
         template="\n".join(texts("template")),
@@ -140,7 +155,7 @@ def _kind(layer: Descriptor, title: str) -> tuple[Kind, str]:
 
 
 def _ollama_kind(kind: str, title: str) -> tuple[Kind, str]:
-    kinds: dict[str, Kind] = {"params": "params", "system": "system", "template": "template", "license": "license"}
+    kinds: dict[str, Kind] = {each: each for each in _SETTINGS}
     if kind == "model":
         return "model", ".gguf"
     if kind in ("adapter", "tensor", "json"):
@@ -161,7 +176,7 @@ def _docker_kind(kind: str) -> tuple[Kind, str]:
 
 
 def _modelpack_kind(kind: str, layer: Descriptor) -> tuple[Kind, str]:
-    own: dict[str, Kind] = {each: each for each in ("params", "system", "template", "license")}
+    own: dict[str, Kind] = {each: each for each in _SETTINGS}
     if (layer.annotations or {}).get(PART) in own:
         return own[(layer.annotations or {})[PART]], ""
     part, _, form = kind.partition(".v1.")

@@ -170,7 +170,8 @@ class Store:
             if new or not ingest.journal:
                 fsops.remove_tree(ingest.folder)
                 fsops.mkdir(ingest.folder)
-                fsops.fsync_dir(self._ingests)
+                if not new:
+                    fsops.fsync_dir(self._ingests)
             self._busy.add(ingest.folder)
         return ingest
 
@@ -302,8 +303,7 @@ class Store:
             return path
 
     def keep(self, path: Path, digest: str) -> None:
-        """Make a blob of a synced file below `ingest` with this digest; a lease keeps it. Raises DiskFull,
-        StoreFailed."""
+        """Make a blob of a synced file below `ingest`; a lease keeps it. Raises DiskFull, StoreFailed."""
         with self._changing, plainly(self.root):
             self.leases.take(digest)
             fsops.seal(path)
@@ -368,7 +368,8 @@ class Store:
             elif not ((there := reading.status(target)) and shared.is_as_noted(value, target, there)):
                 fsops.rename(path, target)  # its mode is its owner's
                 shared.note(value, target)
-        fsops.fsync_dir(self._catalog.blobs)
+        if files:
+            fsops.fsync_dir(self._catalog.blobs)
         path = self._catalog.manifest_path(name)
         fsops.make_folders(self._catalog.manifests, path.parent)
         fsops.replace(path, data)

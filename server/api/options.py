@@ -152,7 +152,8 @@ def _biases(given: Any) -> dict[int, float]:
 
 def limits(defaults: Mapping[str, Any], overrides: Mapping[str, Any]) -> Limits:
     """When to stop, by `num_predict` and `stop`; below zero is as far as the context goes. Raises BadRequest."""
-    count = overrides.get("num_predict", defaults.get("num_predict"))
+    count = overrides.get("num_predict")
+    count = defaults.get("num_predict") if count is None else count
     count = -1 if count is None else int(_PREDICT.check("num_predict", count))
     stop = overrides.get("stop")
     return Limits(max_tokens=max(count, -1), stop=stops(defaults.get("stop") if stop is None else stop))

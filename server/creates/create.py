@@ -123,6 +123,7 @@ class Create:
             texts = [(done.system, manifest.SYSTEM), (done.template, manifest.TEMPLATE)]
             texts += [(text, manifest.LICENSE) for text in done.licenses]
             self._new += [Staged.text(text, media) for text, media in texts if text]
+            self._new += [Staged.messages(done.messages, manifest.MESSAGES)] if done.messages else []
 
     def _inherit(self, base: manifest.Manifest, model: Model, *, requantized: bool) -> None:
         """Take over the layers of the model that this one is made of, but for weights that were made anew."""

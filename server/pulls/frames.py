@@ -92,7 +92,8 @@ class Done(msgspec.Struct, tag="done"):
     """Puller to daemon, the last frame: the file of `size` bytes is written and synced.
 
     The daemon commits it under `tag`. `config`, `params` and the texts go into the manifest: instructions (`system`), a
-    Go template, licences. The file is a model's, or an `adapter`'s. `shared`: it is its owner's too, by a hard link.
+    Go template, licences, turns of a conversation. The file is a model's, or an `adapter`'s. `shared`: it is its
+    owner's too, by a hard link.
     """
 
     sha256: str
@@ -104,6 +105,7 @@ class Done(msgspec.Struct, tag="done"):
     system: str = ""
     template: str = ""
     licenses: list[str] = []
+    messages: list[dict[str, str]] = []
     shared: bool = False
 
 

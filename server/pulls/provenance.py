@@ -94,6 +94,7 @@ def model_digest(source: Source, conversion: Conversion | FileCopy) -> str:
     texts = (
         repr((dict(beside.params), beside.system, beside.template, beside.licenses)) if beside != Companions() else ""
     )
+    texts += repr(beside.messages) if beside.messages else ""
     text = f"{fingerprint(source, conversion)} {recommendation}{texts}"
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 

@@ -91,6 +91,7 @@ class Pull:
         texts = [(done.system, manifest.SYSTEM), (done.template, manifest.TEMPLATE)]
         texts += [(text, manifest.LICENSE) for text in dict.fromkeys(done.licenses)]
         layers += [Staged.text(text, media_type) for text, media_type in texts if text]
+        layers += [Staged.messages(done.messages, manifest.MESSAGES)] if done.messages else []
         model = await asyncio.to_thread(self._store.commit, ingest, layers, reference, done.config, reference.automatic)
         if done.adapter and (lack := await asyncio.to_thread(_lack, self._store, model)):
             self._job.add(note_line(lack))

@@ -152,6 +152,7 @@ class _Attempt:
                 system=beside.system,
                 template=beside.template,
                 licenses=list(beside.licenses),
+                messages=[dict(each) for each in beside.messages],
                 shared=adopted == "link",
             )
         finally:

@@ -16,12 +16,14 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
 from registry.errors import ModelNotFound, RegistryError
-from registry.names import parse
+from registry.names import LIBRARY, LOCAL, Name, parse
 from registry.store import fsops, manifest, sharing
+from registry.store.arriving import ArrivingFile
 from registry.store.catalog import Model
 from registry.store.layers import Staged
 from registry.store.partial import Checkpoint, Partial, PullFacts
@@ -30,6 +32,7 @@ from tests import storing
 
 OLD, NEW, OTHER = b"old weights", b"new weights", b"of another"
 LINKED, SHARED = "org/shared:Q8_0", b"what is shared with its owner"
+SENT, BRIEF, MADE = b"a file that is sent", "Be brief.", Name(LOCAL, LIBRARY, "made", "latest")
 PULLED, FIRST, HALF = "org/pulled:Q8_0", b"half of what", b"half of what is pulled"
 
 
@@ -66,6 +69,22 @@ def share(store: Store, path: Path) -> None:
     store.commit(ingest, [weights], parse(LINKED).name, {"model_format": "gguf"})
 
 
+def upload(store: Store) -> None:
+    """Receive a file of which a model may be made."""
+    digest = f"sha256:{hashlib.sha256(SENT).hexdigest()}"
+    coming = ArrivingFile(store, digest, len(SENT))
+    coming.write(SENT)
+    coming.finish()
+
+
+def make(store: Store) -> None:
+    """Make a model of another one, with instructions of its own, as `/api/create` does it."""
+    layers = store.contents(store.resolve("org/kept:Q8_0")).layers
+    system, config = Staged.text(BRIEF, manifest.SYSTEM), Staged.json({"model_format": "gguf"}, manifest.CONFIG)
+    data = manifest.build(config.layer, [*layers, system.layer])
+    store.adopt(store.begin("create made", new=True), data, [system, config], MADE)
+
+
 def prepare(root: Path) -> None:
     with Store.open(root) as store:
         put(store, "org/kept:Q8_0", OLD)
@@ -91,6 +110,12 @@ def live(root: Path, report: Callable[[str], None]) -> None:
         report("collected")
         share(store, theirs(root))
         report("shared")
+        upload(store)
+        report("uploaded")
+        make(store)
+        report("made")
+        store.copy(store.resolve("made"), replace(MADE, model="copied"))
+        report("copied")
 
 
 def theirs(root: Path) -> Path:
@@ -126,6 +151,10 @@ def check(root: Path, done: set[str]) -> None:
         } == listed
         assert content(store, LINKED) in ([SHARED] if "shared" in done else [None, SHARED])
         assert theirs(root).read_bytes() == SHARED and theirs(root).stat().st_mode & 0o777 == 0o640
+        for name in ("made", "copied"):
+            assert content(store, name) in ([OLD] if name in done else [None, OLD])
+            assert content(store, name) is None or store.resolve(name).system == BRIEF
+        assert not (root / "blobs" / f"sha256-{hashlib.sha256(SENT).hexdigest()}").exists()
         assert content(store, PULLED) in ([HALF] if "pulled" in done else [None, HALF])
         lengths = [ingest.journal.latest.size for ingest in store.partials() if ingest.journal]
         assert len(lengths) == len(list((root / "ingest").iterdir()))
@@ -138,7 +167,7 @@ def check(root: Path, done: set[str]) -> None:
     with Store.open(root) as store:
         assert [model.name for model in store.models()] == [
             "hf.co/org/kept:Q8_0", "hf.co/org/pulled:Q8_0", "hf.co/org/replaced:BF16", "hf.co/org/replaced:Q8_0",
-            "hf.co/org/shared:Q8_0",
+            "hf.co/org/shared:Q8_0", "copied:latest", "made:latest",
         ]  # fmt: skip
         assert not store.partials()
 

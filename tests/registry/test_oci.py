@@ -52,6 +52,9 @@ def content(source: Source, name: str = "model.gguf") -> bytes:
         return bytes(data)
 
 
+TURNS = [{"role": "user", "content": "Once"}, {"role": "assistant", "content": "upon"}]
+
+
 def test_a_model_of_ollamas_registry_comes_with_its_settings(registry: Registry) -> None:
     layers = [
         *PLAIN,
@@ -60,6 +63,7 @@ def test_a_model_of_ollamas_registry_comes_with_its_settings(registry: Registry)
         (OLLAMA + "template", b"{{ .Prompt }}"),
         (OLLAMA + "license", b"Free\nto use"),
         (OLLAMA + "license", b"And more"),
+        (OLLAMA + "messages", json.dumps(TURNS).encode()),
         (OLLAMA + "projector", b"P" * 99),
     ]
     pinned = registry.add("user/tale", "3b", layers)
@@ -68,6 +72,7 @@ def test_a_model_of_ollamas_registry_comes_with_its_settings(registry: Registry)
     beside = source.companions
     assert (beside.params, beside.system, beside.template) == (PARAMS, "You are a tale.", "{{ .Prompt }}")
     assert beside.licenses == ("Free\nto use", "And more")
+    assert list(beside.messages) == TURNS
     assert beside.left_out == (("a projector", 99),)
     assert content(source) == WEIGHTS
     assert registry.paths("cdn") and not any(each.authorization for each in registry.asked)

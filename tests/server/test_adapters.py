@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -172,6 +173,30 @@ def test_the_users_own_word_for_the_base_counts(here: Daemon) -> None:
     last = here.post("/api/pull", {"model": "org/lost", "stream": False, "base": "org/demo"}).json
     assert last["status"] == "success"
     assert text(here, model="org/lost") != ""
+
+
+@pytest.mark.parametrize("kind", ["gguf", "good"])
+def test_a_model_may_be_made_with_an_adapter_of_its_own(here: Daemon, hub: Hub, kind: str) -> None:
+    """As `ADAPTER` of a Modelfile does it: a GGUF file as it is, PEFT's folder converted by its base."""
+    adapters = {}
+    for path in hub.folders[f"org/{kind}"].iterdir():
+        adapters[path.name] = f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}"
+        assert here.ask("POST", f"/api/blobs/{adapters[path.name]}", path.read_bytes()).status in (200, 201)
+    made = here.post("/api/create", {"model": f"own-{kind}", "from": "org/demo", "adapters": adapters})
+    assert made.lines[-1].get("status") == "success", made.lines
+    changed = text(here, model=f"own-{kind}")
+    assert changed == text(here, model=f"org/{kind}") != text(here, model="org/demo")
+
+
+def test_an_adapter_of_another_model_makes_none(here: Daemon, hub: Hub) -> None:
+    (path,) = hub.folders["org/qwen"].iterdir()
+    digest = f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}"
+    here.ask("POST", f"/api/blobs/{digest}", path.read_bytes())
+    made = here.post("/api/create", {"model": "unfit", "from": "org/demo", "adapters": {path.name: digest}})
+    assert "does not fit" in made.lines[-1]["error"]
+    assert here.post("/api/show", {"model": "unfit"}).status == 404
+    model = {"model": "unfit", "files": {path.name: digest}}
+    assert "is an adapter" in here.post("/api/create", model).lines[-1]["error"]
 
 
 def test_removing_a_base_says_which_adapters_need_it(here: Daemon) -> None:

@@ -91,6 +91,12 @@ def test_its_settings_count_on_every_dialect(daemon: Daemon) -> None:
     assert ollama.json["message"]["content"].split() == ["one", "two"]
     openai = daemon.post("/v1/chat/completions", {"model": "short", "messages": [{"role": "user", "content": text}]})
     assert openai.json["choices"][0]["message"]["content"].split() == ["one", "two"]
+    made(daemon, "cut", **{"from": "tiny"}, parameters={"num_predict": 2})
+    turns = [{"role": "user", "content": text}]
+    cut = daemon.post("/v1/chat/completions", {"model": "cut", "messages": turns}).json["choices"][0]
+    assert (cut["message"]["content"].split(), cut["finish_reason"]) == (["one", "two"], "length")
+    said = daemon.post("/v1/responses", {"model": "cut", "input": text}).json
+    assert said["output"][-1]["content"][0]["text"].split() == ["one", "two"]
     asked = daemon.post(
         "/api/generate", {"model": "short", "prompt": text, "stream": False, "options": {"stop": ["two"]}}
     )
