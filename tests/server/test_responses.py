@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import openai
@@ -11,8 +12,8 @@ import pydantic
 import pytest
 
 from server.keys.file import change_keys
-from server.keys.record import new_key
-from tests.daemon import Daemon, put_model
+from server.keys.record import ApiKey, new_key
+from tests.daemon import Daemon, put_model, wait_until
 
 PATH = "/v1/responses"
 CALL = '<tool_call>{"name": "add", "arguments": {"a": 1, "b": [2]}}</tool_call>'
@@ -34,8 +35,8 @@ def client(talker: Daemon) -> Iterator[openai.OpenAI]:
         yield client
 
 
-def connected(daemon: Daemon) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{daemon.url}/v1", api_key="none", max_retries=0)
+def connected(daemon: Daemon, key: str = "none") -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{daemon.url}/v1", api_key=key, max_retries=0)
 
 
 def ask(daemon: Daemon, text: Any = "one two", **more: Any) -> Any:
@@ -332,6 +333,49 @@ def test_an_error_in_mid_stream_is_raised(tmp_path_factory: pytest.TempPathFacto
         assert caught.value.code == "worker_died"
         assert seen[-1].type == "response.failed"
         assert seen[-1].response.error and seen[-1].response.error.code == "server_error"
+
+
+def test_what_a_key_began_ends_with_it(tmp_path_factory: pytest.TempPathFactory) -> None:
+    home = tmp_path_factory.mktemp("ends")
+    put_model(home)
+    (one, first), (two, second) = new_key("infer"), new_key("infer")
+    change_keys(home / "keys.json", lambda _: [first, second])
+    script = {"tokens": ["a"] * 100_000, "delay": 0.01}
+
+    def revoke(key: ApiKey) -> None:
+        change_keys(
+            home / "keys.json", lambda keys: [replace(each, revoked=1.0) if each == key else each for each in keys]
+        )
+
+    with Daemon(home, script=script) as daemon, connected(daemon, one) as mine, connected(daemon, two) as other:
+        mine.responses.create(model="tiny", input="x", background=True)
+        stream = other.responses.create(model="tiny", input="x", stream=True)
+        assert next(iter(stream)).type == "response.created"
+        assert active(daemon) == 2
+        revoke(second)
+        with pytest.raises(openai.APIError) as caught:
+            for _ in stream:
+                pass
+        assert caught.value.code == "invalid_api_key"
+        wait_until(lambda: active(daemon) == 1, 10)
+        revoke(first)
+        wait_until(lambda: active(daemon) == 0, 10)
+
+
+def active(daemon: Daemon) -> int:
+    """Answers that the model is on; the daemon's own token sees them, whatever keys there are."""
+    token = json.loads((daemon.home / "daemon.json").read_bytes())["token"]
+    return int(daemon.get("/api/ps", Authorization=f"Bearer {token}").json["models"][0]["active"])
+
+
+def test_results_of_tools_come_in_parts_too(talker: Daemon) -> None:
+    call = {"type": "function_call", "call_id": "c", "name": "add", "arguments": "{}"}
+    parts = [{"type": "input_text", "text": "three "}, {"type": "input_text", "text": "four"}]
+    result = {"type": "function_call_output", "call_id": "c", "output": parts}
+    answer = ask(talker, [call, result], tools=[ADD])
+    assert answer["output"][0]["content"][0]["text"] == "three four"
+    image = result | {"output": [{"type": "input_image", "image_url": "data:"}]}
+    assert talker.post(PATH, {"model": "able", "input": [call, image]}).status == 400
 
 
 def test_a_response_belongs_to_the_key_that_made_it(tmp_path_factory: pytest.TempPathFactory) -> None:

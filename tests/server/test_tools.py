@@ -159,6 +159,39 @@ def test_a_demanded_call_is_json_of_any_model(talker: Daemon, model: str, choice
     assert (call["function"]["name"], json.loads(call["function"]["arguments"])) == ("add", {"a": 1})
 
 
+NOTE = {"type": "custom", "custom": {"name": "note", "description": "Write a note."}}
+NOTED = '<tool_call>{"name": "note", "arguments": {"input": "buy milk"}}</tool_call>'
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_custom_tool_of_openais_takes_a_text(client: openai.OpenAI, stream: bool) -> None:
+    asked: Any = ask(NOTED, tools=[NOTE, ADD], stream=stream)
+    answer: Any = client.chat.completions.create(**asked)
+    if stream:
+        calls = [call for chunk in answer for call in chunk.choices[0].delta.tool_calls or []]
+        assert [call.type for call in calls] == ["custom", None]
+        assert "".join(call.custom["input"] for call in calls) == "buy milk"
+        return
+    (call,) = answer.choices[0].message.tool_calls
+    assert (call.type, call.custom.name, call.custom.input) == ("custom", "note", "buy milk")
+    turns: Any = [*asked["messages"], answer.choices[0].message.model_dump(exclude_none=True)]
+    turns.append({"role": "tool", "tool_call_id": call.id, "content": "noted"})
+    again = client.chat.completions.create(model="able", messages=turns, tools=[NOTE])  # type: ignore[list-item]
+    assert again.choices[0].message.content == "noted"
+
+
+def test_tools_that_openais_choice_allows(talker: Daemon) -> None:
+    def chosen(mode: str, name: str, text: str) -> Any:
+        tools = [{"type": "function", "function": {"name": name}}]
+        choice = {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": tools}}
+        return talker.post("/v1/chat/completions", ask(text, tools=[ADD, NOTE], tool_choice=choice))
+
+    assert chosen("auto", "add", "hello").json["choices"][0]["message"]["content"] == "hello"
+    (call,) = chosen("required", "add", DEMANDED).json["choices"][0]["message"]["tool_calls"]
+    assert call["function"]["name"] == "add"
+    assert chosen("auto", "sub", "x").status == 400
+
+
 @pytest.mark.parametrize("choice", ["much", {"type": "function", "function": {"name": "sub"}}, 3, {"type": "custom"}])
 def test_a_choice_of_no_tool_is_refused(talker: Daemon, choice: Any) -> None:
     answer = talker.post("/v1/chat/completions", ask(tool_choice=choice))
