@@ -15,6 +15,12 @@ from server.routes import anthropic, llama, lm, ollama, openai, ranking
 from server.routes.route import Route
 
 ROUTES = [*ollama.ROUTES, *openai.ROUTES, *anthropic.ROUTES, *llama.ROUTES, *ranking.ROUTES, *lm.ROUTES]
+# Every request looks for its route: most have a path that stands as it is.
+_FIXED: dict[str, list[Route]] = {}
+for _route in ROUTES:
+    if "{" not in _route.path:
+        _FIXED.setdefault(_route.path, []).append(_route)
+_VARIABLE = [route for route in ROUTES if "{" in route.path]
 # Where the path alone does not tell the dialect of its errors.
 _BARE: dict[str, Dialect] = {route.path: "openai" for route in (*openai.ROUTES, *ranking.ROUTES)}
 _BARE |= {route.path: "llama" for route in llama.ROUTES}
@@ -44,7 +50,10 @@ def dialect_of(path: str) -> Dialect:
 
 def find(method: str, path: str) -> Route | None:
     """The route for a method and a plain path. Raises HTTPMethodNotAllowed where only the method is wrong."""
-    fitting = [route for route in ROUTES if variables(route, path) is not None]
+    fitting: list[Route] = [
+        *_FIXED.get(path, []),
+        *(route for route in _VARIABLE if variables(route, path) is not None),
+    ]
     for route in fitting:
         if method == route.method or (method == "HEAD" and route.method == "GET"):
             return route
