@@ -7,6 +7,7 @@ thread of its own (`runtime/engine/compiling.py`).
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
 from threading import Lock
 from typing import Any
@@ -15,6 +16,7 @@ from runtime import messages as m
 from runtime.engine.compiling import Compiling
 from runtime.engine.intake import Intake
 from runtime.engine.session import Session
+from runtime.errors import EngineError
 
 # Texts of more letters take longer than 50 ms to turn into tokens, some 1.2 million a second.
 _LONG_TEXT = 1 << 16
@@ -24,8 +26,10 @@ class Inbox:
     """The frames that the loop has not seen yet. The loop alone calls `get`; any thread may call the others."""
 
     def __init__(self, intake: Intake, send: Callable[..., None]) -> None:
-        """`send` gets the frames of requests that fail or are cancelled before the loop sees them."""
+        """`send` gets tokens, and the frames of requests that fail or are cancelled before the loop sees them."""
         self._intake = intake
+        self._send = send
+        self._tokenizing: ThreadPoolExecutor | None = None
         self._items: SimpleQueue[Any] = SimpleQueue()
         self._compiling = Compiling(intake.sessions, self._enqueue, send)
         self._reading = Compiling(intake.sessions, self._enqueue, send, "reading")
@@ -56,6 +60,22 @@ class Inbox:
             self._compiling.add(request)
         else:
             self._enqueue(self._intake.sessions(request))
+
+    def tokenize(self, request: m.Tokenize) -> None:
+        """Send the tokens of a text, of a long one from a thread. Raises what `Intake.tokens` raises."""
+        letters = sum(map(len, m.texts_of(request.text))) + (request.submit.letters if request.submit else 0)
+        if letters <= _LONG_TEXT:
+            self._send(self._intake.tokens(request))
+            return
+        if self._tokenizing is None:
+            self._tokenizing = ThreadPoolExecutor(1, "tokenizing")
+        self._tokenizing.submit(self._tokenize_long, request)
+
+    def _tokenize_long(self, request: m.Tokenize) -> None:
+        try:
+            self._send(self._intake.tokens(request))
+        except EngineError as error:
+            self._send(m.Failed.of(request.id, error))
 
     def put(self, item: Any) -> None:
         """Hand anything but a request to the loop."""

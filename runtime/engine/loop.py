@@ -168,7 +168,7 @@ class LlamaEngine:
                 case m.Rank():
                     self._inbox.put(self._embedder.prepare_ranking(frame))
                 case m.Tokenize():
-                    self._send(self._intake.tokens(frame))
+                    self._inbox.tokenize(frame)
                 case m.Cancel():
                     if self._inbox.cancel(frame.id):
                         return

@@ -31,7 +31,6 @@ class Vocabulary:
         self._pieces: list[bytes | None] = [None] * self.size
         self._ends = dict.fromkeys(notes.stops, True)
         self._tokenizer = Tokenizer(notes.tokenizer, self.size, self._llama) if notes.tokenizer else None
-        self._buffer = ctypes.create_string_buffer(1024)
 
     def check(self) -> None:
         """Tokenize a letter, at which llama.cpp aborts where a token is missing that it puts before or after texts."""
@@ -135,7 +134,7 @@ class Vocabulary:
         return piece
 
     def _piece(self, token: int) -> bytes:
-        buffer = self._buffer
+        buffer = ctypes.create_string_buffer(128)  # one for each call: another thread may ask meanwhile
         size = quick_library().llama_token_to_piece(self.handle, token, buffer, len(buffer), 0, False)
         if size < 0:
             buffer = ctypes.create_string_buffer(-size)

@@ -73,6 +73,14 @@ def test_pieces_join_to_the_text_and_control_tokens_have_names(ask: Callable[[An
         assert spelled(ask, text, add=True, pieces=True).pieces == []  # the demo model puts nothing around a text
 
 
+def test_a_long_text_is_tokenized_beside_other_requests(ask: Callable[[Any], Answer]) -> None:
+    text = "Once upon a time. " * 20_000
+    told = spelled(ask, text, pieces=True)
+    assert b"".join(told.pieces).decode() == text
+    failed = ask(m.Tokenize(0, text=[text, 10**6])).end
+    assert isinstance(failed, m.Failed)
+
+
 def test_the_prompt_of_a_chat_is_told_as_it_would_be_read(ask: Callable[[Any], Answer]) -> None:
     turns = [Turn.of("system", "Be brief."), Turn.of("user", "Hi")]
     told = ask(m.Tokenize(0, submit=m.Submit(0, turns=turns))).end
