@@ -129,10 +129,12 @@ class Create:
         """Take over the layers of the model that this one is made of, but for weights that were made anew."""
         replaced = {manifest.PARAMS} | ({manifest.MODEL} if requantized else set())
         self._layers = [layer for layer in base.layers if layer.media_type not in replaced]
-        if requantized:
-            self._config_blob = dict(model.config) | self._config_blob
-        else:
-            self._config_blob = dict(model.config)
+        made, before = self._config_blob, dict(model.config)
+        self._config_blob = before
+        if requantized:  # the file is another one; the template, and what the model can do by it, are the same
+            notes = {**made.get("lm", {}), "template": model.own.get("template", "")}
+            able = before.get("capabilities") or made.get("capabilities")
+            self._config_blob = {**before, **made, "capabilities": able, "lm": notes}
         self._params = self._params | dict(model.params)
 
     def _add_own(self) -> None:
@@ -223,6 +225,7 @@ class Creates:
         """As `Create`; `retire` is called when a model may have been replaced."""
         self._config, self._library, self._in_use, self._retire, self._check = config, library, in_use, retire, check
         self._tasks: set[asyncio.Task[None]] = set()
+        self._timer: asyncio.TimerHandle | None = None
 
     async def lines(self, wish: CreateWish) -> AsyncGenerator[dict[str, Any]]:
         """Make a model; as `Create.lines`."""
@@ -234,10 +237,12 @@ class Creates:
                 yield line
 
     def uploaded(self) -> None:
-        """Remove what was uploaded now, once its lease has ended, unless a model was made of it."""
-        asyncio.get_running_loop().call_later(SECONDS + 1, self._collect_soon)
+        """Remove uploaded files whose leases have ended, again and again while there are leases."""
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(SECONDS + 1, self._collect_soon)
 
     def _collect_soon(self) -> None:
+        self._timer = None
         task = asyncio.create_task(self._collect())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -247,6 +252,8 @@ class Creates:
             await asyncio.to_thread(self._library.store.collect, self._in_use())
         except RegistryError as error:
             log.warning("uploaded files of which nothing was made are not removed: %s", error)
+        if self._library.store.leases.held():
+            self.uploaded()
 
 
 def _abilities(before: Any, template: str) -> list[str]:

@@ -171,11 +171,14 @@ def test_whole_weights_are_quantized_where_that_is_asked_for(daemon: Daemon, wei
     lines = made(daemon, "smaller", files={"a.gguf": send(daemon, weights)}, quantize="q8_0")
     assert any("quantiz" in line["status"] for line in lines)
     assert shown(daemon, "smaller")["details"]["quantization_level"] == "Q8_0"
-    made(daemon, "whole", files={"a.gguf": send(daemon, weights)}, parameters={"stop": "<end>"})
+    own = {"parameters": {"stop": "<end>"}, "template": "{{ .Tools }}{{ .Prompt }}"}
+    made(daemon, "whole", files={"a.gguf": send(daemon, weights)}, **own)
     made(daemon, "smaller:again", **{"from": "whole"}, quantization="Q8_0", system="kept")
     found = shown(daemon, "smaller:again")
     assert found["details"]["quantization_level"] == "Q8_0" and found["system"] == "kept"
     assert "<end>" in found["parameters"]
+    assert (found["template"], found["lm"]["template"]) == (own["template"], "own")
+    assert found["capabilities"] == shown(daemon, "whole")["capabilities"] == ["completion", "tools"]
     answer = daemon.post("/api/create", {"model": "twice", "from": "smaller", "quantize": "Q4_0"})
     assert "quantized already" in answer.lines[-1]["error"]
 
@@ -269,3 +272,35 @@ def test_a_restart_forgets_uploads_and_keeps_models(tmp_path: Path) -> None:
     with Store.open(tmp_path / "store") as store:
         assert store.blob(digest) is None
         assert [model.name for model in store.models() if not model.problem] == ["kept:latest", "tiny:F32"]
+
+
+def test_a_disk_without_room_is_said_before_anything_is_sent(daemon: Daemon) -> None:
+    path = "/api/blobs/sha256:" + "2" * 64
+    refused = daemon.ask("POST", path, None, {"Content-Length": str(1 << 50)})
+    assert (refused.status, refused.json["code"]) == (507, "disk_full")
+    assert not list((daemon.home / "store" / "ingest").iterdir())
+    assert send(daemon, b"small").startswith("sha256:")  # the next try works
+
+
+def test_ollamas_own_package_makes_and_copies_models(daemon: Daemon, weights: bytes, tmp_path: Path) -> None:
+    with pytest.importorskip("ollama").Client(host=daemon.url) as client:
+        _make_and_copy(client, weights, tmp_path)
+
+
+def _make_and_copy(client: Any, weights: bytes, tmp_path: Path) -> None:
+    (tmp_path / "client.gguf").write_bytes(weights)
+    digest = client.create_blob(tmp_path / "client.gguf")
+    made = client.create(model="by-client", files={"client.gguf": digest}, system="Be.", parameters={"top_k": 3})
+    assert made.status == "success"
+    template = "{{ .System }} {{ .Prompt }}"
+    turns = [{"role": "user", "content": "hi"}]
+    lines = list(client.create(model="of-it", from_="by-client", template=template, messages=turns, stream=True))
+    assert lines[-1].status == "success" and lines[0].status == "reading model metadata"
+    assert client.copy("of-it", "copied").status == "success"
+    found = client.show("copied")
+    assert (found.template, found.details.parent_model) == (template, "by-client:latest")
+    assert "top_k" in found.parameters and "SYSTEM Be." in found.modelfile and found.modified_at
+    assert client.chat("copied", [{"role": "user", "content": "one two"}]).message.content.strip() == "one two"
+    assert client.delete("copied").status == "success"
+    with pytest.raises(Exception, match="neither"):
+        client.create(model="none")
