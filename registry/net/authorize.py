@@ -3,8 +3,9 @@
     GET /v2/…                                → 401, WWW-Authenticate: Bearer realm="https://auth.example/token",service="…"
     GET https://auth.example/token?service=…&scope=repository:NAME:pull      → {"token": "…"}
 
-The credentials go to the registry's own host and port, and to a realm there. A realm elsewhere gets them only where the
-user logged in to that host by name; without them it is asked for an anonymous token. Tokens go to the registry only.
+The credentials go to the registry's own host and port, to a realm there, and to Docker Hub's own token server. Any
+other realm gets them only where the user logged in to that host by name; else it is asked for an anonymous token.
+Tokens go to the registry only.
 
 Source: https://distribution.github.io/distribution/spec/auth/token/ and the OCI distribution specification.
 """
@@ -25,6 +26,8 @@ from registry.net.fetch import Fetcher
 from registry.net.network import Network
 
 _LONGEST_ANSWER = 1 << 20
+# Registries whose logins another host of the same owner checks: the only ones that get a login for another host.
+_TOKEN_SERVERS = {"registry-1.docker.io": "auth.docker.io"}
 _PARAMETER = re.compile(r'([A-Za-z_]+)\s*=\s*(?:"((?:[^"\\]|\\.){0,2048})"|([^\s,"]{1,2048}))')
 _HEADER_VALUE = re.compile(r"[\x21-\x7e]{1,65536}")
 
@@ -85,7 +88,7 @@ class Authorizer:
             raise SourceUnavailable(f"`{self._home.host}` sends its users to `{realm.host}` without TLS")
         query = {key: values[key] for key in ("service",) if values.get(key)}
         query["scope"] = values.get("scope") or self._scope
-        login = self._login(self._home if realm.origin == self._home.origin else realm)
+        login = self._login(self._home if self._is_own(realm) else realm)
         self.elsewhere = realm.netloc if login is None and self._login(self._home) else ""
         url = f"{realm.scheme}://{realm.netloc}{realm.target}{'&' if '?' in realm.target else '?'}{urlencode(query)}"
         try:
@@ -101,6 +104,12 @@ class Authorizer:
         if not _HEADER_VALUE.fullmatch(token):
             raise SourceUnavailable(f"`{realm.host}` gives no token for `{self._home.host}`")
         return token
+
+    def _is_own(self, realm: HttpAddress) -> bool:
+        """Whether a token server is the registry itself, or one that is known to be its own."""
+        known = _TOKEN_SERVERS.get(self._home.host) == realm.host
+        both = (self._home.scheme, self._home.port, realm.scheme, realm.port)
+        return realm.origin == self._home.origin or (known and both == ("https", 443) * 2)
 
     def _ask(self, url: str, header: str) -> bytes:
         fetcher = Fetcher(self._network.with_authorizer(_Fixed(header)))

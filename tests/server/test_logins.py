@@ -79,3 +79,32 @@ def test_a_host_is_a_host(text: str) -> None:
     else:
         with pytest.raises(ValueError, match="no host"):
             host_of(text)
+
+
+@pytest.mark.parametrize(
+    ("home", "realm", "sent"),
+    [
+        ("https://registry-1.docker.io", "https://auth.docker.io/token", True),
+        ("https://registry-1.docker.io", "https://auth.docker.io:8443/token", False),
+        ("https://registry-1.docker.io", "https://auth.docker.io.evil.example/token", False),
+        ("https://registry-1.docker.io", "https://docker.io/token", False),
+        ("https://registry.example", "https://auth.docker.io/token", False),
+        ("https://registry.example", "https://registry.example/token", True),
+        ("https://registry.example", "https://auth.registry.example/token", False),
+    ],
+)
+def test_a_login_goes_to_another_host_only_where_that_is_docker_hubs_own(
+    monkeypatch: pytest.MonkeyPatch, home: str, realm: str, sent: bool
+) -> None:
+    asked: list[tuple[str, str]] = []
+
+    def ask(_: Authorizer, url: str, header: str) -> bytes:
+        asked.append((url, header))
+        return b'{"token": "x"}'
+
+    monkeypatch.setattr(Authorizer, "_ask", ask)
+    host = home.removeprefix("https://")
+    authorizer = Authorizer(Network(), home, "", {host: "me:secret"})
+    assert authorizer.renew("", f'Bearer realm="{realm}",service="s"')
+    ((url, header),) = asked
+    assert url.startswith(realm) and bool(header) is sent and bool(authorizer.elsewhere) is not sent
