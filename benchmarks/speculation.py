@@ -38,9 +38,9 @@ QUESTIONS = (
 class Engine:
     """The engine in this process. Its context is free to be measured between two answers."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, draft: tuple[str, str] = ("", "")) -> None:
         self._frames: SimpleQueue[Any] = SimpleQueue()
-        load = m.Load(str(path), m.CacheConfig(4096, 4), threads=2, queue=64)
+        load = m.Load(str(path), m.CacheConfig(4096, 4), threads=2, queue=64, draft=draft)
         self.engine, _ = LlamaEngine.open(load, lambda *frames: [self._frames.put(frame) for frame in frames])
         threading.Thread(target=self.engine.run, daemon=True).start()
         self._last = 0

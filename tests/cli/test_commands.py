@@ -72,6 +72,7 @@ def test_every_command_has_help(lm: Cli) -> None:
         (["list", "--nonsense"], 2, "--nonsense"),
         (["run", "tiny", "hi", "--temperature", "warm"], 2, "warm"),
         (["run", "org/../../etc"], 2, "not a name"),
+        (["run", "tiny", "--draft", "tiny", "hi"], 2, "cannot draft for itself"),
         (["show", "a b"], 2, "not a name"),
         (["pull", "demo:Q8_0", "--level", "Q4_K_M"], 2, "`Q8_0`"),
         (["pull", "demo", "--level", "../x"], 2, "not a name"),

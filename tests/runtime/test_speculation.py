@@ -18,6 +18,8 @@ from runtime.cache.spill import Spill
 from runtime.defaults import DRAFT_ROWS
 from runtime.engine import speculation
 from runtime.engine.answering import Answering
+from runtime.engine.draft_model import DraftModel, Guess
+from runtime.engine.guessing import Guessing
 from runtime.engine.pace import Pace
 from runtime.engine.prompt import Prompt
 from runtime.engine.schedule import Stretch
@@ -27,6 +29,8 @@ from runtime.llama.context import Context, ContextParams
 from runtime.llama.model import LlamaModel
 from runtime.options import Limits, Sampling
 from runtime.text.stops import Stops
+from tests.quant.support import DEMO
+from tests.runtime.conftest import convert
 from tests.runtime.speculating import PROMPTS, Engine, as_dict, assert_same, plain, submit
 
 
@@ -163,14 +167,20 @@ def test_drafts_are_switched_off(engine: Engine, exact: Path, switch: str) -> No
 
 
 @pytest.mark.slow
-def test_sampled_tokens_have_the_distribution_of_the_model_whatever_is_drafted(demo: Path) -> None:
+@pytest.mark.parametrize("source", ["the second likeliest", "a draft model"])
+def test_sampled_tokens_have_the_distribution_of_the_model_whatever_is_drafted(
+    demo: Path, source: str, tmp_path: Path
+) -> None:
     """Pairs of tokens, 100,000 of them, against the products of the model's own probabilities."""
     draws = 100_000
     model = LlamaModel(demo)
-    context = Context(model, ContextParams(256, 2, 8, 1))
+    params = ContextParams(256, 2, 8, 1)
+    context = Context(model, params)
     pool = CellPool(context, context.tokens, 2, model.memory, Spill(context, 0))
     answering = Answering(model.vocabulary, context, lambda frame: None)
-    spoken = Speculation(pool, Pace(64, 3.5), context, answering, "")
+    guesser = DraftModel(LlamaModel(convert(DEMO, tmp_path / "d.gguf", "Q4_0")), params, "d", 4096, 3.5)
+    guessing = Guessing(guesser, Pace(64, 3.5)) if source == "a draft model" else None
+    spoken = Speculation(pool, Pace(64, 3.5), context, answering, "", guessing)
     prompt = model.vocabulary.tokenize("Once upon a", special=False, add=True)
     sampling = Sampling(temperature=1.0, top_k=6, top_p=1.0, seed=11)
     request = m.Submit(0, prompt="", sampling=sampling, drafts=8, limits=Limits(max_tokens=1 << 30))
@@ -182,8 +192,13 @@ def test_sampled_tokens_have_the_distribution_of_the_model_whatever_is_drafted(d
     context.put_prompt(0, memoryview(prompt), 0, session.seq.number, 1)
     assert context.decode(len(prompt)) == 0
     likely = top(context.logits(len(prompt) - 1), 6)
-    # The draft is the second likeliest token, so that both cases are frequent.
-    draft = array("i", [sorted(likely, key=likely.__getitem__)[-2]])
+    if guessing:
+        guess = Guess(session, session.drafting, 1, guesser.behind(session))
+        guesser.guess([guess], lambda _: False)
+        draft = guess.tokens
+        session.drafting.offer(guess.confidences)
+    else:  # both cases are frequent
+        draft = array("i", [sorted(likely, key=likely.__getitem__)[-2]])
     context.cut(session.seq.number, len(prompt) - 1)
     context.put_prompt(0, memoryview(prompt[-1:] + draft), len(prompt) - 1, session.seq.number, 2)
     assert context.decode(2) == 0
@@ -203,6 +218,11 @@ def test_sampled_tokens_have_the_distribution_of_the_model_whatever_is_drafted(d
     chi = sum((counts.get(pair, 0) - draws * share) ** 2 / (draws * share) for pair, share in expected.items())
     # The 0.999 quantile of chi-square with 10 degrees of freedom; there are 11 cases.
     assert len(expected) == 11 and chi < 29.59
+    if guessing:
+        assert (
+            f"guessed {draws:,} of them, {draws - sum(n for drawn, n in counts.items() if len(drawn) == 1):,} acc"
+            in (guessing.report)
+        )
     context.free()
 
 
