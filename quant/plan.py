@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -51,6 +51,32 @@ class Transform(Protocol):
         """The changed slab. `x` is [n * rows, columns] of the source's dtype, or [1, values] where `rows` is 0."""
 
 
+class Packing(Protocol):
+    """How the source stores a quantized matrix: an array of packed weights and companions, such as scales and zeros.
+
+    Each is a frozen dataclass, because its `repr` is a part of a conversion's fingerprint; `quant/stream/packed/` has
+    them all. `arrays` are the weights and then the companions, flat, of the numpy types in `dtypes`.
+    """
+
+    @property
+    def name(self) -> str:
+        """What users call it, such as `MXFP4` or `4 bits of GPTQ`."""
+
+    @property
+    def dtypes(self) -> tuple[str, ...]:
+        """The numpy type of the weights and of each companion."""
+
+    @property
+    def exact(self) -> QuantType | None:
+        """The GGML type that holds the weights as they are; None where no type does."""
+
+    def values(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
+        """The numbers that the weights stand for: float32[rows, columns]. Raises BadValues."""
+
+    def blocks(self, arrays: Sequence[np.ndarray], transform: Transform | None) -> np.ndarray:
+        """The weights as blocks of `exact`, uint8[rows, bytes], their rows as `transform` moves them; BadValues."""
+
+
 @dataclass(frozen=True, slots=True)
 class Part:
     """Bytes of the source with some rows of an output tensor: `size` bytes at `offset` of file `shard`."""
@@ -65,7 +91,7 @@ class TensorPlan:
     """One output tensor, and the bytes of the source that it is made of.
 
     `shape` is in the source's order, rows first: (32000, 4096) has 32,000 rows of 4,096; GGUF's order is the reverse.
-    `dtype` is the type in the source: a safetensors type, a key of `scaled.SCALED`, or a GGML type in a GGUF file.
+    `dtype` is the type in the source: a safetensors type, the name of a `packing`, or a GGML type in a GGUF file.
     The values are `size` bytes at `offset` of file `shard`. A tensor that we compute ourselves has its values in
     `values` (float32, little-endian), and an empty `shard`.
 
@@ -74,9 +100,8 @@ class TensorPlan:
     each tensor selects its rows. Their sizes then add up to the bytes of the parts. An output matrix that is the
     embedding again has the size 0.
 
-    Some weights have their scales in a tensor of their own (MXFP4, FP8: `quant/stream/scaled.py`). `scales` then has
-    one entry for each entry of `parts`, `size` includes the scales, and `source_columns` is the number of values in a
-    row of the source. Elsewhere `source_columns` is 0.
+    A quantized matrix has a `packing`, and `companions` has one entry for each entry of `parts`: the parts of the
+    source with its scales and the like. `size` includes them.
 
     `published` marks a tensor of a GGUF file whose type is the one in which the model's makers published the weights.
     Such a tensor keeps its type at every level that would not make it smaller.
@@ -92,8 +117,8 @@ class TensorPlan:
     transform: Transform | None = None
     values: bytes = b""
     parts: tuple[Part, ...] = ()
-    scales: tuple[Part, ...] = ()
-    source_columns: int = 0
+    packing: Packing | None = None
+    companions: tuple[tuple[Part, ...], ...] = ()
     published: bool = False
 
     @property
@@ -108,8 +133,10 @@ class TensorPlan:
 
     @property
     def published_type(self) -> QuantType | None:
-        """The quantized GGML type in which the makers published these weights (MXFP4); None for all other weights."""
-        return QuantType.__members__.get(self.dtype) if self.scales or self.published else None
+        """The quantized GGML type that holds the weights as their makers published them; None for all other weights."""
+        if self.packing:
+            return self.packing.exact
+        return QuantType.__members__.get(self.dtype) if self.published else None
 
     @property
     def again(self) -> bool:
@@ -199,7 +226,7 @@ class ModelPlan:
 
     @property
     def source_bytes(self) -> int:
-        """Bytes of weights and scales that the source has for all tensors."""
+        """Bytes of weights and their companions that the source has for all tensors."""
         return sum(tensor.size for tensor in self.tensors)
 
     def reads(self, first: int = 0) -> Iterator[Read]:
@@ -209,17 +236,21 @@ class ModelPlan:
         for index, tensor in enumerate(self.tensors[first:], first):
             parts = tensor.parts or (Part(tensor.shard, tensor.offset, tensor.size),)
             found += [Read(index, number, part) for number, part in enumerate(parts) if tensor.shard]
-            found += [Read(index, number, part, scales=True) for number, part in enumerate(tensor.scales)]
+            found += [
+                Read(index, number, part, place)
+                for number, companions in enumerate(tensor.companions)
+                for place, part in enumerate(companions, 1)
+            ]
         return iter(sorted(found, key=lambda read: (order[read.part.shard], read.part.offset)))
 
 
 class Read(NamedTuple):
-    """Part number `number` of tensor number `tensor` of a plan, or the `scales` of that part."""
+    """Part number `number` of tensor number `tensor` of a plan, or companion `companion`, from 1, of that part."""
 
     tensor: int
     number: int
     part: Part
-    scales: bool = False
+    companion: int = 0
 
 
 Progress = Callable[[int, int], None]

@@ -14,7 +14,7 @@ from math import prod
 from typing import Any
 
 from quant.errors import MalformedFile, UnsupportedModel
-from quant.plan import Files
+from quant.plan import Files, Packing
 from quant.pointers import HEAD, check_substance
 
 INDEX = "model.safetensors.index.json"
@@ -48,7 +48,7 @@ DTYPES = {
 class Entry:
     """A tensor of a safetensors file: `size` bytes at `offset` from the start of file `shard`; `shape` is rows first.
 
-    `scales` is the tensor with the scales of quantized weights (`quant/convert/prequantized.py`), None for others.
+    Quantized weights have a `packing` and companions, such as scales (`quant/convert/prequantized/`).
     """
 
     name: str
@@ -57,7 +57,8 @@ class Entry:
     shard: str
     offset: int
     size: int
-    scales: Entry | None = None
+    packing: Packing | None = None
+    companions: tuple[Entry, ...] = ()
 
 
 def read_model(files: Files) -> tuple[Entry, ...]:

@@ -93,5 +93,6 @@ def write(
             Out(file),
             threads=threads,
             progress=progress,
+            peek=lambda shard, offset, size: b"".join(stream(shard))[offset : offset + size],
         )
     return Written.at(path)

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 from quant.convert.base import EMBEDDING, HEAD, UNQUANTIZED, Family, Known, Sizes
 from quant.convert.config import ModelConfig
 from quant.convert.peeking import alike
+from quant.convert.prequantized.pairing import WEIGHTS, without_exact
+from quant.convert.transforms import ROW_MOVES, Share
 from quant.errors import MalformedFile, UnsupportedModel
 from quant.gguf.architectures import BIASED, OUTPUT_NEEDED, WITHOUT_OUTPUT
 from quant.plan import Files, Part, TensorPlan
@@ -164,14 +166,14 @@ def expand(family: Family[Any], sizes: Sizes) -> dict[str, Wanted]:
 def _strip(family: Family[Any], entries: Sequence[Entry]) -> dict[str, Entry]:
     """The tensors by their names without the family's prefix; tensors that no engine needs are left out."""
     prefix, unused = re.compile(family.prefix), re.compile(family.unused)
-    scales = {entry.scales.name for entry in entries if entry.scales}
+    companions = {each.name for entry in entries for each in entry.companions}
     found: dict[str, Entry] = {}
     for entry in entries:
         start = prefix.match(entry.name)
         name = entry.name[start.end() :] if start else entry.name
         # BERT's first checkpoints are from before these had their present names.
         name = name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
-        if unused.fullmatch(name) or entry.name in scales:
+        if unused.fullmatch(name) or entry.name in companions:
             continue
         if name in found:
             raise MalformedFile(f"`{entry.name}` and `{found[name].name}` are one and the same tensor")
@@ -190,20 +192,21 @@ def _place(entry: Entry, row: Known, layer: int, sizes: Sizes) -> Iterator[Tenso
     if entry.shape != shape:
         raise MalformedFile(f"tensor `{entry.name}` is {list(entry.shape)} and `config.json` asks for {list(shape)}")
     shared = len(targets) > 1 and not any(target.transform for target in targets)
-    if entry.dtype not in UNQUANTIZED and (shared or not entry.scales):
+    if entry.dtype not in UNQUANTIZED and not entry.packing:
         raise UnsupportedModel(
             f"tensor `{entry.name}` is stored as {entry.dtype}, so the model is already quantized",
             hint="use the repository with the original weights",
         )
+    if entry.packing:
+        yield from _place_packed(entry, row, layer, sizes)
+        return
     skipped = sizes.length(row.skip)
     if skipped:
         size = skipped * prod(shape[1:]) * DTYPES[entry.dtype]
         entry = replace(entry, offset=entry.offset + size, size=entry.size - size)
         shape = (shape[0] - skipped, *shape[1:])
-    in_parts = len(targets) > 1 or entry.scales is not None
+    in_parts = len(targets) > 1
     matrices = shape[0] if in_parts and len(shape) > 2 else 1
-    scales = _cut(entry.scales, matrices) if entry.scales else ()
-    size = entry.size + (entry.scales.size if entry.scales else 0)
     for number, target in enumerate(targets):
         parts = _cut(entry, matrices, number, len(targets)) if shared else _cut(entry, matrices)
         own = (*shape[:-2], shape[-2] // len(targets), shape[-1]) if shared else shape
@@ -215,13 +218,49 @@ def _place(entry: Entry, row: Known, layer: int, sizes: Sizes) -> Iterator[Tenso
             source=entry.name,
             shard=entry.shard,
             offset=parts[-1].offset if shared else entry.offset,
-            # All targets together have as many bytes as the source.
-            size=size * (number + 1) // len(targets) - size * number // len(targets),
+            size=_share(entry.size, number, len(targets)),
             transform=target.transform(sizes) if target.transform else None,
             parts=parts if in_parts or row.stacked else (),
-            scales=scales,
-            source_columns=entry.shape[-1] if scales else 0,
         )
+
+
+def _place_packed(entry: Entry, row: Known, layer: int, sizes: Sizes) -> Iterator[TensorPlan]:
+    """As `_place`, for packed weights: every target gets the whole of every matrix, and keeps its share of the rows.
+
+    Rows can be moved without a change of their codes; where anything else is done to the values, no type is exact.
+    """
+    assert entry.packing
+    shape, targets = sizes.shape(row.shape), row.targets
+    matrices = shape[0] if len(shape) > 2 else 1
+    companions = tuple(zip(*(_cut(each, matrices) for each in entry.companions), strict=True)) or ((),) * matrices
+    size = entry.size + sum(each.size for each in entry.companions)
+    if sizes.length(row.skip):
+        raise UnsupportedModel(f"rows of `{entry.name}` stay behind, and it is quantized already", WEIGHTS)
+    for number, target in enumerate(targets):
+        transform = target.transform(sizes) if target.transform else None
+        own = sizes.shape(target.shape) or shape
+        if transform is None and len(targets) > 1:
+            transform = Share(number, len(targets))
+            own = sizes.shape(target.shape) or (*shape[:-2], shape[-2] // len(targets), shape[-1])
+        moves = transform is None or isinstance(transform, ROW_MOVES)
+        yield TensorPlan(
+            name=target.name.replace("{}", str(layer)),
+            shape=(sizes.length(row.stack), *own) if row.stacked else own,
+            dtype=entry.dtype,
+            source=entry.name,
+            shard=entry.shard,
+            offset=entry.offset,
+            size=_share(size, number, len(targets)),
+            transform=transform,
+            parts=_cut(entry, matrices),
+            packing=entry.packing if moves else without_exact(entry.packing),
+            companions=companions,
+        )
+
+
+def _share(size: int, number: int, count: int) -> int:
+    """Bytes of share `number` of `count`: all targets together have as many bytes as the source."""
+    return size * (number + 1) // count - size * number // count
 
 
 def _cut(entry: Entry, matrices: int, number: int = 0, shares: int = 1) -> tuple[Part, ...]:
@@ -243,20 +282,20 @@ def _stacked(placed: list[TensorPlan], entries: Sequence[Entry]) -> tuple[Tensor
         joined[tensor.name] = tensor if before is None else _join(before, tensor)
     files = {entry.shard: number for number, entry in reversed(list(enumerate(entries)))}
     for name, tensor in joined.items():
-        plain = tensor.parts and not tensor.again and tensor.transform is None and not tensor.scales
+        plain = tensor.parts and not tensor.again and tensor.transform is None and not tensor.packing
         if plain and prod(tensor.shape) * DTYPES[tensor.dtype] != tensor.size:
             raise MalformedFile(f"some experts of `{name}` are missing")
 
     def completed(tensor: TensorPlan) -> tuple[int, int]:
         parts = tensor.parts or (Part(tensor.shard, tensor.offset, tensor.size),)
-        return max((files[part.shard], part.offset) for part in (*parts, *tensor.scales))
+        return max((files[part.shard], part.offset) for part in parts)
 
     return tuple(sorted(joined.values(), key=completed))
 
 
 def _join(before: TensorPlan, tensor: TensorPlan) -> TensorPlan:
     """One tensor with the parts of two that have the same name: experts that the source stores one by one."""
-    if before.dtype != tensor.dtype or not before.parts:
+    if before.dtype != tensor.dtype or before.packing != tensor.packing or not before.parts:
         raise UnsupportedModel(f"the experts of `{tensor.name}` are of different types")
-    parts, scales = before.parts + tensor.parts, before.scales + tensor.scales
-    return replace(tensor, size=before.size + tensor.size, parts=parts, scales=scales)
+    parts, companions = before.parts + tensor.parts, before.companions + tensor.companions
+    return replace(tensor, size=before.size + tensor.size, parts=parts, companions=companions)

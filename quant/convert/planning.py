@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
-from quant.convert import chat, keys, prequantized, wrappers
+from quant.convert import chat, keys, wrappers
 from quant.convert.base import Family, Sizes, headless
 from quant.convert.config import ModelConfig
 from quant.convert.families import qwen, ranking, rotary
@@ -14,6 +15,8 @@ from quant.convert.gguf.source import plan_gguf
 from quant.convert.gguf.variants import is_gguf
 from quant.convert.placing import plan_tensors, without_next_token_layers
 from quant.convert.pooling import DENSE, MEAN, RANK, capabilities_of, read_dense, read_pooling
+from quant.convert.prequantized.methods import check_untouched, method_of
+from quant.convert.prequantized.methods import remarks as packed_remarks
 from quant.convert.tokenizer import specials
 from quant.convert.tokenizer.reading import read_vocabulary
 from quant.errors import MalformedFile, UnsupportedModel
@@ -111,7 +114,7 @@ def _choose_family(files: Files, given: ModelConfig, name: str) -> tuple[ModelCo
 def _sketch(files: Files, accept_unknown_keys: bool) -> tuple[ModelConfig, ModelPlan, int]:
     """The configuration of the language model, the plan of its weights, and the number of rows of its embedding."""
     config = _read_config(files)
-    prequantized.check_method(config)
+    method = method_of(config)
     given, name, wrapped = wrappers.unwrap(config)
     config, family = _choose_family(files, given, name)
     _check_activation(family, config)
@@ -122,7 +125,7 @@ def _sketch(files: Files, accept_unknown_keys: bool) -> tuple[ModelConfig, Model
     if pooling is not None:
         family = headless(family)
     dense = read_dense(files) if DENSE[0] in family.tensors else ()
-    entries = [*prequantized.pair(wrappers.plain(read_model(files))), *dense]
+    entries = [*method.pair(wrappers.plain(read_model(files)), files), *dense]
     left_out: dict[str, int] = {}
     if wrapped:
         family, entries, left_out = wrappers.take_out(family, entries)
@@ -136,6 +139,7 @@ def _sketch(files: Files, accept_unknown_keys: bool) -> tuple[ModelConfig, Model
     described |= family.measured(files, entries, sizes)
     own = (*family.computed(config, sizes), *family.picked(files, entries, config))
     tensors = (*own, *plan_tensors(family, config, sizes, entries, files))
+    check_untouched(method, tensors)
     metadata = {
         "general.architecture": family.architecture,
         "general.type": "model",
@@ -147,8 +151,8 @@ def _sketch(files: Files, accept_unknown_keys: bool) -> tuple[ModelConfig, Model
     ignored = keys.check(given, name, accept_unknown_keys)
     metadata |= {IGNORED: list(ignored)} if ignored else {}
     unknown = (f"`{key}` in `{config.name}` is not known, left out" for key in ignored)
-    remarks = (*rotary.remarks(config), *unknown)
-    used = {part.shard for tensor in tensors for part in (*tensor.parts, *tensor.scales)}
+    remarks = (*rotary.remarks(config), *unknown, *packed_remarks(tensors))
+    used = {part.shard for tensor in tensors for part in (*tensor.parts, *chain.from_iterable(tensor.companions))}
     used |= {tensor.shard for tensor in tensors}
     shards = tuple(dict.fromkeys(entry.shard for entry in entries if entry.shard in used))
     plan = ModelPlan(family.architecture, metadata, tensors, shards, left_out=left_out, remarks=remarks)

@@ -122,6 +122,20 @@ class Ungroup:
 
 
 @dataclass(frozen=True, slots=True)
+class Share:
+    """Rows of one of `count` matrices of equal height that lie one upon the other; `rows` is 0: a part is them all."""
+
+    number: int
+    count: int
+    rows: int = 0
+
+    def apply(self, x: np.ndarray) -> np.ndarray:
+        """(n / count, columns) of (n, columns)."""
+        height = len(x) // self.count
+        return x[self.number * height : (self.number + 1) * height]
+
+
+@dataclass(frozen=True, slots=True)
 class AddOne:
     """Adds 1, for norm weights that are stored minus 1, as Gemma's are."""
 
@@ -172,6 +186,10 @@ class ScaleBlocks:
         """(rows, columns), float32, from any type (uint16 holds the bits of BF16)."""
         scaled: np.ndarray = widen(x) * np.repeat(np.array(self.factors, np.float32), self.counts)[:, None]
         return scaled
+
+
+# Transforms that move whole rows and change nothing in them: they may be applied to codes and scales alike.
+ROW_MOVES = (PairRotaryHalves, EverySecondRow, Ungroup, Share)
 
 
 def widen(x: np.ndarray) -> np.ndarray:

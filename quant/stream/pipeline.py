@@ -5,9 +5,10 @@ thread writes them in order. Each stage waits for the next, so a few slabs bound
 bytes depend neither on the number of threads nor on the pieces in which the source arrives.
 
 After each slab the output gets a mark, from which another pass could resume: only whole slabs are read, so the end of
-a slab is an exact place in the source. Two things wait in memory, and there are no marks while they do. The quantized
-parts of a stack of experts wait until its last part has come, because other tensors may lie between the parts in the
-source. A part whose scales are another tensor waits for these scales, unchanged.
+a slab is an exact place in the source. The quantized parts of a stack of experts wait in memory until its last part has
+come, because other tensors may lie between the parts in the source; there are no marks while they do. Scales and other
+companions of packed weights are fetched when the weights come, and compared when the pass reaches them
+(`quant/stream/companions.py`).
 """
 
 from __future__ import annotations
@@ -29,15 +30,15 @@ from quant.gguf.writer import Writer, encode_header, layout
 from quant.kernels import blocks
 from quant.levels.budget import entries_of, types_of
 from quant.plan import ModelPlan, Progress, Read, TensorPlan
-from quant.stream import scaled
 from quant.stream.ahead import ahead
+from quant.stream.companions import Companions, Peek
 from quant.stream.streams import Feed, Mark, Open, Output, verify_unread
 from quant.types import QuantType
 
 SLAB = 2 << 20  # bytes of a slab, unless a transform needs more rows together
 WAITING = 2  # slabs that are read ahead, beside one for each thread
 # The numpy dtype in which a tensor is read. BF16 has none; its bit patterns are the upper halves of float32.
-_NUMPY = {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "F64": "<f8", **dict.fromkeys(scaled.SCALED, "u1")}
+_NUMPY = {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "F64": "<f8"}
 _BEGINNING = Mark(0, 0, "")
 _NOTHING = np.empty((0, 0))
 
@@ -49,7 +50,7 @@ class Slab(NamedTuple):
     - `bytes_read`: bytes of weights that the pass has read so far, this slab included.
     - `mark`: the place at the end of the slab, None when no pass could resume there.
     - `read`: the part of the source that the rows belong to. `whole`: the tensor ends with these rows.
-    - `scales`: the scales of the part, where the source has them in another tensor.
+    - `companions`: the companions of a packed part, such as its scales.
     """
 
     tensor: TensorPlan
@@ -58,7 +59,7 @@ class Slab(NamedTuple):
     mark: Mark | None = None
     read: Read | None = None
     whole: bool = False
-    scales: np.ndarray | None = None
+    companions: tuple[np.ndarray, ...] = ()
 
 
 class _Encoded(NamedTuple):
@@ -98,7 +99,7 @@ class Conversion:
         A pass resumes from a mark of another one only where both have the same fingerprint.
         """
         origins = [
-            (t.shard, t.offset, t.size, t.dtype, repr(t.transform), t.values, t.parts + t.scales)
+            (t.shard, t.offset, t.size, t.dtype, repr(t.transform), t.values, t.parts, repr(t.packing), t.companions)
             for t in self.plan.tensors
         ]
         return hashlib.sha256(self.header + repr((SLAB, origins)).encode()).hexdigest()
@@ -111,6 +112,7 @@ class Conversion:
         start: Mark | None = None,
         threads: int | None = None,
         progress: Progress | None = None,
+        peek: Peek | None = None,
     ) -> None:
         """Quantize the weights into `output`; the source is read once, in order, from `start` on.
 
@@ -118,6 +120,7 @@ class Conversion:
             None begins with the header.
         threads: how many quantize; by default one for each CPU.
         progress: called with (bytes of weights read, bytes of weights in all).
+        peek: reads bytes of the source out of order, (shard, offset, size); a plan with packed weights needs it.
         Raises BadValues, which names the tensor that holds NaN or infinity, and the errors of `source` and `output`.
         When it returns, every file of the source was read to its end and verified.
         """
@@ -126,7 +129,7 @@ class Conversion:
         writer, stacks = self._writer(output, start), _Stacks()
         with (
             ThreadPoolExecutor(workers, "quantize") as quantizers,
-            ahead(self._submit(quantizers, source, start), workers + WAITING) as slabs,
+            ahead(self._submit(quantizers, source, start, peek), workers + WAITING) as slabs,
         ):
             for future in slabs:
                 encoded, slab = future.result()
@@ -138,8 +141,8 @@ class Conversion:
                     progress(slab.bytes_read, self.plan.source_bytes)
         writer.finish()
 
-    def _submit(self, quantizers: Executor, source: Open, start: Mark) -> Iterator[Future[_Encoded]]:
-        with closing(_slabs(self.plan, source, start)) as slabs:
+    def _submit(self, quantizers: Executor, source: Open, start: Mark, peek: Peek | None) -> Iterator[Future[_Encoded]]:
+        with closing(_slabs(self.plan, source, start, peek)) as slabs:
             for slab in slabs:
                 yield quantizers.submit(self._encode, slab)
 
@@ -194,33 +197,16 @@ class _Stacks:
         return chain.from_iterable(whole[number] for number in sorted(whole))
 
 
-class _Pairs:
-    """Keeps a part until its scales have come, or the scales until their part has come."""
-
-    def __init__(self) -> None:
-        self._waiting: dict[tuple[int, int], np.ndarray] = {}
-
-    def complete(self, tensor: TensorPlan, read: Read, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray | None] | None:
-        """The rows to encode and their scales; None where `rows`, a part or its scales, has to wait for the other."""
-        if not tensor.scales:
-            return rows, None
-        other = self._waiting.pop(read[:2], None)
-        if other is None:
-            self._waiting[read[:2]] = rows
-            return None
-        elements, scales = (other, rows) if read.scales else (rows, other)
-        return scaled.as_matrices(tensor.dtype, tensor.source_columns, elements, scales)
-
-
-def _slabs(plan: ModelPlan, source: Open, start: Mark) -> Generator[Slab]:
+def _slabs(plan: ModelPlan, source: Open, start: Mark, peek: Peek | None) -> Generator[Slab]:
     """Cut the source into slabs, from `start` on; every file is read to its end, also behind its last slab."""
     bytes_read = bytes_before(plan, start)
     for tensor in plan.tensors[start.tensor :]:
         if not tensor.shard:
             values = np.frombuffer(bytearray(tensor.values), "<f4")
             yield Slab(tensor, values.reshape(-1, tensor.columns), bytes_read)
-    cursor, pairs = _TensorCursor(plan, start), _Pairs()
-    files = [(shard, list(reads)) for shard, reads in groupby(plan.reads(start.tensor), lambda read: read.part.shard)]
+    cursor, companions = _TensorCursor(plan, start), Companions(plan, peek)
+    to_come = _to_come(plan, start)
+    files = [(shard, list(reads)) for shard, reads in groupby(to_come, lambda read: read.part.shard)]
     if start.offset and (not files or files[0][0] != start.shard):
         files.insert(0, (start.shard, []))  # all its tensors are written, and the rest of the file is to be verified
     for shard, reads in files:
@@ -239,13 +225,23 @@ def _slabs(plan: ModelPlan, source: Open, start: Mark) -> Generator[Slab]:
                     bytes_read += rows.nbytes
                     for read in uses:
                         tensor = plan.tensors[read.tensor]
-                        if (complete := pairs.complete(tensor, read, rows)) is None:
+                        if read.companion:
+                            companions.compare(tensor, read.part, rows)
                             continue
                         whole = last and cursor.end(read)
                         mark = None if cursor.parts_left else feed.mark(cursor.next, 0 if whole else row, shard)
-                        yield Slab(tensor, complete[0], bytes_read, mark, read, whole, complete[1])
+                        yield Slab(tensor, rows, bytes_read, mark, read, whole, companions.of(tensor, read))
             feed.finish()
     verify_unread(source, plan.shards, {read.part.shard for read in plan.reads()})
+
+
+def _to_come(plan: ModelPlan, start: Mark) -> Iterator[Read]:
+    """The reads from `start` on: companions of later weights may lie before it."""
+    order = {shard: number for number, shard in enumerate(plan.shards)}
+    begin = (order.get(start.shard, 0), start.offset)
+    for read in plan.reads(start.tensor):
+        if not read.companion or (order[read.part.shard], read.part.offset) >= begin:
+            yield read
 
 
 class _TensorCursor:
@@ -261,9 +257,9 @@ class _TensorCursor:
         self.parts_left: dict[int, int] = {}
 
     def begin(self, read: Read) -> None:
-        """Note that this part comes next."""
+        """Note that this part comes next; a companion is no part."""
         parts = len(self._tensors[read.tensor].parts)
-        if parts:
+        if parts and not read.companion:
             self.parts_left.setdefault(read.tensor, parts)
 
     def end(self, read: Read) -> bool:
@@ -296,16 +292,16 @@ def _columns(tensor: TensorPlan) -> int:
 
 
 def _dtype(tensor: TensorPlan) -> np.dtype[Any]:
-    return np.dtype(_NUMPY[tensor.dtype])
+    return np.dtype(tensor.packing.dtypes[0] if tensor.packing else _NUMPY[tensor.dtype])
 
 
 def _cut(tensor: TensorPlan, read: Read, feed: Feed, first: int) -> Iterator[tuple[int, bool, np.ndarray]]:
     """Cut a part into slabs, from row `first` on: (number of the row behind the slab, whether it is the last, rows)."""
     dtype, columns, size = _dtype(tensor), _columns(tensor), read.part.size
-    if read.scales:
-        dtype = np.dtype(scaled.NUMPY[scaled.SCALED[tensor.dtype].scale])
+    if tensor.packing:
+        dtype = np.dtype(tensor.packing.dtypes[read.companion])
     unit = tensor.transform.rows if tensor.transform else 1
-    if tensor.scales or not unit:
+    if tensor.packing or not unit:
         unit, columns = 1, size // dtype.itemsize
     total = size // (columns * dtype.itemsize)
     step = max(1, SLAB // (columns * dtype.itemsize * unit)) * unit
@@ -342,14 +338,11 @@ def _encode(slab: Slab, type: QuantType) -> memoryview:
     """The rows of a slab, transformed and quantized to `type`."""
     tensor, rows, transform = slab.tensor, slab.rows, slab.tensor.transform
     try:
-        if slab.scales is not None:
-            scales = slab.scales
-            if tensor.dtype in QuantType.__members__ and transform:
-                # Every transform of MXFP4 weights only selects rows, so it may be applied to elements and scales alike.
-                rows, scales, transform = transform.apply(rows), transform.apply(scales), None
-            if tensor.dtype == type.name:
-                return scaled.mxfp4_blocks(rows, scales).data.cast("B")
-            rows = scaled.restore(tensor.dtype, rows, scales)
+        if packing := tensor.packing:
+            arrays = (rows, *slab.companions)
+            if packing.exact is type:
+                return packing.blocks(arrays, transform).data.cast("B")
+            rows = packing.values(arrays)
         if transform:
             rows = transform.apply(rows)
         if len(tensor.shape) == 1:

@@ -320,12 +320,14 @@ class _Attempt:
         start = Mark(place.tensor, place.row, place.shard, place.offset, place.state) if place else None
         if isinstance(conversion, Conversion):
             self._progress(Progress("writing", bytes_before(conversion.plan, start), conversion.plan.source_bytes))
+        more = {"peek": self.source.read} if isinstance(conversion, Conversion) else {}
         conversion.write(
             self.source.open,
             self.partial,
             start=start,
             threads=self.machine.hardware.cpus,
             progress=progress,
+            **more,
         )
 
     def _progress(self, progress: Progress) -> None:

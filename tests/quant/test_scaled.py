@@ -17,8 +17,8 @@ from quant.gguf.header import read_file
 from quant.levels.budget import mix
 from quant.levels.recipes import LEVELS, assign
 from quant.plan import ModelPlan
+from quant.stream.packed.floats import PackedMxfp4
 from quant.stream.pipeline import Conversion
-from quant.stream.scaled import SCALED, mxfp4_blocks, restore
 from quant.types import QuantType
 from tests.converting import Out, Pieces, write
 from tests.quant.support import DEMO, Folder, bf16, llama_shapes, safetensors
@@ -154,7 +154,7 @@ def test_a_pass_goes_on_from_every_mark(tmp_path: Path) -> None:
     conversion = Conversion(plan, "Q8_0")
     with path.open("wb") as file:
         out = Out(file)
-        conversion.write(lambda shard, offset, _: Pieces(shard, source.stream(shard), offset), out)
+        conversion.write(lambda shard, offset, _: Pieces(shard, source.stream(shard), offset), out, peek=source.read)
     whole = path.read_bytes()
     assert sum(tensor.size for tensor in plan.tensors) == sum(len(data) for _, _, data in TENSORS.values())
     assert len(out.marks) > 20
@@ -162,7 +162,10 @@ def test_a_pass_goes_on_from_every_mark(tmp_path: Path) -> None:
         with (tmp_path / "again.gguf").open("wb+") as file:
             file.write(whole[:length])
             conversion.write(
-                lambda shard, offset, _: Pieces(shard, source.stream(shard), offset), Out(file), start=mark
+                lambda shard, offset, _: Pieces(shard, source.stream(shard), offset),
+                Out(file),
+                start=mark,
+                peek=source.read,
             )
         assert (tmp_path / "again.gguf").read_bytes() == whole
 
@@ -182,8 +185,10 @@ def test_scales_that_are_missing_do_not_fit_or_are_no_number(tmp_path: Path) -> 
 
 
 def test_other_kinds_of_quantization_are_refused_by_name() -> None:
-    with pytest.raises(UnsupportedModel, match="gptq"):
-        plan_model(folder(quantization_config={"quant_method": "gptq"}))
+    with pytest.raises(UnsupportedModel, match="hqq"):
+        plan_model(folder(quantization_config={"quant_method": "hqq"}))
+    with pytest.raises(UnsupportedModel, match="`bits` 5"):
+        plan_model(folder(quantization_config={"quant_method": "gptq", "bits": 5}))
     with pytest.raises(UnsupportedModel, match="fp8"):
         plan_model(folder(quantization_config={"quant_method": "fp8", "weight_block_size": [64, 64]}))
 
@@ -243,12 +248,12 @@ def test_mxfp4_becomes_what_transformers_says_it_is() -> None:
 
     elements, scales = RNG.integers(0, 256, (7, 48), np.uint8), RNG.integers(100, 150, (7, 3), np.uint8)
     wanted = theirs(torch.tensor(elements.reshape(1, 7, 3, 16)), torch.tensor(scales[None]), dtype=torch.float32)
-    np.testing.assert_array_equal(restore("MXFP4", elements, scales), wanted[0].T.numpy())
-    direct = gguf.quants.dequantize(mxfp4_blocks(elements, scales), gguf.GGMLQuantizationType.MXFP4)
+    np.testing.assert_array_equal(PackedMxfp4(96).values((elements, scales)), wanted[0].T.numpy())
+    direct = gguf.quants.dequantize(PackedMxfp4(96).blocks((elements, scales), None), gguf.GGMLQuantizationType.MXFP4)
     np.testing.assert_array_equal(direct, wanted[0].T.numpy())
 
 
 def test_types_are_told_apart_by_their_names() -> None:
     """What is stored as GGUF has it bears GGUF's name; a plan of anything else keeps no type."""
     plan = ModelPlan("llama", {}, sketch_model(folder()).tensors, ())
-    assert {tensor.dtype for tensor in plan.tensors if tensor.scales} == SCALED.keys() & QuantType.__members__
+    assert {tensor.dtype for tensor in plan.tensors if tensor.packing} == {"MXFP4"}

@@ -1,7 +1,7 @@
 """GPT-OSS: experts whose gate and up rows alternate, biases everywhere, sinks of attention, every other layer a window.
 
-Published with its experts in MXFP4 (`prequantized.py`), which GGUF holds as they are; `transformers` also saves them
-whole, and then turned. Sources: `modeling_gpt_oss.py` of transformers, `openai-moe.cpp` of llama.cpp.
+Published with its experts in MXFP4 (`prequantized/floats.py`), which GGUF holds as they are; `transformers` also saves
+them whole, and then turned. Sources: `modeling_gpt_oss.py` of transformers, `openai-moe.cpp` of llama.cpp.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from quant.convert import prequantized
 from quant.convert.base import Family, Known, Layers, Target, Times, in_layers
 from quant.convert.config import ModelConfig
 from quant.convert.families import decoder
 from quant.convert.families.decoder import layer, linear, norm
 from quant.convert.families.moe import MixtureSizes
+from quant.convert.prequantized.methods import method_of
 from quant.convert.transforms import EverySecondRow, EverySecondValue, TakeTransposed, Transpose
 from quant.errors import UnsupportedModel
 from quant.plan import Transform
@@ -36,7 +36,7 @@ class _GptOssSizes(MixtureSizes):
 def _read_sizes(config: ModelConfig) -> _GptOssSizes:
     sizes = decoder.read_sizes(config)
     every: Layers = frozenset(range(sizes.layers))
-    packed = every if prequantized.check_method(config) == "mxfp4" else frozenset()
+    packed = every if method_of(config).name == "mxfp4" else frozenset()
     return _GptOssSizes(
         **vars(sizes),
         experts=config.count("num_local_experts"),

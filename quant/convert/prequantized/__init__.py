@@ -1,0 +1,1 @@
+"""Sources whose weights are quantized: how they are, by configuration and tensors, and never by a name."""

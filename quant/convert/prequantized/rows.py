@@ -1,0 +1,137 @@
+"""compressed-tensors and MLX: matrices packed row by row."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from quant.convert.prequantized.pairing import WEIGHTS, Found, companion, do_not_fit, groups_of, packed
+from quant.errors import UnsupportedModel
+from quant.plan import Files
+from quant.safetensors import Entry
+from quant.stream.packed.codes import exact_type
+from quant.stream.packed.floats import PackedFp8
+from quant.stream.packed.rows import PackedAffine, PackedRows
+
+_SCALES = ("F16", "BF16", "F32")
+_FORMATS = ("pack-quantized", "int-quantized", "float-quantized", "naive-quantized")
+# Of activations, of a loader, and of the shape that the words say already.
+_UNUSED = re.compile(r".*\.(weight_shape|input_scale|input_zero_point|output_scale|output_zero_point|weight_g_idx)")
+
+
+def read_compressed(config: dict[str, Any], found: Found, files: Files) -> Found:
+    """`…weight_packed` becomes `…weight`; whole bytes keep their name. Each group of the configuration has its form."""
+    schemes = _schemes(config)
+    if any(entry.name.endswith(".weight_g_idx") for entry in found.values()):
+        raise UnsupportedModel("the model is already quantized, with groups out of order (`weight_g_idx`)", WEIGHTS)
+    for name in [name for name in found if _UNUSED.fullmatch(name)]:
+        del found[name]
+    for entry in list(found.values()):
+        if entry.name.endswith(".weight_packed"):
+            _packed_integers(entry, found, _scheme(schemes, entry, found))
+        elif entry.dtype == "I8" and entry.name.endswith(".weight"):
+            _whole_integers(entry, found)
+        elif entry.dtype == "F8_E4M3" and entry.name.endswith(".weight"):
+            _floats(entry, found)
+    return found
+
+
+def _schemes(config: dict[str, Any]) -> list[dict[str, Any]]:
+    """How weights are quantized, by each group of the configuration; UnsupportedModel for a way that is not known."""
+    groups = config.get("config_groups")
+    overall = config.get("format")
+    if not isinstance(groups, dict) or not groups or not all(isinstance(group, dict) for group in groups.values()):
+        raise UnsupportedModel("the model is already quantized, and `config_groups` does not say how", WEIGHTS)
+    schemes = []
+    for group in groups.values():
+        form = group.get("format") or overall
+        weights = group.get("weights")
+        if form not in _FORMATS or not isinstance(weights, dict):
+            raise UnsupportedModel(f"the model is already quantized, in the format {ascii(form)[:40]}", WEIGHTS)
+        schemes.append(weights)
+    return schemes
+
+
+def _scheme(schemes: list[dict[str, Any]], words: Entry, found: Found) -> dict[str, Any]:
+    """The scheme of packed weights: the only one, or the one whose number of bits the lengths agree with."""
+    if len({(scheme.get("num_bits"), scheme.get("symmetric")) for scheme in schemes}) > 1:
+        raise UnsupportedModel("the model is already quantized, to several numbers of bits", WEIGHTS)
+    return schemes[0]
+
+
+def _packed_integers(words: Entry, found: Found, scheme: dict[str, Any]) -> None:
+    base = words.name.removesuffix("_packed")
+    bits, scales = scheme.get("num_bits"), found.get(base + "_scale")
+    if type(bits) is not int or not 1 < bits <= 8:
+        raise UnsupportedModel(f"the model is already quantized, with `num_bits` {ascii(bits)[:40]}", WEIGHTS)
+    if words.dtype != "I32" or len(words.shape) != 2 or not scales or len(scales.shape) != 2:
+        raise do_not_fit(words, base + "_scale")
+    rows, length = words.shape
+    size = scheme.get("group_size") if scheme.get("strategy") == "group" else None
+    groups = scales.shape[1]
+    columns = groups * size if type(size) is int and size > 0 else _columns(length, bits)
+    dense = length == -(-columns * bits // 32)
+    if scales.shape[0] != rows or scales.dtype not in _SCALES or (not dense and length != -(-columns // (32 // bits))):
+        raise do_not_fit(words, scales.name)
+    groups_of(words, columns, groups, scales.name)
+    parts, zeros = [words.name, scales.name], found.get(base + "_zero_point")
+    if zeros:
+        parts.append(companion(found, words, zeros.name, ("I32",), (-(-rows * bits // 32), groups)).name)
+    exact = exact_type(bits, not zeros, columns, groups)
+    packing = PackedRows(rows, columns, groups, bits, scales.dtype, False, bool(zeros), dense, exact)
+    packed(found, parts, base, (rows, columns), packing)
+
+
+def _columns(length: int, bits: int) -> int:
+    """The columns of a row of words without groups: models have multiples of 32, which leave no word half full."""
+    return length * 32 // bits
+
+
+def _whole_integers(entry: Entry, found: Found) -> None:
+    scales = found.get(entry.name + "_scale")
+    if len(entry.shape) != 2 or not scales or scales.dtype not in _SCALES:
+        raise do_not_fit(entry, entry.name + "_scale")
+    rows, columns = entry.shape
+    groups = scales.shape[1] if len(scales.shape) == 2 and scales.shape[0] == rows else 1
+    if scales.shape not in ((), (1,), (rows,), (rows, groups)):
+        raise do_not_fit(entry, scales.name)
+    groups_of(entry, columns, groups, scales.name)
+    parts, zeros = [entry.name, scales.name], found.get(entry.name + "_zero_point")
+    if zeros:
+        parts.append(companion(found, entry, zeros.name, ("I8",), scales.shape).name)
+    exact = exact_type(8, not zeros, columns, groups)
+    packing = PackedRows(rows, columns, groups, 8, scales.dtype, True, bool(zeros), True, exact)
+    packed(found, parts, entry.name, entry.shape, packing)
+
+
+def _floats(entry: Entry, found: Found) -> None:
+    scales = found.get(entry.name + "_scale")
+    if len(entry.shape) != 2 or not scales or scales.dtype not in ("F32", "BF16", "F16"):
+        raise do_not_fit(entry, entry.name + "_scale")
+    if scales.shape not in ((), (1,), (1, 1), (entry.shape[0],), (entry.shape[0], 1)):
+        raise do_not_fit(entry, scales.name)
+    packing = PackedFp8(entry.shape[1], scales.dtype, 0 if scales.shape in ((), (1,), (1, 1)) else 1)
+    packed(found, [entry.name, scales.name], entry.name, entry.shape, packing)
+
+
+def read_mlx(config: dict[str, Any], found: Found, files: Files) -> Found:
+    """`…weight` U32 with `…scales` and `…biases`; a matrix may have numbers of its own in the configuration."""
+    for words in [entry for entry in found.values() if entry.dtype == "U32" and entry.name.endswith(".weight")]:
+        base = words.name.removesuffix("weight")
+        own = config.get(base.removesuffix("."))
+        scheme = {**config, **own} if isinstance(own, dict) else config
+        bits, size, mode = scheme.get("bits"), scheme.get("group_size"), scheme.get("mode", "affine")
+        if mode != "affine" or type(bits) is not int or not 1 < bits <= 8 or type(size) is not int or size < 1:
+            told = f"`mode` {ascii(mode)[:20]}, `bits` {ascii(bits)[:20]}, `group_size` {ascii(size)[:20]}"
+            raise UnsupportedModel(f"the model is already quantized, by MLX with {told}", WEIGHTS)
+        scales = found.get(base + "scales")
+        if len(words.shape) != 2 or not scales or scales.dtype not in _SCALES or words.shape[1] * 32 % bits:
+            raise do_not_fit(words, base + "scales")
+        rows, columns = words.shape[0], words.shape[1] * 32 // bits
+        if scales.shape != (rows, columns // size) or columns % size:
+            raise do_not_fit(words, scales.name)
+        companion(found, words, base + "biases", (scales.dtype,), scales.shape)
+        exact = exact_type(bits, False, columns, columns // size)
+        packing = PackedAffine(rows, columns, columns // size, bits, scales.dtype, exact)
+        packed(found, [words.name, scales.name, base + "biases"], words.name, (rows, columns), packing)
+    return found

@@ -1,0 +1,107 @@
+"""Layouts that store a matrix row by row: compressed-tensors, and MLX.
+
+Sources: `compressors/` of compressed-tensors, and `mlx.core.quantize` of MLX.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from quant.plan import Transform
+from quant.stream.packed.bits import unpack_dense, unpack_words
+from quant.stream.packed.codes import Codes
+from quant.stream.packed.floats import NUMPY, widened
+from quant.types import QuantType
+
+
+@dataclass(frozen=True, slots=True)
+class PackedRows:
+    """compressed-tensors: words int32[rows, …] or int8[rows, columns] (`whole`), scales [rows, groups] or [1].
+
+    A code is stored plus half of its range, so that it is never negative; whole bytes are stored as they are. With
+    `zeroed` zeros follow, packed along the rows: int32[rows * bits / 32, groups], or int8[rows, groups]. With `dense`
+    codes straddle words, as they do since May 2026.
+    """
+
+    rows: int
+    columns: int
+    groups: int
+    bits: int
+    scale: str
+    whole: bool
+    zeroed: bool
+    dense: bool
+    exact: QuantType | None
+
+    @property
+    def name(self) -> str:
+        """`4 bits of compressed-tensors`."""
+        return f"{self.bits} bits of compressed-tensors"
+
+    @property
+    def dtypes(self) -> tuple[str, ...]:
+        """Codes, scales, zeros."""
+        word = "i1" if self.whole else "<i4"
+        return word, NUMPY[self.scale], *((word,) if self.zeroed else ())
+
+    def values(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
+        """float32[rows, columns]."""
+        return self._codes(arrays).values()
+
+    def blocks(self, arrays: Sequence[np.ndarray], transform: Transform | None) -> np.ndarray:
+        """uint8[rows, bytes] of `exact`."""
+        assert self.exact is not None
+        return self._codes(arrays).moved(transform).blocks(self.exact)
+
+    def _codes(self, arrays: Sequence[np.ndarray]) -> Codes:
+        scales = widened(arrays[1]).reshape(-1, self.groups)
+        scales = np.ascontiguousarray(np.broadcast_to(scales, (self.rows, self.groups)))
+        zeros = np.full(scales.shape, 1 << (self.bits - 1), np.int16)
+        if self.whole:
+            levels = (arrays[0].reshape(self.rows, self.columns) ^ np.int8(-128)).view(np.uint8)
+            zeros = zeros * 0 + 128 + (arrays[2].reshape(scales.shape) if self.zeroed else 0)
+            return Codes(levels, scales, zeros.astype(np.int16))
+        unpack = unpack_dense if self.dense else unpack_words
+        levels = unpack(arrays[0].reshape(self.rows, -1), self.bits, self.columns)
+        if self.zeroed:
+            along = arrays[2].reshape(-1, self.groups).T
+            zeros = np.ascontiguousarray(unpack(along, self.bits, self.rows).T).astype(np.int16)
+        return Codes(levels, scales, zeros)
+
+
+@dataclass(frozen=True, slots=True)
+class PackedAffine:
+    """MLX: words uint32[rows, columns * bits / 32], scales and biases [rows, groups] of the type `scale`."""
+
+    rows: int
+    columns: int
+    groups: int
+    bits: int
+    scale: str
+    exact: QuantType | None
+
+    @property
+    def name(self) -> str:
+        """`4 bits of MLX`."""
+        return f"{self.bits} bits of MLX"
+
+    @property
+    def dtypes(self) -> tuple[str, ...]:
+        """Words, scales, biases."""
+        return "<i4", NUMPY[self.scale], NUMPY[self.scale]
+
+    def values(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
+        """float32[rows, columns]."""
+        return self._codes(arrays).values()
+
+    def blocks(self, arrays: Sequence[np.ndarray], transform: Transform | None) -> np.ndarray:
+        """uint8[rows, bytes] of `exact`."""
+        assert self.exact is not None
+        return self._codes(arrays).moved(transform).blocks(self.exact)
+
+    def _codes(self, arrays: Sequence[np.ndarray]) -> Codes:
+        scales, bias = (widened(each).reshape(self.rows, self.groups) for each in arrays[1:])
+        return Codes(unpack_dense(arrays[0].reshape(self.rows, -1), self.bits, self.columns), scales, bias=bias)

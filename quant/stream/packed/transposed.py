@@ -1,0 +1,125 @@
+"""Layouts that store a matrix as [inputs, outputs]: GPTQ and AWQ.
+
+Sources: `utils/model.py` of GPTQModel, and `awq/utils/packing_utils.py` of AutoAWQ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from quant.errors import BadValues
+from quant.plan import Transform
+from quant.stream.packed.bits import unpack_dense
+from quant.stream.packed.codes import Codes
+from quant.stream.packed.floats import NUMPY, widened
+from quant.types import QuantType
+
+# AWQ: the column that each of the eight codes of a word belongs to, lowest bits first.
+_AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
+
+
+@dataclass(frozen=True, slots=True)
+class PackedGptq:
+    """GPTQ: words int32[columns * bits / 32, rows], zeros int32[groups, rows * bits / 32], scales [groups, rows].
+
+    `added` is what a stored zero lacks: 1 in the first version of the format. `scale` is the safetensors type of the
+    scales. With `indexed` a further int32[columns] says which group each column belongs to.
+    """
+
+    rows: int
+    columns: int
+    groups: int
+    bits: int
+    scale: str
+    added: int
+    indexed: bool
+    exact: QuantType | None
+
+    @property
+    def name(self) -> str:
+        """`4 bits of GPTQ`."""
+        return f"{self.bits} bits of GPTQ"
+
+    @property
+    def dtypes(self) -> tuple[str, ...]:
+        """Words, zeros, scales, groups."""
+        return "<i4", "<i4", NUMPY[self.scale], *(("<i4",) if self.indexed else ())
+
+    def values(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
+        """float32[rows, columns]."""
+        codes = self._codes(arrays)
+        if self.indexed:
+            group = arrays[3]
+            if group.min() < 0 or group.max() >= self.groups:
+                raise BadValues("a group is out of its range", "use the repository with the original weights")
+            if not self._in_order(group):
+                assert codes.zeros is not None
+                found = codes.levels - codes.zeros[:, group].astype(np.float32)
+                found *= codes.scales[:, group]
+                return found
+        return codes.values()
+
+    def blocks(self, arrays: Sequence[np.ndarray], transform: Transform | None) -> np.ndarray:
+        """uint8[rows, bytes] of `exact`; BadValues where the columns are not in the order of their groups."""
+        assert self.exact is not None
+        if self.indexed and not self._in_order(arrays[3]):
+            hint = "use the repository with the original weights"
+            raise BadValues("its groups are out of order (`g_idx`), and the configuration says they are not", hint)
+        return self._codes(arrays).moved(transform).blocks(self.exact)
+
+    def _in_order(self, group: np.ndarray) -> bool:
+        return np.array_equal(group, np.arange(self.columns) // (self.columns // self.groups))
+
+    def _codes(self, arrays: Sequence[np.ndarray]) -> Codes:
+        words = arrays[0].reshape(-1, self.rows).T
+        zeros = unpack_dense(arrays[1].reshape(self.groups, -1), self.bits, self.rows).T.astype(np.int16) + self.added
+        scales = widened(arrays[2].reshape(self.groups, self.rows)).T
+        return Codes(unpack_dense(words, self.bits, self.columns), np.ascontiguousarray(scales), zeros)
+
+
+@dataclass(frozen=True, slots=True)
+class PackedAwq:
+    """AWQ, 4 bits: words int32[columns, rows / 8], scales [groups, rows], zeros int32[groups, rows / 8] if `zeroed`."""
+
+    rows: int
+    columns: int
+    groups: int
+    scale: str
+    zeroed: bool
+    exact: QuantType | None
+
+    @property
+    def name(self) -> str:
+        """`4 bits of AWQ`."""
+        return "4 bits of AWQ"
+
+    @property
+    def dtypes(self) -> tuple[str, ...]:
+        """Words, scales, zeros."""
+        return "<i4", NUMPY[self.scale], *(("<i4",) if self.zeroed else ())
+
+    def values(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
+        """float32[rows, columns]."""
+        return self._codes(arrays).values()
+
+    def blocks(self, arrays: Sequence[np.ndarray], transform: Transform | None) -> np.ndarray:
+        """uint8[rows, bytes] of `exact`."""
+        assert self.exact is not None
+        return self._codes(arrays).moved(transform).blocks(self.exact)
+
+    def _codes(self, arrays: Sequence[np.ndarray]) -> Codes:
+        scales = np.ascontiguousarray(widened(arrays[1].reshape(self.groups, self.rows)).T)
+        zeros = np.full(scales.shape, 8, np.int16)
+        if self.zeroed:
+            zeros = self._columns(arrays[2]).astype(np.int16)
+        return Codes(self._columns(arrays[0]), scales, zeros)
+
+    def _columns(self, words: np.ndarray) -> np.ndarray:
+        """int32[n, rows / 8] → uint8[rows, n]."""
+        codes = unpack_dense(words.reshape(-1, self.rows // 8), 4, self.rows).reshape(-1, self.rows // 8, 8)
+        found = np.empty_like(codes)
+        found[:, :, _AWQ_ORDER] = codes
+        return np.ascontiguousarray(found.reshape(-1, self.rows).T)
