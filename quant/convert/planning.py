@@ -16,7 +16,6 @@ from quant.convert.gguf.variants import is_gguf
 from quant.convert.placing import plan_tensors, without_next_token_layers
 from quant.convert.pooling import DENSE, MEAN, RANK, capabilities_of, read_dense, read_pooling
 from quant.convert.prequantized.methods import check_untouched, method_of
-from quant.convert.prequantized.methods import remarks as packed_remarks
 from quant.convert.tokenizer import specials
 from quant.convert.tokenizer.reading import read_vocabulary
 from quant.errors import MalformedFile, UnsupportedModel
@@ -151,7 +150,7 @@ def _sketch(files: Files, accept_unknown_keys: bool) -> tuple[ModelConfig, Model
     ignored = keys.check(given, name, accept_unknown_keys)
     metadata |= {IGNORED: list(ignored)} if ignored else {}
     unknown = (f"`{key}` in `{config.name}` is not known, left out" for key in ignored)
-    remarks = (*rotary.remarks(config), *unknown, *packed_remarks(tensors))
+    remarks = (*rotary.remarks(config), *unknown)
     used = {part.shard for tensor in tensors for part in (*tensor.parts, *chain.from_iterable(tensor.companions))}
     used |= {tensor.shard for tensor in tensors}
     shards = tuple(dict.fromkeys(entry.shard for entry in entries if entry.shard in used))

@@ -2,7 +2,7 @@
 
 Safetensors files lie sorted by type, so the scales of all weights of a file may come behind all its weights. They are
 small: they are read out of order, some neighbours together, and kept until the pass reaches them. The pass hashes
-everything, so what was fetched is compared with what came.
+every byte, so the fetched bytes are compared with its own.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _RUN = 8 << 20  # bytes that are fetched together
 _GAP = 64 << 10  # bytes between two companions that are fetched along rather than skipped
 
 
-class Companions:
+class CompanionReader:
     """Fetches the companions of packed weights by `peek`."""
 
     def __init__(self, plan: ModelPlan, peek: Peek | None) -> None:

@@ -31,7 +31,7 @@ from quant.kernels import blocks
 from quant.levels.budget import entries_of, types_of
 from quant.plan import ModelPlan, Progress, Read, TensorPlan
 from quant.stream.ahead import ahead
-from quant.stream.companions import Companions, Peek
+from quant.stream.companions import CompanionReader, Peek
 from quant.stream.streams import Feed, Mark, Open, Output, verify_unread
 from quant.types import QuantType
 
@@ -204,7 +204,7 @@ def _slabs(plan: ModelPlan, source: Open, start: Mark, peek: Peek | None) -> Gen
         if not tensor.shard:
             values = np.frombuffer(bytearray(tensor.values), "<f4")
             yield Slab(tensor, values.reshape(-1, tensor.columns), bytes_read)
-    cursor, companions = _TensorCursor(plan, start), Companions(plan, peek)
+    cursor, companions = _TensorCursor(plan, start), CompanionReader(plan, peek)
     to_come = _to_come(plan, start)
     files = [(shard, list(reads)) for shard, reads in groupby(to_come, lambda read: read.part.shard)]
     if start.offset and (not files or files[0][0] != start.shard):

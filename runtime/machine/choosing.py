@@ -13,7 +13,7 @@ from pathlib import Path
 
 from quant.errors import UnknownLevel, UnsupportedModel
 from quant.gguf.writer import encode_header, layout
-from quant.levels import budget, recipes
+from quant.levels import budget, recipes, taken
 from quant.plan import NEXT_TOKEN_LAYERS, ModelPlan
 from quant.types import Tensor
 from runtime.errors import DoesNotFit
@@ -125,10 +125,8 @@ class Chooser:
         if left:
             kind = "" if left.keys() == {NEXT_TOKEN_LAYERS} else "text only: "
             clauses.append(f"{kind}{' and '.join(left)} ({size_text(sum(left.values()))}) left out")
-        published = {tensor.name: tensor.published_type for tensor in self._plan.tensors if tensor.published_type}
-        types = budget.types_of(self._plan, choice.level) if published else {}
-        if stored := {types[name].name for name in published} & {type.name for type in published.values()}:
-            clauses.append(f"experts stay {stored.pop()}, as they are published")
+        if any(tensor.packing or tensor.published for tensor in self._plan.tensors):
+            clauses += taken.clauses(self._plan, budget.types_of(self._plan, choice.level))
         return self._remarked(replace(choice, reason="; ".join(clauses)))
 
     def _remarked(self, choice: Choice) -> Choice:

@@ -68,13 +68,3 @@ def check_untouched(method: Method, tensors: Iterable[TensorPlan]) -> None:
     ]
     if changed:
         raise UnsupportedModel(f"MLX stores some weights in a way of its own, such as `{changed[0]}`", WEIGHTS)
-
-
-def remarks(tensors: Iterable[TensorPlan]) -> tuple[str, ...]:
-    """Clauses on what becomes of packed weights that users would not expect: codes that are kept, or are not."""
-    packings = [tensor.packing for tensor in tensors if tensor.packing and tensor.packing.name not in ("MXFP4", "FP8")]
-    kinds = dict.fromkeys((packing.name, packing.exact.name if packing.exact else "") for packing in packings)
-    return tuple(
-        f"the {name} are taken over as they are ({type})" if type else f"no type holds the {name} of some tensors"
-        for name, type in kinds
-    )

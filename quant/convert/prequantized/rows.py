@@ -15,7 +15,7 @@ from quant.stream.packed.rows import PackedAffine, PackedRows
 
 _SCALES = ("F16", "BF16", "F32")
 _FORMATS = ("pack-quantized", "int-quantized", "float-quantized", "naive-quantized")
-# Of activations, of a loader, and of the shape that the words say already.
+# They are about activations and loaders, or tell a shape that the words tell too.
 _UNUSED = re.compile(r".*\.(weight_shape|input_scale|input_zero_point|output_scale|output_zero_point|weight_g_idx)")
 
 
@@ -28,7 +28,7 @@ def read_compressed(config: dict[str, Any], found: Found, files: Files) -> Found
         del found[name]
     for entry in list(found.values()):
         if entry.name.endswith(".weight_packed"):
-            _packed_integers(entry, found, _scheme(schemes, entry, found))
+            _packed_integers(entry, found, _scheme(schemes))
         elif entry.dtype == "I8" and entry.name.endswith(".weight"):
             _whole_integers(entry, found)
         elif entry.dtype == "F8_E4M3" and entry.name.endswith(".weight"):
@@ -52,8 +52,8 @@ def _schemes(config: dict[str, Any]) -> list[dict[str, Any]]:
     return schemes
 
 
-def _scheme(schemes: list[dict[str, Any]], words: Entry, found: Found) -> dict[str, Any]:
-    """The scheme of packed weights: the only one, or the one whose number of bits the lengths agree with."""
+def _scheme(schemes: list[dict[str, Any]]) -> dict[str, Any]:
+    """The one scheme that all packed weights have; UnsupportedModel for several numbers of bits."""
     if len({(scheme.get("num_bits"), scheme.get("symmetric")) for scheme in schemes}) > 1:
         raise UnsupportedModel("the model is already quantized, to several numbers of bits", WEIGHTS)
     return schemes[0]

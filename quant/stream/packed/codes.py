@@ -36,7 +36,8 @@ class Codes(NamedTuple):
         """The same with the rows that `transform` leaves, in its order."""
         if transform is None:
             return self
-        return Codes(*(None if each is None else transform.apply(each) for each in self))
+        zeros, bias = (None if each is None else transform.apply(each) for each in (self.zeros, self.bias))
+        return Codes(transform.apply(self.levels), transform.apply(self.scales), zeros, bias)
 
     def values(self) -> np.ndarray:
         """float32[rows, columns]; BadValues where a scale is no number."""
@@ -79,7 +80,7 @@ class Codes(NamedTuple):
 
 
 def exact_type(bits: int, symmetric: bool, columns: int, groups: int) -> QuantType | None:
-    """The smallest type that holds codes of so many bits; None where none does.
+    """The smallest type that holds codes of `bits` bits; None where none does.
 
     `symmetric`: the zero is the middle code. A group has to be made of whole blocks of 32.
     """

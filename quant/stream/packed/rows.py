@@ -38,8 +38,8 @@ class PackedRows:
 
     @property
     def name(self) -> str:
-        """`4 bits of compressed-tensors`."""
-        return f"{self.bits} bits of compressed-tensors"
+        """`4-bit codes of compressed-tensors`."""
+        return f"{self.bits}-bit codes of compressed-tensors"
 
     @property
     def dtypes(self) -> tuple[str, ...]:
@@ -85,8 +85,8 @@ class PackedAffine:
 
     @property
     def name(self) -> str:
-        """`4 bits of MLX`."""
-        return f"{self.bits} bits of MLX"
+        """`4-bit codes of MLX`."""
+        return f"{self.bits}-bit codes of MLX"
 
     @property
     def dtypes(self) -> tuple[str, ...]:

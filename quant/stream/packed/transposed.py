@@ -40,8 +40,8 @@ class PackedGptq:
 
     @property
     def name(self) -> str:
-        """`4 bits of GPTQ`."""
-        return f"{self.bits} bits of GPTQ"
+        """`4-bit codes of GPTQ`."""
+        return f"{self.bits}-bit codes of GPTQ"
 
     @property
     def dtypes(self) -> tuple[str, ...]:
@@ -93,8 +93,8 @@ class PackedAwq:
 
     @property
     def name(self) -> str:
-        """`4 bits of AWQ`."""
-        return "4 bits of AWQ"
+        """`4-bit codes of AWQ`."""
+        return "4-bit codes of AWQ"
 
     @property
     def dtypes(self) -> tuple[str, ...]:
