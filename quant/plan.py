@@ -60,7 +60,7 @@ class Packing(Protocol):
 
     @property
     def name(self) -> str:
-        """What users call it, such as `MXFP4` or `4-bit codes of GPTQ`."""
+        """The name for users, such as `MXFP4` or `4-bit codes of GPTQ`."""
 
     @property
     def dtypes(self) -> tuple[str, ...]:

@@ -26,7 +26,7 @@ _BITS = (2, 3, 4, 8)
 
 
 def read_gptq(config: dict[str, Any], found: Found, files: Files) -> Found:
-    """Each `…qweight` becomes `…weight`. Raises UnsupportedModel for another packing than that of 32-bit words."""
+    """Each `…qweight` becomes `…weight`. Raises UnsupportedModel for codes that are not packed in 32-bit words."""
     bits = number(config, "bits", _BITS)
     form = config.get("checkpoint_format") or config.get("format") or "gptq"
     if form not in ("gptq", "gptq_v2"):
