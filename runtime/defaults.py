@@ -26,5 +26,5 @@ DRAFT_ROWS = 32
 MAX_BODY = 32 << 20
 
 # Element types of the KV cache.
-CACHE_TYPES = ("F16", "Q8_0", "Q4_0", "BF16", "F32")
+CACHE_TYPES = ("F16", "BF16", "F32", "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0", "IQ4_NL")
 CACHE_TYPE = "F16"

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from registry.net.hub import OLLAMA_URL, Hub
-from runtime.defaults import GAP, SEQUENCES
+from runtime.defaults import CACHE_TYPE, GAP, SEQUENCES
 from server.settings import LASTING, SETTINGS, first, place, read_toml
 from server.values import DEFAULT_HOST, FOREVER, HTTPS, Role, address, listening, socket_path
 
@@ -30,7 +30,8 @@ class Config:
     """All settings, checked.
 
     `context` counts the tokens of a model's KV cache, and `sequences` the texts that share it. `context` is None where
-    nobody chose it; then it is the usual one, or a smaller one that suits the model better. `queue` counts the
+    nobody chose it; then it is the usual one, or a smaller one that suits the model better. `kv_type` is the type of
+    the KV cache's keys and values. `queue` counts the
     requests that may wait for a model, `max_models` the loaded models. `keep_alive` is in seconds, `FOREVER` for no
     end. `gap` is how many times as long as usual a step may take while prompts are read (`runtime/engine/pace.py`).
     With `speculation` tokens are drafted where that pays (`runtime/engine/speculation.py`). `model_aliases` are entries
@@ -41,6 +42,7 @@ class Config:
     host: str = DEFAULT_HOST
     port: int = 11434
     context: int | None = None
+    kv_type: str = CACHE_TYPE
     sequences: int = SEQUENCES
     queue: int = 64
     gap: float = GAP
@@ -103,13 +105,33 @@ class Config:
         the daemon's.
         """
         env = os.environ if env is None else env  # noqa: TID251
-        table = read_toml(self.home / "config.toml")
+        table = read_toml(self.config_file)
         rows = []
         for name, value in self.lasting.items():
             found = place(name, {}, env, table)
             if found is not None and name in running and running[name] != value:
                 rows.append((found[1], _shown(value), _shown(running[name])))
         return rows
+
+    def origins_of(self, env: Mapping[str, str] | None = None) -> dict[str, tuple[str, str]]:
+        """For each setting where it comes from: `environment` and the variable, `file` and its path, or `default`."""
+        env = os.environ if env is None else env  # noqa: TID251
+        table = read_toml(self.config_file)
+        rows = {}
+        for name, setting in SETTINGS.items():
+            variable = next((each for each in setting.env if env.get(each)), "")
+            named = name in table and name != "home"
+            rows[name] = (
+                ("environment", variable) if variable else ("file", str(self.config_file)) if named else ("default", "")
+            )
+        if rows["port"][0] != "environment" and self.port != Config.port and "port" not in table:
+            rows["port"] = rows["host"]  # a host may carry a port
+        return rows
+
+    @property
+    def config_file(self) -> Path:
+        """The file of settings."""
+        return self.home / "config.toml"
 
     @property
     def home_mark(self) -> str:

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from runtime.defaults import CONTEXT_RANGE, SEQUENCES_RANGE
+from runtime.defaults import CACHE_TYPES, CONTEXT_RANGE, SEQUENCES_RANGE
 from server.values import (
     aliases,
+    cache_type,
     duration,
     factor,
     file_path,
@@ -66,6 +67,11 @@ SETTINGS: dict[str, Setting] = {
         whole_number(*CONTEXT_RANGE), f"tokens, {CONTEXT_RANGE[0]} or more", ("LM_CONTEXT", "OLLAMA_CONTEXT_LENGTH")
     ),
     "sequences": _number(SEQUENCES_RANGE, "LM_SEQUENCES"),
+    "kv_type": Setting(
+        cache_type,
+        f"one of {', '.join(CACHE_TYPES[:-1])} and {CACHE_TYPES[-1]}",
+        ("LM_KV_TYPE", "OLLAMA_KV_CACHE_TYPE"),
+    ),
     "queue": _number((1, 100_000), "LM_QUEUE"),
     "gap": Setting(factor, "a number from 1 to 1000", ("LM_GAP",)),
     "speculation": Setting(flag, "true or false", ("LM_SPECULATION",)),
@@ -102,6 +108,7 @@ SETTINGS: dict[str, Setting] = {
 # Settings that hold for as long as a daemon runs; others travel with requests, or are the daemon's address.
 LASTING = (
     "context",
+    "kv_type",
     "sequences",
     "queue",
     "gap",
@@ -118,6 +125,12 @@ LASTING = (
     "ollama_registry",
     "registries",
 )
+
+
+# Settings whose values are not shown.
+SECRETS = ("api_key", "hf_token", "proxy")
+# Settings that commands read anew each time; a running daemon keeps the others until it ends.
+IMMEDIATE = ("hf_endpoint", "hf_token", "tls", "tls_ca")
 
 
 def read_toml(path: Path) -> dict[str, object]:
@@ -153,7 +166,7 @@ def first(
     try:
         return setting.check(value)
     except (ValueError, OverflowError):
-        shown = "" if name in ("api_key", "hf_token", "proxy") else f": {str(value)[:80]!r}"
+        shown = "" if name in SECRETS else f": {str(value)[:80]!r}"
         raise BadSetting(f"{origin} is not usable{shown}", f"it wants {setting.wants}") from None
 
 

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, get_args
 
+from runtime.defaults import CACHE_TYPES
+
 DEFAULT_HOST = "127.0.0.1"
 FOREVER = -1.0
 # Before the path of a Unix socket, where a host may stand.
@@ -47,6 +49,14 @@ def duration(value: object) -> float:
     else:
         raise ValueError("not a duration")
     return FOREVER if negative or seconds >= _AGES else seconds
+
+
+def cache_type(value: object) -> str:
+    """A type of the KV cache, in upper case or lower. Raises ValueError."""
+    name = str(value).strip().upper()
+    if name not in CACHE_TYPES:
+        raise ValueError("no cache type")
+    return name
 
 
 def is_loopback(host: str) -> bool:

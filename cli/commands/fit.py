@@ -11,7 +11,7 @@ from cli.client import Client
 from cli.completing import complete_levels, complete_sources
 from cli.errors import Failure
 from cli.naming import explaining, reference
-from runtime.defaults import CACHE_TYPE, CACHE_TYPES, CONTEXT_RANGE, SEQUENCES_RANGE
+from runtime.defaults import CACHE_TYPES, CONTEXT_RANGE, SEQUENCES_RANGE
 from runtime.units import size_text
 
 
@@ -31,7 +31,6 @@ from runtime.units import size_text
 @click.option(
     "--kv-type",
     type=click.Choice(CACHE_TYPES, case_sensitive=False),
-    default=CACHE_TYPE,
     metavar="TYPE",
     help=f"Type of the cache: {', '.join(CACHE_TYPES[:-1])} or {CACHE_TYPES[-1]}.",
 )
@@ -50,7 +49,7 @@ def command(  # noqa: PLR0913  click gives each option by its name
     level: str | None,
     context: int | None,
     parallel: int | None,
-    kv_type: str,
+    kv_type: str | None,
     memory: str | None,
     min_tps: float | None,
     all_levels: bool,

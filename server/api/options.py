@@ -10,9 +10,11 @@ from typing import Any, TypeVar, cast
 import msgspec
 from msgspec.inspect import BoolType, FloatType, IntType
 
+from runtime.defaults import CACHE_TYPES
 from runtime.errors import BadRequest
 from runtime.options import MAX_BIAS, MAX_BIASES, MAX_INT, MAX_LOGPROBS, MAX_STOP_LENGTH, MAX_STOPS, Limits, Sampling
 from server.api.fields import GRAMMARS, refuse_field, unknown
+from server.values import cache_type
 
 Whole = int | float
 """A whole number in a body, which clients also write as 5.0; `Range.check` tells."""
@@ -56,7 +58,7 @@ _ENGINE_FLAGS = frozenset(
 # Options that Ollama or llama.cpp has and we have not, with the value that asks for nothing.
 _NOTED = {"num_keep": 0, "penalize_newline": True, "tfs_z": 1.0, "samplers": None, "dry_sequence_breakers": None}
 ENGINE = _ENGINE_NUMBERS | _ENGINE_FLAGS
-KNOWN = frozenset({*_TYPES, "num_ctx", "num_predict", "stop", "draft_num_predict"})
+KNOWN = frozenset({*_TYPES, "num_ctx", "kv_type", "num_predict", "stop", "draft_num_predict"})
 _OTHERS = ENGINE | GRAMMARS.keys() | _NOTED.keys()
 _ANY_NUMBER = Range(-MAX_INT - 1, MAX_INT)
 _CONTEXT = Range(1, MAX_INT, whole=True)
@@ -194,3 +196,15 @@ def alternatives(wanted: bool, top: Whole | None, name: str = "top_logprobs") ->
     """How many alternatives to report for each token, -1 for no probabilities at all. Raises BadRequest."""
     count = 0 if top is None else int(_ALTERNATIVES.check(name, top))
     return count if wanted else -1
+
+
+def kv_type(overrides: Mapping[str, Any]) -> str | None:
+    """The type of the KV cache that is asked for (`kv_type`), if any. Raises BadRequest."""
+    value = overrides.get("kv_type")
+    if value is None:
+        return None
+    try:
+        return cache_type(value)
+    except ValueError:
+        hint = f"known are {', '.join(CACHE_TYPES)}"
+        raise BadRequest(f"there is no cache type {_shown(value)}", hint, "kv_type") from None

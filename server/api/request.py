@@ -216,18 +216,20 @@ async def in_use(
     keep_alive: float | None = None,
     beside: int = 0,
     draft: Model | None = None,
+    kv_type: str | None = None,
 ) -> AsyncIterator[InUse]:
     """Keep `model` loaded while the block runs, with room for `context` tokens, and `keep_alive` seconds longer.
 
     None leaves either to the model's own settings, or to the daemon's. `beside` bytes are for its adapters. `draft` is
-    the model that drafts for it; None leaves that to the model's own settings. Raises as `Pool.use`.
+    the model that drafts for it, `kv_type` the type of its KV cache; None leaves either to the model's own settings.
+    Raises as `Pool.use`.
     """
     context = context or _own_context(model)
     clock = asyncio.get_running_loop().time
     start, before = clock(), [worker for worker, _ in services.pool.loaded()]
     if draft is None and services.config.speculation:
         draft = await services.library.own_draft(model)
-    async with services.pool.use(model, context, keep_alive, beside, draft) as worker:
+    async with services.pool.use(model, context, keep_alive, beside, draft, kv_type) as worker:
         size = await services.library.model_size(model)
         reason = "" if worker in before else size.context_reason(worker.context)
         yield InUse(worker, round((clock() - start) * 1e9), reason)

@@ -38,7 +38,8 @@ Frames = AsyncGenerator[tuple[int, Answer]]
 class Generation:
     """The answers that one request asks for: each of `submits` is a prompt with one or more answers.
 
-    `context` (tokens), `keep_alive` (seconds) and `draft` concern the loaded model; None leaves them to the settings.
+    `context` (tokens), `keep_alive` (seconds), `draft` and `kv_type` concern the loaded model; None leaves them to the
+    settings.
     """
 
     model: Model
@@ -47,6 +48,7 @@ class Generation:
     context: int | None = None
     keep_alive: float | None = None
     draft: Model | None = None
+    kv_type: str | None = None
 
 
 @dataclass
@@ -148,7 +150,7 @@ async def unattended(request: web.Request, generation: Generation, writer: Answe
 def _in_use(request: web.Request, generation: Generation) -> AbstractAsyncContextManager[InUse]:
     adapters = {each.path: each.size for submit in generation.submits for each in submit.adapters}
     beside = sum(adapters.values())
-    wanted = (generation.model, generation.context, generation.keep_alive, beside, generation.draft)
+    wanted = (generation.model, generation.context, generation.keep_alive, beside, generation.draft, generation.kv_type)
     return in_use(request.app[SERVICES], *wanted)
 
 

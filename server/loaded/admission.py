@@ -13,6 +13,8 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import msgspec
+
 from registry.store.catalog import Model
 from runtime.errors import DoesNotFit
 from runtime.machine.fit import Need
@@ -85,8 +87,8 @@ class Admission:
             wanted = -(-wanted // CONTEXT_BUCKET) * CONTEXT_BUCKET
         return min(wanted, most, size.trained_context)
 
-    async def place(self, model: Model, wanted: int, beside: int = 0, draft: Model | None = None) -> Placement:
-        """Make room for a model with a context of `wanted` tokens, or with the largest that fits, and `beside` bytes.
+    async def place(self, model: Model, wanted: CacheConfig, beside: int = 0, draft: Model | None = None) -> Placement:
+        """Make room for a model with the KV cache `wanted`, or with as much of it as fits, and `beside` bytes.
 
         A `draft` model in the same process needs room too.
 
@@ -120,12 +122,12 @@ class Admission:
             await self.wait_for_change()
 
     async def _fit(
-        self, model: Model, wanted: int, room: int, hardware: Hardware, draft: Model | None
+        self, model: Model, wanted: CacheConfig, room: int, hardware: Hardware, draft: Model | None
     ) -> tuple[int, Need]:
         """The largest context up to `wanted`, by halving, with which the model fits into `room` bytes, and its need."""
-        facts, context = await self._library.facts(model), wanted
+        facts, context = await self._library.facts(model), wanted.context
         while True:
-            cache_config = CacheConfig(context, self._config.sequences)
+            cache_config = msgspec.structs.replace(wanted, context=context)
             need = await self._estimator.need(model.blob_digest, facts, model.size, cache_config, hardware.cards)
             if draft:
                 need = need.with_draft(await self._draft_need(draft, cache_config))
@@ -144,7 +146,7 @@ class Admission:
                     f"and {size_text(max(room, 0))} are free",
                     f"{level} of it would fit: pull it with `--level {level}`" if level else "close other programs",
                 )
-            context = max(context // 2, min(SMALLEST_CONTEXT, wanted))
+            context = max(context // 2, min(SMALLEST_CONTEXT, wanted.context))
 
     async def _draft_need(self, draft: Model, cache_config: CacheConfig) -> Need:
         """The memory of a draft model beside a large one with this cache."""

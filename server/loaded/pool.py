@@ -23,6 +23,7 @@ from server.config import Config
 from server.errors import ChildError, Stopping, Unstable
 from server.library import Library
 from server.loaded.admission import Admission
+from server.loaded.cache_types import CacheChoice, CacheWish, choose_cache_type
 from server.loaded.estimate import Estimator, anonymous_bytes
 from server.loaded.slot import CRASHES_IN_A_ROW, Slot
 from server.loaded.tally import Tally
@@ -66,11 +67,12 @@ class Pool:
         keep_alive: float | None = None,
         beside: int = 0,
         draft: Model | None = None,
+        kv_type: str | None = None,
     ) -> AsyncIterator[Worker]:
         """A worker that holds `model`, loaded if need be, with room for `context` tokens if there is memory for them.
 
         One that is started gets `beside` bytes for adapters, and the model `draft` to draft with. An idle one with
-        another draft is exchanged for it; a busy one answers as it is.
+        another draft, or another type of the KV cache than `kv_type`, is exchanged for it; a busy one answers as it is.
 
         The worker stays `keep_alive` seconds after its last user has left; below 0 it stays for ever. Raises QueueFull,
         DoesNotFit, Unstable, Stopping, and what loading raises.
@@ -82,7 +84,7 @@ class Pool:
             raise QueueFull(f"{slot.pending} requests wait for `{model.name}` already", "try again in a moment")
         slot.pending += 1
         try:
-            worker = await self._find(slot, model, context, beside, draft)
+            worker = await self._find(slot, model, CacheWish(context, kv_type), beside, draft)
             if keep_alive is not None:
                 slot.keep_alive = keep_alive
             slot.stop_clock()
@@ -207,28 +209,43 @@ class Pool:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _find(self, slot: Slot, model: Model, context: int | None, beside: int, draft: Model | None) -> Worker:
-        """The model's worker, started or exchanged for a larger one where that is needed and possible."""
-        if (worker := slot.usable) and not (slot.outgrown(worker, context) or worker.lacks(draft)):
+    async def _find(self, slot: Slot, model: Model, wish: CacheWish, beside: int, draft: Model | None) -> Worker:
+        """The model's worker, started or exchanged for another one where that is needed and possible."""
+        if (worker := slot.usable) and slot.suits(worker, wish) and not worker.lacks(draft):
             return worker
         async with self._one_load_at_a_time:
             worker = slot.usable  # somebody else may have started it while we waited
-            if worker and not (slot.outgrown(worker, context) or worker.lacks(draft)):
+            if worker and slot.suits(worker, wish) and not worker.lacks(draft):
                 return worker
-            wanted = await self._admission.context(model, context)
-            slot.largest_context = max(slot.largest_context, context or 0)
+            wanted = await self._admission.context(model, wish.context)
+            slot.largest_context = max(slot.largest_context, wish.context or 0)
+            kv_type, reason = await self._cache_type(model, wish, worker)
             if worker is not None:
                 if worker.lacks(draft):
                     log.info("%s is loaded anew with the draft %s", model.name, draft and draft.name)
+                elif kv_type != worker.kv_type:
+                    log.info("%s is loaded anew with a KV cache in %s", model.name, kv_type)
                 elif wanted <= worker.context:
                     return worker
                 else:
                     log.info("%s is loaded anew for a context of %d instead of %d", model.name, wanted, worker.context)
                 wanted, draft = max(wanted, worker.context), draft or worker.draft
                 await slot.unload(worker)
-            return await self._start(slot, model, wanted, beside, draft)
+            started = await self._start(slot, model, self._cache(wanted, kv_type), beside, draft)
+            started.kv_reason = reason
+            return started
 
-    async def _start(self, slot: Slot, model: Model, wanted: int, beside: int, draft: Model | None) -> Worker:
+    def _cache(self, context: int, kv_type: str) -> CacheConfig:
+        return CacheConfig(context, self._config.sequences, kv_type)
+
+    async def _cache_type(self, model: Model, wish: CacheWish, worker: Worker | None) -> CacheChoice:
+        """The type of the KV cache for a worker in the place of `worker`, whose type stays unless another is wanted."""
+        if worker is not None and wish.kv_type is None:
+            return CacheChoice(worker.kv_type, worker.kv_reason)
+        metadata = (await self._library.facts(model)).plan.metadata
+        return choose_cache_type(model, metadata, wish.kv_type, self._config.kv_type)
+
+    async def _start(self, slot: Slot, model: Model, wanted: CacheConfig, beside: int, draft: Model | None) -> Worker:
         now = asyncio.get_running_loop().time()
         if now < slot.rests_until:
             raise Unstable(
@@ -242,7 +259,7 @@ class Pool:
             log.info("%s gets a context of %d: %s", model.name, placement.context, reason)
         load = Load(
             path=str(model.blob),
-            cache_config=CacheConfig(placement.context, self._config.sequences),
+            cache_config=self._cache(placement.context, wanted.kv_type),
             threads=placement.threads,
             queue=self._bound,
             engine=self._runtime.name,

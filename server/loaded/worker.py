@@ -81,9 +81,10 @@ class Worker:
     """One process that holds one model, and needs the memory `need` as it was predicted.
 
     `draft` is the model beside it that drafts for it, None where none does. `context` is the number of tokens asked
-    for, once it is ready the true number. `answered` tells whether any answer came from it, `crashed` whether it ended
-    by itself, `spilled` the bytes of conversations outside its KV cache. `obstacle` says why long prompts slow running
-    answers, "" where they do not. `drafts` counts drafted tokens. Only the worker itself changes these.
+    for, once it is ready the true number. `kv_type` is the type of its KV cache, `kv_reason` why the type of the
+    settings was not taken. `answered` tells whether any answer came from it, `crashed` whether it ended by itself,
+    `spilled` the bytes of conversations outside its KV cache. `obstacle` says why long prompts slow running answers, ""
+    where they do not. `drafts` counts drafted tokens. Only the worker itself changes these.
     """
 
     def __init__(
@@ -92,7 +93,8 @@ class Worker:
         self.model = model
         self.draft = draft
         self.tally = tally
-        self.context = load.cache_config.context
+        self.kv_reason = ""
+        self.context, self.kv_type = load.cache_config.context, load.cache_config.kv_type
         self.need = need
         self.answered = self.crashed = False
         self.threads = load.threads

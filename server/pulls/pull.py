@@ -166,7 +166,7 @@ class Pull:
                 hub=replace(options.hub, logins=read_logins(config)) if reference.registry else options.hub,
                 cache_folder=str(config.cache),
                 disk_free=self._store.free_bytes() + partial_bytes,
-                cache_config=CacheConfig.wanted(config.context, config.sequences),
+                cache_config=CacheConfig.wanted(config.context, config.sequences, config.kv_type),
             ),
             folder=str(ingest.folder),
             limit_rate=options.limit_rate,

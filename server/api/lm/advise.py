@@ -12,7 +12,7 @@ from aiohttp import web
 from registry.errors import BadName, ModelNotFound
 from registry.names import LATEST, parse
 from registry.store.catalog import Model
-from runtime.defaults import CACHE_TYPE, CACHE_TYPES, CONTEXT_RANGE, SEQUENCES_RANGE
+from runtime.defaults import CACHE_TYPES, CONTEXT_RANGE, SEQUENCES_RANGE
 from runtime.machine.rule import ENOUGH_SPEED
 from runtime.messages import CacheConfig
 from server.access.callers import Caller, caller_of
@@ -26,6 +26,7 @@ from server.http.problems import STATUS
 from server.logins import read_logins
 from server.pulls.frames import ModelRequest
 from server.services import SERVICES, Services
+from server.values import cache_type
 
 _BYTES = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,6})?) ?([kmgt]?)(i?)b?", re.IGNORECASE)
 _POWER = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
@@ -38,7 +39,7 @@ class AdviseBody(msgspec.Struct):
     level: str | None = None
     context: int | None = None
     parallel: int | None = None
-    kv_type: str = CACHE_TYPE
+    kv_type: str | None = None
     memory: int | str | None = None
     min_tps: float = ENOUGH_SPEED
     hf_endpoint: str = ""
@@ -56,8 +57,12 @@ async def advise(request: web.Request) -> web.Response:
 
 async def _task(request: web.Request, services: Services, body: AdviseBody) -> AdviceTask:
     config = services.config
-    if body.kv_type.upper() not in CACHE_TYPES:
-        raise BadBody(f"there is no cache type `{body.kv_type[:40]}`", f"known are {', '.join(CACHE_TYPES)}")
+    try:
+        kv_type = config.kv_type if body.kv_type is None else cache_type(body.kv_type)
+    except ValueError:
+        raise BadBody(
+            f"there is no cache type `{str(body.kv_type)[:40]}`", f"known are {', '.join(CACHE_TYPES)}"
+        ) from None
     for name, value, (least, most) in (
         ("context", body.context, CONTEXT_RANGE),
         ("parallel", body.parallel, SEQUENCES_RANGE),
@@ -86,9 +91,7 @@ async def _task(request: web.Request, services: Services, body: AdviseBody) -> A
     loaded = sorted(
         (worker for worker, _ in services.pool.loaded() if worker.idle), key=lambda worker: worker.last_used
     )
-    cache_config = CacheConfig.wanted(
-        body.context or config.context, body.parallel or config.sequences, body.kv_type.upper()
-    )
+    cache_config = CacheConfig.wanted(body.context or config.context, body.parallel or config.sequences, kv_type)
     disk_free = await asyncio.to_thread(services.library.store.free_bytes)
     return AdviceTask(
         model=ModelRequest(source, hub, str(config.cache), disk_free, cache_config),

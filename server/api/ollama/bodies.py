@@ -35,6 +35,11 @@ class LoadBody(ModelBody):
         return options.context(self.given_options)
 
     @property
+    def kv_type(self) -> str | None:
+        """The type of the KV cache asked for; None for what is loaded, or the settings' own. Raises BadRequest."""
+        return options.kv_type(self.given_options)
+
+    @property
     def keep_alive_seconds(self) -> float | None:
         """Seconds to stay loaded; None for the settings' own. Raises BadRequest."""
         if self.keep_alive in (None, ""):

@@ -38,7 +38,8 @@ async def embed(request: web.Request) -> web.Response:
     pass_over(request, check_options(body.given_options))
     inputs: Inputs = ([body.input] if body.input else []) if isinstance(body.input, str) else list(body.input or [])
     start = asyncio.get_running_loop().time()
-    async with in_use(request.app[SERVICES], model, body.context, body.keep_alive_seconds) as used:
+    services = request.app[SERVICES]
+    async with in_use(services, model, body.context, body.keep_alive_seconds, kv_type=body.kv_type) as used:
         vectors = await text_vectors(
             used, inputs, truncate=body.truncate is not False, dimensions=body.dimensions or None
         )
@@ -61,7 +62,8 @@ async def embed_one(request: web.Request) -> web.Response:
     body = await read(request, OldEmbedBody, _OLD_EMBED)
     model = await resolve_model(request, body.given_name, "embedding")
     pass_over(request, check_options(body.given_options))
-    async with in_use(request.app[SERVICES], model, body.context, body.keep_alive_seconds) as used:
+    services = request.app[SERVICES]
+    async with in_use(services, model, body.context, body.keep_alive_seconds, kv_type=body.kv_type) as used:
         vectors = await text_vectors(used, [body.prompt] if body.prompt else [], truncate=True, dimensions=None)
     spend(request, vectors.tokens)
     return answer(request, {"embedding": (await vectors.numbers())[0] if vectors.raw else []})
