@@ -23,7 +23,7 @@ from functools import cached_property
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 LARGE = 10_000_000
 LFS = (".safetensors", ".gguf", ".bin")
@@ -142,6 +142,7 @@ class Hub:
         self.bandwidth, self.latency = bandwidth, latency
         self.faults = Faults()
         self.flip_in = ""
+        self.listed: dict[str, dict[str, Any]] = {}
         self.requests: list[Request] = []
         self.bytes_sent = 0
         self.repos: dict[str, dict[str, Commit]] = {}
@@ -249,11 +250,21 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _hub(self) -> None:
         words = [unquote(word) for word in urlsplit(self.path).path.strip("/").split("/")]
+        if words == ["api", "models"]:
+            return self._search(parse_qs(urlsplit(self.path).query))
         if words[:2] == ["api", "models"] and len(words) in (4, 6) and words[4:5] in ([], ["revision"]):
             return self._info("/".join(words[2:4]), words[5] if len(words) == 6 else "main")
         if len(words) >= 5 and words[2] == "resolve":
             return self._resolve("/".join(words[:2]), words[3], "/".join(words[4:]))
         return self._answer(404, b"not found")
+
+    def _search(self, query: dict[str, list[str]]) -> None:
+        """The repositories whose names have all words, by downloads: `listed` has what the hub says of each."""
+        words = query["search"][0].lower().split()
+        rows = [{"id": name, **about} for name, about in self.server.hub.listed.items()]
+        rows = [row for row in rows if all(word in row["id"].lower() for word in words)]
+        rows.sort(key=lambda row: row.get("downloads", 0), reverse=True)
+        self._answer(200, json.dumps(rows[: int(query["limit"][0])]).encode(), {"Content-Type": "application/json"})
 
     def _commit(self, repo: str, revision: str) -> Commit | None:
         """The commit, or None after an error or a redirect was sent."""

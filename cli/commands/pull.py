@@ -13,11 +13,12 @@ from cli.client import Client
 from cli.completing import complete_levels, complete_sources
 from cli.errors import Failure
 from cli.naming import reference
+from cli.outdated import newer
 from cli.pulling import bring_in, lines
 
 
 @click.command()
-@click.argument("names", nargs=-1, required=True, shell_complete=complete_sources, metavar="NAME...")
+@click.argument("names", nargs=-1, shell_complete=complete_sources, metavar="NAME...")
 @click.option(
     "--level",
     metavar="LEVEL",
@@ -34,6 +35,10 @@ from cli.pulling import bring_in, lines
 @click.option("--accept-unknown-keys", is_flag=True, help="Go on where nobody knows a key of the model's settings.")
 @click.option("--base", metavar="NAME", help="The model that an adapter is for, where the adapter does not say it.")
 @click.option("--copy", is_flag=True, help="Copy a GGUF file of this machine, where it could be shared with its owner.")
+@click.option(
+    "--outdated", is_flag=True, help="Bring in anew what has a newer revision at its source: of NAME, or of all models."
+)
+@click.option("--yes", is_flag=True, help="Do not ask before that.")
 @click.option("--json", "as_json", is_flag=True, help="Print progress as lines of JSON.")
 def command(  # noqa: PLR0913  click gives each option by its name
     names: tuple[str, ...],
@@ -44,6 +49,8 @@ def command(  # noqa: PLR0913  click gives each option by its name
     accept_unknown_keys: bool,
     base: str | None,
     copy: bool,
+    outdated: bool,
+    yes: bool,
     as_json: bool,
 ) -> int:
     """Bring models in, each quantized while it is read to the best level that this machine can hold.
@@ -54,8 +61,14 @@ def command(  # noqa: PLR0913  click gives each option by its name
     LoRA adapters (PEFT's layout, or GGUF) are brought in likewise.
     Ctrl-C pauses: the next `lm pull` of that name goes on, `lm rm --partial` removes what is there.
     """
+    if not names and not outdated:
+        raise Failure(
+            "there is no NAME to pull", "`lm search WORDS` finds models, `lm pull demo` has one at once", "usage"
+        )
     client = Client()
     client.note_settings()
+    if outdated:
+        names = newer(client, [reference(name) for name in names], yes=yes, as_json=as_json)
     options = {"detach": detach, "limit_rate": _rate(limit_rate), "pre": pre or ""}
     options |= client.hub() | ({"accept_unknown_keys": True} if accept_unknown_keys else {})
     options |= {"base": reference(base)} if base else {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from server.api.lm import advise, care, daemon, default, found, login, metrics, openapi, pulls
+from server.api.lm import advise, care, daemon, default, found, login, metrics, openapi, pulls, search
 from server.api.request import ModelBody
 from server.routes.route import LINES, Route
 
@@ -15,6 +15,24 @@ ROUTES = [
         "which level of a model this machine can hold, and why, from headers only; 507 with the table where none fits",
         changes=True,
         body=advise.AdviseBody,
+    ),
+    Route(
+        "POST",
+        "/lm/search",
+        "operator",
+        search.find,
+        "models of the hub by words, with their sizes and what would fit here",
+        changes=True,
+        body=search.SearchBody,
+    ),
+    Route(
+        "POST",
+        "/lm/outdated",
+        "operator",
+        search.outdated,
+        "for each model whether its source has a newer revision",
+        changes=True,
+        body=search.OutdatedBody,
     ),
     Route(
         "POST",

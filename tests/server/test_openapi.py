@@ -28,8 +28,10 @@ BARE = {
 }
 # Routes that ask other machines, end the daemon, or leave what the next request would find.
 APART = {"/api/pull", "/api/push", "/lm/advise", "/lm/login", "/lm/logout", "/lm/shutdown", "/api/delete", "/lm/stop"}
-# The bodies of `/lm/prune` and `/lm/verify` need no field: to them a strange object is an empty one.
-TAKING = [route for route in ROUTES if isinstance(route.body, type) and route.path not in ("/lm/prune", "/lm/verify")]
+APART |= {"/lm/search", "/lm/outdated"}
+# Their bodies need no field: to them a strange object is an empty one.
+NEEDLESS = ("/lm/prune", "/lm/verify", "/lm/outdated")
+TAKING = [route for route in ROUTES if isinstance(route.body, type) and route.path not in NEEDLESS]
 HOSTILE = [
     b"{",
     b"[]",

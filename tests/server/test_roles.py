@@ -153,6 +153,8 @@ def test_a_model_that_is_not_on_a_keys_list_does_not_exist(house: House, route: 
         assert answer.status == 400  # it names no model
     elif route.path == "/lm/prune":
         assert (answer.status, b"tiny" in answer.body) == (200, False)
+    elif route.path == "/lm/search":
+        assert answer.status == 400  # it is about no model that is here
     elif route[:2] in REFUSED:
         assert (answer.status, b"tiny" in answer.body) == (400, False)
     elif route.method == "GET" and "{" not in route.path and route[:2] not in ASKED:
