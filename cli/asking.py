@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Generator
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -34,6 +35,8 @@ class Asking:
     """Adapters that change the model's answers, each with its scale."""
     draft: str | None = None
     """The model that guesses the next words."""
+    tools: list[Line] = field(default_factory=list)
+    """Definitions of tools that the model may call; the calls are printed."""
     wraps: bool = True
     """Whether lines are broken between words, on a terminal."""
     larger: str = "`--ctx`"
@@ -50,21 +53,30 @@ class Asking:
         """Whether thinking is printed: at a terminal unless it is hidden, elsewhere only on demand."""
         return not self.hides_thinking and (console.at_terminal() or bool(self.think))
 
+    @property
+    def tool_field(self) -> Line:
+        """The field of a chat's body with the tools, if there are any."""
+        return {"tools": self.tools} if self.tools else {}
+
+    def ask(self, prompt: str) -> Reply:
+        """The answer to one question; tools take a chat, because `/api/generate` has none."""
+        return self.chat([{"role": "user", "content": prompt}]) if prompt and self.tools else self.generate(prompt)
+
     def generate(self, prompt: str) -> Reply:
         """The answer to one question; an empty one only loads the model."""
         system = {"system": self.system} if self.system and prompt else {}
         waiting = "thinking" if prompt else f"loading {self.model}"
-        return Reply(self, self.client.stream("/api/generate", self._body(prompt=prompt) | system), waiting)
+        return Reply(self, self.client.stream("/api/generate", self.body(prompt=prompt) | system), waiting)
 
-    def chat(self, messages: list[dict[str, str]]) -> Reply:
+    def chat(self, messages: list[Line]) -> Reply:
         """The next turn of a conversation."""
         system = [{"role": "system", "content": self.system}] if self.system else []
-        return Reply(self, self.client.stream("/api/chat", self._body(messages=[*system, *messages])))
+        return Reply(self, self.client.stream("/api/chat", self.body(messages=[*system, *messages]) | self.tool_field))
 
     def check(self, **changed: Any) -> Line:
         """Have the daemon check fields of a request, and load the model for them; its answer. Raises Failure."""
         with console.status("checking"):
-            answer: Line = self.client.ask("POST", "/api/generate", self._body(prompt="", stream=False) | changed)
+            answer: Line = self.client.ask("POST", "/api/generate", self.body(prompt="", stream=False) | changed)
         return answer
 
     def note_context(self, last: Line) -> None:
@@ -96,10 +108,11 @@ class Asking:
 
     def embed(self, text: str) -> list[float]:
         """The vector of a text."""
-        vectors: list[list[float]] = self.client.ask("POST", "/api/embed", self._body(input=text))["embeddings"]
+        vectors: list[list[float]] = self.client.ask("POST", "/api/embed", self.body(input=text))["embeddings"]
         return vectors[0] if vectors else []
 
-    def _body(self, **more: Any) -> Line:
+    def body(self, **more: Any) -> Line:
+        """A request's body: the model and its options, and `more`, which goes before them."""
         optional = {
             "options": self.options,
             "keep_alive": self.keep_alive,
@@ -108,8 +121,9 @@ class Asking:
             "adapters": self.adapters,
             "draft": self.draft,
         }
-        return {"model": self.model, **more} | {
-            key: value for key, value in optional.items() if value not in (None, {}, [])
+        return {key: value for key, value in optional.items() if value not in (None, {}, [])} | {
+            "model": self.model,
+            **more,
         }
 
 
@@ -138,7 +152,7 @@ class ShownThinking:
 
 
 class Reply:
-    """An answer on its way. `text` and `thinking` are all that came so far, also when it was broken off."""
+    """An answer on its way. `text`, `thinking` and `calls` are all that came so far, also when it was broken off."""
 
     def __init__(self, asking: Asking, lines: Generator[Line], waiting: str = "thinking") -> None:
         self._asking = asking
@@ -146,6 +160,7 @@ class Reply:
         self._waiting = waiting
         self.text = ""
         self.thinking = ""
+        self.calls: list[Line] = []
         self._thought = ShownThinking(shown=asking.shows_thinking)
         self._wrapping = Wrapping()
 
@@ -161,10 +176,10 @@ class Reply:
                     last, line = line, next(self._lines, None)
             finally:
                 self._thought.end()
-                if self.text and not self.text.endswith("\n"):
+                if self.text and not (self.calls or self.text.endswith("\n")):
                     console.out()
         self._note_cuts(last)
-        if self._asking.verbose and self.text:
+        if self._asking.verbose and (self.text or self.calls):
             console.timings(last)
 
     def _print(self, line: Line) -> None:
@@ -176,6 +191,12 @@ class Reply:
             self._thought.end()
             self.text += text
             console.answer(text, self._wrapping.feed if self._asking.wraps else None)
+        for call in message.get("tool_calls", ()):
+            self._thought.end()
+            if not self.calls and self.text and not self.text.endswith("\n"):
+                console.out()
+            self.calls.append(call)
+            console.out(json.dumps({key: call["function"][key] for key in ("name", "arguments")}, ensure_ascii=False))
 
     def _note_cuts(self, last: Line) -> None:
         """Say where the prompt, the context or the answer was cut: nothing is cut silently."""

@@ -7,9 +7,11 @@ import termios
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from prompt_toolkit import PromptSession
-from prompt_toolkit.completion import WordCompleter
+from prompt_toolkit.completion import CompleteEvent, Completer, Completion
+from prompt_toolkit.document import Document
 from prompt_toolkit.formatted_text import FormattedText
 from prompt_toolkit.history import FileHistory
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
@@ -17,7 +19,7 @@ from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from cli import console
 from cli.asking import Asking, Reply
 from cli.errors import Failure
-from cli.obeying import COMMANDS, SYSTEM, is_command, obey
+from cli.obeying import COMMANDS, SYSTEM, is_command, names, obey
 
 _PLACEHOLDER = FormattedText([("fg:ansibrightblack", "Send a message (/? for help)")])
 _QUOTES = '"""'
@@ -29,15 +31,20 @@ class Chat:
     def __init__(self, asking: Asking, home: Path) -> None:
         self.asking = asking
         asking.larger = "`/set parameter num_ctx`"
-        self.messages: list[dict[str, str]] = []
+        self.messages: list[dict[str, Any]] = []
         self._chats = home / "chats"
         self._history = _History(str(home / "history"))
         self._session: PromptSession[str] = PromptSession(
             history=self._history,
-            completer=WordCompleter(COMMANDS, sentence=True),
+            completer=_Completer(self),
             complete_while_typing=False,
             key_bindings=_keys(),
         )
+
+    @property
+    def kept(self) -> list[str]:
+        """The names of chats that `/save` kept."""
+        return sorted(path.stem for path in self._chats.glob("*.json"))
 
     @property
     def keeps_history(self) -> bool:
@@ -85,9 +92,10 @@ class Chat:
         self.messages.append({"role": "user", "content": text})
         reply = self.asking.chat(self.messages)
         self._show_reply(reply)
-        if reply.text:
-            thinking = {"thinking": reply.thinking} if reply.thinking else {}
-            self.messages.append({"role": "assistant", "content": reply.text, **thinking})
+        if reply.text or reply.calls:
+            more = {"thinking": reply.thinking, "tool_calls": reply.calls}
+            more = {key: value for key, value in more.items() if value}
+            self.messages.append({"role": "assistant", "content": reply.text, **more})
         else:
             self.messages.pop()
         console.out()
@@ -110,6 +118,27 @@ class Chat:
             console.note()
         except Failure as error:
             console.complain(str(error), error.hint)
+
+
+class _Completer(Completer):
+    """Commands, and behind `/load` the models that are here and the chats that are kept."""
+
+    def __init__(self, chat: Chat) -> None:
+        self._chat = chat
+
+    def get_completions(self, document: Document, complete_event: CompleteEvent) -> Iterator[Completion]:
+        """Completions of the line so far."""
+        typed = document.text_before_cursor
+        for line in self._lines(typed):
+            if line.startswith(typed):
+                yield Completion(line, -len(typed))
+
+    def _lines(self, typed: str) -> Iterable[str]:
+        if not typed.startswith("/load "):
+            return COMMANDS
+        with suppress(Failure):
+            return [f"/load {name}" for name in [*names(self._chat.asking.client), *self._chat.kept]]
+        return ()
 
 
 class _History(FileHistory):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from cli import console
@@ -20,6 +21,35 @@ def print_model(description: dict[str, Any]) -> None:
             for key, value in rows:
                 console.line(f"    {key:<{width}}    {value}".rstrip(), width + 8)
             console.out()
+
+
+def part(description: dict[str, Any], what: str) -> str:
+    """A part of an answer of `/api/show`: the field `what`, or for `template` the chat template in Jinja."""
+    jinja = description["model_info"].get("tokenizer.chat_template") if what == "template" else None
+    return str(jinja or description.get(what) or "").rstrip("\n")
+
+
+def print_details(description: dict[str, Any]) -> None:
+    """The entries and the tensors of a model's file, from an answer with `verbose`."""
+    rows = {
+        "Metadata": [(key, _short(value)) for key, value in description["model_info"].items()],
+        "Tensors": [(each["name"], f"{each['type']} {each['shape']}") for each in description["tensors"]],
+    }
+    for title, pairs in rows.items():
+        console.out(f"  {title}")
+        width = max((len(key) for key, _ in pairs), default=0)
+        for key, value in pairs:
+            console.line(f"    {key:<{width}}    {value}".rstrip(), width + 8)
+        console.out()
+
+
+def _short(value: Any) -> str:
+    """A value on one line: of a list its length and its first members."""
+    if isinstance(value, list):
+        more = ", …" if len(value) > 3 else ""
+        return f"{len(value):,} values: {', '.join(map(_short, value[:3]))}{more}"
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 100 else f"{text[:99]}…"
 
 
 def _sections(description: dict[str, Any]) -> dict[str, list[tuple[str, str]]]:

@@ -10,8 +10,10 @@ from typing import Any, Protocol
 
 from cli import console
 from cli.asking import Asking
-from cli.describing import print_model
+from cli.client import Client
+from cli.describing import part, print_model
 from cli.errors import Failure
+from cli.inputs import answer_form
 from cli.naming import reference
 
 HELP = """\
@@ -29,6 +31,7 @@ _SET = """\
   /set parameter NAME          the model's own value again
   /set system TEXT             what the model is told before anything else; `""` takes it away
   /set format json             answers in JSON; `/set noformat` as the model likes
+  /set format FILE             answers as the JSON schema in FILE says
   /set think [LEVEL], nothink  let the model think first, or not; LEVEL is low, medium, high or max
   /set verbose, /set quiet     timings after each answer, or not
   /set wordwrap, nowordwrap    break lines between words, or leave them to the terminal
@@ -48,7 +51,7 @@ _SHORTCUTS = """\
   Ctrl-L           clear the screen
   Up, Ctrl-R       earlier lines, a search in them
   Ctrl-G           write the message in $EDITOR
-  Tab              complete a command
+  Tab              complete a command, or the name of a model behind `/load`
   Ctrl-C           stop the answer
   Ctrl-D           leave"""
 _TOPICS = {"": HELP, "set": _SET, "show": _SHOW, "shortcuts": _SHORTCUTS}
@@ -70,7 +73,7 @@ class State(Protocol):
     """The parts of a chat that its commands change."""
 
     asking: Asking
-    messages: list[dict[str, str]]
+    messages: list[dict[str, Any]]
     keeps_history: bool
 
 
@@ -107,10 +110,14 @@ def obey(chat: State, text: str, chats: Path) -> None:
             raise _unknown(text)
 
 
+def names(client: Client) -> list[str]:
+    """The names of the models that are here. Raises Failure."""
+    return [row["name"] for row in client.ask("GET", "/api/tags")["models"] if "alias" not in row]
+
+
 def _list(chat: State) -> None:
-    for row in chat.asking.client.ask("GET", "/api/tags")["models"]:
-        if "alias" not in row:
-            console.out(row["name"])
+    for name in names(chat.asking.client):
+        console.out(name)
 
 
 def _unknown(text: str) -> Failure:
@@ -139,10 +146,14 @@ def _set(chat: State, name: str, value: str) -> None:
         case "history" | "nohistory", "":
             chat.keeps_history = name == "history"
             console.note(f"what is typed is {'kept' if chat.keeps_history else 'not kept'}")
-        case ("format", "json") | ("noformat", ""):
-            asking.check(format=value or None)
-            asking.format = value or None
-            console.note("answers are JSON" if value else "answers are as the model likes")
+        case "format", "":
+            console.note(_SET)
+        case ("format", _) | ("noformat", ""):
+            form = answer_form(value) if value else None
+            asking.check(format=form)
+            asking.format = form
+            shown = "JSON" if form == "json" else f"as the schema in `{value}` says" if form else "as the model likes"
+            console.note(f"answers are {shown}")
         case ("think", "" | "low" | "medium" | "high" | "max") | ("nothink", ""):
             wish = value or name == "think"
             told = asking.check(think=wish)
@@ -205,7 +216,7 @@ def _show(chat: State, what: str) -> None:
         console.out(model["parameters"] or "the model has no parameters of its own")
         own = json.dumps(asking.options, ensure_ascii=False)
         return console.note(f"in this chat: {own}" if asking.options else "no parameter is set in this chat")
-    text = model["model_info"].get("tokenizer.chat_template") if what == "template" else model[what]
+    text = part(model, what)
     return console.out(text) if text else console.note(f"`{asking.model}` says nothing about its {what}")
 
 
@@ -231,8 +242,11 @@ def _load(chat: State, name: str, chats: Path) -> None:
 def _read(path: Path) -> dict[str, Any]:
     try:
         kept = json.loads(path.read_text("utf-8"))
-        keys = ("role", "content", "thinking")
-        turns = [{key: str(turn[key]) for key in keys if key != "thinking" or key in turn} for turn in kept["messages"]]
+        turns = [
+            {"role": str(turn["role"]), "content": str(turn["content"])}
+            | {key: turn[key] for key in ("thinking", "tool_calls") if key in turn}
+            for turn in kept["messages"]
+        ]
         return {
             "model": str(kept["model"]),
             "system": str(kept["system"]),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import sys
-from pathlib import Path
 from typing import Any
 
 import click
@@ -15,8 +14,9 @@ from cli.asking import Asking, installed
 from cli.client import Client
 from cli.completing import complete_levels, complete_names, complete_sources
 from cli.errors import Failure
+from cli.inputs import answer_form, question, tools_of
 from cli.naming import reference
-from runtime.defaults import MAX_BODY
+from runtime.defaults import SEQUENCES, SEQUENCES_RANGE
 
 
 class _Run(click.Command):
@@ -45,7 +45,12 @@ class _Run(click.Command):
 @click.option("--temperature", type=click.FloatRange(min=0), help="How freely words are drawn; 0 takes the likeliest.")
 @click.option("--max-tokens", type=click.IntRange(min=1), help="The longest answer.")
 @click.option("--ctx", type=click.IntRange(min=1), metavar="TOKENS", help="How much the model is to keep in view.")
-@click.option("--keep-alive", metavar="TIME", help="How long it stays loaded afterwards: `10m`, `0`, `-1` for ever.")
+@click.option(
+    "--keep-alive",
+    "--keepalive",
+    metavar="TIME",
+    help="How long it stays loaded afterwards: `10m`, `0`, `-1` for ever.",
+)
 @click.option("--format", "form", metavar="json|FILE", help="The answer is JSON, or what the JSON schema in FILE says.")
 @click.option(
     "--adapter",
@@ -66,6 +71,23 @@ class _Run(click.Command):
     type=click.Choice(("true", "false", "low", "medium", "high", "max")),
     help="Whether, or how hard, the model thinks first; alone: true. A pipe gets the thinking only with this.",
 )
+@click.option(
+    "--tools",
+    metavar="FILE",
+    help="Tools that the model may call, by their JSON definitions; calls are printed as JSON.",
+)
+@click.option(
+    "--batch", metavar="FILE", help="Answer each line of FILE, a JSON object with `prompt` or `messages`; `-` is stdin."
+)
+@click.option("--out", metavar="FILE", help="The answers of a batch go to FILE; those that are there already are kept.")
+@click.option(
+    "--parallel",
+    type=click.IntRange(*SEQUENCES_RANGE),
+    default=SEQUENCES,
+    show_default=True,
+    help="How many lines of a batch are answered at once.",
+)
+@click.option("--nowordwrap", is_flag=True, help="Leave the breaking of lines to the terminal.")
 @click.option("--hidethinking", is_flag=True, help="Do not show the thinking.")
 @click.option("--verbose", is_flag=True, help="Show timings on stderr.")
 def command(  # noqa: PLR0913  click gives each option by its name
@@ -74,6 +96,43 @@ def command(  # noqa: PLR0913  click gives each option by its name
     *,
     level: str | None,
     pre: str | None,
+    adapters: tuple[str, ...],
+    draft: str | None,
+    batch: str | None,
+    out: str | None,
+    parallel: int,
+    **given: Any,
+) -> int:
+    """Ask NAME a question, or chat with it when there is no PROMPT.
+
+    NAME is `demo`, the model of an installed package, `llama3.2` of Ollama's registry, `org/repo` on the hub,
+    `host/namespace/model:tag` of a registry, `https://…/x.gguf`, or a folder or file that begins with `/`, `./`, `../`
+    or `~`. `:LEVEL` may follow, except for a model of a registry.
+    The words of PROMPT are joined, and follow text that is piped in. The answer goes to stdout, everything else to
+    stderr. An embedding model prints the vector of PROMPT as a JSON array.
+    `lm run NAME --batch in.jsonl > out.jsonl` answers many; a line may have fields of `/api/chat`, and an `id`.
+    """
+    wanted = reference(name, level)
+    asked = _asked(prompt, batch, out)
+    client = Client()
+    asking = _asking(client, **given)
+    asking.adapters = [_adapter(each) for each in adapters]
+    client.note_settings()
+    asking.model = installed(client, wanted, name, pre)
+    for each in asking.adapters:
+        each["name"] = installed(client, each["name"], each["name"])
+    asking.draft = installed(client, reference(draft), draft) if draft else None
+    if batch:
+        from cli.batch import run_batch
+
+        return run_batch(asking, batch, out, parallel)
+    _ask(asking, asked)
+    return 0
+
+
+def _asking(  # noqa: PLR0913  the options of the command, by their names
+    client: Client,
+    *,
     system: str,
     seed: int | None,
     temperature: float | None,
@@ -81,51 +140,55 @@ def command(  # noqa: PLR0913  click gives each option by its name
     ctx: int | None,
     keep_alive: str | None,
     form: str | None,
-    adapters: tuple[str, ...],
-    draft: str | None,
     think: str | None,
+    tools: str | None,
+    nowordwrap: bool,
     hidethinking: bool,
     verbose: bool,
-) -> None:
-    """Ask NAME a question, or chat with it when there is no PROMPT.
-
-    NAME is `demo`, the model of an installed package, `llama3.2` of Ollama's registry, `org/repo` on the hub,
-    `host/namespace/model:tag` of a registry, `https://…/x.gguf`, or a folder or file that begins with `/`, `./`, `../`
-    or `~`. `:LEVEL` may follow, except for a model of a registry.
-    The words of PROMPT are joined; text piped in follows them. The answer goes to stdout, everything else to stderr. An
-    embedding model prints the vector of PROMPT as a JSON array.
-    """
-    wanted = reference(name, level)
-    question = _question(prompt)
-    if question is None and (sys.stdin is None or not sys.stdout.isatty()):
-        raise Failure("there is no prompt, and no terminal to chat on", "give one, or pipe text in", "usage")
-    held_to = _format(form) if form else None
-    changing = [_adapter(each) for each in adapters]
-    client = Client()
-    client.note_settings()
+) -> Asking:
+    """How the model is asked, which is not known yet. Raises Failure."""
     values = {"seed": seed, "temperature": temperature, "num_predict": max_tokens, "num_ctx": ctx}
     options = {key: value for key, value in values.items() if value is not None}
-    model = installed(client, wanted, name, pre)
-    for each in changing:
-        each["name"] = installed(client, each["name"], each["name"])
-    asking = Asking(client, model, options, system, keep_alive, verbose, format=held_to, adapters=changing)
-    asking.draft = installed(client, reference(draft), draft) if draft else None
-    asking.think = {"true": True, "false": False}.get(think, think) if think else None
-    asking.hides_thinking = hidethinking
-    _ask(asking, question)
+    return Asking(
+        client,
+        "",
+        options,
+        system,
+        keep_alive,
+        verbose,
+        format=answer_form(form) if form else None,
+        think={"true": True, "false": False}.get(think, think) if think else None,
+        hides_thinking=hidethinking,
+        tools=tools_of(tools) if tools else [],
+        wraps=not nowordwrap,
+    )
 
 
-def _ask(asking: Asking, question: str | None) -> None:
+def _asked(prompt: tuple[str, ...], batch: str | None, out: str | None) -> str | None:
+    """The question; None for a chat, and for a batch. Raises Failure where there is nothing to do."""
+    if batch:
+        if prompt:
+            raise Failure("a batch has its prompts in its file", "leave PROMPT out, or `--batch`", "usage")
+        return None
+    if out:
+        raise Failure("`--out` is for a batch", "send the answer to a file by `> FILE`", "usage")
+    asked = question(prompt)
+    if asked is None and (sys.stdin is None or not sys.stdout.isatty()):
+        raise Failure("there is no prompt, and no terminal to chat on", "give one, or pipe text in", "usage")
+    return asked
+
+
+def _ask(asking: Asking, asked: str | None) -> None:
     """Answer one question, or chat where there is none."""
     if not asking.writes():
-        _embed(asking, question)
-    elif question is None:
+        _embed(asking, asked)
+    elif asked is None:
         from cli.chat import Chat
 
         Chat(asking, asking.client.config.home).loop()
     else:
-        asking.generate(question).show()
-        if not question:
+        asking.ask(asked).show()
+        if not asked:
             console.note(f"`{asking.model}` is loaded")
 
 
@@ -147,42 +210,3 @@ def _embed(asking: Asking, text: str | None) -> None:
         hint = f'give it a text: `lm run {asking.model} "some words"`'
         raise Failure(f"`{asking.model}` makes vectors of texts and cannot chat", hint, "usage")
     console.out(json.dumps(asking.embed(text)))
-
-
-def _format(wanted: str) -> str | dict[str, Any]:
-    """The form of the answers: "json", or the JSON schema in a file."""
-    if wanted == "json":
-        return wanted
-    try:
-        schema = json.loads(Path(wanted).read_text())
-    except OSError as error:
-        hint = "`--format` is `json`, or a file with a JSON schema"
-        raise Failure(f"`{wanted}` cannot be read: {error.strerror}", hint, "usage") from None
-    except ValueError as error:
-        raise Failure(f"`{wanted}` is not JSON: {error}", "correct it", "usage") from None
-    if not isinstance(schema, dict):
-        raise Failure(f"`{wanted}` holds no JSON schema", 'it is an object such as `{"type": "object"}`', "usage")
-    return schema
-
-
-def _question(words: tuple[str, ...]) -> str | None:
-    """The prompt and what was piped in, None when there is neither; empty when an empty text was piped in."""
-    prompt = " ".join(words)
-    piped = None if sys.stdin is None or sys.stdin.isatty() else _piped()
-    if any(0xD800 <= ord(letter) < 0xE000 for letter in prompt):
-        raise Failure("the prompt is no text (UTF-8)", "convert it first", "usage")
-    if piped is None:
-        return prompt or None
-    return "\n\n".join(part for part in (prompt, piped) if part)
-
-
-def _piped() -> str:
-    """The text on standard input, which may have no end. Raises Failure."""
-    data = sys.stdin.buffer.read(MAX_BODY + 1)
-    if len(data) > MAX_BODY:
-        hint = "pipe less in: no context holds so much text"
-        raise Failure(f"what was piped in is larger than {MAX_BODY >> 20} MiB", hint, "usage")
-    try:
-        return data.decode().rstrip("\r\n")
-    except UnicodeDecodeError:
-        raise Failure("what was piped in is no text (UTF-8)", "convert it first", "usage") from None
