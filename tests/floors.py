@@ -52,7 +52,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
     "server": (
         ("server.values",),
         ("server.settings",),
-        ("server.config",),
+        ("server.config", "server.settings_file"),
         ("server.errors", "server.keys"),
         ("server.http", "server.children", "server.library", "server.logins"),
         ("server.access", "server.loaded", "server.doctor", "server.verify"),
