@@ -153,6 +153,13 @@ def status(text: str) -> Iterator[None]:
             print(" " * len(shown), end="\r", file=sys.stderr, flush=True)
 
 
+def clear() -> None:
+    """Clear the terminal that data go to, if they go to one."""
+    if fancy(stderr=False) is not None:
+        sys.stdout.write("\x1b[H\x1b[2J")
+        sys.stdout.flush()
+
+
 def as_json(value: Any) -> None:
     """Data for programs."""
     out(json.dumps(value, indent=2, ensure_ascii=False))

@@ -20,8 +20,12 @@ from cli.errors import INTERRUPTED, Failure
 COMMANDS = {
     "run": "Ask a model, or chat with it; it is brought in if need be",
     "pull": "Bring a model in, at the best level that this machine can hold",
+    "search": "Search the hub for models",
     "fit": "Say which level of a model this machine can hold, before anything is downloaded",
     "list": "List the models that are here",
+    "load": "Load models before anybody asks them",
+    "unload": "Free the memory of models",
+    "bench": "Measure how fast a model reads and writes here",
     "ps": "List the models that are loaded",
     "show": "Describe a model",
     "default": "Say which level the bare name of a model means",
@@ -31,6 +35,7 @@ COMMANDS = {
     "stop": "Pause pulls, unload models, or end the daemon",
     "launch": "Start a coding agent (claude, codex, opencode) with a model that is here",
     "key": "Make, list and revoke keys: who may do what with this daemon",
+    "config": "Show and change settings, and say where each comes from",
     "serve": "Run the daemon in the foreground",
     "logs": "Show the daemon's log",
     "doctor": "Check this machine and this installation",
@@ -118,6 +123,11 @@ def run(arguments: list[str]) -> int:
     debug = arguments[:1] == ["--debug"]
     register()
     try:
+        if not arguments and console.at_terminal():
+            from cli.overview import show
+
+            show()
+            return 0
         code = group.main(arguments, "lm", standalone_mode=False)
         return code if isinstance(code, int) else 0
     except click.Abort:

@@ -9,29 +9,31 @@ import click
 
 from cli import console
 from cli.client import Client
+from cli.completing import complete_names
 from runtime.units import size_text
 
 
 @click.command()
+@click.argument("prefix", default="", shell_complete=complete_names)
 @click.option("--partial", is_flag=True, help="List the pulls that are under way or paused instead.")
 @click.option("--found", is_flag=True, help="List the models of other programs on this machine instead.")
 @click.option("--json", "as_json", is_flag=True, help="Print all that is known of them as JSON.")
-def command(partial: bool, found: bool, as_json: bool) -> None:
-    """List the models that are here, newest first."""
+def command(prefix: str, partial: bool, found: bool, as_json: bool) -> None:
+    """List the models that are here, newest first; with PREFIX only models whose names begin so."""
     client = Client()
     if found:
-        rows = client.ask("GET", "/lm/found")["models"]
+        rows = begun(client.ask("GET", "/lm/found")["models"], prefix)
         console.as_json(rows) if as_json else print_found(rows)
         return
     answer = client.ask("GET", "/lm/partials" if partial else "/api/tags")
     rows = answer["partials" if partial else "models"]
-    rows = [row for row in rows if "alias" not in row]
+    rows = begun([row for row in rows if "alias" not in row], prefix)
     if as_json:
         console.as_json(rows)
     elif partial:
         print_partials(rows)
     else:
-        print_models(rows)
+        print_models(rows, prefix)
     for problem in answer.get("problems", ()):
         console.note(f"warning: {problem}", "yellow")
 
@@ -68,8 +70,13 @@ def print_partials(rows: list[dict[str, Any]]) -> None:
             console.note(f"`lm pull {shlex.quote(row['source'])}` goes on, `lm rm --partial {row['name']}` removes it")
 
 
-def print_models(rows: list[dict[str, Any]]) -> None:
-    """Rows of `/api/tags` for people."""
+def begun(rows: list[dict[str, Any]], prefix: str) -> list[dict[str, Any]]:
+    """The rows whose names begin with a text, in upper case or lower."""
+    return [row for row in rows if row["name"].lower().startswith(prefix.lower())]
+
+
+def print_models(rows: list[dict[str, Any]], prefix: str = "") -> None:
+    """Rows of `/api/tags` for people; `prefix` is what their names had to begin with."""
     columns = {
         "NAME": [row["name"] for row in rows],
         "ID": [row["digest"][:12] for row in rows],
@@ -85,5 +92,7 @@ def print_models(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         if row.get("problem"):
             console.note(f"warning: {row['problem']}", "yellow")
-    if not rows:
+    if not rows and prefix:
+        console.note(f"no name here begins with `{prefix}`")
+    elif not rows:
         console.note("nothing is here yet; `lm run demo` tries the model that comes with lm")

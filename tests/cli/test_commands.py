@@ -132,9 +132,9 @@ def test_no_escape_code_is_written_to_a_pipe(lm: Cli) -> None:
         assert "\r" not in done.out + done.err
 
 
-def test_piped_text_follows_the_prompt(lm: Cli) -> None:
+def test_the_prompt_follows_piped_text(lm: Cli) -> None:
     # The scripted engine counts words between spaces: the line break joins two of them.
-    done = lm("run", "tiny", "Answer this letter:", "--verbose", stdin=b"Dear sir, and so on\n")
+    done = lm("run", "tiny", "Answer this letter.", "--verbose", stdin=b"Dear sir, and so on\n")
     assert (done.code, done.out) == (0, "Once upon a time\n")
     assert "prompt eval count:    7 token(s)" in done.err
     assert "prompt eval count:    3 token(s)" in lm("run", "tiny", "--verbose", stdin="Grüße aus Köln\n".encode()).err
@@ -189,7 +189,7 @@ def test_lists(lm: Cli) -> None:
     assert row.startswith("tiny:F32 ") and "100% CPU" in row and row.endswith(" from now")
     assert max(len(line) for line in (header, row)) < 80
     header = lm("ps", "--wide").out.splitlines()[0]
-    assert " ".join(header.split()) == "NAME ID SIZE PROCESSOR CONTEXT WEIGHTS CACHE COMPUTE HOLDS UNTIL"
+    assert " ".join(header.split()) == "NAME ID SIZE PROCESSOR CONTEXT KV TYPE WEIGHTS CACHE COMPUTE HOLDS UNTIL"
     assert json.loads(lm("ps", "--json").out)[0]["context_length"]
 
 
