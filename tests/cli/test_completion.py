@@ -59,7 +59,10 @@ def bash(lm: Cli) -> Iterator[Terminal]:
         ("pull ./models/x.gguf:q5_k_m", "./models/x.gguf:Q5_K_M "),
         ("pull my", "my\\ model/"),
         ("serve --home mod", "models/"),
-        ("fit demo --kv-type q4_", "q4_0 "),
+        ("fit demo --kv-type iq4", "iq4_nl "),
+        ("config set max_m", "max_models "),
+        ("bench ti", "tiny:F32 "),
+        ("unl", "unload "),
     ],
 )
 def test_tab_in_bash(bash: Terminal, typed: str, completed: str) -> None:
