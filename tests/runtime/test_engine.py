@@ -321,7 +321,7 @@ def test_vectors_are_unit_length_and_tell_texts_apart(demo: Path) -> None:
         (submit(count=999), "bad_request", "$.count"),
         (submit(logprobs=99), "bad_request", "$.logprobs"),
         (m.Submit(0, turns=[]), "bad_request", "`messages` is empty"),
-        (m.Submit(0), "bad_request", "either turns or a prompt"),
+        (m.Submit(0), "bad_request", "turns or a prompt"),
         (m.Embed(0, inputs=["word " * 2000], truncate=False), "prompt_too_long", "2,0"),
         (m.Embed(0, inputs=[""]), "bad_request", "an input is empty"),
     ],
