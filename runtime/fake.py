@@ -42,6 +42,7 @@ from runtime.conversation import Turn
 from runtime.engine.prompt import FORCED
 from runtime.engine.telling import frame_of
 from runtime.errors import LoadFailed
+from runtime.text.stops import Assembler, Stops
 
 THINKING = Marks("<think>", "</think>")
 CALLS = (CallForm(JsonCall("name", "arguments"), before=("<tool_call>",), after="</tool_call>"),)
@@ -60,11 +61,15 @@ class ScriptedAnswer:
         self._limits = submit.limits
         self._earlier = submit.earlier
         self.gives_ids = submit.give_ids
-        self.stop = ""
         self._left: Iterator[str] = iter(tokens)
-        self._text = ""
+        self._assembler = Assembler(Stops(submit.limits.stop))
         form = AnswerForm(THINKING, calls=CALLS if submit.tools else ())
         self.parser = AnswerParser(replace(form, calls=FORCED) if submit.forced else form)
+
+    @property
+    def stop(self) -> str:
+        """The stop string that ended it, "" so far."""
+        return self._assembler.stop
 
     @property
     def ids(self) -> list[int]:
@@ -77,17 +82,13 @@ class ScriptedAnswer:
         if self.cancelled:
             return "", "cancelled"
         if 0 <= self._limits.max_tokens <= self.sent:
-            return "", "length"
+            return self._assembler.finish(), "length"
         text = next(self._left, None)
         if text is None:
-            return "", "stop"
+            return self._assembler.finish(), "stop"
         self.sent += 1
-        before, self._text = self._text, self._text + text
-        for stop in self._limits.stop:
-            if stop in self._text:
-                self.stop = stop
-                return self._text[len(before) : self._text.index(stop)], "stop"
-        return text, None
+        shown = self._assembler.push(text.encode())
+        return shown, "stop" if self._assembler.stop else None
 
 
 class FakeEngine:
@@ -213,9 +214,10 @@ class FakeEngine:
         if self._answers:
             time.sleep(self._script.get("delay", 0))
         for answer in list(self._answers):
+            sent = answer.sent
             text, reason = answer.step()
             pieces = answer.parser.feed(text)
-            if text:
+            if answer.sent > sent:
                 self._misbehave()
             if reason:
                 pieces += answer.parser.finish()

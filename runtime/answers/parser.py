@@ -94,10 +94,11 @@ class AnswerParser:
         if form.content and form.content.open.strip() and (yield from source.follows(form.content.open)):
             self._at_start = False
             return True
+        self._blanks = source.text[start : source.at]
         for call in marks.bare:
             if (yield from self._call(call)):
                 return True
-        source.at = start
+        self._blanks, source.at = "", start
         return False
 
     def _think(self) -> Reading[None]:
@@ -143,7 +144,10 @@ class AnswerParser:
         source.at += len(mark)
 
     def _call(self, form: CallForm) -> Reading[bool]:
-        """Read a section of calls; False, and nothing read, where none begins here."""
+        """Read a section of calls; False, and nothing read, where none begins here.
+
+        Blanks around a section are dropped with it, and those around a call that breaks are told with it.
+        """
         source, calls = self._source, self._calls
         start, count = source.at, calls.count
         calls.started = start
@@ -151,8 +155,10 @@ class AnswerParser:
             yield from form.read(source, calls)
         except Malformed:
             if calls.open:
-                calls.pieces.append(CallBroken(calls.count, source.text[calls.started : source.at]))
-                calls.count, calls.open = calls.count + 1, False
+                blanks = self._blanks if calls.count == count else ""
+                calls.pieces.append(CallBroken(calls.count, blanks + source.text[calls.started : source.at]))
+                calls.count, calls.open, self._blanks = calls.count + 1, False, ""
+                return True
             elif calls.count == count:
                 source.at = start
                 return False

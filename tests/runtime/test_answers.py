@@ -72,12 +72,13 @@ class Told(NamedTuple):
     text: str
     thought: str
     calls: list[tuple[str, Any]]
-    # All of it in its order.
+    # All of it in its order; and as it was written, but for calls that are complete.
     source: str
+    whole: str
 
 
 def told(pieces: Iterable[Piece]) -> Told:
-    text = thought = source = ""
+    text = thought = source = whole = ""
     names: dict[int, str] = {}
     arguments: dict[int, str] = {}
     calls = []
@@ -86,6 +87,7 @@ def told(pieces: Iterable[Piece]) -> Told:
         match piece:
             case AnswerText():
                 text += piece.text
+                whole += piece.text
             case Thought():
                 thought += piece.text
             case CallBegun():
@@ -96,7 +98,8 @@ def told(pieces: Iterable[Piece]) -> Told:
                 calls.append((names[piece.call], json.loads(arguments[piece.call])))
             case CallBroken():
                 del names[piece.call]
-    return Told(text, thought, calls, source)
+                whole += piece.source
+    return Told(text, thought, calls, source, whole)
 
 
 def parsed(form: AnswerForm, texts: Iterable[str]) -> Told:
@@ -187,13 +190,44 @@ def test_calls_of_every_template_come_back(name: str) -> None:
 @needs_templates
 @pytest.mark.parametrize("name", [name for name in TEMPLATES if name not in (*WITHOUT, *LEFT_OUT)])
 def test_no_mutation_loses_text_or_raises(name: str) -> None:
-    """Letters left out, doubled, changed, and pieces moved: the words of the text around a call are there."""
+    """Letters left out, doubled, changed, and pieces moved: without a call in it, the text is there to the letter."""
     form, text = answer(name, 1, "", "")
+    form = replace(form, opened=False)
     random_ = random.Random(name)
     for _ in range(int(os.environ.get("LM_MUTATIONS", "40"))):
-        changed = mutated(text, random_)
-        pieces = cut(f"{changed}\nwords after", random_)
-        assert "words after" in parsed(replace(form, opened=False), pieces).source, changed
+        changed = f"{mutated(text, random_)}\nwords after"
+        found = parsed(form, cut(changed, random_))
+        assert "words after" in found.source, changed
+        if not (found.calls or found.thought):
+            kept = unmarked(form, changed)
+            rest = unmarked(form, found.whole)
+            # Blanks beside marks go with them.
+            assert rest == kept if kept == changed.strip() else "".join(rest.split()) == "".join(kept.split())
+
+
+@needs_templates
+@pytest.mark.parametrize("name", [name for name in TEMPLATES if name not in (*WITHOUT, *LEFT_OUT)])
+def test_text_before_between_and_after_calls_stays(name: str) -> None:
+    """The answer is cut in two at every letter."""
+    form, text = answer(name, 1, "", "")
+    form, calls = replace(form, opened=False), CALLS[:1]
+    lines = ["Let me see.", text, "Once more.", text, "That is it."]
+    if form.calls[0].bare:  # such a call counts at the beginning alone
+        lines = lines[1:2] + lines[-1:]
+    whole = "\n".join(lines)
+    found = parsed(form, [whole])
+    assert found.calls == calls * lines.count(text)
+    assert [line for line in lines if line != text and line not in found.text] == []
+    for at in range(len(whole)):
+        assert parsed(form, [whole[:at], whole[at:]]) == found
+
+
+def unmarked(form: AnswerForm, text: str) -> str:
+    """The text without marks that belong to no part of an answer."""
+    marks = {mark.strip() for mark in (*form.noise, *(form.content or ()), *(form.thinking or ()))} - {""}
+    for mark in sorted(marks, key=len, reverse=True):
+        text = text.replace(mark, "")
+    return text.strip()
 
 
 def mutated(text: str, random_: random.Random) -> str:

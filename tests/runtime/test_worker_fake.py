@@ -49,10 +49,21 @@ def test_limits_hold() -> None:
         submit("word " * 100),
         submit(turns=[Turn.of("user", "hi there")]),
     )
-    assert [answer.text for answer in answers] == ["a b", "a b", "", "hi there"]
+    assert [answer.text for answer in answers] == ["a b", "a ", "", "hi there"]
     assert [answer.end.reason for answer in (answers[0], answers[1], answers[3])] == ["length", "stop", "stop"]
     assert answers[2].end.code == "prompt_too_long"
     assert "101 tokens" in answers[2].end.message
+
+
+def test_no_part_of_a_stop_string_is_shown() -> None:
+    _, answers = ask(
+        load(tokens=["a", " <", "st", "op", "> b"], sequences=3, queue=8),
+        submit(limits=Limits(stop=["<stop>"])),
+        submit(limits=Limits(stop=["<stopped>"])),
+        submit(limits=Limits(stop=["<stop>"], max_tokens=3)),
+    )
+    assert [answer.text for answer in answers] == ["a ", "a <stop> b", "a <st"]
+    assert [answer.end.reason for answer in answers] == ["stop", "stop", "length"]
 
 
 def test_who_finds_the_queue_full_is_told() -> None:
