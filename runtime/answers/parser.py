@@ -94,11 +94,11 @@ class AnswerParser:
         if form.content and form.content.open.strip() and (yield from source.follows(form.content.open)):
             self._at_start = False
             return True
-        self._blanks = source.text[start : source.at]
+        waiting, self._blanks = self._blanks, self._blanks + source.text[start : source.at]
         for call in marks.bare:
             if (yield from self._call(call)):
                 return True
-        self._blanks, source.at = "", start
+        self._blanks, source.at = waiting, start
         return False
 
     def _think(self) -> Reading[None]:
@@ -108,7 +108,8 @@ class AnswerParser:
         blanks = ""
         while True:
             found = source.text.find(close, source.at)
-            end = found if found >= 0 else len(source.text) - (0 if source.ended else _overlap(source.text, close))
+            rest = "" if source.ended else source.text[source.at :]
+            end = found if found >= 0 else len(source.text) - _overlap(rest, close)
             text = blanks + source.text[source.at : end]
             thought = text.rstrip()
             if thought:
@@ -127,7 +128,8 @@ class AnswerParser:
         """Tell text up to the next mark, and read what begins there."""
         source = self._source
         found = marks.pattern.search(source.text, source.at) if marks.pattern else None
-        end = found.start() if found else len(source.text) - (0 if source.ended else marks.overlap(source.text))
+        rest = "" if source.ended else source.text[source.at :]
+        end = found.start() if found else len(source.text) - marks.overlap(rest)
         self._say(source.text[source.at : end])
         source.at = end
         self._forget()

@@ -9,8 +9,9 @@ from collections import deque
 from typing import TYPE_CHECKING, Literal
 
 from runtime import messages as m
+from runtime.answers.enough import Enough
 from runtime.answers.parser import AnswerParser
-from runtime.answers.pieces import AnswerText, CallEnded, Piece
+from runtime.answers.pieces import AnswerText, Piece
 from runtime.cache.pool import Sequence
 from runtime.engine.prompt import Prompt
 from runtime.engine.telling import frame_of
@@ -62,8 +63,7 @@ class Session:
         """Tokens of the prompt that were sent with their probabilities."""
         self._prompt_text = codecs.getincrementaldecoder("utf-8")("replace")
         self.parser = AnswerParser(prompt.form, prompt.schemas) if prompt.form else None
-        self._called = False
-        """Whether a call is complete, where the request wants no more than one."""
+        self._enough = Enough(single=request.single)
         self.answer_tokens = 0
         """Tokens of the answer so far."""
         self.end: int | None = None
@@ -112,8 +112,8 @@ class Session:
 
     @property
     def written(self) -> bool:
-        """Whether nothing may follow but the answer's end: by its grammar, or after the one call it may have."""
-        return self._called or bool(self.grammar and self.grammar.complete and not self.forced)
+        """Whether nothing may follow but the answer's end: by its grammar, or after the calls that it may have."""
+        return self._enough.reached or bool(self.grammar and self.grammar.complete and not self.forced)
 
     def add(self, token: int, piece: bytes, logprob: m.TokenLogprob | None) -> list[m.Delta | m.CallDelta]:
         """Append a token to the answer. `piece` is its bytes; the result is the part of it that can be shown now."""
@@ -142,9 +142,9 @@ class Session:
     def _frames(self, pieces: list[Piece]) -> list[m.Delta | m.CallDelta]:
         frames: list[m.Delta | m.CallDelta] = []
         for piece in pieces:
-            if self._called:
-                break  # it has come with the end of the one call that is wanted
-            self._called = self.request.single and isinstance(piece, CallEnded)
+            if self._enough.reached:
+                break  # it has come with the end of the last call that is wanted
+            self._enough.note(piece)
             frames.append(self._frame(piece))
         return frames
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from runtime.answers.enough import MOST_ALIKE, Enough
 from runtime.answers.learning import learn
 from runtime.answers.notations import NOTATIONS
 from runtime.answers.parser import AnswerForm, AnswerParser
@@ -112,6 +113,21 @@ def test_arguments_that_are_no_object_make_no_call(arguments: str) -> None:
     text = f'<tool_call>{{"name": "add", "arguments": {arguments}}}</tool_call>'
     found = parsed(form("an object for each call"), list(text))
     assert (found.calls, found.text) == ([], text)
+
+
+def test_an_answer_that_calls_the_same_over_and_over_has_enough() -> None:
+    def calls_until_enough(arguments: list[str], *, single: bool = False) -> int:
+        parser, enough = AnswerParser(form("an object for each call")), Enough(single=single)
+        for count, each in enumerate(arguments, 1):
+            for piece in parser.feed(f'<tool_call>{{"name": "roll", "arguments": {each}}}</tool_call>'):
+                enough.note(piece)
+            if enough.reached:
+                return count
+        return 0
+
+    assert calls_until_enough(["{}"] * 100) == MOST_ALIKE
+    assert calls_until_enough([f'{{"n": {number}}}' for number in range(100)]) == 0
+    assert calls_until_enough(["{}"], single=True) == 1
 
 
 CHANNELS = "<|channel|>analysis<|message|>"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
@@ -81,10 +82,20 @@ def test_openai_and_ollama_keep_a_model_of_pydantic(daemon: Daemon, client: open
     assert Trip.model_validate_json(told.message.content or "")
 
 
-def test_instructor_gets_its_model_in_json_mode(daemon: Daemon, client: openai.OpenAI) -> None:
+@pytest.mark.parametrize("mode", ["JSON", "JSON_SCHEMA"])
+def test_instructor_gets_its_model_in_json_mode(daemon: Daemon, client: openai.OpenAI, mode: str) -> None:
+    """`JSON` sends no schema but in words, so that the question has to be one that a small model understands."""
     instructor = pytest.importorskip("instructor", reason="the package instructor is not installed")
-    asking = instructor.from_openai(client, mode=instructor.Mode.JSON_SCHEMA)
-    trip = asking.chat.completions.create(model=named(daemon, "plain"), messages=ASKED, response_model=Trip)
+    pytest.importorskip("tenacity", reason="instructor needs the package tenacity")
+    text = 'Ann goes to Rome for 3 days. Write {"city": her city, "days": the number of days}.'
+    asking = instructor.from_openai(client, mode=instructor.Mode[mode])
+    trip = asking.chat.completions.create(
+        model=named(daemon, "plain"),
+        messages=[{"role": "user", "content": text}],
+        response_model=Trip,
+        max_tokens=200,
+        temperature=0,
+    )
     assert isinstance(trip, Trip)
 
 
@@ -108,13 +119,20 @@ def test_pydantic_ai_gets_its_model_by_a_tool(daemon: Daemon) -> None:
     from pydantic_ai.models.openai import OpenAIChatModel
     from pydantic_ai.providers.openai import OpenAIProvider
 
-    model = OpenAIChatModel(named(daemon, "able"), provider=OpenAIProvider(base_url=f"{daemon.url}/v1", api_key="none"))
-    result = Agent(model, output_type=Trip, retries=3).run_sync("Plan a short trip to Rome for me.")
-    assert isinstance(result.output, Trip)
+    async def ask() -> object:
+        async with openai.AsyncOpenAI(base_url=f"{daemon.url}/v1", api_key="none") as client:
+            model = OpenAIChatModel(named(daemon, "able"), provider=OpenAIProvider(openai_client=client))
+            agent = Agent(model, output_type=Trip, retries=3, model_settings={"max_tokens": 1000})
+            return (await agent.run("Plan a short trip to Rome for me.")).output
+
+    assert isinstance(asyncio.run(ask()), Trip)
 
 
 def test_twenty_turns_of_an_agent_compute_only_what_is_new(daemon: Daemon, client: openai.OpenAI) -> None:
-    """Each turn reads the last call's end, its result, and the beginning of the answer; the rest is in the cache."""
+    """Each turn reads the result and the beginning of the answer, and the end of the last call: at most nine tokens.
+
+    Those were written by the grammar behind the last token that was drawn, so that no step has computed them yet.
+    """
     messages: list[Any] = list(ASKED)
     known = 0
     for turn in range(TURNS):
@@ -135,7 +153,7 @@ def test_twenty_turns_of_an_agent_compute_only_what_is_new(daemon: Daemon, clien
         computed = usage.prompt_tokens - (usage.prompt_tokens_details.cached_tokens or 0)
         print(f"turn {turn}: {usage.prompt_tokens} tokens, {computed} computed, {usage.prompt_tokens - known} new")
         if turn:
-            assert computed <= usage.prompt_tokens - known + 12, turn
+            assert computed <= usage.prompt_tokens - known + 9, turn
         known = usage.prompt_tokens + usage.completion_tokens
         messages.append(choice.message.model_dump(exclude_none=True))
         messages.append({"role": "tool", "tool_call_id": call.id, "content": f"result number {turn}"})
