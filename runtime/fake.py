@@ -102,6 +102,7 @@ class FakeEngine:
         self._wake = threading.Condition()
         self._waiting: deque[m.Submit] = deque()
         self._answers: list[ScriptedAnswer] = []
+        self._adapters: set[str] = set()
         self._tokens = 0
         self.steps = 0
 
@@ -133,6 +134,11 @@ class FakeEngine:
     def drafts(self) -> m.Drafts:
         """The numbers in the script, if it has some."""
         return m.Drafts(*self._script.get("drafts", ()))
+
+    @property
+    def adapters(self) -> list[str]:
+        """The names of all that a request wanted."""
+        return sorted(self._adapters)
 
     def take(self, frame: Any) -> None:
         """Accept a frame, from any thread."""
@@ -183,6 +189,7 @@ class FakeEngine:
             message = f"{len(self._waiting)} requests wait for this model already"
             self._send(m.Failed(submit.id, "queue_full", message, "try again later"))
         else:
+            self._adapters.update(each.name for each in submit.adapter_set)
             self._waiting.append(submit)
 
     def _prompt_tokens(self, submit: m.Submit) -> int:

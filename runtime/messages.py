@@ -87,11 +87,13 @@ class Grammar(msgspec.Struct, frozen=True):
     """The form that an answer is held to.
 
     `text` is a JSON schema, or a grammar in GBNF or in llguidance's dialect of Lark, or a regular expression. For
-    `json`, any JSON object, there is none. `calls` are in Lark too, made by the worker from the schemas of tools.
+    `json`, any JSON object, there is none. `calls` are in Lark too, made by the worker from the schemas of tools. The
+    request's body had it in `field`.
     """
 
     kind: Literal["json", "schema", "gbnf", "lark", "regex", "calls"]
     text: Annotated[str, Meta(max_length=MAX_GRAMMAR)] = ""
+    field: str = ""
 
 
 class Adapter(msgspec.Struct, frozen=True, order=True):
@@ -223,12 +225,6 @@ class Shutdown(msgspec.Struct, tag="shutdown"):
 
 
 ToWorker = Load | Submit | Embed | Rank | Tokenize | Cancel | Shutdown
-
-
-class Numbered(msgspec.Struct):
-    """The id alone of a frame of any kind, to answer one that breaks a range; 0 for a frame without an id."""
-
-    id: int = 0
 
 
 # ---- worker to daemon
@@ -385,7 +381,7 @@ class Beat(msgspec.Struct, tag="beat"):
     """Once a second: the loop's step counter and whether it has work, so that a hung loop is seen.
 
     `spilled` bytes are copies of sequences and a second context, which the prediction of a model's memory leaves out.
-    `obstacle` says why long prompts are not read beside answers; "" where they are.
+    `obstacle` says why long prompts are not read beside answers; "" where they are. `adapters` are those in memory.
     """
 
     step: int
@@ -393,6 +389,7 @@ class Beat(msgspec.Struct, tag="beat"):
     spilled: int = 0
     obstacle: str = ""
     drafts: Drafts = Drafts()
+    adapters: list[str] = []
 
 
 FromWorker = Ready | Started | Delta | CallDelta | Finished | Failed | Vectors | Tokens | Beat

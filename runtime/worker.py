@@ -25,6 +25,12 @@ BEAT_SECONDS = 1.0
 SWITCH_SECONDS = 0.0005
 
 
+class Numbered(msgspec.Struct):
+    """The id alone of a frame of any kind, to answer one that breaks a range; 0 for a frame without an id."""
+
+    id: int = 0
+
+
 class Engine(Protocol):
     """Answers requests: a real engine in `runtime.engine.loop`, a scripted one in `runtime.fake`."""
 
@@ -50,6 +56,10 @@ class Engine(Protocol):
     @property
     def drafts(self) -> m.Drafts:
         """Tokens of drafts so far."""
+
+    @property
+    def adapters(self) -> list[str]:
+        """The names of the adapters in memory."""
 
     def take(self, frame: Any) -> None:
         """Accept a frame; called from the thread that reads the socket."""
@@ -89,13 +99,13 @@ def _engine(name: str) -> type[Engine]:
 
 def _refuse(send: Callable[..., None], body: bytes, error: msgspec.ValidationError) -> None:
     """Answer a frame that breaks a range of `runtime/options.py`; the daemon checks them too, and sends none."""
-    frame = msgspec.msgpack.decode(body, type=m.Numbered)
+    frame = msgspec.msgpack.decode(body, type=Numbered)
     send(m.Failed(frame.id, BadRequest.code, str(error)))
 
 
 def _beat(engine: Engine, send: Callable[..., None]) -> None:
     while True:
-        send(m.Beat(engine.steps, engine.busy, engine.spilled, engine.obstacle, engine.drafts))
+        send(m.Beat(engine.steps, engine.busy, engine.spilled, engine.obstacle, engine.drafts, engine.adapters))
         time.sleep(BEAT_SECONDS)
 
 

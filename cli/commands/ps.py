@@ -96,6 +96,8 @@ def print_loaded(rows: list[dict[str, Any]], wide: bool) -> None:
             console.note(f"{row['name']}: long prompts slow running answers: {row['prompts_in_steps']}")
         if row["draft"]:
             console.note(f"{row['name']}: `{row['draft']}` drafts for it, and is in these sizes")
+        if row["adapters"]:
+            console.note(f"{row['name']}: adapters: {', '.join(row['adapters'])}")
         if row["drafts"]:
             console.note(f"{row['name']}: drafts: {row['drafts']}")
 

@@ -21,6 +21,7 @@ from runtime.text.stops import Stops
 
 if TYPE_CHECKING:
     from runtime.grammar.compiler import Compiler
+    from runtime.grammar.matcher import Matcher
     from runtime.llama.masking import Rules
 
 # Token ids in one frame to the daemon, whose size has a limit.
@@ -59,16 +60,11 @@ class Intake:
 
     def _held(self, request: m.Submit, prompt: Prompt) -> Rules | None:
         """The rules of an answer, or of parts of it; None for an answer that is free. Raises BadRequest."""
-        grammar = section = None
-        calls = prompt.form.calls[0] if prompt.form and prompt.form.calls else None
-        if request.grammar:
-            grammar = self._compiler.compile(request.grammar).copy()
-        elif request.forced and calls:
-            demanded = [tool for tool in request.tools if tool["function"]["name"] in request.forced]
-            grammar = self._compiler.section(calls, demanded, several=prompt.several)
-            grammar = grammar and grammar.copy()
-        elif request.strict and calls:
-            section = self._compiler.section(calls, request.tools, several=prompt.several, loose=True)
+        try:
+            grammar, section = self._grammars(request, prompt)
+        except BadRequest as error:
+            error.field = request.grammar.field if request.grammar else "tools"
+            raise
         form, budget = prompt.form or AnswerForm(), request.think_tokens
         if form.opened and request.think is False:
             budget = 0
@@ -79,6 +75,19 @@ class Intake:
 
         thinks = request.think is not False
         return Course(self._vocabulary, form, thinks=thinks, budget=budget, grammar=grammar, section=section, lead=lead)
+
+    def _grammars(self, request: m.Submit, prompt: Prompt) -> tuple[Matcher | None, Matcher | None]:
+        """The grammar of a whole answer, and the grammar of calls in a free one; at most one of them."""
+        calls = prompt.form.calls[0] if prompt.form and prompt.form.calls else None
+        if request.grammar:
+            return self._compiler.compile(request.grammar).copy(), None
+        if request.forced and calls:
+            demanded = [tool for tool in request.tools if tool["function"]["name"] in request.forced]
+            grammar = self._compiler.section(calls, demanded, several=prompt.several)
+            return grammar and grammar.copy(), None
+        if request.strict and calls:
+            return None, self._compiler.section(calls, request.tools, several=prompt.several, loose=True)
+        return None, None
 
     @cached_property
     def _compiler(self) -> Compiler:

@@ -156,6 +156,11 @@ class LlamaEngine:
         """Tokens of drafts so far, and what speaks for or against them."""
         return self._speculation.drafts
 
+    @property
+    def adapters(self) -> list[str]:
+        """The names of the adapters in memory."""
+        return self._adapters.names
+
     def take(self, frame: Any) -> None:
         """Accept a frame: refuse it at once, or hand it to the loop ready to run."""
         try:

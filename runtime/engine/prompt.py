@@ -325,7 +325,7 @@ class Prompter:
         if request.tools and not request.forced and not template.answers.form.calls:
             raise BadRequest("this model's chat template does not support tools", "choose a model that does", "tools")
         if request.think and template.answers.form.thinking is None:
-            raise BadRequest("this model's chat template does not support thinking", "leave out `think`")
+            raise BadRequest("this model's chat template does not support thinking", "leave out `think`", "think")
         return template
 
     def _stable(self, request: m.Submit, turns: list[Turn], ids: array[int], variables: Mapping[str, Any]) -> int:

@@ -45,7 +45,7 @@ class Compiler:
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self._vocabulary = vocabulary
-        self._kept: OrderedDict[Grammar, Matcher] = OrderedDict()
+        self._kept: OrderedDict[tuple[str, str], Matcher] = OrderedDict()
 
     @cached_property
     def _tokenizer(self) -> LLTokenizer:
@@ -67,8 +67,9 @@ class Compiler:
 
         Needs a thread with a large stack (`runtime/engine/compiling.py`).
         """
-        made = self._kept.pop(grammar, None) or self._compiled(grammar)
-        self._kept[grammar] = made  # at the end: the first one is the one used longest ago
+        key = grammar.kind, grammar.text
+        made = self._kept.pop(key, None) or self._compiled(grammar)
+        self._kept[key] = made  # at the end: the first one is the one used longest ago
         if len(self._kept) > _KEPT:
             self._kept.popitem(last=False)
         return made
@@ -144,7 +145,7 @@ def _refusal(grammar: Grammar, reason: str) -> BadRequest:
     lines = [line.strip() for line in reason.splitlines() if line.strip()]
     shown = (lines[-1] if lines and "regex parse error" in reason else lines[0] if lines else "it is empty")[:300]
     if grammar.kind not in ("json", "schema", "calls"):
-        return BadRequest(f"`grammar` is refused: {shown}", "correct it", "grammar")
+        return BadRequest(f"`grammar` is refused: {shown}", "correct it")
     if "Enable 'coerce_one_of'" in reason:  # the grammar of a call, which it may quote, has this option too
         return BadRequest("`oneOf` cannot be kept: its schemas may hold at once", "use `anyOf`")
     named = [keyword for words, keyword in _BLAMED.items() if re.search(words, reason)]

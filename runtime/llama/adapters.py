@@ -31,6 +31,7 @@ class Adapters:
         self._lend, self._take_back = lend, take_back
         self._handles: dict[str, Any] = {}  # by path, the least recently wanted first
         self._sizes: dict[str, int] = {}
+        self._names: dict[str, str] = {}
         self._wanted: dict[str, float] = {}
         """When an answer wanted each adapter last, by the monotonic clock."""
         self._set: dict[Context, AdapterSet] = {}
@@ -39,6 +40,11 @@ class Adapters:
     def bytes(self) -> int:
         """Bytes of memory that the adapters take."""
         return sum(self._sizes.values())
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the adapters in memory, as the last answers that wanted them had them; from any thread."""
+        return list(self._names.values())
 
     def load(self, wanted: AdapterSet, in_use: Iterable[AdapterSet], before_free: Callable[[], None]) -> None:
         """Bring adapters in; others may go for them, but none of a set of `in_use`.
@@ -53,6 +59,7 @@ class Adapters:
             else:
                 self._bring(each, needed, before_free)
             self._wanted[each.path] = time.monotonic()
+            self._names[each.path] = each.name
 
     def _bring(self, adapter: Adapter, needed: set[str], before_free: Callable[[], None]) -> None:
         """Load an adapter into room that others of no path in `needed` may have to leave."""
@@ -111,5 +118,5 @@ class Adapters:
                 context.adapt([])
                 self._set[context] = ()
         library().llama_adapter_lora_free(self._handles.pop(path))
-        del self._wanted[path]
+        del self._wanted[path], self._names[path]
         self._take_back(self._sizes.pop(path))

@@ -24,9 +24,9 @@ def of_field(field: str | GrammarField | None) -> Grammar | None:
         case None | "":
             return None
         case str():
-            return _checked(Grammar("gbnf", field), "grammar")
+            return _checked(Grammar("gbnf", field, "grammar"))
         case GrammarField("gbnf" | "lark" | "regex" as kind, text):
-            return _checked(Grammar(kind, text), "grammar")
+            return _checked(Grammar(kind, text, "grammar"))
     raise BadRequest(f"there is no type of grammar `{field.type[:40]}`", f"known are {', '.join(KINDS)}", "grammar")
 
 
@@ -39,7 +39,7 @@ def of_schema(raw: msgspec.Raw, name: str) -> Grammar:
     if not text.startswith("{"):
         hint = 'send an object such as `{"type": "object"}`'
         raise BadRequest(f"`{name}` is no JSON schema: {text[:40]}", hint, name)
-    return _checked(Grammar("schema", text), name)
+    return _checked(Grammar("schema", text, name))
 
 
 def only(**given: Grammar | None) -> Grammar | None:
@@ -50,7 +50,8 @@ def only(**given: Grammar | None) -> Grammar | None:
     return given[found[0]] if found else None
 
 
-def _checked(grammar: Grammar, name: str) -> Grammar:
+def _checked(grammar: Grammar) -> Grammar:
     if len(grammar.text) > MAX_GRAMMAR:
-        raise BadRequest(f"`{name}` has more than {MAX_GRAMMAR:,} characters", "make it smaller", name)
+        message = f"`{grammar.field}` has more than {MAX_GRAMMAR:,} characters"
+        raise BadRequest(message, "make it smaller", grammar.field)
     return grammar

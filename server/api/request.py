@@ -281,9 +281,12 @@ def refuse(**fields: Any) -> None:
             refuse_field(name)
 
 
+# The fields by which a capability is asked for.
+_ASKING = {"completion": "model", "insert": "suffix", "thinking": "think", "tools": "tools"}
+
+
 def require(model: Model, capability: str) -> None:
     """Raise Unsupported unless the model has this capability."""
     if capability not in capabilities(model):
-        raise Unsupported(
-            f"`{model.name}` does not support {capability}", f"it offers {', '.join(capabilities(model))}"
-        )
+        message, hint = f"`{model.name}` does not support {capability}", f"it offers {', '.join(capabilities(model))}"
+        raise Unsupported(message, hint, _ASKING.get(capability, ""))

@@ -84,7 +84,8 @@ class Worker:
     for, once it is ready the true number. `kv_type` is the type of its KV cache, `kv_reason` why the type of the
     settings was not taken. `answered` tells whether any answer came from it, `crashed` whether it ended by itself,
     `spilled` the bytes of conversations outside its KV cache. `obstacle` says why long prompts slow running answers, ""
-    where they do not. `drafts` counts drafted tokens. Only the worker itself changes these.
+    where they do not. `drafts` counts drafted tokens, `adapters` are the names of those in memory. Only the worker
+    itself changes these.
     """
 
     def __init__(
@@ -99,6 +100,7 @@ class Worker:
         self.answered = self.crashed = False
         self.threads = load.threads
         self.spilled, self.obstacle, self.drafts = 0, "", Drafts()
+        self.adapters: list[str] = []
         self.ready: asyncio.Future[Ready] = asyncio.get_running_loop().create_future()
         self._child = child
         self._streams: dict[int, asyncio.Queue[FromWorker | Death]] = {}
@@ -328,6 +330,7 @@ class Worker:
         match frame:
             case Beat(step=step, busy=busy):
                 self.spilled, self.obstacle, self.drafts = frame.spilled, frame.obstacle, frame.drafts
+                self.adapters = frame.adapters
                 if step != self._last_step or not busy:
                     self._last_step, self._last_step_at = step, self._sign_of_life
             case Ready():

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
+from cli.commands.ps import print_loaded
 from registry.sources.opening import DEMO
-from tests.daemon import Daemon
+from tests.daemon import Daemon, wait_until
 from tests.hub import Hub
 from tests.loras import write_adapter
 from tests.quant.test_adapters import WIDTH as WIDE
@@ -91,7 +92,9 @@ def test_an_adapter_is_listed_and_tells_its_base(here: Daemon) -> None:
     assert shown["capabilities"] == here.post("/api/show", {"model": "org/demo"}).json["capabilities"]
 
 
-def test_a_field_and_the_adapters_own_name_give_the_same_answer_in_both_dialects(here: Daemon) -> None:
+def test_a_field_and_the_adapters_own_name_give_the_same_answer_in_both_dialects(
+    here: Daemon, capsys: pytest.CaptureFixture[str]
+) -> None:
     plain = text(here, model="org/demo")
     changed = text(here, model="org/demo", adapters=["org/good"])
     assert changed != plain
@@ -104,7 +107,11 @@ def test_a_field_and_the_adapters_own_name_give_the_same_answer_in_both_dialects
     assert chosen[0] == chosen[1] != chosen[2]
     both = text(here, model="org/demo", adapters=["org/good", "org/gguf"])
     assert both not in (plain, changed)
-    assert len(here.get("/api/ps").json["models"]) == 1
+    wait_until(lambda: len(here.get("/api/ps").json["models"][0]["adapters"]) == 2, 5)
+    (row,) = here.get("/api/ps").json["models"]
+    assert sorted(row["adapters"]) == ["hf.co/org/gguf:LORA", "hf.co/org/good:LORA"]
+    print_loaded([row], wide=False)
+    assert "adapters: hf.co/org/good:LORA, hf.co/org/gguf:LORA" in capsys.readouterr().err
 
 
 BAD: list[tuple[dict[str, Any], int, str]] = [

@@ -183,7 +183,6 @@ def test_routes_that_are_not_there_are_told_in_the_same_dialect(echo: Daemon) ->
             {"messages": [{"role": "user", "content": [{"type": "text", "text": "x", "cache_control": {"a": 1}}]}]},
             "`messages[].content[].cache_control`",
         ),
-        ({"stream_options": {"include_usage": False, "chunk_tokens": 3}}, "`stream_options.chunk_tokens`"),
     ],
 )
 def test_what_is_not_honoured_is_named(echo: Daemon, extra: dict[str, Any], named: str) -> None:
@@ -195,6 +194,14 @@ def test_what_is_not_honoured_is_named(echo: Daemon, extra: dict[str, Any], name
     streamed = echo.post(CHAT, say("x", stream=True) | extra)
     assert [event["warning"] for event in streamed.events if "warning" in event] == [whole.json["warning"]]
     assert streamed.headers["X-LM-Warning"]
+
+
+def test_wishes_about_a_stream_need_one(echo: Daemon) -> None:
+    wishes = {"include_usage": False, "chunk_tokens": 3}
+    streamed = echo.post(CHAT, say("x", stream=True, stream_options=wishes))
+    assert "`stream_options.chunk_tokens`" in streamed.events[0]["warning"]
+    refused = echo.post(CHAT, say("x", stream_options=wishes))
+    assert (refused.status, refused.json["error"]["param"]) == (400, "stream_options")
 
 
 @pytest.mark.parametrize(

@@ -79,7 +79,7 @@ class AnswerBody(LoadBody):
             case b"" | b"null" | b'""':
                 return None
             case b'"json"':
-                return Grammar("json")
+                return Grammar("json", field="format")
         return grammars.of_schema(self.format, "format")
 
 

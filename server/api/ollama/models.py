@@ -109,9 +109,15 @@ async def _latest(library: Library, models: list[Model], rows: list[dict[str, An
 
 async def ps(request: web.Request) -> web.Response:
     """`GET /api/ps`: what is loaded, with its true context."""
-    library, sees = request.app[SERVICES].library, caller_of(request).sees
-    loaded = [each for each in request.app[SERVICES].pool.loaded() if sees(each[0].model)]
-    return reply({"models": [_running(*each, await library.model_size(each[0].model)) for each in loaded]})
+    library, caller = request.app[SERVICES].library, caller_of(request)
+    rows = []
+    for worker, stays in request.app[SERVICES].pool.loaded():
+        if caller.sees(worker.model):
+            row = _running(worker, stays, await library.model_size(worker.model))
+            seen = {each.name for each in await library.adapters_of(worker.model) if caller.sees(each)}
+            row["adapters"] = [name for name in worker.adapters if name in seen or not caller.limited]
+            rows.append(row)
+    return reply({"models": rows})
 
 
 async def show(request: web.Request) -> web.Response:

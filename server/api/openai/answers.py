@@ -126,6 +126,9 @@ def _add_tools(model: Model, body: ChatFields, submit: Submit) -> ToolSet:
 
 def _submit(model: Model, body: CompletionFields, most: int | None) -> Submit:
     require(model, "completion")
+    if body.stream_options is not None and not body.stream:
+        hint = "send `stream: true` too, or leave it out"
+        raise BadRequest("`stream_options` is given without `stream`", hint, "stream_options")
     count = 1 if body.n is None else int(_COUNT.check("n", body.n))
     return Submit(
         id=0,

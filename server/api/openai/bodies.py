@@ -85,7 +85,7 @@ class ResponseFormat(msgspec.Struct):
                 raise BadRequest(
                     "`response_format` has no schema", "send it in `json_schema.schema`", "response_format"
                 )
-            return Grammar("json")
+            return Grammar("json", field="response_format")
         return grammars.of_schema(schema, "response_format")
 
 
