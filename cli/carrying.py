@@ -9,12 +9,37 @@ from typing import TYPE_CHECKING, Any
 from cli import console
 
 if TYPE_CHECKING:
+    from rich import progress
     from rich.console import Console
 
 Line = dict[str, Any]
 _OUTCOMES = {"there": "is there already", "mounted": "is there already, in another repository"}
 # Bytes; a bar for less would be gone before it is seen.
 _SHOWN = 1 << 20
+
+
+class Counter:
+    """A bar of bytes on a terminal, nothing elsewhere; `total` None where nobody knows it."""
+
+    def __init__(self, title: str, total: int | None) -> None:
+        self._title, self._total = title, total
+        self._stack = ExitStack()
+        self._bar: progress.Progress | None = None
+
+    def __enter__(self) -> Counter:
+        terminal = console.fancy()
+        if terminal is not None:
+            self._bar = self._stack.enter_context(_bars(terminal))
+            self._task = self._bar.add_task(self._title, total=self._total)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def add(self, count: int) -> None:
+        """Count bytes."""
+        if self._bar is not None:
+            self._bar.advance(self._task, count)
 
 
 def show(lines: Iterable[Line], quiet: bool = False) -> Line:
@@ -37,22 +62,26 @@ def _plainly(lines: Iterable[Line]) -> Line:
     return line
 
 
-def _on(terminal: Console, lines: Iterable[Line]) -> Line:
+def _bars(terminal: Console) -> progress.Progress:
     from rich import progress
 
-    columns = (
+    return progress.Progress(
         progress.TextColumn("{task.description}"),
         progress.BarColumn(),
         progress.DownloadColumn(),
         progress.TransferSpeedColumn(),
+        console=terminal,
     )
+
+
+def _on(terminal: Console, lines: Iterable[Line]) -> Line:
     line: Line = {}
     with ExitStack() as stack:
         bars, tasks = None, dict[str, progress.TaskID]()
         for line in lines:
             if "total" in line:
                 if line["total"] >= _SHOWN and line["digest"] not in tasks:
-                    bars = bars or stack.enter_context(progress.Progress(*columns, console=terminal))
+                    bars = bars or stack.enter_context(_bars(terminal))
                     tasks[line["digest"]] = bars.add_task(line["status"], total=line["total"])
                 if bars and line["digest"] in tasks:
                     text = _OUTCOMES.get(line.get("outcome", ""), "")

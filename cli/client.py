@@ -65,13 +65,13 @@ class Client:
 
     def ask(self, method: str, path: str, body: Any = None) -> Any:
         """One answer, decoded; None where the daemon sends nothing."""
-        with self._open(method, path, body) as response:
+        with self.open(method, path, body) as response:
             data = _read(response)
         return json.loads(data) if data else None
 
     def stream(self, path: str, body: Any) -> Generator[dict[str, Any]]:
         """The lines of an answer as they come; an error's line is raised as Failure. Closing it cancels the request."""
-        with self._open("POST", path, body) as response:
+        with self.open("POST", path, body) as response:
             ended = False
             while line := _read_line(response):
                 record = json.loads(line)
@@ -89,11 +89,12 @@ class Client:
 
     def send_file(self, path: str, file: BinaryIO, size: int) -> None:
         """Send a file of `size` bytes."""
-        with self._open("POST", path, file, size) as response:
+        with self.open("POST", path, file, size) as response:
             _read(response)
 
     @contextmanager
-    def _open(self, method: str, path: str, body: Any, size: int = -1) -> Iterator[HTTPResponse]:
+    def open(self, method: str, path: str, body: Any, size: int = -1) -> Iterator[HTTPResponse]:
+        """One answer, its body still to come; `body` is sent as JSON, a file as it is, in chunks or of `size` bytes."""
         with ExitStack() as stack:
             response = self._send(stack, method, path, body, size)
             if response.status >= 400:

@@ -6,7 +6,7 @@ import json
 import socket
 import ssl
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from http.client import HTTPConnection, HTTPResponse, HTTPSConnection
 from typing import Any
 from urllib.parse import urlsplit
@@ -14,29 +14,37 @@ from urllib.parse import urlsplit
 from server.config import Config
 from server.values import is_loopback, socket_path
 
+# Bytes of a file that are sent at once.
+_BLOCK = 1 << 20
+
 
 @contextmanager
 def request(
     url: str, config: Config, method: str, path: str, body: Any = None, seconds: float | None = None, size: int = -1
 ) -> Iterator[HTTPResponse]:
-    """The answer of the daemon at `url`, its body still to come; `body` is sent as JSON, a file of `size` as it is.
+    """The answer of the daemon at `url`, its body still to come.
+
+    `body` is sent as JSON; a file as it is, in chunks, or with its length where `size` bytes are known.
 
     It carries the key of `config`, or the token by which a daemon knows the user who runs it.
 
     `seconds` limits each wait; None sets no limit, because a large model may load for minutes. Raises OSError,
     HTTPException.
     """
-    headers = {"Content-Type": "application/json"}
+    raw = hasattr(body, "read")
+    headers = {"Content-Type": "application/octet-stream" if raw else "application/json"}
     if key := config.api_key or _of_own(url, config, "token"):
         headers["Authorization"] = f"Bearer {key}"
     connection = _connection(url, config, seconds)
     try:
-        if size >= 0:
-            headers |= {"Content-Type": "application/octet-stream", "Content-Length": str(size)}
-            with suppress(BrokenPipeError, ConnectionResetError):  # refused before it was sent: the answer says why
-                connection.request(method, path, body, headers)
-        else:
-            connection.request(method, path, None if body is None else json.dumps(body), headers)
+        headers |= {"Content-Length": str(size)} if size >= 0 else {}
+        data = body if raw or body is None else json.dumps(body)
+        try:
+            connection.request(method, path, data, headers)
+        except (BrokenPipeError, ConnectionResetError):
+            if not raw:
+                raise
+            # A body that is refused before it is whole: the answer is there already, and says why.
         yield connection.getresponse()
     finally:
         connection.close()
@@ -46,7 +54,7 @@ class UnixConnection(HTTPConnection):
     """A connection over a Unix socket."""
 
     def __init__(self, path: str, seconds: float | None) -> None:
-        super().__init__("localhost", timeout=seconds)
+        super().__init__("localhost", timeout=seconds, blocksize=_BLOCK)
         self._path = path
 
     def connect(self) -> None:
@@ -62,8 +70,8 @@ def _connection(url: str, config: Config, seconds: float | None) -> HTTPConnecti
     place = urlsplit(url)
     host = place.hostname or ""
     if place.scheme != "https":
-        return HTTPConnection(host, place.port, timeout=seconds)
-    return HTTPSConnection(host, place.port, timeout=seconds, context=_trust(url, host, config))
+        return HTTPConnection(host, place.port, timeout=seconds, blocksize=_BLOCK)
+    return HTTPSConnection(host, place.port, timeout=seconds, context=_trust(url, host, config), blocksize=_BLOCK)
 
 
 def _trust(url: str, host: str, config: Config) -> ssl.SSLContext:

@@ -6,6 +6,7 @@ RegistryError
 ├── SeveralLevels       a bare name where only the name of one level will do
 ├── ModelNotFound       not in the store, or not at the source
 ├── AccessDenied        the hub wants a token, another token, or an accepted licence
+├── BadBundle           a bundle that is damaged, or none
 ├── SourceUnavailable   network, server or file trouble at the source; may pass
 ├── DigestMismatch      bytes that do not hash to what was declared
 ├── DiskFull            the store's disk cannot hold what is asked
@@ -59,6 +60,12 @@ class AccessDenied(RegistryError):
     """The source knows the model but does not let us have it."""
 
     code = "access_denied"
+
+
+class BadBundle(RegistryError):
+    """A file that is no bundle of models, or a damaged one."""
+
+    code = "bad_bundle"
 
 
 class SourceUnavailable(RegistryError):

@@ -27,7 +27,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("registry.names", "registry.digest", "registry.sha256", "registry.modelfile"),
         ("registry.store", "registry.net"),
         ("registry.sources",),
-        ("registry.targets",),
+        ("registry.targets", "registry.bundles"),
         ("registry",),
     ),
     "runtime": (

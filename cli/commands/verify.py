@@ -41,10 +41,9 @@ def command(name: str | None, folder: str | None, as_json: bool) -> int:
     for row in last["models"]:
         if row["problem"]:
             console.complain(row["problem"], f"`lm rm {row['name']}` removes it, `lm pull` brings it in again")
-    good = len(last["models"]) - len(last["hurt"])
-    console.note(
-        f"{size_text(last['bytes'])} in {last['blobs']} blobs: {good} models are whole, {len(last['hurt'])} hurt"
-    )
+    hurt = len(last["hurt"])
+    whole = len(last["models"]) - hurt
+    console.note(f"{size_text(last['bytes'])} in {last['blobs']} blobs: {whole} whole, {hurt} hurt")
     return 1 if last["hurt"] else 0
 
 

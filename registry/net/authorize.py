@@ -74,6 +74,8 @@ class Authorizer:
             values = {name.lower(): quoted or plain for name, quoted, plain in _PARAMETER.findall(rest)}
             if scheme.lower() == "bearer" and "realm" in values:
                 header = f"Bearer {self._token(values)}"
+            elif scheme.lower() == "bearer" and (login := self._login(self._home)):
+                header = f"Bearer {login.partition(':')[2]}"  # another lm, whose keys are no passwords of anybody
             elif scheme.lower() == "basic" and (login := self._login(self._home)):
                 header = _basic(login)
             else:

@@ -259,6 +259,10 @@ class Catalog:
             return decide(bare, variants, "", "")
         return decide(bare, variants, self._noted(self.pin_path(bare)), self._noted(self.choice_path(bare)))
 
+    def is_pinned(self, name: Name) -> bool:
+        """Whether the user wants the bare name to mean this variant. Raises StoreFailed."""
+        return self._noted(self.pin_path(name)) == name.tag
+
     def _noted(self, path: Path) -> str:
         """The tag in a file of one line, "" without the file. Raises StoreFailed."""
         return (reading.contents(path, _LONGEST_CHOICE) or b"").decode("utf-8", "replace").strip()

@@ -27,7 +27,7 @@ def clear_away(catalog: Catalog, root: Path, ingests: Path) -> None:
                 fsops.remove_tree(ingests / name)
         except (StoreDamaged, StoreFailed) as error:
             log.warning("what a pull left in `%s` stays as it is: %s", name, error)
-    notes = (catalog.choices, catalog.pins, catalog.shared.folder, root / uploads.FOLDER)
+    notes = (catalog.choices, catalog.pins, catalog.shared.folder, root / uploads.FOLDER, root / "synced")
     for folder in (catalog.manifests, *notes, ingests):
         for parent, _, names in os.walk(folder):
             _remove_temporary(Path(parent), names)

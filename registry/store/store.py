@@ -247,18 +247,15 @@ class Store:
     def adopt(self, ingest: Ingest, data: bytes, layers: Sequence[Staged], name: Name) -> Model:
         """List the model of the manifest `data` as `name`, byte for byte; its blobs are `layers`, or here already.
 
-        Holds and raises as `commit`; StoreDamaged also where a blob is neither here nor among `layers`.
+        The ingest stays, for further models. Holds and raises as `commit`; StoreDamaged also where a blob is neither
+        here nor among `layers`.
         """
         wanted = manifest.parse(data, name.display)
-        try:
-            with plainly(self.root):
-                files = [(settle(ingest, staged), staged) for staged in layers]
-                with self._changing:
-                    self._require(wanted, {staged.layer.digest for staged in layers}, name)
-                    return self._publish(name, files, data, chosen=False)
-        finally:
-            with contextlib.suppress(StoreFailed):
-                self.abandon(ingest)
+        with plainly(self.root):
+            files = [(settle(ingest, staged), staged) for staged in layers]
+            with self._changing:
+                self._require(wanted, {staged.layer.digest for staged in layers}, name)
+                return self._publish(name, files, data, chosen=False)
 
     def _require(self, wanted: Manifest, coming: Collection[str], name: Name) -> None:
         """Raise StoreDamaged unless each blob of a manifest is here, or coming."""
@@ -319,6 +316,10 @@ class Store:
         """Let the bare name mean this variant until `unpin`. Raises StoreFailed, DiskFull."""
         with self._changing, plainly(self.root):
             notes.write(self.root, self._catalog.pin_path(model.key), model.key)
+
+    def is_pinned(self, model: Model) -> bool:
+        """Whether the user lets the bare name mean this variant. Raises StoreFailed."""
+        return self._catalog.is_pinned(model.key)
 
     def unpin(self, name: Name) -> None:
         """Let the bare name mean what it would without `pin`. Raises StoreFailed."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
@@ -38,15 +38,22 @@ def target_of(model: Model, text: str) -> Name:
     return target.name
 
 
-async def push(config: Config, store: Store, model: Model, target: Name, form: Form) -> AsyncGenerator[Line]:
+def push(config: Config, store: Store, model: Model, target: Name, form: Form) -> AsyncGenerator[Line]:
     """Push a model; lines in Ollama's form, the last of them success. Raises errors of `registry`."""
+    return push_outgoing(config, store, lambda: _outgoing(store, model, form), target)
+
+
+async def push_outgoing(
+    config: Config, store: Store, make: Callable[[], Outgoing], target: Name
+) -> AsyncGenerator[Line]:
+    """Push what `make` gives, which is called in a thread; as `push`."""
     yield {"status": "retrieving manifest", "phase": "resolving"}
     said: list[Send] = []
 
     def prepare() -> Push:
         hub = replace(config.hub, logins=read_logins(config))
         network = Network(notice=lambda text: said[0](note_line(text))).with_hub(hub)
-        return Push(store, _outgoing(store, model, form), target, network)
+        return Push(store, make(), target, network)
 
     pushing = await asyncio.to_thread(prepare)
 

@@ -58,6 +58,7 @@ _STATUS_OF: dict[type[_Coded], int] = {
     registry.SeveralLevels: 409,
     registry.ModelNotFound: 404,
     registry.AccessDenied: 403,
+    registry.BadBundle: 400,
     registry.SourceUnavailable: 502,
     registry.DigestMismatch: 502,
     registry.DiskFull: 507,
@@ -125,8 +126,9 @@ class Problem:
         return 429 if dialect == "openai" and self.code == runtime.QueueFull.code else status
 
     def headers(self) -> dict[str, str]:
-        """`Retry-After` where it helps."""
-        return {"Retry-After": str(math.ceil(self.retry_after))} if self.retry_after else {}
+        """`Retry-After` where it helps, and the challenge that asks for a key."""
+        found = {"Retry-After": str(math.ceil(self.retry_after))} if self.retry_after else {}
+        return found | ({"WWW-Authenticate": "Bearer"} if self.code == server.Unauthorized.code else {})
 
     def body(self, dialect: Dialect, request_id: str = "") -> dict[str, Any]:
         """The JSON object of the dialect, the same before and in the middle of a stream.

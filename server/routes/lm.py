@@ -2,9 +2,24 @@
 
 from __future__ import annotations
 
-from server.api.lm import advise, care, daemon, default, found, login, metrics, openapi, pulls, search
+from server.api.lm import (
+    advise,
+    bundles,
+    care,
+    daemon,
+    default,
+    found,
+    login,
+    metrics,
+    openapi,
+    pulls,
+    search,
+    serving,
+    sync,
+)
 from server.api.request import ModelBody
-from server.routes.route import LINES, Route
+from server.carrying.bundles import MEDIA_TYPE
+from server.routes.route import BYTES, LINES, Route
 
 ROUTES = [
     Route(
@@ -84,6 +99,54 @@ ROUTES = [
         "remove what nothing needs; with `dry_run` say what that is, with `paused` take paused pulls along",
         changes=True,
         body=care.PruneBody,
+    ),
+    Route(
+        "POST",
+        "/lm/export",
+        "operator",
+        bundles.exported,
+        "`models` as a bundle, an OCI image layout in a tar",
+        body=bundles.ExportBody,
+        media=(MEDIA_TYPE,),
+    ),
+    Route(
+        "POST",
+        "/lm/import",
+        "operator",
+        bundles.imported,
+        "bring the models of a bundle in; the body is the tar, as it is; progress as NDJSON",
+        changes=True,
+        body=BYTES,
+        media=LINES,
+    ),
+    Route(
+        "POST",
+        "/lm/sync",
+        "operator",
+        sync.sync,
+        "bring this box to a list (`list`, or `source` at a registry or `lm://…`); `near`, `prune`, `force`, `dry_run`",
+        changes=True,
+        body=sync.SyncBody,
+        media=LINES,
+    ),
+    Route(
+        "POST",
+        "/lm/publish",
+        "operator",
+        sync.publish,
+        "keep a `list` at a registry, `to` a name",
+        changes=True,
+        body=sync.PublishBody,
+        media=LINES,
+    ),
+    Route("GET", "/v2", "operator", serving.version, "whether models can be fetched from here, as from a registry"),
+    Route(
+        "GET",
+        "/v2/{path:.+}",
+        "operator",
+        serving.served,
+        "models to fetch, as a registry serves them: `_catalog`, `PATH/tags/list`, `PATH/manifests/…`, `PATH/blobs/…`",
+        media=("application/json", BYTES),
     ),
     Route("GET", "/health", "open", daemon.health, "status, versions, loaded models"),
     Route(

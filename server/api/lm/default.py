@@ -6,6 +6,7 @@ import asyncio
 
 from aiohttp import web
 
+from registry.errors import BadName
 from registry.names import AUTO, parse
 from server.access.callers import caller_of
 from server.api.fields import KnownFields
@@ -23,11 +24,14 @@ async def default(request: web.Request) -> web.Response:
     bare = name[: -len(AUTO) - 1] if automatic else name
     caller = caller_of(request)
     model = await visible_model(request, bare)
+    shown = model.key.tagged(None).display
+    if parse(shown).name.tag is not None:
+        raise BadName(f"`{shown}` means its tag `latest`, as at every registry", "name the tag that you want")
     if automatic:
         await asyncio.to_thread(library.store.unpin, model.key)
     elif await library.meaning(name) is None:
         await asyncio.to_thread(library.store.pin, model)
-    meaning = await library.meaning(model.key.tagged(None).display)
+    meaning = await library.meaning(shown)
     assert meaning is not None
     return answer(
         request,

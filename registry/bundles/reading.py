@@ -1,0 +1,168 @@
+"""Reading a bundle into the store: each blob is hashed on its way in, and a model is listed when all of it is here.
+
+Blobs come in any order, before the index that says which are needed or after it. So each one is written into a folder
+of the store under its own digest, unless the store has it; the models are listed at the end, one after the other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from registry.bundles.layout import BLOBS, INDEX, LAYOUT, LONGEST_INDEX, Listed, read_index, restored
+from registry.bundles.tar import ByteStream, TarMember, TarReader
+from registry.errors import BadBundle
+from registry.names import Name
+from registry.sources.layers import LARGEST
+from registry.store import manifest, reading
+from registry.store.catalog import Model
+from registry.store.fsops import plainly
+from registry.store.ingest import Ingest
+from registry.store.layers import Staged
+from registry.store.store import Store
+
+_STEP = 1 << 20
+_HEX = re.compile(r"[0-9a-f]{64}")
+# Other programs lay small files of their own beside a layout.
+_LONGEST_OTHER = 4 << 20
+Send = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Arrived:
+    """A blob of a bundle: its bytes, and its file; None where the store has it already."""
+
+    size: int
+    path: Path | None
+
+
+class Import:
+    """One bundle on its way into the store; `run` is for one thread.
+
+    `inspect` is called with a file of weights, its media type and the model's name; it raises for a file that must not
+    be listed. `allow` is called with the name of each model, and raises for one that may not be brought in.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        stream: ByteStream,
+        inspect: Callable[[Path, str, str], None],
+        allow: Callable[[Name], None] = lambda name: None,
+    ) -> None:
+        self._store, self._tar = store, TarReader(stream)
+        self._inspect, self._allow = inspect, allow
+        self._arrived: dict[str, Arrived] = {}
+        self._index = self._layout = b""
+
+    def run(self, send: Send) -> list[Model]:
+        """Read the bundle, and list its models; `send` gets lines about it.
+
+        A bundle that turns out to be bad lists nothing. Raises BadBundle, StoreDamaged, StoreFailed, DiskFull, and as
+        `inspect` and `allow`.
+        """
+        ingest = self._store.begin(f"bundle {secrets.token_hex(8)}")
+        with contextlib.ExitStack() as held:
+            try:
+                with plainly(self._store.root):
+                    for member in self._tar.members():
+                        self._take(member, ingest, held, send)
+                wanted = self._wanted(ingest)
+                send({"status": "writing manifests", "phase": "manifest"})
+                return [self._list(ingest, found, data) for found, data in wanted]
+            finally:
+                self._store.abandon(ingest)
+
+    def _take(self, member: TarMember, ingest: Ingest, held: contextlib.ExitStack, send: Send) -> None:
+        if member.name in (INDEX, LAYOUT):
+            if member.size > LONGEST_INDEX or (self._index if member.name == INDEX else self._layout):
+                raise BadBundle(f"the bundle has two files `{member.name}`, or one of {member.size:,} bytes")
+            data = self._whole(member)
+            self._index, self._layout = (data, self._layout) if member.name == INDEX else (self._index, data)
+        elif member.name.startswith(BLOBS):
+            self._take_blob(member, ingest, held, send)
+        elif member.size > _LONGEST_OTHER:
+            raise BadBundle(f"the bundle has a file `{ascii(member.name[:80])[1:-1]}`, which belongs to no layout")
+
+    def _take_blob(self, member: TarMember, ingest: Ingest, held: contextlib.ExitStack, send: Send) -> None:
+        word = member.name.removeprefix(BLOBS)
+        value = f"sha256:{word}"
+        if not _HEX.fullmatch(word) or member.size > LARGEST or value in self._arrived:
+            raise BadBundle(f"the bundle has a blob `{ascii(word[:80])[1:-1]}` twice, or by no digest")
+        held.enter_context(self._store.hold([value]))
+        there = reading.status(self._store.blob_path(value))
+        path = None if there is not None and there.st_size == member.size else ingest.folder / word
+        line = {"status": f"reading {word[:12]}", "phase": "reading", "digest": value, "total": member.size}
+        found, done, buffer = hashlib.sha256(), 0, memoryview(bytearray(_STEP))
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        target = -1 if path is None else os.open(path, flags, 0o600)
+        try:
+            while count := self._tar.readinto(buffer):
+                found.update(buffer[:count])
+                _write(target, buffer[:count])
+                done += count
+                send(line | {"completed": done})
+        finally:
+            if target >= 0:
+                os.close(target)
+        if found.hexdigest() != word:
+            raise BadBundle(f"a blob of the bundle does not hash to its name, `{word[:12]}`", "it is damaged")
+        self._arrived[value] = Arrived(member.size, path)
+
+    def _wanted(self, ingest: Ingest) -> list[tuple[Listed, bytes]]:
+        """The models of the index with the bytes of their manifests, all of them complete and fit to be listed."""
+        if not self._index or b"imageLayoutVersion" not in self._layout:
+            raise BadBundle("the file is no bundle: it has no OCI image layout in it", "`lm export` makes one")
+        found = [(each, self._manifest(each)) for each in read_index(self._index).manifests]
+        for each, data in found:
+            self._allow(each.name)
+            contents, shown = manifest.parse(data, each.name.display), each.name.display
+            if not {manifest.MODEL, manifest.ADAPTER} & {layer.media_type for layer in contents.layers}:
+                raise BadBundle(
+                    f"`{shown}` is not in Ollama's form in the bundle",
+                    "push it to a registry, which `lm pull` reads in every form",
+                )
+            for layer in contents.blobs:
+                arrived = self._arrived.get(layer.digest)
+                if arrived is None or arrived.size != layer.size:
+                    raise BadBundle(f"`{shown}` lists a blob that is not in the bundle, or of another size")
+                path = arrived.path or self._store.blob_path(layer.digest)
+                if layer.media_type in (manifest.MODEL, manifest.ADAPTER):
+                    self._inspect(path, layer.media_type, shown)
+            config = self._arrived[contents.config.digest].path
+            manifest.read_object(config or self._store.blob_path(contents.config.digest), shown)
+        return found
+
+    def _manifest(self, listed: Listed) -> bytes:
+        arrived = self._arrived.get(listed.digest)
+        if arrived is None or arrived.size != listed.size or listed.size > manifest.LONGEST:
+            raise BadBundle("the index of the bundle lists a manifest that is not in it, or of another size")
+        path = arrived.path or self._store.blob_path(listed.digest)
+        return restored(listed, manifest.read(path, listed.name.display))
+
+    def _list(self, ingest: Ingest, listed: Listed, data: bytes) -> Model:
+        layers = []
+        for layer in dict.fromkeys(manifest.parse(data, listed.name.display).blobs):
+            arrived = self._arrived[layer.digest]
+            if arrived.path is not None and arrived.path.exists():  # the model before may have taken it
+                layers.append(Staged(layer, arrived.path))
+        return self._store.adopt(ingest, data, layers, listed.name)
+
+    def _whole(self, member: TarMember) -> bytes:
+        data = memoryview(bytearray(member.size))
+        done = 0
+        while done < member.size:
+            done += self._tar.readinto(data[done:])
+        return bytes(data)
+
+
+def _write(target: int, data: memoryview) -> None:
+    while target >= 0 and data:
+        data = data[os.write(target, data) :]

@@ -1,0 +1,62 @@
+"""Writing a bundle: its bytes in order, and how many there will be."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from registry.bundles import tar
+from registry.bundles.layout import BLOBS, INDEX, LAYOUT, VERSION, Index, Listed, listed
+from registry.store.catalog import Model
+from registry.store.store import Store
+
+
+class Piece(NamedTuple):
+    """Bytes of a bundle: as they are, or as the first `size` bytes of a file."""
+
+    content: bytes | Path
+    size: int
+
+
+class Export:
+    """A bundle of models. `digests` are the blobs that it needs of the store: hold them while it is written."""
+
+    def __init__(self, store: Store, models: Sequence[Model]) -> None:
+        """Raises StoreDamaged, StoreFailed."""
+        lines: list[Listed] = []
+        manifests: dict[str, Piece] = {}
+        blobs: dict[str, Piece] = {}
+        for model in models:
+            data, contents = store.manifest(model)
+            line, shown = listed(model.key, data, contents)
+            lines.append(line)
+            manifests[_path(line.digest)] = Piece(shown, len(shown))
+            for layer in sorted(contents.blobs, key=lambda layer: layer.size):
+                blobs[_path(layer.digest)] = Piece(store.blob_path(layer.digest), layer.size)
+        index = msgspec.json.encode(Index(2, tuple(lines)))
+        self._files = {LAYOUT: Piece(VERSION, len(VERSION)), INDEX: Piece(index, len(index))} | manifests | blobs
+        self.digests = {f"sha256:{name.removeprefix(BLOBS)}" for name in blobs}
+
+    @property
+    def size(self) -> int:
+        """Bytes of the whole bundle."""
+        return sum(piece.size for piece in self.pieces())
+
+    def pieces(self) -> Iterator[Piece]:
+        """All bytes, in order."""
+        written = 0
+        for name, body in self._files.items():
+            head, tail = tar.header(name, body.size), tar.padding(body.size)
+            written += len(head) + body.size + len(tail)
+            yield Piece(head, len(head))
+            yield body
+            yield Piece(tail, len(tail))
+        end = tar.end(written)
+        yield Piece(end, len(end))
+
+
+def _path(digest: str) -> str:
+    return BLOBS + digest.removeprefix("sha256:")

@@ -1,0 +1,53 @@
+"""`POST /lm/export` and `POST /lm/import`: models as bundles."""
+
+from __future__ import annotations
+
+from contextlib import aclosing
+
+import msgspec
+from aiohttp import web
+
+from registry.names import Name
+from registry.store.catalog import Model
+from server.access.callers import caller_of
+from server.api.fields import KnownFields
+from server.api.request import LOG_NOTE, read, visible_model
+from server.api.streaming import stream_lines
+from server.carrying import bundles
+from server.errors import BadBody
+from server.services import SERVICES
+
+
+class ExportBody(msgspec.Struct):
+    """The body of `/lm/export`: the names of models, or of one."""
+
+    models: list[str] = []
+    model: str = ""
+
+
+async def exported(request: web.Request) -> web.StreamResponse:
+    """`POST /lm/export`: the models as a bundle, a tar."""
+    body = await read(request, ExportBody, KnownFields())
+    names = body.models or ([body.model] if body.model else [])
+    if not names:
+        raise BadBody("the body names no model", 'send `{"models": ["NAME"]}`', "models")
+    found: dict[Name, Model] = {}
+    for name in names:
+        model = await visible_model(request, name)
+        found[model.key] = model
+    request[LOG_NOTE] = ", ".join(model.name for model in found.values())
+    return await bundles.send(request, request.app[SERVICES].library.store, list(found.values()))
+
+
+async def imported(request: web.Request) -> web.StreamResponse:
+    """`POST /lm/import`: bring the models of a bundle in; the body is the tar."""
+    services, caller = request.app[SERVICES], caller_of(request)
+
+    def allow(name: Name) -> None:
+        caller.require_listed(name.display, [])
+
+    async with aclosing(bundles.take(request, services.library.store, allow)) as lines:
+        response = await stream_lines(request, lines)
+    await services.library.collect(services.pool.open_blobs())  # of models that were replaced
+    await services.pool.retire()
+    return response

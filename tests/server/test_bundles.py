@@ -1,0 +1,59 @@
+"""`lm export` and `lm import` between two boxes: through files, pipes and routes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from registry.store.store import Store
+from tests.cli.support import Cli
+from tests.daemon import Daemon, put_model
+from tests.registry.test_bundles import files, written
+from tests.storing import put
+
+
+@pytest.fixture(scope="module")
+def boxes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Daemon, Daemon]]:
+    """A box with two models, and an empty one."""
+    one, two = (tmp_path_factory.mktemp("box") for _ in range(2))
+    put_model(one)
+    put_model(one, "other")
+    with Daemon(one) as first, Daemon(two) as second:
+        yield first, second
+
+
+def test_models_are_carried_in_a_file_and_answer_on_the_other_box(boxes: tuple[Daemon, Daemon], tmp_path: Path) -> None:
+    one, two = (Cli.at(box.home) for box in boxes)
+    bundle = tmp_path / "bundle.tar"
+    written = one("export", "tiny", "other:F32", "-o", str(bundle))
+    assert written.code == 0 and "2 models" in written.err
+    assert one("export", "tiny", "-o", str(bundle)).code == 2  # it is there already
+    assert one("export", "none", "-o", str(tmp_path / "none.tar")).code == 3 and not (tmp_path / "none.tar").exists()
+    assert two("import", str(bundle)).code == 0
+    assert {row["digest"] for row in boxes[1].listed()} == {row["digest"] for row in boxes[0].listed()}
+    answer = boxes[1].post(
+        "/api/chat", {"model": "tiny", "messages": [{"role": "user", "content": "x"}], "stream": False}
+    )
+    assert answer.status == 200
+    assert list(tmp_path.iterdir()) == [bundle]
+
+
+def test_a_body_that_is_no_bundle_is_refused_and_the_next_one_is_taken(boxes: tuple[Daemon, Daemon]) -> None:
+    one, two = boxes
+    good = one.post("/lm/export", {"models": ["tiny"]}).body
+    assert [member.name for member, _ in files(good)][:2] == ["oci-layout", "index.json"]
+    assert one.post("/lm/export", {"models": []}).status == 400
+    for wrong in (b"x" * 100_000, good[:-20_000], good + b"x", b""):
+        last = two.ask("POST", "/lm/import", wrong)
+        assert (last.json if last.status != 200 else last.lines[-1])["code"] == "bad_bundle"
+    assert two.ask("POST", "/lm/import", good).lines[-1]["status"] == "success"
+
+
+def test_a_file_of_weights_that_is_none_is_not_listed(boxes: tuple[Daemon, Daemon], tmp_path: Path) -> None:
+    with Store.open(tmp_path / "store") as store:
+        wrong = written(store, put(store, "org/bad:Q8_0", b"GGUF, but no model"))
+    answer = boxes[1].ask("POST", "/lm/import", wrong)
+    assert answer.lines[-1]["code"] == "bad_bundle" and "cannot be used" in answer.lines[-1]["error"]
+    assert "bad" not in str(boxes[1].listed())
