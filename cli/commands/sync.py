@@ -39,7 +39,7 @@ def command(  # noqa: PLR0913  click gives each option by its name
     publish: str | None,
     as_json: bool,
 ) -> int:
-    """Bring the models of a list in; a newer one replaces the one that is here.
+    """Bring the models of a list in; a newer model replaces the older one.
 
     LIST is a file with one name on a line, as `lm pull` takes it, or `NAME@sha256:…` to pin it; `#` begins a comment.
     It may lie at a registry, too. `lm://BOX` stands for all that another lm has. Models that are not on the list stay.

@@ -23,9 +23,13 @@ from runtime.units import size_text
 @click.option(
     "--oracle", "folder", metavar="FOLDER", help="Compare with the original in FOLDER, as transformers runs it."
 )
+@click.option("--deep", "source", metavar="SOURCE", help="Make the tensors of NAME anew from SOURCE, and compare.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
-def command(name: str | None, folder: str | None, as_json: bool) -> int:
+def command(name: str | None, folder: str | None, source: str | None, as_json: bool) -> int:
     """Check that the blobs of a model, or of all models, still hash to their names; exit code 1 where one is hurt.
+
+    With --deep the model is quantized again from SOURCE, a folder or a name as `lm pull` takes it. Each tensor has to be
+    the same, byte for byte: proof of what was quantized from what.
 
     With --oracle the probabilities of tokens are compared, and what each layer computes. Its own error is that behind
     the original's input, and may be as large as the rounding of its types explains; the drift has the errors of earlier
@@ -34,6 +38,8 @@ def command(name: str | None, folder: str | None, as_json: bool) -> int:
     """
     if folder is not None:
         return _compare(folder, name, as_json)
+    if source is not None:
+        return _make_anew(source, name, as_json)
     last = show(Client().stream("/lm/verify", {"model": reference(name) if name else ""}), quiet=as_json)
     if as_json:
         console.as_json({key: last[key] for key in ("models", "hurt", "blobs", "bytes")})
@@ -45,6 +51,24 @@ def command(name: str | None, folder: str | None, as_json: bool) -> int:
     whole = len(last["models"]) - hurt
     console.note(f"{size_text(last['bytes'])} in {last['blobs']} blobs: {whole} whole, {hurt} hurt")
     return 1 if last["hurt"] else 0
+
+
+def _make_anew(source: str, name: str | None, as_json: bool) -> int:
+    """Compare with the tensors that the pass makes of the source now; the exit code. Raises Failure."""
+    if name is None:
+        raise Failure("`--deep` is for one model", "name it: `lm verify NAME --deep SOURCE`", "usage")
+    client = Client()
+    body = {"model": reference(name), "deep": reference(source)} | client.hub()
+    last = show(client.stream("/lm/verify", body), quiet=as_json)
+    if as_json:
+        console.as_json({key: value for key, value in last.items() if key not in ("status", "phase")})
+    elif last["same"]:
+        console.note(f"all {last['tensors']} tensors of `{last['model']}` are those of `{last['source']}`")
+    else:
+        names = ", ".join(f"`{each}`" for each in last["different"][:3])
+        text = f"{last['equal']} of {last['tensors']} tensors of `{last['model']}` are those of `{last['source']}`"
+        console.complain(text, f"different are {names}; another version of lm may quantize otherwise")
+    return 0 if last["same"] else 1
 
 
 def _compare(folder: str, name: str | None, as_json: bool) -> int:

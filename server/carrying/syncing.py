@@ -1,4 +1,4 @@
-"""Bringing this box to a list: missing models come, newer ones replace older ones, those that left the list may go.
+"""Bringing this box to a list: missing models come, newer ones replace older ones, models that left it may go.
 
 A model comes byte for byte from a neighbour or a registry that has it in Ollama's form, so that it has the same digest
 on every box; anything else is pulled. The new one is there before the old one goes. Only models that an earlier sync of

@@ -86,7 +86,8 @@ ROUTES = [
         "/lm/verify",
         "operator",
         care.verify,
-        "hash the blobs of a model, or of all, again; progress as NDJSON, at the end the models that are hurt",
+        "hash the blobs of a model, or of all, again, and name those that are hurt; with `deep`, a source, make its "
+        "tensors anew and compare; progress as NDJSON",
         body=care.VerifyBody,
         media=LINES,
     ),

@@ -186,7 +186,10 @@ class Die:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def die_at(root: Path, at: int, when: str) -> set[str] | None:
+Day = Callable[[Path, Callable[[str], None]], None]
+
+
+def die_at(root: Path, at: int, when: str, day: Day) -> set[str] | None:
     """Live until the step; returns what was done by then, None if the day ended before it."""
     reader, writer = os.pipe()
     child = os.fork()
@@ -194,7 +197,7 @@ def die_at(root: Path, at: int, when: str) -> set[str] | None:
         report = os.fdopen(writer, "w")
         try:
             fsops.hook = Die(at, when)
-            live(root, lambda deed: print(deed, file=report, flush=True))
+            day(root, lambda deed: print(deed, file=report, flush=True))
         finally:
             os._exit(0 if sys.exc_info()[0] is None else 1)
     os.close(writer)
@@ -205,8 +208,9 @@ def die_at(root: Path, at: int, when: str) -> set[str] | None:
     return done if status else None
 
 
-def main(folder: Path) -> None:
-    prepare(folder / "template")
+def count_deaths(folder: Path, begin: Callable[[Path], None], day: Day, judge: Callable[[Path, set[str]], None]) -> int:
+    """Die at every step of a day, in every way, and judge what is left; the number of deaths."""
+    begin(folder / "template")
     deaths = 0
     for when in ("before", "after", "torn"):
         at = 0
@@ -214,17 +218,17 @@ def main(folder: Path) -> None:
             at += 1
             root = folder / f"{when}{at}"
             shutil.copytree(folder / "template", root)
-            done = die_at(root, at, when)
+            done = die_at(root, at, when, day)
             if done is None:
                 break
             deaths += 1
             try:
-                check(root, done)
+                judge(root, done)
             except (AssertionError, RegistryError) as error:
                 raise AssertionError(f"after a death {when} step {at}, with {sorted(done)} done") from error
             shutil.rmtree(root)
-    print(deaths)
+    return deaths
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    print(count_deaths(Path(sys.argv[1]), prepare, live, check))

@@ -56,6 +56,15 @@ def test_killed_at_every_step(place: Path) -> None:
     assert int(done.stdout) > 150
 
 
+@pytest.mark.slow
+def test_carrying_is_killed_at_every_step(place: Path) -> None:
+    command = [sys.executable, "-m", "tests.registry.carrying", str(place)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    print(f"\nbundles, fetches, notes of pushes and syncs: {int(done.stdout)} deaths, 0 lost, 0 falsely listed")
+    assert int(done.stdout) > 150
+
+
 class Refuse:
     """The disk refuses one step, or all from there on, with an error."""
 

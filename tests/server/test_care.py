@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from registry.names import LIBRARY, LOCAL, Name
 from registry.store.store import Store
 from tests.daemon import Daemon, put_model
@@ -77,3 +79,25 @@ def test_nothing_is_needless_while_nobody_knows_what_is_listed(tmp_path: Path) -
         answer = daemon.post("/lm/prune", {})
         assert (answer.status, answer.json["code"]) == (500, "store_damaged") and stray.exists()
         assert daemon.post("/lm/verify", {}).lines[-1]["hurt"] == ["tiny:Q8_0"]
+
+
+@pytest.mark.slow
+def test_a_model_is_proved_to_be_made_of_its_source_and_of_no_other(tmp_path: Path) -> None:
+    with Daemon(tmp_path, runtime="llama") as daemon:
+        daemon.pull("demo:Q8_0")
+        same = daemon.post("/lm/verify", {"model": "demo", "deep": "demo"}).lines[-1]
+        assert same["same"] and same["tensors"] == same["equal"] > 10
+        blob = Path(damage_tensor(tmp_path))
+        wrong = daemon.post("/lm/verify", {"model": "demo", "deep": "demo"}).lines[-1]
+        assert not wrong["same"] and wrong["equal"] == wrong["tensors"] - 1 and len(wrong["different"]) == 1
+        assert not (tmp_path / "cache/deep").exists() and blob.exists()
+
+
+def damage_tensor(home: Path) -> str:
+    """Change the last byte of the largest blob; its path."""
+    blob = max((home / "store/blobs").iterdir(), key=lambda path: path.stat().st_size)
+    blob.chmod(0o600)
+    data = bytearray(blob.read_bytes())
+    data[-40] ^= 1
+    blob.write_bytes(data)
+    return str(blob)

@@ -9,17 +9,25 @@ from aiohttp import web
 
 from server.access.callers import caller_of
 from server.api.fields import KnownFields
-from server.api.request import LOG_NOTE, answer, read
+from server.api.request import LOG_NOTE, answer, find_model, read
+from server.api.sources import callers_hub, find_source
 from server.api.streaming import stream_lines
 from server.carrying import caring
+from server.carrying.deep import verify_deep
 from server.http.wire import reply
 from server.services import SERVICES
 
 
 class VerifyBody(msgspec.Struct):
-    """The body of `/lm/verify`: a model, or none for all."""
+    """The body of `/lm/verify`: a model, or none for all. `deep` is the source to make its tensors anew from.
+
+    `hf_endpoint` and `hf_token` are the hub and the token of the caller's environment, as for a pull.
+    """
 
     model: str = ""
+    deep: str = ""
+    hf_endpoint: str = ""
+    hf_token: str = ""
 
 
 class PruneBody(msgspec.Struct):
@@ -33,6 +41,8 @@ async def verify(request: web.Request) -> web.StreamResponse:
     """`POST /lm/verify`: hash the blobs of a model, or of all, again; the last line names the models that are hurt."""
     body = await read(request, VerifyBody, KnownFields())
     request[LOG_NOTE] = body.model
+    if body.deep:
+        return await _verify_deep(request, body)
     library, caller = request.app[SERVICES].library, caller_of(request)
     models = await library.meant(body.model) if body.model else await library.models()
     models = [model for model in models if caller.sees(model)]
@@ -41,6 +51,16 @@ async def verify(request: web.Request) -> web.StreamResponse:
             raise caller.not_found(body.model)
         models = [await library.find(body.model)]  # raises ModelNotFound, with what comes close
     async with aclosing(caring.verify(library.store, models)) as lines:
+        return await stream_lines(request, lines)
+
+
+async def _verify_deep(request: web.Request, body: VerifyBody) -> web.StreamResponse:
+    """Make the tensors of a model anew from its source, and compare."""
+    services = request.app[SERVICES]
+    model = await find_model(request, body.model)
+    found = await find_source(request, services, body.deep, "a folder as the source of a model")
+    hub = callers_hub(request, services.config, body.hf_endpoint, body.hf_token)
+    async with aclosing(verify_deep(services.config, model, found.reference, hub)) as lines:
         return await stream_lines(request, lines)
 
 
