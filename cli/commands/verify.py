@@ -28,8 +28,8 @@ from runtime.units import size_text
 def command(name: str | None, folder: str | None, source: str | None, as_json: bool) -> int:
     """Check that the blobs of a model, or of all models, still hash to their names; exit code 1 where one is hurt.
 
-    With --deep the model is quantized again from SOURCE, a folder or a name as `lm pull` takes it. Each tensor has to be
-    the same, byte for byte: proof of what was quantized from what.
+    With --deep the model is quantized again from SOURCE, a folder or a name as `lm pull` takes it. Each tensor has to
+    be the same, byte for byte: proof of the source that it was quantized from.
 
     With --oracle the probabilities of tokens are compared, and what each layer computes. Its own error is that behind
     the original's input, and may be as large as the rounding of its types explains; the drift has the errors of earlier

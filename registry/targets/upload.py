@@ -49,7 +49,13 @@ class Blob:
         if isinstance(self.content, bytes):
             yield self.content[start:end]
             return
-        with self.content.open("rb", buffering=0) as file:
+        try:
+            yield from self._read(self.content, start, end, sent)
+        except FileNotFoundError:
+            raise StoreDamaged(f"the blob `{self.digest[:19]}` is missing", "its model was removed, or hurt") from None
+
+    def _read(self, path: Path, start: int, end: int, sent: Callable[[int], None]) -> Iterator[memoryview]:
+        with path.open("rb", buffering=0) as file:
             if os.fstat(file.fileno()).st_size != self.size:
                 raise StoreDamaged(f"the blob `{self.digest[:19]}` has changed", "`lm verify` says which model is hurt")
             file.seek(start)

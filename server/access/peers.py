@@ -50,10 +50,15 @@ def peer_of(request: web.Request) -> Peer:
     return peer_at(request.transport)
 
 
+def is_on_loopback(request: web.Request) -> bool:
+    """Whether the client is on this machine."""
+    name, credentials = peer_of(request)
+    return credentials is not None or bool(name and ipaddress.ip_address(name.split("%")[0]).is_loopback)
+
+
 def require_loopback(request: web.Request, subject: str) -> None:
     """Raise Forbidden unless the client is on this machine; `subject` begins the message."""
-    name, credentials = peer_of(request)
-    if credentials is None and not (name and ipaddress.ip_address(name.split("%")[0]).is_loopback):
+    if not is_on_loopback(request):
         raise Forbidden(f"{subject} is for clients on this machine", "ask on the machine itself")
 
 

@@ -1,6 +1,6 @@
 """`lm verify --deep`: the tensors of a model made anew from their source, by the pass that made them, and compared.
 
-This proves of what a model was quantized, and how: the same source, level and version give the same bytes. The file is
+This proves the source that a model was quantized from: the same source, level and version give the same bytes. The file is
 made in the cache, by a puller as for a pull, and thrown away.
 """
 
@@ -102,7 +102,7 @@ def _task(config: Config, model: Model, reference: Reference, hub: Hub, folder: 
 
 
 def _compare(model: Model, made: Path, send: Send) -> Line:
-    """The last line: how many tensors of a model are, byte for byte, those of the file that was made anew."""
+    """The last line: how many tensors of a model the file that was made anew has, byte for byte."""
     try:
         ours, theirs = read_file(model.blob), read_file(made)
         different = _differing(ours, theirs, model.blob, made, send)

@@ -31,7 +31,7 @@ _PINNED = re.compile(r"(.+)@(sha256:[0-9a-f]{64})")
 FOLDER = "synced"
 
 
-class Entry(msgspec.Struct, frozen=True):
+class ListEntry(msgspec.Struct, frozen=True):
     """A model on a list: its reference, and the digest of its manifest, "" where it is not pinned."""
 
     reference: Reference
@@ -55,15 +55,15 @@ class Record(msgspec.Struct):
         return {Name(*parts) for parts in self.names}
 
 
-class _Document(msgspec.Struct, rename="camel"):
+class _Artefact(msgspec.Struct, rename="camel"):
     layers: list[Layer] = []
 
 
-def read_list(text: str) -> list[Entry]:
+def read_list(text: str) -> list[ListEntry]:
     """The entries of a list. Raises BadBody, which names the line."""
     if len(text) > _LONGEST:
         raise BadBody(f"the list has {len(text):,} letters, more than {_LONGEST:,}", "cut it in two")
-    found: dict[str, Entry] = {}
+    found: dict[str, ListEntry] = {}
     for number, line in enumerate(text.splitlines(), 1):
         words = line.partition("#")[0].split()
         if not words:
@@ -75,13 +75,13 @@ def read_list(text: str) -> list[Entry]:
                 raise BadName("a list has one name on a line, and no folders", "")
         except BadName as error:
             raise BadBody(f"line {number} of the list: {error}", error.hint, "list") from None
-        found[reference.name.display] = Entry(reference, match[2] if match else "")
+        found[reference.name.display] = ListEntry(reference, match[2] if match else "")
     if len(found) > _MOST:
         raise BadBody(f"the list has {len(found):,} models, more than {_MOST:,}", "cut it in two")
     return list(found.values())
 
 
-def fetch_list(reference: Reference, network: Network) -> list[Entry]:
+def fetch_list(reference: Reference, network: Network) -> list[ListEntry]:
     """The list that a registry keeps at `reference`. Raises as `Shelf.manifest`, BadBody."""
     name = reference.name
     shelf = Shelf(name.host, f"{name.namespace}/{name.model}", network)
@@ -89,7 +89,7 @@ def fetch_list(reference: Reference, network: Network) -> list[Entry]:
         tag = str(name.tag)
         data = shelf.manifest(tag.replace("-", ":", 1) if tag.startswith("sha256-") else tag)
         try:
-            layers = msgspec.json.decode(data, type=_Document).layers
+            layers = msgspec.json.decode(data, type=_Artefact).layers
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             layers = []
         layer = next((each for each in layers if each.media_type == LIST), None)

@@ -18,14 +18,15 @@ from registry.bundles.fetching import Fetch, is_verbatim
 from registry.errors import RegistryError, SourceUnavailable
 from registry.names import Name, Reference, parse
 from registry.net.network import Network
+from registry.net.reaching import is_loopback
 from registry.sources.shelf import Shelf
 from registry.store import care
 from registry.store.catalog import Model
 from server.carrying.bundles import inspect
 from server.carrying.following import Line, Send, follow
-from server.carrying.lists import Entry, Record, fetch_list, neighbours, read_list, read_record, write_record
+from server.carrying.lists import ListEntry, Record, fetch_list, neighbours, read_list, read_record, write_record
 from server.config import Config
-from server.errors import BadBody, ServerError
+from server.errors import BadBody, Forbidden, ServerError
 from server.library import Library
 from server.loaded.pool import Pool
 from server.logins import read_logins
@@ -39,8 +40,11 @@ _LACKING = ("failed", "missing", "superseded")
 
 
 @dataclass(frozen=True)
-class Wish:
-    """A sync: the list as a text with the place that it comes from, or `source` alone, a registry's name or `lm://…`."""
+class SyncWish:
+    """A sync: the list as a text with the place that it comes from, or `source` alone, a registry's name or `lm://…`.
+
+    `local`: whoever wrote the list may have this machine's own registries asked.
+    """
 
     source: str
     text: str | None = None
@@ -48,13 +52,14 @@ class Wish:
     prune: bool = False
     force: bool = False
     dry_run: bool = False
+    local: bool = False
 
 
 @dataclass
 class Row:
     """One model of the report. `state`: here, missing, superseded, fetched, pulled or failed."""
 
-    entry: Entry
+    entry: ListEntry
     state: str
     error: str = ""
     digest: str = ""
@@ -74,7 +79,7 @@ class Sync:
     library: Library
     pool: Pool
     jobs: Jobs
-    wish: Wish
+    wish: SyncWish
     _ending: threading.Event = field(default_factory=threading.Event)
 
     async def run(self) -> AsyncGenerator[Line]:
@@ -82,6 +87,7 @@ class Sync:
         async with _turn:
             network = await asyncio.to_thread(self._network)
             entries, near = await asyncio.to_thread(self._entries, network)
+            self._check(entries)
             rows = [Row(entry, *await asyncio.to_thread(self._state, entry, network)) for entry in entries]
             record = await asyncio.to_thread(read_record, self.library.store.root, self.wish.source)
             for row in rows if not self.wish.dry_run else ():
@@ -103,10 +109,18 @@ class Sync:
                 "complete": not any(row.state in _LACKING for row in rows),
             }
 
+    def _check(self, entries: list[ListEntry]) -> None:
+        """Raise Forbidden for a list of somebody elsewhere that names this machine."""
+        for entry in entries if not self.wish.local else ():
+            if is_loopback(entry.reference.host):
+                raise Forbidden(
+                    f"the list names `{entry.name.display}`, which is on the daemon's own machine", "sync it there"
+                )
+
     def _network(self) -> Network:
         return Network().with_hub(replace(self.config.hub, logins=read_logins(self.config)))
 
-    def _entries(self, network: Network) -> tuple[list[Entry], list[str]]:
+    def _entries(self, network: Network) -> tuple[list[ListEntry], list[str]]:
         """The entries of the list, and the neighbours that are asked first."""
         near, source = neighbours(self.wish.near), self.wish.source
         if self.wish.text is not None:
@@ -119,7 +133,7 @@ class Sync:
             raise BadBody(f"`{source[:80]}` is no file, and no registry's name", "name a file, or HOST/NS/LIST:TAG")
         return fetch_list(reference, network), near
 
-    def _state(self, entry: Entry, network: Network) -> tuple[str, str, str]:
+    def _state(self, entry: ListEntry, network: Network) -> tuple[str, str, str]:
         """The state of an entry before anything is done, no error, and the digest of the model that is here."""
         here = [model for model in self.library.store.meant(entry.reference.text) if not model.problem]
         if not here:
@@ -153,7 +167,7 @@ class Sync:
             row.state, row.error = "failed", str(error)
             yield note_line(f"{entry.name.display}: {error}")
 
-    def _fetch(self, entry: Entry, near: Sequence[str], network: Network, send: Send, found: list[Model]) -> None:
+    def _fetch(self, entry: ListEntry, near: Sequence[str], network: Network, send: Send, found: list[Model]) -> None:
         """Fetch a model byte for byte, from the first place that has it; `found` gets it."""
         places = [(host, "/".join(entry.name.parts[:3])) for host in near]
         if entry.reference.kind == "oci":
@@ -177,7 +191,7 @@ class Sync:
         if problem is not None and (entry.reference.kind == "oci" or not _may_be_pulled(entry)):
             raise problem
 
-    async def _pull(self, entry: Entry) -> AsyncGenerator[Line]:
+    async def _pull(self, entry: ListEntry) -> AsyncGenerator[Line]:
         """Pull a model. Raises ServerError with the pull's own words."""
         reference = entry.reference
         if entry.pin and reference.registry:
@@ -191,7 +205,7 @@ class Sync:
                 if line.get("phase") != "done":
                     yield line
 
-    def _note(self, entry: Entry, found: list[Model], record: Record) -> None:
+    def _note(self, entry: ListEntry, found: list[Model], record: Record) -> None:
         models = found or self.library.store.meant(entry.reference.text)
         known = record.keys | {model.key for model in models}
         record.names = sorted([list(name.parts) for name in known])
@@ -249,7 +263,7 @@ class Sync:
         self._ending.set()
 
 
-def _offered(host: str, network: Network) -> list[Entry]:
+def _offered(host: str, network: Network) -> list[ListEntry]:
     """The models that a neighbour offers. Raises SourceUnavailable where somebody on the way could change the list."""
     shelf = Shelf(host, "", network)
     try:
@@ -263,7 +277,7 @@ def _offered(host: str, network: Network) -> list[Entry]:
             parts = path.split("/")
             if len(parts) == 3:
                 name = Name(parts[0], parts[1], parts[2], tag)
-                found.append(Entry(Reference("store", f"/manifests/{path}/{tag}", None, name)))
+                found.append(ListEntry(Reference("store", f"/manifests/{path}/{tag}", None, name)))
         return found
     finally:
         shelf.close()
@@ -281,6 +295,6 @@ def _latest(reference: Reference, network: Network) -> str:
         shelf.close()
 
 
-def _may_be_pulled(entry: Entry) -> bool:
+def _may_be_pulled(entry: ListEntry) -> bool:
     """Whether a pull gives what the list means: a pin is the digest of a registry's manifest, which no hub knows."""
     return entry.reference.kind != "store" and (not entry.pin or entry.reference.registry)

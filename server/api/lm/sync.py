@@ -11,13 +11,13 @@ from registry.errors import BadName
 from registry.names import parse
 from registry.net.reaching import is_loopback
 from server.access.callers import caller_of
-from server.access.peers import require_loopback
+from server.access.peers import is_on_loopback, require_loopback
 from server.api.fields import KnownFields
 from server.api.request import LOG_NOTE, read
 from server.api.streaming import stream_lines
 from server.carrying.lists import outgoing
 from server.carrying.pushing import push_outgoing
-from server.carrying.syncing import Sync, Wish
+from server.carrying.syncing import Sync, SyncWish
 from server.errors import BadBody, Forbidden
 from server.services import SERVICES
 
@@ -52,11 +52,13 @@ async def sync(request: web.Request) -> web.StreamResponse:
         raise BadBody("the body names no source", "send `source`, and `list` where it is the list itself", "source")
     if caller_of(request).limited:
         raise Forbidden("a key for some models does not sync", "use a key without a list of models")
-    for host in (*body.near, body.source):
-        if is_loopback(host.removeprefix("lm://").partition("/")[0].partition(":")[0]):
-            require_loopback(request, "fetching from the daemon's own machine")
+    asked = [*body.near, *([body.source] if body.list is None else [])]
+    here = [host for host in asked if is_loopback(host.removeprefix("lm://").partition("/")[0].partition(":")[0])]
+    if here:
+        require_loopback(request, "fetching from the daemon's own machine")
+    local = is_on_loopback(request) and (body.list is not None or body.source in here)
     services = request.app[SERVICES]
-    wish = Wish(body.source, body.list, body.near, body.prune, body.force, body.dry_run)
+    wish = SyncWish(body.source, body.list, body.near, body.prune, body.force, body.dry_run, local)
     run = Sync(services.config, services.library, services.pool, services.jobs, wish).run()
     async with aclosing(run) as lines:
         return await stream_lines(request, lines)
