@@ -1,7 +1,7 @@
 """`lm verify --deep`: the tensors of a model made anew from their source, by the pass that made them, and compared.
 
-This proves the source that a model was quantized from: the same source, level and version give the same bytes. The file is
-made in the cache, by a puller as for a pull, and thrown away.
+This proves the source that a model was quantized from: the same source, level and version give the same bytes. The
+file is made in the cache, by a puller as for a pull, and thrown away.
 """
 
 from __future__ import annotations
