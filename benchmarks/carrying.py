@@ -24,7 +24,7 @@ from registry.bundles.reading import Import
 from registry.bundles.writing import Export
 from registry.names import parse
 from registry.net.network import Network
-from registry.sources.shelf import Shelf
+from registry.sources.shelf import RegistryShelf
 from registry.store import manifest
 from registry.store.catalog import Model
 from registry.store.layers import Staged
@@ -106,7 +106,7 @@ def _fetch(model: Model, port: int, folder: Path) -> None:
     path = "ours1/large"
 
     def ours(target: Path) -> None:
-        with Store.open(target) as other, closing(Shelf(f"localhost:{port}", path, Network())) as shelf:
+        with Store.open(target) as other, closing(RegistryShelf(f"localhost:{port}", path, Network())) as shelf:
             Fetch(other, shelf, shelf.manifest("v1"), model.key, lambda *_: None).run(lambda line: None, lambda: False)
 
     def theirs(target: Path) -> None:

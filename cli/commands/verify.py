@@ -49,7 +49,7 @@ def command(name: str | None, folder: str | None, source: str | None, as_json: b
             console.complain(row["problem"], f"`lm rm {row['name']}` removes it, `lm pull` brings it in again")
     hurt = len(last["hurt"])
     whole = len(last["models"]) - hurt
-    console.note(f"{size_text(last['bytes'])} in {last['blobs']} blobs: {whole} whole, {hurt} hurt")
+    console.note(f"{size_text(last['bytes'])} in {last['blobs']} blobs; models whole: {whole}, hurt: {hurt}")
     return 1 if last["hurt"] else 0
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from registry.errors import DigestMismatch, SourceUnavailable, StoreDamaged
 from registry.names import Name
-from registry.sources.shelf import Shelf
+from registry.sources.shelf import RegistryShelf
 from registry.store import manifest, reading
 from registry.store.catalog import Model
 from registry.store.ingest import Ingest
@@ -41,7 +41,7 @@ class Fetch:
     """
 
     def __init__(
-        self, store: Store, shelf: Shelf, data: bytes, name: Name, inspect: Callable[[Path, str, str], None]
+        self, store: Store, shelf: RegistryShelf, data: bytes, name: Name, inspect: Callable[[Path, str, str], None]
     ) -> None:
         """Raises StoreDamaged for what is no manifest, SourceUnavailable for layers that may not be fetched."""
         self._store, self._shelf, self._data, self._name, self._inspect = store, shelf, data, name, inspect
@@ -52,7 +52,7 @@ class Fetch:
             shelf.expect(layer)
 
     def run(self, send: Send, stopped: Callable[[], bool]) -> Model:
-        """Fetch what is missing, and list the model. Raises as `Shelf.open` and `Store.adopt`; InterruptedError."""
+        """Fetch what is missing, and list the model. Raises as `RegistryShelf.open` and `Store.adopt`; InterruptedError."""
         ingest = self._store.begin(self._name.display)
         with self._store.hold(layer.digest for layer in self._contents.blobs):
             try:

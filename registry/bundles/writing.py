@@ -14,7 +14,7 @@ from registry.store.catalog import Model
 from registry.store.store import Store
 
 
-class Piece(NamedTuple):
+class BundlePiece(NamedTuple):
     """Bytes of a bundle: as they are, or as the first `size` bytes of a file."""
 
     content: bytes | Path
@@ -27,17 +27,19 @@ class Export:
     def __init__(self, store: Store, models: Sequence[Model]) -> None:
         """Raises StoreDamaged, StoreFailed."""
         lines: list[Listed] = []
-        manifests: dict[str, Piece] = {}
-        blobs: dict[str, Piece] = {}
+        manifests: dict[str, BundlePiece] = {}
+        blobs: dict[str, BundlePiece] = {}
         for model in models:
             data, contents = store.manifest(model)
             line, shown = listed(model.key, data, contents)
             lines.append(line)
-            manifests[_path(line.digest)] = Piece(shown, len(shown))
+            manifests[_path(line.digest)] = BundlePiece(shown, len(shown))
             for layer in sorted(contents.blobs, key=lambda layer: layer.size):
-                blobs[_path(layer.digest)] = Piece(store.blob_path(layer.digest), layer.size)
+                blobs[_path(layer.digest)] = BundlePiece(store.blob_path(layer.digest), layer.size)
         index = msgspec.json.encode(Index(2, tuple(lines)))
-        self._files = {LAYOUT: Piece(VERSION, len(VERSION)), INDEX: Piece(index, len(index))} | manifests | blobs
+        self._files = (
+            {LAYOUT: BundlePiece(VERSION, len(VERSION)), INDEX: BundlePiece(index, len(index))} | manifests | blobs
+        )
         self.digests = {f"sha256:{name.removeprefix(BLOBS)}" for name in blobs}
 
     @property
@@ -45,17 +47,17 @@ class Export:
         """Bytes of the whole bundle."""
         return sum(piece.size for piece in self.pieces())
 
-    def pieces(self) -> Iterator[Piece]:
+    def pieces(self) -> Iterator[BundlePiece]:
         """All bytes, in order."""
         written = 0
         for name, body in self._files.items():
             head, tail = tar.header(name, body.size), tar.padding(body.size)
             written += len(head) + body.size + len(tail)
-            yield Piece(head, len(head))
+            yield BundlePiece(head, len(head))
             yield body
-            yield Piece(tail, len(tail))
+            yield BundlePiece(tail, len(tail))
         end = tar.end(written)
-        yield Piece(end, len(end))
+        yield BundlePiece(end, len(end))
 
 
 def _path(digest: str) -> str:

@@ -41,7 +41,7 @@ class _Tags(msgspec.Struct):
     tags: list[str] | None = None
 
 
-class Shelf(RemoteFiles):
+class RegistryShelf(RemoteFiles):
     """The repository `path` of a registry at `host`, "" to ask for its catalogue alone. Close it after use."""
 
     owner = ""

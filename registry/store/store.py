@@ -278,15 +278,14 @@ class Store:
 
     def contents(self, model: Model) -> Manifest:
         """The layers of a model. Raises StoreDamaged, StoreFailed."""
-        return manifest.parse(self._manifest(model), model.name)
+        return self.manifest(model)[1]
 
     def copy(self, model: Model, name: Name) -> Model:
         """Give a model a further name, replacing what had that name; its blobs are shared. Raises as `adopt`."""
-        with self._changing:
-            return self.adopt(self.begin(f"copy {name.display}", new=True), self._manifest(model), [], name)
-
-    def _manifest(self, model: Model) -> bytes:
-        return manifest.read(self._catalog.manifest_path(model.key), model.name)
+        with self._changing, plainly(self.root):
+            data, wanted = self.manifest(model)
+            self._require(wanted, (), name)
+            return self._publish(name, [], data, chosen=False)
 
     def blob(self, digest: str) -> Path | None:
         """The path of the blob of this digest, which then stays for an hour; None where it is not here.

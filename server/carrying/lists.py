@@ -17,7 +17,7 @@ from registry import digest
 from registry.errors import BadName, SourceUnavailable, StoreDamaged
 from registry.names import Name, Reference, parse
 from registry.net.network import Network
-from registry.sources.shelf import Shelf
+from registry.sources.shelf import RegistryShelf
 from registry.store import fsops, manifest, reading
 from registry.store.fsops import plainly
 from registry.store.manifest import Layer
@@ -43,7 +43,7 @@ class ListEntry(msgspec.Struct, frozen=True):
         return self.reference.name
 
 
-class Record(msgspec.Struct):
+class SyncRecord(msgspec.Struct):
     """The models that syncs of one list brought, by their full names."""
 
     source: str
@@ -82,9 +82,9 @@ def read_list(text: str) -> list[ListEntry]:
 
 
 def fetch_list(reference: Reference, network: Network) -> list[ListEntry]:
-    """The list that a registry keeps at `reference`. Raises as `Shelf.manifest`, BadBody."""
+    """The list that a registry keeps at `reference`. Raises as `RegistryShelf.manifest`, BadBody."""
     name = reference.name
-    shelf = Shelf(name.host, f"{name.namespace}/{name.model}", network)
+    shelf = RegistryShelf(name.host, f"{name.namespace}/{name.model}", network)
     try:
         tag = str(name.tag)
         data = shelf.manifest(tag.replace("-", ":", 1) if tag.startswith("sha256-") else tag)
@@ -125,16 +125,16 @@ def neighbours(texts: Sequence[str]) -> list[str]:
     return [text.removeprefix("lm://").rstrip("/") for text in texts]
 
 
-def read_record(root: Path, source: str) -> Record:
+def read_record(root: Path, source: str) -> SyncRecord:
     """The record of the list from `source`. Raises StoreFailed; StoreDamaged where it cannot be understood."""
     data = reading.contents(_path(root, source), 4 * _LONGEST)
     try:
-        return msgspec.json.decode(data, type=Record) if data else Record(source)
+        return msgspec.json.decode(data, type=SyncRecord) if data else SyncRecord(source)
     except (msgspec.MsgspecError, UnicodeDecodeError):
         raise StoreDamaged("the record of this list cannot be read", f"see `{FOLDER}` in the store") from None
 
 
-def write_record(root: Path, record: Record) -> None:
+def write_record(root: Path, record: SyncRecord) -> None:
     """Keep a record. Raises StoreFailed, DiskFull."""
     path = _path(root, record.source)
     with plainly(root):

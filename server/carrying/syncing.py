@@ -19,12 +19,12 @@ from registry.errors import RegistryError, SourceUnavailable
 from registry.names import Name, Reference, parse
 from registry.net.network import Network
 from registry.net.reaching import is_loopback
-from registry.sources.shelf import Shelf
+from registry.sources.shelf import RegistryShelf
 from registry.store import care
 from registry.store.catalog import Model
 from server.carrying.bundles import inspect
 from server.carrying.following import Line, Send, follow
-from server.carrying.lists import ListEntry, Record, fetch_list, neighbours, read_list, read_record, write_record
+from server.carrying.lists import ListEntry, SyncRecord, fetch_list, neighbours, read_list, read_record, write_record
 from server.config import Config
 from server.errors import BadBody, Forbidden, ServerError
 from server.library import Library
@@ -146,7 +146,7 @@ class Sync:
             return ("here" if latest in known else "superseded"), "", model.digest
         return "here", "", model.digest
 
-    async def _bring(self, row: Row, near: Sequence[str], network: Network, record: Record) -> AsyncGenerator[Line]:
+    async def _bring(self, row: Row, near: Sequence[str], network: Network, record: SyncRecord) -> AsyncGenerator[Line]:
         """Bring one model in; what fails is in its row."""
         entry = row.entry
         yield note_line(f"{entry.name.display} is {row.state}")
@@ -174,7 +174,7 @@ class Sync:
             places.append((entry.name.host, f"{entry.name.namespace}/{entry.name.model}"))
         problem: RegistryError | None = None
         for host, path in places:
-            shelf = Shelf(host, path, network)
+            shelf = RegistryShelf(host, path, network)
             try:
                 if not entry.pin and not shelf.trusted:
                     raise SourceUnavailable(f"`{host}` is asked without TLS, so only for names pinned by digest")
@@ -205,13 +205,13 @@ class Sync:
                 if line.get("phase") != "done":
                     yield line
 
-    def _note(self, entry: ListEntry, found: list[Model], record: Record) -> None:
+    def _note(self, entry: ListEntry, found: list[Model], record: SyncRecord) -> None:
         models = found or self.library.store.meant(entry.reference.text)
         known = record.keys | {model.key for model in models}
         record.names = sorted([list(name.parts) for name in known])
         write_record(self.library.store.root, record)
 
-    async def _prune(self, rows: list[Row], record: Record) -> tuple[list[str], list[dict[str, str]]]:
+    async def _prune(self, rows: list[Row], record: SyncRecord) -> tuple[list[str], list[dict[str, str]]]:
         """Remove what earlier syncs of this list brought and is no longer on it.
 
         Returns the names of removed models, and kept models with reasons. Raises BadBody for a list
@@ -253,7 +253,7 @@ class Sync:
 
     async def _need(self, model: Model) -> str:
         """Why a model stays although it left the list, "" where nothing needs it."""
-        if model.blob_digest in self.pool.open_blobs():
+        if model.key in {each.key for each in self.pool.models()}:
             return "it is loaded"
         if model.name in {row["name"] for row in await self.jobs.partials()}:
             return "it is being pulled"
@@ -265,7 +265,7 @@ class Sync:
 
 def _offered(host: str, network: Network) -> list[ListEntry]:
     """The models that a neighbour offers. Raises SourceUnavailable where somebody on the way could change the list."""
-    shelf = Shelf(host, "", network)
+    shelf = RegistryShelf(host, "", network)
     try:
         if not shelf.trusted:
             raise SourceUnavailable(
@@ -286,7 +286,7 @@ def _offered(host: str, network: Network) -> list[ListEntry]:
 def _latest(reference: Reference, network: Network) -> str:
     """The digest that a tag has at its registry now, "" where nobody knows."""
     name = reference.name
-    shelf = Shelf(name.host, f"{name.namespace}/{name.model}", network)
+    shelf = RegistryShelf(name.host, f"{name.namespace}/{name.model}", network)
     try:
         return str(digest.of(shelf.manifest(str(name.tag))))
     except RegistryError:

@@ -23,11 +23,11 @@ from registry.bundles.writing import Export
 from registry.errors import ModelNotFound
 from registry.names import parse
 from registry.net.network import Network
-from registry.sources.shelf import Shelf
+from registry.sources.shelf import RegistryShelf
 from registry.store import fsops, partial
 from registry.store.store import Store
 from registry.store.uploads import Uploads
-from server.carrying.lists import Record, read_record, write_record
+from server.carrying.lists import SyncRecord, read_record, write_record
 from tests import storing
 from tests.oci import Registry, digest
 from tests.registry.crashing import count_deaths
@@ -65,7 +65,7 @@ def live(root: Path, report: Callable[[str], None]) -> None:
         registry.blobs[digest(b"{}")] = b"{}"
         registry.add("team/far", "v1", [(MODEL, FETCHED)])
         for tries in range(2):
-            with closing(Shelf(registry.host, "team/far", Network())) as shelf:
+            with closing(RegistryShelf(registry.host, "team/far", Network())) as shelf:
                 fetch = Fetch(
                     store, shelf, shelf.manifest("v1"), parse("registry.lan/team/far:v1").name, lambda *_: None
                 )
@@ -79,7 +79,7 @@ def live(root: Path, report: Callable[[str], None]) -> None:
             uploads.note(PLACE, SENT, f"{PLACE}/{number}")
         report("noted")
         uploads.forget(PLACE, SENT)
-        record = Record("list", [["registry.lan", "team", "far", "v1"]])
+        record = SyncRecord("list", [["registry.lan", "team", "far", "v1"]])
         write_record(store.root, record)
         report("recorded")
         store.collect(())

@@ -16,7 +16,7 @@ from registry.bundles.fetching import Fetch
 from registry.errors import ModelNotFound
 from registry.names import parse
 from registry.net.network import Network
-from registry.sources.shelf import Shelf
+from registry.sources.shelf import RegistryShelf
 from registry.store import fsops
 from registry.store.store import Store
 from tests.registry.crashing import Die
@@ -32,7 +32,7 @@ def main(root: Path, host: str, listed: str, step: int) -> None:
             try:
                 store.resolve(f"registry.lan/{text}")
             except ModelNotFound:
-                with closing(Shelf(host, path, Network())) as shelf:
+                with closing(RegistryShelf(host, path, Network())) as shelf:
                     name = parse(f"registry.lan/{text}").name
                     Fetch(store, shelf, shelf.manifest(tag), name, lambda *_: None).run(lambda _: None, lambda: False)
 

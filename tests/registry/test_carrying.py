@@ -19,7 +19,7 @@ from registry.errors import RegistryError
 from registry.names import parse
 from registry.net.network import Network
 from registry.net.retries import DOWNLOADS, FETCHES
-from registry.sources.shelf import Shelf
+from registry.sources.shelf import RegistryShelf
 from registry.store.store import Store
 from registry.targets.forms import as_stored
 from registry.targets.pushing import Push
@@ -106,7 +106,7 @@ def test_a_hundred_fetches_through_a_bad_network_are_right_or_refused(tmp_path: 
             registry.wrong = chance.choice([0, 0, 1])
             registry.ignore_ranges = chance.random() < 0.3
             try:
-                with closing(Shelf(registry.host, "team/tale", FAST)) as shelf:
+                with closing(RegistryShelf(registry.host, "team/tale", FAST)) as shelf:
                     name = parse("registry.lan/team/tale:v1").name
                     found = Fetch(store, shelf, shelf.manifest("v1"), name, lambda *_: None)
                     assert found.run(lambda _: None, lambda: False).blob.read_bytes() == data
