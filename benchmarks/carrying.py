@@ -47,7 +47,7 @@ def main(folder: Path) -> None:
 
             with closing(Running(folder / "registry")) as registry:
                 _push(store, model, registry.port, folder)
-                _fetch(model, registry.port, folder)
+                _fetch(store, model, registry.port, folder)
 
 
 def _put(store: Store) -> Model:
@@ -102,8 +102,11 @@ def _push(store: Store, model: Model, port: int, folder: Path) -> None:
     _report("push", "curl -T", mine, peers)
 
 
-def _fetch(model: Model, port: int, folder: Path) -> None:
-    path = "ours1/large"
+def _fetch(store: Store, model: Model, port: int, folder: Path) -> None:
+    path = "fetched/large"
+    _forget(folder, store)
+    outgoing = as_stored(*store.manifest(model))
+    Push(store, outgoing, parse(f"localhost:{port}/{path}:v1").name, Network()).run(lambda line: None)
 
     def ours(target: Path) -> None:
         with Store.open(target) as other, closing(RegistryShelf(f"localhost:{port}", path, Network())) as shelf:

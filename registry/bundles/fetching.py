@@ -52,7 +52,7 @@ class Fetch:
             shelf.expect(layer)
 
     def run(self, send: Send, stopped: Callable[[], bool]) -> Model:
-        """Fetch what is missing, and list the model. Raises InterruptedError, as `RegistryShelf.open`, `Store.adopt`."""
+        """Fetch what is missing, and list the model. Raises InterruptedError, errors of `registry`."""
         ingest = self._store.begin(self._name.display)
         with self._store.hold(layer.digest for layer in self._contents.blobs):
             try:
