@@ -161,3 +161,15 @@ def test_the_command_reads_a_file_and_its_exit_code_says_whether_all_is_here(sou
         second = lm("sync", str(path), "--from", near(source))
         assert second.code == 1 and "failed" in second.out
         assert lm("sync", str(tmp_path / "none.txt")).code != 0
+
+
+def test_a_neighbour_that_wants_a_key_gets_the_one_that_login_keeps(tmp_path: Path) -> None:
+    tiny(tmp_path / "closed", "a")
+    key = "k" * 32
+    with Daemon(tmp_path / "closed", env={"LM_API_KEY": key}) as closed, Daemon(tmp_path / "box") as box:
+        refused = box.post("/lm/sync", {"source": near(closed)})
+        assert refused.json["code"] == "access_denied" and "lm login" in refused.json["hint"]
+        login = {"registry": f"127.0.0.1:{closed.port}", "username": "box", "password": "wrong"}
+        assert box.post("/lm/login", login).status == 403
+        assert box.post("/lm/login", login | {"password": key}).status == 200
+        assert sync(box, source=near(closed))["complete"] and len(box.listed()) == 1
