@@ -199,9 +199,14 @@ class Create:
         layers = {layer.digest: layer for layer in (*self._layers, *(staged.layer for staged in self._new))}
         order = sorted(layers.values(), key=lambda layer: layer.media_type in _TEXTS)
         data = manifest.build(config.layer, order)
-        commit = asyncio.create_task(
-            asyncio.to_thread(self._store.adopt, ingest, data, [*self._new, config], self._wish.name)
-        )
+
+        def adopt() -> Model:
+            try:
+                return self._store.adopt(ingest, data, [*self._new, config], self._wish.name)
+            finally:
+                self._store.abandon(ingest)
+
+        commit = asyncio.create_task(asyncio.to_thread(adopt))
         try:
             model = await asyncio.shield(commit)
         except asyncio.CancelledError:
