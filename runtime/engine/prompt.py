@@ -137,15 +137,15 @@ class Prompter:
 
     @staticmethod
     def _begun(template: ChatTemplate, parts: list[PromptPart], begun: str | list[int | str]) -> list[PromptPart]:
-        """The prompt with the beginning of the answer's own text, after the thinking that it opens. Raises BadRequest.
-
-        Formats with marks around the answer's text are refused: the marks are the model's to write.
-        """
-        form = template.form(parts, tools=False)
-        if not isinstance(begun, str) or (form and form.content):
-            raise BadRequest("this model's answers cannot be continued", "end with a message of the user")
-        closing = [PromptPart(f"{form.thinking.close}\n\n", True)] if form and form.opened and form.thinking else []
-        return [*parts, *closing, PromptPart(begun, False)]
+        """The prompt with the beginning of the answer's own text, after the end of a thinking and the text's mark."""
+        form = template.form(parts, tools=False) or AnswerForm()
+        if not isinstance(begun, str):
+            raise BadRequest("an answer begins with a text, not with token ids", "send a text")
+        marks = form.thinking.close if form.opened and form.thinking else ""
+        lead = form.content.open.strip() if form.content else ""
+        end = "".join(part.text for part in parts[-8:] if part.special).rstrip() + marks
+        marks += lead if not end.endswith(lead) else "\n\n" if marks and not lead else ""
+        return [*parts, *([PromptPart(marks, True)] if marks else []), PromptPart(begun, False)]
 
     def _filled(self, request: m.Submit, infill: Infill, limit: int) -> Prompt:
         if not isinstance(request.prompt, str):
@@ -248,7 +248,8 @@ class Prompter:
         if request.forced and not (form and form.calls and form.calls[0].plain):
             form = replace(form or AnswerForm(), calls=FORCED)
         if request.prompt:  # the thinking is over, and the text has begun
-            form = AnswerForm(calls=form.calls) if form and form.calls else None
+            ended = (form.content.close,) if form and form.content and form.content.close.strip() else ()
+            form = AnswerForm(calls=form.calls, noise=(*form.noise, *ended)) if form else None
         lead = form.content.open.strip() if form and form.content else ""
         end = "".join(part.text for part in parts[-8:] if part.special).rstrip()
         several = called and not request.single and template.answers.parallel

@@ -249,6 +249,13 @@ def with_instructions(model: Model, turns: list[Turn]) -> list[Turn]:
     return [*([Turn.of("system", model.system)] if model.system else []), *first, *turns]
 
 
+def begun_answer(turns: list[Turn]) -> str | None:
+    """The text from which the answer goes on, where the last turn is the assistant's: it is taken off."""
+    if not turns or turns[-1].role != "assistant" or turns[-1].calls:
+        return None
+    return turns.pop().text
+
+
 async def require_roles(request: web.Request, model: Model, turns: Iterable[Turn]) -> None:
     """Raise BadRequest for a turn whose role neither the dialects nor the model's template know."""
     others = {turn.role for turn in turns} - _ROLES

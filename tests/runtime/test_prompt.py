@@ -77,4 +77,5 @@ def test_the_beginning_of_an_answer_stands_behind_its_thinking(tmp_path: Path) -
     prompter = Prompter(model, 512)
     _, text = prompter.preview(asked("Hi", prompt="It is"), 512)
     assert text.endswith("<think>\n</think>\n\nIt is")
-    assert prompter.prompt(asked("Hi", prompt="It is")).form is None
+    form = prompter.prompt(asked("Hi", prompt="It is")).form
+    assert form is not None and form.thinking is None and not form.opened

@@ -157,3 +157,36 @@ def test_twenty_turns_of_an_agent_compute_only_what_is_new(daemon: Daemon, clien
         known = usage.prompt_tokens + usage.completion_tokens
         messages.append(choice.message.model_dump(exclude_none=True))
         messages.append({"role": "tool", "tool_call_id": call.id, "content": f"result number {turn}"})
+
+
+def test_anthropics_messages_count_cache_and_call_as_the_model_does(daemon: Daemon) -> None:
+    def ask(path: str = "/v1/messages", **more: Any) -> dict[str, Any]:
+        return dict(daemon.post(path, asked | more).json)
+
+    functions = [each["function"] for each in TOOLS]
+    tools = [{"name": f["name"], "description": f["description"], "input_schema": f["parameters"]} for f in functions]
+    system = [{"type": "text", "text": "You are brief. " * 40, "cache_control": {"type": "ephemeral"}}]
+    turns: list[Any] = [{"role": "user", "content": "What is the weather in Rome?"}]
+    asked: dict[str, Any] = {"model": named(daemon, "able"), "system": system, "tools": tools, "messages": turns}
+    counted = ask("/v1/messages/count_tokens")["input_tokens"]
+    first = ask(max_tokens=60, tool_choice={"type": "tool", "name": "get_weather", "disable_parallel_tool_use": True})
+    call = first["content"][0]
+    assert (call["type"], call["name"], first["stop_reason"]) == ("tool_use", "get_weather", "tool_use")
+    assert len(call["input"]["city"]) <= 12
+    assert first["usage"]["input_tokens"] + first["usage"]["cache_creation_input_tokens"] == counted
+    result = {"type": "tool_result", "tool_use_id": call["id"], "content": [{"type": "text", "text": "Sunny"}]}
+    turns += [{"role": "assistant", "content": first["content"]}, {"role": "user", "content": [result]}]
+    second = ask(max_tokens=20)
+    assert second["usage"]["cache_read_input_tokens"] >= counted  # the first turn is read from the cache
+    lost = ask(max_tokens=20, messages=[{"role": "user", "content": [result]}])
+    assert "answers no call" in lost["error"]["message"]
+
+
+def test_an_answer_goes_on_where_it_was_begun(daemon: Daemon) -> None:
+    turns = [{"role": "user", "content": "What is the capital of France?"}]
+    turns.append({"role": "assistant", "content": "The capital of France is"})
+    asked = {"model": named(daemon, "plain"), "max_tokens": 12, "temperature": 0, "messages": turns}
+    assert daemon.post("/v1/messages", asked).json["content"][0]["text"].startswith(" Paris")
+    asked |= {"stream": False, "options": {"temperature": 0, "num_predict": 12}}
+    del asked["max_tokens"], asked["temperature"]
+    assert daemon.post("/api/chat", asked).json["message"]["content"].startswith(" Paris")

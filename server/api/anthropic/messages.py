@@ -22,6 +22,7 @@ from server.api.anthropic.writer import AnthropicWriter
 from server.api.request import (
     LOG_NOTE,
     answer,
+    begun_answer,
     in_use,
     pass_over,
     prompt_from,
@@ -99,13 +100,13 @@ def _turns(model: Model, body: MessagesFields) -> tuple[list[Turn], str | None]:
         raise BadRequest(f"`messages` has {len(body.messages)} entries", f"send 1 to {MAX_MESSAGES}", "messages")
     system = system_text(body.system)
     turns = [*([Turn.of("system", system)] if system else []), *turns_of(body.messages)]
-    begun = turns.pop() if turns and turns[-1].role == "assistant" else None
+    begun = begun_answer(turns)
     if not turns:
         raise BadRequest("`messages` has no message of the user", "begin with one", "messages")
-    if begun and (begun.calls or body.tool_choice or body.held_to):
+    if turns[-1].calls or (begun and (body.tool_choice or body.held_to)):
         message = "an answer that is begun in `messages` can have no calls before it, no `tool_choice` and no form"
         raise BadRequest(message, "end with a message of the user", "messages")
-    return with_instructions(model, turns), begun.text if begun else None
+    return with_instructions(model, turns), begun
 
 
 def _add_tools(request: web.Request, model: Model, body: MessagesFields, submit: Submit) -> None:

@@ -22,6 +22,7 @@ from server.api.ollama.fields import OLLAMA
 from server.api.ollama.writer import GenerateWriter, OllamaChatWriter, OllamaWriter
 from server.api.request import (
     answer,
+    begun_answer,
     in_use,
     pass_over,
     prompt_from,
@@ -90,7 +91,10 @@ async def chat(request: web.Request) -> web.StreamResponse:
     if not body.messages:
         return await _load_only(request, model, body, submit, writer)
     require(model, "completion")
-    submit.turns = with_instructions(model, [message.turn() for message in body.messages])
+    turns = [message.turn() for message in body.messages]
+    if len(turns) > 1 and not (submit.grammar or turns[-1].thinking):
+        submit.prompt = begun_answer(turns)
+    submit.turns = with_instructions(model, turns)
     submit.template = model.own_template
     await require_roles(request, model, submit.turns)
     return await _answered(request, model, body, submit, writer)
