@@ -38,6 +38,8 @@ SIZES = (4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 _WEIGHT = 0.3
 # The shortest slice, in usual steps; and the length of one in seconds where no answer waits.
 _LEAST_STEPS, _ALONE_SECONDS = 0.5, 0.1
+# Where steps of one size alone are known: the share of a row's time that a further row is taken to cost.
+_BOLD = 0.125
 # After each step the times of larger sizes are taken to be shorter by this factor, so that a size that was too slow
 # once is tried again.
 _FORGIVING = 0.997
@@ -95,7 +97,7 @@ class Pace:
         """Seconds of a step of `rows` without prompts: answers' tokens, and drafts. 0.0 where nothing is known.
 
         As measured, else between the sizes next to it. Beyond the largest size each further row costs half as much as
-        before, so that larger sizes are tried.
+        before, and next to nothing where one size alone is known, so that larger sizes are tried.
         """
         if rows in self._usual:
             forgiven = _FORGIVING ** (self._steps - self._noted[rows]) if rows > 1 else 1.0
@@ -108,7 +110,9 @@ class Pace:
         if above:
             return seconds + (rows - below) / (above - below) * (self._usual[above] - seconds)
         before = max((size for size in self._usual if size < below), default=0)
-        slope = (seconds - self._usual.get(before, 0.0)) / (below - before)
+        if not before:  # nobody knows what a further row costs; where that is too bold, the first such step shows it
+            return seconds * (1 + _BOLD * (rows - below) / below)
+        slope = (seconds - self._usual[before]) / (below - before)
         return seconds + max(0.0, slope) / 2 * (rows - below)
 
     def note(self, answering: int, prompt_rows: int, seconds: float, *, calm: bool = True) -> None:
