@@ -68,22 +68,28 @@ def _sections(description: dict[str, Any]) -> dict[str, list[tuple[str, str]]]:
         "draft": own.get("draft"),
     }
     adapter = own.get("adapter") or {}
+    base = [("base", adapter.get("base") or "not said")] if adapter else []
+    adapters = [adapter] if adapter else description.get("adapters", [])
     return {
         "Model": _rows(model),
-        "Adapter": _rows(
-            {
-                "base": adapter.get("base") or (adapter and "not said"),
-                "rank": ", ".join(map(str, adapter.get("ranks", []))),
-                "alpha": f"{adapter['alpha']:g}" if adapter else None,
-                "changes": ", ".join(adapter.get("changes", [])),
-            }
-        ),
+        "Adapter": [*base, *(row for each in adapters for row in _adapter(each))],
         "Origin": _rows({title: own.get(key) for title, key in _ORIGIN.items()}),
         "Capabilities": [(name, "") for name in description["capabilities"]],
         "Parameters": [_split(line) for line in description["parameters"].splitlines()],
         "System": [(line, "") for line in description.get("system", "").splitlines()],
         "License": [(line, "") for line in description["license"].splitlines()[:2]],
     }
+
+
+def _adapter(facts: dict[str, Any]) -> list[tuple[str, str]]:
+    return _rows(
+        {
+            "rank": ", ".join(map(str, facts["ranks"])),
+            "alpha": f"{facts['alpha']:g}",
+            "changes": ", ".join(facts["changes"]),
+            "size": size_text(facts["size"]) if facts.get("size") else None,
+        }
+    )
 
 
 def _rows(values: dict[str, Any]) -> list[tuple[str, str]]:

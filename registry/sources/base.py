@@ -12,7 +12,8 @@ class Companions:
     """Things that a registry keeps beside a model's weights: its settings in the form of Ollama's `params`, and texts.
 
     `template` is a Go template, `messages` are turns (`role`, `content`) with which every chat begins. `left_out` names
-    parts that are not fetched, with their bytes. `as_published`: the registry has one file for each tag, so no level is
+    parts that are not fetched, with their bytes. `adapters` names the GGUF files, not in `names()`, of adapters that
+    change the weights. `as_published`: the registry has one file for each tag, so no level is
     chosen: it is taken as it is.
     """
 
@@ -22,6 +23,7 @@ class Companions:
     licenses: tuple[str, ...] = ()
     messages: tuple[Mapping[str, str], ...] = ()
     left_out: tuple[tuple[str, int], ...] = ()
+    adapters: tuple[str, ...] = ()
     as_published: bool = False
 
 

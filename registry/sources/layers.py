@@ -29,7 +29,7 @@ MOST_LAYERS = 1024
 _LONGEST_SETTING = 1 << 20
 LARGEST = 1 << 46  # bytes of a layer; the largest published model has less than a hundredth of it
 
-Kind = Literal["model", "file", "projector", "params", "system", "template", "license", "messages", "other"]
+Kind = Literal["model", "file", "adapter", "projector", "params", "system", "template", "license", "messages", "other"]
 
 
 _SETTINGS: tuple[Kind, ...] = ("params", "system", "template", "license", "messages")
@@ -55,10 +55,12 @@ class Descriptor(msgspec.Struct, frozen=True, rename="camel"):
 class Sorted:
     """The layers of a model. `files` maps names to layers of weights and what belongs to them.
 
-    `settings` are layers by kind, `left_out` names the parts that are not fetched, with their bytes.
+    `adapters` maps names to adapters that change these weights. `settings` are layers by kind, `left_out` names the
+    parts that are not fetched, with their bytes.
     """
 
     files: dict[str, Descriptor] = field(default_factory=dict)
+    adapters: dict[str, Descriptor] = field(default_factory=dict)
     settings: dict[Kind, list[Descriptor]] = field(default_factory=dict)
     left_out: list[tuple[str, int]] = field(default_factory=list)
 
@@ -89,6 +91,7 @@ def companions(found: Sorted, read: Callable[[Descriptor], bytes], title: str) -
         template="\n".join(texts("template")),
         licenses=tuple(texts("license")),
         left_out=tuple(found.left_out),
+        adapters=tuple(found.adapters),
         as_published=True,
     )
 
@@ -115,7 +118,10 @@ def sort(layers: Sequence[Descriptor], title: str) -> Sorted:
         if sizes.setdefault(layer.digest, layer.size) != layer.size:
             raise SourceUnavailable(f"`{title}` lists `{layer.digest[:19]}` with two different sizes")
         _place(layer, found, title)
-    if not any(name.lower().endswith((".gguf", ".safetensors")) for name in found.files):
+    weights = any(name.lower().endswith((".gguf", ".safetensors")) for name in found.files)
+    if not weights and found.adapters:  # an adapter by itself, as `lm push` sends one
+        found.files, found.adapters, weights = found.files | found.adapters, {}, True
+    if not weights:
         kinds = ", ".join(sorted({layer.media_type for layer in layers})[:5]) or "no layer"
         raise SourceUnavailable(f"`{title}` holds no weights that can be read, but {kinds}", "it may be no model")
     return found
@@ -129,6 +135,8 @@ def _place(layer: Descriptor, found: Sorted, title: str) -> None:
             name += suffix
         if found.files.setdefault(name, layer).digest != layer.digest:
             raise SourceUnavailable(f"`{title}` lists two files `{name}`")
+    elif kind == "adapter":
+        found.adapters[_free(f"adapter{suffix}", {**found.files, **found.adapters})] = layer
     elif kind in ("projector", "other"):
         found.left_out.append(("a projector" if kind == "projector" else layer.media_type, layer.size))
     else:
@@ -158,10 +166,12 @@ def _ollama_kind(kind: str, title: str) -> tuple[Kind, str]:
     kinds: dict[str, Kind] = {each: each for each in _SETTINGS}
     if kind == "model":
         return "model", ".gguf"
-    if kind in ("adapter", "tensor", "json"):
-        what = "an adapter" if kind == "adapter" else "weights in Ollama's form for MLX"
+    if kind == "adapter":
+        return "adapter", ".gguf"
+    if kind in ("tensor", "json"):
         raise SourceUnavailable(
-            f"`{title}` holds {what}, which is not read from a registry yet", "see `lm pull --help`"
+            f"`{title}` holds weights in Ollama's form for MLX, which is not read",
+            "a tag without `mlx` may be a GGUF file",
         )
     return ("projector" if kind == "projector" else kinds.get(kind, "other")), ""
 

@@ -109,8 +109,8 @@ class OciModel(RemoteFiles):
         return {name.removeprefix(f"{common}/") if inside else name: layer for name, layer in files.items()}
 
     def _blob(self, name: str) -> Descriptor:
-        if name in self._files:
-            return self._files[name]
+        if found := self._files.get(name) or self._sorted.adapters.get(name):
+            return found
         for layer in (layer for layers in self._sorted.settings.values() for layer in layers):
             if layer.digest == name:
                 return layer

@@ -40,9 +40,15 @@ class StoredModel(DeclaredFolder):
         if revision not in ("", found):
             raise ModelNotFound(f"`{place}` has changed")
         self._sorted = sort(layers_of(data, place), reference.location)
-        self._layers = {name.rpartition("/")[2]: layer for name, layer in self._sorted.files.items()}
+        files = {name.rpartition("/")[2]: layer for name, layer in self._sorted.files.items()}
+        self._layers = self._sorted.adapters | files
         super().__init__(place.parents[4] / "blobs", str(place), {n: each.digest for n, each in self._layers.items()})
+        self._listed = list(files)
         self._names, self.revision = list(self._layers), found
+
+    def names(self) -> list[str]:
+        """Names of the files; adapters beside the weights have none here."""
+        return list(self._listed)
 
     def size(self, name: str) -> int:
         """Length in bytes. Raises SourceUnavailable, also where the manifest says another one."""

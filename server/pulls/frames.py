@@ -6,6 +6,7 @@ As with a worker's frames: msgspec structs, tagged by type, sent as length-prefi
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
@@ -88,12 +89,24 @@ class Progress(msgspec.Struct, tag="progress"):
     doing: str = ""
 
 
+class AdapterFile(msgspec.Struct):
+    """An adapter that a puller wrote beside the weights, at its `adapter_path`: SHA-256 (hexadecimal), and bytes."""
+
+    sha256: str
+    size: int
+
+
+def adapter_path(folder: Path, number: int) -> Path:
+    """The file of the adapter of this number, from 0, in a pull's folder."""
+    return folder / f"adapter-{number}"
+
+
 class Done(msgspec.Struct, tag="done"):
     """Puller to daemon, the last frame: the file of `size` bytes is written and synced.
 
     The daemon commits it under `tag`. `config`, `params` and the texts go into the manifest: instructions (`system`), a
-    Go template, licences, turns of a conversation. The file is a model's, or an `adapter`'s. `shared`: it is its
-    owner's too, by a hard link.
+    Go template, licences, turns of a conversation. The file is a model's, or an `adapter`'s. `adapters` change the
+    model, and lie beside it. `shared`: the file is its owner's too, by a hard link.
     """
 
     sha256: str
@@ -102,6 +115,7 @@ class Done(msgspec.Struct, tag="done"):
     config: dict[str, Any]
     params: dict[str, Any]
     adapter: bool = False
+    adapters: list[AdapterFile] = []
     system: str = ""
     template: str = ""
     licenses: list[str] = []

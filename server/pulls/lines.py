@@ -18,6 +18,7 @@ _STATUS = {
     "planning": "planning",
     "writing": "quantizing",
     "copying": "copying",
+    "adapters": "copying the adapter",
     "checking": "checking that it works",
     "committing": "writing manifest",
 }

@@ -88,13 +88,14 @@ def fingerprint(source: Source, conversion: Conversion | FileCopy) -> str:
 
 
 def model_digest(source: Source, conversion: Conversion | FileCopy) -> str:
-    """A digest of everything that decides the model: the file, and the sampling options that its makers recommend."""
+    """A digest of everything that decides the model: the file, and what its makers put beside it."""
     recommendation = json.dumps(recommended(conversion.plan), sort_keys=True)
     beside = source.companions
     texts = (
         repr((dict(beside.params), beside.system, beside.template, beside.licenses)) if beside != Companions() else ""
     )
     texts += repr(beside.messages) if beside.messages else ""
+    texts += "".join(source.stamp(name) for name in beside.adapters)
     text = f"{fingerprint(source, conversion)} {recommendation}{texts}"
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 

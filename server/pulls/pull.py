@@ -26,7 +26,7 @@ from server.config import Config
 from server.errors import CheckFailed
 from server.logins import read_logins
 from server.pulls.checking import check_file
-from server.pulls.frames import Done, FromPuller, ModelRequest, Planned, PullTask
+from server.pulls.frames import Done, FromPuller, ModelRequest, Planned, PullTask, adapter_path
 from server.pulls.job import Job
 from server.pulls.lines import frame_line, name_at_level, note_line, phase_line
 
@@ -87,6 +87,10 @@ class Pull:
         reference = replace(reference, name=reference.name.tagged(done.tag))
         kind = manifest.ADAPTER if done.adapter else manifest.MODEL
         layers = [Staged.file(ingest.data, kind, done.sha256, done.size, done.shared)]
+        layers += [
+            Staged.file(adapter_path(ingest.folder, number), manifest.ADAPTER, each.sha256, each.size)
+            for number, each in enumerate(done.adapters)
+        ]
         layers += [Staged.json(done.params, manifest.PARAMS)] if done.params else []
         texts = [(done.system, manifest.SYSTEM), (done.template, manifest.TEMPLATE)]
         texts += [(text, manifest.LICENSE) for text in dict.fromkeys(done.licenses)]

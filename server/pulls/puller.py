@@ -42,6 +42,7 @@ from runtime.text.gotemplate.chat import GoTemplate, fault_of
 from runtime.units import size_text
 from server.children.child_side import exit_now, run_task
 from server.pulls.adapting import TAG, AdapterPull, adapter_config, adapter_of, check_values
+from server.pulls.beside import check_beside, fetch_beside
 from server.pulls.compiling import warm
 from server.pulls.frames import Done, Note, Planned, Progress, PullTask
 from server.pulls.provenance import fingerprint, gguf_entries, manifest_config, model_digest, settings
@@ -130,13 +131,16 @@ class _Attempt:
             self.send(Progress("planning"))
             if adapter := self._adapter():
                 return self._run_adapter(adapter)
+            self._leave_room()
             plan, level, reason, conversion = self._decide()
+            check_beside(self.source, plan)
             loading.join()
             _in_background(self._warm, sorted({type.name for type in conversion.types.values()}))
             place = self._begin(conversion, level, reason)
             resumed, made_of = place.size if place else 0, model_digest(self.source, conversion)
             self.send(Planned(level, reason, self.source.title, plan.source_bytes, conversion.size, resumed, made_of))
             self._say_what_lies_beside(plan)
+            adapters = fetch_beside(self.source, Path(self.task.folder), self._teller("adapters"))
             adopted = "" if place else self._adopt(conversion)
             self._write(conversion, place)
             sha256, size = self.partial.finish()
@@ -149,6 +153,7 @@ class _Attempt:
             params, _ = settings(self.source, plan)
             return Done(
                 *(sha256, size, tag, config, params),
+                adapters=adapters,
                 system=beside.system,
                 template=beside.template,
                 licenses=list(beside.licenses),
@@ -173,7 +178,13 @@ class _Attempt:
         file = Path(self.task.folder) / DATA
         check_values(file)
         config = adapter_config(self.reference, self.source, pulled, file, made_of)
-        return Done(sha256, size, TAG, config, {}, adapter=True)
+        tag = self.reference.name.tag if self.source.companions.as_published else None
+        return Done(sha256, size, tag or TAG, config, {}, adapter=True)
+
+    def _leave_room(self) -> None:
+        """Leave room on the disk for the adapters that come beside the weights."""
+        beside = sum(map(self.source.size, self.source.companions.adapters))
+        self.model = msgspec.structs.replace(self.model, disk_free=self.model.disk_free - beside)
 
     def _say_what_lies_beside(self, plan: ModelPlan) -> None:
         """Say which parts of a registry's model are left out, under which licence it is, and what has no effect."""
@@ -310,13 +321,6 @@ class _Attempt:
         return adopted
 
     def _write(self, conversion: Conversion | FileCopy, place: Checkpoint | None) -> None:
-        throughput = Throughput()
-
-        def progress(completed: int, total: int) -> None:
-            rate = throughput.rate(completed, completed == total)
-            if rate is not None:
-                self._progress(Progress("copying" if conversion.plan.level else "writing", completed, total, rate))
-
         start = Mark(place.tensor, place.row, place.shard, place.offset, place.state) if place else None
         if isinstance(conversion, Conversion):
             self._progress(Progress("writing", bytes_before(conversion.plan, start), conversion.plan.source_bytes))
@@ -326,9 +330,20 @@ class _Attempt:
             self.partial,
             start=start,
             threads=self.machine.hardware.cpus,
-            progress=progress,
+            progress=self._teller("copying" if conversion.plan.level else "writing"),
             **more,
         )
+
+    def _teller(self, phase: str) -> Callable[[int, int], None]:
+        """A function that tells how many bytes of how many are done, a few times a second."""
+        throughput = Throughput()
+
+        def tell(completed: int, total: int) -> None:
+            rate = throughput.rate(completed, completed == total)
+            if rate is not None:
+                self._progress(Progress(phase, completed, total, rate))
+
+        return tell
 
     def _progress(self, progress: Progress) -> None:
         self.progress = progress

@@ -69,6 +69,18 @@ def test_a_pipe_in_the_place_of_a_manifest_is_not_waited_for(tmp_path: Path) -> 
         open_source(parse(str(path)), "", Network())
 
 
+def test_an_adapter_in_ollamas_store_lies_beside_the_weights(tmp_path: Path) -> None:
+    path, data = ollama_store(tmp_path), b"GGUF adapter"
+    (tmp_path / "blobs" / digest(data).replace(":", "-")).write_bytes(data)
+    body = json.loads(path.read_text())
+    path.write_text(json.dumps(body | {"layers": [*body["layers"], described(OLLAMA + "adapter", data)]}))
+    with closing(opened(path)) as source:
+        assert (source.names(), source.companions.adapters) == (["model.gguf"], ("adapter.gguf",))
+        assert source.read("adapter.gguf", 0, len(data)) == data
+        with closing(source.open("adapter.gguf")) as reader:
+            reader.finish()
+
+
 def test_a_model_of_ollamas_store_is_read_with_its_settings(tmp_path: Path) -> None:
     path = ollama_store(tmp_path)
     reference = parse(str(path))

@@ -106,6 +106,19 @@ def test_the_kinds_of_layers_that_others_write(registry: Registry, layers: list[
         assert content(source, names[0]) == WEIGHTS
 
 
+def test_adapters_lie_beside_the_weights_and_are_the_model_where_nothing_else_is(registry: Registry) -> None:
+    adapters = [(OLLAMA + "adapter", b"GGUF first"), (OLLAMA + "adapter", b"GGUF second")]
+    registry.add("ns/x", "both", [*PLAIN, *adapters])
+    source = opened(registry, "HERE/ns/x:both")
+    assert source.names() == ["model.gguf"]
+    assert source.companions.adapters == ("adapter.gguf", "adapter-2.gguf")
+    assert content(source, "adapter-2.gguf") == b"GGUF second"
+    registry.add("ns/x", "alone", adapters[:1])
+    source = opened(registry, "HERE/ns/x:alone")
+    assert (source.names(), source.companions.adapters) == (["adapter.gguf"], ())
+    assert content(source, "adapter.gguf") == b"GGUF first"
+
+
 def test_an_index_leads_to_a_model_and_not_for_ever(registry: Registry) -> None:
     inner = registry.add("ns/x", "inner", PLAIN)
     entry = {"mediaType": "application/vnd.oci.image.manifest.v1+json", "digest": inner, "size": 1}
@@ -137,7 +150,6 @@ BROKEN: list[tuple[str, Any]] = [
     ("no weights that can be read", [described("application/vnd.oci.image.layer.v1.tar+gzip", b"x")]),
     ("no weights that can be read", []),
     ("layers, more than", [LAYER] * 2000),
-    ("an adapter", [LAYER, described(OLLAMA + "adapter", b"A")]),
     ("for MLX", [described(OLLAMA + "tensor", b"A")]),
     ("in an archive", [described(MODELPACK + "weight.v1.tar+gzip", b"A")]),
 ]  # fmt: skip

@@ -5,16 +5,24 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cli.commands.ps import print_loaded
-from registry.sources.opening import DEMO
+from cli.describing import print_model
+from registry.names import parse
+from registry.net.hub import Hub as HubSettings
+from registry.net.network import Network
+from registry.sources.opening import DEMO, open_source
+from server.pulls.beside import fetch_beside
+from server.pulls.frames import adapter_path
 from tests.daemon import Daemon, wait_until
 from tests.hub import Hub
 from tests.loras import write_adapter
+from tests.oci import OLLAMA, Registry
 from tests.quant.test_adapters import WIDTH as WIDE
 from tests.quant.test_adapters import Q, folder, pair
 from tests.runtime.conftest import convert
@@ -64,9 +72,16 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
 
 
 @pytest.fixture(scope="module")
-def daemon(tmp_path_factory: pytest.TempPathFactory, hub: Hub) -> Iterator[Daemon]:
+def registry() -> Iterator[Registry]:
+    with Registry() as registry:
+        yield registry
+
+
+@pytest.fixture(scope="module")
+def daemon(tmp_path_factory: pytest.TempPathFactory, hub: Hub, registry: Registry) -> Iterator[Daemon]:
     """One that answers with llama.cpp, because adapters change what a model says."""
-    with Daemon(tmp_path_factory.mktemp("daemon"), runtime="llama", env={"HF_ENDPOINT": hub.url}) as daemon:
+    env = {"HF_ENDPOINT": hub.url, "LM_OLLAMA_REGISTRY": registry.url}
+    with Daemon(tmp_path_factory.mktemp("daemon"), runtime="llama", env=env) as daemon:
         yield daemon
 
 
@@ -204,6 +219,87 @@ def test_an_adapter_of_another_model_makes_none(here: Daemon, hub: Hub) -> None:
     assert here.post("/api/show", {"model": "unfit"}).status == 404
     model = {"model": "unfit", "files": {path.name: digest}}
     assert "is an adapter" in here.post("/api/create", model).lines[-1]["error"]
+
+
+def weights(hub: Hub) -> bytes:
+    return (hub.folders["org/gguf"].parent / "demo.gguf").read_bytes()
+
+
+def adapter(hub: Hub, name: str) -> bytes:
+    (path,) = hub.folders[f"org/{name}"].iterdir()
+    return path.read_bytes()
+
+
+def test_a_model_of_a_registry_answers_with_the_adapter_beside_it(
+    here: Daemon, hub: Hub, registry: Registry, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, beside = (OLLAMA + "model", weights(hub)), (OLLAMA + "adapter", adapter(hub, "gguf"))
+    registry.add("me/sea", "latest", [model, beside])
+    registry.add("me/sea", "plain", [model])
+    lines = here.post("/api/pull", {"model": "ollama.com/me/sea"}).lines
+    assert lines[-1]["status"] == "success", lines
+    assert here.pull("ollama.com/me/sea:plain")["status"] == "success"
+    plain = text(here, model="ollama.com/me/sea:plain")
+    changed = text(here, model="ollama.com/me/sea:latest")
+    assert changed == text(here, model="ollama.com/me/sea:plain", adapters=["org/gguf"]) != plain
+    shown = here.post("/api/show", {"model": "ollama.com/me/sea:latest"}).json
+    assert [(each["ranks"], each["size"]) for each in shown["adapters"]] == [([4], len(beside[1]))]
+    print_model(shown)
+    assert "  Adapter\n    rank       4\n" in capsys.readouterr().out
+    again = here.post("/api/pull", {"model": "ollama.com/me/sea"}).lines
+    assert "nothing has changed since it was brought in" in [line["status"] for line in again]
+    # Without its adapter the tag is another model, though its weights are the same.
+    registry.add("me/sea", "latest", [model])
+    assert here.pull("ollama.com/me/sea")["status"] == "success"
+    assert text(here, model="ollama.com/me/sea:latest") == plain
+
+
+def test_an_adapter_of_a_registry_by_itself_keeps_its_tag(here: Daemon, hub: Hub, registry: Registry) -> None:
+    registry.add("me/wave", "v1", [(OLLAMA + "adapter", adapter(hub, "gguf"))])
+    assert here.pull("ollama.com/me/wave:v1")["name"] == "ollama.com/me/wave:v1"
+    assert text(here, model="org/demo", adapters=["ollama.com/me/wave:v1"]) == text(here, model="org/gguf")
+
+
+@pytest.mark.parametrize("name", ["qwen", "silent", "nan-gguf", "none", "many"])
+def test_an_adapter_that_does_not_fit_its_model_is_refused_by_its_header(
+    here: Daemon, hub: Hub, registry: Registry, name: str
+) -> None:
+    model = weights(hub)
+    data = b"ggla" + bytes(99) if name == "none" else adapter(hub, "gguf" if name == "many" else name)
+    beside = [(OLLAMA + "adapter", data + bytes([number])) for number in range(17 if name == "many" else 1)]
+    registry.add(
+        f"me/{name}", "latest", [(OLLAMA + "model", model), *(beside if name == "many" else [(beside[0][0], data)])]
+    )
+    registry.asked.clear()
+    last = here.post("/api/pull", {"model": f"ollama.com/me/{name}"}).lines[-1]
+    assert "adapter" in last["error"] and last["hint"], last
+    assert here.post("/api/show", {"model": f"ollama.com/me/{name}"}).status == 404
+    ranges = [each.range.removeprefix("bytes=").split("-") for each in registry.asked if each.range]
+    if name != "nan-gguf":  # its numbers are seen when they are here
+        assert sum(int(end) - int(start) for start, end in ranges) < len(model)
+
+
+def test_an_adapter_that_an_earlier_pull_left_whole_is_not_fetched_again(hub: Hub, tmp_path: Path) -> None:
+    data, folder, told = adapter(hub, "gguf"), tmp_path / "ingest" / "x", list[tuple[int, int]]()
+    folder.mkdir(parents=True)
+
+    def fetch(registry: Registry) -> None:
+        network = Network().with_hub(HubSettings("", "", ollama=registry.url))
+        with closing(open_source(parse("ollama.com/me/x"), "", network)) as source:
+            registry.asked.clear()
+            (found,) = fetch_beside(source, folder, lambda *figures: told.append(figures))
+        assert (found.sha256, found.size) == (hashlib.sha256(data).hexdigest(), len(data))
+        assert adapter_path(folder, 0).read_bytes() == data and told[-1] == (len(data), len(data))
+
+    with Registry() as registry:
+        registry.add("me/x", "latest", [(OLLAMA + "model", b"GGUF"), (OLLAMA + "adapter", data)])
+        fetch(registry)
+        assert registry.asked
+        fetch(registry)
+        assert not registry.asked
+        adapter_path(folder, 0).write_bytes(data[:-1] + b"x")
+        fetch(registry)
+        assert registry.asked
 
 
 def test_removing_a_base_says_which_adapters_need_it(here: Daemon) -> None:

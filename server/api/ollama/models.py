@@ -19,7 +19,7 @@ from runtime.machine.fit import ModelSize
 from runtime.messages import CacheConfig
 from server.access.callers import caller_of
 from server.api.ollama.fields import OLLAMA
-from server.api.ollama.shapes import adapter_description, description, details, row
+from server.api.ollama.shapes import adapter_description, adapter_facts, description, details, row
 from server.api.removing import remove
 from server.api.request import FAILED, LOG_NOTE, ModelBody, answer, read, visible_model, warning_of
 from server.api.sources import base_of, callers_hub, find_source
@@ -134,6 +134,9 @@ async def show(request: web.Request) -> web.Response:
     more = {"default_context": usual, "context_reason": facts.model_size.context_reason(usual)}
     others = meaning is not None and meaning.others and not caller_of(request).limited
     more |= {"default": meaning.sentence} if meaning and others else {}
+    if model.adapters:
+        headers = [await library.adapter(each, model.name) for each in model.adapters]
+        more |= {"adapters": [adapter_facts(*pair) for pair in zip(model.adapters, headers, strict=True)]}
     return answer(request, description(model, facts, bool(body.verbose)) | more)
 
 

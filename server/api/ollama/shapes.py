@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from quant.gguf.adapter import AdapterHeader
 from registry.modelfile import Command, written_as_far_as_possible
-from registry.store.catalog import Model
+from registry.store.catalog import AdapterBlob, Model
 from server.library import Facts, capabilities
 
 _PARAMETER_WIDTH = 30
@@ -92,6 +92,17 @@ def _modelfile(model: Model) -> str:
     commands += [Command("message", each["content"], each["role"]) for each in model.messages]
     commands += [Command(key, str(value)) for key in _MARKS if (value := model.config.get(key))]
     return f"# made by lm; `lm create NAME -f` this file makes the same model\n{written_as_far_as_possible(commands)}"
+
+
+def adapter_facts(blob: AdapterBlob, header: AdapterHeader) -> dict[str, Any]:
+    """An adapter that a model has of its own, as `/api/show` tells of it."""
+    return {
+        "digest": blob.digest,
+        "size": blob.size,
+        "alpha": header.alpha,
+        "ranks": header.ranks,
+        "changes": header.roles,
+    }
 
 
 def adapter_description(model: Model, header: AdapterHeader, able: list[str]) -> dict[str, Any]:
