@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
-import time
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +13,7 @@ from cli.carrying import show
 from cli.client import Client
 from cli.errors import Failure
 from cli.naming import reference
-
-# Seconds: the first pause after a failure, and the longest one.
-_FIRST, _LONGEST = 10.0, 900.0
+from cli.watching import repeat
 
 
 @click.command()
@@ -45,33 +41,27 @@ def command(  # noqa: PLR0913  click gives each option by its name
     It may lie at a registry, too. `lm://BOX` stands for all that another lm has. Models that are not on the list stay.
     The exit code is 1 where something on the list is not here at the end.
     """
-    client, body = Client(), _body(source)
+    client, is_file = Client(), not source.startswith("lm://") and Path(source).is_file()
     if publish is not None:
-        if "list" not in body:
+        if not is_file:
             raise Failure(f"there is no file `{source}`", "name the file of the list", "usage")
-        last = show(client.stream("/lm/publish", {"list": body["list"], "to": reference(publish)}), quiet=as_json)
+        text = _place(source, is_file)["list"]
+        last = show(client.stream("/lm/publish", {"list": text, "to": reference(publish)}), quiet=as_json)
         console.note(f"the list is kept as `{last['name']}`")
         return 0
-    body |= {"near": list(near), "prune": prune, "force": force, "dry_run": dry_run}
-    if watch is None:
-        return _once(client, body, as_json)
-    failures = 0
-    while True:
-        body = _body(source) | {key: value for key, value in body.items() if key not in ("source", "list")}
-        try:
-            failures = 0 if _once(client, body, as_json) == 0 else failures + 1
-        except Failure as error:
-            console.complain(str(error), error.hint)
-            failures += 1
-        pause = watch if not failures else min(_LONGEST, max(watch, _FIRST * 2.0 ** (failures - 1)))
-        time.sleep(pause * random.uniform(0.8, 1.2))
+    wish = {"near": list(near), "prune": prune, "force": force, "dry_run": dry_run}
+
+    def once() -> int:
+        return _once(client, _place(source, is_file) | wish, as_json)
+
+    return once() if watch is None else repeat(once, watch)
 
 
-def _body(source: str) -> dict[str, Any]:
-    """The source as the daemon knows it, with the text of a file."""
-    path = Path(source)
-    if source.startswith("lm://") or not path.is_file():
+def _place(source: str, is_file: bool) -> dict[str, Any]:
+    """The source as the daemon knows it, with the text of a file as it is now. Raises Failure."""
+    if not is_file:
         return {"source": source if source.startswith("lm://") else reference(source)}
+    path = Path(source)
     try:
         return {"source": str(path.resolve()), "list": path.read_text()}
     except (OSError, UnicodeDecodeError):

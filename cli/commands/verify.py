@@ -67,7 +67,8 @@ def _make_anew(source: str, name: str | None, as_json: bool) -> int:
     else:
         names = ", ".join(f"`{each}`" for each in last["different"][:3])
         text = f"{last['equal']} of {last['tensors']} tensors of `{last['model']}` are those of `{last['source']}`"
-        console.complain(text, f"different are {names}; another version of lm may quantize otherwise")
+        why = f"`lm verify {last['model']}` says whether its file is hurt; another version of lm may quantize otherwise"
+        console.complain(text, f"different: {names}{' and more' if last['equal'] + 3 < last['tensors'] else ''}; {why}")
     return 0 if last["same"] else 1
 
 

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from quant.gguf.header import read_file
 from registry.names import LIBRARY, LOCAL, Name
 from registry.store.store import Store
+from tests.cli.support import Cli
 from tests.daemon import Daemon, put_model
 from tests.storing import put
 
@@ -87,17 +89,21 @@ def test_a_model_is_proved_to_be_made_of_its_source_and_of_no_other(tmp_path: Pa
         daemon.pull("demo:Q8_0")
         same = daemon.post("/lm/verify", {"model": "demo", "deep": "demo"}).lines[-1]
         assert same["same"] and same["tensors"] == same["equal"] > 10
-        blob = Path(damage_tensor(tmp_path))
+        name = damage_tensor(tmp_path)
         wrong = daemon.post("/lm/verify", {"model": "demo", "deep": "demo"}).lines[-1]
-        assert not wrong["same"] and wrong["equal"] == wrong["tensors"] - 1 and len(wrong["different"]) == 1
-        assert not (tmp_path / "cache/deep").exists() and blob.exists()
+        assert not wrong["same"] and wrong["equal"] == wrong["tensors"] - 1 and wrong["different"] == [name]
+        told = Cli.at(tmp_path)("verify", "demo", "--deep", "demo")
+        assert told.code == 1 and f"`{name}`" in told.err and "`lm verify demo:Q8_0`" in told.err
+        assert not (tmp_path / "cache/deep").exists()
 
 
 def damage_tensor(home: Path) -> str:
-    """Change the last byte of the largest blob; its path."""
+    """Change a byte in the middle of a tensor of the largest blob; the tensor's name."""
     blob = max((home / "store/blobs").iterdir(), key=lambda path: path.stat().st_size)
+    header = read_file(blob)
+    tensor = header.tensors[len(header.tensors) // 2]
     blob.chmod(0o600)
     data = bytearray(blob.read_bytes())
-    data[-40] ^= 1
+    data[header.data_offset + tensor.offset + tensor.nbytes // 2] ^= 1
     blob.write_bytes(data)
-    return str(blob)
+    return tensor.name

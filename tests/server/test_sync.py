@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from cli.errors import INTERRUPTED
+from cli.main import run
+from cli.watching import pause_after
 from registry.names import Name
 from registry.store.store import Store
 from tests.cli.support import Cli
@@ -173,3 +177,77 @@ def test_a_neighbour_that_wants_a_key_gets_the_one_that_login_keeps(tmp_path: Pa
         assert box.post("/lm/login", login).status == 403
         assert box.post("/lm/login", login | {"password": key}).status == 200
         assert sync(box, source=near(closed))["complete"] and len(box.listed()) == 1
+
+
+def test_a_watched_list_is_followed_through_changes_and_outages(
+    source: Daemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, pauses, seen = tmp_path / "list.txt", list[float](), list[int]()
+    path.write_text(pinned(source, "a"))
+    away = f"127.0.0.1:9/team/away:v1@sha256:{'1' * 64}\n"
+    changes = [
+        lambda: path.write_text(pinned(source, "a", "b")),
+        path.unlink,
+        lambda: path.write_text(pinned(source, "a", "b", "c") + away),
+        lambda: path.write_text("a b\n"),
+        lambda: path.write_text(pinned(source, "a", "b", "c")),
+    ]
+
+    def sleep(seconds: float) -> None:
+        """The time between two syncs, in which somebody changes the list; then somebody presses Ctrl-C."""
+        pauses.append(seconds)
+        seen.append(len(box.listed()))
+        if not changes:
+            raise KeyboardInterrupt
+        changes.pop(0)()
+
+    with Daemon(tmp_path / "home") as box:
+        for name, value in Cli.at(box.home).env.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr("cli.watching.time", SimpleNamespace(sleep=sleep))
+        assert run(["sync", str(path), "--from", near(source), "--watch", "10"]) == INTERRUPTED
+    assert seen == [1, 2, 2, 3, 3, 3]
+    for pause, wanted in zip(pauses, (10, 10, 10, 20, 40, 10), strict=True):
+        assert 0.8 * wanted <= pause <= 1.2 * wanted
+    told = capsys.readouterr()
+    assert "cannot be read as text" in told.err and "line 1 of the list" in told.err
+
+
+def test_a_registry_that_has_lost_its_list_for_a_while_is_asked_again(
+    source: Daemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blob = source.get("/v2/registry.lan/team/a/manifests/v1").json["layers"][0]["digest"]
+    data = source.get(f"/v2/registry.lan/team/a/blobs/{blob}").body
+    seen = list[int]()
+
+    def sleep(seconds: float) -> None:
+        seen.append(len(box.listed()))
+        registry.statuses.clear()
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+        if len(seen) == 2:
+            registry.statuses += [404] * 10
+
+    with Registry() as registry, Daemon(tmp_path / "home") as box:
+        registry.blobs[digest(b"{}")] = b"{}"
+        registry.add("team/tale", "v1", [(MODEL, data)])
+        text = f"{registry.host}/team/tale:v1\n".encode()
+        registry.add("team/list", "v1", [("application/vnd.lm.list.v1+text", text)])
+        registry.statuses += [404] * 10
+        for name, value in Cli.at(box.home).env.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr("cli.watching.time", SimpleNamespace(sleep=sleep))
+        assert run(["sync", f"{registry.host}/team/list:v1", "--watch", "1"]) == INTERRUPTED
+        assert seen == [0, 1, 1]
+
+
+def test_a_watch_that_is_used_wrongly_ends_at_once(source: Daemon, tmp_path: Path) -> None:
+    (path := tmp_path / "list.txt").write_text("a b\n")
+    ended = Cli.at(source.home)("sync", str(path), "--watch", "10")
+    assert ended.code == 2 and "line 1 of the list" in ended.err
+
+
+def test_pauses_grow_to_a_bound_however_long_it_fails() -> None:
+    pauses = [pause_after(failures, 1.0) for failures in range(5000)]
+    assert pauses[:4] == [1.0, 10.0, 20.0, 40.0] and max(pauses) == pauses[-1] == 900.0
+    assert pause_after(3, 300.0) == 300.0 and pause_after(1, 86400.0) == 900.0
