@@ -418,11 +418,21 @@ def test_mlx_means_the_same_values() -> None:
 
 
 @pytest.mark.oracle
+@pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("symmetric", [True, False])
-def test_compressed_tensors_packs_alike(symmetric: bool) -> None:
+def test_compressed_tensors_means_the_same_values(symmetric: bool, bits: int) -> None:
     import torch
 
-    packing = pytest.importorskip("compressed_tensors.compressors.pack_quantized.helpers", reason="not installed")
-    packer = Packer(64, 96, 4, symmetric)
-    codes = torch.tensor(packer.codes.astype(np.int8) - 8)
-    np.testing.assert_array_equal(packing.pack_to_int32(codes, 4).numpy(), dense(packer.codes, 4))
+    reason = "the package compressed-tensors is not installed"
+    theirs = pytest.importorskip("compressed_tensors.compressors", reason=reason).PackedQuantizationCompressor
+    from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
+
+    packer = Packer(64, 96, bits, symmetric)
+    types = {"I32": np.int32, "I64": np.int64}
+    state = {
+        name: torch.tensor(packer.scales if dtype == "BF16" else np.frombuffer(data, types[dtype]).reshape(shape))
+        for name, (dtype, shape, data) in compressed(packer).items()
+    }
+    args = QuantizationArgs(num_bits=bits, symmetric=symmetric, strategy="group", group_size=GROUP)
+    found = theirs.decompress(state, QuantizationScheme(targets=["Linear"], weights=args))["weight"]
+    np.testing.assert_allclose(packer.values, found.float().numpy(), rtol=1e-6)
