@@ -11,6 +11,7 @@ from runtime import messages as m
 from runtime.defaults import DRAFT_ROWS
 from runtime.engine.loop import LlamaEngine
 from runtime.options import Limits, Sampling
+from tests.runtime.ties import assert_same_but_for_ties
 
 GREEDY = Sampling(temperature=0.0, seed=1)
 PROMPTS = ["It was a dark night", "The old man said", "CHAPTER I.\n\n", "My dear Watson,", "Once", "The sea"]
@@ -71,19 +72,8 @@ def as_dict(request: m.Submit) -> dict[str, Any]:
     return {name: getattr(request, name) for name in request.__struct_fields__}
 
 
-def assert_same(engine: Engine, prompt: str, text: str, drafted: str) -> None:
-    """Greedy texts agree up to a token that is likelier than another by less than rounding changes.
-
-    llama.cpp rounds differently in steps of different sizes: logits of this model change by 0.001.
-    """
-    if drafted == text:
-        return
-    engine.ask(submit(prompt, 60, 0, logprobs=2))
-    at = next(i for i, (a, b) in enumerate(zip(text, drafted, strict=False)) if a != b)
-    length = 0
-    for row in engine.rows:
-        length += len(row.token)
-        if length > at:
-            first, second = sorted((each[2] for each in row.top), reverse=True)
-            assert first - second < 0.02
-            return
+def assert_same(engine: Engine, prompt: str, text: str, drafted: str, tokens: int = 60) -> None:
+    """Greedy texts of `tokens` agree up to a token that is likelier than another by less than rounding changes."""
+    if drafted != text:
+        engine.ask(submit(prompt, tokens, 0, logprobs=5))
+        assert_same_but_for_ties(engine.rows, drafted)
