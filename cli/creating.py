@@ -54,7 +54,7 @@ def body_of(client: Client, found: Modelfile, folder: Path) -> dict[str, Any]:
                 raise _wrong(each, f"there is no file or folder `{each.value[:80]}`")
             adapters |= _sent(client, path)
         elif each.instruction == "draft":
-            console.note("note: DRAFT is left out: answers are drafted from their own text", "yellow")
+            _take_draft(client, each, folder, body)
     for key in ("template", "system", "renderer", "parser", "requires"):
         value = found.last(key)
         body |= {key: value} if value is not None else {}
@@ -74,6 +74,18 @@ def _take_source(client: Client, command: Command, folder: Path, body: dict[str,
         body["from"] = str(path.resolve())
     else:
         body["files"] |= _sent(client, path)
+
+
+def _take_draft(client: Client, command: Command, folder: Path, body: dict[str, Any]) -> None:
+    """Put what DRAFT names into the body: a model, or the files of one. Raises Failure."""
+    body.pop("draft", None)
+    body.pop("draft_files", None)
+    if path := _path(command.value, folder):
+        body["draft_files"] = _sent(client, path)
+    elif is_path(command.value) or command.value.lower().endswith(".gguf"):
+        raise _wrong(command, f"there is no file or folder `{command.value[:80]}`")
+    else:
+        body["draft"] = command.value
 
 
 def _path(text: str, folder: Path) -> Path | None:

@@ -65,7 +65,7 @@ def _sections(description: dict[str, Any]) -> dict[str, list[tuple[str, str]]]:
         "embedding length": info.get(f"{architecture}.embedding_length"),
         "quantization": details["quantization_level"],
         "size": size_text(description["size"]) if description.get("size") else None,
-        "draft": own.get("draft"),
+        "draft": own.get("draft") or (description.get("draft") and size_text(description["draft"]["size"])),
     }
     adapter = own.get("adapter") or {}
     base = [("base", adapter.get("base") or "not said")] if adapter else []

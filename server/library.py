@@ -22,7 +22,7 @@ from quant.gguf.header import Header, read_file
 from quant.gguf.values import readable
 from quant.plan import ModelPlan
 from registry.errors import ModelNotFound, RegistryError, StoreDamaged, StoreFailed
-from registry.store.catalog import AdapterBlob, Model, is_meant
+from registry.store.catalog import LayerBlob, Model, is_meant
 from registry.store.meaning import Meaning
 from registry.store.store import Store
 from runtime.errors import BadRequest, EngineError
@@ -106,7 +106,7 @@ class Library:
             self._facts[model.blob_digest] = facts
         return facts
 
-    async def adapter(self, blob: AdapterBlob, name: str) -> AdapterHeader:
+    async def adapter(self, blob: LayerBlob, name: str) -> AdapterHeader:
         """The checked header of an adapter's file, which messages call `name`. Raises StoreDamaged."""
         found = self._adapters.get(blob.digest)
         if found is None:
@@ -114,7 +114,7 @@ class Library:
             self._adapters[blob.digest] = found
         return found
 
-    async def check_fit(self, blob: AdapterBlob, name: str, model: Model) -> None:
+    async def check_fit(self, blob: LayerBlob, name: str, model: Model) -> None:
         """Raise BadRequest unless the adapter in `blob`, which messages call `name`, is for `model`."""
         pair = blob.digest, model.blob_digest
         if pair in self._fitting:
@@ -154,10 +154,10 @@ class Library:
     async def own_draft(self, model: Model) -> Model | None:
         """The model that drafts for this one by its own settings; None where none does, or it is not here or unfit."""
         name = model.own.get("draft")  # `DRAFT` of a Modelfile
-        if not isinstance(name, str) or not name or model.is_adapter:
+        if model.is_adapter or not (model.draft or (isinstance(name, str) and name)):
             return None
         try:
-            draft = await self.resolve(name)
+            draft = model.own_draft or await self.resolve(str(name))
             await self.check_draft(draft, model)
         except (RegistryError, EngineError) as error:
             log.warning("%s is answered without its draft: %s", model.name, error)

@@ -27,17 +27,21 @@ from cli.pulling import show_lines
     shell_complete=complete_levels,
     help="The level to make of whole weights, such as Q4_K_M.",
 )
+@click.option(
+    "--draft-quantize", metavar="LEVEL", shell_complete=complete_levels, help="The same for the files of DRAFT."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print progress as lines of JSON.")
-def command(name: str, file: str, quantize: str | None, as_json: bool) -> None:
+def command(name: str, file: str, quantize: str | None, draft_quantize: str | None, as_json: bool) -> None:
     """Make the model NAME of a Modelfile: FROM a model, a GGUF file or a folder of weights.
 
-    A model that is made of another shares its weights. PARAMETER, SYSTEM, TEMPLATE, MESSAGE, LICENSE and ADAPTER are
-    its own.
+    A model that is made of another shares its weights. PARAMETER, SYSTEM, TEMPLATE, MESSAGE, LICENSE, ADAPTER and
+    DRAFT are its own.
     """
     found, folder = read_modelfile(file)
     client = Client()
     body: dict[str, Any] = {"model": name, **body_of(client, found, folder)}
     body |= {"quantize": quantize} if quantize else {}
+    body |= {"draft_quantize": draft_quantize} if draft_quantize else {}
     with closing(client.stream("/api/create", body)) as lines:
         if not as_json:
             console.note(f"`{show_lines(lines)['name']}` is here")

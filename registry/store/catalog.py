@@ -12,10 +12,10 @@ import difflib
 import hashlib
 import stat
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from registry import digest
 from registry.errors import BadName, ModelNotFound, StoreDamaged, StoreFailed
@@ -23,81 +23,12 @@ from registry.names import LATEST, LIBRARY, LOCAL, Name, Reference, parse
 from registry.store import manifest, reading
 from registry.store.manifest import Manifest
 from registry.store.meaning import LevelHere, Meaning, decide
+from registry.store.model import LayerBlob, Model
 from registry.store.sharing import Shared
 
+__all__ = ["Catalog", "LayerBlob", "Model", "is_meant"]
+
 _LONGEST_CHOICE = 256
-
-
-class AdapterBlob(NamedTuple):
-    """An adapter's file: its path in the store, its digest and its length in bytes."""
-
-    path: Path
-    digest: str
-    size: int
-
-
-@dataclass(frozen=True)
-class Model:
-    """A variant of a model in the store.
-
-    - `key`: its name; `name`: the same as displayed. `digest`: the manifest's SHA-256 in hexadecimal.
-    - `size`: bytes of all blobs. `modified`: the manifest's time. `blob`, `blob_digest`: the weights.
-    - `config`, `params`: the JSON of its config blob and of its parameters blob.
-    - `adapters`: adapters that change its weights. One that `is_adapter` has no weights of its own: `blob` is then its
-      adapter's file, and `own["adapter"]` says for which model it is.
-    - `system`: instructions that a conversation begins with where it has none of its own. `licenses`: their texts.
-    - `template`: a chat template in Go's language, "" without one. `messages`: turns with which its chats begin.
-    - `failure`: the reason why it cannot be used, None when it can. StoreDamaged: something is missing or wrong;
-      StoreFailed: something cannot be read.
-    """
-
-    name: str
-    key: Name
-    digest: str
-    size: int
-    modified: datetime
-    config: dict[str, Any]
-    params: dict[str, Any]
-    blob: Path
-    blob_digest: str
-    adapters: tuple[AdapterBlob, ...] = ()
-    is_adapter: bool = False
-    system: str = ""
-    licenses: tuple[str, ...] = ()
-    template: str = ""
-    messages: tuple[dict[str, str], ...] = ()
-    failure: StoreDamaged | StoreFailed | None = None
-
-    @property
-    def problem(self) -> str:
-        """The message of `failure`, "" where there is none."""
-        return str(self.failure or "")
-
-    @property
-    def own(self) -> dict[str, Any]:
-        """The notes that lm made when it brought the model in; empty where another program made it."""
-        notes = self.config.get("lm")
-        return notes if isinstance(notes, dict) else {}
-
-    @property
-    def own_template(self) -> str:
-        """The template, in Go's language, that comes before the one in its file; "" where that counts.
-
-        Its maker wrote it (`lm create`), or the file has none.
-        """
-        return self.template if self.own.get("template") in ("own", "only") else ""
-
-    @property
-    def base(self) -> str:
-        """The name of the model that an adapter is for, "" for a model, and where nobody knows."""
-        notes = self.own.get("adapter")
-        return str(notes.get("base", "")) if isinstance(notes, dict) else ""
-
-    @property
-    def automatic_bytes(self) -> int:
-        """Bytes of weights at the level that a pull without a level would have made, 0 where that was not noted."""
-        size = self.own.get("automatic_bytes")
-        return size if isinstance(size, int) else 0
 
 
 class Stamp(NamedTuple):
@@ -298,6 +229,7 @@ class Catalog:
         shown, weights, params = name.display, contents.layer(manifest.MODEL), contents.layer(manifest.PARAMS)
         adapters = [layer for layer in contents.layers if layer.media_type == manifest.ADAPTER]
         main, turns = weights or next(iter(adapters), None), contents.layer(manifest.MESSAGES)
+        draft = contents.layer(manifest.DRAFT)
         if main is None:
             raise manifest.damaged(shown, "its manifest lists no weights")
         return Model(
@@ -310,8 +242,9 @@ class Catalog:
             params=manifest.read_object(self.blob(params.digest), shown) if params else {},
             blob=self.blob(main.digest),
             blob_digest=main.digest,
-            adapters=tuple(AdapterBlob(self.blob(layer.digest), layer.digest, layer.size) for layer in adapters),
+            adapters=tuple(LayerBlob(self.blob(layer.digest), layer.digest, layer.size) for layer in adapters),
             is_adapter=weights is None,
+            draft=LayerBlob(self.blob(draft.digest), draft.digest, draft.size) if draft else None,
             system="\n".join(self._texts(contents, manifest.SYSTEM, shown)),
             licenses=tuple(self._texts(contents, manifest.LICENSE, shown)),
             template="\n".join(self._texts(contents, manifest.TEMPLATE, shown)),

@@ -58,6 +58,7 @@ class Create:
         self._layers: list[Layer] = []
         self._config_blob: dict[str, Any] = {}
         self._params: dict[str, Any] = {}
+        self._weights: Making | None = None
 
     async def lines(self) -> AsyncGenerator[dict[str, Any]]:
         """Make the model; lines in Ollama's form, of which the last is `success`.
@@ -69,7 +70,7 @@ class Create:
             base = await asyncio.to_thread(store.contents, wish.model) if wish.model else None
             held.enter_context(store.hold([*wish.uploads, *(base.digests if base else ())]))
             if base is None or wish.level is not None:
-                weights = self._making(held, self._title)
+                self._weights = weights = self._making(held, self._title)
                 source = wish.path or wish.files
                 if base is not None and (layer := base.layer(manifest.MODEL)):
                     source = {"model.gguf": layer.digest}
@@ -87,7 +88,18 @@ class Create:
                     async for line in lines:
                         yield line
                 await self._take(adapter, manifest.ADAPTER)
-                await self._check_fit(adapter, weights if base is None or wish.level else None)
+                await self._check_fit(adapter, self._weights)
+            if wish.draft_files:
+                draft = self._making(held, f"{self._title}, its draft")
+                async with aclosing(draft.lines(wish.draft_files, wish.draft_level)) as lines:
+                    async for line in lines:
+                        yield line
+                self._drop(manifest.DRAFT)
+                await self._take(draft, manifest.DRAFT)
+                await self._check_draft(draft)
+            if wish.draft is not None:
+                self._drop(manifest.DRAFT)
+                await self._check_draft(None)
             self._add_own()
             for staged in self._new:
                 yield _status(f"creating new layer {staged.layer.digest}")
@@ -132,7 +144,8 @@ class Create:
         made, before = self._config_blob, dict(model.config)
         self._config_blob = before
         if requantized:  # the file is another one; the template, and what the model can do by it, are the same
-            notes = {**made.get("lm", {}), "template": model.own.get("template", "")}
+            kept = {key: model.own.get(key, "") for key in ("template", "draft")}
+            notes = {**made.get("lm", {}), **kept}
             able = before.get("capabilities") or made.get("capabilities")
             self._config_blob = {**before, **made, "capabilities": able, "lm": notes}
         self._params = self._params | dict(model.params)
@@ -160,6 +173,8 @@ class Create:
             "parent": wish.model.name if wish.model else "",
             "origin": before.get("origin") or before.get("source", ""),
         }
+        if wish.draft is not None or wish.draft_files:
+            made["draft"] = wish.draft.name if wish.draft else ""
         made["source"] = ""  # a pull of this name must not take it for a model of the source of its weights
         if wish.template is not None:
             made["template"] = "own" if wish.template else ""
@@ -190,6 +205,16 @@ class Create:
             await asyncio.to_thread(check)
         except QuantError as error:
             raise BadRequest(f"the adapter does not fit `{name}`: {error}", error.hint, "adapters") from None
+
+    async def _check_draft(self, making: Making | None) -> None:
+        """Raise BadRequest unless the draft, a file that was made or a model that is here, can draft for the model."""
+        model, draft = self._wish.model, self._wish.draft
+        if self._weights is not None:
+            model = self._weights.as_model(self._wish.name)
+        if making is not None:
+            draft = making.as_model(self._wish.name, " (its draft)")
+        assert model is not None and draft is not None
+        await self._library.check_draft(draft, model)
 
     async def _commit(self) -> Model:
         """Write the manifest; a commit that has begun is finished. Raises as `Store.adopt`."""

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from quant.convert.gguf.naming import GgufName
 from registry.errors import BadName, ModelNotFound
-from registry.names import parse, word_of
+from registry.names import Name, parse, word_of
 from registry.store import fsops
 from registry.store.fsops import plainly
 from registry.store.ingest import Ingest
+from registry.store.model import Model
 from registry.store.store import Store
 from runtime.messages import CacheConfig
 from server.children.child_log import log_file
@@ -86,6 +88,13 @@ class Making:
             await check_file(ingest.data, str(self.done.config["file_type"]), inspector, remarks.append)
             for remark in remarks:
                 yield note_line(remark)
+
+    def as_model(self, name: Name, kind: str = "") -> Model:
+        """The file that was made as a model, which messages call `name` and `kind`."""
+        assert self.ingest is not None and self.done is not None
+        done, shown = self.done, f"{name.display}{kind}"
+        never, digest = datetime.fromtimestamp(0, UTC), f"sha256:{done.sha256}"  # it is in no list yet
+        return Model(shown, name, "", done.size, never, done.config, done.params, self.ingest.data, digest)
 
     def _named(self, ingest: Ingest, files: Mapping[str, str]) -> str:
         """The path of a folder with these files, or of the only GGUF file in it. Links files."""

@@ -16,6 +16,7 @@ class CreateWish:
 
     `files` and `adapters` map names of files to digests of blobs in the store. `level` is the level to make, None for
     the weights as they are. `template`, `system`: None leaves them to the model that it is made of, "" takes them away.
+    `draft` is the model that drafts for the new one; or `draft_files` are uploaded ones of it, made at `draft_level`.
     `parameters` are checked. `base_source` is the source of the model for which adapters are converted, "" unknown.
     `marks` are entries of the config that change nothing here: renderer, parser, requires.
     """
@@ -26,6 +27,9 @@ class CreateWish:
     files: Mapping[str, str] = field(default_factory=dict)
     adapters: Mapping[str, str] = field(default_factory=dict)
     level: str | None = None
+    draft: Model | None = None
+    draft_files: Mapping[str, str] = field(default_factory=dict)
+    draft_level: str | None = None
     template: str | None = None
     system: str | None = None
     licenses: Sequence[str] = ()
@@ -37,4 +41,4 @@ class CreateWish:
     @property
     def uploads(self) -> list[str]:
         """The digests of all uploaded files."""
-        return [*self.files.values(), *self.adapters.values()]
+        return [*self.files.values(), *self.adapters.values(), *self.draft_files.values()]

@@ -128,7 +128,8 @@ class Admission:
         facts, context = await self._library.facts(model), wanted.context
         while True:
             cache_config = msgspec.structs.replace(wanted, context=context)
-            need = await self._estimator.need(model.blob_digest, facts, model.size, cache_config, hardware.cards)
+            size = model.size - (model.draft.size if model.draft else 0)  # `draft` counts it
+            need = await self._estimator.need(model.blob_digest, facts, size, cache_config, hardware.cards)
             if draft:
                 need = need.with_draft(await self._draft_need(draft, cache_config))
             if need.total <= room:

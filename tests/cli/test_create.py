@@ -62,6 +62,23 @@ def test_a_file_beside_the_modelfile_is_sent(lm: Cli, daemon: Daemon, tmp_path: 
     assert shown(daemon, "sent:q8")["details"]["quantization_level"] == "Q8_0"  # type: ignore[index]
 
 
+def test_a_draft_beside_the_modelfile_is_sent_and_quantized_and_a_name_is_written_back(
+    lm: Cli, daemon: Daemon, tmp_path: Path
+) -> None:
+    for name in ("large", "small"):
+        make(tmp_path / f"{name}.gguf", "F16")
+    (tmp_path / "Modelfile").write_text("FROM ./large.gguf\nDRAFT ./small.gguf\n")
+    refused = lm("create", "drafted", cwd=tmp_path)
+    assert refused.code != 0 and "cannot draft for itself" in refused.err  # they are the same file
+    done = lm("create", "drafted", "--draft-quantize", "q4_0", cwd=tmp_path)
+    assert done.code == 0, done.err
+    assert "    draft " in lm("show", "drafted").out
+    (tmp_path / "Modelfile").write_text("FROM ./large.gguf\nDRAFT ./small.gguf\nDRAFT drafted\n")
+    again = lm("create", "named", "-q", "q8_0", cwd=tmp_path)
+    assert again.code == 0, again.err
+    assert "\nDRAFT drafted:latest\n" in lm("show", "named", "--modelfile").out
+
+
 def test_a_folder_of_weights_is_read_where_it_is(lm: Cli, daemon: Daemon, tmp_path: Path) -> None:
     (tmp_path / "model").symlink_to(DEMO)
     (tmp_path / "Modelfile").write_text("FROM model\nSYSTEM short\n")
@@ -77,6 +94,7 @@ def test_a_folder_of_weights_is_read_where_it_is(lm: Cli, daemon: Daemon, tmp_pa
         ("FROM tiny\nSYSTM x\n", "line 2 of the Modelfile: `SYSTM` is no instruction"),
         ("FROM ./nowhere.gguf\n", "line 1 of the Modelfile: there is no file or folder"),
         ("FROM tiny\n\nADAPTER ./lora\n", "line 3 of the Modelfile: there is no file or folder"),
+        ("FROM tiny\nDRAFT ./small.gguf\n", "line 2 of the Modelfile: there is no file or folder"),
         ("FROM tiny\nPARAMETER temperature hot\n", "temperature"),
         ("FROM tiny\nTEMPLATE {{ if }}\n", "the TEMPLATE cannot be read: line 1"),
         ("PARAMETER seed 1\n", "no FROM line"),

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from cli.describing import print_model
 from registry.store.store import Store
-from tests.daemon import Daemon, put_model
+from tests.daemon import Daemon, put_model, wait_until
+from tests.publishing import make
 from tests.quant.support import DEMO
 from tests.runtime.conftest import convert
 from tests.storing import put
@@ -19,7 +23,7 @@ BASE, DRAFT = "demo:BF16", "demo:Q4_0"
 
 @pytest.fixture(scope="module")
 def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
-    """Beside base and draft: models that keep a draft, as `DRAFT` of a Modelfile will write it."""
+    """Beside base and draft: models that keep a draft, as `DRAFT` of a Modelfile writes it."""
     home = tmp_path_factory.mktemp("drafts")
     put_model(home, "strange")
     weights = convert(DEMO, home / "demo.gguf").read_bytes()
@@ -111,6 +115,76 @@ def test_a_model_whose_draft_is_not_here_answers_without_it(daemon: Daemon) -> N
     assert loaded(daemon)["draft"] == ""
     assert "lost:latest is answered without its draft" in daemon.log
     daemon.post("/api/generate", {"model": "lost", "keep_alive": 0})
+
+
+def made(daemon: Daemon, name: str, **body: Any) -> Any:
+    """The last line of a create."""
+    return daemon.post("/api/create", {"model": name, **body}).lines[-1]
+
+
+@pytest.mark.parametrize("body", [{"from": BASE, "draft": DRAFT}, {"modelfile": f"FROM {BASE}\nDRAFT {DRAFT}\n"}])
+def test_a_model_is_made_with_a_draft_that_is_here_and_its_modelfile_says_so(
+    daemon: Daemon, body: dict[str, Any]
+) -> None:
+    unload(daemon)
+    assert made(daemon, "pair", **body)["status"] == "success"
+    shown = daemon.post("/api/show", {"model": "pair"}).json
+    assert shown["lm"]["draft"] == DRAFT and f"\nDRAFT {DRAFT}\n" in shown["modelfile"]
+    assert ask(daemon, model="pair").status == 200
+    assert loaded(daemon)["draft"] == DRAFT
+    daemon.post("/api/generate", {"model": "pair", "keep_alive": 0})
+    # A model of this one has the same draft, quantized anew too; another DRAFT takes its place.
+    assert made(daemon, "heir", **{"from": "pair", "quantize": "Q8_0"})["status"] == "success"
+    assert daemon.post("/api/show", {"model": "heir"}).json["lm"]["draft"] == DRAFT
+
+
+def test_a_draft_of_files_is_a_part_of_its_model_and_goes_with_it(
+    daemon: Daemon, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    unload(daemon)
+    data = make(tmp_path / "draft.gguf", "Q4_K_M").read_bytes()
+    digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
+    assert daemon.ask("POST", f"/api/blobs/{digest}", data).status in (200, 201)
+    files = {"draft_files": {"draft.gguf": digest}}
+    assert made(daemon, "whole", **{"from": BASE, **files})["status"] == "success"
+    shown = daemon.post("/api/show", {"model": "whole"}).json
+    assert shown["draft"] == {"digest": digest, "size": len(data)}
+    print_model(shown)
+    assert "    draft " in capsys.readouterr().out
+    answer = ask(daemon, model="whole").json["response"]
+    assert loaded(daemon)["draft"] == "whole:latest (its draft)"
+    daemon.post("/api/generate", {"model": "whole", "keep_alive": 0})
+    assert answer == ask(daemon).json["response"]
+    assert made(daemon, "other", **{"from": "whole", "draft": DRAFT})["status"] == "success"
+    assert "draft" not in daemon.post("/api/show", {"model": "other"}).json
+    blob = daemon.home / "store" / "blobs" / digest.replace(":", "-")
+    assert blob.is_file()
+    assert daemon.ask("DELETE", "/api/delete", {"model": "whole"}).status == 200
+    wait_until(lambda: not blob.exists(), 10)
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ({"draft": "strange"}, "cannot draft for"),
+        ({"draft": BASE}, "cannot draft for itself"),
+        ({"draft": "nobody"}, "nobody"),
+        ({"draft": "a b c"}, "a b c"),
+        ({"draft": DRAFT, "draft_files": {"x.gguf": "sha256:" + "0" * 64}}, "both say what drafts"),
+        ({"draft_files": {"x.gguf": "sha256:" + "0" * 64}}, "0000"),
+        ({"draft_files": {"x.gguf": "../../x"}}, "digest"),
+    ],
+    ids=["another vocabulary", "itself", "not here", "no name", "twice", "not sent", "no digest"],
+)
+def test_a_draft_that_does_not_suit_makes_no_model(daemon: Daemon, body: dict[str, Any], words: str) -> None:
+    answer = daemon.post("/api/create", {"model": "unmade", "from": BASE, **body})
+    assert words in answer.lines[-1]["error"], answer.lines
+    assert daemon.post("/api/show", {"model": "unmade"}).status == 404
+
+
+def test_a_path_behind_draft_is_for_the_command_line(daemon: Daemon) -> None:
+    answer = daemon.post("/api/create", {"model": "unmade", "modelfile": f"FROM {BASE}\nDRAFT ./x.gguf\n"})
+    assert "DRAFT names a path" in answer.lines[-1]["error"]
 
 
 def test_drafts_that_are_switched_off_are_said_to_be(tmp_path: Any) -> None:

@@ -49,11 +49,9 @@ _CREATE = OLLAMA._replace(
     binding={name: hint for name, hint in OLLAMA.binding.items() if name != "template"}
     | {
         "path": "send the Modelfile's text as `modelfile`",
-        "draft_files": "leave it out: answers are drafted from their own text",
         "remote_host": "models of other hosts are not passed on",
     },
-    noted={name: value for name, value in OLLAMA.noted.items() if name not in ("messages", "system")}
-    | {"draft_quantize": None, "info": None},
+    noted={name: value for name, value in OLLAMA.noted.items() if name not in ("messages", "system")} | {"info": None},
 )
 
 
@@ -70,6 +68,9 @@ class CreateBody(ModelBody):
     base: str = msgspec.field(default="", name="from")
     files: dict[str, str] = msgspec.field(default_factory=dict)
     adapters: dict[str, str] = msgspec.field(default_factory=dict)
+    draft: str = ""
+    draft_files: dict[str, str] = msgspec.field(default_factory=dict)
+    draft_quantize: str = ""
     quantize: str = ""
     quantization: str = ""
     template: str | None = None
@@ -153,6 +154,8 @@ def _take_modelfile(body: CreateBody, found: Modelfile) -> None:
         _take_source(body, value, body.files, "model.gguf", "FROM")
     for value in found.values("adapter"):
         _take_source(body, value, body.adapters, "adapter.gguf", "ADAPTER")
+    if draft := found.last("draft"):
+        _take_draft(body, draft)
     body.template, body.system = found.last("template"), found.last("system")
     body.license, body.parameters = found.values("license"), dict(found.parameters)
     body.messages = [TurnField(each.role, each.content) for each in found.messages]
@@ -165,37 +168,82 @@ def _take_source(body: CreateBody, value: str, files: dict[str, str], name: str,
     if uploaded := _UPLOADED.fullmatch(value):
         files[name] = uploaded[1].replace("-", ":")
     elif is_path(value) or instruction == "ADAPTER" or value.lower().endswith(".gguf"):
-        raise BadModelfile(
-            f"{instruction} names a path, which is not read here",
-            "`lm create NAME -f Modelfile` reads it; or upload the file, and name it as `@sha256:…`",
-        )
+        raise _path_not_read(instruction)
     else:
         body.base = value
 
 
+def _take_draft(body: CreateBody, value: str) -> None:
+    """A file that was uploaded, or the name of a model. Raises BadModelfile for a path."""
+    if uploaded := _UPLOADED.fullmatch(value):
+        body.draft_files["draft.gguf"] = uploaded[1].replace("-", ":")
+    elif is_path(value) or value.lower().endswith(".gguf"):
+        raise _path_not_read("DRAFT")
+    else:
+        body.draft = value
+
+
+def _path_not_read(instruction: str) -> BadModelfile:
+    return BadModelfile(
+        f"{instruction} names a path, which is not read here",
+        "`lm create NAME -f Modelfile` reads it; or upload the file, and name it as `@sha256:…`",
+    )
+
+
 async def _lines(request: web.Request, services: Services, body: CreateBody, name: Name) -> Lines:
-    """Lines of a create, of which the last is `success`, or an error of the pull of its base."""
+    """Lines of a create, of which the last is `success`, or an error of the pull of a model that it is made of."""
     wish, notes = await _wish(services, body, name)
-    if body.base:
-        source = ""
-        async for line in _base(request, services, body.base):
-            if isinstance(line, Model):
-                wish, source = replace(wish, model=line), str(line.own.get("source", ""))
-            elif isinstance(line, str):
-                wish, source = replace(wish, path=line), line
+    for complete in (_with_base, _with_draft):
+        async for line in complete(request, services, body, wish):
+            if isinstance(line, CreateWish):
+                wish = line
             else:
                 yield line
                 if "error" in line:
                     return
-        if wish.adapters and source:
-            wish = replace(wish, base_source=await base_of(request, services, source))
-    if wish.model is not None and wish.model.is_adapter:
-        raise BadRequest(f"`{wish.model.name}` is an adapter, and no model", "name a model, and the adapter beside it")
     yield {"status": "reading model metadata", "phase": "reading"}
     for note in notes:
         yield note_line(note)
     async with aclosing(services.creates.lines(wish)) as lines:
         async for line in lines:
+            yield line
+
+
+async def _with_base(
+    request: web.Request, services: Services, body: CreateBody, wish: CreateWish
+) -> AsyncGenerator[Line | CreateWish]:
+    """The wish with the model or the path that `from` names, at last, after the lines of its pull."""
+    if not body.base:
+        return
+    async for line in _found(request, services, body.base):
+        if isinstance(line, Model):
+            if line.is_adapter:
+                raise BadRequest(
+                    f"`{line.name}` is an adapter, and no model", "name a model, and the adapter beside it"
+                )
+            wish, source = replace(wish, model=line), str(line.own.get("source", ""))
+        elif isinstance(line, str):
+            wish, source = replace(wish, path=line), line
+        else:
+            yield line
+            continue
+        yield replace(wish, base_source=await base_of(request, services, source)) if wish.adapters and source else wish
+
+
+async def _with_draft(
+    request: web.Request, services: Services, body: CreateBody, wish: CreateWish
+) -> AsyncGenerator[Line | CreateWish]:
+    """The wish with the model that `draft` names, at last, after the lines of its pull."""
+    if not body.draft:
+        return
+    async for line in _found(request, services, body.draft):
+        if isinstance(line, str):
+            raise BadRequest("`draft` names a path", "send its files as `draft_files`, or pull it first", "draft")
+        if isinstance(line, Model):
+            if line.is_adapter:
+                raise BadRequest(f"`{line.name}` is an adapter, and no model", "name a model", "draft")
+            yield replace(wish, draft=line)
+        else:
             yield line
 
 
@@ -210,7 +258,9 @@ async def _wish(services: Services, body: CreateBody, name: Name) -> tuple[Creat
         raise BadModelfile(f"REQUIRES is no version: `{body.requires[:40]}`", "it looks like `0.14.0`")
     if fault := fault_of(body.template) if body.template else "":
         raise BadModelfile(f"the TEMPLATE cannot be read: {fault}", "it is a template in Go's language")
-    for digest in (*body.files.values(), *body.adapters.values()):
+    if body.draft and body.draft_files:
+        raise BadBody("`draft` and `draft_files` both say what drafts", "send one of them", "draft")
+    for digest in (*body.files.values(), *body.adapters.values(), *body.draft_files.values()):
         await require_blob(services, digest)
     parameters, idle = checked(body.parameters)
     marks = {key: value for key in ("renderer", "parser", "requires") if (value := getattr(body, key))}
@@ -225,6 +275,8 @@ async def _wish(services: Services, body: CreateBody, name: Name) -> tuple[Creat
         files=body.files,
         adapters=body.adapters,
         level=_level(body.quantize or body.quantization),
+        draft_files=body.draft_files,
+        draft_level=_level(body.draft_quantize),
         template=body.template,
         system=body.system,
         licenses=[body.license] if isinstance(body.license, str) else body.license,
@@ -235,7 +287,7 @@ async def _wish(services: Services, body: CreateBody, name: Name) -> tuple[Creat
     return wish, notes
 
 
-async def _base(request: web.Request, services: Services, name: str) -> AsyncGenerator[dict[str, Any] | Model | str]:
+async def _found(request: web.Request, services: Services, name: str) -> AsyncGenerator[dict[str, Any] | Model | str]:
     """The model that is here under a name, at last, after the lines of its pull; or the path of a folder or file."""
     try:
         yield await visible_model(request, name)

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from quant.gguf.adapter import AdapterHeader
 from registry.modelfile import Command, written_as_far_as_possible
-from registry.store.catalog import AdapterBlob, Model
+from registry.store.catalog import LayerBlob, Model
 from server.library import Facts, capabilities
 
 _PARAMETER_WIDTH = 30
@@ -75,6 +75,7 @@ def description(model: Model, facts: Facts, verbose: bool) -> dict[str, Any]:
         "digest": model.digest,
         "size": model.size,
         "lm": model.own,
+        **({"draft": {"digest": model.draft.digest, "size": model.draft.size}} if model.draft else {}),
         **({"messages": list(model.messages)} if model.messages else {}),
         **{key: value for key in _MARKS if (value := model.config.get(key))},
     }
@@ -90,11 +91,13 @@ def _modelfile(model: Model) -> str:
             text = str(value).lower() if isinstance(value, bool) else str(value)
             commands.append(Command("parameter", text, name))
     commands += [Command("message", each["content"], each["role"]) for each in model.messages]
+    draft = model.own.get("draft")
+    commands += [Command("draft", draft)] if isinstance(draft, str) and draft else []
     commands += [Command(key, str(value)) for key in _MARKS if (value := model.config.get(key))]
     return f"# made by lm; `lm create NAME -f` this file makes the same model\n{written_as_far_as_possible(commands)}"
 
 
-def adapter_facts(blob: AdapterBlob, header: AdapterHeader) -> dict[str, Any]:
+def adapter_facts(blob: LayerBlob, header: AdapterHeader) -> dict[str, Any]:
     """An adapter that a model has of its own, as `/api/show` tells of it."""
     return {
         "digest": blob.digest,
