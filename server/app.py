@@ -258,6 +258,6 @@ def _routing_problem(request: web.Request, error: web.HTTPException) -> Problem:
     if error.status == 404:
         routes = {route.path for route in ROUTES}
         close = get_close_matches(path, routes, 1, 0.75)
-        others = "routes begin with /api/ (Ollama's), /v1/ (OpenAI's) or /lm/"
+        others = "GET /openapi.json lists all routes"
         return Problem.of(NotFound(f"there is no `{path}`", f"did you mean `{close[0]}`?" if close else others))
     return Problem("bad_body" if error.status < 500 else "internal", error.reason.lower(), "correct the request")

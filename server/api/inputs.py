@@ -7,22 +7,16 @@ from typing import Any
 import msgspec
 
 from runtime.errors import BadRequest
+from server.api.content import Content, content_texts
 from server.api.prompts import is_id
 from server.api.request import refuse
 from server.api.vectors import Mixed
 
 
-class InputPart(msgspec.Struct):
-    """A part of an input in the form of a message."""
-
-    type: str
-    text: str | None = None
-
-
 class InputObject(msgspec.Struct):
     """An input as an object: a message (a text, or parts that are texts), or a prompt of llama-server."""
 
-    content: str | list[InputPart] | None = None
+    content: Content = None
     prompt_string: str | None = None
     multimodal_data: Any = None
 
@@ -31,15 +25,7 @@ class InputObject(msgspec.Struct):
         refuse(multimodal_data=self.multimodal_data)
         if isinstance(self.prompt_string, str):
             return self.prompt_string
-        if self.content is None or self.content == []:
-            raise BadRequest(f"an entry of `{field}` has no `content`", "send a text", field)
-        parts = self.content if isinstance(self.content, list) else [InputPart("text", self.content)]
-        for part in parts:
-            if part.type != "text":
-                refuse(**{part.type[:40]: True})
-            if part.text is None:
-                raise BadRequest(f"a part of type `text` in `{field}` has no `text`", "send its text", field)
-        return "".join(part.text or "" for part in parts)
+        return "".join(content_texts(self.content, field))
 
 
 Inputs = str | list[str | int | list[int | str] | InputObject] | InputObject

@@ -35,10 +35,11 @@ def prompts_of(given: Prompts) -> list[Prompt]:
     """The prompts one by one. A list with token ids in it is one prompt, any other has several. Raises BadRequest."""
     single = not isinstance(given, list) or any(isinstance(part, int) for part in given)
     found = [_prompt(each) for each in ([given] if single or not isinstance(given, list) else given)]
-    if not found or len(found) > MAX_PROMPTS:
-        raise BadRequest(
-            f"`prompt` has {len(found)} entries and 1 to {MAX_PROMPTS} are possible", "send them in parts", "prompt"
-        )
+    if not found:
+        raise BadRequest("`prompt` is empty", "send a text or token ids", "prompt")
+    if len(found) > MAX_PROMPTS:
+        message = f"`prompt` has {len(found)} entries and 1 to {MAX_PROMPTS} are possible"
+        raise BadRequest(message, "send them in parts", "prompt")
     return found
 
 

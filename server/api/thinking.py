@@ -59,15 +59,16 @@ async def add_thinking(
 ) -> None:
     """Take over the wish, with the field that it came by, and the budget.
 
-    Both are named in the warning where the model does not think, as an effort is where its template knows none. Apps
-    send them to every model. Raises BadRequest.
+    Both are named in the warning where the model does not think, but for the wish that it does not; as an effort is
+    where its template knows none. Apps send them to every model. Raises BadRequest.
     """
     field, submit.think = wish
     budget, tokens = next(((name, value) for name, value in budgets.items() if value is not None), ("", None))
     if tokens is not None:
         submit.think_tokens = int(_TOKENS.check(budget, tokens))
     if "thinking" not in capabilities(model):
-        pass_over(request, [f"`{name}`" for name in (field, budget) if name])
+        wishes = {field: submit.think, budget: tokens}
+        pass_over(request, [f"`{name}`" for name, wished in wishes.items() if name and wished])
         submit.think, submit.think_tokens = None, -1
     elif isinstance(submit.think, str):
         facts = await request.app[SERVICES].library.facts(model)

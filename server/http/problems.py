@@ -91,8 +91,17 @@ _OPENAI_CODES = {
     server.RateLimited.code: "rate_limit_exceeded",
     server.QuotaUsed.code: "insufficient_quota",
 }
-_OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
-_ANTHROPIC_TYPES = _OPENAI_TYPES | {413: "request_too_large", 504: "timeout_error", 529: "overloaded_error"}
+# Types of errors: OpenAI says more by its codes, and Anthropic by its types.
+_OPENAI_KINDS = {server.RateLimited.code: "requests", server.QuotaUsed.code: "insufficient_quota"}
+_ANTHROPIC_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    504: "timeout_error",
+    529: "overloaded_error",
+}
 
 
 @dataclass(frozen=True)
@@ -139,17 +148,17 @@ class Problem:
             return {"error": self._as_ollama_says(), "hint": self.hint, "code": self.code}
         if dialect == "llama":
             return {"error": self._as_llama_server()}
-        text, code, types = self.message, self.code, _OPENAI_TYPES
-        if dialect == "anthropic":
-            types = _ANTHROPIC_TYPES
+        text, code = self.message, self.code
         if code == runtime.PromptTooLong.code:
             text, code = (_as_anthropic_says if dialect == "anthropic" else _as_openai_says)(text), _CONTEXT_EXCEEDED
         code = _OPENAI_CODES.get(code, code)
         text = f"{text} ({self.hint})" if self.hint else text
         status = self.status(dialect)
-        kind = types.get(status, "invalid_request_error" if status < 500 else "api_error")
         if dialect == "anthropic":
+            kind = _ANTHROPIC_TYPES.get(status, "invalid_request_error" if status < 500 else "api_error")
             return {"type": "error", "error": {"type": kind, "message": text}, "request_id": request_id or None}
+        kind = "rate_limit_error" if status == 429 else "invalid_request_error" if status < 500 else "server_error"
+        kind = _OPENAI_KINDS.get(self.code, kind)
         return {"error": {"message": text, "type": kind, "param": self.field or None, "code": code}}
 
     def _as_llama_server(self) -> dict[str, Any]:

@@ -125,7 +125,7 @@ def test_without_thinking_there_is_a_switch_off_and_an_effort_is_named(talker: D
     assert told.headers["X-LM-Warning"] == told.json["warning"]
     assert "warning" not in ask(talker, thinking={"type": "disabled"}).json
     told = ask(talker, model="plain", thinking={"type": "enabled", "budget_tokens": 1024})
-    assert told.json["warning"] == "passed over: `thinking`, `budget_tokens`"
+    assert told.json["warning"] == "passed over: `thinking`, `thinking.budget_tokens`"
 
 
 def test_a_thinking_that_is_not_shown_comes_back_by_its_signature(talker: Daemon) -> None:

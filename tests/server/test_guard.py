@@ -106,7 +106,7 @@ def test_the_key_is_wanted_where_there_is_one(guarded: Daemon, headers: dict[str
     assert guarded.get("/api/tags", **headers).status == status
     told = guarded.get("/v1/models", **headers)
     assert told.status == status
-    assert status != 401 or told.json["error"]["type"] == "authentication_error"
+    assert status != 401 or told.json["error"]["code"] == "invalid_api_key"
 
 
 def test_watchdogs_need_no_key(guarded: Daemon) -> None:

@@ -185,7 +185,7 @@ def test_changes_hold_within_a_second(keyed: tuple[Daemon, Keys, str]) -> None:
     keys.change(key, revoked=time.time())
     wait_until(lambda: not knows(daemon, secret), 1)
     told = daemon.get("/v1/models", **bearer(secret))
-    assert (told.status, told.json["error"]["type"]) == (401, "authentication_error")
+    assert (told.status, told.json["error"]["code"]) == (401, "invalid_api_key")
     assert "revoked" in told.json["error"]["message"]
     secret, _ = grown(keys, daemon, expires=time.time() + 3)
     wait_until(lambda: not knows(daemon, secret), 3)
@@ -229,7 +229,7 @@ def test_a_stream_ends_with_its_key(keyed: tuple[Daemon, Keys, str], route: str)
         assert time.monotonic() - began < allowed(1)
     last = json.loads(rest.strip().splitlines()[-1].removeprefix(b"data: "))
     if route.startswith("/v1/"):
-        assert last["error"]["type"] == "authentication_error"
+        assert last["error"]["code"] == "invalid_api_key"
         assert b"[DONE]" not in rest
     else:
         assert last["code"] == "unauthorized" and "done" not in last

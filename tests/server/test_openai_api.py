@@ -26,7 +26,7 @@ def test_models_are_listed_and_found(echo: Daemon) -> None:
     asked = echo.post(CHAT, say("x") | {"model": "none"}).json["error"]
     assert (asked["code"], asked["param"]) == ("model_not_found", "model")
     missing = echo.get("/v1/models/org/none")
-    assert (missing.status, missing.json["error"]["type"]) == (404, "not_found_error")
+    assert (missing.status, missing.json["error"]["type"]) == (404, "invalid_request_error")
 
 
 def test_a_chat_completion(echo: Daemon) -> None:
@@ -155,7 +155,7 @@ def test_openais_client_tells_an_overlong_prompt_from_other_errors(echo: Daemon)
 
 
 def test_routes_that_are_not_there_are_told_in_the_same_dialect(echo: Daemon) -> None:
-    assert echo.get("/v1/nope").json["error"]["type"] == "not_found_error"
+    assert echo.get("/v1/nope").json["error"]["type"] == "invalid_request_error"
     assert echo.get(CHAT).status == 405
 
 
@@ -196,6 +196,25 @@ def test_what_is_not_honoured_is_named(echo: Daemon, extra: dict[str, Any], name
     assert streamed.headers["X-LM-Warning"]
 
 
+def test_a_schema_as_clients_send_it_has_no_warning(echo: Daemon) -> None:
+    schema = {"name": "City", "description": "a city", "strict": True, "schema": {"type": "object"}}
+    whole = echo.post(CHAT, say("x", response_format={"type": "json_schema", "json_schema": schema}))
+    assert (whole.status, "warning" in whole.json, "X-LM-Warning" in whole.headers) == (200, False, False)
+
+
+def test_what_is_no_text_names_the_field_that_holds_it(echo: Daemon) -> None:
+    picture = [{"type": "image_url", "image_url": {"url": "data:"}}]
+    told = echo.post(CHAT, say("x", messages=[{"role": "user", "content": picture}])).json["error"]
+    assert told["param"] == "messages" and "`image_url`" in told["message"]
+    told = echo.post("/v1/embeddings", {"model": "tiny", "input": {"content": picture}}).json["error"]
+    assert told["param"] == "input" and "`image_url`" in told["message"]
+
+
+def test_an_empty_list_of_prompts_is_not_told_to_be_split(echo: Daemon) -> None:
+    told = echo.post("/v1/completions", {"model": "tiny", "prompt": []}).json["error"]
+    assert told["message"] == "`prompt` is empty (send a text or token ids)"
+
+
 def test_wishes_about_a_stream_need_one(echo: Daemon) -> None:
     wishes = {"include_usage": False, "chunk_tokens": 3}
     streamed = echo.post(CHAT, say("x", stream=True, stream_options=wishes))
@@ -230,7 +249,7 @@ def test_embeddings_name_what_they_pass_over(echo: Daemon) -> None:
 )
 def test_what_only_the_hosted_service_does_is_refused_by_name(echo: Daemon, path: str) -> None:
     answer = echo.post(f"/v1/{path}", {})
-    assert (answer.status, answer.json["error"]["type"]) == (404, "not_found_error")
+    assert (answer.status, answer.json["error"]["type"]) == (404, "invalid_request_error")
     assert "is not in this version of lm" in answer.json["error"]["message"]
 
 

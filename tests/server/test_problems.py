@@ -56,10 +56,13 @@ def test_the_type_follows_the_status() -> None:
     def kind(error: Exception) -> str:
         return str(Problem.of(error).body("openai")["error"]["type"])
 
-    assert kind(registry.errors.ModelNotFound("")) == "not_found_error"
+    for unknown in (registry.errors.ModelNotFound, server.errors.Unauthorized, server.errors.Forbidden):
+        assert kind(unknown("")) == "invalid_request_error"
+    assert kind(server.errors.RateLimited("")) == "requests"
+    assert kind(server.errors.QuotaUsed("")) == "insufficient_quota"
     assert kind(runtime.errors.BadRequest("")) == "invalid_request_error"
     assert kind(runtime.errors.QueueFull("")) == "rate_limit_error"
-    assert kind(runtime.errors.WorkerDied("")) == "api_error"
+    assert kind(runtime.errors.WorkerDied("")) == "server_error"
 
 
 def test_anthropics_types_follow_its_own_statuses() -> None:

@@ -261,9 +261,9 @@ def test_what_is_not_honoured_is_named(talker: Daemon, extra: dict[str, Any], na
 @pytest.mark.parametrize(
     ("extra", "param"),
     [
-        ({"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "data:"}]}]}, "input_image"),
-        ({"input": [{"role": "user", "content": [{"type": "input_file", "file_id": "x"}]}]}, "input_file"),
-        ({"input": [{"role": "user", "content": [{"type": "input_audio"}]}]}, "input_audio"),
+        ({"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "data:"}]}]}, "input"),
+        ({"input": [{"role": "user", "content": [{"type": "input_file", "file_id": "x"}]}]}, "input"),
+        ({"input": [{"role": "user", "content": [{"type": "input_audio"}]}]}, "input"),
         ({"input": [{"role": "critic", "content": "x"}]}, "input"),
         ({"input": [{"type": "dream"}]}, "input"),
         ({"input": [{"type": "function_call", "call_id": "a"}]}, "input"),

@@ -228,12 +228,21 @@ def test_a_model_without_tools_says_so(talker: Daemon) -> None:
     assert talker.post("/api/show", {"model": "able"}).json["capabilities"] == ["completion", "tools", "thinking"]
 
 
+def test_a_choice_of_no_tool_is_told_as_it_was_sent(talker: Daemon) -> None:
+    for choice, shown in (("each", '`"each"`'), ({"type": "function", "name": "sub"}, '{"type": "function", "name"')):
+        told = talker.post("/v1/chat/completions", ask(tool_choice=choice)).json["error"]["message"]
+        assert shown in told
+
+
 def test_thinking_is_wished_in_any_spelling(talker: Daemon) -> None:
     for wish in ({"reasoning_effort": "high"}, {"think": False}, {"reasoning": {"effort": "none"}}, {"think": "low"}):
         answer = talker.post("/v1/chat/completions", ask(**wish))
         assert (answer.status, "warning" in answer.json) == (200, False), wish
     assert talker.post("/v1/chat/completions", ask(reasoning_effort="much")).status == 400
     assert "warning" in talker.post("/v1/chat/completions", ask(model="plain", tools=None, think=True)).json
+    for wish in ({"reasoning_effort": "none"}, {"think": False}, {"thinking_budget": 0}):
+        answer = talker.post("/v1/chat/completions", ask(model="plain", tools=None, **wish))
+        assert (answer.status, "warning" in answer.json) == (200, False), wish
     assert talker.post("/api/chat", ask(model="plain", tools=None, think=True)).status == 400
     assert talker.post("/api/chat", ask(think="much")).status == 400
     taken = talker.post("/v1/chat/completions", ask(chat_template_kwargs={"messages": []}))

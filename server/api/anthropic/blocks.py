@@ -12,7 +12,7 @@ import msgspec
 
 from runtime.conversation import Text, ToolCall, Turn
 from runtime.errors import BadRequest
-from server.api.request import refuse
+from server.api.content import refuse_part
 
 # The first system block of a coding agent: it changes with each request, and would keep the cache from being used.
 _BILLING = "x-anthropic-billing-header:"
@@ -191,7 +191,7 @@ def _text(block: ContentBlock, field: str) -> str:
         case "tool_reference":
             return block.tool_name or ""
     if block.type in ("image", "document"):
-        refuse(**{block.type: True})
+        refuse_part(block.type, field)
     known = "text, thinking, redacted_thinking, tool_use and tool_result"
     raise BadRequest(f"there is no block of type `{block.type[:40]}` in `{field}`", f"known are {known}", field)
 

@@ -88,7 +88,7 @@ async def _prepared(request: web.Request, body: MessagesFields) -> tuple[Model, 
     if body.effort and not wish:
         pass_over(request, ["`output_config.effort` (without `thinking`)"])
     budget = body.thinking.budget_tokens if body.thinking and wish else None
-    await add_thinking(request, model, submit, ("thinking" if wish else "", wish), {"budget_tokens": budget})
+    await add_thinking(request, model, submit, ("thinking" if wish else "", wish), {"thinking.budget_tokens": budget})
     pass_over(request, [f"blocks `{kind}`" for kind in hosted_kinds(body.messages)])
     await require_roles(request, model, submit.turns or [])
     return model, submit

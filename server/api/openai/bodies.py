@@ -12,11 +12,11 @@ from runtime.messages import Grammar
 from server.api import grammars
 from server.api.adapters import AdapterFields
 from server.api.calls import Called, CalledFunction
+from server.api.content import Content, content_texts
 from server.api.grammars import GrammarField
 from server.api.openai.tools import text_arguments
 from server.api.options import Whole, with_sampling
 from server.api.prompts import Prompts
-from server.api.request import refuse
 from server.api.thinking import budgets_of, effort, with_budgets
 
 
@@ -89,29 +89,6 @@ class ResponseFormat(msgspec.Struct):
         return grammars.of_schema(schema, "response_format")
 
 
-class ContentPart(msgspec.Struct):
-    """A piece of a message's content."""
-
-    type: str
-    text: str | None = None
-
-
-def content_texts(content: str | list[ContentPart] | None, field: str) -> list[str]:
-    """The texts of a content, one for each part; raises BadRequest without any, Unsupported for another kind of part.
-
-    `field` is the field of the body that holds it.
-    """
-    if content is None or content == []:
-        raise BadRequest(f"an entry of `{field}` has no `content`", "send a text", field)
-    parts = content if isinstance(content, list) else [ContentPart("text", content)]
-    for part in parts:
-        if part.type != "text":
-            refuse(**{part.type[:40]: True})
-        if part.text is None:
-            raise BadRequest(f"a part of type `text` in `{field}` has no `text`", "send its text", field)
-    return [part.text or "" for part in parts]
-
-
 class CalledCustom(msgspec.Struct):
     """The custom tool of a call, with the text that it got."""
 
@@ -139,7 +116,7 @@ class OpenAIMessage(msgspec.Struct):
     """One turn of a conversation."""
 
     role: str
-    content: str | list[ContentPart] | None = None
+    content: Content = None
     name: str | None = None
     reasoning_content: str | None = None
     reasoning: str | None = None
@@ -169,7 +146,7 @@ class Prediction(msgspec.Struct):
     """A text that the answer is expected to resemble."""
 
     type: str = "content"
-    content: str | list[ContentPart] | None = None
+    content: Content = None
 
     @property
     def text(self) -> str:

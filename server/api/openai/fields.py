@@ -44,6 +44,7 @@ OPENAI = KnownFields(
         "prompt_logprobs": None,
         "return_token_ids": None,
         "return_tokens_as_token_ids": None,
+        "return_progress": None,
         "skip_special_tokens": True,
         "spaces_between_special_tokens": True,
         # Settings of the model, and what a service does beside answering.
@@ -85,6 +86,10 @@ OPENAI = KnownFields(
             # An answer as clients send it back.
             "messages[].tool_calls[].index",
             "messages[].tool_calls[].type",
+            # A schema's own name and words; answers are held to it whether it is `strict` or not.
+            "response_format.json_schema.description",
+            "response_format.json_schema.name",
+            "response_format.json_schema.strict",
         }
     ),
 )

@@ -8,7 +8,6 @@ client by another item, can run are left out and named in the warning.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
@@ -35,6 +34,7 @@ _HOSTED = (
 )
 # Fields of a tool that are honoured, or that ask for no more than is done anyway.
 _FIELDS = frozenset({"type", "name", "description", "parameters", "strict", "format", "tools", *_KINDS})
+_LONGEST_CHOICE = 60
 _HINT = 'send "auto", "none", "required", or the type and the name of one of the tools'
 
 
@@ -113,7 +113,7 @@ def choose(choice: Any, given: ToolSet) -> ToolChoice:
         return ToolChoice(given.tools, [_named(choice, given)])
     if isinstance(kind, str) and kind.startswith(_HOSTED):
         raise BadRequest(f"`tool_choice` demands `{kind[:40]}`, which nothing here runs", _HINT, "tool_choice")
-    raise BadRequest(f"`tool_choice` is {str(choice)[:60]}", _HINT, "tool_choice")
+    raise BadRequest(f"`tool_choice` is {_shown(choice)}", _HINT, "tool_choice")
 
 
 def text_input(arguments: str) -> str:
@@ -212,9 +212,14 @@ def _named(choice: Any, given: ToolSet) -> str:
     inner = _inner(choice) if isinstance(choice, dict) else {}
     name = full_name(str(inner.get("name")), inner.get("namespace"))
     if name not in given.names:
-        shown = re.sub(r"\s+", " ", str(choice))[:60]
-        raise BadRequest(f"`tool_choice` is {shown}, and there is no such tool", _HINT, "tool_choice")
+        raise BadRequest(f"`tool_choice` is {_shown(choice)}, and there is no such tool", _HINT, "tool_choice")
     return name
+
+
+def _shown(choice: Any) -> str:
+    """The beginning of a choice as the client wrote it."""
+    text = json.dumps(choice, ensure_ascii=False)
+    return f"`{text[:_LONGEST_CHOICE]}`" + (" …" if len(text) > _LONGEST_CHOICE else "")
 
 
 def _some(names: list[str], given: ToolSet) -> list[str]:

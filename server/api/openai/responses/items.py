@@ -17,8 +17,8 @@ import msgspec
 from runtime.conversation import Text, ToolCall, Turn
 from runtime.errors import BadRequest
 from runtime.options import MAX_MESSAGES
+from server.api.content import refuse_part
 from server.api.openai.tools import full_name, text_arguments
-from server.api.request import refuse
 
 Item = dict[str, Any]
 _SEAL = "lm1."
@@ -241,7 +241,7 @@ def _texts(content: str | list[ItemPart] | None, kind: str) -> list[str]:
         if part.type == "refusal":
             texts.append(part.refusal or "")
         elif part.type not in _TEXTS:
-            refuse(**{part.type[:40]: True})
+            refuse_part(part.type, "input")
         elif part.text is None:
             raise BadRequest(f"a part of type `{part.type}` has no `text`", "send its text", "input")
         else:
