@@ -91,8 +91,7 @@ _OPENAI_CODES = {
     server.RateLimited.code: "rate_limit_exceeded",
     server.QuotaUsed.code: "insufficient_quota",
 }
-# Types of errors: OpenAI says more by its codes, and Anthropic by its types.
-_OPENAI_KINDS = {server.RateLimited.code: "requests", server.QuotaUsed.code: "insufficient_quota"}
+# Anthropic tells errors apart by their types, OpenAI by its codes.
 _ANTHROPIC_TYPES = {
     401: "authentication_error",
     403: "permission_error",
@@ -158,7 +157,7 @@ class Problem:
             kind = _ANTHROPIC_TYPES.get(status, "invalid_request_error" if status < 500 else "api_error")
             return {"type": "error", "error": {"type": kind, "message": text}, "request_id": request_id or None}
         kind = "rate_limit_error" if status == 429 else "invalid_request_error" if status < 500 else "server_error"
-        kind = _OPENAI_KINDS.get(self.code, kind)
+        kind = code if self.code == server.QuotaUsed.code else kind
         return {"error": {"message": text, "type": kind, "param": self.field or None, "code": code}}
 
     def _as_llama_server(self) -> dict[str, Any]:

@@ -260,7 +260,7 @@ def test_every_route_counts_its_tokens(keyed: tuple[Daemon, Keys, str], route: s
     assert refused.status == 429
     told = refused.json["error"]
     assert (
-        (told["type"], told["code"]) == ("rate_limit_error", "insufficient_quota") if isinstance(told, dict) else True
+        (told["type"], told["code"]) == ("insufficient_quota", "insufficient_quota") if isinstance(told, dict) else True
     )
     assert "3 tokens" in (told["message"] if isinstance(told, dict) else told)
     assert 80_000 < int(refused.headers["Retry-After"]) <= 86400

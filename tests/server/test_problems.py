@@ -58,7 +58,7 @@ def test_the_type_follows_the_status() -> None:
 
     for unknown in (registry.errors.ModelNotFound, server.errors.Unauthorized, server.errors.Forbidden):
         assert kind(unknown("")) == "invalid_request_error"
-    assert kind(server.errors.RateLimited("")) == "requests"
+    assert kind(server.errors.RateLimited("")) == "rate_limit_error"
     assert kind(server.errors.QuotaUsed("")) == "insufficient_quota"
     assert kind(runtime.errors.BadRequest("")) == "invalid_request_error"
     assert kind(runtime.errors.QueueFull("")) == "rate_limit_error"
