@@ -114,6 +114,6 @@ def _here() -> list[str]:
 def _levels(begun: str) -> list[str]:
     """The levels that lm makes, and `auto`, as far as they begin with a text in upper case or lower."""
     from quant.levels.recipes import LEVELS
-    from registry.names import AUTO
+    from registry.words import AUTO
 
     return [level for level in (*LEVELS, AUTO) if level.lower().startswith(begun.lower())]

@@ -1,9 +1,9 @@
 """Names of models, as users type them and as the store files them.
 
 A `Reference` says where a model comes from. A `Name` is the model's place in the store: host, namespace, model, tag.
-Paths in the store are built from `Name`s only, and a `Name` refuses words such as `..`. So this module is the guard
-against names that try to be paths. It reads no disk and no network; only for relative paths it asks for the current
-folder.
+Paths in the store are built from `Name`s only, and a `Name` refuses words such as `..`, which `registry/words.py` tells
+from good ones. So this module is the guard against names that try to be paths. It reads no disk and no network; only
+for relative paths it asks for the current folder.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Literal
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from registry.errors import BadName
+from registry.words import AUTO, bad_name, canonical_level, is_word, package_word, short_word, word_of
 
 # `bare` is a single word: whoever knows this machine decides of which of the others it is (`server/api/sources.py`).
 Kind = Literal["bare", "demo", "folder", "hub", "oci", "ollama", "package", "store", "url"]
@@ -26,20 +27,14 @@ HUB = "hf.co"
 OLLAMA = "registry.ollama.ai"
 LOCAL = "local"
 LIBRARY = "library"
-AUTO = "auto"
 LATEST = "latest"
 
 _ALIASES = {"huggingface.co": HUB, "www.huggingface.co": HUB, "ollama.com": OLLAMA}
 _PAGES = {OLLAMA: "ollama.com"}  # what people call a registry by
 _PACKAGE = re.compile(r"package://([a-z0-9]+(?:-[a-z0-9]+)*)(?:/([^/:]+))?(?::([^/:]+))?")
-_ENGLISH = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,95}")
-# Letters, and bytes in UTF-8: a file system allows 255 bytes, of which a temporary file takes some.
-_LONGEST_WORD, _LONGEST_FILE = 96, 240
 _HOST = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]{0,252}(?::[0-9]{1,5})?")
 # A model pinned by the digest of its manifest; a tag before the digest does not count. The store has it as a tag.
 _PINNED = re.compile(r"([^@]+?)(?::[^:/@]+)?@sha256:([0-9a-f]{64})")
-_BUDGET = re.compile(r"([0-9]{1,6}(?:\.[0-9]{1,4})?)(KB|MB|GB|TB|KiB|MiB|GiB|TiB|bpw)", re.IGNORECASE)
-_UNITS = {unit.lower(): unit for unit in ("KB", "MB", "GB", "TB", "KiB", "MiB", "GiB", "TiB", "bpw")}
 _SNAPSHOT = re.compile(r"models--([^/]+?)--([^/]+)/snapshots/[0-9a-f]{40}")
 # A manifest in the store of Ollama, or of lm: its path says the name.
 _MANIFEST = re.compile(r".*/manifests/([^/]+)/([^/]+)/([^/]+)/([^/:]+)")
@@ -47,8 +42,6 @@ _FILE = re.compile(r"(?<=.)(-\d{5}-of-\d{5})?\.gguf$", re.IGNORECASE)
 # A level behind a URL's file, and the digest of the file: `https://x.example/a.gguf:Q4_K_M#sha256=…`.
 _LEVELLED, _FRAGMENT = re.compile(r"\.gguf:[^/:]+$", re.IGNORECASE), re.compile(r"(sha256[=:][0-9a-f]{64})?")
 _LONGEST = 4096
-_EXAMPLES = "names look like `demo`, `org/repo`, `hf.co/org/repo:Q4_K_M` or `./folder`"
-_LEVELS = "levels look like `Q4_K_M`, `4GB` or `4.5bpw`; `lm fit NAME --all` lists those with names"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,10 +58,10 @@ class Name:
 
     def __post_init__(self) -> None:
         if not _HOST.fullmatch(self.host) or ".." in self.host:
-            raise _odd(self.host)
+            raise bad_name(self.host)
         for word in (self.namespace, self.model, *([] if self.tag is None else [self.tag])):
-            if not _is_word(word):
-                raise _odd(word)
+            if not is_word(word):
+                raise bad_name(word)
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -122,7 +115,7 @@ class Reference:
         parent = word_of(urlsplit(self.location).hostname or "") if self.kind == "url" else parent
         longer = f"{parent}-{model}" if parent else self.location if self.kind == "package" else model
         mark = hashlib.sha256(self.origin.encode(errors="surrogateescape")).hexdigest()[:6]
-        words = [model, _short(longer), f"{_short(model, 80)}-{mark}"]
+        words = [model, short_word(longer), f"{short_word(model, 80)}-{mark}"]
         return tuple(replace(self.name, model=word) for word in dict.fromkeys(words))
 
     @property
@@ -189,7 +182,7 @@ _TAGGED = ("bare", "oci", "ollama", "store")
 def parse(text: str) -> Reference:
     """The reference that a user means by `text`; the README has a table of names. Raises BadName."""
     if not text or len(text) > _LONGEST or not text.isprintable() or text != text.strip():
-        raise _odd(text)
+        raise bad_name(text)
     if is_path(text):
         return _folder(text)
     text = unicodedata.normalize("NFC", text)
@@ -204,76 +197,16 @@ def parse(text: str) -> Reference:
     if not colon or "/" in suffix:
         body, suffix = text, ""
     if colon and not suffix and body != text:
-        raise _odd(text)
+        raise bad_name(text)
     found = _named(body.split("/"), suffix or None, text)
     if pinned and found.kind not in ("oci", "ollama"):
-        raise _odd(text, "a digest pins a model of a registry, `host/namespace/model@sha256:…`")
+        raise bad_name(text, "a digest pins a model of a registry, `host/namespace/model@sha256:…`")
     return found
 
 
 def is_path(text: str) -> bool:
     """Whether `text` means a folder or file of this machine: it begins with `/`, `./`, `../` or `~`."""
     return text in (".", "..") or text.startswith(("/", "./", "../", "~"))
-
-
-def canonical_level(text: str) -> str:
-    """A level in its one spelling: `q4_k_m` → `Q4_K_M`, `4gb` → `4GB`, `4.0bpw` → `4bpw`, `AUTO` → `auto`.
-
-    File names stay as they are.
-
-    Raises BadName.
-    """
-    budget = _BUDGET.fullmatch(text)
-    if budget:
-        whole, point, part = budget[1].partition(".")
-        return (whole.lstrip("0") or "0") + (point + part).rstrip("0").rstrip(".") + _UNITS[budget[2].lower()]
-    if text.lower().endswith(".gguf") and _is_word(text):
-        return text
-    if not _ENGLISH.fullmatch(text) or ".." in text:
-        raise _odd(text, _LEVELS, "a level")
-    return AUTO if text.lower() == AUTO else text.upper()
-
-
-def word_of(text: str) -> str:
-    """A text as a word of a name: letters and digits of any script and `_.-` stay; "" where there are none.
-
-    A Latin letter with marks becomes the bare letter (`ünï` is `uni`), anything else a hyphen. The word may be longer
-    than a name allows.
-    """
-    letters = "".join(map(_plain, unicodedata.normalize("NFKC", text)))
-    word = re.sub(r"\.{2,}", ".", re.sub(r"\0+", "-", letters)).strip("-.")
-    while word and unicodedata.category(word[0]).startswith("M"):
-        word = word[1:].lstrip("-.")
-    return unicodedata.normalize("NFC", word)
-
-
-def _plain(letter: str) -> str:
-    """The letter as names have it; a NUL for one that they have not, nothing for a mark on a Latin letter."""
-    if "\u0300" <= letter <= "\u036f":
-        return ""
-    base = unicodedata.normalize("NFD", letter)[0]
-    letter = base if base.isascii() and base.isalpha() else letter
-    return letter if _may_be_in_word(letter) else "\0"
-
-
-def _may_be_in_word(letter: str) -> bool:
-    return letter in "_.-" or letter.isalnum() or unicodedata.category(letter).startswith("M")
-
-
-def _is_word(text: str) -> bool:
-    """Whether a text is safe as the name of a file, and reads in one way only."""
-    if not 0 < len(text) <= _LONGEST_WORD or ".." in text or len(text.encode(errors="replace")) > _LONGEST_FILE:
-        return False
-    good = all(map(_may_be_in_word, text)) and (text[0] == "_" or text[0].isalnum())
-    return good and unicodedata.is_normalized("NFC", text)
-
-
-def _short(word: str, longest: int = _LONGEST_WORD) -> str:
-    """The beginning of a word, as much of it as a name may have."""
-    word = word[:longest]
-    while len(word.encode()) > _LONGEST_FILE - _LONGEST_WORD + longest:
-        word = word[:-1]
-    return word.rstrip("-.")
 
 
 def _named(words: list[str], suffix: str | None, text: str) -> Reference:
@@ -284,7 +217,7 @@ def _named(words: list[str], suffix: str | None, text: str) -> Reference:
         words, suffix = words[:repository], words[-1]  # `org/repo/x.gguf`: a file of a repository
     if host == HUB and len(words) > 1:
         if len(words) != 3:
-            raise _odd(text, f"a model on the hub is named `{HUB}/org/repo`")
+            raise bad_name(text, f"a model on the hub is named `{HUB}/org/repo`")
         return _hub(words[1], words[2], suffix)
     if len(words) == 1:
         if words[0].lower() == "demo":
@@ -292,23 +225,25 @@ def _named(words: list[str], suffix: str | None, text: str) -> Reference:
         return Reference("bare", words[0], None, Name(OLLAMA, LIBRARY, words[0], suffix))
     if host == OLLAMA:
         if len(words) != 3:
-            raise _odd(text, "a model of Ollama's registry is named `model:tag` or `ollama.com/namespace/model:tag`")
+            raise bad_name(
+                text, "a model of Ollama's registry is named `model:tag` or `ollama.com/namespace/model:tag`"
+            )
         return _ollama(words[1], words[2], suffix)
     if len(words) == 2 and host == LIBRARY:
         return _ollama(LIBRARY, words[1], suffix)  # as Ollama itself calls `model` in full
     if len(words) == 2 and ":" not in words[0]:
         return _hub(words[0], words[1], suffix)
     if host == LOCAL and len(words) == 3:
-        raise _odd(text, f"name it `{words[2]}`")
+        raise bad_name(text, f"name it `{words[2]}`")
     if len(words) == 3 and ("." in host or ":" in host or host == "localhost"):
         name = Name(host, words[1], words[2], suffix or LATEST)
         return Reference("oci", "/".join(name.parts[:3]), None, name)
-    raise _odd(text)
+    raise bad_name(text)
 
 
 def _hub(organisation: str, repository: str, suffix: str | None) -> Reference:
     if not (organisation.isascii() and repository.isascii()):
-        raise _odd(f"{organisation}/{repository}")
+        raise bad_name(f"{organisation}/{repository}")
     name = Name(HUB, organisation, repository)
     return Reference("hub", f"{organisation}/{repository}", *_levelled(name, suffix))
 
@@ -329,32 +264,27 @@ def _folder(text: str) -> Reference:
     if not path or "/" in level:
         path, level = text, ""
     elif not level:
-        raise _odd(text)
+        raise bad_name(text)
     location = os.path.abspath(os.path.expanduser(path))  # noqa: PTH100, PTH111  lexical: the folder need not exist
     if (manifest := _MANIFEST.fullmatch(location)) and not level:
         with suppress(BadName):
             return Reference("store", location, None, Name(*manifest.groups()))
     word = _folder_word(location)
     if not word:
-        raise _odd(text, "give the folder a name with letters or digits in it")
+        raise bad_name(text, "give the folder a name with letters or digits in it")
     return Reference("folder", location, *_levelled(Name(LOCAL, LIBRARY, word), level or None))
 
 
 def _folder_word(location: str) -> str:
     """The word in the name of a folder or a file, "" where no letter or digit is in it."""
     cached = _SNAPSHOT.search(location)
-    return _short(word_of(cached[2] if cached else _FILE.sub("", os.path.basename(location))))  # noqa: PTH119
-
-
-def package_word(distribution: str) -> str:
-    """The bare word for the model of a package: plugins of `llm` are called `llm-MODEL`."""
-    return distribution.removeprefix("llm-") or distribution
+    return short_word(word_of(cached[2] if cached else _FILE.sub("", os.path.basename(location))))  # noqa: PTH119
 
 
 def _package(text: str) -> Reference:
     match = _PACKAGE.fullmatch(text)
     if match is None:
-        raise _odd(text, "the model of an installed package is named `package://NAME`, or by its bare name")
+        raise bad_name(text, "the model of an installed package is named `package://NAME`, or by its bare name")
     distribution, folder, level = match.groups()
     location = distribution if folder is None else f"{distribution}/{folder}"
     return Reference("package", location, *_levelled(Name(LOCAL, LIBRARY, folder or package_word(distribution)), level))
@@ -365,19 +295,19 @@ def _url(text: str) -> Reference:
         url = urlsplit(text)
         host = (url.hostname or "") if url.port is None else f"{url.hostname}:{url.port}"
     except ValueError:
-        raise _odd(text) from None
+        raise bad_name(text) from None
     alias = _ALIASES.get(host, host)
     if url.scheme in ("http", "https") and alias in (HUB, OLLAMA):
         return _page(alias, url, text)
     if url.scheme not in ("http", "https") or "@" in url.netloc or not host:
-        raise _odd(text, "a URL begins with `https://` and holds no user name")
+        raise bad_name(text, "a URL begins with `https://` and holds no user name")
     path, _, level = url.path.rpartition(":") if _LEVELLED.search(url.path) else (url.path, "", "")
     file = unquote(path).rpartition("/")[2]
     if not file.lower().endswith(".gguf") or not file.isprintable() or not _FRAGMENT.fullmatch(url.fragment):
-        raise _odd(
+        raise bad_name(
             text, "a URL leads to a `.gguf` file; models of other registries are named `host/namespace/model:tag`"
         )
-    word = _short(re.sub(r"[^A-Za-z0-9_.-]+|\.{2,}", "-", file[: -len(".gguf")]).strip("-."))
+    word = short_word(re.sub(r"[^A-Za-z0-9_.-]+|\.{2,}", "-", file[: -len(".gguf")]).strip("-."))
     location = url._replace(path=path).geturl()
     return Reference("url", location, *_levelled(Name(LOCAL, LIBRARY, word), level or None))
 
@@ -388,13 +318,7 @@ def _page(host: str, url: SplitResult, text: str) -> Reference:
     if host == HUB and words[2:4] in (["blob", "main"], ["resolve", "main"]) and words[-1].lower().endswith(".gguf"):
         return parse(f"{HUB}/{words[0]}/{words[1]}:{words[-1]}")
     if url.query or url.fragment or "@" in url.netloc or not words:
-        raise _odd(text)
+        raise bad_name(text)
     if len(words) == 4 and words[2:] == ["tree", "main"]:
         words = words[:2]
     return parse("/".join([host, *words]))
-
-
-def _odd(text: str, hint: str = _EXAMPLES, kind: str = "a name of a model") -> BadName:
-    shown = text if len(text) <= 80 else f"{text[:79]}…"
-    plain = shown if shown.isprintable() else shown.encode("unicode_escape").decode()
-    return BadName(f"`{plain}` is not {kind}", hint)

@@ -22,7 +22,8 @@ from quant.gguf.header import Header, read_file
 from quant.gguf.values import readable
 from quant.plan import ModelPlan
 from registry.errors import ModelNotFound, RegistryError, StoreDamaged, StoreFailed
-from registry.store.catalog import LayerBlob, Model, is_meant
+from registry.store.catalog import LayerBlob, Model
+from registry.store.finding import is_meant
 from registry.store.meaning import Meaning
 from registry.store.store import Store
 from runtime.errors import BadRequest, EngineError

@@ -24,6 +24,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
     ),
     "registry": (
         ("registry.errors",),
+        ("registry.words",),
         ("registry.names", "registry.digest", "registry.sha256", "registry.modelfile"),
         ("registry.store", "registry.net"),
         ("registry.sources",),

@@ -36,6 +36,7 @@ MAY_IMPORT = {
         "runtime.defaults",
         "runtime.units",
         "registry.names",
+        "registry.words",
         "registry.modelfile",
         "registry.errors",
         "quant.levels.recipes",

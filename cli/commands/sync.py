@@ -51,8 +51,10 @@ def command(  # noqa: PLR0913  click gives each option by its name
         return 0
     wish = {"near": list(near), "prune": prune, "force": force, "dry_run": dry_run}
 
+    shown: list[Any] = []
+
     def once() -> int:
-        return _once(client, _place(source, is_file) | wish, as_json)
+        return _once(client, _place(source, is_file) | wish, as_json, shown)
 
     return once() if watch is None else repeat(once, watch)
 
@@ -68,15 +70,17 @@ def _place(source: str, is_file: bool) -> dict[str, Any]:
         raise Failure(f"`{source}` cannot be read as text", "a list has one name on a line", "usage") from None
 
 
-def _once(client: Client, body: dict[str, Any], as_json: bool) -> int:
-    """One sync; its exit code. Raises Failure."""
+def _once(client: Client, body: dict[str, Any], as_json: bool, shown: list[Any]) -> int:
+    """One sync; its exit code. A table that was `shown` last is not shown again. Raises Failure."""
     last = show(client.stream("/lm/sync", body), quiet=as_json)
     report = {key: value for key, value in last.items() if key not in ("status", "phase")}
     if as_json:
         console.out(json.dumps(report, ensure_ascii=False))
         return 0 if report["complete"] else 1
     cells = [(row["name"], row["state"], row.get("error", "")) for row in report["models"]]
-    console.table(("NAME", "STATE", ""), cells)
+    if shown != [cells]:
+        console.table(("NAME", "STATE", ""), cells)
+    shown[:] = [cells]
     for name in report["removed"]:
         console.note(f"{'would remove' if report['dry_run'] else 'removed'} `{name}`")
     for row in report["kept"]:

@@ -17,8 +17,8 @@ from importlib.metadata import Distribution, PackagePath, distributions
 from pathlib import Path
 
 from registry.errors import ModelNotFound
-from registry.names import package_word, word_of
 from registry.sources.local import DeclaredFolder
+from registry.words import package_word, word_of
 
 # The list of a package's files is searched for these before it is taken apart: most packages carry no model.
 _SIGNS = re.compile(r"\.gguf,|\.safetensors,", re.IGNORECASE)

@@ -49,7 +49,7 @@ def collect(catalog: Catalog, in_use: Collection[str]) -> int:
         log.warning("no blob is removed, for nobody knows which are in use: %s", error)
         return 0
     for value in found:
-        fsops.unlink(catalog.blob(value))
+        fsops.unlink(catalog.blob_path(value))
         catalog.shared.forget(value)
     # Not synced: a blob that a power cut brings back is still listed by nobody, and goes at the next start.
     return sum(found.values())

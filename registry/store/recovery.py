@@ -43,7 +43,7 @@ def restore(catalog: Catalog, folder: Path) -> None:
     if not note:
         return
     try:
-        blob = catalog.blob(note.decode())
+        blob = catalog.blob_path(note.decode())
     except (StoreDamaged, UnicodeDecodeError):
         return
     if reading.status(blob) and blob.name.replace("-", ":") not in garbage.referenced(catalog):

@@ -33,26 +33,26 @@ from typing import Any
 from registry.errors import BadName, DiskFull, ModelNotFound, StoreDamaged, StoreFailed
 from registry.names import Name, Reference
 from registry.store import fsops, garbage, manifest, notes, owner, reading, recovery
-from registry.store.catalog import Catalog, Model
+from registry.store.catalog import Model
+from registry.store.finding import Finder
 from registry.store.fsops import plainly
 from registry.store.ingest import DETACHED, NEW, OWNERS, Ingest, settle
 from registry.store.layers import Staged
 from registry.store.leases import Leases
 from registry.store.manifest import Manifest
-from registry.store.meaning import Meaning
 from registry.store.partial import read_journal, resumable
 
 log = logging.getLogger("lm.store")
 
 
-class Store:
-    """The models of one folder, owned by this process until `close`. May be used by several threads."""
+class Store(Finder):
+    """The models of one folder, owned by this process until `close`: found, and changed. Several threads may use it."""
 
     def __init__(self, root: Path, lock: int) -> None:
         """Use `Store.open`."""
+        super().__init__(root)
         self.root = root
         self._lock_file = lock
-        self._catalog = Catalog(root)
         self._ingests = root / "ingest"
         self._changing = threading.RLock()
         self._busy: set[Path] = set()
@@ -92,65 +92,6 @@ class Store:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def models(self, unreadable: list[StoreFailed] | None = None) -> list[Model]:
-        """All models in the order of their names; a broken one has a `problem`.
-
-        A folder of manifests that cannot be read goes to `unreadable`; without that, and for the folder of all, it
-        raises StoreFailed.
-        """
-        return self._catalog.models(unreadable)
-
-    def variants(self, name: Name) -> list[Model]:
-        """The models that differ from `name` in their tags, or in upper and lower case, only. Raises StoreFailed."""
-        return self._catalog.variants(name)
-
-    def resolve(self, text: str) -> Model:
-        """The model that `text` means: a full name, or a bare one by the rule of `meaning.py`; case does not matter.
-
-        Raises BadName, ModelNotFound (its hint names what comes close), StoreDamaged (the model is broken), StoreFailed
-        (it cannot be read).
-        """
-        return self._catalog.resolve(text)
-
-    def find(self, text: str) -> Model:
-        """As `resolve`, but a broken model is returned too, to be deleted."""
-        return self._catalog.resolve(text, broken=True)
-
-    def meant(self, text: str) -> list[Model]:
-        """The models that `text` may mean, broken ones too: all variants for a bare name, at most one for a full name.
-
-        Raises BadName, StoreFailed.
-        """
-        return self._catalog.meant(text)
-
-    def meaning(self, text: str) -> Meaning | None:
-        """The meaning of a bare name; None for a full name or where none is here. Raises BadName, StoreFailed."""
-        return self._catalog.meaning(text)
-
-    def placed(self, reference: Reference) -> Reference:
-        """The reference with the name under which its model belongs: two folders of one name get different ones.
-
-        Raises StoreFailed where it is unknown of which folder a model was made.
-        """
-        return self._catalog.placed(reference)
-
-    def meanings(self) -> list[Meaning]:
-        """The meaning of each bare name of which several variants are here, as far as folders can be read."""
-        return self._catalog.meanings()
-
-    def similar(self, reference: Reference) -> list[str]:
-        """Names of models here, and `demo`, that look like this one, the most alike first."""
-        return self._catalog.similar(reference)
-
-    def manifest(self, model: Model) -> tuple[bytes, Manifest]:
-        """The manifest of a model, as bytes and read. Raises StoreDamaged, StoreFailed."""
-        data = manifest.read(self._catalog.manifest_path(model.key), model.name)
-        return data, manifest.parse(data, model.name)
-
-    def blob_path(self, digest: str) -> Path:
-        """The place of the blob with this digest. Raises StoreDamaged for a text that is no digest."""
-        return self._catalog.blob(digest)
-
     def free_bytes(self) -> int:
         """Bytes that the store's disk has left for us."""
         with plainly(self.root):
@@ -166,7 +107,7 @@ class Store:
         with self._changing, plainly(self.root):
             if ingest.folder in self._busy:
                 raise StoreFailed(f"`{title}` is being made already", "wait until that has ended")
-            recovery.restore(self._catalog, ingest.folder)
+            recovery.restore(self, ingest.folder)
             if new or not ingest.journal:
                 fsops.remove_tree(ingest.folder)
                 fsops.mkdir(ingest.folder)
@@ -179,7 +120,7 @@ class Store:
         """Keep the ingest if it can be resumed, else remove it; does nothing after a commit. Raises StoreFailed."""
         with self._changing, plainly(self.root):
             self._busy.discard(ingest.folder)
-            recovery.restore(self._catalog, ingest.folder)
+            recovery.restore(self, ingest.folder)
             if not ingest.journal:
                 fsops.remove_tree(ingest.folder)
 
@@ -260,7 +201,7 @@ class Store:
     def _require(self, wanted: Manifest, coming: Collection[str], name: Name) -> None:
         """Raise StoreDamaged unless each blob of a manifest is here, or coming."""
         for layer in wanted.blobs:
-            there = None if layer.digest in coming else reading.status(self._catalog.blob(layer.digest))
+            there = None if layer.digest in coming else reading.status(self.blob_path(layer.digest))
             if layer.digest not in coming and (there is None or there.st_size != layer.size):
                 raise StoreDamaged(f"`{name.display}` lists `{layer.digest[:19]}`, which did not come", "try again")
 
@@ -276,10 +217,6 @@ class Store:
             with self._changing:
                 self._held -= held
 
-    def contents(self, model: Model) -> Manifest:
-        """The layers of a model. Raises StoreDamaged, StoreFailed."""
-        return self.manifest(model)[1]
-
     def copy(self, model: Model, name: Name) -> Model:
         """Give a model a further name, replacing what had that name; its blobs are shared. Raises as `adopt`."""
         with self._changing, plainly(self.root):
@@ -293,7 +230,7 @@ class Store:
         Raises StoreDamaged for a text that is no digest, StoreFailed.
         """
         with self._changing:
-            if reading.status(path := self._catalog.blob(digest)) is None:
+            if reading.status(path := self.blob_path(digest)) is None:
                 return None
             self.leases.take(digest)
             return path
@@ -303,8 +240,8 @@ class Store:
         with self._changing, plainly(self.root):
             self.leases.take(digest)
             fsops.seal(path)
-            fsops.rename(path, self._catalog.blob(digest))
-            fsops.fsync_dir(self._catalog.blobs)
+            fsops.rename(path, self.blob_path(digest))
+            fsops.fsync_dir(self.blobs)
 
     def choose(self, model: Model) -> None:
         """Note that this variant was chosen automatically. A note that cannot be written costs no more than itself."""
@@ -314,29 +251,25 @@ class Store:
     def pin(self, model: Model) -> None:
         """Let the bare name mean this variant until `unpin`. Raises StoreFailed, DiskFull."""
         with self._changing, plainly(self.root):
-            notes.write(self.root, self._catalog.pin_path(model.key), model.key)
-
-    def is_pinned(self, model: Model) -> bool:
-        """Whether the user lets the bare name mean this variant. Raises StoreFailed."""
-        return self._catalog.is_pinned(model.key)
+            notes.write(self.root, self.pin_path(model.key), model.key)
 
     def unpin(self, name: Name) -> None:
         """Let the bare name mean what it would without `pin`. Raises StoreFailed."""
         with self._changing, plainly(self.root):
-            notes.remove(self._catalog.pins, self._catalog.pin_path(self._catalog.existing(name.tagged(None))))
+            notes.remove(self.pins, self.pin_path(self.existing(name.tagged(None))))
 
     def delete(self, model: Model) -> None:
         """Forget a model; its blobs go at the next `collect`. Raises ModelNotFound when it is gone, StoreFailed."""
-        path = self._catalog.manifest_path(model.key)
+        path = self.manifest_path(model.key)
         with self._changing, plainly(self.root):
             if reading.status(path) is None:
                 raise ModelNotFound(f"model `{model.name}` is not here", "`lm list` shows what is")
             fsops.unlink(path)
             fsops.fsync_dir(path.parent)
-            notes.prune(path.parent, self._catalog.manifests)
+            notes.prune(path.parent, self.manifests)
             # A model that comes in again under this name later is neither pinned nor chosen.
-            notes.remove_tag(self._catalog.choices, self._catalog.choice_path(model.key), model.key)
-            notes.remove_tag(self._catalog.pins, self._catalog.pin_path(model.key), model.key)
+            notes.remove_tag(self.choices, self.choice_path(model.key), model.key)
+            notes.remove_tag(self.pins, self.pin_path(model.key), model.key)
 
     def collect(self, in_use: Collection[str]) -> int:
         """Remove the blobs that no manifest lists and that are not `in_use` (digests); the number of bytes freed.
@@ -344,12 +277,12 @@ class Store:
         Removes nothing while a manifest or a folder of manifests is unreadable. Raises StoreFailed.
         """
         with self._changing, plainly(self.root):
-            return garbage.collect(self._catalog, {*in_use, *self._held, *self.leases.held()})
+            return garbage.collect(self, {*in_use, *self._held, *self.leases.held()})
 
     def unlisted(self, in_use: Collection[str]) -> dict[str, int]:
         """The blobs that `collect` would remove, with their bytes. Raises StoreDamaged, StoreFailed."""
         with self._changing, plainly(self.root):
-            return garbage.unlisted(self._catalog, {*in_use, *self._held, *self.leases.held()})
+            return garbage.unlisted(self, {*in_use, *self._held, *self.leases.held()})
 
     def _folder(self, title: str, kind: str = "") -> Path:
         return self._ingests / f"{kind}{hashlib.sha256(title.encode()).hexdigest()[:16]}"
@@ -358,10 +291,10 @@ class Store:
         """Move synced files among the blobs, then write the manifest `data`, which lists them."""
         if name.tag is None:
             raise BadName(f"`{name.display}` has no tag, so it names no variant to commit", "add a tag")
-        name = self._catalog.existing(name)
-        shared = self._catalog.shared
+        name = self.existing(name)
+        shared = self.shared
         for path, staged in files:
-            target, value = self._catalog.blob(staged.layer.digest), staged.layer.digest
+            target, value = self.blob_path(staged.layer.digest), staged.layer.digest
             if not staged.shared:
                 fsops.seal(path)
                 fsops.rename(path, target)
@@ -369,19 +302,19 @@ class Store:
                 fsops.rename(path, target)  # its mode is its owner's
                 shared.note(value, target)
         if files:
-            fsops.fsync_dir(self._catalog.blobs)
-        path = self._catalog.manifest_path(name)
-        fsops.make_folders(self._catalog.manifests, path.parent)
+            fsops.fsync_dir(self.blobs)
+        path = self.manifest_path(name)
+        fsops.make_folders(self.manifests, path.parent)
         fsops.replace(path, data)
         if chosen:
             self._choose(name)
-        model = self._catalog.read(name)
+        model = self.read(name)
         if model is None:
             raise StoreDamaged(f"`{name.display}` was removed while it was committed", "pull again")
         return model
 
     def _choose(self, name: Name) -> None:
-        path = self._catalog.choice_path(name)
+        path = self.choice_path(name)
         try:
             with plainly(self.root):
                 notes.write(self.root, path, name)
@@ -394,7 +327,7 @@ class Store:
         Leftovers that cannot be removed stay: the models of a disk that is read-only, or broken in one place, are used.
         """
         try:
-            recovery.clear_away(self._catalog, self.root, self._ingests)
+            recovery.clear_away(self, self.root, self._ingests)
             self.collect(())
         except OSError as error:
             log.warning("what earlier processes left is not cleared away: %s", error)

@@ -8,7 +8,8 @@ from aiohttp import web
 
 from registry.errors import BadName, ModelNotFound
 from registry.names import parse
-from registry.store.catalog import Model, is_meant
+from registry.store.catalog import Model
+from registry.store.finding import is_meant
 from server.access.roles import Access, suffices
 from server.errors import Forbidden
 from server.keys.record import ApiKey

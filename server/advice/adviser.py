@@ -19,9 +19,10 @@ from quant.gguf.header import read_file
 from quant.levels import published
 from quant.plan import Files, ModelPlan
 from registry.errors import RegistryError
-from registry.names import AUTO, canonical_level, parse
+from registry.names import parse
 from registry.net.network import Network
 from registry.sources.opening import open_source
+from registry.words import AUTO, canonical_level
 from runtime.errors import DoesNotFit
 from runtime.machine.choosing import Advice, Chooser, Machine, canonical, this_machine
 from runtime.machine.hardware import Hardware

@@ -14,12 +14,13 @@ from typing import Any
 
 from quant.convert.gguf.naming import GgufName
 from registry.errors import BadName, ModelNotFound
-from registry.names import Name, parse, word_of
+from registry.names import Name, parse
 from registry.store import fsops
 from registry.store.fsops import plainly
 from registry.store.ingest import Ingest
 from registry.store.model import Model
 from registry.store.store import Store
+from registry.words import word_of
 from runtime.messages import CacheConfig
 from server.children.child_log import log_file
 from server.children.daemon_side import task_process

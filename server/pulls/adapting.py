@@ -23,9 +23,10 @@ from quant.stream.copying import FileCopy
 from quant.stream.pipeline import Conversion
 from quant.types import QuantType
 from registry.errors import BadName, RegistryError
-from registry.names import AUTO, Reference, parse
+from registry.names import Reference, parse
 from registry.net.network import Network
 from registry.sources.opening import Source, open_source
+from registry.words import AUTO
 from server.config import VERSION
 
 # The tag of every adapter, which has no levels.

@@ -16,8 +16,9 @@ from typing import Any
 import msgspec
 
 from registry.errors import RegistryError
-from registry.names import AUTO, Reference, parse
+from registry.names import Reference, parse
 from registry.store.catalog import Model
+from registry.words import AUTO
 from server.config import Config
 from server.errors import Stopping
 from server.http.problems import Problem

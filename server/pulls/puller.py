@@ -30,11 +30,12 @@ from quant.stream.copying import FileCopy
 from quant.stream.pipeline import Conversion, bytes_before
 from quant.stream.streams import Mark
 from registry.errors import DigestMismatch, ModelNotFound
-from registry.names import AUTO, parse
+from registry.names import parse
 from registry.net.network import Limiter, Network
 from registry.sources.local import Folder
 from registry.sources.opening import Source, open_source
 from registry.store.partial import DATA, Adopted, Checkpoint, Partial, PullFacts
+from registry.words import AUTO
 from runtime.child import Parent
 from runtime.machine.choosing import Chooser, canonical, this_machine
 from runtime.machine.rule import DISK_MARGIN, Wish

@@ -22,7 +22,7 @@ from quant.levels import published
 from quant.levels.budget import is_budget
 from quant.levels.recipes import LEVELS, weights_bytes
 from quant.plan import Files, ModelPlan
-from registry.names import AUTO, word_of
+from registry.words import AUTO, word_of
 from runtime.errors import DoesNotFit
 from runtime.machine.choosing import Advice, Chooser, Machine, candidate_of, worthwhile
 from runtime.machine.fit import ModelSize

@@ -15,7 +15,8 @@ from typing import Any
 
 from quant.errors import UnsupportedModel
 from registry.errors import ModelNotFound
-from registry.store.catalog import Catalog, Model
+from registry.store.catalog import Model
+from registry.store.finding import Finder
 from server.config import Config
 from server.errors import PUBLIC_ERRORS, Unsupported
 
@@ -46,7 +47,7 @@ def verify(folder: Path, name: str) -> dict[str, Any]:
         raise Unsupported(f"the extra `oracle` is missing: no {' and no '.join(missing)}", hint)
     if not (folder / "config.json").is_file():
         raise ModelNotFound(f"there is no `config.json` in `{folder}`", "give the folder of the original")
-    model = _model(Catalog(Config.load().store), folder, name)
+    model = _model(Finder(Config.load().store), folder, name)
     if "completion" not in (model.config.get("capabilities") or ["completion"]):
         raise Unsupported(f"`{model.name}` does not write text, and only such models are compared", "")
     from server.verify.comparing import compare
@@ -63,7 +64,7 @@ def verify(folder: Path, name: str) -> dict[str, Any]:
     return {"model": model.name, "level": level, "folder": str(folder)} | compare(theirs, ours, level, stages)
 
 
-def _model(catalog: Catalog, folder: Path, name: str) -> Model:
+def _model(catalog: Finder, folder: Path, name: str) -> Model:
     if name:
         return catalog.resolve(name)
     made = [model for model in catalog.models() if model.own.get("source") == str(folder) and not model.problem]

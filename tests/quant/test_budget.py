@@ -18,9 +18,9 @@ from quant.levels import budget, recipes
 from quant.plan import ModelPlan
 from quant.stream.pipeline import Conversion
 from quant.types import QuantType
-from registry.names import canonical_level
 from registry.sources.local import Folder
 from registry.sources.opening import DEMO
+from registry.words import canonical_level
 from tests.converting import write
 from tests.daemon import Daemon
 

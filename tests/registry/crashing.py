@@ -82,7 +82,11 @@ def make(store: Store) -> None:
     layers = store.contents(store.resolve("org/kept:Q8_0")).layers
     system, config = Staged.text(BRIEF, manifest.SYSTEM), Staged.json({"model_format": "gguf"}, manifest.CONFIG)
     data = manifest.build(config.layer, [*layers, system.layer])
-    store.adopt(store.begin("create made", new=True), data, [system, config], MADE)
+    ingest = store.begin("create made", new=True)
+    try:
+        store.adopt(ingest, data, [system, config], MADE)
+    finally:
+        store.abandon(ingest)
 
 
 def prepare(root: Path) -> None:

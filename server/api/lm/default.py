@@ -7,7 +7,8 @@ import asyncio
 from aiohttp import web
 
 from registry.errors import BadName
-from registry.names import AUTO, parse
+from registry.names import parse
+from registry.words import AUTO
 from server.access.callers import caller_of
 from server.api.fields import KnownFields
 from server.api.request import LOG_NOTE, ModelBody, answer, read, visible_model

@@ -7,7 +7,7 @@ from contextlib import suppress
 from aiohttp import web
 
 from registry.errors import ModelNotFound
-from registry.store.catalog import is_meant
+from registry.store.finding import is_meant
 from server.access.callers import caller_of
 from server.api.fields import KnownFields
 from server.api.request import LOG_NOTE, ModelBody, answer, read

@@ -20,9 +20,10 @@ from aiohttp import web
 
 from registry.errors import BadModelfile, BadName, ModelNotFound
 from registry.modelfile import ROLES, Modelfile, parse
-from registry.names import LATEST, LIBRARY, LOCAL, Name, canonical_level, is_path
+from registry.names import LATEST, LIBRARY, LOCAL, Name, is_path
 from registry.names import parse as parse_name
 from registry.store.catalog import Model
+from registry.words import canonical_level
 from runtime.errors import BadRequest
 from runtime.text.gotemplate.chat import fault_of
 from server.access.callers import caller_of
