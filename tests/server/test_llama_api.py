@@ -44,6 +44,13 @@ def test_a_stream_has_pieces_with_their_tokens_and_one_last_object(echo: Daemon)
     assert (last["stop"], last["stop_type"], last["content"]) == (True, "eos", "")
 
 
+def test_times_come_with_every_piece_where_they_are_wanted(echo: Daemon) -> None:
+    *pieces, last = events(complete(echo, "a b c", stream=True, timings_per_token=True))
+    assert [piece["timings"]["predicted_n"] for piece in [*pieces, last]] == [1, 2, 3, 3]
+    assert last["generation_settings"]["timings_per_token"] is True and "warning" not in last
+    assert all("timings" not in piece for piece in events(complete(echo, "a b", stream=True))[:-1])
+
+
 def test_a_prompt_may_be_a_text_tokens_both_an_object_or_several(echo: Daemon) -> None:
     assert complete(echo, [1, 2, 3]).json["tokens_evaluated"] == 3
     assert complete(echo, [1, "a b", 2]).json["content"] == "a b"

@@ -215,6 +215,20 @@ def test_an_empty_list_of_prompts_is_not_told_to_be_split(echo: Daemon) -> None:
     assert told["message"] == "`prompt` is empty (send a text or token ids)"
 
 
+@pytest.mark.parametrize(("route", "asked"), [(CHAT, {}), ("/v1/completions", {"prompt": "one two"})])
+def test_times_come_with_every_piece_where_they_are_wanted(echo: Daemon, route: str, asked: dict[str, Any]) -> None:
+    body = (asked | {"model": "tiny", "max_tokens": 9} if asked else say("one two")) | {"timings_per_token": True}
+    whole = echo.post(route, body).json
+    events = echo.post(route, body | {"stream": True}).events
+    assert "warning" not in whole and all("warning" not in event for event in events)
+    counted = [event["timings"]["predicted_n"] for event in events]
+    assert counted == sorted(counted) and counted[0] == 0
+    for last in (whole["timings"], events[-1]["timings"]):
+        assert last["predicted_n"] == whole["usage"]["completion_tokens"] == counted[-1]
+        assert last["prompt_n"] + last["cache_n"] == whole["usage"]["prompt_tokens"]
+    assert "timings" not in echo.post(route, body | {"timings_per_token": False}).json
+
+
 def test_wishes_about_a_stream_need_one(echo: Daemon) -> None:
     wishes = {"include_usage": False, "chunk_tokens": 3}
     streamed = echo.post(CHAT, say("x", stream=True, stream_options=wishes))

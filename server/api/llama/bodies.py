@@ -28,7 +28,6 @@ _NOTED: dict[str, Any] = {
     "post_sampling_probs": None,
     "return_progress": None,
     "samplers": None,
-    "timings_per_token": None,
 }
 _HONOURED = ("grammar", "json_schema")
 COMPLETION = KnownFields(
@@ -42,7 +41,7 @@ COMPLETION = KnownFields(
 INFILL = KnownFields(
     binding={name: hint for name, hint in GRAMMARS.items() if name != "t_max_predict_ms"}
     | {"max_tokens": "use `n_predict`"},
-    noted={name: _NOTED[name] for name in ("n_keep", "post_sampling_probs", "timings_per_token")},
+    noted={name: _NOTED[name] for name in ("n_keep", "post_sampling_probs")},
     idle=_IDLE | {"id_slot", "t_max_predict_ms", "n_indent", "samplers"},
 )
 TOKENS = KnownFields()

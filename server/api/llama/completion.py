@@ -34,6 +34,7 @@ class NativeFields(msgspec.Struct, kw_only=True):
     n_probs: Whole | None = None
     return_tokens: bool | None = None
     response_fields: list[str] | None = None
+    timings_per_token: bool | None = None
     grammar: str | GrammarField | None = None
     json_schema: msgspec.Raw = msgspec.field(default_factory=msgspec.Raw)
     adapters: AdapterFields = None
@@ -81,6 +82,7 @@ async def completion(request: web.Request) -> web.StreamResponse:
         stream=bool(body.stream),
         ids=bool(body.return_tokens),
         fields=body.response_fields,
+        timed=body.timings_per_token,
         warning=warning_of(request),
     )
     return await respond(request, Generation(model, submits, bool(body.stream)), writer)

@@ -37,6 +37,7 @@ class InfillFields(msgspec.Struct, kw_only=True):
     n_probs: Whole | None = None
     return_tokens: bool | None = None
     response_fields: list[str] | None = None
+    timings_per_token: bool | None = None
     adapters: AdapterFields = None
 
 
@@ -71,6 +72,7 @@ async def infill(request: web.Request) -> web.StreamResponse:
         stream=bool(body.stream),
         ids=bool(body.return_tokens),
         fields=body.response_fields,
+        timed=body.timings_per_token,
         warning=warning_of(request),
     )
     return await respond(request, Generation(model, [submit], bool(body.stream)), writer)

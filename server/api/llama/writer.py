@@ -13,6 +13,7 @@ from runtime.options import Sampling
 from server.api.logprobs import logprob_rows
 from server.api.request import InUse
 from server.api.respond import AnswerWriter, Json, Usage
+from server.api.timings import AnswerTimings, timings
 from server.http.problems import Dialect
 from server.http.wire import EVENTS, StreamForm
 
@@ -26,7 +27,6 @@ _ABSENT = {
     "n_keep": 0,
     "n_discard": 0,
     "min_keep": 0,
-    "timings_per_token": False,
     "post_sampling_probs": False,
     "lora": [],
 }
@@ -63,18 +63,24 @@ class LlamaWriter(AnswerWriter):
         stream: bool,
         ids: bool,
         fields: list[str] | None,
+        timed: bool | None,
         warning: str,
     ) -> None:
-        """`ids` puts the tokens of an answer into a whole one; `fields` are the paths of the fields that are wanted."""
+        """`ids` puts the tokens of an answer into a whole one; `fields` are the paths of the fields that are wanted.
+
+        `timed` puts the times so far into every piece of a stream.
+        """
         self._model, self._submits = model.name, submits
         self._stream, self._ids, self._fields = stream, ids, fields
         self._warning = {"warning": warning} if warning else {}
+        self._timed, self._times = bool(timed), AnswerTimings(timed)
         self._several = len(submits) * submits[0].count > 1
         self._answers: dict[int, Answered] = {}
         self._prompts: list[str] = []
 
     def first(self, index: int, frame: Started) -> Iterable[Json]:
         """Nothing: the last object tells of the prompt."""
+        self._times.start(index, frame)
         self._answers[index] = Answered(frame.truncated > 0, read=frame.prompt_tokens)
         return []
 
@@ -83,6 +89,7 @@ class LlamaWriter(AnswerWriter):
         answer = self._answers[index]
         answer.lines = answer.lines or "\n" in frame.text
         answer.written += frame.tokens
+        self._times.add(index, frame)
         if not self._stream:
             answer.text.append(frame.text)
             answer.ids += frame.ids
@@ -91,7 +98,7 @@ class LlamaWriter(AnswerWriter):
         piece = {"index": index, "content": frame.text, "tokens": frame.ids, "stop": False, "id_slot": -1}
         piece |= {"tokens_predicted": answer.written, "tokens_evaluated": answer.read}
         rows = {"completion_probabilities": _probabilities(frame.logprobs)} if frame.logprobs else {}
-        return [piece | rows]
+        return [piece | rows | self._times.shown(index)]
 
     def call(self, index: int, frame: CallDelta) -> Iterable[Json]:
         """Nothing: no request of this dialect has tools."""
@@ -136,7 +143,7 @@ class LlamaWriter(AnswerWriter):
             "model": self._model,
             "tokens_predicted": frame.answer_tokens,
             "tokens_evaluated": frame.prompt_tokens,
-            "generation_settings": settings(self._submits[number], stream=self._stream),
+            "generation_settings": settings(self._submits[number], stream=self._stream, timed=self._timed),
             "prompt": self._prompts[number] if self._prompts else "",
             "has_new_line": answer.lines,
             "truncated": answer.truncated,
@@ -162,16 +169,7 @@ class LlamaWriter(AnswerWriter):
         return found
 
 
-def timings(frame: Finished) -> Json:
-    """The times of an answer, in milliseconds, by llama-server's names. Tokens out of the cache took none."""
-    return {
-        "cache_n": frame.cached,
-        **_timings("prompt", frame.prompt_tokens - frame.cached, frame.prompt_ns),
-        **_timings("predicted", frame.answer_tokens, frame.answer_ns),
-    }
-
-
-def settings(submit: Submit, *, stream: bool) -> Json:
+def settings(submit: Submit, *, stream: bool, timed: bool) -> Json:
     """`generation_settings`: how the answers to a request are made."""
     grammar = submit.grammar
     return default_settings(submit.sampling) | {
@@ -179,6 +177,7 @@ def settings(submit: Submit, *, stream: bool) -> Json:
         "max_tokens": submit.limits.max_tokens,
         "n_predict": submit.limits.max_tokens,
         "stream": stream,
+        "timings_per_token": timed,
         "n_probs": max(submit.logprobs, 0),
         "grammar": grammar.text if grammar else "",
     }
@@ -189,14 +188,8 @@ def default_settings(sampling: Sampling) -> Json:
     options = {name: getattr(sampling, name) for name in sampling.__struct_fields__}
     options["logit_bias"] = [{"bias": bias, "token": token} for token, bias in sampling.logit_bias.items()]
     more = {"stop": [], "max_tokens": -1, "n_predict": -1, "stream": False, "n_probs": 0, "grammar": ""}
+    more["timings_per_token"] = False
     return options | _ABSENT | more
-
-
-def _timings(what: str, tokens: int, nanoseconds: int) -> Json:
-    """Tokens, milliseconds, and both ratios, by llama-server's names."""
-    ms = nanoseconds / 1e6
-    rates = {f"{what}_per_token_ms": ms / max(1, tokens), f"{what}_per_second": 1000 * tokens / ms if ms else 0.0}
-    return {f"{what}_n": tokens, f"{what}_ms": ms} | rates
 
 
 def _probabilities(rows: list[TokenLogprob]) -> list[Json]:

@@ -40,6 +40,7 @@ class CompletionFields(msgspec.Struct, kw_only=True):
     draft: str | None = None
     draft_num_predict: Whole | None = None
     service_tier: str | None = None
+    timings_per_token: bool | None = None
 
     @property
     def passed_over(self) -> list[str]:

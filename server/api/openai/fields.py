@@ -45,6 +45,7 @@ OPENAI = KnownFields(
         "return_token_ids": None,
         "return_tokens_as_token_ids": None,
         "return_progress": None,
+        "timings_per_token": None,
         "skip_special_tokens": True,
         "spaces_between_special_tokens": True,
         # Settings of the model, and what a service does beside answering.

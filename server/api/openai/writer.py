@@ -16,6 +16,7 @@ from server.api.openai.moments import now
 from server.api.openai.tools import Kind, ToolSet, full_name, text_input
 from server.api.request import InUse
 from server.api.respond import AnswerWriter, Json, Usage
+from server.api.timings import AnswerTimings
 from server.http.problems import Dialect
 from server.http.wire import EVENTS, StreamForm
 
@@ -33,6 +34,7 @@ class OpenAIWriter(AnswerWriter):
         self._warning = {"warning": warning} if warning else {}
         self._told = False
         self._wants_usage = body.wants_usage
+        self._times = AnswerTimings(body.timings_per_token)
         self._id = f"{self.prefix}-{secrets.token_hex(12)}"
         self._about = {
             "created": now(),
@@ -47,7 +49,7 @@ class OpenAIWriter(AnswerWriter):
     def chunk(self, choice: Json) -> Json:
         """One event of a stream; the first one has the `warning` too."""
         event = self._head(self.chunk_kind) | {"choices": [choice]} | ({"usage": None} if self._wants_usage else {})
-        event |= {} if self._told else self._warning
+        event |= self._times.shown(choice["index"]) | ({} if self._told else self._warning)
         self._told = True
         return event
 
@@ -64,7 +66,8 @@ class OpenAIWriter(AnswerWriter):
             for choice in chunk["choices"]:
                 choices.setdefault(choice["index"], []).append(choice)
         joined = [self.whole_choice(index, choices[index]) for index in sorted(choices)]
-        return self._head(self.whole_kind) | {"choices": joined, "usage": usage_object(usage)} | self._warning
+        about = self._times.shown(0) | self._warning
+        return self._head(self.whole_kind) | {"choices": joined, "usage": usage_object(usage)} | about
 
     def _head(self, kind: str) -> Json:
         return {"id": self._id, "object": kind} | self._about
@@ -90,10 +93,12 @@ class OpenAIChatWriter(OpenAIWriter):
 
     def first(self, index: int, frame: Started) -> Iterable[Json]:
         """A chunk with the role."""
+        self._times.start(index, frame)
         return [self._piece(index, {"role": "assistant", "content": ""})]
 
     def delta(self, index: int, frame: Delta) -> Iterable[Json]:
         """A chunk with text; thinking has the two names that clients know."""
+        self._times.add(index, frame)
         key = {"reasoning_content": frame.text, "reasoning": frame.text}
         return [self._piece(index, key if frame.kind == "thinking" else {"content": frame.text}, frame.logprobs)]
 
@@ -126,6 +131,7 @@ class OpenAIChatWriter(OpenAIWriter):
 
     def end(self, index: int, frame: Finished) -> Iterable[Json]:
         """A chunk with the reason to end."""
+        self._times.finish(index, frame)
         called = index in self._called and frame.reason == "stop"
         return [self._piece(index, {}, reason="tool_calls" if called else frame.reason)]
 
@@ -177,17 +183,20 @@ class OpenAITextWriter(OpenAIWriter):
 
     def first(self, index: int, frame: Started) -> Iterable[Json]:
         """A chunk without text."""
+        self._times.start(index, frame)
         self._offsets[index] = TokenOffset()
         return [self._piece(index)]
 
     def delta(self, index: int, frame: Delta) -> Iterable[Json]:
         """A chunk with text."""
+        self._times.add(index, frame)
         offset = self._offsets[index].advance(frame)
         logprobs = text_logprobs(frame.logprobs, offset) if frame.logprobs else None
         return [self._piece(index, frame.text, logprobs)]
 
     def end(self, index: int, frame: Finished) -> Iterable[Json]:
         """A chunk with the reason to end."""
+        self._times.finish(index, frame)
         return [self._piece(index, reason=frame.reason)]
 
     def whole_choice(self, index: int, choices: list[Json]) -> Json:

@@ -1,0 +1,75 @@
+"""Times of answers by llama-server's names, at their end and, where a request wants them, with every piece."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from runtime.messages import Delta, Finished, Started
+
+
+@dataclass
+class _Measured:
+    """One answer so far: tokens, and moments in ns."""
+
+    read: int
+    cached: int
+    began: int
+    first: int = 0
+    written: int = 0
+    end: Finished | None = None
+
+
+class AnswerTimings:
+    """The `timings` of the answers to one request; nothing is told unless they are `wanted`.
+
+    As long as an answer goes on, its times are the daemon's; the last ones are the engine's own.
+    """
+
+    def __init__(self, wanted: bool | None) -> None:
+        self._wanted = bool(wanted)
+        self._answers: dict[int, _Measured] = {}
+
+    def start(self, index: int, frame: Started) -> None:
+        """Answer `index` has left the queue."""
+        read = frame.prompt_tokens - frame.cached
+        self._answers[index] = _Measured(read, frame.cached, time.monotonic_ns())
+
+    def add(self, index: int, frame: Delta) -> None:
+        """More of an answer."""
+        answer = self._answers[index]
+        answer.first = answer.first or time.monotonic_ns()
+        answer.written += frame.tokens
+
+    def finish(self, index: int, frame: Finished) -> None:
+        """The end of an answer."""
+        self._answers[index].end = frame
+
+    def shown(self, index: int) -> dict[str, Any]:
+        """The field `timings` for a piece of an answer; empty where nobody wants it."""
+        if not self._wanted:
+            return {}
+        answer = self._answers[index]
+        if answer.end is not None:
+            return {"timings": timings(answer.end)}
+        now = time.monotonic_ns()
+        first = answer.first or now
+        read = _rates("prompt", answer.read, first - answer.began)
+        return {"timings": {"cache_n": answer.cached, **read, **_rates("predicted", answer.written, now - first)}}
+
+
+def timings(frame: Finished) -> dict[str, Any]:
+    """The times of an answer, in milliseconds, by llama-server's names. Tokens out of the cache took none."""
+    return {
+        "cache_n": frame.cached,
+        **_rates("prompt", frame.prompt_tokens - frame.cached, frame.prompt_ns),
+        **_rates("predicted", frame.answer_tokens, frame.answer_ns),
+    }
+
+
+def _rates(what: str, tokens: int, nanoseconds: int) -> dict[str, Any]:
+    """Tokens, milliseconds, and both ratios, by llama-server's names."""
+    ms = nanoseconds / 1e6
+    rates = {f"{what}_per_token_ms": ms / max(1, tokens), f"{what}_per_second": 1000 * tokens / ms if ms else 0.0}
+    return {f"{what}_n": tokens, f"{what}_ms": ms} | rates
