@@ -143,7 +143,7 @@ class Partial:
             latest = journal.latest if journal else None
             os.ftruncate(self._file, latest.size if latest else 0)
             os.lseek(self._file, 0, os.SEEK_END)
-        self._facts = journal.facts if journal else facts
+        self._facts = msgspec.structs.replace(journal.facts, title=facts.title) if journal else facts
         self._began = journal.began if journal else None
         self._hash = Sha256(latest.hash if latest else None)
         self._journalled = (latest.offset if latest else 0, time.monotonic())

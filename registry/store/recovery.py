@@ -7,11 +7,13 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+import msgspec
+
 from registry.errors import StoreDamaged, StoreFailed
 from registry.store import fsops, garbage, reading, uploads
 from registry.store.catalog import Catalog
 from registry.store.ingest import COMMITTED, NEW
-from registry.store.partial import DATA, resumable
+from registry.store.partial import DATA, JOURNAL, read_journal, resumable
 
 log = logging.getLogger("lm.store")
 _LONGEST_DIGEST = 80
@@ -50,6 +52,18 @@ def restore(catalog: Catalog, folder: Path) -> None:
         blob.chmod(0o600)
         fsops.rename(blob, folder / DATA)
         fsops.fsync_dir(folder)
+
+
+def readdress(before: Path, after: Path, title: str) -> None:
+    """Rename the ingest folder `before` to `after`, and its pull to `title`. Raises OSError, StoreFailed.
+
+    Its journal is last. Where the process dies before that, a pull of `title` finds it all the same.
+    """
+    fsops.rename(before, after)
+    fsops.fsync_dir(after.parent)
+    if journal := read_journal(after):
+        facts = msgspec.structs.replace(journal.facts, title=title)
+        fsops.replace(after / JOURNAL, msgspec.json.encode(msgspec.structs.replace(journal, facts=facts)))
 
 
 def _remove_temporary(folder: Path, names: Iterable[str]) -> None:

@@ -116,6 +116,13 @@ class Store(Finder):
             self._busy.add(ingest.folder)
         return ingest
 
+    def readdress(self, title: str, new: str) -> None:
+        """Rename the paused ingest of `title` to `new`, unless `new` has an ingest. Raises StoreFailed, DiskFull."""
+        before, after = self._folder(title), self._folder(new)
+        with self._changing, plainly(self.root):
+            if not {before, after} & self._busy and reading.status(after) is None:
+                recovery.readdress(before, after, new)
+
     def pause(self, ingest: Ingest) -> None:
         """Keep the ingest if it can be resumed, else remove it; does nothing after a commit. Raises StoreFailed."""
         with self._changing, plainly(self.root):

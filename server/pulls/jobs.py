@@ -76,6 +76,8 @@ class Jobs:
         if self._stopping:
             raise Stopping("the daemon is stopping", "start it again")
         wanted = reference
+        if reference.kind == "url" and await asyncio.to_thread(self._readdress, wanted, set(self._jobs)):
+            yield note_line(f"going on with the paused pull of `{wanted.origin}`, by its new address")
         reference = await asyncio.to_thread(self._paused_as, wanted, set(self._jobs))
         if reference.text != wanted.text:
             anew = "" if wanted.level else f"; `{wanted.text}:{AUTO}` chooses anew"
@@ -197,6 +199,18 @@ class Jobs:
         """Why the paused pull of this name failed for good, "" for no reason. Reads files."""
         return next((failure(each.detached) for each in self._store.partials() if each.title == title), "")
 
+    def _readdress(self, wanted: Reference, under_way: set[str]) -> bool:
+        """Let the only paused pull of this file by another query or digest go on as `wanted`. Changes files.
+
+        An address that is signed ends after a while. The puller compares the files.
+        """
+        titles = [ingest.title for ingest in self._store.partials()]
+        others = [title for title in titles if title not in under_way and _one_place(wanted, parse(title))]
+        if wanted.text in (*titles, *under_way) or len(others) != 1:
+            return False
+        self._store.readdress(others[0], wanted.text)
+        return True
+
     def _paused_as(self, wanted: Reference, under_way: set[str]) -> Reference:
         """The name of the only paused pull that `wanted` may mean; `wanted` itself where there is none, or several.
 
@@ -269,6 +283,11 @@ class Jobs:
             else:
                 log.info("pull of %s failed: %s", name, error)
             job.add(error_line(error))
+
+
+def _one_place(one: Reference, other: Reference) -> bool:
+    """Whether both are a URL of one place, with other queries or digests. The file there may be another one."""
+    return one.kind == other.kind == "url" and (one.origin, one.level) == (other.origin, other.level)
 
 
 def _touches(may_touch: MayTouch, owners: set[str]) -> bool:

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from registry.errors import BadName, DigestMismatch, ModelNotFound, StoreDamaged, StoreFailed, StoreLocked
@@ -19,6 +20,7 @@ from registry.names import parse
 from registry.store import fsops, manifest
 from registry.store.catalog import Model
 from registry.store.layers import Staged
+from registry.store.partial import Checkpoint, Partial, PullFacts
 from registry.store.store import Store
 from tests import storing
 from tests.storing import weights
@@ -397,3 +399,35 @@ def test_many_at_once_lose_nothing(store: Store) -> None:
     reader.join()
     assert not errors
     assert [model.name for model in store.models()] == [f"hf.co/org/m{number}:Q8_0" for number in range(3)]
+
+
+@pytest.mark.parametrize("cut", [False, True])
+def test_a_paused_pull_goes_on_by_another_address_even_where_the_change_was_cut_short(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cut: bool
+) -> None:
+    old, new = "https://x.example/a.gguf?s=1", "https://x.example/a.gguf?s=2"
+    facts = PullFacts(old, "hub", "abc", "Q8_0", "why", "print", 9)
+
+    def begun(store: Store, title: str) -> Checkpoint | None:
+        ingest = store.begin(title)
+        partial = Partial(ingest.folder)
+        place = partial.begin(msgspec.structs.replace(facts, title=title))
+        partial.write(b"half")
+        partial.reached(Checkpoint(0, 0, "a.gguf", 0, b"", 0, b""))
+        partial.finish()
+        partial.close()
+        store.pause(ingest)
+        return place
+
+    with Store.open(tmp_path) as store:
+        assert begun(store, old) is None
+        with monkeypatch.context() as patched:
+            if cut:
+                patched.setattr(fsops, "replace", lambda *_: 1 / 0)
+            with contextlib.suppress(ZeroDivisionError):
+                store.readdress(old, new)
+        assert begun(store, new) is not None
+        assert [ingest.title for ingest in store.partials()] == [new]
+        assert begun(store, old) is None, "what has moved is nowhere else"
+        store.readdress(old, new)
+        assert sorted(ingest.title for ingest in store.partials()) == [old, new], "nothing is put over another pull"

@@ -20,6 +20,7 @@ from registry.sources.opening import DEMO
 from server.pulls.trying import PAUSES, pause_after
 from tests.daemon import Daemon, alive, wait_until
 from tests.hub import Hub
+from tests.publishing import make
 
 
 @contextlib.contextmanager
@@ -439,3 +440,37 @@ def test_the_daemon_answers_while_it_pulls(daemon: Daemon, hub: Hub) -> None:
         response.readline()
         assert daemon.get("/api/version").status == 200
         assert stored(daemon)
+
+
+def test_a_pull_of_a_url_goes_on_by_another_signature_with_the_same_file_only(
+    daemon: Daemon, hub: Hub, tmp_path: Path
+) -> None:
+    make(tmp_path / "one" / "signed.gguf", "Q8_0")
+    make(tmp_path / "two" / "signed.gguf", "Q4_0")
+    hub.push("org/signed", tmp_path / "one")
+    url = f"{hub.url}/org/signed/resolve/main/signed.gguf"
+
+    def paused() -> dict[str, Any]:
+        return {row["source"]: row for row in daemon.get("/lm/partials").json["partials"]}
+
+    def begun(query: str) -> None:
+        """Leave a pull of which a part is here."""
+        with slow(hub), daemon.opened("POST", "/api/pull", {"model": url + query}):
+            wait_until(lambda: paused().get(url + query, {}).get("completed", 0) > 0, 20)
+        wait_until(lambda: not paused()[url + query]["active"], 10)
+
+    begun("?signature=1")
+    lines = daemon.post("/api/pull", {"model": f"{url}?signature=2"}).lines
+    assert lines[-1]["status"] == "success", lines
+    assert f"going on with the paused pull of `{url}`, by its new address" in [line["status"] for line in lines]
+    assert next(line for line in lines if line["phase"] == "planned")["resumed"] > 0
+    assert not [title for title in paused() if title.startswith(url)]
+    assert "signature" not in json.dumps(daemon.post("/api/show", {"model": lines[-1]["name"]}).json["lm"])
+    daemon.ask("DELETE", "/api/delete", {"model": lines[-1]["name"]})
+    begun("?signature=3")
+    hub.push("org/signed", tmp_path / "two")
+    lines = daemon.post("/api/pull", {"model": f"{url}?signature=4"}).lines
+    assert lines[-1]["status"] == "success", lines
+    assert any("has changed since the pull began: the pull begins anew" in line["status"] for line in lines)
+    assert next(line for line in lines if line["phase"] == "planned")["resumed"] == 0
+    assert not [title for title in paused() if title.startswith(url)]
