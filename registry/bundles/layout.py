@@ -26,6 +26,8 @@ VERSION = b'{"imageLayoutVersion":"1.0.0"}'
 _INDEX_TYPE = "application/vnd.oci.image.index.v1+json"
 NAME, MANIFEST = "io.lm.name", "io.lm.manifest"
 _REFERENCE = "org.opencontainers.image.ref.name"
+# Docker and containerd put the name here, and the tag alone into the reference.
+_IMAGE = "io.containerd.image.name"
 MOST_MODELS = 1024
 LONGEST_INDEX = 4 << 20
 
@@ -41,7 +43,7 @@ class Listed(msgspec.Struct, frozen=True, rename="camel"):
     @property
     def name(self) -> Name:
         """The name of the model. Raises BadBundle."""
-        text = self.annotations.get(NAME) or self.annotations.get(_REFERENCE, "")
+        text = next((text for key in (NAME, _IMAGE, _REFERENCE) if (text := self.annotations.get(key, ""))), "")
         try:
             parts = re.fullmatch(r"([^/]+)/([^/]+)/([^/:]+):([^/:]+)", self.annotations.get(NAME, ""))
             found = Name(*parts.groups()) if parts else parse(text).name

@@ -16,11 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from registry.bundles.fetching import is_verbatim
+from registry.bundles.foreign import Describe, ForeignModel, described_plainly
 from registry.bundles.layout import BLOBS, INDEX, LAYOUT, LONGEST_INDEX, Listed, read_index, restored
 from registry.bundles.tar import ByteStream, TarMember, TarReader
 from registry.errors import BadBundle
 from registry.names import Name
-from registry.sources.layers import LARGEST
+from registry.sources.layers import LARGEST, Descriptor
 from registry.store import manifest, reading
 from registry.store.catalog import Model
 from registry.store.fsops import plainly
@@ -43,11 +45,21 @@ class Arrived:
     path: Path | None
 
 
+@dataclass(frozen=True)
+class Listable:
+    """A model to list: its name, the bytes of its manifest, and small blobs that were made for it."""
+
+    name: Name
+    data: bytes
+    made: tuple[Staged, ...] = ()
+
+
 class Import:
     """One bundle on its way into the store; `run` is for one thread.
 
     `inspect` is called with a file of weights, its media type and the model's name; it raises for a file that must not
-    be listed. `allow` is called with the name of each model, and raises for one that may not be brought in.
+    be listed. `allow` is called with the name of each model, and raises for one that may not be brought in. `describe`
+    gives the config and the parameters of a model in another program's form.
     """
 
     def __init__(
@@ -56,9 +68,10 @@ class Import:
         stream: ByteStream,
         inspect: Callable[[Path, str, str], None],
         allow: Callable[[Name], None] = lambda name: None,
+        describe: Describe = described_plainly,
     ) -> None:
         self._store, self._tar = store, TarReader(stream)
-        self._inspect, self._allow = inspect, allow
+        self._inspect, self._allow, self._describe = inspect, allow, describe
         self._arrived: dict[str, Arrived] = {}
         self._index = self._layout = b""
 
@@ -74,9 +87,9 @@ class Import:
                 with plainly(self._store.root):
                     for member in self._tar.members():
                         self._take(member, ingest, held, send)
-                wanted = self._wanted(ingest)
+                wanted = self._wanted(send)
                 send({"status": "writing manifests", "phase": "manifest"})
-                return [self._list(ingest, found, data) for found, data in wanted]
+                return [self._list(ingest, each) for each in wanted]
             finally:
                 self._store.abandon(ingest)
 
@@ -116,29 +129,47 @@ class Import:
             raise BadBundle(f"a blob of the bundle does not hash to its name, `{word[:12]}`", "it is damaged")
         self._arrived[value] = Arrived(member.size, path)
 
-    def _wanted(self, ingest: Ingest) -> list[tuple[Listed, bytes]]:
+    def _wanted(self, send: Send) -> list[Listable]:
         """The models of the index with the bytes of their manifests, all of them complete and fit to be listed."""
         if not self._index or b"imageLayoutVersion" not in self._layout:
             raise BadBundle("the file is no bundle: it has no OCI image layout in it", "`lm export` makes one")
         found = [(each, self._manifest(each)) for each in read_index(self._index).manifests]
+        wanted = []
         for each, data in found:
             self._allow(each.name)
+            if not is_verbatim(data, each.name.display):
+                wanted.append(self._rebuilt(each, data, send))
+                continue
             contents, shown = manifest.parse(data, each.name.display), each.name.display
-            if not {manifest.MODEL, manifest.ADAPTER} & {layer.media_type for layer in contents.layers}:
-                raise BadBundle(
-                    f"`{shown}` is not in Ollama's form in the bundle",
-                    "push it to a registry, which `lm pull` reads in every form",
-                )
             for layer in contents.blobs:
-                arrived = self._arrived.get(layer.digest)
-                if arrived is None or arrived.size != layer.size:
-                    raise BadBundle(f"`{shown}` lists a blob that is not in the bundle, or of another size")
-                path = arrived.path or self._store.blob_path(layer.digest)
+                path = self._path(layer.digest, layer.size, shown)
                 if layer.media_type in (manifest.MODEL, manifest.ADAPTER):
                     self._inspect(path, layer.media_type, shown)
-            config = self._arrived[contents.config.digest].path
-            manifest.read_object(config or self._store.blob_path(contents.config.digest), shown)
-        return found
+            manifest.read_object(self._path(contents.config.digest, contents.config.size, shown), shown)
+            wanted.append(Listable(each.name, data))
+        return wanted
+
+    def _rebuilt(self, listed: Listed, data: bytes, send: Send) -> Listable:
+        """A model in another program's form, as the store lists it. Raises BadBundle."""
+        shown = listed.name.display
+
+        def small(layer: Descriptor) -> bytes:
+            return self._path(layer.digest, layer.size, shown).read_bytes()
+
+        model = ForeignModel.of(data, shown, small)
+        path = self._path(model.weights.digest, model.weights.size, shown)
+        self._inspect(path, manifest.MODEL, shown)
+        for part, size in model.beside.left_out:
+            send({"status": f"`{shown}`: left out is {part} ({size:,} bytes)", "phase": "manifest"})
+        built, made = model.rebuilt(*self._describe(path, model))
+        return Listable(listed.name, built, tuple(made))
+
+    def _path(self, value: str, size: int, title: str) -> Path:
+        """The file of a blob that a model lists. Raises BadBundle where it did not come, or is of another size."""
+        arrived = self._arrived.get(value)
+        if arrived is None or arrived.size != size:
+            raise BadBundle(f"`{title}` lists a blob that is not in the bundle, or of another size")
+        return arrived.path or self._store.blob_path(value)
 
     def _manifest(self, listed: Listed) -> bytes:
         arrived = self._arrived.get(listed.digest)
@@ -147,13 +178,13 @@ class Import:
         path = arrived.path or self._store.blob_path(listed.digest)
         return restored(listed, manifest.read(path, listed.name.display))
 
-    def _list(self, ingest: Ingest, listed: Listed, data: bytes) -> Model:
-        layers = []
-        for layer in dict.fromkeys(manifest.parse(data, listed.name.display).blobs):
-            arrived = self._arrived[layer.digest]
-            if arrived.path is not None and arrived.path.exists():  # the model before may have taken it
-                layers.append(Staged(layer, arrived.path))
-        return self._store.adopt(ingest, data, layers, listed.name)
+    def _list(self, ingest: Ingest, wanted: Listable) -> Model:
+        layers = {staged.layer.digest: staged for staged in wanted.made}
+        for layer in manifest.parse(wanted.data, wanted.name.display).blobs:
+            arrived = self._arrived.get(layer.digest)
+            if arrived and arrived.path is not None and arrived.path.exists():  # the model before may have taken it
+                layers[layer.digest] = Staged(layer, arrived.path)
+        return self._store.adopt(ingest, wanted.data, list(layers.values()), wanted.name)
 
     def _whole(self, member: TarMember) -> bytes:
         data = memoryview(bytearray(member.size))

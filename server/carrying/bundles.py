@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from pathlib import Path
+from typing import Any
 
 from aiohttp import web
 
+from quant.convert.gguf.source import plan_gguf
 from quant.errors import QuantError
 from quant.gguf.adapter import check_adapter
 from quant.gguf.check import check_model
 from quant.gguf.header import read_file
+from registry.bundles.foreign import ForeignModel
 from registry.bundles.reading import Import
 from registry.bundles.writing import Export
 from registry.errors import BadBundle, StoreFailed
@@ -23,6 +27,7 @@ from registry.store.catalog import Model
 from registry.store.store import Store
 from server.carrying.feeding import BodyStream
 from server.carrying.following import Line, Send, follow
+from server.pulls.provenance import manifest_config, settings, take_template
 
 MEDIA_TYPE = "application/x-tar"
 _STEP = 4 << 20
@@ -52,7 +57,7 @@ async def take(request: web.Request, store: Store, allow: Callable[[Name], None]
 
     def work(send: Send) -> Line:
         try:
-            models = Import(store, feed, inspect, allow).run(send)
+            models = Import(store, feed, inspect, allow, describe).run(send)
         finally:
             feed.stop()
         rows = [{"name": model.name, "digest": model.digest, "size": model.size} for model in models]
@@ -76,6 +81,43 @@ def inspect(path: Path, media_type: str, name: str) -> None:
         raise BadBundle(f"the file of `{name}` cannot be used: {error}", error.hint) from None
     except OSError as error:
         raise StoreFailed(f"the file of `{name}` cannot be read: {error.strerror}", "check the disk") from None
+
+
+def describe(path: Path, model: ForeignModel) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The config and the parameters of a model in another program's form, as a pull of its file writes them.
+
+    Raises BadBundle for a file that is not used as it is.
+    """
+    try:
+        plan = plan_gguf(_OneFile(path, model.title), finished=True)
+    except QuantError as error:
+        raise BadBundle(f"the file of `{model.title}` cannot be used: {error}", error.hint) from None
+    if plan.translated:
+        raise BadBundle(
+            f"the file of `{model.title}` is in Ollama's own dialect of GGUF",
+            "push it to a registry: `lm pull` translates it",
+        )
+    level = plan.level or max(plan.tensors, key=lambda each: each.size).dtype
+    config = manifest_config("", model.revision, plan, level, {"reason": "it came so in a bundle"})
+    take_template(config, model.beside.template, plan)
+    return config, settings(model.beside.params, plan)[0]
+
+
+class _OneFile:
+    """A file of weights as the files of a model."""
+
+    def __init__(self, path: Path, title: str) -> None:
+        self._path, self.title = path, title
+
+    def names(self) -> list[str]:
+        return ["model.gguf"]
+
+    def size(self, name: str) -> int:
+        return self._path.stat().st_size
+
+    def read(self, name: str, offset: int, size: int) -> bytes:
+        with self._path.open("rb", buffering=0) as file:
+            return os.pread(file.fileno(), size, offset)
 
 
 @contextlib.contextmanager

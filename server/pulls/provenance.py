@@ -17,10 +17,10 @@ from quant.gguf.values import readable
 from quant.plan import ModelPlan
 from quant.stream.copying import FileCopy
 from quant.stream.pipeline import Conversion
-from registry.names import Reference
 from registry.sources.base import Companions
 from registry.sources.opening import Source
 from runtime.options import MAX_STOP_LENGTH, MAX_STOPS, Sampling
+from runtime.text.gotemplate.chat import GoTemplate, fault_of
 from server.config import VERSION
 
 # Names in Ollama's `params` besides the sampling options, and names of its engine's, which lm decides by itself.
@@ -55,12 +55,11 @@ def _may_be(name: str, value: float) -> bool:
     return math.isfinite(value)
 
 
-def settings(source: Source, plan: ModelPlan) -> tuple[dict[str, Any], list[str]]:
-    """The model's own settings: the makers' sampling, then the registry's `params`; and the names that are no use here.
+def settings(given: Mapping[str, Any], plan: ModelPlan) -> tuple[dict[str, Any], list[str]]:
+    """The model's own settings: the makers' sampling, then a registry's `params`; and names that are no use here.
 
     An unknown name, or a value out of its range, would fail every request: it is passed over, and said.
     """
-    given = source.companions.params
     kept = {name: value for name, value in given.items() if _counts(name, value)}
     dropped = [readable(name)[:40] for name in given if name not in kept and name not in _ENGINE]
     return recommended(plan) | kept, dropped
@@ -100,12 +99,15 @@ def model_digest(source: Source, conversion: Conversion | FileCopy) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def manifest_config(reference: Reference, source: Source, plan: ModelPlan, level: str, own: dict[str, Any]) -> Any:
-    """The manifest's config: Ollama's fields, and ours under `lm`, to which `own` is added."""
+def manifest_config(origin: str, revision: str, plan: ModelPlan, level: str, own: dict[str, Any]) -> Any:
+    """The manifest's config: Ollama's fields, and ours under `lm`, to which `own` is added.
+
+    `origin` and `revision` say where the model came from.
+    """
     metadata = plan.metadata
     lm: dict[str, Any] = {
-        "source": reference.origin,
-        "revision": source.revision or "",
+        "source": origin,
+        "revision": revision,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "version": VERSION,
         "parameters": plan.parameters,
@@ -127,6 +129,18 @@ def manifest_config(reference: Reference, source: Source, plan: ModelPlan, level
         "embedding_length": metadata.get(f"{plan.architecture}.embedding_length", 0),
         "lm": lm | own,
     }
+
+
+def take_template(config: dict[str, Any], template: str, plan: ModelPlan) -> str:
+    """Note a Go template in a config where the file has no template of its own; why it cannot be used, or ""."""
+    if not template or "tokenizer.chat_template" in plan.metadata:
+        return ""
+    if fault := fault_of(template):
+        return fault
+    config["lm"]["template"] = "only"
+    more = [each for each in GoTemplate(template).capabilities if each not in config["capabilities"]]
+    config["capabilities"] = [*config["capabilities"], *more]
+    return ""
 
 
 def _origin(metadata: Mapping[str, Any]) -> str:

@@ -39,14 +39,13 @@ from registry.words import AUTO
 from runtime.child import Parent
 from runtime.machine.choosing import Chooser, canonical, this_machine
 from runtime.machine.rule import DISK_MARGIN, Wish
-from runtime.text.gotemplate.chat import GoTemplate, fault_of
 from runtime.units import size_text
 from server.children.child_side import exit_now, run_task
 from server.pulls.adapting import TAG, AdapterPull, adapter_config, adapter_of, check_values
 from server.pulls.beside import check_beside, fetch_beside
 from server.pulls.compiling import warm
 from server.pulls.frames import Done, Note, Planned, Progress, PullTask
-from server.pulls.provenance import fingerprint, gguf_entries, manifest_config, model_digest, settings
+from server.pulls.provenance import fingerprint, gguf_entries, manifest_config, model_digest, settings, take_template
 from server.pulls.selection import Selection, file_asked_for, select
 from server.pulls.throughput import Throughput
 
@@ -148,10 +147,10 @@ class _Attempt:
             own: dict[str, Any] = {"reason": reason, "made_of": made_of}
             own |= {"automatic_bytes": Chooser(plan, self.machine).automatic_bytes(self._wish(None))}
             own |= {"pre": self.task.pre} if self.task.pre else {}
-            config = manifest_config(self.reference, self.source, plan, level, own)
+            config = manifest_config(self.reference.origin, self.source.revision or "", plan, level, own)
             beside, tag = self.source.companions, self.reference.name.tag or level
             self._take_template(config, plan)
-            params, _ = settings(self.source, plan)
+            params, _ = settings(self.source.companions.params, plan)
             return Done(
                 *(sha256, size, tag, config, params),
                 adapters=adapters,
@@ -189,7 +188,7 @@ class _Attempt:
 
     def _say_what_lies_beside(self, plan: ModelPlan) -> None:
         """Say which parts of a registry's model are left out, under which licence it is, and what has no effect."""
-        beside, dropped = self.source.companions, settings(self.source, plan)[1]
+        beside, dropped = self.source.companions, settings(self.source.companions.params, plan)[1]
         if beside.left_out:
             parts = ", ".join(f"{name} ({size_text(size)})" for name, size in beside.left_out)
             self.send(Note(f"text only: left out is {parts}"))
@@ -200,16 +199,9 @@ class _Attempt:
             self.send(Note(f"settings of the registry that have no effect here: {', '.join(dropped)}"))
 
     def _take_template(self, config: dict[str, Any], plan: ModelPlan) -> None:
-        """Note a registry's template in Go's language where the file has none of its own, and say so."""
-        source = self.source.companions.template
-        if not source or "tokenizer.chat_template" in plan.metadata:
-            return
-        if fault := fault_of(source):
+        """Note a registry's template, and say so where it cannot be used."""
+        if fault := take_template(config, self.source.companions.template, plan):
             self.send(Note(f"the registry's chat template is not rendered: {fault}"))
-            return
-        config["lm"]["template"] = "only"
-        more = [each for each in GoTemplate(source).capabilities if each not in config["capabilities"]]
-        config["capabilities"] = [*config["capabilities"], *more]
 
     def _open(self, network: Network) -> Source:
         """The source at the revision in the journal, or at its present one where that revision is gone."""

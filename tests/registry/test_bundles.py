@@ -18,9 +18,11 @@ import pytest
 from registry.bundles.reading import Import
 from registry.bundles.writing import Export
 from registry.errors import BadBundle, RegistryError
+from registry.sources.layers import PART
 from registry.store import fsops
 from registry.store.catalog import Model
 from registry.store.store import Store
+from tests.oci import DOCKER, MODELPACK, Layer, described, digest
 from tests.registry.test_push import put
 
 DATA = b"GGUF" + bytes(range(256)) * 1000
@@ -107,6 +109,63 @@ def test_skopeo_reads_a_bundle_and_its_copy_is_brought_in(store: Store, other: S
     assert done.returncode == 0, done.stderr
     found = read(other, (tmp_path / "again.tar").read_bytes())
     assert found[0].blob.read_bytes() == DATA and found[0].name == model.name
+
+
+def layout(name: str, layers: list[Layer], key: str = "org.opencontainers.image.ref.name") -> bytes:
+    """A bundle of one model with these layers, as another program writes it."""
+    manifest = {"schemaVersion": 2, "config": described("application/json", b"{}")}
+    data = json.dumps(manifest | {"layers": [described(*layer) for layer in layers]}).encode()
+    listed = described("application/vnd.oci.image.manifest.v1+json", data, {key: name})
+    index = json.dumps({"schemaVersion": 2, "manifests": [listed]}).encode()
+    blobs = {f"blobs/sha256/{digest(each)[7:]}": each for each in (b"{}", data, *(layer[1] for layer in layers))}
+    members = []
+    for path, content in {"oci-layout": b'{"imageLayoutVersion": "1.0.0"}', "index.json": index, **blobs}.items():
+        member = tarfile.TarInfo(path)
+        member.size = len(content)
+        members.append((member, content))
+    return packed(members)
+
+
+WEIGHTS: dict[str, Layer] = {
+    "modelpack": (f"{MODELPACK}weight.v1.raw", DATA, {"org.cncf.model.filepath": "tale.gguf"}),
+    "docker": (f"{DOCKER}gguf.v3", DATA),
+    "kitops": ("application/vnd.kitops.modelkit.model.v1.raw", DATA, {"org.opencontainers.image.title": "a/x.gguf"}),
+}
+
+
+@pytest.mark.parametrize("form", WEIGHTS)
+def test_a_model_in_another_programs_form_is_brought_in_with_what_lies_beside_it(other: Store, form: str) -> None:
+    licence: Layer = (f"{DOCKER}license", b"Be free.")
+    data = layout("docker.io/ai/tale:v1", [WEIGHTS[form], licence], "io.containerd.image.name")
+    (model,) = read(other, data)
+    assert (model.name, model.licenses, model.blob.read_bytes()) == ("docker.io/ai/tale:v1", ("Be free.",), DATA)
+    assert [each.name for each in read(other, data)] == [model.name]
+    assert written(other, model) and not list((other.root / "ingest").iterdir())
+
+
+def test_a_modelpack_of_our_own_comes_back_with_its_settings(other: Store) -> None:
+    part = f"{MODELPACK}weight.config.v1.raw"
+    layers: list[Layer] = [WEIGHTS["modelpack"], (part, b'{"stop": ["x"]}', {PART: "params"})]
+    (model,) = read(other, layout("h.lan/ns/tale:v1", [*layers, (part, b"Be brief.", {PART: "system"})]))
+    assert (model.params, model.system) == ({"stop": ["x"]}, "Be brief.")
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [
+        [(f"{DOCKER}safetensors", DATA)],
+        [WEIGHTS["docker"], (f"{DOCKER}gguf.v3", OTHER)],
+        [("text/plain", b"no model")],
+        [(f"{MODELPACK}weight.v1.tar", DATA)],
+        [WEIGHTS["docker"], (f"{MODELPACK}weight.config.v1.raw", b"{", {PART: "params"})],
+        [],
+    ],
+    ids=["safetensors", "two files", "no weights", "packed", "bad params", "empty"],
+)
+def test_a_form_that_cannot_be_taken_as_it_is_is_refused(other: Store, layers: list[Layer]) -> None:
+    with pytest.raises(BadBundle):
+        read(other, layout("h.lan/ns/tale:v1", layers))
+    untouched(other)
 
 
 def change(index: Any) -> None:

@@ -7,10 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from registry.sources.layers import PART
 from registry.store.store import Store
 from tests.cli.support import Cli
 from tests.daemon import Daemon, put_model
-from tests.registry.test_bundles import files, written
+from tests.oci import DOCKER, MODELPACK
+from tests.publishing import make
+from tests.registry.test_bundles import files, layout, written
 from tests.storing import put
 
 
@@ -49,6 +52,20 @@ def test_a_body_that_is_no_bundle_is_refused_and_the_next_one_is_taken(boxes: tu
         last = two.ask("POST", "/lm/import", wrong)
         assert (last.json if last.status != 200 else last.lines[-1])["code"] == "bad_bundle"
     assert two.ask("POST", "/lm/import", good).lines[-1]["status"] == "success"
+
+
+def test_a_model_in_dockers_form_is_described_as_a_pull_describes_it(
+    boxes: tuple[Daemon, Daemon], tmp_path: Path
+) -> None:
+    gguf = make(tmp_path / "demo.gguf", "F16").read_bytes()
+    params = (f"{MODELPACK}weight.config.v1.raw", b'{"temperature": 0.25, "odd": 1}', {PART: "params"})
+    foreign = layout("h.lan/ai/tale:v1", [(f"{DOCKER}gguf.v3", gguf), params])
+    last = boxes[1].ask("POST", "/lm/import", foreign).lines[-1]
+    assert last["models"][0]["name"] == "h.lan/ai/tale:v1", last
+    shown = boxes[1].post("/api/show", {"model": "h.lan/ai/tale:v1"}).json
+    assert "completion" in shown["capabilities"] and "0.25" in shown["parameters"] and "odd" not in shown["parameters"]
+    body = {"model": "h.lan/ai/tale:v1", "prompt": "x", "stream": False}
+    assert boxes[1].post("/api/generate", body).status == 200
 
 
 def test_a_file_of_weights_that_is_none_is_not_listed(boxes: tuple[Daemon, Daemon], tmp_path: Path) -> None:

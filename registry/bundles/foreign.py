@@ -1,0 +1,77 @@
+"""A model of a bundle in another program's form (ModelPack, Docker's, KitOps'), made into one as the store lists it.
+
+`registry/sources/layers.py` tells the layers apart, as for a registry. Its weights keep their digest: one
+GGUF file, byte for byte. The manifest is a new one, so the model has another digest here than there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from registry import digest
+from registry.errors import BadBundle, SourceUnavailable
+from registry.sources.base import Companions
+from registry.sources.layers import Descriptor, companions, sort
+from registry.store import manifest
+from registry.store.layers import Staged
+from registry.store.manifest import Layer
+
+# A file of weights, the things beside it, and the model's title; gives the config and the parameters.
+Describe = Callable[[Path, "ForeignModel"], tuple[dict[str, Any], dict[str, Any]]]
+
+
+class _Layers(msgspec.Struct):
+    layers: list[Descriptor] = []
+
+
+@dataclass(frozen=True)
+class ForeignModel:
+    """The weights of a model, what lies `beside` them, and the digest of its manifest in the bundle."""
+
+    title: str
+    revision: str
+    weights: Descriptor
+    beside: Companions
+
+    @classmethod
+    def of(cls, data: bytes, title: str, read: Callable[[Descriptor], bytes]) -> ForeignModel:
+        """The model of a manifest; `read` gives the bytes of a small blob. Raises BadBundle."""
+        try:
+            layers = msgspec.json.decode(data, type=_Layers).layers
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            raise BadBundle(f"the manifest of `{title}` cannot be understood") from None
+        try:
+            found = sort(layers, title)
+            beside = companions(found, read, title)
+        except SourceUnavailable as error:
+            raise BadBundle(str(error), error.hint) from None
+        weights = [layer for name, layer in found.files.items() if name.lower().endswith(".gguf")]
+        others = any(name.lower().endswith(".safetensors") for name in found.files)
+        if len(weights) != 1 or others or found.adapters:
+            raise BadBundle(
+                f"`{title}` is more than one GGUF file in the bundle",
+                "push it to a registry, which `lm pull` reads in every form",
+            )
+        return cls(title, str(digest.of(data)), weights[0], beside)
+
+    def rebuilt(self, config: dict[str, Any], params: dict[str, Any]) -> tuple[bytes, list[Staged]]:
+        """The manifest as the store lists it, and the small blobs that were made for it."""
+        texts = [(self.beside.system, manifest.SYSTEM), (self.beside.template, manifest.TEMPLATE)]
+        texts += [(text, manifest.LICENSE) for text in self.beside.licenses]
+        made = [Staged.text(text, media) for text, media in texts if text]
+        made += [Staged.messages(self.beside.messages, manifest.MESSAGES)] if self.beside.messages else []
+        made += [Staged.json(params, manifest.PARAMS)] if params else []
+        described = Staged.json(config, manifest.CONFIG)
+        weights = Layer(manifest.MODEL, self.weights.digest, self.weights.size)
+        layers = {each.digest: each for each in (weights, *(staged.layer for staged in made))}
+        return manifest.build(described.layer, list(layers.values())), [*made, described]
+
+
+def described_plainly(path: Path, model: ForeignModel) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The least that the store needs to know, and the parameters as they came."""
+    return {"model_format": "gguf"}, dict(model.beside.params)
