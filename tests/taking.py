@@ -21,6 +21,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, urlsplit
 
+from tests.tokens import Tokens
+
 Answer = tuple[int, dict[str, str]]
 
 
@@ -37,11 +39,15 @@ class Ask:
 
 @dataclass
 class Taking:
-    """The registry. `pieces`: it takes PATCH; `most`: bytes of a body that it takes; `mounts`: it mounts."""
+    """The registry. `pieces`: it takes PATCH; `most`: bytes of a body that it takes; `mounts`: it mounts.
+
+    With `tokens` it wants one of these, which `/token` gives.
+    """
 
     pieces: bool = True
     most: int = 1 << 40
     mounts: bool = True
+    tokens: Tokens | None = None
     script: Callable[[Ask], str | Answer | None] = lambda ask: None
     kept: dict[str, dict[str, bytes]] = field(default_factory=dict)
     manifests: dict[tuple[str, str], bytes] = field(default_factory=dict)
@@ -88,6 +94,8 @@ class Taking:
         with self._lock:
             ask = Ask(method, handler.path, self.count(method), length, authorization)
             self.asked.append(ask)
+        if self.tokens and (answered := self._guard(handler, self.tokens, authorization, length)):
+            return answered()
         trouble = self.script(ask)
         if isinstance(trouble, tuple):
             self._drain(handler, length)
@@ -108,6 +116,22 @@ class Taking:
         if match := re.fullmatch(r"/v2/(.+)/blobs/uploads/(.*)", parts.path):
             return self._upload(handler, match[1], match[2], query, length)
         return self._send(handler, 404, {})
+
+    def _guard(
+        self, handler: BaseHTTPRequestHandler, tokens: Tokens, authorization: str, length: int
+    ) -> Callable[[], None] | None:
+        """The answer of the token server, or of a registry that wants a token; None for a request that has one."""
+        if handler.path.startswith("/token"):
+            with self._lock:
+                status, body = tokens.issue(handler.path, authorization)
+            return lambda: self._send(handler, status, {}, len(body), body)
+        realm = f"http://{self.host}/token"
+        with self._lock:
+            wanted = tokens.challenge(handler.command, handler.path, authorization, realm)
+        if not wanted:
+            return None
+        self._drain(handler, length)
+        return lambda: self._send(handler, 401, wanted)
 
     def _upload(self, handler: BaseHTTPRequestHandler, name: str, id: str, query: dict[str, str], length: int) -> None:
         place = f"/v2/{name}/blobs/uploads/"
@@ -158,11 +182,14 @@ class Taking:
         while length and (part := handler.rfile.read(min(length, 1 << 16))):
             length -= len(part)
 
-    def _send(self, handler: BaseHTTPRequestHandler, status: int, headers: dict[str, str], length: int = 0) -> None:
+    def _send(
+        self, handler: BaseHTTPRequestHandler, status: int, headers: dict[str, str], length: int = 0, body: bytes = b""
+    ) -> None:
         handler.send_response(status)
         for name, value in (headers | {"Content-Length": str(length)}).items():
             handler.send_header(name, value)
         handler.end_headers()
+        handler.wfile.write(body)
 
 
 def digest(data: bytes | bytearray) -> str:

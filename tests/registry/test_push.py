@@ -28,6 +28,7 @@ from registry.targets.pushing import Push
 from tests.debian import PROGRAM, Running, certificate
 from tests.storing import weights
 from tests.taking import Taking, digest
+from tests.tokens import Tokens
 
 real = pytest.mark.skipif(PROGRAM is None, reason="docker-registry is not installed")
 DATA = b"GGUF" + bytes(range(256)) * 20_000
@@ -240,6 +241,44 @@ def test_a_registry_that_will_not_take_it_is_given_up_with_a_reason(store: Store
             push(store, model, registry.host, "ns/tale:v1")
         assert str(caught.value) and not registry.manifests
         assert len(registry.asked) < 60
+
+
+def with_login(registry: Taking, login: str) -> Network:
+    return Network(downloads=FAST, logins={registry.host: login} if login else {})
+
+
+@pytest.mark.parametrize("lifetime", [1 << 30, 3, 1])
+def test_a_token_is_for_this_repository_and_renewed_when_it_expires_in_the_middle(store: Store, lifetime: int) -> None:
+    model, tokens = put(store), Tokens(lifetime=lifetime)
+    with Taking(tokens=tokens) as registry:
+        push(store, model, registry.host, "ns/tale:v1", with_login(registry, "me:secret"))
+        assert arrived(registry, model, store)
+        pieces = [ask for ask in registry.asked if ask.method == "PATCH"]
+    assert set(tokens.wishes) == {"repository:ns/tale:pull", "repository:ns/tale:pull,push"}
+    renewed = len(tokens.wishes)
+    assert renewed == 2 if lifetime > 3 else renewed >= len(DATA) // PIECE // lifetime
+    # A piece is sent again only where its token had expired; the bytes of no other request come twice.
+    assert len(pieces) <= len(DATA) // PIECE + 1 + renewed
+    assert not any(ask.authorization.startswith("Basic") for ask in registry.asked if not ask.path.startswith("/token"))
+
+
+@pytest.mark.parametrize(
+    ("login", "grants", "said"),
+    [
+        ("", ("pull", "push"), "wants a login"),
+        ("me:wrong", ("pull", "push"), "does not accept"),
+        ("me:secret", ("pull",), "does not let this login"),
+    ],
+    ids=["no login", "wrong login", "may only pull"],
+)
+def test_a_token_server_that_gives_too_little_ends_the_push_with_the_reason(
+    store: Store, login: str, grants: tuple[str, ...], said: str
+) -> None:
+    model = put(store)
+    with Taking(tokens=Tokens(grants=grants)) as registry:
+        with pytest.raises(AccessDenied, match=said):
+            push(store, model, registry.host, "ns/tale:v1", with_login(registry, login))
+        assert not registry.manifests and not registry.uploads and len(registry.asked) < 20
 
 
 def test_a_push_that_was_cut_off_goes_on_where_it_was_with_another_store_of_the_same_folder(tmp_path: Path) -> None:
