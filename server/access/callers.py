@@ -65,7 +65,7 @@ class Caller:
     def not_found(self, name: str) -> ModelNotFound:
         """The error about a model that does not exist for the caller: the same, whether others have it or not."""
         listed = ", ".join(f"`{each}`" for each in self._listed)
-        return ModelNotFound(f"there is no model `{name[:100]}` for this key", f"it has {listed}")
+        return ModelNotFound(f"there is no model `{name[:100]}` for this key", f"its list has {listed}")
 
     def _lists(self, text: str) -> bool:
         """Whether a name that a user typed is on the list, itself or without its level."""

@@ -11,11 +11,10 @@ from runtime.messages import Delta, Finished, Started
 
 @dataclass
 class _Measured:
-    """One answer so far: tokens, and moments in ns."""
+    """One answer so far: tokens, and the moment of its first piece in ns."""
 
     read: int
     cached: int
-    began: int
     first: int = 0
     written: int = 0
     end: Finished | None = None
@@ -24,7 +23,7 @@ class _Measured:
 class AnswerTimings:
     """The `timings` of the answers to one request; nothing is told unless they are `wanted`.
 
-    As long as an answer goes on, its times are the daemon's; the last ones are the engine's own.
+    As long as an answer goes on, its own times are the daemon's. At the end the engine tells all, the prompt's too.
     """
 
     def __init__(self, wanted: bool | None) -> None:
@@ -34,7 +33,7 @@ class AnswerTimings:
     def start(self, index: int, frame: Started) -> None:
         """Answer `index` has left the queue."""
         read = frame.prompt_tokens - frame.cached
-        self._answers[index] = _Measured(read, frame.cached, time.monotonic_ns())
+        self._answers[index] = _Measured(read, frame.cached)
 
     def add(self, index: int, frame: Delta) -> None:
         """More of an answer."""
@@ -54,9 +53,8 @@ class AnswerTimings:
         if answer.end is not None:
             return {"timings": timings(answer.end)}
         now = time.monotonic_ns()
-        first = answer.first or now
-        read = _rates("prompt", answer.read, first - answer.began)
-        return {"timings": {"cache_n": answer.cached, **read, **_rates("predicted", answer.written, now - first)}}
+        written = _rates("predicted", answer.written, now - (answer.first or now))
+        return {"timings": {"cache_n": answer.cached, "prompt_n": answer.read, **written}}
 
 
 def timings(frame: Finished) -> dict[str, Any]:

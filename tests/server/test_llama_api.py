@@ -47,6 +47,7 @@ def test_a_stream_has_pieces_with_their_tokens_and_one_last_object(echo: Daemon)
 def test_times_come_with_every_piece_where_they_are_wanted(echo: Daemon) -> None:
     *pieces, last = events(complete(echo, "a b c", stream=True, timings_per_token=True))
     assert [piece["timings"]["predicted_n"] for piece in [*pieces, last]] == [1, 2, 3, 3]
+    assert ["prompt_ms" in piece["timings"] for piece in [*pieces, last]] == [False, False, False, True]
     assert last["generation_settings"]["timings_per_token"] is True and "warning" not in last
     assert all("timings" not in piece for piece in events(complete(echo, "a b", stream=True))[:-1])
 
