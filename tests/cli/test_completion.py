@@ -16,7 +16,7 @@ from tests.daemon import Daemon, put_model
 def lm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cli]:
     home = tmp_path_factory.mktemp("home")
     put_model(home)
-    folder = home / "files"
+    folder = home / "mine"
     for name in ("models/deep", "my model", "a:b"):
         (folder / name).mkdir(parents=True)
     for name in ("models/x.gguf", "models/notes.txt"):
@@ -29,7 +29,7 @@ def lm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cli]:
 def bash(lm: Cli) -> Iterator[Terminal]:
     """A bash at a prompt in a folder of models, with the script in it."""
     path = f"{Path(LM).parent}:{lm.env['PATH']}"
-    folder = Path(lm.env["LM_HOME"]) / "files"
+    folder = Path(lm.env["LM_HOME"]) / "mine"
     env = {**lm.env, "PATH": path, "PS1": "$ ", "HOME": str(folder), "COLUMNS": "200"}
     program = shutil.which("bash")
     assert program is not None

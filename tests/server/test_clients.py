@@ -146,7 +146,7 @@ def test_ollama_learns_what_runs_and_unloads_it(native: ollama.Client) -> None:
 
 
 def test_ollama_raises_what_we_say(native: ollama.Client) -> None:
-    with pytest.raises(ollama.ResponseError, match="`nosuch`") as caught:
+    with pytest.raises(ollama.ResponseError, match='"nosuch"') as caught:
         native.chat("nosuch", [{"role": "user", "content": "x"}])
     assert caught.value.status_code == 404
     with pytest.raises(ollama.ResponseError, match="nosuch"):
