@@ -52,7 +52,8 @@ class ForeignModel:
             raise BadBundle(str(error), error.hint) from None
         weights = [layer for name, layer in found.files.items() if name.lower().endswith(".gguf")]
         others = any(name.lower().endswith(".safetensors") for name in found.files)
-        if len(weights) != 1 or others or found.adapters:
+        apart = found.adapters or found.archives or any(layer.media_type == manifest.ADAPTER for layer in weights)
+        if len(weights) != 1 or others or apart:
             raise BadBundle(
                 f"`{title}` is more than one GGUF file in the bundle",
                 "push it to a registry, which `lm pull` reads in every form",

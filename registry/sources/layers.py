@@ -29,7 +29,9 @@ MOST_LAYERS = 1024
 _LONGEST_SETTING = 1 << 20
 LARGEST = 1 << 46  # bytes of a layer; the largest published model has less than a hundredth of it
 
-Kind = Literal["model", "file", "adapter", "projector", "params", "system", "template", "license", "messages", "other"]
+Kind = Literal[
+    "model", "file", "adapter", "archive", "projector", "params", "system", "template", "license", "messages", "other"
+]
 
 
 _SETTINGS: tuple[Kind, ...] = ("params", "system", "template", "license", "messages")
@@ -55,12 +57,14 @@ class Descriptor(msgspec.Struct, frozen=True, rename="camel"):
 class Sorted:
     """The layers of a model. `files` maps names to layers of weights and what belongs to them.
 
-    `adapters` maps names to adapters that change these weights. `settings` are layers by kind, `left_out` names the
-    parts that are not fetched, with their bytes.
+    `archives` are tars of files, `adapters` GGUF files that change these weights, both by names; a tar's name begins
+    with `/`, as no file's does. `settings` are layers by kind, `left_out` names the parts that are not fetched, with
+    their bytes.
     """
 
     files: dict[str, Descriptor] = field(default_factory=dict)
     adapters: dict[str, Descriptor] = field(default_factory=dict)
+    archives: dict[str, Descriptor] = field(default_factory=dict)
     settings: dict[Kind, list[Descriptor]] = field(default_factory=dict)
     left_out: list[tuple[str, int]] = field(default_factory=list)
 
@@ -118,13 +122,18 @@ def sort(layers: Sequence[Descriptor], title: str) -> Sorted:
         if sizes.setdefault(layer.digest, layer.size) != layer.size:
             raise SourceUnavailable(f"`{title}` lists `{layer.digest[:19]}` with two different sizes")
         _place(layer, found, title)
-    weights = any(name.lower().endswith((".gguf", ".safetensors")) for name in found.files)
+    weights = bool(found.archives) or any(map(is_weights, found.files))
     if not weights and found.adapters:  # an adapter by itself, as `lm push` sends one
         found.files, found.adapters, weights = found.files | found.adapters, {}, True
     if not weights:
         kinds = ", ".join(sorted({layer.media_type for layer in layers})[:5]) or "no layer"
         raise SourceUnavailable(f"`{title}` holds no weights that can be read, but {kinds}", "it may be no model")
     return found
+
+
+def is_weights(name: str) -> bool:
+    """Whether a file of this name holds weights."""
+    return name.lower().endswith((".gguf", ".safetensors"))
 
 
 def _place(layer: Descriptor, found: Sorted, title: str) -> None:
@@ -135,6 +144,8 @@ def _place(layer: Descriptor, found: Sorted, title: str) -> None:
             name += suffix
         if found.files.setdefault(name, layer).digest != layer.digest:
             raise SourceUnavailable(f"`{title}` lists two files `{name}`")
+    elif kind == "archive":
+        found.archives[_free("/archive.tar", found.archives)] = layer
     elif kind == "adapter":
         found.adapters[_free(f"adapter{suffix}", {**found.files, **found.adapters})] = layer
     elif kind in ("projector", "other"):
@@ -146,10 +157,12 @@ def _place(layer: Descriptor, found: Sorted, title: str) -> None:
 def _kind(layer: Descriptor, title: str) -> tuple[Kind, str]:
     """The kind of a layer, and the ending of its file. Raises SourceUnavailable for what must not be left out."""
     media = layer.media_type
+    if media.endswith(".tar") and (".weight." in media or ".model." in media or media == f"{_DOCKER}dir.tar"):
+        return "archive", ""
     if media.endswith((".tar", "+gzip", "+zstd", ".tar+gzip")) and not media.startswith(_DOCKER):
         if ".weight." in media or ".model." in media:
             hint = "packed weights are not read; a registry that serves them raw, or a hub, has them too"
-            raise SourceUnavailable(f"`{title}` has its weights in an archive (`{media}`)", hint)
+            raise SourceUnavailable(f"`{title}` has its weights in an archive that is packed (`{media}`)", hint)
         return "other", ""
     if media.startswith(_OLLAMA):
         return _ollama_kind(media.removeprefix(_OLLAMA), title)

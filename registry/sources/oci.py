@@ -10,8 +10,9 @@ specification, https://github.com/opencontainers/distribution-spec/blob/main/spe
 from __future__ import annotations
 
 import re
-from functools import cached_property
+from functools import cached_property, partial
 from http.client import HTTPMessage
+from typing import NamedTuple
 
 import msgspec
 
@@ -23,8 +24,10 @@ from registry.net.authorize import Authorizer
 from registry.net.locate import Remote
 from registry.net.network import Network
 from registry.net.reaching import base_url, toward
+from registry.net.verify import Verified
+from registry.sources.archive import members
 from registry.sources.base import Companions
-from registry.sources.layers import Descriptor, check, companions, sort
+from registry.sources.layers import Descriptor, check, companions, is_weights, sort
 from registry.sources.remote import RemoteFiles
 
 _MANIFESTS = (
@@ -37,11 +40,20 @@ _INDEXES = (
 )
 _ACCEPT = ", ".join((*_MANIFESTS, *_INDEXES))
 _LONGEST_MANIFEST = 4 << 20  # what a registry must take, by the specification
+_PIECE = 1 << 20  # bytes of a tar that are passed over at a time
 # Manifests that are read on the way through indexes to one that is a model.
 _MOST_DOCUMENTS = 8
 _PINNED = re.compile(r"sha256-([0-9a-f]{64})")
 # Registries whose API has another host than their names.
 _HOSTS = {"docker.io": "registry-1.docker.io", "index.docker.io": "registry-1.docker.io"}
+
+
+class _Inside(NamedTuple):
+    """A file in a tar: the name of the tar, and where its bytes lie in it."""
+
+    archive: str
+    start: int
+    size: int
 
 
 class _Document(msgspec.Struct, rename="camel"):
@@ -75,6 +87,7 @@ class OciModel(RemoteFiles):
             wanted = revision or (f"sha256:{pinned[1]}" if pinned else tag)
             self.revision, layers = self._find(wanted)
             self._sorted = sort(layers, self.title)
+            self._files = self._placed()
         except BaseException:
             self.close()
             raise
@@ -85,31 +98,76 @@ class OciModel(RemoteFiles):
 
     def size(self, name: str) -> int:
         """Length in bytes as declared. Raises SourceUnavailable."""
-        return self._blob(name).size
+        inside = self._inside(name)
+        return inside.size if inside else self._blob(name).size
 
-    def digest(self, name: str) -> str:
-        """`sha256:…`. Raises SourceUnavailable."""
-        return self._blob(name).digest
+    def digest(self, name: str) -> str | None:
+        """`sha256:…`; None for a file in a tar, which has none of its own. Raises SourceUnavailable."""
+        return None if self._inside(name) else self._blob(name).digest
 
     def stamp(self, name: str) -> str:
-        """The digest. Raises SourceUnavailable."""
-        return self._blob(name).digest
+        """The digest, for a file in a tar with its place there. Raises SourceUnavailable."""
+        inside = self._inside(name)
+        if inside is None:
+            return self._blob(name).digest
+        return f"{self._blob(inside.archive).digest} {inside.start} {inside.size}"
+
+    def read(self, name: str, offset: int, size: int) -> bytes:
+        """Exactly `size` bytes from `offset`. Raises as `RemoteFiles.read`."""
+        inside = self._inside(name)
+        if inside is None:
+            return super().read(name, offset, size)
+        if size < 0 or offset < 0 or offset + size > inside.size:
+            raise SourceUnavailable(f"`{name}` of `{self.title}` ends before byte {offset + size:,}")
+        return super().read(inside.archive, inside.start + offset, size)
+
+    def open(self, name: str, offset: int = 0, state: bytes = b"") -> Verified:
+        """The file from `offset` on. One in a tar is checked by the digest of the tar, which is read whole for it."""
+        inside = self._inside(name)
+        if inside is None:
+            return super().open(name, offset, state)
+        if offset:
+            return super().open(inside.archive, inside.start + offset, state)
+        reader, left = super().open(inside.archive), inside.start
+        try:
+            while left:
+                piece = memoryview(bytearray(min(left, _PIECE)))
+                reader.readinto(piece)
+                left -= len(piece)
+        except BaseException:
+            reader.close()
+            raise
+        return reader
 
     @cached_property
     def companions(self) -> Companions:
         """The things that the registry keeps beside the weights. Raises as `read`."""
         return companions(self._sorted, lambda layer: self.read(layer.digest, 0, layer.size), self.title)
 
-    @cached_property
-    def _files(self) -> dict[str, Descriptor]:
-        files = self._sorted.files
+    def _inside(self, name: str) -> _Inside | None:
+        found = self._files.get(name)
+        return found if isinstance(found, _Inside) else None
+
+    def _placed(self) -> dict[str, Descriptor | _Inside]:
+        """Where each file lies, by the names below the folder that all of them lie in. Raises SourceUnavailable."""
+        files: dict[str, Descriptor | _Inside] = {**self._sorted.files}
+        read = super().read
+        self._files = {}
+        for archive, layer in self._sorted.archives.items():
+            for each in members(partial(read, archive), layer.size, self.title):
+                if each.name in files:
+                    raise SourceUnavailable(f"`{self.title}` lists two files `{each.name}`")
+                files[each.name] = _Inside(archive, each.start, each.size)
+        if not any(map(is_weights, files)):
+            raise SourceUnavailable(f"`{self.title}` holds no weights that can be read", "it may be no model")
         folders = {name.rpartition("/")[0] for name in files}
         common = min(folders, key=len)
         inside = bool(common) and all(f"{folder}/".startswith(f"{common}/") for folder in folders)
-        return {name.removeprefix(f"{common}/") if inside else name: layer for name, layer in files.items()}
+        return {name.removeprefix(f"{common}/") if inside else name: place for name, place in files.items()}
 
     def _blob(self, name: str) -> Descriptor:
-        if found := self._files.get(name) or self._sorted.adapters.get(name):
+        found = self._files.get(name) or self._sorted.adapters.get(name) or self._sorted.archives.get(name)
+        if isinstance(found, Descriptor):
             return found
         for layer in (layer for layers in self._sorted.settings.values() for layer in layers):
             if layer.digest == name:

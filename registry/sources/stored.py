@@ -40,6 +40,8 @@ class StoredModel(DeclaredFolder):
         if revision not in ("", found):
             raise ModelNotFound(f"`{place}` has changed")
         self._sorted = sort(layers_of(data, place), reference.location)
+        if self._sorted.archives:
+            raise SourceUnavailable(f"`{place}` has its files in a tar", "pull it from its registry")
         files = {name.rpartition("/")[2]: layer for name, layer in self._sorted.files.items()}
         self._layers = self._sorted.adapters | files
         super().__init__(place.parents[4] / "blobs", str(place), {n: each.digest for n, each in self._layers.items()})

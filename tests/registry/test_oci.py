@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import tarfile
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -16,6 +18,7 @@ from registry.names import parse
 from registry.net.hub import Hub
 from registry.net.network import Network
 from registry.net.retries import DOWNLOADS, FETCHES
+from registry.sources import remote
 from registry.sources.opening import Source, open_source
 from tests.oci import DOCKER, INDEX, MODELPACK, OLLAMA, Registry, described, digest
 
@@ -132,6 +135,91 @@ def test_an_index_leads_to_a_model_and_not_for_ever(registry: Registry) -> None:
     with pytest.raises(SourceUnavailable, match="list of manifests"):
         opened(registry, "HERE/ns/x:deep")
     assert len(registry.paths()) <= 8
+
+
+def tarred(files: dict[str, bytes], form: int = tarfile.PAX_FORMAT, **more: Any) -> bytes:
+    """A tar as others write it; `more` are fields of its last header."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=form) as tar:
+        for number, (name, data) in enumerate(files.items(), 1):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            for key, value in more.items() if number == len(files) else ():
+                setattr(info, key, value)
+            tar.addfile(info, io.BytesIO(data))
+    return out.getvalue()
+
+
+def test_a_file_that_is_called_as_tars_are_here_is_one_of_the_tar(registry: Registry) -> None:
+    files = {"archive.tar": b"other", "x.gguf": WEIGHTS}
+    named = (MODELPACK + "weight.config.v1.raw", b"raw", {"org.cncf.model.filepath": "archive-2.tar"})
+    registry.add("ns/x", "v1", [(DOCKER + "dir.tar", tarred(files)), named])
+    with closing(opened(registry, "HERE/ns/x:v1")) as source:
+        assert (source.read("archive.tar", 0, 5), source.read("archive-2.tar", 0, 3)) == (b"other", b"raw")
+    assert content(opened(registry, "HERE/ns/x:v1"), "x.gguf") == WEIGHTS
+
+
+FOLDER = {"m/config.json": b"{}", f"m/{'long' * 40}.safetensors": WEIGHTS, "m/tokenizer.json": b"[]"}
+
+
+@pytest.mark.parametrize("form", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
+@pytest.mark.parametrize("media", [DOCKER + "dir.tar", MODELPACK + "weight.v1.tar", MODELPACK + "model.layer.v1.tar"])
+@pytest.mark.parametrize("small", [0, 64 << 20])
+def test_files_in_a_tar_are_read_where_they_lie_and_checked_by_its_digest(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch, form: int, media: str, small: int
+) -> None:
+    monkeypatch.setattr(remote, "_SMALL", small)
+    registry.add("ns/x", "v1", [(media, tarred(FOLDER, form))])
+    names = [name.removeprefix("m/") for name in FOLDER]
+    with closing(opened(registry, "HERE/ns/x:v1")) as source:
+        assert (source.names(), source.read("config.json", 0, 2)) == (names, b"{}")
+        stamp = source.stamp(names[1])
+        with closing(source.open(names[1])) as reader:
+            first = bytearray(999)
+            reader.readinto(memoryview(first))
+            state = reader.state()
+        assert first == WEIGHTS[:999] and state
+    with closing(opened(registry, "HERE/ns/x:v1")) as source, closing(source.open(names[1], 999, state)) as reader:
+        rest = bytearray(len(WEIGHTS) - 999)
+        reader.readinto(memoryview(rest))
+        reader.finish()
+        assert rest == WEIGHTS[999:] and source.stamp(names[1]) == stamp
+    assert content(opened(registry, "HERE/ns/x:v1"), names[1]) == WEIGHTS
+    if not small:
+        registry.wrong = 9
+        with pytest.raises(DigestMismatch):
+            content(opened(registry, "HERE/ns/x:v1"), names[1])
+
+
+HOSTILE = [
+    tarred({"x.gguf": b"GGUF", "y.gguf": b""}, type=tarfile.SYMTYPE, linkname="/etc/passwd"),
+    tarred({"x.gguf": b"GGUF", "y.gguf": b""}, type=tarfile.LNKTYPE, linkname="x.gguf"),
+    tarred({"x.gguf": b"GGUF", "y.gguf": b""}, type=tarfile.CHRTYPE),
+    tarred({"x.gguf": b"GGUF", "y.gguf": b""}, type=tarfile.GNUTYPE_SPARSE),
+    tarred({"x.gguf": b"GGUF"}, pax_headers={"GNU.sparse.major": "1"}),
+    tarred({"../x.gguf": b"GGUF"}),
+    tarred({"/x.gguf": b"GGUF"}),
+    tarred({"a/../../x.gguf": b"GGUF"}),
+    tarred({"x\n.gguf": b"GGUF"}),
+    tarred({"x.gguf": b"GGUF", "./x.gguf": b"GGUF"}),
+    tarred({"x.gguf": b"GGUF" * 999})[:2048],
+    tarred({"x.gguf": b"GGUF"}, pax_headers={"size": "-5"}),
+    tarred({"x.gguf": b"GGUF"}, pax_headers={"size": "x"}),
+    tarred({"x.gguf": b"GGUF"}, pax_headers={"size": "9" * 40}),
+    tarred({"x.gguf": b"GGUF"}, pax_headers={"comment": "x" * 99_999}),
+    tarred({f"{number}.gguf": b"" for number in range(5000)}),
+    tarred({"README.md": b"#"}),
+    b"GGUF" * 999,
+    b"",
+]
+
+
+@pytest.mark.parametrize("data", HOSTILE, ids=range(len(HOSTILE)))
+def test_a_tar_that_is_no_plain_one_is_refused_before_the_download(registry: Registry, data: bytes) -> None:
+    registry.add("ns/x", "v1", [(MODELPACK + "weight.v1.tar", data)])
+    with pytest.raises(SourceUnavailable) as caught:
+        opened(registry, "HERE/ns/x:v1")
+    assert caught.value.hint
 
 
 LAYER = described(OLLAMA + "model", WEIGHTS)

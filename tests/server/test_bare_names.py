@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from registry.sources.opening import DEMO
 from tests.daemon import Daemon, environment
-from tests.oci import OLLAMA, Registry, digest
+from tests.oci import DOCKER, OLLAMA, Registry, digest
 from tests.publishing import make
+from tests.registry.test_oci import tarred
 from tests.registry.test_packages import package
 
 
@@ -41,6 +43,23 @@ def notes(daemon: Daemon, name: str) -> list[str]:
     lines = daemon.post("/api/pull", {"model": name}).lines
     assert lines[-1]["status"] == "success", lines
     return [line["status"] for line in lines if line["phase"] == "note"]
+
+
+@pytest.mark.parametrize("kind", ["gguf", "safetensors"])
+def test_a_model_in_a_tar_of_a_registry_is_pulled(
+    daemon: Daemon, registry: Registry, kind: str, tmp_path: Path
+) -> None:
+    files = {f"m/{path.name}": path.read_bytes() for path in DEMO.iterdir() if path.is_file()}
+    if kind == "gguf":
+        files = {"m/x.gguf": make(tmp_path / "x.gguf", "Q4_K_M").read_bytes()}
+    registry.add(f"me/{kind}", "latest", [(f"{DOCKER}dir.tar", tarred(files))])
+    notes(daemon, f"ollama.com/me/{kind}")
+    (row,) = [row for row in daemon.listed() if row["name"] == f"ollama.com/me/{kind}:latest"]
+    assert row["details"]["parameter_size"] == "5.8M" and not row["problem"]
+    if kind == "gguf":
+        blobs = {path.name for path in (daemon.home / "store" / "blobs").iterdir()}
+        assert digest(files["m/x.gguf"]).replace(":", "-") in blobs
+    assert daemon.ask("DELETE", "/api/delete", {"model": row["name"]}).status == 200
 
 
 def test_a_package_is_found_by_its_bare_name_and_stays_what_that_name_means(daemon: Daemon, tmp_path: Path) -> None:
