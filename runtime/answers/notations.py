@@ -147,7 +147,7 @@ class PythonCall:
         yield from self._closing(source)
         arguments = self._keywords(source.text[start : source.at - 1])
         calls.begin(found, id_)
-        calls.arguments(json.dumps(arguments, ensure_ascii=False))
+        calls.arguments(arguments)
 
     def _closing(self, source: Incoming) -> Reading[None]:
         """Pass over the text up to the bracket that closes the call."""
@@ -166,16 +166,19 @@ class PythonCall:
             else:
                 opened += (letter in "([{") - (letter in ")]}")
 
-    def _keywords(self, text: str) -> dict[str, Any]:
+    def _keywords(self, text: str) -> str:
+        """The keyword arguments as the text of a JSON object."""
         try:
             call = ast.parse(f"f({text})", mode="eval").body
             if not isinstance(call, ast.Call) or call.args:
                 raise Malformed
             found = {str(each.arg): ast.literal_eval(_as_python(each.value)) for each in call.keywords}
-            json.dumps(found)
+            escaped = json.dumps(found)
+            written = json.dumps(found, ensure_ascii=False)
         except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
             raise Malformed from None
-        return found
+        # Python keeps the two halves of a letter that is escaped as in JSON (`\\ud83d\\ude00`).
+        return escaped if any("\ud800" <= letter <= "\udfff" for letter in written) else written
 
 
 _WORDS = {"true": True, "false": False, "null": None}

@@ -7,11 +7,13 @@ grammar holds an answer that has to call, and one that has just begun a call by 
 from __future__ import annotations
 
 import json
+import keyword
 import re
 from collections.abc import Callable
 from typing import Any
 
 from runtime.answers.forms import CallForm, Hole, JsonCall, Tags
+from runtime.answers.notations import PythonCall
 from runtime.errors import BadRequest
 from runtime.grammar.schema import prepare
 
@@ -37,9 +39,12 @@ _OTHER_KIND = {"true": "false", "false": "true"}
 def section_of(form: CallForm, tools: list[dict[str, Any]], spell: Spell, *, several: bool, loose: bool) -> str | None:
     """The grammar of a section with a call of one of `tools`, or with `several`; None for a form that it cannot write.
 
-    With `loose` the schemas of tools that are not `strict` are not kept. Raises BadRequest for a schema that cannot be.
+    That is Gemma 4's: keys without quotes, and texts between tokens, at every depth. llguidance writes JSON by a
+    schema, and no other notation. With `loose` the schemas of tools that are not `strict` are not kept. Raises
+    BadRequest for a schema that cannot be.
     """
-    return _Writer(form, spell, loose).section(tools, several) if form.plain else None
+    writable = form.plain or isinstance(form.body, PythonCall)
+    return _Writer(form, spell, loose).section(tools, several) if writable else None
 
 
 class _Writer:
@@ -101,7 +106,9 @@ class _Writer:
             case JsonCall(name_key, arguments_key, id_key):
                 return self._object(name_key, arguments_key, id_key, name, schema)
             case Tags() as tags:
-                return self._tags(tags, schema)
+                return self._several(self._tags(tags, schema), tool, "")
+            case PythonCall():
+                return f"{_quoted(name + '(')} {self._several(self._keywords(name, schema), tool, ', ')} {_quoted(')')}"
         return self._json(schema)
 
     def _object(self, name_key: str, arguments_key: str, id_key: str, name: str, schema: dict[str, Any]) -> str:
@@ -118,40 +125,73 @@ class _Writer:
     def _schema(self, tool: dict[str, Any]) -> dict[str, Any]:
         """The schema of a tool's arguments. Raises BadRequest."""
         function = tool["function"]
-        if self._loose and function.get("strict") is not True:
-            return _ANY
+        if self._is_free(tool):
+            return _loosened(function["parameters"]) if isinstance(self._form.body, Tags | PythonCall) else _ANY
         try:
             return prepare(json.dumps(function["parameters"]))
         except BadRequest as error:
             raise BadRequest(f"the parameters of the tool `{function['name']}`: {error}", error.hint) from None
 
+    def _is_free(self, tool: dict[str, Any]) -> bool:
+        """Whether the schema of a tool is not kept."""
+        return self._loose and tool["function"].get("strict") is not True
+
     def _json(self, schema: dict[str, Any]) -> str:
         return self._rule("json", f"%json {json.dumps({'x-guidance': LAYOUT, **schema})}")
 
-    def _tags(self, tags: Tags, schema: dict[str, Any]) -> str:
-        """The arguments one by one, in the order of the schema; optional ones may be left out."""
-        shared: dict[str, Any] = {key: schema[key] for key in ("$defs", "definitions") if key in schema}
-        required = schema.get("required", [])
-        parts: list[str] = []
-        for key, value in (schema.get("properties") or {}).items():
+    def _several(self, arguments: list[tuple[str, bool]], tool: dict[str, Any], between: str) -> str:
+        """Arguments one after the other, each a rule and whether it is required, with a text between two of them.
+
+        They come in the order of the schema, the required ones first where `between` is a text. The arguments of
+        a tool whose schema is not kept come in any order.
+        """
+        if not arguments:
+            return ""
+        if self._is_free(tool):
+            one = self._rule("one", " | ".join(rule for rule, _ in arguments))
+            return f"({one} ({_quoted(between)} {one})*)?" if between else f"{one}*"
+        if not between:
+            return " ".join(rule if required else f"{rule}?" for rule, required in arguments)
+        comma, always = _quoted(between), [rule for rule, required in arguments if required]
+        rest = alone = ""
+        for rule in [rule for rule, required in reversed(arguments) if not required]:
+            first = f"{rule} {rest}".strip()
+            alone = self._rule("alone", f"{first} | {alone}" if alone else first)
+            rest = self._rule("rest", f"({comma} {rule})? {rest}".strip())
+        return f"{f' {comma} '.join(always)} {rest}".strip() if always else f"{alone}?"
+
+    def _keywords(self, tool: str, schema: dict[str, Any]) -> list[tuple[str, bool]]:
+        """Arguments of a call of Python: a value of JSON after a name. Raises BadRequest for what is no name."""
+        found = []
+        for key, required, value in _properties(schema):
+            if not key.isidentifier() or keyword.iskeyword(key):
+                message = f"the parameters of the tool `{tool}`: `{key[:80]}` is no name of Python, as which this model"
+                raise BadRequest(f"{message} writes it", "rename it, or leave `strict` out")
+            found.append((self._rule("argument", f"{_quoted(key + '=')} {self._json(value)}"), required))
+        return found
+
+    def _tags(self, tags: Tags, schema: dict[str, Any]) -> list[tuple[str, bool]]:
+        """Arguments between tags."""
+        parts: list[tuple[str, bool]] = []
+        for key, required, value in _properties(schema):
             closing = tags.after_value.replace("{key}", key)
             text = _is_text(value)
             kind = ""
             if tags.kind is not None:
-                other = _OTHER_KIND.get(tags.text_kind, str(value.get("type", "")) if isinstance(value, dict) else "")
+                other = _OTHER_KIND.get(tags.text_kind, str(value.get("type", "")))
                 kind = tags.kind[0] + (tags.text_kind if text else other) + tags.kind[1]
             head = self._text(tags.before_key + key + (kind or tags.after_key))
-            body = self._raw(value, closing) if text else self._json({**shared, **(value if value is not True else {})})
-            tail = self._text(closing if self._form.after.strip() or parts else closing.rstrip())
-            one = self._rule("argument", f"{head} {body} {tail}")
-            parts.append(one if key in required else f"{one}?")
-        return " ".join(parts)
+            closing = closing if self._form.after.strip() or parts else closing.rstrip()
+            body = self._raw(value, closing) if text else f"{self._json(value)} {self._text(closing)}"
+            parts.append((self._rule("argument", f"{head} {body}"), required))
+        return parts
 
     def _raw(self, schema: dict[str, Any], closing: str) -> str:
-        """A text without quotes, up to the tag that closes it."""
+        """A text without quotes, and the tag that closes it."""
+        spelled = self._text(closing)
         values = schema.get("enum", [schema["const"]] if "const" in schema else None)
         if values:
-            return "(" + " | ".join(_quoted(str(value)) for value in values) + ")"
+            return "(" + " | ".join(_quoted(str(value)) for value in values) + f") {spelled}"
         mark = re.sub(r"([.^$*+?{}\[\]\\|()/])", r"\\\1", closing.strip()).replace("\n", r"\n")
         low, high = schema.get("minLength", 0), schema.get("maxLength", "")
         body = rf"/(?s:.){{{low},{high}}}/ & ~/(?s:.)*{mark}(?s:.)*/"
@@ -162,7 +202,31 @@ class _Writer:
             body += f" & /{start}({inner}){end}/"
         name = f"RAW_{len(self._rules)}"
         self._rules.append(f"{name}: {body}")
-        return name
+        if "<[" in spelled:  # a control token, which no text has; blanks before it are taken for the text's
+            return f"{name} {self._text(closing.lstrip())}"
+        # A text takes as many letters as it can, the letters of the tag too, unless it is told to end with the tag.
+        ended = f"raw_{len(self._rules)}"
+        self._rules.append(f"{ended}[suffix={_quoted(closing)}]: {name}")
+        return ended
+
+
+def _properties(schema: dict[str, Any]) -> list[tuple[str, bool, dict[str, Any]]]:
+    """The properties of an object: name, whether it is required, schema."""
+    shared: dict[str, Any] = {key: schema[key] for key in ("$defs", "definitions") if key in schema}
+    required = schema.get("required", [])
+    named = (schema.get("properties") or {}).items()
+    # A schema that is `false` names a property that must not come.
+    return [
+        (key, key in required, {**shared, **(value if isinstance(value, dict) else {})})
+        for key, value in named
+        if value is not False
+    ]
+
+
+def _loosened(schema: dict[str, Any]) -> dict[str, Any]:
+    """The names of an object's properties, and which of them are texts."""
+    found = {key: {"type": "string"} if _is_text(value) else {} for key, value in schema.get("properties", {}).items()}
+    return {"type": "object", "properties": found}
 
 
 def _is_text(schema: Any) -> bool:

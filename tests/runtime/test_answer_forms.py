@@ -167,6 +167,7 @@ PYTHON = [
     ("[get_weather(city='L\\'Aquila (IT)', days=-3, note=\"a, b\")]", None),
     ("[add(a=true, b=[null, {'k': 'v'}])]", [("add", {"a": True, "b": [None, {"k": "v"}]})]),
     ("[add(a=__import__('os'))]", []),
+    (r'[add(a="\ud83d\ude00")]', [("add", {"a": "😀"})]),
     ("[add(1)]", []),
 ]
 

@@ -13,8 +13,10 @@ import pytest
 
 from runtime import messages as m
 from runtime.answers.forms import CallForm, Hole, JsonArguments, JsonCall, Tags
+from runtime.answers.notations import PythonCall
 from runtime.answers.parser import AnswerForm, AnswerParser, Marks
 from runtime.answers.pieces import Arguments, CallBegun, CallEnded
+from runtime.errors import BadRequest
 from runtime.grammar.compiler import Compiler
 from runtime.grammar.course import Course
 
@@ -177,6 +179,7 @@ FORMS = {
     "name first": CallForm(JsonArguments(), "<calls>", NUMBERED, "</c>", "", "</calls>"),
     "id that names": CallForm(JsonArguments(), "[CALL]", (Hole.NAMING_ID, "<a>"), between="ab", close="!"),
     "tags": CallForm(PARTS, "<tool_call>\n", ("<f=", Hole.NAME, ">\n"), "</f>", close="</tool_call>"),
+    "calls of Python": CallForm(PythonCall(), open="[CALL]", close="<end>", listed=True),
     "tags with kinds": CallForm(KINDS, before=("<f=", Hole.NAME, ">"), after="</f>"),
 }
 BOTH = [
@@ -222,6 +225,59 @@ def test_any_answer_by_the_grammar_of_a_section_is_read_as_calls_that_keep_the_s
             jsonschema.validate(json.loads(given), schemas[called[0]])
 
 
+OPTIONAL = {"type": "object", "properties": {"a": {"const": 1}, "b": {"const": 2}, "c": {"const": 3}}}
+
+
+@pytest.mark.parametrize("required", [[], ["b"], ["a", "c"]], ids=["none", "one", "two"])
+def test_optional_arguments_of_a_call_of_python_may_be_left_out(required: list[str]) -> None:
+    form = FORMS["calls of Python"]
+    schema = {**OPTIONAL, "required": required, "additionalProperties": False}
+    section = COMPILER.section(form, [tool("f", schema, strict=True)], loose=True)
+    assert section
+    for number in range(8):
+        names = [name for bit, name in enumerate("abc") if number >> bit & 1]
+        ordered = [*(name for name in names if name in required), *(name for name in names if name not in required)]
+        text = ", ".join(f"{name}={'abc'.index(name) + 1}" for name in ordered)
+        course = Course(LETTERS, AnswerForm(calls=(form,)), section=section)
+        whole = takes(course, word("[CALL]"), f"[f({text})]", END) == [word("[CALL]"), f"[f({text})]", END]
+        assert whole is (set(required) <= set(names)), text
+
+
+def test_arguments_that_are_no_names_of_python_are_refused_by_name() -> None:
+    odd = tool("f", {"type": "object", "properties": {"a-b": {}}}, strict=True)
+    with pytest.raises(BadRequest, match="`a-b` is no name of Python"):
+        COMPILER.section(FORMS["calls of Python"], [odd], loose=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("tags", "<tool_call>\n<f=say>\n<p=how>\nany\n</p>\n<p=text>\nway\n</p>\n</f></tool_call>"),
+        ("calls of Python", '[say(how="any", text=[1])]'),
+        ("JSON", '<tool_call>\n{"name": "say", "arguments": {"how": "any"}}\n</tool_call>'),
+    ],
+)
+def test_a_tool_that_is_not_strict_takes_its_arguments_beside_one_that_is(name: str, text: str) -> None:
+    free = tool("say", {"type": "object", "properties": {"text": {"type": ["string", "array"]}, "how": {}}})
+    if name == "tags":
+        free["function"]["parameters"]["properties"] = {"text": {"type": "string"}, "how": {"type": "string"}}
+    section = COMPILER.section(FORMS[name], [tool("add", ADD, strict=True), free], loose=True)
+    course = Course(LETTERS, AnswerForm(calls=(FORMS[name],)), section=section)
+    begun = [word("[CALL]")] if "Python" in name else []
+    assert takes(course, *begun, text) == [*begun, text]
+
+
+@pytest.mark.parametrize("close", ["\n</p>\n", "</p>", "\n[CALL]"])
+def test_a_text_of_any_length_between_tags_can_be_closed(close: str) -> None:
+    form = CallForm(Tags("<p=", ">", close), "<tool_call>\n", ("<f=", Hole.NAME, ">\n"), "</f>", close="</tool_call>")
+    schema = {"type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"]}
+    section = COMPILER.section(form, [tool("say", schema, strict=True)], loose=True)
+    course = Course(LETTERS, AnswerForm(calls=(form,)), section=section)
+    closing = ["\n", word("[CALL]")] if "CALL" in close else [close]
+    parts = ["<tool_call>\n<f=say>\n<p=text>1 < 2, </b>\n</", "q>", *closing, "</f></tool_call>", "More."]
+    assert takes(course, *parts) == parts
+
+
 def _sober(tokens: list[int]) -> list[int]:
     """Letters that end texts and numbers soon, where there are any."""
-    return [token for token in tokens if chr(token if token < 256 else 0) in '"}]<\n, 7x'] or tokens
+    return [token for token in tokens if chr(token if token < 256 else 0) in '"})]<\n, 7x'] or tokens
