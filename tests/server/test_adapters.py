@@ -26,6 +26,7 @@ from tests.oci import OLLAMA, Registry
 from tests.quant.test_adapters import WIDTH as WIDE
 from tests.quant.test_adapters import Q, folder, pair
 from tests.runtime.conftest import convert
+from tests.server.test_keys import Keys, bearer
 
 GREEDY = {"temperature": 0, "num_predict": 12, "seed": 1}
 
@@ -127,6 +128,24 @@ def test_a_field_and_the_adapters_own_name_give_the_same_answer_in_both_dialects
     assert sorted(row["adapters"]) == ["hf.co/org/gguf:LORA", "hf.co/org/good:LORA"]
     print_loaded([row], wide=False)
     assert "adapters: hf.co/org/good:LORA, hf.co/org/gguf:LORA" in capsys.readouterr().err
+
+
+def test_ps_names_only_the_adapters_that_exist_for_a_key(hub: Hub, tmp_path: Path) -> None:
+    keys = Keys(tmp_path)
+    admin = keys.add("admin")[0]
+    limited = keys.add("infer", models=("org/demo", "org/good"))[0]
+    with Daemon(tmp_path, script={}, env={"HF_ENDPOINT": hub.url}) as daemon:
+        for name in ("org/demo:BF16", "org/good", "org/gguf"):
+            assert daemon.post("/api/pull", {"model": name, "stream": False}, **bearer(admin)).status == 200
+        body = {"model": "org/demo", "prompt": "a", "stream": False, "adapters": ["org/good", "org/gguf"]}
+        assert daemon.post("/api/generate", body, **bearer(admin)).status == 200
+
+        def shown(secret: str) -> list[str]:
+            (row,) = daemon.get("/api/ps", **bearer(secret)).json["models"]
+            return sorted(row["adapters"])
+
+        wait_until(lambda: len(shown(admin)) == 2, 5)
+        assert shown(limited) == ["hf.co/org/good:LORA"]
 
 
 BAD: list[tuple[dict[str, Any], int, str]] = [

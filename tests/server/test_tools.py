@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jsonschema
@@ -12,6 +13,8 @@ import ollama
 import openai
 import pytest
 
+from server.api.request import require
+from server.errors import Unsupported
 from tests.daemon import Daemon, put_model
 
 CALL = '<tool_call>{"name": "add", "arguments": {"a": 1, "b": [2]}}</tool_call>'
@@ -234,6 +237,14 @@ def test_a_choice_of_no_tool_is_told_as_it_was_sent(talker: Daemon) -> None:
         assert shown in told
 
 
+@pytest.mark.parametrize(("capability", "field"), [("thinking", "think"), ("tools", "tools"), ("insert", "suffix")])
+def test_a_refusal_of_what_a_model_cannot_do_names_the_field(capability: str, field: str) -> None:
+    plain: Any = SimpleNamespace(name="plain", config={"capabilities": ["completion"]})
+    with pytest.raises(Unsupported, match=f"`plain` does not support {capability}") as refused:
+        require(plain, capability)
+    assert refused.value.field == field
+
+
 def test_thinking_is_wished_in_any_spelling(talker: Daemon) -> None:
     for wish in ({"reasoning_effort": "high"}, {"think": False}, {"reasoning": {"effort": "none"}}, {"think": "low"}):
         answer = talker.post("/v1/chat/completions", ask(**wish))
@@ -243,7 +254,9 @@ def test_thinking_is_wished_in_any_spelling(talker: Daemon) -> None:
     for wish in ({"reasoning_effort": "none"}, {"think": False}, {"thinking_budget": 0}):
         answer = talker.post("/v1/chat/completions", ask(model="plain", tools=None, **wish))
         assert (answer.status, "warning" in answer.json) == (200, False), wish
-    assert talker.post("/api/chat", ask(model="plain", tools=None, think=True)).status == 400
+    unable = talker.post("/api/chat", ask(model="plain", tools=None, think=True))
+    assert (unable.status, unable.json["code"]) == (400, "unsupported")
+    assert "does not support thinking" in unable.json["error"] and unable.json["hint"] == "it offers completion"
     assert talker.post("/api/chat", ask(think="much")).status == 400
     taken = talker.post("/v1/chat/completions", ask(chat_template_kwargs={"messages": []}))
     assert (taken.status, taken.json["error"]["param"]) == (400, "chat_template_kwargs")
