@@ -140,6 +140,32 @@ def test_a_context_that_is_full_ends_the_answer_at_the_same_token(engine: Engine
     assert drafted_text[:60] == text[:60]
 
 
+EDITED = """<|im_start|>user
+Repeat this list word for word, three times over:
+def area(width, height): return width * height
+def volume(width, height, depth): return width * height * depth
+def surface(width, height, depth): return 2 * (width * height + width * depth + height * depth)<|im_end|>
+<|im_start|>assistant
+def area("""
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("eager")
+def test_greedy_text_of_a_real_model_is_that_without_prompt_lookup(smollm2: Path) -> None:
+    """Its drafts come from the text alone. Its weights have few bits, so that inputs are rounded to eight as well: its
+    logits change by 0.1 with the size of a step.
+    """
+    made = Engine(smollm2)
+    prompts = [EDITED, "One two three one two", "The quick brown fox jumps"]
+    texts = [text for text, _ in plain(made, *(submit(prompt, 80) for prompt in prompts))]
+    alone = [made.ask(submit(prompt, 80))[0] for prompt in prompts]
+    together = made.ask(*(submit(prompt, 80) for prompt in prompts))
+    for prompt, text, (drafted, _) in zip([*prompts, *prompts], [*texts, *texts], [*alone, *together], strict=True):
+        assert_same(made, prompt, text, drafted, 80, margin=0.15)
+    made.close()
+    assert alone[0][1].accepted > 40 and together[0][1].accepted > 40
+
+
 def test_drafts_begin_by_themselves_where_they_pay(engine: Engine) -> None:
     """Steps of this model take hardly longer with more rows."""
     texts = [text for text, _ in plain(engine, *(submit(prompt, 120) for prompt in PROMPTS))]

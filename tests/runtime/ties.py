@@ -10,7 +10,7 @@ MARGIN = 0.02
 """Logits of the tests' models change by some thousandths with the size of a step."""
 
 
-def assert_same_but_for_ties(rows: Sequence[TokenLogprob], other: str) -> None:
+def assert_same_but_for_ties(rows: Sequence[TokenLogprob], other: str, margin: float = MARGIN) -> None:
     """The greedy text whose tokens are `rows` is `other`, up to a token that is as likely as the other text's one.
 
     The rows need alternatives enough to have the other token among them.
@@ -21,7 +21,7 @@ def assert_same_but_for_ties(rows: Sequence[TokenLogprob], other: str) -> None:
             rest = other[len(text) :]
             near = [logprob for token, _, logprob, _ in row.top if token and rest.startswith(token)]
             assert row.logprob is not None
-            assert min((abs(row.logprob - each) for each in near), default=MARGIN) < MARGIN, (row, rest)
+            assert min((abs(row.logprob - each) for each in near), default=margin) < margin, (row, rest)
             return
         text += row.token
     assert text == other
