@@ -196,6 +196,14 @@ def test_tensors_that_are_no_adapter_of_the_base_are_refused(tensors: dict[str, 
         plan_adapter(folder(tensors), BaseShape.of(Folder(DEMO)))
 
 
+def test_fused_experts_of_a_base_that_stores_them_fused_are_refused_with_the_reason() -> None:
+    published = json.loads((Path(__file__).parent / "published" / "gpt-oss-20b.json").read_text())
+    base = Folder(contents={"config.json": json.dumps(published["config"]).encode()})
+    experts = pair("model.layers.0.mlp.experts", 2880, 2880, rank=32)
+    with pytest.raises(QuantError, match=r"`gpt-oss` at once, .* whose own files hold its experts one by one"):
+        plan_adapter(folder(experts), BaseShape.of(base))
+
+
 def test_a_pickle_is_never_loaded() -> None:
     adapter = folder().with_file("adapter_model.safetensors", None).with_file("adapter_model.bin", b"\x80\x02.")
     with pytest.raises(QuantError, match="pickle, which can run any code"):

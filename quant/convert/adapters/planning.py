@@ -150,7 +150,8 @@ def _unknown(module: str, shape: BaseShape) -> UnsupportedModel:
     shown, architecture = ascii(module)[1:-1][:80], shape.family.architecture
     if is_experts(module):
         return UnsupportedModel(
-            f"the adapter changes `{shown}`, all experts of `{architecture}` at once, which cannot be converted yet",
+            f"the adapter changes `{shown}`, all experts of `{architecture}` at once, which is converted only for "
+            "a base whose own files hold its experts one by one",
             "merge the adapter into its base instead",
         )
     return UnsupportedModel(
