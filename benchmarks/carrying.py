@@ -3,8 +3,9 @@
     python -m benchmarks.carrying [FOLDER]
 
 FOLDER is on the disk to measure, by default the system's for temporary files. The peers: `curl | tee | sha256sum`, then
-`sync`, for a fetch; `curl -T` for a push, to the same registry (Debian's `docker-registry`, left out where it is not
-installed); `cat`, `sync`, `sha256sum` for an import. Each is the best of three.
+`sync`, for a fetch, and for `lm pull` with its trial run; `curl -T` for a push, to the same registry (Debian's
+`docker-registry`, left out where it is not installed); `cat`, `sync`, `sha256sum` for an import. Each is the best of
+three.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ def main(folder: Path) -> None:
             with closing(Running(folder / "registry")) as registry:
                 _push(store, model, registry.port, folder)
                 _fetch(store, model, registry.port, folder)
+                _pull(registry.port, folder)
 
 
 def _put(store: Store) -> Model:
@@ -120,6 +122,24 @@ def _fetch(store: Store, model: Model, port: int, folder: Path) -> None:
     _report("fetch", "curl | tee | sha256sum, sync", _best(ours, folder), _best(theirs, folder))
 
 
+def _pull(port: int, folder: Path) -> None:
+    """The whole command, for 1.2 GB of a model's shape: random bytes are no GGUF file."""
+    program, source, name = Path(sys.executable).with_name("lm"), folder / "source", f"localhost:{port}/pulled/large:v1"
+    lm = f"LM_HOME={folder}/home LM_HOST=127.0.0.1:0 {program}"
+    _shell(f"{sys.executable} -m benchmarks.synthetic {source}; {lm} pull {source}:Q8_0 && {lm} push source {name}")
+    blob = max((folder / "home/store/blobs").iterdir(), key=lambda path: path.stat().st_size)
+    size, url = blob.stat().st_size, f"http://localhost:{port}/v2/pulled/large/blobs/{blob.name.replace('-', ':')}"
+    _shell(f"{lm} rm source")
+
+    def theirs(target: Path) -> None:
+        target.mkdir()
+        _shell(f"curl -s {url} | tee {target}/copy | sha256sum > /dev/null; sync {target}/copy")
+
+    mine = _best(lambda _: _shell(f"{lm} pull {name}"), folder, lambda: _shell(f"{lm} rm {name}"))
+    _report("lm pull", "curl | tee | sha256sum, sync", mine, _best(theirs, folder), size)
+    _shell(f"{lm} stop --daemon")
+
+
 class _Raw:
     """A file as a stream of bytes."""
 
@@ -133,8 +153,8 @@ def _forget(folder: Path, store: Store) -> None:
     shutil.rmtree(store.root / "uploads", ignore_errors=True)
 
 
-def _best(work: Callable[[Path], None], folder: Path) -> float:
-    """The seconds of the fastest of several runs, each in a folder of its own."""
+def _best(work: Callable[[Path], None], folder: Path, after: Callable[[], None] = lambda: None) -> float:
+    """The seconds of the fastest of several runs, each in a folder of its own; `after` each, something is undone."""
     found = []
     for number in range(_TIMES):
         target = folder / f"run{number}"
@@ -143,6 +163,7 @@ def _best(work: Callable[[Path], None], folder: Path) -> float:
         work(target)
         found.append(time.perf_counter() - began)
         shutil.rmtree(target, ignore_errors=True)
+        after()
     return min(found)
 
 
@@ -150,8 +171,8 @@ def _shell(command: str) -> None:
     subprocess.run(["bash", "-c", command], check=True, capture_output=True)
 
 
-def _report(what: str, peer: str, ours: float, theirs: float) -> None:
-    rate = SIZE / ours / 1e6
+def _report(what: str, peer: str, ours: float, theirs: float, size: int = SIZE) -> None:
+    rate = size / ours / 1e6
     print(f"{what:8} {ours:6.2f} s ({rate:,.0f} MB/s)   {peer}: {theirs:.2f} s   {theirs / ours:.2f} times its speed")
 
 
