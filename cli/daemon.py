@@ -16,6 +16,7 @@ import select
 import ssl
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from http.client import HTTPException
@@ -32,6 +33,8 @@ from server.values import is_loopback, socket_path
 PROBE_SECONDS = 5.0
 START_SECONDS = 60.0
 END_SECONDS = 30.0
+# A daemon that somebody else started has this long from taking the home to its first answer.
+BEGIN_SECONDS = 15.0
 
 
 def find(config: Config, start: bool) -> str:
@@ -203,9 +206,7 @@ def _start(config: Config) -> str:
         config.home.mkdir(mode=0o700, parents=True, exist_ok=True)
         with _lock_file(config.home) as lock, status("starting the daemon"):
             fcntl.flock(lock, fcntl.LOCK_EX)
-            running = running_daemon(config)
-            if running is None:
-                _spawn(config)
+            running = running_daemon(config) or _spawn_unless_begun(config)
     except OSError as error:
         raise Failure(
             f"`{config.home}` cannot be used: {error.strerror}", "set LM_HOME to a folder of your own"
@@ -237,6 +238,22 @@ def _log(config: Config) -> IO[bytes]:
         return Path(os.devnull).open("ab")
 
 
+def _spawn_unless_begun(config: Config) -> tuple[str, str] | None:
+    """Start a daemon; where one of this home has begun and does not listen yet, wait for it, as `running_daemon`."""
+    try:
+        _spawn(config)
+    except Failure as failure:
+        if failure.body.get("code") != "store_locked" or _own_url(config):
+            raise
+        deadline = time.monotonic() + BEGIN_SECONDS
+        while (running := running_daemon(config)) is None:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
+        return running
+    return None
+
+
 def _spawn(config: Config) -> None:
     """A daemon in a session of its own; returns when it is ready. Raises Failure."""
     receiver, sender = os.pipe()
@@ -258,7 +275,8 @@ def _spawn(config: Config) -> None:
     with os.fdopen(receiver, "rb", buffering=0) as pipe:
         message = _first_line(pipe.fileno())
     if message != b"ready":
-        process.poll()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(PROBE_SECONDS)
         raise _not_started(config, message)
 
 
@@ -279,7 +297,8 @@ def _not_started(config: Config, message: bytes) -> Failure:
     """Why the daemon did not start: the message on its pipe, else the last line of its log."""
     try:
         answer = json.loads(message)
-        return Failure(f"the daemon cannot start: {answer['error']}", str(answer.get("hint") or ""), UNREACHABLE)
+        reason = f"the daemon cannot start: {answer['error']}"
+        return Failure(reason, str(answer.get("hint") or ""), UNREACHABLE, answer)
     except (ValueError, KeyError, TypeError):
         lines = ["it left no message"]
         with suppress(OSError):

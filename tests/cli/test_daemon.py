@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import socket
 import threading
@@ -14,6 +15,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from cli import daemon
+from registry.store import owner
+from server.config import VERSION, Config
 from tests.cli.support import Cli
 from tests.daemon import Daemon, put_model, wait_until
 
@@ -218,3 +222,17 @@ def test_the_doctor_looks_where_the_commands_look(tmp_path: Path) -> None:
         assert finding(Cli.at(tmp_path / "home", "127.0.0.1:1")) == ("ok", "does not run; any command starts it")
         state, found = finding(Cli.at(tmp_path / "other", f"127.0.0.1:{daemon.port}"))
         assert state == "fail" and f"{daemon.url} is taken by lm 0.1.0, process {daemon.pid}" in found
+
+
+def test_a_daemon_that_has_begun_and_does_not_listen_yet_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = iter([None, None, None, ("http://127.0.0.1:1", VERSION)])
+    monkeypatch.setattr(daemon, "running_daemon", lambda config: next(looks))
+    (tmp_path / "store").mkdir(mode=0o700)
+    lock = owner.take(tmp_path / "store")
+    try:
+        assert daemon.find(Config(home=tmp_path, port=0), start=True) == "http://127.0.0.1:1"
+    finally:
+        os.close(lock)
+    assert next(looks, "all were taken") == "all were taken"
