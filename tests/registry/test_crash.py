@@ -49,6 +49,7 @@ def place(memory: Path) -> Iterator[Path]:
         yield Path(folder)
 
 
+@pytest.mark.slow
 def test_killed_at_every_step(place: Path) -> None:
     command = [sys.executable, "-m", "tests.registry.crashing", str(place)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

@@ -59,6 +59,7 @@ def draft_model(engine: Engine) -> DraftModel:
     return guessing._model
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("eager")
 def test_greedy_text_is_the_same_alone_and_in_company(engine: Engine) -> None:
     texts = [text for text, _ in plain(engine, *map(submit, PROMPTS))]
