@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -15,13 +15,15 @@ from quant import notes
 from quant.convert.chat import sampling_entries
 from quant.gguf.values import readable
 from quant.plan import ModelPlan
-from quant.stream.copying import FileCopy
-from quant.stream.pipeline import Conversion
 from registry.sources.base import Companions
 from registry.sources.opening import Source
 from runtime.options import MAX_STOP_LENGTH, MAX_STOPS, Sampling
 from runtime.text.gotemplate.chat import GoTemplate, fault_of
 from server.config import VERSION
+
+if TYPE_CHECKING:  # the daemon has use for some of this, and imports no numpy
+    from quant.stream.copying import FileCopy
+    from quant.stream.pipeline import Conversion
 
 # Names in Ollama's `params` besides the sampling options, and names of its engine's, which lm decides by itself.
 _NUMBERS = ("num_ctx", "num_predict")
