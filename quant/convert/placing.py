@@ -195,7 +195,7 @@ def _place(entry: Entry, row: Known, layer: int, sizes: Sizes) -> Iterator[Tenso
     if entry.dtype not in UNQUANTIZED and not entry.packing:
         raise UnsupportedModel(
             f"tensor `{entry.name}` is stored as {entry.dtype}, so the model is already quantized",
-            hint="use the repository with the original weights",
+            hint=WEIGHTS,
         )
     if entry.packing:
         yield from _place_packed(entry, row, layer, sizes)

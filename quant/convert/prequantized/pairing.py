@@ -9,8 +9,8 @@ from typing import Any
 from quant.errors import MalformedFile, UnsupportedModel
 from quant.plan import Files, Packing
 from quant.safetensors import Entry
+from quant.stream.packed.codes import WEIGHTS as WEIGHTS
 
-WEIGHTS = "use the repository with the original weights"
 Found = dict[str, Entry]
 """The tensors of a source by name."""
 Reader = Callable[[dict[str, Any], Found, Files], Found]

@@ -93,6 +93,6 @@ def _words(found: Found) -> list[Entry]:
 
 
 def _in_order(files: Files, index: Entry, size: int) -> bool:
-    """Whether the columns of a matrix are in the order of their groups; the first matrix speaks for all."""
+    """Whether the columns of a matrix are in the order of their groups."""
     read = np.frombuffer(files.read(index.shard, index.offset, index.size), "<i4")
     return np.array_equal(read, np.arange(len(read)) // size)

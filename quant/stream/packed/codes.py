@@ -7,6 +7,8 @@ rounded once.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +18,8 @@ from quant.plan import Transform
 from quant.types import QuantType
 
 BLOCK = 32
+# The hint where packed weights cannot be used.
+WEIGHTS = "use the repository with the original weights"
 # The code that stands for 0 in a type that has no minimum; the largest code in one that has.
 _ZERO = {QuantType.Q4_0: 8, QuantType.Q5_0: 16, QuantType.Q8_0: 128}
 _MOST = {QuantType.Q4_1: 15, QuantType.Q5_1: 31}
@@ -79,6 +83,26 @@ class Codes(NamedTuple):
         return kernels.pack(type, parts).reshape(rows, -1)
 
 
+class CodePacking(ABC):
+    """A packing of integer codes. A layout says how its arrays become `Codes`; its `exact` holds them as they are."""
+
+    __slots__ = ()
+    exact: QuantType | None
+
+    @abstractmethod
+    def codes(self, arrays: Sequence[np.ndarray]) -> Codes:
+        """The codes in the order of the matrix's rows and columns."""
+
+    def values(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
+        """float32[rows, columns]."""
+        return self.codes(arrays).values()
+
+    def blocks(self, arrays: Sequence[np.ndarray], transform: Transform | None) -> np.ndarray:
+        """uint8[rows, bytes] of `exact`."""
+        assert self.exact is not None
+        return self.codes(arrays).moved(transform).blocks(self.exact)
+
+
 def exact_type(bits: int, symmetric: bool, columns: int, groups: int) -> QuantType | None:
     """The smallest type that holds codes of `bits` bits; None where none does.
 
@@ -93,9 +117,9 @@ def exact_type(bits: int, symmetric: bool, columns: int, groups: int) -> QuantTy
 
 def _check(*arrays: np.ndarray | None) -> None:
     if not all(np.isfinite(array).all() for array in arrays if array is not None):
-        raise BadValues("a scale is no number", "use the repository with the original weights")
+        raise BadValues("a scale is no number", WEIGHTS)
 
 
 def _check_range(levels: np.ndarray, most: int) -> None:
     if levels.size and (levels.min() < 0 or levels.max() > most):
-        raise BadValues("a code or a zero point is out of its range", "use the repository with the original weights")
+        raise BadValues("a code or a zero point is out of its range", WEIGHTS)

@@ -10,15 +10,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from quant.plan import Transform
 from quant.stream.packed.bits import unpack_dense, unpack_words
-from quant.stream.packed.codes import Codes
+from quant.stream.packed.codes import CodePacking, Codes
 from quant.stream.packed.floats import NUMPY, widened
 from quant.types import QuantType
 
 
 @dataclass(frozen=True, slots=True)
-class PackedRows:
+class PackedRows(CodePacking):
     """compressed-tensors: words int32[rows, …] or int8[rows, columns] (`whole`), scales [rows, groups] or [1].
 
     A code is stored plus half of its range, so that it is never negative; whole bytes are stored as they are. With
@@ -47,23 +46,14 @@ class PackedRows:
         word = "i1" if self.whole else "<i4"
         return word, NUMPY[self.scale], *((word,) if self.zeroed else ())
 
-    def values(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
-        """float32[rows, columns]."""
-        return self._codes(arrays).values()
-
-    def blocks(self, arrays: Sequence[np.ndarray], transform: Transform | None) -> np.ndarray:
-        """uint8[rows, bytes] of `exact`."""
-        assert self.exact is not None
-        return self._codes(arrays).moved(transform).blocks(self.exact)
-
-    def _codes(self, arrays: Sequence[np.ndarray]) -> Codes:
+    def codes(self, arrays: Sequence[np.ndarray]) -> Codes:
+        """The codes, with a scale and a zero or a bias for each group."""
         scales = widened(arrays[1]).reshape(-1, self.groups)
         scales = np.ascontiguousarray(np.broadcast_to(scales, (self.rows, self.groups)))
         zeros = np.full(scales.shape, 1 << (self.bits - 1), np.int16)
         if self.whole:
             levels = (arrays[0].reshape(self.rows, self.columns) ^ np.int8(-128)).view(np.uint8)
-            zeros = zeros * 0 + 128 + (arrays[2].reshape(scales.shape) if self.zeroed else 0)
-            return Codes(levels, scales, zeros.astype(np.int16))
+            return Codes(levels, scales, zeros + arrays[2].reshape(scales.shape) if self.zeroed else zeros)
         unpack = unpack_dense if self.dense else unpack_words
         levels = unpack(arrays[0].reshape(self.rows, -1), self.bits, self.columns)
         if self.zeroed:
@@ -73,7 +63,7 @@ class PackedRows:
 
 
 @dataclass(frozen=True, slots=True)
-class PackedAffine:
+class PackedAffine(CodePacking):
     """MLX: words uint32[rows, columns * bits / 32], scales and biases [rows, groups] of the type `scale`."""
 
     rows: int
@@ -93,15 +83,7 @@ class PackedAffine:
         """Words, scales, biases."""
         return "<i4", NUMPY[self.scale], NUMPY[self.scale]
 
-    def values(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
-        """float32[rows, columns]."""
-        return self._codes(arrays).values()
-
-    def blocks(self, arrays: Sequence[np.ndarray], transform: Transform | None) -> np.ndarray:
-        """uint8[rows, bytes] of `exact`."""
-        assert self.exact is not None
-        return self._codes(arrays).moved(transform).blocks(self.exact)
-
-    def _codes(self, arrays: Sequence[np.ndarray]) -> Codes:
+    def codes(self, arrays: Sequence[np.ndarray]) -> Codes:
+        """The codes, with a scale and a zero or a bias for each group."""
         scales, bias = (widened(each).reshape(self.rows, self.groups) for each in arrays[1:])
         return Codes(unpack_dense(arrays[0].reshape(self.rows, -1), self.bits, self.columns), scales, bias=bias)

@@ -13,7 +13,7 @@ import numpy as np
 from quant.errors import BadValues
 from quant.plan import Transform
 from quant.stream.packed.bits import unpack_dense
-from quant.stream.packed.codes import Codes
+from quant.stream.packed.codes import WEIGHTS, CodePacking, Codes
 from quant.stream.packed.floats import NUMPY, widened
 from quant.types import QuantType
 
@@ -22,7 +22,7 @@ _AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 
 
 @dataclass(frozen=True, slots=True)
-class PackedGptq:
+class PackedGptq(CodePacking):
     """GPTQ: words int32[columns * bits / 32, rows], zeros int32[groups, rows * bits / 32], scales [groups, rows].
 
     `added` is what a stored zero lacks: 1 in the first version of the format. `scale` is the safetensors type of the
@@ -50,11 +50,11 @@ class PackedGptq:
 
     def values(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
         """float32[rows, columns]."""
-        codes = self._codes(arrays)
+        codes = self.codes(arrays)
         if self.indexed:
             group = arrays[3]
             if group.min() < 0 or group.max() >= self.groups:
-                raise BadValues("a group is out of its range", "use the repository with the original weights")
+                raise BadValues("a group is out of its range", WEIGHTS)
             if not self._in_order(group):
                 assert codes.zeros is not None
                 found = codes.levels - codes.zeros[:, group].astype(np.float32)
@@ -64,16 +64,15 @@ class PackedGptq:
 
     def blocks(self, arrays: Sequence[np.ndarray], transform: Transform | None) -> np.ndarray:
         """uint8[rows, bytes] of `exact`; BadValues where the columns are not in the order of their groups."""
-        assert self.exact is not None
         if self.indexed and not self._in_order(arrays[3]):
-            hint = "use the repository with the original weights"
-            raise BadValues("its groups are out of order (`g_idx`), and the configuration says they are not", hint)
-        return self._codes(arrays).moved(transform).blocks(self.exact)
+            raise BadValues("its groups are out of order (`g_idx`), and the configuration says they are not", WEIGHTS)
+        return CodePacking.blocks(self, arrays, transform)  # a class with slots is made anew, which `super()` misses
 
     def _in_order(self, group: np.ndarray) -> bool:
         return np.array_equal(group, np.arange(self.columns) // (self.columns // self.groups))
 
-    def _codes(self, arrays: Sequence[np.ndarray]) -> Codes:
+    def codes(self, arrays: Sequence[np.ndarray]) -> Codes:
+        """The codes, with a scale and a zero or a bias for each group."""
         words = arrays[0].reshape(-1, self.rows).T
         zeros = unpack_dense(arrays[1].reshape(self.groups, -1), self.bits, self.rows).T.astype(np.int16) + self.added
         scales = widened(arrays[2].reshape(self.groups, self.rows)).T
@@ -81,7 +80,7 @@ class PackedGptq:
 
 
 @dataclass(frozen=True, slots=True)
-class PackedAwq:
+class PackedAwq(CodePacking):
     """AWQ, 4 bits: words int32[columns, rows / 8], scales [groups, rows], zeros int32[groups, rows / 8] if `zeroed`."""
 
     rows: int
@@ -101,16 +100,8 @@ class PackedAwq:
         """Words, scales, zeros."""
         return "<i4", NUMPY[self.scale], *(("<i4",) if self.zeroed else ())
 
-    def values(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
-        """float32[rows, columns]."""
-        return self._codes(arrays).values()
-
-    def blocks(self, arrays: Sequence[np.ndarray], transform: Transform | None) -> np.ndarray:
-        """uint8[rows, bytes] of `exact`."""
-        assert self.exact is not None
-        return self._codes(arrays).moved(transform).blocks(self.exact)
-
-    def _codes(self, arrays: Sequence[np.ndarray]) -> Codes:
+    def codes(self, arrays: Sequence[np.ndarray]) -> Codes:
+        """The codes, with a scale and a zero or a bias for each group."""
         scales = np.ascontiguousarray(widened(arrays[1].reshape(self.groups, self.rows)).T)
         zeros = np.full(scales.shape, 8, np.int16)
         if self.zeroed:
