@@ -9,7 +9,6 @@ model listed is complete, what was reported as done is there, and the day can be
 
 from __future__ import annotations
 
-import hashlib
 import io
 import sys
 from collections.abc import Callable
@@ -20,7 +19,6 @@ from typing import Any
 from registry.bundles.fetching import Fetch
 from registry.bundles.reading import Import
 from registry.bundles.writing import Export
-from registry.errors import ModelNotFound
 from registry.names import parse
 from registry.net.network import Network
 from registry.sources.shelf import RegistryShelf
@@ -30,7 +28,7 @@ from registry.store.uploads import Uploads
 from server.carrying.lists import SyncRecord, read_record, write_record
 from tests import storing
 from tests.oci import Registry, digest
-from tests.registry.crashing import count_deaths
+from tests.registry.crashing import check_blobs, content, count_deaths
 
 OLD, NEW, SHARED = b"old weights", b"new weights", b"weights of two models"
 FETCHED = b"fetched weights" * 300_000
@@ -102,19 +100,10 @@ def _after_some(tries: int) -> Callable[[], bool]:
     return stopped
 
 
-def content(store: Store, name: str) -> bytes | None:
-    try:
-        return store.resolve(name).blob.read_bytes()
-    except ModelNotFound:
-        return None
-
-
 def check(root: Path, done: set[str]) -> None:
     """The invariants."""
     with Store.open(root) as store:
-        for blob in (root / "blobs").iterdir():
-            assert blob.name == f"sha256-{hashlib.sha256(blob.read_bytes()).hexdigest()}"
-        assert not [model.problem for model in store.models() if model.problem]
+        check_blobs(root, store)
         assert content(store, "org/kept:Q8_0") == OLD
         assert content(store, "org/replaced:Q8_0") in ([NEW] if "imported" in done else [OLD, NEW])
         for name in ("org/two:Q8_0", "org/three:Q8_0"):

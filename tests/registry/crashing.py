@@ -138,12 +138,17 @@ def content(store: Store, name: str) -> bytes | None:
         return None
 
 
+def check_blobs(root: Path, store: Store) -> None:
+    """Each blob hashes to its name, and each model that is listed is complete."""
+    for blob in (root / "blobs").iterdir():
+        assert blob.name == f"sha256-{hashlib.sha256(blob.read_bytes()).hexdigest()}"
+    assert not [model.problem for model in store.models() if model.problem]
+
+
 def check(root: Path, done: set[str]) -> None:
     """The invariants, I1 to I6."""
     with Store.open(root) as store:
-        for blob in (root / "blobs").iterdir():
-            assert blob.name == f"sha256-{hashlib.sha256(blob.read_bytes()).hexdigest()}"
-        assert not [model.problem for model in store.models() if model.problem]
+        check_blobs(root, store)
         assert content(store, "org/kept") == OLD
         assert content(store, "org/replaced:Q8_0") in ([NEW] if "replaced" in done else [OLD, NEW])
         assert content(store, "org/replaced:BF16") in ([NEW + NEW] if "added" in done else [None, NEW + NEW])
