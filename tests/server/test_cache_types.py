@@ -85,14 +85,14 @@ def test_a_cache_type_from_the_settings_to_lm_ps(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_llama_cpp_answers_in_each_type(tmp_path: Path) -> None:
-    """The sizes are llama.cpp's own; the text of a model this small may change with the type, its length may not."""
+    """The sizes are llama.cpp's own; the text of a model this small, and where it ends, may change with the type."""
     sizes = {}
     with Daemon(tmp_path, runtime="llama") as daemon:
         daemon.pull("demo:Q8_0")
         for kv_type in CACHE_TYPES:
             body = {"model": "demo", "prompt": "Once upon a time", "raw": True, "stream": False}
             told = daemon.post("/api/generate", body | {"options": {"kv_type": kv_type, "num_predict": 8}})
-            assert told.status == 200 and told.json["eval_count"] == 8, told.json
+            assert told.status == 200 and 1 <= told.json["eval_count"] <= 8, told.json
             (row,) = daemon.get("/api/ps").json["models"]
             assert row["kv_type"] == kv_type
             sizes[kv_type] = row["cache_bytes"]
