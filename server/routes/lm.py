@@ -12,6 +12,7 @@ from server.api.lm import (
     login,
     metrics,
     openapi,
+    page,
     pulls,
     search,
     serving,
@@ -149,7 +150,9 @@ ROUTES = [
         "models to fetch, as a registry serves them: `_catalog`, `PATH/tags/list`, `PATH/manifests/…`, `PATH/blobs/…`",
         media=("application/json", BYTES),
     ),
-    Route("GET", "/health", "open", daemon.health, "status, versions, loaded models"),
+    Route("GET", "/ui", "open", page.index, "the page in a browser", media=("text/html",)),
+    Route("GET", "/ui/{file:.+}", "open", page.file, "a file of the page", media=tuple(page.MEDIA.values())),
+    Route("GET", "/health", "open", daemon.health, "status, versions, loaded models, the caller's role"),
     Route(
         "GET",
         "/metrics",

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from server.api.lm import page
 from server.api.ollama import answers, blobs, creates, embeddings, models, pushing
 from server.api.ollama.bodies import CHAT_BODY, GENERATE_BODY
 from server.routes.route import BYTES, LINES, Route
 
 ROUTES = [
-    Route("GET", "/", "open", models.alive, "`Ollama is running`: what many clients probe", media=("text/plain",)),
+    Route(
+        "GET",
+        "/",
+        "open",
+        page.or_page(models.alive),
+        "`Ollama is running`: what many clients probe; a browser is sent to the page",
+        media=("text/plain",),
+    ),
     Route(
         "GET",
         "/api/version",

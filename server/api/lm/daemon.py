@@ -18,12 +18,13 @@ STOP = web.AppKey("stop", Callable[[], None])  # type: ignore[var-annotated,arg-
 
 
 async def health(request: web.Request) -> web.Response:
-    """`GET /health`: that the daemon lives, and who it is; without the key only that it lives."""
+    """`GET /health`: that the daemon lives, who it is, and who asks; without the key only that it lives."""
     if request.get(CALLER) is None:
         return reply({"status": "ok"})
-    sees, loaded = caller_of(request).sees, request.app[SERVICES].pool.loaded()
-    names = [worker.model.name for worker, _ in loaded if sees(worker.model)]
-    return reply({"status": "ok", "version": VERSION, "api": OLLAMA_VERSION, "pid": os.getpid(), "loaded": names})
+    caller, loaded = caller_of(request), request.app[SERVICES].pool.loaded()
+    names = [worker.model.name for worker, _ in loaded if caller.sees(worker.model)]
+    who = {"role": caller.role, "caller": caller.title}
+    return reply({"status": "ok", "version": VERSION, "api": OLLAMA_VERSION, "pid": os.getpid(), "loaded": names} | who)
 
 
 async def shutdown(request: web.Request) -> web.Response:

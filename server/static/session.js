@@ -1,0 +1,51 @@
+// Who uses the page: the key of this tab, and what its role may do.
+//
+// The key lives in sessionStorage: it ends with the tab, and is in no URL and no cookie. `who()` is what the daemon says
+// of the caller: `{ role, caller, version, … }`, or null as long as a key is wanted. `may("operator")` tells what to
+// offer; the daemon decides anyway. `onWho(listener)` calls at each change.
+
+const PLACE = "lm-key";
+const RANKS = { infer: 1, operator: 2, admin: 3 };
+const listeners = new Set();
+let current = null;
+let memory = "";
+
+export function key() {
+  try {
+    return sessionStorage.getItem(PLACE) ?? memory;
+  } catch {
+    return memory; // a browser without storage
+  }
+}
+
+export function keepKey(text) {
+  memory = text;
+  try {
+    if (text) sessionStorage.setItem(PLACE, text);
+    else sessionStorage.removeItem(PLACE);
+  } catch {
+    // in memory alone, then
+  }
+}
+
+export function forgetKey() {
+  keepKey("");
+  setWho(null);
+}
+
+export const who = () => current;
+
+export function setWho(found) {
+  const changed = found?.role !== current?.role;
+  current = found;
+  if (changed) for (const listener of listeners) listener(found);
+}
+
+export function may(role) {
+  return current !== null && RANKS[current.role] >= RANKS[role];
+}
+
+export function onWho(listener) {
+  listeners.add(listener);
+  return () => listeners.delete(listener);
+}
