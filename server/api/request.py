@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import aclosing, asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any, TypeVar
 
@@ -24,6 +24,7 @@ from server.errors import BadBody, ChildError, Unsupported
 from server.http.bodies import read_body
 from server.http.wire import reply
 from server.library import capabilities
+from server.loaded.wish import USUAL, LoadWish
 from server.loaded.worker import Answer, Worker
 from server.services import SERVICES, Services
 
@@ -209,27 +210,14 @@ async def is_installed(services: Services, name: str) -> bool:
 
 
 @asynccontextmanager
-async def in_use(
-    services: Services,
-    model: Model,
-    context: int | None = None,
-    keep_alive: float | None = None,
-    beside: int = 0,
-    draft: Model | None = None,
-    kv_type: str | None = None,
-) -> AsyncIterator[InUse]:
-    """Keep `model` loaded while the block runs, with room for `context` tokens, and `keep_alive` seconds longer.
-
-    None leaves either to the model's own settings, or to the daemon's. `beside` bytes are for its adapters. `draft` is
-    the model that drafts for it, `kv_type` the type of its KV cache; None leaves either to the model's own settings.
-    Raises as `Pool.use`.
-    """
-    context = context or _own_context(model)
+async def in_use(services: Services, model: Model, wish: LoadWish = USUAL) -> AsyncIterator[InUse]:
+    """Keep `model` loaded as wished while the block runs, and `keep_alive` seconds longer. Raises as `Pool.use`."""
+    wish = replace(wish, context=wish.context or _own_context(model))
     clock = asyncio.get_running_loop().time
     start, before = clock(), [worker for worker, _ in services.pool.loaded()]
-    if draft is None and services.config.speculation:
-        draft = await services.library.own_draft(model)
-    async with services.pool.use(model, context, keep_alive, beside, draft, kv_type) as worker:
+    if wish.draft is None and services.config.speculation:
+        wish = replace(wish, draft=await services.library.own_draft(model))
+    async with services.pool.use(model, wish) as worker:
         size = await services.library.model_size(model)
         reason = "" if worker in before else size.context_reason(worker.context)
         yield InUse(worker, round((clock() - start) * 1e9), reason)

@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Iterable
 from contextlib import AbstractAsyncContextManager, aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
@@ -24,6 +24,7 @@ from server.api.request import FAILED, LOG_NOTE, InUse, in_use, prompt_from, spe
 from server.errors import INTERNAL
 from server.http.problems import Dialect, Problem
 from server.http.wire import Stream, StreamForm, reply
+from server.loaded.wish import USUAL, LoadWish
 from server.loaded.worker import Answer
 from server.services import SERVICES
 
@@ -38,17 +39,13 @@ Frames = AsyncGenerator[tuple[int, Answer]]
 class Generation:
     """The answers that one request asks for: each of `submits` is a prompt with one or more answers.
 
-    `context` (tokens), `keep_alive` (seconds), `draft` and `kv_type` concern the loaded model; None leaves them to the
-    settings.
+    `wish` says how the model should be loaded; the memory for adapters is added to it.
     """
 
     model: Model
     submits: list[Submit]
     stream: bool
-    context: int | None = None
-    keep_alive: float | None = None
-    draft: Model | None = None
-    kv_type: str | None = None
+    wish: LoadWish = USUAL
 
 
 @dataclass
@@ -149,9 +146,8 @@ async def unattended(request: web.Request, generation: Generation, writer: Answe
 
 def _in_use(request: web.Request, generation: Generation) -> AbstractAsyncContextManager[InUse]:
     adapters = {each.path: each.size for submit in generation.submits for each in submit.adapters}
-    beside = sum(adapters.values())
-    wanted = (generation.model, generation.context, generation.keep_alive, beside, generation.draft, generation.kv_type)
-    return in_use(request.app[SERVICES], *wanted)
+    wish = replace(generation.wish, beside=sum(adapters.values()))
+    return in_use(request.app[SERVICES], generation.model, wish)
 
 
 async def _respond(request: web.Request, generation: Generation, writer: AnswerWriter) -> web.StreamResponse:

@@ -15,13 +15,6 @@ from server.values import cache_type
 _WITHOUT_FLASH = ("grok",)
 
 
-class CacheWish(NamedTuple):
-    """The context in tokens and the type of the KV cache that a request wants; None where it does not care."""
-
-    context: int | None = None
-    kv_type: str | None = None
-
-
 class CacheChoice(NamedTuple):
     """The type of a KV cache, and why the type of the settings was not taken; "" where it was."""
 

@@ -10,7 +10,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from registry.errors import ModelNotFound, RegistryError
@@ -23,10 +23,11 @@ from server.config import Config
 from server.errors import ChildError, Stopping, Unstable
 from server.library import Library
 from server.loaded.admission import Admission
-from server.loaded.cache_types import CacheChoice, CacheWish, choose_cache_type
+from server.loaded.cache_types import CacheChoice, choose_cache_type
 from server.loaded.estimate import Estimator, anonymous_bytes
 from server.loaded.slot import CRASHES_IN_A_ROW, Slot
 from server.loaded.tally import Tally
+from server.loaded.wish import USUAL, LoadWish
 from server.loaded.worker import STOPPING, Speed, Worker
 
 log = logging.getLogger("lm.pool")
@@ -60,22 +61,12 @@ class Pool:
         self._watch = asyncio.create_task(self._watch_workers())
 
     @asynccontextmanager
-    async def use(
-        self,
-        model: Model,
-        context: int | None = None,
-        keep_alive: float | None = None,
-        beside: int = 0,
-        draft: Model | None = None,
-        kv_type: str | None = None,
-    ) -> AsyncIterator[Worker]:
-        """A worker that holds `model`, loaded if need be, with room for `context` tokens if there is memory for them.
+    async def use(self, model: Model, wish: LoadWish = USUAL) -> AsyncIterator[Worker]:
+        """A worker that holds `model`, loaded if need be, with the context of `wish` if there is memory for it.
 
-        One that is started gets `beside` bytes for adapters, and the model `draft` to draft with. An idle one with
-        another draft, or another type of the KV cache than `kv_type`, is exchanged for it; a busy one answers as it is.
+        An idle worker with another draft or another type of the KV cache is exchanged; a busy one answers as it is.
 
-        The worker stays `keep_alive` seconds after its last user has left; below 0 it stays for ever. Raises QueueFull,
-        DoesNotFit, Unstable, Stopping, and what loading raises.
+        Raises QueueFull, DoesNotFit, Unstable, Stopping, and what loading raises.
         """
         if self._stopping:
             raise Stopping("the daemon is stopping", "start it again")
@@ -84,9 +75,9 @@ class Pool:
             raise QueueFull(f"{slot.pending} requests wait for `{model.name}` already", "try again in a moment")
         slot.pending += 1
         try:
-            worker = await self._find(slot, model, CacheWish(context, kv_type), beside, draft)
-            if keep_alive is not None:
-                slot.keep_alive = keep_alive
+            worker = await self._find(slot, model, wish)
+            if wish.keep_alive is not None:
+                slot.keep_alive = wish.keep_alive
             slot.stop_clock()
             try:
                 with worker.used():
@@ -209,43 +200,43 @@ class Pool:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _find(self, slot: Slot, model: Model, wish: CacheWish, beside: int, draft: Model | None) -> Worker:
+    async def _find(self, slot: Slot, model: Model, wish: LoadWish) -> Worker:
         """The model's worker, started or exchanged for another one where that is needed and possible."""
-        if (worker := slot.usable) and slot.suits(worker, wish) and not worker.lacks(draft):
+        if (worker := slot.usable) and slot.suits(worker, wish) and not worker.lacks(wish.draft):
             return worker
         async with self._one_load_at_a_time:
             worker = slot.usable  # somebody else may have started it while we waited
-            if worker and slot.suits(worker, wish) and not worker.lacks(draft):
+            if worker and slot.suits(worker, wish) and not worker.lacks(wish.draft):
                 return worker
             wanted = await self._admission.context(model, wish.context)
             slot.largest_context = max(slot.largest_context, wish.context or 0)
             kv_type, reason = await self._cache_type(model, wish, worker)
             if worker is not None:
-                if worker.lacks(draft):
-                    log.info("%s is loaded anew with the draft %s", model.name, draft and draft.name)
+                if worker.lacks(wish.draft):
+                    log.info("%s is loaded anew with the draft %s", model.name, wish.draft and wish.draft.name)
                 elif kv_type != worker.kv_type:
                     log.info("%s is loaded anew with a KV cache in %s", model.name, kv_type)
                 elif wanted <= worker.context:
                     return worker
                 else:
                     log.info("%s is loaded anew for a context of %d instead of %d", model.name, wanted, worker.context)
-                wanted, draft = max(wanted, worker.context), draft or worker.draft
+                wanted, wish = max(wanted, worker.context), replace(wish, draft=wish.draft or worker.draft)
                 await slot.unload(worker)
-            started = await self._start(slot, model, self._cache(wanted, kv_type), beside, draft)
+            started = await self._start(slot, model, self._cache(wanted, kv_type), wish)
             started.kv_reason = reason
             return started
 
     def _cache(self, context: int, kv_type: str) -> CacheConfig:
         return CacheConfig(context, self._config.sequences, kv_type)
 
-    async def _cache_type(self, model: Model, wish: CacheWish, worker: Worker | None) -> CacheChoice:
+    async def _cache_type(self, model: Model, wish: LoadWish, worker: Worker | None) -> CacheChoice:
         """The type of the KV cache for a worker in the place of `worker`, whose type stays unless another is wanted."""
         if worker is not None and wish.kv_type is None:
             return CacheChoice(worker.kv_type, worker.kv_reason)
         metadata = (await self._library.facts(model)).plan.metadata
         return choose_cache_type(model, metadata, wish.kv_type, self._config.kv_type)
 
-    async def _start(self, slot: Slot, model: Model, wanted: CacheConfig, beside: int, draft: Model | None) -> Worker:
+    async def _start(self, slot: Slot, model: Model, wanted: CacheConfig, wish: LoadWish) -> Worker:
         now = asyncio.get_running_loop().time()
         if now < slot.rests_until:
             raise Unstable(
@@ -253,7 +244,7 @@ class Pool:
                 "see `lm logs`; a smaller level or context may help",
                 retry_after=slot.rests_until - now,
             )
-        placement = await self._admission.place(model, wanted, beside, draft)
+        placement = await self._admission.place(model, wanted, wish.beside, wish.draft)
         model_size = await self._library.model_size(model)
         if reason := model_size.context_reason(placement.context):
             log.info("%s gets a context of %d: %s", model.name, placement.context, reason)
@@ -268,7 +259,7 @@ class Pool:
             gpu_layers=placement.need.card_layers,
             spill=placement.spill,
             short_context=model_size.short_context,
-            draft=(str(draft.blob), draft.name) if draft else ("", ""),
+            draft=(str(wish.draft.blob), wish.draft.name) if wish.draft else ("", ""),
             script=self._runtime.script,
         )
         slot.keep_alive = self._config.keep_alive
@@ -278,7 +269,7 @@ class Pool:
             need=placement.need,
             log_file=log_file(self._config.logs, "worker"),
             tally=self._tallies.setdefault(model.name, Tally(model)),
-            draft=draft,
+            draft=wish.draft,
         )
         slot.worker = worker = await started
         worker.ready.add_done_callback(lambda _: self._admission.notify())

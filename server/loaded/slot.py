@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, field
 
-from server.loaded.cache_types import CacheWish
+from server.loaded.wish import LoadWish
 from server.loaded.worker import Worker
 
 CRASHES_IN_A_ROW = 3
@@ -60,7 +60,7 @@ class Slot:
         """Whether the file of the model is open in a process, or a request waits that will open it."""
         return self.pending > 0 or self.process is not None
 
-    def suits(self, worker: Worker, wish: CacheWish) -> bool:
+    def suits(self, worker: Worker, wish: LoadWish) -> bool:
         """Whether a request can take this worker: another one is made only in the place of an idle one."""
         changed = wish.kv_type not in (None, worker.kv_type) and worker.idle
         return not changed and not self.outgrown(worker, wish.context)

@@ -16,6 +16,7 @@ from runtime.machine.hardware import Hardware
 from server.config import Config
 from server.library import Library
 from server.loaded.pool import Pool, Runtime
+from server.loaded.wish import LoadWish
 from tests.daemon import put_model
 
 GB = 10**9
@@ -60,7 +61,7 @@ def play(home: Path, free: float, scenario: Scenario) -> None:
 
 
 async def touch(pool: Pool, library: Library, name: str, keep_alive: float | None = None) -> None:
-    async with pool.use(await library.resolve(name), keep_alive=keep_alive):
+    async with pool.use(await library.resolve(name), LoadWish(keep_alive=keep_alive)):
         pass
 
 
@@ -88,7 +89,7 @@ def test_neither_a_pinned_nor_a_busy_one_goes(tmp_path: Path) -> None:
         async with AsyncExitStack() as busy:
             await busy.enter_async_context(pool.use(await library.resolve("two")))
             waiting = asyncio.create_task(touch(pool, library, "three"))
-            async with pool.use(await library.resolve("one"), keep_alive=-1):
+            async with pool.use(await library.resolve("one"), LoadWish(keep_alive=-1)):
                 assert held(pool) == {"one", "two"}
         await waiting
         assert held(pool) == {"one", "three"}

@@ -127,10 +127,9 @@ async def _answered(
 ) -> web.StreamResponse:
     """The answer, or the prompt as the model would read it, where that alone is asked for."""
     if not body.render_only:
-        use = (body.context, body.keep_alive_seconds, await add_draft(request, model, body.draft, submit))
-        generation = Generation(model, [submit], body.stream is not False, *use, body.kv_type)
-        return await respond(request, generation, writer)
-    async with in_use(request.app[SERVICES], model, body.context, body.keep_alive_seconds) as used:
+        wish = body.wish(await add_draft(request, model, body.draft, submit))
+        return await respond(request, Generation(model, [submit], body.stream is not False, wish), writer)
+    async with in_use(request.app[SERVICES], model, body.wish()) as used:
         with prompt_from(writer.prompt_field):
             prompt = await used.worker.tokenize(Tokenize(0, submit=submit))
     return answer(request, writer.rendered(prompt.text))
@@ -145,5 +144,5 @@ async def _load_only(
         await services.pool.unload(model)
         return answer(request, writer.done("unload", {}))
     draft = await add_draft(request, model, body.draft, submit)
-    async with in_use(services, model, body.context, body.keep_alive_seconds, 0, draft, body.kv_type) as used:
+    async with in_use(services, model, body.wish(draft)) as used:
         return answer(request, writer.loaded(used))

@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from registry.store.catalog import Model
 from runtime.conversation import Text, Turn
 from runtime.errors import BadRequest
 from runtime.messages import Grammar
@@ -15,6 +16,7 @@ from server.api.calls import Called
 from server.api.grammars import GrammarField
 from server.api.request import ModelBody, refuse
 from server.api.thinking import with_budgets
+from server.loaded.wish import LoadWish
 from server.values import duration
 
 
@@ -34,10 +36,9 @@ class LoadBody(ModelBody):
         """The context asked for, in tokens; None for the settings' own. Raises BadRequest."""
         return options.context(self.given_options)
 
-    @property
-    def kv_type(self) -> str | None:
-        """The type of the KV cache asked for; None for what is loaded, or the settings' own. Raises BadRequest."""
-        return options.kv_type(self.given_options)
+    def wish(self, draft: Model | None = None) -> LoadWish:
+        """How the model should be loaded, with `draft` to draft for it. Raises BadRequest."""
+        return LoadWish(self.context, self.keep_alive_seconds, options.kv_type(self.given_options), draft)
 
     @property
     def keep_alive_seconds(self) -> float | None:

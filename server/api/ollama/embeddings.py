@@ -39,7 +39,7 @@ async def embed(request: web.Request) -> web.Response:
     inputs: Inputs = ([body.input] if body.input else []) if isinstance(body.input, str) else list(body.input or [])
     start = asyncio.get_running_loop().time()
     services = request.app[SERVICES]
-    async with in_use(services, model, body.context, body.keep_alive_seconds, kv_type=body.kv_type) as used:
+    async with in_use(services, model, body.wish()) as used:
         vectors = await text_vectors(
             used, inputs, truncate=body.truncate is not False, dimensions=body.dimensions or None
         )
@@ -63,7 +63,7 @@ async def embed_one(request: web.Request) -> web.Response:
     model = await resolve_model(request, body.given_name, "embedding")
     pass_over(request, check_options(body.given_options))
     services = request.app[SERVICES]
-    async with in_use(services, model, body.context, body.keep_alive_seconds, kv_type=body.kv_type) as used:
+    async with in_use(services, model, body.wish()) as used:
         vectors = await text_vectors(used, [body.prompt] if body.prompt else [], truncate=True, dimensions=None)
     spend(request, vectors.tokens)
     return answer(request, {"embedding": (await vectors.numbers())[0] if vectors.raw else []})

@@ -34,6 +34,7 @@ from server.api.request import (
 )
 from server.api.respond import Generation, respond
 from server.api.thinking import add_thinking
+from server.loaded.wish import LoadWish
 
 _COUNT = options.Range(1, MAX_ANSWERS, whole=True)
 # OpenAI's own default on this route.
@@ -46,7 +47,7 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
     model, submit, tools = await chat_submit(request, body)
     draft = await add_draft(request, model, body.draft, submit)
     writer = OpenAIChatWriter(body, model, warning_of(request), tools)
-    return await respond(request, Generation(model, [submit], bool(body.stream), draft=draft), writer)
+    return await respond(request, Generation(model, [submit], bool(body.stream), LoadWish(draft=draft)), writer)
 
 
 async def chat_submit(request: web.Request, body: Any) -> tuple[Model, Submit, ToolSet]:
@@ -96,7 +97,7 @@ async def completions(request: web.Request) -> web.StreamResponse:
         submits.append(submit)
     pass_over(request, body.passed_over)
     writer = OpenAITextWriter(body, model, warning_of(request))
-    return await respond(request, Generation(model, submits, bool(body.stream), draft=draft), writer)
+    return await respond(request, Generation(model, submits, bool(body.stream), LoadWish(draft=draft)), writer)
 
 
 def _check_chat(body: ChatFields) -> None:
