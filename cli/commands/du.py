@@ -21,6 +21,8 @@ def command(as_json: bool) -> None:
     console.table(("NAME", "SIZE", "ALONE"), cells)
     if "blobs" in found:
         parts = [f"{size_text(found['blobs'])} in models, shared parts counted once"]
+        if found["elsewhere"]:
+            parts += [f"{size_text(found['elsewhere'])} that other programs keep"]
         parts += [f"{size_text(found['partials'])} in unfinished pulls"] if found["partials"] else []
         parts += [f"{size_text(found['unlisted'])} that no model lists (`lm prune`)"] if found["unlisted"] else []
         console.note(f"{', '.join(parts)}; {size_text(found['free'])} free")

@@ -13,7 +13,7 @@ from typing import Any
 from registry.errors import DigestMismatch, SourceUnavailable, StoreDamaged
 from registry.names import Name
 from registry.sources.shelf import RegistryShelf
-from registry.store import manifest, reading
+from registry.store import manifest
 from registry.store.catalog import Model
 from registry.store.ingest import Ingest
 from registry.store.layers import Staged
@@ -67,7 +67,8 @@ class Fetch:
             return model
 
     def _fetch(self, ingest: Ingest, send: Send, stopped: Callable[[], bool]) -> list[Staged]:
-        missing = [layer for layer in dict.fromkeys(self._contents.blobs) if not self._is_here(layer)]
+        here = self._store.holds
+        missing = [each for each in dict.fromkeys(self._contents.blobs) if not here(each.digest, each.size)]
         large = max(missing, key=lambda layer: layer.size, default=None)
         staged = [Staged(layer, self._whole(ingest, layer)) for layer in missing if layer is not large]
         if large is not None:
@@ -125,7 +126,3 @@ class Fetch:
                 path = files.get(layer.digest, self._store.blob_path(layer.digest))
                 assert isinstance(path, Path)
                 self._inspect(path, layer.media_type, self._name.display)
-
-    def _is_here(self, layer: Layer) -> bool:
-        there = reading.status(self._store.blob_path(layer.digest))
-        return there is not None and there.st_size == layer.size

@@ -23,7 +23,7 @@ from registry.bundles.tar import ByteStream, TarMember, TarReader
 from registry.errors import BadBundle
 from registry.names import Name
 from registry.sources.layers import LARGEST, Descriptor
-from registry.store import manifest, reading
+from registry.store import manifest
 from registry.store.catalog import Model
 from registry.store.fsops import plainly
 from registry.store.ingest import Ingest
@@ -110,8 +110,7 @@ class Import:
         if not _HEX.fullmatch(word) or member.size > LARGEST or value in self._arrived:
             raise BadBundle(f"the bundle has a blob `{ascii(word[:80])[1:-1]}` twice, or by no digest")
         held.enter_context(self._store.hold([value]))
-        there = reading.status(self._store.blob_path(value))
-        path = None if there is not None and there.st_size == member.size else ingest.folder / word
+        path = None if self._store.holds(value, member.size) else ingest.folder / word
         line = {"status": f"reading {word[:12]}", "phase": "reading", "digest": value, "total": member.size}
         found, done, buffer = hashlib.sha256(), 0, memoryview(bytearray(_STEP))
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC

@@ -117,7 +117,7 @@ class Folder:
     def _open_file(self, name: str) -> tuple[int, os.stat_result]:
         try:
             # It was a regular file when the folder was listed; a pipe put in its place must not make us wait.
-            descriptor = os.open(self._place(name), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            descriptor = os.open(self.place(name), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError as error:
             raise self._unread(name, error) from None
         status = os.fstat(descriptor)
@@ -126,7 +126,7 @@ class Folder:
             raise SourceUnavailable(f"`{name}` of `{self.title}` is no regular file")
         return descriptor, status
 
-    def _place(self, name: str) -> Path:
+    def place(self, name: str) -> Path:
         """The path of a file."""
         return self._path / name
 

@@ -64,7 +64,8 @@ class StoredModel(DeclaredFolder):
         """The things beside the weights. Raises SourceUnavailable, DigestMismatch."""
         return companions(self._sorted, self._read_setting, self.title)
 
-    def _place(self, name: str) -> Path:
+    def place(self, name: str) -> Path:
+        """The path of a blob."""
         return self._path / self._layers[name].digest.replace(":", "-")
 
     def _read_setting(self, layer: Descriptor) -> bytes:

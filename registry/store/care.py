@@ -6,10 +6,11 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from registry.errors import RegistryError
+from registry.store import reading
 from registry.store.catalog import Model
+from registry.store.sharing import freed_bytes
 from registry.store.store import Store
 
 _STEP = 4 << 20
@@ -47,18 +48,17 @@ def check(store: Store, models: Sequence[Model], progress: Progress, stopped: Ca
             continue
         for layer in layers:
             if layer.digest not in known:
-                path = store.blob_path(layer.digest)
-                known[layer.digest], size = _problem(path, layer.digest, layer.size, progress, stopped)
+                known[layer.digest], size = _problem(store, layer.digest, layer.size, progress, stopped)
                 count += size
             problems[model.name] = problems[model.name] or known[layer.digest]
     return Checked(problems, len(known), count)
 
 
-def _problem(path: Path, digest: str, size: int, progress: Progress, stopped: Callable[[], bool]) -> tuple[str, int]:
+def _problem(store: Store, digest: str, size: int, progress: Progress, stopped: Callable[[], bool]) -> tuple[str, int]:
     """The fault of a blob, "" for none; and the bytes that were read."""
     found, count = hashlib.sha256(), 0
     try:
-        with path.open("rb", buffering=0) as file:
+        with store.blob_path(digest).open("rb", buffering=0) as file:
             buffer = memoryview(bytearray(_STEP))
             while part := file.readinto(buffer):
                 if stopped():
@@ -67,7 +67,7 @@ def _problem(path: Path, digest: str, size: int, progress: Progress, stopped: Ca
                 count += part
                 progress(digest, count, max(count, size))
     except FileNotFoundError:
-        return f"its blob `{digest[:19]}` is missing", count
+        return store.lack(digest), count
     except OSError as error:
         if isinstance(error, InterruptedError):
             raise
@@ -80,19 +80,24 @@ def _problem(path: Path, digest: str, size: int, progress: Progress, stopped: Ca
 
 @dataclass(frozen=True)
 class DiskUsage:
-    """Bytes of the disk that one model takes: in all, and of these alone, which its removal would free."""
+    """Bytes of the disk that one model takes: in all, and of these alone, which its removal would free.
+
+    `elsewhere` are bytes that it has besides, in files that are read where another program keeps them.
+    """
 
     model: Model
     size: int
     alone: int
+    elsewhere: int
 
 
 @dataclass(frozen=True)
 class Room:
-    """The bytes that the store takes of the disk: for each model, and in all."""
+    """The bytes that the store takes of the disk: for each model, and in all; `elsewhere` as in `DiskUsage`."""
 
     models: list[DiskUsage]
     blobs: int
+    elsewhere: int
     unlisted: dict[str, int] = field(default_factory=dict)
     partials: dict[str, int] = field(default_factory=dict)
 
@@ -110,10 +115,18 @@ def room(store: Store, in_use: Sequence[str]) -> Room:
         digests[model.name] = {layer.digest for layer in layers}
         sizes |= {layer.digest: layer.size for layer in layers}
     users = Counter(digest for each in digests.values() for digest in each)
+    away = {each: size for each, size in sizes.items() if store.shared.elsewhere(each, store.blob_path(each))}
+    here = {each: size for each, size in sizes.items() if each not in away}
+    freed = {each: freed_bytes(found) for each in here if (found := reading.status(store.blob_path(each)))}
     rows = [
-        DiskUsage(model, sum(map(sizes.__getitem__, mine)), sum(sizes[each] for each in mine if users[each] == 1))
+        DiskUsage(
+            model,
+            sum(here.get(each, 0) for each in mine),
+            sum(freed.get(each, 0) for each in mine if users[each] == 1),
+            sum(away.get(each, 0) for each in mine),
+        )
         for model in models
         if (mine := digests.get(model.name)) is not None
     ]
     partials = {each.title: each.journal.latest.size for each in store.partials() if each.journal}
-    return Room(rows, sum(sizes.values()), store.unlisted(in_use), partials)
+    return Room(rows, sum(here.values()), sum(away.values()), store.unlisted(in_use), partials)

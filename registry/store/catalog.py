@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import stat
 from collections.abc import Iterator
 from dataclasses import replace
@@ -55,6 +56,21 @@ class Catalog:
     def blob_path(self, value: str) -> Path:
         """The place of the blob with this digest. Raises StoreDamaged for a text that is no digest."""
         return self.blobs / digest.sha256(value).replace(":", "-")
+
+    def blob_status(self, value: str) -> os.stat_result | None:
+        """The state of the blob with this digest, of the file that it is read from; None where there is none.
+
+        Raises StoreDamaged for a text that is no digest, StoreFailed.
+        """
+        return self.shared.status(value, self.blob_path(value))
+
+    def holds(self, value: str, size: int) -> bool:
+        """Whether the blob with this digest is here whole; one that another program has too as far as it has not
+        changed. Raises StoreDamaged for a text that is no digest, StoreFailed."""
+        found = self.blob_status(value)
+        if found is None or not stat.S_ISREG(found.st_mode) or found.st_size != size:
+            return False
+        return self.shared.is_as_noted(value, self.blob_path(value), found)
 
     def manifest_path(self, name: Name) -> Path:
         """The path of the manifest of this name; for a name without a tag, the folder with all its manifests."""
@@ -172,6 +188,12 @@ class Catalog:
             messages=manifest.read_messages(self.blob_path(turns.digest), shown) if turns else (),
         )
 
+    def lack(self, value: str) -> str:
+        """The fault of a blob of this digest that is not here."""
+        if place := self.shared.elsewhere(value, self.blob_path(value)):
+            return f"its file `{place}`, which another program kept, is gone"
+        return f"its blob `{value[:19]}` is missing"
+
     def _texts(self, contents: Manifest, kind: str, name: str) -> list[str]:
         """The texts in a manifest's layers of one type. Raises StoreDamaged, StoreFailed."""
         found = [layer.digest for layer in contents.layers if layer.media_type == kind]
@@ -181,9 +203,9 @@ class Catalog:
         """Compare the sizes of a manifest's blobs with what it says. Raises StoreDamaged, StoreFailed."""
         for layer in contents.blobs:
             blob = f"its blob `{layer.digest[:19]}`"
-            status = reading.status(self.blob_path(layer.digest))
+            status = self.blob_status(layer.digest)
             if status is None:
-                raise manifest.damaged(name.display, f"{blob} is missing")
+                raise manifest.damaged(name.display, self.lack(layer.digest))
             if not stat.S_ISREG(status.st_mode):
                 raise manifest.damaged(name.display, f"{blob} is no regular file")
             if status.st_size != layer.size:

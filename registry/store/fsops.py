@@ -106,6 +106,12 @@ def link_path(path: Path, target: Path) -> None:
         os.link(path, target, follow_symlinks=False)
 
 
+def symlink(path: Path, target: Path) -> None:
+    """Make `target`, which must not exist, a link that leads to `path`. Raises OSError."""
+    with _step("symlink", target):
+        target.symlink_to(path)
+
+
 def unlink(path: Path) -> None:
     """Remove a file, which may be gone already. Raises OSError."""
     with _step("unlink", path):

@@ -11,6 +11,7 @@ from registry.digest import Digest
 from registry.errors import StoreDamaged, StoreFailed
 from registry.store import fsops, manifest
 from registry.store.catalog import Catalog
+from registry.store.sharing import freed_bytes
 
 log = logging.getLogger("lm.store")
 
@@ -27,14 +28,14 @@ def referenced(catalog: Catalog) -> set[Digest]:
 
 
 def unlisted(catalog: Catalog, in_use: Collection[str]) -> dict[str, int]:
-    """The blobs that no manifest lists and that are not `in_use` (digests), with their bytes.
+    """The blobs that no manifest lists and that are not `in_use` (digests), with the bytes that their removal frees.
 
     Raises StoreDamaged, StoreFailed while a manifest or a folder of manifests is unreadable, for nobody knows what is
     listed there; OSError.
     """
     needed = {f"sha256-{value.rpartition(':')[2]}" for value in (*referenced(catalog), *in_use)}
     found = (entry for entry in os.scandir(catalog.blobs) if _BLOB.fullmatch(entry.name) and entry.name not in needed)
-    return {entry.name.replace("-", ":"): entry.stat(follow_symlinks=False).st_size for entry in found}
+    return {entry.name.replace("-", ":"): freed_bytes(entry.stat(follow_symlinks=False)) for entry in found}
 
 
 def collect(catalog: Catalog, in_use: Collection[str]) -> int:

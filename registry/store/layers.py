@@ -20,15 +20,16 @@ from registry.store.manifest import Layer
 class Staged:
     """A layer that a commit makes a blob. `content` is its file, in the folder of the ingest, or its bytes.
 
-    `shared`: the file is another program's too, by a hard link.
+    `shared` is the state (`registry/store/sharing.py`) of a file that is another program's too, by a hard link or a
+    symbolic one, from before its bytes were hashed; "" for a file of lm's own.
     """
 
     layer: Layer
     content: Path | bytes
-    shared: bool = False
+    shared: str = ""
 
     @classmethod
-    def file(cls, path: Path, media_type: str, sha256: str, size: int, shared: bool = False) -> Staged:
+    def file(cls, path: Path, media_type: str, sha256: str, size: int, shared: str = "") -> Staged:
         """A file of the ingest. `sha256` (hexadecimal) and `size` describe the bytes that its writer sent to it."""
         return cls(Layer(media_type, f"sha256:{sha256}", size), path, shared)
 
@@ -62,11 +63,11 @@ class Staged:
             path = folder / f"layer-{self.layer.digest[-16:]}"
             fsops.unlink(path)
             fsops.write(path, self.content)
-        fsops.fsync(path)
+        fsops.fsync(path.resolve() if self.shared else path)
         return path
 
     def _check(self, path: Path) -> None:
-        status = path.lstat()
+        status = path.stat() if self.shared else path.lstat()
         if not stat.S_ISREG(status.st_mode) or (status.st_nlink != 1 and not self.shared):
             raise StoreDamaged("the file to commit is no ordinary file", "pull again")
         if status.st_size != self.layer.size:

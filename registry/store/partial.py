@@ -19,6 +19,7 @@ any other the pull starts anew. A commit happens only after the last file was ve
 from __future__ import annotations
 
 import os
+import stat
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -38,7 +39,7 @@ DATA = "data"
 _LONGEST = 1 << 20
 
 # How a file was taken over without a copy; "" where it was not.
-Adopted = Literal["", "reflink", "link"]
+Adopted = Literal["", "reflink", "link", "place"]
 
 
 class PullFacts(msgspec.Struct, frozen=True):
@@ -132,7 +133,7 @@ class Partial:
         journal, self._adopted = self.journal, ""
         with plainly(self._folder.parents[1]):
             self._close_file()
-            if (found := reading.status(self._path)) and found.st_nlink > 1:
+            if (found := reading.status(self._path)) and (found.st_nlink > 1 or stat.S_ISLNK(found.st_mode)):
                 fsops.unlink(self._path)  # another program's file, which an earlier attempt linked: never written to
             flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
             self._file = os.open(self._path, flags, 0o600)
@@ -149,26 +150,29 @@ class Partial:
         self._journalled = (latest.offset if latest else 0, time.monotonic())
         return latest
 
-    def adopt(self, source: int, *, link: bool) -> Adopted:
+    def adopt(self, source: int, *, link: bool, place: Path | None = None) -> Adopted:
         """Make the open file `source` the whole output, without a copy: by a reflink, or with `link` by a hard link.
 
-        Its bytes must be written afterwards all the same: they are hashed only. No position is journalled. To be called
-        after `begin`, before anything is written. Raises DiskFull, StoreFailed.
+        With `place`, its path, it is read in place where neither can be. Its bytes must be written afterwards all the
+        same: they are hashed only. No position is journalled. To be called after `begin`, before anything is written.
+        Raises DiskFull, StoreFailed.
         """
         with plainly(self._folder.parents[1]):
             self._adopted = "reflink" if sharing.reflink(source, self._file) else ""
-            if link and not self._adopted:
-                self._adopted = "link" if self._linked(source) else ""
+            if (link or place) and not self._adopted:
+                self._adopted = self._linked(source, link, place)
         return self._adopted
 
-    def _linked(self, source: int) -> bool:
-        """Replace the empty output by a hard link to `source`; where that cannot be, it stays empty. Raises OSError."""
+    def _linked(self, source: int, link: bool, place: Path | None) -> Adopted:
+        """Replace the empty output by a link to `source`; where that cannot be, it stays empty. Raises OSError."""
         fsops.unlink(self._path)
         self._close_file()
-        if sharing.link(source, self._path):
-            return True
+        if link and sharing.link(source, self._path):
+            return "link"
+        if place and sharing.place(source, place, self._path, self._folder.parents[1]):
+            return "place"
         self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        return False
+        return ""
 
     def write(self, data: bytes | memoryview) -> None:
         """Append bytes. Raises DiskFull, StoreFailed."""

@@ -31,10 +31,13 @@ def entries(folder: Path) -> list[str]:
     return sorted(name for name in names if not name.startswith("."))
 
 
-def status(path: Path) -> os.stat_result | None:
-    """The answer of `lstat` for a path, None where nothing is there. Raises StoreFailed."""
+def status(path: Path, *, follow: bool = False) -> os.stat_result | None:
+    """The answer of `lstat` for a path, None where nothing is there. Raises StoreFailed.
+
+    With `follow`, the state of the file to which a link leads.
+    """
     try:
-        return path.lstat()
+        return path.stat() if follow else path.lstat()
     except OSError as error:
         if error.errno in _ABSENT:
             return None

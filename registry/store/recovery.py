@@ -29,6 +29,8 @@ def clear_away(catalog: Catalog, root: Path, ingests: Path) -> None:
                 fsops.remove_tree(ingests / name)
         except (StoreDamaged, StoreFailed) as error:
             log.warning("what a pull left in `%s` stays as it is: %s", name, error)
+    for orphan in catalog.shared.orphans(catalog.blobs):
+        catalog.shared.forget(orphan)
     notes = (catalog.choices, catalog.pins, catalog.shared.folder, root / uploads.FOLDER, root / "synced")
     for folder in (catalog.manifests, *notes, ingests):
         for parent, _, names in os.walk(folder):

@@ -1,8 +1,10 @@
-"""Files that the store has in common with another program: taken over by a reflink or a hard link, without a copy.
+"""Files that the store has in common with another program: taken over without a copy.
 
 A reflink is a file of its own, whose blocks the disk shares until one of the two changes. A hard link is the same file
-by another name, and its owner may change it. So its mode is left alone, and `shared/sha256-…` notes the state (inode,
-size, times) in which its bytes had that digest. In another state it is hashed again before it is used.
+by another name. Where neither can be, the blob is a symbolic link, and the file is read in place. Its owner may change
+the file in both cases, and remove it in the last. So its mode is left alone, and `shared/sha256-…` notes the state
+(inode, size, times) in which its bytes had that digest. In another state it is hashed again before it is used. A
+symbolic link without a note is none of lm's, and is not followed.
 """
 
 from __future__ import annotations
@@ -46,6 +48,26 @@ def link(source: int, target: Path) -> bool:
     return True
 
 
+def place(source: int, path: Path, target: Path, root: Path) -> bool:
+    """Let `target` lead to the file at `path`, which is open as `source`; whether it can be.
+
+    It cannot be a file of the store at `root` itself, nor one that was replaced since it was opened.
+    """
+    try:
+        real = path.resolve(strict=True)
+        if real.is_relative_to(root.resolve()) or not os.path.samestat(real.lstat(), os.fstat(source)):
+            return False
+        fsops.symlink(real, target)
+    except OSError:
+        return False
+    return True
+
+
+def freed_bytes(status: os.stat_result) -> int:
+    """Bytes of the disk that the removal of a blob frees, by its own state: 0 for one that has another owner too."""
+    return status.st_size if stat.S_ISREG(status.st_mode) and status.st_nlink == 1 else 0
+
+
 class Shared:
     """The notes on shared blobs of one store. May be used by several threads."""
 
@@ -54,9 +76,32 @@ class Shared:
         self._lock = threading.Lock()
         self._noted: dict[str, str] | None = None
 
-    def note(self, digest: str, path: Path) -> None:
-        """Note that the blob's bytes have the digest in the state that it is in now. Raises OSError."""
-        self._write(digest, _state(path.lstat()))
+    def note(self, digest: str, state: str) -> None:
+        """Note that the blob's bytes have the digest in a state (`state_of`). Raises OSError."""
+        self._write(digest, state)
+
+    def status(self, digest: str, path: Path) -> os.stat_result | None:
+        """The state of the blob at `path`, of the file elsewhere where it is read in place; None where it is gone.
+
+        Raises StoreFailed.
+        """
+        found = reading.status(path)
+        if found is None or not stat.S_ISLNK(found.st_mode) or digest not in self._notes():
+            return found
+        return reading.status(path, follow=True)
+
+    def elsewhere(self, digest: str, path: Path) -> Path | None:
+        """The place of the file that is read in place, be it there or not; None for a file of the store's own."""
+        if digest not in self._notes():
+            return None
+        try:
+            return path.readlink()
+        except OSError:
+            return None
+
+    def orphans(self, blobs: Path) -> list[str]:
+        """The digests of notes about blobs that are not here: a process died before it made those."""
+        return [each for each in self._notes() if reading.status(blobs / each.replace(":", "-", 1)) is None]
 
     def forget(self, digest: str) -> None:
         """Forget a blob that is gone. Raises OSError."""
@@ -69,11 +114,11 @@ class Shared:
         if digest not in self._notes():
             return True
         with self._lock:
-            if self._notes()[digest] == _state(status):
+            if self._notes()[digest] == state_of(status):
                 return True
             try:
                 with path.open("rb") as file:
-                    found, after = hashlib.file_digest(file, "sha256").hexdigest(), _state(os.fstat(file.fileno()))
+                    found, after = hashlib.file_digest(file, "sha256").hexdigest(), state_of(os.fstat(file.fileno()))
             except OSError as error:
                 raise StoreFailed(f"`{path}` cannot be read: {error.strerror}", "check its disk") from None
             if f"sha256:{found}" != digest:
@@ -98,5 +143,6 @@ class Shared:
         return self.folder / digest.replace(":", "-", 1)
 
 
-def _state(status: os.stat_result) -> str:
+def state_of(status: os.stat_result) -> str:
+    """The state of a file: its inode, its length in bytes, and its times in nanoseconds."""
     return f"{status.st_ino} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"

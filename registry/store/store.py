@@ -208,8 +208,7 @@ class Store(Finder):
     def _require(self, wanted: Manifest, coming: Collection[str], name: Name) -> None:
         """Raise StoreDamaged unless each blob of a manifest is here, or coming."""
         for layer in wanted.blobs:
-            there = None if layer.digest in coming else reading.status(self.blob_path(layer.digest))
-            if layer.digest not in coming and (there is None or there.st_size != layer.size):
+            if layer.digest not in coming and not self.holds(layer.digest, layer.size):
                 raise StoreDamaged(f"`{name.display}` lists `{layer.digest[:19]}`, which did not come", "try again")
 
     @contextlib.contextmanager
@@ -237,10 +236,10 @@ class Store(Finder):
         Raises StoreDamaged for a text that is no digest, StoreFailed.
         """
         with self._changing:
-            if reading.status(path := self.blob_path(digest)) is None:
+            if self.blob_status(digest) is None:
                 return None
             self.leases.take(digest)
-            return path
+            return self.blob_path(digest)
 
     def keep(self, path: Path, digest: str) -> None:
         """Make a blob of a synced file below `ingest`; a lease keeps it. Raises DiskFull, StoreFailed."""
@@ -249,6 +248,7 @@ class Store(Finder):
             fsops.seal(path)
             fsops.rename(path, self.blob_path(digest))
             fsops.fsync_dir(self.blobs)
+            self.shared.forget(digest)
 
     def choose(self, model: Model) -> None:
         """Note that this variant was chosen automatically. A note that cannot be written costs no more than itself."""
@@ -305,9 +305,11 @@ class Store(Finder):
             if not staged.shared:
                 fsops.seal(path)
                 fsops.rename(path, target)
-            elif not ((there := reading.status(target)) and shared.is_as_noted(value, target, there)):
-                fsops.rename(path, target)  # its mode is its owner's
-                shared.note(value, target)
+                shared.forget(value)
+            elif not ((there := self.blob_status(value)) and shared.is_as_noted(value, target, there)):
+                # Its mode is its owner's. The note is first: a link without one is followed by nobody.
+                shared.note(value, staged.shared)
+                fsops.rename(path, target)
         if files:
             fsops.fsync_dir(self.blobs)
         path = self.manifest_path(name)

@@ -36,12 +36,19 @@ async def verify(store: Store, models: list[Model]) -> AsyncGenerator[Line]:
 
 
 async def usage(store: Store, in_use: set[str]) -> dict[str, Any]:
-    """Bytes that the store takes of the disk: `size` of each model, and the part that it has `alone`."""
+    """Bytes that the store takes of the disk: `size` of each model, and the part that it has `alone`.
+
+    `elsewhere` are bytes of files that are read where another program keeps them.
+    """
     found = await asyncio.to_thread(care.room, store, tuple(in_use))
-    rows = [{"name": each.model.name, "size": each.size, "alone": each.alone} for each in found.models]
+    rows = [
+        {"name": each.model.name, "size": each.size, "alone": each.alone, "elsewhere": each.elsewhere}
+        for each in found.models
+    ]
     return {
         "models": sorted(rows, key=lambda row: -row["size"]),
         "blobs": found.blobs,
+        "elsewhere": found.elsewhere,
         "unlisted": sum(found.unlisted.values()),
         "partials": sum(found.partials.values()),
         "free": await asyncio.to_thread(store.free_bytes),

@@ -38,7 +38,8 @@ class PullTask(msgspec.Struct, tag="pull"):
     digests (`Planned.made_of`) of the variants that the store has already.
     `accept_unknown_keys`: go on where nobody knows a key of the model's configuration. `base` is the model that an
     adapter is for, "" unless the user named it. `sharing` says how a finished file of this machine may be taken over:
-    by a hard link, a reflink, or a copy alone. `as_it_is`: whole weights in one GGUF file are not quantized.
+    by a hard link (a reflink comes before it), or by a copy alone. With `place` it is read where it is if it cannot be
+    shared. `as_it_is`: whole weights in one GGUF file are not quantized.
     """
 
     model: ModelRequest
@@ -48,7 +49,7 @@ class PullTask(msgspec.Struct, tag="pull"):
     accept_unknown_keys: bool = False
     here: list[str] = []
     base: str = ""
-    sharing: Literal["link", "reflink", "copy"] = "reflink"
+    sharing: Literal["place", "link", "reflink", "copy"] = "reflink"
     as_it_is: bool = False
 
 
@@ -106,7 +107,8 @@ class Done(msgspec.Struct, tag="done"):
 
     The daemon commits it under `tag`. `config`, `params` and the texts go into the manifest: instructions (`system`), a
     Go template, licences, turns of a conversation. The file is a model's, or an `adapter`'s. `adapters` change the
-    model, and lie beside it. `shared`: the file is its owner's too, by a hard link.
+    model, and lie beside it. `shared` is the state (`registry/store/sharing.py`) of a file that is
+    another program's too; "" for one of lm's own.
     """
 
     sha256: str
@@ -120,7 +122,7 @@ class Done(msgspec.Struct, tag="done"):
     template: str = ""
     licenses: list[str] = []
     messages: list[dict[str, str]] = []
-    shared: bool = False
+    shared: str = ""
 
 
 FromPuller = Note | Planned | Progress | Done | ErrorReport

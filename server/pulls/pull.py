@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 from quant.errors import BadValues
 from registry.errors import RegistryError
@@ -178,7 +179,7 @@ class Pull:
             here=[str(model.own.get("made_of", "")) for model in variants if not model.problem],
             accept_unknown_keys=options.accept_unknown_keys,
             base=options.base,
-            sharing="copy" if options.copy else "link" if is_in_store(config, reference) else "reflink",
+            sharing="copy" if options.copy else _sharing(config, reference),
         )
 
 
@@ -193,11 +194,13 @@ def _lack(store: Store, adapter: Model) -> str:
     return ""
 
 
-def is_in_store(config: Config, reference: Reference) -> bool:
-    """Whether a reference names a file of another program's store, whose files are replaced but never written again."""
-    if reference.kind == "folder":
-        return any(Path(reference.location).is_relative_to(place) for place in config.model_stores)
-    return reference.kind in ("package", "store")
+def _sharing(config: Config, reference: Reference) -> Literal["place", "link", "reflink"]:
+    """How a file may be taken over. Files of another program's store are replaced, but never written again."""
+    if reference.kind == "package":
+        return "link"  # its environment may go at any time
+    location = Path(reference.location)
+    stored = reference.kind == "folder" and any(map(location.is_relative_to, config.model_stores))
+    return "place" if stored or reference.kind == "store" else "reflink"
 
 
 def _known_pre(variants: list[Model]) -> str:

@@ -34,7 +34,8 @@ from registry.names import parse
 from registry.net.network import Limiter, Network
 from registry.sources.local import Folder
 from registry.sources.opening import Source, open_source
-from registry.store.partial import DATA, Adopted, Checkpoint, Partial, PullFacts
+from registry.store.partial import DATA, Checkpoint, Partial, PullFacts
+from registry.store.sharing import state_of
 from registry.words import AUTO
 from runtime.child import Parent
 from runtime.machine.choosing import Chooser, canonical, this_machine
@@ -141,7 +142,7 @@ class _Attempt:
             self.send(Planned(level, reason, self.source.title, plan.source_bytes, conversion.size, resumed, made_of))
             self._say_what_lies_beside(plan)
             adapters = fetch_beside(self.source, Path(self.task.folder), self._teller("adapters"))
-            adopted = "" if place else self._adopt(conversion)
+            state = "" if place else self._adopt(conversion)
             self._write(conversion, place)
             sha256, size = self.partial.finish()
             own: dict[str, Any] = {"reason": reason, "made_of": made_of}
@@ -158,7 +159,7 @@ class _Attempt:
                 template=beside.template,
                 licenses=list(beside.licenses),
                 messages=[dict(each) for each in beside.messages],
-                shared=adopted == "link",
+                shared=state,
             )
         finally:
             self.source.close()
@@ -221,7 +222,8 @@ class _Attempt:
         Else the best one that the disk holds. Raises DoesNotFit, UnknownLevel, UnsupportedModel, MalformedFile.
         """
         best = self._best(None)
-        if best.conversion.size + DISK_MARGIN <= self.model.disk_free:
+        in_place = self.task.sharing == "place" and self._is_shareable(best.conversion)
+        if in_place or best.conversion.size + DISK_MARGIN <= self.model.disk_free:
             return best
         return (
             best if model_digest(self.source, best.conversion) in self.task.here else self._best(self.model.disk_free)
@@ -301,17 +303,25 @@ class _Attempt:
             self.send(Note("what an earlier pull left is of another source, recipe or version: it begins anew"))
         return place
 
-    def _adopt(self, conversion: Conversion | FileCopy) -> Adopted:
-        """Share a finished file with its owner, where it lies on the store's own disk, in the place of copying it."""
-        shards = conversion.plan.shards
-        whole = isinstance(conversion, FileCopy) and len(shards) == 1 and not conversion.plan.translated
-        if not (whole and isinstance(self.source, Folder)) or self.task.sharing == "copy":
+    def _adopt(self, conversion: Conversion | FileCopy) -> str:
+        """Share a finished file with its owner in the place of copying it; its state, "" where it is lm's own now."""
+        if not self._is_shareable(conversion) or not isinstance(self.source, Folder):
             return ""
-        assert isinstance(self.source, Folder)
-        adopted = self.partial.adopt(self.source.descriptor(shards[0]), link=self.task.sharing == "link")
+        file, sharing = conversion.plan.shards[0], self.task.sharing
+        descriptor, place = self.source.descriptor(file), self.source.place(file) if sharing == "place" else None
+        adopted = self.partial.adopt(descriptor, link=sharing in ("link", "place"), place=place)
         if adopted == "link":
             self.send(Note("the file is not copied: it is shared with its owner (`--copy` makes one of lm's own)"))
-        return adopted
+        elif adopted == "place":
+            self.send(Note(f"the file is not copied: it is read from `{place}` (`--copy` makes one of lm's own)"))
+        # From before it is hashed: whatever changes it from now on makes another state.
+        return state_of(os.fstat(descriptor)) if adopted in ("link", "place") else ""
+
+    def _is_shareable(self, conversion: Conversion | FileCopy) -> bool:
+        """Whether the model is one file of this machine, as it is."""
+        plan = conversion.plan
+        whole = isinstance(conversion, FileCopy) and len(plan.shards) == 1 and not plan.translated
+        return whole and isinstance(self.source, Folder) and self.task.sharing != "copy"
 
     def _write(self, conversion: Conversion | FileCopy, place: Checkpoint | None) -> None:
         start = Mark(place.tensor, place.row, place.shard, place.offset, place.state) if place else None

@@ -32,6 +32,7 @@ from tests import storing
 
 OLD, NEW, OTHER = b"old weights", b"new weights", b"of another"
 LINKED, SHARED = "org/shared:Q8_0", b"what is shared with its owner"
+PLACED, IN_PLACE = "org/placed:Q8_0", b"what is read where its owner has it"
 SENT, BRIEF, MADE = b"a file that is sent", "Be brief.", Name(LOCAL, LIBRARY, "made", "latest")
 PULLED, FIRST, HALF = "org/pulled:Q8_0", b"half of what", b"half of what is pulled"
 
@@ -56,17 +57,19 @@ def pull(store: Store, data: bytes, commit: bool) -> None:
         store.pause(ingest)
 
 
-def share(store: Store, path: Path) -> None:
-    """Take over another program's file by a hard link."""
-    ingest = store.begin(LINKED)
+def share(store: Store, name: str, path: Path, *, link: bool = True) -> None:
+    """Take over another program's file by a hard link, or read it in place."""
+    ingest = store.begin(name)
     partial = Partial(ingest.folder)
-    partial.begin(PullFacts(LINKED, "folder", "", "Q8_0", "why", "print", len(SHARED)))
+    partial.begin(PullFacts(name, "folder", "", "Q8_0", "why", "print", path.stat().st_size))
     with path.open("rb") as file, mock.patch.object(sharing, "reflink", return_value=False):
-        assert partial.adopt(file.fileno(), link=True) == "link"
+        place = None if link else path
+        assert partial.adopt(file.fileno(), link=link, place=place) == ("link" if link else "place")
+        state = sharing.state_of(os.fstat(file.fileno()))
         partial.write(file.read())
-    weights = Staged.file(ingest.data, manifest.MODEL, *partial.finish(), shared=True)
+    weights = Staged.file(ingest.data, manifest.MODEL, *partial.finish(), shared=state)
     partial.close()
-    store.commit(ingest, [weights], parse(LINKED).name, {"model_format": "gguf"})
+    store.commit(ingest, [weights], parse(name).name, {"model_format": "gguf"})
 
 
 def upload(store: Store) -> None:
@@ -112,8 +115,10 @@ def live(root: Path, report: Callable[[str], None]) -> None:
         report("deleted")
         store.collect(())
         report("collected")
-        share(store, theirs(root))
+        share(store, LINKED, theirs(root))
         report("shared")
+        share(store, PLACED, theirs(root, "placed", IN_PLACE), link=False)
+        report("placed")
         upload(store)
         report("uploaded")
         make(store)
@@ -122,11 +127,11 @@ def live(root: Path, report: Callable[[str], None]) -> None:
         report("copied")
 
 
-def theirs(root: Path) -> Path:
+def theirs(root: Path, kind: str = "theirs", data: bytes = SHARED) -> Path:
     """The file of another program, beside the store."""
-    path = root.with_name(f"{root.name}.theirs")
+    path = root.with_name(f"{root.name}.{kind}")
     if not path.exists():
-        path.write_bytes(SHARED)
+        path.write_bytes(data)
         path.chmod(0o640)
     return path
 
@@ -155,11 +160,12 @@ def check(root: Path, done: set[str]) -> None:
         assert content(store, "org/replaced") in ([NEW + NEW] if "added" in done else [OLD, NEW, NEW + NEW])
         assert content(store, "org/deleted") in ([None] if "deleted" in done else [None, OTHER])
         listed = {model.blob for model in store.models()}
-        assert {
-            path for path in (root / "blobs").iterdir() if path.stat().st_size in (11, 10, 22, len(HALF), len(SHARED))
-        } == listed
+        sizes = (*map(len, (OLD, OTHER, NEW + NEW, HALF, SHARED, IN_PLACE)),)
+        assert {path for path in (root / "blobs").iterdir() if path.stat().st_size in sizes} == listed
         assert content(store, LINKED) in ([SHARED] if "shared" in done else [None, SHARED])
-        assert theirs(root).read_bytes() == SHARED and theirs(root).stat().st_mode & 0o777 == 0o640
+        assert content(store, PLACED) in ([IN_PLACE] if "placed" in done else [None, IN_PLACE])
+        for path, data in ((theirs(root), SHARED), (theirs(root, "placed", IN_PLACE), IN_PLACE)):
+            assert path.read_bytes() == data and path.stat().st_mode & 0o777 == 0o640
         for name in ("made", "copied"):
             assert content(store, name) in ([OLD] if name in done else [None, OLD])
             assert content(store, name) is None or store.resolve(name).system == BRIEF
@@ -175,8 +181,8 @@ def check(root: Path, done: set[str]) -> None:
     live(root, lambda deed: None)
     with Store.open(root) as store:
         assert [model.name for model in store.models()] == [
-            "hf.co/org/kept:Q8_0", "hf.co/org/pulled:Q8_0", "hf.co/org/replaced:BF16", "hf.co/org/replaced:Q8_0",
-            "hf.co/org/shared:Q8_0", "copied:latest", "made:latest",
+            "hf.co/org/kept:Q8_0", "hf.co/org/placed:Q8_0", "hf.co/org/pulled:Q8_0", "hf.co/org/replaced:BF16",
+            "hf.co/org/replaced:Q8_0", "hf.co/org/shared:Q8_0", "copied:latest", "made:latest",
         ]  # fmt: skip
         assert not store.partials()
 

@@ -109,19 +109,20 @@ def test_a_model_of_ollamas_store_is_read_with_its_settings(tmp_path: Path) -> N
         opened(path)
 
 
-def take_over(store: Store, path: Path) -> str:
+def take_over(store: Store, path: Path, *, link: bool = True, place: bool = False) -> str:
     """Commit the file at a path as the model `tale:Q4_0`, without a copy if that can be; how it was taken over."""
     ingest = store.begin("tale")
     partial = Partial(ingest.folder)
     try:
         assert partial.begin(PullFacts("tale", "s", "r", "Q4_0", "why", "print", path.stat().st_size)) is None
         with path.open("rb") as file:
-            adopted = partial.adopt(file.fileno(), link=True)
+            adopted = partial.adopt(file.fileno(), link=link, place=path if place else None)
+            state = sharing.state_of(os.fstat(file.fileno())) if adopted else ""
             partial.write(file.read())
         sha256, size = partial.finish()
     finally:
         partial.close()
-    layers = [Staged.file(ingest.data, manifest.MODEL, sha256, size, adopted == "link")]
+    layers = [Staged.file(ingest.data, manifest.MODEL, sha256, size, state)]
     store.commit(ingest, layers, NAME, {"model_format": "gguf"})
     return adopted
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,6 +32,16 @@ def daemon(place: Path) -> Iterator[Daemon]:
     }
     with Daemon(place / "home", script={"echo": True}, env=env) as daemon:
         yield daemon
+
+
+@pytest.fixture
+def other_disk(place: Path) -> Iterator[Path]:
+    """A folder on another disk than the store's."""
+    memory = Path("/dev/shm")
+    if not memory.is_dir() or memory.stat().st_dev == place.stat().st_dev:
+        pytest.skip("there is no other disk")
+    with tempfile.TemporaryDirectory(dir=memory) as folder:
+        yield Path(folder)
 
 
 def blob_of(daemon: Daemon, path: Path) -> Path:
@@ -66,3 +77,22 @@ def test_a_copy_is_made_where_it_is_asked_for(daemon: Daemon, place: Path) -> No
     daemon.pull(str(own))
     assert not blob_of(daemon, own).samefile(own)
     assert theirs.stat().st_mode == mode
+
+
+def test_a_file_on_another_disk_is_read_where_it_is(daemon: Daemon, place: Path, other_disk: Path) -> None:
+    theirs = make(other_disk / "theirs.gguf", "Q5_0")
+    manifest = ollama_store(other_disk / "models", theirs.read_bytes(), "registry.ollama.ai/library/far/1b")
+    kept = other_disk / "models" / "blobs" / digest(theirs.read_bytes()).replace(":", "-")
+    assert daemon.pull(str(manifest))["name"] == "far:1b"
+    assert blob_of(daemon, kept).readlink() == kept
+    question = {"model": "far:1b", "prompt": "Say hello", "stream": False}
+    assert daemon.post("/api/generate", question).json["response"]
+    usage = next(row for row in daemon.get("/lm/du").json["models"] if row["name"] == "far:1b")
+    assert usage["elsewhere"] == kept.stat().st_size > usage["size"]
+    kept.rename(kept.with_name("away"))
+    answer = daemon.post("/api/show", {"model": "far:1b"})
+    assert answer.status >= 400 and f"its file `{kept}`, which another program kept, is gone" in answer.json["error"]
+    kept.with_name("away").rename(kept)
+    assert daemon.post("/api/show", {"model": "far:1b"}).status == 200
+    assert daemon.ask("DELETE", "/api/delete", {"model": "far:1b"}).status == 200
+    assert kept.exists()

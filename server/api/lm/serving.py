@@ -80,5 +80,5 @@ def _blob(store: Store, models: list[Model], wanted: str) -> web.StreamResponse:
             continue
         if wanted in listed:
             headers = {"Docker-Content-Digest": wanted, "Content-Type": "application/octet-stream", **_VERSION}
-            return web.FileResponse(store.blob_path(wanted), headers=headers)
+            return web.FileResponse(store.blob_path(wanted).resolve(), headers=headers)
     raise ModelNotFound(f"no model of that name has the blob `{wanted[:80]}`", "")
