@@ -10,22 +10,29 @@ const listeners = new Set();
 let current = null;
 let memory = "";
 
-export function key() {
+// Storage that a browser may refuse, which is no reason to stop.
+export function recall(storage, name) {
   try {
-    return sessionStorage.getItem(PLACE) ?? memory;
+    return globalThis[storage].getItem(name);
   } catch {
-    return memory; // a browser without storage
+    return null;
   }
 }
 
+export function keep(storage, name, text) {
+  try {
+    if (text) globalThis[storage].setItem(name, text);
+    else globalThis[storage].removeItem(name);
+  } catch {
+    // it is in memory alone, then
+  }
+}
+
+export const key = () => recall("sessionStorage", PLACE) ?? memory;
+
 export function keepKey(text) {
   memory = text;
-  try {
-    if (text) sessionStorage.setItem(PLACE, text);
-    else sessionStorage.removeItem(PLACE);
-  } catch {
-    // in memory alone, then
-  }
+  keep("sessionStorage", PLACE, text);
 }
 
 export function forgetKey() {
