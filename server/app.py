@@ -21,7 +21,7 @@ from runtime.defaults import MAX_BODY
 from server.access.callers import CALLER
 from server.access.gate import GATE, Gate
 from server.api.anthropic.models import VERSION_HEADER
-from server.api.lm import daemon, openapi
+from server.api.lm import daemon, openapi, watching
 from server.api.openai.batches.store import BATCHES, BatchStore
 from server.api.openai.files.store import FILES, FileStore
 from server.api.openai.responses.store import RESPONSES, ResponseStore
@@ -35,6 +35,9 @@ from server.routes.document import document
 from server.routes.route import Handler, Route
 from server.routes.table import ROUTES, check, dialect_of, find, plain_path, variables
 from server.services import SERVICES, Services
+from server.watching.activity import ACTIVITY, ASKED, Activity
+from server.watching.examining import Examiner
+from server.watching.sampling import Watcher
 
 log = logging.getLogger("lm.requests")
 # Status in the log for a client that left: its handler is cancelled, or a write fails, whichever comes first.
@@ -80,6 +83,10 @@ def build(services: Services, gate: Gate, stop: Callable[[], None]) -> web.Appli
     app[RESPONSES] = ResponseStore()
     app[FILES] = FileStore(services.config.home)
     app[BATCHES] = BatchStore(services.config.home)
+    app[ACTIVITY] = Activity()
+    app[watching.WATCHER] = Watcher(services.pool)
+    app[watching.EXAMINER] = Examiner(services.config)
+    app.on_shutdown.append(_stop_watching)
     app.on_cleanup.append(_forget_responses)
     app.on_response_prepare.append(_label)
     check(ROUTES)
@@ -92,6 +99,11 @@ def build(services: Services, gate: Gate, stop: Callable[[], None]) -> web.Appli
 
 async def _forget_responses(app: web.Application) -> None:
     await app[RESPONSES].close()
+
+
+async def _stop_watching(app: web.Application) -> None:
+    """End the streams of events: nobody waits for the end of a daemon because a page is open."""
+    await app[watching.WATCHER].stop()
 
 
 async def _enter(route: Route, request: web.Request) -> web.StreamResponse:
@@ -146,6 +158,8 @@ async def record(request: web.Request, handler: Handler) -> web.StreamResponse:
         return response
     finally:
         seconds = time.perf_counter() - start
+        if asked := request.get(ASKED):
+            asked.end(status)
         place, note = redacted(request.path)[:100], redacted(request[LOG_NOTE])[:200]
         line = f"{request.method} {place} {status} {seconds:.3f} s {note}".rstrip()
         # A name or path with a line break in it must not look like a line of its own.
@@ -164,6 +178,8 @@ async def explain(request: web.Request, handler: Handler) -> web.StreamResponse:
         return web.Response(status=GONE)  # for the log: the client has left, and nobody reads this
     except Exception as error:
         problem = _for_caller(request, Problem.of(error))
+        if asked := request.get(ASKED):
+            asked.code = problem.code
         if problem.code == "internal":
             log.exception("request %s failed", request["id"])
         stream = request.get(STREAM)

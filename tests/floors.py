@@ -57,7 +57,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("server.errors", "server.keys"),
         ("server.http", "server.children", "server.library", "server.logins"),
         ("server.access", "server.loaded", "server.doctor", "server.verify"),
-        ("server.pulls",),
+        ("server.pulls", "server.watching"),
         ("server.advice", "server.carrying", "server.creates"),
         ("server.services",),
         ("server.api",),

@@ -27,6 +27,7 @@ from server.library import capabilities
 from server.loaded.wish import USUAL, LoadWish
 from server.loaded.worker import Answer, Worker
 from server.services import SERVICES, Services
+from server.watching.activity import ACTIVITY, ASKED
 
 # Words for the request's line in the log, after its route and status.
 LOG_NOTE = web.RequestKey("note", str)
@@ -118,16 +119,20 @@ async def find_model(request: web.Request, name: str | None, able: str = "") -> 
 
     Raises BadBody where none or several may be meant, ModelNotFound, BadName.
     """
+    request.app[ACTIVITY].begin(request, caller_of(request), name or "")
     if not name:
         model = await only_model(request, able)
         request[LOG_NOTE] = model.name
-        return model
-    request[LOG_NOTE] = name
-    try:
-        return await visible_model(request, name)
-    except (ModelNotFound, BadName) as error:
-        error.field = "model"
-        raise
+    else:
+        request[LOG_NOTE] = name
+        try:
+            model = await visible_model(request, name)
+        except (ModelNotFound, BadName) as error:
+            error.field = "model"
+            raise
+    if asked := request.get(ASKED):
+        asked.found(model)
+    return model
 
 
 async def only_model(request: web.Request, able: str) -> Model:
@@ -183,8 +188,11 @@ async def _resolved(services: Services, name: str) -> Model:
         raise ModelNotFound(message, error.hint) from None
 
 
-def spend(request: web.Request, tokens: int) -> None:
-    """Count tokens, read or written, against the quota of the caller's key."""
+def spend(request: web.Request, tokens: int, answered: int = 0) -> None:
+    """Count tokens, read or written, against the quota of the caller's key; N of them are `answered`."""
+    if asked := request.get(ASKED):
+        asked.prompt_tokens += tokens - answered
+        asked.answer_tokens += answered
     key = caller_of(request).key
     if key is not None:
         request.app[GATE].limits.spend(key, tokens)

@@ -27,6 +27,7 @@ from server.http.wire import Stream, StreamForm, reply
 from server.loaded.wish import USUAL, LoadWish
 from server.loaded.worker import Answer
 from server.services import SERVICES
+from server.watching.activity import ASKED
 
 log = logging.getLogger("lm.requests")
 # A stream that has begun is silent for so long at most, in seconds, where its dialect has a sign of life.
@@ -176,6 +177,8 @@ async def _streamed(request: web.Request, objects: AsyncGenerator[Json], writer:
             problem = Problem.of(error)
             request[FAILED] = str(problem.status(writer.dialect))
             request[LOG_NOTE] += f" {problem.code}"
+            if asked := request.get(ASKED):
+                asked.code = problem.code
             if problem.code == INTERNAL[0]:
                 log.exception("the stream of request %s failed", request["id"])
             *before, last = writer.failed(problem)
@@ -249,11 +252,17 @@ async def _frames(model: InUse, submits: list[Submit], usage: Usage) -> Frames:
 
 async def _spending(request: web.Request, frames: Frames, usage: Usage) -> Frames:
     """The frames, whose tokens count against the quota of the caller's key at once: an answer may never end."""
-    before = 0
+    before = answered = 0
+    asked = request.get(ASKED)
     async with aclosing(frames):
         async for index, frame in frames:
-            spend(request, usage.spent - before)
-            before = usage.spent
+            written = usage.spent - usage.prompt
+            spend(request, usage.spent - before, written - answered)
+            before, answered = usage.spent, written
+            if asked:
+                asked.cached_tokens = usage.cached
+                if isinstance(frame, Delta | CallDelta):
+                    asked.text_came()
             yield index, frame
 
 

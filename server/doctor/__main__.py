@@ -11,7 +11,8 @@ import msgspec
 
 from server.config import Config
 from server.doctor.exposure import exposure
-from server.doctor.findings import FAIL, Finding, examine
+from server.doctor.findings import examine, unreadable
+from server.doctor.frames import FAIL
 from server.doctor.observations import observe
 from server.settings import BadSetting
 
@@ -21,7 +22,7 @@ def main() -> int:
     try:
         config = Config.load()
     except BadSetting as error:
-        findings = [Finding("settings", FAIL, str(error), error.hint)]
+        findings = [unreadable(error)]
     else:
         findings = [*examine(config, observe(config)), *exposure(config)]
     print(msgspec.json.encode(findings).decode())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from server.config import Config
-from server.doctor.findings import FAIL, OK, WARN, Finding
+from server.doctor.frames import FAIL, OK, WARN, Finding
 from server.keys.file import BadKeyFile, key_file, read_keys
 from server.values import is_loopback
 

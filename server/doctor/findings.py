@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
-import msgspec
-
 from runtime.llama.library import PACKAGE_VERSION
 from runtime.machine.hardware import Hardware
 from runtime.machine.inspection import Examined, Probed, Refused
 from runtime.units import size_text
 from server.config import Config
+from server.doctor.frames import FAIL, OK, WARN, Finding
 from server.doctor.observations import Address, Home, Observations
+from server.settings import BadSetting
 
-State = Literal["ok", "warn", "fail"]
-OK: State = "ok"
-WARN: State = "warn"
-FAIL: State = "fail"
 LITTLE_MEMORY, NO_MEMORY = 2_000_000_000, 500_000_000
 LITTLE_DISK, NO_DISK = 10_000_000_000, 1_000_000_000
 # Instruction sets without which llama.cpp is much slower: Linux's name, and llama.cpp's.
@@ -38,13 +32,9 @@ _WITHOUT_AMX = (
 )
 
 
-class Finding(msgspec.Struct, frozen=True):
-    """One line of the report. `hint` says what to do, "" where all is well."""
-
-    check: str
-    state: State
-    found: str
-    hint: str = ""
+def unreadable(error: BadSetting) -> Finding:
+    """The finding that settings cannot be read, in the place of all others."""
+    return Finding("settings", FAIL, str(error), error.hint)
 
 
 def examine(config: Config, observations: Observations) -> list[Finding]:

@@ -125,9 +125,19 @@ def anonymous_bytes(pid: int) -> int | None:
 
     Files that it has mapped do not count where the system tells them apart (Linux).
     """
-    with contextlib.suppress(OSError, StopIteration, ValueError):
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-        return next(int(line.split()[1]) << 10 for line in lines if line.startswith("RssAnon:"))
+    found = resident_bytes(pid)
+    return found[0] if found else None
+
+
+def resident_bytes(pid: int) -> tuple[int, int] | None:
+    """Bytes in memory of a process: its own, and of files that it has mapped. None where that cannot be found out.
+
+    Where the system does not tell them apart (elsewhere than on Linux), all count as its own.
+    """
+    with contextlib.suppress(OSError, KeyError, ValueError):
+        rows = (line.split() for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+        sizes = {row[0]: int(row[1]) << 10 for row in rows if row and row[0] in ("RssAnon:", "RssFile:")}
+        return sizes["RssAnon:"], sizes["RssFile:"]
     with contextlib.suppress(psutil.Error):
-        return int(psutil.Process(pid).memory_info().rss)
+        return int(psutil.Process(pid).memory_info().rss), 0
     return None

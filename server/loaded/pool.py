@@ -103,7 +103,7 @@ class Pool:
 
     def open_blobs(self) -> set[str]:
         """Digests of the blobs that workers have open, or that requests wait for."""
-        drafts = {worker.draft.blob_digest for worker in self._processes() if worker.draft}
+        drafts = {worker.draft.blob_digest for worker in self.processes() if worker.draft}
         return drafts | {digest for digest, slot in self._slots.items() if slot.holds}
 
     async def retire(self) -> None:
@@ -135,7 +135,7 @@ class Pool:
 
     def models(self) -> list[Model]:
         """The models whose worker runs or is being started."""
-        return [worker.model for worker in self._processes()]
+        return [worker.model for worker in self.processes()]
 
     async def unload(self, model: Model) -> Literal["stopped", "stopping", "not loaded"]:
         """Unload now if idle ("stopped"), else as soon as the last request ends ("stopping")."""
@@ -152,16 +152,21 @@ class Pool:
         """Let running answers end for at most `seconds`, then end every worker. Nothing is admitted any more."""
         self._stopping = True
         deadline = asyncio.get_running_loop().time() + seconds
-        while any(worker.users for worker in self._processes()):
+        while any(worker.users for worker in self.processes()):
             try:
                 async with asyncio.timeout_at(deadline):
                     await self._admission.wait_for_change()
             except TimeoutError:
                 break
         self._watch.cancel()
-        await asyncio.gather(*(worker.stop(STOPPING) for worker in self._processes()))
+        await asyncio.gather(*(worker.stop(STOPPING) for worker in self.processes()))
 
-    def _processes(self) -> list[Worker]:
+    def rows(self) -> list[tuple[Slot, float | None]]:
+        """The models whose process has not ended, each with the seconds it stays if nobody asks (None: for ever)."""
+        now = asyncio.get_running_loop().time()
+        return [(slot, slot.seconds_left(now)) for slot in self._slots.values() if slot.process]
+
+    def processes(self) -> list[Worker]:
         """The workers whose process has not ended."""
         return [worker for slot in self._slots.values() if (worker := slot.process)]
 
@@ -183,7 +188,7 @@ class Pool:
         measured = None if worker.users or not worker.answered or worker.dead else anonymous_bytes(worker.pid)
         if measured is not None:
             self._estimator.learn(worker.model.blob_digest, worker.model.name, worker.need, measured - worker.spilled)
-        alone = not any(other.users for other in self._processes())
+        alone = not any(other.users for other in self.processes())
         if speed is not None and alone and not worker.need.card_layers:
             self._background(self._learn_speed(worker, speed))
 
@@ -293,6 +298,6 @@ class Pool:
         """Kill workers that hang."""
         while True:
             await asyncio.sleep(WATCH_SECONDS)
-            for worker in self._processes():
+            for worker in self.processes():
                 if why := worker.overdue():
                     worker.kill(why)

@@ -49,6 +49,8 @@ class Tally:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     answer_tokens: int = 0
+    written: int = 0
+    """Tokens of answers as they come; `answer_tokens` has those of answers that have ended."""
     prompt_seconds: float = 0.0
     answer_seconds: float = 0.0
     drafted: int = 0
@@ -100,9 +102,12 @@ class Counting:
                 tally.queued.add(waited)
                 tally.prompt_tokens += frame.prompt_tokens
                 tally.cached_tokens += frame.cached
-            case Delta() | CallDelta() if not self._told:
-                self._told = True
-                tally.first_text.add(waited)
+            case Delta() | CallDelta():
+                if not self._told:
+                    self._told = True
+                    tally.first_text.add(waited)
+                if isinstance(frame, Delta):
+                    tally.written += frame.tokens
             case Finished():
                 self._finish(frame)
 

@@ -120,6 +120,12 @@ class Job:
         self.state = "ended"
         self._wake()
 
+    @property
+    def progress(self) -> dict[str, Any]:
+        """The last line that is more than a sentence: the phase, and how far it is."""
+        lines = (entry.line for entry in reversed(self._entries))
+        return next((line for line in lines if line.get("phase") not in (None, "note", "planned")), {})
+
     async def lines(self) -> AsyncGenerator[dict[str, Any]]:
         """Every line from the first on, then each change as it happens, until the job ends."""
         version = 0

@@ -120,6 +120,16 @@ class Jobs:
 
         return await asyncio.to_thread(rows)
 
+    def under_way(self, may_touch: MayTouch = _everyone) -> list[dict[str, Any]]:
+        """The pulls that go on now, of owners that pass, as they are in memory; sizes in bytes, rates in bytes/s."""
+        keys = ("status", "phase", "completed", "total", "rate", "eta")
+        return [
+            {"source": job.reference.text, "level": job.level, "detached": job.detached}
+            | {key: job.progress[key] for key in keys if key in job.progress}
+            for job in self._jobs.values()
+            if job.state != "ended" and _touches(may_touch, job.owners)
+        ]
+
     async def remove(self, name: str, installed: bool, may_touch: MayTouch = _everyone) -> list[str]:
         """End the pulls that `name` means, and throw away their files; the names of these pulls.
 

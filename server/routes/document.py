@@ -16,7 +16,11 @@ from server.routes.table import dialect_of
 Json = dict[str, Any]
 _VARIABLE = re.compile(r"\{(\w+):[^{}]*\}")
 # The parameters in queries, by path.
-_QUERIES = {path: ("model",) for path in ("/props", "/slots", "/lora-adapters")}
+_QUERIES = {path: ("model",) for path in ("/props", "/slots", "/lora-adapters")} | {
+    "/lm/events": ("follow",),
+    "/lm/doctor": ("anew",),
+    "/lm/log": ("lines",),
+}
 
 
 class OllamaError(msgspec.Struct):

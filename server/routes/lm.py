@@ -17,10 +17,11 @@ from server.api.lm import (
     search,
     serving,
     sync,
+    watching,
 )
 from server.api.request import ModelBody
 from server.carrying.bundles import MEDIA_TYPE
-from server.routes.route import BYTES, LINES, Route
+from server.routes.route import BYTES, EVENTS, LINES, Route
 
 ROUTES = [
     Route(
@@ -150,6 +151,23 @@ ROUTES = [
         "models to fetch, as a registry serves them: `_catalog`, `PATH/tags/list`, `PATH/manifests/…`, `PATH/blobs/…`",
         media=("application/json", BYTES),
     ),
+    Route(
+        "GET",
+        "/lm/events",
+        "infer",
+        watching.events,
+        "memory by what holds it, loaded models with their queues, and pulls: the last ten minutes, then once a second",
+        media=EVENTS,
+    ),
+    Route(
+        "GET",
+        "/lm/activity",
+        "infer",
+        watching.activity,
+        "recent requests: key, model, tokens, times and status, never text; of the own key for the role `infer`",
+    ),
+    Route("GET", "/lm/doctor", "operator", watching.doctor, "the findings of `lm doctor`, at most a minute old"),
+    Route("GET", "/lm/log", "admin", watching.logged, "the last `lines` of the daemon's log"),
     Route("GET", "/ui", "open", page.index, "the page in a browser", media=("text/html",)),
     Route("GET", "/ui/{file:.+}", "open", page.file, "a file of the page", media=tuple(page.MEDIA.values())),
     Route("GET", "/health", "open", daemon.health, "status, versions, loaded models, the caller's role"),

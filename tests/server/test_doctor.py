@@ -17,7 +17,8 @@ from runtime.machine.hardware import Gpu, Hardware, amd_cards
 from runtime.machine.inspection import Device, Examined, Refused
 from server.config import Config
 from server.doctor.exposure import exposure
-from server.doctor.findings import Finding, examine
+from server.doctor.findings import examine
+from server.doctor.frames import Finding
 from server.doctor.observations import Address, Home, Observations
 from tests.cli.support import Cli
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
-from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -21,21 +19,9 @@ from server.api.openai.responses import store as responses
 from server.api.openai.responses.items import Item, new_item, output_text, sealed, turns_of, unsealed
 from server.api.openai.responses.store import ResponseStore, StoredResponse
 from server.errors import NoSuchObject, SpaceUsed
+from tests.server.loops import alone
 
 CHAT = "/v1/chat/completions"
-
-
-def alone(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
-    """The test in a loop of its own."""
-
-    async def run(**arguments: Any) -> None:
-        await test(**arguments)
-
-    @wraps(test)
-    def begin(**arguments: Any) -> None:
-        asyncio.run(run(**arguments))
-
-    return begin
 
 
 def stored(name: str, text: str = "", previous: str | None = None, owner: str = "me") -> StoredResponse:

@@ -63,7 +63,7 @@ class House:
 
     def ask(self, caller: str, route: Route, model: str = "tiny") -> Answer:
         path = re.sub(r"\{[^{}]*\}", model, route.path)
-        path += f"?model={model}" if route[:2] in ASKED else ""
+        path += f"?model={model}" if route[:2] in ASKED else "?follow=false" if route.path == "/lm/events" else ""
         more = dict(next((body for end, body in BODIES.items() if path.endswith(end)), {}))
         more |= {"source": model, "destination": "copied"} if path.endswith("/copy") else {}
         body = {"model": model} | more if route.method != "GET" else None
@@ -160,6 +160,9 @@ def test_a_model_that_is_not_on_a_keys_list_does_not_exist(house: House, route: 
         assert answer.status == 400  # it is about no model that is here
     elif route[:2] in REFUSED:
         assert (answer.status, b"tiny" in answer.body) == (400, False)
+    elif route.path == "/lm/activity":
+        statuses = {row["status"] for row in answer.json["requests"] if row["model"].startswith("tiny")}
+        assert statuses == {"404"}  # what this key asked for itself, in vain
     elif route.method == "GET" and "{" not in route.path and route[:2] not in ASKED:
         assert answer.status == (302 if route.path == "/ui" else 200)
         assert b"tiny" not in answer.body
