@@ -41,6 +41,7 @@ def bash(lm: Cli) -> Iterator[Terminal]:
         yield terminal
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("typed", "completed"),
     [

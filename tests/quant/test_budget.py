@@ -129,6 +129,7 @@ def test_too_little_says_the_least(plan: ModelPlan) -> None:
         budget.limit(plan, "Q4_K_M")
 
 
+@pytest.mark.slow
 def test_a_pull_writes_the_mix_and_lists_it(tmp_path: Path) -> None:
     with Daemon(tmp_path) as daemon:
         told = daemon.post("/lm/advise", {"model": "demo", "level": "4.5bpw"}).json

@@ -233,6 +233,7 @@ def test_the_second_process_compiles_nothing(tmp_path: Path) -> None:
     assert run(COUNT, str(tmp_path / "cache")).split() == ["0", folder]
 
 
+@pytest.mark.slow
 def test_compiled_code_outlives_a_new_installation_unless_the_kernel_itself_has_changed(tmp_path: Path) -> None:
     installed = tmp_path / "elsewhere"
     shutil.copytree(Path(quant.__file__).parent, installed / "quant")

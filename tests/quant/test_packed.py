@@ -241,7 +241,10 @@ EXACT: list[tuple[str, dict[str, Any], Callable[[Packer], Tensors], dict[str, An
 ]
 
 
-@pytest.mark.parametrize(("config", "pack", "how", "type"), [row[1:] for row in EXACT], ids=[row[0] for row in EXACT])
+@pytest.mark.parametrize(
+    ("config", "pack", "how", "type"),
+    [pytest.param(*row[1:], id=row[0], marks=pytest.mark.slow if index % 4 else ()) for index, row in enumerate(EXACT)],
+)
 def test_codes_are_taken_over_as_they_are(
     config: dict[str, Any], pack: Callable[[Packer], Tensors], how: dict[str, Any], type: QuantType, tmp_path: Path
 ) -> None:

@@ -230,6 +230,7 @@ def test_an_unknown_pretokenizer_asks_for_its_name() -> None:
         read_vocabulary(folder(tokenizer), 4096, pre="nonsense")
 
 
+@pytest.mark.slow
 def test_rules_that_are_spelled_otherwise_are_known_by_what_they_do() -> None:
     contractions = "(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])"
     for pre in table.KNOWN:

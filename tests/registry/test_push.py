@@ -111,6 +111,7 @@ def test_a_modelpack_has_its_making_as_annotations_and_is_read_again(store: Stor
     assert notes["io.lm.recipe"] == "Q8_0: it fits" and "sha256:b" in notes["io.lm.source-digests"]
 
 
+@pytest.mark.slow
 @real
 def test_what_the_registry_deleted_is_sent_again(store: Store, registry: Running) -> None:
     model, host = put(store), f"localhost:{registry.port}"

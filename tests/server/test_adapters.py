@@ -130,6 +130,7 @@ def test_a_field_and_the_adapters_own_name_give_the_same_answer_in_both_dialects
     assert "adapters: hf.co/org/good:LORA, hf.co/org/gguf:LORA" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_ps_names_only_the_adapters_that_exist_for_a_key(hub: Hub, tmp_path: Path) -> None:
     keys = Keys(tmp_path)
     admin = keys.add("admin")[0]
@@ -205,6 +206,7 @@ def test_a_pull_says_for_which_model_an_adapter_is(here: Daemon) -> None:
     assert "`lm pull hf.co/org/second` brings it in" in lines
 
 
+@pytest.mark.slow
 def test_the_users_own_word_for_the_base_counts(here: Daemon) -> None:
     assert here.post("/api/show", {"model": "org/gguf"}).json["lm"]["adapter"]["base"] == ""
     assert (
@@ -216,6 +218,7 @@ def test_the_users_own_word_for_the_base_counts(here: Daemon) -> None:
     assert text(here, model="org/lost") != ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["gguf", "good"])
 def test_a_model_may_be_made_with_an_adapter_of_its_own(here: Daemon, hub: Hub, kind: str) -> None:
     """As `ADAPTER` of a Modelfile does it: a GGUF file as it is, PEFT's folder converted by its base."""
@@ -249,6 +252,7 @@ def adapter(hub: Hub, name: str) -> bytes:
     return path.read_bytes()
 
 
+@pytest.mark.slow
 def test_a_model_of_a_registry_answers_with_the_adapter_beside_it(
     here: Daemon, hub: Hub, registry: Registry, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -154,6 +154,7 @@ def test_an_uploaded_file_becomes_a_model_without_a_copy(daemon: Daemon, weights
     assert not list((daemon.home / "store" / "ingest").iterdir())
 
 
+@pytest.mark.slow
 def test_an_uploaded_folder_is_converted_and_quantized(daemon: Daemon) -> None:
     files = {path.name: send(daemon, path.read_bytes()) for path in DEMO.iterdir() if path.is_file()}
     made(daemon, "folder", files=files, quantize="Q4_0", parameters={"top_k": 3})
@@ -167,6 +168,7 @@ def test_older_clients_name_uploads_in_the_modelfile(daemon: Daemon, weights: by
     assert "seed" in shown(daemon, "old")["parameters"]
 
 
+@pytest.mark.slow
 def test_whole_weights_are_quantized_where_that_is_asked_for(daemon: Daemon, weights: bytes) -> None:
     lines = made(daemon, "smaller", files={"a.gguf": send(daemon, weights)}, quantize="q8_0")
     assert any("quantiz" in line["status"] for line in lines)

@@ -73,6 +73,7 @@ def test_the_demo_comes_in_quantized_with_its_reason(daemon: Daemon) -> None:
     assert {tensor["type"] for tensor in shown["tensors"]} == {"Q8_0", "F32"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["demo", "org/demo"])
 def test_pulling_again_what_has_not_changed_moves_no_weight(daemon: Daemon, name: str) -> None:
     for level in ("Q8_0", "Q4_0"):
@@ -86,6 +87,7 @@ def test_pulling_again_what_has_not_changed_moves_no_weight(daemon: Daemon, name
     assert not leftovers(daemon) and not partials(daemon)
 
 
+@pytest.mark.slow
 def test_a_level_of_ones_own_choosing_is_another_variant(daemon: Daemon) -> None:
     assert daemon.pull("demo:q4_k_m")["name"] == "demo:Q4_K_M"
     for name, level in (("demo:Q4_K_M", "Q4_K_M"), ("demo:Q8_0", "Q8_0"), ("demo", "Q8_0")):
@@ -147,6 +149,7 @@ def pullers(daemon: Daemon) -> list[int]:
     return [child.pid for child in daemon.children() if "server.pulls.puller" in child.cmdline()]
 
 
+@pytest.mark.slow
 def test_the_last_follower_gone_pauses_the_job(daemon: Daemon, hub: Hub) -> None:
     name = "hf.co/org/demo:Q4_K_S"
     with slow(hub):
@@ -204,6 +207,7 @@ def test_a_pull_without_a_level_is_known_by_the_name_that_partial_shows(daemon: 
     assert "hf.co/org/shown:Q8_0" not in partials(daemon)
 
 
+@pytest.mark.slow
 def test_a_bare_name_over_the_api_brings_in_no_other_level(daemon: Daemon, tmp_path: Path) -> None:
     shutil.copytree(DEMO, tmp_path / "ours")
     daemon.pull(f"{tmp_path}/ours:Q4_0")
@@ -212,6 +216,7 @@ def test_a_bare_name_over_the_api_brings_in_no_other_level(daemon: Daemon, tmp_p
     assert {name for name in stored(daemon) if name.startswith("ours:")} == {"ours:Q4_0"}
 
 
+@pytest.mark.slow
 def test_a_detached_pull_goes_on_when_the_daemon_starts_again(hub: Hub, tmp_path: Path) -> None:
     hub.push("org/away", DEMO)
     env = {"HF_ENDPOINT": hub.url}
@@ -226,6 +231,7 @@ def test_a_detached_pull_goes_on_when_the_daemon_starts_again(hub: Hub, tmp_path
         assert not partials(second)["hf.co/org/away:Q4_0"]["active"], "a pull that the user paused stays paused"
 
 
+@pytest.mark.slow
 def test_a_detached_pull_that_cannot_succeed_is_kept_with_its_reason_and_not_tried_at_each_start(
     hub: Hub, tmp_path: Path
 ) -> None:
@@ -254,6 +260,7 @@ def test_only_trouble_that_may_pass_is_met_with_another_try() -> None:
     assert pause_after(ValueError("x"), 0) is None
 
 
+@pytest.mark.slow
 def test_two_folders_of_one_name_do_not_replace_each_other(daemon: Daemon, tmp_path: Path) -> None:
     for parent in ("a", "模型"):
         shutil.copytree(DEMO, tmp_path / parent / "twin")
@@ -268,6 +275,7 @@ def test_two_folders_of_one_name_do_not_replace_each_other(daemon: Daemon, tmp_p
     assert {name for name in stored(daemon) if "twin" in name} == {"twin:Q8_0"}
 
 
+@pytest.mark.slow
 def test_removing_a_model_that_is_pulled_again_removes_both(daemon: Daemon, hub: Hub, tmp_path: Path) -> None:
     name = "hf.co/org/third:Q3_K_S"
     hub.push("org/third", DEMO)
@@ -279,6 +287,7 @@ def test_removing_a_model_that_is_pulled_again_removes_both(daemon: Daemon, hub:
     assert not partials(daemon) and name not in stored(daemon)
 
 
+@pytest.mark.slow
 def test_a_loaded_model_is_pulled_again_and_answers_meanwhile(daemon: Daemon, hub: Hub, tmp_path: Path) -> None:
     """A newer revision: the worker keeps the old file until it is unloaded, then the disk has it back."""
     name, blobs = "org/other:Q8_0", daemon.home / "store" / "blobs"
@@ -298,6 +307,7 @@ def test_a_loaded_model_is_pulled_again_and_answers_meanwhile(daemon: Daemon, hu
     wait_until(lambda: not {path.name for path in blobs.iterdir()} & (during - before), 5)
 
 
+@pytest.mark.slow
 def test_a_paused_pull_is_removed_without_the_model_that_is_here(daemon: Daemon, hub: Hub, tmp_path: Path) -> None:
     name = "hf.co/org/newer:Q8_0"
     hub.push("org/newer", DEMO)
@@ -325,6 +335,7 @@ def test_a_killed_puller_is_a_clear_error_and_its_work_is_kept(daemon: Daemon, h
     assert not leftovers(daemon)
 
 
+@pytest.mark.slow
 def test_a_killed_daemon_takes_its_puller_along_and_the_next_one_goes_on(hub: Hub, tmp_path: Path) -> None:
     env = {"HF_ENDPOINT": hub.url}
     with slow(hub), Daemon(tmp_path, env=env) as daemon, daemon.opened("POST", "/api/pull", {"model": "org/demo"}):
@@ -442,6 +453,7 @@ def test_the_daemon_answers_while_it_pulls(daemon: Daemon, hub: Hub) -> None:
         assert stored(daemon)
 
 
+@pytest.mark.slow
 def test_a_pull_of_a_url_goes_on_by_another_signature_with_the_same_file_only(
     daemon: Daemon, hub: Hub, tmp_path: Path
 ) -> None:

@@ -57,6 +57,7 @@ def standard(daemon: Daemon) -> Iterator[openai.OpenAI]:
         yield client
 
 
+@pytest.mark.slow
 def test_openai_parses_a_model_of_pydantic(standard: openai.OpenAI) -> None:
     messages: Any = [{"role": "user", "content": "Who is Ann?"}]
     answer = standard.chat.completions.parse(

@@ -201,6 +201,7 @@ def test_a_choice_of_no_tool_is_refused(talker: Daemon, choice: Any) -> None:
     assert (answer.status, answer.json["error"]["param"]) == (400, "tool_choice")
 
 
+@pytest.mark.slow
 def test_a_demanded_call_of_the_real_engine_keeps_the_schema(tmp_path: Path) -> None:
     schema = {
         "type": "object",
