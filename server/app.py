@@ -227,7 +227,8 @@ async def _label(request: web.Request, response: web.StreamResponse) -> None:
 async def admit(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Refuse requests that break the access rules, and answer the preflight requests of browsers."""
     route = _asked_for(request)
-    request.app[GATE].identify(request, changes=route is not None and route.changes)
+    changes, tells_nothing = (route.changes, route.role == "open") if route is not None else (False, False)
+    request.app[GATE].identify(request, changes=changes, tells_nothing=tells_nothing)
     if request.method == "OPTIONS":
         allowed = {
             "Access-Control-Allow-Methods": _ALLOWED_METHODS,

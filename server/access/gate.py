@@ -55,15 +55,16 @@ class Gate:
                     raise
                 raise StartFailed(f"`{self._usage}` cannot be read: {error.strerror}", "check the file") from None
 
-    def identify(self, request: web.Request, *, changes: bool) -> None:
-        """Find out who asks, and check Host and Origin; `changes` as `AccessRules.admit` has it.
+    def identify(self, request: web.Request, *, changes: bool, tells_nothing: bool) -> None:
+        """Find out who asks, and check Host and Origin; `changes` and `tells_nothing` as `AccessRules.admit` has them.
 
         Raises Forbidden, KeysUnreadable.
         """
         caller = self._caller(request)
         if caller is not None:
             request[CALLER] = caller
-        self.rules.admit(request, known=caller is not None and caller is not ANYBODY, changes=changes)
+        known = caller is not None and caller is not ANYBODY
+        self.rules.admit(request, known=known, changes=changes, tells_nothing=tells_nothing)
 
     async def enter(
         self, request: web.Request, needed: Access, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]

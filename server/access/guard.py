@@ -24,6 +24,8 @@ _ORIGIN = re.compile(r"https?://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]+)(?::[0-9]{1,
 # change nothing: a program shows pages of others too, such as the outputs of a notebook in VS Code. (Ollama lets them
 # change models, and pages of `file://` as well, which any HTML file is that was downloaded.)
 _PROGRAMS = ("app://*", "tauri://*", "vscode-webview://*", "vscode-file://*")
+# Media types that forms send, and that a page may send without asking first (Fetch standard).
+_FORMS = frozenset(("application/x-www-form-urlencoded", "multipart/form-data", "text/plain"))
 # Names that no public name server resolves, so that an attacker cannot point one at this machine.
 _PRIVATE = re.compile(r"[a-z0-9_-]+|.+\.(?:local|internal|home\.arpa)")
 
@@ -40,12 +42,13 @@ class AccessRules:
         self._names |= {match[1] for origin in allowed if (match := _ORIGIN.fullmatch(origin))}
         self._trusted = [_pattern(origin) for origin in config.origins if origin != "*"]
 
-    def admit(self, request: web.Request, *, known: bool, changes: bool) -> None:
-        """Check Host, Origin and Sec-Fetch-Site, in this order; raises Forbidden.
+    def admit(self, request: web.Request, *, known: bool, changes: bool, tells_nothing: bool) -> None:
+        """Check Host, Origin, forms and Sec-Fetch-Site, in this order; raises Forbidden.
 
         `known`: the caller has shown who it is. A page cannot have tricked anybody into such a request, so it may name
         any host. `changes`: the request would change what is here, which pages of other origins may not do unless a
-        setting names theirs.
+        setting names theirs. `tells_nothing`: the route is open to anybody, so that a link of another site may lead
+        to it.
         """
         hosts = request.headers.getall("Host", [])
         if len(hosts) != 1 or not (known or self._is_own_name(hosts[0])):
@@ -63,6 +66,10 @@ class AccessRules:
                 f"pages of `{origin[:100]}` may ask models, but change nothing here",
                 "use `lm` for that, or start the daemon with that in LM_ORIGINS",
             )
+        if _is_form(request, origin, changes):
+            raise Forbidden("forms may not use this daemon", "send JSON with `Content-Type: application/json`")
+        if tells_nothing and _is_visit(request):
+            return
         if origin is None and request.headers.get("Sec-Fetch-Site") == "cross-site" and not self.allows_origin("null"):
             raise Forbidden("another site's page may not use this daemon", "it has to send its Origin")
 
@@ -108,6 +115,24 @@ def _pattern(origin: str) -> re.Pattern[str]:
         return re.compile(r"[^\s]+")
     text = re.sub(r"(?<=[^:/])/+$", "", origin.lower())
     return re.compile(re.escape(text).replace(r"\*", r"[a-z0-9_.:\[\]-]*"))
+
+
+def _is_form(request: web.Request, origin: str | None, changes: bool) -> bool:
+    """Whether a browser sends a form, or to a route that changes something what a form could have sent.
+
+    `curl -d` sends the media type of a form too, but no Origin.
+    """
+    if request.method in ("GET", "HEAD", "OPTIONS"):
+        return False
+    typed = "Content-Type" in request.headers and request.content_type in _FORMS
+    return request.headers.get("Sec-Fetch-Mode") == "navigate" or (changes and origin is not None and typed)
+
+
+def _is_visit(request: web.Request) -> bool:
+    """Whether a person goes to this address in a window of its own: not in a frame, and not by a form."""
+    headers = request.headers
+    mode, destination = headers.get("Sec-Fetch-Mode"), headers.get("Sec-Fetch-Dest")
+    return request.method == "GET" and "Origin" not in headers and (mode, destination) == ("navigate", "document")
 
 
 def _is_address(name: str) -> bool:
