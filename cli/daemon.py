@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from http.client import HTTPException
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 from urllib.parse import urlsplit
 
 from cli.console import status
@@ -41,9 +41,15 @@ def find(config: Config, start: bool) -> str:
     """The URL of a daemon of our version, started unless `start` is False. Raises Failure."""
     running = running_daemon(config)
     if running is not None:
-        url, version = running
+        url, version, offline = running
         if version != VERSION:
             raise _mismatch(url, version)
+        if config.offline and not offline:
+            raise Failure(
+                "`offline` is set here, and the daemon runs without it",
+                "`lm stop --daemon` ends it; the next command starts one that is offline",
+                UNREACHABLE,
+            )
         return url
     if not start:
         raise Failure(f"no daemon answers at {_address(config.url)}", "`lm serve` starts one", UNREACHABLE)
@@ -52,8 +58,16 @@ def find(config: Config, start: bool) -> str:
     return _start(config)
 
 
-def running_daemon(config: Config) -> tuple[str, str] | None:
-    """URL and version of the daemon that runs, None where there is none of lm.
+class Running(NamedTuple):
+    """A daemon that runs: its URL and version, and whether it asks no other machine."""
+
+    url: str
+    version: str
+    offline: bool
+
+
+def running_daemon(config: Config) -> Running | None:
+    """The daemon that runs, None where there is none of lm.
 
     Raises Failure when the program there does not answer, and when the daemon serves another home than LM_HOME.
     """
@@ -61,7 +75,7 @@ def running_daemon(config: Config) -> tuple[str, str] | None:
         answer = _ask_version(url, config)
         if answer is not None:
             _check_home(url, answer.get("home"), config)
-            return url, answer["lm"]
+            return Running(url, answer["lm"], answer.get("offline") is True)
     return None
 
 
@@ -238,7 +252,7 @@ def _log(config: Config) -> IO[bytes]:
         return Path(os.devnull).open("ab")
 
 
-def _spawn_unless_begun(config: Config) -> tuple[str, str] | None:
+def _spawn_unless_begun(config: Config) -> Running | None:
     """Start a daemon; where one of this home has begun and does not listen yet, wait for it, as `running_daemon`."""
     try:
         _spawn(config)

@@ -11,8 +11,9 @@ from http.client import HTTPConnection, HTTPResponse, HTTPSConnection
 from typing import Any
 from urllib.parse import urlsplit
 
+from cli.errors import UNREACHABLE, Failure
 from server.config import Config
-from server.values import is_loopback, socket_path
+from server.values import is_loopback, on_this_machine, socket_path
 
 # Bytes of a file that are sent at once.
 _BLOCK = 1 << 20
@@ -69,6 +70,12 @@ def _connection(url: str, config: Config, seconds: float | None) -> HTTPConnecti
         return UnixConnection(path, seconds)
     place = urlsplit(url)
     host = place.hostname or ""
+    if config.offline and not on_this_machine(host):
+        raise Failure(
+            f"`offline` is set, so the daemon of `{host}` is not asked: lm connects to this machine alone",
+            "leave LM_HOST out for the daemon of this machine, or `LM_OFFLINE=0` for this command",
+            UNREACHABLE,
+        )
     if place.scheme != "https":
         return HTTPConnection(host, place.port, timeout=seconds, blocksize=_BLOCK)
     return HTTPSConnection(host, place.port, timeout=seconds, context=_trust(url, host, config), blocksize=_BLOCK)

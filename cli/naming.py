@@ -81,8 +81,9 @@ def explaining(text: str) -> Iterator[None]:
     try:
         yield
     except Failure as error:
-        hint = mistakable(text) if error.code in ("model_not_found", "access_denied", "source_unavailable") else ""
-        if hint and error.code == "source_unavailable" and error.hint:
+        codes = ("model_not_found", "access_denied", "source_unavailable", "offline")
+        hint = mistakable(text) if error.code in codes else ""
+        if hint and error.code in codes[2:] and error.hint:
             hint = f"{error.hint}; {hint}"
         raise Failure(str(error), hint, error.code, error.body) if hint else error from None
 

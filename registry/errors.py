@@ -8,6 +8,7 @@ RegistryError
 ├── AccessDenied        the hub wants a token, another token, or an accepted licence
 ├── BadBundle           a bundle that is damaged, or none
 ├── SourceUnavailable   network, server or file trouble at the source; may pass
+├── Offline             the setting `offline` forbids to ask another machine
 ├── DigestMismatch      bytes that do not hash to what was declared
 ├── DiskFull            the store's disk cannot hold what is asked
 ├── StoreLocked         another daemon owns the store
@@ -72,6 +73,19 @@ class SourceUnavailable(RegistryError):
     """The source cannot be reached or does not answer as it should."""
 
     code = "source_unavailable"
+
+
+class Offline(RegistryError):
+    """Another machine would be asked, which the setting `offline` forbids."""
+
+    code = "offline"
+
+    def __init__(self, host: str) -> None:
+        super().__init__(
+            f"`offline` is set, so `{host}` is not asked: lm connects to this machine alone",
+            "models that `lm list` shows, `demo`, files and bundles need no network; `lm config set offline false` and "
+            "a new start of the daemon allow it, where LM_OFFLINE does not forbid it",
+        )
 
 
 class DigestMismatch(RegistryError):

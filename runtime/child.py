@@ -42,6 +42,8 @@ LINGER_SECONDS = 0.5
 _LENGTH = struct.Struct("<I")
 _PR_SET_PDEATHSIG = 1
 _RECEIVE_BYTES = 1 << 18
+# Bytes of a core file. Every one is larger; and to Linux 1 forbids the pipe to a program as well, which 0 does not.
+_NO_CORE = 1 if sys.platform == "linux" else 0
 # The signals of a process that broke on what it was given; any other may come from outside, as SIGKILL does.
 _CRASHES = {-number: number.name for number in (signal.SIGSEGV, signal.SIGABRT, signal.SIGFPE)}
 # Settings of lm, Ollama, Docker and the hub (children get theirs in frames), proxies (a URL may hold a password), and
@@ -368,7 +370,7 @@ def _die_with(parent: int) -> None:
 
 def _step_back(nice: int) -> None:
     """Let the kernel end us before the daemon when memory is short; leave no core file; take less CPU if asked."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_CORE, (_NO_CORE, _NO_CORE))
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("500")
     if nice:

@@ -12,12 +12,14 @@ import threading
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any, Protocol, Self
 
 import msgspec
 
 from runtime import messages as m
 from runtime.child import Parent
+from runtime.confinement import SWITCHED_OFF, Confinement, cards_here, confine, refuse_calls
 from runtime.errors import BadRequest, EngineError
 
 BEAT_SECONDS = 1.0
@@ -75,16 +77,25 @@ def main(argv: list[str]) -> int:
     if not isinstance(load, m.Load):
         return 1
     sys.setswitchinterval(SWITCH_SECONDS)
+    cards = cards_here()
+    # Before the engine's modules start threads, which Landlock would not reach, and before the file is read.
+    walls = confine(_files(load), cards=cards) if load.sandbox else Confinement(missing=(SWITCHED_OFF,))
     try:
         engine, ready = _engine(load.engine).open(load, parent.send)
     except EngineError as error:
         parent.send(m.Failed(0, error.code, str(error), error.hint))
         return 1
+    ready.confinement = refuse_calls(walls) if cards and load.sandbox else walls
     parent.send(ready)
     parent.listen(engine.take, partial(_refuse, parent.send))
     threading.Thread(target=_beat, args=(engine, parent.send), name="beat", daemon=True).start()
     engine.run()
     return 0
+
+
+def _files(load: m.Load) -> list[Path]:
+    """The folders whose files a worker reads: of its model, where adapters lie too, and of the draft model."""
+    return [Path(path).resolve().parent for path in (load.path, load.draft[0]) if path]
 
 
 def _engine(name: str) -> type[Engine]:

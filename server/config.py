@@ -34,6 +34,7 @@ class Config:
     the KV cache's keys and values. `queue` counts the
     requests that may wait for a model, `max_models` the loaded models. `keep_alive` is in seconds, `FOREVER` for no
     end. `gap` is how many times as long as usual a step may take while prompts are read (`runtime/engine/pace.py`).
+    `offline`: no other machine is asked. `sandbox`: a worker gives up what it does not need (`runtime/confinement.py`).
     With `speculation` tokens are drafted where that pays (`runtime/engine/speculation.py`). `model_aliases` are entries
     `PATTERN=NAME`.
     """
@@ -65,6 +66,8 @@ class Config:
     no_proxy: tuple[str, ...] = ()
     ollama_registry: str = OLLAMA_URL
     registries: tuple[str, ...] = ()
+    offline: bool = False
+    sandbox: bool = True
     docker_config: Path = Path("~/.docker")
     ollama_models: Path = Path("~/.ollama/models")
     hf_home: Path = Path("~/.cache/huggingface")
@@ -141,7 +144,15 @@ class Config:
     @property
     def hub(self) -> Hub:
         """The hub that models come from, and the way there."""
-        return Hub(self.hf_endpoint, self.hf_token, self.proxy, self.no_proxy, self.ollama_registry, self.registries)
+        return Hub(
+            self.hf_endpoint,
+            self.hf_token,
+            self.proxy,
+            self.no_proxy,
+            self.ollama_registry,
+            self.registries,
+            offline=self.offline,
+        )
 
     @property
     def store(self) -> Path:

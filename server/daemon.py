@@ -164,7 +164,10 @@ def _bind(config: Config) -> socket.socket:
 
 def _listener(config: Config) -> socket.socket:
     """A socket on the configured address; raises OSError."""
-    addresses = socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    flags = socket.AI_PASSIVE
+    if config.offline and not is_loopback(config.host):
+        flags |= socket.AI_NUMERICHOST  # a name server may be another machine
+    addresses = socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM, flags=flags)
     family, kind, protocol, _, address = addresses[0]
     listener = socket.socket(family, kind, protocol)
     try:

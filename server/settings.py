@@ -103,6 +103,8 @@ SETTINGS: dict[str, Setting] = {
     "registries": Setting(
         hosts, "hosts such as `registry.lan:5000` or `http://box:5000`, separated by commas", ("LM_REGISTRIES",)
     ),
+    "offline": Setting(flag, "true or false", ("LM_OFFLINE",)),
+    "sandbox": Setting(flag, "true or false", ("LM_SANDBOX",)),
 }
 
 # Settings that hold for as long as a daemon runs; others travel with requests, or are the daemon's address.
@@ -124,6 +126,8 @@ LASTING = (
     "no_proxy",
     "ollama_registry",
     "registries",
+    "offline",
+    "sandbox",
 )
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import ipaddress
 import re
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, get_args
@@ -62,6 +65,22 @@ def cache_type(value: object) -> str:
 def is_loopback(host: str) -> bool:
     """Whether only this machine can reach an address."""
     return _LOOPBACK.fullmatch(host.strip("[]")) is not None or socket_path(host) != ""
+
+
+def on_this_machine(host: str) -> bool:
+    """Whether a connection to `host` stays on this machine: loopback, a Unix socket, an address of its own.
+
+    No name but `localhost` is looked up: a name server may be another machine.
+    """
+    if is_loopback(host):
+        return True
+    bare = host.strip("[]")
+    with contextlib.suppress(ValueError, OSError):
+        version = ipaddress.ip_address(bare).version
+        with socket.socket(socket.AF_INET6 if version == 6 else socket.AF_INET, socket.SOCK_DGRAM) as trial:
+            trial.bind((bare, 0))  # the kernel knows which addresses are its own
+        return True
+    return False
 
 
 def socket_path(host: str) -> str:

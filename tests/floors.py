@@ -38,6 +38,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
             "runtime.units",
             "runtime.options",
             "runtime.conversation",
+            "runtime.confinement",
             "runtime.processor",
             "runtime.small_files",
         ),

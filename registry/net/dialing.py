@@ -14,9 +14,10 @@ from functools import partial
 from http.client import HTTPConnection, HTTPResponse
 from urllib.parse import unquote, urlsplit
 
-from registry.errors import SourceUnavailable
+from registry.errors import Offline, SourceUnavailable
 from registry.net.address import HttpAddress
 from registry.net.network import Network
+from registry.net.reaching import is_loopback
 from registry.net.retries import Unreachable
 
 CONNECT_TIMEOUT = 10.0
@@ -82,11 +83,16 @@ class Sockets:
 def dial(network: Network, sockets: Sockets, address: HttpAddress, public: bool) -> Link:
     """A connection to the origin of `address`; with `public` not to a private address.
 
-    Raises Unreachable and other OSErrors for trouble that may pass, SourceUnavailable for what will not.
+    Every connection of lm to a source is made here. Offline none is made but to this machine, and no other name is
+    looked up. Raises Unreachable and other OSErrors for trouble that may pass, Offline, SourceUnavailable for what will
+    not.
     """
+    if network.offline and not is_loopback(address.host):
+        raise Offline(address.host)
     url = network.proxy(address)
     if url is None:
-        sock = _connect(network, sockets, address.host, address.port, partial(_check_place, address.host, public))
+        check = partial(_check_place, network, address.host, public)
+        sock = _connect(network, sockets, address.host, address.port, check)
         extra: dict[str, str] = {}
         reached_public = is_public(sock.getpeername()[0])
     else:
@@ -106,13 +112,16 @@ def is_public(address: str) -> bool:
     return (getattr(found, "ipv4_mapped", None) or found).is_global
 
 
-def _check_place(host: str, public: bool, address: str) -> None:
-    """Raise SourceUnavailable for an address of `host` that may not be asked, before anything is sent to it.
+def _check_place(network: Network, host: str, public: bool, address: str) -> None:
+    """Raise SourceUnavailable or Offline for an address of `host` that may not be asked, before anything is sent.
 
     Link-local ones are for neighbours on the cable: clouds answer there with the machine's secrets.
     """
     found = ipaddress.ip_address(address.partition("%")[0])
-    if (getattr(found, "ipv4_mapped", None) or found).is_link_local:
+    found = getattr(found, "ipv4_mapped", None) or found
+    if network.offline and not found.is_loopback:  # the name `localhost`, by a file of hosts that says otherwise
+        raise Offline(host)
+    if found.is_link_local:
         raise SourceUnavailable(f"`{host}` has a link-local address", "no models are fetched from there")
     if public and not is_public(address):
         raise SourceUnavailable(

@@ -14,7 +14,7 @@ class Hub:
     `ollama` is the URL of Ollama's registry or of a mirror, `registries` are hosts that may have private addresses.
     `logins` are pairs of a registry's host and `USER:PASSWORD`.
     `proxy` is the URL of a proxy for all hosts but the ones in `no_proxy`, "" to reach every host directly. Token and
-    proxy are kept in memory only: the URL of a proxy may hold a password.
+    proxy are kept in memory only: the URL of a proxy may hold a password. `offline`: no other machine is asked.
     """
 
     endpoint: str
@@ -24,3 +24,4 @@ class Hub:
     ollama: str = OLLAMA_URL
     registries: tuple[str, ...] = ()
     logins: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+    offline: bool = False

@@ -60,6 +60,7 @@ class Network:
     private: hosts (`name` or `name:port`) that may have private addresses; None: the host that is asked first may.
     registries: hosts that the user named (`registry/net/reaching.py`). ollama: the URL of Ollama's registry.
     logins: `USER:PASSWORD` by the host of a registry.
+    offline: connections to other machines are refused (`registry/net/dialing.py`).
     timeout: seconds without a byte after which a transfer counts as stalled.
     context: TLS settings, None for the system's.
     fetches, downloads: how often requests for small answers, and for files, are repeated.
@@ -75,6 +76,7 @@ class Network:
     registries: tuple[str, ...] = ()
     ollama: str = OLLAMA_URL
     logins: Mapping[str, str] = field(default_factory=dict, repr=False)
+    offline: bool = False
     limiter: Limiter | None = None
     timeout: float = 30.0
     context: ssl.SSLContext | None = None
@@ -99,6 +101,7 @@ class Network:
             registries=hub.registries,
             ollama=hub.ollama,
             logins=dict(hub.logins),
+            offline=hub.offline,
         )
 
     def with_authorizer(self, authorizer: Authorization) -> Network:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from runtime.child import Parent
+from runtime.confinement import cards_here, confine
 from runtime.errors import EngineError, LoadFailed
 from runtime.machine.inspection import (
     Answer,
@@ -54,6 +55,8 @@ def main() -> int:
     try:
         if isinstance(question, Reserve | Try):
             _answer_aborts(parent)
+            # llama.cpp is loaded, and what comes next reads bytes that nobody has vouched for.
+            confine([Path(question.path).resolve().parent], cards=cards_here())
         answer = answer_to(question)
     except EngineError as error:
         answer = Refused(str(error))

@@ -6,11 +6,15 @@ from typing import Literal, Self
 
 import msgspec
 
+from runtime.confinement import Confinement
 from runtime.errors import EngineError
 
 
 class Ready(msgspec.Struct, tag="ready"):
-    """The model is loaded. `context` is the true size of the KV cache in tokens; bytes count the worker's buffers."""
+    """The model is loaded. `context` is the true size of the KV cache in tokens; bytes count the worker's buffers.
+
+    `confinement` says which walls stand around the process.
+    """
 
     context: int
     sequences: int
@@ -18,6 +22,7 @@ class Ready(msgspec.Struct, tag="ready"):
     weights_bytes: int
     cache_bytes: int
     compute_bytes: int
+    confinement: Confinement = Confinement()
 
 
 class Started(msgspec.Struct, tag="started"):

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from aiohttp import web
 
-from registry.errors import BadName, ModelNotFound, SourceUnavailable
+from registry.errors import BadName, ModelNotFound, Offline, SourceUnavailable
 from registry.names import LATEST, LIBRARY, LOCAL, OLLAMA, Name, Reference, parse
 from registry.net.hub import Hub
 from registry.net.reaching import is_loopback
@@ -54,7 +54,7 @@ class Found(NamedTuple):
 
     def explained(self, line: dict[str, Any]) -> dict[str, Any]:
         """The last line of a pull: an error says that the word was nothing here, and which names are like it."""
-        if not self.word or line.get("code") not in (ModelNotFound.code, SourceUnavailable.code):
+        if not self.word or line.get("code") not in (ModelNotFound.code, SourceUnavailable.code, Offline.code):
             return line
         hint = f"{self.near} {line.get('hint', '')}".strip()
         return line | {"error": f"`{self.word}` is not here, and {line['error']}", "hint": hint}

@@ -10,6 +10,7 @@ import sys
 import msgspec
 
 from server.config import Config
+from server.doctor.bounds import bounds
 from server.doctor.exposure import exposure
 from server.doctor.findings import examine, unreadable
 from server.doctor.frames import FAIL
@@ -24,7 +25,7 @@ def main() -> int:
     except BadSetting as error:
         findings = [unreadable(error)]
     else:
-        findings = [*examine(config, observe(config)), *exposure(config)]
+        findings = [*examine(config, observe(config)), *exposure(config), *bounds(config)]
     print(msgspec.json.encode(findings).decode())
     return int(any(finding.state == FAIL for finding in findings))
 

@@ -25,7 +25,7 @@ from runtime.machine.rates import Rates
 from runtime.processor import instruction_sets, processor_name
 from server.config import Config, default_home
 from server.doctor.owner import who_listens
-from server.values import is_loopback, socket_path
+from server.values import is_loopback, on_this_machine, socket_path
 
 
 @dataclass(frozen=True)
@@ -135,6 +135,8 @@ def _address(config: Config) -> Address:
             return Address(daemon=f"lm {record['version']} on {record['url']}, process {record['pid']}")
     if config.port == 0 or socket_path(config.host):
         return Address()
+    if config.offline and not on_this_machine(config.client_host):
+        return Address(silent="`offline` is set, so no other machine is asked")
     try:
         socket.create_connection((config.client_host, config.port), timeout=1).close()
     except OSError as error:

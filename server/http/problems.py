@@ -60,6 +60,7 @@ _STATUS_OF: dict[type[_Coded], int] = {
     registry.AccessDenied: 403,
     registry.BadBundle: 400,
     registry.SourceUnavailable: 502,
+    registry.Offline: 403,
     registry.DigestMismatch: 502,
     registry.DiskFull: 507,
     registry.StoreLocked: 503,

@@ -265,6 +265,7 @@ class Pool:
             spill=placement.spill,
             short_context=model_size.short_context,
             draft=(str(wish.draft.blob), wish.draft.name) if wish.draft else ("", ""),
+            sandbox=self._config.sandbox,
             script=self._runtime.script,
         )
         slot.keep_alive = self._config.keep_alive

@@ -19,6 +19,7 @@ import msgspec
 
 from registry.store.catalog import Model
 from runtime.child import FRAME_LIMIT, Child
+from runtime.confinement import Confinement
 from runtime.errors import BadRequest, EngineError, LoadFailed, WorkerDied
 from runtime.machine.fit import Need
 from runtime.messages import (
@@ -84,8 +85,8 @@ class Worker:
     for, once it is ready the true number. `kv_type` is the type of its KV cache, `kv_reason` why the type of the
     settings was not taken. `answered` tells whether any answer came from it, `crashed` whether it ended by itself,
     `spilled` the bytes of conversations outside its KV cache. `obstacle` says why long prompts slow running answers, ""
-    where they do not. `drafts` counts drafted tokens, `adapters` are the names of those in memory. Only the worker
-    itself changes these.
+    where they do not. `confinement` has the walls around it, once it is ready. `drafts` counts drafted tokens,
+    `adapters` are the names of those in memory. Only the worker itself changes these.
     """
 
     def __init__(
@@ -95,6 +96,7 @@ class Worker:
         self.draft = draft
         self.tally = tally
         self.kv_reason = ""
+        self.confinement = Confinement()
         self.context, self.kv_type = load.cache_config.context, load.cache_config.kv_type
         self.need = need
         self.answered = self.crashed = False
@@ -344,7 +346,9 @@ class Worker:
                     queue.put_nowait(frame)
 
     def _on_ready(self, ready: Ready) -> None:
-        self.context = ready.context
+        self.context, self.confinement = ready.context, ready.confinement
+        if ready.confinement.missing:
+            log.warning("worker %d: %s", self.pid, ready.confinement.sentence)
         self._last_step_at = self._sign_of_life
         if not self.ready.done():
             self.ready.set_result(ready)

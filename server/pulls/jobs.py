@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from registry.errors import RegistryError
+from registry.errors import Offline, RegistryError
 from registry.names import Reference, parse
 from registry.store.catalog import Model
 from registry.words import AUTO
@@ -258,7 +258,8 @@ class Jobs:
     async def _persist(self, job: Job) -> Model:
         """The model that a pull brings in; one that nobody waits for is tried again after trouble that may pass.
 
-        The last error of such a pull is noted with it, and no later daemon goes on by itself.
+        The last error of such a pull is noted with it, and no later daemon goes on by itself; but one that may ask the
+        network goes on where this one may not.
         """
         tries, name = 0, job.reference.text
         while True:
@@ -269,7 +270,8 @@ class Jobs:
                     raise
                 pause = None if job.followers else pause_after(error, tries)
                 if pause is None:
-                    await asyncio.to_thread(self._store.detach, name, job.options.note(str(error)))
+                    final = "" if getattr(error, "code", "") == Offline.code else str(error)
+                    await asyncio.to_thread(self._store.detach, name, job.options.note(final))
                     raise
                 tries += 1
                 log.info("pull of %s failed, and is tried again in %d s: %s", redacted(name), pause, error)

@@ -59,4 +59,4 @@ class Examiner:
     def _exposure(self) -> list[Finding]:
         from server.doctor.exposure import exposure  # what judges the machine is not needed before the first question
 
-        return exposure(self._config)
+        return [*exposure(self._config), *bounds(self._config)]

@@ -78,7 +78,9 @@ async def alive(request: web.Request) -> web.Response:
 
 async def version(request: web.Request) -> web.Response:
     """`GET /api/version`: the version of Ollama's API that we answer, our own as `lm`, and a mark of our home."""
-    return reply({"version": OLLAMA_VERSION, "lm": VERSION, "home": request.app[SERVICES].config.home_mark})
+    config = request.app[SERVICES].config
+    own = {"lm": VERSION, "home": config.home_mark} | ({"offline": True} if config.offline else {})
+    return reply({"version": OLLAMA_VERSION} | own)
 
 
 async def tags(request: web.Request) -> web.Response:
