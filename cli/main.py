@@ -38,6 +38,7 @@ COMMANDS = {
     "config": "Show and change settings, and say where each comes from",
     "serve": "Run the daemon in the foreground",
     "logs": "Show the daemon's log",
+    "service": "Run the daemon as a service of systemd or launchd",
     "doctor": "Check this machine and this installation",
     "verify": "Check the blobs of models, or compare a model with its original",
     "du": "Show what the models take of the disk",

@@ -46,11 +46,11 @@ _RECEIVE_BYTES = 1 << 18
 _NO_CORE = 1 if sys.platform == "linux" else 0
 # The signals of a process that broke on what it was given; any other may come from outside, as SIGKILL does.
 _CRASHES = {-number: number.name for number in (signal.SIGSEGV, signal.SIGABRT, signal.SIGFPE)}
-# Settings of lm, Ollama, Docker and the hub (children get theirs in frames), proxies (a URL may hold a password), and
-# secrets.
+# Settings of lm, Ollama, Docker and the hub (children get theirs in frames), proxies (a URL may hold a password), the
+# service manager's socket, and secrets.
 _WITHHELD = re.compile(
     r"^(lm|ollama|docker|hf)_|_proxy$|token|secret|passw|credential|(^|_|api|access|private)key(_|$)|_(auth|pat|dsn|sas)$"
-    r"|cookie|bearer|connection_string",
+    r"|cookie|bearer|connection_string|^(notify_socket|watchdog_|listen_|credentials_dir|invocation_id|journal_)",
     re.IGNORECASE,
 )
 # A URL with a password in it, whatever its variable is called.

@@ -7,6 +7,7 @@ crash of llama.cpp, which aborts on a bad file, ends this process; the daemon se
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import time
@@ -94,8 +95,11 @@ def main(argv: list[str]) -> int:
 
 
 def _files(load: m.Load) -> list[Path]:
-    """The folders whose files a worker reads: of its model, where adapters lie too, and of the draft model."""
-    return [Path(path).resolve().parent for path in (load.path, load.draft[0]) if path]
+    """The folders of the model and of its draft model, where adapters lie too, and the links in them."""
+    folders = {Path(path).parent for path in (load.path, load.draft[0]) if path}
+    seen = [folder for folder in folders if os.access(folder, os.R_OK)]
+    links = [Path(entry) for folder in seen for entry in os.scandir(folder) if entry.is_symlink()]
+    return [*folders, *links]
 
 
 def _engine(name: str) -> type[Engine]:

@@ -211,6 +211,17 @@ def host_variable(host: str, env: Mapping[str, str] | None = None) -> str:
     return ""
 
 
+def service_manager(env: Mapping[str, str] | None = None) -> tuple[str, float]:
+    """The socket on which a service manager hears of this process, "" without one, and its patience in seconds.
+
+    The patience is the time between two signs of life, 0 where it waits for none. Source: sd_watchdog_enabled(3).
+    """
+    env = os.environ if env is None else env  # noqa: TID251
+    mine = env.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
+    patience = env.get("WATCHDOG_USEC", "") if mine else ""
+    return env.get("NOTIFY_SOCKET", ""), int(patience) / 1e6 if patience.isdecimal() else 0.0
+
+
 def default_home() -> Path:
     """The folder that is used where none is given."""
     import platformdirs  # only where no home is given: 5 ms that most commands save

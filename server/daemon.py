@@ -29,13 +29,14 @@ from server.access.gate import Gate
 from server.api.openai.batches.runner import BatchRunner
 from server.api.openai.batches.store import BATCHES
 from server.api.openai.files.store import FILES
-from server.config import VERSION, Config, host_variable
+from server.config import VERSION, Config, host_variable, service_manager
 from server.creates.create import Creates
 from server.errors import StartFailed
 from server.inward import Inward
 from server.library import Library
 from server.loaded.pool import Pool, Runtime
 from server.locked import with_address
+from server.manager import Manager
 from server.pulls.jobs import Jobs
 from server.services import Services
 from server.sockets import closing_socket, reloading, tls_context, unix_listener
@@ -70,7 +71,8 @@ async def serve(config: Config, runtime: Runtime, ready: Callable[[Config], None
                 _write_daemon_file(config, gate.keys.token, findable=bool(chosen))
                 log.info("lm %s is ready on %s, home %s, process %d", VERSION, config.url, config.home, os.getpid())
                 ready(config)
-                await stop.wait()
+                async with Manager(*service_manager()).watched(f"answers on {config.url}"):
+                    await stop.wait()
                 with contextlib.suppress(OSError):
                     config.daemon_file.unlink(missing_ok=True)
                 log.info("stopping")

@@ -56,7 +56,7 @@ def main() -> int:
         if isinstance(question, Reserve | Try):
             _answer_aborts(parent)
             # llama.cpp is loaded, and what comes next reads bytes that nobody has vouched for.
-            confine([Path(question.path).resolve().parent], cards=cards_here())
+            confine([Path(question.path).parent, Path(question.path)], cards=cards_here())
         answer = answer_to(question)
     except EngineError as error:
         answer = Refused(str(error))

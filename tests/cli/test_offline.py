@@ -81,6 +81,7 @@ INWARD = {
     "logout": ["logout", "registry.example"],
     "completion": ["completion", "bash"],
     "logs": ["logs"],
+    "service": ["service", "--print", "--system"],
     "stop": ["stop", "--daemon"],
 }
 # `serve` is the daemon of the test itself.
