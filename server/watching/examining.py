@@ -57,6 +57,7 @@ class Examiner:
             ) from None
 
     def _exposure(self) -> list[Finding]:
-        from server.doctor.exposure import exposure  # what judges the machine is not needed before the first question
+        from server.doctor.bounds import bounds  # what judges the machine is not needed before the first question
+        from server.doctor.exposure import exposure
 
         return [*exposure(self._config), *bounds(self._config)]

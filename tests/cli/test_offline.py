@@ -22,7 +22,7 @@ from registry.net.address import HttpAddress
 from registry.net.dialing import Sockets, dial
 from registry.net.network import Network
 from server.config import Config
-from server.doctor.exposure import exposure
+from server.doctor.bounds import bounds
 from server.values import on_this_machine
 from tests.cli.support import LM, Cli
 from tests.daemon import Daemon, environment, put_model
@@ -147,7 +147,7 @@ def test_no_request_lifts_the_setting(daemon: Daemon, route: str, body: Any) -> 
 def test_the_setting_is_shown(daemon: Daemon, tmp_path: Path) -> None:
     assert daemon.get("/health").json["offline"] is True
     assert daemon.get("/api/version").json["offline"] is True
-    findings = exposure(Config.load({"home": tmp_path}, {"LM_OFFLINE": "1"}))
+    findings = bounds(Config.load({"home": tmp_path}, {"LM_OFFLINE": "1"}))
     assert any(finding.check == "offline" and "this machine alone" in finding.found for finding in findings)
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from runtime.confinement import SWITCHED_OFF, Confinement, filter_program, trial
 from server.config import Config
-from server.doctor.exposure import sandbox
+from server.doctor.bounds import bounds
 from tests.daemon import Daemon, put_model
 
 # Gives up what a worker does, then tries what a program would that took the worker over; prints what came of each.
@@ -140,15 +140,15 @@ def test_what_is_switched_off_is_told(tmp_path: Path) -> None:
     put_model(tmp_path)
     with Daemon(tmp_path, script={}, env={"LM_SANDBOX": "0"}) as daemon:
         assert daemon.get("/health").json["sandbox"]["missing"] == [SWITCHED_OFF]
-    finding = sandbox(Config.load({"home": tmp_path}, {"LM_SANDBOX": "0"}))
+    (finding,) = bounds(Config.load({"home": tmp_path}, {"LM_SANDBOX": "0"}))
     assert finding.state == "warn"
     assert SWITCHED_OFF in finding.found
 
 
 def test_a_system_without_walls_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     missing = Confinement(missing=("no Landlock: the kernel has none",))
-    monkeypatch.setattr("server.doctor.exposure.trial", lambda: missing)
-    finding = sandbox(Config.load({"home": tmp_path}, {}))
+    monkeypatch.setattr("server.doctor.bounds.trial", lambda: missing)
+    (finding,) = bounds(Config.load({"home": tmp_path}, {}))
     assert finding.state == "warn"
     assert "no Landlock" in finding.found
     assert finding.hint
