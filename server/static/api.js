@@ -5,7 +5,7 @@
 //   for await (const line of stream("POST", "/api/pull", { model }, signal)) …      // NDJSON or server-sent events
 //
 // All three throw ApiError: `message` is a sentence, `hint` another one or "", `status` 0 where nobody answered. A line
-// of a stream that has `error` is thrown too. `signal` of an AbortController ends a request; that throws AbortError.
+// of a stream that has `error` is thrown too. `body` is the whole answer of a refused request. `signal` of an AbortController ends a request; that throws AbortError.
 
 import { forgetKey, key } from "./session.js";
 import { chunksOf, events, lines } from "./stream.js";
@@ -60,7 +60,8 @@ async function call(method, path, body, signal) {
     throw new ApiError(texts.errors.unreachable, texts.errors.unreachableHint);
   }
   if (response.ok) return response;
-  const found = problem(await response.json().catch(() => ({})), response.status);
+  const answer = await response.json().catch(() => ({}));
+  const found = Object.assign(problem(answer, response.status), { body: answer });
   if (response.status === 401) forgetKey();
   throw found;
 }
