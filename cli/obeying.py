@@ -20,7 +20,7 @@ HELP = """\
   /set NAME …        options of this chat; `/? set` lists them
   /show [WHAT]       the model; `/? show` lists its parts
   /load NAME         go on with another model, or with a chat that `/save` kept
-  /save NAME         keep this chat under a name
+  /save NAME         keep this chat under a name, and make a model of it
   /list              the models that are here
   /clear             forget the conversation
   /bye               leave; so does Ctrl-D
@@ -258,7 +258,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _save(chat: State, name: str, chats: Path) -> None:
-    """Keep the model's name, the options and the conversation. Raises Failure."""
+    """Keep the model's name, the options and the conversation, and make a model of them. Raises Failure."""
     if not _CHAT_NAME.fullmatch(name):
         raise Failure(f"`{name[:60]}` is no name for a chat", "letters, digits, `-`, `_` and `.`")
     asking = chat.asking
@@ -269,6 +269,9 @@ def _save(chat: State, name: str, chats: Path) -> None:
         "messages": chat.messages,
     }
     path = chats / f"{name}.json"
+    parent = _parent(asking.client, name)
+    if parent is not None and not (parent and path.exists()):
+        raise Failure(f"`{name}` is another model", "`/save` with a name that is free")
     try:
         chats.mkdir(mode=0o700, parents=True, exist_ok=True)
         beside = path.with_suffix(".new")
@@ -277,3 +280,29 @@ def _save(chat: State, name: str, chats: Path) -> None:
     except OSError as error:
         raise Failure(f"`{path}` cannot be written: {error.strerror}", "make room, or mend the folder") from None
     console.note(f"kept; `/load {name}` goes on with it")
+    try:
+        _make_model(asking, name, chat.messages)
+    except Failure as error:
+        return console.note(f"no model is made of it: {error}")
+    return console.note(f"the model `{name}` begins with it: `lm run {name}`")
+
+
+def _parent(client: Client, name: str) -> str | None:
+    """The model of which the model of this name was made here, "" for none; None where there is no such model.
+
+    Raises Failure.
+    """
+    try:
+        return str((client.ask("POST", "/api/show", {"model": name}).get("lm") or {}).get("parent") or "")
+    except Failure as error:
+        if error.code == "model_not_found":
+            return None
+        raise
+
+
+def _make_model(asking: Asking, name: str, messages: list[dict[str, Any]]) -> None:
+    """Make the model `name` of a chat, as Ollama's `/save` does. Raises Failure."""
+    before = asking.client.ask("POST", "/api/show", {"model": asking.model}).get("messages", [])
+    turns = [{"role": turn["role"], "content": turn["content"]} for turn in (*before, *messages) if turn["content"]]
+    body = {"model": name, "from": asking.model, "messages": turns, "parameters": asking.options, "stream": False}
+    asking.client.ask("POST", "/api/create", body | ({"system": asking.system} if asking.system else {}))

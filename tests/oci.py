@@ -24,6 +24,7 @@ from urllib.parse import parse_qs, urlsplit
 OLLAMA = "application/vnd.ollama.image."
 DOCKER = "application/vnd.docker.ai."
 MODELPACK = "application/vnd.cncf.model."
+KITOPS = "application/vnd.kitops.modelkit."
 MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 INDEX = "application/vnd.oci.image.index.v1+json"
 _REDIRECTED = 1 << 16

@@ -1,12 +1,13 @@
 """A model of a bundle in another program's form (ModelPack, Docker's, KitOps'), made into one as the store lists it.
 
-`registry/sources/layers.py` tells the layers apart, as for a registry. Its weights keep their digest: one
-GGUF file, byte for byte. The manifest is a new one, so the model has another digest here than there.
+`registry/sources/layers.py` tells the layers apart, as for a registry. A GGUF file by itself keeps its digest, byte for
+byte. Other weights go through the pass that a pull takes, from a store (`laid_out`) of the layers that came. The
+manifest is a new one, so the model has another digest here than there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,10 @@ import msgspec
 
 from registry import digest
 from registry.errors import BadBundle, SourceUnavailable
+from registry.names import Name
 from registry.sources.base import Companions
 from registry.sources.layers import Descriptor, companions, sort
-from registry.store import manifest
+from registry.store import fsops, manifest
 from registry.store.layers import Staged
 from registry.store.manifest import Layer
 
@@ -31,12 +33,17 @@ class _Layers(msgspec.Struct):
 
 @dataclass(frozen=True)
 class ForeignModel:
-    """The weights of a model, what lies `beside` them, and the digest of its manifest in the bundle."""
+    """The weights of a model, what lies `beside` them, and the digest of its manifest in the bundle.
+
+    `weights` is None where they are no GGUF file by itself: several files, safetensors, a tar. A file is made of those.
+    `needed` are its layers, as far as they are read.
+    """
 
     title: str
     revision: str
-    weights: Descriptor
+    weights: Descriptor | None
     beside: Companions
+    needed: tuple[Descriptor, ...]
 
     @classmethod
     def of(cls, data: bytes, title: str, read: Callable[[Descriptor], bytes]) -> ForeignModel:
@@ -52,16 +59,19 @@ class ForeignModel:
             raise BadBundle(str(error), error.hint) from None
         weights = [layer for name, layer in found.files.items() if name.lower().endswith(".gguf")]
         others = any(name.lower().endswith(".safetensors") for name in found.files)
-        apart = found.adapters or found.archives or any(layer.media_type == manifest.ADAPTER for layer in weights)
-        if len(weights) != 1 or others or apart:
+        if found.adapters or any(layer.media_type == manifest.ADAPTER for layer in weights):
             raise BadBundle(
-                f"`{title}` is more than one GGUF file in the bundle",
+                f"`{title}` has an adapter in the bundle, in another program's form",
                 "push it to a registry, which `lm pull` reads in every form",
             )
-        return cls(title, str(digest.of(data)), weights[0], beside)
+        settings = (layer for group in found.settings.values() for layer in group)
+        needed = (*found.files.values(), *found.archives.values(), *settings)
+        plain = len(weights) == 1 and not (others or found.archives)
+        return cls(title, str(digest.of(data)), weights[0] if plain else None, beside, needed)
 
     def rebuilt(self, config: dict[str, Any], params: dict[str, Any]) -> tuple[bytes, list[Staged]]:
-        """The manifest as the store lists it, and the small blobs that were made for it."""
+        """The manifest as the store lists it, and the small blobs that were made for it; of a GGUF file by itself."""
+        assert self.weights is not None
         texts = [(self.beside.system, manifest.SYSTEM), (self.beside.template, manifest.TEMPLATE)]
         texts += [(text, manifest.LICENSE) for text in self.beside.licenses]
         made = [Staged.text(text, media) for text, media in texts if text]
@@ -71,6 +81,21 @@ class ForeignModel:
         weights = Layer(manifest.MODEL, self.weights.digest, self.weights.size)
         layers = {each.digest: each for each in (weights, *(staged.layer for staged in made))}
         return manifest.build(described.layer, list(layers.values())), [*made, described]
+
+
+def laid_out(folder: Path, name: Name, data: bytes, blobs: Mapping[str, Path]) -> Path:
+    """A store in an empty folder, of the manifest `data` and of links that lead to the files of its blobs.
+
+    Returns the path of the manifest, which `parse` reads as the name of a model in a store. Raises OSError.
+    """
+    place = folder.joinpath("manifests", *name.parts)
+    fsops.mkdir(folder)
+    fsops.mkdir(folder / "blobs")
+    fsops.make_folders(folder, place.parent)
+    fsops.write(place, data)
+    for value, path in blobs.items():
+        fsops.symlink(path.resolve(), folder / "blobs" / value.replace(":", "-"))
+    return place
 
 
 def described_plainly(path: Path, model: ForeignModel) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from registry import digest
 from registry.bundles.fetching import is_verbatim
-from registry.bundles.foreign import Describe, ForeignModel, described_plainly
+from registry.bundles.foreign import Describe, ForeignModel, described_plainly, laid_out
 from registry.bundles.layout import BLOBS, INDEX, LAYOUT, LONGEST_INDEX, Listed, read_index, restored
 from registry.bundles.tar import ByteStream, TarMember, TarReader
 from registry.errors import BadBundle
@@ -35,6 +36,7 @@ _HEX = re.compile(r"[0-9a-f]{64}")
 # Other programs lay small files of their own beside a layout.
 _LONGEST_OTHER = 4 << 20
 Send = Callable[[dict[str, Any]], None]
+Build = Callable[[Name, Path, Send], Model]
 
 
 @dataclass(frozen=True)
@@ -47,11 +49,15 @@ class Arrived:
 
 @dataclass(frozen=True)
 class Listable:
-    """A model to list: its name, the bytes of its manifest, and small blobs that were made for it."""
+    """A model to list: its name, the bytes of its manifest, and small blobs that were made for it.
+
+    With `place`, the path of a manifest with its blobs, its file is to be made.
+    """
 
     name: Name
     data: bytes
     made: tuple[Staged, ...] = ()
+    place: Path | None = None
 
 
 class Import:
@@ -59,7 +65,8 @@ class Import:
 
     `inspect` is called with a file of weights, its media type and the model's name; it raises for a file that must not
     be listed. `allow` is called with the name of each model, and raises for one that may not be brought in. `describe`
-    gives the config and the parameters of a model in another program's form.
+    gives the config and the parameters of a model in another program's form. `build` makes and lists the model of a
+    manifest with its blobs beside it, whose weights are not as the store has them.
     """
 
     def __init__(
@@ -69,9 +76,11 @@ class Import:
         inspect: Callable[[Path, str, str], None],
         allow: Callable[[Name], None] = lambda name: None,
         describe: Describe = described_plainly,
+        build: Build | None = None,
     ) -> None:
         self._store, self._tar = store, TarReader(stream)
         self._inspect, self._allow, self._describe = inspect, allow, describe
+        self._build = build
         self._arrived: dict[str, Arrived] = {}
         self._index = self._layout = b""
 
@@ -87,9 +96,11 @@ class Import:
                 with plainly(self._store.root):
                     for member in self._tar.members():
                         self._take(member, ingest, held, send)
-                wanted = self._wanted(send)
+                    wanted = self._wanted(ingest, send)
+                # Those that are to be made may fail still, so they come first.
+                made = {each.name: self._made(each.name, each.place, send) for each in wanted if each.place}
                 send({"status": "writing manifests", "phase": "manifest"})
-                return [self._list(ingest, each) for each in wanted]
+                return [made.get(each.name) or self._list(ingest, each) for each in wanted]
             finally:
                 self._store.abandon(ingest)
 
@@ -128,7 +139,11 @@ class Import:
             raise BadBundle(f"a blob of the bundle does not hash to its name, `{word[:12]}`", "it is damaged")
         self._arrived[value] = Arrived(member.size, path)
 
-    def _wanted(self, send: Send) -> list[Listable]:
+    def _made(self, name: Name, place: Path, send: Send) -> Model:
+        assert self._build is not None
+        return self._build(name, place, send)
+
+    def _wanted(self, ingest: Ingest, send: Send) -> list[Listable]:
         """The models of the index with the bytes of their manifests, all of them complete and fit to be listed."""
         if not self._index or b"imageLayoutVersion" not in self._layout:
             raise BadBundle("the file is no bundle: it has no OCI image layout in it", "`lm export` makes one")
@@ -137,7 +152,7 @@ class Import:
         for each, data in found:
             self._allow(each.name)
             if not is_verbatim(data, each.name.display):
-                wanted.append(self._rebuilt(each, data, send))
+                wanted.append(self._rebuilt(ingest, each, data, send))
                 continue
             contents, shown = manifest.parse(data, each.name.display), each.name.display
             for layer in contents.blobs:
@@ -148,7 +163,7 @@ class Import:
             wanted.append(Listable(each.name, data))
         return wanted
 
-    def _rebuilt(self, listed: Listed, data: bytes, send: Send) -> Listable:
+    def _rebuilt(self, ingest: Ingest, listed: Listed, data: bytes, send: Send) -> Listable:
         """A model in another program's form, as the store lists it. Raises BadBundle."""
         shown = listed.name.display
 
@@ -156,6 +171,12 @@ class Import:
             return self._path(layer.digest, layer.size, shown).read_bytes()
 
         model = ForeignModel.of(data, shown, small)
+        if model.weights is None:
+            if self._build is None:
+                raise BadBundle(f"`{shown}` is more than one GGUF file in the bundle", "`lm import` makes one of it")
+            blobs = {layer.digest: self._path(layer.digest, layer.size, shown) for layer in model.needed}
+            folder = ingest.folder / f"made-{digest.of(listed.name.display.encode())[-16:]}"
+            return Listable(listed.name, data, place=laid_out(folder, listed.name, data, blobs))
         path = self._path(model.weights.digest, model.weights.size, shown)
         self._inspect(path, manifest.MODEL, shown)
         for part, size in model.beside.left_out:

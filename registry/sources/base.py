@@ -13,7 +13,8 @@ class Companions:
 
     `template` is a Go template, `messages` are turns (`role`, `content`) with which every chat begins. `left_out` names
     parts that are not fetched, with their bytes. `adapters` names the GGUF files, not in `names()`, of adapters that
-    change the weights. `as_published`: the registry has one file for each tag, so no level is
+    change the weights. `draft` is the name of the GGUF file of a model that guesses its next words, "" without one.
+    `as_published`: the registry has one file for each tag, so no level is
     chosen: it is taken as it is.
     """
 
@@ -24,6 +25,7 @@ class Companions:
     messages: tuple[Mapping[str, str], ...] = ()
     left_out: tuple[tuple[str, int], ...] = ()
     adapters: tuple[str, ...] = ()
+    draft: str = ""
     as_published: bool = False
 
 

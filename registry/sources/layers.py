@@ -30,10 +30,13 @@ _LONGEST_SETTING = 1 << 20
 LARGEST = 1 << 46  # bytes of a layer; the largest published model has less than a hundredth of it
 
 Kind = Literal[
-    "model", "file", "adapter", "archive", "projector", "params", "system", "template", "license", "messages", "other"
-]
+    "model", "file", "adapter", "draft", "archive", "projector",
+    "params", "system", "template", "license", "messages", "other",
+]  # fmt: skip
 
 
+# The endings of media types that are tars, as they are or packed by gzip.
+_TARS = (".tar", ".tar+gzip", ".tar.gzip")
 _SETTINGS: tuple[Kind, ...] = ("params", "system", "template", "license", "messages")
 
 
@@ -57,13 +60,15 @@ class Descriptor(msgspec.Struct, frozen=True, rename="camel"):
 class Sorted:
     """The layers of a model. `files` maps names to layers of weights and what belongs to them.
 
+    `drafts` has at most one GGUF file, of a model that guesses the next words of this one.
     `archives` are tars of files, `adapters` GGUF files that change these weights, both by names; a tar's name begins
-    with `/`, as no file's does. `settings` are layers by kind, `left_out` names the parts that are not fetched, with
-    their bytes.
+    with `/`, as no file's does, and ends with `.gz` where gzip packed it. `settings` are layers by kind, `left_out`
+    names the parts that are not fetched, with their bytes.
     """
 
     files: dict[str, Descriptor] = field(default_factory=dict)
     adapters: dict[str, Descriptor] = field(default_factory=dict)
+    drafts: dict[str, Descriptor] = field(default_factory=dict)
     archives: dict[str, Descriptor] = field(default_factory=dict)
     settings: dict[Kind, list[Descriptor]] = field(default_factory=dict)
     left_out: list[tuple[str, int]] = field(default_factory=list)
@@ -96,6 +101,7 @@ def companions(found: Sorted, read: Callable[[Descriptor], bytes], title: str) -
         licenses=tuple(texts("license")),
         left_out=tuple(found.left_out),
         adapters=tuple(found.adapters),
+        draft=next(iter(found.drafts), ""),
         as_published=True,
     )
 
@@ -145,11 +151,14 @@ def _place(layer: Descriptor, found: Sorted, title: str) -> None:
         if found.files.setdefault(name, layer).digest != layer.digest:
             raise SourceUnavailable(f"`{title}` lists two files `{name}`")
     elif kind == "archive":
-        found.archives[_free("/archive.tar", found.archives)] = layer
+        found.archives[_free(f"/archive{suffix}", found.archives)] = layer
+    elif kind == "draft" and not found.drafts:
+        found.drafts["draft.gguf"] = layer
     elif kind == "adapter":
         found.adapters[_free(f"adapter{suffix}", {**found.files, **found.adapters})] = layer
-    elif kind in ("projector", "other"):
-        found.left_out.append(("a projector" if kind == "projector" else layer.media_type, layer.size))
+    elif kind in ("projector", "draft", "other"):
+        shown = {"projector": "a projector", "draft": "a second draft model"}
+        found.left_out.append((shown.get(kind, layer.media_type), layer.size))
     else:
         found.settings.setdefault(kind, []).append(layer)
 
@@ -157,12 +166,13 @@ def _place(layer: Descriptor, found: Sorted, title: str) -> None:
 def _kind(layer: Descriptor, title: str) -> tuple[Kind, str]:
     """The kind of a layer, and the ending of its file. Raises SourceUnavailable for what must not be left out."""
     media = layer.media_type
-    if media.endswith(".tar") and (".weight." in media or ".model." in media or media == f"{_DOCKER}dir.tar"):
-        return "archive", ""
-    if media.endswith((".tar", "+gzip", "+zstd", ".tar+gzip")) and not media.startswith(_DOCKER):
-        if ".weight." in media or ".model." in media:
-            hint = "packed weights are not read; a registry that serves them raw, or a hub, has them too"
-            raise SourceUnavailable(f"`{title}` has its weights in an archive that is packed (`{media}`)", hint)
+    form, needed = re.search(r"\.tar(?:[+.]\w+)?$|\+\w+$", media), re.search(r"\.(weight|model|modelpart)\.", media)
+    if media == f"{_DOCKER}dir.tar" or (needed and form and form[0] in _TARS):
+        return "archive", ".tar.gz" if form and form[0] != ".tar" else ".tar"
+    if form and not media.startswith(_DOCKER):
+        if needed:
+            hint = "lm unpacks gzip; ask its publisher for the files as they are, or packed so"
+            raise SourceUnavailable(f"`{title}` has its weights packed in another way than gzip's (`{media}`)", hint)
         return "other", ""
     if media.startswith(_OLLAMA):
         return _ollama_kind(media.removeprefix(_OLLAMA), title)
@@ -186,7 +196,8 @@ def _ollama_kind(kind: str, title: str) -> tuple[Kind, str]:
             f"`{title}` holds weights in Ollama's form for MLX, which is not read",
             "a tag without `mlx` may be a GGUF file",
         )
-    return ("projector" if kind == "projector" else kinds.get(kind, "other")), ""
+    kinds |= {"projector": "projector", "draft": "draft"}
+    return kinds.get(kind, "other"), ""
 
 
 def _docker_kind(kind: str) -> tuple[Kind, str]:

@@ -90,6 +90,10 @@ class Folder:
                 raise SourceUnavailable(f"`{name}` of `{self.title}` ends at byte {offset:,}", _CHANGED)
             target, offset = target[count:], offset + count
 
+    def has(self, name: str) -> bool:
+        """Whether a name is of a file by itself, which `descriptor` opens."""
+        return name in self._names
+
     def descriptor(self, name: str) -> int:
         """The open file. Raises SourceUnavailable."""
         return self._file(name)[0]

@@ -10,9 +10,8 @@ specification, https://github.com/opencontainers/distribution-spec/blob/main/spe
 from __future__ import annotations
 
 import re
-from functools import cached_property, partial
+from functools import cached_property
 from http.client import HTTPMessage
-from typing import NamedTuple
 
 import msgspec
 
@@ -24,11 +23,11 @@ from registry.net.authorize import Authorizer
 from registry.net.locate import Remote
 from registry.net.network import Network
 from registry.net.reaching import base_url, toward
-from registry.net.verify import Verified
-from registry.sources.archive import members
-from registry.sources.base import Companions
-from registry.sources.layers import Descriptor, check, companions, is_weights, sort
+from registry.sources.archive import Archives, Inside
+from registry.sources.base import Companions, FileReader
+from registry.sources.layers import Descriptor, check, companions, sort
 from registry.sources.remote import RemoteFiles
+from registry.sources.unpacking import Unpacking
 
 _MANIFESTS = (
     "application/vnd.oci.image.manifest.v1+json",
@@ -40,20 +39,11 @@ _INDEXES = (
 )
 _ACCEPT = ", ".join((*_MANIFESTS, *_INDEXES))
 _LONGEST_MANIFEST = 4 << 20  # what a registry must take, by the specification
-_PIECE = 1 << 20  # bytes of a tar that are passed over at a time
 # Manifests that are read on the way through indexes to one that is a model.
 _MOST_DOCUMENTS = 8
 _PINNED = re.compile(r"sha256-([0-9a-f]{64})")
 # Registries whose API has another host than their names.
 _HOSTS = {"docker.io": "registry-1.docker.io", "index.docker.io": "registry-1.docker.io"}
-
-
-class _Inside(NamedTuple):
-    """A file in a tar: the name of the tar, and where its bytes lie in it."""
-
-    archive: str
-    start: int
-    size: int
 
 
 class _Document(msgspec.Struct, rename="camel"):
@@ -70,8 +60,14 @@ class OciModel(RemoteFiles):
 
     owner = ""
 
-    def __init__(self, reference: Reference, network: Network, revision: str = "") -> None:
-        """Read the manifest. Raises AccessDenied, ModelNotFound (also where `revision` is gone), SourceUnavailable."""
+    def __init__(
+        self, reference: Reference, network: Network, revision: str = "", unpacking: Unpacking | None = None
+    ) -> None:
+        """Read the manifest, and the headers of tars; packed ones are unpacked.
+
+        Without `unpacking` the files of a model with packed ones are not known. Raises AccessDenied, ModelNotFound
+        (also where `revision` is gone), SourceUnavailable, DiskFull.
+        """
         name = reference.name
         self._host = _HOSTS.get(name.host, name.host)
         self._base = network.ollama if name.host == OLLAMA else base_url(network, self._host)
@@ -87,14 +83,21 @@ class OciModel(RemoteFiles):
             wanted = revision or (f"sha256:{pinned[1]}" if pinned else tag)
             self.revision, layers = self._find(wanted)
             self._sorted = sort(layers, self.title)
-            self._files = self._placed()
+            self._unpacking = unpacking
+            if unpacking or not any(name.endswith(".gz") for name in self._sorted.archives):
+                _ = self._archives
         except BaseException:
             self.close()
             raise
 
+    @cached_property
+    def _archives(self) -> Archives:
+        """The files, those in tars among them. Raises as `__init__`."""
+        return Archives(self._sorted, self, self._unpacking)
+
     def names(self) -> list[str]:
-        """Names of the files, below the folder that all of them lie in."""
-        return list(self._files)
+        """Names of the files, below the folder that all of them lie in. Raises SourceUnavailable."""
+        return list(self._archives.files)
 
     def size(self, name: str) -> int:
         """Length in bytes as declared. Raises SourceUnavailable."""
@@ -108,65 +111,46 @@ class OciModel(RemoteFiles):
     def stamp(self, name: str) -> str:
         """The digest, for a file in a tar with its place there. Raises SourceUnavailable."""
         inside = self._inside(name)
-        if inside is None:
-            return self._blob(name).digest
-        return f"{self._blob(inside.archive).digest} {inside.start} {inside.size}"
+        return self._archives.stamp(inside) if inside else self._blob(name).digest
 
     def read(self, name: str, offset: int, size: int) -> bytes:
         """Exactly `size` bytes from `offset`. Raises as `RemoteFiles.read`."""
         inside = self._inside(name)
-        if inside is None:
-            return super().read(name, offset, size)
-        if size < 0 or offset < 0 or offset + size > inside.size:
-            raise SourceUnavailable(f"`{name}` of `{self.title}` ends before byte {offset + size:,}")
-        return super().read(inside.archive, inside.start + offset, size)
+        return self._archives.read(name, inside, offset, size) if inside else super().read(name, offset, size)
 
-    def open(self, name: str, offset: int = 0, state: bytes = b"") -> Verified:
+    def open(self, name: str, offset: int = 0, state: bytes = b"") -> FileReader:
         """The file from `offset` on. One in a tar is checked by the digest of the tar, which is read whole for it."""
         inside = self._inside(name)
-        if inside is None:
-            return super().open(name, offset, state)
-        if offset:
-            return super().open(inside.archive, inside.start + offset, state)
-        reader, left = super().open(inside.archive), inside.start
-        try:
-            while left:
-                piece = memoryview(bytearray(min(left, _PIECE)))
-                reader.readinto(piece)
-                left -= len(piece)
-        except BaseException:
-            reader.close()
-            raise
-        return reader
+        return self._archives.open(inside, offset, state) if inside else super().open(name, offset, state)
+
+    def read_blob(self, name: str, offset: int, size: int) -> bytes:
+        """As `read`, of a tar. Raises as `RemoteFiles.read`."""
+        return super().read(name, offset, size)
+
+    def open_blob(self, name: str, offset: int = 0, state: bytes = b"") -> FileReader:
+        """As `open`, of a tar."""
+        return super().open(name, offset, state)
+
+    def close(self) -> None:
+        """Close connections and files."""
+        if archives := self.__dict__.get("_archives"):
+            archives.close()
+        super().close()
 
     @cached_property
     def companions(self) -> Companions:
         """The things that the registry keeps beside the weights. Raises as `read`."""
         return companions(self._sorted, lambda layer: self.read(layer.digest, 0, layer.size), self.title)
 
-    def _inside(self, name: str) -> _Inside | None:
-        found = self._files.get(name)
-        return found if isinstance(found, _Inside) else None
-
-    def _placed(self) -> dict[str, Descriptor | _Inside]:
-        """Where each file lies, by the names below the folder that all of them lie in. Raises SourceUnavailable."""
-        files: dict[str, Descriptor | _Inside] = {**self._sorted.files}
-        read = super().read
-        self._files = {}
-        for archive, layer in self._sorted.archives.items():
-            for each in members(partial(read, archive), layer.size, self.title):
-                if each.name in files:
-                    raise SourceUnavailable(f"`{self.title}` lists two files `{each.name}`")
-                files[each.name] = _Inside(archive, each.start, each.size)
-        if not any(map(is_weights, files)):
-            raise SourceUnavailable(f"`{self.title}` holds no weights that can be read", "it may be no model")
-        folders = {name.rpartition("/")[0] for name in files}
-        common = min(folders, key=len)
-        inside = bool(common) and all(f"{folder}/".startswith(f"{common}/") for folder in folders)
-        return {name.removeprefix(f"{common}/") if inside else name: place for name, place in files.items()}
+    def _inside(self, name: str) -> Inside | None:
+        archives: Archives | None = self.__dict__.get("_archives")  # while it is made, tars alone are read
+        return archives.inside(name) if archives else None
 
     def _blob(self, name: str) -> Descriptor:
-        found = self._files.get(name) or self._sorted.adapters.get(name) or self._sorted.archives.get(name)
+        archives: Archives | None = self.__dict__.get("_archives")
+        found = archives.files.get(name) if archives else None
+        beside = self._sorted.adapters | self._sorted.drafts | self._sorted.archives
+        found = found or beside.get(name)
         if isinstance(found, Descriptor):
             return found
         for layer in (layer for layers in self._sorted.settings.values() for layer in layers):

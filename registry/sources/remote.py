@@ -17,6 +17,7 @@ from registry.net.fetch import Fetcher
 from registry.net.locate import Remote
 from registry.net.network import Network
 from registry.net.verify import Verified
+from registry.sources.base import FileReader
 
 # The longest file that is fetched whole, in bytes.
 _SMALL = 64 << 20
@@ -59,7 +60,7 @@ class RemoteFiles(ABC):
         self._peeked.setdefault(name, []).append((offset, data))
         return data
 
-    def open(self, name: str, offset: int = 0, state: bytes = b"") -> Verified:
+    def open(self, name: str, offset: int = 0, state: bytes = b"") -> FileReader:
         """The file from `offset` on, in parallel ranges. Raises as `Source.open` says, and AccessDenied."""
         return Verified(self._chunks(name, offset), name, self.size(name), self.digest(name), offset, state)
 

@@ -18,9 +18,11 @@ import msgspec
 
 from registry.errors import AccessDenied, DigestMismatch, ModelNotFound, SourceUnavailable
 from registry.names import Reference
-from registry.sources.base import Companions
+from registry.sources.archive import Archives, Inside
+from registry.sources.base import Companions, FileReader
 from registry.sources.layers import Descriptor, companions, sort
 from registry.sources.local import DeclaredFolder
+from registry.sources.unpacking import Unpacking
 
 _LONGEST_MANIFEST = 4 << 20
 
@@ -32,28 +34,64 @@ class _Manifest(msgspec.Struct):
 class StoredModel(DeclaredFolder):
     """The files of one model. `revision` is the digest of its manifest."""
 
-    def __init__(self, reference: Reference, revision: str = "") -> None:
-        """Raises AccessDenied, ModelNotFound (also for another `revision`), SourceUnavailable."""
+    def __init__(self, reference: Reference, revision: str = "", unpacking: Unpacking | None = None) -> None:
+        """Raises as `OciModel`; ModelNotFound also where the manifest is gone."""
         place = Path(reference.location)
         data = _read(place)
         found = f"sha256:{hashlib.sha256(data).hexdigest()}"
         if revision not in ("", found):
             raise ModelNotFound(f"`{place}` has changed")
         self._sorted = sort(layers_of(data, place), reference.location)
-        if self._sorted.archives:
-            raise SourceUnavailable(f"`{place}` has its files in a tar", "pull it from its registry")
-        files = {name.rpartition("/")[2]: layer for name, layer in self._sorted.files.items()}
-        self._layers = self._sorted.adapters | files
-        super().__init__(place.parents[4] / "blobs", str(place), {n: each.digest for n, each in self._layers.items()})
-        self._listed = list(files)
+        self._layers = self._sorted.adapters | self._sorted.drafts | self._sorted.archives
+        super().__init__(place.parents[4] / "blobs", str(place), {})
         self._names, self.revision = list(self._layers), found
+        self._archives: Archives | None = None
+        self._archives = Archives(self._sorted, self, unpacking)
+        self._layers |= {name: each for name, each in self._archives.files.items() if isinstance(each, Descriptor)}
+        self._names = list(self._layers)
 
     def names(self) -> list[str]:
-        """Names of the files; adapters beside the weights have none here."""
-        return list(self._listed)
+        """Names of the files; adapters and a draft beside the weights have none here."""
+        return list(self._archives.files if self._archives else ())
+
+    def digest(self, name: str) -> str | None:
+        """`sha256:…`; None for a file in a tar, which has none of its own."""
+        return self._layers[name].digest if name in self._layers else None
+
+    def stamp(self, name: str) -> str:
+        """As in `Folder`, for a file in a tar with its place there. Raises SourceUnavailable."""
+        archives, inside = self._inside(name)
+        return archives.stamp(inside) if archives and inside else super().stamp(name)
+
+    def read(self, name: str, offset: int, size: int) -> bytes:
+        """Exactly `size` bytes from `offset`. Raises SourceUnavailable."""
+        archives, inside = self._inside(name)
+        return archives.read(name, inside, offset, size) if archives and inside else super().read(name, offset, size)
+
+    def open(self, name: str, offset: int = 0, state: bytes = b"") -> FileReader:
+        """The file from `offset` on, compared with its digest; one in a tar with that of the tar."""
+        archives, inside = self._inside(name)
+        return archives.open(inside, offset, state) if archives and inside else super().open(name, offset, state)
+
+    def read_blob(self, name: str, offset: int, size: int) -> bytes:
+        """As `read`, of a tar. Raises SourceUnavailable."""
+        return super().read(name, offset, size)
+
+    def open_blob(self, name: str, offset: int = 0, state: bytes = b"") -> FileReader:
+        """As `open`, of a tar."""
+        return super().open(name, offset, state)
+
+    def close(self) -> None:
+        """Close the files."""
+        if self._archives:
+            self._archives.close()
+        super().close()
 
     def size(self, name: str) -> int:
         """Length in bytes. Raises SourceUnavailable, also where the manifest says another one."""
+        archives, inside = self._inside(name)
+        if archives and inside:
+            return inside.size
         size = super().size(name)
         if name in self._layers and size != self._layers[name].size:
             raise SourceUnavailable(f"a blob of `{self.title}` has {size:,} bytes, and its manifest says otherwise")
@@ -67,6 +105,10 @@ class StoredModel(DeclaredFolder):
     def place(self, name: str) -> Path:
         """The path of a blob."""
         return self._path / self._layers[name].digest.replace(":", "-")
+
+    def _inside(self, name: str) -> tuple[Archives | None, Inside | None]:
+        """The tars, and where a file lies in one of them; None for a file by itself."""
+        return self._archives, self._archives.inside(name) if self._archives else None
 
     def _read_setting(self, layer: Descriptor) -> bytes:
         data = _read(self._path / layer.digest.replace(":", "-"))

@@ -50,21 +50,54 @@ async def send(request: web.Request, store: Store, models: list[Model]) -> web.S
     return response
 
 
-async def take(request: web.Request, store: Store, allow: Callable[[Name], None]) -> AsyncGenerator[Line]:
-    """Bring the models of the bundle in the request's body in; the last line names them. Raises as `Import.run`."""
-    feed = BodyStream()
+Make = Callable[[Name, Path], AsyncGenerator[Line]]
+
+
+async def take(request: web.Request, store: Store, allow: Callable[[Name], None], make: Make) -> AsyncGenerator[Line]:
+    """Bring the models of the bundle in the request's body in; the last line names them.
+
+    `make` makes a model of a manifest with its blobs beside it. Raises as `Import.run`, and as `make`.
+    """
+    feed, loop = BodyStream(), asyncio.get_running_loop()
     filling = asyncio.create_task(feed.fill(request))
+    making: list[asyncio.Task[None]] = []
+    leaving = False
+
+    def stop() -> None:
+        nonlocal leaving
+        leaving = True
+        feed.stop()
+        for each in making:
+            each.cancel()
+
+    async def drain(name: Name, place: Path, send: Send) -> None:
+        current = asyncio.current_task()
+        assert current is not None
+        making.append(current)
+        if leaving:
+            raise asyncio.CancelledError
+        async with aclosing(make(name, place)) as lines:
+            async for line in lines:
+                if line["status"] != "success":
+                    send(line)
+
+    def build(name: Name, place: Path, send: Send) -> Model:
+        asyncio.run_coroutine_threadsafe(drain(name, place, send), loop).result()
+        model = store.read(name)
+        if model is None:
+            raise StoreFailed(f"`{name.display}` was removed while it was brought in", "bring it in again")
+        return model
 
     def work(send: Send) -> Line:
         try:
-            models = Import(store, feed, inspect, allow, describe).run(send)
+            models = Import(store, feed, inspect, allow, describe, build).run(send)
         finally:
             feed.stop()
         rows = [{"name": model.name, "digest": model.digest, "size": model.size} for model in models]
         return {"status": "success", "phase": "done", "models": rows}
 
     try:
-        async with aclosing(follow(work, feed.stop)) as lines:
+        async with aclosing(follow(work, stop)) as lines:
             async for line in lines:
                 yield line
     finally:

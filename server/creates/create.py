@@ -168,7 +168,8 @@ class Create:
         own = self._config_blob.get("lm")
         made: dict[str, Any] = {"created": datetime.now(UTC).isoformat(timespec="seconds"), "version": VERSION}
         inherited = own if isinstance(own, dict) else {}
-        before = wish.model.own if wish.model else {"origin": inherited.get("origin"), "source": wish.path}
+        place = wish.path if wish.origin is None else wish.origin
+        before = wish.model.own if wish.model else {"origin": inherited.get("origin"), "source": place}
         made |= {
             "parent": wish.model.name if wish.model else "",
             "origin": before.get("origin") or before.get("source", ""),

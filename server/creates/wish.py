@@ -18,12 +18,14 @@ class CreateWish:
     the weights as they are. `template`, `system`: None leaves them to the model that it is made of, "" takes them away.
     `draft` is the model that drafts for the new one; or `draft_files` are uploaded ones of it, made at `draft_level`.
     `parameters` are checked. `base_source` is the source of the model for which adapters are converted, "" unknown.
+    `origin` says where a `path` comes from, which is the path itself where it is None.
     `marks` are entries of the config that change nothing here: renderer, parser, requires.
     """
 
     name: Name
     model: Model | None = None
     path: str = ""
+    origin: str | None = None
     files: Mapping[str, str] = field(default_factory=dict)
     adapters: Mapping[str, str] = field(default_factory=dict)
     level: str | None = None

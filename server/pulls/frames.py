@@ -90,8 +90,8 @@ class Progress(msgspec.Struct, tag="progress"):
     doing: str = ""
 
 
-class AdapterFile(msgspec.Struct):
-    """An adapter that a puller wrote beside the weights, at its `adapter_path`: SHA-256 (hexadecimal), and bytes."""
+class FileBeside(msgspec.Struct):
+    """A file that a puller wrote beside the weights, an adapter's or a draft model's: SHA-256 (hexadecimal), bytes."""
 
     sha256: str
     size: int
@@ -102,12 +102,17 @@ def adapter_path(folder: Path, number: int) -> Path:
     return folder / f"adapter-{number}"
 
 
+def draft_path(folder: Path) -> Path:
+    """The file of a draft model in a pull's folder."""
+    return folder / "draft"
+
+
 class Done(msgspec.Struct, tag="done"):
     """Puller to daemon, the last frame: the file of `size` bytes is written and synced.
 
     The daemon commits it under `tag`. `config`, `params` and the texts go into the manifest: instructions (`system`), a
     Go template, licences, turns of a conversation. The file is a model's, or an `adapter`'s. `adapters` change the
-    model, and lie beside it. `shared` is the state (`registry/store/sharing.py`) of a file that is
+    model, and lie beside it, as its `draft` does. `shared` is the state (`registry/store/sharing.py`) of a file that is
     another program's too; "" for one of lm's own.
     """
 
@@ -117,7 +122,8 @@ class Done(msgspec.Struct, tag="done"):
     config: dict[str, Any]
     params: dict[str, Any]
     adapter: bool = False
-    adapters: list[AdapterFile] = []
+    adapters: list[FileBeside] = []
+    draft: FileBeside | None = None
     system: str = ""
     template: str = ""
     licenses: list[str] = []

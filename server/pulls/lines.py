@@ -18,7 +18,9 @@ _STATUS = {
     "planning": "planning",
     "writing": "quantizing",
     "copying": "copying",
+    "unpacking": "unpacking",
     "adapters": "copying the adapter",
+    "draft": "copying the draft model",
     "checking": "checking that it works",
     "committing": "writing manifest",
 }

@@ -27,7 +27,7 @@ from server.config import Config
 from server.errors import CheckFailed
 from server.logins import read_logins
 from server.pulls.checking import check_file
-from server.pulls.frames import Done, FromPuller, ModelRequest, Planned, PullTask, adapter_path
+from server.pulls.frames import Done, FromPuller, ModelRequest, Planned, PullTask, adapter_path, draft_path
 from server.pulls.job import Job
 from server.pulls.lines import frame_line, name_at_level, note_line, phase_line
 
@@ -92,6 +92,9 @@ class Pull:
             Staged.file(adapter_path(ingest.folder, number), manifest.ADAPTER, each.sha256, each.size)
             for number, each in enumerate(done.adapters)
         ]
+        if done.draft:
+            file = draft_path(ingest.folder)
+            layers.append(Staged.file(file, manifest.DRAFT, done.draft.sha256, done.draft.size))
         layers += [Staged.json(done.params, manifest.PARAMS)] if done.params else []
         texts = [(done.system, manifest.SYSTEM), (done.template, manifest.TEMPLATE)]
         texts += [(text, manifest.LICENSE) for text in dict.fromkeys(done.licenses)]

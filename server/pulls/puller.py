@@ -24,7 +24,6 @@ import msgspec
 
 from quant.convert.planning import plan_model
 from quant.errors import UnsupportedModel
-from quant.gguf.values import readable
 from quant.plan import ModelPlan
 from quant.stream.copying import FileCopy
 from quant.stream.pipeline import Conversion, bytes_before
@@ -34,16 +33,16 @@ from registry.names import parse
 from registry.net.network import Limiter, Network
 from registry.sources.local import Folder
 from registry.sources.opening import Source, open_source
+from registry.sources.unpacking import Unpacking
 from registry.store.partial import DATA, Checkpoint, Partial, PullFacts
 from registry.store.sharing import state_of
 from registry.words import AUTO
 from runtime.child import Parent
 from runtime.machine.choosing import Chooser, canonical, this_machine
 from runtime.machine.rule import DISK_MARGIN, Wish
-from runtime.units import size_text
 from server.children.child_side import exit_now, run_task
 from server.pulls.adapting import TAG, AdapterPull, adapter_config, adapter_of, check_values
-from server.pulls.beside import check_beside, fetch_beside
+from server.pulls.beside import check_beside, fetch_beside, fetch_draft, say_what_lies_beside
 from server.pulls.compiling import warm
 from server.pulls.frames import Done, Note, Planned, Progress, PullTask
 from server.pulls.provenance import fingerprint, gguf_entries, manifest_config, model_digest, settings, take_template
@@ -122,9 +121,11 @@ class _Attempt:
         self.reference = parse(self.model.source)
         self.machine = this_machine(Path(self.model.cache_folder), lambda text: send(Note(text)))
         self.network = network
-        self.source = self._open(network)
         self.progress = Progress("writing")  # the latest
         self.compiling = ""  # what is compiled, while it is
+        room = self.model.disk_free - DISK_MARGIN
+        self.unpacking = Unpacking(Path(task.folder) / "unpacked", room, self._teller("unpacking"))
+        self.source = self._open(network)
 
     def run(self, loading: threading.Thread) -> Done:
         """Plan, check that the model fits, and write it."""
@@ -140,11 +141,12 @@ class _Attempt:
             place = self._begin(conversion, level, reason)
             resumed, made_of = place.size if place else 0, model_digest(self.source, conversion)
             self.send(Planned(level, reason, self.source.title, plan.source_bytes, conversion.size, resumed, made_of))
-            self._say_what_lies_beside(plan)
+            say_what_lies_beside(self.source, plan, self._note)
             adapters = fetch_beside(self.source, Path(self.task.folder), self._teller("adapters"))
             state = "" if place else self._adopt(conversion)
             self._write(conversion, place)
             sha256, size = self.partial.finish()
+            draft = fetch_draft(self.source, Path(self.task.folder), self._teller("draft"), self._note)
             own: dict[str, Any] = {"reason": reason, "made_of": made_of}
             own |= {"automatic_bytes": Chooser(plan, self.machine).automatic_bytes(self._wish(None))}
             own |= {"pre": self.task.pre} if self.task.pre else {}
@@ -155,6 +157,7 @@ class _Attempt:
             return Done(
                 *(sha256, size, tag, config, params),
                 adapters=adapters,
+                draft=draft,
                 system=beside.system,
                 template=beside.template,
                 licenses=list(beside.licenses),
@@ -183,21 +186,14 @@ class _Attempt:
         return Done(sha256, size, tag or TAG, config, {}, adapter=True)
 
     def _leave_room(self) -> None:
-        """Leave room on the disk for the adapters that come beside the weights."""
-        beside = sum(map(self.source.size, self.source.companions.adapters))
-        self.model = msgspec.structs.replace(self.model, disk_free=self.model.disk_free - beside)
+        """Leave room on the disk for the files that come beside the weights, and for tars that were unpacked."""
+        companions = self.source.companions
+        beside = sum(map(self.source.size, filter(None, (*companions.adapters, companions.draft))))
+        free = self.unpacking.room + DISK_MARGIN - beside
+        self.model = msgspec.structs.replace(self.model, disk_free=free)
 
-    def _say_what_lies_beside(self, plan: ModelPlan) -> None:
-        """Say which parts of a registry's model are left out, under which licence it is, and what has no effect."""
-        beside, dropped = self.source.companions, settings(self.source.companions.params, plan)[1]
-        if beside.left_out:
-            parts = ", ".join(f"{name} ({size_text(size)})" for name, size in beside.left_out)
-            self.send(Note(f"text only: left out is {parts}"))
-        for text in beside.licenses:
-            title = next((line.strip() for line in text.splitlines() if line.strip()), "")
-            self.send(Note(f"licence: {readable(title)[:100]}; `lm show` has its text"))
-        if dropped:
-            self.send(Note(f"settings of the registry that have no effect here: {', '.join(dropped)}"))
+    def _note(self, text: str) -> None:
+        self.send(Note(text))
 
     def _take_template(self, config: dict[str, Any], plan: ModelPlan) -> None:
         """Note a registry's template, and say so where it cannot be used."""
@@ -209,12 +205,12 @@ class _Attempt:
         journal, endpoint = self.partial.journal, self.model.hub.endpoint
         if journal is not None and journal.facts.revision:
             try:
-                return open_source(self.reference, endpoint, network, journal.facts.revision)
+                return open_source(self.reference, endpoint, network, journal.facts.revision, self.unpacking)
             except ModelNotFound as error:
-                source = open_source(self.reference, endpoint, network)
+                source = open_source(self.reference, endpoint, network, unpacking=self.unpacking)
                 self.send(Note(f"{error}: the pull begins anew"))
                 return source
-        return open_source(self.reference, endpoint, network)
+        return open_source(self.reference, endpoint, network, unpacking=self.unpacking)
 
     def _decide(self) -> _Decision:
         """The level and its conversion: the best one where the disk holds it or the store has it already.
@@ -321,7 +317,12 @@ class _Attempt:
         """Whether the model is one file of this machine, as it is."""
         plan = conversion.plan
         whole = isinstance(conversion, FileCopy) and len(plan.shards) == 1 and not plan.translated
-        return whole and isinstance(self.source, Folder) and self.task.sharing != "copy"
+        return (
+            whole
+            and isinstance(self.source, Folder)
+            and self.source.has(plan.shards[0])
+            and self.task.sharing != "copy"
+        )
 
     def _write(self, conversion: Conversion | FileCopy, place: Checkpoint | None) -> None:
         start = Mark(place.tensor, place.row, place.shard, place.offset, place.state) if place else None

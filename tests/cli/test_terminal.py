@@ -118,17 +118,26 @@ def test_a_system_message_of_several_lines(home: Path) -> None:
 
 
 def test_a_chat_is_kept_and_taken_up_again(home: Path) -> None:
-    with Daemon(home, script={"echo": True}):
+    with Daemon(home, script={"echo": True}) as daemon:
         with Terminal(Cli.at(home), "run", "tiny") as terminal:
             steps = [("/set system Be brief", "is set"), ("first words", "first words"), ("/save mine", "`/load mine`")]
             obeyed(terminal, [*steps, ("/save ../up", "Error: `../up` is no name for a chat")])
+            obeyed(terminal, [("/save tiny", "Error: `tiny` is another model")])
+            obeyed(terminal, [("second words", "second words"), ("/save mine", "lm run mine")])
             terminal.wait_for(PROMPT)
+        shown = daemon.post("/api/show", {"model": "mine"}).json
+        assert shown["system"] == "Be brief" and shown["lm"]["parent"].startswith("tiny")
+        assert [turn["content"] for turn in shown["messages"] if turn["role"] == "user"] == [
+            "first words",
+            "second words",
+        ]
+        assert not daemon.post("/api/show", {"model": "tiny"}).json.get("messages")
         with Terminal(Cli.at(home), "run", "tiny") as terminal:
             obeyed(
                 terminal,
                 [
                     ("/load nothing", 'Error: model "nothing" not found, try pulling it first'),
-                    ("/load mine", "`mine` goes on with `tiny`, 2 messages"),
+                    ("/load mine", "`mine` goes on with `tiny`, 4 messages"),
                     ("/show system", "Be brief"),
                     ("/load tiny", "`tiny` is loaded; the conversation begins anew"),
                 ],

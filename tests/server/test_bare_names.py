@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import shutil
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ import pytest
 
 from registry.sources.opening import DEMO
 from tests.daemon import Daemon, environment
-from tests.oci import DOCKER, OLLAMA, Registry, digest
+from tests.oci import DOCKER, MODELPACK, OLLAMA, Registry, digest
 from tests.publishing import make
 from tests.registry.test_oci import tarred
 from tests.registry.test_packages import package
@@ -45,14 +46,17 @@ def notes(daemon: Daemon, name: str) -> list[str]:
     return [line["status"] for line in lines if line["phase"] == "note"]
 
 
-@pytest.mark.parametrize("kind", ["gguf", "safetensors"])
+@pytest.mark.parametrize("kind", ["gguf", "safetensors", "packed"])
 def test_a_model_in_a_tar_of_a_registry_is_pulled(
     daemon: Daemon, registry: Registry, kind: str, tmp_path: Path
 ) -> None:
     files = {f"m/{path.name}": path.read_bytes() for path in DEMO.iterdir() if path.is_file()}
     if kind == "gguf":
         files = {"m/x.gguf": make(tmp_path / "x.gguf", "Q4_K_M").read_bytes()}
-    registry.add(f"me/{kind}", "latest", [(f"{DOCKER}dir.tar", tarred(files))])
+    layer = (f"{DOCKER}dir.tar", tarred(files))
+    if kind == "packed":
+        layer = (f"{MODELPACK}weight.v1.tar+gzip", gzip.compress(tarred(files)))
+    registry.add(f"me/{kind}", "latest", [layer])
     notes(daemon, f"ollama.com/me/{kind}")
     (row,) = [row for row in daemon.listed() if row["name"] == f"ollama.com/me/{kind}:latest"]
     assert row["details"]["parameter_size"] == "5.8M" and not row["problem"]
@@ -60,6 +64,23 @@ def test_a_model_in_a_tar_of_a_registry_is_pulled(
         blobs = {path.name for path in (daemon.home / "store" / "blobs").iterdir()}
         assert digest(files["m/x.gguf"]).replace(":", "-") in blobs
     assert daemon.ask("DELETE", "/api/delete", {"model": row["name"]}).status == 200
+
+
+def test_a_draft_of_a_registry_comes_beside_the_weights_and_an_unfit_one_is_left_out(
+    daemon: Daemon, registry: Registry, tmp_path: Path
+) -> None:
+    weights, draft = (make(tmp_path / f"{level}.gguf", level).read_bytes() for level in ("Q5_1", "Q4_0"))
+    registry.add("me/fast", "latest", [(OLLAMA + "model", weights), (OLLAMA + "draft", draft)])
+    assert not notes(daemon, "ollama.com/me/fast")
+    blob = daemon.home / "store" / "blobs" / digest(draft).replace(":", "-")
+    assert blob.read_bytes() == draft
+    assert notes(daemon, "ollama.com/me/fast") == ["nothing has changed since it was brought in"]
+    registry.add("me/slow", "latest", [(OLLAMA + "model", weights), (OLLAMA + "draft", b"GGUF of another kind")])
+    (note,) = notes(daemon, "ollama.com/me/slow")
+    assert note.startswith("left out is its draft model: ")
+    for name in ("fast", "slow"):
+        assert daemon.ask("DELETE", "/api/delete", {"model": f"ollama.com/me/{name}"}).status == 200
+    assert not blob.exists()
 
 
 def test_a_package_is_found_by_its_bare_name_and_stays_what_that_name_means(daemon: Daemon, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,9 +12,11 @@ from registry.sources.layers import PART
 from registry.store.store import Store
 from tests.cli.support import Cli
 from tests.daemon import Daemon, put_model
-from tests.oci import DOCKER, MODELPACK
-from tests.publishing import make
+from tests.oci import DOCKER, KITOPS, MODELPACK
+from tests.publishing import make, split
+from tests.quant.support import DEMO
 from tests.registry.test_bundles import files, layout, written
+from tests.registry.test_oci import tarred
 from tests.storing import put
 
 
@@ -66,6 +69,45 @@ def test_a_model_in_dockers_form_is_described_as_a_pull_describes_it(
     assert "completion" in shown["capabilities"] and "0.25" in shown["parameters"] and "odd" not in shown["parameters"]
     body = {"model": "h.lan/ai/tale:v1", "prompt": "x", "stream": False}
     assert boxes[1].post("/api/generate", body).status == 200
+
+
+def raw(name: str, data: bytes, kind: str = "weight") -> tuple[str, bytes, dict[str, str]]:
+    return f"{MODELPACK}{kind}.v1.raw", data, {"org.cncf.model.filepath": name}
+
+
+def several(form: str, folder: Path) -> list[tuple[str, bytes] | tuple[str, bytes, dict[str, str]]]:
+    """The layers of the demo as other programs write them in more than one file."""
+    demo = {path.name: path.read_bytes() for path in DEMO.iterdir() if path.is_file()}
+    licence = (f"{DOCKER}license", b"Be free.")
+    if form == "safetensors":
+        return [raw(name, data, "weight" if "safetensors" in name else "weight.config") for name, data in demo.items()]
+    if form == "shards":
+        files = split(make(folder / "x.gguf", "Q4_K_M"), folder / "parts" / "tale.gguf", 20)
+        return [*(raw(path.name, path.read_bytes()) for path in files), licence]
+    tar = tarred({f"m/{name}": data for name, data in demo.items()})
+    return [(f"{KITOPS}model.v1.tar+gzip", gzip.compress(tar)), licence]
+
+
+@pytest.mark.parametrize("form", ["safetensors", "shards", "packed"])
+def test_a_model_of_several_files_goes_through_the_pass(
+    boxes: tuple[Daemon, Daemon], tmp_path: Path, form: str
+) -> None:
+    name = f"h.lan/ai/{form}:v1"
+    lines = boxes[1].ask("POST", "/lm/import", layout(name, several(form, tmp_path))).lines
+    assert [model["name"] for model in lines[-1].get("models", ())] == [name], lines[-1]
+    shown = boxes[1].post("/api/show", {"model": name}).json
+    assert shown["details"]["parameter_size"] == "5.8M" and "tmp" not in str(shown["lm"]), shown["lm"]
+    assert (shown["license"] == "Be free.") == (form != "safetensors")
+    body = {"model": name, "prompt": "x", "stream": False}
+    assert boxes[1].post("/api/generate", body).status == 200
+    assert not list((boxes[1].home / "store" / "ingest").iterdir())
+
+
+def test_one_that_the_pass_refuses_lists_nothing_of_its_bundle(boxes: tuple[Daemon, Daemon]) -> None:
+    wrong = layout("h.lan/ai/wrong:v1", [raw("config.json", b"{}", "weight.config"), raw("model.safetensors", b"x")])
+    last = boxes[1].ask("POST", "/lm/import", wrong).lines[-1]
+    assert "error" in last and "h.lan/ai/wrong" not in str(boxes[1].listed())
+    assert not list((boxes[1].home / "store" / "ingest").iterdir())
 
 
 def test_a_file_of_weights_that_is_none_is_not_listed(boxes: tuple[Daemon, Daemon], tmp_path: Path) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from pathlib import Path
+from typing import Any
 
 import msgspec
 from aiohttp import web
@@ -14,6 +17,7 @@ from server.api.fields import KnownFields
 from server.api.request import LOG_NOTE, read, visible_model
 from server.api.streaming import stream_lines
 from server.carrying import bundles
+from server.creates.wish import CreateWish
 from server.errors import BadBody
 from server.services import SERVICES
 
@@ -46,7 +50,10 @@ async def imported(request: web.Request) -> web.StreamResponse:
     def allow(name: Name) -> None:
         caller.require_listed(name.display, [])
 
-    async with aclosing(bundles.take(request, services.library.store, allow)) as lines:
+    def make(name: Name, place: Path) -> AsyncGenerator[dict[str, Any]]:
+        return services.creates.lines(CreateWish(name=name, path=str(place), origin=""))
+
+    async with aclosing(bundles.take(request, services.library.store, allow, make)) as lines:
         response = await stream_lines(request, lines)
     await services.library.collect(services.pool.open_blobs())  # of models that were replaced
     await services.pool.retire()
