@@ -35,6 +35,7 @@ COMMANDS = {
     "stop": "Pause pulls, unload models, or end the daemon",
     "launch": "Start a coding agent (claude, codex, opencode) with a model that is here",
     "key": "Make, list and revoke keys: who may do what with this daemon",
+    "audit": "Show and check the record of who did what",
     "config": "Show and change settings, and say where each comes from",
     "serve": "Run the daemon in the foreground",
     "logs": "Show the daemon's log",

@@ -6,6 +6,7 @@ cancelled when its client leaves (`handler_cancellation`), so that an abandoned 
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import secrets
 import time
@@ -20,12 +21,15 @@ from aiohttp import web
 from runtime.defaults import MAX_BODY
 from server.access.callers import CALLER
 from server.access.gate import GATE, Gate
+from server.access.peers import peer_of
+from server.access.trail import ACTOR, RECORDER, TRAIL, Trail, actor_of, leave
 from server.api.anthropic.models import VERSION_HEADER
 from server.api.lm import daemon, openapi, watching
 from server.api.openai.batches.store import BATCHES, BatchStore
 from server.api.openai.files.store import FILES, FileStore
 from server.api.openai.responses.store import RESPONSES, ResponseStore
 from server.api.request import FAILED, LOG_NOTE, warning_of
+from server.audit.recorder import Recorder
 from server.errors import NotFound, WrongMethod
 from server.http import wire
 from server.http.problems import Dialect, Problem
@@ -73,11 +77,12 @@ _ABSENT = (
 _ALLOWED_METHODS = "GET, HEAD, POST, DELETE, OPTIONS"
 
 
-def build(services: Services, gate: Gate, stop: Callable[[], None]) -> web.Application:
+def build(services: Services, gate: Gate, recorder: Recorder, stop: Callable[[], None]) -> web.Application:
     """The application; `stop` begins the daemon's end."""
     app = web.Application(middlewares=[record, explain, admit], client_max_size=MAX_BODY)
     app[SERVICES] = services
     app[GATE] = gate
+    app[RECORDER] = recorder
     app[daemon.STOP] = stop
     app[openapi.DOCUMENT] = cache(partial(document, ROUTES))
     app[RESPONSES] = ResponseStore()
@@ -107,7 +112,9 @@ async def _stop_watching(app: web.Application) -> None:
 
 
 async def _enter(route: Route, request: web.Request) -> web.StreamResponse:
-    """Call the handler of a route for a caller who may use it."""
+    """Call the handler of a route for a caller who may use it; an act needs room for its entry in the audit log."""
+    if route.act and request.get(CALLER) is not None:
+        await request.app[RECORDER].require_room(route.act)
     return await request.app[GATE].enter(request, route.role, route.handler)
 
 
@@ -150,6 +157,7 @@ async def record(request: web.Request, handler: Handler) -> web.StreamResponse:
     request_id = header if header.isalnum() and len(header) <= 64 else secrets.token_hex(6)
     request["id"] = request_id
     request[LOG_NOTE] = ""
+    request[TRAIL] = Trail()
     start = time.perf_counter()
     status = "gone"
     try:
@@ -165,6 +173,7 @@ async def record(request: web.Request, handler: Handler) -> web.StreamResponse:
         # A name or path with a line break in it must not look like a line of its own.
         level = logging.DEBUG if request.path in _PROBES else logging.INFO
         log.log(level, "%s [%s]", line.encode("unicode_escape").decode(), request_id)
+        await asyncio.shield(leave(request, status, request[LOG_NOTE]))
 
 
 @web.middleware
@@ -180,6 +189,7 @@ async def explain(request: web.Request, handler: Handler) -> web.StreamResponse:
         problem = _for_caller(request, Problem.of(error))
         if asked := request.get(ASKED):
             asked.code = problem.code
+        request[TRAIL].code = problem.code
         if problem.code == "internal":
             log.exception("request %s failed", request["id"])
         stream = request.get(STREAM)
@@ -227,8 +237,11 @@ async def _label(request: web.Request, response: web.StreamResponse) -> None:
 async def admit(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Refuse requests that break the access rules, and answer the preflight requests of browsers."""
     route = _asked_for(request)
+    if route is not None:
+        request[TRAIL].act = route.act
     changes, tells_nothing = (route.changes, route.role == "open") if route is not None else (False, False)
     request.app[GATE].identify(request, changes=changes, tells_nothing=tells_nothing)
+    ACTOR.set(actor_of(request.get(CALLER), peer_of(request).name))
     if request.method == "OPTIONS":
         allowed = {
             "Access-Control-Allow-Methods": _ALLOWED_METHODS,

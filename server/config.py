@@ -18,7 +18,7 @@ from typing import Any
 from registry.net.hub import OLLAMA_URL, Hub
 from runtime.defaults import CACHE_TYPE, GAP, SEQUENCES
 from server.settings import LASTING, SETTINGS, first, place, read_toml
-from server.values import DEFAULT_HOST, FOREVER, HTTPS, Role, address, listening, socket_path
+from server.values import DEFAULT_HOST, FOREVER, HTTPS, Extent, Role, address, listening, socket_path
 
 VERSION = "0.1.0"
 # The version of Ollama whose HTTP API we answer: clients refuse a server that is older than they need.
@@ -36,7 +36,7 @@ class Config:
     end. `gap` is how many times as long as usual a step may take while prompts are read (`runtime/engine/pace.py`).
     `offline`: no other machine is asked. `sandbox`: a worker gives up what it does not need (`runtime/confinement.py`).
     With `speculation` tokens are drafted where that pays (`runtime/engine/speculation.py`). `model_aliases` are entries
-    `PATTERN=NAME`.
+    `PATTERN=NAME`. Full files of the audit log go after `audit_keep` seconds, `FOREVER` for never.
     """
 
     home: Path
@@ -58,6 +58,9 @@ class Config:
     tls_ca: Path | None = None
     socket_group: str = ""
     socket_role: Role = "infer"
+    audit: Extent = "all"
+    audit_text: bool = False
+    audit_keep: float = 365 * 86400.0
     api_key: str = ""
     no_auth: bool = False
     hf_endpoint: str = "https://huggingface.co"
@@ -164,6 +167,11 @@ class Config:
         """Folders in which other programs keep models: Ollama's store, Hugging Face's cache, LM Studio's folder."""
         found = (self.ollama_models, self.hf_home / "hub", self.lm_studio)
         return (found[0].expanduser(), found[1].expanduser(), found[2].expanduser())
+
+    @property
+    def audit_folder(self) -> Path:
+        """The audit log."""
+        return self.home / "audit"
 
     @property
     def cache(self) -> Path:

@@ -19,6 +19,7 @@ from functools import partial
 from aiohttp import web
 
 from registry.errors import DiskFull, StoreFailed, StoreLocked
+from registry.store.catalog import Model
 from registry.store.fsops import plainly
 from registry.store.store import Store
 from runtime.machine.hardware import detect
@@ -26,11 +27,17 @@ from runtime.small_files import replace_file
 from server import app
 from server.access.connections import HEADER_SECONDS, Connections
 from server.access.gate import Gate
+from server.access.trail import ACTOR
 from server.api.openai.batches.runner import BatchRunner
 from server.api.openai.batches.store import BATCHES
 from server.api.openai.files.store import FILES
+from server.audit.line import AuditEvent
+from server.audit.log import audit_log
+from server.audit.recorder import Recorder
 from server.config import VERSION, Config, host_variable, service_manager
 from server.creates.create import Creates
+from server.doctor.frames import OK
+from server.doctor.governance import governance
 from server.errors import StartFailed
 from server.inward import Inward
 from server.library import Library
@@ -90,9 +97,11 @@ async def _listening(
     # Admission needs memory and processors only: the probe of the bandwidth is left out.
     pool = Pool(config, library, partial(detect, bandwidth=1.0), runtime)
     jobs = Jobs(config, library, pool.open_blobs, pool.retire, check=runtime.name == "llama")
+    recorder = await asyncio.to_thread(_recorder, config)
+    store.observe, pool.observe = partial(_listed, recorder), partial(_loaded, recorder)
     creates = Creates(config, library, pool.open_blobs, pool.retire, check=runtime.name == "llama")
     services = Services(config, library, pool, jobs, creates)
-    application = app.build(services, gate, stop.set)
+    application = app.build(services, gate, recorder, stop.set)
     runner = web.AppRunner(
         application,
         access_log=None,
@@ -109,6 +118,7 @@ async def _listening(
     working = asyncio.create_task(batches.run())
     resuming = asyncio.create_task(services.jobs.resume())
     watching = asyncio.create_task(gate.watch())
+    writing = asyncio.create_task(recorder.keep_writing())
     try:
         yield
     finally:
@@ -118,8 +128,31 @@ async def _listening(
         await asyncio.gather(services.jobs.stop(), services.pool.drain(DRAIN_SECONDS))
         await runner.cleanup()
         watching.cancel()
-        await asyncio.wait([watching])
+        writing.cancel()
+        await asyncio.wait([watching, writing])
         await gate.save()
+        await recorder.stop()
+
+
+def _listed(recorder: Recorder, action: str, model: Model) -> None:
+    """Record that a model came into the store's list, or left it, in the name of whoever asked for that."""
+    source = str(model.own.get("source", ""))
+    more = {"digest": model.digest, "blob": model.blob_digest} | ({"source": source} if source else {})
+    recorder.act_now(AuditEvent(ACTOR.get(), action, model.name, more=more))
+
+
+def _recorder(config: Config) -> Recorder:
+    """The recorder of this daemon, whose start is recorded; the log is told what is wrong with rules and records."""
+    recorder = Recorder(audit_log(config), config.audit, text=config.audit_text)
+    for finding in governance(config):
+        if finding.state != OK:
+            log.warning("%s: %s (%s)", finding.check, finding.found, finding.hint)
+    recorder.start(config.lasting, VERSION)
+    return recorder
+
+
+def _loaded(recorder: Recorder, model: Model, context: int) -> None:
+    recorder.noted(AuditEvent(ACTOR.get(), "load", model.name, more={"digest": model.blob_digest, "context": context}))
 
 
 def _check_exposure(config: Config, gate: Gate) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 from runtime.defaults import CACHE_TYPES, CONTEXT_RANGE, SEQUENCES_RANGE
 from server.values import (
     aliases,
+    audit_extent,
     cache_type,
     duration,
     factor,
@@ -89,6 +90,9 @@ SETTINGS: dict[str, Setting] = {
     "tls_ca": Setting(file_path, "a file of certificates in PEM", ("LM_TLS_CA",)),
     "socket_group": Setting(plain_text, "a group of this machine", ("LM_SOCKET_GROUP",)),
     "socket_role": Setting(role_name, "`infer`, `operator` or `admin`", ("LM_SOCKET_ROLE",)),
+    "audit": Setting(audit_extent, "`all`, `acts` or `off`", ("LM_AUDIT",)),
+    "audit_text": Setting(flag, "true or false", ("LM_AUDIT_TEXT",)),
+    "audit_keep": Setting(duration, "a duration such as `365d`, or -1 for ever", ("LM_AUDIT_KEEP",)),
     "api_key": Setting(plain_text, "a text", ("LM_API_KEY",)),
     "no_auth": Setting(flag, "true or false", ("LM_NO_AUTH",)),
     "hf_endpoint": Setting(http_url, "an http(s) URL", ("HF_ENDPOINT",)),
@@ -121,6 +125,9 @@ LASTING = (
     "origins",
     "socket_group",
     "socket_role",
+    "audit",
+    "audit_text",
+    "audit_keep",
     "no_auth",
     "proxy",
     "no_proxy",

@@ -21,6 +21,8 @@ HTTPS = "https://"
 _LONGEST_SOCKET = 100
 # Who may do what: ask models; bring them in and remove them too; everything.
 Role = Literal["infer", "operator", "admin"]
+# How much the audit log has: all, nothing about answers, nothing.
+Extent = Literal["all", "acts", "off"]
 
 _UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _DURATION = re.compile(r"(?:[0-9]{1,9}(?:\.[0-9]{1,9})?(?:ns|us|µs|ms|s|m|h|d))+")
@@ -52,6 +54,14 @@ def duration(value: object) -> float:
     else:
         raise ValueError("not a duration")
     return FOREVER if negative or seconds >= _AGES else seconds
+
+
+def audit_extent(value: object) -> str:
+    """How much the audit log has, in upper case or lower. Raises ValueError."""
+    text = str(value).strip().lower()
+    if text not in get_args(Extent):
+        raise ValueError("no extent of the audit log")
+    return text
 
 
 def cache_type(value: object) -> str:

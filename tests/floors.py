@@ -56,6 +56,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("server.settings",),
         ("server.config", "server.settings_file"),
         ("server.errors", "server.keys"),
+        ("server.audit",),
         ("server.http", "server.children", "server.library", "server.logins"),
         ("server.access", "server.loaded", "server.doctor", "server.verify"),
         ("server.pulls", "server.watching"),

@@ -33,6 +33,7 @@ RUNS = {
     "requests": Run(
         8, "five thousand random requests by the schemas of all routes: no failure, answers as they are told"
     ),
+    "audit": Run(1, "a hundred writers of the audit log killed in mid write: the chain holds, one torn line at most"),
     "pulls": Run(8, "a hundred pulls and downloads killed or from a bad network: the same bytes or an error"),
 }
 

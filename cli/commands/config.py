@@ -10,6 +10,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from cli import console, daemon
+from cli.auditing import auditing
 from cli.client import settings
 from cli.errors import Failure
 from server.config import Config
@@ -95,7 +96,9 @@ def _change(name: str, text: str | None) -> None:
     config = _settings_for_change()
     try:
         had = name in _table(config)
-        value = change(config.config_file, name, text)
+        with auditing(config, "config.set" if text is not None else "config.unset") as note:
+            value = change(config.config_file, name, text)
+            note(name, {} if name in SECRETS or text is None else {"value": _text(value)})
     except BadSetting as error:
         raise Failure(str(error), error.hint, error.code) from None
     if text is None and not had:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import click
 
 from cli import console
+from cli.auditing import auditing
 from cli.client import settings
 from cli.daemon import other_home
 from cli.errors import Failure
@@ -93,7 +94,7 @@ def create(role: Role, name: str, models: str | None, expires: float | None, as_
     secret, key = new_key(role, name=name, models=names, **limits)
     if expires not in (None, FOREVER):
         key = replace(key, expires=key.created + (expires or 0.0))
-    _change(lambda keys: [*keys, key])
+    _change(lambda keys: [*keys, key], "key.create", lambda: [key])
     _show_new(secret, key, as_json)
 
 
@@ -138,7 +139,7 @@ def revoke(names: tuple[str, ...]) -> None:
         ended.extend(key for key in keys if key.id in meant and not key.revoked)
         return [replace(key, revoked=now) if key.id in meant and not key.revoked else key for key in keys]
 
-    _change(revoked)
+    _change(revoked, "key.revoke", lambda: ended)
     for key in ended:
         console.note(f"revoked {_called(key)}")
     if not ended:
@@ -167,7 +168,7 @@ def rotate(name: str, grace: float, as_json: bool) -> None:
         ends = [moment for moment in (old.expires, end) if moment is not None]
         return [replace(key, expires=min(ends, default=None)) if key is old else key for key in keys] + [new]
 
-    _change(rotated)
+    _change(rotated, "key.rotate", lambda: [made[0][1]])
     _show_new(*made[0], as_json)
     if not as_json:
         console.note("the old one is valid no more" if grace == 0 else f"the old one ends in {console.span(grace)}")
@@ -186,12 +187,19 @@ def _path() -> Path:
     return key_file(settings())
 
 
-def _change(change: Callable[[list[ApiKey]], list[ApiKey]]) -> None:
+def _change(
+    change: Callable[[list[ApiKey]], list[ApiKey]], action: str, changed: Callable[[], Iterable[ApiKey]]
+) -> None:
+    """Change the file of keys, with an entry in the audit log for each key that was `changed`. Raises Failure."""
     path = _path()
-    try:
-        change_keys(path, change)
-    except BadSetting as error:
-        raise Failure(str(error), error.hint, error.code) from None
+    with auditing(settings(), action) as note:
+        try:
+            change_keys(path, change)
+        except BadSetting as error:
+            raise Failure(str(error), error.hint, error.code) from None
+        for key in changed():
+            more = {"role": key.role, "owner": key.owner, "expires": key.expires, "models": list(key.models)}
+            note(_called(key), {name: value for name, value in more.items() if value})
     if url := other_home(settings()):
         console.note(
             f"warning: the daemon at {url} has another home than `{path.parent}`, and does not read these keys; run "

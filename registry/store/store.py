@@ -26,7 +26,7 @@ import os
 import shutil
 import threading
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,10 @@ from registry.store.partial import read_journal, resumable
 log = logging.getLogger("lm.store")
 
 
+def _nobody(action: str, model: Model) -> None:
+    """Whoever wants to know sets another function."""
+
+
 class Store(Finder):
     """The models of one folder, owned by this process until `close`: found, and changed. Several threads may use it."""
 
@@ -58,6 +62,8 @@ class Store(Finder):
         self._busy: set[Path] = set()
         self._held: Counter[str] = Counter()
         self.leases = Leases()
+        self.observe: Callable[[str, Model], None] = _nobody
+        """Called with `model.add` or `model.remove` and the model, when the list has changed; from any thread."""
 
     @classmethod
     def open(cls, root: Path) -> Store:
@@ -277,6 +283,7 @@ class Store(Finder):
             # A model that comes in again under this name later is neither pinned nor chosen.
             notes.remove_tag(self.choices, self.choice_path(model.key), model.key)
             notes.remove_tag(self.pins, self.pin_path(model.key), model.key)
+        self.observe("model.remove", model)
 
     def collect(self, in_use: Collection[str]) -> int:
         """Remove the blobs that no manifest lists and that are not `in_use` (digests); the number of bytes freed.
@@ -320,6 +327,7 @@ class Store(Finder):
         model = self.read(name)
         if model is None:
             raise StoreDamaged(f"`{name.display}` was removed while it was committed", "pull again")
+        self.observe("model.add", model)
         return model
 
     def _choose(self, name: Name) -> None:

@@ -19,6 +19,7 @@ from runtime.errors import BadRequest, PromptTooLong
 from runtime.messages import Submit
 from server.access.callers import caller_of
 from server.access.gate import GATE
+from server.access.trail import RECORDER, TRAIL
 from server.api.fields import KnownFields, passed_over, passed_within, refuse_field, warning
 from server.errors import BadBody, ChildError, Unsupported
 from server.http.bodies import read_body
@@ -68,6 +69,8 @@ async def read(request: web.Request, shape: type[Shape], known: KnownFields) -> 
     Raises Unsupported, and as `read_body`.
     """
     body = await read_body(request, shape)
+    if request.app[RECORDER].text:
+        request[TRAIL].request = msgspec.json.encode(body.given).decode()
     pass_over(request, [*passed_over(body.given, shape, known), *passed_within(body.unknown, known)])
     value: Shape = body.value
     return value
@@ -121,12 +124,12 @@ async def find_model(request: web.Request, name: str | None, able: str = "") -> 
     """
     request.app[ACTIVITY].begin(request, caller_of(request), name or "")
     if not name:
-        model = await only_model(request, able)
+        model = request[TRAIL].model = await only_model(request, able)
         request[LOG_NOTE] = model.name
     else:
         request[LOG_NOTE] = name
         try:
-            model = await visible_model(request, name)
+            model = request[TRAIL].model = await visible_model(request, name)
         except (ModelNotFound, BadName) as error:
             error.field = "model"
             raise
@@ -190,6 +193,7 @@ async def _resolved(services: Services, name: str) -> Model:
 
 def spend(request: web.Request, tokens: int, answered: int = 0) -> None:
     """Count tokens, read or written, against the quota of the caller's key; N of them are `answered`."""
+    request[TRAIL].tokens += tokens
     if asked := request.get(ASKED):
         asked.prompt_tokens += tokens - answered
         asked.answer_tokens += answered

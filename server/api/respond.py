@@ -20,6 +20,7 @@ from aiohttp import web
 
 from registry.store.catalog import Model
 from runtime.messages import CallDelta, Delta, Finished, Started, Submit
+from server.access.trail import RECORDER, TRAIL, answer_event
 from server.api.request import FAILED, LOG_NOTE, InUse, in_use, prompt_from, spend
 from server.errors import INTERNAL
 from server.http.problems import Dialect, Problem
@@ -140,9 +141,12 @@ async def unattended(request: web.Request, generation: Generation, writer: Answe
     with prompt_from(writer.prompt_field):
         async with _in_use(request, generation) as model:
             frames = _spending(request, _frames(model, generation.submits, usage), usage)
-            async with aclosing(_objects(writer, model, frames, usage)) as objects:
-                async for each in objects:
-                    yield each
+            try:
+                async with aclosing(_objects(writer, model, frames, usage)) as objects:
+                    async for each in objects:
+                        yield each
+            finally:
+                request.app[RECORDER].answered(answer_event(request, "200" if usage.complete else "gone"))
 
 
 def _in_use(request: web.Request, generation: Generation) -> AbstractAsyncContextManager[InUse]:
@@ -263,6 +267,8 @@ async def _spending(request: web.Request, frames: Frames, usage: Usage) -> Frame
                 asked.cached_tokens = usage.cached
                 if isinstance(frame, Delta | CallDelta):
                     asked.text_came()
+            if isinstance(frame, Delta) and request.app[RECORDER].text:
+                request[TRAIL].answer.append(frame.text)
             yield index, frame
 
 

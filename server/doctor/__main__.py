@@ -14,6 +14,7 @@ from server.doctor.bounds import bounds
 from server.doctor.exposure import exposure
 from server.doctor.findings import examine, unreadable
 from server.doctor.frames import FAIL
+from server.doctor.governance import governance
 from server.doctor.observations import observe
 from server.settings import BadSetting
 
@@ -25,7 +26,7 @@ def main() -> int:
     except BadSetting as error:
         findings = [unreadable(error)]
     else:
-        findings = [*examine(config, observe(config)), *exposure(config), *bounds(config)]
+        findings = [*examine(config, observe(config)), *exposure(config), *governance(config), *bounds(config)]
     print(msgspec.json.encode(findings).decode())
     return int(any(finding.state == FAIL for finding in findings))
 

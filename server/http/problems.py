@@ -15,6 +15,7 @@ from quant import errors as quant
 from registry import errors as registry
 from runtime import errors as runtime
 from server import errors as server
+from server.audit.log import AuditFailed
 from server.errors import INTERNAL, PUBLIC_ERRORS
 from server.keys.file import BadKeyFile
 from server.settings import BadSetting
@@ -66,6 +67,7 @@ _STATUS_OF: dict[type[_Coded], int] = {
     registry.StoreLocked: 503,
     registry.StoreDamaged: 500,
     registry.StoreFailed: 500,
+    AuditFailed: 507,
     quant.QuantError: 500,
     quant.MalformedFile: 400,
     quant.UnsupportedModel: 400,

@@ -42,6 +42,10 @@ class Runtime:
     script: dict[str, Any] = field(default_factory=dict)
 
 
+def _nobody(model: Model, context: int) -> None:
+    """Whoever wants to know sets another function."""
+
+
 class Pool:
     """The loaded models. `hardware` measures the machine anew at each call."""
 
@@ -58,6 +62,8 @@ class Pool:
         self._stopping = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._tallies: dict[str, Tally] = {}  # by the model's name
+        self.observe: Callable[[Model, int], None] = _nobody
+        """Called with a model and its context in tokens when a worker for it has been started."""
         self._watch = asyncio.create_task(self._watch_workers())
 
     @asynccontextmanager
@@ -278,6 +284,7 @@ class Pool:
             draft=wish.draft,
         )
         slot.worker = worker = await started
+        self.observe(model, placement.context)
         worker.ready.add_done_callback(lambda _: self._admission.notify())
         worker.reader.add_done_callback(lambda _: self._ended(slot, worker))
         return worker

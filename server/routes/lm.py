@@ -59,6 +59,7 @@ ROUTES = [
         "pause pulls and unload models: of a name, at all levels, or of `all`",
         changes=True,
         body=pulls.StopBody,
+        act="stop",
     ),
     Route(
         "POST",
@@ -68,6 +69,7 @@ ROUTES = [
         "which level a bare name means: pin one, or ask",
         changes=True,
         body=ModelBody,
+        act="default",
     ),
     Route(
         "POST",
@@ -77,9 +79,17 @@ ROUTES = [
         "keep a login at a registry, once it has taken it",
         changes=True,
         body=login.LoginBody,
+        act="login",
     ),
     Route(
-        "POST", "/lm/logout", "admin", login.logout, "forget a login at a registry", changes=True, body=login.LoginBody
+        "POST",
+        "/lm/logout",
+        "admin",
+        login.logout,
+        "forget a login at a registry",
+        changes=True,
+        body=login.LoginBody,
+        act="logout",
     ),
     Route("GET", "/lm/found", "operator", found.found, "models of other programs on this machine"),
     Route("GET", "/lm/partials", "operator", pulls.partials, "pulls that are under way or paused"),
@@ -102,6 +112,7 @@ ROUTES = [
         "remove what nothing needs; with `dry_run` say what that is, with `paused` take paused pulls along",
         changes=True,
         body=care.PruneBody,
+        act="prune",
     ),
     Route(
         "POST",
@@ -111,6 +122,7 @@ ROUTES = [
         "`models` as a bundle, an OCI image layout in a tar",
         body=bundles.ExportBody,
         media=(MEDIA_TYPE,),
+        act="export",
     ),
     Route(
         "POST",
@@ -121,6 +133,7 @@ ROUTES = [
         changes=True,
         body=BYTES,
         media=LINES,
+        act="import",
     ),
     Route(
         "POST",
@@ -131,6 +144,7 @@ ROUTES = [
         changes=True,
         body=sync.SyncBody,
         media=LINES,
+        act="sync",
     ),
     Route(
         "POST",
@@ -141,6 +155,7 @@ ROUTES = [
         changes=True,
         body=sync.PublishBody,
         media=LINES,
+        act="publish",
     ),
     Route("GET", "/v2", "operator", serving.version, "whether models can be fetched from here, as from a registry"),
     Route(
@@ -181,5 +196,13 @@ ROUTES = [
     ),
     Route("GET", "/openapi.json", "infer", openapi.openapi, "this table with all bodies, as OpenAPI 3.1"),
     Route("GET", "/v1/health", "open", daemon.health, "as `/health`"),
-    Route("POST", "/lm/shutdown", "admin", daemon.shutdown, "end the daemon, from this machine only", changes=True),
+    Route(
+        "POST",
+        "/lm/shutdown",
+        "admin",
+        daemon.shutdown,
+        "end the daemon, from this machine only",
+        changes=True,
+        act="shutdown",
+    ),
 ]

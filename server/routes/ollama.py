@@ -43,6 +43,7 @@ ROUTES = [
         changes=True,
         body=models.PullBody,
         media=LINES,
+        act="pull",
     ),
     Route(
         "POST",
@@ -53,6 +54,7 @@ ROUTES = [
         changes=True,
         body=pushing.PushBody,
         media=LINES,
+        act="push",
     ),
     Route(
         "DELETE",
@@ -62,6 +64,7 @@ ROUTES = [
         "remove a model, and end its pull; a bare name with several levels needs `all`; `partial` leaves the model",
         changes=True,
         body=models.DeleteBody,
+        act="remove",
     ),
     Route(
         "POST",
@@ -73,6 +76,7 @@ ROUTES = [
         changes=True,
         body=creates.CreateBody,
         media=LINES,
+        act="create",
     ),
     Route(
         "POST",
@@ -82,6 +86,7 @@ ROUTES = [
         "give a model a further name",
         changes=True,
         body=creates.CopyBody,
+        act="copy",
     ),
     Route(
         "HEAD",
@@ -98,6 +103,7 @@ ROUTES = [
         blobs.upload,
         "send a file from which a model will be made; it stays for an hour",
         changes=True,
+        act="upload",
         body=BYTES,
     ),
     Route(

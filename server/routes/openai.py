@@ -22,7 +22,15 @@ ROUTES = [
     ),
     Route("GET", "/models", "infer", models.models, "as `/v1/models`"),
     Route("GET", "/v1/models/{id:.+}", "infer", anthropic.model(models.model), "one of these models"),
-    Route("DELETE", "/v1/models/{id:.+}", "operator", models.delete, "remove a model, and end its pull", changes=True),
+    Route(
+        "DELETE",
+        "/v1/models/{id:.+}",
+        "operator",
+        models.delete,
+        "remove a model, and end its pull",
+        changes=True,
+        act="remove",
+    ),
     Route(
         "POST",
         "/v1/chat/completions",

@@ -28,5 +28,7 @@ class Route(NamedTuple):
     """Whether it changes what is here: pages of other origins may not call it."""
     body: type[msgspec.Struct] | str | None = None
     """The fields of its JSON body, or the media type of another one; None where it takes none."""
+    act: str = ""
+    """The word for it in the audit log, where it is an administrative act; "" where it is none."""
     media: tuple[str, ...] = ("application/json",)
     """The media types of its answers."""

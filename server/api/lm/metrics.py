@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from aiohttp import web
 
 from server.access.callers import caller_of
+from server.access.trail import RECORDER
+from server.audit.recorder import AuditCounts
 from server.config import VERSION
 from server.loaded.tally import Histogram, Tally
 from server.loaded.worker import Worker
@@ -139,6 +141,8 @@ class Shelf:
 
     tallies: list[Tally]
     loaded: list[Worker]
+    audit: AuditCounts | None
+    """Counters of the audit log, None for a caller who sees some models only, or without a log."""
 
     def collect(self) -> Iterator[Metric]:
         """The metrics, name by name."""
@@ -156,6 +160,8 @@ class Shelf:
             for worker in self.loaded:
                 gauge.add_metric([worker.model.name], value(worker))
             yield gauge
+        if self.audit is not None:
+            yield from _audit(self.audit)
         info = GaugeMetricFamily("lm_build_info", "The version that runs", labels=["version"])
         info.add_metric([VERSION], 1)
         yield info
@@ -197,6 +203,14 @@ class Shelf:
         yield theirs
 
 
+def _audit(counts: AuditCounts) -> Iterator[Metric]:
+    from prometheus_client.core import CounterMetricFamily
+
+    yield CounterMetricFamily("lm_audit_lines", "Lines written into the audit log", value=counts.written)
+    yield CounterMetricFamily("lm_audit_lost", "Entries that did not get into the audit log", value=counts.lost)
+    yield CounterMetricFamily("lm_audit_refused", "Acts refused because they would lack an entry", value=counts.refused)
+
+
 def _context(worker: Worker) -> float:
     return worker.context
 
@@ -211,10 +225,12 @@ def _label(name: str) -> str:
 
 async def metrics(request: web.Request) -> web.Response:
     """`GET /metrics`: the counters of the models that the caller may see, in Prometheus' text form or OpenMetrics'."""
-    pool, sees = request.app[SERVICES].pool, caller_of(request).sees
+    pool, caller, recorder = request.app[SERVICES].pool, caller_of(request), request.app[RECORDER]
+    sees = caller.sees
     tallies = [tally for tally in pool.tallies() if sees(tally.model)]
     loaded = [worker for worker, _ in pool.loaded() if sees(worker.model)]
-    body, media = await asyncio.to_thread(_written, Shelf(tallies, loaded), request.headers.get("Accept", ""))
+    shelf = Shelf(tallies, loaded, recorder.counts if recorder.on and not caller.limited else None)
+    body, media = await asyncio.to_thread(_written, shelf, request.headers.get("Accept", ""))
     return web.Response(body=body, headers={"Content-Type": media})
 
 
