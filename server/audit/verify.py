@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from server.audit.files import CURRENT, all_files, first_line, last_lines, lines_of
-from server.audit.line import GENESIS, NOTHING, Head, ChainLink, link_of
+from server.audit.line import GENESIS, NOTHING, ChainLink, Head, link_of
 from server.audit.line import now as clocks
 
 # Seconds by which the wall clock may differ from the time that passed.

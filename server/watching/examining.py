@@ -59,5 +59,6 @@ class Examiner:
     def _exposure(self) -> list[Finding]:
         from server.doctor.bounds import bounds  # what judges the machine is not needed before the first question
         from server.doctor.exposure import exposure
+        from server.doctor.governance import governance
 
-        return [*exposure(self._config), *bounds(self._config)]
+        return [*exposure(self._config), *governance(self._config), *bounds(self._config)]
