@@ -40,6 +40,8 @@ COMMANDS = {
     "serve": "Run the daemon in the foreground",
     "logs": "Show the daemon's log",
     "service": "Run the daemon as a service of systemd or launchd",
+    "report": "Report models, licences, software, keys and weak settings",
+    "bom": "Print a bill of materials of a model, or of the software",
     "doctor": "Check this machine and this installation",
     "verify": "Check the blobs of models, or compare a model with its original",
     "du": "Show what the models take of the disk",

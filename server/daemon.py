@@ -44,6 +44,7 @@ from server.library import Library
 from server.loaded.pool import Pool, Runtime
 from server.locked import with_address
 from server.manager import Manager
+from server.policy.rules import read_policy
 from server.pulls.jobs import Jobs
 from server.services import Services
 from server.sockets import closing_socket, reloading, tls_context, unix_listener
@@ -93,7 +94,7 @@ async def _listening(
     config: Config, store: Store, runtime: Runtime, gate: Gate, start: Start, stop: asyncio.Event
 ) -> AsyncGenerator[None]:
     """All parts of the daemon, taken down in the order that lets running answers end."""
-    library = Library(store)
+    library = Library(store, read_policy(config))
     # Admission needs memory and processors only: the probe of the bandwidth is left out.
     pool = Pool(config, library, partial(detect, bandwidth=1.0), runtime)
     jobs = Jobs(config, library, pool.open_blobs, pool.retire, check=runtime.name == "llama")

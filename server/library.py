@@ -29,6 +29,7 @@ from registry.store.store import Store
 from runtime.errors import BadRequest, EngineError
 from runtime.machine.fit import ModelSize
 from server.errors import Unsupported
+from server.policy.rules import ANYTHING, PolicyRules
 
 log = logging.getLogger("lm.library")
 # The capabilities that the daemon can serve; a model may have more.
@@ -56,8 +57,10 @@ class Facts:
 class Library:
     """The store as the daemon sees it."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, rules: PolicyRules = ANYTHING) -> None:
+        """`rules` are this box's policy."""
         self.store = store
+        self.rules = rules
         self._facts: dict[str, Facts] = {}
         self._adapters: dict[str, AdapterHeader] = {}
         self._fitting: set[tuple[str, str]] = set()
@@ -106,6 +109,14 @@ class Library:
             facts = await asyncio.to_thread(_read, model.name, model.blob, _facts)
             self._facts[model.blob_digest] = facts
         return facts
+
+    async def check_policy(self, model: Model) -> None:
+        """Raise PolicyRefused for a model that the policy does not allow to be loaded."""
+        if self.rules == ANYTHING:
+            return
+        self.rules.check_source(source_of(model))
+        metadata = (await self.facts(model)).plan.metadata
+        self.rules.check_file(model.name, model.size, metadata, model.licenses)
 
     async def adapter(self, blob: LayerBlob, name: str) -> AdapterHeader:
         """The checked header of an adapter's file, which messages call `name`. Raises StoreDamaged."""
@@ -199,6 +210,14 @@ class Library:
     async def collect(self, in_use: set[str]) -> None:
         """Remove the files that belong to no model and are not `in_use` (blob digests)."""
         await asyncio.to_thread(self.store.collect, in_use)
+
+
+def source_of(model: Model) -> str:
+    """The source of a model as rules know it: "" for one that was made here."""
+    source = str(model.own.get("source", ""))
+    if source.startswith("/") or (not source and "parent" in model.own):
+        return ""
+    return source or "unknown"
 
 
 def shown_base(adapter: Model) -> str:

@@ -7,6 +7,7 @@ import contextlib
 import os
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ from registry.store.catalog import Model
 from registry.store.store import Store
 from server.carrying.feeding import BodyStream
 from server.carrying.following import Line, Send, follow
+from server.library import Library
+from server.policy.rules import PolicyRules
 from server.pulls.provenance import manifest_config, settings, take_template
 
 MEDIA_TYPE = "application/x-tar"
@@ -53,7 +56,9 @@ async def send(request: web.Request, store: Store, models: list[Model]) -> web.S
 Make = Callable[[Name, Path], AsyncGenerator[Line]]
 
 
-async def take(request: web.Request, store: Store, allow: Callable[[Name], None], make: Make) -> AsyncGenerator[Line]:
+async def take(
+    request: web.Request, library: Library, allow: Callable[[Name], None], make: Make
+) -> AsyncGenerator[Line]:
     """Bring the models of the bundle in the request's body in; the last line names them.
 
     `make` makes a model of a manifest with its blobs beside it. Raises as `Import.run`, and as `make`.
@@ -83,14 +88,14 @@ async def take(request: web.Request, store: Store, allow: Callable[[Name], None]
 
     def build(name: Name, place: Path, send: Send) -> Model:
         asyncio.run_coroutine_threadsafe(drain(name, place, send), loop).result()
-        model = store.read(name)
+        model = library.store.read(name)
         if model is None:
             raise StoreFailed(f"`{name.display}` was removed while it was brought in", "bring it in again")
         return model
 
     def work(send: Send) -> Line:
         try:
-            models = Import(store, feed, inspect, allow, describe, build).run(send)
+            models = Import(library.store, feed, partial(inspect, library.rules), allow, describe, build).run(send)
         finally:
             feed.stop()
         rows = [{"name": model.name, "digest": model.digest, "size": model.size} for model in models]
@@ -105,11 +110,16 @@ async def take(request: web.Request, store: Store, allow: Callable[[Name], None]
         await asyncio.wait([filling])
 
 
-def inspect(path: Path, media_type: str, name: str) -> None:
-    """Check the header of a file of weights before any worker sees it. Raises BadBundle, StoreFailed."""
+def inspect(rules: PolicyRules, path: Path, media_type: str, name: str) -> None:
+    """Check the header of a file of weights before any worker sees it, and the policy's rules.
+
+    Raises BadBundle, StoreFailed, PolicyRefused.
+    """
     try:
         header = read_file(path)
         check_model(header) if media_type == manifest.MODEL else check_adapter(header)
+        if media_type == manifest.MODEL:
+            rules.check_file(name, path.stat().st_size, header.metadata, ())
     except QuantError as error:
         raise BadBundle(f"the file of `{name}` cannot be used: {error}", error.hint) from None
     except OSError as error:

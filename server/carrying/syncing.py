@@ -12,6 +12,7 @@ import threading
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from registry import digest
 from registry.bundles.fetching import Fetch, is_verbatim
@@ -181,7 +182,7 @@ class Sync:
                 data = shelf.manifest(entry.pin or str(entry.name.tag))
                 if is_verbatim(data, entry.name.display):
                     name = entry.name if entry.name.tag else entry.name.tagged("latest")
-                    fetch = Fetch(self.library.store, shelf, data, name, inspect)
+                    fetch = Fetch(self.library.store, shelf, data, name, partial(inspect, self.library.rules))
                     found.append(fetch.run(send, self._ending.is_set))
                     return
             except RegistryError as error:

@@ -53,6 +53,7 @@ class Create:
         """`in_use` gives the digests of blobs that must stay. With `check`, llama.cpp tries a file that was made."""
         self._wish, self._config, self._library, self._in_use, self._check = wish, config, library, in_use, check
         self._store: Store = library.store
+        self._rules = library.rules
         self._title = f"create {wish.name.display}"
         self._new: list[Staged] = []
         self._layers: list[Layer] = []
@@ -111,7 +112,7 @@ class Create:
 
     def _making(self, held: AsyncExitStack, title: str) -> Making:
         """A file in the making, whose ingest goes at the end."""
-        making = Making(self._config, self._store, title, check=self._check)
+        making = Making(self._config, self._store, title, check=self._check, rules=self._rules)
 
         async def abandon() -> None:
             if making.ingest is not None:

@@ -25,6 +25,7 @@ from runtime.messages import CacheConfig
 from server.children.child_log import log_file
 from server.children.daemon_side import task_process
 from server.config import Config
+from server.policy.rules import PolicyRules
 from server.pulls.checking import check_file
 from server.pulls.frames import Done, FromPuller, ModelRequest, Planned, PullTask
 from server.pulls.lines import frame_line, note_line, phase_line
@@ -38,9 +39,12 @@ _FOLDER = "files"
 class Making:
     """One file in the making. `lines`, then `done` and `ingest`; whoever calls it abandons the ingest."""
 
-    def __init__(self, config: Config, store: Store, title: str, *, check: bool) -> None:
-        """`title` is unique among what is made at a time. With `check`, llama.cpp tries the finished model."""
+    def __init__(self, config: Config, store: Store, title: str, *, check: bool, rules: PolicyRules) -> None:
+        """`title` is unique among what is made at a time. With `check`, llama.cpp tries the finished model, which
+        has to keep the `rules`.
+        """
         self._config, self._store, self._title, self._check = config, store, title, check
+        self._rules = rules
         self.ingest: Ingest | None = None
         self.done: Done | None = None
 
@@ -70,6 +74,7 @@ class Making:
             base=base,
             sharing="link" if sharing else "reflink",
             as_it_is=level is None,
+            rules=self._rules,
         )
         purpose, log = f"made `{self._title}`", log_file(self._config.logs, "puller")
         process = task_process("server.pulls.puller", task, frames=FromPuller, log=log, purpose=purpose, nice=NICE)

@@ -11,14 +11,16 @@ from server.audit.verify import glance
 from server.config import Config
 from server.doctor.certificates import validities
 from server.doctor.frames import FAIL, OK, WARN, Finding
+from server.policy.rules import contradictions, policy_file, read_policy
+from server.settings import BadSetting
 
 # A certificate that ends within this time is named, in seconds.
 SOON_SECONDS = 14 * 86400.0
 
 
 def governance(config: Config) -> list[Finding]:
-    """Findings about the audit log and about certificates. Reads files."""
-    return [*_audit(config), *_certificates(config)]
+    """Findings about the audit log, the policy and certificates. Reads files."""
+    return [*_audit(config), *_policy(config), *_certificates(config)]
 
 
 def _audit(config: Config) -> list[Finding]:
@@ -39,6 +41,15 @@ def _audit(config: Config) -> list[Finding]:
     if mode & (stat.S_IWGRP | stat.S_IWOTH):
         found.append(Finding("audit", WARN, f"others may write to `{folder}`", f"chmod go-w {folder}"))
     return found or [Finding("audit", OK, f"recorded in {folder}")]
+
+
+def _policy(config: Config) -> list[Finding]:
+    try:
+        rules = read_policy(config)
+    except BadSetting as error:
+        return [Finding("policy", FAIL, str(error), error.hint)]
+    path = policy_file(config)
+    return [Finding("policy", WARN, sentence, f"correct `{path}`") for sentence in contradictions(rules)]
 
 
 def _certificates(config: Config) -> list[Finding]:

@@ -18,6 +18,7 @@ from server import errors as server
 from server.audit.log import AuditFailed
 from server.errors import INTERNAL, PUBLIC_ERRORS
 from server.keys.file import BadKeyFile
+from server.policy.rules import PolicyRefused
 from server.settings import BadSetting
 
 Dialect = Literal["ollama", "openai", "anthropic", "llama"]
@@ -68,6 +69,7 @@ _STATUS_OF: dict[type[_Coded], int] = {
     registry.StoreDamaged: 500,
     registry.StoreFailed: 500,
     AuditFailed: 507,
+    PolicyRefused: 403,
     quant.QuantError: 500,
     quant.MalformedFile: 400,
     quant.UnsupportedModel: 400,

@@ -255,6 +255,9 @@ class Pool:
                 "see `lm logs`; a smaller level or context may help",
                 retry_after=slot.rests_until - now,
             )
+        for each in (model, wish.draft):
+            if each is not None:
+                await self._library.check_policy(each)
         placement = await self._admission.place(model, wanted, wish.beside, wish.draft)
         model_size = await self._library.model_size(model)
         if reason := model_size.context_reason(placement.context):

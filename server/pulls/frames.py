@@ -14,6 +14,7 @@ import msgspec
 from registry.net.hub import Hub
 from runtime.messages import CacheConfig
 from server.children.frames import ErrorReport
+from server.policy.rules import ANYTHING, PolicyRules
 
 
 class ModelRequest(msgspec.Struct, frozen=True):
@@ -39,7 +40,7 @@ class PullTask(msgspec.Struct, tag="pull"):
     `accept_unknown_keys`: go on where nobody knows a key of the model's configuration. `base` is the model that an
     adapter is for, "" unless the user named it. `sharing` says how a finished file of this machine may be taken over:
     by a hard link (a reflink comes before it), or by a copy alone. With `place` it is read where it is if it cannot be
-    shared. `as_it_is`: whole weights in one GGUF file are not quantized.
+    shared. The model has to keep the `rules`. `as_it_is`: whole weights in one GGUF file are not quantized.
     """
 
     model: ModelRequest
@@ -51,6 +52,7 @@ class PullTask(msgspec.Struct, tag="pull"):
     base: str = ""
     sharing: Literal["place", "link", "reflink", "copy"] = "reflink"
     as_it_is: bool = False
+    rules: PolicyRules = ANYTHING
 
 
 class Note(msgspec.Struct, tag="note"):

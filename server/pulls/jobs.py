@@ -56,7 +56,7 @@ class Jobs:
         in.
         """
         self._config = config
-        self._store = library.store
+        self._store, self._rules = library.store, library.rules
         self._in_use = in_use
         self._retire = retire
         self._check = check
@@ -264,7 +264,8 @@ class Jobs:
         tries, name = 0, job.reference.text
         while True:
             try:
-                return await Pull(job, self._config, self._store, self._in_use, check=self._check).run()
+                pull = Pull(job, self._config, self._store, self._in_use, check=self._check, rules=self._rules)
+                return await pull.run()
             except Exception as error:
                 if not job.detached:
                     raise

@@ -26,6 +26,7 @@ from server.children.daemon_side import task_process
 from server.config import Config
 from server.errors import CheckFailed
 from server.logins import read_logins
+from server.policy.rules import ANYTHING, PolicyRules
 from server.pulls.checking import check_file
 from server.pulls.frames import Done, FromPuller, ModelRequest, Planned, PullTask, adapter_path, draft_path
 from server.pulls.job import Job
@@ -40,17 +41,25 @@ class Pull:
     """One pull: from an empty folder, or from what an earlier pull left in it, to a model in the store."""
 
     def __init__(
-        self, job: Job, config: Config, store: Store, in_use: Callable[[], set[str]], *, check: bool = True
+        self,
+        job: Job,
+        config: Config,
+        store: Store,
+        in_use: Callable[[], set[str]],
+        *,
+        check: bool = True,
+        rules: PolicyRules = ANYTHING,
     ) -> None:
         """`in_use` gives the digests of blobs that must stay although no model may list them any more.
 
-        With `check`, llama.cpp tries the finished file before it is committed.
+        With `check`, llama.cpp tries the finished file before it is committed. The model has to keep the `rules`.
         """
         self._job = job
         self._config = config
         self._store = store
         self._in_use = in_use
         self._check_wanted = check
+        self._rules = rules
 
     async def run(self) -> Model:
         """Bring the model in. Raises as `TaskProcess.receive`, `check_file` and `Store.commit`.
@@ -59,6 +68,7 @@ class Pull:
         """
         job, store = self._job, self._store
         job.add(phase_line("resolving"))
+        self._rules.check_source(job.reference.origin)
         ingest = await self._begin()
         try:
             await asyncio.to_thread(self._note_owners, ingest)
@@ -181,6 +191,7 @@ class Pull:
             pre=options.pre or (journal.facts.pre if journal else "") or _known_pre(variants),
             here=[str(model.own.get("made_of", "")) for model in variants if not model.problem],
             accept_unknown_keys=options.accept_unknown_keys,
+            rules=self._rules,
             base=options.base,
             sharing="copy" if options.copy else _sharing(config, reference),
         )

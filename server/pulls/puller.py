@@ -136,6 +136,8 @@ class _Attempt:
             self._leave_room()
             plan, level, reason, conversion = self._decide()
             check_beside(self.source, plan)
+            beside = self.source.companions
+            self.task.rules.check_file(self.source.title, conversion.size, plan.metadata, beside.licenses)
             loading.join()
             _in_background(self._warm, sorted({type.name for type in conversion.types.values()}))
             place = self._begin(conversion, level, reason)
@@ -151,7 +153,7 @@ class _Attempt:
             own |= {"automatic_bytes": Chooser(plan, self.machine).automatic_bytes(self._wish(None))}
             own |= {"pre": self.task.pre} if self.task.pre else {}
             config = manifest_config(self.reference.origin, self.source.revision or "", plan, level, own)
-            beside, tag = self.source.companions, self.reference.name.tag or level
+            tag = self.reference.name.tag or level
             self._take_template(config, plan)
             params, _ = settings(self.source.companions.params, plan)
             return Done(

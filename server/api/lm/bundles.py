@@ -53,7 +53,7 @@ async def imported(request: web.Request) -> web.StreamResponse:
     def make(name: Name, place: Path) -> AsyncGenerator[dict[str, Any]]:
         return services.creates.lines(CreateWish(name=name, path=str(place), origin=""))
 
-    async with aclosing(bundles.take(request, services.library.store, allow, make)) as lines:
+    async with aclosing(bundles.take(request, services.library, allow, make)) as lines:
         response = await stream_lines(request, lines)
     await services.library.collect(services.pool.open_blobs())  # of models that were replaced
     await services.pool.retire()
