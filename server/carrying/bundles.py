@@ -53,12 +53,11 @@ async def send(request: web.Request, store: Store, models: list[Model]) -> web.S
     return response
 
 
+Allow = Callable[[Name], None]
 Make = Callable[[Name, Path], AsyncGenerator[Line]]
 
 
-async def take(
-    request: web.Request, library: Library, allow: Callable[[Name], None], make: Make
-) -> AsyncGenerator[Line]:
+async def take(request: web.Request, library: Library, allow: Allow, make: Make) -> AsyncGenerator[Line]:
     """Bring the models of the bundle in the request's body in; the last line names them.
 
     `make` makes a model of a manifest with its blobs beside it. Raises as `Import.run`, and as `make`.
