@@ -48,10 +48,11 @@ To add a family, write four things, here for a model with one fused matrix and w
         ),
     )
 
-`{}` stands for the layer's number, `[]` for the expert's. A shape names fields of the family's `Sizes`; a misspelt
-name, as `"feed_foward"`, is an error as soon as the module is imported. `families/decoder.py` has the tables and sizes
-that most decoders share (`decoder.STANDARD`, `decoder.linear`, `decoder.read_sizes`). List the new family in
-`families/table.py`, and give it a row below `tests/quant/zoo/`.
+`{}` stands for the layer's number, `[]` for the expert's, `{1}` for the number of a block behind the last layer. A
+shape names fields of the family's `Sizes`; a misspelt name, as `"feed_foward"`, is an error as soon as the module is
+imported. `families/decoder.py` has the tables and sizes that most decoders share (`decoder.STANDARD`,
+`decoder.linear`, `decoder.read_sizes`). List the new family in `families/table.py`, and give it a row below
+`tests/quant/zoo/`.
 """
 
 from __future__ import annotations
@@ -95,13 +96,15 @@ class Sizes:
 
     A field of the type `int` is a length, or a number of heads or experts, which shapes name; so is a property. A field
     of the type `Layers` is a set of layers, which `Known.layers` names. `token_types` is how many
-    kinds of tokens an encoder tells apart (2 for a first and a second text), 0 for other models.
+    kinds of tokens an encoder tells apart (2 for a first and a second text), 0 for other models. `predicting` are the
+    blocks behind the last layer that predict further tokens, numbered on from it (`quant/convert/heads.py`).
     """
 
     vocabulary: int
     width: int
     layers: int
     token_types: int = 0
+    predicting: Layers = frozenset()
 
     def length(self, length: Length) -> int:
         """A length as a number."""

@@ -78,11 +78,15 @@ def _no_output(family: Family[Any]) -> UnsupportedModel:
 
 
 def _choose(wanted: dict[str, Wanted], found: dict[str, Entry]) -> None:
-    """Leave the rows `wanted` that store values as this model does; the first way where it has none of them."""
-    ways = [row.choice for row, _ in wanted.values() if row.choice]
-    kept = [row.choice for name, (row, _) in wanted.items() if row.choice and name in found] or ways
-    for name in [name for name, (row, _) in wanted.items() if row.choice and row.choice != kept[0]]:
-        del wanted[name]
+    """Leave the rows `wanted` that store values as this model does; the first way where it has none of them.
+
+    Layers of different kinds may store them in different ways.
+    """
+    for layers in {row.layers for row, _ in wanted.values() if row.choice}:
+        rows = {name: row for name, (row, _) in wanted.items() if row.choice and row.layers == layers}
+        kept = [row.choice for name, row in rows.items() if name in found] or [row.choice for row in rows.values()]
+        for name in [name for name, row in rows.items() if row.choice != kept[0]]:
+            del wanted[name]
 
 
 def _take_away(wanted: dict[str, Wanted], config: ModelConfig, sizes: Sizes) -> list[TensorPlan]:
@@ -121,35 +125,16 @@ def _tie(
     return tuple(again)
 
 
-def without_next_token_layers(
-    family: Family[Any], config: ModelConfig, sizes: Sizes, entries: Sequence[Entry]
-) -> tuple[list[Entry], int]:
-    """The tensors outside of the next-token prediction layers, and the bytes of the tensors left out.
-
-    These layers stand behind the model's last one (`num_nextn_predict_layers` in `config.json`). They predict the token
-    after the next, which our engine never asks for. In Qwen 3.5 and Qwen3-Next their names begin with `mtp.`.
-    """
-    layers, more = sizes.layers, config.get("num_nextn_predict_layers") or config.get("num_mtp_layers") or 0
-    behind = re.compile(rf"{family.prefix}(mtp_|layers\.(?P<layer>\d{{1,6}})\.)")
-    named = re.compile(rf"{family.prefix}mtp\.")
-
-    def is_left_out(entry: Entry) -> bool:
-        found = behind.match(entry.name) if type(more) is int and more else None
-        if named.match(entry.name):
-            return True
-        return bool(found and (found["layer"] is None or layers <= int(found["layer"]) < layers + more))
-
-    rest = [entry for entry in entries if not is_left_out(entry)]
-    return rest, sum(entry.size for entry in entries) - sum(entry.size for entry in rest)
-
-
 def _listed(names: list[str]) -> str:
     more = f" and {len(names) - 5} more" if len(names) > 5 else ""
     return ", ".join(f"`{name[:80]}`" for name in names[:5]) + more
 
 
 def expand(family: Family[Any], sizes: Sizes) -> dict[str, Wanted]:
-    """Every tensor of the family's table by its name in the source: `{}` and `[]` replaced by layer and expert."""
+    """Every tensor of the family's table by its name in the source: `{}` and `[]` replaced by layer and expert.
+
+    `{1}` is the layer's number counted from behind the model's last one.
+    """
     wanted = {}
     for row in family.tensors:
         if row.target.endswith(".bias") and family.architecture not in BIASED.get(
@@ -157,9 +142,10 @@ def expand(family: Family[Any], sizes: Sizes) -> dict[str, Wanted]:
         ):
             continue
         layers = sizes.numbers(row.layers)
-        for layer in layers if "{}" in row.source else layers[:1]:
+        for layer in layers if "{" in row.source else layers[:1]:
+            name = row.source.format(layer, layer - sizes.layers)
             for expert in range(sizes.length(row.stack)) if row.stacked else (0,):
-                wanted[row.source.format(layer).replace("[]", str(expert))] = Wanted(row, layer)
+                wanted[name.replace("[]", str(expert))] = Wanted(row, layer)
     return wanted
 
 

@@ -6,14 +6,14 @@ from dataclasses import replace
 from itertools import chain
 from typing import Any
 
-from quant.convert import chat, keys, wrappers
+from quant.convert import chat, heads, keys, wrappers
 from quant.convert.base import Family, Sizes, headless
 from quant.convert.config import ModelConfig
 from quant.convert.families import qwen, ranking, rotary
 from quant.convert.families.table import FAMILIES
 from quant.convert.gguf.source import plan_gguf
 from quant.convert.gguf.variants import is_gguf
-from quant.convert.placing import plan_tensors, without_next_token_layers
+from quant.convert.placing import plan_tensors
 from quant.convert.pooling import DENSE, MEAN, RANK, capabilities_of, read_dense, read_pooling
 from quant.convert.prequantized.methods import check_untouched, method_of
 from quant.convert.tokenizer import specials
@@ -131,7 +131,7 @@ def _sketch(files: Files, accept_unknown_keys: bool) -> tuple[ModelConfig, Model
     sizes = family.read_sizes(config)
     if dense:
         sizes = replace(sizes, dense=dense[0].shape[0])
-    entries, next_token_bytes = without_next_token_layers(family, config, sizes, entries)
+    sizes, entries, next_token_bytes = heads.keep(family, config, sizes, entries, files)
     left_out |= {NEXT_TOKEN_LAYERS: next_token_bytes} if next_token_bytes else {}
     _check_width(family, config, sizes)
     described = {f"{family.architecture}.{key}": value for key, value in family.describe(config, sizes).items()}

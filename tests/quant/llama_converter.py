@@ -115,6 +115,16 @@ def _main() -> int:
     return 0
 
 
+def _predicts(source: Path) -> bool:
+    """Whether the weights have a block that predicts further tokens; the models here that have one are one file."""
+    path = source / "model.safetensors"
+    if not path.exists():
+        return False
+    with path.open("rb") as file:
+        header = file.read(int.from_bytes(file.read(8), "little"))
+    return b'"mtp.' in header or b"eh_proj" in header
+
+
 def _convert(source: Path, target: Path) -> str:
     import gguf
     import torch
@@ -125,8 +135,8 @@ def _convert(source: Path, target: Path) -> str:
         kind = get_model_class(name)
     except NotImplementedError:
         return UNKNOWN
-    # Layers that guess at further tokens stay behind, as `--no-nextn` has it.
-    kind.no_mtp = kind.supports_mtp_export
+    # Blocks that predict further tokens stay behind where the weights have none, as `--no-nextn` has it.
+    kind.no_mtp = kind.supports_mtp_export and not _predicts(source)
     with torch.inference_mode():
         model = kind(source, gguf.LlamaFileType.ALL_F32, target)
         model.get_vocab_base_pre = lambda tokenizer: "gpt-2"

@@ -23,6 +23,7 @@ from tests.quant.test_broken import check_configs
 from tests.quant.test_zoo import answer
 from tests.quant.zoo import ZOO, sketched
 from tests.quant.zoo.making import make
+from tests.quant.zoo.sketched import PREDICTING
 
 pytestmark = [
     pytest.mark.oracle,
@@ -106,6 +107,8 @@ KNOWN = (
     Known("theirs", r"rope\.scaling\.type", "deepseek", "the same as without"),
     Known("both", r"attention\.head_count_kv", "granitehybrid.*", "they do not know its layers as they are named now"),
     Known("both", r"blk\.\d+\.attn_(q|k)\.weight", "granitehybrid.*|nemotron_h_moe", "as the logits show"),
+    Known("both", r"block_count", "deepseek2, heads", "they leave the block behind, with which the library drafts"),
+    Known("ours", r"nextn_predict_layers|blk\.3\..*", "deepseek2, heads", "the same, as GLM 4.7 Flash's shows"),
 )
 # Rows that are another architecture here, with the reason.
 ELSEWHERE = {
@@ -184,3 +187,12 @@ def test_a_class_that_transformers_lacks_converts_as_by_llama_cpps_converter_and
         found = answer(engine, plan_model(Folder(path)), list(range(3, 60)))
     assert np.isfinite(found).all() and found.std() > 0.5
     check_configs(Folder(path), zlib.crc32(row.encode()), 20)
+
+
+@pytest.mark.parametrize(
+    "row", [pytest.param(row, marks=() if row == "qwen35, heads" else pytest.mark.slow, id=row) for row in PREDICTING]
+)
+def test_a_block_that_predicts_further_tokens_is_that_of_llama_cpps_converter(
+    row: str, converter: Converter, tmp_path: Path
+) -> None:
+    check(row, sketched.make(PREDICTING[row], tmp_path / "model"), converter, tmp_path)

@@ -167,7 +167,7 @@ def describe(config: ModelConfig, sizes: DecoderSizes) -> dict[str, Any]:
         "vocab_size": sizes.vocabulary,
         "context_length": config.count("max_position_embeddings", 2048),
         "embedding_length": sizes.width,
-        "block_count": sizes.layers,
+        **describe_blocks(sizes),
         "feed_forward_length": sizes.feed_forward,
         "attention.head_count": sizes.heads,
         "attention.head_count_kv": sizes.key_heads,
@@ -176,6 +176,15 @@ def describe(config: ModelConfig, sizes: DecoderSizes) -> dict[str, Any]:
         **_describe_norm(config),
         "rope.dimension_count": sizes.rotated,
         **rotary.describe(config),
+    }
+
+
+def describe_blocks(sizes: Sizes) -> dict[str, Any]:
+    """The number of blocks, and of those among them that predict further tokens, where there are any."""
+    predicting = len(sizes.predicting)
+    return {
+        "block_count": sizes.layers + predicting,
+        **({"nextn_predict_layers": predicting} if predicting else {}),
     }
 
 

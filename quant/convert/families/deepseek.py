@@ -12,7 +12,7 @@ from typing import Any
 
 from quant.convert.base import Family, Known, Layers, Target, count_layers, in_layers
 from quant.convert.config import ModelConfig
-from quant.convert.families import decoder, moe, rotary
+from quant.convert.families import decoder, moe, predicting, rotary
 from quant.convert.families.decoder import LAYER, DecoderSizes, linear, norm
 from quant.convert.families.moe import RoutedSizes
 from quant.convert.transforms import TakeRows
@@ -158,8 +158,7 @@ def _take_values(sizes: _DeepSeekSizes) -> Transform:
     return TakeRows(sizes.rank, sizes.plain + sizes.value, sizes.plain, sizes.value)
 
 
-_TENSORS = (
-    *decoder.ENDS,
+_LATENT = (
     *decoder.NORMS,
     *linear("self_attn.kv_a_proj_with_mqa", "attn_kv_a_mqa", "compressed", "width", bias=False),
     *norm("self_attn.kv_a_layernorm", "attn_kv_a_norm", "rank"),
@@ -172,15 +171,20 @@ _TENSORS = (
         ("expanded", "rank"),
     ),
     *linear("self_attn.o_proj", "attn_output", "width", "values", bias=False),
+)
+_RANKED = (
+    *linear("self_attn.q_a_proj", "attn_q_a", "query_rank", "width", bias=False),
+    *norm("self_attn.q_a_layernorm", "attn_q_a_norm", "query_rank"),
+    *linear("self_attn.q_b_proj", "attn_q_b", "queries", "query_rank", bias=False),
+)
+_ROUTED = (*moe.EXPERTS, *moe.shared("mlp.shared_experts"))
+_TENSORS = (
+    *decoder.ENDS,
+    *_LATENT,
     *in_layers("dense", *decoder.GATED),
-    *in_layers("routed", *moe.EXPERTS, *moe.shared("mlp.shared_experts")),
+    *in_layers("routed", *_ROUTED),
     *in_layers("straight", *linear("self_attn.q_proj", "attn_q", "queries", "width", bias=False)),
-    *in_layers(
-        "ranked",
-        *linear("self_attn.q_a_proj", "attn_q_a", "query_rank", "width", bias=False),
-        *norm("self_attn.q_a_layernorm", "attn_q_a_norm", "query_rank"),
-        *linear("self_attn.q_b_proj", "attn_q_b", "queries", "query_rank", bias=False),
-    ),
+    *in_layers("ranked", *_RANKED),
 )
 DEEPSEEK2 = Family(
     classes=("DeepseekV2ForCausalLM",),
@@ -193,7 +197,11 @@ DEEPSEEK2 = Family(
 DEEPSEEK3 = Family(
     classes=("DeepseekV3ForCausalLM", "Glm4MoeLiteForCausalLM"),
     architecture="deepseek2",
-    tensors=(*_TENSORS, *moe.PREFERENCE),
+    tensors=(
+        *_TENSORS,
+        *moe.PREFERENCE,
+        *predicting.next_layer(*_LATENT, *_RANKED, *_ROUTED, *moe.PREFERENCE),
+    ),
     sizes=_DeepSeekSizes,
     read_sizes=_read_sizes,
     describe=_describe_v3,

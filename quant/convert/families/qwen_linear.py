@@ -13,7 +13,7 @@ from typing import Any
 
 from quant.convert.base import Family, Known, Layers, Target, Times, in_layers
 from quant.convert.config import ModelConfig
-from quant.convert.families import decoder, moe, recurrent, rotary
+from quant.convert.families import decoder, moe, predicting, recurrent, rotary
 from quant.convert.families.decoder import LAYER, DecoderSizes, layer, linear, norm
 from quant.convert.families.moe import MixtureSizes
 from quant.convert.reordering import TakeBlocks, TileColumns, TileRates, TileRows
@@ -119,7 +119,9 @@ def _describe_next(config: ModelConfig, sizes: _LinearSizes) -> dict[str, Any]:
         "ssm.group_count": sizes.groups,
         "ssm.time_step_rank": sizes.values,
         "ssm.inner_size": sizes.inner,
-        "attention.recurrent_layers": [number in sizes.remembering for number in range(sizes.layers)],
+        "attention.recurrent_layers": [
+            number in sizes.remembering for number in range(sizes.layers + len(sizes.predicting))
+        ],
         # Read by programs that do not know the list.
         "full_attention_interval": config.count("full_attention_interval", 4),
     }
@@ -154,8 +156,7 @@ def _linear_head(sizes: _LinearSizes) -> int:
     return sizes.linear_head
 
 
-_GATED_ATTENTION = in_layers(
-    "attending",
+_GATED_ATTENTION = (
     # The rows of a head's query and of its gate, head by head.
     *linear("self_attn.q_proj", "attn_q", Times(2, "queries"), "width"),
     *linear("self_attn.k_proj", "attn_k", "keys", "width"),
@@ -163,14 +164,8 @@ _GATED_ATTENTION = in_layers(
     *linear("self_attn.o_proj", "attn_output", "width", "queries"),
     *decoder.HEAD_NORMS,
 )
-_BASE = decoder.added_one(
-    (
-        *decoder.ENDS,
-        *norm("input_layernorm", "attn_norm"),
-        *norm("post_attention_layernorm", "post_attention_norm"),
-        *_GATED_ATTENTION,
-    )
-)
+_NORMS = norm("input_layernorm", "attn_norm") + norm("post_attention_layernorm", "post_attention_norm")
+_BASE = decoder.added_one((*decoder.ENDS, *_NORMS, *in_layers("attending", *_GATED_ATTENTION)))
 _CONVOLUTION = layer(
     "linear_attn.conv1d.weight", "ssm_conv1d.weight", "convolved", 1, "kernel", becomes=("convolved", "kernel")
 )
@@ -231,10 +226,17 @@ _EXPERTS = (
     *moe.shared("mlp.shared_expert"),
     layer("mlp.shared_expert_gate.weight", "ffn_gate_inp_shexp.weight", 1, "width", becomes=("width",)),
 )
+
+
+def _predicting(feed_forward: tuple[Known, ...]) -> tuple[Known, ...]:
+    """The block that predicts further tokens: a layer with attention, whatever the others have."""
+    return decoder.added_one(predicting.named_apart(*_NORMS, *_GATED_ATTENTION, *feed_forward))
+
+
 QWEN_3_5 = Family(
     classes=("Qwen3_5ForCausalLM",),
     architecture="qwen35",
-    tensors=(*_BASE, *decoder.GATED, *_DELTA_NET),
+    tensors=(*_BASE, *decoder.GATED, *_DELTA_NET, *_predicting(decoder.GATED)),
     sizes=_LinearSizes,
     read_sizes=_read_sizes,
     describe=_describe,
@@ -242,7 +244,7 @@ QWEN_3_5 = Family(
 QWEN_3_5_MOE = Family(
     classes=("Qwen3_5MoeForCausalLM",),
     architecture="qwen35moe",
-    tensors=(*_BASE, *_EXPERTS, *_DELTA_NET),
+    tensors=(*_BASE, *_EXPERTS, *_DELTA_NET, *_predicting(_EXPERTS)),
     sizes=_LinearMixtureSizes,
     read_sizes=_read_mixture_sizes,
     describe=lambda config, sizes: {**_describe(config, sizes), **_describe_experts(config, sizes)},
@@ -250,7 +252,7 @@ QWEN_3_5_MOE = Family(
 QWEN_3_NEXT = Family(
     classes=("Qwen3NextForCausalLM",),
     architecture="qwen3next",
-    tensors=(*_BASE, *_EXPERTS, *_NEXT_DELTA_NET),
+    tensors=(*_BASE, *_EXPERTS, *_NEXT_DELTA_NET, *_predicting(_EXPERTS)),
     sizes=_LinearMixtureSizes,
     read_sizes=_read_mixture_sizes,
     describe=lambda config, sizes: {**_describe_next(config, sizes), **_describe_experts(config, sizes)},

@@ -12,7 +12,7 @@ from typing import Any
 
 from quant.convert.base import Family, Layers, in_layers, tensor
 from quant.convert.config import ModelConfig
-from quant.convert.families import decoder, moe, recurrent, relatives
+from quant.convert.families import decoder, moe, predicting, recurrent, relatives
 from quant.convert.families.decoder import layer, norm, router, stacked
 from quant.convert.families.moe import MixtureSizes, RoutedSizes
 from quant.errors import MalformedFile, UnsupportedModel
@@ -40,22 +40,18 @@ def _describe_dots(config: ModelConfig, sizes: RoutedSizes) -> dict[str, Any]:
     return _describe_glm(config, sizes)
 
 
-_MIXTURE = (
-    *in_layers("dense", *decoder.GATED),
-    *in_layers("routed", *moe.EXPERTS, *moe.shared("mlp.shared_experts")),
-    *moe.PREFERENCE,
+_ROUTED = (*moe.EXPERTS, *moe.shared("mlp.shared_experts"), *moe.PREFERENCE)
+_MIXTURE = (*in_layers("dense", *decoder.GATED), *in_layers("routed", *_ROUTED))
+_GLM_LAYER = (
+    *decoder.ATTENTION,
+    *norm("input_layernorm", "attn_norm"),
+    *norm("post_attention_layernorm", "post_attention_norm"),
+    *(replace(known, required=False) for known in decoder.HEAD_NORMS),
 )
 GLM4_MOE = Family(
     classes=("Glm4MoeForCausalLM",),
     architecture="glm4moe",
-    tensors=(
-        *decoder.ENDS,
-        *decoder.ATTENTION,
-        *_MIXTURE,
-        *norm("input_layernorm", "attn_norm"),
-        *norm("post_attention_layernorm", "post_attention_norm"),
-        *(replace(known, required=False) for known in decoder.HEAD_NORMS),
-    ),
+    tensors=(*decoder.ENDS, *_GLM_LAYER, *_MIXTURE, *predicting.next_layer(*_GLM_LAYER, *_ROUTED)),
     sizes=RoutedSizes,
     read_sizes=_read_sizes,
     describe=_describe_glm,

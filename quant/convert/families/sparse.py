@@ -10,7 +10,7 @@ from typing import Any
 
 from quant.convert.base import Family, Known, Target, in_layers, tensor
 from quant.convert.config import ModelConfig
-from quant.convert.families import decoder, moe, relatives, rotary, routed
+from quant.convert.families import decoder, moe, predicting, relatives, rotary, routed
 from quant.convert.families.decoder import LAYER, layer, linear, norm, router
 from quant.convert.families.moe import RoutedSizes
 from quant.convert.reordering import TakePaired
@@ -144,20 +144,22 @@ def _describe_hunyuan(config: ModelConfig, sizes: RoutedSizes) -> dict[str, Any]
     }
 
 
+_HUNYUAN_LAYER = (*decoder.NORMS, *decoder.ATTENTION, *decoder.HEAD_NORMS)
+_HUNYUAN_ROUTED = (
+    router("mlp.router.gate"),
+    *moe.EXPERT_MATRICES,
+    *moe.shared("mlp.shared_mlp"),
+    layer("mlp.expert_bias", "exp_probs_b", "experts"),
+)
 HUNYUAN_V3 = Family(
     classes=("HYV3ForCausalLM",),
     architecture="hy_v3",
     tensors=(
-        *decoder.UNGATED,
-        *decoder.HEAD_NORMS,
+        *decoder.ENDS,
+        *_HUNYUAN_LAYER,
         *in_layers("dense", *decoder.GATED),
-        *in_layers(
-            "routed",
-            router("mlp.router.gate"),
-            *moe.EXPERT_MATRICES,
-            *moe.shared("mlp.shared_mlp"),
-            layer("mlp.expert_bias", "exp_probs_b", "experts"),
-        ),
+        *in_layers("routed", *_HUNYUAN_ROUTED),
+        *predicting.next_layer(*_HUNYUAN_LAYER, *_HUNYUAN_ROUTED, norm="final_layernorm"),
     ),
     sizes=RoutedSizes,
     read_sizes=lambda config: _read_sizes(_usual_hunyuan(config)),

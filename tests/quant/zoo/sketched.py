@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,13 +18,17 @@ from quant.convert.families.table import FAMILIES
 from quant.convert.placing import expand
 from tests.quant.support import DEMO, safetensors
 from tests.quant.zoo.making import weight
+from tests.quant.zoo.mixtures import DEEPSEEK_V3, HUNYUAN_V3, ROUTED_EXPERTS
+from tests.quant.zoo.recurrent import QWEN_LINEAR, QWEN_LINEAR_EXPERTS
 from tests.quant.zoo.row import SIZES
+from tests.quant.zoo.settings import HALF_ROTATED_ROPE
 
 
 class Sketch(NamedTuple):
     """A model of the class `name`, with `SIZES` and the settings in `config`; a setting that is None is left out.
 
-    `prefix` stands in front of the names of all tensors but those in `bare`.
+    `prefix` stands in front of the names of all tensors but those in `bare` and those that begin with `mtp.`. A model
+    that is `predicting` has a block that predicts further tokens.
     """
 
     name: str
@@ -31,6 +36,7 @@ class Sketch(NamedTuple):
     prefix: str = "model."
     bare: tuple[str, ...] = ("lm_head.weight",)
     spread: float = 1.0
+    predicting: bool = False
 
     def settings(self) -> dict[str, Any]:
         """The model's `config.json`."""
@@ -101,6 +107,36 @@ SKETCHES = {
         },
     ),
 }
+# Models with a block that predicts further tokens, which transformers leaves out of every class.
+_NEXT = {"num_nextn_predict_layers": 1}
+_LINEAR = {"linear_conv_kernel_dim": 4, "full_attention_interval": 4}
+PREDICTING = {
+    "qwen35, heads": Sketch(
+        "Qwen3_5ForCausalLM", {**QWEN_LINEAR, **_LINEAR, "mtp_num_hidden_layers": 1}, predicting=True
+    ),
+    "qwen35moe, heads": Sketch(
+        "Qwen3_5MoeForCausalLM",
+        {**QWEN_LINEAR_EXPERTS, **_LINEAR, "intermediate_size": 64, "mtp_num_hidden_layers": 1},
+        predicting=True,
+    ),
+    "qwen3next, heads": Sketch(
+        "Qwen3NextForCausalLM", {**QWEN_LINEAR_EXPERTS, **_LINEAR, "intermediate_size": 64}, predicting=True
+    ),
+    "glm4moe, heads": Sketch(
+        "Glm4MoeForCausalLM",
+        {
+            **ROUTED_EXPERTS,
+            **_NEXT,
+            "attention_bias": True,
+            "use_qk_norm": True,
+            "rope_parameters": HALF_ROTATED_ROPE,
+        },
+        predicting=True,
+    ),
+    "deepseek2, heads": Sketch("DeepseekV3ForCausalLM", {**DEEPSEEK_V3, **_NEXT}, predicting=True),
+    "deepseek2, glm 4.7 flash, heads": Sketch("Glm4MoeLiteForCausalLM", {**DEEPSEEK_V3, **_NEXT}, predicting=True),
+    "hy_v3, heads": Sketch("HYV3ForCausalLM", {**HUNYUAN_V3, **_NEXT, "router_scaling_factor": 2.5}, predicting=True),
+}
 
 
 def shapes(sketch: Sketch) -> dict[str, tuple[int, ...]]:
@@ -109,10 +145,12 @@ def shapes(sketch: Sketch) -> dict[str, tuple[int, ...]]:
     config = keys.filled(ModelConfig("config.json", sketch.settings()), sketch.name)
     family = family.instead(config) or family
     sizes = family.read_sizes(config)
+    if sketch.predicting:
+        sizes = replace(sizes, predicting=frozenset([sizes.layers]))
     rows = expand(family, sizes)
     first = next((row.choice for row, _ in rows.values() if row.choice), "")
     return {
-        name if name in sketch.bare else sketch.prefix + name: sizes.shape(row.shape)
+        name if name in sketch.bare or name.startswith("mtp.") else sketch.prefix + name: sizes.shape(row.shape)
         for name, (row, _) in sorted(rows.items())
         if row.choice in ("", first) and (row.required or not name.endswith(".bias"))
     }
