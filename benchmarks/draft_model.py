@@ -72,8 +72,8 @@ def guess_seconds(context: Context, sequence: int) -> float:
     return statistics.median(found)
 
 
-def allowed(costs: dict[int, float], guess: float, rate: float) -> float:
-    """The best gain of drafts of one length, whose tokens come true with the chance `rate` each."""
+def allowed(costs: dict[int, float], guess: float, rate: float, most: int = DRAFT_ROWS - 1) -> float:
+    """The best gain of drafts of one length, `most` at most, whose tokens come true with the chance `rate` each."""
 
     def seconds(rows: int) -> float:
         below, above = max(size for size in costs if size <= rows), min(size for size in costs if size >= rows)
@@ -81,7 +81,7 @@ def allowed(costs: dict[int, float], guess: float, rate: float) -> float:
         return costs[below] + share * (costs[above] - costs[below])
 
     gains = [1.0]
-    for length in range(1, DRAFT_ROWS):
+    for length in range(1, most + 1):
         tokens = sum(rate**count for count in range(length + 1))
         gains.append(tokens * costs[1] / (seconds(1 + length) + length * guess))
     return max(gains)

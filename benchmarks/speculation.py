@@ -38,9 +38,9 @@ QUESTIONS = (
 class Engine:
     """The engine in this process. Its context is free to be measured between two answers."""
 
-    def __init__(self, path: Path, draft: tuple[str, str] = ("", "")) -> None:
+    def __init__(self, path: Path, **options: Any) -> None:
         self._frames: SimpleQueue[Any] = SimpleQueue()
-        load = m.Load(str(path), m.CacheConfig(4096, 4), threads=2, queue=64, draft=draft)
+        load = m.Load(str(path), m.CacheConfig(4096, 4), threads=2, queue=64, **options)
         self.engine, _ = LlamaEngine.open(load, lambda *frames: [self._frames.put(frame) for frame in frames])
         threading.Thread(target=self.engine.run, daemon=True).start()
         self._last = 0
@@ -57,13 +57,13 @@ class Engine:
                 raise RuntimeError(frame.message)
         return frame
 
-    def costs(self) -> dict[int, float]:
-        """Seconds of a step by its rows: the middle of five."""
+    def costs(self, most: int = max(SIZES)) -> dict[int, float]:
+        """Seconds of a step by its rows, of which it has `most`: the middle of five."""
         context, number = self.engine._context, len(self.engine._pool.sequences) - 1
         tokens = memoryview(self.engine._model.vocabulary.tokenize(" a" * 512, special=False, add=False))
-        found: dict[int, list[float]] = {size: [] for size in SIZES}
+        found: dict[int, list[float]] = {size: [] for size in SIZES if size <= most}
         for _ in range(5):
-            for size in SIZES:
+            for size in found:
                 started = time.perf_counter()
                 context.put_prompt(0, tokens[:size], 0, number, size)
                 if context.decode(size) != OK:

@@ -66,6 +66,7 @@ def _sections(description: dict[str, Any]) -> dict[str, list[tuple[str, str]]]:
         "quantization": details["quantization_level"],
         "size": size_text(description["size"]) if description.get("size") else None,
         "draft": own.get("draft") or (description.get("draft") and size_text(description["draft"]["size"])),
+        "drafts": description.get("drafts"),
     }
     adapter = own.get("adapter") or {}
     base = [("base", adapter.get("base") or "not said")] if adapter else []

@@ -22,6 +22,9 @@ BATCH = 512
 # Rows of drafted tokens in a step at most.
 DRAFT_ROWS = 32
 
+# Tokens of a draft at most for a model with a state: it keeps as many more states of each sequence.
+ROLLBACK = 3
+
 # Bytes of a request's body at most.
 MAX_BODY = 32 << 20
 

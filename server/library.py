@@ -150,7 +150,8 @@ class Library:
         if "completion" not in capabilities(draft):
             raise BadRequest(f"`{draft.name}` writes no text, so it cannot draft", hint, "draft")
         for each in (draft, model):
-            if (await self.model_size(each)).state_values:
+            size = await self.model_size(each)
+            if size.state_values and not (each is model and size.goes_back):
                 raise BadRequest(
                     f"`{each.name}` remembers by a state, which cannot go back behind tokens that were drafted in vain",
                     "ask without a draft" if each is model else hint,

@@ -25,7 +25,7 @@ S = TypeVar("S", bound=Sizes)
 
 
 class Heads(NamedTuple):
-    """The sizes with the blocks that are kept, the tensors without those that are not, and the bytes left out."""
+    """The sizes and tensors of the model with what is kept of its blocks, and the bytes of blocks that are left out."""
 
     sizes: Any
     entries: list[Entry]

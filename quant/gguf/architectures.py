@@ -69,6 +69,10 @@ BIASED = {
 """The architectures that take a bias of these matrices, by the role of the matrix."""
 # The architectures that always turn heads by sections (`llama_model_rope_type`: MROPE, IMROPE).
 SECTIONED = frozenset({"paddleocr", "qwen2vl", "qwen3vl", "qwen3vlmoe", "qwen35", "qwen35moe", "qwen3tts", "qwen4exp"})
+# The architectures that are converted here and draft with a block for further tokens (`graph_mtp` in `models/*.cpp`).
+PREDICTING = frozenset({"deepseek2", "glm4moe", "hy_v3", "qwen35", "qwen35moe", "qwen3next"})
+# The architectures whose states llama.cpp takes back behind drafts (`llm_arch_supports_rs_rollback`).
+GOING_BACK = frozenset({"lfm2", "lfm2moe", "nemotron_h", "nemotron_h_moe", "qwen35", "qwen35moe"})
 # Matrices with which the graph of an architecture multiplies by itself, and not by `build_lora_mm`: an adapter's change
 # of them would be passed over without a word (`ggml_mul_mat` in `models/*.cpp`). By the roles of their tensors.
 _LATENT = frozenset({"attn_q", "attn_q_a", "attn_q_b", "attn_kv_a_mqa", "attn_kv_b", "attn_k_b", "attn_v_b"})

@@ -27,9 +27,9 @@ AT_ONCE = 16
 # The rows of a piece of a text that is read, at least.
 _LEAST_ROWS = 16
 # Failed steps in a row after which nothing is guessed any more.
-_FAULTS = 3
+FAULTS = 3
 # A token that all guesses come true before it with a smaller chance is not worth a row.
-_LEAST_CHANCE = 0.08
+LEAST_CHANCE = 0.08
 
 
 @dataclass(eq=False)
@@ -61,7 +61,7 @@ class DraftModel:
 
     def __init__(self, model: LlamaModel, params: ContextParams, name: str, vocabulary: int, gap: float) -> None:
         """`vocabulary` is the size of the large model's. Raises LoadFailed, BadRequest."""
-        self.name = name
+        self.name = f"`{name}`"
         self.problem = ""
         self._vocabulary = model.vocabulary
         self._known = min(vocabulary, model.vocabulary.size)
@@ -172,7 +172,7 @@ class DraftModel:
             return False
         guess.tokens.append(token)
         guess.confidences.append(float(1 / np.exp(logits - logits[token]).sum()))
-        return len(guess.tokens) < guess.most and guess.chance > _LEAST_CHANCE
+        return len(guess.tokens) < guess.most and guess.chance > LEAST_CHANCE
 
     def _decoded(self, rows: int) -> bool:
         """Compute; where that fails, forget all texts, and stop after the third time in a row."""
@@ -186,7 +186,7 @@ class DraftModel:
             self._pool.clear(cells)
             cells.busy = False
         self._held.clear()
-        if self._faults == _FAULTS:
-            self.problem = f"llama.cpp could not compute steps of `{self.name}` (status {status})"
+        if self._faults == FAULTS:
+            self.problem = f"llama.cpp could not compute steps of {self.name} (status {status})"
             sys.stderr.write(f"{self.problem}\n")
         return False

@@ -1,4 +1,4 @@
-"""Drafts by a draft model, only while they pay: it guesses as many tokens as make the text come fastest.
+"""Drafts by a draft model or by own heads, only while they pay: as many tokens are guessed as make text come fastest.
 
 A guess costs a step of the draft model, and a row of the step that checks it. Before each, this time is weighed
 against the tokens that are likely to come true: by how many have so far, and by the probability that the draft model
@@ -16,6 +16,7 @@ from typing import Self
 
 from runtime.drafts.payoff import Costs, Prospect, prospect
 from runtime.engine.draft_model import AT_ONCE, DraftModel, Guess
+from runtime.engine.own_heads import OwnHeads
 from runtime.engine.pace import Pace
 from runtime.engine.schedule import Stretch
 from runtime.engine.session import Session
@@ -32,8 +33,8 @@ _AGING, _LEAST_TRUST = 0.997, 0.5
 class Guessing:
     """`spent` is the seconds that guesses for the present step took."""
 
-    def __init__(self, model: DraftModel, pace: Pace) -> None:
-        """`pace` knows the steps of the large model."""
+    def __init__(self, model: DraftModel | OwnHeads, pace: Pace) -> None:
+        """`model` guesses; `pace` knows the steps of the large model."""
         self._model, self._pace = model, pace
         self._costs = Costs(pace.answer_seconds, self._seconds)
         self.spent = 0.0
@@ -48,6 +49,16 @@ class Guessing:
         shape = replace(params, tokens=tokens, outputs=load.cache_config.sequences)
         return cls(DraftModel(draft, shape, load.draft[1], large.vocabulary_size, load.gap), pace)
 
+    @classmethod
+    def by_heads(cls, model: LlamaModel, large: Context, params: ContextParams, pace: Pace) -> Self:
+        """With the heads of the model itself, whose context `large` has `params`. Raises LoadFailed."""
+        return cls(OwnHeads(model, params, large, pace.gap), pace)
+
+    def follow(self, stretches: Sequence[Stretch]) -> None:
+        """Take note of a step that was just computed, before tokens are drawn from it."""
+        if isinstance(self._model, OwnHeads):
+            self._model.follow(stretches)
+
     @property
     def buffers(self) -> dict[str, int]:
         """Bytes of the draft model by kind."""
@@ -61,7 +72,7 @@ class Guessing:
             return model.problem
         usual, guess = self._pace.answer_seconds(1), model.seconds(1)
         cost = f", and a guess takes {guess / usual:.2f} of a step" if usual and guess else ""
-        return f"`{model.name}` guessed {self._drafted:,} of them, {self._accepted:,} accepted{cost}"
+        return f"{model.name} guessed {self._drafted:,} of them, {self._accepted:,} accepted{cost}"
 
     def note(self, accepted: int, length: int) -> None:
         """Count a draft of `length` tokens that were guessed, of which `accepted` were drawn."""

@@ -21,7 +21,6 @@ from runtime.cache.pool import CellPool
 from runtime.cache.spill import Spill
 from runtime.engine.answering import Answering
 from runtime.engine.embedding import Embedder
-from runtime.engine.guessing import Guessing
 from runtime.engine.huge_pages import HugePages
 from runtime.engine.inbox import Inbox
 from runtime.engine.intake import Intake
@@ -29,7 +28,7 @@ from runtime.engine.pace import PATIENCE, Pace
 from runtime.engine.prefill import SidePrefill
 from runtime.engine.schedule import Schedule, Step
 from runtime.engine.session import Session
-from runtime.engine.speculation import Speculation
+from runtime.engine.speculation import make_speculation
 from runtime.errors import EngineError, QueueFull, Timeout
 from runtime.llama.adapters import Adapters
 from runtime.llama.context import ABORTED, NO_ROOM, OK, Context, ContextParams, output_rows, sequence_count
@@ -58,14 +57,9 @@ class LlamaEngine:
         self._send = send
         self._model = model
         self._context = Context(model, params)
-        spill = load.spill if load.spill >= 0 else self.cache_bytes // 2
-        self._pool = CellPool(
-            self._context,
-            self._context.tokens,
-            params.sequences,
-            model.memory,
-            Spill(self._context, spill, model.memory, model.window),
-        )
+        limit = load.spill if load.spill >= 0 else self.cache_bytes // 2
+        spill = Spill(self._context, limit, model.memory, model.window)
+        self._pool = CellPool(self._context, self._context.tokens, params.sequences, model.memory, spill)
         self._adapters = Adapters(model, self._pool.spill.lend, self._pool.spill.take_back)
         self._pace = Pace(self._context.batch_size, load.gap)
         side = (model, self._context, self._pool, params, self._adapters, load.short_context)
@@ -81,7 +75,8 @@ class LlamaEngine:
             outputs=self._context.outputs,
             give_way=self._embedder.give_way,
         )
-        self._speculation = self._make_speculation(draft, params)
+        parts = (self._pool, self._pace, self._context, self._answering)
+        self._speculation = make_speculation(model, draft, load, params, parts)
         self._intake = Intake(model, self._context, self._speculation)
         self._inbox = Inbox(self._intake, send)
         self._huge_pages = HugePages()
@@ -96,26 +91,21 @@ class LlamaEngine:
         self._closing = False
         self.steps = 0
 
-    def _make_speculation(self, draft: LlamaModel | None, params: ContextParams) -> Speculation:
-        hindrance = Speculation.hindrance(self._model, self._load.speculation)
-        parts = (self._pool, self._pace, self._context, self._answering, hindrance)
-        if draft is None or hindrance:
-            return Speculation(*parts)
-        return Speculation(*parts, Guessing.beside(self._context, params, draft, self._load, self._pace))
-
     # ---- what the worker calls
 
     @classmethod
     def open(cls, load: m.Load, send: Callable[..., None]) -> tuple[Self, m.Ready]:
         """Load the model and make the context; raises LoadFailed, BadRequest. `send` gets the frames of answers."""
         started = time.monotonic_ns()
-        model = LlamaModel(Path(load.path), gpu_layers=load.gpu_layers)
+        model = LlamaModel(Path(load.path), gpu_layers=load.gpu_layers, heads=load.heads and load.speculation)
         draft = LlamaModel(Path(load.draft[0]), gpu_layers=0) if load.draft[0] else None
         threads = min(load.threads, usable_threads())
         cache = load.cache_config
         total = sequence_count(model, cache.sequences)
-        outputs = output_rows(model, cache.sequences, drafts=load.speculation)
-        engine = cls(load, send, model, ContextParams(cache.context, total, outputs, threads, cache.kv_type), draft)
+        rollback = load.rollback if load.speculation and model.memory != "cells" else 0
+        outputs = output_rows(model, cache.sequences, drafts=load.speculation, rollback=rollback)
+        params = ContextParams(cache.context, total, outputs, threads, cache.kv_type, rollback=rollback)
+        engine = cls(load, send, model, params, draft)
         # The garbage collector would walk through all modules and the model's vocabulary again and again, in the
         # middle of a step. They live as long as the process, so it is told to leave them out.
         gc.freeze()
@@ -302,6 +292,7 @@ class LlamaEngine:
             self._recover(status)
             return
         self._faults = self._set_back = 0
+        self._speculation.follow(self._step)
         stretches = self._step.stretches
         prompts = sum(stretch.size for stretch in stretches if stretch.size > 1) if rows > len(stretches) else 0
         self._pace.note(rows - prompts, prompts, seconds, calm=self._calm and not changed)

@@ -14,6 +14,7 @@ likely. Therefore an answer with a seed, which is to be the same again, has draf
 
 from __future__ import annotations
 
+import sys
 from array import array
 from collections.abc import Sequence
 
@@ -29,7 +30,8 @@ from runtime.engine.guessing import Guessing
 from runtime.engine.pace import Pace
 from runtime.engine.schedule import Step, Stretch
 from runtime.engine.session import Session
-from runtime.llama.context import Context
+from runtime.errors import LoadFailed
+from runtime.llama.context import Context, ContextParams
 from runtime.llama.model import LlamaModel
 
 
@@ -44,10 +46,14 @@ class Speculation:
         answering: Answering,
         obstacle: str,
         guessing: Guessing | None = None,
+        missing: str = "",
     ) -> None:
-        """`obstacle` says why there are no drafts, "" where there are. A draft model guesses where there is one."""
+        """`obstacle` says why there are no drafts, "" where there are. A draft model guesses where there is one.
+
+        `missing` says why the model's own heads do not, although it has some.
+        """
         self._pool, self._pace, self._context, self._answering = pool, pace, context, answering
-        self.obstacle = obstacle
+        self.obstacle, self._missing = obstacle, missing
         self._guessing = guessing
         self._rates = SharedRates()
         self.drafted = self.accepted = 0
@@ -57,11 +63,14 @@ class Speculation:
         """Rows of the step without drafts, and of its drafts."""
 
     @staticmethod
-    def hindrance(model: LlamaModel, wanted: bool) -> str:
-        """Why answers of `model` never have drafts; "" where they may."""
+    def hindrance(model: LlamaModel, wanted: bool, rollback: int = 0) -> str:
+        """Why answers of `model` never have drafts; "" where they may.
+
+        `rollback` is the number of tokens that its context can go back.
+        """
         if not wanted:
             return "switched off by the setting `speculation`"
-        if model.memory != "cells":
+        if model.memory != "cells" and not rollback:
             return "a recurrent state cannot go back behind tokens that were drafted in vain"
         return ""
 
@@ -78,6 +87,8 @@ class Speculation:
             reason = f"{self.accepted:,} of {self.drafted:,} drafted tokens were accepted; {self._last_choice}"
         if self._guessing and not self.obstacle:
             reason += f"{'; ' if reason else ''}{self._guessing.report}"
+        if self._missing:
+            reason += f"{'; ' if reason else ''}its own heads are not used: {self._missing}"
         return m.Drafts(self.drafted, self.accepted, reason)
 
     def begin(self, sessions: list[Session], prediction: Sequence[int]) -> None:
@@ -88,9 +99,15 @@ class Speculation:
             most = DRAFT_ROWS if request.sampling.seed < 0 else 0
         if self.obstacle or not most:
             return
+        most = min(most, self._context.rollback or most)
         lookup = Lookup(sessions[0].tokens, prediction)
         for session in sessions:
             session.drafting = Drafting(lookup if session is sessions[0] else lookup.copy(), self._rates, most)
+
+    def follow(self, step: Step) -> None:
+        """Take note of a step that was just computed, before tokens are drawn from it."""
+        if self._guessing:
+            self._guessing.follow(step.stretches)
 
     def leave(self, session: Session) -> None:
         """Take note that an answer has ended."""
@@ -105,12 +122,16 @@ class Speculation:
         if any(stretch.session.phase == "prefill" for stretch in stretches):
             return step
         context = self._context
+        if context.rollback and any(stretch.size > 1 or not stretch.session.drafting for stretch in stretches):
+            return self._without(step)
         cells = min(context.batch_size, self._pool.free) - self._plain
         room = min(DRAFT_ROWS, context.outputs - len(stretches), cells)
         drafts = [self._draft(stretch, room) for stretch in stretches]
         if self._guessing and room > 0:
             self._guessing.replace(stretches, drafts, room)
         lengths = self._lengths(stretches, drafts, room) if any(drafts) else [0] * len(drafts)
+        if context.rollback:  # states go back behind steps alone in which all answers have as many rows
+            lengths = [min(lengths, default=0)] * len(lengths)
         self._extra = sum(lengths)
         for stretch, length in zip(stretches, lengths, strict=True):
             if stretch.session.drafting and not length:
@@ -122,6 +143,13 @@ class Speculation:
             for stretch, draft, length in zip(stretches, drafts, lengths, strict=True)
         ]
         return step._replace(stretches=drafted)
+
+    def _without(self, step: Step) -> Step:
+        """The step without drafts, which its answers note."""
+        for stretch in step.stretches:
+            if stretch.session.drafting:
+                stretch.session.drafting.rest()
+        return step
 
     def _draft(self, stretch: Stretch, room: int) -> array[int]:
         session = stretch.session
@@ -196,3 +224,27 @@ class Speculation:
         drafting.settle(accepted, length, length * self._extra_steps(self._extra), ended)
         self.drafted += length
         self.accepted += accepted
+
+
+def make_speculation(
+    model: LlamaModel,
+    draft: LlamaModel | None,
+    load: m.Load,
+    params: ContextParams,
+    parts: tuple[CellPool, Pace, Context, Answering],
+) -> Speculation:
+    """The drafts of `model`, by the model `draft` or by its own heads where it has them; `params` are its context's.
+
+    Raises LoadFailed. A model whose heads cannot be run does without, and says why.
+    """
+    _, pace, context, _ = parts
+    hindrance = Speculation.hindrance(model, load.speculation, context.rollback)
+    if hindrance or not (draft or model.predicts):
+        return Speculation(*parts, hindrance, missing=load.missing)
+    if draft:
+        return Speculation(*parts, "", Guessing.beside(context, params, draft, load, pace))
+    try:
+        return Speculation(*parts, "", Guessing.by_heads(model, context, params, pace))
+    except LoadFailed as error:
+        sys.stderr.write(f"no drafts by the model's own heads: {error}\n")
+        return Speculation(*parts, "", missing=str(error))

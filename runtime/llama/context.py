@@ -24,8 +24,9 @@ from typing import Any
 from quant.types import QuantType
 from runtime.defaults import BATCH, CACHE_TYPE, CACHE_TYPES, CONTEXT_STEP, DRAFT_ROWS
 from runtime.errors import BadRequest, LoadFailed
-from runtime.llama.library import LOG, library
+from runtime.llama.library import LOG, heads_library, library
 from runtime.llama.model import LlamaModel
+from runtime.llama.snapshots import Snapshots
 
 # `llama_pooling_type`.
 POOLING_NONE, POOLING_MEAN, POOLING_LAST, POOLING_RANK = 0, 1, 3, 4
@@ -41,7 +42,9 @@ TEXT_SEQUENCES = 64
 class ContextParams:
     """The size of a context: `tokens` of KV cache, at most `sequences`, `outputs` rows of logits, `batch` rows a step.
 
-    `kv_type` is one of `CACHE_TYPES`. `watch` is the callback of a `Watch` (`runtime/llama/watching.py`).
+    `kv_type` is one of `CACHE_TYPES`. `watch` is the callback of a `Watch` (`runtime/llama/watching.py`). `rollback` is
+    how many of the last tokens a recurrent state can go back, where llama.cpp can do that for the model: it then keeps
+    as many more states of each sequence.
     """
 
     tokens: int
@@ -51,6 +54,7 @@ class ContextParams:
     kv_type: str = CACHE_TYPE
     batch: int = BATCH
     watch: Any = None
+    rollback: int = 0
 
 
 def sequence_count(model: LlamaModel, running: int) -> int:
@@ -60,9 +64,14 @@ def sequence_count(model: LlamaModel, running: int) -> int:
     return max(TEXT_SEQUENCES, running) if model.embeds else running + PARKED_SEQUENCES
 
 
-def output_rows(model: LlamaModel, running: int, *, drafts: bool = True) -> int:
-    """How many rows of logits a step of `model` may give: one for each answer, and one for each drafted token."""
-    return running + DRAFT_ROWS if drafts and model.memory == "cells" and not model.embeds else running
+def output_rows(model: LlamaModel, running: int, *, drafts: bool = True, rollback: int = 0) -> int:
+    """How many rows of logits a step of `model` may give: one for each answer, and one for each drafted token.
+
+    A model with a state has drafts as long as its `rollback`.
+    """
+    if not drafts or model.embeds:
+        return running
+    return running + (DRAFT_ROWS if model.memory == "cells" else min(DRAFT_ROWS, rollback * running))
 
 
 class Context:
@@ -70,7 +79,8 @@ class Context:
 
     `tokens` is the number of cells that llama.cpp made, `batch_size` the rows of a batch, `outputs` the most rows of
     logits of a step. It `remembers` what it has read, unless its model reads every text whole. `pooling` is llama.cpp's
-    pooling type. `buffers` has bytes by kind: `KV`, `RS`, `compute`, `output`.
+    pooling type. `buffers` has bytes by kind: `KV`, `RS`, `compute`, `output`. `rollback` is how many tokens of a step
+    can be cut from a sequence although the model has a state; 0 where it has none, or cannot go back.
     """
 
     def __init__(self, model: LlamaModel, params: ContextParams) -> None:
@@ -95,8 +105,12 @@ class Context:
         self._memory = low.llama_get_memory(self.handle)
         self.remembers: bool = self._memory is not None
         self.pooling: int = low.llama_pooling_type(self.handle)
+        self.rollback: int = low.llama_n_rs_seq(self.handle)
+        self._snapshots = Snapshots(self.rollback)
         self._decode = low.llama_decode
         self._make_batch(native.n_batch, params.sequences)
+        if model.predicts:
+            self._show_hidden()
 
     def _native(self, params: ContextParams) -> Any:
         """llama.cpp's `llama_context_params`."""
@@ -112,10 +126,13 @@ class Context:
         native.type_k = native.type_v = QuantType.by_name(params.kv_type).id
         native.kv_unified = True
         native.embeddings = model.encoder
+        native.n_rs_seq = params.rollback
         pooling = model.metadata("pooling_type")
         if pooling in (None, str(POOLING_NONE)):
             # The file names no pooling. The last token of a causal model has read the whole text.
             native.pooling_type = POOLING_MEAN if model.encoder else POOLING_LAST
+        if model.predicts:
+            native.pooling_type = POOLING_NONE  # with another type, llama.cpp does not give hidden states
         if model.encoder or pooling not in (None, str(POOLING_NONE), str(POOLING_LAST)):
             native.n_outputs_max = native.n_batch  # a text's vector is pooled from the vectors of all its rows
         # The compute threads call this after every graph node. A Python function would make them wait for the
@@ -144,6 +161,7 @@ class Context:
         # format. A cast to bytes and back replaces ctypes' format ("<i") by the format of `array("i")`.
         self._token, self._position = (memoryview(x).cast("B").cast("i") for x in (token, position))
         self._sequence, self._logits = memoryview(sequence).cast("B").cast("Q"), memoryview(logits).cast("B")
+        self._last_row = [0] * sequences
         self._numbers = (ctypes.c_int32 * sequences)(*range(sequences))
         start = ctypes.addressof(self._numbers)
         self._pointers = [start + 4 * number for number in range(sequences)]
@@ -161,6 +179,7 @@ class Context:
         self._position[row] = position
         self._sequence[row] = self._pointers[sequence]
         self._logits[row] = 1
+        self._snapshots.put(sequence, 1)
 
     def put_prompt(self, row: int, tokens: memoryview[int], position: int, sequence: int, wanted: int) -> None:
         """Put consecutive tokens from `position` on; the logits of the last `wanted` rows are wanted."""
@@ -170,6 +189,8 @@ class Context:
         self._position[row:end] = self._counting[position : position + size]
         self._sequence[row:end] = memoryview(array("Q", (self._pointers[sequence],)) * size)
         self._logits[row:end] = bytes(size - wanted) + b"\x01" * wanted
+        self._snapshots.put(sequence, size)
+        self._last_row[sequence] = end - 1
 
     def decode(self, rows: int, vectors: Any = None) -> int:
         """Compute the first `rows` rows: `OK`, `NO_ROOM` (nothing changed), `ABORTED`, or a negative number (an error).
@@ -178,7 +199,9 @@ class Context:
         """
         self._batch.n_tokens = rows
         if vectors is None:
-            return int(self._decode(self.handle, self._batch))
+            status = int(self._decode(self.handle, self._batch))
+            self._snapshots.computed(status == OK)
+            return status
         tokens = ctypes.cast(self._arrays[0], type(self._batch.token))
         self._batch.token, self._batch.embd = None, vectors.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
         try:
@@ -215,10 +238,23 @@ class Context:
     def copy(self, source: int, target: int, end: int, start: int = 0) -> None:
         """Let `target` hold the positions `start` to `end` of `source` too."""
         library().llama_memory_seq_cp(self._memory, source, target, start, end)
+        self._snapshots.forget(target)
+        if self._snapshots.went_back(source):
+            # llama.cpp would give the copy the state that `source` went back from.
+            self.restore(target, self.save(source, True), True)
 
     def cut(self, sequence: int, start: int) -> bool:
         """Drop the positions of `sequence` from `start` on; False (and nothing done) where the model cannot."""
-        return self._memory is None or bool(library().llama_memory_seq_rm(self._memory, sequence, start, -1))
+        low = library()
+        if self._memory is None:
+            return True
+        if self.rollback and start:
+            back = low.llama_memory_seq_pos_max(self._memory, sequence) + 1 - start
+            if not self._snapshots.go_back(sequence, back):
+                return False
+        elif self.rollback:
+            self._snapshots.forget(sequence)
+        return bool(low.llama_memory_seq_rm(self._memory, sequence, start, -1))
 
     def shift(self, sequence: int, keep: int, count: int) -> bool:
         """Drop `count` positions after the first `keep`, and move the rest up; False (nothing done) where impossible.
@@ -250,6 +286,7 @@ class Context:
         had read. The caller then cuts the positions beyond the copy's.
         """
         buffer = (ctypes.c_uint8 * len(state)).from_buffer(state)
+        self._snapshots.forget(sequence)
         if library().llama_state_seq_set_data_ext(self.handle, buffer, len(state), sequence, int(partial)):
             return True
         self.cut(sequence, 0)
@@ -267,6 +304,8 @@ class Context:
     def pooled(self, sequence: int) -> Any:
         """The pooled embedding of `sequence`, float32 `(n_embd,)`, or its scores; valid until the next `decode`."""
         low = library()
+        if self._model.predicts:
+            return self._view(low.llama_get_embeddings_ith(self.handle, self._last_row[sequence]), self._model.n_embd)
         size = low.llama_model_n_cls_out(self._model.handle) if self.pooling == POOLING_RANK else self._model.n_embd
         return self._view(low.llama_get_embeddings_seq(self.handle, sequence), size)
 
@@ -275,6 +314,18 @@ class Context:
         import numpy as np  # only logprobs and embeddings look at numbers; a worker starts faster without
 
         return np.ctypeslib.as_array(pointer, shape=(size,))
+
+    def _show_hidden(self) -> None:
+        """Keep the last hidden state of every row, for the block that predicts further tokens."""
+        heads_library().llama_set_embeddings_nextn(self.handle, True, False)
+        self.pooling = POOLING_LAST  # as `pooled` does it
+        # The buffer for them is made with the first step.
+        self.buffers["output"] = self.buffers.get("output", 0) + 4 * self.batch_size * self._model.n_embd
+
+    def hidden(self, rows: int) -> Any:
+        """The last hidden states of the first `rows` rows, float32 `(rows, n_embd)`, valid until the next `decode`."""
+        width = self._model.n_embd
+        return self._view(heads_library().llama_get_embeddings_nextn(self.handle), rows * width).reshape(rows, width)
 
     def embed_mode(self, on: bool) -> None:
         """Compute embeddings with the next batches (a causal model does so only when asked)."""

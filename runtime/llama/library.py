@@ -20,6 +20,7 @@ import re
 import sys
 from collections.abc import Callable
 from functools import cache
+from types import SimpleNamespace
 from typing import Any, NoReturn
 
 from runtime.errors import LoadFailed
@@ -167,6 +168,30 @@ def quick_library() -> ctypes.PyDLL:
         function = getattr(dll, name)
         function.argtypes, function.restype = arguments, result
     return dll
+
+
+@cache
+def heads_library() -> Any:
+    """llama.cpp's functions for blocks that predict further tokens, which are not in its public header (`llama-ext.h`).
+
+    Raises LoadFailed where the library has none.
+    """
+    lib = library()._lib
+    found = SimpleNamespace()
+    context, floats = ctypes.c_void_p, ctypes.POINTER(ctypes.c_float)
+    for name, mangled, arguments, result in (
+        ("set_embeddings_nextn", "P13llama_contextbb", (context, ctypes.c_bool, ctypes.c_bool), None),
+        ("get_embeddings_nextn", "P13llama_context", (context,), floats),
+        ("get_embeddings_nextn_ith", "P13llama_contexti", (context, ctypes.c_int32), floats),
+    ):
+        name = f"llama_{name}"
+        names = (name, f"_Z{len(name)}{name}{mangled}")
+        function = next((getattr(lib, each) for each in names if hasattr(lib, each)), None)
+        if function is None:
+            raise LoadFailed(f"this build of llama.cpp has no `{name}`", "install llama-cpp-python from the index")
+        function.argtypes, function.restype = arguments, result
+        setattr(found, name, function)
+    return found
 
 
 def usable_threads() -> int:

@@ -24,7 +24,7 @@ class LlamaModel:
 
     `size` is the bytes of all weights, `n_embd` the width of its embeddings, `n_ctx_train` the context in tokens that
     it was trained for, `window` the sliding window in tokens (0: there is none). An `encoder` cannot write text; a
-    model that `embeds` was made for embeddings.
+    model that `embeds` was made for embeddings. One that `predicts` has its block for further tokens in memory.
     """
 
     def __init__(
@@ -34,8 +34,9 @@ class LlamaModel:
         gpu_layers: int = -1,
         mapped: bool = True,
         empty: bool = False,
+        heads: bool = False,
     ) -> None:
-        """Load `path`.
+        """Load `path`, with its block that predicts further tokens where `heads` is True.
 
         Weights are read into memory instead of mapped where `mapped` is False. An `empty` model has its header alone: a
         context on it shows how much memory would be taken.
@@ -48,6 +49,7 @@ class LlamaModel:
         params.n_gpu_layers = gpu_layers
         params.use_extra_bufts = not amx_is_broken()
         params.no_alloc = empty
+        params.load_mtp = heads
         if empty or not mapped:
             params.load_mode = LOAD_MODE_NONE
         notes = Notes.read(path)
@@ -70,6 +72,7 @@ class LlamaModel:
         hybrid = low.llama_model_is_hybrid(self.handle)
         self.recurrent: bool = hybrid or low.llama_model_is_recurrent(self.handle)
         self.memory: Memory = "hybrid" if hybrid else "recurrent" if self.recurrent else "cells"
+        self.predicts = heads
         self.window: int = low.llama_model_n_swa(self.handle)
         self.encoder: bool = self.metadata("attention.causal") == "false"
         self.embeds: bool = self.encoder or self.metadata("pooling_type") not in (None, "0")

@@ -17,10 +17,11 @@ from typing import Any
 
 import msgspec
 
+from quant.gguf.architectures import GOING_BACK, PREDICTING
 from quant.plan import ModelPlan
 from quant.types import QuantType, Tensor
-from runtime.defaults import BATCH, CACHE_TYPE, CONTEXT, CONTEXT_STEP, DRAFT_ROWS
-from runtime.machine.inspection import Reserved
+from runtime.defaults import BATCH, CACHE_TYPE, CONTEXT, CONTEXT_STEP, DRAFT_ROWS, ROLLBACK
+from runtime.machine.inspection import NO_DRAFTS, DraftMeans, Reserved
 from runtime.messages import CacheConfig
 
 # Bytes of a worker's process with Python and libraries; bytes of a token of the vocabulary: text, merges and pieces.
@@ -34,6 +35,8 @@ LAYER_SECONDS = 15e-6
 _F32 = 4
 # The tensor with the divisors of the frequencies in long texts; `rope_factors_short.weight` stands beside it.
 _LONG_FACTORS = "rope_factors_long.weight"
+# The matrix that every block which predicts further tokens has.
+_JOINING = ".nextn.eh_proj."
 
 
 @dataclass(frozen=True)
@@ -53,10 +56,16 @@ class ModelSize:
     """The part of the weights that one token reads (mixture of experts)."""
     attention_heads: int = 0
     """Query heads of all layers with attention."""
+    layer_values: int = 0
+    """Keys and values of one layer for one token, in the cache."""
     row_values: int = 0
     """Keys of one layer for one token: the step of a head from one token's key to the next."""
     short_context: int = 0
     """The largest context in which a model with two sets of rotary factors uses those for short texts; else 0."""
+    predicts: bool = False
+    """Whether the file has a block that predicts further tokens, by which llama.cpp drafts."""
+    goes_back: bool = False
+    """Whether the states of recurrent layers can go back behind drafts."""
     reserved: Reserved | None = None
     """The bytes that llama.cpp would reserve for this model, with one `CacheConfig`."""
 
@@ -68,7 +77,9 @@ class ModelSize:
         def number(key: str, default: int = 0) -> int:
             return _largest(metadata.get(f"{architecture}.{key}"), default)
 
-        layers, embedding = number("block_count", 1), number("embedding_length", 1)
+        # Blocks that predict further tokens have no part in the model's own cache.
+        predicting = number("nextn_predict_layers")
+        layers, embedding = max(1, number("block_count", 1) - predicting), number("embedding_length", 1)
         heads = number("attention.head_count", 1)
         kv_heads = _per_layer(metadata.get(f"{architecture}.attention.head_count_kv", heads), layers)
         if not number("attention.head_count"):
@@ -93,8 +104,11 @@ class ModelSize:
             cache_values=sum(kv_heads) * (key if latent else key + value),
             state_values=(_recurrent_layers(kv_heads, widths) if 0 in kv_heads else layers) * _state(number),
             expert_share=_share(embedding, heads * key, expert_width, experts, used),
+            layer_values=max(kv_heads, default=0) * (key if latent else key + value),
             row_values=max(kv_heads, default=0) * key,
             attention_heads=(layers - kv_heads.count(0)) * heads,
+            predicts=predicting == 1 and architecture in PREDICTING,
+            goes_back=architecture in GOING_BACK,
         )
 
     @classmethod
@@ -106,11 +120,23 @@ class ModelSize:
         `modeling_rope_utils.py`).
         """
         size = cls.of(plan.metadata)
+        # Some programs leave the block out and say that it is there.
+        size = replace(size, predicts=size.predicts and any(_JOINING in tensor.name for tensor in plan.tensors))
         if all(tensor.name != _LONG_FACTORS for tensor in plan.tensors):
             return size
         original = plan.metadata.get(f"{plan.architecture}.rope.scaling.original_context_length")
         # A context is made of whole steps, so that one of a few tokens more would have the factors for long texts.
         return replace(size, short_context=_largest(original, size.trained_context) // CONTEXT_STEP * CONTEXT_STEP)
+
+    @property
+    def has_heads(self) -> bool:
+        """Whether the model can draft through its own heads."""
+        return self.predicts and (not self.state_values or self.goes_back)
+
+    @property
+    def rollback(self) -> int:
+        """The tokens that its states can go back where it has drafts; 0 where it has no states, or they cannot."""
+        return ROLLBACK if self.goes_back else 0
 
     def state_bytes(self, sequences: int) -> int:
         """Bytes of the states of recurrent layers, whatever the context."""
@@ -205,24 +231,32 @@ class Need:
         return self.cache + self.compute + self.repacked - sum(card.cache for card in self.cards if not card.shared)
 
 
-def memory(model_size: ModelSize, weights_bytes: int, cache_config: CacheConfig) -> Need:
-    """Bytes that a worker holds with a KV cache of `cache_config`. Raises UnknownLevel for an unknown `kv_type`."""
+def memory(
+    model_size: ModelSize, weights_bytes: int, cache_config: CacheConfig, drafts: DraftMeans = NO_DRAFTS
+) -> Need:
+    """Bytes that a worker holds with a KV cache of `cache_config`, and what it drafts by.
+
+    Raises UnknownLevel for an unknown `kv_type`.
+    """
     reserved = model_size.reserved
     process = PROCESS_BYTES + model_size.vocabulary * TOKEN_BYTES
-    if reserved and reserved.cache_config == cache_config:
+    if reserved and (reserved.cache_config, reserved.drafts) == (cache_config, drafts):
         compute = reserved.compute + reserved.output + process
         return Need(weights_bytes, reserved.cache, compute, graph=reserved.compute)
     tokens = -(-cache_config.context // CONTEXT_STEP) * CONTEXT_STEP
     cache = QuantType.by_name(cache_config.kv_type)
     per_token = model_size.cache_values * cache.block_bytes // cache.block
-    cache_bytes = tokens * per_token + model_size.state_bytes(cache_config.sequences)
+    states = model_size.state_bytes(cache_config.sequences) * (1 + drafts.rollback)
+    if drafts.heads:  # the cache of one layer more
+        per_token += model_size.layer_values * cache.block_bytes // cache.block
+    cache_bytes = tokens * per_token + states
     batch = min(BATCH, tokens)
     activations = batch * (2 * model_size.embedding + 3 * max(model_size.feed_forward, model_size.embedding)) * _F32
     mask = batch * tokens * (_F32 + 2)
     # Rows in the graph and in the output, and every sampler's candidates (`llama_token_data`: 12 bytes each).
-    drafts = 0 if model_size.state_values else DRAFT_ROWS
-    logits = 2 * model_size.vocabulary * (cache_config.sequences * (_F32 + 12) + drafts * _F32)
-    graph = activations + mask + logits
+    drafted = cache_config.sequences * drafts.rollback if model_size.state_values else DRAFT_ROWS
+    logits = 2 * model_size.vocabulary * (cache_config.sequences * (_F32 + 12) + drafted * _F32)
+    graph = (activations + mask) * (1 + drafts.heads) + logits
     return Need(weights_bytes, cache_bytes, graph + process, graph=graph)
 
 

@@ -36,11 +36,22 @@ _OF_ITS_FILE = re.compile(r"split\..*|general\.alignment")
 _KINDS = "tokenizer.ggml.token_type_count"
 
 
+class DraftMeans(msgspec.Struct, frozen=True):
+    """The means of a worker for drafts within its model: `heads`, and states that go back by `rollback` tokens."""
+
+    heads: bool = False
+    rollback: int = 0
+
+
+NO_DRAFTS = DraftMeans()
+
+
 class Reserve(msgspec.Struct, tag="reserve"):
     """How many bytes would llama.cpp reserve for the model whose header is at `path`, with this KV cache?"""
 
     path: str
     cache_config: CacheConfig
+    drafts: DraftMeans = NO_DRAFTS
 
 
 class Probe(msgspec.Struct, tag="probe"):
@@ -67,7 +78,7 @@ Question = Reserve | Probe | Examine | Try
 
 
 class Reserved(msgspec.Struct, tag="reserved", frozen=True):
-    """Bytes of the cache, of the graph's buffer and of the logits', for just this `cache_config`.
+    """Bytes of the cache, of the graph's buffer and of the logits', for just this `cache_config` and these `drafts`.
 
     `repacks` are the types whose matrices this build copies into a layout of its own.
     """
@@ -77,6 +88,7 @@ class Reserved(msgspec.Struct, tag="reserved", frozen=True):
     compute: int
     output: int
     repacks: tuple[str, ...] = ()
+    drafts: DraftMeans = NO_DRAFTS
 
 
 class Probed(msgspec.Struct, tag="probed"):
@@ -174,10 +186,11 @@ def ask_reserved(
     metadata: Mapping[str, Any],
     tensors: Iterable[Tensor],
     cache_config: CacheConfig,
+    drafts: DraftMeans = NO_DRAFTS,
 ) -> Reserved | None:
     """The bytes that llama.cpp reserves for a model of these metadata and `tensors`; None where it cannot say."""
     sizes = {key: value for key, value in metadata.items() if not key.startswith("tokenizer.") or key == _KINDS}
-    answer = ask_model(sizes, tensors, cache_config)
+    answer = ask_model(sizes, tensors, cache_config, drafts=drafts)
     return answer if isinstance(answer, Reserved) else None
 
 
@@ -186,6 +199,7 @@ def ask_model(
     tensors: Iterable[Tensor],
     cache_config: CacheConfig,
     kinds: Mapping[str, str] | None = None,
+    drafts: DraftMeans = NO_DRAFTS,
 ) -> Reserved | Refused:
     """As `ask_reserved`, about the tokenizer too where `metadata` has one; with the reason where there is no answer.
 
@@ -194,7 +208,7 @@ def ask_model(
     with tempfile.TemporaryDirectory(prefix="lm-reserve-") as folder:
         path = Path(folder) / "header.gguf"
         write_skeleton(path, metadata, tensors, kinds)
-        answer = ask(Reserve(str(path), cache_config), RESERVE_SECONDS)
+        answer = ask(Reserve(str(path), cache_config, drafts), RESERVE_SECONDS)
     if isinstance(answer, Reserved):
         return answer
     refused = answer if isinstance(answer, Refused) else Refused("the process that was asked gave another answer")

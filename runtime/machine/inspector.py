@@ -20,8 +20,10 @@ from runtime.child import Parent
 from runtime.confinement import cards_here, confine
 from runtime.errors import EngineError, LoadFailed
 from runtime.machine.inspection import (
+    NO_DRAFTS,
     Answer,
     Device,
+    DraftMeans,
     Examine,
     Examined,
     Probe,
@@ -99,13 +101,13 @@ def reserve(question: Reserve) -> Reserved | Refused:
 
     wanted = question.cache_config
     try:
-        model = LlamaModel(Path(question.path), empty=True)
+        model = LlamaModel(Path(question.path), empty=True, heads=question.drafts.heads)
     except LoadFailed:
         asked_for = sorted(LOG.asked_for) if _TOO_MANY in LOG.error else []
         return _refused(LOG.error, asked_for)
     model.vocabulary.check()
     try:
-        return _context(model, wanted)
+        return _context(model, wanted, question.drafts)
     except LoadFailed:
         reason = LOG.error
     try:
@@ -115,21 +117,24 @@ def reserve(question: Reserve) -> Reserved | Refused:
     return Refused(reason)  # the model will do, and the cache that was asked for will not
 
 
-def _context(model: LlamaModel, wanted: CacheConfig) -> Reserved | Refused:
+def _context(model: LlamaModel, wanted: CacheConfig, drafts: DraftMeans = NO_DRAFTS) -> Reserved | Refused:
     """The bytes that a context reserves, in which the graph is built; raises LoadFailed.
 
     Refused for a model that writes by diffusion: it reads the whole text anew, forwards and backwards.
     """
     from runtime.llama.context import Context, ContextParams, output_rows, sequence_count
+    from runtime.llama.heads import HeadsContext
     from runtime.llama.library import LOG
 
     total = sequence_count(model, wanted.sequences)
-    outputs = output_rows(model, wanted.sequences)
-    context = Context(model, ContextParams(wanted.context, total, outputs, 1, wanted.kv_type))
+    outputs = output_rows(model, wanted.sequences, rollback=drafts.rollback)
+    params = ContextParams(wanted.context, total, outputs, 1, wanted.kv_type, rollback=drafts.rollback)
+    context = Context(model, params)
+    contexts = [context, HeadsContext(model, params, context)] if drafts.heads else [context]
     if not (context.remembers or model.encoder):
         return Refused("it does not write from left to right", unloadable=True)
-    compute, output = (context.buffers.get(kind, 0) for kind in ("compute", "output"))
-    return Reserved(wanted, LOG.cache_bytes, compute, output, _repacks())
+    compute, output = (sum(each.buffers.get(kind, 0) for each in contexts) for kind in ("compute", "output"))
+    return Reserved(wanted, LOG.cache_bytes, compute, output, _repacks(), drafts)
 
 
 def _refused(reason: str, asked_for: Sequence[str] = ()) -> Refused:

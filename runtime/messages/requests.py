@@ -58,8 +58,10 @@ class Load(msgspec.Struct, tag="load"):
     requests may wait. `spill` is the bytes of memory beside the KV cache that copies of conversations, and a prompt
     that is read beside answers, may take; -1 is half of the cache's size. `short_context` is the number of that name in
     `runtime/machine/fit.py`. With `speculation` answers have drafts (`runtime/engine/speculation.py`). The model of
-    the path and name `draft` guesses them too. With `sandbox` the process gives up whatever it does not need
-    (`runtime/confinement.py`). `engine` is `llama`, or `fake` with a `script`.
+    the path and name `draft` guesses them too, or the model's own `heads` do; `missing` says why heads that it has are
+    left out. A model with a state keeps as many states as `rollback` says, to go back behind drafts. With `sandbox` the
+    process gives up whatever it does not need (`runtime/confinement.py`). `engine` is `llama`, or `fake` with a
+    `script`.
     """
 
     path: str
@@ -73,6 +75,9 @@ class Load(msgspec.Struct, tag="load"):
     gap: float = GAP
     speculation: bool = True
     draft: tuple[str, str] = ("", "")
+    heads: bool = False
+    rollback: int = 0
+    missing: str = ""
     sandbox: bool = True
     script: dict[str, Any] = {}
 

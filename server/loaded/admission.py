@@ -17,8 +17,9 @@ import msgspec
 
 from registry.store.catalog import Model
 from runtime.errors import DoesNotFit
-from runtime.machine.fit import Need
+from runtime.machine.fit import ModelSize, Need
 from runtime.machine.hardware import Hardware
+from runtime.machine.inspection import NO_DRAFTS, DraftMeans
 from runtime.messages import CacheConfig
 from runtime.units import size_text
 from server.config import Config
@@ -39,12 +40,17 @@ SPILL_BYTES = 256 << 20
 @dataclass(frozen=True)
 class Placement:
     """How a model is to be loaded: the context in tokens, the number of threads, the predicted need, and the bytes that
-    the worker may use for copies of conversations outside its KV cache."""
+    the worker may use for copies of conversations outside its KV cache.
+
+    `drafts` is what it drafts by; `missing` says why its own heads are left out, "" where they are not.
+    """
 
     context: int
     threads: int
     need: Need
     spill: int
+    drafts: DraftMeans = NO_DRAFTS
+    missing: str = ""
 
 
 class Admission:
@@ -102,9 +108,9 @@ class Admission:
             movable = [(slot, worker) for slot, worker in others if not slot.pinned]
             free = hardware.memory_available - beside - _loading([worker for _, worker in others])
             ours = sum(worker.need.total for _, worker in movable if not worker.loading)
-            context, need = await self._fit(model, wanted, free + ours, hardware, draft)
+            context, need, means, missing = await self._fit(model, wanted, free + ours, hardware, draft)
             if need.total <= free and len(others) < self._config.max_models:
-                return Placement(context, hardware.cpus, need, beside + _spill(free, need))
+                return Placement(context, hardware.cpus, need, beside + _spill(free, need), means, missing)
             if idle := [(slot, worker) for slot, worker in movable if worker.idle]:
                 slot, worker = min(idle, key=lambda pair: pair[1].last_used)
                 log.info("%s makes room for %s", worker.model.name, model.name)
@@ -123,17 +129,25 @@ class Admission:
 
     async def _fit(
         self, model: Model, wanted: CacheConfig, room: int, hardware: Hardware, draft: Model | None
-    ) -> tuple[int, Need]:
-        """The largest context up to `wanted`, by halving, with which the model fits into `room` bytes, and its need."""
+    ) -> tuple[int, Need, DraftMeans, str]:
+        """The largest context up to `wanted`, by halving, with which the model fits into `room` bytes, and its need.
+
+        Its own heads are left out before the context is halved. `drafts` and `missing` of `Placement` follow.
+        """
         facts, context = await self._library.facts(model), wanted.context
+        size = model.size - (model.draft.size if model.draft else 0)  # `draft` counts it
+        means, missing = self._means(facts.model_size, draft), ""
         while True:
             cache_config = msgspec.structs.replace(wanted, context=context)
-            size = model.size - (model.draft.size if model.draft else 0)  # `draft` counts it
-            need = await self._estimator.need(model.blob_digest, facts, size, cache_config, hardware.cards)
+            need = await self._estimator.need(model.blob_digest, facts, size, cache_config, hardware.cards, means)
             if draft:
                 need = need.with_draft(await self._draft_need(draft, cache_config))
             if need.total <= room:
-                return context, need
+                return context, need, means, missing
+            if means.heads:
+                missing = f"with them it needs {size_text(need.total)}, and {size_text(max(room, 0))} are free"
+                means = NO_DRAFTS
+                continue
             if context <= SMALLEST_CONTEXT:
                 level = smaller(facts.plan, need, room)
                 if draft:
@@ -148,6 +162,12 @@ class Admission:
                     f"{level} of it would fit: pull it with `--level {level}`" if level else "close other programs",
                 )
             context = max(context // 2, min(SMALLEST_CONTEXT, wanted.context))
+
+    def _means(self, size: ModelSize, draft: Model | None) -> DraftMeans:
+        """The means by which a model of this size drafts: a draft model goes before its own heads."""
+        if not self._config.speculation or not (draft or size.has_heads):
+            return NO_DRAFTS
+        return DraftMeans(heads=draft is None, rollback=size.rollback)
 
     async def _draft_need(self, draft: Model, cache_config: CacheConfig) -> Need:
         """The memory of a draft model beside a large one with this cache."""

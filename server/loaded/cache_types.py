@@ -22,14 +22,26 @@ class CacheChoice(NamedTuple):
     reason: str = ""
 
 
-def choose_cache_type(model: Model, metadata: Mapping[str, Any], asked: str | None, usual: str) -> CacheChoice:
+class Drafter(NamedTuple):
+    """A model that is to draft in the same process, with a KV cache of the same type: its name, its file's entries."""
+
+    name: str
+    metadata: Mapping[str, Any]
+
+
+def choose_cache_type(
+    model: Model, metadata: Mapping[str, Any], asked: str | None, usual: str, draft: Drafter | None = None
+) -> CacheChoice:
     """The type that a request asked for, else the model's own (`kv_type`), else `usual`, the setting.
 
-    `metadata` are the entries of the model's file. The settings are for all models, so that one which cannot have their
-    type gets the default. Raises Unsupported where it was asked for, or the model's own.
+    `metadata` are the entries of the model's file; its `draft` gets the same type. The settings are for all models,
+    so that one which cannot have their type gets the default. Raises Unsupported where the type was asked for, or is
+    the model's own.
     """
     wanted = asked or _own_type(model)
     obstacle = _obstacle(metadata, wanted or usual)
+    if draft and not obstacle and (of_draft := _obstacle(draft.metadata, wanted or usual)):
+        obstacle = f"its draft `{draft.name}` cannot: {of_draft}"
     if not obstacle:
         return CacheChoice(wanted or usual)
     if wanted:

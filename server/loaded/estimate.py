@@ -23,7 +23,7 @@ from runtime.machine.choosing import SMALL_BYTES, reads
 from runtime.machine.devices import Layers, place
 from runtime.machine.fit import Need, memory, repacked
 from runtime.machine.hardware import Gpu
-from runtime.machine.inspection import Reserved, ask_reserved
+from runtime.machine.inspection import NO_DRAFTS, DraftMeans, Reserved, ask_reserved
 from runtime.machine.rates import Rates
 from runtime.messages import CacheConfig
 from runtime.small_files import replace_file
@@ -46,7 +46,7 @@ class Estimator:
         self._folder = folder
         self._path = folder / "memory.json"
         self._ask = ask
-        self._reserved: dict[tuple[str, CacheConfig], Reserved | None] = {}
+        self._reserved: dict[tuple[str, CacheConfig, DraftMeans], Reserved | None] = {}
         self.extra: dict[str, int] = {}  # bytes that are added to predictions, by the digest of the model's blob
         try:
             kept = json.loads(self._path.read_bytes())["models"]
@@ -63,14 +63,15 @@ class Estimator:
         weights: int,
         cache_config: CacheConfig,
         cards: tuple[Gpu, ...] = (),
+        drafts: DraftMeans = NO_DRAFTS,
     ) -> Need:
         """The memory for the model of this blob, whose file has `weights` bytes, in main memory and on `cards`."""
-        key = (digest, cache_config)
+        key = (digest, cache_config, drafts)
         plan, tensors = facts.plan, facts.plan.as_stored()
         if self._ask and key not in self._reserved:
-            self._reserved[key] = await asyncio.to_thread(ask_reserved, plan.metadata, tensors, cache_config)
+            self._reserved[key] = await asyncio.to_thread(ask_reserved, plan.metadata, tensors, cache_config, drafts)
         reserved = self._reserved.get(key)
-        need = memory(facts.model_size.with_reserved(reserved), weights, cache_config)
+        need = memory(facts.model_size.with_reserved(reserved), weights, cache_config, drafts)
         copied = repacked(tensors, reserved.repacks) if reserved else 0
         need = replace(need, compute=need.compute + self.extra.get(digest, 0), repacked=copied)
         return place(need, Layers.of(tensors, plan.tied), cards)

@@ -23,7 +23,7 @@ from server.config import Config
 from server.errors import ChildError, Stopping, Unstable
 from server.library import Library
 from server.loaded.admission import Admission
-from server.loaded.cache_types import CacheChoice, choose_cache_type
+from server.loaded.cache_types import CacheChoice, Drafter, choose_cache_type
 from server.loaded.estimate import Estimator, anonymous_bytes
 from server.loaded.slot import CRASHES_IN_A_ROW, Slot
 from server.loaded.tally import Tally
@@ -241,11 +241,18 @@ class Pool:
         return CacheConfig(context, self._config.sequences, kv_type)
 
     async def _cache_type(self, model: Model, wish: LoadWish, worker: Worker | None) -> CacheChoice:
-        """The type of the KV cache for a worker in the place of `worker`, whose type stays unless another is wanted."""
+        """The type of the KV cache for a worker in the place of `worker`, whose type stays unless another is wanted.
+
+        A draft beside it has a cache of the same type.
+        """
+        usual, draft = self._config.kv_type, wish.draft
         if worker is not None and wish.kv_type is None:
-            return CacheChoice(worker.kv_type, worker.kv_reason)
+            if not worker.lacks(draft):
+                return CacheChoice(worker.kv_type, worker.kv_reason)
+            usual = worker.kv_type
         metadata = (await self._library.facts(model)).plan.metadata
-        return choose_cache_type(model, metadata, wish.kv_type, self._config.kv_type)
+        drafter = Drafter(draft.name, (await self._library.facts(draft)).plan.metadata) if draft else None
+        return choose_cache_type(model, metadata, wish.kv_type, usual, drafter)
 
     async def _start(self, slot: Slot, model: Model, wanted: CacheConfig, wish: LoadWish) -> Worker:
         now = asyncio.get_running_loop().time()
@@ -260,6 +267,8 @@ class Pool:
                 await self._library.check_policy(each)
         placement = await self._admission.place(model, wanted, wish.beside, wish.draft)
         model_size = await self._library.model_size(model)
+        if placement.missing:
+            log.info("%s drafts not through its own heads: %s", model.name, placement.missing)
         if reason := model_size.context_reason(placement.context):
             log.info("%s gets a context of %d: %s", model.name, placement.context, reason)
         load = Load(
@@ -275,6 +284,9 @@ class Pool:
             short_context=model_size.short_context,
             draft=(str(wish.draft.blob), wish.draft.name) if wish.draft else ("", ""),
             sandbox=self._config.sandbox,
+            heads=placement.drafts.heads,
+            rollback=placement.drafts.rollback,
+            missing=placement.missing,
             script=self._runtime.script,
         )
         slot.keep_alive = self._config.keep_alive

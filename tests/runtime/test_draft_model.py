@@ -46,7 +46,7 @@ def eager(monkeypatch: pytest.MonkeyPatch) -> None:
         return [min(5, room // len(chances), len(each)) for each in chances]
 
     monkeypatch.setattr(guessing, "prospect", five)
-    monkeypatch.setattr("runtime.engine.draft_model._LEAST_CHANCE", 0.0)
+    monkeypatch.setattr("runtime.engine.draft_model.LEAST_CHANCE", 0.0)
     monkeypatch.setattr(DraftModel, "read_seconds", lambda *_: 0.0)
     monkeypatch.setattr(speculation, "best_lengths", whole)
     monkeypatch.setattr("runtime.drafts.payoff.Credit.affordable", lambda credit, length, *_: length)

@@ -10,7 +10,7 @@ import pytest
 
 from runtime.defaults import CACHE_TYPES
 from server.errors import Unsupported
-from server.loaded.cache_types import CacheChoice, choose_cache_type
+from server.loaded.cache_types import CacheChoice, Drafter, choose_cache_type
 from tests.cli.support import Cli
 from tests.daemon import Daemon, put_model
 
@@ -51,6 +51,16 @@ def test_blocks_that_do_not_suit_are_refused_where_asked_for_and_else_left(metad
     for plain in ("F16", "BF16", "F32"):
         assert choose_cache_type(model(), metadata, plain, "Q8_0") == CacheChoice(plain)
     assert choose_cache_type(model(), entries(0, 320), None, "Q8_0") == CacheChoice("Q8_0")  # it has no heads at all
+
+
+def test_a_draft_whose_heads_do_not_suit_the_type_is_named() -> None:
+    good, odd = entries(4, 256), Drafter("small", entries(4, 320))
+    with pytest.raises(Unsupported, match="its draft `small` cannot: flash attention reads whole blocks of 32 values"):
+        choose_cache_type(model(), good, "Q8_0", "F16", odd)
+    kv_type, reason = choose_cache_type(model(), good, None, "Q8_0", odd)
+    assert kv_type == "F16" and "its draft `small` cannot" in reason
+    assert choose_cache_type(model(), good, None, "BF16", odd) == CacheChoice("BF16")
+    assert choose_cache_type(model(), good, "Q8_0", "F16", Drafter("small", good)) == CacheChoice("Q8_0")
 
 
 def test_a_cache_type_from_the_settings_to_lm_ps(tmp_path: Path) -> None:

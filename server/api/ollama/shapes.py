@@ -76,6 +76,7 @@ def description(model: Model, facts: Facts, verbose: bool) -> dict[str, Any]:
         "size": model.size,
         "lm": model.own,
         **({"draft": {"digest": model.draft.digest, "size": model.draft.size}} if model.draft else {}),
+        **({"drafts": "through its own heads"} if facts.model_size.has_heads else {}),
         **({"messages": list(model.messages)} if model.messages else {}),
         **{key: value for key in _MARKS if (value := model.config.get(key))},
     }
