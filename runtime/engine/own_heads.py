@@ -2,9 +2,9 @@
 
 The block has a KV cache of one layer. It reads a text as the model does, row by row: each token with the model's hidden
 state of the token before. So the states of every step are noted (`follow`): a prompt's are read at once, an answer's
-wait in a queue until the next guess, so that answers without guesses cost no time. The record of the cache has an
-entry for each sequence of the model, which is compared with its tokens. Where it holds something else, or nothing, it begins anew in the
-middle of the text. A guess is then less likely to come true, until enough of the text has been read.
+wait in a queue until the next guess, so that answers without guesses cost no time. The record of the cache has an entry
+for each sequence of the model, which is compared with its tokens. Where it holds something else, or nothing, it begins
+anew in the middle of the text. A guess is then less likely to come true, until enough of the text has been read.
 """
 
 from __future__ import annotations
