@@ -24,7 +24,7 @@ export function duration(seconds) {
 
 export const number = (value) => (Number.isFinite(value) ? Math.round(value).toLocaleString("en") : "–");
 export const rate = (value) => (Number.isFinite(value) ? (value < 10 ? value.toFixed(1) : number(value)) : "–");
-export const percent = (share) => `${Math.round(share * 100)} %`;
+export const percent = (share) => `${Math.round(share * 100)}\u00a0%`;
 
 // How long ago a moment is; `moment` in ms since 1970, or a text of a date.
 export function ago(moment, now = Date.now()) {

@@ -1,8 +1,8 @@
 """Memory, loaded models and their speed, looked at once a second for all who listen, and kept for ten minutes.
 
 While nobody listens there is a look every `IDLE_SECONDS` only, so that the last ten minutes are there for whoever
-comes. A look reads a few files of /proc: 0.3 ms with one loaded model. Graphics cards are asked by their driver's tool,
-which takes longer: in a thread, and only while somebody listens.
+comes. A look reads a few files of /proc, which takes half a millisecond with one loaded model. Graphics cards are asked
+by their driver's tool, which takes longer: in a thread, and only while somebody listens.
 """
 
 from __future__ import annotations

@@ -74,6 +74,6 @@ function verdict(row) {
 function quality(row) {
   const loss = row.perplexity_increase;
   if (loss === null || loss === undefined) return h("span.quiet", {}, words.qualityUnknown);
-  const text = loss < 0.0005 ? words.asOriginal : words.worse(`${(100 * loss).toFixed(loss < 0.01 ? 2 : 1)} %`);
+  const text = loss < 0.0005 ? words.asOriginal : words.worse(`${(100 * loss).toFixed(loss < 0.01 ? 2 : 1)}\u00a0%`);
   return [text, h("div.small.quiet", {}, words.from[row.quality] ?? row.quality)];
 }

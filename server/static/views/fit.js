@@ -12,7 +12,7 @@ import { texts } from "../texts.js";
 const words = texts.fit;
 const WAIT_MS = 200; // after the last move of a slider
 const CONTEXTS = Array.from({ length: 19 }, (_, at) => Math.round(1024 * 2 ** (at / 2) / 512) * 512);
-const STEPS = 100;
+const STEPS = 200;
 
 export async function mount(root, route, signal) {
   const view = new FitView(root, signal);
@@ -66,9 +66,9 @@ class FitView {
     return [this.context.node, this.parallel.node, this.memory.node, this.reset];
   }
 
-  // The slider of memory goes from 256 MiB to all that lm may have, finer where there is little.
+  // The slider of memory goes from 32 MiB to all that lm may have, finer where there is little.
   bytesAt(at) {
-    const least = 1 << 28;
+    const least = 1 << 25;
     return Math.round(least * (Math.max(this.limit, 2 * least) / least) ** (at / STEPS));
   }
 
