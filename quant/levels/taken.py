@@ -22,5 +22,5 @@ def clauses(plan: ModelPlan, types: Mapping[str, QuantType]) -> list[str]:
 
 def _clause(name: str, type: str) -> str:
     if name == type:
-        return f"experts stay {type}, as they are published"
+        return f"weights stay {type}, as they are published"
     return f"the {name} are taken over as they are ({type})" if type else f"weights are made of {name}"

@@ -97,7 +97,7 @@ class Import:
                     for member in self._tar.members():
                         self._take(member, ingest, held, send)
                     wanted = self._wanted(ingest, send)
-                # Those that are to be made may fail still, so they come first.
+                # Models that a pass makes may still fail, so they come first.
                 made = {each.name: self._made(each.name, each.place, send) for each in wanted if each.place}
                 send({"status": "writing manifests", "phase": "manifest"})
                 return [made.get(each.name) or self._list(ingest, each) for each in wanted]

@@ -69,7 +69,7 @@ class StoredModel(DeclaredFolder):
         return archives.read(name, inside, offset, size) if archives and inside else super().read(name, offset, size)
 
     def open(self, name: str, offset: int = 0, state: bytes = b"") -> FileReader:
-        """The file from `offset` on, compared with its digest; one in a tar with that of the tar."""
+        """The file from `offset` on, compared with its digest; a file in a tar is compared by the digest of the tar."""
         archives, inside = self._inside(name)
         return archives.open(inside, offset, state) if archives and inside else super().open(name, offset, state)
 

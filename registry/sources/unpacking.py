@@ -17,8 +17,8 @@ from registry.sources.base import FileReader
 from registry.store import fsops, reading
 from registry.store.fsops import plainly
 
-# Most bytes of a tar: so many times its packed length, and SLACK. Weights pack to half of their length at best, a file
-# that is made to fill disks to a thousandth.
+# A tar has at most SLACK bytes and EXPANSION times its packed length. Weights pack to half of their length at best, a
+# file that is made to fill disks to a thousandth.
 EXPANSION, SLACK = 32, 64 << 20
 _STEP = 1 << 20
 _GZIP = 31  # the form of the stream as a number of `zlib`

@@ -40,7 +40,7 @@ def test_the_level_that_would_fit_keeps_the_experts_as_published_too(tmp_path: P
 def test_the_reason_says_what_stays_and_what_is_left_out(tmp_path: Path) -> None:
     machine = this_machine(tmp_path)
     choice = Chooser(sketch_model(folder()), machine).choose(Wish())
-    assert choice.reason.endswith(f"; experts stay MXFP4, as they are published; {ROUNDED}")
+    assert choice.reason.endswith(f"; weights stay MXFP4, as they are published; {ROUNDED}")
     choice = Chooser(sketch_model(twins()[1]), machine).choose(Wish())
     assert choice.reason.endswith("; guesses at further tokens (1.4 MB) left out")
     assert "text only" not in choice.reason

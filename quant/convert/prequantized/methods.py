@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from quant.convert.config import ModelConfig
-from quant.convert.prequantized import floats, rows, transposed
+from quant.convert.prequantized import floats, rows, table, transposed
 from quant.convert.prequantized.pairing import WEIGHTS, Reader
 from quant.convert.transforms import ROW_MOVES
 from quant.errors import UnsupportedModel
@@ -21,6 +21,10 @@ _READERS: dict[str, Reader] = {
     "awq": transposed.read_awq,
     "compressed-tensors": rows.read_compressed,
     "mlx": rows.read_mlx,
+    "modelopt": floats.read_modelopt,
+    "auto-round": transposed.read_auto_round,
+    "intel/auto-round": transposed.read_auto_round,
+    "bitsandbytes": table.read_bitsandbytes,
 }
 
 

@@ -5,18 +5,26 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from quant.convert.prequantized.floats import floats_with_scales, mlx_floats, packed_floats
 from quant.convert.prequantized.pairing import WEIGHTS, Found, companion, do_not_fit, groups_of, packed
 from quant.errors import UnsupportedModel
 from quant.plan import Files
 from quant.safetensors import Entry
 from quant.stream.packed.codes import exact_type
-from quant.stream.packed.floats import PackedFp8
 from quant.stream.packed.rows import PackedAffine, PackedRows
 
 _SCALES = ("F16", "BF16", "F32")
-_FORMATS = ("pack-quantized", "int-quantized", "float-quantized", "naive-quantized")
+_FORMATS = (
+    "pack-quantized",
+    "int-quantized",
+    "float-quantized",
+    "naive-quantized",
+    "mxfp4-pack-quantized",
+    "mxfp8-quantized",
+    "nvfp4-pack-quantized",
+)
 # They are about activations and loaders, or tell a shape that the words tell too.
-_UNUSED = re.compile(r".*\.(weight_shape|input_scale|input_zero_point|output_scale|output_zero_point|weight_g_idx)")
+_UNUSED = re.compile(r".*\.(weight_shape|weight_g_idx|input_global_scale|(input|output)_(scale|zero_point))")
 
 
 def read_compressed(config: dict[str, Any], found: Found, files: Files) -> Found:
@@ -27,12 +35,14 @@ def read_compressed(config: dict[str, Any], found: Found, files: Files) -> Found
     for name in [name for name in found if _UNUSED.fullmatch(name)]:
         del found[name]
     for entry in list(found.values()):
-        if entry.name.endswith(".weight_packed"):
+        if entry.name.endswith(".weight_packed") and entry.dtype == "U8":
+            packed_floats(entry, found, entry.name.removesuffix("_packed"), "_scale", "_global_scale", -1)
+        elif entry.name.endswith(".weight_packed"):
             _packed_integers(entry, found, _scheme(schemes))
         elif entry.dtype == "I8" and entry.name.endswith(".weight"):
             _whole_integers(entry, found)
         elif entry.dtype == "F8_E4M3" and entry.name.endswith(".weight"):
-            _floats(entry, found)
+            floats_with_scales(entry, found)
     return found
 
 
@@ -54,7 +64,8 @@ def _schemes(config: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _scheme(schemes: list[dict[str, Any]]) -> dict[str, Any]:
     """The one scheme that all packed weights have; UnsupportedModel for several numbers of bits."""
-    if len({(scheme.get("num_bits"), scheme.get("symmetric")) for scheme in schemes}) > 1:
+    schemes = [scheme for scheme in schemes if scheme.get("type", "int") == "int"]
+    if len({(scheme.get("num_bits"), scheme.get("symmetric")) for scheme in schemes}) != 1:
         raise UnsupportedModel("the model is already quantized, to several numbers of bits", WEIGHTS)
     return schemes[0]
 
@@ -104,16 +115,6 @@ def _whole_integers(entry: Entry, found: Found) -> None:
     packed(found, parts, entry.name, entry.shape, packing)
 
 
-def _floats(entry: Entry, found: Found) -> None:
-    scales = found.get(entry.name + "_scale")
-    if len(entry.shape) != 2 or not scales or scales.dtype not in ("F32", "BF16", "F16"):
-        raise do_not_fit(entry, entry.name + "_scale")
-    if scales.shape not in ((), (1,), (1, 1), (entry.shape[0],), (entry.shape[0], 1)):
-        raise do_not_fit(entry, scales.name)
-    packing = PackedFp8(entry.shape[1], scales.dtype, 0 if scales.shape in ((), (1,), (1, 1)) else 1)
-    packed(found, [entry.name, scales.name], entry.name, entry.shape, packing)
-
-
 def read_mlx(config: dict[str, Any], found: Found, files: Files) -> Found:
     """`…weight` U32 with `…scales` and `…biases`; a matrix may have numbers of its own in the configuration."""
     for words in [entry for entry in found.values() if entry.dtype == "U32" and entry.name.endswith(".weight")]:
@@ -121,6 +122,9 @@ def read_mlx(config: dict[str, Any], found: Found, files: Files) -> Found:
         own = config.get(base.removesuffix("."))
         scheme = {**config, **own} if isinstance(own, dict) else config
         bits, size, mode = scheme.get("bits"), scheme.get("group_size"), scheme.get("mode", "affine")
+        if mode in ("mxfp4", "nvfp4", "mxfp8"):
+            mlx_floats(words, found, str(mode))
+            continue
         if mode != "affine" or type(bits) is not int or not 1 < bits <= 8 or type(size) is not int or size < 1:
             told = f"`mode` {ascii(mode)[:20]}, `bits` {ascii(bits)[:20]}, `group_size` {ascii(size)[:20]}"
             raise UnsupportedModel(f"the model is already quantized, by MLX with {told}", WEIGHTS)

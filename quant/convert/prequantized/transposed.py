@@ -23,6 +23,8 @@ from quant.stream.packed.transposed import PackedAwq, PackedGptq
 
 _SCALES = ("F16", "BF16", "F32")
 _BITS = (2, 3, 4, 8)
+# Layouts of AutoRound, and who reads them.
+_AUTO_ROUND = {"auto_round": "gptq", "auto_gptq": "gptq", "gptq": "gptq", "auto_awq": "awq", "awq": "awq"}
 
 
 def read_gptq(config: dict[str, Any], found: Found, files: Files) -> Found:
@@ -31,7 +33,9 @@ def read_gptq(config: dict[str, Any], found: Found, files: Files) -> Found:
     form = config.get("checkpoint_format") or config.get("format") or "gptq"
     if form not in ("gptq", "gptq_v2"):
         raise UnsupportedModel(f"the model is already quantized, in the format {ascii(form)[:40]} of GPTQ", WEIGHTS)
-    if config.get("dynamic"):
+    dynamic = config.get("dynamic") or {}
+    # Rules that begin with a minus leave matrices as they are; these are not packed, whatever their names are.
+    if not isinstance(dynamic, dict) or not all(str(rule).startswith("-:") for rule in dynamic):
         raise UnsupportedModel("the model is already quantized, in several ways (`dynamic`)", WEIGHTS)
     symmetric, ordered = config.get("sym") is True, config.get("desc_act") is not True
     for words in _words(found):
@@ -56,6 +60,20 @@ def read_gptq(config: dict[str, Any], found: Found, files: Files) -> Found:
         )
         packed(found, parts, base + "weight", (rows, columns), packing)
     return found
+
+
+def read_auto_round(config: dict[str, Any], found: Found, files: Files) -> Found:
+    """AutoRound in the layout of GPTQ or AWQ. Raises UnsupportedModel for another one, or several in one model."""
+    layout, _, zeros = str(config.get("packing_format", "")).removeprefix("auto_round:").partition(":")
+    own = config.get("extra_config") or {}
+    whole = isinstance(own, dict) and all(isinstance(each, dict) and each.get("bits", 0) >= 16 for each in own.values())
+    if layout not in _AUTO_ROUND or zeros not in ("", "zp") or not whole:
+        told = "in several ways (`extra_config`)" if layout in _AUTO_ROUND and not whole else f"as {ascii(layout)[:40]}"
+        raise UnsupportedModel(f"the model is already quantized, by AutoRound {told}", WEIGHTS)
+    if _AUTO_ROUND[layout] == "awq":
+        return read_awq({**config, "version": "gemm"}, found, files)
+    form = "gptq_v2" if zeros else "gptq"
+    return read_gptq({**config, "checkpoint_format": form, "desc_act": False}, found, files)
 
 
 def read_awq(config: dict[str, Any], found: Found, files: Files) -> Found:

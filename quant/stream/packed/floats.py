@@ -1,10 +1,12 @@
-"""Weights in small floats: MXFP4, and FP8 with scales.
+"""Weights in small floats: MXFP4, NVFP4, and FP8 with scales.
 
 MXFP4 (OCP Microscaling Formats, v1.0) in gpt-oss: a byte holds two neighbouring elements, the first in its lower half,
 and every 32 elements share a power of two (E8M0). GGUF has the same numbers in another order, so a level that wants
 MXFP4 gets them without loss. FP8 is E4M3. DeepSeek, MiniMax and Qwen have a scale for every square of 128 by 128,
-Mistral has one scale for a whole matrix, compressed-tensors one for each row. Sources: `integrations/mxfp4.py` and
-`integrations/finegrained_fp8.py` of transformers.
+Mistral has one scale for a whole matrix, compressed-tensors one for each row. MXFP8 has a power of two for every 32
+elements. NVFP4 has one in E4M3 for every 16, and often a scale for the whole matrix besides, for which a GGML block
+has no place. Sources: `integrations/mxfp4.py` and `integrations/finegrained_fp8.py` of transformers,
+`compressors/nvfp4` of compressed-tensors, `mlx/backend/cpu/quantized.cpp` of MLX.
 """
 
 from __future__ import annotations
@@ -20,15 +22,22 @@ from quant.plan import Transform
 from quant.types import QuantType
 
 SQUARE = 128
-# The numpy types in which companions are read, by their safetensors type; BF16 as its bits.
-NUMPY = {"U8": "u1", "I8": "i1", "I32": "<i4", "I64": "<i8", "F16": "<f2", "F32": "<f4", "BF16": "<u2"}
+# The numpy types in which companions are read, by their safetensors type; BF16 and small floats as their bits.
+NUMPY = {"F8_E4M3": "u1", "U8": "u1", "I8": "i1", "I32": "<i4", "I64": "<i8", "F16": "<f2", "F32": "<f4", "BF16": "<u2"}
 GROUP = 32
-# The E8M0 code of NaN.
+NV_GROUP = 16
+# The values of the codes of four bits: a sign, two bits of exponent, one of mantissa.
+_E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, 0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
+# The E8M0 code of NaN, and the values of all codes.
 _NAN = 255
+_E8M0 = np.append(np.ldexp(1.0, np.arange(_NAN) - 127), np.nan).astype(np.float32)
 
 
 def widened(scales: np.ndarray) -> np.ndarray:
-    """Scales as float32; uint16 holds the bits of BF16."""
+    """Scales as float32; uint16 holds the bits of BF16, uint8 the exponent of a power of two (E8M0, 255: NaN)."""
+    if scales.dtype == np.uint8:
+        powers: np.ndarray = _E8M0[scales]
+        return powers
     if scales.dtype == np.uint16:
         return (scales.astype(np.uint32) << 16).view(np.float32)
     return scales.astype(np.float32, copy=False)
@@ -108,6 +117,9 @@ class PackedFp8:
         if across == 1:
             found *= factors if self.tall in (0, 1) else np.repeat(factors, self.tall, 0)[: len(found)]
             return found
+        if self.tall == 1:
+            found *= np.repeat(factors, self.wide, 1)[:, : self.columns]
+            return found
         for row, group in enumerate(factors):
             found[row * self.tall : (row + 1) * self.tall] *= np.repeat(group, self.wide)[: self.columns]
         return found
@@ -115,3 +127,51 @@ class PackedFp8:
     def blocks(self, arrays: Sequence[np.ndarray], transform: Transform | None) -> np.ndarray:
         """No GGML type has these numbers."""
         raise NotImplementedError(self.name)
+
+
+@dataclass(frozen=True, slots=True)
+class PackedNvfp4:
+    """NVFP4: pairs of elements uint8[rows, columns / 2], scales in E4M3 uint8[rows, columns / 16].
+
+    A scale float32[1] of the matrix multiplies all values with a `whole` of 1, divides them with −1; 0: there is none.
+    """
+
+    columns: int
+    whole: int
+    exact: QuantType | None
+    name: str = QuantType.NVFP4.name
+
+    @property
+    def dtypes(self) -> tuple[str, ...]:
+        """Elements, scales, the matrix's scale."""
+        return ("u1", "u1", "<f4") if self.whole else ("u1", "u1")
+
+    def values(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
+        """float32[rows, columns]; BadValues where a scale is no number."""
+        pairs = arrays[0].reshape(-1, 1)
+        found = np.concatenate((_E2M1[pairs & 15], _E2M1[pairs >> 4]), 1).reshape(-1, NV_GROUP)
+        factor = np.float32(1)
+        if self.whole:
+            with np.errstate(divide="ignore"):
+                factor = arrays[2][0] if self.whole > 0 else 1 / arrays[2][0]
+        scales = _E4M3[arrays[1]] * factor
+        if not np.isfinite(scales).all():
+            raise BadValues("a scale is no number")
+        found *= scales[:, None]
+        return found.reshape(-1, self.columns)
+
+    def blocks(self, arrays: Sequence[np.ndarray], transform: Transform | None) -> np.ndarray:
+        """GGUF's blocks, uint8[rows, bytes]; BadValues where a scale is negative or no number."""
+        from quant.kernels import blocks as kernels
+        from quant.kernels.formats import Parts
+
+        elements, scales = arrays[0].reshape(-1, self.columns // 2), arrays[1].reshape(-1, self.columns // NV_GROUP)
+        if transform:
+            elements, scales = transform.apply(elements), transform.apply(scales)
+        if (scales >= 127).any():
+            raise BadValues("a scale is no number")
+        pairs = np.ascontiguousarray(elements).reshape(-1, NV_GROUP * 2)
+        levels = np.empty((len(pairs), NV_GROUP * 4), np.uint8)
+        levels[:, ::2], levels[:, 1::2] = pairs & 15, pairs >> 4
+        packed = kernels.pack(QuantType.NVFP4, Parts(levels, scales=np.ascontiguousarray(scales).reshape(-1, 4)))
+        return packed.reshape(len(elements), -1)
