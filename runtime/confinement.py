@@ -151,8 +151,8 @@ def _limit(kind: int, most: int) -> None:
 
 
 def _interpreter() -> list[Path]:
-    """Folders and files from which Python imports."""
-    named = (sys.prefix, sys.base_prefix, sys.exec_prefix, *sys.path)
+    """Folders and files from which Python imports. An editable installation of lm is in no folder of `sys.path`."""
+    named = (sys.prefix, sys.base_prefix, sys.exec_prefix, str(Path(__file__).parents[1]), *sys.path)
     search = os.environ.get("LD_LIBRARY_PATH", "").split(":")  # noqa: TID251  the loader's own, no setting of lm
     return [Path(name) for name in (*named, *search, *_SYSTEM) if name]
 
