@@ -12,10 +12,10 @@ from server.api.request import visible_model
 from server.services import SERVICES
 
 
-async def add_draft(request: web.Request, model: Model, name: str | None, submit: Submit) -> Model | None:
+async def add_draft(request: web.Request, model: Model, name: str | None, *submits: Submit) -> Model | None:
     """The model that is to draft for `model`, None where the request names none.
 
-    Drafts are then made for an answer with a seed as well, unless `draft_num_predict` says how long they are. Raises
+    Drafts are then made for answers with a seed as well, unless `draft_num_predict` says how long they are. Raises
     BadRequest where the named model cannot draft, ModelNotFound, BadName.
     """
     if not name:
@@ -29,6 +29,7 @@ async def add_draft(request: web.Request, model: Model, name: str | None, submit
     if draft.is_adapter:
         raise BadRequest(f"`{draft.name}` is an adapter, and no model", "name a model", "draft")
     await services.library.check_draft(draft, model)
-    if submit.drafts < 0:
-        submit.drafts = DRAFT_ROWS
+    for submit in submits:
+        if submit.drafts < 0:
+            submit.drafts = DRAFT_ROWS
     return draft

@@ -180,11 +180,11 @@ def context(overrides: Mapping[str, Any]) -> int | None:
     return None if not value else int(_CONTEXT.check("num_ctx", value))
 
 
-def drafts(defaults: Mapping[str, Any], overrides: Mapping[str, Any]) -> int:
-    """How many tokens a draft may have, by `draft_num_predict`; -1 leaves it to the engine. Raises BadRequest."""
-    value = overrides.get("draft_num_predict")
+def drafts(defaults: Mapping[str, Any], overrides: Mapping[str, Any], name: str = "draft_num_predict") -> int:
+    """How many tokens a draft may have; -1 leaves it to the engine. A request calls it `name`. Raises BadRequest."""
+    value = overrides.get(name)
     value = defaults.get("draft_num_predict") if value is None else value
-    return -1 if value is None else int(_DRAFTS.check("draft_num_predict", value))
+    return -1 if value is None else int(_DRAFTS.check(name, value))
 
 
 def most_tokens(name: str, value: Whole | None) -> int | None:

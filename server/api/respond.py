@@ -87,6 +87,11 @@ class Usage:
             self.accepted += frame.accepted
 
 
+def predicted(drafted: int, accepted: int) -> Json:
+    """Drafted tokens by OpenAI's names for the tokens of a prediction."""
+    return {"accepted_prediction_tokens": accepted, "rejected_prediction_tokens": drafted - accepted}
+
+
 class AnswerWriter(ABC):
     """A dialect's objects for each step of a request. `index` counts the answers over all prompts."""
 

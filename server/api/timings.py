@@ -58,11 +58,16 @@ class AnswerTimings:
 
 
 def timings(frame: Finished) -> dict[str, Any]:
-    """The times of an answer, in milliseconds, by llama-server's names. Tokens out of the cache took none."""
+    """The times of an answer, in milliseconds, by llama-server's names. Tokens out of the cache took none.
+
+    An answer that had drafts tells their tokens too.
+    """
+    drafts = {"draft_n": frame.drafted, "draft_n_accepted": frame.accepted} if frame.drafted else {}
     return {
         "cache_n": frame.cached,
         **_rates("prompt", frame.prompt_tokens - frame.cached, frame.prompt_ns),
         **_rates("predicted", frame.answer_tokens, frame.answer_ns),
+        **drafts,
     }
 
 

@@ -70,11 +70,24 @@ def test_the_text_is_that_without_a_draft_and_ps_counts_both(daemon: Daemon) -> 
     assert not daemon.workers() and not daemon.get("/api/ps").json["models"]
 
 
-def test_a_draft_is_named_in_openais_dialect_and_by_a_load_alone(daemon: Daemon) -> None:
+@pytest.mark.parametrize(
+    ("path", "prompt"),
+    [
+        ("/v1/completions", {"prompt": "It was", "max_tokens": 12}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "It was"}], "max_tokens": 12}),
+        ("/v1/responses", {"input": "It was", "max_output_tokens": 12}),
+        ("/v1/messages", {"messages": [{"role": "user", "content": "It was"}], "max_tokens": 12}),
+        ("/completion", {"prompt": "It was", "n_predict": 12}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_draft_is_named_in_every_dialect(daemon: Daemon, path: str, prompt: dict[str, Any]) -> None:
     unload(daemon)
-    body = {"model": BASE, "prompt": "It was a dark night", "temperature": 0, "seed": 1, "max_tokens": 12}
-    assert daemon.post("/v1/completions", body | {"draft": DRAFT}).status == 200
+    assert daemon.post(path, prompt | {"model": BASE, "draft": DRAFT}).status == 200
     assert loaded(daemon)["draft"] == DRAFT
+
+
+def test_a_draft_is_loaded_by_a_load_alone(daemon: Daemon) -> None:
     unload(daemon)
     assert daemon.post("/api/generate", {"model": BASE, "draft": DRAFT}).status == 200
     assert loaded(daemon)["draft"] == DRAFT

@@ -19,22 +19,68 @@ REASON = "7 of 9 drafted tokens were accepted"
 def drafting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     home = tmp_path_factory.mktemp("drafts")
     put_model(home)
+    put_model(home, "coder", capabilities=("completion", "insert"))
     with Daemon(home, script={"drafts": [9, 7, REASON]}) as daemon:
         yield daemon
 
 
-def test_both_dialects_tell_what_was_drafted(drafting: Daemon) -> None:
+def test_all_dialects_tell_what_was_drafted(drafting: Daemon) -> None:
     ollama = drafting.post("/api/chat", {**SAID, "stream": False}).json
     assert (ollama["draft_n"], ollama["draft_n_accepted"]) == (9, 7)
     usage = drafting.post("/v1/chat/completions", SAID).json["usage"]
     details = usage["completion_tokens_details"]
     assert (details["accepted_prediction_tokens"], details["rejected_prediction_tokens"]) == (7, 2)
+    usage = drafting.post("/v1/responses", {"model": "tiny", "input": "one"}).json["usage"]
+    assert usage["output_tokens_details"]["accepted_prediction_tokens"] == 7
+    usage = drafting.post("/v1/messages", {**SAID, "max_tokens": 9}).json["usage"]
+    assert usage["output_tokens_details"]["rejected_prediction_tokens"] == 2
+    timings = drafting.post("/completion", {"model": "tiny", "prompt": "one"}).json["timings"]
+    assert (timings["draft_n"], timings["draft_n_accepted"]) == (9, 7)
+
+
+PROMPTS = {
+    "/api/chat": SAID,
+    "/api/generate": {"model": "tiny", "prompt": "one"},
+    "/v1/chat/completions": SAID,
+    "/v1/completions": {"model": "tiny", "prompt": "one"},
+    "/v1/responses": {"model": "tiny", "input": "one"},
+    "/v1/messages": {**SAID, "max_tokens": 9},
+    "/completion": {"model": "tiny", "prompt": "one"},
+    "/infill": {"model": "coder", "input_prefix": "one", "input_suffix": "two"},
+}
+
+
+@pytest.mark.parametrize("path", PROMPTS)
+def test_a_draft_is_named_and_bounded_in_every_dialect(drafting: Daemon, path: str) -> None:
+    body = {**PROMPTS[path], "stream": False}
+    model = body["model"]
+    refused = drafting.post(path, body | {"draft": model})
+    assert refused.status == 400 and f"`{model}:F32` cannot draft for itself" in refused.body.decode()
+    assert drafting.post(path, body | {"draft": "nobody"}).status == 404
+    bound: dict[str, Any] = {"draft_num_predict": 0}
+    assert "warning" not in drafting.post(path, body | ({"options": bound} if "/api/" in path else bound)).json
+    bound["draft_num_predict"] = -3
+    refused = drafting.post(path, body | ({"options": bound} if "/api/" in path else bound))
+    assert refused.status == 400 and "draft_num_predict" in refused.body.decode()
+
+
+@pytest.mark.parametrize("path", ["/completion", "/infill"])
+def test_llama_servers_own_field_bounds_a_draft(drafting: Daemon, path: str) -> None:
+    body = {**PROMPTS[path], "stream": False}
+    assert "warning" not in drafting.post(path, body | {"speculative.n_max": 4}).json
+    assert "`speculative.p_min`" in drafting.post(path, body | {"speculative.p_min": 0.5}).json["warning"]
+    refused = drafting.post(path, body | {"speculative.n_max": "many"})
+    assert refused.status == 400 and "speculative.n_max" in refused.body.decode()
 
 
 def test_loaded_models_tell_it_too(drafting: Daemon, capsys: pytest.CaptureFixture[str]) -> None:
     drafting.post("/api/chat", SAID)
-    wait_until(lambda: drafting.get("/api/ps").json["models"][0]["drafts"] == REASON, 3)
-    (row,) = drafting.get("/api/ps").json["models"]
+
+    def tiny() -> Any:
+        return next(row for row in drafting.get("/api/ps").json["models"] if row["name"] == "tiny:F32")
+
+    wait_until(lambda: tiny()["drafts"] == REASON, 30)
+    row = tiny()
     assert (row["drafted"], row["draft_accepted"]) == (9, 7)
     print_loaded([row], wide=False)
     assert f"tiny:F32: drafts: {REASON}" in capsys.readouterr().err

@@ -81,6 +81,7 @@ class MessagesFields(msgspec.Struct, kw_only=True):
     cache_control: Any = None
     grammar: str | GrammarField | None = None
     adapters: AdapterFields = None
+    draft: str | None = None
     draft_num_predict: Whole | None = None
 
     @property

@@ -19,6 +19,7 @@ from server.api.anthropic.bodies import MESSAGES_BODY, MessagesFields
 from server.api.anthropic.fields import ANTHROPIC
 from server.api.anthropic.tools import toolbox
 from server.api.anthropic.writer import AnthropicWriter
+from server.api.drafts import add_draft
 from server.api.request import (
     LOG_NOTE,
     answer,
@@ -49,11 +50,12 @@ async def messages(request: web.Request) -> web.StreamResponse:
     most = int(_MOST_TOKENS.check("max_tokens", body.max_tokens))
     model, submit = await _prepared(request, body)
     submit.limits = options.limits(model.params, {"num_predict": most, "stop": body.stop_sequences})
+    draft = await add_draft(request, model, body.draft, submit)
     eager = {tool.name for tool in body.tools or [] if tool.eager_input_streaming}
     if _EAGER in request.headers.get("anthropic-beta", ""):
         eager = {str(tool["function"]["name"]) for tool in submit.tools}
     writer = AnthropicWriter(body, most, eager, request_id=request["id"], warning=warning_of(request))
-    return await respond(request, Generation(model, [submit], bool(body.stream)), writer)
+    return await respond(request, Generation(model, [submit], bool(body.stream), draft=draft), writer)
 
 
 async def count_tokens(request: web.Request) -> web.Response:

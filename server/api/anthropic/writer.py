@@ -19,7 +19,7 @@ from server.api.anthropic.blocks import carried
 from server.api.anthropic.bodies import MessagesFields
 from server.api.calls import call_id
 from server.api.request import InUse
-from server.api.respond import AnswerWriter, Json, Usage
+from server.api.respond import AnswerWriter, Json, Usage, predicted
 from server.http.problems import Dialect, Problem
 from server.http.wire import NAMED_EVENTS, StreamForm
 
@@ -106,6 +106,8 @@ class AnthropicWriter(AnswerWriter):
         """The end of the last block, the reason and the usage."""
         stopped = frame.stop if frame.stop in (self._body.stop_sequences or []) and not self._called else ""
         details: Json = {"thinking_tokens": self._thinking_tokens}
+        if frame.drafted:
+            details |= predicted(frame.drafted, frame.accepted)
         usage = self._usage(frame.prompt_tokens, frame.cached) | {"output_tokens": frame.answer_tokens}
         delta: Json = {
             "stop_reason": "stop_sequence" if stopped else self._reason(frame),

@@ -5,15 +5,24 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
+
+from registry.store.catalog import Model
 from runtime.errors import BadRequest
 from runtime.options import MAX_ANSWERS, MAX_BIAS
+from server.api import options
 from server.api.fields import GRAMMARS, KnownFields
 from server.api.options import Range, Whole
 from server.api.prompts import is_id
 
 COUNT = Range(1, MAX_ANSWERS, whole=True)
+_LONGEST_DRAFT = "speculative.n_max"
+LONGEST_DRAFT: Any = msgspec.field(name=_LONGEST_DRAFT, default=None)
+"""llama-server's field for `draft_num_predict`, which goes before it."""
 # Which slot and which part of the cache a request uses, and how its stream is kept open: no answer is another for it.
 _IDLE = frozenset({"cache_prompt", "n_cache_reuse", "sse_ping_interval", "t_max_prompt_ms", "backend_sampling"})
+# How llama-server drafts, beside how much; the text is the same.
+_DRAFTING = ("speculative.n_min", "speculative.p_min", "speculative.type")
 _NOTED: dict[str, Any] = {
     "adaptive_target": -1,
     "adaptive_decay": None,
@@ -28,6 +37,7 @@ _NOTED: dict[str, Any] = {
     "post_sampling_probs": None,
     "return_progress": None,
     "samplers": None,
+    **dict.fromkeys(_DRAFTING),
 }
 _HONOURED = ("grammar", "json_schema")
 COMPLETION = KnownFields(
@@ -41,7 +51,7 @@ COMPLETION = KnownFields(
 INFILL = KnownFields(
     binding={name: hint for name, hint in GRAMMARS.items() if name != "t_max_predict_ms"}
     | {"max_tokens": "use `n_predict`"},
-    noted={name: _NOTED[name] for name in ("n_keep", "post_sampling_probs")},
+    noted={name: _NOTED[name] for name in ("n_keep", "post_sampling_probs", *_DRAFTING)},
     idle=_IDLE | {"id_slot", "t_max_predict_ms", "n_indent", "samplers"},
 )
 TOKENS = KnownFields()
@@ -76,3 +86,10 @@ def biases_of(given: Any) -> tuple[dict[str, float], dict[str, float]]:
 def count_of(given: Whole | None, name: str) -> int:
     """How many answers a prompt gets. Raises BadRequest."""
     return 1 if given is None else int(COUNT.check(name, given))
+
+
+def drafts_of(model: Model, most: Whole | None, longest: Whole | None) -> int:
+    """How many tokens a draft may have, by `draft_num_predict` or `speculative.n_max`. Raises BadRequest."""
+    if most is None and longest is not None:
+        return options.drafts({}, {_LONGEST_DRAFT: longest}, _LONGEST_DRAFT)
+    return options.drafts(model.params, {"draft_num_predict": most})

@@ -11,8 +11,9 @@ from registry.store.catalog import Model
 from runtime.messages import Grammar, Submit, Tokenize
 from server.api import grammars, options
 from server.api.adapters import AdapterFields, resolve_adapted
+from server.api.drafts import add_draft
 from server.api.grammars import GrammarField
-from server.api.llama.bodies import COMPLETION, biases_of, count_of
+from server.api.llama.bodies import COMPLETION, LONGEST_DRAFT, biases_of, count_of, drafts_of
 from server.api.llama.writer import LlamaWriter
 from server.api.options import Whole, with_sampling
 from server.api.prompts import Prompts, prompts_of
@@ -38,6 +39,9 @@ class NativeFields(msgspec.Struct, kw_only=True):
     grammar: str | GrammarField | None = None
     json_schema: msgspec.Raw = msgspec.field(default_factory=msgspec.Raw)
     adapters: AdapterFields = None
+    draft: str | None = None
+    draft_num_predict: Whole | None = None
+    longest_draft: Whole | None = LONGEST_DRAFT
 
     @property
     def held_to(self) -> Grammar | None:
@@ -73,9 +77,11 @@ async def completion(request: web.Request) -> web.StreamResponse:
             give_ids=True,
             grammar=body.held_to,
             adapters=adapters,
+            drafts=drafts_of(model, body.draft_num_predict, body.longest_draft),
         )
         for prompt in prompts
     ]
+    draft = await add_draft(request, model, body.draft, *submits)
     writer = LlamaWriter(
         model,
         submits,
@@ -85,7 +91,7 @@ async def completion(request: web.Request) -> web.StreamResponse:
         timed=body.timings_per_token,
         warning=warning_of(request),
     )
-    return await respond(request, Generation(model, submits, bool(body.stream)), writer)
+    return await respond(request, Generation(model, submits, bool(body.stream), draft=draft), writer)
 
 
 async def _biases(request: web.Request, model: Model, given: Any) -> dict[str, float]:

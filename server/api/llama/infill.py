@@ -9,7 +9,8 @@ from runtime.infilling import File, Infill
 from runtime.messages import Submit
 from server.api import options
 from server.api.adapters import AdapterFields, resolve_adapted
-from server.api.llama.bodies import INFILL
+from server.api.drafts import add_draft
+from server.api.llama.bodies import INFILL, LONGEST_DRAFT, drafts_of
 from server.api.llama.writer import LlamaWriter
 from server.api.options import Whole, with_sampling
 from server.api.request import read, require, warning_of
@@ -39,6 +40,9 @@ class InfillFields(msgspec.Struct, kw_only=True):
     response_fields: list[str] | None = None
     timings_per_token: bool | None = None
     adapters: AdapterFields = None
+    draft: str | None = None
+    draft_num_predict: Whole | None = None
+    longest_draft: Whole | None = LONGEST_DRAFT
 
 
 BODY = with_sampling(InfillFields)
@@ -65,7 +69,9 @@ async def infill(request: web.Request) -> web.StreamResponse:
         limits=options.limits(model.params, {"num_predict": body.n_predict, "stop": body.stop}),
         logprobs=options.alternatives(bool(body.n_probs), body.n_probs, "n_probs"),
         give_ids=True,
+        drafts=drafts_of(model, body.draft_num_predict, body.longest_draft),
     )
+    draft = await add_draft(request, model, body.draft, submit)
     writer = InfillWriter(
         model,
         [submit],
@@ -75,4 +81,4 @@ async def infill(request: web.Request) -> web.StreamResponse:
         timed=body.timings_per_token,
         warning=warning_of(request),
     )
-    return await respond(request, Generation(model, [submit], bool(body.stream)), writer)
+    return await respond(request, Generation(model, [submit], bool(body.stream), draft=draft), writer)

@@ -82,7 +82,7 @@ async def completions(request: web.Request) -> web.StreamResponse:
     body.model = body.model or model.name
     refuse(best_of=(body.best_of or 1) > (body.n or 1))
     most = TEXT_TOKENS if body.max_tokens is None else options.most_tokens("max_tokens", body.max_tokens)
-    submits, draft = [], None
+    submits = []
     if body.prompt is None:
         raise BadRequest("`prompt` is missing", "send a text or token ids", "prompt")
     for prompt in prompts_of(body.prompt):
@@ -93,8 +93,8 @@ async def completions(request: web.Request) -> web.StreamResponse:
             submit.infill = Infill(body.suffix)
         submit.prompt, submit.parse_special, submit.echo = prompt, True, bool(body.echo)
         submit.logprobs = options.alternatives(body.logprobs is not None, body.logprobs, "logprobs")
-        draft = await add_draft(request, model, body.draft, submit)
         submits.append(submit)
+    draft = await add_draft(request, model, body.draft, *submits)
     pass_over(request, body.passed_over)
     writer = OpenAITextWriter(body, model, warning_of(request))
     return await respond(request, Generation(model, submits, bool(body.stream), LoadWish(draft=draft)), writer)

@@ -15,7 +15,7 @@ from server.api.openai.bodies import CompletionFields
 from server.api.openai.moments import now
 from server.api.openai.tools import Kind, ToolSet, full_name, text_input
 from server.api.request import InUse
-from server.api.respond import AnswerWriter, Json, Usage
+from server.api.respond import AnswerWriter, Json, Usage, predicted
 from server.api.timings import AnswerTimings
 from server.http.problems import Dialect
 from server.http.wire import EVENTS, StreamForm
@@ -237,8 +237,7 @@ def usage_object(usage: Usage) -> Json:
         "completion_tokens_details": {
             "reasoning_tokens": usage.thinking,
             "audio_tokens": 0,
-            "accepted_prediction_tokens": usage.accepted,
-            "rejected_prediction_tokens": usage.drafted - usage.accepted,
+            **predicted(usage.drafted, usage.accepted),
         },
     }
 

@@ -18,6 +18,7 @@ from server.access.gate import GATE
 from server.api import options
 from server.api.adapters import resolve_adapted
 from server.api.calls import template_variables
+from server.api.drafts import add_draft
 from server.api.openai.responses.body import (
     ENCRYPTED,
     KNOWN,
@@ -56,6 +57,7 @@ async def responses(request: web.Request) -> web.StreamResponse:
     wants_rows = body.includes(LOGPROBS) or bool(body.top_logprobs)
     submit.logprobs = options.alternatives(wants_rows, body.top_logprobs)
     pass_over(request, body.passed_over)
+    draft = await add_draft(request, model, body.draft, submit)
     response = new_response(body, model, submit, tools)
     if warning := warning_of(request):
         response["warning"] = warning
@@ -67,7 +69,7 @@ async def responses(request: web.Request) -> web.StreamResponse:
         summary=bool(response["reasoning"]["summary"]),
         encrypted=body.includes(ENCRYPTED),
     )
-    generation = Generation(model, [submit], bool(body.stream))
+    generation = Generation(model, [submit], bool(body.stream), draft=draft)
     if body.background:
         return await _in_background(request, generation, writer, stored)
     return await respond(request, generation, writer)

@@ -130,6 +130,7 @@ class ResponseFields(CountedFields, kw_only=True):
     """The fields of `/v1/responses`, without the sampling options, which `with_sampling` adds."""
 
     background: bool | None = None
+    draft: str | None = None
     draft_num_predict: Whole | None = None
     grammar: str | grammars.GrammarField | None = None
     include: list[str] | None = None

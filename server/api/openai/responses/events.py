@@ -13,7 +13,7 @@ from server.api.openai.responses.items import Item
 from server.api.openai.responses.parts import OpenItem, OpenMessage, OpenThoughts, Step, open_call
 from server.api.openai.tools import ToolSet
 from server.api.request import InUse
-from server.api.respond import AnswerWriter, Json, Usage
+from server.api.respond import AnswerWriter, Json, Usage, predicted
 from server.http.problems import Dialect, Problem
 from server.http.wire import NAMED_EVENTS, StreamForm
 
@@ -145,10 +145,11 @@ class ResponseWriter(AnswerWriter):
 
 def response_usage(usage: Usage) -> Json:
     """The `usage` object: tokens that were not found in the cache are written to it."""
+    drafted = predicted(usage.drafted, usage.accepted) if usage.drafted else {}
     return {
         "input_tokens": usage.prompt,
         "input_tokens_details": {"cached_tokens": usage.cached, "cache_write_tokens": usage.prompt - usage.cached},
         "output_tokens": usage.answer,
-        "output_tokens_details": {"reasoning_tokens": usage.thinking},
+        "output_tokens_details": {"reasoning_tokens": usage.thinking, **drafted},
         "total_tokens": usage.prompt + usage.answer,
     }
