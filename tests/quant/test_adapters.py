@@ -196,12 +196,18 @@ def test_tensors_that_are_no_adapter_of_the_base_are_refused(tensors: dict[str, 
         plan_adapter(folder(tensors), BaseShape.of(Folder(DEMO)))
 
 
-def test_fused_experts_of_a_base_that_stores_them_fused_are_refused_with_the_reason() -> None:
+def test_a_square_matrix_of_fused_experts_needs_another_that_tells_its_sides() -> None:
     published = json.loads((Path(__file__).parent / "published" / "gpt-oss-20b.json").read_text())
-    base = Folder(contents={"config.json": json.dumps(published["config"]).encode()})
-    experts = pair("model.layers.0.mlp.experts", 2880, 2880, rank=32)
-    with pytest.raises(QuantError, match=r"`gpt-oss` at once, .* whose own files hold its experts one by one"):
-        plan_adapter(folder(experts), BaseShape.of(base))
+    base = BaseShape.of(Folder(contents={"config.json": json.dumps(published["config"]).encode()}))
+    down = pair("model.layers.0.mlp.experts", 2880, 2880, rank=32)
+    with pytest.raises(QuantError, match=r"experts\.down_proj` alone, whose inputs and outputs are alike"):
+        plan_adapter(folder(down), base)
+    both = down | pair("model.layers.0.mlp.experts.base_layer", 5760, 2880, rank=32)
+    shapes = {tensor.name: tensor.shape for tensor in plan_adapter(folder(both), base).tensors}
+    assert shapes["blk.0.ffn_up_exps.weight.lora_a"] == (32, 1, 2880)
+    assert shapes["blk.0.ffn_up_exps.weight.lora_b"] == shapes["blk.0.ffn_down_exps.weight.lora_b"] == (32, 2880, 1)
+    with pytest.raises(QuantError, match="in shapes that `gpt-oss` does not have"):
+        plan_adapter(folder(pair("model.layers.0.mlp.experts", 2880, 99, rank=32)), base)
 
 
 def test_a_pickle_is_never_loaded() -> None:
@@ -330,6 +336,34 @@ def test_a_change_that_llama_cpp_would_pass_over_is_refused() -> None:
     query = pair("model.layers.0.self_attn.q_proj", 4 * 96, WIDTH)
     with pytest.raises(QuantError, match="passes over changes of it"):
         plan_adapter(folder(query), BaseShape.of(base))
+
+
+@pytest.mark.oracle
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("name", ["gpt-oss", "llama4", "llama, mixtral"])
+def test_fused_experts_give_the_logits_of_peft(tmp_path: Path, name: str) -> None:
+    """Stored one by one, or as (experts, inputs, outputs), where PEFT takes the inputs of Llama 4 for outputs."""
+    pytest.importorskip("peft")
+    from tests.quant.adapting import adapted, make_adapter
+    from tests.quant.engine import Engine
+    from tests.quant.zoo import ZOO
+    from tests.quant.zoo.making import make
+
+    row = ZOO[name]
+    base = make(row, tmp_path / "base")
+    write(plan_model(Folder(base)), "F32", Folder(base).stream, tmp_path / "base.gguf")
+    parameters = ["experts.gate_up_proj", "experts.down_proj"]
+    made = make_adapter(base, row, tmp_path / "adapter", r=2, target_modules=[], target_parameters=parameters)
+    plan = plan_adapter(Folder(made), BaseShape.of(Folder(base)))
+    assert {tensor.name.split(".")[2] for tensor in plan.tensors} == {f"ffn_{it}_exps" for it in ("gate", "up", "down")}
+    write(plan, "F32", Folder(made).stream, made / "a.gguf")
+    wanted = adapted(base, row, IDS, (made, 1.0))
+    with Engine(tmp_path / "base.gguf", exact=True) as engine:
+        plain = engine.logits(IDS)
+        engine.adapt((made / "a.gguf", 1.0))
+        found = engine.logits(IDS)
+    assert np.abs(found - wanted).max() <= 1e-3 * wanted.std()
+    assert np.abs(plain - wanted).max() > 0.3 * wanted.std()
 
 
 @pytest.mark.oracle

@@ -71,7 +71,7 @@ def plan_adapter(files: Files, shape: BaseShape, settings: AdapterSettings | Non
     entries = read_header(lambda at, count: files.read(WEIGHTS, at, count), files.size(WEIGHTS), WEIGHTS)
     pairs, beside = _of_language(read_pairs(entries), entries)
     wanted = expand(shape.family, shape.sizes)
-    fused = [each for pair in pairs if (each := fused_experts(pair, wanted, shape.sizes))]
+    fused = fused_experts(pairs, wanted, shape.sizes)
     taken = {each.pair.module for each in fused}
     placed = _place([pair for pair in pairs if pair.module not in taken], wanted, shape, settings)
     scales = [(settings.scale(each.parameter, each.rank), each) for each in fused]
@@ -105,13 +105,13 @@ def _of_language(pairs: list[Pair], entries: Sequence[Entry]) -> tuple[list[Pair
 
 def _of_experts(fused: FusedExperts, factor: float) -> Iterable[TensorPlan]:
     """The tensors of an adapter for the experts of a layer, two for each stack."""
-    down, up, count = fused.pair.down, fused.pair.up, len(fused.targets)
-    for number, (name, turn) in enumerate(fused.ups()):
-        stack = (fused.experts, fused.rank, down.shape[1])
-        yield _tensor(f"{name}.lora_a", stack, [down], None, number, count)
-        yield _tensor(
-            f"{name}.lora_b", (fused.experts, turn.count, fused.rank), [up], scaled(turn, factor), number, count
-        )
+    count, rank = len(fused.targets), fused.rank
+    first, second = (fused.pair.up, fused.pair.down) if fused.across else (fused.pair.down, fused.pair.up)
+    for number, (name, taken) in enumerate(fused.targets):
+        down, up = fused.matrices(taken)
+        yield _tensor(f"{name}.lora_a", (fused.experts, rank, fused.inputs), [first], down, number, count)
+        stack = (fused.experts, taken.count, rank)
+        yield _tensor(f"{name}.lora_b", stack, [second], scaled(up, factor), number, count)
 
 
 def _place(
@@ -150,8 +150,8 @@ def _unknown(module: str, shape: BaseShape) -> UnsupportedModel:
     shown, architecture = ascii(module)[1:-1][:80], shape.family.architecture
     if is_experts(module):
         return UnsupportedModel(
-            f"the adapter changes `{shown}`, all experts of `{architecture}` at once, which is converted only for "
-            "a base whose own files hold its experts one by one",
+            f"the adapter changes `{shown}`, all experts of a layer at once, in shapes that `{architecture}` does not "
+            "have",
             "merge the adapter into its base instead",
         )
     return UnsupportedModel(
