@@ -86,6 +86,10 @@ class CallBody(Protocol):
     def ends_itself(self) -> bool:
         """See above."""
 
+    @property
+    def forceable(self) -> bool:
+        """Whether a model that has to call is held to this form, and not to a JSON object."""
+
     def read(self, source: Incoming, calls: Calls, name: str, id_: str) -> Reading[None]:
         """Read it; `name` is empty where the body has it."""
 
@@ -95,6 +99,7 @@ class JsonArguments:
     """The arguments as a JSON object, after the name."""
 
     ends_itself: ClassVar[bool] = True
+    forceable: ClassVar[bool] = True
 
     def read(self, source: Incoming, calls: Calls, name: str, id_: str) -> Reading[None]:
         """Tell the object as it comes."""
@@ -112,6 +117,7 @@ class JsonCall:
     arguments: str = ""
     id: str = ""
     ends_itself: ClassVar[bool] = True
+    forceable: ClassVar[bool] = True
 
     def read(self, source: Incoming, calls: Calls, name: str, id_: str) -> Reading[None]:
         """Tell the arguments as they come where the name stands before them."""
@@ -170,6 +176,7 @@ class Tags:
     kind: tuple[str, str] | None = None
     text_kind: str = ""
     ends_itself: ClassVar[bool] = False
+    forceable: ClassVar[bool] = True
 
     def read(self, source: Incoming, calls: Calls, name: str, id_: str) -> Reading[None]:
         """Tell each argument when it is complete."""
@@ -239,11 +246,6 @@ class CallForm:
     def bare(self) -> bool:
         """Whether any text could be taken for a section's beginning, so that one counts at the answer's start alone."""
         return len(self.trigger) < 3
-
-    @property
-    def plain(self) -> bool:
-        """Whether its arguments are JSON, or tags around JSON and texts, so that a grammar can be made of schemas."""
-        return isinstance(self.body, JsonCall | JsonArguments | Tags)
 
     def read(self, source: Incoming, calls: Calls) -> Reading[None]:
         """One section. Calls that are complete stand, whatever follows them."""

@@ -68,7 +68,7 @@ _QUOTE = '<|"|>'
 class GemmaArguments:
     """`{city:<|"|>Paris<|"|>,days:[1,2]}`: keys are bare, and a token stands for the quotes of text."""
 
-    ends_itself = True
+    ends_itself = forceable = True
 
     def read(self, source: Incoming, calls: Calls, name: str, id_: str) -> Reading[None]:
         """Tell the arguments when they are complete."""
@@ -135,7 +135,7 @@ def gemma(learned: AnswerForm, source: str) -> AnswerForm | None:
 class PythonCall:
     """`name(city="Paris", days=3)`."""
 
-    ends_itself = True
+    ends_itself, forceable = True, False
 
     def read(self, source: Incoming, calls: Calls, name: str, id_: str) -> Reading[None]:
         """Tell the call when it is complete."""

@@ -83,8 +83,7 @@ class Intake:
             return self._compiler.compile(request.grammar).copy(), None
         if request.forced and calls:
             demanded = [tool for tool in request.tools if tool["function"]["name"] in request.forced]
-            grammar = self._compiler.section(calls, demanded, several=prompt.several)
-            return grammar and grammar.copy(), None
+            return self._compiler.section(calls, demanded, several=prompt.several).copy(), None
         if request.strict and calls:
             return None, self._compiler.section(calls, request.tools, several=prompt.several, loose=True)
         return None, None

@@ -245,7 +245,7 @@ class Prompter:
         template = self._template_of(request)
         called = bool(request.tools) and not request.grammar
         form = template.form(parts, tools=called)
-        if request.forced and not (form and form.calls and form.calls[0].plain):
+        if request.forced and not (form and form.calls and form.calls[0].body.forceable):
             form = replace(form or AnswerForm(), calls=FORCED)
         if request.prompt:  # the thinking is over, and the text has begun
             ended = (form.content.close,) if form and form.content and form.content.close.strip() else ()

@@ -19,9 +19,10 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer, grammar_from
 from runtime.answers.forms import CallForm
 from runtime.errors import BadRequest
 from runtime.grammar.bounds import check_repeats, check_rules
+from runtime.grammar.keys import KeyedMatcher, Quotes
 from runtime.grammar.matcher import Matcher
 from runtime.grammar.schema import prepare
-from runtime.grammar.sections import LAYOUT, section_of
+from runtime.grammar.sections import LAYOUT, is_json, section_of
 from runtime.grammar.words import Words
 from runtime.llama.vocabulary import Vocabulary
 from runtime.messages import Grammar
@@ -52,6 +53,10 @@ class Compiler:
         return Words(self._vocabulary).tokenizer()
 
     @cached_property
+    def _quotes(self) -> Quotes:
+        return Quotes(self._vocabulary)
+
+    @cached_property
     def _limits(self) -> LLParserLimits:
         return LLParserLimits(
             max_items_in_row=8_192,
@@ -62,13 +67,15 @@ class Compiler:
             verbose_errors=False,
         )
 
-    def compile(self, grammar: Grammar) -> Matcher:
+    def compile(self, grammar: Grammar, *, keyed: bool = False) -> Matcher:
         """The matcher at its beginning, to be copied for each answer. Raises BadRequest.
+
+        No object has a key twice where the grammar is of JSON alone, or where calls are `keyed`.
 
         Needs a thread with a large stack (`runtime/engine/compiling.py`).
         """
         key = grammar.kind, grammar.text
-        made = self._kept.pop(key, None) or self._compiled(grammar)
+        made = self._kept.pop(key, None) or self._compiled(grammar, keyed or grammar.kind in ("json", "schema"))
         self._kept[key] = made  # at the end: the first one is the one used longest ago
         if len(self._kept) > _KEPT:
             self._kept.popitem(last=False)
@@ -76,10 +83,10 @@ class Compiler:
 
     def section(
         self, form: CallForm, tools: list[dict[str, Any]], *, several: bool = False, loose: bool = False
-    ) -> Matcher | None:
-        """The matcher of a section of calls by `section_of`; None where it cannot be written. Raises BadRequest."""
+    ) -> Matcher:
+        """The matcher of a section of calls by `section_of`. Raises BadRequest."""
         text = section_of(form, tools, self._spelled, several=several, loose=loose)
-        return None if text is None else self.compile(Grammar("calls", text))
+        return self.compile(Grammar("calls", text), keyed=is_json(form))
 
     def _spelled(self, text: str) -> str:
         """A text of a template as an expression of Lark: control tokens by their ids, up to one that ends the turn."""
@@ -104,7 +111,7 @@ class Compiler:
         texts = sorted(self._control_ids, key=len, reverse=True)
         return re.compile("(" + "|".join(map(re.escape, texts)) + ")") if texts else None
 
-    def _compiled(self, grammar: Grammar) -> Matcher:
+    def _compiled(self, grammar: Grammar, keyed: bool) -> Matcher:
         started = time.thread_time()
         try:
             source = self._source(grammar)
@@ -113,7 +120,7 @@ class Compiler:
         matcher = LLMatcher(self._tokenizer, source, log_level=0, limits=self._limits)
         if matcher.is_error():
             raise _refusal(grammar, matcher.get_error())
-        made = Matcher(matcher, self._vocabulary.size)
+        made = KeyedMatcher(matcher, self._quotes) if keyed else Matcher(matcher, self._vocabulary.size)
         trial = made.copy()
         trial.forced()
         if not trial.complete and not trial.allowed().any():

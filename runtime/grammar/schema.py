@@ -1,7 +1,7 @@
 """A JSON schema made ready for llguidance: keywords that cannot be kept are refused by name, idle ones are left out.
 
 Drafts 7 and 2020-12. llguidance refuses most of the keywords that it cannot keep; here the place in the schema is named
-too. It does not see that two added properties of one object have the same name, so it cannot count properties.
+too. It does not see that two properties of one object have the same name: `runtime/grammar/keys.py` does.
 
 An object gets no properties that its schema does not name, unless `additionalProperties` asks for them. The schema
 would allow them. But a model that may add properties goes on adding them, and llama.cpp closes objects too.
@@ -61,8 +61,8 @@ _OTHER_FORMATS = frozenset(
 _DRAFTS = re.compile(r"https?://json-schema\.org/(draft-0[467]|draft/20(19-09|20-12))/schema#?")
 
 
-def prepare(text: str) -> dict[str, Any]:
-    """The schema in `text` (JSON) as llguidance is to see it. Raises BadRequest."""
+def prepare(text: str, *, keyed: bool = True) -> dict[str, Any]:
+    """The schema in `text` (JSON) as llguidance is to see it; `keyed` where no key comes twice. Raises BadRequest."""
     try:
         schema = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -76,6 +76,9 @@ def prepare(text: str) -> dict[str, Any]:
         _clean(node, place)
         _choose(node, schema)
         nodes.extend(_inner(node, place))
+    keyed = keyed and not any("patternProperties" in node for node, _ in nodes)  # a pattern may have too few names
+    for node, place in nodes:
+        _count(node, place, keyed)
     if not any(_joins(node) for node, _ in nodes):
         for node, _ in nodes:
             _close(node)
@@ -193,15 +196,19 @@ def _clean(node: dict[str, Any], place: str) -> None:
 
 
 def _check_numbers(node: dict[str, Any], place: str) -> None:
-    """Raises BadRequest for counts and divisors that are none, or that cannot be kept."""
+    """Raises BadRequest for divisors that are none, or that cannot be kept."""
     step = node.get("multipleOf")
     if step is not None:
         positive = isinstance(step, int | float) and not isinstance(step, bool) and step > 0
         if not positive or len(re.sub(r"\D", "", f"{step}").strip("0")) > MAX_DIVISOR_DIGITS or "e" in f"{step}":
             raise cannot_keep("multipleOf", place, f"{step}"[:20])
+
+
+def _count(node: dict[str, Any], place: str, keyed: bool) -> None:
+    """Raise BadRequest for a `minProperties` that keys which come twice could fill up; take out an idle one."""
     least, required = node.get("minProperties"), node.get("required")
     always = len(required) if isinstance(required, list) else 0
-    if isinstance(least, int) and least > always + 1:
+    if isinstance(least, int) and least > always + 1 and not keyed:
         raise cannot_keep("minProperties", place, f"{least}")
     if isinstance(least, int) and least <= always:
         del node["minProperties"]

@@ -12,9 +12,10 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from runtime.answers.forms import CallForm, Hole, JsonCall, Tags
-from runtime.answers.notations import PythonCall
+from runtime.answers.forms import CallForm, Hole, JsonArguments, JsonCall, Tags
+from runtime.answers.notations import GemmaArguments, PythonCall
 from runtime.errors import BadRequest
+from runtime.grammar.bare import BareArguments
 from runtime.grammar.schema import prepare
 
 Spell = Callable[[str], str]
@@ -36,15 +37,17 @@ _ANY: dict[str, Any] = {"type": "object"}
 _OTHER_KIND = {"true": "false", "false": "true"}
 
 
-def section_of(form: CallForm, tools: list[dict[str, Any]], spell: Spell, *, several: bool, loose: bool) -> str | None:
-    """The grammar of a section with a call of one of `tools`, or with `several`; None for a form that it cannot write.
+def section_of(form: CallForm, tools: list[dict[str, Any]], spell: Spell, *, several: bool, loose: bool) -> str:
+    """The grammar of a section with a call of one of `tools`, or with `several`.
 
-    That is Gemma 4's: keys without quotes, and texts between tokens, at every depth. llguidance writes JSON by a
-    schema, and no other notation. With `loose` the schemas of tools that are not `strict` are not kept. Raises
-    BadRequest for a schema that cannot be.
+    With `loose` the schemas of tools that are not `strict` are not kept. Raises BadRequest for a schema that cannot be.
     """
-    writable = form.plain or isinstance(form.body, PythonCall)
-    return _Writer(form, spell, loose).section(tools, several) if writable else None
+    return _Writer(form, spell, loose).section(tools, several)
+
+
+def is_json(form: CallForm) -> bool:
+    """Whether all quotes and brackets of the calls are JSON's own, so that keys can be watched in them."""
+    return isinstance(form.body, JsonCall | JsonArguments)
 
 
 class _Writer:
@@ -54,26 +57,38 @@ class _Writer:
         self._form, self._loose = form, loose
         self._spell = spell
         self._rules: list[str] = []
+        self._reserved = 0
 
     def section(self, tools: list[dict[str, Any]], several: bool) -> str:
         form = self._form
-        calls = [self._rule("call", self._call(tool)) for tool in tools]
-        call = self._rule("any", " | ".join(calls))
+        calls = [self.add("call", self._call(tool)) for tool in tools]
+        call = self.add("any", " | ".join(calls))
         opening, close = form.open.lstrip(), form.close
         if form.listed:
             opening, between, close = f"{opening}[", ", ", f"]{close}"
         else:
-            between = form.between if form.between is not None else "\n"
-        more = f" ({self._text(between)} {call})*" if several else ""
-        parts = (self._text(opening), call + more, self._text(close.rstrip()))
+            between = form.between if form.between is not None else "" if self._is_bare else "\n"
+        more = f" ({self.spelled(between)} {call})*" if several else ""
+        parts = (self.spelled(opening), call + more, self.spelled(close.rstrip()))
         return "\n".join([f"start: {' '.join(part for part in parts if part)}", *self._rules]) + "\n"
 
-    def _rule(self, name: str, body: str) -> str:
-        name = f"{name}_{len(self._rules)}"
-        self._rules.append(f"{name}: {body}")
-        return name
+    def add(self, name: str, body: str) -> str:
+        """A new rule, whose name begins with `name`; its whole name."""
+        rule = self.reserve(name)
+        self.fill(rule, body)
+        return rule
 
-    def _text(self, text: str) -> str:
+    def reserve(self, name: str) -> str:
+        """The whole name of a rule that `fill` adds later."""
+        self._reserved += 1
+        return f"{name}_{self._reserved}"
+
+    def fill(self, rule: str, body: str) -> None:
+        """Add the rule of a reserved name."""
+        self._rules.append(f"{rule}: {body}")
+
+    def spelled(self, text: str) -> str:
+        """A text of a call as an expression."""
         return self._spell(text) if text else ""
 
     def _call(self, tool: dict[str, Any]) -> str:
@@ -84,7 +99,7 @@ class _Writer:
         for number, part in enumerate(form.before):
             match part:
                 case str():
-                    parts.append(self._text(part if number or begun else part.lstrip()))
+                    parts.append(self.spelled(part if number or begun else part.lstrip()))
                 case Hole.NAME | Hole.SAME_NAME:
                     parts.append(_quoted(name))
                 case Hole.NAMING_ID:
@@ -96,24 +111,27 @@ class _Writer:
                 case Hole.REST:
                     pass
         after = form.after if form.close.strip() or form.listed else form.after.rstrip()
-        return " ".join(part for part in (*parts, self._body(tool), self._text(after)) if part)
+        return " ".join(part for part in (*parts, self._body(tool), self.spelled(after)) if part)
 
     def _body(self, tool: dict[str, Any]) -> str:
         name, schema = tool["function"]["name"], self._schema(tool)
         match self._form.body:
             case JsonCall(name="", arguments=""):
-                return f"{_quoted('{' + json.dumps(name) + ': ')} {self._json(schema)} {_quoted('}')}"
+                return f"{_quoted('{' + json.dumps(name) + ': ')} {self.json(schema)} {_quoted('}')}"
             case JsonCall(name_key, arguments_key, id_key):
                 return self._object(name_key, arguments_key, id_key, name, schema)
             case Tags() as tags:
                 return self._several(self._tags(tags, schema), tool, "")
+            case GemmaArguments():
+                writer = BareArguments(self, schema)
+                return writer.any_object() if self._is_free(tool) else self._refusing(tool, writer.arguments)
             case PythonCall():
                 return f"{_quoted(name + '(')} {self._several(self._keywords(name, schema), tool, ', ')} {_quoted(')')}"
-        return self._json(schema)
+        return self.json(schema)
 
     def _object(self, name_key: str, arguments_key: str, id_key: str, name: str, schema: dict[str, Any]) -> str:
         told = f"{json.dumps(name_key)}: {json.dumps(name)}, {json.dumps(arguments_key)}: "
-        arguments = self._json(schema)
+        arguments = self.json(schema)
         plain = f"{_quoted('{' + told)} {arguments} {_quoted('}')}"
         if not id_key:
             return plain
@@ -127,17 +145,29 @@ class _Writer:
         function = tool["function"]
         if self._is_free(tool):
             return _loosened(function["parameters"]) if isinstance(self._form.body, Tags | PythonCall) else _ANY
+        schema: dict[str, Any] = self._refusing(
+            tool, lambda: prepare(json.dumps(function["parameters"]), keyed=is_json(self._form))
+        )
+        return schema
+
+    @property
+    def _is_bare(self) -> bool:
+        return isinstance(self._form.body, GemmaArguments)
+
+    def _refusing(self, tool: dict[str, Any], write: Callable[[], Any]) -> Any:
+        """The result of `write`, which reads the schema of a tool. Raises its BadRequest with the tool's name."""
         try:
-            return prepare(json.dumps(function["parameters"]))
+            return write()
         except BadRequest as error:
-            raise BadRequest(f"the parameters of the tool `{function['name']}`: {error}", error.hint) from None
+            raise BadRequest(f"the parameters of the tool `{tool['function']['name']}`: {error}", error.hint) from None
 
     def _is_free(self, tool: dict[str, Any]) -> bool:
         """Whether the schema of a tool is not kept."""
         return self._loose and tool["function"].get("strict") is not True
 
-    def _json(self, schema: dict[str, Any]) -> str:
-        return self._rule("json", f"%json {json.dumps({'x-guidance': LAYOUT, **schema})}")
+    def json(self, schema: dict[str, Any]) -> str:
+        """A value of JSON that keeps a schema."""
+        return self.add("json", f"%json {json.dumps({'x-guidance': LAYOUT, **schema})}")
 
     def _several(self, arguments: list[tuple[str, bool]], tool: dict[str, Any], between: str) -> str:
         """Arguments one after the other, each a rule and whether it is required, with a text between two of them.
@@ -148,7 +178,7 @@ class _Writer:
         if not arguments:
             return ""
         if self._is_free(tool):
-            one = self._rule("one", " | ".join(rule for rule, _ in arguments))
+            one = self.add("one", " | ".join(rule for rule, _ in arguments))
             return f"({one} ({_quoted(between)} {one})*)?" if between else f"{one}*"
         if not between:
             return " ".join(rule if required else f"{rule}?" for rule, required in arguments)
@@ -156,8 +186,8 @@ class _Writer:
         rest = alone = ""
         for rule in [rule for rule, required in reversed(arguments) if not required]:
             first = f"{rule} {rest}".strip()
-            alone = self._rule("alone", f"{first} | {alone}" if alone else first)
-            rest = self._rule("rest", f"({comma} {rule})? {rest}".strip())
+            alone = self.add("alone", f"{first} | {alone}" if alone else first)
+            rest = self.add("rest", f"({comma} {rule})? {rest}".strip())
         return f"{f' {comma} '.join(always)} {rest}".strip() if always else f"{alone}?"
 
     def _keywords(self, tool: str, schema: dict[str, Any]) -> list[tuple[str, bool]]:
@@ -167,7 +197,7 @@ class _Writer:
             if not key.isidentifier() or keyword.iskeyword(key):
                 message = f"the parameters of the tool `{tool}`: `{key[:80]}` is no name of Python, as which this model"
                 raise BadRequest(f"{message} writes it", "rename it, or leave `strict` out")
-            found.append((self._rule("argument", f"{_quoted(key + '=')} {self._json(value)}"), required))
+            found.append((self.add("argument", f"{_quoted(key + '=')} {self.json(value)}"), required))
         return found
 
     def _tags(self, tags: Tags, schema: dict[str, Any]) -> list[tuple[str, bool]]:
@@ -180,15 +210,15 @@ class _Writer:
             if tags.kind is not None:
                 other = _OTHER_KIND.get(tags.text_kind, str(value.get("type", "")))
                 kind = tags.kind[0] + (tags.text_kind if text else other) + tags.kind[1]
-            head = self._text(tags.before_key + key + (kind or tags.after_key))
+            head = self.spelled(tags.before_key + key + (kind or tags.after_key))
             closing = closing if self._form.after.strip() or parts else closing.rstrip()
-            body = self._raw(value, closing) if text else f"{self._json(value)} {self._text(closing)}"
-            parts.append((self._rule("argument", f"{head} {body}"), required))
+            body = self.raw(value, closing) if text else f"{self.json(value)} {self.spelled(closing)}"
+            parts.append((self.add("argument", f"{head} {body}"), required))
         return parts
 
-    def _raw(self, schema: dict[str, Any], closing: str) -> str:
+    def raw(self, schema: dict[str, Any], closing: str) -> str:
         """A text without quotes, and the tag that closes it."""
-        spelled = self._text(closing)
+        spelled = self.spelled(closing)
         values = schema.get("enum", [schema["const"]] if "const" in schema else None)
         if values:
             return "(" + " | ".join(_quoted(str(value)) for value in values) + f") {spelled}"
@@ -200,13 +230,12 @@ class _Writer:
             start, end = ("" if pattern.startswith("^") else "(?s:.)*", "" if pattern.endswith("$") else "(?s:.)*")
             inner = pattern.removeprefix("^").removesuffix("$").replace("/", r"\/")
             body += f" & /{start}({inner}){end}/"
-        name = f"RAW_{len(self._rules)}"
-        self._rules.append(f"{name}: {body}")
+        name = self.add("RAW", body)
         if "<[" in spelled:  # a control token, which no text has; blanks before it are taken for the text's
-            return f"{name} {self._text(closing.lstrip())}"
+            return f"{name} {self.spelled(closing.lstrip())}"
         # A text takes as many letters as it can, the letters of the tag too, unless it is told to end with the tag.
-        ended = f"raw_{len(self._rules)}"
-        self._rules.append(f"{ended}[suffix={_quoted(closing)}]: {name}")
+        ended = self.reserve("raw")
+        self.fill(f"{ended}[suffix={_quoted(closing)}]", name)
         return ended
 
 

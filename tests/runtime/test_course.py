@@ -13,7 +13,7 @@ import pytest
 
 from runtime import messages as m
 from runtime.answers.forms import CallForm, Hole, JsonArguments, JsonCall, Tags
-from runtime.answers.notations import PythonCall
+from runtime.answers.notations import GemmaArguments, PythonCall
 from runtime.answers.parser import AnswerForm, AnswerParser, Marks
 from runtime.answers.pieces import Arguments, CallBegun, CallEnded
 from runtime.errors import BadRequest
@@ -180,6 +180,7 @@ FORMS = {
     "id that names": CallForm(JsonArguments(), "[CALL]", (Hole.NAMING_ID, "<a>"), between="ab", close="!"),
     "tags": CallForm(PARTS, "<tool_call>\n", ("<f=", Hole.NAME, ">\n"), "</f>", close="</tool_call>"),
     "calls of Python": CallForm(PythonCall(), open="[CALL]", close="<end>", listed=True),
+    "Gemma 4": CallForm(GemmaArguments(), before=("[CALL]call:", Hole.NAME), after="<end>"),
     "tags with kinds": CallForm(KINDS, before=("<f=", Hole.NAME, ">"), after="</f>"),
 }
 BOTH = [
@@ -241,6 +242,71 @@ def test_optional_arguments_of_a_call_of_python_may_be_left_out(required: list[s
         course = Course(LETTERS, AnswerForm(calls=(form,)), section=section)
         whole = takes(course, word("[CALL]"), f"[f({text})]", END) == [word("[CALL]"), f"[f({text})]", END]
         assert whole is (set(required) <= set(names)), text
+
+
+TREE = {
+    "type": "object",
+    "properties": {"v": {"type": "integer"}, "n": {"anyOf": [{"$ref": "#/$defs/t"}, {"const": 1}]}},
+}
+DEEP = {
+    "type": "object",
+    "properties": {
+        "days": {
+            "type": "array",
+            "items": {"type": "integer", "minimum": 1, "maximum": 7},
+            "minItems": 1,
+            "maxItems": 2,
+        },
+        "City": {"enum": ["Rome", 'a "b"', 3, None]},
+        "at": {"type": ["string", "null"], "pattern": "^[0-9]{2}$"},
+        "by:": {"type": "object", "additionalProperties": {"type": "boolean"}},
+        "any": True,
+        "tree": {"$ref": "#/$defs/t"},
+    },
+    "required": ["City", "days"],
+    "$defs": {"t": TREE},
+}
+Q = '<|"|>'
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kept"),
+    [
+        (f"{{City:{Q}Rome{Q},days:[1]}}", True),
+        (f"{{any:{{a:[{Q}x, }}{Q},-1.5,{{}}]}},at:{Q}07{Q},{Q}by:{Q}:{{x:true,y:false}},City:3,days:[1,7]}}", True),
+        (f'{{any:true,at:null,City:{Q}a "b"{Q},days:[2],tree:{{n:{{n:1,v:-3}}}}}}', True),
+        (f"{{City:{Q}Oslo{Q}", False),
+        ("{days:", False),
+        ("{City:null,days:[]", False),
+        ("{City:null,days:[1,2,3", False),
+        (f"{{at:{Q}123", False),
+        (f"{{{Q}by:{Q}:{{x:1", False),
+        ("{City:null,days:[1],tree:{v:true", False),
+        ("{City:null,days:[1],x", False),
+        ("{City:null,any:", False),
+    ],
+)
+def test_arguments_in_gemmas_notation_keep_their_schema(arguments: str, kept: bool) -> None:
+    form = FORMS["Gemma 4"]
+    section = COMPILER.section(form, [tool("f", DEEP, strict=True)], loose=True)
+    course = Course(LETTERS, AnswerForm(calls=(form,)), section=section)
+    ending = [END] if kept else []
+    parts: list[Any] = ["So: ", word("[CALL]"), f"call:f{arguments}", *ending]
+    assert (takes(course, *parts) == parts) is kept
+    if kept:
+        parser = AnswerParser(AnswerForm(calls=(form,)), {"f": DEEP})
+        pieces = [*parser.feed(f"[CALL]call:f{arguments}<end>"), *parser.finish()]
+        given = json.loads("".join(piece.text for piece in pieces if isinstance(piece, Arguments)))
+        jsonschema.validate(given, DEEP)
+
+
+@pytest.mark.parametrize(
+    "odd", [{"allOf": [{}]}, {"$ref": "http://127.0.0.1/x"}, {"minProperties": 3}, {"$ref": "#/a"}]
+)
+def test_a_keyword_that_gemmas_notation_cannot_keep_is_refused_by_name(odd: dict[str, Any]) -> None:
+    named = tool("f", {"type": "object", "properties": {"a": odd}}, strict=True)
+    with pytest.raises(BadRequest, match=f"the tool `f`: .*`{re.escape(next(iter(odd)))}`"):
+        COMPILER.section(FORMS["Gemma 4"], [named], loose=True)
 
 
 def test_arguments_that_are_no_names_of_python_are_refused_by_name() -> None:

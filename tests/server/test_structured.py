@@ -131,7 +131,7 @@ HOSTILE: dict[str, Any] = {
     "not": {"type": "object", "properties": {"a": {"not": {}}}},
     "pattern": {"type": "string", "pattern": "(a{1000}){1000}"},
     "multipleOf": {"type": "integer", "multipleOf": 99_991},
-    "minProperties": {"type": "object", "minProperties": 3},
+    "minProperties": {"type": "object", "minProperties": 3, "patternProperties": {"^a$": {}}},
     "format": {"type": "string", "format": "iri"},
     "oneOf": {"oneOf": [{"type": "integer"}, {"type": "number"}]},
 }
