@@ -35,6 +35,7 @@ from server.api.request import (
 )
 from server.api.respond import Generation, respond
 from server.api.thinking import add_thinking
+from server.loaded.wish import LoadWish
 from server.services import SERVICES
 
 _MOST_TOKENS = options.Range(0, MAX_INT, whole=True)
@@ -55,7 +56,7 @@ async def messages(request: web.Request) -> web.StreamResponse:
     if _EAGER in request.headers.get("anthropic-beta", ""):
         eager = {str(tool["function"]["name"]) for tool in submit.tools}
     writer = AnthropicWriter(body, most, eager, request_id=request["id"], warning=warning_of(request))
-    return await respond(request, Generation(model, [submit], bool(body.stream), draft=draft), writer)
+    return await respond(request, Generation(model, [submit], bool(body.stream), LoadWish(draft=draft)), writer)
 
 
 async def count_tokens(request: web.Request) -> web.Response:

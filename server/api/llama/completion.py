@@ -19,6 +19,7 @@ from server.api.options import Whole, with_sampling
 from server.api.prompts import Prompts, prompts_of
 from server.api.request import in_use, read, require, warning_of
 from server.api.respond import Generation, respond
+from server.loaded.wish import LoadWish
 from server.services import SERVICES
 
 
@@ -91,7 +92,7 @@ async def completion(request: web.Request) -> web.StreamResponse:
         timed=body.timings_per_token,
         warning=warning_of(request),
     )
-    return await respond(request, Generation(model, submits, bool(body.stream), draft=draft), writer)
+    return await respond(request, Generation(model, submits, bool(body.stream), LoadWish(draft=draft)), writer)
 
 
 async def _biases(request: web.Request, model: Model, given: Any) -> dict[str, float]:

@@ -15,6 +15,7 @@ from server.api.llama.writer import LlamaWriter
 from server.api.options import Whole, with_sampling
 from server.api.request import read, require, warning_of
 from server.api.respond import Generation, respond
+from server.loaded.wish import LoadWish
 
 
 class ExtraFile(msgspec.Struct):
@@ -81,4 +82,4 @@ async def infill(request: web.Request) -> web.StreamResponse:
         timed=body.timings_per_token,
         warning=warning_of(request),
     )
-    return await respond(request, Generation(model, [submit], bool(body.stream), draft=draft), writer)
+    return await respond(request, Generation(model, [submit], bool(body.stream), LoadWish(draft=draft)), writer)

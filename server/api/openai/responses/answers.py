@@ -37,6 +37,7 @@ from server.api.respond import Generation, Json, respond, unattended
 from server.api.thinking import add_thinking, effort
 from server.http.problems import Problem
 from server.http.wire import Stream, reply
+from server.loaded.wish import LoadWish
 
 log = logging.getLogger("lm.requests")
 
@@ -69,7 +70,7 @@ async def responses(request: web.Request) -> web.StreamResponse:
         summary=bool(response["reasoning"]["summary"]),
         encrypted=body.includes(ENCRYPTED),
     )
-    generation = Generation(model, [submit], bool(body.stream), draft=draft)
+    generation = Generation(model, [submit], bool(body.stream), LoadWish(draft=draft))
     if body.background:
         return await _in_background(request, generation, writer, stored)
     return await respond(request, generation, writer)
