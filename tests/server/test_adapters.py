@@ -280,7 +280,8 @@ def test_a_model_of_a_registry_answers_with_the_adapter_beside_it(
 def test_an_adapter_of_a_registry_by_itself_keeps_its_tag(here: Daemon, hub: Hub, registry: Registry) -> None:
     registry.add("me/wave", "v1", [(OLLAMA + "adapter", adapter(hub, "gguf"))])
     assert here.pull("ollama.com/me/wave:v1")["name"] == "ollama.com/me/wave:v1"
-    assert text(here, model="org/demo", adapters=["ollama.com/me/wave:v1"]) == text(here, model="org/gguf")
+    by_name = text(here, model="org/demo", adapters=["org/gguf"])
+    assert text(here, model="org/demo", adapters=["ollama.com/me/wave:v1"]) == by_name
 
 
 @pytest.mark.parametrize("name", ["qwen", "silent", "nan-gguf", "none", "many"])
