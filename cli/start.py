@@ -15,3 +15,7 @@ def main() -> None:
     if not ignored:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     command.main()
+
+
+if __name__ == "__main__":
+    main()

@@ -66,22 +66,17 @@ IPAddressAllow=localhost"""
 
 @dataclass(frozen=True)
 class Service:
-    """The daemon as a service: the Python that runs it, and its home, None for the system's own.
+    """The daemon as a service: the program with its arguments, and its home, None for the system's own.
 
     `cards`: graphics cards may be used, by way of `groups`, which own their device files. `silent`: no packet leaves or
     enters the machine on its behalf.
     """
 
-    python: str = sys.executable
+    program: tuple[str, ...] = (sys.executable, "-P", "-m", "server")
     home: Path | None = None
     cards: bool = False
     groups: tuple[str, ...] = ()
     silent: bool = False
-
-    @property
-    def command(self) -> list[str]:
-        """The daemon's command line."""
-        return [self.python, "-P", "-m", "server"]
 
     def system_unit(self) -> str:
         """A unit for systemd's system manager: a user of its own without rights, its state in `STATE`."""
@@ -104,7 +99,7 @@ class Service:
         log = str(self.home / "logs" / "daemon.log")
         agent = {
             "Label": LABEL,
-            "ProgramArguments": self.command,
+            "ProgramArguments": list(self.program),
             "EnvironmentVariables": {"LM_HOME": str(self.home)},
             "RunAtLoad": True,
             "KeepAlive": {"SuccessfulExit": False},
@@ -122,7 +117,7 @@ class Service:
         service = [
             "Type=notify",
             "NotifyAccess=main",
-            f"ExecStart={' '.join(map(_word, self.command))}",
+            f"ExecStart={' '.join(map(_word, self.program))}",
             "ExecReload=/bin/kill -HUP $MAINPID",
             "Restart=on-failure",
             "RestartSec=2",

@@ -45,7 +45,8 @@ _RECEIVE_BYTES = 1 << 18
 # Bytes of a core file. Every one is larger; and to Linux 1 forbids the pipe to a program as well, which 0 does not.
 _NO_CORE = 1 if sys.platform == "linux" else 0
 # The signals of a process that broke on what it was given; any other may come from outside, as SIGKILL does.
-_CRASHES = {-number: number.name for number in (signal.SIGSEGV, signal.SIGABRT, signal.SIGFPE)}
+_FAULTS = (signal.SIGSEGV, signal.SIGABRT, signal.SIGFPE, signal.SIGILL)
+_CRASHES = {-number: number.name for number in _FAULTS}
 # Settings of lm, Ollama, Docker and the hub (children get theirs in frames), proxies (a URL may hold a password), the
 # service manager's socket, and secrets.
 _WITHHELD = re.compile(

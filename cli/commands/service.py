@@ -133,7 +133,15 @@ def _service(system: bool, cards: bool | None) -> Service:
     config = settings(STATE / "config.toml") if system else settings()
     silent = system and config.offline and is_loopback(config.host)
     groups = tuple(name for name in ("video", "render") if _is_group(name)) if cards else ()
-    return Service(home=None if system else _home(config), cards=cards, groups=groups, silent=silent)
+    home = None if system else _home(config)
+    return Service(_program(), home, cards=cards, groups=groups, silent=silent)
+
+
+def _program() -> tuple[str, ...]:
+    """The daemon's command line; where `scripts/software/install` put lm, by way of the script that follows updates."""
+    versions = Path(sys.prefix).parent
+    script = versions.parent / "bin" / "lm"
+    return (str(script), "serve") if versions.name == "versions" and script.is_file() else Service.program
 
 
 def _text(service: Service, system: bool) -> str:
@@ -191,7 +199,7 @@ def _check_system(service: Service) -> None:
     """Raise Failure where the service of the system could not start: no right to install it, a Python out of sight."""
     if os.geteuid() != 0:
         raise Failure("the service of the whole machine is installed by root", _rights(system=True))
-    for place in {service.python, str(Path(service.python).resolve()), sys.prefix}:
+    for place in {service.program[0], str(Path(service.program[0]).resolve()), sys.prefix}:
         if any(place.startswith(f"{folder}/") for folder in _HIDDEN):
             why = f"the service runs as a user of its own, who cannot look into `{place}`"
             raise Failure(why, "install lm in an environment below /opt, or leave `--system` out")

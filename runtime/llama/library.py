@@ -20,11 +20,12 @@ import re
 import sys
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NoReturn
 
 from runtime.errors import LoadFailed
-from runtime.processor import instruction_sets
+from runtime.processor import instruction_sets, lacking
 
 PACKAGE_VERSION = "0.3.36"
 LLAMA_VERSION = b"0.5.0-dev"
@@ -86,6 +87,12 @@ def library() -> Any:
         raise LoadFailed(
             f"{message}, and found {installed} with {low.llama_version().decode()}", "install it again with pip"
         )
+    _load_backends(low._lib)
+    if missing := lacking(features(low), instruction_sets()):
+        raise LoadFailed(
+            f"this processor lacks {', '.join(missing)}, and llama.cpp was compiled for it",
+            "compile it on this machine, or install a portable build of it",
+        )
     _compare(low.llama_context_default_params(), CONTEXT_DEFAULTS)
     _compare(low.llama_model_default_params(), MODEL_DEFAULTS)
     low.llama_log_set(LOG.callback, None)
@@ -105,6 +112,24 @@ def _low_level() -> Any:
         return importlib.import_module("llama_cpp.llama_cpp")
     finally:
         del sys.modules["llama_cpp"]  # a later import of the package runs its start after all
+
+
+def _load_backends(lib: ctypes.CDLL) -> None:
+    """Load backends that are files of their own (GGML_BACKEND_DL): of the CPU's variants the best for this one.
+
+    llama.cpp by itself looks for them beside the program, and in the current folder, whose files nobody vouches for.
+    """
+    folder = Path(lib._name).parent
+    if any(folder.glob("*ggml-cpu-*")):
+        lib.ggml_backend_load_all_from_path.restype = None
+        lib.ggml_backend_load_all_from_path(ctypes.c_char_p(os.fsencode(folder)))
+
+
+def features(low: Any) -> dict[str, str]:
+    """Instruction sets and parts that the library was compiled with, by llama.cpp's names; the value of each is `1`."""
+    info = low.llama_print_system_info().decode(errors="replace")
+    pairs = (part.rpartition(":")[2].split("=") for part in info.split("|") if "=" in part)
+    return {key.strip(): value.strip() for key, value in pairs}
 
 
 def _compare(params: ctypes.Structure, expected: dict[str, Any]) -> None:
@@ -128,7 +153,9 @@ def amx_is_broken() -> bool:
     | repacked | 28 | 79 | 152 | 183 | 4,400 |
     | not repacked | 34 | 101 | 152 | 157 | 2,890 |
     """
-    if not hasattr(library()._lib, "_Z28ggml_backend_amx_buffer_typev"):
+    low = library()
+    # A variant of the CPU's backend (`_load_backends`) keeps its symbols to itself.
+    if not (hasattr(low._lib, "_Z28ggml_backend_amx_buffer_typev") or features(low).get("AMX_INT8") == "1"):
         return False
     instructions = instruction_sets()
     return instructions is None or "amx_int8" in instructions  # slower is better than a crash where nobody can tell

@@ -21,6 +21,7 @@ from quant.gguf.writer import encode_header, layout
 from quant.types import Tensor
 from runtime import child
 from runtime.messages import CacheConfig
+from runtime.processor import FOREIGN
 
 log = logging.getLogger("lm.measure")
 INSPECTOR = "runtime.machine.inspector"
@@ -162,7 +163,12 @@ class Refused(msgspec.Struct, tag="refused"):
 
     @classmethod
     def crash(cls, signal: str) -> Refused:
-        """The answer about a file at which the process was ended by this signal, such as `SIGSEGV`."""
+        """The answer about a file at which the process was ended by this signal, such as `SIGSEGV`.
+
+        An unknown instruction (`SIGILL`) is a fault of the installation, and says nothing of the file.
+        """
+        if signal == "SIGILL":
+            return cls(FOREIGN)
         return cls(f"it crashes on this file ({signal})", unloadable=True, crashed=True)
 
 
@@ -177,7 +183,8 @@ def ask(question: Question, seconds: float) -> Answer:
     except TimeoutError:
         return Refused(f"no answer within {seconds:.0f} s")
     except child.Crashed as crash:
-        return Refused.crash(crash.signal) if isinstance(question, Reserve | Try) else Refused(str(crash))
+        about_file = isinstance(question, Reserve | Try) or crash.signal == "SIGILL"
+        return Refused.crash(crash.signal) if about_file else Refused(str(crash))
     except (OSError, EOFError, msgspec.MsgspecError, UnicodeDecodeError):
         return Refused("the process that was asked died")
 

@@ -158,16 +158,13 @@ def _repacks() -> tuple[str, ...]:
 
 def examine() -> Examined:
     """llama.cpp's own description of itself."""
-    from runtime.llama.library import amx_is_broken, library
+    from runtime.llama.library import amx_is_broken, features, library
 
     low = library()
-    info = low.llama_print_system_info().decode(errors="replace")
-    pairs = (part.rpartition(":")[2].split("=") for part in info.split("|") if "=" in part)
-    features = {key.strip(): value.strip() for key, value in pairs}
     return Examined(
         package=importlib.metadata.version("llama-cpp-python"),
         version=low.llama_version().decode(errors="replace"),
-        features=features,
+        features=features(low),
         gpu=bool(low.llama_supports_gpu_offload()),
         devices=_devices(low),
         amx_is_broken=amx_is_broken(),

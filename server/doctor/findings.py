@@ -5,6 +5,7 @@ from __future__ import annotations
 from runtime.llama.library import PACKAGE_VERSION
 from runtime.machine.hardware import Hardware
 from runtime.machine.inspection import Examined, Probed, Refused
+from runtime.processor import INSTRUCTIONS
 from runtime.units import size_text
 from server.config import Config
 from server.doctor.frames import FAIL, OK, WARN, Finding
@@ -13,17 +14,9 @@ from server.settings import BadSetting
 
 LITTLE_MEMORY, NO_MEMORY = 2_000_000_000, 500_000_000
 LITTLE_DISK, NO_DISK = 10_000_000_000, 1_000_000_000
-# Instruction sets without which llama.cpp is much slower: Linux's name, and llama.cpp's.
-_INSTRUCTIONS = {
-    "avx2": "AVX2",
-    "fma": "FMA",
-    "f16c": "F16C",
-    "avx512f": "AVX512",
-    "avx512_vnni": "AVX512_VNNI",
-    "avx512_bf16": "AVX512_BF16",
-    "asimddp": "DOTPROD",
-    "i8mm": "MATMUL_INT8",
-}
+# Instruction sets without which llama.cpp is much slower.
+_FAST = ("avx2", "fma", "f16c", "avx512f", "avx512_vnni", "avx512_bf16", "asimddp", "i8mm")
+_INSTRUCTIONS = {linux: INSTRUCTIONS[linux] for linux in _FAST}
 _REBUILD = (
     f"pip install --force-reinstall --no-cache-dir --no-binary llama-cpp-python llama-cpp-python=={PACKAGE_VERSION}"
 )

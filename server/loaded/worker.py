@@ -42,6 +42,7 @@ from runtime.messages import (
     Tokens,
     Vectors,
 )
+from runtime.processor import FOREIGN
 from server.errors import BodyTooLarge, ChildError, Stopping
 from server.loaded.tally import Tally
 
@@ -373,6 +374,9 @@ class Worker:
         if self._ending == STOPPED:
             return WorkerDied(f"{name} was unloaded in mid-answer", "ask again: it is loaded anew")
         how = self._ending or self._child.problem or self._child.ending
+        if self._child.crash == "SIGILL":
+            why = f"the worker of {name} ended: {FOREIGN}"
+            return LoadFailed(why, "compile it on this machine, or install a portable build of it: see `lm doctor`")
         if self.loading:
             hint = "ask again; if that recurs, memory is short or the file damaged: see `lm logs`"
             return LoadFailed(f"the worker of {name} {how} while it loaded", hint)

@@ -44,7 +44,7 @@ def exposure(folder: Path, text: str) -> float:
 @with_systemd
 @pytest.mark.parametrize(
     ("service", "most"),
-    [(Service(TRUE), 1.5), (Service(TRUE, cards=True), 1.7), (Service(TRUE, silent=True), 1.3)],
+    [(Service((TRUE,)), 1.5), (Service((TRUE,), cards=True), 1.7), (Service((TRUE,), silent=True), 1.3)],
     ids=["plain", "cards", "silent"],
 )
 def test_systemd_finds_the_unit_tight(tmp_path: Path, service: Service, most: float) -> None:
@@ -54,7 +54,7 @@ def test_systemd_finds_the_unit_tight(tmp_path: Path, service: Service, most: fl
 @with_systemd
 @pytest.mark.parametrize("kind", ["system", "user"])
 def test_systemd_understands_every_line(tmp_path: Path, kind: str) -> None:
-    service = Service(TRUE, home=None if kind == "system" else tmp_path / "a b%c", cards=True)
+    service = Service((TRUE,), home=None if kind == "system" else tmp_path / "a b%c", cards=True)
     path = tmp_path / "lm.service"
     path.write_text(service.system_unit() if kind == "system" else service.user_unit())
     done = subprocess.run([str(ANALYZE), "verify", "--man=no", str(path)], capture_output=True, text=True)
@@ -63,8 +63,8 @@ def test_systemd_understands_every_line(tmp_path: Path, kind: str) -> None:
 
 
 def test_paths_stay_words() -> None:
-    unit = Service("/opt/a b/$x/python", home=Path("/srv/100%")).user_unit()
-    assert 'ExecStart="/opt/a b/$$x/python" -P -m server\n' in unit
+    unit = Service(("/opt/a b/$x/python", "-m", "server"), home=Path("/srv/100%")).user_unit()
+    assert 'ExecStart="/opt/a b/$$x/python" -m server\n' in unit
     assert "Environment=LM_HOME=/srv/100%%\n" in unit
 
 
