@@ -11,7 +11,7 @@ export function markdown(text) {
 export function blockNode(block) {
   switch (block.type) {
     case "heading":
-      return h(`h${Math.min(block.level + 2, 6)}`, {}, parts(block.parts));
+      return h(`h3.level-${block.level}`, {}, parts(block.parts)); // a message may begin at any level, an outline may not
     case "code":
       return codeBlock(block.text, block.language);
     case "math":

@@ -45,8 +45,9 @@ def axe() -> str:
 def daemon(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     """A daemon whose models say what they are asked, word by word."""
     home = tmp_path_factory.mktemp("page")
-    put_model(home)
-    put_model(home, "another", level="Q8_0")
+    able = ("completion", "tools", "thinking")
+    put_model(home, capabilities=able)
+    put_model(home, "another", level="Q8_0", capabilities=able)
     with Daemon(home, script=ECHO) as running:
         yield running
 
@@ -92,4 +93,4 @@ def settled(page: Any, answers: int = 1) -> None:
 
 def until(page: Any, condition: str, seconds: float = 10) -> None:
     """Wait until an expression is true in the page. Playwright's own way needs `eval`, which the policy forbids."""
-    wait_until(lambda: page.evaluate(condition), seconds)
+    wait_until(lambda: page.evaluate(condition), seconds, 0.05)

@@ -10,11 +10,14 @@ import pytest
 
 from tests.daemon import environment
 
+FOLDER = Path(__file__).parent
 
-def test_markdown_and_streams() -> None:
+
+@pytest.mark.parametrize("name", ["markdown", "growing"])
+def test_scripts(name: str) -> None:
     node = shutil.which("node")
     if node is None:
         pytest.skip("there is no `node`")
-    command = [node, "--test", str(Path(__file__).parent / "markdown.test.mjs")]
+    command = [node, "--test", str(FOLDER / f"{name}.test.mjs")]
     done = subprocess.run(command, capture_output=True, text=True, env=environment(), check=False)
     assert done.returncode == 0, done.stdout + done.stderr

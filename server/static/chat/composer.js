@@ -15,7 +15,7 @@ export class Composer {
     this.chips = h("div.chips");
     const picker = h("input", { type: "file", multiple: true, hidden: true, "aria-label": words.attach });
     picker.addEventListener("change", () => {
-      this.take(picker.files);
+      this.take([...picker.files]); // a copy, because the list empties with the field
       picker.value = "";
     });
     this.go = h("button.icon-button.primary.go", { type: "submit" });
@@ -27,7 +27,7 @@ export class Composer {
     this.node = h("form.composer", { onsubmit: form }, this.chips, bar, picker);
     this.field.addEventListener("keydown", (event) => this.key(event));
     this.field.addEventListener("paste", (event) => {
-      if (event.clipboardData.files.length) this.take(event.clipboardData.files);
+      if (event.clipboardData.files.length) this.take([...event.clipboardData.files]);
     });
     this.busy = false;
   }
@@ -94,7 +94,7 @@ export class Composer {
       if (!event.dataTransfer.types.includes("Files")) return;
       event.preventDefault();
       place.classList.toggle("dropping", event.type !== "drop" && event.type !== "dragleave");
-      if (event.type === "drop") this.take(event.dataTransfer.files);
+      if (event.type === "drop") this.take([...event.dataTransfer.files]);
     };
     for (const type of ["dragenter", "dragover", "dragleave", "drop"]) place.addEventListener(type, over);
   }

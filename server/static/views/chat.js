@@ -28,6 +28,8 @@ class ChatView {
   constructor(root, signal) {
     this.signal = signal;
     this.views = [];
+    this.pinned = true; // whether the end is followed
+    this.top = 0;
     this.following = null; // how to stop listening to an answer
     this.picker = new Picker(() => this.modelChosen());
     this.sidebar = new Sidebar((id) => id === this.conversation.head.id && (location.hash = "#/chat"));
@@ -37,12 +39,18 @@ class ChatView {
     this.side = h("aside.drawer", { hidden: true, "aria-label": texts.settings.title });
     const bar = h("div.chat-bar", {}, this.menu(), this.picker.node, h("span.grow"), iconButton("sliders", texts.settings.title, () => this.toggleSettings(), { "aria-expanded": "false" }));
     this.slidersButton = bar.lastElementChild;
-    this.node = h("div.chat", {}, this.sidebar.node, h("section.talk", {}, bar, this.scroller, this.composer.node), this.side);
+    this.node = h("div.chat", {}, this.sidebar.node, h("section.talk", {}, h("h1.offscreen", {}, texts.views.chat), bar, this.scroller, this.composer.node), this.side);
     this.composer.dropsOn(this.node);
-    root.append(this.node);
+    this.root = root; // gets it when a question can be answered
     document.addEventListener("keydown", (event) => this.key(event), { signal });
+    this.scroller.addEventListener("scroll", () => this.scrolled());
+    const grown = new ResizeObserver(() => this.pinned && this.toEnd());
+    grown.observe(this.log);
     addEventListener("focus", () => this.picker.refresh(signal).catch(() => {}), { signal });
-    signal.addEventListener("abort", () => this.following?.());
+    signal.addEventListener("abort", () => {
+      this.following?.();
+      grown.disconnect();
+    });
   }
 
   menu() {
@@ -59,6 +67,7 @@ class ChatView {
     this.picker.choose(route.path || this.conversation.head.model);
     if (route.path && !this.picker.find(route.path)) tellError({ message: words.notHere(route.path), hint: words.notHereHint });
     this.composer.text = route.query.get("q") ?? "";
+    if (!this.node.isConnected) this.root.append(this.node);
     this.draw();
     this.drawSettings();
     this.follow(running(this.conversation.head.id));
@@ -103,7 +112,7 @@ class ChatView {
   welcome() {
     const none = !this.picker.models.length;
     const hint = none ? h("p", {}, words.noModelHint, " ", h("a", { href: "#/models" }, texts.views.models)) : h("p.quiet", {}, words.start);
-    return h("div.welcome", {}, h("h1", {}, none ? words.noModel : words.welcome), hint);
+    return h("div.welcome", {}, h("h2", {}, none ? words.noModel : words.welcome), hint);
   }
 
   // A question; false where nobody could answer it.
@@ -172,10 +181,8 @@ class ChatView {
     let frame = 0;
     const paint = () => {
       frame = 0;
-      const near = this.scroller.scrollHeight - this.scroller.scrollTop - this.scroller.clientHeight < NEAR;
       if (run.done) view?.draw();
       else view?.update();
-      if (near) this.toEnd();
       if (run.done) this.ended(run);
     };
     const stop = run.listen(() => (frame ||= requestAnimationFrame(paint)));
@@ -190,14 +197,22 @@ class ChatView {
     this.composer.busy = false;
     this.sidebar.draw(this.conversation.head.id);
     this.picker.refresh(this.signal).catch(() => {});
-    if (run.message.error && !run.message.content) this.scroller.scrollTop = this.scroller.scrollHeight;
   }
 
   stop() {
     running(this.conversation.head.id)?.stop();
   }
 
+  // The end is followed until somebody scrolls away from it. (What is above it grows too, when it is first drawn.)
+  scrolled() {
+    const { scrollTop, scrollHeight, clientHeight } = this.scroller;
+    const near = scrollHeight - scrollTop - clientHeight < NEAR;
+    if (near || scrollTop < this.top) this.pinned = near;
+    this.top = scrollTop;
+  }
+
   toEnd() {
+    this.pinned = true;
     this.scroller.scrollTop = this.scroller.scrollHeight;
   }
 
