@@ -14,13 +14,21 @@ from typing import Any
 
 import pytest
 
+from registry.sources.opening import DEMO
 from tests.daemon import Daemon, put_model
+from tests.hub import Hub
 from tests.page.conftest import VIEWS, ask, opened, settled, start, until
 from tests.test_architecture import ROOT
 
 pytestmark = pytest.mark.slow
 SCHEMES = ("light", "dark")
 WIDTHS = {390: 844, 1280: 800, 2560: 1440}
+# A view's address, and what is there once its data are.
+FULL = {
+    "models": ("models", "tbody tr"),
+    "fit": ("fit/org%2Fdemo", ".levels tbody tr"),
+    "machine": ("machine", ".findings li"),
+}
 ANSWER = r"""<think>A table says it best, and the formula once.</think>### What a level costs
 
 A *level* is **how many bits a weight gets**; `lm fit` weighs all of them.
@@ -50,8 +58,10 @@ def daemon(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[D
     put_model(home, "qwen3", level="Q4_K_M")
     put_model(home, "smollm2", level="Q8_0", context=8192)
     tokens = re.findall(r"\s*\S+", ANSWER)
-    with Daemon(home, script={"tokens": tokens, "delay": 0.004}) as running:
-        yield running
+    with Hub({"org/demo": DEMO}) as hub:
+        nowhere = {"HF_HOME": str(home / "none"), "OLLAMA_MODELS": str(home / "none")}
+        with Daemon(home, script={"tokens": tokens, "delay": 0.004}, env={"HF_ENDPOINT": hub.url} | nowhere) as running:
+            yield running
 
 
 @pytest.fixture(params=[f"{scheme}-{width}" for scheme in SCHEMES for width in WIDTHS])
@@ -74,6 +84,12 @@ def talked(page: Any, daemon: Daemon) -> None:
     settled(page)
 
 
+def visit(page: Any, daemon: Daemon, view: str) -> None:
+    route, sign = FULL[view]
+    page.goto(f"{daemon.url}/ui/#/{route}")
+    page.wait_for_selector(f"#view-{view} {sign}", state="attached")
+
+
 def test_nobody_is_kept_out_of_the_chat(looked: Any, daemon: Daemon, axe: str) -> None:
     start(looked, daemon)
     assert barriers(looked, axe) == []
@@ -84,21 +100,11 @@ def test_nobody_is_kept_out_of_the_chat(looked: Any, daemon: Daemon, axe: str) -
     assert barriers(looked, axe) == []
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
-def test_nobody_is_kept_out_of_the_other_views(browser: Any, daemon: Daemon, axe: str, scheme: str) -> None:
-    for page in opened(browser, color_scheme=scheme):
-        for view in VIEWS[1:]:
-            page.goto(f"{daemon.url}/ui/#/{view}")
-            page.wait_for_selector(f"#view-{view} *")
-            assert (view, barriers(page, axe)) == (view, [])
-
-
 def test_no_view_is_wider_than_its_window(looked: Any, daemon: Daemon) -> None:
     talked(looked, daemon)
     for view in VIEWS:
         if view != "chat":
-            looked.goto(f"{daemon.url}/ui/#/{view}")
-            looked.wait_for_selector(f"#view-{view} *")
+            visit(looked, daemon, view)
         width = looked.evaluate("[document.documentElement.scrollWidth, document.getElementById('main').scrollWidth]")
         assert max(width) <= looked.viewport_size["width"], view
 
@@ -114,8 +120,7 @@ def test_pictures(looked: Any, daemon: Daemon, request: pytest.FixtureRequest, t
         looked.screenshot(path=picture)
         assert picture.stat().st_size <= 200_000
     for view in VIEWS[1:]:
-        looked.goto(f"{daemon.url}/ui/#/{view}")
-        looked.wait_for_selector(f"#view-{view} *")
+        visit(looked, daemon, view)
         looked.screenshot(path=folder / f"{view}-{name}.png")
     print(f"pictures: {folder}")
 

@@ -44,7 +44,7 @@ class ModelsView {
       h("div.row.spread", {}, h("h1", {}, texts.views.models), this.total),
       this.pulls && this.form(),
       this.pulls?.node,
-      h("section.panel", { "aria-label": words.installed }, this.empty, h("div.scroller", {}, this.table)),
+      h("section.panel", { "aria-label": words.installed }, h("div.scroller", {}, this.table), this.empty),
       this.elsewhere,
     ];
   }
