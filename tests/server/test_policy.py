@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import pytest
 
+from registry.store import manifest
 from server.config import Config
 from server.doctor.frames import FAIL, WARN
 from server.doctor.governance import governance
@@ -13,10 +15,13 @@ from server.policy.licenses import UNKNOWN, recognise, recognise_any
 from server.policy.rules import PolicyRefused, PolicyRules, contradictions, policy_file, read_policy
 from server.settings import BadSetting
 from tests.daemon import Daemon, put_model
+from tests.publishing import make
+from tests.registry.test_bundles import layout
 
 
 def policy(home: Path, text: str) -> Config:
     config = Config(home=home)
+    home.mkdir(exist_ok=True)
     policy_file(config).write_text(text)
     policy_file(config).chmod(0o600)
     return config
@@ -104,11 +109,33 @@ def test_rules_that_contradict_themselves_are_named(tmp_path: Path) -> None:
 
 def test_a_daemon_keeps_its_policy(tmp_path: Path) -> None:
     put_model(tmp_path, "tiny")
-    policy(tmp_path, "allow_licenses = ['Apache-2.0']\nsources = ['test', 'hf.co/Qwen']\n")
+    policy(tmp_path, "allow_licenses = ['Apache-2.0']\nsources = ['test', 'hf.co/Qwen', 'demo']\n")
     with Daemon(tmp_path, script={"echo": True}) as daemon:
         refused = daemon.post("/api/generate", {"model": "tiny", "prompt": "hi"})
         assert refused.status == 403 and "no licence that is recognised" in refused.json["error"]
         assert refused.json["code"] == "policy_refused" and "policy.toml" in refused.json["hint"]
         last = daemon.post("/api/pull", {"model": "hf.co/elsewhere/model"}).lines[-1]
         assert "allows no models from `hf.co/elsewhere/model`" in last["error"]
+        assert "no licence that is recognised" in daemon.post("/api/pull", {"model": "demo"}).lines[-1]["error"]
         assert daemon.get("/api/tags").status == 200
+
+
+def test_pulls_imports_and_creates_keep_the_size(tmp_path: Path) -> None:
+    """What is refused leaves nothing behind; what is small enough comes in."""
+    put_model(tmp_path / "one", "tiny")
+    with Daemon(tmp_path / "one") as one:
+        small = one.post("/lm/export", {"models": ["tiny"]}).body
+    weights = make(tmp_path / "demo.gguf", "Q8_0").read_bytes()
+    large = layout("h.lan/ai/large:v1", [(manifest.MODEL, weights)])
+    policy(tmp_path / "two", "max_size = '1MB'\n")
+    with Daemon(tmp_path / "two", script={"echo": True}) as two:
+        digest = f"sha256:{hashlib.sha256(weights).hexdigest()}"
+        assert two.ask("POST", f"/api/blobs/{digest}", weights).status == 201
+        made = two.post("/api/create", {"model": "made", "files": {"demo.gguf": digest}}).lines[-1]
+        pulled = two.post("/api/pull", {"model": "demo:Q8_0"}).lines[-1]
+        brought = two.ask("POST", "/lm/import", large).lines[-1]
+        for last in (made, pulled, brought):
+            assert last["code"] == "policy_refused" and "max_size" in last["hint"], last
+        assert two.listed() == []
+        assert two.ask("POST", "/lm/import", small).lines[-1]["status"] == "success"
+        assert two.post("/api/generate", {"model": "tiny", "prompt": "hi"}).status == 200
