@@ -14,6 +14,7 @@ import click
 from cli import console
 from cli.client import settings
 from cli.errors import Failure
+from registry.errors import RegistryError
 from server.audit.export import COLUMNS, FORMATS, csv_row, records
 from server.audit.line import parse_heads
 from server.audit.verify import verify
@@ -24,7 +25,7 @@ _SHOWN_NOTES = 20
 
 @click.group()
 def command() -> None:
-    """Show, check and export the audit log: who did what with this box, each line chained to the line before it."""
+    """Show, check and send the audit log: who did what with this box, each line chained to the line before it."""
 
 
 @command.command("verify")
@@ -118,6 +119,39 @@ def export(form: str, since: str | None, until: str | None, output: Path | None)
     except OSError as error:
         raise Failure(f"`{output}` cannot be written: {error.strerror}", "name a new file") from None
     console.note(f"{count} lines in `{output}`")
+
+
+@command.command()
+@click.argument("url")
+@click.option(
+    "--token-file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="A file with the bearer token that the collector wants.",
+)
+def push(url: str, token_file: Path | None) -> None:
+    """Send lines to a collector by POST, as JSON lines: all that it has not acknowledged by an answer of 2xx.
+
+    Without a network nothing is lost: the next push goes on where the last one ended. Lines whose acknowledgement was
+    lost on the way go once more; their numbers, `seq`, tell.
+    """
+    from server.audit.sending import send
+
+    config, folder = settings(), _folder()
+    try:
+        token = token_file.read_text("utf-8").strip() if token_file else ""
+        shipment = send(config, url, token)
+    except RegistryError as error:
+        raise Failure(str(error), error.hint, error.code) from None
+    except UnicodeDecodeError:
+        raise Failure(f"`{token_file}` is no text", "name a file with the token alone") from None
+    except OSError as error:
+        place = error.filename or folder
+        hint = "it takes its owner, and room on the disk"
+        raise Failure(f"`{place}` cannot be used: {error.strerror}", hint) from None
+    if shipment.missing:
+        text = f"warning: {shipment.missing} lines could not be sent, as they are removed or damaged; `lm audit verify`"
+        console.note(text, "yellow")
+    console.note(f"{shipment.lines} lines sent; the collector has the log up to line {shipment.head.seq}")
 
 
 def _folder() -> Path:

@@ -104,7 +104,7 @@ class AuditLog:
     def _locked(self) -> Iterator[None]:
         """Be the one writer: the file is open, and its end known. OSErrors become AuditFailed."""
         try:
-            with self._one_at_a_time, _folder_lock(self.folder):
+            with self._one_at_a_time, folder_lock(self.folder):
                 self._open()
                 yield
         except OSError as error:
@@ -205,7 +205,7 @@ class AuditLog:
 
 
 @contextlib.contextmanager
-def _folder_lock(folder: Path) -> Iterator[None]:
+def folder_lock(folder: Path) -> Iterator[None]:
     """Hold the folder's lock, which is made if need be. Raises OSError."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)

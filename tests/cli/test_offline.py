@@ -55,6 +55,7 @@ OUTWARD = {
     "login": ["login", "registry.example", "-u", "me", "--password-stdin"],
     "url": ["pull", "https://files.example/x.gguf"],
     "ollama": ["pull", "llama3.2"],
+    "audit": ["audit", "push", "https://collector.example/lines"],
 }
 # What needs none, in this order; the first word of each is a command.
 INWARD = {
