@@ -23,8 +23,10 @@ PROMPTS = ("It was a dark night", "The old man said", "The sea", "My dear Watson
 
 
 @pytest.fixture(scope="module")
-def files(exact: Path, tmp_path_factory: pytest.TempPathFactory) -> list[m.Adapter]:
-    folder = tmp_path_factory.mktemp("adapters")
+def files(exact: Path) -> list[m.Adapter]:
+    """Two adapters in the folder of their model, as in the store: a worker may read no other."""
+    folder = exact.parent / "adapters"
+    folder.mkdir()
     made = [write_adapter(exact, folder / f"{seed}.gguf", seed, strength=1.0) for seed in (1, 2)]
     return [m.Adapter(str(path), 1.0, path.stat().st_size, path.stem) for path in made]
 
@@ -90,7 +92,7 @@ def test_long_prompts_beside_answers_are_read_with_their_own_adapters(exact: Pat
 def test_a_file_that_is_no_adapter_of_the_model_fails_its_request_alone(
     exact: Path, files: list[m.Adapter], tmp_path: Path
 ) -> None:
-    other = write_adapter(exact, tmp_path / "other.gguf", 1, general__architecture="qwen2")
+    other = write_adapter(exact, Path(files[0].path).with_name("other.gguf"), 1, general__architecture="qwen2")
     bad = m.Adapter(str(other), 1.0, other.stat().st_size, "other")
     missing = m.Adapter(str(tmp_path / "none.gguf"), 1.0, 100, "none")
     huge = m.Adapter(files[0].path + "x", 1.0, 1 << 60, "huge")

@@ -154,7 +154,9 @@ def test_the_sizes_come_from_metadata() -> None:
             "tokenizer.ggml.tokens": ["a"] * 300,
         }
     )
-    assert model_size == fit.ModelSize(2, 256, 768, 300, 2048, 3 * 128, attention_heads=2 * 4, row_values=2 * 64)
+    assert model_size == fit.ModelSize(
+        2, 256, 768, 300, 2048, 3 * 128, attention_heads=2 * 4, row_values=2 * 64, layer_values=2 * 128
+    )
     assert model_size.cap_context(CacheConfig()).context == 2048
     assert model_size.cap_context(CacheConfig(100)).context == 100
     assert fit.ModelSize.of({}).trained_context == 8192
