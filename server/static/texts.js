@@ -55,7 +55,7 @@ export const texts = {
     noTextHint: "models read text here; turn it into text first",
     letters: (count) => `${count} characters`,
     new: "New conversation",
-    none: "They stay in this browser.",
+    none: "Conversations stay in this browser.",
     untitled: "Untitled",
     delete: (title) => `Delete “${title}”`,
     deleteSure: (title) => `Delete “${title}”? This browser has no other copy.`,
