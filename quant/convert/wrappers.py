@@ -133,6 +133,7 @@ CLASSES = {
     "hy_v3": "HYV3ForCausalLM",
     "internlm2": "InternLM2ForCausalLM",
     "jais2": "Jais2ForCausalLM",
+    "jamba": "JambaForCausalLM",
     "lfm2_moe": "Lfm2MoeForCausalLM",
     "mamba": "MambaForCausalLM",
     "mamba2": "Mamba2ForCausalLM",

@@ -54,7 +54,9 @@ def test_a_scaling_that_is_not_applied_is_refused(architecture: str, scaling: di
 
 
 @pytest.mark.oracle
-@pytest.mark.parametrize("row", ["granitehybrid, no rotation", "gpt2", "bloom", "mamba2", "nemotron_h", "bert"])
+@pytest.mark.parametrize(
+    "row", ["granitehybrid, no rotation", "gpt2", "bloom", "mamba2", "nemotron_h", "jamba", "bert"]
+)
 def test_a_scaling_is_passed_over_where_nothing_is_rotated(row: str, tmp_path: Path) -> None:
     folder = Folder(make(ZOO[row], tmp_path / "model"))
     wanted = plan_model(folder)

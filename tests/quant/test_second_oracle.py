@@ -96,6 +96,7 @@ KNOWN = (
     Known("both", r"general\.architecture", "qwen., .*vl", "a text needs none of the sections for pictures"),
     Known("theirs", r"rope\.dimension_sections|n_deepstack_layers", "qwen., .*vl", "a text needs none of them"),
     Known("both", r"context_length|position_embd\.weight", "bert, camembert", "places count from behind the padding"),
+    Known("theirs", r"expert_(used_)?count", "jamba, dense", "one expert is none"),
     Known("theirs", r"tensor_data_layout", ".*", "not read"),
     Known("ours", r"rope\.freq_base", "falcon.*|orion", "they leave it out, and llama.cpp takes 10,000"),
     Known("both", r"context_length", "falcon.*|bloom", "they do not read the model's"),

@@ -30,6 +30,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "mamba": {"use_conv_bias": False},
     "mamba2": {"use_conv_bias": False},
     "falcon-h1": {"mamba_conv_bias": False},
+    "jamba": {"mamba_conv_bias": False},
     "bert, xlm-roberta": {"pad_token_id": 0, "bos_token_id": 1},
 }
 

@@ -68,7 +68,7 @@ _UNAPPLIED = {
 # Layers with windows are never scaled in these; in the others all layers are scaled alike.
 _WINDOWS_UNSCALED = ("gemma3", "gemma-embedding", "gemma4", "modern-bert", "olmo2")
 # These tell positions in other ways.
-_UNROTATED = ("bert", "bloom", "gpt2", "mamba", "mamba2", "mpt", "nemotron_h", "nemotron_h_moe", "starcoder")
+_UNROTATED = ("bert", "bloom", "gpt2", "mamba", "mamba2", "mpt", "jamba", "nemotron_h", "nemotron_h_moe", "starcoder")
 # Settings of YaRN that have an effect on lengths whatever its factor is.
 _LENGTHS = ("attention_factor", "mscale", "mscale_all_dim")
 _WITHOUT_EFFECT = ("default", "dynamic", "mrope")

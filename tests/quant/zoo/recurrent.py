@@ -55,6 +55,15 @@ QWEN_LINEAR_EXPERTS = {
     "moe_intermediate_size": 64,
     "shared_expert_intermediate_size": 96,
 }
+JAMBA = {
+    "num_hidden_layers": 4,
+    "attn_layer_period": 3,
+    "attn_layer_offset": 1,
+    "mamba_d_state": 8,
+    "mamba_d_conv": 3,
+    "mamba_dt_rank": 6,
+    "rope_theta": None,
+}
 RECURRENT: dict[str, Row] = {
     "qwen35": Row("Qwen3_5", QWEN_LINEAR),
     "qwen35moe": Row("Qwen3_5Moe", QWEN_LINEAR_EXPERTS),
@@ -79,6 +88,8 @@ RECURRENT: dict[str, Row] = {
             "conv_L_cache": 4,
         },
     ),
+    "jamba": Row("Jamba", {**JAMBA, "num_experts": 12, "num_experts_per_tok": 3}, spread=1.5),
+    "jamba, dense": Row("Jamba", {**JAMBA, "num_experts": 1, "mamba_dt_rank": "auto"}, spread=1.5),
     "mamba": Row(
         "Mamba",
         {
