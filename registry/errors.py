@@ -18,6 +18,8 @@ RegistryError
 
 from __future__ import annotations
 
+from typing import Self
+
 
 class RegistryError(Exception):
     """Base of the tree. `code` is stable and public. `hint` tells the user what to do, and may be empty.
@@ -80,8 +82,10 @@ class Offline(RegistryError):
 
     code = "offline"
 
-    def __init__(self, host: str) -> None:
-        super().__init__(
+    @classmethod
+    def of(cls, host: str) -> Self:
+        """The error of a connection to `host`."""
+        return cls(
             f"`offline` is set, so `{host}` is not asked: lm connects to this machine alone",
             "models that `lm list` shows, `demo`, files and bundles need no network; `lm config set offline false` and "
             "a new start of the daemon allow it, where LM_OFFLINE does not forbid it",

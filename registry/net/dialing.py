@@ -88,7 +88,7 @@ def dial(network: Network, sockets: Sockets, address: HttpAddress, public: bool)
     not.
     """
     if network.offline and not is_loopback(address.host):
-        raise Offline(address.host)
+        raise Offline.of(address.host)
     url = network.proxy(address)
     if url is None:
         check = partial(_check_place, network, address.host, public)
@@ -120,7 +120,7 @@ def _check_place(network: Network, host: str, public: bool, address: str) -> Non
     found = ipaddress.ip_address(address.partition("%")[0])
     found = getattr(found, "ipv4_mapped", None) or found
     if network.offline and not found.is_loopback:  # the name `localhost`, by a file of hosts that says otherwise
-        raise Offline(host)
+        raise Offline.of(host)
     if found.is_link_local:
         raise SourceUnavailable(f"`{host}` has a link-local address", "no models are fetched from there")
     if public and not is_public(address):

@@ -14,6 +14,7 @@ from runtime.drafts.lookup import Lookup
 from runtime.drafts.payoff import Prospect
 from runtime.engine import guessing, speculation
 from runtime.engine.draft_model import DraftModel
+from runtime.engine.pace import Pace
 from runtime.llama.context import ContextParams
 from runtime.llama.model import LlamaModel
 from runtime.options import Limits, Sampling
@@ -140,6 +141,8 @@ def test_a_draft_model_whose_steps_fail_is_left_out_and_answers_go_on(exact: Pat
 def test_a_draft_that_costs_as_much_as_the_model_is_hardly_used(exact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = Engine(exact, draft=(str(exact), "itself"))
     monkeypatch.setattr(Lookup, "propose", lambda *_: array("i"))
+    # A step of the model and one of the draft take the same time, whatever the machine does meanwhile.
+    monkeypatch.setattr(Pace, "answer_seconds", lambda _, rows: 0.001 * (0.9 + 0.1 * rows))
     ((_, end),) = made.ask(submit(PROMPTS[0], 200, sampling=Sampling(temperature=0.0, seed=1, ignore_eos=True)))
     made.close()
     assert end.answer_tokens == 200 and end.drafted < 60

@@ -60,9 +60,12 @@ def test_in_the_foreground_the_log_goes_to_the_terminal(tmp_path: Path) -> None:
     command = [sys.executable, "-P", "-m", "server", "--home", str(tmp_path), "--port", "0", "--runtime", "fake"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment()) as process:
         assert process.stderr is not None
-        assert "is ready on" in process.stderr.readline()
-        process.send_signal(signal.SIGINT)
-        assert process.wait(10) == 0
+        try:
+            assert any("is ready on" in line for line in process.stderr)
+            process.send_signal(signal.SIGINT)
+            assert process.wait(10) == 0
+        finally:
+            process.kill()
     assert not (tmp_path / "logs" / "daemon.log").exists()
 
 
