@@ -22,7 +22,7 @@ from runtime.text.gotemplate.nodes import (
 from runtime.text.gotemplate.values import field, is_true, items, shown
 
 # Steps of one rendering: a long conversation takes some ten thousand.
-MOST_STEPS = 1_000_000
+MOST_STEPS = 300_000
 # Letters of the text, and of all texts that are made on the way to it.
 MOST_LETTERS = 20 << 20
 _NOTHING = object()
@@ -76,8 +76,9 @@ class _Rendering:
 
     def _range(self, node: Branch, dot: Any) -> None:
         before, names = len(self._variables), node.pipe.names
-        found = items(self._value(node.pipe, dot))
-        for key, value in found:
+        empty = True
+        for key, value in items(self._value(node.pipe, dot)):
+            empty = False
             self._step()
             if names:
                 given = (key, value) if len(names) == 2 else (value,)
@@ -90,7 +91,7 @@ class _Rendering:
                     break
             finally:
                 del self._variables[before:]
-        if not found:
+        if empty:
             self._walk(node.otherwise, dot)
         del self._variables[before:]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from runtime.text.gotemplate.nodes import GoTemplateError
@@ -121,7 +121,7 @@ def equal(one: Any, other: Any) -> bool:
     raise GoTemplateError("`eq` compares values of different kinds")
 
 
-def items(value: Any) -> list[tuple[Any, Any]]:
+def items(value: Any) -> Iterable[tuple[Any, Any]]:
     """The keys and values over which `range` goes. Raises GoTemplateError."""
     value = bare(value)
     match value:
@@ -130,9 +130,9 @@ def items(value: Any) -> list[tuple[Any, Any]]:
         case bool() | str() | float() | Record():
             raise GoTemplateError("`range` goes over a list, a map or a number")
         case int():
-            return [(number, number) for number in range(min(value, 1 << 20))]
+            return enumerate(range(value))
         case Mapping():
             return sorted(value.items())
         case Sequence():
-            return list(enumerate(value))
+            return enumerate(value)
     raise GoTemplateError("`range` goes over a list, a map or a number")
