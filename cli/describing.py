@@ -8,6 +8,8 @@ from typing import Any
 from cli import console
 from runtime.units import size_text
 
+# Divergences of a quality card, in nats, by its keys.
+DIVERGENCES = {"mean": "KL divergence", "median": "median", "p99": "99 %", "p999": "99.9 %"}
 # The title of a row, and the field of the answer's `lm`.
 _ORIGIN = {"source": "source", "made from": "origin", "revision": "revision", "reason": "reason"}
 
@@ -75,11 +77,38 @@ def _sections(description: dict[str, Any]) -> dict[str, list[tuple[str, str]]]:
         "Model": _rows(model),
         "Adapter": [*base, *(row for each in adapters for row in _adapter(each))],
         "Origin": _rows({title: own.get(key) for title, key in _ORIGIN.items()}),
+        "Quality": quality_rows(description.get("quality") or {}),
         "Capabilities": [(name, "") for name in description["capabilities"]],
         "Parameters": [_split(line) for line in description["parameters"].splitlines()],
         "System": [(line, "") for line in description.get("system", "").splitlines()],
         "License": [(line, "") for line in description["license"].splitlines()[:2]],
     }
+
+
+def quality_rows(card: dict[str, Any]) -> list[tuple[str, str]]:
+    """The rows of a quality card, empty for none."""
+    if not card:
+        return []
+    reference, text = card["reference"], card["text"]
+    percent = {"top1": "same likeliest token", "flips": "flips"}
+    rows = [(title, figure_text(card[key])) for key, title in DIVERGENCES.items()]
+    rows += [(title, figure_text(card[key], percent=True)) for key, title in percent.items()]
+    ratio = f"{figure_text(card['perplexity'])}, × {figure_text(card['ratio'])} of the reference's"
+    original = "" if reference["whole"] else ", which is quantized itself"
+    return [
+        *rows,
+        ("perplexity", ratio),
+        ("against", f"{reference['name']} at {reference['level']}{original}: {reference['why']}"),
+        ("text", f"{text['name']}, {card['windows']} windows of {text['window']} tokens"),
+        ("measured", f"{card['measured'][:10]} by lm {card['version']}; ± are {card['errors']}"),
+    ]
+
+
+def figure_text(figure: dict[str, Any], *, percent: bool = False) -> str:
+    """A figure with its standard error."""
+    scale, unit = (100, " %") if percent else (1, "")
+    value = f"{figure['value'] * scale:.4g}"
+    return f"{value}{unit}" if figure["error"] is None else f"{value} ± {figure['error'] * scale:.2g}{unit}"
 
 
 def _adapter(facts: dict[str, Any]) -> list[tuple[str, str]]:

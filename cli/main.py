@@ -43,6 +43,8 @@ COMMANDS = {
     "report": "Report models, licences, software, keys and weak settings",
     "bom": "Print a bill of materials of a model, or of the software",
     "doctor": "Check this machine and this installation",
+    "quality": "Measure how far a model is from its original, and keep the figures with it",
+    "compare": "Put two files of one model side by side",
     "verify": "Check the blobs of models, or compare a model with its original",
     "du": "Show what the models take of the disk",
     "prune": "Remove what nothing needs",

@@ -48,7 +48,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("runtime.text",),
         ("runtime.llama",),
         ("runtime.machine", "runtime.cache", "runtime.grammar", "runtime.drafts"),
-        ("runtime.engine",),
+        ("runtime.engine", "runtime.meter"),
         ("runtime",),
     ),
     "server": (
@@ -61,7 +61,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("server.access", "server.loaded", "server.doctor", "server.verify"),
         ("server.report",),
         ("server.pulls", "server.watching"),
-        ("server.advice", "server.carrying", "server.creates"),
+        ("server.advice", "server.carrying", "server.creates", "server.quality"),
         ("server.services",),
         ("server.api",),
         ("server.api.ollama", "server.api.openai", "server.api.anthropic", "server.api.llama", "server.api.lm"),

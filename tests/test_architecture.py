@@ -59,6 +59,7 @@ MAY_READ_THE_WALL = {
     "server/access/table.py": "keys end at a date",
     "server/api/ollama/models.py": "a date for clients",
     "server/api/ollama/writer.py": "a date for clients",
+    "server/quality/card.py": "the date of a measurement",
     "server/api/openai/moments.py": "a date for clients",
     "server/audit/line.py": "when an entry was made",
     "server/audit/log.py": "the age of a file, in days",

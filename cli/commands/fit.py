@@ -117,13 +117,17 @@ def print_advice(advice: dict[str, Any], all_levels: bool) -> None:
     if advice["context_reason"]:
         console.note(f"context: {advice['context_reason']}")
     console.note("tokens/s: of one answer at its beginning, and when the context is full")
-    console.note(f"* rise of perplexity, {advice['quality_source']}")
+    measured = any(row["quality"] == "measured" for row in shown)
+    measured_here = "; KL: divergence from the original, measured here" if measured else ""
+    console.note(f"* rise of perplexity, {advice['quality_source']}{measured_here}")
 
 
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:
     """A line of the table."""
     fits = {"yes": "yes", "no": "no", "evict": "without " + ", ".join(row["evict"])}[row["fits"]]
     quality = "" if row["perplexity_increase"] is None else f"+{row['perplexity_increase']:g}"
+    if row["quality"] == "measured":
+        quality = f"KL {row['divergence']:.3g}"
     return (
         "→" if row["chosen"] else "",
         row["level"],

@@ -10,6 +10,7 @@ import click
 from cli import console
 from cli.client import Client
 from cli.completing import complete_names
+from cli.describing import figure_text
 from runtime.units import size_text
 
 
@@ -17,8 +18,9 @@ from runtime.units import size_text
 @click.argument("prefix", default="", shell_complete=complete_names)
 @click.option("--partial", is_flag=True, help="List the pulls that are under way or paused instead.")
 @click.option("--found", is_flag=True, help="List the models of other programs on this machine instead.")
+@click.option("--quality", is_flag=True, help="Show how far each model is from its original, where that was measured.")
 @click.option("--json", "as_json", is_flag=True, help="Print all that is known of them as JSON.")
-def command(prefix: str, partial: bool, found: bool, as_json: bool) -> None:
+def command(prefix: str, *, partial: bool, found: bool, quality: bool, as_json: bool) -> None:
     """List the models that are here, newest first; with PREFIX only models whose names begin so."""
     client = Client()
     if found:
@@ -33,7 +35,7 @@ def command(prefix: str, partial: bool, found: bool, as_json: bool) -> None:
     elif partial:
         print_partials(rows)
     else:
-        print_models(rows, prefix)
+        print_models(rows, prefix, quality=quality)
     for problem in answer.get("problems", ()):
         console.note(f"warning: {problem}", "yellow")
 
@@ -75,7 +77,7 @@ def begun(rows: list[dict[str, Any]], prefix: str) -> list[dict[str, Any]]:
     return [row for row in rows if row["name"].lower().startswith(prefix.lower())]
 
 
-def print_models(rows: list[dict[str, Any]], prefix: str = "") -> None:
+def print_models(rows: list[dict[str, Any]], prefix: str = "", *, quality: bool = False) -> None:
     """Rows of `/api/tags` for people; `prefix` is what their names had to begin with."""
     columns = {
         "NAME": [row["name"] for row in rows],
@@ -87,8 +89,15 @@ def print_models(rows: list[dict[str, Any]], prefix: str = "") -> None:
         "DEFAULT": ["yes" if row.get("default") else "" for row in rows],
         "ADAPTER FOR": [row.get("base", "") for row in rows],
     }
+    if quality:
+        cards = [row.get("quality") or {} for row in rows]
+        columns["KL DIVERGENCE"] = [figure_text(card["mean"]) if card else "" for card in cards]
+        columns["SAME TOKEN"] = [figure_text(card["top1"], percent=True) if card else "" for card in cards]
+        columns["AGAINST"] = [card["reference"]["level"] if card else "" for card in cards]
     columns |= {head: cells for head, cells in some.items() if any(cells)}
     console.table(list(columns), list(zip(*columns.values(), strict=True)))
+    if quality and not all(row.get("quality") for row in rows):
+        console.note("`lm quality NAME` measures a model")
     for row in rows:
         if row.get("problem"):
             console.note(f"warning: {row['problem']}", "yellow")

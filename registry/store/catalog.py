@@ -15,13 +15,13 @@ from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from registry import digest
 from registry.errors import BadName, StoreDamaged, StoreFailed
 from registry.names import Name
 from registry.store import manifest, reading
-from registry.store.manifest import Manifest
+from registry.store.manifest import Layer, Manifest
 from registry.store.model import LayerBlob, Model
 from registry.store.sharing import Shared
 
@@ -185,6 +185,7 @@ class Catalog:
             system="\n".join(self._texts(contents, manifest.SYSTEM, shown)),
             licenses=tuple(self._texts(contents, manifest.LICENSE, shown)),
             template="\n".join(self._texts(contents, manifest.TEMPLATE, shown)),
+            card=self._card(contents, main, shown),
             messages=manifest.read_messages(self.blob_path(turns.digest), shown) if turns else (),
         )
 
@@ -193,6 +194,12 @@ class Catalog:
         if place := self.shared.elsewhere(value, self.blob_path(value)):
             return f"its file `{place}`, which another program kept, is gone"
         return f"its blob `{value[:19]}` is missing"
+
+    def _card(self, contents: Manifest, weights: Layer, name: str) -> dict[str, Any]:
+        """The quality card in a manifest, {} where there is none, or one of other weights. Raises as `_texts`."""
+        layer = contents.layer(manifest.QUALITY)
+        card = manifest.read_object(self.blob_path(layer.digest), name) if layer else {}
+        return card if card.get("weights") == weights.digest else {}
 
     def _texts(self, contents: Manifest, kind: str, name: str) -> list[str]:
         """The texts in a manifest's layers of one type. Raises StoreDamaged, StoreFailed."""

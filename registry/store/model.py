@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,6 +31,7 @@ class Model:
     - `draft`: the file of a model that drafts for it. One that has a name of its own is named in `own["draft"]`.
     - `system`: instructions that a conversation begins with where it has none of its own. `licenses`: their texts.
     - `template`: a chat template in Go's language, "" without one. `messages`: turns with which its chats begin.
+    - `card`: its quality card, {} where nobody measured these weights (`server/quality/card.py` has its fields).
     - `failure`: the reason why it cannot be used, None when it can. StoreDamaged: something is missing or wrong;
       StoreFailed: something cannot be read.
     """
@@ -51,7 +52,14 @@ class Model:
     licenses: tuple[str, ...] = ()
     template: str = ""
     messages: tuple[dict[str, str], ...] = ()
+    card: dict[str, Any] = field(default_factory=dict)
     failure: StoreDamaged | StoreFailed | None = None
+
+    @property
+    def digests(self) -> set[str]:
+        """The digest of its manifest, and of the manifest that it had before it got a card; hexadecimal."""
+        before = self.card.get("manifest")
+        return {self.digest, before} if isinstance(before, str) and before else {self.digest}
 
     @property
     def problem(self) -> str:

@@ -236,6 +236,33 @@ class Store(Finder):
             self._require(wanted, (), name)
             return self._publish(name, [], data, chosen=False)
 
+    def attach(self, model: Model, staged: Staged) -> Model:
+        """List one more small layer in the manifest of a model; it replaces a layer of the same media type.
+
+        The model keeps its age, by which bare names and lists are decided. Raises ModelNotFound where it was removed,
+        or has other weights by now; DiskFull, StoreFailed.
+        """
+        ingest = self.begin(f"a layer for {model.name}", new=True)
+        try:
+            with plainly(self.root):
+                files = [(settle(ingest, staged), staged)]
+                with self._changing:
+                    now = self.read(model.key)
+                    if now is None or now.blob_digest != model.blob_digest:
+                        what = "was removed" if now is None else "has other weights by now"
+                        raise ModelNotFound(f"`{model.name}` {what}, so nothing is noted", "measure it again")
+                    contents = self.contents(now)
+                    kept = [each for each in contents.layers if each.media_type != staged.layer.media_type]
+                    data = manifest.build(contents.config, [*kept, staged.layer])
+                    path = self.manifest_path(model.key)
+                    times = path.stat()
+                    self._publish(model.key, files, data, chosen=False)
+                    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+                    return self.read(model.key) or now
+        finally:
+            with contextlib.suppress(StoreFailed):
+                self.abandon(ingest)
+
     def blob(self, digest: str) -> Path | None:
         """The path of the blob of this digest, which then stays for an hour; None where it is not here.
 

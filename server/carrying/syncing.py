@@ -140,7 +140,7 @@ class Sync:
         if not here:
             return "missing", "", ""
         model = here[0]
-        known = {f"sha256:{model.digest}", str(model.own.get("revision", ""))}
+        known = {f"sha256:{each}" for each in model.digests} | {str(model.own.get("revision", ""))}
         if entry.pin:
             return ("here" if entry.pin in known else "superseded"), "", model.digest
         if entry.reference.kind == "oci" and (latest := _latest(entry.reference, network)):

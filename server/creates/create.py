@@ -140,7 +140,7 @@ class Create:
 
     def _inherit(self, base: manifest.Manifest, model: Model, *, requantized: bool) -> None:
         """Take over the layers of the model that this one is made of, but for weights that were made anew."""
-        replaced = {manifest.PARAMS} | ({manifest.MODEL} if requantized else set())
+        replaced = {manifest.PARAMS} | ({manifest.MODEL, manifest.QUALITY} if requantized else set())
         self._layers = [layer for layer in base.layers if layer.media_type not in replaced]
         made, before = self._config_blob, dict(model.config)
         self._config_blob = before

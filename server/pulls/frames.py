@@ -66,7 +66,7 @@ class Planned(msgspec.Struct, tag="planned"):
 
     `title` names the source for people. `source_bytes` will be read, `output_bytes` written, of which `resumed` are
     there from an earlier pull. Two pulls with the same `made_of` make the same model: it is a digest of source, recipe
-    and version.
+    and version. `content` is a digest of the source alone.
     """
 
     level: str
@@ -76,6 +76,7 @@ class Planned(msgspec.Struct, tag="planned"):
     output_bytes: int
     resumed: int
     made_of: str
+    content: str = ""
 
 
 class Progress(msgspec.Struct, tag="progress"):

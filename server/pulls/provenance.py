@@ -88,6 +88,12 @@ def fingerprint(source: Source, conversion: Conversion | FileCopy) -> str:
     return f"{conversion.fingerprint} {stamps}"
 
 
+def content_digest(source: Source, plan: ModelPlan) -> str:
+    """A digest of the source's weights, whatever is made of them: another one says that the source has changed."""
+    stamps = "".join(source.stamp(shard) for shard in plan.shards)
+    return hashlib.sha256(stamps.encode()).hexdigest()[:32]
+
+
 def model_digest(source: Source, conversion: Conversion | FileCopy) -> str:
     """A digest of everything that decides the model: the file, and what its makers put beside it."""
     recommendation = json.dumps(recommended(conversion.plan), sort_keys=True)

@@ -45,7 +45,15 @@ from server.pulls.adapting import TAG, AdapterPull, adapter_config, adapter_of, 
 from server.pulls.beside import check_beside, fetch_beside, fetch_draft, say_what_lies_beside
 from server.pulls.compiling import warm
 from server.pulls.frames import Done, Note, Planned, Progress, PullTask
-from server.pulls.provenance import fingerprint, gguf_entries, manifest_config, model_digest, settings, take_template
+from server.pulls.provenance import (
+    content_digest,
+    fingerprint,
+    gguf_entries,
+    manifest_config,
+    model_digest,
+    settings,
+    take_template,
+)
 from server.pulls.selection import Selection, file_asked_for, select
 from server.pulls.throughput import Throughput
 
@@ -142,14 +150,15 @@ class _Attempt:
             _in_background(self._warm, sorted({type.name for type in conversion.types.values()}))
             place = self._begin(conversion, level, reason)
             resumed, made_of = place.size if place else 0, model_digest(self.source, conversion)
-            self.send(Planned(level, reason, self.source.title, plan.source_bytes, conversion.size, resumed, made_of))
+            total, content = plan.source_bytes, content_digest(self.source, plan)
+            self.send(Planned(level, reason, self.source.title, total, conversion.size, resumed, made_of, content))
             say_what_lies_beside(self.source, plan, self._note)
             adapters = fetch_beside(self.source, Path(self.task.folder), self._teller("adapters"))
             state = "" if place else self._adopt(conversion)
             self._write(conversion, place)
             sha256, size = self.partial.finish()
             draft = fetch_draft(self.source, Path(self.task.folder), self._teller("draft"), self._note)
-            own: dict[str, Any] = {"reason": reason, "made_of": made_of}
+            own: dict[str, Any] = {"reason": reason, "made_of": made_of, "content": content}
             own |= {"automatic_bytes": Chooser(plan, self.machine).automatic_bytes(self._wish(None))}
             own |= {"pre": self.task.pre} if self.task.pre else {}
             config = manifest_config(self.reference.origin, self.source.revision or "", plan, level, own)

@@ -92,6 +92,13 @@ def make(store: Store) -> None:
         store.abandon(ingest)
 
 
+def measure(store: Store) -> None:
+    """Keep a quality card with a model, as `lm quality` does it."""
+    model = store.resolve("org/kept:Q8_0")
+    card = {"weights": model.blob_digest, "manifest": model.digest, "mean": {"value": 0.5}}
+    store.attach(model, Staged.json(card, manifest.QUALITY))
+
+
 def prepare(root: Path) -> None:
     with Store.open(root) as store:
         put(store, "org/kept:Q8_0", OLD)
@@ -125,6 +132,8 @@ def live(root: Path, report: Callable[[str], None]) -> None:
         report("made")
         store.copy(store.resolve("made"), replace(MADE, model="copied"))
         report("copied")
+        measure(store)
+        report("measured")
 
 
 def theirs(root: Path, kind: str = "theirs", data: bytes = SHARED) -> Path:
@@ -155,6 +164,8 @@ def check(root: Path, done: set[str]) -> None:
     with Store.open(root) as store:
         check_blobs(root, store)
         assert content(store, "org/kept") == OLD
+        card = store.resolve("org/kept").card
+        assert card.get("mean") in ([{"value": 0.5}] if "measured" in done else [None, {"value": 0.5}])
         assert content(store, "org/replaced:Q8_0") in ([NEW] if "replaced" in done else [OLD, NEW])
         assert content(store, "org/replaced:BF16") in ([NEW + NEW] if "added" in done else [None, NEW + NEW])
         assert content(store, "org/replaced") in ([NEW + NEW] if "added" in done else [OLD, NEW, NEW + NEW])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from dataclasses import replace
+from typing import Any
 
 import msgspec
 from aiohttp import web
@@ -52,7 +53,18 @@ async def advise(request: web.Request) -> web.Response:
     request[LOG_NOTE] = require_name(body.model)
     services = request.app[SERVICES]
     advice = await ask_adviser(await _task(request, services, body), services.config.logs)
+    if not caller_of(request).limited:
+        _take_measured(advice["levels"], await services.library.meant(body.model))
     return answer(request, advice, STATUS[advice["code"]] if "error" in advice else 200)
+
+
+def _take_measured(rows: list[dict[str, Any]], models: list[Model]) -> None:
+    """Put the figures of quality cards in the place of published ones, for the levels of the model that are here."""
+    cards = {str(model.own.get("level") or ""): model.card for model in models if model.card}
+    for row in rows:
+        if card := cards.get(row["level"]):
+            row["quality"], row["divergence"] = "measured", card["mean"]["value"]
+            row["perplexity_increase"] = card["perplexity"]["value"] - card["reference_perplexity"]["value"]
 
 
 async def _task(request: web.Request, services: Services, body: AdviseBody) -> AdviceTask:

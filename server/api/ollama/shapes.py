@@ -48,6 +48,7 @@ def row(model: Model, default: str = "") -> dict[str, Any]:
         "default": default,
         "base": model.base,
         "problem": model.problem,
+        **({"quality": model.card} if model.card else {}),
     }
 
 
@@ -75,6 +76,7 @@ def description(model: Model, facts: Facts, verbose: bool) -> dict[str, Any]:
         "digest": model.digest,
         "size": model.size,
         "lm": model.own,
+        **({"quality": model.card} if model.card else {}),
         **({"draft": {"digest": model.draft.digest, "size": model.draft.size}} if model.draft else {}),
         **({"drafts": "through its own heads"} if facts.model_size.has_heads else {}),
         **({"messages": list(model.messages)} if model.messages else {}),

@@ -1,0 +1,70 @@
+"""Windows of text, read by llama.cpp; only the second half of each is scored, as `llama-perplexity` does it.
+
+A window begins with the tokens that the model puts before a text, in the place of its own first ones. The first half
+is there so that every scored token has a past.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.errors import BadRequest, LoadFailed
+from runtime.llama.context import OK, Context, ContextParams
+from runtime.llama.model import LlamaModel
+from runtime.meter.kept import Logits
+from runtime.meter.passages import Passage
+
+Tokens = NDArray[np.int32]
+
+
+class WindowReader:
+    """A model that reads windows."""
+
+    def __init__(self, path: Path, window: int, threads: int, watch: object = None) -> None:
+        """Load the file at `path`. Raises LoadFailed, BadRequest where the model writes no text."""
+        self.model = LlamaModel(path)
+        if self.model.embeds:
+            raise BadRequest("the model does not write text, so it has no probabilities to compare")
+        self.window = window
+        params = ContextParams(window, 1, window - window // 2, threads, batch=window, watch=watch)
+        self._context = Context(self.model, params)
+
+    def windows(self, passage: Passage, most: int | None = None) -> dict[int, Tokens]:
+        """Windows of a text by their places in it, int32 `(window,)` each: all, or `most` of them, evenly spread.
+
+        Raises BadRequest where the text is too short for one.
+        """
+        vocabulary = self.model.vocabulary
+        before, after = (np.array(each, np.int32) for each in vocabulary.frame)
+        text = np.array(vocabulary.tokenize_parts(passage.parts(self.model)), np.int32)
+        ids = np.concatenate([before, text, after])
+        found = [ids[at : at + self.window].copy() for at in range(0, len(ids) - self.window + 1, self.window)]
+        if not found:
+            raise BadRequest(
+                f"the text has {len(text):,} token{'s' * (len(text) != 1)}, and one window takes {self.window:,}",
+                "give a longer text; some ten windows are needed before a figure says much",
+            )
+        for window in found:
+            window[: len(before)] = before
+        count = len(found) if most is None else min(most, len(found))
+        return {place: found[place] for place in (number * len(found) // count for number in range(count))}
+
+    def logits(self, tokens: Tokens) -> Iterator[Logits]:
+        """The logits of a window's scored positions, float32 `(vocabulary,)` each, valid until the next. LoadFailed."""
+        size = len(tokens)
+        count = size - size // 2
+        context = self._context
+        context.cut(0, 0)
+        context.put_prompt(0, memoryview(array("i", tokens.tolist())), 0, 0, count)
+        if (status := context.decode(size)) != OK:
+            raise LoadFailed(
+                f"llama.cpp cannot read a window of {size} tokens with the model (status {status})",
+                "`lm verify` says whether its file is hurt",
+            )
+        for row in range(size - count, size - 1):
+            yield context.logits(row)

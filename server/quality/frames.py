@@ -1,0 +1,49 @@
+"""The frames that the daemon and a meter exchange."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+from server.children.frames import ErrorReport
+
+
+class MeterTask(msgspec.Struct, tag="meter"):
+    """Daemon to meter, the only frame: let the model in the file `path` read windows of text.
+
+    `step`: keep what a `reference` thinks of each next token in `folder`, or have a `model` read the same windows and
+    compare. `digest` names the model's records. `text` is a file, "" for lm's held-out text. `windows` is the most
+    windows, `window` the tokens of each. `name` and `reference` are for messages.
+    """
+
+    step: Literal["reference", "model"]
+    path: str
+    folder: str
+    digest: str
+    name: str
+    reference: str
+    text: str
+    windows: int
+    window: int
+
+
+class ReadSoFar(msgspec.Struct, tag="reading"):
+    """Meter to daemon: `completed` windows of `total` are read."""
+
+    completed: int
+    total: int
+
+
+class ReadThrough(msgspec.Struct, tag="read"):
+    """Meter to daemon, the last frame: all windows are read. `figures` are a comparison's, empty for a reference.
+
+    `text_name` and `text_digest` say which text it was; `window` and `threads` how it was read.
+    """
+
+    figures: dict[str, Any]
+    text_name: str
+    text_digest: str
+
+
+FromMeter = ReadSoFar | ReadThrough | ErrorReport

@@ -1,0 +1,130 @@
+"""One measurement: a reference is found, both models read the same windows, and the card goes into the manifest.
+
+Two models are never in memory together: what the reference thinks goes into files in the cache, and the model is read
+beside them. A measurement that was interrupted goes on with the windows that are left. The files of one reference are
+kept for the next model that is measured against it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+from registry.digest import of
+from registry.store import fsops, manifest
+from registry.store.fsops import plainly
+from registry.store.layers import Staged
+from runtime.meter.sizes import window_of
+from server.children.child_log import log_file
+from server.children.daemon_side import task_process
+from server.config import VERSION, Config
+from server.library import Library
+from server.pulls.lines import note_line, phase_line
+from server.pulls.pull import NICE
+from server.quality.card import card_of
+from server.quality.frames import FromMeter, MeterTask, ReadSoFar, ReadThrough
+from server.quality.references import Readable, References
+from server.quality.wish import QualityWish
+
+Line = dict[str, Any]
+_FOLDER, _SOURCE, _TEXT = "quality", "source", "text.txt"
+_turn = asyncio.Lock()
+
+
+async def measure(
+    config: Config, library: Library, wish: QualityWish, in_use: Callable[[], set[str]]
+) -> AsyncGenerator[Line]:
+    """Measure a model; lines for the client, of which the last has the card.
+
+    One measurement goes on at a time. Leaving early keeps the windows that are read. `in_use` gives the digests of
+    blobs that must stay. Raises as `References.lines`, `server/quality/meter.py` and `Store.attach`.
+    """
+    model, store = wish.model, library.store
+    if _turn.locked():
+        yield note_line("another measurement goes on; this one waits for its end")
+    async with _turn:
+        root = config.cache / _FOLDER
+        await asyncio.to_thread(_prepare, config, root / _SOURCE)
+        size = await library.model_size(model)
+        window = window_of(size.trained_context)
+        with store.hold([model.blob_digest]):
+            yield phase_line("looking for a reference")
+            references = References(config, library, wish, root / _SOURCE, window)
+            async with aclosing(references.lines()) as lines:
+                async for line in lines:
+                    yield line
+            assert references.found is not None
+            measuring = _Measuring(config, wish, references.found, window, root)
+            async with aclosing(measuring.lines()) as lines:
+                async for line in lines:
+                    yield line
+            assert measuring.read is not None
+            card = card_of(model, references.found.note, measuring.read, window)
+            if wish.keep:
+                model = await asyncio.to_thread(store.attach, model, Staged.json(card, manifest.QUALITY))
+                await asyncio.to_thread(store.collect, in_use())
+        yield {"status": "success", "phase": "done", "model": model.name, "kept": wish.keep, "card": card}
+
+
+class _Measuring:
+    """Both models read; `read` has the figures."""
+
+    def __init__(self, config: Config, wish: QualityWish, reference: Readable, window: int, root: Path) -> None:
+        self._config, self._wish, self._reference, self._window, self._root = config, wish, reference, window, root
+        mark = f"{reference.note.digest} {of(wish.text.encode(errors='replace'))} {window} {VERSION}"
+        self._folder = root / of(mark.encode())[7:39]
+        self.read: ReadThrough | None = None
+
+    async def lines(self) -> AsyncGenerator[Line]:
+        """Lines while the reference reads, then the model."""
+        await asyncio.to_thread(self._begin)
+        async with aclosing(self._step("reference", self._reference.path)) as lines:
+            async for line in lines:
+                yield line
+        await asyncio.to_thread(fsops.remove_tree, self._root / _SOURCE)
+        async with aclosing(self._step("model", self._wish.model.blob)) as lines:
+            async for line in lines:
+                yield line
+
+    def _begin(self) -> None:
+        """Make the folder of the records; records of other references go."""
+        with plainly(self._config.cache):
+            for other in self._root.iterdir():
+                if other.name not in (self._folder.name, _SOURCE):
+                    fsops.remove_tree(other)
+            self._folder.mkdir(mode=0o700, exist_ok=True)
+            if self._wish.text:
+                (self._folder / _TEXT).write_text(self._wish.text, "utf-8", "replace")
+
+    async def _step(self, step: Any, path: Path) -> AsyncGenerator[Line]:
+        wish = self._wish
+        task = MeterTask(
+            step=step,
+            path=str(path),
+            folder=str(self._folder),
+            digest=wish.model.blob_digest.rpartition(":")[2],
+            name=wish.model.name if step == "model" else self._reference.note.name,
+            reference=self._reference.note.name,
+            text=str(self._folder / _TEXT) if wish.text else "",
+            windows=wish.windows,
+            window=self._window,
+        )
+        log, purpose = log_file(self._config.logs, "meter"), f"reads text with `{task.name}`"
+        process = task_process("server.quality.meter", task, frames=FromMeter, log=log, purpose=purpose, nice=NICE)
+        async with process as meter:
+            while True:
+                match await meter.receive():
+                    case ReadSoFar(completed, total):
+                        status = f"reading with {'the reference' if step == 'reference' else 'the model'}"
+                        yield {"status": status, "phase": step, "completed": completed, "total": total}
+                    case ReadThrough() as read:
+                        self.read = read
+                        return
+
+
+def _prepare(config: Config, folder: Path) -> None:
+    with plainly(config.cache):
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -1,0 +1,111 @@
+"""The process that reads windows of text with a model: `python -P -m server.quality.meter`.
+
+It holds one model: a reference's probabilities go to files (`runtime/meter/records.py`), and another process compares a
+model with them. So two models are never in memory together. It gets one `MeterTask`, and answers with frames
+`ReadSoFar`, then `ReadThrough` or `ErrorReport`. It may be killed at any moment; the next one goes on with the windows
+that are left.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from quant.errors import QuantError
+from quant.gguf.header import read_file
+from runtime.errors import BadRequest, EngineError
+from server.children.child_side import exit_now, run_task
+from server.errors import CheckFailed
+from server.quality.frames import MeterTask, ReadSoFar, ReadThrough
+
+if TYPE_CHECKING:
+    from runtime.meter.windows import WindowReader
+
+Send = Callable[[msgspec.Struct], None]
+VOCABULARY = "vocabulary"
+
+
+def main(argv: list[str]) -> int:
+    """Do one task; the exit status is 1 when it failed."""
+    return run_task(argv, MeterTask, lambda task, parent: measure(task, parent.send))
+
+
+def measure(task: MeterTask, send: Send) -> ReadThrough:
+    """Read the windows of `task` that are not read yet.
+
+    Raises BadRequest (a text too short, another vocabulary, a model that does not write), CheckFailed (values that are
+    not finite), LoadFailed.
+    """
+    from runtime.meter import passages
+    from runtime.meter.figures import figures
+    from runtime.meter.kept import Compared, KeptWindow, NotFinite, compare, record
+    from runtime.meter.records import REFERENCE, load, save
+
+    folder = Path(task.folder)
+    same_vocabulary(task)
+    passage = passages.own("held")
+    if task.text:
+        passage = passages.Passage("a text of the user's", Path(task.text).read_text("utf-8", "replace"))
+    reader = reader_of(task)
+    windows = reader.windows(passage, task.windows)
+    found: list[Compared] = []
+    for number, (place, tokens) in enumerate(windows.items()):
+        send(ReadSoFar(number, len(windows)))
+        try:
+            window = load(folder, REFERENCE, place, KeptWindow)
+            if task.step == "reference":
+                if window is None:
+                    save(folder, REFERENCE, place, record(tokens, reader.logits(tokens)))
+                continue
+            if window is None:
+                raise BadRequest("a window that the reference had read is gone", "measure again")
+            compared = load(folder, task.digest, place, Compared)
+            if compared is None:
+                compared = compare(window, reader.logits(window.tokens))
+                save(folder, task.digest, place, compared)
+            found.append(compared)
+        except NotFinite:
+            raise CheckFailed(
+                f"`{task.name}` computes values that are not finite, in window {place + 1} of the text",
+                "its file is broken, or its level is too low for it: bring it in again, or at another level",
+            ) from None
+    send(ReadSoFar(len(windows), len(windows)))
+    return ReadThrough(dict(figures(found)) if found else {}, passage.name, passage.digest)
+
+
+def reader_of(task: MeterTask) -> WindowReader:
+    """The model of `task`, ready to read."""
+    from runtime.llama.library import usable_threads
+    from runtime.meter.windows import WindowReader
+
+    return WindowReader(Path(task.path), task.window, usable_threads())
+
+
+def same_vocabulary(task: MeterTask) -> None:
+    """Note a reference's vocabulary, or compare the model's with it. Raises BadRequest where they differ."""
+    try:
+        tokens = read_file(Path(task.path)).metadata.get("tokenizer.ggml.tokens")
+    except (OSError, QuantError) as error:
+        raise EngineError(f"the file of `{task.name}` cannot be read: {error}", "`lm verify` checks it") from None
+    digest, note = _digest(tokens), Path(task.folder) / VOCABULARY
+    if task.step == "reference":
+        note.write_text(digest)
+    elif note.read_text() != digest:
+        raise BadRequest(
+            f"`{task.name}` and `{task.reference}` have different vocabularies, so their probabilities do not compare",
+            "measure it against a file of the same model",
+        )
+
+
+def _digest(tokens: object) -> str:
+    texts = tokens if isinstance(tokens, list) else []
+    return hashlib.sha256(msgspec.msgpack.encode(texts)).hexdigest()
+
+
+if __name__ == "__main__":
+    exit_now(main(sys.argv[1:]))
