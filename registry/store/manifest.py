@@ -84,6 +84,13 @@ def build(config: Layer, layers: list[Layer]) -> bytes:
     return msgspec.json.encode(Manifest(2, MANIFEST, config, tuple(layers)))
 
 
+def with_layer(data: bytes, layer: Layer) -> bytes:
+    """A manifest's bytes with one layer more, in the place of those of its media type; all else stays as it is."""
+    document = msgspec.json.decode(data)
+    kept = [each for each in document["layers"] if each["mediaType"] != layer.media_type]
+    return msgspec.json.encode(document | {"layers": [*kept, msgspec.to_builtins(layer)]})
+
+
 def parse(data: bytes, name: str) -> Manifest:
     """A manifest from its bytes; `name` is for the message. Raises StoreDamaged."""
     if len(data) > LONGEST:

@@ -251,9 +251,7 @@ class Store(Finder):
                     if now is None or now.blob_digest != model.blob_digest:
                         what = "was removed" if now is None else "has other weights by now"
                         raise ModelNotFound(f"`{model.name}` {what}, so nothing is noted", "measure it again")
-                    contents = self.contents(now)
-                    kept = [each for each in contents.layers if each.media_type != staged.layer.media_type]
-                    data = manifest.build(contents.config, [*kept, staged.layer])
+                    data = manifest.with_layer(self.manifest(now)[0], staged.layer)
                     path = self.manifest_path(model.key)
                     times = path.stat()
                     self._publish(model.key, files, data, chosen=False)

@@ -25,34 +25,18 @@ Tokens = NDArray[np.int32]
 class WindowReader:
     """A model that reads windows."""
 
-    def __init__(self, path: Path, window: int, threads: int, watch: object = None) -> None:
+    def __init__(self, path: Path, window: int, threads: int) -> None:
         """Load the file at `path`. Raises LoadFailed, BadRequest where the model writes no text."""
         self.model = LlamaModel(path)
         if self.model.embeds:
             raise BadRequest("the model does not write text, so it has no probabilities to compare")
         self.window = window
-        params = ContextParams(window, 1, window - window // 2, threads, batch=window, watch=watch)
+        params = ContextParams(window, 1, window - window // 2, threads, batch=window)
         self._context = Context(self.model, params)
 
     def windows(self, passage: Passage, most: int | None = None) -> dict[int, Tokens]:
-        """Windows of a text by their places in it, int32 `(window,)` each: all, or `most` of them, evenly spread.
-
-        Raises BadRequest where the text is too short for one.
-        """
-        vocabulary = self.model.vocabulary
-        before, after = (np.array(each, np.int32) for each in vocabulary.frame)
-        text = np.array(vocabulary.tokenize_parts(passage.parts(self.model)), np.int32)
-        ids = np.concatenate([before, text, after])
-        found = [ids[at : at + self.window].copy() for at in range(0, len(ids) - self.window + 1, self.window)]
-        if not found:
-            raise BadRequest(
-                f"the text has {len(text):,} token{'s' * (len(text) != 1)}, and one window takes {self.window:,}",
-                "give a longer text; some ten windows are needed before a figure says much",
-            )
-        for window in found:
-            window[: len(before)] = before
-        count = len(found) if most is None else min(most, len(found))
-        return {place: found[place] for place in (number * len(found) // count for number in range(count))}
+        """As `windows_of`."""
+        return windows_of(self.model, self.window, passage, most)
 
     def logits(self, tokens: Tokens) -> Iterator[Logits]:
         """The logits of a window's scored positions, float32 `(vocabulary,)` each, valid until the next. LoadFailed."""
@@ -68,3 +52,24 @@ class WindowReader:
             )
         for row in range(size - count, size - 1):
             yield context.logits(row)
+
+
+def windows_of(model: LlamaModel, size: int, passage: Passage, most: int | None = None) -> dict[int, Tokens]:
+    """Windows of a text by their places in it, int32 `(size,)` each: all, or `most` of them, evenly spread.
+
+    Raises BadRequest where the text is too short for one.
+    """
+    vocabulary = model.vocabulary
+    before, after = (np.array(each, np.int32) for each in vocabulary.frame)
+    text = np.array(vocabulary.tokenize_parts(passage.parts(model)), np.int32)
+    ids = np.concatenate([before, text, after])
+    found = [ids[at : at + size].copy() for at in range(0, len(ids) - size + 1, size)]
+    if not found:
+        raise BadRequest(
+            f"the text has {len(text):,} token{'s' * (len(text) != 1)}, and one window takes {size:,}",
+            "give a longer text; some ten windows are needed before a figure says much",
+        )
+    for window in found:
+        window[: len(before)] = before
+    count = len(found) if most is None else min(most, len(found))
+    return {place: found[place] for place in (number * len(found) // count for number in range(count))}

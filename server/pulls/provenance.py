@@ -88,10 +88,12 @@ def fingerprint(source: Source, conversion: Conversion | FileCopy) -> str:
     return f"{conversion.fingerprint} {stamps}"
 
 
-def content_digest(source: Source, plan: ModelPlan) -> str:
-    """A digest of the source's weights, whatever is made of them: another one says that the source has changed."""
-    stamps = "".join(source.stamp(shard) for shard in plan.shards)
-    return hashlib.sha256(stamps.encode()).hexdigest()[:32]
+def digests(source: Source, conversion: Conversion | FileCopy) -> dict[str, str]:
+    """`made_of`: the digest of all that decides the model. `content`: a digest of the source's weights alone, whatever
+    is made of them; another one says that the source has changed."""
+    stamps = "".join(source.stamp(shard) for shard in conversion.plan.shards)
+    content = hashlib.sha256(stamps.encode()).hexdigest()[:32]
+    return {"made_of": model_digest(source, conversion), "content": content}
 
 
 def model_digest(source: Source, conversion: Conversion | FileCopy) -> str:

@@ -46,7 +46,7 @@ from server.pulls.beside import check_beside, fetch_beside, fetch_draft, say_wha
 from server.pulls.compiling import warm
 from server.pulls.frames import Done, Note, Planned, Progress, PullTask
 from server.pulls.provenance import (
-    content_digest,
+    digests,
     fingerprint,
     gguf_entries,
     manifest_config,
@@ -149,18 +149,16 @@ class _Attempt:
             loading.join()
             _in_background(self._warm, sorted({type.name for type in conversion.types.values()}))
             place = self._begin(conversion, level, reason)
-            resumed, made_of = place.size if place else 0, model_digest(self.source, conversion)
-            total, content = plan.source_bytes, content_digest(self.source, plan)
-            self.send(Planned(level, reason, self.source.title, total, conversion.size, resumed, made_of, content))
+            resumed, made_of = place.size if place else 0, digests(self.source, conversion)
+            self.send(Planned(level, reason, self.source.title, plan.source_bytes, conversion.size, resumed, **made_of))
             say_what_lies_beside(self.source, plan, self._note)
             adapters = fetch_beside(self.source, Path(self.task.folder), self._teller("adapters"))
             state = "" if place else self._adopt(conversion)
             self._write(conversion, place)
             sha256, size = self.partial.finish()
             draft = fetch_draft(self.source, Path(self.task.folder), self._teller("draft"), self._note)
-            own: dict[str, Any] = {"reason": reason, "made_of": made_of, "content": content}
+            own: dict[str, Any] = {"reason": reason} | made_of | ({"pre": self.task.pre} if self.task.pre else {})
             own |= {"automatic_bytes": Chooser(plan, self.machine).automatic_bytes(self._wish(None))}
-            own |= {"pre": self.task.pre} if self.task.pre else {}
             config = manifest_config(self.reference.origin, self.source.revision or "", plan, level, own)
             tag = self.reference.name.tag or level
             self._take_template(config, plan)

@@ -8,16 +8,18 @@ import msgspec
 
 from server.children.frames import ErrorReport
 
+Step = Literal["text", "reference", "model"]
+
 
 class MeterTask(msgspec.Struct, tag="meter"):
     """Daemon to meter, the only frame: let the model in the file `path` read windows of text.
 
-    `step`: keep what a `reference` thinks of each next token in `folder`, or have a `model` read the same windows and
-    compare. `digest` names the model's records. `text` is a file, "" for lm's held-out text. `windows` is the most
-    windows, `window` the tokens of each. `name` and `reference` are for messages.
+    `step`: say whether the `text` is long enough, keep what a `reference` thinks of each next token in `folder`, or
+    have a `model` read the same windows and compare. `digest` names the model's records. `text` is a file, "" for lm's
+    held-out text. `windows` is the most windows, `window` the tokens of each. `name` and `reference` are for messages.
     """
 
-    step: Literal["reference", "model"]
+    step: Step
     path: str
     folder: str
     digest: str

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
+from contextlib import AbstractAsyncContextManager, ExitStack, aclosing
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +19,18 @@ from registry.store.fsops import plainly
 from registry.store.layers import Staged
 from runtime.meter.sizes import window_of
 from server.children.child_log import log_file
-from server.children.daemon_side import task_process
+from server.children.daemon_side import TaskProcess, task_process
 from server.config import VERSION, Config
 from server.library import Library
 from server.pulls.lines import note_line, phase_line
 from server.pulls.pull import NICE
 from server.quality.card import card_of
-from server.quality.frames import FromMeter, MeterTask, ReadSoFar, ReadThrough
-from server.quality.references import Readable, References
+from server.quality.frames import FromMeter, MeterTask, ReadSoFar, ReadThrough, Step
+from server.quality.references import Readable, References, require_memory
 from server.quality.wish import QualityWish
 
 Line = dict[str, Any]
-_FOLDER, _SOURCE, _TEXT = "quality", "source", "text.txt"
+_FOLDER, _SOURCE, _CHECKED, _TEXT = "quality", "source", "checked", "text.txt"
 _turn = asyncio.Lock()
 
 
@@ -40,7 +40,8 @@ async def measure(
     """Measure a model; lines for the client, of which the last has the card.
 
     One measurement goes on at a time. Leaving early keeps the windows that are read. `in_use` gives the digests of
-    blobs that must stay. Raises as `References.lines`, `server/quality/meter.py` and `Store.attach`.
+    blobs that must stay. Raises DoesNotFit where the model itself has no room, and as `References.lines`,
+    `server/quality/meter.py` and `Store.attach`.
     """
     model, store = wish.model, library.store
     if _turn.locked():
@@ -50,13 +51,18 @@ async def measure(
         await asyncio.to_thread(_prepare, config, root / _SOURCE)
         size = await library.model_size(model)
         window = window_of(size.trained_context)
-        with store.hold([model.blob_digest]):
+        with ExitStack() as held:
+            held.enter_context(store.hold([model.blob_digest]))
+            await require_memory(size, model.name, model.size, window)
+            if wish.text:
+                await _check_text(config, wish, root, window)
             yield phase_line("looking for a reference")
             references = References(config, library, wish, root / _SOURCE, window)
             async with aclosing(references.lines()) as lines:
                 async for line in lines:
                     yield line
             assert references.found is not None
+            held.enter_context(store.hold([references.found.note.digest]))
             measuring = _Measuring(config, wish, references.found, window, root)
             async with aclosing(measuring.lines()) as lines:
                 async for line in lines:
@@ -97,24 +103,11 @@ class _Measuring:
                     fsops.remove_tree(other)
             self._folder.mkdir(mode=0o700, exist_ok=True)
             if self._wish.text:
-                (self._folder / _TEXT).write_text(self._wish.text, "utf-8", "replace")
+                fsops.replace(self._folder / _TEXT, self._wish.text.encode(errors="replace"))
 
-    async def _step(self, step: Any, path: Path) -> AsyncGenerator[Line]:
-        wish = self._wish
-        task = MeterTask(
-            step=step,
-            path=str(path),
-            folder=str(self._folder),
-            digest=wish.model.blob_digest.rpartition(":")[2],
-            name=wish.model.name if step == "model" else self._reference.note.name,
-            reference=self._reference.note.name,
-            text=str(self._folder / _TEXT) if wish.text else "",
-            windows=wish.windows,
-            window=self._window,
-        )
-        log, purpose = log_file(self._config.logs, "meter"), f"reads text with `{task.name}`"
-        process = task_process("server.quality.meter", task, frames=FromMeter, log=log, purpose=purpose, nice=NICE)
-        async with process as meter:
+    async def _step(self, step: Step, path: Path) -> AsyncGenerator[Line]:
+        task = _task(self._wish, step, path, self._folder, self._window, self._reference.note.name)
+        async with _meter(self._config, task) as meter:
             while True:
                 match await meter.receive():
                     case ReadSoFar(completed, total):
@@ -123,6 +116,40 @@ class _Measuring:
                     case ReadThrough() as read:
                         self.read = read
                         return
+
+
+async def _check_text(config: Config, wish: QualityWish, root: Path, window: int) -> None:
+    """Raise ChildError where the user's text is too short for one window, before a reference is made."""
+    folder = root / _CHECKED
+    await asyncio.to_thread(_note_text, config, folder, wish.text)
+    async with _meter(config, _task(wish, "text", wish.model.blob, folder, window)) as meter:
+        while not isinstance(await meter.receive(), ReadThrough):
+            pass
+
+
+def _note_text(config: Config, folder: Path, text: str) -> None:
+    with plainly(config.cache):
+        folder.mkdir(mode=0o700, exist_ok=True)
+        (folder / _TEXT).write_text(text, "utf-8", "replace")
+
+
+def _task(wish: QualityWish, step: Step, path: Path, folder: Path, window: int, reference: str = "") -> MeterTask:
+    return MeterTask(
+        step=step,
+        path=str(path),
+        folder=str(folder),
+        digest=wish.model.blob_digest.rpartition(":")[2],
+        name=reference if step == "reference" else wish.model.name,
+        reference=reference,
+        text=str(folder / _TEXT) if wish.text else "",
+        windows=wish.windows,
+        window=window,
+    )
+
+
+def _meter(config: Config, task: MeterTask) -> AbstractAsyncContextManager[TaskProcess]:
+    log, purpose = log_file(config.logs, "meter"), f"reads text with `{task.name}`"
+    return task_process("server.quality.meter", task, frames=FromMeter, log=log, purpose=purpose, nice=NICE)
 
 
 def _prepare(config: Config, folder: Path) -> None:

@@ -41,16 +41,21 @@ def measure(task: MeterTask, send: Send) -> ReadThrough:
     Raises BadRequest (a text too short, another vocabulary, a model that does not write), CheckFailed (values that are
     not finite), LoadFailed.
     """
+    from runtime.llama.model import LlamaModel
     from runtime.meter import passages
     from runtime.meter.figures import figures
     from runtime.meter.kept import Compared, KeptWindow, NotFinite, compare, record
     from runtime.meter.records import REFERENCE, load, save
+    from runtime.meter.windows import windows_of
 
     folder = Path(task.folder)
-    same_vocabulary(task)
     passage = passages.own("held")
     if task.text:
         passage = passages.Passage("a text of the user's", Path(task.text).read_text("utf-8", "replace"))
+    if task.step == "text":
+        windows_of(LlamaModel(Path(task.path), empty=True), task.window, passage)
+        return ReadThrough({}, passage.name, passage.digest)
+    same_vocabulary(task)
     reader = reader_of(task)
     windows = reader.windows(passage, task.windows)
     found: list[Compared] = []

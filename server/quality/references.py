@@ -12,11 +12,12 @@ from typing import Any
 
 from quant.errors import UnknownLevel, UnsupportedModel
 from registry.digest import of
-from registry.errors import BadName, ModelNotFound
+from registry.errors import AccessDenied, BadName, ModelNotFound, Offline, SourceUnavailable
 from registry.names import Reference, parse
 from registry.store.model import Model
 from registry.store.partial import DATA
 from runtime.errors import DoesNotFit
+from runtime.machine.fit import ModelSize
 from runtime.machine.hardware import detect
 from runtime.messages import CacheConfig
 from runtime.meter.sizes import reading_bytes
@@ -38,7 +39,9 @@ Line = dict[str, Any]
 LADDER = ("F32", "BF16", "Q8_0", "Q6_K", "Q5_K_M")
 _MOST_F32 = 4 << 30
 # Errors of a puller that say no more than that the source has no such level.
-_NO_LEVEL = (UnknownLevel.code, UnsupportedModel.code, ModelNotFound.code, DoesNotFit.code)
+_NO_LEVEL = (UnknownLevel.code, UnsupportedModel.code, DoesNotFit.code)
+# Errors that say that the model's own source is not within reach: the best level here takes its place.
+_NO_SOURCE = (ModelNotFound.code, SourceUnavailable.code, Offline.code, AccessDenied.code)
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,17 @@ class Readable:
 
     note: ReferenceNote
     path: Path
+
+
+async def require_memory(size: ModelSize, name: str, weights: int, window: int) -> None:
+    """Raise DoesNotFit where a model of this size, with `weights` bytes of weights, cannot be read now."""
+    need = reading_bytes(size, weights, window)
+    free = (await asyncio.to_thread(detect, 1.0)).memory_available
+    if need > free:
+        raise DoesNotFit(
+            f"reading with `{name}` needs {size_text(need)} of memory, and {size_text(free)} are free",
+            "`lm unload` frees the memory of loaded models; or close other programs",
+        )
 
 
 class References:
@@ -73,12 +87,12 @@ class References:
             async for line in self._from_source(source, why, pinned=against is None):
                 yield line
         if self.found is None and against is None and (best := await self._best_here()):
-            why = "its source does not run here, and this is the best level of it that does"
+            why = "its source is not within reach or does not run here, and this is the best level of it that does"
             self.found = await self._installed(best, why)
         if self.found is None:
             raise Unsupported(
-                f"there is nothing to measure `{model.name}` against: its source is not known, or does not run here, "
-                "and no better level of it is here",
+                f"there is nothing to measure `{model.name}` against: its source is not known, not within "
+                "reach, or does not run here, and no better level of it is here",
                 "name a file of the same model: `--against NAME`; or bring in a better level",
             )
 
@@ -110,21 +124,15 @@ class References:
         return Readable(ReferenceNote(model.name, level, why, model.blob_digest), model.blob)
 
     async def _require(self, name: str, weights: int) -> None:
-        """Raise DoesNotFit where a model with `weights` bytes of weights cannot be read now."""
         size = await self._library.model_size(self._wish.model)
-        need = reading_bytes(size, weights, self._window)
-        free = (await asyncio.to_thread(detect, 1.0)).memory_available
-        if need > free:
-            raise DoesNotFit(
-                f"reading with `{name}` needs {size_text(need)} of memory, and {size_text(free)} are free",
-                "`lm unload` frees the memory of loaded models; or close other programs",
-            )
+        await require_memory(size, name, weights, self._window)
 
     async def _from_source(self, source: Reference, why: str, *, pinned: bool) -> AsyncGenerator[Line]:
         """Make the reference's file of a source, at the best level that runs here; `found` stays None where none does.
 
         `pinned`: the source has to be what the model was made of.
         """
+        self._library.rules.check_source(source.origin)
         for level in LADDER:
             try:
                 async for line in self._at(source, level, why, pinned):
@@ -133,6 +141,9 @@ class References:
                 yield note_line(f"{source.text} at {level} is no reference: {error}")
                 continue
             except ChildError as error:
+                if pinned and error.code in _NO_SOURCE:
+                    yield note_line(f"{source.text} is no reference: {error}")
+                    return
                 if error.code not in _NO_LEVEL:
                     raise
                 yield note_line(f"{source.text} at {level} is no reference: {error}")
@@ -192,4 +203,5 @@ class References:
             pre=str(self._wish.model.own.get("pre", "")),
             accept_unknown_keys=True,
             sharing="copy",
+            rules=self._library.rules,
         )

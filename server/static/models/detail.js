@@ -29,7 +29,7 @@ export async function detail(name, acts, signal) {
     h("p", {}, h("a", { href: "#/models" }, `← ${texts.views.models}`)),
     h("div.row.spread", {}, h("h1.name", {}, name), h("div.row", {}, ...acts)),
     reasons.length ? h("div.why", {}, ...reasons.map((reason) => h("p", {}, reason))) : null,
-    h("div.columns", {}, h("section.panel", {}, h("h2", {}, words.facts), list(facts)), quality(lm?.quality ?? found.quality)),
+    h("div.columns", {}, h("section.panel", {}, h("h2", {}, words.facts), list(facts)), quality(found.quality)),
     found.adapters?.length ? section(words.adapters, list(found.adapters.map((each) => [each.digest.slice(0, 19), bytes(each.size)]))) : null,
     text(words.system, found.system, true),
     text(words.parameters, found.parameters, true),
@@ -39,15 +39,26 @@ export async function detail(name, acts, signal) {
   );
 }
 
-// The card of measured quality, whatever its entries are: numbers and texts by name, one level deep.
+// The card of measured quality: each figure with its standard error, and what it was measured against and on.
 function quality(card) {
   const panel = h("section.panel", {}, h("h2", {}, words.quality));
-  if (!card || typeof card !== "object") return fill(panel, ...panel.childNodes, h("p.quiet", {}, words.notMeasured));
-  const rows = Object.entries(card).flatMap(([key, value]) =>
-    value && typeof value === "object" ? Object.entries(value).map(([inner, each]) => [`${key} ${inner}`, each]) : [[key, value]],
-  );
-  panel.append(list(rows.map(([key, value]) => [key.replaceAll("_", " "), typeof value === "number" ? String(+value.toPrecision(5)) : String(value)])));
+  if (!card) return fill(panel, ...panel.childNodes, h("p.quiet", {}, words.notMeasured));
+  const { reference, text } = card;
+  const figures = Object.entries(words.figures).map(([key, title]) => [title, figure(card[key])]);
+  const shares = Object.entries(words.shares).map(([key, title]) => [title, figure(card[key], 100, "\u00a0%")]);
+  const against = `${reference.name} · ${reference.level}${reference.whole ? "" : ` ${words.quantizedItself}`}`;
+  const origin = [
+    [words.against, against],
+    [words.textRead, words.windows(text.name, card.windows, text.window)],
+    [words.measured, ago(card.measured)],
+  ];
+  panel.append(list([...figures, ...shares, ...origin]));
   return panel;
+}
+
+function figure({ value, error }, scale = 1, unit = "") {
+  const digits = (each, count) => String(+(each * scale).toPrecision(count));
+  return `${digits(value, 4)}${error === null ? "" : ` ± ${digits(error, 2)}`}${unit}`;
 }
 
 function list(pairs) {
