@@ -63,7 +63,9 @@ def test_a_card_leaves_the_rest_of_a_manifest_as_it_is(tmp_path: Path) -> None:
         model = put(store, "org/model:Q8_0")
         foreign = json.loads(store.manifest(model)[0]) | {"mediaType": manifest.OCI_MANIFEST, "annotations": {"a": "b"}}
         foreign["layers"][0]["annotations"] = {"title": "x.gguf"}
-        store.adopt(json.dumps(foreign).encode(), [], parse("org/model:Q8_0").name)
+        ingest = store.begin("a manifest of another program", new=True)
+        store.adopt(ingest, json.dumps(foreign).encode(), [], parse("org/model:Q8_0").name)
+        store.abandon(ingest)
         carded(store, "org/model:Q8_0")
         after = json.loads(store.manifest(store.resolve("org/model:Q8_0"))[0])
         assert after.pop("layers")[:-1] == foreign.pop("layers") and after == foreign
