@@ -85,7 +85,7 @@ def build(config: Layer, layers: list[Layer]) -> bytes:
 
 
 def with_layer(data: bytes, layer: Layer) -> bytes:
-    """A manifest's bytes with one layer more, in the place of those of its media type; all else stays as it is."""
+    """A manifest's bytes with one layer more, which replaces the layers of its media type; all else stays as it is."""
     document = msgspec.json.decode(data)
     kept = [each for each in document["layers"] if each["mediaType"] != layer.media_type]
     return msgspec.json.encode(document | {"layers": [*kept, msgspec.to_builtins(layer)]})
