@@ -18,7 +18,7 @@ import pytest
 from registry.errors import DiskFull, RegistryError, StoreFailed
 from registry.store import fsops
 from registry.store.store import Store
-from tests.registry.crashing import MADE, NEW, OLD, content, live, make, prepare, put, upload
+from tests.registry.crashing import MADE, NEW, OLD, content, live, make, measure, prepare, put, upload
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -95,6 +95,7 @@ def test_refused_at_every_step(template: Path, place: Path, code: int, lasting: 
                 upload(store)
                 make(store)
                 store.copy(store.resolve("made"), replace(MADE, model="copied"))
+                measure(store)
                 store.delete(store.resolve("org/kept"))
                 store.collect(())
             except RegistryError as error:
@@ -106,6 +107,8 @@ def test_refused_at_every_step(template: Path, place: Path, code: int, lasting: 
             assert not any(model.problem for model in store.models()), refuse.hit
             put(store, "org/replaced:Q8_0", NEW)
             if content(store, "org/kept") is not None:
+                assert store.resolve("org/kept").card.get("mean") in (None, {"value": 0.5}), refuse.hit
+                measure(store)
                 upload(store)
                 make(store)
             store.collect(())
@@ -121,7 +124,7 @@ def test_refused_at_every_step(template: Path, place: Path, code: int, lasting: 
 
 PLACES = {"blobs", "manifests", "chosen", "shared", "ingest", "."}
 # Nobody goes on with what these deeds leave in a folder of `ingest`, so it need not be found there.
-MAKING, UNRESUMED = {"uploaded", "made", "copied"}, {"ingest"}
+MAKING, UNRESUMED = {"uploaded", "made", "copied", "measured"}, {"ingest"}
 
 
 class Durability:

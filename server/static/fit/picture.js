@@ -70,10 +70,12 @@ function verdict(row) {
   return h(`span.badge.${kind}`, {}, text);
 }
 
-// How much worse than the original: a figure measured here stands before a published one, and each says which it is.
+// How much worse than the original: the KL divergence in nats that was measured here, else the published rise of the
+// perplexity, which is a difference and no share. Each says which it is.
 function quality(row) {
-  const loss = row.perplexity_increase;
+  const measured = row.quality === "measured";
+  const loss = measured ? row.divergence : row.perplexity_increase;
   if (loss === null || loss === undefined) return h("span.quiet", {}, words.qualityUnknown);
-  const text = loss < 0.0005 ? words.asOriginal : words.worse(`${(100 * loss).toFixed(loss < 0.01 ? 2 : 1)}\u00a0%`);
+  const text = measured ? words.divergence(String(+loss.toPrecision(3))) : words.worse(String(loss));
   return [text, h("div.small.quiet", {}, words.from[row.quality] ?? row.quality)];
 }
