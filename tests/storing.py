@@ -19,6 +19,16 @@ def weights(ingest: Ingest, data: bytes) -> Staged:
     return Staged.file(ingest.data, manifest.MODEL, hashlib.sha256(data).hexdigest(), len(data))
 
 
+def card(model: Model, mean: float = 0.5, **more: Any) -> dict[str, Any]:
+    """A quality card of these weights, whose mean divergence is `mean`."""
+    names = ("median", "p99", "p999", "top1", "flips", "perplexity", "reference_perplexity", "ratio")
+    figures = {name: {"value": 0.9, "error": 0.01} for name in names} | {"mean": {"value": mean, "error": None}}
+    reference = {"name": "the original", "level": "BF16", "whole": True, "why": "it was named", "digest": "sha256:1"}
+    text = {"name": "a text", "digest": "2", "window": 512}
+    own = {"weights": model.blob_digest, "manifest": model.digest, "windows": 1, "reference": reference, "text": text}
+    return own | figures | {"errors": "by windows", "measured": "2026-01-01", "version": "1", **more}
+
+
 def put(
     store: Store,
     name: str | Name,

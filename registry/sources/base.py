@@ -11,10 +11,10 @@ from typing import Any, Protocol
 class Companions:
     """Things that a registry keeps beside a model's weights: its settings in the form of Ollama's `params`, and texts.
 
-    `template` is a Go template, `messages` are turns (`role`, `content`) with which every chat begins. `left_out` names
-    parts that are not fetched, with their bytes. `adapters` names the GGUF files, not in `names()`, of adapters that
-    change the weights. `draft` is the name of the GGUF file of a model that guesses its next words, "" without one.
-    `as_published`: the registry has one file for each tag, so no level is
+    `template` is a Go template, `messages` are turns (`role`, `content`) with which every chat begins. `card` is a
+    quality card, unchecked. `left_out` names parts that are not fetched, with their bytes. `adapters` names the GGUF
+    files, not in `names()`, of adapters that change the weights. `draft` is the name of the GGUF file of a model that
+    guesses its next words, "" without one. `as_published`: the registry has one file for each tag, so no level is
     chosen: it is taken as it is.
     """
 
@@ -23,6 +23,7 @@ class Companions:
     template: str = ""
     licenses: tuple[str, ...] = ()
     messages: tuple[Mapping[str, str], ...] = ()
+    card: Mapping[str, Any] = field(default_factory=dict)
     left_out: tuple[tuple[str, int], ...] = ()
     adapters: tuple[str, ...] = ()
     draft: str = ""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -16,6 +17,7 @@ import msgspec
 
 from registry.errors import SourceUnavailable
 from registry.sources.base import Companions
+from registry.store.manifest import QUALITY
 
 _OLLAMA, _DOCKER = "application/vnd.ollama.image.", "application/vnd.docker.ai."
 _MODELPACK, _KITOPS = "application/vnd.cncf.model.", "application/vnd.kitops.modelkit."
@@ -31,7 +33,7 @@ LARGEST = 1 << 46  # bytes of a layer; the largest published model has less than
 
 Kind = Literal[
     "model", "file", "adapter", "draft", "archive", "projector",
-    "params", "system", "template", "license", "messages", "other",
+    "params", "system", "template", "license", "messages", "card", "other",
 ]  # fmt: skip
 
 
@@ -94,6 +96,7 @@ def companions(found: Sorted, read: Callable[[Descriptor], bytes], title: str) -
     except (msgspec.MsgspecError, RecursionError):
         raise SourceUnavailable(f"the messages of `{title}` are not readable") from None
     return Companions(
+        card=_card(texts("card")),
         messages=tuple({"role": each.role, "content": each.content} for each in messages),
         params=params,
         system="\n".join(texts("system")),
@@ -104,6 +107,13 @@ def companions(found: Sorted, read: Callable[[Descriptor], bytes], title: str) -
         draft=next(iter(found.drafts), ""),
         as_published=True,
     )
+
+
+def _card(texts: list[str]) -> dict[str, Any]:
+    """The quality card, {} without one that is an object: a model is not refused for it."""
+    with suppress(msgspec.MsgspecError, RecursionError):
+        return msgspec.json.decode(texts[0], type=dict[str, Any]) if texts else {}
+    return {}
 
 
 def check(descriptor: Descriptor, title: str) -> Descriptor:
@@ -166,6 +176,8 @@ def _place(layer: Descriptor, found: Sorted, title: str) -> None:
 def _kind(layer: Descriptor, title: str) -> tuple[Kind, str]:
     """The kind of a layer, and the ending of its file. Raises SourceUnavailable for what must not be left out."""
     media = layer.media_type
+    if media == QUALITY:
+        return "card", ""
     form, needed = re.search(r"\.tar(?:[+.]\w+)?$|\+\w+$", media), re.search(r"\.(weight|model|modelpart)\.", media)
     if media == f"{_DOCKER}dir.tar" or (needed and form and form[0] in _TARS):
         return "archive", ".tar.gz" if form and form[0] != ".tar" else ".tar"

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from registry import digest
 from registry.errors import BadName, StoreDamaged, StoreFailed
 from registry.names import Name
-from registry.store import manifest, reading
+from registry.store import cards, manifest, reading
 from registry.store.manifest import Layer, Manifest
 from registry.store.model import LayerBlob, Model
 from registry.store.sharing import Shared
@@ -196,10 +196,13 @@ class Catalog:
         return f"its blob `{value[:19]}` is missing"
 
     def _card(self, contents: Manifest, weights: Layer, name: str) -> dict[str, Any]:
-        """The quality card in a manifest, {} where there is none, or one of other weights. Raises as `_texts`."""
+        """The quality card in a manifest, {} where there is none, or none of these weights. Raises StoreFailed."""
         layer = contents.layer(manifest.QUALITY)
-        card = manifest.read_object(self.blob_path(layer.digest), name) if layer else {}
-        return card if card.get("weights") == weights.digest else {}
+        with contextlib.suppress(StoreDamaged):
+            return (
+                cards.checked(manifest.read_object(self.blob_path(layer.digest), name), weights.digest) if layer else {}
+            )
+        return {}
 
     def _texts(self, contents: Manifest, kind: str, name: str) -> list[str]:
         """The texts in a manifest's layers of one type. Raises StoreDamaged, StoreFailed."""

@@ -76,7 +76,7 @@ def _outgoing(store: Store, model: Model, form: Form) -> Outgoing:
 
 def _notes(model: Model) -> dict[str, str]:
     """The digests of the files that a model was made of, and its quality card, where it has them."""
-    found: dict[str, Any] = {"quality": model.own.get("quality")}
+    found: dict[str, Any] = {"quality": model.card}
     try:
         metadata = read_file(model.blob).metadata
         found["source-digests"] = metadata.get(notes.SOURCE_DIGESTS)

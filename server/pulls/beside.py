@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import closing
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from quant.convert.gguf.source import read_part
 from quant.errors import QuantError, UnsupportedModel
@@ -81,6 +82,18 @@ def fetch_draft(
         note(f"left out is its draft model: {error}")
         return None
     return found
+
+
+def texts_beside(source: Source) -> dict[str, Any]:
+    """The fields of `Done` for the texts and the quality card that a registry keeps beside a model's weights."""
+    beside = source.companions
+    return {
+        "system": beside.system,
+        "template": beside.template,
+        "licenses": list(beside.licenses),
+        "messages": [dict(each) for each in beside.messages],
+        "card": dict(beside.card),
+    }
 
 
 def say_what_lies_beside(source: Source, plan: ModelPlan, note: Callable[[str], None]) -> None:

@@ -114,9 +114,9 @@ class Done(msgspec.Struct, tag="done"):
     """Puller to daemon, the last frame: the file of `size` bytes is written and synced.
 
     The daemon commits it under `tag`. `config`, `params` and the texts go into the manifest: instructions (`system`), a
-    Go template, licences, turns of a conversation. The file is a model's, or an `adapter`'s. `adapters` change the
-    model, and lie beside it, as its `draft` does. `shared` is the state (`registry/store/sharing.py`) of a file that is
-    another program's too; "" for one of lm's own.
+    Go template, licences, turns of a conversation; `card` is a quality card that came along. The file is a model's, or
+    an `adapter`'s. `adapters` change the model, and lie beside it, as its `draft` does. `shared` is the state
+    (`registry/store/sharing.py`) of a file that is another program's too; "" for one of lm's own.
     """
 
     sha256: str
@@ -131,6 +131,7 @@ class Done(msgspec.Struct, tag="done"):
     template: str = ""
     licenses: list[str] = []
     messages: list[dict[str, str]] = []
+    card: dict[str, Any] = {}
     shared: str = ""
 
 

@@ -15,7 +15,7 @@ from typing import Literal
 from quant.errors import BadValues
 from registry.errors import RegistryError
 from registry.names import Name, Reference
-from registry.store import manifest
+from registry.store import cards, manifest
 from registry.store.catalog import Model
 from registry.store.ingest import Ingest
 from registry.store.layers import Staged
@@ -110,6 +110,8 @@ class Pull:
         texts += [(text, manifest.LICENSE) for text in dict.fromkeys(done.licenses)]
         layers += [Staged.text(text, media_type) for text, media_type in texts if text]
         layers += [Staged.messages(done.messages, manifest.MESSAGES)] if done.messages else []
+        if card := cards.checked(done.card, layers[0].layer.digest):
+            layers.append(Staged.json(card, manifest.QUALITY))
         model = await asyncio.to_thread(self._store.commit, ingest, layers, reference, done.config, reference.automatic)
         if done.adapter and (lack := await asyncio.to_thread(_lack, self._store, model)):
             self._job.add(note_line(lack))

@@ -42,7 +42,7 @@ from runtime.machine.choosing import Chooser, canonical, this_machine
 from runtime.machine.rule import DISK_MARGIN, Wish
 from server.children.child_side import exit_now, run_task
 from server.pulls.adapting import TAG, AdapterPull, adapter_config, adapter_of, check_values
-from server.pulls.beside import check_beside, fetch_beside, fetch_draft, say_what_lies_beside
+from server.pulls.beside import check_beside, fetch_beside, fetch_draft, say_what_lies_beside, texts_beside
 from server.pulls.compiling import warm
 from server.pulls.frames import Done, Note, Planned, Progress, PullTask
 from server.pulls.provenance import (
@@ -144,8 +144,8 @@ class _Attempt:
             self._leave_room()
             plan, level, reason, conversion = self._decide()
             check_beside(self.source, plan)
-            beside = self.source.companions
-            self.task.rules.check_file(self.source.title, conversion.size, plan.metadata, beside.licenses)
+            licenses = self.source.companions.licenses
+            self.task.rules.check_file(self.source.title, conversion.size, plan.metadata, licenses)
             loading.join()
             _in_background(self._warm, sorted({type.name for type in conversion.types.values()}))
             place = self._begin(conversion, level, reason)
@@ -167,11 +167,8 @@ class _Attempt:
                 *(sha256, size, tag, config, params),
                 adapters=adapters,
                 draft=draft,
-                system=beside.system,
-                template=beside.template,
-                licenses=list(beside.licenses),
-                messages=[dict(each) for each in beside.messages],
                 shared=state,
+                **texts_beside(self.source),
             )
         finally:
             self.source.close()

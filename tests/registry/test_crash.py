@@ -107,7 +107,7 @@ def test_refused_at_every_step(template: Path, place: Path, code: int, lasting: 
             assert not any(model.problem for model in store.models()), refuse.hit
             put(store, "org/replaced:Q8_0", NEW)
             if content(store, "org/kept") is not None:
-                assert store.resolve("org/kept").card.get("mean") in (None, {"value": 0.5}), refuse.hit
+                assert store.resolve("org/kept").card.get("mean", {}).get("value") in (None, 0.5), refuse.hit
                 measure(store)
                 upload(store)
                 make(store)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 from quant.gguf.header import read_file
 from registry.digest import of
 from registry.errors import ModelNotFound
-from registry.names import parse
+from registry.names import LIBRARY, LOCAL, Name, parse
 from registry.sources.opening import DEMO
 from registry.store import manifest
 from registry.store.layers import Staged
@@ -22,16 +23,15 @@ from server.quality.frames import MeterTask
 from server.quality.meter import measure
 from tests.cli.support import Cli
 from tests.daemon import Daemon, put_model
+from tests.oci import OLLAMA, Registry
+from tests.publishing import make
 from tests.server.test_carried import pulled
-from tests.storing import put
-
-CARD = {"mean": {"value": 0.01, "error": 0.001}}
+from tests.storing import card, put
 
 
 def carded(store: Store, name: str, **more: Any) -> None:
     model = store.resolve(name)
-    card = {"weights": model.blob_digest, "manifest": model.digest, **CARD, **more}
-    store.attach(model, Staged.json(card, manifest.QUALITY))
+    store.attach(model, Staged.json(card(model, mean=0.01, **more), manifest.QUALITY))
 
 
 def test_a_card_stays_with_its_weights_and_changes_nothing_else(tmp_path: Path) -> None:
@@ -39,7 +39,7 @@ def test_a_card_stays_with_its_weights_and_changes_nothing_else(tmp_path: Path) 
         before = put(store, "org/model:Q8_0")
         carded(store, "org/model:Q8_0")
         after = store.resolve("org/model:Q8_0")
-        assert after.card["mean"] == CARD["mean"] and after.modified == before.modified
+        assert after.card["mean"]["value"] == 0.01 and after.modified == before.modified
         assert (after.blob_digest, after.params, after.config) == (before.blob_digest, before.params, before.config)
         assert before.digest in after.digests and after.digest in after.digests
         copied = store.copy(after, parse("org/other:Q8_0").name)
@@ -54,8 +54,21 @@ def test_a_card_stays_with_its_weights_and_changes_nothing_else(tmp_path: Path) 
 def test_a_card_of_other_weights_counts_for_nothing(tmp_path: Path) -> None:
     with Store.open(tmp_path) as store:
         model = put(store, "org/model:Q8_0")
-        store.attach(model, Staged.json({"weights": of(b"others"), **CARD}, manifest.QUALITY))
+        store.attach(model, Staged.json(card(model, weights=of(b"others")), manifest.QUALITY))
         assert store.resolve("org/model:Q8_0").card == {}
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"mean": None}, {"text": {}}, {"windows": "3"}, {"version": "\x1b[2J"}, {"errors": "x" * 9999}], ids=str
+)
+def test_what_is_no_card_counts_for_none_and_the_model_is_used(tmp_path: Path, wrong: dict[str, Any]) -> None:
+    with Store.open(tmp_path) as store:
+        model = put(store, "org/model:Q8_0")
+        store.attach(model, Staged.json(card(model) | wrong, manifest.QUALITY))
+        found = store.resolve("org/model:Q8_0")
+        assert (found.card, found.problem) == ({}, "")
+        store.attach(model, Staged.text("[not JSON", manifest.QUALITY))
+        assert (store.resolve("org/model:Q8_0").card, store.resolve("org/model:Q8_0").problem) == ({}, "")
 
 
 def test_a_card_leaves_the_rest_of_a_manifest_as_it_is(tmp_path: Path) -> None:
@@ -69,7 +82,7 @@ def test_a_card_leaves_the_rest_of_a_manifest_as_it_is(tmp_path: Path) -> None:
         carded(store, "org/model:Q8_0")
         after = json.loads(store.manifest(store.resolve("org/model:Q8_0"))[0])
         assert after.pop("layers")[:-1] == foreign.pop("layers") and after == foreign
-        assert store.resolve("org/model:Q8_0").card["mean"] == CARD["mean"]
+        assert store.resolve("org/model:Q8_0").card["mean"]["value"] == 0.01
 
 
 def test_a_model_that_went_or_changed_meanwhile_gets_no_card(tmp_path: Path) -> None:
@@ -83,6 +96,25 @@ def test_a_model_that_went_or_changed_meanwhile_gets_no_card(tmp_path: Path) -> 
         with pytest.raises(ModelNotFound, match="was removed"):
             store.attach(model, layer)
         assert not list((tmp_path / "ingest").iterdir())
+
+
+def test_a_card_goes_wherever_its_model_goes(tmp_path: Path) -> None:
+    weights = make(tmp_path / "demo.gguf", "Q4_0").read_bytes()
+    with Store.open(tmp_path / "one" / "store") as store:
+        put(store, Name(LOCAL, LIBRARY, "demo", "latest"), weights)
+        carded(store, "demo")
+        shown = store.resolve("demo")
+        layers = [
+            (layer.media_type, store.blob_path(layer.digest).read_bytes()) for layer in store.contents(shown).layers
+        ]
+    with ExitStack() as there, Registry() as registry, Daemon(tmp_path / "one") as one:
+        two = there.enter_context(Daemon(tmp_path / "two", env={"LM_OLLAMA_REGISTRY": registry.url}))
+        registry.add("ns/demo", "v1", [layer for layer in layers if layer[0] != OLLAMA + "params"])
+        bundle = one.post("/lm/export", {"models": ["demo"]}).body
+        assert two.ask("POST", "/lm/import", bundle).lines[-1]["status"] == "success"
+        assert two.pull("ollama.com/ns/demo:v1")["status"] == "success"
+        found = {row["name"]: row["quality"] for row in two.get("/api/tags").json["models"]}
+        assert len(found) == 2 and list(found.values()) == [shown.card] * 2
 
 
 def test_requests_that_cannot_be_measured_are_refused_by_name(tmp_path: Path) -> None:
