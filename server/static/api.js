@@ -1,11 +1,12 @@
 // The daemon's routes, as the page calls them: the key in a header, errors as a sentence with a hint.
 //
 //   const { models } = await get("/api/tags");
-//   await send("POST", "/api/delete", { model });                    // method, path, body
+//   await send("POST", "/api/delete", { model });                                   // method, path, body
 //   for await (const line of stream("POST", "/api/pull", { model }, signal)) …      // NDJSON or server-sent events
 //
-// All three throw ApiError: `message` is a sentence, `hint` another one or "", `status` 0 where nobody answered. A line
-// of a stream that has `error` is thrown too. `body` is the whole answer of a refused request. `signal` of an AbortController ends a request; that throws AbortError.
+// All three throw ApiError: `message` is a sentence, `hint` another one or "", `status` 0 where nobody answered, `body`
+// the answer of a refused request. A line of a stream that has `error` is thrown too. An aborted `signal` throws
+// AbortError.
 
 import { forgetKey, key } from "./session.js";
 import { chunksOf, events, lines } from "./stream.js";
@@ -15,25 +16,18 @@ import { texts } from "./texts.js";
 const BASE = new URL("../", import.meta.url);
 
 export class ApiError extends Error {
-  constructor(message, hint = "", status = 0, code = "") {
+  constructor(message, hint = "", more = {}) {
     super(message);
-    this.hint = hint;
-    this.status = status;
-    this.code = code;
+    Object.assign(this, { hint, status: 0, ...more });
   }
 }
 
-export async function get(path, signal) {
-  return (await call("GET", path, undefined, signal)).json();
-}
-
-export async function send(method, path, body = {}, signal) {
-  return (await call(method, path, body, signal)).json();
-}
+export const get = async (path, signal) => (await call("GET", path, undefined, signal)).json();
+export const send = async (method, path, body, signal) => (await call(method, path, body, signal)).json();
 
 export async function* stream(method, path, body, signal) {
   const response = await call(method, path, body, signal);
-  const sse = (response.headers.get("Content-Type") || "").startsWith("text/event-stream");
+  const sse = response.headers.get("Content-Type")?.startsWith("text/event-stream");
   try {
     for await (const item of (sse ? events : lines)(chunksOf(response))) {
       if (item.error) throw problem(item, 0);
@@ -47,28 +41,23 @@ export async function* stream(method, path, body, signal) {
 
 async function call(method, path, body, signal) {
   const headers = key() ? { Authorization: `Bearer ${key()}` } : {};
-  if (body !== undefined) headers["Content-Type"] = "application/json";
-  const options = { method, headers, signal, cache: "no-store", credentials: "omit", referrerPolicy: "no-referrer" };
+  if (body) headers["Content-Type"] = "application/json";
+  const quiet = { cache: "no-store", credentials: "omit", referrerPolicy: "no-referrer" };
   let response;
   try {
-    response = await fetch(new URL(path.replace(/^\//, ""), BASE), {
-      ...options,
-      body: body === undefined ? undefined : JSON.stringify(body),
-    });
+    response = await fetch(new URL(path.slice(1), BASE), { method, headers, signal, body: JSON.stringify(body), ...quiet });
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new ApiError(texts.errors.unreachable, texts.errors.unreachableHint);
   }
   if (response.ok) return response;
-  const answer = await response.json().catch(() => ({}));
-  const found = Object.assign(problem(answer, response.status), { body: answer });
   if (response.status === 401) forgetKey();
-  throw found;
+  throw problem(await response.json().catch(() => ({})), response.status);
 }
 
 // An error of any dialect.
 function problem(body, status) {
   const error = body.error ?? {};
-  if (typeof error === "string") return new ApiError(error, body.hint || "", status, body.code || "");
-  return new ApiError(error.message || `${texts.errors.status} ${status}`, "", status, String(error.code || ""));
+  const text = typeof error === "string" ? error : error.message;
+  return new ApiError(text || `${texts.errors.status} ${status}`, body.hint, { status, body, code: body.code });
 }

@@ -2,78 +2,65 @@
 //
 // A view is a module with `mount(root, route, signal)`. It fills `root`; `route` is `{ view, path, query }` of
 // `#/VIEW/PATH?QUERY` (`query` a URLSearchParams); `signal` is aborted when the view is left: pass it to every request,
-// and stop timers by it. It may return a function that takes a later route of the same view, instead of being mounted
-// anew. A view with `style` brings a sheet of its own.
+// and stop timers by it. It may return a function that takes a later route of the same view.
 
 import { get } from "./api.js";
-import { fill, h } from "./dom.js";
-import { keepKey, key, may, onWho, setWho, who } from "./session.js";
+import { button, fill, form, h, labelled, submitButton, textButton } from "./dom.js";
+import { forgetKey, keepKey, key, may, onWho, setWho, who } from "./session.js";
 import { problemBox } from "./notices.js";
 import { texts } from "./texts.js";
 
-const VIEWS = [
-  { name: "chat", role: "infer", load: () => import("./views/chat.js") },
-  { name: "models", role: "infer", load: () => import("./views/models.js"), style: "panels.css" },
-  { name: "fit", role: "operator", load: () => import("./views/fit.js"), style: "panels.css" },
-  { name: "machine", role: "infer", load: () => import("./views/machine.js"), style: "panels.css" },
-];
-
+// Each view, and the role that it takes.
+const VIEWS = { chat: "infer", models: "infer", fit: "operator", machine: "infer" };
 const main = document.getElementById("main");
-let shown = null; // { name, leave: AbortController, update }
+const caller = document.getElementById("caller");
+const links = Object.keys(VIEWS).map((view) => h("a", { href: `#/${view}`, "data-view": view, hidden: true }, texts.views[view]));
+document.querySelector("nav").append(...links);
+let shown = null; // { view, leave: AbortController, update }
 
-export function routeOf(hash) {
-  const [, name = "", path = "", query = ""] = /^#\/?([a-z]*)\/?([^?]*)(?:\?(.*))?$/.exec(hash) || [];
-  const view = VIEWS.some((each) => each.name === name) ? name : "chat";
+function routeOf(hash) {
+  const [, name, path = "", query = ""] = /^#\/?([a-z]*)\/?([^?]*)(?:\?(.*))?$/.exec(hash) || [];
   let plain = path;
   try {
     plain = decodeURIComponent(path);
   } catch {
     // a stray % is itself
   }
-  return { view, path: plain, query: new URLSearchParams(query) };
+  return { view: Object.hasOwn(VIEWS, name) ? name : "chat", path: plain, query: new URLSearchParams(query) };
 }
 
 async function show() {
   if (who() === null) return;
   const route = routeOf(location.hash);
-  if (shown?.name === route.view && shown.update) return shown.update(route);
+  const { view } = route;
+  if (shown?.view === view && shown.update) return shown.update(route);
   shown?.leave.abort();
-  const view = VIEWS.find((each) => each.name === route.view);
-  const mine = { name: view.name, leave: new AbortController(), update: null };
+  const mine = { view, leave: new AbortController(), update: null };
   shown = mine;
-  for (const link of document.querySelectorAll("[data-view]")) {
-    const here = link.dataset.view === view.name;
-    if (here) link.setAttribute("aria-current", "page");
+  for (const link of links) {
+    if (link.dataset.view === view) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
   }
-  document.title = `${texts.views[view.name]} – lm`;
-  const root = h("div.view", { id: `view-${view.name}` });
+  document.title = `${texts.views[view]} – lm`;
+  const root = h("div.view", { id: `view-${view}` });
   fill(main, root);
   try {
-    if (!may(view.role)) throw new Error(texts.login.notFor(who().role, view.role));
-    if (view.style) await withStyle(view.style);
-    const module = await view.load();
-    const update = await module.mount(root, route, mine.leave.signal);
-    mine.update = update ?? null;
+    if (!may(VIEWS[view])) throw new Error(texts.login.notFor(who().role, VIEWS[view]));
+    const module = await import(`./views/${view}.js`);
+    mine.update = await module.mount(root, route, mine.leave.signal);
   } catch (error) {
-    if (shown === mine && error.name !== "AbortError") fill(root, h("div.page", {}, problemBox(error)));
+    if (shown === mine && error.name !== "AbortError") fill(root, h("div.page", problemBox(error)));
   }
-}
-
-function withStyle(name) {
-  const href = new URL(name, import.meta.url).href;
-  if ([...document.styleSheets].some((sheet) => sheet.href === href)) return null;
-  return new Promise((done) => document.head.append(h("link", { rel: "stylesheet", href, onload: done, onerror: done })));
 }
 
 // Ask the daemon who this is; the login field appears where it wants a key.
-async function enter(problem = "") {
+async function enter() {
   try {
     const found = await get("/health");
     setWho("role" in found ? found : null);
-    if (who() === null) askKey(key() ? texts.login.wrong : problem);
+    if (who() === null) askKey(key() ? texts.login.wrong : "");
   } catch (error) {
-    fill(main, h("div.page", {}, problemBox(error), h("p", {}, h("button.button", { onclick: () => enter() }, texts.retry))));
+    fill(main, h("div.page", problemBox(error), button(texts.retry, enter)));
   }
 }
 
@@ -81,55 +68,37 @@ function askKey(problem) {
   shown?.leave.abort();
   shown = null;
   const field = h("input", { type: "password", id: "key", autocomplete: "off", required: true, spellcheck: "false" });
-  const submit = async (event) => {
-    event.preventDefault();
+  const submit = () => {
     keepKey(field.value.trim());
-    await enter();
+    enter();
   };
-  const title = h("h1", {}, texts.login.title);
-  const form = h(
-    "form.login",
-    { onsubmit: submit },
-    title,
-    h("p", {}, texts.login.why),
-    h("label", { for: "key" }, texts.login.key),
-    field,
-    problem ? h("p.problem", { role: "alert" }, problem) : null,
-    h("button.button.primary", { type: "submit" }, texts.login.enter),
-    h("small", {}, texts.login.kept),
-  );
-  fill(main, form);
+  const { login } = texts;
+  const wrong = problem && h("p.problem", { role: "alert" }, problem);
+  const title = [h("h1", login.title), h("p", login.why)];
+  fill(main, form("login", submit, title, labelled(login.key, field), wrong, submitButton(login.enter), h("small", login.kept)));
   field.focus();
 }
 
 function drawCaller() {
-  const place = document.getElementById("caller");
   const known = who();
-  for (const link of document.querySelectorAll("[data-view]")) {
-    const view = VIEWS.find((each) => each.name === link.dataset.view);
-    link.hidden = known === null || !may(view.role);
-  }
-  if (known === null) return fill(place);
-  const leave = () => {
-    keepKey("");
-    setWho(null);
-    enter();
-  };
-  fill(
-    place,
-    h("span.quiet", { title: `${known.caller}. ${texts.login.roles[known.role]}` }, key() ? known.role : ""),
-    key() ? h("button.link", { type: "button", onclick: leave }, texts.login.leave) : null,
-    h("span.quiet.version", { title: texts.version }, known.version),
-  );
+  for (const link of links) link.hidden = !may(VIEWS[link.dataset.view]);
+  if (known === null) return fill(caller);
+  const role = h("span.quiet", { title: `${known.caller}. ${texts.login.roles[known.role]}` }, known.role);
+  const version = h("span.quiet.version", { title: texts.version }, known.version);
+  return fill(caller, key() && [role, textButton(texts.login.leave, leave)], version);
 }
 
-onWho((found) => {
+function leave() {
+  forgetKey();
+  enter();
+}
+
+onWho(() => {
   drawCaller();
-  if (found === null) askKey("");
+  if (who() === null) askKey("");
   else show();
 });
 addEventListener("hashchange", show);
-for (const link of document.querySelectorAll("[data-view]")) link.textContent = texts.views[link.dataset.view];
 document.querySelector(".skip").addEventListener("click", (event) => {
   event.preventDefault(); // the address belongs to the router
   main.focus();

@@ -1,12 +1,13 @@
 // The document: elements and text nodes, and nothing that reads text as HTML.
 //
-//   h("a.quiet", { href: "#/fit", onclick: go, title: text.open }, "Fit ", h("b", {}, name))
+//   h("a.quiet", { href: "#/fit", onclick: go }, "Fit ", h("b", name))
 //
-// A child is a node, a text, a number, a list of these, or null and false for none. A property is a listener (`on…`),
-// `style` (an object of CSS properties, set one by one: the policy forbids attributes of style), a boolean, or text.
-// A link that could run a script is left out.
+// Properties may be left out. A property is a listener (`on…`), `style` (CSS properties, set one by one: the policy
+// forbids the attribute), a boolean, or text. A child is a node, a text, a number, a list of these, or null and false for
+// none. A link that could run a script is left out. Buttons submit nothing, unless their `type` says so.
 
-const SVG = "http://www.w3.org/2000/svg";
+import { texts } from "./texts.js";
+
 const SAFE_LINK = /^(https?:|mailto:|#|[a-z0-9/._-]*$)/i;
 const ICONS = {
   send: "M12 19V5M5 12l7-7 7 7",
@@ -16,21 +17,19 @@ const ICONS = {
   menu: "M4 7h16M4 12h16M4 17h16",
   left: "M15 5l-7 7 7 7",
   right: "M9 5l7 7-7 7",
-  down: "M5 9l7 7 7-7",
   sliders: "M4 8h9m5 0h2M4 16h3m5 0h8M15.5 5.500v5M9.500 13.500v5",
   file: "M7 3h7l4 4v14H7zM14 3v4h4",
   trash: "M5 7h14M10 7V4h4v3M7 7l1 13h8l1-13",
-  key: "M14 10a4 4 0 1 1-1.200-2.800M13 9l7 7v3h-3v-2h-2v-2",
-  more: "M6 12h.01M12 12h.01M18 12h.01",
 };
 
-export function h(shape, properties = {}, ...children) {
+export function h(shape, ...children) {
   const [tag, ...classes] = shape.split(".");
-  const element = document.createElement(tag || "div");
+  const element = document.createElement(tag);
   if (classes.length) element.className = classes.join(" ");
+  if (tag === "button") element.setAttribute("type", "button");
+  const properties = children[0]?.constructor === Object ? children.shift() : {};
   for (const [name, value] of Object.entries(properties)) set(element, name, value);
-  add(element, children);
-  return element;
+  return add(element, children);
 }
 
 export function set(element, name, value) {
@@ -42,38 +41,52 @@ export function set(element, name, value) {
   else element.setAttribute(name, value === true ? "" : String(value));
 }
 
-export function add(element, children) {
+function add(element, children) {
   for (const child of children.flat(Infinity)) {
-    if (child === null || child === undefined || child === false) continue;
-    element.append(child instanceof Node ? child : String(child));
+    if (child !== null && child !== undefined && child !== false) element.append(child);
   }
+  return element;
 }
 
 // Everything in `element` for these children.
 export function fill(element, ...children) {
   element.replaceChildren();
-  add(element, children);
-  return element;
+  return add(element, children);
 }
 
-export function icon(name) {
-  const svg = document.createElementNS(SVG, "svg");
-  svg.setAttribute("viewBox", "0 0 24 24");
-  svg.setAttribute("class", "icon");
-  svg.setAttribute("aria-hidden", "true");
-  const path = document.createElementNS(SVG, "path");
-  path.setAttribute("d", ICONS[name]);
-  svg.append(path);
-  return svg;
+// The text of an element, left alone where it is this one already: it would be read aloud again.
+export function say(element, text) {
+  if (element.textContent !== text) element.textContent = text;
 }
+
+export function svg(tag, attributes, ...children) {
+  const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
+  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
+  return add(element, children);
+}
+
+export const icon = (name) =>
+  svg("svg", { viewBox: "0 0 24 24", class: "icon", "aria-hidden": "true" }, svg("path", { d: ICONS[name] }));
 
 // A button that shows an icon alone; its label is for screen readers and the tooltip.
-export function iconButton(name, label, onclick, more = {}) {
-  return h("button.icon-button", { type: "button", "aria-label": label, title: label, onclick, ...more }, icon(name));
-}
+export const iconButton = (name, label, onclick, more = {}) =>
+  h("button.icon-button", { "aria-label": label, title: label, onclick, ...more }, icon(name));
 
-export function button(label, onclick, more = {}) {
-  return h(`button.button`, { type: "button", onclick, ...more }, label);
+export const button = (label, onclick, more = {}) => h("button.button", { onclick, ...more }, label);
+export const textButton = (label, onclick, more = {}) => h("button.link.small", { onclick, ...more }, label);
+export const submitButton = (label) => h("button.button.primary", { type: "submit" }, label);
+
+// A small button of a row; `of` names the row to screen readers.
+export const rowButton = (label, of, onclick, kind = "") =>
+  button(label, onclick, { class: `button small ${kind}`, "aria-label": `${label}: ${of}` });
+
+// The page's own form: it calls, and the browser sends nothing.
+export function form(shape, submit, ...children) {
+  const onsubmit = (event) => {
+    event.preventDefault();
+    submit();
+  };
+  return h(`form.${shape}`, { onsubmit }, ...children);
 }
 
 let count = 0;
@@ -82,6 +95,55 @@ let count = 0;
 export function labelled(label, field, help = "") {
   field.id ||= `field-${++count}`;
   const hint = help && h("small", { id: `${field.id}-help` }, help);
-  if (help) field.setAttribute("aria-describedby", `${field.id}-help`);
-  return h("div.field", {}, h("label", { for: field.id }, label), field, hint);
+  if (help) field.setAttribute("aria-describedby", hint.id);
+  return h("div.field", h("label", { for: field.id }, label), field, hint);
+}
+
+// A part of a view, with its title and what stands at the other end of that line.
+export const panel = (title, beside, ...children) =>
+  h("section.panel", { "aria-label": title }, h("div.row.spread", h("h2", title), beside), children);
+
+export const folded = (title, ...children) => h("details.panel", h("summary", h("h2", title)), children);
+export const preformatted = (label, text = "") => h("pre", { tabindex: "0", role: "region", "aria-label": label }, text);
+
+// A table, whose rows are cards where there is little room. A column is [title, kind]: "number", "whole" for one that has
+// the width of a card without its title, or nothing. `row(properties, …contents)` makes a row of it.
+export function table(columns) {
+  const head = ([title, kind]) =>
+    h(kind === "number" ? "th.number" : "th", { scope: "col" }, title || h("span.hidden", texts.actions));
+  const body = h("tbody");
+  const node = h("div.scroller", h("table.table.wide", h("thead", h("tr", columns.map(head))), body));
+  const cell = (content, at) => {
+    const [title, kind = ""] = columns[at];
+    return h(`td.${kind}`, { "data-label": kind === "whole" ? null : title }, content);
+  };
+  return { node, body, row: (properties, ...contents) => h("tr", properties, contents.map(cell)) };
+}
+
+// Let `place` hold a node for each item, in this order; a node stays as long as its key does, and so does the focus.
+// `make(item)` returns { node, update }.
+export function keyed(place, items, keyOf, make) {
+  const before = place.kept ?? new Map();
+  place.kept = new Map(items.map((item) => [keyOf(item), before.get(keyOf(item)) ?? make(item)]));
+  for (const item of items) place.kept.get(keyOf(item)).update(item);
+  const nodes = [...place.kept.values()].map((row) => row.node);
+  if (nodes.length !== place.childElementCount || nodes.some((node, at) => place.children[at] !== node)) {
+    place.replaceChildren(...nodes);
+  }
+}
+
+// Ask before something that cannot be taken back; whether it is confirmed.
+export function confirmed(title, text, act) {
+  const choice = (value, label, kind) => h(`button.button.${kind}`, { type: "submit", value }, label);
+  const choices = [choice("no", texts.keep, ""), choice("yes", act, "danger")];
+  const dialog = h("dialog", { "aria-label": title }, h("h2", title), h("p", text));
+  dialog.append(h("form.row.end", { method: "dialog" }, choices));
+  document.body.append(dialog);
+  dialog.showModal();
+  return new Promise((done) => {
+    dialog.addEventListener("close", () => {
+      dialog.remove();
+      done(dialog.returnValue === "yes");
+    });
+  });
 }

@@ -12,99 +12,87 @@ const ITEM = /^( *)([-*+]|\d{1,9}[.)])(?:[ \t]+(.*))?$/;
 const QUOTE = /^ {0,3}> ?(.*)$/;
 const DIVIDER = /^ *\|?(?: *:?-+:? *\|)* *:?-+:? *\|? *$/;
 const MATH = /^ {0,3}(\$\$|\\\[)(.*)$/;
+const NESTING = [[QUOTE, quote], [ITEM, list]];
+const BLOCKS = [[FENCE, code], [MATH, mathematics], [HEADING, heading], [RULE, (lines, at) => [{ type: "rule" }, at + 1]]];
 
-export function parse(text) {
-  return blocks(text.split("\n"), 0, 0);
-}
+export const parse = (text) => blocks(text.split("\n"), 0);
 
-function blocks(lines, first, depth) {
+// A function of a block is called with the lines, the number of its first one, the depth, and what its form found; it
+// returns the block and the number of the line behind it.
+function blocks(lines, depth) {
   const found = [];
   let at = 0;
   while (at < lines.length) {
-    if (!lines[at].trim()) {
-      at += 1;
-      continue;
+    if (!lines[at].trim()) at += 1;
+    else {
+      const forms = depth < DEEPEST ? [...BLOCKS, ...NESTING] : BLOCKS;
+      const [form, make] = forms.find(([form]) => form.test(lines[at])) ?? [/^/, isTable(lines, at) ? table : paragraph];
+      const [block, next] = make(lines, at, depth, form.exec(lines[at]));
+      found.push({ ...block, from: at });
+      at = next;
     }
-    const [block, next] = blockAt(lines, at, depth);
-    block.from = first + at;
-    found.push(block);
-    at = next;
   }
   return found;
 }
 
-function blockAt(lines, at, depth) {
-  const line = lines[at];
-  const fence = FENCE.exec(line);
-  if (fence) return code(lines, at, fence);
-  const math = MATH.exec(line);
-  if (math) return mathematics(lines, at, math);
-  const heading = HEADING.exec(line);
-  if (heading) return [{ type: "heading", level: heading[1].length, parts: inline(heading[2] || "") }, at + 1];
-  if (RULE.test(line)) return [{ type: "rule" }, at + 1];
-  if (depth < DEEPEST && QUOTE.test(line)) return quote(lines, at, depth);
-  if (depth < DEEPEST && ITEM.test(line)) return list(lines, at, depth);
-  if (isTable(lines, at)) return table(lines, at);
-  return paragraph(lines, at, depth);
+function heading(lines, at, depth, [, marks, text = ""]) {
+  return [{ type: "heading", level: marks.length, parts: inline(text) }, at + 1];
 }
 
-function code(lines, at, [, indent, marks, info]) {
+function code(lines, at, depth, [, indent, marks, info]) {
   const end = new RegExp(`^ {0,3}${marks[0]}{${marks.length},}\\s*$`);
   let next = at + 1;
   while (next < lines.length && !end.test(lines[next])) next += 1;
-  const body = lines.slice(at + 1, next).map((line) => line.replace(new RegExp(`^ {0,${indent.length}}`), ""));
-  const language = info.trim().split(/\s+/)[0];
-  return [{ type: "code", language, text: body.join("\n"), open: next >= lines.length }, next + 1];
+  const text = lines.slice(at + 1, next).map((line) => outdented(line, indent.length)).join("\n");
+  return [{ type: "code", language: info.trim().split(/\s+/)[0], text, open: next >= lines.length }, next + 1];
 }
 
-function mathematics(lines, at, [, mark, rest]) {
+const outdented = (line, width) => line.slice(Math.min(width, Math.max(0, line.search(/[^ ]|$/))));
+
+function mathematics(lines, at, depth, [, mark, rest]) {
   const close = mark === "$$" ? "$$" : "\\]";
+  const math = (body) => ({ type: "math", text: mark + body.join("\n") });
   let next = at;
   let line = rest;
   const body = [];
   while (!line.includes(close)) {
     body.push(line);
     next += 1;
-    if (next >= lines.length || !lines[next].trim()) return [{ type: "math", text: mark + body.join("\n") }, next];
+    if (next >= lines.length || !lines[next].trim()) return [math(body), next];
     line = lines[next];
   }
   const end = line.indexOf(close) + close.length;
   const after = line.slice(end).trim();
-  body.push(line.slice(0, end));
-  if (after) return [{ type: "paragraph", parts: [{ type: "math", text: mark + body.join("\n") }, ...inline(` ${after}`)] }, next + 1];
-  return [{ type: "math", text: mark + body.join("\n") }, next + 1];
+  const block = math([...body, line.slice(0, end)]);
+  return [after ? { type: "paragraph", parts: [block, ...inline(` ${after}`)] } : block, next + 1];
 }
 
 function quote(lines, at, depth) {
   let next = at;
   const inner = [];
-  while (next < lines.length && lines[next].trim()) {
-    const match = QUOTE.exec(lines[next]);
-    if (!match && begins(lines[next])) break;
-    inner.push(match ? match[1] : lines[next]);
+  while (next < lines.length && lines[next].trim() && (QUOTE.test(lines[next]) || !begins(lines[next]))) {
+    inner.push(QUOTE.exec(lines[next])?.[1] ?? lines[next]);
     next += 1;
   }
-  return [{ type: "quote", blocks: blocks(inner, 0, depth + 1) }, next];
+  return [{ type: "quote", blocks: blocks(inner, depth + 1) }, next];
 }
 
-function list(lines, at, depth) {
-  const [, indent, marker] = ITEM.exec(lines[at]);
+function list(lines, at, depth, [, indent, marker]) {
   const ordered = /\d/.test(marker);
-  const kind = marker.at(-1);
   const items = [];
   let next = at;
   while (next < lines.length) {
     const match = ITEM.exec(lines[next]);
-    const same = match && match[1].length <= indent.length + 1 && match[2].at(-1) === kind && !RULE.test(lines[next]);
-    if (!same) break;
+    const same = match && match[1].length <= indent.length + 1 && match[2].at(-1) === marker.at(-1);
+    if (!same || RULE.test(lines[next])) break;
     const width = match[1].length + match[2].length + 1;
     const body = [match[3] || ""];
     next += 1;
     while (next < lines.length && continues(lines, next, Math.min(width, indent.length + 2))) {
-      body.push(lines[next].replace(new RegExp(`^ {0,${width}}`), ""));
+      body.push(outdented(lines[next], width));
       next += 1;
     }
-    items.push(blocks(body, 0, depth + 1));
+    items.push(blocks(body, depth + 1));
   }
   return [{ type: "list", ordered, start: ordered ? parseInt(marker, 10) : 1, items }, next];
 }
@@ -112,29 +100,26 @@ function list(lines, at, depth) {
 // Whether a line belongs to an item whose text is indented by `width`: indented, or blank before such a line, or the
 // rest of its paragraph.
 function continues(lines, at, width) {
-  const line = lines[at];
-  const indent = line.search(/\S/);
-  if (indent < 0) {
-    const after = lines.slice(at, at + 3).find((each) => each.trim());
-    return after !== undefined && after.search(/\S/) >= width;
-  }
-  return indent >= width || (!begins(line) && lines[at - 1].trim() !== "");
+  const indent = lines[at].search(/\S/);
+  if (indent >= 0) return indent >= width || (!begins(lines[at]) && lines[at - 1].trim() !== "");
+  const after = lines.slice(at, at + 3).find((each) => each.trim());
+  return after !== undefined && after.search(/\S/) >= width;
 }
 
-const begins = (line) => [FENCE, HEADING, RULE, ITEM, QUOTE, MATH].some((form) => form.test(line));
+const begins = (line) => [...BLOCKS, ...NESTING].some(([form]) => form.test(line));
 
 function isTable(lines, at) {
-  const next = lines[at + 1];
-  return lines[at].includes("|") && next !== undefined && next.includes("-") && DIVIDER.test(next) && cells(lines[at]).length === cells(next).length;
+  const next = lines[at + 1] ?? "";
+  const divided = lines[at].includes("|") && next.includes("-") && DIVIDER.test(next);
+  return divided && cells(lines[at]).length === cells(next).length;
 }
 
 function table(lines, at) {
-  const align = cells(lines[at + 1]).map((cell) => (cell.endsWith(":") ? (cell.startsWith(":") ? "center" : "right") : ""));
-  const row = (line) => cells(line).slice(0, align.length).map(inline);
-  const rows = [];
+  const align = cells(lines[at + 1]).map((cell) => (!cell.endsWith(":") ? "" : cell.startsWith(":") ? "center" : "right"));
+  const row = (line) => cells(line).slice(0, align.length).map((cell) => inline(cell));
   let next = at + 2;
-  while (next < lines.length && lines[next].includes("|") && !begins(lines[next])) rows.push(row(lines[next++]));
-  return [{ type: "table", align, head: row(lines[at]), rows }, next];
+  while (next < lines.length && lines[next].includes("|") && !begins(lines[next])) next += 1;
+  return [{ type: "table", align, head: row(lines[at]), rows: lines.slice(at + 2, next).map(row) }, next];
 }
 
 function cells(line) {
@@ -143,75 +128,63 @@ function cells(line) {
 }
 
 function paragraph(lines, at, depth) {
+  const ends = (line) => begins(line) && !(depth >= DEEPEST && /^\s*([-*+>]|\d)/.test(line));
   let next = at + 1;
-  while (next < lines.length && lines[next].trim() && !isTable(lines, next)) {
-    if (begins(lines[next]) && !(depth >= DEEPEST && /^\s*([-*+>]|\d)/.test(lines[next]))) break;
-    next += 1;
-  }
-  const text = lines.slice(at, next).map((line) => line.trim()).join("\n");
-  return [{ type: "paragraph", parts: inline(text) }, next];
+  while (next < lines.length && lines[next].trim() && !isTable(lines, next) && !ends(lines[next])) next += 1;
+  const text = lines.slice(at, next).map((line) => line.trim());
+  return [{ type: "paragraph", parts: inline(text.join("\n")) }, next];
 }
 
-const LINK = /!?\[((?:[^\[\]\n]|\[[^\[\]\n]{0,200}\]){0,500})\]\(\s*<?((?:[^()\s<>]|\([^()\s]{0,200}\)){1,2000})>?(?:\s+"[^"\n]{0,200}")?\s*\)/y;
+const LABEL = /!?\[((?:[^\[\]\n]|\[[^\[\]\n]{0,200}\]){0,500})\]/;
+const TARGET = /\(\s*<?((?:[^()\s<>]|\([^()\s]{0,200}\)){1,2000})>?(?:\s+"[^"\n]{0,200}")?\s*\)/;
+const LINK = new RegExp(LABEL.source + TARGET.source, "y");
 const BARE = /https?:\/\/[^\s<>"'`]{1,2000}/y;
 const SPECIAL = /[\\`$!\[*_~h\n]/g;
+// What a mark may begin. A function returns the part and its end; an end of 0 or less means plain text, of that many
+// characters. `missing` has the marks that are not closed anywhere behind: nobody looks for them twice.
+const PARTS = {
+  "\n": (text, at) => [{ type: "break" }, at + 1],
+  "\\": escaped, "`": codeSpan, $: dollars, "[": link, "!": link, h: bareLink,
+};
 
 // Inline parts of a text without blocks in it.
 export function inline(text, depth = 0) {
   const found = [];
-  const missing = new Set(); // marks that are not closed anywhere behind: nobody looks for them twice
+  const missing = new Set();
   let plain = 0;
   let at = 0;
-  const put = (part, end) => {
-    if (at > plain) found.push(text.slice(plain, at));
-    if (part !== null) found.push(part);
-    plain = at = end;
-  };
-  while (at < text.length) {
+  for (;;) {
     SPECIAL.lastIndex = at;
-    const next = SPECIAL.exec(text);
-    if (!next) break;
-    at = next.index;
-    const [part, end] = partAt(text, at, depth, missing);
-    if (end > at) put(part, end);
-    else at += -end || 1;
+    const next = SPECIAL.exec(text)?.index ?? text.length;
+    if (next >= text.length) break;
+    const [part, end] = (PARTS[text[next]] ?? emphasis)(text, next, missing, depth);
+    at = end > next ? end : next + (-end || 1);
+    if (end <= next) continue;
+    if (next > plain) found.push(text.slice(plain, next));
+    found.push(part);
+    plain = at;
   }
-  at = text.length;
-  put(null, at);
+  if (text.length > plain) found.push(text.slice(plain));
   return found;
-}
-
-// The part at a mark and its end; an end of 0 or less means plain text, of that many characters.
-function partAt(text, at, depth, missing) {
-  const mark = text[at];
-  if (mark === "\n") return [{ type: "break" }, at + 1];
-  if (mark === "\\") return escaped(text, at, missing);
-  if (mark === "`") return codeSpan(text, at, missing);
-  if (mark === "$") return dollars(text, at, missing);
-  if (mark === "[" || mark === "!") return link(text, at, depth);
-  if (mark === "h") return bareLink(text, at);
-  return emphasis(text, at, depth, missing);
 }
 
 function escaped(text, at, missing) {
   const next = text[at + 1] || "";
-  if (next === "(" || next === "[") {
-    const close = next === "(" ? "\\)" : "\\]";
-    const end = find(text, close, at + 2, missing);
-    if (end >= 0) return [{ type: "math", text: text.slice(at, end + 2) }, end + 2];
-  }
+  const close = { "(": "\\)", "[": "\\]" }[next];
+  const end = close ? find(text, close, at + 2, missing) : -1;
+  if (end >= 0) return [{ type: "math", text: text.slice(at, end + 2) }, end + 2];
   return /[!-/:-@[-`{-~]/.test(next) ? [next, at + 2] : [null, 0];
 }
 
 function codeSpan(text, at, missing) {
   const marks = /^`+/.exec(text.slice(at, at + 32))[0];
+  const { length } = marks;
   let end = at;
-  do end = find(text, marks, end + marks.length, missing);
-  while (end >= 0 && text[end + marks.length] === "`" && (end = skip(text, end, "`") - marks.length) >= 0);
-  if (end < 0) return [null, -marks.length];
-  const inner = text.slice(at + marks.length, end);
-  const padded = inner.length > 2 && inner.startsWith(" ") && inner.endsWith(" ");
-  return [{ type: "code", text: padded ? inner.slice(1, -1) : inner }, end + marks.length];
+  do end = find(text, marks, end + length, missing);
+  while (end >= 0 && text[end + length] === "`" && (end = skip(text, end, "`") - length) >= 0);
+  if (end < 0) return [null, -length];
+  const inner = text.slice(at + length, end);
+  return [{ type: "code", text: /^ .+ $/s.test(inner) ? inner.slice(1, -1) : inner }, end + length];
 }
 
 function skip(text, at, mark) {
@@ -226,29 +199,30 @@ function dollars(text, at, missing) {
   if (mark === "$" && !/\S/.test(text[from] || " ")) return [null, 0];
   const end = find(text, mark, from, missing);
   // "$5 and $6" is money: no space stands before a closing mark, and no digit behind it.
-  const closes = end > from && (mark === "$$" || (/\S/.test(text[end - 1]) && !/\d/.test(text[end + 1] || "")));
-  return closes ? [{ type: "math", text: text.slice(at, end + mark.length) }, end + mark.length] : [null, -mark.length];
+  const closes = mark === "$$" || (/\S/.test(text[end - 1]) && !/\d/.test(text[end + 1] || ""));
+  if (end <= from || !closes) return [null, -mark.length];
+  return [{ type: "math", text: text.slice(at, end + mark.length) }, end + mark.length];
 }
 
-function link(text, at, depth) {
+function link(text, at, missing, depth) {
   LINK.lastIndex = at;
   const match = depth < DEEPEST ? LINK.exec(text) : null;
   if (!match) return [null, 0];
-  return [{ type: "link", href: match[2], parts: inline(match[1] || match[2], DEEPEST) }, at + match[0].length];
+  return [{ type: "link", href: match[2], parts: inline(match[1] || match[2], DEEPEST) }, LINK.lastIndex];
 }
 
 function bareLink(text, at) {
   BARE.lastIndex = at;
-  const match = BARE.exec(text);
-  if (!match || /\w/.test(text[at - 1] || "")) return [null, 0];
+  const match = /\w/.test(text[at - 1] || "") ? null : BARE.exec(text);
+  if (!match) return [null, 0];
   let href = match[0].replace(/[.,;:!?*_~]+$/, "");
-  if (href.endsWith(")") && !href.includes("(")) href = href.replace(/\)+$/, "");
+  if (!href.includes("(")) href = href.replace(/\)+$/, "");
   return [{ type: "link", href, parts: [href] }, at + href.length];
 }
 
 const EMPHASIS = { "**": "strong", __: "strong", "*": "em", _: "em", "~~": "del" };
 
-function emphasis(text, at, depth, missing) {
+function emphasis(text, at, missing, depth) {
   const run = skip(text, at, text[at]) - at;
   const mark = text[at].repeat(run > 1 ? 2 : 1);
   const type = EMPHASIS[mark];
@@ -274,8 +248,7 @@ function closing(text, mark, from, missing) {
 }
 
 function find(text, mark, from, missing) {
-  if (missing.has(mark)) return -1;
-  const end = text.indexOf(mark, from);
+  const end = missing.has(mark) ? -1 : text.indexOf(mark, from);
   if (end < 0) missing.add(mark);
   return end;
 }

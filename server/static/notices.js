@@ -1,8 +1,4 @@
 // What is told: an error as a sentence with its hint, or a short remark; both are read aloud, and go away.
-//
-//   tell(texts.chat.copied)            a remark for some seconds
-//   tellError(error)                   stays until it is closed
-//   problemBox(error)                  the same as a node, to stand where the failed thing would
 
 import { h, iconButton } from "./dom.js";
 import { texts } from "./texts.js";
@@ -10,27 +6,36 @@ import { texts } from "./texts.js";
 const SECONDS = 4;
 const MOST = 4;
 
+// A remark, for some seconds.
 export function tell(text) {
   const node = h("div.notice", { role: "status" }, text);
   show(node);
   setTimeout(() => node.remove(), SECONDS * 1000);
 }
 
+// An error, until it is closed.
 export function tellError(error) {
   if (error.name === "AbortError") return;
-  const node = h("div.notice.notice-error", { role: "alert" }, ...sentences(error));
-  node.append(iconButton("close", texts.close, () => node.remove()));
+  const close = iconButton("close", texts.close, () => node.remove());
+  const node = h("div.notice.notice-error", { role: "alert" }, sentences(error), close);
   show(node);
 }
 
-export function problemBox(error) {
-  return h("div.problem", { role: "alert" }, h("div", {}, ...sentences(error)));
+// An error that stands where the failed thing would.
+export const problemBox = (error) => h("div.problem", { role: "alert" }, sentences(error));
+
+// Do something, and tell what is wrong with it; whether it went well.
+export async function attempt(work) {
+  try {
+    await work();
+    return true;
+  } catch (error) {
+    tellError(error);
+    return false;
+  }
 }
 
-function sentences(error) {
-  const hint = error.hint ? h("small", {}, `${texts.hint} ${error.hint}`) : null;
-  return [h("p", {}, error.message), hint].filter(Boolean);
-}
+const sentences = ({ message, hint }) => [h("p", message), hint && h("small", `${texts.hint} ${hint}`)];
 
 function show(node) {
   const place = document.getElementById("notices");

@@ -1,89 +1,71 @@
 // Nodes of a Markdown tree: elements and texts, never HTML. Pictures of other places are links: the page loads nothing.
 
-import { h } from "./dom.js";
+import { h, textButton } from "./dom.js";
 import { parse } from "./markdown.js";
 import { texts } from "./texts.js";
 
-export function markdown(text) {
-  return parse(text).map(blockNode);
-}
+const words = texts.chat;
 
-export function blockNode(block) {
-  switch (block.type) {
-    case "heading":
-      return h(`h3.level-${block.level}`, {}, parts(block.parts)); // a message may begin at any level, an outline may not
-    case "code":
-      return codeBlock(block.text, block.language);
-    case "math":
-      return h("div.math", { role: "math" }, block.text);
-    case "rule":
-      return h("hr");
-    case "quote":
-      return h("blockquote", {}, block.blocks.map(blockNode));
-    case "list":
-      return h(block.ordered ? "ol" : "ul", { start: block.ordered && block.start !== 1 ? block.start : null }, block.items.map(item));
-    case "table":
-      return table(block);
-    default:
-      return h("p", {}, parts(block.parts));
-  }
-}
+export const markdown = (text) => parse(text).map(blockNode);
+
+const BLOCKS = {
+  heading: ({ level, parts }) => h(`h3.level-${level}`, inline(parts)), // a message begins at any level, an outline not
+  code: ({ text, language }) => codeBlock(text, language),
+  math: ({ text }) => h("div.math", { role: "math" }, text),
+  rule: () => h("hr"),
+  quote: ({ blocks }) => h("blockquote", blocks.map(blockNode)),
+  list: ({ ordered, start, items }) => h(ordered ? "ol" : "ul", { start: start === 1 ? null : start }, items.map(item)),
+  table,
+  paragraph: ({ parts }) => h("p", inline(parts)),
+};
+
+const blockNode = (block) => BLOCKS[block.type](block);
 
 // A tight item has its text without a paragraph around it.
-function item(blocks) {
-  const [first, ...rest] = blocks;
-  if (first?.type !== "paragraph") return h("li", {}, blocks.map(blockNode));
-  return h("li", {}, parts(first.parts), rest.map(blockNode));
+function item([first, ...rest]) {
+  if (first?.type === "paragraph") return h("li", inline(first.parts), rest.map(blockNode));
+  return h("li", first && blockNode(first), rest.map(blockNode));
 }
 
-function table(block) {
-  const cell = (tag) => (content, at) => h(block.align[at] ? `${tag}.${block.align[at]}` : tag, {}, parts(content));
-  const head = h("thead", {}, h("tr", {}, block.head.map(cell("th"))));
-  const body = h("tbody", {}, block.rows.map((row) => h("tr", {}, row.map(cell("td")))));
-  return h("div.scroller", { tabindex: "0", role: "region", "aria-label": texts.chat.table }, h("table", {}, head, body));
+function table({ align, head, rows }) {
+  const row = (tag) => (cells) => h("tr", cells.map((cell, at) => h(`${tag}.${align[at]}`, inline(cell))));
+  const all = h("table", h("thead", row("th")(head)), h("tbody", rows.map(row("td"))));
+  return h("div.scroller", { tabindex: "0", role: "region", "aria-label": words.table }, all);
 }
 
-function parts(list) {
-  return list.map((part) => (typeof part === "string" ? part : inlineNode(part)));
-}
+const LINK = { target: "_blank", rel: "noopener noreferrer" };
+const PARTS = {
+  break: () => h("br"),
+  code: ({ text }) => h("code", text),
+  math: ({ text }) => h("span.math", { role: "math" }, text),
+  link: ({ href, parts }) => h("a", { href, ...LINK }, inline(parts)),
+};
 
-function inlineNode(part) {
-  switch (part.type) {
-    case "break":
-      return h("br");
-    case "code":
-      return h("code", {}, part.text);
-    case "math":
-      return h("span.math", { role: "math" }, part.text);
-    case "link":
-      return h("a", { href: part.href, target: "_blank", rel: "noopener noreferrer" }, parts(part.parts));
-    default:
-      return h(part.type, {}, parts(part.parts));
-  }
+function inline(parts) {
+  const node = (part) => PARTS[part.type]?.(part) ?? h(part.type, inline(part.parts));
+  return parts.map((part) => (typeof part === "string" ? part : node(part)));
 }
 
 // Code with its language and a button that copies it. `pre` can be focused, so that keys scroll it.
 export function codeBlock(text, language = "") {
-  const code = h("code", {}, text);
-  const copy = h("button.link.small", { type: "button" }, texts.chat.copy);
-  copy.addEventListener("click", () => copied(copy, code.textContent));
-  const head = h("figcaption", {}, h("span", {}, language || texts.chat.code), copy);
-  return h("figure.code", {}, head, h("pre", { tabindex: "0", "aria-label": language || texts.chat.code }, code));
+  const code = h("code", text);
+  const title = language || words.code;
+  const copy = textButton(words.copy, () => copied(copy, code.textContent));
+  return h("figure.code", h("figcaption", h("span", title), copy), h("pre", { tabindex: "0", "aria-label": title }, code));
 }
 
 export async function copied(button, text) {
   try {
     await navigator.clipboard.writeText(text);
   } catch {
-    const field = h("textarea", { class: "offscreen", value: text }); // no clipboard without HTTPS in a network
+    const field = h("textarea.hidden", { value: text }); // no clipboard without HTTPS in a network
     document.body.append(field);
     field.select();
     document.execCommand("copy");
     field.remove();
   }
-  const before = button.textContent;
-  button.textContent = texts.chat.copied;
-  setTimeout(() => (button.textContent = before), 1500);
+  button.textContent = words.copied;
+  setTimeout(() => (button.textContent = words.copy), 1500);
 }
 
 // Markdown that grows: blocks before the last one are final and stay, the last one is made anew, or its code longer.
@@ -101,34 +83,20 @@ export class GrowingText {
     const now = performance.now();
     if (!end && now < this.rest) return;
     const tail = text.slice(this.length);
-    if (this.longerCode(tail) && !end) return;
+    if (!end && this.longerCode(tail)) return;
     const blocks = parse(tail);
-    if (blocks.length > 1 || end) {
-      const lines = tail.split("\n");
-      const keep = end ? blocks.length : blocks.length - 1;
-      this.replace(blocks.slice(0, keep).map(blockNode));
-      this.last = null;
-      if (end) return;
-      const from = blocks.at(-1).from;
-      this.length += lines.slice(0, from).reduce((sum, line) => sum + line.length + 1, 0);
-      this.append(blocks.at(-1));
-    } else if (blocks.length) {
-      this.replace([]);
-      this.append(blocks[0]);
-    }
+    const last = end ? null : blocks.pop();
+    this.last?.remove();
+    this.last = null;
+    this.place.append(...blocks.map(blockNode));
+    if (!last) return;
+    for (const line of tail.split("\n").slice(0, last.from)) this.length += line.length + 1;
+    this.last = blockNode(last);
+    this.place.append(this.last);
+    const open = last.type === "code" && last.open;
+    this.code = open ? { node: this.last.querySelector("code"), shown: last.text.length } : null;
     const cost = performance.now() - now;
     this.rest = cost > 4 ? performance.now() + cost * 4 : 0;
-  }
-
-  replace(nodes) {
-    this.last?.remove();
-    this.place.append(...nodes);
-  }
-
-  append(block) {
-    this.last = blockNode(block);
-    this.place.append(this.last);
-    this.code = block.type === "code" && block.open ? { node: this.last.querySelector("code"), shown: block.text.length } : null;
   }
 
   // Code that is still open only gets longer: its text is appended where the new text cannot end it.
@@ -137,7 +105,8 @@ export class GrowingText {
     const start = tail.indexOf("\n") + 1;
     const body = tail.slice(start);
     const { shown } = this.code;
-    if (!start || /^ /.test(tail) || /(^|\n) {0,3}(`{2,}|~{2,}|`$|~$)/.test(body.slice(Math.max(0, shown - 8)))) return false;
+    const ends = /(^|\n) {0,3}(`{2,}|~{2,}|`$|~$)/.test(body.slice(Math.max(0, shown - 8)));
+    if (!start || ends || /^ /.test(tail)) return false;
     this.code.node.append(body.slice(shown));
     this.code.shown = body.length;
     return true;

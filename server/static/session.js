@@ -6,7 +6,7 @@
 
 const PLACE = "lm-key";
 const RANKS = { infer: 1, operator: 2, admin: 3 };
-const listeners = new Set();
+let listener = () => {};
 let current = null;
 let memory = "";
 
@@ -45,14 +45,11 @@ export const who = () => current;
 export function setWho(found) {
   const changed = found?.role !== current?.role;
   current = found;
-  if (changed) for (const listener of listeners) listener(found);
+  if (changed) listener();
 }
 
-export function may(role) {
-  return current !== null && RANKS[current.role] >= RANKS[role];
-}
+export const may = (role) => current !== null && RANKS[current.role] >= RANKS[role];
 
-export function onWho(listener) {
-  listeners.add(listener);
-  return () => listeners.delete(listener);
+export function onWho(wanted) {
+  listener = wanted;
 }

@@ -181,9 +181,12 @@ def test_conversations_leave_and_come_back_as_a_file(page: Any, daemon: Daemon, 
     file = tmp_path / "conversations.json"
     waiting.value.save_as(file)
     assert json.loads(file.read_text())["conversations"][0]["title"] == "to be kept"
-    page.once("dialog", lambda dialog: dialog.accept())
     page.hover(".conversations li")
     page.click(".conversations .icon-button")
+    page.click("dialog >> text=Keep")
+    page.hover(".conversations li")
+    page.click(".conversations .icon-button")
+    page.click("dialog .danger")
     page.wait_for_selector(".conversations .quiet")
     page.set_input_files(".sidebar input[type=file]", file)
     page.click(".conversations a")

@@ -1,101 +1,101 @@
 // The box in which a question is written, with the files that go along as text.
 
-import { fill, h, icon, iconButton } from "../dom.js";
+import { fill, form, h, icon, iconButton } from "../dom.js";
 import { tellError } from "../notices.js";
 import { texts } from "../texts.js";
 
 const MOST_BYTES = 2_000_000;
 const words = texts.chat;
 
-// `send(text, files)` and `stop()`. The composer's `busy` says which of them its button does.
-export class Composer {
-  constructor(send, stop) {
-    Object.assign(this, { send, stop, files: [], isBusy: false });
-    this.field = h("textarea", { rows: "1", id: "question", placeholder: words.placeholder, "aria-label": words.placeholder, "aria-keyshortcuts": "/" });
-    this.chips = h("div.chips");
-    const picker = h("input", { type: "file", multiple: true, hidden: true, "aria-label": words.attach });
-    picker.addEventListener("change", () => {
-      this.take([...picker.files]); // a copy, because the list empties with the field
-      picker.value = "";
-    });
-    this.go = h("button.icon-button.primary.go", { type: "submit" });
-    const form = (event) => {
-      event.preventDefault();
-      this.submit();
-    };
-    const bar = h("div.box", {}, iconButton("file", words.attach, () => picker.click()), this.field, this.go);
-    this.node = h("form.composer", { onsubmit: form }, this.chips, bar, picker);
-    this.field.addEventListener("keydown", (event) => this.key(event));
-    this.field.addEventListener("paste", (event) => {
-      if (event.clipboardData.files.length) this.take([...event.clipboardData.files]);
-    });
-    this.busy = false;
+// `send(text, files)` and `stop()`; the composer's `busy` says which of them its button does.
+export function composer(send, stop) {
+  let files = [];
+  let busy = false;
+  const labels = { placeholder: words.placeholder, "aria-label": words.placeholder, "aria-keyshortcuts": "/" };
+  const field = h("textarea", { rows: 1, id: "question", ...labels, onkeydown, onpaste });
+  const chips = h("div.chips");
+  const go = h("button.icon-button.go", { type: "submit" });
+  const { node: attach, picker } = filePicker(iconButton("file", words.attach), { multiple: true }, take);
+  const node = form("composer", submit, chips, h("div.box", attach, field, go), picker);
+
+  function setBusy(value) {
+    busy = value;
+    go.title = value ? words.stop : words.send;
+    go.setAttribute("aria-label", go.title);
+    fill(go, icon(value ? "stop" : "send"));
   }
 
-  get busy() {
-    return this.isBusy;
-  }
-
-  set busy(value) {
-    this.isBusy = value;
-    const label = value ? words.stop : words.send;
-    fill(this.go, icon(value ? "stop" : "send"));
-    this.go.title = label;
-    this.go.setAttribute("aria-label", label);
-  }
-
-  set text(value) {
-    this.field.value = value;
-  }
-
-  key(event) {
+  function onkeydown(event) {
     if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
     event.preventDefault();
-    if (!this.busy) this.submit();
+    if (!busy) submit();
   }
 
-  submit() {
-    if (this.busy) return this.stop();
-    const text = this.field.value.trim();
-    if (!text && !this.files.length) return this.field.focus();
-    if (!this.send(text, this.files)) return null;
-    this.field.value = "";
-    this.files = [];
-    this.draw();
-    return null;
+  function onpaste(event) {
+    take([...event.clipboardData.files]);
+  }
+
+  function submit() {
+    if (busy) return stop();
+    const text = field.value.trim();
+    if (!text && !files.length) return field.focus();
+    if (!send(text, files)) return;
+    field.value = "";
+    files = [];
+    draw();
   }
 
   // Files as text. One that is too large, or no text, is told and left out.
-  async take(files) {
-    for (const file of files) {
-      try {
-        if (file.size > MOST_BYTES) throw new Error(words.tooLarge(file.name));
-        const text = new TextDecoder("utf-8", { fatal: true }).decode(await file.arrayBuffer());
-        if (text.includes("\0")) throw new Error("zeros");
-        this.files.push({ name: file.name, text });
-      } catch (error) {
-        tellError(file.size > MOST_BYTES ? error : { message: words.noText(file.name), hint: words.noTextHint });
+  async function take(more) {
+    for (const file of more) {
+      const { name } = file;
+      if (file.size > MOST_BYTES) tellError({ message: words.tooLarge(name) });
+      else {
+        const text = await asText(file).catch(() => null);
+        if (text === null) tellError({ message: words.noText(name), hint: words.noTextHint });
+        else files.push({ name, text });
       }
     }
-    this.draw();
+    draw();
   }
 
-  draw() {
-    const chip = (file, at) => h("span.badge", {}, file.name, iconButton("close", words.leaveOut(file.name), () => {
-      this.files.splice(at, 1);
-      this.draw();
-    }));
-    fill(this.chips, this.files.map(chip));
+  function draw() {
+    const leaveOut = (file) => {
+      files = files.filter((each) => each !== file);
+      draw();
+    };
+    const chip = (file) => iconButton("close", words.leaveOut(file.name), () => leaveOut(file));
+    fill(chips, files.map((file) => h("span.badge", file.name, chip(file))));
   }
 
   // Files that are dropped anywhere on `place`.
-  dropsOn(place) {
+  function dropsOn(place) {
     const over = (event) => {
       if (!event.dataTransfer.types.includes("Files")) return;
       event.preventDefault();
-      place.classList.toggle("dropping", event.type !== "drop" && event.type !== "dragleave");
-      if (event.type === "drop") this.take([...event.dataTransfer.files]);
+      place.classList.toggle("dropping", event.type === "dragenter" || event.type === "dragover");
+      if (event.type === "drop") take([...event.dataTransfer.files]);
     };
     for (const type of ["dragenter", "dragover", "dragleave", "drop"]) place.addEventListener(type, over);
   }
+
+  setBusy(false);
+  return { node, field, dropsOn, get busy() { return busy; }, set busy(value) { setBusy(value); } };
+}
+
+// A field for files, which a button opens; `take(files)` gets them.
+export function filePicker(opener, properties, take) {
+  const picker = h("input", { type: "file", hidden: true, "aria-label": opener.textContent || opener.title, ...properties });
+  picker.addEventListener("change", () => {
+    const files = [...picker.files]; // a copy, because the list empties with the field
+    picker.value = "";
+    take(files);
+  });
+  opener.addEventListener("click", () => picker.click());
+  return { node: opener, picker };
+}
+
+async function asText(file) {
+  const text = new TextDecoder("utf-8", { fatal: true }).decode(await file.arrayBuffer());
+  return text.includes("\0") ? null : text;
 }

@@ -3,7 +3,8 @@
 import { Conversation, newId } from "./tree.js";
 
 const FORMAT = "lm-conversations";
-const ROLES = new Set(["user", "assistant", "tool", "system"]);
+const ROLES = ["user", "assistant", "tool", "system"];
+const memory = new Map(); // conversations by id
 let opened = null;
 
 function database() {
@@ -19,8 +20,6 @@ function database() {
   return opened;
 }
 
-const memory = { heads: new Map(), messages: new Map() };
-
 // One transaction on both stores; `work` gets them, and may return a request whose result is the answer.
 async function transact(mode, work, instead) {
   const base = await database();
@@ -34,16 +33,18 @@ async function transact(mode, work, instead) {
 }
 
 export async function heads() {
-  const found = await transact("readonly", (store) => store.getAll(), () => [...memory.heads.values()]);
+  const kept = () => [...memory.values()].map((each) => each.head);
+  const found = await transact("readonly", (store) => store.getAll(), kept);
   return found.sort((one, other) => other.updated - one.updated);
 }
 
 const rangeOf = (id) => IDBKeyRange.bound([id], [id, []]);
 
 export async function open(id) {
-  const head = await transact("readonly", (store) => store.get(id), () => memory.heads.get(id));
+  const head = await transact("readonly", (store) => store.get(id), () => memory.get(id)?.head);
   if (!head) return null;
-  const all = await transact("readonly", (_, store) => store.getAll(rangeOf(id)), () => memory.messages.get(id) || []);
+  const kept = () => [...memory.get(id).messages.values()];
+  const all = await transact("readonly", (_, store) => store.getAll(rangeOf(id)), kept);
   // An answer that was coming when the page went away is as long as it got.
   for (const message of all) if (message.state === "coming") message.state = "stopped";
   return new Conversation(head, all);
@@ -56,10 +57,7 @@ export function save(conversation, messages) {
     store.put({ ...conversation.head });
     for (const message of messages) inner.put({ ...message, conversation: id });
   };
-  return transact("readwrite", write, () => {
-    memory.heads.set(id, conversation.head);
-    memory.messages.set(id, [...conversation.messages.values()]);
-  });
+  return transact("readwrite", write, () => memory.set(id, conversation));
 }
 
 export function remove(id) {
@@ -67,15 +65,15 @@ export function remove(id) {
     store.delete(id);
     inner.delete(rangeOf(id));
   };
-  return transact("readwrite", write, () => memory.heads.delete(id));
+  return transact("readwrite", write, () => memory.delete(id));
 }
 
-// The text of a file with these conversations.
-export async function exported(ids) {
+// The text of a file with all conversations.
+export async function exported() {
   const conversations = [];
-  for (const id of ids) {
-    const found = await open(id);
-    if (found) conversations.push({ ...found.head, messages: [...found.messages.values()].map(({ conversation, ...rest }) => rest) });
+  for (const { id } of await heads()) {
+    const { head, messages } = await open(id);
+    conversations.push({ ...head, messages: [...messages.values()].map(({ conversation, ...rest }) => rest) });
   }
   return JSON.stringify({ format: FORMAT, version: 1, conversations }, null, 1);
 }
@@ -83,31 +81,32 @@ export async function exported(ids) {
 // Add the conversations of such a file, beside those that are here; the number of them. Throws for another file.
 export async function imported(text) {
   const file = JSON.parse(text);
-  if (file?.format !== FORMAT || !Array.isArray(file.conversations)) throw new Error("another format");
+  if (file?.format !== FORMAT) throw new Error("another format");
   const all = file.conversations.map(checked);
   for (const each of all) await save(each, [...each.messages.values()]);
   return all.length;
 }
 
-// A conversation of a file, under ids of its own; only what the page knows, and as the type that it should be.
+// A conversation of a file, under an id of its own; only what the page knows, and as the type that it should be.
 function checked({ messages, title, model, settings, created, updated, leaf }) {
-  if (!Array.isArray(messages)) throw new Error("no messages");
-  const ids = new Map(messages.map((message) => [String(message.id), String(message.id)]));
+  const ids = new Set(messages.map((message) => String(message.id)));
   const own = messages.map((message) => {
-    if (!ROLES.has(message.role) || typeof message.content !== "string") throw new Error("a message without role or content");
-    const parent = ids.get(String(message.parent)) ?? null;
-    const objects = { stats: objectOr(message.stats), tool: objectOr(message.tool), error: objectOr(message.error) };
-    return { ...message, id: String(message.id), parent, ...objects, ...lists(message) };
+    const { role, content, id, parent, time, state, form, thought, thinking, files, calls } = message;
+    if (!ROLES.includes(role) || typeof content !== "string") throw new Error("a message without role or content");
+    const objects = { stats: object(message.stats), tool: object(message.tool), error: object(message.error) };
+    const lists = {
+      files: list(files)?.map((file) => ({ name: String(file.name), text: String(file.text) })),
+      calls: list(calls)?.filter((call) => call?.function?.name),
+    };
+    const own = { id: String(id), parent: ids.has(String(parent)) ? String(parent) : null };
+    const plain = { role, content, time, state, form, thought, thinking: string(thinking), model: string(message.model) };
+    return { ...plain, ...own, ...objects, ...lists };
   });
-  const head = { id: newId(), title: String(title ?? ""), model: String(model ?? ""), settings: objectOr(settings) ?? {} };
-  return new Conversation({ ...head, created: +created || Date.now(), updated: +updated || Date.now(), leaf: String(leaf) }, own);
+  const head = { id: newId(), title: String(title ?? ""), model: String(model ?? ""), settings: object(settings) ?? {} };
+  const times = { created: +created || Date.now(), updated: +updated || Date.now() };
+  return new Conversation({ ...head, ...times, leaf: String(leaf) }, own);
 }
 
-const objectOr = (value) => (value !== null && typeof value === "object" && !Array.isArray(value) ? value : undefined);
-
-function lists(message) {
-  const files = Array.isArray(message.files) ? message.files.map(({ name, text }) => ({ name: String(name), text: String(text) })) : undefined;
-  const calls = Array.isArray(message.calls) ? message.calls.filter((call) => call?.function?.name) : undefined;
-  const text = (value) => (value === undefined ? undefined : String(value));
-  return { files, calls, thinking: text(message.thinking), model: text(message.model) };
-}
+const list = (value) => (Array.isArray(value) ? value : undefined);
+const object = (value) => (value?.constructor === Object ? value : undefined);
+const string = (value) => (value === undefined ? undefined : String(value));

@@ -2,80 +2,75 @@
 // processor, and neither would be as fast as it is.
 
 import { stream } from "../api.js";
-import { button, h, labelled } from "../dom.js";
+import { button, fill, form, h, labelled, submitButton } from "../dom.js";
 import { duration, rate } from "../format.js";
-import { tellError } from "../notices.js";
+import { attempt } from "../notices.js";
 import { texts } from "../texts.js";
 
 const words = texts.fit;
 
-export class Compare {
-  constructor(signal) {
-    this.signal = signal;
-    this.sides = [this.side("a"), this.side("b")];
-    this.prompt = h("textarea", { rows: 2, required: true }, words.comparePrompt);
-    this.go = h("button.button.primary", { type: "submit" }, words.ask);
-    this.halt = button(words.stop, () => this.running?.abort(), { hidden: true });
-    const form = h("form", { onsubmit: (event) => this.ask(event) }, labelled(words.prompt, this.prompt), h("div.row", {}, this.go, this.halt));
-    this.node = h("section.compare", { "aria-labelledby": "compare-title", hidden: true }, h("h2", { id: "compare-title" }, words.compare), h("p.quiet", {}, words.compareHelp), form, h("div.columns", {}, ...this.sides.map((side) => side.node)));
-  }
-
-  side(name) {
+export function comparison(signal) {
+  let running = null;
+  const sides = ["a", "b"].map((name) => {
     const choice = h("select");
     const text = h("div.answer", { role: "log", "aria-label": words.answerOf(name) });
     const figures = h("p.small.quiet", { role: "status" });
-    const node = h("div.panel", {}, labelled(words.model(name), choice), text, figures);
-    return { node, choice, text, figures };
-  }
+    return { choice, text, figures, node: h("div.panel", labelled(words.model(name), choice), text, figures) };
+  });
+  const prompt = h("textarea", { rows: 2, required: true }, words.comparePrompt);
+  const go = submitButton(words.ask);
+  const halt = button(words.stop, () => running?.abort(), { hidden: true });
+  const question = form("ask", ask, labelled(words.prompt, prompt), h("div.row", go, halt));
+  const columns = h("div.columns", sides.map((side) => side.node));
+  const title = [h("h2", words.compare), h("p.quiet", words.compareHelp)];
+  const node = h("section.compare", { "aria-label": words.compare, hidden: true }, title, question, columns);
 
   // Offer models by name; the two that are nearest to `wanted` are chosen.
-  offer(models, wanted) {
-    const names = models.filter((model) => !model.problem && !model.base && !model.alias && (model.capabilities ?? []).includes("completion")).map((model) => model.name);
-    this.node.hidden = names.length < 2;
+  function offer(models, wanted) {
+    const can = ({ problem, base, capabilities }) => !problem && !base && capabilities?.includes("completion");
+    const names = models.filter(can).map((model) => model.name);
+    node.hidden = names.length < 2;
     const stem = wanted.split(":")[0];
-    const near = [...names.filter((name) => name.split(":")[0] === stem), ...names];
-    this.sides.forEach((side, at) => {
-      const kept = side.choice.value;
-      side.choice.replaceChildren(...names.map((name) => h("option", { value: name }, name)));
-      side.choice.value = names.includes(kept) ? kept : ([...new Set(near)][at] ?? names[at]);
+    const near = [...new Set([...names.filter((name) => name.split(":")[0] === stem), ...names])];
+    sides.forEach(({ choice }, at) => {
+      const kept = choice.value;
+      fill(choice, names.map((name) => h("option", { value: name }, name)));
+      choice.value = names.includes(kept) ? kept : near[at];
     });
   }
 
-  async ask(event) {
-    event.preventDefault();
-    this.running = new AbortController();
-    const signal = AbortSignal.any([this.signal, this.running.signal]);
-    this.go.disabled = true;
-    this.halt.hidden = false;
-    for (const side of this.sides) side.text.textContent = side.figures.textContent = "";
-    try {
-      for (const side of this.sides) await this.answer(side, signal);
-    } catch (error) {
-      tellError(error);
-    }
-    this.go.disabled = false;
-    this.halt.hidden = true;
+  async function ask() {
+    running = new AbortController();
+    const either = AbortSignal.any([signal, running.signal]);
+    go.disabled = true;
+    halt.hidden = false;
+    for (const { text, figures } of sides) text.textContent = figures.textContent = "";
+    await attempt(async () => {
+      for (const side of sides) await answer(side, either);
+    });
+    go.disabled = false;
+    halt.hidden = true;
   }
 
-  async answer(side, signal) {
+  async function answer({ choice, text, figures }, either) {
     const began = performance.now();
-    const text = document.createTextNode("");
-    side.text.append(text);
     let first = null;
-    side.figures.textContent = words.loading;
-    const body = { model: side.choice.value, messages: [{ role: "user", content: this.prompt.value }], options: { temperature: 0, num_predict: 300 } };
-    for await (const line of stream("POST", "/api/chat", body, signal)) {
+    figures.textContent = words.loading;
+    const messages = [{ role: "user", content: prompt.value }];
+    const body = { model: choice.value, messages, options: { temperature: 0, num_predict: 300 } };
+    for await (const line of stream("POST", "/api/chat", body, either)) {
       const more = (line.message?.thinking ?? "") + (line.message?.content ?? "");
       if (more && first === null) {
         first = (performance.now() - began) / 1000;
-        side.figures.textContent = words.answering;
+        figures.textContent = words.answering;
       }
-      text.appendData(more);
+      text.append(more);
       if (line.done) {
-        const speed = line.eval_duration ? rate((line.eval_count * 1e9) / line.eval_duration) : "–";
         const wait = duration(Math.max(0, (first ?? 0) - (line.load_duration ?? 0) / 1e9));
-        side.figures.textContent = words.figures(speed, wait, line.eval_count);
+        figures.textContent = words.figures(rate((line.eval_count * 1e9) / line.eval_duration), wait, line.eval_count);
       }
     }
   }
+
+  return { node, offer };
 }

@@ -1,81 +1,84 @@
 // Every level of a model as a row of a picture: what it needs of memory against the limit of this machine, how fast it
 // would write, how good it is, whether it fits and why not.
 
-import { button, h } from "../dom.js";
+import { h, rowButton, table, textButton } from "../dom.js";
 import { bytes, rate } from "../format.js";
 import { texts } from "../texts.js";
 
 const words = texts.fit;
 const PARTS = ["weights", "cache", "compute"];
+const COLUMNS = [
+  [words.level, "whole"], [words.memory, "whole"], [words.size, "number"], [words.speed, "number"], [words.quality],
+  [words.fits, "whole"], ["", "whole"],
+];
 
 // The picture of an answer of `/lm/advise`; `make` is called with the level that somebody wants.
-export function picture(advice, make) {
-  const limit = advice.memory.models_may_use;
-  const needs = Math.max(...advice.levels.map((row) => row.memory_bytes));
+export function picture({ levels, memory, installed }, make) {
+  const limit = memory.models_may_use;
+  const needs = Math.max(...levels.map((row) => row.memory_bytes));
   // A model far below the limit is shown by its own size, one far above it is cut off.
   const most = 1.04 * (limit > 2 * needs ? needs : Math.max(limit, Math.min(needs, 2 * limit)));
-  const usual = advice.levels.filter((row) => row.listed || row.chosen);
-  const heads = [words.level, words.memory, words.size, words.speed, words.quality, words.fits, ""];
-  const table = h(
-    "table.table.wide.levels",
-    {},
-    h("caption", {}, legend(limit, limit <= most)),
-    h("thead", {}, h("tr", {}, ...heads.map((text, at) => h(at === 2 || at === 3 ? "th.number" : "th", { scope: "col" }, text || h("span.hidden", {}, texts.models.acts))))),
-    h("tbody", {}, ...advice.levels.map((row) => levelRow(row, advice, limit, most, make))),
-  );
-  if (usual.length < advice.levels.length && usual.length) table.classList.add("short");
-  const more = h("button.link.small", { type: "button", hidden: !table.classList.contains("short") }, words.all(advice.levels.length));
-  more.addEventListener("click", () => {
-    more.hidden = true;
-    table.classList.remove("short");
-  });
-  return h("div.panel", {}, h("div.scroller", {}, table), more);
-}
-
-function legend(limit, shown) {
-  const parts = PARTS.map((part, at) => h("span.key", {}, h(`i.part-${at + 1}`), words.parts[part]));
-  return h("span.row.legend", {}, ...parts, h("span.key", {}, shown ? h("i.mark") : null, words.limit(bytes(limit))));
-}
-
-function levelRow(row, advice, limit, most, make) {
-  const can = row.fits !== "no";
-  const made = advice.installed && advice.levels.length === 1;
-  const why = row.chosen ? words.taken : row.why_not;
-  const act = made ? null : button(words.make, () => make(row.level), { class: `button small ${row.chosen ? "primary" : ""}`, "aria-label": `${words.make}: ${row.level}`, disabled: !can && !row.listed });
-  return h(
-    `tr.level.${row.chosen ? "chosen" : row.listed ? "listed" : "rare"}.${can ? "can" : "cannot"}`,
-    { "data-level": row.level, "aria-current": row.chosen ? "true" : null },
-    h("th", { scope: "row" }, h("span.name", {}, row.level), h("div.small.quiet", {}, words.bits(row.bits_per_weight))),
-    h("td.bar-cell", {}, bar(row, limit, most), h("div.small.quiet", {}, bytes(row.memory_bytes), row.card_layers ? ` · ${words.onCards(row.card_layers)}` : "")),
-    h("td.number", { "data-label": words.size }, bytes(row.file_bytes)),
-    h("td.number", { "data-label": words.speed }, h("span", { title: words.speedFull(rate(row.tokens_per_second_full)) }, `${rate(row.tokens_per_second)}/s`)),
-    h("td", { "data-label": words.quality }, quality(row)),
-    h("td", {}, verdict(row), why ? h("div.small.quiet", {}, why) : null),
-    h("td", {}, act),
-  );
-}
-
-// The need as a bar of its parts; what is beyond the limit lies right of the mark.
-function bar(row, limit, most) {
   const share = (size) => `${Math.min(100, (100 * size) / most).toFixed(3)}%`;
-  const label = words.bar(row.level, bytes(row.memory_bytes), bytes(limit));
-  const known = PARTS.reduce((sum, part) => sum + row[`${part}_bytes`], 0);
-  const scale = known > row.memory_bytes ? row.memory_bytes / known : 1;
-  const parts = PARTS.map((part, at) => h(`i.part-${at + 1}`, { style: { width: share(row[`${part}_bytes`] * scale) } }));
-  return h(`div.bar-track${row.memory_bytes > limit ? ".over" : ""}`, { role: "img", "aria-label": label }, ...parts, limit <= most ? h("b.mark", { style: { left: share(limit) } }) : null);
+  const mark = (style) => limit <= most && h("b.mark", { style });
+  const { node, body, row } = table(COLUMNS);
+  const parts = PARTS.map((part, at) => h("span.key", h(`i.part-${at + 1}`), words.parts[part]));
+  const legend = h("caption", h("span.row.legend", parts, h("span.key", mark({}), words.limit(bytes(limit)))));
+
+  // The need as a bar of its parts; what is beyond the limit lies right of the mark.
+  function bar(level) {
+    const label = words.bar(level.level, bytes(level.memory_bytes), bytes(limit));
+    const known = PARTS.reduce((sum, part) => sum + level[`${part}_bytes`], 0);
+    const scale = Math.min(1, level.memory_bytes / known);
+    const width = (part) => share(level[`${part}_bytes`] * scale);
+    const pieces = PARTS.map((part, at) => h(`i.part-${at + 1}`, { style: { width: width(part) } }));
+    const over = level.memory_bytes > limit ? "over" : "";
+    return h(`div.bar-track.${over}`, { role: "img", "aria-label": label }, pieces, mark({ left: share(limit) }));
+  }
+
+  function levelRow(level) {
+    const { level: name, chosen, listed } = level;
+    const can = level.fits !== "no";
+    const act = rowButton(words.make, name, () => make(name), chosen ? "primary" : "");
+    act.disabled = !can && !listed;
+    const why = chosen ? words.taken : level.why_not;
+    const kind = `${chosen ? "chosen" : listed ? "" : "rare"} ${can ? "" : "cannot"}`;
+    const cards = level.card_layers ? ` · ${words.onCards(level.card_layers)}` : "";
+    const full = words.speedFull(rate(level.tokens_per_second_full));
+    return row(
+      { class: kind, "data-level": name, "aria-current": chosen ? "true" : null },
+      [h("span.name", name), small(words.bits(level.bits_per_weight))],
+      [bar(level), small(bytes(level.memory_bytes), cards)],
+      bytes(level.file_bytes),
+      h("span", { title: full }, `${rate(level.tokens_per_second)}/s`),
+      quality(level),
+      [verdict(level), why && small(why)],
+      !(installed && levels.length === 1) && act,
+    );
+  }
+
+  body.append(...levels.map(levelRow));
+  const short = levels.some((level) => level.listed || level.chosen) && body.querySelector(".rare");
+  const shown = node.firstChild;
+  shown.prepend(legend);
+  shown.className += short ? " levels short" : " levels";
+  const more = textButton(words.all(levels.length), () => {
+    more.remove();
+    shown.classList.remove("short");
+  });
+  return h("div.panel", node, short && more);
 }
 
-function verdict(row) {
-  const [kind, text] = row.chosen ? ["good", words.chosen] : row.fits === "yes" ? ["good", words.yes] : row.fits === "evict" ? ["warn", words.evict(row.evict.join(", "))] : ["bad", words.no];
-  return h(`span.badge.${kind}`, {}, text);
+const small = (...children) => h("div.small.quiet", children);
+
+function verdict({ chosen, fits, evict }) {
+  if (chosen) return h("span.badge.good", words.chosen);
+  if (fits === "evict") return h("span.badge.warn", words.evict(evict.join(", ")));
+  return fits === "yes" ? h("span.badge.good", words.yes) : h("span.badge.bad", words.no);
 }
 
-// How much worse than the original: the KL divergence in nats that was measured here, else the published rise of the
-// perplexity, which is a difference and no share. Each says which it is.
-function quality(row) {
-  const measured = row.quality === "measured";
-  const loss = measured ? row.divergence : row.perplexity_increase;
-  if (loss === null || loss === undefined) return h("span.quiet", {}, words.qualityUnknown);
-  const text = measured ? words.divergence(String(+loss.toPrecision(3))) : words.worse(String(loss));
-  return [text, h("div.small.quiet", {}, words.from[row.quality] ?? row.quality)];
+// How much worse than the original: a figure measured here stands before a published one, and each says which it is.
+function quality({ perplexity_increase: loss, quality: from }) {
+  if (loss === null || loss === undefined) return h("span.quiet", words.qualityUnknown);
+  const text = loss < 0.0005 ? words.asOriginal : `+${(100 * loss).toFixed(loss < 0.01 ? 2 : 1)}\u00a0%`;
+  return [text, small(words.from[from] ?? from)];
 }

@@ -2,14 +2,14 @@
 // `#/chat` is a new one, `#/chat?id=ID` one that is kept, `#/chat/MODEL?q=TEXT` a new one with its model and its text.
 
 import { answer, running } from "../chat/answering.js";
-import { Composer } from "../chat/composer.js";
-import { MessageView } from "../chat/message.js";
-import { Picker } from "../chat/picker.js";
+import { composer } from "../chat/composer.js";
+import { messageView } from "../chat/message.js";
+import { modelPicker } from "../chat/picker.js";
 import { settingsForm } from "../chat/settings.js";
-import { Sidebar } from "../chat/sidebar.js";
+import { sidebar } from "../chat/sidebar.js";
 import { open, save } from "../chat/store.js";
 import { Conversation } from "../chat/tree.js";
-import { fill, h, iconButton } from "../dom.js";
+import { fill, h, iconButton, textButton } from "../dom.js";
 import { tellError } from "../notices.js";
 import { texts } from "../texts.js";
 
@@ -18,225 +18,200 @@ const AT_ONCE = 40; // messages that are made when a conversation is opened; the
 const NEAR = 80; // pixels from the end within which new text is followed
 
 export async function mount(root, route, signal) {
-  const view = new ChatView(root, signal);
-  await view.picker.refresh(signal);
-  await view.go(route);
-  return (later) => view.go(later);
-}
+  let conversation = Conversation.begin("", {});
+  let views = [];
+  let earlier = []; // messages that are not made yet
+  let pinned = true; // whether the end is followed
+  let top = 0;
+  let unfollow = () => {};
 
-class ChatView {
-  constructor(root, signal) {
-    this.signal = signal;
-    this.views = [];
-    this.pinned = true; // whether the end is followed
-    this.top = 0;
-    this.following = null; // how to stop listening to an answer
-    this.picker = new Picker(() => this.modelChosen());
-    this.sidebar = new Sidebar((id) => id === this.conversation.head.id && (location.hash = "#/chat"));
-    this.composer = new Composer((text, files) => this.ask(text, files), () => this.stop());
-    this.log = h("div.log", { role: "log", "aria-label": words.messages });
-    this.scroller = h("div.scroll", { tabindex: "0", role: "region", "aria-label": words.messages }, this.log);
-    this.side = h("aside.drawer", { hidden: true, "aria-label": texts.settings.title });
-    const bar = h("div.chat-bar", {}, this.menu(), this.picker.node, h("span.grow"), iconButton("sliders", texts.settings.title, () => this.toggleSettings(), { "aria-expanded": "false" }));
-    this.slidersButton = bar.lastElementChild;
-    this.node = h("div.chat", {}, this.sidebar.node, h("section.talk", {}, h("h1.offscreen", {}, texts.views.chat), bar, this.scroller, this.composer.node), this.side);
-    this.composer.dropsOn(this.node);
-    this.root = root; // gets it when a question can be answered
-    document.addEventListener("keydown", (event) => this.key(event), { signal });
-    this.scroller.addEventListener("scroll", () => this.scrolled());
-    const grown = new ResizeObserver(() => this.pinned && this.toEnd());
-    grown.observe(this.log);
-    addEventListener("focus", () => this.picker.refresh(signal).catch(() => {}), { signal });
-    signal.addEventListener("abort", () => {
-      this.following?.();
-      grown.disconnect();
-    });
-  }
-
-  menu() {
-    return iconButton("menu", words.conversations, () => this.node.classList.toggle("with-list"), { class: "icon-button menu" });
-  }
+  const picker = modelPicker(() => (conversation.head.model = picker.value));
+  const list = sidebar((id) => id === conversation.head.id && (location.hash = "#/chat"));
+  const box = composer(ask, () => running(conversation.head.id)?.stop());
+  const log = h("div.log", { role: "log", "aria-label": words.messages });
+  const scroller = h("div.scroll", { tabindex: "0", role: "region", "aria-label": words.messages, onscroll: scrolled }, log);
+  const side = h("aside.drawer", { hidden: true, "aria-label": texts.settings.title });
+  const menu = iconButton("menu", words.conversations, () => node.classList.toggle("with-list"));
+  menu.classList.add("menu");
+  const sliders = iconButton("sliders", texts.settings.title, toggleSettings, { "aria-expanded": "false" });
+  const bar = h("div.chat-bar", menu, picker.node, h("span.grow"), sliders);
+  const talk = h("section.talk", h("h1.hidden", texts.views.chat), bar, scroller, box.node);
+  const node = h("div.chat", list.node, talk, side);
+  box.dropsOn(node);
+  document.addEventListener("keydown", key, { signal });
+  const refresh = () => picker.refresh(signal).catch(() => {});
+  addEventListener("focus", refresh, { signal });
+  const grown = new ResizeObserver(() => pinned && toEnd());
+  grown.observe(log);
+  signal.addEventListener("abort", () => {
+    unfollow();
+    grown.disconnect();
+  });
 
   // Show what an address names.
-  async go(route) {
-    this.node.classList.remove("with-list");
-    const kept = route.query.get("id") && (await open(route.query.get("id")).catch(() => null));
-    const live = running(route.query.get("id"))?.conversation;
-    this.conversation = live ?? kept ?? Conversation.begin("", structuredClone(this.conversation?.head.settings ?? {}));
-    if (route.query.get("id") && !live && !kept) tellError({ message: words.gone, hint: words.goneHint });
-    this.picker.choose(route.path || this.conversation.head.model);
-    if (route.path && !this.picker.find(route.path)) tellError({ message: words.notHere(route.path), hint: words.notHereHint });
-    this.composer.text = route.query.get("q") ?? "";
-    if (!this.node.isConnected) this.root.append(this.node);
-    this.draw();
-    this.drawSettings();
-    this.follow(running(this.conversation.head.id));
-    await this.sidebar.draw(this.conversation.head.id);
-    this.composer.field.focus({ preventScroll: true });
+  async function go({ path, query }) {
+    const id = query.get("id");
+    const kept = id && (running(id)?.conversation ?? (await open(id).catch(() => null)));
+    if (id && !kept) tellError({ message: words.gone, hint: words.goneHint });
+    conversation = kept || Conversation.begin("", structuredClone(conversation.head.settings));
+    picker.choose(path || conversation.head.model);
+    if (path && !picker.find(path)) tellError({ message: words.notHere(path), hint: words.notHereHint });
+    box.field.value = query.get("q") ?? "";
+    node.classList.remove("with-list");
+    if (!node.isConnected) root.append(node); // now that a question can be answered
+    draw();
+    fill(side, settingsForm(conversation.head.settings, keepHead, toggleSettings));
+    follow(running(conversation.head.id));
+    await list.draw(conversation.head.id);
+    box.field.focus({ preventScroll: true });
   }
 
   // The path that is chosen: its end at once, what is before when it comes into sight.
-  draw() {
-    const path = this.conversation.path();
-    this.views = [];
-    fill(this.log);
-    if (!path.length) return fill(this.log, this.welcome());
-    this.earlier = path.slice(0, -AT_ONCE);
-    this.log.append(...path.slice(-AT_ONCE).map((message) => this.made(message)));
-    if (this.earlier.length) this.log.prepend(this.opener());
-    this.toEnd();
+  function draw() {
+    const path = conversation.path();
+    views = [];
+    earlier = path.slice(0, -AT_ONCE);
+    fill(log, path.length ? path.slice(-AT_ONCE).map(made) : welcome());
+    if (earlier.length) log.prepend(opener());
+    toEnd();
   }
 
-  made(message) {
-    const acts = { edit: (...all) => this.edit(...all), again: (...all) => this.again(...all), choose: (id) => this.choose(id), results: (...all) => this.results(...all) };
-    const view = new MessageView(message, this.conversation, acts);
-    this.views.push(view);
+  function made(message) {
+    const view = messageView(message, conversation, { edit, again, choose, results });
+    views.push(view);
     return view.node;
   }
 
-  opener() {
-    const more = h("button.link.small", { type: "button" }, words.earlier(this.earlier.length));
-    const show = () => {
+  function opener() {
+    const more = textButton(words.earlier(earlier.length), show);
+    function show() {
       watch.disconnect();
-      const height = this.scroller.scrollHeight - this.scroller.scrollTop;
-      const nodes = this.earlier.splice(-AT_ONCE).map((message) => this.made(message));
-      more.replaceWith(...(this.earlier.length ? [this.opener()] : []), ...nodes);
-      this.scroller.scrollTop = this.scroller.scrollHeight - height;
-    };
-    more.addEventListener("click", show);
-    const watch = new IntersectionObserver((entries) => entries.some((entry) => entry.isIntersecting) && show(), { root: this.scroller });
+      const height = scroller.scrollHeight - scroller.scrollTop;
+      const nodes = earlier.splice(-AT_ONCE).map(made);
+      more.replaceWith(...(earlier.length ? [opener()] : []), ...nodes);
+      scroller.scrollTop = scroller.scrollHeight - height;
+    }
+    const seen = (entries) => entries.some((entry) => entry.isIntersecting) && show();
+    const watch = new IntersectionObserver(seen, { root: scroller });
     requestAnimationFrame(() => watch.observe(more)); // once the end has been scrolled to
     return more;
   }
 
-  welcome() {
-    const none = !this.picker.models.length;
-    const hint = none ? h("p", {}, words.noModelHint, " ", h("a", { href: "#/models" }, texts.views.models)) : h("p.quiet", {}, words.start);
-    return h("div.welcome", {}, h("h2", {}, none ? words.noModel : words.welcome), hint);
+  function welcome() {
+    if (picker.value) return h("div.welcome", h("h2", words.welcome), h("p.quiet", words.start));
+    const way = h("a", { href: "#/models" }, texts.views.models);
+    return h("div.welcome", h("h2", words.noModel), h("p", words.noModelHint, " ", way));
   }
 
   // A question; false where nobody could answer it.
-  ask(text, files) {
-    if (!this.picker.value) return tellError({ message: words.noModel, hint: words.noModelHint });
-    const { head } = this.conversation;
-    const question = this.conversation.add(head.leaf, { role: "user", content: text, ...(files.length ? { files } : {}) });
+  function ask(content, files) {
+    if (!picker.value) return tellError({ message: words.noModel, hint: words.noModelHint });
+    const { head } = conversation;
+    const question = conversation.add(head.leaf, { role: "user", content, files });
     history.replaceState(null, "", `#/chat?id=${head.id}`);
-    this.answer(question);
+    reply(question);
     return true;
   }
 
-  // Let the model answer a message, with the settings as they are.
-  async answer(question, ...others) {
-    const { head } = this.conversation;
-    head.model = this.picker.value;
-    const form = head.settings.format?.trim() ? { form: true } : {};
-    const message = this.conversation.add(question?.id ?? null, { role: "assistant", model: head.model, state: "coming", ...form });
-    await save(this.conversation, [...others, question, message].filter(Boolean)).catch(tellError);
-    const run = answer(this.conversation, message);
-    this.draw();
-    this.follow(run);
-    await this.sidebar.draw(head.id);
+  // Let the model answer a message, with the settings as they are; `others` are to be kept too.
+  async function reply(question, ...others) {
+    const { head } = conversation;
+    head.model = picker.value;
+    const form = Boolean(head.settings.format?.trim());
+    const message = conversation.add(question?.id ?? null, { role: "assistant", model: head.model, state: "coming", form });
+    await save(conversation, [...others, question, message].filter(Boolean)).catch(tellError);
+    const run = answer(conversation, message);
+    draw();
+    follow(run);
+    await list.draw();
   }
 
-  edit(message, text) {
-    if (this.composer.busy) return;
-    const { role, parent, files, model } = message;
-    const other = this.conversation.add(parent ?? null, { role, content: text, ...(files ? { files } : {}), ...(model ? { model } : {}) });
-    if (role === "user") this.answer(other);
-    else this.kept([other]);
+  function edit({ role, parent, files, model }, content) {
+    if (box.busy) return;
+    const other = conversation.add(parent, { role, content, files, model });
+    if (role === "user") reply(other);
+    else keep([other]);
   }
 
-  again(message) {
-    if (!this.composer.busy) this.answer(this.conversation.messages.get(message.parent));
+  function again(message) {
+    if (!box.busy) reply(conversation.messages.get(message.parent));
   }
 
-  results(message, given) {
-    if (this.composer.busy) return;
-    let parent = message.id;
-    const all = message.calls.map((call, at) => {
-      const result = this.conversation.add(parent, { role: "tool", content: given[at], tool: { name: call.function.name, id: call.id } });
-      parent = result.id;
-      return result;
+  function results(message, given) {
+    if (box.busy) return;
+    const all = message.calls.map(({ function: { name }, id }, at) => {
+      return conversation.add(at ? conversation.head.leaf : message.id, { role: "tool", content: given[at], tool: { name, id } });
     });
-    this.answer(all.at(-1), ...all);
+    reply(all.at(-1), ...all);
   }
 
-  choose(id) {
-    if (this.composer.busy) return;
-    this.conversation.select(id);
-    this.kept([]);
+  function choose(id) {
+    if (box.busy) return;
+    conversation.select(id);
+    keep([]);
   }
 
-  kept(messages) {
-    save(this.conversation, messages).catch(tellError);
-    this.draw();
+  function keep(messages) {
+    save(conversation, messages).catch(tellError);
+    draw();
+  }
+
+  function keepHead() {
+    if (conversation.messages.size) save(conversation, []).catch(tellError);
   }
 
   // Show an answer as it comes, once for each frame.
-  follow(run) {
-    this.following?.();
-    this.composer.busy = Boolean(run);
+  function follow(run) {
+    unfollow();
+    box.busy = Boolean(run);
     if (!run) return;
-    const view = this.views.find((each) => each.message === run.message);
+    const view = views.find((each) => each.message === run.message);
     let frame = 0;
     const paint = () => {
       frame = 0;
-      if (run.done) view?.draw();
-      else view?.update();
-      if (run.done) this.ended(run);
+      if (!run.done) return view?.update();
+      view?.draw();
+      unfollow();
+      box.busy = false;
+      list.draw();
+      refresh();
     };
     const stop = run.listen(() => (frame ||= requestAnimationFrame(paint)));
-    this.following = () => {
+    unfollow = () => {
       stop();
       cancelAnimationFrame(frame);
     };
   }
 
-  ended(run) {
-    this.following?.();
-    this.composer.busy = false;
-    this.sidebar.draw(this.conversation.head.id);
-    this.picker.refresh(this.signal).catch(() => {});
-  }
-
-  stop() {
-    running(this.conversation.head.id)?.stop();
-  }
-
   // The end is followed until somebody scrolls away from it. (What is above it grows too, when it is first drawn.)
-  scrolled() {
-    const { scrollTop, scrollHeight, clientHeight } = this.scroller;
+  function scrolled() {
+    const { scrollTop, scrollHeight, clientHeight } = scroller;
     const near = scrollHeight - scrollTop - clientHeight < NEAR;
-    if (near || scrollTop < this.top) this.pinned = near;
-    this.top = scrollTop;
+    if (near || scrollTop < top) pinned = near;
+    top = scrollTop;
   }
 
-  toEnd() {
-    this.pinned = true;
-    this.scroller.scrollTop = this.scroller.scrollHeight;
+  function toEnd() {
+    pinned = true;
+    scroller.scrollTop = scroller.scrollHeight;
   }
 
-  modelChosen() {
-    this.conversation.head.model = this.picker.value;
+  function toggleSettings() {
+    side.hidden = !side.hidden;
+    sliders.setAttribute("aria-expanded", String(!side.hidden));
+    (side.hidden ? sliders : side.querySelector("textarea")).focus();
   }
 
-  toggleSettings() {
-    this.side.hidden = !this.side.hidden;
-    this.slidersButton.setAttribute("aria-expanded", String(!this.side.hidden));
-    (this.side.hidden ? this.slidersButton : this.side.querySelector("textarea")).focus();
-  }
-
-  drawSettings() {
-    const changed = () => this.conversation.messages.size && save(this.conversation, []).catch(tellError);
-    fill(this.side, settingsForm(this.conversation.head.settings, changed, () => this.toggleSettings()));
-  }
-
-  key(event) {
-    const typing = /^(INPUT|TEXTAREA|SELECT)$/.test(event.target.tagName);
-    if (event.key === "Escape" && this.composer.busy) this.stop();
+  function key(event) {
+    const typing = event.target.matches("input, textarea, select");
+    if (event.key === "Escape" && box.busy) running(conversation.head.id)?.stop();
     else if (event.key === "/" && !typing && !event.ctrlKey && !event.metaKey) {
       event.preventDefault();
-      this.composer.field.focus();
+      box.field.focus();
     }
   }
+
+  await picker.refresh(signal);
+  await go(route);
+  return go;
 }

@@ -2,157 +2,134 @@
 
 import { get, send } from "../api.js";
 import { button, fill, h } from "../dom.js";
-import { bytes, number } from "../format.js";
-import { Compare } from "../fit/compare.js";
+import { comparison } from "../fit/compare.js";
 import { picture } from "../fit/picture.js";
-import { pull } from "../models/pulls.js";
-import { problemBox, tell, tellError } from "../notices.js";
+import { bytes, number, routeTo } from "../format.js";
+import { nameForm, pull } from "../models/acts.js";
+import { attempt, problemBox, tell } from "../notices.js";
 import { texts } from "../texts.js";
 
 const words = texts.fit;
 const WAIT_MS = 200; // after the last move of a slider
 const CONTEXTS = Array.from({ length: 19 }, (_, at) => Math.round(1024 * 2 ** (at / 2) / 512) * 512);
 const STEPS = 200;
+const LEAST = 1 << 25;
 
 export async function mount(root, route, signal) {
-  const view = new FitView(root, signal);
-  await view.go(route);
-  return (later) => view.go(later);
-}
+  let wishes = {}; // context, parallel, memory: those that somebody has moved
+  let limit = 0;
+  let timer = 0;
+  let asking = null;
+  // From 32 MiB to all that lm may have, finer where there is little.
+  const bytesAt = (at) => Math.round(LEAST * (Math.max(limit, 2 * LEAST) / LEAST) ** (at / STEPS));
+  const { node, field } = nameForm("fit-name", words.name, words.nameHelp, words.look, submit);
+  const names = h("datalist", { id: "fit-names" });
+  const result = h("div.result", { "aria-busy": "false" });
+  const choice = h("div.choice", { role: "status" });
+  const compare = comparison(signal);
+  const context = slider("context", words.context, CONTEXTS.length - 1, (at) => CONTEXTS[at], tokens);
+  const parallel = slider("parallel", words.conversations, 31, (at) => at + 1, String);
+  const memory = slider("memory", words.memoryWish, STEPS, bytesAt, bytes);
+  const reset = button(words.reset, () => {
+    wishes = {};
+    judge();
+  });
+  const nodes = [context.node, parallel.node, memory.node, reset];
+  const sliders = h("fieldset.sliders", { hidden: true }, h("legend.hidden", words.wishes), nodes);
+  root.append(h("div.page", h("h1", words.title), node, names, sliders, choice, result, compare.node));
 
-class FitView {
-  constructor(root, signal) {
-    this.signal = signal;
-    this.wishes = {}; // context, parallel, memory: those that somebody has moved
-    this.models = [];
-    this.field = h("input", { id: "fit-name", list: "fit-names", placeholder: texts.models.example, required: true, spellcheck: "false", autocomplete: "off", autocapitalize: "none" });
-    this.names = h("datalist", { id: "fit-names" });
-    this.result = h("div.result", { "aria-busy": "false" });
-    this.choice = h("div.choice", { role: "status" });
-    this.compare = new Compare(signal);
-    const submit = (event) => {
-      event.preventDefault();
-      const target = `#/fit/${encodeURIComponent(this.field.value.trim())}`;
-      if (location.hash === target) this.judge();
-      else location.hash = target;
+  function slider(name, label, max, valueOf, textOf) {
+    const input = h("input", { type: "range", min: 0, max, step: 1, id: `fit-${name}` });
+    const shown = h("output.number", { for: input.id });
+    const show = (value) => {
+      shown.textContent = textOf(value);
+      input.setAttribute("aria-valuetext", textOf(value));
     };
-    const form = h("form.pull-form", { onsubmit: submit }, h("label", { for: "fit-name" }, words.name), h("div.row", {}, this.field, h("button.button.primary", { type: "submit" }, words.look)), this.names, h("small", {}, words.nameHelp));
-    this.sliders = h("fieldset.sliders", { hidden: true }, h("legend.hidden", {}, words.wishes), ...this.build());
-    root.append(h("div.page", {}, h("h1", {}, words.title), form, this.sliders, this.choice, this.result, this.compare.node));
-  }
-
-  build() {
-    const slider = (name, label, max, valueOf, textOf) => {
-      const field = h("input", { type: "range", min: 0, max, step: 1, id: `fit-${name}` });
-      const shown = h("output.number", { for: field.id });
-      const say = (value) => {
-        shown.textContent = textOf(value);
-        field.setAttribute("aria-valuetext", textOf(value));
-      };
-      field.addEventListener("input", () => {
-        this.wishes[name] = valueOf(Number(field.value));
-        say(this.wishes[name]);
-        this.soon();
-      });
-      return { field, say, node: h("div.field", {}, h("div.row.spread", {}, h("label", { for: field.id }, label), shown), field) };
-    };
-    this.context = slider("context", words.context, CONTEXTS.length - 1, (at) => CONTEXTS[at], (value) => words.tokens(number(value)));
-    this.parallel = slider("parallel", words.conversations, 31, (at) => at + 1, (value) => String(value));
-    this.memory = slider("memory", words.memoryWish, STEPS, (at) => this.bytesAt(at), bytes);
-    this.reset = button(words.reset, () => {
-      this.wishes = {};
-      this.judge();
+    input.addEventListener("input", () => {
+      show((wishes[name] = valueOf(Number(input.value))));
+      clearTimeout(timer);
+      timer = setTimeout(judge, WAIT_MS);
     });
-    return [this.context.node, this.parallel.node, this.memory.node, this.reset];
+    // What the daemon counted with, but not under the finger of whoever moves it.
+    const place = (value) => {
+      if (name in wishes) return;
+      const off = (at) => Math.abs(valueOf(at) - value);
+      let best = 0;
+      for (let at = 1; at <= max; at += 1) if (off(at) < off(best)) best = at;
+      input.value = best;
+      show(value);
+    };
+    const head = h("div.row.spread", h("label", { for: input.id }, label), shown);
+    return { place, node: h("div.field", head, input) };
   }
 
-  // The slider of memory goes from 32 MiB to all that lm may have, finer where there is little.
-  bytesAt(at) {
-    const least = 1 << 25;
-    return Math.round(least * (Math.max(this.limit, 2 * least) / least) ** (at / STEPS));
+  function submit(name) {
+    const target = routeTo("fit", name);
+    if (location.hash === target) judge();
+    else location.hash = target;
   }
 
-  async go(route) {
-    this.field.value = route.path;
-    this.wishes = {};
-    get("/api/tags", this.signal).then((tags) => this.offer(tags.models, route.path)).catch(tellError);
-    if (route.path) await this.judge();
-    else this.clear(h("p.quiet", {}, words.nothing));
+  async function go({ path }) {
+    field.value = path;
+    wishes = {};
+    attempt(async () => {
+      const here = (await get("/api/tags", signal)).models.filter((model) => !model.alias);
+      fill(names, here.map((model) => h("option", { value: model.name })));
+      compare.offer(here, path);
+    });
+    if (path) await judge();
+    else clear(h("p.quiet", words.nothing));
   }
 
-  offer(models, name) {
-    this.models = models.filter((model) => !model.alias);
-    fill(this.names, ...this.models.map((model) => h("option", { value: model.name })));
-    this.compare.offer(this.models, name);
-  }
-
-  clear(...nodes) {
-    this.sliders.hidden = true;
-    fill(this.choice);
-    fill(this.result, ...nodes);
-  }
-
-  soon() {
-    clearTimeout(this.timer);
-    this.timer = setTimeout(() => this.judge(), WAIT_MS);
+  function clear(instead) {
+    sliders.hidden = true;
+    fill(choice);
+    fill(result, instead);
   }
 
   // Ask the daemon; a later question ends an earlier one.
-  async judge() {
-    clearTimeout(this.timer);
-    this.asking?.abort();
-    const mine = (this.asking = new AbortController());
-    const name = this.field.value.trim();
-    this.result.setAttribute("aria-busy", "true");
-    if (this.sliders.hidden) fill(this.result, h("p.quiet", { role: "status" }, words.looking(name)));
+  async function judge() {
+    clearTimeout(timer);
+    asking?.abort();
+    asking = new AbortController();
+    const name = field.value.trim();
+    result.setAttribute("aria-busy", "true");
+    if (sliders.hidden) fill(result, h("p.quiet", { role: "status" }, words.looking(name)));
     try {
-      this.draw(name, await send("POST", "/lm/advise", { model: name, ...this.wishes }, AbortSignal.any([this.signal, mine.signal])));
+      const either = AbortSignal.any([signal, asking.signal]);
+      draw(name, await send("POST", "/lm/advise", { model: name, ...wishes }, either));
     } catch (error) {
       if (error.name === "AbortError") return;
-      if (error.body?.levels) this.draw(name, error.body);
-      else this.clear(problemBox(error));
+      if (error.body?.levels) draw(name, error.body);
+      else clear(problemBox(error));
     }
-    this.result.setAttribute("aria-busy", "false");
+    result.setAttribute("aria-busy", "false");
   }
 
-  draw(name, advice) {
-    this.advice = advice;
-    this.limit = advice.memory.limit;
-    this.sliders.hidden = false;
-    this.reset.hidden = Object.keys(this.wishes).length === 0;
-    this.place(advice);
+  function draw(name, advice) {
+    limit = advice.memory.limit;
+    sliders.hidden = false;
+    reset.hidden = !Object.keys(wishes).length;
+    context.place(advice.context);
+    parallel.place(advice.sequences);
+    memory.place(advice.memory.models_may_use);
+    const more = [advice.context_reason, advice.hint].map((text) => text && h("p.quiet.small", text));
     const title = advice.level ? words.takes(advice.level) : words.noneFits;
-    fill(this.choice, h("p.verdict", {}, title), h("p", {}, advice.reason), advice.context_reason ? h("p.quiet.small", {}, advice.context_reason) : null, advice.hint ? h("p.quiet.small", {}, advice.hint) : null, advice.unseen ? h("p.small.warn", {}, advice.unseen) : null);
-    fill(this.result, picture(advice, (level) => this.make(name, level)), h("p.small.quiet", {}, words.published(advice.quality_source)));
+    fill(choice, h("p.verdict", title), h("p", advice.reason), more, advice.unseen && h("p.small.warn", advice.unseen));
+    const source = h("p.small.quiet", words.published(advice.quality_source));
+    fill(result, picture(advice, (level) => make(name, level)), source);
   }
 
-  // The sliders show what the daemon counted with, but not under the finger of whoever moves them.
-  place(advice) {
-    const near = (list, value) => list.reduce((best, each, at) => (Math.abs(each - value) < Math.abs(list[best] - value) ? at : best), 0);
-    const set = (slider, name, at, value) => {
-      if (name in this.wishes) return;
-      slider.field.value = at;
-      slider.say(value);
-    };
-    set(this.context, "context", near(CONTEXTS, advice.context), advice.context);
-    set(this.parallel, "parallel", advice.sequences - 1, advice.sequences);
-    const sizes = Array.from({ length: STEPS + 1 }, (_, at) => this.bytesAt(at));
-    set(this.memory, "memory", near(sizes, advice.memory.models_may_use), advice.memory.models_may_use);
+  async function make(name, level) {
+    // What stands after the last colon of the last part of a name is a level.
+    const [, stem] = /^(.*?)(?::[^:/]*)?$/.exec(name);
+    if (!(await attempt(() => pull(`${stem}:${level}`)))) return;
+    tell(words.made(level));
+    location.hash = "#/models";
   }
 
-  async make(name, level) {
-    try {
-      await pull(levelled(name, level));
-      tell(words.made(level));
-      location.hash = "#/models";
-    } catch (error) {
-      tellError(error);
-    }
-  }
+  await go(route);
+  return go;
 }
 
-// The name at another level: what stands after the last colon of its last part is one.
-export function levelled(name, level) {
-  const [, stem] = /^(.*?)(?::[^:/]*)?$/.exec(name);
-  return `${stem}:${level}`;
-}
+const tokens = (value) => words.tokens(number(value));

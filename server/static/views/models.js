@@ -1,197 +1,159 @@
 // The models: what is here, what is on its way, what other programs have, and everything about one (`#/models/NAME`).
 
 import { get, send } from "../api.js";
-import { button, fill, h } from "../dom.js";
-import { ago, bytes, number } from "../format.js";
+import { button, confirmed, fill, h, keyed, panel, rowButton, say, table } from "../dom.js";
+import { ago, bytes, number, routeTo } from "../format.js";
+import { nameForm, unloader } from "../models/acts.js";
 import { detail } from "../models/detail.js";
-import { Pulls } from "../models/pulls.js";
-import { problemBox, tell, tellError } from "../notices.js";
+import { pullList } from "../models/pulls.js";
+import { attempt, problemBox, tell, tellError } from "../notices.js";
 import { may } from "../session.js";
-import { confirmed, keyed, watch } from "../watch.js";
+import { watch } from "../watch.js";
 import { texts } from "../texts.js";
 
 const words = texts.models;
+const COLUMNS = [
+  [words.name, "whole"], [words.size, "number"], [words.level], [words.context, "number"], [words.used], ["", "whole"],
+];
 
 export async function mount(root, route, signal) {
-  const view = new ModelsView(root, signal);
-  await view.go(route);
-  view.follow();
-  return (later) => view.go(later);
-}
+  let shown = "";
+  let models = [];
+  let loaded = new Map();
+  let used = new Map();
+  let alone = new Map(); // bytes that are freed with a model
+  let free = null;
+  const pulls = may("operator") ? pullList(() => attempt(refresh)) : null;
+  const rows = table(COLUMNS);
+  const total = h("p.quiet", { role: "status" });
+  const empty = h("p.quiet", { hidden: true }, words.none);
+  const found = h("ul.plain");
+  const elsewhere = panel(words.elsewhere, null, h("p.quiet", words.elsewhereHelp), found);
+  elsewhere.hidden = true;
+  const installed = h("section.panel", { "aria-label": words.installed }, rows.node, empty);
+  const head = h("div.row.spread", h("h1", texts.views.models), total);
+  const list = [head, pulls && bringIn(), pulls?.node, installed, elsewhere];
+  const page = h("div.page");
+  root.append(page);
 
-class ModelsView {
-  constructor(root, signal) {
-    this.signal = signal;
-    this.loaded = new Map();
-    this.models = [];
-    this.alone = new Map();
-    this.used = new Map();
-    this.page = h("div.page");
-    root.append(this.page);
-    this.pulls = may("operator") ? new Pulls(() => this.refresh().catch(tellError)) : null;
-    this.rows = h("tbody");
-    this.total = h("p.quiet", { role: "status" });
-    this.elsewhere = h("section.panel", { hidden: true, "aria-label": words.elsewhere });
-    this.build();
-  }
-
-  build() {
-    const heads = [words.name, words.size, words.level, words.context, words.used, ""];
-    const head = h("tr", {}, ...heads.map((text, at) => h(at === 1 || at === 3 ? "th.number" : "th", { scope: "col" }, text || h("span.hidden", {}, words.acts))));
-    this.table = h("table.table.wide", {}, h("thead", {}, head), this.rows);
-    this.empty = h("p.quiet", { hidden: true }, words.none);
-    this.list = [
-      h("div.row.spread", {}, h("h1", {}, texts.views.models), this.total),
-      this.pulls && this.form(),
-      this.pulls?.node,
-      h("section.panel", { "aria-label": words.installed }, h("div.scroller", {}, this.table), this.empty),
-      this.elsewhere,
-    ];
-  }
-
-  form() {
-    const field = h("input", { id: "pull-name", name: "model", placeholder: words.example, required: true, spellcheck: "false", autocomplete: "off", autocapitalize: "none" });
-    const submit = async (event) => {
-      event.preventDefault();
-      if (await this.pulls.begin(field.value.trim())) field.value = "";
+  function bringIn() {
+    const look = () => (location.hash = routeTo("fit", field.value.trim()));
+    const submit = async (name) => {
+      if (await pulls.begin(name)) field.value = "";
     };
-    const look = () => (location.hash = `#/fit/${encodeURIComponent(field.value.trim())}`);
-    return h(
-      "form.pull-form",
-      { onsubmit: submit },
-      h("label", { for: "pull-name" }, words.bringIn),
-      h("div.row", {}, field, h("button.button.primary", { type: "submit" }, words.pull), button(words.whatFits, look)),
-      h("small", {}, words.bringInHelp),
+    const { node, field } = nameForm(
+      "pull-name", words.bringIn, words.bringInHelp, words.pull, submit, button(words.whatFits, look),
     );
+    return node;
   }
 
-  async go(route) {
-    this.shown = route.path;
-    if (!route.path) {
-      fill(this.page, ...this.list);
-      return this.refresh();
+  async function go(to) {
+    shown = to.path;
+    if (!shown) {
+      fill(page, list);
+      return refresh();
     }
     try {
-      await this.refresh();
-      fill(this.page, await detail(route.path, this.acts(route.path), this.signal));
+      await refresh();
+      fill(page, await detail(shown, actsOf(shown), signal));
     } catch (error) {
-      if (error.name !== "AbortError") fill(this.page, h("p", {}, h("a", { href: "#/models" }, `← ${texts.views.models}`)), problemBox(error));
+      if (error.name === "AbortError") return;
+      fill(page, h("p", h("a", { href: "#/models" }, `← ${texts.views.models}`)), problemBox(error));
     }
   }
 
-  async refresh() {
-    const [tags, activity] = await Promise.all([get("/api/tags", this.signal), get("/lm/activity", this.signal)]);
-    this.models = tags.models.filter((model) => !model.alias);
-    this.used = new Map(activity.requests.toReversed().map((row) => [row.model, row.at * 1000]));
-    if (this.pulls) await Promise.all([this.pulls.refresh(this.signal), this.lookAround()]);
-    this.draw();
+  async function refresh() {
+    const [tags, activity] = await Promise.all([get("/api/tags", signal), get("/lm/activity", signal)]);
+    models = tags.models.filter((model) => !model.alias);
+    used = new Map(activity.requests.toReversed().map((row) => [row.model, row.at * 1000]));
+    if (pulls) await Promise.all([pulls.refresh(signal), lookAround()]);
+    draw();
   }
 
   // What needs the role of an operator; a daemon elsewhere does not tell of other programs.
-  async lookAround() {
-    const [room, found] = await Promise.all([get("/lm/du", this.signal), get("/lm/found", this.signal).catch(() => ({ models: [] }))]);
-    this.alone = new Map(room.models.map((row) => [row.name, row.alone]));
-    this.free = room.free;
-    const here = new Set(this.models.map((model) => model.source));
-    const rest = found.models.filter((model) => !here.has(model.name));
-    this.elsewhere.hidden = rest.length === 0;
-    if (this.drawn === JSON.stringify(rest)) return;
-    this.drawn = JSON.stringify(rest);
-    const rows = rest.map((each) =>
-      h("li.row.spread", {}, h("span", {}, h("b.name", {}, each.title), h("span.quiet", {}, ` ${each.program}, ${bytes(each.size)}`)), h("span.row", {},
-        h("a.button.small", { href: `#/fit/${encodeURIComponent(each.name)}`, "aria-label": `${words.whatFits}: ${each.title}` }, words.whatFits),
-        button(words.bringIt, () => this.pulls.begin(each.name), { class: "button small", "aria-label": `${words.bringIt}: ${each.title}` }),
-      )),
-    );
-    fill(this.elsewhere, h("h2", {}, words.elsewhere), h("p.quiet", {}, words.elsewhereHelp), h("ul.plain", {}, ...rows));
+  async function lookAround() {
+    const nothing = () => ({ models: [] });
+    const [room, around] = await Promise.all([get("/lm/du", signal), get("/lm/found", signal).catch(nothing)]);
+    alone = new Map(room.models.map((row) => [row.name, row.alone]));
+    free = room.free;
+    const here = new Set(models.map((model) => model.source));
+    const rest = around.models.filter((model) => !here.has(model.name));
+    elsewhere.hidden = !rest.length;
+    keyed(found, rest, (each) => each.name, foundRow);
   }
 
-  draw() {
-    const size = this.models.reduce((sum, model) => sum + model.size, 0);
-    const total = words.total(this.models.length, bytes(size), this.free === undefined ? "" : bytes(this.free));
-    if (this.total.textContent !== total) this.total.textContent = total;
-    this.empty.hidden = this.models.length > 0;
-    this.table.hidden = this.models.length === 0;
-    keyed(this.rows, this.models, (model) => `${model.name} ${model.digest}`, (model) => this.row(model));
+  function foundRow({ name, title, program, size }) {
+    const look = h("a.button.small", { href: routeTo("fit", name), "aria-label": `${words.whatFits}: ${title}` }, words.whatFits);
+    const acts = h("span.row", look, rowButton(words.bringIt, title, () => pulls.begin(name)));
+    const what = h("span", h("b.name", title), h("span.quiet", ` ${program}, ${bytes(size)}`));
+    return { node: h("li.row.spread", what, acts), update() {} };
   }
 
-  row(model) {
-    const state = h("span");
-    const used = h("td");
-    const link = h("a.name", { href: `#/models/${encodeURIComponent(model.name)}` }, model.name);
-    const problem = model.problem ? h("p.small.bad", {}, model.problem) : null;
-    const facts = [model.details.parameter_size, model.base && words.adapterOf(model.base)].filter(Boolean).join(" · ");
-    const unload = button(words.unload, () => this.unload(model.name), { class: "button small", "aria-label": `${words.unload} ${model.name}` });
-    const node = h("tr", {},
-      h("td", {}, link, " ", state, h("div.small.quiet", {}, facts), problem),
-      h("td.number", { "data-label": words.size }, bytes(model.size)),
-      h("td", { "data-label": words.level, title: model.reason }, model.level || model.details.quantization_level),
-      h("td.number", { "data-label": words.context }, model.details.context_length ? number(model.details.context_length) : "–"),
-      used,
-      h("td", {}, h("div.row.end", {}, model.problem || model.base ? null : h("a.button.small", { href: `#/chat/${encodeURIComponent(model.name)}`, "aria-label": `${words.chat}: ${model.name}` }, words.chat), this.pulls && unload, this.pulls && this.remover(model.name, "small"))),
+  function draw() {
+    const size = models.reduce((sum, model) => sum + model.size, 0);
+    say(total, words.total(models.length, bytes(size), free === null ? "" : bytes(free)));
+    empty.hidden = models.length > 0;
+    rows.node.hidden = !models.length;
+    keyed(rows.body, models, (model) => `${model.name} ${model.digest}`, row);
+  }
+
+  function row({ name, details, base, problem, size, level, reason }) {
+    const state = h("span.badge.good");
+    const when = h("span");
+    const facts = [details.parameter_size, base && words.adapterOf(base)].filter(Boolean).join(" · ");
+    const unload = unloader(name);
+    const talk = h("a.button.small", { href: routeTo("chat", name), "aria-label": `${words.chat}: ${name}` }, words.chat);
+    const title = [
+      h("a.name", { href: routeTo("models", name) }, name), " ", state, h("div.small.quiet", facts),
+      problem && h("p.small.bad", problem),
+    ];
+    const acts = [!problem && !base && talk, pulls && [unload, rowButton(words.remove, name, () => remove(name), "danger")]];
+    const node = rows.row(
+      {}, title, bytes(size), h("span", { title: reason }, level || details.quantization_level),
+      number(details.context_length || NaN), when, h("div.row.end", acts),
     );
-    used.dataset.label = words.used;
     const update = () => {
-      const live = this.loaded.get(model.name);
-      const label = live ? words.states[live.state] : "";
-      if (state.textContent !== label) state.replaceChildren(...(live ? [h("span.badge.good", {}, label)] : []));
-      used.textContent = this.used.has(model.name) ? ago(this.used.get(model.name)) : words.notUsed;
-      unload.hidden = !live;
+      const live = loaded.get(name);
+      state.hidden = unload.hidden = !live;
+      say(state, live ? words.states[live.state] : "");
+      say(when, used.has(name) ? ago(used.get(name)) : words.notUsed);
     };
     return { node, update };
   }
 
-  acts(name) {
+  function actsOf(name) {
+    // A file that is here has one level; the source that it came from may offer others.
+    const model = models.find((each) => each.name === name);
+    const source = model?.source && !model.details.parent_model ? model.source : name;
     return [
-      h("a.button.primary", { href: `#/chat/${encodeURIComponent(name)}` }, words.chat),
-      this.pulls && h("a.button", { href: `#/fit/${encodeURIComponent(this.sourceOf(name))}` }, words.whatFits),
-      this.pulls && this.remover(name),
-    ].filter(Boolean);
+      h("a.button.primary", { href: routeTo("chat", name) }, words.chat),
+      pulls && h("a.button", { href: routeTo("fit", source) }, words.whatFits),
+      pulls && button(words.remove, () => remove(name), { class: "button danger" }),
+    ];
   }
 
-  // A file that is here has one level; the source that it came from may offer others.
-  sourceOf(name) {
-    const model = this.models.find((each) => each.name === name);
-    return model?.source && !model.details.parent_model ? model.source : name;
-  }
-
-  remover(name, size = "") {
-    return button(words.remove, () => this.remove(name), { class: `button danger ${size}`, "aria-label": `${words.remove} ${name}` });
-  }
-
-  async remove(name) {
-    const alone = this.alone.get(name);
-    const title = h("h2", { id: "remove-title" }, words.removeTitle(name));
-    const freed = h("p", {}, alone === undefined ? "" : words.frees(bytes(alone)));
-    const acts = h("form.row.end", { method: "dialog" }, h("button.button", { value: "no" }, words.keep), h("button.button.danger", { value: "yes" }, words.remove));
-    if (!(await confirmed(h("dialog", { "aria-labelledby": "remove-title" }, title, freed, acts)))) return;
-    try {
-      await send("DELETE", "/api/delete", { model: name });
-      tell(words.removed(name));
-      if (this.shown) location.hash = "#/models";
-      else await this.refresh();
-    } catch (error) {
-      tellError(error);
-    }
-  }
-
-  async unload(name) {
-    try {
-      const { models } = await send("POST", "/lm/stop", { model: name });
-      tell(words.stopped[models[0]?.state] ?? words.stopped.stopped);
-    } catch (error) {
-      tellError(error);
-    }
+  async function remove(name) {
+    const frees = alone.has(name) ? words.frees(bytes(alone.get(name))) : "";
+    if (!(await confirmed(words.removeTitle(name), frees, words.remove))) return;
+    const done = await attempt(() => send("DELETE", "/api/delete", { model: name }));
+    if (!done) return;
+    tell(words.removed(name));
+    if (shown) location.hash = "#/models";
+    else await attempt(refresh);
   }
 
   // The daemon's events: which models are loaded, how far pulls are.
-  async follow() {
-    for await (const event of watch(this.signal)) {
+  async function follow() {
+    for await (const event of watch(signal)) {
       if (event.event !== "now") continue;
-      this.loaded = new Map(event.models.map((model) => [model.name, model]));
-      if (this.shown) continue;
-      this.pulls?.take(event.jobs);
-      this.draw();
+      loaded = new Map(event.models.map((model) => [model.name, model]));
+      if (shown) continue;
+      pulls?.take(event.jobs);
+      draw();
     }
   }
+
+  await go(route);
+  follow().catch(tellError);
+  return go;
 }

@@ -1,0 +1,43 @@
+// What changes models, from any view.
+
+import { send, stream } from "../api.js";
+import { form, h, rowButton, submitButton } from "../dom.js";
+import { attempt, tell, tellError } from "../notices.js";
+import { texts } from "../texts.js";
+
+const words = texts.models;
+
+// Bring a model in. Resolves once the daemon has taken it on, or throws its refusal; `ended` is called at its end.
+export async function pull(model, ended = () => {}) {
+  const lines = stream("POST", "/api/pull", { model, detach: true, stream: true });
+  const first = await lines.next();
+  const follow = async () => {
+    let last = first.value ?? {};
+    try {
+      for await (const line of lines) last = line;
+      if (last.status === "success") tell(words.here(last.name ?? model));
+    } catch (error) {
+      if (error.code !== "stopping") tellError(error);
+    }
+    ended();
+  };
+  follow();
+}
+
+// A button that unloads a model.
+export function unloader(name) {
+  const work = async () => {
+    const { models } = await send("POST", "/lm/stop", { model: name });
+    tell(words.stopped[models[0]?.state] ?? words.stopped.stopped);
+  };
+  return rowButton(words.unload, name, () => attempt(work));
+}
+
+// The form in which a model is named; `submit(name)`.
+export function nameForm(id, label, help, act, submit, ...more) {
+  const plain = { spellcheck: "false", autocomplete: "off", autocapitalize: "none" };
+  const field = h("input", { id, placeholder: words.example, required: true, list: `${id}s`, ...plain });
+  const row = h("div.row", field, submitButton(act), more);
+  const node = form("pull-form", () => submit(field.value.trim()), h("label", { for: id }, label), row, h("small", help));
+  return { node, field };
+}
