@@ -1,12 +1,10 @@
-// The daemon's routes, as the page calls them: the key in a header, errors as a sentence with a hint.
+// The daemon's routes: the key in a header, errors as a sentence with a hint.
 //
-//   const { models } = await get("/api/tags");
-//   await send("POST", "/api/delete", { model });                                   // method, path, body
+//   await send("POST", "/api/delete", { model })                                    // method, path, body, signal
 //   for await (const line of stream("POST", "/api/pull", { model }, signal)) …      // NDJSON or server-sent events
 //
-// All three throw ApiError: `message` is a sentence, `hint` another one or "", `status` 0 where nobody answered, `body`
-// the answer of a refused request. A line of a stream that has `error` is thrown too. An aborted `signal` throws
-// AbortError.
+// They throw ApiError: `status` is 0 where nobody answered, `body` the answer of a refused request. A line of a stream
+// that has `error` is thrown too. An aborted signal throws AbortError.
 
 import { forgetKey, key } from "./session.js";
 import { chunksOf, events, lines } from "./stream.js";
@@ -42,10 +40,10 @@ export async function* stream(method, path, body, signal) {
 async function call(method, path, body, signal) {
   const headers = key() ? { Authorization: `Bearer ${key()}` } : {};
   if (body) headers["Content-Type"] = "application/json";
-  const quiet = { cache: "no-store", credentials: "omit", referrerPolicy: "no-referrer" };
+  const options = { method, headers, signal, cache: "no-store", credentials: "omit", referrerPolicy: "no-referrer" };
   let response;
   try {
-    response = await fetch(new URL(path.slice(1), BASE), { method, headers, signal, body: JSON.stringify(body), ...quiet });
+    response = await fetch(new URL(path.slice(1), BASE), { ...options, body: JSON.stringify(body) });
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new ApiError(texts.errors.unreachable, texts.errors.unreachableHint);

@@ -1,31 +1,25 @@
 // The shell: the table of views, the router, the login.
 //
-// A view is a module with `mount(root, route, signal)`. It fills `root`; `route` is `{ view, path, query }` of
-// `#/VIEW/PATH?QUERY` (`query` a URLSearchParams); `signal` is aborted when the view is left: pass it to every request,
-// and stop timers by it. It may return a function that takes a later route of the same view.
+// A view has `mount(root, { path, query }, signal)` for `#/VIEW/PATH?QUERY`. `signal` is aborted when the view is left:
+// requests and timers end by it. It may return a function that takes a later route of the same view.
 
-import { get } from "./api.js";
-import { button, fill, form, h, labelled, submitButton, textButton } from "./dom.js";
-import { forgetKey, keepKey, key, may, onWho, setWho, who } from "./session.js";
-import { problemBox } from "./notices.js";
-import { texts } from "./texts.js";
+import {
+  button, fill, forgetKey, form, get, guarded, h, keepKey, key, labelled, may, onWho, problemBox, setWho, submitButton,
+  textButton, texts, who,
+} from "./kit.js";
 
 // Each view, and the role that it takes.
 const VIEWS = { chat: "infer", models: "infer", fit: "operator", machine: "infer" };
 const main = document.getElementById("main");
 const caller = document.getElementById("caller");
-const links = Object.keys(VIEWS).map((view) => h("a", { href: `#/${view}`, "data-view": view, hidden: true }, texts.views[view]));
+const link = (view) => h("a", { href: `#/${view}`, "data-view": view, hidden: true }, texts.views[view]);
+const links = Object.keys(VIEWS).map(link);
 document.querySelector("nav").append(...links);
 let shown = null; // { view, leave: AbortController, update }
 
 function routeOf(hash) {
   const [, name, path = "", query = ""] = /^#\/?([a-z]*)\/?([^?]*)(?:\?(.*))?$/.exec(hash) || [];
-  let plain = path;
-  try {
-    plain = decodeURIComponent(path);
-  } catch {
-    // a stray % is itself
-  }
+  const plain = guarded(() => decodeURIComponent(path)) ?? path; // a stray % is itself
   return { view: Object.hasOwn(VIEWS, name) ? name : "chat", path: plain, query: new URLSearchParams(query) };
 }
 
@@ -74,8 +68,8 @@ function askKey(problem) {
   };
   const { login } = texts;
   const wrong = problem && h("p.problem", { role: "alert" }, problem);
-  const title = [h("h1", login.title), h("p", login.why)];
-  fill(main, form("login", submit, title, labelled(login.key, field), wrong, submitButton(login.enter), h("small", login.kept)));
+  const parts = [h("h1", login.title), h("p", login.why), labelled(login.key, field), wrong, submitButton(login.enter)];
+  fill(main, form("login", submit, parts, h("small", login.kept)));
   field.focus();
 }
 

@@ -2,9 +2,9 @@
 //
 //   h("a.quiet", { href: "#/fit", onclick: go }, "Fit ", h("b", name))
 //
-// Properties may be left out. A property is a listener (`on…`), `style` (CSS properties, set one by one: the policy
-// forbids the attribute), a boolean, or text. A child is a node, a text, a number, a list of these, or null and false for
-// none. A link that could run a script is left out. Buttons submit nothing, unless their `type` says so.
+// Properties may be left out: a listener (`on…`), `style` (CSS properties, set one by one: the policy forbids the
+// attribute), a boolean, or text. A child is a node, a text, a list of these, or null, undefined, false for none. A link
+// that could run a script is left out. Buttons submit nothing, unless their `type` says so.
 
 import { texts } from "./texts.js";
 
@@ -80,6 +80,8 @@ export const submitButton = (label) => h("button.button.primary", { type: "submi
 export const rowButton = (label, of, onclick, kind = "") =>
   button(label, onclick, { class: `button small ${kind}`, "aria-label": `${label}: ${of}` });
 
+export const rowLink = (label, of, href) => h("a.button.small", { href, "aria-label": `${label}: ${of}` }, label);
+
 // The page's own form: it calls, and the browser sends nothing.
 export function form(shape, submit, ...children) {
   const onsubmit = (event) => {
@@ -104,10 +106,12 @@ export const panel = (title, beside, ...children) =>
   h("section.panel", { "aria-label": title }, h("div.row.spread", h("h2", title), beside), children);
 
 export const folded = (title, ...children) => h("details.panel", h("summary", h("h2", title)), children);
-export const preformatted = (label, text = "") => h("pre", { tabindex: "0", role: "region", "aria-label": label }, text);
+// What the keys can scroll.
+export const scrollable = (shape, label, ...children) =>
+  h(shape, { tabindex: "0", role: "region", "aria-label": label }, children);
 
-// A table, whose rows are cards where there is little room. A column is [title, kind]: "number", "whole" for one that has
-// the width of a card without its title, or nothing. `row(properties, …contents)` makes a row of it.
+// A table, whose rows are cards where there is little room. A column is [title, kind]: "number", "whole" for one that
+// has the width of a card and no title there, or nothing.
 export function table(columns) {
   const head = ([title, kind]) =>
     h(kind === "number" ? "th.number" : "th", { scope: "col" }, title || h("span.hidden", texts.actions));

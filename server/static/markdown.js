@@ -13,7 +13,7 @@ const QUOTE = /^ {0,3}> ?(.*)$/;
 const DIVIDER = /^ *\|?(?: *:?-+:? *\|)* *:?-+:? *\|? *$/;
 const MATH = /^ {0,3}(\$\$|\\\[)(.*)$/;
 const NESTING = [[QUOTE, quote], [ITEM, list]];
-const BLOCKS = [[FENCE, code], [MATH, mathematics], [HEADING, heading], [RULE, (lines, at) => [{ type: "rule" }, at + 1]]];
+const BLOCKS = [[FENCE, code], [MATH, mathematics], [HEADING, heading], [RULE, rule]];
 
 export const parse = (text) => blocks(text.split("\n"), 0);
 
@@ -26,7 +26,8 @@ function blocks(lines, depth) {
     if (!lines[at].trim()) at += 1;
     else {
       const forms = depth < DEEPEST ? [...BLOCKS, ...NESTING] : BLOCKS;
-      const [form, make] = forms.find(([form]) => form.test(lines[at])) ?? [/^/, isTable(lines, at) ? table : paragraph];
+      const other = [/^/, isTable(lines, at) ? table : paragraph];
+      const [form, make] = forms.find((each) => each[0].test(lines[at])) ?? other;
       const [block, next] = make(lines, at, depth, form.exec(lines[at]));
       found.push({ ...block, from: at });
       at = next;
@@ -37,6 +38,10 @@ function blocks(lines, depth) {
 
 function heading(lines, at, depth, [, marks, text = ""]) {
   return [{ type: "heading", level: marks.length, parts: inline(text) }, at + 1];
+}
+
+function rule(lines, at) {
+  return [{ type: "rule" }, at + 1];
 }
 
 function code(lines, at, depth, [, indent, marks, info]) {
@@ -115,7 +120,8 @@ function isTable(lines, at) {
 }
 
 function table(lines, at) {
-  const align = cells(lines[at + 1]).map((cell) => (!cell.endsWith(":") ? "" : cell.startsWith(":") ? "center" : "right"));
+  const side = (cell) => (!cell.endsWith(":") ? "" : cell.startsWith(":") ? "center" : "right");
+  const align = cells(lines[at + 1]).map(side);
   const row = (line) => cells(line).slice(0, align.length).map((cell) => inline(cell));
   let next = at + 2;
   while (next < lines.length && lines[next].includes("|") && !begins(lines[next])) next += 1;

@@ -1,8 +1,7 @@
 // Nodes of a Markdown tree: elements and texts, never HTML. Pictures of other places are links: the page loads nothing.
 
-import { h, textButton } from "./dom.js";
 import { parse } from "./markdown.js";
-import { texts } from "./texts.js";
+import { h, scrollable, textButton, texts } from "./kit.js";
 
 const words = texts.chat;
 
@@ -30,7 +29,7 @@ function item([first, ...rest]) {
 function table({ align, head, rows }) {
   const row = (tag) => (cells) => h("tr", cells.map((cell, at) => h(`${tag}.${align[at]}`, inline(cell))));
   const all = h("table", h("thead", row("th")(head)), h("tbody", rows.map(row("td"))));
-  return h("div.scroller", { tabindex: "0", role: "region", "aria-label": words.table }, all);
+  return scrollable("div.scroller", words.table, all);
 }
 
 const LINK = { target: "_blank", rel: "noopener noreferrer" };
@@ -51,7 +50,7 @@ export function codeBlock(text, language = "") {
   const code = h("code", text);
   const title = language || words.code;
   const copy = textButton(words.copy, () => copied(copy, code.textContent));
-  return h("figure.code", h("figcaption", h("span", title), copy), h("pre", { tabindex: "0", "aria-label": title }, code));
+  return h("figure.code", h("figcaption", h("span", title), copy), scrollable("pre", title, code));
 }
 
 export async function copied(button, text) {

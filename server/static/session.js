@@ -1,8 +1,5 @@
-// Who uses the page: the key of this tab, and what its role may do.
-//
-// The key lives in sessionStorage: it ends with the tab, and is in no URL and no cookie. `who()` is what the daemon says
-// of the caller: `{ role, caller, version, … }`, or null as long as a key is wanted. `may("operator")` tells what to
-// offer; the daemon decides anyway. `onWho(listener)` calls at each change.
+// Who uses the page: the key of this tab, in sessionStorage, and what its role may do. `who()` is what the daemon says
+// of the caller: `{ role, caller, version, … }`, or null as long as a key is wanted. The daemon decides anyway.
 
 const PLACE = "lm-key";
 const RANKS = { infer: 1, operator: 2, admin: 3 };
@@ -11,23 +8,16 @@ let current = null;
 let memory = "";
 
 // Storage that a browser may refuse, which is no reason to stop.
-export function recall(storage, name) {
+export function guarded(work) {
   try {
-    return globalThis[storage].getItem(name);
+    return work();
   } catch {
     return null;
   }
 }
 
-export function keep(storage, name, text) {
-  try {
-    if (text) globalThis[storage].setItem(name, text);
-    else globalThis[storage].removeItem(name);
-  } catch {
-    // it is in memory alone, then
-  }
-}
-
+export const recall = (storage, name) => guarded(() => globalThis[storage].getItem(name));
+export const keep = (storage, name, text) => guarded(() => globalThis[storage].setItem(name, text));
 export const key = () => recall("sessionStorage", PLACE) ?? memory;
 
 export function keepKey(text) {
@@ -36,11 +26,13 @@ export function keepKey(text) {
 }
 
 export function forgetKey() {
-  keepKey("");
+  memory = "";
+  guarded(() => sessionStorage.removeItem(PLACE));
   setWho(null);
 }
 
 export const who = () => current;
+export const may = (role) => current !== null && RANKS[current.role] >= RANKS[role];
 
 export function setWho(found) {
   const changed = found?.role !== current?.role;
@@ -48,8 +40,7 @@ export function setWho(found) {
   if (changed) listener();
 }
 
-export const may = (role) => current !== null && RANKS[current.role] >= RANKS[role];
-
+// Call at each change of the role.
 export function onWho(wanted) {
   listener = wanted;
 }

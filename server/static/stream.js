@@ -1,4 +1,4 @@
-// Streams of answers: bytes as they come, to objects. Works on any iterable of Uint8Array, so that Node can test it.
+// Streams of answers: chunks of bytes, as they come, to objects.
 
 // Lines of JSON: one object for each line. A last line without its end counts too.
 export async function* lines(chunks) {

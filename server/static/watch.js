@@ -1,8 +1,6 @@
 // What the daemon tells of itself once a second: events "history" and "now", and "lost" until it answers again.
-//
-//   for await (const event of watch(signal)) …
 
-import { stream } from "./api.js";
+import { stream } from "./kit.js";
 
 const AGAIN_MS = 2000;
 

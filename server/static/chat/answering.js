@@ -1,14 +1,8 @@
 // Answers on their way. They belong to the page and not to its view: one that has begun goes on while another view is
-// shown, and is kept as it comes.
-//
-//   const run = answer(conversation, message)      begins it; `message` grows
-//   running(conversation.head.id)                  the run of a conversation, if there is one
-//   run.listen(() => …)                            after each piece, and at the end (`run.done`)
-//   run.stop()
+// shown, and is kept as it comes. `run.listen(listener)` calls after each piece, and at the end (`run.done`).
 
-import { ApiError, get, stream } from "../api.js";
-import { texts } from "../texts.js";
 import { save } from "./store.js";
+import { ApiError, get, stream, texts } from "../kit.js";
 
 const SAVE_MS = 1000;
 const runs = new Map();

@@ -1,8 +1,6 @@
 // The box in which a question is written, with the files that go along as text.
 
-import { fill, form, h, icon, iconButton } from "../dom.js";
-import { tellError } from "../notices.js";
-import { texts } from "../texts.js";
+import { fill, form, h, icon, iconButton, tellError, texts } from "../kit.js";
 
 const MOST_BYTES = 2_000_000;
 const words = texts.chat;
@@ -85,7 +83,8 @@ export function composer(send, stop) {
 
 // A field for files, which a button opens; `take(files)` gets them.
 export function filePicker(opener, properties, take) {
-  const picker = h("input", { type: "file", hidden: true, "aria-label": opener.textContent || opener.title, ...properties });
+  const label = opener.textContent || opener.title;
+  const picker = h("input", { type: "file", hidden: true, "aria-label": label, ...properties });
   picker.addEventListener("change", () => {
     const files = [...picker.files]; // a copy, because the list empties with the field
     picker.value = "";

@@ -1,10 +1,9 @@
 // One message as it is shown: its text, what belongs to it, and what can be done with it.
 
-import { button, fill, h, iconButton, say, textButton } from "../dom.js";
-import { duration, number, rate } from "../format.js";
-import { problemBox } from "../notices.js";
 import { codeBlock, copied, GrowingText, markdown } from "../render.js";
-import { texts } from "../texts.js";
+import {
+  button, duration, fill, guarded, h, iconButton, number, problemBox, rate, say, scrollable, textButton, texts,
+} from "../kit.js";
 
 const words = texts.chat;
 
@@ -138,17 +137,11 @@ function figures({ stats, state, model, role }) {
 }
 
 function fileNode({ name, text }) {
-  const body = h("pre", { tabindex: "0", "aria-label": name });
+  const body = scrollable("pre", name);
   const title = h("summary", name, h("span.quiet", ` ${words.letters(number(text.length))}`));
   const details = h("details.file", title, body);
   details.addEventListener("toggle", () => (body.textContent = text), { once: true });
   return details;
 }
 
-function asJson(text) {
-  try {
-    return JSON.stringify(JSON.parse(text), null, 2);
-  } catch {
-    return "";
-  }
-}
+const asJson = (text) => guarded(() => JSON.stringify(JSON.parse(text), null, 2));

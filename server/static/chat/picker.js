@@ -1,10 +1,6 @@
 // Which model answers: the ones here that can, with what is loaded, and the state of the chosen one beside it.
 
-import { get } from "../api.js";
-import { fill, h } from "../dom.js";
-import { bytes, number } from "../format.js";
-import { keep, recall } from "../session.js";
-import { texts } from "../texts.js";
+import { bytes, fill, get, h, keep, number, recall, texts } from "../kit.js";
 
 const words = texts.chat;
 const LAST = "lm-model";

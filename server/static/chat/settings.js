@@ -1,8 +1,6 @@
-// What a conversation asks of the model beside its text: system prompt, samplers, thinking, form, tools.
-// An empty field leaves it to the model: `#parameters` of its own, or the defaults of the daemon.
+// What a conversation asks of the model beside its text. An empty field leaves it to the model or the daemon.
 
-import { form, h, iconButton, labelled } from "../dom.js";
-import { texts } from "../texts.js";
+import { form, h, iconButton, labelled, texts } from "../kit.js";
 
 const words = texts.settings;
 const NUMBERS = {
@@ -38,8 +36,8 @@ export function settingsForm(settings, changed, close) {
       target.toggleAttribute("aria-invalid", !validity.valid);
       changed();
     };
-    const given = { type: "number", placeholder: words.own, value: settings.options?.[name] ?? "", ...bounds, onchange };
-    return labelled(words[name], h("input", given));
+    const value = settings.options?.[name] ?? "";
+    return labelled(words[name], h("input", { type: "number", placeholder: words.own, value, ...bounds, onchange }));
   };
   const choices = Object.entries(words.ways).map(([value, label]) => {
     return h("option", { value, selected: value === (settings.think || "") }, label);

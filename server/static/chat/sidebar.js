@@ -1,11 +1,8 @@
 // The list of conversations, and the ways in and out of this browser.
 
-import { confirmed, fill, h, icon, iconButton, textButton } from "../dom.js";
-import { ago } from "../format.js";
-import { tell, tellError } from "../notices.js";
-import { texts } from "../texts.js";
 import { filePicker } from "./composer.js";
 import { exported, heads, imported, remove } from "./store.js";
+import { ago, confirmed, fill, h, icon, iconButton, tell, tellError, textButton, texts } from "../kit.js";
 
 const words = texts.chat;
 

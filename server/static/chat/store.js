@@ -1,4 +1,4 @@
-// Conversations in this browser: IndexedDB, or memory where there is none. They leave it as a file that the user saves.
+// Conversations in this browser: IndexedDB, or memory where there is none; export and import.
 
 import { Conversation, newId } from "./tree.js";
 
@@ -98,13 +98,13 @@ function checked({ messages, title, model, settings, created, updated, leaf }) {
       files: list(files)?.map((file) => ({ name: String(file.name), text: String(file.text) })),
       calls: list(calls)?.filter((call) => call?.function?.name),
     };
-    const own = { id: String(id), parent: ids.has(String(parent)) ? String(parent) : null };
-    const plain = { role, content, time, state, form, thought, thinking: string(thinking), model: string(message.model) };
-    return { ...plain, ...own, ...objects, ...lists };
+    const above = ids.has(String(parent)) ? String(parent) : null;
+    const own = { id: String(id), parent: above, model: string(message.model) };
+    return { ...own, role, content, time, state, form, thought, thinking: string(thinking), ...objects, ...lists };
   });
-  const head = { id: newId(), title: String(title ?? ""), model: String(model ?? ""), settings: object(settings) ?? {} };
   const times = { created: +created || Date.now(), updated: +updated || Date.now() };
-  return new Conversation({ ...head, ...times, leaf: String(leaf) }, own);
+  const head = { ...times, id: newId(), title: string(title) ?? "", model: string(model) ?? "", leaf: String(leaf) };
+  return new Conversation({ ...head, settings: object(settings) ?? {} }, own);
 }
 
 const list = (value) => (Array.isArray(value) ? value : undefined);

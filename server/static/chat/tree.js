@@ -3,7 +3,8 @@
 // A message: { id, parent, role, content, time } and, where there are such, thinking, calls, files, tool, model, stats,
 // error, state ("coming", "stopped"), form. An edited question and another answer are siblings: nothing is lost.
 
-export const newId = () => Date.now().toString(36).padStart(9, "0") + Math.random().toString(36).slice(2, 10).padEnd(8, "0");
+// Ids sort by their time.
+export const newId = () => Date.now().toString(36).padStart(9, "0") + Math.random().toString(36).slice(2, 10);
 
 export class Conversation {
   constructor(head, messages = []) {

@@ -1,11 +1,6 @@
-// Two models or levels that are here, side by side on one prompt. One after the other: both at once would share the
-// processor, and neither would be as fast as it is.
+// Two models or levels that are here, on one prompt. One after the other: both at once would share the processor.
 
-import { stream } from "../api.js";
-import { button, fill, form, h, labelled, submitButton } from "../dom.js";
-import { duration, rate } from "../format.js";
-import { attempt } from "../notices.js";
-import { texts } from "../texts.js";
+import { attempt, button, duration, fill, form, h, labelled, rate, stream, submitButton, texts } from "../kit.js";
 
 const words = texts.fit;
 

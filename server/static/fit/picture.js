@@ -1,9 +1,6 @@
-// Every level of a model as a row of a picture: what it needs of memory against the limit of this machine, how fast it
-// would write, how good it is, whether it fits and why not.
+// Every level of a model as a row of a picture, with why it fits or not.
 
-import { h, rowButton, table, textButton } from "../dom.js";
-import { bytes, rate } from "../format.js";
-import { texts } from "../texts.js";
+import { bytes, h, rate, rowButton, table, textButton, texts } from "../kit.js";
 
 const words = texts.fit;
 const PARTS = ["weights", "cache", "compute"];

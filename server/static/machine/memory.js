@@ -1,8 +1,6 @@
-// Memory by what holds it: a bar of now with its figures, and the last ten minutes as areas upon each other.
+// Memory by what holds it: a bar of now, and the last ten minutes as areas upon each other.
 
-import { fill, h, panel, svg } from "../dom.js";
-import { bytes } from "../format.js";
-import { texts } from "../texts.js";
+import { bytes, fill, h, panel, svg, texts } from "../kit.js";
 
 const words = texts.machine;
 const PARTS = ["weights", "cache", "compute", "others", "free"];
@@ -25,7 +23,7 @@ export function memoryPanel() {
   const chart = svg("svg", frame, paths);
   const cards = h("div.cards");
   const whole = h("span.quiet.small.number");
-  const axis = h("div.row.spread.small.quiet", { "aria-hidden": "true" }, h("span", words.tenMinutes), h("span", words.now));
+  const axis = h("div.row.spread.small.quiet", { "aria-hidden": "true" }, h("i", words.tenMinutes), h("i", words.now));
   const node = panel(words.memory, whole, bar, h("dl.legend-list", keys), chart, axis, cards);
 
   function past(columns) {
@@ -44,7 +42,8 @@ export function memoryPanel() {
     chart.setAttribute("aria-label", words.chart(bytes(Math.min(...samples.map((each) => each.free)))));
     draw(at);
     const ours = held.weights + held.cache + held.compute;
-    fill(cards, graphics.map(card), graphics.length > 0 && ours > 0 && h("p.small.quiet", words.cardHeld(heldBy(held))));
+    const holds = graphics.length > 0 && ours > 0 && h("p.small.quiet", words.cardHeld(heldBy(held)));
+    fill(cards, graphics.map(card), holds);
   }
 
   function draw(now) {

@@ -1,11 +1,8 @@
-// Loaded models with their queues, and the last requests: who asked which model, how many tokens, how long; never text.
+// Loaded models with their queues, and the last requests; never their text.
 
-import { h, keyed, panel, say, table } from "../dom.js";
-import { bytes, duration, number, rate, routeTo } from "../format.js";
 import { unloader } from "../models/acts.js";
-import { may } from "../session.js";
-import { texts } from "../texts.js";
 import { heldBy } from "./memory.js";
+import { bytes, duration, h, keyed, may, number, panel, rate, routeTo, say, table, texts } from "../kit.js";
 
 const words = texts.machine;
 const MOST = 50;

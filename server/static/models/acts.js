@@ -1,9 +1,6 @@
 // What changes models, from any view.
 
-import { send, stream } from "../api.js";
-import { form, h, rowButton, submitButton } from "../dom.js";
-import { attempt, tell, tellError } from "../notices.js";
-import { texts } from "../texts.js";
+import { attempt, form, h, rowButton, send, stream, submitButton, tell, tellError, texts } from "../kit.js";
 
 const words = texts.models;
 
@@ -37,7 +34,7 @@ export function unloader(name) {
 export function nameForm(id, label, help, act, submit, ...more) {
   const plain = { spellcheck: "false", autocomplete: "off", autocapitalize: "none" };
   const field = h("input", { id, placeholder: words.example, required: true, list: `${id}s`, ...plain });
-  const row = h("div.row", field, submitButton(act), more);
-  const node = form("pull-form", () => submit(field.value.trim()), h("label", { for: id }, label), row, h("small", help));
+  const parts = [h("label", { for: id }, label), h("div.row", field, submitButton(act), more), h("small", help)];
+  const node = form("pull-form", () => submit(field.value.trim()), parts);
   return { node, field };
 }

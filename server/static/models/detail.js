@@ -1,9 +1,6 @@
-// Everything about one model: why this level, its facts, quality, template, parameters, licence.
+// Everything about one model.
 
-import { send } from "../api.js";
-import { folded, h, panel, preformatted } from "../dom.js";
-import { ago, bytes, number } from "../format.js";
-import { texts } from "../texts.js";
+import { ago, bytes, folded, h, number, panel, scrollable, send, texts } from "../kit.js";
 
 const words = texts.models;
 
@@ -45,7 +42,8 @@ export async function detail(name, acts, signal) {
 function quality(card) {
   if (!card || typeof card !== "object") return panel(words.quality, null, h("p.quiet", words.notMeasured));
   const inner = (value, key) => Object.entries(value).map(([name, each]) => [`${key} ${name}`, each]);
-  const rows = Object.entries(card).flatMap(([key, each]) => (each instanceof Object ? inner(each, key) : [[key, each]]));
+  const entries = Object.entries(card);
+  const rows = entries.flatMap(([key, each]) => (each instanceof Object ? inner(each, key) : [[key, each]]));
   const shown = (value) => (typeof value === "number" ? +value.toPrecision(5) : String(value));
   return panel(words.quality, null, list(rows.map(([key, value]) => [key.replaceAll("_", " "), shown(value)])));
 }
@@ -56,7 +54,7 @@ function list(pairs) {
 }
 
 const text = (title, content, open = false) => {
-  const node = content && folded(title, preformatted(title, content));
+  const node = content && folded(title, scrollable("pre", title, content));
   if (node) node.open = open;
   return node;
 };

@@ -1,12 +1,7 @@
-// Pulls: begun, paused, taken up again, thrown away; each as a row with its phase, rate and the time that is left.
-// The daemon goes on with a pull when the page is closed. Its progress comes with the daemon's events.
+// Pulls: begun, paused, taken up again, thrown away. The daemon goes on with one when the page is closed.
 
-import { get, send } from "../api.js";
-import { fill, h, keyed, rowButton, say } from "../dom.js";
-import { bytes, duration, percent } from "../format.js";
-import { attempt } from "../notices.js";
-import { texts } from "../texts.js";
 import { pull } from "./acts.js";
+import { attempt, bytes, duration, fill, get, h, keyed, percent, rowButton, say, send, texts } from "../kit.js";
 
 const words = texts.models;
 

@@ -9,9 +9,7 @@ import { settingsForm } from "../chat/settings.js";
 import { sidebar } from "../chat/sidebar.js";
 import { open, save } from "../chat/store.js";
 import { Conversation } from "../chat/tree.js";
-import { fill, h, iconButton, textButton } from "../dom.js";
-import { tellError } from "../notices.js";
-import { texts } from "../texts.js";
+import { fill, h, iconButton, scrollable, tellError, textButton, texts } from "../kit.js";
 
 const words = texts.chat;
 const AT_ONCE = 40; // messages that are made when a conversation is opened; the rest when somebody looks for them
@@ -29,7 +27,8 @@ export async function mount(root, route, signal) {
   const list = sidebar((id) => id === conversation.head.id && (location.hash = "#/chat"));
   const box = composer(ask, () => running(conversation.head.id)?.stop());
   const log = h("div.log", { role: "log", "aria-label": words.messages });
-  const scroller = h("div.scroll", { tabindex: "0", role: "region", "aria-label": words.messages, onscroll: scrolled }, log);
+  const scroller = scrollable("div.scroll", words.messages, log);
+  scroller.addEventListener("scroll", scrolled);
   const side = h("aside.drawer", { hidden: true, "aria-label": texts.settings.title });
   const menu = iconButton("menu", words.conversations, () => node.classList.toggle("with-list"));
   menu.classList.add("menu");
@@ -118,7 +117,8 @@ export async function mount(root, route, signal) {
     const { head } = conversation;
     head.model = picker.value;
     const form = Boolean(head.settings.format?.trim());
-    const message = conversation.add(question?.id ?? null, { role: "assistant", model: head.model, state: "coming", form });
+    const fields = { role: "assistant", model: head.model, state: "coming", form };
+    const message = conversation.add(question?.id ?? null, fields);
     await save(conversation, [...others, question, message].filter(Boolean)).catch(tellError);
     const run = answer(conversation, message);
     draw();
@@ -139,8 +139,11 @@ export async function mount(root, route, signal) {
 
   function results(message, given) {
     if (box.busy) return;
+    let parent = message.id;
     const all = message.calls.map(({ function: { name }, id }, at) => {
-      return conversation.add(at ? conversation.head.leaf : message.id, { role: "tool", content: given[at], tool: { name, id } });
+      const result = conversation.add(parent, { role: "tool", content: given[at], tool: { name, id } });
+      parent = result.id;
+      return result;
     });
     reply(all.at(-1), ...all);
   }

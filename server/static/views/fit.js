@@ -1,13 +1,9 @@
-// What fits on this machine, and why: any name, every level, and the choice as the wishes move (`#/fit/NAME`).
+// What fits on this machine, and why (`#/fit/NAME`).
 
-import { get, send } from "../api.js";
-import { button, fill, h } from "../dom.js";
 import { comparison } from "../fit/compare.js";
 import { picture } from "../fit/picture.js";
-import { bytes, number, routeTo } from "../format.js";
 import { nameForm, pull } from "../models/acts.js";
-import { attempt, problemBox, tell } from "../notices.js";
-import { texts } from "../texts.js";
+import { attempt, button, bytes, fill, get, h, number, problemBox, routeTo, send, tell, texts } from "../kit.js";
 
 const words = texts.fit;
 const WAIT_MS = 200; // after the last move of a slider

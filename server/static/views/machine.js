@@ -1,15 +1,11 @@
-// The machine at work: memory over the last ten minutes, loaded models and their queues, recent requests, what the
-// doctor finds, the end of the log.
+// The machine at work (`#/machine`).
 
-import { get } from "../api.js";
-import { fill, folded, h, panel, preformatted, rowButton, say } from "../dom.js";
-import { ago, rate } from "../format.js";
 import { memoryPanel } from "../machine/memory.js";
 import { loadedPanel, requestsPanel } from "../machine/requests.js";
-import { attempt, problemBox, tellError } from "../notices.js";
-import { may } from "../session.js";
 import { watch } from "../watch.js";
-import { texts } from "../texts.js";
+import {
+  ago, attempt, fill, folded, get, h, may, panel, problemBox, rate, rowButton, say, scrollable, tellError, texts,
+} from "../kit.js";
 
 const words = texts.machine;
 const LOG_MS = 2000;
@@ -77,8 +73,7 @@ function finding({ check, state, found, hint }) {
 
 // The end of the log, looked at every two seconds while it is open.
 function log(signal) {
-  const lines = preformatted(words.log);
-  lines.className = "log-lines";
+  const lines = scrollable("pre.log-lines", words.log);
   const details = folded(words.log, lines);
   async function read() {
     if (!details.open || signal.aborted) return;

@@ -1,15 +1,13 @@
-// The models: what is here, what is on its way, what other programs have, and everything about one (`#/models/NAME`).
+// The models that are here, on their way and elsewhere (`#/models`), and one of them (`#/models/NAME`).
 
-import { get, send } from "../api.js";
-import { button, confirmed, fill, h, keyed, panel, rowButton, say, table } from "../dom.js";
-import { ago, bytes, number, routeTo } from "../format.js";
 import { nameForm, unloader } from "../models/acts.js";
 import { detail } from "../models/detail.js";
 import { pullList } from "../models/pulls.js";
-import { attempt, problemBox, tell, tellError } from "../notices.js";
-import { may } from "../session.js";
 import { watch } from "../watch.js";
-import { texts } from "../texts.js";
+import {
+  ago, attempt, button, bytes, confirmed, fill, get, h, keyed, may, number, panel, problemBox, routeTo, rowButton,
+  rowLink, say, send, table, tell, tellError, texts,
+} from "../kit.js";
 
 const words = texts.models;
 const COLUMNS = [
@@ -83,7 +81,7 @@ export async function mount(root, route, signal) {
   }
 
   function foundRow({ name, title, program, size }) {
-    const look = h("a.button.small", { href: routeTo("fit", name), "aria-label": `${words.whatFits}: ${title}` }, words.whatFits);
+    const look = rowLink(words.whatFits, title, routeTo("fit", name));
     const acts = h("span.row", look, rowButton(words.bringIt, title, () => pulls.begin(name)));
     const what = h("span", h("b.name", title), h("span.quiet", ` ${program}, ${bytes(size)}`));
     return { node: h("li.row.spread", what, acts), update() {} };
@@ -91,7 +89,7 @@ export async function mount(root, route, signal) {
 
   function draw() {
     const size = models.reduce((sum, model) => sum + model.size, 0);
-    say(total, words.total(models.length, bytes(size), free === null ? "" : bytes(free)));
+    say(total, words.total(models.length, bytes(size)) + (free === null ? "" : words.free(bytes(free))));
     empty.hidden = models.length > 0;
     rows.node.hidden = !models.length;
     keyed(rows.body, models, (model) => `${model.name} ${model.digest}`, row);
@@ -102,12 +100,13 @@ export async function mount(root, route, signal) {
     const when = h("span");
     const facts = [details.parameter_size, base && words.adapterOf(base)].filter(Boolean).join(" · ");
     const unload = unloader(name);
-    const talk = h("a.button.small", { href: routeTo("chat", name), "aria-label": `${words.chat}: ${name}` }, words.chat);
+    const talk = rowLink(words.chat, name, routeTo("chat", name));
     const title = [
       h("a.name", { href: routeTo("models", name) }, name), " ", state, h("div.small.quiet", facts),
       problem && h("p.small.bad", problem),
     ];
-    const acts = [!problem && !base && talk, pulls && [unload, rowButton(words.remove, name, () => remove(name), "danger")]];
+    const drop = rowButton(words.remove, name, () => remove(name), "danger");
+    const acts = [!problem && !base && talk, pulls && [unload, drop]];
     const node = rows.row(
       {}, title, bytes(size), h("span", { title: reason }, level || details.quantization_level),
       number(details.context_length || NaN), when, h("div.row.end", acts),
