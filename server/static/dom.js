@@ -3,8 +3,8 @@
 //   h("a.quiet", { href: "#/fit", onclick: go }, "Fit ", h("b", name))
 //
 // Properties may be left out: a listener (`on…`), `style` (CSS properties, set one by one: the policy forbids the
-// attribute), a boolean, or text. A child is a node, a text, a list of these, or null, undefined, false for none. A link
-// that could run a script is left out. Buttons submit nothing, unless their `type` says so.
+// attribute), a boolean, or text. A child is a node, a text, a list of these, or null, undefined, false for none.
+// A link that could run a script is left out. Buttons submit nothing, unless their `type` says so.
 
 import { texts } from "./texts.js";
 

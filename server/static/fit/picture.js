@@ -73,9 +73,11 @@ function verdict({ chosen, fits, evict }) {
   return fits === "yes" ? h("span.badge.good", words.yes) : h("span.badge.bad", words.no);
 }
 
-// How much worse than the original: a figure measured here stands before a published one, and each says which it is.
-function quality({ perplexity_increase: loss, quality: from }) {
+// How much worse than the original: the KL divergence in nats that was measured here, else the published rise of the
+// perplexity, which is a difference and no share. Each says which it is.
+function quality({ quality: from, divergence, perplexity_increase: rise }) {
+  const loss = from === "measured" ? divergence : rise;
   if (loss === null || loss === undefined) return h("span.quiet", words.qualityUnknown);
-  const text = loss < 0.0005 ? words.asOriginal : `+${(100 * loss).toFixed(loss < 0.01 ? 2 : 1)}\u00a0%`;
+  const text = from === "measured" ? words.divergence(+loss.toPrecision(3)) : words.worse(loss);
   return [text, small(words.from[from] ?? from)];
 }

@@ -23,7 +23,8 @@ export function memoryPanel() {
   const chart = svg("svg", frame, paths);
   const cards = h("div.cards");
   const whole = h("span.quiet.small.number");
-  const axis = h("div.row.spread.small.quiet", { "aria-hidden": "true" }, h("i", words.tenMinutes), h("i", words.now));
+  const ends = [h("span", words.tenMinutes), h("span", words.now)];
+  const axis = h("div.row.spread.small.quiet", { "aria-hidden": "true" }, ends);
   const node = panel(words.memory, whole, bar, h("dl.legend-list", keys), chart, axis, cards);
 
   function past(columns) {

@@ -28,7 +28,7 @@ export async function detail(name, acts, signal) {
     h("p", h("a", { href: "#/models" }, `← ${texts.views.models}`)),
     h("div.row.spread", h("h1.name", name), h("div.row", acts)),
     reasons.length > 0 && h("div.why", reasons.map((reason) => h("p", reason))),
-    h("div.columns", panel(words.facts, null, list(facts)), quality(lm?.quality ?? found.quality)),
+    h("div.columns", panel(words.facts, null, list(facts)), quality(found.quality)),
     adapters.length > 0 && panel(words.adapters, null, list(adapters)),
     text(words.system, found.system, true),
     text(words.parameters, found.parameters, true),
@@ -38,14 +38,23 @@ export async function detail(name, acts, signal) {
   );
 }
 
-// The card of measured quality, whatever its entries are: numbers and texts by name, one level deep.
+// The card of measured quality: each figure with its standard error, and what it was measured against and on.
 function quality(card) {
-  if (!card || typeof card !== "object") return panel(words.quality, null, h("p.quiet", words.notMeasured));
-  const inner = (value, key) => Object.entries(value).map(([name, each]) => [`${key} ${name}`, each]);
-  const entries = Object.entries(card);
-  const rows = entries.flatMap(([key, each]) => (each instanceof Object ? inner(each, key) : [[key, each]]));
-  const shown = (value) => (typeof value === "number" ? +value.toPrecision(5) : String(value));
-  return panel(words.quality, null, list(rows.map(([key, value]) => [key.replaceAll("_", " "), shown(value)])));
+  if (!card) return panel(words.quality, null, h("p.quiet", words.notMeasured));
+  const { reference, text } = card;
+  const figures = Object.entries(words.figures).map(([key, title]) => [title, figure(card[key])]);
+  const shares = Object.entries(words.shares).map(([key, title]) => [title, figure(card[key], 100, "\u00a0%")]);
+  const origin = [
+    [words.against, `${reference.name} · ${reference.level}${reference.whole ? "" : ` ${words.quantizedItself}`}`],
+    [words.textRead, words.windows(text.name, card.windows, text.window)],
+    [words.measured, ago(card.measured)],
+  ];
+  return panel(words.quality, null, list([...figures, ...shares, ...origin]));
+}
+
+function figure({ value, error }, scale = 1, unit = "") {
+  const digits = (each, count) => String(+(each * scale).toPrecision(count));
+  return `${digits(value, 4)}${error === null ? "" : ` ± ${digits(error, 2)}`}${unit}`;
 }
 
 function list(pairs) {
