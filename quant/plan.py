@@ -51,6 +51,13 @@ class Transform(Protocol):
         """The changed slab. `x` is [n * rows, columns] of the source's dtype, or [1, values] where `rows` is 0."""
 
 
+class Reversible(Transform, Protocol):
+    """A transform of a family: `lm export` takes values back to where they were in the source."""
+
+    def undo(self, x: np.ndarray, out: np.ndarray) -> None:
+        """Put the values of a changed slab back: `out` is float32 as `apply` takes it; what it had no use for stays."""
+
+
 class Packing(Protocol):
     """How the source stores a quantized matrix: an array of packed weights and companions, such as scales and zeros.
 

@@ -20,7 +20,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("quant.convert.tokenizer",),
         ("quant.convert.families", "quant.convert.gguf"),
         ("quant.convert.planning",),
-        ("quant.convert.adapters",),
+        ("quant.convert.adapters", "quant.convert.returning"),
     ),
     "registry": (
         ("registry.errors",),
@@ -59,7 +59,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("server.audit", "server.policy"),
         ("server.http", "server.children", "server.library", "server.logins"),
         ("server.access", "server.loaded", "server.doctor", "server.verify"),
-        ("server.report",),
+        ("server.report", "server.returning"),
         ("server.pulls", "server.watching"),
         ("server.advice", "server.carrying", "server.creates", "server.quality"),
         ("server.services",),

@@ -173,6 +173,7 @@ def test_no_imports_go_in_a_circle(package: str) -> None:
         ("server.advice.adviser", {"llama_cpp", "numba", "gguf", "tokenizers"}),
         ("server.doctor.__main__", {"llama_cpp", "numba", "aiohttp"}),
         ("server.report.__main__", {"llama_cpp", "numba", "aiohttp"}),
+        ("server.returning.__main__", {"llama_cpp", "numba", "aiohttp"}),
         ("server.doctor.reporter", {"llama_cpp", "numba", "aiohttp"}),
         ("runtime.worker", {"numba"}),
     ],

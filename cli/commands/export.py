@@ -1,4 +1,4 @@
-"""`lm export`: models in one file."""
+"""`lm export`: models in one file, or a model as a folder in Hugging Face's layout."""
 
 from __future__ import annotations
 
@@ -12,25 +12,63 @@ from typing import BinaryIO
 import click
 
 from cli import console
+from cli.auditing import auditing
 from cli.carrying import Counter
 from cli.client import Client
 from cli.completing import complete_names
 from cli.errors import Failure
 from cli.naming import reference
+from cli.returning import give_back
 from runtime.units import size_text
+from server.config import Config
 
 _STEP = 1 << 20
 
 
 @click.command()
 @click.argument("names", nargs=-1, required=True, shell_complete=complete_names, metavar="NAME...")
-@click.option("-o", "--output", "target", required=True, metavar="FILE", help="The file to write, `-` for a pipe.")
-@click.option("--force", is_flag=True, help="Replace a file that is there.")
-def command(names: tuple[str, ...], target: str, force: bool) -> None:
+@click.option("-o", "--output", "target", required=True, metavar="PATH", help="What to write; `-` pipes a bundle.")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["bundle", "safetensors"]),
+    default="bundle",
+    show_default=True,
+    help="A file for `lm import`, or a folder for other programs.",
+)
+@click.option("--type", "dtype", type=click.Choice(["BF16", "F16", "F32"]), help="Of weights in safetensors.")
+@click.option("--from", "place", metavar="SOURCE", help="Where config.json and the tokenizer are.")
+@click.option("--force", is_flag=True, help="Replace what is there.")
+def command(names: tuple[str, ...], target: str, form: str, dtype: str | None, place: str | None, force: bool) -> None:
     """Write models into one file, a bundle: an OCI image layout in a tar, with parts that models share once.
 
     `lm import FILE` brings them in on another box, checked and byte for byte.
+
+    With `--format safetensors` the weights of one model go back into the layout and the names of its source: a new
+    folder that transformers and vLLM load. Quantized weights become the numbers that they stand for, in the type of the
+    source unless `--type` says another. Settings and tokenizer are read from where the model came from, or `--from`
+    another folder or repository.
     """
+    if form == "safetensors":
+        _give_back(names, target, dtype or "", place, force)
+    elif dtype or place:
+        raise Failure("a bundle has its models as they are", "`--format safetensors` takes this option", "usage")
+    else:
+        _bundle(names, target, force)
+
+
+def _give_back(names: tuple[str, ...], target: str, dtype: str, place: str | None, force: bool) -> None:
+    if len(names) > 1 or target == "-":
+        raise Failure("a folder holds one model, and goes to no pipe", "name one model and a folder", "usage")
+    path = Path(target)
+    config = Config.load()
+    with auditing(config, "export") as audit:
+        said = give_back(reference(names[0]), path, dtype, reference(place) if place else "", force)
+        audit(names[0], {"format": "safetensors"})
+    console.note(said)
+
+
+def _bundle(names: tuple[str, ...], target: str, force: bool) -> None:
     pipe = target == "-"
     if pipe and sys.stdout.isatty():
         raise Failure("a bundle does not go to a terminal", "name a file: `-o bundle.tar`", "usage")

@@ -57,14 +57,14 @@ imported. `families/decoder.py` has the tables and sizes that most decoders shar
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Generic, TypeVar, get_type_hints
 
 from quant.convert.config import ModelConfig
 from quant.errors import UnsupportedModel
 from quant.gguf.check import MAX_BLOCKS
-from quant.plan import Files, TensorPlan, Transform
+from quant.plan import Files, Reversible, TensorPlan
 from quant.safetensors import Entry
 
 # The types of safetensors that hold weights as they are; others belong to quantized models.
@@ -122,7 +122,7 @@ class Sizes:
 
 
 S = TypeVar("S", bound=Sizes)
-MakeTransform = Callable[[Any], Transform | None]
+MakeTransform = Callable[[Any], Reversible | None]
 """Makes a change of values for a model, from the sizes of its family; None where these values stay as they are."""
 
 
@@ -235,6 +235,7 @@ class Family(Generic[S]):
     - `computed`: tensors that have no source, as tables of rotary frequencies.
     - `measured`: GGUF entries, by their whole names, that stand in tensors of single values.
     - `picked`: tensors of so few values of the source that they are read while planning.
+    - `told`: the other way round from `measured`: tensors of the source, without the prefix, that entries hold.
     - `prefix`: matches what the source's names may have in front of those in `tensors`.
     - `unused`: matches names, without the prefix, of tensors that no engine needs.
     - `activations`: the activation functions that the engine has for the family.
@@ -254,6 +255,7 @@ class Family(Generic[S]):
     computed: Callable[[ModelConfig, S], tuple[TensorPlan, ...]] = lambda config, sizes: ()
     measured: Callable[[Files, Iterable[Entry], S], dict[str, Any]] = lambda files, entries, sizes: {}
     picked: Callable[[Files, Iterable[Entry], ModelConfig], tuple[TensorPlan, ...]] = lambda files, entries, config: ()
+    told: Callable[[Mapping[str, Any], S], dict[str, float]] = lambda entries, sizes: {}
     prefix: str = r"(model\.)?"
     unused: str = r"(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq"
     activations: tuple[str, ...] = ("silu",)

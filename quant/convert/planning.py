@@ -91,7 +91,12 @@ def read_shape(files: Files) -> tuple[ModelConfig, Family[Any], Sizes]:
 
     The weights may be quantized in any way. Raises as `plan_model`.
     """
-    config, name, wrapped = wrappers.unwrap(_read_config(files))
+    return shape_of(_read_config(files), files)
+
+
+def shape_of(given: ModelConfig, files: Files) -> tuple[ModelConfig, Family[Any], Sizes]:
+    """The same by settings that are read already; `files` tell a ranker."""
+    config, name, wrapped = wrappers.unwrap(given)
     config, family = _choose_family(files, config, name)
     if wrapped:
         family = replace(family, prefix=wrappers.PREFIX + family.prefix)

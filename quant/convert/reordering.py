@@ -1,6 +1,6 @@
 """Reorderings of the rows and columns of heads: linear attention (gated delta nets), matrices that hold several.
 
-Each implements `quant.plan.Transform`, as those in `transforms.py` do. Source: `conversion/qwen.py` of llama.cpp.
+Each implements `quant.plan.Reversible`, as those in `transforms.py` do. Source: `conversion/qwen.py` of llama.cpp.
 """
 
 from __future__ import annotations
@@ -34,6 +34,12 @@ class TileRows:
         values = x[self.before :].reshape(self.groups, self.each, self.head, x.shape[-1])
         return np.concatenate((x[: self.before], values.swapaxes(0, 1).reshape(-1, x.shape[-1])))
 
+    def undo(self, x: np.ndarray, out: np.ndarray) -> None:
+        """As `Reversible`."""
+        out[: self.before] = x[: self.before]
+        tiled = x[self.before :].reshape(self.each, self.groups, self.head, x.shape[-1])
+        out[self.before :].reshape(self.groups, self.each, self.head, x.shape[-1])[:] = tiled.swapaxes(0, 1)
+
 
 @dataclass(frozen=True, slots=True)
 class TileColumns:
@@ -49,6 +55,11 @@ class TileColumns:
         values = x.reshape(-1, self.groups, self.each, self.head)
         return np.ascontiguousarray(values.swapaxes(1, 2)).reshape(x.shape)
 
+    def undo(self, x: np.ndarray, out: np.ndarray) -> None:
+        """As `Reversible`."""
+        tiled = x.reshape(-1, self.each, self.groups, self.head)
+        out.reshape(-1, self.groups, self.each, self.head)[:] = tiled.swapaxes(1, 2)
+
 
 @dataclass(frozen=True, slots=True)
 class TileRates:
@@ -61,6 +72,11 @@ class TileRates:
     def apply(self, x: np.ndarray) -> np.ndarray:
         """(n, heads), float32, from any type (uint16 holds the bits of BF16)."""
         return NegativeExponential().apply(TileColumns(self.groups, self.each).apply(x))
+
+    def undo(self, x: np.ndarray, out: np.ndarray) -> None:
+        """As `Reversible`, within the rounding of exponential and logarithm."""
+        TileColumns(self.groups, self.each).undo(x, out)
+        np.log(-out, out=out)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +98,14 @@ class TakeBlocks:
         taken = [heads[:, first : first + count].reshape(-1, self.columns) for first, count in self.blocks]
         return np.concatenate(taken)
 
+    def undo(self, x: np.ndarray, out: np.ndarray) -> None:
+        """As `Reversible`."""
+        heads, begin = out.reshape(-1, self.together, self.columns), 0
+        for first, count in self.blocks:
+            end = begin + len(heads) * count
+            heads[:, first : first + count] = x[begin:end].reshape(-1, count, self.columns)
+            begin = end
+
 
 @dataclass(frozen=True, slots=True)
 class TakePaired:
@@ -94,3 +118,9 @@ class TakePaired:
     def apply(self, x: np.ndarray) -> np.ndarray:
         """(rows, columns) of any dtype."""
         return PairRotaryHalves(self.head).apply(self.take.apply(x))
+
+    def undo(self, x: np.ndarray, out: np.ndarray) -> None:
+        """As `Reversible`."""
+        halves = np.empty_like(x)
+        PairRotaryHalves(self.head).undo(x, halves)
+        self.take.undo(halves, out)

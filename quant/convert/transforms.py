@@ -1,6 +1,6 @@
 """Changes that weights need on their way from Hugging Face's layout to GGUF's.
 
-Each implements `quant.plan.Transform`, which explains `rows`. Each is a frozen dataclass, because its `repr` is a part
+Each implements `quant.plan.Reversible`, which explains `rows`. Each is a frozen dataclass, because its `repr` is a part
 of a conversion's fingerprint: renaming a field makes paused pulls begin anew.
 """
 
@@ -26,6 +26,11 @@ class PairRotaryHalves:
         halves = x.reshape(-1, 2, self.rows // 2, x.shape[-1])
         return np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(x.shape)
 
+    def undo(self, x: np.ndarray, out: np.ndarray) -> None:
+        """As `Reversible`."""
+        pairs = x.reshape(-1, self.rows // 2, 2, x.shape[-1])
+        out.reshape(-1, 2, self.rows // 2, x.shape[-1])[:] = pairs.swapaxes(1, 2)
+
 
 @dataclass(frozen=True, slots=True)
 class Transpose:
@@ -37,6 +42,10 @@ class Transpose:
     def apply(self, x: np.ndarray) -> np.ndarray:
         """(n * rows, columns), n matrices, of as many matrices stored as (columns, rows)."""
         return np.ascontiguousarray(x.reshape(-1, self.columns, self.rows).swapaxes(1, 2)).reshape(-1, self.columns)
+
+    def undo(self, x: np.ndarray, out: np.ndarray) -> None:
+        """As `Reversible`."""
+        out.reshape(-1, self.columns, self.rows)[:] = x.reshape(-1, self.rows, self.columns).swapaxes(1, 2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +59,10 @@ class EverySecondRow:
         """(n, columns) of (2 * n, columns)."""
         return np.ascontiguousarray(x[self.first :: 2])
 
+    def undo(self, x: np.ndarray, out: np.ndarray) -> None:
+        """As `Reversible`."""
+        out.reshape(-1, x.shape[-1])[self.first :: 2] = x
+
 
 @dataclass(frozen=True, slots=True)
 class EverySecondValue:
@@ -61,6 +74,10 @@ class EverySecondValue:
     def apply(self, x: np.ndarray) -> np.ndarray:
         """(n, columns) of (2 * n, columns), of which every two rows are one stored row."""
         return np.ascontiguousarray(x.reshape(-1, 2 * x.shape[-1])[:, self.first :: 2])
+
+    def undo(self, x: np.ndarray, out: np.ndarray) -> None:
+        """As `Reversible`."""
+        out.reshape(-1, 2 * x.shape[-1])[:, self.first :: 2] = x
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +97,11 @@ class TakeTransposed:
         """(count, inputs), of (inputs, outputs)."""
         end = self.first + self.step * self.count
         return np.ascontiguousarray(x.reshape(self.inputs, -1)[:, self.first : end : self.step].T)
+
+    def undo(self, x: np.ndarray, out: np.ndarray) -> None:
+        """As `Reversible`."""
+        end = self.first + self.step * self.count
+        out.reshape(self.inputs, -1)[:, self.first : end : self.step] = x.reshape(self.count, self.inputs).T
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +124,12 @@ class TakeRows:
         found = np.ascontiguousarray(heads.swapaxes(1, 2) if self.turned else heads)
         return found.reshape(-1, found.shape[-1])
 
+    def undo(self, x: np.ndarray, out: np.ndarray) -> None:
+        """As `Reversible`."""
+        heads = out.reshape(-1, self.together, self.columns)[:, self.first : self.first + self.count]
+        turned = x.reshape(-1, self.columns, self.count).swapaxes(1, 2) if self.turned else x
+        heads[:] = turned.reshape(-1, self.count, self.columns)
+
 
 @dataclass(frozen=True, slots=True)
 class Ungroup:
@@ -120,6 +148,11 @@ class Ungroup:
         grouped = x.reshape(self.heads, 3, self.head, x.shape[-1])
         return np.ascontiguousarray(grouped.swapaxes(0, 1)).reshape(x.shape)
 
+    def undo(self, x: np.ndarray, out: np.ndarray) -> None:
+        """As `Reversible`."""
+        sorted_out = x.reshape(3, self.heads, self.head, x.shape[-1])
+        out.reshape(self.heads, 3, self.head, x.shape[-1])[:] = sorted_out.swapaxes(0, 1)
+
 
 @dataclass(frozen=True, slots=True)
 class Share:
@@ -134,6 +167,10 @@ class Share:
         height = len(x) // self.count
         return x[self.number * height : (self.number + 1) * height]
 
+    def undo(self, x: np.ndarray, out: np.ndarray) -> None:
+        """As `Reversible`."""
+        out.reshape(self.count, -1)[self.number] = x.reshape(-1)
+
 
 @dataclass(frozen=True, slots=True)
 class AddOne:
@@ -144,6 +181,10 @@ class AddOne:
     def apply(self, x: np.ndarray) -> np.ndarray:
         """The weights, float32, from any type (uint16 holds the bits of BF16)."""
         return widen(x) + np.float32(1)
+
+    def undo(self, x: np.ndarray, out: np.ndarray) -> None:
+        """As `Reversible`, within the rounding of the sum (2^-24 of it)."""
+        np.subtract(x, np.float32(1), out=out)
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +198,10 @@ class NegativeExponential:
         rates: np.ndarray = np.exp(widen(x))
         return -rates
 
+    def undo(self, x: np.ndarray, out: np.ndarray) -> None:
+        """As `Reversible`, within the rounding of exponential and logarithm."""
+        np.log(-x, out=out)
+
 
 @dataclass(frozen=True, slots=True)
 class Scale:
@@ -168,6 +213,10 @@ class Scale:
     def apply(self, x: np.ndarray) -> np.ndarray:
         """The weights, float32, from any type (uint16 holds the bits of BF16)."""
         return widen(x) * np.float32(self.factor)
+
+    def undo(self, x: np.ndarray, out: np.ndarray) -> None:
+        """As `Reversible`, within the rounding of the product."""
+        np.divide(x, np.float32(self.factor), out=out)
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +235,10 @@ class ScaleBlocks:
         """(rows, columns), float32, from any type (uint16 holds the bits of BF16)."""
         scaled: np.ndarray = widen(x) * np.repeat(np.array(self.factors, np.float32), self.counts)[:, None]
         return scaled
+
+    def undo(self, x: np.ndarray, out: np.ndarray) -> None:
+        """As `Reversible`, within the rounding of the product."""
+        np.divide(x, np.repeat(np.array(self.factors, np.float32), self.counts)[:, None], out=out)
 
 
 # Transforms that move whole rows and change nothing in them: they may be applied to codes and scales alike.

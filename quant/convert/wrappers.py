@@ -284,6 +284,12 @@ def unwrap(config: ModelConfig) -> tuple[ModelConfig, str, bool]:
     return ModelConfig(config.name, values), _TEXTS[kind], True
 
 
+def defaults_of(config: ModelConfig) -> dict[str, Any]:
+    """The settings that the language model within a larger one has where these do not say otherwise."""
+    text = config.part("text_config")
+    return dict(_DEFAULTS.get(str(text.get("model_type") or _WRAPPERS[_class(config)]), {}))
+
+
 def take_out(family: Family[S], entries: Iterable[Entry]) -> tuple[Family[S], list[Entry], dict[str, int]]:
     """The language model within a larger one: its family, its tensors, and the bytes of each other part.
 

@@ -14,7 +14,7 @@ from quant.convert.config import ModelConfig
 from quant.convert.families import rotary
 from quant.convert.transforms import AddOne, PairRotaryHalves
 from quant.errors import MalformedFile, UnsupportedModel
-from quant.plan import Transform
+from quant.plan import Reversible
 
 LAYER = "layers.{}."
 EMBEDDING = tensor("embed_tokens.weight", "token_embd.weight", "vocabulary", "width")
@@ -115,7 +115,7 @@ UNGATED = (*ENDS, *NORMS, *ATTENTION)
 STANDARD = (*UNGATED, *GATED)
 
 
-def pair(sizes: DecoderSizes) -> Transform:
+def pair(sizes: DecoderSizes) -> Reversible:
     """The transform of queries and keys for the architectures of llama.cpp that rotate neighbouring rows."""
     return PairRotaryHalves(sizes.head)
 

@@ -17,7 +17,7 @@ from quant.convert.families.decoder import LAYER, DecoderSizes, linear, norm
 from quant.convert.families.moe import RoutedSizes
 from quant.convert.transforms import TakeRows
 from quant.errors import UnsupportedModel
-from quant.plan import Transform
+from quant.plan import Reversible
 
 # By these numbers of layers llama.cpp knows the models whose queries come straight from the width.
 _STRAIGHT = (26, 27)
@@ -150,11 +150,11 @@ def _describe_rotation(config: ModelConfig, sizes: _DeepSeekSizes) -> dict[str, 
     return {**entries, "rope.scaling.yarn_log_multiplier": 0.1 * multiplier}
 
 
-def _take_keys(sizes: _DeepSeekSizes) -> Transform:
+def _take_keys(sizes: _DeepSeekSizes) -> Reversible:
     return TakeRows(sizes.rank, sizes.plain + sizes.value, 0, sizes.plain, turned=True)
 
 
-def _take_values(sizes: _DeepSeekSizes) -> Transform:
+def _take_values(sizes: _DeepSeekSizes) -> Reversible:
     return TakeRows(sizes.rank, sizes.plain + sizes.value, sizes.plain, sizes.value)
 
 

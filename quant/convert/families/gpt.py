@@ -11,7 +11,7 @@ from quant.convert.families import decoder
 from quant.convert.families.decoder import DecoderSizes, layer, linear, norm
 from quant.convert.transforms import Transpose, Ungroup
 from quant.errors import UnsupportedModel
-from quant.plan import Transform
+from quant.plan import Reversible
 
 _NORMS = (
     *norm("input_layernorm", "attn_norm", bias=True),
@@ -70,7 +70,7 @@ def _describe_neox(config: ModelConfig, sizes: DecoderSizes) -> dict[str, Any]:
     return {**decoder.describe(config, sizes), "use_parallel_residual": parallel}
 
 
-def _ungroup(sizes: DecoderSizes) -> Transform:
+def _ungroup(sizes: DecoderSizes) -> Reversible:
     return Ungroup(sizes.heads, sizes.head)
 
 
@@ -144,7 +144,7 @@ def _block(
 def _transposed(source: str, target: str, rows: Length, columns: Length) -> tuple[Known, ...]:
     """A matrix, stored as (inputs, outputs), and its bias."""
 
-    def transpose(sizes: _Gpt2Sizes) -> Transform:
+    def transpose(sizes: _Gpt2Sizes) -> Reversible:
         return Transpose(sizes.length(rows), sizes.length(columns))
 
     return (

@@ -18,7 +18,7 @@ from quant.convert.families.moe import MixtureSizes
 from quant.convert.prequantized.methods import method_of
 from quant.convert.transforms import EverySecondRow, EverySecondValue, TakeTransposed, Transpose
 from quant.errors import UnsupportedModel
-from quant.plan import Transform
+from quant.plan import Reversible
 
 _EXPERTS = decoder.LAYER + "mlp.experts."
 # The engine's activation has these built in.
@@ -62,11 +62,11 @@ def _describe(config: ModelConfig, sizes: _GptOssSizes) -> dict[str, Any]:
     }
 
 
-def _take_columns(first: int) -> Callable[[_GptOssSizes], Transform]:
+def _take_columns(first: int) -> Callable[[_GptOssSizes], Reversible]:
     return lambda sizes: TakeTransposed(sizes.width, sizes.expert, first, step=2)
 
 
-def _transpose_down(sizes: _GptOssSizes) -> Transform:
+def _transpose_down(sizes: _GptOssSizes) -> Reversible:
     return Transpose(sizes.width, sizes.expert)
 
 

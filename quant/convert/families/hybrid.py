@@ -20,7 +20,7 @@ from quant.convert.families.recurrent import describe_states, rates
 from quant.convert.transforms import Scale, ScaleBlocks
 from quant.errors import MalformedFile, UnsupportedModel
 from quant.gguf.check import MAX_BLOCKS
-from quant.plan import Transform
+from quant.plan import Reversible
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -330,14 +330,14 @@ def _read_multipliers(config: ModelConfig) -> _Multipliers:
     )
 
 
-def _scale_mixer(sizes: _FalconSizes) -> Transform:
+def _scale_mixer(sizes: _FalconSizes) -> Reversible:
     """Five blocks of rows, each with its number: gate, input, inputs and outputs of the states, time steps."""
     selected = sizes.groups * sizes.state
     return ScaleBlocks((sizes.inner, sizes.inner, selected, selected, sizes.states), sizes.multipliers.mixer)
 
 
 # By the names of tensors in GGUF.
-_SCALES: dict[str, Callable[[_FalconSizes], Transform]] = {
+_SCALES: dict[str, Callable[[_FalconSizes], Reversible]] = {
     "token_embd.weight": lambda sizes: Scale(sizes.multipliers.embedding),
     "output.weight": lambda sizes: Scale(sizes.multipliers.output),
     "blk.{}.attn_q.weight": lambda sizes: Scale(sizes.multipliers.queries),

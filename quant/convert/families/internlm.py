@@ -12,7 +12,7 @@ from quant.convert.families.decoder import LAYER, DecoderSizes, linear, norm
 from quant.convert.reordering import TakePaired
 from quant.convert.transforms import TakeRows
 from quant.errors import UnsupportedModel
-from quant.plan import Transform
+from quant.plan import Reversible
 
 
 def _take(sizes: DecoderSizes, first: int, count: int) -> TakeRows:
@@ -25,15 +25,15 @@ def _queries(sizes: DecoderSizes) -> int:
     return sizes.heads // sizes.key_heads * sizes.head
 
 
-def _take_queries(sizes: DecoderSizes) -> Transform:
+def _take_queries(sizes: DecoderSizes) -> Reversible:
     return TakePaired(_take(sizes, 0, _queries(sizes)), sizes.head)
 
 
-def _take_keys(sizes: DecoderSizes) -> Transform:
+def _take_keys(sizes: DecoderSizes) -> Reversible:
     return TakePaired(_take(sizes, _queries(sizes), sizes.head), sizes.head)
 
 
-def _take_values(sizes: DecoderSizes) -> Transform:
+def _take_values(sizes: DecoderSizes) -> Reversible:
     return _take(sizes, _queries(sizes) + sizes.head, sizes.head)
 
 

@@ -17,7 +17,7 @@ from quant.convert.families.decoder import LAYER, layer, router
 from quant.convert.families.moe import MixtureSizes
 from quant.convert.transforms import TakeTransposed, Transpose
 from quant.errors import UnsupportedModel
-from quant.plan import Transform
+from quant.plan import Reversible
 
 # llama.cpp has these built in, and leaves out the norms of queries and keys in models with this number of experts.
 _FIXED = {"attention_chunk_size": 8192, "floor_scale": 8192, "attn_scale": 0.1}
@@ -74,15 +74,15 @@ def _describe(config: ModelConfig, sizes: _Llama4Sizes) -> dict[str, Any]:
     }
 
 
-def _take_gate(sizes: _Llama4Sizes) -> Transform:
+def _take_gate(sizes: _Llama4Sizes) -> Reversible:
     return TakeTransposed(sizes.width, sizes.expert, 0)
 
 
-def _take_up(sizes: _Llama4Sizes) -> Transform:
+def _take_up(sizes: _Llama4Sizes) -> Reversible:
     return TakeTransposed(sizes.width, sizes.expert, sizes.expert)
 
 
-def _transpose_down(sizes: _Llama4Sizes) -> Transform:
+def _transpose_down(sizes: _Llama4Sizes) -> Reversible:
     return Transpose(sizes.width, sizes.expert)
 
 

@@ -18,7 +18,7 @@ from quant.convert.families.decoder import LAYER, DecoderSizes, layer, linear, n
 from quant.convert.families.moe import MixtureSizes
 from quant.convert.reordering import TakeBlocks, TileColumns, TileRates, TileRows
 from quant.errors import MalformedFile, UnsupportedModel
-from quant.plan import Transform
+from quant.plan import Reversible
 
 _LINEAR, _FULL = "linear_attention", "full_attention"
 # Sections by which heads are turned where the file says nothing; a text has one position for all of them.
@@ -144,7 +144,7 @@ def _describe_experts(config: ModelConfig, sizes: _LinearMixtureSizes) -> dict[s
     }
 
 
-def _tiled(head: Callable[[_LinearSizes], int], before: bool = False) -> Callable[[_LinearSizes], Transform]:
+def _tiled(head: Callable[[_LinearSizes], int], before: bool = False) -> Callable[[_LinearSizes], Reversible]:
     return lambda sizes: TileRows(sizes.groups, sizes.each, head(sizes), 2 * sizes.selected if before else 0)
 
 
@@ -193,10 +193,10 @@ _DELTA_NET = in_layers(
 )
 
 
-def _take(first: bool) -> Callable[[_LinearSizes], Transform]:
+def _take(first: bool) -> Callable[[_LinearSizes], Reversible]:
     """Queries, keys and values of every key head (`first`), or its gates: [queries, keys, values, gates] in one."""
 
-    def make(sizes: _LinearSizes) -> Transform:
+    def make(sizes: _LinearSizes) -> Reversible:
         head, wide = sizes.linear_head, sizes.each * sizes.linear_head
         blocks = ((0, head), (head, head), (2 * head, wide)) if first else ((2 * head + wide, wide),)
         return TakeBlocks(sizes.width, 2 * (head + wide), blocks)

@@ -14,7 +14,7 @@ from quant.convert.families import decoder
 from quant.convert.families.decoder import DecoderSizes, layer, linear, norm
 from quant.convert.transforms import NegativeExponential
 from quant.errors import UnsupportedModel
-from quant.plan import Transform
+from quant.plan import Reversible
 
 _ATTENTION, _CONVOLUTION = "full_attention", "conv"
 
@@ -141,7 +141,7 @@ def _read_mamba_sizes(config: ModelConfig) -> _MambaSizes:
     )
 
 
-def rates(sizes: Sizes) -> Transform:
+def rates(sizes: Sizes) -> Reversible:
     """The decay rates of a state, which are stored as logarithms."""
     return NegativeExponential()
 

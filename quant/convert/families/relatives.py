@@ -5,7 +5,7 @@ Sources: `modeling_*.py` of transformers, `models/*.cpp` of llama.cpp.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from math import prod
 from typing import Any
@@ -167,6 +167,15 @@ def _measure_xielu(files: Files, entries: Iterable[Entry], sizes: DecoderSizes) 
         raise MalformedFile(f"the weights lack a number of an activation ({missing})") from None
 
 
+def _tell_xielu(entries: Mapping[str, Any], sizes: DecoderSizes) -> dict[str, float]:
+    """The same numbers by their names in the source."""
+    return {
+        f"layers.{layer}.mlp.act_fn.{name}": float(entries[f"xielu.{name}"][layer])
+        for name in _XIELU
+        for layer in range(sizes.layers)
+    }
+
+
 APERTUS = Family(
     classes=("ApertusForCausalLM",),
     architecture="apertus",
@@ -187,6 +196,7 @@ APERTUS = Family(
     describe=decoder.describe,
     computed=rotary.tables,
     measured=_measure_xielu,
+    told=_tell_xielu,
     activations=("xielu",),
 )
 FAMILIES = (APERTUS, SEED_OSS, ERNIE, HUNYUAN, ARCEE, NEMOTRON, EXAONE4, MINICPM)

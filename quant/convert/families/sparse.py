@@ -16,7 +16,7 @@ from quant.convert.families.moe import RoutedSizes
 from quant.convert.reordering import TakePaired
 from quant.convert.transforms import TakeRows
 from quant.errors import UnsupportedModel
-from quant.plan import Transform
+from quant.plan import Reversible
 
 _POST_NORMS = norm("post_attention_layernorm", "post_attention_norm") + norm("post_mlp_layernorm", "post_ffw_norm")
 
@@ -167,15 +167,15 @@ HUNYUAN_V3 = Family(
 )
 
 
-def _take_queries(sizes: RoutedSizes) -> Transform:
+def _take_queries(sizes: RoutedSizes) -> Reversible:
     return TakePaired(TakeRows(sizes.width, sizes.attention, 0, sizes.queries), sizes.head)
 
 
-def _take_keys(sizes: RoutedSizes) -> Transform:
+def _take_keys(sizes: RoutedSizes) -> Reversible:
     return TakePaired(TakeRows(sizes.width, sizes.attention, sizes.queries, sizes.keys), sizes.head)
 
 
-def _take_values(sizes: RoutedSizes) -> Transform:
+def _take_values(sizes: RoutedSizes) -> Reversible:
     return TakeRows(sizes.width, sizes.attention, sizes.queries + sizes.keys, sizes.keys)
 
 

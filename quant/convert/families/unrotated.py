@@ -15,7 +15,7 @@ from quant.convert.families.decoder import DecoderSizes, linear, norm
 from quant.convert.reordering import TakeBlocks
 from quant.convert.transforms import Ungroup
 from quant.errors import UnsupportedModel
-from quant.plan import Transform
+from quant.plan import Reversible
 
 
 def block(at: str, rows: tuple[Known, ...]) -> tuple[Known, ...]:
@@ -54,7 +54,7 @@ def _usual_falcon(config: ModelConfig) -> ModelConfig:
     return named.changed({"num_key_value_heads": shared})
 
 
-def _by_group(sizes: DecoderSizes) -> Transform | None:
+def _by_group(sizes: DecoderSizes) -> Reversible | None:
     """All queries, all keys, all values, of rows that lie together with the key head that they share."""
     if sizes.key_heads == 1:
         return None
