@@ -120,7 +120,7 @@ export const texts = {
     },
     shares: { top1: "Same likeliest token", flips: "Flips" },
     against: "Against", quantizedItself: "(quantized itself)", textRead: "Text", measured: "Measured",
-    windows: (name, count, size) => `${name}, ${count} windows of ${size} tokens`,
+    windows: (name, count, size) => `${name}, ${count} window${count === 1 ? "" : "s"} of ${size} tokens`,
     adapters: "Adapters", system: "System prompt", parameters: "Parameters", template: "Template",
     modelfile: "Modelfile", licence: "Licence",
   },

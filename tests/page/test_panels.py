@@ -13,9 +13,13 @@ import psutil
 import pytest
 
 from registry.sources.opening import DEMO
+from registry.store import manifest
+from registry.store.layers import Staged
+from registry.store.store import Store
 from tests.daemon import Daemon, alive, put_model, wait_until
 from tests.hub import Faults, Hub
 from tests.page.conftest import opened, until
+from tests.storing import card
 
 pytestmark = pytest.mark.slow
 SECRET = "nobody else may read this sentence"
@@ -44,6 +48,9 @@ def daemon(browser: Any, hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> 
     home = tmp_path_factory.mktemp("panels")
     put_model(home)
     put_model(home, "another")
+    with Store.open(home / "store") as store:
+        model = store.resolve("another")
+        store.attach(model, Staged.json(card(model, mean=0.01234), manifest.QUALITY))
     nowhere = {"HF_HOME": str(home / "none"), "OLLAMA_MODELS": str(home / "none")}
     with Daemon(home, script={"echo": True, "delay": 0.01}, env={"HF_ENDPOINT": hub.url} | nowhere) as daemon:
         yield daemon
@@ -127,6 +134,17 @@ def test_a_model_tells_why_it_is_as_it_is(page: Any, daemon: Daemon) -> None:
     assert "2,048 tokens" in text
     page.locator("summary", has_text="Modelfile").click()
     assert "FROM tiny" in page.locator("pre", has_text="FROM").inner_text()
+
+
+def test_a_quality_card_is_shown_with_its_errors(page: Any, daemon: Daemon) -> None:
+    show(page, daemon, "models/another")
+    panel = page.locator(".detail section", has_text="KL divergence")
+    panel.wait_for()
+    text = panel.inner_text()
+    assert "0.01234" in text and "0.9 ± 0.01" in text and "90 ± 1\u00a0%" in text
+    assert "the original · BF16" in text and "a text, 1 window of 512 tokens" in text
+    show(page, daemon, "models/tiny")
+    page.locator(".detail section", has_text="Not measured here").wait_for()
 
 
 def test_the_choice_moves_with_the_sliders_and_is_the_daemons(page: Any, daemon: Daemon) -> None:
@@ -255,7 +273,7 @@ def test_what_anybody_may_write_stays_text(page: Any, daemon: Daemon) -> None:
         assert found == [None, 0]
         links = page.locator("#main a").evaluate_all("(all) => all.map((each) => each.protocol)")
         assert "javascript:" not in links
-    page.unroute_all()
+    page.unroute_all(behavior="wait")  # an answer may still be on its way through `answer`
     show(page, daemon, "models")
     page.fill("#pull-name", HOSTILE[0])
     page.press("#pull-name", "Enter")
