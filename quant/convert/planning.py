@@ -15,6 +15,7 @@ from quant.convert.gguf.source import plan_gguf
 from quant.convert.gguf.variants import is_gguf
 from quant.convert.placing import plan_tensors
 from quant.convert.pooling import DENSE, MEAN, RANK, capabilities_of, read_dense, read_pooling
+from quant.convert.prequantized import mlx
 from quant.convert.prequantized.methods import check_untouched, method_of
 from quant.convert.tokenizer import specials
 from quant.convert.tokenizer.reading import read_vocabulary
@@ -129,7 +130,8 @@ def _sketch(files: Files, accept_unknown_keys: bool) -> tuple[ModelConfig, Model
     if pooling is not None:
         family = headless(family)
     dense = read_dense(files) if DENSE[0] in family.tensors else ()
-    entries = [*method.pair(wrappers.plain(read_model(files)), files), *dense]
+    source = mlx.restored(wrappers.plain(read_model(files)))
+    entries = [*method.pair(source.entries, files), *dense]
     left_out: dict[str, int] = {}
     if wrapped:
         family, entries, left_out = wrappers.take_out(family, entries)
@@ -142,7 +144,8 @@ def _sketch(files: Files, accept_unknown_keys: bool) -> tuple[ModelConfig, Model
     described = {f"{family.architecture}.{key}": value for key, value in family.describe(config, sizes).items()}
     described |= family.measured(files, entries, sizes)
     own = (*family.computed(config, sizes), *family.picked(files, entries, config))
-    tensors = (*own, *plan_tensors(family, config, sizes, entries, files))
+    placed = plan_tensors(family, config, sizes, entries, files)
+    tensors = (*own, *(mlx.unshifted(placed) if source.shifted else placed))
     check_untouched(method, tensors)
     metadata = {
         "general.architecture": family.architecture,

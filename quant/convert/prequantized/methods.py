@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 from quant.convert.config import ModelConfig
 from quant.convert.prequantized import floats, rows, table, transposed
+from quant.convert.prequantized.mlx import fits
 from quant.convert.prequantized.pairing import WEIGHTS, Reader
-from quant.convert.transforms import ROW_MOVES
 from quant.errors import UnsupportedModel
 from quant.plan import Files, TensorPlan
 from quant.safetensors import Entry
@@ -61,14 +61,7 @@ def method_of(config: ModelConfig) -> Method:
 
 
 def check_untouched(method: Method, tensors: Iterable[TensorPlan]) -> None:
-    """Raise UnsupportedModel for weights that MLX changes on the way in, as we do, so that they would be changed twice.
-
-    MLX adds one to some norms and turns some convolutions (`sanitize` of its models), and stores them so.
-    """
-    changed = [
-        tensor.source
-        for tensor in tensors
-        if method.name == "mlx" and tensor.transform and not isinstance(tensor.transform, ROW_MOVES)
-    ]
+    """Raise UnsupportedModel for weights that MLX may change on the way in, as we do: they would be changed twice."""
+    changed = [tensor.source for tensor in tensors if method.name == "mlx" and not fits(tensor.transform)]
     if changed:
         raise UnsupportedModel(f"MLX stores some weights in a way of its own, such as `{changed[0]}`", WEIGHTS)

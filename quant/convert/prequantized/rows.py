@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 from quant.convert.prequantized.floats import floats_with_scales, mlx_floats, packed_floats
+from quant.convert.prequantized.mlx import path_of
 from quant.convert.prequantized.pairing import WEIGHTS, Found, companion, do_not_fit, groups_of, packed
 from quant.errors import UnsupportedModel
 from quant.plan import Files
@@ -119,7 +120,7 @@ def read_mlx(config: dict[str, Any], found: Found, files: Files) -> Found:
     """`…weight` U32 with `…scales` and `…biases`; a matrix may have numbers of its own in the configuration."""
     for words in [entry for entry in found.values() if entry.dtype == "U32" and entry.name.endswith(".weight")]:
         base = words.name.removesuffix("weight")
-        own = config.get(base.removesuffix("."))
+        own = config.get(path_of(base.removesuffix(".")))
         scheme = {**config, **own} if isinstance(own, dict) else config
         bits, size, mode = scheme.get("bits"), scheme.get("group_size"), scheme.get("mode", "affine")
         if mode in ("mxfp4", "nvfp4", "mxfp8"):
