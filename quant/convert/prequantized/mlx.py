@@ -19,7 +19,7 @@ from quant.safetensors import Entry
 
 _STACK = re.compile(r"(.+)\.switch_mlp\.(gate|up|down)_proj\.(weight|scales|biases)")
 _EXPERT = re.compile(r"(.+)\.experts\.\d+\.(\w+)")
-# Mixtral's names for the matrices of an expert, and those of models built like it.
+# The part of a layer with experts in Mixtral and its like, and their names for an expert's matrices.
 _LIKE_MIXTRAL = "block_sparse_moe"
 _NUMBERED = {"gate": "w1", "down": "w2", "up": "w3"}
 # More experts than any model has in a layer.
@@ -76,7 +76,7 @@ def _unstacked(entry: Entry) -> Iterator[Entry]:
 
 
 def path_of(name: str) -> str:
-    """The module of a matrix, by which the configuration names it: that of a stack for the matrix of an expert."""
+    """The module by which the configuration names a matrix; the matrix of an expert belongs to a stack."""
     found = _EXPERT.fullmatch(name)
     if not found:
         return name
