@@ -12,6 +12,7 @@ import { texts } from "./texts.js";
 
 // The page may be shown below a path of a proxy.
 const BASE = new URL("../", import.meta.url);
+const AGAIN_MS = 2000;
 
 export class ApiError extends Error {
   constructor(message, hint = "", more = {}) {
@@ -34,6 +35,19 @@ export async function* stream(method, path, body, signal) {
   } catch (error) {
     if (error instanceof ApiError || error.name === "AbortError") throw error;
     throw new ApiError(texts.errors.broken, texts.errors.brokenHint);
+  }
+}
+
+// What the daemon tells of itself once a second: events "history" and "now", and "lost" until it answers again.
+export async function* watch(signal) {
+  while (!signal.aborted) {
+    try {
+      yield* stream("GET", "/lm/events", undefined, signal);
+    } catch (error) {
+      if (signal.aborted || error.status === 401 || error.status === 403) return;
+      yield { event: "lost", error };
+    }
+    await new Promise((done) => setTimeout(done, AGAIN_MS));
   }
 }
 

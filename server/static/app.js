@@ -5,7 +5,7 @@
 
 import {
   button, fill, forgetKey, form, get, guarded, h, keepKey, key, labelled, may, onWho, problemBox, setWho, submitButton,
-  textButton, texts, who,
+  tell, textButton, texts, who,
 } from "./kit.js";
 
 // Each view, and the role that it takes.
@@ -62,9 +62,10 @@ function askKey(problem) {
   shown?.leave.abort();
   shown = null;
   const field = h("input", { type: "password", id: "key", autocomplete: "off", required: true, spellcheck: "false" });
-  const submit = () => {
+  const submit = async () => {
     keepKey(field.value.trim());
-    enter();
+    await enter();
+    if (who()) tell(`${who().role}: ${texts.login.roles[who().role]}`);
   };
   const { login } = texts;
   const wrong = problem && h("p.problem", { role: "alert" }, problem);

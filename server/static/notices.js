@@ -1,6 +1,6 @@
 // What is told: an error as a sentence with its hint, or a short remark; both are read aloud, and go away.
 
-import { h, iconButton } from "./dom.js";
+import { fill, h, iconButton } from "./dom.js";
 import { texts } from "./texts.js";
 
 const SECONDS = 4;
@@ -32,6 +32,15 @@ export async function attempt(work) {
   } catch (error) {
     tellError(error);
     return false;
+  }
+}
+
+// Do something that fills a place; what is wrong with it stands there instead.
+export async function filling(place, work) {
+  try {
+    await work();
+  } catch (error) {
+    if (error.name !== "AbortError") fill(place, problemBox(error));
   }
 }
 

@@ -214,6 +214,7 @@ def test_a_key_opens_the_page_and_stays_in_the_tab(stranger: Any, keyed: tuple[D
     page.keyboard.press("Enter")
     page.wait_for_selector("#question")
     until(page, "document.querySelector('#question').value === 'after'")
+    assert page.locator(".notice").inner_text() == "infer: May ask models."
     assert page.locator("[data-view]:visible").all_inner_texts() == ["Chat", "Models", "Machine"]
     page.press("#question", "Enter")
     settled(page)

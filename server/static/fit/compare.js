@@ -1,5 +1,6 @@
 // Two models or levels that are here, on one prompt. One after the other: both at once would share the processor.
 
+import { answers } from "../models/acts.js";
 import { attempt, button, duration, fill, form, h, labelled, rate, stream, submitButton, texts } from "../kit.js";
 
 const words = texts.fit;
@@ -22,8 +23,7 @@ export function comparison(signal) {
 
   // Offer models by name; the two that are nearest to `wanted` are chosen.
   function offer(models, wanted) {
-    const can = ({ problem, base, capabilities }) => !problem && !base && capabilities?.includes("completion");
-    const names = models.filter(can).map((model) => model.name);
+    const names = models.filter(answers).map((model) => model.name);
     node.hidden = names.length < 2;
     const stem = wanted.split(":")[0];
     const near = [...new Set([...names.filter((name) => name.split(":")[0] === stem), ...names])];

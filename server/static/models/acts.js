@@ -1,6 +1,6 @@
 // What changes models, from any view.
 
-import { attempt, form, h, rowButton, send, stream, submitButton, tell, tellError, texts } from "../kit.js";
+import { attempt, form, get, h, rowButton, send, stream, submitButton, tell, tellError, texts } from "../kit.js";
 
 const words = texts.models;
 
@@ -20,6 +20,12 @@ export async function pull(model, ended = () => {}) {
   };
   follow();
 }
+
+// The models that are here by a name of their own.
+export const modelsHere = async (signal) => (await get("/api/tags", signal)).models.filter((model) => !model.alias);
+
+// Whether a model can answer.
+export const answers = ({ problem, base, capabilities }) => !problem && !base && capabilities?.includes("completion");
 
 // A button that unloads a model.
 export function unloader(name) {

@@ -23,9 +23,7 @@ export async function detail(name, acts, signal) {
   const reasons = [lm?.reason, found.context_reason, found.default].filter(Boolean);
   const adapters = (found.adapters ?? []).map((each) => [each.digest.slice(0, 19), bytes(each.size)]);
   return h(
-    "article",
-    { class: "detail" },
-    h("p", h("a", { href: "#/models" }, `← ${texts.views.models}`)),
+    "article.detail",
     h("div.row.spread", h("h1.name", name), h("div.row", acts)),
     reasons.length > 0 && h("div.why", reasons.map((reason) => h("p", reason))),
     h("div.columns", panel(words.facts, null, list(facts)), quality(found.quality)),

@@ -2,8 +2,8 @@
 
 import { comparison } from "../fit/compare.js";
 import { picture } from "../fit/picture.js";
-import { nameForm, pull } from "../models/acts.js";
-import { attempt, button, bytes, fill, get, h, number, problemBox, routeTo, send, tell, texts } from "../kit.js";
+import { modelsHere, nameForm, pull } from "../models/acts.js";
+import { attempt, button, bytes, fill, h, number, problemBox, routeTo, send, tell, texts } from "../kit.js";
 
 const words = texts.fit;
 const WAIT_MS = 200; // after the last move of a slider
@@ -69,7 +69,7 @@ export async function mount(root, route, signal) {
     field.value = path;
     wishes = {};
     attempt(async () => {
-      const here = (await get("/api/tags", signal)).models.filter((model) => !model.alias);
+      const here = await modelsHere(signal);
       fill(names, here.map((model) => h("option", { value: model.name })));
       compare.offer(here, path);
     });

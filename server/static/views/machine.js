@@ -2,9 +2,8 @@
 
 import { memoryPanel } from "../machine/memory.js";
 import { loadedPanel, requestsPanel } from "../machine/requests.js";
-import { watch } from "../watch.js";
 import {
-  ago, attempt, fill, folded, get, h, may, panel, problemBox, rate, rowButton, say, scrollable, tellError, texts,
+  ago, attempt, fill, filling, folded, get, h, may, panel, rate, rowButton, say, scrollable, tellError, texts, watch,
 } from "../kit.js";
 
 const words = texts.machine;
@@ -49,16 +48,14 @@ function doctor(signal) {
   const again = rowButton(words.again, words.doctor, () => examine("?anew=true"));
   async function examine(query) {
     again.disabled = true;
-    try {
+    await filling(list, async () => {
       const { findings, at } = await get(`/lm/doctor${query}`, signal);
       const rows = (state) => findings.filter((each) => each.state === state).map(finding);
       const well = rows("ok");
       const rest = h("details", h("summary", words.wellAll(well.length)), h("ul.plain.findings", well));
       fill(list, h("ul.plain.findings", rows("fail"), rows("warn")), rest);
       when.textContent = ago(at * 1000);
-    } catch (error) {
-      if (error.name !== "AbortError") fill(list, problemBox(error));
-    }
+    });
     again.disabled = false;
   }
   examine("");
@@ -77,14 +74,12 @@ function log(signal) {
   const details = folded(words.log, lines);
   async function read() {
     if (!details.open || signal.aborted) return;
-    try {
+    await filling(lines, async () => {
       const found = (await get("/lm/log?lines=300", signal)).lines;
       const atEnd = lines.scrollTop + lines.clientHeight >= lines.scrollHeight - 8;
       say(lines, found.length ? found.join("\n") : words.noLog);
       if (atEnd) lines.scrollTop = lines.scrollHeight;
-    } catch (error) {
-      if (error.name !== "AbortError") say(lines, error.message);
-    }
+    });
     setTimeout(read, LOG_MS);
   }
   details.addEventListener("toggle", read);

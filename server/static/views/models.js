@@ -1,12 +1,11 @@
 // The models that are here, on their way and elsewhere (`#/models`), and one of them (`#/models/NAME`).
 
-import { nameForm, unloader } from "../models/acts.js";
+import { answers, modelsHere, nameForm, unloader } from "../models/acts.js";
 import { detail } from "../models/detail.js";
 import { pullList } from "../models/pulls.js";
-import { watch } from "../watch.js";
 import {
-  ago, attempt, button, bytes, confirmed, fill, get, h, keyed, may, number, panel, problemBox, routeTo, rowButton,
-  rowLink, say, send, table, tell, tellError, texts,
+  ago, attempt, button, bytes, confirmed, fill, filling, get, h, keyed, may, number, panel, routeTo, rowButton, rowLink,
+  say, send, table, tell, tellError, texts, watch,
 } from "../kit.js";
 
 const words = texts.models;
@@ -51,18 +50,17 @@ export async function mount(root, route, signal) {
       fill(page, list);
       return refresh();
     }
-    try {
+    const one = h("div");
+    fill(page, h("p", h("a", { href: "#/models" }, `← ${texts.views.models}`)), one);
+    return filling(one, async () => {
       await refresh();
-      fill(page, await detail(shown, actsOf(shown), signal));
-    } catch (error) {
-      if (error.name === "AbortError") return;
-      fill(page, h("p", h("a", { href: "#/models" }, `← ${texts.views.models}`)), problemBox(error));
-    }
+      fill(one, await detail(shown, actsOf(shown), signal));
+    });
   }
 
   async function refresh() {
-    const [tags, activity] = await Promise.all([get("/api/tags", signal), get("/lm/activity", signal)]);
-    models = tags.models.filter((model) => !model.alias);
+    const [here, activity] = await Promise.all([modelsHere(signal), get("/lm/activity", signal)]);
+    models = here;
     used = new Map(activity.requests.toReversed().map((row) => [row.model, row.at * 1000]));
     if (pulls) await Promise.all([pulls.refresh(signal), lookAround()]);
     draw();
@@ -95,7 +93,8 @@ export async function mount(root, route, signal) {
     keyed(rows.body, models, (model) => `${model.name} ${model.digest}`, row);
   }
 
-  function row({ name, details, base, problem, size, level, reason }) {
+  function row(model) {
+    const { name, details, base, problem, size, level, reason } = model;
     const state = h("span.badge.good");
     const when = h("span");
     const facts = [details.parameter_size, base && words.adapterOf(base)].filter(Boolean).join(" · ");
@@ -106,7 +105,7 @@ export async function mount(root, route, signal) {
       problem && h("p.small.bad", problem),
     ];
     const drop = rowButton(words.remove, name, () => remove(name), "danger");
-    const acts = [!problem && !base && talk, pulls && [unload, drop]];
+    const acts = [answers(model) && talk, pulls && [unload, drop]];
     const node = rows.row(
       {}, title, bytes(size), h("span", { title: reason }, level || details.quantization_level),
       number(details.context_length || NaN), when, h("div.row.end", acts),
@@ -125,7 +124,7 @@ export async function mount(root, route, signal) {
     const model = models.find((each) => each.name === name);
     const source = model?.source && !model.details.parent_model ? model.source : name;
     return [
-      h("a.button.primary", { href: routeTo("chat", name) }, words.chat),
+      (!model || answers(model)) && h("a.button.primary", { href: routeTo("chat", name) }, words.chat),
       pulls && h("a.button", { href: routeTo("fit", source) }, words.whatFits),
       pulls && button(words.remove, () => remove(name), { class: "button danger" }),
     ];
