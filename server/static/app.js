@@ -35,6 +35,7 @@ async function show() {
     if (link.dataset.view === view) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
   }
+  for (const told of document.querySelectorAll(".notice-error")) told.remove(); // it was about the view before
   document.title = `${texts.views[view]} – lm`;
   const root = h("div.view", { id: `view-${view}` });
   fill(main, root);

@@ -98,8 +98,7 @@ export async function mount(root, route, signal) {
 
   function welcome() {
     if (picker.value) return h("div.welcome", h("h2", words.welcome), h("p.quiet", words.start));
-    const way = h("a", { href: "#/models" }, texts.views.models);
-    return h("div.welcome", h("h2", words.noModel), h("p", words.noModelHint, " ", way));
+    return h("div.welcome", h("h2", words.noModel), h("a", { href: "#/models" }, words.noModelHint));
   }
 
   // A question; false where nobody could answer it.
