@@ -87,6 +87,7 @@ def library() -> Any:
         raise LoadFailed(
             f"{message}, and found {installed} with {low.llama_version().decode()}", "install it again with pip"
         )
+    low.llama_log_set(LOG.callback, None)
     _load_backends(low._lib)
     if missing := lacking(features(low), instruction_sets()):
         raise LoadFailed(
@@ -95,7 +96,6 @@ def library() -> Any:
         )
     _compare(low.llama_context_default_params(), CONTEXT_DEFAULTS)
     _compare(low.llama_model_default_params(), MODEL_DEFAULTS)
-    low.llama_log_set(LOG.callback, None)
     low.llama_backend_init()
     return low
 
