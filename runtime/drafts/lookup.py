@@ -44,12 +44,18 @@ class Lookup:
             gram = (first << _BITS | second) << _BITS | third
             before.append(latest.get(gram, 0))
             latest[gram] = end
+        self._predicted = len(prediction)
         # A prediction is expected to come from its beginning.
         self._at = 0 if prediction else -1
         """The position in the known text of the token that is expected next, -1 where none is."""
         self._parted = self._since = 0
         """Where the answer parted from its source, and the tokens since then; 0 and 0 before that."""
         self.matched = 0
+
+    @property
+    def in_prediction(self) -> bool:
+        """Whether the token that is expected next stands in the prediction."""
+        return 0 <= self._at < self._predicted
 
     def copy(self) -> Self:
         """The same for another answer to the same prompt."""

@@ -10,6 +10,8 @@ second. A draft model's tokens cost steps of its own, which are counted before e
 Nothing is certain, so each answer has a credit too: what a draft costs when none of it comes true must be in
 it, by the chance that this happens. An answer begins with little, earns what its drafts save, and a small share of
 every step without one. So drafts that fail cost that share of its time and no more, and are tried again now and then.
+A draft that is not computed costs nothing and still shows whether its first token comes true. Rates and credit learn
+from it. So an answer that comes back to its source has drafts again some tokens later.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from typing import NamedTuple
 # Chances with which a process begins. Tokens looked up: by the bits of the number of tokens that agree with the source
 # already. Tokens of a draft model: by eighths of the probability that it gives them; and any token of it.
 FIRST_LOOKED_UP = (0.5, 0.55, 0.65, 0.75, 0.82, 0.88, 0.92)
+FIRST_PREDICTED = (0.6, 0.75, 0.82, 0.86, 0.9, 0.92, 0.94)
 FIRST_GUESSED = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.9)
 FIRST_ANY = (0.7,)
 # The weight of a rate of other answers, in tokens; and the share of an old token that each new one leaves over.
@@ -32,7 +35,7 @@ _SHARED_WEIGHT, _SHARED_FADING = 12.0, 0.99
 # The share of a rate that is left after a step in which nothing was tried.
 _GROWING_OLD = 0.998
 # Credits, in usual steps: at first, for each step without a draft, and at most.
-_FIRST_CREDIT, _INCOME, _MOST_CREDIT = 3.0, 0.012, 16.0
+_FIRST_CREDIT, _INCOME, _MOST_CREDIT = 1.5, 0.008, 16.0
 # A draft must give this many times the tokens per second to be tried.
 _WORTH = 1.03
 
@@ -89,6 +92,13 @@ class Credit:
         """A step with one, which took `extra` usual steps more, and gave `accepted` tokens more."""
         self.steps = min(_MOST_CREDIT, self.steps + accepted - extra)
 
+    def watch(self, hit: bool, extra: float) -> None:
+        """A draft of one token, for `extra` usual steps, was not computed, and would have come true or not."""
+        if hit:
+            self.steps = max(self.steps, min(_FIRST_CREDIT, self.steps + 1 - extra))
+        else:
+            self.steps = min(self.steps, max(0.0, self.steps - extra))
+
     def affordable(self, length: int, extra: float, failing: float) -> int:
         """How many tokens of a draft of `length` may be tried; each costs `extra` usual steps.
 
@@ -117,7 +127,8 @@ def best_lengths(
     for extra, (chance, _) in enumerate(rows, 1):
         tokens += chance
         # Kernels take rows in fours. Between two such sizes the larger one is worth as much, or the last one is best.
-        if (plain + extra) % 4 and extra < len(rows):
+        # Where a row costs most of a step, a draft of one token may be all that pays.
+        if (plain + extra) % 4 and 1 < extra < len(rows):
             continue
         taken = seconds(plain + extra)
         if tokens / taken > best and (taken <= longest or not longest):

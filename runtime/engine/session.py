@@ -119,7 +119,7 @@ class Session:
         """Append a token to the answer. `piece` is its bytes; the result is the part of it that can be shown now."""
         self.tokens.append(token)
         if self.drafting:
-            self.drafting.lookup.feed(token)
+            self.drafting.feed(token)
         self.answer_tokens += 1
         self._unsent += 1
         if logprob:

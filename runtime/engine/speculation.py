@@ -135,7 +135,7 @@ class Speculation:
         self._extra = sum(lengths)
         for stretch, length in zip(stretches, lengths, strict=True):
             if stretch.session.drafting and not length:
-                stretch.session.drafting.rest()
+                stretch.session.drafting.rest(self._extra_steps(1))
         if not self._extra:
             return step
         drafted = [

@@ -65,7 +65,7 @@ class Sampler:
     def _add_biases(self, sampling: Sampling) -> None:
         biases = dict(sampling.logit_bias)
         if sampling.ignore_eos:
-            biases |= dict.fromkeys(end_tokens(self._vocabulary), -math.inf)
+            biases |= dict.fromkeys(self._vocabulary.end_tokens, -math.inf)
         if biases:
             array_type = self._low.llama_logit_bias * len(biases)
             entries = array_type(
@@ -146,8 +146,3 @@ class Sampler:
         if self.chain:
             self._low.llama_sampler_free(self.chain)
             self.chain = None
-
-
-def end_tokens(vocabulary: Vocabulary) -> list[int]:
-    """Every token that ends a turn."""
-    return [token for token in range(vocabulary.size) if vocabulary.ends(token)]

@@ -143,7 +143,8 @@ def test_drafts_that_always_fail_cost_three_hundredths_at_most(seconds: Callable
         if length:
             drafting.settle(0, length, seconds(1 + length) / seconds(1) - 1, ended=False)
         else:
-            drafting.rest()
+            drafting.rest(seconds(2) / seconds(1) - 1)
+        drafting.feed(1)
     assert taken <= tokens * seconds(1) / 0.97
 
 
@@ -157,9 +158,59 @@ def test_drafts_are_tried_again_after_a_while() -> None:
     credit = Credit()
     credit.settle(0, 5.0)
     assert not credit.affordable(3, 0.5, 0.8)
-    for _ in range(500):
+    for _ in range(800):
         credit.wait()
     assert credit.affordable(3, 0.5, 0.8) == 3
+
+
+@pytest.mark.parametrize(
+    "seconds", [flat, lambda rows: 0.5 + 0.5 * rows, lambda rows: 0.8 + 0.2 * rows], ids=["flat", "half", "fifth"]
+)
+def test_an_answer_that_comes_back_to_its_source_soon_has_drafts_again(seconds: Callable[[int], float]) -> None:
+    source = list(range(100, 400))
+    drafting = Drafting(Lookup(source), SharedRates(), 32)
+    drafting.credit.settle(0, 5.0)  # drafts that failed have used up the credit
+
+    def length() -> int:
+        draft = drafting.propose(16)
+        (best,) = best_lengths([drafting.chances(len(draft))], 1, 32, seconds) if draft else [0]
+        extra = seconds(1 + best) / seconds(1) - 1
+        return drafting.credit.affordable(best, extra / best, 1 - drafting.chances(1)[0]) if best else 0
+
+    waited = 0
+    for token in source[100:]:
+        if length():
+            break
+        drafting.rest(seconds(2) / seconds(1) - 1)
+        drafting.feed(token)
+        waited += 1
+    assert 3 <= waited < 20
+
+
+def test_drafts_that_are_not_computed_move_the_credit_between_nothing_and_what_an_answer_begins_with() -> None:
+    credit = Credit()
+    first = credit.steps
+    for _ in range(10):
+        credit.watch(True, 0.2)
+    assert credit.steps == first
+    for _ in range(10):
+        credit.watch(False, 0.2)
+    assert credit.steps == 0
+    credit.settle(0, 2.0)
+    credit.watch(False, 0.2)
+    assert credit.steps == -2.0
+
+
+def test_a_prediction_is_trusted_whatever_became_of_texts_that_merely_look_alike() -> None:
+    shared = SharedRates()
+    for _ in range(20):
+        other = Drafting(Lookup([1, 2, 3, 4, 5, 1, 2, 3]), shared, 32)
+        other.propose(1)
+        other.settle(0, 1, 1.0, ended=False)
+    alike = Drafting(Lookup([1, 2, 3, 4, 5, 1, 2, 3]), shared, 32)
+    predicted = Drafting(Lookup([1, 2, 3], [7, 8, 9]), shared, 32)
+    assert list(alike.propose(1)) == [4] and list(predicted.propose(1)) == [7]
+    assert alike.chances(1)[0] < 0.3 and predicted.chances(1)[0] > 0.5
 
 
 def cheap(share: float) -> Costs:

@@ -219,6 +219,17 @@ def test_memory_is_predicted_within_a_twentieth(kind: str, tmp_path: Path) -> No
     assert formula.cache == pytest.approx(said.cache, rel=0.05)
 
 
+@pytest.mark.slow
+def test_qwen3_next_drafts_nothing_because_llama_cpp_cannot_take_its_state_back(tmp_path: Path) -> None:
+    made = Engine(model("qwen3next random", tmp_path), heads=True, rollback=ROLLBACK)
+    try:
+        ((_, end),) = made.ask(submit(PROMPTS[0], tokens=4))
+        assert made.engine._context.rollback == 0  # where this fails, its architecture belongs to GOING_BACK
+        assert end.drafted == 0 and "cannot go back" in made.engine.drafts.reason
+    finally:
+        made.close()
+
+
 def test_a_state_goes_back_once_and_no_further_than_its_last_step() -> None:
     states = Snapshots(3)
     states.put(0, 3)
