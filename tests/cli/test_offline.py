@@ -56,6 +56,8 @@ OUTWARD = {
     "url": ["pull", "https://files.example/x.gguf"],
     "ollama": ["pull", "llama3.2"],
     "audit": ["audit", "push", "https://collector.example/lines"],
+    "quality": ["quality", "tiny", "--against", "org/repo"],
+    "compare": ["compare", "tiny", "tiny", "--against", "org/repo"],
 }
 # What needs none, in this order; the first word of each is a command.
 INWARD = {
