@@ -150,7 +150,9 @@ class Compiler:
 def _refusal(grammar: Grammar, reason: str) -> BadRequest:
     """The error about a grammar, from llguidance's words."""
     lines = [line.strip() for line in reason.splitlines() if line.strip()]
-    shown = (lines[-1] if lines and "regex parse error" in reason else lines[0] if lines else "it is empty")[:300]
+    # About a regular expression the first line quotes it, and lines behind the reason show its place.
+    told = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    shown = next(iter(told or lines), "it is empty")[:300]
     if grammar.kind not in ("json", "schema", "calls"):
         return BadRequest(f"`grammar` is refused: {shown}", "correct it")
     if "Enable 'coerce_one_of'" in reason:  # the grammar of a call, which it may quote, has this option too

@@ -347,3 +347,20 @@ def test_a_text_of_any_length_between_tags_can_be_closed(close: str) -> None:
 def _sober(tokens: list[int]) -> list[int]:
     """Letters that end texts and numbers soon, where there are any."""
     return [token for token in tokens if chr(token if token < 256 else 0) in '"})]<\n, 7x'] or tokens
+
+
+@pytest.mark.parametrize(
+    ("grammar", "said"),
+    [
+        (m.Grammar("regex", "("), "`grammar` is refused: unclosed group"),
+        (m.Grammar("regex", "a{2,1}"), "`grammar` is refused: invalid repetition count range"),
+        (m.Grammar("lark", "start: /[/"), "`grammar` is refused: unclosed character class"),
+        (m.Grammar("lark", "start: ("), "`grammar` is refused: 1"),
+        (m.Grammar("schema", '{"type": "string", "pattern": "("}'), "`pattern` cannot be kept: unclosed group"),
+    ],
+    ids=["a group", "a count", "a class in a rule", "a rule", "a pattern"],
+)
+def test_a_grammar_is_refused_with_what_is_wrong_in_it(grammar: m.Grammar, said: str) -> None:
+    with pytest.raises(BadRequest) as caught:
+        COMPILER.compile(grammar)
+    assert str(caught.value).startswith(said)
