@@ -36,6 +36,7 @@ COMMANDS = {
     "launch": "Start a coding agent (claude, codex, opencode) with a model that is here",
     "key": "Make, list and revoke keys: who may do what with this daemon",
     "audit": "Show and check the record of who did what",
+    "metrics": "Send samples of the metrics to a collector",
     "config": "Show and change settings, and say where each comes from",
     "serve": "Run the daemon in the foreground",
     "logs": "Show the daemon's log",

@@ -36,7 +36,8 @@ class Config:
     end. `gap` is how many times as long as usual a step may take while prompts are read (`runtime/engine/pace.py`).
     `offline`: no other machine is asked. `sandbox`: a worker gives up what it does not need (`runtime/confinement.py`).
     With `speculation` tokens are drafted where that pays (`runtime/engine/speculation.py`). `model_aliases` are entries
-    `PATTERN=NAME`. Full files of the audit log go after `audit_keep` seconds, `FOREVER` for never.
+    `PATTERN=NAME`. Full files of the audit log go after `audit_keep` seconds, `FOREVER` for never. A sample of the
+    metrics is kept every `metrics_every` seconds (0 or `FOREVER` for never) in at most `metrics_mib` MiB.
     """
 
     home: Path
@@ -61,6 +62,8 @@ class Config:
     audit: Extent = "all"
     audit_text: bool = False
     audit_keep: float = 365 * 86400.0
+    metrics_every: float = 0.0
+    metrics_mib: int = 16
     api_key: str = ""
     no_auth: bool = False
     hf_endpoint: str = "https://huggingface.co"
@@ -172,6 +175,11 @@ class Config:
     def audit_folder(self) -> Path:
         """The audit log."""
         return self.home / "audit"
+
+    @property
+    def metrics_folder(self) -> Path:
+        """Samples of the metrics."""
+        return self.home / "metrics"
 
     @property
     def cache(self) -> Path:

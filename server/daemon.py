@@ -28,6 +28,7 @@ from server import app
 from server.access.connections import HEADER_SECONDS, Connections
 from server.access.gate import Gate
 from server.access.trail import ACTOR
+from server.api.lm.metrics import all_metrics
 from server.api.openai.batches.runner import BatchRunner
 from server.api.openai.batches.store import BATCHES
 from server.api.openai.files.store import FILES
@@ -48,6 +49,7 @@ from server.policy.rules import read_policy
 from server.pulls.jobs import Jobs
 from server.services import Services
 from server.sockets import closing_socket, reloading, tls_context, unix_listener
+from server.telemetry.sampler import MetricsKeeper
 from server.values import is_loopback, socket_path
 
 log = logging.getLogger("lm")
@@ -120,6 +122,7 @@ async def _listening(
     resuming = asyncio.create_task(services.jobs.resume())
     watching = asyncio.create_task(gate.watch())
     writing = asyncio.create_task(recorder.keep_writing())
+    sampling = asyncio.create_task(MetricsKeeper(config, partial(all_metrics, services.pool, recorder)).run())
     try:
         yield
     finally:
@@ -130,7 +133,8 @@ async def _listening(
         await runner.cleanup()
         watching.cancel()
         writing.cancel()
-        await asyncio.wait([watching, writing])
+        sampling.cancel()
+        await asyncio.wait([watching, writing, sampling])
         await gate.save()
         await recorder.stop()
 

@@ -14,7 +14,7 @@ import click
 from cli import console
 from cli.client import settings
 from cli.errors import Failure
-from registry.errors import RegistryError
+from cli.sending import sending, token_option
 from server.audit.export import COLUMNS, FORMATS, csv_row, records
 from server.audit.line import parse_heads
 from server.audit.verify import verify
@@ -123,11 +123,7 @@ def export(form: str, since: str | None, until: str | None, output: Path | None)
 
 @command.command()
 @click.argument("url")
-@click.option(
-    "--token-file",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="A file with the bearer token that the collector wants.",
-)
+@token_option
 def push(url: str, token_file: Path | None) -> None:
     """Send lines to a collector by POST, as JSON lines: all that it has not acknowledged by an answer of 2xx.
 
@@ -136,18 +132,8 @@ def push(url: str, token_file: Path | None) -> None:
     """
     from server.audit.sending import send
 
-    config, folder = settings(), _folder()
-    try:
-        token = token_file.read_text("utf-8").strip() if token_file else ""
-        shipment = send(config, url, token)
-    except RegistryError as error:
-        raise Failure(str(error), error.hint, error.code) from None
-    except UnicodeDecodeError:
-        raise Failure(f"`{token_file}` is no text", "name a file with the token alone") from None
-    except OSError as error:
-        place = error.filename or folder
-        hint = "it takes its owner, and room on the disk"
-        raise Failure(f"`{place}` cannot be used: {error.strerror}", hint) from None
+    with sending(token_file, _folder()) as token:
+        shipment = send(settings(), url, token)
     if shipment.missing:
         text = f"warning: {shipment.missing} lines could not be sent, as they are removed or damaged; `lm audit verify`"
         console.note(text, "yellow")

@@ -9,33 +9,26 @@ log itself is what waits, so nothing more grows on the disk than `audit_keep` al
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from http.client import HTTPException
 from pathlib import Path
 from typing import BinaryIO
 
-from registry.errors import AccessDenied, RegistryError, SourceUnavailable
-from registry.net.address import HttpAddress
-from registry.net.network import Network
-from registry.net.transport import HttpClient
+from registry.errors import RegistryError
 from registry.store import fsops
 from server.audit.files import BLOCK, all_files, first_line, last_lines
 from server.audit.line import NOTHING, Head, link_of
 from server.audit.log import folder_lock
+from server.collector import Collector, only_sender
 from server.config import Config
-from server.values import is_loopback
 
 SENT = "sent.json"
 _LOCK = "sent.lock"
 # The bytes of lines in one request, but for the last line.
 MOST_BYTES = 1 << 20
-_REFUSALS = (401, 403)
-_TOKEN = re.compile(r"[\x21-\x7e]{0,4096}")
+COMMAND = "lm audit push"
 
 
 class OtherLog(RegistryError):
@@ -59,46 +52,18 @@ def send(config: Config, url: str, token: str = "", sent: Callable[[Shipment], N
     `token` is a bearer. Raises Offline, SourceUnavailable, AccessDenied, OtherLog; what was acknowledged until then
     stays so. Raises OSError where a file of the log, or the file of heads that were sent, cannot be used.
     """
-    address = HttpAddress.parse(url)
-    if not _TOKEN.fullmatch(token):
-        raise AccessDenied("the token contains characters that no token has", "name a file with the token alone")
-    if token and address.scheme != "https" and not is_loopback(address.host):
-        raise AccessDenied(f"the token is not sent to `{address.host}` in plain text", "name an address with `https`")
-    proxies = {"all": config.proxy, "no": ",".join(config.no_proxy)} if config.proxy else {}
-    network = Network(token=token or None, proxies=proxies, offline=config.offline)
     folder = config.audit_folder
-    with _only_one(folder):
+    with contextlib.closing(Collector(config, url, token, "lines")) as collector, only_sender(folder / _LOCK, COMMAND):
         notes = _read_notes(folder)
         shipment = Shipment(head=notes.get(url, NOTHING))
-        client = HttpClient(network)
-        try:
-            for body, first, head in _requests(folder, shipment):
-                _post(client, network, address, body, f"{first}-{head}", shipment.head)
-                notes[url] = shipment.head = head
-                shipment.lines += body.count(b"\n")
-                fsops.replace(folder / SENT, json.dumps({key: str(value) for key, value in notes.items()}).encode())
-                sent(shipment)
-        finally:
-            client.close()
+        for body, first, head in _requests(folder, shipment):
+            later = f"nothing is lost: the next `{COMMAND}` goes on behind line {shipment.head.seq}"
+            collector.post(body, "application/x-ndjson", later, {"Idempotency-Key": f"{first}-{head}"})
+            notes[url] = shipment.head = head
+            shipment.lines += body.count(b"\n")
+            fsops.replace(folder / SENT, json.dumps({key: str(value) for key, value in notes.items()}).encode())
+            sent(shipment)
     return shipment
-
-
-def _post(client: HttpClient, network: Network, address: HttpAddress, body: bytes, key: str, before: Head) -> None:
-    headers = {"Content-Type": "application/x-ndjson", "Idempotency-Key": key}
-    if network.authorization:
-        headers["Authorization"] = network.authorization
-    later = f"nothing is lost: the next `lm audit push` goes on behind line {before.seq}"
-    try:
-        reply = client.send("POST", address, headers, body)
-        reply.discard()
-    except (OSError, HTTPException) as error:
-        why = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise SourceUnavailable(f"the collector `{address.host}` cannot be reached: {why}", later) from None
-    if reply.status in _REFUSALS:
-        hint = "`--token-file FILE` names a file with the token that it wants"
-        raise AccessDenied(f"the collector `{address.host}` refuses the lines: HTTP {reply.status}", hint)
-    if not 200 <= reply.status < 300:
-        raise SourceUnavailable(f"the collector `{address.host}` does not take the lines: HTTP {reply.status}", later)
 
 
 def _requests(folder: Path, shipment: Shipment) -> Iterator[tuple[bytes, int, Head]]:
@@ -184,17 +149,3 @@ def _read_notes(folder: Path) -> dict[str, Head]:
         hint = "remove it to send the log whole once more"
         raise OtherLog(f"`{folder / SENT}` does not tell which lines were sent", hint) from None
     return notes
-
-
-@contextlib.contextmanager
-def _only_one(folder: Path) -> Iterator[None]:
-    """Be the one sender. Raises SourceUnavailable where another is at work."""
-    lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise SourceUnavailable("another `lm audit push` is at work", "wait until it has ended") from None
-        yield
-    finally:
-        os.close(lock)

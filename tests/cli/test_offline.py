@@ -23,6 +23,7 @@ from registry.net.dialing import Sockets, dial
 from registry.net.network import Network
 from server.config import Config
 from server.doctor.bounds import bounds
+from server.telemetry.ring import Ring
 from server.values import on_this_machine
 from tests.cli.support import LM, Cli
 from tests.daemon import Daemon, environment, put_model
@@ -58,6 +59,7 @@ OUTWARD = {
     "audit": ["audit", "push", "https://collector.example/lines"],
     "quality": ["quality", "tiny", "--against", "org/repo"],
     "compare": ["compare", "tiny", "tiny", "--against", "org/repo"],
+    "metrics": ["metrics", "push", "https://collector.example/v1/metrics"],
 }
 # What needs none, in this order; the first word of each is a command.
 INWARD = {
@@ -185,6 +187,7 @@ def test_every_command_without_a_network(tmp_path: Path, traced: bool) -> None:
         pytest.skip("strace is not installed")
     home = tmp_path / "home"
     put_model(home)
+    Ring(home / "metrics", 1 << 20).append(b"{}")
     script = tmp_path / "script.json"
     script.write_text("{}")
     commands = {f"out {name}": [words, INPUT.get(name, "")] for name, words in OUTWARD.items()}

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -20,59 +17,23 @@ from server.audit.sending import SENT, OtherLog, send
 from server.audit.verify import verify
 from server.config import Config
 from tests.cli.support import Cli
-
-
-class Collector(ThreadingHTTPServer):
-    """Takes lines; `statuses` are its next answers, 200 where there are none, 0 for an answer that is lost."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.statuses: list[int] = []
-        self.bodies: list[tuple[int, bytes, dict[str, str]]] = []
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}/lines"
-
-    @property
-    def taken(self) -> list[int]:
-        """The numbers of the lines that were acknowledged, as they came."""
-        return [
-            json.loads(line)["seq"] for status, body, _ in self.bodies if status == 200 for line in body.splitlines()
-        ]
-
-
-class _Handler(BaseHTTPRequestHandler):
-    server: Collector
-
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        status = self.server.statuses.pop(0) if self.server.statuses else 200
-        self.server.bodies.append((status, body, dict(self.headers)))
-        if status:
-            self.send_response(status)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-
-    def log_message(self, *_: Any) -> None:
-        """Nothing is printed."""
+from tests.collecting import Taking, taking
 
 
 @pytest.fixture
-def collector() -> Iterator[Collector]:
-    with Collector() as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
-        thread.start()
+def collector() -> Iterator[Taking]:
+    with taking() as server:
         yield server
-        server.shutdown()
-        thread.join()
 
 
 @pytest.fixture
 def config(tmp_path: Path) -> Config:
     return Config(home=tmp_path)
+
+
+def taken(collector: Taking) -> list[int]:
+    """The numbers of the lines that were acknowledged, as they came."""
+    return [json.loads(line)["seq"] for body in collector.acknowledged for line in body.splitlines()]
 
 
 def written(config: Config, count: int, full_bytes: int = 4000) -> None:
@@ -82,14 +43,12 @@ def written(config: Config, count: int, full_bytes: int = 4000) -> None:
     log.close()
 
 
-def test_every_line_goes_once_and_in_order(
-    config: Config, collector: Collector, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_line_goes_once_and_in_order(config: Config, collector: Taking, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sending, "MOST_BYTES", 1000)
     written(config, 40)
     assert len(full_files(config.audit_folder)) > 1
     first = send(config, collector.url, "a-token")
-    assert collector.taken == list(range(1, first.head.seq + 1)) and first.lines == first.head.seq
+    assert taken(collector) == list(range(1, first.head.seq + 1)) and first.lines == first.head.seq
     assert first.head == verify(config.audit_folder).head and len(collector.bodies) > 2
     assert b"".join(body for _, body, _ in collector.bodies) == b"".join(
         path.read_bytes() for path in (*full_files(config.audit_folder), config.audit_folder / CURRENT)
@@ -98,12 +57,12 @@ def test_every_line_goes_once_and_in_order(
     assert send(config, collector.url).lines == 0
     written(config, 5)
     assert send(config, collector.url).lines >= 5
-    assert collector.taken == list(range(1, verify(config.audit_folder).head.seq + 1))
+    assert taken(collector) == list(range(1, verify(config.audit_folder).head.seq + 1))
 
 
 @pytest.mark.parametrize("status", [503, 307, 401, 0])
 def test_what_was_not_acknowledged_goes_again_and_nothing_else(
-    config: Config, collector: Collector, monkeypatch: pytest.MonkeyPatch, status: int
+    config: Config, collector: Taking, monkeypatch: pytest.MonkeyPatch, status: int
 ) -> None:
     monkeypatch.setattr(sending, "MOST_BYTES", 1000)
     written(config, 20)
@@ -111,12 +70,12 @@ def test_what_was_not_acknowledged_goes_again_and_nothing_else(
     with pytest.raises(AccessDenied if status == 401 else SourceUnavailable):
         send(config, collector.url)
     assert send(config, collector.url).head == verify(config.audit_folder).head
-    assert collector.taken == list(range(1, verify(config.audit_folder).head.seq + 1))
+    assert taken(collector) == list(range(1, verify(config.audit_folder).head.seq + 1))
     keys = [headers["Idempotency-Key"] for _, _, headers in collector.bodies]
     assert keys[1] == keys[2] != keys[0]
 
 
-def test_another_log_is_not_taken_for_the_one_that_was_sent(config: Config, collector: Collector) -> None:
+def test_another_log_is_not_taken_for_the_one_that_was_sent(config: Config, collector: Taking) -> None:
     written(config, 5)
     send(config, collector.url)
     (config.audit_folder / CURRENT).unlink()
@@ -127,11 +86,11 @@ def test_another_log_is_not_taken_for_the_one_that_was_sent(config: Config, coll
     assert len(collector.bodies) == 1
 
 
-def test_lines_that_went_before_they_were_sent_are_counted(config: Config, collector: Collector) -> None:
+def test_lines_that_went_before_they_were_sent_are_counted(config: Config, collector: Taking) -> None:
     written(config, 40)
     full_files(config.audit_folder)[0].unlink()
     shipment = send(config, collector.url)
-    assert shipment.missing > 0 and collector.taken[0] == shipment.missing + 1
+    assert shipment.missing > 0 and taken(collector)[0] == shipment.missing + 1
 
 
 def test_offline_and_plain_text_are_refused(config: Config, tmp_path: Path) -> None:
@@ -145,7 +104,7 @@ def test_offline_and_plain_text_are_refused(config: Config, tmp_path: Path) -> N
     assert not (config.audit_folder / SENT).exists()
 
 
-def test_the_command_says_what_it_did(config: Config, collector: Collector) -> None:
+def test_the_command_says_what_it_did(config: Config, collector: Taking) -> None:
     written(config, 3)
     lm = Cli.at(config.home)
     done = lm("audit", "push", collector.url)

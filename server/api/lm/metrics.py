@@ -14,8 +14,9 @@ from aiohttp import web
 
 from server.access.callers import caller_of
 from server.access.trail import RECORDER
-from server.audit.recorder import AuditCounts
+from server.audit.recorder import AuditCounts, Recorder
 from server.config import VERSION
+from server.loaded.pool import Pool
 from server.loaded.tally import Histogram, Tally
 from server.loaded.worker import Worker
 from server.services import SERVICES
@@ -232,6 +233,12 @@ async def metrics(request: web.Request) -> web.Response:
     shelf = Shelf(tallies, loaded, recorder.counts if recorder.on and not caller.limited else None)
     body, media = await asyncio.to_thread(_written, shelf, request.headers.get("Accept", ""))
     return web.Response(body=body, headers={"Content-Type": media})
+
+
+def all_metrics(pool: Pool, recorder: Recorder) -> Callable[[], Iterator[Metric]]:
+    """The metrics of all models as they are now, made by calling what this returns, in any thread."""
+    loaded = [worker for worker, _ in pool.loaded()]
+    return Shelf(list(pool.tallies()), loaded, recorder.counts if recorder.on else None).collect
 
 
 def _written(shelf: Shelf, accepted: str) -> tuple[bytes, str]:

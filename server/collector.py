@@ -1,0 +1,82 @@
+"""A collector of records somewhere else, to which the audit log and samples of metrics are sent by POST.
+
+An answer of 2xx acknowledges a body. Redirects are not followed: records go to the address that was named, and to no
+other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import re
+from collections.abc import Iterator, Mapping
+from http.client import HTTPException
+from pathlib import Path
+
+from registry.errors import AccessDenied, SourceUnavailable
+from registry.net.address import HttpAddress
+from registry.net.network import Network
+from registry.net.transport import HttpClient
+from server.config import Config
+from server.values import is_loopback
+
+_REFUSALS = (401, 403)
+_TOKEN = re.compile(r"[\x21-\x7e]{0,4096}")
+
+
+class Collector:
+    """The way to one collector; `records` is the word for what it takes, as in "refuses the lines"."""
+
+    def __init__(self, config: Config, url: str, token: str, records: str) -> None:
+        """`token` is a bearer. Raises BadAddress, and AccessDenied for a token that cannot be sent."""
+        self._address = HttpAddress.parse(url)
+        if not _TOKEN.fullmatch(token):
+            raise AccessDenied("the token contains characters that no token has", "name a file with the token alone")
+        if token and self._address.scheme != "https" and not is_loopback(self._address.host):
+            message = f"the token is not sent to `{self._address.host}` in plain text"
+            raise AccessDenied(message, "name an address with `https`")
+        proxies = {"all": config.proxy, "no": ",".join(config.no_proxy)} if config.proxy else {}
+        self._network = Network(token=token or None, proxies=proxies, offline=config.offline)
+        self._client = HttpClient(self._network)
+        self._records = records
+
+    def post(self, body: bytes, media: str, later: str, headers: Mapping[str, str] | None = None) -> None:
+        """Send one body and return once it is acknowledged; `later` is the hint where that may come another time.
+
+        Raises Offline, SourceUnavailable, AccessDenied.
+        """
+        sent = {"Content-Type": media} | dict(headers or {})
+        if self._network.authorization:
+            sent["Authorization"] = self._network.authorization
+        host = self._address.host
+        try:
+            reply = self._client.send("POST", self._address, sent, body)
+            reply.discard()
+        except (OSError, HTTPException) as error:
+            why = getattr(error, "strerror", None) or str(error) or type(error).__name__
+            raise SourceUnavailable(f"the collector `{host}` cannot be reached: {why}", later) from None
+        if reply.status in _REFUSALS:
+            hint = "`--token-file FILE` names a file with the token that it wants"
+            raise AccessDenied(f"the collector `{host}` refuses the {self._records}: HTTP {reply.status}", hint)
+        if not 200 <= reply.status < 300:
+            message = f"the collector `{host}` does not take the {self._records}: HTTP {reply.status}"
+            raise SourceUnavailable(message, later)
+
+    def close(self) -> None:
+        """End the connection."""
+        self._client.close()
+
+
+@contextlib.contextmanager
+def only_sender(lock: Path, command: str) -> Iterator[None]:
+    """Be the one sender, by a lock. Raises SourceUnavailable where another `command` is at work, and OSError."""
+    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise SourceUnavailable(f"another `{command}` is at work", "wait until it has ended") from None
+        yield
+    finally:
+        os.close(descriptor)
