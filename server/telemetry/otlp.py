@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # a daemon that keeps no samples starts faster without
     from prometheus_client import Metric
     from prometheus_client.samples import Sample
 
-# What a counter counts since the daemon's start (AGGREGATION_TEMPORALITY_CUMULATIVE).
+# AGGREGATION_TEMPORALITY_CUMULATIVE: a counter counts from the daemon's start.
 _CUMULATIVE = 2
 # lm's own names; others say the same numbers again.
 _OURS = "lm_"
@@ -72,7 +72,7 @@ def _cumulative(points: list[Json]) -> Json:
 
 
 def _histograms(samples: Iterable[Sample], when: When) -> Iterator[Json]:
-    """A point for each set of labels. In OTLP a bucket has its own count, in Prometheus that of all below it too."""
+    """A point for each set of labels. Prometheus adds the count of a bucket to all above it, OTLP does not."""
     found: dict[tuple[tuple[str, str], ...], dict[str, Any]] = {}
     for sample in samples:
         labels = tuple(sorted((key, value) for key, value in sample.labels.items() if key != "le"))

@@ -72,7 +72,7 @@ def files_of(folder: Path) -> list[tuple[int, Path]]:
 
 
 def samples_behind(folder: Path, number: int) -> Iterator[tuple[int, bytes]]:
-    """The samples behind that of a number, in order, each with its own. Raises OSError."""
+    """The samples with a higher number, in order, each with its number. Raises OSError."""
     files = files_of(folder)
     for place, (first, path) in enumerate(files):
         if place + 1 < len(files) and files[place + 1][0] <= number + 1:
