@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,6 +47,11 @@ class Ingest:
     def journal(self) -> Journal | None:
         """The journal, None where the file cannot be resumed. Raises StoreFailed."""
         return read_journal(self.folder) if resumable(self.folder) else None
+
+
+def folder_name(title: str) -> str:
+    """The name of the folder in which the file of `title` is made."""
+    return hashlib.sha256(title.encode()).hexdigest()[:16]
 
 
 def settle(ingest: Ingest, staged: Staged) -> Path:

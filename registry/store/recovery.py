@@ -12,7 +12,7 @@ import msgspec
 from registry.errors import StoreDamaged, StoreFailed
 from registry.store import fsops, garbage, reading, uploads
 from registry.store.catalog import Catalog
-from registry.store.ingest import COMMITTED, NEW
+from registry.store.ingest import COMMITTED, NEW, folder_name
 from registry.store.partial import DATA, JOURNAL, read_journal, resumable
 
 log = logging.getLogger("lm.store")
@@ -27,6 +27,8 @@ def clear_away(catalog: Catalog, root: Path, ingests: Path) -> None:
             if name.startswith(NEW) or not resumable(ingests / name):
                 log.info("what a pull left before it was journalled is removed")
                 fsops.remove_tree(ingests / name)
+            else:
+                _return(ingests / name)
         except (StoreDamaged, StoreFailed) as error:
             log.warning("what a pull left in `%s` stays as it is: %s", name, error)
     for orphan in catalog.shared.orphans(catalog.blobs):
@@ -59,13 +61,22 @@ def restore(catalog: Catalog, folder: Path) -> None:
 def readdress(before: Path, after: Path, title: str) -> None:
     """Rename the ingest folder `before` to `after`, and its pull to `title`. Raises OSError, StoreFailed.
 
-    Its journal is last. Where the process dies before that, a pull of `title` finds it all the same.
+    Its journal is last. Where the process dies before that, `clear_away` gives the folder its old name again.
     """
     fsops.rename(before, after)
     fsops.fsync_dir(after.parent)
     if journal := read_journal(after):
         facts = msgspec.structs.replace(journal.facts, title=title)
         fsops.replace(after / JOURNAL, msgspec.json.encode(msgspec.structs.replace(journal, facts=facts)))
+
+
+def _return(folder: Path) -> None:
+    """Undo half of a `readdress`: a pull is found by its title, so its folder has to have the name of that."""
+    journal = read_journal(folder)
+    target = folder.with_name(folder_name(journal.facts.title)) if journal else folder
+    if target != folder and reading.status(target) is None:
+        fsops.rename(folder, target)
+        fsops.fsync_dir(folder.parent)
 
 
 def _remove_temporary(folder: Path, names: Iterable[str]) -> None:

@@ -20,7 +20,6 @@ Functions block: call them from a thread.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
 import os
 import shutil
@@ -36,7 +35,7 @@ from registry.store import fsops, garbage, manifest, notes, owner, reading, reco
 from registry.store.catalog import Model
 from registry.store.finding import Finder
 from registry.store.fsops import plainly
-from registry.store.ingest import DETACHED, NEW, OWNERS, Ingest, settle
+from registry.store.ingest import DETACHED, NEW, OWNERS, Ingest, folder_name, settle
 from registry.store.layers import Staged
 from registry.store.leases import Leases
 from registry.store.manifest import Manifest
@@ -324,7 +323,7 @@ class Store(Finder):
             return garbage.unlisted(self, {*in_use, *self._held, *self.leases.held()})
 
     def _folder(self, title: str, kind: str = "") -> Path:
-        return self._ingests / f"{kind}{hashlib.sha256(title.encode()).hexdigest()[:16]}"
+        return self._ingests / f"{kind}{folder_name(title)}"
 
     def _publish(self, name: Name, files: list[tuple[Path, Staged]], data: bytes, chosen: bool) -> Model:
         """Move synced files among the blobs, then write the manifest `data`, which lists them."""

@@ -41,20 +41,26 @@ def put(store: Store, name: str, data: bytes) -> Model:
     return storing.put(store, name, data, {"model_format": "gguf", "bytes": len(data)}, {"x": data.hex()})
 
 
-def pull(store: Store, data: bytes, commit: bool) -> None:
+def pull(store: Store, data: bytes, commit: bool, title: str = PULLED) -> None:
     """Go on with a pull up to the end of `data`, and journal or commit it."""
-    ingest = store.begin(PULLED)
+    ingest = store.begin(title)
     partial = Partial(ingest.folder)
-    place = partial.begin(PullFacts(PULLED, "hub", "abc", "Q8_0", "why", "print", len(HALF)))
+    place = partial.begin(PullFacts(title, "hub", "abc", "Q8_0", "why", "print", len(HALF)))
     partial.write(data[place.size if place else 0 :])
     if not commit:
         partial.reached(Checkpoint(0, 0, "model.safetensors", 0, b"", 0, b""))
     weights = Staged.file(ingest.data, manifest.MODEL, *partial.finish())
     partial.close()
     if commit:
-        store.commit(ingest, [weights], parse(PULLED).name, {"model_format": "gguf"})
+        store.commit(ingest, [weights], named(title), {"model_format": "gguf"})
     else:
         store.pause(ingest)
+
+
+def named(title: str) -> Name:
+    """The name that a pull of this title gives to its model."""
+    name = parse(title).name
+    return name if name.tag else name.tagged("Q8_0")
 
 
 def share(store: Store, name: str, path: Path, *, link: bool = True) -> None:

@@ -54,6 +54,7 @@ def test_killed_at_every_step(place: Path) -> None:
     command = [sys.executable, "-m", "tests.registry.crashing", str(place)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
+    print(f"\npulls, shares, uploads, copies, removals: {int(done.stdout)} deaths, 0 lost, 0 falsely listed")
     assert int(done.stdout) > 150
 
 
@@ -64,6 +65,15 @@ def test_carrying_is_killed_at_every_step(place: Path) -> None:
     assert done.returncode == 0, done.stderr[-2000:]
     print(f"\nbundles, fetches, notes of pushes and syncs: {int(done.stdout)} deaths, 0 lost, 0 falsely listed")
     assert int(done.stdout) > 150
+
+
+@pytest.mark.slow
+def test_making_is_killed_at_every_step(place: Path) -> None:
+    command = [sys.executable, "-m", "tests.registry.making", str(place)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    print(f"\nnew addresses, packed tars, uploads, chats, logins: {int(done.stdout)} deaths, 0 lost, 0 falsely listed")
+    assert int(done.stdout) > 300
 
 
 class Refuse:
