@@ -215,8 +215,14 @@ class Library:
 
 def source_of(model: Model) -> str:
     """The source of a model as rules know it: "" for one that was made here."""
-    source = str(model.own.get("source", ""))
-    if source.startswith("/") or (not source and "parent" in model.own):
+    return source_noted(model.own)
+
+
+def source_noted(notes: object) -> str:
+    """The source in lm's notes about a model, as `source_of` has it; "unknown" where there are none."""
+    own = notes if isinstance(notes, dict) else {}
+    source = str(own.get("source", ""))
+    if source.startswith("/") or (not source and "parent" in own):
         return ""
     return source or "unknown"
 

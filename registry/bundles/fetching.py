@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from registry.errors import DigestMismatch, SourceUnavailable, StoreDamaged
 from registry.names import Name
@@ -23,6 +23,23 @@ from registry.store.store import Store
 
 _STEP = 1 << 20
 Send = Callable[[dict[str, Any]], None]
+
+
+class About(NamedTuple):
+    """The words of a model that comes in about itself: its config, and the texts of its licences."""
+
+    config: dict[str, Any]
+    licenses: tuple[str, ...]
+
+
+Inspect = Callable[[Path, str, str, About], None]
+
+
+def about(contents: Manifest, file: Callable[[Layer], Path], title: str) -> About:
+    """The config of a model and the texts of its licences; `file` gives the file of a layer. Raises StoreDamaged, StoreFailed."""
+    licenses = [layer for layer in contents.layers if layer.media_type == manifest.LICENSE]
+    config = manifest.read_object(file(contents.config), title)
+    return About(config, tuple(manifest.read_text(file(layer), title) for layer in licenses))
 
 
 def is_verbatim(data: bytes, title: str) -> bool:
@@ -40,9 +57,7 @@ class Fetch:
     `inspect` is called with its weights before it is listed, as by `Import`.
     """
 
-    def __init__(
-        self, store: Store, shelf: RegistryShelf, data: bytes, name: Name, inspect: Callable[[Path, str, str], None]
-    ) -> None:
+    def __init__(self, store: Store, shelf: RegistryShelf, data: bytes, name: Name, inspect: Inspect) -> None:
         """Raises StoreDamaged for what is no manifest, SourceUnavailable for layers that may not be fetched."""
         self._store, self._shelf, self._data, self._name, self._inspect = store, shelf, data, name, inspect
         self._contents: Manifest = manifest.parse(data, name.display)
@@ -120,9 +135,14 @@ class Fetch:
 
     def _check(self, staged: list[Staged]) -> None:
         """Inspect the weights, and read the config. Raises as `inspect`, StoreDamaged."""
-        files = {each.layer.digest: each.content for each in staged}
+        files, title = {each.layer.digest: each.content for each in staged}, self._name.display
+
+        def file(layer: Layer) -> Path:
+            path = files.get(layer.digest, self._store.blob_path(layer.digest))
+            assert isinstance(path, Path)
+            return path
+
+        said = about(self._contents, file, title)
         for layer in self._contents.layers:
             if layer.media_type in (manifest.MODEL, manifest.ADAPTER):
-                path = files.get(layer.digest, self._store.blob_path(layer.digest))
-                assert isinstance(path, Path)
-                self._inspect(path, layer.media_type, self._name.display)
+                self._inspect(file(layer), layer.media_type, title, said)

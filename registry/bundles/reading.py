@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from registry import digest
-from registry.bundles.fetching import is_verbatim
+from registry.bundles.fetching import About, Inspect, about, is_verbatim
 from registry.bundles.foreign import Describe, ForeignModel, described_plainly, laid_out
 from registry.bundles.layout import BLOBS, INDEX, LAYOUT, LONGEST_INDEX, Listed, read_index, restored
 from registry.bundles.tar import ByteStream, TarMember, TarReader
@@ -63,17 +63,17 @@ class Listable:
 class Import:
     """One bundle on its way into the store; `run` is for one thread.
 
-    `inspect` is called with a file of weights, its media type and the model's name; it raises for a file that must not
-    be listed. `allow` is called with the name of each model, and raises for one that may not be brought in. `describe`
-    gives the config and the parameters of a model in another program's form. `build` makes and lists the model of a
-    manifest with its blobs beside it, whose weights are not as the store has them.
+    `inspect` is called with a file of weights, its media type, the model's name and what it says of itself; it raises
+    for a file that must not be listed. `allow` is called with the name of each model, and raises for one that may not
+    be brought in. `describe` gives the config and the parameters of a model in another program's form. `build` makes
+    and lists the model of a manifest with its blobs beside it, whose weights are not as the store has them.
     """
 
     def __init__(
         self,
         store: Store,
         stream: ByteStream,
-        inspect: Callable[[Path, str, str], None],
+        inspect: Inspect,
         allow: Callable[[Name], None] = lambda name: None,
         describe: Describe = described_plainly,
         build: Build | None = None,
@@ -155,11 +155,11 @@ class Import:
                 wanted.append(self._rebuilt(ingest, each, data, send))
                 continue
             contents, shown = manifest.parse(data, each.name.display), each.name.display
+            files = {layer.digest: self._path(layer.digest, layer.size, shown) for layer in contents.blobs}
+            said = about(contents, lambda layer, files=files: files[layer.digest], shown)  # type: ignore[misc]
             for layer in contents.blobs:
-                path = self._path(layer.digest, layer.size, shown)
                 if layer.media_type in (manifest.MODEL, manifest.ADAPTER):
-                    self._inspect(path, layer.media_type, shown)
-            manifest.read_object(self._path(contents.config.digest, contents.config.size, shown), shown)
+                    self._inspect(files[layer.digest], layer.media_type, shown, said)
             wanted.append(Listable(each.name, data))
         return wanted
 
@@ -178,7 +178,7 @@ class Import:
             folder = ingest.folder / f"made-{digest.of(listed.name.display.encode())[-16:]}"
             return Listable(listed.name, data, place=laid_out(folder, listed.name, data, blobs))
         path = self._path(model.weights.digest, model.weights.size, shown)
-        self._inspect(path, manifest.MODEL, shown)
+        self._inspect(path, manifest.MODEL, shown, About({}, model.beside.licenses))
         for part, size in model.beside.left_out:
             send({"status": f"`{shown}`: left out is {part} ({size:,} bytes)", "phase": "manifest"})
         built, made = model.rebuilt(*self._describe(path, model))

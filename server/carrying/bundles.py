@@ -18,6 +18,7 @@ from quant.errors import QuantError
 from quant.gguf.adapter import check_adapter
 from quant.gguf.check import check_model
 from quant.gguf.header import read_file
+from registry.bundles.fetching import About
 from registry.bundles.foreign import ForeignModel
 from registry.bundles.reading import Import
 from registry.bundles.writing import Export
@@ -28,7 +29,7 @@ from registry.store.catalog import Model
 from registry.store.store import Store
 from server.carrying.feeding import BodyStream
 from server.carrying.following import Line, Send, follow
-from server.library import Library
+from server.library import Library, source_noted
 from server.policy.rules import PolicyRules
 from server.pulls.provenance import manifest_config, settings, take_template
 
@@ -109,16 +110,17 @@ async def take(request: web.Request, library: Library, allow: Allow, make: Make)
         await asyncio.wait([filling])
 
 
-def inspect(rules: PolicyRules, path: Path, media_type: str, name: str) -> None:
-    """Check the header of a file of weights before any worker sees it, and the policy's rules.
+def inspect(rules: PolicyRules, path: Path, media_type: str, name: str, about: About) -> None:
+    """Check the header of a file of weights before any worker sees it, and the policy's rules, as a load will.
 
     Raises BadBundle, StoreFailed, PolicyRefused.
     """
+    rules.check_source(source_noted(about.config.get("lm")))
     try:
         header = read_file(path)
         check_model(header) if media_type == manifest.MODEL else check_adapter(header)
         if media_type == manifest.MODEL:
-            rules.check_file(name, path.stat().st_size, header.metadata, ())
+            rules.check_file(name, path.stat().st_size, header.metadata, about.licenses)
     except QuantError as error:
         raise BadBundle(f"the file of `{name}` cannot be used: {error}", error.hint) from None
     except OSError as error:

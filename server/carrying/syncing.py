@@ -170,6 +170,8 @@ class Sync:
 
     def _fetch(self, entry: ListEntry, near: Sequence[str], network: Network, send: Send, found: list[Model]) -> None:
         """Fetch a model byte for byte, from the first place that has it; `found` gets it."""
+        if entry.reference.kind == "oci":
+            self.library.rules.check_source(entry.reference.origin)
         places = [(host, "/".join(entry.name.parts[:3])) for host in near]
         if entry.reference.kind == "oci":
             places.append((entry.name.host, f"{entry.name.namespace}/{entry.name.model}"))

@@ -30,7 +30,8 @@ from runtime.text.gotemplate.chat import GoTemplate
 from server.config import VERSION, Config
 from server.creates.making import Making
 from server.creates.wish import CreateWish
-from server.library import Library
+from server.library import Library, source_noted, source_of
+from server.policy.rules import HERE
 from server.pulls.frames import Done
 from server.pulls.lines import success_line
 
@@ -64,9 +65,11 @@ class Create:
     async def lines(self) -> AsyncGenerator[dict[str, Any]]:
         """Make the model; lines in Ollama's form, of which the last is `success`.
 
-        Raises as `Making.lines` and `Store.adopt`. Leaving early leaves nothing behind.
+        Raises as `Making.lines` and `Store.adopt`, PolicyRefused. Leaving early leaves nothing behind.
         """
         wish, store = self._wish, self._store
+        for source in (self._source(), HERE):
+            self._rules.check_source(source)
         async with AsyncExitStack() as held:
             base = await asyncio.to_thread(store.contents, wish.model) if wish.model else None
             held.enter_context(store.hold([*wish.uploads, *(base.digests if base else ())]))
@@ -109,6 +112,12 @@ class Create:
         store.leases.release(wish.uploads)
         await asyncio.to_thread(store.collect, self._in_use())
         yield success_line(model.name, model.digest)
+
+    def _source(self) -> str:
+        """The source of what the model is made of, as rules know it."""
+        if self._wish.model is not None:
+            return source_of(self._wish.model)
+        return "" if self._wish.origin is None else source_noted({"source": self._wish.origin})
 
     def _making(self, held: AsyncExitStack, title: str) -> Making:
         """A file in the making, whose ingest goes at the end."""

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from registry.bundles.fetching import Inspect
 from registry.bundles.reading import Import
 from registry.bundles.writing import Export
 from registry.errors import BadBundle, RegistryError
@@ -57,8 +58,8 @@ def written(store: Store, *models: Model) -> bytes:
     return data
 
 
-def read(store: Store, data: bytes, inspect: Callable[[Path, str, str], None] | None = None) -> list[Model]:
-    return Import(store, Stream(data), inspect or (lambda path, kind, name: None)).run(lambda line: None)
+def read(store: Store, data: bytes, inspect: Inspect | None = None) -> list[Model]:
+    return Import(store, Stream(data), inspect or (lambda *_: None)).run(lambda line: None)
 
 
 def files(data: bytes) -> Files:
@@ -276,7 +277,7 @@ def test_a_bundle_that_is_cut_off_or_has_more_behind_it_brings_nothing_in(store:
 def test_weights_that_must_not_be_listed_are_not(store: Store, other: Store) -> None:
     data = written(store, put(store, "org/a:Q8_0", DATA))
 
-    def inspect(path: Path, kind: str, name: str) -> None:
+    def inspect(path: Path, kind: str, name: str, said: object) -> None:
         assert path.read_bytes() == DATA and kind.endswith("image.model")
         raise BadBundle(f"`{name}` is bad")
 

@@ -401,9 +401,9 @@ def test_many_at_once_lose_nothing(store: Store) -> None:
     assert [model.name for model in store.models()] == [f"hf.co/org/m{number}:Q8_0" for number in range(3)]
 
 
-@pytest.mark.parametrize("cut", [False, True])
+@pytest.mark.parametrize("cut", ["", "failed", "died"])
 def test_a_paused_pull_goes_on_by_another_address_even_where_the_change_was_cut_short(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cut: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cut: str
 ) -> None:
     old, new = "https://x.example/a.gguf?s=1", "https://x.example/a.gguf?s=2"
     facts = PullFacts(old, "hub", "abc", "Q8_0", "why", "print", 9)
@@ -426,8 +426,13 @@ def test_a_paused_pull_goes_on_by_another_address_even_where_the_change_was_cut_
                 patched.setattr(fsops, "replace", lambda *_: 1 / 0)
             with contextlib.suppress(ZeroDivisionError):
                 store.readdress(old, new)
+        if cut == "died":
+            store.close()
+            store = Store.open(tmp_path)
+            store.readdress(old, new)
         assert begun(store, new) is not None
         assert [ingest.title for ingest in store.partials()] == [new]
         assert begun(store, old) is None, "what has moved is nowhere else"
         store.readdress(old, new)
         assert sorted(ingest.title for ingest in store.partials()) == [old, new], "nothing is put over another pull"
+        store.close()

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from registry.bundles.fetching import About
 from registry.store import manifest
+from server.carrying.bundles import inspect
 from server.config import Config
 from server.doctor.frames import FAIL, WARN
 from server.doctor.governance import governance
@@ -118,6 +120,26 @@ def test_a_daemon_keeps_its_policy(tmp_path: Path) -> None:
         assert "allows no models from `hf.co/elsewhere/model`" in last["error"]
         assert "no licence that is recognised" in daemon.post("/api/pull", {"model": "demo"}).lines[-1]["error"]
         assert daemon.get("/api/tags").status == 200
+        weights = make(tmp_path / "demo.gguf", "Q8_0").read_bytes()
+        brought = daemon.ask("POST", "/lm/import", layout("h.lan/ai/x:v1", [(manifest.MODEL, weights)])).lines[-1]
+        assert "allows no models from `unknown`" in brought["error"] and brought["code"] == "policy_refused"
+        digest = f"sha256:{hashlib.sha256(weights).hexdigest()}"
+        assert daemon.ask("POST", f"/api/blobs/{digest}", weights).status == 201
+        made = daemon.post("/api/create", {"model": "made", "files": {"demo.gguf": digest}}).lines[-1]
+        assert "no models from a model that was made here" in made["error"]
+        assert [row["name"] for row in daemon.listed()] == ["tiny:F32"]
+
+
+def test_what_comes_in_is_judged_by_its_notes_and_the_licences_beside_it(tmp_path: Path) -> None:
+    rules, path = PolicyRules(("MIT",), ("hf.co/Qwen",)), make(tmp_path / "demo.gguf", "Q8_0")
+    noted = {"lm": {"source": "hf.co/Qwen/x"}}
+    inspect(rules, path, manifest.MODEL, "m", About(noted, ("MIT License",)))
+    with pytest.raises(PolicyRefused, match="no licence that is recognised"):
+        inspect(rules, path, manifest.MODEL, "m", About(noted, ()))
+    for config in ({}, {"lm": "hf.co/Qwen"}, {"lm": {"source": "hf.co/else"}}, {"lm": {"parent": "x"}}):
+        for kind in (manifest.MODEL, manifest.ADAPTER):
+            with pytest.raises(PolicyRefused, match="allows no models from"):
+                inspect(rules, path, kind, "m", About(config, ("MIT License",)))
 
 
 def test_pulls_imports_and_creates_keep_the_size(tmp_path: Path) -> None:
