@@ -36,7 +36,10 @@ Inspect = Callable[[Path, str, str, About], None]
 
 
 def about(contents: Manifest, file: Callable[[Layer], Path], title: str) -> About:
-    """The config of a model and the texts of its licences; `file` gives the file of a layer. Raises StoreDamaged, StoreFailed."""
+    """The config of a model and the texts of its licences; `file` gives the file of a layer.
+
+    Raises StoreDamaged, StoreFailed.
+    """
     licenses = [layer for layer in contents.layers if layer.media_type == manifest.LICENSE]
     config = manifest.read_object(file(contents.config), title)
     return About(config, tuple(manifest.read_text(file(layer), title) for layer in licenses))

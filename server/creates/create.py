@@ -31,7 +31,6 @@ from server.config import VERSION, Config
 from server.creates.making import Making
 from server.creates.wish import CreateWish
 from server.library import Library, source_noted, source_of
-from server.policy.rules import HERE
 from server.pulls.frames import Done
 from server.pulls.lines import success_line
 
@@ -68,8 +67,8 @@ class Create:
         Raises as `Making.lines` and `Store.adopt`, PolicyRefused. Leaving early leaves nothing behind.
         """
         wish, store = self._wish, self._store
-        for source in (self._source(), HERE):
-            self._rules.check_source(source)
+        self._rules.check_source(self._base_source())
+        self._rules.check_source("")
         async with AsyncExitStack() as held:
             base = await asyncio.to_thread(store.contents, wish.model) if wish.model else None
             held.enter_context(store.hold([*wish.uploads, *(base.digests if base else ())]))
@@ -113,8 +112,8 @@ class Create:
         await asyncio.to_thread(store.collect, self._in_use())
         yield success_line(model.name, model.digest)
 
-    def _source(self) -> str:
-        """The source of what the model is made of, as rules know it."""
+    def _base_source(self) -> str:
+        """The source of the base model or the files, as rules know it."""
         if self._wish.model is not None:
             return source_of(self._wish.model)
         return "" if self._wish.origin is None else source_noted({"source": self._wish.origin})
