@@ -23,6 +23,8 @@ _SAME = {
     "MPTForCausalLM": "MptForCausalLM",
     "RWForCausalLM": "FalconForCausalLM",
     "StableLMEpochForCausalLM": "StableLmForCausalLM",
+    "LFM2ForCausalLM": "Lfm2ForCausalLM",
+    "OLMoForCausalLM": "OlmoForCausalLM",
     "Ernie4_5_ForCausalLM": "Ernie4_5ForCausalLM",
 }
 # A file that does not say whether its output is tied is told by its tensors where it is part of something larger.
@@ -120,6 +122,7 @@ WITHOUT_EFFECT = frozenset(
         "chunk_size",
         "chunk_size_feed_forward",
         "deterministic_flash_attn",
+        "embedding_initializer_range",
         "embedding_size",
         "is_encoder_decoder",
         "mamba_chunk_size",

@@ -19,70 +19,124 @@ from quant.safetensors import Entry
 # Models whose language model works alone, by the beginning of the class's name; and the `model_type` of this language
 # model where `text_config` does not say.
 _USUAL = {
+    "AudioFlamingo3": "qwen2",
     "AyaVision": "cohere2",
     "Cohere2Vision": "cohere2",
+    "Exaone4_5_": "exaone4",
     "FastVlm": "qwen2",
     "Gemma3": "gemma3_text",
     "Gemma4": "gemma4_text",
+    "Glm4v": "glm4v_text",
+    "Glm4vMoe": "glm4v_moe_text",
+    "GlmOcr": "glm_ocr_text",
+    "GraniteSpeech": "granite",
+    "GraniteSpeechPlus": "granite",
+    "HunYuanVL": "hunyuan_vl_text",
     "Idefics3": "llama",
     "InternVL": "qwen2",
+    "Janus": "llama",
+    "KimiK25": "kimi_k2",
+    "KimiVL": "deepseek_v3",
     "Lfm2Vl": "lfm2",
     "LightOnOcr": "qwen3",
     "Llava": "llama",
     "LlavaNext": "llama",
     "LlavaOnevision": "qwen2",
+    "MiniCPMV4_6": "qwen3_5_text",
     "Mistral3": "mistral",
+    "PaddleOCRVL": "paddleocr_vl_text",
     "Qwen2Audio": "qwen2",
     "Qwen2VL": "qwen2_vl_text",
     "Qwen2_5_VL": "qwen2_5_vl_text",
+    "Qwen3ASR": "qwen3",
+    "Qwen3OmniMoe": "qwen3_omni_moe_text",
     "Qwen3VL": "qwen3_vl_text",
+    "Qwen3VLMoe": "qwen3_vl_moe_text",
     "Qwen3_5": "qwen3_5_text",
     "Qwen3_5Moe": "qwen3_5_moe_text",
     "SmolVLM": "llama",
+    "StepVL": "qwen3",
     "VipLlava": "llama",
     "Voxtral": "llama",
     "Llama4": "llama4_text",
+    "YoutuVL": "youtu",
+}
+# The same for classes with other ends of their names, which are whole.
+_OTHER = {
+    "DotsOCRForCausalLM": "qwen2",
+    "LlavaStableLMEpochForCausalLM": "stablelm",
+    "Phi4ForCausalLMV": "phi3",
+    "Qwen2VLModel": "qwen2_vl_model",
+    "Qwen2_5OmniModel": "qwen2",
+    "Sarashina2VisionForCausalLM": "llama",
 }
 # Their own `model_type`.
 _KINDS = {
+    "AudioFlamingo3": "audioflamingo3",
     "AyaVision": "aya_vision",
     "Cohere2Vision": "cohere2_vision",
+    "Exaone4_5_": "exaone4_5",
     "FastVlm": "fast_vlm",
     "Gemma3": "gemma3",
     "Gemma4": "gemma4",
+    "Glm4v": "glm4v",
+    "Glm4vMoe": "glm4v_moe",
+    "GlmOcr": "glm_ocr",
+    "GraniteSpeech": "granite_speech",
+    "GraniteSpeechPlus": "granite_speech_plus",
+    "HunYuanVL": "hunyuan_vl",
     "Idefics3": "idefics3",
     "InternVL": "internvl",
+    "Janus": "janus",
+    "KimiK25": "kimi_k25",
+    "KimiVL": "kimi_vl",
     "Lfm2Vl": "lfm2_vl",
     "LightOnOcr": "lighton_ocr",
     "Llama4": "llama4",
     "Llava": "llava",
     "LlavaNext": "llava_next",
     "LlavaOnevision": "llava_onevision",
+    "MiniCPMV4_6": "minicpmv4_6",
     "Mistral3": "mistral3",
+    "PaddleOCRVL": "paddleocr_vl",
     "Qwen2_5_VL": "qwen2_5_vl",
     "Qwen2Audio": "qwen2_audio",
     "Qwen2VL": "qwen2_vl",
+    "Qwen3ASR": "qwen3_asr",
+    "Qwen3OmniMoe": "qwen3_omni_moe",
     "Qwen3VL": "qwen3_vl",
+    "Qwen3VLMoe": "qwen3_vl_moe",
     "Qwen3_5": "qwen3_5",
     "Qwen3_5Moe": "qwen3_5_moe",
     "SmolVLM": "smolvlm",
     "VipLlava": "vipllava",
     "Voxtral": "voxtral",
+    "YoutuVL": "youtu_vl",
 }
-_WRAPPERS = {f"{name}ForConditionalGeneration": kind for name, kind in _USUAL.items()}
+_WRAPPERS = {**{f"{name}ForConditionalGeneration": kind for name, kind in _USUAL.items()}, **_OTHER}
 # The classes of language models by `model_type`.
 _TEXTS = {
     "cohere": "CohereForCausalLM",
     "cohere2": "Cohere2ForCausalLM",
+    "deepseek_v3": "DeepseekV3ForCausalLM",
+    "exaone4": "Exaone4ForCausalLM",
     "gemma": "GemmaForCausalLM",
     "gemma2": "Gemma2ForCausalLM",
     "gemma3_text": "Gemma3ForCausalLM",
     "granite": "GraniteForCausalLM",
     "gemma4_text": "Gemma4ForCausalLM",
+    # Rotated by place in time, height and width, as Qwen 2 VL is.
+    "glm4v_text": "Glm4ForCausalLM",
+    "glm4v_moe_text": "Glm4MoeForCausalLM",
+    "glm_ocr_text": "Glm4ForCausalLM",
+    "hunyuan_vl_text": "HunYuanDenseV1ForCausalLM",
+    "kimi_k2": "DeepseekV3ForCausalLM",
     "lfm2": "Lfm2ForCausalLM",
     "llama": "LlamaForCausalLM",
     "ministral3": "Ministral3ForCausalLM",
     "mistral": "MistralForCausalLM",
+    # ERNIE 4.5 that rotates halves of its heads, as Llama does.
+    "paddleocr_vl_text": "LlamaForCausalLM",
     "phi3": "Phi3ForCausalLM",
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
@@ -92,9 +146,14 @@ _TEXTS = {
     # Qwen 2 VL never reads what is added to the variance in its norms.)
     "qwen2_5_vl_text": "Qwen2ForCausalLM",
     "qwen2_vl_text": "Qwen2ForCausalLM",
+    "qwen2_vl_model": "Qwen2Model",
+    "qwen3_omni_moe_text": "Qwen3MoeForCausalLM",
     "qwen3_vl_text": "Qwen3ForCausalLM",
+    "qwen3_vl_moe_text": "Qwen3MoeForCausalLM",
     "qwen3_5_text": "Qwen3_5ForCausalLM",
     "qwen3_5_moe_text": "Qwen3_5MoeForCausalLM",
+    "stablelm": "StableLmForCausalLM",
+    "youtu": "YoutuForCausalLM",
 }
 # The classes of all models by `model_type`, for files that do not name them (`MODEL_FOR_CAUSAL_LM_MAPPING_NAMES`).
 CLASSES = {
@@ -112,7 +171,6 @@ CLASSES = {
     "ernie4_5": "Ernie4_5ForCausalLM",
     "ernie4_5_moe": "Ernie4_5_MoeForCausalLM",
     "eurobert": "EuroBertModel",
-    "exaone4": "Exaone4ForCausalLM",
     "exaone_moe": "ExaoneMoeForCausalLM",
     "falcon": "FalconForCausalLM",
     "falcon_mamba": "FalconMambaForCausalLM",
@@ -156,7 +214,6 @@ CLASSES = {
     "roberta": "RobertaModel",
     "seed_oss": "SeedOssForCausalLM",
     "solar_open": "SolarOpenForCausalLM",
-    "stablelm": "StableLmForCausalLM",
     "starcoder2": "Starcoder2ForCausalLM",
     "xlm-roberta": "XLMRobertaModel",
     **{kind: f"{name}ForConditionalGeneration" for name, kind in _KINDS.items()},
@@ -184,8 +241,13 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
         "sliding_window": 4096,
         "vocab_size": 32000,
     },
+    # Not the default of GLM 4, which is 128.
+    "glm4v_text": {"head_dim": None},
+    "glm4v_moe_text": {"head_dim": None},
     "qwen2_vl_text": {"rope_theta": 1e6, "rms_norm_eps": 1e-5},
     "qwen2_5_vl_text": {"rope_theta": 1e6, "rms_norm_eps": 1e-5},
+    "qwen3_omni_moe_text": {"norm_topk_prob": True},
+    "qwen3_vl_moe_text": {"norm_topk_prob": True},
     "qwen3_vl_text": {"rope_theta": 5e5},
 }
 _PHI_4 = "adapters for images and speech stand around its matrices; Phi 4 mini is its language model by itself"
@@ -201,14 +263,30 @@ _TWICE = ("model.model.", "model.lm_head.")
 # Buffers that transformers computes anew, whatever a file has.
 _BUFFERS = re.compile(r"(.*\.)?(position_ids|(original_)?inv_freq|cos_cached|sin_cached|masked_bias)")
 # The prefix of the tensors of the language model; then the prefixes of other parts, and what `lm` calls these parts.
-PREFIX = r"(model\.)?((language_model|text_model)\.)?"
+_APART = "llm."
+PREFIX = r"(thinker\.)?(model\.)?((language_model|text_model|llm)\.)?"
 BESIDE = {
     "vision_tower": "vision",
     "vision_model": "vision",
     "visual": "vision",
     "vision_encoder": "vision",
+    "vit": "vision",
+    "siglip2": "vision",
+    "vqmodel": "vision",
     "audio_tower": "hearing",
+    "encoder": "hearing",
+    "talker": "speech",
+    "token2wav": "speech",
+    "code2wav": "speech",
+    "generation_embeddings": "drawing",
+    "generation_aligner": "drawing",
+    "generation_head": "drawing",
+    "aligner": "a projector",
+    "merger": "a projector",
+    "mlp_AR": "a projector",
+    "mm_projector": "a projector",
     "multi_modal_projector": "a projector",
+    "projector": "a projector",
     "connector": "a projector",
     "vision_projection": "a projector",
     "image_newline": "a projector",
@@ -256,6 +334,15 @@ def _class(config: ModelConfig) -> str:
     return CLASSES[kind]
 
 
+def _text_config(config: ModelConfig) -> ModelConfig:
+    """The settings of the language model by themselves, empty where the file has all in one place."""
+    thinking = config.part("thinker_config")
+    if thinking.values:
+        return thinking.part("text_config")
+    names = (name for name in ("text_config", "llm_config", "language_config") if config.get(name) is not None)
+    return config.part(next(names, "text_config"))
+
+
 def unwrap(config: ModelConfig) -> tuple[ModelConfig, str, bool]:
     """The settings of the language model, the name of its class, and whether it is a part of a larger model.
 
@@ -265,7 +352,7 @@ def unwrap(config: ModelConfig) -> tuple[ModelConfig, str, bool]:
     names = [name]
     if name in REFUSED:
         raise UnsupportedModel(f"its language model cannot be taken out: {REFUSED[name]}")
-    text = config.part("text_config")
+    text = _text_config(config)
     if name not in _WRAPPERS:
         return config.changed({**text.values, "architectures": names}), name, False
     # The first files of Qwen 2 VL have all settings in one place.
@@ -295,13 +382,16 @@ def take_out(family: Family[S], entries: Iterable[Entry]) -> tuple[Family[S], li
 
     The family has the prefix that the names of tensors have in the larger model.
     """
-    beside = re.compile(rf"(?:model\.)?({'|'.join(BESIDE)})(?:\.|$)")
+    beside = re.compile(rf"(?:thinker\.)?(?:model\.)?({'|'.join(BESIDE)})(?:\.|$)")
     language: list[Entry] = []
     left_out: dict[str, int] = {}
+    entries = list(entries)
+    apart = any(entry.name.startswith(_APART) for entry in entries)
     for entry in entries:
         found = beside.match(entry.name)
-        if found:
-            kind = BESIDE[found[1]]
+        # Sarashina 2.2 has the last norm of its vision in front of everything.
+        if found or (apart and not entry.name.startswith(_APART)):
+            kind = BESIDE[found[1]] if found else "vision"
             left_out[kind] = left_out.get(kind, 0) + entry.size
         else:
             language.append(entry)

@@ -24,6 +24,7 @@ from tests.quant.test_zoo import answer
 from tests.quant.zoo import ZOO, sketched
 from tests.quant.zoo.making import make
 from tests.quant.zoo.sketched import PREDICTING
+from tests.quant.zoo.wrapped import WRAPPED
 
 pytestmark = [
     pytest.mark.oracle,
@@ -41,6 +42,8 @@ class Known(NamedTuple):
     why: str
 
 
+# Rows that they write for an architecture of their own, which reads places of pictures.
+_SEEING = "hunyuan-dense, vl|llama, paddleocr|qwen3, asr|qwen3moe, (vl|omni)|qwen2, (omni|vl.*)"
 # Names without the architecture in front. "As the logits show" means those of transformers, in `test_zoo.py`.
 KNOWN = (
     Known("ours", r"lm\..*", ".*", "an entry of lm's own"),
@@ -93,8 +96,13 @@ KNOWN = (
     Known("ours", r"cls\.(weight|bias)", "bert, ranking", "they leave out the layer before the score"),
     Known("theirs", r"expert_.*", "granitehybrid, no.*", "without experts, the part that all share is the only one"),
     Known("both", r"feed_forward_length", "granitehybrid, no.*", "the width of this part"),
-    Known("both", r"general\.architecture", "qwen., .*vl", "a text needs none of the sections for pictures"),
-    Known("theirs", r"rope\.dimension_sections|n_deepstack_layers", "qwen., .*vl", "a text needs none of them"),
+    Known("both", r"general\.architecture", f"qwen., .*vl|{_SEEING}", "a text needs none of the sections for pictures"),
+    Known(
+        "theirs", r"rope\.dimension_sections|n_deepstack_layers", f"qwen., .*vl|{_SEEING}", "a text needs none of them"
+    ),
+    Known("both", r"rope\.freq_base", "hunyuan-dense, vl", "they leave the stretching of the base to the graph"),
+    Known("theirs", r"rope\.scaling\..*", "hunyuan-dense, vl", "the base is stretched already"),
+    Known("both", r"blk\.\d+\.attn_(q|k)\.weight", "llama, paddleocr", "rows in Llama's order, as the logits show"),
     Known("both", r"context_length|position_embd\.weight", "bert, camembert", "places count from behind the padding"),
     Known("theirs", r"expert_(used_)?count", "jamba, dense", "one expert is none"),
     Known("theirs", r"tensor_data_layout", ".*", "not read"),
@@ -186,6 +194,23 @@ def test_a_class_that_transformers_lacks_converts_as_by_llama_cpps_converter_and
     check(row, path, converter, tmp_path)
     with Engine(tmp_path / "ours.gguf") as engine:
         found = answer(engine, plan_model(Folder(path)), list(range(3, 60)))
+    assert np.isfinite(found).all() and found.std() > 0.5
+    check_configs(Folder(path), zlib.crc32(row.encode()), 20)
+
+
+@pytest.mark.parametrize(
+    "row", [pytest.param(row, marks=() if row == "qwen3moe, omni" else pytest.mark.slow, id=row) for row in WRAPPED]
+)
+def test_a_language_model_within_a_larger_one_is_that_of_llama_cpps_converter(
+    row: str, converter: Converter, tmp_path: Path
+) -> None:
+    sketch = WRAPPED[row]
+    path = sketched.make(sketch, tmp_path / "model")
+    check(row, path, converter, tmp_path)
+    plan = plan_model(Folder(path))
+    assert sum(plan.left_out.values()) == 64 * len(sketch.beside)
+    with Engine(tmp_path / "ours.gguf") as engine:
+        found = answer(engine, plan, list(range(3, 60)))
     assert np.isfinite(found).all() and found.std() > 0.5
     check_configs(Folder(path), zlib.crc32(row.encode()), 20)
 

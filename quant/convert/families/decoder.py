@@ -6,7 +6,7 @@ a gated feed-forward part, norms before both.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from quant.convert.base import HEAD, Known, Length, MakeTransform, Shape, Sizes, Times, count_layers, tensor
@@ -124,6 +124,13 @@ def paired(tensors: tuple[Known, ...]) -> tuple[Known, ...]:
     """The table with queries and keys transformed by `pair`, for architectures that rotate neighbouring rows."""
     wanted = ("blk.{}.attn_q.", "blk.{}.attn_k.")
     return tuple(known.transformed(pair) if known.target.startswith(wanted) else known for known in tensors)
+
+
+def renamed(tensors: tuple[Known, ...], **names: str) -> tuple[Known, ...]:
+    """The table with other parts of names in the source, `usual=other`; a part ends where a dot does."""
+    return tuple(
+        replace(known, source=".".join(names.get(part, part) for part in known.source.split("."))) for known in tensors
+    )
 
 
 def added_one(tensors: tuple[Known, ...]) -> tuple[Known, ...]:

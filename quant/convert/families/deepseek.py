@@ -1,4 +1,4 @@
-"""DeepSeek V2 and V3 (R1, Kimi K2, Moonlight), GLM 4.7 Flash: keys and values from a few numbers for each token.
+"""DeepSeek V2 and V3 (R1, Kimi K2, Moonlight), GLM 4.7 Flash, Youtu: keys and values from a few numbers for each token.
 
 llama.cpp keeps only these numbers in its cache (multi-head latent attention). So it wants two matrices in place of one:
 the rows that make keys of the numbers, transposed, and the rows that make values. Sources: `modeling_deepseek_v2.py`,
@@ -206,4 +206,29 @@ DEEPSEEK3 = Family(
     read_sizes=_read_sizes,
     describe=_describe_v3,
 )
-FAMILIES = (DEEPSEEK2, DEEPSEEK3)
+
+
+def _dense(config: ModelConfig) -> ModelConfig:
+    """The settings of a model with DeepSeek's attention and no experts, as Youtu is one."""
+    own = {"moe_intermediate_size": config.get("intermediate_size"), "n_routed_experts": 1, "n_shared_experts": 1}
+    return config.changed({**own, "first_k_dense_replace": config.get("num_hidden_layers"), "mlp_layer_types": None})
+
+
+def _describe_dense(config: ModelConfig, sizes: _DeepSeekSizes) -> dict[str, Any]:
+    return {
+        **_describe(config, sizes),
+        "leading_dense_block_count": sizes.layers,
+        "expert_feed_forward_length": sizes.feed_forward,
+        "expert_shared_count": 0,
+    }
+
+
+YOUTU = Family(
+    classes=("YoutuForCausalLM",),
+    architecture="deepseek2",
+    tensors=_TENSORS,
+    sizes=_DeepSeekSizes,
+    read_sizes=lambda config: _read_sizes(_dense(config)),
+    describe=_describe_dense,
+)
+FAMILIES = (DEEPSEEK2, DEEPSEEK3, YOUTU)

@@ -171,7 +171,7 @@ DISTILBERT = replace(
     unused=r"vocab_(transform|layer_norm|projector)\..*",
 )
 EUROBERT = Family(
-    classes=("EuroBertModel",),
+    classes=("EuroBertModel", "JinaEmbeddingsV5Model"),
     architecture="eurobert",
     tensors=tuple(known for known in decoder.STANDARD if known.target != HEAD),
     sizes=DecoderSizes,

@@ -23,7 +23,7 @@ def _describe(config: ModelConfig, sizes: DecoderSizes) -> dict[str, Any]:
 
 
 LLAMA = Family(
-    classes=("LlamaForCausalLM", "LLaMAForCausalLM", "InternLM3ForCausalLM"),
+    classes=("LlamaForCausalLM", "LLaMAForCausalLM", "InternLM3ForCausalLM", "IQuestCoderForCausalLM"),
     architecture="llama",
     tensors=_TENSORS,
     sizes=DecoderSizes,

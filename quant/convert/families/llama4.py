@@ -10,14 +10,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from quant.convert.base import Family, Known, Layers, Target, Times, count_layers, in_layers
+from quant.convert.base import Family, Layers, count_layers, in_layers
 from quant.convert.config import ModelConfig
 from quant.convert.families import decoder, moe, rotary
-from quant.convert.families.decoder import LAYER, layer, router
+from quant.convert.families.decoder import router
 from quant.convert.families.moe import MixtureSizes
-from quant.convert.transforms import TakeTransposed, Transpose
 from quant.errors import UnsupportedModel
-from quant.plan import Reversible
 
 # llama.cpp has these built in, and leaves out the norms of queries and keys in models with this number of experts.
 _FIXED = {"attention_chunk_size": 8192, "floor_scale": 8192, "attn_scale": 0.1}
@@ -74,18 +72,6 @@ def _describe(config: ModelConfig, sizes: _Llama4Sizes) -> dict[str, Any]:
     }
 
 
-def _take_gate(sizes: _Llama4Sizes) -> Reversible:
-    return TakeTransposed(sizes.width, sizes.expert, 0)
-
-
-def _take_up(sizes: _Llama4Sizes) -> Reversible:
-    return TakeTransposed(sizes.width, sizes.expert, sizes.expert)
-
-
-def _transpose_down(sizes: _Llama4Sizes) -> Reversible:
-    return Transpose(sizes.width, sizes.expert)
-
-
 _PLAIN = tuple(replace(known, source=known.source.replace("mlp.", "feed_forward.")) for known in decoder.GATED)
 LLAMA4 = Family(
     classes=("Llama4ForCausalLM",),
@@ -99,23 +85,7 @@ LLAMA4 = Family(
             "routed",
             *moe.shared("feed_forward.shared_expert"),
             router("feed_forward.router"),
-            Known(
-                LAYER + "feed_forward.experts.gate_up_proj",
-                (
-                    Target("blk.{}.ffn_gate_exps.weight", ("experts", "expert", "width"), _take_gate),
-                    Target("blk.{}.ffn_up_exps.weight", ("experts", "expert", "width"), _take_up),
-                ),
-                ("experts", "width", Times(2, "expert")),
-            ),
-            layer(
-                "feed_forward.experts.down_proj",
-                "ffn_down_exps.weight",
-                "experts",
-                "expert",
-                "width",
-                becomes=("experts", "width", "expert"),
-                transform=_transpose_down,
-            ),
+            *moe.turned_experts("feed_forward.experts"),
         ),
     ),
     sizes=_Llama4Sizes,

@@ -12,7 +12,9 @@ from quant.convert.base import Family, Known, Layers, Target, Times, choices, in
 from quant.convert.config import ModelConfig
 from quant.convert.families import decoder, llama, qwen, rotary
 from quant.convert.families.decoder import LAYER, DecoderSizes, layer, linear, router, stacked
+from quant.convert.transforms import TakeTransposed, Transpose
 from quant.errors import MalformedFile, UnsupportedModel
+from quant.plan import Reversible
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +86,41 @@ EITHER_EXPERTS = (
 """The experts of a layer one by one, or all in one tensor."""
 
 
+def _take_gate(sizes: MixtureSizes) -> Reversible:
+    return TakeTransposed(sizes.width, sizes.expert, 0)
+
+
+def _take_up(sizes: MixtureSizes) -> Reversible:
+    return TakeTransposed(sizes.width, sizes.expert, sizes.expert)
+
+
+def _transpose_down(sizes: MixtureSizes) -> Reversible:
+    return Transpose(sizes.width, sizes.expert)
+
+
+def turned_experts(source: str) -> tuple[Known, ...]:
+    """The experts of a layer in two tensors, which are stored turned, as Llama 4 and Qwen 3 VL have them."""
+    return (
+        Known(
+            f"{LAYER}{source}.gate_up_proj",
+            (
+                Target("blk.{}.ffn_gate_exps.weight", ("experts", "expert", "width"), _take_gate),
+                Target("blk.{}.ffn_up_exps.weight", ("experts", "expert", "width"), _take_up),
+            ),
+            ("experts", "width", Times(2, "expert")),
+        ),
+        layer(
+            f"{source}.down_proj",
+            "ffn_down_exps.weight",
+            "experts",
+            "expert",
+            "width",
+            becomes=("experts", "width", "expert"),
+            transform=_transpose_down,
+        ),
+    )
+
+
 def shared(source: str) -> tuple[Known, ...]:
     """The expert that always answers."""
     return (
@@ -106,6 +143,7 @@ def read_routed_sizes(config: ModelConfig, sizes: DecoderSizes) -> RoutedSizes:
     if types is None:
         dense = config.count("first_k_dense_replace") if config.get("first_k_dense_replace") != 0 else 0
     else:
+        config.without_effect("first_k_dense_replace")
         dense = types.count("dense") if isinstance(types, list) else 0
         if types != ["dense"] * dense + ["sparse"] * (layers - dense):
             raise UnsupportedModel("it has layers without experts between the others, which llama.cpp does not know")
@@ -192,7 +230,12 @@ QWEN2_MOE = Family(
 QWEN3_MOE = Family(
     classes=("Qwen3MoeForCausalLM",),
     architecture="qwen3moe",
-    tensors=(*decoder.UNGATED, *decoder.HEAD_NORMS, *EXPERTS),
+    tensors=(
+        *decoder.UNGATED,
+        *decoder.HEAD_NORMS,
+        router("mlp.gate"),
+        *choices(single=EXPERT_MATRICES, turned=turned_experts("mlp.experts")),
+    ),
     sizes=MixtureSizes,
     read_sizes=_read_qwen_sizes,
     describe=_describe_qwen3,

@@ -29,7 +29,7 @@ def _describe_one(config: ModelConfig, sizes: DecoderSizes) -> dict[str, Any]:
 
 
 OLMO = Family(
-    classes=("OlmoForCausalLM",),
+    classes=("OlmoForCausalLM", "OLMoForCausalLM"),
     architecture="olmo",
     tensors=decoder.paired((decoder.EMBEDDING, decoder.OUTPUT, *decoder.ATTENTION, *decoder.GATED)),
     sizes=DecoderSizes,

@@ -51,9 +51,16 @@ QWEN3 = Family(
     read_sizes=decoder.read_sizes,
     describe=_describe,
 )
+_NORM_NAMES = {"input_layernorm": "pre_attention_layernorm", "post_attention_layernorm": "pre_mlp_layernorm"}
+KORMO = replace(
+    QWEN2,
+    classes=("KORMoForCausalLM",),
+    tensors=decoder.renamed(decoder.STANDARD, **_NORM_NAMES),
+    describe=decoder.describe,
+)
 # Published for embeddings without the output.
 BARE = tuple(
     replace(headless(whole), classes=(name,), encoder=True)
     for whole, name in ((QWEN2, "Qwen2Model"), (QWEN3, "Qwen3Model"))
 )
-FAMILIES = (QWEN2, QWEN3, *BARE)
+FAMILIES = (QWEN2, QWEN3, KORMO, *BARE)

@@ -98,7 +98,7 @@ LFM2_GATED = (
     *linear("feed_forward.w3", "ffn_up", "feed_forward", "width", bias=False),
 )
 LFM2 = Family(
-    classes=("Lfm2ForCausalLM",),
+    classes=("Lfm2ForCausalLM", "LFM2ForCausalLM"),
     architecture="lfm2",
     tensors=(*LFM2_MIXERS, *LFM2_GATED),
     sizes=Lfm2Sizes,

@@ -71,7 +71,7 @@ _WINDOWS_UNSCALED = ("gemma3", "gemma-embedding", "gemma4", "modern-bert", "olmo
 _UNROTATED = ("bert", "bloom", "gpt2", "mamba", "mamba2", "mpt", "jamba", "nemotron_h", "nemotron_h_moe", "starcoder")
 # Settings of YaRN that have an effect on lengths whatever its factor is.
 _LENGTHS = ("attention_factor", "mscale", "mscale_all_dim")
-_WITHOUT_EFFECT = ("default", "dynamic", "mrope")
+_WITHOUT_EFFECT = ("default", "dynamic", "mrope", "xdrope")
 # The only one whose models are published with YaRN that does not round.
 _ROUNDED_ANYWAY = "gpt-oss"
 
@@ -127,7 +127,8 @@ def describe(config: ModelConfig) -> dict[str, Any]:
     scaling = parameters(config)
     kind = kind_of(scaling)
     entries: dict[str, Any] = {"rope.freq_base": base(config)}
-    # "dynamic" changes nothing within the trained length, "mrope" nothing in a text; llama3 and longrope have tensors.
+    # "dynamic" changes nothing within the trained length, "mrope" and "xdrope" nothing in a text; llama3 and longrope
+    # have tensors.
     if kind == "llama3" or kind in _WITHOUT_EFFECT:
         return entries
     if kind in _LONG:

@@ -46,6 +46,11 @@ DEEPSEEK_V3 = {
     "norm_topk_prob": True,
     "rms_norm_eps": 1e-6,
 }
+_ROUTED = ("n_routed_experts", "n_shared_experts", "moe_intermediate_size", "n_group", "topk_group", "norm_topk_prob")
+YOUTU = {
+    **DEEPSEEK_V3,
+    **dict.fromkeys((*_ROUTED, "num_experts_per_tok", "routed_scaling_factor", "first_k_dense_replace", "head_dim")),
+}
 LLAMA_4 = {
     "num_hidden_layers": 4,
     "intermediate_size": 64,

@@ -64,6 +64,13 @@ JAMBA = {
     "mamba_dt_rank": 6,
     "rope_theta": None,
 }
+LFM2 = {
+    "layer_types": ["full_attention", "conv", "conv"],
+    "block_auto_adjust_ff_dim": False,
+    "block_ff_dim": 256,
+    "num_key_value_heads": 2,
+    "conv_L_cache": 4,
+}
 RECURRENT: dict[str, Row] = {
     "qwen35": Row("Qwen3_5", QWEN_LINEAR),
     "qwen35moe": Row("Qwen3_5Moe", QWEN_LINEAR_EXPERTS),
@@ -78,16 +85,7 @@ RECURRENT: dict[str, Row] = {
             "moe_intermediate_size": 64,
         },
     ),
-    "lfm2": Row(
-        "Lfm2",
-        {
-            "layer_types": ["full_attention", "conv", "conv"],
-            "block_auto_adjust_ff_dim": False,
-            "block_ff_dim": 256,
-            "num_key_value_heads": 2,
-            "conv_L_cache": 4,
-        },
-    ),
+    "lfm2": Row("Lfm2", LFM2),
     "jamba": Row("Jamba", {**JAMBA, "num_experts": 12, "num_experts_per_tok": 3}, spread=1.5),
     "jamba, dense": Row("Jamba", {**JAMBA, "num_experts": 1, "mamba_dt_rank": "auto"}, spread=1.5),
     "mamba": Row(

@@ -18,8 +18,8 @@ from quant.convert.families.table import FAMILIES
 from quant.convert.placing import expand
 from tests.quant.support import DEMO, safetensors
 from tests.quant.zoo.making import weight
-from tests.quant.zoo.mixtures import DEEPSEEK_V3, HUNYUAN_V3, ROUTED_EXPERTS
-from tests.quant.zoo.recurrent import QWEN_LINEAR, QWEN_LINEAR_EXPERTS
+from tests.quant.zoo.mixtures import DEEPSEEK_V3, HUNYUAN_V3, ROUTED_EXPERTS, YOUTU
+from tests.quant.zoo.recurrent import LFM2, QWEN_LINEAR, QWEN_LINEAR_EXPERTS
 from tests.quant.zoo.row import SIZES
 from tests.quant.zoo.settings import HALF_ROTATED_ROPE
 
@@ -29,6 +29,9 @@ class Sketch(NamedTuple):
 
     `prefix` stands in front of the names of all tensors but those in `bare` and those that begin with `mtp.`. A model
     that is `predicting` has a block that predicts further tokens.
+
+    A model that also sees has the settings of its language model, of the class `text`, at the keys `nested`, and
+    tensors of its other parts, `beside`.
     """
 
     name: str
@@ -37,11 +40,21 @@ class Sketch(NamedTuple):
     bare: tuple[str, ...] = ("lm_head.weight",)
     spread: float = 1.0
     predicting: bool = False
+    text: str = ""
+    nested: tuple[str, ...] = ()
+    beside: tuple[str, ...] = ()
+
+    def own(self) -> dict[str, Any]:
+        """The settings of the language model."""
+        own = {"rms_norm_eps": 1e-2, **SIZES, **self.config}
+        return {key: value for key, value in own.items() if value is not None or key == "sliding_window"}
 
     def settings(self) -> dict[str, Any]:
         """The model's `config.json`."""
-        own = {"architectures": [self.name], "rms_norm_eps": 1e-2, **SIZES, **self.config}
-        return {key: value for key, value in own.items() if value is not None}
+        own = self.own()
+        for key in reversed(self.nested):
+            own = {key: own}
+        return {"architectures": [self.name], **own}
 
 
 ROUTED = {
@@ -53,8 +66,15 @@ ROUTED = {
     "norm_topk_prob": True,
     "head_dim": 32,
 }
+_LFM2 = {**LFM2, "norm_eps": 1e-2, "block_ffn_dim_multiplier": 1.0, "block_multiple_of": 256}
 SKETCHES = {
     "llama-embed": Sketch("LlamaBidirectionalModel", prefix=""),
+    "llama, iquest coder": Sketch("IQuestCoderForCausalLM"),
+    "qwen2, kormo": Sketch("KORMoForCausalLM"),
+    "lfm2, old name": Sketch("LFM2ForCausalLM", _LFM2),
+    "olmo, old name": Sketch("OLMoForCausalLM", {"rms_norm_eps": None}),
+    "eurobert, jina v5": Sketch("JinaEmbeddingsV5Model", {"head_dim": 32}, prefix=""),
+    "deepseek2, youtu": Sketch("YoutuForCausalLM", YOUTU),
     "orion": Sketch("OrionForCausalLM"),
     "xverse": Sketch("XverseForCausalLM"),
     "pangu-embedded": Sketch("PanguEmbeddedForCausalLM", {"bias": True}),
@@ -141,18 +161,20 @@ PREDICTING = {
 
 def shapes(sketch: Sketch) -> dict[str, tuple[int, ...]]:
     """The names and shapes of the model's tensors."""
-    family = FAMILIES[sketch.name]
-    config = keys.filled(ModelConfig("config.json", sketch.settings()), sketch.name)
+    name = sketch.text or sketch.name
+    family = FAMILIES[name]
+    config = keys.filled(ModelConfig("config.json", sketch.own()), name)
     family = family.instead(config) or family
     sizes = family.read_sizes(config)
     if sketch.predicting:
         sizes = replace(sizes, predicting=frozenset([sizes.layers]))
     rows = expand(family, sizes)
     first = next((row.choice for row, _ in rows.values() if row.choice), "")
-    return {
+    beside: dict[str, tuple[int, ...]] = dict.fromkeys(sketch.beside, (4, 4))
+    return beside | {
         name if name in sketch.bare or name.startswith("mtp.") else sketch.prefix + name: sizes.shape(row.shape)
         for name, (row, _) in sorted(rows.items())
-        if row.choice in ("", first) and (row.required or not name.endswith(".bias"))
+        if row.choice in ("", first) and (row.required or not (name.endswith(".bias") or ".norms." in name))
     }
 
 
