@@ -72,13 +72,4 @@ SEEING: dict[str, Row] = {
             }
         },
     ),
-    "llama, paddleocr": Row(
-        "PaddleOCRVL",
-        {
-            "head_dim": 64,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 30000.0, "mrope_section": [8, 12, 12]},
-        },
-        "ForConditionalGeneration",
-        around={"vision_config": SMALL_VISION, "tie_word_embeddings": False},
-    ),
 }
