@@ -7,6 +7,7 @@ RegistryError
 ├── ModelNotFound       not in the store, or not at the source
 ├── AccessDenied        the hub wants a token, another token, or an accepted licence
 ├── BadBundle           a bundle that is damaged, or none
+├── BadSignature        a signature that does not hold, or a key that cannot be used
 ├── SourceUnavailable   network, server or file trouble at the source; may pass
 ├── Offline             the setting `offline` forbids to ask another machine
 ├── DigestMismatch      bytes that do not hash to what was declared
@@ -69,6 +70,12 @@ class BadBundle(RegistryError):
     """A file that is no bundle of models, or a damaged one."""
 
     code = "bad_bundle"
+
+
+class BadSignature(RegistryError):
+    """A signature that does not hold for the files of a model, or a key that cannot be used."""
+
+    code = "bad_signature"
 
 
 class SourceUnavailable(RegistryError):

@@ -22,6 +22,7 @@ from quant.gguf.header import Header, read_file
 from quant.gguf.values import readable
 from quant.plan import ModelPlan
 from registry.errors import ModelNotFound, RegistryError, StoreDamaged, StoreFailed
+from registry.signatures.attaching import signatures_of
 from registry.store.catalog import LayerBlob, Model
 from registry.store.finding import is_meant
 from registry.store.meaning import Meaning
@@ -117,6 +118,8 @@ class Library:
         self.rules.check_source(source_of(model))
         metadata = (await self.facts(model)).plan.metadata
         self.rules.check_file(model.name, model.size, metadata, model.licenses)
+        if self.rules.require_signature is not None:
+            self.rules.check_signature(model.name, await asyncio.to_thread(signatures_of, self.store, model))
 
     async def adapter(self, blob: LayerBlob, name: str) -> AdapterHeader:
         """The checked header of an adapter's file, which messages call `name`. Raises StoreDamaged."""

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from registry.errors import DigestMismatch, SourceUnavailable, StoreDamaged
 from registry.names import Name
+from registry.signatures.attaching import Vet, found_signatures, vetted_by_nobody
 from registry.sources.shelf import RegistryShelf
 from registry.store import manifest
 from registry.store.catalog import Model
@@ -57,12 +58,22 @@ def is_verbatim(data: bytes, title: str) -> bool:
 class Fetch:
     """A model on its way from a shelf, by the bytes of its manifest; for one thread.
 
-    `inspect` is called with its weights before it is listed, as by `Import`.
+    `inspect` is called with its weights before it is listed, `vet` with its signatures before the weights come, as by
+    `Import`.
     """
 
-    def __init__(self, store: Store, shelf: RegistryShelf, data: bytes, name: Name, inspect: Inspect) -> None:
+    def __init__(
+        self,
+        store: Store,
+        shelf: RegistryShelf,
+        data: bytes,
+        name: Name,
+        inspect: Inspect,
+        vet: Vet = vetted_by_nobody,
+    ) -> None:
         """Raises StoreDamaged for what is no manifest, SourceUnavailable for layers that may not be fetched."""
         self._store, self._shelf, self._data, self._name, self._inspect = store, shelf, data, name, inspect
+        self._vet = vet
         self._contents: Manifest = manifest.parse(data, name.display)
         if not is_verbatim(data, name.display):
             raise SourceUnavailable(f"`{name.display}` is not in Ollama's form at `{shelf.title}`", "pull it")
@@ -87,8 +98,10 @@ class Fetch:
     def _fetch(self, ingest: Ingest, send: Send, stopped: Callable[[], bool]) -> list[Staged]:
         here = self._store.holds
         missing = [each for each in dict.fromkeys(self._contents.blobs) if not here(each.digest, each.size)]
-        large = max(missing, key=lambda layer: layer.size, default=None)
+        candidates = [each for each in missing if each.media_type != manifest.SIGNATURE]
+        large = max(candidates, key=lambda layer: layer.size, default=None)
         staged = [Staged(layer, self._whole(ingest, layer)) for layer in missing if layer is not large]
+        self._check_signatures(staged)
         if large is not None:
             staged.append(self._stream(ingest, large, send, stopped))
         return staged
@@ -135,6 +148,17 @@ class Fetch:
         finally:
             partial.close()
         return Staged.file(ingest.data, layer.media_type, sha256, size)
+
+    def _check_signatures(self, staged: list[Staged]) -> None:
+        """Let `vet` see the signatures, before the weights come."""
+        files = {each.layer.digest: each.content for each in staged}
+
+        def read(layer: Layer) -> bytes:
+            path = files.get(layer.digest, self._store.blob_path(layer.digest))
+            assert isinstance(path, Path)
+            return manifest.read(path, self._name.display)
+
+        self._vet(self._name.display, found_signatures(self._contents, read))
 
     def _check(self, staged: list[Staged]) -> None:
         """Inspect the weights, and read the config. Raises as `inspect`, StoreDamaged."""

@@ -17,6 +17,7 @@ import msgspec
 from registry import digest
 from registry.errors import BadBundle, SourceUnavailable
 from registry.names import Name
+from registry.signatures.attaching import fitting
 from registry.sources.base import Companions
 from registry.sources.layers import Descriptor, companions, sort
 from registry.store import fsops, manifest
@@ -79,6 +80,7 @@ class ForeignModel:
         made += [Staged.json(params, manifest.PARAMS)] if params else []
         described = Staged.json(config, manifest.CONFIG)
         weights = Layer(manifest.MODEL, self.weights.digest, self.weights.size)
+        made += fitting(self.beside.signatures, [weights, *(staged.layer for staged in made)])
         layers = {each.digest: each for each in (weights, *(staged.layer for staged in made))}
         return manifest.build(described.layer, list(layers.values())), [*made, described]
 

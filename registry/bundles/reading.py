@@ -23,12 +23,14 @@ from registry.bundles.layout import BLOBS, INDEX, LAYOUT, LONGEST_INDEX, Listed,
 from registry.bundles.tar import ByteStream, TarMember, TarReader
 from registry.errors import BadBundle
 from registry.names import Name
+from registry.signatures.attaching import Vet, found_signatures, vetted_by_nobody
 from registry.sources.layers import LARGEST, Descriptor
 from registry.store import manifest
 from registry.store.catalog import Model
 from registry.store.fsops import plainly
 from registry.store.ingest import Ingest
 from registry.store.layers import Staged
+from registry.store.manifest import Layer
 from registry.store.store import Store
 
 _STEP = 1 << 20
@@ -66,7 +68,8 @@ class Import:
     `inspect` is called with a file of weights, its media type, the model's name and what it says of itself; it raises
     for a file that must not be listed. `allow` is called with the name of each model, and raises for one that may not
     be brought in. `describe` gives the config and the parameters of a model in another program's form. `build` makes
-    and lists the model of a manifest with its blobs beside it, whose weights are not as the store has them.
+    and lists the model of a manifest with its blobs beside it, whose weights are not as the store has them. `vet` gets the
+    signatures of each model, and raises where they do not do.
     """
 
     def __init__(
@@ -77,10 +80,11 @@ class Import:
         allow: Callable[[Name], None] = lambda name: None,
         describe: Describe = described_plainly,
         build: Build | None = None,
+        vet: Vet = vetted_by_nobody,
     ) -> None:
         self._store, self._tar = store, TarReader(stream)
         self._inspect, self._allow, self._describe = inspect, allow, describe
-        self._build = build
+        self._build, self._vet = build, vet
         self._arrived: dict[str, Arrived] = {}
         self._index = self._layout = b""
 
@@ -160,6 +164,7 @@ class Import:
             for layer in contents.blobs:
                 if layer.media_type in (manifest.MODEL, manifest.ADAPTER):
                     self._inspect(files[layer.digest], layer.media_type, shown, said)
+            self._vet(shown, found_signatures(contents, lambda layer, shown=shown: self._small(layer, shown)))
             wanted.append(Listable(each.name, data))
         return wanted
 
@@ -174,6 +179,7 @@ class Import:
         if model.weights is None:
             if self._build is None:
                 raise BadBundle(f"`{shown}` is more than one GGUF file in the bundle", "`lm import` makes one of it")
+            self._vet(shown, [])  # a file that is made here is signed by nobody
             blobs = {layer.digest: self._path(layer.digest, layer.size, shown) for layer in model.needed}
             folder = ingest.folder / f"made-{digest.of(listed.name.display.encode())[-16:]}"
             return Listable(listed.name, data, place=laid_out(folder, listed.name, data, blobs))
@@ -182,7 +188,12 @@ class Import:
         for part, size in model.beside.left_out:
             send({"status": f"`{shown}`: left out is {part} ({size:,} bytes)", "phase": "manifest"})
         built, made = model.rebuilt(*self._describe(path, model))
+        bytes_of = {staged.layer.digest: staged.content for staged in made if isinstance(staged.content, bytes)}
+        self._vet(shown, found_signatures(manifest.parse(built, shown), lambda layer: bytes_of[layer.digest]))
         return Listable(listed.name, built, tuple(made))
+
+    def _small(self, layer: Layer, title: str) -> bytes:
+        return manifest.read(self._path(layer.digest, layer.size, title), title)
 
     def _path(self, value: str, size: int, title: str) -> Path:
         """The file of a blob that a model lists. Raises BadBundle where it did not come, or is of another size."""

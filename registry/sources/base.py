@@ -14,7 +14,8 @@ class Companions:
     `template` is a Go template, `messages` are turns (`role`, `content`) with which every chat begins. `card` is a
     quality card, unchecked. `left_out` names parts that are not fetched, with their bytes. `adapters` names the GGUF
     files, not in `names()`, of adapters that change the weights. `draft` is the name of the GGUF file of a model that
-    guesses its next words, "" without one. `as_published`: the registry has one file for each tag, so no level is
+    guesses its next words, "" without one. `signatures` are Sigstore bundles, as they came.
+    `as_published`: the registry has one file for each tag, so no level is
     chosen: it is taken as it is.
     """
 
@@ -27,6 +28,7 @@ class Companions:
     left_out: tuple[tuple[str, int], ...] = ()
     adapters: tuple[str, ...] = ()
     draft: str = ""
+    signatures: tuple[bytes, ...] = ()
     as_published: bool = False
 
 

@@ -17,7 +17,7 @@ import msgspec
 
 from registry.errors import SourceUnavailable
 from registry.sources.base import Companions
-from registry.store.manifest import QUALITY
+from registry.store.manifest import QUALITY, SIGNATURE
 
 _OLLAMA, _DOCKER = "application/vnd.ollama.image.", "application/vnd.docker.ai."
 _MODELPACK, _KITOPS = "application/vnd.cncf.model.", "application/vnd.kitops.modelkit."
@@ -33,7 +33,7 @@ LARGEST = 1 << 46  # bytes of a layer; the largest published model has less than
 
 Kind = Literal[
     "model", "file", "adapter", "draft", "archive", "projector",
-    "params", "system", "template", "license", "messages", "card", "other",
+    "params", "system", "template", "license", "messages", "card", "signature", "other",
 ]  # fmt: skip
 
 
@@ -105,6 +105,9 @@ def companions(found: Sorted, read: Callable[[Descriptor], bytes], title: str) -
         left_out=tuple(found.left_out),
         adapters=tuple(found.adapters),
         draft=next(iter(found.drafts), ""),
+        signatures=tuple(
+            read(layer) for layer in found.settings.get("signature", []) if layer.size <= _LONGEST_SETTING
+        ),
         as_published=True,
     )
 
@@ -178,6 +181,8 @@ def _kind(layer: Descriptor, title: str) -> tuple[Kind, str]:
     media = layer.media_type
     if media == QUALITY:
         return "card", ""
+    if media == SIGNATURE:
+        return "signature", ""
     form, needed = re.search(r"\.tar(?:[+.]\w+)?$|\+\w+$", media), re.search(r"\.(weight|model|modelpart)\.", media)
     if media == f"{_DOCKER}dir.tar" or (needed and form and form[0] in _TARS):
         return "archive", ".tar.gz" if form and form[0] != ".tar" else ".tar"

@@ -28,6 +28,8 @@ LICENSE = "application/vnd.ollama.image.license"
 MESSAGES = "application/vnd.ollama.image.messages"
 # A quality card of ours, a JSON object; programs that do not know it pass it over.
 QUALITY = "application/vnd.lm.quality.v1+json"
+# A signature by OpenSSF model signing, which is a Sigstore bundle; other programs pass the layer over.
+SIGNATURE = "application/vnd.dev.sigstore.bundle.v0.3+json"
 OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 
 # A registry must expect manifests of 4 MB (OCI distribution specification); a config blob of ours is some kilobytes.

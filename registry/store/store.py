@@ -29,6 +29,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from registry import digest
 from registry.errors import BadName, DiskFull, ModelNotFound, StoreDamaged, StoreFailed
 from registry.names import Name, Reference
 from registry.store import fsops, garbage, manifest, notes, owner, reading, recovery
@@ -197,16 +198,18 @@ class Store(Finder):
             self.abandon(ingest)
         return model
 
-    def adopt(self, ingest: Ingest, data: bytes, layers: Sequence[Staged], name: Name) -> Model:
+    def adopt(self, ingest: Ingest, data: bytes, layers: Sequence[Staged], name: Name, over: str = "") -> Model:
         """List the model of the manifest `data` as `name`, byte for byte; its blobs are `layers`, or here already.
 
         The ingest stays, for further models. Holds and raises as `commit`; StoreDamaged also where a blob is neither
-        here nor among `layers`.
+        here nor among `layers`, StoreFailed where the manifest of that name has not the digest `over` any more.
         """
         wanted = manifest.parse(data, name.display)
         with plainly(self.root):
             files = [(settle(ingest, staged), staged) for staged in layers]
             with self._changing:
+                if over and digest.of(manifest.read(self.manifest_path(name), name.display)) != over:
+                    raise StoreFailed(f"`{name.display}` was replaced in the meantime", "try again")
                 self._require(wanted, {staged.layer.digest for staged in layers}, name)
                 return self._publish(name, files, data, chosen=False)
 

@@ -95,7 +95,8 @@ async def take(request: web.Request, library: Library, allow: Allow, make: Make)
 
     def work(send: Send) -> Line:
         try:
-            models = Import(library.store, feed, partial(inspect, library.rules), allow, describe, build).run(send)
+            look, vet = partial(inspect, library.rules), library.rules.check_signature
+            models = Import(library.store, feed, look, allow, describe, build, vet).run(send)
         finally:
             feed.stop()
         rows = [{"name": model.name, "digest": model.digest, "size": model.size} for model in models]

@@ -184,7 +184,8 @@ class Sync:
                 data = shelf.manifest(entry.pin or str(entry.name.tag))
                 if is_verbatim(data, entry.name.display):
                     name = entry.name if entry.name.tag else entry.name.tagged("latest")
-                    fetch = Fetch(self.library.store, shelf, data, name, partial(inspect, self.library.rules))
+                    rules = self.library.rules
+                    fetch = Fetch(self.library.store, shelf, data, name, partial(inspect, rules), rules.check_signature)
                     found.append(fetch.run(send, self._ending.is_set))
                     return
             except RegistryError as error:

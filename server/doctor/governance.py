@@ -11,7 +11,7 @@ from server.audit.verify import glance
 from server.config import Config
 from server.doctor.certificates import validities
 from server.doctor.frames import FAIL, OK, WARN, Finding
-from server.policy.rules import contradictions, policy_file, read_policy
+from server.policy.rules import contradictions, key_faults, policy_file, read_policy
 from server.settings import BadSetting
 
 # A certificate that ends within this time is named, in seconds.
@@ -49,7 +49,8 @@ def _policy(config: Config) -> list[Finding]:
     except BadSetting as error:
         return [Finding("policy", FAIL, str(error), error.hint)]
     path = policy_file(config)
-    return [Finding("policy", WARN, sentence, f"correct `{path}`") for sentence in contradictions(rules)]
+    found = [Finding("policy", WARN, sentence, f"correct `{path}`") for sentence in contradictions(rules)]
+    return found + [Finding("policy", FAIL, str(fault), fault.hint) for fault in key_faults(rules)]
 
 
 def _certificates(config: Config) -> list[Finding]:

@@ -3,6 +3,7 @@
     allow_licenses = ["Apache-2.0", "MIT", "LicenseRef-llama*"]    # by SPDX identifier; `*` stands for any letters
     sources = ["hf.co/Qwen", "registry.lan:5000/*", "here"]        # beginnings, or patterns; `here`: made on this box
     max_size = "8GB"                                               # of a model's file
+    require_signature = ["keys"]                                   # public keys: files, or folders of `.pem` files
 
 Each rule that stands there narrows; without the file everything is allowed.
 """
@@ -12,14 +13,16 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from registry.errors import RegistryError
+from registry.errors import BadSignature, RegistryError
+from registry.signatures.attaching import FoundSignature
+from registry.signatures.keys import TrustedKey, read_public
 from runtime.units import size_text
 from server.config import Config
 from server.policy.licenses import UNKNOWN, is_spdx, license_texts, recognise_any
@@ -29,7 +32,8 @@ from server.settings import BadSetting
 HERE = "here"
 _SIZE = re.compile(r"([0-9]{1,6}(?:\.[0-9]{1,3})?) ?([KMGT]?B)", re.IGNORECASE)
 _UNITS = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
-_NAMES = ("allow_licenses", "sources", "max_size")
+_NAMES = ("allow_licenses", "sources", "max_size", "require_signature")
+_MOST_KEYS = 64
 
 
 class PolicyRefused(RegistryError):
@@ -39,11 +43,12 @@ class PolicyRefused(RegistryError):
 
 
 class PolicyRules(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The rules. None allows everything; sizes are bytes."""
+    """The rules. None allows everything; sizes are bytes. `require_signature` are the keys whose signatures count."""
 
     allow_licenses: tuple[str, ...] | None = None
     sources: tuple[str, ...] | None = None
     max_size: int | None = None
+    require_signature: tuple[TrustedKey, ...] | None = None
 
     def check_source(self, source: str) -> None:
         """Raise PolicyRefused for a source that is not allowed; "" is a model that was made here."""
@@ -74,6 +79,28 @@ class PolicyRules(msgspec.Struct, frozen=True, omit_defaults=True):
         raise PolicyRefused(
             f"`{title}` has {what}, and the policy of this box does not allow that",
             f"it allows {', '.join(self.allow_licenses) or 'none'} (`allow_licenses` in `policy.toml`)",
+        )
+
+    def check_signature(self, title: str, signatures: Sequence[FoundSignature]) -> None:
+        """Raise PolicyRefused unless one of these signatures is for the model's files and by a key that counts."""
+        if self.require_signature is None:
+            return
+        reasons = []
+        for found in signatures:
+            if found.fault or found.signed is None:
+                reasons.append(str(found.fault))
+                continue
+            for key in self.require_signature:
+                try:
+                    key.verify(found.signed)
+                    return
+                except BadSignature as fault:
+                    reasons.append(str(fault))
+        keys = ", ".join(map(_shown, self.require_signature)) or "no key at all"
+        why = f"no signature on it counts ({'; '.join(dict.fromkeys(reasons))})" if reasons else "it is not signed"
+        raise PolicyRefused(
+            f"the policy of this box wants `{title}` signed by {keys}, and {why}",
+            "`lm sign` signs it with the private key of one of them; `require_signature` in `policy.toml` names them",
         )
 
     def check_file(self, title: str, size: int, metadata: Mapping[str, Any], licenses: Iterable[str]) -> None:
@@ -121,6 +148,8 @@ def contradictions(rules: PolicyRules) -> list[str]:
         found.append("`sources` is empty, so no model may come in or be loaded")
     if rules.allow_licenses == ():
         found.append("`allow_licenses` is empty, so no model may come in or be loaded")
+    if rules.require_signature == ():
+        found.append("`require_signature` names no key, so no model may come in or be loaded")
     if rules.max_size == 0:
         found.append("`max_size` is 0, so no model may come in or be loaded")
     named = [each for each in rules.allow_licenses or () if "*" not in each and not each.startswith("LicenseRef-")]
@@ -150,7 +179,47 @@ def _rules(path: Path, table: dict[str, Any]) -> PolicyRules:
             raise _bad(path, f"has `{name}`, which is no list of texts", 'write `["…"]`')
     if "max_size" in values:
         values["max_size"] = _size(path, values["max_size"])
+    if "require_signature" in values:
+        values["require_signature"] = tuple(_keys(path, values["require_signature"]))
     return msgspec.convert(values, PolicyRules)
+
+
+def key_faults(rules: PolicyRules) -> list[BadSignature]:
+    """The faults of keys whose signatures would count, such as a certificate that expired."""
+    found = []
+    for key in rules.require_signature or ():
+        try:
+            key.check()
+        except BadSignature as fault:
+            found.append(fault)
+    return found
+
+
+def _keys(path: Path, value: object) -> Iterator[TrustedKey]:
+    """The public keys of `require_signature`: of files, and of folders. Raises BadSetting."""
+    places = [value] if isinstance(value, str) else value
+    if not (isinstance(places, list) and all(isinstance(each, str) for each in places)):
+        raise _bad(path, "has `require_signature`, which is no list of files of keys", 'write `["keys/acme.pem"]`')
+    for place in places:
+        full = path.parent / Path(place).expanduser()
+        files = [full]
+        if full.is_dir():
+            if full.stat().st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+                raise _bad(path, f"names `{place}`, which other users can change", f"`chmod go-w {full}`")
+            files = sorted(each for each in full.iterdir() if each.suffix in (".pem", ".pub", ".crt"))[:_MOST_KEYS]
+        for file in files:
+            try:
+                yield read_public(file, file.name)
+            except BadSignature as error:
+                raise _bad(path, f"names a key that is not used: {error}", error.hint) from None
+
+
+def _shown(key: TrustedKey) -> str:
+    """A key by its file's name and the beginning of its fingerprint."""
+    try:
+        return f"`{key.name}` ({key.fingerprint[:16]})"
+    except BadSignature as fault:
+        return f"`{key.name}` (not usable: {fault})"
 
 
 def _size(path: Path, value: object) -> int:

@@ -18,11 +18,15 @@ from quant.gguf.drafts import check_draft
 from quant.gguf.header import read_file
 from quant.gguf.values import readable
 from quant.plan import ModelPlan
+from quant.stream.copying import FileCopy
+from quant.stream.pipeline import Conversion
+from registry.signatures.attaching import foreseen
 from registry.sources.opening import Source
 from registry.store.fsops import plainly
 from registry.store.partial import DATA
 from runtime.options import MAX_ADAPTERS
 from runtime.units import size_text
+from server.policy.rules import PolicyRules
 from server.pulls.adapting import check_values
 from server.pulls.frames import FileBeside, adapter_path, draft_path
 from server.pulls.provenance import settings
@@ -84,8 +88,19 @@ def fetch_draft(
     return found
 
 
+def check_signatures(rules: PolicyRules, source: Source, conversion: Conversion | FileCopy) -> None:
+    """Raise PolicyRefused, before a weight moves, where no signature that counts will be on the model.
+
+    It can only be on weights that are taken as they are, by the digest that the source declares.
+    """
+    shards, digest = conversion.plan.shards, ""
+    if isinstance(conversion, FileCopy) and len(shards) == 1:
+        digest = (source.digest(shards[0]) or "").removeprefix("sha256:")
+    rules.check_signature(source.title, [foreseen(data, digest) for data in source.companions.signatures])
+
+
 def texts_beside(source: Source) -> dict[str, Any]:
-    """The fields of `Done` for the texts and the quality card that a registry keeps beside a model's weights."""
+    """The fields of `Done` for the texts, the quality card and the signatures that a registry keeps beside a model's weights."""
     beside = source.companions
     return {
         "system": beside.system,
@@ -93,6 +108,7 @@ def texts_beside(source: Source) -> dict[str, Any]:
         "licenses": list(beside.licenses),
         "messages": [dict(each) for each in beside.messages],
         "card": dict(beside.card),
+        "signatures": list(beside.signatures),
     }
 
 

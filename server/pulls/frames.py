@@ -116,7 +116,8 @@ class Done(msgspec.Struct, tag="done"):
     The daemon commits it under `tag`. `config`, `params` and the texts go into the manifest: instructions (`system`), a
     Go template, licences, turns of a conversation; `card` is a quality card that came along. The file is a model's, or
     an `adapter`'s. `adapters` change the model, and lie beside it, as its `draft` does. `shared` is the state
-    (`registry/store/sharing.py`) of a file that is another program's too; "" for one of lm's own.
+    (`registry/store/sharing.py`) of a file that is another program's too; "" for one of lm's own. `signatures`
+    came from the source; they are kept where they hold.
     """
 
     sha256: str
@@ -132,6 +133,7 @@ class Done(msgspec.Struct, tag="done"):
     licenses: list[str] = []
     messages: list[dict[str, str]] = []
     card: dict[str, Any] = {}
+    signatures: list[bytes] = []
     shared: str = ""
 
 

@@ -104,6 +104,7 @@ def model_digest(source: Source, conversion: Conversion | FileCopy) -> str:
         repr((dict(beside.params), beside.system, beside.template, beside.licenses)) if beside != Companions() else ""
     )
     texts += repr(beside.messages) if beside.messages else ""
+    texts += repr(beside.signatures) if beside.signatures else ""
     texts += "".join(source.stamp(name) for name in filter(None, (*beside.adapters, beside.draft)))
     text = f"{fingerprint(source, conversion)} {recommendation}{texts}"
     return hashlib.sha256(text.encode()).hexdigest()[:32]

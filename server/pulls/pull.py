@@ -15,6 +15,8 @@ from typing import Literal
 from quant.errors import BadValues
 from registry.errors import RegistryError
 from registry.names import Name, Reference
+from registry.signatures.attaching import judged, staged
+from registry.signatures.files import signed_files
 from registry.store import cards, manifest
 from registry.store.catalog import Model
 from registry.store.ingest import Ingest
@@ -26,7 +28,7 @@ from server.children.daemon_side import task_process
 from server.config import Config
 from server.errors import CheckFailed
 from server.logins import read_logins
-from server.policy.rules import ANYTHING, PolicyRules
+from server.policy.rules import ANYTHING, PolicyRefused, PolicyRules
 from server.pulls.checking import check_file
 from server.pulls.frames import Done, FromPuller, ModelRequest, Planned, PullTask, adapter_path, draft_path
 from server.pulls.job import Job
@@ -34,7 +36,7 @@ from server.pulls.lines import frame_line, name_at_level, note_line, phase_line
 
 NICE = 10
 # After an error with one of these codes the partial file is of no use to another pull.
-_HOPELESS = frozenset({BadValues.code, CheckFailed.code})
+_HOPELESS = frozenset({BadValues.code, CheckFailed.code, PolicyRefused.code})
 
 
 class Pull:
@@ -81,21 +83,21 @@ class Pull:
             if self._check_wanted and not result.adapter:
                 job.add(phase_line("checking"))
                 await self._check(ingest, result)
+            layers = self._layers(ingest, result)
         except BaseException as error:
             hopeless = job.state == "removing" or getattr(error, "code", "") in _HOPELESS
             await asyncio.shield(asyncio.to_thread(store.abandon if hopeless else store.pause, ingest))
             raise
         job.add(phase_line("committing"))
-        commit = asyncio.create_task(self._commit(ingest, result))
+        commit = asyncio.create_task(self._commit(ingest, result, layers))
         try:
             return await asyncio.shield(commit)
         except asyncio.CancelledError:
             await asyncio.wait([commit])  # a commit that has begun is finished
             raise
 
-    async def _commit(self, ingest: Ingest, done: Done) -> Model:
-        reference = self._job.reference
-        reference = replace(reference, name=reference.name.tagged(done.tag))
+    def _layers(self, ingest: Ingest, done: Done) -> list[Staged]:
+        """The layers of the model, with the signatures that hold for them. Raises PolicyRefused."""
         kind = manifest.ADAPTER if done.adapter else manifest.MODEL
         layers = [Staged.file(ingest.data, kind, done.sha256, done.size, done.shared)]
         layers += [
@@ -112,6 +114,17 @@ class Pull:
         layers += [Staged.messages(done.messages, manifest.MESSAGES)] if done.messages else []
         if card := cards.checked(done.card, layers[0].layer.digest):
             layers.append(Staged.json(card, manifest.QUALITY))
+        files = signed_files(each.layer for each in layers)
+        found = [judged(data, files) for data in done.signatures]
+        self._rules.check_signature(self._job.reference.text, found)
+        for each in found:
+            if each.fault:
+                self._job.add(note_line(f"a signature is not kept: {each.fault}"))
+        return layers + [staged(each.data) for each in found if each.fault is None]
+
+    async def _commit(self, ingest: Ingest, done: Done, layers: list[Staged]) -> Model:
+        reference = self._job.reference
+        reference = replace(reference, name=reference.name.tagged(done.tag))
         model = await asyncio.to_thread(self._store.commit, ingest, layers, reference, done.config, reference.automatic)
         if done.adapter and (lack := await asyncio.to_thread(_lack, self._store, model)):
             self._job.add(note_line(lack))

@@ -42,7 +42,14 @@ from runtime.machine.choosing import Chooser, canonical, this_machine
 from runtime.machine.rule import DISK_MARGIN, Wish
 from server.children.child_side import exit_now, run_task
 from server.pulls.adapting import TAG, AdapterPull, adapter_config, adapter_of, check_values
-from server.pulls.beside import check_beside, fetch_beside, fetch_draft, say_what_lies_beside, texts_beside
+from server.pulls.beside import (
+    check_beside,
+    check_signatures,
+    fetch_beside,
+    fetch_draft,
+    say_what_lies_beside,
+    texts_beside,
+)
 from server.pulls.compiling import warm
 from server.pulls.frames import Done, Note, Planned, Progress, PullTask
 from server.pulls.provenance import (
@@ -146,6 +153,7 @@ class _Attempt:
             check_beside(self.source, plan)
             licenses = self.source.companions.licenses
             self.task.rules.check_file(self.source.title, conversion.size, plan.metadata, licenses)
+            check_signatures(self.task.rules, self.source, conversion)
             loading.join()
             _in_background(self._warm, sorted({type.name for type in conversion.types.values()}))
             place = self._begin(conversion, level, reason)
@@ -179,6 +187,7 @@ class _Attempt:
     def _run_adapter(self, pulled: AdapterPull) -> Done:
         """Write the file of an adapter, which has no levels."""
         conversion = pulled.conversion
+        check_signatures(self.task.rules, self.source, conversion)
         place = self._begin(conversion, TAG, pulled.reason)
         made_of = f"{model_digest(self.source, conversion)} {pulled.base}"  # another base is worth another pull
         resumed, total = place.size if place else 0, conversion.plan.source_bytes
@@ -189,7 +198,8 @@ class _Attempt:
         check_values(file)
         config = adapter_config(self.reference, self.source, pulled, file, made_of)
         tag = self.reference.name.tag if self.source.companions.as_published else None
-        return Done(sha256, size, tag or TAG, config, {}, adapter=True)
+        signatures = list(self.source.companions.signatures)
+        return Done(sha256, size, tag or TAG, config, {}, adapter=True, signatures=signatures)
 
     def _leave_room(self) -> None:
         """Leave room on the disk for the files that come beside the weights, and for tars that were unpacked."""
