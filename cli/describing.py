@@ -78,6 +78,10 @@ def _sections(description: dict[str, Any]) -> dict[str, list[tuple[str, str]]]:
         "Adapter": [*base, *(row for each in adapters for row in _adapter(each))],
         "Origin": _rows({title: own.get(key) for title, key in _ORIGIN.items()}),
         "Quality": quality_rows(description.get("quality") or {}),
+        "Signatures": [
+            (f"by {each.get('signer', 'somebody')}", f"does not hold: {each['fault']}" if each["fault"] else "")
+            for each in description.get("signatures", [])
+        ],
         "Capabilities": [(name, "") for name in description["capabilities"]],
         "Parameters": [_split(line) for line in description["parameters"].splitlines()],
         "System": [(line, "") for line in description.get("system", "").splitlines()],

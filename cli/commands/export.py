@@ -31,10 +31,10 @@ _STEP = 1 << 20
 @click.option(
     "--format",
     "form",
-    type=click.Choice(["bundle", "safetensors"]),
+    type=click.Choice(["bundle", "files", "safetensors"]),
     default="bundle",
     show_default=True,
-    help="A file for `lm import`, or a folder for other programs.",
+    help="A file for `lm import`, a tar of files by name, or a folder for other programs.",
 )
 @click.option("--type", "dtype", type=click.Choice(["BF16", "F16", "F32"]), help="Of weights in safetensors.")
 @click.option("--from", "place", metavar="SOURCE", help="Where config.json and the tokenizer are.")
@@ -43,6 +43,9 @@ def command(names: tuple[str, ...], target: str, form: str, dtype: str | None, p
     """Write models into one file, a bundle: an OCI image layout in a tar, with parts that models share once.
 
     `lm import FILE` brings them in on another box, checked and byte for byte.
+
+    With `--format files` it is a tar of one model's `model.gguf`, `params.json` and so on, and `model.sig`: unpacked, a
+    folder that `model_signing` signs and verifies.
 
     With `--format safetensors` the weights of one model go back into the layout and the names of its source: a new
     folder that transformers and vLLM load. Quantized weights become the numbers that they stand for, in the type of the
@@ -54,7 +57,7 @@ def command(names: tuple[str, ...], target: str, form: str, dtype: str | None, p
     elif dtype or place:
         raise Failure("a bundle has its models as they are", "`--format safetensors` takes this option", "usage")
     else:
-        _bundle(names, target, force)
+        _bundle(names, target, form == "files", force)
 
 
 def _give_back(names: tuple[str, ...], target: str, dtype: str, place: str | None, force: bool) -> None:
@@ -68,15 +71,17 @@ def _give_back(names: tuple[str, ...], target: str, dtype: str, place: str | Non
     console.note(said)
 
 
-def _bundle(names: tuple[str, ...], target: str, force: bool) -> None:
+def _bundle(names: tuple[str, ...], target: str, files: bool, force: bool) -> None:
+    if files and len(names) > 1:
+        raise Failure("`--format files` is for one model", "name one", "usage")
     pipe = target == "-"
     if pipe and sys.stdout.isatty():
         raise Failure("a bundle does not go to a terminal", "name a file: `-o bundle.tar`", "usage")
     path = Path(target)
     if not pipe and path.exists() and not force:
         raise Failure(f"`{target}` is there already", "`--force` replaces it", "usage")
-    client = Client()
-    with client.open("POST", "/lm/export", {"models": [reference(name) for name in names]}) as response:
+    client, body = Client(), {"models": [reference(name) for name in names], "files": files}
+    with client.open("POST", "/lm/export", body) as response:
         size = int(response.headers["Content-Length"])
         if pipe:
             _copy(response, sys.stdout.buffer, size)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import click
@@ -15,6 +16,7 @@ from cli.client import Client
 from cli.completing import complete_names
 from cli.errors import Failure
 from cli.naming import reference
+from cli.signing import ask_signer
 from runtime.units import size_text
 
 
@@ -24,9 +26,19 @@ from runtime.units import size_text
     "--oracle", "folder", metavar="FOLDER", help="Compare with the original in FOLDER, as transformers runs it."
 )
 @click.option("--deep", "source", metavar="SOURCE", help="Make the tensors of NAME anew from SOURCE, and compare.")
+@click.option(
+    "--key", "keys", multiple=True, metavar="PUB.pem", help="A public key, or a certificate; several may come."
+)
+@click.option("--identity", metavar="WHO", help="An identity of Sigstore that has to have signed, such as an address.")
+@click.option("--identity-provider", "provider", metavar="URL", help="Who vouched for the identity.")
+@click.option("--trust-root", metavar="FILE", help="The `trusted_root.json` of that Sigstore; nobody is asked for it.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
-def command(name: str | None, folder: str | None, source: str | None, as_json: bool) -> int:
+def command(name: str | None, folder: str | None, source: str | None, as_json: bool, **inputs: Any) -> int:
     """Check that the blobs of a model, or of all models, still hash to their names; exit code 1 where one is hurt.
+
+    Signatures are checked by every input that is given: --key, --identity with its provider and trust root, and the
+    keys of this box's policy. It is 1 as well where no signature on a model counts by one of them. Nothing is asked of
+    another machine.
 
     With --deep the model is quantized again from SOURCE, a folder or a name as `lm pull` takes it. Each tensor has to
     be the same, byte for byte: proof of the source that it was quantized from.
@@ -40,17 +52,85 @@ def command(name: str | None, folder: str | None, source: str | None, as_json: b
         return _compare(folder, name, as_json)
     if source is not None:
         return _make_anew(source, name, as_json)
-    last = show(Client().stream("/lm/verify", {"model": reference(name) if name else ""}), quiet=as_json)
+    task = _inputs(**inputs)
+    last = show(
+        Client().stream("/lm/verify", {"model": reference(name) if name else "", "signed": bool(task)}), quiet=as_json
+    )
+    _check_signatures(last["models"], task)
+    faults = any(_faults(row) for row in last["models"])
     if as_json:
         console.as_json({key: last[key] for key in ("models", "hurt", "blobs", "bytes")})
-        return 1 if last["hurt"] else 0
+        return 1 if last["hurt"] or faults else 0
     for row in last["models"]:
         if row["problem"]:
             console.complain(row["problem"], f"`lm rm {row['name']}` removes it, `lm pull` brings it in again")
+        _tell_signatures(row)
     hurt = len(last["hurt"])
     whole = len(last["models"]) - hurt
     console.note(f"{size_text(last['bytes'])} in {last['blobs']} blobs; models whole: {whole}, hurt: {hurt}")
-    return 1 if last["hurt"] else 0
+    return 1 if last["hurt"] or faults else 0
+
+
+def _inputs(
+    keys: tuple[str, ...], identity: str | None, provider: str | None, trust_root: str | None
+) -> dict[str, Any]:
+    """The inputs of checks of signatures; {} without any. Raises Failure for an identity without its trust root."""
+    given = [each for each in (identity, provider, trust_root) if each is not None]
+    if given and trust_root is None:
+        raise Failure(
+            "an identity is checked by a trust root, and none is given",
+            "`--trust-root trusted_root.json`: lm asks nobody for it, and trusts none by itself",
+            "usage",
+        )
+    if given and len(given) < 3:
+        raise Failure(
+            "`--identity`, `--identity-provider` and `--trust-root` go together", "give all three of them", "usage"
+        )
+    if not keys and not given:
+        return {}
+    task: dict[str, Any] = {"keys": [str(Path(each).absolute()) for each in keys]}
+    return task | (
+        {"identity": identity, "provider": provider, "trust_root": str(Path(str(trust_root)).absolute())}
+        if given
+        else {}
+    )
+
+
+def _check_signatures(rows: list[dict[str, Any]], task: dict[str, Any]) -> None:
+    """Check the signatures of whole models by the inputs; each row gets its `checks`, and loses what is not for people.
+
+    Raises Failure.
+    """
+    models = []
+    for row in (each for each in rows if not each["problem"]):
+        bundles = [found.pop("bundle") for found in row.get("signatures", []) if "bundle" in found]
+        models.append({"name": row["name"], "files": row.pop("files", {}), "signatures": bundles})
+    checked = ask_signer({"check": task | {"models": models}})["models"] if task and models else []
+    checks = {each["name"]: each["checks"] for each in checked}
+    for row in rows:
+        row["checks"] = checks.get(row["name"], [])
+
+
+def _faults(row: dict[str, Any]) -> bool:
+    """Whether a signature that was asked for is missing, or one that is there is for other files."""
+    missing = any(each["fault"] for each in row["checks"])
+    return missing or bool(row.get("policy")) or any(each["fault"] for each in row.get("signatures", []))
+
+
+def _tell_signatures(row: dict[str, Any]) -> None:
+    """What the signatures of a model are worth."""
+    for each in row["checks"]:
+        if each["fault"]:
+            console.complain(f"`{row['name']}` is not signed by {each['by']}: {each['fault']}", "")
+        else:
+            console.note(f"`{row['name']}` is signed by {each['by']}")
+    for found in row.get("signatures", []):
+        if found["fault"]:
+            console.complain(f"`{row['name']}`: {found['fault']}", "")
+        elif not row["checks"]:
+            console.note(f"`{row['name']}` says to be signed by {found['signer']}; `--key PUB.pem` checks that")
+    if row.get("policy"):
+        console.complain(row["policy"], "`require_signature` in `policy.toml` names the keys")
 
 
 def _make_anew(source: str, name: str | None, as_json: bool) -> int:

@@ -13,6 +13,7 @@ import re
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -68,8 +69,8 @@ class Import:
     `inspect` is called with a file of weights, its media type, the model's name and what it says of itself; it raises
     for a file that must not be listed. `allow` is called with the name of each model, and raises for one that may not
     be brought in. `describe` gives the config and the parameters of a model in another program's form. `build` makes
-    and lists the model of a manifest with its blobs beside it, whose weights are not as the store has them. `vet` gets the
-    signatures of each model, and raises where they do not do.
+    and lists the model of a manifest with its blobs beside it, whose weights are not as the store has them. `vet` gets
+    the signatures of each model, and raises where they do not do.
     """
 
     def __init__(
@@ -164,7 +165,7 @@ class Import:
             for layer in contents.blobs:
                 if layer.media_type in (manifest.MODEL, manifest.ADAPTER):
                     self._inspect(files[layer.digest], layer.media_type, shown, said)
-            self._vet(shown, found_signatures(contents, lambda layer, shown=shown: self._small(layer, shown)))
+            self._vet(shown, found_signatures(contents, partial(self._small, shown)))
             wanted.append(Listable(each.name, data))
         return wanted
 
@@ -192,7 +193,7 @@ class Import:
         self._vet(shown, found_signatures(manifest.parse(built, shown), lambda layer: bytes_of[layer.digest]))
         return Listable(listed.name, built, tuple(made))
 
-    def _small(self, layer: Layer, title: str) -> bytes:
+    def _small(self, title: str, layer: Layer) -> bytes:
         return manifest.read(self._path(layer.digest, layer.size, title), title)
 
     def _path(self, value: str, size: int, title: str) -> Path:

@@ -10,6 +10,7 @@ import msgspec
 
 from registry.bundles import tar
 from registry.bundles.layout import BLOBS, INDEX, LAYOUT, VERSION, Index, Listed, listed
+from registry.signatures.files import SIGNATURE_FILE, named_layers, signature_layers
 from registry.store.catalog import Model
 from registry.store.store import Store
 
@@ -21,7 +22,50 @@ class BundlePiece(NamedTuple):
     size: int
 
 
-class Export:
+class _Archive:
+    """Files of a tar, of which most are blobs of the store."""
+
+    _files: dict[str, BundlePiece]
+
+    @property
+    def size(self) -> int:
+        """Bytes of the whole tar."""
+        return sum(piece.size for piece in self.pieces())
+
+    def pieces(self) -> Iterator[BundlePiece]:
+        """All bytes, in order."""
+        written = 0
+        for name, body in self._files.items():
+            head, tail = tar.header(name, body.size), tar.padding(body.size)
+            written += len(head) + body.size + len(tail)
+            yield BundlePiece(head, len(head))
+            yield body
+            yield BundlePiece(tail, len(tail))
+        end = tar.end(written)
+        yield BundlePiece(end, len(end))
+
+
+class FileExport(_Archive):
+    """The files of one model by their names, with its signatures beside them: what `model_signing` signs and checks.
+
+    `digests` are the blobs that it needs of the store: hold them while it is written.
+    """
+
+    def __init__(self, store: Store, model: Model) -> None:
+        """Raises StoreDamaged, StoreFailed."""
+        contents = store.contents(model)
+        named = named_layers(contents.layers)
+        for number, layer in enumerate(signature_layers(contents.layers)):
+            stem, dot, ending = SIGNATURE_FILE.partition(".")
+            named[f"{stem}-{number + 1}{dot}{ending}" if number else SIGNATURE_FILE] = layer
+        self._files = {
+            name: BundlePiece(store.blob_path(layer.digest), layer.size)
+            for name, layer in sorted(named.items(), key=lambda each: each[1].size)
+        }
+        self.digests = {layer.digest for layer in named.values()}
+
+
+class Export(_Archive):
     """A bundle of models. `digests` are the blobs that it needs of the store: hold them while it is written."""
 
     def __init__(self, store: Store, models: Sequence[Model]) -> None:
@@ -41,23 +85,6 @@ class Export:
             {LAYOUT: BundlePiece(VERSION, len(VERSION)), INDEX: BundlePiece(index, len(index))} | manifests | blobs
         )
         self.digests = {f"sha256:{name.removeprefix(BLOBS)}" for name in blobs}
-
-    @property
-    def size(self) -> int:
-        """Bytes of the whole bundle."""
-        return sum(piece.size for piece in self.pieces())
-
-    def pieces(self) -> Iterator[BundlePiece]:
-        """All bytes, in order."""
-        written = 0
-        for name, body in self._files.items():
-            head, tail = tar.header(name, body.size), tar.padding(body.size)
-            written += len(head) + body.size + len(tail)
-            yield BundlePiece(head, len(head))
-            yield body
-            yield BundlePiece(tail, len(tail))
-        end = tar.end(written)
-        yield BundlePiece(end, len(end))
 
 
 def _path(digest: str) -> str:

@@ -167,7 +167,8 @@ def _check_time(name: str, certificate: Any) -> None:
 def _hash(key: ec.EllipticCurvePublicKey) -> Any:
     from cryptography.hazmat.primitives import hashes
 
-    return {256: hashes.SHA256, 384: hashes.SHA384, 521: hashes.SHA512}[key.curve.key_size]()
+    found: dict[int, Any] = {256: hashes.SHA256(), 384: hashes.SHA384(), 521: hashes.SHA512()}
+    return found[key.curve.key_size]
 
 
 def _fingerprint(key: ec.EllipticCurvePublicKey) -> str:

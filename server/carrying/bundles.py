@@ -21,7 +21,7 @@ from quant.gguf.header import read_file
 from registry.bundles.fetching import About
 from registry.bundles.foreign import ForeignModel
 from registry.bundles.reading import Import
-from registry.bundles.writing import Export
+from registry.bundles.writing import Export, FileExport
 from registry.errors import BadBundle, StoreFailed
 from registry.names import Name
 from registry.store import manifest
@@ -37,9 +37,13 @@ MEDIA_TYPE = "application/x-tar"
 _STEP = 4 << 20
 
 
-async def send(request: web.Request, store: Store, models: list[Model]) -> web.StreamResponse:
-    """Answer with the bundle of these models. Raises StoreDamaged, StoreFailed before its first byte."""
-    export = await asyncio.to_thread(Export, store, models)
+async def send(request: web.Request, store: Store, models: list[Model], files: bool = False) -> web.StreamResponse:
+    """Answer with the bundle of these models, or with the `files` of the one. Raises StoreDamaged, StoreFailed before
+    its first byte."""
+    if files:
+        export: Export | FileExport = await asyncio.to_thread(FileExport, store, models[0])
+    else:
+        export = await asyncio.to_thread(Export, store, models)
     response = web.StreamResponse(headers={"Content-Type": MEDIA_TYPE, "Content-Length": str(export.size)})
     with store.hold(export.digests):
         await response.prepare(request)

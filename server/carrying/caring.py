@@ -12,11 +12,19 @@ from registry.store import care
 from registry.store.catalog import Model
 from registry.store.store import Store
 from server.carrying.following import Line, Send, follow
+from server.carrying.signing import described
+from server.policy.rules import ANYTHING, PolicyRules
 from server.pulls.job import failure
 
 
-async def verify(store: Store, models: list[Model]) -> AsyncGenerator[Line]:
-    """Hash the blobs of these models again; the last line has `models` with their problems, and `hurt`."""
+async def verify(
+    store: Store, models: list[Model], rules: PolicyRules = ANYTHING, whole: bool = False
+) -> AsyncGenerator[Line]:
+    """Hash the blobs of these models again; the last line has `models` with their problems, and `hurt`.
+
+    Each model has its `signatures`, and `policy`, the sentence for which the rules want another one, "" where they do
+    not. With `whole` it has its `files`, and the signatures themselves.
+    """
     ending = threading.Event()
 
     def work(send: Send) -> Line:
@@ -26,7 +34,11 @@ async def verify(store: Store, models: list[Model]) -> AsyncGenerator[Line]:
 
         with store.hold(_digests(store, models)):
             found = care.check(store, models, progress, ending.is_set)
-        rows = [{"name": name, "problem": problem} for name, problem in found.problems.items()]
+        by_name = {model.name: model for model in models}
+        rows = [
+            {"name": name, "problem": problem} | ({} if problem else described(store, by_name[name], rules, whole))
+            for name, problem in found.problems.items()
+        ]
         last = {"status": "success", "phase": "done", "models": rows, "hurt": found.hurt}
         return last | {"blobs": found.blobs, "bytes": found.read_bytes}
 

@@ -61,6 +61,7 @@ _STATUS_OF: dict[type[_Coded], int] = {
     registry.ModelNotFound: 404,
     registry.AccessDenied: 403,
     registry.BadBundle: 400,
+    registry.BadSignature: 400,
     registry.SourceUnavailable: 502,
     registry.Offline: 403,
     registry.DigestMismatch: 502,

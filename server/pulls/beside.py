@@ -100,7 +100,7 @@ def check_signatures(rules: PolicyRules, source: Source, conversion: Conversion 
 
 
 def texts_beside(source: Source) -> dict[str, Any]:
-    """The fields of `Done` for the texts, the quality card and the signatures that a registry keeps beside a model's weights."""
+    """The fields of `Done` for texts, quality card and signatures that a registry keeps beside a model's weights."""
     beside = source.companions
     return {
         "system": beside.system,

@@ -16,7 +16,7 @@ from registry.store.finding import Finder
 from server.audit.line import shown_moment
 from server.config import Config
 from server.report.bom import model_bom, software_bom
-from server.report.gathering import gather, model_entry, software
+from server.report.gathering import ModelEntry, gather, model_entries, software
 from server.report.writing import as_html, as_markdown
 from server.settings import BadSetting
 
@@ -35,16 +35,18 @@ def main(argv: list[str]) -> int:
 def _made(config: Config, form: str, names: list[str]) -> str:
     if form == "bom":
         made = shown_moment(time.time())
-        bill = (
-            model_bom(model_entry(Finder(config.store).find(names[0])), made)
-            if names
-            else software_bom(software(), made)
-        )
+        bill = model_bom(_entry(config, names[0]), made) if names else software_bom(software(), made)
         return json.dumps(bill, indent=2) + "\n"
     report = gather(config)
     if form == "json":
         return json.dumps(msgspec.to_builtins(report), indent=2) + "\n"
     return as_html(report) if form == "html" else as_markdown(report)
+
+
+def _entry(config: Config, name: str) -> ModelEntry:
+    finder = Finder(config.store)
+    (entry,) = model_entries(config, finder, [finder.find(name)])
+    return entry
 
 
 if __name__ == "__main__":

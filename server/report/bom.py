@@ -34,7 +34,8 @@ def model_bom(entry: ModelEntry, made: str) -> dict[str, Any]:
             {"name": f"lm:{name}", "value": str(value)}
             for name, value in _facts(entry).items()
             if value not in ("", None)
-        ],
+        ]
+        + [{"name": "lm:signature", "value": each} for each in entry.signatures],
     }
     if found := _HUB.search(entry.source):
         component["purl"] = f"pkg:huggingface/{found[1]}" + (f"@{entry.revision.lower()}" if entry.revision else "")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib import metadata
 from typing import Any
 
@@ -13,6 +13,8 @@ import msgspec
 
 from quant.errors import QuantError
 from quant.gguf.header import read_file
+from registry.errors import BadSignature, RegistryError
+from registry.signatures.attaching import FoundSignature, signatures_of
 from registry.store.catalog import Catalog
 from registry.store.model import Model
 from server.audit.export import records
@@ -24,6 +26,8 @@ from server.doctor.frames import OK, Finding
 from server.doctor.governance import governance
 from server.keys.file import BadKeyFile, key_file, read_keys
 from server.policy.licenses import UNKNOWN, license_texts, recognise_any
+from server.policy.rules import PolicyRefused, PolicyRules, read_policy
+from server.settings import BadSetting
 
 # The beginning of a requirement is the name of a package.
 _PACKAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -53,12 +57,16 @@ class ModelEntry(msgspec.Struct, kw_only=True):
     architecture: str
     parameters: int
     capabilities: list[str]
+    signatures: list[str] = []
+    """Sentences: who signed, and what that is worth by the keys of this box's policy."""
+    unsigned: str = ""
+    """The sentence for which the policy wants another signature."""
     problem: str
 
     @property
     def remarks(self) -> list[str]:
         """Sentences about what somebody should look at."""
-        found = [self.problem] if self.problem else []
+        found = [each for each in (self.problem, self.unsigned) if each]
         if not self.license:
             named = f" (it says `{self.license_named[:60]}`)" if self.license_named else ""
             found.append(f"its licence is not recognised{named}")
@@ -106,15 +114,49 @@ def gather(config: Config) -> ComplianceReport:
     """Read it all. Raises StoreFailed where the store cannot be read."""
     findings = [each for each in [*exposure(config), *governance(config)] if each.state != OK]
     audit, last = _audit(config)
+    catalog = Catalog(config.store)
     return ComplianceReport(
         version=VERSION,
         made=shown_moment(time.time()),
-        models=[model_entry(model) for model in Catalog(config.store).models()],
+        models=model_entries(config, catalog, catalog.models()),
         software=software(),
         keys=list(_keys(config, last)),
         findings=list(dict.fromkeys(findings)),
         audit=audit,
     )
+
+
+def model_entries(config: Config, catalog: Catalog, models: Sequence[Model]) -> list[ModelEntry]:
+    """Models by their manifests and the headers of their files, with what this box's policy says of signatures."""
+    try:
+        rules = read_policy(config)
+    except BadSetting:  # a finding says so
+        rules = PolicyRules(require_signature=())
+    return [_signed(model_entry(model), catalog, model, rules) for model in models]
+
+
+def _signed(entry: ModelEntry, catalog: Catalog, model: Model, rules: PolicyRules) -> ModelEntry:
+    """The entry of a model with its signatures."""
+    try:
+        found = signatures_of(catalog, model)
+        entry.signatures = [_worth(each, rules) for each in found]
+        rules.check_signature(model.name, found)
+    except PolicyRefused as refused:
+        entry.unsigned = str(refused)
+    except RegistryError as error:
+        entry.problem = entry.problem or str(error)
+    return entry
+
+
+def _worth(found: FoundSignature, rules: PolicyRules) -> str:
+    """Who signed, and whether that was checked by a key of this box."""
+    if found.fault or not found.signed:
+        return f"does not hold: {found.sentence}"
+    for key in rules.require_signature or ():
+        with contextlib.suppress(BadSignature):
+            key.verify(found.signed)
+            return f"by `{key.name}` (checked)"
+    return f"{found.sentence} (not checked: no key of the policy made it)"
 
 
 def model_entry(model: Model) -> ModelEntry:

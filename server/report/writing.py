@@ -20,7 +20,7 @@ class ReportSection(NamedTuple):
 
 def sections(report: ComplianceReport) -> Iterator[ReportSection]:
     """The sections in their order."""
-    header = ("model", "licence", "base model", "source", "revision", "level", "size", "weights")
+    header = ("model", "licence", "base model", "source", "revision", "level", "size", "signed", "weights")
     rows = [_model(each) for each in report.models]
     remarks = [f"{each.name}: {remark}" for each in report.models for remark in each.remarks]
     yield ReportSection("Models", [f"{len(rows)} models are here.", *remarks], [header, *rows] if rows else ())
@@ -53,6 +53,7 @@ def _model(entry: ModelEntry) -> tuple[str, ...]:
         entry.revision[:12],
         entry.level,
         size_text(entry.size),
+        "; ".join(entry.signatures) or "no",
         entry.weights.removeprefix("sha256:")[:16],
     )
 

@@ -114,6 +114,16 @@ ROUTES = [
         body=quality.QualityBody,
         media=LINES,
     ),
+    Route(
+        "POST",
+        "/lm/sign",
+        "operator",
+        care.sign,
+        "put a `signature`, a Sigstore bundle for the files of a model, on it",
+        changes=True,
+        body=care.SignBody,
+        act="sign",
+    ),
     Route("GET", "/lm/du", "operator", care.usage, "what the models take of the disk, alone and together"),
     Route(
         "POST",

@@ -23,10 +23,11 @@ from server.services import SERVICES
 
 
 class ExportBody(msgspec.Struct):
-    """The body of `/lm/export`: the names of models, or of one."""
+    """The body of `/lm/export`: the names of models, or of one; with `files` a tar of its files by name."""
 
     models: list[str] = []
     model: str = ""
+    files: bool = False
 
 
 async def exported(request: web.Request) -> web.StreamResponse:
@@ -35,12 +36,14 @@ async def exported(request: web.Request) -> web.StreamResponse:
     names = body.models or ([body.model] if body.model else [])
     if not names:
         raise BadBody("the body names no model", 'send `{"models": ["NAME"]}`', "models")
+    if body.files and len(names) > 1:
+        raise BadBody("the files of one model at a time are exported", "name one model", "models")
     found: dict[Name, Model] = {}
     for name in names:
         model = await visible_model(request, name)
         found[model.key] = model
     request[LOG_NOTE] = ", ".join(model.name for model in found.values())
-    return await bundles.send(request, request.app[SERVICES].library.store, list(found.values()))
+    return await bundles.send(request, request.app[SERVICES].library.store, list(found.values()), body.files)
 
 
 async def imported(request: web.Request) -> web.StreamResponse:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import aclosing
+from typing import Any
 
 import msgspec
 from aiohttp import web
 
+from registry.signatures.attaching import attach, signatures_of
 from server.access.callers import caller_of
 from server.api.fields import KnownFields
 from server.api.request import LOG_NOTE, answer, find_model, read
@@ -14,6 +17,7 @@ from server.api.sources import callers_hub, find_source
 from server.api.streaming import stream_lines
 from server.carrying import caring
 from server.carrying.deep import verify_deep
+from server.carrying.signing import row
 from server.http.wire import reply
 from server.services import SERVICES
 
@@ -21,13 +25,23 @@ from server.services import SERVICES
 class VerifyBody(msgspec.Struct):
     """The body of `/lm/verify`: a model, or none for all. `deep` is the source to make its tensors anew from.
 
+    With `signed` each model's row has its `files` and the signatures whole, to make signatures and to check them.
+
     `hf_endpoint` and `hf_token` are the hub and the token of the caller's environment, as for a pull.
     """
 
     model: str = ""
+    signed: bool = False
     deep: str = ""
     hf_endpoint: str = ""
     hf_token: str = ""
+
+
+class SignBody(msgspec.Struct):
+    """The body of `/lm/sign`: a model, and a signature for its files as a Sigstore bundle."""
+
+    model: str = ""
+    signature: dict[str, Any] = {}
 
 
 class PruneBody(msgspec.Struct):
@@ -50,7 +64,7 @@ async def verify(request: web.Request) -> web.StreamResponse:
         if caller.limited:
             raise caller.not_found(body.model)
         models = [await library.find(body.model)]  # raises ModelNotFound, with what comes close
-    async with aclosing(caring.verify(library.store, models)) as lines:
+    async with aclosing(caring.verify(library.store, models, library.rules, body.signed)) as lines:
         return await stream_lines(request, lines)
 
 
@@ -62,6 +76,18 @@ async def _verify_deep(request: web.Request, body: VerifyBody) -> web.StreamResp
     hub = callers_hub(request, services.config, body.hf_endpoint, body.hf_token)
     async with aclosing(verify_deep(services.config, model, found.reference, hub)) as lines:
         return await stream_lines(request, lines)
+
+
+async def sign(request: web.Request) -> web.Response:
+    """`POST /lm/sign`: put a signature on a model."""
+    body = await read(request, SignBody, KnownFields())
+    request[LOG_NOTE] = body.model
+    services = request.app[SERVICES]
+    model = await find_model(request, body.model)
+    signed = await asyncio.to_thread(attach, services.library.store, model, msgspec.json.encode(body.signature))
+    await services.pool.retire()
+    found = await asyncio.to_thread(signatures_of, services.library.store, signed)
+    return answer(request, {"model": signed.name, "digest": signed.digest, "signatures": [row(each) for each in found]})
 
 
 async def usage(request: web.Request) -> web.Response:

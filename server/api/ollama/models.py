@@ -6,6 +6,7 @@ of a model, `hint` and `code` of an error.
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import aclosing, suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -14,6 +15,7 @@ from aiohttp import web
 
 from registry.errors import ModelNotFound, RegistryError
 from registry.names import LATEST
+from registry.signatures.attaching import signatures_of
 from registry.store.catalog import Model
 from runtime.machine.fit import ModelSize
 from runtime.messages import CacheConfig
@@ -23,6 +25,7 @@ from server.api.ollama.shapes import adapter_description, adapter_facts, descrip
 from server.api.removing import remove
 from server.api.request import FAILED, LOG_NOTE, ModelBody, answer, read, visible_model, warning_of
 from server.api.sources import base_of, callers_hub, find_source
+from server.carrying.signing import row as signature_row
 from server.config import OLLAMA_VERSION, VERSION
 from server.errors import BadBody
 from server.http.problems import STATUS
@@ -129,12 +132,15 @@ async def show(request: web.Request) -> web.Response:
     services = request.app[SERVICES]
     library, config = services.library, services.config
     model = await visible_model(request, body.model_name)
+    signatures = [signature_row(each) for each in await asyncio.to_thread(signatures_of, library.store, model)]
+    signed = {"signatures": signatures} if signatures else {}
     if model.is_adapter:
-        return answer(request, await _show_adapter(library, model))
+        return answer(request, await _show_adapter(library, model) | signed)
     meaning, facts = await library.meaning(body.model_name), await library.facts(model)
     usual = facts.model_size.cap_context(CacheConfig.wanted(config.context, config.sequences)).context
     more = {"default_context": usual, "context_reason": facts.model_size.context_reason(usual)}
     others = meaning is not None and meaning.others and not caller_of(request).limited
+    more |= signed
     more |= {"default": meaning.sentence} if meaning and others else {}
     if model.adapters:
         headers = [await library.adapter(each, model.name) for each in model.adapters]
