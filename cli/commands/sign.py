@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import Any
 
 import click
@@ -42,10 +41,10 @@ def command(name: str, key: str | None, file: str | None) -> None:
     if row["problem"]:
         raise Failure(f"`{row['name']}` is not signed, because it is hurt: {row['problem']}", "bring it in again")
     if file is not None:
-        signature = ask_signer({"read": str(Path(file).absolute())})["signature"]
+        signature = ask_signer({"read": file})["signature"]
     else:
         title = row["name"].rpartition("/")[2]
-        signature = _signed({"title": title, "files": row["files"], "key": str(Path(str(key)).absolute())})
+        signature = _signed({"title": title, "files": row["files"], "key": key})
     answer = client.ask("POST", "/lm/sign", {"model": row["name"], "signature": signature})
     latest = answer["signatures"][-1]
     console.note(f"`{answer['model']}` is signed by {latest['signer']}: {len(row['files'])} files")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import click
@@ -88,12 +87,8 @@ def _inputs(
         )
     if not keys and not given:
         return {}
-    task: dict[str, Any] = {"keys": [str(Path(each).absolute()) for each in keys]}
-    return task | (
-        {"identity": identity, "provider": provider, "trust_root": str(Path(str(trust_root)).absolute())}
-        if given
-        else {}
-    )
+    task: dict[str, Any] = {"keys": list(keys)}
+    return task | ({"identity": identity, "provider": provider, "trust_root": trust_root} if given else {})
 
 
 def _check_signatures(rows: list[dict[str, Any]], task: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ import msgspec
 
 from registry.bundles import tar
 from registry.bundles.layout import BLOBS, INDEX, LAYOUT, VERSION, Index, Listed, listed
-from registry.signatures.files import SIGNATURE_FILE, named_layers, signature_layers
+from registry.signatures.files import SIGNATURE_FILES, named_layers, signature_layers
 from registry.store.catalog import Model
 from registry.store.store import Store
 
@@ -55,9 +55,7 @@ class FileExport(_Archive):
         """Raises StoreDamaged, StoreFailed."""
         contents = store.contents(model)
         named = named_layers(contents.layers)
-        for number, layer in enumerate(signature_layers(contents.layers)):
-            stem, dot, ending = SIGNATURE_FILE.partition(".")
-            named[f"{stem}-{number + 1}{dot}{ending}" if number else SIGNATURE_FILE] = layer
+        named |= dict(zip(SIGNATURE_FILES, signature_layers(contents.layers), strict=False))
         self._files = {
             name: BundlePiece(store.blob_path(layer.digest), layer.size)
             for name, layer in sorted(named.items(), key=lambda each: each[1].size)

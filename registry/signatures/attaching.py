@@ -10,7 +10,7 @@ import msgspec
 
 from registry import digest
 from registry.errors import BadSignature, RegistryError
-from registry.signatures.files import signature_layers, signed_files
+from registry.signatures.files import MOST_SIGNATURES, signature_layers, signed_files
 from registry.signatures.statement import LONGEST_SIGNATURE, Signed, read_signature
 from registry.store import manifest
 from registry.store.catalog import Catalog
@@ -18,8 +18,6 @@ from registry.store.layers import Staged
 from registry.store.manifest import Layer, Manifest
 from registry.store.model import Model
 from registry.store.store import Store
-
-MOST_SIGNATURES = 16
 
 
 @dataclass(frozen=True)

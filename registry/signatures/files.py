@@ -23,7 +23,9 @@ _NAMES = {
     manifest.LICENSE: "LICENSE",
     manifest.MESSAGES: "messages.json",
 }
-SIGNATURE_FILE = "model.sig"
+MOST_SIGNATURES = 16
+# The names of a model's signatures beside its files.
+SIGNATURE_FILES = ["model.sig", *(f"model-{number}.sig" for number in range(2, MOST_SIGNATURES + 1))]
 
 
 def named_layers(layers: Iterable[Layer]) -> dict[str, Layer]:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric import ec
 
 _LONGEST = 1 << 16
+# Mode bits of others, none of which the file of a private key may have.
+_PRIVATE = 0o077
 _CURVES = ("secp256r1", "secp384r1", "secp521r1")
 _MISSING = "the package `cryptography` is not installed, so no signature can be made or checked"
 _INSTALL = "install the extra `signing`: `pip install 'lm[signing]'`"
@@ -107,7 +109,7 @@ def sign(path: Path, title: str, files: dict[str, str], password: str = "") -> b
     A file that others can read is refused: then others can sign, too.
     """
     shown = str(path)
-    data = _contents(path, shown, 0o077, "can be read or changed by other users", "go=")
+    data = _contents(path, shown, _PRIVATE, "can be read or changed by other users", "go=")
     try:
         from cryptography.hazmat.primitives import serialization
         from cryptography.hazmat.primitives.asymmetric import ec
@@ -120,8 +122,6 @@ def sign(path: Path, title: str, files: dict[str, str], password: str = "") -> b
     except ValueError as error:
         if password:
             raise NeedsPassword(f"the password of `{shown}` is another one", "try again") from None
-        if b"PUBLIC KEY" in data:
-            raise BadSignature(f"`{shown}` is a public key", "sign with the private key that belongs to it") from None
         raise _unusable(shown, error) from None
     except _unsupported() as error:
         raise _unusable(shown, error) from None
@@ -137,9 +137,12 @@ def _contents(path: Path, shown: str, forbidden: int, fault: str, mode: str) -> 
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise BadSignature(f"`{shown}` is no file", "name a file with a key in PEM")
+            data = file.read(_LONGEST)
+            if forbidden == _PRIVATE and b"PUBLIC KEY" in data:
+                raise BadSignature(f"`{shown}` is a public key", "sign with the private key that belongs to it")
             if status.st_mode & forbidden:
                 raise BadSignature(f"the key `{shown}` {fault}, so it is not used", f"`chmod {mode} {path}`")
-            return file.read(_LONGEST)
+            return data
     except OSError as error:
         raise BadSignature(f"the key `{shown}` cannot be read: {error.strerror}", "check its name") from None
 

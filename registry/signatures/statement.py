@@ -20,6 +20,7 @@ from typing import Any, Literal
 import msgspec
 
 from registry.errors import BadSignature
+from registry.signatures.files import SIGNATURE_FILES
 from registry.store import manifest
 
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
@@ -152,7 +153,12 @@ def statement(title: str, files: Mapping[str, str]) -> bytes:
         "subject": [{"name": title, "digest": {"sha256": _root(files[name] for name in names)}}],
         "predicateType": _PREDICATE,
         "predicate": {
-            "serialization": {"method": "files", "hash_type": "sha256", "allow_symlinks": False},
+            "serialization": {
+                "method": "files",
+                "hash_type": "sha256",
+                "allow_symlinks": False,
+                "ignore_paths": SIGNATURE_FILES,  # they lie beside the files, and cannot be among what they sign
+            },
             "resources": resources,
         },
     }

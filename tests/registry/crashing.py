@@ -22,6 +22,9 @@ from unittest import mock
 
 from registry.errors import ModelNotFound, RegistryError
 from registry.names import LIBRARY, LOCAL, Name, parse
+from registry.signatures.attaching import attach, signatures_of
+from registry.signatures.files import signed_files
+from registry.signatures.statement import bundled, statement
 from registry.store import fsops, manifest, sharing
 from registry.store.arriving import ArrivingFile
 from registry.store.catalog import Model
@@ -104,6 +107,23 @@ def measure(store: Store) -> None:
     store.attach(model, Staged.json(storing.card(model, mean=0.5), manifest.QUALITY))
 
 
+def put_signature(store: Store, name: str) -> None:
+    """Put a signature on a model, as `/lm/sign` does it; whether a key made it is another question."""
+    model = store.resolve(name)
+    payload = statement(name, signed_files(store.contents(model).layers))
+    attach(store, model, bundled(payload, b"signed", "0" * 64))
+
+
+def signatures(store: Store, name: str) -> int:
+    """The number of signatures on a model that hold for its files; 0 where it is not there."""
+    try:
+        found = signatures_of(store, store.resolve(name))
+    except ModelNotFound:
+        return 0
+    assert not [each.fault for each in found if each.fault]
+    return len(found)
+
+
 def prepare(root: Path) -> None:
     with Store.open(root) as store:
         put(store, "org/kept:Q8_0", OLD)
@@ -139,6 +159,8 @@ def live(root: Path, report: Callable[[str], None]) -> None:
         report("copied")
         measure(store)
         report("measured")
+        put_signature(store, "copied")
+        report("signed")
 
 
 def theirs(root: Path, kind: str = "theirs", data: bytes = SHARED) -> Path:
@@ -187,6 +209,7 @@ def check(root: Path, done: set[str]) -> None:
         for name in ("made", "copied"):
             assert content(store, name) in ([OLD] if name in done else [None, OLD])
             assert content(store, name) is None or store.resolve(name).system == BRIEF
+        assert signatures(store, "copied") in ([1] if "signed" in done else [0, 1])
         assert not (root / "blobs" / f"sha256-{hashlib.sha256(SENT).hexdigest()}").exists()
         assert content(store, PULLED) in ([HALF] if "pulled" in done else [None, HALF])
         lengths = [ingest.journal.latest.size for ingest in store.partials() if ingest.journal]

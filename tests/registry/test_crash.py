@@ -18,7 +18,7 @@ import pytest
 from registry.errors import DiskFull, RegistryError, StoreFailed
 from registry.store import fsops
 from registry.store.store import Store
-from tests.registry.crashing import MADE, NEW, OLD, content, live, make, measure, prepare, put, upload
+from tests.registry.crashing import MADE, NEW, OLD, content, live, make, measure, prepare, put, put_signature, upload
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -106,6 +106,7 @@ def test_refused_at_every_step(template: Path, place: Path, code: int, lasting: 
                 make(store)
                 store.copy(store.resolve("made"), replace(MADE, model="copied"))
                 measure(store)
+                put_signature(store, "copied")
                 store.delete(store.resolve("org/kept"))
                 store.collect(())
             except RegistryError as error:
