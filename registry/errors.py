@@ -8,6 +8,7 @@ RegistryError
 ├── AccessDenied        the hub wants a token, another token, or an accepted licence
 ├── BadBundle           a bundle that is damaged, or none
 ├── BadSignature        a signature that does not hold, or a key that cannot be used
+│   └── NeedsPassword   a private key that is encrypted
 ├── SourceUnavailable   network, server or file trouble at the source; may pass
 ├── Offline             the setting `offline` forbids to ask another machine
 ├── DigestMismatch      bytes that do not hash to what was declared
@@ -76,6 +77,12 @@ class BadSignature(RegistryError):
     """A signature that does not hold for the files of a model, or a key that cannot be used."""
 
     code = "bad_signature"
+
+
+class NeedsPassword(BadSignature):
+    """A private key that is encrypted, and no password, or a wrong one."""
+
+    code = "needs_password"
 
 
 class SourceUnavailable(RegistryError):

@@ -113,7 +113,7 @@ def _faults(row: dict[str, Any]) -> bool:
 
 
 def _tell_signatures(row: dict[str, Any]) -> None:
-    """What the signatures of a model are worth."""
+    """Tell which checks of a model's signatures passed."""
     for each in row["checks"]:
         if each["fault"]:
             console.complain(f"`{row['name']}` is not signed by {each['by']}: {each['fault']}", "")

@@ -24,7 +24,7 @@ from registry.store.store import Store
 class FoundSignature:
     """A signature of a model: its bytes, and what it says; `fault` is the reason for which it cannot count.
 
-    Files are compared with those of the model. Whether a key made it is another question.
+    Its files were compared with the files of the model. Whether a key made it is another question.
     """
 
     data: bytes
@@ -52,7 +52,7 @@ def judged(data: bytes, files: dict[str, str]) -> FoundSignature:
 
 
 def vetted_by_nobody(title: str, signatures: Sequence[FoundSignature]) -> None:
-    """The `Vet` of those who want no signature."""
+    """A `Vet` that wants no signature."""
 
 
 def found_signatures(contents: Manifest, read: Callable[[Layer], bytes]) -> list[FoundSignature]:

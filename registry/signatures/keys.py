@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from registry.errors import BadSignature
+from registry.errors import BadSignature, NeedsPassword
 from registry.signatures.statement import Signed, bundled, encoded, statement
 
 if TYPE_CHECKING:
@@ -28,12 +28,6 @@ _PRIVATE = 0o077
 _CURVES = ("secp256r1", "secp384r1", "secp521r1")
 _MISSING = "the package `cryptography` is not installed, so no signature can be made or checked"
 _INSTALL = "install the extra `signing`: `pip install 'lm[signing]'`"
-
-
-class NeedsPassword(BadSignature):
-    """A private key that is encrypted, and no password, or a wrong one."""
-
-    code = "needs_password"
 
 
 class TrustedKey(msgspec.Struct, frozen=True):

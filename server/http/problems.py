@@ -62,6 +62,7 @@ _STATUS_OF: dict[type[_Coded], int] = {
     registry.AccessDenied: 403,
     registry.BadBundle: 400,
     registry.BadSignature: 400,
+    registry.NeedsPassword: 400,
     registry.SourceUnavailable: 502,
     registry.Offline: 403,
     registry.DigestMismatch: 502,

@@ -18,15 +18,11 @@ from quant.gguf.drafts import check_draft
 from quant.gguf.header import read_file
 from quant.gguf.values import readable
 from quant.plan import ModelPlan
-from quant.stream.copying import FileCopy
-from quant.stream.pipeline import Conversion
-from registry.signatures.attaching import foreseen
 from registry.sources.opening import Source
 from registry.store.fsops import plainly
 from registry.store.partial import DATA
 from runtime.options import MAX_ADAPTERS
 from runtime.units import size_text
-from server.policy.rules import PolicyRules
 from server.pulls.adapting import check_values
 from server.pulls.frames import FileBeside, adapter_path, draft_path
 from server.pulls.provenance import settings
@@ -86,17 +82,6 @@ def fetch_draft(
         note(f"left out is its draft model: {error}")
         return None
     return found
-
-
-def check_signatures(rules: PolicyRules, source: Source, conversion: Conversion | FileCopy) -> None:
-    """Raise PolicyRefused, before a weight moves, where no signature that counts will be on the model.
-
-    It can only be on weights that are taken as they are, by the digest that the source declares.
-    """
-    shards, digest = conversion.plan.shards, ""
-    if isinstance(conversion, FileCopy) and len(shards) == 1:
-        digest = (source.digest(shards[0]) or "").removeprefix("sha256:")
-    rules.check_signature(source.title, [foreseen(data, digest) for data in source.companions.signatures])
 
 
 def texts_beside(source: Source) -> dict[str, Any]:

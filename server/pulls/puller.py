@@ -42,14 +42,7 @@ from runtime.machine.choosing import Chooser, canonical, this_machine
 from runtime.machine.rule import DISK_MARGIN, Wish
 from server.children.child_side import exit_now, run_task
 from server.pulls.adapting import TAG, AdapterPull, adapter_config, adapter_of, check_values
-from server.pulls.beside import (
-    check_beside,
-    check_signatures,
-    fetch_beside,
-    fetch_draft,
-    say_what_lies_beside,
-    texts_beside,
-)
+from server.pulls.beside import check_beside, fetch_beside, fetch_draft, say_what_lies_beside, texts_beside
 from server.pulls.compiling import warm
 from server.pulls.frames import Done, Note, Planned, Progress, PullTask
 from server.pulls.provenance import (
@@ -62,6 +55,7 @@ from server.pulls.provenance import (
     take_template,
 )
 from server.pulls.selection import Selection, file_asked_for, select
+from server.pulls.signed import check_signatures
 from server.pulls.throughput import Throughput
 
 NETWORK = Network()
@@ -198,8 +192,7 @@ class _Attempt:
         check_values(file)
         config = adapter_config(self.reference, self.source, pulled, file, made_of)
         tag = self.reference.name.tag if self.source.companions.as_published else None
-        signatures = list(self.source.companions.signatures)
-        return Done(sha256, size, tag or TAG, config, {}, adapter=True, signatures=signatures)
+        return Done(sha256, size, tag or TAG, config, {}, adapter=True, signatures=[*self.source.companions.signatures])
 
     def _leave_room(self) -> None:
         """Leave room on the disk for the files that come beside the weights, and for tars that were unpacked."""

@@ -69,7 +69,7 @@ def test_names_break_no_table_and_no_page(home: Path) -> None:
     report.models = [entry(source="<script>alert(1)</script> | x", license="", license_named="a|b\nc")]
     assert "<script>" not in as_html(report) and "<script>" not in as_markdown(report)
     (row,) = [line for line in as_markdown(report).splitlines() if line.startswith("| hf.co/org/model")]
-    assert row.replace("\\|", "").count("|") == 9
+    assert row.replace("\\|", "").count("|") == 10
 
 
 def test_licences_that_need_a_look_are_pointed_out() -> None:

@@ -15,11 +15,11 @@ import pytest
 
 from registry.bundles.reading import Import
 from registry.bundles.writing import FileExport
-from registry.errors import BadSignature, StoreFailed
+from registry.errors import BadSignature, NeedsPassword, StoreFailed
 from registry.names import LIBRARY, LOCAL, Name
 from registry.signatures.attaching import attach, fitting, judged, signatures_of
 from registry.signatures.files import signed_files
-from registry.signatures.keys import NeedsPassword, read_public, sign
+from registry.signatures.keys import read_public, sign
 from registry.signatures.statement import bundled, read_signature, statement
 from registry.store import manifest
 from registry.store.catalog import Catalog
