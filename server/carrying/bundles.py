@@ -67,7 +67,7 @@ async def take(request: web.Request, library: Library, allow: Allow, make: Make)
 
     `make` makes a model of a manifest with its blobs beside it. Raises as `Import.run`, and as `make`.
     """
-    feed, loop = BodyStream(), asyncio.get_running_loop()
+    feed, loop, rules = BodyStream(), asyncio.get_running_loop(), library.rules
     filling = asyncio.create_task(feed.fill(request))
     making: list[asyncio.Task[None]] = []
     leaving = False
@@ -99,8 +99,8 @@ async def take(request: web.Request, library: Library, allow: Allow, make: Make)
 
     def work(send: Send) -> Line:
         try:
-            look, vet = partial(inspect, library.rules), library.rules.check_signature
-            models = Import(library.store, feed, look, allow, describe, build, vet).run(send)
+            look = partial(inspect, rules)
+            models = Import(library.store, feed, look, allow, describe, build, rules.check_signature).run(send)
         finally:
             feed.stop()
         rows = [{"name": model.name, "digest": model.digest, "size": model.size} for model in models]
