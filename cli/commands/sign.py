@@ -20,7 +20,7 @@ from cli.signing import ask_signer
 @click.argument("name", shell_complete=complete_names)
 @click.option("--key", metavar="KEY.pem", help="A private key on P-256, P-384 or P-521, in PEM.")
 @click.option(
-    "--signature", "file", metavar="FILE", help="A signature that `model_signing` made of `lm export --files`."
+    "--signature", "file", metavar="FILE", help="A signature that `model_signing` made of `lm export --format files`."
 )
 def command(name: str, key: str | None, file: str | None) -> None:
     """Sign a model, after its blobs were hashed again: OpenSSF model signing, a part of the model from then on.

@@ -1,4 +1,4 @@
-"""The files of a model by names, as a signature lists them and as `lm export --files` writes them.
+"""The files of a model by names, as a signature lists them and as `lm export --format files` writes them.
 
 A name says what a layer is for, so that a signature holds for a text as the template and not as the instructions. The
 config is no file of the model: it holds each box's own notes about how the model came in. A quality card is none: it

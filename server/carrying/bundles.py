@@ -67,10 +67,9 @@ async def take(request: web.Request, library: Library, allow: Allow, make: Make)
 
     `make` makes a model of a manifest with its blobs beside it. Raises as `Import.run`, and as `make`.
     """
-    feed, loop, rules = BodyStream(), asyncio.get_running_loop(), library.rules
+    feed, loop, rules, leaving = BodyStream(), asyncio.get_running_loop(), library.rules, False
     filling = asyncio.create_task(feed.fill(request))
     making: list[asyncio.Task[None]] = []
-    leaving = False
 
     def stop() -> None:
         nonlocal leaving
@@ -99,8 +98,8 @@ async def take(request: web.Request, library: Library, allow: Allow, make: Make)
 
     def work(send: Send) -> Line:
         try:
-            look = partial(inspect, rules)
-            models = Import(library.store, feed, look, allow, describe, build, rules.check_signature).run(send)
+            given = (partial(inspect, rules), allow, describe, build, rules.check_signature)
+            models = Import(library.store, feed, *given).run(send)
         finally:
             feed.stop()
         rows = [{"name": model.name, "digest": model.digest, "size": model.size} for model in models]

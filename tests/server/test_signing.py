@@ -368,7 +368,7 @@ def _bundle(home: Path) -> Any:
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("curve", CURVES, ids=lambda curve: curve.name)
 def test_the_tool_checks_ours_and_we_check_the_tools(store: Store, tmp_path: Path, curve: ec.EllipticCurve) -> None:
-    """The oracle: `model_signing` on the files that `lm export --files` writes, both ways."""
+    """The oracle: `model_signing` on the files that `lm export --format files` writes, both ways."""
     pytest.importorskip("model_signing", reason="the extra `signing` is not installed")
     from model_signing import signing, verifying
 
