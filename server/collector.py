@@ -17,6 +17,7 @@ from pathlib import Path
 from registry.errors import AccessDenied, SourceUnavailable
 from registry.net.address import HttpAddress
 from registry.net.network import Network
+from registry.net.retries import Unreachable
 from registry.net.transport import HttpClient
 from server.config import Config
 from server.values import is_loopback
@@ -54,7 +55,8 @@ class Collector:
             reply = self._client.send("POST", self._address, sent, body)
             reply.discard()
         except (OSError, HTTPException) as error:
-            why = getattr(error, "strerror", None) or str(error) or type(error).__name__
+            why = error.why if isinstance(error, Unreachable) else getattr(error, "strerror", None) or str(error)
+            why = why or type(error).__name__
             raise SourceUnavailable(f"the collector `{host}` cannot be reached: {why}", later) from None
         if reply.status in _REFUSALS:
             hint = "`--token-file FILE` names a file with the token that it wants"

@@ -25,7 +25,10 @@ class Passing(Exception):
 
 
 class Unreachable(OSError):
-    """No connection to `host`, a source or a proxy, can be made. `offline`: this machine seems to have no network."""
+    """No connection to `host`, a source or a proxy, can be made; `why` is the reason alone.
+
+    `offline`: this machine seems to have no network.
+    """
 
     def __init__(self, host: str, problem: OSError) -> None:
         unnamed = isinstance(problem, socket.gaierror)
@@ -34,7 +37,8 @@ class Unreachable(OSError):
         why = "nothing arrived for too long" if isinstance(problem, TimeoutError) else problem.strerror or str(problem)
         if unnamed:
             why = "no name server answers" if self.offline else "its name is not known"
-        super().__init__(problem.errno, f"`{host}` cannot be reached: {why[:1].lower()}{why[1:]}")
+        self.why = f"{why[:1].lower()}{why[1:]}"
+        super().__init__(problem.errno, f"`{host}` cannot be reached: {self.why}")
 
 
 @dataclass(frozen=True)

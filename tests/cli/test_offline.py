@@ -79,6 +79,7 @@ INWARD = {
     "cp": ["cp", "tiny", "second"],
     "create": ["create", "third", "-f", "-"],
     "verify": ["verify", "tiny"],
+    "sign": ["sign", "tiny", "--key", "acme.key"],
     "export": ["export", "tiny", "-o", "out.tar"],
     "import": ["import", "out.tar"],
     "unload": ["unload", "tiny"],
@@ -94,6 +95,18 @@ INWARD = {
 # `serve` is the daemon of the test itself; `launch` wants an address that another program can ask, and here is none.
 SELF = {"serve", "launch"}
 INPUT = {"create": "FROM tiny\nPARAMETER temperature 0.5\n", "login": "secret\n"}
+
+
+def write_key(path: Path) -> None:
+    """A private key to sign with; skips where the extra `signing` is not installed."""
+    pytest.importorskip("cryptography")
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    form, locked = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    key = ec.generate_private_key(ec.SECP256R1())
+    path.touch(0o600)
+    path.write_bytes(key.private_bytes(serialization.Encoding.PEM, form, locked))
 
 
 def namespace() -> list[str]:
@@ -188,6 +201,7 @@ def test_every_command_without_a_network(tmp_path: Path, traced: bool) -> None:
     home = tmp_path / "home"
     put_model(home)
     Ring(home / "metrics", 1 << 20).append(b"{}")
+    write_key(tmp_path / "acme.key")
     script = tmp_path / "script.json"
     script.write_text("{}")
     commands = {f"out {name}": [words, INPUT.get(name, "")] for name, words in OUTWARD.items()}

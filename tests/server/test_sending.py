@@ -75,6 +75,13 @@ def test_what_was_not_acknowledged_goes_again_and_nothing_else(
     assert keys[1] == keys[2] != keys[0]
 
 
+def test_a_collector_that_is_not_there_is_told_once(config: Config) -> None:
+    written(config, 1)
+    with pytest.raises(SourceUnavailable, match="cannot be reached: connection refused") as refused:
+        send(config, "http://127.0.0.1:1/lm")
+    assert str(refused.value).count("cannot be reached") == 1
+
+
 def test_another_log_is_not_taken_for_the_one_that_was_sent(config: Config, collector: Taking) -> None:
     written(config, 5)
     send(config, collector.url)
