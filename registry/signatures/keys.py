@@ -178,7 +178,8 @@ def _fingerprint(key: ec.EllipticCurvePublicKey) -> str:
 def _unsupported() -> type[Exception]:
     from cryptography.exceptions import UnsupportedAlgorithm
 
-    return UnsupportedAlgorithm
+    found: type[Exception] = UnsupportedAlgorithm
+    return found
 
 
 def _unusable(name: str, error: Exception) -> BadSignature:
