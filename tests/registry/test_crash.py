@@ -135,7 +135,7 @@ def test_refused_at_every_step(template: Path, place: Path, code: int, lasting: 
 
 PLACES = {"blobs", "manifests", "chosen", "shared", "ingest", "."}
 # Nobody goes on with what these deeds leave in a folder of `ingest`, so it need not be found there.
-MAKING, UNRESUMED = {"uploaded", "made", "copied", "measured"}, {"ingest"}
+MAKING, UNRESUMED = {"uploaded", "made", "copied", "signed", "measured"}, {"ingest"}
 
 
 class Durability:
