@@ -56,6 +56,7 @@ def install(system: bool, cards: bool | None) -> None:
     if not system and daemon.end(config):
         console.note("the daemon that ran for this home was ended: the service takes its place")
     try:
+        before = path.read_bytes() if path.exists() else None
         path.parent.mkdir(parents=True, exist_ok=True)
         if service.home is not None:
             (service.home / "logs").mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -66,8 +67,13 @@ def install(system: bool, cards: bool | None) -> None:
         subprocess.run(["launchctl", "unload", str(path)], capture_output=True, check=False)
         _run(["launchctl", "load", "-w", str(path)])
     else:
-        _run([*control, "daemon-reload"])
-        _run([*control, "enable", NAME])
+        try:
+            _run([*control, "daemon-reload"])
+            _run([*control, "enable", NAME])
+        except Failure:
+            # A manager that does not answer would not forget the service either: `uninstall` could not take it back.
+            path.unlink() if before is None else path.write_bytes(before)
+            raise
         _run([*control, "restart", NAME])
     console.note(f"`{path}` is installed and the service runs; its home is {STATE if system else service.home}")
     if not system and not _launchd() and shutil.which("loginctl"):

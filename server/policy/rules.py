@@ -54,9 +54,9 @@ class PolicyRules(msgspec.Struct, frozen=True, omit_defaults=True):
         """Raise PolicyRefused for a source that is not allowed; "" is a model that was made here."""
         if self.sources is None or any(_matches(source or HERE, pattern) for pattern in self.sources):
             return
-        shown = f"`{source[:120]}`" if source else "a model that was made here"
+        shown = f"from `{source[:120]}`" if source else "that were made here"
         raise PolicyRefused(
-            f"the policy of this box allows no models from {shown}",
+            f"the policy of this box allows no models {shown}",
             f"it allows {', '.join(self.sources) or 'none'} (`sources` in `policy.toml`)",
         )
 

@@ -128,11 +128,12 @@ def test_a_unit_of_somebody_else_stays(lm: Cli, tmp_path: Path) -> None:
 
 
 @linux
-def test_a_manager_that_refuses_is_quoted(lm: Cli) -> None:
+def test_a_manager_that_refuses_is_quoted_and_leaves_nothing(lm: Cli, tmp_path: Path) -> None:
     failed = Cli({**lm.env, "FAILS": "daemon-reload"})("service", "install")
     assert failed.code == 1
     assert "Failed to connect to bus" in failed.err
     assert "Traceback" not in failed.err
+    assert not (tmp_path / ".config" / "systemd" / "user" / "lm.service").exists()
 
 
 @linux
