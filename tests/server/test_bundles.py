@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,8 +11,9 @@ import pytest
 
 from registry.sources.layers import PART
 from registry.store.store import Store
+from server.audit.files import CURRENT
 from tests.cli.support import Cli
-from tests.daemon import Daemon, put_model
+from tests.daemon import Daemon, put_model, wait_until
 from tests.oci import DOCKER, KITOPS, MODELPACK
 from tests.publishing import make, split
 from tests.quant.support import DEMO
@@ -55,6 +57,13 @@ def test_a_body_that_is_no_bundle_is_refused_and_the_next_one_is_taken(boxes: tu
         last = two.ask("POST", "/lm/import", wrong)
         assert (last.json if last.status != 200 else last.lines[-1])["code"] == "bad_bundle"
     assert two.ask("POST", "/lm/import", good).lines[-1]["status"] == "success"
+    wait_until(lambda: imports(two)[-1:] == [("done", "tiny:F32")], 10)
+
+
+def imports(box: Daemon) -> list[tuple[str, str]]:
+    """The imports in a box's audit log: how each ended, and of which models."""
+    lines = map(json.loads, (box.home / "audit" / CURRENT).read_text().splitlines())
+    return [(line["result"], line["target"]) for line in lines if line["action"] == "import"]
 
 
 def test_a_model_in_dockers_form_is_described_as_a_pull_describes_it(

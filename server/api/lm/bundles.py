@@ -49,8 +49,11 @@ async def exported(request: web.Request) -> web.StreamResponse:
 async def imported(request: web.Request) -> web.StreamResponse:
     """`POST /lm/import`: bring the models of a bundle in; the body is the tar."""
     services, caller = request.app[SERVICES], caller_of(request)
+    names: list[str] = []
 
     def allow(name: Name) -> None:
+        names.append(name.display)
+        request[LOG_NOTE] = ", ".join(names)
         caller.require_listed(name.display, [])
 
     def make(name: Name, place: Path) -> AsyncGenerator[dict[str, Any]]:
