@@ -59,8 +59,13 @@ async def imported(request: web.Request) -> web.StreamResponse:
     def make(name: Name, place: Path) -> AsyncGenerator[dict[str, Any]]:
         return services.creates.lines(CreateWish(name=name, path=str(place), origin=""))
 
-    async with aclosing(bundles.take(request, services.library, allow, make)) as lines:
-        response = await stream_lines(request, lines)
-    await services.library.collect(services.pool.open_blobs())  # of models that were replaced
-    await services.pool.retire()
-    return response
+    async def arriving() -> AsyncGenerator[dict[str, Any]]:
+        async with aclosing(bundles.take(request, services.library, allow, make)) as lines:
+            async for line in lines:
+                yield line
+        # Blobs of replaced models go before the end of the answer: there a client leaves, and its request is cancelled.
+        await services.library.collect(services.pool.open_blobs())
+        await services.pool.retire()
+
+    async with aclosing(arriving()) as lines:
+        return await stream_lines(request, lines)
