@@ -220,8 +220,8 @@ def test_logs(lm: Cli, daemon: Daemon) -> None:
     assert following.stdout is not None
     try:
         # Its first look is not to be seen from outside, so ask until it has shown one.
-        wait_until(lambda: daemon.get("/lm/sign").status == 404 and _readable(following), 10, 0.05)
-        assert b"/lm/sign" in following.stdout.readline()
+        wait_until(lambda: daemon.get("/lm/nowhere").status == 404 and _readable(following), 10, 0.05)
+        assert b"/lm/nowhere" in following.stdout.readline()
     finally:
         following.send_signal(signal.SIGINT)
         following.communicate()
