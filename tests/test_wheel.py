@@ -73,7 +73,8 @@ def test_no_file_is_missing_from_the_wheel(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as file:
         packed = {name for name in file.namelist() if ".dist-info/" not in name}
     sources = {path for package in PACKAGES for path in (ROOT / package).rglob("*.py")}
-    data = {path for path in (ROOT / "registry" / "demo").iterdir() if path.is_file()}
+    folders = (ROOT / "registry" / "demo", ROOT / "runtime" / "meter" / "texts")
+    data = {path for folder in folders for path in folder.iterdir() if path.is_file()}
     data.add(ROOT / "quant" / "convert" / "keys.json")
     data |= {path for path in (ROOT / "server" / "static").rglob("*") if path.is_file()}
     assert packed == {path.relative_to(ROOT).as_posix() for path in sources | data}
