@@ -12,11 +12,11 @@ from typing import Any
 
 from quant.convert.base import Family, Known, Layers, Target, Times, in_layers
 from quant.convert.config import ModelConfig
-from quant.convert.families import decoder
+from quant.convert.families import decoder, moe
 from quant.convert.families.decoder import layer, linear, norm
 from quant.convert.families.moe import MixtureSizes
 from quant.convert.prequantized.methods import method_of
-from quant.convert.transforms import EverySecondRow, EverySecondValue, TakeTransposed, Transpose
+from quant.convert.transforms import EverySecondRow, EverySecondValue, TakeTransposed
 from quant.errors import UnsupportedModel
 from quant.plan import Reversible
 
@@ -66,10 +66,6 @@ def _take_columns(first: int) -> Callable[[_GptOssSizes], Reversible]:
     return lambda sizes: TakeTransposed(sizes.width, sizes.expert, first, step=2)
 
 
-def _transpose_down(sizes: _GptOssSizes) -> Reversible:
-    return Transpose(sizes.width, sizes.expert)
-
-
 # Gate and up alternate: gate is every second one from number 0, up from number 1.
 _MATRIX = ("experts", "expert", "width")
 _PACKED_EXPERTS = (
@@ -92,15 +88,7 @@ _WHOLE_EXPERTS = (
         ),
         ("experts", "width", Times(2, "expert")),
     ),
-    layer(
-        "mlp.experts.down_proj",
-        "ffn_down_exps.weight",
-        "experts",
-        "expert",
-        "width",
-        becomes=("experts", "width", "expert"),
-        transform=_transpose_down,
-    ),
+    moe.turned_down("mlp.experts"),
 )
 _BIASES = (
     Known(

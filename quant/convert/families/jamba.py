@@ -8,10 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from quant.convert.base import Family, Known, Layers, Target, Times, choices, in_layers, switched
+from quant.convert.base import Family, Layers, Times, in_layers, switched
 from quant.convert.config import ModelConfig
-from quant.convert.families import decoder
-from quant.convert.families.decoder import LAYER, layer, linear, norm, router, stacked
+from quant.convert.families import decoder, moe
+from quant.convert.families.decoder import layer, linear, norm
 from quant.convert.families.moe import MixtureSizes
 from quant.convert.families.recurrent import rates
 from quant.errors import UnsupportedModel
@@ -106,24 +106,6 @@ _MIXER = (
     layer("mamba.D", "ssm_d", "inner"),
     *linear("mamba.out_proj", "ssm_out", "width", "inner", bias=False),
 )
-_EXPERTS = (
-    router("feed_forward.router"),
-    *choices(
-        single=(
-            stacked("feed_forward.experts.[].gate_proj", "ffn_gate", "expert", "width"),
-            stacked("feed_forward.experts.[].down_proj", "ffn_down", "width", "expert"),
-            stacked("feed_forward.experts.[].up_proj", "ffn_up", "expert", "width"),
-        ),
-        together=(
-            Known(
-                LAYER + "feed_forward.experts.gate_up_proj",
-                (Target("blk.{}.ffn_gate_exps.weight"), Target("blk.{}.ffn_up_exps.weight")),
-                ("experts", Times(2, "expert"), "width"),
-            ),
-            layer("feed_forward.experts.down_proj", "ffn_down_exps.weight", "experts", "width", "expert"),
-        ),
-    ),
-)
 JAMBA = Family(
     classes=("JambaForCausalLM",),
     architecture="jamba",
@@ -135,7 +117,7 @@ JAMBA = Family(
         *norm("pre_ff_layernorm", "ffn_norm"),
         *in_layers("mixing", *_MIXER),
         *in_layers("attending", *(row for row in decoder.ATTENTION if row.required)),
-        *in_layers("routed", *_EXPERTS),
+        *in_layers("routed", *moe.either_experts("feed_forward.router", "feed_forward.experts")),
         *in_layers(
             "dense",
             *linear("feed_forward.gate_proj", "ffn_gate", "feed_forward", "width", bias=False),

@@ -63,27 +63,38 @@ MIXTRAL = Family(
     describe=_describe_mixtral,
     computed=rotary.tables,
 )
-EXPERT_MATRICES = (
-    stacked("mlp.experts.[].gate_proj", "ffn_gate", "expert", "width"),
-    stacked("mlp.experts.[].down_proj", "ffn_down", "width", "expert"),
-    stacked("mlp.experts.[].up_proj", "ffn_up", "expert", "width"),
-)
-EXPERTS = (router("mlp.gate"), *EXPERT_MATRICES)
-EITHER_EXPERTS = (
-    router("mlp.gate"),
-    *choices(
-        single=EXPERT_MATRICES,
-        together=(
-            Known(
-                LAYER + "mlp.experts.gate_up_proj",
-                (Target("blk.{}.ffn_gate_exps.weight"), Target("blk.{}.ffn_up_exps.weight")),
-                ("experts", Times(2, "expert"), "width"),
+
+
+def expert_matrices(source: str) -> tuple[Known, ...]:
+    """The matrices of a layer's experts, one by one."""
+    return (
+        stacked(f"{source}.[].gate_proj", "ffn_gate", "expert", "width"),
+        stacked(f"{source}.[].down_proj", "ffn_down", "width", "expert"),
+        stacked(f"{source}.[].up_proj", "ffn_up", "expert", "width"),
+    )
+
+
+def either_experts(gate: str, source: str) -> tuple[Known, ...]:
+    """The router and the experts of a layer, one by one or all in one tensor."""
+    return (
+        router(gate),
+        *choices(
+            single=expert_matrices(source),
+            together=(
+                Known(
+                    f"{LAYER}{source}.gate_up_proj",
+                    (Target("blk.{}.ffn_gate_exps.weight"), Target("blk.{}.ffn_up_exps.weight")),
+                    ("experts", Times(2, "expert"), "width"),
+                ),
+                layer(f"{source}.down_proj", "ffn_down_exps.weight", "experts", "width", "expert"),
             ),
-            layer("mlp.experts.down_proj", "ffn_down_exps.weight", "experts", "width", "expert"),
         ),
-    ),
-)
-"""The experts of a layer one by one, or all in one tensor."""
+    )
+
+
+EXPERT_MATRICES = expert_matrices("mlp.experts")
+EXPERTS = (router("mlp.gate"), *EXPERT_MATRICES)
+EITHER_EXPERTS = either_experts("mlp.gate", "mlp.experts")
 
 
 def _take_gate(sizes: MixtureSizes) -> Reversible:
@@ -109,15 +120,20 @@ def turned_experts(source: str) -> tuple[Known, ...]:
             ),
             ("experts", "width", Times(2, "expert")),
         ),
-        layer(
-            f"{source}.down_proj",
-            "ffn_down_exps.weight",
-            "experts",
-            "expert",
-            "width",
-            becomes=("experts", "width", "expert"),
-            transform=_transpose_down,
-        ),
+        turned_down(source),
+    )
+
+
+def turned_down(source: str) -> Known:
+    """The last matrices of all experts of a layer in one tensor, which are stored turned."""
+    return layer(
+        f"{source}.down_proj",
+        "ffn_down_exps.weight",
+        "experts",
+        "expert",
+        "width",
+        becomes=("experts", "width", "expert"),
+        transform=_transpose_down,
     )
 
 
