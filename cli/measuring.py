@@ -1,4 +1,4 @@
-"""Measurements of quality, asked for and shown while they go on; and texts for them."""
+"""Measurements of quality, asked for and shown while they go on; their texts, and the options of their commands."""
 
 from __future__ import annotations
 
@@ -6,12 +6,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import click
+
 from cli import console
 from cli.client import Client
 from cli.errors import Failure
 
 Line = dict[str, Any]
 _MOST = 24 << 20
+text_option = click.option("--text", metavar="FILE", help="Read this text instead of lm's own; `-` is stdin.")
+windows_option = click.option(
+    "--windows", type=click.IntRange(1, 10_000), metavar="N", help="Windows of 512 tokens to read, at most."
+)
 
 
 def measure(client: Client, body: dict[str, Any]) -> Line:

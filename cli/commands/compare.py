@@ -11,7 +11,7 @@ from cli.client import Client
 from cli.completing import complete_names, complete_sources
 from cli.describing import DIVERGENCES, figure_text
 from cli.errors import Failure
-from cli.measuring import measure, text_of
+from cli.measuring import measure, text_of, text_option, windows_option
 from cli.naming import reference
 from runtime.units import size_text
 
@@ -28,8 +28,8 @@ _NO_REFERENCE = "unsupported"
     shell_complete=complete_sources,
     help="Measure both against this: a model that is here, a name on the hub, or a folder.",
 )
-@click.option("--text", metavar="FILE", help="Read this text instead of lm's own; `-` is stdin.")
-@click.option("--windows", type=click.IntRange(1, 10_000), metavar="N", help="Windows of 512 tokens to read, at most.")
+@text_option
+@windows_option
 @click.option("--json", "as_json", is_flag=True, help="Print the cards as JSON.")
 def command(
     first: str, second: str, *, against: str | None, text: str | None, windows: int | None, as_json: bool

@@ -8,7 +8,7 @@ from cli import console
 from cli.client import Client
 from cli.completing import complete_names, complete_sources
 from cli.describing import quality_rows
-from cli.measuring import measure, text_of
+from cli.measuring import measure, text_of, text_option, windows_option
 from cli.naming import reference
 
 
@@ -20,8 +20,8 @@ from cli.naming import reference
     shell_complete=complete_sources,
     help="Measure against this: a model that is here, a name on the hub, or a folder.",
 )
-@click.option("--text", metavar="FILE", help="Read this text instead of lm's own; `-` is stdin.")
-@click.option("--windows", type=click.IntRange(1, 10_000), metavar="N", help="Windows of 512 tokens to read, at most.")
+@text_option
+@windows_option
 @click.option("--no-keep", is_flag=True, help="Print the figures, and keep no card with the model.")
 @click.option("--json", "as_json", is_flag=True, help="Print the card as JSON.")
 def command(
