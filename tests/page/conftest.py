@@ -92,5 +92,9 @@ def settled(page: Any, answers: int = 1) -> None:
 
 
 def until(page: Any, condition: str, seconds: float = 10) -> None:
-    """Wait until an expression is true in the page. Playwright's own way needs `eval`, which the policy forbids."""
-    wait_until(lambda: page.evaluate(condition), seconds, 0.05)
+    """Wait until an expression is true in the page: one that asks an element which is not there yet is not true.
+
+    Playwright's own way needs `eval`, which the policy forbids.
+    """
+    asked = f"() => {{ try {{ return Boolean({condition}) }} catch (error) {{ return false }} }}"
+    wait_until(lambda: page.evaluate(asked), seconds, 0.05)
