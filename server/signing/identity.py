@@ -37,13 +37,18 @@ class Identity:
 
     def verify(self, found: FoundSignature) -> None:
         """Raise BadSignature unless the identity made the signature; its files are another question."""
+        from cryptography.hazmat.primitives.asymmetric import ec
         from sigstore.errors import Error
         from sigstore.models import Bundle
 
         if found.signed is None or found.signed.by != "identity":
             raise BadSignature(f"it is not signed by an identity of Sigstore: {found.sentence}")
         try:
-            _, payload = self._verifier.verify_dsse(Bundle.from_json(found.data), self._policy)
+            bundle = Bundle.from_json(found.data)
+            # The package takes every key for an elliptic one.
+            if not isinstance(bundle.signing_certificate.public_key(), ec.EllipticCurvePublicKey):
+                raise ValueError("it was made by another kind of key than an elliptic one")
+            _, payload = self._verifier.verify_dsse(bundle, self._policy)
         except (Error, ValueError) as error:
             reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
             raise BadSignature(f"the signature is not one of {self._name}: {reason}") from None
