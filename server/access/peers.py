@@ -45,9 +45,15 @@ def peer_at(transport: object) -> Peer:
     return Peer(str(place[0]) if place else "")
 
 
+_PEER = web.RequestKey("peer", Peer)
+
+
 def peer_of(request: web.Request) -> Peer:
-    """The other end of a request."""
-    return peer_at(request.transport)
+    """The other end of a request, remembered from the first time on: a client that goes has none any more."""
+    peer = request.get(_PEER)
+    if peer is None:
+        peer = request[_PEER] = peer_at(request.transport)
+    return peer
 
 
 def is_on_loopback(request: web.Request) -> bool:

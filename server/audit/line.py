@@ -29,6 +29,7 @@ PROSE = ("request", "answer")
 _END = re.compile(rb',"prev":"([0-9a-f]{64})","hash":"([0-9a-f]{64})"\}')
 _END_BYTES = len(',"prev":"","hash":""}') + 128
 _HASH_BYTES = len(',"hash":""}') + 64
+_ENCODE = json.JSONEncoder(separators=(",", ":")).encode
 _NUMBER = re.compile(rb'\{"seq":([1-9][0-9]{0,17}),')
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 # Linux counts the time that a machine sleeps on this clock alone.
@@ -100,7 +101,8 @@ def chained(event: AuditEvent, head: Head, boot: str) -> tuple[bytes, Head]:
     for key, value in event.more.items():
         bound = LONGEST_PROSE if key in PROSE else LONGEST_TEXT
         record[key] = _short(value, bound) if isinstance(value, str) else value
-    body = json.dumps(record | {"prev": head.hash}, separators=(",", ":")).encode("ascii")
+    record["prev"] = head.hash
+    body = _ENCODE(record).encode("ascii")
     value = hashlib.sha256(body).hexdigest()
     return body[:-1] + f',"hash":"{value}"}}\n'.encode("ascii"), Head(seq, value)
 
@@ -136,4 +138,5 @@ def shown_moment(moment: float) -> str:
 
 def _short(text: str, bound: int = LONGEST_TEXT) -> str:
     """The text without secrets, cut where it is longer than `bound`."""
-    return redacted(text)[:bound].encode("utf-8", "replace").decode("utf-8")
+    text = redacted(text)[:bound]
+    return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")

@@ -148,7 +148,7 @@ def redacted(text: str) -> str:
     That are keys that `new_secret` makes, which a client may have put in a wrong place, and the queries, names and
     passwords of URLs.
     """
-    text = _URL.sub(_without_secrets, text)
+    text = _URL.sub(_without_secrets, text) if "://" in text else text
     return _SECRET.sub(f"{PREFIX}…", text) if PREFIX in text else text
 
 

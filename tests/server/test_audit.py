@@ -308,8 +308,10 @@ def test_exports_are_read_by_others(tmp_path: Path) -> None:
 def test_a_day_in_the_log_of_a_daemon(tmp_path: Path) -> None:
     put_model(tmp_path, "tiny")
     chat = {"model": "tiny", "messages": [{"role": "user", "content": "the secret of the day"}]}
-    with Daemon(tmp_path, script={"echo": True}, env={"LM_API_KEY": "k" * 30}) as daemon:
+    with Daemon(tmp_path, script={"echo": True, "delay": 0.01}, env={"LM_API_KEY": "k" * 30}) as daemon:
         key = {"Authorization": f"Bearer {'k' * 30}"}
+        with daemon.opened("POST", "/api/generate", {"model": "tiny", "prompt": "on " * 2000}, key) as stream:
+            assert stream.readline()
         assert daemon.ask("POST", "/api/chat", chat).status == 401
         assert daemon.ask("POST", "/api/chat", chat, key).status == 200
         copied = {"source": "tiny", "destination": "two"}
@@ -334,8 +336,11 @@ def test_a_day_in_the_log_of_a_daemon(tmp_path: Path) -> None:
         ("remove", "two", "done"),
         ("remove", "two", "failed"),
     }
-    answer = next(each for each in entries if each["action"] == "answer")
-    assert answer["tokens"] > 0 and answer["digest"].startswith("sha256:") and answer["actor"] == "the key LM_API_KEY"
+    answers = [each for each in entries if each["action"] == "answer"]
+    assert {each["result"] for each in answers} == {"left", "done"}
+    for answer in answers:
+        assert answer["tokens"] > 0 and answer["digest"].startswith("sha256:")
+        assert (answer["actor"], answer["from"]) == ("the key LM_API_KEY", "127.0.0.1")
     assert entries[0]["action"] == "daemon.start" and entries[-1]["action"] == "daemon.stop"
 
 
