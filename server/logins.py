@@ -41,7 +41,7 @@ def read_logins(config: Config) -> tuple[tuple[str, str], ...]:
 
 def save_login(config: Config, host: str, login: str | None) -> bool:
     """Keep a login, or forget it (None); whether there was one. Raises DiskFull, StoreDamaged, StoreFailed."""
-    logins, path = _own(config), _path(config)
+    logins, path = _own(config), credentials_file(config)
     there = host in logins
     logins = {name: pair for name, pair in logins.items() if name != host} | ({host: login} if login else {})
     with plainly(path.parent):
@@ -49,18 +49,21 @@ def save_login(config: Config, host: str, login: str | None) -> bool:
     return there
 
 
-def _path(config: Config) -> Path:
+def credentials_file(config: Config) -> Path:
+    """The file of our own logins."""
     return config.home / "credentials.json"
 
 
 def _own(config: Config) -> Logins:
-    data = reading.contents(_path(config), _LONGEST)
+    data = reading.contents(credentials_file(config), _LONGEST)
     if data is None:
         return {}
     try:
         return msgspec.json.decode(data, type=Logins)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        raise StoreDamaged(f"`{_path(config)}` cannot be understood", "move it away, and log in again") from None
+        raise StoreDamaged(
+            f"`{credentials_file(config)}` cannot be understood", "move it away, and log in again"
+        ) from None
 
 
 class _Auth(msgspec.Struct):

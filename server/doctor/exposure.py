@@ -47,14 +47,4 @@ def _weak_points(config: Config) -> list[Finding]:
     if "*" in config.origins:
         message = "pages of every origin may ask models"
         found.append(Finding("origins", WARN, message, "name the origins that may in LM_ORIGINS"))
-    if config.tls_key is not None and _open(config):
-        message = f"other users may read the private key `{config.tls_key}`"
-        found.append(Finding("TLS", WARN, message, f"`chmod 600 {config.tls_key}`"))
     return found
-
-
-def _open(config: Config) -> bool:
-    try:
-        return config.tls_key is not None and bool(config.tls_key.stat().st_mode & 0o044)
-    except OSError:
-        return False

@@ -11,6 +11,7 @@ from server.audit.verify import glance
 from server.config import Config
 from server.doctor.certificates import validities
 from server.doctor.frames import FAIL, OK, WARN, Finding
+from server.doctor.modes import open_files
 from server.policy.rules import contradictions, key_faults, policy_file, read_policy
 from server.settings import BadSetting
 
@@ -19,8 +20,8 @@ SOON_SECONDS = 14 * 86400.0
 
 
 def governance(config: Config) -> list[Finding]:
-    """Findings about the audit log, the policy and certificates. Reads files."""
-    return [*_audit(config), *_policy(config), *_certificates(config)]
+    """Findings about the audit log, the policy, certificates, and files that are open to others. Reads files."""
+    return [*_audit(config), *_policy(config), *_certificates(config), *open_files(config)]
 
 
 def _audit(config: Config) -> list[Finding]:
