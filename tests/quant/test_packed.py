@@ -19,7 +19,7 @@ from quant.errors import BadValues, MalformedFile, UnsupportedModel
 from quant.kernels.blocks import unpack
 from quant.levels.budget import types_of
 from quant.levels.taken import clauses
-from quant.stream.packed.bits import unpack_dense, unpack_words
+from quant.stream.packed.bits import unpack_columns, unpack_dense, unpack_interleaved, unpack_words
 from quant.stream.pipeline import Conversion
 from quant.types import QuantType
 from tests.converting import Out, Pieces
@@ -296,6 +296,24 @@ def test_codes_of_any_length_come_apart(bits: int) -> None:
     for column in range(96):
         words[:, column // per] |= codes[:, column].astype(np.uint32) << (column % per * bits)
     np.testing.assert_array_equal(unpack_words(words.view(np.int32), bits, 96), codes)
+
+
+@pytest.mark.parametrize(("bits", "rows", "columns"), [(4, 256, 96), (8, 40, 32), (3, 20, 64), (2, 144, 16), (4, 8, 8)])
+def test_codes_that_lie_along_the_columns_come_apart(bits: int, rows: int, columns: int) -> None:
+    codes = RNG.integers(0, 1 << bits, (rows, columns), np.uint8)
+    words = dense(codes, bits).T
+    np.testing.assert_array_equal(unpack_columns(words, bits, columns, 0, rows), codes)
+    if rows > 128:
+        np.testing.assert_array_equal(unpack_columns(words, bits, columns, 128, rows), codes[128:])
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(256, 96), (384, 20), (136, 16), (8, 8)])
+def test_codes_in_the_order_of_awq_come_apart(rows: int, columns: int) -> None:
+    packer = Packer(rows, columns, 4, True, groups=1)
+    _, shape, data = awq(packer)["qweight"]
+    words = np.frombuffer(data, "<i4").reshape(shape)
+    np.testing.assert_array_equal(unpack_interleaved(words, 0, rows), packer.codes)
+    np.testing.assert_array_equal(unpack_interleaved(words, 128, rows), packer.codes[128:])
 
 
 def test_mlx_means_the_same_values() -> None:

@@ -8,7 +8,7 @@ rounded once.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -20,87 +20,95 @@ from quant.types import QuantType
 BLOCK = 32
 # The hint where packed weights cannot be used.
 WEIGHTS = "use the repository with the original weights"
-# The code that stands for 0 in a type that has no minimum; the largest code in one that has.
+# The code that stands for 0 in a type that has no minimum; the bits of a code in one that has.
 _ZERO = {QuantType.Q4_0: 8, QuantType.Q5_0: 16, QuantType.Q8_0: 128}
-_MOST = {QuantType.Q4_1: 15, QuantType.Q5_1: 31}
+_BITS_WITH_MINIMUM = {QuantType.Q4_1: 4, QuantType.Q5_1: 5}
+# Rows that are taken apart together: a multiple of the first, and about as many codes as the second says.
+ALIGNED = 128
+_STEP = 1 << 19
 
 
-class Codes(NamedTuple):
-    """A matrix of codes: `levels` uint8[rows, columns], `scales` float32[rows, groups], groups of equal length.
+class Scales(NamedTuple):
+    """Scales of a matrix of codes, for groups of equal length: `factors` float32[rows, groups].
 
     Either `zeros` int16[rows, groups] or `bias` float32[rows, groups] is there.
     """
 
-    levels: np.ndarray
-    scales: np.ndarray
+    factors: np.ndarray
     zeros: np.ndarray | None = None
     bias: np.ndarray | None = None
 
-    def moved(self, transform: Transform | None) -> Codes:
-        """The same with the rows that `transform` leaves, in its order."""
-        if transform is None:
-            return self
-        zeros, bias = (None if each is None else transform.apply(each) for each in (self.zeros, self.bias))
-        return Codes(transform.apply(self.levels), transform.apply(self.scales), zeros, bias)
+    def rows(self, first: int, last: int) -> Scales:
+        """The scales of the rows `first` to `last`."""
+        return Scales(*(None if each is None else each[first:last] for each in self))  # type: ignore[arg-type]
 
-    def values(self) -> np.ndarray:
-        """float32[rows, columns]; BadValues where a scale is no number."""
-        _check(self.scales, self.bias)
-        rows, groups = self.scales.shape
-        found = self.levels.reshape(rows, groups, -1).astype(np.float32)
-        if self.zeros is not None:
-            found -= self.zeros[:, :, None]
-        found *= self.scales[:, :, None]
-        if self.bias is not None:
-            found += self.bias[:, :, None]
-        return found.reshape(rows, -1)
+    def numbers(self, levels: np.ndarray, out: np.ndarray) -> None:
+        """Fill float32[rows, columns] with what uint8[rows, columns] stand for."""
+        from quant.kernels import unpacking
 
-    def blocks(self, type: QuantType) -> np.ndarray:
-        """uint8[rows, bytes] of `type`; BadValues where it cannot hold a code or a scale."""
-        from quant.kernels import blocks as kernels
-        from quant.kernels.formats import Parts
+        shift = np.zeros(self.factors.shape, np.int32) if self.zeros is None else -self.zeros.astype(np.int32)
+        bias = np.empty(0, np.float32) if self.bias is None else self.bias
+        flat = (np.ascontiguousarray(each).reshape(-1) for each in (levels, self.factors, shift, bias))
+        unpacking.numbers(*flat, out.reshape(-1))
 
-        rows, groups = self.scales.shape
-        with np.errstate(over="ignore"):
-            d = self.scales.astype(np.float16)
-        minimum = None
+    def fill(self, type: QuantType, levels: np.ndarray, out: np.ndarray) -> None:
+        """Fill blocks of `type` with uint8[rows, columns]; BadValues where it cannot hold a code or a scale."""
+        from quant.kernels import unpacking
+
+        with np.errstate(over="ignore", invalid="ignore"):
+            d = self.factors.astype(np.float16)
+            low = np.empty(0, np.float16)
+            if type in _BITS_WITH_MINIMUM:
+                exact = self.bias if self.zeros is None else -self.zeros * d.astype(np.float32)
+                low = exact.astype(np.float16)  # type: ignore[union-attr]
+        _check(d, low)
+        shift = np.zeros(d.shape, np.int32)
         if type in _ZERO:
             assert self.zeros is not None, "a bias has no place in this type"
-            levels = self.levels.reshape(rows, groups, -1).astype(np.int16) - self.zeros[:, :, None] + _ZERO[type]
-            _check_range(levels, 2 * _ZERO[type] - 1)
-            levels = (levels - 128 if type is QuantType.Q8_0 else levels).astype(np.uint8)
-        else:
-            levels = self.levels
-            _check_range(levels, _MOST[type])
-            exact = self.bias if self.zeros is None else -self.zeros * d.astype(np.float32)
-            with np.errstate(over="ignore"):
-                minimum = exact.astype(np.float16)  # type: ignore[union-attr]
-        _check(d, minimum)
-        each = self.levels.shape[1] // groups // BLOCK
-        parts = Parts(levels.reshape(-1, BLOCK), np.repeat(d.reshape(-1), each))
-        if minimum is not None:
-            parts = parts._replace(dmin=np.repeat(minimum.reshape(-1), each))
-        return kernels.pack(type, parts).reshape(rows, -1)
+            shift = _ZERO[type] - self.zeros.astype(np.int32)
+        bits = _BITS_WITH_MINIMUM.get(type) or _ZERO[type].bit_length()
+        each = levels.size // d.size // BLOCK
+        flat = np.ascontiguousarray(levels).reshape(-1), d.reshape(-1).view(np.uint16), low.reshape(-1).view(np.uint16)
+        if not unpacking.fill(*flat, shift.reshape(-1), bits, each, out.reshape(-1, type.block_bytes)):
+            raise BadValues("a code or a zero point is out of its range", WEIGHTS)
 
 
 class CodePacking(ABC):
-    """A packing of integer codes. A layout says how its arrays become `Codes`; its `exact` holds them as they are."""
+    """A packing of integer codes, taken apart some rows at a time. Its `exact` holds the codes as they are."""
 
     __slots__ = ()
+    rows: int
+    columns: int
     exact: QuantType | None
 
     @abstractmethod
-    def codes(self, arrays: Sequence[np.ndarray]) -> Codes:
-        """The codes in the order of the matrix's rows and columns."""
+    def scales(self, arrays: Sequence[np.ndarray]) -> Scales:
+        """The scales of the whole matrix."""
+
+    @abstractmethod
+    def levels(self, arrays: Sequence[np.ndarray], first: int, last: int) -> np.ndarray:
+        """The codes of the rows `first`, a multiple of 128, to `last`: uint8[rows, columns]."""
 
     def values(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
-        """float32[rows, columns]."""
-        return self.codes(arrays).values()
+        """float32[rows, columns]; BadValues where a scale is no number."""
+        scales, found = self.scales(arrays), np.empty((self.rows, self.columns), np.float32)
+        _check(scales.factors, scales.bias)
+        for first, last in self._steps():
+            scales.rows(first, last).numbers(self.levels(arrays, first, last), found[first:last])
+        return found
 
     def blocks(self, arrays: Sequence[np.ndarray], transform: Transform | None) -> np.ndarray:
-        """uint8[rows, bytes] of `exact`."""
+        """uint8[rows, bytes] of `exact`; BadValues where it cannot hold a code or a scale."""
         assert self.exact is not None
-        return self.codes(arrays).moved(transform).blocks(self.exact)
+        scales, found = self.scales(arrays), np.empty((self.rows, self.exact.row_bytes(self.columns)), np.uint8)
+        for first, last in self._steps():
+            scales.rows(first, last).fill(self.exact, self.levels(arrays, first, last), found[first:last])
+        return transform.apply(found) if transform else found
+
+    def _steps(self) -> Iterator[tuple[int, int]]:
+        """Rows that are taken apart together, so that their codes stay in a cache."""
+        step = max(1, _STEP // self.columns // ALIGNED) * ALIGNED
+        return ((first, min(first + step, self.rows)) for first in range(0, self.rows, step))
 
 
 def exact_type(bits: int, symmetric: bool, columns: int, groups: int) -> QuantType | None:
@@ -118,8 +126,3 @@ def exact_type(bits: int, symmetric: bool, columns: int, groups: int) -> QuantTy
 def _check(*arrays: np.ndarray | None) -> None:
     if not all(np.isfinite(array).all() for array in arrays if array is not None):
         raise BadValues("a scale is no number", WEIGHTS)
-
-
-def _check_range(levels: np.ndarray, most: int) -> None:
-    if levels.size and (levels.min() < 0 or levels.max() > most):
-        raise BadValues("a code or a zero point is out of its range", WEIGHTS)

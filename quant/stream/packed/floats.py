@@ -19,6 +19,7 @@ import numpy as np
 import quant
 from quant.errors import BadValues
 from quant.plan import Transform
+from quant.stream.packed.bits import looked_up, unpack_dense
 from quant.types import QuantType
 
 SQUARE = 128
@@ -79,9 +80,7 @@ class PackedMxfp4:
             elements, scales = transform.apply(elements), transform.apply(scales)
         if (scales == _NAN).any():
             raise BadValues("a scale is no number")
-        levels = np.empty((scales.size, GROUP), np.uint8)
-        pairs = np.ascontiguousarray(elements).reshape(-1, GROUP // 2)
-        levels[:, ::2], levels[:, 1::2] = pairs & 15, pairs >> 4
+        levels = unpack_dense(elements, 4, self.columns).reshape(-1, GROUP)
         packed = kernels.pack(QuantType.MXFP4, Parts(levels, scales=np.ascontiguousarray(scales).reshape(-1, 1)))
         return packed.reshape(len(elements), -1)
 
@@ -111,7 +110,7 @@ class PackedFp8:
 
     def values(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
         """float32[rows, columns]."""
-        found: np.ndarray = _E4M3[arrays[0].reshape(-1, self.columns)]
+        found = looked_up(arrays[0].reshape(-1, self.columns), _E4M3)
         across = -(-self.columns // self.wide) if self.wide else 1
         factors = widened(arrays[1]).reshape(-1, across)
         if across == 1:
@@ -148,8 +147,7 @@ class PackedNvfp4:
 
     def values(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
         """float32[rows, columns]; BadValues where a scale is no number."""
-        pairs = arrays[0].reshape(-1, 1)
-        found = np.concatenate((_E2M1[pairs & 15], _E2M1[pairs >> 4]), 1).reshape(-1, NV_GROUP)
+        found = looked_up(unpack_dense(arrays[0].reshape(1, -1), 4, arrays[0].size * 2), _E2M1).reshape(-1, NV_GROUP)
         factor = np.float32(1)
         if self.whole:
             with np.errstate(divide="ignore"):
@@ -170,8 +168,6 @@ class PackedNvfp4:
             elements, scales = transform.apply(elements), transform.apply(scales)
         if (scales >= 127).any():
             raise BadValues("a scale is no number")
-        pairs = np.ascontiguousarray(elements).reshape(-1, NV_GROUP * 2)
-        levels = np.empty((len(pairs), NV_GROUP * 4), np.uint8)
-        levels[:, ::2], levels[:, 1::2] = pairs & 15, pairs >> 4
+        levels = unpack_dense(elements, 4, self.columns).reshape(-1, NV_GROUP * 4)
         packed = kernels.pack(QuantType.NVFP4, Parts(levels, scales=np.ascontiguousarray(scales).reshape(-1, 4)))
         return packed.reshape(len(elements), -1)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from quant.stream.packed.bits import unpack_dense, unpack_words
-from quant.stream.packed.codes import CodePacking, Codes
+from quant.stream.packed.codes import CodePacking, Scales
 from quant.stream.packed.floats import NUMPY, widened
 from quant.types import QuantType
 
@@ -46,20 +46,25 @@ class PackedRows(CodePacking):
         word = "i1" if self.whole else "<i4"
         return word, NUMPY[self.scale], *((word,) if self.zeroed else ())
 
-    def codes(self, arrays: Sequence[np.ndarray]) -> Codes:
-        """The codes, with a scale and a zero or a bias for each group."""
-        scales = widened(arrays[1]).reshape(-1, self.groups)
-        scales = np.ascontiguousarray(np.broadcast_to(scales, (self.rows, self.groups)))
-        zeros = np.full(scales.shape, 1 << (self.bits - 1), np.int16)
-        if self.whole:
-            levels = (arrays[0].reshape(self.rows, self.columns) ^ np.int8(-128)).view(np.uint8)
-            return Codes(levels, scales, zeros + arrays[2].reshape(scales.shape) if self.zeroed else zeros)
-        unpack = unpack_dense if self.dense else unpack_words
-        levels = unpack(arrays[0].reshape(self.rows, -1), self.bits, self.columns)
-        if self.zeroed:
+    def scales(self, arrays: Sequence[np.ndarray]) -> Scales:
+        """A scale and a zero for each group."""
+        factors = widened(arrays[1]).reshape(-1, self.groups)
+        factors = np.ascontiguousarray(np.broadcast_to(factors, (self.rows, self.groups)))
+        zeros = np.full(factors.shape, 1 << (self.bits - 1), np.int16)
+        if self.zeroed and self.whole:
+            zeros += arrays[2].reshape(factors.shape)
+        elif self.zeroed:
             along = arrays[2].reshape(-1, self.groups).T
-            zeros = np.ascontiguousarray(unpack(along, self.bits, self.rows).T).astype(np.int16)
-        return Codes(levels, scales, zeros)
+            zeros = np.ascontiguousarray(self._unpack(along, self.rows).T).astype(np.int16)
+        return Scales(factors, zeros)
+
+    def levels(self, arrays: Sequence[np.ndarray], first: int, last: int) -> np.ndarray:
+        """As `CodePacking`."""
+        rows = arrays[0].reshape(self.rows, -1)[first:last]
+        return (rows ^ np.int8(-128)).view(np.uint8) if self.whole else self._unpack(rows, self.columns)
+
+    def _unpack(self, words: np.ndarray, count: int) -> np.ndarray:
+        return (unpack_dense if self.dense else unpack_words)(words, self.bits, count)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +88,11 @@ class PackedAffine(CodePacking):
         """Words, scales, biases."""
         return "<i4", NUMPY[self.scale], NUMPY[self.scale]
 
-    def codes(self, arrays: Sequence[np.ndarray]) -> Codes:
-        """The codes, with a scale and a zero or a bias for each group."""
-        scales, bias = (widened(each).reshape(self.rows, self.groups) for each in arrays[1:])
-        return Codes(unpack_dense(arrays[0].reshape(self.rows, -1), self.bits, self.columns), scales, bias=bias)
+    def scales(self, arrays: Sequence[np.ndarray]) -> Scales:
+        """A scale and a bias for each group."""
+        factors, bias = (widened(each).reshape(self.rows, self.groups) for each in arrays[1:])
+        return Scales(factors, bias=bias)
+
+    def levels(self, arrays: Sequence[np.ndarray], first: int, last: int) -> np.ndarray:
+        """As `CodePacking`."""
+        return unpack_dense(arrays[0].reshape(self.rows, -1)[first:last], self.bits, self.columns)

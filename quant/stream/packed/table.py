@@ -15,7 +15,8 @@ import numpy as np
 
 from quant.errors import BadValues
 from quant.plan import Transform
-from quant.stream.packed.codes import WEIGHTS, CodePacking, Codes
+from quant.stream.packed.bits import looked_up, unpack_dense
+from quant.stream.packed.codes import WEIGHTS, CodePacking, Scales
 from quant.types import QuantType
 
 
@@ -53,10 +54,8 @@ class PackedTable:
             scales = arrays[4][scales] * np.repeat(arrays[3], self.nested)[: len(scales)] + offset
         if not np.isfinite(scales).all() or not np.isfinite(table).all():
             raise BadValues("a scale is no number", WEIGHTS)
-        codes = arrays[0].reshape(-1)
-        found = np.empty((codes.size, 2), np.float32)
-        found[:, 0], found[:, 1] = table[codes >> 4], table[codes & 15]
-        flat = found.reshape(-1)
+        swapped = arrays[0].reshape(1, -1) >> 4 | arrays[0].reshape(1, -1) << 4
+        flat = looked_up(unpack_dense(swapped, 4, swapped.size * 2), table).reshape(-1)
         whole = len(flat) // self.block * self.block
         flat[:whole].reshape(-1, self.block)[:] *= scales[: whole // self.block, None]
         if whole < len(flat):
@@ -86,8 +85,11 @@ class PackedInt8(CodePacking):
         """Codes, magnitudes."""
         return "i1", "<f4"
 
-    def codes(self, arrays: Sequence[np.ndarray]) -> Codes:
-        """The codes, with one scale for each row."""
-        levels = (arrays[0].reshape(self.rows, self.columns) ^ np.int8(-128)).view(np.uint8)
-        scales = arrays[1].reshape(-1, 1) / np.float32(127)
-        return Codes(levels, scales, np.full(scales.shape, 128, np.int16))
+    def scales(self, arrays: Sequence[np.ndarray]) -> Scales:
+        """One scale for each row."""
+        factors = arrays[1].reshape(-1, 1) / np.float32(127)
+        return Scales(factors, np.full(factors.shape, 128, np.int16))
+
+    def levels(self, arrays: Sequence[np.ndarray], first: int, last: int) -> np.ndarray:
+        """As `CodePacking`."""
+        return (arrays[0].reshape(self.rows, self.columns)[first:last] ^ np.int8(-128)).view(np.uint8)

@@ -12,13 +12,10 @@ import numpy as np
 
 from quant.errors import BadValues
 from quant.plan import Transform
-from quant.stream.packed.bits import unpack_dense
-from quant.stream.packed.codes import WEIGHTS, CodePacking, Codes
+from quant.stream.packed.bits import unpack_columns, unpack_dense, unpack_interleaved
+from quant.stream.packed.codes import WEIGHTS, CodePacking, Scales
 from quant.stream.packed.floats import NUMPY, widened
 from quant.types import QuantType
-
-# AWQ: the column that each of the eight codes of a word belongs to, lowest bits first.
-_AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,33 +47,36 @@ class PackedGptq(CodePacking):
 
     def values(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
         """float32[rows, columns]."""
-        codes = self.codes(arrays)
         if self.indexed:
             group = arrays[3]
             if group.min() < 0 or group.max() >= self.groups:
                 raise BadValues("a group is out of its range", WEIGHTS)
             if not self._in_order(group):
-                assert codes.zeros is not None
-                found = codes.levels - codes.zeros[:, group].astype(np.float32)
-                found *= codes.scales[:, group]
+                scales = self.scales(arrays)
+                assert scales.zeros is not None
+                found = self.levels(arrays, 0, self.rows) - scales.zeros[:, group].astype(np.float32)
+                found *= scales.factors[:, group]
                 return found
-        return codes.values()
+        return CodePacking.values(self, arrays)  # a class with slots is made anew, which `super()` misses
 
     def blocks(self, arrays: Sequence[np.ndarray], transform: Transform | None) -> np.ndarray:
         """uint8[rows, bytes] of `exact`; BadValues where the columns are not in the order of their groups."""
         if self.indexed and not self._in_order(arrays[3]):
             raise BadValues("its groups are out of order (`g_idx`), and the configuration says they are not", WEIGHTS)
-        return CodePacking.blocks(self, arrays, transform)  # a class with slots is made anew, which `super()` misses
+        return CodePacking.blocks(self, arrays, transform)
 
     def _in_order(self, group: np.ndarray) -> bool:
         return np.array_equal(group, np.arange(self.columns) // (self.columns // self.groups))
 
-    def codes(self, arrays: Sequence[np.ndarray]) -> Codes:
-        """The codes, with a scale and a zero or a bias for each group."""
-        words = arrays[0].reshape(-1, self.rows).T
+    def scales(self, arrays: Sequence[np.ndarray]) -> Scales:
+        """A scale and a zero for each group."""
         zeros = unpack_dense(arrays[1].reshape(self.groups, -1), self.bits, self.rows).T.astype(np.int16) + self.added
-        scales = widened(arrays[2].reshape(self.groups, self.rows)).T
-        return Codes(unpack_dense(words, self.bits, self.columns), np.ascontiguousarray(scales), zeros)
+        factors = widened(arrays[2].reshape(self.groups, self.rows)).T
+        return Scales(np.ascontiguousarray(factors), np.ascontiguousarray(zeros))
+
+    def levels(self, arrays: Sequence[np.ndarray], first: int, last: int) -> np.ndarray:
+        """As `CodePacking`."""
+        return unpack_columns(arrays[0].reshape(-1, self.rows), self.bits, self.columns, first, last)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,17 +100,14 @@ class PackedAwq(CodePacking):
         """Words, scales, zeros."""
         return "<i4", NUMPY[self.scale], *(("<i4",) if self.zeroed else ())
 
-    def codes(self, arrays: Sequence[np.ndarray]) -> Codes:
-        """The codes, with a scale and a zero or a bias for each group."""
-        scales = np.ascontiguousarray(widened(arrays[1].reshape(self.groups, self.rows)).T)
-        zeros = np.full(scales.shape, 8, np.int16)
+    def scales(self, arrays: Sequence[np.ndarray]) -> Scales:
+        """A scale and a zero for each group."""
+        factors = np.ascontiguousarray(widened(arrays[1].reshape(self.groups, self.rows)).T)
+        zeros = np.full(factors.shape, 8, np.int16)
         if self.zeroed:
-            zeros = self._columns(arrays[2]).astype(np.int16)
-        return Codes(self._columns(arrays[0]), scales, zeros)
+            zeros = unpack_interleaved(arrays[2].reshape(self.groups, -1), 0, self.rows).astype(np.int16)
+        return Scales(factors, zeros)
 
-    def _columns(self, words: np.ndarray) -> np.ndarray:
-        """int32[n, rows / 8] → uint8[rows, n]."""
-        codes = unpack_dense(words.reshape(-1, self.rows // 8), 4, self.rows).reshape(-1, self.rows // 8, 8)
-        found = np.empty_like(codes)
-        found[:, :, _AWQ_ORDER] = codes
-        return np.ascontiguousarray(found.reshape(-1, self.rows).T)
+    def levels(self, arrays: Sequence[np.ndarray], first: int, last: int) -> np.ndarray:
+        """As `CodePacking`."""
+        return unpack_interleaved(arrays[0].reshape(self.columns, -1), first, last)
