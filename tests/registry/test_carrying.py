@@ -1,11 +1,9 @@
-"""Many models at once: pulled, pushed and removed beside a prune; fetched through a bad network; on twenty boxes."""
+"""Many models at once: pulled, pushed and removed beside a prune; fetched through a bad network."""
 
 from __future__ import annotations
 
 import hashlib
 import random
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import closing
@@ -27,7 +25,6 @@ from tests.oci import Registry, digest
 from tests.storing import put
 from tests.taking import Taking
 
-ROOT = Path(__file__).parent.parent.parent
 MODEL = "application/vnd.ollama.image.model"
 SYSTEM = "application/vnd.ollama.image.system"
 PAUSES = {"shortest": 0.001, "longest": 0.01}
@@ -117,32 +114,3 @@ def test_a_hundred_fetches_through_a_bad_network_are_right_or_refused(tmp_path: 
             whole(store)
     print(f"\n100 fetches through a bad network: {right} right, {refused} refused, 0 wrong")
     assert right > 30
-
-
-@pytest.mark.slow
-def test_twenty_boxes_come_to_a_list_whenever_their_power_fails(tmp_path: Path) -> None:
-    chance, deaths = random.Random(11), 0
-    with Registry() as registry:
-        registry.blobs[digest(b"{}")] = b"{}"
-        wanted = {}
-        for number in range(4):
-            weights = b"GGUF" + bytes([number % 3]) * 300_000
-            layers = [(MODEL, weights), (SYSTEM, f"You are {number}.".encode())]
-            wanted[f"team/m{number}:v1"] = registry.add(f"team/m{number}", "v1", layers)
-        for box in range(20):
-            command = [sys.executable, "-m", "tests.registry.fleet", str(tmp_path / str(box)), registry.host]
-            for _ in range(50):
-                step = chance.randint(1, 90) if chance.random() < 0.6 else 0
-                done = subprocess.run(
-                    [*command, ",".join(wanted), str(step)], cwd=ROOT, capture_output=True, check=False
-                )
-                if done.returncode == 0:
-                    break
-                assert done.returncode == -9, done.stderr[-2000:]
-                deaths += 1
-            with Store.open(tmp_path / str(box)) as store:
-                whole(store)
-                there = {model.name.removeprefix("registry.lan/"): f"sha256:{model.digest}" for model in store.models()}
-                assert there == wanted
-    print(f"\n20/20 boxes have the list, byte for byte, after {deaths} power cuts")
-    assert deaths > 5
