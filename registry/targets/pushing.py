@@ -30,7 +30,7 @@ class Push:
         self._notes = Uploads(store.root)
 
     def abort(self) -> None:
-        """End the push; what the registry has of it is not sent again by the next one."""
+        """End the push, behind the piece on its way; what the registry has then is not sent again by the next one."""
         self._repository.abort()
 
     def run(self, send: Send) -> str:

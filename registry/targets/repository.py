@@ -12,8 +12,9 @@ Source: the OCI distribution specification, https://github.com/opencontainers/di
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable, Mapping
+import contextlib
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from http.client import HTTPException
 from typing import TypeVar
@@ -35,6 +36,8 @@ _SECONDS = 60.0
 _KEPT = (307, 308)
 _PASSING = (408, 421, 425, 429)
 _LONGEST_ANSWER = 1 << 16
+# Seconds that a piece may take to arrive when nobody waits for it any more.
+_LONGEST_PIECE = 5.0
 
 Body = bytes | Callable[[], Iterable[bytes | memoryview]]
 Result = TypeVar("Result")
@@ -67,7 +70,8 @@ class TargetRepository:
         self._login = Authorizer(network, self.base, f"repository:{self.path}:pull,push", network.logins)
         self._network = network.with_authorizer(self._login)
         self._client = HttpClient(self._network)
-        self._aborted = False
+        self._ended, self._unbroken = threading.Event(), False
+        self._patience = threading.Timer(_LONGEST_PIECE, self._client.abort)
 
     @property
     def host(self) -> str:
@@ -88,12 +92,30 @@ class TargetRepository:
         return self._home.join(location)
 
     def abort(self) -> None:
-        """End whatever is waited for, at once."""
-        self._aborted = True
-        self._client.abort()
+        """End whatever is waited for, at once; a piece that is being sent may still arrive, for some seconds."""
+        again = self._ended.is_set()
+        self._ended.set()
+        if self._unbroken and not again:
+            self._patience.start()
+        else:
+            self._client.abort()
+
+    @contextlib.contextmanager
+    def unbroken(self) -> Iterator[None]:
+        """Bring what is begun within to its end, even if `abort` is called. Raises SourceUnavailable if it was.
+
+        Docker's registry forgets all of an upload that breaks off within a piece.
+        """
+        self._unbroken = True
+        try:
+            self._check_ended()
+            yield
+        finally:
+            self._unbroken = False
 
     def close(self) -> None:
         """Close the connections."""
+        self._patience.cancel()
         self._client.close()
 
     def ask(
@@ -125,19 +147,19 @@ class TargetRepository:
         """
         retries, failures, reached = self._network.downloads, 0, progress()
         while True:
+            self._check_ended()
             try:
                 return work()
             except (Passing, OSError, HTTPException) as problem:
                 self._client.close()
-                if self._aborted:
-                    raise SourceUnavailable(f"the push of `{self.name.display}` was ended") from None
+                self._check_ended()
                 failures, reached = (1, progress()) if progress() > reached else (failures + 1, reached)
                 wait = requested_wait(problem)
                 heard = self._network.answered.is_set()
                 if failures >= retries.limit(problem, heard, begun=True) or wait > retries.patience:
                     raise self._given_up(what, problem, failures, wait) from problem
                 self._network.notice(again(what, problem).replace("cannot be read now", "cannot be sent now"))
-                time.sleep(max(wait, retries.pause(failures)))
+                self._ended.wait(max(wait, retries.pause(failures)))
             except RegistryError:
                 self._client.close()
                 raise
@@ -166,6 +188,10 @@ class TargetRepository:
             renewed = _authorized(self._login.header)
             return self._client.send(method, address, {**headers, **renewed}, _fresh(body), public=public)
         return reply
+
+    def _check_ended(self) -> None:
+        if self._ended.is_set():
+            raise SourceUnavailable(f"the push of `{self.name.display}` was ended") from None
 
     def _checked(self, reply: Response, address: HttpAddress) -> Response:
         """The answer, unless it says that the same request may do better later."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from http.client import HTTPException
@@ -23,9 +24,12 @@ from registry.net.transport import Response
 from registry.store.uploads import Uploads
 from registry.targets.repository import TargetRepository
 
-# Bytes of a piece, and the least to which a registry may bring it down by refusing larger bodies.
+# Bytes of a piece: the most, the first, and the least to which a registry may bring it down by refusing larger bodies.
+# It grows while pieces take less than some seconds: a push that is ended waits for the piece that is on its way.
 PIECE = 128 << 20
+_FIRST = 16 << 20
 _LEAST = 1 << 20
+_QUICK = 1.0
 # A blob of no more bytes goes in one request: its begin and its end are two, whatever is between them.
 SMALL = 1 << 20
 # Bytes that are given to the socket at once; the timeout of a connection is for each of them.
@@ -76,7 +80,7 @@ class Upload:
         self, repository: TargetRepository, blob: Blob, notes: Uploads, progress: Callable[[int], None]
     ) -> None:
         self._repository, self._blob, self._notes, self._progress = repository, blob, notes, progress
-        self._piece, self._whole = PIECE, blob.size <= SMALL
+        self._piece, self._most, self._whole = min(_FIRST, PIECE), PIECE, blob.size <= SMALL
         self._furthest = 0
 
     def run(self, elsewhere: Sequence[str]) -> Outcome:
@@ -102,7 +106,7 @@ class Upload:
             self._send(place, offset)
         except (OSError, HTTPException, Passing) as problem:
             if isinstance(problem, BrokenPipeError | ConnectionResetError):
-                self._piece = max(_LEAST, self._piece // 2)  # a link that breaks early carries smaller pieces
+                self._bound(self._piece // 2)  # a link that breaks early carries smaller pieces
             raise
         self._notes.forget(self._repository.url, self._blob.digest)
         return "sent"
@@ -133,6 +137,7 @@ class Upload:
         least = reply.headers.get("OCI-Chunk-Min-Length", "")
         if re.fullmatch(r"[0-9]{1,12}", least):
             self._piece = max(self._piece, int(least))
+            self._most = max(self._most, self._piece)
         return self._located(reply)
 
     def _resumed(self) -> tuple[HttpAddress | None, int]:
@@ -161,11 +166,11 @@ class Upload:
     def _send(self, place: HttpAddress, offset: int) -> None:
         while offset < self._blob.size and not self._whole:
             self._reached(offset)
-            end = min(self._blob.size, offset + self._piece)
+            end, began = min(self._blob.size, offset + self._piece), time.monotonic()
             reply = self._patch(place, offset, end)
             if reply.status == 413 and self._piece > _LEAST:
                 reply.discard()
-                self._piece = max(_LEAST, min(self._piece, self._blob.size) // 4)
+                self._bound(min(self._piece, self._blob.size) // 4)
             elif reply.status in (404, 405, 501) and not offset:
                 reply.discard()
                 self._whole = True
@@ -182,7 +187,13 @@ class Upload:
             else:
                 place, offset = self._located(reply), end
                 self._notes.note(self._repository.url, self._blob.digest, _url(place))
+                if time.monotonic() - began < _QUICK:
+                    self._piece = min(self._most, 2 * self._piece)
         self._finish(place)
+
+    def _bound(self, size: int) -> None:
+        """Send no pieces of more bytes from now on, but of the least that there are."""
+        self._piece = self._most = max(_LEAST, size)
 
     def _patch(self, place: HttpAddress, offset: int, end: int) -> Response:
         headers = {
@@ -191,7 +202,8 @@ class Upload:
             "Content-Range": f"{offset}-{end - 1}",
         }
         self._notes.note(self._repository.url, self._blob.digest, _url(place))
-        return self._repository.ask("PATCH", place, headers, lambda: self._blob.pieces(offset, end, self._reached))
+        with self._repository.unbroken():
+            return self._repository.ask("PATCH", place, headers, lambda: self._blob.pieces(offset, end, self._reached))
 
     def _finish(self, place: HttpAddress) -> None:
         """End the upload, with the whole blob where it is sent in one request."""

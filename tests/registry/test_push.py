@@ -1,40 +1,27 @@
-"""Models pushed to registries: a real one where it is installed, and one that makes trouble."""
+"""Models pushed to a registry that makes trouble; `test_real_registry.py` has a real one."""
 
 from __future__ import annotations
 
-import json
 import random
-import shutil
-import subprocess
 from collections.abc import Iterator
-from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from registry.errors import AccessDenied, RegistryError, SourceUnavailable
-from registry.names import Name, parse
+from registry.names import Name
 from registry.net.network import Network
-from registry.net.retries import DOWNLOADS
-from registry.store import manifest
 from registry.store.catalog import Model
-from registry.store.layers import Staged
 from registry.store.store import Store
 from registry.targets import upload
-from registry.targets.forms import as_modelpack, as_stored
+from registry.targets.forms import as_stored
 from registry.targets.pushing import Push
-from tests.debian import PROGRAM, Running, certificate
-from tests.storing import weights
+from tests.registry.sending import DATA, FAST, push, put
 from tests.taking import Taking, digest
 from tests.tokens import Tokens
 
-real = pytest.mark.skipif(PROGRAM is None, reason="docker-registry is not installed")
-DATA = b"GGUF" + bytes(range(256)) * 20_000
 PIECE = 1 << 20
-FAST = replace(DOWNLOADS, shortest=0.001, longest=0.01, patience=2.0)
-LICENSE = "Apache License 2.0\nwith all its words"
 
 
 @pytest.fixture
@@ -46,137 +33,6 @@ def store(tmp_path: Path) -> Iterator[Store]:
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(upload, "PIECE", PIECE)
-
-
-def put(store: Store, name: str = "org/tale:Q8_0", data: bytes = DATA) -> Model:
-    ingest = store.begin(name)
-    ingest.data.write_bytes(data)
-    layers = [weights(ingest, data), Staged.json({"stop": ["x"]}, manifest.PARAMS)]
-    layers += [Staged.text(LICENSE, manifest.LICENSE), Staged.text("Be brief.", manifest.SYSTEM)]
-    own = {"source": "hf.co/org/tale", "revision": "abc", "level": "Q8_0", "reason": "it fits"}
-    return store.commit(ingest, layers, parse(name).name, {"model_format": "gguf", "lm": own})
-
-
-def push(
-    store: Store, model: Model, host: str, text: str, network: Network | None = None, pack: bool = False
-) -> list[dict[str, Any]]:
-    """The lines of a push; the last one has the digest of the manifest."""
-    data, contents = store.manifest(model)
-    notes = {"io.lm.source-digests": '["a sha256:b"]'}
-    outgoing = as_modelpack(model, contents, notes) if pack else as_stored(data, contents)
-    lines: list[dict[str, Any]] = []
-    target = parse(f"{host}/{text}").name
-    found = Push(store, outgoing, target, network or Network(downloads=FAST)).run(lines.append)
-    return [*lines, {"digest": found}]
-
-
-def outcomes(lines: list[dict[str, Any]]) -> set[str]:
-    return {line["outcome"] for line in lines if "outcome" in line}
-
-
-@pytest.fixture(scope="module")
-def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    with closing(Running(tmp_path_factory.mktemp("r") / "plain")) as running:
-        yield running
-
-
-@real
-def test_a_model_comes_back_from_a_real_registry_with_the_same_bytes(store: Store, registry: Running) -> None:
-    model, host = put(store), f"localhost:{registry.port}"
-    lines = push(store, model, host, "ns/tale:v1", registry.network())
-    assert lines[-1]["digest"] == f"sha256:{model.digest}" and outcomes(lines) == {"sent"}
-    for text in ("ns/tale:v1", f"ns/tale@sha256:{model.digest}"):
-        source = registry.open(text)
-        assert (source.names(), source.companions.system) == (["model.gguf"], "Be brief.")
-        assert source.companions.licenses == (LICENSE,)
-        assert content_of(source, "model.gguf") == DATA
-    assert outcomes(push(store, model, host, "ns/tale:v2", registry.network())) == {"there"}
-    assert outcomes(push(store, model, host, "ns/other:v1", registry.network())) == {"mounted"}
-
-
-@real
-def test_a_modelpack_has_its_making_as_annotations_and_is_read_again(store: Store, registry: Running) -> None:
-    model, host = put(store), f"localhost:{registry.port}"
-    found = push(store, model, host, "pack/tale:v1", registry.network(), pack=True)[-1]["digest"]
-    source = registry.open(f"pack/tale@{found}")
-    assert content_of(source, "tale-Q8_0.gguf") == DATA
-    with closing(registry.open("pack/tale:v1")) as opened:
-        beside = opened.companions
-    assert (dict(beside.params), beside.system, beside.licenses) == ({"stop": ["x"]}, "Be brief.", (LICENSE,))
-    document = json.loads(fetched(registry, "pack/tale", "v1"))
-    notes = document["annotations"]
-    assert document["artifactType"] == "application/vnd.cncf.model.manifest.v1+json"
-    assert notes["org.opencontainers.image.licenses"] == "Apache License 2.0"
-    assert notes["org.opencontainers.image.source"] == "hf.co/org/tale"
-    assert notes["io.lm.recipe"] == "Q8_0: it fits" and "sha256:b" in notes["io.lm.source-digests"]
-
-
-@pytest.mark.slow
-@real
-def test_what_the_registry_deleted_is_sent_again(store: Store, registry: Running) -> None:
-    model, host = put(store), f"localhost:{registry.port}"
-    push(store, model, host, "gone/tale:v1", registry.network())
-    for layer in store.manifest(model)[1].blobs:
-        assert registry.send("DELETE", f"/v2/gone/tale/blobs/{layer.digest}").status == 202
-    assert registry.send("DELETE", f"/v2/gone/tale/manifests/sha256:{model.digest}").status == 202
-    push(store, model, host, "gone/tale:v1", registry.network())
-    source = registry.open("gone/tale:v1")
-    assert content_of(source, "model.gguf") == DATA
-
-
-@real
-@pytest.mark.parametrize("secure", [False, True], ids=["plain", "tls"])
-def test_a_login_is_needed_where_the_registry_wants_one(store: Store, tmp_path: Path, secure: bool) -> None:
-    pair = certificate(tmp_path) if secure else None
-    if secure and pair is None:
-        pytest.skip("openssl is not installed")
-    with closing(Running(tmp_path / "closed", login=True, tls=pair)) as closed:
-        model, host = put(store), f"localhost:{closed.port}"
-        push(store, model, host, "ns/tale:v1", closed.network("me:secret"))
-        source = closed.open("ns/tale:v1", "me:secret")
-        assert content_of(source, "model.gguf") == DATA
-        for login in ("", "me:wrong"):
-            with pytest.raises(AccessDenied, match="does not let"):
-                push(store, model, host, "ns/tale:v2", closed.network(login))
-
-
-def skopeo(*arguments: str) -> bytes:
-    done = subprocess.run(["skopeo", "--insecure-policy", *arguments], capture_output=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-@real
-@pytest.mark.skipif(shutil.which("skopeo") is None, reason="skopeo is not installed")
-def test_skopeo_reads_what_was_pushed_and_its_copy_is_pulled(store: Store, registry: Running) -> None:
-    model, host = put(store), f"localhost:{registry.port}"
-    push(store, model, host, "skopeo/plain:v1", registry.network())
-    # It copies no image whose layers have Ollama's types, but reads it.
-    raw = skopeo("inspect", "--tls-verify=false", "--raw", f"docker://{host}/skopeo/plain:v1")
-    assert raw == store.manifest(model)[0]
-    wanted = push(store, model, host, "skopeo/pack:v1", registry.network(), pack=True)[-1]["digest"]
-    flags = ["--src-tls-verify=false", "--dest-tls-verify=false"]
-    skopeo("copy", *flags, f"docker://{host}/skopeo/pack:v1", f"docker://{host}/copied/pack:v1")
-    copied = registry.open("copied/pack:v1")
-    assert copied.revision == wanted
-    assert content_of(copied, "tale-Q8_0.gguf") == DATA
-
-
-def content_of(source: Any, name: str) -> bytes:
-    with closing(source), closing(source.open(name)) as reader:
-        data = bytearray(source.size(name))
-        reader.readinto(memoryview(data))
-        reader.finish()
-        return bytes(data)
-
-
-def fetched(registry: Running, name: str, tag: str) -> bytes:
-    import urllib.request
-
-    accept = {"Accept": "application/vnd.oci.image.manifest.v1+json"}
-    request = urllib.request.Request(f"http://localhost:{registry.port}/v2/{name}/manifests/{tag}", headers=accept)
-    with urllib.request.urlopen(request) as reply:
-        return bytes(reply.read())
 
 
 def arrived(registry: Taking, model: Model, store: Store) -> bool:
