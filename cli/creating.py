@@ -52,7 +52,7 @@ def body_of(client: Client, found: Modelfile, folder: Path) -> dict[str, Any]:
             path = _path(each.value, folder)
             if path is None:
                 raise _wrong(each, f"there is no file or folder `{each.value[:80]}`")
-            adapters |= _sent(client, path)
+            adapters |= sent(client, path)
         elif each.instruction == "draft":
             _take_draft(client, each, folder, body)
     for key in ("template", "system", "renderer", "parser", "requires"):
@@ -73,7 +73,7 @@ def _take_source(client: Client, command: Command, folder: Path, body: dict[str,
     elif path.is_dir() and is_loopback(client.config.host):
         body["from"] = str(path.resolve())
     else:
-        body["files"] |= _sent(client, path)
+        body["files"] |= sent(client, path)
 
 
 def _take_draft(client: Client, command: Command, folder: Path, body: dict[str, Any]) -> None:
@@ -81,7 +81,7 @@ def _take_draft(client: Client, command: Command, folder: Path, body: dict[str, 
     body.pop("draft", None)
     body.pop("draft_files", None)
     if path := _path(command.value, folder):
-        body["draft_files"] = _sent(client, path)
+        body["draft_files"] = sent(client, path)
     elif is_path(command.value) or command.value.lower().endswith(".gguf"):
         raise _wrong(command, f"there is no file or folder `{command.value[:80]}`")
     else:
@@ -103,7 +103,7 @@ def _path(text: str, folder: Path) -> Path | None:
         return None
 
 
-def _sent(client: Client, path: Path) -> dict[str, str]:
+def sent(client: Client, path: Path) -> dict[str, str]:
     """The digests of the files of a path, by their names; the daemon then has them. Raises Failure."""
     found: dict[str, str] = {}
     for name, file in _files(path):

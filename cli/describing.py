@@ -11,7 +11,13 @@ from runtime.units import size_text
 # Divergences of a quality card, in nats, by its keys.
 DIVERGENCES = {"mean": "KL divergence", "median": "median", "p99": "99 %", "p999": "99.9 %"}
 # The title of a row, and the field of the answer's `lm`.
-_ORIGIN = {"source": "source", "made from": "origin", "revision": "revision", "reason": "reason"}
+_ORIGIN = {
+    "source": "source",
+    "made from": "origin",
+    "revision": "revision",
+    "reason": "reason",
+    "weighed by": "statistics",
+}
 
 
 def print_model(description: dict[str, Any]) -> None:

@@ -44,6 +44,7 @@ COMMANDS = {
     "report": "Report models, licences, software, keys and weak settings",
     "bom": "Print a bill of materials of a model, or of the software",
     "doctor": "Check this machine and this installation",
+    "quantize": "Make another level of a model, with errors weighed by what matters to it",
     "quality": "Measure how far a model is from its original, and keep the figures with it",
     "compare": "Put two files of one model side by side",
     "sign": "Sign a model by a key",

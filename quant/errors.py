@@ -5,7 +5,8 @@ QuantError
 ├── UnsupportedModel   an architecture, tokenizer or data type that we cannot convert
 ├── UnknownLevel       a level or type name that does not exist
 ├── WrongShape         rows or columns that a type cannot hold
-└── BadValues          NaN or infinity among the weights
+├── BadValues          NaN or infinity among the weights
+└── BadImportance      a file of importance that is broken, or of another model
 """
 
 from __future__ import annotations
@@ -58,3 +59,9 @@ class BadValues(QuantError):
     """Weights that are not finite."""
 
     code = "bad_values"
+
+
+class BadImportance(QuantError):
+    """A file of importance that is broken, not finite, or of another model."""
+
+    code = "bad_importance"

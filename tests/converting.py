@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from quant.errors import MalformedFile
+from quant.importance import Importance
 from quant.plan import ModelPlan, Progress
 from quant.stream.pipeline import Conversion
 from quant.stream.streams import Mark
@@ -83,12 +84,13 @@ def write(
     path: Path,
     *,
     metadata: Mapping[str, Any] | None = None,
+    importance: Importance | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> Written:
     """The model of `plan` at `level` in a new file at `path`."""
     with path.open("wb") as file:
-        Conversion(plan, level, metadata).write(
+        Conversion(plan, level, metadata, importance).write(
             lambda shard, offset, state: Pieces(shard, stream(shard), offset),
             Out(file),
             threads=threads,

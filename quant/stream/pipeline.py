@@ -27,6 +27,7 @@ import quant
 from quant.errors import BadValues
 from quant.gguf.header import DEFAULT_ALIGNMENT, align
 from quant.gguf.writer import Writer, encode_header, layout
+from quant.importance import Importance
 from quant.kernels import blocks
 from quant.levels.budget import entries_of, types_of
 from quant.plan import ModelPlan, Progress, Read, TensorPlan
@@ -75,15 +76,26 @@ class Conversion:
     `types` has the type of each tensor by name, `tensors` their places in the file, `header` the bytes before them.
     """
 
-    def __init__(self, plan: ModelPlan, level: str, metadata: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        plan: ModelPlan,
+        level: str,
+        metadata: Mapping[str, Any] | None = None,
+        importance: Importance | None = None,
+    ) -> None:
         """`metadata` adds GGUF entries, such as the model's source and our version.
 
-        Raises UnknownLevel for a level that is neither a name nor a budget, or a budget that does not fit the model.
+        `importance` weighs the squared errors of each matrix that it names by its inputs; the file says so. Raises
+        UnknownLevel for a level that is neither a name nor a budget, or a budget that does not fit the model;
+        BadImportance for importance of another model.
         """
-        self.plan = plan
+        self.plan, self.importance = plan, importance
         self.types = types_of(plan, level)
         self.tensors = layout(plan.at(self.types))
         entries = {**plan.metadata, **(metadata or {}), **entries_of(level, self.types)}
+        if importance:
+            importance.check(self.tensors)
+            entries |= importance.entries
         self.header = encode_header(_arrange(entries), self.tensors)
 
     @property
@@ -159,7 +171,8 @@ class Conversion:
     def _encode(self, slab: Slab) -> _Encoded:
         if not slab.rows.size:
             return _Encoded(memoryview(b""), slab)
-        return _Encoded(_encode(slab, self.types[slab.tensor.name]), slab)
+        weights = weights_of(slab, self.importance) if self.importance else None
+        return _Encoded(_encode(slab, self.types[slab.tensor.name], weights), slab)
 
 
 def _arrange(entries: dict[str, Any]) -> dict[str, Any]:
@@ -334,8 +347,22 @@ def _magnitude(rows: np.ndarray) -> float:
     return max(float(rows.max()), -float(rows.min()))
 
 
-def _encode(slab: Slab, type: QuantType) -> memoryview:
-    """The rows of a slab, transformed and quantized to `type`."""
+def weights_of(slab: Slab, importance: Importance) -> np.ndarray | None:
+    """The importance of the columns of a slab, float32 `(columns,)`; None where nothing is known of its matrix.
+
+    The experts of a stack that the source has as one tensor share their mean.
+    """
+    tensor = slab.tensor
+    experts = tensor.shape[0] if len(tensor.shape) > 2 else 1
+    weights = importance.weights(tensor.name, tensor.shape[-1], experts)
+    if weights is None or weights.ndim == 1:
+        return weights
+    found: np.ndarray = weights[slab.read.number] if slab.read and tensor.parts else weights.mean(axis=0)
+    return found
+
+
+def _encode(slab: Slab, type: QuantType, importance: np.ndarray | None) -> memoryview:
+    """The rows of a slab, transformed and quantized to `type`, with errors weighed by `importance`, `(columns,)`."""
     tensor, rows, transform = slab.tensor, slab.rows, slab.tensor.transform
     try:
         if packing := tensor.packing:
@@ -350,7 +377,7 @@ def _encode(slab: Slab, type: QuantType) -> memoryview:
         if rows.dtype == np.float64:
             rows = rows.astype("<f4")
         _check_magnitude(tensor, rows, type)
-        return quant.quantize(rows, type, threads=1).data.cast("B")
+        return quant.quantize(rows, type, importance, threads=1).data.cast("B")
     except BadValues as error:
         if error.hint:
             raise

@@ -42,9 +42,10 @@ TEXT_SEQUENCES = 64
 class ContextParams:
     """The size of a context: `tokens` of KV cache, at most `sequences`, `outputs` rows of logits, `batch` rows a step.
 
-    `kv_type` is one of `CACHE_TYPES`. `watch` is the callback of a `Watch` (`runtime/llama/watching.py`). `rollback` is
-    how many of the last tokens a recurrent state can go back, where llama.cpp can do that for the model: it then keeps
-    as many more states of each sequence.
+    `kv_type` is one of `CACHE_TYPES`. `watch` is the callback of a `Watch` (`runtime/llama/watching.py`), or a compiled
+    one (`runtime/meter/collecting.py`), which gets `watch_data`, an address. `rollback` is how many of the last tokens
+    a recurrent state can go back, where llama.cpp can do that for the model: it then keeps as many more states of each
+    sequence.
     """
 
     tokens: int
@@ -55,6 +56,7 @@ class ContextParams:
     batch: int = BATCH
     watch: Any = None
     rollback: int = 0
+    watch_data: int = 0
 
 
 def sequence_count(model: LlamaModel, running: int) -> int:
@@ -140,8 +142,9 @@ class Context:
         native.abort_callback = ctypes.cast(ctypes.CDLL(None).atoi, low.ggml_abort_callback)
         native.abort_callback_data = ctypes.addressof(self._abort_flag)
         if params.watch is not None:
-            native.cb_eval = params.watch
-            native.flash_attn_type = 0  # it rounds queries to half precision
+            native.cb_eval, native.cb_eval_user_data = params.watch, params.watch_data or None
+            if not params.watch_data:
+                native.flash_attn_type = 0  # it rounds queries to half precision
         return native
 
     def _make_batch(self, size: int, sequences: int) -> None:

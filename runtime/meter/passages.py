@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from runtime.llama.model import LlamaModel
 from runtime.text.template import ChatTemplate
 
 _FOLDER = Path(__file__).parent / "texts"
+# Lines by which a text is known again, how many make it the same text, and the characters of a line that counts.
+_MARKS, _SAME, _LONG = 64, 3, 40
 _NAMES = {"held": "lm's held-out text", "calibration": "lm's calibration text"}
 
 
@@ -33,6 +36,22 @@ class Passage:
         """The same for the same text, whatever its name."""
         data = self.text if not self.chats else self.text + json.dumps(self.chats)
         return hashlib.sha256(data.encode(errors="replace")).hexdigest()
+
+    @property
+    def marks(self) -> list[str]:
+        """Marks of the text, to know it again: its digest, and digests of some of its longer lines, 16 digits each.
+
+        The lines are chosen by their digests, so that two texts choose alike, whatever stands around them.
+        """
+        return [self.digest, *sorted(self._lines())[:_MARKS]]
+
+    def shares(self, marks: Sequence[str]) -> bool:
+        """Whether it is the text with these marks, or has several of its lines."""
+        return self.digest in marks[:1] or len(self._lines() & set(marks[1:])) >= _SAME
+
+    def _lines(self) -> set[str]:
+        lines = (" ".join(line.split()) for line in self.text.splitlines())
+        return {hashlib.sha256(line.encode(errors="replace")).hexdigest()[:16] for line in lines if len(line) >= _LONG}
 
     def parts(self, model: LlamaModel) -> list[tuple[str, bool]]:
         """The texts that a model reads, each with whether control tokens are parsed in it."""

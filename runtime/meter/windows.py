@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,19 +21,26 @@ from runtime.llama.model import LlamaModel
 from runtime.meter.kept import Logits
 from runtime.meter.passages import Passage
 
+if TYPE_CHECKING:
+    from runtime.meter.collecting import SquareCollector
+
 Tokens = NDArray[np.int32]
+# Different tokens that a text has at least.
+_DISTINCT = 8
 
 
 class WindowReader:
     """A model that reads windows."""
 
-    def __init__(self, path: Path, window: int, threads: int) -> None:
+    def __init__(self, path: Path, window: int, threads: int, collector: SquareCollector | None = None) -> None:
         """Load the file at `path`. Raises LoadFailed, BadRequest where the model writes no text."""
         self.model = LlamaModel(path)
         if self.model.embeds:
             raise BadRequest("the model does not write text, so it has no probabilities to compare")
         self.window = window
         params = ContextParams(window, 1, window - window // 2, threads, batch=window)
+        if collector is not None:  # the last layer computes no more rows than there are outputs
+            params = replace(params, outputs=window, watch=collector.callback, watch_data=collector.data)
         self._context = Context(self.model, params)
 
     def windows(self, passage: Passage, most: int | None = None) -> dict[int, Tokens]:
@@ -42,7 +51,21 @@ class WindowReader:
         """The logits of a window's scored positions, float32 `(vocabulary,)` each, valid until the next. LoadFailed."""
         size = len(tokens)
         count = size - size // 2
-        context = self._context
+        self._read(tokens, count)
+        for row in range(size - count, size - 1):
+            yield self._context.logits(row)
+
+    def read(self, tokens: Tokens) -> None:
+        """Read a window as a prompt is read, with logits of its last token. Raises LoadFailed."""
+        self._read(tokens, 1)
+
+    def collect(self, tokens: Tokens) -> None:
+        """Read a window for the collector alone. Raises LoadFailed."""
+        self._read(tokens, len(tokens))
+
+    def _read(self, tokens: Tokens, count: int) -> None:
+        """Read a window with outputs for its last `count` tokens."""
+        size, context = len(tokens), self._context
         context.cut(0, 0)
         context.put_prompt(0, memoryview(array("i", tokens.tolist())), 0, 0, count)
         if (status := context.decode(size)) != OK:
@@ -50,14 +73,12 @@ class WindowReader:
                 f"llama.cpp cannot read a window of {size} tokens with the model (status {status})",
                 "`lm verify` says whether its file is hurt",
             )
-        for row in range(size - count, size - 1):
-            yield context.logits(row)
 
 
 def windows_of(model: LlamaModel, size: int, passage: Passage, most: int | None = None) -> dict[int, Tokens]:
     """Windows of a text by their places in it, int32 `(size,)` each: all, or `most` of them, evenly spread.
 
-    Raises BadRequest where the text is too short for one.
+    Raises BadRequest where the text is too short for one, or repeats a few tokens.
     """
     vocabulary = model.vocabulary
     before, after = (np.array(each, np.int32) for each in vocabulary.frame)
@@ -67,8 +88,10 @@ def windows_of(model: LlamaModel, size: int, passage: Passage, most: int | None 
     if not found:
         raise BadRequest(
             f"the text has {len(text):,} token{'s' * (len(text) != 1)}, and one window takes {size:,}",
-            "give a longer text; some ten windows are needed before a figure says much",
+            "give a longer text; some ten windows are needed before it says much",
         )
+    if len(np.unique(text)) < _DISTINCT:
+        raise BadRequest("the text is the same few tokens over and over", "give a text that people would read")
     for window in found:
         window[: len(before)] = before
     count = len(found) if most is None else min(most, len(found))

@@ -42,8 +42,13 @@ _turn = asyncio.Lock()
 async def verify_deep(config: Config, model: Model, reference: Reference, hub: Hub) -> AsyncGenerator[Line]:
     """Make a model anew and compare; the last line has `tensors`, `equal` and the names of `different` ones.
 
-    Raises Unsupported for an adapter, and as a pull.
+    Raises Unsupported for an adapter and for a model that was quantized with statistics, and as a pull.
     """
+    if statistics := model.own.get("statistics"):
+        raise Unsupported(
+            f"`{model.name}` was quantized with {statistics}, which its source does not have",
+            "`lm verify` without `--deep` checks its blobs; `lm quantize` makes it anew",
+        )
     if model.is_adapter:
         raise Unsupported(f"`{model.name}` is an adapter, and only models are made anew", "verify its base")
     async with _turn:

@@ -77,7 +77,7 @@ class Create:
                 source = wish.path or wish.files
                 if base is not None and (layer := base.layer(manifest.MODEL)):
                     source = {"model.gguf": layer.digest}
-                async with aclosing(weights.lines(source, wish.level)) as lines:
+                async with aclosing(weights.lines(source, wish.level, statistics=wish.statistics)) as lines:
                     async for line in lines:
                         yield line
                 await self._take(weights, manifest.MODEL)

@@ -14,7 +14,7 @@ from typing import Any
 
 from quant.convert.gguf.naming import GgufName
 from registry.errors import BadName, ModelNotFound
-from registry.names import Name, parse
+from registry.names import Name, Reference, parse
 from registry.store import fsops
 from registry.store.fsops import plainly
 from registry.store.ingest import Ingest
@@ -27,7 +27,7 @@ from server.children.daemon_side import task_process
 from server.config import Config
 from server.policy.rules import PolicyRules
 from server.pulls.checking import check_file
-from server.pulls.frames import Done, FromPuller, ModelRequest, Planned, PullTask
+from server.pulls.frames import Done, FromPuller, ModelRequest, Planned, PullTask, Statistics
 from server.pulls.lines import frame_line, note_line, phase_line
 from server.pulls.pull import NICE
 
@@ -49,33 +49,25 @@ class Making:
         self.done: Done | None = None
 
     async def lines(
-        self, source: str | Mapping[str, str], level: str | None, *, base: str = ""
+        self,
+        source: str | Mapping[str, str],
+        level: str | None,
+        *,
+        base: str = "",
+        statistics: Statistics | None = None,
     ) -> AsyncGenerator[dict[str, Any]]:
         """Make the file of `source`: a path, or names and digests of blobs. Lines for the client as it goes on.
 
         Without a `level` weights in a GGUF file stay as they are. `base` is the source of the model for which an
-        adapter is. Raises as the puller, BadName, ModelNotFound, DiskFull, StoreFailed.
+        adapter is. Errors are weighed by `statistics`. Raises as the puller, BadName, ModelNotFound, DiskFull,
+        StoreFailed.
         """
         self.ingest = ingest = await asyncio.to_thread(self._store.begin, self._title, new=True)
         if not isinstance(source, str):
             path, sharing = await asyncio.to_thread(self._named, ingest, source), True
         else:
             path, sharing = source, False
-        reference = parse(path if level is None else f"{path}:{level}")
-        task = PullTask(
-            model=ModelRequest(
-                source=reference.text,
-                hub=self._config.hub,
-                cache_folder=str(self._config.cache),
-                disk_free=await asyncio.to_thread(self._store.free_bytes),
-                cache_config=CacheConfig.wanted(self._config.context, self._config.sequences),
-            ),
-            folder=str(ingest.folder),
-            base=base,
-            sharing="link" if sharing else "reflink",
-            as_it_is=level is None,
-            rules=self._rules,
-        )
+        task = await self._task(parse(path if level is None else f"{path}:{level}"), level, base, statistics, sharing)
         purpose, log = f"made `{self._title}`", log_file(self._config.logs, "puller")
         process = task_process("server.pulls.puller", task, frames=FromPuller, log=log, purpose=purpose, nice=NICE)
         async with process as puller:
@@ -94,6 +86,27 @@ class Making:
             await check_file(ingest.data, str(self.done.config["file_type"]), inspector, remarks.append)
             for remark in remarks:
                 yield note_line(remark)
+
+    async def _task(
+        self, reference: Reference, level: str | None, base: str, statistics: Statistics | None, sharing: bool
+    ) -> PullTask:
+        """The puller's task; with `sharing` it may link the files."""
+        assert self.ingest is not None
+        return PullTask(
+            model=ModelRequest(
+                source=reference.text,
+                hub=self._config.hub,
+                cache_folder=str(self._config.cache),
+                disk_free=await asyncio.to_thread(self._store.free_bytes),
+                cache_config=CacheConfig.wanted(self._config.context, self._config.sequences),
+            ),
+            folder=str(self.ingest.folder),
+            base=base,
+            sharing="link" if sharing else "reflink",
+            as_it_is=level is None,
+            statistics=statistics,
+            rules=self._rules,
+        )
 
     def as_model(self, name: Name, kind: str = "") -> Model:
         """The file that was made as a model, which messages call `name` and `kind`."""

@@ -8,6 +8,7 @@ from typing import Any
 
 from registry.names import Name
 from registry.store.catalog import Model
+from server.pulls.frames import Statistics
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,7 @@ class CreateWish:
     `draft` is the model that drafts for the new one; or `draft_files` are uploaded ones of it, made at `draft_level`.
     `parameters` are checked. `base_source` is the source of the model for which adapters are converted, "" unknown.
     `origin` says where a `path` comes from, which is the path itself where it is None.
+    With `statistics` errors are weighed by them while a level is made.
     `marks` are entries of the config that change nothing here: renderer, parser, requires.
     """
 
@@ -39,6 +41,7 @@ class CreateWish:
     messages: Sequence[Mapping[str, str]] = ()
     base_source: str = ""
     marks: Mapping[str, str] = field(default_factory=dict)
+    statistics: Statistics | None = None
 
     @property
     def uploads(self) -> list[str]:

@@ -78,6 +78,7 @@ _STATUS_OF: dict[type[_Coded], int] = {
     quant.UnknownLevel: 400,
     quant.WrongShape: 400,
     quant.BadValues: 400,
+    quant.BadImportance: 400,
 }
 # By code, because an error of a child process has no class here.
 STATUS = {error.code: status for error, status in _STATUS_OF.items()} | {INTERNAL[0]: 500}

@@ -16,6 +16,8 @@ from runtime.messages import CacheConfig
 from server.children.frames import ErrorReport
 from server.policy.rules import ANYTHING, PolicyRules
 
+Effort = Literal["", "quick", "importance"]
+
 
 class ModelRequest(msgspec.Struct, frozen=True):
     """A model to plan for: the common part of `PullTask` and of the adviser's `AdviceTask`.
@@ -32,6 +34,17 @@ class ModelRequest(msgspec.Struct, frozen=True):
     cache_config: CacheConfig
 
 
+class Statistics(msgspec.Struct, frozen=True):
+    """Statistics of a model's inputs, by which errors are weighed: a file of importance of llama.cpp's at `path`.
+
+    `name` is for people. `marks` are of the text that was read (`runtime.meter.passages`), empty where nobody knows it.
+    """
+
+    path: str
+    name: str
+    marks: list[str] = []
+
+
 class PullTask(msgspec.Struct, tag="pull"):
     """Daemon to puller, the first frame: the model to bring, and the folder in the store where its file is made.
 
@@ -40,7 +53,9 @@ class PullTask(msgspec.Struct, tag="pull"):
     `accept_unknown_keys`: go on where nobody knows a key of the model's configuration. `base` is the model that an
     adapter is for, "" unless the user named it. `sharing` says how a finished file of this machine may be taken over:
     by a hard link (a reflink comes before it), or by a copy alone. With `place` it is read where it is if it cannot be
-    shared. The model has to keep the `rules`. `as_it_is`: whole weights in one GGUF file are not quantized.
+    shared. The model has to keep the `rules`. `as_it_is`: whole weights in one GGUF file are not quantized. `effort`
+    says how errors are weighed: `quick` by the weights alone, `importance` by `statistics`. Without these, and for "",
+    an earlier pull's count, which lie in the folder.
     """
 
     model: ModelRequest
@@ -52,6 +67,8 @@ class PullTask(msgspec.Struct, tag="pull"):
     base: str = ""
     sharing: Literal["place", "link", "reflink", "copy"] = "reflink"
     as_it_is: bool = False
+    effort: Effort = ""
+    statistics: Statistics | None = None
     rules: PolicyRules = ANYTHING
 
 
@@ -66,7 +83,8 @@ class Planned(msgspec.Struct, tag="planned"):
 
     `title` names the source for people. `source_bytes` will be read, `output_bytes` written, of which `resumed` are
     there from an earlier pull. Two pulls with the same `made_of` make the same model: it is a digest of source, recipe
-    and version. `content` is a digest of the source alone.
+    and version. `content` is a digest of the source alone. `plain` is the `made_of` of the same without statistics,
+    "" where there are none.
     """
 
     level: str
@@ -77,6 +95,7 @@ class Planned(msgspec.Struct, tag="planned"):
     resumed: int
     made_of: str
     content: str = ""
+    plain: str = ""
 
 
 class Progress(msgspec.Struct, tag="progress"):

@@ -11,6 +11,7 @@ import msgspec
 
 from registry.names import Reference
 from registry.net.hub import Hub
+from server.pulls.frames import Effort, Statistics
 
 State = Literal["running", "pausing", "removing", "ended"]
 
@@ -21,7 +22,8 @@ class PullOptions:
 
     `pre` is the name of the pre-tokenizer, "" unless the user gave it. `accept_unknown_keys`: go on where nobody knows
     a key of the model's configuration. `base` names the model that an adapter is for, "" unless the user did. `copy`: a
-    file of this machine is copied where it could be shared.
+    file of this machine is copied where it could be shared. `effort` and `statistics` are as in `PullTask`. `content`
+    is the digest of the weights that the source has to have, "" for any.
     """
 
     hub: Hub
@@ -30,6 +32,9 @@ class PullOptions:
     accept_unknown_keys: bool = False
     base: str = ""
     copy: bool = False
+    effort: Effort = ""
+    statistics: Statistics | None = None
+    content: str = ""
 
     def note(self, failed: str = "") -> bytes:
         """The options as a daemon finds them that goes on with the pull later; a token is never written down.

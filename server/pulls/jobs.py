@@ -20,7 +20,7 @@ from registry.names import Reference, parse
 from registry.store.catalog import Model
 from registry.words import AUTO
 from server.config import Config
-from server.errors import Stopping
+from server.errors import Conflict, Stopping
 from server.http.problems import Problem
 from server.keys.record import redacted
 from server.library import Library
@@ -70,8 +70,9 @@ class Jobs:
 
         It belongs to `owner` from now on, beside its earlier owners.
 
-        With `detach` it goes on to its end, whoever leaves. A pull that is under way keeps its own options. A pull that
-        was begun under another name, with a level or without one, goes on under that name.
+        With `detach` it goes on to its end, whoever leaves. A pull that is under way keeps its own options; asked for
+        with an effort, it is refused (Conflict). A pull that was begun under another name, with a level or without one,
+        goes on under that name.
         """
         if self._stopping:
             raise Stopping("the daemon is stopping", "start it again")
@@ -84,6 +85,12 @@ class Jobs:
             yield note_line(f"going on with `{reference.text}`, which was paused{anew}")
         if failed := await asyncio.to_thread(self._failure, reference.text):
             yield note_line(f"the last try ended with: {failed}")
+        running = self._jobs.get(reference.text)
+        if options.effort and running is not None and running.state == "running":
+            raise Conflict(
+                f"`{reference.text}` is on its way already",
+                f"wait for its end, or pause it: `lm stop {reference.text}`",
+            )
         job = self._job(reference, options)
         detached_before = job.detached and not detach
         if detach and not job.detached:

@@ -26,11 +26,11 @@ from runtime.messages import CacheConfig
 from server.children.child_log import log_file
 from server.children.daemon_side import task_process
 from server.config import Config
-from server.errors import CheckFailed
+from server.errors import CheckFailed, Conflict
 from server.logins import read_logins
 from server.policy.rules import ANYTHING, PolicyRefused, PolicyRules
 from server.pulls.checking import check_file
-from server.pulls.frames import Done, FromPuller, ModelRequest, Planned, PullTask, adapter_path, draft_path
+from server.pulls.frames import Done, Effort, FromPuller, ModelRequest, Planned, PullTask, adapter_path, draft_path
 from server.pulls.job import Job
 from server.pulls.lines import frame_line, name_at_level, note_line, phase_line
 
@@ -163,6 +163,7 @@ class Pull:
                     case Done() as done:
                         return done
                     case Planned() as planned:
+                        self._check_content(planned)
                         job.level = planned.level
                         job.add(frame_line(planned))
                         placed = await asyncio.to_thread(self._store.placed, job.reference)
@@ -175,12 +176,34 @@ class Pull:
                                 )
                             )
                         if same := await asyncio.to_thread(
-                            _same_model, self._store, name, planned.made_of, job.reference.automatic
+                            _same_model, self._store, name, planned, job.options.effort, job.reference.automatic
                         ):
-                            job.add(note_line("nothing has changed since it was brought in"))
+                            job.add(note_line(_unchanged(same, planned)))
                             return same
+                        if not (planned.plain or job.options.effort):
+                            await asyncio.to_thread(self._note_statistics, name)
                     case frame:
                         job.add(frame_line(frame))
+
+    def _note_statistics(self, name: Name) -> None:
+        """Say that the model which is replaced was made with statistics, and the new one is not."""
+        for model in self._store.variants(name):
+            if model.key.same(name) and (statistics := model.own.get("statistics")):
+                self._job.add(
+                    note_line(
+                        f"the model that it replaces was made with {statistics}, this one is made without; "
+                        f"`lm quantize {model.name} --level {model.own.get('level', 'LEVEL')}` makes it so again"
+                    )
+                )
+
+    def _check_content(self, planned: Planned) -> None:
+        """Raise Conflict where the source has other weights than the pull is for."""
+        wanted, name = self._job.options.content, self._job.reference.text
+        if wanted and planned.content and wanted != planned.content:
+            raise Conflict(
+                f"the source of `{name}` has changed since the model was made of it",
+                f"`lm pull {name}` makes the model anew",
+            )
 
     async def _check(self, ingest: Ingest, done: Done) -> None:
         """Raise CheckFailed where the finished file does not load, or computes nonsense."""
@@ -208,6 +231,8 @@ class Pull:
             accept_unknown_keys=options.accept_unknown_keys,
             rules=self._rules,
             base=options.base,
+            effort=options.effort,
+            statistics=options.statistics,
             sharing="copy" if options.copy else _sharing(config, reference),
         )
 
@@ -237,11 +262,25 @@ def _known_pre(variants: list[Model]) -> str:
     return next(filter(None, (str(model.own.get("pre", "")) for model in variants)), "")
 
 
-def _same_model(store: Store, name: Name, made_of: str, automatic: bool) -> Model | None:
-    """The model of that name if a pull would make the same; where its level is `automatic`, that is noted."""
+def _same_model(store: Store, name: Name, planned: Planned, effort: Effort, automatic: bool) -> Model | None:
+    """The model of that name if a pull would make the same; where its level is `automatic`, that is noted.
+
+    A pull that names no effort leaves a model of the same weights that was made with a greater one as it is.
+    """
+    keys = ("made_of",) if effort else ("made_of", "plain")
     for model in store.variants(name):
-        if model.key.same(name) and not model.problem and model.own.get("made_of") == made_of:
+        if model.key.same(name) and not model.problem and planned.made_of in map(model.own.get, keys):
             if automatic:
                 store.choose(model)
             return model
     return None
+
+
+def _unchanged(model: Model, planned: Planned) -> str:
+    """Why a pull leaves a model as it is."""
+    if model.own.get("made_of") == planned.made_of:
+        return "nothing has changed since it was brought in"
+    return (
+        f"nothing has changed since it was made with {model.own.get('statistics', 'statistics')}; "
+        f"`lm quantize {model.name} --effort quick` makes it anew without"
+    )

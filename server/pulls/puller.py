@@ -31,11 +31,9 @@ from quant.stream.streams import Mark
 from registry.errors import DigestMismatch, ModelNotFound
 from registry.names import parse
 from registry.net.network import Limiter, Network
-from registry.sources.local import Folder
 from registry.sources.opening import Source, open_source
 from registry.sources.unpacking import Unpacking
 from registry.store.partial import DATA, Checkpoint, Partial, PullFacts
-from registry.store.sharing import state_of
 from registry.words import AUTO
 from runtime.child import Parent
 from runtime.machine.choosing import Chooser, canonical, this_machine
@@ -45,6 +43,7 @@ from server.pulls.adapting import TAG, AdapterPull, adapter_config, adapter_of, 
 from server.pulls.beside import check_beside, fetch_beside, fetch_draft, say_what_lies_beside, texts_beside
 from server.pulls.compiling import warm
 from server.pulls.frames import Done, Note, Planned, Progress, PullTask
+from server.pulls.learned import PullStatistics
 from server.pulls.provenance import (
     digests,
     fingerprint,
@@ -56,6 +55,7 @@ from server.pulls.provenance import (
 )
 from server.pulls.selection import Selection, file_asked_for, select
 from server.pulls.signed import check_signatures
+from server.pulls.taking import adopt, begin, is_shareable
 from server.pulls.throughput import Throughput
 
 NETWORK = Network()
@@ -131,6 +131,7 @@ class _Attempt:
         self.machine = this_machine(Path(self.model.cache_folder), lambda text: send(Note(text)))
         self.network = network
         self.progress = Progress("writing")  # the latest
+        self.learned = PullStatistics.of(task)
         self.compiling = ""  # what is compiled, while it is
         room = self.model.disk_free - DISK_MARGIN
         self.unpacking = Unpacking(Path(task.folder) / "unpacked", room, self._teller("unpacking"))
@@ -151,15 +152,19 @@ class _Attempt:
             loading.join()
             _in_background(self._warm, sorted({type.name for type in conversion.types.values()}))
             place = self._begin(conversion, level, reason)
-            resumed, made_of = place.size if place else 0, digests(self.source, conversion)
+            self.learned.keep()
+            for sentence in self.learned.remarks():
+                self._note(sentence)
+            resumed, made_of = place.size if place else 0, self._digests(plan, level, conversion)
             self.send(Planned(level, reason, self.source.title, plan.source_bytes, conversion.size, resumed, **made_of))
             say_what_lies_beside(self.source, plan, self._note)
             adapters = fetch_beside(self.source, Path(self.task.folder), self._teller("adapters"))
-            state = "" if place else self._adopt(conversion)
+            state = "" if place else adopt(self.task.sharing, self.source, self.partial, conversion, self._note)
             self._write(conversion, place)
             sha256, size = self.partial.finish()
             draft = fetch_draft(self.source, Path(self.task.folder), self._teller("draft"), self._note)
             own: dict[str, Any] = {"reason": reason} | made_of | ({"pre": self.task.pre} if self.task.pre else {})
+            own |= self.learned.note
             own |= {"automatic_bytes": Chooser(plan, self.machine).automatic_bytes(self._wish(None))}
             config = manifest_config(self.reference.origin, self.source.revision or "", plan, level, own)
             tag = self.reference.name.tag or level
@@ -227,7 +232,7 @@ class _Attempt:
         Else the best one that the disk holds. Raises DoesNotFit, UnknownLevel, UnsupportedModel, MalformedFile.
         """
         best = self._best(None)
-        in_place = self.task.sharing == "place" and self._is_shareable(best.conversion)
+        in_place = self.task.sharing == "place" and is_shareable("place", self.source, best.conversion)
         if in_place or best.conversion.size + DISK_MARGIN <= self.model.disk_free:
             return best
         return (
@@ -252,8 +257,20 @@ class _Attempt:
 
     def _conversion(self, plan: ModelPlan, level: str) -> Conversion | FileCopy:
         if plan.level:
+            if self.learned.importance is not None:
+                raise UnsupportedModel(
+                    f"`{plan.shards[0]}` is quantized already, at {plan.level}", "errors are weighed while quantizing"
+                )
             return FileCopy(plan, sum(map(self.source.size, plan.shards)))
-        return Conversion(plan, level, gguf_entries(self.source, plan, level))
+        return Conversion(plan, level, gguf_entries(self.source, plan, level), self.learned.importance)
+
+    def _digests(self, plan: ModelPlan, level: str, conversion: Conversion | FileCopy) -> dict[str, str]:
+        """As `digests`; with statistics also `plain`, the digest of the model that would be made without them."""
+        found = digests(self.source, conversion)
+        if isinstance(conversion, FileCopy) or conversion.importance is None:
+            return found
+        plain = Conversion(plan, level, gguf_entries(self.source, plan, level))
+        return found | {"plain": model_digest(self.source, plain)}
 
     def _select(self, room: int | None) -> Selection:
         """The files, with the level where it is settled: by the journal, by the name, by the published files.
@@ -292,7 +309,6 @@ class _Attempt:
 
     def _begin(self, conversion: Conversion | FileCopy, level: str, reason: str) -> Checkpoint | None:
         """The place in the partial file to go on from, None for its beginning."""
-        before = self.partial.journal
         facts = PullFacts(
             self.model.source,
             self.source.url,
@@ -303,35 +319,7 @@ class _Attempt:
             conversion.size,
             self.task.pre,
         )
-        place = self.partial.begin(facts)
-        if before is not None and place is None:
-            self.send(Note("what an earlier pull left is of another source, recipe or version: it begins anew"))
-        return place
-
-    def _adopt(self, conversion: Conversion | FileCopy) -> str:
-        """Share a finished file with its owner in the place of copying it; its state, "" where it is lm's own now."""
-        if not self._is_shareable(conversion) or not isinstance(self.source, Folder):
-            return ""
-        file, sharing = conversion.plan.shards[0], self.task.sharing
-        descriptor, place = self.source.descriptor(file), self.source.place(file) if sharing == "place" else None
-        adopted = self.partial.adopt(descriptor, link=sharing in ("link", "place"), place=place)
-        if adopted == "link":
-            self.send(Note("the file is not copied: it is shared with its owner (`--copy` makes one of lm's own)"))
-        elif adopted == "place":
-            self.send(Note(f"the file is not copied: it is read from `{place}` (`--copy` makes one of lm's own)"))
-        # From before it is hashed: whatever changes it from now on makes another state.
-        return state_of(os.fstat(descriptor)) if adopted in ("link", "place") else ""
-
-    def _is_shareable(self, conversion: Conversion | FileCopy) -> bool:
-        """Whether the model is one file of this machine, as it is."""
-        plan = conversion.plan
-        whole = isinstance(conversion, FileCopy) and len(plan.shards) == 1 and not plan.translated
-        return (
-            whole
-            and isinstance(self.source, Folder)
-            and self.source.has(plan.shards[0])
-            and self.task.sharing != "copy"
-        )
+        return begin(self.partial, facts, self._note)
 
     def _write(self, conversion: Conversion | FileCopy, place: Checkpoint | None) -> None:
         start = Mark(place.tensor, place.row, place.shard, place.offset, place.state) if place else None

@@ -8,15 +8,18 @@ import msgspec
 
 from server.children.frames import ErrorReport
 
-Step = Literal["text", "reference", "model"]
+Step = Literal["text", "reference", "model", "statistics"]
 
 
 class MeterTask(msgspec.Struct, tag="meter"):
     """Daemon to meter, the only frame: let the model in the file `path` read windows of text.
 
     `step`: say whether the `text` is long enough, keep what a `reference` thinks of each next token in `folder`, or
-    have a `model` read the same windows and compare. `digest` names the model's records. `text` is a file, "" for lm's
-    held-out text. `windows` is the most windows, `window` the tokens of each. `name` and `reference` are for messages.
+    have a `model` read the same windows and compare. For `statistics` the squares of a model's inputs are summed up
+    (`runtime/meter/learning.py`), in `folder`. `digest` names the model's records. `text` is a file, ""
+    for lm's held-out text, or its calibration text. `windows` is the most windows, `window` the tokens of each. `name`
+    and `reference` are for messages. `learned` marks the text that the model's quantizer saw
+    (`runtime.meter.passages.Passage.marks`).
     """
 
     step: Step
@@ -28,6 +31,7 @@ class MeterTask(msgspec.Struct, tag="meter"):
     text: str
     windows: int
     window: int
+    learned: list[str] = []
 
 
 class ReadSoFar(msgspec.Struct, tag="reading"):
@@ -40,12 +44,13 @@ class ReadSoFar(msgspec.Struct, tag="reading"):
 class ReadThrough(msgspec.Struct, tag="read"):
     """Meter to daemon, the last frame: all windows are read. `figures` are a comparison's, empty for a reference.
 
-    `text_name` and `text_digest` say which text it was; `window` and `threads` how it was read.
+    `text_name` and `text_digest` say which text it was, `marks` by which it is known again after statistics.
     """
 
     figures: dict[str, Any]
     text_name: str
     text_digest: str
+    marks: list[str] = []
 
 
 FromMeter = ReadSoFar | ReadThrough | ErrorReport

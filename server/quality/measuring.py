@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable
-from contextlib import AbstractAsyncContextManager, ExitStack, aclosing
+from contextlib import ExitStack, aclosing
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +18,16 @@ from registry.store import fsops, manifest
 from registry.store.fsops import plainly
 from registry.store.layers import Staged
 from runtime.meter.sizes import window_of
-from server.children.child_log import log_file
-from server.children.daemon_side import TaskProcess, task_process
 from server.config import VERSION, Config
 from server.library import Library
 from server.pulls.lines import note_line, phase_line
-from server.pulls.pull import NICE
 from server.quality.card import card_of
-from server.quality.frames import FromMeter, MeterTask, ReadSoFar, ReadThrough, Step
-from server.quality.references import Readable, References, require_memory
+from server.quality.frames import ReadSoFar, ReadThrough, Step
+from server.quality.reading import FOLDER, SOURCE, check_text, meter_process, note_text, prepare, task_of
+from server.quality.references import TURN, Readable, References, require_memory
 from server.quality.wish import QualityWish
 
 Line = dict[str, Any]
-_FOLDER, _SOURCE, _CHECKED, _TEXT = "quality", "source", "checked", "text.txt"
-_turn = asyncio.Lock()
 
 
 async def measure(
@@ -44,20 +40,20 @@ async def measure(
     `server/quality/meter.py` and `Store.attach`.
     """
     model, store = wish.model, library.store
-    if _turn.locked():
+    if TURN.locked():
         yield note_line("another measurement goes on; this one waits for its end")
-    async with _turn:
-        root = config.cache / _FOLDER
-        await asyncio.to_thread(_prepare, config, root / _SOURCE)
+    async with TURN:
+        root = config.cache / FOLDER
+        await asyncio.to_thread(prepare, config, root / SOURCE)
         size = await library.model_size(model)
         window = window_of(size.trained_context)
         with ExitStack() as held:
             held.enter_context(store.hold([model.blob_digest]))
             await require_memory(size, model.name, model.size, window)
             if wish.text:
-                await _check_text(config, wish, root, window)
+                await check_text(config, wish, root, window)
             yield phase_line("looking for a reference")
-            references = References(config, library, wish, root / _SOURCE, window)
+            references = References(config, library, wish, root / SOURCE, window)
             async with aclosing(references.lines()) as lines:
                 async for line in lines:
                     yield line
@@ -90,7 +86,7 @@ class _Measuring:
         async with aclosing(self._step("reference", self._reference.path)) as lines:
             async for line in lines:
                 yield line
-        await asyncio.to_thread(fsops.remove_tree, self._root / _SOURCE)
+        await asyncio.to_thread(fsops.remove_tree, self._root / SOURCE)
         async with aclosing(self._step("model", self._wish.model.blob)) as lines:
             async for line in lines:
                 yield line
@@ -99,15 +95,15 @@ class _Measuring:
         """Make the folder of the records; records of other references go."""
         with plainly(self._config.cache):
             for other in self._root.iterdir():
-                if other.name not in (self._folder.name, _SOURCE):
+                if other.name not in (self._folder.name, SOURCE):
                     fsops.remove_tree(other)
             self._folder.mkdir(mode=0o700, exist_ok=True)
             if self._wish.text:
-                fsops.replace(self._folder / _TEXT, self._wish.text.encode(errors="replace"))
+                note_text(self._folder, self._wish.text)
 
     async def _step(self, step: Step, path: Path) -> AsyncGenerator[Line]:
-        task = _task(self._wish, step, path, self._folder, self._window, self._reference.note.name)
-        async with _meter(self._config, task) as meter:
+        task = task_of(self._wish, step, path, self._folder, self._window, self._reference.note.name)
+        async with meter_process(self._config, task) as meter:
             while True:
                 match await meter.receive():
                     case ReadSoFar(completed, total):
@@ -116,42 +112,3 @@ class _Measuring:
                     case ReadThrough() as read:
                         self.read = read
                         return
-
-
-async def _check_text(config: Config, wish: QualityWish, root: Path, window: int) -> None:
-    """Raise ChildError where the user's text is too short for one window, before a reference is made."""
-    folder = root / _CHECKED
-    await asyncio.to_thread(_note_text, config, folder, wish.text)
-    async with _meter(config, _task(wish, "text", wish.model.blob, folder, window)) as meter:
-        while not isinstance(await meter.receive(), ReadThrough):
-            pass
-
-
-def _note_text(config: Config, folder: Path, text: str) -> None:
-    with plainly(config.cache):
-        folder.mkdir(mode=0o700, exist_ok=True)
-        (folder / _TEXT).write_text(text, "utf-8", "replace")
-
-
-def _task(wish: QualityWish, step: Step, path: Path, folder: Path, window: int, reference: str = "") -> MeterTask:
-    return MeterTask(
-        step=step,
-        path=str(path),
-        folder=str(folder),
-        digest=wish.model.blob_digest.rpartition(":")[2],
-        name=reference if step == "reference" else wish.model.name,
-        reference=reference,
-        text=str(folder / _TEXT) if wish.text else "",
-        windows=wish.windows,
-        window=window,
-    )
-
-
-def _meter(config: Config, task: MeterTask) -> AbstractAsyncContextManager[TaskProcess]:
-    log, purpose = log_file(config.logs, "meter"), f"reads text with `{task.name}`"
-    return task_process("server.quality.meter", task, frames=FromMeter, log=log, purpose=purpose, nice=NICE)
-
-
-def _prepare(config: Config, folder: Path) -> None:
-    with plainly(config.cache):
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -1,9 +1,9 @@
 """The process that reads windows of text with a model: `python -P -m server.quality.meter`.
 
 It holds one model: a reference's probabilities go to files (`runtime/meter/records.py`), and another process compares a
-model with them. So two models are never in memory together. It gets one `MeterTask`, and answers with frames
-`ReadSoFar`, then `ReadThrough` or `ErrorReport`. It may be killed at any moment; the next one goes on with the windows
-that are left.
+model with them. So two models are never in memory together. Asked for statistics, it sums the squares of a model's
+inputs (`runtime/meter/learning.py`). It gets one `MeterTask`, and answers with frames `ReadSoFar`, then `ReadThrough`
+or `ErrorReport`. It may be killed at any moment; the next one goes on with the windows that are left.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from server.errors import CheckFailed
 from server.quality.frames import MeterTask, ReadSoFar, ReadThrough
 
 if TYPE_CHECKING:
+    from runtime.meter.kept import Compared
+    from runtime.meter.passages import Passage
     from runtime.meter.windows import WindowReader
 
 Send = Callable[[msgspec.Struct], None]
@@ -44,19 +46,32 @@ def measure(task: MeterTask, send: Send) -> ReadThrough:
     from runtime.llama.model import LlamaModel
     from runtime.meter import passages
     from runtime.meter.figures import figures
-    from runtime.meter.kept import Compared, KeptWindow, NotFinite, compare, record
-    from runtime.meter.records import REFERENCE, load, save
     from runtime.meter.windows import windows_of
 
-    folder = Path(task.folder)
-    passage = passages.own("held")
+    passage = passages.own("calibration" if task.step == "statistics" else "held")
     if task.text:
         passage = passages.Passage("a text of the user's", Path(task.text).read_text("utf-8", "replace"))
+    if task.step == "statistics":
+        return _learn(task, passage, send)
+    if task.step != "reference" and passage.shares(task.learned):
+        raise BadRequest(
+            f"`{task.name}` was quantized with statistics of this very text, so figures on it would flatter it",
+            "measure it on a text of its own; without `--text` lm reads its held-out text",
+        )
     if task.step == "text":
         windows_of(LlamaModel(Path(task.path), empty=True), task.window, passage)
         return ReadThrough({}, passage.name, passage.digest)
     same_vocabulary(task)
-    reader = reader_of(task)
+    found = _compare(task, passage, send)
+    return ReadThrough(dict(figures(found)) if found else {}, passage.name, passage.digest)
+
+
+def _compare(task: MeterTask, passage: Passage, send: Send) -> list[Compared]:
+    """Read the windows with a reference, for which nothing comes back, or with a model. Raises as `measure`."""
+    from runtime.meter.kept import Compared, KeptWindow, NotFinite, compare, record
+    from runtime.meter.records import REFERENCE, load, save
+
+    reader, folder = reader_of(task), Path(task.folder)
     windows = reader.windows(passage, task.windows)
     found: list[Compared] = []
     for number, (place, tokens) in enumerate(windows.items()):
@@ -80,7 +95,31 @@ def measure(task: MeterTask, send: Send) -> ReadThrough:
                 "its file is broken, or its level is too low for it: bring it in again, or at another level",
             ) from None
     send(ReadSoFar(len(windows), len(windows)))
-    return ReadThrough(dict(figures(found)) if found else {}, passage.name, passage.digest)
+    return found
+
+
+def _learn(task: MeterTask, passage: Passage, send: Send) -> ReadThrough:
+    """Sum the squares of a model's inputs. Raises as `measure`."""
+    from runtime.llama.library import usable_threads
+    from runtime.meter.collecting import InputsNotFinite
+    from runtime.meter.learning import learn
+
+    try:
+        learn(
+            Path(task.path),
+            passage,
+            Path(task.folder),
+            windows=task.windows,
+            window=task.window,
+            threads=usable_threads(),
+            tell=lambda done, total: send(ReadSoFar(done, total)),
+        )
+    except InputsNotFinite as error:
+        raise CheckFailed(
+            f"`{task.name}` computes values that are not finite: the inputs of `{error}`",
+            "its file is broken, or its level is too low for it: bring it in again, or at another level",
+        ) from None
+    return ReadThrough({}, passage.name, passage.digest, passage.marks)
 
 
 def reader_of(task: MeterTask) -> WindowReader:

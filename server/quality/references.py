@@ -38,6 +38,8 @@ Line = dict[str, Any]
 # Levels at which a source is a reference, the best first. F32 is exact for every source, and twice the size of most.
 LADDER = ("F32", "BF16", "Q8_0", "Q6_K", "Q5_K_M")
 _MOST_F32 = 4 << 30
+# One measurement goes on at a time: two would share the memory, and the folder of references.
+TURN = asyncio.Lock()
 # Errors of a puller that say no more than that the source has no such level.
 _NO_LEVEL = (UnknownLevel.code, UnsupportedModel.code, DoesNotFit.code)
 # Errors that say that the model's own source is not within reach: the best level here takes its place.
@@ -81,7 +83,7 @@ class References:
         if isinstance(against, Model):
             self.found = await self._installed(against, "it was named")
             return
-        source = against or await self._own_source()
+        source = against or self.own_source()
         if source is not None:
             why = "it was named" if against else "it is the source of the weights"
             async for line in self._from_source(source, why, pinned=against is None):
@@ -96,13 +98,22 @@ class References:
                 "name a file of the same model: `--against NAME`; or bring in a better level",
             )
 
-    async def _own_source(self) -> Reference | None:
+    def own_source(self) -> Reference | None:
         """The source that a model was made of; None where it was published as it is, or nobody knows."""
         own = self._wish.model.own
         text = "" if own.get("published") else str(own.get("source") or "")
         with suppress(BadName):
             return parse(text) if text else None
         return None
+
+    async def here(self) -> Readable:
+        """The largest level of the model that is here and runs, which may be the model itself. Raises DoesNotFit."""
+        if best := await self._best_here():
+            return await self._installed(best, "it is the best level here")
+        model = self._wish.model
+        await self._require(model.name, model.size)
+        level = str(model.config.get("file_type") or "")
+        return Readable(ReferenceNote(model.name, level, "no better level is here", model.blob_digest), model.blob)
 
     async def _best_here(self) -> Model | None:
         """The largest level of the model here that is larger than the model itself."""

@@ -33,7 +33,7 @@ from server.settings import BadSetting
 _PACKAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _LONGEST = 300
 # The notes of a manifest that tell how a file was made.
-_RECIPE: tuple[str, ...] = ("level", "reason", "version", "created", "published", "made_of")
+_RECIPE: tuple[str, ...] = ("level", "reason", "version", "created", "published", "made_of", "statistics")
 
 
 class ModelEntry(msgspec.Struct, kw_only=True):

@@ -15,6 +15,7 @@ from server.api.lm import (
     page,
     pulls,
     quality,
+    quantize,
     search,
     serving,
     sync,
@@ -112,6 +113,17 @@ ROUTES = [
         "measure how far a model's probabilities are from its source's, and keep the card; progress as NDJSON",
         changes=True,
         body=quality.QualityBody,
+        media=LINES,
+    ),
+    Route(
+        "POST",
+        "/lm/quantize",
+        "operator",
+        quantize.quantize,
+        "make another level of a model that is here, with errors weighed by the model's inputs on a text, or by an "
+        "importance file of llama.cpp; progress as NDJSON",
+        changes=True,
+        body=quantize.QuantizeBody,
         media=LINES,
     ),
     Route(

@@ -188,3 +188,20 @@ def test_a_model_is_measured_and_its_card_is_shown_everywhere(tmp_path: Path) ->
         assert stale.code == 1 and "has changed since" in stale.err and "--against" in stale.err
         again = lm("quality", "original:Q2_K", "--against", str(folder), "--windows", "2")
         assert again.code == 0, again.err
+
+
+@pytest.mark.slow
+def test_two_files_are_compared_without_the_source_that_they_were_made_of(tmp_path: Path) -> None:
+    with Daemon(tmp_path / "home", runtime="llama") as daemon:
+        lm = Cli.at(daemon.home, daemon.url.removeprefix("http://"))
+        for name, level in (("small", "Q4_0"), ("large", "Q8_0")):
+            pulled(daemon, str(make(tmp_path / f"{name}.gguf", level)))
+        done = lm("compare", "large", "small", "--windows", "2")
+        said = "no original is known for both, so `small` is measured against `large`"
+        assert done.code == 0 and said in done.err, done.err
+        (row,) = [line.split() for line in done.out.splitlines() if "KL divergence" in line]
+        assert "against large:Q8_0 at Q8_0, which is quantized itself" in done.err, done.err
+        assert float(row[2]) > 0 and len(row) == 5, row
+        assert not any(model.get("quality") for model in daemon.get("/api/tags").json["models"])
+        same = lm("compare", "large", "large", "--windows", "2")
+        assert same.code != 0 and "same weights" in same.err, same.err

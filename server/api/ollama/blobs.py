@@ -11,7 +11,7 @@ from registry.errors import DigestMismatch, ModelNotFound, RegistryError
 from registry.store.arriving import ArrivingFile
 from server.errors import BadBody
 from server.http.bodies import IDLE_SECONDS
-from server.services import SERVICES, Services
+from server.services import SERVICES
 
 _READ = 1 << 20  # bytes of an upload that are written at once
 
@@ -69,13 +69,3 @@ def _digest(request: web.Request) -> str:
         return sha256(text)
     except RegistryError:
         raise BadBody("invalid digest format", "it is `sha256:` and 64 hexadecimal digits") from None
-
-
-async def require_blob(services: Services, digest: str) -> None:
-    """Raise BadBody for what is no digest, ModelNotFound for a file that was not uploaded."""
-    try:
-        wanted = sha256(digest)
-    except RegistryError:
-        raise BadBody("invalid digest format", "it is `sha256:` and 64 hexadecimal digits", "files") from None
-    if await asyncio.to_thread(services.library.store.blob, wanted) is None:
-        raise BadBody(f'blob "{wanted}" not found', f"send it first: POST /api/blobs/{wanted}", "files")

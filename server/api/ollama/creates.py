@@ -27,11 +27,11 @@ from registry.words import canonical_level
 from runtime.errors import BadRequest
 from runtime.text.gotemplate.chat import fault_of
 from server.access.callers import caller_of
-from server.api.ollama.blobs import require_blob
 from server.api.ollama.fields import OLLAMA
 from server.api.parameters import checked
 from server.api.request import FAILED, LOG_NOTE, ModelBody, answer, read, require_name, visible_model, warning_of
 from server.api.sources import base_of, find_source
+from server.api.uploads import require_blob
 from server.creates.wish import CreateWish
 from server.errors import BadBody
 from server.http.problems import STATUS

@@ -1,0 +1,183 @@
+"""`POST /lm/quantize`: another level of a model that is here, with errors weighed by statistics of its inputs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import ExitStack, aclosing
+from dataclasses import replace
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from quant.errors import UnknownLevel
+from quant.levels.budget import is_budget
+from quant.levels.recipes import level_of
+from registry.errors import BadName
+from registry.names import Reference, parse
+from registry.store.model import Model
+from registry.words import AUTO, canonical_level
+from server.access.callers import caller_of
+from server.api.fields import KnownFields
+from server.api.request import LOG_NOTE, read, require, require_name, resolve_model
+from server.api.sources import callers_hub
+from server.api.streaming import stream_lines
+from server.api.uploads import require_blob
+from server.creates.wish import CreateWish
+from server.errors import BadBody, Unsupported
+from server.pulls.frames import Effort, Statistics
+from server.pulls.job import PullOptions
+from server.quality.learning import WINDOWS, Learning
+from server.quality.wish import QualityWish
+from server.services import SERVICES, Services
+
+Line = dict[str, Any]
+_WHOLE = ("F32", "BF16", "F16")
+_EFFORTS: dict[str, Effort] = {"quick": "quick", "importance": "importance"}
+
+
+class QuantizeBody(msgspec.Struct):
+    """The body of `/lm/quantize`: a `model` that is here, and the `level` to make beside it.
+
+    `effort` is `quick`, by the weights alone, or `importance`. Then errors are weighed by the squares of the model's
+    inputs: on lm's calibration text, on `text`, or as an `importance` file has them, the digest of an uploaded blob,
+    which messages call `importance_name`. `hf_endpoint` and `hf_token` are of the caller's environment.
+    """
+
+    model: str = ""
+    level: str = ""
+    effort: str = "importance"
+    text: str = ""
+    importance: str = ""
+    importance_name: str = ""
+    hf_endpoint: str = ""
+    hf_token: str = ""
+
+
+async def quantize(request: web.Request) -> web.StreamResponse:
+    """`POST /lm/quantize`: make a level; lines as a pull's."""
+    body = await read(request, QuantizeBody, KnownFields())
+    request[LOG_NOTE] = require_name(body.model)
+    services = request.app[SERVICES]
+    model = await resolve_model(request, body.model)
+    level, effort = _level(body.level), _effort(body)
+    if effort == "importance":
+        require(model, "completion")
+    if body.importance:
+        await require_blob(services, body.importance, "importance")
+    hub = callers_hub(request, services.config, body.hf_endpoint, body.hf_token)
+    work = _Work(request, services, model, level, PullOptions(hub, effort=effort))
+    async with aclosing(work.lines(body)) as lines:
+        return await stream_lines(request, lines)
+
+
+class _Work:
+    """One level in the making."""
+
+    def __init__(
+        self, request: web.Request, services: Services, model: Model, level: str, options: PullOptions
+    ) -> None:
+        self._request, self._services, self._model, self._level = request, services, model, level
+        self._options = options
+
+    async def lines(self, body: QuantizeBody) -> AsyncGenerator[Line]:
+        """Collect the statistics, then make the level of the source, or of a whole copy that is kept here.
+
+        Raises Unsupported where neither is known, and as `Learning.lines`, `Jobs.follow` and `Creates.lines`.
+        """
+        source, copy = self._source(), await self._copy()
+        if source is None and copy is None:
+            raise Unsupported(
+                f"nobody knows the weights that `{self._model.name}` was made of",
+                "pull the model from its source, or at F16 or BF16, and quantize that",
+            )
+        with ExitStack() as held:
+            if body.importance:
+                held.enter_context(self._services.library.store.hold([body.importance]))
+            statistics = None
+            if self._options.effort == "importance":
+                async with aclosing(self._statistics(body)) as lines:
+                    async for line in lines:
+                        if isinstance(line, Statistics):
+                            statistics = line
+                        else:
+                            yield line
+            async with aclosing(self._made(source, copy, statistics)) as lines:
+                async for line in lines:
+                    yield line
+
+    async def _statistics(self, body: QuantizeBody) -> AsyncGenerator[Line | Statistics]:
+        """Lines while statistics are collected, then these."""
+        services = self._services
+        if body.importance:
+            path = await asyncio.to_thread(services.library.store.blob, body.importance)
+            assert path is not None
+            yield Statistics(str(path), body.importance_name or "the importance file")
+            return
+        wish = QualityWish(self._model, self._options.hub, text=body.text, windows=WINDOWS)
+        learning = Learning(services.config, services.library, wish)
+        async with aclosing(learning.lines()) as lines:
+            async for line in lines:
+                yield line
+        assert learning.statistics is not None
+        yield learning.statistics
+
+    def _made(
+        self, source: Reference | None, copy: Model | None, statistics: Statistics | None
+    ) -> AsyncGenerator[Line]:
+        services, model = self._services, self._model
+        if source is not None:
+            content = str(model.own.get("content") or "")
+            options = replace(self._options, statistics=statistics, content=content, pre=str(model.own.get("pre", "")))
+            return services.jobs.follow(source, options, owner=caller_of(self._request).owner)
+        assert copy is not None
+        name = model.key.tagged(self._level)
+        return services.creates.lines(CreateWish(name, copy, level=self._level, statistics=statistics))
+
+    def _source(self) -> Reference | None:
+        """The source at the level; None where the model was published as it is, or was made here."""
+        own = self._model.own
+        text = "" if own.get("published") else str(own.get("source") or "")
+        try:
+            found = parse(text) if text else None
+            if found is None or found.registry:
+                return None
+            return parse(f"{replace(found, level=None, name=found.name.tagged(None)).text}:{self._level}")
+        except BadName:
+            return None
+
+    async def _copy(self) -> Model | None:
+        """A copy of the whole weights that is here: the model, or another level of it."""
+        bare = self._model.key.tagged(None)
+        here = [each for each in await self._services.library.models() if each.key.tagged(None).same(bare)]
+        whole = [each for each in here if each.config.get("file_type") in _WHOLE and not each.problem]
+        return next((each for each in whole if each.digest == self._model.digest), next(iter(whole), None))
+
+
+def _level(text: str) -> str:
+    """The level to make. Raises BadBody, BadName, UnknownLevel."""
+    if not text:
+        raise BadBody("the body names no level", "send `level`, such as `Q4_K_M`", "level")
+    level = canonical_level(text)
+    if level == AUTO or level.endswith(".gguf"):
+        raise UnknownLevel(f"`{level}` is no level", "name one such as `Q4_K_M`, `4GB` or `4.5bpw`")
+    if not is_budget(level):
+        level_of(level)
+    return level
+
+
+def _effort(body: QuantizeBody) -> Effort:
+    """The effort. Raises BadBody, Unsupported."""
+    if body.effort == "best":
+        raise Unsupported("error feedback, the effort `best`, is not built yet", "`importance` is the best one so far")
+    effort = _EFFORTS.get(body.effort)
+    if effort is None:
+        raise BadBody(f"`{ascii(body.effort[:40])[1:-1]}` is no effort", "send `quick` or `importance`", "effort")
+    if effort == "quick" and (body.text or body.importance):
+        raise BadBody("the effort `quick` takes no statistics", "leave the text and the file out, or the effort")
+    if body.text and body.importance:
+        raise BadBody("a text and an importance file exclude each other", "send one of them", "importance")
+    if body.text and not body.text.strip():
+        raise BadBody("the text is empty", "send some pages of text", "text")
+    return effort

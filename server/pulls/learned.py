@@ -1,0 +1,90 @@
+"""The statistics by which a pull weighs errors: checked, and kept in its folder, for another pull that goes on.
+
+ingest/id/statistics         a file of importance (`quant/importance.py`)
+ingest/id/statistics.json    its name, and the digests of its texts
+"""
+
+from __future__ import annotations
+
+import shutil
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from quant.errors import BadImportance
+from quant.importance import Importance
+from registry.store import fsops, reading
+from registry.store.fsops import plainly
+from server.pulls.frames import PullTask, Statistics
+
+FILE, NOTE = "statistics", "statistics.json"
+_LONGEST = 1 << 20
+_SHOWN = 8
+
+
+@dataclass(frozen=True)
+class PullStatistics:
+    """The statistics of one pull; None for both where it weighs errors by the weights alone."""
+
+    folder: Path
+    statistics: Statistics | None = None
+    importance: Importance | None = None
+
+    @classmethod
+    def of(cls, task: PullTask) -> PullStatistics:
+        """The statistics of a task; an earlier pull's where the task has none. Raises BadImportance."""
+        folder = Path(task.folder)
+        statistics = None if task.effort == "quick" else task.statistics or _left(folder)
+        if statistics is None:
+            if task.effort == "importance":
+                raise BadImportance("the statistics of this pull are gone", "`lm quantize` collects them again")
+            return cls(folder)
+        try:
+            return cls(folder, statistics, Importance.read(Path(statistics.path), statistics.name))
+        except OSError as error:
+            raise BadImportance(f"`{statistics.name}` cannot be read: {error.strerror}", "name it again") from None
+
+    def keep(self) -> None:
+        """Keep them in the folder, or take away what an earlier pull left there. Raises DiskFull, StoreFailed."""
+        file, note = self.folder / FILE, self.folder / NOTE
+        with plainly(self.folder.parents[1]):
+            if self.statistics is None:
+                fsops.unlink(note)
+                fsops.unlink(file)
+            elif Path(self.statistics.path) != file:
+                fsops.unlink(note)
+                shutil.copyfile(self.statistics.path, file)
+                fsops.fsync(file)
+                fsops.replace(note, msgspec.json.encode(self.statistics))
+
+    def remarks(self) -> list[str]:
+        """Sentences for the user: by what errors are weighed, and the experts that no token was routed to."""
+        if self.statistics is None or self.importance is None:
+            return []
+        found = [f"errors are weighed by {self.statistics.name}"]
+        for name, experts in self.importance.unrouted().items():
+            shown = ", ".join(map(str, experts[:_SHOWN])) + (" …" if len(experts) > _SHOWN else "")
+            found.append(
+                f"no token was routed to {len(experts)} experts of `{name}` ({shown}): they weigh as the others do"
+            )
+        return found
+
+    @property
+    def note(self) -> dict[str, Any]:
+        """The notes about them in the model's manifest."""
+        if self.statistics is None:
+            return {}
+        return {"effort": "importance", "statistics": self.statistics.name, "learned": self.statistics.marks}
+
+
+def _left(folder: Path) -> Statistics | None:
+    """The statistics that an earlier pull kept whole; the note is written last."""
+    data = reading.contents(folder / NOTE, _LONGEST)
+    with suppress(msgspec.MsgspecError):
+        if data and reading.status(folder / FILE):
+            left = msgspec.json.decode(data, type=Statistics)
+            return msgspec.structs.replace(left, path=str(folder / FILE))
+    return None

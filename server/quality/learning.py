@@ -1,0 +1,146 @@
+"""Statistics of a model's inputs, by which a quantizer weighs errors: collected on a text, and kept in the cache.
+
+The weights that read the text are the source's where it lies on this machine; else the best level that is here, so that
+nothing is fetched twice. Statistics are the source's, whatever level is made with them later; so they are kept.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import ExitStack, aclosing
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from registry.digest import of
+from registry.names import Reference
+from registry.store import fsops
+from registry.store.fsops import plainly
+from runtime.meter.sizes import window_of
+from server.config import VERSION, Config
+from server.errors import Unsupported
+from server.library import Library
+from server.pulls.frames import Statistics
+from server.pulls.lines import note_line, phase_line
+from server.quality.frames import ReadSoFar, ReadThrough
+from server.quality.reading import FOLDER, SOURCE, check_text, meter_process, note_text, prepare, task_of
+from server.quality.references import TURN, Readable, References, require_memory
+from server.quality.wish import QualityWish
+
+Line = dict[str, Any]
+# Windows of text that statistics are collected on, at most.
+WINDOWS = 32
+_STATISTICS, _KEPT = "statistics", 8
+_NOTE = "statistics.json"
+_DONE = "importance.gguf"  # as `runtime/meter/learning.py` calls it
+
+
+class Learning:
+    """Statistics of the model of a wish; `lines` collects them, and `statistics` has them then."""
+
+    def __init__(self, config: Config, library: Library, wish: QualityWish) -> None:
+        """`wish.text` is the user's text, "" for lm's calibration text; the wish's reference counts for nothing."""
+        self._config, self._library, self._wish = config, library, wish
+        self._root = config.cache / FOLDER
+        model = wish.model
+        origin = str(model.own.get("content") or model.blob_digest)
+        mark = f"{origin} {of(wish.text.encode(errors='replace'))} {wish.windows} {VERSION}"
+        self._folder = config.cache / _STATISTICS / of(mark.encode())[7:39]
+        self.statistics: Statistics | None = None
+
+    async def lines(self) -> AsyncGenerator[Line]:
+        """Collect, unless the cache has them; lines for the client. Leaving early keeps what is collected.
+
+        Raises as `server.quality.measuring.measure`.
+        """
+        model, store = self._wish.model, self._library.store
+        if TURN.locked():
+            yield note_line("another measurement goes on; this one waits for its end")
+        async with TURN:
+            if await asyncio.to_thread(self._found):
+                yield note_line(f"the statistics are here already: {self._folder / _DONE}")
+                return
+            await asyncio.to_thread(prepare, self._config, self._root / SOURCE)
+            size = await self._library.model_size(model)
+            window = window_of(size.trained_context)
+            with ExitStack() as held:
+                held.enter_context(store.hold([model.blob_digest]))
+                await require_memory(size, model.name, model.size, window)
+                if self._wish.text:
+                    await check_text(self._config, self._wish, self._root, window)
+                references = References(self._config, self._library, self._wish, self._root / SOURCE, window)
+                async with aclosing(self._search(references)) as lines:
+                    async for line in lines:
+                        yield line
+                readable = references.found or await references.here()
+                held.enter_context(store.hold([readable.note.digest]))
+                async with aclosing(self._collect(readable, window)) as lines:
+                    async for line in lines:
+                        yield line
+            await asyncio.to_thread(fsops.remove_tree, self._root / SOURCE)
+
+    async def _search(self, references: References) -> AsyncGenerator[Line]:
+        """Make the file of the source where that lies on this machine; `references.found` is None elsewhere."""
+        source = references.own_source()
+        if source is None or not _is_local(source):
+            return
+        yield phase_line("looking for the source")
+        try:
+            async with aclosing(references.lines()) as lines:
+                async for line in lines:
+                    yield line
+        except Unsupported:  # neither the source nor a better level can be read
+            return
+
+    async def _collect(self, readable: Readable, window: int) -> AsyncGenerator[Line]:
+        note = readable.note
+        yield note_line(f"statistics are collected with {note.name} at {note.level}: {note.why}")
+        await asyncio.to_thread(self._begin)
+        task = task_of(self._wish, "statistics", readable.path, self._folder, window, note.name)
+        async with meter_process(self._config, task) as meter:
+            while True:
+                match await meter.receive():
+                    case ReadSoFar(completed, total):
+                        status = "collecting statistics"
+                        yield {"status": status, "phase": "statistics", "completed": completed, "total": total}
+                    case ReadThrough() as read:
+                        await asyncio.to_thread(self._end, read)
+                        yield note_line(f"the statistics are kept: {self._folder / _DONE}")
+                        return
+
+    def _begin(self) -> None:
+        prepare(self._config, self._folder)
+        if self._wish.text:
+            with plainly(self._config.cache):
+                note_text(self._folder, self._wish.text)
+
+    def _end(self, read: ReadThrough) -> None:
+        """Note whose text it was, and throw older statistics away."""
+        with plainly(self._config.cache):
+            own = Statistics(str(self._folder / _DONE), f"the importance of {read.text_name}", read.marks)
+            fsops.replace(self._folder / _NOTE, msgspec.json.encode(own))
+            others = sorted(self._folder.parent.iterdir(), key=lambda each: each.stat().st_mtime, reverse=True)
+            for old in others[_KEPT:]:
+                fsops.remove_tree(old)
+        self._found()
+
+    def _found(self) -> bool:
+        """Take the statistics of the cache, if it has them whole."""
+        try:
+            if (self._folder / _DONE).is_file():
+                self.statistics = msgspec.json.decode((self._folder / _NOTE).read_bytes(), type=Statistics)
+        except (OSError, msgspec.MsgspecError):
+            return False
+        return self.statistics is not None
+
+
+def _is_local(source: Reference) -> bool:
+    """Whether a source can be read without asking the network."""
+    return source.kind in ("folder", "demo", "package")
+
+
+def given(path: Path, name: str) -> Statistics:
+    """The statistics in a user's file of importance; nobody knows its text."""
+    return Statistics(str(path), name)
