@@ -39,6 +39,8 @@ def command(
     Cards that were made with the same original and text are taken as they are; otherwise both are measured. Where
     nothing is known to measure them against, the smaller one is measured against the larger one.
     """
+    if reference(first) == reference(second):
+        raise Failure(f"`{first}` and `{second}` are one model", "name two files of a model", "usage")
     client = Client()
     more = {"text": text_of(text), **({"windows": windows} if windows else {}), **client.hub()}
     models = [client.ask("POST", "/api/show", {"model": reference(name)}) for name in (first, second)]

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from quant.errors import BadImportance
+from quant.gguf.header import read_file
 from quant.importance import Importance, InputSquares
 from registry.digest import of
 from registry.net.hub import Hub
@@ -17,8 +18,11 @@ from registry.sources.opening import DEMO
 from registry.store.store import Store
 from runtime.messages import CacheConfig
 from runtime.meter.passages import Passage, own
+from server.errors import CheckFailed
 from server.pulls.frames import ModelRequest, PullTask, Statistics
 from server.pulls.learned import FILE, NOTE, PullStatistics
+from server.quality.frames import MeterTask
+from server.quality.meter import measure
 from tests.cli.support import Cli
 from tests.daemon import Daemon, put_model
 from tests.publishing import make
@@ -186,6 +190,19 @@ def test_a_whole_copy_that_is_kept_is_quantized_where_no_source_is_known(tmp_pat
         shown = daemon.post("/api/show", {"model": "mine:Q4_0"}).json
         assert shown["details"]["quantization_level"] == "Q4_0" and shown["model_info"]["lm.importance"]
         assert shown["lm"]["learned"][0] == own("calibration").digest
+
+
+@pytest.mark.slow
+def test_a_model_that_computes_no_numbers_gives_no_statistics(tmp_path: Path) -> None:
+    path = make(tmp_path / "model.gguf", "F32")
+    header = read_file(path)
+    (norm,) = (each for each in header.tensors if each.name == "blk.0.ffn_norm.weight")
+    with path.open("r+b") as file:
+        file.seek(header.data_offset + norm.offset)
+        file.write(np.full(norm.shape[0], np.nan, "<f4").tobytes())
+    wanted = MeterTask("statistics", str(path), str(tmp_path), "d", "tiny", "", "", 2, 64)
+    with pytest.raises(CheckFailed, match=r"`tiny` computes values that are not finite: the inputs of `blk\.0\.ffn_"):
+        measure(wanted, lambda frame: None)
 
 
 def sent(daemon: Daemon, file: Path) -> dict[str, str]:
