@@ -37,6 +37,12 @@ def part(description: dict[str, Any], what: str) -> str:
     return str(jinja or description.get(what) or "").rstrip("\n")
 
 
+def tensor_types(description: dict[str, Any]) -> str:
+    """The types of a model's matrices as `llama-quantize --tensor-type-file` reads them: `pattern=type`, one a line."""
+    matrices = [each for each in description["tensors"] if len(each["shape"]) > 1 and each["name"].endswith("weight")]
+    return "\n".join(f"^{each['name'].replace('.', chr(92) + '.')}$={each['type']}" for each in matrices)
+
+
 def print_details(description: dict[str, Any]) -> None:
     """The entries and the tensors of a model's file, from an answer with `verbose`."""
     rows = {

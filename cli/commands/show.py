@@ -7,7 +7,7 @@ import click
 from cli import console
 from cli.client import Client
 from cli.completing import complete_names
-from cli.describing import part, print_details, print_model
+from cli.describing import part, print_details, print_model, tensor_types
 from cli.errors import Failure
 from cli.naming import explaining, reference
 
@@ -19,6 +19,13 @@ from cli.naming import explaining, reference
 @click.option("--parameters", "parts", flag_value="parameters", multiple=True, help="Only the options of its own.")
 @click.option("--system", "parts", flag_value="system", multiple=True, help="Only the system message.")
 @click.option("--template", "parts", flag_value="template", multiple=True, help="Only the chat template.")
+@click.option(
+    "--tensor-types",
+    "parts",
+    flag_value="tensor-types",
+    multiple=True,
+    help="Only the types of its matrices, as a file for `llama-quantize --tensor-type-file`.",
+)
 @click.option("-v", "--verbose", is_flag=True, help="The entries of its file and its tensors too.")
 @click.option("--json", "as_json", is_flag=True, help="Print all that is known of it as JSON.")
 def command(name: str, parts: tuple[str, ...], verbose: bool, as_json: bool) -> None:
@@ -31,7 +38,7 @@ def command(name: str, parts: tuple[str, ...], verbose: bool, as_json: bool) -> 
     if as_json:
         console.as_json(answer)
     elif parts:
-        text = part(answer, parts[0])
+        text = tensor_types(answer) if parts[0] == "tensor-types" else part(answer, parts[0])
         console.out(text) if text else console.note(f"`{name}` says nothing about its {parts[0]}")
     else:
         print_model(answer)

@@ -426,3 +426,33 @@ class Loaded:
 def test_a_larger_context_is_offered_where_there_is_one(rows: list[tuple[str, int, int]], hint: str) -> None:
     client: Any = Loaded(*rows)
     assert Asking(client, "tale").way_to_more() == hint
+
+
+@pytest.mark.slow
+def test_types_of_tensors_are_those_that_llama_cpp_then_makes(tmp_path: Path) -> None:
+    import ctypes
+
+    import llama_cpp
+
+    from cli.describing import tensor_types
+    from quant.gguf.header import read_file
+    from quant.types import QuantType
+    from tests.publishing import make
+
+    def types(path: Path) -> dict[str, str]:
+        return {each.name: each.type.name for each in read_file(path).tensors if len(each.shape) > 1}
+
+    whole, mixed, target = make(tmp_path / "f32.gguf", "F32"), make(tmp_path / "mix.gguf", "4.5bpw"), tmp_path / "out"
+    tensors = [
+        {"name": each.name, "type": each.type.name, "shape": list(each.shape)} for each in read_file(mixed).tensors
+    ]
+    lines = tensor_types({"tensors": tensors}).split()
+    params = llama_cpp.llama_model_quantize_default_params()
+    params.ftype, params.nthread = 7, 1  # Q8_0 for what no line names
+    rows = (llama_cpp.llama_model_tensor_override * (len(lines) + 1))()
+    for row, line in zip(rows, lines, strict=False):
+        pattern, _, name = line.partition("=")
+        row.pattern, row.type = pattern.encode(), QuantType.by_name(name).id
+    params.tt_overrides = rows
+    done = llama_cpp.llama_model_quantize(str(whole).encode(), str(target).encode(), ctypes.byref(params))
+    assert done == 0 and types(target) == types(mixed) and len(set(types(mixed).values())) > 1
