@@ -23,7 +23,12 @@ from runtime.units import size_text
 from server.values import is_loopback
 
 # The files of a model in a folder, and of an adapter, by their endings.
-_ENDINGS = (".gguf", ".safetensors", ".json", ".model", ".jinja", "merges.txt", "vocab.txt")
+_ENDINGS = (
+    *(".gguf", ".safetensors", ".onnx", ".onnx.data", ".onnx_data"),
+    *(".json", ".model", ".jinja", "merges.txt", "vocab.txt"),
+)
+# Files beside weights, one of which every folder of a model has.
+_SETTINGS = ("config.json", "genai_config.json", "adapter_config.json")
 _PIECE = 1 << 20
 
 
@@ -97,8 +102,8 @@ def _path(text: str, folder: Path) -> Path | None:
         path = folder / Path(text).expanduser()
         if not path.exists():
             return None
-        weights = path.is_file() or any(path.glob("*.gguf")) or (path / "config.json").exists()
-        return path if is_path(text) or weights or (path / "adapter_config.json").exists() else None
+        weights = path.is_file() or any(path.glob("*.gguf")) or any((path / name).exists() for name in _SETTINGS)
+        return path if is_path(text) or weights else None
     except (OSError, ValueError, RuntimeError):  # a name that no path has
         return None
 

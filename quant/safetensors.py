@@ -48,7 +48,9 @@ DTYPES = {
 class Entry:
     """A tensor of a safetensors file: `size` bytes at `offset` from the start of file `shard`; `shape` is rows first.
 
-    Quantized weights have a `packing` and companions, such as scales (`quant/convert/prequantized/`).
+    Quantized weights have a `packing` and companions, such as scales (`quant/convert/prequantized/`). Weights whose
+    rows lie in several places have `pieces`, in the order of the rows, each with its own companions. Where other
+    weights are made of the same bytes, `size` is their share.
     """
 
     name: str
@@ -59,6 +61,7 @@ class Entry:
     size: int
     packing: Packing | None = None
     companions: tuple[Entry, ...] = ()
+    pieces: tuple[Entry, ...] = ()
 
 
 def read_model(files: Files) -> tuple[Entry, ...]:

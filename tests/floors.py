@@ -11,6 +11,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("quant.gguf", "quant.kernels.vectors"),
         ("quant.kernels.formats", "quant.plan"),
         ("quant.safetensors",),
+        ("quant.onnx",),
         ("quant.kernels.layouts", "quant.kernels.search", "quant.levels"),
         ("quant.kernels",),
         ("quant.kernels.blocks",),

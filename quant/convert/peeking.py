@@ -25,7 +25,7 @@ def peek(files: Files, entry: Entry, first: int, count: int) -> np.ndarray:
 
 def alike(files: Files, one: Entry, other: Entry) -> bool:
     """Whether two tensors have one shape and the same values, as far as samples of both tell."""
-    if one.shape != other.shape or not {one.dtype, other.dtype} <= _NUMPY.keys():
+    if one.shape != other.shape or one.packing or other.packing or not {one.dtype, other.dtype} <= _NUMPY.keys():
         return False
     elements = prod(one.shape)
     count = min(_VALUES, elements)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from math import prod
 from typing import Any, NamedTuple
@@ -217,9 +217,8 @@ def _place_packed(entry: Entry, row: Known, layer: int, sizes: Sizes) -> Iterato
     """
     assert entry.packing
     shape, targets = sizes.shape(row.shape), row.targets
-    matrices = shape[0] if len(shape) > 2 else 1
-    companions = tuple(zip(*(_cut(each, matrices) for each in entry.companions), strict=True)) or ((),) * matrices
-    size = entry.size + sum(each.size for each in entry.companions)
+    parts, companions = _packed_parts(entry, shape[0] if len(shape) > 2 else 1)
+    size = entry.size + sum(each.size for piece in entry.pieces or (entry,) for each in piece.companions)
     if sizes.length(row.skip):
         raise UnsupportedModel(f"rows of `{entry.name}` stay behind, and it is quantized already", WEIGHTS)
     for number, target in enumerate(targets):
@@ -238,10 +237,32 @@ def _place_packed(entry: Entry, row: Known, layer: int, sizes: Sizes) -> Iterato
             offset=entry.offset,
             size=_share(size, number, len(targets)),
             transform=transform,
-            parts=_cut(entry, matrices),
+            parts=parts,
             packing=entry.packing if moves else without_exact(entry.packing),
             companions=companions,
         )
+
+
+def _packed_parts(entry: Entry, matrices: int) -> tuple[tuple[Part, ...], tuple[tuple[Part, ...], ...]]:
+    """The parts of packed weights, and the companions of each."""
+    if entry.pieces:
+        parts = tuple(_part(each) for each in entry.pieces)
+        return parts, tuple(tuple(_part(each) for each in piece.companions) for piece in entry.pieces)
+    companions = tuple(zip(*(_cut(each, matrices) for each in entry.companions), strict=True)) or ((),) * matrices
+    return _cut(entry, matrices), companions
+
+
+def _part(entry: Entry) -> Part:
+    return Part(entry.shard, entry.offset, entry.size)
+
+
+def files_of(entries: Iterable[Entry]) -> Iterator[str]:
+    """The files that tensors lie in, as often as they do."""
+    for entry in entries:
+        yield entry.shard
+        for piece in entry.pieces:
+            yield piece.shard
+            yield from (each.shard for each in piece.companions)
 
 
 def _share(size: int, number: int, count: int) -> int:
@@ -266,7 +287,7 @@ def _stacked(placed: list[TensorPlan], entries: Sequence[Entry]) -> tuple[Tensor
     for tensor in placed:
         before = joined.pop(tensor.name, None)
         joined[tensor.name] = tensor if before is None else _join(before, tensor)
-    files = {entry.shard: number for number, entry in reversed(list(enumerate(entries)))}
+    files = {shard: number for number, shard in reversed(list(enumerate(files_of(entries))))}
     for name, tensor in joined.items():
         plain = tensor.parts and not tensor.again and tensor.transform is None and not tensor.packing
         if plain and prod(tensor.shape) * DTYPES[tensor.dtype] != tensor.size:

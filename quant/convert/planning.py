@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from itertools import chain
 from typing import Any
@@ -13,7 +14,9 @@ from quant.convert.families import qwen, ranking, rotary
 from quant.convert.families.table import FAMILIES
 from quant.convert.gguf.source import plan_gguf
 from quant.convert.gguf.variants import is_gguf
-from quant.convert.placing import plan_tensors
+from quant.convert.onnx.below import folder_of
+from quant.convert.onnx.folder import ExportedModel, is_onnx, read_export
+from quant.convert.placing import files_of, plan_tensors
 from quant.convert.pooling import DENSE, MEAN, RANK, capabilities_of, read_dense, read_pooling
 from quant.convert.prequantized import mlx
 from quant.convert.prequantized.methods import check_untouched, method_of
@@ -23,7 +26,7 @@ from quant.errors import MalformedFile, UnsupportedModel
 from quant.gguf.architectures import HEADS_AS_WIDE
 from quant.notes import IGNORED, STOPS
 from quant.plan import NEXT_TOKEN_LAYERS, Files, ModelPlan, TensorPlan
-from quant.safetensors import read_model
+from quant.safetensors import Entry, read_model
 
 # Other names of activations that `ACT2FN` of transformers computes by one formula.
 SAME_ACTIVATIONS = {
@@ -49,10 +52,14 @@ def plan_model(files: Files, pre: str | None = None, accept_unknown_keys: bool =
     """
     if is_gguf(files):
         return plan_gguf(files, finished=True)
-    config, sketch, size = _sketch(files, accept_unknown_keys)
+    files = folder_of(files)
+    export = _export(files)
+    config, sketch, size = _sketch(files, accept_unknown_keys, export)
     vocabulary = read_vocabulary(files, size, pre)
     tokenizer_config = ModelConfig.read(files, "tokenizer_config.json")
     generation = ModelConfig.read(files, "generation_config.json")
+    if export and not generation.values:
+        generation = export.generation
     templates = chat.read_templates(files, tokenizer_config)
     pooling = sketch.metadata.get(f"{sketch.architecture}.pooling_type")
     special_entries, stops = specials.describe(config, generation, tokenizer_config, vocabulary, pooling is not None)
@@ -84,7 +91,10 @@ def plan_model(files: Files, pre: str | None = None, accept_unknown_keys: bool =
 
 def sketch_model(files: Files) -> ModelPlan:
     """As `plan_model`, without tokenizer, chat template and model card: enough to tell the model's size in memory."""
-    return plan_gguf(files, finished=True) if is_gguf(files) else _sketch(files, accept_unknown_keys=True)[1]
+    if is_gguf(files):
+        return plan_gguf(files, finished=True)
+    files = folder_of(files)
+    return _sketch(files, True, _export(files))[1]
 
 
 def read_shape(files: Files) -> tuple[ModelConfig, Family[Any], Sizes]:
@@ -92,7 +102,9 @@ def read_shape(files: Files) -> tuple[ModelConfig, Family[Any], Sizes]:
 
     The weights may be quantized in any way. Raises as `plan_model`.
     """
-    return shape_of(_read_config(files), files)
+    files = folder_of(files)
+    export = _export(files)
+    return shape_of(export.config if export else _read_config(files), files)
 
 
 def shape_of(given: ModelConfig, files: Files) -> tuple[ModelConfig, Family[Any], Sizes]:
@@ -116,9 +128,15 @@ def _choose_family(files: Files, given: ModelConfig, name: str) -> tuple[ModelCo
     return config, family
 
 
-def _sketch(files: Files, accept_unknown_keys: bool) -> tuple[ModelConfig, ModelPlan, int]:
+def _export(files: Files) -> ExportedModel | None:
+    return read_export(files) if is_onnx(files) else None
+
+
+def _sketch(
+    files: Files, accept_unknown_keys: bool, export: ExportedModel | None
+) -> tuple[ModelConfig, ModelPlan, int]:
     """The configuration of the language model, the plan of its weights, and the number of rows of its embedding."""
-    config = _read_config(files)
+    config = export.config if export else _read_config(files)
     method = method_of(config)
     given, name, wrapped = wrappers.unwrap(config)
     config, family = _choose_family(files, given, name)
@@ -130,7 +148,8 @@ def _sketch(files: Files, accept_unknown_keys: bool) -> tuple[ModelConfig, Model
     if pooling is not None:
         family = headless(family)
     dense = read_dense(files) if DENSE[0] in family.tensors else ()
-    source = mlx.restored(wrappers.plain(read_model(files)))
+    weights = export.fitting([row.source for row in family.tensors]) if export else read_model(files)
+    source = mlx.restored(wrappers.plain(weights))
     entries = [*method.pair(source.entries, files), *dense]
     left_out: dict[str, int] = {}
     if wrapped:
@@ -145,7 +164,7 @@ def _sketch(files: Files, accept_unknown_keys: bool) -> tuple[ModelConfig, Model
     described |= family.measured(files, entries, sizes)
     own = (*family.computed(config, sizes), *family.picked(files, entries, config))
     placed = plan_tensors(family, config, sizes, entries, files)
-    tensors = (*own, *(mlx.unshifted(placed) if source.shifted else placed))
+    tensors = (*own, *(mlx.unshifted(placed) if source.shifted or export else placed))
     check_untouched(method, tensors)
     metadata = {
         "general.architecture": family.architecture,
@@ -158,12 +177,18 @@ def _sketch(files: Files, accept_unknown_keys: bool) -> tuple[ModelConfig, Model
     ignored = keys.check(given, name, accept_unknown_keys)
     metadata |= {IGNORED: list(ignored)} if ignored else {}
     unknown = (f"`{key}` in `{config.name}` is not known, left out" for key in ignored)
-    remarks = (*rotary.remarks(config), *unknown)
-    used = {part.shard for tensor in tensors for part in (*tensor.parts, *chain.from_iterable(tensor.companions))}
-    used |= {tensor.shard for tensor in tensors}
-    shards = tuple(dict.fromkeys(entry.shard for entry in entries if entry.shard in used))
+    remarks = (*(export.remarks if export else ()), *rotary.remarks(config), *unknown)
+    shards = _shards(entries, tensors, export.graphs if export else ())
     plan = ModelPlan(family.architecture, metadata, tensors, shards, left_out=left_out, remarks=remarks)
     return config, plan, sizes.vocabulary
+
+
+def _shards(entries: Iterable[Entry], tensors: Iterable[TensorPlan], graphs: tuple[str, ...]) -> tuple[str, ...]:
+    """The files that the pass reads, in their order: files of weights that are used, and then the graphs."""
+    used = set()
+    for tensor in tensors:
+        used |= {tensor.shard, *(part.shard for part in (*tensor.parts, *chain.from_iterable(tensor.companions)))}
+    return tuple(dict.fromkeys((*(shard for shard in files_of(entries) if shard in used), *graphs)))
 
 
 def _read_config(files: Files) -> ModelConfig:

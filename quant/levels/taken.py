@@ -7,13 +7,16 @@ from collections.abc import Mapping
 from quant.plan import ModelPlan
 from quant.types import QuantType
 
+# Names of packings that are no loss: matrices that are stored otherwise, as floats.
+_FLOATS = ("F32", "F16", "BF16")
+
 
 def clauses(plan: ModelPlan, types: Mapping[str, QuantType]) -> list[str]:
     """One clause for each way in which weights of the plan are published small, where its tensors get `types`."""
     found: dict[tuple[str, str], None] = {}
     for tensor in plan.tensors:
         kept = tensor.published_type is types[tensor.name]
-        if tensor.packing:
+        if tensor.packing and tensor.packing.name not in _FLOATS:
             found[tensor.packing.name, types[tensor.name].name if kept else ""] = None
         elif tensor.published and kept:
             found[tensor.dtype, tensor.dtype] = None
