@@ -12,7 +12,8 @@ from quant.convert.base import EMBEDDING, HEAD, UNQUANTIZED, Family, Known, Size
 from quant.convert.config import ModelConfig
 from quant.convert.peeking import alike
 from quant.convert.prequantized.pairing import WEIGHTS, without_exact
-from quant.convert.transforms import ROW_MOVES, Share
+from quant.convert.reordering import moves_blocks
+from quant.convert.transforms import Share
 from quant.errors import MalformedFile, UnsupportedModel
 from quant.gguf.architectures import BIASED, OUTPUT_NEEDED, WITHOUT_OUTPUT
 from quant.plan import Files, Part, TensorPlan
@@ -213,7 +214,8 @@ def _place(entry: Entry, row: Known, layer: int, sizes: Sizes) -> Iterator[Tenso
 def _place_packed(entry: Entry, row: Known, layer: int, sizes: Sizes) -> Iterator[TensorPlan]:
     """As `_place`, for packed weights: every target gets the whole of every matrix, and keeps its share of the rows.
 
-    Rows can be moved without a change of their codes; where anything else is done to the values, no type is exact.
+    Rows and blocks can be moved without a change of their codes; where anything else is done to the values, no type is
+    exact.
     """
     assert entry.packing
     shape, targets = sizes.shape(row.shape), row.targets
@@ -227,7 +229,8 @@ def _place_packed(entry: Entry, row: Known, layer: int, sizes: Sizes) -> Iterato
         if transform is None and len(targets) > 1:
             transform = Share(number, len(targets))
             own = sizes.shape(target.shape) or (*shape[:-2], shape[-2] // len(targets), shape[-1])
-        moves = transform is None or isinstance(transform, ROW_MOVES)
+        exact = entry.packing.exact
+        moves = exact is not None and moves_blocks(transform, exact.block)
         yield TensorPlan(
             name=target.name.replace("{}", str(layer)),
             shape=(sizes.length(row.stack), *own) if row.stacked else own,

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from quant.convert.transforms import NegativeExponential, PairRotaryHalves, TakeRows
+from quant.convert.transforms import EverySecondRow, NegativeExponential, PairRotaryHalves, Share, TakeRows, Ungroup
+from quant.plan import Transform
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +44,10 @@ class TileRows:
 
 @dataclass(frozen=True, slots=True)
 class TileColumns:
-    """The same for the columns of a matrix, or for a vector with a value for each head (`head` is 1)."""
+    """The same for the columns of a matrix, or for a vector with a value for each head (`head` is 1).
+
+    The columns of a matrix may be bytes of blocks, where a head is made of whole ones.
+    """
 
     groups: int
     each: int
@@ -52,7 +56,8 @@ class TileColumns:
 
     def apply(self, x: np.ndarray) -> np.ndarray:
         """(n, columns) of any dtype, reordered."""
-        values = x.reshape(-1, self.groups, self.each, self.head)
+        head = self.head if x.shape[-1] == 1 else x.shape[-1] // (self.groups * self.each)
+        values = x.reshape(-1, self.groups, self.each, head)
         return np.ascontiguousarray(values.swapaxes(1, 2)).reshape(x.shape)
 
     def undo(self, x: np.ndarray, out: np.ndarray) -> None:
@@ -84,7 +89,7 @@ class TakeBlocks:
     """Blocks of rows from every head, block by block: the first of every head, the second of every head, ….
 
     A head has `together` rows of `columns`; a block is its first row and its number of rows. `rows` is 0: a part is
-    the whole matrix.
+    the whole matrix, which comes as in `TakeRows`.
     """
 
     columns: int
@@ -94,8 +99,9 @@ class TakeBlocks:
 
     def apply(self, x: np.ndarray) -> np.ndarray:
         """(heads * rows of the blocks, columns)."""
-        heads = x.reshape(-1, self.together, self.columns)
-        taken = [heads[:, first : first + count].reshape(-1, self.columns) for first, count in self.blocks]
+        columns = self.columns if len(x) == 1 else x.shape[-1]
+        heads = x.reshape(-1, self.together, columns)
+        taken = [heads[:, first : first + count].reshape(-1, columns) for first, count in self.blocks]
         return np.concatenate(taken)
 
     def undo(self, x: np.ndarray, out: np.ndarray) -> None:
@@ -124,3 +130,19 @@ class TakePaired:
         halves = np.empty_like(x)
         PairRotaryHalves(self.head).undo(x, halves)
         self.take.undo(halves, out)
+
+
+# Transforms that move whole rows and change nothing in them.
+ROW_MOVES = (PairRotaryHalves, EverySecondRow, Ungroup, Share, TileRows, TakeBlocks, TakePaired)
+
+
+def moves_blocks(transform: Transform | None, block: int) -> bool:
+    """Whether a transform moves whole blocks of `block` columns, as whole rows are, and changes nothing in them.
+
+    It may be applied to blocks, or to codes and scales alike.
+    """
+    if isinstance(transform, TakeRows):
+        return not transform.turned
+    if isinstance(transform, TileColumns):
+        return transform.head % block == 0
+    return transform is None or isinstance(transform, ROW_MOVES)

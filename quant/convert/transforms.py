@@ -108,7 +108,8 @@ class TakeTransposed:
 class TakeRows:
     """Rows `first` to `first + count` of every head, in a matrix that has `together` rows of `columns` for each head.
 
-    `turned` transposes the selected rows of each head. `rows` is 0: a part is the whole matrix.
+    `turned` transposes the selected rows of each head. `rows` is 0: a part is the whole matrix. It may come as one row
+    of all its values; else its rows may be of any length, such as those of blocks.
     """
 
     columns: int
@@ -120,7 +121,8 @@ class TakeRows:
 
     def apply(self, x: np.ndarray) -> np.ndarray:
         """(heads * count, columns), or turned (heads * columns, count)."""
-        heads = x.reshape(-1, self.together, self.columns)[:, self.first : self.first + self.count]
+        columns = self.columns if len(x) == 1 else x.shape[-1]
+        heads = x.reshape(-1, self.together, columns)[:, self.first : self.first + self.count]
         found = np.ascontiguousarray(heads.swapaxes(1, 2) if self.turned else heads)
         return found.reshape(-1, found.shape[-1])
 
@@ -239,10 +241,6 @@ class ScaleBlocks:
     def undo(self, x: np.ndarray, out: np.ndarray) -> None:
         """As `Reversible`, within the rounding of the product."""
         np.divide(x, np.repeat(np.array(self.factors, np.float32), self.counts)[:, None], out=out)
-
-
-# Transforms that move whole rows and change nothing in them: they may be applied to codes and scales alike.
-ROW_MOVES = (PairRotaryHalves, EverySecondRow, Ungroup, Share)
 
 
 def widen(x: np.ndarray) -> np.ndarray:

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import NamedTuple
 
-from quant.convert.reordering import TakeBlocks, TakePaired, TileColumns, TileRates, TileRows
-from quant.convert.transforms import ROW_MOVES, AddOne, NegativeExponential, TakeRows
+from quant.convert.reordering import ROW_MOVES, TileColumns, TileRates
+from quant.convert.transforms import AddOne, NegativeExponential, TakeRows
 from quant.errors import MalformedFile
 from quant.plan import TensorPlan, Transform
 from quant.safetensors import Entry
@@ -25,7 +25,7 @@ _NUMBERED = {"gate": "w1", "down": "w2", "up": "w3"}
 # More experts than any model has in a layer.
 _MOST = 4096
 # Changes that are the same for weights as MLX has them. Gemma's norms are among these: MLX adds 1 while it computes.
-_FITTING = (*ROW_MOVES, AddOne, NegativeExponential, TakeRows, TakeBlocks, TakePaired, TileColumns, TileRates, TileRows)
+_FITTING = (*ROW_MOVES, AddOne, NegativeExponential, TakeRows, TileColumns, TileRates)
 
 
 class Restored(NamedTuple):
