@@ -109,7 +109,7 @@ class TakeRows:
     """Rows `first` to `first + count` of every head, in a matrix that has `together` rows of `columns` for each head.
 
     `turned` transposes the selected rows of each head. `rows` is 0: a part is the whole matrix. It may come as one row
-    of all its values; else its rows may be of any length, such as those of blocks.
+    of all its values; else its rows may have any length, such as the bytes of a row of blocks.
     """
 
     columns: int

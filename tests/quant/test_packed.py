@@ -268,7 +268,7 @@ def test_zero_points_that_contradict_the_configuration_are_refused(tmp_path: Pat
 @pytest.mark.parametrize(
     "config",
     [
-        {"quantization_config": {"quant_method": "hqq", "quant_config": {}}},
+        {"quantization_config": {"quant_method": "aqlm"}},
         {"quantization_config": {"quant_method": ["gptq"]}},
         of_gptq(bits="4"),
         of_gptq(checkpoint_format="gptq_p"),

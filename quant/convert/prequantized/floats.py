@@ -103,11 +103,15 @@ def _nvfp4(columns: int, scaled: bool) -> QuantType | None:
     return None if scaled or columns % 64 else QuantType.NVFP4
 
 
-def floats_with_scales(entry: Entry, found: Found) -> None:
-    """A matrix in FP8 with `…weight_scale`: one, one for each row, each square, or each 32 elements of a row."""
-    scales = found.get(entry.name + "_scale")
+def floats_with_scales(entry: Entry, found: Found, name: str = "", scale: str = "") -> None:
+    """A matrix in FP8 with scales: one, one for each row, each square, or each 32 elements of a row.
+
+    It becomes `name`, by default its own; its scales are `scale`, by default its name and `_scale`.
+    """
+    scale = scale or entry.name + "_scale"
+    scales = found.get(scale)
     if len(entry.shape) != 2 or not scales:
-        raise do_not_fit(entry, entry.name + "_scale")
+        raise do_not_fit(entry, scale)
     rows, columns = entry.shape
     squares = (-(-rows // SQUARE), -(-columns // SQUARE))
     edges = {(): (0, 0), (1,): (0, 0), (1, 1): (0, 0), (rows,): (1, 0), (rows, 1): (1, 0), squares: (SQUARE, SQUARE)}
@@ -118,7 +122,7 @@ def floats_with_scales(entry: Entry, found: Found) -> None:
     packed(
         found,
         [entry.name, scales.name],
-        entry.name,
+        name or entry.name,
         entry.shape,
         PackedFp8(columns, scales.dtype, *edges[scales.shape]),
     )

@@ -12,7 +12,7 @@ from quant.errors import UnsupportedModel
 from quant.plan import Files
 from quant.safetensors import Entry
 from quant.stream.packed.codes import exact_type
-from quant.stream.packed.rows import PackedAffine, PackedRows
+from quant.stream.packed.rows import PackedAffine, PackedBytes, PackedRows
 
 _SCALES = ("F16", "BF16", "F32")
 _FORMATS = (
@@ -41,7 +41,9 @@ def read_compressed(config: dict[str, Any], found: Found, files: Files) -> Found
         elif entry.name.endswith(".weight_packed"):
             _packed_integers(entry, found, _scheme(schemes))
         elif entry.dtype == "I8" and entry.name.endswith(".weight"):
-            _whole_integers(entry, found)
+            zeros = entry.name + "_zero_point"
+            exact = 8, zeros not in found
+            whole_integers(found, entry, entry.name, entry.name + "_scale", zeros, exact, "compressed-tensors")
         elif entry.dtype == "F8_E4M3" and entry.name.endswith(".weight"):
             floats_with_scales(entry, found)
     return found
@@ -90,7 +92,7 @@ def _packed_integers(words: Entry, found: Found, scheme: dict[str, Any]) -> None
     if zeros:
         parts.append(companion(found, words, zeros.name, ("I32",), (-(-rows * bits // 32), groups)).name)
     exact = exact_type(bits, not zeros, columns, groups)
-    packing = PackedRows(rows, columns, groups, bits, scales.dtype, False, bool(zeros), dense, exact)
+    packing = PackedRows(rows, columns, groups, bits, scales.dtype, bool(zeros), dense, exact)
     packed(found, parts, base, (rows, columns), packing)
 
 
@@ -99,21 +101,26 @@ def _columns(length: int, bits: int) -> int:
     return length * 32 // bits
 
 
-def _whole_integers(entry: Entry, found: Found) -> None:
-    scales = found.get(entry.name + "_scale")
+def whole_integers(
+    found: Found, entry: Entry, name: str, scale: str, zero: str, codes: tuple[int, bool], maker: str
+) -> None:
+    """Signed bytes become `name`; `codes` are their bits, and whether zero stands for 0. Raises MalformedFile."""
+    scales, (bits, symmetric) = found.get(scale), codes
     if len(entry.shape) != 2 or not scales or scales.dtype not in _SCALES:
-        raise do_not_fit(entry, entry.name + "_scale")
+        raise do_not_fit(entry, scale)
     rows, columns = entry.shape
     groups = scales.shape[1] if len(scales.shape) == 2 and scales.shape[0] == rows else 1
     if scales.shape not in ((), (1,), (rows,), (rows, groups)):
-        raise do_not_fit(entry, scales.name)
-    groups_of(entry, columns, groups, scales.name)
-    parts, zeros = [entry.name, scales.name], found.get(entry.name + "_zero_point")
-    if zeros:
-        parts.append(companion(found, entry, zeros.name, ("I8",), scales.shape).name)
-    exact = exact_type(8, not zeros, columns, groups)
-    packing = PackedRows(rows, columns, groups, 8, scales.dtype, True, bool(zeros), True, exact)
-    packed(found, parts, entry.name, entry.shape, packing)
+        raise do_not_fit(entry, scale)
+    groups_of(entry, columns, groups, scale)
+    parts = [entry.name, scale]
+    zeroed = zero in found
+    if zeroed:
+        parts.append(companion(found, entry, zero, ("I8",), scales.shape).name)
+    # The distance of a code from its zero takes one bit more, which the type of the next size has.
+    exact = exact_type(bits if symmetric else bits + 1, symmetric or bits < 8, columns, groups)
+    packing = PackedBytes(rows, columns, groups, bits, scales.dtype, zeroed, maker, exact)
+    packed(found, parts, name, entry.shape, packing)
 
 
 def read_mlx(config: dict[str, Any], found: Found, files: Files) -> Found:

@@ -61,7 +61,7 @@ class Scales(NamedTuple):
             if type in _BITS_WITH_MINIMUM:
                 exact = self.bias if self.zeros is None else -self.zeros * d.astype(np.float32)
                 low = exact.astype(np.float16)  # type: ignore[union-attr]
-        _check(d, low)
+        check_numbers(d, low)
         shift = np.zeros(d.shape, np.int32)
         if type in _ZERO:
             assert self.zeros is not None, "a bias has no place in this type"
@@ -92,7 +92,7 @@ class CodePacking(ABC):
     def values(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
         """float32[rows, columns]; BadValues where a scale is no number."""
         scales, found = self.scales(arrays), np.empty((self.rows, self.columns), np.float32)
-        _check(scales.factors, scales.bias)
+        check_numbers(scales.factors, scales.bias)
         for first, last in self._steps():
             scales.rows(first, last).numbers(self.levels(arrays, first, last), found[first:last])
         return found
@@ -123,6 +123,7 @@ def exact_type(bits: int, symmetric: bool, columns: int, groups: int) -> QuantTy
     return QuantType.Q4_1 if bits <= 4 else QuantType.Q5_1 if bits == 5 else None
 
 
-def _check(*arrays: np.ndarray | None) -> None:
+def check_numbers(*arrays: np.ndarray | None) -> None:
+    """Raises BadValues where some of these scales are no finite numbers."""
     if not all(np.isfinite(array).all() for array in arrays if array is not None):
         raise BadValues("a scale is no number", WEIGHTS)

@@ -1,6 +1,6 @@
-"""Layouts that store a matrix row by row: compressed-tensors, and MLX.
+"""Layouts that store a matrix row by row: compressed-tensors, torchao, and MLX.
 
-Sources: `compressors/` of compressed-tensors, and `mlx.core.quantize` of MLX.
+Sources: `compressors/` of compressed-tensors, `quantize_/workflows/` of torchao, and `mlx.core.quantize` of MLX.
 """
 
 from __future__ import annotations
@@ -18,11 +18,10 @@ from quant.types import QuantType
 
 @dataclass(frozen=True, slots=True)
 class PackedRows(CodePacking):
-    """compressed-tensors: words int32[rows, …] or int8[rows, columns] (`whole`), scales [rows, groups] or [1].
+    """compressed-tensors: words int32[rows, …], scales [rows, groups].
 
-    A code is stored plus half of its range, so that it is never negative; whole bytes are stored as they are. With
-    `zeroed` zeros follow, packed along the rows: int32[rows * bits / 32, groups], or int8[rows, groups]. With `dense`
-    codes straddle words, as they do since May 2026.
+    A code is stored plus half of its range, so that it is never negative. With `zeroed` zeros follow, packed along the
+    rows: int32[rows * bits / 32, groups]. With `dense` codes straddle words, as they do since May 2026.
     """
 
     rows: int
@@ -30,7 +29,6 @@ class PackedRows(CodePacking):
     groups: int
     bits: int
     scale: str
-    whole: bool
     zeroed: bool
     dense: bool
     exact: QuantType | None
@@ -43,28 +41,61 @@ class PackedRows(CodePacking):
     @property
     def dtypes(self) -> tuple[str, ...]:
         """Codes, scales, zeros."""
-        word = "i1" if self.whole else "<i4"
-        return word, NUMPY[self.scale], *((word,) if self.zeroed else ())
+        return "<i4", NUMPY[self.scale], *(("<i4",) if self.zeroed else ())
 
     def scales(self, arrays: Sequence[np.ndarray]) -> Scales:
         """A scale and a zero for each group."""
-        factors = widened(arrays[1]).reshape(-1, self.groups)
-        factors = np.ascontiguousarray(np.broadcast_to(factors, (self.rows, self.groups)))
+        factors = widened(arrays[1]).reshape(self.rows, self.groups)
         zeros = np.full(factors.shape, 1 << (self.bits - 1), np.int16)
-        if self.zeroed and self.whole:
-            zeros += arrays[2].reshape(factors.shape)
-        elif self.zeroed:
+        if self.zeroed:
             along = arrays[2].reshape(-1, self.groups).T
             zeros = np.ascontiguousarray(self._unpack(along, self.rows).T).astype(np.int16)
         return Scales(factors, zeros)
 
     def levels(self, arrays: Sequence[np.ndarray], first: int, last: int) -> np.ndarray:
         """As `CodePacking`."""
-        rows = arrays[0].reshape(self.rows, -1)[first:last]
-        return (rows ^ np.int8(-128)).view(np.uint8) if self.whole else self._unpack(rows, self.columns)
+        return self._unpack(arrays[0].reshape(self.rows, -1)[first:last], self.columns)
 
     def _unpack(self, words: np.ndarray, count: int) -> np.ndarray:
         return (unpack_dense if self.dense else unpack_words)(words, self.bits, count)
+
+
+@dataclass(frozen=True, slots=True)
+class PackedBytes(CodePacking):
+    """Signed bytes int8[rows, columns], scales [rows, groups] or [1], and with `zeroed` zeros int8 of the same shape.
+
+    A byte may hold a code of fewer `bits`.
+    """
+
+    rows: int
+    columns: int
+    groups: int
+    bits: int
+    scale: str
+    zeroed: bool
+    maker: str
+    exact: QuantType | None
+
+    @property
+    def name(self) -> str:
+        """`8-bit codes of torchao`."""
+        return f"{self.bits}-bit codes of {self.maker}"
+
+    @property
+    def dtypes(self) -> tuple[str, ...]:
+        """Codes, scales, zeros."""
+        return "i1", NUMPY[self.scale], *(("i1",) if self.zeroed else ())
+
+    def scales(self, arrays: Sequence[np.ndarray]) -> Scales:
+        """A scale and a zero for each group."""
+        factors, zeros = widened(arrays[1]).reshape(-1, self.groups), np.full((self.rows, self.groups), 128, np.int16)
+        if self.zeroed:
+            zeros += arrays[2].reshape(-1, self.groups)
+        return Scales(np.ascontiguousarray(np.broadcast_to(factors, zeros.shape)), zeros)
+
+    def levels(self, arrays: Sequence[np.ndarray], first: int, last: int) -> np.ndarray:
+        """As `CodePacking`, 128 more than they are stored."""
+        return (arrays[0].reshape(self.rows, self.columns)[first:last] ^ np.int8(-128)).view(np.uint8)
 
 
 @dataclass(frozen=True, slots=True)
