@@ -200,7 +200,7 @@ REFUSED: dict[str, tuple[Folder, str]] = {
     "no architecture": (config(architectures=None, model_type=None), "`architectures`"),
     "architecture no list": (config(architectures="Llama"), "`architectures`"),
     "unknown architecture": (config(architectures=["Gpt9ForCausalLM"]), "`Gpt9ForCausalLM` cannot be converted"),
-    "already quantized": (config(quantization_config={"quant_method": "hqq"}), "already quantized .*hqq"),
+    "already quantized": (config(quantization_config={"quant_method": "aqlm"}), "already quantized .*aqlm"),
     "no width": (config(hidden_size=None), r"no `hidden_size`"),
     "width a text": (config(hidden_size="256"), "`hidden_size`"),
     "width negative": (config(hidden_size=-256), "`hidden_size`"),

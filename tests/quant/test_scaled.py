@@ -185,8 +185,8 @@ def test_scales_that_are_missing_do_not_fit_or_are_no_number(tmp_path: Path) -> 
 
 
 def test_other_kinds_of_quantization_are_refused_by_name() -> None:
-    with pytest.raises(UnsupportedModel, match="hqq"):
-        plan_model(folder(quantization_config={"quant_method": "hqq"}))
+    with pytest.raises(UnsupportedModel, match="aqlm"):
+        plan_model(folder(quantization_config={"quant_method": "aqlm"}))
     with pytest.raises(UnsupportedModel, match="`bits` 5"):
         plan_model(folder(quantization_config={"quant_method": "gptq", "bits": 5}))
     with pytest.raises(UnsupportedModel, match="fp8"):

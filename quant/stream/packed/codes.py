@@ -61,7 +61,10 @@ class Scales(NamedTuple):
             if type in _BITS_WITH_MINIMUM:
                 exact = self.bias if self.zeros is None else -self.zeros * d.astype(np.float32)
                 low = exact.astype(np.float16)  # type: ignore[union-attr]
-        check_numbers(d, low)
+        check_numbers(self.factors, self.bias)
+        if not (np.isfinite(d).all() and np.isfinite(low).all()):
+            most = np.abs(self.factors).max()
+            raise BadValues(f"a scale of {most:g} is beyond float16, which {type.name} has", WEIGHTS)
         shift = np.zeros(d.shape, np.int32)
         if type in _ZERO:
             assert self.zeros is not None, "a bias has no place in this type"
