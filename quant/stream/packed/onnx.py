@@ -61,8 +61,9 @@ class PackedBits:
     def blocks(self, arrays: Sequence[np.ndarray], transform: Transform | None) -> np.ndarray:
         """uint8[rows, bytes] of `exact`; BadValues where it cannot hold a code or a scale."""
         assert self.exact is not None
-        found = self._whole(arrays).blocks(arrays, transform)
-        return np.ascontiguousarray(found[:, : self.exact.row_bytes(self.columns)])
+        found = self._whole(arrays).blocks(arrays, None)
+        found = np.ascontiguousarray(found[:, : self.exact.row_bytes(self.columns)])
+        return transform.apply(found) if transform else found
 
     def _whole(self, arrays: Sequence[np.ndarray]) -> _WholeBlocks:
         return _WholeBlocks(self, arrays[0].size // self.row_bytes, self.groups * self.block, self.exact)
