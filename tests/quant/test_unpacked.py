@@ -189,6 +189,7 @@ def test_scales_and_zeros_that_are_no_numbers_are_refused(
 
 
 @pytest.mark.oracle
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # hqq is compiled by torch.compile as it is imported
 @pytest.mark.parametrize(("bits", "axis"), [(8, 1), (4, 1), (3, 1), (2, 1), (4, 0), (3, 0)])
 def test_hqq_means_the_same_values(bits: int, axis: int, tmp_path: Path) -> None:
     theirs = pytest.importorskip("hqq.core.quantize", reason="the package hqq is not installed")
