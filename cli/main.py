@@ -50,7 +50,7 @@ COMMANDS = {
     "sign": "Sign a model by a key",
     "verify": "Check the blobs and signatures of models, or compare a model with its original",
     "du": "Show what the models take of the disk",
-    "prune": "Remove what nothing needs",
+    "prune": "Remove what nothing needs, from the disk or from a model",
     "push": "Send a model to a registry",
     "export": "Write models into one file, to carry them",
     "import": "Bring the models of such a file in",

@@ -5,7 +5,7 @@ and its origin wherever it is carried. `lm.source_digests` lists the source's fi
 
 `lm.stop_token_ids` is the list of all token ids that end an answer, because GGUF's own entries can name only three.
 `lm.tokenizer` is a `TokenizerNote`, as JSON. `lm.ignored_keys` are the keys of `config.json` that nobody knows, which a
-user has accepted to go without.
+user has accepted to go without. `lm.cut` says what was taken out of a model (`quant/cuts/`), as JSON.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ SOURCE_DIGESTS = "lm.source_digests"
 MAX_TEMPLATE = 1 << 20
 STOPS = "lm.stop_token_ids"
 IGNORED = "lm.ignored_keys"
+CUT = "lm.cut"
 TOKENIZER = "lm.tokenizer"
 PLAIN_STEPS = ("NFC", "NFD", "NFKC", "NFKD", "Nmt", "Lowercase", "StripAccents")
 """The normalizers of `tokenizer.json` that have no arguments; a note names them in the same way."""

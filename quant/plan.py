@@ -176,7 +176,7 @@ class ModelPlan:
     - `level`, `kinds`: only for a source that is quantized already, and is copied instead of converted. `kinds` has the
       GGUF kind of each entry of `metadata` (`u32`, `arr[i32]`, …), so that the copy has the same.
     - `left_out`: the parts of the model that are not converted, such as `vision`, and their bytes.
-    - `translated`: the names of a GGUF file are changed, so that its header is written anew even in a copy.
+    - `translated`: names of a GGUF file are changed, or rows cut out, so that its header is written anew in a copy.
     - `remarks`: clauses on what the files say and cannot be so, such as numbers of tokens that there are not.
     """
 

@@ -12,7 +12,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("quant.kernels.formats", "quant.plan"),
         ("quant.safetensors",),
         ("quant.onnx",),
-        ("quant.kernels.layouts", "quant.kernels.search", "quant.levels"),
+        ("quant.kernels.layouts", "quant.kernels.search", "quant.levels", "quant.cuts"),
         ("quant.kernels",),
         ("quant.kernels.blocks",),
         ("quant",),

@@ -1,27 +1,52 @@
-"""`lm prune`: remove what nothing needs."""
+"""`lm prune`: remove what nothing needs from the disk; or, with a model's name, from the model."""
 
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import click
 
 from cli import console
 from cli.client import Client
+from cli.completing import complete_names
+from cli.cutting import cut
 from cli.errors import Failure
 from runtime.units import size_text
 
 
 @click.command()
-@click.option("--paused", is_flag=True, help="Remove paused pulls, too.")
-@click.option("--yes", "-y", is_flag=True, help="Do not ask.")
+@click.argument("name", required=False, shell_complete=complete_names)
+@click.option("--vocabulary", metavar="LANGUAGES|FILE", help="Tokens to keep in NAME: `en`, `de,ru`, or a text's.")
+@click.option("--layers", metavar="NUMBERS", help="Layers to drop from NAME, from 0: `2,5`.")
+@click.option("--as", "new", metavar="NEW", help="The name of the smaller model.")
+@click.option("--paused", is_flag=True, help="Without NAME: remove paused pulls, too.")
+@click.option("--yes", "-y", is_flag=True, help="Without NAME: do not ask.")
 @click.option("--dry-run", is_flag=True, help="Only show what would go.")
 @click.option("--json", "as_json", is_flag=True, help="Print what goes as JSON; removes only with --yes.")
-def command(paused: bool, yes: bool, dry_run: bool, as_json: bool) -> None:
+def command(name: str | None, **options: Any) -> None:
     """Remove blobs that no model lists and pulls that failed for good, after showing them and asking.
 
     Models stay: `lm rm` removes those. A blob that a loaded model or a push needs stays as well.
+
+    With NAME a smaller model is made of that one, which stays as it is. `--vocabulary` drops the tokens that no text in
+    the named languages has, or that the text in a file does not use. Such texts keep their tokens, and any other text
+    still has some. `--layers` drops layers, which costs quality.
     """
+    of_models, of_disk = (
+        {key: options.pop(key) for key in keys} for keys in (("vocabulary", "layers", "new"), ("paused", "yes"))
+    )
+    if name is None:
+        if any(of_models.values()):
+            raise Failure("there is no model to cut", "name it: `lm prune NAME --vocabulary en`", "usage")
+        return _tidy(**of_disk, **options)
+    if any(of_disk.values()):
+        raise Failure("`--paused` and `--yes` are for `lm prune` without a name", "leave them out", "usage")
+    return cut(name, **of_models, **options)
+
+
+def _tidy(*, paused: bool, yes: bool, dry_run: bool, as_json: bool) -> None:
+    """Remove what nothing needs from the disk."""
     client = Client()
     body = {"paused": paused, "dry_run": True}
     found = client.ask("POST", "/lm/prune", body)

@@ -1,6 +1,7 @@
 """Copies a GGUF file that is quantized already; `FileCopy` has the interface of `pipeline.Conversion`.
 
-A file in one piece is copied byte for byte, unless names in its header are translated. The parts of a split file are
+A file in one piece is copied byte for byte, unless its header is another one, as names are translated or rows are cut
+out (`quant/cuts/`). The parts of a split file are
 joined, as llama.cpp's `gguf-split --merge` does: the metadata of the first part without the `split.*` entries, then the
 tensors of all parts, end to end.
 """
@@ -14,7 +15,7 @@ from typing import NamedTuple
 
 from quant.gguf.header import DEFAULT_ALIGNMENT, align
 from quant.gguf.writer import encode_header, layout
-from quant.plan import ModelPlan, Progress
+from quant.plan import ModelPlan, Part, Progress
 from quant.stream.streams import Feed, Mark, Open, Output, verify_unread
 from quant.types import QuantType
 
@@ -110,8 +111,11 @@ class FileCopy:
 def _join_parts(plan: ModelPlan) -> tuple[bytes, list[_Range]]:
     """The header of the joined file, and the tensors of all parts as ranges."""
     placed = layout(plan.as_stored())
-    ranges = [
-        _Range(number, tensor.shard, tensor.offset, tensor.size, align(tensor.size, DEFAULT_ALIGNMENT) - tensor.size)
-        for number, tensor in enumerate(plan.tensors)
-    ]
+    ranges: list[_Range] = []
+    for tensor in plan.tensors:
+        parts = tensor.parts or (Part(tensor.shard, tensor.offset, tensor.size),)
+        padding = align(tensor.size, DEFAULT_ALIGNMENT) - tensor.size
+        for part in parts:
+            number, last = len(ranges), part is parts[-1]
+            ranges.append(_Range(number, part.shard, part.offset, part.size, padding if last else 0))
     return encode_header(plan.metadata, placed, plan.kinds), ranges

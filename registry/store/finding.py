@@ -89,7 +89,10 @@ class Finder(Catalog):
     def _meaning(self, models: Sequence[Model]) -> Meaning:
         """The meaning of the bare name of these variants, at least one."""
         bare = models[0].key.tagged(None)
-        variants = [LevelHere(str(each.key.tag), each.size, each.modified, each.automatic_bytes) for each in models]
+        variants = [
+            LevelHere(str(each.key.tag), each.size, each.modified, each.automatic_bytes, bool(each.own.get("cut")))
+            for each in models
+        ]
         if len(models) == 1:
             return decide(bare, variants, "", "")
         return decide(bare, variants, self._noted(self.pin_path(bare)), self._noted(self.choice_path(bare)))

@@ -3,7 +3,8 @@
 The variant that the user pinned (`lm default`) comes first, then the tag `latest`, as models of registries and models
 that are made here have it. The variant that the last pull without a level chose is next. Without these it is the
 variant nearest in size to the automatic level, as far as a pull noted that size; else the variant that came first. So
-trying one more level never changes the meaning.
+trying one more level never changes the meaning. A variant without some tokens or layers (`lm prune NAME`) counts only
+where no whole one is here.
 """
 
 from __future__ import annotations
@@ -19,13 +20,15 @@ from registry.names import LATEST, Name
 class LevelHere(NamedTuple):
     """A variant as far as the rule looks at it. `size` and `automatic_bytes` are bytes of weights.
 
-    `automatic_bytes` is the size of the level that a pull without a level would have made, 0 where nobody noted it.
+    `automatic_bytes` is the size of the level that a pull without a level would have made, 0 where nobody noted it. A
+    variant that is `cut` lacks tokens or layers.
     """
 
     tag: str
     size: int
     modified: datetime
     automatic_bytes: int
+    cut: bool = False
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,9 @@ def _decide(variants: dict[str, LevelHere], pinned: str, chosen: str) -> tuple[s
         return next(iter(variants)), "it is the only level here"
     if pinned in variants:
         return pinned, "`lm default` says so"
+    variants = {tag: each for tag, each in variants.items() if not each.cut} or variants
+    if len(variants) == 1:
+        return next(iter(variants)), "it is the only level here that is whole"
     if LATEST in variants:
         return LATEST, "it is tagged `latest`"
     if chosen in variants:

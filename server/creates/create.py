@@ -28,13 +28,16 @@ from registry.store.store import Store
 from runtime.errors import BadRequest
 from runtime.text.gotemplate.chat import GoTemplate
 from server.config import VERSION, Config
-from server.creates.making import Making
+from server.creates.cutting import check, completed, remark
+from server.creates.making import Making, MakingMeans
 from server.creates.wish import CreateWish
 from server.library import Library, source_noted, source_of
 from server.pulls.frames import Done
-from server.pulls.lines import success_line
+from server.pulls.lines import note_line, success_line
 
 log = logging.getLogger("lm.creates")
+# Layers that are about the file of weights.
+_OF_WEIGHTS = {manifest.MODEL, manifest.QUALITY, manifest.SIGNATURE}
 _TEXTS = (manifest.SYSTEM, manifest.TEMPLATE, manifest.LICENSE, manifest.PARAMS, manifest.MESSAGES)
 
 
@@ -72,22 +75,17 @@ class Create:
         async with AsyncExitStack() as held:
             base = await asyncio.to_thread(store.contents, wish.model) if wish.model else None
             held.enter_context(store.hold([*wish.uploads, *(base.digests if base else ())]))
-            if base is None or wish.level is not None:
-                self._weights = weights = self._making(held, self._title)
-                source = wish.path or wish.files
-                if base is not None and (layer := base.layer(manifest.MODEL)):
-                    source = {"model.gguf": layer.digest}
-                async with aclosing(weights.lines(source, wish.level, statistics=wish.statistics)) as lines:
+            if base is None or wish.anew:
+                async with aclosing(self._make_weights(self._making(held, self._title), base)) as lines:
                     async for line in lines:
                         yield line
-                await self._take(weights, manifest.MODEL)
             if base is not None and wish.model is not None:
-                self._inherit(base, wish.model, requantized=wish.level is not None)
+                self._inherit(base, wish.model, anew=wish.anew)
                 for layer in self._layers:
                     yield _status(f"using existing layer {layer.digest}")
             if wish.adapters:
                 adapter = self._making(held, f"{self._title}, its adapter")
-                async with aclosing(adapter.lines(wish.adapters, None, base=wish.base_source)) as lines:
+                async with aclosing(adapter.lines(wish.adapters, None, MakingMeans(wish.base_source))) as lines:
                     async for line in lines:
                         yield line
                 await self._take(adapter, manifest.ADAPTER)
@@ -111,6 +109,26 @@ class Create:
         store.leases.release(wish.uploads)
         await asyncio.to_thread(store.collect, self._in_use())
         yield success_line(model.name, model.digest)
+
+    async def _make_weights(self, weights: Making, base: manifest.Manifest | None) -> AsyncGenerator[dict[str, Any]]:
+        """Make the file of the weights; lines while it goes on."""
+        wish, self._weights = self._wish, weights
+        source, cut = wish.path or wish.files, wish.cut
+        if wish.model is not None and base is not None and (layer := base.layer(manifest.MODEL)):
+            source = {"model.gguf": layer.digest}
+            cut = await completed(self._config, wish, wish.model.blob)
+        async with aclosing(
+            weights.lines(source, wish.level, MakingMeans(cut=cut, statistics=wish.statistics))
+        ) as lines:
+            async for line in lines:
+                yield line
+        await self._take(weights, manifest.MODEL)
+        if wish.cuts and wish.model is not None and weights.ingest is not None:
+            compared = await check(self._config, wish, wish.model.blob, weights.ingest.data)
+            if compared:
+                yield note_line(f"{compared:,} tokens of text are the same as before")
+            if wish.sample and (warning := remark(compared)):
+                yield note_line(warning)
 
     def _base_source(self) -> str:
         """The source of the base model or the files, as rules know it."""
@@ -146,14 +164,15 @@ class Create:
             self._new += [Staged.text(text, media) for text, media in texts if text]
             self._new += [Staged.messages(done.messages, manifest.MESSAGES)] if done.messages else []
 
-    def _inherit(self, base: manifest.Manifest, model: Model, *, requantized: bool) -> None:
+    def _inherit(self, base: manifest.Manifest, model: Model, *, anew: bool) -> None:
         """Take over the layers of the model that this one is made of, but for weights that were made anew."""
-        replaced = {manifest.PARAMS} | ({manifest.MODEL, manifest.QUALITY} if requantized else set())
+        drafts = {manifest.DRAFT} if self._wish.cuts else set()  # its draft would guess tokens by other ids
+        replaced = {manifest.PARAMS} | (_OF_WEIGHTS if anew else set()) | drafts
         self._layers = [layer for layer in base.layers if layer.media_type not in replaced]
         made, before = self._config_blob, dict(model.config)
         self._config_blob = before
-        if requantized:  # the file is another one; the template, and what the model can do by it, are the same
-            kept = {key: model.own.get(key, "") for key in ("template", "draft")}
+        if anew:  # the file is another one; the template, and what the model can do by it, are the same
+            kept = {key: model.own.get(key, "") for key in ("template", *(() if drafts else ("draft",)))}
             notes = {**made.get("lm", {}), **kept}
             able = before.get("capabilities") or made.get("capabilities")
             self._config_blob = {**before, **made, "capabilities": able, "lm": notes}
@@ -185,6 +204,8 @@ class Create:
         }
         if wish.draft is not None or wish.draft_files:
             made["draft"] = wish.draft.name if wish.draft else ""
+        if wish.cuts:
+            made["cut"] = True
         made["source"] = ""  # a pull of this name must not take it for a model of the source of its weights
         if wish.template is not None:
             made["template"] = "own" if wish.template else ""

@@ -10,9 +10,10 @@ import asyncio
 from collections.abc import AsyncGenerator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from quant.convert.gguf.naming import GgufName
+from quant.cuts.cut import NO_CUT, Cut
 from registry.errors import BadName, ModelNotFound
 from registry.names import Name, Reference, parse
 from registry.store import fsops
@@ -36,6 +37,19 @@ _LONGEST_NAME = 200
 _FOLDER = "files"
 
 
+class MakingMeans(NamedTuple):
+    """How a file is made: `base` is the source of the model for which an adapter is, `cut` the parts that a GGUF file
+    loses; errors are weighed by `statistics`.
+    """
+
+    base: str = ""
+    cut: Cut = NO_CUT
+    statistics: Statistics | None = None
+
+
+PLAINLY = MakingMeans()
+
+
 class Making:
     """One file in the making. `lines`, then `done` and `ingest`; whoever calls it abandons the ingest."""
 
@@ -49,25 +63,19 @@ class Making:
         self.done: Done | None = None
 
     async def lines(
-        self,
-        source: str | Mapping[str, str],
-        level: str | None,
-        *,
-        base: str = "",
-        statistics: Statistics | None = None,
+        self, source: str | Mapping[str, str], level: str | None, means: MakingMeans = PLAINLY
     ) -> AsyncGenerator[dict[str, Any]]:
         """Make the file of `source`: a path, or names and digests of blobs. Lines for the client as it goes on.
 
-        Without a `level` weights in a GGUF file stay as they are. `base` is the source of the model for which an
-        adapter is. Errors are weighed by `statistics`. Raises as the puller, BadName, ModelNotFound, DiskFull,
-        StoreFailed.
+        Without a `level` weights in a GGUF file stay as they are. Raises as the puller, BadName, ModelNotFound,
+        DiskFull, StoreFailed.
         """
         self.ingest = ingest = await asyncio.to_thread(self._store.begin, self._title, new=True)
         if not isinstance(source, str):
             path, sharing = await asyncio.to_thread(self._named, ingest, source), True
         else:
             path, sharing = source, False
-        task = await self._task(parse(path if level is None else f"{path}:{level}"), level, base, statistics, sharing)
+        task = await self._task(parse(path if level is None else f"{path}:{level}"), level, means, sharing)
         purpose, log = f"made `{self._title}`", log_file(self._config.logs, "puller")
         process = task_process("server.pulls.puller", task, frames=FromPuller, log=log, purpose=purpose, nice=NICE)
         async with process as puller:
@@ -87,9 +95,7 @@ class Making:
             for remark in remarks:
                 yield note_line(remark)
 
-    async def _task(
-        self, reference: Reference, level: str | None, base: str, statistics: Statistics | None, sharing: bool
-    ) -> PullTask:
+    async def _task(self, reference: Reference, level: str | None, means: MakingMeans, sharing: bool) -> PullTask:
         """The puller's task; with `sharing` it may link the files."""
         assert self.ingest is not None
         return PullTask(
@@ -101,10 +107,11 @@ class Making:
                 cache_config=CacheConfig.wanted(self._config.context, self._config.sequences),
             ),
             folder=str(self.ingest.folder),
-            base=base,
+            base=means.base,
             sharing="link" if sharing else "reflink",
             as_it_is=level is None,
-            statistics=statistics,
+            cut=means.cut,
+            statistics=means.statistics,
             rules=self._rules,
         )
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from quant.cuts.cut import NO_CUT, Cut
 from registry.names import Name
 from registry.store.catalog import Model
 from server.pulls.frames import Statistics
@@ -21,6 +22,7 @@ class CreateWish:
     `parameters` are checked. `base_source` is the source of the model for which adapters are converted, "" unknown.
     `origin` says where a `path` comes from, which is the path itself where it is None.
     With `statistics` errors are weighed by them while a level is made.
+    `cut` drops parts of the `model`; the text `sample` says which tokens stay, and must have the same ones afterwards.
     `marks` are entries of the config that change nothing here: renderer, parser, requires.
     """
 
@@ -40,8 +42,20 @@ class CreateWish:
     parameters: Mapping[str, Any] = field(default_factory=dict)
     messages: Sequence[Mapping[str, str]] = ()
     base_source: str = ""
+    cut: Cut = NO_CUT
+    sample: str = ""
     marks: Mapping[str, str] = field(default_factory=dict)
     statistics: Statistics | None = None
+
+    @property
+    def cuts(self) -> bool:
+        """Whether something is left out of the model."""
+        return bool(self.sample) or not self.cut.empty
+
+    @property
+    def anew(self) -> bool:
+        """Whether the weights of a model that is here are made anew, at another level or cut."""
+        return self.level is not None or self.cuts
 
     @property
     def uploads(self) -> list[str]:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from quant.cuts.cut import NO_CUT, Cut
 from registry.net.hub import Hub
 from runtime.messages import CacheConfig
 from server.children.frames import ErrorReport
@@ -56,6 +57,7 @@ class PullTask(msgspec.Struct, tag="pull"):
     shared. The model has to keep the `rules`. `as_it_is`: whole weights in one GGUF file are not quantized. `effort`
     says how errors are weighed: `quick` by the weights alone, `importance` by `statistics`. Without these, and for "",
     an earlier pull's count, which lie in the folder.
+    `cut` drops parts of a GGUF file, whose rest is copied.
     """
 
     model: ModelRequest
@@ -69,6 +71,7 @@ class PullTask(msgspec.Struct, tag="pull"):
     as_it_is: bool = False
     effort: Effort = ""
     statistics: Statistics | None = None
+    cut: Cut = NO_CUT
     rules: PolicyRules = ANYTHING
 
 

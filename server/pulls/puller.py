@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from quant.convert.planning import plan_model
+from quant.cuts.cut import cut
 from quant.errors import UnsupportedModel
 from quant.plan import ModelPlan
 from quant.stream.copying import FileCopy
@@ -243,9 +244,9 @@ class _Attempt:
         """The best level with `room` bytes of disk, None for any number."""
         selection = self._select(room)
         plan = plan_model(selection.files, self.task.pre or None, self.task.accept_unknown_keys)
-        plan = self._as_published(plan)
+        plan, what = cut(self._as_published(plan), self.task.cut)
         level, reason = self._level(plan, selection, room)
-        return _Decision(plan, level, reason, self._conversion(plan, level))
+        return _Decision(plan, level, what or reason, self._conversion(plan, level))
 
     def _as_published(self, plan: ModelPlan) -> ModelPlan:
         """The plan; with a level where its whole weights are to be taken as they are, because the tag names them."""

@@ -6,6 +6,7 @@ from server.api.lm import (
     advise,
     bundles,
     care,
+    cut,
     daemon,
     default,
     found,
@@ -125,6 +126,18 @@ ROUTES = [
         changes=True,
         body=quantize.QuantizeBody,
         media=LINES,
+    ),
+    Route(
+        "POST",
+        "/lm/cut",
+        "operator",
+        cut.cut,
+        "make a smaller model of one: without tokens for which a `vocabulary` or a `text` has no use, or `layers`; "
+        "progress as NDJSON",
+        changes=True,
+        body=cut.CutBody,
+        media=LINES,
+        act="create",
     ),
     Route(
         "POST",

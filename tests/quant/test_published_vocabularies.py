@@ -28,11 +28,15 @@ from quant.convert.tokenizer.cutting import KNOWN
 from quant.convert.tokenizer.pretokenizer import NAMES, step_of
 from quant.convert.tokenizer.reading import read_vocabulary
 from quant.convert.tokenizer.vocabulary import STEERING
-from quant.gguf.header import read_header
+from quant.cuts.scripts import Scripts
+from quant.cuts.vocabulary import WholeVocabulary
+from quant.gguf.header import Header, read_header
+from quant.gguf.writer import encode_header
+from quant.plan import ModelPlan, TensorPlan
 from tests.quant.engine import Engine
-from tests.quant.support import Folder
+from tests.quant.support import ROOT, Folder
 from tests.quant.test_sentencepiece import BPE, model
-from tests.quant.vocabularies import vocabulary_file
+from tests.quant.vocabularies import NASTY, PLAIN, vocabulary_file
 
 pytestmark = pytest.mark.long(name="vocabularies", sample=4)
 NORMAL, UNKNOWN, CONTROL, USER, UNUSED, BYTE = range(1, 7)
@@ -84,10 +88,9 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @cache
-def _metadata(path: Path) -> dict[str, Any]:
+def _header(path: Path) -> Header:
     data = path.read_bytes()
-    header = read_header(lambda offset, size: data[offset : offset + size], len(data), path.name)
-    return dict(header.metadata)
+    return read_header(lambda offset, size: data[offset : offset + size], len(data), path.name)
 
 
 class Published:
@@ -95,7 +98,8 @@ class Published:
 
     def __init__(self, folder: Path, name: str) -> None:
         self.name, self.path = name, folder / "models" / f"ggml-vocab-{name}.gguf"
-        self.all = _metadata(self.path)
+        self.header = _header(self.path)
+        self.all = dict(self.header.metadata)
         self.kind, self.pre = (self.all.get(f"tokenizer.ggml.{key}", "") for key in ("model", "pre"))
         self.tokens: Sequence[str] = self.all["tokenizer.ggml.tokens"]
         self.types: Sequence[int] = self.all["tokenizer.ggml.token_type"]
@@ -266,6 +270,29 @@ def test_the_rebuilt_tokenizer_gives_the_expected_ids(published: Published) -> N
     original = Tokenizer.from_str(json.dumps(published.rebuilt()))
     for text, ids in published.cases():
         assert original.encode(text, add_special_tokens=False).ids == ids, text
+
+
+def test_texts_in_latin_letters_keep_their_tokens_without_those_of_other_scripts(
+    published: Published, tmp_path: Path
+) -> None:
+    if published.kind not in ("gpt2", "gemma4", "llama"):
+        pytest.skip("such vocabularies are not cut")
+    size = len(published.tokens)
+    embedding = TensorPlan("token_embd.weight", (size, 32), "Q8_0", shard="x", size=34 * size)
+    header = published.header
+    plan = ModelPlan("llama", header.metadata, (embedding,), ("x",), level="Q8_0", kinds=header.kinds)
+    whole = WholeVocabulary(plan)
+    kept = whole.wanted(Scripts(["latin"]))
+    assert whole.with_parts(kept) <= set(kept), "what a token is joined of is in the same script"
+    entries = whole.cut(plan, kept).metadata
+    tokens = entries["tokenizer.ggml.tokens"]
+    assert len(tokens) < size
+    path = tmp_path / "latin.gguf"
+    path.write_bytes(encode_header(entries, (), header.kinds))
+    with Engine(published.path, True) as before, Engine(path, True) as after:
+        for text in (PLAIN, (ROOT / "README.md").read_text(), "naïve façade Straße đặc biệt 🏳️‍🌈 “x” — ½ ²\n\n\t\tx"):
+            assert [tokens[id] for id in after.tokenize(text)] == [published.tokens[id] for id in before.tokenize(text)]
+        assert after.tokenize(NASTY)
 
 
 # What models of these families can do, besides completing, as their makers say.

@@ -18,15 +18,15 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from registry.errors import BadModelfile, BadName, ModelNotFound
+from registry.errors import BadModelfile, ModelNotFound
 from registry.modelfile import ROLES, Modelfile, parse
-from registry.names import LATEST, LIBRARY, LOCAL, Name, is_path
-from registry.names import parse as parse_name
+from registry.names import Name, is_path
 from registry.store.catalog import Model
 from registry.words import canonical_level
 from runtime.errors import BadRequest
 from runtime.text.gotemplate.chat import fault_of
 from server.access.callers import caller_of
+from server.api.naming import new_name
 from server.api.ollama.fields import OLLAMA
 from server.api.parameters import checked
 from server.api.request import FAILED, LOG_NOTE, ModelBody, answer, read, require_name, visible_model, warning_of
@@ -137,16 +137,6 @@ async def copy(request: web.Request) -> web.Response:
         await services.library.collect(services.pool.open_blobs())
         await services.pool.retire()
     return answer(request, {})
-
-
-def new_name(text: str) -> Name:
-    """The name under which a model that is made here lies; without a tag it is `latest`. Raises BadName."""
-    reference = parse_name(text)
-    if reference.kind == "bare":
-        return Name(LOCAL, LIBRARY, reference.name.model, reference.name.tag or LATEST)
-    if reference.kind not in ("hub", "ollama", "oci"):
-        raise BadName(f"`{text[:80]}` cannot be the name of a model that is made here", "names look like `mario:v1`")
-    return reference.name.tagged(reference.name.tag or LATEST)
 
 
 def _take_modelfile(body: CreateBody, found: Modelfile) -> None:

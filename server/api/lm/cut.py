@@ -1,0 +1,120 @@
+"""`POST /lm/cut`: a model without some of its tokens or layers, beside the model that it is made of."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from quant.cuts.cut import Cut
+from quant.cuts.scripts import SCRIPTS, script_of
+from registry.names import Name
+from registry.store.model import Model
+from registry.words import word_of
+from runtime.errors import BadRequest
+from server.access.callers import caller_of
+from server.api.fields import KnownFields
+from server.api.naming import new_name
+from server.api.request import LOG_NOTE, find_model, read
+from server.api.streaming import stream_lines
+from server.creates.wish import CreateWish
+from server.errors import BadBody
+from server.pulls.lines import note_line
+from server.services import SERVICES, Services
+
+_LONGEST_LABEL = 24
+
+
+class CutBody(msgspec.Struct):
+    """The body of `/lm/cut`: what is left out of `model`; `name` is the new one's, "" for the old name and a label.
+
+    `vocabulary` names languages or scripts (`en`, `latin`) whose texts keep their tokens. `text` in its place keeps the
+    tokens that it needs, and `text_name` is what people call it. `layers` are numbers of layers to drop, from 0.
+    """
+
+    model: str = ""
+    name: str = ""
+    vocabulary: list[str] = msgspec.field(default_factory=list)
+    text: str = ""
+    text_name: str = "text"
+    layers: list[int] = msgspec.field(default_factory=list)
+
+
+async def cut(request: web.Request) -> web.StreamResponse:
+    """`POST /lm/cut`: make the model; lines as a create's."""
+    body = await read(request, CutBody, KnownFields())
+    request[LOG_NOTE] = body.model
+    services = request.app[SERVICES]
+    model = await find_model(request, body.model)
+    wish = _wish(body, model)
+    caller_of(request).require_listed(wish.name.display, await services.library.meant(wish.name.display))
+    async with aclosing(_lines(services, wish)) as lines:
+        return await stream_lines(request, lines)
+
+
+async def _lines(services: Services, wish: CreateWish) -> AsyncGenerator[dict[str, Any]]:
+    assert wish.model is not None
+    for warning in _warnings(wish.model, wish.cut.layers):
+        yield note_line(warning)
+    async with aclosing(services.creates.lines(wish)) as lines:
+        async for line in lines:
+            yield line
+
+
+def _wish(body: CutBody, model: Model) -> CreateWish:
+    """The wish in a body. Raises BadBody, BadRequest, BadName."""
+    if body.text and body.vocabulary:
+        raise BadBody("`text` and `vocabulary` both say which tokens stay", "send one of them", "text")
+    if body.text and not body.text.strip():
+        raise BadBody("the text is empty", "send some pages of the text that the model is for", "text")
+    if not (body.text or body.vocabulary or body.layers):
+        raise BadBody("the body says nothing to cut", "send `vocabulary`, `text` or `layers`", "vocabulary")
+    if model.adapters or model.is_adapter:
+        raise BadRequest(
+            f"`{model.name}` has an adapter, which is for the whole model",
+            "cut the model that the adapter was added to",
+        )
+    words = ", ".join(body.vocabulary) or body.text_name
+    wish = Cut(scripts=_scripts(body.vocabulary), words=words, layers=tuple(sorted(set(body.layers))))
+    return CreateWish(_name(body, model), model, cut=wish, sample=body.text)
+
+
+def _scripts(names: list[str]) -> tuple[str, ...]:
+    scripts: dict[str, None] = {}
+    for name in names:
+        script = script_of(name)
+        if script is None:
+            known = ", ".join(SCRIPTS)
+            raise BadBody(f"`{ascii(name[:40])[1:-1]}` is no language or script that is known", f"scripts are {known}")
+        scripts[script] = None
+    return tuple(scripts)
+
+
+def _name(body: CutBody, model: Model) -> Name:
+    """The name of the new model. Raises BadRequest where it is the old one's."""
+    if body.name:
+        name = new_name(body.name)
+    else:
+        label = "-".join([*(body.vocabulary or ([body.text_name] if body.text else [])), *_dropped(body.layers)])
+        short = word_of(label)[:_LONGEST_LABEL].strip("-.")
+        name = model.key.tagged(f"{model.key.tag}-{short or 'cut'}")
+    if name.same(model.key):
+        raise BadRequest(f"`{model.name}` is the model itself, which stays as it is", "give another name", "name")
+    return name
+
+
+def _dropped(layers: list[int]) -> list[str]:
+    return [f"without-{'-'.join(map(str, sorted(set(layers))))}"] if layers else []
+
+
+def _warnings(model: Model, layers: tuple[int, ...]) -> list[str]:
+    """Sentences on layers that cost much quality."""
+    if not layers:
+        return []
+    warnings = [f"a lower level of `{model.name}` of the same size is nearly always better: `lm quality` measures both"]
+    if {0, 1} & set(layers):
+        warnings.append("the first two layers do work that no other does: without them a model is hardly usable")
+    return warnings
