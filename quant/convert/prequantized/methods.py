@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from quant.convert.config import ModelConfig
-from quant.convert.prequantized import floats, rows, table, transposed, unpacked
+from quant.convert.prequantized import floats, rows, table, ternary, transposed, unpacked
 from quant.convert.prequantized.mlx import fits
 from quant.convert.prequantized.pairing import WEIGHTS, Reader
 from quant.errors import UnsupportedModel
@@ -27,6 +27,7 @@ _READERS: dict[str, Reader] = {
     "bitsandbytes": table.read_bitsandbytes,
     "hqq": unpacked.read_hqq,
     "torchao": unpacked.read_torchao,
+    "bitnet": ternary.read_bitnet,
 }
 
 
