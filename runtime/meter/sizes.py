@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from quant.plan import ModelPlan
 from runtime.errors import BadRequest
 from runtime.machine.fit import ModelSize, memory
 from runtime.messages import CacheConfig
@@ -10,6 +11,8 @@ WINDOW, WINDOWS = 512, 40
 # A window of fewer tokens has hardly a past.
 _SHORTEST = 32
 _F32 = 4
+# A sum in float32 and in float64, as it is added up, written and read back; and a matrix's counts of experts.
+_SUM, _COUNTS = 3 * (4 + 8), 4096 * 8
 # A window's record at its largest, twice: as it is made and as it is written.
 _RECORD = 64 << 20
 
@@ -24,6 +27,13 @@ def window_of(trained: int) -> int:
     if trained < _SHORTEST:
         raise BadRequest(f"the model reads {trained} tokens at once, too few to measure", "")
     return min(WINDOW, trained)
+
+
+def collecting_bytes(plan: ModelPlan, vocabulary: int, window: int) -> int:
+    """Bytes of memory that statistics of a model's inputs take beside reading: sums, counts, and logits of all rows."""
+    matrices = [each for each in plan.tensors if each.layer is not None and len(each.shape) in (2, 3)]
+    sums = sum(each.columns * (each.shape[0] if len(each.shape) > 2 else 1) for each in matrices)
+    return _SUM * sums + _COUNTS * len(matrices) + 2 * (window // 2) * vocabulary * _F32
 
 
 def reading_bytes(size: ModelSize, weights: int, window: int) -> int:

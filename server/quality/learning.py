@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import ExitStack, aclosing
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -18,7 +17,7 @@ from registry.digest import of
 from registry.names import Reference
 from registry.store import fsops
 from registry.store.fsops import plainly
-from runtime.meter.sizes import window_of
+from runtime.meter.sizes import collecting_bytes, window_of
 from server.config import VERSION, Config
 from server.errors import Unsupported
 from server.library import Library
@@ -67,10 +66,12 @@ class Learning:
             window = window_of(size.trained_context)
             with ExitStack() as held:
                 held.enter_context(store.hold([model.blob_digest]))
-                await require_memory(size, model.name, model.size, window)
+                plan = (await self._library.facts(model)).plan
+                more = collecting_bytes(plan, size.vocabulary, window)
+                await require_memory(size, model.name, model.size, window, more)
                 if self._wish.text:
                     await check_text(self._config, self._wish, self._root, window)
-                references = References(self._config, self._library, self._wish, self._root / SOURCE, window)
+                references = References(self._config, self._library, self._wish, self._root / SOURCE, window, more)
                 async with aclosing(self._search(references)) as lines:
                     async for line in lines:
                         yield line
@@ -139,8 +140,3 @@ class Learning:
 def _is_local(source: Reference) -> bool:
     """Whether a source can be read without asking the network."""
     return source.kind in ("folder", "demo", "package")
-
-
-def given(path: Path, name: str) -> Statistics:
-    """The statistics in a user's file of importance; nobody knows its text."""
-    return Statistics(str(path), name)

@@ -54,9 +54,9 @@ class Readable:
     path: Path
 
 
-async def require_memory(size: ModelSize, name: str, weights: int, window: int) -> None:
-    """Raise DoesNotFit where a model of this size, with `weights` bytes of weights, cannot be read now."""
-    need = reading_bytes(size, weights, window)
+async def require_memory(size: ModelSize, name: str, weights: int, window: int, more: int = 0) -> None:
+    """Raise DoesNotFit where a model of this size, with `weights` bytes of weights and N `more`, cannot be read now."""
+    need = reading_bytes(size, weights, window) + more
     free = (await asyncio.to_thread(detect, 1.0)).memory_available
     if need > free:
         raise DoesNotFit(
@@ -68,8 +68,12 @@ async def require_memory(size: ModelSize, name: str, weights: int, window: int) 
 class References:
     """The search for a reference; `lines` finds one, and `found` has it."""
 
-    def __init__(self, config: Config, library: Library, wish: QualityWish, folder: Path, window: int) -> None:
+    def __init__(
+        self, config: Config, library: Library, wish: QualityWish, folder: Path, window: int, more: int = 0
+    ) -> None:
+        """`folder` is for the reference's file; reading it takes N `more` bytes of memory than windows do."""
         self._config, self._library, self._wish, self._folder, self._window = config, library, wish, folder, window
+        self._more = more
         self.found: Readable | None = None
 
     async def lines(self) -> AsyncGenerator[Line]:
@@ -136,7 +140,7 @@ class References:
 
     async def _require(self, name: str, weights: int) -> None:
         size = await self._library.model_size(self._wish.model)
-        await require_memory(size, name, weights, self._window)
+        await require_memory(size, name, weights, self._window, self._more)
 
     async def _from_source(self, source: Reference, why: str, *, pinned: bool) -> AsyncGenerator[Line]:
         """Make the reference's file of a source, at the best level that runs here; `found` stays None where none does.

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from quant.gguf.header import read_file
+from quant.plan import ModelPlan, TensorPlan
 from registry.digest import of
 from registry.errors import ModelNotFound
 from registry.names import LIBRARY, LOCAL, Name, parse
@@ -18,7 +19,7 @@ from registry.sources.opening import DEMO
 from registry.store import manifest
 from registry.store.layers import Staged
 from registry.store.store import Store
-from runtime.meter.sizes import reading_bytes
+from runtime.meter.sizes import collecting_bytes, reading_bytes
 from server.quality.frames import MeterTask
 from server.quality.meter import measure
 from tests.cli.support import Cli
@@ -138,6 +139,18 @@ def test_a_reading_takes_more_memory_than_the_weights() -> None:
 
     with_header = ModelSize.of({"general.architecture": "llama", "llama.vocab_size": 150_000, "llama.block_count": 2})
     assert reading_bytes(with_header, 1 << 30, 512) > (1 << 30) + 2 * 255 * 4 * 150_000
+
+
+def test_statistics_of_many_experts_take_memory_for_each() -> None:
+    names = {"blk.0.ffn_up.weight": (64, 32), "blk.1.ffn_up_exps.weight": (128, 64, 32), "output.weight": (99, 32)}
+    dense, routed = ([TensorPlan(name, shape, "F32")] for name, shape in list(names.items())[:2])
+    head = [TensorPlan("output.weight", names["output.weight"], "F32")]
+    need = {
+        len(tensors): collecting_bytes(ModelPlan("llama", {}, tuple(tensors), ()), 1000, 512)
+        for tensors in (head, head + dense, head + dense + routed)
+    }
+    assert need[1] == 512 * 1000 * 4
+    assert need[3] - need[2] - (need[2] - need[1]) == 127 * 32 * 36
 
 
 def test_another_vocabulary_is_refused(tmp_path: Path) -> None:
