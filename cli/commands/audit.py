@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import deque
+from contextlib import suppress
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
@@ -15,7 +15,8 @@ from cli import console
 from cli.client import settings
 from cli.errors import Failure
 from cli.sending import sending, token_option
-from server.audit.export import COLUMNS, FORMATS, csv_row, records
+from server.audit.export import COLUMNS, FORMATS, csv_row, last_records, records, records_behind
+from server.audit.files import CURRENT
 from server.audit.line import parse_heads
 from server.audit.verify import verify
 
@@ -60,8 +61,9 @@ def verify_log(anchor: tuple[str, ...], as_json: bool) -> int:
         console.out(f"note  {note}")
     if len(report.notes) > _SHOWN_NOTES:
         console.out(f"note  and {len(report.notes) - _SHOWN_NOTES} more")
-    kept = f", {report.anchors} anchors found" if anchors else "; without an anchor a cut end is not seen"
-    console.out(f"{report.lines} lines in {report.files} files: {'sound' if report.sound else 'not sound'}{kept}")
+    kept = f", anchors found: {report.anchors}" if anchors else "; without an anchor a cut end is not seen"
+    state = "sound" if report.sound else "not sound"
+    console.out(f"{report.lines} lines, {report.files} file{'s' * (report.files != 1)}: {state}{kept}")
     console.out(f"head  {report.head}")
     return int(not report.sound)
 
@@ -78,17 +80,20 @@ def head() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print the lines as they are.")
 def tail(count: int, follow: bool, as_json: bool) -> None:
     """Show the last lines."""
-    folder, last = _folder(), 0
-    for record, line in deque(records(folder), count):
+    folder = _folder()
+    rows = last_records(folder, max(count, 1))
+    for record, line in rows[-count:] if count else []:
         _show(record, line, as_json)
     if not follow:
         return
-    for record, _ in deque(records(folder), 1):
-        last = record["seq"]
+    last, seen = rows[-1][0]["seq"] if rows else 0, None
     while True:
         time.sleep(LOOK_SECONDS)
-        for record, line in records(folder):
-            if record["seq"] > last:
+        with suppress(FileNotFoundError):  # for a moment, when a full file gets its name
+            status = (folder / CURRENT).stat()
+            if seen == (seen := (status.st_ino, status.st_size)):
+                continue
+            for record, line in records_behind(folder, last):
                 _show(record, line, as_json)
                 last = record["seq"]
 

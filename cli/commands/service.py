@@ -53,8 +53,6 @@ def install(system: bool, cards: bool | None) -> None:
     control = _control(system)
     config = settings()
     _say_unkept(config, system)
-    if not system and daemon.end(config):
-        console.note("the daemon that ran for this home was ended: the service takes its place")
     try:
         before = path.read_bytes() if path.exists() else None
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -65,6 +63,7 @@ def install(system: bool, cards: bool | None) -> None:
         raise Failure(f"`{path}` cannot be written: {error.strerror}", _rights(system)) from None
     if _launchd():
         subprocess.run(["launchctl", "unload", str(path)], capture_output=True, check=False)
+        _make_way(config, system)
         _run(["launchctl", "load", "-w", str(path)])
     else:
         try:
@@ -74,6 +73,7 @@ def install(system: bool, cards: bool | None) -> None:
             # A manager that does not answer would not forget the service either: `uninstall` could not take it back.
             path.unlink() if before is None else path.write_bytes(before)
             raise
+        _make_way(config, system)
         _run([*control, "restart", NAME])
     console.note(f"`{path}` is installed and the service runs; its home is {STATE if system else service.home}")
     if not system and not _launchd() and shutil.which("loginctl"):
@@ -112,22 +112,52 @@ def logs(system: bool, lines: int, follow: bool) -> int:
 @_of_system
 def uninstall(system: bool) -> None:
     """Stop the service and remove its file; models, settings and logs stay."""
-    path = _file(system)
+    path, silent = _file(system), ""
     _check_ours(path)
     if not path.exists():
         raise Failure(f"the service is not installed: there is no `{path}`")
     if _launchd():
         _run(["launchctl", "unload", "-w", str(path)])
     else:
-        _run([*_control(system), "disable", "--now", NAME])
+        silent = _disabled(system)
     try:
         path.unlink()
+        if silent:
+            _unlink(path)
     except OSError as error:
         raise Failure(f"`{path}` cannot be removed: {error.strerror}", _rights(system)) from None
-    if not _launchd():
+    if silent:
+        console.note(f"warning: the service manager was not told: {silent}", "yellow")
+        if not system:
+            daemon.end(settings())
+    elif not _launchd():
         _run([*_control(system), "daemon-reload"])
     home = STATE if system else _home(settings())
     console.note(f"the service is removed; models, settings and logs stay in {home}")
+
+
+def _make_way(config: Config, system: bool) -> None:
+    """End the daemon that runs for the home of a user's service."""
+    if not system and daemon.end(config):
+        console.note("the daemon that ran for this home was ended: the service takes its place")
+
+
+def _disabled(system: bool) -> str:
+    """Have the manager stop the service and forget it; why it does not, "" where it does.
+
+    A manager that is not there, or that this user cannot reach, keeps nobody from taking the service away.
+    """
+    try:
+        _run([*_control(system), "disable", "--now", NAME])
+    except Failure as failure:
+        return str(failure)
+    return ""
+
+
+def _unlink(path: Path) -> None:
+    """Remove the links by which a manager would start the service, as it would do itself. Raises OSError."""
+    for link in path.parent.glob(f"*.wants/{NAME}"):
+        link.unlink()
 
 
 def _service(system: bool, cards: bool | None) -> Service:

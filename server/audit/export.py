@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import csv
 import io
+import ipaddress
 import json
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from server.audit.files import all_files, lines_of
+from server.audit.files import all_files, first_line, lines_of
+from server.audit.line import link_of, number_of
 from server.audit.verify import moment_of
 from server.config import VERSION
 
@@ -45,11 +48,41 @@ def records(folder: Path, since: float | None = None, until: float | None = None
     """
     for path in all_files(folder):
         for line in lines_of(path):
-            with suppress(ValueError, KeyError, TypeError):
-                record = json.loads(line)
-                moment = moment_of(record)
+            if each := _read(line):
+                moment = moment_of(each[0])
                 if (since is None or moment >= since) and (until is None or moment <= until):
-                    yield record, line.rstrip(b"\n")
+                    yield each
+
+
+def last_records(folder: Path, count: int) -> list[tuple[Any, bytes]]:
+    """The last lines, at most `count`, as `records` has them; files before them are not read. Raises OSError."""
+    found: list[tuple[Any, bytes]] = []
+    for path in reversed(all_files(folder)):
+        if len(found) >= count:
+            break
+        lines = deque(lines_of(path), count - len(found))
+        found = [*(each for line in lines if (each := _read(line))), *found]
+    return found
+
+
+def records_behind(folder: Path, seq: int) -> Iterator[tuple[Any, bytes]]:
+    """The lines behind the one with a number, as `records` has them. Raises OSError."""
+    files = all_files(folder)
+    firsts = [link_of(first_line(path)) for path in files]
+    known = [place for place, first in enumerate(firsts) if first and first.seq <= seq]
+    for path in files[known[-1] if known else 0 :]:
+        for line in lines_of(path):
+            if number_of(line) > seq and (each := _read(line)):
+                yield each
+
+
+def _read(line: bytes) -> tuple[Any, bytes] | None:
+    """A line as an object and as bytes; None for bytes that are no line."""
+    with suppress(ValueError, KeyError, TypeError):
+        record = json.loads(line)
+        moment_of(record)
+        return record, line.rstrip(b"\n")
+    return None
 
 
 def as_json(record: Any, line: bytes) -> str:
@@ -78,7 +111,7 @@ def as_cef(record: Any, line: bytes) -> str:
     pairs: dict[str, Any] = {
         "rt": round(moment_of(record) * 1000),
         "suser": record.get("actor"),
-        "src": record.get("from"),
+        "src": _address(record.get("from")),
         "act": action,
         "outcome": record.get("result"),
         "reason": record.get("code"),
@@ -94,6 +127,13 @@ def as_cef(record: Any, line: bytes) -> str:
         pairs |= {"cn1Label": "tokens", "cn1": record["tokens"]}
     shown = " ".join(f"{key}={_value(value)}" for key, value in pairs.items() if value not in (None, ""))
     return "|".join([head[0], *(part.replace("\\", "\\\\").replace("|", "\\|") for part in head[1:]), shown])
+
+
+def _address(peer: Any) -> str:
+    """The address of a peer; "" for the user of a Unix socket, whom `suser` has."""
+    with suppress(ValueError):
+        return str(ipaddress.ip_address(str(peer)))
+    return ""
 
 
 def _value(value: Any) -> str:

@@ -130,6 +130,12 @@ def link_of(line: bytes) -> ChainLink | None:
     return ChainLink(int(number[1]), end[1].decode(), end[2].decode())
 
 
+def number_of(line: bytes) -> int:
+    """The number at the beginning of a line, 0 where there is none; the line is not checked."""
+    number = _NUMBER.match(line)
+    return int(number[1]) if number else 0
+
+
 def shown_moment(moment: float) -> str:
     """A moment in UTC, to the millisecond, as ISO 8601 has it."""
     text = datetime.fromtimestamp(min(max(moment, 0.0), 253_370_764_800.0), UTC).isoformat(timespec="milliseconds")

@@ -53,8 +53,9 @@ _SPDX = frozenset(
         "Zlib",
     ]
 )
-# Words of the Hugging Face Hub that are not SPDX's.
+# Words of the Hugging Face Hub, and of packages of Python, that are not SPDX's.
 _HUB = {
+    "apache software license": "Apache-2.0",
     "agpl-3.0": "AGPL-3.0-only",
     "gpl-2.0": "GPL-2.0-only",
     "gpl-3.0": "GPL-3.0-only",

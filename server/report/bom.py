@@ -17,6 +17,15 @@ from server.report.gathering import ModelEntry, SoftwareEntry
 
 MEDIA_TYPE = "application/vnd.cyclonedx+json; version=1.6"
 _URL = re.compile(r"https?://[^\s<>\"]+")
+# Figures of a quality card, and their names as metrics.
+_METRICS = {
+    "mean": "KL divergence of the tokens' probabilities, mean, nats",
+    "p99": "KL divergence of the tokens' probabilities, 99th percentile, nats",
+    "top1": "same likeliest token, share",
+    "perplexity": "perplexity",
+}
+# Several identifiers of SPDX put together.
+_EXPRESSION = re.compile(r"\(?[A-Za-z0-9.+-]+\)?(?: (?:AND|OR|WITH) \(?[A-Za-z0-9.+-]+\)?)+")
 _HUB = re.compile(r"(?:https?://)?(?:hf\.co|huggingface\.co)/([A-Za-z0-9._-]+/[A-Za-z0-9._-]+)")
 
 
@@ -87,6 +96,8 @@ def _package(entry: SoftwareEntry, kind: str) -> dict[str, Any]:
 def _licenses(identifier: str, named: str) -> list[dict[str, Any]]:
     if License(identifier).is_spdx:
         return [{"license": {"id": identifier}}]
+    if _EXPRESSION.fullmatch(named):
+        return [{"expression": named}]
     name = identifier or " ".join(named.split())[:120]
     return [{"license": {"name": name}}] if name else []
 
@@ -104,7 +115,22 @@ def _card(entry: ModelEntry) -> dict[str, Any]:
         parameters |= {"task": "feature-extraction", "inputs": [{"format": "text"}], "outputs": [{"format": "vector"}]}
     limits = [f"weights are quantized to {entry.level}"] if entry.level not in ("", "F32", "F16", "BF16") else []
     limits += entry.remarks
-    return {"modelParameters": parameters, "considerations": {"technicalLimitations": limits}}
+    card = {"modelParameters": parameters, "considerations": {"technicalLimitations": limits}}
+    return card | ({"quantitativeAnalysis": _analysis(entry.quality)} if entry.quality else {})
+
+
+def _analysis(card: dict[str, Any]) -> dict[str, Any]:
+    """The figures of a quality card; the interval is one standard error to either side."""
+    reference, text = card["reference"], card["text"]
+    against = f"against {reference['name']} at {reference['level']}, on {text['name']}"
+    metrics = []
+    for name, title in _METRICS.items():
+        value, error = card[name]["value"], card[name]["error"]
+        metric: dict[str, Any] = {"type": title, "value": f"{value:.6g}", "slice": against}
+        if error is not None:
+            metric["confidenceInterval"] = {"lowerBound": f"{value - error:.6g}", "upperBound": f"{value + error:.6g}"}
+        metrics.append(metric)
+    return {"performanceMetrics": metrics}
 
 
 def _facts(entry: ModelEntry) -> dict[str, Any]:

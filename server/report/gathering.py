@@ -54,6 +54,8 @@ class ModelEntry(msgspec.Struct, kw_only=True):
     revision: str
     level: str
     recipe: dict[str, Any]
+    quality: dict[str, Any] = {}
+    """Its quality card, {} where nobody measured these weights."""
     architecture: str
     parameters: int
     capabilities: list[str]
@@ -183,6 +185,7 @@ def model_entry(model: Model) -> ModelEntry:
         revision=str(own.get("revision", "")),
         level=str(model.config.get("file_type", "")),
         recipe=recipe,
+        quality=model.card,
         architecture=str(header.get("general.architecture", "")),
         parameters=int(own.get("parameters") or 0),
         capabilities=list(model.config.get("capabilities") or []),
@@ -211,13 +214,22 @@ def software() -> list[SoftwareEntry]:
         except metadata.PackageNotFoundError:
             continue  # for another system, or of an extra that is not installed
         about: Any = package.metadata
-        license = about.get("License-Expression") or about.get("License") or ""
-        found[key] = SoftwareEntry(
-            about.get("Name") or name, package.version, license.splitlines()[0] if license else ""
-        )
+        found[key] = SoftwareEntry(about.get("Name") or name, package.version, _license_of(about))
         needs = [text for text in package.requires or [] if "extra ==" not in text]
         wanted += [match[0] for text in needs if (match := _PACKAGE.match(text))]
     return [found[key] for key in sorted(found)]
+
+
+def _license_of(about: Any) -> str:
+    """The licence by a package's metadata: an expression of SPDX, or by an older package words or classifiers."""
+    if expression := about.get("License-Expression"):
+        return str(expression)
+    lines = str(about.get("License") or "").splitlines()
+    classes = [
+        each.rpartition(" :: ")[2] for each in about.get_all("Classifier") or [] if each.startswith("License ::")
+    ]
+    words = [*lines[:1], *classes]
+    return recognise_any(words).id or next(iter(words), "")
 
 
 def _keys(config: Config, last: dict[str, str]) -> Iterator[KeyEntry]:

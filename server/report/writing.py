@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from runtime.units import size_text
 from server.report.gathering import ComplianceReport, ModelEntry
@@ -20,24 +20,24 @@ class ReportSection(NamedTuple):
 
 def sections(report: ComplianceReport) -> Iterator[ReportSection]:
     """The sections in their order."""
-    header = ("model", "licence", "base model", "source", "revision", "level", "size", "signed", "weights")
+    header = ("model", "licence", "base model", "source", "revision", "level", "size", "quality", "signed", "weights")
     rows = [_model(each) for each in report.models]
     remarks = [f"{each.name}: {remark}" for each in report.models for remark in each.remarks]
-    yield ReportSection("Models", [f"{len(rows)} models are here.", *remarks], [header, *rows] if rows else ())
+    yield ReportSection("Models", [f"Models here: {len(rows)}.", *remarks], [header, *rows] if rows else ())
     weak = [f"{each.check}: {each.found} ({each.hint})" for each in report.findings]
     yield ReportSection("Settings and rules", weak or ["Nothing weakens this box."])
     keys = [
         (each.id, each.name, each.role, each.state, each.created, each.expires, each.last_use) for each in report.keys
     ]
     titles = ("key", "name", "role", "state", "created", "expires", "last use")
-    yield ReportSection("Keys", [f"{len(keys)} keys."], [titles, *keys] if keys else ())
+    yield ReportSection("Keys", [f"Keys: {len(keys)}."], [titles, *keys] if keys else ())
     told = [f"The audit log is {report.audit['state']}."]
     if "head" in report.audit:
         told += [f"{report.audit['lines']} lines; head `{report.audit['head']}`."]
         told += [*report.audit["problems"], *report.audit["notes"]]
     yield ReportSection("Audit", told)
     packages = [(each.name, each.version, each.license) for each in report.software]
-    yield ReportSection("Software", [f"{len(packages)} packages."], [("package", "version", "licence"), *packages])
+    yield ReportSection("Software", [f"Packages: {len(packages)}."], [("package", "version", "licence"), *packages])
 
 
 def _model(entry: ModelEntry) -> tuple[str, ...]:
@@ -53,9 +53,19 @@ def _model(entry: ModelEntry) -> tuple[str, ...]:
         entry.revision[:12],
         entry.level,
         size_text(entry.size),
+        _quality(entry.quality),
         "; ".join(entry.signatures) or "no",
         entry.weights.removeprefix("sha256:")[:16],
     )
+
+
+def _quality(card: dict[str, Any]) -> str:
+    """What a quality card says in a few words, "" for none."""
+    if not card:
+        return ""
+    mean, reference = card["mean"], card["reference"]
+    error = "" if mean["error"] is None else f" ± {mean['error']:.2g}"
+    return f"KL divergence {mean['value']:.4g}{error} from {reference['name']} at {reference['level']}"
 
 
 def as_markdown(report: ComplianceReport) -> str:

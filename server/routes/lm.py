@@ -115,6 +115,7 @@ ROUTES = [
         changes=True,
         body=quality.QualityBody,
         media=LINES,
+        act="quality",
     ),
     Route(
         "POST",

@@ -137,6 +137,35 @@ def test_a_manager_that_refuses_is_quoted_and_leaves_nothing(lm: Cli, tmp_path: 
 
 
 @linux
+def test_a_service_goes_where_its_manager_is_out_of_reach(lm: Cli, tmp_path: Path) -> None:
+    unit = tmp_path / ".config" / "systemd" / "user" / "lm.service"
+    assert lm("service", "install").code == 0
+    link = unit.parent / "default.target.wants" / "lm.service"
+    link.parent.mkdir()
+    link.symlink_to(unit)
+    done = Cli({**lm.env, "FAILS": "disable"})("service", "uninstall")
+    assert done.code == 0
+    assert "the service manager was not told" in done.err and "Failed to connect to bus" in done.err
+    assert not unit.exists() and not link.is_symlink()
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    assert lm("service", "install").code == 0
+    done = Cli({**lm.env, "PATH": str(bare)})("service", "uninstall")
+    assert done.code == 0 and "this system has no systemd" in done.err and not unit.exists()
+
+
+@linux
+def test_a_daemon_goes_on_where_no_service_takes_its_place(lm: Cli, tmp_path: Path) -> None:
+    with Daemon(tmp_path / "home", script={}) as daemon:
+        here = {**lm.env, "LM_HOST": f"127.0.0.1:{daemon.port}"}
+        for fails in ("daemon-reload", "enable"):
+            assert Cli({**here, "FAILS": fails})("service", "install").code == 1
+            assert daemon.get("/api/version").status == 200
+        assert Cli(here)("service", "install").code == 0
+        assert daemon.ended() == 0
+
+
+@linux
 def test_without_systemd_the_unit_can_still_be_printed(lm: Cli, tmp_path: Path) -> None:
     bare = Cli({**lm.env, "PATH": str(tmp_path)})
     refused = bare("service", "install")

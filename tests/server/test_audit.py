@@ -19,13 +19,15 @@ from typing import Any
 import pytest
 
 from server.audit import log as audit_module
-from server.audit.export import COLUMNS, FORMATS, csv_row, records
+from server.audit.export import COLUMNS, FORMATS, csv_row, last_records, records, records_behind
 from server.audit.files import CURRENT, all_files, full_files
 from server.audit.line import LONGEST_TEXT, NOTHING, AuditEvent, Head, boot_id, chained, link_of, parse_heads
 from server.audit.log import RESERVE, AuditFailed, AuditLog
 from server.audit.recorder import Recorder
 from server.audit.verify import glance, verify
+from server.routes.table import ROUTES
 from tests.daemon import Daemon, put_model, wait_until
+from tests.test_architecture import ROOT
 
 LINES = 10_000
 
@@ -290,6 +292,29 @@ def test_lines_are_plain_and_short(tmp_path: Path) -> None:
     (line,) = lines_in(tmp_path)
     assert line.isascii() and b"\x1b" not in line and secret.encode() not in line
     assert len(json.loads(line)["target"]) == LONGEST_TEXT
+
+
+def test_the_end_of_a_long_log_is_read_alone(long_log: Path) -> None:
+    """`lm audit tail`: the last lines, over the border of two files too, and what came behind a number."""
+    assert len(full_files(long_log)) > 1
+    for count in (0, 1, 3, LINES - 10, 2 * LINES):
+        wanted = lines_in(long_log)[-count:] if count else []
+        assert [line for _, line in last_records(long_log, count)] == wanted
+    seqs = [record["seq"] for record, _ in records(long_log)]
+    for behind in (0, 1, seqs[-1] - 5000, seqs[-1] - 1, seqs[-1], seqs[-1] + 1):
+        found = [record["seq"] for record, _ in records_behind(long_log, behind)]
+        assert found == [each for each in seqs if each > behind]
+    assert last_records(long_log / "none", 5) == list(records_behind(long_log / "none", 0)) == []
+
+
+def test_every_act_is_told_of() -> None:
+    text = (ROOT / "docs" / "edge.md").read_text().partition("Actions:")[2].partition("\n\n")[0]
+    assert [route.path for route in ROUTES if route.act and f"`{route.act}`" not in text] == []
+
+
+def test_a_peer_of_a_unix_socket_is_no_address_of_cef() -> None:
+    for peer, wanted in (("user 1000", False), ("192.0.2.1", True), ("2001:db8::1", True), ("", False)):
+        assert ("src=" in FORMATS["cef"]({"time": "2026-11-29T00:00:00Z", "from": peer}, b"")) == wanted
 
 
 def test_exports_are_read_by_others(tmp_path: Path) -> None:

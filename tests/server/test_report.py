@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from server.audit.line import AuditEvent
 from server.audit.log import AuditLog
@@ -17,6 +19,7 @@ from server.report.bom import model_bom, software_bom
 from server.report.gathering import ModelEntry, gather, software
 from server.report.writing import as_html, as_markdown
 from tests.daemon import put_model
+from tests.storing import card
 
 MADE = "2026-11-29T03:00:00.000Z"
 
@@ -69,7 +72,7 @@ def test_names_break_no_table_and_no_page(home: Path) -> None:
     report.models = [entry(source="<script>alert(1)</script> | x", license="", license_named="a|b\nc")]
     assert "<script>" not in as_html(report) and "<script>" not in as_markdown(report)
     (row,) = [line for line in as_markdown(report).splitlines() if line.startswith("| hf.co/org/model")]
-    assert row.replace("\\|", "").count("|") == 10
+    assert row.replace("\\|", "").count("|") == 11
 
 
 def test_licences_that_need_a_look_are_pointed_out() -> None:
@@ -92,7 +95,36 @@ def test_the_bill_of_a_model_tells_its_origin() -> None:
     ]
 
 
-@pytest.mark.parametrize("case", ["whole", "bare", "maker", "software"])
+def test_a_quality_card_is_told(home: Path) -> None:
+    """In the table, whole in JSON, and as metrics of the model card."""
+    report = gather(Config(home=home))
+    measured = quality(report.models[0])
+    report.models = [measured]
+    for text in (as_markdown(report), as_html(report)):
+        assert "KL divergence 0.25 ± 0.05 from the original at BF16" in text
+    metrics = model_bom(measured, MADE)["metadata"]["component"]["modelCard"]["quantitativeAnalysis"]
+    first = metrics["performanceMetrics"][0]
+    assert (first["value"], first["slice"]) == ("0.25", "against the original at BF16, on a text")
+    assert first["confidenceInterval"] == {"lowerBound": "0.2", "upperBound": "0.3"}
+    assert "quantitativeAnalysis" not in model_bom(entry(), MADE)["metadata"]["component"]["modelCard"]
+
+
+def quality(about: ModelEntry) -> ModelEntry:
+    """The same model, measured."""
+    found = card(SimpleNamespace(blob_digest=about.weights, digest=about.digest))  # type: ignore[arg-type]
+    return structs.replace(about, quality=found | {"mean": {"value": 0.25, "error": 0.05}})
+
+
+def test_licences_of_packages_are_identifiers() -> None:
+    named = {each.name.lower(): each.license for each in software()}
+    assert (named["aiohttp"], named["tokenizers"]) == ("Apache-2.0 AND MIT", "Apache-2.0")
+    bill = software_bom(software(), MADE)
+    told = {each["name"].lower(): each["licenses"] for each in bill["components"]}
+    assert told["aiohttp"] == [{"expression": "Apache-2.0 AND MIT"}]
+    assert told["tokenizers"] == [{"license": {"id": "Apache-2.0"}}]
+
+
+@pytest.mark.parametrize("case", ["whole", "measured", "bare", "maker", "software"])
 def test_bills_of_materials_keep_the_schema(case: str) -> None:
     """The oracle is CycloneDX's own schema, in the strict form that forbids members it does not know."""
     validation = pytest.importorskip("cyclonedx.validation.json", reason="cyclonedx-python-lib is not installed")
@@ -104,6 +136,7 @@ def test_bills_of_materials_keep_the_schema(case: str) -> None:
     }
     bills = {
         "whole": lambda: model_bom(entry(), MADE),
+        "measured": lambda: model_bom(quality(entry()), MADE),
         "bare": lambda: model_bom(entry(**nothing), MADE),
         "maker": lambda: model_bom(entry(license="LicenseRef-llama3.1", source="https://a.example/x.gguf"), MADE),
         "software": lambda: software_bom(software(), MADE),

@@ -1,4 +1,4 @@
-"""Secrets that users give to lm are in no log, no list of processes, no environment of a child, no output of a crash."""
+"""Secrets that users give to lm stay in no log, no list of processes, no environment of a child, no crash's output."""
 
 from __future__ import annotations
 
