@@ -8,20 +8,26 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from http.client import HTTPException
 from pathlib import Path
+from typing import Any, TypeVar
 
-from registry.errors import AccessDenied, SourceUnavailable
+from registry.errors import AccessDenied, RegistryError, SourceUnavailable
 from registry.net.address import HttpAddress
 from registry.net.network import Network
 from registry.net.retries import Unreachable
 from registry.net.transport import HttpClient
+from registry.store import fsops
 from server.config import Config
 from server.values import is_loopback
 
+# The notes of what was acknowledged, beside the records.
+SENT = "sent.json"
+Mark = TypeVar("Mark")
 _REFUSALS = (401, 403)
 _TOKEN = re.compile(r"[\x21-\x7e]{0,4096}")
 
@@ -68,6 +74,32 @@ class Collector:
     def close(self) -> None:
         """End the connection."""
         self._client.close()
+
+
+class SentUnknown(RegistryError):
+    """It cannot be read what a collector has."""
+
+    code = "sent_unknown"
+
+
+def read_sent(folder: Path, mark: Callable[[Any], Mark]) -> dict[str, Mark]:
+    """Up to where each collector, by its URL, has acknowledged the records of a folder; `mark` reads one such note.
+
+    Raises OSError, SentUnknown for a file that cannot be understood.
+    """
+    path = folder / SENT
+    try:
+        return {str(url): mark(value) for url, value in json.loads(path.read_bytes()).items()}
+    except FileNotFoundError:
+        return {}
+    except (ValueError, AttributeError, TypeError):
+        hint = "remove it to send all once more"
+        raise SentUnknown(f"`{path}` does not tell what was sent", hint) from None
+
+
+def write_sent(folder: Path, notes: Mapping[str, str | int]) -> None:
+    """Keep such notes. Raises OSError."""
+    fsops.replace(folder / SENT, json.dumps(dict(notes)).encode())
 
 
 @contextlib.contextmanager

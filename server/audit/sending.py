@@ -9,7 +9,6 @@ log itself is what waits, so nothing more grows on the disk than `audit_keep` al
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,14 +16,12 @@ from pathlib import Path
 from typing import BinaryIO
 
 from registry.errors import RegistryError
-from registry.store import fsops
 from server.audit.files import BLOCK, all_files, first_line, last_lines
 from server.audit.line import NOTHING, Head, link_of
 from server.audit.log import folder_lock
-from server.collector import Collector, only_sender
+from server.collector import SENT, Collector, only_sender, read_sent, write_sent
 from server.config import Config
 
-SENT = "sent.json"
 _LOCK = "sent.lock"
 # The bytes of lines in one request, but for the last line.
 MOST_BYTES = 1 << 20
@@ -49,19 +46,19 @@ class Shipment:
 def send(config: Config, url: str, token: str = "", sent: Callable[[Shipment], None] = lambda _: None) -> Shipment:
     """Send all lines behind the last one that the collector at `url` acknowledged; `sent` is called for each request.
 
-    `token` is a bearer. Raises Offline, SourceUnavailable, AccessDenied, OtherLog; what was acknowledged until then
-    stays so. Raises OSError where a file of the log, or the file of heads that were sent, cannot be used.
+    `token` is a bearer. Raises Offline, SourceUnavailable, AccessDenied, SentUnknown, OtherLog; what was acknowledged
+    until then stays so. Raises OSError where a file of the log, or the file of heads that were sent, cannot be used.
     """
     folder = config.audit_folder
     with contextlib.closing(Collector(config, url, token, "lines")) as collector, only_sender(folder / _LOCK, COMMAND):
-        notes = _read_notes(folder)
+        notes = read_sent(folder, _noted)
         shipment = Shipment(head=notes.get(url, NOTHING))
         for body, first, head in _requests(folder, shipment):
             later = f"nothing is lost: the next `{COMMAND}` goes on behind line {shipment.head.seq}"
             collector.post(body, "application/x-ndjson", later, {"Idempotency-Key": f"{first}-{head}"})
             notes[url] = shipment.head = head
             shipment.lines += body.count(b"\n")
-            fsops.replace(folder / SENT, json.dumps({key: str(value) for key, value in notes.items()}).encode())
+            write_sent(folder, {key: str(value) for key, value in notes.items()})
             sent(shipment)
     return shipment
 
@@ -134,18 +131,7 @@ def _other(head: Head) -> OtherLog:
     )
 
 
-def _read_notes(folder: Path) -> dict[str, Head]:
-    """The last acknowledged line by collector. Raises OSError, OtherLog for a file that cannot be understood."""
-    try:
-        data = (folder / SENT).read_bytes()
-    except FileNotFoundError:
-        return {}
-    try:
-        notes = {}
-        for url, text in json.loads(data).items():
-            number, _, value = text.partition(":")
-            notes[url] = Head(int(number), value)
-    except (ValueError, AttributeError):
-        hint = "remove it to send the log whole once more"
-        raise OtherLog(f"`{folder / SENT}` does not tell which lines were sent", hint) from None
-    return notes
+def _noted(text: str) -> Head:
+    """The head that a note has. Raises ValueError, AttributeError."""
+    number, _, value = text.partition(":")
+    return Head(int(number), value)

@@ -12,24 +12,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from registry.errors import RegistryError
-from registry.store import fsops
-from server.collector import Collector, only_sender
+from server.collector import Collector, only_sender, read_sent, write_sent
 from server.config import Config
 from server.telemetry.otlp import request_of
 from server.telemetry.ring import samples_behind
 
 COMMAND = "lm metrics push"
-SENT = "sent.json"
 _LOCK = "sent.lock"
 # The bytes of samples in one request, but for the last one.
 MOST_BYTES = 1 << 20
-
-
-class SentUnknown(RegistryError):
-    """It cannot be read which samples a collector has."""
-
-    code = "sent_unknown"
 
 
 @dataclass
@@ -52,7 +43,7 @@ def send(config: Config, url: str, token: str = "") -> Samples:
         contextlib.closing(Collector(config, url, token, "samples")) as collector,
         only_sender(folder / _LOCK, COMMAND),
     ):
-        notes = _read_notes(folder)
+        notes = read_sent(folder, int)
         samples = Samples(last=notes.get(url, 0))
         for lines, last in _requests(folder, samples):
             later = f"those that wait stay until there are newer ones for `metrics_mib`; `{COMMAND}` goes on"
@@ -60,7 +51,7 @@ def send(config: Config, url: str, token: str = "") -> Samples:
             samples.missing += last - samples.last - len(lines)
             samples.sent += len(lines)
             notes[url] = samples.last = last
-            fsops.replace(folder / SENT, json.dumps(notes).encode())
+            write_sent(folder, notes)
     return samples
 
 
@@ -86,16 +77,3 @@ def _is_json(line: bytes) -> bool:
         return isinstance(json.loads(line), dict)
     except ValueError:
         return False
-
-
-def _read_notes(folder: Path) -> dict[str, int]:
-    """The last acknowledged sample by collector. Raises OSError, SentUnknown."""
-    try:
-        data = (folder / SENT).read_bytes()
-    except FileNotFoundError:
-        return {}
-    try:
-        return {str(url): int(number) for url, number in json.loads(data).items()}
-    except (ValueError, AttributeError, TypeError):
-        hint = "remove it to send all samples once more"
-        raise SentUnknown(f"`{folder / SENT}` does not tell which samples were sent", hint) from None

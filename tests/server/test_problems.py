@@ -9,10 +9,10 @@ import registry.errors
 import runtime.errors
 import server.errors
 from server.audit.sending import OtherLog
+from server.collector import SentUnknown
 from server.errors import ChildError
 from server.http.problems import STATUS, Problem
 from server.settings import BadSetting
-from server.telemetry.sending import SentUnknown
 
 # Errors that a command of the user's tells, and no route.
 OF_COMMANDS = {OtherLog.code, SentUnknown.code}

@@ -13,8 +13,9 @@ from server.audit import sending
 from server.audit.files import CURRENT, full_files
 from server.audit.line import AuditEvent
 from server.audit.log import AuditLog
-from server.audit.sending import SENT, OtherLog, send
+from server.audit.sending import OtherLog, send
 from server.audit.verify import verify
+from server.collector import SENT
 from server.config import Config
 from tests.cli.support import Cli
 from tests.collecting import Taking, taking

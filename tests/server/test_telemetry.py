@@ -18,12 +18,13 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 
 from registry.errors import Offline, SourceUnavailable
 from registry.store import fsops
+from server.collector import SENT, SentUnknown
 from server.config import Config
 from server.telemetry import sending
 from server.telemetry.otlp import When, line_of
 from server.telemetry.ring import PARTS, Ring, files_of, samples_behind
 from server.telemetry.sampler import Clock, MetricsKeeper
-from server.telemetry.sending import SENT, SentUnknown, send
+from server.telemetry.sending import send
 from tests.cli.support import Cli
 from tests.collecting import Taking, taking
 from tests.daemon import Daemon, put_model, wait_until
@@ -229,7 +230,7 @@ def test_nothing_is_sent_offline_or_by_a_damaged_note(config: Config, collector:
     with pytest.raises(SourceUnavailable, match="cannot be reached"):
         send(config, "http://127.0.0.1:1/v1/metrics")
     (config.metrics_folder / SENT).write_text("[")
-    with pytest.raises(SentUnknown, match="does not tell which"):
+    with pytest.raises(SentUnknown, match="does not tell what"):
         send(config, collector.url)
     assert collector.bodies == []
 
