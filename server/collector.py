@@ -25,7 +25,7 @@ from registry.store import fsops
 from server.config import Config
 from server.values import is_loopback
 
-# The notes of what was acknowledged, beside the records.
+# The file of acknowledgements, beside the records.
 SENT = "sent.json"
 Mark = TypeVar("Mark")
 _REFUSALS = (401, 403)

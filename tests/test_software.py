@@ -49,9 +49,9 @@ def bundle(folder: Path, release: str, **other: str) -> Path:
 
 
 def run(*words: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [str(word) for word in words], capture_output=True, text=True, env=environment() | {"PYTHONPATH": ""}
-    )
+    """Run a program, on a machine whose settings for pip would put packages elsewhere."""
+    env = environment() | {"PYTHONPATH": "", "PIP_TARGET": "/nonexistent/elsewhere"}
+    return subprocess.run([str(word) for word in words], capture_output=True, text=True, env=env)
 
 
 @pytest.mark.slow

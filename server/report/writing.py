@@ -60,7 +60,7 @@ def _model(entry: ModelEntry) -> tuple[str, ...]:
 
 
 def _quality(card: dict[str, Any]) -> str:
-    """What a quality card says in a few words, "" for none."""
+    """A quality card in a few words, "" for none."""
     if not card:
         return ""
     mean, reference = card["mean"], card["reference"]
