@@ -127,6 +127,7 @@ ROUTES = [
         changes=True,
         body=quantize.QuantizeBody,
         media=LINES,
+        act="quantize",
     ),
     Route(
         "POST",

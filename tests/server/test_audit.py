@@ -310,6 +310,10 @@ def test_the_end_of_a_long_log_is_read_alone(long_log: Path) -> None:
 def test_every_act_is_told_of() -> None:
     text = (ROOT / "docs" / "edge.md").read_text().partition("Actions:")[2].partition("\n\n")[0]
     assert [route.path for route in ROUTES if route.act and f"`{route.act}`" not in text] == []
+    # What operators ask for by POST although nothing changes in the store.
+    asked = {"/lm/advise", "/lm/search", "/lm/outdated"}
+    changes = [route for route in ROUTES if route.changes and route.role in ("operator", "admin") and not route.act]
+    assert {route.path for route in changes if route.method != "HEAD"} == asked
 
 
 def test_a_peer_of_a_unix_socket_is_no_address_of_cef() -> None:
