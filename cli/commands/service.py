@@ -121,9 +121,9 @@ def uninstall(system: bool) -> None:
     else:
         silent = _disabled(system)
     try:
-        path.unlink()
         if silent:
-            _unlink(path)
+            _unlink(path)  # before the file: a link that leads nowhere is not found
+        path.unlink()
     except OSError as error:
         raise Failure(f"`{path}` cannot be removed: {error.strerror}", _rights(system)) from None
     if silent:
