@@ -191,6 +191,8 @@ def parse(text: str) -> Reference:
     if "://" in text:
         return _url(text)
     pinned = _PINNED.fullmatch(text)
+    if "@" in text and not pinned:
+        raise bad_name(text, "a digest is `@sha256:` and 64 digits, each one of 0-9 and a-f; no other kind is read")
     if pinned:
         text = f"{pinned[1]}:sha256-{pinned[2]}"
     body, colon, suffix = text.rpartition(":")

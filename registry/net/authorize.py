@@ -28,7 +28,8 @@ from registry.net.network import Network
 _LONGEST_ANSWER = 1 << 20
 # Registries whose logins another host of the same owner checks: the only ones that get a login for another host.
 _TOKEN_SERVERS = {"registry-1.docker.io": "auth.docker.io"}
-_PARAMETER = re.compile(r'([A-Za-z_]+)\s*=\s*(?:"((?:[^"\\]|\\.){0,2048})"|([^\s,"]{1,2048}))')
+# A name begins where no letter is before it: then a challenge of letters alone is read once, not from each of them.
+_PARAMETER = re.compile(r'(?<![A-Za-z_])([A-Za-z_]{1,64})\s*=\s*(?:"((?:[^"\\]|\\.){0,2048})"|([^\s,"]{1,2048}))')
 _HEADER_VALUE = re.compile(r"[\x21-\x7e]{1,65536}")
 
 

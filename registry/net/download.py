@@ -23,7 +23,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from http.client import HTTPException
 
-from registry.errors import RegistryError, SourceUnavailable
 from registry.net.locate import Locator, Remote, interval
 from registry.net.network import LONG_SECONDS, Network
 from registry.net.retries import Passing, again, given_up, requested_wait
@@ -222,7 +221,8 @@ class _Worker:
                 wait, retries = requested_wait(problem), network.downloads
                 begun = self._window.received > 0
                 if failures >= retries.limit(problem, network.answered.is_set(), begun) or wait > retries.patience:
-                    raise self._given_up(problem, failures, wait) from problem
+                    remote = self._download.remote
+                    raise given_up(remote.name, remote.host, problem, failures, retries.patience) from problem
                 self._download.pause(problem, failures, wait)
 
     def _receive(self, piece: FilePiece) -> None:
@@ -266,11 +266,3 @@ class _Worker:
         if self._limiter:
             self._window.closed.wait(self._limiter.take(count))
         return count
-
-    def _given_up(self, problem: Exception, failures: int, wait: float) -> RegistryError:
-        remote = self._download.remote
-        if wait > self._download.network.downloads.patience:
-            return SourceUnavailable(
-                f"`{remote.host}` wants no requests for {wait:.0f} s", "pull again after that time"
-            )
-        return given_up(remote.name, remote.host, problem, failures)

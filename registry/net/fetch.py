@@ -108,7 +108,7 @@ class Fetcher:
                 failures += 1
                 wait = requested_wait(problem)
                 if failures >= retries.limit(problem, self._network.answered.is_set()) or wait > retries.patience:
-                    raise given_up(remote.name, remote.host, problem, failures) from problem
+                    raise given_up(remote.name, remote.host, problem, failures, retries.patience) from problem
                 self._network.notice(again(remote.name, problem))
                 time.sleep(max(wait, retries.pause(failures)))
             except RegistryError:

@@ -117,20 +117,30 @@ def again(name: str, problem: Exception) -> str:
     """The sentence for a user when a request for the file `name` failed by `problem` and is repeated."""
     if isinstance(problem, Unreachable):
         return f"{problem.strerror}; trying again"
-    return f"`{name}` cannot be read now: {trouble(problem)}; trying again"
+    return f"{_quoted(name)} cannot be read now: {trouble(problem)}; trying again"
 
 
-def given_up(name: str, host: str, problem: Exception, failures: int) -> SourceUnavailable:
-    """The error when `problem` came `failures` times in a row for the file `name` at `host`."""
+def given_up(name: str, host: str, problem: Exception, failures: int, patience: float) -> SourceUnavailable:
+    """The error when `problem` came `failures` times in a row for the file `name` at `host`.
+
+    `patience`: seconds, longer than which nobody waits for a source that wants no requests.
+    """
     if isinstance(problem, Unreachable):
         without = "what `lm list` shows, `demo` and folders need no network"
         if problem.offline:
             return SourceUnavailable(f"this machine is offline: {problem.strerror}", without)
         return SourceUnavailable(str(problem.strerror), f"check the network, `HF_ENDPOINT` and the proxy; {without}")
+    if (wait := requested_wait(problem)) > patience:
+        return SourceUnavailable(f"`{host}` wants no requests for {wait:,.0f} s", "try again after that time")
     return SourceUnavailable(
-        f"`{name}` cannot be read from `{host}`: {trouble(problem)}, {failures} times in a row",
+        f"{_quoted(name)} cannot be read from `{host}`: {trouble(problem)}, {failures} times in a row",
         "check the network and pull again: what has arrived is kept",
     )
+
+
+def _quoted(name: str) -> str:
+    """The name of a file in backticks; a description that has some, such as "the manifest of `…`", as it is."""
+    return name if "`" in name else f"`{name}`"
 
 
 def trouble(problem: Exception) -> str:

@@ -136,11 +136,12 @@ def sort(layers: Sequence[Descriptor], title: str) -> Sorted:
     if len(layers) > MOST_LAYERS:
         raise SourceUnavailable(f"`{title}` lists {len(layers):,} layers, more than {MOST_LAYERS:,}")
     found, sizes = Sorted(), dict[str, int]()
-    for layer in layers:
+    for number, layer in enumerate(layers):
         check(layer, title)
         if sizes.setdefault(layer.digest, layer.size) != layer.size:
             raise SourceUnavailable(f"`{title}` lists `{layer.digest[:19]}` with two different sizes")
-        _place(layer, found, title)
+        if layer not in layers[:number]:
+            _place(layer, found, title)
     weights = bool(found.archives) or any(map(is_weights, found.files))
     if not weights and found.adapters:  # an adapter by itself, as `lm push` sends one
         found.files, found.adapters, weights = found.files | found.adapters, {}, True

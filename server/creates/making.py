@@ -14,8 +14,10 @@ from typing import Any, NamedTuple
 
 from quant.convert.gguf.naming import GgufName
 from quant.cuts.cut import NO_CUT, Cut
+from quant.gguf.header import MAGIC
 from registry.errors import BadName, ModelNotFound
 from registry.names import Name, Reference, parse
+from registry.sources.layers import is_weights
 from registry.store import fsops
 from registry.store.fsops import plainly
 from registry.store.ingest import Ingest
@@ -123,7 +125,10 @@ class Making:
         return Model(shown, name, "", done.size, never, done.config, done.params, self.ingest.data, digest)
 
     def _named(self, ingest: Ingest, files: Mapping[str, str]) -> str:
-        """The path of a folder with these files, or of the only GGUF file in it. Links files."""
+        """The path of a folder with these files, or of the only GGUF file in it. Links files.
+
+        A file alone is GGUF by its first bytes: in a store of Ollama's it has a digest for a name.
+        """
         if len(files) > MOST_FILES:
             raise BadName(f"{len(files):,} files, and {MOST_FILES:,} are allowed", "name those of one model")
         folder = ingest.folder / _FOLDER
@@ -134,10 +139,28 @@ class Making:
                 blob = self._store.blob(digest)
                 if blob is None:
                     raise ModelNotFound(f"the file `{name}` was not uploaded", f"send it: POST /api/blobs/{digest}")
+                if len(files) == 1:
+                    place = _alone(place, blob)
                 fsops.make_folders(folder, place.parent)
                 fsops.link_path(blob, place)
-        only = _safe(next(iter(files))) if len(files) == 1 else Path()
-        return str(folder / only)
+        return str(place if len(files) == 1 and _is_gguf(place) else folder)
+
+
+def _alone(place: Path, blob: Path) -> Path:
+    """The path of the only file, whose ending says what it is. Raises BadName for one that holds no weights."""
+    if not _is_gguf(place):
+        with blob.open("rb") as file:
+            if file.read(len(MAGIC)) == MAGIC:
+                return place.with_name(f"{place.name}.gguf")
+    if not is_weights(place.name):
+        raise BadName(
+            f"`{place.name}` holds no weights that can be read", "name a GGUF file, or a folder of safetensors"
+        )
+    return place
+
+
+def _is_gguf(path: Path) -> bool:
+    return path.suffix.lower() == ".gguf"
 
 
 def _safe(name: str) -> Path:

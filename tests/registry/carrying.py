@@ -10,6 +10,7 @@ model listed is complete, what was reported as done is there, and the day can be
 from __future__ import annotations
 
 import io
+import json
 import sys
 from collections.abc import Callable
 from contextlib import closing
@@ -122,4 +123,4 @@ def check(root: Path, done: set[str]) -> None:
 
 if __name__ == "__main__":
     partial.Partial.__init__.__defaults__ = (1 << 20, 0.0)  # type: ignore[attr-defined]
-    print(count_deaths(Path(sys.argv[1]), begin, live, check))
+    print(json.dumps(count_deaths(Path(sys.argv[1]), begin, live, check)))

@@ -5,16 +5,18 @@
 Steps are those of `registry.store.fsops`. After each death the store is opened as the next daemon would, and must hold:
 I1 every blob hashes to its name; I2 every model listed is complete; I3 what was reported as done is there; I4 a name
 that is being replaced means the old or the new model at any time; I5 the work can be done again to its end; I6 nothing
-unfinished is left but a pull that is journalled, and that is never lost. Prints the number of deaths.
+unfinished is left but a pull that is journalled, and that is never lost. Prints the deaths before each deed.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import signal
 import sys
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -245,8 +247,8 @@ class Die:
 Day = Callable[[Path, Callable[[str], None]], None]
 
 
-def die_at(root: Path, at: int, when: str, day: Day) -> set[str] | None:
-    """Live until the step; returns what was done by then, None if the day ended before it."""
+def die_at(root: Path, at: int, when: str, day: Day) -> tuple[list[str], bool]:
+    """Live until the step; the deeds that were done by then, and whether the day ended by a death."""
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
@@ -258,33 +260,36 @@ def die_at(root: Path, at: int, when: str, day: Day) -> set[str] | None:
             os._exit(0 if sys.exc_info()[0] is None else 1)
     os.close(writer)
     with os.fdopen(reader) as pipe:
-        done = set(pipe.read().split())
+        done = pipe.read().split()
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     assert status in (0, -signal.SIGKILL), status
-    return done if status else None
+    return done, status != 0
 
 
-def count_deaths(folder: Path, begin: Callable[[Path], None], day: Day, judge: Callable[[Path, set[str]], None]) -> int:
-    """Die at every step of a day, in every way, and judge what is left; the number of deaths."""
+def count_deaths(
+    folder: Path, begin: Callable[[Path], None], day: Day, judge: Callable[[Path, set[str]], None]
+) -> dict[str, int]:
+    """Die at every step of a day, in every way, and judge what is left; the deaths before each deed was done."""
     begin(folder / "template")
-    deaths = 0
+    deaths, deeds = Counter[int](), list[str]()
     for when in ("before", "after", "torn"):
         at = 0
         while True:
             at += 1
             root = folder / f"{when}{at}"
             shutil.copytree(folder / "template", root)
-            done = die_at(root, at, when, day)
-            if done is None:
+            done, died = die_at(root, at, when, day)
+            if not died:
+                deeds = [*done, "ended"]
                 break
-            deaths += 1
+            deaths[len(done)] += 1
             try:
-                judge(root, done)
+                judge(root, set(done))
             except (AssertionError, RegistryError) as error:
                 raise AssertionError(f"after a death {when} step {at}, with {sorted(done)} done") from error
             shutil.rmtree(root)
-    return deaths
+    return {deeds[count]: deaths[count] for count in sorted(deaths)}
 
 
 if __name__ == "__main__":
-    print(count_deaths(Path(sys.argv[1]), prepare, live, check))
+    print(json.dumps(count_deaths(Path(sys.argv[1]), prepare, live, check)))

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -194,4 +195,4 @@ def check(root: Path, done: set[str]) -> None:
 
 
 if __name__ == "__main__":
-    print(count_deaths(Path(sys.argv[1]), begin, live, check))
+    print(json.dumps(count_deaths(Path(sys.argv[1]), begin, live, check)))

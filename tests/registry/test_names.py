@@ -118,6 +118,13 @@ def test_relative_paths_become_absolute(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert parse("./sub:Q8_0").text == f"{tmp_path}/tale/sub:Q8_0"
 
 
+@pytest.mark.parametrize("text", [f"ghcr.io/a/b@sha512:{'0' * 128}", "ghcr.io/a/b@sha256:12", "ghcr.io/a/b@v1"])
+def test_another_digest_than_one_by_sha256_is_refused_by_what_is_read(text: str) -> None:
+    with pytest.raises(BadName) as caught:
+        parse(text)
+    assert f"`{text[:79]}" in str(caught.value) and "@sha256:" in caught.value.hint
+
+
 @given(st.text(max_size=60) | st.from_regex(r"[a-z./:~\\%\0-]{0,40}", fullmatch=True))
 def test_no_name_leads_out_of_its_folder(text: str) -> None:
     try:

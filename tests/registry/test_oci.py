@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -15,6 +16,7 @@ import pytest
 
 from registry.errors import AccessDenied, DigestMismatch, ModelNotFound, RegistryError, SourceUnavailable
 from registry.names import parse
+from registry.net.authorize import Authorizer
 from registry.net.hub import Hub
 from registry.net.network import Network
 from registry.net.retries import DOWNLOADS, FETCHES
@@ -281,6 +283,26 @@ def test_ranges_that_are_ignored_and_refusals_for_a_while(registry: Registry) ->
     assert content(opened(registry)) == WEIGHTS
     registry.statuses, registry.retry_after = [429, 503], "0"
     assert content(opened(registry)) == WEIGHTS
+
+
+def test_a_layer_that_is_listed_twice_is_one(registry: Registry) -> None:
+    adapter = (OLLAMA + "adapter", b"GGUF")
+    registry.add("ns/x", "v1", [*PLAIN, *PLAIN, adapter, adapter])
+    source = opened(registry, "HERE/ns/x:v1")
+    assert (source.names(), source.companions.adapters) == (["model.gguf", "adapter.gguf"], ("adapter.gguf",))
+
+
+def test_a_source_that_wants_no_requests_for_long_is_not_waited_for(registry: Registry) -> None:
+    registry.statuses, registry.retry_after = [429], "99999"
+    with pytest.raises(SourceUnavailable, match="wants no requests for 99,999 s"):
+        opened(registry)
+
+
+@pytest.mark.parametrize("letters", ["a" * 60_000, 'a="' * 20_000, "a " * 30_000], ids=range(3))
+def test_a_challenge_without_sense_costs_no_time(letters: str) -> None:
+    authorizer, began = Authorizer(Network(), "https://registry.lan", "x", {}), time.process_time()
+    assert not authorizer.renew("", f"Bearer {letters}")
+    assert time.process_time() - began < 5  # read from each letter it would be minutes
 
 
 def test_basic_and_token_logins(registry: Registry) -> None:

@@ -146,7 +146,7 @@ def test_an_uploaded_file_becomes_a_model_without_a_copy(daemon: Daemon, weights
     assert daemon.ask("HEAD", f"/api/blobs/{digest}").status == 200
     blob = daemon.home / "store" / "blobs" / digest.replace(":", "-")
     before = blob.stat().st_ino
-    made(daemon, "sent", files={"some.gguf": digest}, system="s")
+    made(daemon, "sent", files={digest.replace(":", "-"): digest}, system="s")  # as a store of Ollama's calls it
     found = shown(daemon, "sent")
     assert found["details"]["quantization_level"] == "F16"  # as it is: no level was asked for
     assert found["model_info"]["general.architecture"] == "llama"
@@ -262,6 +262,10 @@ def test_a_file_that_is_another_is_thrown_away(daemon: Daemon) -> None:
 def test_a_file_that_is_no_model_makes_none(daemon: Daemon) -> None:
     answer: Answer = daemon.post("/api/create", {"model": "none", "files": {"a.gguf": send(daemon, b"GGUFnone")}})
     assert "error" in answer.lines[-1]
+    for kind in ("files", "adapters", "draft_files"):
+        body = {"model": "none", kind: {"passwd": send(daemon, b"root:x:0:0")}}
+        answer = daemon.post("/api/create", body if kind == "files" else body | {"from": "tiny"})
+        assert answer.lines[-1]["error"] == "`passwd` holds no weights that can be read"
     assert daemon.post("/api/show", {"model": "none"}).status == 404
     assert not list((daemon.home / "store" / "ingest").iterdir())
 
