@@ -123,6 +123,16 @@ def test_prune_has_guard_rails(source: Daemon, tmp_path: Path) -> None:
         assert {row["name"] for row in box.listed()} >= {"own:F32", "registry.lan/team/a:v1"}
 
 
+def test_a_model_that_is_hurt_at_a_neighbour_is_not_taken_for_gone(tmp_path: Path) -> None:
+    tiny(tmp_path / "hurt", "a", "b")
+    with Daemon(tmp_path / "hurt") as hurt, Daemon(tmp_path / "box") as box:
+        assert sync(box, source=near(hurt))["complete"]
+        config = hurt.get("/v2/registry.lan/team/b/manifests/v1").json["config"]["digest"]
+        (hurt.home / "store" / "blobs" / config.replace(":", "-")).unlink()
+        assert hurt.get("/v2/registry.lan/team/b/manifests/v1").status == 404
+        assert sync(box, source=near(hurt), prune=True)["removed"] == [] and len(box.listed()) == 2
+
+
 def test_a_list_that_makes_no_sense_is_refused_with_its_line(source: Daemon) -> None:
     for text in ("good/one\n../../x\n", "a b\n", "x@sha256:12\n", "./folder\n", "a\n" * 5 + "//\n"):
         answer = source.post("/lm/sync", {"source": "list", "list": text})

@@ -39,7 +39,7 @@ async def served(request: web.Request) -> web.StreamResponse:
     """`GET /v2/…`: a list, a manifest or a blob."""
     path, store = request.match_info["path"], request.app[SERVICES].library.store
     models = [model for model in await request.app[SERVICES].library.models() if caller_of(request).sees(model)]
-    models = [model for model in models if not model.problem]
+    # One that is hurt is listed, or whoever keeps a copy of this list would take it for gone; it is not given.
     if path == "_catalog":
         return reply({"repositories": sorted({"/".join(model.key.parts[:3]) for model in models})})
     if match := _TAGS.fullmatch(path):
@@ -47,7 +47,7 @@ async def served(request: web.Request) -> web.StreamResponse:
         return reply({"name": path.removesuffix("/tags/list"), "tags": sorted(str(model.key.tag) for model in here)})
     if match := _PLACE.fullmatch(path):
         host, namespace, name, kind, wanted = match.groups()
-        here = _of(models, host, namespace, name)
+        here = _of([model for model in models if not model.problem], host, namespace, name)
         if kind == "manifests":
             return await asyncio.to_thread(_manifest, store, here, wanted)
         return await asyncio.to_thread(_blob, store, here, wanted)
@@ -59,7 +59,7 @@ def _of(models: list[Model], host: str, namespace: str, name: str) -> list[Model
     wanted = Name(host, namespace, name)
     here = [model for model in models if model.key.tagged(None).same(wanted)]
     if not here:
-        raise ModelNotFound(f"there is no model `{wanted.display}`", "`lm list` shows what is here")
+        raise ModelNotFound(f"there is no model `{wanted.display}`", "`lm list` and `lm verify` show what is here")
     return here
 
 
