@@ -19,8 +19,9 @@ ECHO = {"echo": True, "delay": 0.004}
 VIEWS = ("chat", "models", "fit", "machine")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
+    """A browser, for the tests of a module: while Playwright runs, no other test can run an event loop."""
     playwright = pytest.importorskip("playwright.sync_api", reason="there is no Playwright (extra `page`)")
     if CHROMIUM is None:
         pytest.skip("there is no Chromium")
