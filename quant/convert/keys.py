@@ -21,6 +21,7 @@ _SAME = {
     "LLaMAForCausalLM": "LlamaForCausalLM",
     "ExaoneMoEForCausalLM": "ExaoneMoeForCausalLM",
     "MPTForCausalLM": "MptForCausalLM",
+    "MiMoV2ForCausalLM": "MiMoV2FlashForCausalLM",
     "RWForCausalLM": "FalconForCausalLM",
     "StableLMEpochForCausalLM": "StableLmForCausalLM",
     "LFM2ForCausalLM": "Lfm2ForCausalLM",
@@ -33,6 +34,8 @@ _LEFT_OUT = ("tie_word_embeddings",)
 _SHARES = ("partial_rotary_factor", "rotary_pct", "rope_pct", "rotary_dim")
 # Where the rotary settings are, an object each.
 _OBJECTS = ("rope_parameters", "rope_scaling")
+# Classes that read rotary settings by the kinds of layers alone, and no older names.
+_BY_KIND_ALONE = ("Gemma4", "Laguna", "Mellum", "MiMoV2")
 # Read in all their forms by `families/rotary.py`, or without effect where nothing is rotated.
 _ROTARY = (
     "original_max_position_embeddings",
@@ -294,9 +297,12 @@ def _by_kind(config: ModelConfig, entry: dict[str, Any]) -> ModelConfig:
     if given and not given.keys() & usual.keys():
         hint = "give it for `full_attention` and for `sliding_attention`, as transformers saves it"
         raise UnsupportedModel(f"`rope_parameters` in `{config.name}` are not told by kinds of layers", hint)
-    if entry["config"].startswith("Gemma4"):
-        return config if given else config.changed({"rope_parameters": usual})
     values = config.values
+    if entry["config"].startswith(_BY_KIND_ALONE):
+        base = values.get("rope_theta")
+        if not given and base not in (None, usual["full_attention"]["rope_theta"]) and "Gemma" not in entry["config"]:
+            raise UnsupportedModel(f"its `rope_theta` in `{config.name}` stands where the class does not read it")
+        return config if given else config.changed({"rope_parameters": usual})
     made = {kind: dict(rope.part(kind).values or {"rope_type": "default"}) for kind in usual}
     for kind in usual if "local_rope_theta" in entry["others"] else ("full_attention",):
         made[kind] |= scaling  # the older name `type` has no effect beside `rope_type`

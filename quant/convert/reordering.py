@@ -132,8 +132,31 @@ class TakePaired:
         self.take.undo(halves, out)
 
 
+@dataclass(frozen=True, slots=True)
+class PairRotatedPart:
+    """The first `rotated` rows of every head of `rows` in the order of Llama's heads; the others stay."""
+
+    rows: int
+    rotated: int
+
+    def apply(self, x: np.ndarray) -> np.ndarray:
+        """(heads * rows, columns) of any dtype, reordered within each head."""
+        paired = x.copy().reshape(-1, self.rows, x.shape[-1])
+        turned = np.ascontiguousarray(paired[:, : self.rotated])
+        paired[:, : self.rotated] = PairRotaryHalves(self.rotated).apply(turned)
+        return paired.reshape(x.shape)
+
+    def undo(self, x: np.ndarray, out: np.ndarray) -> None:
+        """As `Reversible`."""
+        out[:] = x
+        heads = out.reshape(-1, self.rows, x.shape[-1])
+        halves = np.empty_like(heads[:, : self.rotated])
+        PairRotaryHalves(self.rotated).undo(np.ascontiguousarray(heads[:, : self.rotated]), halves)
+        heads[:, : self.rotated] = halves
+
+
 # Transforms that move whole rows and change nothing in them.
-ROW_MOVES = (PairRotaryHalves, EverySecondRow, Ungroup, Share, TileRows, TakeBlocks, TakePaired)
+ROW_MOVES = (PairRotaryHalves, EverySecondRow, Ungroup, Share, TileRows, TakeBlocks, TakePaired, PairRotatedPart)
 
 
 def moves_blocks(transform: Transform | None, block: int) -> bool:

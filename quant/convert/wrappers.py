@@ -26,6 +26,7 @@ _USUAL = {
     "FastVlm": ("fast_vlm", "qwen2"),
     "Gemma3": ("gemma3", "gemma3_text"),
     "Gemma4": ("gemma4", "gemma4_text"),
+    "Gemma4Unified": ("gemma4_unified", "gemma4_unified_text"),
     "Glm4v": ("glm4v", "glm4v_text"),
     "Glm4vMoe": ("glm4v_moe", "glm4v_moe_text"),
     "GlmOcr": ("glm_ocr", "glm_ocr_text"),
@@ -59,6 +60,7 @@ _USUAL = {
     "VipLlava": ("vipllava", "llama"),
     "Voxtral": ("voxtral", "llama"),
     "YoutuVL": ("youtu_vl", "youtu"),
+    "Step3p7": ("step3p7", "step3p5"),
     "StepVL": ("", "qwen3"),
 }
 # The language model's `model_type` for classes with other ends of their names, which are whole.
@@ -82,6 +84,7 @@ _TEXTS = {
     "gemma3_text": "Gemma3ForCausalLM",
     "granite": "GraniteForCausalLM",
     "gemma4_text": "Gemma4ForCausalLM",
+    "gemma4_unified_text": "Gemma4ForCausalLM",
     # Rotated by place in time, height and width, as Qwen 2 VL is.
     "glm4v_text": "Glm4ForCausalLM",
     "glm4v_moe_text": "Glm4MoeForCausalLM",
@@ -110,6 +113,7 @@ _TEXTS = {
     "qwen3_5_text": "Qwen3_5ForCausalLM",
     "qwen3_5_moe_text": "Qwen3_5MoeForCausalLM",
     "stablelm": "StableLmForCausalLM",
+    "step3p5": "Step3p5ForCausalLM",
     "youtu": "YoutuForCausalLM",
 }
 # The classes of all models by `model_type`, for files that do not name them (`MODEL_FOR_CAUSAL_LM_MAPPING_NAMES`).
@@ -198,6 +202,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
         "sliding_window": 4096,
         "vocab_size": 32000,
     },
+    "gemma4_unified_text": {"enable_moe_block": False, "hidden_size_per_layer_input": 0},
     # Not the default of GLM 4, which is 128.
     "glm4v_text": {"head_dim": None},
     "glm4v_moe_text": {"head_dim": None},
@@ -227,7 +232,9 @@ BESIDE = {
     "vision_model": "vision",
     "visual": "vision",
     "vision_encoder": "vision",
+    "vision_embedder": "vision",
     "vit": "vision",
+    "vit_large_projector": "a projector",
     "siglip2": "vision",
     "vqmodel": "vision",
     "audio_tower": "hearing",

@@ -38,8 +38,9 @@ OUTPUT_NEEDED = frozenset(_WITH_OUTPUT.split())
 WITHOUT_OUTPUT = frozenset(["cohere2", "command-r", "gemma", "gemma2"])
 # The architectures whose heads must make up the width of the model.
 _AS_WIDE = """
-    bert bloom chatglm cohere2 command-r deepseek exaone4 falcon gpt2 gptneox jamba lfm2 lfm2moe modern-bert mpt
-    nemotron nomic-bert olmo olmo2 olmoe orion phi2 phi3 qwen qwen2 qwen2moe stablelm starcoder starcoder2 xverse
+    arctic bert bloom chatglm cohere2 command-r deepseek exaone4 falcon gpt2 gptneox jais jamba jina-bert-v2 lfm2
+    lfm2moe modern-bert mpt nemotron nomic-bert olmo olmo2 olmoe orion phi2 phi3 qwen qwen2 qwen2moe stablelm
+    starcoder starcoder2 xverse
 """
 HEADS_AS_WIDE = frozenset(_AS_WIDE.split())
 # The architectures with a place for the bias of a matrix (`load_arch_tensors` in `models/*.cpp`), by the matrix. Biases
@@ -61,10 +62,10 @@ _WITH_BIASES = _WITH_GATE_BIAS | frozenset(
     ]
 )
 BIASED = {
-    "attn_output": _WITH_BIASES | {"ernie4_5", "gpt-oss", "pangu-embedded"},
-    "ffn_gate": _WITH_GATE_BIAS,
-    "ffn_up": _WITH_BIASES,
-    "ffn_down": _WITH_BIASES,
+    "attn_output": _WITH_BIASES | {"ernie4_5", "gpt-oss", "jais", "jina-bert-v2", "pangu-embedded"},
+    "ffn_gate": _WITH_GATE_BIAS | {"jais"},
+    "ffn_up": _WITH_BIASES | {"jais"},
+    "ffn_down": _WITH_BIASES | {"jais", "jina-bert-v2"},
 }
 """The architectures that take a bias of these matrices, by the role of the matrix."""
 # The architectures that always turn heads by sections (`llama_model_rope_type`: MROPE, IMROPE).

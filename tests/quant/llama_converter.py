@@ -137,10 +137,15 @@ def _convert(source: Path, target: Path) -> str:
         return UNKNOWN
     # Blocks that predict further tokens stay behind where the weights have none, as `--no-nextn` has it.
     kind.no_mtp = kind.supports_mtp_export and not _predicts(source)
+    # Arctic's names of tensors go into a table that is the same for all later models.
+    names = gguf.TensorNameMap.block_mappings_cfg
+    usual = dict(names)
     with torch.inference_mode():
         model = kind(source, gguf.LlamaFileType.ALL_F32, target)
         model.get_vocab_base_pre = lambda tokenizer: "gpt-2"
         model.set_vocab = model._set_vocab_gpt2
+        names.clear()
+        names.update(usual)
         model.write()
     return ""
 

@@ -36,7 +36,7 @@ ROUNDED = 3e-7
 # Families that are not taken back, and why.
 REFUSED = {"qwen3, ranking": "two rows of its output"}
 # What a file of the language model has no place for: parts that see, and layers behind the text's vectors.
-LEFT = re.compile(r"(.*\.)?(visual|vision_\w+|multi_modal_projector|connector|pooler)\..*|.*position_ids")
+LEFT = re.compile(r"(.*\.)?(visual|vision_\w+|embed_vision|multi_modal_projector|connector|pooler)\..*|.*position_ids")
 LEFT_OF_RANKERS = re.compile(r".*position_ids")
 AROUND = re.compile(r"^(model\.)?(language_model|text_model)\.")
 # Quick ones, which every run of the tests tries.

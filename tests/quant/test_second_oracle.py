@@ -70,7 +70,7 @@ KNOWN = (
     Known("ours", r"expert_weights_norm", "afmoe", "they look for it under another name than the class has"),
     Known("both", r"rope\.dimension_count", "glm4moe, solar", "they turn half of a head, as GLM does"),
     Known("theirs", r"expert_shared_count", "ernie4_5-moe", "not read: the width of all together is"),
-    Known("theirs", r"rope\.freq_base(_swa)?", "(bert|olmo2).*", "not read, or the same as without"),
+    Known("theirs", r"rope\.freq_base(_swa)?", "(bert|mellum|olmo2).*", "not read, or the same as without"),
     Known("theirs", r"rope\.(dimension_count|freq_base|scaling\.finetuned)", "nemotron_h_moe", "nothing is rotated"),
     Known("both", r"rope\.scaling\.finetuned", "granitehybrid.*", "this is how the graph knows that it rotates"),
     Known(
@@ -106,16 +106,24 @@ KNOWN = (
     Known("both", r"context_length|position_embd\.weight", "bert, camembert", "places count from behind the padding"),
     Known("theirs", r"expert_(used_)?count", "jamba, dense", "one expert is none"),
     Known("theirs", r"tensor_data_layout", ".*", "not read"),
-    Known("ours", r"rope\.freq_base", "falcon.*|orion", "they leave it out, and llama.cpp takes 10,000"),
+    Known("ours", r"rope\.freq_base", "falcon.*|minicpm3|orion", "they leave it out, and llama.cpp takes 10,000"),
     Known("both", r"context_length", "falcon.*|bloom", "they do not read the model's"),
     Known("both", r"feed_forward_length", "starcoder", "they take four times the width, whatever the model has"),
     Known("theirs", r"attention\.layer_norm_epsilon", "exaone|qwen", "llama.cpp reads it by the other name"),
     Known("ours", r"attention\.layer_norm_rms_epsilon", "exaone|qwen", "the name by which llama.cpp reads it"),
-    Known("ours", r"attention\.head_count_kv", "qwen|mpt|bloom", "as many as heads, which is llama.cpp's default"),
+    Known("ours", r"attention\.head_count_kv", "qwen|mpt|bloom|jais", "as many as heads, which is llama.cpp's default"),
     Known("ours", r"expert_weights_norm", "deepseek", "false, which is llama.cpp's default"),
     Known("theirs", r"rope\.scaling\.type", "deepseek", "the same as without"),
     Known("both", r"attention\.head_count_kv", "granitehybrid.*", "they do not know its layers as they are named now"),
     Known("both", r"blk\.\d+\.attn_(q|k)\.weight", "granitehybrid.*|nemotron_h_moe", "as the logits show"),
+    Known(
+        "ours", r"attention\.rope_pattern", "granite_swa.*", "they do not read `layer_rope_theta`, as the logits show"
+    ),
+    Known("both", r"rope\.dimension_count", "granitehybrid, bamba", "they turn whole heads, as the logits show"),
+    Known("theirs", r"attention\.sliding_window|rope\.(freq_base|dimension_count)_swa", "laguna, per.*", "no window"),
+    Known("theirs", r"expert_gating_func", "mimo2.*", "not read: it is the sigmoid in every model"),
+    Known("theirs", r"moe_every_n_layers", "step35.*", "not read: the tensors say which layers have experts"),
+    Known("theirs", r"attention\.layer_norm_epsilon", "cohere2moe.*", "it norms by the other one where it has both"),
     Known("both", r"block_count", "deepseek2, heads", "they leave the block behind, with which the library drafts"),
     Known("ours", r"nextn_predict_layers|blk\.3\..*", "deepseek2, heads", "the same, as GLM 4.7 Flash's shows"),
 )
@@ -126,6 +134,8 @@ ELSEWHERE = {
 }
 # Rows that their converter fails on, with what it says.
 REFUSED = {
+    "gemma4, unified": "moe_intermediate_size",
+    "mimo2": "swa_head_dim",
     "mistral3": "pre-tokenizer",
     "mistral3, sees": "pre-tokenizer",
     "cohere2": "rotary_pct",

@@ -198,7 +198,7 @@ def wrong(name: str, value: Any, plan: ModelPlan) -> Any:
     shaped = SHAPES.fullmatch(name) and name not in CHOICES and isinstance(value, int)
     if name in SILENT or shaped or ("yarn_beta" in name and plan.architecture not in READS_BETAS):
         return None
-    if "epsilon" in name and value < 1e-9:
+    if "epsilon" in name and (value < 1e-9 or plan.architecture == "minicpm3"):
         return None  # as DistilBERT has it, whatever its settings say; nobody notices ten times as much
     if name == "rope.dimension_count":
         # Where the whole head is rotated, or its last part, other values end the process.

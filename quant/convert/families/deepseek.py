@@ -24,7 +24,7 @@ _STRAIGHT = (26, 27)
 
 
 @dataclass(frozen=True, kw_only=True)
-class _DeepSeekSizes(RoutedSizes):
+class LatentSizes(RoutedSizes):
     """`rank` numbers for each token, of which each head gets a key of `plain` values and a value of `value` values.
 
     `rotated` more values of the key are rotated, and all heads share them. Queries are made of `query_rank` numbers in
@@ -63,10 +63,14 @@ class _DeepSeekSizes(RoutedSizes):
 _LARGEST_EPSILON = 0.01
 
 
-def _read_sizes(config: ModelConfig) -> _DeepSeekSizes:
+def read_sizes(config: ModelConfig, straight: tuple[int, ...] = _STRAIGHT) -> LatentSizes:
+    """The sizes; models with one of the numbers of layers in `straight` make queries of the width.
+
+    Raises UnsupportedModel where llama.cpp tells otherwise by that number how queries are made.
+    """
     layers, heads = count_layers(config), config.count("num_attention_heads")
     ranked = config.get("q_lora_rank") is not None
-    if ranked is (layers in _STRAIGHT):
+    if ranked is (layers in straight):
         raise UnsupportedModel(
             f"llama.cpp tells by the number of layers how queries are made, and is wrong about this model's {layers}"
         )
@@ -90,7 +94,7 @@ def _read_sizes(config: ModelConfig) -> _DeepSeekSizes:
         rotated=rotated,
     )
     every = frozenset(range(layers))
-    return _DeepSeekSizes(
+    return LatentSizes(
         **vars(moe.read_routed_sizes(config, decoder_sizes)),
         rank=rank,
         plain=plain,
@@ -101,7 +105,7 @@ def _read_sizes(config: ModelConfig) -> _DeepSeekSizes:
     )
 
 
-def _describe_v2(config: ModelConfig, sizes: _DeepSeekSizes) -> dict[str, Any]:
+def _describe_v2(config: ModelConfig, sizes: LatentSizes) -> dict[str, Any]:
     odd = {"topk_method": "greedy", "scoring_func": "softmax", "moe_layer_freq": 1, "norm_topk_prob": False}
     _check(config, odd)
     # A model of transformers has these, and uses neither.
@@ -109,7 +113,8 @@ def _describe_v2(config: ModelConfig, sizes: _DeepSeekSizes) -> dict[str, Any]:
     return {**_describe(config, sizes), **moe.describe_routed(ungrouped, sizes, "softmax")}
 
 
-def _describe_v3(config: ModelConfig, sizes: _DeepSeekSizes) -> dict[str, Any]:
+def describe_v3(config: ModelConfig, sizes: LatentSizes) -> dict[str, Any]:
+    """The entries of a model after DeepSeek V3."""
     _check(config, {"topk_method": "noaux_tc", "scoring_func": "sigmoid", "moe_layer_freq": 1})
     return {**_describe(config, sizes), **moe.describe_routed(config, sizes, "sigmoid")}
 
@@ -120,7 +125,7 @@ def _check(config: ModelConfig, expected: dict[str, Any]) -> None:
         raise UnsupportedModel(f"it chooses its experts otherwise than llama.cpp does (`{other[0]}`)")
 
 
-def _describe(config: ModelConfig, sizes: _DeepSeekSizes) -> dict[str, Any]:
+def _describe(config: ModelConfig, sizes: LatentSizes) -> dict[str, Any]:
     ranked = {"attention.q_lora_rank": sizes.query_rank} if sizes.ranked else {}
     return {
         **_describe_rotation(config, sizes),
@@ -132,7 +137,7 @@ def _describe(config: ModelConfig, sizes: _DeepSeekSizes) -> dict[str, Any]:
     }
 
 
-def _describe_rotation(config: ModelConfig, sizes: _DeepSeekSizes) -> dict[str, Any]:
+def _describe_rotation(config: ModelConfig, sizes: LatentSizes) -> dict[str, Any]:
     """YaRN as DeepSeek has it: attention is sharper by a logarithm of the factor, and rotation leaves lengths alone."""
     key = "rope_parameters" if config.get("rope_parameters") else "rope_scaling"
     scaling = rotary.parameters(config)
@@ -150,15 +155,15 @@ def _describe_rotation(config: ModelConfig, sizes: _DeepSeekSizes) -> dict[str, 
     return {**entries, "rope.scaling.yarn_log_multiplier": 0.1 * multiplier}
 
 
-def _take_keys(sizes: _DeepSeekSizes) -> Reversible:
+def _take_keys(sizes: LatentSizes) -> Reversible:
     return TakeRows(sizes.rank, sizes.plain + sizes.value, 0, sizes.plain, turned=True)
 
 
-def _take_values(sizes: _DeepSeekSizes) -> Reversible:
+def _take_values(sizes: LatentSizes) -> Reversible:
     return TakeRows(sizes.rank, sizes.plain + sizes.value, sizes.plain, sizes.value)
 
 
-_LATENT = (
+LATENT = (
     *decoder.NORMS,
     *linear("self_attn.kv_a_proj_with_mqa", "attn_kv_a_mqa", "compressed", "width", bias=False),
     *norm("self_attn.kv_a_layernorm", "attn_kv_a_norm", "rank"),
@@ -172,49 +177,49 @@ _LATENT = (
     ),
     *linear("self_attn.o_proj", "attn_output", "width", "values", bias=False),
 )
-_RANKED = (
+RANKED = (
     *linear("self_attn.q_a_proj", "attn_q_a", "query_rank", "width", bias=False),
     *norm("self_attn.q_a_layernorm", "attn_q_a_norm", "query_rank"),
     *linear("self_attn.q_b_proj", "attn_q_b", "queries", "query_rank", bias=False),
 )
 _ROUTED = (*moe.EXPERTS, *moe.shared("mlp.shared_experts"))
-_TENSORS = (
+TENSORS = (
     *decoder.ENDS,
-    *_LATENT,
+    *LATENT,
     *in_layers("dense", *decoder.GATED),
     *in_layers("routed", *_ROUTED),
     *in_layers("straight", *linear("self_attn.q_proj", "attn_q", "queries", "width", bias=False)),
-    *in_layers("ranked", *_RANKED),
+    *in_layers("ranked", *RANKED),
 )
 DEEPSEEK2 = Family(
     classes=("DeepseekV2ForCausalLM",),
     architecture="deepseek2",
-    tensors=_TENSORS,
-    sizes=_DeepSeekSizes,
-    read_sizes=_read_sizes,
+    tensors=TENSORS,
+    sizes=LatentSizes,
+    read_sizes=read_sizes,
     describe=_describe_v2,
 )
 DEEPSEEK3 = Family(
     classes=("DeepseekV3ForCausalLM", "Glm4MoeLiteForCausalLM"),
     architecture="deepseek2",
     tensors=(
-        *_TENSORS,
+        *TENSORS,
         *moe.PREFERENCE,
-        *predicting.next_layer(*_LATENT, *_RANKED, *_ROUTED, *moe.PREFERENCE),
+        *predicting.next_layer(*LATENT, *RANKED, *_ROUTED, *moe.PREFERENCE),
     ),
-    sizes=_DeepSeekSizes,
-    read_sizes=_read_sizes,
-    describe=_describe_v3,
+    sizes=LatentSizes,
+    read_sizes=read_sizes,
+    describe=describe_v3,
 )
 
 
-def _dense(config: ModelConfig) -> ModelConfig:
+def without_experts(config: ModelConfig) -> ModelConfig:
     """The settings of a model with DeepSeek's attention and no experts, as Youtu is one."""
     own = {"moe_intermediate_size": config.get("intermediate_size"), "n_routed_experts": 1, "n_shared_experts": 1}
     return config.changed({**own, "first_k_dense_replace": config.get("num_hidden_layers"), "mlp_layer_types": None})
 
 
-def _describe_dense(config: ModelConfig, sizes: _DeepSeekSizes) -> dict[str, Any]:
+def _describe_dense(config: ModelConfig, sizes: LatentSizes) -> dict[str, Any]:
     return {
         **_describe(config, sizes),
         "leading_dense_block_count": sizes.layers,
@@ -226,9 +231,9 @@ def _describe_dense(config: ModelConfig, sizes: _DeepSeekSizes) -> dict[str, Any
 YOUTU = Family(
     classes=("YoutuForCausalLM",),
     architecture="deepseek2",
-    tensors=_TENSORS,
-    sizes=_DeepSeekSizes,
-    read_sizes=lambda config: _read_sizes(_dense(config)),
+    tensors=TENSORS,
+    sizes=LatentSizes,
+    read_sizes=lambda config: read_sizes(without_experts(config)),
     describe=_describe_dense,
 )
 FAMILIES = (DEEPSEEK2, DEEPSEEK3, YOUTU)

@@ -5,6 +5,7 @@ Sources: `modeling_bert.py` and its relatives of transformers, `models/*bert.cpp
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -284,4 +285,28 @@ NOMIC_BERT = Family(
     activations=("silu", "swiglu"),
     encoder=True,
 )
-FAMILIES = (BERT, ROBERTA, MODERN_BERT, NOMIC_BERT, DISTILBERT, EUROBERT)
+
+
+def _describe_jina(config: ModelConfig, sizes: EncoderSizes) -> dict[str, Any]:
+    """llama.cpp has the slope of its bias by distance built in."""
+    for key, value in (("position_embedding_type", "alibi"), ("feed_forward_type", "geglu")):
+        if config.get(key, value) != value:
+            raise UnsupportedModel(f"it computes otherwise than llama.cpp's `jina-bert-v2` does (`{key}`)")
+    config.without_effect("attn_implementation", "emb_pooler", "hidden_act", "with_flash")
+    return _describe(config, sizes)
+
+
+_GATED_LAYER = _LAYER + "mlp."
+JINA = replace(
+    BERT,
+    classes=("JinaBertModel", "JinaBertForMaskedLM"),
+    architecture="jina-bert-v2",
+    tensors=(
+        *(row for row in _BERT_TENSORS if not re.search("position_emb|intermediate|layer.{}.output", row.source)),
+        tensor(_GATED_LAYER + "gated_layers.weight", _BLOCK + "ffn_up.weight", Times(2, "feed_forward"), "width"),
+        *both(_GATED_LAYER + "wo", _BLOCK + "ffn_down", "width", "feed_forward"),
+        *both(_GATED_LAYER + "layernorm", _BLOCK + "layer_output_norm", "width"),
+    ),
+    describe=_describe_jina,
+)
+FAMILIES = (BERT, ROBERTA, MODERN_BERT, NOMIC_BERT, DISTILBERT, EUROBERT, JINA)

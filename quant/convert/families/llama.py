@@ -14,6 +14,7 @@ from quant.convert.config import ModelConfig
 from quant.convert.families import decoder, rotary
 from quant.convert.families.decoder import DecoderSizes
 from quant.errors import UnsupportedModel
+from quant.gguf.check import MAX_BLOCKS
 
 _TENSORS = decoder.paired(decoder.STANDARD)
 
@@ -93,6 +94,24 @@ GRANITE = Family(
     describe=describe_granite,
     computed=rotary.tables,
 )
+
+
+def _describe_nanbeige(config: ModelConfig, sizes: DecoderSizes) -> dict[str, Any]:
+    """A text goes through all layers `num_loops` times."""
+    loops = config.count("num_loops", 1)
+    if loops * sizes.layers > MAX_BLOCKS:
+        raise UnsupportedModel(f"its layers are run {loops * sizes.layers} times, and llama.cpp does so {MAX_BLOCKS}")
+    skipped = config.flag("skip_loop_final_norm")
+    return {**decoder.describe(config, sizes), "num_loops": loops, "skip_loop_final_norm": skipped}
+
+
+NANBEIGE = replace(
+    LLAMA,
+    classes=("NanbeigeForCausalLM",),
+    architecture="nanbeige",
+    describe=_describe_nanbeige,
+    computed=lambda config, sizes: (),
+)
 # Published for embeddings without the output.
 BARE = replace(headless(LLAMA), classes=("LlamaModel",), encoder=True)
 BARE_MISTRAL = replace(headless(MISTRAL), classes=("MistralModel",), encoder=True)
@@ -111,4 +130,4 @@ BIDIRECTIONAL = replace(
     architecture="llama-embed",
     describe=_describe_bidirectional,
 )
-FAMILIES = (LLAMA, MISTRAL, BARE, BARE_MISTRAL, BIDIRECTIONAL, MINISTRAL3, SMOLLM3, GRANITE)
+FAMILIES = (LLAMA, MISTRAL, BARE, BARE_MISTRAL, BIDIRECTIONAL, MINISTRAL3, SMOLLM3, GRANITE, NANBEIGE)

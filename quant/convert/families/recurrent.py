@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from quant.convert.base import Family, Layers, Sizes, Times, count_layers, in_layers, switched, tensor
+from quant.convert.base import Family, Layers, Sizes, Times, count_layers, headless, in_layers, switched, tensor
 from quant.convert.config import ModelConfig
 from quant.convert.families import decoder
 from quant.convert.families.decoder import DecoderSizes, layer, linear, norm
@@ -97,6 +97,16 @@ LFM2_GATED = (
     *linear("feed_forward.w2", "ffn_down", "width", "feed_forward", bias=False),
     *linear("feed_forward.w3", "ffn_up", "feed_forward", "width", bias=False),
 )
+
+
+def _describe_bidirectional(config: ModelConfig, sizes: Lfm2Sizes) -> dict[str, Any]:
+    """A token's convolution has as many tokens behind as before it."""
+    entries = _describe_lfm2(config, sizes)
+    if sizes.kernel % 2 == 0:
+        raise UnsupportedModel(f"its convolutions are {sizes.kernel} tokens long, an even number, without a middle")
+    return {**entries, "attention.causal": False}
+
+
 LFM2 = Family(
     classes=("Lfm2ForCausalLM", "LFM2ForCausalLM"),
     architecture="lfm2",
@@ -106,6 +116,9 @@ LFM2 = Family(
     describe=_describe_lfm2,
     tied=True,
 )
+# Published for embeddings without the output; the second by tokens that see each other in both directions.
+BARE_LFM2 = replace(headless(LFM2), classes=("Lfm2Model",), encoder=True)
+BIDIRECTIONAL_LFM2 = replace(BARE_LFM2, classes=("Lfm2BidirectionalModel",), describe=_describe_bidirectional)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,4 +222,4 @@ def _describe_falcon(config: ModelConfig, sizes: _MambaSizes) -> dict[str, Any]:
 
 
 FALCON_MAMBA = replace(MAMBA, classes=("FalconMambaForCausalLM",), describe=_describe_falcon)
-FAMILIES = (LFM2, MAMBA, FALCON_MAMBA)
+FAMILIES = (LFM2, BARE_LFM2, BIDIRECTIONAL_LFM2, MAMBA, FALCON_MAMBA)

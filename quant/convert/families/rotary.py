@@ -53,22 +53,26 @@ _READS_LLAMA3 = (
     *("llama", "mistral3", "granite", "granitemoe", "arcee", "exaone", "exaone-moe", "exaone4", "llama4"),
     *("apertus", "llama-embed"),
 )
-_READS_LONG = ("llama", "mistral3", "granite", "granitemoe", "phi3", "apertus", "llama-embed")
+_READS_LONG = ("llama", "mistral3", "granite", "granitemoe", "phi3", "apertus", "llama-embed", "minicpm3")
 READERS = {"llama3": _READS_LLAMA3, **dict.fromkeys(_LONG, _READS_LONG)}
 """Scalings that need tables, and the architectures of llama.cpp whose graphs read them."""
 # Scalings that llama.cpp has no place for in an architecture, or of which it applies a part in layers with windows.
 _UNAPPLIED = {
-    "deepseek2": ("linear",),
+    **dict.fromkeys(("deepseek2", "deepseek32", "glm-dsa"), ("linear",)),
     "gemma3": ("yarn",),
     "gemma-embedding": ("yarn",),
     "gemma4": ("linear", "yarn"),
+    "mimo2": ("linear", "yarn"),
     "modern-bert": ("linear", "yarn"),
     "nomic-bert": ("linear", "yarn"),
 }
 # Layers with windows are never scaled in these; in the others all layers are scaled alike.
-_WINDOWS_UNSCALED = ("gemma3", "gemma-embedding", "gemma4", "modern-bert", "olmo2")
+_WINDOWS_UNSCALED = ("gemma3", "gemma-embedding", "gemma4", "laguna", "mellum", "mimo2", "modern-bert", "olmo2")
 # These tell positions in other ways.
-_UNROTATED = ("bert", "bloom", "gpt2", "mamba", "mamba2", "mpt", "jamba", "nemotron_h", "nemotron_h_moe", "starcoder")
+_NAMES = """
+    bert bloom gpt2 jais jamba jina-bert-v2 mamba mamba2 mpt nemotron_h nemotron_h_moe refact starcoder
+"""
+_UNROTATED = frozenset(_NAMES.split())
 # Settings of YaRN that have an effect on lengths whatever its factor is.
 _LENGTHS = ("attention_factor", "mscale", "mscale_all_dim")
 _WITHOUT_EFFECT = ("default", "dynamic", "mrope", "xdrope")
@@ -95,8 +99,11 @@ def check(config: ModelConfig, architecture: str) -> None:
 
 
 def rotates(config: ModelConfig, architecture: str) -> bool:
-    """Whether a model of this architecture rotates queries and keys at all; in Granite 4 its settings say so."""
-    if architecture == "granitehybrid":
+    """Whether a model of this architecture rotates queries and keys at all; in Granite 4 its settings say so.
+
+    Bamba, which is told by `attn_layer_indices`, always does.
+    """
+    if architecture == "granitehybrid" and config.get("attn_layer_indices") is None:
         return bool(config.get("position_embedding_type") == "rope")
     return architecture not in _UNROTATED
 

@@ -12,7 +12,7 @@ from quant.convert.base import Family, Known, Target, in_layers, tensor
 from quant.convert.config import ModelConfig
 from quant.convert.families import decoder, moe, predicting, relatives, rotary, routed
 from quant.convert.families.decoder import LAYER, layer, linear, norm, router
-from quant.convert.families.moe import RoutedSizes
+from quant.convert.families.moe import MixtureSizes, RoutedSizes
 from quant.convert.reordering import TakePaired
 from quant.convert.transforms import TakeRows
 from quant.errors import UnsupportedModel
@@ -257,6 +257,13 @@ LING_2 = Family(
     describe=_describe_ling_2,
 )
 
+# It turns whole heads.
+SARVAM = replace(
+    LING_2,
+    classes=("SarvamMoEForCausalLM", "modeling_sarvam_moe.SarvamMoEForCausalLM"),
+    read_sizes=lambda config: _read_sizes(_usual_ling(config)),
+)
+
 
 def _describe_deepseek(config: ModelConfig, sizes: RoutedSizes) -> dict[str, Any]:
     if config.flag("norm_topk_prob") or config.get("scoring_func", "softmax") != "softmax":
@@ -278,4 +285,35 @@ DEEPSEEK = Family(
     read_sizes=_read_sizes,
     describe=_describe_deepseek,
 )
-FAMILIES = (SOLAR_OPEN, AFMOE, EXAONE_MOE, HUNYUAN_V3, LING, LING_2, DEEPSEEK)
+
+
+def _describe_arctic(config: ModelConfig, sizes: MixtureSizes) -> dict[str, Any]:
+    for key, value in (("use_residual", True), ("parallel_attn_mlp_res", True), ("moe_layer_frequency", 1)):
+        if config.get(key, value) != value:
+            raise UnsupportedModel(f"it computes otherwise than llama.cpp's `arctic` does (`{key}`)")
+    config.without_effect("enable_expert_tensor_parallelism", "moe_eval_capacity_factor", "moe_min_capacity")
+    config.without_effect("moe_token_dropping", "moe_train_capacity_factor", "quantization")
+    entries = decoder.bounded_by_window(config, decoder.describe(config, sizes))
+    return {**entries, **decoder.describe_experts(sizes.experts, config.count("num_experts_per_tok"))}
+
+
+# A dense part beside the experts, which has a norm of its own.
+ARCTIC = replace(
+    moe.MIXTRAL,
+    classes=("ArcticForCausalLM",),
+    architecture="arctic",
+    tensors=(
+        *decoder.ENDS,
+        *decoder.paired(decoder.ATTENTION),
+        *norm("input_layernorm", "attn_norm"),
+        *norm("residual_layernorm", "ffn_norm"),
+        *norm("post_attention_layernorm", "ffn_norm_exps"),
+        *linear("residual_mlp.w1", "ffn_gate", "width", "width", bias=False),
+        *linear("residual_mlp.w2", "ffn_down", "width", "width", bias=False),
+        *linear("residual_mlp.w3", "ffn_up", "width", "width", bias=False),
+        *moe.MIXTRAL_EXPERTS,
+    ),
+    describe=_describe_arctic,
+    computed=lambda config, sizes: (),
+)
+FAMILIES = (SOLAR_OPEN, AFMOE, EXAONE_MOE, HUNYUAN_V3, LING, LING_2, SARVAM, DEEPSEEK, ARCTIC)

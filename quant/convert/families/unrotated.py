@@ -97,7 +97,7 @@ FALCON = Family(
 )
 
 
-def _plain(config: ModelConfig, sizes: DecoderSizes) -> dict[str, Any]:
+def plain(config: ModelConfig, sizes: DecoderSizes) -> dict[str, Any]:
     """The entries of a decoder that does not rotate."""
     entries = decoder.describe(config, sizes)
     return {key: value for key, value in entries.items() if not key.startswith("rope.")}
@@ -141,7 +141,7 @@ BLOOM = Family(
     ),
     sizes=DecoderSizes,
     read_sizes=lambda config: decoder.read_sizes(_usual_bloom(config)),
-    describe=lambda config, sizes: _plain(_usual_bloom(config), sizes),
+    describe=lambda config, sizes: plain(_usual_bloom(config), sizes),
     prefix=r"(transformer\.)?",
     tied=True,
     activations=("gelu", "gelu_pytorch_tanh"),
@@ -176,7 +176,7 @@ def _describe_mpt(config: ModelConfig, sizes: DecoderSizes) -> dict[str, Any]:
     attention = config.part("attn_config")
     clip = attention.get("clip_qkv")
     return {
-        **_plain(_usual_mpt(config), sizes),
+        **plain(_usual_mpt(config), sizes),
         "attention.layer_norm_epsilon": config.number("layer_norm_epsilon", 1e-5),
         "attention.max_alibi_bias": attention.number("alibi_bias_max", 8),
         **({} if clip is None else {"attention.clamp_kqv": attention.number("clip_qkv")}),
@@ -248,7 +248,7 @@ GPT_BIGCODE = Family(
     ),
     sizes=decoder.PlacedSizes,
     read_sizes=lambda config: decoder.placed(_usual_bigcode(config)),
-    describe=lambda config, sizes: _plain(_usual_bigcode(config), sizes),
+    describe=lambda config, sizes: plain(_usual_bigcode(config), sizes),
     prefix=r"(transformer\.)?",
     unused=r"h\.\d+\.attn\.(bias|masked_bias)",
     activations=("gelu_pytorch_tanh", "gelu"),

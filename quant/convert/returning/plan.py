@@ -27,6 +27,8 @@ from quant.plan import Files, Reversible
 _COMPUTED = re.compile(r"rope_freqs\.weight|rope_factors_(long|short)\.weight")
 # Names that have no prefix in the source: outputs and heads, and Qwen's blocks that predict further tokens.
 _BARE = ("classifier", "head.", "mtp.")
+# ChatGLM is published under the name of its base class, and its output has the prefix.
+_CHATGLM, _CHATGLM_OUTPUT = "ChatGLMModel", "output_layer.weight"
 _ORIGINAL = "fetch the source itself"
 _OTHER = "is the configuration of another model? `--from` names the folder or repository with the right one"
 
@@ -209,6 +211,8 @@ def _expert(name: str, row: Known) -> str:
 
 
 def _is_bare(row: Known) -> bool:
+    if row.source == _CHATGLM_OUTPUT:
+        return False
     return row.target in (HEAD, "output.bias") or row.source.startswith(_BARE)
 
 
@@ -217,7 +221,8 @@ def _prefix(family: Family[Any], config: ModelConfig) -> str:
     names = config.get("architectures")
     name = str(names[0]) if isinstance(names, list) and names else ""
     first = re.search(r"(\w+)(\\\.|\|\w+\)\\\.)", family.prefix.rpartition("?(")[2] or family.prefix)
-    return "" if name.endswith("Model") and not name.endswith("LMHeadModel") else f"{first[1]}." if first else ""
+    based = name.endswith("Model") and not name.endswith("LMHeadModel") and name != _CHATGLM
+    return "" if based else f"{first[1]}." if first else ""
 
 
 def _remarks(rows: Mapping[str, Wanted], config: ModelConfig, sizes: Sizes, predicting: bool) -> tuple[str, ...]:

@@ -51,6 +51,47 @@ YOUTU = {
     **DEEPSEEK_V3,
     **dict.fromkeys((*_ROUTED, "num_experts_per_tok", "routed_scaling_factor", "first_k_dense_replace", "head_dim")),
 }
+INDEXED = {**DEEPSEEK_V3, "index_topk": 64, "index_head_dim": 64, "index_n_heads": 16}
+WINDOWED_GRANITE = {
+    "sliding_window": 48,
+    "layer_types": ["full_attention", "sliding_attention", "sliding_attention"],
+    "layer_rope_theta": [0, 30000.0, 30000.0],
+}
+COHERE_MOE = {
+    "num_experts": 12,
+    "num_experts_per_tok": 3,
+    "num_shared_experts": 2,
+    "intermediate_size": 64,
+    "prefix_dense_intermediate_size": 256,
+    "mlp_layer_types": ["dense", "sparse", "sparse", "sparse"],
+    "layer_types": ["full_attention", "sliding_attention", "full_attention", "sliding_attention"],
+    "num_hidden_layers": 4,
+    "sliding_window": 48,
+    "head_dim": 32,
+    "logit_scale": 0.5,
+}
+LAGUNA = {
+    "head_dim": 32,
+    "num_experts": 12,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 64,
+    "shared_expert_intermediate_size": 48,
+    "sliding_window": 48,
+    "layer_types": ["full_attention", "sliding_attention", "sliding_attention"],
+    "num_attention_heads_per_layer": [4, 6, 6],
+    "moe_routed_scaling_factor": 2.5,
+    "rope_theta": None,
+}
+MIMO = {
+    "head_dim": 48,
+    "v_head_dim": 32,
+    "n_routed_experts": 12,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 64,
+    "sliding_window": 48,
+    "layer_types": ["full_attention", "sliding_attention", "sliding_attention"],
+    "rope_theta": None,
+}
 LLAMA_4 = {
     "num_hidden_layers": 4,
     "intermediate_size": 64,
@@ -137,6 +178,61 @@ MIXTURES: dict[str, Row] = {
         "DeepseekV3",
         {**DEEPSEEK_V2, "n_group": 1, "topk_group": 1, "norm_topk_prob": True, "first_k_dense_replace": 25},
         spread=1.5,
+    ),
+    "deepseek32": Row("DeepseekV32", INDEXED, spread=2.0),
+    "glm-dsa": Row("GlmMoeDsa", INDEXED, spread=2.0),
+    "minicpm3": Row(
+        "MiniCPM3",
+        {
+            **YOUTU,
+            "tie_word_embeddings": False,
+            "scale_emb": 12,
+            "scale_depth": 1.4,
+            "dim_model_base": 256,
+        },
+    ),
+    "cohere2moe": Row("Cohere2Moe", COHERE_MOE),
+    "cohere2moe, sigmoid": Row(
+        "Cohere2Moe",
+        {**COHERE_MOE, "expert_selection_fn": "sigmoid", "num_shared_experts": 0, "rms_norm_eps": None},
+    ),
+    "laguna": Row("Laguna", LAGUNA),
+    "laguna, per element": Row(
+        "Laguna",
+        {
+            **LAGUNA,
+            "gating": "per-element",
+            "layer_types": ["full_attention"] * 3,
+            "num_attention_heads_per_layer": None,
+        },
+    ),
+    "mimo2": Row("MiMoV2Flash", MIMO),
+    "mellum": Row(
+        "Mellum",
+        {
+            **QWEN_EXPERTS,
+            "decoder_sparse_step": None,
+            "head_dim": 64,
+            "sliding_window": 48,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+            "rope_theta": None,
+            "rope_parameters": {
+                kind: {"rope_type": "default", "rope_theta": 30000.0}
+                for kind in ("full_attention", "sliding_attention")
+            },
+        },
+    ),
+    "granite_swa": Row("GraniteSWA", {**GRANITE_SCALES, **WINDOWED_GRANITE}),
+    "granite_swa, experts": Row(
+        "GraniteMoeSWA",
+        {
+            **GRANITE_SCALES,
+            **WINDOWED_GRANITE,
+            "num_local_experts": 12,
+            "num_experts_per_tok": 3,
+            "shared_intermediate_size": 96,
+            "intermediate_size": 64,
+        },
     ),
     "deepseek2, glm 4.7 flash": Row(
         "Glm4MoeLite",

@@ -71,6 +71,15 @@ LFM2 = {
     "num_key_value_heads": 2,
     "conv_L_cache": 4,
 }
+BAMBA = {
+    "attn_layer_indices": [1],
+    "mamba_n_heads": 8,
+    "mamba_n_groups": 2,
+    "mamba_d_state": 32,
+    "mamba_expand": 2,
+    "mamba_d_conv": 3,
+    "mamba_chunk_size": 64,
+}
 RECURRENT: dict[str, Row] = {
     "qwen35": Row("Qwen3_5", QWEN_LINEAR),
     "qwen35moe": Row("Qwen3_5Moe", QWEN_LINEAR_EXPERTS),
@@ -134,6 +143,7 @@ RECURRENT: dict[str, Row] = {
     "granitehybrid, attention alone": Row(
         "GraniteMoeHybrid", {**GRANITE_4, "num_local_experts": 0, "layer_types": ["attention"] * 3}
     ),
+    "granitehybrid, bamba": Row("Bamba", BAMBA),
     "nemotron_h": Row(
         "NemotronH",
         {**NEMOTRON_H, "layers_block_type": ["linear_attention", "full_attention", "mlp", "linear_attention"]},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tests.quant.zoo.decoders import GEMMA_4
 from tests.quant.zoo.row import Row
 from tests.quant.zoo.settings import MINISTRAL, WINDOWED
 
@@ -33,6 +34,14 @@ SEEING: dict[str, Row] = {
         "ForConditionalGeneration",
         spread=0.7,
         around={"vision_config": SMALL_VISION, "mm_tokens_per_image": 4},
+    ),
+    "gemma4, unified": Row(
+        "Gemma4Unified",
+        {key: value for key, value in GEMMA_4.items() if "per_layer" not in key},
+        "ForConditionalGeneration",
+        spread=1.2,
+        heads=0.25,
+        around={"vision_config": SMALL_VISION, "audio_config": None},
     ),
     "mistral3, sees": Row(
         "Mistral3",

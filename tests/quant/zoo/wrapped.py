@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tests.quant.zoo.mixtures import DEEPSEEK_V3, ROUTED_EXPERTS, YOUTU
 from tests.quant.zoo.recurrent import QWEN_LINEAR
-from tests.quant.zoo.sketched import Sketch
+from tests.quant.zoo.sketched import STEP, Sketch
 
 _TEXT = ("text_config",)
 _HEAD = ("lm_head.weight",)
@@ -110,6 +110,15 @@ WRAPPED = {
         {"original_max_position_embeddings": 512},
         text="Phi3ForCausalLM",
         beside=("model.vision_tower.a", "model.mm_projector.b"),
+    ),
+    "step35, 3.7": Sketch(
+        "Step3p7ForConditionalGeneration",
+        STEP,
+        "model.",
+        _HEAD,
+        text="Step3p5ForCausalLM",
+        nested=_TEXT,
+        beside=("vision_model.a", "vit_large_projector.b"),
     ),
     "llama, sarashina": _older(
         "Sarashina2VisionForCausalLM", _LLAMA, "visual.a", "norm.weight", at="llm.", model_type="llama"
