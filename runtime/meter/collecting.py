@@ -9,75 +9,43 @@ of float32 at once, experts counted by the tokens that are routed to them.
 from __future__ import annotations
 
 import ctypes
-import struct
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import carray, cfunc, njit, types
-from numba.core import cgutils
-from numba.extending import intrinsic
+from numba import carray, cfunc, njit
 from numpy.typing import NDArray
 
 from quant.importance import Importance, InputSquares
-from quant.types import QuantType, Tensor
+from quant.types import Tensor
 from runtime.errors import LoadFailed
 from runtime.llama.library import library
+from runtime.meter.nodes import (
+    DATA,
+    F32,
+    LEAST_ROWS,
+    LONGEST,
+    NB,
+    NE,
+    OP,
+    SRC,
+    TYPE,
+    check_offsets,
+    find,
+    integer,
+    name_table,
+    operations,
+    pointer,
+    word,
+)
 
-# Offsets in `struct ggml_tensor` of the pinned version.
-_TYPE, _NE, _NB, _OP, _SRC, _DATA, _NAME = 0, 16, 48, 80, 152, 248, 256
-_STRUCT = 512
-_LONGEST = 64
-_LEAST_ROWS = 16
-_F32 = QuantType.by_name("F32").id
-# Fields of a row of the table: the address of the weights once they were met, the first sum, columns, matrices, and the
-# row of the matrix with the same inputs, -1 for none.
-_ADDRESS, _FIRST, _COLUMNS, _MATRICES, _TWIN, _FIELDS = 0, 1, 2, 3, 4, 5
+# Fields of a row of the table behind the address: the first sum, columns, matrices, and the row of the matrix with the
+# same inputs, -1 for none.
+_FIRST, _COLUMNS, _MATRICES, _TWIN, _FIELDS = 1, 2, 3, 4, 5
 # Fields of the state: matrices, the numbers of two operations, whether something did not fit, the row that was met last
 # with its inputs and its experts, and the row behind which nothing is computed.
 _TENSORS, _MUL_MAT, _MUL_MAT_ID, _FAULT, _LATEST, _INPUTS, _ROUTES, _END, _STATE = 0, 1, 2, 3, 4, 5, 6, 7, 8
 _EXPERTS = 4096
-
-
-@intrinsic
-def _pointer(typingctx: Any, address: Any) -> Any:
-    """A pointer from a number."""
-
-    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.inttoptr(arguments[0], cgutils.voidptr_t)
-
-    return types.voidptr(types.intp), code
-
-
-@njit(inline="always")
-def _word(address: Any) -> Any:
-    return carray(_pointer(address), (1,), np.int64)[0]
-
-
-@njit(inline="always")
-def _int(address: Any) -> Any:
-    return carray(_pointer(address), (1,), np.int32)[0]
-
-
-@njit
-def _find(weights: Any, table: Any, names: Any, count: Any) -> Any:
-    """The row of a matrix, -1 where it is none of the layers'."""
-    for row in range(count):
-        if table[row, _ADDRESS] == weights:
-            return row
-    name = carray(_pointer(weights + _NAME), (_LONGEST,), np.uint8)
-    for row in range(count):
-        same = True
-        for letter in range(_LONGEST):
-            if names[row, letter] != name[letter]:
-                same = False
-                break
-            if name[letter] == 0:
-                break
-        if same:
-            table[row, _ADDRESS] = weights
-            return row
-    return -1
 
 
 @njit
@@ -86,12 +54,12 @@ def _add(data: Any, step: Any, rows: Any, columns: Any, sums: Any) -> None:
     row = 0
     while row + 4 <= rows:
         first, second = (
-            carray(_pointer(data), (columns,), np.float32),
-            carray(_pointer(data + step), (columns,), np.float32),
+            carray(pointer(data), (columns,), np.float32),
+            carray(pointer(data + step), (columns,), np.float32),
         )
         third, fourth = (
-            carray(_pointer(data + 2 * step), (columns,), np.float32),
-            carray(_pointer(data + 3 * step), (columns,), np.float32),
+            carray(pointer(data + 2 * step), (columns,), np.float32),
+            carray(pointer(data + 3 * step), (columns,), np.float32),
         )
         for column in range(columns):
             near = first[column] * first[column] + second[column] * second[column]
@@ -100,7 +68,7 @@ def _add(data: Any, step: Any, rows: Any, columns: Any, sums: Any) -> None:
         data += 4 * step
         row += 4
     while row < rows:
-        values = carray(_pointer(data), (columns,), np.float32)
+        values = carray(pointer(data), (columns,), np.float32)
         for column in range(columns):
             sums[column] += values[column] * values[column]
         data += step
@@ -110,10 +78,10 @@ def _add(data: Any, step: Any, rows: Any, columns: Any, sums: Any) -> None:
 @njit
 def _wants(tensor: Any, row: Any, table: Any, state: Any) -> Any:
     """Whether the inputs of a matrix are to be added; not where they were just added for another one."""
-    inputs, routed = _word(tensor + _SRC + 8), _int(tensor + _OP) == state[_MUL_MAT_ID]
-    if _int(inputs + _TYPE) != _F32 or (not routed and _word(inputs + _NE + 8) < _LEAST_ROWS):
+    inputs, routed = word(tensor + SRC + 8), integer(tensor + OP) == state[_MUL_MAT_ID]
+    if integer(inputs + TYPE) != F32 or (not routed and word(inputs + NE + 8) < LEAST_ROWS):
         return False
-    routes = _word(tensor + _SRC + 16) if routed else 0
+    routes = word(tensor + SRC + 16) if routed else 0
     latest = state[_LATEST]
     if latest >= 0 and inputs == state[_INPUTS] and routes == state[_ROUTES]:
         alike = table[row, _MATRICES] == table[latest, _MATRICES] and table[row, _COLUMNS] == table[latest, _COLUMNS]
@@ -128,25 +96,25 @@ def _wants(tensor: Any, row: Any, table: Any, state: Any) -> Any:
 
 @njit
 def _add_dense(weights: Any, inputs: Any, columns: Any, sums: Any, counts: Any) -> None:
-    across, deep, rows = _word(weights + _NE + 16), _word(weights + _NE + 24), _word(inputs + _NE + 8)
-    for i3 in range(_word(inputs + _NE + 24)):
-        for i2 in range(_word(inputs + _NE + 16)):
+    across, deep, rows = word(weights + NE + 16), word(weights + NE + 24), word(inputs + NE + 8)
+    for i3 in range(word(inputs + NE + 24)):
+        for i2 in range(word(inputs + NE + 16)):
             matrix = (i3 % deep) * across + i2 % across
-            at = _word(inputs + _DATA) + i2 * _word(inputs + _NB + 16) + i3 * _word(inputs + _NB + 24)
-            _add(at, _word(inputs + _NB + 8), rows, columns, sums[matrix * columns : (matrix + 1) * columns])
+            at = word(inputs + DATA) + i2 * word(inputs + NB + 16) + i3 * word(inputs + NB + 24)
+            _add(at, word(inputs + NB + 8), rows, columns, sums[matrix * columns : (matrix + 1) * columns])
             counts[matrix] += rows
 
 
 @njit
 def _add_routed(routes: Any, inputs: Any, columns: Any, sums: Any, counts: Any) -> Any:
     """Add the inputs of experts to theirs; returns whether all of them exist."""
-    data, ids, used = _word(inputs + _DATA), _word(routes + _DATA), _word(inputs + _NE + 8)
-    for slot in range(_word(routes + _NE)):
-        for token in range(_word(inputs + _NE + 16)):
-            expert = _int(ids + token * _word(routes + _NB + 8) + slot * _word(routes + _NB))
+    data, ids, used = word(inputs + DATA), word(routes + DATA), word(inputs + NE + 8)
+    for slot in range(word(routes + NE)):
+        for token in range(word(inputs + NE + 16)):
+            expert = integer(ids + token * word(routes + NB + 8) + slot * word(routes + NB))
             if expert < 0 or expert * columns >= len(sums):
                 return False
-            at = data + (slot % used) * _word(inputs + _NB + 8) + token * _word(inputs + _NB + 16)
+            at = data + (slot % used) * word(inputs + NB + 8) + token * word(inputs + NB + 16)
             _add(at, 0, 1, columns, sums[expert * columns : (expert + 1) * columns])
             counts[expert] += 1
     return True
@@ -158,27 +126,27 @@ def _collect(tensor: Any, ask: Any, place: Any) -> Any:
 
     The answer after a node that was wanted says whether llama.cpp goes on.
     """
-    places = carray(_pointer(place), (5,), np.int64)
-    state = carray(_pointer(places[0]), (_STATE,), np.int64)
-    count, operation = state[_TENSORS], _int(tensor + _OP)
+    places = carray(pointer(place), (5,), np.int64)
+    state = carray(pointer(places[0]), (_STATE,), np.int64)
+    count, operation = state[_TENSORS], integer(tensor + OP)
     if operation not in (state[_MUL_MAT], state[_MUL_MAT_ID]):
         return False
-    weights, inputs = _word(tensor + _SRC), _word(tensor + _SRC + 8)
-    table = carray(_pointer(places[1]), (count, _FIELDS), np.int64)
-    row = _find(weights, table, carray(_pointer(places[2]), (count, _LONGEST), np.uint8), count)
+    weights, inputs = word(tensor + SRC), word(tensor + SRC + 8)
+    table = carray(pointer(places[1]), (count, _FIELDS), np.int64)
+    row = find(weights, table, carray(pointer(places[2]), (count, LONGEST), np.uint8), count)
     if row < 0:
         return False
     if ask:
         return _wants(tensor, row, table, state)
     columns, matrices = table[row, _COLUMNS], table[row, _MATRICES]
-    if _word(inputs + _NE) != columns:
+    if word(inputs + NE) != columns:
         state[_FAULT] = 1
         return False
-    sums = carray(_pointer(places[3] + 4 * table[row, _FIRST]), (matrices * columns,), np.float32)
-    counts = carray(_pointer(places[4] + 8 * row * _EXPERTS), (_EXPERTS,), np.int64)
+    sums = carray(pointer(places[3] + 4 * table[row, _FIRST]), (matrices * columns,), np.float32)
+    counts = carray(pointer(places[4] + 8 * row * _EXPERTS), (_EXPERTS,), np.int64)
     if operation == state[_MUL_MAT]:
         _add_dense(weights, inputs, columns, sums, counts)
-    elif not _add_routed(_word(tensor + _SRC + 16), inputs, columns, sums, counts):
+    elif not _add_routed(word(tensor + SRC + 16), inputs, columns, sums, counts):
         state[_FAULT] = 1
         return False
     return row != state[_END]
@@ -206,20 +174,17 @@ class SquareCollector:
     def __init__(self, tensors: Iterable[Tensor]) -> None:
         """Raises LoadFailed where llama.cpp's structures differ from the pinned version's."""
         self._matrices = [each for each in tensors if _counts(each)]
-        _check_offsets()
+        check_offsets()
         rows, first = [], 0
         for each in self._matrices:
             columns, matrices = each.shape[0], each.shape[2] if len(each.shape) > 2 else 1
             rows.append((0, first, columns, matrices, -1))
             first += columns * matrices
         self._table = np.array(rows, np.int64).reshape(-1, _FIELDS)
-        self._names = np.zeros((len(rows), _LONGEST), np.uint8)
-        for row, each in zip(self._names, self._matrices, strict=True):
-            name = each.name.encode()[: _LONGEST - 1]
-            row[: len(name)] = np.frombuffer(name, np.uint8)
+        self._names = name_table(self._matrices)
         self._sums, self._totals = np.zeros(first, np.float32), np.zeros(first, np.float64)
         self._counts = np.zeros((len(rows), _EXPERTS), np.int64)
-        self._state = np.array([len(rows), *_operations(), 0, -1, 0, 0, -1], np.int64)
+        self._state = np.array([len(rows), *operations(), 0, -1, 0, 0, -1], np.int64)
         arrays = (self._state, self._table, self._names, self._sums, self._counts)
         self._places = np.array([each.ctypes.data for each in arrays], np.int64)
         self.callback = ctypes.cast(_collect.address, library().ggml_backend_sched_eval_callback)
@@ -277,35 +242,3 @@ def _counts(tensor: Tensor) -> bool:
     """Whether llama.cpp counts the inputs of a tensor: a matrix, or a stack of few enough matrices, of a layer."""
     shape = tensor.shape
     return tensor.name.startswith("blk.") and 2 <= len(shape) <= 3 and (len(shape) < 3 or shape[2] <= _EXPERTS)
-
-
-def _operations() -> tuple[int, int]:
-    """The numbers of MUL_MAT and MUL_MAT_ID."""
-    name = library()._lib.ggml_op_name
-    name.restype, name.argtypes = ctypes.c_char_p, (ctypes.c_int,)
-    names = [name(number) for number in range(96)]
-    return names.index(b"MUL_MAT"), names.index(b"MUL_MAT_ID")
-
-
-def _check_offsets() -> None:
-    """Ask llama.cpp about a tensor of our making whose fields are known. Raises LoadFailed."""
-    lib = library()._lib
-    made = ctypes.create_string_buffer(_STRUCT)
-    multiply = _operations()[0]
-    struct.pack_into("<4q", made, _NE, 3, 5, 7, 11)
-    struct.pack_into("<i", made, _OP, multiply)
-    struct.pack_into("<q", made, _DATA, 0x1234)
-    struct.pack_into("4s", made, _NAME, b"name")
-    found = []
-    for function, result in (
-        ("ggml_nelements", ctypes.c_int64),
-        ("ggml_nrows", ctypes.c_int64),
-        ("ggml_get_data", ctypes.c_void_p),
-        ("ggml_get_name", ctypes.c_char_p),
-        ("ggml_op_desc", ctypes.c_char_p),
-    ):
-        call = getattr(lib, function)
-        call.restype, call.argtypes = result, (ctypes.c_void_p,)
-        found.append(call(ctypes.addressof(made)))
-    if found != [1155, 385, 0x1234, b"name", b"MUL_MAT"]:
-        raise LoadFailed("the structures of llama.cpp have changed: `ggml_tensor`", "install the pinned version again")

@@ -10,7 +10,7 @@ from array import array
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,18 +21,26 @@ from runtime.llama.model import LlamaModel
 from runtime.meter.kept import Logits
 from runtime.meter.passages import Passage
 
-if TYPE_CHECKING:
-    from runtime.meter.collecting import SquareCollector
-
 Tokens = NDArray[np.int32]
 # Different tokens that a text has at least.
 _DISTINCT = 8
 
 
+class GraphWatcher(Protocol):
+    """A native function that llama.cpp calls for the nodes of its graph; it has to be kept as long as the reader."""
+
+    callback: Any
+    """A native function, for `ContextParams.watch`."""
+
+    @property
+    def data(self) -> int:
+        """The function's last argument, an address."""
+
+
 class WindowReader:
     """A model that reads windows."""
 
-    def __init__(self, path: Path, window: int, threads: int, collector: SquareCollector | None = None) -> None:
+    def __init__(self, path: Path, window: int, threads: int, collector: GraphWatcher | None = None) -> None:
         """Load the file at `path`. Raises LoadFailed, BadRequest where the model writes no text."""
         self.model = LlamaModel(path)
         if self.model.embeds:
