@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from quant.errors import MalformedFile
+from quant.feedback.matrix import Feedback
 from quant.importance import Importance
 from quant.plan import ModelPlan, Progress
 from quant.stream.pipeline import Conversion
@@ -85,12 +86,13 @@ def write(
     *,
     metadata: Mapping[str, Any] | None = None,
     importance: Importance | None = None,
+    feedback: Feedback | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> Written:
     """The model of `plan` at `level` in a new file at `path`."""
     with path.open("wb") as file:
-        Conversion(plan, level, metadata, importance).write(
+        Conversion(plan, level, metadata, importance, feedback).write(
             lambda shard, offset, state: Pieces(shard, stream(shard), offset),
             Out(file),
             threads=threads,

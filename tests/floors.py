@@ -15,6 +15,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("quant.kernels.layouts", "quant.kernels.search", "quant.levels", "quant.cuts"),
         ("quant.kernels",),
         ("quant.kernels.blocks",),
+        ("quant.feedback",),
         ("quant",),
         ("quant.stream",),
         ("quant.convert",),

@@ -25,6 +25,10 @@ import numpy as np
 
 import quant
 from quant.errors import BadValues
+from quant.feedback import matrix
+from quant.feedback.factor import GramFactor
+from quant.feedback.matrix import Feedback
+from quant.feedback.traits import TRAITS
 from quant.gguf.header import DEFAULT_ALIGNMENT, align
 from quant.gguf.writer import Writer, encode_header, layout
 from quant.importance import Importance
@@ -82,20 +86,24 @@ class Conversion:
         level: str,
         metadata: Mapping[str, Any] | None = None,
         importance: Importance | None = None,
+        feedback: Feedback | None = None,
     ) -> None:
         """`metadata` adds GGUF entries, such as the model's source and our version.
 
-        `importance` weighs the squared errors of each matrix that it names by its inputs; the file says so. Raises
+        `importance` weighs the squared errors of each matrix that it names by its inputs; the file says so. `feedback`
+        takes its place for the matrices that it knows, at types that error feedback can make. Raises
         UnknownLevel for a level that is neither a name nor a budget, or a budget that does not fit the model;
         BadImportance for importance of another model.
         """
-        self.plan, self.importance = plan, importance
+        self.plan, self.importance, self.feedback = plan, importance, feedback
         self.types = types_of(plan, level)
         self.tensors = layout(plan.at(self.types))
         entries = {**plan.metadata, **(metadata or {}), **entries_of(level, self.types)}
         if importance:
             importance.check(self.tensors)
             entries |= importance.entries
+        if feedback:
+            entries |= feedback.entries
         self.header = encode_header(_arrange(entries), self.tensors)
 
     @property
@@ -172,7 +180,9 @@ class Conversion:
         if not slab.rows.size:
             return _Encoded(memoryview(b""), slab)
         weights = weights_of(slab, self.importance) if self.importance else None
-        return _Encoded(_encode(slab, self.types[slab.tensor.name], weights), slab)
+        type = self.types[slab.tensor.name]
+        factor = self.feedback.factor(slab.tensor.name) if self.feedback and type in TRAITS else None
+        return _Encoded(_encode(slab, type, weights, factor), slab)
 
 
 def _arrange(entries: dict[str, Any]) -> dict[str, Any]:
@@ -361,8 +371,11 @@ def weights_of(slab: Slab, importance: Importance) -> np.ndarray | None:
     return found
 
 
-def _encode(slab: Slab, type: QuantType, importance: np.ndarray | None) -> memoryview:
-    """The rows of a slab, transformed and quantized to `type`, with errors weighed by `importance`, `(columns,)`."""
+def _encode(slab: Slab, type: QuantType, importance: np.ndarray | None, factor: GramFactor | None = None) -> memoryview:
+    """The rows of a slab, transformed and quantized to `type`, with errors weighed by `importance`, `(columns,)`.
+
+    With a factor errors are fed back, and importance counts for nothing.
+    """
     tensor, rows, transform = slab.tensor, slab.rows, slab.tensor.transform
     try:
         if packing := tensor.packing:
@@ -377,6 +390,8 @@ def _encode(slab: Slab, type: QuantType, importance: np.ndarray | None) -> memor
         if rows.dtype == np.float64:
             rows = rows.astype("<f4")
         _check_magnitude(tensor, rows, type)
+        if factor is not None:
+            return matrix.quantize(rows, type, factor).data.cast("B")
         return quant.quantize(rows, type, importance, threads=1).data.cast("B")
     except BadValues as error:
         if error.hint:

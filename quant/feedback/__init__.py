@@ -1,0 +1,1 @@
+"""Error feedback: ordinary blocks whose products with a layer's inputs are close to the source's."""
