@@ -60,7 +60,8 @@ def test_gram_matrices_are_those_of_transformers_whatever_the_budget(tmp_path: P
             wanted = (x.T @ x).numpy()
             for each in (whole, small):
                 found = each.gram(f"blk.{layer}.{ours}.weight")
-                assert found is not None and abs(found - wanted).max() < 1e-3 * wanted.diagonal().max()
+                # llama.cpp keeps keys and values in half precision.
+                assert found is not None and abs(found - wanted).max() < 5e-3 * wanted.diagonal().max()
     assert whole.gram("output_norm.weight") is None and whole.factor("token_embd.weight") is None
     assert whole.passes == 1 < small.passes
 
