@@ -25,7 +25,8 @@ from cli.pulling import show_lines
     metavar="EFFORT",
     default="importance",
     show_default=True,
-    help="`quick`: by the weights alone, as `lm pull` does it; `importance`: errors weigh by what a column gets.",
+    help="`quick`: by the weights alone, as `lm pull` does it; `importance`: errors weigh by the inputs of a column; "
+    "`best`: an error in one column is made up for in the others.",
 )
 @click.option("--text", metavar="FILE", help="Learn from this text instead of lm's own; `-` is stdin.")
 @click.option("--importance", metavar="FILE", help="Learn nothing, and take this file of `llama-imatrix`.")

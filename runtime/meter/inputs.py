@@ -173,6 +173,21 @@ class InputGrams:
         """The entry that tells files by the text and the windows that their errors were weighed on."""
         return {"lm.feedback": self._mark}
 
+    def columns(self, name: str) -> int:
+        """Columns of a matrix, one of `names`."""
+        return int(self._watcher.table[self._rows[name], _COLUMNS])
+
+    @property
+    def mark(self) -> str:
+        """The same for the same text, read in the same windows."""
+        return self._mark
+
+    def owners(self) -> dict[str, str]:
+        """Each matrix whose inputs are seen, and the first one that has the same inputs, in the order of `names`."""
+        with self._lock:
+            found = {name: self._owner(name, collect=False) for name in self._names}
+        return {name: self._names[owner] for name, owner in found.items() if owner >= 0}
+
     def gram(self, name: str) -> NDArray[np.float32] | None:
         """Σ x·xᵀ over the tokens for the inputs of a matrix; None for a tensor whose inputs are not seen."""
         with self._lock:
@@ -195,7 +210,7 @@ class InputGrams:
                     raise BadValues(f"the inputs of `{name}`: {error}", "read another text with the model") from None
             return self._factors[owner]
 
-    def _owner(self, name: str) -> int:
+    def _owner(self, name: str, *, collect: bool = True) -> int:
         """The row of the matrix that had the same inputs first, its Gram matrix collected; -1 for none."""
         row = self._rows.get(name)
         if row is None:
@@ -204,7 +219,7 @@ class InputGrams:
             self._reader.collect(self._windows[0])
             self._owners = self._watcher.table[:, _OWNER].copy()
         owner = int(self._owners[row])
-        if owner >= 0 and owner not in self._grams:
+        if collect and owner >= 0 and owner not in self._grams:
             self._collect(row)
         return owner
 

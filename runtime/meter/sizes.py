@@ -8,6 +8,8 @@ from runtime.machine.fit import ModelSize, memory
 from runtime.messages import CacheConfig
 
 WINDOW, WINDOWS = 512, 40
+# Bytes of Gram matrices that are collected at a time.
+GRAMS = 512 << 20
 # A window of fewer tokens has hardly a past.
 _SHORTEST = 32
 _F32 = 4
@@ -34,6 +36,12 @@ def collecting_bytes(plan: ModelPlan, vocabulary: int, window: int) -> int:
     matrices = [each for each in plan.tensors if each.layer is not None and len(each.shape) in (2, 3)]
     sums = sum(each.columns * (each.shape[0] if len(each.shape) > 2 else 1) for each in matrices)
     return _SUM * sums + _COUNTS * len(matrices) + 2 * (window // 2) * vocabulary * _F32
+
+
+def gram_bytes(plan: ModelPlan, window: int) -> int:
+    """Bytes of memory for Gram matrices that are collected at a time: as many as fit a bound, at least the largest."""
+    widest = max((each.columns for each in plan.tensors if each.layer is not None and len(each.shape) == 2), default=0)
+    return max(GRAMS, 2 * _F32 * widest**2) + 16 * window * widest * _F32
 
 
 def reading_bytes(size: ModelSize, weights: int, window: int) -> int:

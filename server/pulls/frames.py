@@ -17,7 +17,7 @@ from runtime.messages import CacheConfig
 from server.children.frames import ErrorReport
 from server.policy.rules import ANYTHING, PolicyRules
 
-Effort = Literal["", "quick", "importance"]
+Effort = Literal["", "quick", "importance", "best"]
 
 
 class ModelRequest(msgspec.Struct, frozen=True):
@@ -39,11 +39,13 @@ class Statistics(msgspec.Struct, frozen=True):
     """Statistics of a model's inputs, by which errors are weighed: a file of importance of llama.cpp's at `path`.
 
     `name` is for people. `marks` are of the text that was read (`runtime.meter.passages`), empty where nobody knows it.
+    `grams` is a file of Gram matrices (`quant/feedback/stored.py`) in the cache, by which errors are fed back.
     """
 
     path: str
     name: str
     marks: list[str] = []
+    grams: str = ""
 
 
 class PullTask(msgspec.Struct, tag="pull"):
@@ -55,9 +57,9 @@ class PullTask(msgspec.Struct, tag="pull"):
     adapter is for, "" unless the user named it. `sharing` says how a finished file of this machine may be taken over:
     by a hard link (a reflink comes before it), or by a copy alone. With `place` it is read where it is if it cannot be
     shared. The model has to keep the `rules`. `as_it_is`: whole weights in one GGUF file are not quantized. `effort`
-    says how errors are weighed: `quick` by the weights alone, `importance` by `statistics`. Without these, and for "",
-    an earlier pull's count, which lie in the folder.
-    `cut` drops parts of a GGUF file, whose rest is copied.
+    says how errors are weighed: `quick` by the weights alone, `importance` by `statistics`, `best` by their Gram
+    matrices. Without these, and for "", an earlier pull's count, which lie in the folder. `cut` drops parts of a GGUF
+    file, whose rest is copied.
     """
 
     model: ModelRequest

@@ -6,6 +6,7 @@ ingest/id/statistics.json    its name, and the digests of its texts
 
 from __future__ import annotations
 
+import os
 import shutil
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,10 +16,11 @@ from typing import Any
 import msgspec
 
 from quant.errors import BadImportance
+from quant.feedback.stored import StoredGrams
 from quant.importance import Importance
 from registry.store import fsops, reading
 from registry.store.fsops import plainly
-from server.pulls.frames import PullTask, Statistics
+from server.pulls.frames import Effort, PullTask, Statistics
 
 FILE, NOTE = "statistics", "statistics.json"
 _LONGEST = 1 << 20
@@ -27,11 +29,12 @@ _SHOWN = 8
 
 @dataclass(frozen=True)
 class PullStatistics:
-    """The statistics of one pull; None for both where it weighs errors by the weights alone."""
+    """The statistics of one pull; None for all where it weighs errors by the weights alone."""
 
     folder: Path
     statistics: Statistics | None = None
     importance: Importance | None = None
+    feedback: StoredGrams | None = None
 
     @classmethod
     def of(cls, task: PullTask) -> PullStatistics:
@@ -39,13 +42,19 @@ class PullStatistics:
         folder = Path(task.folder)
         statistics = None if task.effort == "quick" else task.statistics or _left(folder)
         if statistics is None:
-            if task.effort == "importance":
+            if task.effort:
                 raise BadImportance("the statistics of this pull are gone", "`lm quantize` collects them again")
             return cls(folder)
         try:
-            return cls(folder, statistics, Importance.read(Path(statistics.path), statistics.name))
+            grams = StoredGrams(Path(statistics.grams), os.cpu_count() or 1) if statistics.grams else None
+            return cls(folder, statistics, Importance.read(Path(statistics.path), statistics.name), grams)
         except OSError as error:
             raise BadImportance(f"`{statistics.name}` cannot be read: {error.strerror}", "name it again") from None
+
+    @property
+    def both(self) -> tuple[Importance | None, StoredGrams | None]:
+        """Importance, and Gram matrices, as a conversion takes them."""
+        return self.importance, self.feedback
 
     def keep(self) -> None:
         """Keep them in the folder, or take away what an earlier pull left there. Raises DiskFull, StoreFailed."""
@@ -65,6 +74,7 @@ class PullStatistics:
         if self.statistics is None or self.importance is None:
             return []
         found = [f"errors are weighed by {self.statistics.name}"]
+        found += ["errors of a column are made up for in the others of its row"] if self.feedback else []
         for name, experts in self.importance.unrouted().items():
             shown = ", ".join(map(str, experts[:_SHOWN])) + (" …" if len(experts) > _SHOWN else "")
             found.append(
@@ -77,7 +87,8 @@ class PullStatistics:
         """The notes about them in the model's manifest."""
         if self.statistics is None:
             return {}
-        return {"effort": "importance", "statistics": self.statistics.name, "learned": self.statistics.marks}
+        effort: Effort = "best" if self.feedback else "importance"
+        return {"effort": effort, "statistics": self.statistics.name, "learned": self.statistics.marks}
 
 
 def _left(folder: Path) -> Statistics | None:

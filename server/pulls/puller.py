@@ -263,7 +263,7 @@ class _Attempt:
                     f"`{plan.shards[0]}` is quantized already, at {plan.level}", "errors are weighed while quantizing"
                 )
             return FileCopy(plan, sum(map(self.source.size, plan.shards)))
-        return Conversion(plan, level, gguf_entries(self.source, plan, level), self.learned.importance)
+        return Conversion(plan, level, gguf_entries(self.source, plan, level), *self.learned.both)
 
     def _digests(self, plan: ModelPlan, level: str, conversion: Conversion | FileCopy) -> dict[str, str]:
         """As `digests`; with statistics also `plain`, the digest of the model that would be made without them."""

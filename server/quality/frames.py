@@ -8,7 +8,7 @@ import msgspec
 
 from server.children.frames import ErrorReport
 
-Step = Literal["text", "reference", "model", "statistics"]
+Step = Literal["text", "reference", "model", "statistics", "grams"]
 
 
 class MeterTask(msgspec.Struct, tag="meter"):
@@ -16,9 +16,9 @@ class MeterTask(msgspec.Struct, tag="meter"):
 
     `step`: say whether the `text` is long enough, keep what a `reference` thinks of each next token in `folder`, or
     have a `model` read the same windows and compare. For `statistics` the squares of a model's inputs are summed up
-    (`runtime/meter/learning.py`), in `folder`. `digest` names the model's records. `text` is a file, ""
-    for lm's held-out text, or its calibration text. `windows` is the most windows, `window` the tokens of each. `name`
-    and `reference` are for messages. `learned` marks the text that the model's quantizer saw
+    (`runtime/meter/learning.py`), in `folder`; for `grams` their products. `digest` names the model's records. `text`
+    is a file, "" for lm's held-out text, or its calibration text. `windows` is the most windows, `window` the tokens of
+    each. `name` and `reference` are for messages. `learned` marks the text that the model's quantizer saw
     (`runtime.meter.passages.Passage.marks`).
     """
 

@@ -17,13 +17,13 @@ from registry.digest import of
 from registry.names import Reference
 from registry.store import fsops
 from registry.store.fsops import plainly
-from runtime.meter.sizes import collecting_bytes, window_of
+from runtime.meter.sizes import collecting_bytes, gram_bytes, window_of
 from server.config import VERSION, Config
 from server.errors import Unsupported
 from server.library import Library
 from server.pulls.frames import Statistics
 from server.pulls.lines import note_line, phase_line
-from server.quality.frames import ReadSoFar, ReadThrough
+from server.quality.frames import ReadSoFar, ReadThrough, Step
 from server.quality.reading import FOLDER, SOURCE, check_text, meter_process, note_text, prepare, task_of
 from server.quality.references import TURN, Readable, References, require_memory
 from server.quality.wish import QualityWish
@@ -33,14 +33,18 @@ Line = dict[str, Any]
 WINDOWS = 32
 _STATISTICS, _KEPT = "statistics", 8
 _NOTE = "statistics.json"
-_DONE = "importance.gguf"  # as `runtime/meter/learning.py` calls it
+_DONE, _GRAMS = "importance.gguf", "grams.gguf"  # as `runtime/meter/learning.py` calls them
 
 
 class Learning:
     """Statistics of the model of a wish; `lines` collects them, and `statistics` has them then."""
 
-    def __init__(self, config: Config, library: Library, wish: QualityWish) -> None:
-        """`wish.text` is the user's text, "" for lm's calibration text; the wish's reference counts for nothing."""
+    def __init__(self, config: Config, library: Library, wish: QualityWish, *, grams: bool = False) -> None:
+        """`wish.text` is the user's text, "" for lm's calibration text; the wish's reference counts for nothing.
+
+        With `grams` the Gram matrices of inputs are collected too; the cache has the matrices of one model at a time.
+        """
+        self._grams = grams
         self._config, self._library, self._wish = config, library, wish
         self._root = config.cache / FOLDER
         model = wish.model
@@ -68,6 +72,7 @@ class Learning:
                 held.enter_context(store.hold([model.blob_digest]))
                 plan = (await self._library.facts(model)).plan
                 more = collecting_bytes(plan, size.vocabulary, window)
+                more = max(more, gram_bytes(plan, window)) if self._grams else more
                 await require_memory(size, model.name, model.size, window, more)
                 if self._wish.text:
                     await check_text(self._config, self._wish, self._root, window)
@@ -77,9 +82,12 @@ class Learning:
                         yield line
                 readable = references.found or await references.here()
                 held.enter_context(store.hold([readable.note.digest]))
-                async with aclosing(self._collect(readable, window)) as lines:
-                    async for line in lines:
-                        yield line
+                note = readable.note
+                yield note_line(f"statistics are collected with {note.name} at {note.level}: {note.why}")
+                for step in self._steps():
+                    async with aclosing(self._collect(readable, window, step)) as lines:
+                        async for line in lines:
+                            yield line
             await asyncio.to_thread(fsops.remove_tree, self._root / SOURCE)
 
     async def _search(self, references: References) -> AsyncGenerator[Line]:
@@ -95,20 +103,28 @@ class Learning:
         except Unsupported:  # neither the source nor a better level can be read
             return
 
-    async def _collect(self, readable: Readable, window: int) -> AsyncGenerator[Line]:
-        note = readable.note
-        yield note_line(f"statistics are collected with {note.name} at {note.level}: {note.why}")
+    def _steps(self) -> list[Step]:
+        """The steps that are left. Gram matrices of other models go: they are large."""
+        if not self._grams:
+            return ["statistics"]
+        for other in (self._config.cache / _STATISTICS).glob(f"*/{_GRAMS}*"):
+            if other.parent != self._folder:
+                fsops.unlink(other)
+        return ["grams"] if self._noted() else ["statistics", "grams"]
+
+    async def _collect(self, readable: Readable, window: int, step: Step) -> AsyncGenerator[Line]:
         await asyncio.to_thread(self._begin)
-        task = task_of(self._wish, "statistics", readable.path, self._folder, window, note.name)
+        task = task_of(self._wish, step, readable.path, self._folder, window, readable.note.name)
         async with meter_process(self._config, task) as meter:
             while True:
                 match await meter.receive():
                     case ReadSoFar(completed, total):
-                        status = "collecting statistics"
-                        yield {"status": status, "phase": "statistics", "completed": completed, "total": total}
+                        status = "collecting statistics" if step == "statistics" else "collecting Gram matrices"
+                        yield {"status": status, "phase": step, "completed": completed, "total": total}
                     case ReadThrough() as read:
                         await asyncio.to_thread(self._end, read)
-                        yield note_line(f"the statistics are kept: {self._folder / _DONE}")
+                        file = _DONE if step == "statistics" else _GRAMS
+                        yield note_line(f"the {step} are kept: {self._folder / file}")
                         return
 
     def _begin(self) -> None:
@@ -129,12 +145,20 @@ class Learning:
 
     def _found(self) -> bool:
         """Take the statistics of the cache, if it has them whole."""
+        found, grams = self._noted(), self._folder / _GRAMS
+        if found is None or (self._grams and not grams.is_file()):
+            return False
+        self.statistics = msgspec.structs.replace(found, grams=str(grams)) if self._grams else found
+        return True
+
+    def _noted(self) -> Statistics | None:
+        """The importance that the cache has."""
         try:
             if (self._folder / _DONE).is_file():
-                self.statistics = msgspec.json.decode((self._folder / _NOTE).read_bytes(), type=Statistics)
+                return msgspec.json.decode((self._folder / _NOTE).read_bytes(), type=Statistics)
         except (OSError, msgspec.MsgspecError):
-            return False
-        return self.statistics is not None
+            pass
+        return None
 
 
 def _is_local(source: Reference) -> bool:

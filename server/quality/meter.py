@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 Send = Callable[[msgspec.Struct], None]
 VOCABULARY = "vocabulary"
+_LEARNING = ("statistics", "grams")
 
 
 def main(argv: list[str]) -> int:
@@ -48,10 +49,10 @@ def measure(task: MeterTask, send: Send) -> ReadThrough:
     from runtime.meter.figures import figures
     from runtime.meter.windows import windows_of
 
-    passage = passages.own("calibration" if task.step == "statistics" else "held")
+    passage = passages.own("calibration" if task.step in _LEARNING else "held")
     if task.text:
         passage = passages.Passage("a text of the user's", Path(task.text).read_text("utf-8", "replace"))
-    if task.step == "statistics":
+    if task.step in _LEARNING:
         return _learn(task, passage, send)
     if task.step != "reference" and passage.shares(task.learned):
         raise BadRequest(
@@ -99,13 +100,13 @@ def _compare(task: MeterTask, passage: Passage, send: Send) -> list[Compared]:
 
 
 def _learn(task: MeterTask, passage: Passage, send: Send) -> ReadThrough:
-    """Sum the squares of a model's inputs. Raises as `measure`."""
+    """Sum the squares of a model's inputs, or their products. Raises as `measure`."""
     from runtime.llama.library import usable_threads
     from runtime.meter.collecting import InputsNotFinite
-    from runtime.meter.learning import learn
+    from runtime.meter.learning import learn, learn_grams
 
     try:
-        learn(
+        (learn_grams if task.step == "grams" else learn)(
             Path(task.path),
             passage,
             Path(task.folder),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -10,6 +12,7 @@ from benchmarks import ggml
 from quant.errors import BadValues, WrongShape
 from quant.feedback.factor import GramFactor
 from quant.feedback.matrix import quantize
+from quant.feedback.stored import StoredGrams, write_grams
 from quant.feedback.traits import TRAITS
 from quant.types import QuantType
 
@@ -146,3 +149,17 @@ def test_rows_that_are_not_finite_or_do_not_fit_are_refused() -> None:
         quantize(x, QuantType.Q4_0, factor)
     zeros = quantize(np.zeros((3, 288), np.float32), QuantType.Q5_1, factor)
     assert (quant.dequantize(zeros, "Q5_1", 288) == 0).all()
+
+
+def test_gram_matrices_come_back_from_their_file_whatever_happens_to_it(tmp_path: Path) -> None:
+    products = {"blk.0.attn_q.weight": gram(64), "blk.0.ffn_down.weight": gram(96)}
+    owners = {"blk.0.attn_q.weight": "blk.0.attn_q.weight", "blk.0.attn_k.weight": "blk.0.attn_q.weight"}
+    owners["blk.0.ffn_down.weight"] = "blk.0.ffn_down.weight"
+    path = tmp_path / "grams.gguf"
+    write_grams(path, "a text", {name: len(each) for name, each in products.items()}, owners, products.__getitem__)
+    stored = StoredGrams(path)
+    path.unlink()
+    for name, each in products.items():
+        np.testing.assert_array_equal(stored.gram(name), np.triu(each) + np.triu(each, 1).T)
+    assert stored.factor("blk.0.attn_k.weight") is stored.factor("blk.0.attn_q.weight")
+    assert stored.factor("output.weight") is None and stored.entries == {"lm.feedback": "a text"}

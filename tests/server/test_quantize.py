@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -65,7 +66,7 @@ def test_requests_that_make_no_level_are_refused_by_name(tmp_path: Path) -> None
             ({"level": "Q9_K"}, "unknown_level", "Q9_K"),
             ({"level": "auto"}, "unknown_level", "auto"),
             ({"level": "a b"}, "bad_name", "a b"),
-            ({"effort": "best"}, "unsupported", "error feedback"),
+            ({"effort": "best", "importance": of(b"")}, "bad_body", "no products of inputs"),
             ({"effort": "mighty"}, "bad_body", "mighty"),
             ({"effort": "quick", "text": "x"}, "bad_body", "statistics"),
             ({"text": "x", "importance": of(b"")}, "bad_body", "exclude"),
@@ -193,6 +194,39 @@ def test_a_whole_copy_that_is_kept_is_quantized_where_no_source_is_known(tmp_pat
 
 
 @pytest.mark.slow
+def test_the_best_effort_feeds_errors_back_and_comes_nearer_to_the_source(tmp_path: Path) -> None:
+    with Daemon(tmp_path / "home", runtime="llama") as daemon:
+        pulled(daemon, "demo:Q3_K_M")
+        before = measured(daemon, "demo:Q3_K_M")
+        lines = daemon.post("/lm/quantize", {"model": "demo", "level": "Q3_K_M", "effort": "best"}).lines
+        assert lines[-1]["status"] == "success", lines[-1]
+        said = [line["status"] for line in lines]
+        assert any("made up for" in each for each in said) and "collecting Gram matrices" in said
+        shown = daemon.post("/api/show", {"model": "demo:Q3_K_M"}).json
+        assert shown["lm"]["effort"] == "best" and shown["model_info"]["lm.feedback"]
+        assert measured(daemon, "demo:Q3_K_M") < 0.7 * before
+        # What was collected serves the next level; another model's takes its place.
+        (kept,) = (daemon.home / "cache" / "statistics").glob("*/grams.gguf")
+        again = daemon.post("/lm/quantize", {"model": "demo", "level": "Q4_K_M", "effort": "best"}).lines
+        assert again[-1]["status"] == "success" and "here already" in again[0]["status"]
+        assert list(kept.parent.parent.glob("*/grams.gguf")) == [kept]
+
+
+def measured(daemon: Daemon, name: str) -> float:
+    """The mean divergence of a model from its source on some windows."""
+    last = daemon.post("/lm/quality", {"model": name, "windows": 12}).lines[-1]
+    return float(last["card"]["mean"]["value"])
+
+
+def test_gram_matrices_that_are_gone_are_told(tmp_path: Path) -> None:
+    gone = msgspec.structs.replace(statistics(tmp_path), grams=str(tmp_path / "gone.gguf"))
+    with pytest.raises(BadImportance, match="cannot be read"):
+        PullStatistics.of(task(tmp_path, effort="best", statistics=gone))
+    with pytest.raises(BadImportance, match="holds no Gram matrices"):
+        PullStatistics.of(task(tmp_path, effort="best", statistics=msgspec.structs.replace(gone, grams=gone.path)))
+
+
+@pytest.mark.slow
 def test_a_model_that_computes_no_numbers_gives_no_statistics(tmp_path: Path) -> None:
     path = make(tmp_path / "model.gguf", "F32")
     header = read_file(path)
@@ -200,9 +234,12 @@ def test_a_model_that_computes_no_numbers_gives_no_statistics(tmp_path: Path) ->
     with path.open("r+b") as file:
         file.seek(header.data_offset + norm.offset)
         file.write(np.full(norm.shape[0], np.nan, "<f4").tobytes())
-    wanted = MeterTask("statistics", str(path), str(tmp_path), "d", "tiny", "", "", 2, 64)
-    with pytest.raises(CheckFailed, match=r"`tiny` computes values that are not finite: the inputs of `blk\.0\.ffn_"):
-        measure(wanted, lambda frame: None)
+    for step in ("statistics", "grams"):
+        wanted = MeterTask(step, str(path), str(tmp_path), "d", "tiny", "", "", 2, 64)
+        with pytest.raises(
+            CheckFailed, match=r"`tiny` computes values that are not finite: the inputs of `blk\.0\.ffn_"
+        ):
+            measure(wanted, lambda frame: None)
 
 
 def sent(daemon: Daemon, file: Path) -> dict[str, str]:

@@ -34,7 +34,7 @@ from server.services import SERVICES, Services
 
 Line = dict[str, Any]
 _WHOLE = ("F32", "BF16", "F16")
-_EFFORTS: dict[str, Effort] = {"quick": "quick", "importance": "importance"}
+_EFFORTS: dict[str, Effort] = {"quick": "quick", "importance": "importance", "best": "best"}
 
 
 class QuantizeBody(msgspec.Struct):
@@ -42,7 +42,8 @@ class QuantizeBody(msgspec.Struct):
 
     `effort` is `quick`, by the weights alone, or `importance`. Then errors are weighed by the squares of the model's
     inputs: on lm's calibration text, on `text`, or as an `importance` file has them, the digest of an uploaded blob,
-    which messages call `importance_name`. `hf_endpoint` and `hf_token` are of the caller's environment.
+    which messages call `importance_name`. With `best` an error in one column is made up for in the others, by the
+    products of inputs. `hf_endpoint` and `hf_token` are of the caller's environment.
     """
 
     model: str = ""
@@ -62,7 +63,7 @@ async def quantize(request: web.Request) -> web.StreamResponse:
     services = request.app[SERVICES]
     model = await resolve_model(request, body.model)
     level, effort = _level(body.level), _effort(body)
-    if effort == "importance":
+    if effort != "quick":
         require(model, "completion")
     if body.importance:
         await require_blob(services, body.importance, "importance")
@@ -96,7 +97,7 @@ class _Work:
             if body.importance:
                 held.enter_context(self._services.library.store.hold([body.importance]))
             statistics = None
-            if self._options.effort == "importance":
+            if self._options.effort != "quick":
                 async with aclosing(self._statistics(body)) as lines:
                     async for line in lines:
                         if isinstance(line, Statistics):
@@ -116,7 +117,7 @@ class _Work:
             yield Statistics(str(path), body.importance_name or "the importance file")
             return
         wish = QualityWish(self._model, self._options.hub, text=body.text, windows=WINDOWS)
-        learning = Learning(services.config, services.library, wish)
+        learning = Learning(services.config, services.library, wish, grams=self._options.effort == "best")
         async with aclosing(learning.lines()) as lines:
             async for line in lines:
                 yield line
@@ -168,14 +169,14 @@ def _level(text: str) -> str:
 
 
 def _effort(body: QuantizeBody) -> Effort:
-    """The effort. Raises BadBody, Unsupported."""
-    if body.effort == "best":
-        raise Unsupported("error feedback, the effort `best`, is not built yet", "`importance` is the best one so far")
+    """The effort. Raises BadBody."""
     effort = _EFFORTS.get(body.effort)
     if effort is None:
-        raise BadBody(f"`{ascii(body.effort[:40])[1:-1]}` is no effort", "send `quick` or `importance`", "effort")
+        raise BadBody(f"`{ascii(body.effort[:40])[1:-1]}` is no effort", f"send one of {', '.join(_EFFORTS)}", "effort")
     if effort == "quick" and (body.text or body.importance):
         raise BadBody("the effort `quick` takes no statistics", "leave the text and the file out, or the effort")
+    if effort == "best" and body.importance:
+        raise BadBody("an importance file has no products of inputs", "send a `text`, or the effort `importance`")
     if body.text and body.importance:
         raise BadBody("a text and an importance file exclude each other", "send one of them", "importance")
     if body.text and not body.text.strip():
