@@ -42,7 +42,7 @@ class PullStatistics:
         folder = Path(task.folder)
         statistics = None if task.effort == "quick" else task.statistics or _left(folder)
         if statistics is None:
-            if task.effort:
+            if task.effort not in ("", "quick"):
                 raise BadImportance("the statistics of this pull are gone", "`lm quantize` collects them again")
             return cls(folder)
         try:

@@ -21,12 +21,14 @@ from registry.errors import Offline
 from registry.net.address import HttpAddress
 from registry.net.dialing import Sockets, dial
 from registry.net.network import Network
+from registry.store.store import Store
 from server.config import Config
 from server.doctor.bounds import bounds
 from server.telemetry.ring import Ring
 from server.values import on_this_machine
 from tests.cli.support import LM, Cli
 from tests.daemon import Daemon, environment, put_model
+from tests.storing import put
 
 OFFLINE = Network(offline=True)
 # Runs in a namespace without a network: the daemon on a Unix socket, then each command of a list, and prints what each
@@ -58,7 +60,8 @@ OUTWARD = {
     "ollama": ["pull", "llama3.2"],
     "audit": ["audit", "push", "https://collector.example/lines"],
     "quality": ["quality", "tiny", "--against", "org/repo"],
-    "compare": ["compare", "tiny", "tiny", "--against", "org/repo"],
+    "compare": ["compare", "tiny", "other", "--against", "org/repo"],
+    "quantize": ["quantize", "org/kept", "--level", "Q4_K_M", "--effort", "quick"],
     "metrics": ["metrics", "push", "https://collector.example/v1/metrics"],
 }
 # What needs none, in this order; the first word of each is a command.
@@ -200,6 +203,10 @@ def test_every_command_without_a_network(tmp_path: Path, traced: bool) -> None:
         pytest.skip("strace is not installed")
     home = tmp_path / "home"
     put_model(home)
+    put_model(home, "other")
+    with Store.open(home / "store") as store:
+        notes = {"source": "org/kept", "level": "Q8_0"}
+        put(store, "org/kept:Q8_0", config={"model_format": "gguf", "file_type": "Q8_0", "lm": notes})
     Ring(home / "metrics", 1 << 20).append(b"{}")
     write_key(tmp_path / "acme.key")
     script = tmp_path / "script.json"
