@@ -75,7 +75,7 @@ def start(page: Any, daemon: Daemon, route: str = "") -> None:
     """Open the chat, ready for a question."""
     page.goto(f"{daemon.url}/ui/{route}")
     page.wait_for_selector("#question")
-    until(page, "document.querySelector('#model').value !== ''")
+    until(page, "document.querySelector('#model').value !== '' && document.activeElement.id === 'question'")
 
 
 def ask(page: Any, text: str) -> None:

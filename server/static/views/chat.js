@@ -61,8 +61,8 @@ export async function mount(root, route, signal) {
     draw();
     fill(side, settingsForm(conversation.head.settings, keepHead, toggleSettings));
     follow(running(conversation.head.id));
-    await list.draw(conversation.head.id);
     box.field.focus({ preventScroll: true });
+    await list.draw(conversation.head.id);
   }
 
   // The path that is chosen: its end at once, what is before when it comes into sight.
