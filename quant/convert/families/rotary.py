@@ -58,7 +58,8 @@ READERS = {"llama3": _READS_LLAMA3, **dict.fromkeys(_LONG, _READS_LONG)}
 """Scalings that need tables, and the architectures of llama.cpp whose graphs read them."""
 # Scalings that llama.cpp has no place for in an architecture, or of which it applies a part in layers with windows.
 _UNAPPLIED = {
-    **dict.fromkeys(("deepseek2", "deepseek32", "glm-dsa"), ("linear",)),
+    **dict.fromkeys(("deepseek2", "deepseek32"), ("linear",)),
+    "glm-dsa": ("linear", "yarn"),
     "gemma3": ("yarn",),
     "gemma-embedding": ("yarn",),
     "gemma4": ("linear", "yarn"),
