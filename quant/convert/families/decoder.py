@@ -12,7 +12,7 @@ from typing import Any
 from quant.convert.base import HEAD, Known, Length, MakeTransform, Shape, Sizes, Times, count_layers, tensor
 from quant.convert.config import ModelConfig
 from quant.convert.families import rotary
-from quant.convert.transforms import AddOne, PairRotaryHalves
+from quant.convert.transforms import AddOne, PairRotaryHalves, Transpose
 from quant.errors import MalformedFile, UnsupportedModel
 from quant.plan import Reversible
 
@@ -75,6 +75,18 @@ def linear(source: str, target: str, rows: Length, columns: Length, bias: bool |
     weight = layer(f"{source}.weight", f"{target}.weight", rows, columns)
     return (
         (weight,) if bias is False else (weight, layer(f"{source}.bias", f"{target}.bias", rows, required=bool(bias)))
+    )
+
+
+def transposed(source: str, target: str, rows: Length, columns: Length) -> tuple[Known, ...]:
+    """A matrix that is stored as (inputs, outputs), as GPT-2 has them, and its bias."""
+
+    def transpose(sizes: DecoderSizes) -> Reversible:
+        return Transpose(sizes.length(rows), sizes.length(columns))
+
+    return (
+        layer(f"{source}.weight", f"{target}.weight", columns, rows, transform=transpose, becomes=(rows, columns)),
+        layer(f"{source}.bias", f"{target}.bias", rows),
     )
 
 

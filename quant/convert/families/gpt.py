@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from quant.convert.base import Family, Known, Length, MakeTransform, Shape, Sizes, Times, count_layers, switched, tensor
+from quant.convert.base import Family, Known, Sizes, Times, count_layers, switched, tensor
 from quant.convert.config import ModelConfig
 from quant.convert.families import decoder
-from quant.convert.families.decoder import DecoderSizes, layer, linear, norm
-from quant.convert.transforms import Transpose, Ungroup
+from quant.convert.families.decoder import DecoderSizes, layer, linear, norm, transposed
+from quant.convert.families.unrotated import block
+from quant.convert.transforms import Ungroup
 from quant.errors import UnsupportedModel
 from quant.plan import Reversible
 
@@ -135,24 +136,6 @@ def _describe_gpt2(config: ModelConfig, sizes: _Gpt2Sizes) -> dict[str, Any]:
     }
 
 
-def _block(
-    source: str, target: str, *shape: Length, transform: MakeTransform | None = None, becomes: Shape = ()
-) -> Known:
-    return tensor(f"h.{{}}.{source}", f"blk.{{}}.{target}", *shape, transform=transform, becomes=becomes)
-
-
-def _transposed(source: str, target: str, rows: Length, columns: Length) -> tuple[Known, ...]:
-    """A matrix, stored as (inputs, outputs), and its bias."""
-
-    def transpose(sizes: _Gpt2Sizes) -> Reversible:
-        return Transpose(sizes.length(rows), sizes.length(columns))
-
-    return (
-        _block(f"{source}.weight", f"{target}.weight", columns, rows, transform=transpose, becomes=(rows, columns)),
-        _block(f"{source}.bias", f"{target}.bias", rows),
-    )
-
-
 GPT2 = Family(
     classes=("GPT2LMHeadModel",),
     architecture="gpt2",
@@ -161,14 +144,17 @@ GPT2 = Family(
         tensor("wpe.weight", "position_embd.weight", "positions", "width"),
         decoder.OUTPUT,
         *decoder.final_norm("ln_f", bias=True),
-        _block("ln_1.weight", "attn_norm.weight", "width"),
-        _block("ln_1.bias", "attn_norm.bias", "width"),
-        _block("ln_2.weight", "ffn_norm.weight", "width"),
-        _block("ln_2.bias", "ffn_norm.bias", "width"),
-        *_transposed("attn.c_attn", "attn_qkv", Times(3, "width"), "width"),
-        *_transposed("attn.c_proj", "attn_output", "width", "width"),
-        *_transposed("mlp.c_fc", "ffn_up", "feed_forward", "width"),
-        *_transposed("mlp.c_proj", "ffn_down", "width", "feed_forward"),
+        *block(
+            "h.{}.",
+            (
+                *norm("ln_1", "attn_norm", bias=True),
+                *norm("ln_2", "ffn_norm", bias=True),
+                *transposed("attn.c_attn", "attn_qkv", Times(3, "width"), "width"),
+                *transposed("attn.c_proj", "attn_output", "width", "width"),
+                *transposed("mlp.c_fc", "ffn_up", "feed_forward", "width"),
+                *transposed("mlp.c_proj", "ffn_down", "width", "feed_forward"),
+            ),
+        ),
     ),
     sizes=_Gpt2Sizes,
     read_sizes=_read_gpt2_sizes,

@@ -10,15 +10,15 @@ from dataclasses import dataclass
 from math import log2
 from typing import Any
 
-from quant.convert.base import HEAD, UNQUANTIZED, Family, Known, Length, Target, Times, tensor
+from quant.convert.base import HEAD, UNQUANTIZED, Family, Known, Target, Times, tensor
 from quant.convert.config import ModelConfig
 from quant.convert.families import decoder
-from quant.convert.families.decoder import DecoderSizes, layer, linear, norm
+from quant.convert.families.decoder import DecoderSizes, linear, norm, transposed
 from quant.convert.families.unrotated import block, plain, usual
 from quant.convert.peeking import peek
-from quant.convert.transforms import Scale, Transpose
+from quant.convert.transforms import Scale
 from quant.errors import UnsupportedModel
-from quant.plan import Files, Reversible
+from quant.plan import Files
 from quant.safetensors import Entry
 
 # The feed-forward part of Refact is a multiple of this wide.
@@ -129,18 +129,6 @@ def _measure_slopes(files: Files, entries: Iterable[Entry], sizes: _JaisSizes) -
     return {"jais.attention.max_alibi_bias": steepest}
 
 
-def _turned(source: str, target: str, rows: Length, columns: Length) -> tuple[Known, ...]:
-    """A matrix, stored as (inputs, outputs), and its bias."""
-
-    def transpose(sizes: _JaisSizes) -> Reversible:
-        return Transpose(sizes.length(rows), sizes.length(columns))
-
-    return (
-        layer(f"{source}.weight", f"{target}.weight", columns, rows, transform=transpose, becomes=(rows, columns)),
-        layer(f"{source}.bias", f"{target}.bias", rows),
-    )
-
-
 JAIS = Family(
     classes=("JAISLMHeadModel",),
     architecture="jais",
@@ -159,11 +147,11 @@ JAIS = Family(
             (
                 *norm("ln_1", "attn_norm", bias=True),
                 *norm("ln_2", "ffn_norm", bias=True),
-                *_turned("attn.c_attn", "attn_qkv", "attention", "width"),
-                *_turned("attn.c_proj", "attn_output", "width", "queries"),
-                *_turned("mlp.c_fc", "ffn_up", "feed_forward", "width"),
-                *_turned("mlp.c_fc2", "ffn_gate", "feed_forward", "width"),
-                *_turned("mlp.c_proj", "ffn_down", "width", "feed_forward"),
+                *transposed("attn.c_attn", "attn_qkv", "attention", "width"),
+                *transposed("attn.c_proj", "attn_output", "width", "queries"),
+                *transposed("mlp.c_fc", "ffn_up", "feed_forward", "width"),
+                *transposed("mlp.c_fc2", "ffn_gate", "feed_forward", "width"),
+                *transposed("mlp.c_proj", "ffn_down", "width", "feed_forward"),
             ),
         ),
     ),
