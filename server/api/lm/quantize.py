@@ -87,7 +87,8 @@ class _Work:
 
         Raises Unsupported where neither is known, and as `Learning.lines`, `Jobs.follow` and `Creates.lines`.
         """
-        source, copy = self._source(), await self._copy()
+        source = self._source()
+        copy = None if source else await self._copy()
         if source is None and copy is None:
             raise Unsupported(
                 f"nobody knows the weights that `{self._model.name}` was made of",
