@@ -1,4 +1,4 @@
-"""A cut as it is wished, and its way from one plan to another."""
+"""From the plan of a model to the plan of a smaller one, by a wish."""
 
 from __future__ import annotations
 
@@ -6,37 +6,13 @@ import json
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-import msgspec
-
 from quant.cuts.layers import without_layers
 from quant.cuts.scripts import Scripts
 from quant.cuts.vocabulary import WholeVocabulary
+from quant.cuts.wish import Cut
 from quant.errors import UnsupportedModel
 from quant.notes import CUT
 from quant.plan import ModelPlan
-
-
-class Cut(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The parts of a model that stay, or go.
-
-    - `scripts`: names of scripts, such as `latin`; tokens that no text in them can have are dropped.
-    - `tokens`: ids of tokens that texts need; all others are dropped. None where there are no such texts.
-    - `words`: how people call what the vocabulary is cut to, such as `en` or the name of a file.
-    - `layers`: numbers of layers that are dropped, from 0.
-    """
-
-    scripts: tuple[str, ...] = ()
-    tokens: list[int] | None = None
-    words: str = ""
-    layers: tuple[int, ...] = ()
-
-    @property
-    def empty(self) -> bool:
-        """Whether everything stays."""
-        return not (self.scripts or self.layers) and self.tokens is None
-
-
-NO_CUT = Cut()
 
 
 class CutPlan(NamedTuple):

@@ -10,9 +10,10 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Iterable
 from functools import cached_property
+from itertools import chain
 
 # Characters of more than one byte, but for planes in which there are none yet.
-_LONG = (*range(0x80, 0xD800), *range(0xE000, 0x33480), *range(0xE0000, 0xE01F0))
+_LONG = (range(0x80, 0xD800), range(0xE000, 0x33480), range(0xE0000, 0xE01F0))
 # The first words of the names of marks that go with letters of any script, and with symbols.
 _MARKS = ("COMBINING", "VARIATION")
 # The first words of the names of a script's letters.
@@ -103,7 +104,7 @@ class Scripts:
     def _pieces(self) -> set[bytes]:
         """Parts of the UTF-8 of every character that are shorter than it."""
         pieces: set[bytes] = set()
-        for data in (chr(code).encode() for code in _LONG if self._belongs(chr(code))):
+        for data in (chr(code).encode() for code in chain(*_LONG) if self._belongs(chr(code))):
             pieces.update(
                 data[start:end]
                 for start in range(len(data))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from quant.cuts.cut import Cut
+import msgspec
+
+from quant.cuts.wish import Cut
 from runtime.errors import BadRequest
 from server.children.child_log import log_file
 from server.children.daemon_side import task_process
@@ -31,7 +33,7 @@ async def completed(config: Config, wish: CreateWish, path: Path) -> Cut:
             f"name a text of the kind that the model is for; {_PLENTY:,} tokens are plenty",
             "text",
         )
-    return Cut(wish.cut.scripts, found.ids, wish.cut.words, wish.cut.layers)
+    return msgspec.structs.replace(wish.cut, tokens=found.ids)
 
 
 def remark(count: int) -> str:

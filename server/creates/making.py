@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from quant.convert.gguf.naming import GgufName
-from quant.cuts.cut import NO_CUT, Cut
+from quant.cuts.wish import NO_CUT, Cut
 from quant.gguf.header import MAGIC
 from registry.errors import BadName, ModelNotFound
 from registry.names import Name, Reference, parse

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from quant.cuts.cut import NO_CUT, Cut
+from quant.cuts.wish import NO_CUT, Cut
 from registry.names import Name
 from registry.store.catalog import Model
 from server.pulls.frames import Statistics

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from quant.cuts.cut import NO_CUT, Cut
+from quant.cuts.wish import NO_CUT, Cut
 from registry.net.hub import Hub
 from runtime.messages import CacheConfig
 from server.children.frames import ErrorReport

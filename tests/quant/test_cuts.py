@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 
 from quant.convert.gguf.source import plan_gguf
-from quant.cuts.cut import Cut, cut
+from quant.cuts.cut import cut
 from quant.cuts.layers import without_layers
 from quant.cuts.scripts import Scripts, script_of
 from quant.cuts.vocabulary import WholeVocabulary
+from quant.cuts.wish import Cut
 from quant.errors import UnsupportedModel
 from quant.gguf.header import read_file
 from quant.notes import CUT

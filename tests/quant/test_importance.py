@@ -14,7 +14,8 @@ from quant.gguf.header import read_file
 from quant.gguf.writer import encode_header
 from quant.importance import Importance, InputSquares
 from quant.plan import Part, Read, TensorPlan
-from quant.stream.pipeline import Conversion, Slab, weights_of
+from quant.stream.pipeline import Conversion
+from quant.stream.slabs import Slab, weights_of
 from quant.types import QuantType, Tensor
 from tests.converting import write
 from tests.quant.support import DEMO, Folder

@@ -9,8 +9,8 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from quant.cuts.cut import Cut
 from quant.cuts.scripts import SCRIPTS, script_of
+from quant.cuts.wish import Cut
 from registry.names import Name
 from registry.store.model import Model
 from registry.words import word_of

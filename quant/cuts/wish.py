@@ -1,0 +1,28 @@
+"""A cut as it is wished; the daemon, which makes none itself, imports no more."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class Cut(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The parts of a model that stay, or go.
+
+    - `scripts`: names of scripts, such as `latin`; tokens that no text in them can have are dropped.
+    - `tokens`: ids of tokens that texts need; all others are dropped. None where there are no such texts.
+    - `words`: how people call what the vocabulary is cut to, such as `en` or the name of a file.
+    - `layers`: numbers of layers that are dropped, from 0.
+    """
+
+    scripts: tuple[str, ...] = ()
+    tokens: list[int] | None = None
+    words: str = ""
+    layers: tuple[int, ...] = ()
+
+    @property
+    def empty(self) -> bool:
+        """Whether everything stays."""
+        return not (self.scripts or self.layers) and self.tokens is None
+
+
+NO_CUT = Cut()
