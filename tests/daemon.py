@@ -110,7 +110,8 @@ class Daemon:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
-        assert "Traceback" not in self.log + self.errors
+        text = self.log + self.errors
+        assert "Traceback" not in text, text[text.index("Traceback") - 500 :][:5000]
 
     @property
     def pid(self) -> int:

@@ -32,8 +32,13 @@ async def follow(work: Callable[[Send], Line | None], stop: Callable[[], None]) 
             latest = key, now
         loop.call_soon_threadsafe(lines.put_nowait, line)
 
+    def ended(task: asyncio.Task[Line | None]) -> None:
+        if not task.cancelled():
+            task.exception()  # asked for here, or asyncio logs a traceback where the client left just before
+        lines.put_nowait(None)
+
     task = asyncio.create_task(asyncio.to_thread(work, send))
-    task.add_done_callback(lambda _: lines.put_nowait(None))
+    task.add_done_callback(ended)
     try:
         while (line := await lines.get()) is not None:
             yield line

@@ -267,6 +267,7 @@ class Create:
             model = await asyncio.shield(commit)
         except asyncio.CancelledError:
             await asyncio.wait([commit])
+            commit.exception()  # asked for, or asyncio logs a traceback
             raise
         return model
 

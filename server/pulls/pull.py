@@ -94,6 +94,7 @@ class Pull:
             return await asyncio.shield(commit)
         except asyncio.CancelledError:
             await asyncio.wait([commit])  # a commit that has begun is finished
+            commit.exception()  # asked for, or asyncio logs a traceback
             raise
 
     def _layers(self, ingest: Ingest, done: Done) -> list[Staged]:
