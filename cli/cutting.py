@@ -18,13 +18,18 @@ from cli.pulling import show_lines
 Line = dict[str, Any]
 
 
-def cut(
-    name: str, *, vocabulary: str | None, layers: str | None, new: str | None, dry_run: bool, as_json: bool
-) -> None:
-    """Make a model without some tokens or layers, and show how it goes; with `dry_run` say what would go."""
-    body: Line = {"model": reference(name), "name": new or ""}
-    body |= _tokens(vocabulary) if vocabulary else {}
+def parts_of(*, vocabulary: str | None, layers: str | None, experts: str | None, text: str | None) -> Line:
+    """The fields of a body that say what goes; `text` is the file by which experts are judged. Raises Failure."""
+    body: Line = _tokens(vocabulary) if vocabulary else {}
     body |= {"layers": _numbers(layers)} if layers else {}
+    body |= {"experts": _share(experts)} if experts else {}
+    body |= {"sample": text_of(text), "sample_name": Path(text).stem if text != "-" else "text"} if text else {}
+    return body
+
+
+def cut(name: str, parts: Line, *, new: str | None, dry_run: bool, as_json: bool) -> None:
+    """Make a model without some of its parts, and show how it goes; with `dry_run` say what would go."""
+    body: Line = {"model": reference(name), "name": new or "", **parts}
     with explaining(name), closing(Client().stream("/lm/cut", body)) as lines:
         shown = _until_planned(lines) if dry_run else lines
         if as_json:
@@ -52,6 +57,14 @@ def _tokens(vocabulary: str) -> Line:
     if "/" in vocabulary or path.suffix:
         raise Failure(f"there is no file `{vocabulary}`", "name a file of plain text, or languages such as `en`")
     return {"vocabulary": [word.strip() for word in vocabulary.split(",") if word.strip()]}
+
+
+def _share(words: str) -> float | str:
+    """A share such as `0.5`, or a word, which the daemon knows or refuses."""
+    try:
+        return float(words)
+    except ValueError:
+        return words
 
 
 def _numbers(layers: str) -> list[int]:

@@ -10,15 +10,20 @@ import click
 from cli import console
 from cli.client import Client
 from cli.completing import complete_names
-from cli.cutting import cut
+from cli.cutting import cut, parts_of
 from cli.errors import Failure
 from runtime.units import size_text
+
+# Options that say what goes from a model.
+_PARTS = ("vocabulary", "layers", "experts", "text")
 
 
 @click.command()
 @click.argument("name", required=False, shell_complete=complete_names)
 @click.option("--vocabulary", metavar="LANGUAGES|FILE", help="Tokens to keep in NAME: `en`, `de,ru`, or a text's.")
 @click.option("--layers", metavar="NUMBERS", help="Layers to drop from NAME, from 0: `2,5`.")
+@click.option("--experts", metavar="SHARE|idle", help="Experts to keep in each layer of NAME: `0.5`, or all with work.")
+@click.option("--text", metavar="FILE", help="Judge experts on this text instead of lm's own; `-` is stdin.")
 @click.option("--as", "new", metavar="NEW", help="The name of the smaller model.")
 @click.option("--paused", is_flag=True, help="Without NAME: remove paused pulls, too.")
 @click.option("--yes", "-y", is_flag=True, help="Without NAME: do not ask.")
@@ -31,18 +36,17 @@ def command(name: str | None, **options: Any) -> None:
 
     With NAME a smaller model is made of that one, which stays as it is. `--vocabulary` drops the tokens that no text in
     the named languages has, or that the text in a file does not use. Such texts keep their tokens, and any other text
-    still has some. `--layers` drops layers, which costs quality.
+    still has some. `--layers` drops layers, which costs quality. `--experts` drops experts of a mixture: experts
+    without work first, then experts that add little to a text.
     """
-    of_models, of_disk = (
-        {key: options.pop(key) for key in keys} for keys in (("vocabulary", "layers", "new"), ("paused", "yes"))
-    )
+    parts, of_disk = ({key: options.pop(key) for key in keys} for keys in (_PARTS, ("paused", "yes")))
     if name is None:
-        if any(of_models.values()):
+        if any((*parts.values(), options.pop("new"))):
             raise Failure("there is no model to cut", "name it: `lm prune NAME --vocabulary en`", "usage")
         return _tidy(**of_disk, **options)
     if any(of_disk.values()):
         raise Failure("`--paused` and `--yes` are for `lm prune` without a name", "leave them out", "usage")
-    return cut(name, **of_models, **options)
+    return cut(name, parts_of(**parts), **options)
 
 
 def _tidy(*, paused: bool, yes: bool, dry_run: bool, as_json: bool) -> None:

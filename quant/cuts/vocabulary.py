@@ -10,18 +10,17 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import cached_property
-from itertools import groupby
 from typing import Any
 
 import msgspec
 
 from quant.cuts.merging import Rank, by_merges, by_scores, parts_of
+from quant.cuts.rows import rows_of
 from quant.cuts.scripts import Scripts
 from quant.errors import UnsupportedModel
 from quant.gguf.header import TOKEN_BYTE, TOKEN_CONTROL, TOKEN_NORMAL, TOKEN_UNKNOWN, TOKEN_UNUSED, TOKEN_USER
 from quant.notes import STOPS, TOKENIZER, TokenizerNote
-from quant.plan import ModelPlan, Part, TensorPlan
-from quant.types import QuantType
+from quant.plan import ModelPlan
 
 _PREFIX = "tokenizer.ggml."
 _TOKENS = f"{_PREFIX}tokens"
@@ -186,12 +185,3 @@ def _texts(merge: str) -> tuple[str, str, str]:
     """The two texts of a merge, and what they make."""
     left, _, right = merge[1:].partition(" ")
     return merge[:1] + left, right, merge[:1] + left + right
-
-
-def rows_of(tensor: TensorPlan, kept: Sequence[int]) -> TensorPlan:
-    """A tensor with some of its rows alone, sorted numbers; of a vector, values."""
-    type = QuantType.by_name(tensor.dtype)
-    width = type.row_bytes(tensor.columns) if len(tensor.shape) > 1 else type.row_bytes(1)
-    runs = [list(run) for _, run in groupby(enumerate(kept), lambda pair: pair[1] - pair[0])]
-    parts = tuple(Part(tensor.shard, tensor.offset + run[0][1] * width, len(run) * width) for run in runs)
-    return replace(tensor, shape=(len(kept), *tensor.shape[1:]), size=len(kept) * width, parts=parts)

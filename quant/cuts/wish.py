@@ -11,6 +11,8 @@ class Cut(msgspec.Struct, frozen=True, omit_defaults=True):
     - `scripts`: names of scripts, such as `latin`; tokens that no text in them can have are dropped.
     - `tokens`: ids of tokens that texts need; all others are dropped. None where there are no such texts.
     - `words`: how people call what the vocabulary is cut to, such as `en` or the name of a file.
+    - `experts`: numbers of the experts that stay, by layer; nothing where all of them do. `read` is how people call the
+      text on which they were chosen.
     - `layers`: numbers of layers that are dropped, from 0.
     """
 
@@ -18,11 +20,13 @@ class Cut(msgspec.Struct, frozen=True, omit_defaults=True):
     tokens: list[int] | None = None
     words: str = ""
     layers: tuple[int, ...] = ()
+    experts: dict[int, list[int]] = {}
+    read: str = ""
 
     @property
     def empty(self) -> bool:
         """Whether everything stays."""
-        return not (self.scripts or self.layers) and self.tokens is None
+        return not (self.scripts or self.layers or self.experts) and self.tokens is None
 
 
 NO_CUT = Cut()

@@ -145,6 +145,8 @@ def _check_tensors(header: Header, architecture: str) -> None:
         name.format(block) for name in REQUIRED.get(architecture, ()) for block in range(blocks if "{}" in name else 1)
     ]
     missing = [name for name in wanted if name not in shapes]
+    if header.metadata.get(f"{architecture}.expert_count"):  # Mixtral is a `llama` whose layers have experts in place
+        missing = [name for name in missing if ".ffn_" not in name or ".ffn_norm." in name]
     if missing:
         raise _refuse(header, f"{len(missing)} tensors are missing, the first is `{missing[0]}`")
     embedding = shapes.get("token_embd.weight")

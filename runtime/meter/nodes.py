@@ -24,6 +24,7 @@ from runtime.llama.library import library
 TYPE, NE, NB, OP, SRC, DATA, _NAME = 0, 16, 48, 80, 152, 248, 256
 _STRUCT = 512
 LONGEST = 64  # bytes of a name
+_ZERO = ord("0")
 LEAST_ROWS = 16  # of inputs that are looked at: fewer are a step of an answer, or the rest of a batch
 F32 = QuantType.by_name("F32").id
 ADDRESS = 0  # the field of a matrix's row in a table of matrices: the address of the weights once they were met
@@ -79,6 +80,21 @@ def find(weights: Any, table: Any, names: Any, count: Any) -> Any:
             table[row, ADDRESS] = weights
             return row
     return -1
+
+
+@njit
+def number_behind(node: Any, prefix: Any) -> Any:
+    """The number behind `prefix`, uint8, in a node's name, such as 12 in `l_out-12`; -1 for another name."""
+    name = carray(pointer(node + _NAME), (LONGEST,), np.uint8)
+    length = len(prefix)
+    for letter in range(length):
+        if name[letter] != prefix[letter]:
+            return -1
+    number, letter = 0, length
+    while letter < LONGEST and _ZERO <= name[letter] <= _ZERO + 9:
+        number = 10 * number + name[letter] - _ZERO
+        letter += 1
+    return number if letter > length and name[letter] == 0 else -1
 
 
 def operations() -> tuple[int, int]:

@@ -8,7 +8,7 @@ import msgspec
 
 from server.children.frames import ErrorReport
 
-Step = Literal["text", "reference", "model", "statistics", "grams"]
+Step = Literal["text", "reference", "model", "statistics", "grams", "experts"]
 
 
 class MeterTask(msgspec.Struct, tag="meter"):
@@ -16,7 +16,8 @@ class MeterTask(msgspec.Struct, tag="meter"):
 
     `step`: say whether the `text` is long enough, keep what a `reference` thinks of each next token in `folder`, or
     have a `model` read the same windows and compare. For `statistics` the squares of a model's inputs are summed up
-    (`runtime/meter/learning.py`), in `folder`; for `grams` their products. `digest` names the model's records. `text`
+    (`runtime/meter/learning.py`), in `folder`; for `grams` their products. The others are surveys of the model's parts
+    (`runtime/meter/surveying.py`), and only its `text` lies in the folder. `digest` names the model's records. `text`
     is a file, "" for lm's held-out text, or its calibration text. `windows` is the most windows, `window` the tokens of
     each. `name` and `reference` are for messages. `learned` marks the text that the model's quantizer saw
     (`runtime.meter.passages.Passage.marks`).
@@ -42,9 +43,10 @@ class ReadSoFar(msgspec.Struct, tag="reading"):
 
 
 class ReadThrough(msgspec.Struct, tag="read"):
-    """Meter to daemon, the last frame: all windows are read. `figures` are a comparison's, empty for a reference.
+    """Meter to daemon, the last frame: all windows are read.
 
-    `text_name` and `text_digest` say which text it was, `marks` by which it is known again after statistics.
+    `figures` are a comparison's or a survey's, empty for a reference. `text_name` and `text_digest` say which text it
+    was, `marks` by which it is known again after statistics.
     """
 
     figures: dict[str, Any]

@@ -2,7 +2,8 @@
 
 It holds one model: a reference's probabilities go to files (`runtime/meter/records.py`), and another process compares a
 model with them. So two models are never in memory together. Asked for statistics, it sums the squares of a model's
-inputs (`runtime/meter/learning.py`). It gets one `MeterTask`, and answers with frames `ReadSoFar`, then `ReadThrough`
+inputs (`runtime/meter/learning.py`); asked for a survey, it says what the model's parts do
+(`runtime/meter/surveying.py`). It gets one `MeterTask`, and answers with frames `ReadSoFar`, then `ReadThrough`
 or `ErrorReport`. It may be killed at any moment; the next one goes on with the windows that are left.
 """
 
@@ -12,7 +13,7 @@ import hashlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 Send = Callable[[msgspec.Struct], None]
 VOCABULARY = "vocabulary"
-_LEARNING = ("statistics", "grams")
+_LEARNING = ("statistics", "grams", "experts")
 
 
 def main(argv: list[str]) -> int:
@@ -100,27 +101,30 @@ def _compare(task: MeterTask, passage: Passage, send: Send) -> list[Compared]:
 
 
 def _learn(task: MeterTask, passage: Passage, send: Send) -> ReadThrough:
-    """Sum the squares of a model's inputs, or their products. Raises as `measure`."""
+    """Sum the squares of a model's inputs, or their products; or survey its parts. Raises as `measure`."""
     from runtime.llama.library import usable_threads
     from runtime.meter.collecting import InputsNotFinite
     from runtime.meter.learning import learn, learn_grams
+    from runtime.meter.surveying import survey_experts
 
+    path, figures = Path(task.path), {}
+    means: Any = {
+        "windows": task.windows,
+        "window": task.window,
+        "threads": usable_threads(),
+        "tell": lambda done, total: send(ReadSoFar(done, total)),
+    }
     try:
-        (learn_grams if task.step == "grams" else learn)(
-            Path(task.path),
-            passage,
-            Path(task.folder),
-            windows=task.windows,
-            window=task.window,
-            threads=usable_threads(),
-            tell=lambda done, total: send(ReadSoFar(done, total)),
-        )
+        if task.step == "experts":
+            figures = survey_experts(path, passage, **means)._asdict()
+        else:
+            (learn_grams if task.step == "grams" else learn)(path, passage, Path(task.folder), **means)
     except InputsNotFinite as error:
         raise CheckFailed(
             f"`{task.name}` computes values that are not finite: the inputs of `{error}`",
             "its file is broken, or its level is too low for it: bring it in again, or at another level",
         ) from None
-    return ReadThrough({}, passage.name, passage.digest, passage.marks)
+    return ReadThrough(figures, passage.name, passage.digest, passage.marks)
 
 
 def reader_of(task: MeterTask) -> WindowReader:

@@ -1,9 +1,10 @@
-"""`POST /lm/cut`: a model without some of its tokens or layers, beside the model that it is made of."""
+"""`POST /lm/cut`: a model without some of its tokens, layers or experts, beside the model that it is made of."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -17,6 +18,7 @@ from registry.words import word_of
 from runtime.errors import BadRequest
 from server.access.callers import caller_of
 from server.api.fields import KnownFields
+from server.api.lm.experts import ExpertChoice
 from server.api.naming import new_name
 from server.api.request import LOG_NOTE, find_model, read
 from server.api.streaming import stream_lines
@@ -33,6 +35,8 @@ class CutBody(msgspec.Struct):
 
     `vocabulary` names languages or scripts (`en`, `latin`) whose texts keep their tokens. `text` in its place keeps the
     tokens that it needs, and `text_name` is what people call it. `layers` are numbers of layers to drop, from 0.
+    `experts` is the share of a mixture's experts that stay, such as 0.5, or `idle`: only those go to which no token was
+    routed. They are judged on lm's calibration text, or on the text `sample`, which people call `sample_name`.
     """
 
     model: str = ""
@@ -41,6 +45,9 @@ class CutBody(msgspec.Struct):
     text: str = ""
     text_name: str = "text"
     layers: list[int] = msgspec.field(default_factory=list)
+    experts: float | str | None = None
+    sample: str = ""
+    sample_name: str = "the text"
 
 
 async def cut(request: web.Request) -> web.StreamResponse:
@@ -51,14 +58,19 @@ async def cut(request: web.Request) -> web.StreamResponse:
     model = await find_model(request, body.model)
     wish = _wish(body, model)
     caller_of(request).require_listed(wish.name.display, await services.library.meant(wish.name.display))
-    async with aclosing(_lines(services, wish)) as lines:
+    async with aclosing(_lines(services, wish, _choice(body, services, model))) as lines:
         return await stream_lines(request, lines)
 
 
-async def _lines(services: Services, wish: CreateWish) -> AsyncGenerator[dict[str, Any]]:
+async def _lines(services: Services, wish: CreateWish, choice: ExpertChoice | None) -> AsyncGenerator[dict[str, Any]]:
     assert wish.model is not None
     for warning in _warnings(wish.model, wish.cut.layers):
         yield note_line(warning)
+    if choice is not None:
+        async with aclosing(choice.lines()) as lines:
+            async for line in lines:
+                yield line
+        wish = replace(wish, cut=choice.cut)
     async with aclosing(services.creates.lines(wish)) as lines:
         async for line in lines:
             yield line
@@ -70,8 +82,10 @@ def _wish(body: CutBody, model: Model) -> CreateWish:
         raise BadBody("`text` and `vocabulary` both say which tokens stay", "send one of them", "text")
     if body.text and not body.text.strip():
         raise BadBody("the text is empty", "send some pages of the text that the model is for", "text")
-    if not (body.text or body.vocabulary or body.layers):
-        raise BadBody("the body says nothing to cut", "send `vocabulary`, `text` or `layers`", "vocabulary")
+    if not (body.text or body.vocabulary or body.layers or body.experts is not None):
+        raise BadBody("the body says nothing to cut", "send `vocabulary`, `text`, `layers` or `experts`", "vocabulary")
+    if body.experts is not None and (body.text or body.vocabulary or body.layers):
+        raise BadBody("experts are dropped alone: they are judged anew after each cut", "cut twice", "experts")
     if model.adapters or model.is_adapter:
         raise BadRequest(
             f"`{model.name}` has an adapter, which is for the whole model",
@@ -80,6 +94,25 @@ def _wish(body: CutBody, model: Model) -> CreateWish:
     words = ", ".join(body.vocabulary) or body.text_name
     wish = Cut(scripts=_scripts(body.vocabulary), words=words, layers=tuple(sorted(set(body.layers))))
     return CreateWish(_name(body, model), model, cut=wish, sample=body.text)
+
+
+def _choice(body: CutBody, services: Services, model: Model) -> ExpertChoice | None:
+    """The choice of experts that a body asks for, None for none. Raises BadBody."""
+    if body.experts is None:
+        if body.sample:
+            raise BadBody("a `sample` judges experts, and `experts` says nothing", "send `experts`", "sample")
+        return None
+    share = body.experts
+    if share != "idle" if isinstance(share, str) else not 0 < share < 1:
+        raise BadBody(
+            f"`{ascii(str(share)[:40])[1:-1]}` is no share of the experts",
+            "send a number between 0 and 1, such as 0.5, or `idle`",
+            "experts",
+        )
+    if body.sample and not body.sample.strip():
+        raise BadBody("the sample is empty", "send some pages of the text that the model is for", "sample")
+    text = (body.sample, body.sample_name if body.sample else "")
+    return ExpertChoice(services, model, None if isinstance(share, str) else share, *text)
 
 
 def _scripts(names: list[str]) -> tuple[str, ...]:
@@ -98,7 +131,9 @@ def _name(body: CutBody, model: Model) -> Name:
     if body.name:
         name = new_name(body.name)
     else:
-        label = "-".join([*(body.vocabulary or ([body.text_name] if body.text else [])), *_dropped(body.layers)])
+        words = body.vocabulary or ([body.text_name] if body.text else [])
+        words = words if body.experts is None else [f"experts-{body.experts}"]
+        label = "-".join([*words, *_dropped(body.layers)])
         short = word_of(label)[:_LONGEST_LABEL].strip("-.")
         name = model.key.tagged(f"{model.key.tag}-{short or 'cut'}")
     if name.same(model.key):
