@@ -197,7 +197,8 @@ def test_every_library_that_is_imported_is_a_dependency() -> None:
     wanted = {re.split("[<>=]", text)[0].lower().replace("_", "-") for text in texts}
     known = importlib.metadata.packages_distributions()
     modules = {name.split(".")[0] for path in sources(*PACKAGES) for name in imported(path)}
-    libraries = modules - set(PACKAGES) - sys.stdlib_module_names - {"llvmlite"}  # a part of Numba
+    # A part of Numba, and a package of the standard library from Python 3.14 on.
+    libraries = modules - set(PACKAGES) - sys.stdlib_module_names - {"llvmlite", "compression"}
     # A package that is not installed has no other name than its own.
     packages = {name: {each.lower().replace("_", "-") for each in known.get(name, [name])} for name in libraries}
     assert {name for name in libraries if not wanted & packages[name]} == set()

@@ -1,7 +1,7 @@
 """Files inside tars that lie at a source: found by their headers alone, read by range, never extracted by their paths.
 
-A tar that gzip packed is unpacked into a folder of the pull first, as one file (`unpacking.py`). The standard library
-reads single headers. Its reader of whole archives is not used, for it believes what it reads.
+A packed tar is unpacked into a folder of the pull first, as one file (`unpacking.py`). The standard library reads
+single headers. Its reader of whole archives is not used, for it believes what it reads.
 Source: POSIX.1-2008, `pax`; GNU tar's long names (`L`).
 """
 
@@ -16,6 +16,7 @@ from typing import NamedTuple, Protocol
 
 from registry.errors import SourceUnavailable
 from registry.sources.base import FileReader
+from registry.sources.inflating import is_packed
 from registry.sources.layers import Descriptor, Sorted, is_weights
 from registry.sources.local import Folder
 from registry.sources.unpacking import Unpacking
@@ -115,7 +116,7 @@ class Archives:
         files: dict[str, Descriptor | Inside] = {**self._found.files}
         for archive, layer in self._found.archives.items():
             length = layer.size
-            if archive.endswith(".gz"):
+            if is_packed(archive):
                 length = self._unpack(archive, layer, unpacking)
             for each in members(partial(self._read, archive), length, title):
                 if each.name in files:
@@ -135,7 +136,7 @@ class Archives:
             raise SourceUnavailable(
                 f"`{title}` has its weights in a packed tar", "`lm pull` unpacks it, and knows then"
             )
-        path = unpacking.unpack(layer.digest, layer.size, partial(self._blobs.open_blob, archive), title)
+        path = unpacking.unpack(archive, layer.digest, layer.size, partial(self._blobs.open_blob, archive), title)
         self._unpacked[archive] = folder = _OneTar(path, title)
         return folder.size(path.name)
 

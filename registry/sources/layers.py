@@ -37,8 +37,14 @@ Kind = Literal[
 ]  # fmt: skip
 
 
-# The endings of media types that are tars, as they are or packed by gzip.
-_TARS = (".tar", ".tar+gzip", ".tar.gzip")
+# The endings of media types that are tars, as they are or packed, and the endings of such a tar's name.
+_TARS = {
+    ".tar": ".tar",
+    ".tar+gzip": ".tar.gz",
+    ".tar.gzip": ".tar.gz",
+    ".tar+zstd": ".tar.zst",
+    ".tar.zstd": ".tar.zst",
+}
 _SETTINGS: tuple[Kind, ...] = ("params", "system", "template", "license", "messages")
 
 
@@ -63,9 +69,9 @@ class Sorted:
     """The layers of a model. `files` maps names to layers of weights and what belongs to them.
 
     `drafts` has at most one GGUF file, of a model that guesses the next words of this one.
-    `archives` are tars of files, `adapters` GGUF files that change these weights, both by names; a tar's name begins
-    with `/`, as no file's does, and ends with `.gz` where gzip packed it. `settings` are layers by kind, `left_out`
-    names the parts that are not fetched, with their bytes.
+    `archives` are tars of files, by names that begin with `/`, as no file's does, and end with `.gz` or `.zst` where
+    they are packed. `adapters` are GGUF files that change these weights, by names. `settings` are layers by kind.
+    `left_out` names the parts that are not fetched, with their bytes.
     """
 
     files: dict[str, Descriptor] = field(default_factory=dict)
@@ -186,11 +192,13 @@ def _kind(layer: Descriptor, title: str) -> tuple[Kind, str]:
         return "signature", ""
     form, needed = re.search(r"\.tar(?:[+.]\w+)?$|\+\w+$", media), re.search(r"\.(weight|model|modelpart)\.", media)
     if media == f"{_DOCKER}dir.tar" or (needed and form and form[0] in _TARS):
-        return "archive", ".tar.gz" if form and form[0] != ".tar" else ".tar"
+        return "archive", _TARS[form[0]] if form else ".tar"
     if form and not media.startswith(_DOCKER):
         if needed:
-            hint = "lm unpacks gzip; ask its publisher for the files as they are, or packed so"
-            raise SourceUnavailable(f"`{title}` has its weights packed in another way than gzip's (`{media}`)", hint)
+            hint = "lm unpacks gzip and zstd; ask its publisher for the files as they are, or packed so"
+            raise SourceUnavailable(
+                f"`{title}` has its weights packed in a way that lm does not know (`{media}`)", hint
+            )
         return "other", ""
     if media.startswith(_OLLAMA):
         return _ollama_kind(media.removeprefix(_OLLAMA), title)

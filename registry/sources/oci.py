@@ -25,6 +25,7 @@ from registry.net.network import Network
 from registry.net.reaching import base_url, toward
 from registry.sources.archive import Archives, Inside
 from registry.sources.base import Companions, FileReader
+from registry.sources.inflating import is_packed
 from registry.sources.layers import Descriptor, check, companions, sort
 from registry.sources.remote import RemoteFiles
 from registry.sources.unpacking import Unpacking
@@ -84,7 +85,7 @@ class OciModel(RemoteFiles):
             self.revision, layers = self._find(wanted)
             self._sorted = sort(layers, self.title)
             self._unpacking = unpacking
-            if unpacking or not any(name.endswith(".gz") for name in self._sorted.archives):
+            if unpacking or not any(map(is_packed, self._sorted.archives)):
                 _ = self._archives
         except BaseException:
             self.close()

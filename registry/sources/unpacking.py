@@ -7,13 +7,13 @@ FOLDER/HEX.part     one on its way; it is begun anew
 from __future__ import annotations
 
 import os
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from registry.errors import DiskFull, SourceUnavailable
 from registry.sources.base import FileReader
+from registry.sources.inflating import Inflater, inflater
 from registry.store import fsops, reading
 from registry.store.fsops import plainly
 
@@ -21,7 +21,6 @@ from registry.store.fsops import plainly
 # file that is made to fill disks to a thousandth.
 EXPANSION, SLACK = 32, 64 << 20
 _STEP = 1 << 20
-_GZIP = 31  # the form of the stream as a number of `zlib`
 Tell = Callable[[int, int], None]
 
 
@@ -36,11 +35,11 @@ class Unpacking:
     room: int
     tell: Tell
 
-    def unpack(self, digest: str, size: int, opened: Callable[[], FileReader], title: str) -> Path:
-        """The tar of a layer (`sha256:…`, `size` bytes) that gzip packed; `opened` reads it and checks its digest.
+    def unpack(self, archive: str, digest: str, size: int, opened: Callable[[], FileReader], title: str) -> Path:
+        """The tar of a packed layer (`sha256:…`, `size` bytes); `opened` reads it and checks its digest.
 
-        One that an earlier pull unpacked is there still. Raises SourceUnavailable, DigestMismatch, DiskFull,
-        StoreFailed.
+        `archive` is a name whose ending tells the packer. A tar that an earlier pull unpacked is there still. Raises
+        SourceUnavailable, DigestMismatch, DiskFull, StoreFailed.
         """
         path = self.folder / f"{digest.removeprefix('sha256:')}.tar"
         with plainly(self.folder):
@@ -48,7 +47,7 @@ class Unpacking:
             if (there := reading.status(path)) is None:
                 part = path.with_suffix(".part")
                 fsops.unlink(part)
-                self._write(part, size, opened(), title)
+                self._write(part, size, opened(), inflater(archive, title), title)
                 fsops.fsync(part)
                 fsops.rename(part, path)
                 fsops.fsync_dir(self.folder)
@@ -56,9 +55,9 @@ class Unpacking:
         self.room -= there.st_size
         return path
 
-    def _write(self, part: Path, size: int, reader: FileReader, title: str) -> None:
+    def _write(self, part: Path, size: int, reader: FileReader, inflated: Inflater, title: str) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        inflater, written, most = _Inflater(title), 0, size * EXPANSION + SLACK
+        written, most = 0, size * EXPANSION + SLACK
         try:
             with os.fdopen(os.open(part, flags, 0o600), "wb", buffering=0) as file:
                 done, buffer = 0, memoryview(bytearray(_STEP))
@@ -66,7 +65,7 @@ class Unpacking:
                     piece = buffer[: min(_STEP, size - done)]
                     reader.readinto(piece)
                     done += len(piece)
-                    for data in inflater.pieces(piece):
+                    for data in inflated.pieces(piece):
                         written += len(data)
                         if written > most:
                             why = f"`{title}` has a packed tar that becomes {EXPANSION} times as long and more"
@@ -76,7 +75,7 @@ class Unpacking:
                         file.write(data)
                     self.tell(done, size)
             reader.finish()
-            if not inflater.ended:
+            if not inflated.ended:
                 hint = "ask its publisher to push it again"
                 raise SourceUnavailable(f"`{title}` has a packed tar that ends early", hint)
         except BaseException:
@@ -84,32 +83,3 @@ class Unpacking:
             raise
         finally:
             reader.close()
-
-
-class _Inflater:
-    """A stream of gzip, of one part or several."""
-
-    def __init__(self, title: str) -> None:
-        self._title = title
-        self._stream = zlib.decompressobj(_GZIP)
-        self._fed = False
-
-    @property
-    def ended(self) -> bool:
-        """Whether the last part came to its end."""
-        return self._stream.eof and self._fed
-
-    def pieces(self, data: memoryview | bytes) -> Iterator[bytes]:
-        """Yield what the next bytes unpack to, at most `_STEP` at a time. Raises SourceUnavailable."""
-        while data:
-            if self._stream.eof:
-                self._stream = zlib.decompressobj(_GZIP)
-            self._fed = True
-            try:
-                piece = self._stream.decompress(data, _STEP)
-            except zlib.error:
-                hint = "ask its publisher to push it again"
-                raise SourceUnavailable(f"`{self._title}` has a packed tar that is not packed by gzip", hint) from None
-            data = self._stream.unused_data if self._stream.eof else self._stream.unconsumed_tail
-            if piece:
-                yield piece

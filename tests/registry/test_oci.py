@@ -241,7 +241,7 @@ BROKEN: list[tuple[str, Any]] = [
     ("no weights that can be read", []),
     ("layers, more than", [LAYER] * 2000),
     ("for MLX", [described(OLLAMA + "tensor", b"A")]),
-    ("in another way than gzip's", [described(MODELPACK + "weight.v1.tar+zstd", b"A")]),
+    ("in a way that lm does not know", [described(MODELPACK + "weight.v1.tar+xz", b"A")]),
 ]  # fmt: skip
 
 

@@ -1,14 +1,20 @@
-"""Models in tars that gzip packed: unpacked as a stream into the pull's folder, bounded, and never trusted."""
+"""Models in tars that gzip or zstd packed: unpacked as a stream into the pull's folder, bounded, and never trusted."""
 
 from __future__ import annotations
 
 import gzip
+import sys
 import tarfile
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
 import pytest
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
 
 from registry.errors import DigestMismatch, DiskFull, RegistryError, SourceUnavailable
 from registry.names import parse
@@ -20,6 +26,7 @@ from tests.oci import KITOPS, MODELPACK, Registry, described
 from tests.registry.test_oci import FOLDER, HOSTILE, WEIGHTS, tarred
 
 ROOM = 1 << 30
+MEDIA = {"gzip": MODELPACK + "weight.v1.tar+gzip", "zstd": MODELPACK + "weight.v1.tar+zstd"}
 NAMES = [name.removeprefix("m/") for name in FOLDER]
 
 
@@ -27,6 +34,9 @@ NAMES = [name.removeprefix("m/") for name in FOLDER]
 def registry() -> Iterator[Registry]:
     with Registry() as registry:
         yield registry
+
+
+PACKERS = {"gzip": gzip.compress, "zstd": zstd.compress}
 
 
 def opened(registry: Registry, folder: Path, room: int = ROOM, seen: list[int] | None = None) -> Source:
@@ -42,13 +52,14 @@ def content(source: Source, name: str, start: int = 0) -> bytes:
         return bytes(data)
 
 
-@pytest.mark.parametrize("media", [MODELPACK + "weight.v1.tar+gzip", KITOPS + "model.v1.tar+gzip"])
+@pytest.mark.parametrize("media", [*MEDIA.values(), KITOPS + "model.v1.tar+gzip"])
 def test_files_in_a_packed_tar_are_read_and_what_is_unpacked_is_not_fetched_again(
     registry: Registry, tmp_path: Path, media: str
 ) -> None:
-    config = gzip.compress(tarred({"m/config.json": b"{}"}))
+    pack = PACKERS[media.rpartition("+")[2]]
+    config = pack(tarred({"m/config.json": b"{}"}))
     weights = {name: data for name, data in FOLDER.items() if not name.endswith("config.json")}
-    registry.add("ns/x", "v1", [(media, config), (media, gzip.compress(tarred(weights)))])
+    registry.add("ns/x", "v1", [(media, config), (media, pack(tarred(weights)))])
     seen: list[int] = []
     with closing(opened(registry, tmp_path, seen=seen)) as source:
         assert sorted(source.names()) == sorted(NAMES) and source.read("config.json", 0, 2) == b"{}"
@@ -63,10 +74,11 @@ def test_files_in_a_packed_tar_are_read_and_what_is_unpacked_is_not_fetched_agai
     assert not [path for path in registry.paths() if "/blobs/" in path]
 
 
-def test_a_stream_of_several_parts_is_one_tar(registry: Registry, tmp_path: Path) -> None:
+@pytest.mark.parametrize("packer", PACKERS)
+def test_a_stream_of_several_parts_is_one_tar(registry: Registry, tmp_path: Path, packer: str) -> None:
     data = tarred(FOLDER)
     parts = [data[start : start + 70_000] for start in range(0, len(data), 70_000)]
-    registry.add("ns/x", "v1", [(MODELPACK + "weight.v1.tar+gzip", b"".join(map(gzip.compress, parts)))])
+    registry.add("ns/x", "v1", [(MEDIA[packer], b"".join(map(PACKERS[packer], parts)))])
     with closing(opened(registry, tmp_path)) as source:
         assert content(source, NAMES[1]) == WEIGHTS
 
@@ -81,27 +93,47 @@ def test_without_a_place_it_is_said_that_a_pull_unpacks_it(registry: Registry) -
     assert not [path for path in registry.paths() if "/blobs/" in path]
 
 
-BOMB = gzip.compress(tarred({"x.gguf": b"GGUF" + bytes(3 << 20)}))
-BAD: list[tuple[bytes, int, type[RegistryError], str]] = [
-    (BOMB, ROOM, SourceUnavailable, "32 times as long"),
-    (gzip.compress(tarred(FOLDER)), 1000, DiskFull, "does not fit"),
-    (gzip.compress(tarred(FOLDER))[:-9], ROOM, SourceUnavailable, "ends early"),
-    (gzip.compress(tarred(FOLDER)) + b"behind it", ROOM, SourceUnavailable, "not packed by gzip"),
-    (tarred(FOLDER), ROOM, SourceUnavailable, "not packed by gzip"),
-    (b"", ROOM, SourceUnavailable, "ends early"),
+FULL = tarred({"x.gguf": b"GGUF" + bytes(3 << 20)})
+BAD: list[tuple[str, bytes, int, type[RegistryError], str]] = [
+    row
+    for packer, pack in PACKERS.items()
+    for row in (
+        (packer, pack(FULL), ROOM, SourceUnavailable, "32 times as long"),
+        (packer, pack(tarred(FOLDER)), 1000, DiskFull, "does not fit"),
+        (packer, pack(tarred(FOLDER))[:-9], ROOM, SourceUnavailable, "ends early"),
+        (packer, pack(tarred(FOLDER)) + b"behind it", ROOM, SourceUnavailable, f"not packed by {packer}"),
+        (packer, tarred(FOLDER), ROOM, SourceUnavailable, f"not packed by {packer}"),
+        (packer, b"", ROOM, SourceUnavailable, "ends early"),
+    )
 ]
 
 
-@pytest.mark.parametrize(("data", "room", "error", "said"), BAD, ids=range(len(BAD)))
+@pytest.mark.parametrize(("packer", "data", "room", "error", "said"), BAD, ids=range(len(BAD)))
 def test_a_bad_one_is_refused_and_leaves_nothing(
-    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: bytes, room: int, error: type, said: str
+    registry: Registry,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    packer: str,
+    data: bytes,
+    room: int,
+    error: type,
+    said: str,
 ) -> None:
     monkeypatch.setattr(unpacking, "SLACK", 1 << 20)
-    registry.add("ns/x", "v1", [(MODELPACK + "weight.v1.tar+gzip", data)])
+    registry.add("ns/x", "v1", [(MEDIA[packer], data)])
     with pytest.raises(error, match=said) as caught:
         opened(registry, tmp_path, room)
     assert caught.value.hint
     assert not list((tmp_path / "unpacked").iterdir())
+
+
+def test_a_window_of_zstd_larger_than_is_granted_is_refused(registry: Registry, tmp_path: Path) -> None:
+    options = {zstd.CompressionParameter.window_log: 29, zstd.CompressionParameter.content_size_flag: 0}
+    packer = zstd.ZstdCompressor(options=options)
+    data = packer.compress(tarred(FOLDER)) + packer.flush()
+    registry.add("ns/x", "v1", [(MEDIA["zstd"], data)])
+    with pytest.raises(SourceUnavailable, match="not packed by zstd"):
+        opened(registry, tmp_path)
 
 
 def test_bytes_that_are_not_those_declared_are_not_kept(registry: Registry, tmp_path: Path) -> None:
