@@ -46,6 +46,7 @@ COMMANDS = {
     "doctor": "Check this machine and this installation",
     "quantize": "Make another level of a model, with errors weighed by what matters to it",
     "quality": "Measure how far a model is from its original, and keep the figures with it",
+    "tune": "Find the level of a model that meets goals on this machine, by measuring",
     "compare": "Put two files of one model side by side",
     "sign": "Sign a model by a key",
     "verify": "Check the blobs and signatures of models, or compare a model with its original",

@@ -57,7 +57,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("server.values",),
         ("server.settings",),
         ("server.config", "server.settings_file"),
-        ("server.errors", "server.keys", "server.collector"),
+        ("server.errors", "server.keys", "server.collector", "server.tuning"),
         ("server.audit", "server.policy", "server.telemetry"),
         ("server.http", "server.children", "server.library", "server.logins"),
         ("server.access", "server.loaded", "server.doctor", "server.verify", "server.signing"),

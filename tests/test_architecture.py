@@ -33,6 +33,7 @@ MAY_IMPORT = {
         "server.settings_file",
         "server.audit",
         "server.telemetry",
+        "server.tuning",
         "server.keys",
         "server.values",
         "runtime.defaults",
@@ -191,9 +192,9 @@ def test_processes_import_only_what_they_may(entry: str, never: set[str]) -> Non
 
 def test_every_library_that_is_imported_is_a_dependency() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    # What needs an extra, `server/verify` and signatures, says so where it is missing.
+    # What needs an extra, such as `server/verify`, signatures and pictures, says so where it is missing.
     extras = project["optional-dependencies"]
-    texts = [*project["dependencies"], *extras["oracle"], *extras["signing"]]
+    texts = [*project["dependencies"], *extras["oracle"], *extras["signing"], *extras["picture"]]
     wanted = {re.split("[<>=]", text)[0].lower().replace("_", "-") for text in texts}
     known = importlib.metadata.packages_distributions()
     modules = {name.split(".")[0] for path in sources(*PACKAGES) for name in imported(path)}

@@ -20,6 +20,7 @@ from server.api.lm import (
     search,
     serving,
     sync,
+    trials,
     watching,
 )
 from server.api.request import ModelBody
@@ -116,6 +117,15 @@ ROUTES = [
         body=quality.QualityBody,
         media=LINES,
         act="quality",
+    ),
+    Route(
+        "POST",
+        "/lm/trials",
+        "operator",
+        trials.trials,
+        "what tunes measured of the levels of a model on this machine; with `made` and `figures` one more",
+        changes=True,
+        body=trials.TrialsBody,
     ),
     Route(
         "POST",

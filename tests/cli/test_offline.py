@@ -95,8 +95,9 @@ INWARD = {
     "service": ["service", "--print", "--system"],
     "stop": ["stop", "--daemon"],
 }
-# `serve` is the daemon of the test itself; `launch` wants an address that another program can ask, and here is none.
-SELF = {"serve", "launch"}
+# `serve` is the daemon of the test itself; `launch` wants an address that another program can ask, and here is none;
+# `tune` is `fit`, `quantize`, `bench` and `quality`, and wants a real model.
+SELF = {"serve", "launch", "tune"}
 INPUT = {"create": "FROM tiny\nPARAMETER temperature 0.5\n", "login": "secret\n"}
 
 
