@@ -57,22 +57,24 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
-    """Take over what a process found out about architectures."""
-    for row, cells in getattr(node, "workeroutput", {}).get("matrix", {}).items():
-        for column, cell in cells.items():
-            matrix.note(row, column, cell)
+    """Take over what a process found out about architectures and layouts."""
+    for table, rows in zip(matrix.ALL, getattr(node, "workeroutput", {}).get("matrices", ()), strict=False):
+        for row, cells in rows.items():
+            for column, cell in cells.items():
+                table.note(row, column, cell)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     if hasattr(session.config, "workeroutput"):
-        session.config.workeroutput["matrix"] = matrix.found()
+        session.config.workeroutput["matrices"] = [table.found for table in matrix.ALL]
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if lines := matrix.lines():
-        terminalreporter.section("architectures")
-        for line in lines:
-            terminalreporter.write_line(line)
+    for table in matrix.ALL:
+        if lines := table.lines():
+            terminalreporter.section(table.title)
+            for line in lines:
+                terminalreporter.write_line(line)
 
 
 @pytest.hookimpl(tryfirst=True)

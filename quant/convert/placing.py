@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from quant.convert.base import EMBEDDING, HEAD, UNQUANTIZED, Family, Known, Sizes
 from quant.convert.config import ModelConfig
 from quant.convert.peeking import alike
+from quant.convert.prequantized.apart import scales_apart
 from quant.convert.prequantized.pairing import WEIGHTS, without_exact
 from quant.convert.reordering import moves_blocks
 from quant.convert.transforms import Share
@@ -69,7 +70,7 @@ def plan_tensors(
         (tensor,) = _place(found[name], row, 0, sizes)
         parts = tensor.parts or (Part(tensor.shard, tensor.offset, tensor.size),)
         placed.append(replace(tensor, size=0, parts=parts))
-    return (*zeros, *_stacked(placed, entries))
+    return (*zeros, *_stacked(list(scales_apart(placed, family.architecture)), entries))
 
 
 def _no_output(family: Family[Any]) -> UnsupportedModel:

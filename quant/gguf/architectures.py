@@ -83,3 +83,23 @@ UNADAPTED: dict[str, frozenset[str]] = {
     "gemma4": frozenset({"per_layer_model_proj"}),
     **dict.fromkeys(("nemotron_h", "nemotron_h_moe"), frozenset({"ffn_latent_down", "ffn_latent_up"})),
 }
+# Matrices whose product the graph multiplies by `….scale`, a number for each matrix, by the architecture: the arguments
+# that end in `_s` in `models/*.cpp`. Gemma 4 has a tensor of its own by the name of `ffn_down_exps.scale`.
+_SCALED_ATTENTION = frozenset(["attn_q", "attn_k", "attn_v", "attn_output"])
+_SCALED_FEED_FORWARD = frozenset(["ffn_gate", "ffn_up", "ffn_down"])
+_SCALED_EXPERTS = frozenset(["ffn_gate_exps", "ffn_up_exps", "ffn_down_exps"])
+_SCALED_SHARED = frozenset(["ffn_gate_shexp", "ffn_up_shexp", "ffn_down_shexp"])
+_SCALED_LINEAR = frozenset(["attn_qkv", "attn_gate", "ssm_out"])
+SCALED: dict[str, frozenset[str]] = {
+    **dict.fromkeys(("llama", "mistral3"), _SCALED_ATTENTION | _SCALED_FEED_FORWARD | _SCALED_EXPERTS),
+    **dict.fromkeys(("qwen3", "gemma4"), _SCALED_ATTENTION | _SCALED_FEED_FORWARD),
+    "qwen3moe": _SCALED_ATTENTION | _SCALED_EXPERTS,
+    "qwen3next": _SCALED_ATTENTION | _SCALED_EXPERTS | _SCALED_SHARED,
+    "qwen35": _SCALED_ATTENTION | _SCALED_FEED_FORWARD | _SCALED_LINEAR,
+    "qwen35moe": _SCALED_ATTENTION | _SCALED_EXPERTS | _SCALED_SHARED | _SCALED_LINEAR,
+    **dict.fromkeys(
+        ("nemotron_h", "nemotron_h_moe"),
+        _SCALED_ATTENTION | _SCALED_FEED_FORWARD | _SCALED_EXPERTS | _SCALED_SHARED,
+    ),
+    "hy_v3": _SCALED_ATTENTION | _SCALED_FEED_FORWARD | _SCALED_EXPERTS | _SCALED_SHARED,
+}

@@ -78,6 +78,13 @@ def nvfp4(p: Packer, whole: str = "", divides: bool = False) -> Tensors:
     return {name: raw(pairs(p)), "weight_scale": small(scales), whole: raw(factor), "input_scale": raw(factor)}
 
 
+def scaled_nvfp4(p: Packer) -> Tensors:
+    """With the largest magnitude of the matrix beside it, as MLX has it."""
+    tensors, largest = nvfp4(p), np.array(3.5, np.float32)
+    told(p, p.told * (largest / 2688))  # type: ignore[attr-defined]
+    return tensors | {"global_scale": raw(largest)}
+
+
 def fp8(p: Packer, scale: str, shape: tuple[int, ...], words: bool = False) -> Tensors:
     codes = RNG.integers(0, 127, (p.rows, p.columns), np.uint8) | RNG.integers(0, 2, (p.rows, p.columns), np.uint8) << 7
     if scale == "U8":
@@ -112,7 +119,7 @@ def bitsandbytes(p: Packer, nested: bool, kind: str = "nf4", block: int = BLOCK)
 
 
 def whole_bytes(p: Packer) -> Tensors:
-    codes, most = (p.codes.astype(np.int16) - 128).astype(np.int8), RNG.random(p.rows).astype(np.float32)
+    codes, most = (p.codes.astype(np.int16) - 128).astype(np.int8), RNG.random(p.rows).astype(np.float32) + 1
     scales = (most / np.float32(127)).astype(np.float16).astype(np.float32)
     told(p, codes * scales[:, None])
     return {"weight": raw(codes), "SCB": raw(most), "weight_format": raw(np.zeros(1, np.uint8))}
@@ -141,9 +148,10 @@ LAYOUTS: list[tuple[str, dict[str, Any], Pack, int, QuantType | None]] = [
         compressed("nvfp4-pack-quantized"),
         lambda p: nvfp4(p, "weight_global_scale", divides=True),
         4,
-        None,
+        T.NVFP4,
     ),
-    ("modelopt-nvfp4", MODELOPT, lambda p: nvfp4(p, "weight_scale_2"), 4, None),
+    ("modelopt-nvfp4", MODELOPT, lambda p: nvfp4(p, "weight_scale_2"), 4, T.NVFP4),
+    ("mlx-nvfp4-scaled", of_mlx("nvfp4", 16, 4), lambda p: scaled_nvfp4(p), 4, T.NVFP4),
     ("modelopt-fp8", MODELOPT, lambda p: fp8(p, "F32", ()), 8, None),
     ("compressed-fp8-squares", compressed("float-quantized"), lambda p: fp8(p, "F32", (128,)), 8, None),
     ("compressed-mxfp8", compressed("mxfp8-quantized"), lambda p: fp8(p, "U8", ()), 8, None),
@@ -169,6 +177,8 @@ def test_the_file_has_the_numbers_of_the_source(
         stored, blocks = found[name]
         assert stored is (type or T.F32)
         values = blocks if type is None else dequantize(blocks, type, packer.columns)
+        if (scale := name.replace("weight", "scale")) in found:
+            values = values * found[scale][1]
         np.testing.assert_allclose(values, turned(name, packer.told), rtol=1e-6, atol=0)  # type: ignore[attr-defined]
 
 
@@ -241,15 +251,20 @@ def test_auto_round_that_mixes_numbers_of_bits_is_refused(way: str) -> None:
         plan_model(source.folder())
 
 
-@pytest.mark.parametrize(("mode", "size", "bits"), [("mxfp4", 32, 4), ("nvfp4", 16, 4), ("mxfp8", 32, 8)])
+@pytest.mark.parametrize(
+    ("mode", "size", "bits"), [("mxfp4", 32, 4), ("nvfp4", 16, 4), ("nvfp4-scaled", 16, 4), ("mxfp8", 32, 8)]
+)
 def test_mlx_reads_the_same_values(mode: str, size: int, bits: int) -> None:
     mx = pytest.importorskip("mlx.core", reason="the package mlx is not installed")
     packer = Packer(8, 256, 4, True)
     pack = {"mxfp4": lambda p: mxfp4(p, "weight", "scales", words=True), "nvfp4": nvfp4}
+    pack["nvfp4-scaled"] = scaled_nvfp4
     tensors = pack.get(mode, lambda p: fp8(p, "U8", (), words=True))(packer)
     words = mx.array(np.frombuffer(tensors["weight"][2], "<u4").reshape(tensors["weight"][1]))
     scales = mx.array(np.frombuffer(tensors["scales"][2], np.uint8).reshape(tensors["scales"][1]))
-    theirs = mx.dequantize(words, scales, None, size, bits, mode).astype(mx.float32)
+    mode, _, scaled = mode.partition("-")
+    whole = mx.array(3.5) if scaled else None
+    theirs = mx.dequantize(words, scales, None, size, bits, mode, global_scale=whole).astype(mx.float32)
     np.testing.assert_allclose(packer.told, np.array(theirs), rtol=5e-3)  # type: ignore[attr-defined]
 
 

@@ -20,7 +20,7 @@ from quant.kernels.blocks import unpack
 from quant.levels.budget import types_of
 from quant.levels.taken import clauses
 from quant.types import QuantType
-from tests.quant.packed_sources import GROUP, RNG, Packer, Source, Tensors, raw, turned, written
+from tests.quant.packed_sources import RNG, Packer, Source, Tensors, raw, turned, written
 from tests.quant.test_packed_floats import e4m3, small, told
 
 T = QuantType
@@ -42,10 +42,11 @@ def torchao(bits: int, mapping: str = "SYMMETRIC", kind: str = "IntxWeightOnlyCo
 
 
 def hqq(p: Packer, axis: int = 1) -> Tensors:
-    """The codes of a matrix in groups of 32, along its rows or across them, with zeros that are no whole numbers."""
+    """The codes of a matrix in groups, along its rows or across them, with zeros that are no whole numbers."""
     packing, per, width = PACKINGS[p.bits]
-    count = p.codes.size // GROUP
-    lines = p.codes.reshape((count, GROUP) if axis else (GROUP, count)).astype(np.int32)
+    size = p.columns // p.groups
+    count = p.codes.size // size
+    lines = p.codes.reshape((count, size) if axis else (size, count)).astype(np.int32)
     zeros = (RNG.random(count) * ((1 << p.bits) - 1)).astype(np.float16)
     scales = p.scales.reshape(-1)
     along = [each.astype(np.float32)[:, None] if axis else each.astype(np.float32) for each in (zeros, scales)]
@@ -55,7 +56,7 @@ def hqq(p: Packer, axis: int = 1) -> Tensors:
     padded[: len(lines)] = lines
     words = sum(padded[k * apart : (k + 1) * apart] << width * (per - 1 - k) for k in range(per))
     one = (count, 1) if axis else (1, count)
-    numbers = {"nbits": p.bits, "group_size": GROUP, "axis": axis}
+    numbers = {"nbits": p.bits, "group_size": size, "axis": axis}
     flags = dict.fromkeys(("view_as_float", "encoded_state_dict", "channel_wise", "optimize", "round_zero"), 1)
     return {
         "W_q": raw(np.asarray(words).astype("<i4" if per == 10 else np.uint8)),

@@ -18,8 +18,8 @@ from quant.levels.recipes import LEVELS, assign, quantizable
 from quant.plan import ModelPlan, TensorPlan
 from quant.safetensors import DTYPES, read_model
 from tests.converting import write
-from tests.quant import matrix
 from tests.quant.engine import RANK, Engine, EngineRefuses
+from tests.quant.matrix import ARCHITECTURES
 from tests.quant.support import Folder
 from tests.quant.test_broken import check_configs
 from tests.quant.zoo import ZOO
@@ -102,14 +102,14 @@ def test_logits_are_those_of_transformers(row: str, model: tuple[Folder, np.ndar
     write(plan, "F32", folder.stream, tmp_path / "m.gguf")
     found, replaced = compared(tmp_path / "m.gguf", plan, wanted)
     rounded = compared(tmp_path / "m.gguf", plan, wanted, exact=False)[0] if replaced else found
-    matrix.note(row, "logits", f"{found:.0e}" + (f" ({rounded:.0e})" if replaced else ""))
+    ARCHITECTURES.note(row, "logits", f"{found:.0e}" + (f" ({rounded:.0e})" if replaced else ""))
     ids = Tokenizer.from_str(folder.contents["tokenizer.json"].decode()).encode(HARD, add_special_tokens=False).ids
     with Engine(tmp_path / "m.gguf", vocabulary_only=True) as engine:
         assert engine.tokenize(HARD, special=True) == ids
-    matrix.note(row, "tokenizer", str(plan.metadata["tokenizer.ggml.pre"]))
-    matrix.note(row, "tied", "yes" if all(tensor.name != "output.weight" for tensor in plan.tensors) else "no")
-    matrix.note(row, "shards", str(len(plan.shards)))
-    matrix.note(row, "experts", str(plan.metadata.get(f"{plan.architecture}.expert_count", "-")))
+    ARCHITECTURES.note(row, "tokenizer", str(plan.metadata["tokenizer.ggml.pre"]))
+    ARCHITECTURES.note(row, "tied", "yes" if all(tensor.name != "output.weight" for tensor in plan.tensors) else "no")
+    ARCHITECTURES.note(row, "shards", str(len(plan.shards)))
+    ARCHITECTURES.note(row, "experts", str(plan.metadata.get(f"{plan.architecture}.expert_count", "-")))
     assert found <= TOLERANCE
     assert rounded <= (ROUNDED if replaced else TOLERANCE)
 
@@ -121,7 +121,7 @@ def test_attention_is_peaked(row: str, model: tuple[Folder, np.ndarray], tmp_pat
     peaks = attention(tmp_path, ZOO[row], IDS)
     if not peaks or row in FLAT:
         pytest.skip("no attention, or heads that are normalized by nothing but their length")
-    matrix.note(row, "attention", f"{np.mean(peaks):.2f}")
+    ARCHITECTURES.note(row, "attention", f"{np.mean(peaks):.2f}")
     assert np.mean(peaks) > 0.25
     assert min(peaks) > 0.1
 
@@ -190,7 +190,7 @@ def test_every_transform_is_needed(row: str, model: tuple[Folder, np.ndarray], t
             found = np.inf
         assert found > 10 * TOLERANCE, name
         names.append(name)
-    matrix.note(row, "transforms", " ".join(sorted(set(names))) or "-")
+    ARCHITECTURES.note(row, "transforms", " ".join(sorted(set(names))) or "-")
 
 
 def wrong(name: str, value: Any, plan: ModelPlan) -> Any:
@@ -241,7 +241,7 @@ def test_every_entry_is_needed(row: str, model: tuple[Folder, np.ndarray], tmp_p
             continue
         if found <= 10 * TOLERANCE:
             unnoticed.append(f"{key} {value} {other}: {found:.0e}")
-    matrix.note(row, "entries", str(tried))
+    ARCHITECTURES.note(row, "entries", str(tried))
     assert not unnoticed
 
 
@@ -256,7 +256,7 @@ def test_every_level_loads_and_answers(row: str, model: tuple[Folder, np.ndarray
     plan = plan_model(folder)
     base = row.split(",")[0]
     if base != row and f"{plan.architecture}.expert_count" not in plan.metadata:
-        matrix.note(row, "levels", f"as {base}")
+        ARCHITECTURES.note(row, "levels", f"as {base}")
         pytest.skip("levels do not depend on the variant")
     # In rows this short many levels come to the same types; each mixture is tried once.
     mixtures = {frozenset(assign(plan, level).items()): level for level in LEVELS}
@@ -267,7 +267,7 @@ def test_every_level_loads_and_answers(row: str, model: tuple[Folder, np.ndarray
         assert np.isfinite(found).all(), level
         assert found.std() > wanted.std() / 4, level
     rows = sorted({tensor.columns for tensor in plan.tensors if quantizable(tensor)})
-    matrix.note(row, "levels", f"{len(LEVELS)} ({len(mixtures)}; {' '.join(map(str, rows))})")
+    ARCHITECTURES.note(row, "levels", f"{len(LEVELS)} ({len(mixtures)}; {' '.join(map(str, rows))})")
 
 
 @pytest.mark.long(name="levels", sample=1)
@@ -289,7 +289,7 @@ def test_every_level_of_wide_experts_has_its_own_type(tmp_path: Path) -> None:
             found = engine.generate(IDS[:8], 4)
         assert np.isfinite(found).all() and found.std() > wanted.std() / 4, name
     assert {level.base for level in LEVELS.values()} <= seen
-    matrix.note("qwen3moe, wide experts", "levels", f"{len(LEVELS)} (all types; 256)")
+    ARCHITECTURES.note("qwen3moe, wide experts", "levels", f"{len(LEVELS)} (all types; 256)")
 
 
 def test_every_family_has_a_row() -> None:
@@ -298,10 +298,10 @@ def test_every_family_has_a_row() -> None:
 
 
 def test_the_page_of_models_has_every_row() -> None:
-    missing = ZOO.keys() - matrix.read().keys()
+    missing = ZOO.keys() - ARCHITECTURES.read().keys()
     assert not missing, "run `python -m tests.quant.matrix`, with `-k` for some rows alone"
 
 
 def test_the_page_of_models_keeps_its_text() -> None:
-    text = matrix.PAGE.read_text()
-    assert matrix.page(text, matrix.read(text)) == text
+    text = ARCHITECTURES.page.read_text()
+    assert ARCHITECTURES.text(text, ARCHITECTURES.read(text)) == text

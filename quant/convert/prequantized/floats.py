@@ -18,11 +18,12 @@ from quant.errors import UnsupportedModel
 from quant.plan import Files, Packing
 from quant.safetensors import Entry
 from quant.stream.packed.floats import GROUP, NV_GROUP, SQUARE, PackedFp8, PackedMxfp4, PackedNvfp4
-from quant.types import QuantType
 
 _FLOATS = ("F32", "BF16", "F16")
 # They are about activations and caches.
 _UNUSED = re.compile(r".*\.(input_scale|k_scale|v_scale|output_scale)")
+# MLX stores the largest magnitude of a matrix, for which the largest element (6) and scale (448) stand.
+_OF_LARGEST = 1 / (6 * 448)
 _BLOCKS, _SCALES, _INVERSE = "_blocks", "_scales", "_scale_inv"
 
 
@@ -94,13 +95,13 @@ def packed_floats(entry: Entry, found: Found, name: str, scale: str, whole: str,
     parts, factor = [entry.name, scales.name], found.get(name + whole)
     if factor:
         parts.append(companion(found, entry, factor.name, ("F32",), (), (1,), (1, 1)).name)
-    packing = PackedNvfp4(columns, sign if factor else 0, _nvfp4(columns, factor is not None))
-    packed(found, parts, name, (rows, columns), packing)
+    packed(found, parts, name, (rows, columns), _nvfp4(columns, sign if factor else 0))
 
 
-def _nvfp4(columns: int, scaled: bool) -> QuantType | None:
-    """GGML's type, where its blocks of 64 can hold the matrix; a scale of the whole matrix has no place in them."""
-    return None if scaled or columns % 64 else QuantType.NVFP4
+def _nvfp4(columns: int, whole: float = 0) -> PackedNvfp4:
+    """Exact where GGML's blocks of 64 can hold the matrix; a scale of the whole matrix has no place in them."""
+    packing = PackedNvfp4(columns, whole, None)
+    return packing if whole else packing.without_whole()
 
 
 def floats_with_scales(entry: Entry, found: Found, name: str = "", scale: str = "") -> None:
@@ -134,17 +135,17 @@ def mlx_floats(words: Entry, found: Found, mode: str) -> None:
     scales = found.get(base + "scales")
     if len(words.shape) != 2 or not scales or scales.dtype != "U8" or base + "biases" in found:
         raise do_not_fit(words, base + "scales")
-    if base + "global_scale" in found:
-        raise UnsupportedModel(f"the model is already quantized, and `{base}global_scale` is not known", WEIGHTS)
     rows, columns = words.shape[0], words.shape[1] * (4 if mode == "mxfp8" else 8)
     size = NV_GROUP if mode == "nvfp4" else GROUP
     if columns % size or scales.shape != (rows, columns // size):
         raise do_not_fit(words, scales.name)
-    packing: Packing
+    parts = [words.name, scales.name]
+    packing: Packing = PackedMxfp4(columns)
     if mode == "mxfp8":
         packing = PackedFp8(columns, "U8", 1, GROUP)
     elif mode == "nvfp4":
-        packing = PackedNvfp4(columns, 0, _nvfp4(columns, False))
-    else:
-        packing = PackedMxfp4(columns)
-    packed(found, [words.name, scales.name], words.name, (rows, columns), packing)
+        whole = base + "global_scale" in found
+        if whole:
+            parts.append(companion(found, words, base + "global_scale", ("F32",), (), (1,)).name)
+        packing = _nvfp4(columns, _OF_LARGEST if whole else 0)
+    packed(found, parts, words.name, (rows, columns), packing)

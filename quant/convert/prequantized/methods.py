@@ -65,6 +65,9 @@ def method_of(config: ModelConfig) -> Method:
 
 def check_untouched(method: Method, tensors: Iterable[TensorPlan]) -> None:
     """Raise UnsupportedModel for weights that MLX may change on the way in, as we do: they would be changed twice."""
-    changed = [tensor.source for tensor in tensors if method.name == "mlx" and not fits(tensor.transform)]
+    if method.name != "mlx":
+        return
+    weights = (tensor for tensor in tensors if not tensor.name.endswith(".scale"))
+    changed = [tensor.source for tensor in weights if not fits(tensor.transform)]
     if changed:
         raise UnsupportedModel(f"MLX stores some weights in a way of its own, such as `{changed[0]}`", WEIGHTS)

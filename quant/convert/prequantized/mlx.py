@@ -17,7 +17,7 @@ from quant.errors import MalformedFile
 from quant.plan import TensorPlan, Transform
 from quant.safetensors import Entry
 
-_STACK = re.compile(r"(.+)\.switch_mlp\.(gate|up|down)_proj\.(weight|scales|biases)")
+_STACK = re.compile(r"(.+)\.switch_mlp\.(gate|up|down)_proj\.(weight|scales|biases|global_scale)")
 _EXPERT = re.compile(r"(.+)\.experts\.\d+\.(\w+)")
 # The part of a layer with experts in Mixtral and its like, and their names for an expert's matrices.
 _LIKE_MIXTRAL = "block_sparse_moe"
@@ -60,7 +60,7 @@ def _unstacked(entry: Entry) -> Iterator[Entry]:
         yield entry
         return
     before, which, part = stack.groups()
-    if len(entry.shape) != 3 or not 0 < entry.shape[0] <= _MOST:
+    if len(entry.shape) != (1 if part == "global_scale" else 3) or not 0 < entry.shape[0] <= _MOST:
         raise MalformedFile(f"`{entry.name}` is {list(entry.shape)}, which is no stack of experts")
     name = _NUMBERED[which] if before.endswith(_LIKE_MIXTRAL) else f"{which}_proj"
     experts, *shape = entry.shape

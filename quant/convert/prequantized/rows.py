@@ -133,7 +133,7 @@ def read_mlx(config: dict[str, Any], found: Found, files: Files) -> Found:
         if mode in ("mxfp4", "nvfp4", "mxfp8"):
             mlx_floats(words, found, str(mode))
             continue
-        if mode != "affine" or type(bits) is not int or not 1 < bits <= 8 or type(size) is not int or size < 1:
+        if mode != "affine" or type(bits) is not int or not 0 < bits <= 8 or type(size) is not int or size < 1:
             told = f"`mode` {ascii(mode)[:20]}, `bits` {ascii(bits)[:20]}, `group_size` {ascii(size)[:20]}"
             raise UnsupportedModel(f"the model is already quantized, by MLX with {told}", WEIGHTS)
         scales = found.get(base + "scales")

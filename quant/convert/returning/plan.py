@@ -19,9 +19,10 @@ from quant.convert.planning import shape_of
 from quant.convert.pooling import DENSE
 from quant.convert.returning.settings import settings, type_of, whole
 from quant.errors import MalformedFile, UnsupportedModel
-from quant.gguf.architectures import OUTPUT_NEEDED
+from quant.gguf.architectures import OUTPUT_NEEDED, SCALED
 from quant.gguf.header import Header, TensorInfo
 from quant.plan import Files, Reversible
+from quant.types import QuantType
 
 # Tensors that are computed from the settings.
 _COMPUTED = re.compile(r"rope_freqs\.weight|rope_factors_(long|short)\.weight")
@@ -34,12 +35,21 @@ _OTHER = "is the configuration of another model? `--from` names the folder or re
 
 
 class ReturnedPiece(NamedTuple):
-    """`rows` rows of a tensor of the GGUF file, from row `first` on, and the transform that made them, if any."""
+    """`rows` rows of a tensor of the GGUF file, from row `first` on, and the transform that made them, if any.
+
+    `scale` has a number for each matrix of the tensor, which multiplies it, where the file has one.
+    """
 
     tensor: TensorInfo
     first: int
     rows: int
     transform: Reversible | None
+    scale: TensorInfo | None = None
+
+    @property
+    def names(self) -> set[str]:
+        """The tensors of the file that it is made of."""
+        return {self.tensor.name, self.scale.name} if self.scale else {self.tensor.name}
 
 
 @dataclass(frozen=True)
@@ -104,7 +114,9 @@ def plan_return(files: Files, header: Header) -> Return:
     for name, (row, layer) in rows.items():
         returned = _returned(name, row, layer, sizes, found, told)
         if returned:
-            used |= {piece.tensor.name for piece in returned.pieces}
+            pieces = tuple(_scaled(piece, family.architecture, found) for piece in returned.pieces)
+            returned = replace(returned, pieces=pieces)
+            used = used.union(*(piece.names for piece in returned.pieces))
             tensors.append(returned if _is_bare(row) else replace(returned, name=prefix + name))
     _check_all_used(found, used)
     apart = False if tied and any(row.target == HEAD for row, _ in rows.values()) else None
@@ -199,6 +211,15 @@ def _returned(
         pieces.append(ReturnedPiece(tensor, expert * rows, rows, target.transform(sizes) if target.transform else None))
     matrices = shape[0] if len(row.targets) > 1 and len(shape) > 2 else 1
     return ReturnedTensor(name, shape, tuple(pieces), matrices, blank)
+
+
+def _scaled(piece: ReturnedPiece, architecture: str, found: Mapping[str, TensorInfo]) -> ReturnedPiece:
+    """The piece with the scales of its tensor's matrices. Raises MalformedFile."""
+    tensor, before = piece.tensor, piece.tensor.name.removesuffix(".weight")
+    scale = found.get(f"{before}.scale") if before.split(".")[-1] in SCALED.get(architecture, ()) else None
+    if scale and (scale.type is not QuantType.F32 or scale.shape != (tensor.shape[2:] or (1,))):
+        raise MalformedFile(f"`{scale.name}` does not fit `{tensor.name}`")
+    return piece._replace(scale=scale)
 
 
 def _expert(name: str, row: Known) -> str:

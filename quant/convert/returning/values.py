@@ -72,11 +72,16 @@ def _slabs(piece: ReturnedPiece, header: Header, read: Read) -> Iterator[np.ndar
     vector = len(tensor.shape) == 1 and piece.transform is not None
     step = max(1, SLAB // (4 * tensor.columns * unit)) * unit
     row_bytes = tensor.type.row_bytes(tensor.columns)
+    scale, height = None, tensor.shape[1] if len(tensor.shape) > 1 else 1
+    if piece.scale:
+        scale = np.frombuffer(read(header.data_offset + piece.scale.offset, piece.scale.nbytes), "<f4")
     for first in range(piece.first, piece.first + piece.rows, step):
         count = min(step, piece.first + piece.rows - first)
         data = read(header.data_offset + tensor.offset + first * row_bytes, count * row_bytes)
         blocks = np.frombuffer(data, np.uint8).reshape(count, row_bytes)
         x = quant.dequantize(blocks, tensor.type, tensor.columns)
+        if scale is not None:
+            x *= scale[np.arange(first, first + count) // height, None]
         if not np.isfinite(x).all():
             raise BadValues(f"tensor `{tensor.name}` holds NaN or infinity", "`lm verify` tells whether it is damaged")
         yield x.reshape(-1, 1) if vector else x

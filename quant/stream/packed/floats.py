@@ -5,14 +5,15 @@ and every 32 elements share a power of two (E8M0). GGUF has the same numbers in 
 MXFP4 gets them without loss. FP8 is E4M3. DeepSeek, MiniMax and Qwen have a scale for every square of 128 by 128,
 Mistral has one scale for a whole matrix, compressed-tensors one for each row. MXFP8 has a power of two for every 32
 elements. NVFP4 has one in E4M3 for every 16, and often a scale for the whole matrix besides, for which a GGML block
-has no place. Sources: `integrations/mxfp4.py` and `integrations/finegrained_fp8.py` of transformers,
-`compressors/nvfp4` of compressed-tensors, `mlx/backend/cpu/quantized.cpp` of MLX.
+has no place (`quant/convert/prequantized/apart.py`). Sources: `integrations/mxfp4.py` and
+`integrations/finegrained_fp8.py` of transformers, `compressors/nvfp4` of compressed-tensors,
+`mlx/backend/cpu/quantized.cpp` of MLX.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -132,11 +133,11 @@ class PackedFp8:
 class PackedNvfp4:
     """NVFP4: pairs of elements uint8[rows, columns / 2], scales in E4M3 uint8[rows, columns / 16].
 
-    A scale float32[1] of the matrix multiplies all values with a `whole` of 1, divides them with −1; 0: there is none.
+    A scale float32[1] of the matrix, times `whole`, multiplies all values, or divides them with −1; 0: there is none.
     """
 
     columns: int
-    whole: int
+    whole: float
     exact: QuantType | None
     name: str = QuantType.NVFP4.name
 
@@ -145,13 +146,18 @@ class PackedNvfp4:
         """Elements, scales, the matrix's scale."""
         return ("u1", "u1", "<f4") if self.whole else ("u1", "u1")
 
+    def without_whole(self) -> PackedNvfp4:
+        """The same without the matrix's scale, which stands elsewhere: blocks of GGML can then hold it."""
+        exact = None if self.columns % QuantType.NVFP4.block else QuantType.NVFP4
+        return replace(self, whole=0, exact=exact)
+
     def values(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
         """float32[rows, columns]; BadValues where a scale is no number."""
         found = looked_up(unpack_dense(arrays[0].reshape(1, -1), 4, arrays[0].size * 2), _E2M1).reshape(-1, NV_GROUP)
         factor = np.float32(1)
         if self.whole:
             with np.errstate(divide="ignore"):
-                factor = arrays[2][0] if self.whole > 0 else 1 / arrays[2][0]
+                factor = arrays[2][0] * np.float32(self.whole) if self.whole > 0 else 1 / arrays[2][0]
         scales = _E4M3[arrays[1]] * factor
         if not np.isfinite(scales).all():
             raise BadValues("a scale is no number")
