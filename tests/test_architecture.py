@@ -19,6 +19,7 @@ import pytest
 from server.config import VERSION
 from server.settings import SETTINGS
 from tests.floors import FLOORS
+from tests.parsed import tree
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("cli", "server", "runtime", "registry", "quant")
@@ -97,7 +98,7 @@ def sources(*packages: str) -> list[Path]:
 
 
 def imported(path: Path) -> Iterator[str]:
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(tree(path)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -217,7 +218,7 @@ def test_functions_are_short() -> None:
         f"{path.relative_to(ROOT)}:{node.name}"
         for path in sources(*PACKAGES)
         if "kernels" not in path.parts
-        for node in ast.walk(ast.parse(path.read_text()))
+        for node in ast.walk(tree(path))
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
         and (node.end_lineno or 0) - node.lineno + 1 > FUNCTION_LINES
     }
@@ -225,9 +226,7 @@ def test_functions_are_short() -> None:
 
 
 def test_every_module_says_what_it_does() -> None:
-    silent = [
-        str(path.relative_to(ROOT)) for path in sources(*PACKAGES) if not ast.get_docstring(ast.parse(path.read_text()))
-    ]
+    silent = [str(path.relative_to(ROOT)) for path in sources(*PACKAGES) if not ast.get_docstring(tree(path))]
     assert not silent
 
 
@@ -260,7 +259,7 @@ def test_pages_lead_somewhere() -> None:
 def test_no_message_names_a_page_that_a_wheel_lacks() -> None:
     named = []
     for path in sources(*PACKAGES):
-        nodes = list(ast.walk(ast.parse(path.read_text())))
+        nodes = list(ast.walk(tree(path)))
         prose = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}
         texts = [node.value for node in nodes if isinstance(node, ast.Constant) and id(node) not in prose]
         named += [f"{path}: {text}" for text in texts if isinstance(text, str) and re.search(r"docs/\w+\.md", text)]

@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
 
+from tests.parsed import tree
+
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("cli", "server", "runtime", "registry", "quant")
 LONGEST = 35  # words in a sentence
@@ -27,7 +29,7 @@ RIDDLES = {
 
 def texts(path: Path) -> Iterator[str]:
     """Paragraphs of docstrings and of comments; an item of a list, a row of a table, a tree's branch stand alone."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(tree(path)):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             yield from re.split(r"\n\s*\n|\n(?=[|*├└-]|    |[\w`, ]{1,24}: )", ast.get_docstring(node) or "")
     with path.open("rb") as file:
@@ -55,7 +57,7 @@ def sources() -> dict[str, Path]:
 def homonyms() -> dict[str, list[str]]:
     found = defaultdict(list)
     for name, path in sources().items():
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(tree(path)):
             if isinstance(node, ast.ClassDef):
                 found[node.name].append(name)
     return {name: places for name, places in sorted(found.items()) if len(places) > 1}

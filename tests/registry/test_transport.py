@@ -44,7 +44,7 @@ def running() -> Iterator[Registry]:
             body = self.rfile.read(int(self.headers.get("Content-Length", "0")))
             registry.requests.append((self.command, self.path, dict(self.headers.items()), body))
             registry.connections.add(self.client_address[:2])
-            status = {"POST": 202, "PUT": 201, "DELETE": 307}.get(self.command, 200)
+            status = {"POST": 202, "PATCH": 202, "PUT": 201, "DELETE": 307}.get(self.command, 200)
             self.send_response(status)
             self.send_header("Location", "http://127.0.0.1:1/elsewhere")
             self.send_header("Content-Length", str(len(MANIFEST) if status == 200 else 0))
