@@ -89,7 +89,7 @@ def _sections(description: dict[str, Any]) -> dict[str, list[tuple[str, str]]]:
         "Model": _rows(model),
         "Adapter": [*base, *(row for each in adapters for row in _adapter(each))],
         "Origin": _rows({title: own.get(key) for title, key in _ORIGIN.items()}),
-        "Quality": quality_rows(description.get("quality") or {}),
+        "Quality": [*quality_rows(description.get("quality") or {}), *_improved(own, bool(description.get("older")))],
         "Signatures": [
             (f"by {each.get('signer', 'somebody')}", f"does not hold: {each['fault']}" if each["fault"] else "")
             for each in description.get("signatures", [])
@@ -99,6 +99,16 @@ def _sections(description: dict[str, Any]) -> dict[str, list[tuple[str, str]]]:
         "System": [(line, "") for line in description.get("system", "").splitlines()],
         "License": [(line, "") for line in description["license"].splitlines()[:2]],
     }
+
+
+def _improved(own: dict[str, Any], can_go_back: bool) -> list[tuple[str, str]]:
+    """The row about an improvement: its date, both divergences, and the way back while there is one."""
+    found = own.get("improved")
+    if not found:
+        return []
+    back = "; `lm rollback` goes back" if can_go_back else ""
+    before, after = (f"{found[key]['value']:.4g}" for key in ("before", "after"))
+    return [("improved", f"on {found['at'][:10]}: KL divergence {before} → {after}{back}")]
 
 
 def quality_rows(card: dict[str, Any]) -> list[tuple[str, str]]:

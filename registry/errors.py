@@ -5,6 +5,7 @@ RegistryError
 ├── BadModelfile        a text that is no Modelfile
 ├── SeveralLevels       a bare name where only the name of one level will do
 ├── ModelNotFound       not in the store, or not at the source
+├── NothingOlder        no older file of a model to go back to
 ├── AccessDenied        the hub wants a token, another token, or an accepted licence
 ├── BadBundle           a bundle that is damaged, or none
 ├── BadSignature        a signature that does not hold, or a key that cannot be used
@@ -59,6 +60,12 @@ class ModelNotFound(RegistryError):
     """No such model in the store or at the source."""
 
     code = "model_not_found"
+
+
+class NothingOlder(RegistryError):
+    """A model that was not improved, or whose older file is gone."""
+
+    code = "nothing_older"
 
 
 class AccessDenied(RegistryError):

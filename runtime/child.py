@@ -183,10 +183,21 @@ class Child:
 
     def kill(self) -> None:
         """End it now, with SIGKILL; harmless when it is gone."""
+        self._signal(signal.SIGKILL)
+
+    def suspend(self) -> None:
+        """Stop it until `resume`, with SIGSTOP. It keeps its memory, and can be killed."""
+        self._signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let it go on, with SIGCONT; harmless when it was not stopped."""
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, number: signal.Signals) -> None:
         # Not `process.kill`: it would collect the exit status of an ended process, and `wait` would never get it.
         if self._process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(self.pid, signal.SIGKILL)
+                os.kill(self.pid, number)
 
     async def wait(self) -> int:
         """Its exit status once it has ended (negative: the signal), with the socket closed."""

@@ -18,7 +18,7 @@ from typing import Any
 from registry.net.hub import OLLAMA_URL, Hub
 from runtime.defaults import CACHE_TYPE, GAP, SEQUENCES
 from server.settings import LASTING, SETTINGS, first, place, read_toml
-from server.values import DEFAULT_HOST, FOREVER, HTTPS, Extent, Role, address, listening, socket_path
+from server.values import DEFAULT_HOST, FOREVER, HTTPS, Extent, Improve, Role, address, listening, socket_path
 
 VERSION = "0.1.0"
 # The version of Ollama whose HTTP API we answer: clients refuse a server that is older than they need.
@@ -38,6 +38,8 @@ class Config:
     With `speculation` tokens are drafted where that pays (`runtime/engine/speculation.py`). `model_aliases` are entries
     `PATTERN=NAME`. Full files of the audit log go after `audit_keep` seconds, `FOREVER` for never. A sample of the
     metrics is kept every `metrics_every` seconds (0 or `FOREVER` for never) in at most `metrics_mib` MiB.
+    Models are improved, by sources that `improve` says, where nobody has asked for `improve_after` seconds, within
+    `improve_hours` (`22:00-06:00`, "" for any), for `improve_share` percent of the time.
     """
 
     home: Path
@@ -64,6 +66,10 @@ class Config:
     audit_keep: float = 365 * 86400.0
     metrics_every: float = 0.0
     metrics_mib: int = 16
+    improve: Improve = "local"
+    improve_after: float = 300.0
+    improve_hours: str = ""
+    improve_share: int = 50
     api_key: str = ""
     no_auth: bool = False
     hf_endpoint: str = "https://huggingface.co"

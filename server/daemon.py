@@ -40,6 +40,7 @@ from server.creates.create import Creates
 from server.doctor.frames import OK
 from server.doctor.governance import governance
 from server.errors import StartFailed
+from server.improving.improver import Improver
 from server.inward import Inward
 from server.library import Library
 from server.loaded.pool import Pool, Runtime
@@ -103,7 +104,8 @@ async def _listening(
     recorder = await asyncio.to_thread(_recorder, config)
     store.observe, pool.observe = partial(_listed, recorder), partial(_loaded, recorder)
     creates = Creates(config, library, pool.open_blobs, pool.retire, check=runtime.name == "llama")
-    services = Services(config, library, pool, jobs, creates)
+    improver = Improver(config, library, pool, jobs)
+    services = Services(config, library, pool, jobs, creates, improver)
     application = app.build(services, gate, recorder, stop.set)
     runner = web.AppRunner(
         application,
@@ -123,12 +125,15 @@ async def _listening(
     watching = asyncio.create_task(gate.watch())
     writing = asyncio.create_task(recorder.keep_writing())
     sampling = asyncio.create_task(MetricsKeeper(config, partial(all_metrics, services.pool, recorder)).run())
+    improving = asyncio.create_task(improver.watch())
     try:
         yield
     finally:
         server.close()
         working.cancel()
-        await asyncio.wait([resuming, working])
+        improving.cancel()
+        await asyncio.wait([resuming, working, improving])
+        await improver.stop()
         await asyncio.gather(services.jobs.stop(), services.pool.drain(DRAIN_SECONDS))
         await runner.cleanup()
         watching.cancel()

@@ -11,6 +11,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,6 +24,7 @@ from quant.gguf.values import readable
 from quant.plan import ModelPlan
 from registry.errors import ModelNotFound, RegistryError, StoreDamaged, StoreFailed
 from registry.signatures.attaching import signatures_of
+from registry.store import older
 from registry.store.catalog import LayerBlob, Model
 from registry.store.finding import is_meant
 from registry.store.meaning import Meaning
@@ -201,6 +203,20 @@ class Library:
         """The adapters here that are for this model. Raises StoreFailed."""
         others = [each for each in await self.models() if each.is_adapter and each.base]
         return [each for each in others if is_meant(each.base, model)]
+
+    async def older(self, model: Model) -> dict[str, Any]:
+        """The file to which an improved model can go back: its `size` in bytes, and `until` when; {} for none."""
+        if not model.older:
+            return {}
+
+        def find() -> dict[str, Any]:
+            found = older.find(self.store, model)
+            if found is None:
+                return {}
+            until = datetime.fromtimestamp(found.since + older.SECONDS, UTC).isoformat(timespec="seconds")
+            return {"older": {"size": found.bytes_beside(self.store.contents(model)), "until": until}}
+
+        return await asyncio.to_thread(find)
 
     async def model_size(self, model: Model) -> ModelSize:
         """Its sizes, for the memory model."""

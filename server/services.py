@@ -8,6 +8,7 @@ from aiohttp import web
 
 from server.config import Config
 from server.creates.create import Creates
+from server.improving.improver import Improver
 from server.library import Library
 from server.loaded.pool import Pool
 from server.pulls.jobs import Jobs
@@ -15,13 +16,14 @@ from server.pulls.jobs import Jobs
 
 @dataclass(frozen=True)
 class Services:
-    """Settings, models in the store, models in memory, pulls, and models that are made here."""
+    """Settings, models in the store, models in memory, pulls, models that are made here, and their improvement."""
 
     config: Config
     library: Library
     pool: Pool
     jobs: Jobs
     creates: Creates
+    improver: Improver
 
 
 SERVICES = web.AppKey("services", Services)

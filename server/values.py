@@ -21,6 +21,8 @@ HTTPS = "https://"
 _LONGEST_SOCKET = 100
 # Who may do what: ask models; bring them in and remove them too; everything.
 Role = Literal["infer", "operator", "admin"]
+# The sources by which models are improved while nobody asks: none, sources of this machine, or a hub's too.
+Improve = Literal["off", "local", "hub"]
 # How much the audit log has: all, nothing about answers, nothing.
 Extent = Literal["all", "acts", "off"]
 
@@ -54,6 +56,34 @@ def duration(value: object) -> float:
     else:
         raise ValueError("not a duration")
     return FOREVER if negative or seconds >= _AGES else seconds
+
+
+def improvement_extent(value: object) -> str:
+    """The sources by which models are improved while nobody asks, in upper case or lower. Raises ValueError."""
+    text = str(value).strip().lower()
+    if text not in get_args(Improve):
+        raise ValueError("not off, local or hub")
+    return text
+
+
+def hours(value: object) -> str:
+    """A part of the day such as `22-6` or `22:30-06:00`, as `22:00-06:00`; "" for all of it. Raises ValueError."""
+    text = str(value).replace(" ", "")
+    if not text:
+        return ""
+    match = re.fullmatch(r"([0-9]{1,2})(?::([0-9]{2}))?[-–]([0-9]{1,2})(?::([0-9]{2}))?", text)
+    if match is None:
+        raise ValueError("no part of the day")
+    ends = [(int(match[1]), int(match[2] or 0)), (int(match[3]), int(match[4] or 0))]
+    if any(hour > 24 or minute > 59 or (hour == 24 and minute) for hour, minute in ends) or ends[0] == ends[1]:
+        raise ValueError("no part of the day")
+    return "-".join(f"{hour % 24:02}:{minute:02}" for hour, minute in ends)
+
+
+def minutes_of(text: str) -> tuple[int, int]:
+    """The ends of a part of the day, as `hours` writes it, in minutes after midnight."""
+    first, last = (int(hour) * 60 + int(minute) for hour, minute in (end.split(":") for end in text.split("-")))
+    return first, last
 
 
 def audit_extent(value: object) -> str:

@@ -64,6 +64,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("server.report", "server.returning"),
         ("server.pulls", "server.watching"),
         ("server.advice", "server.carrying", "server.creates", "server.quality"),
+        ("server.improving",),
         ("server.services",),
         ("server.api",),
         ("server.api.ollama", "server.api.openai", "server.api.anthropic", "server.api.llama", "server.api.lm"),

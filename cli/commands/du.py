@@ -23,6 +23,8 @@ def command(as_json: bool) -> None:
         parts = [f"{size_text(found['blobs'])} in models, shared parts counted once"]
         if found["elsewhere"]:
             parts += [f"{size_text(found['elsewhere'])} that other programs keep"]
+        older = found.get("older", 0)
+        parts += [f"{size_text(older)} that improved models can go back to (`lm rollback`)"] if older else []
         parts += [f"{size_text(found['partials'])} in unfinished pulls"] if found["partials"] else []
         parts += [f"{size_text(found['unlisted'])} that no model lists (`lm prune`)"] if found["unlisted"] else []
         console.note(f"{', '.join(parts)}; {size_text(found['free'])} free")

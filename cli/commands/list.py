@@ -99,6 +99,9 @@ def print_models(rows: list[dict[str, Any]], prefix: str = "", *, quality: bool 
     if quality and not all(row.get("quality") for row in rows):
         console.note("`lm quality NAME` measures a model")
     for row in rows:
+        if older := row.get("older"):
+            size = size_text(older["size"])
+            console.note(f"`lm rollback {row['name']}` goes back to its older file, which takes {size} more")
         if row.get("problem"):
             console.note(f"warning: {row['problem']}", "yellow")
     if not rows and prefix:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from registry.errors import RegistryError
-from registry.store import reading
+from registry.store import garbage, reading
 from registry.store.catalog import Model
 from registry.store.sharing import freed_bytes
 from registry.store.store import Store
@@ -93,12 +93,16 @@ class DiskUsage:
 
 @dataclass(frozen=True)
 class Room:
-    """The bytes that the store takes of the disk: for each model, and in all; `elsewhere` as in `DiskUsage`."""
+    """The bytes that the store takes of the disk: for each model, and in all; `elsewhere` as in `DiskUsage`.
+
+    `older` are blobs to which improved models can go back.
+    """
 
     models: list[DiskUsage]
     blobs: int
     elsewhere: int
     unlisted: dict[str, int] = field(default_factory=dict)
+    older: dict[str, int] = field(default_factory=dict)
     partials: dict[str, int] = field(default_factory=dict)
 
 
@@ -128,5 +132,7 @@ def room(store: Store, in_use: Sequence[str]) -> Room:
         for model in models
         if (mine := digests.get(model.name)) is not None
     ]
-    partials = {each.title: each.journal.latest.size for each in store.partials() if each.journal}
-    return Room(rows, sum(here.values()), sum(away.values()), store.unlisted(in_use), partials)
+    ingests = [*store.partials(), *store.partials(beside=True)]
+    partials = {str(each.folder): each.journal.latest.size for each in ingests if each.journal}
+    older = garbage.kept_for_older(store)
+    return Room(rows, sum(here.values()), sum(away.values()), store.unlisted(in_use), older, partials)

@@ -50,6 +50,7 @@ class Catalog:
         self.manifests = root / "manifests"
         self.choices = root / "chosen"
         self.pins = root / "pinned"
+        self.older_manifests = root / "older"
         self.shared = Shared(root)
         self._known: dict[Path, tuple[Stamp, Model, Manifest]] = {}
 
@@ -83,6 +84,10 @@ class Catalog:
     def pin_path(self, name: Name) -> Path:
         """The file that says which variant the user wants a bare name to mean."""
         return self.pins.joinpath(*name.tagged(None).parts)
+
+    def older_path(self, name: Name) -> Path:
+        """The file of the manifest that a model had before it was improved."""
+        return self.older_manifests.joinpath(*name.parts)
 
     def names(self, unreadable: list[StoreFailed] | None = None) -> Iterator[Name]:
         """All names that have a manifest, broken or not, in order.

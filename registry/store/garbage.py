@@ -9,7 +9,7 @@ from collections.abc import Collection
 
 from registry.digest import Digest
 from registry.errors import StoreDamaged, StoreFailed
-from registry.store import fsops, manifest
+from registry.store import fsops, manifest, older, reading
 from registry.store.catalog import Catalog
 from registry.store.sharing import freed_bytes
 
@@ -19,12 +19,30 @@ _BLOB = re.compile(r"sha256-[0-9a-f]{64}")
 
 
 def referenced(catalog: Catalog) -> set[Digest]:
-    """All digests that some manifest lists. Raises StoreDamaged, StoreFailed when one manifest is unreadable."""
+    """All digests that some manifest lists, be it an older one to which its model can go back.
+
+    Raises StoreDamaged, StoreFailed when one manifest is unreadable.
+    """
+    needed = older.needed(catalog)
+    paths = [(catalog.manifest_path(name), name.display) for name in catalog.names()]
+    paths += [(catalog.older_path(name), name.display) for name in needed]
+    return set().union(*(manifest.parse(manifest.read(path, name), name).digests for path, name in paths))
+
+
+def kept_for_older(catalog: Catalog) -> dict[str, int]:
+    """The blobs that older manifests alone list, with the bytes that their removal frees.
+
+    Raises StoreDamaged, StoreFailed, OSError.
+    """
+    found = older.all_of(catalog)
+    if not found:
+        return {}
     listed: set[Digest] = set()
     for name in catalog.names():
-        path = catalog.manifest_path(name)
-        listed |= manifest.parse(manifest.read(path, name.display), name.display).digests
-    return listed
+        listed |= manifest.parse(manifest.read(catalog.manifest_path(name), name.display), name.display).digests
+    alone = set().union(*(each.contents.digests for each in found)) - listed
+    paths = {value: catalog.blob_path(value) for value in alone}
+    return {value: freed_bytes(path.lstat()) for value, path in paths.items() if reading.status(path)}
 
 
 def unlisted(catalog: Catalog, in_use: Collection[str]) -> dict[str, int]:
@@ -49,6 +67,7 @@ def collect(catalog: Catalog, in_use: Collection[str]) -> int:
     except (StoreDamaged, StoreFailed) as error:
         log.warning("no blob is removed, for nobody knows which are in use: %s", error)
         return 0
+    older.forget(catalog)
     for value in found:
         fsops.unlink(catalog.blob_path(value))
         catalog.shared.forget(value)

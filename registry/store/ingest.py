@@ -15,6 +15,8 @@ DETACHED = "detached"  # in an ingest folder: the wishes of a pull that goes on 
 OWNERS = "owners"  # in an ingest folder: the owners of the keys that asked for the pull
 # The beginning of a folder's name whose file nobody goes on with: it goes when the store is opened the next time.
 NEW = "new-"
+# The beginning of the name of a folder whose file is to take the place of a model's own.
+BESIDE = "beside-"
 _LONGEST = 1 << 16
 
 

@@ -6,6 +6,7 @@ may be built.
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,11 +87,23 @@ def build(config: Layer, layers: list[Layer]) -> bytes:
     return msgspec.json.encode(Manifest(2, MANIFEST, config, tuple(layers)))
 
 
-def with_layer(data: bytes, layer: Layer) -> bytes:
-    """A manifest's bytes with one layer more, which replaces the layers of its media type; all else stays as it is."""
+def with_layers(data: bytes, layers: Sequence[Layer], without: Collection[str] = ()) -> bytes:
+    """A manifest's bytes with some layers more; all else stays as it is.
+
+    Each takes the place of the first layer of its media type, or of the config. Further layers of these types go, and
+    layers of the types in `without`.
+    """
     document = msgspec.json.decode(data)
-    kept = [each for each in document["layers"] if each["mediaType"] != layer.media_type]
-    return msgspec.json.encode(document | {"layers": [*kept, msgspec.to_builtins(layer)]})
+    new = {layer.media_type: msgspec.to_builtins(layer) for layer in layers}
+    config = new.pop(CONFIG, document["config"])
+    kept = []
+    for each in document["layers"]:
+        kind = each["mediaType"]
+        if kind not in without and kind not in {layer.media_type for layer in layers}:
+            kept.append(each)
+        elif kind in new:
+            kept.append(new.pop(kind))
+    return msgspec.json.encode(document | {"config": config, "layers": [*kept, *new.values()]})
 
 
 def parse(data: bytes, name: str) -> Manifest:

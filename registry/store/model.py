@@ -81,6 +81,17 @@ class Model:
         return self.template if self.own.get("template") in ("own", "only") else ""
 
     @property
+    def improved(self) -> dict[str, Any]:
+        """The notes on how it was improved (`server/improving/` writes them); {} where it was not."""
+        notes = self.own.get("improved")
+        return notes if isinstance(notes, dict) else {}
+
+    @property
+    def older(self) -> str:
+        """The digest of the manifest that it had before it was improved, hexadecimal; "" where it was not."""
+        return str(self.improved.get("older", ""))
+
+    @property
     def base(self) -> str:
         """The name of the model that an adapter is for, "" for a model, and where nobody knows."""
         notes = self.own.get("adapter")

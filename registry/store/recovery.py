@@ -12,7 +12,7 @@ import msgspec
 from registry.errors import StoreDamaged, StoreFailed
 from registry.store import fsops, garbage, reading, uploads
 from registry.store.catalog import Catalog
-from registry.store.ingest import COMMITTED, NEW, folder_name
+from registry.store.ingest import BESIDE, COMMITTED, NEW, folder_name
 from registry.store.partial import DATA, JOURNAL, read_journal, resumable
 
 log = logging.getLogger("lm.store")
@@ -27,13 +27,20 @@ def clear_away(catalog: Catalog, root: Path, ingests: Path) -> None:
             if name.startswith(NEW) or not resumable(ingests / name):
                 log.info("what a pull left before it was journalled is removed")
                 fsops.remove_tree(ingests / name)
-            else:
+            elif not name.startswith(BESIDE):
                 _return(ingests / name)
         except (StoreDamaged, StoreFailed) as error:
             log.warning("what a pull left in `%s` stays as it is: %s", name, error)
     for orphan in catalog.shared.orphans(catalog.blobs):
         catalog.shared.forget(orphan)
-    notes = (catalog.choices, catalog.pins, catalog.shared.folder, root / uploads.FOLDER, root / "synced")
+    notes = (
+        catalog.choices,
+        catalog.pins,
+        catalog.older_manifests,
+        catalog.shared.folder,
+        root / uploads.FOLDER,
+        root / "synced",
+    )
     for folder in (catalog.manifests, *notes, ingests):
         for parent, _, names in os.walk(folder):
             _remove_temporary(Path(parent), names)

@@ -7,13 +7,14 @@
     shared/sha256-…    the state of a blob that another program has too (`registry/store/sharing.py`)
     pinned/host/namespace/model      the tag that the user wants a bare name to mean (`registry/store/meaning.py`)
     chosen/host/namespace/model      the tag that the last pull without a level chose
+    older/host/namespace/model/tag   the manifest that a model had before it was improved (`registry/store/older.py`)
     ingest/id/         a file on its way (`registry/store/partial.py`); belongs to the process that holds the lock
 
 Commit: fsync of the data, rename into `blobs`, fsync of `blobs`, and the manifest last, itself written aside, synced
 and renamed. So a crash leaves a model as it was or as it will be, and at worst a blob that nobody lists, which
 `collect` removes. An unfinished pull survives as far as its journal vouches for it. Liveness is never judged
-by a clock: what is listed by a manifest, used by a worker or being ingested stays. (containerd's content store has the
-same order of steps.)
+by a clock: what is listed by a manifest, used by a worker or being ingested stays. An older manifest alone, which
+`roll_back` lists again, goes after a while. (containerd's content store has the same order of steps.)
 Functions block: call them from a thread.
 """
 
@@ -23,24 +24,22 @@ import contextlib
 import logging
 import os
 import shutil
-import threading
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from registry import digest
-from registry.errors import BadName, DiskFull, ModelNotFound, StoreDamaged, StoreFailed
+from registry.errors import BadName, DiskFull, ModelNotFound, NothingOlder, StoreDamaged, StoreFailed
 from registry.names import Name, Reference
-from registry.store import fsops, garbage, manifest, notes, owner, reading, recovery
+from registry.store import fsops, garbage, manifest, notes, older, owner, reading, recovery
 from registry.store.catalog import Model
-from registry.store.finding import Finder
 from registry.store.fsops import plainly
-from registry.store.ingest import DETACHED, NEW, OWNERS, Ingest, folder_name, settle
+from registry.store.ingest import Ingest, settle
+from registry.store.ingests import Ingests
 from registry.store.layers import Staged
 from registry.store.leases import Leases
 from registry.store.manifest import Manifest
-from registry.store.partial import read_journal, resumable
 
 log = logging.getLogger("lm.store")
 
@@ -49,17 +48,13 @@ def _nobody(action: str, model: Model) -> None:
     """Whoever wants to know sets another function."""
 
 
-class Store(Finder):
+class Store(Ingests):
     """The models of one folder, owned by this process until `close`: found, and changed. Several threads may use it."""
 
     def __init__(self, root: Path, lock: int) -> None:
         """Use `Store.open`."""
         super().__init__(root)
-        self.root = root
         self._lock_file = lock
-        self._ingests = root / "ingest"
-        self._changing = threading.RLock()
-        self._busy: set[Path] = set()
         self._held: Counter[str] = Counter()
         self.leases = Leases()
         self.observe: Callable[[str, Model], None] = _nobody
@@ -103,69 +98,23 @@ class Store(Finder):
         with plainly(self.root):
             return shutil.disk_usage(self.root).free
 
-    def begin(self, title: str, *, new: bool = False) -> Ingest:
-        """The ingest in which the file of `title` is made; one that was paused is resumed, unless it is `new`.
+    def obtainable_bytes(self) -> int:
+        """Bytes that the store's disk has left for us, with what `make_room` would free. Raises as `unlisted`."""
+        with self._changing, plainly(self.root):
+            return self.free_bytes() + sum(garbage.kept_for_older(self).values())
 
-        Does not check that the disk has room, because the size is not known yet; `runtime/machine/choosing.py` does.
-        Raises StoreFailed (also when `title` is being made already), DiskFull.
+    def make_room(self, size: int, in_use: Collection[str]) -> None:
+        """Forget older manifests, the oldest first, until the disk has `size` bytes free or none is left.
+
+        Raises StoreFailed.
         """
-        ingest = Ingest(title, self._folder(title, NEW if new else ""))
         with self._changing, plainly(self.root):
-            if ingest.folder in self._busy:
-                raise StoreFailed(f"`{title}` is being made already", "wait until that has ended")
-            recovery.restore(self, ingest.folder)
-            if new or not ingest.journal:
-                fsops.remove_tree(ingest.folder)
-                fsops.mkdir(ingest.folder)
-                if not new:
-                    fsops.fsync_dir(self._ingests)
-            self._busy.add(ingest.folder)
-        return ingest
-
-    def readdress(self, title: str, new: str) -> None:
-        """Rename the paused ingest of `title` to `new`, unless `new` has an ingest. Raises StoreFailed, DiskFull."""
-        before, after = self._folder(title), self._folder(new)
-        with self._changing, plainly(self.root):
-            if not {before, after} & self._busy and reading.status(after) is None:
-                recovery.readdress(before, after, new)
-
-    def pause(self, ingest: Ingest) -> None:
-        """Keep the ingest if it can be resumed, else remove it; does nothing after a commit. Raises StoreFailed."""
-        with self._changing, plainly(self.root):
-            self._busy.discard(ingest.folder)
-            recovery.restore(self, ingest.folder)
-            if not ingest.journal:
-                fsops.remove_tree(ingest.folder)
-
-    def detach(self, title: str, note: bytes | None) -> None:
-        """Keep a note in the ingest of `title`: whoever opens the store next goes on with it. None takes it away.
-
-        Does nothing where there is no ingest. A note that cannot be written costs no more than itself.
-        """
-        self._note(self._folder(title) / DETACHED, note)
-
-    def note_owners(self, title: str, owners: set[str]) -> None:
-        """Note in the ingest of `title` whose it is, as `detach` does it."""
-        self._note(self._folder(title) / OWNERS, "\n".join(sorted(owners)).encode())
-
-    def _note(self, path: Path, note: bytes | None) -> None:
-        with contextlib.suppress(OSError), self._changing:
-            if note is None:
-                fsops.unlink(path)
-            elif path.parent.is_dir():
-                fsops.replace(path, note)
-
-    def abandon(self, ingest: Ingest) -> None:
-        """Remove the ingest and its file; does nothing after a commit. Raises StoreFailed."""
-        with self._changing, plainly(self.root):
-            self._busy.discard(ingest.folder)
-            fsops.remove_tree(ingest.folder)
-
-    def partials(self) -> list[Ingest]:
-        """The ingests that can be resumed, running ones included. Raises StoreFailed."""
-        folders = [self._ingests / name for name in reading.entries(self._ingests) if not name.startswith(NEW)]
-        found = [(folder, read_journal(folder)) for folder in folders if resumable(folder)]
-        return [Ingest(journal.facts.title, folder) for folder, journal in found if journal]
+            for each in older.all_of(self):
+                if shutil.disk_usage(self.root).free >= size:
+                    return
+                log.info("%s can go back no longer: a new file needs the room", each.model.name)
+                older.drop(self, each.model.key)
+                self.collect(in_use)
 
     def commit(
         self,
@@ -198,20 +147,53 @@ class Store(Finder):
             self.abandon(ingest)
         return model
 
-    def adopt(self, ingest: Ingest, data: bytes, layers: Sequence[Staged], name: Name, over: str = "") -> Model:
+    def adopt(
+        self,
+        ingest: Ingest,
+        data: bytes,
+        layers: Sequence[Staged],
+        name: Name,
+        over: str = "",
+        *,
+        keep_older: bool = False,
+    ) -> Model:
         """List the model of the manifest `data` as `name`, byte for byte; its blobs are `layers`, or here already.
 
         The ingest stays, for further models. Holds and raises as `commit`; StoreDamaged also where a blob is neither
-        here nor among `layers`, StoreFailed where the manifest of that name has not the digest `over` any more.
+        here nor among `layers`. With `over` it takes the place of the manifest with this digest, and has its age, by
+        which bare names and lists are decided; StoreFailed where that name has another manifest by now. `keep_older`:
+        `roll_back` lists that one again, if the config of the new one has its digest (`Model.older`).
         """
         wanted = manifest.parse(data, name.display)
         with plainly(self.root):
             files = [(settle(ingest, staged), staged) for staged in layers]
             with self._changing:
-                if over and digest.of(manifest.read(self.manifest_path(name), name.display)) != over:
+                name = self.existing(name)
+                path = self.manifest_path(name)
+                before = manifest.read(path, name.display) if over else b""
+                if over and digest.of(before) != over:
                     raise StoreFailed(f"`{name.display}` was replaced in the meantime", "try again")
                 self._require(wanted, {staged.layer.digest for staged in layers}, name)
-                return self._publish(name, files, data, chosen=False)
+                if keep_older:
+                    older.keep(self, name, before)
+                return self._publish(name, files, data, chosen=False, times=path.stat() if over else None)
+
+    def roll_back(self, model: Model) -> Model:
+        """List the manifest again that a model had before it was improved; the improved files go at the next `collect`.
+
+        Raises NothingOlder where it was not improved, or its older file is gone; as `adopt`.
+        """
+        with self._changing, plainly(self.root):
+            now = self.read(model.key)
+            kept = older.find(self, now) if now else None
+            if now is None or kept is None:
+                was = "was improved, and the older file is gone" if model.older else "was not improved"
+                raise NothingOlder(f"`{model.name}` {was}, so there is nothing to go back to", "`lm jobs` has more")
+            self._require(kept.contents, (), now.key)
+            times = self.manifest_path(now.key).stat()
+            found = self._publish(now.key, [], kept.data, chosen=False, times=times)
+            older.drop(self, now.key)
+            return found
 
     def _require(self, wanted: Manifest, coming: Collection[str], name: Name) -> None:
         """Raise StoreDamaged unless each blob of a manifest is here, or coming."""
@@ -246,19 +228,14 @@ class Store(Finder):
         """
         ingest = self.begin(f"a layer for {model.name}", new=True)
         try:
-            with plainly(self.root):
-                files = [(settle(ingest, staged), staged)]
-                with self._changing:
-                    now = self.read(model.key)
-                    if now is None or now.blob_digest != model.blob_digest:
-                        what = "was removed" if now is None else "has other weights by now"
-                        raise ModelNotFound(f"`{model.name}` {what}, so nothing is noted", "measure it again")
-                    data = manifest.with_layer(self.manifest(now)[0], staged.layer)
-                    path = self.manifest_path(model.key)
-                    times = path.stat()
-                    self._publish(model.key, files, data, chosen=False)
-                    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
-                    return self.read(model.key) or now
+            with self._changing:
+                now = self.read(model.key)
+                if now is None or now.blob_digest != model.blob_digest:
+                    what = "was removed" if now is None else "has other weights by now"
+                    raise ModelNotFound(f"`{model.name}` {what}, so nothing is noted", "measure it again")
+                before = self.manifest(now)[0]
+                data = manifest.with_layers(before, [staged.layer])
+                return self.adopt(ingest, data, [staged], model.key, digest.of(before))
         finally:
             with contextlib.suppress(StoreFailed):
                 self.abandon(ingest)
@@ -310,6 +287,7 @@ class Store(Finder):
             # A model that comes in again under this name later is neither pinned nor chosen.
             notes.remove_tag(self.choices, self.choice_path(model.key), model.key)
             notes.remove_tag(self.pins, self.pin_path(model.key), model.key)
+            older.drop(self, model.key)
         self.observe("model.remove", model)
 
     def collect(self, in_use: Collection[str]) -> int:
@@ -325,11 +303,15 @@ class Store(Finder):
         with self._changing, plainly(self.root):
             return garbage.unlisted(self, {*in_use, *self._held, *self.leases.held()})
 
-    def _folder(self, title: str, kind: str = "") -> Path:
-        return self._ingests / f"{kind}{folder_name(title)}"
-
-    def _publish(self, name: Name, files: list[tuple[Path, Staged]], data: bytes, chosen: bool) -> Model:
-        """Move synced files among the blobs, then write the manifest `data`, which lists them."""
+    def _publish(
+        self,
+        name: Name,
+        files: list[tuple[Path, Staged]],
+        data: bytes,
+        chosen: bool,
+        times: os.stat_result | None = None,
+    ) -> Model:
+        """Move synced files among the blobs, then write the manifest `data`, which lists them; it may have `times`."""
         if name.tag is None:
             raise BadName(f"`{name.display}` has no tag, so it names no variant to commit", "add a tag")
         name = self.existing(name)
@@ -349,6 +331,8 @@ class Store(Finder):
         path = self.manifest_path(name)
         fsops.make_folders(self.manifests, path.parent)
         fsops.replace(path, data)
+        if times is not None:
+            os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
         if chosen:
             self._choose(name)
         model = self.read(name)

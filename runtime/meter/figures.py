@@ -70,6 +70,15 @@ def figures(windows: Sequence[Compared]) -> Figures:
     }
 
 
+def gain(before: Sequence[Compared], after: Sequence[Compared]) -> Figure:
+    """How much less the mean divergence is than before, on the same windows.
+
+    The error comes from the differences: a window that is hard for both models does not add to it.
+    """
+    pairs = zip(before, after, strict=True)
+    return _mean(np.stack([np.asarray(old.divergence - new.divergence, np.float64) for old, new in pairs]))
+
+
 def _mean(values: NDArray[np.float64]) -> Figure:
     """The mean of `(windows, positions)` values."""
     means = values.mean(axis=1)

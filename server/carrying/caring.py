@@ -62,6 +62,7 @@ async def usage(store: Store, in_use: set[str]) -> dict[str, Any]:
         "blobs": found.blobs,
         "elsewhere": found.elsewhere,
         "unlisted": sum(found.unlisted.values()),
+        "older": sum(found.older.values()),
         "partials": sum(found.partials.values()),
         "free": await asyncio.to_thread(store.free_bytes),
     }

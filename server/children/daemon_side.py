@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from runtime.child import Child
+from server.children.background import BACKGROUND
 from server.children.frames import ErrorReport
 from server.errors import ChildError, ServerError
 
@@ -54,9 +55,11 @@ async def task_process(
     Raises OSError when it cannot start.
     """
     child = await Child.spawn(module, frames=frames, nice=nice, log=log)
+    work = BACKGROUND.get()
     try:
-        await child.send(task)
-        yield TaskProcess(child, purpose)
+        with work.has(child) if work else nullcontext():
+            await child.send(task)
+            yield TaskProcess(child, purpose)
     finally:
         child.kill()
         await asyncio.shield(child.wait())

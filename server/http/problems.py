@@ -59,6 +59,7 @@ _STATUS_OF: dict[type[_Coded], int] = {
     registry.BadModelfile: 400,
     registry.SeveralLevels: 409,
     registry.ModelNotFound: 404,
+    registry.NothingOlder: 409,
     registry.AccessDenied: 403,
     registry.BadBundle: 400,
     registry.BadSignature: 400,

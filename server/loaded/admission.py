@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
 import msgspec
@@ -35,6 +35,10 @@ SMALLEST_CONTEXT = 512
 CONTEXT_BUCKET = 1024
 # A worker's copies of conversations may take this many bytes, or as many as its KV cache where that is more.
 SPILL_BYTES = 256 << 20
+
+
+async def _no_others() -> bool:
+    return False
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,8 @@ class Admission:
         self._hardware = hardware
         self._slots = slots
         self._changed = asyncio.Event()
+        self.end_others: Callable[[], Awaitable[bool]] = _no_others
+        """Ends work beside the models that takes memory; whether there was any."""
 
     def notify(self) -> None:
         """Say that a worker became ready or idle, or ended: whoever waits for room looks again."""
@@ -108,7 +114,14 @@ class Admission:
             movable = [(slot, worker) for slot, worker in others if not slot.pinned]
             free = hardware.memory_available - beside - _loading([worker for _, worker in others])
             ours = sum(worker.need.total for _, worker in movable if not worker.loading)
-            context, need, means, missing = await self._fit(model, wanted, free + ours, hardware, draft)
+            try:
+                context, need, means, missing = await self._fit(model, wanted, free + ours, hardware, draft)
+            except DoesNotFit:
+                if await self.end_others():
+                    continue
+                raise
+            if (need.total > free or context < wanted.context) and await self.end_others():
+                continue
             if need.total <= free and len(others) < self._config.max_models:
                 return Placement(context, hardware.cpus, need, beside + _spill(free, need), means, missing)
             if idle := [(slot, worker) for slot, worker in movable if worker.idle]:

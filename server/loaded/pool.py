@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -46,6 +46,10 @@ def _nobody(model: Model, context: int) -> None:
     """Whoever wants to know sets another function."""
 
 
+def _unheard() -> None:
+    """Whoever wants to know sets another function."""
+
+
 class Pool:
     """The loaded models. `hardware` measures the machine anew at each call."""
 
@@ -64,6 +68,8 @@ class Pool:
         self._tallies: dict[str, Tally] = {}  # by the model's name
         self.observe: Callable[[Model, int], None] = _nobody
         """Called with a model and its context in tokens when a worker for it has been started."""
+        self.asked: Callable[[], None] = _unheard
+        """Called when a request comes or ends; `pending` has how many there are."""
         self._watch = asyncio.create_task(self._watch_workers())
 
     @asynccontextmanager
@@ -80,6 +86,7 @@ class Pool:
         if slot.pending >= self._bound:
             raise QueueFull(f"{slot.pending} requests wait for `{model.name}` already", "try again in a moment")
         slot.pending += 1
+        self.asked()
         try:
             worker = await self._find(slot, model, wish)
             if wish.keep_alive is not None:
@@ -98,6 +105,7 @@ class Pool:
             raise
         finally:
             slot.pending -= 1
+            self.asked()
             self._collect(slot, model.blob_digest)
 
     def loaded(self) -> list[tuple[Worker, float | None]]:
@@ -111,6 +119,10 @@ class Pool:
         """Digests of the blobs that workers have open, or that requests wait for."""
         drafts = {worker.draft.blob_digest for worker in self.processes() if worker.draft}
         return drafts | {digest for digest, slot in self._slots.items() if slot.holds}
+
+    def give_way_first(self, end: Callable[[], Awaitable[bool]]) -> None:
+        """Call `end` where a load lacks memory: it ends other work, and says whether that freed any."""
+        self._admission.end_others = end
 
     async def retire(self) -> None:
         """Unload the models that the store no longer has: now where they are idle, else after their last request.

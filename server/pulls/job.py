@@ -1,17 +1,17 @@
-"""One pull as its clients see it: the lines so far, who follows them, and whether it goes on."""
+"""One pull as its clients see it: its options, its lines, and whether it goes on."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple
+from typing import Literal
 
 import msgspec
 
 from registry.names import Reference
 from registry.net.hub import Hub
 from server.pulls.frames import Effort, Statistics
+from server.pulls.story import Story
 
 State = Literal["running", "pausing", "removing", "ended"]
 
@@ -73,15 +73,8 @@ class _Wishes(msgspec.Struct):
     copy: bool = False
 
 
-class _Entry(NamedTuple):
-    """A line, and the number of the change that brought it."""
-
-    version: int
-    line: dict[str, Any]
-
-
-class Job:
-    """One pull. `task` does the work; `followers` counts the clients that read its lines.
+class Job(Story):
+    """One pull. `task` does the work.
 
     `level` is "" until it is known. `owners` are the owners of the keys that asked for it, "" for the daemon's own
     user. `detached` jobs go on when nobody follows. A job that is "pausing" keeps its
@@ -89,26 +82,14 @@ class Job:
     """
 
     def __init__(self, reference: Reference, options: PullOptions) -> None:
+        super().__init__()
         self.reference = reference
         self.owners: set[str] = set()
         self.options = options
-        self.followers = 0
         self.detached = False
         self.level = ""
         self.state: State = "running"
         self.task: asyncio.Task[None] | None = None
-        self._entries: list[_Entry] = []
-        self._version = 0
-        self._changed = asyncio.Event()
-
-    def add(self, line: dict[str, Any]) -> None:
-        """Add a line; progress within a phase replaces the line before it."""
-        self._version += 1
-        last = self._entries[-1].line if self._entries else {}
-        if "completed" in line and last.get("phase") == line["phase"]:
-            self._entries.pop()
-        self._entries.append(_Entry(self._version, line))
-        self._wake()
 
     def pause(self) -> None:
         """End the work, and keep its partial file for the next pull of this name."""
@@ -123,31 +104,9 @@ class Job:
     def end(self) -> None:
         """Say that no more lines will come."""
         self.state = "ended"
-        self._wake()
-
-    @property
-    def progress(self) -> dict[str, Any]:
-        """The last line that is more than a sentence: the phase, and how far it is."""
-        lines = (entry.line for entry in reversed(self._entries))
-        return next((line for line in lines if line.get("phase") not in (None, "note", "planned")), {})
-
-    async def lines(self) -> AsyncGenerator[dict[str, Any]]:
-        """Every line from the first on, then each change as it happens, until the job ends."""
-        version = 0
-        while True:
-            changed = self._changed
-            for entry in [entry for entry in self._entries if entry.version > version]:
-                version = entry.version
-                yield entry.line
-            if self.state == "ended" and version == self._version:
-                return
-            await changed.wait()
+        super().end()
 
     def _cancel(self, state: State) -> None:
         if self.state == "running" and self.task:
             self.task.cancel()
         self.state = state
-
-    def _wake(self) -> None:
-        self._changed.set()
-        self._changed = asyncio.Event()

@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from quant.errors import BadValues
 from registry.errors import RegistryError
@@ -22,6 +22,7 @@ from registry.store.catalog import Model
 from registry.store.ingest import Ingest
 from registry.store.layers import Staged
 from registry.store.store import Store
+from runtime.machine.rule import DISK_MARGIN
 from runtime.messages import CacheConfig
 from server.children.child_log import log_file
 from server.children.daemon_side import task_process
@@ -39,6 +40,14 @@ NICE = 10
 _HOPELESS = frozenset({BadValues.code, CheckFailed.code, PolicyRefused.code})
 
 
+class Made(NamedTuple):
+    """A model that is not in the store's list yet: the ingest with its files, the puller's last word, its layers."""
+
+    ingest: Ingest
+    done: Done
+    layers: list[Staged]
+
+
 class Pull:
     """One pull: from an empty folder, or from what an earlier pull left in it, to a model in the store."""
 
@@ -51,10 +60,12 @@ class Pull:
         *,
         check: bool = True,
         rules: PolicyRules = ANYTHING,
+        beside: str = "",
     ) -> None:
         """`in_use` gives the digests of blobs that must stay although no model may list them any more.
 
         With `check`, llama.cpp tries the finished file before it is committed. The model has to keep the `rules`.
+        `beside` is the title of a file that is no pull's, but to take the place of a model's own; "" for a pull.
         """
         self._job = job
         self._config = config
@@ -62,18 +73,35 @@ class Pull:
         self._in_use = in_use
         self._check_wanted = check
         self._rules = rules
+        self._beside = beside
 
     async def run(self) -> Model:
-        """Bring the model in. Raises as `TaskProcess.receive`, `check_file` and `Store.commit`.
+        """Bring the model in. Raises as `make` and `Store.commit`; cancelled, it leaves as much as `make`."""
+        made = await self.make()
+        if isinstance(made, Model):
+            return made
+        self._job.add(phase_line("committing"))
+        commit = asyncio.create_task(self._commit(made))
+        try:
+            return await asyncio.shield(commit)
+        except asyncio.CancelledError:
+            await asyncio.wait([commit])  # a commit that has begun is finished
+            commit.exception()  # asked for, or asyncio logs a traceback
+            raise
 
-        Cancelled, it leaves a partial file for the next pull, or nothing if the job is to be removed.
+    async def make(self) -> Made | Model:
+        """Make the model's file, and try it; the model itself where the same one is here already.
+
+        Raises as `TaskProcess.receive` and `check_file`. Cancelled, it leaves a partial file for the next pull, or
+        nothing if the job is to be removed.
         """
         job, store = self._job, self._store
         job.add(phase_line("resolving"))
         self._rules.check_source(job.reference.origin)
         ingest = await self._begin()
         try:
-            await asyncio.to_thread(self._note_owners, ingest)
+            if not self._beside:
+                await asyncio.to_thread(self._note_owners, ingest)
             if job.detached:
                 await asyncio.to_thread(store.detach, job.reference.text, job.options.note())
             result = await self._write(ingest)
@@ -83,18 +111,10 @@ class Pull:
             if self._check_wanted and not result.adapter:
                 job.add(phase_line("checking"))
                 await self._check(ingest, result)
-            layers = self._layers(ingest, result)
+            return Made(ingest, result, self._layers(ingest, result))
         except BaseException as error:
             hopeless = job.state == "removing" or getattr(error, "code", "") in _HOPELESS
             await asyncio.shield(asyncio.to_thread(store.abandon if hopeless else store.pause, ingest))
-            raise
-        job.add(phase_line("committing"))
-        commit = asyncio.create_task(self._commit(ingest, result, layers))
-        try:
-            return await asyncio.shield(commit)
-        except asyncio.CancelledError:
-            await asyncio.wait([commit])  # a commit that has begun is finished
-            commit.exception()  # asked for, or asyncio logs a traceback
             raise
 
     def _layers(self, ingest: Ingest, done: Done) -> list[Staged]:
@@ -123,7 +143,8 @@ class Pull:
                 self._job.add(note_line(f"a signature is not kept: {each.fault}"))
         return layers + [staged(each.data) for each in found if each.fault is None]
 
-    async def _commit(self, ingest: Ingest, done: Done, layers: list[Staged]) -> Model:
+    async def _commit(self, made: Made) -> Model:
+        ingest, done, layers = made
         reference = self._job.reference
         reference = replace(reference, name=reference.name.tagged(done.tag))
         model = await asyncio.to_thread(self._store.commit, ingest, layers, reference, done.config, reference.automatic)
@@ -135,7 +156,8 @@ class Pull:
 
     async def _begin(self) -> Ingest:
         store = self._store
-        beginning = asyncio.create_task(asyncio.to_thread(store.begin, self._job.reference.text))
+        title = self._beside or self._job.reference.text
+        beginning = asyncio.create_task(asyncio.to_thread(store.begin, title, beside=bool(self._beside)))
         try:
             return await asyncio.shield(beginning)
         except asyncio.CancelledError:
@@ -164,7 +186,9 @@ class Pull:
                     case Done() as done:
                         return done
                     case Planned() as planned:
-                        self._check_content(planned)
+                        check_content(planned, job.options.content, job.reference.text)
+                        more = planned.output_bytes - planned.resumed + DISK_MARGIN
+                        await asyncio.to_thread(self._store.make_room, more, self._in_use())
                         job.level = planned.level
                         job.add(frame_line(planned))
                         placed = await asyncio.to_thread(self._store.placed, job.reference)
@@ -197,15 +221,6 @@ class Pull:
                     )
                 )
 
-    def _check_content(self, planned: Planned) -> None:
-        """Raise Conflict where the source has other weights than the pull is for."""
-        wanted, name = self._job.options.content, self._job.reference.text
-        if wanted and planned.content and wanted != planned.content:
-            raise Conflict(
-                f"the source of `{name}` has changed since the model was made of it",
-                f"`lm pull {name}` makes the model anew",
-            )
-
     async def _check(self, ingest: Ingest, done: Done) -> None:
         """Raise CheckFailed where the finished file does not load, or computes nonsense."""
         log, job = log_file(self._config.logs, "inspector"), self._job
@@ -222,7 +237,7 @@ class Pull:
                 source=reference.text,
                 hub=replace(options.hub, logins=read_logins(config)) if reference.registry else options.hub,
                 cache_folder=str(config.cache),
-                disk_free=self._store.free_bytes() + partial_bytes,
+                disk_free=self._store.obtainable_bytes() + partial_bytes,
                 cache_config=CacheConfig.wanted(config.context, config.sequences, config.kv_type),
             ),
             folder=str(ingest.folder),
@@ -235,6 +250,15 @@ class Pull:
             effort=options.effort,
             statistics=options.statistics,
             sharing="copy" if options.copy else _sharing(config, reference),
+        )
+
+
+def check_content(planned: Planned, wanted: str, name: str) -> None:
+    """Raise Conflict where the digest of the source's weights is not `wanted`, "" for any."""
+    if wanted and planned.content and wanted != planned.content:
+        raise Conflict(
+            f"the source of `{name}` has changed since the model was made of it",
+            f"`lm pull {name}` makes the model anew",
         )
 
 

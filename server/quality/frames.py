@@ -20,7 +20,8 @@ class MeterTask(msgspec.Struct, tag="meter"):
     (`runtime/meter/surveying.py`), and only its `text` lies in the folder. `digest` names the model's records. `text`
     is a file, "" for lm's held-out text, or its calibration text. `windows` is the most windows, `window` the tokens of
     each. `name` and `reference` are for messages. `learned` marks the text that the model's quantizer saw
-    (`runtime.meter.passages.Passage.marks`).
+    (`runtime.meter.passages.Passage.marks`). `before` is the `digest` of a model that has read the same windows, "" for
+    none.
     """
 
     step: Step
@@ -33,6 +34,7 @@ class MeterTask(msgspec.Struct, tag="meter"):
     windows: int
     window: int
     learned: list[str] = []
+    before: str = ""
 
 
 class ReadSoFar(msgspec.Struct, tag="reading"):
@@ -45,14 +47,16 @@ class ReadSoFar(msgspec.Struct, tag="reading"):
 class ReadThrough(msgspec.Struct, tag="read"):
     """Meter to daemon, the last frame: all windows are read.
 
-    `figures` are a comparison's or a survey's, empty for a reference. `text_name` and `text_digest` say which text it
-    was, `marks` by which it is known again after statistics.
+    `figures` are a comparison's or a survey's, empty for a reference. `gain` is how much less the model diverges than
+    the one `before` it, {} without that. `text_name` and `text_digest` say which text it was, `marks` by which it is
+    known again after statistics.
     """
 
     figures: dict[str, Any]
     text_name: str
     text_digest: str
     marks: list[str] = []
+    gain: dict[str, Any] = {}
 
 
 FromMeter = ReadSoFar | ReadThrough | ErrorReport

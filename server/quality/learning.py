@@ -14,7 +14,6 @@ from typing import Any
 import msgspec
 
 from registry.digest import of
-from registry.names import Reference
 from registry.store import fsops
 from registry.store.fsops import plainly
 from runtime.meter.sizes import collecting_bytes, gram_bytes, window_of
@@ -23,9 +22,11 @@ from server.errors import Unsupported
 from server.library import Library
 from server.pulls.frames import Statistics
 from server.pulls.lines import note_line, phase_line
+from server.pulls.origin import is_local
 from server.quality.frames import ReadSoFar, ReadThrough, Step
 from server.quality.reading import FOLDER, SOURCE, check_text, meter_process, note_text, prepare, task_of
-from server.quality.references import TURN, Readable, References, require_memory
+from server.quality.references import Readable, References, require_memory
+from server.quality.turn import taken, turn
 from server.quality.wish import QualityWish
 
 Line = dict[str, Any]
@@ -59,9 +60,9 @@ class Learning:
         Raises as `server.quality.measuring.measure`.
         """
         model, store = self._wish.model, self._library.store
-        if TURN.locked():
+        if taken():
             yield note_line("another measurement goes on; this one waits for its end")
-        async with TURN:
+        async with turn():
             if await asyncio.to_thread(self._found):
                 yield note_line(f"the statistics are here already: {self._folder / _DONE}")
                 return
@@ -93,7 +94,7 @@ class Learning:
     async def _search(self, references: References) -> AsyncGenerator[Line]:
         """Make the file of the source where that lies on this machine; `references.found` is None elsewhere."""
         source = references.own_source()
-        if source is None or not _is_local(source):
+        if source is None or not is_local(source):
             return
         yield phase_line("looking for the source")
         try:
@@ -159,8 +160,3 @@ class Learning:
         except (OSError, msgspec.MsgspecError):
             pass
         return None
-
-
-def _is_local(source: Reference) -> bool:
-    """Whether a source can be read without asking the network."""
-    return source.kind in ("folder", "demo", "package")

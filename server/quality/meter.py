@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,7 +47,7 @@ def measure(task: MeterTask, send: Send) -> ReadThrough:
     """
     from runtime.llama.model import LlamaModel
     from runtime.meter import passages
-    from runtime.meter.figures import figures
+    from runtime.meter.figures import figures, gain
     from runtime.meter.windows import windows_of
 
     passage = passages.own("calibration" if task.step in _LEARNING else "held")
@@ -65,17 +65,35 @@ def measure(task: MeterTask, send: Send) -> ReadThrough:
         return ReadThrough({}, passage.name, passage.digest)
     same_vocabulary(task)
     found = _compare(task, passage, send)
-    return ReadThrough(dict(figures(found)) if found else {}, passage.name, passage.digest)
+    read = ReadThrough({}, passage.name, passage.digest)
+    if task.step == "model":
+        read.figures = dict(figures([*found.values()]))
+        read.gain = dict(gain(_before(task, found), [*found.values()])) if task.before else {}
+    return read
 
 
-def _compare(task: MeterTask, passage: Passage, send: Send) -> list[Compared]:
-    """Read the windows with a reference, for which nothing comes back, or with a model. Raises as `measure`."""
+def _before(task: MeterTask, windows: Iterable[int]) -> list[Compared]:
+    """The records of the model that read the same windows before. Raises BadRequest."""
+    from runtime.meter.kept import Compared
+    from runtime.meter.records import load
+
+    found = [load(Path(task.folder), task.before, place, Compared) for place in windows]
+    if any(each is None for each in found):
+        raise BadRequest("a window that the older file had read is gone", "measure again")
+    return [each for each in found if each is not None]
+
+
+def _compare(task: MeterTask, passage: Passage, send: Send) -> dict[int, Compared]:
+    """Read the windows with a reference, for which nothing comes back, or with a model: its records by window.
+
+    Raises as `measure`.
+    """
     from runtime.meter.kept import Compared, KeptWindow, NotFinite, compare, record
     from runtime.meter.records import REFERENCE, load, save
 
     reader, folder = reader_of(task), Path(task.folder)
     windows = reader.windows(passage, task.windows)
-    found: list[Compared] = []
+    found: dict[int, Compared] = {}
     for number, (place, tokens) in enumerate(windows.items()):
         send(ReadSoFar(number, len(windows)))
         try:
@@ -90,7 +108,7 @@ def _compare(task: MeterTask, passage: Passage, send: Send) -> list[Compared]:
             if compared is None:
                 compared = compare(window, reader.logits(window.tokens))
                 save(folder, task.digest, place, compared)
-            found.append(compared)
+            found[place] = compared
         except NotFinite:
             raise CheckFailed(
                 f"`{task.name}` computes values that are not finite, in window {place + 1} of the text",

@@ -38,8 +38,6 @@ Line = dict[str, Any]
 # Levels at which a source is a reference, the best first. F32 is exact for every source, and twice the size of most.
 LADDER = ("F32", "BF16", "Q8_0", "Q6_K", "Q5_K_M")
 _MOST_F32 = 4 << 30
-# One measurement goes on at a time: two would share the memory, and the folder of references.
-TURN = asyncio.Lock()
 # Errors of a puller that say no more than that the source has no such level.
 _NO_LEVEL = (UnknownLevel.code, UnsupportedModel.code, DoesNotFit.code)
 # Errors that say that the model's own source is not within reach: the best level here takes its place.

@@ -18,7 +18,8 @@ from server.library import Library
 from server.pulls.lines import note_line
 from server.quality.frames import ReadSoFar, ReadThrough, Step
 from server.quality.reading import meter_process, note_text, prepare, task_of
-from server.quality.references import TURN, require_memory
+from server.quality.references import require_memory
+from server.quality.turn import taken, turn
 from server.quality.wish import QualityWish
 
 Line = dict[str, Any]
@@ -43,9 +44,9 @@ class ModelSurvey:
         Raises DoesNotFit where the model has no room, and as `server/quality/meter.py`.
         """
         model, store = self._wish.model, self._library.store
-        if TURN.locked():
+        if taken():
             yield note_line("another measurement goes on; this one waits for its end")
-        async with TURN:
+        async with turn():
             if await asyncio.to_thread(self._known):
                 return
             size = await self._library.model_size(model)

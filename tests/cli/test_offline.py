@@ -28,7 +28,7 @@ from server.telemetry.ring import Ring
 from server.values import on_this_machine
 from tests.cli.support import LM, Cli
 from tests.daemon import Daemon, environment, put_model
-from tests.storing import put
+from tests.storing import put, put_better
 
 OFFLINE = Network(offline=True)
 # Runs in a namespace without a network: the daemon on a Unix socket, then each command of a list, and prints what each
@@ -61,6 +61,7 @@ OUTWARD = {
     "audit": ["audit", "push", "https://collector.example/lines"],
     "quality": ["quality", "tiny", "--against", "org/repo"],
     "compare": ["compare", "tiny", "other", "--against", "org/repo"],
+    "improve": ["improve", "org/kept"],
     "quantize": ["quantize", "org/kept", "--level", "Q4_K_M", "--effort", "quick"],
     "metrics": ["metrics", "push", "https://collector.example/v1/metrics"],
 }
@@ -88,6 +89,8 @@ INWARD = {
     "unload": ["unload", "tiny"],
     "rm": ["rm", "second"],
     "du": ["du"],
+    "rollback": ["rollback", "org/better"],
+    "jobs": ["jobs"],
     "prune": ["prune", "--yes"],
     "logout": ["logout", "registry.example"],
     "completion": ["completion", "bash"],
@@ -206,8 +209,9 @@ def test_every_command_without_a_network(tmp_path: Path, traced: bool) -> None:
     put_model(home)
     put_model(home, "other")
     with Store.open(home / "store") as store:
-        notes = {"source": "org/kept", "level": "Q8_0"}
+        notes = {"source": "org/kept", "level": "Q8_0", "content": "abc"}
         put(store, "org/kept:Q8_0", config={"model_format": "gguf", "file_type": "Q8_0", "lm": notes})
+        put_better(store, put(store, "org/better:Q8_0", b"plain weights"))
     Ring(home / "metrics", 1 << 20).append(b"{}")
     write_key(tmp_path / "acme.key")
     script = tmp_path / "script.json"

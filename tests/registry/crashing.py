@@ -27,7 +27,7 @@ from registry.names import LIBRARY, LOCAL, Name, parse
 from registry.signatures.attaching import attach, signatures_of
 from registry.signatures.files import signed_files
 from registry.signatures.statement import bundled, statement
-from registry.store import fsops, manifest, sharing
+from registry.store import fsops, manifest, older, sharing
 from registry.store.arriving import ArrivingFile
 from registry.store.catalog import Model
 from registry.store.layers import Staged
@@ -39,6 +39,12 @@ OLD, NEW, OTHER = b"old weights", b"new weights", b"of another"
 LINKED, SHARED = "org/shared:Q8_0", b"what is shared with its owner"
 PLACED, IN_PLACE = "org/placed:Q8_0", b"what is read where its owner has it"
 SENT, BRIEF, MADE = b"a file that is sent", "Be brief.", Name(LOCAL, LIBRARY, "made", "latest")
+IMPROVED, RETURNED, PLAIN, BETTER = (
+    "org/improved:Q8_0",
+    "org/returned:Q8_0",
+    b"weights that are rounded each alone",
+    b"weights of less error",
+)
 PULLED, FIRST, HALF = "org/pulled:Q8_0", b"half of what", b"half of what is pulled"
 
 
@@ -109,6 +115,40 @@ def measure(store: Store) -> None:
     store.attach(model, Staged.json(storing.card(model, mean=0.5), manifest.QUALITY))
 
 
+def improve(store: Store, name: str, commit: bool = True) -> None:
+    """Put better weights in the place of a model's, whose manifest is kept, as the improver does it; or begin them."""
+    model, title = store.resolve(name), f"improve {name}"
+    if model.improved:
+        return
+    ingest = store.begin(title, beside=True)
+    try:
+        partial = Partial(ingest.folder)
+        place = partial.begin(PullFacts(name, "hub", "abc", "Q8_0", "why", "print", len(BETTER)))
+        if not commit and place is None:
+            partial.write(BETTER[:6])
+            partial.reached(Checkpoint(0, 0, "model.safetensors", 0, b"", 0, b""))
+        elif commit:
+            partial.write(BETTER[place.size if place else 0 :])
+        weights = Staged.file(ingest.data, manifest.MODEL, *partial.finish())
+        partial.close()
+        if not commit:
+            return
+        own = {"lm": {"improved": {"older": model.digest}}}
+        layers = [weights, Staged.json(dict(model.config) | own, manifest.CONFIG)]
+        data = manifest.with_layers(store.manifest(model)[0], [each.layer for each in layers])
+        store.adopt(ingest, data, layers, model.key, f"sha256:{model.digest}", keep_older=True)
+    finally:
+        store.pause(ingest)
+    store.abandon(ingest)
+
+
+def roll_back(store: Store, name: str) -> None:
+    """Go back to the older weights of a model, if it has any."""
+    if store.resolve(name).improved:
+        store.roll_back(store.resolve(name))
+        store.collect(())
+
+
 def put_signature(store: Store, name: str) -> None:
     """Put a signature on a model, as `/lm/sign` does it; whether a key made it is another question."""
     model = store.resolve(name)
@@ -131,6 +171,8 @@ def prepare(root: Path) -> None:
         put(store, "org/kept:Q8_0", OLD)
         put(store, "org/replaced:Q8_0", OLD)
         put(store, "org/deleted:Q8_0", OTHER)
+        put(store, IMPROVED, PLAIN)
+        put(store, RETURNED, PLAIN + PLAIN)
 
 
 def live(root: Path, report: Callable[[str], None]) -> None:
@@ -163,6 +205,16 @@ def live(root: Path, report: Callable[[str], None]) -> None:
         report("measured")
         put_signature(store, "copied")
         report("signed")
+        improve(store, IMPROVED, commit=False)
+        report("begun")
+        improve(store, IMPROVED)
+        report("improved")
+        improve(store, RETURNED, commit=False)
+        report("second")
+        improve(store, RETURNED)
+        report("bettered")
+        roll_back(store, RETURNED)
+        report("returned")
 
 
 def theirs(root: Path, kind: str = "theirs", data: bytes = SHARED) -> Path:
@@ -188,6 +240,21 @@ def check_blobs(root: Path, store: Store) -> None:
     assert not [model.problem for model in store.models() if model.problem]
 
 
+def check_improved(root: Path, store: Store, done: set[str]) -> None:
+    """An improved model is the old or the better one, and can go back while it is the better one."""
+    assert content(store, IMPROVED) in ([BETTER] if "improved" in done else [PLAIN, BETTER])
+    returned = [PLAIN + PLAIN] if "returned" in done or "improved" not in done else [PLAIN + PLAIN, BETTER]
+    assert content(store, RETURNED) in ([BETTER, PLAIN + PLAIN] if "bettered" in done else returned)
+    kept = {parse(name).name for name in (IMPROVED, RETURNED) if store.resolve(name).improved}
+    assert {each.model.key for each in older.all_of(store)} == kept
+    assert len(list((root / "older").rglob("Q8_0"))) == len(kept)
+    blobs = {blob.read_bytes() for blob in (root / "blobs").iterdir()}
+    assert {PLAIN, PLAIN + PLAIN} <= blobs and (BETTER in blobs) == bool(kept)
+    for name, before in ((IMPROVED, PLAIN), (RETURNED, PLAIN + PLAIN)):
+        roll_back(store, name)
+        assert content(store, name) == before
+
+
 def check(root: Path, done: set[str]) -> None:
     """The invariants, I1 to I6."""
     with Store.open(root) as store:
@@ -201,8 +268,9 @@ def check(root: Path, done: set[str]) -> None:
         assert content(store, "org/replaced:BF16") in ([NEW + NEW] if "added" in done else [None, NEW + NEW])
         assert content(store, "org/replaced") in ([NEW + NEW] if "added" in done else [OLD, NEW, NEW + NEW])
         assert content(store, "org/deleted") in ([None] if "deleted" in done else [None, OTHER])
+        check_improved(root, store, done)
         listed = {model.blob for model in store.models()}
-        sizes = (*map(len, (OLD, OTHER, NEW + NEW, HALF, SHARED, IN_PLACE)),)
+        sizes = (*map(len, (OLD, OTHER, NEW + NEW, HALF, SHARED, IN_PLACE, PLAIN, PLAIN + PLAIN)),)
         assert {path for path in (root / "blobs").iterdir() if path.stat().st_size in sizes} == listed
         assert content(store, LINKED) in ([SHARED] if "shared" in done else [None, SHARED])
         assert content(store, PLACED) in ([IN_PLACE] if "placed" in done else [None, IN_PLACE])
@@ -215,7 +283,7 @@ def check(root: Path, done: set[str]) -> None:
         assert not (root / "blobs" / f"sha256-{hashlib.sha256(SENT).hexdigest()}").exists()
         assert content(store, PULLED) in ([HALF] if "pulled" in done else [None, HALF])
         lengths = [ingest.journal.latest.size for ingest in store.partials() if ingest.journal]
-        assert len(lengths) == len(list((root / "ingest").iterdir()))
+        assert len(lengths) + len(store.partials(beside=True)) == len(list((root / "ingest").iterdir()))
         if content(store, PULLED) is None:
             assert lengths in ([[len(FIRST)]] if "journalled" in done else [[], [len(FIRST)]])
         assert not [path for path in root.rglob("*") if path.name.startswith(fsops.TEMPORARY)]
@@ -224,8 +292,9 @@ def check(root: Path, done: set[str]) -> None:
     live(root, lambda deed: None)
     with Store.open(root) as store:
         assert [model.name for model in store.models()] == [
-            "hf.co/org/kept:Q8_0", "hf.co/org/placed:Q8_0", "hf.co/org/pulled:Q8_0", "hf.co/org/replaced:BF16",
-            "hf.co/org/replaced:Q8_0", "hf.co/org/shared:Q8_0", "copied:latest", "made:latest",
+            "hf.co/org/improved:Q8_0", "hf.co/org/kept:Q8_0", "hf.co/org/placed:Q8_0", "hf.co/org/pulled:Q8_0",
+            "hf.co/org/replaced:BF16", "hf.co/org/replaced:Q8_0", "hf.co/org/returned:Q8_0", "hf.co/org/shared:Q8_0",
+            "copied:latest", "made:latest",
         ]  # fmt: skip
         assert not store.partials()
 

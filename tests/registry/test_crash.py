@@ -19,7 +19,24 @@ import pytest
 from registry.errors import DiskFull, RegistryError, StoreFailed
 from registry.store import fsops
 from registry.store.store import Store
-from tests.registry.crashing import MADE, NEW, OLD, content, live, make, measure, prepare, put, put_signature, upload
+from tests.registry.crashing import (
+    BETTER,
+    IMPROVED,
+    MADE,
+    NEW,
+    OLD,
+    PLAIN,
+    content,
+    improve,
+    live,
+    make,
+    measure,
+    prepare,
+    put,
+    put_signature,
+    roll_back,
+    upload,
+)
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -54,7 +71,22 @@ def place(memory: Path) -> Iterator[Path]:
 @pytest.mark.parametrize(
     ("day", "deeds"),
     [
-        ("crashing", {"added", "pulled", "deleted", "shared", "uploaded", "made", "copied", "measured", "signed"}),
+        (
+            "crashing",
+            {
+                "added",
+                "pulled",
+                "deleted",
+                "shared",
+                "uploaded",
+                "made",
+                "copied",
+                "measured",
+                "signed",
+                "improved",
+                "returned",
+            },
+        ),
         ("carrying", {"imported", "fetched", "noted", "recorded"}),
         ("making", {"readdressed", "pinned", "packed", "made", "saved", "login"}),
     ],
@@ -101,6 +133,8 @@ def test_refused_at_every_step(template: Path, place: Path, code: int, lasting: 
                 store.copy(store.resolve("made"), replace(MADE, model="copied"))
                 measure(store)
                 put_signature(store, "copied")
+                improve(store, IMPROVED)
+                roll_back(store, IMPROVED)
                 store.delete(store.resolve("org/kept"))
                 store.collect(())
             except RegistryError as error:
@@ -110,6 +144,10 @@ def test_refused_at_every_step(template: Path, place: Path, code: int, lasting: 
             # The same store goes on, with what it had or what it got, and the work can be done again.
             assert content(store, "org/replaced:Q8_0") in (OLD, NEW), refuse.hit
             assert not any(model.problem for model in store.models()), refuse.hit
+            assert content(store, IMPROVED) in (PLAIN, BETTER), refuse.hit
+            improve(store, IMPROVED)
+            roll_back(store, IMPROVED)
+            assert content(store, IMPROVED) == PLAIN, refuse.hit
             put(store, "org/replaced:Q8_0", NEW)
             if content(store, "org/kept") is not None:
                 assert store.resolve("org/kept").card.get("mean", {}).get("value") in (None, 0.5), refuse.hit
@@ -127,7 +165,7 @@ def test_refused_at_every_step(template: Path, place: Path, code: int, lasting: 
     assert refusals > 25
 
 
-PLACES = {"blobs", "manifests", "chosen", "shared", "ingest", "."}
+PLACES = {"blobs", "manifests", "older", "chosen", "shared", "ingest", "."}
 # Nobody goes on with what these deeds leave in a folder of `ingest`, so it need not be found there.
 MAKING, UNRESUMED = {"uploaded", "made", "copied", "signed", "measured"}, {"ingest"}
 
@@ -147,7 +185,7 @@ class Durability:
     def __call__(self, when: str, operation: str, path: Path) -> None:
         if when == "before":
             if operation == "rename" and "manifests" in path.parts:
-                self.settled(f"{path.name} is published", {"blobs", "manifests", "shared"})
+                self.settled(f"{path.name} is published", {"blobs", "manifests", "shared", "older"})
             if operation == "unlink" and "manifests" in path.parts and path.exists():
                 self.loose.add(path.parent)
         elif operation == "fsync":

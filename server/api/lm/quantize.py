@@ -14,8 +14,7 @@ from aiohttp import web
 from quant.errors import UnknownLevel
 from quant.levels.budget import is_budget
 from quant.levels.recipes import level_of
-from registry.errors import BadName
-from registry.names import Reference, parse
+from registry.names import Reference
 from registry.store.model import Model
 from registry.words import AUTO, canonical_level
 from server.access.callers import caller_of
@@ -28,6 +27,7 @@ from server.creates.wish import CreateWish
 from server.errors import BadBody, Unsupported
 from server.pulls.frames import Effort, Statistics
 from server.pulls.job import PullOptions
+from server.pulls.origin import source_at
 from server.quality.learning import WINDOWS, Learning
 from server.quality.wish import QualityWish
 from server.services import SERVICES, Services
@@ -87,7 +87,7 @@ class _Work:
 
         Raises Unsupported where neither is known, and as `Learning.lines`, `Jobs.follow` and `Creates.lines`.
         """
-        source = self._source()
+        source = source_at(self._model, self._level)
         copy = None if source else await self._copy()
         if source is None and copy is None:
             raise Unsupported(
@@ -136,18 +136,6 @@ class _Work:
         assert copy is not None
         name = model.key.tagged(self._level)
         return services.creates.lines(CreateWish(name, copy, level=self._level, statistics=statistics))
-
-    def _source(self) -> Reference | None:
-        """The source at the level; None where the model was published as it is, or was made here."""
-        own = self._model.own
-        text = "" if own.get("published") else str(own.get("source") or "")
-        try:
-            found = parse(text) if text else None
-            if found is None or found.registry:
-                return None
-            return parse(f"{replace(found, level=None, name=found.name.tagged(None)).text}:{self._level}")
-        except BadName:
-            return None
 
     async def _copy(self) -> Model | None:
         """A copy of the whole weights that is here: the model, or another level of it."""

@@ -91,7 +91,7 @@ async def tags(request: web.Request) -> web.Response:
     library, caller = request.app[SERVICES].library, caller_of(request)
     (models, problems), reasons = await library.listing(), await library.reasons()
     models, problems = [model for model in models if caller.sees(model)], [] if caller.limited else problems
-    rows = [row(model, reasons.get(model.name, "")) for model in models]
+    rows = [row(model, reasons.get(model.name, "")) | await library.older(model) for model in models]
     rows += await _latest(library, models, rows)
     return reply({"models": rows} | ({"problems": problems} if problems else {}))
 
@@ -140,7 +140,7 @@ async def show(request: web.Request) -> web.Response:
     usual = facts.model_size.cap_context(CacheConfig.wanted(config.context, config.sequences)).context
     more = {"default_context": usual, "context_reason": facts.model_size.context_reason(usual)}
     others = meaning is not None and meaning.others and not caller_of(request).limited
-    more |= signed
+    more |= signed | await library.older(model)
     more |= {"default": meaning.sentence} if meaning and others else {}
     if model.adapters:
         headers = [await library.adapter(each, model.name) for each in model.adapters]
