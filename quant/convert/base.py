@@ -59,7 +59,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any, Generic, TypeVar, get_type_hints
+from typing import Any, Generic, Self, TypeVar, get_type_hints
 
 from quant.convert.config import ModelConfig
 from quant.errors import UnsupportedModel
@@ -105,6 +105,10 @@ class Sizes:
     layers: int
     token_types: int = 0
     predicting: Layers = frozenset()
+
+    def at(self, layer: int) -> Self:
+        """The sizes of one layer; a family whose layers have sizes of their own has them here."""
+        return self
 
     def length(self, length: Length) -> int:
         """A length as a number."""
@@ -239,7 +243,8 @@ class Family(Generic[S]):
     - `prefix`: matches what the source's names may have in front of those in `tensors`.
     - `unused`: matches names, without the prefix, of tensors that no engine needs.
     - `activations`: the activation functions that the engine has for the family.
-    - `encoder`: it makes embeddings and no text. `ranks`: it makes a score of two texts.
+    - `encoder`: it makes embeddings and no text, of tokens that become one vector by `pooling` (llama.cpp's number)
+      where no file says how. `ranks`: it makes a score of two texts.
     - `tied`: whether the embedding serves as the output where `config.json` does not say.
     - `instead`: another family for models of the same classes that are built otherwise.
 
@@ -260,6 +265,7 @@ class Family(Generic[S]):
     unused: str = r"(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq"
     activations: tuple[str, ...] = ("silu",)
     encoder: bool = False
+    pooling: int = 1
     ranks: bool = False
     tied: bool = False
     instead: Callable[[ModelConfig], Family[Any] | None] = lambda config: None
@@ -275,12 +281,16 @@ class Family(Generic[S]):
 
 
 def _names_in(sizes: type[Sizes]) -> tuple[frozenset[str], frozenset[str]]:
-    """The names of a class's lengths and of its sets of layers."""
+    """The names of a class's lengths and of its sets of layers, be they fields or properties."""
     types = get_type_hints(sizes)
     names = [field.name for field in fields(sizes)]
-    properties = [name for each in sizes.__mro__ for name, value in vars(each).items() if isinstance(value, property)]
+    for each in sizes.__mro__:
+        for name, value in vars(each).items():
+            if isinstance(value, property) and value.fget:
+                names.append(name)
+                types[name] = get_type_hints(value.fget).get("return")
     return (
-        frozenset([*properties, *(name for name in names if types[name] is int)]),
+        frozenset(name for name in names if types[name] is int),
         frozenset(name for name in names if types[name] == Layers),
     )
 

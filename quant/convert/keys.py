@@ -16,12 +16,13 @@ from quant.errors import UnsupportedModel
 
 # Not among the defaults that are filled in: a file without one of these is damaged rather than short.
 _SIZES = ("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers", "vocab_size", "n_embd")
-# Other names of classes, as first versions of models have them.
+# Other names of classes, as first versions of models have them, and classes that read what another one does.
 _SAME = {
     "LLaMAForCausalLM": "LlamaForCausalLM",
     "ExaoneMoEForCausalLM": "ExaoneMoeForCausalLM",
     "MPTForCausalLM": "MptForCausalLM",
     "MiMoV2ForCausalLM": "MiMoV2FlashForCausalLM",
+    "NemotronHPuzzleForCausalLM": "NemotronHForCausalLM",
     "RWForCausalLM": "FalconForCausalLM",
     "StableLMEpochForCausalLM": "StableLmForCausalLM",
     "LFM2ForCausalLM": "Lfm2ForCausalLM",

@@ -96,7 +96,7 @@ def _take_away(wanted: dict[str, Wanted], config: ModelConfig, sizes: Sizes) -> 
     off = {name: each for name, each in wanted.items() if each.row.switch and not config.flag(each.row.switch, True)}
     for name in off:
         del wanted[name]
-    names = [(row.target.replace("{}", str(layer)), sizes.shape(row.shape)) for row, layer in off.values()]
+    names = [(row.target.replace("{}", str(layer)), sizes.at(layer).shape(row.shape)) for row, layer in off.values()]
     return [TensorPlan(name, shape, "F32", values=bytes(4 * prod(shape))) for name, shape in names]
 
 
@@ -146,7 +146,7 @@ def expand(family: Family[Any], sizes: Sizes) -> dict[str, Wanted]:
         layers = sizes.numbers(row.layers)
         for layer in layers if "{" in row.source else layers[:1]:
             name = row.source.format(layer, layer - sizes.layers)
-            for expert in range(sizes.length(row.stack)) if row.stacked else (0,):
+            for expert in range(sizes.at(layer).length(row.stack)) if row.stacked else (0,):
                 wanted[name.replace("[]", str(expert))] = Wanted(row, layer)
     return wanted
 
@@ -176,7 +176,8 @@ def _place(entry: Entry, row: Known, layer: int, sizes: Sizes) -> Iterator[Tenso
     from [experts, 2 * rows, columns], gate gets the first half of each expert's rows and up the second half. A target
     with a transform gets the whole of every matrix, and the transform takes the target's values from it.
     """
-    shape, targets = sizes.shape(row.shape), row.targets
+    sizes, targets = sizes.at(layer), row.targets
+    shape = sizes.shape(row.shape)
     if entry.shape != shape:
         raise MalformedFile(f"tensor `{entry.name}` is {list(entry.shape)} and `config.json` asks for {list(shape)}")
     shared = len(targets) > 1 and not any(target.transform for target in targets)

@@ -17,7 +17,7 @@ from quant.convert.gguf.variants import is_gguf
 from quant.convert.onnx.below import folder_of
 from quant.convert.onnx.folder import ExportedModel, is_onnx, read_export
 from quant.convert.placing import files_of, plan_tensors
-from quant.convert.pooling import DENSE, MEAN, RANK, capabilities_of, read_dense, read_pooling
+from quant.convert.pooling import DENSE, RANK, capabilities_of, read_dense, read_pooling
 from quant.convert.prequantized import mlx
 from quant.convert.prequantized.methods import check_untouched, method_of
 from quant.convert.tokenizer import specials
@@ -144,7 +144,7 @@ def _sketch(
     rotary.check(config, family.architecture)
     pooling = RANK if family.ranks else read_pooling(files, dense=DENSE[0] in family.tensors)
     if pooling is None and family.encoder:
-        pooling = MEAN
+        pooling = family.pooling
     if pooling is not None:
         family = headless(family)
     dense = read_dense(files) if DENSE[0] in family.tensors else ()

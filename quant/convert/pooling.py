@@ -17,9 +17,8 @@ from quant.plan import Files
 from quant.safetensors import Entry, read_header
 
 MODULES = "modules.json"
-# llama.cpp's numbers (`llama_pooling_type`): the mean of all vectors, which is sentence-transformers' default; a score
-# in place of a vector.
-MEAN, RANK = 1, 4
+# llama.cpp's number (`llama_pooling_type`) for a score in place of a vector.
+RANK = 4
 # sentence-transformers' names, old and new, and llama.cpp's numbers.
 _MODES = {
     "pooling_mode_mean_tokens": 1,

@@ -222,6 +222,43 @@ class Scale:
 
 
 @dataclass(frozen=True, slots=True)
+class UnitRows:
+    """Rows divided by their lengths, for an output that does so with its weights whenever it computes."""
+
+    rows: int = 1
+
+    def apply(self, x: np.ndarray) -> np.ndarray:
+        """The rows, float32, from any type (uint16 holds the bits of BF16)."""
+        wide = widen(x)
+        scaled: np.ndarray = wide / np.maximum(np.linalg.norm(wide, axis=-1, keepdims=True), np.float32(1e-12))
+        return scaled
+
+    def undo(self, x: np.ndarray, out: np.ndarray) -> None:
+        """As `Reversible`: the lengths are lost, and the model that divides by them computes the same."""
+        out[:] = x
+
+
+@dataclass(frozen=True, slots=True)
+class TurnBack:
+    """The second half of the rows of every head negated, for heads that are rotated the other way round.
+
+    `rows` is the size of a head. A pair of which one value is negated turns the other way.
+    """
+
+    rows: int
+
+    def apply(self, x: np.ndarray) -> np.ndarray:
+        """(heads * rows, columns), float32, from any type (uint16 holds the bits of BF16)."""
+        turned = widen(x).copy()
+        turned.reshape(-1, self.rows, x.shape[-1])[:, self.rows // 2 :] *= np.float32(-1)
+        return turned
+
+    def undo(self, x: np.ndarray, out: np.ndarray) -> None:
+        """As `Reversible`."""
+        out[:] = self.apply(x)
+
+
+@dataclass(frozen=True, slots=True)
 class ScaleBlocks:
     """A matrix of several blocks of rows, each times a number: block i has `counts[i]` rows and `factors[i]`."""
 

@@ -38,9 +38,9 @@ OUTPUT_NEEDED = frozenset(_WITH_OUTPUT.split())
 WITHOUT_OUTPUT = frozenset(["cohere2", "command-r", "gemma", "gemma2"])
 # The architectures whose heads must make up the width of the model.
 _AS_WIDE = """
-    arctic bert bloom chatglm cohere2 command-r deepseek exaone4 falcon gpt2 gptneox jais jamba jina-bert-v2 lfm2
-    lfm2moe modern-bert mpt nemotron nomic-bert olmo olmo2 olmoe orion phi2 phi3 qwen qwen2 qwen2moe stablelm
-    starcoder starcoder2 xverse
+    arctic baichuan bert bloom chatglm codeshell cohere2 command-r dbrx deepseek exaone4 falcon gpt2 gptneox jais jamba
+    jina-bert-v2 lfm2 lfm2moe modern-bert mpt neo-bert nemotron nomic-bert olmo olmo2 olmoe orion phi2 phi3 plamo qwen
+    qwen2 qwen2moe stablelm starcoder starcoder2 xverse
 """
 HEADS_AS_WIDE = frozenset(_AS_WIDE.split())
 # The architectures with a place for the bias of a matrix (`load_arch_tensors` in `models/*.cpp`), by the matrix. Biases
@@ -50,6 +50,7 @@ _WITH_BIASES = _WITH_GATE_BIAS | frozenset(
     [
         "bert",
         "bloom",
+        "codeshell",
         "gpt2",
         "gptneox",
         "jais2",

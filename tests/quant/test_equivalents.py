@@ -29,7 +29,7 @@ SIZES = {
 
 def model(tensors: dict[str, np.ndarray], **config: Any) -> Folder:
     data = {name: ("F32", value.shape, value.tobytes()) for name, value in tensors.items()}
-    return Folder(DEMO).change("config.json", **SIZES, **config).with_file("model.safetensors", safetensors(data))
+    return Folder(DEMO).change("config.json", **{**SIZES, **config}).with_file("model.safetensors", safetensors(data))
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +81,29 @@ def test_internlm_2_is_llama_with_its_attention_in_one_matrix(weights: dict[str,
         fused = np.concatenate([queries, keys, values], axis=1)
         tensors[f"{at}attention.wqkv.weight"] = fused.reshape(-1, WIDTH)
     same(model(tensors, architectures=["InternLM2ForCausalLM"], bias=False), model(weights), tmp_path)
+
+
+def test_baichuan_is_llama_with_its_attention_in_one_matrix(tmp_path: Path) -> None:
+    """llama.cpp's own converter fails on it. The output of Baichuan 2 has rows of the length 1."""
+    rng = np.random.default_rng(7)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 32, "num_attention_heads": 2}
+    shapes = llama_shapes(32, 32, 48, 2, 2, 125_696)
+    weights = {name: rng.standard_normal(shape, np.float32) for name, shape in shapes.items()}
+    own = {name: value for name, value in weights.items() if not name.endswith(("q_proj.weight", "k_proj.weight"))}
+    for name in [name for name in own if name.endswith("v_proj.weight")]:
+        parts = [weights[name.replace("v_proj", f"{kind}_proj")] for kind in "qkv"]
+        own[name.replace("v_proj", "W_pack")] = np.concatenate(parts)
+        del own[name]
+    output = weights["lm_head.weight"]
+    weights["lm_head.weight"] = output / np.linalg.norm(output, axis=-1, keepdims=True)
+    config = {**sizes, "num_key_value_heads": None, "vocab_size": 125_696}
+    folders = model(own, **config, architectures=["BaichuanForCausalLM"]), model(weights, **config)
+    (facts, tensors), (others, wanted) = (converted(each, tmp_path / "m.gguf") for each in folders)
+    assert {key.removeprefix("baichuan."): value for key, value in facts.items()} == {
+        key.removeprefix("llama."): value for key, value in others.items()
+    }
+    assert tensors.keys() == wanted.keys()
+    assert all(np.array_equal(tensors[name], wanted[name]) for name in wanted)
 
 
 def test_minicpm_is_granite_by_other_names(weights: dict[str, np.ndarray], tmp_path: Path) -> None:

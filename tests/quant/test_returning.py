@@ -26,8 +26,9 @@ from tests.converting import write
 from tests.quant.support import Folder
 from tests.quant.zoo import ZOO
 from tests.quant.zoo.making import make
+from tests.quant.zoo.own_code import SKETCHES
 from tests.quant.zoo.reference import reference
-from tests.quant.zoo.sketched import PREDICTING, SKETCHES
+from tests.quant.zoo.sketched import PREDICTING
 from tests.quant.zoo.sketched import make as sketch
 
 # Changes of values, which are rounded both ways: within this of numbers up to 1, and as a share of larger ones.
@@ -36,9 +37,13 @@ ROUNDED = 3e-7
 # Families that are not taken back, and why.
 REFUSED = {"qwen3, ranking": "two rows of its output"}
 # What a file of the language model has no place for: parts that see, and layers behind the text's vectors.
-LEFT = re.compile(r"(.*\.)?(visual|vision_\w+|embed_vision|multi_modal_projector|connector|pooler)\..*|.*position_ids")
+LEFT = re.compile(
+    r"(.*\.)?(visual|vision_\w+|embed_vision|multi_modal_projector|connector|pooler)\..*|.*(position_ids|_decay|slope_rate)"
+)
 LEFT_OF_RANKERS = re.compile(r".*position_ids")
 AROUND = re.compile(r"^(model\.)?(language_model|text_model)\.")
+# Its output divides by the lengths of its rows, which are therefore 1 in the file, and no longer those of the source.
+LOST = ("baichuan, 2",)
 # Quick ones, which every run of the tests tries.
 QUICK = ("qwen35, heads", "deepseek2, heads")
 IDS = np.random.default_rng(1).integers(3, 4096, 60).tolist()
@@ -94,7 +99,7 @@ def test_the_tensors_of_a_table_come_back(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", sorted((SKETCHES | PREDICTING).keys() - {*QUICK}))
+@pytest.mark.parametrize("name", sorted((SKETCHES | PREDICTING).keys() - {*QUICK, *LOST}))
 def test_the_tensors_of_every_other_table_come_back(name: str, tmp_path: Path) -> None:
     check_equal(Folder(sketch((SKETCHES | PREDICTING)[name], tmp_path / "model")), tmp_path / "m.gguf")
 

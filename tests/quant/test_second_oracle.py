@@ -23,6 +23,7 @@ from tests.quant.test_broken import check_configs
 from tests.quant.test_zoo import answer
 from tests.quant.zoo import ZOO, sketched
 from tests.quant.zoo.making import make
+from tests.quant.zoo.own_code import SKETCHES
 from tests.quant.zoo.sketched import PREDICTING
 from tests.quant.zoo.wrapped import WRAPPED
 
@@ -71,7 +72,7 @@ KNOWN = (
     Known("both", r"rope\.dimension_count", "glm4moe, solar", "they turn half of a head, as GLM does"),
     Known("theirs", r"expert_shared_count", "ernie4_5-moe", "not read: the width of all together is"),
     Known("theirs", r"rope\.freq_base(_swa)?", "(bert|mellum|olmo2).*", "not read, or the same as without"),
-    Known("theirs", r"rope\.(dimension_count|freq_base|scaling\.finetuned)", "nemotron_h_moe", "nothing is rotated"),
+    Known("theirs", r"rope\.(dimension_count|freq_base|scaling\.finetuned)", "nemotron_h_moe.*", "nothing is rotated"),
     Known("both", r"rope\.scaling\.finetuned", "granitehybrid.*", "this is how the graph knows that it rotates"),
     Known(
         "theirs", r"rope\.scaling\.(type|yarn_attn_factor)", "nemotron|olmo2, windows|exaone-moe", "the same as without"
@@ -81,7 +82,7 @@ KNOWN = (
     Known("ours", r"attention\.layer_norm_epsilon", "modern-bert.*", "the norms that it has"),
     Known("theirs", r"attention\.sliding_window", "phi3.*", "the context ends with the window, in which all is right"),
     Known("both", r"context_length", "phi3", "the context ends with the window, in which all is right"),
-    Known("both", r"context_length", "chatglm|granitehybrid.*|nemotron_h_moe", "they do not read the model's"),
+    Known("both", r"context_length", "chatglm|granitehybrid.*|nemotron_h_moe.*", "they do not read the model's"),
     Known("both", r"attention\.layer_norm_rms_epsilon", "chatglm|olmoe", "they do not read the model's"),
     Known("both", r"rope\.freq_base", "chatglm", "they do not read the model's"),
     Known("both", r"feed_forward_length", "phi2", "they take four times the width, whatever the model has"),
@@ -106,6 +107,7 @@ KNOWN = (
     Known("both", r"context_length|position_embd\.weight", "bert, camembert", "places count from behind the padding"),
     Known("theirs", r"expert_(used_)?count", "jamba, dense", "one expert is none"),
     Known("theirs", r"tensor_data_layout", ".*", "not read"),
+    Known("ours", r"attention\.recurrent_layers", "minimax.*", "they leave it to every eighth layer, which it is here"),
     Known("ours", r"rope\.freq_base", "falcon.*|minicpm3|orion", "they leave it out, and llama.cpp takes 10,000"),
     Known("both", r"context_length", "falcon.*|bloom", "they do not read the model's"),
     Known("both", r"feed_forward_length", "starcoder", "they take four times the width, whatever the model has"),
@@ -115,7 +117,7 @@ KNOWN = (
     Known("ours", r"expert_weights_norm", "deepseek", "false, which is llama.cpp's default"),
     Known("theirs", r"rope\.scaling\.type", "deepseek", "the same as without"),
     Known("both", r"attention\.head_count_kv", "granitehybrid.*", "they do not know its layers as they are named now"),
-    Known("both", r"blk\.\d+\.attn_(q|k)\.weight", "granitehybrid.*|nemotron_h_moe", "as the logits show"),
+    Known("both", r"blk\.\d+\.attn_(q|k)\.weight", "granitehybrid.*|nemotron_h_moe.*", "as the logits show"),
     Known(
         "ours", r"attention\.rope_pattern", "granite_swa.*", "they do not read `layer_rope_theta`, as the logits show"
     ),
@@ -124,6 +126,16 @@ KNOWN = (
     Known("theirs", r"expert_gating_func", "mimo2.*", "not read: it is the sigmoid in every model"),
     Known("theirs", r"moe_every_n_layers", "step35.*", "not read: the tensors say which layers have experts"),
     Known("theirs", r"attention\.layer_norm_epsilon", "cohere2moe.*", "it norms by the other one where it has both"),
+    Known("both", r"rope\.freq_base", "dbrx", "they read it where transformers no longer does, as the logits show"),
+    Known("theirs", r"rope\.scaling\.(type|factor)", "codeshell", "a factor of 1 is none"),
+    Known("both", r"blk\.\d+\.attn_qkv\.weight", "neo-bert", "its heads alternate, and they leave them so"),
+    Known(
+        "ours",
+        r"attention\.head_count_kv",
+        "talkie|neo-bert|hrm_text",
+        "as many as heads, which is llama.cpp's default",
+    ),
+    Known("ours", r"feed_forward_length", "maple", "said, and not read"),
     Known("both", r"block_count", "deepseek2, heads", "they leave the block behind, with which the library drafts"),
     Known("ours", r"nextn_predict_layers|blk\.3\..*", "deepseek2, heads", "the same, as GLM 4.7 Flash's shows"),
 )
@@ -134,6 +146,9 @@ ELSEWHERE = {
 }
 # Rows that their converter fails on, with what it says.
 REFUSED = {
+    "baichuan": "RecursionError",
+    "baichuan, 13b": "RecursionError",
+    "baichuan, 2": "RecursionError",
     "gemma4, unified": "moe_intermediate_size",
     "mimo2": "swa_head_dim",
     "mistral3": "pre-tokenizer",
@@ -196,11 +211,11 @@ def test_the_file_is_that_of_llama_cpps_converter(row: str, converter: Converter
     check(row, make(ZOO[row], tmp_path / "model"), converter, tmp_path)
 
 
-@pytest.mark.parametrize("row", sketched.SKETCHES)
+@pytest.mark.parametrize("row", SKETCHES)
 def test_a_class_that_transformers_lacks_converts_as_by_llama_cpps_converter_and_answers(
     row: str, converter: Converter, tmp_path: Path
 ) -> None:
-    path = sketched.make(sketched.SKETCHES[row], tmp_path / "model")
+    path = sketched.make(SKETCHES[row], tmp_path / "model")
     check(row, path, converter, tmp_path)
     with Engine(tmp_path / "ours.gguf") as engine:
         found = answer(engine, plan_model(Folder(path)), list(range(3, 60)))

@@ -24,9 +24,9 @@ from tests.quant.support import Folder
 from tests.quant.test_broken import check_configs
 from tests.quant.zoo import ZOO
 from tests.quant.zoo.making import make
+from tests.quant.zoo.own_code import SKETCHES
 from tests.quant.zoo.reference import attention, reference, texts
 from tests.quant.zoo.row import Row
-from tests.quant.zoo.sketched import SKETCHES
 
 pytestmark = [pytest.mark.oracle, pytest.mark.filterwarnings("default")]
 IDS = np.random.default_rng(1).integers(3, 4096, 200).tolist()
@@ -37,9 +37,16 @@ TOLERANCE = 1e-3
 ROUNDED = 2e-2
 # Entries by which no number changes: what tensors say too, what llama.cpp has built in or is asked for by its context,
 # and names.
-SILENT = ("vocab_size", "context_length", "attention.causal", "pooling_type", "classifier.output_labels")
+SILENT = (
+    "vocab_size",
+    "context_length",
+    "attention.causal",
+    "pooling_type",
+    "classifier.output_labels",
+    "hrm.prefix_lm",
+)
 # Sizes that tensors have too: llama.cpp refuses a file where they differ, or ends the process, so they are not tried.
-SHAPES = re.compile(r".*(length|count|size|rank|kernel|cache)(_mla|_swa|_kv)?")
+SHAPES = re.compile(r".*(length|count|size|rank|kernel|cache|cycles|per_stack)(_mla|_swa|_kv)?")
 CHOICES = (
     "expert_used_count",
     "expert_group_used_count",

@@ -174,6 +174,7 @@ def _parameters(pair: Pair, wanted: dict[str, Wanted], sizes: Sizes) -> Iterator
     if found is None:
         return
     layer = int(found["layer"])
+    sizes = sizes.at(layer)
     rows: dict[str, tuple[Known, Target]] = {}
     for row, at in wanted.values():
         for target in row.targets if at == layer else ():

@@ -37,12 +37,16 @@ _RENAMED = (".mlp.", ".block_sparse_moe.")
 
 
 class _Member(NamedTuple):
-    """A pair in its place: number `expert` of a stack, 0 where there is none, and its scale as PEFT has it."""
+    """A pair in its place: number `expert` of a stack, 0 where there is none, and its scale as PEFT has it.
+
+    `sizes` are its layer's.
+    """
 
     pair: Pair
     row: Known
     expert: int
     scale: float
+    sizes: Sizes
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,7 @@ def plan_adapter(files: Files, shape: BaseShape, settings: AdapterSettings | Non
     placed = _place([pair for pair in pairs if pair.module not in taken], wanted, shape, settings)
     scales = [(settings.scale(each.parameter, each.rank), each) for each in fused]
     alpha = _common_alpha(placed, [scale * each.rank for scale, each in scales])
-    tensors = [tensor for name, members in placed.items() for tensor in _tensors(name, members, shape.sizes, alpha)]
+    tensors = [tensor for name, members in placed.items() for tensor in _tensors(name, members, alpha)]
     tensors += [tensor for scale, each in scales for tensor in _of_experts(each, scale * each.rank / alpha)]
     metadata = {
         "general.architecture": shape.family.architecture,
@@ -127,7 +131,8 @@ def _place(
         if name not in wanted:
             raise _unknown(pair.module, shape)
         row, layer = wanted[name]
-        _check(pair, row, shape)
+        sizes = shape.sizes.at(layer)
+        _check(pair, row, shape, sizes)
         scale = settings.scale(pair.module, pair.rank)
         if not isfinite(scale):
             raise MalformedFile(f"`{CONFIG}` gives `{pair.module[:80]}` a scale that is no number")
@@ -139,9 +144,9 @@ def _place(
                     f"over changes of it (`{place}`)",
                     "merge the adapter into its base instead",
                 )
-            placed[place].append(_Member(pair, row, _expert(wanted, name, row, layer), scale))
+            placed[place].append(_Member(pair, row, _expert(wanted, name, row, layer), scale, sizes))
     for name, members in placed.items():
-        _check_stack(name, members, shape.sizes)
+        _check_stack(name, members)
     return placed
 
 
@@ -168,10 +173,10 @@ def _expert(wanted: dict[str, Wanted], name: str, row: Known, layer: int) -> int
     return int(name[len(before) : len(name) - len(after)])
 
 
-def _check(pair: Pair, row: Known, shape: BaseShape) -> None:
+def _check(pair: Pair, row: Known, shape: BaseShape, sizes: Sizes) -> None:
     """Raise where a pair does not change the matrix of this row as B·A."""
     module = f"`{ascii(pair.module)[1:-1][:80]}`"
-    sizes, target = shape.sizes, row.targets[0] if row.targets else None
+    target = row.targets[0] if row.targets else None
     if pair.embedding != (row.target == EMBEDDING):
         kind = "an embedding" if pair.embedding else "a matrix"
         raise UnsupportedModel(f"the adapter changes {module} as {kind}, and it is none")
@@ -196,12 +201,12 @@ def _check(pair: Pair, row: Known, shape: BaseShape) -> None:
         )
 
 
-def _check_stack(name: str, members: list[_Member], sizes: Sizes) -> None:
+def _check_stack(name: str, members: list[_Member]) -> None:
     """Raise unless a stack of experts is whole, of one rank and one scale."""
     row, count = members[0].row, len(members)
     if not row.stacked:
         return
-    wanted = sizes.length(row.stack)
+    wanted = members[0].sizes.length(row.stack)
     if count != wanted:
         raise UnsupportedModel(f"the adapter changes {count} of {wanted} experts of `{name}`, and llama.cpp takes all")
     kinds = {(each.pair.rank, each.scale, each.pair.down.dtype, each.pair.up.dtype) for each in members}
@@ -216,10 +221,10 @@ def _common_alpha(placed: dict[str, list[_Member]], more: list[float]) -> float:
     return max(counts, key=lambda alpha: counts[alpha])
 
 
-def _tensors(name: str, members: list[_Member], sizes: Sizes, alpha: float) -> Iterable[TensorPlan]:
+def _tensors(name: str, members: list[_Member], alpha: float) -> Iterable[TensorPlan]:
     """The two tensors of an adapter for one tensor of its base."""
     members = sorted(members, key=lambda member: member.expert)
-    pair, row, _, scale = members[0]
+    pair, row, _, scale, sizes = members[0]
     rank, targets = pair.rank, row.targets
     number = next(at for at, each in enumerate(targets) if re.fullmatch(each.name.replace("{}", r"\d+"), name))
     shared = len(targets) > 1 and not any(each.transform for each in targets)

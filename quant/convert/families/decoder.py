@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from quant.convert.base import HEAD, Known, Length, MakeTransform, Shape, Sizes, Times, count_layers, tensor
+from quant.convert.base import HEAD, Known, Length, MakeTransform, Shape, Sizes, Target, Times, count_layers, tensor
 from quant.convert.config import ModelConfig
 from quant.convert.families import rotary
 from quant.convert.transforms import AddOne, PairRotaryHalves, Transpose
@@ -88,6 +88,12 @@ def transposed(source: str, target: str, rows: Length, columns: Length) -> tuple
         layer(f"{source}.weight", f"{target}.weight", columns, rows, transform=transpose, becomes=(rows, columns)),
         layer(f"{source}.bias", f"{target}.bias", rows),
     )
+
+
+def halves(source: str, rows: str, *targets: str) -> Known:
+    """A matrix that holds two, each of as many rows."""
+    names = tuple(Target(f"blk.{{}}.{target}.weight") for target in targets)
+    return Known(f"{LAYER}{source}.weight", names, (Times(2, rows), "width"))
 
 
 def norm(source: str, target: str, size: Length = "width", bias: bool = False) -> tuple[Known, ...]:

@@ -1,4 +1,4 @@
-"""GPT-2, GPT-NeoX (Pythia), StarCoder 2 and StableLM: layer norms, most of them with biases."""
+"""GPT-2, GPT-NeoX (Pythia), StarCoder 2, CodeShell and StableLM: layer norms, most of them with biases."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from quant.convert.base import Family, Known, Sizes, Times, count_layers, switched, tensor
 from quant.convert.config import ModelConfig
-from quant.convert.families import decoder
+from quant.convert.families import decoder, unrotated
 from quant.convert.families.decoder import DecoderSizes, layer, linear, norm, transposed
 from quant.convert.families.unrotated import block
 from quant.convert.transforms import Ungroup
@@ -164,4 +164,50 @@ GPT2 = Family(
     activations=("gelu_new", "gelu", "gelu_fast", "gelu_pytorch_tanh"),
     tied=True,
 )
-FAMILIES = (GPT2, GPT_NEOX, STARCODER2, STABLELM)
+
+
+def _usual_codeshell(config: ModelConfig) -> ModelConfig:
+    expected = {"position_embedding_type": "rope", "scale_attn_weights": True}
+    wrong = [key for key, value in expected.items() if config.get(key, value) != value]
+    if wrong:
+        raise UnsupportedModel(f"it computes otherwise than llama.cpp's `codeshell` does (`{wrong[0]}`)")
+    config.without_effect("attention_softmax_in_fp32", "scale_attention_softmax_in_fp32", "n_ctx", "num_query_groups")
+    usual = unrotated.usual(
+        config,
+        hidden_size="n_embd",
+        num_attention_heads="n_head",
+        num_hidden_layers="n_layer",
+        max_position_embeddings="n_positions",
+        intermediate_size="n_inner",
+    )
+    shared = config.count("num_query_groups") if config.flag("group_query_attention", True) else None
+    return usual.changed({"num_key_value_heads": shared})
+
+
+CODESHELL = Family(
+    classes=("CodeShellForCausalLM",),
+    architecture="codeshell",
+    tensors=(
+        tensor("wte.weight", "token_embd.weight", "vocabulary", "width"),
+        decoder.OUTPUT,
+        *decoder.final_norm("ln_f", bias=True),
+        *block(
+            "h.{}.",
+            (
+                *norm("ln_1", "attn_norm", bias=True),
+                *norm("ln_2", "ffn_norm", bias=True),
+                *unrotated.fused("attn.c_attn", bias=True),
+                *linear("attn.c_proj", "attn_output", "width", "queries", bias=True),
+                *unrotated.dense("mlp.c_fc", "mlp.c_proj", bias=True),
+            ),
+        ),
+    ),
+    sizes=DecoderSizes,
+    read_sizes=lambda config: decoder.read_sizes(_usual_codeshell(config)),
+    describe=lambda config, sizes: decoder.describe(_usual_codeshell(config), sizes),
+    prefix=r"(transformer\.)?",
+    unused=r"h\.\d+\.attn\.(bias|masked_bias|rotary_emb\.inv_freq)",
+    activations=("gelu_pytorch_tanh", "gelu_new", "gelu"),
+    tied=True,
+)
+FAMILIES = (GPT2, GPT_NEOX, STARCODER2, CODESHELL, STABLELM)

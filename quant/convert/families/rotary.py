@@ -51,7 +51,7 @@ def share(config: ModelConfig, default: float = 1.0) -> float:
 _LONG = ("longrope", "su")
 _READS_LLAMA3 = (
     *("llama", "mistral3", "granite", "granitemoe", "arcee", "exaone", "exaone-moe", "exaone4", "llama4"),
-    *("apertus", "llama-embed"),
+    *("apertus", "deci", "llama-embed"),
 )
 _READS_LONG = ("llama", "mistral3", "granite", "granitemoe", "phi3", "apertus", "llama-embed", "minicpm3")
 READERS = {"llama3": _READS_LLAMA3, **dict.fromkeys(_LONG, _READS_LONG)}
@@ -68,7 +68,10 @@ _UNAPPLIED = {
     "nomic-bert": ("linear", "yarn"),
 }
 # Layers with windows are never scaled in these; in the others all layers are scaled alike.
-_WINDOWS_UNSCALED = ("gemma3", "gemma-embedding", "gemma4", "laguna", "mellum", "mimo2", "modern-bert", "olmo2")
+_WINDOWS_UNSCALED = (
+    *("gemma3", "gemma-embedding", "gemma4", "laguna", "mellum", "mimo2", "modern-bert", "olmo2", "plamo3"),
+    *("maple", "muse-glimmer", "spark2_5"),
+)
 # These tell positions in other ways.
 _NAMES = """
     bert bloom gpt2 jais jamba jina-bert-v2 mamba mamba2 mpt nemotron_h nemotron_h_moe refact starcoder

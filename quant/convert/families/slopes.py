@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from math import log2
 from typing import Any
 
-from quant.convert.base import HEAD, UNQUANTIZED, Family, Known, Target, Times, tensor
+from quant.convert.base import HEAD, UNQUANTIZED, Family, tensor
 from quant.convert.config import ModelConfig
 from quant.convert.families import decoder
-from quant.convert.families.decoder import DecoderSizes, linear, norm, transposed
+from quant.convert.families.decoder import DecoderSizes, halves, linear, norm, transposed
 from quant.convert.families.unrotated import block, plain, usual
 from quant.convert.peeking import peek
 from quant.convert.transforms import Scale
@@ -45,13 +45,6 @@ def _usual_refact(config: ModelConfig) -> ModelConfig:
     )
 
 
-def _shared(source: str, *targets: str) -> Known:
-    """A matrix that holds two, each as many rows."""
-    rows = "keys" if "attn" in source else "feed_forward"
-    names = tuple(Target(f"blk.{{}}.{target}.weight") for target in targets)
-    return Known(f"layers.{{}}.{source}.weight", names, (Times(2, rows), "width"))
-
-
 REFACT = Family(
     classes=("GPTRefactForCausalLM",),
     architecture="refact",
@@ -65,9 +58,9 @@ REFACT = Family(
                 *norm("ln_1", "attn_norm"),
                 *norm("ln_2", "ffn_norm"),
                 *linear("attn.q", "attn_q", "queries", "width", bias=False),
-                _shared("attn.kv", "attn_k", "attn_v"),
+                halves("attn.kv", "keys", "attn_k", "attn_v"),
                 *linear("attn.c_proj", "attn_output", "width", "queries", bias=False),
-                _shared("mlp.gate_up_proj", "ffn_gate", "ffn_up"),
+                halves("mlp.gate_up_proj", "feed_forward", "ffn_gate", "ffn_up"),
                 *linear("mlp.c_proj", "ffn_down", "width", "feed_forward", bias=False),
             ),
         ),

@@ -1,7 +1,7 @@
-"""Decoders with windows in most layers: Mellum 2 (experts), Granite with windows (dense and with experts).
+"""Decoders with windows in most layers: Mellum 2 and Maple (experts), Granite with windows (both), Spark 2.5.
 
-Sources: `modeling_mellum.py`, `modeling_granite_swa.py` and `modeling_granitemoe_swa.py` of transformers, `mellum.cpp`
-and `granite-swa.cpp` of llama.cpp.
+Sources: `modeling_mellum.py`, `modeling_granite_swa.py` and `modeling_granitemoe_swa.py` of transformers, the code in
+the other models' repositories, `mellum.cpp`, `maple.cpp`, `granite-swa.cpp` and `spark2-5.cpp` of llama.cpp.
 """
 
 from __future__ import annotations
@@ -115,4 +115,94 @@ GRANITE_MOE_SWA = Family(
     read_sizes=_read_sizes,
     describe=_describe_experts,
 )
-FAMILIES = (MELLUM, GRANITE_SWA, GRANITE_MOE_SWA)
+# The bound of both factors in the product of gate and up, which the code of the models has built in.
+_BOUND = 7.0
+
+
+def _fourth_sees_all(config: ModelConfig, layers: int) -> ModelConfig:
+    """The settings with the kinds of layers: each fourth sees all where nothing else is said."""
+    kinds = ["full_attention" if (number + 1) % 4 == 0 else "sliding_attention" for number in range(layers)]
+    return config.filled({"layer_types": kinds}) if config.get("layer_types") is None else config
+
+
+def _read_maple_sizes(config: ModelConfig) -> MixtureSizes:
+    expert = config.count("moe_intermediate_size")
+    # The width of layers without experts, of which there are none.
+    sizes = decoder.read_sizes(config.filled({"intermediate_size": expert}))
+    return MixtureSizes(**vars(sizes), experts=config.count("num_experts"), expert=expert)
+
+
+def _describe_maple(config: ModelConfig, sizes: MixtureSizes) -> dict[str, Any]:
+    expected = {
+        "num_shared_experts": 0,
+        "norm_topk_prob": True,
+        "nope_on_global_attention": True,
+        "use_qk_norm": True,
+        "moe_router_enable_expert_bias": False,
+        "swiglu_limit": _BOUND,
+        "use_bias": False,
+    }
+    wrong = [key for key, value in expected.items() if config.get(key, value) != value]
+    if wrong or rotary.kind_of(rotary.parameters(config)) not in ("default", "dynamic"):
+        raise UnsupportedModel(f"it computes otherwise than llama.cpp's `maple` does (`{[*wrong, 'rope_scaling'][0]}`)")
+    return {
+        **decoder.describe(config.filled({"intermediate_size": sizes.expert}), sizes),
+        **decoder.describe_experts(sizes.experts, config.count("num_experts_per_tok")),
+        "expert_feed_forward_length": sizes.expert,
+        "swiglu_clamp_exp": [_BOUND] * sizes.layers,
+        **decoder.windows(_fourth_sees_all(config, sizes.layers), sizes),
+    }
+
+
+MAPLE = replace(
+    moe.QWEN3_MOE,
+    classes=("MapleForCausalLM",),
+    architecture="maple",
+    tensors=(*decoder.UNGATED, *decoder.HEAD_NORMS, *moe.EXPERTS),
+    read_sizes=_read_maple_sizes,
+    describe=_describe_maple,
+)
+
+
+def _describe_spark(config: ModelConfig, sizes: DecoderSizes) -> dict[str, Any]:
+    expected = {"gate_attn_act_mode": "sigmoid", "headwise_attn_output_gate": True}
+    wrong = [key for key, value in expected.items() if config.get(key, value) != value]
+    own = config.part("rope_parameters").part("sliding_attention")
+    if any(rotary.kind_of(each) not in ("default", "dynamic") for each in (own, rotary.parameters(config))):
+        wrong.append("rope_parameters")
+    if wrong:
+        raise UnsupportedModel(f"it computes otherwise than llama.cpp's `spark2_5` does (`{wrong[0]}`)")
+    return {
+        **decoder.describe(config, sizes),
+        **decoder.windows(_fourth_sees_all(config, sizes.layers), sizes),
+        "rope.freq_base_swa": rotary.local_base(config),
+        "rope.dimension_count_swa": int(sizes.head * own.number("partial_rotary_factor", 1.0)),
+    }
+
+
+def _usual_spark(config: ModelConfig) -> ModelConfig:
+    """The settings with the rotation that the class has where nothing is said of it."""
+    usual = {
+        "full_attention": {"rope_theta": 5e6, "partial_rotary_factor": 0.25},
+        "sliding_attention": {"rope_theta": 1e4, "partial_rotary_factor": 1.0},
+    }
+    return config if config.get("rope_parameters") else config.changed({"rope_parameters": usual})
+
+
+SPARK = Family(
+    classes=("Spark2_5ForCausalLM",),
+    architecture="spark2_5",
+    tensors=(
+        *decoder.ENDS,
+        *decoder.NORMS,
+        *linear("self_attn.q_k_v_proj", "attn_qkv", "attention", "width", bias=False),
+        *linear("self_attn.g_proj", "attn_gate", "heads", "width", bias=False),
+        *linear("self_attn.o_proj", "attn_output", "width", "queries", bias=False),
+        *(row for row in decoder.GATED if not row.source.endswith(".bias")),
+    ),
+    sizes=DecoderSizes,
+    read_sizes=lambda config: decoder.read_sizes(_usual_spark(config)),
+    describe=lambda config, sizes: _describe_spark(_usual_spark(config), sizes),
+    activations=("gelu",),
+)
+FAMILIES = (MELLUM, GRANITE_SWA, GRANITE_MOE_SWA, MAPLE, SPARK)

@@ -27,7 +27,7 @@ from quant.types import QuantType
 # Tensors that are computed from the settings.
 _COMPUTED = re.compile(r"rope_freqs\.weight|rope_factors_(long|short)\.weight")
 # Names that have no prefix in the source: outputs and heads, and Qwen's blocks that predict further tokens.
-_BARE = ("classifier", "head.", "mtp.")
+_BARE = ("classifier", "head.", "lm_head", "mtp.")
 # ChatGLM is published under the name of its base class, and its output has the prefix.
 _CHATGLM, _CHATGLM_OUTPUT = "ChatGLMModel", "output_layer.weight"
 _ORIGINAL = "fetch the source itself"
@@ -97,7 +97,9 @@ def plan_return(files: Files, header: Header) -> Return:
     """
     given = whole(ModelConfig.read(files, "config.json"))
     config, family, sizes = shape_of(given, files)
-    found = {tensor.name: tensor for tensor in header.tensors if not _COMPUTED.fullmatch(tensor.name)}
+    computed = {tensor.name for tensor in family.computed(config, sizes)}
+    stored = (tensor for tensor in header.tensors if tensor.name not in computed)
+    found = {tensor.name: tensor for tensor in stored if not _COMPUTED.fullmatch(tensor.name)}
     entries = _entries(header, family)
     family = _as_stored(family, config, entries, found)
     blocks = int(entries.get("nextn_predict_layers", 0))
@@ -189,6 +191,7 @@ def _returned(
     told: Mapping[str, float],
 ) -> ReturnedTensor | None:
     """One tensor of the source; None for one that no engine reads. Raises MalformedFile."""
+    sizes = sizes.at(layer)
     shape = sizes.shape(row.shape)
     if not row.targets:
         return ReturnedTensor(name, shape, told=told[name]) if name in told else None

@@ -48,6 +48,18 @@ DECODERS: dict[str, Row] = {
         {**WITHOUT_USUAL_SIZES, "n_embd": 128, "n_layer": 2, "n_head": 4, "n_positions": 512, "n_inner": 256},
     ),
     "jais2": Row("Jais2"),
+    "hrm_text": Row(
+        "HrmText",
+        {
+            "num_hidden_layers": 2,
+            "num_key_value_heads": None,
+            "head_dim": 32,
+            "H_cycles": 2,
+            "L_cycles": 2,
+            "embedding_scale": 12.0,
+        },
+        spread=1.5,
+    ),
     "llama": Row("Llama"),
     "llama, biases": Row("Llama", {"attention_bias": True, "mlp_bias": True}),
     "llama, tied": Row("Llama", {"tie_word_embeddings": True, "num_key_value_heads": 1}),

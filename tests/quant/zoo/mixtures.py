@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tests.quant.zoo.decoders import WITHOUT_USUAL_SIZES
 from tests.quant.zoo.row import Row
 from tests.quant.zoo.settings import GRANITE_SCALES, HALF_ROTATED_ROPE, LLAMA_3_ROPE, YARN_ROPE
 
@@ -268,6 +269,20 @@ MIXTURES: dict[str, Row] = {
     ),
     "llama4, maverick": Row(
         "Llama4", {**LLAMA_4, "interleave_moe_layer_step": 2, "num_local_experts": 128, "use_qk_norm": False}
+    ),
+    "dbrx": Row(
+        "Dbrx",
+        {
+            **WITHOUT_USUAL_SIZES,
+            "d_model": 128,
+            "n_heads": 4,
+            "n_layers": 3,
+            "max_seq_len": 512,
+            "attn_config": {"kv_n_heads": 2, "clip_qkv": 6.0, "rope_theta": 500000.0},
+            "ffn_config": {"ffn_hidden_size": 64, "moe_num_experts": 12, "moe_top_k": 3},
+            "rope_parameters": {"rope_type": "default", "rope_theta": 30000.0},
+        },
+        spread=2.0,
     ),
     "olmoe": Row("Olmoe", {"num_experts": 12, "num_experts_per_tok": 3, "num_key_value_heads": 4}),
 }

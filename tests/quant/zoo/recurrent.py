@@ -163,6 +163,37 @@ RECURRENT: dict[str, Row] = {
         },
         spread=2.0,
     ),
+    "nemotron_h_moe, latent": Row(
+        "NemotronH",
+        {
+            **NEMOTRON_H,
+            "layers_block_type": ["linear_attention", "moe", "full_attention", "moe", "linear_attention"],
+            "n_routed_experts": 12,
+            "num_experts_per_tok": 3,
+            "moe_intermediate_size": 64,
+            "moe_latent_size": 64,
+            "moe_shared_expert_intermediate_size": 96,
+            "routed_scaling_factor": 2.5,
+            "norm_topk_prob": True,
+        },
+        spread=2.0,
+    ),
+    "minimax-01": Row(
+        "MiniMax",
+        {
+            "num_hidden_layers": 4,
+            "head_dim": 32,
+            "num_local_experts": 12,
+            "num_experts_per_tok": 3,
+            "intermediate_size": 64,
+            "layer_types": ["linear_attention", "linear_attention", "full_attention", "linear_attention"],
+            # transformers gives this epsilon to the norm of the states, whatever the settings say.
+            "rms_norm_eps": 1e-6,
+            **{f"{part}_attn_alpha_factor": 1.7 for part in ("full", "linear")},
+            "mlp_alpha_factor": 1.7,
+        },
+        spread=2.0,
+    ),
     "falcon-h1": Row("FalconH1", FALCON_H1),
     "falcon-h1, norms": Row("FalconH1", {**FALCON_H1, "mamba_rms_norm": True, "mamba_norm_before_gate": False}),
 }

@@ -62,7 +62,9 @@ def attention(path: Path, row: Row, ids: list[int]) -> list[float]:
     model = made.from_pretrained(path, dtype=torch.float32, attn_implementation="eager").eval()
     with torch.no_grad():
         layers = getattr(model(torch.tensor([ids]), output_attentions=True), "attentions", None) or ()
-    return [float(shares[0, :, 16:].max(-1).values.mean()) for shares in layers if shares is not None]
+    # MiniMax's lightning attention shows its states in place of shares.
+    shown = [shares for shares in layers if shares is not None and shares.shape[-1] == len(ids)]
+    return [float(shares[0, :, 16:].max(-1).values.mean()) for shares in shown]
 
 
 def _tanh_gelu() -> Any:

@@ -52,6 +52,21 @@ SEEING: dict[str, Row] = {
         "ForConditionalGeneration",
         around={"vision_config": {"model_type": "pixtral", **SMALL_VISION}, "tie_word_embeddings": False},
     ),
+    "muse-glimmer": Row(
+        "MuseGlimmer",
+        {
+            "model_type": "muse_glimmer_text",
+            "head_dim": 32,
+            "sliding_window": 48,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+            "layer_rope_theta": [30000.0, 0, 30000.0],
+            "qk_scale_factor": 3.0,
+            "output_multiplier": 0.7,
+            "final_logit_softcapping": 10.0,
+        },
+        "ForConditionalGeneration",
+        around={"vision_config": SMALL_VISION},
+    ),
     "qwen2, vl": Row(
         "Qwen2VL",
         {"rope_scaling": {"type": "mrope", "mrope_section": [4, 6, 6]}},

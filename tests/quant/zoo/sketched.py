@@ -31,7 +31,7 @@ class Sketch(NamedTuple):
     that is `predicting` has a block that predicts further tokens.
 
     A model that also sees has the settings of its language model, of the class `text`, at the keys `nested`, and
-    tensors of its other parts, `beside`.
+    tensors of its other parts, `beside`. A folder that is `indexed` lists its tensors by their files.
     """
 
     name: str
@@ -43,6 +43,7 @@ class Sketch(NamedTuple):
     text: str = ""
     nested: tuple[str, ...] = ()
     beside: tuple[str, ...] = ()
+    indexed: bool = False
 
     def own(self) -> dict[str, Any]:
         """The settings of the language model."""
@@ -67,7 +68,7 @@ ROUTED = {
     "head_dim": 32,
 }
 SIGMOID = {"score_function": "sigmoid"}
-_GPT = {
+GPT = {
     "n_embd": 128,
     "n_layer": 3,
     "n_head": 4,
@@ -168,7 +169,7 @@ SKETCHES = {
     "refact": Sketch(
         "GPTRefactForCausalLM",
         {
-            **_GPT,
+            **GPT,
             "n_inner": None,
             "multi_query": True,
         },
@@ -177,7 +178,7 @@ SKETCHES = {
     "jais": Sketch(
         "JAISLMHeadModel",
         {
-            **_GPT,
+            **GPT,
             "activation_function": "swiglu",
             "position_embedding_type": "alibi",
             "scale_attn_weights": True,
@@ -338,8 +339,10 @@ def shapes(sketch: Sketch) -> dict[str, tuple[int, ...]]:
     first = next((row.choice for row, _ in rows.values() if row.choice), "")
     beside: dict[str, tuple[int, ...]] = dict.fromkeys(sketch.beside, (4, 4))
     return beside | {
-        name if name in sketch.bare or name.startswith("mtp.") else sketch.prefix + name: sizes.shape(row.shape)
-        for name, (row, _) in sorted(rows.items())
+        name if name in sketch.bare or name.startswith("mtp.") else sketch.prefix + name: sizes.at(layer).shape(
+            row.shape
+        )
+        for name, (row, layer) in sorted(rows.items())
         if row.choice in ("", first) and (row.required or not (name.endswith(".bias") or ".norms." in name))
     }
 
@@ -352,6 +355,9 @@ def make(sketch: Sketch, path: Path) -> Path:
         bare = name.removeprefix(sketch.prefix)
         tensors[name] = ("F32", shape, weight(bare, shape, sketch.spread).tobytes())
     (path / "model.safetensors").write_bytes(safetensors(tensors))
+    if sketch.indexed:
+        index = {"weight_map": dict.fromkeys(tensors, "model.safetensors")}
+        (path / "model.safetensors.index.json").write_text(json.dumps(index))
     (path / "config.json").write_text(json.dumps(sketch.settings()))
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (path / name).write_bytes((DEMO / name).read_bytes())
