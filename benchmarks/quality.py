@@ -5,9 +5,13 @@
 
 SOURCE is a folder with weights, the demo by default. Both quantize without importance, and with the same: squares of
 inputs, summed over `--learn` windows of lm's calibration text or another one, or those in a file of `llama-imatrix`.
-`--save` writes them as such a file, in the older form where its name ends with `.dat`. The divergence is measured on
-lm's held-out text, or another one, against the weights at F32. Ratios are to llama.cpp with importance; a mark `!`
-stands at what misses its goal.
+`--save` writes them as such a file, in the older form where its name ends with `.dat`. Unless they come from a file, lm
+also feeds errors back, and makes mixes of the level's bytes by measured sensitivity, with importance and with feedback.
+
+The divergence is measured on lm's held-out text, or another one, against the weights at F32, as files are served: with
+8-bit activations on both sides. `floor` is the divergence with the layers' matrices in F16 and all others as in the
+level; it is subtracted where a column says `over floor`. Ratios are to llama.cpp with importance, a mix's also to lm's
+file with the level's own types. Errors of ratios are paired over windows. A mark `!` stands at what misses its goal.
 """
 
 from __future__ import annotations
@@ -16,44 +20,91 @@ import argparse
 import ctypes
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import llama_cpp
 import numpy as np
+from numpy.typing import NDArray
 
 from quant.convert.planning import plan_model
+from quant.feedback.stored import StoredGrams
 from quant.gguf.header import read_file
+from quant.gguf.writer import Writer, encode_header, layout
 from quant.importance import Importance
+from quant.levels.budget import assignment, is_mixed
+from quant.levels.harms import MeasuredHarms
 from quant.plan import ModelPlan
+from quant.types import QuantType, Tensor
 from registry.names import parse
 from registry.net.network import Network
 from registry.sources.opening import DEMO, Source, open_source
 from runtime.llama.library import usable_threads
 from runtime.meter import passages
 from runtime.meter.collecting import SquareCollector
-from runtime.meter.figures import figures
 from runtime.meter.kept import KeptWindow, compare, record
+from runtime.meter.learning import DONE, GRAMS_FILE, learn_grams
+from runtime.meter.sensitivity import learn_harms
 from runtime.meter.windows import WindowReader
 from tests.converting import write
 
 # Numbers of levels for `llama_model_quantize` (`enum llama_ftype` in llama.h).
 LEVELS = {"Q2_K": 10, "Q3_K_M": 12, "Q4_K_M": 15, "Q5_K_M": 17, "Q6_K": 18, "IQ3_S": 26, "IQ4_XS": 30}
 WINDOW = 512
-# The most divergence of lm's file, as a ratio to the peer with importance: without importance, and with it.
-QUICK, WEIGHTED = 1.0, 1.0
+# The most divergence of lm's files, as a ratio to the peer with importance, the floor subtracted for `best`; then that
+# of mixes: by importance to the same peer, with error feedback to the level's own types.
+GOALS = {"quick": 1.0, "importance": 1.0, "best": 0.6, "mix": 0.7, "best mix": 1.0}
+BEST_MIX = 0.82
+Divergences = NDArray[np.float64]
 
 
-class Made(NamedTuple):
-    """One way of quantizing: the divergence of its file in nats with its error, and the bytes."""
+@dataclass(frozen=True)
+class Learned:
+    """What lm quantizes by: nothing, or importance, Gram matrices, and harms for a mix."""
 
-    divergence: float
-    error: float
-    size: int
+    importance: Importance | None = None
+    feedback: StoredGrams | None = None
+    harms: MeasuredHarms | None = None
 
 
 def main() -> None:
-    """Print a line for each level."""
+    """Print some lines for each level."""
+    asked = arguments()
+    source = open_source(parse(asked.source), "", Network())
+    plan = plan_model(source)
+    with tempfile.TemporaryDirectory() as folder:
+        whole, target = Path(folder) / "whole.gguf", Path(folder) / "made.gguf"
+        convert(source, plan, "F32", whole)
+        ways = learned(whole, asked)
+        importance = ways["importance"].importance
+        assert importance is not None
+        if asked.save:
+            importance.write_old(asked.save) if asked.save.suffix == ".dat" else importance.write(asked.save)
+        reader = WindowReader(whole, WINDOW, usable_threads())
+        windows = reader.windows(text_of(asked.held, "held"), asked.windows)
+        kept = [record(tokens, reader.logits(tokens)) for tokens in windows.values()]
+        for level in asked.levels.split(","):
+            quantize(whole, target, level, None)
+            bare = measured(target, kept)
+            quantize(whole, target, level, importance)
+            peer, size = measured(target, kept), target.stat().st_size
+            with_floor(target, whole, Path(folder) / "floor.gguf", importance)
+            floor = measured(Path(folder) / "floor.gguf", kept)
+            print(f"{level}: llama.cpp with importance {cell(peer)}, without {ratio(bare, peer)}; floor {cell(floor)}")
+            found: dict[str, Divergences] = {}
+            for way, means in ways.items():
+                if means.harms and not is_mixed(level):
+                    continue
+                convert(source, plan, level, target, means)
+                found[way] = measured(target, kept)
+                print(line(way, found, peer, floor, bare, target.stat().st_size / size), flush=True)
+                if means.harms:
+                    print(f"    {assignment(plan, level, means.harms).reason}", flush=True)
+
+
+def arguments() -> argparse.Namespace:
+    """The arguments."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", nargs="?", default=str(DEMO))
     parser.add_argument("--levels", default=",".join(LEVELS))
@@ -63,49 +114,93 @@ def main() -> None:
     parser.add_argument("--held", type=Path)
     parser.add_argument("--importance", type=Path)
     parser.add_argument("--save", type=Path)
-    asked = parser.parse_args()
-    source = open_source(parse(asked.source), "", Network())
-    plan = plan_model(source)
-    with tempfile.TemporaryDirectory() as folder:
-        whole = Path(folder) / "whole.gguf"
-        convert(source, plan, "F32", whole)
-        importance = (
-            Importance.read(asked.importance)
-            if asked.importance
-            else learn(whole, text_of(asked.calibration, "calibration"), asked.learn)
-        )
-        for name, experts in importance.unrouted().items():
-            print(f"{name}: no token was routed to the experts {experts}")
-        if asked.save:
-            importance.write_old(asked.save) if asked.save.suffix == ".dat" else importance.write(asked.save)
-        reader = WindowReader(whole, WINDOW, usable_threads())
-        windows = reader.windows(text_of(asked.held, "held"), asked.windows)
-        kept = [record(tokens, reader.logits(tokens)) for tokens in windows.values()]
-        print("level      lm: KL, with importance   llama.cpp: KL, with importance   lm / llama.cpp with importance")
-        for level in asked.levels.split(","):
-            target, ours, theirs = Path(folder) / "made.gguf", [], []
-            for given in (None, importance):
-                convert(source, plan, level, target, given)
-                ours.append(measured(target, kept))
-                quantize(whole, target, level, given)
-                theirs.append(measured(target, kept))
-            print(line(level, ours, theirs), flush=True)
+    return parser.parse_args()
 
 
-def line(level: str, ours: list[Made], theirs: list[Made]) -> str:
-    """The figures of a level, with marks at missed goals."""
-    cells = [f"{each.divergence:.5f} ± {each.error:.5f}" for each in (*ours, *theirs)]
-    ratios = [made.divergence / theirs[1].divergence for made in ours]
-    marks = [
-        f"{ratio:.3f}{'' if ratio <= goal else ' !'}" for ratio, goal in zip(ratios, (QUICK, WEIGHTED), strict=True)
+def learned(whole: Path, asked: argparse.Namespace) -> dict[str, Learned]:
+    """The ways of quantizing by name, and how long their statistics take."""
+    if asked.importance:
+        return {"quick": Learned(), "importance": Learned(Importance.read(asked.importance))}
+    text, folder = text_of(asked.calibration, "calibration"), whole.parent
+    importance = learn(whole, text, asked.learn)
+    for name, experts in importance.unrouted().items():
+        print(f"{name}: no token was routed to the experts {experts}")
+    importance.write(folder / DONE)
+    how: dict[str, Any] = {"window": WINDOW, "threads": usable_threads(), "tell": lambda done, total: None}
+    seconds = [time.perf_counter()]
+    learn_grams(whole, text, folder, windows=asked.learn, **how)
+    harms = []
+    for fed in (False, True):
+        seconds.append(time.perf_counter())
+        harms.append(learn_harms(whole, text, folder, fed=fed, **how))
+    seconds.append(time.perf_counter())
+    grams, plain, fed_back = np.diff(seconds)
+    print(f"Gram matrices: {grams:.1f} s; harms: {plain:.1f} s by importance, {fed_back:.1f} s more for feedback")
+    feedback = StoredGrams(folder / GRAMS_FILE, usable_threads())
+    return {
+        "quick": Learned(),
+        "importance": Learned(importance),
+        "best": Learned(importance, feedback),
+        "mix": Learned(importance, None, harms[0]),
+        "best mix": Learned(importance, feedback, harms[1]),
+    }
+
+
+def line(
+    way: str, found: dict[str, Divergences], peer: Divergences, floor: Divergences, bare: Divergences, bytes_: float
+) -> str:
+    """The figures of a way, with marks at missed goals."""
+    own = found[way]
+    over, over_bare = ((own - floor).mean() / (each - floor).mean() for each in (peer, bare))
+    missed = over > GOALS[way] if way == "best" else own.mean() > GOALS[way] * peer.mean()
+    text = f"  {way:10} {cell(own)}: {ratio(own, peer)}{' !' if missed else ''}; bytes × {bytes_:.4f}"
+    text += f"; over floor {over:.3f}, of the peer without importance {over_bare:.3f}"
+    if way.endswith("mix"):
+        named = found["best" if way == "best mix" else "importance"]
+        mark = " !" if way == "best mix" and own.mean() > BEST_MIX * named.mean() else ""
+        text += f"; of the level's own types {ratio(own, named)}{mark}"
+    return text
+
+
+def cell(found: Divergences) -> str:
+    """A mean with its standard error."""
+    return f"{found.mean():.5f} ± {found.std(ddof=1) / len(found) ** 0.5:.5f}"
+
+
+def ratio(own: Divergences, peer: Divergences) -> str:
+    """The ratio of means with its error, paired over windows."""
+    found = own.mean() / peer.mean()
+    error = (own - found * peer).std() / peer.mean() / max(1, len(own) - 1) ** 0.5
+    return f"{found:.3f} ± {error:.3f}"
+
+
+def with_floor(made: Path, whole: Path, target: Path, importance: Importance) -> None:
+    """Write the model of `made` with the matrices of its layers in F16, as `whole` has them."""
+    header, original = read_file(made), read_file(whole)
+    places = {tensor.name: original.data_offset + tensor.offset for tensor in original.tensors}
+    tensors = [
+        Tensor(each.name, each.shape, QuantType.F16 if each.name in importance.squares else each.type)
+        for each in header.tensors
     ]
-    sizes = f"{ours[1].size / theirs[1].size:.4f}"
-    return f"{level:8} {'  '.join(cells)}   quick {marks[0]}, importance {marks[1]}; bytes × {sizes}"
+    placed, data, floats = layout(tensors), np.memmap(made, np.uint8, "r"), np.memmap(whole, np.uint8, "r")
+    with target.open("wb") as out:
+        out.write(encode_header(header.metadata, placed, header.kinds))
+        writer = Writer(out, placed)
+        for each in header.tensors:
+            begin, size = header.data_offset + each.offset, each.nbytes
+            if each.name in importance.squares:
+                begin, size = places[each.name], 4 * each.rows * each.columns
+                values = floats[begin : begin + size].view("<f4").astype("<f2")
+                writer.append(memoryview(values).cast("B"))
+            else:
+                writer.append(memoryview(np.ascontiguousarray(data[begin : begin + size])))
+        writer.finish()
 
 
-def convert(source: Source, plan: ModelPlan, level: str, path: Path, importance: Importance | None = None) -> None:
+def convert(source: Source, plan: ModelPlan, level: str, path: Path, means: Learned = Learned()) -> None:
     """Write lm's file."""
-    write(plan, level, lambda shard: [source.read(shard, 0, source.size(shard))], path, importance=importance)
+    pieces = {shard: [source.read(shard, 0, source.size(shard))] for shard in plan.shards}
+    write(plan, level, pieces.__getitem__, path, **vars(means))
 
 
 def text_of(file: Path | None, kind: str) -> passages.Passage:
@@ -148,11 +243,10 @@ def quantize(file: Path, target: Path, level: str, importance: Importance | None
         raise SystemExit(f"llama.cpp does not quantize {file} to {level}")
 
 
-def measured(file: Path, kept: list[KeptWindow]) -> Made:
-    """The divergence of a file."""
+def measured(file: Path, kept: list[KeptWindow]) -> Divergences:
+    """The mean divergence of each window."""
     reader = WindowReader(file, WINDOW, usable_threads())
-    mean = figures([compare(window, reader.logits(window.tokens)) for window in kept])["mean"]
-    return Made(mean["value"], mean["error"] or 0.0, file.stat().st_size)
+    return np.array([compare(window, reader.logits(window.tokens)).divergence.mean() for window in kept])
 
 
 if __name__ == "__main__":

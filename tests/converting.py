@@ -11,6 +11,7 @@ from typing import Any, BinaryIO
 from quant.errors import MalformedFile
 from quant.feedback.matrix import Feedback
 from quant.importance import Importance
+from quant.levels.harms import MeasuredHarms
 from quant.plan import ModelPlan, Progress
 from quant.stream.pipeline import Conversion
 from quant.stream.streams import Mark
@@ -87,12 +88,13 @@ def write(
     metadata: Mapping[str, Any] | None = None,
     importance: Importance | None = None,
     feedback: Feedback | None = None,
+    harms: MeasuredHarms | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> Written:
     """The model of `plan` at `level` in a new file at `path`."""
     with path.open("wb") as file:
-        Conversion(plan, level, metadata, importance, feedback).write(
+        Conversion(plan, level, metadata, importance, feedback, harms).write(
             lambda shard, offset, state: Pieces(shard, stream(shard), offset),
             Out(file),
             threads=threads,

@@ -35,8 +35,10 @@ def command(name: str, *, level: str, effort: str, text: str | None, importance:
     """Make another level of a model that is here, from its source, beside the levels that are here.
 
     With the effort `importance` the model reads some text first, and its inputs are summed up: errors in columns with
-    large inputs then count for more. The sums are kept for the next level. A level that is here already is made
-    anew: `lm cp` gives the old one another name. Ctrl-C pauses: the same command goes on.
+    large inputs then count for more. The sums are kept for the next level. A budget, and a level of K types such as
+    Q4_K_M, is a number of bytes then: each matrix gets its type by what the output feels of it. That needs a source on
+    this machine. A level that is here already is made anew: `lm cp` gives the old one another name.
+    Ctrl-C pauses: the same command goes on.
     """
     if text is not None and importance is not None:
         raise Failure("`--text` and `--importance` exclude each other", "give one of them", "usage")

@@ -71,6 +71,7 @@ class GramFactor:
     curvature: float32[n, n], the damped Gram matrix in this order.
     coefficients: float32[n, n], L as above; what lies above its diagonal means nothing.
     power: float32[n], the diagonal of the damped Gram matrix in the columns' own order.
+    scale: what the Gram matrix was divided by: the mean of its diagonal.
     """
 
     def __init__(self, gram: NDArray[np.float32], damping: float = DAMPING, threads: int = 1) -> None:
@@ -99,7 +100,7 @@ class GramFactor:
             before, added = added, added * np.float32(10)
         else:
             raise BadValues("the Gram matrix of inputs is no product of inputs", "collect the statistics again")
-        self.damping = float(added)
+        self.damping, self.scale = float(added), mean
         self.curvature, self.coefficients = curvature, factor
         self.power = power * np.float32(1 / mean) + added
 

@@ -1,15 +1,18 @@
 """Budgets, such as `4GB` and `4.5bpw`: the best mix of types within a number of bytes, or of bits per weight.
 
-The distortion of a tensor by a type is the squared error on normally distributed weights, relative to the sum of their
-squares, measured with our kernels. The harm to the model is assumed to be proportional to it (Malinovskii et al.,
-"Pushing the Limits of Large Language Model Quantization via the Linearity Theorem", 2024), to the tensor's size, and to
-a factor of its role: values and down projections count more, as in llama.cpp's own mixes.
+The harm of a type to a tensor is the divergence of the model's output that it is expected to cause, as it was measured
+on this very model (`quant/levels/harms.py`); harms add up. A named level is then a budget as well: the bytes of its own
+types.
+
+Where nothing was measured, the distortion of a tensor by a type is the squared error on normally distributed weights,
+relative to the sum of their squares, measured with our kernels. The harm to the model is assumed to be proportional to
+it, to the tensor's size, and to a factor of its role. The first is a theorem (Malinovskii et al., "Pushing the Limits
+of Large Language Model Quantization via the Linearity Theorem", 2024). Values and down projections count more, as in
+llama.cpp's own mixes.
 
 The mix is a greedy knapsack. Each tensor begins with its smallest type. Its larger types that lie on the convex hull
 of (bytes, harm) are its upgrades, in order; the `gain` of an upgrade is the harm avoided for each byte. The upgrade
 with the largest gain is made again and again, until none fits.
-
-Not covered: this model's own weights and their importance; the errors are measured on typical weights.
 """
 
 from __future__ import annotations
@@ -19,12 +22,13 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 from quant.errors import UnknownLevel
 from quant.gguf.header import DEFAULT_ALIGNMENT, align
 from quant.gguf.writer import encode_header, layout
-from quant.levels.recipes import LEVELS, assign, describe, or_published, quantizable, type_for_rows
+from quant.levels.harms import MeasuredHarms
+from quant.levels.recipes import LEVELS, assign, describe, level_of, or_published, quantizable, type_for_rows
 from quant.plan import ModelPlan, TensorPlan
 from quant.types import QuantType as T
 
@@ -51,6 +55,9 @@ ERRORS = {
     T.Q5_1: 1.11e-3,
 }
 _LADDER = (T.Q2_K, T.Q3_K, T.Q4_K, T.Q5_K, T.Q6_K, T.Q8_0, T.F16)
+# The types whose harms are measured, and the bases of named levels that are a number of bytes then.
+_MEASURED = (T.Q2_K, T.Q3_K, T.IQ4_XS, T.Q4_K, T.Q5_K, T.Q6_K, T.Q8_0, T.F16)
+_BASES = (T.Q2_K, T.Q3_K, T.Q4_K, T.Q5_K, T.Q6_K)
 # Factor of a role; 1 for all others.
 _ROLES = {"attn_v": 4.0, "attn_kv_b": 4.0, "attn_k": 2.0, "attn_output": 1.5, "ffn_down": 2.0, "output": 2.0}
 # Factor of an embedding that is not the output matrix as well: a token reads one row of it.
@@ -75,15 +82,26 @@ def is_budget(level: str) -> bool:
     return _BUDGET.fullmatch(level) is not None
 
 
-def limit(plan: ModelPlan, level: str) -> int:
-    """Bytes that the tensors of `plan` may take within the budget `level`.
+def is_mixed(level: str) -> bool:
+    """Whether a mix is made for `level` where harms were measured: for a budget, and for levels of K types."""
+    return is_budget(level) or level_of(level).base in _BASES
 
-    A budget in bytes is for the whole file, so the header is subtracted; one in bits per weight is for the weights.
-    Raises UnknownLevel when `level` is no budget.
+
+def candidates(columns: int) -> tuple[T, ...]:
+    """The types whose harms are measured for a matrix of `columns` columns."""
+    return tuple(dict.fromkeys(type_for_rows(type, columns) for type in _MEASURED))
+
+
+def limit(plan: ModelPlan, level: str) -> int:
+    """Bytes that the tensors of `plan` may take at `level`.
+
+    A budget in bytes is for the whole file, so the header is subtracted; one in bits per weight is for the weights. A
+    named level is the bytes of its own types. Raises UnknownLevel when `level` is neither.
     """
     found = _BUDGET.fullmatch(level)
     if found is None:
-        raise UnknownLevel(f"`{level}` is no budget", "write `4GB`, or `4.5bpw` for bits per weight")
+        types = assign(plan, level)
+        return sum(_bytes(tensor, types[tensor.name]) for tensor in plan.tensors)
     amount, unit = float(found[1]), found[2].lower()
     if unit == "bpw":
         return int(amount / 8 * sum(tensor.elements for tensor in plan.tensors))
@@ -92,17 +110,17 @@ def limit(plan: ModelPlan, level: str) -> int:
     return int(size) - len(encode_header(plan.metadata, tensors)) - _ENTRIES
 
 
-def mix(plan: ModelPlan, level: str) -> dict[str, T]:
-    """The type of every tensor of `plan` within the budget `level`.
+def mix(plan: ModelPlan, level: str, measured: MeasuredHarms | None = None) -> dict[str, T]:
+    """The type of every tensor of `plan` within the bytes of `level`.
 
     Raises UnknownLevel when not even the smallest types fit, and when the best types use less than 98 % of the budget.
     """
     whole = room = limit(plan, level)
     least: dict[str, T] = {}
     upgrades: dict[str, list[Upgrade]] = {}
-    tied = plan.tied
+    harms = _Harms(plan, measured)
     for tensor in plan.tensors:
-        least[tensor.name], upgrades[tensor.name] = _choices(tensor, tied)
+        least[tensor.name], upgrades[tensor.name] = _choices(tensor, harms)
         room -= _bytes(tensor, least[tensor.name])
     if room < 0:
         raise UnknownLevel(
@@ -161,9 +179,48 @@ def _exchange(upgrades: Upgrades, counts: dict[str, int], room: int, unused: int
     return counts
 
 
+class Assignment(NamedTuple):
+    """The type of every tensor, by its name, and a clause that says why; "" where the level alone says it."""
+
+    types: dict[str, T]
+    reason: str = ""
+
+
 def types_of(plan: ModelPlan, level: str) -> dict[str, T]:
     """The type of every tensor at a named level, or within a budget; raises UnknownLevel."""
     return mix(plan, level) if is_budget(level) else assign(plan, level)
+
+
+def assignment(plan: ModelPlan, level: str, measured: MeasuredHarms | None) -> Assignment:
+    """The types at a named level or within a budget, by measured harms where there are any; raises UnknownLevel.
+
+    A level of K types (`is_mixed`) is the mix of the same bytes then, with the least expected divergence.
+    """
+    if measured is None or not is_mixed(level):
+        return Assignment(types_of(plan, level))
+    if not measured.expected:
+        return Assignment(types_of(plan, level), f"types as for any model: {measured.missing}")
+    if is_budget(level):
+        types = mix(plan, level, measured)
+        expected = _Harms(plan, measured).total(types, plan)
+        return Assignment(types, f"types by measured sensitivity: KL {expected:.4f} expected")
+    return _at_the_size_of(plan, level, measured)
+
+
+def _at_the_size_of(plan: ModelPlan, level: str, measured: MeasuredHarms) -> Assignment:
+    """The mix in the bytes of a named level, unless the level's own types are expected to be no worse."""
+    own, harms = assign(plan, level), _Harms(plan, measured)
+    before = harms.total(own, plan)
+    try:
+        types = mix(plan, level, measured)
+    except UnknownLevel:  # too small a model for another mix of nearly the same bytes
+        types = own
+    after = harms.total(types, plan)
+    if after >= before:
+        return Assignment(own, f"the level's own types, as none are better by measured sensitivity: KL {before:.4f}")
+    return Assignment(
+        types, f"types by measured sensitivity: KL {after:.4f} expected, {before:.4f} with the level's own types"
+    )
 
 
 def entries_of(level: str, types: Mapping[str, T]) -> dict[str, Any]:
@@ -182,14 +239,41 @@ def entries_of(level: str, types: Mapping[str, T]) -> dict[str, Any]:
     return {"general.file_type": numbers[0] if numbers else 0, "general.quantization_version": 2}
 
 
-def _choices(tensor: TensorPlan, tied: bool) -> tuple[T, list[Upgrade]]:
+class _Harms:
+    """The harm of each type to each tensor: as measured, else as typical, in the measured ones' unit."""
+
+    def __init__(self, plan: ModelPlan, measured: MeasuredHarms | None) -> None:
+        self._measured = measured.expected if measured else {}
+        self._tied, self._unit = plan.tied, 1.0
+        known = [tensor for tensor in plan.tensors if tensor.name in self._measured]
+        middle = [(self._measured[each.name], each, type_for_rows(T.Q4_K, each.columns)) for each in known]
+        typical = sum(sensitivity(each, self._tied) * ERRORS[type] for harms, each, type in middle if type in harms)
+        if typical:
+            self._unit = sum(harms[type] for harms, _, type in middle if type in harms) / typical
+
+    def types(self, tensor: TensorPlan) -> list[T]:
+        """The types that a tensor may have, the smallest first."""
+        if not quantizable(tensor):
+            return [T.F32]
+        ladder = _MEASURED if tensor.name in self._measured else _LADDER
+        return sorted({or_published(type_for_rows(type, tensor.columns), tensor) for type in ladder}, key=_bits)
+
+    def of(self, tensor: TensorPlan, type: T) -> float:
+        """The harm of a type to a tensor."""
+        if type in (T.F32, tensor.published_type):
+            return 0.0
+        measured = self._measured.get(tensor.name, {})
+        return measured[type] if type in measured else self._unit * sensitivity(tensor, self._tied) * ERRORS[type]
+
+    def total(self, types: Mapping[str, T], plan: ModelPlan) -> float:
+        """The harm of all types together."""
+        return sum(self.of(tensor, types[tensor.name]) for tensor in plan.tensors if quantizable(tensor))
+
+
+def _choices(tensor: TensorPlan, harms: _Harms) -> tuple[T, list[Upgrade]]:
     """The smallest type of a tensor, and its upgrades, each with less gain than the one before."""
-    if not quantizable(tensor):
-        return T.F32, []
-    types = sorted({or_published(type_for_rows(type, tensor.columns), tensor) for type in _LADDER}, key=_bits)
-    weight = sensitivity(tensor, tied)
-    points = [(_bytes(tensor, type), weight * ERRORS[type], type) for type in types]
-    hull = [points[0]]
+    points = [(_bytes(tensor, type), harms.of(tensor, type), type) for type in harms.types(tensor)]
+    hull = points[:1]
     for point in points[1:]:
         while len(hull) > 1 and _slope(hull[-1], point) >= _slope(hull[-2], hull[-1]):
             hull.pop()

@@ -28,7 +28,8 @@ from quant.feedback.traits import TRAITS
 from quant.gguf.header import DEFAULT_ALIGNMENT, align
 from quant.gguf.writer import Writer, encode_header, layout
 from quant.importance import Importance
-from quant.levels.budget import entries_of, types_of
+from quant.levels.budget import assignment, entries_of
+from quant.levels.harms import MeasuredHarms
 from quant.plan import ModelPlan, Progress, Read, TensorPlan
 from quant.stream.ahead import ahead
 from quant.stream.companions import CompanionReader, Peek
@@ -63,16 +64,17 @@ class Conversion:
         metadata: Mapping[str, Any] | None = None,
         importance: Importance | None = None,
         feedback: Feedback | None = None,
+        harms: MeasuredHarms | None = None,
     ) -> None:
         """`metadata` adds GGUF entries, such as the model's source and our version.
 
         `importance` weighs the squared errors of each matrix that it names by its inputs; the file says so. `feedback`
-        takes its place for the matrices that it knows, at types that error feedback can make. Raises
-        UnknownLevel for a level that is neither a name nor a budget, or a budget that does not fit the model;
-        BadImportance for importance of another model.
+        takes its place for the matrices that it knows, at types that error feedback can make. `harms` decide about the
+        types, and `reason` says how. Raises UnknownLevel for a level that is neither a name nor a budget, or a budget
+        that does not fit the model; BadImportance for importance of another model.
         """
         self.plan, self.importance, self.feedback = plan, importance, feedback
-        self.types = types_of(plan, level)
+        self.types, self.reason = assignment(plan, level, harms)
         self.tensors = layout(plan.at(self.types))
         entries = {**plan.metadata, **(metadata or {}), **entries_of(level, self.types)}
         if importance:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from runtime.errors import LoadFailed
 from runtime.llama.library import LOG, amx_is_broken, library
@@ -33,12 +33,14 @@ class LlamaModel:
         *,
         gpu_layers: int = -1,
         mapped: bool = True,
+        repacked: bool = True,
         empty: bool = False,
         heads: bool = False,
     ) -> None:
         """Load `path`, with its block that predicts further tokens where `heads` is True.
 
-        Weights are read into memory instead of mapped where `mapped` is False. An `empty` model has its header alone: a
+        Weights are read into memory instead of mapped where `mapped` is False, and lie there as in the file where
+        `repacked` is False. An `empty` model has its header alone: a
         context on it shows how much memory would be taken.
 
         Raises LoadFailed, or ends the process where llama.cpp aborts.
@@ -47,17 +49,14 @@ class LlamaModel:
         self.path = path
         params = low.llama_model_default_params()
         params.n_gpu_layers = gpu_layers
-        params.use_extra_bufts = not amx_is_broken()
+        params.use_extra_bufts = repacked and not amx_is_broken()
         params.no_alloc = empty
         params.load_mtp = heads
         if empty or not mapped:
             params.load_mode = LOAD_MODE_NONE
         notes = Notes.read(path)
         if notes.tokenizer and notes.tokenizer.space:
-            # `runtime/text/tokenizer.py` puts the spaces; llama.cpp must not add another.
-            overrides = (low.llama_model_kv_override * 2)()  # the second, all zeros, ends the list
-            overrides[0].tag, overrides[0].key = low.LLAMA_KV_OVERRIDE_TYPE_BOOL, b"tokenizer.ggml.add_space_prefix"
-            params.kv_overrides = overrides
+            params.kv_overrides = _without_space()
         LOG.error = ""  # neither an error nor a buffer of an earlier load may count
         LOG.take_buffers()
         self.handle = low.llama_model_load_from_file(os.fsencode(path), params)
@@ -111,3 +110,11 @@ class LlamaModel:
     def _template(self, name: bytes | None) -> str | None:
         source = library().llama_model_chat_template(self.handle, name)
         return source.decode(errors="replace") if source else None
+
+
+def _without_space() -> Any:
+    """The entry by which llama.cpp puts no space before a text: `runtime/text/tokenizer.py` puts it."""
+    low = library()
+    overrides = (low.llama_model_kv_override * 2)()  # the second, all zeros, ends the list
+    overrides[0].tag, overrides[0].key = low.LLAMA_KV_OVERRIDE_TYPE_BOOL, b"tokenizer.ggml.add_space_prefix"
+    return overrides

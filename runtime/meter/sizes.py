@@ -15,6 +15,8 @@ _SHORTEST = 32
 _F32 = 4
 # A sum in float32 and in float64, as it is added up, written and read back; and a matrix's counts of experts.
 _SUM, _COUNTS = 3 * (4 + 8), 4096 * 8
+# Matrices of a factor's size while it is made, and the copies of values that are quantized at a time.
+_FACTOR, _TRIED = 5, 128 << 20
 # A window's record at its largest, twice: as it is made and as it is written.
 _RECORD = 64 << 20
 
@@ -42,6 +44,17 @@ def gram_bytes(plan: ModelPlan, window: int) -> int:
     """Bytes of memory for Gram matrices that are collected at a time: as many as fit a bound, at least the largest."""
     widest = max((each.columns for each in plan.tensors if each.layer is not None and len(each.shape) == 2), default=0)
     return max(GRAMS, 2 * _F32 * widest**2) + 16 * window * widest * _F32
+
+
+def harms_file(*, fed: bool) -> str:
+    """The name of the file with measured harms, where errors are fed back by Gram matrices, and where they are not."""
+    return f"harms-{'best' if fed else 'importance'}.json"
+
+
+def harms_bytes(plan: ModelPlan) -> int:
+    """Bytes of memory for errors of types: the factor of the widest matrix, and the values that are tried at once."""
+    widest = max((each.columns for each in plan.tensors if each.layer is not None and len(each.shape) == 2), default=0)
+    return _FACTOR * _F32 * widest**2 + _TRIED
 
 
 def reading_bytes(size: ModelSize, weights: int, window: int) -> int:

@@ -40,9 +40,14 @@ class GraphWatcher(Protocol):
 class WindowReader:
     """A model that reads windows."""
 
-    def __init__(self, path: Path, window: int, threads: int, collector: GraphWatcher | None = None) -> None:
-        """Load the file at `path`. Raises LoadFailed, BadRequest where the model writes no text."""
-        self.model = LlamaModel(path)
+    def __init__(
+        self, path: Path, window: int, threads: int, collector: GraphWatcher | None = None, *, writable: bool = False
+    ) -> None:
+        """Load the file at `path`; where it is `writable`, the weights lie in memory as they do in the file.
+
+        Raises LoadFailed, BadRequest where the model writes no text.
+        """
+        self.model = LlamaModel(path, gpu_layers=0, mapped=False, repacked=False) if writable else LlamaModel(path)
         if self.model.embeds:
             raise BadRequest("the model does not write text, so it has no probabilities to compare")
         self.window = window

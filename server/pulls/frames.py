@@ -39,13 +39,15 @@ class Statistics(msgspec.Struct, frozen=True):
     """Statistics of a model's inputs, by which errors are weighed: a file of importance of llama.cpp's at `path`.
 
     `name` is for people. `marks` are of the text that was read (`runtime.meter.passages`), empty where nobody knows it.
-    `grams` is a file of Gram matrices (`quant/feedback/stored.py`) in the cache, by which errors are fed back.
+    `grams` is a file of Gram matrices (`quant/feedback/stored.py`) in the cache, by which errors are fed back. `harms`
+    is a file of measured harms (`quant/levels/harms.py`), by which types are chosen.
     """
 
     path: str
     name: str
     marks: list[str] = []
     grams: str = ""
+    harms: str = ""
 
 
 class PullTask(msgspec.Struct, tag="pull"):

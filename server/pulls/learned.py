@@ -1,6 +1,7 @@
 """The statistics by which a pull weighs errors: checked, and kept in its folder, for another pull that goes on.
 
 ingest/id/statistics         a file of importance (`quant/importance.py`)
+ingest/id/harms              what each type would do to the output, where types are chosen by that
 ingest/id/statistics.json    its name, and the digests of its texts
 """
 
@@ -18,11 +19,12 @@ import msgspec
 from quant.errors import BadImportance
 from quant.feedback.stored import StoredGrams
 from quant.importance import Importance
+from quant.levels.harms import MeasuredHarms
 from registry.store import fsops, reading
 from registry.store.fsops import plainly
 from server.pulls.frames import Effort, PullTask, Statistics
 
-FILE, NOTE = "statistics", "statistics.json"
+FILE, HARMS, NOTE = "statistics", "harms", "statistics.json"
 _LONGEST = 1 << 20
 _SHOWN = 8
 
@@ -35,6 +37,7 @@ class PullStatistics:
     statistics: Statistics | None = None
     importance: Importance | None = None
     feedback: StoredGrams | None = None
+    harms: MeasuredHarms | None = None
 
     @classmethod
     def of(cls, task: PullTask) -> PullStatistics:
@@ -47,26 +50,28 @@ class PullStatistics:
             return cls(folder)
         try:
             grams = StoredGrams(Path(statistics.grams), os.cpu_count() or 1) if statistics.grams else None
-            return cls(folder, statistics, Importance.read(Path(statistics.path), statistics.name), grams)
+            harms = MeasuredHarms.read(Path(statistics.harms)) if statistics.harms else None
+            return cls(folder, statistics, Importance.read(Path(statistics.path), statistics.name), grams, harms)
         except OSError as error:
             raise BadImportance(f"`{statistics.name}` cannot be read: {error.strerror}", "name it again") from None
 
     @property
-    def both(self) -> tuple[Importance | None, StoredGrams | None]:
-        """Importance, and Gram matrices, as a conversion takes them."""
-        return self.importance, self.feedback
+    def all(self) -> tuple[Importance | None, StoredGrams | None, MeasuredHarms | None]:
+        """Importance, Gram matrices and harms, as a conversion takes them."""
+        return self.importance, self.feedback, self.harms
 
     def keep(self) -> None:
         """Keep them in the folder, or take away what an earlier pull left there. Raises DiskFull, StoreFailed."""
-        file, note = self.folder / FILE, self.folder / NOTE
+        file, harms, note = self.folder / FILE, self.folder / HARMS, self.folder / NOTE
         with plainly(self.folder.parents[1]):
             if self.statistics is None:
-                fsops.unlink(note)
-                fsops.unlink(file)
+                for left in (note, file, harms):
+                    fsops.unlink(left)
             elif Path(self.statistics.path) != file:
                 fsops.unlink(note)
                 shutil.copyfile(self.statistics.path, file)
                 fsops.fsync(file)
+                fsops.replace(harms, self.harms.data) if self.harms else fsops.unlink(harms)
                 fsops.replace(note, msgspec.json.encode(self.statistics))
 
     def remarks(self) -> list[str]:
@@ -97,5 +102,6 @@ def _left(folder: Path) -> Statistics | None:
     with suppress(msgspec.MsgspecError):
         if data and reading.status(folder / FILE):
             left = msgspec.json.decode(data, type=Statistics)
-            return msgspec.structs.replace(left, path=str(folder / FILE))
+            harms = str(folder / HARMS) if left.harms else ""
+            return msgspec.structs.replace(left, path=str(folder / FILE), harms=harms)
     return None

@@ -246,7 +246,10 @@ class _Attempt:
         plan = plan_model(selection.files, self.task.pre or None, self.task.accept_unknown_keys)
         plan, what = cut(self._as_published(plan), self.task.cut)
         level, reason = self._level(plan, selection, room)
-        return _Decision(plan, level, what or reason, self._conversion(plan, level))
+        conversion = self._conversion(plan, level)
+        if isinstance(conversion, Conversion) and conversion.reason not in reason:
+            reason = f"{reason}; {conversion.reason}"
+        return _Decision(plan, level, what or reason, conversion)
 
     def _as_published(self, plan: ModelPlan) -> ModelPlan:
         """The plan; with a level where its whole weights are to be taken as they are, because the tag names them."""
@@ -263,7 +266,7 @@ class _Attempt:
                     f"`{plan.shards[0]}` is quantized already, at {plan.level}", "errors are weighed while quantizing"
                 )
             return FileCopy(plan, sum(map(self.source.size, plan.shards)))
-        return Conversion(plan, level, gguf_entries(self.source, plan, level), *self.learned.both)
+        return Conversion(plan, level, gguf_entries(self.source, plan, level), *self.learned.all)
 
     def _digests(self, plan: ModelPlan, level: str, conversion: Conversion | FileCopy) -> dict[str, str]:
         """As `digests`; with statistics also `plain`, the digest of the model that would be made without them."""

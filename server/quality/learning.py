@@ -13,16 +13,19 @@ from typing import Any
 
 import msgspec
 
+from quant.errors import BadImportance
+from quant.levels.harms import MeasuredHarms
 from registry.digest import of
 from registry.store import fsops
 from registry.store.fsops import plainly
-from runtime.meter.sizes import collecting_bytes, gram_bytes, window_of
+from runtime.meter.sizes import collecting_bytes, gram_bytes, harms_bytes, harms_file, window_of
 from server.config import VERSION, Config
 from server.errors import Unsupported
 from server.library import Library
 from server.pulls.frames import Statistics
 from server.pulls.lines import note_line, phase_line
 from server.pulls.origin import is_local
+from server.quality.card import ReferenceNote
 from server.quality.frames import ReadSoFar, ReadThrough, Step
 from server.quality.reading import FOLDER, SOURCE, check_text, meter_process, note_text, prepare, task_of
 from server.quality.references import Readable, References, require_memory
@@ -34,18 +37,26 @@ Line = dict[str, Any]
 WINDOWS = 32
 _STATISTICS, _KEPT = "statistics", 8
 _NOTE = "statistics.json"
+_DOING = {
+    "statistics": "collecting statistics",
+    "grams": "collecting Gram matrices",
+    "harms": "trying what each type does to the output",
+}
 _DONE, _GRAMS = "importance.gguf", "grams.gguf"  # as `runtime/meter/learning.py` calls them
 
 
 class Learning:
     """Statistics of the model of a wish; `lines` collects them, and `statistics` has them then."""
 
-    def __init__(self, config: Config, library: Library, wish: QualityWish, *, grams: bool = False) -> None:
+    def __init__(
+        self, config: Config, library: Library, wish: QualityWish, *, grams: bool = False, harms: bool = False
+    ) -> None:
         """`wish.text` is the user's text, "" for lm's calibration text; the wish's reference counts for nothing.
 
         With `grams` the Gram matrices of inputs are collected too; the cache has the matrices of one model at a time.
+        With `harms` it is measured what each type of each matrix would do to the output (`quant/levels/harms.py`).
         """
-        self._grams = grams
+        self._grams, self._harms = grams, harms
         self._config, self._library, self._wish = config, library, wish
         self._root = config.cache / FOLDER
         model = wish.model
@@ -74,6 +85,7 @@ class Learning:
                 plan = (await self._library.facts(model)).plan
                 more = collecting_bytes(plan, size.vocabulary, window)
                 more = max(more, gram_bytes(plan, window)) if self._grams else more
+                more = max(more, harms_bytes(plan)) if self._harms else more
                 await require_memory(size, model.name, model.size, window, more)
                 if self._wish.text:
                     await check_text(self._config, self._wish, self._root, window)
@@ -86,9 +98,13 @@ class Learning:
                 note = readable.note
                 yield note_line(f"statistics are collected with {note.name} at {note.level}: {note.why}")
                 for step in self._steps():
+                    if step == "harms" and not note.whole:
+                        await asyncio.to_thread(self._say_why_none, note)
+                        continue
                     async with aclosing(self._collect(readable, window, step)) as lines:
                         async for line in lines:
                             yield line
+                await asyncio.to_thread(self._take)
             await asyncio.to_thread(fsops.remove_tree, self._root / SOURCE)
 
     async def _search(self, references: References) -> AsyncGenerator[Line]:
@@ -106,25 +122,33 @@ class Learning:
 
     def _steps(self) -> list[Step]:
         """The steps that are left. Gram matrices of other models go: they are large."""
-        if not self._grams:
-            return ["statistics"]
-        for other in (self._config.cache / _STATISTICS).glob(f"*/{_GRAMS}*"):
-            if other.parent != self._folder:
-                fsops.unlink(other)
-        return ["grams"] if self._noted() else ["statistics", "grams"]
+        steps: list[Step] = [] if self._noted() else ["statistics"]
+        if self._grams and not (self._folder / _GRAMS).is_file():
+            for other in (self._config.cache / _STATISTICS).glob(f"*/{_GRAMS}*"):
+                if other.parent != self._folder:
+                    fsops.unlink(other)
+            steps.append("grams")
+        return [*steps, "harms"] if self._harms and not self._measured() else steps
+
+    def _say_why_none(self, note: ReferenceNote) -> None:
+        """Leave a file without harms: they need whole weights."""
+        why = f"the text was read with {note.name} at {note.level}, and only whole weights show what a type changes"
+        with plainly(self._config.cache):
+            fsops.replace(self._folder / harms_file(fed=self._grams), MeasuredHarms(missing=why).data)
 
     async def _collect(self, readable: Readable, window: int, step: Step) -> AsyncGenerator[Line]:
         await asyncio.to_thread(self._begin)
         task = task_of(self._wish, step, readable.path, self._folder, window, readable.note.name)
+        task = msgspec.structs.replace(task, fed=self._grams, kernels=str(self._config.cache / "kernels"))
         async with meter_process(self._config, task) as meter:
             while True:
                 match await meter.receive():
                     case ReadSoFar(completed, total):
-                        status = "collecting statistics" if step == "statistics" else "collecting Gram matrices"
-                        yield {"status": status, "phase": step, "completed": completed, "total": total}
+                        yield {"status": _DOING[step], "phase": step, "completed": completed, "total": total}
                     case ReadThrough() as read:
-                        await asyncio.to_thread(self._end, read)
-                        file = _DONE if step == "statistics" else _GRAMS
+                        if step == "statistics":
+                            await asyncio.to_thread(self._end, read)
+                        file = {"statistics": _DONE, "grams": _GRAMS}.get(step, harms_file(fed=self._grams))
                         yield note_line(f"the {step} are kept: {self._folder / file}")
                         return
 
@@ -142,15 +166,27 @@ class Learning:
             others = sorted(self._folder.parent.iterdir(), key=lambda each: each.stat().st_mtime, reverse=True)
             for old in others[_KEPT:]:
                 fsops.remove_tree(old)
-        self._found()
 
     def _found(self) -> bool:
         """Take the statistics of the cache, if it has them whole."""
-        found, grams = self._noted(), self._folder / _GRAMS
-        if found is None or (self._grams and not grams.is_file()):
+        if self._steps():
             return False
-        self.statistics = msgspec.structs.replace(found, grams=str(grams)) if self._grams else found
+        self._take()
         return True
+
+    def _take(self) -> None:
+        """Take what the cache has."""
+        found = self._noted()
+        grams = str(self._folder / _GRAMS) if self._grams else ""
+        harms = str(self._folder / harms_file(fed=self._grams)) if self._harms else ""
+        self.statistics = found and msgspec.structs.replace(found, grams=grams, harms=harms)
+
+    def _measured(self) -> bool:
+        """Whether the cache has harms."""
+        try:
+            return bool(MeasuredHarms.read(self._folder / harms_file(fed=self._grams)).expected)
+        except (OSError, BadImportance):
+            return False
 
     def _noted(self) -> Statistics | None:
         """The importance that the cache has."""

@@ -2,9 +2,10 @@
 
 It holds one model: a reference's probabilities go to files (`runtime/meter/records.py`), and another process compares a
 model with them. So two models are never in memory together. Asked for statistics, it sums the squares of a model's
-inputs (`runtime/meter/learning.py`); asked for a survey, it says what the model's parts do
-(`runtime/meter/surveying.py`). It gets one `MeterTask`, and answers with frames `ReadSoFar`, then `ReadThrough`
-or `ErrorReport`. It may be killed at any moment; the next one goes on with the windows that are left.
+inputs (`runtime/meter/learning.py`); asked for harms, it tries types (`runtime/meter/sensitivity.py`); asked for a
+survey, it says what the model's parts do (`runtime/meter/surveying.py`). It gets one `MeterTask`, and answers with
+frames `ReadSoFar`, then `ReadThrough` or `ErrorReport`. It may be killed at any moment; the next one goes on with the
+windows that are left.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 Send = Callable[[msgspec.Struct], None]
 VOCABULARY = "vocabulary"
-_LEARNING = ("statistics", "grams", "experts")
+_LEARNING = ("statistics", "grams", "harms", "experts")
 
 
 def main(argv: list[str]) -> int:
@@ -119,10 +120,12 @@ def _compare(task: MeterTask, passage: Passage, send: Send) -> dict[int, Compare
 
 
 def _learn(task: MeterTask, passage: Passage, send: Send) -> ReadThrough:
-    """Sum the squares of a model's inputs, or their products; or survey its parts. Raises as `measure`."""
+    """Sum the squares of a model's inputs, or their products; try types; or survey its parts. Raises as `measure`."""
+    from quant.kernels.blocks import configure
     from runtime.llama.library import usable_threads
     from runtime.meter.collecting import InputsNotFinite
     from runtime.meter.learning import learn, learn_grams
+    from runtime.meter.sensitivity import learn_harms
     from runtime.meter.surveying import survey_experts
 
     path, figures = Path(task.path), {}
@@ -135,6 +138,10 @@ def _learn(task: MeterTask, passage: Passage, send: Send) -> ReadThrough:
     try:
         if task.step == "experts":
             figures = survey_experts(path, passage, **means)._asdict()
+        elif task.step == "harms":
+            configure(Path(task.kernels))
+            del means["windows"]  # it reads as many as it takes
+            learn_harms(path, passage, Path(task.folder), fed=task.fed, **means)
         else:
             (learn_grams if task.step == "grams" else learn)(path, passage, Path(task.folder), **means)
     except InputsNotFinite as error:

@@ -126,7 +126,7 @@ def test_too_little_says_the_least(plan: ModelPlan) -> None:
         with pytest.raises(UnknownLevel, match=r"is too little: the least is [\d.]+ MB of weights"):
             budget.mix(plan, text)
     with pytest.raises(UnknownLevel):
-        budget.limit(plan, "Q4_K_M")
+        budget.limit(plan, "Q9_K")
 
 
 @pytest.mark.slow

@@ -13,6 +13,8 @@ import pytest
 from quant.errors import BadImportance
 from quant.gguf.header import read_file
 from quant.importance import Importance, InputSquares
+from quant.levels.harms import MeasuredHarms
+from quant.types import QuantType
 from registry.digest import of
 from registry.net.hub import Hub
 from registry.sources.opening import DEMO
@@ -81,12 +83,16 @@ def test_requests_that_make_no_level_are_refused_by_name(tmp_path: Path) -> None
 
 def test_statistics_stay_with_a_pull_that_another_one_goes_on_with(tmp_path: Path) -> None:
     given = statistics(tmp_path, marks=["digest", "mark"])
+    harms = MeasuredHarms({"blk.0.ffn_up.weight": {QuantType.Q4_K: 0.5}})
+    (tmp_path / "harms.json").write_bytes(harms.data)
+    given = msgspec.structs.replace(given, harms=str(tmp_path / "harms.json"))
     first = PullStatistics.of(task(tmp_path, effort="importance", statistics=given))
     first.keep()
     Path(given.path).unlink()
+    Path(given.harms).unlink()
     again = PullStatistics.of(task(tmp_path))
     assert again.importance is not None and first.importance is not None
-    assert again.importance.entries == first.importance.entries
+    assert again.importance.entries == first.importance.entries and again.harms == first.harms == harms
     assert (
         again.note
         == first.note
@@ -204,12 +210,21 @@ def test_the_best_effort_feeds_errors_back_and_comes_nearer_to_the_source(tmp_pa
         assert any("made up for" in each for each in said) and "collecting Gram matrices" in said
         shown = daemon.post("/api/show", {"model": "demo:Q3_K_M"}).json
         assert shown["lm"]["effort"] == "best" and shown["model_info"]["lm.feedback"]
+        assert "types by measured sensitivity: KL 0." in shown["lm"]["reason"]
+        assert "trying what each type does to the output" in said
         assert measured(daemon, "demo:Q3_K_M") < 0.7 * before
         # What was collected serves the next level; another model's takes its place.
         (kept,) = (daemon.home / "cache" / "statistics").glob("*/grams.gguf")
         again = daemon.post("/lm/quantize", {"model": "demo", "level": "Q4_K_M", "effort": "best"}).lines
         assert again[-1]["status"] == "success" and "here already" in again[0]["status"]
         assert list(kept.parent.parent.glob("*/grams.gguf")) == [kept]
+        # A budget is a mix by the same measurements; a level of one type is not.
+        budget = daemon.post("/lm/quantize", {"model": "demo", "level": "4.5bpw", "effort": "best"}).lines
+        assert budget[-1]["status"] == "success" and "here already" in budget[0]["status"]
+        assert "measured sensitivity" in daemon.post("/api/show", {"model": "demo:4.5bpw"}).json["lm"]["reason"]
+        plain = daemon.post("/lm/quantize", {"model": "demo", "level": "Q4_0", "effort": "best"}).lines
+        assert plain[-1]["status"] == "success"
+        assert "sensitivity" not in daemon.post("/api/show", {"model": "demo:Q4_0"}).json["lm"]["reason"]
 
 
 def measured(daemon: Daemon, name: str) -> float:

@@ -12,7 +12,7 @@ import msgspec
 from aiohttp import web
 
 from quant.errors import UnknownLevel
-from quant.levels.budget import is_budget
+from quant.levels.budget import is_budget, is_mixed
 from quant.levels.recipes import level_of
 from registry.names import Reference
 from registry.store.model import Model
@@ -118,7 +118,8 @@ class _Work:
             yield Statistics(str(path), body.importance_name or "the importance file")
             return
         wish = QualityWish(self._model, self._options.hub, text=body.text, windows=WINDOWS)
-        learning = Learning(services.config, services.library, wish, grams=self._options.effort == "best")
+        grams, harms = self._options.effort == "best", is_mixed(self._level)
+        learning = Learning(services.config, services.library, wish, grams=grams, harms=harms)
         async with aclosing(learning.lines()) as lines:
             async for line in lines:
                 yield line
