@@ -16,12 +16,13 @@ from cli.naming import explaining, reference
 from cli.pulling import show_lines
 
 Line = dict[str, Any]
+_AUTO = "auto:"
 
 
 def parts_of(*, vocabulary: str | None, layers: str | None, experts: str | None, text: str | None) -> Line:
-    """The fields of a body that say what goes; `text` is the file by which experts are judged. Raises Failure."""
+    """The fields of a body that say what goes; by the file `text` layers and experts are judged. Raises Failure."""
     body: Line = _tokens(vocabulary) if vocabulary else {}
-    body |= {"layers": _numbers(layers)} if layers else {}
+    body |= _layers(layers) if layers else {}
     body |= {"experts": _share(experts)} if experts else {}
     body |= {"sample": text_of(text), "sample_name": Path(text).stem if text != "-" else "text"} if text else {}
     return body
@@ -67,8 +68,12 @@ def _share(words: str) -> float | str:
         return words
 
 
-def _numbers(layers: str) -> list[int]:
+def _layers(words: str) -> Line:
+    """The field of the body for numbers such as `2,5`, or for `auto:2`."""
     try:
-        return [int(word) for word in layers.split(",")]
+        if words.startswith(_AUTO):
+            return {"fewer_layers": int(words.removeprefix(_AUTO))}
+        return {"layers": [int(word) for word in words.split(",")]}
     except ValueError:
-        raise Failure(f"`{layers}` are no numbers of layers", "write them as `2,5`, from 0", "usage") from None
+        hint = "write them as `2,5`, from 0; or `auto:1` for one that is chosen"
+        raise Failure(f"`{words}` are no numbers of layers", hint, "usage") from None

@@ -30,6 +30,7 @@ from runtime.meter.nodes import (
     OP,
     SRC,
     TYPE,
+    InputsNotFinite,
     check_offsets,
     find,
     integer,
@@ -150,10 +151,6 @@ def _collect(tensor: Any, ask: Any, place: Any) -> Any:
         state[_FAULT] = 1
         return False
     return row != state[_END]
-
-
-class InputsNotFinite(ValueError):
-    """A model computes inputs of a matrix, whose name this is, that are not finite."""
 
 
 class Sums(NamedTuple):

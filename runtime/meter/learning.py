@@ -22,8 +22,9 @@ import numpy as np
 from quant.feedback.stored import stored_bytes, write_grams
 from quant.gguf.header import read_file
 from quant.importance import Importance
-from runtime.meter.collecting import InputsNotFinite, SquareCollector, Sums
+from runtime.meter.collecting import SquareCollector, Sums
 from runtime.meter.inputs import InputGrams
+from runtime.meter.nodes import InputsNotFinite
 from runtime.meter.passages import Passage
 from runtime.meter.sizes import GRAMS
 from runtime.meter.windows import WindowReader

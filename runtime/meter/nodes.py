@@ -30,6 +30,10 @@ F32 = QuantType.by_name("F32").id
 ADDRESS = 0  # the field of a matrix's row in a table of matrices: the address of the weights once they were met
 
 
+class InputsNotFinite(ValueError):
+    """A model computes inputs of a matrix, whose name this is, that are not finite."""
+
+
 @intrinsic
 def pointer(typingctx: Any, address: Any) -> Any:
     """A pointer from a number."""

@@ -18,8 +18,20 @@ from numba import carray, cfunc, njit
 from quant.types import Tensor
 from runtime.errors import BadRequest, LoadFailed
 from runtime.llama.library import library
-from runtime.meter.collecting import InputsNotFinite
-from runtime.meter.nodes import DATA, F32, NB, NE, SRC, TYPE, check_offsets, integer, number_behind, pointer, word
+from runtime.meter.nodes import (
+    DATA,
+    F32,
+    NB,
+    NE,
+    SRC,
+    TYPE,
+    InputsNotFinite,
+    check_offsets,
+    integer,
+    number_behind,
+    pointer,
+    word,
+)
 
 _TOPK, _WEIGHTED = (np.frombuffer(name, np.uint8) for name in (b"ffn_moe_topk-", b"ffn_moe_weighted-"))
 # Fields of the state: experts of a layer, layers, most routes of a window, routes that were copied, whether something

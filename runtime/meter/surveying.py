@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,9 +13,11 @@ from quant.gguf.header import read_file
 from runtime.errors import BadRequest
 from runtime.meter.kept import KeptWindow, NotFinite, compare, record
 from runtime.meter.passages import Passage
-from runtime.meter.routed import ExpertScores, ExpertWatcher
-from runtime.meter.skipping import LayerWatcher
 from runtime.meter.windows import WindowReader
+
+if TYPE_CHECKING:  # a callback is compiled as its module is imported, which takes seconds
+    from runtime.meter.routed import ExpertScores
+    from runtime.meter.skipping import LayerWatcher
 
 Tell = Callable[[int, int], None]
 # Layers of least influence that are tried for one that goes. Influence alone picks the wrong one: on SmolLM2-135M its
@@ -31,6 +33,8 @@ def survey_experts(
     `tell` gets how many windows of how many are read. Raises BadRequest (no experts, a text too short, a model that
     writes no text), InputsNotFinite, LoadFailed.
     """
+    from runtime.meter.routed import ExpertWatcher
+
     watcher = ExpertWatcher(read_file(path).tensors, window)
     reader = WindowReader(path, window, threads, watcher)
     texts = list(reader.windows(passage, windows).values())
@@ -59,6 +63,8 @@ def survey_layers(
     `tell` gets how many passes of how many are done. Raises BadRequest (a text too short, a model that writes no text,
     too few layers), NotFinite, LoadFailed.
     """
+    from runtime.meter.skipping import LayerWatcher
+
     metadata = read_file(path).metadata
     name = metadata["general.architecture"]
     layers, width = metadata[f"{name}.block_count"], metadata[f"{name}.embedding_length"]

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
 Send = Callable[[msgspec.Struct], None]
 VOCABULARY = "vocabulary"
-_LEARNING = ("statistics", "grams", "harms", "experts")
+_LEARNING, _SURVEYS = ("statistics", "grams", "harms"), ("experts", "layers")
 
 
 def main(argv: list[str]) -> int:
@@ -51,11 +52,11 @@ def measure(task: MeterTask, send: Send) -> ReadThrough:
     from runtime.meter.figures import figures, gain
     from runtime.meter.windows import windows_of
 
-    passage = passages.own("calibration" if task.step in _LEARNING else "held")
+    passage = passages.own("calibration" if task.step in _LEARNING + _SURVEYS else "held")
     if task.text:
         passage = passages.Passage("a text of the user's", Path(task.text).read_text("utf-8", "replace"))
-    if task.step in _LEARNING:
-        return _learn(task, passage, send)
+    if task.step in _LEARNING + _SURVEYS:
+        return (_learn if task.step in _LEARNING else _survey)(task, passage, send)
     if task.step != "reference" and passage.shares(task.learned):
         raise BadRequest(
             f"`{task.name}` was quantized with statistics of this very text, so figures on it would flatter it",
@@ -120,36 +121,62 @@ def _compare(task: MeterTask, passage: Passage, send: Send) -> dict[int, Compare
 
 
 def _learn(task: MeterTask, passage: Passage, send: Send) -> ReadThrough:
-    """Sum the squares of a model's inputs, or their products; try types; or survey its parts. Raises as `measure`."""
+    """Sum the squares of a model's inputs, or their products; or try types. Raises as `measure`."""
     from quant.kernels.blocks import configure
-    from runtime.llama.library import usable_threads
-    from runtime.meter.collecting import InputsNotFinite
     from runtime.meter.learning import learn, learn_grams
     from runtime.meter.sensitivity import learn_harms
-    from runtime.meter.surveying import survey_experts
 
-    path, figures = Path(task.path), {}
-    means: Any = {
+    path, folder, reading = Path(task.path), Path(task.folder), _reading(task, send)
+    with _finite(task):
+        if task.step == "harms":
+            configure(Path(task.kernels))
+            del reading["windows"]  # it reads as many as it takes
+            learn_harms(path, passage, folder, fed=task.fed, **reading)
+        else:
+            (learn_grams if task.step == "grams" else learn)(path, passage, folder, **reading)
+    return ReadThrough({}, passage.name, passage.digest, passage.marks)
+
+
+def _survey(task: MeterTask, passage: Passage, send: Send) -> ReadThrough:
+    """Look at what a model's parts do. Raises as `measure`."""
+    from runtime.meter.surveying import survey_experts, survey_layers
+
+    path, reading = Path(task.path), _reading(task, send)
+    with _finite(task):
+        if task.step == "experts":
+            figures = survey_experts(path, passage, **reading)._asdict()
+        else:
+            gone = survey_layers(path, passage, count=task.count, **reading)
+            figures = {"gone": [each._asdict() for each in gone]}
+    return ReadThrough(figures, passage.name, passage.digest)
+
+
+def _reading(task: MeterTask, send: Send) -> Any:
+    """The arguments of all who read windows."""
+    from runtime.llama.library import usable_threads
+
+    return {
         "windows": task.windows,
         "window": task.window,
         "threads": usable_threads(),
         "tell": lambda done, total: send(ReadSoFar(done, total)),
     }
+
+
+@contextmanager
+def _finite(task: MeterTask) -> Iterator[None]:
+    """Say of values that are not finite whose they are. Raises CheckFailed."""
+    from runtime.meter.kept import NotFinite
+    from runtime.meter.nodes import InputsNotFinite
+
     try:
-        if task.step == "experts":
-            figures = survey_experts(path, passage, **means)._asdict()
-        elif task.step == "harms":
-            configure(Path(task.kernels))
-            del means["windows"]  # it reads as many as it takes
-            learn_harms(path, passage, Path(task.folder), fed=task.fed, **means)
-        else:
-            (learn_grams if task.step == "grams" else learn)(path, passage, Path(task.folder), **means)
-    except InputsNotFinite as error:
+        yield
+    except (InputsNotFinite, NotFinite) as error:
+        what = f"the inputs of `{error}`" if isinstance(error, InputsNotFinite) else str(error)
         raise CheckFailed(
-            f"`{task.name}` computes values that are not finite: the inputs of `{error}`",
+            f"`{task.name}` computes values that are not finite: {what}",
             "its file is broken, or its level is too low for it: bring it in again, or at another level",
         ) from None
-    return ReadThrough(figures, passage.name, passage.digest, passage.marks)
 
 
 def reader_of(task: MeterTask) -> WindowReader:

@@ -24,17 +24,26 @@ from server.quality.wish import QualityWish
 
 Line = dict[str, Any]
 _FOLDER, _TEXT_FOLDER, _KEPT = "surveys", "text", 32
-_STATUS: dict[Step, str] = {"experts": "reading what each expert adds"}
+_STATUS: dict[Step, str] = {
+    "experts": "reading what each expert adds",
+    "layers": "reading without one layer or another",
+}
 
 
 class ModelSurvey:
     """A survey of the model of a wish, `step`; `lines` makes it, and `found` has its figures then."""
 
-    def __init__(self, config: Config, library: Library, wish: QualityWish, step: Step) -> None:
-        """`wish.text` is the user's text, "" for lm's calibration text; the wish's reference counts for nothing."""
+    def __init__(self, config: Config, library: Library, wish: QualityWish, step: Step, count: int = 0) -> None:
+        """`count` parts are chosen, where the step chooses.
+
+        `wish.text` is the user's text, "" for lm's calibration text; the wish's reference counts for nothing.
+        """
         self._config, self._library, self._wish, self._step = config, library, wish, step
+        self._count = count
         self._root = config.cache / _FOLDER
-        mark = f"{step} {wish.model.blob_digest} {of(wish.text.encode(errors='replace'))} {wish.windows} {VERSION}"
+        mark = (
+            f"{step} {count} {wish.model.blob_digest} {of(wish.text.encode(errors='replace'))} {wish.windows} {VERSION}"
+        )
         self._file = self._root / f"{of(mark.encode())[7:39]}.json"
         self.found: dict[str, Any] = {}
 
@@ -65,6 +74,7 @@ class ModelSurvey:
             with plainly(self._config.cache):
                 await asyncio.to_thread(note_text, folder, self._wish.text)
         task = task_of(self._wish, self._step, self._wish.model.blob, folder, window)
+        task = msgspec.structs.replace(task, count=self._count)
         async with meter_process(self._config, task) as meter:
             while True:
                 match await meter.receive():

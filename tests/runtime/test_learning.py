@@ -60,7 +60,7 @@ def test_a_collection_that_was_ended_goes_on_and_comes_to_the_same_sums(
 
 
 def test_a_model_whose_inputs_are_not_finite_is_named(tmp_path: Path) -> None:
-    from runtime.meter.collecting import InputsNotFinite
+    from runtime.meter.nodes import InputsNotFinite
 
     path = make(tmp_path / "model.gguf", "F32")
     header = read_file(path)

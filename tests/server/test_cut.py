@@ -59,6 +59,18 @@ def test_layers_are_dropped_and_said_to_cost_quality(daemon: Daemon) -> None:
     assert greedy(daemon, "short")
 
 
+def test_the_layer_that_is_missed_least_is_chosen(daemon: Daemon) -> None:
+    cli = Cli.at(daemon.home, f"127.0.0.1:{daemon.port}")
+    done = cli("prune", "demo", "--layers", "auto:1", "--dry-run")
+    assert done.code == 0 and "the divergence is" in done.err and "(others: " in done.err, done
+    made = lines(daemon, fewer_layers=1, sample=PROSE.read_text(), sample_name="prose")
+    assert made[-1]["name"] == "demo:Q8_0-less-1", made
+    said = [line["status"] for line in made if "the divergence is" in line.get("status", "")]
+    chosen = said[0].split()[2]
+    assert "on `prose`" in said[0] and any(f"without layer {chosen};" in line["status"] for line in made)
+    assert greedy(daemon, "demo:Q8_0-less-1")
+
+
 @pytest.mark.parametrize(
     ("body", "said"),
     [
@@ -69,6 +81,10 @@ def test_layers_are_dropped_and_said_to_cost_quality(daemon: Daemon) -> None:
         ({"vocabulary": ["klingon"]}, "no language or script that is known"),
         ({"layers": [6]}, "there is no layer 6"),
         ({"layers": [0, 1, 2, 3, 4, 5]}, "no layer would stay"),
+        ({"fewer_layers": 2}, "at most 1 of them"),
+        ({"fewer_layers": -1}, "no number of layers"),
+        ({"fewer_layers": 1, "layers": [2]}, "goes alone"),
+        ({"fewer_layers": 1, "sample": "one word"}, "one window takes"),
         ({"layers": [1], "name": "demo:Q8_0"}, "cannot be the name"),
         ({"layers": [1], "name": "../x"}, ""),
         ({"model": "nobody", "layers": [1]}, "not found"),
@@ -93,6 +109,8 @@ def test_the_command_shows_what_would_go_and_keeps_nothing_of_it(daemon: Daemon)
         ("--layers", "3"),
         ("demo", "--yes"),
         ("demo", "--layers", "x"),
+        ("demo", "--layers", "auto:x"),
+        ("demo", "--layers", "auto:0"),
         ("demo", "--vocabulary", "./no.txt"),
     ):
         done = cli("prune", *words)

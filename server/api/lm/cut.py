@@ -19,6 +19,8 @@ from runtime.errors import BadRequest
 from server.access.callers import caller_of
 from server.api.fields import KnownFields
 from server.api.lm.experts import ExpertChoice
+from server.api.lm.layers import LayerChoice
+from server.api.lm.sample import SampleText
 from server.api.naming import new_name
 from server.api.request import LOG_NOTE, find_model, read
 from server.api.streaming import stream_lines
@@ -28,6 +30,7 @@ from server.pulls.lines import note_line
 from server.services import SERVICES, Services
 
 _LONGEST_LABEL = 24
+Choice = ExpertChoice | LayerChoice
 
 
 class CutBody(msgspec.Struct):
@@ -35,8 +38,9 @@ class CutBody(msgspec.Struct):
 
     `vocabulary` names languages or scripts (`en`, `latin`) whose texts keep their tokens. `text` in its place keeps the
     tokens that it needs, and `text_name` is what people call it. `layers` are numbers of layers to drop, from 0.
+    With `fewer_layers` in their place, N layers go without which the model's probabilities change least.
     `experts` is the share of a mixture's experts that stay, such as 0.5, or `idle`: only those go to which no token was
-    routed. They are judged on lm's calibration text, or on the text `sample`, which people call `sample_name`.
+    routed. Both are judged on lm's calibration text, or on the text `sample`, which people call `sample_name`.
     """
 
     model: str = ""
@@ -45,6 +49,7 @@ class CutBody(msgspec.Struct):
     text: str = ""
     text_name: str = "text"
     layers: list[int] = msgspec.field(default_factory=list)
+    fewer_layers: int = 0
     experts: float | str | None = None
     sample: str = ""
     sample_name: str = "the text"
@@ -62,15 +67,15 @@ async def cut(request: web.Request) -> web.StreamResponse:
         return await stream_lines(request, lines)
 
 
-async def _lines(services: Services, wish: CreateWish, choice: ExpertChoice | None) -> AsyncGenerator[dict[str, Any]]:
-    assert wish.model is not None
-    for warning in _warnings(wish.model, wish.cut.layers):
-        yield note_line(warning)
+async def _lines(services: Services, wish: CreateWish, choice: Choice | None) -> AsyncGenerator[dict[str, Any]]:
     if choice is not None:
         async with aclosing(choice.lines()) as lines:
             async for line in lines:
                 yield line
         wish = replace(wish, cut=choice.cut)
+    assert wish.model is not None
+    for warning in _warnings(wish.model, wish.cut.layers):
+        yield note_line(warning)
     async with aclosing(services.creates.lines(wish)) as lines:
         async for line in lines:
             yield line
@@ -82,10 +87,14 @@ def _wish(body: CutBody, model: Model) -> CreateWish:
         raise BadBody("`text` and `vocabulary` both say which tokens stay", "send one of them", "text")
     if body.text and not body.text.strip():
         raise BadBody("the text is empty", "send some pages of the text that the model is for", "text")
-    if not (body.text or body.vocabulary or body.layers or body.experts is not None):
+    cuts = [bool(body.text or body.vocabulary or body.layers), body.fewer_layers != 0, body.experts is not None]
+    if not any(cuts):
         raise BadBody("the body says nothing to cut", "send `vocabulary`, `text`, `layers` or `experts`", "vocabulary")
-    if body.experts is not None and (body.text or body.vocabulary or body.layers):
-        raise BadBody("experts are dropped alone: they are judged anew after each cut", "cut twice", "experts")
+    if sum(cuts) > 1:
+        raise BadBody(
+            "what is chosen by reading a text goes alone, because it is judged anew after each cut",
+            "cut twice: the second time the model that the first one made",
+        )
     if model.adapters or model.is_adapter:
         raise BadRequest(
             f"`{model.name}` has an adapter, which is for the whole model",
@@ -96,23 +105,33 @@ def _wish(body: CutBody, model: Model) -> CreateWish:
     return CreateWish(_name(body, model), model, cut=wish, sample=body.text)
 
 
-def _choice(body: CutBody, services: Services, model: Model) -> ExpertChoice | None:
-    """The choice of experts that a body asks for, None for none. Raises BadBody."""
-    if body.experts is None:
-        if body.sample:
-            raise BadBody("a `sample` judges experts, and `experts` says nothing", "send `experts`", "sample")
+def _choice(body: CutBody, services: Services, model: Model) -> Choice | None:
+    """The choice by a text that a body asks for, None for none. Raises BadBody."""
+    if body.sample and not body.sample.strip():
+        raise BadBody("the sample is empty", "send some pages of the text that the model is for", "sample")
+    sample = SampleText(body.sample, body.sample_name)
+    if body.fewer_layers:
+        if body.fewer_layers < 0:
+            raise BadBody(f"{body.fewer_layers} is no number of layers to drop", "send 1 or more", "fewer_layers")
+        return LayerChoice(services, model, body.fewer_layers, sample)
+    if body.experts is not None:
+        return ExpertChoice(services, model, _share(body.experts), sample)
+    if body.sample:
+        raise BadBody("a `sample` judges experts or layers, and none are to be chosen", "leave it out", "sample")
+    return None
+
+
+def _share(experts: float | str) -> float | None:
+    """The share of experts that stays; None for all that have work. Raises BadBody."""
+    if experts == "idle":
         return None
-    share = body.experts
-    if share != "idle" if isinstance(share, str) else not 0 < share < 1:
+    if isinstance(experts, str) or not 0 < experts < 1:
         raise BadBody(
-            f"`{ascii(str(share)[:40])[1:-1]}` is no share of the experts",
+            f"`{ascii(str(experts)[:40])[1:-1]}` is no share of the experts",
             "send a number between 0 and 1, such as 0.5, or `idle`",
             "experts",
         )
-    if body.sample and not body.sample.strip():
-        raise BadBody("the sample is empty", "send some pages of the text that the model is for", "sample")
-    text = (body.sample, body.sample_name if body.sample else "")
-    return ExpertChoice(services, model, None if isinstance(share, str) else share, *text)
+    return experts
 
 
 def _scripts(names: list[str]) -> tuple[str, ...]:
@@ -131,8 +150,9 @@ def _name(body: CutBody, model: Model) -> Name:
     if body.name:
         name = new_name(body.name)
     else:
-        words = body.vocabulary or ([body.text_name] if body.text else [])
-        words = words if body.experts is None else [f"experts-{body.experts}"]
+        words = [*body.vocabulary] or ([body.text_name] if body.text else [])
+        words += [] if body.experts is None else [f"experts-{body.experts}"]
+        words += [f"less-{body.fewer_layers}"] if body.fewer_layers else []
         label = "-".join([*words, *_dropped(body.layers)])
         short = word_of(label)[:_LONGEST_LABEL].strip("-.")
         name = model.key.tagged(f"{model.key.tag}-{short or 'cut'}")

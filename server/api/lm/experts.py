@@ -11,6 +11,7 @@ from quant.cuts.wish import NO_CUT, Cut
 from quant.errors import QuantError
 from registry.store.model import Model
 from runtime.errors import BadRequest
+from server.api.lm.sample import SampleText
 from server.pulls.lines import note_line
 from server.quality.learning import WINDOWS
 from server.quality.survey import ModelSurvey
@@ -26,10 +27,10 @@ _LAYERS, _EXPERTS = 4, 12
 class ExpertChoice:
     """The experts of `model` that stay; `lines` chooses them, and `cut` has them then."""
 
-    def __init__(self, services: Services, model: Model, share: float | None, text: str, name: str) -> None:
-        """`share` of the experts stays, or with None all that have work. `text` is the user's, "" for lm's own."""
+    def __init__(self, services: Services, model: Model, share: float | None, sample: SampleText) -> None:
+        """`share` of the experts stays, or with None all that have work."""
         self._services, self._model, self._share = services, model, share
-        self._text, self._name = text, name
+        self._sample = sample
         self.cut = NO_CUT
 
     async def lines(self) -> AsyncGenerator[Line]:
@@ -41,7 +42,7 @@ class ExpertChoice:
                 experts.kept_of(self._share)
         except QuantError as error:
             raise BadRequest(f"`{model.name}`: {error}", error.hint, "experts") from None
-        wish = QualityWish(model, services.config.hub, text=self._text, windows=WINDOWS)
+        wish = QualityWish(model, services.config.hub, text=self._sample.text, windows=WINDOWS)
         survey = ModelSurvey(services.config, services.library, wish, "experts")
         async with aclosing(survey.lines()) as lines:
             async for line in lines:
@@ -58,15 +59,11 @@ class ExpertChoice:
             yield note_line(sentence)
         if kept == experts.count:
             raise BadRequest(
-                f"in some layer of `{model.name}` every expert has work on {self._words}",
+                f"in some layer of `{model.name}` every expert has work on {self._sample.words}",
                 "say how many may go: `--experts 0.75` keeps three of four",
                 "experts",
             )
-        self.cut = Cut(experts=chosen, read=self._words)
-
-    @property
-    def _words(self) -> str:
-        return f"`{self._name}`" if self._text else "lm's calibration text"
+        self.cut = Cut(experts=chosen, read=self._sample.words)
 
     def _remarks(self, experts: Experts, kept: int, counts: Numbers, *, steady: bool) -> list[str]:
         """Sentences on experts without work, and on what the choice costs."""
@@ -79,7 +76,7 @@ class ExpertChoice:
             sentences.append(
                 "the router of this model does not renormalise its weights: experts that stay weigh more without others"
             )
-        if not self._text:
+        if not self._sample.text:
             sentences.append(
                 "experts for what lm's text lacks may go: name a text that the model is for, `--text FILE`"
             )
