@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -14,11 +14,14 @@ from cli.client import Client
 from cli.errors import Failure
 from cli.measuring import measure
 from cli.pulling import show_lines
-from server.tuning.goals import Goals
+from server.tuning.goals import METRICS, Goals
 from server.tuning.search import Move, Search, TuneLevel
 
+_WINDOW = 512  # tokens
 # Tokens read and written for a speed, and how often.
 _READ, _WRITTEN, _RUNS = 256, 48, 3
+
+_SOURCES = {name: metric.source for name, metric in METRICS.items()}
 
 
 @dataclass(frozen=True)
@@ -44,12 +47,18 @@ class Tuning:
         if "completion" not in shown["capabilities"]:
             raise Failure(f"`{name}` writes no text", "`lm list` shows the models that are here", "usage")
         self.model: str = client.ask("POST", "/lm/default", {"model": name})["model"]
-        self._here = dict(self._installed())
+        if wish.text:
+            self._check_text(name)
+        self._here: dict[str, str] = {}
+        self._efforts: dict[str, str] = {}
         self._made: list[str] = []
+        self._look_around()
         recorded = client.ask("POST", "/lm/trials", {"model": name})["trials"]
-        known = {key.partition(" ")[0]: row for key, row in recorded.items() if key.endswith(f" {wish.effort}")}
+        known = {level: row for key, row in recorded.items() if key == self._key(level := key.partition(" ")[0])}
         if wish.text:  # a divergence on another text is another figure
-            known = {level: {"size": row["size"]} if "size" in row else {} for level, row in known.items()}
+            known = {
+                level: {name: row[name] for name in row if _SOURCES[name] != "quality"} for level, row in known.items()
+            }
         self.search = Search(wish.goals, self._candidates(name), known)
         self.unfinished = ""
 
@@ -63,8 +72,9 @@ class Tuning:
             name = self._file(move.level)
             figures = self._speed(name) if move.act == "speed" else self._quality(name)
             self.search.add(move.level, figures)
-            made = f"{move.level} {self._wish.effort}"
-            self._client.ask("POST", "/lm/trials", {"model": self.model, "made": made, "figures": figures})
+            if not self._wish.text:
+                body = {"model": self.model, "made": self._key(move.level), "figures": figures}
+                self._client.ask("POST", "/lm/trials", body)
 
     def finish(self, keep: bool) -> str:
         """Let the bare name mean the best level, and remove what was made for the tune; the best one's name, or ""."""
@@ -78,14 +88,24 @@ class Tuning:
                     self._client.ask("DELETE", "/api/delete", {"model": other})
         return name
 
-    def _installed(self) -> Iterator[tuple[str, str]]:
-        """The levels that are here, made as the wish wants it, with their names."""
+    def _key(self, level: str) -> str:
+        """The name of a level in the records: how it was made, or would be."""
+        return f"{level} {self._efforts.get(level, self._wish.effort)}"
+
+    def _check_text(self, name: str) -> None:
+        """Raise Failure for a text that is too short to measure by, before any work."""
+        tokens = self._client.ask("POST", "/tokenize", {"model": name, "content": self._wish.text})["tokens"]
+        if len(tokens) < _WINDOW:
+            hint = "give a longer text; some ten windows are needed before it says much"
+            raise Failure(f"the text has {len(tokens):,} tokens, and one window takes {_WINDOW}", hint)
+
+    def _look_around(self) -> None:
+        """Note the levels that are here and how they were made. They are taken as they are, and never made anew."""
         for row in self._client.ask("GET", "/api/tags")["models"]:
-            if not self._is_ours(row):
-                continue
-            own = self._client.ask("POST", "/api/show", {"model": row["name"]})["lm"]
-            if own.get("effort", "quick") == self._wish.effort:
-                yield row["level"], row["name"]
+            if self._is_ours(row):
+                own = self._client.ask("POST", "/api/show", {"model": row["name"]})["lm"]
+                self._here[row["level"]] = row["name"]
+                self._efforts[row["level"]] = str(own.get("effort") or "quick")
 
     def _is_ours(self, row: dict[str, Any]) -> bool:
         """Whether a row of `/api/tags` is a whole level of the model."""

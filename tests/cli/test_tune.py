@@ -58,6 +58,14 @@ def test_a_tune_makes_what_it_must_keeps_the_best_and_the_next_one_measures_noth
         again = lm("tune", "demo", *goal)
         assert json.loads(again.out)["best"] == "demo:Q5_K_M" and json.loads(again.out)["levels"][2]["recorded"]
         assert "its speed" not in again.err and "its quality" not in again.err
+        (tmp_path / "short.txt").write_text("Once upon a time")
+        short = lm("tune", "demo", "--goal", "kl<=1", "--text", str(tmp_path / "short.txt"))
+        assert short.code == 1 and "one window takes 512" in short.err and "its speed" not in short.err
+        made = daemon.post("/lm/quantize", {"model": "demo", "level": "Q4_K_M", "effort": "importance"}).lines[-1]
+        assert made["status"] == "success"
+        other = lm("tune", "demo", "--goal", "min size", "--try", "Q4_K_M", *goal[2:])
+        assert json.loads(other.out)["best"] == "demo:Q4_K_M"
+        assert daemon.post("/api/show", {"model": "demo:Q4_K_M"}).json["lm"]["effort"] == "importance"
         unknown = lm("tune", "demo", "--goal", "kl<=1", "--try", "Q9_Z")
         assert unknown.code == 2 and "Q9_Z" in unknown.err
         nothing = lm("tune", "demo", "--goal", "kl<=0.00001, size<=4.5MB", *goal[2:])
