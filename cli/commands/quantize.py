@@ -28,10 +28,19 @@ from cli.pulling import show_lines
     help="`quick`: by the weights alone, as `lm pull` does it; `importance`: errors weigh by the inputs of a column; "
     "`best`: an error in one column is made up for in the others.",
 )
+@click.option(
+    "--goal",
+    metavar="GOAL",
+    default="quality",
+    show_default=True,
+    help="`speed`: types that this machine reads slowly count by the time, not by their bytes.",
+)
 @click.option("--text", metavar="FILE", help="Learn from this text instead of lm's own; `-` is stdin.")
 @click.option("--importance", metavar="FILE", help="Learn nothing, and take this file of `llama-imatrix`.")
 @click.option("--json", "as_json", is_flag=True, help="Print progress as lines of JSON.")
-def command(name: str, *, level: str, effort: str, text: str | None, importance: str | None, as_json: bool) -> None:
+def command(
+    name: str, *, level: str, effort: str, goal: str, text: str | None, importance: str | None, as_json: bool
+) -> None:
     """Make another level of a model that is here, from its source, beside the levels that are here.
 
     With the effort `importance` the model reads some text first, and its inputs are summed up: errors in columns with
@@ -44,7 +53,8 @@ def command(name: str, *, level: str, effort: str, text: str | None, importance:
         raise Failure("`--text` and `--importance` exclude each other", "give one of them", "usage")
     client = Client()
     client.note_settings()
-    body = {"model": reference(name), "level": level, "effort": effort, "text": text_of(text), **client.hub()}
+    body = {"model": reference(name), "level": level, "effort": effort, "goal": goal, "text": text_of(text)}
+    body |= client.hub()
     if importance is not None:
         path = Path(importance)
         if not path.is_file():

@@ -20,7 +20,7 @@ from __future__ import annotations
 import heapq
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -200,10 +200,20 @@ def assignment(plan: ModelPlan, level: str, measured: MeasuredHarms | None) -> A
         return Assignment(types_of(plan, level))
     if not measured.expected:
         return Assignment(types_of(plan, level), f"types as for any model: {measured.missing}")
+    if measured.slowness:
+        try:
+            return _mixed(plan, level, measured)
+        except UnknownLevel:  # too few bytes for types that are read quickly
+            measured = replace(measured, slowness={})
+    return _mixed(plan, level, measured)
+
+
+def _mixed(plan: ModelPlan, level: str, measured: MeasuredHarms) -> Assignment:
+    """The mix in the bytes of a budget, or of a named level. Raises UnknownLevel."""
     if is_budget(level):
         types = mix(plan, level, measured)
         expected = _Harms(plan, measured).total(types, plan)
-        return Assignment(types, f"types by measured sensitivity: KL {expected:.4f} expected")
+        return Assignment(types, f"{_how(measured)}: KL {expected:.4f} expected")
     return _at_the_size_of(plan, level, measured)
 
 
@@ -213,14 +223,20 @@ def _at_the_size_of(plan: ModelPlan, level: str, measured: MeasuredHarms) -> Ass
     before = harms.total(own, plan)
     try:
         types = mix(plan, level, measured)
-    except UnknownLevel:  # too small a model for another mix of nearly the same bytes
-        types = own
+    except UnknownLevel:
+        if measured.slowness:
+            raise
+        types = own  # the model is too small for another mix of nearly the same bytes
     after = harms.total(types, plan)
-    if after >= before:
+    if after >= before and not measured.slowness:
         return Assignment(own, f"the level's own types, as none are better by measured sensitivity: KL {before:.4f}")
-    return Assignment(
-        types, f"types by measured sensitivity: KL {after:.4f} expected, {before:.4f} with the level's own types"
-    )
+    return Assignment(types, f"{_how(measured)}: KL {after:.4f} expected, {before:.4f} with the level's own types")
+
+
+def _how(measured: MeasuredHarms) -> str:
+    """The beginning of the reason for a mix."""
+    speed = " and by the speed at which they are read here" if measured.slowness else ""
+    return f"types by measured sensitivity{speed}"
 
 
 def entries_of(level: str, types: Mapping[str, T]) -> dict[str, Any]:
@@ -244,6 +260,8 @@ class _Harms:
 
     def __init__(self, plan: ModelPlan, measured: MeasuredHarms | None) -> None:
         self._measured = measured.expected if measured else {}
+        self._slowness = measured.slowness if measured else {}
+        self.speed_counts = bool(self._slowness)
         self._tied, self._unit = plan.tied, 1.0
         known = [tensor for tensor in plan.tensors if tensor.name in self._measured]
         middle = [(self._measured[each.name], each, type_for_rows(T.Q4_K, each.columns)) for each in known]
@@ -265,30 +283,51 @@ class _Harms:
         measured = self._measured.get(tensor.name, {})
         return measured[type] if type in measured else self._unit * sensitivity(tensor, self._tied) * ERRORS[type]
 
+    def cost(self, tensor: TensorPlan, type: T) -> float:
+        """By this the harm that a type avoids is divided: its bytes, or the time in which they are read."""
+        return _bytes(tensor, type) * self._slowness.get(type, 1.0)
+
     def total(self, types: Mapping[str, T], plan: ModelPlan) -> float:
         """The harm of all types together."""
         return sum(self.of(tensor, types[tensor.name]) for tensor in plan.tensors if quantizable(tensor))
 
 
+class _Point(NamedTuple):
+    """A type of a tensor: its cost, the harm, and the bytes, which are the cost unless speed counts."""
+
+    cost: float
+    harm: float
+    bytes: int
+    type: T
+
+
 def _choices(tensor: TensorPlan, harms: _Harms) -> tuple[T, list[Upgrade]]:
-    """The smallest type of a tensor, and its upgrades, each with less gain than the one before."""
-    points = [(_bytes(tensor, type), harms.of(tensor, type), type) for type in harms.types(tensor)]
+    """The cheapest type of a tensor, and its upgrades, each with less gain than the one before."""
+    points = [
+        _Point(harms.cost(tensor, type), harms.of(tensor, type), _bytes(tensor, type), type)
+        for type in harms.types(tensor)
+    ]
+    points.sort(key=lambda point: point.cost)
     hull = points[:1]
     for point in points[1:]:
+        if harms.speed_counts and point.harm >= hull[-1].harm:
+            continue  # a small type that is read slowly
         while len(hull) > 1 and _slope(hull[-1], point) >= _slope(hull[-2], hull[-1]):
             hull.pop()
         hull.append(point)
-    pairs = pairwise(hull)
-    return hull[0][2], [Upgrade(after[2], after[0] - before[0], _slope(before, after)) for before, after in pairs]
+    upgrades = [
+        Upgrade(after.type, after.bytes - before.bytes, _slope(before, after)) for before, after in pairwise(hull)
+    ]
+    return hull[0].type, upgrades
 
 
 def _bits(type: T) -> float:
     return type.bits_per_weight
 
 
-def _slope(before: tuple[int, float, T], after: tuple[int, float, T]) -> float:
-    """The harm that `after` avoids for each byte that it takes more than `before`; both are (bytes, harm, type)."""
-    return (before[1] - after[1]) / max(1, after[0] - before[0])
+def _slope(before: _Point, after: _Point) -> float:
+    """The harm that `after` avoids for the cost that it has more than `before`."""
+    return (before.harm - after.harm) / max(1.0, after.cost - before.cost)
 
 
 def sensitivity(tensor: TensorPlan, tied: bool) -> float:

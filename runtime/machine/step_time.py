@@ -48,6 +48,12 @@ class Reads:
     row: int = ROW_BYTES
 
 
+def slowness(probed: Probed) -> dict[str, float]:
+    """How many times as long as a byte of the fastest type a byte of each type is read."""
+    fastest = max(probed.rates.values())
+    return {name: fastest / probed.rates[family] for name, family in FAMILY.items() if family in probed.rates}
+
+
 def seconds(probed: Probed, reads: Reads, context: int = 0) -> float:
     """How long a step of one token takes with `context` tokens in the cache."""
     attention = reads.heads * probed.head_seconds * math.pow(reads.row / ROW_BYTES, probed.row_power)

@@ -9,15 +9,21 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import ExitStack, aclosing
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from quant.errors import BadImportance
 from quant.levels.harms import MeasuredHarms
+from quant.types import QuantType
 from registry.digest import of
 from registry.store import fsops
 from registry.store.fsops import plainly
+from runtime.machine.hardware import usable_cpus
+from runtime.machine.rates import Rates
+from runtime.machine.step_time import slowness
 from runtime.meter.sizes import collecting_bytes, gram_bytes, harms_bytes, harms_file, window_of
 from server.config import VERSION, Config
 from server.errors import Unsupported
@@ -49,16 +55,24 @@ class Learning:
     """Statistics of the model of a wish; `lines` collects them, and `statistics` has them then."""
 
     def __init__(
-        self, config: Config, library: Library, wish: QualityWish, *, grams: bool = False, harms: bool = False
+        self,
+        config: Config,
+        library: Library,
+        wish: QualityWish,
+        *,
+        grams: bool = False,
+        harms: bool = False,
+        speed: bool = False,
     ) -> None:
         """`wish.text` is the user's text, "" for lm's calibration text; the wish's reference counts for nothing.
 
         With `grams` the Gram matrices of inputs are collected too; the cache has the matrices of one model at a time.
-        With `harms` it is measured what each type of each matrix would do to the output (`quant/levels/harms.py`).
+        With `harms` it is measured what each type of each matrix would do to the output (`quant/levels/harms.py`), and
+        with `speed` how slowly this machine reads each type.
         """
-        self._grams, self._harms = grams, harms
+        self._grams, self._harms, self._speed = grams, harms, harms and speed
         self._config, self._library, self._wish = config, library, wish
-        self._root = config.cache / FOLDER
+        self._root, self._rates = config.cache / FOLDER, Rates(config.cache, usable_cpus())
         model = wish.model
         origin = str(model.own.get("content") or model.blob_digest)
         mark = f"{origin} {of(wish.text.encode(errors='replace'))} {wish.windows} {VERSION}"
@@ -74,6 +88,9 @@ class Learning:
         if taken():
             yield note_line("another measurement goes on; this one waits for its end")
         async with turn():
+            if self._speed and self._rates.stale():
+                yield note_line("measuring how fast this machine reads weights; takes about 10 s, once")
+                await asyncio.to_thread(self._rates.measure)
             if await asyncio.to_thread(self._found):
                 yield note_line(f"the statistics are here already: {self._folder / _DONE}")
                 return
@@ -178,8 +195,19 @@ class Learning:
         """Take what the cache has."""
         found = self._noted()
         grams = str(self._folder / _GRAMS) if self._grams else ""
-        harms = str(self._folder / harms_file(fed=self._grams)) if self._harms else ""
-        self.statistics = found and msgspec.structs.replace(found, grams=grams, harms=harms)
+        harms = self._with_speed(self._folder / harms_file(fed=self._grams)) if self._harms else ""
+        self.statistics = found and msgspec.structs.replace(found, grams=grams, harms=str(harms))
+
+    def _with_speed(self, harms: Path) -> Path:
+        """The file of harms; one that says how slowly types are read, where speed counts and that is known."""
+        probed = self._rates.known() if self._speed else None
+        if probed is None:
+            return harms
+        slow = {QuantType[name]: factor for name, factor in slowness(probed).items()}
+        target = harms.with_name(f"speed-{harms.name}")
+        with plainly(self._config.cache):
+            fsops.replace(target, replace(MeasuredHarms.read(harms), slowness=slow).data)
+        return target
 
     def _measured(self) -> bool:
         """Whether the cache has harms."""

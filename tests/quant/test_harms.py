@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -102,18 +103,36 @@ def test_without_harms_the_reason_says_why(plan: ModelPlan) -> None:
     assert types == recipes.assign(plan, "Q4_K_M") and reason == "types as for any model: nothing is whole"
 
 
+def test_types_that_are_read_slowly_are_taken_less_where_speed_counts(plan: ModelPlan, harms: MeasuredHarms) -> None:
+    """Within the same bytes, the time in which the mix is read is less, at more divergence."""
+    slow = {type: 1.0 for type in QuantType} | {QuantType.IQ4_XS: 2.0, QuantType.Q5_K: 1.5, QuantType.Q2_K: 9.0}
+    for level in ("Q4_K_M", "4.5bpw", "Q2_K", "2.8bpw"):
+        quickly, reason = budget.assignment(plan, level, replace(harms, slowness=slow))
+        best, _ = budget.assignment(plan, level, harms)
+        assert 0.98 * budget.limit(plan, level) <= used(plan, quickly) <= budget.limit(plan, level)
+        assert total(harms, quickly) >= 0.999 * total(harms, best)
+        if level != "2.8bpw":  # there is no other way into these few bytes
+            assert time(plan, quickly, slow) < time(plan, best, slow)
+            assert "speed at which they are read here" in reason
+
+
+def time(plan: ModelPlan, types: dict[str, QuantType], slow: dict[QuantType, float]) -> float:
+    return sum(tensor.nbytes * slow[tensor.type] for tensor in plan.at(types))
+
+
 def test_a_file_holds_harms_and_any_other_one_is_refused(harms: MeasuredHarms, tmp_path: Path) -> None:
     path = tmp_path / "harms.json"
-    path.write_bytes(harms.data)
-    assert MeasuredHarms.read(path) == harms
+    for whole in (harms, replace(harms, slowness={QuantType.Q4_K: 1.0, QuantType.IQ4_XS: 1.3})):
+        path.write_bytes(whole.data)
+        assert MeasuredHarms.read(path) == whole
     for bad in (
         b"",
         b"[]",
-        b'{"format": 2, "expected": {}, "missing": ""}',
-        b'{"format": 1, "expected": {"a": {"Q9": 1}}, "missing": ""}',
-        b'{"format": 1, "expected": {"a": {"Q4_K": -1}}, "missing": ""}',
-        b'{"format": 1, "expected": {"a": {"Q4_K": NaN}}, "missing": ""}',
-        b'{"format": 1, "expected": {"a": 5}, "missing": ""}',
+        b'{"format": 2, "expected": {}, "missing": "", "slowness": {}}',
+        b'{"format": 1, "expected": {"a": {"Q9": 1}}, "missing": "", "slowness": {}}',
+        b'{"format": 1, "expected": {"a": {"Q4_K": -1}}, "missing": "", "slowness": {}}',
+        b'{"format": 1, "expected": {"a": {"Q4_K": NaN}}, "missing": "", "slowness": {}}',
+        b'{"format": 1, "expected": {"a": 5}, "missing": "", "slowness": {}}',
         harms.data[:-3],
     ):
         path.write_bytes(bad)

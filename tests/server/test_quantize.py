@@ -71,6 +71,9 @@ def test_requests_that_make_no_level_are_refused_by_name(tmp_path: Path) -> None
             ({"effort": "best", "importance": of(b"")}, "bad_body", "no products of inputs"),
             ({"effort": "mighty"}, "bad_body", "mighty"),
             ({"effort": "quick", "text": "x"}, "bad_body", "statistics"),
+            ({"goal": "beauty"}, "bad_body", "beauty"),
+            ({"goal": "speed", "effort": "quick"}, "bad_body", "speed"),
+            ({"goal": "speed", "level": "Q4_0"}, "bad_body", "speed"),
             ({"text": "x", "importance": of(b"")}, "bad_body", "exclude"),
             ({"text": " \n"}, "bad_body", "empty"),
             ({"importance": "x"}, "bad_body", "digest"),
@@ -222,6 +225,9 @@ def test_the_best_effort_feeds_errors_back_and_comes_nearer_to_the_source(tmp_pa
         budget = daemon.post("/lm/quantize", {"model": "demo", "level": "4.5bpw", "effort": "best"}).lines
         assert budget[-1]["status"] == "success" and "here already" in budget[0]["status"]
         assert "measured sensitivity" in daemon.post("/api/show", {"model": "demo:4.5bpw"}).json["lm"]["reason"]
+        fast = {"model": "demo", "level": "4.6bpw", "effort": "best", "goal": "speed"}
+        assert daemon.post("/lm/quantize", fast).lines[-1]["status"] == "success"
+        assert "read here" in daemon.post("/api/show", {"model": "demo:4.6bpw"}).json["lm"]["reason"]
         plain = daemon.post("/lm/quantize", {"model": "demo", "level": "Q4_0", "effort": "best"}).lines
         assert plain[-1]["status"] == "success"
         assert "sensitivity" not in daemon.post("/api/show", {"model": "demo:Q4_0"}).json["lm"]["reason"]

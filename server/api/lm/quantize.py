@@ -37,18 +37,23 @@ _WHOLE = ("F32", "BF16", "F16")
 _EFFORTS: dict[str, Effort] = {"quick": "quick", "importance": "importance", "best": "best"}
 
 
+_GOALS = ("quality", "speed")
+
+
 class QuantizeBody(msgspec.Struct):
     """The body of `/lm/quantize`: a `model` that is here, and the `level` to make beside it.
 
     `effort` is `quick`, by the weights alone, or `importance`. Then errors are weighed by the squares of the model's
     inputs: on lm's calibration text, on `text`, or as an `importance` file has them, the digest of an uploaded blob,
     which messages call `importance_name`. With `best` an error in one column is made up for in the others, by the
-    products of inputs. `hf_endpoint` and `hf_token` are of the caller's environment.
+    products of inputs. With both, types are chosen by what the output feels of them; for the `goal` `speed` it counts,
+    too, how slowly this machine reads them. `hf_endpoint` and `hf_token` are of the caller's environment.
     """
 
     model: str = ""
     level: str = ""
     effort: str = "importance"
+    goal: str = "quality"
     text: str = ""
     importance: str = ""
     importance_name: str = ""
@@ -63,6 +68,7 @@ async def quantize(request: web.Request) -> web.StreamResponse:
     services = request.app[SERVICES]
     model = await resolve_model(request, body.model)
     level, effort = _level(body.level), _effort(body)
+    _check_goal(body, level, effort)
     if effort != "quick":
         require(model, "completion")
     if body.importance:
@@ -119,7 +125,8 @@ class _Work:
             return
         wish = QualityWish(self._model, self._options.hub, text=body.text, windows=WINDOWS)
         grams, harms = self._options.effort == "best", is_mixed(self._level)
-        learning = Learning(services.config, services.library, wish, grams=grams, harms=harms)
+        speed = body.goal == "speed"
+        learning = Learning(services.config, services.library, wish, grams=grams, harms=harms, speed=speed)
         async with aclosing(learning.lines()) as lines:
             async for line in lines:
                 yield line
@@ -172,3 +179,15 @@ def _effort(body: QuantizeBody) -> Effort:
     if body.text and not body.text.strip():
         raise BadBody("the text is empty", "send some pages of text", "text")
     return effort
+
+
+def _check_goal(body: QuantizeBody, level: str, effort: Effort) -> None:
+    """Raise BadBody for a goal that nobody knows, or that can decide about nothing."""
+    if body.goal not in _GOALS:
+        raise BadBody(f"`{ascii(body.goal[:40])[1:-1]}` is no goal", f"send one of {', '.join(_GOALS)}", "goal")
+    if body.goal == "speed" and (effort == "quick" or body.importance or not is_mixed(level)):
+        raise BadBody(
+            "the goal `speed` needs a choice of types, by measured sensitivity",
+            "send a budget or a level such as `Q4_K_M`, the effort `importance` or `best`, and no file",
+            "goal",
+        )
