@@ -4,8 +4,9 @@ llama.cpp's own answer for a header (`runtime/machine/inspection.py`) goes befor
 machine where it cannot be asked. Which layers graphics cards hold is found by `runtime/machine/devices.py`.
 
 The KV cache follows the layout of `llama_kv_cache`. Each layer keeps for each token `heads × length` values of keys and
-as many of values, in the cache's type; latent attention (MLA) keeps the compressed keys alone. Recurrent layers keep a
-state for each sequence. Sliding windows are kept whole, as the engine asks for. Compute buffers hold everything that a
+as many of values, in the cache's type; latent attention (MLA) keeps the compressed keys alone. An indexer has a key of
+its own beside them. Layers that a text goes through several times keep as many. Recurrent layers keep a state for
+each sequence. Sliding windows are kept whole, as the engine asks for. Compute buffers hold everything that a
 graph keeps alive at once for a batch of 512 tokens.
 """
 
@@ -33,6 +34,8 @@ EFFICIENCY = 0.75
 STEP_SECONDS = 3e-4
 LAYER_SECONDS = 15e-6
 _F32 = 4
+# The architecture in which a state is a matrix of keys by values for each head (lightning attention).
+_LIGHTNING = "minimax-01"
 # The tensor with the divisors of the frequencies in long texts; `rope_factors_short.weight` stands beside it.
 _LONG_FACTORS = "rope_factors_long.weight"
 # The matrix that every block which predicts further tokens has.
@@ -91,6 +94,10 @@ class ModelSize:
         key = number("attention.key_length", embedding // max(1, heads))
         value = number("attention.value_length", embedding // max(1, heads))
         latent = number("attention.key_length_mla") > 0
+        passes = max(1, number("num_loops", 1))
+        indexing = _layers_of(metadata.get(f"{architecture}.attention.indexer.types"), layers)
+        indexed = indexing * number("attention.indexer.key_length")
+        states = _recurrent_layers(kv_heads, widths) if 0 in kv_heads else layers
         tokens = metadata.get("tokenizer.ggml.tokens")
         feed_forward = number("feed_forward_length", 4 * embedding)
         experts, used = number("expert_count"), number("expert_used_count")
@@ -101,12 +108,12 @@ class ModelSize:
             feed_forward=max(feed_forward, used * expert_width),
             vocabulary=len(tokens) if tokens else number("vocab_size"),
             trained_context=number("context_length", CONTEXT),
-            cache_values=sum(kv_heads) * (key if latent else key + value),
-            state_values=(_recurrent_layers(kv_heads, widths) if 0 in kv_heads else layers) * _state(number),
+            cache_values=passes * sum(kv_heads) * (key if latent else key + value) + indexed,
+            state_values=states * (heads * key * key if architecture == _LIGHTNING else _state(number)),
             expert_share=_share(embedding, heads * key, expert_width, experts, used),
             layer_values=max(kv_heads, default=0) * (key if latent else key + value),
             row_values=max(kv_heads, default=0) * key,
-            attention_heads=(layers - kv_heads.count(0)) * heads,
+            attention_heads=passes * (layers - kv_heads.count(0)) * heads,
             predicts=predicting == 1 and architecture in PREDICTING,
             goes_back=architecture in GOING_BACK,
         )
@@ -294,6 +301,11 @@ def _per_layer(value: Any, layers: int) -> list[int]:
     if isinstance(value, list | tuple):
         return [int(item) for item in value[:layers]]
     return [int(value)] * layers
+
+
+def _layers_of(chosen: Any, layers: int) -> int:
+    """How many layers a list of truth values chooses; all of them where there is no list."""
+    return sum(map(bool, chosen[:layers])) if isinstance(chosen, list | tuple) else layers
 
 
 def _recurrent_layers(kv_heads: list[int], widths: Any) -> int:

@@ -18,6 +18,9 @@ from runtime.machine import fit
 from runtime.machine.inspection import Examine, Examined, Refused, Reserve, ask, ask_reserved
 from runtime.messages import CacheConfig
 from tests.quant.support import Folder
+from tests.quant.zoo.mixtures import INDEXED
+from tests.quant.zoo.own_code import SKETCHES
+from tests.quant.zoo.sketched import Sketch, make
 from tests.server.test_rerank import write_ranker
 
 
@@ -37,6 +40,25 @@ def test_the_cache_by_formula_is_llama_cpps(tmp_path: Path, name: str) -> None:
     assert formula.total == pytest.approx(exact.total, rel=0.05)
     longer = msgspec.structs.replace(said.cache_config, context=8192)
     assert fit.memory(model_size.with_reserved(said), length, longer) == fit.memory(model_size, length, longer)
+
+
+# Caches that are none of plain keys and values, by their architecture.
+_CACHES = {
+    "deepseek32": Sketch("DeepseekV32ForCausalLM", INDEXED),
+    "glm-dsa": Sketch("GlmMoeDsaForCausalLM", {**INDEXED, "indexer_types": ["full", "shared", "full"]}),
+    **{name.split(",")[0]: SKETCHES[name] for name in ("nanbeige", "minimax-01, m1", "openelm", "deci, blocks")},
+    "hrm_text": Sketch("HrmTextForCausalLM", {"num_key_value_heads": None, "head_dim": 32, "rms_norm_eps": 1e-6}),
+}
+
+
+@pytest.mark.parametrize("name", _CACHES)
+def test_the_cache_of_a_sketched_model_by_formula_is_llama_cpps(tmp_path: Path, name: str) -> None:
+    plan = sketch_model(Folder(make(_CACHES[name], tmp_path / "model")))
+    assert plan.architecture == name
+    said = ask_reserved(plan.metadata, plan.at(assign(plan, "F16")), CacheConfig(512, 2))
+    assert said is not None
+    formula = fit.memory(fit.ModelSize.of(plan.metadata), 0, said.cache_config)
+    assert formula.cache == pytest.approx(said.cache, abs=1 << 14)
 
 
 def test_an_encoder_is_measured_by_what_its_source_says(tmp_path: Path) -> None:
