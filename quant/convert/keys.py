@@ -26,6 +26,7 @@ _SAME = {
     "RWForCausalLM": "FalconForCausalLM",
     "StableLMEpochForCausalLM": "StableLmForCausalLM",
     "LFM2ForCausalLM": "Lfm2ForCausalLM",
+    "VLlama3ForCausalLM": "LlamaForCausalLM",
     "OLMoForCausalLM": "OlmoForCausalLM",
     "Ernie4_5_ForCausalLM": "Ernie4_5ForCausalLM",
 }

@@ -66,6 +66,7 @@ _USUAL = {
 }
 # The language model's `model_type` for classes with other ends of their names, which are whole.
 _OTHER = {
+    "DeepseekOCRForCausalLM": "deepseek_v2",
     "DotsOCRForCausalLM": "qwen2",
     "LlavaStableLMEpochForCausalLM": "stablelm",
     "Phi4ForCausalLMV": "phi3",
@@ -78,6 +79,7 @@ _WRAPPERS = {**{f"{name}ForConditionalGeneration": language for name, (_, langua
 _TEXTS = {
     "cohere": "CohereForCausalLM",
     "cohere2": "Cohere2ForCausalLM",
+    "deepseek_v2": "DeepseekV2ForCausalLM",
     "deepseek_v3": "DeepseekV3ForCausalLM",
     "exaone4": "Exaone4ForCausalLM",
     "gemma": "GemmaForCausalLM",
@@ -127,8 +129,6 @@ CLASSES = {
     "bert": "BertModel",
     "bloom": "BloomForCausalLM",
     "camembert": "CamembertModel",
-    "deepseek_v2": "DeepseekV2ForCausalLM",
-    "deepseek_v3": "DeepseekV3ForCausalLM",
     "distilbert": "DistilBertModel",
     "dots1": "Dots1ForCausalLM",
     "ernie4_5": "Ernie4_5ForCausalLM",
@@ -241,6 +241,9 @@ BESIDE = {
     "vit": "vision",
     "vit_large_projector": "a projector",
     "siglip2": "vision",
+    "sam_model": "vision",
+    "qwen2_model": "vision",
+    "view_seperator": "a projector",
     "vqmodel": "vision",
     "audio_tower": "hearing",
     "encoder": "hearing",

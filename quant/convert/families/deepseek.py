@@ -191,6 +191,36 @@ TENSORS = (
     *in_layers("straight", *linear("self_attn.q_proj", "attn_q", "queries", "width", bias=False)),
     *in_layers("ranked", *RANKED),
 )
+
+
+def _read_plain_sizes(config: ModelConfig) -> RoutedSizes:
+    plain = config.changed({"head_dim": None, "num_key_value_heads": None})
+    config.without_effect("num_key_value_heads", "head_dim", "kv_lora_rank", "q_lora_rank")
+    config.without_effect("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
+    return moe.read_routed_sizes(config, decoder.read_sizes(plain))
+
+
+def _describe_plain(config: ModelConfig, sizes: RoutedSizes) -> dict[str, Any]:
+    _check(config, {"topk_method": "greedy", "scoring_func": "softmax", "moe_layer_freq": 1, "n_group": 1})
+    scaled = rotary.kind_of(rotary.parameters(config)) != "default"
+    if rotary.base(config) != _OCR_BASE or scaled:
+        raise UnsupportedModel(f"it rotates by another base than {_OCR_BASE:.0f}, which llama.cpp does not know here")
+    if config.get("sliding_window") or config.get("sliding_window_size"):
+        raise UnsupportedModel("it attends to windows (`sliding_window`), and llama.cpp's `deepseek2-ocr` to all")
+    return {**decoder.describe(config, sizes), **moe.describe_routed(config, sizes, "softmax")}
+
+
+# llama.cpp ends the process for any other base of the rotation.
+_OCR_BASE = 10000.0
+# The language model of DeepSeek OCR: each head has keys and values of its own.
+WHOLE_HEADS = Family(
+    classes=(),
+    architecture="deepseek2-ocr",
+    tensors=(*decoder.UNGATED, *in_layers("dense", *decoder.GATED), *in_layers("routed", *_ROUTED)),
+    sizes=RoutedSizes,
+    read_sizes=_read_plain_sizes,
+    describe=_describe_plain,
+)
 DEEPSEEK2 = Family(
     classes=("DeepseekV2ForCausalLM",),
     architecture="deepseek2",
@@ -198,6 +228,7 @@ DEEPSEEK2 = Family(
     sizes=LatentSizes,
     read_sizes=read_sizes,
     describe=_describe_v2,
+    instead=lambda config: WHOLE_HEADS if config.get("use_mla") is False else None,
 )
 DEEPSEEK3 = Family(
     classes=("DeepseekV3ForCausalLM", "Glm4MoeLiteForCausalLM"),

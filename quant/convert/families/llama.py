@@ -24,7 +24,13 @@ def _describe(config: ModelConfig, sizes: DecoderSizes) -> dict[str, Any]:
 
 
 LLAMA = Family(
-    classes=("LlamaForCausalLM", "LLaMAForCausalLM", "InternLM3ForCausalLM", "IQuestCoderForCausalLM"),
+    classes=(
+        "LlamaForCausalLM",
+        "LLaMAForCausalLM",
+        "VLlama3ForCausalLM",
+        "InternLM3ForCausalLM",
+        "IQuestCoderForCausalLM",
+    ),
     architecture="llama",
     tensors=_TENSORS,
     sizes=DecoderSizes,

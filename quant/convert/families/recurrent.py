@@ -222,4 +222,29 @@ def _describe_falcon(config: ModelConfig, sizes: _MambaSizes) -> dict[str, Any]:
 
 
 FALCON_MAMBA = replace(MAMBA, classes=("FalconMambaForCausalLM",), describe=_describe_falcon)
-FAMILIES = (LFM2, BARE_LFM2, BIDIRECTIONAL_LFM2, MAMBA, FALCON_MAMBA)
+
+
+def _usual_mamba(config: ModelConfig) -> ModelConfig:
+    """The settings of the first code by the names of transformers; the rows of its embedding are whole steps."""
+    mixers = config.part("ssm_cfg").values
+    if mixers or not config.flag("rms_norm", True) or config.get("attn_layer_idx") or config.get("d_intermediate"):
+        raise UnsupportedModel("its layers are built otherwise than those of the first Mamba (`ssm_cfg`)")
+    config.without_effect("fused_add_norm", "residual_in_fp32", "attn_cfg")
+    step = config.count("pad_vocab_size_multiple", 8)
+    return config.changed(
+        {
+            "hidden_size": config.count("d_model"),
+            "num_hidden_layers": config.count("n_layer"),
+            "vocab_size": -(-config.count("vocab_size") // step) * step,
+        }
+    )
+
+
+FIRST_MAMBA = replace(
+    MAMBA,
+    classes=("MambaLMHeadModel",),
+    tensors=(tensor("embedding.weight", "token_embd.weight", "vocabulary", "width"), *MAMBA.tensors[1:]),
+    read_sizes=lambda config: _read_mamba_sizes(_usual_mamba(config)),
+    describe=lambda config, sizes: _describe_mamba(_usual_mamba(config), sizes),
+)
+FAMILIES = (LFM2, BARE_LFM2, BIDIRECTIONAL_LFM2, MAMBA, FALCON_MAMBA, FIRST_MAMBA)

@@ -6,6 +6,7 @@ from typing import Any
 
 from tests.quant.zoo import sketched
 from tests.quant.zoo.recurrent import NEMOTRON_H
+from tests.quant.zoo.row import SIZES
 from tests.quant.zoo.sketched import GPT, Sketch
 
 _WITHOUT_SIZES = dict.fromkeys(
@@ -138,6 +139,23 @@ SKETCHES = sketched.SKETCHES | {
             **{f"layernorm_{part}_beta": 1.0 for part in ("full_attention", "linear_attention", "mlp")},
         },
         indexed=True,
+    ),
+    "llama, of a smaller vision model": Sketch("VLlama3ForCausalLM"),
+    "mamba, first names": Sketch(
+        "MambaLMHeadModel",
+        {
+            **_WITHOUT_SIZES,
+            "d_model": 128,
+            "n_layer": 3,
+            "vocab_size": SIZES["vocab_size"] - 3,
+            "ssm_cfg": {},
+            "rms_norm": True,
+            "residual_in_fp32": True,
+            "fused_add_norm": True,
+            "pad_vocab_size_multiple": 8,
+            "tie_word_embeddings": True,
+        },
+        prefix="backbone.",
     ),
     "openelm": Sketch(
         "OpenELMForCausalLM",

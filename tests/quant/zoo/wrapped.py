@@ -98,6 +98,33 @@ WRAPPED = {
     "qwen2, vl without an output": Sketch(
         "Qwen2VLModel", {}, "language_model.", text="Qwen2Model", nested=_TEXT, beside=("visual.a",)
     ),
+    "deepseek2-ocr": Sketch(
+        "DeepseekOCRForCausalLM",
+        {
+            "use_mla": False,
+            "num_key_value_heads": 4,
+            "rope_theta": None,
+            "rms_norm_eps": 1e-6,
+            "n_routed_experts": 12,
+            "n_shared_experts": 2,
+            "num_experts_per_tok": 3,
+            "moe_intermediate_size": 64,
+            "first_k_dense_replace": 1,
+            "topk_method": "greedy",
+            "n_group": 1,
+            "topk_group": 1,
+            "kv_lora_rank": None,
+            "q_lora_rank": None,
+            "qk_nope_head_dim": 0,
+            "qk_rope_head_dim": 0,
+            "v_head_dim": 0,
+            "model_type": "deepseek_v2",
+            "architectures": ["DeepseekV2ForCausalLM"],
+        },
+        text="DeepseekV2ForCausalLM",
+        nested=("language_config",),
+        beside=("model.sam_model.a", "model.vision_model.b", "model.projector.c", "model.view_seperator"),
+    ),
     "qwen2, dots ocr": Sketch("DotsOCRForCausalLM", {}, text=_QWEN2, beside=("vision_tower.a",)),
     "stablelm, llava": Sketch(
         "LlavaStableLMEpochForCausalLM",
