@@ -159,7 +159,9 @@ class Conversion:
             return _Encoded(memoryview(b""), slab)
         weights = weights_of(slab, self.importance) if self.importance else None
         type = self.types[slab.tensor.name]
-        factor = self.feedback.factor(slab.tensor.name) if self.feedback and type in TRAITS else None
+        taken_over = slab.tensor.packing is not None and slab.tensor.packing.exact is type
+        fed = self.feedback is not None and type in TRAITS and not taken_over
+        factor = self.feedback.factor(slab.tensor.name) if self.feedback and fed else None
         return _Encoded(encode(slab, type, weights, factor), slab)
 
 

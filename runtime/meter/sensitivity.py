@@ -59,7 +59,7 @@ def learn_harms(
     tell: Callable[[int, int], None],
     fed: bool,
 ) -> MeasuredHarms:
-    """Measure the harms with the model at `path`, whose weights are whole, and write `harms_file` into `folder`.
+    """Measure the harms with the model at `path`, at Q8_0 or finer, and write `harms_file` into `folder`.
 
     The statistics of `runtime/meter/learning.py` lie there; where errors are `fed` back, Gram matrices too. `tell` gets
     how many steps of how many are done. Raises LoadFailed, BadRequest (a text too short), BadValues, OSError.

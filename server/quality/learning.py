@@ -43,6 +43,8 @@ Line = dict[str, Any]
 WINDOWS = 32
 _STATISTICS, _KEPT = "statistics", 8
 _NOTE = "statistics.json"
+# Levels whose weights are fine enough to try coarser types on.
+_FINE = ("F32", "BF16", "F16", "Q8_0")
 _DOING = {
     "statistics": "collecting statistics",
     "grams": "collecting Gram matrices",
@@ -115,7 +117,7 @@ class Learning:
                 note = readable.note
                 yield note_line(f"statistics are collected with {note.name} at {note.level}: {note.why}")
                 for step in self._steps():
-                    if step == "harms" and not note.whole:
+                    if step == "harms" and note.level not in _FINE:
                         await asyncio.to_thread(self._say_why_none, note)
                         continue
                     async with aclosing(self._collect(readable, window, step)) as lines:
@@ -148,8 +150,8 @@ class Learning:
         return [*steps, "harms"] if self._harms and not self._measured() else steps
 
     def _say_why_none(self, note: ReferenceNote) -> None:
-        """Leave a file without harms: they need whole weights."""
-        why = f"the text was read with {note.name} at {note.level}, and only whole weights show what a type changes"
+        """Leave a file without harms: they need fine weights."""
+        why = f"the text was read with {note.name} at {note.level}, and only finer weights show what a type changes"
         with plainly(self._config.cache):
             fsops.replace(self._folder / harms_file(fed=self._grams), MeasuredHarms(missing=why).data)
 
