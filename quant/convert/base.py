@@ -150,10 +150,12 @@ class Known:
 
     `layers` names the set of layers that have the tensor, None for all; one without `{}` in its name is there once, if
     that set is not empty. One that is not `required` is in all these layers or in none. `switch` names a setting that
-    takes the tensor away where it is false; the engine needs it nevertheless, and gets zeros.
+    takes the tensor away where it is false; the engine needs it nevertheless, and gets zeros. With `zeros` it gets
+    them wherever the model has no such tensor.
 
     `stack` names the size that tells how many sources `[]` stands for. `skip` is how many of the first rows stay
-    behind. `choice` names one of several ways in which the same values are stored, of which a model has one.
+    behind, `keep` how many do not, 0 for all of them. `choice` names one of several ways in which the same values are
+    stored, of which a model has one.
     """
 
     source: str
@@ -163,6 +165,8 @@ class Known:
     layers: str | None = None
     stack: str = "experts"
     skip: Length = 0
+    keep: Length = 0
+    zeros: bool = False
     switch: str = ""
     choice: str = ""
 
@@ -183,7 +187,7 @@ class Known:
 
     def lengths(self) -> Iterator[str]:
         """The names of all sizes that the row uses."""
-        shapes = (self.shape, (self.skip,), *(target.shape for target in self.targets))
+        shapes = (self.shape, (self.skip, self.keep), *(target.shape for target in self.targets))
         for length in (length for shape in shapes for length in shape):
             if not isinstance(length, int):
                 yield length.size if isinstance(length, Times) else length

@@ -45,8 +45,8 @@ def plan_tensors(
     again = _tie(family, wanted, found, files) if tied else ()
     if not tied and family.architecture in WITHOUT_OUTPUT and any(row.target == HEAD for row, _ in wanted.values()):
         raise _no_output(family)
-    zeros = _take_away(wanted, config, sizes)
     _choose(wanted, found)
+    zeros = _take_away(wanted, found, config, sizes)
     unknown = [entry.name for name, entry in found.items() if name not in wanted]
     if unknown:
         key = next((key for key in _BIASES if config.get(key) is True), "")
@@ -91,9 +91,15 @@ def _choose(wanted: dict[str, Wanted], found: dict[str, Entry]) -> None:
             del wanted[name]
 
 
-def _take_away(wanted: dict[str, Wanted], config: ModelConfig, sizes: Sizes) -> list[TensorPlan]:
-    """Zeros for the tensors that the model is set not to have, which are then no longer `wanted`."""
-    off = {name: each for name, each in wanted.items() if each.row.switch and not config.flag(each.row.switch, True)}
+def _take_away(
+    wanted: dict[str, Wanted], found: dict[str, Entry], config: ModelConfig, sizes: Sizes
+) -> list[TensorPlan]:
+    """Zeros for the tensors that the model is set not to have, or may lack, which are then no longer `wanted`."""
+    off = {
+        name: each
+        for name, each in wanted.items()
+        if (each.row.switch and not config.flag(each.row.switch, True)) or (each.row.zeros and name not in found)
+    }
     for name in off:
         del wanted[name]
     names = [(row.target.replace("{}", str(layer)), sizes.at(layer).shape(row.shape)) for row, layer in off.values()]
@@ -194,6 +200,10 @@ def _place(entry: Entry, row: Known, layer: int, sizes: Sizes) -> Iterator[Tenso
         size = skipped * prod(shape[1:]) * DTYPES[entry.dtype]
         entry = replace(entry, offset=entry.offset + size, size=entry.size - size)
         shape = (shape[0] - skipped, *shape[1:])
+    kept = sizes.length(row.keep)
+    if kept:
+        entry = replace(entry, size=kept * prod(shape[1:]) * DTYPES[entry.dtype])
+        shape = (kept, *shape[1:])
     in_parts = len(targets) > 1
     matrices = shape[0] if in_parts and len(shape) > 2 else 1
     for number, target in enumerate(targets):
@@ -223,7 +233,7 @@ def _place_packed(entry: Entry, row: Known, layer: int, sizes: Sizes) -> Iterato
     shape, targets = sizes.shape(row.shape), row.targets
     parts, companions = _packed_parts(entry, shape[0] if len(shape) > 2 else 1)
     size = entry.size + sum(each.size for piece in entry.pieces or (entry,) for each in piece.companions)
-    if sizes.length(row.skip):
+    if sizes.length(row.skip) or (row.keep and sizes.length(row.keep) < shape[0]):
         raise UnsupportedModel(f"rows of `{entry.name}` stay behind, and it is quantized already", WEIGHTS)
     for number, target in enumerate(targets):
         transform = target.transform(sizes) if target.transform else None

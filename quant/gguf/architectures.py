@@ -82,6 +82,8 @@ UNADAPTED: dict[str, frozenset[str]] = {
     **dict.fromkeys(("deepseek2", "deepseek32", "glm-dsa", "hy_v4", "dots3note"), _LATENT | {"output"}),
     **dict.fromkeys(("minicpm3", "plm"), _LATENT),
     "gemma4": frozenset({"per_layer_model_proj"}),
+    "gemma3n": frozenset({"per_layer_model_proj", "altup_proj", "altup_unembd_proj", "altup_router"}),
+    "kimi-linear": _LATENT | {"attn_output", "output", "ssm_f_a", "ssm_f_b", "ssm_beta", "ssm_g_a", "ssm_g_b"},
     **dict.fromkeys(("nemotron_h", "nemotron_h_moe"), frozenset({"ffn_latent_down", "ffn_latent_up"})),
 }
 # Matrices whose product the graph multiplies by `….scale`, a number for each matrix, by the architecture: the arguments

@@ -228,15 +228,26 @@ _FALLBACK = {
     T.IQ3_S: T.IQ4_NL,
     T.IQ4_XS: T.IQ4_NL,
 }
-# Endings of the names of matrices that stay F32.
+# Endings of the names of matrices that stay F32, as in `tensor_allows_quantization` of llama-quant.cpp.
 _NEVER_QUANTIZED = (
     "_norm.weight",
     "ffn_gate_inp.weight",
     "position_embd.weight",
     "token_types.weight",
+    "altup_predict_coef.weight",
+    "altup_correct_coef.weight",
+    "altup_correct_scale.weight",
+    "altup_router.weight",
+    "laurel_l.weight",
+    "laurel_r.weight",
     "ssm_conv1d.weight",
+    "ssm_conv1d_q.weight",
+    "ssm_conv1d_k.weight",
+    "ssm_conv1d_v.weight",
     "shortconv.conv.weight",
 )
+# Matrices that make several streams of one and one of several; llama.cpp leaves them as they are.
+_STREAMS = ("altup_proj", "altup_unembd_proj")
 # Roles of the value projection: alone, or fused with queries and keys. llama.cpp numbers them together.
 _VALUES = ("attn_v", "attn_qkv", "attn_kv_b")
 # Role → field of `Level` that has its rules.
@@ -317,6 +328,8 @@ def _type_by_rules(tensor: TensorPlan, level: Level, plan: ModelPlan, tied: bool
         return level.base if len(tensor.shape) > 2 else level.flat
     if role == "token_embd":
         return level.embedding or level.base
+    if role in _STREAMS:
+        return T.Q8_0
     if role not in _RULES:
         return level.base
     position = _position(plan, role, seen, tensor.layer or 0)

@@ -12,7 +12,7 @@ graph keeps alive at once for a batch of 512 tokens.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -108,7 +108,11 @@ class ModelSize:
             feed_forward=max(feed_forward, used * expert_width),
             vocabulary=len(tokens) if tokens else number("vocab_size"),
             trained_context=number("context_length", CONTEXT),
-            cache_values=passes * sum(kv_heads) * (key if latent else key + value) + indexed,
+            # The last layers may have the keys and values of earlier ones (Gemma 3n and 4).
+            cache_values=passes
+            * sum(kv_heads[: layers - number("attention.shared_kv_layers")])
+            * (key if latent else key + value)
+            + indexed,
             state_values=states * (heads * key * key if architecture == _LIGHTNING else _state(number)),
             expert_share=_share(embedding, heads * key, expert_width, experts, used),
             layer_values=max(kv_heads, default=0) * (key if latent else key + value),
@@ -317,10 +321,22 @@ def _recurrent_layers(kv_heads: list[int], widths: Any) -> int:
     return sum(not heads and not width for heads, width in zip(kv_heads, by_layer, strict=False))
 
 
-def _state(number: Any) -> int:
-    """Values that one recurrent layer keeps per sequence: the state, and the tail of its convolution (Mamba)."""
+def _state(number: Callable[[str], int]) -> int:
+    """Values that one recurrent layer keeps per sequence: the state, and the last tokens of its convolution or shift.
+
+    Source: `n_embd_s` and `n_embd_r` of llama-hparams.cpp. By kind: RWKV, short convolutions (LFM 2), delta attention
+    (Kimi), and Mamba with those after it.
+    """
+    width, tail = number("embedding_length"), max(0, number("ssm.conv_kernel") - 1)
+    if number("wkv.head_size"):
+        return width * (number("wkv.head_size") + (number("token_shift_count") or 2))
+    if number("shortconv.l_cache"):
+        return width * (number("shortconv.l_cache") - 1)
+    head = number("kda.head_dim")
+    if head:
+        return number("attention.head_count") * head * (head + 3 * tail)
     inner, state, groups = number("ssm.inner_size"), number("ssm.state_size"), number("ssm.group_count")
-    return int(inner * state + max(0, number("ssm.conv_kernel") - 1) * (inner + 2 * groups * state))
+    return int(inner * state + tail * (inner + 2 * groups * state))
 
 
 def _share(embedding: int, attention: int, expert_width: int, experts: int, used: int) -> float:

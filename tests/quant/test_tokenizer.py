@@ -295,13 +295,6 @@ def test_a_file_that_is_no_json_object_is_refused(raw: bytes) -> None:
         read_vocabulary(Folder(contents={"tokenizer.json": raw}), 4096)
 
 
-@pytest.mark.parametrize("name", ["qwen.tiktoken", "tiktoken.model"])
-def test_ranks_without_rules_are_refused_with_the_reason(name: str) -> None:
-    with pytest.raises(UnsupportedModel, match="program, which is not run") as caught:
-        read_vocabulary(Folder(contents={name: b"IQ== 0\n"}), 4096)
-    assert "transformers" in caught.value.hint
-
-
 def test_without_tokenizer_json_it_says_how_to_make_one() -> None:
     with pytest.raises(UnsupportedModel) as caught:
         read_vocabulary(Folder(contents={"vocab.txt": b""}), 4096)

@@ -45,6 +45,16 @@ SILENT = (
     "classifier.output_labels",
     "hrm.prefix_lm",
 )
+# Entries that llama.cpp never reads, as it has the numbers built in.
+BUILT_IN = {
+    "gemma3n": (
+        "attention.shared_kv_layers",
+        "embedding_length_per_layer_input",
+        "final_logit_softcapping",
+        "altup.active_idx",
+        "altup.num_inputs",
+    )
+}
 # Sizes that tensors have too: llama.cpp refuses a file where they differ, or ends the process, so they are not tried.
 SHAPES = re.compile(r".*(length|count|size|rank|kernel|cache|cycles|per_stack)(_mla|_swa|_kv)?")
 CHOICES = (
@@ -203,7 +213,11 @@ def test_every_transform_is_needed(row: str, model: tuple[Folder, np.ndarray], t
 def wrong(name: str, value: Any, plan: ModelPlan) -> Any:
     """Another value for an entry, None where there is none to try."""
     shaped = SHAPES.fullmatch(name) and name not in CHOICES and isinstance(value, int)
-    if name in SILENT or shaped or ("yarn_beta" in name and plan.architecture not in READS_BETAS):
+    if (
+        name in (*SILENT, *BUILT_IN.get(plan.architecture, ()))
+        or shaped
+        or ("yarn_beta" in name and plan.architecture not in READS_BETAS)
+    ):
         return None
     if "epsilon" in name and (value < 1e-9 or plan.architecture == "minicpm3"):
         return None  # as DistilBERT has it, whatever its settings say; nobody notices ten times as much

@@ -126,9 +126,13 @@ def _check(config: ModelConfig, expected: dict[str, Any]) -> None:
 
 
 def _describe(config: ModelConfig, sizes: LatentSizes) -> dict[str, Any]:
+    return {**_describe_rotation(config, sizes), **describe_latent(sizes)}
+
+
+def describe_latent(sizes: LatentSizes) -> dict[str, Any]:
+    """The entries of the numbers that queries, keys and values are made of."""
     ranked = {"attention.q_lora_rank": sizes.query_rank} if sizes.ranked else {}
     return {
-        **_describe_rotation(config, sizes),
         **ranked,
         "attention.kv_lora_rank": sizes.rank,
         "attention.value_length": sizes.rank,
@@ -163,8 +167,7 @@ def _take_values(sizes: LatentSizes) -> Reversible:
     return TakeRows(sizes.rank, sizes.plain + sizes.value, sizes.plain, sizes.value)
 
 
-LATENT = (
-    *decoder.NORMS,
+LATENT_ALONE = (
     *linear("self_attn.kv_a_proj_with_mqa", "attn_kv_a_mqa", "compressed", "width", bias=False),
     *norm("self_attn.kv_a_layernorm", "attn_kv_a_norm", "rank"),
     Known(
@@ -177,6 +180,7 @@ LATENT = (
     ),
     *linear("self_attn.o_proj", "attn_output", "width", "values", bias=False),
 )
+LATENT = (*decoder.NORMS, *LATENT_ALONE)
 RANKED = (
     *linear("self_attn.q_a_proj", "attn_q_a", "query_rank", "width", bias=False),
     *norm("self_attn.q_a_layernorm", "attn_q_a_norm", "query_rank"),

@@ -16,7 +16,7 @@ from quant.convert.pooling import DENSE
 from quant.errors import UnsupportedModel
 
 _NO_CAP = 1e9
-_GELU = ("gelu_pytorch_tanh", "gelu")
+GELU = ("gelu_pytorch_tanh", "gelu")
 # llama.cpp tells Gemma's 27 B, which scales attention in its own way, by the number of layers.
 _ODD_SCALE = {"gemma2": 46, "gemma3": 62}
 
@@ -75,7 +75,7 @@ def _describe_three(config: ModelConfig, sizes: DecoderSizes) -> dict[str, Any]:
     }
 
 
-_FOUR_NORMS = (
+FOUR_NORMS = (
     *norm("input_layernorm", "attn_norm"),
     *norm("post_attention_layernorm", "post_attention_norm"),
     *norm("pre_feedforward_layernorm", "ffn_norm"),
@@ -88,27 +88,27 @@ GEMMA = Family(
     sizes=DecoderSizes,
     read_sizes=decoder.read_sizes,
     describe=decoder.describe,
-    activations=_GELU,
+    activations=GELU,
     tied=True,
 )
 GEMMA2 = Family(
     classes=("Gemma2ForCausalLM",),
     architecture="gemma2",
-    tensors=decoder.added_one(decoder.BASE + _FOUR_NORMS),
+    tensors=decoder.added_one(decoder.BASE + FOUR_NORMS),
     sizes=DecoderSizes,
     read_sizes=decoder.read_sizes,
     describe=_describe_two,
-    activations=_GELU,
+    activations=GELU,
     tied=True,
 )
 GEMMA3 = Family(
     classes=("Gemma3ForCausalLM",),
     architecture="gemma3",
-    tensors=decoder.added_one(decoder.BASE + _FOUR_NORMS + decoder.HEAD_NORMS),
+    tensors=decoder.added_one(decoder.BASE + FOUR_NORMS + decoder.HEAD_NORMS),
     sizes=DecoderSizes,
     read_sizes=lambda config: decoder.read_sizes(_complete(config)),
     describe=_describe_three,
-    activations=_GELU,
+    activations=GELU,
     tied=True,
 )
 
@@ -156,7 +156,7 @@ EMBEDDING = Family(
     read_sizes=lambda config: _EmbeddingSizes(**vars(decoder.read_sizes(_bidirectional(config)))),
     describe=lambda config, sizes: _describe_embedding(_complete(config), sizes),
     unused=headless(GEMMA3).unused,
-    activations=_GELU,
+    activations=GELU,
     encoder=True,
     tied=True,
 )

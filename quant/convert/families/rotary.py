@@ -61,6 +61,7 @@ _UNAPPLIED = {
     **dict.fromkeys(("deepseek2", "deepseek32"), ("linear",)),
     "glm-dsa": ("linear", "yarn"),
     "gemma3": ("yarn",),
+    "gemma3n": ("yarn",),
     "gemma-embedding": ("yarn",),
     "gemma4": ("linear", "yarn"),
     "mimo2": ("linear", "yarn"),
@@ -69,12 +70,23 @@ _UNAPPLIED = {
 }
 # Layers with windows are never scaled in these; in the others all layers are scaled alike.
 _WINDOWS_UNSCALED = (
-    *("gemma3", "gemma-embedding", "gemma4", "laguna", "mellum", "mimo2", "modern-bert", "olmo2", "plamo3"),
-    *("maple", "muse-glimmer", "spark2_5"),
+    *(
+        "gemma3",
+        "gemma-embedding",
+        "gemma3n",
+        "gemma4",
+        "laguna",
+        "mellum",
+        "mimo2",
+        "modern-bert",
+        "olmo2",
+    ),
+    *("maple", "muse-glimmer", "plamo3", "spark2_5"),
 )
 # These tell positions in other ways.
 _NAMES = """
-    bert bloom gpt2 jais jamba jina-bert-v2 mamba mamba2 mpt nemotron_h nemotron_h_moe refact starcoder
+    bert bloom gpt2 jais jamba jina-bert-v2 kimi-linear mamba mamba2 mpt nemotron_h nemotron_h_moe refact rwkv6 rwkv7
+    starcoder
 """
 _UNROTATED = frozenset(_NAMES.split())
 # Settings of YaRN that have an effect on lengths whatever its factor is.

@@ -8,7 +8,7 @@ routine for Gemma 4, which merges by rank. It never puts a space in front, and m
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from quant.convert.tokenizer.added import AddedToken, ids_by_text, merge_added, note, read_step
@@ -54,7 +54,8 @@ def read(tokenizer: dict[str, Any], size: int, decoder: Mapping[int, AddedToken]
             )
             entries["merges"] = [f"{left} {right}" for left, right in merges]
     else:
-        name = check_name(pre) if pre else recognise(tokenizer, lambda: _merges_reach(vocab, merges, types))
+        ordinary = [text for text, id in vocab.items() if types[id] == TOKEN_NORMAL]
+        name = check_name(pre) if pre else recognise(tokenizer, lambda: not unreached(vocab, merges, ordinary))
         entries = {"model": "gpt2", "pre": name, "tokens": tokens, "token_type": types}
         entries["merges"] = [f"{left} {right}" for left, right in merges]
         preparing, space = preparation(tokenizer.get("normalizer")), ""
@@ -79,13 +80,12 @@ def _merges(model: dict[str, Any]) -> list[tuple[str, str]]:
     return merges
 
 
-def _merges_reach(vocab: dict[str, int], merges: list[tuple[str, str]], types: list[int]) -> bool:
-    """Whether merging alone turns the text of every ordinary token back into that token."""
+def unreached(vocab: dict[str, int], merges: list[tuple[str, str]], tokens: Iterable[str]) -> list[str]:
+    """The `tokens` into which merging alone does not turn their text."""
     from tokenizers.models import BPE
 
     plain = BPE(vocab=vocab, merges=merges)
-    ordinary = (item for item in vocab.items() if types[item[1]] == TOKEN_NORMAL)
-    return all([piece.id for piece in plain.tokenize(text)] == [id] for text, id in ordinary)
+    return [text for text in tokens if [piece.id for piece in plain.tokenize(text)] != [vocab[text]]]
 
 
 def _sentencepiece(

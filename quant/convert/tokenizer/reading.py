@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from quant.convert.config import MAX_JSON, read_whole
-from quant.convert.tokenizer import bpe, sentencepiece, unigram, wordpiece
+from quant.convert.tokenizer import bpe, ranks, sentencepiece, unigram, wordpiece
 from quant.convert.tokenizer.added import AddedToken, read_decoder, within
 from quant.convert.tokenizer.vocabulary import FILE, VocabularyPlan, broken, read_added
 from quant.errors import UnsupportedModel
@@ -15,20 +15,18 @@ from quant.safetensors import load_json
 
 
 def read_vocabulary(files: Files, size: int, pre: str | None = None) -> VocabularyPlan:
-    """The vocabulary in `tokenizer.json`, else in `tokenizer.model`, for a model of `size` embeddings.
+    """The vocabulary in `tokenizer.json`, else in a list of ranks, else in `tokenizer.model`, of `size` embeddings.
 
     `pre` names the pre-tokenizer by hand.
     Raises MalformedFile for a file that contradicts itself or the model, UnsupportedModel for a kind of tokenizer that
     llama.cpp would not follow exactly.
     """
     names = files.names()
+    list_of_ranks = "" if FILE in names else ranks.find(files)
+    if list_of_ranks:
+        return _prefixed(ranks.read(files, list_of_ranks, size, pre))
     if FILE not in names and sentencepiece.FILE in names:
         return _prefixed(sentencepiece.read(files, size))
-    ranks = [name for name in names if name.endswith((".tiktoken", "tiktoken.model"))]
-    if FILE not in names and ranks:
-        hint = "save the tokenizer with transformers, or use a repository of the model that has it"
-        reason = f"there is no `{FILE}`, and the rules for `{ranks[0]}` stand in a program, which is not run"
-        raise UnsupportedModel(reason, hint=hint)
     if FILE not in names:
         hint = "save the tokenizer with transformers' `AutoTokenizer.from_pretrained(…).save_pretrained(…)`"
         raise UnsupportedModel(f"there is no `{FILE}`", hint=hint)

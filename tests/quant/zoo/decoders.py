@@ -33,6 +33,21 @@ GEMMA_4 = {
     "vocab_size_per_layer_input": VOCABULARY,
     "final_logit_softcapping": 10.0,
 }
+GEMMA_3N = {
+    "head_dim": 32,
+    "sliding_window": 48,
+    "num_hidden_layers": 2,
+    "layer_types": SLIDING_AND_FULL,
+    # llama.cpp divides the variance of as many activations by one less.
+    "intermediate_size": 12288,
+    "rope_parameters": {
+        "full_attention": {"rope_type": "default", "rope_theta": 30000.0},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 3000.0},
+    },
+    "vocab_size_per_layer_input": VOCABULARY,
+    "num_kv_shared_layers": 0,
+    "activation_sparsity_pattern": [0.95] * 2,
+}
 FALCON = {"num_key_value_heads": None, "intermediate_size": None}
 DECODERS: dict[str, Row] = {
     "apertus": Row("Apertus", {"rope_scaling": LLAMA_3_ROPE}),
@@ -124,6 +139,7 @@ DECODERS: dict[str, Row] = {
         "HunYuanDenseV1",
         {"head_dim": 32, "rope_scaling": {"rope_type": "dynamic", "alpha": 100.0, "factor": 1.0}},
     ),
+    "gemma3n": Row("Gemma3n", GEMMA_3N, spread=1.2, heads=0.25),
     "gemma4": Row("Gemma4", GEMMA_4, spread=1.2, heads=0.25),
     "gemma4, shared keys": Row(
         "Gemma4",

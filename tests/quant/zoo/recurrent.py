@@ -80,7 +80,28 @@ BAMBA = {
     "mamba_d_conv": 3,
     "mamba_chunk_size": 64,
 }
+KIMI_LINEAR = {
+    "num_hidden_layers": 4,
+    "layer_types": ["linear_attention", "linear_attention", "full_attention", "linear_attention"],
+    "linear_head_dim": 32,
+    "linear_num_heads": 4,
+    "linear_conv_kernel_dim": 4,
+    "num_key_value_heads": 4,
+    "kv_lora_rank": 48,
+    "q_lora_rank": None,
+    "qk_nope_head_dim": 32,
+    "qk_rope_head_dim": 16,
+    "v_head_dim": 24,
+    "num_experts": 12,
+    "num_experts_per_token": 3,
+    "num_shared_experts": 2,
+    "moe_intermediate_size": 64,
+    "routed_scaling_factor": 2.5,
+    "rms_norm_eps": 1e-4,
+    "rope_theta": None,
+}
 RECURRENT: dict[str, Row] = {
+    "kimi-linear": Row("KimiLinear", KIMI_LINEAR),
     "qwen35": Row("Qwen3_5", QWEN_LINEAR),
     "qwen35moe": Row("Qwen3_5Moe", QWEN_LINEAR_EXPERTS),
     "qwen3next": Row("Qwen3Next", QWEN_LINEAR_EXPERTS),

@@ -19,7 +19,7 @@ from quant.convert.placing import expand
 from tests.quant.support import DEMO, safetensors
 from tests.quant.zoo.making import weight
 from tests.quant.zoo.mixtures import DEEPSEEK_V3, HUNYUAN_V3, ROUTED_EXPERTS, YOUTU
-from tests.quant.zoo.recurrent import LFM2, QWEN_LINEAR, QWEN_LINEAR_EXPERTS
+from tests.quant.zoo.recurrent import KIMI_LINEAR, LFM2, QWEN_LINEAR, QWEN_LINEAR_EXPERTS
 from tests.quant.zoo.row import SIZES
 from tests.quant.zoo.settings import HALF_ROTATED_ROPE
 
@@ -269,6 +269,27 @@ SKETCHES = {
             "intermediate_size": 512,
         },
         prefix="transformer.",
+    ),
+    "kimi-linear, as published": Sketch(
+        "KimiLinearForCausalLM",
+        {
+            **KIMI_LINEAR,
+            **dict.fromkeys(name for name in KIMI_LINEAR if name.startswith(("linear_", "layer_"))),
+            "linear_attn_config": {
+                "full_attn_layers": [2, 4],
+                "kda_layers": [1, 3],
+                "head_dim": 32,
+                "num_heads": 4,
+                "short_conv_kernel_size": 4,
+            },
+            "head_dim": 40,
+            "model_max_length": 512,
+            "max_position_embeddings": None,
+            "first_k_dense_replace": 1,
+            "mla_use_nope": True,
+            "moe_renormalize": True,
+            "moe_router_activation_func": "sigmoid",
+        },
     ),
     "bailingmoe": Sketch("BailingMoeForCausalLM", {**ROUTED, "first_k_dense_replace": 0}),
     "bailingmoe2": Sketch(
