@@ -119,6 +119,7 @@ def _out_of_order(p: Packer) -> Tensors:
 def _awq() -> Iterator[Layout]:
     for group in (32, 128):
         yield Layout(_named("AWQ", 4, group, " with zeros"), integers.AWQ, integers.awq, 4, group, T.Q4_1, False)
+    yield Layout("AWQ, gemv, 4 bits with zeros, groups of 32", integers.GEMV, integers.gemv, 4, 32, T.Q4_1, False)
 
 
 def _compressed() -> Iterator[Layout]:

@@ -45,6 +45,14 @@ def awq(p: Packer) -> Tensors:
     return {"qweight": raw(words), "qzeros": raw(zero_words), "scales": raw(p.scales.T)}
 
 
+def gemv(p: Packer) -> Tensors:
+    """Rows first, with room for more groups at the end of each row's zeros and scales."""
+    width = -(-p.groups // 32) * 4
+    zeros, scales = np.zeros((p.rows, width * 8), np.uint8), np.zeros((p.rows, width * 8), np.float16)
+    zeros[:, : p.groups], scales[:, : p.groups] = p.zeros, p.scales
+    return {"qweight": raw(dense(p.codes, 4)), "qzeros": raw(dense(zeros, 4)), "scales": raw(scales)}
+
+
 def compressed(p: Packer) -> Tensors:
     symmetric = (p.zeros == 1 << (p.bits - 1)).all()
     tensors = {
@@ -73,6 +81,7 @@ def scheme(form: str, bits: int, symmetric: bool, strategy: str = "group") -> di
 
 GPTQ = {"quantization_config": {"quant_method": "gptq", "bits": 4, "group_size": GROUP, "sym": True, "desc_act": False}}
 AWQ = {"quantization_config": {"quant_method": "awq", "bits": 4, "version": "gemm", "zero_point": True}}
+GEMV = {"quantization_config": {"quant_method": "awq", "bits": 4, "version": "gemv", "group_size": GROUP}}
 MLX = {"quantization": {"group_size": GROUP, "bits": 4}, "quantization_config": {"group_size": GROUP, "bits": 4}}
 T = QuantType
 
@@ -96,6 +105,14 @@ EXACT: list[tuple[str, dict[str, Any], Callable[[Packer], Tensors], dict[str, An
     ("gptq-3", of_gptq(bits=3), gptq, {"bits": 3, "symmetric": True}, T.Q4_0),
     ("gptq-channel", of_gptq(group_size=-1), gptq, {"bits": 4, "symmetric": True, "groups": 1}, T.Q4_0),
     ("awq", AWQ, awq, {"bits": 4, "symmetric": False}, T.Q4_1),
+    ("awq-gemv", GEMV, gemv, {"bits": 4, "symmetric": False}, T.Q4_1),
+    (
+        "gptq-rules",
+        of_gptq(bits=8, dynamic={"+:(a+)+$": {"bits": 4, "group_size": 32}, "-:lm_head": {}}),
+        gptq,
+        {"bits": 4, "symmetric": True},
+        T.Q4_0,
+    ),
     (
         "compressed",
         {"quantization_config": scheme("pack-quantized", 4, True)},
@@ -163,6 +180,41 @@ NOT_EXACT = [
     ("mlx-8", of_mlx(8), {"bits": 8, "symmetric": True}),
     ("gptq-asymmetric-8", of_gptq(bits=8, sym=False), {"bits": 8, "symmetric": False}),
 ]
+
+
+def test_matrices_of_several_numbers_of_bits_are_told_apart_by_their_shapes(tmp_path: Path) -> None:
+    four = Source(GPTQ, gptq, bits=4, symmetric=True)
+    eight = Source(GPTQ, gptq, bits=8, symmetric=True)
+    down = lambda name: "down_proj" in name  # noqa: E731
+    tensors = {name: each for name, each in four.tensors.items() if not down(name)}
+    tensors |= {name: each for name, each in eight.tensors.items() if down(name)}
+    for way in (
+        of_gptq(dynamic={r"+:.*\.down_proj": {"bits": 8}}),
+        {
+            "quantization_config": {
+                "quant_method": "auto-round",
+                "bits": 4,
+                "sym": True,
+                "packing_format": "auto_round:auto_gptq",
+                "extra_config": {"model.layers.0.mlp.down_proj": {"bits": 8}, "lm_head": {"bits": 16}},
+            }
+        },
+    ):
+        plan, found = written(four.folder(tensors, **way), "Q8_0", tmp_path / "m.gguf")
+        assert len(clauses(plan, types_of(plan, "Q8_0"))) == 2
+        for name in four.packers:
+            type, blocks = found[name]
+            source = eight if "ffn_down" in name else four
+            assert type is (T.Q8_0 if source is eight else T.Q4_0)
+            values = turned(name, source.packers[name].values)
+            np.testing.assert_allclose(dequantize(blocks, type, values.shape[1]), values, rtol=1e-3)
+
+
+def test_rules_that_shapes_contradict_are_refused() -> None:
+    source = Source(of_gptq(dynamic={"+:.*": {"bits": 8}}), gptq, bits=4, symmetric=True)
+    odd = changed(source, "qzeros", lambda tensor: ("I32", (tensor[1][0], 7), tensor[2][: tensor[1][0] * 28]))
+    with pytest.raises(MalformedFile, match="do not fit each other"):
+        plan_model(source.folder(odd))
 
 
 @pytest.mark.parametrize(("config", "how"), [row[1:] for row in NOT_EXACT], ids=[row[0] for row in NOT_EXACT])
@@ -272,8 +324,11 @@ def test_zero_points_that_contradict_the_configuration_are_refused(tmp_path: Pat
         {"quantization_config": {"quant_method": ["gptq"]}},
         of_gptq(bits="4"),
         of_gptq(checkpoint_format="gptq_p"),
-        of_gptq(dynamic={"-:lm_head": {}, "+:.*down.*": {"bits": 8}}),
+        of_gptq(dynamic={"-:lm_head": {}, "+:.*down.*": 8}),
+        of_gptq(dynamic=["down"]),
         {"quantization_config": {"quant_method": "awq", "bits": 4, "version": "gemv"}},
+        {"quantization_config": {"quant_method": "awq", "bits": 4, "version": "gemv", "group_size": 0}},
+        {"quantization_config": {"quant_method": "awq", "bits": 4, "version": "gemv_fast"}},
         {"quantization_config": {"quant_method": "compressed-tensors", "format": "pack-quantized"}},
         {"quantization_config": scheme("sparse-24-bitmask", 4, True)},
         {"quantization": {"group_size": 32, "bits": 4, "mode": "mxfp4"}},

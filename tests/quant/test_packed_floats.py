@@ -241,12 +241,10 @@ def test_scales_that_are_no_numbers_are_refused(
         written(source.folder(tensors), "Q8_0", tmp_path / "m.gguf")
 
 
-@pytest.mark.parametrize("way", ["auto_round:auto_gptq", "auto_round"])
-def test_auto_round_that_mixes_numbers_of_bits_is_refused(way: str) -> None:
-    more = {"bits": 4, "sym": True, "packing_format": way, "extra_config": {"model.layers.0.mlp.up_proj": {"bits": 8}}}
-    source = Source(
-        {"quantization_config": {"quant_method": "auto-round", **more}}, whole_bytes, bits=8, symmetric=True
-    )
+def test_auto_round_that_mixes_numbers_of_bits_in_words_of_four_is_refused() -> None:
+    more = {"bits": 4, "sym": True, "extra_config": {"model.layers.0.mlp.up_proj": {"bits": 8}}}
+    config = {"quant_method": "auto-round", "packing_format": "auto_round:auto_awq", **more}
+    source = Source({"quantization_config": config}, whole_bytes, bits=8, symmetric=True)
     with pytest.raises(UnsupportedModel, match="extra_config"):
         plan_model(source.folder())
 

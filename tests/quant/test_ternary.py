@@ -48,6 +48,16 @@ def test_ternary_codes_are_taken_over_as_they_are(inverse: bool, tmp_path: Path)
         np.testing.assert_allclose(dequantize(blocks, type, packer.columns), values, rtol=1e-3)
 
 
+def test_the_smallest_ternary_type_has_the_same_codes(tmp_path: Path) -> None:
+    source = Source(of_bitnet(), bitnet, bits=2, symmetric=True)
+    _, found = written(source.folder(), "TQ1_0", tmp_path / "m.gguf")
+    for name, packer in source.packers.items():
+        type, blocks = found[name]
+        assert type is QuantType.TQ1_0
+        values = turned(name, packer.told)  # type: ignore[attr-defined]
+        np.testing.assert_allclose(dequantize(blocks, type, packer.columns), values, rtol=1e-3)
+
+
 def test_what_is_no_ternary_model_is_refused(tmp_path: Path) -> None:
     source = Source(of_bitnet(), bitnet, bits=2, symmetric=True)
     for more, words in (({"use_rms_norm": True}, "use_rms_norm"), ({"linear_class": "other"}, "linear_class")):

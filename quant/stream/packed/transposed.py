@@ -1,6 +1,6 @@
-"""Layouts that store a matrix as [inputs, outputs]: GPTQ and AWQ.
+"""GPTQ and AWQ, which store a matrix as [inputs, outputs], but for AWQ's layout `gemv`.
 
-Sources: `utils/model.py` of GPTQModel, and `awq/utils/packing_utils.py` of AutoAWQ.
+Sources: `utils/model.py` of GPTQModel, and `awq/utils/packing_utils.py` and `modules/linear/gemv.py` of AutoAWQ.
 """
 
 from __future__ import annotations
@@ -111,3 +111,37 @@ class PackedAwq(CodePacking):
     def levels(self, arrays: Sequence[np.ndarray], first: int, last: int) -> np.ndarray:
         """As `CodePacking`."""
         return unpack_interleaved(arrays[0].reshape(self.columns, -1), first, last)
+
+
+@dataclass(frozen=True, slots=True)
+class PackedGemv(CodePacking):
+    """AWQ's layout `gemv`, 4 bits: words int32[rows, columns / 8], zeros int32[rows, words], scales [rows, words * 8].
+
+    The first `groups` zeros and scales of a row count.
+    """
+
+    rows: int
+    columns: int
+    groups: int
+    scale: str
+    exact: QuantType | None
+
+    @property
+    def name(self) -> str:
+        """`4-bit codes of AWQ`."""
+        return "4-bit codes of AWQ"
+
+    @property
+    def dtypes(self) -> tuple[str, ...]:
+        """Words, zeros, scales."""
+        return "<i4", "<i4", NUMPY[self.scale]
+
+    def scales(self, arrays: Sequence[np.ndarray]) -> Scales:
+        """A scale and a zero for each group."""
+        zeros = unpack_dense(arrays[1].reshape(self.rows, -1), 4, self.groups).astype(np.int16)
+        factors = widened(arrays[2]).reshape(self.rows, -1)[:, : self.groups]
+        return Scales(np.ascontiguousarray(factors), zeros)
+
+    def levels(self, arrays: Sequence[np.ndarray], first: int, last: int) -> np.ndarray:
+        """As `CodePacking`."""
+        return unpack_dense(arrays[0].reshape(self.rows, -1)[first:last], 4, self.columns)
