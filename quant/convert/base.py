@@ -153,9 +153,9 @@ class Known:
     takes the tensor away where it is false; the engine needs it nevertheless, and gets zeros. With `zeros` it gets
     them wherever the model has no such tensor.
 
-    `stack` names the size that tells how many sources `[]` stands for. `skip` is how many of the first rows stay
-    behind, `keep` how many do not, 0 for all of them. `choice` names one of several ways in which the same values are
-    stored, of which a model has one.
+    `stack` names the size that tells how many sources `[]` stands for; `each` are their names where these are no
+    numbers. `skip` is how many of the first rows stay behind, `keep` how many do not, 0 for all of them. `choice` names
+    one of several ways in which the same values are stored, of which a model has one.
     """
 
     source: str
@@ -169,6 +169,7 @@ class Known:
     zeros: bool = False
     switch: str = ""
     choice: str = ""
+    each: tuple[str, ...] = ()
 
     @property
     def target(self) -> str:
@@ -191,8 +192,13 @@ class Known:
         for length in (length for shape in shapes for length in shape):
             if not isinstance(length, int):
                 yield length.size if isinstance(length, Times) else length
-        if self.stacked:
+        if self.stacked and not self.each:
             yield self.stack
+
+    def stacks(self, sizes: Sizes) -> tuple[str, ...]:
+        """The names that `[]` stands for, none of another row."""
+        numbers = range(sizes.length(self.stack)) if self.stacked and not self.each else ()
+        return self.each or tuple(map(str, numbers))
 
 
 def tensor(

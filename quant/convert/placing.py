@@ -152,8 +152,8 @@ def expand(family: Family[Any], sizes: Sizes) -> dict[str, Wanted]:
         layers = sizes.numbers(row.layers)
         for layer in layers if "{" in row.source else layers[:1]:
             name = row.source.format(layer, layer - sizes.layers)
-            for expert in range(sizes.at(layer).length(row.stack)) if row.stacked else (0,):
-                wanted[name.replace("[]", str(expert))] = Wanted(row, layer)
+            for expert in row.stacks(sizes.at(layer)) or ("",):
+                wanted[name.replace("[]", expert)] = Wanted(row, layer)
     return wanted
 
 
@@ -212,7 +212,7 @@ def _place(entry: Entry, row: Known, layer: int, sizes: Sizes) -> Iterator[Tenso
         own = sizes.shape(target.shape) or own
         yield TensorPlan(
             name=target.name.replace("{}", str(layer)),
-            shape=(sizes.length(row.stack), *own) if row.stacked else own,
+            shape=(*((len(row.stacks(sizes)),) if row.stacked else ()), *own),
             dtype=entry.dtype,
             source=entry.name,
             shard=entry.shard,
@@ -245,7 +245,7 @@ def _place_packed(entry: Entry, row: Known, layer: int, sizes: Sizes) -> Iterato
         moves = exact is not None and moves_blocks(transform, exact.block)
         yield TensorPlan(
             name=target.name.replace("{}", str(layer)),
-            shape=(sizes.length(row.stack), *own) if row.stacked else own,
+            shape=(*((len(row.stacks(sizes)),) if row.stacked else ()), *own),
             dtype=entry.dtype,
             source=entry.name,
             shard=entry.shard,

@@ -23,7 +23,7 @@ from quant.convert.prequantized.methods import check_untouched, method_of
 from quant.convert.tokenizer import specials
 from quant.convert.tokenizer.reading import read_vocabulary
 from quant.errors import MalformedFile, UnsupportedModel
-from quant.gguf.architectures import HEADS_AS_WIDE
+from quant.gguf.architectures import HEADS_AS_WIDE, reason_not_to_convert
 from quant.notes import IGNORED, STOPS
 from quant.plan import NEXT_TOKEN_LAYERS, Files, ModelPlan, TensorPlan
 from quant.safetensors import Entry, read_model
@@ -201,6 +201,10 @@ def _read_config(files: Files) -> ModelConfig:
 
 
 def _family(name: str) -> Family[Any]:
+    reason = reason_not_to_convert(name)
+    if reason and name not in FAMILIES:
+        hint = "take a model that continues a text by itself: `lm fit` with the name of one says what fits here"
+        raise UnsupportedModel(f"`{ascii(name)[1:-1][:60]}` is not converted: {reason}", hint)
     if name not in FAMILIES:
         raise UnsupportedModel(
             f"the architecture `{ascii(name)[1:-1][:60]}` cannot be converted yet",

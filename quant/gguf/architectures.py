@@ -82,6 +82,15 @@ UNADAPTED: dict[str, frozenset[str]] = {
     **dict.fromkeys(("deepseek2", "deepseek32", "glm-dsa", "hy_v4", "dots3note"), _LATENT | {"output"}),
     **dict.fromkeys(("minicpm3", "plm"), _LATENT),
     "gemma4": frozenset({"per_layer_model_proj"}),
+    **dict.fromkeys(
+        ("rwkv6", "rwkv7"),
+        frozenset(
+            [
+                *(f"time_mix_{letter}{number}" for letter in "wvag" for number in "12"),
+                *("time_mix_decay_w1", "time_mix_decay_w2"),
+            ]
+        ),
+    ),
     "gemma3n": frozenset({"per_layer_model_proj", "altup_proj", "altup_unembd_proj", "altup_router"}),
     "kimi-linear": _LATENT | {"attn_output", "output", "ssm_f_a", "ssm_f_b", "ssm_beta", "ssm_g_a", "ssm_g_b"},
     **dict.fromkeys(("nemotron_h", "nemotron_h_moe"), frozenset({"ffn_latent_down", "ffn_latent_up"})),
@@ -106,3 +115,22 @@ SCALED: dict[str, frozenset[str]] = {
     ),
     "hy_v3": _SCALED_ATTENTION | _SCALED_FEED_FORWARD | _SCALED_EXPERTS | _SCALED_SHARED,
 }
+# Models that llama.cpp has a graph for and the engine cannot run: how the names of their classes begin, their names in
+# GGUF, and the reason.
+_TWO_PARTS = "an encoder reads the text and a decoder answers, and the engine runs models of one part"
+_WHOLE_TEXTS = "it refines a whole text at once, and the engine writes one token after the other"
+_SOUND = "it makes sound, and the engine text"
+_GUESSING = "it only guesses tokens for another model, and says nothing by itself"
+_NOT_RUN = (
+    ("T5With T5For T5Encoder MT5 UMT5 Bart MBart Pegasus M2M100 Marian LED Switch", "t5 t5encoder", _TWO_PARTS),
+    ("LLaDA Dream RND1", "llada llada-moe dream rnd1", _WHOLE_TEXTS),
+    ("Qwen3TTS PocketTTS WavTokenizer", "qwen3tts pockettts wavtokenizer-dec", _SOUND),
+    ("Eagle3 DFlash DSpark Qwen3DSpark", "eagle3 dflash", _GUESSING),
+)
+NOT_RUN = {name: reason for _, names, reason in _NOT_RUN for name in names.split()}
+"""The reason why the engine does not run an architecture, by its name in GGUF."""
+
+
+def reason_not_to_convert(name: str) -> str:
+    """The reason why a class of this name is not converted, "" for one that might be."""
+    return next((reason for starts, _, reason in _NOT_RUN if name.startswith(tuple(starts.split()))), "")

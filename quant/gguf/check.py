@@ -11,7 +11,7 @@ import re
 from typing import Any
 
 from quant.errors import MalformedFile, UnsupportedModel
-from quant.gguf.architectures import KNOWN, REQUIRED, SECTIONED
+from quant.gguf.architectures import KNOWN, NOT_RUN, REQUIRED, SECTIONED
 from quant.gguf.header import TOKEN_BYTE, Header
 from quant.types import QuantType, Tensor
 
@@ -56,6 +56,8 @@ def check_model(header: Header) -> None:
         raise _refuse(header, "`general.architecture` is missing")
     if architecture not in KNOWN:
         raise UnsupportedModel(f"`{header.name}` has the unknown architecture `{architecture[:64]}`")
+    if architecture in NOT_RUN:
+        raise UnsupportedModel(f"`{header.name}` has the architecture `{architecture}`: {NOT_RUN[architecture]}")
     if not header.tensors:
         raise _refuse(header, "it has no tensors")
     _check_sizes(header, architecture)

@@ -240,6 +240,8 @@ _NEVER_QUANTIZED = (
     "altup_router.weight",
     "laurel_l.weight",
     "laurel_r.weight",
+    *("time_mix_first.weight", "time_mix_lerp_fused.weight", "time_mix_decay_w1.weight", "time_mix_decay_w2.weight"),
+    *(f"time_mix_{letter}{number}.weight" for letter in "wvag" for number in "12"),
     "ssm_conv1d.weight",
     "ssm_conv1d_q.weight",
     "ssm_conv1d_k.weight",

@@ -12,6 +12,8 @@ from quant.convert.families.table import FAMILIES
 from quant.convert.planning import plan_model
 from quant.convert.wrappers import CLASSES, REFUSED
 from quant.errors import QuantError, UnsupportedModel
+from quant.gguf.check import check_model
+from quant.gguf.header import Header
 from quant.safetensors import read_model
 from tests.quant.support import DEMO, Folder, llama_shapes, safetensors
 
@@ -65,6 +67,26 @@ def test_a_language_model_that_cannot_be_taken_out_is_refused_by_its_reason() ->
         settings = {"architectures": ["LlavaForConditionalGeneration"], "text_config": {"model_type": kind}}
         with pytest.raises(UnsupportedModel, match="its language model"):
             plan_model(demo.change("config.json", **settings))
+
+
+@pytest.mark.parametrize(
+    ("name", "architecture", "reason"),
+    [
+        ("T5ForConditionalGeneration", "t5", "an encoder reads the text"),
+        ("MT5ForConditionalGeneration", "t5", "an encoder reads the text"),
+        ("UMT5Model", "t5encoder", "an encoder reads the text"),
+        ("LLaDAModelLM", "llada", "refines a whole text"),
+        ("Qwen3TTSForConditionalGeneration", "qwen3tts", "makes sound"),
+        ("Eagle3LlamaForCausalLM", "eagle3", "guesses tokens"),
+    ],
+)
+def test_models_that_the_engine_cannot_run_are_refused_by_name(name: str, architecture: str, reason: str) -> None:
+    with pytest.raises(UnsupportedModel, match=reason) as caught:
+        plan_model(demo.change("config.json", architectures=[name]))
+    assert caught.value.hint
+    header = Header("m.gguf", 3, {"general.architecture": architecture}, {}, (), 0, 32)
+    with pytest.raises(UnsupportedModel, match=reason):
+        check_model(header)
 
 
 def test_llava_leaves_out_settings_that_are_usual() -> None:

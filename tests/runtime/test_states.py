@@ -20,12 +20,25 @@ from runtime.machine.inspection import ask_reserved
 from runtime.options import Limits, Sampling
 from tests.quant.zoo import ZOO
 from tests.quant.zoo.making import make
+from tests.quant.zoo.sketched import SKETCHES
+from tests.quant.zoo.sketched import make as sketch
 from tests.runtime.conftest import convert
 from tests.runtime.test_engine import GREEDY, WARM, ask, load, one_by_one, submit, with_worker
 from tests.runtime.working import Answer, Worker
 
 pytestmark = [pytest.mark.oracle, pytest.mark.filterwarnings("default")]
-WHOLE = ("mamba", "lfm2", "granitehybrid", "falcon-h1", "qwen35", "qwen35moe", "qwen3next", "kimi-linear")
+WHOLE = (
+    "mamba",
+    "lfm2",
+    "granitehybrid",
+    "falcon-h1",
+    "qwen35",
+    "qwen35moe",
+    "qwen3next",
+    "kimi-linear",
+    "rwkv6",
+    "rwkv7",
+)
 WINDOWS = ("gemma2", "gemma3", "gemma3n")
 # With weights as strong as the zoo's, half-precision attention makes another text now and then by rounding alone.
 SPREADS = {"gemma2": 1.0, "gemma3": 1.0, "qwen3next": 1.0}
@@ -54,6 +67,8 @@ def kind(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="module")
 def model(kind: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model")
+    if kind in SKETCHES:
+        return convert(sketch(SKETCHES[kind], folder / "source"), folder / "model.gguf", "F32")
     row = ZOO[kind]._replace(spread=SPREADS.get(kind, ZOO[kind].spread))
     if kind in UNTIED:
         row = row._replace(config={**row.config, "tie_word_embeddings": False})

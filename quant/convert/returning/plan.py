@@ -196,13 +196,16 @@ def _returned(
     if not row.targets:
         return ReturnedTensor(name, shape, told=told[name]) if name in told else None
     blank = sizes.length(row.skip)
+    if row.keep and sizes.length(row.keep) < shape[0]:
+        raise UnsupportedModel(f"the file lacks the last rows of `{name}`, which stand for pictures and sound", _OTHER)
     kept = (shape[0] - blank, *shape[1:])
     shared = len(row.targets) > 1 and not any(target.transform for target in row.targets)
     pieces = []
     for target in row.targets:
         own = (*kept[:-2], kept[-2] // len(row.targets), kept[-1]) if shared else kept
         own = sizes.shape(target.shape) or own
-        full = (sizes.length(row.stack), *own) if row.stacked else own
+        stacks = row.stacks(sizes)
+        full = (len(stacks), *own) if row.stacked else own
         tensor = found.get(target.name.replace("{}", str(layer)))
         if tensor is None:
             raise MalformedFile(f"the file has no `{target.name.replace('{}', str(layer))}`", _OTHER)
@@ -210,7 +213,7 @@ def _returned(
             stored = list(tensor.shape[::-1])
             raise MalformedFile(f"`{tensor.name}` is {stored} and `config.json` asks for {list(full)}", _OTHER)
         rows = prod(own) // tensor.columns
-        expert = int(_expert(name, row)) if row.stacked else 0
+        expert = stacks.index(_expert(name, row)) if row.stacked else 0
         pieces.append(ReturnedPiece(tensor, expert * rows, rows, target.transform(sizes) if target.transform else None))
     matrices = shape[0] if len(row.targets) > 1 and len(shape) > 2 else 1
     return ReturnedTensor(name, shape, tuple(pieces), matrices, blank)
@@ -226,9 +229,9 @@ def _scaled(piece: ReturnedPiece, architecture: str, found: Mapping[str, TensorI
 
 
 def _expert(name: str, row: Known) -> str:
-    """The number of the expert in a name that `row` makes."""
+    """The expert, by its number or name, in a name that `row` makes."""
     before, _, behind = row.source.partition("[]")
-    inside = re.compile(re.sub(r"\\\{1?\\\}", r"\\d+", re.escape(before)) + r"(\d+)" + re.escape(behind))
+    inside = re.compile(re.sub(r"\\\{1?\\\}", r"\\d+", re.escape(before)) + r"(\w+)" + re.escape(behind))
     matched = inside.fullmatch(name)
     assert matched
     return matched[1]

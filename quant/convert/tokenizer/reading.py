@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from quant.convert.config import MAX_JSON, read_whole
-from quant.convert.tokenizer import bpe, ranks, sentencepiece, unigram, wordpiece
+from quant.convert.tokenizer import bpe, ranks, sentencepiece, unigram, wordpiece, world
 from quant.convert.tokenizer.added import AddedToken, read_decoder, within
 from quant.convert.tokenizer.vocabulary import FILE, VocabularyPlan, broken, read_added
 from quant.errors import UnsupportedModel
@@ -25,6 +25,9 @@ def read_vocabulary(files: Files, size: int, pre: str | None = None) -> Vocabula
     list_of_ranks = "" if FILE in names else ranks.find(files)
     if list_of_ranks:
         return _prefixed(ranks.read(files, list_of_ranks, size, pre))
+    list_of_tokens = "" if FILE in names else world.find(files)
+    if list_of_tokens:
+        return _prefixed(world.read(files, list_of_tokens, size))
     if FILE not in names and sentencepiece.FILE in names:
         return _prefixed(sentencepiece.read(files, size))
     if FILE not in names:

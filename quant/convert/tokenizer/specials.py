@@ -51,10 +51,14 @@ def describe(
     size = len(vocabulary.entries["tokenizer.ggml.tokens"])
     listed = _ids(generation, "eos_token_id", size) or _ids(config, "eos_token_id", size)
     named = _named_id(tokenizer_config, "eos_token", vocabulary)
+    if vocabulary.end is not None:
+        turn = vocabulary.entries.get("tokenizer.ggml.eot_token_id")
+        named, listed = vocabulary.end, [] if turn is None else [turn]
     stops = tuple(dict.fromkeys(([] if named is None else [named]) + listed))
     begin = _named_id(tokenizer_config, "bos_token", vocabulary)
     if "bos_token" not in tokenizer_config.values:
         begin = next(iter(_ids(config, "bos_token_id", size)), None)
+    begin = begin if vocabulary.end is None else vocabulary.end
     pad = _named_id(tokenizer_config, "pad_token", vocabulary)
     if embeds:
         begin = begin if vocabulary.first is None else vocabulary.first

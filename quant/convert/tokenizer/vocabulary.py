@@ -25,6 +25,7 @@ class VocabularyPlan:
     - `ids`: the ids of all tokens by their texts in the source.
     - `entries`: the entries `tokenizer.ggml.*`: tokens by id, padded to the model's size, their types, ….
     - `first`, `last`: the ids that the tokenizer itself puts before and after a text, None for none.
+    - `end`: the id that ends a text whatever other files say; it stands before a text as well.
     - `note`: the entry `lm.tokenizer`, empty where llama.cpp needs none.
     - `remarks`: what was left out, as `ModelPlan.remarks` says it.
     """
@@ -35,6 +36,7 @@ class VocabularyPlan:
     last: int | None = None
     note: Mapping[str, str] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
+    end: int | None = None
 
 
 def broken(rule: str) -> MalformedFile:

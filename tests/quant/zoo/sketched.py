@@ -111,6 +111,9 @@ THINKER = {
     "rope_layout": [1, 1, 1],
 }
 _LFM2 = {**LFM2, "norm_eps": 1e-2, "block_ffn_dim_multiplier": 1.0, "block_multiple_of": 256}
+_STATES = dict.fromkeys(
+    ("num_attention_heads", "num_key_value_heads", "rms_norm_eps", "rope_theta", "max_position_embeddings")
+)
 SKETCHES = {
     "llama-embed": Sketch("LlamaBidirectionalModel", prefix=""),
     "llama, iquest coder": Sketch("IQuestCoderForCausalLM"),
@@ -289,6 +292,34 @@ SKETCHES = {
             "mla_use_nope": True,
             "moe_renormalize": True,
             "moe_router_activation_func": "sigmoid",
+        },
+    ),
+    "rwkv6": Sketch(
+        "Rwkv6ForCausalLM",
+        {
+            **_STATES,
+            "head_size": 64,
+            "head_size_divisor": 8,
+            "layer_norm_epsilon": 1e-2,
+            "rescale_every": 2,
+            "attention_hidden_size": 128,
+            "num_hidden_layers": 4,
+        },
+        prefix="rwkv.",
+        bare=("head.weight",),
+    ),
+    "rwkv7": Sketch(
+        "RWKV7ForCausalLM",
+        {
+            **_STATES,
+            "head_dim": 64,
+            "norm_eps": 1e-5,
+            "hidden_act": "sqrelu",
+            "decay_low_rank_dim": 32,
+            "a_low_rank_dim": 48,
+            "v_low_rank_dim": 16,
+            "gate_low_rank_dim": 64,
+            "attn_mode": "chunk",
         },
     ),
     "bailingmoe": Sketch("BailingMoeForCausalLM", {**ROUTED, "first_k_dense_replace": 0}),
